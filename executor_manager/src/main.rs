@@ -1,0 +1,2 @@
+//! executor_manager
+fn main() {}

@@ -1,0 +1,147 @@
+//! How two queue pairs meet: a listener, requests that it accepts or rejects, private data both ways.
+//!
+//! Every connection is connection-managed (`rdma_cm(7)`): who connects passes up to
+//! [`MAX_CONNECT_DATA`] bytes, who accepts answers with up to [`MAX_ACCEPT_DATA`], who rejects with up
+//! to [`MAX_REJECT_DATA`]. The numbers are those of RDMA_PS_TCP on InfiniBand and hold on every provider.
+
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Duration;
+
+use crate::device::{Device, Inner};
+use crate::error::{Error, Result};
+use crate::queue_pair::QueuePair;
+use crate::shm;
+
+/// Most private data in a connection request, in bytes; `rdma_connect(3)`.
+pub const MAX_CONNECT_DATA: usize = 56;
+/// Most private data in an acceptance, in bytes; `rdma_accept(3)`.
+pub const MAX_ACCEPT_DATA: usize = 196;
+/// Most private data in a rejection, in bytes; `rdma_reject(3)`.
+pub const MAX_REJECT_DATA: usize = 148;
+
+/// Private data of a handshake message. May be longer than what the peer passed, then padded with
+/// zeros (verbs does not carry the length): a reader knows how much it expects.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct PrivateData {
+    bytes: [u8; MAX_ACCEPT_DATA],
+    len: u8,
+}
+
+impl PrivateData {
+    pub(crate) fn new(data: &[u8], max: usize) -> Result<Self> {
+        if data.len() > max {
+            return Err(Error::PrivateDataTooLong { bytes: data.len(), max });
+        }
+        let mut bytes = [0; MAX_ACCEPT_DATA];
+        bytes[..data.len()].copy_from_slice(data);
+        Ok(PrivateData { bytes, len: data.len() as u8 })
+    }
+
+    /// The bytes.
+    pub fn as_slice(&self) -> &[u8] {
+        &self.bytes[..usize::from(self.len)]
+    }
+}
+
+impl std::fmt::Debug for PrivateData {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "PrivateData({} bytes)", self.len) // may hold a token: never logged
+    }
+}
+
+/// Waits for connections at one address.
+#[derive(Debug)]
+pub struct Listener {
+    inner: ListenerInner,
+}
+
+#[derive(Debug)]
+enum ListenerInner {
+    Shm(shm::Listener),
+}
+
+impl Listener {
+    pub(crate) fn new(device: &Device, addr: SocketAddr) -> Result<Self> {
+        let inner = match &device.inner {
+            Inner::Shm(device) => ListenerInner::Shm(device.listen(addr)?),
+        };
+        Ok(Listener { inner })
+    }
+
+    /// Where it listens, with the port that was chosen.
+    pub fn local_addr(&self) -> SocketAddr {
+        match &self.inner {
+            ListenerInner::Shm(listener) => listener.local_addr(),
+        }
+    }
+
+    /// The next request, if there is one now. Never waits for a peer.
+    pub fn try_next(&mut self) -> Result<Option<ConnectRequest>> {
+        match &mut self.inner {
+            ListenerInner::Shm(listener) => {
+                Ok(listener.try_next()?.map(|r| ConnectRequest { inner: RequestInner::Shm(r) }))
+            }
+        }
+    }
+
+    /// The next request within `timeout`, or `None`.
+    pub fn next(&mut self, timeout: Duration) -> Result<Option<ConnectRequest>> {
+        match &mut self.inner {
+            ListenerInner::Shm(listener) => {
+                Ok(listener.next(timeout)?.map(|r| ConnectRequest { inner: RequestInner::Shm(r) }))
+            }
+        }
+    }
+}
+
+/// Readable when [`Listener::try_next`] may have a request.
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match &self.inner {
+            ListenerInner::Shm(listener) => listener.as_fd(),
+        }
+    }
+}
+
+/// A peer that wants to connect. Dropping it rejects it without private data.
+#[derive(Debug)]
+pub struct ConnectRequest {
+    inner: RequestInner,
+}
+
+#[derive(Debug)]
+enum RequestInner {
+    Shm(shm::ConnectRequest),
+}
+
+impl ConnectRequest {
+    /// What the peer passed to [`QueuePair::connect`].
+    pub fn private_data(&self) -> &[u8] {
+        match &self.inner {
+            RequestInner::Shm(request) => request.private_data(),
+        }
+    }
+
+    /// Who it is, as far as the device knows; for logs.
+    pub fn peer(&self) -> String {
+        match &self.inner {
+            RequestInner::Shm(request) => request.peer(),
+        }
+    }
+
+    /// Connects the peer to `queue_pair` (in state `Init`, receives posted), passing back
+    /// `private_data` (at most [`MAX_ACCEPT_DATA`] bytes).
+    pub fn accept(self, queue_pair: &mut QueuePair, private_data: &[u8]) -> Result<()> {
+        match self.inner {
+            RequestInner::Shm(request) => request.accept(queue_pair.shm_send(), private_data),
+        }
+    }
+
+    /// Refuses the peer, telling it `private_data` (at most [`MAX_REJECT_DATA`] bytes).
+    pub fn reject(self, private_data: &[u8]) -> Result<()> {
+        match self.inner {
+            RequestInner::Shm(request) => request.reject(private_data),
+        }
+    }
+}

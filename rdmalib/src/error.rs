@@ -1,0 +1,119 @@
+//! What can go wrong below a work completion: opening, registering, connecting, posting.
+//!
+//! A work request that fails *after* it was posted is not an [`Error`]: it is a
+//! [`WorkCompletion`](crate::WorkCompletion) whose [`Status`](crate::Status) says why.
+
+use std::{io, net::SocketAddr, time::Duration};
+
+use crate::connection::PrivateData;
+use crate::device::Provider;
+
+/// The result of every fallible call of this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// One variant for each decision that a caller may take.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The device cannot be opened on this machine; another device may.
+    #[error("device {device:?} cannot be opened by provider {provider}: {reason}")]
+    DeviceUnavailable {
+        /// Name as given in the device database.
+        device: String,
+        /// Provider that was asked.
+        provider: Provider,
+        /// Why, and what to do.
+        reason: String,
+    },
+    /// Another listener has this address; choose another port or stop it.
+    #[error("address {0} is already in use: stop the program that listens there or choose another port")]
+    AddressInUse(SocketAddr),
+    /// Nobody listens at this address (yet); retry later or check the address.
+    #[error("nobody listens at {0}: check the address, the port and that the program there runs")]
+    ConnectionRefused(SocketAddr),
+    /// The listener's application refused the connection; its private data may say why.
+    #[error("the connection was rejected by the peer")]
+    Rejected {
+        /// What the peer passed to [`ConnectRequest::reject`](crate::ConnectRequest::reject).
+        private_data: PrivateData,
+    },
+    /// The deadline passed first; the operation had no effect that the caller sees.
+    #[error("{what} timed out after {after:?}")]
+    TimedOut {
+        /// The operation that was waited for.
+        what: &'static str,
+        /// How long.
+        after: Duration,
+    },
+    /// The connection has ended; connect again.
+    #[error("the connection has ended")]
+    Disconnected,
+    /// As many requests as the queue holds are outstanding; poll completions, then retry.
+    #[error("queue full: {depth} requests are outstanding")]
+    QueueFull {
+        /// Depth given when the queue pair was made.
+        depth: u32,
+    },
+    /// Inline data is larger than the queue pair allows; use a registered region instead.
+    #[error("{bytes} bytes are too many for inline data: this queue pair allows {max}")]
+    InlineTooLarge {
+        /// Bytes given.
+        bytes: usize,
+        /// Bytes allowed.
+        max: usize,
+    },
+    /// A range does not lie inside its memory region.
+    #[error("range of {bytes} bytes at offset {offset} is outside of a region of {region_bytes} bytes")]
+    OutOfBounds {
+        /// First byte, from the region's start.
+        offset: usize,
+        /// Length of the range.
+        bytes: usize,
+        /// Length of the region.
+        region_bytes: usize,
+    },
+    /// More private data than the handshake carries.
+    #[error("{bytes} bytes of private data are too many: this message carries {max}")]
+    PrivateDataTooLong {
+        /// Bytes given.
+        bytes: usize,
+        /// Bytes allowed.
+        max: usize,
+    },
+    /// The completion queue could overflow if this queue pair used it.
+    #[error("completion queue holds {capacity} entries, the queue pairs on it would need {needed}")]
+    CompletionQueueTooSmall {
+        /// Entries asked for when it was made.
+        capacity: u32,
+        /// Sum of the depths of the queues that complete into it.
+        needed: u32,
+    },
+    /// An argument that no device can honour.
+    #[error("invalid argument: {0}")]
+    InvalidArgument(&'static str),
+    /// The domain has as many regions as its key table holds; free some.
+    #[error("no memory key is left: a protection domain holds {max} regions")]
+    OutOfKeys {
+        /// Size of the key table.
+        max: usize,
+    },
+    /// The peer broke the wire protocol; the connection is not used further.
+    #[error("peer broke the connection protocol: {0}")]
+    Protocol(&'static str),
+    /// A system or library call failed.
+    #[error("{call} failed")]
+    Os {
+        /// Name of the call.
+        call: &'static str,
+        /// Its error.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl Error {
+    /// An [`Error::Os`] from `errno` after `call`.
+    pub(crate) fn os(call: &'static str, source: impl Into<io::Error>) -> Self {
+        Error::Os { call, source: source.into() }
+    }
+}

@@ -1,0 +1,174 @@
+//! Registered memory: [`Domain`] hands out [`Region`]s, [`RemoteAddress`] names one of a peer.
+//!
+//! A region's bytes may be written by a peer at any moment. So nothing here gives a reference to
+//! them: they are copied in and out through raw pointers, and what was read once is not assumed to
+//! be there the next time.
+
+use std::ops::Range;
+
+use crate::device::{Device, Inner};
+use crate::error::{Error, Result};
+use crate::shm;
+
+bitflags::bitflags! {
+    /// Who may do what with a region; `ibv_reg_mr(3)`. Reading it locally is always allowed.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub struct Access: u32 {
+        /// The device may write it for this process: receives, results of reads and atomics.
+        const LOCAL_WRITE = 1;
+        /// Peers may write it.
+        const REMOTE_WRITE = 2;
+        /// Peers may read it.
+        const REMOTE_READ = 4;
+        /// Peers may use fetch-add and compare-swap on it.
+        const REMOTE_ATOMIC = 8;
+    }
+}
+
+/// A place in a peer's memory, and the key that lets one use it. Opaque: the owner makes it with
+/// [`Region::remote`] and sends it; 12 bytes on a wire.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct RemoteAddress {
+    /// Address as the device of the owner understands it.
+    pub addr: u64,
+    /// Remote key (rkey) of the region that holds it.
+    pub key: u32,
+}
+
+impl RemoteAddress {
+    /// The place `bytes` further on in the same region. Not checked here: the device checks it
+    /// when the request is carried out.
+    #[must_use]
+    pub fn offset(self, bytes: u64) -> Self {
+        RemoteAddress { addr: self.addr.wrapping_add(bytes), key: self.key }
+    }
+}
+
+/// A protection domain. A cheap handle; the domain lives as long as the last object in it.
+#[derive(Clone, Debug)]
+pub struct Domain {
+    pub(crate) inner: DomainInner,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) enum DomainInner {
+    Shm(shm::Domain),
+}
+
+impl Domain {
+    pub(crate) fn new(device: &Device) -> Result<Self> {
+        let inner = match &device.inner {
+            Inner::Shm(device) => DomainInner::Shm(device.domain()?),
+        };
+        Ok(Domain { inner })
+    }
+
+    /// Allocates and registers `bytes` bytes (at least one) of zeroed, page-aligned memory.
+    pub fn allocate(&self, bytes: usize, access: Access) -> Result<Region> {
+        if bytes == 0 {
+            return Err(Error::InvalidArgument("a memory region has at least one byte"));
+        }
+        if access.contains(Access::REMOTE_WRITE) || access.contains(Access::REMOTE_ATOMIC) {
+            // ibv_reg_mr(3): remote write and atomics require local write.
+            if !access.contains(Access::LOCAL_WRITE) {
+                return Err(Error::InvalidArgument("remote write and atomics require LOCAL_WRITE"));
+            }
+        }
+        let inner = match &self.inner {
+            DomainInner::Shm(domain) => RegionInner::Shm(domain.allocate(bytes, access)?),
+        };
+        Ok(Region { inner })
+    }
+}
+
+/// Registered memory. Dropping it revokes its key: requests that still name it then fail, they do
+/// not touch memory.
+#[derive(Debug)]
+pub struct Region {
+    pub(crate) inner: RegionInner,
+}
+
+#[derive(Debug)]
+pub(crate) enum RegionInner {
+    Shm(shm::Region),
+}
+
+impl Region {
+    /// Length in bytes, as it was asked for.
+    #[allow(clippy::len_without_is_empty)] // never empty
+    pub fn len(&self) -> usize {
+        match &self.inner {
+            RegionInner::Shm(region) => region.len(),
+        }
+    }
+
+    /// First byte, page-aligned. Valid while the region lives; who dereferences it must expect that
+    /// a peer with the key changes the bytes at any time.
+    pub fn as_ptr(&self) -> *mut u8 {
+        match &self.inner {
+            RegionInner::Shm(region) => region.as_ptr(),
+        }
+    }
+
+    /// How a peer names the region's first byte.
+    pub fn remote(&self) -> RemoteAddress {
+        match &self.inner {
+            RegionInner::Shm(region) => region.remote(),
+        }
+    }
+
+    /// `range` of this region as the local side of a work request.
+    pub fn slice(&self, range: Range<usize>) -> Result<Slice<'_>> {
+        self.check(range.start, range.len())?;
+        if range.start > range.end {
+            return Err(Error::InvalidArgument("range ends before it starts"));
+        }
+        Ok(Slice { region: self, offset: range.start, bytes: range.len() })
+    }
+
+    /// Copies bytes out, from `offset` on.
+    pub fn read(&self, offset: usize, out: &mut [u8]) -> Result<()> {
+        self.check(offset, out.len())?;
+        shm::copy_out(self.as_ptr(), offset, out);
+        Ok(())
+    }
+
+    /// Copies `bytes` in, at `offset`. Takes `&self`: exclusive use cannot be promised anyway,
+    /// since peers with the key write too.
+    pub fn write(&self, offset: usize, bytes: &[u8]) -> Result<()> {
+        self.check(offset, bytes.len())?;
+        shm::copy_in(self.as_ptr(), offset, bytes);
+        Ok(())
+    }
+
+    /// Sets `range` to `value`.
+    pub fn fill(&self, range: Range<usize>, value: u8) -> Result<()> {
+        self.check(range.start, range.len())?;
+        shm::fill(self.as_ptr(), range, value);
+        Ok(())
+    }
+
+    /// Reads an aligned counter that peers add to; `offset` is a multiple of 8.
+    pub fn load_u64(&self, offset: usize) -> Result<u64> {
+        self.check(offset, 8)?;
+        if offset % 8 != 0 {
+            return Err(Error::InvalidArgument("a 64-bit counter is 8-byte aligned"));
+        }
+        Ok(shm::load_u64(self.as_ptr(), offset))
+    }
+
+    fn check(&self, offset: usize, bytes: usize) -> Result<()> {
+        match offset.checked_add(bytes) {
+            Some(end) if end <= self.len() => Ok(()),
+            _ => Err(Error::OutOfBounds { offset, bytes, region_bytes: self.len() }),
+        }
+    }
+}
+
+/// A checked range of a local region: the scatter/gather element of a work request.
+#[derive(Clone, Copy, Debug)]
+pub struct Slice<'a> {
+    pub(crate) region: &'a Region,
+    pub(crate) offset: usize,
+    pub(crate) bytes: usize,
+}

@@ -1,0 +1,310 @@
+//! Queue pairs: one end of a reliable connection, where work requests are posted.
+//!
+//! ```text
+//!   new ─────▶ Init ──connect / accept──▶ Connected ──failed request, disconnect, peer gone──▶ Error
+//!              post_receive works         post works                     all requests are flushed
+//! ```
+//! Posting takes `&mut self`: one poster a queue at a time, checked at compile time. Sending and
+//! receiving halves may go to two threads ([`QueuePair::split`]).
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use crate::completion::{CompletionQueue, CompletionQueueInner};
+use crate::connection::PrivateData;
+use crate::error::Result;
+use crate::memory::{Domain, DomainInner, RemoteAddress, Slice};
+use crate::shm;
+
+/// How often a request is tried while the peer has posted no receive (`rnr_retry_count`,
+/// `rdma_connect(3)`: 0 to 6 times, 7 is for ever).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RnrRetry {
+    /// So many times after the first, `rnr_timer` apart; 0 to 6.
+    Times(u8),
+    /// Until the peer posts a receive or the connection ends.
+    Forever,
+}
+
+/// Sizes and behaviour of a queue pair, fixed when it is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct QueuePairConfig {
+    /// Most outstanding requests of the send queue. A request leaves the count when its own or a
+    /// later signalled completion is polled.
+    pub send_depth: u32,
+    /// Most posted receives, counted until their completions are polled.
+    pub receive_depth: u32,
+    /// Largest inline payload, in bytes; at most the device's limit.
+    pub max_inline_data: u32,
+    /// What happens while the peer has posted no receive.
+    pub rnr_retry: RnrRetry,
+    /// Pause between two such tries.
+    pub rnr_timer: Duration,
+}
+
+impl Default for QueuePairConfig {
+    /// 64 requests each way, no inline data, patient with a slow receiver. The timer is InfiniBand's
+    /// code 12, which is what most drivers default to.
+    fn default() -> Self {
+        QueuePairConfig {
+            send_depth: 64,
+            receive_depth: 64,
+            max_inline_data: 0,
+            rnr_retry: RnrRetry::Forever,
+            rnr_timer: Duration::from_micros(640),
+        }
+    }
+}
+
+bitflags::bitflags! {
+    /// Options of one work request; `ibv_post_send(3)`.
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+    pub struct Flags: u32 {
+        /// Completes with an entry in the send completion queue. Without it only a failure does.
+        const SIGNALED = 1;
+        /// Rings the bell of a receiver that waits for [`Notify::Solicited`](crate::Notify::Solicited).
+        const SOLICITED = 2;
+        /// Starts after all earlier reads and atomics of this queue have finished.
+        const FENCE = 4;
+    }
+}
+
+/// Where the bytes of a send or write come from.
+#[derive(Clone, Copy, Debug)]
+pub enum Source<'a> {
+    /// Registered memory, which must stay as it is until the request has completed.
+    Region(Slice<'a>),
+    /// Any memory, copied while posting; at most `max_inline_data` bytes.
+    Inline(&'a [u8]),
+}
+
+/// What a work request does.
+#[derive(Clone, Copy, Debug)]
+pub enum Operation<'a> {
+    /// Two-sided: the bytes go to the receive that the peer posted first.
+    Send {
+        /// The message.
+        source: Source<'a>,
+        /// Immediate data for the receiver's completion, in host byte order.
+        immediate: Option<u32>,
+    },
+    /// One-sided: the bytes go where `to` says; with immediate data they also use up a receive and
+    /// complete at the peer.
+    Write {
+        /// The bytes; may be empty.
+        source: Source<'a>,
+        /// Their destination.
+        to: RemoteAddress,
+        /// Immediate data for the receiver's completion, in host byte order.
+        immediate: Option<u32>,
+    },
+    /// One-sided: fills `into` with the peer's bytes.
+    Read {
+        /// Destination; its region needs [`Access::LOCAL_WRITE`](crate::Access::LOCAL_WRITE).
+        into: Slice<'a>,
+        /// Where they are.
+        from: RemoteAddress,
+    },
+    /// Adds to an aligned 64-bit counter of the peer; the old value lands in `into`.
+    FetchAdd {
+        /// Eight bytes for the old value, in host byte order.
+        into: Slice<'a>,
+        /// The counter.
+        at: RemoteAddress,
+        /// What is added, wrapping.
+        add: u64,
+    },
+    /// Replaces an aligned 64-bit word of the peer if it has the expected value; the old value lands
+    /// in `into`.
+    CompareSwap {
+        /// Eight bytes for the old value, in host byte order.
+        into: Slice<'a>,
+        /// The word.
+        at: RemoteAddress,
+        /// Value that it must have.
+        expect: u64,
+        /// Value that it then gets.
+        swap: u64,
+    },
+}
+
+/// One request for the send queue.
+#[derive(Clone, Copy, Debug)]
+pub struct WorkRequest<'a> {
+    /// Returned in the completion; free for the caller.
+    pub id: u64,
+    /// What to do.
+    pub operation: Operation<'a>,
+    /// How.
+    pub flags: Flags,
+}
+
+/// Where a queue pair is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// Made, not connected.
+    Init,
+    /// Connected.
+    Connected,
+    /// Over: every request is, or will be, completed with [`Status::Flushed`](crate::Status::Flushed).
+    Error,
+}
+
+/// One end of a connection. Dropping it disconnects: the peer's requests are flushed.
+#[derive(Debug)]
+pub struct QueuePair {
+    send: SendQueue,
+    receive: ReceiveQueue,
+}
+
+/// The half that sends, writes, reads.
+#[derive(Debug)]
+pub struct SendQueue(SendInner);
+
+#[derive(Debug)]
+enum SendInner {
+    Shm(shm::SendQueue),
+}
+
+/// The half that posts receives.
+#[derive(Debug)]
+pub struct ReceiveQueue(ReceiveInner);
+
+#[derive(Debug)]
+enum ReceiveInner {
+    Shm(shm::ReceiveQueue),
+}
+
+impl QueuePair {
+    /// A queue pair in state `Init`, in `domain`, whose requests complete into `send_completions` and
+    /// `receive_completions` (which may be the same). Queues and domain must be of one device.
+    pub fn new(
+        domain: &Domain,
+        send_completions: &CompletionQueue,
+        receive_completions: &CompletionQueue,
+        config: &QueuePairConfig,
+    ) -> Result<QueuePair> {
+        match (&domain.inner, &send_completions.inner, &receive_completions.inner) {
+            (
+                DomainInner::Shm(domain),
+                CompletionQueueInner::Shm(send),
+                CompletionQueueInner::Shm(receive),
+            ) => {
+                let (send, receive) = shm::queue_pair(domain, send, receive, config)?;
+                Ok(QueuePair {
+                    send: SendQueue(SendInner::Shm(send)),
+                    receive: ReceiveQueue(ReceiveInner::Shm(receive)),
+                })
+            }
+        }
+    }
+
+    /// Connects to the listener at `to`, passing it `private_data` (at most
+    /// [`MAX_CONNECT_DATA`](crate::MAX_CONNECT_DATA) bytes); returns what it passed back when it
+    /// accepted. Waits for at most `timeout`. Receives should be posted before.
+    pub fn connect(
+        &mut self,
+        to: SocketAddr,
+        private_data: &[u8],
+        timeout: Duration,
+    ) -> Result<PrivateData> {
+        match &mut self.send.0 {
+            SendInner::Shm(send) => send.connect(to, private_data, timeout),
+        }
+    }
+
+    pub(crate) fn shm_send(&mut self) -> &mut shm::SendQueue {
+        match &mut self.send.0 {
+            SendInner::Shm(send) => send,
+        }
+    }
+
+    /// Number that this queue pair has in completions; unique in this process while it lives.
+    pub fn number(&self) -> u32 {
+        self.send.number()
+    }
+
+    /// Where it is in its life. A peer's end is noticed without polling.
+    pub fn state(&self) -> State {
+        self.send.state()
+    }
+
+    /// Ends the connection: both sides' outstanding requests are flushed. Idempotent.
+    pub fn disconnect(&mut self) {
+        self.send.disconnect();
+    }
+
+    /// [`SendQueue::post`].
+    #[inline]
+    pub fn post(&mut self, request: &WorkRequest<'_>) -> Result<()> {
+        self.send.post(request)
+    }
+
+    /// [`SendQueue::post_list`].
+    pub fn post_list(&mut self, requests: &[WorkRequest<'_>]) -> (usize, Result<()>) {
+        self.send.post_list(requests)
+    }
+
+    /// [`ReceiveQueue::post`].
+    #[inline]
+    pub fn post_receive(&mut self, id: u64, buffer: Option<Slice<'_>>) -> Result<()> {
+        self.receive.post(id, buffer)
+    }
+
+    /// The two halves, for two threads. The connection ends when the sending half is dropped or
+    /// both are.
+    pub fn split(self) -> (SendQueue, ReceiveQueue) {
+        (self.send, self.receive)
+    }
+}
+
+impl SendQueue {
+    /// [`QueuePair::number`].
+    pub fn number(&self) -> u32 {
+        match &self.0 {
+            SendInner::Shm(send) => send.number(),
+        }
+    }
+
+    /// [`QueuePair::state`].
+    pub fn state(&self) -> State {
+        match &self.0 {
+            SendInner::Shm(send) => send.state(),
+        }
+    }
+
+    /// [`QueuePair::disconnect`].
+    pub fn disconnect(&mut self) {
+        match &mut self.0 {
+            SendInner::Shm(send) => send.disconnect(),
+        }
+    }
+
+    /// Posts one request. Never waits. `Err` means that it was not posted and will not complete;
+    /// what goes wrong later is told by its completion.
+    #[inline]
+    pub fn post(&mut self, request: &WorkRequest<'_>) -> Result<()> {
+        match &mut self.0 {
+            SendInner::Shm(send) => send.post(request),
+        }
+    }
+
+    /// Posts requests in order, with one doorbell where the device can. Returns how many were posted,
+    /// and the error that stopped it.
+    pub fn post_list(&mut self, requests: &[WorkRequest<'_>]) -> (usize, Result<()>) {
+        match &mut self.0 {
+            SendInner::Shm(send) => send.post_list(requests),
+        }
+    }
+}
+
+impl ReceiveQueue {
+    /// Posts a receive: for a peer's send that goes to `buffer`, or for one write with immediate
+    /// data, which needs none.
+    #[inline]
+    pub fn post(&mut self, id: u64, buffer: Option<Slice<'_>>) -> Result<()> {
+        match &mut self.0 {
+            ReceiveInner::Shm(receive) => receive.post(id, buffer),
+        }
+    }
+}

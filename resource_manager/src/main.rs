@@ -1,0 +1,2 @@
+//! resource_manager
+fn main() {}

@@ -1,0 +1,2 @@
+//! rfaas
+pub mod protocol;

@@ -1,0 +1,34 @@
+//! Executor to executor manager: each worker adds the time it spent to counters in the manager's
+//! memory, with remote fetch-add. No message after the handshake.
+
+use zerocopy::little_endian::{U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+use super::Secret;
+
+/// Behind the [`Hello`](super::Hello) of a worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct AccountingHello {
+    /// From the executor's assignment.
+    pub secret: Secret,
+}
+
+/// Private data of the acceptance: where the counters of the executor are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct Counters {
+    /// Remote address of the first.
+    pub addr: U64,
+    /// Its key.
+    pub key: U32,
+}
+
+/// Offset of the time spent spinning without work, in ns.
+pub const HOT_POLLING_NS: u64 = 0;
+/// Offset of the time spent in functions, in ns.
+pub const EXECUTION_NS: u64 = 8;
+/// Offset of the number of functions called.
+pub const INVOCATIONS: u64 = 16;
+/// Size of all counters.
+pub const COUNTERS_BYTES: usize = 24;

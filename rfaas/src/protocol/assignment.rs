@@ -1,0 +1,86 @@
+//! Executor manager to the executor process that it starts: one JSON object on standard input.
+//!
+//! Not on the command line, because secrets there are visible to every user of the node.
+
+use std::net::{IpAddr, SocketAddr};
+
+use serde::{Deserialize, Serialize};
+
+/// Everything an executor needs to know.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Assignment {
+    /// Lease that it works for; for logs.
+    pub lease: u64,
+    /// Device to open.
+    pub device: AssignedDevice,
+    /// Executor manager, for accounting.
+    pub manager: SocketAddr,
+    /// What workers show there, 32 hex digits.
+    pub manager_secret: HexSecret,
+    /// Client to dial.
+    pub client: SocketAddr,
+    /// What executor and workers show there, 32 hex digits.
+    pub session_secret: HexSecret,
+    /// Worker threads.
+    pub workers: u16,
+    /// CPU of each worker, if workers are pinned.
+    pub pin_to: Option<Vec<usize>>,
+    /// Input slots of each worker.
+    pub slots: u16,
+    /// Largest input, in bytes.
+    pub input_bytes: u32,
+    /// Largest output, in bytes.
+    pub output_bytes: u32,
+    /// Size of the function library, in bytes.
+    pub code_bytes: u32,
+    /// Polling mode, as in [`Allocate`](super::allocation::Allocate).
+    pub hot_timeout_ms: i64,
+}
+
+/// The manager's device entry.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AssignedDevice {
+    /// Name.
+    pub name: String,
+    /// `"verbs"` or `"shm"`.
+    pub provider: String,
+    /// Address of its interface.
+    pub ip_address: IpAddr,
+    /// Largest inline payload, in bytes.
+    pub max_inline_data: u32,
+}
+
+/// A [`Secret`](super::Secret) as hex digits.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct HexSecret(pub super::Secret);
+
+impl From<HexSecret> for String {
+    fn from(secret: HexSecret) -> String {
+        secret.0.0.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+}
+
+impl TryFrom<String> for HexSecret {
+    type Error = &'static str;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        const WRONG: &str = "a secret is 32 hex digits";
+        let mut bytes = [0; 16];
+        if text.len() != 32 || !text.is_ascii() {
+            return Err(WRONG);
+        }
+        for (i, byte) in bytes.iter_mut().enumerate() {
+            *byte = u8::from_str_radix(&text[2 * i..2 * i + 2], 16).map_err(|_| WRONG)?;
+        }
+        Ok(HexSecret(super::Secret(bytes)))
+    }
+}
+
+impl std::fmt::Debug for HexSecret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("HexSecret(..)")
+    }
+}

@@ -1,0 +1,279 @@
+//! What crosses the network between client, managers and executors: one module a conversation.
+//!
+//! ```text
+//!   lease        client ──▶ resource_manager            asks for cores, gets a signed token
+//!   node         executor_manager ◀─▶ resource_manager  registers, reports claims and bills
+//!   allocation   client ◀─▶ executor_manager            shows the token, gets executors, gives them back
+//!   accounting   executor ──▶ executor_manager          where its time is counted
+//!   session      executor ──▶ client                    dials back, takes code, offers input slots
+//!   invocation   client ◀─▶ worker                      writes with immediate data; no server between
+//! ```
+//! Integers are little-endian and structs have neither padding nor alignment, so their bytes are the
+//! message. Every connection opens with a [`Hello`] in its private data; after that a message is a
+//! [`kind`](MessageKind) and its struct, at most [`MAX_MESSAGE_BYTES`] in all. Bytes from a peer are
+//! hostile: a message that does not parse is an error of that peer, never a panic.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+
+use zerocopy::little_endian::{U16, U32};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+pub mod accounting;
+pub mod allocation;
+pub mod assignment;
+pub mod invocation;
+pub mod lease;
+pub mod node;
+pub mod session;
+
+/// Version of all conversations together. Peers of another version are refused by name.
+pub const VERSION: u16 = 1;
+
+/// Largest message on a control connection, in bytes: the longest struct (an allocation request)
+/// and room to grow.
+pub const MAX_MESSAGE_BYTES: usize = 1024;
+
+/// First bytes of every connection, so that a stray peer is recognised: "rFaS".
+const MAGIC: u32 = u32::from_le_bytes(*b"rFaS");
+
+/// A peer sent bytes that are no message of this conversation.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Malformed {
+    /// Not the length that this kind of message has.
+    #[error("message {what} has {bytes} bytes, not {expected}")]
+    Length {
+        /// Name of the struct.
+        what: &'static str,
+        /// Bytes received.
+        bytes: usize,
+        /// Bytes that it has.
+        expected: usize,
+    },
+    /// A kind that this conversation does not know.
+    #[error("unknown message kind {0}")]
+    Kind(u16),
+    /// The connection does not begin with our magic number.
+    #[error("the peer does not speak the rFaaS protocol")]
+    Magic,
+    /// The peer speaks another version.
+    #[error("the peer speaks protocol version {theirs}, this program speaks {VERSION}; use the same release on both sides")]
+    Version {
+        /// Its version.
+        theirs: u16,
+    },
+    /// A field has a value that it cannot have.
+    #[error("field {0} of a message is invalid")]
+    Field(&'static str),
+}
+
+/// Who connects, and to what end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u16)]
+pub enum Role {
+    /// A client that asks a resource manager for leases.
+    Lease = 1,
+    /// An executor manager that registers its node.
+    Node = 2,
+    /// A client that claims a lease at an executor manager.
+    Allocation = 3,
+    /// A worker that counts its time at its executor manager.
+    Accounting = 4,
+    /// An executor process that dials its client.
+    Executor = 5,
+    /// A worker thread that dials its client.
+    Worker = 6,
+}
+
+/// Opens a connection: the first bytes of its private data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct Hello {
+    magic: U32,
+    version: U16,
+    role: U16,
+}
+const _: () = assert!(size_of::<Hello>() == 8);
+
+impl Hello {
+    /// Private data: this hello, then `body`.
+    pub fn with(role: Role, body: &impl Bytes) -> Vec<u8> {
+        let hello =
+            Hello { magic: MAGIC.into(), version: VERSION.into(), role: (role as u16).into() };
+        [hello.as_bytes(), body.as_bytes()].concat()
+    }
+
+    /// The role, and the bytes behind the hello.
+    pub fn parse(private_data: &[u8]) -> Result<(Role, &[u8]), Malformed> {
+        let (hello, rest) =
+            Hello::read_from_prefix(private_data).map_err(|_| Malformed::Magic)?;
+        if hello.magic.get() != MAGIC {
+            return Err(Malformed::Magic);
+        }
+        if hello.version.get() != VERSION {
+            return Err(Malformed::Version { theirs: hello.version.get() });
+        }
+        let role = match hello.role.get() {
+            1 => Role::Lease,
+            2 => Role::Node,
+            3 => Role::Allocation,
+            4 => Role::Accounting,
+            5 => Role::Executor,
+            6 => Role::Worker,
+            other => return Err(Malformed::Kind(other)),
+        };
+        Ok((role, rest))
+    }
+}
+
+/// A struct whose bytes are its wire form.
+pub trait Bytes: FromBytes + IntoBytes + Immutable + KnownLayout + Unaligned {}
+impl<T: FromBytes + IntoBytes + Immutable + KnownLayout + Unaligned> Bytes for T {}
+
+/// Reads private data behind a [`Hello`] (or in an acceptance), which may be padded with zeros.
+pub fn parse_prefix<T: Bytes>(bytes: &[u8]) -> Result<T, Malformed> {
+    T::read_from_prefix(bytes).map(|(value, _)| value).map_err(|_| Malformed::Length {
+        what: std::any::type_name::<T>(),
+        bytes: bytes.len(),
+        expected: size_of::<T>(),
+    })
+}
+
+/// Nothing: for a hello without a body.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct Empty {}
+
+/// Why a connection was refused: the private data of a rejection, in people's words.
+pub type Refusal = Text<120>;
+const _: () = assert!(size_of::<Refusal>() <= rdmalib::MAX_REJECT_DATA);
+
+/// UTF-8 text of at most `N` bytes.
+#[derive(Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct Text<const N: usize> {
+    len: U16,
+    bytes: [u8; N],
+}
+
+impl<const N: usize> Text<N> {
+    /// `text`, or `None` if it is longer than `N` bytes.
+    pub fn new(text: &str) -> Option<Self> {
+        let mut bytes = [0; N];
+        bytes.get_mut(..text.len())?.copy_from_slice(text.as_bytes());
+        Some(Text { len: u16::try_from(text.len()).ok()?.into(), bytes })
+    }
+
+    /// As much of `text` as fits: for explanations, never for names.
+    pub fn truncated(text: &str) -> Self {
+        let mut end = text.len().min(N);
+        while !text.is_char_boundary(end) {
+            end -= 1;
+        }
+        Text::new(&text[..end]).unwrap_or(Text { len: 0.into(), bytes: [0; N] })
+    }
+
+    /// The text; an error if the peer's bytes are none.
+    pub fn get(&self) -> Result<&str, Malformed> {
+        self.bytes
+            .get(..usize::from(self.len.get()))
+            .and_then(|bytes| std::str::from_utf8(bytes).ok())
+            .ok_or(Malformed::Field("text"))
+    }
+}
+
+impl<const N: usize> fmt::Debug for Text<N> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self.get().unwrap_or("<invalid>"), f)
+    }
+}
+
+/// An IP address and port; IPv4 as IPv4-mapped IPv6 (RFC 4291, 2.5.5.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct WireAddress {
+    ip: [u8; 16],
+    port: U16,
+}
+
+impl From<SocketAddr> for WireAddress {
+    fn from(addr: SocketAddr) -> Self {
+        let ip = match addr.ip() {
+            IpAddr::V4(v4) => v4.to_ipv6_mapped(),
+            IpAddr::V6(v6) => v6,
+        };
+        WireAddress { ip: ip.octets(), port: addr.port().into() }
+    }
+}
+
+impl From<WireAddress> for SocketAddr {
+    fn from(wire: WireAddress) -> Self {
+        SocketAddr::new(Ipv6Addr::from(wire.ip).to_canonical(), wire.port.get())
+    }
+}
+
+/// An unguessable word that lets its holder speak for one lease on one connection.
+#[derive(Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct Secret(pub [u8; 16]);
+
+impl Secret {
+    /// A fresh one from the system's random source.
+    pub fn generate() -> Self {
+        let mut bytes = [0; 16];
+        getrandom::fill(&mut bytes).expect("Linux always has a random source (getrandom(2))");
+        Secret(bytes)
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(..)")
+    }
+}
+
+/// A set of messages that one side of a conversation sends.
+pub trait MessageKind: Sized {
+    /// Wire form: the kind, then the struct.
+    fn encode(&self) -> Vec<u8>;
+    /// Reads a whole message.
+    fn decode(bytes: &[u8]) -> Result<Self, Malformed>;
+}
+
+/// Defines an enum of messages: `kind => Variant(Struct)`.
+macro_rules! messages {
+    ($(#[$doc:meta])* pub enum $name:ident { $($(#[$vdoc:meta])* $kind:literal => $variant:ident($body:ty),)* }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum $name { $($(#[$vdoc])* $variant($body),)* }
+
+        impl $crate::protocol::MessageKind for $name {
+            fn encode(&self) -> Vec<u8> {
+                match self {
+                    $($name::$variant(body) => {
+                        [&u16::to_le_bytes($kind)[..], zerocopy::IntoBytes::as_bytes(body)].concat()
+                    })*
+                }
+            }
+
+            fn decode(bytes: &[u8]) -> Result<Self, $crate::protocol::Malformed> {
+                let Some((kind, body)) = bytes.split_first_chunk::<2>() else {
+                    return Err($crate::protocol::Malformed::Length {
+                        what: stringify!($name), bytes: bytes.len(), expected: 2,
+                    });
+                };
+                match u16::from_le_bytes(*kind) {
+                    $($kind => <$body as zerocopy::FromBytes>::read_from_bytes(body)
+                        .map($name::$variant)
+                        .map_err(|_| $crate::protocol::Malformed::Length {
+                            what: stringify!($variant), bytes: body.len(), expected: size_of::<$body>(),
+                        }),)*
+                    other => Err($crate::protocol::Malformed::Kind(other)),
+                }
+            }
+        }
+
+        const _: () = { $(assert!(size_of::<$body>() + 2 <= $crate::protocol::MAX_MESSAGE_BYTES);)* };
+    };
+}
+pub(crate) use messages;
