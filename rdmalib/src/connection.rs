@@ -22,31 +22,26 @@ pub const MAX_REJECT_DATA: usize = 148;
 
 /// Private data of a handshake message. May be longer than what the peer passed, then padded with
 /// zeros (verbs does not carry the length): a reader knows how much it expects.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub struct PrivateData {
-    bytes: [u8; MAX_ACCEPT_DATA],
-    len: u8,
-}
+#[derive(Clone, PartialEq, Eq)]
+pub struct PrivateData(Box<[u8]>);
 
 impl PrivateData {
     pub(crate) fn new(data: &[u8], max: usize) -> Result<Self> {
         if data.len() > max {
             return Err(Error::PrivateDataTooLong { bytes: data.len(), max });
         }
-        let mut bytes = [0; MAX_ACCEPT_DATA];
-        bytes[..data.len()].copy_from_slice(data);
-        Ok(PrivateData { bytes, len: data.len() as u8 })
+        Ok(PrivateData(data.into()))
     }
 
     /// The bytes.
     pub fn as_slice(&self) -> &[u8] {
-        &self.bytes[..usize::from(self.len)]
+        &self.0
     }
 }
 
 impl std::fmt::Debug for PrivateData {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "PrivateData({} bytes)", self.len) // may hold a token: never logged
+        write!(f, "PrivateData({} bytes)", self.0.len()) // may hold a token: never logged
     }
 }
 
@@ -80,7 +75,7 @@ impl Listener {
     pub fn try_next(&mut self) -> Result<Option<ConnectRequest>> {
         match &mut self.inner {
             ListenerInner::Shm(listener) => {
-                Ok(listener.try_next()?.map(|r| ConnectRequest { inner: RequestInner::Shm(r) }))
+                Ok(listener.try_next()?.map(|r| ConnectRequest::new(RequestInner::Shm(r))))
             }
         }
     }
@@ -89,7 +84,7 @@ impl Listener {
     pub fn next(&mut self, timeout: Duration) -> Result<Option<ConnectRequest>> {
         match &mut self.inner {
             ListenerInner::Shm(listener) => {
-                Ok(listener.next(timeout)?.map(|r| ConnectRequest { inner: RequestInner::Shm(r) }))
+                Ok(listener.next(timeout)?.map(|r| ConnectRequest::new(RequestInner::Shm(r))))
             }
         }
     }
@@ -107,7 +102,7 @@ impl AsFd for Listener {
 /// A peer that wants to connect. Dropping it rejects it without private data.
 #[derive(Debug)]
 pub struct ConnectRequest {
-    inner: RequestInner,
+    inner: Option<RequestInner>, // None once it was answered
 }
 
 #[derive(Debug)]
@@ -116,32 +111,54 @@ enum RequestInner {
 }
 
 impl ConnectRequest {
+    fn new(inner: RequestInner) -> Self {
+        ConnectRequest { inner: Some(inner) }
+    }
+
+    fn inner(&self) -> &RequestInner {
+        self.inner.as_ref().expect("taken only by the calls that consume the request")
+    }
+
     /// What the peer passed to [`QueuePair::connect`].
     pub fn private_data(&self) -> &[u8] {
-        match &self.inner {
+        match self.inner() {
             RequestInner::Shm(request) => request.private_data(),
         }
     }
 
     /// Who it is, as far as the device knows; for logs.
     pub fn peer(&self) -> String {
-        match &self.inner {
+        match self.inner() {
             RequestInner::Shm(request) => request.peer(),
         }
     }
 
     /// Connects the peer to `queue_pair` (in state `Init`, receives posted), passing back
-    /// `private_data` (at most [`MAX_ACCEPT_DATA`] bytes).
-    pub fn accept(self, queue_pair: &mut QueuePair, private_data: &[u8]) -> Result<()> {
-        match self.inner {
-            RequestInner::Shm(request) => request.accept(queue_pair.shm_send(), private_data),
+    /// `private_data` (at most [`MAX_ACCEPT_DATA`] bytes). If this fails the peer is refused.
+    pub fn accept(mut self, queue_pair: &mut QueuePair, private_data: &[u8]) -> Result<()> {
+        match self.inner.take() {
+            Some(RequestInner::Shm(request)) => request.accept(queue_pair.shm_send(), private_data),
+            None => unreachable!("a request is answered once"),
         }
     }
 
     /// Refuses the peer, telling it `private_data` (at most [`MAX_REJECT_DATA`] bytes).
-    pub fn reject(self, private_data: &[u8]) -> Result<()> {
-        match self.inner {
-            RequestInner::Shm(request) => request.reject(private_data),
+    pub fn reject(mut self, private_data: &[u8]) -> Result<()> {
+        self.answer_no(private_data)
+    }
+
+    fn answer_no(&mut self, private_data: &[u8]) -> Result<()> {
+        match self.inner.take() {
+            Some(RequestInner::Shm(request)) => request.reject(private_data),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Drop for ConnectRequest {
+    fn drop(&mut self) {
+        if let Err(error) = self.answer_no(&[]) {
+            tracing::debug!(%error, "a refusal did not reach the connector");
         }
     }
 }

@@ -26,7 +26,9 @@ pub enum Error {
         reason: String,
     },
     /// Another listener has this address; choose another port or stop it.
-    #[error("address {0} is already in use: stop the program that listens there or choose another port")]
+    #[error(
+        "address {0} is already in use: stop the program that listens there or choose another port"
+    )]
     AddressInUse(SocketAddr),
     /// Nobody listens at this address (yet); retry later or check the address.
     #[error("nobody listens at {0}: check the address, the port and that the program there runs")]
@@ -63,7 +65,9 @@ pub enum Error {
         max: usize,
     },
     /// A range does not lie inside its memory region.
-    #[error("range of {bytes} bytes at offset {offset} is outside of a region of {region_bytes} bytes")]
+    #[error(
+        "range of {bytes} bytes at offset {offset} is outside of a region of {region_bytes} bytes"
+    )]
     OutOfBounds {
         /// First byte, from the region's start.
         offset: usize,

@@ -4,11 +4,15 @@
 //! them: they are copied in and out through raw pointers, and what was read once is not assumed to
 //! be there the next time.
 
+#![allow(unsafe_code)]
+
 use std::ops::Range;
+use std::ptr;
 
 use crate::device::{Device, Inner};
 use crate::error::{Error, Result};
 use crate::shm;
+use crate::sync::{AtomicU64, Ordering, compiler_fence};
 
 bitflags::bitflags! {
     /// Who may do what with a region; `ibv_reg_mr(3)`. Reading it locally is always allowed.
@@ -129,7 +133,12 @@ impl Region {
     /// Copies bytes out, from `offset` on.
     pub fn read(&self, offset: usize, out: &mut [u8]) -> Result<()> {
         self.check(offset, out.len())?;
-        shm::copy_out(self.as_ptr(), offset, out);
+        // SAFETY: `offset` is inside the region, checked.
+        let from = unsafe { self.as_ptr().add(offset) };
+        // SAFETY: `out.len()` bytes from there are inside, checked; `out` is ours alone.
+        unsafe { ptr::copy_nonoverlapping(from, out.as_mut_ptr(), out.len()) };
+        // The compiler may not read the region again in place of the copy: a peer may have changed it.
+        compiler_fence(Ordering::SeqCst);
         Ok(())
     }
 
@@ -137,24 +146,35 @@ impl Region {
     /// since peers with the key write too.
     pub fn write(&self, offset: usize, bytes: &[u8]) -> Result<()> {
         self.check(offset, bytes.len())?;
-        shm::copy_in(self.as_ptr(), offset, bytes);
+        // SAFETY: `offset` is inside the region, checked.
+        let to = unsafe { self.as_ptr().add(offset) };
+        // SAFETY: `bytes.len()` bytes from there are inside, checked; no reference to them exists,
+        // and a racing peer only makes the bytes arbitrary.
+        unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len()) };
         Ok(())
     }
 
     /// Sets `range` to `value`.
     pub fn fill(&self, range: Range<usize>, value: u8) -> Result<()> {
         self.check(range.start, range.len())?;
-        shm::fill(self.as_ptr(), range, value);
+        // SAFETY: the range starts inside the region, checked.
+        let to = unsafe { self.as_ptr().add(range.start) };
+        // SAFETY: as in `write`.
+        unsafe { ptr::write_bytes(to, value, range.len()) };
         Ok(())
     }
 
     /// Reads an aligned counter that peers add to; `offset` is a multiple of 8.
     pub fn load_u64(&self, offset: usize) -> Result<u64> {
         self.check(offset, 8)?;
-        if offset % 8 != 0 {
+        if !offset.is_multiple_of(8) {
             return Err(Error::InvalidArgument("a 64-bit counter is 8-byte aligned"));
         }
-        Ok(shm::load_u64(self.as_ptr(), offset))
+        // SAFETY: inside the region, checked.
+        let at = unsafe { self.as_ptr().add(offset) };
+        // SAFETY: eight aligned bytes of a live region (page-aligned plus a multiple of 8); peers
+        // change them atomically or, if they do not, make the value arbitrary.
+        Ok(unsafe { AtomicU64::from_ptr(at.cast()) }.load(Ordering::Acquire))
     }
 
     fn check(&self, offset: usize, bytes: usize) -> Result<()> {

@@ -1,27 +1,119 @@
-//! stub
-#![allow(missing_docs, dead_code, unused)]
-use std::{net::SocketAddr, ops::Range, os::fd::BorrowedFd, time::Duration};
-use crate::{completion::*, connection::*, device::*, memory::*, queue_pair::*, error::*};
-#[derive(Clone, Debug)] pub struct Device;
-#[derive(Clone, Debug)] pub struct Domain;
-#[derive(Debug)] pub struct Region;
-#[derive(Debug)] pub struct CompletionQueue;
-#[derive(Clone, Debug)] pub struct Waker;
-#[derive(Debug)] pub struct SendQueue;
-#[derive(Debug)] pub struct ReceiveQueue;
-#[derive(Debug)] pub struct Listener;
-#[derive(Debug)] pub struct ConnectRequest;
-pub fn copy_out(_: *mut u8, _: usize, _: &mut [u8]) { todo!() }
-pub fn copy_in(_: *mut u8, _: usize, _: &[u8]) { todo!() }
-pub fn fill(_: *mut u8, _: Range<usize>, _: u8) { todo!() }
-pub fn load_u64(_: *mut u8, _: usize) -> u64 { todo!() }
-pub fn queue_pair(_: &Domain, _: &CompletionQueue, _: &CompletionQueue, _: &QueuePairConfig) -> Result<(SendQueue, ReceiveQueue)> { todo!() }
-impl Device { pub fn open(_: &DeviceSpec) -> Result<Self> { todo!() } pub fn limits(&self) -> Limits { todo!() } pub fn domain(&self) -> Result<Domain> { todo!() } pub fn completion_queue(&self, _: u32) -> Result<CompletionQueue> { todo!() } pub fn listen(&self, _: SocketAddr) -> Result<Listener> { todo!() } }
-impl Domain { pub fn allocate(&self, _: usize, _: Access) -> Result<Region> { todo!() } }
-impl Region { pub fn len(&self) -> usize { todo!() } pub fn as_ptr(&self) -> *mut u8 { todo!() } pub fn remote(&self) -> RemoteAddress { todo!() } }
-impl CompletionQueue { pub fn poll(&mut self, _: &mut [WorkCompletion]) -> usize { todo!() } pub fn arm(&mut self, _: Notify) -> Result<()> { todo!() } pub fn acknowledge(&mut self) -> Result<()> { todo!() } pub fn wait(&mut self, _: Option<Duration>) -> Result<()> { todo!() } pub fn waker(&self) -> Waker { todo!() } pub fn as_fd(&self) -> BorrowedFd<'_> { todo!() } }
-impl Waker { pub fn wake(&self) { todo!() } }
-impl SendQueue { pub fn number(&self) -> u32 { todo!() } pub fn state(&self) -> State { todo!() } pub fn connect(&mut self, _: SocketAddr, _: &[u8], _: Duration) -> Result<PrivateData> { todo!() } pub fn disconnect(&mut self) { todo!() } pub fn post(&mut self, _: &WorkRequest<'_>) -> Result<()> { todo!() } pub fn post_list(&mut self, _: &[WorkRequest<'_>]) -> (usize, Result<()>) { todo!() } }
-impl ReceiveQueue { pub fn post(&mut self, _: u64, _: Option<Slice<'_>>) -> Result<()> { todo!() } }
-impl Listener { pub fn local_addr(&self) -> SocketAddr { todo!() } pub fn try_next(&mut self) -> Result<Option<ConnectRequest>> { todo!() } pub fn next(&mut self, _: Duration) -> Result<Option<ConnectRequest>> { todo!() } pub fn as_fd(&self) -> BorrowedFd<'_> { todo!() } }
-impl ConnectRequest { pub fn private_data(&self) -> &[u8] { todo!() } pub fn peer(&self) -> String { todo!() } pub fn accept(self, _: &mut SendQueue, _: &[u8]) -> Result<()> { todo!() } pub fn reject(self, _: &[u8]) -> Result<()> { todo!() } }
+//! The embedded device: the objects of RDMA over shared memory between processes of one host.
+//!
+//! ```text
+//!   process A                            │ process B
+//!   SendQueue ── write, send, atomics ───┼──▶ arena (memfd): regions, receive rings
+//!   CompletionQueue ◀── ring ◀───────────┼─── SendQueue
+//!   helper thread ◀── Unix socket: doorbell bytes, end of the peer ──▶ helper thread
+//! ```
+//! The sender's CPU does what a network card would: it checks the remote key against the table in
+//! the target's arena, copies, and fills the target's ring. The target's CPU does nothing until it
+//! polls. No system call on the way, unless the target sleeps.
+//!
+//! * `ring` - the wire: posted receives there, arrivals back; `baton` - one state, two threads
+//! * `arena` - memory, keys, mappings; `one_sided` - carrying out a request
+//! * `queue_pair`, `completion` - who owns what, who is told; `engine` - what happens unasked
+//! * `handshake` - how two processes meet
+
+mod baton;
+mod ring;
+
+#[cfg(not(loom))]
+mod arena;
+#[cfg(not(loom))]
+mod completion;
+#[cfg(not(loom))]
+mod engine;
+#[cfg(not(loom))]
+mod handshake;
+#[cfg(not(loom))]
+mod one_sided;
+#[cfg(not(loom))]
+mod queue_pair;
+
+#[cfg(not(loom))]
+pub(crate) use device::{Device, Domain, MAX_INLINE_DATA, MAX_QUEUE_DEPTH, next_number};
+#[cfg(not(loom))]
+pub(crate) use {
+    arena::Region,
+    completion::{CompletionQueue, Waker},
+    handshake::{ConnectRequest, Listener},
+    queue_pair::{ReceiveQueue, SendQueue, queue_pair},
+};
+
+#[cfg(not(loom))]
+mod device {
+    use std::net::SocketAddr;
+    use std::sync::Arc;
+
+    use super::arena::{Arena, Region};
+    use super::completion::CompletionQueue;
+    use super::engine::EngineHandle;
+    use super::handshake::Listener;
+    use crate::device::{DeviceSpec, Limits};
+    use crate::error::{Error, Result};
+    use crate::memory::Access;
+    use crate::sync::{AtomicU32, Ordering};
+
+    /// Deepest send or receive queue: what common network cards offer.
+    pub(crate) const MAX_QUEUE_DEPTH: u32 = 16384;
+    /// Inline data is copied while posting, as all data is here; the limit is that of common cards.
+    pub(crate) const MAX_INLINE_DATA: u32 = 512;
+    const MAX_COMPLETION_ENTRIES: u32 = 1 << 22;
+
+    /// An open device.
+    #[derive(Clone, Debug)]
+    pub(crate) struct Device {
+        pub(super) engine: Arc<EngineHandle>,
+        max_inline_data: u32,
+    }
+
+    impl Device {
+        pub(crate) fn open(spec: &DeviceSpec) -> Result<Self> {
+            let max_inline_data = spec.max_inline_data.min(MAX_INLINE_DATA);
+            Ok(Device { engine: Arc::new(EngineHandle::start()?), max_inline_data })
+        }
+
+        pub(crate) fn limits(&self) -> Limits {
+            Limits {
+                max_inline_data: self.max_inline_data,
+                max_queue_depth: MAX_QUEUE_DEPTH,
+                max_completion_entries: MAX_COMPLETION_ENTRIES,
+            }
+        }
+
+        pub(crate) fn domain(&self) -> Result<Domain> {
+            Ok(Domain { arena: Arena::new()?, device: self.clone() })
+        }
+
+        pub(crate) fn completion_queue(&self, capacity: u32) -> Result<CompletionQueue> {
+            if !(1..=MAX_COMPLETION_ENTRIES).contains(&capacity) {
+                return Err(Error::InvalidArgument("a completion queue has 1 to 4194304 entries"));
+            }
+            CompletionQueue::new(capacity)
+        }
+
+        pub(crate) fn listen(&self, addr: SocketAddr) -> Result<Listener> {
+            Listener::new(addr)
+        }
+    }
+
+    /// A protection domain.
+    #[derive(Clone, Debug)]
+    pub(crate) struct Domain {
+        pub(super) arena: Arc<Arena>,
+        pub(super) device: Device,
+    }
+
+    impl Domain {
+        pub(crate) fn allocate(&self, bytes: usize, access: Access) -> Result<Region> {
+            Region::new(&self.arena, bytes, access)
+        }
+    }
+
+    /// The next queue pair's number.
+    pub(crate) fn next_number() -> u32 {
+        static NEXT: AtomicU32 = AtomicU32::new(1);
+        NEXT.fetch_add(1, Ordering::Relaxed)
+    }
+}

@@ -1,0 +1,546 @@
+//! A protection domain's memory: one growable sealed memfd with its key table inside.
+//!
+//! ```text
+//!   offset 0            key table: KEYS × [key|access, offset, bytes, unused]
+//!   then                regions and rings, page-aligned; the file grows, it never shrinks
+//! ```
+//! The owner maps each region by itself; a peer maps the whole file when it connects, again when it
+//! has grown, and finds a region through the table. So no descriptor travels for a registration.
+//!
+//! A remote address is an offset in the file. Whoever has the file can write all of it, the table
+//! included: a peer is kept inside the *domain* by the kernel and inside a *region* by its own
+//! device only. Tenants that must not trust each other get domains of their own.
+//! * SEALED - the file cannot shrink (F_SEAL_SHRINK, `memfd_create(2)`), so no access that was inside
+//!   once can fault later. Checked on every file that a peer sends.
+//! * REVOKE - dropping a region clears its key before its memory is given back.
+//! * FRESH - a table slot's next key differs from its last ones by a generation.
+
+#![allow(unsafe_code)]
+
+use std::fs::File;
+use std::num::NonZeroUsize;
+use std::os::fd::{AsFd, OwnedFd};
+use std::ptr::NonNull;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use nix::fcntl::{FallocateFlags, FcntlArg, SealFlag, fallocate, fcntl};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
+use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
+
+use super::ring::Words;
+use crate::error::{Error, Result};
+use crate::memory::{Access, RemoteAddress};
+use crate::sync::{AtomicBool, AtomicU64, Ordering};
+
+/// Regions of one domain; the low bits of a key. More than any program of ours registers.
+pub(crate) const KEYS: usize = 1 << KEY_INDEX_BITS;
+const KEY_INDEX_BITS: u32 = 13;
+/// Generations of one slot: the high bits of a key, without 0.
+const GENERATIONS: u32 = (1 << (32 - KEY_INDEX_BITS)) - 1;
+const WORDS_PER_KEY: usize = 4;
+const PAGE: u64 = 4096;
+/// First byte behind the key table.
+const DATA_START: u64 = (KEYS * WORDS_PER_KEY * 8) as u64;
+/// The file grows by at least this much, so that peers map it again rarely.
+const GROWTH: u64 = 1 << 20;
+
+/// Shared memory that is mapped into this process; unmapped when dropped.
+#[derive(Debug)]
+pub(crate) struct Mapping {
+    ptr: NonNull<u8>,
+    bytes: usize,
+}
+
+// SAFETY: the memory is shared with other processes anyway and is only reached through raw pointers
+// or atomics; the mapping itself does not belong to a thread.
+unsafe impl Send for Mapping {}
+// SAFETY: likewise; no method hands out a reference to plain memory.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    fn new(file: impl AsFd, offset: u64, bytes: usize) -> Result<Self> {
+        let length = NonZeroUsize::new(bytes).ok_or(Error::InvalidArgument("empty mapping"))?;
+        let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        let offset = i64::try_from(offset).map_err(|_| Error::InvalidArgument("offset"))?;
+        // SAFETY: a new shared mapping at an address of the kernel's choice touches no memory of
+        // ours. That the file may change or grow under it is what the users of a Mapping expect;
+        // that it cannot shrink (and fault) is SEALED.
+        let ptr = unsafe { mmap(None, length, protection, MapFlags::MAP_SHARED, file, offset) }
+            .map_err(|e| Error::os("mmap of shared memory", e))?;
+        Ok(Mapping { ptr: ptr.cast(), bytes })
+    }
+
+    pub(crate) fn as_ptr(&self) -> *mut u8 {
+        self.ptr.as_ptr()
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.bytes
+    }
+}
+
+impl Words for Mapping {
+    #[inline]
+    fn words(&self) -> &[AtomicU64] {
+        // SAFETY: the mapping is page-aligned, `bytes` long and lives as long as `self`. Atomics
+        // allow any other thread or process to change the words meanwhile.
+        unsafe { std::slice::from_raw_parts(self.ptr.as_ptr().cast(), self.bytes / 8) }
+    }
+}
+
+impl Words for Arc<Mapping> {
+    #[inline]
+    fn words(&self) -> &[AtomicU64] {
+        self.as_ref().words()
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: `ptr` and `bytes` are those of the mmap in `new`, unmapped only here; every
+        // pointer into it was derived from a borrow of `self` or an `Arc` of it.
+        if let Err(errno) = unsafe { munmap(self.ptr.cast(), self.bytes) } {
+            tracing::error!(%errno, "munmap failed; address space leaked");
+        }
+    }
+}
+
+/// The memory of a domain, at its owner.
+#[derive(Debug)]
+pub(crate) struct Arena {
+    file: OwnedFd,
+    table: Mapping,
+    space: Mutex<Space>,
+}
+
+/// Which parts of the file and of the table are free.
+#[derive(Debug)]
+struct Space {
+    file_bytes: u64,
+    /// Free ranges behind the table, sorted, never adjacent: (offset, bytes).
+    free: Vec<(u64, u64)>,
+    free_keys: Vec<u16>,
+    /// Last generation of each slot that was ever used, so that the next key differs.
+    generations: Vec<u32>,
+    /// What `generations` starts from: another number in each domain, so that a key of one domain
+    /// hardly ever means something in another.
+    first_generation: u32,
+}
+
+impl Arena {
+    pub(crate) fn new() -> Result<Arc<Arena>> {
+        let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+        let file = memfd_create("rdmalib-shm", flags).map_err(|e| Error::os("memfd_create", e))?;
+        set_len(&file, DATA_START)?;
+        let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_SEAL;
+        fcntl(&file, FcntlArg::F_ADD_SEALS(seals)).map_err(|e| Error::os("F_ADD_SEALS", e))?;
+        let table = Mapping::new(&file, 0, DATA_START as usize)?;
+        let space = Space {
+            file_bytes: DATA_START,
+            free: Vec::new(),
+            free_keys: Vec::new(),
+            generations: Vec::new(),
+            // Knuth's multiplicative hash: neighbours are far apart.
+            first_generation: super::next_number().wrapping_mul(2_654_435_761) % GENERATIONS,
+        };
+        Ok(Arc::new(Arena { file, table, space: Mutex::new(space) }))
+    }
+
+    /// The descriptor that a peer gets when it connects.
+    pub(crate) fn file(&self) -> &OwnedFd {
+        &self.file
+    }
+
+    fn space(&self) -> MutexGuard<'_, Space> {
+        self.space.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A mapped range of whole pages, zeroed; returns its offset.
+    fn allocate(&self, bytes: usize) -> Result<(u64, Mapping)> {
+        let rounded = (bytes as u64)
+            .checked_next_multiple_of(PAGE)
+            .ok_or(Error::InvalidArgument("a region of this size is not addressable"))?;
+        let mut space = self.space();
+        let offset = match space.take(rounded) {
+            Some(offset) => offset,
+            None => {
+                let start = space.file_bytes;
+                let grown = start
+                    .checked_add(rounded.max(GROWTH))
+                    .filter(|end| i64::try_from(*end).is_ok())
+                    .ok_or(Error::InvalidArgument("a region of this size is not addressable"))?;
+                set_len(&self.file, grown)?;
+                space.file_bytes = grown;
+                space.give(start, grown - start);
+                space.take(rounded).expect("the file was just grown by at least this much")
+            }
+        };
+        drop(space);
+        let mapping = Mapping::new(&self.file, offset, bytes).inspect_err(|_| {
+            self.space().give(offset, rounded);
+        })?;
+        Ok((offset, mapping))
+    }
+
+    /// Memory for a ring. Its place in the file is not used again while the domain lives: a peer
+    /// that has not noticed the end of the connection may still write there.
+    pub(crate) fn allocate_ring(&self, bytes: usize) -> Result<(u64, Mapping)> {
+        self.allocate(bytes)
+    }
+
+    fn release(&self, offset: u64, bytes: usize) {
+        let rounded = (bytes as u64).next_multiple_of(PAGE);
+        // Gives the pages back and zeroes the range for its next user.
+        let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+        match fallocate(&self.file, flags, offset as i64, rounded as i64) {
+            Ok(()) => self.space().give(offset, rounded),
+            Err(errno) => tracing::error!(%errno, "cannot give shared memory back; leaked"),
+        }
+    }
+
+    fn publish_key(&self, offset: u64, bytes: usize, access: Access) -> Result<u32> {
+        let mut space = self.space();
+        let index = match space.free_keys.pop() {
+            Some(index) => index,
+            None if space.generations.len() < KEYS => {
+                let first = space.first_generation;
+                space.generations.push(first);
+                (space.generations.len() - 1) as u16
+            }
+            None => return Err(Error::OutOfKeys { max: KEYS }),
+        };
+        // FRESH. Generation 0 is skipped so that no key is 0.
+        let last = &mut space.generations[usize::from(index)];
+        *last = *last % GENERATIONS + 1;
+        let key = *last << KEY_INDEX_BITS | u32::from(index);
+        let entry = &self.table.words()[WORDS_PER_KEY * usize::from(index)..][..WORDS_PER_KEY];
+        entry[1].store(offset, Ordering::Relaxed);
+        entry[2].store(bytes as u64, Ordering::Relaxed);
+        entry[0].store(u64::from(key) << 32 | u64::from(access.bits()), Ordering::Release);
+        Ok(key)
+    }
+
+    fn revoke_key(&self, key: u32) {
+        let index = key as usize & (KEYS - 1);
+        self.table.words()[WORDS_PER_KEY * index].store(0, Ordering::Release); // REVOKE
+        self.space().free_keys.push(index as u16);
+    }
+}
+
+impl Space {
+    /// First fit.
+    fn take(&mut self, bytes: u64) -> Option<u64> {
+        let at = self.free.iter().position(|(_, size)| *size >= bytes)?;
+        let (offset, size) = self.free[at];
+        if size == bytes {
+            self.free.remove(at);
+        } else {
+            self.free[at] = (offset + bytes, size - bytes);
+        }
+        Some(offset)
+    }
+
+    fn give(&mut self, offset: u64, bytes: u64) {
+        let at = self.free.partition_point(|(start, _)| *start < offset);
+        self.free.insert(at, (offset, bytes));
+        if at + 1 < self.free.len() && offset + bytes == self.free[at + 1].0 {
+            self.free[at].1 += self.free.remove(at + 1).1;
+        }
+        if at > 0 && self.free[at - 1].0 + self.free[at - 1].1 == self.free[at].0 {
+            self.free[at - 1].1 += self.free.remove(at).1;
+        }
+    }
+}
+
+/// A registered region, at its owner. Dropping it revokes the key; the memory goes with the last
+/// request that still refers to it.
+#[derive(Debug)]
+pub(crate) struct Region(Arc<RegionMemory>);
+
+/// The memory of a region, also while a request that waits refers to it.
+#[derive(Debug)]
+pub(crate) struct RegionMemory {
+    mapping: Option<Mapping>, // None only in drop: unmapped before the range is given back
+    offset: u64,
+    bytes: usize,
+    key: u32,
+    access: Access,
+    revoked: AtomicBool,
+    arena: Arc<Arena>,
+}
+
+impl Region {
+    pub(crate) fn new(arena: &Arc<Arena>, bytes: usize, access: Access) -> Result<Self> {
+        let (offset, mapping) = arena.allocate(bytes)?;
+        let key = match arena.publish_key(offset, bytes, access) {
+            Ok(key) => key,
+            Err(error) => {
+                drop(mapping);
+                arena.release(offset, bytes);
+                return Err(error);
+            }
+        };
+        Ok(Region(Arc::new(RegionMemory {
+            mapping: Some(mapping),
+            offset,
+            bytes,
+            key,
+            access,
+            revoked: AtomicBool::new(false),
+            arena: arena.clone(),
+        })))
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.0.bytes
+    }
+
+    pub(crate) fn as_ptr(&self) -> *mut u8 {
+        self.0.as_ptr()
+    }
+
+    pub(crate) fn remote(&self) -> RemoteAddress {
+        RemoteAddress { addr: self.0.offset, key: self.0.key }
+    }
+
+    pub(crate) fn memory(&self) -> &Arc<RegionMemory> {
+        &self.0
+    }
+}
+
+impl Drop for Region {
+    fn drop(&mut self) {
+        self.0.revoked.store(true, Ordering::Release);
+        self.0.arena.revoke_key(self.0.key); // REVOKE
+    }
+}
+
+impl RegionMemory {
+    pub(crate) fn as_ptr(&self) -> *mut u8 {
+        self.mapping.as_ref().expect("taken only while dropping").as_ptr()
+    }
+
+    pub(crate) fn access(&self) -> Access {
+        self.access
+    }
+
+    pub(crate) fn revoked(&self) -> bool {
+        self.revoked.load(Ordering::Acquire)
+    }
+
+    /// Whether this memory lies in `arena`.
+    pub(crate) fn is_in(&self, arena: &Arc<Arena>) -> bool {
+        Arc::ptr_eq(&self.arena, arena)
+    }
+}
+
+impl Drop for RegionMemory {
+    fn drop(&mut self) {
+        self.mapping = None;
+        self.arena.release(self.offset, self.bytes);
+    }
+}
+
+/// A peer's domain, mapped here.
+#[derive(Debug)]
+pub(crate) struct PeerArena {
+    file: OwnedFd,
+    mapping: Mapping,
+}
+
+impl PeerArena {
+    /// Maps the file that a peer sent, after checking that accesses to it cannot fault.
+    pub(crate) fn new(file: OwnedFd) -> Result<Self> {
+        // hugetlbfs files have seals too, but fault when no huge page is left.
+        let kind = fstatfs(&file).map_err(|e| Error::os("fstatfs", e))?.filesystem_type();
+        let seals = fcntl(&file, FcntlArg::F_GET_SEALS)
+            .map_err(|_| Error::Protocol("the peer's memory is not a memfd"))?;
+        if kind != TMPFS_MAGIC || seals & SealFlag::F_SEAL_SHRINK.bits() == 0 {
+            return Err(Error::Protocol("the peer's memory could shrink or fault")); // SEALED
+        }
+        let bytes = file_len(&file)?;
+        if bytes < DATA_START as usize {
+            return Err(Error::Protocol("the peer's memory has no key table"));
+        }
+        let mapping = Mapping::new(&file, 0, bytes)?;
+        Ok(PeerArena { file, mapping })
+    }
+
+    /// Maps the peer's ring by itself, so that it stays where it is when the arena is mapped again.
+    pub(crate) fn map_ring(&self, offset: u64, bytes: usize) -> Result<Mapping> {
+        let inside =
+            offset.checked_add(bytes as u64).is_some_and(|e| e <= self.mapping.len() as u64);
+        if !inside || !offset.is_multiple_of(PAGE) {
+            return Err(Error::Protocol("the peer's ring is not in its memory"));
+        }
+        Mapping::new(&self.file, offset, bytes)
+    }
+
+    /// Where the peer's `bytes` bytes at `addr` are mapped, if `key` allows `access` to all of them.
+    #[inline]
+    pub(crate) fn translate(
+        &mut self,
+        at: RemoteAddress,
+        bytes: usize,
+        access: Access,
+    ) -> Option<*mut u8> {
+        let index = at.key as usize & (KEYS - 1);
+        let entry = &self.mapping.words()[WORDS_PER_KEY * index..][..WORDS_PER_KEY];
+        let head = entry[0].load(Ordering::Acquire);
+        let (start, size) = (entry[1].load(Ordering::Relaxed), entry[2].load(Ordering::Relaxed));
+        let allowed = Access::from_bits_truncate(head as u32).contains(access);
+        if (head >> 32) as u32 != at.key || at.key == 0 || !allowed {
+            return None;
+        }
+        let end = at.addr.checked_add(bytes as u64)?;
+        if at.addr < start || end > start.checked_add(size)? {
+            return None;
+        }
+        self.reach(at.addr, end)
+    }
+
+    /// Where `addr..end` is mapped; maps the file again if it has grown.
+    #[inline]
+    fn reach(&mut self, addr: u64, end: u64) -> Option<*mut u8> {
+        if end > self.mapping.len() as u64 {
+            self.remap()?;
+            if end > self.mapping.len() as u64 {
+                return None; // the table lied
+            }
+        }
+        // SAFETY: `addr <= end <= mapping.len()`, checked above: inside of the mapping or one past it.
+        Some(unsafe { self.mapping.as_ptr().add(addr as usize) })
+    }
+
+    #[cold]
+    fn remap(&mut self) -> Option<()> {
+        let bytes = file_len(&self.file).ok()?;
+        if bytes > self.mapping.len() {
+            self.mapping = Mapping::new(&self.file, 0, bytes).ok()?;
+        }
+        Some(())
+    }
+}
+
+fn set_len(file: &OwnedFd, bytes: u64) -> Result<()> {
+    let bytes = i64::try_from(bytes).map_err(|_| Error::InvalidArgument("region too large"))?;
+    nix::unistd::ftruncate(file, bytes).map_err(|e| Error::os("ftruncate of shared memory", e))
+}
+
+fn file_len(file: &OwnedFd) -> Result<usize> {
+    let clone = file.try_clone().map_err(|e| Error::os("dup", e))?;
+    let bytes = File::from(clone).metadata().map_err(|e| Error::os("fstat", e))?.len();
+    usize::try_from(bytes).map_err(|_| Error::Protocol("the peer's memory is not addressable"))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn peer_of(arena: &Arena) -> PeerArena {
+        PeerArena::new(arena.file().try_clone().unwrap()).unwrap()
+    }
+
+    const ALL: Access = Access::all();
+
+    #[test]
+    fn a_region_is_reached_through_its_key_and_no_further() {
+        let arena = Arena::new().unwrap();
+        let region = Region::new(&arena, 100, Access::LOCAL_WRITE | Access::REMOTE_WRITE).unwrap();
+        let mut peer = peer_of(&arena);
+        let at = region.remote();
+        assert!(peer.translate(at, 100, Access::REMOTE_WRITE).is_some());
+        assert!(peer.translate(at.offset(99), 1, Access::REMOTE_WRITE).is_some());
+        assert!(peer.translate(at.offset(100), 0, Access::REMOTE_WRITE).is_some());
+        for (at, bytes, access) in [
+            (at, 101, Access::REMOTE_WRITE),
+            (at.offset(100), 1, Access::REMOTE_WRITE),
+            (at.offset(u64::MAX), 1, Access::REMOTE_WRITE),
+            (at, usize::MAX, Access::REMOTE_WRITE),
+            (at, 1, Access::REMOTE_READ),
+            (RemoteAddress { key: at.key + 1, ..at }, 1, Access::REMOTE_WRITE),
+            (RemoteAddress { key: 0, ..at }, 1, Access::REMOTE_WRITE),
+        ] {
+            assert_eq!(peer.translate(at, bytes, access), None, "{at:?} {bytes} {access:?}");
+        }
+    }
+
+    #[test]
+    fn a_freed_region_has_no_key_and_its_successor_another() {
+        let arena = Arena::new().unwrap();
+        let first = Region::new(&arena, 10, ALL).unwrap();
+        let old = first.remote();
+        drop(first);
+        let mut peer = peer_of(&arena);
+        assert_eq!(peer.translate(old, 1, Access::REMOTE_READ), None);
+        let second = Region::new(&arena, 10, ALL).unwrap();
+        assert_eq!(second.remote().addr, old.addr, "the memory is used again");
+        assert_ne!(second.remote().key, old.key);
+        assert_eq!(peer.translate(old, 1, Access::REMOTE_READ), None);
+    }
+
+    #[test]
+    fn a_peer_follows_when_the_domain_grows() {
+        let arena = Arena::new().unwrap();
+        let mut peer = peer_of(&arena);
+        let region = Region::new(&arena, 5 << 20, ALL).unwrap();
+        let there = peer.translate(region.remote(), 5 << 20, Access::REMOTE_WRITE).unwrap();
+        // SAFETY: translate checked five megabytes from `there` on; nobody else uses them.
+        unsafe { there.add((5 << 20) - 1).write_volatile(7) };
+        // SAFETY: the last byte of a live region.
+        assert_eq!(unsafe { region.as_ptr().add((5 << 20) - 1).read_volatile() }, 7);
+    }
+
+    #[test]
+    fn memory_that_could_shrink_is_refused() {
+        let file = memfd_create("x", MFdFlags::MFD_ALLOW_SEALING).unwrap();
+        set_len(&file, DATA_START).unwrap();
+        assert!(matches!(PeerArena::new(file), Err(Error::Protocol(_))));
+        let pipe = nix::unistd::pipe().unwrap().0;
+        assert!(matches!(PeerArena::new(pipe), Err(Error::Protocol(_))));
+    }
+
+    #[test]
+    fn a_table_full_of_lies_leads_nowhere() {
+        let arena = Arena::new().unwrap();
+        let mut peer = peer_of(&arena);
+        let entry = &arena.table.words()[4..8];
+        let key = 1 << KEY_INDEX_BITS | 1;
+        entry[0].store(u64::from(key as u32) << 32 | u64::from(ALL.bits()), Ordering::Relaxed);
+        entry[1].store(u64::MAX - 5, Ordering::Relaxed);
+        entry[2].store(u64::MAX, Ordering::Relaxed);
+        for addr in [0, u64::MAX - 5, u64::MAX - 1, 1 << 40] {
+            assert_eq!(peer.translate(RemoteAddress { addr, key }, 8, Access::REMOTE_WRITE), None);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn free_ranges_stay_sorted_apart_and_complete(sizes in proptest::collection::vec(1u64..50, 1..40)) {
+            let mut space = Space {
+                file_bytes: 0,
+                free: vec![(0, 1000)],
+                free_keys: vec![],
+                generations: vec![],
+                first_generation: 0,
+            };
+            let mut held = Vec::new();
+            for size in sizes {
+                if size % 3 == 0 && !held.is_empty() {
+                    let (offset, bytes) = held.swap_remove(size as usize % held.len());
+                    space.give(offset, bytes);
+                } else if let Some(offset) = space.take(size) {
+                    held.push((offset, size));
+                }
+                for pair in space.free.windows(2) {
+                    prop_assert!(pair[0].0 + pair[0].1 < pair[1].0);
+                }
+            }
+            held.into_iter().for_each(|(offset, bytes)| space.give(offset, bytes));
+            prop_assert_eq!(space.free, vec![(0, 1000)]);
+        }
+    }
+}

@@ -1,0 +1,265 @@
+//! Completion queues of the embedded device: no memory of their own, but a list of the queue pairs
+//! whose arrivals and finished sends they show.
+//!
+//! Sleeping uses one epoll set, the descriptor that users see: the sockets of all connected queue
+//! pairs (a peer sends a byte when it finds `ARMED` set, and its end is seen there too) and one
+//! eventfd for what happens in this process. Nothing a peer does to its socket can block us: we only
+//! use it with MSG_DONTWAIT.
+//!
+//! * MEMBERS - `generation` is raised with Release after the list has changed, loaded with Acquire by
+//!   the poller, who then copies the list.
+//! * LOCAL WAKE - as `ring`'s WAKE, for completions that this process makes itself.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
+use super::queue_pair::{Core, Source};
+use super::ring::Arm;
+use crate::completion::{Notify, WorkCompletion};
+use crate::error::{Error, Result};
+use crate::sync::{AtomicU32, Ordering, fence};
+
+/// Data of the eventfd in the epoll set; queue pairs have their number, which is a u32.
+const OWN_EVENT: u64 = u64::MAX;
+/// Events taken from the kernel at once.
+const EVENTS: usize = 32;
+
+/// What queue pairs and wakers know of a completion queue.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    epoll: Epoll,
+    event: EventFd,
+    armed: AtomicU32,
+    generation: AtomicU32,
+    members: Mutex<Members>,
+}
+
+#[derive(Debug)]
+struct Members {
+    cores: Vec<Arc<Core>>,
+    capacity: u32,
+    needed: u32,
+}
+
+impl Shared {
+    fn members(&self) -> MutexGuard<'_, Members> {
+        self.members.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sets aside `entries` for a queue of a new queue pair.
+    pub(crate) fn reserve(&self, entries: u32) -> Result<()> {
+        let mut members = self.members();
+        let needed = members.needed.saturating_add(entries);
+        if needed > members.capacity {
+            return Err(Error::CompletionQueueTooSmall { capacity: members.capacity, needed });
+        }
+        members.needed = needed;
+        Ok(())
+    }
+
+    /// Gives `entries` back.
+    pub(crate) fn unreserve(&self, entries: u32) {
+        self.members().needed -= entries;
+    }
+
+    /// Shows the completions of `core` from now on.
+    pub(crate) fn attach(&self, core: &Arc<Core>) {
+        self.members().cores.push(core.clone());
+        self.generation.fetch_add(1, Ordering::Release); // MEMBERS
+        self.notify(true); // a sleeper must arm the new member too
+    }
+
+    /// Forgets the queue pair; completions that were not polled are lost, as in ibv_destroy_qp(3).
+    pub(crate) fn detach(&self, core: &Core) {
+        self.members().cores.retain(|member| member.number() != core.number());
+        self.generation.fetch_add(1, Ordering::Release); // MEMBERS
+    }
+
+    /// Lets a connected queue pair's socket wake the sleeper.
+    pub(crate) fn watch(&self, core: &Core, socket: impl AsFd) -> Result<()> {
+        let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP;
+        let event = EpollEvent::new(flags, u64::from(core.number()));
+        self.epoll.add(socket, event).map_err(|e| Error::os("epoll_ctl", e))
+    }
+
+    /// Stops doing so; without effect if it was not watched.
+    pub(crate) fn unwatch(&self, socket: impl AsFd) {
+        let _ = self.epoll.delete(socket); // ENOENT: was removed when its end was seen
+    }
+
+    /// Tells a sleeper, if there is one, that a completion was made in this process.
+    #[inline]
+    pub(crate) fn notify(&self, solicited_or_error: bool) {
+        fence(Ordering::SeqCst); // LOCAL WAKE
+        let armed = self.armed.load(Ordering::Relaxed);
+        if armed == Arm::Any as u32 || (armed == Arm::Solicited as u32 && solicited_or_error) {
+            self.armed.store(Arm::Never as u32, Ordering::Relaxed);
+            self.wake();
+        }
+    }
+
+    #[cold]
+    fn wake(&self) {
+        // EAGAIN: the counter is at its maximum, so the descriptor is readable already.
+        let _ = self.event.write(1);
+    }
+}
+
+/// Ends a wait from another thread.
+#[derive(Clone, Debug)]
+pub(crate) struct Waker(Arc<Shared>);
+
+impl Waker {
+    pub(crate) fn wake(&self) {
+        self.0.wake();
+    }
+}
+
+/// The poller's end.
+#[derive(Debug)]
+pub(crate) struct CompletionQueue {
+    shared: Arc<Shared>,
+    sources: Vec<Source>,
+    seen: u32,
+    /// Where the next poll starts, so that a busy queue pair does not starve the others.
+    next: usize,
+}
+
+impl CompletionQueue {
+    pub(crate) fn new(capacity: u32) -> Result<Self> {
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)
+            .map_err(|e| Error::os("epoll_create1", e))?;
+        let event = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
+            .map_err(|e| Error::os("eventfd", e))?;
+        epoll
+            .add(&event, EpollEvent::new(EpollFlags::EPOLLIN, OWN_EVENT))
+            .map_err(|e| Error::os("epoll_ctl", e))?;
+        let shared = Arc::new(Shared {
+            epoll,
+            event,
+            armed: AtomicU32::new(Arm::Never as u32),
+            generation: AtomicU32::new(0),
+            members: Mutex::new(Members { cores: Vec::new(), capacity, needed: 0 }),
+        });
+        Ok(CompletionQueue { shared, sources: Vec::new(), seen: 0, next: 0 })
+    }
+
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    pub(crate) fn waker(&self) -> Waker {
+        Waker(self.shared.clone())
+    }
+
+    pub(crate) fn as_fd(&self) -> BorrowedFd<'_> {
+        self.shared.epoll.0.as_fd()
+    }
+
+    #[inline]
+    pub(crate) fn poll(&mut self, out: &mut [WorkCompletion]) -> usize {
+        self.follow();
+        let mut taken = 0;
+        for _ in 0..self.sources.len() {
+            if taken == out.len() {
+                break;
+            }
+            if self.next >= self.sources.len() {
+                self.next = 0;
+            }
+            taken += self.sources[self.next].poll(&mut out[taken..]);
+            self.next += 1;
+        }
+        taken
+    }
+
+    /// Brings `sources` up to date with the members.
+    #[inline]
+    fn follow(&mut self) {
+        let generation = self.shared.generation.load(Ordering::Acquire); // MEMBERS
+        if generation != self.seen {
+            self.seen = generation;
+            self.refresh();
+        }
+    }
+
+    #[cold]
+    fn refresh(&mut self) {
+        let members = self.shared.members();
+        self.sources.retain(|source| {
+            members.cores.iter().any(|core| core.number() == source.core().number())
+        });
+        for core in &members.cores {
+            if !self.sources.iter().any(|s| s.core().number() == core.number()) {
+                self.sources.push(Source::new(core.clone(), &self.shared));
+            }
+        }
+    }
+
+    pub(crate) fn arm(&mut self, notify: Notify) -> Result<()> {
+        self.follow();
+        let arm = match notify {
+            Notify::Any => Arm::Any,
+            Notify::Solicited => Arm::Solicited,
+        };
+        self.set_armed(arm);
+        Ok(())
+    }
+
+    fn set_armed(&self, arm: Arm) {
+        self.shared.armed.store(arm as u32, Ordering::Relaxed);
+        self.sources.iter().for_each(|source| source.arm(arm));
+        fence(Ordering::SeqCst); // LOCAL WAKE
+    }
+
+    fn ready(&mut self) -> bool {
+        self.follow();
+        self.sources.iter().any(Source::ready)
+    }
+
+    pub(crate) fn acknowledge(&mut self) -> Result<()> {
+        self.take_events(EpollTimeout::ZERO)
+    }
+
+    fn take_events(&mut self, timeout: EpollTimeout) -> Result<()> {
+        let mut events = [EpollEvent::empty(); EVENTS];
+        let count = match self.shared.epoll.wait(&mut events, timeout) {
+            Ok(count) => count,
+            Err(Errno::EINTR) => 0,
+            Err(errno) => return Err(Error::os("epoll_wait", errno)),
+        };
+        for event in &events[..count] {
+            if event.data() == OWN_EVENT {
+                let _ = self.shared.event.read(); // EAGAIN: another reader cannot exist; harmless
+            } else if let Some(core) = self.member(event.data()) {
+                core.take_doorbells();
+            }
+        }
+        Ok(())
+    }
+
+    fn member(&self, number: u64) -> Option<Arc<Core>> {
+        let members = self.shared.members();
+        members.cores.iter().find(|core| u64::from(core.number()) == number).cloned()
+    }
+
+    pub(crate) fn wait(&mut self, timeout: Option<Duration>) -> Result<()> {
+        self.arm(Notify::Any)?;
+        // Look again: one that landed before `arm` rang no bell, and we would sleep on it.
+        let result = if self.ready() { Ok(()) } else { self.take_events(round_up(timeout)) };
+        self.set_armed(Arm::Never);
+        result
+    }
+}
+
+/// Milliseconds for epoll, never less than asked for.
+fn round_up(timeout: Option<Duration>) -> EpollTimeout {
+    let Some(timeout) = timeout else { return EpollTimeout::NONE };
+    let millis = timeout.as_nanos().div_ceil(1_000_000);
+    EpollTimeout::try_from(millis).unwrap_or(EpollTimeout::MAX)
+}

@@ -1,0 +1,407 @@
+//! The wire of the embedded device: one queue pair's incoming half, in the receiver's memory.
+//!
+//! ```text
+//!   word 0        POSTED    receives posted so far           owner ──▶ peer
+//!   word 16       ARMED     who is to be woken               owner ──▶ peer, cleared by the peer
+//!   from word 32  receives  [place, key|bytes] × depth       owner ──▶ peer
+//!   then          arrivals  [body, sequence|immediate] × depth   peer ──▶ owner
+//! ```
+//! A receive and its arrival have the same index; the peer may fill arrival `i` once receive `i` is
+//! posted, the owner posts receive `i + depth` only after it took arrival `i`. So neither side ever
+//! waits here, and no index of one side is read by the other on an empty poll.
+//!
+//! The two ends may live in different processes and do not trust each other: everything shared is a
+//! 64-bit atomic, indices are masked, each side keeps its own counters and reads a word once.
+//! * POST - `POSTED` store(Release) in `post`, load(Acquire) in `next_receive`: receive before count.
+//! * PUBLISH - sequence store(Release) in `push`, load(Acquire) in `take`: payload before completion.
+//! * WAKE - `arm` stores, fences, then looks at the arrivals; `push` stores an arrival, fences, then
+//!   looks at `ARMED`: at least one of the two sees the other (both fences are SeqCst).
+//!
+//! Elsewhere: the bytes of a message (`one_sided`), ringing and sleeping (`completion`).
+
+use crate::sync::{AtomicU64, Ordering, fence};
+
+const POSTED: usize = 0;
+/// Two cache lines on: the adjacent-line prefetcher would make them one.
+const ARMED: usize = 16;
+const RECEIVES: usize = 32;
+const WORDS_PER_ENTRY: usize = 2;
+
+/// Memory that a ring lies in: at least [`words_needed`] words, zero at first.
+pub(crate) trait Words {
+    fn words(&self) -> &[AtomicU64];
+}
+
+impl Words for std::sync::Arc<Vec<AtomicU64>> {
+    fn words(&self) -> &[AtomicU64] {
+        self
+    }
+}
+
+/// Size of a ring for `depth` (a power of two) receives.
+pub(crate) const fn words_needed(depth: u32) -> usize {
+    RECEIVES + 2 * WORDS_PER_ENTRY * depth as usize
+}
+
+/// A posted receive, as the peer sees it: where a message may be put.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Receive {
+    /// Remote address, or 0 for a receive without a buffer.
+    pub(crate) place: u64,
+    pub(crate) key: u32,
+    pub(crate) bytes: u32,
+}
+
+/// What arrived for one receive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Arrival {
+    pub(crate) immediate: u32,
+    pub(crate) bytes: u32,
+    /// Free for the user of the ring.
+    pub(crate) tag: u32,
+}
+
+/// When the owner wants to be woken; the value of `ARMED`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u64)]
+pub(crate) enum Arm {
+    Never = 0,
+    Any = 1,
+    Solicited = 2,
+}
+
+/// The owner's half that posts receives.
+#[derive(Debug)]
+pub(crate) struct ReceivePoster<W> {
+    words: W,
+    mask: u32,
+    posted: u32,
+}
+
+impl<W: Words> ReceivePoster<W> {
+    /// For a fresh ring of `depth` receives.
+    pub(crate) fn new(words: W, depth: u32) -> Self {
+        assert!(depth.is_power_of_two() && words.words().len() >= words_needed(depth));
+        ReceivePoster { words, mask: depth - 1, posted: 0 }
+    }
+
+    /// Posts the next receive; returns how many are posted now. The caller keeps to the depth.
+    #[inline]
+    pub(crate) fn post(&mut self, receive: Receive) -> u32 {
+        let words = self.words.words();
+        let at = receive_word(self.posted, self.mask);
+        words[at].store(receive.place, Ordering::Relaxed);
+        let key_bytes = u64::from(receive.key) << 32 | u64::from(receive.bytes);
+        words[at + 1].store(key_bytes, Ordering::Relaxed);
+        self.posted = self.posted.wrapping_add(1);
+        words[POSTED].store(u64::from(self.posted), Ordering::Release); // POST
+        self.posted
+    }
+}
+
+/// The owner's half that takes arrivals.
+#[derive(Debug)]
+pub(crate) struct ArrivalTaker<W> {
+    words: W,
+    mask: u32,
+    taken: u32,
+}
+
+impl<W: Words> ArrivalTaker<W> {
+    /// For a fresh ring of `depth` receives.
+    pub(crate) fn new(words: W, depth: u32) -> Self {
+        assert!(depth.is_power_of_two() && words.words().len() >= words_needed(depth));
+        ArrivalTaker { words, mask: depth - 1, taken: 0 }
+    }
+
+    /// Number of arrivals taken (or skipped) so far.
+    #[inline]
+    pub(crate) fn taken(&self) -> u32 {
+        self.taken
+    }
+
+    /// Whether the next arrival is there. The caller makes sure that its receive was posted.
+    #[inline]
+    pub(crate) fn ready(&self) -> bool {
+        let at = arrival_word(self.taken, self.mask);
+        let head = self.words.words()[at + 1].load(Ordering::Acquire); // PUBLISH
+        (head >> 32) as u32 == self.taken.wrapping_add(1)
+    }
+
+    /// Takes the next arrival, if it is there. The caller makes sure that its receive was posted.
+    #[inline]
+    pub(crate) fn take(&mut self) -> Option<Arrival> {
+        let words = self.words.words();
+        let at = arrival_word(self.taken, self.mask);
+        let head = words[at + 1].load(Ordering::Acquire); // PUBLISH
+        if (head >> 32) as u32 != self.taken.wrapping_add(1) {
+            return None;
+        }
+        let body = words[at].load(Ordering::Relaxed);
+        self.taken = self.taken.wrapping_add(1);
+        Some(Arrival { immediate: head as u32, bytes: (body >> 32) as u32, tag: body as u32 })
+    }
+
+    /// Gives up the next receive: nothing will arrive for it any more.
+    pub(crate) fn skip(&mut self) {
+        self.taken = self.taken.wrapping_add(1);
+    }
+
+    /// Says who is to be woken. After it returns, look at the arrivals once more before sleeping.
+    pub(crate) fn arm(&self, arm: Arm) {
+        self.words.words()[ARMED].store(arm as u64, Ordering::Relaxed);
+        fence(Ordering::SeqCst); // WAKE
+    }
+}
+
+/// The peer's half.
+#[derive(Debug)]
+pub(crate) struct ArrivalPusher<W> {
+    words: W,
+    mask: u32,
+    pushed: u32,
+    posted_seen: u32,
+}
+
+impl<W: Words> ArrivalPusher<W> {
+    /// For the peer's fresh ring of `depth` receives; `None` if the peer's numbers are wrong.
+    pub(crate) fn new(words: W, depth: u32) -> Option<Self> {
+        (depth.is_power_of_two() && words.words().len() >= words_needed(depth))
+            .then(|| ArrivalPusher { words, mask: depth - 1, pushed: 0, posted_seen: 0 })
+    }
+
+    /// The next receive, if the peer has posted one. The values are the peer's: not to be trusted.
+    #[inline]
+    pub(crate) fn next_receive(&mut self) -> Option<Receive> {
+        let words = self.words.words();
+        if self.posted_seen == self.pushed {
+            // The owner's line is read once for all receives that it has posted since.
+            self.posted_seen = words[POSTED].load(Ordering::Acquire) as u32; // POST
+            // More than `depth` ahead is a lie; the ring would still be safe, its order not.
+            if self.posted_seen.wrapping_sub(self.pushed) > self.mask + 1 {
+                self.posted_seen = self.pushed;
+            }
+            if self.posted_seen == self.pushed {
+                return None;
+            }
+        }
+        let at = receive_word(self.pushed, self.mask);
+        let key_bytes = words[at + 1].load(Ordering::Relaxed);
+        Some(Receive {
+            place: words[at].load(Ordering::Relaxed),
+            key: (key_bytes >> 32) as u32,
+            bytes: key_bytes as u32,
+        })
+    }
+
+    /// Fills the arrival of the receive that [`next_receive`](Self::next_receive) returned. Returns
+    /// whether the owner sleeps and must be woken.
+    #[inline]
+    pub(crate) fn push(&mut self, arrival: Arrival, solicited: bool) -> bool {
+        let words = self.words.words();
+        let at = arrival_word(self.pushed, self.mask);
+        words[at].store(u64::from(arrival.bytes) << 32 | u64::from(arrival.tag), Ordering::Relaxed);
+        self.pushed = self.pushed.wrapping_add(1);
+        let head = u64::from(self.pushed) << 32 | u64::from(arrival.immediate);
+        words[at + 1].store(head, Ordering::Release); // PUBLISH
+        fence(Ordering::SeqCst); // WAKE
+        let armed = words[ARMED].load(Ordering::Relaxed);
+        if armed == Arm::Any as u64 || (armed == Arm::Solicited as u64 && solicited) {
+            return words[ARMED].swap(Arm::Never as u64, Ordering::Relaxed) != Arm::Never as u64;
+        }
+        false
+    }
+}
+
+#[inline]
+fn receive_word(index: u32, mask: u32) -> usize {
+    RECEIVES + WORDS_PER_ENTRY * (index & mask) as usize
+}
+
+#[inline]
+fn arrival_word(index: u32, mask: u32) -> usize {
+    RECEIVES + WORDS_PER_ENTRY * (mask as usize + 1 + (index & mask) as usize)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+
+    type Memory = Arc<Vec<AtomicU64>>;
+
+    fn ring(depth: u32) -> (ReceivePoster<Memory>, ArrivalTaker<Memory>, ArrivalPusher<Memory>) {
+        let memory: Memory =
+            Arc::new((0..words_needed(depth)).map(|_| AtomicU64::new(0)).collect());
+        (
+            ReceivePoster::new(memory.clone(), depth),
+            ArrivalTaker::new(memory.clone(), depth),
+            ArrivalPusher::new(memory, depth).expect("sizes agree"),
+        )
+    }
+
+    const NOWHERE: Receive = Receive { place: 0, key: 0, bytes: 0 };
+
+    fn arrival(immediate: u32) -> Arrival {
+        Arrival { immediate, bytes: immediate.wrapping_mul(3), tag: !immediate }
+    }
+
+    #[cfg(loom)]
+    mod model {
+        use super::*;
+
+        /// `arm, look again, sleep` against `push, look at ARMED`: never asleep with an arrival.
+        #[test]
+        fn loom_no_wakeup_is_lost() {
+            loom::model(|| {
+                let (mut post, mut take, mut push) = ring(2);
+                post.post(NOWHERE);
+                let peer = loom::thread::spawn(move || {
+                    push.next_receive().expect("posted before the peer started");
+                    push.push(arrival(7), false)
+                });
+                take.arm(Arm::Any);
+                let seen = take.take();
+                let rung = peer.join().expect("no panic");
+                // Either the owner saw it while looking again, or its bell was rung.
+                assert!(seen.is_some() || rung);
+                if seen.is_none() {
+                    assert_eq!(take.take(), Some(arrival(7)));
+                }
+            });
+        }
+
+        #[test]
+        fn loom_a_payload_is_complete_when_its_arrival_is_seen() {
+            loom::model(|| {
+                let (mut post, mut take, mut push) = ring(2);
+                let payload = Arc::new(AtomicU64::new(0));
+                post.post(Receive { place: 5, key: 6, bytes: 7 });
+                let written = payload.clone();
+                let peer = loom::thread::spawn(move || {
+                    let receive = push.next_receive().expect("posted before the peer started");
+                    assert_eq!(receive, Receive { place: 5, key: 6, bytes: 7 });
+                    written.store(42, Ordering::Relaxed);
+                    push.push(arrival(1), false);
+                });
+                if let Some(got) = take.take() {
+                    assert_eq!(got, arrival(1));
+                    assert_eq!(payload.load(Ordering::Relaxed), 42);
+                }
+                peer.join().expect("no panic");
+            });
+        }
+
+        #[test]
+        fn loom_a_receive_is_complete_when_its_post_is_seen() {
+            loom::model(|| {
+                let (mut post, mut take, mut push) = ring(1);
+                let peer = loom::thread::spawn(move || {
+                    if let Some(receive) = push.next_receive() {
+                        assert_eq!(receive, Receive { place: 1, key: 2, bytes: 3 });
+                        push.push(arrival(9), false);
+                        return true;
+                    }
+                    false
+                });
+                post.post(Receive { place: 1, key: 2, bytes: 3 });
+                if peer.join().expect("no panic") {
+                    assert_eq!(take.take(), Some(arrival(9)));
+                }
+            });
+        }
+    }
+
+    #[cfg(not(loom))]
+    mod facts {
+        use std::collections::VecDeque;
+
+        use proptest::prelude::*;
+
+        use super::*;
+
+        #[test]
+        fn nothing_arrives_without_a_posted_receive() {
+            let (mut post, mut take, mut push) = ring(4);
+            assert_eq!(push.next_receive(), None);
+            post.post(NOWHERE);
+            assert_eq!(push.next_receive(), Some(NOWHERE));
+            push.push(arrival(1), false);
+            assert_eq!(push.next_receive(), None);
+            assert_eq!(take.take(), Some(arrival(1)));
+            assert_eq!(take.take(), None);
+        }
+
+        #[test]
+        fn the_bell_is_rung_once_for_each_arming() {
+            let (mut post, take, mut push) = ring(8);
+            (0..6).for_each(|_| {
+                post.post(NOWHERE);
+            });
+            let mut next = |solicited| {
+                push.next_receive().expect("posted");
+                push.push(arrival(0), solicited)
+            };
+            assert!(!next(false));
+            take.arm(Arm::Any);
+            assert!(next(false));
+            assert!(!next(false));
+            take.arm(Arm::Solicited);
+            assert!(!next(false));
+            assert!(next(true));
+            assert!(!next(true));
+        }
+
+        proptest! {
+            /// Against a queue, from any start index, wrap-around included.
+            #[test]
+            fn it_behaves_like_a_bounded_queue(
+                start in prop_oneof![Just(0u32), Just(u32::MAX - 20), any::<u32>()],
+                steps in proptest::collection::vec(0..3u8, 1..200),
+            ) {
+                const DEPTH: u32 = 8;
+                let (mut post, mut take, mut push) = ring(DEPTH);
+                post.posted = start;
+                take.taken = start;
+                push.pushed = start;
+                push.posted_seen = start;
+                let (mut posted, mut in_flight, mut n) = (0, VecDeque::new(), 0u32);
+                for step in steps {
+                    match step {
+                        0 if posted + (in_flight.len() as u32) < DEPTH => {
+                            post.post(NOWHERE);
+                            posted += 1;
+                        }
+                        1 => {
+                            prop_assert_eq!(push.next_receive().is_some(), posted > 0);
+                            if posted > 0 {
+                                n += 1;
+                                push.push(arrival(n), false);
+                                in_flight.push_back(arrival(n));
+                                posted -= 1;
+                            }
+                        }
+                        _ => prop_assert_eq!(take.take(), in_flight.pop_front()),
+                    }
+                }
+            }
+
+            /// A peer that writes anything anywhere gets wrong answers, never a panic or a hang.
+            #[test]
+            fn a_hostile_peer_gets_no_further_than_the_ring(
+                scribbles in proptest::collection::vec((any::<usize>(), any::<u64>()), 1..100),
+            ) {
+                let (mut post, mut take, mut push) = ring(4);
+                for (at, value) in scribbles {
+                    let words = post.words.clone();
+                    words[at % words.len()].store(value, Ordering::Relaxed);
+                    post.post(NOWHERE);
+                    let _ = push.next_receive().map(|_| push.push(arrival(1), true));
+                    let _ = take.take();
+                    prop_assert!(push.posted_seen.wrapping_sub(push.pushed) <= 4);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,97 @@
+//! The list of facts.
+
+mod connecting;
+mod ending;
+mod moving;
+mod refusing;
+mod waiting;
+
+use crate::Fixture;
+
+/// A fact: panics if it does not hold.
+pub type Fact = fn(&Fixture);
+
+macro_rules! conformance {
+    ($($module:ident: [$($fact:ident),* $(,)?]),* $(,)?) => {
+        /// Every fact, by name.
+        pub const ALL: &[(&str, Fact)] = &[$($((
+            concat!(stringify!($module), "::", stringify!($fact)),
+            $module::$fact as Fact,
+        ),)*)*];
+    };
+}
+
+conformance! {
+    moving: [
+        a_write_lands_before_its_completion,
+        completions_come_in_posting_order,
+        immediate_data_arrives_unchanged,
+        a_message_lands_in_the_receive_that_was_posted_first,
+        a_read_brings_the_peers_bytes,
+        atomics_return_the_old_value,
+        atomics_are_atomic_between_two_processes,
+        a_write_of_nothing_still_announces_itself,
+        inline_data_may_be_reused_at_once,
+        requests_posted_as_a_list_are_carried_out_in_order,
+        memory_registered_after_connecting_is_reachable,
+        unsignalled_requests_do_not_complete,
+        one_completion_queue_serves_several_queue_pairs,
+        both_halves_work_in_two_threads,
+    ],
+    refusing: [
+        a_wrong_key_changes_no_memory,
+        a_key_of_another_domain_changes_no_memory,
+        a_freed_region_cannot_be_reached,
+        an_address_outside_of_the_region_changes_no_memory,
+        a_missing_right_fails_the_request,
+        a_read_into_protected_memory_fails,
+        a_misaligned_atomic_is_refused,
+        a_message_longer_than_its_receive_fails_both_sides,
+        an_unsignalled_request_that_fails_completes,
+        a_full_send_queue_is_an_error_not_a_wait,
+        a_full_receive_queue_is_an_error,
+        too_much_inline_data_is_refused,
+        memory_of_another_domain_cannot_be_posted,
+        a_completion_queue_cannot_overflow,
+        nothing_is_posted_before_connecting,
+        an_empty_region_is_refused,
+    ],
+    waiting: [
+        a_write_without_a_receive_fails_if_told_not_to_wait,
+        a_write_without_a_receive_waits_for_one,
+        retries_for_a_receive_run_out,
+        requests_behind_one_that_waits_keep_their_order,
+        an_armed_queue_wakes_its_sleeper,
+        solicited_completions_alone_wake_who_waits_for_them,
+        a_waker_ends_a_wait,
+        a_wait_ends_at_its_timeout,
+        a_sleeper_is_woken_by_its_own_process,
+        no_event_is_slept_through_in_a_million_wakeups,
+    ],
+    ending: [
+        a_peers_close_ends_a_poll,
+        a_peers_close_ends_a_sleep,
+        a_peers_exit_ends_a_poll,
+        a_peers_exit_ends_a_sleep,
+        a_peers_kill_ends_a_poll,
+        a_peers_kill_ends_a_sleep,
+        what_arrived_before_the_end_is_delivered_first,
+        after_the_end_everything_posted_is_flushed,
+        a_failed_request_ends_both_sides,
+        a_waiting_request_is_flushed_at_the_end,
+        an_end_leaves_no_descriptor_behind,
+    ],
+    connecting: [
+        private_data_travels_both_ways,
+        too_much_private_data_is_refused,
+        a_rejection_carries_private_data,
+        a_dropped_request_is_a_rejection,
+        connecting_where_nobody_listens_is_refused,
+        connecting_to_who_does_not_answer_times_out,
+        an_address_has_one_listener,
+        a_listener_gives_its_address_back,
+        several_clients_connect_at_once,
+        the_same_two_connect_again_and_again,
+        a_connection_is_made_once,
+    ],
+}

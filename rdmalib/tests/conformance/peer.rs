@@ -1,0 +1,108 @@
+//! The second process of some facts: connects back to the first, then does what its role says.
+
+use std::net::SocketAddr;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use rdmalib::{Device, DeviceSpec, Flags, Operation, QueuePairConfig, RemoteAddress};
+
+use crate::ends::{End, PATIENCE, next};
+
+/// Environment variable with the role; the others follow it.
+pub const ROLE: &str = "RDMALIB_CONFORMANCE_PEER";
+const TO: &str = "RDMALIB_CONFORMANCE_TO";
+const DEVICE: &str = "RDMALIB_CONFORMANCE_DEVICE";
+
+/// Additions that role `add` makes.
+pub const ADDITIONS: u64 = 20_000;
+
+/// A child process that is killed when the fact is over, however it ends.
+pub struct Peer(Child);
+
+impl Peer {
+    pub fn start(role: &str, device: &DeviceSpec, to: SocketAddr) -> Peer {
+        let text = [
+            &device.name,
+            &device.provider.to_string(),
+            &device.ip_address.to_string(),
+            &device.max_inline_data.to_string(),
+        ]
+        .map(String::as_str)
+        .join(" ");
+        let child = Command::new(std::env::current_exe().unwrap())
+            .env(ROLE, role)
+            .env(TO, to.to_string())
+            .env(DEVICE, text)
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        Peer(child)
+    }
+
+    pub fn kill(&mut self) {
+        self.0.kill().unwrap(); // SIGKILL
+    }
+
+    pub fn wait(&mut self) {
+        assert!(self.0.wait().unwrap().success(), "the peer process failed");
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn device() -> DeviceSpec {
+    let text = std::env::var(DEVICE).unwrap();
+    let fields: Vec<_> = text.split(' ').collect();
+    DeviceSpec {
+        name: fields[0].into(),
+        provider: fields[1].parse().unwrap(),
+        ip_address: fields[2].parse().unwrap(),
+        max_inline_data: fields[3].parse().unwrap(),
+    }
+}
+
+/// Runs in the child.
+pub fn act(role: &str) {
+    let to: SocketAddr = std::env::var(TO).unwrap().parse().unwrap();
+    let device = Device::open(&device()).unwrap();
+    let mut end = End::new(&device, &QueuePairConfig::default());
+    end.post_receives(0..4);
+    let answer = end.pair.connect(to, role.as_bytes(), PATIENCE).unwrap();
+    match role {
+        // Tells that it is connected, then ends in one of three ways when told.
+        "close" | "exit" | "linger" => {
+            let hello =
+                Operation::Send { source: rdmalib::Source::Inline(&[]), immediate: Some(1) };
+            end.post(0, hello, Flags::SIGNALED);
+            next(&mut end.sends);
+            next(&mut end.receives);
+            match role {
+                "close" => {
+                    drop(end);
+                    std::thread::sleep(Duration::from_millis(300));
+                }
+                "exit" => std::process::exit(0),
+                _ => std::thread::sleep(PATIENCE), // is killed here
+            }
+        }
+        "add" => {
+            let (addr, key) = answer.as_slice().split_at(8);
+            let at = RemoteAddress {
+                addr: u64::from_le_bytes(addr.try_into().unwrap()),
+                key: u32::from_le_bytes(key[..4].try_into().unwrap()),
+            };
+            let old = end.region(8);
+            for _ in 0..ADDITIONS {
+                let into = old.slice(0..8).unwrap();
+                end.post(0, Operation::FetchAdd { into, at, add: 3 }, Flags::SIGNALED);
+                assert_eq!(next(&mut end.sends).status, rdmalib::Status::Success);
+            }
+        }
+        other => panic!("unknown role {other}"),
+    }
+}
