@@ -488,10 +488,15 @@ mod tests {
         let mut peer = peer_of(&arena);
         let region = Region::new(&arena, 5 << 20, ALL).unwrap();
         let there = peer.translate(region.remote(), 5 << 20, Access::REMOTE_WRITE).unwrap();
-        // SAFETY: translate checked five megabytes from `there` on; nobody else uses them.
-        unsafe { there.add((5 << 20) - 1).write_volatile(7) };
-        // SAFETY: the last byte of a live region.
-        assert_eq!(unsafe { region.as_ptr().add((5 << 20) - 1).read_volatile() }, 7);
+        const LAST: usize = (5 << 20) - 1;
+        // SAFETY: translate checked five megabytes from `there` on.
+        let last = unsafe { there.add(LAST) };
+        // SAFETY: nobody else uses them.
+        unsafe { last.write_volatile(7) };
+        // SAFETY: the region has five megabytes.
+        let last = unsafe { region.as_ptr().add(LAST) };
+        // SAFETY: its last byte, and the region is alive.
+        assert_eq!(unsafe { last.read_volatile() }, 7);
     }
 
     #[test]
@@ -509,7 +514,7 @@ mod tests {
         let mut peer = peer_of(&arena);
         let entry = &arena.table.words()[4..8];
         let key = 1 << KEY_INDEX_BITS | 1;
-        entry[0].store(u64::from(key as u32) << 32 | u64::from(ALL.bits()), Ordering::Relaxed);
+        entry[0].store(u64::from(key) << 32 | u64::from(ALL.bits()), Ordering::Relaxed);
         entry[1].store(u64::MAX - 5, Ordering::Relaxed);
         entry[2].store(u64::MAX, Ordering::Relaxed);
         for addr in [0, u64::MAX - 5, u64::MAX - 1, 1 << 40] {

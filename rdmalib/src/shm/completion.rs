@@ -18,7 +18,7 @@ use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-use super::queue_pair::{Core, Source};
+use super::core::{Core, Source};
 use super::ring::Arm;
 use crate::completion::{Notify, WorkCompletion};
 use crate::error::{Error, Result};

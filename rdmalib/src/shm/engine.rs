@@ -15,7 +15,8 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::signal::SigSet;
 
-use super::queue_pair::{Backlog, Core};
+use super::core::Core;
+use super::queue_pair::Backlog;
 use crate::error::{Error, Result};
 
 const OWN_EVENT: u64 = u64::MAX;

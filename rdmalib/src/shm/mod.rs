@@ -12,7 +12,8 @@
 //!
 //! * `ring` - the wire: posted receives there, arrivals back; `baton` - one state, two threads
 //! * `arena` - memory, keys, mappings; `one_sided` - carrying out a request
-//! * `queue_pair`, `completion` - who owns what, who is told; `engine` - what happens unasked
+//! * `queue_pair` - posting; `core`, `completion` - finished work and who is told of it
+//! * `engine` - what happens unasked
 //! * `handshake` - how two processes meet
 
 mod baton;
@@ -22,6 +23,8 @@ mod ring;
 mod arena;
 #[cfg(not(loom))]
 mod completion;
+#[cfg(not(loom))]
+mod core;
 #[cfg(not(loom))]
 mod engine;
 #[cfg(not(loom))]

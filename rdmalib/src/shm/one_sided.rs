@@ -10,7 +10,7 @@ use std::ptr;
 use std::sync::Arc;
 
 use super::arena::{Arena, Mapping, PeerArena, RegionMemory};
-use super::queue_pair::{Core, TAG_IMMEDIATE, TAG_TOO_LONG, TAG_WRITE, completes};
+use super::core::{Core, TAG_IMMEDIATE, TAG_TOO_LONG, TAG_WRITE, completes};
 use super::ring::{Arrival, ArrivalPusher};
 use crate::completion::{Opcode, Status};
 use crate::error::{Error, Result};

@@ -100,7 +100,7 @@ pub fn an_address_has_one_listener(fixture: &Fixture) {
     let (device, _) = open(fixture);
     let (_first, addr) = listen(&device);
     let second = device.listen(addr.port());
-    let refused = second.err().expect("the address is taken");
+    let refused = second.expect_err("the address is taken");
     assert!(matches!(refused, Error::AddressInUse(taken) if taken == addr), "{refused:?}");
 }
 

@@ -180,7 +180,7 @@ pub fn a_completion_queue_cannot_overflow(fixture: &Fixture) {
     let config = QueuePairConfig { send_depth: 30, receive_depth: 30, ..Default::default() };
     let first = QueuePair::new(&domain, &queue, &queue, &config).unwrap();
     let second = QueuePair::new(&domain, &queue, &queue, &config);
-    let refused = second.err().expect("too small");
+    let refused = second.expect_err("too small");
     assert!(matches!(refused, Error::CompletionQueueTooSmall { capacity: 100, .. }), "{refused:?}");
     drop(first);
     QueuePair::new(&domain, &queue, &queue, &config).expect("the place is free again");
