@@ -15,96 +15,29 @@
 //! * REVOKE - dropping a region clears its key before its memory is given back.
 //! * FRESH - a table slot's next key differs from its last ones by a generation.
 
-#![allow(unsafe_code)]
-
-use std::fs::File;
-use std::num::NonZeroUsize;
-use std::os::fd::{AsFd, OwnedFd};
-use std::ptr::NonNull;
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nix::fcntl::{FallocateFlags, FcntlArg, SealFlag, fallocate, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
-use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
 
+use super::mapping::Mapping;
 use super::ring::Words;
 use crate::error::{Error, Result};
 use crate::memory::{Access, RemoteAddress};
-use crate::sync::{AtomicBool, AtomicU64, Ordering};
+use crate::sync::{AtomicBool, Ordering};
 
 /// Regions of one domain; the low bits of a key. More than any program of ours registers.
-pub(crate) const KEYS: usize = 1 << KEY_INDEX_BITS;
+pub(super) const KEYS: usize = 1 << KEY_INDEX_BITS;
 const KEY_INDEX_BITS: u32 = 13;
 /// Generations of one slot: the high bits of a key, without 0.
 const GENERATIONS: u32 = (1 << (32 - KEY_INDEX_BITS)) - 1;
-const WORDS_PER_KEY: usize = 4;
-const PAGE: u64 = 4096;
+pub(super) const WORDS_PER_KEY: usize = 4;
+pub(super) const PAGE: u64 = 4096;
 /// First byte behind the key table.
-const DATA_START: u64 = (KEYS * WORDS_PER_KEY * 8) as u64;
+pub(super) const DATA_START: u64 = (KEYS * WORDS_PER_KEY * 8) as u64;
 /// The file grows by at least this much, so that peers map it again rarely.
 const GROWTH: u64 = 1 << 20;
-
-/// Shared memory that is mapped into this process; unmapped when dropped.
-#[derive(Debug)]
-pub(crate) struct Mapping {
-    ptr: NonNull<u8>,
-    bytes: usize,
-}
-
-// SAFETY: the memory is shared with other processes anyway and is only reached through raw pointers
-// or atomics; the mapping itself does not belong to a thread.
-unsafe impl Send for Mapping {}
-// SAFETY: likewise; no method hands out a reference to plain memory.
-unsafe impl Sync for Mapping {}
-
-impl Mapping {
-    fn new(file: impl AsFd, offset: u64, bytes: usize) -> Result<Self> {
-        let length = NonZeroUsize::new(bytes).ok_or(Error::InvalidArgument("empty mapping"))?;
-        let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
-        let offset = i64::try_from(offset).map_err(|_| Error::InvalidArgument("offset"))?;
-        // SAFETY: a new shared mapping at an address of the kernel's choice touches no memory of
-        // ours. That the file may change or grow under it is what the users of a Mapping expect;
-        // that it cannot shrink (and fault) is SEALED.
-        let ptr = unsafe { mmap(None, length, protection, MapFlags::MAP_SHARED, file, offset) }
-            .map_err(|e| Error::os("mmap of shared memory", e))?;
-        Ok(Mapping { ptr: ptr.cast(), bytes })
-    }
-
-    pub(crate) fn as_ptr(&self) -> *mut u8 {
-        self.ptr.as_ptr()
-    }
-
-    pub(crate) fn len(&self) -> usize {
-        self.bytes
-    }
-}
-
-impl Words for Mapping {
-    #[inline]
-    fn words(&self) -> &[AtomicU64] {
-        // SAFETY: the mapping is page-aligned, `bytes` long and lives as long as `self`. Atomics
-        // allow any other thread or process to change the words meanwhile.
-        unsafe { std::slice::from_raw_parts(self.ptr.as_ptr().cast(), self.bytes / 8) }
-    }
-}
-
-impl Words for Arc<Mapping> {
-    #[inline]
-    fn words(&self) -> &[AtomicU64] {
-        self.as_ref().words()
-    }
-}
-
-impl Drop for Mapping {
-    fn drop(&mut self) {
-        // SAFETY: `ptr` and `bytes` are those of the mmap in `new`, unmapped only here; every
-        // pointer into it was derived from a borrow of `self` or an `Arc` of it.
-        if let Err(errno) = unsafe { munmap(self.ptr.cast(), self.bytes) } {
-            tracing::error!(%errno, "munmap failed; address space leaked");
-        }
-    }
-}
 
 /// The memory of a domain, at its owner.
 #[derive(Debug)]
@@ -342,102 +275,17 @@ impl Drop for RegionMemory {
     }
 }
 
-/// A peer's domain, mapped here.
-#[derive(Debug)]
-pub(crate) struct PeerArena {
-    file: OwnedFd,
-    mapping: Mapping,
-}
-
-impl PeerArena {
-    /// Maps the file that a peer sent, after checking that accesses to it cannot fault.
-    pub(crate) fn new(file: OwnedFd) -> Result<Self> {
-        // hugetlbfs files have seals too, but fault when no huge page is left.
-        let kind = fstatfs(&file).map_err(|e| Error::os("fstatfs", e))?.filesystem_type();
-        let seals = fcntl(&file, FcntlArg::F_GET_SEALS)
-            .map_err(|_| Error::Protocol("the peer's memory is not a memfd"))?;
-        if kind != TMPFS_MAGIC || seals & SealFlag::F_SEAL_SHRINK.bits() == 0 {
-            return Err(Error::Protocol("the peer's memory could shrink or fault")); // SEALED
-        }
-        let bytes = file_len(&file)?;
-        if bytes < DATA_START as usize {
-            return Err(Error::Protocol("the peer's memory has no key table"));
-        }
-        let mapping = Mapping::new(&file, 0, bytes)?;
-        Ok(PeerArena { file, mapping })
-    }
-
-    /// Maps the peer's ring by itself, so that it stays where it is when the arena is mapped again.
-    pub(crate) fn map_ring(&self, offset: u64, bytes: usize) -> Result<Mapping> {
-        let inside =
-            offset.checked_add(bytes as u64).is_some_and(|e| e <= self.mapping.len() as u64);
-        if !inside || !offset.is_multiple_of(PAGE) {
-            return Err(Error::Protocol("the peer's ring is not in its memory"));
-        }
-        Mapping::new(&self.file, offset, bytes)
-    }
-
-    /// Where the peer's `bytes` bytes at `addr` are mapped, if `key` allows `access` to all of them.
-    #[inline]
-    pub(crate) fn translate(
-        &mut self,
-        at: RemoteAddress,
-        bytes: usize,
-        access: Access,
-    ) -> Option<*mut u8> {
-        let index = at.key as usize & (KEYS - 1);
-        let entry = &self.mapping.words()[WORDS_PER_KEY * index..][..WORDS_PER_KEY];
-        let head = entry[0].load(Ordering::Acquire);
-        let (start, size) = (entry[1].load(Ordering::Relaxed), entry[2].load(Ordering::Relaxed));
-        let allowed = Access::from_bits_truncate(head as u32).contains(access);
-        if (head >> 32) as u32 != at.key || at.key == 0 || !allowed {
-            return None;
-        }
-        let end = at.addr.checked_add(bytes as u64)?;
-        if at.addr < start || end > start.checked_add(size)? {
-            return None;
-        }
-        self.reach(at.addr, end)
-    }
-
-    /// Where `addr..end` is mapped; maps the file again if it has grown.
-    #[inline]
-    fn reach(&mut self, addr: u64, end: u64) -> Option<*mut u8> {
-        if end > self.mapping.len() as u64 {
-            self.remap()?;
-            if end > self.mapping.len() as u64 {
-                return None; // the table lied
-            }
-        }
-        // SAFETY: `addr <= end <= mapping.len()`, checked above: inside of the mapping or one past it.
-        Some(unsafe { self.mapping.as_ptr().add(addr as usize) })
-    }
-
-    #[cold]
-    fn remap(&mut self) -> Option<()> {
-        let bytes = file_len(&self.file).ok()?;
-        if bytes > self.mapping.len() {
-            self.mapping = Mapping::new(&self.file, 0, bytes).ok()?;
-        }
-        Some(())
-    }
-}
-
 fn set_len(file: &OwnedFd, bytes: u64) -> Result<()> {
     let bytes = i64::try_from(bytes).map_err(|_| Error::InvalidArgument("region too large"))?;
     nix::unistd::ftruncate(file, bytes).map_err(|e| Error::os("ftruncate of shared memory", e))
 }
 
-fn file_len(file: &OwnedFd) -> Result<usize> {
-    let clone = file.try_clone().map_err(|e| Error::os("dup", e))?;
-    let bytes = File::from(clone).metadata().map_err(|e| Error::os("fstat", e))?.len();
-    usize::try_from(bytes).map_err(|_| Error::Protocol("the peer's memory is not addressable"))
-}
-
 #[cfg(test)]
+#[allow(unsafe_code)]
 mod tests {
     use proptest::prelude::*;
 
+    use super::super::peer_arena::PeerArena;
     use super::*;
 
     fn peer_of(arena: &Arena) -> PeerArena {

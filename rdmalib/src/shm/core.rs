@@ -18,9 +18,9 @@ use std::sync::{Arc, OnceLock};
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, recv, send};
 
-use super::arena::Mapping;
 use super::completion::Shared;
 use super::engine::EngineHandle;
+use super::mapping::Mapping;
 use super::ring::{Arm, ArrivalTaker};
 use crate::completion::{Opcode, Status, WorkCompletion};
 use crate::error::{Error, Result};

@@ -28,8 +28,9 @@ use nix::sys::socket::{
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::MAX_QUEUE_DEPTH;
-use super::arena::PeerArena;
+
 use super::one_sided::Link;
+use super::peer_arena::PeerArena;
 use super::queue_pair::SendQueue;
 use super::ring::{ArrivalPusher, words_needed};
 use crate::connection::{MAX_ACCEPT_DATA, MAX_CONNECT_DATA, MAX_REJECT_DATA, PrivateData};

@@ -11,7 +11,8 @@
 //! polls. No system call on the way, unless the target sleeps.
 //!
 //! * `ring` - the wire: posted receives there, arrivals back; `baton` - one state, two threads
-//! * `arena` - memory, keys, mappings; `one_sided` - carrying out a request
+//! * `arena` - memory and keys at their owner, `peer_arena` at a peer, `mapping`
+//! * `one_sided` - carrying out a request
 //! * `queue_pair` - posting; `core`, `completion` - finished work and who is told of it
 //! * `engine` - what happens unasked
 //! * `handshake` - how two processes meet
@@ -30,7 +31,11 @@ mod engine;
 #[cfg(not(loom))]
 mod handshake;
 #[cfg(not(loom))]
+mod mapping;
+#[cfg(not(loom))]
 mod one_sided;
+#[cfg(not(loom))]
+mod peer_arena;
 #[cfg(not(loom))]
 mod queue_pair;
 

@@ -9,8 +9,10 @@
 use std::ptr;
 use std::sync::Arc;
 
-use super::arena::{Arena, Mapping, PeerArena, RegionMemory};
+use super::arena::{Arena, RegionMemory};
 use super::core::{Core, TAG_IMMEDIATE, TAG_TOO_LONG, TAG_WRITE, completes};
+use super::mapping::Mapping;
+use super::peer_arena::PeerArena;
 use super::ring::{Arrival, ArrivalPusher};
 use crate::completion::{Opcode, Status};
 use crate::error::{Error, Result};

@@ -14,10 +14,11 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::arena::{Arena, Mapping};
+use super::arena::Arena;
 use super::baton::{HelperEnd, PosterEnd, baton};
 use super::completion::CompletionQueue;
 use super::core::Core;
+use super::mapping::Mapping;
 use super::one_sided::{Link, Outcome, OwnedWork, Work};
 use super::ring::{Receive, ReceivePoster, words_needed};
 use super::{Domain, MAX_QUEUE_DEPTH};

@@ -1,0 +1,106 @@
+//! A peer's domain, mapped here: what a remote address and key lead to.
+//!
+//! The file is the peer's, so its table may lie: every place is checked against the mapping, and a
+//! file that could shrink or fault (SEALED, `arena`) is refused.
+
+#![allow(unsafe_code)]
+
+use std::fs::File;
+use std::os::fd::OwnedFd;
+
+use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
+
+use super::arena::{DATA_START, KEYS, PAGE, WORDS_PER_KEY};
+use super::mapping::Mapping;
+use super::ring::Words;
+use crate::error::{Error, Result};
+use crate::memory::{Access, RemoteAddress};
+use crate::sync::Ordering;
+
+/// A peer's domain, mapped here.
+#[derive(Debug)]
+pub(crate) struct PeerArena {
+    file: OwnedFd,
+    mapping: Mapping,
+}
+
+impl PeerArena {
+    /// Maps the file that a peer sent, after checking that accesses to it cannot fault.
+    pub(crate) fn new(file: OwnedFd) -> Result<Self> {
+        // hugetlbfs files have seals too, but fault when no huge page is left.
+        let kind = fstatfs(&file).map_err(|e| Error::os("fstatfs", e))?.filesystem_type();
+        let seals = fcntl(&file, FcntlArg::F_GET_SEALS)
+            .map_err(|_| Error::Protocol("the peer's memory is not a memfd"))?;
+        if kind != TMPFS_MAGIC || seals & SealFlag::F_SEAL_SHRINK.bits() == 0 {
+            return Err(Error::Protocol("the peer's memory could shrink or fault")); // SEALED
+        }
+        let bytes = file_len(&file)?;
+        if bytes < DATA_START as usize {
+            return Err(Error::Protocol("the peer's memory has no key table"));
+        }
+        let mapping = Mapping::new(&file, 0, bytes)?;
+        Ok(PeerArena { file, mapping })
+    }
+
+    /// Maps the peer's ring by itself, so that it stays where it is when the arena is mapped again.
+    pub(crate) fn map_ring(&self, offset: u64, bytes: usize) -> Result<Mapping> {
+        let inside =
+            offset.checked_add(bytes as u64).is_some_and(|e| e <= self.mapping.len() as u64);
+        if !inside || !offset.is_multiple_of(PAGE) {
+            return Err(Error::Protocol("the peer's ring is not in its memory"));
+        }
+        Mapping::new(&self.file, offset, bytes)
+    }
+
+    /// Where the peer's `bytes` bytes at `addr` are mapped, if `key` allows `access` to all of them.
+    #[inline]
+    pub(crate) fn translate(
+        &mut self,
+        at: RemoteAddress,
+        bytes: usize,
+        access: Access,
+    ) -> Option<*mut u8> {
+        let index = at.key as usize & (KEYS - 1);
+        let entry = &self.mapping.words()[WORDS_PER_KEY * index..][..WORDS_PER_KEY];
+        let head = entry[0].load(Ordering::Acquire);
+        let (start, size) = (entry[1].load(Ordering::Relaxed), entry[2].load(Ordering::Relaxed));
+        let allowed = Access::from_bits_truncate(head as u32).contains(access);
+        if (head >> 32) as u32 != at.key || at.key == 0 || !allowed {
+            return None;
+        }
+        let end = at.addr.checked_add(bytes as u64)?;
+        if at.addr < start || end > start.checked_add(size)? {
+            return None;
+        }
+        self.reach(at.addr, end)
+    }
+
+    /// Where `addr..end` is mapped; maps the file again if it has grown.
+    #[inline]
+    fn reach(&mut self, addr: u64, end: u64) -> Option<*mut u8> {
+        if end > self.mapping.len() as u64 {
+            self.remap()?;
+            if end > self.mapping.len() as u64 {
+                return None; // the table lied
+            }
+        }
+        // SAFETY: `addr <= end <= mapping.len()`, checked above: inside of the mapping or one past it.
+        Some(unsafe { self.mapping.as_ptr().add(addr as usize) })
+    }
+
+    #[cold]
+    fn remap(&mut self) -> Option<()> {
+        let bytes = file_len(&self.file).ok()?;
+        if bytes > self.mapping.len() {
+            self.mapping = Mapping::new(&self.file, 0, bytes).ok()?;
+        }
+        Some(())
+    }
+}
+
+fn file_len(file: &OwnedFd) -> Result<usize> {
+    let clone = file.try_clone().map_err(|e| Error::os("dup", e))?;
+    let bytes = File::from(clone).metadata().map_err(|e| Error::os("fstat", e))?.len();
+    usize::try_from(bytes).map_err(|_| Error::Protocol("the peer's memory is not addressable"))
+}
