@@ -11,7 +11,9 @@ use super::{Empty, Malformed, Secret, WireAddress, messages};
 
 /// Claims a lease and asks for its executor. May be sent again on the same connection once the
 /// executor has exited.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
 #[repr(C)]
 pub struct Allocate {
     /// The lease.
@@ -35,7 +37,9 @@ pub struct Allocate {
 const _: () = assert!(size_of::<Allocate>() == 308);
 
 /// The executor process was started; it dials next.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
 #[repr(C)]
 pub struct Allocated {
     /// The lease: of the token, or a new number if there is no resource manager.
@@ -43,7 +47,9 @@ pub struct Allocated {
 }
 
 /// A claim was refused. If the lease was claimed before on this connection it still is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
 #[repr(C)]
 pub struct AllocateRefused {
     /// [`RefusedBecause`].
@@ -91,7 +97,9 @@ impl RefusedBecause {
 }
 
 /// The executor process has ended by itself: a function crashed it or called `exit`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
 #[repr(C)]
 pub struct ExecutorExited {
     /// Signal that killed it, or 0.
@@ -101,7 +109,9 @@ pub struct ExecutorExited {
 }
 
 /// The lease ends soon: no new invocations after the deadline.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
 #[repr(C)]
 pub struct LeaseEnding {
     /// [`EndReason`](super::lease::EndReason).
@@ -111,7 +121,9 @@ pub struct LeaseEnding {
 }
 
 /// The lease has ended on the client's request; this is its bill.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
 #[repr(C)]
 pub struct Released {
     /// What it used.

@@ -21,7 +21,9 @@ pub const HEADER_SPACE: usize = 64;
 pub const MAX_SLOTS: usize = 1 << 10;
 
 /// What a client writes in front of an input: which function, and where the output goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
 #[repr(C)]
 pub struct RequestHeader {
     /// First byte of the output, behind [`HEADER_SPACE`] bytes that are the worker's too.
@@ -88,7 +90,9 @@ impl ReplyImmediate {
 }
 
 /// Written to the start of the output's header space with a reply that is not [`ReplyStatus::Ok`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
 #[repr(C)]
 pub struct FailureDetail {
     /// Output too large: bytes that the function returned.

@@ -51,7 +51,9 @@ impl std::fmt::Display for LeaseId {
 }
 
 /// What a lease grants: the signed part of a token.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
 #[repr(C)]
 pub struct LeaseTerms {
     /// [`LeaseId`]; 0 in a claim without a resource manager.
@@ -181,7 +183,9 @@ impl EndReason {
 }
 
 /// Asks for a lease.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
 #[repr(C)]
 pub struct LeaseRequest {
     /// Chosen by the client, returned in the answer.
@@ -198,7 +202,9 @@ pub struct LeaseRequest {
 const _: () = assert!(size_of::<LeaseRequest>() == 86);
 
 /// Gives a lease back that was not claimed, or asks the manager to end one that was.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
 #[repr(C)]
 pub struct LeaseRelease {
     /// The lease, shown by its token.
@@ -206,7 +212,9 @@ pub struct LeaseRelease {
 }
 
 /// A lease was granted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
 #[repr(C)]
 pub struct LeaseGranted {
     /// Of the request.
@@ -218,7 +226,9 @@ pub struct LeaseGranted {
 }
 
 /// A lease was refused; nothing was changed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
 #[repr(C)]
 pub struct LeaseRefused {
     /// Of the request.

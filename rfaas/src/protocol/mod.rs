@@ -57,7 +57,9 @@ pub enum Malformed {
     #[error("the peer does not speak the rFaaS protocol")]
     Magic,
     /// The peer speaks another version.
-    #[error("the peer speaks protocol version {theirs}, this program speaks {VERSION}; use the same release on both sides")]
+    #[error(
+        "the peer speaks protocol version {theirs}, this program speaks {VERSION}; use the same release on both sides"
+    )]
     Version {
         /// Its version.
         theirs: u16,
@@ -86,7 +88,9 @@ pub enum Role {
 }
 
 /// Opens a connection: the first bytes of its private data.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
 #[repr(C)]
 pub struct Hello {
     magic: U32,
@@ -105,8 +109,7 @@ impl Hello {
 
     /// The role, and the bytes behind the hello.
     pub fn parse(private_data: &[u8]) -> Result<(Role, &[u8]), Malformed> {
-        let (hello, rest) =
-            Hello::read_from_prefix(private_data).map_err(|_| Malformed::Magic)?;
+        let (hello, rest) = Hello::read_from_prefix(private_data).map_err(|_| Malformed::Magic)?;
         if hello.magic.get() != MAGIC {
             return Err(Malformed::Magic);
         }
@@ -140,7 +143,9 @@ pub fn parse_prefix<T: Bytes>(bytes: &[u8]) -> Result<T, Malformed> {
 }
 
 /// Nothing: for a hello without a body.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
 #[repr(C)]
 pub struct Empty {}
 
@@ -189,7 +194,9 @@ impl<const N: usize> fmt::Debug for Text<N> {
 }
 
 /// An IP address and port; IPv4 as IPv4-mapped IPv6 (RFC 4291, 2.5.5.2).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
 #[repr(C)]
 pub struct WireAddress {
     ip: [u8; 16],
@@ -245,6 +252,7 @@ macro_rules! messages {
     ($(#[$doc:meta])* pub enum $name:ident { $($(#[$vdoc:meta])* $kind:literal => $variant:ident($body:ty),)* }) => {
         $(#[$doc])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[allow(clippy::large_enum_variant)] // rare, short-lived, and plain bytes: a box gains nothing
         pub enum $name { $($(#[$vdoc])* $variant($body),)* }
 
         impl $crate::protocol::MessageKind for $name {

@@ -13,7 +13,9 @@ use super::lease::{LeaseTerms, NodeName, Reason};
 use super::{Empty, messages};
 
 /// Private data of the acceptance.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
 #[repr(C)]
 pub struct Challenge {
     /// Random bytes, fresh for each connection.
@@ -21,7 +23,9 @@ pub struct Challenge {
 }
 
 /// Registers a node under its name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
 #[repr(C)]
 pub struct Register {
     /// Name, as given to `/add` or in the executors database.
@@ -43,7 +47,8 @@ impl Register {
     }
 
     fn mac(node: &NodeName, challenge: &Challenge, secret: &[u8]) -> Hmac<Sha256> {
-        let mut mac = Hmac::<Sha256>::new_from_slice(secret).expect("HMAC takes keys of any length");
+        let mut mac =
+            Hmac::<Sha256>::new_from_slice(secret).expect("HMAC takes keys of any length");
         mac.update(b"rFaaS node v1");
         mac.update(&challenge.nonce);
         mac.update(node.as_bytes());
@@ -52,7 +57,19 @@ impl Register {
 }
 
 /// What a lease used; all times in nanoseconds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    FromBytes,
+    IntoBytes,
+    Immutable,
+    KnownLayout,
+    Unaligned,
+)]
 #[repr(C)]
 pub struct Bill {
     /// From the claim to the end, once (not times cores).
@@ -68,7 +85,9 @@ const _: () = assert!(size_of::<Bill>() == 32);
 
 /// A client showed its token: the lease is in use. Sent again for each lease held after a
 /// reconnection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
 #[repr(C)]
 pub struct LeaseClaimed {
     /// Its terms.
@@ -76,7 +95,9 @@ pub struct LeaseClaimed {
 }
 
 /// A lease ended and its processes are gone. Sent again until acknowledged.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
 #[repr(C)]
 pub struct LeaseEnded {
     /// Its terms.
@@ -88,7 +109,9 @@ pub struct LeaseEnded {
 }
 
 /// The end of a lease was taken into the books.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
 #[repr(C)]
 pub struct LeaseEndedAck {
     /// The lease.
@@ -96,7 +119,9 @@ pub struct LeaseEndedAck {
 }
 
 /// The node is known and may get leases.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
 #[repr(C)]
 pub struct Registered {
     /// Cores that it may lease out, as the operator set them.
@@ -106,7 +131,9 @@ pub struct Registered {
 }
 
 /// The node may not register; the connection ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
 #[repr(C)]
 pub struct RegisterRefused {
     /// Why.
@@ -114,7 +141,9 @@ pub struct RegisterRefused {
 }
 
 /// Ends a lease: stop its executors, report its bill.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
 #[repr(C)]
 pub struct EndLease {
     /// The lease.

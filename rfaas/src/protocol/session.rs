@@ -14,7 +14,9 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 use super::{Secret, Text, messages};
 
 /// Behind the [`Hello`](super::Hello) of an executor process.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
 #[repr(C)]
 pub struct ExecutorHello {
     /// From the client's allocation request.
@@ -27,7 +29,9 @@ pub struct ExecutorHello {
 const _: () = assert!(size_of::<ExecutorHello>() + 8 <= rdmalib::MAX_CONNECT_DATA);
 
 /// Behind the [`Hello`](super::Hello) of a worker.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
 #[repr(C)]
 pub struct WorkerHello {
     /// From the client's allocation request.
@@ -49,7 +53,9 @@ const _: () = assert!(size_of::<WorkerHello>() + 8 <= rdmalib::MAX_CONNECT_DATA)
 pub const MAX_FUNCTION_NAME_BYTES: usize = 512;
 
 /// One function of the library. Sent in order of index, all of them, before anything else.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
 #[repr(C)]
 pub struct FunctionEntry {
     /// Number to call it by, from 0.
@@ -61,7 +67,9 @@ pub struct FunctionEntry {
 }
 
 /// The library could not be loaded.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
 #[repr(C)]
 pub struct LoadFailed {
     /// What the loader said.

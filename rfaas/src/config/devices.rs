@@ -1,0 +1,149 @@
+//! `devices.json`: the devices of a machine, so that programs are told no more than a name.
+
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use rdmalib::{Device, DeviceSpec, Provider};
+use serde::{Deserialize, Serialize};
+
+use super::{ConfigError, File, Invalid, require};
+
+/// The device database.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Devices {
+    /// The devices, each with its own name.
+    pub devices: Vec<DeviceEntry>,
+    /// Where it was read, for error messages.
+    #[serde(skip)]
+    path: PathBuf,
+}
+
+/// One device.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DeviceEntry {
+    /// Name; for verbs as `ibv_devices` prints it, free for shm.
+    pub name: String,
+    /// Address of the interface that belongs to the device.
+    pub ip_address: IpAddr,
+    /// Port that clients wait for their executors at; 0: any free one.
+    #[serde(default)]
+    pub port: u16,
+    /// Largest payload, in bytes, that is sent inline; 0 disables inline data.
+    #[serde(default)]
+    pub max_inline_data: u32,
+    /// Receives that a connection keeps posted; at least one.
+    #[serde(default = "default_receives")]
+    pub default_receive_buffer_size: u32,
+    /// Which implementation drives it.
+    #[serde(default = "verbs", with = "provider")]
+    pub provider: Provider,
+}
+
+/// An open device and its entry in the database.
+#[derive(Clone, Debug)]
+pub struct OpenDevice {
+    /// The device.
+    pub device: Device,
+    /// Port and receives to use on it.
+    pub entry: DeviceEntry,
+}
+
+impl Devices {
+    /// A database that is in no file.
+    pub fn new(devices: Vec<DeviceEntry>) -> Self {
+        Devices { devices, path: "device database".into() }
+    }
+
+    /// Reads the database at `path`.
+    pub fn load(path: impl AsRef<Path>) -> Result<Self, ConfigError> {
+        let path = path.as_ref();
+        Ok(Devices { path: path.to_owned(), ..Self::read(path)? })
+    }
+
+    /// The entry of device `name`. The empty name stands for the only device, if there is but one.
+    pub fn get(&self, name: &str) -> Result<&DeviceEntry, ConfigError> {
+        let available = || self.devices.iter().map(|entry| entry.name.clone()).collect();
+        if name.is_empty() {
+            let [only] = &self.devices[..] else {
+                return Err(ConfigError::NoDeviceChosen {
+                    path: self.path.clone(),
+                    available: available(),
+                });
+            };
+            return Ok(only);
+        }
+        self.devices.iter().find(|entry| entry.name == name).ok_or_else(|| {
+            ConfigError::UnknownDevice {
+                path: self.path.clone(),
+                name: name.to_owned(),
+                available: available(),
+            }
+        })
+    }
+
+    /// Opens device `name`, found as by [`get`](Self::get).
+    pub fn open(&self, name: &str) -> Result<OpenDevice, ConfigError> {
+        self.get(name)?.open()
+    }
+}
+
+impl DeviceEntry {
+    /// Opens the device.
+    pub fn open(&self) -> Result<OpenDevice, ConfigError> {
+        let spec = DeviceSpec {
+            name: self.name.clone(),
+            provider: self.provider,
+            ip_address: self.ip_address,
+            max_inline_data: self.max_inline_data,
+        };
+        let device = Device::open(&spec).map_err(ConfigError::Open)?;
+        Ok(OpenDevice { device, entry: self.clone() })
+    }
+}
+
+impl File for Devices {
+    fn validate(&self) -> Result<(), Invalid> {
+        for (i, entry) in self.devices.iter().enumerate() {
+            let key = |name| format!("devices[{i}].{name}");
+            require(!entry.name.is_empty(), &key("name"), "must not be empty")?;
+            require(
+                self.devices[..i].iter().all(|earlier| earlier.name != entry.name),
+                &key("name"),
+                &format!("device {:?} is listed twice", entry.name),
+            )?;
+            require(
+                entry.default_receive_buffer_size > 0,
+                &key("default_receive_buffer_size"),
+                "must be at least 1",
+            )?;
+        }
+        Ok(())
+    }
+}
+
+/// What the original's generator writes.
+fn default_receives() -> u32 {
+    32
+}
+
+fn verbs() -> Provider {
+    Provider::Verbs
+}
+
+/// A provider as its name.
+mod provider {
+    use rdmalib::Provider;
+    use serde::de::{Deserialize, Deserializer, Error};
+    use serde::ser::Serializer;
+
+    pub fn serialize<S: Serializer>(provider: &Provider, out: S) -> Result<S::Ok, S::Error> {
+        out.collect_str(provider)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(input: D) -> Result<Provider, D::Error> {
+        let name = String::deserialize(input)?;
+        name.parse().map_err(|_| D::Error::unknown_variant(&name, &["verbs", "shm"]))
+    }
+}

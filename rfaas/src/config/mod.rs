@@ -1,0 +1,203 @@
+//! Settings: one struct for each JSON file in `config/`, read with its `load`.
+//!
+//! ```text
+//!   file ──serde──▶ struct ──validate──▶ T::load(path)      else one line that names file and key
+//! ```
+//! Every key is explained in `config/README.md`, which a test compares with these structs. A key that
+//! is not there has its default; a key that nobody knows is refused, since it is a typing error.
+//!
+//! Elsewhere: command lines, whose flags override these settings.
+
+use std::fmt;
+use std::io;
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::path::{Path, PathBuf};
+
+use serde::de::DeserializeOwned;
+
+use crate::protocol::lease::MAX_NODE_NAME_BYTES;
+
+mod benchmark;
+mod devices;
+mod executor_manager;
+mod executors;
+mod resource_manager;
+
+pub use benchmark::{BenchmarkConfig, BenchmarkNode, BenchmarkRun};
+pub use devices::{DeviceEntry, Devices, OpenDevice};
+pub use executor_manager::{ExecutorManagerConfig, ExecutorManagerNode, ExecutorSettings};
+pub use executors::{ExecutorEntry, ExecutorsDatabase};
+pub use resource_manager::{ResourceManagerConfig, ResourceManagerNode};
+
+/// Port of a resource manager, unless told otherwise.
+pub const RESOURCE_MANAGER_PORT: u16 = 10_000;
+/// Port of an executor manager, unless told otherwise.
+pub const EXECUTOR_MANAGER_PORT: u16 = 10_005;
+
+/// What is wrong with the settings. Displays as one line that names the file and what in it.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("{}: cannot be read: {reason}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said; not a `source`, since it is in the message.
+        reason: io::Error,
+    },
+    /// The file is not JSON, or a value is not of the key's type.
+    #[error("{}: line {line}, column {column}: {message}", path.display())]
+    Syntax {
+        /// The file.
+        path: PathBuf,
+        /// Line, from 1.
+        line: usize,
+        /// Column, from 1.
+        column: usize,
+        /// What is wrong there, with the name of the key.
+        message: String,
+    },
+    /// A value is of the right type but cannot be used.
+    #[error("{}: {invalid}", path.display())]
+    Invalid {
+        /// The file.
+        path: PathBuf,
+        /// The key and what is wrong with it.
+        invalid: Invalid,
+    },
+    /// The device database has no such device.
+    #[error("{}: no device {name:?}; there is {}", path.display(), list(available))]
+    UnknownDevice {
+        /// The device database.
+        path: PathBuf,
+        /// Name asked for.
+        name: String,
+        /// Names that there are.
+        available: Vec<String>,
+    },
+    /// No device was named and the database leaves a choice.
+    #[error(
+        "no device chosen: set \"rdma_device\" to one that {} lists: {}",
+        path.display(), list(available)
+    )]
+    NoDeviceChosen {
+        /// The device database.
+        path: PathBuf,
+        /// Names that there are.
+        available: Vec<String>,
+    },
+    /// The device is in the database, but not on this machine.
+    #[error(transparent)]
+    Open(rdmalib::Error),
+    /// An address is neither an IP address nor a name that resolves.
+    #[error("address {address:?}: {reason}")]
+    Address {
+        /// As written.
+        address: String,
+        /// What the resolver said.
+        reason: String,
+    },
+}
+
+/// A value that a key cannot have.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Invalid {
+    /// Path of the key, such as `config.rdma_device_port`.
+    pub key: String,
+    /// What it must be.
+    pub reason: String,
+}
+
+impl fmt::Display for Invalid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.key, self.reason)
+    }
+}
+
+/// The bytes of a cluster secret that leases and registrations are signed with: the decimal digits.
+pub fn cluster_secret(secret: u32) -> Vec<u8> {
+    secret.to_string().into_bytes()
+}
+
+/// The address that `host` (an IP address or a name) and `port` stand for; the first, if a name has
+/// several.
+pub fn resolve(host: &str, port: u16) -> Result<SocketAddr, ConfigError> {
+    let failed = |reason: String| ConfigError::Address { address: host.to_owned(), reason };
+    if host.is_empty() {
+        return Err(failed("is empty: give an IP address or a host name".into()));
+    }
+    (host, port)
+        .to_socket_addrs()
+        .map_err(|error| failed(error.to_string()))?
+        .next()
+        .ok_or_else(|| failed("the name has no address".into()))
+}
+
+/// What all files have in common.
+trait File: DeserializeOwned {
+    /// Checks what types cannot say.
+    fn validate(&self) -> Result<(), Invalid>;
+
+    fn read(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read(path)
+            .map_err(|reason| ConfigError::Read { path: path.to_owned(), reason })?;
+        Self::parse(path, &text)
+    }
+
+    /// Reads `text`, which errors say is in `path`.
+    fn parse(path: &Path, text: &[u8]) -> Result<Self, ConfigError> {
+        let mut json = serde_json::Deserializer::from_slice(text);
+        let value: Self = serde_path_to_error::deserialize(&mut json).map_err(|error| {
+            let key = error.path().to_string();
+            syntax(path, &key, &error.into_inner())
+        })?;
+        json.end().map_err(|error| syntax(path, ".", &error))?;
+        value
+            .validate()
+            .map_err(|invalid| ConfigError::Invalid { path: path.to_owned(), invalid })?;
+        Ok(value)
+    }
+}
+
+/// serde's error with the position where ours has it, and the key in front unless the text names it.
+fn syntax(path: &Path, key: &str, error: &serde_json::Error) -> ConfigError {
+    let (line, column) = (error.line(), error.column());
+    let text = error.to_string();
+    let text = text.strip_suffix(&format!(" at line {line} column {column}")).unwrap_or(&text);
+    let named = key == "." || !error.is_data() || text.starts_with("unknown field");
+    let message = if named { text.to_owned() } else { format!("{key}: {text}") };
+    // One line, whatever the file had between its quotes.
+    let message = message.replace('`', "\"").replace(char::is_control, " ");
+    ConfigError::Syntax { path: path.to_owned(), line, column, message }
+}
+
+/// `names` for a sentence.
+fn list(names: &[String]) -> String {
+    if names.is_empty() { "none".into() } else { names.join(", ") }
+}
+
+/// Fails with `reason` about `key` unless `holds`.
+fn require(holds: bool, key: &str, reason: &str) -> Result<(), Invalid> {
+    if holds { Ok(()) } else { Err(Invalid { key: key.into(), reason: reason.into() }) }
+}
+
+/// Checks the name of a node, under `key`.
+fn require_node_name(name: &str, key: &str) -> Result<(), Invalid> {
+    require(!name.is_empty(), key, "must not be empty")?;
+    require(
+        name.len() <= MAX_NODE_NAME_BYTES,
+        key,
+        &format!("has {} bytes, at most {MAX_NODE_NAME_BYTES} are allowed", name.len()),
+    )
+}
+
+/// The manager that `address` and `port` of a configuration name: none if the address is empty, port 0
+/// being the usual port.
+fn resource_manager(address: &str, port: u16) -> Result<Option<SocketAddr>, ConfigError> {
+    if address.is_empty() {
+        return Ok(None);
+    }
+    let port = if port == 0 { RESOURCE_MANAGER_PORT } else { port };
+    resolve(address, port).map(Some)
+}

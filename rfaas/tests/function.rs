@@ -1,0 +1,247 @@
+//! What is callable in a library, for libraries as compilers and linkers make them, and for bytes
+//! that nobody made.
+
+#![allow(clippy::unwrap_used)] // in helpers too: what fails there is the test
+
+use std::ffi::OsStr;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::sync::OnceLock;
+
+use proptest::prelude::*;
+use rfaas::function::{LibraryError, exported_functions};
+
+const SOURCE: &str = r#"
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+int data = 7;
+static uint32_t local(void *in, uint32_t n, void *out) { memcpy(out, in, n); return n; }
+uint32_t zebra(void *in, uint32_t n, void *out) { return local(in, n, out); }
+uint32_t apple(void *in, uint32_t n, void *out) { printf("%u", n); return local(in, n, out); }
+__attribute__((weak)) uint32_t weak(void *in, uint32_t n, void *out) { return zebra(in, n, out); }
+__attribute__((visibility("protected"))) uint32_t guarded(void *in, uint32_t n, void *out) {
+    return apple(in, n, out);
+}
+__attribute__((visibility("hidden"))) uint32_t hidden(void *in, uint32_t n, void *out) {
+    return apple(in, n, out);
+}
+"#;
+const EXPORTED: [&str; 4] = ["apple", "guarded", "weak", "zebra"];
+
+/// Runs `program` with `args` in `dir`; a compiler or linker that is not there is a failure.
+fn run<S: AsRef<OsStr>>(dir: &Path, program: &str, args: &[S]) {
+    let output = Command::new(program).args(args).current_dir(dir).output();
+    let output = output.unwrap_or_else(|error| panic!("{program}: {error}"));
+    assert!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// Compiles `source` with `cc` and these flags.
+fn compile(source: &str, flags: &[&str]) -> Vec<u8> {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("source.c"), source).unwrap();
+    let mut args = vec!["-O1", "-o", "result", "source.c"];
+    args.extend(flags);
+    run(dir.path(), "cc", &args);
+    fs::read(dir.path().join("result")).unwrap()
+}
+
+fn library(flags: &[&str]) -> Vec<u8> {
+    compile(SOURCE, &[&["-shared", "-fPIC"], flags].concat())
+}
+
+/// One library for the tests that only look at its bytes.
+fn plain() -> &'static [u8] {
+    static PLAIN: OnceLock<Vec<u8>> = OnceLock::new();
+    PLAIN.get_or_init(|| library(&[]))
+}
+
+#[test]
+fn defined_visible_functions_are_listed_by_name() {
+    assert_eq!(exported_functions(plain()).unwrap(), EXPORTED);
+}
+
+#[test]
+fn bytes_may_lie_at_any_address() {
+    let shifted = [&[0], plain()].concat();
+    assert_eq!(exported_functions(&shifted[1..]).unwrap(), EXPORTED);
+}
+
+#[test]
+fn other_layouts_of_the_same_library_list_the_same() {
+    for flags in [
+        &["-Wl,--hash-style=sysv"][..],
+        &["-Wl,--hash-style=gnu"],
+        &["-Wl,-z,norelro", "-Wl,-z,noseparate-code"],
+        &["-Wl,-z,separate-code", "-Wl,--build-id=none"],
+        &["-s"],
+        &["-g"],
+    ] {
+        assert_eq!(exported_functions(&library(flags)).unwrap(), EXPORTED, "{flags:?}");
+    }
+}
+
+#[test]
+#[ignore = "needs ld.gold"]
+fn a_library_linked_by_gold_lists_the_same() {
+    assert_eq!(exported_functions(&library(&["-fuse-ld=gold"])).unwrap(), EXPORTED);
+}
+
+#[test]
+#[ignore = "needs ld.lld"]
+fn a_library_linked_by_lld_lists_the_same() {
+    assert_eq!(exported_functions(&library(&["-fuse-ld=lld"])).unwrap(), EXPORTED);
+}
+
+#[test]
+fn a_rust_library_lists_its_functions_and_nothing_of_the_standard_library() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = r#"
+        #[unsafe(no_mangle)]
+        pub extern "C" fn twice(_: *mut u8, bytes: u32, _: *mut u8) -> u32 {
+            println!("{bytes}");
+            2 * bytes
+        }
+        pub fn not_exported() {}
+    "#;
+    fs::write(dir.path().join("source.rs"), source).unwrap();
+    let args = ["--edition=2024", "--crate-type=cdylib", "-o", "result", "source.rs"];
+    run(dir.path(), "rustc", &args);
+    let library = fs::read(dir.path().join("result")).unwrap();
+    assert_eq!(exported_functions(&library).unwrap(), ["twice"]);
+}
+
+#[test]
+fn the_linkers_own_functions_are_not_listed() {
+    let source = "void _init(void) {} void _fini(void) {} int f(void) { return 0; }";
+    let library = compile(source, &["-shared", "-fPIC", "-nostartfiles"]);
+    assert_eq!(exported_functions(&library).unwrap(), ["f"]);
+}
+
+#[test]
+fn a_name_in_two_versions_is_listed_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = r#"
+        __asm__(".symver old, f@V1"); __asm__(".symver new, f@@V2");
+        int old(void) { return 1; } int new(void) { return 2; }
+    "#;
+    fs::write(dir.path().join("source.c"), source).unwrap();
+    fs::write(dir.path().join("map"), "V1 { global: f; local: *; }; V2 { global: f; } V1;")
+        .unwrap();
+    let args = ["-shared", "-fPIC", "-Wl,--version-script=map", "-o", "result", "source.c"];
+    run(dir.path(), "cc", &args);
+    let library = fs::read(dir.path().join("result")).unwrap();
+    assert_eq!(exported_functions(&library).unwrap(), ["f"]);
+}
+
+#[test]
+fn a_name_that_is_too_long_for_the_wire_is_not_listed() {
+    let (fits, too_long) = ("a".repeat(512), "b".repeat(513));
+    let source = format!("int {fits}(void) {{ return 0; }} int {too_long}(void) {{ return 0; }}");
+    let library = compile(&source, &["-shared", "-fPIC"]);
+    assert_eq!(exported_functions(&library).unwrap(), [fits]);
+}
+
+#[test]
+fn a_file_that_is_not_elf_is_refused() {
+    for bytes in [&b""[..], b"\x7fEL", b"#!/bin/sh\n", b"!<arch>\n"] {
+        let error = exported_functions(bytes).unwrap_err();
+        assert!(matches!(error, LibraryError::NotElf), "{error}");
+    }
+}
+
+#[test]
+fn executables_and_object_files_are_refused() {
+    let program = "int f(void) { return 0; } int main(void) { return f(); }";
+    let refused = |flags: &[&str], expected: &str| {
+        let error = exported_functions(&compile(program, flags)).unwrap_err();
+        let LibraryError::NotSharedObject { found } = error else { panic!("{error}") };
+        assert_eq!(found, expected);
+    };
+    refused(&["-no-pie"], "an executable");
+    refused(&["-pie", "-fPIE", "-rdynamic"], "an executable");
+    refused(&["-c"], "an object file");
+}
+
+#[test]
+fn a_library_without_functions_is_refused() {
+    let data = compile("int data = 1;", &["-shared", "-fPIC"]);
+    assert!(matches!(exported_functions(&data), Err(LibraryError::NoFunctions)));
+    let hidden = compile("int f(void) { return 0; }", &["-shared", "-fPIC", "-fvisibility=hidden"]);
+    assert!(matches!(exported_functions(&hidden), Err(LibraryError::NoFunctions)));
+}
+
+#[test]
+fn a_library_for_another_processor_is_refused() {
+    let found = |at: usize, bytes: &[u8]| {
+        let mut library = plain().to_vec();
+        library[at..at + bytes.len()].copy_from_slice(bytes);
+        match exported_functions(&library) {
+            Err(LibraryError::OtherArchitecture { found }) => found,
+            other => panic!("{other:?}"),
+        }
+    };
+    let machine: u16 = if cfg!(target_arch = "x86_64") { 183 } else { 62 }; // aarch64, x86_64
+    let name = if cfg!(target_arch = "x86_64") { "aarch64" } else { "x86_64" };
+    assert_eq!(found(18, &machine.to_ne_bytes()), name);
+    assert_eq!(found(18, &0xfffe_u16.to_ne_bytes()), "ELF machine 65534");
+    assert_eq!(found(4, &[1]), "a 32-bit processor");
+    let other_order = if cfg!(target_endian = "little") { 2 } else { 1 };
+    assert!(found(5, &[other_order]).ends_with("-endian processor"));
+}
+
+#[test]
+fn a_library_that_was_cut_off_is_damaged() {
+    let library = plain();
+    for len in [4, 16, 63, 64, library.len() / 2, library.len() - 1] {
+        let error = exported_functions(&library[..len]).unwrap_err();
+        assert!(matches!(error, LibraryError::Damaged { .. }), "{len} bytes: {error}");
+    }
+}
+
+#[test]
+fn messages_are_one_line() {
+    let errors = [
+        LibraryError::NotElf,
+        LibraryError::NoFunctions,
+        LibraryError::NotSharedObject { found: "an executable" },
+        LibraryError::Damaged { reason: "x".into() },
+    ];
+    assert!(errors.iter().all(|error| !error.to_string().contains('\n')));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+
+    #[test]
+    fn overwritten_libraries_never_panic(
+        changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..40),
+        headers in prop::collection::vec((0usize..64, any::<u8>()), 0..3),
+        len in any::<prop::sample::Index>(),
+        cut in prop::bool::weighted(0.2),
+    ) {
+        let mut library = plain().to_vec();
+        let tail = library.len() - 4096; // where the section headers are
+        for (at, byte) in changes {
+            let at = if byte % 2 == 0 { at.index(library.len()) } else { tail + at.index(4096) };
+            library[at] = byte;
+        }
+        for (at, byte) in headers {
+            library[at] = byte;
+        }
+        if cut {
+            library.truncate(len.index(library.len()));
+        }
+        let _ = exported_functions(&library);
+    }
+
+    #[test]
+    fn random_bytes_never_panic(mut bytes in prop::collection::vec(any::<u8>(), 0..2048)) {
+        let _ = exported_functions(&bytes);
+        if bytes.len() >= 20 {
+            bytes[..20].copy_from_slice(&plain()[..20]);
+        }
+        let _ = exported_functions(&bytes);
+    }
+}

@@ -1,0 +1,304 @@
+//! Properties of the wire protocol: what is sent is read, what nobody sent is an error, and only the
+//! cluster's secret signs.
+
+#![allow(clippy::unwrap_used)] // in helpers too: what fails there is the test
+
+use std::net::SocketAddr;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use proptest::prelude::*;
+use rfaas::protocol::assignment::HexSecret;
+use rfaas::protocol::invocation::{MAX_SLOTS, ReplyImmediate, ReplyStatus};
+use rfaas::protocol::lease::{
+    ClientName, EndReason, LeaseId, LeaseTerms, MAX_CLIENT_NAME_BYTES, MAX_NODE_NAME_BYTES,
+    NodeName, Token,
+};
+use rfaas::protocol::node::{Challenge, Register};
+use rfaas::protocol::session::{FromExecutor, WorkerHello};
+use rfaas::protocol::{
+    Empty, Hello, MAX_MESSAGE_BYTES, Malformed, MessageKind, Refusal, Role, Secret, Text, VERSION,
+    WireAddress, allocation, lease, node, parse_prefix,
+};
+use zerocopy::{FromBytes, IntoBytes};
+
+fn terms() -> LeaseTerms {
+    LeaseTerms {
+        lease: 7.into(),
+        cores: 2.into(),
+        memory: 512.into(),
+        expires_at_ms: 1_000.into(),
+        node: NodeName::new("node-1").unwrap(),
+        client: ClientName::new("alice").unwrap(),
+    }
+}
+
+/// Decodes as messages of every conversation; whichever accepts it must encode the same bytes again.
+fn decode_as_each(bytes: &[u8]) -> usize {
+    fn one<M: MessageKind>(bytes: &[u8]) -> usize {
+        let Ok(message) = M::decode(bytes) else { return 0 };
+        assert_eq!(message.encode(), bytes);
+        1
+    }
+    one::<lease::FromClient>(bytes)
+        + one::<lease::ToClient>(bytes)
+        + one::<node::FromNode>(bytes)
+        + one::<node::ToNode>(bytes)
+        + one::<allocation::FromClient>(bytes)
+        + one::<allocation::ToClient>(bytes)
+        + one::<FromExecutor>(bytes)
+}
+
+/// Lengths of all message bodies, so that random bytes are often of the right length.
+const BODIES: [usize; 17] =
+    [0, 6, 8, 14, 32, 86, 162, 220, 242, 244, 246, 252, 254, 274, 308, 514, 522];
+
+proptest! {
+    #[test]
+    fn arbitrary_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..1200)) {
+        decode_as_each(&bytes);
+        let _ = Hello::parse(&bytes);
+        let _ = parse_prefix::<WorkerHello>(&bytes);
+        let _ = parse_prefix::<Refusal>(&bytes).map(|refusal| refusal.get().map(str::len));
+    }
+
+    #[test]
+    fn a_message_that_is_read_is_the_one_that_was_sent(
+        kind in 0u8..7,
+        len in prop::sample::select(&BODIES[..]),
+        body in prop::collection::vec(any::<u8>(), 600),
+    ) {
+        decode_as_each(&[&[kind, 0], &body[..len]].concat());
+    }
+
+    #[test]
+    fn fields_of_hostile_messages_are_errors_at_worst(bytes in prop::collection::vec(any::<u8>(), 252)) {
+        let token = Token::read_from_bytes(&bytes).unwrap();
+        prop_assert!(!token.verify(b"42"));
+        let _ = token.terms.node.get();
+        let _ = token.terms.expired(SystemTime::now());
+        let _ = format!("{token:?}");
+        let _ = EndReason::from_wire(u16::from_le_bytes([bytes[0], bytes[1]]).into());
+        let _ = allocation::RefusedBecause::from_wire(u16::from_le_bytes([bytes[0], bytes[1]]).into());
+    }
+
+    #[test]
+    fn a_reply_immediate_survives_the_wire(
+        slot in 0..MAX_SLOTS as u16, status in 0u8..4, sequence in any::<u8>(), any in any::<u32>()
+    ) {
+        let status = [
+            ReplyStatus::Ok, ReplyStatus::UnknownFunction, ReplyStatus::OutputTooLarge, ReplyStatus::Malformed,
+        ][usize::from(status)];
+        let reply = ReplyImmediate { slot, status, sequence };
+        prop_assert_eq!(ReplyImmediate::from_wire(reply.to_wire()), Ok(reply));
+        match ReplyImmediate::from_wire(any) {
+            Ok(reply) => prop_assert_eq!(reply.to_wire(), any),
+            Err(error) => prop_assert_eq!(error, Malformed::Field("reply status")),
+        }
+    }
+
+    #[test]
+    fn an_address_survives_the_wire(v6 in any::<bool>(), ip in any::<[u8; 16]>(), port in any::<u16>()) {
+        let ip = if v6 { ip.into() } else { [ip[0], ip[1], ip[2], ip[3]].into() };
+        let addr = SocketAddr::new(ip, port);
+        let back = SocketAddr::from(WireAddress::from(addr));
+        prop_assert_eq!(back, SocketAddr::new(addr.ip().to_canonical(), port));
+    }
+
+    #[test]
+    fn text_survives_the_wire(text in "\\PC{0,64}") {
+        match Text::<64>::new(&text) {
+            Some(wire) => prop_assert_eq!(wire.get(), Ok(&text[..])),
+            None => prop_assert!(text.len() > 64),
+        }
+        let cut = Text::<64>::truncated(&text);
+        let cut = cut.get().unwrap();
+        prop_assert!(text.starts_with(cut) && cut.len() + 4 > text.len().min(64));
+    }
+
+    #[test]
+    fn a_token_with_any_bit_changed_is_refused(bit in 0usize..252 * 8) {
+        let mut token = Token::sign(terms(), b"42");
+        prop_assert!(token.verify(b"42"));
+        token.as_mut_bytes()[bit / 8] ^= 1 << (bit % 8);
+        prop_assert!(!token.verify(b"42"));
+    }
+
+    #[test]
+    fn a_registration_with_any_bit_changed_is_refused(bit in 0usize..162 * 8) {
+        let challenge = Challenge { nonce: [5; 32] };
+        let mut register = Register::new(NodeName::new("node-1").unwrap(), &challenge, b"42");
+        prop_assert!(register.verify(&challenge, b"42"));
+        register.as_mut_bytes()[bit / 8] ^= 1 << (bit % 8);
+        prop_assert!(!register.verify(&challenge, b"42"));
+    }
+
+    #[test]
+    fn token_text_of_anything_is_an_error_at_worst(text in "[A-Za-z0-9_=+/ -]{0,400}") {
+        if let Ok(token) = Token::from_text(&text) {
+            prop_assert_eq!(token.to_text(), text);
+        }
+    }
+}
+
+#[test]
+fn every_message_has_a_length_of_its_own_and_fits() {
+    let accepted: usize = (0..256u16)
+        .flat_map(|kind| BODIES.map(|len| [&kind.to_le_bytes()[..], &vec![1; len]].concat()))
+        .map(|bytes| decode_as_each(&bytes))
+        .sum();
+    assert_eq!(accepted, 22, "messages of all conversations: is BODIES complete?");
+    assert!(BODIES.iter().all(|len| len + 2 <= MAX_MESSAGE_BYTES));
+}
+
+#[test]
+fn a_message_of_another_length_is_refused() {
+    let bytes = node::ToNode::EndedAck(node::LeaseEndedAck { lease: 1.into() }).encode();
+    for wrong in [&bytes[..9], &[&bytes[..], &[0]].concat()[..]] {
+        let expected = Malformed::Length { what: "EndedAck", bytes: wrong.len() - 2, expected: 8 };
+        assert_eq!(node::ToNode::decode(wrong), Err(expected));
+    }
+    for short in [&[][..], &[1]] {
+        let expected = Malformed::Length { what: "ToNode", bytes: short.len(), expected: 2 };
+        assert_eq!(node::ToNode::decode(short), Err(expected));
+    }
+    assert_eq!(node::ToNode::decode(&[9, 1]), Err(Malformed::Kind(0x0109)));
+    assert_eq!(node::ToNode::decode(&[0, 0]), Err(Malformed::Kind(0)));
+}
+
+#[test]
+fn a_hello_is_read_with_the_zeros_that_a_device_appends() {
+    let body = WorkerHello {
+        session: Secret([1; 16]),
+        worker: 1.into(),
+        slots: 2.into(),
+        slot_stride: 3.into(),
+        input_addr: 4.into(),
+        input_key: 5.into(),
+    };
+    let mut hello = Hello::with(Role::Worker, &body);
+    assert!(hello.len() <= rdmalib::MAX_CONNECT_DATA);
+    hello.resize(rdmalib::MAX_CONNECT_DATA, 0);
+    let (role, rest) = Hello::parse(&hello).unwrap();
+    assert_eq!((role, parse_prefix(rest)), (Role::Worker, Ok(body)));
+}
+
+#[test]
+fn a_peer_of_another_version_or_another_kind_is_recognised() {
+    let hello = Hello::with(Role::Lease, &Empty {});
+    let mut other = hello.clone();
+    other[4..6].copy_from_slice(&(VERSION + 1).to_le_bytes());
+    assert_eq!(Hello::parse(&other), Err(Malformed::Version { theirs: VERSION + 1 }));
+    let text = Hello::parse(&other).unwrap_err().to_string();
+    assert!(text.contains("version 2") && text.contains("speaks 1"), "{text}");
+
+    let mut other = hello.clone();
+    other[0] ^= 1;
+    assert_eq!(Hello::parse(&other), Err(Malformed::Magic));
+    assert_eq!(Hello::parse(&hello[..7]), Err(Malformed::Magic));
+    assert_eq!(Hello::parse(&[]), Err(Malformed::Magic));
+
+    let mut other = hello;
+    other[6] = 7;
+    assert_eq!(Hello::parse(&other), Err(Malformed::Kind(7)));
+}
+
+#[test]
+fn a_body_that_is_cut_off_is_refused() {
+    let hello = Hello::with(Role::Worker, &Empty {});
+    let (_, rest) = Hello::parse(&hello).unwrap();
+    let error = parse_prefix::<WorkerHello>(rest).unwrap_err();
+    assert!(matches!(error, Malformed::Length { bytes: 0, expected: 36, .. }), "{error}");
+}
+
+#[test]
+fn a_token_is_valid_under_its_own_secret_only() {
+    let token = Token::sign(terms(), b"42");
+    assert!(token.verify(b"42"));
+    assert!(!token.verify(b"43"));
+    assert!(!token.verify(b""));
+    assert!(!Token::unsigned(terms()).verify(b"42"));
+}
+
+#[test]
+fn a_registration_is_valid_for_its_own_challenge_and_secret_only() {
+    let challenge = Challenge { nonce: [5; 32] };
+    let register = Register::new(NodeName::new("node-1").unwrap(), &challenge, b"42");
+    assert!(register.verify(&challenge, b"42"));
+    assert!(!register.verify(&Challenge { nonce: [6; 32] }, b"42"));
+    assert!(!register.verify(&challenge, b"43"));
+}
+
+#[test]
+fn token_text_is_read_back_and_nothing_else_is() {
+    let token = Token::sign(terms(), b"42");
+    let text = token.to_text();
+    assert_eq!(text.len(), 336);
+    assert!(text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_'));
+    assert_eq!(Token::from_text(&text), Ok(token));
+    let padded = format!("{text}=");
+    let longer = format!("{text}AAAA");
+    for wrong in ["", &text[..335], &text[..332], &padded, &longer, &text.replace('A', "!")] {
+        assert_eq!(Token::from_text(wrong), Err(Malformed::Field("token")));
+    }
+}
+
+#[test]
+fn secrets_are_not_printed() {
+    let token = Token::sign(terms(), b"42");
+    assert!(format!("{token:?}").ends_with(", .. }"));
+    assert_eq!(format!("{:?}", Secret([1; 16])), "Secret(..)");
+    assert_eq!(format!("{:?}", HexSecret(Secret([1; 16]))), "HexSecret(..)");
+}
+
+#[test]
+fn terms_expire_at_their_end_and_not_before() {
+    let terms = terms();
+    assert!(!terms.expired(UNIX_EPOCH + Duration::from_millis(999)));
+    assert!(terms.expired(UNIX_EPOCH + Duration::from_millis(1000)));
+    let never = LeaseTerms { expires_at_ms: u64::MAX.into(), ..terms };
+    assert!(!never.expired(SystemTime::now()));
+}
+
+#[test]
+fn text_fits_up_to_its_limit_and_is_never_cut_inside_a_character() {
+    assert!(Text::<4>::new("").is_some());
+    assert!(Text::<4>::new("abcd").is_some());
+    assert!(Text::<4>::new("abcde").is_none());
+    assert_eq!(Text::<4>::truncated("abcde").get(), Ok("abcd"));
+    assert_eq!(Text::<4>::truncated("abcé").get(), Ok("abc"));
+    assert_eq!(Text::<4>::truncated("🦀").get(), Ok("🦀"));
+    assert_eq!(Text::<4>::truncated("a🦀").get(), Ok("a"));
+    assert!(NodeName::new(&"n".repeat(MAX_NODE_NAME_BYTES)).is_some());
+    assert!(NodeName::new(&"n".repeat(MAX_NODE_NAME_BYTES + 1)).is_none());
+    assert!(ClientName::new(&"c".repeat(MAX_CLIENT_NAME_BYTES)).is_some());
+    assert!(ClientName::new(&"c".repeat(MAX_CLIENT_NAME_BYTES + 1)).is_none());
+}
+
+#[test]
+fn text_that_is_none_is_refused() {
+    for bytes in [[5, 0, 1, 1, 1, 1], [0xff, 0xff, 1, 1, 1, 1], [1, 0, 0xff, 0, 0, 0]] {
+        let text = Text::<4>::read_from_bytes(&bytes).unwrap();
+        assert_eq!(text.get(), Err(Malformed::Field("text")));
+        assert_eq!(format!("{text:?}"), "\"<invalid>\"");
+    }
+}
+
+#[test]
+fn a_hex_secret_is_32_digits() {
+    let secret = Secret(std::array::from_fn(|i| 17 * i as u8));
+    let text = String::from(HexSecret(secret));
+    assert_eq!(text, "00112233445566778899aabbccddeeff");
+    assert!(HexSecret::try_from(text.clone()).is_ok_and(|read| read.0 == secret));
+    for wrong in ["", "00", &text[1..], "0011223344556677889 aabbccddeeff", "éééééééééééééééé"]
+    {
+        assert!(HexSecret::try_from(wrong.to_owned()).is_err(), "{wrong}");
+    }
+    assert_ne!(Secret::generate(), Secret::generate());
+}
+
+#[test]
+fn lease_zero_is_no_lease() {
+    assert_eq!(LeaseId::new(0), None);
+    assert_eq!(LeaseId::new(7).unwrap().get(), 7);
+    assert_eq!(LeaseId::new(7).unwrap().to_string(), "7");
+}

@@ -1,0 +1,391 @@
+//! The bytes of every struct and message, spelled out: a layout that changes without a new protocol
+//! version fails here, and so does one that differs between machines.
+
+#![allow(clippy::unwrap_used)] // in helpers too: what fails there is the test
+
+use std::net::SocketAddr;
+
+use rfaas::protocol::accounting::{
+    AccountingHello, COUNTERS_BYTES, Counters, EXECUTION_NS, HOT_POLLING_NS, INVOCATIONS,
+};
+use rfaas::protocol::allocation::{
+    self, Allocate, AllocateRefused, Allocated, ExecutorExited, LeaseEnding, RefusedBecause,
+    Released,
+};
+use rfaas::protocol::assignment::{AssignedDevice, Assignment, HexSecret};
+use rfaas::protocol::invocation::{
+    FailureDetail, HEADER_SPACE, MAX_SLOTS, ReplyImmediate, ReplyStatus, RequestHeader,
+};
+use rfaas::protocol::lease::{
+    self, ClientName, EndReason, LeaseGranted, LeaseRefused, LeaseRelease, LeaseRequest,
+    LeaseTerms, NodeName, Reason, Token,
+};
+use rfaas::protocol::node::{
+    self, Bill, Challenge, EndLease, LeaseClaimed, LeaseEnded, LeaseEndedAck, Register,
+    RegisterRefused, Registered,
+};
+use rfaas::protocol::session::{
+    ExecutorHello, FromExecutor, FunctionEntry, LoadFailed, WorkerHello,
+};
+use rfaas::protocol::{
+    Bytes, Empty, Hello, MessageKind, Refusal, Role, Secret, Text, VERSION, WireAddress,
+};
+
+#[track_caller]
+fn is(actual: &impl Bytes, expected: &[&[u8]]) {
+    assert_eq!(actual.as_bytes(), expected.concat());
+}
+
+#[track_caller]
+fn says(message: &impl MessageKind, kind: u8, body: &impl Bytes) {
+    assert_eq!(message.encode(), [&[kind, 0], body.as_bytes()].concat());
+}
+
+/// A text: its length, its bytes, zeros up to `N`.
+fn text<const N: usize>(text: &str) -> Vec<u8> {
+    let mut bytes = vec![text.len() as u8, (text.len() >> 8) as u8];
+    bytes.extend(text.as_bytes());
+    bytes.resize(2 + N, 0);
+    bytes
+}
+
+fn terms() -> LeaseTerms {
+    LeaseTerms {
+        lease: 7.into(),
+        cores: 2.into(),
+        memory: 512.into(),
+        expires_at_ms: 1_700_000_000_123.into(),
+        node: NodeName::new("node-1").unwrap(),
+        client: ClientName::new("alice").unwrap(),
+    }
+}
+
+fn terms_bytes() -> Vec<u8> {
+    [
+        &[7, 0, 0, 0, 0, 0, 0, 0][..],
+        &[2, 0, 0, 0],
+        &[0, 2, 0, 0],
+        &[0x7b, 0x68, 0xe5, 0xcf, 0x8b, 1, 0, 0],
+        &text::<128>("node-1"),
+        &text::<64>("alice"),
+    ]
+    .concat()
+}
+
+/// HMAC-SHA256 with key "42" over "rFaaS lease v1" and these terms, from another implementation.
+const TERMS_MAC: [u8; 32] = [
+    0x1e, 0x3e, 0xfd, 0x62, 0x8d, 0x11, 0x32, 0xc6, 0xdf, 0xc3, 0xed, 0x86, 0xdc, 0xc7, 0xf2, 0x9a,
+    0xc8, 0x69, 0xd9, 0x5f, 0x43, 0x93, 0x6b, 0x44, 0x05, 0xe8, 0xe3, 0x13, 0xc4, 0x6b, 0x91, 0xa2,
+];
+
+fn token_bytes() -> Vec<u8> {
+    [&terms_bytes()[..], &TERMS_MAC].concat()
+}
+
+const BILL: Bill = Bill {
+    allocated_ns: zerocopy::little_endian::U64::new(1),
+    hot_polling_ns: zerocopy::little_endian::U64::new(2),
+    execution_ns: zerocopy::little_endian::U64::new(3),
+    invocations: zerocopy::little_endian::U64::new(0x0807_0605_0403_0201),
+};
+const BILL_BYTES: [u8; 32] = [
+    1, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8,
+];
+const SECRET: Secret = Secret(*b"0123456789abcdef");
+
+#[test]
+fn a_hello_is_magic_version_and_role() {
+    assert_eq!(VERSION, 1);
+    for (role, number) in [
+        (Role::Lease, 1),
+        (Role::Node, 2),
+        (Role::Allocation, 3),
+        (Role::Accounting, 4),
+        (Role::Executor, 5),
+        (Role::Worker, 6),
+    ] {
+        let hello = Hello::with(role, &Empty {});
+        assert_eq!(hello, [b'r', b'F', b'a', b'S', 1, 0, number, 0]);
+    }
+    let hello = Hello::with(Role::Accounting, &AccountingHello { secret: SECRET });
+    assert_eq!(hello, b"rFaS\x01\0\x04\x000123456789abcdef");
+}
+
+#[test]
+fn common_parts() {
+    is(&Empty {}, &[]);
+    is(&SECRET, &[b"0123456789abcdef"]);
+    is(&Text::<4>::new("ab").unwrap(), &[&[2, 0, b'a', b'b', 0, 0]]);
+    is(&Refusal::truncated("no"), &[&text::<120>("no")]);
+    let v4: SocketAddr = "10.1.2.3:10005".parse().unwrap();
+    is(
+        &WireAddress::from(v4),
+        &[&[0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 10, 1, 2, 3], &[0x15, 0x27]],
+    );
+    let v6: SocketAddr = "[2001:db8::1]:1".parse().unwrap();
+    is(
+        &WireAddress::from(v6),
+        &[&[0x20, 0x01, 0x0d, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1], &[1, 0]],
+    );
+}
+
+#[test]
+fn accounting() {
+    is(&AccountingHello { secret: SECRET }, &[b"0123456789abcdef"]);
+    is(
+        &Counters { addr: 0x0102_0304_0506_0708.into(), key: 9.into() },
+        &[&[8, 7, 6, 5, 4, 3, 2, 1], &[9, 0, 0, 0]],
+    );
+    assert_eq!((HOT_POLLING_NS, EXECUTION_NS, INVOCATIONS, COUNTERS_BYTES), (0, 8, 16, 24));
+}
+
+#[test]
+fn lease_structs() {
+    is(&terms(), &[&terms_bytes()]);
+    is(&Token::sign(terms(), b"42"), &[&token_bytes()]);
+    is(&Token::unsigned(terms()), &[&terms_bytes(), &[0; 32]]);
+    let client = ClientName::new("alice").unwrap();
+    let request = LeaseRequest {
+        request: 1.into(),
+        cores: 2.into(),
+        memory: 3.into(),
+        timeout_ms: 4.into(),
+        client,
+    };
+    is(
+        &request,
+        &[&[1, 0, 0, 0, 2, 0, 0, 0, 3, 0, 0, 0], &[4, 0, 0, 0, 0, 0, 0, 0], &text::<64>("alice")],
+    );
+    let release = LeaseRelease { token: Token::sign(terms(), b"42") };
+    is(&release, &[&token_bytes()]);
+    let manager: SocketAddr = "127.0.0.1:10005".parse().unwrap();
+    let granted = LeaseGranted { request: 1.into(), manager: manager.into(), token: release.token };
+    is(
+        &granted,
+        &[
+            &[1, 0, 0, 0],
+            &[0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 127, 0, 0, 1, 0x15, 0x27],
+            &token_bytes(),
+        ],
+    );
+    let refused = LeaseRefused { request: 1.into(), reason: Reason::truncated("full") };
+    is(&refused, &[&[1, 0, 0, 0], &text::<240>("full")]);
+
+    says(&lease::FromClient::Request(request), 1, &request);
+    says(&lease::FromClient::Release(release), 2, &release);
+    says(&lease::ToClient::Granted(granted), 1, &granted);
+    says(&lease::ToClient::Refused(refused), 2, &refused);
+}
+
+#[test]
+fn reasons_of_an_end_are_numbered() {
+    for (number, reason, name) in [
+        (1, EndReason::Released, "released"),
+        (2, EndReason::Expired, "expired"),
+        (3, EndReason::ClientGone, "client_gone"),
+        (4, EndReason::Withdrawn, "withdrawn"),
+        (5, EndReason::NodeLost, "node_lost"),
+        (6, EndReason::Shutdown, "shutdown"),
+    ] {
+        assert_eq!((reason.to_wire().get(), reason.name()), (number, name));
+        assert_eq!(EndReason::from_wire(number.into()), Ok(reason));
+    }
+}
+
+#[test]
+fn node_structs() {
+    let challenge = Challenge { nonce: std::array::from_fn(|i| i as u8) };
+    let nonce: Vec<u8> = (0..32).collect();
+    is(&challenge, &[&nonce]);
+    let register = Register::new(NodeName::new("node-1").unwrap(), &challenge, b"42");
+    // HMAC-SHA256 with key "42" over "rFaaS node v1", nonce and name, from another implementation.
+    let proof = [
+        0x0b, 0x84, 0x47, 0xa1, 0xe8, 0x14, 0xa3, 0x27, 0x0e, 0x97, 0x99, 0x04, 0x5e, 0xd2, 0x2d,
+        0xe7, 0xe2, 0x3e, 0xa2, 0x54, 0xd5, 0x76, 0xec, 0x57, 0xf0, 0xb5, 0x46, 0x0b, 0xa8, 0x16,
+        0xbc, 0xf9,
+    ];
+    is(&register, &[&text::<128>("node-1"), &proof]);
+    is(&BILL, &[&BILL_BYTES]);
+    let claimed = LeaseClaimed { terms: terms() };
+    is(&claimed, &[&terms_bytes()]);
+    let ended = LeaseEnded { terms: terms(), reason: EndReason::Expired.to_wire(), bill: BILL };
+    is(&ended, &[&terms_bytes(), &[2, 0], &BILL_BYTES]);
+    let ack = LeaseEndedAck { lease: 7.into() };
+    is(&ack, &[&[7, 0, 0, 0, 0, 0, 0, 0]]);
+    let registered = Registered { cores: 2.into(), memory: 512.into() };
+    is(&registered, &[&[2, 0, 0, 0, 0, 2, 0, 0]]);
+    let refused = RegisterRefused { reason: Reason::truncated("unknown") };
+    is(&refused, &[&text::<240>("unknown")]);
+    let end = EndLease { lease: 7.into(), reason: 4.into(), grace_ms: 0x0403_0201.into() };
+    is(&end, &[&[7, 0, 0, 0, 0, 0, 0, 0], &[4, 0], &[1, 2, 3, 4]]);
+
+    says(&node::FromNode::Register(register), 1, &register);
+    says(&node::FromNode::Claimed(claimed), 2, &claimed);
+    says(&node::FromNode::Ended(ended), 3, &ended);
+    says(&node::FromNode::Heartbeat(Empty {}), 4, &Empty {});
+    says(&node::ToNode::Registered(registered), 1, &registered);
+    says(&node::ToNode::Refused(refused), 2, &refused);
+    says(&node::ToNode::EndedAck(ack), 3, &ack);
+    says(&node::ToNode::EndLease(end), 4, &end);
+    says(&node::ToNode::Heartbeat(Empty {}), 5, &Empty {});
+}
+
+#[test]
+fn allocation_structs() {
+    let client: SocketAddr = "127.0.0.1:258".parse().unwrap();
+    let allocate = Allocate {
+        token: Token::sign(terms(), b"42"),
+        client: client.into(),
+        session: SECRET,
+        hot_timeout_ms: (-1).into(),
+        input_bytes: 1.into(),
+        output_bytes: 2.into(),
+        code_bytes: 3.into(),
+        slots: 4.into(),
+    };
+    is(
+        &allocate,
+        &[
+            &token_bytes(),
+            &[0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 127, 0, 0, 1, 2, 1],
+            b"0123456789abcdef",
+            &[0xff; 8],
+            &[1, 0, 0, 0, 2, 0, 0, 0, 3, 0, 0, 0],
+            &[4, 0],
+        ],
+    );
+    let allocated = Allocated { lease: 7.into() };
+    is(&allocated, &[&[7, 0, 0, 0, 0, 0, 0, 0]]);
+    let refused = AllocateRefused {
+        because: RefusedBecause::NoCapacity.to_wire(),
+        reason: Reason::truncated("full"),
+    };
+    is(&refused, &[&[3, 0], &text::<240>("full")]);
+    let exited = ExecutorExited { signal: 11.into(), status: (-2).into() };
+    is(&exited, &[&[11, 0, 0, 0], &[0xfe, 0xff, 0xff, 0xff]]);
+    let ending = LeaseEnding { reason: 4.into(), grace_ms: 1000.into() };
+    is(&ending, &[&[4, 0], &[0xe8, 3, 0, 0]]);
+    let released = Released { bill: BILL };
+    is(&released, &[&BILL_BYTES]);
+
+    says(&allocation::FromClient::Allocate(allocate), 1, &allocate);
+    says(&allocation::FromClient::Release(Empty {}), 2, &Empty {});
+    says(&allocation::ToClient::Allocated(allocated), 1, &allocated);
+    says(&allocation::ToClient::Refused(refused), 2, &refused);
+    says(&allocation::ToClient::ExecutorExited(exited), 3, &exited);
+    says(&allocation::ToClient::LeaseEnding(ending), 4, &ending);
+    says(&allocation::ToClient::Released(released), 5, &released);
+}
+
+#[test]
+fn reasons_of_a_refusal_are_numbered() {
+    for (number, because) in [
+        (1, RefusedBecause::BadToken),
+        (2, RefusedBecause::LeaseEnded),
+        (3, RefusedBecause::NoCapacity),
+        (4, RefusedBecause::BadRequest),
+        (5, RefusedBecause::SpawnFailed),
+        (6, RefusedBecause::Draining),
+    ] {
+        assert_eq!(because.to_wire().get(), number);
+        assert_eq!(RefusedBecause::from_wire(number.into()), Ok(because));
+    }
+}
+
+#[test]
+fn session_structs() {
+    is(
+        &ExecutorHello { session: SECRET, code_addr: 1.into(), code_key: 2.into() },
+        &[b"0123456789abcdef", &[1, 0, 0, 0, 0, 0, 0, 0], &[2, 0, 0, 0]],
+    );
+    is(
+        &WorkerHello {
+            session: SECRET,
+            worker: 1.into(),
+            slots: 2.into(),
+            slot_stride: 3.into(),
+            input_addr: 4.into(),
+            input_key: 5.into(),
+        },
+        &[b"0123456789abcdef", &[1, 0, 2, 0, 3, 0, 0, 0], &[4, 0, 0, 0, 0, 0, 0, 0], &[5, 0, 0, 0]],
+    );
+    let entry =
+        FunctionEntry { index: 1.into(), count: 2.into(), name: Text::new("empty").unwrap() };
+    is(&entry, &[&[1, 0, 0, 0, 2, 0, 0, 0], &text::<512>("empty")]);
+    let failed = LoadFailed { reason: Text::truncated("libm.so.6: no such file") };
+    is(&failed, &[&text::<512>("libm.so.6: no such file")]);
+    says(&FromExecutor::Function(entry), 1, &entry);
+    says(&FromExecutor::LoadFailed(failed), 2, &failed);
+}
+
+#[test]
+fn invocation_structs() {
+    is(
+        &RequestHeader {
+            reply_addr: 0x0807_0605_0403_0201.into(),
+            reply_key: 1.into(),
+            output_capacity: 2.into(),
+            function: 3.into(),
+            input_bytes: 4.into(),
+            sequence: 5.into(),
+            reserved: 0.into(),
+        },
+        &[
+            &[1, 2, 3, 4, 5, 6, 7, 8],
+            &[1, 0, 0, 0, 2, 0, 0, 0, 3, 0, 0, 0, 4, 0, 0, 0, 5, 0, 0, 0, 0, 0, 0, 0],
+        ],
+    );
+    is(&FailureDetail { needed_bytes: 1.into() }, &[&[1, 0, 0, 0, 0, 0, 0, 0]]);
+    assert_eq!((HEADER_SPACE, MAX_SLOTS), (64, 1024));
+    for (number, status) in [
+        (0, ReplyStatus::Ok),
+        (1, ReplyStatus::UnknownFunction),
+        (2, ReplyStatus::OutputTooLarge),
+        (3, ReplyStatus::Malformed),
+    ] {
+        let reply = ReplyImmediate { slot: 0x0102, status, sequence: 0xfe };
+        assert_eq!(reply.to_wire(), 0xfe00_0102 | number << 16);
+    }
+}
+
+#[test]
+fn an_assignment_is_this_json() {
+    let assignment = Assignment {
+        lease: 7,
+        device: AssignedDevice {
+            name: "shm0".into(),
+            provider: "shm".into(),
+            ip_address: "127.0.0.1".parse().unwrap(),
+            max_inline_data: 0,
+        },
+        manager: "127.0.0.1:10005".parse().unwrap(),
+        manager_secret: HexSecret(SECRET),
+        client: "[::1]:5".parse().unwrap(),
+        session_secret: HexSecret(Secret([0xf0; 16])),
+        workers: 2,
+        pin_to: Some(vec![0, 1]),
+        slots: 4,
+        input_bytes: 5,
+        output_bytes: 6,
+        code_bytes: 7,
+        hot_timeout_ms: -1,
+    };
+    let json = serde_json::json!({
+        "lease": 7,
+        "device": {"name": "shm0", "provider": "shm", "ip_address": "127.0.0.1",
+            "max_inline_data": 0},
+        "manager": "127.0.0.1:10005",
+        "manager_secret": "30313233343536373839616263646566",
+        "client": "[::1]:5",
+        "session_secret": "f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0",
+        "workers": 2,
+        "pin_to": [0, 1],
+        "slots": 4,
+        "input_bytes": 5,
+        "output_bytes": 6,
+        "code_bytes": 7,
+        "hot_timeout_ms": -1,
+    });
+    assert_eq!(serde_json::to_value(&assignment).unwrap(), json);
+    assert_eq!(serde_json::from_value::<Assignment>(json).unwrap(), assignment);
+}
