@@ -1,2 +1,49 @@
-//! rfaas
+//! Functions on leased cores of other nodes, called in microseconds: the client library, and what client
+//! and servers agree on.
+//!
+//! An application leases cores, deploys a library of functions there, and calls them by writing their
+//! input straight into the memory of a worker that is already polling. It needs a resource manager and an
+//! executor manager to be running; `tools/quickstart` starts both on this machine.
+//!
+#![cfg_attr(feature = "client", doc = "```no_run")]
+#![cfg_attr(not(feature = "client"), doc = "```ignore")]
+//! use rfaas::{Client, Devices, LeaseRequest};
+//!
+//! fn main() -> rfaas::Result<()> {
+//!     let devices = Devices::load("config/devices.json")?;
+//!     let client = Client::connect(devices.open("shm0")?, "127.0.0.1:10000")?;
+//!     let lease = client.lease(LeaseRequest::new(2, 512))?; // 2 cores, 512 MB
+//!     let mut executor = lease.deploy("target/release/examples/libfunctions.so")?;
+//!
+//!     let empty = executor.function("empty")?; // echoes its input
+//!     let (mut input, mut output) = (executor.input(64)?, executor.output(64)?);
+//!     input.fill(1);
+//!     let n = executor.invoke(&empty, &input, &mut output)?; // blocks until the result is there
+//!     println!("{:?}", output.to_vec(..n)?);
+//!
+//!     let pending = executor.submit(&empty, input, output)?; // a future; or wait for it:
+//!     println!("{} bytes", pending.wait()?.bytes);
+//!     Ok(()) // dropping executor and lease gives the cores back
+//! }
+//! ```
+//! Servers build without the `client` feature.
+
+pub mod channel;
+#[cfg(feature = "client")]
+pub mod client;
+pub mod config;
+#[cfg(feature = "client")]
+pub mod error;
+pub mod function;
 pub mod protocol;
+
+#[cfg(feature = "client")]
+pub use client::{
+    Client, Completed, Deployment, Ending, Executor, Failed, Function, Input, Lease, LeaseRequest,
+    Output, Pending, Phases, Spin,
+};
+pub use config::Devices;
+#[cfg(feature = "client")]
+pub use error::{Error, Exit, Result};
+#[cfg(feature = "client")]
+pub use protocol::{lease::EndReason, node::Bill};

@@ -1,0 +1,289 @@
+//! What a deployment puts together while executor and workers dial: connections, slots, functions.
+//! Nothing here waits, except for the executor's next message.
+
+use std::time::Duration;
+
+use rdmalib::{
+    Access, CompletionQueue, ConnectRequest, Device, Domain, QueuePair, QueuePairConfig,
+    ReceiveQueue, Region, RemoteAddress,
+};
+
+use super::Deployment;
+use super::workers::{Depths, SlotArea, Worker, receive_id};
+use crate::channel::{Channel, ChannelError, Incoming, refuse};
+use crate::config::OpenDevice;
+use crate::error::{Error, Result};
+use crate::protocol::invocation::HEADER_SPACE;
+use crate::protocol::session::{ExecutorHello, FromExecutor, FunctionEntry, WorkerHello};
+use crate::protocol::{Empty, Hello, Malformed, Role, Secret, parse_prefix};
+
+const WHAT: &str = "the executor";
+/// Messages that the executor may be ahead of us: one for each function of a usual library.
+const CONTROL_RECEIVES: u32 = 256;
+/// Most functions that an executor may claim to have.
+const MAX_FUNCTIONS: u32 = 1 << 16;
+
+/// What there is so far.
+pub(super) struct Assembly<'a> {
+    device: &'a Device,
+    session: Secret,
+    deployment: &'a Deployment,
+    code: &'a [u8],
+    depths: Depths,
+    workers: Vec<Option<Connected>>,
+    completions: CompletionQueue,
+    domain: Domain,
+    control: Option<Control>,
+}
+
+/// A worker that has dialled.
+struct Connected {
+    queue_pair: QueuePair,
+    area: SlotArea,
+}
+
+/// The executor process, once it has dialled.
+struct Control {
+    channel: Channel,
+    /// Stays until the executor has read it.
+    _code: Region,
+    functions: Vec<String>,
+    count: Option<u32>,
+}
+
+/// Everything, connected and loaded.
+pub(super) struct Ready {
+    pub(super) workers: Vec<Worker>,
+    pub(super) receives: Vec<ReceiveQueue>,
+    pub(super) completions: CompletionQueue,
+    pub(super) domain: Domain,
+    pub(super) control: Channel,
+    pub(super) functions: Vec<String>,
+}
+
+/// Somebody who showed the session's secret.
+enum Caller {
+    Executor(ExecutorHello),
+    Worker(WorkerHello),
+}
+
+impl<'a> Assembly<'a> {
+    /// For an executor with `cores` workers that shows `session`.
+    pub(super) fn new(
+        device: &'a OpenDevice,
+        cores: u16,
+        session: Secret,
+        deployment: &'a Deployment,
+        code: &'a [u8],
+    ) -> Result<Self> {
+        let device = &device.device;
+        let depths = Depths::new(deployment.slots);
+        let entries = depths.completions().saturating_mul(u32::from(cores));
+        Ok(Assembly {
+            device,
+            session,
+            deployment,
+            code,
+            depths,
+            workers: (0..cores).map(|_| None).collect(),
+            completions: device.completion_queue(entries)?,
+            domain: device.domain()?,
+            control: None,
+        })
+    }
+
+    /// Takes in whoever dialled, or refuses it. An error is one of our own device.
+    pub(super) fn admit(&mut self, request: ConnectRequest) -> Result<()> {
+        match self.identify(request.private_data()) {
+            Ok(Caller::Executor(hello)) => self.admit_executor(request, &hello),
+            Ok(Caller::Worker(hello)) => self.admit_worker(request, &hello),
+            Err(why) => {
+                tracing::debug!(peer = request.peer(), why, "connection refused");
+                refuse(request, &why);
+                Ok(())
+            }
+        }
+    }
+
+    /// Who dialled, or why it is refused.
+    fn identify(&self, private_data: &[u8]) -> Result<Caller, String> {
+        let text = |malformed: Malformed| malformed.to_string();
+        let (role, body) = Hello::parse(private_data).map_err(text)?;
+        let caller = match role {
+            Role::Executor => Caller::Executor(parse_prefix(body).map_err(text)?),
+            Role::Worker => Caller::Worker(parse_prefix(body).map_err(text)?),
+            _ => return Err("this client waits for its executor".into()),
+        };
+        let (Caller::Executor(ExecutorHello { session, .. })
+        | Caller::Worker(WorkerHello { session, .. })) = &caller;
+        if *session != self.session {
+            return Err("wrong session secret".into());
+        }
+        match &caller {
+            Caller::Executor(_) if self.control.is_some() => {
+                Err("the executor is connected already".into())
+            }
+            Caller::Executor(_) => Ok(caller),
+            Caller::Worker(hello) => self.check_worker(hello).map(|()| caller),
+        }
+    }
+
+    /// Why the numbers of a worker cannot be, if they cannot.
+    fn check_worker(&self, hello: &WorkerHello) -> Result<(), String> {
+        let index = usize::from(hello.worker.get());
+        match self.workers.get(index) {
+            None => return Err(format!("there is no worker {index} in this lease")),
+            Some(Some(_)) => return Err(format!("worker {index} is connected already")),
+            Some(None) => {}
+        }
+        if hello.slots.get() < self.deployment.slots {
+            return Err(format!("{} slots are fewer than asked for", hello.slots.get()));
+        }
+        let line = HEADER_SPACE as u64;
+        let (stride, addr) = (u64::from(hello.slot_stride.get()), hello.input_addr.get());
+        if stride % line != 0 || addr % line != 0 {
+            return Err("slots are not aligned to 64 bytes".into());
+        }
+        if stride < line + self.deployment.input_bytes as u64 {
+            return Err(format!("slots of {stride} bytes are smaller than asked for"));
+        }
+        Ok(())
+    }
+
+    fn admit_executor(&mut self, request: ConnectRequest, hello: &ExecutorHello) -> Result<()> {
+        let failed = |source| Error::Connection { what: WHAT, source };
+        let mut channel = Channel::new(self.device, CONTROL_RECEIVES).map_err(failed)?;
+        let code = channel.domain().allocate(self.code.len(), Access::empty())?;
+        code.write(0, self.code)?;
+        channel.accept(request, &Empty {}).map_err(failed)?;
+        let to = RemoteAddress { addr: hello.code_addr.get(), key: hello.code_key.get() };
+        let bytes = u32::try_from(self.code.len()).expect("checked when the file was read");
+        channel.write_with_immediate(&code, self.code.len(), to, bytes).map_err(failed)?;
+        self.control = Some(Control { channel, _code: code, functions: Vec::new(), count: None });
+        Ok(())
+    }
+
+    fn admit_worker(&mut self, request: ConnectRequest, hello: &WorkerHello) -> Result<()> {
+        let index = usize::from(hello.worker.get());
+        let config = QueuePairConfig {
+            send_depth: self.depths.send,
+            receive_depth: self.depths.receive,
+            max_inline_data: self.device.limits().max_inline_data,
+            ..QueuePairConfig::default()
+        };
+        let (domain, completions) = (&self.domain, &self.completions);
+        let mut queue_pair = QueuePair::new(domain, completions, completions, &config)?;
+        for _ in 0..self.depths.receive {
+            queue_pair.post_receive(receive_id(index), None)?;
+        }
+        if let Err(error) = request.accept(&mut queue_pair, &[]) {
+            // It is gone again; so is its executor, of which the manager tells.
+            tracing::debug!(%error, worker = index, "worker not connected");
+            return Ok(());
+        }
+        let first = RemoteAddress { addr: hello.input_addr.get(), key: hello.input_key.get() };
+        let area =
+            SlotArea { first, stride: hello.slot_stride.get(), count: self.deployment.slots };
+        self.workers[index] = Some(Connected { queue_pair, area });
+        Ok(())
+    }
+
+    /// Takes what the executor has sent. False once its connection has ended.
+    pub(super) fn read_control(&mut self) -> Result<bool> {
+        let Some(control) = &mut self.control else { return Ok(true) };
+        loop {
+            match control.channel.try_receive() {
+                Ok(None) => return Ok(true),
+                Ok(Some(incoming)) => control.read(incoming)?,
+                Err(ChannelError::Disconnected) => return Ok(false),
+                Err(source) => return Err(Error::Connection { what: WHAT, source }),
+            }
+        }
+    }
+
+    /// Waits for the executor's next message, for at most `timeout`.
+    pub(super) fn wait_for_control(&mut self, timeout: Duration) -> Result<()> {
+        let Some(control) = &mut self.control else { return Ok(()) };
+        match control.channel.receive(timeout) {
+            Ok(incoming) => control.read(incoming),
+            // `read_control` tells.
+            Err(ChannelError::TimedOut { .. } | ChannelError::Disconnected) => Ok(()),
+            Err(source) => Err(Error::Connection { what: WHAT, source }),
+        }
+    }
+
+    /// Whether executor and all workers have dialled.
+    pub(super) fn is_connected(&self) -> bool {
+        self.control.is_some() && self.workers.iter().all(Option::is_some)
+    }
+
+    /// Whether the executor has named all functions.
+    pub(super) fn is_loaded(&self) -> bool {
+        self.control.as_ref().is_some_and(Control::is_loaded)
+    }
+
+    /// What is waited for, in words.
+    pub(super) fn missing(&self) -> String {
+        let connected = self.workers.iter().flatten().count();
+        match &self.control {
+            None => "it has not connected to this client".into(),
+            Some(_) if connected < self.workers.len() => {
+                format!("{connected} of {} workers have connected", self.workers.len())
+            }
+            Some(_) => "it has not loaded the function library".into(),
+        }
+    }
+
+    /// To be called once it is connected and loaded.
+    pub(super) fn finish(self) -> Ready {
+        let control = self.control.expect("called once the executor is connected");
+        let max_inline = self.device.limits().max_inline_data;
+        let (workers, receives) = self
+            .workers
+            .into_iter()
+            .flatten()
+            .map(|Connected { queue_pair, area }| {
+                let (send, receive) = queue_pair.split();
+                (Worker::new(send, area, self.depths, max_inline), receive)
+            })
+            .unzip();
+        Ready {
+            workers,
+            receives,
+            completions: self.completions,
+            domain: self.domain,
+            control: control.channel,
+            functions: control.functions,
+        }
+    }
+}
+
+impl Control {
+    fn is_loaded(&self) -> bool {
+        self.count.is_some_and(|count| self.functions.len() == count as usize)
+    }
+
+    fn read(&mut self, incoming: Incoming<FromExecutor>) -> Result<()> {
+        match incoming {
+            Incoming::Message(FromExecutor::Function(entry)) => self.add(&entry),
+            Incoming::Message(FromExecutor::LoadFailed(failed)) => {
+                let reason = failed.reason.get()?.replace(char::is_control, " ");
+                Err(Error::LoadFailed { reason })
+            }
+            Incoming::Written { .. } => Err(Malformed::Field("message kind").into()),
+        }
+    }
+
+    /// HOSTILE. Functions come in order, all of the same count.
+    fn add(&mut self, entry: &FunctionEntry) -> Result<()> {
+        let count = entry.count.get();
+        let in_order = entry.index.get() as usize == self.functions.len() && !self.is_loaded();
+        let counted =
+            (1..=MAX_FUNCTIONS).contains(&count) && *self.count.get_or_insert(count) == count;
+        if !in_order || !counted {
+            return Err(Malformed::Field("function index").into());
+        }
+        self.functions.push(entry.name.get()?.to_owned());
+        Ok(())
+    }
+}

@@ -1,0 +1,167 @@
+//! What an application may choose about a deployment, and how long its parts took.
+
+use std::time::Duration;
+
+use crate::error::{Error, Result};
+use crate::protocol::invocation::MAX_SLOTS;
+
+/// How long who waits for work or for a result spins before sleeping.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Spin {
+    /// Spins always: lowest latency, a core for every worker and for every blocked caller.
+    Always,
+    /// Sleeps at once: no time of a core while idle, some microseconds more for each invocation.
+    Never,
+    /// Spins so long after the last invocation, then sleeps. Counted in whole milliseconds.
+    For(Duration),
+}
+
+impl Spin {
+    /// Reads a `hot_timeout`: −1 always, 0 never, else milliseconds. Other negative numbers mean
+    /// nothing.
+    pub fn from_hot_timeout_ms(hot_timeout_ms: i64) -> Option<Spin> {
+        match hot_timeout_ms {
+            -1 => Some(Spin::Always),
+            0 => Some(Spin::Never),
+            ms => Some(Spin::For(Duration::from_millis(u64::try_from(ms).ok()?))),
+        }
+    }
+
+    /// The number that stands for it; part of a millisecond counts as a whole one.
+    pub fn hot_timeout_ms(self) -> i64 {
+        match self {
+            Spin::Always => -1,
+            Spin::Never => 0,
+            Spin::For(time) => {
+                i64::try_from(time.as_nanos().div_ceil(1_000_000)).unwrap_or(i64::MAX)
+            }
+        }
+    }
+}
+
+/// What a deployment is made with. The default suits small payloads and lowest latency.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Deployment {
+    /// Largest input, in bytes.
+    pub input_bytes: usize,
+    /// Largest output, in bytes.
+    pub output_bytes: usize,
+    /// Input slots of each worker: invocations that may be in flight there, the first of them running.
+    pub slots: u16,
+    /// How workers and blocked callers wait.
+    pub spin: Spin,
+    /// Longest time from the call of a function to its result; then the worker is given up.
+    pub invocation_timeout: Duration,
+    /// Longest time from asking for executors to their being ready.
+    pub start_timeout: Duration,
+}
+
+impl Default for Deployment {
+    /// 1 MiB of input and output, four slots, always hot, a minute an invocation, half a minute to start.
+    fn default() -> Self {
+        Deployment {
+            input_bytes: 1 << 20,
+            output_bytes: 1 << 20,
+            slots: 4,
+            spin: Spin::Always,
+            invocation_timeout: Duration::from_secs(60),
+            start_timeout: Duration::from_secs(30),
+        }
+    }
+}
+
+impl Deployment {
+    /// [`Deployment::default`].
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Sets [`input_bytes`](Self::input_bytes).
+    #[must_use]
+    pub fn input_bytes(self, input_bytes: usize) -> Self {
+        Deployment { input_bytes, ..self }
+    }
+
+    /// Sets [`output_bytes`](Self::output_bytes).
+    #[must_use]
+    pub fn output_bytes(self, output_bytes: usize) -> Self {
+        Deployment { output_bytes, ..self }
+    }
+
+    /// Sets [`slots`](Self::slots): 1 to 1024.
+    #[must_use]
+    pub fn slots(self, slots: u16) -> Self {
+        Deployment { slots, ..self }
+    }
+
+    /// Sets [`spin`](Self::spin).
+    #[must_use]
+    pub fn spin(self, spin: Spin) -> Self {
+        Deployment { spin, ..self }
+    }
+
+    /// Sets [`invocation_timeout`](Self::invocation_timeout).
+    #[must_use]
+    pub fn invocation_timeout(self, invocation_timeout: Duration) -> Self {
+        Deployment { invocation_timeout, ..self }
+    }
+
+    /// Sets [`start_timeout`](Self::start_timeout).
+    #[must_use]
+    pub fn start_timeout(self, start_timeout: Duration) -> Self {
+        Deployment { start_timeout, ..self }
+    }
+
+    /// Checks what the types cannot say.
+    pub(super) fn validate(&self) -> Result<()> {
+        let fits = |bytes: usize| u32::try_from(bytes).is_ok();
+        if !fits(self.input_bytes) || !fits(self.output_bytes) {
+            return Err(Error::Invalid("input_bytes and output_bytes are less than 4 GiB"));
+        }
+        if self.slots == 0 || usize::from(self.slots) > MAX_SLOTS {
+            return Err(Error::Invalid("a worker has from 1 to 1024 slots"));
+        }
+        Ok(())
+    }
+}
+
+/// How long the parts of a deployment took, one after the other: their sum is the whole.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Phases {
+    /// Connecting to the executor manager; nothing if the lease was deployed before.
+    pub connect: Duration,
+    /// From showing the token to the manager's word that the executor process was started.
+    pub submit: Duration,
+    /// From there until the executor and all its workers have connected.
+    pub spawn_connect: Duration,
+    /// From there until the executor has loaded the library, which was sent to it as soon as it had
+    /// connected.
+    pub initialize: Duration,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hot_timeout_is_in_milliseconds_and_keeps_its_two_special_values() {
+        assert_eq!(Spin::from_hot_timeout_ms(-1), Some(Spin::Always));
+        assert_eq!(Spin::from_hot_timeout_ms(0), Some(Spin::Never));
+        assert_eq!(Spin::from_hot_timeout_ms(40_000), Some(Spin::For(Duration::from_secs(40))));
+        assert_eq!(Spin::from_hot_timeout_ms(-2), None);
+        for ms in [-1, 0, 1, 40_000, i64::MAX] {
+            assert_eq!(Spin::from_hot_timeout_ms(ms).map(Spin::hot_timeout_ms), Some(ms));
+        }
+        assert_eq!(Spin::For(Duration::from_micros(1)).hot_timeout_ms(), 1);
+    }
+
+    #[test]
+    fn a_deployment_without_slots_or_beyond_the_wire_format_is_refused() {
+        assert!(Deployment::new().validate().is_ok());
+        assert!(Deployment::new().slots(0).validate().is_err());
+        assert!(Deployment::new().slots(1025).validate().is_err());
+        assert!(Deployment::new().input_bytes(1 << 32).validate().is_err());
+    }
+}

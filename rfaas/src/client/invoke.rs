@@ -1,0 +1,179 @@
+//! Invoking: checks a call, posts it, waits for it or not. The hot path starts here.
+//!
+//! A blocking invocation with nothing asynchronous outstanding posts one write and polls until the reply
+//! is there: no allocation, lock, log line, system call or clock read. What happens in between is in
+//! `workers`; who else may be polling, in `drive`.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use super::Spin;
+use super::buffer::{Input, Output};
+use super::drive::{Alone, Drive, Together};
+use super::executor::{Executor, Function};
+use super::failure::Outcome;
+use super::pending::{Failed, Pending};
+use super::tickets::Ticket;
+use super::workers::Call;
+use crate::error::{Error, Result};
+
+impl Executor {
+    /// Calls `function` with `input` on a worker that has the least to do, and blocks until its result is
+    /// in `output`; returns the bytes of output.
+    ///
+    /// With asynchronous invocations in all slots it first waits for one of them.
+    #[inline]
+    pub fn invoke(
+        &mut self,
+        function: &Function,
+        input: &Input,
+        output: &mut Output,
+    ) -> Result<usize> {
+        let call = self.check(function, input, output)?;
+        let outcome = match Alone::new(&mut self.data.0) {
+            Some(mut alone) => call_one(&mut alone, &call),
+            None => call_one(&mut Together::new(&self.data.0), &call),
+        }?;
+        self.data.0.read_outcome(outcome, output)
+    }
+
+    /// Calls `function` once for each of `inputs`, each time on the worker that has the least to do, so
+    /// that all workers are at work; blocks until all results are in `outputs`, of which there are as
+    /// many. Returns the bytes of each output.
+    ///
+    /// If calls fail the error is that of the first in the list; nothing is in flight any more then.
+    pub fn invoke_all(
+        &mut self,
+        function: &Function,
+        inputs: &[Input],
+        outputs: &mut [Output],
+    ) -> Result<Vec<usize>> {
+        if inputs.len() != outputs.len() {
+            return Err(Error::Invalid("there are as many outputs as inputs"));
+        }
+        let calls: Vec<Call<'_>> = inputs
+            .iter()
+            .zip(outputs.iter())
+            .map(|(input, output)| self.check(function, input, output))
+            .collect::<Result<_>>()?;
+        let mut outcomes = Vec::with_capacity(calls.len());
+        let posted = match Alone::new(&mut self.data.0) {
+            Some(mut alone) => call_all(&mut alone, &calls, &mut outcomes),
+            None => call_all(&mut Together::new(&self.data.0), &calls, &mut outcomes),
+        };
+        // All are read, also after an error: reading a failed one takes its output from its worker.
+        let mut sizes = Ok(Vec::with_capacity(outcomes.len()));
+        for (outcome, output) in outcomes.into_iter().zip(outputs) {
+            match (self.data.0.read_outcome(outcome, output), &mut sizes) {
+                (Ok(bytes), Ok(sizes)) => sizes.push(bytes),
+                (Err(error), Ok(_)) => sizes = Err(error),
+                (_, Err(_)) => {}
+            }
+        }
+        let sizes = sizes?;
+        posted.map(|()| sizes)
+    }
+
+    /// Starts a call of `function` on a worker that has the least to do and returns at once. The buffers
+    /// come back with the result, or with the error: [`Error::AllSlotsBusy`] if each slot of each worker
+    /// has an invocation in flight.
+    pub fn submit(
+        &mut self,
+        function: &Function,
+        input: Input,
+        output: Output,
+    ) -> Result<Pending, Failed> {
+        match self.try_submit(function, &input, &output) {
+            Ok(ticket) => Ok(Pending::new(Arc::clone(&self.data.0), ticket, (input, output))),
+            Err(error) => Err(Failed { error, input, output }),
+        }
+    }
+
+    fn try_submit(
+        &mut self,
+        function: &Function,
+        input: &Input,
+        output: &Output,
+    ) -> Result<Ticket> {
+        let call = self.check(function, input, output)?;
+        let mut together = Together::waiting(&self.data.0, Spin::Never);
+        if let Some(ticket) = together.post(&call)? {
+            return Ok(ticket);
+        }
+        together.glance(); // replies may be there that nobody has looked at
+        together.post(&call)?.ok_or(Error::AllSlotsBusy)
+    }
+
+    /// The call, if it can be made.
+    #[inline]
+    fn check<'a>(
+        &self,
+        function: &Function,
+        input: &'a Input,
+        output: &Output,
+    ) -> Result<Call<'a>> {
+        if function.owner != self.owner {
+            return Err(Error::Foreign("function"));
+        }
+        if input.owner() != self.owner || output.owner() != self.owner {
+            return Err(Error::Foreign("buffer"));
+        }
+        if input.len() > self.deployment.input_bytes {
+            let max = self.deployment.input_bytes;
+            return Err(Error::InputTooLarge { bytes: input.len(), max });
+        }
+        Ok(Call::new(function.index, input, output, self.deployment.output_bytes))
+    }
+}
+
+/// Posts `call` and waits for its outcome.
+#[inline]
+fn call_one(drive: &mut impl Drive, call: &Call<'_>) -> Result<Outcome> {
+    let ticket = loop {
+        match drive.post(call)? {
+            Some(ticket) => break ticket,
+            None => drive.advance(),
+        }
+    };
+    loop {
+        if let Some(outcome) = drive.workers().tickets.take(ticket) {
+            return Ok(outcome);
+        }
+        drive.advance();
+    }
+}
+
+/// Posts `calls` as slots become free and waits for all outcomes, which it appends to `outcomes` in the
+/// order of the calls. If posting fails, those posted before are waited for nevertheless.
+fn call_all(drive: &mut impl Drive, calls: &[Call<'_>], outcomes: &mut Vec<Outcome>) -> Result<()> {
+    let mut in_flight = VecDeque::new();
+    let mut rest = calls.iter();
+    let mut next = rest.next();
+    let mut failed = Ok(());
+    loop {
+        while let Some(call) = next {
+            match drive.post(call) {
+                Ok(Some(ticket)) => {
+                    in_flight.push_back(ticket);
+                    next = rest.next();
+                }
+                Ok(None) => break,
+                Err(error) => {
+                    failed = Err(error);
+                    next = None;
+                }
+            }
+        }
+        // Outcomes are taken in order; that does not keep slots from being used again.
+        while let Some(outcome) =
+            in_flight.front().and_then(|ticket| drive.workers().tickets.take(*ticket))
+        {
+            in_flight.pop_front();
+            outcomes.push(outcome);
+        }
+        if in_flight.is_empty() && next.is_none() {
+            return failed;
+        }
+        drive.advance();
+    }
+}

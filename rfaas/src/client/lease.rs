@@ -1,0 +1,328 @@
+//! A lease: cores of a node for some time, deployed as often as wanted, given back once.
+//!
+//! ```text
+//!   granted ──deploy──▶ claimed (connected to its executor manager) ──release, expiry, …──▶ over
+//!      └──release, drop──▶ over (the resource manager is told)
+//! ```
+//! Handles and executors share it: the last of them to be dropped gives it back.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use super::failure::Failure;
+use super::manager::{Ending, Manager};
+use super::{ClientInner, Deployment, Executor, Phases, session};
+use crate::config::OpenDevice;
+use crate::error::{Error, Result};
+use crate::protocol::allocation::{Allocate, RefusedBecause};
+use crate::protocol::lease::{EndReason, LeaseId, Token};
+use crate::protocol::node::Bill;
+
+/// Longest wait for a connection to an executor manager.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Longest wait for a bill: the manager stops the executor within half a second.
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What to lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LeaseRequest {
+    pub(super) cores: u32,
+    pub(super) memory: u32,
+    pub(super) timeout: Duration,
+}
+
+impl LeaseRequest {
+    /// `cores` cores, one worker each, and `memory` MB for all together, for an hour.
+    pub fn new(cores: u32, memory: u32) -> Self {
+        LeaseRequest { cores, memory, timeout: Duration::from_secs(3600) }
+    }
+
+    /// For `timeout` from the grant on, at least a millisecond.
+    #[must_use]
+    pub fn timeout(self, timeout: Duration) -> Self {
+        LeaseRequest { timeout, ..self }
+    }
+}
+
+/// A leased share of a node. The lease ends when it is released, when its time is over, or when the last
+/// handle and executor are dropped.
+#[derive(Debug)]
+pub struct Lease {
+    inner: Arc<LeaseInner>,
+}
+
+/// What handles and executor share.
+#[derive(Debug)]
+pub(super) struct LeaseInner {
+    client: Arc<ClientInner>,
+    cores: u16,
+    expires_at: SystemTime,
+    /// Known from the grant on if there is a resource manager.
+    granted: Option<LeaseId>,
+    first_node: String,
+    claimed: OnceLock<(LeaseId, String)>,
+    state: Mutex<LeaseState>,
+}
+
+/// What changes in the life of a lease. Locked while it is being deployed or released.
+#[derive(Debug)]
+pub(super) struct LeaseState {
+    stage: Stage,
+    /// An executor exists.
+    deployed: bool,
+}
+
+#[derive(Debug)]
+enum Stage {
+    Granted(Vec<Candidate>),
+    Claimed(Box<Manager>),
+    Over(EndReason),
+}
+
+/// An executor manager that a lease may be claimed at.
+#[derive(Clone, Debug)]
+pub(super) struct Candidate {
+    pub(super) node: String,
+    pub(super) address: SocketAddr,
+    pub(super) token: Token,
+}
+
+impl Lease {
+    pub(super) fn new(client: Arc<ClientInner>, candidates: Vec<Candidate>) -> Result<Self> {
+        let first = candidates.first().ok_or(Error::Invalid("a lease is for some node"))?;
+        let terms = &first.token.terms;
+        let inner = LeaseInner {
+            cores: u16::try_from(terms.cores.get())
+                .map_err(|_| Error::Invalid("a lease has at most 65535 cores"))?,
+            expires_at: UNIX_EPOCH + Duration::from_millis(terms.expires_at_ms.get()),
+            granted: LeaseId::new(terms.lease.get()),
+            first_node: first.node.clone(),
+            claimed: OnceLock::new(),
+            state: Mutex::new(LeaseState { stage: Stage::Granted(candidates), deployed: false }),
+            client,
+        };
+        Ok(Lease { inner: Arc::new(inner) })
+    }
+
+    pub(super) fn from_inner(inner: Arc<LeaseInner>) -> Self {
+        Lease { inner }
+    }
+
+    /// Its number. Without a resource manager none until the lease is deployed.
+    pub fn id(&self) -> Option<LeaseId> {
+        self.inner.id()
+    }
+
+    /// Name of its node. Without a resource manager, until the lease is deployed, that of the first node
+    /// that will be tried.
+    pub fn node(&self) -> &str {
+        self.inner.node()
+    }
+
+    /// Its cores.
+    pub fn cores(&self) -> u32 {
+        self.inner.cores.into()
+    }
+
+    /// When it ends by itself.
+    pub fn expires_at(&self) -> SystemTime {
+        self.inner.expires_at
+    }
+
+    /// Starts an executor that has the function library at `path`, with the default [`Deployment`].
+    pub fn deploy(&self, path: impl AsRef<Path>) -> Result<Executor> {
+        self.deploy_with(path, &Deployment::default())
+    }
+
+    /// Starts an executor that has the function library at `path`. The lease runs one at a time; it can
+    /// be deployed again after a failure, or when the last executor was dropped.
+    pub fn deploy_with(&self, path: impl AsRef<Path>, deployment: &Deployment) -> Result<Executor> {
+        session::deploy(&self.inner, path.as_ref(), deployment)
+    }
+
+    /// The announced end of a deployed lease, if its node is being withdrawn.
+    pub fn ending(&self) -> Option<Ending> {
+        match &mut self.inner.lock().stage {
+            Stage::Claimed(manager) => {
+                manager.look();
+                manager.ending()
+            }
+            Stage::Granted(_) | Stage::Over(_) => None,
+        }
+    }
+
+    /// Gives the lease back and waits for its bill; none if it was never deployed. An executor that still
+    /// runs on it is stopped.
+    pub fn release(self) -> Result<Option<Bill>> {
+        self.inner.release()
+    }
+}
+
+impl LeaseInner {
+    pub(super) fn lock(&self) -> MutexGuard<'_, LeaseState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn device(&self) -> &OpenDevice {
+        &self.client.device
+    }
+
+    pub(super) fn cores(&self) -> u16 {
+        self.cores
+    }
+
+    fn id(&self) -> Option<LeaseId> {
+        self.claimed.get().map(|(id, _)| *id).or(self.granted)
+    }
+
+    pub(super) fn node(&self) -> &str {
+        self.claimed.get().map_or(&self.first_node, |(_, node)| node)
+    }
+
+    /// Why there is no executor any more, if that is known. Never waits: while the lease is being
+    /// released or deployed, nothing is.
+    pub(super) fn news(&self) -> Option<Failure> {
+        let mut state = match self.state.try_lock() {
+            Ok(state) => state,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return None,
+        };
+        match &mut state.stage {
+            Stage::Granted(_) => None,
+            Stage::Claimed(manager) => manager.news(),
+            Stage::Over(reason) => Some(Failure::LeaseEnded(*reason)),
+        }
+    }
+
+    /// The executor was dropped.
+    pub(super) fn undeployed(&self) {
+        self.lock().deployed = false;
+    }
+
+    pub(super) fn release(&self) -> Result<Option<Bill>> {
+        let mut state = self.lock();
+        match std::mem::replace(&mut state.stage, Stage::Over(EndReason::Released)) {
+            Stage::Granted(candidates) => {
+                self.give_back(&candidates);
+                Ok(None)
+            }
+            Stage::Claimed(mut manager) => {
+                let bill = manager.release(RELEASE_TIMEOUT);
+                if let Some(Failure::LeaseEnded(reason)) = manager.over() {
+                    state.stage = Stage::Over(reason);
+                }
+                Ok(Some(bill?))
+            }
+            Stage::Over(reason) => {
+                state.stage = Stage::Over(reason);
+                Err(Error::LeaseEnded { reason })
+            }
+        }
+    }
+
+    /// Tells the resource manager, if there is one, that the lease is not needed.
+    fn give_back(&self, candidates: &[Candidate]) {
+        if let (Some(_), [candidate, ..]) = (self.granted, candidates) {
+            self.client.give_back(candidate.token);
+        }
+    }
+}
+
+impl Drop for LeaseInner {
+    fn drop(&mut self) {
+        let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
+        match std::mem::replace(&mut state.stage, Stage::Over(EndReason::Released)) {
+            Stage::Granted(candidates) => self.give_back(&candidates),
+            Stage::Claimed(mut manager) => manager.release_unheard(),
+            Stage::Over(_) => {}
+        }
+    }
+}
+
+impl LeaseState {
+    /// Has the executor manager start an executor, as `request` says except for its token. The lease is
+    /// claimed afterwards; notes how long it took in `phases`.
+    pub(super) fn claim(
+        &mut self,
+        lease: &LeaseInner,
+        request: &Allocate,
+        deadline: Instant,
+        phases: &mut Phases,
+    ) -> Result<LeaseId> {
+        if self.deployed {
+            return Err(Error::AlreadyDeployed);
+        }
+        let id = match &mut self.stage {
+            Stage::Over(reason) => return Err(Error::LeaseEnded { reason: *reason }),
+            Stage::Claimed(manager) => {
+                let start = Instant::now();
+                if !manager.wait_for_exit(deadline)? {
+                    let missing = "the executor before it has not ended yet".into();
+                    return Err(Error::StartTimeout { after: start.elapsed(), missing });
+                }
+                let id = manager.allocate(request, deadline)?;
+                phases.submit = start.elapsed();
+                id
+            }
+            Stage::Granted(candidates) => {
+                let (id, manager) =
+                    claim_first(candidates, lease.device(), request, deadline, phases)?;
+                // Set once: a lease is claimed once and stays so.
+                lease.claimed.set((id, manager.node().to_owned())).ok();
+                self.stage = Stage::Claimed(Box::new(manager));
+                id
+            }
+        };
+        Ok(id)
+    }
+
+    /// The manager of a claimed lease.
+    pub(super) fn manager(&mut self) -> Option<&mut Manager> {
+        match &mut self.stage {
+            Stage::Claimed(manager) => Some(manager),
+            Stage::Granted(_) | Stage::Over(_) => None,
+        }
+    }
+
+    /// The executor is ready.
+    pub(super) fn deployed(&mut self) {
+        self.deployed = true;
+    }
+}
+
+/// Claims the lease at the first of `candidates` that takes it.
+fn claim_first(
+    candidates: &[Candidate],
+    device: &OpenDevice,
+    request: &Allocate,
+    deadline: Instant,
+    phases: &mut Phases,
+) -> Result<(LeaseId, Manager)> {
+    let mut refused = Error::Invalid("a lease is for some node");
+    for candidate in candidates {
+        let start = Instant::now();
+        let timeout = CONNECT_TIMEOUT.min(deadline.saturating_duration_since(start));
+        let connected = Manager::connect(device, candidate, timeout);
+        phases.connect = start.elapsed();
+        let claimed = connected.and_then(|mut manager| {
+            let start = Instant::now();
+            let id = manager.allocate(request, deadline)?;
+            phases.submit = start.elapsed();
+            Ok((id, manager))
+        });
+        match claimed {
+            Ok(claimed) => return Ok(claimed),
+            // No other manager would take it either.
+            Err(error @ Error::AllocationRefused { because: RefusedBecause::BadRequest, .. }) => {
+                return Err(error);
+            }
+            Err(error) => {
+                tracing::debug!(%error, node = candidate.node, "lease not claimed there");
+                refused = error;
+            }
+        }
+    }
+    Err(refused)
+}

@@ -1,0 +1,175 @@
+//! The input slots of one worker: which invocation each one holds. Pure.
+//!
+//! ```text
+//!   free ──occupy──▶ in flight (ticket, sequence) ──reply of that sequence──▶ free
+//! ```
+//! * ONE-USE - a slot is free again only after its reply, so at most one invocation is ever meant by it,
+//!   however far the sequence has wrapped.
+//! * CHECKED - a reply is a worker's word: unless it names a slot in flight and its sequence, the worker
+//!   has broken the protocol.
+
+use super::tickets::Ticket;
+use crate::protocol::invocation::ReplyImmediate;
+
+/// The slots of one worker.
+#[derive(Debug)]
+pub(super) struct Slots {
+    slots: Vec<Slot>,
+    /// Last freed, first used: its lines are the warmest.
+    free: Vec<u16>,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Slot {
+    /// Of the last use, or of the one in flight.
+    sequence: u32,
+    in_flight: Option<Ticket>,
+}
+
+impl Slots {
+    pub(super) fn new(count: u16) -> Self {
+        Slots { slots: vec![Slot::default(); usize::from(count)], free: (0..count).rev().collect() }
+    }
+
+    /// Invocations in flight.
+    #[inline]
+    pub(super) fn in_flight(&self) -> usize {
+        self.slots.len() - self.free.len()
+    }
+
+    /// The slot that the next invocation would use, and the sequence that it would have there.
+    #[inline]
+    pub(super) fn next(&self) -> Option<(u16, u32)> {
+        let slot = *self.free.last()?;
+        Some((slot, self.slots[usize::from(slot)].sequence.wrapping_add(1)))
+    }
+
+    /// Gives that slot to `ticket`.
+    #[inline]
+    pub(super) fn occupy_next(&mut self, ticket: Ticket) {
+        let slot = self.free.pop().expect("only called after `next` found a free slot");
+        let slot = &mut self.slots[usize::from(slot)];
+        slot.sequence = slot.sequence.wrapping_add(1);
+        slot.in_flight = Some(ticket);
+    }
+
+    /// The invocation that `reply` answers, or what is wrong with it (CHECKED).
+    #[inline]
+    pub(super) fn answered(&self, reply: ReplyImmediate) -> Result<Ticket, &'static str> {
+        let slot = self
+            .slots
+            .get(usize::from(reply.slot))
+            .ok_or("it answered from a slot that it does not have")?;
+        if slot.sequence as u8 != reply.sequence {
+            return Err("it answered another invocation than the one in the slot");
+        }
+        slot.in_flight.ok_or("it answered an invocation twice")
+    }
+
+    /// The invocation in `slot` was [`answered`](Self::answered): the slot is free again (ONE-USE).
+    #[inline]
+    pub(super) fn free(&mut self, slot: u16) {
+        debug_assert!(self.slots[usize::from(slot)].in_flight.is_some());
+        self.slots[usize::from(slot)].in_flight = None;
+        self.free.push(slot);
+    }
+
+    /// All invocations in flight.
+    pub(super) fn tickets(&self) -> impl Iterator<Item = Ticket> {
+        self.slots.iter().filter_map(|slot| slot.in_flight)
+    }
+
+    /// Forgets all invocations in flight, of a worker that is lost.
+    pub(super) fn drain(&mut self) -> Vec<Ticket> {
+        let tickets = self.tickets().collect();
+        self.slots.clear();
+        self.free.clear();
+        tickets
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::protocol::invocation::ReplyStatus;
+
+    /// A reply for `sequence` arrives from `slot`.
+    fn reply(slots: &mut Slots, slot: u16, sequence: u32) -> Result<Ticket, &'static str> {
+        let reply = ReplyImmediate { slot, status: ReplyStatus::Ok, sequence: sequence as u8 };
+        let ticket = slots.answered(reply)?;
+        slots.free(slot);
+        Ok(ticket)
+    }
+
+    #[test]
+    fn a_slot_is_reused_after_its_reply_and_not_before() {
+        let mut slots = Slots::new(1);
+        let (slot, sequence) = slots.next().unwrap();
+        slots.occupy_next(Ticket::new(7));
+        assert_eq!(slots.next(), None);
+        assert_eq!(reply(&mut slots, slot, sequence), Ok(Ticket::new(7)));
+        assert_eq!(slots.next(), Some((slot, sequence + 1)));
+    }
+
+    #[test]
+    fn a_second_reply_is_found_out_whether_the_slot_is_free_or_in_use_again() {
+        let mut slots = Slots::new(2);
+        let (slot, sequence) = slots.next().unwrap();
+        slots.occupy_next(Ticket::new(0));
+        reply(&mut slots, slot, sequence).unwrap();
+        assert!(reply(&mut slots, slot, sequence).is_err());
+        slots.occupy_next(Ticket::new(1));
+        assert!(reply(&mut slots, slot, sequence).is_err());
+        assert_eq!(slots.in_flight(), 1);
+    }
+
+    #[test]
+    fn a_reply_from_a_slot_that_does_not_exist_is_found_out() {
+        let mut slots = Slots::new(2);
+        assert!(reply(&mut slots, 2, 1).is_err());
+        assert!(reply(&mut slots, u16::MAX, 0).is_err());
+    }
+
+    #[test]
+    fn sequences_wrap_around() {
+        let mut slots = Slots::new(1);
+        slots.slots[0].sequence = u32::MAX;
+        let (slot, sequence) = slots.next().unwrap();
+        assert_eq!(sequence, 0);
+        slots.occupy_next(Ticket::new(3));
+        assert_eq!(reply(&mut slots, slot, sequence), Ok(Ticket::new(3)));
+    }
+
+    proptest! {
+        /// Whatever the order of replies, each finds its own invocation, from any sequence on.
+        #[test]
+        fn replies_in_any_order_find_their_invocations(
+            start in any::<u32>(),
+            count in 1u16..20,
+            steps in proptest::collection::vec(any::<(bool, proptest::sample::Index)>(), 1..400),
+        ) {
+            let mut slots = Slots::new(count);
+            slots.slots.iter_mut().for_each(|slot| slot.sequence = start);
+            let mut in_flight: Vec<(u16, u32, Ticket)> = Vec::new();
+            for (number, (post, which)) in steps.into_iter().enumerate() {
+                if post {
+                    let ticket = Ticket::new(number as u32);
+                    match slots.next() {
+                        Some((slot, sequence)) => {
+                            slots.occupy_next(ticket);
+                            in_flight.push((slot, sequence, ticket));
+                        }
+                        None => prop_assert_eq!(in_flight.len(), usize::from(count)),
+                    }
+                } else if !in_flight.is_empty() {
+                    let (slot, sequence, ticket) =
+                        in_flight.swap_remove(which.index(in_flight.len()));
+                    prop_assert_eq!(reply(&mut slots, slot, sequence), Ok(ticket));
+                }
+                prop_assert_eq!(slots.in_flight(), in_flight.len());
+            }
+        }
+    }
+}

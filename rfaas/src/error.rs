@@ -1,0 +1,253 @@
+//! What can go wrong for an application: one variant for each decision that it may take.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::channel::ChannelError;
+use crate::config::ConfigError;
+use crate::function::LibraryError;
+use crate::protocol::Malformed;
+use crate::protocol::allocation::RefusedBecause;
+use crate::protocol::lease::EndReason;
+
+/// The result of every fallible call of the client library.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Why a lease, a deployment or an invocation failed. Print it with its
+/// [`source`](std::error::Error::source)s.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    // -- asking for a lease --
+    /// A file of settings is missing or wrong.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// An address is not of the form `host:port`, or the host has no address.
+    #[error("address {address} cannot be used: {reason}")]
+    Address {
+        /// As given.
+        address: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// No connection: the program is not running there, or the address is wrong.
+    #[error("{what} at {address} cannot be reached")]
+    Unreachable {
+        /// Who was called.
+        what: &'static str,
+        /// Where.
+        address: SocketAddr,
+        /// What happened.
+        #[source]
+        source: Box<ChannelError>,
+    },
+    /// A manager accepted the connection but answered nothing; try again later.
+    #[error("{what} did not answer within {after:?}")]
+    NoAnswer {
+        /// Who was asked.
+        what: &'static str,
+        /// How long was waited.
+        after: Duration,
+    },
+    /// No lease on these terms: ask for less, or later.
+    #[error("the lease was refused: {reason}")]
+    LeaseRefused {
+        /// In the manager's words.
+        reason: String,
+    },
+    /// An argument that no manager can honour.
+    #[error("invalid request: {0}")]
+    Invalid(&'static str),
+
+    // -- deploying --
+    /// The library file cannot be read.
+    #[error("function library {} cannot be read", path.display())]
+    LibraryUnreadable {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The file is no function library; nothing was sent.
+    #[error("{} cannot be used as a function library", path.display())]
+    Library {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        source: LibraryError,
+    },
+    /// The executor could not load the library, for instance because a dependency is missing there.
+    #[error("the executor cannot load the function library: {reason}")]
+    LoadFailed {
+        /// What its loader said.
+        reason: String,
+    },
+    /// The executor manager does not start an executor for this lease.
+    #[error("node {node} refused the allocation: {reason}")]
+    AllocationRefused {
+        /// Name of the node.
+        node: String,
+        /// To decide on.
+        because: RefusedBecause,
+        /// In the manager's words.
+        reason: String,
+    },
+    /// The executor ended before it was ready: a crash while the library was loaded.
+    #[error("the executor ended while it started: {0}")]
+    StartFailed(Exit),
+    /// The executor was started but is not ready in time.
+    #[error("the executor was not ready within {after:?}: {missing}")]
+    StartTimeout {
+        /// `start_timeout` of the deployment.
+        after: Duration,
+        /// What was still waited for.
+        missing: String,
+    },
+    /// A lease runs one executor at a time: drop the other one first.
+    #[error("the lease already runs an executor; drop it before deploying again")]
+    AlreadyDeployed,
+
+    // -- invoking --
+    /// The library exports no such function.
+    #[error("no function {name:?} in the library; it has {}", available.join(", "))]
+    UnknownFunction {
+        /// Name asked for.
+        name: String,
+        /// Names that there are.
+        available: Vec<String>,
+    },
+    /// The input does not fit into a slot; deploy with larger ones.
+    #[error("input of {bytes} bytes is too large: the deployment allows {max}")]
+    InputTooLarge {
+        /// Bytes of input.
+        bytes: usize,
+        /// `input_bytes` of the deployment.
+        max: usize,
+    },
+    /// The function returned more than fits; try again with a larger output.
+    #[error("the function returned {needed} bytes, the output holds {capacity}")]
+    OutputTooLarge {
+        /// Bytes that it returned.
+        needed: u64,
+        /// Bytes that fit.
+        capacity: usize,
+    },
+    /// The function, or a range given for a buffer, belongs to another executor.
+    #[error("this {0} belongs to another executor")]
+    Foreign(&'static str),
+    /// Every slot of every worker has an invocation in flight; wait for one of them.
+    #[error("all slots of all workers are busy")]
+    AllSlotsBusy,
+    /// A function killed the executor, and the invocations in flight with it. Deploy again.
+    #[error("a function crashed the executor: {}", Exit::Signal(*signal))]
+    FunctionCrashed {
+        /// The signal.
+        signal: i32,
+    },
+    /// A function ended the executor with `exit`. Deploy again.
+    #[error("a function ended the executor: {}", Exit::Status(*status))]
+    FunctionExited {
+        /// The exit status.
+        status: i32,
+    },
+    /// The invocation ran longer than the deployment allows. Its worker is given up.
+    #[error("the invocation ran past its time limit of {after:?}")]
+    TimeLimit {
+        /// `invocation_timeout` of the deployment.
+        after: Duration,
+    },
+    /// The worker of this invocation was given up; it may have run or not.
+    #[error("the worker was lost: {reason}")]
+    WorkerLost {
+        /// Why.
+        reason: &'static str,
+    },
+    /// The node, its manager or the way there failed.
+    #[error("the executor is gone: its node or its executor manager failed")]
+    ExecutorGone,
+    /// The lease is over. Ask for another one.
+    #[error("the lease has ended: {}", reason.name())]
+    LeaseEnded {
+        /// Why.
+        reason: EndReason,
+    },
+
+    // -- below --
+    /// A manager or executor broke the protocol.
+    #[error("the peer broke the protocol")]
+    Protocol(#[from] Malformed),
+    /// A control connection failed.
+    #[error("the connection to {what} failed")]
+    Connection {
+        /// The peer.
+        what: &'static str,
+        /// How.
+        #[source]
+        source: ChannelError,
+    },
+    /// The device refused.
+    #[error(transparent)]
+    Rdma(#[from] rdmalib::Error),
+}
+
+/// How an executor process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// Killed by this signal.
+    Signal(i32),
+    /// Exited with this status.
+    Status(i32),
+    /// It closed its connection, and its manager says nothing else.
+    Unknown,
+}
+
+impl std::fmt::Display for Exit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Exit::Signal(number) => match signal_name(*number) {
+                Some(name) => write!(f, "signal {number} ({name})"),
+                None => write!(f, "signal {number}"),
+            },
+            Exit::Status(status) => write!(f, "exit status {status}"),
+            Exit::Unknown => f.write_str("it closed its connection"),
+        }
+    }
+}
+
+/// Names of the signals that functions die of; signal(7), x86 and Arm.
+fn signal_name(number: i32) -> Option<&'static str> {
+    Some(match number {
+        4 => "SIGILL, illegal instruction",
+        6 => "SIGABRT, aborted",
+        7 => "SIGBUS, bad memory access",
+        8 => "SIGFPE, arithmetic error",
+        9 => "SIGKILL, killed, perhaps for want of memory",
+        11 => "SIGSEGV, bad memory access",
+        15 => "SIGTERM, terminated",
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_crash_is_told_with_the_name_of_its_signal() {
+        let text = Error::FunctionCrashed { signal: 11 }.to_string();
+        assert_eq!(text, "a function crashed the executor: signal 11 (SIGSEGV, bad memory access)");
+        let text = Error::FunctionExited { status: 3 }.to_string();
+        assert_eq!(text, "a function ended the executor: exit status 3");
+    }
+
+    #[test]
+    fn an_unknown_function_is_told_with_those_there_are() {
+        let available = vec!["empty".to_owned(), "sum".to_owned()];
+        let text = Error::UnknownFunction { name: "emtpy".into(), available }.to_string();
+        assert_eq!(text, "no function \"emtpy\" in the library; it has empty, sum");
+    }
+}
