@@ -1,1 +1,196 @@
-//! resource_manager
+//! The resource manager: knows the nodes of a cluster, hands out leases on them, watches and bills them.
+//!
+//! ```text
+//!   clients ──(lease)──▶ ┌ loop ─ pool ┐ ◀──(register, report)── executor managers
+//!   curl ──▶ http thread ┴─ commands ──┘ ──▶ executors database
+//! ```
+//! Two threads: the loop (`server`) owns all that changes, the other serves HTTP and takes signals. It is
+//! not on the path of an invocation, and leases in use go on without it.
+//!
+//! ONE WRITER - the pool has one owner, the loop's thread; everybody else asks it (`commands`).
+
+pub mod commands;
+pub mod http;
+pub mod metrics;
+pub mod placement;
+pub mod pool;
+pub mod store;
+
+mod clients;
+mod link;
+mod nodes;
+mod server;
+
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::thread::JoinHandle;
+
+use anyhow::Context;
+use rfaas::config::{Devices, ResourceManagerConfig, cluster_secret};
+use tokio::runtime::Runtime;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use commands::{Commands, commands};
+use pool::{Now, Pool};
+use server::Server;
+use store::Store;
+
+/// Exit status after a second signal: 128 + SIGINT, as shells have it.
+const INTERRUPTED: i32 = 130;
+
+/// What a resource manager starts with.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Settings.
+    pub config: PathBuf,
+    /// Devices of this machine.
+    pub device_database: PathBuf,
+    /// Nodes to start with.
+    pub input_database: Option<PathBuf>,
+    /// Where to keep the nodes.
+    pub output_database: Option<PathBuf>,
+}
+
+/// Why a resource manager ended.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// It did not start: what it was given is wrong or in use.
+    #[error("{0:#}")]
+    Start(anyhow::Error),
+    /// It failed while it ran.
+    #[error("{0:#}")]
+    Run(anyhow::Error),
+}
+
+/// Runs a resource manager until SIGINT or SIGTERM.
+pub fn run(options: &Options) -> Result<(), Error> {
+    let (server, http) = start(options).map_err(Error::Start)?;
+    let served = server.run();
+    http.stop();
+    served.map_err(Error::Run)
+}
+
+/// Reads and opens everything, so that what is wrong is told before anything is served.
+fn start(options: &Options) -> anyhow::Result<(Server, HttpThread)> {
+    let config = ResourceManagerConfig::load(&options.config)?.config;
+    let devices = Devices::load(&options.device_database)?;
+    let nodes = match &options.input_database {
+        Some(path) => store::load(path)?,
+        None => Vec::new(),
+    };
+    let store = options.output_database.as_deref().map(Store::open).transpose()?;
+    let device = devices.open(&config.rdma_device)?.device;
+    let listener = device.listen(config.rdma_device_port)?;
+    let http_address = config.http_address().context("http_network_address")?;
+    let http = TcpListener::bind(http_address)
+        .with_context(|| format!("HTTP cannot be served at {http_address}"))?;
+    let http_address = http.local_addr().context("HTTP address")?;
+
+    let now = Now::read();
+    let mut pool = Pool::new(now);
+    for spec in nodes {
+        // Nobody is connected yet, so nothing is to be done about it but to write the database.
+        pool.add_node(now, spec, &mut Vec::new())?;
+    }
+    if let Some(store) = &store {
+        store.write(&pool.nodes()).context("the executors database could not be written")?;
+    }
+    let (commands, inbox) = commands().context("eventfd(2) failed")?;
+    let secret = cluster_secret(config.rdma_secret).into();
+    let api = http::Api::new(commands.clone(), std::sync::Arc::clone(&secret));
+    let http = HttpThread::start(http, api, commands.clone())?;
+    tracing::info!("Listening on device {}, address {}", device.name(), listener.local_addr());
+    tracing::info!("HTTP interface at {http_address}");
+    let ends = (commands, inbox);
+    Ok((Server::new(device, listener, ends, pool, secret, store, config.rdma_sleep), http))
+}
+
+/// The thread that serves HTTP and takes signals.
+struct HttpThread {
+    stop: tokio::sync::oneshot::Sender<()>,
+    thread: JoinHandle<()>,
+}
+
+/// Stops the loop however the HTTP thread ends: a manager that nobody can reach must not look alive.
+struct StopsLoop(Commands);
+
+impl Drop for StopsLoop {
+    fn drop(&mut self) {
+        let _ = self.0.stop(); // the loop has ended before: all the better
+    }
+}
+
+impl HttpThread {
+    fn start(listener: TcpListener, api: http::Api, commands: Commands) -> anyhow::Result<Self> {
+        listener.set_nonblocking(true).context("HTTP socket")?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .context("no runtime for HTTP")?;
+        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+        let (listener, signals) = {
+            let _inside = runtime.enter();
+            (tokio::net::TcpListener::from_std(listener).context("HTTP socket")?, Signals::new()?)
+        };
+        let serve = move || serve_http(&runtime, listener, signals, stopped, api, commands);
+        let thread = std::thread::Builder::new().name("http".into()).spawn(serve);
+        Ok(HttpThread { stop, thread: thread.context("no thread for HTTP")? })
+    }
+
+    /// Ends the thread; connections end with it.
+    fn stop(self) {
+        let _ = self.stop.send(()); // it may have ended by itself
+        if self.thread.join().is_err() {
+            tracing::error!("the HTTP thread panicked");
+        }
+    }
+}
+
+fn serve_http(
+    runtime: &Runtime,
+    listener: tokio::net::TcpListener,
+    mut signals: Signals,
+    stopped: tokio::sync::oneshot::Receiver<()>,
+    api: http::Api,
+    commands: Commands,
+) {
+    let stops_loop = StopsLoop(commands.clone());
+    let watch_signals = async move {
+        let name = signals.next().await;
+        tracing::info!("{name}: stopping; once more to stop at once");
+        let _ = commands.stop(); // it is stopping already
+        signals.next().await;
+        std::process::exit(INTERRUPTED);
+    };
+    runtime.block_on(async move {
+        let serving = http::serve(listener, http::router(api));
+        tokio::select! {
+            () = serving => tracing::error!("the HTTP interface ended"),
+            () = watch_signals => {}
+            _ = stopped => {}
+        }
+    });
+    drop(stops_loop);
+}
+
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Signals {
+    fn new() -> anyhow::Result<Self> {
+        let take = |kind| signal(kind).context("signals cannot be handled");
+        Ok(Signals {
+            interrupt: take(SignalKind::interrupt())?,
+            terminate: take(SignalKind::terminate())?,
+        })
+    }
+
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.interrupt.recv() => "SIGINT",
+            _ = self.terminate.recv() => "SIGTERM",
+        }
+    }
+}

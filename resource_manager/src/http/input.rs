@@ -1,0 +1,183 @@
+//! What comes in over HTTP, checked: every error names the field and says what it may be.
+
+use std::net::IpAddr;
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use axum::extract::Query;
+use axum::http::Uri;
+use serde_json::{Map, Value};
+
+use crate::pool::{
+    Ask, Capacity, DEFAULT_GRACE, DEFAULT_TIMEOUT, MAX_CORES, MAX_GRACE, MAX_TIMEOUT, NodeSpec,
+};
+
+/// Whom a lease is billed to if the request gives no name.
+const NAMELESS: &str = "http";
+
+/// The fields of a JSON object. Each is taken once; what is left at the end nobody knows.
+#[derive(Debug)]
+struct Fields(Map<String, Value>);
+
+impl Fields {
+    fn parse(body: &[u8]) -> Result<Self, String> {
+        if body.trim_ascii().is_empty() {
+            return Err("the body is empty; it must be a JSON object".into());
+        }
+        match serde_json::from_slice(body) {
+            Ok(Value::Object(fields)) => Ok(Fields(fields)),
+            Ok(_) => Err("the body is not a JSON object".into()),
+            Err(error) => Err(format!("the body is not JSON: {error}")),
+        }
+    }
+
+    fn text(&mut self, name: &str) -> Result<Option<String>, String> {
+        match self.0.remove(name) {
+            None => Ok(None),
+            Some(Value::String(text)) => Ok(Some(text)),
+            Some(other) => Err(format!("field {name:?} must be a string, not {}", kind(&other))),
+        }
+    }
+
+    fn whole(&mut self, name: &str, range: RangeInclusive<u64>) -> Result<Option<u64>, String> {
+        let Some(value) = self.0.remove(name) else { return Ok(None) };
+        match value.as_u64().filter(|number| range.contains(number)) {
+            Some(number) => Ok(Some(number)),
+            None => {
+                let (min, max) = range.into_inner();
+                let given = if value.is_number() { value.to_string() } else { kind(&value).into() };
+                Err(format!(
+                    "field {name:?} must be a whole number from {min} to {max}, not {given}"
+                ))
+            }
+        }
+    }
+
+    fn finish(self) -> Result<(), String> {
+        match self.0.keys().next() {
+            None => Ok(()),
+            Some(name) => Err(format!("field {name:?} is not known")),
+        }
+    }
+}
+
+fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "a boolean",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Array(_) => "an array",
+        Value::Object(_) => "an object",
+    }
+}
+
+fn required<T>(name: &str, value: Option<T>) -> Result<T, String> {
+    value.ok_or_else(|| format!("field {name:?} is missing"))
+}
+
+/// The parameters of a query, likewise.
+#[derive(Debug)]
+pub(super) struct Params(Vec<(String, String)>);
+
+impl Params {
+    pub(super) fn parse(uri: &Uri) -> Result<Self, String> {
+        match Query::<Vec<(String, String)>>::try_from_uri(uri) {
+            Ok(Query(params)) => Ok(Params(params)),
+            Err(rejection) => Err(rejection.body_text()),
+        }
+    }
+
+    pub(super) fn take(&mut self, name: &str) -> Result<Option<String>, String> {
+        let Some(at) = self.0.iter().position(|(key, _)| key == name) else { return Ok(None) };
+        let (_, value) = self.0.swap_remove(at);
+        match self.0.iter().any(|(key, _)| key == name) {
+            true => Err(format!("query parameter {name:?} is given twice")),
+            false => Ok(Some(value)),
+        }
+    }
+
+    pub(super) fn finish(self) -> Result<(), String> {
+        match self.0.first() {
+            None => Ok(()),
+            Some((name, _)) => Err(format!("query parameter {name:?} is not known")),
+        }
+    }
+
+    fn node(&mut self) -> Result<String, String> {
+        self.take("node")?.ok_or_else(|| "query parameter \"node\" is missing".into())
+    }
+}
+
+/// `POST /add?node=NAME`.
+pub(super) fn add(uri: &Uri, body: &[u8]) -> Result<NodeSpec, String> {
+    let mut params = Params::parse(uri)?;
+    let name = params.node()?;
+    params.finish()?;
+    let mut fields = Fields::parse(body)?;
+    let address = required("ip_address", fields.text("ip_address")?)?;
+    let port = required("port", fields.whole("port", 1..=u16::MAX.into())?)?;
+    let cores = required("cores", fields.whole("cores", 1..=MAX_CORES.into())?)?;
+    let memory = required("memory", fields.whole("memory", 1..=u32::MAX.into())?)?;
+    fields.finish()?;
+    if address.parse::<IpAddr>().is_err() {
+        return Err(format!("field \"ip_address\" must be an IP address, not {address:?}"));
+    }
+    let small = "within the range just checked";
+    let port = u16::try_from(port).expect(small);
+    let capacity = Capacity {
+        cores: u32::try_from(cores).expect(small),
+        memory: u32::try_from(memory).expect(small),
+    };
+    NodeSpec::new(&name, &address, port, capacity)
+}
+
+/// `POST /remove?node=NAME&grace_ms=N`: the node and the grace period. The body may be anything that
+/// is JSON: the original demanded the fields of `/add`.
+pub(super) fn remove(uri: &Uri, body: &[u8]) -> Result<(String, Duration), String> {
+    let mut params = Params::parse(uri)?;
+    let name = params.node()?;
+    let grace = match params.take("grace_ms")? {
+        None => DEFAULT_GRACE,
+        Some(text) => {
+            let max = u64::try_from(MAX_GRACE.as_millis()).unwrap_or(u64::MAX);
+            let grace = text.parse().ok().filter(|ms| *ms <= max).ok_or_else(|| {
+                format!("query parameter \"grace_ms\" must be from 0 to {max}, not {text:?}")
+            })?;
+            Duration::from_millis(grace)
+        }
+    };
+    params.finish()?;
+    if !body.trim_ascii().is_empty() {
+        serde_json::from_slice::<serde::de::IgnoredAny>(body)
+            .map_err(|error| format!("the body is neither empty nor JSON: {error}"))?;
+    }
+    Ok((name, grace))
+}
+
+/// `POST /leases`.
+pub(super) fn lease(uri: &Uri, body: &[u8]) -> Result<Ask, String> {
+    Params::parse(uri)?.finish()?;
+    let max = u64::try_from(MAX_TIMEOUT.as_millis()).unwrap_or(u64::MAX);
+    let mut fields = Fields::parse(body)?;
+    let cores = required("cores", fields.whole("cores", 1..=MAX_CORES.into())?)?;
+    let memory = required("memory", fields.whole("memory", 1..=u32::MAX.into())?)?;
+    let timeout = fields.whole("timeout_ms", 1..=max)?.map(Duration::from_millis);
+    let client = fields.text("client")?;
+    fields.finish()?;
+    let small = "within the range just checked";
+    Ask::new(
+        u32::try_from(cores).expect(small),
+        u32::try_from(memory).expect(small),
+        timeout.unwrap_or(DEFAULT_TIMEOUT),
+        client.as_deref().unwrap_or(NAMELESS),
+    )
+}
+
+/// `GET /billing?client=NAME`.
+pub(super) fn billing(uri: &Uri) -> Result<Option<String>, String> {
+    let mut params = Params::parse(uri)?;
+    let client = params.take("client")?;
+    params.finish()?;
+    Ok(client)
+}

@@ -1,0 +1,381 @@
+//! The HTTP interface over real sockets, in front of a loop that only has a pool.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::runtime;
+use tokio::sync::oneshot;
+
+use super::*;
+use crate::commands::{Command, Inbox, commands};
+use crate::pool::LinkId;
+
+/// Carries out work, without devices. Ends when told to stop.
+fn serve_pool(inbox: &Inbox) {
+    let mut pool = Pool::new(Now::read());
+    loop {
+        pool.tick(Now::read(), &mut Vec::new());
+        match inbox.try_next() {
+            Some(Command::Work(work)) => work(&mut pool, Now::read(), &mut Vec::new())(),
+            Some(Command::Stop) => return,
+            None => thread::sleep(Duration::from_millis(1)),
+        }
+    }
+}
+
+/// An interface at a port of its own.
+struct World {
+    address: SocketAddr,
+    commands: Commands,
+    stop: Option<oneshot::Sender<()>>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl World {
+    fn new() -> Self {
+        let (commands, inbox) = commands().unwrap();
+        let runtime = runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
+        let address = listener.local_addr().unwrap();
+        let api = Api::new(commands.clone(), Arc::from(&b"42"[..]));
+        let (stop, stopped) = oneshot::channel();
+        let http = move || {
+            runtime.block_on(async {
+                tokio::select! {
+                    () = serve(listener, router(api)) => {}
+                    _ = stopped => {}
+                }
+            });
+        };
+        let threads = vec![thread::spawn(http), thread::spawn(move || serve_pool(&inbox))];
+        World { address, commands, stop: Some(stop), threads }
+    }
+
+    /// Sends bytes, reads until the interface closes.
+    fn raw(&self, request: &[u8]) -> String {
+        let mut stream = TcpStream::connect(self.address).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        stream.write_all(request).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    }
+
+    /// Status and body of a request, its body as `curl -d` sends it.
+    fn text(&self, method: &str, target: &str, body: &str) -> (u16, String) {
+        let length = body.len();
+        let answer = self.raw(
+            format!(
+                "{method} {target} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\
+                 Content-Type: application/x-www-form-urlencoded\r\n\
+                 Content-Length: {length}\r\n\r\n{body}"
+            )
+            .as_bytes(),
+        );
+        let status = answer[9..12].parse().unwrap();
+        (status, answer.split_once("\r\n\r\n").unwrap().1.to_owned())
+    }
+
+    fn call(&self, method: &str, target: &str, body: &str) -> (u16, Value) {
+        let (status, text) = self.text(method, target, body);
+        (status, serde_json::from_str(&text).unwrap_or_else(|_| panic!("{status} {text:?}")))
+    }
+
+    /// Does what an executor manager does when it registers.
+    fn connect(&self, node: &'static str) {
+        self.commands
+            .tell(move |pool, now, out| {
+                pool.node_connected(now, node, LinkId(1), out).unwrap();
+            })
+            .unwrap();
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        self.commands.stop().unwrap();
+        drop(self.stop.take());
+        self.threads.drain(..).for_each(|thread| thread.join().unwrap());
+    }
+}
+
+/// The tutorial's.
+const NODE: &str = r#"{"ip_address": "192.168.0.29", "port": 10005, "cores": 1, "memory": 512}"#;
+
+#[test]
+fn the_tutorials_add_works_and_shows_the_node() {
+    let world = World::new();
+    let (status, node) = world.call("POST", "/add?node=exec-mgr-node", NODE);
+    assert_eq!(status, 200);
+    assert_eq!(
+        node,
+        json!({
+            "node": "exec-mgr-node", "ip_address": "192.168.0.29", "port": 10005, "cores": 1,
+            "free_cores": 1, "memory": 512, "free_memory": 512, "state": "registered",
+        })
+    );
+    assert_eq!(world.call("POST", "/add?node=exec-mgr-node", NODE), (200, node.clone()));
+    assert_eq!(world.call("GET", "/nodes", ""), (200, json!([node])));
+    assert_eq!(world.call("GET", "/nodes/exec-mgr-node", ""), (200, node));
+    assert_eq!(world.call("GET", "/nodes/other", "").0, 404);
+}
+
+#[test]
+fn a_bad_request_is_answered_by_name_and_changes_nothing() {
+    let world = World::new();
+    world.call("POST", "/add?node=good", NODE);
+    world.connect("good");
+    let before = [world.call("GET", "/nodes", ""), world.call("GET", "/leases", "")];
+    let long = "n".repeat(129);
+    let long_name = format!("/add?node={long}");
+    let lease = |fields: &str| format!(r#"{{"cores":1,"memory":1{fields}}}"#);
+    let client = lease(&format!(r#","client":"{}""#, "c".repeat(65)));
+    let wrong = |old: &str, new: &str| NODE.replacen(old, new, 1);
+    #[rustfmt::skip]
+    let table: &[(u16, &str, &str, &str, &str)] = &[
+        // status, method, target, body, what the error must name
+        (400, "POST", "/add", NODE, "node"),
+        (400, "POST", "/add?node=", NODE, "node"),
+        (400, "POST", "/add?node=a&node=b", NODE, "twice"),
+        (400, "POST", "/add?node=a&grace=1", NODE, "grace"),
+        (400, "POST", "/add?node=a%0Ab", NODE, "control"),
+        (400, "POST", &long_name, NODE, "128"),
+        (400, "POST", "/add?node=a", "", "empty"),
+        (400, "POST", "/add?node=a", "{", "JSON"),
+        (400, "POST", "/add?node=a", "[]", "object"),
+        (400, "POST", "/add?node=a", "7", "object"),
+        (400, "POST", "/add?node=a", "{}{}", "JSON"),
+        (400, "POST", "/add?node=a", &"[".repeat(5_000), "JSON"),
+        (400, "POST", "/add?node=a", "{}", "ip_address"),
+        (400, "POST", "/add?node=a", &wrong(r#""ip_address": "192.168.0.29", "#, ""), "ip_address"),
+        (400, "POST", "/add?node=a", &wrong(r#""port": 10005, "#, ""), "port"),
+        (400, "POST", "/add?node=a", &wrong(r#""cores": 1, "#, ""), "cores"),
+        (400, "POST", "/add?node=a", &wrong(r#", "memory": 512"#, ""), "memory"),
+        (400, "POST", "/add?node=a", &wrong("192.168.0.29", "node.example"), "ip_address"),
+        (400, "POST", "/add?node=a", &wrong("192.168.0.29", "1.2.3.4.5"), "ip_address"),
+        (400, "POST", "/add?node=a", &wrong("192.168.0.29", "0.0.0.0"), "address"),
+        (400, "POST", "/add?node=a", &wrong(r#""192.168.0.29""#, "7"), "ip_address"),
+        (400, "POST", "/add?node=a", &wrong(r#""192.168.0.29""#, "null"), "ip_address"),
+        (400, "POST", "/add?node=a", &wrong("10005", "0"), "port"),
+        (400, "POST", "/add?node=a", &wrong("10005", "65536"), "65535"),
+        (400, "POST", "/add?node=a", &wrong("10005", "-1"), "port"),
+        (400, "POST", "/add?node=a", &wrong("10005", r#""10005""#), "port"),
+        (400, "POST", "/add?node=a", &wrong(r#""cores": 1"#, r#""cores": 0"#), "cores"),
+        (400, "POST", "/add?node=a", &wrong(r#""cores": 1"#, r#""cores": -1"#), "cores"),
+        (400, "POST", "/add?node=a", &wrong(r#""cores": 1"#, r#""cores": 1.5"#), "cores"),
+        (400, "POST", "/add?node=a", &wrong(r#""cores": 1"#, r#""cores": true"#), "cores"),
+        (400, "POST", "/add?node=a", &wrong(r#""cores": 1"#, r#""cores": 70000"#), "65535"),
+        (400, "POST", "/add?node=a", &wrong("512", "0"), "memory"),
+        (400, "POST", "/add?node=a", &wrong("512", "-5"), "memory"),
+        (400, "POST", "/add?node=a", &wrong("512", "4294967296"), "memory"),
+        (400, "POST", "/add?node=a", &wrong("512", "1e99"), "memory"),
+        (400, "POST", "/add?node=a", &wrong("512", r#""512""#), "memory"),
+        (400, "POST", "/add?node=a", &wrong("512", "512, \"gpus\": 1"), "gpus"),
+        (400, "POST", "/remove", "", "node"),
+        (400, "POST", "/remove?node=good&grace_ms=x", "", "grace_ms"),
+        (400, "POST", "/remove?node=good&grace_ms=-1", "", "grace_ms"),
+        (400, "POST", "/remove?node=good&grace_ms=86400001", "", "86400000"),
+        (400, "POST", "/remove?node=good&force=1", "", "force"),
+        (400, "POST", "/remove?node=good", "{", "JSON"),
+        (400, "POST", "/leases", "", "empty"),
+        (400, "POST", "/leases", r#"{"memory":1}"#, "cores"),
+        (400, "POST", "/leases", r#"{"cores":1}"#, "memory"),
+        (400, "POST", "/leases", r#"{"cores":0,"memory":1}"#, "cores"),
+        (400, "POST", "/leases", r#"{"cores":1,"memory":0}"#, "memory"),
+        (400, "POST", "/leases", &lease(r#","timeout_ms":0"#), "timeout_ms"),
+        (400, "POST", "/leases", &lease(r#","timeout_ms":2592000001"#), "2592000000"),
+        (400, "POST", "/leases", &lease(r#","client":7"#), "client"),
+        (400, "POST", "/leases", &lease(r#","client":"""#), "client"),
+        (400, "POST", "/leases", &client, "64"),
+        (400, "POST", "/leases", &lease(r#","priority":1"#), "priority"),
+        (400, "POST", "/leases?node=good", &lease(""), "node"),
+        (409, "POST", "/leases", r#"{"cores":2,"memory":1}"#, "cores"),
+        (409, "POST", "/leases", r#"{"cores":1,"memory":513}"#, "513 MB"),
+        (400, "GET", "/billing?user=x", "", "user"),
+        (400, "GET", "/nodes?x", "", "x"),
+        (404, "GET", "/leases/7", "", "7"),
+        (404, "GET", "/leases/seven", "", "seven"),
+        (404, "DELETE", "/leases/7", "", "7"),
+        (404, "DELETE", "/leases/0", "", "0"),
+        (404, "DELETE", "/leases/-1", "", "-1"),
+        (404, "GET", "/nodes/none", "", "none"),
+        (400, "GET", "/nodes/%ff", "", "UTF-8"),
+        (404, "GET", "/", "", "/openapi.json"),
+        (404, "POST", "/add/x?node=a", NODE, "/add/x"),
+        (405, "GET", "/add?node=a", "", "GET"),
+        (405, "PUT", "/add?node=a", NODE, "PUT"),
+        (405, "GET", "/remove?node=a", "", "GET"),
+        (405, "DELETE", "/leases", "", "DELETE"),
+        (405, "POST", "/leases/7", "", "POST"),
+        (405, "POST", "/billing", "", "POST"),
+    ];
+    for (status, method, target, body, named) in table {
+        let (got, answer) = world.call(method, target, body);
+        let error = answer["error"].as_str().unwrap_or_default();
+        assert!(
+            got == *status && error.contains(named),
+            "{method} {target} {body}: {got} {answer}"
+        );
+        assert!(answer.as_object().is_some_and(|fields| fields.len() == 1), "{answer}");
+    }
+    assert_eq!([world.call("GET", "/nodes", ""), world.call("GET", "/leases", "")], before);
+}
+
+#[test]
+fn a_body_that_is_too_large_is_413_and_the_client_hears_it() {
+    let world = World::new();
+    for bytes in [MAX_BODY_BYTES + 1, 300_000] {
+        let (status, answer) = world.call("POST", "/add?node=a", &" ".repeat(bytes));
+        assert_eq!(status, 413, "{answer}");
+        assert!(answer["error"].as_str().unwrap().contains("65536"));
+    }
+    let fits = format!("{NODE}{}", " ".repeat(MAX_BODY_BYTES - NODE.len()));
+    assert_eq!(world.call("POST", "/add?node=a", &fits).0, 200);
+}
+
+#[test]
+fn bytes_that_are_no_http_harm_nobody() {
+    let world = World::new();
+    for bytes in [
+        &b"\x00\xff\r\n\r\n"[..],
+        b"GET\r\n\r\n",
+        b"POST /add HTTP/1.1\r\nContent-Length: x\r\n\r\n",
+    ] {
+        let answer = world.raw(bytes);
+        assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 400"), "{answer}");
+    }
+    assert_eq!(world.call("GET", "/healthz", "").0, 200);
+}
+
+#[test]
+fn a_lease_is_granted_listed_without_its_token_and_ended_once() {
+    let world = World::new();
+    world.call("POST", "/add?node=a", NODE);
+    world.connect("a");
+    let request = r#"{"cores":1,"memory":512,"timeout_ms":60000,"client":"me"}"#;
+    let (status, grant) = world.call("POST", "/leases", request);
+    assert_eq!(status, 201, "{grant}");
+    let id = grant["id"].as_u64().unwrap();
+    let token = grant["token"].as_str().unwrap();
+    let token = rfaas::protocol::lease::Token::from_text(token).unwrap();
+    assert!(token.verify(b"42") && !token.verify(b"43"));
+    assert_eq!(token.terms.lease.get(), id);
+    assert_eq!(token.terms.client.get(), Ok("me"));
+    assert_eq!((&grant["address"], &grant["port"]), (&json!("192.168.0.29"), &json!(10005)));
+
+    let (_, lease) = world.call("GET", &format!("/leases/{id}"), "");
+    assert_eq!(lease["state"], "granted");
+    assert_eq!(lease["expires_at"], grant["expires_at"]);
+    let (_, all) = world.text("GET", "/leases", "");
+    assert!(!all.contains("token"), "{all}");
+    assert_eq!(serde_json::from_str::<Value>(&all).unwrap(), json!([lease]));
+
+    for _ in 0..2 {
+        let ended = world.call("DELETE", &format!("/leases/{id}"), "");
+        assert_eq!(ended, (200, json!({"id": id, "state": "ended"})));
+        assert_eq!(world.call("GET", "/nodes/a", "").1["free_cores"], 1);
+    }
+    let (status, gone) = world.call("GET", &format!("/leases/{id}"), "");
+    assert!(status == 404 && gone["error"].as_str().unwrap().contains("/billing"), "{gone}");
+    let (_, bills) = world.call("GET", "/billing?client=me", "");
+    assert_eq!(bills.as_array().map(Vec::len), Some(1));
+    assert_eq!((&bills[0]["lease"], &bills[0]["reason"]), (&json!(id), &json!("withdrawn")));
+    assert_eq!(world.call("GET", "/billing?client=you", ""), (200, json!([])));
+    assert_eq!(world.call("GET", "/billing", ""), (200, bills));
+}
+
+#[test]
+fn a_node_is_removed_however_often_and_whatever_the_body() {
+    let world = World::new();
+    world.call("POST", "/add?node=a", NODE);
+    let removed = (200, json!({"node": "a", "state": "removed"}));
+    for body in ["", NODE, "{}", " null "] {
+        assert_eq!(world.call("POST", "/remove?node=a&grace_ms=0", body), removed);
+    }
+    assert_eq!(world.call("GET", "/nodes", ""), (200, json!([])));
+}
+
+#[test]
+fn metrics_are_text_that_prometheus_reads() {
+    let world = World::new();
+    world.call("POST", "/add?node=a", NODE);
+    world.connect("a");
+    world.call("POST", "/leases", r#"{"cores":1,"memory":12}"#);
+    world.call("POST", "/leases", r#"{"cores":1,"memory":12}"#);
+    let (status, text) = world.text("GET", "/metrics", "");
+    assert_eq!(status, 200);
+    for line in [
+        r#"rfaas_nodes{state="ready"} 1"#,
+        r#"rfaas_nodes{state="lost"} 0"#,
+        r#"rfaas_leases{state="granted"} 1"#,
+        "rfaas_leases_granted_total 1",
+        "rfaas_leases_denied_total 1",
+        r#"rfaas_leases_ended_total{reason="expired"} 0"#,
+        "rfaas_cores 1",
+        "rfaas_cores_free 0",
+        "rfaas_memory_megabytes 512",
+        "rfaas_memory_free_megabytes 500",
+    ] {
+        assert!(text.lines().any(|l| l == line), "{line} is not in\n{text}");
+    }
+    for line in text.lines().filter(|line| !line.starts_with('#')) {
+        let (name, value) = line.rsplit_once(' ').unwrap();
+        assert!(text.contains(&format!("# TYPE {} ", name.split('{').next().unwrap())), "{line}");
+        value.parse::<u64>().unwrap();
+    }
+}
+
+#[test]
+fn every_path_that_openapi_json_describes_is_there_and_no_other() {
+    let world = World::new();
+    world.call("POST", "/add?node=a", NODE);
+    world.connect("a");
+    let (_, document) = world.call("GET", "/openapi.json", "");
+    let paths = document["paths"].as_object().unwrap();
+    let mut count = 0;
+    for (path, methods) in paths {
+        let (_, lease) =
+            world.call("POST", "/leases", r#"{"cores":1,"memory":1,"timeout_ms":200}"#);
+        let path = path.replace("{name}", "a").replace("{id}", &lease["id"].to_string());
+        for method in ["get", "post", "put", "patch", "delete"] {
+            let (status, text) = world.text(&method.to_uppercase(), &path, "");
+            let described = methods.get(method).is_some();
+            assert_eq!(status == 405, !described, "{method} {path}: {status} {text}");
+            assert_ne!(status, 404, "{method} {path}");
+            if described {
+                let answers = methods[method]["responses"].as_object().unwrap();
+                assert!(answers.contains_key(&status.to_string()), "{method} {path}: {status}");
+                count += 1;
+            }
+        }
+        if lease["id"].is_u64() {
+            world.call("DELETE", &format!("/leases/{}", lease["id"]), "");
+        }
+    }
+    assert_eq!(count, 12, "routes of `router`");
+}
+
+#[test]
+fn every_reference_in_openapi_json_leads_somewhere() {
+    fn references<'a>(value: &'a Value, found: &mut Vec<&'a str>) {
+        match value {
+            Value::Object(fields) => {
+                found.extend(fields.get("$ref").and_then(Value::as_str));
+                fields.values().for_each(|value| references(value, found));
+            }
+            Value::Array(values) => values.iter().for_each(|value| references(value, found)),
+            _ => {}
+        }
+    }
+    let document: Value = serde_json::from_str(OPENAPI).unwrap();
+    let mut found = Vec::new();
+    references(&document, &mut found);
+    assert!(!found.is_empty());
+    for reference in found {
+        let pointer = reference.strip_prefix('#').unwrap();
+        assert!(document.pointer(pointer).is_some(), "{reference}");
+    }
+}

@@ -1,0 +1,93 @@
+//! What connections of clients and of executor managers have in common: taking messages fairly, and
+//! not sleeping through one.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use rfaas::channel::{Channel, ChannelError, Incoming};
+use rfaas::protocol::{Malformed, MessageKind};
+
+/// Messages taken from one peer before the others have their turn.
+const TURN: usize = 64;
+
+/// Whether a peer may have sent more than was taken in its turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Turn {
+    /// There was nothing more, and its descriptor tells of news (unless the loop does not sleep).
+    Done,
+    /// Serve it again before sleeping.
+    Again,
+}
+
+/// Whether the loop sleeps between turns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Waiting {
+    /// On descriptors, which must be armed.
+    Asleep,
+    /// It polls all the time.
+    Polling,
+}
+
+/// Hands the messages of one peer to `handle`. Any `Err` ends this connection, and only this one.
+pub(crate) fn take_messages<M: MessageKind>(
+    channel: &mut Channel,
+    waiting: Waiting,
+    mut handle: impl FnMut(&mut Channel, M) -> Result<(), ChannelError>,
+) -> Result<Turn, ChannelError> {
+    let mut armed = waiting == Waiting::Polling;
+    for _ in 0..TURN {
+        match channel.try_receive::<M>()? {
+            Some(Incoming::Message(message)) => handle(channel, message)?,
+            // Nobody was given a key to write with.
+            Some(Incoming::Written { .. }) => return Err(Malformed::Field("kind").into()),
+            None if armed => return Ok(Turn::Done),
+            // Look again: a message that landed before `arm` is not announced.
+            None => {
+                channel.arm()?;
+                armed = true;
+            }
+        }
+    }
+    Ok(Turn::Again)
+}
+
+/// Keeps peers that try again and again from filling the log: the same line is news once a minute.
+#[derive(Debug, Default)]
+pub(crate) struct Told(BTreeMap<String, Instant>);
+
+impl Told {
+    const AGAIN: Duration = Duration::from_secs(60);
+    /// Lines remembered; peers choose some of their text, so there is a bound.
+    const MAX: usize = 256;
+
+    /// Whether `line` is worth a warning.
+    pub(crate) fn is_news(&mut self, now: Instant, line: &str) -> bool {
+        self.0.retain(|_, told| now.saturating_duration_since(*told) < Self::AGAIN);
+        let news = !self.0.contains_key(line) && self.0.len() < Self::MAX;
+        if news {
+            self.0.insert(line.to_owned(), now);
+        }
+        news
+    }
+}
+
+/// A peer's text, fit for a log and a sentence.
+pub(crate) fn printable(text: &str) -> String {
+    text.replace(char::is_control, " ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_same_line_is_news_once_a_minute_and_there_are_not_too_many() {
+        let (mut told, now) = (Told::default(), Instant::now());
+        assert!(told.is_news(now, "a"));
+        assert!(!told.is_news(now, "a"));
+        assert!(told.is_news(now, "b"));
+        assert!(told.is_news(now + Told::AGAIN, "a"));
+        let news = (0..10_000).filter(|i| told.is_news(now + Told::AGAIN, &i.to_string()));
+        assert_eq!(news.count(), Told::MAX - 1);
+    }
+}

@@ -1,0 +1,115 @@
+//! `/metrics`: counts of the pool in the text format of Prometheus, version 0.0.4.
+
+use std::fmt::Write;
+
+use rfaas::protocol::lease::EndReason;
+
+use crate::pool::{LeaseState, NodeState, Pool, Totals};
+
+/// Media type of [`render`]'s text.
+pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+const REASONS: [EndReason; 6] = [
+    EndReason::Released,
+    EndReason::Expired,
+    EndReason::ClientGone,
+    EndReason::Withdrawn,
+    EndReason::NodeLost,
+    EndReason::Shutdown,
+];
+
+/// What is shown, taken from the pool at one moment.
+#[derive(Clone, Debug, Default)]
+pub struct Snapshot {
+    nodes: [u64; 4],
+    leases: [u64; 3],
+    cores: [u64; 2],
+    memory: [u64; 2],
+    totals: Totals,
+}
+
+const LEASES: [LeaseState; 3] = [LeaseState::Granted, LeaseState::Active, LeaseState::Ending];
+
+impl Snapshot {
+    /// Counts.
+    pub fn of(pool: &Pool) -> Self {
+        let mut snapshot = Snapshot { totals: pool.totals(), ..Snapshot::default() };
+        for node in pool.nodes() {
+            for (count, state) in snapshot.nodes.iter_mut().zip(NodeState::ALL) {
+                *count += u64::from(node.state == state);
+            }
+            if node.state == NodeState::Ready {
+                let all = node.spec.capacity();
+                snapshot.cores[0] += u64::from(all.cores);
+                snapshot.cores[1] += u64::from(node.free.cores);
+                snapshot.memory[0] += u64::from(all.memory);
+                snapshot.memory[1] += u64::from(node.free.memory);
+            }
+        }
+        for lease in pool.leases() {
+            for (count, state) in snapshot.leases.iter_mut().zip(LEASES) {
+                *count += u64::from(lease.state == state);
+            }
+        }
+        snapshot
+    }
+
+    /// The text.
+    pub fn render(&self) -> String {
+        let mut text = Text(String::new());
+        let nodes = NodeState::ALL.map(NodeState::name);
+        text.labelled("rfaas_nodes", "gauge", "Nodes, by state.", "state", &nodes, &self.nodes);
+        let leases = LEASES.map(LeaseState::name);
+        let help = "Leases that have not ended, by state.";
+        text.labelled("rfaas_leases", "gauge", help, "state", &leases, &self.leases);
+        let totals = &self.totals;
+        text.one("rfaas_leases_granted_total", "counter", "Leases granted.", totals.granted);
+        let help = "Requests for leases that could not be met.";
+        text.one("rfaas_leases_denied_total", "counter", help, totals.denied);
+        let ended = REASONS.map(|reason| totals.ended[usize::from(reason as u16)]);
+        let help = "Leases ended, by reason.";
+        let reasons = REASONS.map(EndReason::name);
+        text.labelled("rfaas_leases_ended_total", "counter", help, "reason", &reasons, &ended);
+        text.one("rfaas_cores", "gauge", "Cores of nodes that are ready.", self.cores[0]);
+        let help = "Cores of nodes that are ready that no lease holds.";
+        text.one("rfaas_cores_free", "gauge", help, self.cores[1]);
+        let help = "Memory of nodes that are ready, in MB.";
+        text.one("rfaas_memory_megabytes", "gauge", help, self.memory[0]);
+        let help = "Memory of nodes that are ready that no lease holds, in MB.";
+        text.one("rfaas_memory_free_megabytes", "gauge", help, self.memory[1]);
+        text.0
+    }
+}
+
+struct Text(String);
+
+impl Text {
+    fn line(&mut self, line: std::fmt::Arguments<'_>) {
+        writeln!(self.0, "{line}").expect("a String takes everything");
+    }
+
+    fn head(&mut self, name: &str, kind: &str, help: &str) {
+        self.line(format_args!("# HELP {name} {help}"));
+        self.line(format_args!("# TYPE {name} {kind}"));
+    }
+
+    fn one(&mut self, name: &str, kind: &str, help: &str, value: u64) {
+        self.head(name, kind, help);
+        self.line(format_args!("{name} {value}"));
+    }
+
+    fn labelled(
+        &mut self,
+        name: &str,
+        kind: &str,
+        help: &str,
+        label: &str,
+        labels: &[&str],
+        values: &[u64],
+    ) {
+        self.head(name, kind, help);
+        for (of, value) in labels.iter().zip(values) {
+            self.line(format_args!("{name}{{{label}=\"{of}\"}} {value}"));
+        }
+    }
+}

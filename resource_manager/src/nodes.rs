@@ -1,0 +1,368 @@
+//! Connections of executor managers: who they are is proved first, then they report and are told.
+//!
+//! ```text
+//!   accepted with a challenge ──Register──▶ registered ──silent, malformed, gone──▶ dropped
+//!             └── silent, refused ──▶ closing ──▶ dropped
+//! ```
+//! * PROVED - nothing that comes before a registration with the right proof reaches the pool.
+//! * ALONE - one registered connection a node. A second is refused while the first is alive.
+//!
+//! Elsewhere: what a report changes (`pool`); which messages there are (`rfaas::protocol::node`).
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant, UNIX_EPOCH};
+
+use rdmalib::{ConnectRequest, Device};
+use rfaas::channel::{Channel, ChannelError};
+use rfaas::protocol::lease::{EndReason, LeaseId, LeaseTerms, Reason};
+use rfaas::protocol::node::{
+    Challenge, EndLease, FromNode, LeaseEndedAck, Register, RegisterRefused, Registered, ToNode,
+};
+use rfaas::protocol::{Empty, Malformed, Secret};
+
+use crate::link::{Told, Turn, Waiting, printable, take_messages};
+use crate::pool::{Action, Ask, Capacity, EndReport, LinkId, MAX_TIMEOUT, Now, Pool, Terms};
+
+/// Pause between two heartbeats to an executor manager.
+pub const HEARTBEAT: Duration = Duration::from_secs(1);
+/// An executor manager that was silent for so long, though it is to send heartbeats too, is taken for
+/// lost: five of them are missing.
+pub const SILENCE: Duration = Duration::from_secs(5);
+/// How long a peer may take to say who it is.
+pub const GREETING: Duration = Duration::from_secs(5);
+/// How long a refusal has to arrive before its connection is cut.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+/// Messages that an executor manager may be ahead: after a reconnection it reports all its leases.
+const RECEIVES: u32 = 256;
+
+enum Phase {
+    /// It is to register.
+    Greeting { challenge: Challenge },
+    /// It is the executor manager of this node.
+    Registered { node: Arc<str> },
+    /// It was refused.
+    Closing,
+}
+
+struct NodeLink {
+    channel: Channel,
+    phase: Phase,
+    /// When it was last heard; in other phases than registered, when that began.
+    heard: Instant,
+}
+
+/// All of them.
+pub(crate) struct Nodes {
+    links: BTreeMap<LinkId, NodeLink>,
+    secret: Arc<[u8]>,
+    waiting: Waiting,
+    next_beat: Option<Instant>,
+    refusals: Told,
+}
+
+impl Nodes {
+    pub(crate) fn new(secret: Arc<[u8]>, waiting: Waiting) -> Self {
+        Nodes {
+            links: BTreeMap::new(),
+            secret,
+            waiting,
+            next_beat: None,
+            refusals: Told::default(),
+        }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.links.len()
+    }
+
+    /// The connections, to wait for.
+    pub(crate) fn channels(&self) -> impl Iterator<Item = (LinkId, &Channel)> {
+        self.links.iter().map(|(id, link)| (*id, &link.channel))
+    }
+
+    /// Takes a connection, asking its peer to register.
+    pub(crate) fn accept(
+        &mut self,
+        now: Now,
+        id: LinkId,
+        device: &Device,
+        request: ConnectRequest,
+    ) -> Result<(), ChannelError> {
+        let mut nonce = [0; 32];
+        let (front, back) = nonce.split_at_mut(16);
+        front.copy_from_slice(&Secret::generate().0);
+        back.copy_from_slice(&Secret::generate().0);
+        let challenge = Challenge { nonce };
+        let mut channel = Channel::new(device, RECEIVES)?;
+        channel.accept(request, &challenge)?;
+        let phase = Phase::Greeting { challenge };
+        self.links.insert(id, NodeLink { channel, phase, heard: now.monotonic });
+        self.next_beat.get_or_insert(now.monotonic + HEARTBEAT);
+        Ok(())
+    }
+
+    /// Silences the descriptor of a connection that had news.
+    pub(crate) fn acknowledge(&mut self, id: LinkId) -> Result<(), ChannelError> {
+        self.links.get_mut(&id).map_or(Ok(()), |link| link.channel.acknowledge())
+    }
+
+    /// Takes what a peer sent. Its connection is dropped if it ended or deserves it.
+    pub(crate) fn serve(
+        &mut self,
+        now: Now,
+        id: LinkId,
+        pool: &mut Pool,
+        out: &mut Vec<Action>,
+    ) -> Turn {
+        // Out of the map, since a registration may concern another connection too.
+        let Some(mut link) = self.links.remove(&id) else { return Turn::Done };
+        let NodeLink { channel, phase, heard } = &mut link;
+        let turn = take_messages(channel, self.waiting, |channel, message| {
+            *heard = now.monotonic;
+            self.message(now, id, channel, phase, message, pool, out)
+        });
+        self.links.insert(id, link);
+        turn.unwrap_or_else(|error| {
+            self.drop_link(now, id, &error, pool, out);
+            Turn::Done
+        })
+    }
+
+    #[allow(clippy::too_many_arguments)] // the parts of a link that is out of the map
+    fn message(
+        &mut self,
+        now: Now,
+        id: LinkId,
+        channel: &mut Channel,
+        phase: &mut Phase,
+        message: FromNode,
+        pool: &mut Pool,
+        out: &mut Vec<Action>,
+    ) -> Result<(), ChannelError> {
+        match (&*phase, message) {
+            (Phase::Closing, _) => {} // it has not read that it was refused
+            (Phase::Greeting { challenge }, FromNode::Register(register)) => {
+                match self.register(now, id, &register, challenge, pool, out)? {
+                    Ok((node, capacity)) => {
+                        *phase = Phase::Registered { node }; // first: the pool counts on it
+                        channel.send(&registered(capacity))?;
+                    }
+                    Err(why) => {
+                        let reason = Reason::truncated(&why);
+                        channel.send(&ToNode::Refused(RegisterRefused { reason }))?;
+                        *phase = Phase::Closing;
+                    }
+                }
+            }
+            (Phase::Registered { node }, FromNode::Claimed(claim)) => {
+                pool.claimed(now, node, id, &read_terms(&claim.terms, node)?, out);
+            }
+            (Phase::Registered { node }, FromNode::Ended(ended)) => {
+                let report = EndReport {
+                    terms: read_terms(&ended.terms, node)?,
+                    reason: EndReason::from_wire(ended.reason)?,
+                    bill: ended.bill,
+                };
+                pool.ended(now, node, id, &report, out);
+            }
+            (Phase::Registered { .. }, FromNode::Heartbeat(_)) => {}
+            (Phase::Greeting { .. }, _) => return Err(Malformed::Field("registration").into()),
+            (Phase::Registered { .. }, FromNode::Register(_)) => {
+                return Err(Malformed::Field("second registration").into());
+            }
+        }
+        Ok(())
+    }
+
+    /// Registers the node that a peer says it is. The inner `Err` is what it is told.
+    fn register(
+        &mut self,
+        now: Now,
+        id: LinkId,
+        register: &Register,
+        challenge: &Challenge,
+        pool: &mut Pool,
+        out: &mut Vec<Action>,
+    ) -> Result<Result<(Arc<str>, Capacity), String>, ChannelError> {
+        let name = register.node.get()?;
+        if !register.verify(challenge, &self.secret) {
+            let why = "the cluster secret is not this resource manager's: \
+                       resource_manager_secret there must be rdma-secret here";
+            return Ok(Err(self.refuse(now, name, why.into())));
+        }
+        // The newer connection wins if the older is dead, which was perhaps not looked at yet.
+        let dead = self.links.iter().find(|(_, link)| {
+            matches!(&link.phase, Phase::Registered { node } if **node == *name)
+                && !link.channel.is_connected()
+        });
+        if let Some(dead) = dead.map(|(id, _)| *id) {
+            self.drop_link(now, dead, &ChannelError::Disconnected, pool, out);
+        }
+        Ok(match pool.node_connected(now, name, id, out) {
+            Ok(capacity) => Ok((name.into(), capacity)),
+            Err(why) => Err(self.refuse(now, name, why)),
+        })
+    }
+
+    /// Logs why a registration is refused; executor managers try again every second or so.
+    fn refuse(&mut self, now: Now, name: &str, why: String) -> String {
+        let (node, reason) = (printable(name), printable(&why));
+        if self.refusals.is_news(now.monotonic, &format!("{node} {reason}")) {
+            tracing::warn!(node, reason, "an executor manager was refused");
+        } else {
+            tracing::debug!(node, reason, "an executor manager was refused again");
+        }
+        why
+    }
+
+    /// Tells a node something. A node that cannot be told is lost.
+    pub(crate) fn send(
+        &mut self,
+        now: Now,
+        id: LinkId,
+        message: &ToNode,
+        pool: &mut Pool,
+        out: &mut Vec<Action>,
+    ) {
+        let Some(link) = self.links.get_mut(&id) else { return };
+        if let Err(error) = link.channel.send(message) {
+            self.drop_link(now, id, &error, pool, out);
+        }
+    }
+
+    /// Ends the connection of a node that was removed.
+    pub(crate) fn close(&mut self, now: Now, id: LinkId, why: &str) {
+        let Some(link) = self.links.get_mut(&id) else { return };
+        let refused = RegisterRefused { reason: Reason::truncated(why) };
+        if let Err(error) = link.channel.send(&ToNode::Refused(refused)) {
+            tracing::debug!(%error, "a node that was removed could not be told");
+        }
+        link.phase = Phase::Closing;
+        link.heard = now.monotonic;
+    }
+
+    /// When [`tick`](Self::tick) has something to do next.
+    pub(crate) fn next_deadline(&self) -> Option<Instant> {
+        self.next_beat
+    }
+
+    /// Once a [`HEARTBEAT`]: sends one to each node, drops those that were silent too long.
+    pub(crate) fn tick(&mut self, now: Now, pool: &mut Pool, out: &mut Vec<Action>) {
+        if self.next_beat.is_none_or(|at| at > now.monotonic) {
+            return;
+        }
+        for id in self.links.keys().copied().collect::<Vec<_>>() {
+            let Some(link) = self.links.get_mut(&id) else { continue };
+            let (patience, what) = match link.phase {
+                Phase::Greeting { .. } => (GREETING, "registering"),
+                Phase::Registered { .. } => (SILENCE, "hearing from the executor manager"),
+                Phase::Closing => (LAST_WORDS, "closing"),
+            };
+            let error = if now.monotonic.saturating_duration_since(link.heard) >= patience {
+                ChannelError::TimedOut { what, after: patience }
+            } else if matches!(link.phase, Phase::Registered { .. })
+                && let Err(error) = link.channel.send(&ToNode::Heartbeat(Empty {}))
+            {
+                error
+            } else {
+                continue;
+            };
+            self.drop_link(now, id, &error, pool, out);
+        }
+        self.next_beat = (!self.links.is_empty()).then_some(now.monotonic + HEARTBEAT);
+    }
+
+    fn drop_link(
+        &mut self,
+        now: Now,
+        id: LinkId,
+        why: &ChannelError,
+        pool: &mut Pool,
+        out: &mut Vec<Action>,
+    ) {
+        let Some(mut link) = self.links.remove(&id) else { return };
+        link.channel.disconnect();
+        match link.phase {
+            Phase::Closing => tracing::debug!(%why, "refused connection closed"),
+            Phase::Greeting { .. } => {
+                tracing::warn!(%why, "connection of an executor manager that did not register dropped");
+            }
+            Phase::Registered { node } => {
+                match why {
+                    ChannelError::Disconnected => tracing::debug!(%node, "it disconnected"),
+                    _ => tracing::warn!(%node, %why, "connection dropped"),
+                }
+                pool.node_disconnected(now, id, out);
+            }
+        }
+    }
+}
+
+/// What a node is told on this action of the pool, if it is a message.
+pub(crate) fn message_of(action: &Action) -> Option<(LinkId, ToNode)> {
+    Some(match *action {
+        Action::EndLease { link, lease, reason, grace } => {
+            let grace_ms = u32::try_from(grace.as_millis()).unwrap_or(u32::MAX).into();
+            let end = EndLease { lease: lease.get().into(), reason: reason.to_wire(), grace_ms };
+            (link, ToNode::EndLease(end))
+        }
+        Action::AcknowledgeEnd { link, lease } => {
+            (link, ToNode::EndedAck(LeaseEndedAck { lease: lease.get().into() }))
+        }
+        Action::TellCapacity { link, capacity } => (link, registered(capacity)),
+        Action::Close { .. } | Action::Resolve { .. } | Action::NodesChanged => return None,
+    })
+}
+
+fn registered(capacity: Capacity) -> ToNode {
+    ToNode::Registered(Registered { cores: capacity.cores.into(), memory: capacity.memory.into() })
+}
+
+/// Terms that `node` reports, if they make sense and are its own.
+fn read_terms(wire: &LeaseTerms, node: &str) -> Result<Terms, Malformed> {
+    if wire.node.get()? != node {
+        return Err(Malformed::Field("node"));
+    }
+    let client = wire.client.get()?;
+    let (cores, memory) = (wire.cores.get(), wire.memory.get());
+    Ask::new(cores, memory, MAX_TIMEOUT, client).map_err(|_| Malformed::Field("terms"))?;
+    let expires_at = Duration::from_millis(wire.expires_at_ms.get());
+    Ok(Terms {
+        lease: LeaseId::new(wire.lease.get()).ok_or(Malformed::Field("lease"))?,
+        cores,
+        memory,
+        expires_at: UNIX_EPOCH.checked_add(expires_at).ok_or(Malformed::Field("expires_at_ms"))?,
+        client: client.into(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use rfaas::protocol::lease::{ClientName, NodeName};
+
+    use super::*;
+
+    fn wire() -> LeaseTerms {
+        LeaseTerms {
+            lease: 7.into(),
+            cores: 2.into(),
+            memory: 64.into(),
+            expires_at_ms: 1_700_000_000_000.into(),
+            node: NodeName::new("a").unwrap(),
+            client: ClientName::new("c").unwrap(),
+        }
+    }
+
+    #[test]
+    fn terms_of_another_node_or_without_sense_are_malformed() {
+        assert_eq!(read_terms(&wire(), "a").unwrap().cores, 2);
+        assert!(read_terms(&wire(), "b").is_err());
+        assert!(read_terms(&LeaseTerms { lease: 0.into(), ..wire() }, "a").is_err());
+        assert!(read_terms(&LeaseTerms { cores: 0.into(), ..wire() }, "a").is_err());
+        assert!(read_terms(&LeaseTerms { cores: u32::MAX.into(), ..wire() }, "a").is_err());
+        assert!(read_terms(&LeaseTerms { memory: 0.into(), ..wire() }, "a").is_err());
+        let endless = LeaseTerms { expires_at_ms: u64::MAX.into(), ..wire() };
+        let _ = read_terms(&endless, "a"); // no panic, whatever the clock's range
+    }
+}

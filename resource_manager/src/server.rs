@@ -1,0 +1,348 @@
+//! The loop: one thread owns the listener, all connections and the pool. It sleeps until one of them
+//! has news, a command comes or a deadline is due; then it hands news and time to the pool and carries
+//! out what the pool says.
+//!
+//! ```text
+//!   poll(2) ──▶ accept ──▶ commands ──▶ turns of peers ──▶ deadlines ──▶ actions ──▶ answers ──▶ poll(2)
+//! ```
+//! With `rdma-sleep` false it looks at everything again and again instead, without sleeping.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use rdmalib::{ConnectRequest, Device, Listener};
+use rfaas::channel::refuse;
+use rfaas::protocol::{Hello, Role};
+
+use crate::clients::Clients;
+use crate::commands::{Answer, Command, Commands, Inbox};
+use crate::link::{Turn, Waiting};
+use crate::nodes::{Nodes, message_of};
+use crate::pool::{Action, LinkId, Now, Pool};
+use crate::store::Store;
+
+/// Connections taken before peers have their turn again.
+const ACCEPT_BATCH: usize = 32;
+/// Pause after the listener failed (no descriptor is left, say), so that the loop does not spin on it.
+const LISTEN_AGAIN: Duration = Duration::from_millis(200);
+/// Descriptors that one connection may use on any provider, rounded up.
+const DESCRIPTORS_PER_CONNECTION: u64 = 8;
+/// Descriptors for everything else: files, HTTP connections (256), device.
+const OTHER_DESCRIPTORS: u64 = 512;
+/// Most connections, whatever the limit of descriptors.
+const MAX_CONNECTIONS: u64 = 16_384;
+
+/// Something that the loop waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Source {
+    Commands,
+    Listener,
+    Node(LinkId),
+    Client(LinkId),
+}
+
+/// What a resource manager serves with.
+pub(crate) struct Server {
+    device: Device,
+    listener: Listener,
+    inbox: Inbox,
+    /// For those who look up addresses.
+    commands: Commands,
+    pool: Pool,
+    nodes: Nodes,
+    clients: Clients,
+    store: Option<Store>,
+    waiting: Waiting,
+    max_connections: usize,
+    next_link: u64,
+    listen_again: Option<Instant>,
+    /// Who has news, or may have.
+    due: BTreeSet<Source>,
+}
+
+impl Server {
+    pub(crate) fn new(
+        device: Device,
+        listener: Listener,
+        (commands, inbox): (Commands, Inbox),
+        pool: Pool,
+        secret: Arc<[u8]>,
+        store: Option<Store>,
+        sleep: bool,
+    ) -> Self {
+        let waiting = if sleep { Waiting::Asleep } else { Waiting::Polling };
+        Server {
+            device,
+            listener,
+            inbox,
+            commands,
+            pool,
+            nodes: Nodes::new(secret.clone(), waiting),
+            clients: Clients::new(secret, waiting),
+            store,
+            waiting,
+            max_connections: max_connections(),
+            next_link: 0,
+            listen_again: None,
+            due: BTreeSet::from([Source::Commands, Source::Listener]),
+        }
+    }
+
+    /// Serves until it is told to stop. The connections end with it; leases in use do not.
+    pub(crate) fn run(mut self) -> anyhow::Result<()> {
+        let served = self.serve();
+        self.write_database();
+        served
+    }
+
+    fn serve(&mut self) -> anyhow::Result<()> {
+        let mut actions = Vec::new();
+        let mut answers = Vec::new();
+        loop {
+            let now = Now::read();
+            let due = std::mem::take(&mut self.due);
+            if due.contains(&Source::Listener)
+                && self.listen_again.is_none_or(|at| at <= now.monotonic)
+            {
+                self.accept(now);
+            }
+            let stop = due.contains(&Source::Commands)
+                && self.take_commands(now, &mut actions, &mut answers);
+            for source in due {
+                let turn = match source {
+                    Source::Commands | Source::Listener => Turn::Done,
+                    Source::Node(id) => self.nodes.serve(now, id, &mut self.pool, &mut actions),
+                    Source::Client(id) => self.clients.serve(now, id, &mut self.pool, &mut actions),
+                };
+                if turn == Turn::Again {
+                    self.due.insert(source);
+                }
+            }
+            // After what peers said: nobody is taken for silent whose words wait to be read.
+            self.pool.tick(now, &mut actions);
+            self.nodes.tick(now, &mut self.pool, &mut actions);
+            self.carry_out(now, &mut actions);
+            answers.drain(..).for_each(|answer: Answer| answer());
+            if stop {
+                return Ok(());
+            }
+            match self.waiting {
+                Waiting::Asleep => self.sleep()?,
+                Waiting::Polling => {
+                    std::thread::yield_now();
+                    self.due = self.sources().collect();
+                }
+            }
+        }
+    }
+
+    fn sources(&self) -> impl Iterator<Item = Source> {
+        let nodes = self.nodes.channels().map(|(id, _)| Source::Node(id));
+        let clients = self.clients.channels().map(|(id, _)| Source::Client(id));
+        [Source::Commands, Source::Listener].into_iter().chain(nodes).chain(clients)
+    }
+
+    /// Sleeps until a descriptor is readable or a deadline has come, and notes who is due. Does not
+    /// sleep if somebody is already.
+    fn sleep(&mut self) -> anyhow::Result<()> {
+        let now = Instant::now();
+        let deadlines = [
+            self.pool.next_deadline(),
+            self.nodes.next_deadline(),
+            self.listen_again,
+            (!self.due.is_empty()).then_some(now),
+        ];
+        let listening = self.listen_again.is_none_or(|at| at <= now);
+        let timeout = match deadlines.into_iter().flatten().min() {
+            None => PollTimeout::NONE,
+            Some(at) => {
+                // Rounded up: a loop that wakes before its deadline would spin until it.
+                let wait = at.saturating_duration_since(now) + Duration::from_micros(999);
+                PollTimeout::try_from(wait.as_millis()).unwrap_or(PollTimeout::MAX)
+            }
+        };
+        let mut sources = vec![Source::Commands];
+        let mut fds = vec![PollFd::new(self.inbox.as_fd(), PollFlags::POLLIN)];
+        if listening {
+            sources.push(Source::Listener);
+            fds.push(PollFd::new(self.listener.as_fd(), PollFlags::POLLIN));
+        }
+        for (id, channel) in self.nodes.channels() {
+            sources.push(Source::Node(id));
+            fds.push(PollFd::new(channel.as_fd(), PollFlags::POLLIN));
+        }
+        for (id, channel) in self.clients.channels() {
+            sources.push(Source::Client(id));
+            fds.push(PollFd::new(channel.as_fd(), PollFlags::POLLIN));
+        }
+        match poll(&mut fds, timeout) {
+            Ok(_) => {}
+            Err(Errno::EINTR) => return Ok(()),
+            Err(errno) => return Err(errno).context("poll(2) failed"),
+        }
+        let rang = |fd: &PollFd| fd.any().unwrap_or(true);
+        let ready: Vec<Source> =
+            sources.into_iter().zip(&fds).filter(|(_, fd)| rang(fd)).map(|(s, _)| s).collect();
+        drop(fds);
+        if self.listen_again.is_some() {
+            self.due.insert(Source::Listener); // `accept` sees whether it is time
+        }
+        for source in ready {
+            let acknowledged = match source {
+                Source::Commands => {
+                    self.inbox.acknowledge();
+                    Ok(())
+                }
+                Source::Listener => Ok(()),
+                Source::Node(id) => self.nodes.acknowledge(id),
+                Source::Client(id) => self.clients.acknowledge(id),
+            };
+            if let Err(error) = acknowledged {
+                tracing::debug!(%error, ?source, "event not acknowledged"); // its turn tells more
+            }
+            self.due.insert(source);
+        }
+        Ok(())
+    }
+
+    /// Takes the peers that want to connect.
+    fn accept(&mut self, now: Now) {
+        self.listen_again = None;
+        for _ in 0..ACCEPT_BATCH {
+            match self.listener.try_next() {
+                Ok(Some(request)) => self.take_peer(now, request),
+                Ok(None) => return,
+                Err(error) => {
+                    tracing::warn!(%error, "a connection could not be taken");
+                    self.listen_again = Some(now.monotonic + LISTEN_AGAIN);
+                    return;
+                }
+            }
+        }
+        self.due.insert(Source::Listener);
+    }
+
+    fn take_peer(&mut self, now: Now, request: ConnectRequest) {
+        let peer = request.peer();
+        let role = match Hello::parse(request.private_data()) {
+            Ok((role @ (Role::Lease | Role::Node), _)) => role,
+            Ok((role, _)) => {
+                tracing::warn!(peer, ?role, "refused: it does not want a resource manager");
+                return refuse(request, "this is a resource manager; check address and port");
+            }
+            Err(malformed) => {
+                tracing::warn!(peer, %malformed, "refused");
+                return refuse(request, &malformed.to_string());
+            }
+        };
+        let full = self.nodes.len() + self.clients.len() >= self.max_connections;
+        if full && !self.clients.make_room(now, &mut self.pool) {
+            tracing::warn!(
+                peer,
+                connections = self.max_connections,
+                "refused: too many connections"
+            );
+            return refuse(
+                request,
+                "the resource manager has too many connections; try again later",
+            );
+        }
+        self.next_link += 1;
+        let id = LinkId(self.next_link);
+        let (source, accepted) = match role {
+            Role::Node => (Source::Node(id), self.nodes.accept(now, id, &self.device, request)),
+            _ => (Source::Client(id), self.clients.accept(now, id, &self.device, request)),
+        };
+        match accepted {
+            Ok(()) => {
+                tracing::debug!(peer, ?role, "connected");
+                self.due.insert(source); // it is not armed yet
+            }
+            Err(error) => tracing::warn!(peer, %error, "a connection could not be accepted"),
+        }
+    }
+
+    /// Does what other threads ask for. True: stop.
+    fn take_commands(
+        &mut self,
+        now: Now,
+        actions: &mut Vec<Action>,
+        answers: &mut Vec<Answer>,
+    ) -> bool {
+        while let Some(command) = self.inbox.try_next() {
+            match command {
+                Command::Work(work) => answers.push(work(&mut self.pool, now, actions)),
+                Command::Stop => return true,
+            }
+        }
+        false
+    }
+
+    /// Does what the pool says, and what that leads to.
+    fn carry_out(&mut self, now: Now, actions: &mut Vec<Action>) {
+        let mut nodes_changed = false;
+        while !actions.is_empty() {
+            for action in std::mem::take(actions) {
+                if let Some((link, message)) = message_of(&action) {
+                    self.nodes.send(now, link, &message, &mut self.pool, actions);
+                    continue;
+                }
+                match action {
+                    Action::Close { link, reason } => self.nodes.close(now, link, &reason),
+                    Action::Resolve { node, host } => self.resolve(node, host),
+                    _ => nodes_changed = true,
+                }
+            }
+        }
+        if nodes_changed {
+            self.write_database();
+        }
+    }
+
+    /// Looks a host name up in a thread of its own, since that may take seconds.
+    fn resolve(&self, node: Arc<str>, host: Arc<str>) {
+        let commands = self.commands.clone();
+        let look_up = move || {
+            let found = rfaas::config::resolve(&host, 0).map(|addr: SocketAddr| addr.ip());
+            if let Err(error) = &found {
+                tracing::warn!(%node, %error, "the node's address was not found; trying again");
+            }
+            let told =
+                commands.tell(move |pool, now, _| pool.resolved(now, &node, &host, found.ok()));
+            told.unwrap_or_else(|stopped| tracing::debug!(%stopped, "address not needed any more"));
+        };
+        if let Err(error) = std::thread::Builder::new().name("resolve".into()).spawn(look_up) {
+            tracing::error!(%error, "no thread to look up an address; trying again later");
+        }
+    }
+
+    fn write_database(&self) {
+        let Some(store) = &self.store else { return };
+        if let Err(error) = store.write(&self.pool.nodes()) {
+            tracing::error!(%error, "the executors database could not be written; its old state is kept");
+        }
+    }
+}
+
+/// Raises the limit of open descriptors as far as it goes, and tells how many connections that allows.
+fn max_connections() -> usize {
+    let descriptors = match getrlimit(Resource::RLIMIT_NOFILE) {
+        Ok((soft, hard)) => match setrlimit(Resource::RLIMIT_NOFILE, hard, hard) {
+            Ok(()) => hard,
+            Err(error) => {
+                tracing::debug!(%error, soft, hard, "limit of descriptors not raised");
+                soft
+            }
+        },
+        Err(_) => 1024, // what POSIX systems have had for long
+    };
+    let connections = descriptors.saturating_sub(OTHER_DESCRIPTORS) / DESCRIPTORS_PER_CONNECTION;
+    usize::try_from(connections.clamp(16, MAX_CONNECTIONS)).unwrap_or(16)
+}

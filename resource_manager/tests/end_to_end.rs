@@ -1,0 +1,418 @@
+//! The program itself, with executor managers and clients on the embedded device.
+
+#![allow(clippy::unwrap_used)] // a test's way to fail, in functions that are no tests too
+
+mod support;
+
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use rfaas::channel::{Channel, ChannelError};
+use rfaas::protocol::lease::{EndReason, FromClient, LeaseRelease, ToClient, Token};
+use rfaas::protocol::node::{FromNode, ToNode};
+use rfaas::protocol::{Empty, Role};
+use serde_json::{Value, json};
+use support::*;
+
+fn reason_of(reason: zerocopy::little_endian::U16) -> EndReason {
+    EndReason::from_wire(reason).unwrap()
+}
+
+/// Waits until the resource manager has ended a connection, whatever it says before.
+fn ended(channel: &mut Channel) {
+    loop {
+        match channel.receive::<ToNode>(PATIENCE) {
+            Ok(_) => {}
+            Err(ChannelError::Disconnected) => return,
+            Err(other) => panic!("{other}"),
+        }
+    }
+}
+
+/// One lease from request to bill, over RDMA.
+fn life_of_a_lease(manager: &Manager) {
+    let mut node = Node::ready(manager.rdma, "a");
+    let mut client = Client::new(manager.rdma);
+    let granted = client.lease(2, 128);
+    let token = granted.token;
+    let id = token.terms.lease.get();
+    assert_eq!(granted.request, 5);
+    assert_eq!(std::net::SocketAddr::from(granted.manager), ([127, 0, 0, 1], 10_005).into());
+    assert!(token.verify(b"42"));
+    assert_eq!(manager.lease_state(id).as_deref(), Some("granted"));
+    node.claim(&token);
+    manager.wait_lease(id, "active");
+    assert_eq!(manager.get("/nodes/a")["free_cores"], 2);
+    node.report(&token, EndReason::Released);
+    node.acknowledged(&token);
+    node.report(&token, EndReason::Released); // as if the acknowledgement had been lost
+    node.acknowledged(&token);
+    let bill = manager.wait_bill(id);
+    for (key, value) in [
+        ("client", json!("tester")),
+        ("node", json!("a")),
+        ("cores", json!(2)),
+        ("memory", json!(128)),
+        ("allocated_ms", json!(7)),
+        ("hot_polling_ns", json!(2)),
+        ("execution_ns", json!(3)),
+        ("invocations", json!(4)),
+        ("reason", json!("released")),
+    ] {
+        assert_eq!(bill[key], value, "{key}");
+    }
+    assert_eq!(manager.get("/nodes/a")["free_cores"], 4);
+}
+
+#[test]
+fn a_lease_lives_from_request_to_bill() {
+    let files = Files::new(&[]);
+    database(&files.path("in.json"), "a", 4);
+    life_of_a_lease(&Manager::start(&files, &["-i", "in.json"]));
+}
+
+#[test]
+fn a_manager_that_polls_serves_the_same() {
+    let files = Files::new(&[("rdma-sleep", json!(false))]);
+    database(&files.path("in.json"), "a", 4);
+    life_of_a_lease(&Manager::start(&files, &["-i", "in.json", "--rdma-threads", "4"]));
+}
+
+#[test]
+fn an_executor_manager_that_comes_before_add_is_told_so_and_taken_later() {
+    let manager = Manager::start(&Files::new(&[]), &[]);
+    let (mut early, answer) = Node::register(manager.rdma, "a", 42);
+    let ToNode::Refused(refused) = answer else { panic!("{answer:?}") };
+    let reason = refused.reason.get().unwrap();
+    assert!(reason.contains("node a is not known") && reason.contains("POST /add?node=a"));
+    ended(&mut early.channel);
+    manager.add("a", 1, 64);
+    let _node = Node::ready(manager.rdma, "a");
+    assert_eq!(manager.node_state("a").as_deref(), Some("ready"));
+}
+
+#[test]
+fn an_executor_manager_with_another_secret_is_refused_and_logged() {
+    let manager = Manager::start(&Files::new(&[]), &[]);
+    manager.add("a", 1, 64);
+    let (mut node, answer) = Node::register(manager.rdma, "a", 43);
+    let ToNode::Refused(refused) = answer else { panic!("{answer:?}") };
+    assert!(refused.reason.get().unwrap().contains("secret"));
+    manager.logs("cluster secret is not");
+    ended(&mut node.channel);
+    assert_eq!(manager.node_state("a").as_deref(), Some("registered"));
+}
+
+#[test]
+fn a_node_has_one_executor_manager_and_a_dead_one_makes_room() {
+    let manager = Manager::start(&Files::new(&[]), &[]);
+    manager.add("a", 1, 64);
+    let first = Node::ready(manager.rdma, "a");
+    let (_second, answer) = Node::register(manager.rdma, "a", 42);
+    let ToNode::Refused(refused) = answer else { panic!("{answer:?}") };
+    assert!(refused.reason.get().unwrap().contains("already connected"));
+    drop(first);
+    wait_for("room for the next", || {
+        let (node, answer) = Node::register(manager.rdma, "a", 42);
+        matches!(answer, ToNode::Registered(_)).then_some(node)
+    });
+}
+
+#[test]
+fn a_lease_survives_a_broken_connection_of_its_node() {
+    let manager = Manager::start(&Files::new(&[]), &[]);
+    manager.add("a", 2, 64);
+    let mut node = Node::ready(manager.rdma, "a");
+    let token = Client::new(manager.rdma).lease(1, 1).token;
+    let id = token.terms.lease.get();
+    node.claim(&token);
+    manager.wait_lease(id, "active");
+    drop(node);
+    manager.wait_node("a", "lost");
+    assert_eq!(manager.lease_state(id).as_deref(), Some("active"));
+    let mut node = Node::ready(manager.rdma, "a");
+    node.claim(&token);
+    node.report(&token, EndReason::ClientGone);
+    node.acknowledged(&token);
+    assert_eq!(manager.bill(id).unwrap()["reason"], "client_gone");
+}
+
+#[test]
+fn the_leases_of_a_node_that_does_not_come_back_end_and_the_node_can_return() {
+    let manager = Manager::start(&Files::new(&[]), &[]);
+    manager.add("a", 2, 64);
+    let mut node = Node::ready(manager.rdma, "a");
+    let token = Client::new(manager.rdma).lease(2, 1).token;
+    node.claim(&token);
+    manager.wait_lease(token.terms.lease.get(), "active");
+    drop(node);
+    let bill = manager.wait_bill(token.terms.lease.get());
+    assert_eq!(bill["reason"], "node_lost");
+    let _node = Node::ready(manager.rdma, "a");
+    Client::new(manager.rdma).lease(2, 64);
+}
+
+#[test]
+fn an_executor_manager_that_falls_silent_is_lost_though_its_connection_stands() {
+    let manager = Manager::start(&Files::new(&[]), &[]);
+    manager.add("a", 1, 64);
+    let mut node = Node::ready(manager.rdma, "a");
+    let (mut stranger, _) = dial(manager.rdma, Role::Node).unwrap(); // never registers
+    manager.wait_node("a", "lost");
+    ended(&mut node.channel);
+    ended(&mut stranger);
+}
+
+#[test]
+fn an_executor_manager_that_sends_heartbeats_stays() {
+    let manager = Manager::start(&Files::new(&[]), &[]);
+    manager.add("a", 1, 64);
+    let mut node = Node::ready(manager.rdma, "a");
+    let mut beats = 0;
+    while beats < 8 {
+        match node.channel.receive::<ToNode>(PATIENCE).unwrap() {
+            rfaas::channel::Incoming::Message(ToNode::Heartbeat(_)) => {
+                beats += 1;
+                node.heartbeat();
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(manager.node_state("a").as_deref(), Some("ready"));
+}
+
+#[test]
+fn one_connection_gets_as_many_leases_as_it_asks_for() {
+    let manager = Manager::start(&Files::new(&[]), &[]);
+    manager.add("a", 150, 150);
+    let _node = Node::ready(manager.rdma, "a");
+    let mut client = Client::new(manager.rdma);
+    for _ in 0..150 {
+        client.lease(1, 1); // original defect C9: the 33rd hangs
+    }
+    for _ in 0..100 {
+        let ToClient::Refused(refused) = client.ask(1, 1, 1000) else { panic!("over-committed") };
+        assert!(refused.reason.get().unwrap().contains("0 cores"));
+    }
+    assert_eq!(manager.get("/leases").as_array().map(Vec::len), Some(150));
+}
+
+#[test]
+fn a_request_that_makes_no_sense_is_refused_in_words_on_a_connection_that_stays() {
+    let manager = Manager::start(&Files::new(&[]), &[]);
+    manager.add("a", 1, 64);
+    let _node = Node::ready(manager.rdma, "a");
+    let mut client = Client::new(manager.rdma);
+    for (cores, memory, timeout_ms, named) in [
+        (0, 1, 1000, "cores"),
+        (u32::MAX, 1, 1000, "cores"),
+        (1, 0, 1000, "memory"),
+        (1, u32::MAX, 1000, "MB"),
+        (1, 1, 0, "timeout_ms"),
+        (1, 1, u64::MAX, "timeout_ms"),
+    ] {
+        let ToClient::Refused(refused) = client.ask(cores, memory, timeout_ms) else { panic!() };
+        assert!(refused.reason.get().unwrap().contains(named), "{:?}", refused.reason);
+    }
+    client.lease(1, 64);
+}
+
+#[test]
+fn a_malformed_message_ends_its_own_connection_only() {
+    let manager = Manager::start(&Files::new(&[]), &[]);
+    manager.add("a", 2, 64);
+    let mut good_node = Node::ready(manager.rdma, "a");
+    let mut good_client = Client::new(manager.rdma);
+    let kept = good_client.lease(1, 1);
+    // Messages of another conversation, and of this one at the wrong time.
+    let mut client = Client::new(manager.rdma);
+    client.channel.send(&FromNode::Heartbeat(Empty {})).unwrap();
+    ended(&mut client.channel);
+    let mut client = Client::new(manager.rdma);
+    let forged = Token::unsigned(kept.token.terms);
+    client.channel.send(&FromClient::Release(LeaseRelease { token: forged })).unwrap();
+    ended(&mut client.channel);
+    let (mut node, _) = dial(manager.rdma, Role::Node).unwrap();
+    node.send(&FromNode::Heartbeat(Empty {})).unwrap();
+    ended(&mut node);
+    for role in [Role::Allocation, Role::Accounting, Role::Executor, Role::Worker] {
+        match dial(manager.rdma, role) {
+            Err(ChannelError::Refused(why)) => assert!(why.contains("resource manager"), "{why}"),
+            other => panic!("{other:?}"),
+        }
+    }
+    good_client.lease(1, 1);
+    good_node.claim(&kept.token);
+    manager.wait_lease(kept.token.terms.lease.get(), "active");
+}
+
+#[test]
+fn a_node_that_reports_nonsense_is_dropped_and_may_come_back() {
+    let manager = Manager::start(&Files::new(&[]), &[]);
+    manager.add("a", 2, 64);
+    manager.add("b", 1, 64);
+    let mut node = Node::ready(manager.rdma, "a");
+    let mut token = Client::new(manager.rdma).lease(1, 1).token;
+    token.terms.node = rfaas::protocol::lease::NodeName::new("b").unwrap();
+    node.claim(&token);
+    ended(&mut node.channel);
+    manager.wait_node("a", "lost");
+    let _node = Node::ready(manager.rdma, "a");
+}
+
+#[test]
+fn a_client_that_goes_loses_what_it_did_not_claim() {
+    let manager = Manager::start(&Files::new(&[]), &[]);
+    manager.add("a", 2, 64);
+    let mut node = Node::ready(manager.rdma, "a");
+    let mut client = Client::new(manager.rdma);
+    let (claimed, unclaimed) = (client.lease(1, 1).token, client.lease(1, 1).token);
+    node.claim(&claimed);
+    manager.wait_lease(claimed.terms.lease.get(), "active");
+    drop(client);
+    let bill = manager.wait_bill(unclaimed.terms.lease.get());
+    assert_eq!((&bill["reason"], &bill["allocated_ms"]), (&json!("client_gone"), &json!(0)));
+    assert_eq!(manager.lease_state(claimed.terms.lease.get()).as_deref(), Some("active"));
+}
+
+#[test]
+fn a_client_gives_leases_back_through_the_manager() {
+    let manager = Manager::start(&Files::new(&[]), &[]);
+    manager.add("a", 2, 64);
+    let mut node = Node::ready(manager.rdma, "a");
+    let mut client = Client::new(manager.rdma);
+    let (claimed, unclaimed) = (client.lease(1, 1).token, client.lease(1, 1).token);
+    node.claim(&claimed);
+    manager.wait_lease(claimed.terms.lease.get(), "active");
+    for token in [unclaimed, claimed, claimed] {
+        client.channel.send(&FromClient::Release(LeaseRelease { token })).unwrap();
+    }
+    assert_eq!(manager.wait_bill(unclaimed.terms.lease.get())["reason"], "released");
+    let end = node.told_to_end(&claimed);
+    assert_eq!((reason_of(end.reason), end.grace_ms.get()), (EndReason::Released, 0));
+    node.report(&claimed, EndReason::Released);
+    node.acknowledged(&claimed);
+}
+
+#[test]
+fn a_removed_node_is_told_ends_its_leases_and_is_forgotten() {
+    let files = Files::new(&[]);
+    let manager = Manager::start(&files, &["-o", "out.json"]);
+    let stored = || -> Value {
+        serde_json::from_slice(&std::fs::read(files.path("out.json")).unwrap()).unwrap()
+    };
+    manager.add("a", 2, 64);
+    assert_eq!(stored()["executors"][0]["node"], "a", "written when the answer comes");
+    let mut node = Node::ready(manager.rdma, "a");
+    let mut client = Client::new(manager.rdma);
+    let token = client.lease(1, 1).token;
+    node.claim(&token);
+    manager.wait_lease(token.terms.lease.get(), "active");
+    let answer = manager.call("POST", "/remove?node=a&grace_ms=12345", "");
+    assert_eq!(answer, (200, json!({"node": "a", "state": "draining"})));
+    assert_eq!(stored()["executors"], json!([]));
+    assert!(matches!(client.ask(1, 1, 1000), ToClient::Refused(_)));
+    let end = node.told_to_end(&token);
+    assert_eq!((reason_of(end.reason), end.grace_ms.get()), (EndReason::Withdrawn, 12_345));
+    assert_eq!(manager.lease_state(token.terms.lease.get()).as_deref(), Some("ending"));
+    node.report(&token, EndReason::Withdrawn);
+    node.acknowledged(&token);
+    assert!(matches!(node.receive(), ToNode::Refused(_)));
+    ended(&mut node.channel);
+    assert_eq!(manager.call("GET", "/nodes/a", "").0, 404);
+    assert_eq!(manager.bill(token.terms.lease.get()).unwrap()["reason"], "withdrawn");
+}
+
+#[test]
+fn a_deleted_lease_is_ended_at_its_node() {
+    let manager = Manager::start(&Files::new(&[]), &[]);
+    manager.add("a", 2, 64);
+    let mut node = Node::ready(manager.rdma, "a");
+    let (_, grant) = manager.call("POST", "/leases", r#"{"cores":1,"memory":1}"#);
+    let token = Token::from_text(grant["token"].as_str().unwrap()).unwrap();
+    node.claim(&token);
+    let id = grant["id"].as_u64().unwrap();
+    manager.wait_lease(id, "active");
+    for _ in 0..2 {
+        let ending = manager.call("DELETE", &format!("/leases/{id}"), "");
+        assert_eq!(ending, (200, json!({"id": id, "state": "ending"})));
+    }
+    assert_eq!(reason_of(node.told_to_end(&token).reason), EndReason::Withdrawn);
+    node.report(&token, EndReason::Withdrawn);
+    node.acknowledged(&token);
+    let ended = manager.call("DELETE", &format!("/leases/{id}"), "");
+    assert_eq!(ended, (200, json!({"id": id, "state": "ended"})));
+}
+
+#[test]
+fn a_changed_capacity_is_told_to_the_node_or_refused() {
+    let manager = Manager::start(&Files::new(&[]), &[]);
+    manager.add("a", 1, 64);
+    let mut node = Node::ready(manager.rdma, "a");
+    manager.add("a", 3, 64);
+    let ToNode::Registered(now) = node.receive() else { panic!("not told") };
+    assert_eq!((now.cores.get(), now.memory.get()), (3, 64));
+    Client::new(manager.rdma).lease(2, 1);
+    let less = r#"{"ip_address":"127.0.0.1","port":10005,"cores":1,"memory":64}"#;
+    let (status, answer) = manager.call("POST", "/add?node=a", less);
+    assert!(status == 409 && answer["error"].as_str().unwrap().contains("2 cores"), "{answer}");
+}
+
+#[test]
+fn a_manager_that_was_killed_takes_running_leases_over_and_bills_them_once() {
+    let files = Files::new(&[]);
+    database(&files.path("db.json"), "a", 4);
+    let arguments = ["-i", "db.json", "-o", "db.json"];
+    let manager = Manager::start(&files, &arguments);
+    let mut node = Node::ready(manager.rdma, "a");
+    let mut client = Client::new(manager.rdma);
+    let running = client.lease(2, 128).token;
+    let over = client.lease(1, 128).token;
+    node.claim(&running);
+    node.claim(&over);
+    manager.wait_lease(over.terms.lease.get(), "active");
+    manager.end(Signal::SIGKILL);
+    ended(&mut node.channel);
+
+    let manager = Manager::start(&files, &arguments);
+    let mut node = Node::ready(manager.rdma, "a");
+    node.claim(&running);
+    node.report(&over, EndReason::Released); // it ended while nobody was there
+    node.acknowledged(&over);
+    let id = running.terms.lease.get();
+    manager.wait_lease(id, "active");
+    assert_eq!(manager.get("/nodes/a")["free_cores"], 2);
+    let next = Client::new(manager.rdma).lease(2, 1).token;
+    assert!(next.terms.lease.get() > over.terms.lease.get(), "ids are not used again");
+    assert_eq!(manager.bill(over.terms.lease.get()).unwrap()["allocated_ms"], 7);
+    node.report(&running, EndReason::Released);
+    node.acknowledged(&running);
+    assert_eq!(manager.bill(id).unwrap()["reason"], "released");
+}
+
+#[test]
+fn many_clients_come_and_go_without_taking_anything_along() {
+    let manager = Manager::start(&Files::new(&[]), &[]);
+    manager.add("a", 4, 64);
+    let mut node = Node::ready(manager.rdma, "a");
+    let clients: Vec<_> = (0..4)
+        .map(|_| {
+            let rdma = manager.rdma;
+            std::thread::spawn(move || {
+                for _ in 0..50 {
+                    let mut client = Client::new(rdma);
+                    let token = client.lease(1, 1).token;
+                    client.channel.send(&FromClient::Release(LeaseRelease { token })).unwrap();
+                    client.channel.flush(PATIENCE).unwrap();
+                }
+            })
+        })
+        .collect();
+    while clients.iter().any(|thread| !thread.is_finished()) {
+        node.heartbeat();
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    clients.into_iter().for_each(|thread| thread.join().unwrap());
+    wait_for("all of them back", || (manager.get("/nodes/a")["free_cores"] == 4).then_some(()));
+    assert_eq!(manager.get("/billing").as_array().map(Vec::len), Some(200));
+}

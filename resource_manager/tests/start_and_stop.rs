@@ -1,0 +1,107 @@
+//! How the program starts, and how it does not: one line that names what is wrong, exit status 2,
+//! nothing left behind.
+
+#![allow(clippy::unwrap_used)] // a test's way to fail, in functions that are no tests too
+
+mod support;
+
+use std::net::TcpListener;
+use std::os::unix::process::ExitStatusExt;
+
+use nix::sys::signal::Signal;
+use serde_json::json;
+use support::*;
+
+#[test]
+fn a_signal_stops_it_cleanly_and_the_nodes_are_kept() {
+    for signal in [Signal::SIGINT, Signal::SIGTERM] {
+        let files = Files::new(&[]);
+        let manager = Manager::start(&files, &["-o", "out.json"]);
+        manager.add("a", 2, 64);
+        let _node = Node::ready(manager.rdma, "a");
+        let _client = Client::new(manager.rdma);
+        let (rdma, http) = (manager.rdma, manager.http);
+        assert_eq!(manager.end(signal), Some(0));
+        let stored = std::fs::read_to_string(files.path("out.json")).unwrap();
+        assert!(stored.contains(r#""node": "a""#), "{stored}");
+        // Both addresses are free again.
+        TcpListener::bind(http).unwrap();
+        device().listen(rdma.port()).unwrap();
+        let mut left: Vec<_> = std::fs::read_dir(files.directory.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        left.sort();
+        assert_eq!(left, ["devices.json", "out.json", "resource_manager.json"]);
+    }
+}
+
+/// Runs it, expects it to refuse with one line that contains all of `named`.
+fn refused(files: &Files, arguments: &[&str], named: &[&str]) {
+    let output = files.output(arguments);
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{arguments:?}: {:?} {text}", output.status.signal());
+    assert!(text.starts_with("error: ") && text.lines().count() == 1, "{text:?}");
+    assert!(output.stdout.is_empty());
+    for name in named {
+        assert!(text.contains(name), "{name} is not in {text:?}");
+    }
+}
+
+#[test]
+fn a_wrong_command_line_is_refused_in_one_line() {
+    let files = Files::new(&[]);
+    refused(&files, &["--frobnicate"], &["--frobnicate", "--help"]);
+    refused(&files, &["--rdma-threads", "many"], &["--rdma-threads", "many"]);
+    refused(&files, &["-i"], &["--input-database"]);
+    refused(&files, &["surplus"], &["surplus"]);
+}
+
+#[test]
+fn help_and_version_are_shown() {
+    let files = Files::new(&[]);
+    for (flag, text) in [("--help", "--input-database"), ("--version", env!("CARGO_PKG_VERSION"))] {
+        let output = files.output(&[flag]);
+        assert_eq!(output.status.code(), Some(0));
+        assert!(String::from_utf8(output.stdout).unwrap().contains(text));
+    }
+}
+
+#[test]
+fn wrong_files_are_refused_by_name() {
+    let files = Files::new(&[]);
+    refused(&files, &["-i", "none.json"], &["none.json"]);
+    files.write("bad.json", "{\n  \"executors\": [,]\n}");
+    refused(&files, &["-i", "bad.json"], &["bad.json", "line 2"]);
+    files.write("key.json", r#"{"executors":[],"servers":[]}"#);
+    refused(&files, &["-i", "key.json"], &["key.json", "servers"]);
+    refused(&files, &["-o", "none/out.json"], &["none/out.json"]);
+
+    let files = Files::new(&[("rdma-speed", json!(1))]);
+    refused(&files, &[], &["resource_manager.json", "rdma-speed"]);
+    let files = Files::new(&[("http_network_port", json!(65_536))]);
+    refused(&files, &[], &["resource_manager.json", "http_network_port"]);
+    let files = Files::new(&[("rdma_device", json!("mlx5_0"))]);
+    refused(&files, &[], &["mlx5_0", "shm0"]);
+    let files = Files::new(&[]);
+    std::fs::remove_file(files.path("devices.json")).unwrap();
+    refused(&files, &[], &["devices.json"]);
+    std::fs::remove_file(files.path("resource_manager.json")).unwrap();
+    refused(&files, &[], &["resource_manager.json"]);
+}
+
+#[test]
+fn an_address_in_use_is_refused_by_name() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port();
+    let files = Files::new(&[("http_network_port", json!(port))]);
+    refused(&files, &[], &[&format!("127.0.0.1:{port}"), "in use"]);
+
+    let taken = device().listen(0).unwrap();
+    let port = taken.local_addr().port();
+    let files = Files::new(&[("rdma_device_port", json!(port))]);
+    refused(&files, &[], &[&format!("127.0.0.1:{port}"), "in use"]);
+
+    let files = Files::new(&[("http_network_address", json!("192.0.2.1"))]);
+    refused(&files, &[], &["192.0.2.1"]);
+}

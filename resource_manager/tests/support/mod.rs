@@ -1,0 +1,354 @@
+//! A real `resource_manager` process on the embedded device, and peers that speak to it: an executor
+//! manager and a client made of nothing but a control connection.
+
+#![allow(dead_code)] // each test program uses a part
+#![allow(clippy::unwrap_used)] // a test's way to fail, in functions that are no tests too
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use rdmalib::{Device, DeviceSpec, Provider};
+use rfaas::channel::{Channel, ChannelError, Incoming};
+use rfaas::config::cluster_secret;
+use rfaas::protocol::lease::{
+    ClientName, EndReason, FromClient, LeaseGranted, LeaseRequest, NodeName, ToClient, Token,
+};
+use rfaas::protocol::node::{
+    Bill, Challenge, EndLease, FromNode, LeaseClaimed, LeaseEnded, Register, ToNode,
+};
+use rfaas::protocol::{Empty, Role, parse_prefix};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+/// Longest that anything may take; far more than it does, since machines may be busy.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const LOCALHOST: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+
+/// Opens the embedded device in this process.
+pub fn device() -> Device {
+    let spec = DeviceSpec {
+        name: "shm0".into(),
+        provider: Provider::Shm,
+        ip_address: LOCALHOST,
+        max_inline_data: 0,
+    };
+    Device::open(&spec).unwrap()
+}
+
+/// Files that a resource manager starts with.
+pub struct Files {
+    pub directory: TempDir,
+}
+
+impl Files {
+    /// Settings with free ports and `extra` keys.
+    pub fn new(extra: &[(&str, Value)]) -> Self {
+        let files = Files { directory: tempfile::tempdir().unwrap() };
+        let mut config = json!({
+            "rdma_device": "shm0", "rdma_device_port": 0,
+            "http_network_address": "127.0.0.1", "http_network_port": 0,
+            "rdma-threads": 1, "rdma-secret": 42, "rdma-sleep": true,
+        });
+        for (key, value) in extra {
+            config[key] = value.clone();
+        }
+        files.write("resource_manager.json", &json!({ "config": config }).to_string());
+        let device = json!({
+            "name": "shm0", "ip_address": "127.0.0.1", "port": 0, "max_inline_data": 0,
+            "default_receive_buffer_size": 32, "provider": "shm",
+        });
+        files.write("devices.json", &json!({ "devices": [device] }).to_string());
+        files
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    pub fn write(&self, name: &str, text: &str) {
+        std::fs::write(self.path(name), text).unwrap();
+    }
+
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_resource_manager"));
+        command
+            .current_dir(self.directory.path())
+            .args(["-c", "resource_manager.json", "--device-database", "devices.json"])
+            .args(arguments)
+            .env_remove("RUST_LOG")
+            .stdin(Stdio::null());
+        command
+    }
+
+    /// Runs one that is not expected to serve.
+    pub fn output(&self, arguments: &[&str]) -> Output {
+        self.command(arguments).output().unwrap()
+    }
+}
+
+/// A running resource manager; killed when dropped.
+pub struct Manager {
+    child: Child,
+    log: Receiver<String>,
+    pub rdma: SocketAddr,
+    pub http: SocketAddr,
+}
+
+impl Manager {
+    /// Starts one and waits until it listens.
+    pub fn start(files: &Files, arguments: &[&str]) -> Self {
+        let mut command = files.command(arguments);
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let stderr = BufReader::new(child.stderr.take().unwrap());
+        let (sender, log) = channel();
+        std::thread::spawn(move || {
+            for line in stderr.lines().map_while(Result::ok) {
+                eprintln!("resource_manager: {line}");
+                let _ = sender.send(line);
+            }
+        });
+        let address = |text: &str| {
+            let deadline = Instant::now() + PATIENCE;
+            loop {
+                let left = deadline.saturating_duration_since(Instant::now());
+                let line: String = log.recv_timeout(left).expect("it listens");
+                if let Some((_, address)) = line.split_once(text) {
+                    return address.trim().parse().unwrap();
+                }
+            }
+        };
+        let rdma = address("Listening on device shm0, address ");
+        let http = address("HTTP interface at ");
+        Manager { child, log, rdma, http }
+    }
+
+    /// Waits for a line of its log.
+    pub fn logs(&self, text: &str) {
+        wait_for(text, || self.log.try_iter().find(|line| line.contains(text)));
+    }
+
+    pub fn pid(&self) -> Pid {
+        Pid::from_raw(i32::try_from(self.child.id()).unwrap())
+    }
+
+    /// Ends it with `signal`, returns its exit status.
+    pub fn end(mut self, signal: Signal) -> Option<i32> {
+        kill(self.pid(), signal).unwrap();
+        wait_for("its end", || self.child.try_wait().unwrap()).code()
+    }
+
+    /// Status and JSON answer of an HTTP request.
+    pub fn call(&self, method: &str, target: &str, body: &str) -> (u16, Value) {
+        let mut stream = TcpStream::connect(self.http).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let length = body.len();
+        let head = "Host: x\r\nConnection: close";
+        let request = format!(
+            "{method} {target} HTTP/1.1\r\n{head}\r\nContent-Length: {length}\r\n\r\n{body}"
+        );
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        let body = answer.split_once("\r\n\r\n").unwrap().1;
+        (answer[9..12].parse().unwrap(), serde_json::from_str(body).unwrap())
+    }
+
+    pub fn get(&self, target: &str) -> Value {
+        self.call("GET", target, "").1
+    }
+
+    /// Adds a node as the tutorial does.
+    pub fn add(&self, node: &str, cores: u32, memory: u32) {
+        let body = json!({
+            "ip_address": "127.0.0.1", "port": 10_005, "cores": cores, "memory": memory,
+        });
+        let answer = self.call("POST", &format!("/add?node={node}"), &body.to_string());
+        assert_eq!(answer.0, 200, "{answer:?}");
+    }
+
+    pub fn node_state(&self, node: &str) -> Option<String> {
+        self.get(&format!("/nodes/{node}"))["state"].as_str().map(str::to_owned)
+    }
+
+    pub fn wait_node(&self, node: &str, state: &str) {
+        wait_for(state, || self.node_state(node).filter(|s| s == state));
+    }
+
+    pub fn lease_state(&self, id: u64) -> Option<String> {
+        self.get(&format!("/leases/{id}"))["state"].as_str().map(str::to_owned)
+    }
+
+    pub fn wait_lease(&self, id: u64, state: &str) {
+        wait_for(state, || self.lease_state(id).filter(|s| s == state));
+    }
+
+    /// The bill of a lease, of which there may be only one.
+    pub fn bill(&self, id: u64) -> Option<Value> {
+        let bills = self.get("/billing");
+        let mut of_lease = bills.as_array().unwrap().iter().filter(|bill| bill["lease"] == id);
+        let bill = of_lease.next().cloned();
+        assert!(of_lease.next().is_none(), "billed twice: {bills}");
+        bill
+    }
+
+    pub fn wait_bill(&self, id: u64) -> Value {
+        wait_for("a bill", || self.bill(id))
+    }
+}
+
+impl Drop for Manager {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Asks until there is an answer.
+pub fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "waited in vain for: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Connects to a resource manager as `role`.
+pub fn dial(manager: SocketAddr, role: Role) -> Result<(Channel, Challenge), ChannelError> {
+    let mut channel = Channel::new(&device(), 64)?;
+    let answer = channel.connect(manager, role, &Empty {}, PATIENCE)?;
+    let challenge = match role {
+        Role::Node => parse_prefix(answer.as_slice())?,
+        _ => Challenge { nonce: [0; 32] },
+    };
+    Ok((channel, challenge))
+}
+
+/// An executor manager that does what a test says.
+pub struct Node {
+    pub channel: Channel,
+}
+
+impl Node {
+    /// Connects and registers; the answer may be a refusal.
+    pub fn register(manager: SocketAddr, name: &str, secret: u32) -> (Self, ToNode) {
+        let (mut channel, challenge) = dial(manager, Role::Node).unwrap();
+        let name = NodeName::new(name).unwrap();
+        let register = Register::new(name, &challenge, &cluster_secret(secret));
+        channel.send(&FromNode::Register(register)).unwrap();
+        let mut node = Node { channel };
+        let answer = node.receive();
+        (node, answer)
+    }
+
+    /// One that is taken.
+    pub fn ready(manager: SocketAddr, name: &str) -> Self {
+        let (node, answer) = Node::register(manager, name, 42);
+        assert!(matches!(answer, ToNode::Registered(_)), "{answer:?}");
+        node
+    }
+
+    /// The next message that is not a heartbeat. Answers heartbeats.
+    pub fn receive(&mut self) -> ToNode {
+        self.try_receive().expect("it is told something")
+    }
+
+    pub fn try_receive(&mut self) -> Result<ToNode, ChannelError> {
+        loop {
+            match self.channel.receive::<ToNode>(PATIENCE)? {
+                Incoming::Message(ToNode::Heartbeat(_)) => self.heartbeat(),
+                Incoming::Message(message) => return Ok(message),
+                Incoming::Written { .. } => panic!("nobody may write here"),
+            }
+        }
+    }
+
+    pub fn heartbeat(&mut self) {
+        let _ = self.channel.send(&FromNode::Heartbeat(Empty {}));
+    }
+
+    pub fn claim(&mut self, token: &Token) {
+        self.channel.send(&FromNode::Claimed(LeaseClaimed { terms: token.terms })).unwrap();
+    }
+
+    /// Reports an end, with 7 ms of use.
+    pub fn report(&mut self, token: &Token, reason: EndReason) {
+        let bill = Bill {
+            allocated_ns: 7_000_000.into(),
+            hot_polling_ns: 2.into(),
+            execution_ns: 3.into(),
+            invocations: 4.into(),
+        };
+        let ended = LeaseEnded { terms: token.terms, reason: reason.to_wire(), bill };
+        self.channel.send(&FromNode::Ended(ended)).unwrap();
+    }
+
+    /// Waits until an end was acknowledged.
+    pub fn acknowledged(&mut self, token: &Token) {
+        match self.receive() {
+            ToNode::EndedAck(ack) => assert_eq!(ack.lease, token.terms.lease),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Waits until it is told to end a lease.
+    pub fn told_to_end(&mut self, token: &Token) -> EndLease {
+        match self.receive() {
+            ToNode::EndLease(end) => {
+                assert_eq!(end.lease, token.terms.lease);
+                end
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+/// A client that does what a test says.
+pub struct Client {
+    pub channel: Channel,
+}
+
+impl Client {
+    pub fn new(manager: SocketAddr) -> Self {
+        Client { channel: dial(manager, Role::Lease).unwrap().0 }
+    }
+
+    pub fn ask(&mut self, cores: u32, memory: u32, timeout_ms: u64) -> ToClient {
+        let client = ClientName::new("tester").unwrap();
+        let request = LeaseRequest {
+            request: 5.into(),
+            cores: cores.into(),
+            memory: memory.into(),
+            timeout_ms: timeout_ms.into(),
+            client,
+        };
+        self.channel.send(&FromClient::Request(request)).unwrap();
+        match self.channel.receive::<ToClient>(PATIENCE).unwrap() {
+            Incoming::Message(message) => message,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub fn lease(&mut self, cores: u32, memory: u32) -> LeaseGranted {
+        match self.ask(cores, memory, 3_600_000) {
+            ToClient::Granted(granted) => granted,
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+/// An executors database with one node.
+pub fn database(path: &Path, node: &str, cores: u32) {
+    let entry = json!({
+        "node": node, "address": "127.0.0.1", "port": 10_005, "cores": cores, "memory": 512,
+    });
+    std::fs::write(path, json!({ "executors": [entry] }).to_string()).unwrap();
+}
