@@ -1,0 +1,96 @@
+//! Counters that the workers of one executor process add to, remotely: where their time goes.
+//!
+//! Each process has a protection domain of its own with nothing in it but its counters, so the worst
+//! that it can write is its own bill, which is [clamped](crate::allocations::Usage::bill). Who shows
+//! the secret of its assignment is let in, as often as it has workers.
+//!
+//! Nothing arrives on these connections and nothing is polled: additions land without this process,
+//! and that an executor is gone is known from its process.
+
+use rdmalib::{
+    Access, CompletionQueue, ConnectRequest, Device, Domain, QueuePair, QueuePairConfig, Region,
+};
+use rfaas::protocol::Secret;
+use rfaas::protocol::accounting::{
+    COUNTERS_BYTES, Counters, EXECUTION_NS, HOT_POLLING_NS, INVOCATIONS,
+};
+use zerocopy::IntoBytes;
+
+use crate::allocations::Usage;
+
+/// Connections of a process besides those of its workers: its main thread may have one.
+const OTHERS: u32 = 1;
+
+/// The counters of one executor process.
+#[derive(Debug)]
+pub struct Account {
+    secret: Secret,
+    connections: Vec<QueuePair>, // first: fields drop in order, and these reach the rest
+    most_connections: u32,
+    counters: Region,
+    completions: CompletionQueue,
+    domain: Domain,
+}
+
+impl Account {
+    /// Counters at zero, for a process of `workers` workers.
+    pub fn new(device: &Device, workers: u16) -> rdmalib::Result<Self> {
+        let most_connections = u32::from(workers) + OTHERS;
+        let domain = device.domain()?;
+        let counters =
+            domain.allocate(COUNTERS_BYTES, Access::LOCAL_WRITE | Access::REMOTE_ATOMIC)?;
+        let depths = 2 * most_connections; // one send and one receive each, see `accept`
+        let completions = device.completion_queue(depths)?;
+        let (secret, connections) = (Secret::generate(), Vec::new());
+        Ok(Account { secret, connections, most_connections, counters, completions, domain })
+    }
+
+    /// What the process must show.
+    pub fn secret(&self) -> Secret {
+        self.secret
+    }
+
+    /// Connects a thread of the process, which has shown the secret, and tells it where to count.
+    /// Gives the request back if the process has as many connections as it may.
+    pub fn accept(&mut self, request: ConnectRequest) -> Result<(), AcceptError> {
+        if self.connections.len() >= self.most_connections as usize {
+            return Err(AcceptError::TooMany(request));
+        }
+        let config =
+            QueuePairConfig { send_depth: 1, receive_depth: 1, ..QueuePairConfig::default() };
+        let mut queue_pair =
+            QueuePair::new(&self.domain, &self.completions, &self.completions, &config)?;
+        let place = self.counters.remote();
+        let counters = Counters { addr: place.addr.into(), key: place.key.into() };
+        request.accept(&mut queue_pair, counters.as_bytes())?;
+        self.connections.push(queue_pair);
+        Ok(())
+    }
+
+    /// What was counted so far; all of it once the process is gone.
+    pub fn read(&self) -> Usage {
+        let counter = |offset: u64| {
+            self.counters.load_u64(offset as usize).expect("the offsets lie in COUNTERS_BYTES")
+        };
+        Usage {
+            hot_polling_ns: counter(HOT_POLLING_NS),
+            execution_ns: counter(EXECUTION_NS),
+            invocations: counter(INVOCATIONS),
+        }
+    }
+}
+
+/// Why a thread of an executor was not connected.
+#[derive(Debug)]
+pub enum AcceptError {
+    /// All connections that its process may have are there; the request is to be refused.
+    TooMany(ConnectRequest),
+    /// The device refused.
+    Rdma(rdmalib::Error),
+}
+
+impl From<rdmalib::Error> for AcceptError {
+    fn from(error: rdmalib::Error) -> Self {
+        AcceptError::Rdma(error)
+    }
+}

@@ -1,0 +1,149 @@
+//! The words between [`Allocations`](super::Allocations) and the loop around it: what happened, what
+//! is to be done, and the figures in both.
+
+use std::time::Duration;
+
+use rfaas::protocol::allocation::ToClient;
+use rfaas::protocol::lease::{EndReason, LeaseId, LeaseTerms};
+use rfaas::protocol::node::{Bill, LeaseEnded};
+
+use crate::request::Deployment;
+
+/// Names a client's connection. Never used twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ClientId(pub u64);
+
+/// What a node may lease out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capacity {
+    /// Cores.
+    pub cores: u32,
+    /// Memory in MB.
+    pub memory: u32,
+}
+
+/// What executors of a lease counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Spinning without work, in ns, summed over workers.
+    pub hot_polling_ns: u64,
+    /// Functions running, in ns, summed over workers.
+    pub execution_ns: u64,
+    /// Functions called.
+    pub invocations: u64,
+}
+
+impl Usage {
+    /// The sum of two; counters of a hostile executor stay at the largest number.
+    #[must_use]
+    pub fn plus(self, other: Usage) -> Usage {
+        Usage {
+            hot_polling_ns: self.hot_polling_ns.saturating_add(other.hot_polling_ns),
+            execution_ns: self.execution_ns.saturating_add(other.execution_ns),
+            invocations: self.invocations.saturating_add(other.invocations),
+        }
+    }
+
+    /// The bill of `cores` held for `allocated`. CLAMPED: what was counted beyond that is not billed,
+    /// polling first.
+    pub fn bill(self, cores: u32, allocated: Duration) -> Bill {
+        let allocated_ns = u64::try_from(allocated.as_nanos()).unwrap_or(u64::MAX);
+        let most = allocated_ns.saturating_mul(cores.into());
+        let execution_ns = self.execution_ns.min(most);
+        Bill {
+            allocated_ns: allocated_ns.into(),
+            hot_polling_ns: self.hot_polling_ns.min(most - execution_ns).into(),
+            execution_ns: execution_ns.into(),
+            invocations: self.invocations.into(),
+        }
+    }
+}
+
+/// How an executor process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// A signal killed it.
+    Signal(i32),
+    /// It exited with this status.
+    Status(i32),
+}
+
+/// What happened.
+#[derive(Clone, Debug)]
+#[expect(clippy::large_enum_variant, reason = "moved once or twice each; not kept")]
+pub enum Event {
+    /// The node may lease out so much.
+    Capacity(Capacity),
+    /// A client showed an admitted token and asks for an executor.
+    Claim {
+        /// Its connection.
+        client: ClientId,
+        /// Of the token; lease 0 is given the next free number.
+        terms: LeaseTerms,
+        /// Until the token expires.
+        time_left: Duration,
+        /// What it wants.
+        deployment: Deployment,
+    },
+    /// The process of [`Action::Start`] runs.
+    Started(LeaseId),
+    /// It could not be started.
+    StartFailed {
+        /// For this lease.
+        lease: LeaseId,
+        /// Why, for the client.
+        reason: String,
+    },
+    /// The process is gone and reaped.
+    Exited {
+        /// Of this lease.
+        lease: LeaseId,
+        /// How it ended.
+        exit: Exit,
+        /// All that it counted.
+        usage: Usage,
+    },
+    /// A client gives its lease back.
+    Release(ClientId),
+    /// A client's connection has ended.
+    ClientGone(ClientId),
+    /// The resource manager ends a lease.
+    End {
+        /// This one.
+        lease: LeaseId,
+        /// Why.
+        reason: EndReason,
+        /// How long invocations may go on.
+        grace: Duration,
+    },
+    /// Time has passed.
+    Time,
+    /// The manager stops.
+    Shutdown,
+}
+
+/// What is to be done.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Action {
+    /// Send this to that client.
+    Tell(ClientId, ToClient),
+    /// Start an executor; answered by [`Event::Started`] or [`Event::StartFailed`].
+    Start {
+        /// For this lease.
+        lease: LeaseId,
+        /// Which client asked.
+        client: ClientId,
+        /// What for.
+        deployment: Deployment,
+        /// Worker threads.
+        workers: u16,
+        /// CPU of each, if they are pinned.
+        pins: Option<Vec<usize>>,
+    },
+    /// Stop the executor of a lease; answered by [`Event::Exited`], once.
+    Stop(LeaseId),
+    /// A lease is in use: tell the resource manager.
+    Claimed(LeaseTerms),
+    /// A lease has ended: tell the resource manager until it has understood.
+    Ended(LeaseEnded),
+}

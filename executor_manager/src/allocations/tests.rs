@@ -1,0 +1,387 @@
+//! The life of a lease, event by event.
+
+use super::*;
+use rfaas::protocol::Secret;
+use rfaas::protocol::lease::{ClientName, NodeName};
+use rfaas::protocol::node::Bill;
+
+const SECOND: Duration = Duration::from_secs(1);
+const A: ClientId = ClientId(1);
+const B: ClientId = ClientId(2);
+
+pub(super) fn terms(lease: u64, cores: u32, memory: u32) -> LeaseTerms {
+    LeaseTerms {
+        lease: lease.into(),
+        cores: cores.into(),
+        memory: memory.into(),
+        expires_at_ms: 0.into(), // judged before, see `time_left`
+        node: NodeName::new("here").unwrap(),
+        client: ClientName::new("someone").unwrap(),
+    }
+}
+
+pub(super) fn deployment() -> Deployment {
+    Deployment {
+        client: "127.0.0.1:4000".parse().unwrap(),
+        session: Secret([1; 16]),
+        hot_timeout_ms: -1,
+        input_bytes: 64,
+        output_bytes: 64,
+        code_bytes: 1000,
+        slots: 4,
+    }
+}
+
+/// Four cores and 1000 MB, at a time that the test moves.
+struct Node {
+    allocations: Allocations,
+    now: Instant,
+}
+
+impl Node {
+    fn new() -> Self {
+        let mut node = Node { allocations: Allocations::new(None), now: Instant::now() };
+        node.apply(Event::Capacity(Capacity { cores: 4, memory: 1000 }));
+        node
+    }
+
+    fn apply(&mut self, event: Event) -> Vec<Action> {
+        let mut out = Vec::new();
+        self.allocations.apply(self.now, event, &mut out);
+        out
+    }
+
+    fn claim(&mut self, client: ClientId, terms: LeaseTerms) -> Vec<Action> {
+        let deployment = deployment();
+        self.apply(Event::Claim { client, terms, time_left: 60 * SECOND, deployment })
+    }
+
+    /// Claims and starts.
+    fn lease(&mut self, client: ClientId, number: u64, cores: u32) -> LeaseId {
+        let lease = LeaseId::new(number).unwrap();
+        let out = self.claim(client, terms(number, cores, 100));
+        assert!(matches!(out[..], [Action::Start { lease: started, .. }] if started == lease));
+        let out = self.apply(Event::Started(lease));
+        assert_eq!(out[0], Action::Claimed(terms(number, cores, 100)));
+        assert!(matches!(out[1], Action::Tell(to, ToClient::Allocated(_)) if to == client));
+        lease
+    }
+
+    fn exit(&mut self, lease: LeaseId, usage: Usage) -> Vec<Action> {
+        self.apply(Event::Exited { lease, exit: Exit::Status(0), usage })
+    }
+}
+
+fn refusal(out: &[Action]) -> RefusedBecause {
+    let [Action::Tell(_, ToClient::Refused(refused))] = out else { panic!("{out:?}") };
+    RefusedBecause::from_wire(refused.because).unwrap()
+}
+
+/// The end that was reported, its reason and its bill.
+fn ended(out: &[Action]) -> (EndReason, Bill) {
+    let mut ends = out.iter().filter_map(|action| match action {
+        Action::Ended(ended) => Some(ended),
+        _ => None,
+    });
+    let end = ends.next().unwrap_or_else(|| panic!("no end in {out:?}"));
+    assert!(ends.next().is_none(), "two ends in {out:?}");
+    (EndReason::from_wire(end.reason).unwrap(), end.bill)
+}
+
+fn told_ending(out: &[Action]) -> Option<(EndReason, u32)> {
+    out.iter().find_map(|action| match action {
+        Action::Tell(_, ToClient::LeaseEnding(ending)) => {
+            Some((EndReason::from_wire(ending.reason).unwrap(), ending.grace_ms.get()))
+        }
+        _ => None,
+    })
+}
+
+#[test]
+fn a_released_lease_is_free_and_billed_once_its_process_is_gone() {
+    let mut node = Node::new();
+    let lease = node.lease(A, 7, 3);
+    assert_eq!(node.allocations.free(), Capacity { cores: 1, memory: 900 });
+    node.now += 2 * SECOND;
+    assert_eq!(node.apply(Event::Release(A)), [Action::Stop(lease)]);
+    assert_eq!(node.allocations.free().cores, 1, "held until the process is gone");
+    node.now += SECOND; // the executor took its time; that is not billed
+    let usage = Usage { hot_polling_ns: 5, execution_ns: 6, invocations: 7 };
+    let out = node.exit(lease, usage);
+    let (reason, bill) = ended(&out);
+    assert_eq!(reason, EndReason::Released);
+    let expected = Bill {
+        allocated_ns: 2_000_000_000.into(),
+        hot_polling_ns: 5.into(),
+        execution_ns: 6.into(),
+        invocations: 7.into(),
+    };
+    assert_eq!(bill, expected);
+    assert_eq!(out[0], Action::Tell(A, ToClient::Released(Released { bill })));
+    assert_eq!(node.allocations.free(), Capacity { cores: 4, memory: 1000 });
+    assert!(node.allocations.is_empty());
+}
+
+#[test]
+fn an_expired_lease_is_stopped_its_client_told_and_billed_to_the_expiry() {
+    let mut node = Node::new();
+    let lease = node.lease(A, 7, 1);
+    assert_eq!(node.allocations.next_deadline(), Some(node.now + 60 * SECOND));
+    node.now += 59 * SECOND;
+    assert_eq!(node.apply(Event::Time), []);
+    node.now += 2 * SECOND;
+    let out = node.apply(Event::Time);
+    assert_eq!(told_ending(&out), Some((EndReason::Expired, 0)));
+    assert_eq!(out[1], Action::Stop(lease));
+    let (reason, bill) = ended(&node.exit(lease, Usage::default()));
+    assert_eq!((reason, bill.allocated_ns.get()), (EndReason::Expired, 60_000_000_000));
+}
+
+#[test]
+fn a_client_that_disappears_ends_its_lease() {
+    let mut node = Node::new();
+    let lease = node.lease(A, 7, 1);
+    assert_eq!(node.apply(Event::ClientGone(A)), [Action::Stop(lease)]);
+    let out = node.exit(lease, Usage::default());
+    assert_eq!(ended(&out).0, EndReason::ClientGone);
+    assert_eq!(out.len(), 1, "nobody is left to be told: {out:?}");
+}
+
+#[test]
+fn a_withdrawn_lease_gets_its_grace_and_ends_for_the_reason_given() {
+    let mut node = Node::new();
+    let lease = node.lease(A, 7, 1);
+    let end = |grace| Event::End { lease, reason: EndReason::Withdrawn, grace };
+    let out = node.apply(end(10 * SECOND));
+    assert_eq!(told_ending(&out), Some((EndReason::Withdrawn, 10_000)));
+    assert_eq!(node.apply(end(20 * SECOND)), [], "a later end changes nothing");
+    node.now += 10 * SECOND;
+    let out = node.apply(Event::Time);
+    assert_eq!(told_ending(&out), Some((EndReason::Withdrawn, 0)));
+    assert_eq!(ended(&node.exit(lease, Usage::default())).0, EndReason::Withdrawn);
+
+    let lease = node.lease(A, 8, 1);
+    let out = node.apply(Event::End { lease, reason: EndReason::Withdrawn, grace: Duration::ZERO });
+    assert_eq!(out.last(), Some(&Action::Stop(lease)));
+}
+
+#[test]
+fn a_crashed_executor_is_told_and_the_lease_may_start_another() {
+    let mut node = Node::new();
+    let lease = node.lease(A, 7, 2);
+    let usage = Usage { hot_polling_ns: 1, execution_ns: 2, invocations: 3 };
+    let out = node.apply(Event::Exited { lease, exit: Exit::Signal(11), usage });
+    let told = ExecutorExited { signal: 11.into(), status: 0.into() };
+    assert_eq!(out, [Action::Tell(A, ToClient::ExecutorExited(told))]);
+    assert_eq!(node.allocations.free().cores, 2, "still claimed");
+    assert_eq!(refusal(&node.claim(B, terms(7, 2, 100))), RefusedBecause::BadRequest);
+    assert_eq!(refusal(&node.claim(A, terms(8, 2, 100))), RefusedBecause::BadRequest);
+
+    assert!(matches!(node.claim(A, terms(7, 2, 100))[..], [Action::Start { .. }]));
+    let out = node.apply(Event::Started(lease));
+    assert!(matches!(out[..], [Action::Tell(A, ToClient::Allocated(_))]), "claimed once: {out:?}");
+    node.now += SECOND;
+    node.apply(Event::Release(A));
+    let (_, bill) = ended(&node.exit(lease, usage));
+    assert_eq!((bill.hot_polling_ns.get(), bill.execution_ns.get()), (2, 4), "both executors");
+}
+
+#[test]
+fn a_second_claim_of_a_running_lease_is_refused_and_changes_nothing() {
+    let mut node = Node::new();
+    node.lease(A, 7, 2);
+    assert_eq!(refusal(&node.claim(A, terms(7, 2, 100))), RefusedBecause::BadRequest);
+    assert_eq!(refusal(&node.claim(B, terms(7, 2, 100))), RefusedBecause::BadRequest);
+    assert_eq!(node.allocations.free().cores, 2);
+    assert!(!node.allocations.holds(B));
+}
+
+#[test]
+fn an_ended_lease_cannot_be_claimed_again() {
+    let mut node = Node::new();
+    let lease = node.lease(A, 7, 2);
+    node.apply(Event::Release(A));
+    assert_eq!(refusal(&node.claim(A, terms(7, 2, 100))), RefusedBecause::LeaseEnded);
+    node.exit(lease, Usage::default());
+    for client in [A, B] {
+        assert_eq!(refusal(&node.claim(client, terms(7, 2, 100))), RefusedBecause::LeaseEnded);
+    }
+    node.apply(Event::End {
+        lease: LeaseId::new(8).unwrap(),
+        reason: EndReason::Withdrawn,
+        grace: SECOND,
+    });
+    assert_eq!(
+        refusal(&node.claim(B, terms(8, 2, 100))),
+        RefusedBecause::LeaseEnded,
+        "unclaimed end"
+    );
+}
+
+#[test]
+fn what_does_not_fit_is_refused_with_what_is_free_and_fits_after_a_release() {
+    let mut node = Node::new();
+    let lease = node.lease(A, 7, 3);
+    let out = node.claim(B, terms(8, 2, 100));
+    assert_eq!(refusal(&out), RefusedBecause::NoCapacity);
+    assert!(format!("{out:?}").contains("2 cores asked for, 1 of 4 free"), "{out:?}");
+    assert_eq!(refusal(&node.claim(B, terms(8, 1, 901))), RefusedBecause::NoCapacity);
+    assert_eq!(refusal(&node.claim(B, terms(8, u32::MAX, 1))), RefusedBecause::BadRequest);
+    assert_eq!(refusal(&node.claim(B, terms(8, 1, u32::MAX))), RefusedBecause::NoCapacity);
+    assert_eq!(refusal(&node.claim(B, terms(8, 0, 100))), RefusedBecause::BadRequest);
+    node.apply(Event::Release(A));
+    assert_eq!(refusal(&node.claim(B, terms(8, 2, 100))), RefusedBecause::NoCapacity);
+    node.exit(lease, Usage::default());
+    node.lease(B, 8, 4);
+}
+
+#[test]
+fn nothing_is_leased_before_the_capacity_is_known_or_after_it_shrank() {
+    let mut node = Node { allocations: Allocations::new(None), now: Instant::now() };
+    assert_eq!(refusal(&node.claim(A, terms(7, 1, 1))), RefusedBecause::NoCapacity);
+    node.apply(Event::Capacity(Capacity { cores: 2, memory: 200 }));
+    let lease = node.lease(A, 7, 2);
+    node.apply(Event::Capacity(Capacity { cores: 1, memory: 50 }));
+    assert_eq!(node.allocations.free(), Capacity { cores: 0, memory: 0 });
+    node.apply(Event::Release(A));
+    node.exit(lease, Usage::default());
+    assert_eq!(node.allocations.free(), Capacity { cores: 1, memory: 50 });
+}
+
+#[test]
+fn a_claim_whose_executor_cannot_start_leaves_nothing_behind_and_may_be_tried_again() {
+    let mut node = Node::new();
+    let lease = LeaseId::new(7).unwrap();
+    node.claim(A, terms(7, 2, 100));
+    let out = node.apply(Event::StartFailed { lease, reason: "no executor".into() });
+    assert_eq!(refusal(&out), RefusedBecause::SpawnFailed);
+    assert_eq!(node.allocations.free(), Capacity { cores: 4, memory: 1000 });
+    assert!(node.allocations.is_empty());
+    node.lease(B, 7, 2);
+}
+
+#[test]
+fn a_restart_that_fails_keeps_the_lease() {
+    let mut node = Node::new();
+    let lease = node.lease(A, 7, 2);
+    node.exit(lease, Usage::default());
+    node.claim(A, terms(7, 2, 100));
+    let out = node.apply(Event::StartFailed { lease, reason: "no memory".into() });
+    assert_eq!(refusal(&out), RefusedBecause::SpawnFailed);
+    assert!(node.allocations.holds(A));
+    let out = node.apply(Event::Release(A));
+    assert_eq!(ended(&out).0, EndReason::Released, "no process: billed at once");
+}
+
+#[test]
+fn without_a_resource_manager_leases_are_numbered_here() {
+    let mut node = Node::new();
+    for (client, number) in [(A, 1), (B, 2)] {
+        let lease = LeaseId::new(number).unwrap();
+        let out = node.claim(client, terms(0, 1, 100));
+        assert!(matches!(out[..], [Action::Start { lease: started, .. }] if started == lease));
+        node.apply(Event::Started(lease));
+    }
+    let lease = LeaseId::new(1).unwrap();
+    node.exit(lease, Usage::default());
+    let out = node.claim(A, terms(0, 1, 100));
+    assert!(
+        matches!(out[..], [Action::Start { lease: started, .. }] if started == lease),
+        "the same lease again: {out:?}"
+    );
+}
+
+#[test]
+fn a_release_that_crosses_an_expiry_still_gets_the_bill() {
+    let mut node = Node::new();
+    let lease = node.lease(A, 7, 1);
+    node.now += 61 * SECOND;
+    node.apply(Event::Time);
+    assert_eq!(node.apply(Event::Release(A)), []);
+    let out = node.exit(lease, Usage::default());
+    assert!(matches!(out[0], Action::Tell(A, ToClient::Released(_))));
+    assert_eq!(ended(&out).0, EndReason::Expired);
+}
+
+#[test]
+fn shutdown_ends_everything_and_takes_no_more() {
+    let mut node = Node::new();
+    let (first, second) = (node.lease(A, 7, 1), node.lease(B, 8, 1));
+    let out = node.apply(Event::Shutdown);
+    assert_eq!(told_ending(&out), Some((EndReason::Shutdown, 0)));
+    assert!(out.contains(&Action::Stop(first)) && out.contains(&Action::Stop(second)));
+    assert_eq!(refusal(&node.claim(ClientId(3), terms(9, 1, 100))), RefusedBecause::Draining);
+    for lease in [first, second] {
+        assert_eq!(ended(&node.exit(lease, Usage::default())).0, EndReason::Shutdown);
+    }
+    assert!(node.allocations.is_empty());
+}
+
+#[test]
+fn pinned_workers_of_two_leases_never_share_a_cpu() {
+    let mut node =
+        Node { allocations: Allocations::new(Some(CpuPool::new(0..4))), now: Instant::now() };
+    node.apply(Event::Capacity(Capacity { cores: 4, memory: 1000 }));
+    let mut seen = Vec::new();
+    for (client, number) in [(A, 7), (B, 8)] {
+        let out = node.claim(client, terms(number, 2, 100));
+        let [Action::Start { pins: Some(pins), .. }] = &out[..] else { panic!("{out:?}") };
+        seen.extend(pins.clone());
+    }
+    seen.sort_unstable();
+    assert_eq!(seen, [0, 1, 2, 3]);
+}
+
+#[test]
+fn counters_beyond_the_cores_that_were_held_are_not_billed() {
+    let forged = Usage { hot_polling_ns: u64::MAX, execution_ns: u64::MAX, invocations: 1 };
+    let bill = forged.bill(2, SECOND);
+    assert_eq!((bill.execution_ns.get(), bill.hot_polling_ns.get()), (2_000_000_000, 0));
+    let half = Usage { hot_polling_ns: u64::MAX, execution_ns: 500_000_000, invocations: 1 };
+    let bill = half.bill(2, SECOND);
+    assert_eq!((bill.execution_ns.get(), bill.hot_polling_ns.get()), (500_000_000, 1_500_000_000));
+    assert_eq!(forged.plus(forged).execution_ns, u64::MAX);
+    let ages = forged.bill(u32::MAX, Duration::MAX);
+    assert_eq!((ages.allocated_ns.get(), ages.execution_ns.get()), (u64::MAX, u64::MAX));
+}
+
+#[test]
+fn times_longer_than_32_bits_of_nanoseconds_or_microseconds_are_billed_whole() {
+    let mut node = Node::new();
+    let day = 24 * 3600 * SECOND; // 86,400,000,000 µs
+    let claim = Event::Claim {
+        client: A,
+        terms: terms(7, 1, 100),
+        time_left: 30 * day,
+        deployment: deployment(),
+    };
+    node.apply(claim);
+    let lease = LeaseId::new(7).unwrap();
+    node.apply(Event::Started(lease));
+    node.now += day;
+    node.apply(Event::Release(A));
+    let usage =
+        Usage { hot_polling_ns: 5_000_000_000, execution_ns: 80_000_000_000_000, invocations: 9 };
+    let (_, bill) = ended(&node.exit(lease, usage));
+    assert_eq!(bill.allocated_ns.get(), 86_400_000_000_000);
+    assert_eq!(
+        (bill.hot_polling_ns.get(), bill.execution_ns.get()),
+        (5_000_000_000, 80_000_000_000_000)
+    );
+}
+
+#[test]
+fn a_lease_without_end_does_not_overflow_the_clock() {
+    let mut node = Node::new();
+    let claim = Event::Claim {
+        client: A,
+        terms: terms(7, 1, 100),
+        time_left: Duration::MAX,
+        deployment: deployment(),
+    };
+    assert!(matches!(node.apply(claim)[..], [Action::Start { .. }]));
+    let lease = LeaseId::new(7).unwrap();
+    node.apply(Event::Started(lease));
+    node.apply(Event::End { lease, reason: EndReason::Withdrawn, grace: Duration::MAX });
+    assert!(node.allocations.next_deadline().is_some());
+}

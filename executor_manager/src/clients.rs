@@ -1,0 +1,222 @@
+//! The connections of clients: taking their messages, answering them, and dropping those that only
+//! take up room.
+//!
+//! * PATIENCE - a connection that says nothing valid for [`SAY_SOMETHING`] or holds no lease for
+//!   [`CLAIM_SOMETHING`] is dropped, and only so many may wait for that.
+//! * ALONE - what a client does wrong ends its own connection and no other.
+//! * TURNS - a client that floods gets [`TURN`] messages taken, then the next one has its turn.
+//!
+//! Elsewhere: what a message does (`manager`, `allocations`).
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::{Duration, Instant};
+
+use rdmalib::{ConnectRequest, Device};
+use rfaas::channel::{Channel, ChannelError, Incoming, refuse};
+use rfaas::protocol::Empty;
+use rfaas::protocol::allocation::{FromClient, ToClient};
+
+use crate::allocations::ClientId;
+
+/// Time for the first valid message. Our clients send it at once.
+pub const SAY_SOMETHING: Duration = Duration::from_secs(5);
+/// Time without a lease, since connecting or since the last one ended.
+pub const CLAIM_SOMETHING: Duration = Duration::from_secs(30);
+/// Most connections without a lease: a few for each core of a large node, and few enough not to
+/// exhaust its descriptors.
+pub const MOST_WAITING: usize = 256;
+/// Messages taken from one client before the next has its turn.
+const TURN: usize = 8;
+/// Receives posted on a connection: a client has at most two messages under way.
+const RECEIVES: u32 = 8;
+
+/// What clients did.
+#[derive(Clone, Copy, Debug)]
+#[expect(clippy::large_enum_variant, reason = "moved once or twice each; not kept")]
+pub enum Heard {
+    /// One sent this.
+    Message(ClientId, FromClient),
+    /// This connection has ended.
+    Gone(ClientId),
+}
+
+#[derive(Debug)]
+struct Client {
+    channel: Channel,
+    peer: String,
+    /// When it is dropped; never while it holds a lease.
+    patience: Option<Instant>,
+    /// It has said something valid.
+    spoke: bool,
+    connected: Instant,
+}
+
+/// All connections of clients.
+#[derive(Debug)]
+pub struct Clients {
+    device: Device,
+    connected: BTreeMap<ClientId, Client>,
+    next: u64,
+}
+
+impl Clients {
+    /// None yet; they will connect to `device`.
+    pub fn new(device: Device) -> Self {
+        Clients { device, connected: BTreeMap::new(), next: 1 }
+    }
+
+    /// Connects a client, or refuses it.
+    pub fn accept(&mut self, request: ConnectRequest, now: Instant) {
+        let waiting = self.connected.values().filter(|client| client.patience.is_some()).count();
+        if waiting >= MOST_WAITING {
+            refuse(request, "too many clients wait to claim a lease on this node: try again later");
+            return;
+        }
+        let peer = request.peer();
+        let mut channel = match Channel::new(&self.device, RECEIVES) {
+            Ok(channel) => channel,
+            Err(error) => {
+                tracing::warn!(%error, peer, "no room for another client");
+                refuse(request, &format!("this node cannot take another client: {error}"));
+                return;
+            }
+        };
+        if let Err(error) = channel.accept(request, &Empty {}) {
+            tracing::debug!(%error, peer, "client was gone before it was connected");
+            return;
+        }
+        let id = ClientId(self.next);
+        self.next += 1;
+        tracing::debug!(client = id.0, peer, "client connected");
+        let patience = Some(now + SAY_SOMETHING);
+        let client = Client { channel, peer, patience, spoke: false, connected: now };
+        self.connected.insert(id, client);
+    }
+
+    /// Takes what arrived, and drops connections whose time is up. TURNS: returns with something as
+    /// long as there may be more.
+    pub fn receive(&mut self, now: Instant) -> Vec<Heard> {
+        let mut heard = Vec::new();
+        let mut gone = Vec::new();
+        for (&id, client) in &mut self.connected {
+            let mut open = client.take_turn(id, &mut heard);
+            if open && client.patience.is_some_and(|patience| patience <= now) {
+                tracing::debug!(
+                    client = id.0,
+                    peer = client.peer,
+                    "client asks for nothing: dropped"
+                );
+                open = false;
+            }
+            if !open {
+                heard.push(Heard::Gone(id));
+                gone.push(id);
+            }
+        }
+        for id in gone {
+            self.connected.remove(&id);
+        }
+        heard
+    }
+
+    /// Sends `message`. False if that client is gone or does not take messages; then it is dropped.
+    pub fn tell(&mut self, id: ClientId, message: &ToClient) -> bool {
+        let Some(client) = self.connected.get_mut(&id) else { return false };
+        match client.channel.send(message) {
+            Ok(()) => true,
+            Err(ChannelError::Disconnected) => {
+                true // what it sent before its end is still to be taken; then it is heard to be gone
+            }
+            Err(error) => {
+                tracing::debug!(client = id.0, peer = client.peer, %error, "client dropped");
+                self.connected.remove(&id);
+                false
+            }
+        }
+    }
+
+    /// Notes which clients hold a lease: the time of the others runs.
+    pub fn note_leases(&mut self, now: Instant, holds: impl Fn(ClientId) -> bool) {
+        for (&id, client) in &mut self.connected {
+            if holds(id) {
+                client.patience = None;
+            } else if client.patience.is_none() {
+                client.patience = Some(now + CLAIM_SOMETHING);
+            }
+        }
+    }
+
+    /// When [`receive`](Clients::receive) is due at the latest.
+    pub fn next_deadline(&self) -> Option<Instant> {
+        self.connected.values().filter_map(|client| client.patience).min()
+    }
+
+    /// Asks all connections to announce news at their descriptors.
+    pub fn arm(&mut self) {
+        for client in self.connected.values_mut() {
+            if let Err(error) = client.channel.arm() {
+                tracing::debug!(peer = client.peer, %error, "client's queue cannot be armed");
+                client.channel.disconnect();
+            }
+        }
+    }
+
+    /// The descriptors, in the order of [`acknowledge`](Clients::acknowledge).
+    pub fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.connected.values().map(|client| client.channel.as_fd())
+    }
+
+    /// Takes back the announcements of the descriptors that were `readable`.
+    pub fn acknowledge(&mut self, readable: impl Iterator<Item = bool>) {
+        for (client, readable) in self.connected.values_mut().zip(readable) {
+            if readable && let Err(error) = client.channel.acknowledge() {
+                tracing::debug!(peer = client.peer, %error, "client's event cannot be taken");
+                client.channel.disconnect();
+            }
+        }
+    }
+
+    /// Gives clients until `deadline` to take what was sent to them.
+    pub fn flush(&mut self, deadline: Instant) {
+        for client in self.connected.values_mut() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if let Err(error) = client.channel.flush(left) {
+                tracing::debug!(peer = client.peer, %error, "client did not take its last messages");
+            }
+        }
+    }
+}
+
+impl Client {
+    /// Takes up to [`TURN`] messages; false if the connection is to be dropped.
+    fn take_turn(&mut self, id: ClientId, heard: &mut Vec<Heard>) -> bool {
+        for _ in 0..TURN {
+            match self.channel.try_receive() {
+                Ok(None) => return true,
+                Ok(Some(Incoming::Message(message))) => {
+                    if !std::mem::replace(&mut self.spoke, true) && self.patience.is_some() {
+                        self.patience = Some(self.connected + CLAIM_SOMETHING);
+                    }
+                    heard.push(Heard::Message(id, message));
+                }
+                Ok(Some(Incoming::Written { .. })) => {
+                    tracing::debug!(
+                        peer = self.peer,
+                        "client wrote where nothing is offered: dropped"
+                    );
+                    return false;
+                }
+                Err(ChannelError::Disconnected) => {
+                    tracing::debug!(client = id.0, peer = self.peer, "client disconnected");
+                    return false;
+                }
+                Err(error) => {
+                    tracing::debug!(peer = self.peer, %error, "client dropped");
+                    return false;
+                }
+            }
+        }
+        true
+    }
+}

@@ -1,0 +1,157 @@
+//! The executor processes of this node, each with its counters, by the lease that it works for.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::Instant;
+
+use rdmalib::{ConnectRequest, Device};
+use rfaas::channel::refuse;
+use rfaas::protocol::Secret;
+use rfaas::protocol::assignment::{AssignedDevice, Assignment, HexSecret};
+use rfaas::protocol::lease::LeaseId;
+
+use crate::accounting::{AcceptError, Account};
+use crate::allocations::{Exit, Usage};
+use crate::request::Deployment;
+use crate::spawn::{Executor, Launcher};
+
+#[derive(Debug)]
+struct Running {
+    process: Executor, // first: it is killed before its counters go
+    account: Account,
+}
+
+/// Starts executors and keeps them until they are reaped.
+#[derive(Debug)]
+pub struct Executors {
+    device: Device,
+    manager: SocketAddr,
+    launcher: Launcher,
+    running: BTreeMap<LeaseId, Running>,
+}
+
+/// A process that is gone.
+#[derive(Clone, Copy, Debug)]
+pub struct Gone {
+    /// The lease that it worked for.
+    pub lease: LeaseId,
+    /// How it ended.
+    pub exit: Exit,
+    /// Everything that it counted.
+    pub usage: Usage,
+}
+
+impl Executors {
+    /// None yet. They will use `device`, and reach this manager at `manager`.
+    pub fn new(device: Device, manager: SocketAddr, launcher: Launcher) -> Self {
+        Executors { device, manager, launcher, running: BTreeMap::new() }
+    }
+
+    /// Starts the executor of `lease`, which has none; returns its process id, or an explanation for
+    /// client and operator.
+    pub fn start(
+        &mut self,
+        lease: LeaseId,
+        deployment: &Deployment,
+        workers: u16,
+        pins: Option<Vec<usize>>,
+    ) -> Result<i32, String> {
+        let account = Account::new(&self.device, workers)
+            .map_err(|error| format!("no memory for the executor's counters: {error}"))?;
+        let spec = self.device.spec();
+        let assignment = Assignment {
+            lease: lease.get(),
+            device: AssignedDevice {
+                name: spec.name.clone(),
+                provider: spec.provider.to_string(),
+                ip_address: spec.ip_address,
+                max_inline_data: spec.max_inline_data,
+            },
+            manager: self.manager,
+            manager_secret: HexSecret(account.secret()),
+            client: deployment.client,
+            session_secret: HexSecret(deployment.session),
+            workers,
+            pin_to: pins,
+            slots: deployment.slots,
+            input_bytes: deployment.input_bytes,
+            output_bytes: deployment.output_bytes,
+            code_bytes: deployment.code_bytes,
+            hot_timeout_ms: deployment.hot_timeout_ms,
+        };
+        let process = self.launcher.start(&assignment).map_err(|error| error.to_string())?;
+        let pid = process.pid();
+        self.running.insert(lease, Running { process, account });
+        Ok(pid)
+    }
+
+    /// Stops the executor of `lease`: asks it first, kills it later.
+    pub fn stop(&mut self, lease: LeaseId, now: Instant) {
+        if let Some(running) = self.running.get_mut(&lease) {
+            running.process.stop(now);
+        }
+    }
+
+    /// Kills all of them, at once.
+    pub fn kill_all(&mut self, now: Instant) {
+        for running in self.running.values_mut() {
+            running.process.kill(now);
+        }
+    }
+
+    /// How many processes there are.
+    pub fn len(&self) -> usize {
+        self.running.len()
+    }
+
+    /// Connects a thread of the executor that was given `secret`, or refuses it.
+    pub fn accept(&mut self, secret: Secret, request: ConnectRequest) {
+        let found = self.running.iter_mut().find(|(_, running)| running.account.secret() == secret);
+        let Some((lease, running)) = found else {
+            refuse(request, "no executor of this node was given this secret");
+            return;
+        };
+        match running.account.accept(request) {
+            Ok(()) => tracing::debug!(%lease, "executor counts here"),
+            Err(AcceptError::TooMany(request)) => {
+                tracing::debug!(%lease, "an executor connects more often than it has workers");
+                refuse(request, "all connections of this executor are there already");
+            }
+            Err(AcceptError::Rdma(error)) => {
+                tracing::warn!(%lease, %error, "an executor cannot count its time here");
+            }
+        }
+    }
+
+    /// When [`tick`](Executors::tick) is due at the latest.
+    pub fn next_deadline(&self) -> Option<Instant> {
+        self.running.values().filter_map(|running| running.process.deadline()).min()
+    }
+
+    /// Kills what did not stop in time; returns whether anything was due, so that it is worth looking
+    /// for processes that are gone.
+    pub fn tick(&mut self, now: Instant) -> bool {
+        let mut due = false;
+        for running in self.running.values_mut() {
+            due |= running.process.tick(now);
+        }
+        due
+    }
+
+    /// Reaps the processes that are gone.
+    pub fn reap(&mut self) -> Vec<Gone> {
+        let gone: Vec<_> = self
+            .running
+            .iter_mut()
+            .filter_map(|(&lease, running)| {
+                let exit = running.process.try_reap()?;
+                // Only now: what it counted last has landed when its process is no more.
+                Some(Gone { lease, exit, usage: running.account.read() })
+            })
+            .collect();
+        for gone in &gone {
+            self.running.remove(&gone.lease);
+        }
+        gone
+    }
+}

@@ -1,0 +1,417 @@
+//! The loop: one thread owns everything, waits for whatever comes first, and lets
+//! [`Allocations`] decide.
+//!
+//! ```text
+//!   signals, listener, clients, resource manager, deadlines ──▶ events ─▶ Allocations ─▶ actions
+//!        ▲ poll(2) until the next deadline                                                  │
+//!        └──────────────────────────────────────────────────────── processes, messages ◀────┘
+//! ```
+//! * ARMED - arm, look again, sleep: whatever came before a descriptor was armed is found by the pass
+//!   between arming and sleeping. A pass that made a connection is followed by another one, since that
+//!   connection was not there to be armed.
+//! * CAUSE FIRST - news of the resource manager are applied before messages of clients that were
+//!   taken earlier, so a lease never arrives before the registration that allowed it.
+
+use std::collections::VecDeque;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::EventFd;
+use rdmalib::{ConnectRequest, Listener};
+use rfaas::channel::refuse;
+use rfaas::protocol::accounting::AccountingHello;
+use rfaas::protocol::allocation::{Allocate, FromClient};
+use rfaas::protocol::lease::EndReason;
+use rfaas::protocol::node::LeaseEnded;
+use rfaas::protocol::{Hello, Malformed, Role, parse_prefix};
+
+use crate::Error;
+use crate::allocations::{Action, Allocations, Capacity, ClientId, Event};
+use crate::clients::{Clients, Heard};
+use crate::executors::Executors;
+use crate::request::{Authority, Refusal};
+use crate::signals::Signals;
+use crate::upstream::{News, Upstream};
+
+/// Pause after the listener failed, which it does when descriptors run out.
+const LISTENER_PAUSE: Duration = Duration::from_millis(100);
+/// Connections taken before everybody else has a turn.
+const CONNECTIONS: usize = 32;
+/// Time for all executors to be gone when stopping: they are killed after a tenth of it.
+const STOP_WITHIN: Duration = Duration::from_secs(5);
+/// Time for the resource manager to acknowledge the last bills.
+const BILLS_WITHIN: Duration = Duration::from_secs(1);
+/// Time for clients to take their last messages.
+const FAREWELL: Duration = Duration::from_millis(100);
+
+/// What the loop is made of; put together by [`run`](crate::run).
+#[derive(Debug)]
+pub struct Manager {
+    /// Clients first: fields drop in order, and executors go with their leases.
+    pub clients: Clients,
+    /// The processes.
+    pub executors: Executors,
+    /// None without a resource manager.
+    pub upstream: Option<Upstream>,
+    /// Where clients and executors connect.
+    pub listener: Listener,
+    /// Who holds what.
+    pub allocations: Allocations,
+    /// Whose tokens count.
+    pub authority: Authority,
+    /// SIGINT, SIGTERM, SIGCHLD.
+    pub signals: Signals,
+    /// Written to by helper threads.
+    pub wake: Arc<EventFd>,
+    /// Sleep while nothing happens; false: poll all the time.
+    pub sleep: bool,
+    /// Not before this time is the listener looked at.
+    pub listener_paused: Option<Instant>,
+    /// Set by the first signal.
+    pub stopping: Option<Stopping>,
+}
+
+/// How far an orderly stop is.
+#[derive(Clone, Copy, Debug)]
+pub struct Stopping {
+    since: Instant,
+    /// When the last executor was gone.
+    empty: Option<Instant>,
+}
+
+impl Manager {
+    /// Runs until a signal stops it.
+    pub fn run(mut self) -> Result<(), Error> {
+        loop {
+            if self.sleep {
+                self.arm();
+            }
+            let worked = self.pass()?;
+            if self.stopped()? {
+                return Ok(());
+            }
+            self.wait(worked)?;
+        }
+    }
+
+    /// Does everything that can be done now; returns whether there was anything.
+    fn pass(&mut self) -> Result<bool, Error> {
+        let now = Instant::now();
+        let mut events = VecDeque::new();
+        let seen = self.signals.take().map_err(|errno| Error::os("reading signals", errno))?;
+        for _ in 0..seen.stops {
+            self.stop(now, &mut events)?;
+        }
+        let _ = self.wake.read(); // empty is fine: it does not block
+        let mut worked = seen.stops > 0 || seen.child;
+        worked |= self.take_connections(now);
+        let heard = self.clients.receive(now);
+        worked |= !heard.is_empty();
+        worked |= self.take_news(now, &mut events)?; // CAUSE FIRST
+        self.process(&mut events);
+        for heard in heard {
+            match heard {
+                Heard::Message(client, message) => self.take_message(client, message, &mut events),
+                Heard::Gone(client) => events.push_back(Event::ClientGone(client)),
+            }
+            self.process(&mut events); // one by one: answers keep the order of the questions
+        }
+        if self.executors.tick(now) || seen.child || !self.sleep {
+            events.extend(self.executors.reap().into_iter().map(|gone| {
+                tracing::info!(lease = %gone.lease, exit = ?gone.exit, "executor is gone");
+                Event::Exited { lease: gone.lease, exit: gone.exit, usage: gone.usage }
+            }));
+        }
+        worked |= !events.is_empty();
+        events.push_back(Event::Time);
+        self.process(&mut events);
+        self.clients.note_leases(now, |client| self.allocations.holds(client));
+        Ok(worked)
+    }
+
+    /// Lets events have their effects, and the events that come of those.
+    fn process(&mut self, events: &mut VecDeque<Event>) {
+        let mut actions = Vec::new();
+        while let Some(event) = events.pop_front() {
+            self.allocations.apply(Instant::now(), event, &mut actions);
+            for action in actions.drain(..) {
+                self.perform(action, events);
+            }
+        }
+    }
+
+    fn perform(&mut self, action: Action, events: &mut VecDeque<Event>) {
+        let now = Instant::now();
+        match action {
+            Action::Tell(client, message) => {
+                tracing::trace!(client = client.0, ?message, "answered");
+                if !self.clients.tell(client, &message) {
+                    events.push_back(Event::ClientGone(client));
+                }
+            }
+            Action::Start { lease, client, deployment, workers, pins } => {
+                match self.executors.start(lease, &deployment, workers, pins) {
+                    Ok(pid) => {
+                        tracing::info!(%lease, client = client.0, pid, workers, "executor started");
+                        events.push_front(Event::Started(lease));
+                    }
+                    Err(reason) => {
+                        tracing::error!(%lease, "{reason}");
+                        events.push_front(Event::StartFailed { lease, reason });
+                    }
+                }
+            }
+            Action::Stop(lease) => self.executors.stop(lease, now),
+            Action::Claimed(terms) => {
+                tracing::info!(
+                    lease = terms.lease.get(), client = ?terms.client,
+                    cores = terms.cores.get(), memory = terms.memory.get(), "lease claimed"
+                );
+                if let Some(upstream) = &mut self.upstream {
+                    upstream.claimed(&terms);
+                }
+            }
+            Action::Ended(ended) => {
+                log_bill(&ended);
+                if let Some(upstream) = &mut self.upstream {
+                    upstream.ended(ended);
+                }
+            }
+        }
+    }
+
+    fn take_message(
+        &mut self,
+        client: ClientId,
+        message: FromClient,
+        events: &mut VecDeque<Event>,
+    ) {
+        match message {
+            FromClient::Allocate(allocate) => match self.claim(client, &allocate) {
+                Ok(claim) => events.push_back(claim),
+                Err(refusal) => {
+                    tracing::debug!(client = client.0, reason = refusal.reason, "claim refused");
+                    self.perform(Action::Tell(client, refusal.message()), events);
+                }
+            },
+            FromClient::Release(_) => events.push_back(Event::Release(client)),
+        }
+    }
+
+    fn claim(&self, client: ClientId, allocate: &Allocate) -> Result<Event, Refusal> {
+        let token = &allocate.token;
+        let time_left = self.authority.admit(token, SystemTime::now())?;
+        Ok(Event::Claim { client, terms: token.terms, time_left, deployment: allocate.into() })
+    }
+
+    fn take_connections(&mut self, now: Instant) -> bool {
+        if self.listener_paused.is_some_and(|until| now < until) {
+            return false;
+        }
+        self.listener_paused = None;
+        for taken in 0..CONNECTIONS {
+            match self.listener.try_next() {
+                Ok(None) => return taken > 0,
+                Ok(Some(request)) => self.connect(request, now),
+                Err(error) => {
+                    tracing::warn!(%error, "a connection could not be taken");
+                    self.listener_paused = Some(now + LISTENER_PAUSE);
+                    return taken > 0;
+                }
+            }
+        }
+        true
+    }
+
+    fn connect(&mut self, request: ConnectRequest, now: Instant) {
+        if self.stopping.is_some() {
+            return refuse(request, "this node is being shut down");
+        }
+        let hello = Hello::parse(request.private_data()).and_then(|(role, body)| {
+            let accounting = role == Role::Accounting;
+            let secret = accounting.then(|| parse_prefix::<AccountingHello>(body)).transpose()?;
+            Ok::<_, Malformed>((role, secret))
+        });
+        match hello {
+            Ok((Role::Allocation, _)) => self.clients.accept(request, now),
+            Ok((Role::Accounting, Some(hello))) => self.executors.accept(hello.secret, request),
+            Ok((Role::Lease, _)) => {
+                refuse(
+                    request,
+                    "this is an executor manager: leases are had at the resource manager",
+                );
+            }
+            Ok(_) => refuse(request, "this is an executor manager"),
+            Err(error) => refuse(request, &error.to_string()),
+        }
+    }
+
+    fn take_news(&mut self, now: Instant, events: &mut VecDeque<Event>) -> Result<bool, Error> {
+        let Some(upstream) = &mut self.upstream else { return Ok(false) };
+        let news = upstream.pump(now);
+        let any = !news.is_empty();
+        for news in news {
+            match news {
+                News::Reached => {} // work enough not to sleep before it is armed (ARMED)
+                News::Registered { cores, memory } => {
+                    events.push_back(Event::Capacity(Capacity { cores, memory }));
+                    self.allocations.in_use().for_each(|terms| upstream.claimed(terms));
+                }
+                News::EndLease { lease, reason, grace } => {
+                    tracing::info!(
+                        %lease, reason = reason.name(), grace_ms = grace.as_millis(),
+                        "the resource manager ends a lease"
+                    );
+                    events.push_back(Event::End { lease, reason, grace });
+                }
+                News::NeverReached(error) => {
+                    return Err(Error::Start(format!(
+                        "cannot reach the resource manager: {error}"
+                    )));
+                }
+            }
+        }
+        Ok(any)
+    }
+
+    /// A signal asked to stop: the first in order, the second at once.
+    fn stop(&mut self, now: Instant, events: &mut VecDeque<Event>) -> Result<(), Error> {
+        if self.stopping.is_some() {
+            self.executors.kill_all(now);
+            return Err(Error::Stopped("a second signal stopped it at once"));
+        }
+        tracing::info!(executors = self.executors.len(), "stopping");
+        self.stopping = Some(Stopping { since: now, empty: None });
+        events.push_back(Event::Shutdown);
+        Ok(())
+    }
+
+    /// Whether an orderly stop is complete.
+    fn stopped(&mut self) -> Result<bool, Error> {
+        let Some(stopping) = &mut self.stopping else { return Ok(false) };
+        let now = Instant::now();
+        if !self.allocations.is_empty() {
+            if now >= stopping.since + STOP_WITHIN {
+                self.executors.kill_all(now);
+                return Err(Error::Stopped("executors were still there, although killed"));
+            }
+            return Ok(false);
+        }
+        let empty = *stopping.empty.get_or_insert(now);
+        if let Some(upstream) = &self.upstream
+            && upstream.unacknowledged() > 0
+        {
+            if upstream.is_registered() && now < empty + BILLS_WITHIN {
+                return Ok(false);
+            }
+            let bills = upstream.unacknowledged();
+            tracing::warn!(bills, "the resource manager has not acknowledged the last bills");
+        }
+        self.clients.flush(now + FAREWELL);
+        tracing::info!("stopped");
+        Ok(true)
+    }
+
+    fn arm(&mut self) {
+        self.clients.arm();
+        if let Some(upstream) = &mut self.upstream {
+            upstream.arm();
+        }
+    }
+
+    fn next_deadline(&self, now: Instant) -> Option<Instant> {
+        let stopping = self.stopping.map(|stopping| match stopping.empty {
+            None => stopping.since + STOP_WITHIN,
+            Some(empty) => empty + BILLS_WITHIN,
+        });
+        let upstream = self.upstream.as_ref().and_then(|upstream| upstream.next_deadline(now));
+        [
+            self.allocations.next_deadline(),
+            self.executors.next_deadline(),
+            self.clients.next_deadline(),
+            self.listener_paused,
+            stopping,
+            upstream,
+        ]
+        .into_iter()
+        .flatten()
+        .min()
+    }
+
+    /// Sleeps until something happens or is due; only looks if the last pass found work, since there
+    /// may be more.
+    fn wait(&mut self, worked: bool) -> Result<(), Error> {
+        let timeout = if !self.sleep {
+            std::thread::yield_now(); // polling: other processes of this node get their turn
+            PollTimeout::ZERO
+        } else if worked {
+            PollTimeout::ZERO
+        } else {
+            timeout(self.next_deadline(Instant::now()), Instant::now())
+        };
+        let upstream = self.upstream.as_ref().and_then(Upstream::descriptor);
+        let listener = self.listener_paused.is_none().then(|| self.listener.as_fd());
+        let mut polled: Vec<PollFd> = [Some(self.signals.as_fd()), Some(self.wake.as_fd())]
+            .into_iter()
+            .chain([listener, upstream])
+            .flatten()
+            .chain(self.clients.descriptors())
+            .map(|fd: BorrowedFd| PollFd::new(fd, PollFlags::POLLIN))
+            .collect();
+        match poll(&mut polled, timeout) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(errno) => return Err(Error::os("waiting for events", errno)),
+        }
+        let fixed = 2 + usize::from(listener.is_some());
+        let readable: Vec<bool> =
+            polled[fixed..].iter().map(|fd| fd.any().unwrap_or(true)).collect();
+        let mut readable = readable.into_iter();
+        if upstream.is_some() && readable.next() == Some(true) {
+            self.upstream.iter_mut().for_each(Upstream::acknowledge);
+        }
+        self.clients.acknowledge(readable);
+        Ok(())
+    }
+}
+
+/// Time until `deadline` for `poll(2)`, rounded up so that it is over when poll returns.
+fn timeout(deadline: Option<Instant>, now: Instant) -> PollTimeout {
+    let Some(deadline) = deadline else { return PollTimeout::NONE };
+    let left = deadline.saturating_duration_since(now);
+    let ms = left.as_micros().div_ceil(1000).min(i32::MAX as u128);
+    PollTimeout::try_from(ms as i32).unwrap_or(PollTimeout::MAX)
+}
+
+fn log_bill(ended: &LeaseEnded) {
+    let ms = |ns: u64| ns as f64 / 1e6;
+    tracing::info!(
+        lease = ended.terms.lease.get(),
+        reason = EndReason::from_wire(ended.reason).map_or("unknown", EndReason::name),
+        allocated_ms = ms(ended.bill.allocated_ns.get()),
+        hot_polling_ms = ms(ended.bill.hot_polling_ns.get()),
+        execution_ms = ms(ended.bill.execution_ns.get()),
+        invocations = ended.bill.invocations.get(),
+        "lease ended"
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sleep_is_never_shorter_than_the_deadline_is_away() {
+        let now = Instant::now();
+        assert_eq!(timeout(None, now), PollTimeout::NONE);
+        assert_eq!(timeout(Some(now), now), PollTimeout::ZERO);
+        for (us, ms) in [(1, 1), (1000, 1), (1001, 2), (499_999, 500)] {
+            let deadline = now + Duration::from_micros(us);
+            assert_eq!(timeout(Some(deadline), now), PollTimeout::from(ms as u16));
+        }
+        let far = now + Duration::from_secs(1 << 32);
+        assert_eq!(timeout(Some(far), now), PollTimeout::try_from(i32::MAX).unwrap());
+    }
+}

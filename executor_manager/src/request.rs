@@ -1,0 +1,323 @@
+//! What a client shows and asks for, judged before anything changes: its token, and the numbers of
+//! the executor that it wants. Pure.
+//!
+//! Every number here comes from a stranger. It is compared in types that cannot overflow, and a
+//! refusal says which number was wrong and what would be right.
+//!
+//! Elsewhere: whether cores and memory are free (`allocations`), starting the executor (`spawn`).
+
+use std::net::SocketAddr;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use rfaas::protocol::Secret;
+use rfaas::protocol::allocation::{Allocate, AllocateRefused, RefusedBecause, ToClient};
+use rfaas::protocol::invocation::{HEADER_SPACE, MAX_SLOTS};
+use rfaas::protocol::lease::{Reason, Token};
+
+/// Bytes of one MB of lease memory: the generous reading, so that nobody is refused over 4 %.
+const MB: u128 = 1 << 20;
+
+/// Why a claim is not met.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// What the client may decide on.
+    pub because: RefusedBecause,
+    /// In words.
+    pub reason: String,
+}
+
+impl Refusal {
+    /// A refusal with its reason in words.
+    pub fn new(because: RefusedBecause, reason: impl Into<String>) -> Self {
+        Refusal { because, reason: reason.into() }
+    }
+
+    /// The answer to the client; a reason that is too long for it is cut.
+    pub fn message(&self) -> ToClient {
+        ToClient::Refused(AllocateRefused {
+            because: self.because.to_wire(),
+            reason: Reason::truncated(&self.reason),
+        })
+    }
+}
+
+/// Whose tokens count on this node.
+#[derive(Clone)]
+pub enum Authority {
+    /// Those that the resource manager signed with the cluster secret for the node of this name.
+    ResourceManager {
+        /// Key of the signatures.
+        secret: Vec<u8>,
+        /// This node.
+        node: String,
+    },
+    /// Nobody signs: whoever reaches this node may claim what is free.
+    Anyone,
+}
+
+impl std::fmt::Debug for Authority {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Authority::ResourceManager { .. } => "ResourceManager(..)", // never the secret
+            Authority::Anyone => "Anyone",
+        })
+    }
+}
+
+impl Authority {
+    /// Whether `token` entitles its holder to a lease here at `now`, and for how long.
+    pub fn admit(&self, token: &Token, now: SystemTime) -> Result<Duration, Refusal> {
+        let bad = |reason: String| Err(Refusal::new(RefusedBecause::BadToken, reason));
+        let lease = token.terms.lease.get();
+        match self {
+            Authority::ResourceManager { secret, node } => {
+                if !token.verify(secret) {
+                    return bad(if lease == 0 {
+                        "this node leases through its resource manager: ask that for a lease".into()
+                    } else {
+                        "the token was not signed by this cluster's resource manager".into()
+                    });
+                }
+                match token.terms.node.get() {
+                    Ok(granted) if granted == node => {}
+                    Ok(granted) => {
+                        return bad(format!("the lease is for node {granted:?}, this is {node:?}"));
+                    }
+                    Err(_) => return bad("the node name in the token is not text".into()),
+                }
+                if lease == 0 {
+                    return bad("the token names no lease".into());
+                }
+            }
+            Authority::Anyone if lease != 0 => {
+                return bad(format!(
+                    "this node runs without a resource manager and does not know lease {lease}"
+                ));
+            }
+            Authority::Anyone => {}
+        }
+        let end = UNIX_EPOCH + Duration::from_millis(token.terms.expires_at_ms.get());
+        match end.duration_since(now) {
+            Ok(left) if !left.is_zero() => Ok(left),
+            _ => Err(Refusal::new(RefusedBecause::LeaseEnded, "the lease has expired")),
+        }
+    }
+}
+
+/// The executor that a client wants: its claim without the token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Deployment {
+    /// Where the client waits for executor and workers.
+    pub client: SocketAddr,
+    /// What they show there.
+    pub session: Secret,
+    /// Polling mode, as in [`Allocate`].
+    pub hot_timeout_ms: i64,
+    /// Largest input, in bytes.
+    pub input_bytes: u32,
+    /// Largest output, in bytes.
+    pub output_bytes: u32,
+    /// Size of the function library, in bytes.
+    pub code_bytes: u32,
+    /// Input slots of each worker.
+    pub slots: u16,
+}
+
+impl From<&Allocate> for Deployment {
+    fn from(wire: &Allocate) -> Self {
+        Deployment {
+            client: wire.client.into(),
+            session: wire.session,
+            hot_timeout_ms: wire.hot_timeout_ms.get(),
+            input_bytes: wire.input_bytes.get(),
+            output_bytes: wire.output_bytes.get(),
+            code_bytes: wire.code_bytes.get(),
+            slots: wire.slots.get(),
+        }
+    }
+}
+
+impl Deployment {
+    /// Whether an executor with these numbers can exist in a lease of `cores` and `memory` (MB).
+    pub fn check(&self, cores: u32, memory: u32) -> Result<(), Refusal> {
+        let bad = |reason: String| Err(Refusal::new(RefusedBecause::BadRequest, reason));
+        if cores == 0 || cores > u32::from(u16::MAX) {
+            return bad(format!("a lease has 1 to {} cores, not {cores}", u16::MAX));
+        }
+        if memory == 0 {
+            return bad("a lease has at least 1 MB of memory, not 0".into());
+        }
+        if self.slots == 0 || usize::from(self.slots) > MAX_SLOTS {
+            return bad(format!("a worker has 1 to {MAX_SLOTS} slots, not {}", self.slots));
+        }
+        for (what, bytes) in [
+            ("largest input", self.input_bytes),
+            ("largest output", self.output_bytes),
+            ("function library", self.code_bytes),
+        ] {
+            if bytes == 0 {
+                return bad(format!("the {what} has at least 1 byte, not 0"));
+            }
+        }
+        if self.hot_timeout_ms < -1 {
+            return bad(format!(
+                "the hot timeout is -1 (always hot), 0 (always warm) or milliseconds, not {}",
+                self.hot_timeout_ms
+            ));
+        }
+        if self.client.ip().is_unspecified() || self.client.port() == 0 {
+            return bad(format!(
+                "no executor can dial {}: not an address of a client",
+                self.client
+            ));
+        }
+        let needed = self.memory_needed(cores);
+        if needed > u128::from(memory) {
+            return bad(format!(
+                "{cores} workers with {} slots for inputs of {} and outputs of {} bytes, and a library \
+                 of {} bytes, need {needed} MB of memory; the lease has {memory} MB",
+                self.slots, self.input_bytes, self.output_bytes, self.code_bytes
+            ));
+        }
+        Ok(())
+    }
+
+    /// Memory of the buffers of `cores` workers and of the library, in whole MB, rounded up.
+    fn memory_needed(&self, cores: u32) -> u128 {
+        let buffer = |bytes: u32| (u128::from(bytes) + HEADER_SPACE as u128).next_multiple_of(64);
+        let slot = buffer(self.input_bytes) + buffer(self.output_bytes);
+        let workers = u128::from(cores) * u128::from(self.slots) * slot;
+        (workers + u128::from(self.code_bytes)).div_ceil(MB)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rfaas::protocol::lease::{ClientName, LeaseTerms, NodeName};
+
+    const SECRET: &[u8] = b"42";
+
+    fn terms(lease: u64, node: &str, expires_at_ms: u64) -> LeaseTerms {
+        LeaseTerms {
+            lease: lease.into(),
+            cores: 2.into(),
+            memory: 256.into(),
+            expires_at_ms: expires_at_ms.into(),
+            node: NodeName::new(node).unwrap(),
+            client: ClientName::new("someone").unwrap(),
+        }
+    }
+
+    fn deployment() -> Deployment {
+        Deployment {
+            client: "127.0.0.1:4000".parse().unwrap(),
+            session: Secret([1; 16]),
+            hot_timeout_ms: -1,
+            input_bytes: 1 << 20,
+            output_bytes: 1 << 20,
+            code_bytes: 50_000,
+            slots: 4,
+        }
+    }
+
+    fn at(ms: u64) -> SystemTime {
+        UNIX_EPOCH + Duration::from_millis(ms)
+    }
+
+    fn cluster() -> Authority {
+        Authority::ResourceManager { secret: SECRET.to_vec(), node: "here".into() }
+    }
+
+    fn because(result: Result<Duration, Refusal>) -> RefusedBecause {
+        result.unwrap_err().because
+    }
+
+    #[test]
+    fn a_signed_token_for_this_node_is_admitted_until_it_expires() {
+        let token = Token::sign(terms(7, "here", 5000), SECRET);
+        assert_eq!(cluster().admit(&token, at(4000)), Ok(Duration::from_secs(1)));
+        assert_eq!(because(cluster().admit(&token, at(5000))), RefusedBecause::LeaseEnded);
+        assert_eq!(because(cluster().admit(&token, at(9000))), RefusedBecause::LeaseEnded);
+    }
+
+    #[test]
+    fn tokens_of_other_clusters_nodes_and_of_nobody_are_refused() {
+        for token in [
+            Token::sign(terms(7, "here", 5000), b"43"),
+            Token::sign(terms(7, "there", 5000), SECRET),
+            Token::sign(terms(0, "here", 5000), SECRET),
+            Token::unsigned(terms(7, "here", 5000)),
+            Token::unsigned(terms(0, "here", 5000)),
+        ] {
+            assert_eq!(because(cluster().admit(&token, at(0))), RefusedBecause::BadToken);
+        }
+        let mut forged = Token::sign(terms(7, "here", 5000), SECRET);
+        forged.terms.cores = 64.into();
+        assert_eq!(because(cluster().admit(&forged, at(0))), RefusedBecause::BadToken);
+    }
+
+    #[test]
+    fn without_a_resource_manager_unsigned_tokens_are_taken_and_expiry_still_holds() {
+        let token = Token::unsigned(terms(0, "any name", 5000));
+        assert_eq!(Authority::Anyone.admit(&token, at(4999)), Ok(Duration::from_millis(1)));
+        assert_eq!(because(Authority::Anyone.admit(&token, at(5000))), RefusedBecause::LeaseEnded);
+        let numbered = Token::unsigned(terms(7, "any name", 5000));
+        assert_eq!(because(Authority::Anyone.admit(&numbered, at(0))), RefusedBecause::BadToken);
+        let endless = Token::unsigned(terms(0, "any name", u64::MAX));
+        assert!(Authority::Anyone.admit(&endless, at(0)).is_ok());
+    }
+
+    #[test]
+    fn impossible_numbers_are_refused_by_name() {
+        let wrong = |change: fn(&mut Deployment)| {
+            let mut wrong = deployment();
+            change(&mut wrong);
+            wrong
+        };
+        for (deployment, named) in [
+            (wrong(|d| d.slots = 0), "slots"),
+            (wrong(|d| d.slots = MAX_SLOTS as u16 + 1), "slots"),
+            (wrong(|d| d.input_bytes = 0), "largest input"),
+            (wrong(|d| d.output_bytes = 0), "largest output"),
+            (wrong(|d| d.code_bytes = 0), "function library"),
+            (wrong(|d| d.hot_timeout_ms = -2), "hot timeout"),
+            (wrong(|d| d.hot_timeout_ms = i64::MIN), "hot timeout"),
+            (wrong(|d| d.client.set_port(0)), "127.0.0.1:0"),
+            (wrong(|d| d.client = "0.0.0.0:1".parse().unwrap()), "0.0.0.0:1"),
+        ] {
+            let refusal = deployment.check(2, 256).unwrap_err();
+            assert_eq!(refusal.because, RefusedBecause::BadRequest);
+            assert!(refusal.reason.contains(named), "{refusal:?} does not name {named}");
+        }
+        for (cores, memory) in [(0, 256), (65_536, 256), (u32::MAX, u32::MAX), (2, 0)] {
+            let refusal = deployment().check(cores, memory).unwrap_err();
+            assert_eq!(refusal.because, RefusedBecause::BadRequest);
+        }
+    }
+
+    #[test]
+    fn buffers_must_fit_the_memory_of_the_lease_and_the_refusal_says_what_would() {
+        let mut large = deployment();
+        large.input_bytes = 16 << 20;
+        large.output_bytes = 16 << 20;
+        assert_eq!(large.check(1, 256), Ok(()), "the tutorial's largest payload in its lease");
+        let refusal = large.check(4, 256).unwrap_err();
+        assert!(refusal.reason.contains("need 513 MB"), "{refusal:?}");
+        assert!(refusal.reason.len() <= 240, "the numbers must reach the client: {refusal:?}");
+        assert_eq!(large.check(4, 513), Ok(()));
+    }
+
+    #[test]
+    fn the_largest_numbers_do_not_overflow() {
+        let huge = Deployment {
+            input_bytes: u32::MAX,
+            output_bytes: u32::MAX,
+            code_bytes: u32::MAX,
+            slots: MAX_SLOTS as u16,
+            ..deployment()
+        };
+        let refusal = huge.check(65_535, u32::MAX).unwrap_err();
+        assert_eq!(refusal.because, RefusedBecause::BadRequest);
+    }
+}

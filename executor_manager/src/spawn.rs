@@ -1,0 +1,287 @@
+//! Executor processes: started from `PATH`, watched, stopped, reaped. Nothing here waits.
+//!
+//! ```text
+//!   start ─▶ running ──stop: SIGTERM──▶ terminating ──500 ms: SIGKILL──▶ killed
+//!               └──────────────┴──────────── exits ─────────────────────────┴──▶ reaped
+//! ```
+//! * ISOLATED - an executor gets its assignment on standard input, a fresh signal mask, and no other
+//!   descriptor of the manager than standard error.
+//! * GROUP - it leads a process group, which is killed as a whole before its leader is reaped: what
+//!   a function forked does not outlive the lease unless it left the group, and no signal can hit a
+//!   stranger that was given a freed process id.
+//!
+//! Elsewhere: learning that a child changed (`signals`: SIGCHLD), when to stop one (`allocations`). An
+//! executor asks the kernel itself to die with its manager.
+
+use std::ffi::{CString, OsStr, OsString};
+use std::fs::File;
+use std::io::{self, Seek, Write};
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::spawn::{PosixSpawnAttr, PosixSpawnFileActions, PosixSpawnFlags, posix_spawn};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::signal::{SigSet, Signal, kill, killpg};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
+use nix::unistd::{AccessFlags, Pid, access};
+use rfaas::protocol::assignment::Assignment;
+
+use crate::allocations::Exit;
+
+/// Time between SIGTERM and SIGKILL: enough to send the counters of every worker, short enough for
+/// the cores to be free within a second.
+pub const STOP_GRACE: Duration = Duration::from_millis(500);
+
+/// How often a killed process is looked at, besides when SIGCHLD tells of it.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
+
+/// Name of the program.
+const PROGRAM: &str = "executor";
+
+/// Longest part of `PATH` in a message, so that what to do fits the answer to a client.
+const SHOWN_PATH: usize = 100;
+
+/// Why an executor could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// No directory of `PATH` has it; the operator must set it.
+    #[error(
+        "cannot start `{PROGRAM}`: not found in PATH={path}; add the programs' directory to the \
+         PATH of executor_manager and restart it"
+    )]
+    NotFound {
+        /// The value, shortened.
+        path: String,
+    },
+    /// It is there but cannot be run.
+    #[error("cannot start `{}`: {reason}", program.display())]
+    Exec {
+        /// Where it was found.
+        program: PathBuf,
+        /// What the system said.
+        reason: io::Error,
+    },
+    /// The assignment could not be passed on.
+    #[error("cannot pass its assignment to `{PROGRAM}`: {0}")]
+    Assignment(io::Error),
+}
+
+/// Starts executors.
+#[derive(Debug)]
+pub struct Launcher {
+    search: OsString,
+    environment: Vec<CString>,
+    /// Open when this was made. Ours are closed on exec anyway; whoever started the manager may have
+    /// left it some that are not.
+    inherited: Vec<RawFd>,
+}
+
+impl Launcher {
+    /// Starts executors from this process's `PATH`, in its environment. `verbose` makes them log
+    /// what they do, unless `RUST_LOG` says what to log.
+    pub fn from_environment(verbose: bool) -> Self {
+        let mut environment: Vec<_> = std::env::vars_os().collect();
+        if verbose && std::env::var_os("RUST_LOG").is_none() {
+            environment.push(("RUST_LOG".into(), "debug".into()));
+        }
+        Launcher::new(std::env::var_os("PATH").unwrap_or_default(), environment)
+    }
+
+    fn new(search: OsString, environment: Vec<(OsString, OsString)>) -> Self {
+        let environment = environment
+            .into_iter()
+            .map(|(name, value)| [name.into_vec(), value.into_vec()].join(&b'='))
+            .filter_map(|entry| CString::new(entry).ok()) // the environment has no NUL bytes
+            .collect();
+        Launcher { search, environment, inherited: open_descriptors() }
+    }
+
+    /// Starts an executor for `assignment`.
+    pub fn start(&self, assignment: &Assignment) -> Result<Executor, StartError> {
+        let program = self.find()?;
+        // A file and not a pipe: it takes an assignment of any length at once.
+        let input = assignment_file(assignment).map_err(StartError::Assignment)?;
+        let failed =
+            |errno: Errno| StartError::Exec { program: program.clone(), reason: errno.into() };
+        let (actions, attributes) = self.prepare(&input).map_err(failed)?;
+        let arguments = [CString::from(c"executor")];
+        let pid = posix_spawn(&program, &actions, &attributes, &arguments, &self.environment)
+            .map_err(failed)?;
+        Ok(Executor { pid, stage: Stage::Running })
+    }
+
+    /// ISOLATED, GROUP.
+    fn prepare(&self, input: &File) -> nix::Result<(PosixSpawnFileActions, PosixSpawnAttr)> {
+        let mut actions = PosixSpawnFileActions::init()?;
+        actions.add_dup2(input.as_raw_fd(), 0)?;
+        actions.add_dup2(2, 1)?; // the manager's standard output is for results, not for functions
+        for &descriptor in &self.inherited {
+            actions.add_close(descriptor)?;
+        }
+        let mut attributes = PosixSpawnAttr::init()?;
+        attributes.set_pgroup(Pid::from_raw(0))?;
+        // The manager blocks the signals that it reads from a descriptor, and std ignores SIGPIPE; an
+        // executor inherits neither.
+        attributes.set_sigmask(&SigSet::empty())?;
+        attributes.set_sigdefault(&SigSet::from_iter([Signal::SIGPIPE]))?;
+        attributes.set_flags(
+            PosixSpawnFlags::POSIX_SPAWN_SETPGROUP
+                | PosixSpawnFlags::POSIX_SPAWN_SETSIGMASK
+                | PosixSpawnFlags::POSIX_SPAWN_SETSIGDEF,
+        )?;
+        Ok((actions, attributes))
+    }
+
+    /// The first `executor` in `PATH` that can be run, as `execvp` chooses.
+    fn find(&self) -> Result<PathBuf, StartError> {
+        let mut unusable = None;
+        for directory in std::env::split_paths(&self.search) {
+            let program = directory.join(PROGRAM);
+            if !program.is_file() {
+                continue;
+            }
+            match access(&program, AccessFlags::X_OK) {
+                Ok(()) => return Ok(program),
+                Err(errno) => unusable = unusable.or(Some((program, errno))),
+            }
+        }
+        Err(match unusable {
+            Some((program, errno)) => StartError::Exec { program, reason: errno.into() },
+            None => StartError::NotFound { path: shown(&self.search) },
+        })
+    }
+}
+
+/// The assignment as a file that exists only as a descriptor, which a child gets only as its input.
+fn assignment_file(assignment: &Assignment) -> io::Result<File> {
+    let json = serde_json::to_vec(assignment)?;
+    let mut file = File::from(memfd_create(c"assignment", MFdFlags::MFD_CLOEXEC)?);
+    file.write_all(&json)?;
+    file.rewind()?; // the offset is the child's too
+    Ok(file)
+}
+
+/// Descriptors of this process beyond the standard ones; closing one in a child that is not open
+/// there any more does no harm.
+fn open_descriptors() -> Vec<RawFd> {
+    let Ok(entries) = std::fs::read_dir("/proc/self/fd") else { return Vec::new() };
+    entries
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .filter(|&descriptor| descriptor > 2)
+        .collect()
+}
+
+fn shown(path: &OsStr) -> String {
+    let text = String::from_utf8_lossy(path.as_bytes());
+    match text.char_indices().nth(SHOWN_PATH) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.into_owned(),
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Running,
+    Terminating { kill_at: Instant },
+    Killed { look_at: Instant },
+    Reaped,
+}
+
+/// A process that was started and not reaped. Dropping it kills it.
+#[derive(Debug)]
+pub struct Executor {
+    pid: Pid,
+    stage: Stage,
+}
+
+impl Executor {
+    /// Its process id.
+    pub fn pid(&self) -> i32 {
+        self.pid.as_raw()
+    }
+
+    /// Asks it to send its counters and exit; [`tick`](Executor::tick) kills it if it does not.
+    pub fn stop(&mut self, now: Instant) {
+        if self.stage == Stage::Running {
+            // A zombie takes the signal too, so this cannot fail before it is reaped.
+            let _ = kill(self.pid, Signal::SIGTERM);
+            self.stage = Stage::Terminating { kill_at: now + STOP_GRACE };
+        }
+    }
+
+    /// Kills it and everything that it started.
+    pub fn kill(&mut self, now: Instant) {
+        if self.stage != Stage::Reaped {
+            // By both names, since foreign code may have left its group. They fail for who is gone.
+            let _ = kill(self.pid, Signal::SIGKILL);
+            let _ = killpg(self.pid, Signal::SIGKILL);
+            self.stage = Stage::Killed { look_at: now + LOOK_AGAIN };
+        }
+    }
+
+    /// When [`tick`](Executor::tick) is due at the latest.
+    pub fn deadline(&self) -> Option<Instant> {
+        match self.stage {
+            Stage::Terminating { kill_at } => Some(kill_at),
+            Stage::Killed { look_at } => Some(look_at),
+            Stage::Running | Stage::Reaped => None,
+        }
+    }
+
+    /// Does what is due at `now`; returns whether it was due.
+    pub fn tick(&mut self, now: Instant) -> bool {
+        let due = self.deadline().is_some_and(|deadline| deadline <= now);
+        if due {
+            if let Stage::Terminating { .. } = self.stage {
+                tracing::warn!(
+                    pid = self.pid(),
+                    "executor ignored SIGTERM for {STOP_GRACE:?}: killing it; what it counted last \
+                     may be missing from the bill"
+                );
+            }
+            self.kill(now);
+        }
+        due
+    }
+
+    /// Reaps it if it has exited, together with its group; returns how it ended, once.
+    pub fn try_reap(&mut self) -> Option<Exit> {
+        if self.stage == Stage::Reaped {
+            return None;
+        }
+        let look = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG;
+        let exited = match waitid(Id::Pid(self.pid), look | WaitPidFlag::WNOWAIT) {
+            Ok(WaitStatus::StillAlive) => return None,
+            Ok(status) => exit_of(status),
+            // Reaped behind our back, as the kernel does for a parent that was started with SIGCHLD
+            // ignored: it is gone, and how is not known.
+            Err(_) => Exit::Status(-1),
+        };
+        // GROUP. The zombie keeps the group's number until the second wait.
+        let _ = killpg(self.pid, Signal::SIGKILL);
+        let _ = waitid(Id::Pid(self.pid), look);
+        self.stage = Stage::Reaped;
+        Some(exited)
+    }
+}
+
+impl Drop for Executor {
+    fn drop(&mut self) {
+        self.kill(Instant::now());
+        self.try_reap(); // if it is too early for that, init reaps it after us
+    }
+}
+
+fn exit_of(status: WaitStatus) -> Exit {
+    match status {
+        WaitStatus::Signaled(_, signal, _) => Exit::Signal(signal as i32),
+        WaitStatus::Exited(_, status) => Exit::Status(status),
+        _ => Exit::Status(-1), // WEXITED reports nothing else
+    }
+}
+
+#[cfg(test)]
+mod tests;

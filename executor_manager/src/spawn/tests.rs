@@ -1,0 +1,226 @@
+//! Shell scripts as executors.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::sync::Mutex;
+
+use rfaas::protocol::Secret;
+use rfaas::protocol::assignment::{AssignedDevice, HexSecret};
+use tempfile::TempDir;
+
+use super::*;
+
+/// Long enough for any machine; only a failing test waits for it.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Held while a script is written and while a process is started: a process that another test starts
+/// at that moment would keep the script open for writing, and such a file cannot be run (ETXTBSY).
+static WRITING: Mutex<()> = Mutex::new(());
+
+fn assignment(workers: u16) -> Assignment {
+    Assignment {
+        lease: 7,
+        device: AssignedDevice {
+            name: "shm0".into(),
+            provider: "shm".into(),
+            ip_address: [127, 0, 0, 1].into(),
+            max_inline_data: 0,
+        },
+        manager: "127.0.0.1:10005".parse().unwrap(),
+        manager_secret: HexSecret(Secret([1; 16])),
+        client: "127.0.0.1:4000".parse().unwrap(),
+        session_secret: HexSecret(Secret([2; 16])),
+        workers,
+        pin_to: Some((0..workers.into()).collect()),
+        slots: 4,
+        input_bytes: 64,
+        output_bytes: 64,
+        code_bytes: 1000,
+        hot_timeout_ms: -1,
+    }
+}
+
+/// A directory with an executor that does `script`, in which `$DIR` is the directory.
+struct Scripted {
+    directory: TempDir,
+    launcher: Launcher,
+}
+
+impl Scripted {
+    fn new(script: &str) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let program = directory.path().join(PROGRAM);
+        {
+            let _writing = WRITING.lock().unwrap();
+            fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
+        }
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        let mut environment: Vec<_> = std::env::vars_os().collect();
+        environment.push(("DIR".into(), directory.path().into()));
+        let launcher = Launcher::new(directory.path().into(), environment);
+        Scripted { directory, launcher }
+    }
+
+    fn start(&self) -> Executor {
+        let _writing = WRITING.lock().unwrap();
+        self.launcher.start(&assignment(2)).unwrap()
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// What the script wrote to `name`, once it is complete: scripts end a file by renaming it.
+    fn read(&self, name: &str) -> String {
+        wait_for(|| fs::read_to_string(self.path(name)).ok())
+    }
+}
+
+fn wait_for<T>(mut look: impl FnMut() -> Option<T>) -> T {
+    let start = Instant::now();
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(start.elapsed() < PATIENCE, "nothing came");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+fn reap(executor: &mut Executor) -> Exit {
+    wait_for(|| executor.try_reap())
+}
+
+fn exists(pid: i32) -> bool {
+    // A zombie that init has not reaped yet does not count: it runs no more.
+    fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
+}
+
+#[test]
+fn an_executor_that_exits_at_once_is_reaped_with_its_status() {
+    let scripted = Scripted::new("exit 3");
+    let mut executor = scripted.start();
+    assert_eq!(reap(&mut executor), Exit::Status(3));
+    assert_eq!(executor.try_reap(), None, "told once");
+    assert!(!Path::new(&format!("/proc/{}", executor.pid())).exists(), "no zombie is left");
+}
+
+#[test]
+fn an_executor_that_crashes_is_reaped_with_its_signal() {
+    let scripted = Scripted::new("kill -SEGV $$");
+    assert_eq!(reap(&mut scripted.start()), Exit::Signal(Signal::SIGSEGV as i32));
+}
+
+#[test]
+fn an_executor_that_is_asked_to_stop_may_finish_its_work() {
+    let script = "trap 'mv $DIR/ready $DIR/flushed; exit 0' TERM; touch $DIR/ready; \
+                  while :; do sleep 0.01; done";
+    let scripted = Scripted::new(script);
+    let mut executor = scripted.start();
+    scripted.read("ready");
+    let start = Instant::now();
+    executor.stop(start);
+    executor.stop(start + STOP_GRACE); // does not put the kill off
+    assert_eq!(executor.deadline(), Some(start + STOP_GRACE));
+    assert_eq!(reap(&mut executor), Exit::Status(0));
+    assert!(scripted.path("flushed").exists());
+    assert_eq!(executor.deadline(), None);
+}
+
+#[test]
+fn an_executor_that_ignores_sigterm_is_killed_after_the_grace() {
+    let scripted = Scripted::new("trap '' TERM; touch $DIR/ready; while :; do sleep 0.01; done");
+    let mut executor = scripted.start();
+    scripted.read("ready");
+    let start = Instant::now();
+    executor.stop(start);
+    assert!(!executor.tick(start + STOP_GRACE - Duration::from_millis(1)), "not before its time");
+    assert_eq!(executor.try_reap(), None);
+    assert!(executor.tick(start + STOP_GRACE));
+    assert_eq!(reap(&mut executor), Exit::Signal(Signal::SIGKILL as i32));
+}
+
+#[test]
+fn signals_that_the_manager_blocks_reach_the_executor() {
+    let mask = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGCHLD]);
+    mask.thread_block().unwrap();
+    let scripted = Scripted::new("touch $DIR/ready; while :; do sleep 0.01; done");
+    let mut executor = scripted.start();
+    scripted.read("ready");
+    executor.stop(Instant::now());
+    assert_eq!(reap(&mut executor), Exit::Signal(Signal::SIGTERM as i32));
+}
+
+#[test]
+fn what_a_function_forked_is_gone_with_its_executor() {
+    let script = "sleep 1000 & echo $! > $DIR/child; mv $DIR/child $DIR/pid; kill -SEGV $$";
+    let scripted = Scripted::new(script);
+    let mut executor = scripted.start();
+    let child: i32 = scripted.read("pid").trim().parse().unwrap();
+    reap(&mut executor);
+    wait_for(|| (!exists(child)).then_some(()));
+}
+
+#[test]
+fn an_executor_gets_its_assignment_and_no_other_descriptor() {
+    let script = "cat > $DIR/input; ls /proc/self/fd > $DIR/list; mv $DIR/list $DIR/descriptors";
+    let scripted = Scripted::new(script);
+    let secret_of_another = tempfile::tempfile().unwrap(); // std opens it with O_CLOEXEC, as we all do
+    let mut executor = scripted.start();
+    assert_eq!(reap(&mut executor), Exit::Status(0));
+    let parsed: Assignment = serde_json::from_str(&scripted.read("input")).unwrap();
+    assert_eq!(parsed, assignment(2));
+    let open: BTreeSet<String> = scripted.read("descriptors").lines().map(String::from).collect();
+    // 3 is the directory that `ls` reads.
+    assert_eq!(open, ["0", "1", "2", "3"].map(String::from).into());
+    drop(secret_of_another);
+}
+
+#[test]
+fn an_assignment_longer_than_a_pipe_holds_is_passed_whole_even_if_nobody_reads_it() {
+    let scripted = Scripted::new("exit 0");
+    let started = {
+        let _writing = WRITING.lock().unwrap();
+        scripted.launcher.start(&assignment(u16::MAX))
+    };
+    assert_eq!(reap(&mut started.unwrap()), Exit::Status(0));
+}
+
+#[test]
+fn an_executor_that_is_dropped_is_killed() {
+    let scripted = Scripted::new("trap '' TERM; echo $$ > $DIR/p; mv $DIR/p $DIR/pid; sleep 1000");
+    let executor = scripted.start();
+    let pid: i32 = scripted.read("pid").trim().parse().unwrap();
+    drop(executor);
+    wait_for(|| (!exists(pid)).then_some(()));
+}
+
+#[test]
+fn a_missing_executor_is_an_error_that_names_path_and_remedy() {
+    let empty = tempfile::tempdir().unwrap();
+    fs::create_dir(empty.path().join(PROGRAM)).unwrap(); // a directory is no program
+    let launcher = Launcher::new(empty.path().into(), Vec::new());
+    let error = launcher.start(&assignment(1)).unwrap_err().to_string();
+    let found = format!("cannot start `executor`: not found in PATH={}", empty.path().display());
+    assert!(error.starts_with(&found), "{error}");
+    assert!(error.contains("add the programs' directory"), "{error}");
+
+    let long = "/nowhere".repeat(1000);
+    let error = Launcher::new(long.into(), Vec::new()).start(&assignment(1)).unwrap_err();
+    assert!(error.to_string().len() <= 240, "must fit the answer to a client: {error}");
+    assert!(Launcher::new(OsString::new(), Vec::new()).start(&assignment(1)).is_err());
+}
+
+#[test]
+fn an_executor_that_cannot_be_run_is_an_error_that_names_it() {
+    let scripted = Scripted::new("exit 0");
+    let program = scripted.path(PROGRAM);
+    fs::write(&program, "#!/nowhere/sh\n").unwrap();
+    let error = scripted.launcher.start(&assignment(1)).unwrap_err().to_string();
+    assert!(error.contains(&program.display().to_string()), "{error}");
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o644)).unwrap();
+    let error = scripted.launcher.start(&assignment(1)).unwrap_err().to_string();
+    assert!(error.contains("EACCES") || error.contains("ermission denied"), "{error}");
+}

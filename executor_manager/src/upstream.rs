@@ -1,0 +1,398 @@
+//! The connection to the resource manager: registered, kept alive, made again when it ends.
+//!
+//! ```text
+//!   waiting ─▶ dialing (helper thread) ─▶ registering ─▶ registered
+//!      ▲ 100 ms … 5 s │ failed                │ refused, silent │ ended, silent
+//!      └──────────────┴───────────────────────┴─────────────────┘
+//! ```
+//! * NEVER BLOCKS - looking up a name and connecting may wait, so a helper thread does them and
+//!   wakes the loop with the result.
+//! * ONCE - the end of a lease is kept, and sent again on every new connection, until the resource
+//!   manager has acknowledged it.
+//! * ALIVE - each side says something every second; one that was silent for five is lost.
+//!
+//! Elsewhere: what is claimed and ended (`allocations`); leases go on while nobody is connected.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::mpsc;
+use std::sync::{Arc, mpsc::TryRecvError};
+use std::time::{Duration, Instant};
+
+use nix::sys::eventfd::EventFd;
+use rdmalib::Device;
+use rfaas::channel::{Channel, ChannelError, Incoming};
+use rfaas::config::{ConfigError, ExecutorManagerNode, cluster_secret};
+use rfaas::protocol::lease::{EndReason, LeaseId, LeaseTerms, NodeName};
+use rfaas::protocol::node::{Challenge, FromNode, LeaseClaimed, LeaseEnded, Register, ToNode};
+use rfaas::protocol::{Empty, Malformed, Role, parse_prefix};
+
+/// How often we say something.
+const BEAT: Duration = Duration::from_secs(1);
+/// Silence after which the resource manager is lost: five beats, so one that is late does no harm.
+const SILENCE: Duration = Duration::from_secs(5);
+/// Longest wait for a connection.
+const DIAL: Duration = Duration::from_secs(5);
+/// First and longest pause before dialing again.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+/// Longest pause after a refused registration: whoever adds the node waits for it to appear.
+const REFUSED_BACKOFF: Duration = Duration::from_secs(1);
+/// How soon messages that the connection had no room for are tried again.
+const SEND_AGAIN: Duration = Duration::from_millis(20);
+/// Receives posted: ends of many leases may come at once when a node is withdrawn.
+const RECEIVES: u32 = 64;
+
+/// What the resource manager did.
+#[derive(Debug)]
+pub enum News {
+    /// It was reached. The connection is new, so nobody has [armed](Upstream::arm) it yet.
+    Reached,
+    /// The node is registered; it may lease out so much.
+    Registered {
+        /// Cores.
+        cores: u32,
+        /// Memory in MB.
+        memory: u32,
+    },
+    /// A lease is to end.
+    EndLease {
+        /// This one.
+        lease: LeaseId,
+        /// Why.
+        reason: EndReason,
+        /// How long invocations may go on.
+        grace: Duration,
+    },
+    /// It could not be reached, and never was.
+    NeverReached(DialError),
+}
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub enum DialError {
+    /// The configured address cannot be resolved.
+    #[error(transparent)]
+    Address(#[from] ConfigError),
+    /// Nobody there, or refused.
+    #[error(transparent)]
+    Channel(#[from] ChannelError),
+    /// It answered with something else than a challenge.
+    #[error(transparent)]
+    Answer(#[from] Malformed),
+    /// No helper thread.
+    #[error("no thread to connect with: {0}")]
+    Thread(std::io::Error),
+}
+
+type Dialed = Result<(Channel, Challenge), DialError>;
+
+#[derive(Debug)]
+enum State {
+    Waiting { until: Instant },
+    Dialing { answer: mpsc::Receiver<Dialed> },
+    Registering { channel: Channel, since: Instant },
+    Registered { channel: Channel, heard: Instant, beat: Instant },
+}
+
+/// The connection to the resource manager, in whatever state it is.
+#[derive(Debug)]
+pub struct Upstream {
+    device: Device,
+    target: ExecutorManagerNode,
+    name: NodeName,
+    wake: Arc<EventFd>,
+    state: State,
+    backoff: Duration,
+    /// It was connected once.
+    reached: bool,
+    /// The last failure that the operator was told of; each is told once.
+    told: Option<String>,
+    /// Waiting to be sent on this connection.
+    outgoing: VecDeque<FromNode>,
+    /// ONCE, by lease.
+    unacknowledged: BTreeMap<u64, LeaseEnded>,
+}
+
+impl Upstream {
+    /// Will dial the resource manager of `target`, whose node name is `name`, at the first
+    /// [`pump`](Upstream::pump). `wake` is written to when [`pump`](Upstream::pump) is due.
+    pub fn new(
+        device: Device,
+        target: ExecutorManagerNode,
+        name: NodeName,
+        wake: Arc<EventFd>,
+        now: Instant,
+    ) -> Self {
+        Upstream {
+            device,
+            target,
+            name,
+            wake,
+            state: State::Waiting { until: now },
+            backoff: BACKOFF.0,
+            reached: false,
+            told: None,
+            outgoing: VecDeque::new(),
+            unacknowledged: BTreeMap::new(),
+        }
+    }
+
+    /// Tells that a lease is in use. Without a connection nothing is kept: who holds the leases tells
+    /// them all after [`News::Registered`].
+    pub fn claimed(&mut self, terms: &LeaseTerms) {
+        if self.is_registered() {
+            self.outgoing.push_back(FromNode::Claimed(LeaseClaimed { terms: *terms }));
+        }
+    }
+
+    /// Tells that a lease has ended, until that is acknowledged.
+    pub fn ended(&mut self, ended: LeaseEnded) {
+        self.unacknowledged.insert(ended.terms.lease.get(), ended);
+        if self.is_registered() {
+            self.outgoing.push_back(FromNode::Ended(ended));
+        }
+    }
+
+    /// Ends that the resource manager has not acknowledged.
+    pub fn unacknowledged(&self) -> usize {
+        self.unacknowledged.len()
+    }
+
+    /// Whether the node is registered now.
+    pub fn is_registered(&self) -> bool {
+        matches!(self.state, State::Registered { .. })
+    }
+
+    /// Takes what arrived, sends what waits, connects again when it is time. Never waits.
+    pub fn pump(&mut self, now: Instant) -> Vec<News> {
+        let mut news = Vec::new();
+        // The state is moved out and put back, so that an early return means: lost.
+        match std::mem::replace(&mut self.state, State::Waiting { until: now }) {
+            State::Waiting { until } if now < until => self.state = State::Waiting { until },
+            State::Waiting { .. } => self.dial(now),
+            State::Dialing { answer } => match answer.try_recv() {
+                Err(TryRecvError::Empty) => self.state = State::Dialing { answer },
+                Ok(Ok((channel, challenge))) => {
+                    self.register(channel, &challenge, now);
+                    news.push(News::Reached);
+                }
+                Ok(Err(error)) => self.not_reached(error, now, &mut news),
+                Err(TryRecvError::Disconnected) => self.lost("the helper thread ended", now),
+            },
+            State::Registering { channel, since } => {
+                self.await_registration(channel, since, now, &mut news);
+            }
+            State::Registered { channel, heard, beat } => {
+                self.converse(channel, heard, beat, now, &mut news);
+            }
+        }
+        news
+    }
+
+    /// When [`pump`](Upstream::pump) is due at the latest, if no descriptor tells before.
+    pub fn next_deadline(&self, now: Instant) -> Option<Instant> {
+        match &self.state {
+            State::Waiting { until } => Some(*until),
+            State::Dialing { .. } => None, // the helper wakes us, and its waits end
+            State::Registering { since, .. } => Some(*since + SILENCE),
+            State::Registered { heard, beat, .. } => {
+                let next = (*heard + SILENCE).min(*beat);
+                Some(if self.outgoing.is_empty() { next } else { next.min(now + SEND_AGAIN) })
+            }
+        }
+    }
+
+    /// Asks the connection, if there is one, to announce news at [`descriptor`](Upstream::descriptor).
+    pub fn arm(&mut self) {
+        self.with_channel(Channel::arm);
+    }
+
+    /// Takes the announcement back.
+    pub fn acknowledge(&mut self) {
+        self.with_channel(Channel::acknowledge);
+    }
+
+    /// What to poll.
+    pub fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        match &self.state {
+            State::Registering { channel, .. } | State::Registered { channel, .. } => {
+                Some(channel.as_fd())
+            }
+            State::Waiting { .. } | State::Dialing { .. } => None,
+        }
+    }
+
+    fn with_channel(&mut self, call: fn(&mut Channel) -> Result<(), ChannelError>) {
+        if let State::Registering { channel, .. } | State::Registered { channel, .. } =
+            &mut self.state
+            && let Err(error) = call(channel)
+        {
+            tracing::debug!(%error, "resource manager's queue failed");
+            channel.disconnect(); // and the next `pump` notices
+        }
+    }
+
+    /// NEVER BLOCKS.
+    fn dial(&mut self, now: Instant) {
+        let (sender, answer) = mpsc::channel();
+        let (device, target, wake) = (self.device.clone(), self.target.clone(), self.wake.clone());
+        let helper = std::thread::Builder::new().name("dial".into()).spawn(move || {
+            // Nobody takes the result if the manager has stopped in the meantime.
+            let _ = sender.send(connect(&device, &target));
+            let _ = wake.write(1);
+        });
+        match helper {
+            Ok(_detached) => self.state = State::Dialing { answer },
+            Err(error) => self.lost(&DialError::Thread(error).to_string(), now),
+        }
+    }
+
+    fn register(&mut self, mut channel: Channel, challenge: &Challenge, now: Instant) {
+        self.reached = true;
+        let secret = cluster_secret(self.target.resource_manager_secret);
+        let register = Register::new(self.name, challenge, &secret);
+        match channel.send(&FromNode::Register(register)) {
+            Ok(()) => self.state = State::Registering { channel, since: now },
+            Err(error) => self.lost(&error.to_string(), now),
+        }
+    }
+
+    fn await_registration(
+        &mut self,
+        mut channel: Channel,
+        since: Instant,
+        now: Instant,
+        news: &mut Vec<News>,
+    ) {
+        match channel.try_receive() {
+            Ok(None) if now < since + SILENCE => {
+                self.state = State::Registering { channel, since };
+            }
+            Ok(None) => self.lost("no answer to the registration", now),
+            Ok(Some(Incoming::Message(ToNode::Registered(granted)))) => {
+                let (cores, memory) = (granted.cores.get(), granted.memory.get());
+                let node = self.name.get().unwrap_or_default();
+                tracing::info!("registered as {node}: {cores} cores, {memory} MB");
+                (self.told, self.backoff) = (None, BACKOFF.0);
+                self.outgoing =
+                    self.unacknowledged.values().copied().map(FromNode::Ended).collect();
+                self.state = State::Registered { channel, heard: now, beat: now };
+                news.push(News::Registered { cores, memory });
+            }
+            Ok(Some(Incoming::Message(ToNode::Refused(refused)))) => {
+                let reason = refused.reason.get().unwrap_or("no reason that can be read");
+                let reason = reason.replace(char::is_control, " ");
+                self.tell_operator(&format!("the resource manager refuses this node: {reason}"));
+                self.retry(REFUSED_BACKOFF, now);
+            }
+            Ok(Some(other)) => {
+                self.lost(&format!("unexpected before registration: {other:?}"), now)
+            }
+            Err(error) => self.lost(&error.to_string(), now),
+        }
+    }
+
+    fn converse(
+        &mut self,
+        mut channel: Channel,
+        mut heard: Instant,
+        mut beat: Instant,
+        now: Instant,
+        news: &mut Vec<News>,
+    ) {
+        loop {
+            match channel.try_receive() {
+                Ok(None) => break,
+                Ok(Some(incoming)) => {
+                    heard = now;
+                    if let Err(error) = self.take_in(incoming, news) {
+                        return self.lost(&error.to_string(), now);
+                    }
+                }
+                Err(error) => return self.lost(&error.to_string(), now),
+            }
+        }
+        if now >= heard + SILENCE {
+            return self.lost(&format!("silent for {SILENCE:?}"), now);
+        }
+        if now >= beat {
+            self.outgoing.push_back(FromNode::Heartbeat(Empty {}));
+            beat = now + BEAT;
+        }
+        while let Some(message) = self.outgoing.front() {
+            match channel.send(message) {
+                Ok(()) => drop(self.outgoing.pop_front()),
+                Err(ChannelError::Busy) => break,
+                Err(ChannelError::Disconnected) => break, // told after everything that arrived
+                Err(error) => return self.lost(&error.to_string(), now),
+            }
+        }
+        self.state = State::Registered { channel, heard, beat };
+    }
+
+    fn take_in(
+        &mut self,
+        incoming: Incoming<ToNode>,
+        news: &mut Vec<News>,
+    ) -> Result<(), Malformed> {
+        let Incoming::Message(message) = incoming else {
+            return Err(Malformed::Field("write without a destination"));
+        };
+        match message {
+            ToNode::Heartbeat(_) => {}
+            ToNode::EndedAck(ack) => {
+                self.unacknowledged.remove(&ack.lease.get());
+            }
+            ToNode::EndLease(end) => {
+                let lease = LeaseId::new(end.lease.get()).ok_or(Malformed::Field("lease"))?;
+                let reason = EndReason::from_wire(end.reason)?;
+                let grace = Duration::from_millis(end.grace_ms.get().into());
+                news.push(News::EndLease { lease, reason, grace });
+            }
+            ToNode::Registered(_) | ToNode::Refused(_) => {
+                return Err(Malformed::Field("answer to a registration that was not sent"));
+            }
+        }
+        Ok(())
+    }
+
+    fn not_reached(&mut self, error: DialError, now: Instant, news: &mut Vec<News>) {
+        if self.reached {
+            self.lost(&error.to_string(), now);
+        } else {
+            self.retry(BACKOFF.1, now);
+            news.push(News::NeverReached(error));
+        }
+    }
+
+    fn lost(&mut self, why: &str, now: Instant) {
+        self.tell_operator(&format!(
+            "no connection to the resource manager: {why}; leases go on, trying again"
+        ));
+        self.retry(BACKOFF.1, now);
+    }
+
+    /// Once for each failure, not at every attempt.
+    fn tell_operator(&mut self, text: &str) {
+        if self.told.as_deref() != Some(text) {
+            tracing::warn!("{text}");
+            self.told = Some(text.to_owned());
+        }
+    }
+
+    fn retry(&mut self, longest: Duration, now: Instant) {
+        self.outgoing.clear();
+        self.state = State::Waiting { until: now + self.backoff.min(longest) };
+        self.backoff = (2 * self.backoff).min(BACKOFF.1);
+    }
+}
+
+/// On the helper thread: waits for the name service and for the resource manager.
+fn connect(device: &Device, target: &ExecutorManagerNode) -> Dialed {
+    let Some(address) = target.resource_manager()? else {
+        return Err(DialError::Answer(Malformed::Field("resource_manager_address")));
+    };
+    let mut channel = Channel::new(device, RECEIVES)?;
+    let answer = channel.connect(address, Role::Node, &Empty {}, DIAL)?;
+    Ok((channel, parse_prefix(answer.as_slice())?))
+}

@@ -1,0 +1,120 @@
+//! What is wrong with what the program was given is told in one line that names it, with exit status
+//! 2, and nothing is left behind.
+
+#![allow(clippy::unwrap_used)] // clippy does not see that all of this is test code
+
+mod common;
+
+use std::fs;
+use std::process::Command;
+
+use common::{ResourceManager, Setup, device};
+
+/// Runs `command`, which must fail with exit status 2 and one line; returns that line.
+fn complaint(setup: &Setup, command: &mut Command) -> String {
+    let mut child = command.spawn().unwrap();
+    let status = common::wait_for("its end", || child.try_wait().unwrap());
+    let log = fs::read_to_string(setup.path("log")).unwrap();
+    assert_eq!(status.code(), Some(2), "{log}");
+    let lines: Vec<_> = log.lines().filter(|line| line.starts_with("error: ")).collect();
+    assert_eq!(lines.len(), 1, "one line is asked for:\n{log}");
+    assert_eq!(log.lines().last(), Some(lines[0]), "{log}");
+    lines[0].to_owned()
+}
+
+fn complaint_about_config(change: impl Fn(String) -> String) -> String {
+    let setup = Setup::new("exit 0");
+    let mut command = setup.command();
+    fs::write(setup.path("executor_manager.json"), change(setup.config())).unwrap();
+    complaint(&setup, &mut command)
+}
+
+#[track_caller]
+fn assert_names(line: &str, named: &[&str]) {
+    for name in named {
+        assert!(line.contains(name), "{name:?} is not in {line:?}");
+    }
+}
+
+#[test]
+fn a_missing_or_malformed_file_is_named() {
+    let setup = Setup::new("exit 0");
+    let mut command = setup.command();
+    fs::remove_file(setup.path("executor_manager.json")).unwrap();
+    assert_names(&complaint(&setup, &mut command), &["executor_manager.json"]);
+
+    let line = complaint_about_config(|config| config.replace("\"node_name\":", "\"node_name\""));
+    assert_names(&line, &["executor_manager.json", "line 1", "column"]);
+    let line = complaint_about_config(|config| config.replace("node_name", "nodename"));
+    assert_names(&line, &["executor_manager.json", "nodename"]);
+    let line = complaint_about_config(|config| {
+        config.replace("\"use_docker\": false", "\"use_docker\": true")
+    });
+    assert_names(&line, &["use_docker"]);
+
+    let setup = Setup::new("exit 0");
+    let mut command = setup.command();
+    fs::write(setup.path("devices.json"), "{").unwrap();
+    assert_names(&complaint(&setup, &mut command), &["devices.json", "line 1"]);
+}
+
+#[test]
+fn an_unknown_device_is_named_with_those_that_there_are() {
+    let line = complaint_about_config(|config| config.replace("shm0", "mlx5_0"));
+    assert_names(&line, &["mlx5_0", "shm0"]);
+}
+
+#[test]
+fn a_port_in_use_is_named() {
+    let taken = device().listen(0).unwrap();
+    let port = taken.local_addr().port();
+    let line = complaint_about_config(|config| {
+        config.replace("\"rdma_device_port\": 0", &format!("\"rdma_device_port\": {port}"))
+    });
+    assert_names(&line, &["in use", &format!("127.0.0.1:{port}")]);
+}
+
+#[test]
+fn without_a_resource_manager_both_ways_out_are_named() {
+    let mut setup = Setup::new("exit 0");
+    setup.resource_manager = Some("127.0.0.1:1".parse().unwrap()); // no --skip-resource-manager
+    let mut command = setup.command();
+    setup.resource_manager = None;
+    fs::write(setup.path("executor_manager.json"), setup.config()).unwrap();
+    let line = complaint(&setup, &mut command);
+    assert_names(&line, &["resource_manager_address", "--skip-resource-manager"]);
+}
+
+#[test]
+fn an_unreachable_resource_manager_is_named() {
+    let address = ResourceManager::new().address(); // and gone
+    let mut setup = Setup::new("exit 0");
+    setup.resource_manager = Some(address);
+    let line = complaint(&setup, &mut setup.command());
+    assert_names(&line, &["resource manager", &address.to_string()]);
+
+    let config = setup.config().replace("127.0.0.1", "no-such-host.invalid");
+    let mut command = setup.command();
+    fs::write(setup.path("executor_manager.json"), config).unwrap();
+    assert_names(&complaint(&setup, &mut command), &["no-such-host.invalid"]);
+}
+
+#[test]
+fn an_unknown_flag_is_named() {
+    let setup = Setup::new("exit 0");
+    let line = complaint(&setup, setup.command().arg("--no-such-flag"));
+    assert_names(&line, &["--no-such-flag"]);
+}
+
+#[test]
+fn help_and_version_are_results() {
+    for (flag, expected) in
+        [("--help", "--skip-resource-manager"), ("--version", "executor_manager ")]
+    {
+        let output =
+            Command::new(env!("CARGO_BIN_EXE_executor_manager")).arg(flag).output().unwrap();
+        assert!(output.status.success());
+        assert!(String::from_utf8(output.stdout).unwrap().contains(expected));
+        assert!(output.stderr.is_empty());
+    }
+}

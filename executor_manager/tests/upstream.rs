@@ -1,0 +1,248 @@
+//! A node and its resource manager: registration, tokens, claims, ends, bills, and what happens when
+//! the connection does not last.
+
+mod common;
+
+use std::time::Duration;
+
+use common::*;
+use nix::sys::signal::Signal;
+use rfaas::protocol::Empty;
+use rfaas::protocol::allocation::{FromClient, RefusedBecause, ToClient};
+use rfaas::protocol::lease::{EndReason, NodeName, Reason, Token};
+use rfaas::protocol::node::{EndLease, FromNode, LeaseEndedAck, RegisterRefused, ToNode};
+
+fn end(lease: u64, reason: EndReason, grace_ms: u32) -> ToNode {
+    ToNode::EndLease(EndLease {
+        lease: lease.into(),
+        reason: reason.to_wire(),
+        grace_ms: grace_ms.into(),
+    })
+}
+
+fn ack(lease: u64) -> ToNode {
+    ToNode::EndedAck(LeaseEndedAck { lease: lease.into() })
+}
+
+#[test]
+fn a_node_registers_reports_claim_and_end_and_keeps_in_touch() {
+    let mut manager = ResourceManager::new();
+    let mut node = manager.node(OBEDIENT).start();
+    let mut link = manager.register();
+    node.wait_for_log("registered as exec-mgr-node: 4 cores, 1024 MB");
+    let mut client = node.client();
+    assert_eq!(client.claim(signed(77, 2)), 77);
+    assert_eq!(link.claimed(), 77);
+    let bill = client.release();
+    assert_eq!(link.ended(), (77, EndReason::Released, bill));
+    link.send(&ack(77));
+    for _ in 0..3 {
+        assert_eq!(link.next(), FromNode::Heartbeat(Empty {}));
+        link.send(&ToNode::Heartbeat(Empty {}));
+    }
+    node.stop();
+}
+
+#[test]
+fn a_token_is_good_for_one_claim_on_the_node_it_names() {
+    let mut manager = ResourceManager::new();
+    let node = manager.node(OBEDIENT).start();
+    let mut link = manager.register();
+    let (mut client, mut other) = (node.client(), node.client());
+    let mut elsewhere = terms(77, 1, 100, hour());
+    elsewhere.node = NodeName::new("elsewhere").unwrap();
+    let mut forged = signed(77, 1);
+    forged.terms.cores = 4.into();
+    for token in [
+        forged,
+        unsigned(1),
+        Token::unsigned(terms(77, 1, 100, hour())),
+        Token::sign(terms(77, 1, 100, hour()), b"43"),
+        Token::sign(elsewhere, SECRET),
+        Token::sign(terms(0, 1, 100, hour()), SECRET),
+    ] {
+        assert_eq!(client.refused(allocate(token)).0, RefusedBecause::BadToken);
+    }
+    client.claim(signed(77, 1));
+    link.claimed();
+    let (because, reason) = other.refused(allocate(signed(77, 1)));
+    assert_eq!(because, RefusedBecause::BadRequest);
+    assert!(reason.contains("another connection"), "{reason}");
+    client.release();
+    for client in [&mut client, &mut other] {
+        assert_eq!(client.refused(allocate(signed(77, 1))).0, RefusedBecause::LeaseEnded);
+    }
+    assert_eq!(link.ended().0, 77);
+    link.send(&end(78, EndReason::Withdrawn, 0)); // before its claim
+    link.send(&ack(77));
+    link.next();
+    wait_for("the end of an unclaimed lease", || {
+        let mut client = node.client();
+        match client.ask(allocate(signed(78, 1))) {
+            ToClient::Refused(refused) => {
+                assert_eq!(refused.because, RefusedBecause::LeaseEnded.to_wire());
+                Some(())
+            }
+            other => panic!("{other:?}"),
+        }
+    });
+}
+
+#[test]
+fn a_withdrawn_lease_ends_after_its_grace() {
+    let mut manager = ResourceManager::new();
+    let node = manager.node(OBEDIENT).start();
+    let mut link = manager.register();
+    let mut client = node.client();
+    client.claim(signed(77, 2));
+    link.claimed();
+    let pid = node.executors(1)[0];
+    link.send(&end(77, EndReason::Withdrawn, 500));
+    assert_eq!(client.ending(), (EndReason::Withdrawn, 500));
+    assert!(runs(pid));
+    assert_eq!(client.ending(), (EndReason::Withdrawn, 0));
+    let (lease, reason, bill) = link.ended();
+    assert_eq!((lease, reason), (77, EndReason::Withdrawn));
+    assert!(bill.allocated_ns.get() >= 500_000_000, "{bill:?}");
+    assert!(!runs(pid));
+    client.claim(signed(78, 4));
+    link.claimed();
+    link.send(&end(78, EndReason::Withdrawn, 0));
+    assert_eq!(client.ending(), (EndReason::Withdrawn, 0));
+    assert_eq!(link.ended().0, 78);
+}
+
+#[test]
+fn leases_survive_the_resource_manager_and_are_reported_to_the_next_one() {
+    let mut manager = ResourceManager::new();
+    let mut node = manager.node(OBEDIENT).start();
+    let mut link = manager.register();
+    let (mut stays, mut ends) = (node.client(), node.client());
+    stays.claim(signed(77, 2));
+    ends.claim(signed(78, 1));
+    assert_eq!([link.claimed(), link.claimed()], [77, 78]);
+    let bill = ends.release();
+    assert_eq!(link.ended(), (78, EndReason::Released, bill));
+    drop(link); // without having acknowledged
+
+    node.wait_for_log("no connection to the resource manager");
+    let mut link = manager.register();
+    // Both in one order or the other, and the bill is the same as before.
+    let mut reports = [link.next_report(), link.next_report()];
+    reports.sort_by_key(|report| matches!(report, FromNode::Ended(_)));
+    match reports {
+        [FromNode::Claimed(claimed), FromNode::Ended(ended)] => {
+            assert_eq!(claimed.terms.lease.get(), 77);
+            assert_eq!((ended.terms.lease.get(), ended.bill), (78, bill));
+        }
+        other => panic!("{other:?}"),
+    }
+    link.send(&ack(78));
+    assert_eq!(link.next(), FromNode::Heartbeat(Empty {})); // by then it has the acknowledgement
+    link.send(&ToNode::Heartbeat(Empty {}));
+    link.next();
+    drop(link);
+
+    let mut link = manager.register();
+    assert_eq!(link.claimed(), 77, "and 78 not once more");
+    let bill = stays.release();
+    assert_eq!(link.ended(), (77, EndReason::Released, bill));
+}
+
+#[test]
+fn a_lease_that_ends_while_nobody_listens_is_billed_later() {
+    let mut manager = ResourceManager::new();
+    let mut node = manager.node(OBEDIENT).start();
+    let mut link = manager.register();
+    let mut client = node.client();
+    client.claim(signed(77, 2));
+    link.claimed();
+    drop(link);
+    node.wait_for_log("no connection to the resource manager");
+    let bill = client.release();
+    let mut link = manager.register();
+    assert_eq!(link.ended(), (77, EndReason::Released, bill));
+}
+
+#[test]
+fn an_unknown_node_is_warned_of_once_and_registers_as_soon_as_it_is_known() {
+    let mut manager = ResourceManager::new();
+    let mut node = manager.node(OBEDIENT).start();
+    let reason = Reason::new("node exec-mgr-node is not known: add it").unwrap();
+    for _ in 0..3 {
+        let mut link = manager.meet();
+        link.send(&ToNode::Refused(RegisterRefused { reason }));
+        link.channel.flush(PATIENCE).unwrap();
+    }
+    let mut client = node.client();
+    let (because, reason) = client.refused(allocate(signed(77, 1)));
+    assert_eq!(because, RefusedBecause::NoCapacity);
+    assert!(reason.contains("not registered"), "{reason}");
+    let _link = manager.register();
+    node.wait_for_log("registered as");
+    let log = node.log();
+    assert_eq!(log.matches("node exec-mgr-node is not known: add it").count(), 1, "{log}");
+    client.claim(signed(77, 1));
+}
+
+#[test]
+fn a_resource_manager_that_falls_silent_is_given_up_and_dialed_again() {
+    let mut manager = ResourceManager::new();
+    let mut node = manager.node(OBEDIENT).start();
+    let _silent = manager.register();
+    let _next = manager.register();
+    node.wait_for_log("silent for");
+}
+
+#[test]
+fn a_stopping_node_sends_its_bills_first() {
+    let mut manager = ResourceManager::new();
+    let mut node = manager.node(STUBBORN).start();
+    let mut link = manager.register();
+    let mut client = node.client();
+    client.claim(signed(77, 2));
+    link.claimed();
+    node.executors(1);
+    node.signal(Signal::SIGTERM);
+    assert_eq!(client.ending(), (EndReason::Shutdown, 0));
+    let (lease, reason, _) = link.ended();
+    assert_eq!((lease, reason), (77, EndReason::Shutdown));
+    link.send(&ack(77));
+    assert_eq!(node.wait().code(), Some(0), "{}", node.log());
+}
+
+#[test]
+fn a_stopping_node_does_not_wait_for_a_resource_manager_that_is_gone() {
+    let mut manager = ResourceManager::new();
+    let mut node = manager.node(OBEDIENT).start();
+    let mut link = manager.register();
+    let mut client = node.client();
+    client.claim(signed(77, 2));
+    link.claimed();
+    drop((link, manager));
+    node.wait_for_log("no connection to the resource manager");
+    node.signal(Signal::SIGTERM);
+    assert_eq!(node.wait().code(), Some(0), "{}", node.log());
+    assert!(node.log().contains("has not acknowledged the last bills"), "{}", node.log());
+}
+
+#[test]
+fn claims_and_releases_in_quick_succession_are_each_reported_in_order() {
+    let mut manager = ResourceManager::new();
+    let node = manager.node(OBEDIENT).start();
+    let mut link = manager.register();
+    let mut client = node.client();
+    for lease in 1..=60 {
+        client.claim(signed(lease, 4));
+        client.send(&FromClient::Release(Empty {}));
+        assert!(matches!(client.next(), ToClient::Released(_)));
+    }
+    for lease in 1..=60 {
+        assert_eq!(link.claimed(), lease);
+        let (ended, reason, _) = link.ended();
+        assert_eq!((ended, reason), (lease, EndReason::Released));
+        link.send(&ack(lease));
+    }
+    std::thread::sleep(Duration::from_millis(10));
+    node.stop();
+}
