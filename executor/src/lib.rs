@@ -1,1 +1,337 @@
-//! executor
+//! An executor: the process in which one client's functions run. Started by the executor manager for
+//! one lease, ended with it.
+//!
+//! ```text
+//!   main thread                                          worker threads
+//!   dial client ◀─ code ─ client                         dial manager (accounting), dial client (slots)
+//!   load the library (on a thread: constructors hang)          │
+//!   list its functions ─▶ client   ───── library ─────────────▶ serve invocations
+//!   watch: signals, client, manager, workers                   │
+//!   end ───────────── stop ───────────────────────────────────▶ last counts
+//! ```
+//! * BOUNDED - it ends when it is told to (SIGTERM), when its client or its manager is gone, within
+//!   300 ms, whatever the functions do; and with its manager at once (the kernel sees to that).
+//! * ALONE - a process holds one client's code and connections. It gets its secrets on standard input and
+//!   leaves no file behind.
+//!
+//! Elsewhere: one invocation (`worker`), foreign code (`library`), what an assignment may say (`plan`).
+
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use nix::sys::prctl::set_pdeathsig;
+use nix::sys::signal::Signal;
+use nix::unistd::getppid;
+use rdmalib::{Access, Device, Region};
+use rfaas::channel::{Channel, ChannelError};
+use rfaas::protocol::assignment::Assignment;
+use rfaas::protocol::session::{ExecutorHello, FromExecutor, FunctionEntry, LoadFailed};
+use rfaas::protocol::{Role, Text};
+
+use crate::crew::{Crew, CrewError};
+use crate::dial::{DIAL_TIMEOUT, in_full};
+use crate::events::{Event, Notifier, events};
+use crate::library::{Library, LoadError};
+use crate::plan::{BadAssignment, Plan};
+use crate::watch::{News, Watch, signals};
+use crate::worker::StartError;
+
+mod account;
+mod clock;
+mod crew;
+mod dial;
+mod events;
+mod layout;
+#[allow(unsafe_code)] // foreign code: see there
+mod library;
+mod meter;
+mod plan;
+mod spin;
+mod sync;
+mod watch;
+mod worker;
+
+pub use library::{leave, leave_at_once};
+
+/// Receives of the control connection: the client writes once.
+const CONTROL_RECEIVES: u32 = 4;
+/// Time that the client has to write the code: 4 GB at 1 Gb/s.
+const CODE_TIMEOUT: Duration = Duration::from_secs(40);
+/// Time that the client has to read why its library was not loaded.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+/// Time between two looks at calls that take long.
+const TICK: Duration = Duration::from_secs(1);
+
+/// Exit status of an executor whose library could not be loaded; its client knows why.
+pub const LOAD_FAILED: i32 = 3;
+
+/// Why an executor failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The assignment makes no sense.
+    #[error(transparent)]
+    Assignment(#[from] BadAssignment),
+    /// The device of the assignment cannot be opened.
+    #[error("{0}")]
+    Device(String),
+    /// Anything that went wrong later.
+    #[error("{0}")]
+    Failed(String),
+}
+
+impl Error {
+    /// Exit status: 2 if what was asked for makes no sense, else 1.
+    pub fn exit_status(&self) -> i32 {
+        match self {
+            Error::Assignment(_) | Error::Device(_) => 2,
+            Error::Failed(_) => 1,
+        }
+    }
+
+    fn failed(what: &str, error: &dyn std::error::Error) -> Self {
+        Error::Failed(format!("{what}: {}", in_full(error)))
+    }
+}
+
+/// How an executor ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ended {
+    /// Exit status: 0, or [`LOAD_FAILED`].
+    pub status: i32,
+    /// No function runs any more, so that the process may end in the orderly way ([`leave`]).
+    pub orderly: bool,
+}
+
+/// Why work stops before its end.
+enum Stop {
+    /// The lease is over, or one of those we work for is gone.
+    Over(&'static str),
+    /// The library is of no use.
+    Load(LoadError),
+    /// Something broke.
+    Failed(Error),
+}
+
+impl From<Error> for Stop {
+    fn from(error: Error) -> Self {
+        Stop::Failed(error)
+    }
+}
+
+/// Works for the lease of `assignment` until it ends.
+pub fn run(assignment: Assignment) -> Result<Ended, Error> {
+    let plan = Arc::new(Plan::try_from(assignment)?);
+    let os = |error: &dyn std::error::Error| Error::failed("cannot start", error);
+    let signals = signals().map_err(|error| os(&error))?;
+    end_with_parent()?;
+    let device = Device::open(&plan.device).map_err(|error| Error::Device(in_full(&error)))?;
+    let (notifier, events) = events().map_err(|error| os(&error))?;
+    let (client, code) = dial_client(&plan, &device)?;
+    let manager_ends = crew::manager_ends(&device, &plan).map_err(|error| os(&error))?;
+    let crew = Crew::start(&plan, &device, &manager_ends, &notifier);
+    let crew = crew.map_err(|error: CrewError| Error::failed("cannot start workers", &error))?;
+    let watch = Watch::new(signals, events, client, manager_ends);
+    Executor { plan, crew, watch, notifier }.run(code)
+}
+
+/// Asks the kernel to end this process with its parent, the executor manager: if that is killed,
+/// nobody else would.
+fn end_with_parent() -> Result<(), Error> {
+    let parent = getppid();
+    set_pdeathsig(Signal::SIGKILL).map_err(|errno| Error::failed("prctl", &errno))?;
+    // Look again: a parent that ended before the call ends nobody.
+    if getppid() == parent {
+        Ok(())
+    } else {
+        Err(Error::Failed("the executor manager ended while this executor started".into()))
+    }
+}
+
+/// Connects to the client, offering it a place for its code.
+fn dial_client(plan: &Plan, device: &Device) -> Result<(Channel, Region), Error> {
+    let failed = |error: &dyn std::error::Error| {
+        Error::failed(&format!("cannot connect to the client at {}", plan.client), error)
+    };
+    let mut channel = Channel::new(device, CONTROL_RECEIVES).map_err(|error| failed(&error))?;
+    let code = channel
+        .domain()
+        .allocate(plan.code_bytes as usize, Access::LOCAL_WRITE | Access::REMOTE_WRITE)
+        .map_err(|error| failed(&error))?;
+    let place = code.remote();
+    let hello = ExecutorHello {
+        session: plan.session,
+        code_addr: place.addr.into(),
+        code_key: place.key.into(),
+    };
+    channel
+        .connect(plan.client, Role::Executor, &hello, DIAL_TIMEOUT)
+        .map_err(|error| failed(&error))?;
+    Ok((channel, code))
+}
+
+/// The main thread, connected.
+struct Executor {
+    plan: Arc<Plan>,
+    crew: Crew,
+    watch: Watch,
+    notifier: Notifier,
+}
+
+impl Executor {
+    fn run(mut self, code: Region) -> Result<Ended, Error> {
+        let stop = match self.work(code) {
+            Err(stop) => stop,
+            Ok(never) => match never {},
+        };
+        let (status, failed) = match stop {
+            Stop::Over(why) => {
+                tracing::debug!(lease = self.plan.lease, why, "ending");
+                (0, None)
+            }
+            Stop::Load(error) => {
+                self.tell_load_failed(&error);
+                (LOAD_FAILED, None)
+            }
+            Stop::Failed(error) => (error.exit_status(), Some(error)),
+        };
+        let stopped = self.crew.stop(&mut self.watch);
+        let orderly = stopped.map_err(|error| Error::failed("cannot stop workers", &error))?;
+        match failed {
+            Some(error) => Err(error),
+            None => Ok(Ended { status, orderly }),
+        }
+    }
+
+    fn work(&mut self, code: Region) -> Result<std::convert::Infallible, Stop> {
+        let code = self.receive_code(&code)?;
+        let library = Arc::new(self.load(code)?);
+        self.crew.begin(&library);
+        self.list_functions(&library)?;
+        tracing::debug!(
+            lease = self.plan.lease,
+            workers = self.plan.workers.len(),
+            functions = library.names().len(),
+            "serving"
+        );
+        loop {
+            match self.next(TICK)? {
+                News::Nothing => self.crew.settle_long_calls(),
+                _ => return Err(Stop::Over("the client broke the protocol")),
+            }
+        }
+    }
+
+    /// The client's code, copied out of the memory that it can write.
+    fn receive_code(&mut self, region: &Region) -> Result<Vec<u8>, Stop> {
+        match self.next(CODE_TIMEOUT)? {
+            News::Written(bytes) if bytes == self.plan.code_bytes => {}
+            News::Written(bytes) => {
+                let expected = self.plan.code_bytes;
+                let what = format!("the client sent {bytes} bytes of code instead of {expected}");
+                return Err(Error::Failed(what).into());
+            }
+            _ => {
+                let what = format!("the client sent no code within {CODE_TIMEOUT:?}");
+                return Err(Error::Failed(what).into());
+            }
+        }
+        let mut code = vec![0; region.len()];
+        let read = region.read(0, &mut code);
+        read.map_err(|error| Error::failed("cannot read the code", &error))?;
+        Ok(code)
+    }
+
+    /// Loads the library on a thread of its own: its constructors may take as long as they like, while
+    /// this thread still hears that the lease is over.
+    fn load(&mut self, code: Vec<u8>) -> Result<Library, Stop> {
+        let notifier = self.notifier.clone();
+        std::thread::Builder::new()
+            .name("loader".into())
+            .spawn(move || notifier.tell(Event::Loaded(Library::load(&code))))
+            .map_err(|error| Error::failed("cannot start the loader", &error))?;
+        loop {
+            match self.next(TICK)? {
+                News::Event(Event::Loaded(loaded)) => return loaded.map_err(Stop::Load),
+                News::Nothing => {}
+                _ => return Err(Stop::Over("the client broke the protocol")),
+            }
+        }
+    }
+
+    fn list_functions(&mut self, library: &Library) -> Result<(), Stop> {
+        let names = library.names();
+        for (index, name) in names.iter().enumerate() {
+            let name = Text::new(name).expect("longer names are not listed (`exported_functions`)");
+            let (index, count) = (index as u32, names.len() as u32); // an ELF file has fewer than 2³²
+            let entry = FunctionEntry { index: index.into(), count: count.into(), name };
+            let message = FromExecutor::Function(entry);
+            let sent = match self.watch.client.send(&message) {
+                // The client takes them one by one.
+                Err(ChannelError::Busy) => self
+                    .watch
+                    .client
+                    .flush(DIAL_TIMEOUT)
+                    .and_then(|()| self.watch.client.send(&message)),
+                other => other,
+            };
+            match sent {
+                Ok(()) => {}
+                Err(ChannelError::Disconnected) => return Err(Stop::Over("the client is gone")),
+                Err(error) => {
+                    return Err(Error::failed("cannot list the functions", &error).into());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Tells the client, and stays until it has heard.
+    fn tell_load_failed(&mut self, error: &LoadError) {
+        let reason = in_full(error);
+        tracing::debug!(lease = self.plan.lease, reason, "library not loaded");
+        let message = FromExecutor::LoadFailed(LoadFailed { reason: Text::truncated(&reason) });
+        if let Err(error) = self.watch.client.send(&message) {
+            tracing::debug!(%error, "the client could not be told");
+            return;
+        }
+        let deadline = Instant::now() + LAST_WORDS;
+        // Ends when the time is up, or the client or the lease is gone.
+        while let Ok(news) = self.next(deadline.saturating_duration_since(Instant::now())) {
+            if matches!(news, News::Nothing) {
+                return;
+            }
+        }
+    }
+
+    /// What happens next that is not the end of everything, within `timeout`.
+    fn next(&mut self, timeout: Duration) -> Result<News, Stop> {
+        let deadline = Instant::now() + timeout;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let news: io::Result<News> = self.watch.next(left);
+            match news.map_err(|error| Error::failed("cannot wait for news", &error))? {
+                News::Signal => return Err(Stop::Over("told to")),
+                News::ManagerGone => return Err(Stop::Over("the executor manager is gone")),
+                News::ClientGone(error) => {
+                    tracing::debug!(%error, "client gone");
+                    return Err(Stop::Over("the client is gone"));
+                }
+                News::Event(Event::WorkerEnded { worker, end }) => {
+                    crew::log_end(worker, &end);
+                    self.crew.ended(worker);
+                    // One that does not start is missed by the client, which waits for all.
+                    if let Err(error) = end {
+                        return Err(worker_failed(worker, &error).into());
+                    }
+                }
+                other => return Ok(other),
+            }
+        }
+    }
+}
+
+fn worker_failed(worker: usize, error: &StartError) -> Error {
+    Error::failed(&format!("worker {worker} could not start"), error)
+}

@@ -1,0 +1,228 @@
+//! The workers of an executor: started, given the library, ended.
+
+use std::io;
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::{Arc, Mutex, TryLockError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::unistd::Pid;
+use rdmalib::{CompletionQueue, Device, Waker};
+
+use crate::account::{Account, Published};
+use crate::clock::{MS, now_ns};
+use crate::events::{Event, Notifier};
+use crate::library::{Library, MAX_GUARDS};
+use crate::plan::Plan;
+use crate::sync::{AtomicBool, Ordering};
+use crate::watch::{News, Watch};
+use crate::worker::{self, Connection, End, Shared, StartError, Worker, locked};
+
+/// Time that a worker has at its end until the manager has its last counts.
+const CLOSE_TIMEOUT: Duration = Duration::from_millis(150);
+/// Time that workers have to end by themselves. A function that runs longer is left running, and ends
+/// with the process.
+const STOP_TIMEOUT: Duration = Duration::from_millis(200);
+/// Time for the last counts of those workers.
+const LAST_COUNTS_TIMEOUT: Duration = Duration::from_millis(50);
+/// Stack of a worker, in bytes: what pthread_create(3) gives, and functions in C and Fortran expect.
+const STACK_BYTES: usize = 8 << 20;
+/// A call that takes longer is settled while it runs.
+const LONG_CALL_NS: u64 = 500 * MS;
+
+/// One worker, as the main thread sees it.
+#[derive(Debug)]
+struct Member {
+    account: Arc<Mutex<Account>>,
+    published: Arc<Published>,
+    waker: Waker,
+    library: Sender<Arc<Library>>,
+    ended: bool,
+}
+
+/// All workers.
+#[derive(Debug)]
+pub struct Crew {
+    members: Vec<Member>,
+    stop: Arc<AtomicBool>,
+}
+
+/// What a worker's thread starts with.
+struct Start {
+    index: u16,
+    cpu: Option<usize>,
+    plan: Arc<Plan>,
+    device: Device,
+    max_guards: usize,
+    account: Arc<Mutex<Account>>,
+    published: Arc<Published>,
+    invocations: CompletionQueue,
+    library: Receiver<Arc<Library>>,
+    stop: Arc<AtomicBool>,
+}
+
+/// A completion queue for the ends of the workers' connections to the manager.
+pub fn manager_ends(device: &Device, plan: &Plan) -> rdmalib::Result<CompletionQueue> {
+    device.completion_queue(plan.workers.len() as u32) // at most 65,535
+}
+
+impl Crew {
+    /// Starts a thread for each worker of the plan, which dials manager and client and then waits for
+    /// the library. What becomes of it is told to `notifier`.
+    pub fn start(
+        plan: &Arc<Plan>,
+        device: &Device,
+        manager_ends: &CompletionQueue,
+        notifier: &Notifier,
+    ) -> Result<Crew, CrewError> {
+        let domain = device.domain()?;
+        let max_guards = MAX_GUARDS / plan.workers.len();
+        let stop = Arc::new(AtomicBool::new(false));
+        let mut members = Vec::with_capacity(plan.workers.len());
+        for (index, cpu) in plan.workers.iter().enumerate() {
+            let account = Arc::new(Mutex::new(Account::new(device, &domain, manager_ends)?));
+            let published = Arc::new(Published::default());
+            let invocations = worker::invocations(device, &plan.layout)?;
+            let waker = invocations.waker();
+            let (library, receiver) = mpsc::channel();
+            let start = Start {
+                index: index as u16, // at most 65,535
+                cpu: *cpu,
+                plan: plan.clone(),
+                device: device.clone(),
+                max_guards,
+                account: account.clone(),
+                published: published.clone(),
+                invocations,
+                library: receiver,
+                stop: stop.clone(),
+            };
+            let notifier = notifier.clone();
+            let thread = thread::Builder::new().name(format!("worker-{index}"));
+            thread.stack_size(STACK_BYTES).spawn(move || {
+                let end = work(start);
+                notifier.tell(Event::WorkerEnded { worker: index, end });
+            })?;
+            members.push(Member { account, published, waker, library, ended: false });
+        }
+        Ok(Crew { members, stop })
+    }
+
+    /// Lets the workers begin.
+    pub fn begin(&self, library: &Arc<Library>) {
+        for member in &self.members {
+            let _ = member.library.send(library.clone()); // one that has ended needs none
+        }
+    }
+
+    /// A worker has ended.
+    pub fn ended(&mut self, worker: usize) {
+        if let Some(member) = self.members.get_mut(worker) {
+            member.ended = true;
+        }
+    }
+
+    /// Settles for workers whose call takes long.
+    pub fn settle_long_calls(&self) {
+        let now = now_ns();
+        for member in &self.members {
+            if let Some(totals) = member.published.in_call(LONG_CALL_NS, now) {
+                member.with_account(|account| account.settle(&totals));
+            }
+        }
+    }
+
+    /// Ends all workers within 300 ms and settles for those that do not end by themselves. Whether all
+    /// did. A signal cuts it short.
+    pub fn stop(&mut self, watch: &mut Watch) -> io::Result<bool> {
+        self.stop.store(true, Ordering::Relaxed);
+        self.members.iter_mut().for_each(|member| {
+            member.library = mpsc::channel().0; // one that still waits for the library waits in vain
+            member.waker.wake();
+        });
+        let deadline = Instant::now() + STOP_TIMEOUT;
+        while self.members.iter().any(|member| !member.ended) {
+            match watch.next(deadline.saturating_duration_since(Instant::now()))? {
+                News::Event(Event::WorkerEnded { worker, end }) => {
+                    log_end(worker, &end);
+                    self.ended(worker);
+                }
+                News::Nothing => break,
+                News::Signal => return Ok(false),
+                _ => {} // whatever else happens: it is over
+            }
+        }
+        let deadline = Instant::now() + LAST_COUNTS_TIMEOUT;
+        let now = now_ns();
+        for (index, member) in self.members.iter().enumerate().filter(|(_, member)| !member.ended) {
+            tracing::debug!(worker = index, "its function still runs; ended with the process");
+            if let Some(totals) = member.published.in_call(0, now) {
+                let timeout = deadline.saturating_duration_since(Instant::now());
+                member.with_account(|account| account.close(&totals, timeout));
+            }
+        }
+        Ok(self.members.iter().all(|member| member.ended))
+    }
+}
+
+impl Member {
+    /// Does something with the account, unless the worker has it.
+    fn with_account<T>(&self, f: impl FnOnce(&mut Account) -> T) -> Option<T> {
+        match self.account.try_lock() {
+            Ok(mut account) => Some(f(&mut account)),
+            Err(TryLockError::Poisoned(account)) => Some(f(&mut account.into_inner())),
+            Err(TryLockError::WouldBlock) => None,
+        }
+    }
+}
+
+/// Why workers could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum CrewError {
+    /// The device cannot provide what they need.
+    #[error(transparent)]
+    Device(#[from] rdmalib::Error),
+    /// No thread.
+    #[error("cannot start a worker thread: {0}")]
+    Thread(#[from] io::Error),
+}
+
+/// Logs how a worker ended, for who looks for it: a client may cut one off at any time.
+pub fn log_end(worker: usize, end: &Result<End, StartError>) {
+    match end {
+        Ok(End::Stopped) => {}
+        Ok(end) => tracing::debug!(worker, %end, "worker ended"),
+        Err(error) => tracing::debug!(worker, %error, "worker did not start"),
+    }
+}
+
+/// The life of a worker's thread.
+fn work(start: Start) -> Result<End, StartError> {
+    if let Some(cpu) = start.cpu {
+        pin(cpu);
+    }
+    let (plan, account) = (&start.plan, &start.account);
+    let mut connection =
+        Connection::new(&start.device, plan.layout, start.max_guards, &start.invocations)?;
+    locked(account).connect(plan.manager, plan.manager_secret)?;
+    connection.connect(plan.client, plan.session, start.index)?;
+    let Ok(library) = start.library.recv() else { return Ok(End::Stopped) };
+    let shared = Shared { account, published: &start.published, stop: &start.stop };
+    let mut worker = Worker::new(connection, start.invocations, &library, plan.spin, shared);
+    let end = worker.serve();
+    let totals = worker.meter().totals();
+    if !locked(account).close(&totals, CLOSE_TIMEOUT) {
+        tracing::debug!(worker = start.index, ?totals, "the manager does not have the last counts");
+    }
+    Ok(end)
+}
+
+/// Pins this thread to `cpu`. A CPU that is not there, or not ours, only costs speed.
+fn pin(cpu: usize) {
+    let mut cpus = CpuSet::new();
+    let pinned = cpus.set(cpu).and_then(|()| sched_setaffinity(Pid::from_raw(0), &cpus));
+    if let Err(errno) = pinned {
+        tracing::warn!(cpu, %errno, "worker not pinned: check the CPUs that this node leases");
+    }
+}

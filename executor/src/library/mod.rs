@@ -1,0 +1,174 @@
+//! Foreign code in this process: loading a function library, calling its functions, leaving without
+//! being held up by it. The only unsafe code of this program.
+//!
+//! ```text
+//!   code bytes ──▶ memfd ──dlopen /proc/self/fd/N──▶ functions, numbered in the order of their names
+//! ```
+//! The library is the client's and may do whatever a process may: that is why it runs in a process
+//! of its own, which holds nothing but one client's lease. So nothing here tries to survive it. A
+//! function that crashes, aborts or exits ends the process, and the executor manager tells the client
+//! how. What this module owes to its safe callers is that *they* give foreign code no pointer it
+//! may not use.
+//!
+//! A library is loaded once and never unloaded: it may have started threads, or registered callbacks,
+//! whose code must stay.
+
+use std::ffi::c_void;
+use std::fs::File;
+use std::io::{self, Write};
+use std::mem::ManuallyDrop;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::thread;
+use std::time::Duration;
+
+use libloading::os::unix::{Library as Handle, RTLD_LOCAL, RTLD_NOW};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use rfaas::function::{LibraryError, exported_functions};
+
+use crate::layout::Slot;
+
+mod memory;
+
+pub use memory::{MAX_GUARDS, Memory};
+
+/// What a function is: `uint32_t name(void *input, uint32_t input_bytes, void *output)`. Typed as one
+/// that may unwind, which C++ can do, so that [`enter`] is where that ends.
+type Foreign = extern "C-unwind" fn(*mut c_void, u32, *mut c_void) -> u32;
+
+/// Why a library cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// Its file is not one that could be called.
+    #[error("the library {0}")]
+    Library(#[from] LibraryError),
+    /// The dynamic loader refused it, in its words: a missing dependency, an undefined symbol.
+    #[error("{0}")]
+    Loader(String),
+    /// It could not be put into memory.
+    #[error("{call} failed: {source}")]
+    Memory {
+        /// Name of the call.
+        call: &'static str,
+        /// Its error.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// A loaded function library.
+#[derive(Debug)]
+pub struct Library {
+    names: Vec<String>,
+    functions: Vec<Function>,
+    /// Never closed: the loader knows a library by its path, so another library must not get this
+    /// number while this one is loaded.
+    _code: ManuallyDrop<OwnedFd>,
+    /// Never closed; see the module's words on unloading.
+    _handle: ManuallyDrop<Handle>,
+}
+
+impl Library {
+    /// Loads the library whose file is `code`. Runs its constructors, once.
+    pub fn load(code: &[u8]) -> Result<Library, LoadError> {
+        let names = exported_functions(code)?;
+        let code = in_memory_file(code)?;
+        let path = format!("/proc/self/fd/{}", code.as_raw_fd());
+        // SAFETY: loading runs the library's constructors. They are the client's code in the
+        // client's process, like its functions (module docs), and rely on nothing of ours.
+        let handle = unsafe { Handle::open(Some(&path), RTLD_NOW | RTLD_LOCAL) };
+        let handle = handle.map_err(|error| LoadError::Loader(loaders_words(&error, &path)))?;
+        let functions = names
+            .iter()
+            .map(|name| {
+                // SAFETY: the symbol is a function that the library defines (`exported_functions`),
+                // and that functions have this type is what a client promises by sending a library:
+                // the machine code itself does not tell. One of another type computes nonsense in
+                // the client's own process.
+                let symbol = unsafe { handle.get::<Foreign>(name.as_str()) };
+                symbol.map(|symbol| Function(*symbol))
+            })
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|error| LoadError::Loader(loaders_words(&error, &path)))?;
+        Ok(Library {
+            names,
+            functions,
+            _code: ManuallyDrop::new(code),
+            _handle: ManuallyDrop::new(handle),
+        })
+    }
+
+    /// Names of the functions, in the order of their numbers.
+    pub fn names(&self) -> &[String] {
+        &self.names
+    }
+
+    /// The function of this number.
+    #[inline]
+    pub fn function(&self, number: u32) -> Option<Function> {
+        self.functions.get(number as usize).copied()
+    }
+}
+
+/// A function of a library; callable for ever, since libraries are not unloaded.
+#[derive(Clone, Copy, Debug)]
+pub struct Function(Foreign);
+
+impl Function {
+    /// Calls it with the first `input_bytes` bytes of the slot's input. Returns how many bytes of
+    /// output it says it wrote, which may be any number.
+    #[inline]
+    pub fn call(self, memory: &Memory, slot: Slot, input_bytes: u32) -> u32 {
+        let (input, output) = memory.pointers(slot, input_bytes);
+        enter(self.0, input.cast(), input_bytes, output.cast())
+    }
+}
+
+/// Calls `function`. A C++ exception that leaves it ends here, with SIGABRT: an `extern "C"` function
+/// does not unwind, the compiler sees to that.
+///
+/// What the function may do with the pointers: read and write the input, which has the length it is
+/// told, and write the output up to the agreed capacity. Both stay valid until it returns. Nobody here
+/// has a reference to either, so it may also do so badly; behind the output is a guard.
+extern "C" fn enter(function: Foreign, input: *mut c_void, bytes: u32, output: *mut c_void) -> u32 {
+    function(input, bytes, output)
+}
+
+/// A file that exists in memory only, without a name, holding `bytes`.
+fn in_memory_file(bytes: &[u8]) -> Result<OwnedFd, LoadError> {
+    let failed = |call| move |source| LoadError::Memory { call, source };
+    // Where vm.memfd_noexec is set, code needs the flag; kernels before 6.3 do not know it.
+    let executable = MFdFlags::from_bits_retain(nix::libc::MFD_EXEC);
+    let fd = memfd_create(c"functions", MFdFlags::MFD_CLOEXEC | executable)
+        .or_else(|_| memfd_create(c"functions", MFdFlags::MFD_CLOEXEC))
+        .map_err(|errno| failed("memfd_create")(errno.into()))?;
+    let mut file = File::from(fd);
+    file.write_all(bytes).map_err(failed("write"))?;
+    Ok(file.into())
+}
+
+/// What the loader said, without the path, which means nothing to the client.
+fn loaders_words(error: &libloading::Error, path: &str) -> String {
+    let words = std::error::Error::source(error).unwrap_or(error).to_string();
+    words.replace(path, "the library")
+}
+
+/// Time that a library's destructors have when the process ends.
+const DESTRUCTORS: Duration = Duration::from_millis(100);
+
+/// Ends the process with `status` in the orderly way, in which a library's destructors run and what
+/// its functions printed is flushed; but at once if that takes longer than 100 ms.
+///
+/// Only for when no function runs any more: destructors pull the ground from under it.
+pub fn leave(status: i32) -> ! {
+    thread::spawn(move || {
+        thread::sleep(DESTRUCTORS);
+        leave_at_once(status)
+    });
+    std::process::exit(status)
+}
+
+/// Ends the process with `status`, also while functions run.
+pub fn leave_at_once(status: i32) -> ! {
+    // SAFETY: _exit(2) has no preconditions; it runs nothing in this process.
+    unsafe { nix::libc::_exit(status) }
+}

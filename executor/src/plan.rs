@@ -1,0 +1,164 @@
+//! The assignment, checked: everything that can be wrong with it is found here, before a device is
+//! opened or anybody dialled. Pure.
+
+use std::net::SocketAddr;
+
+use nix::unistd::{SysconfVar, sysconf};
+use rdmalib::DeviceSpec;
+use rfaas::protocol::Secret;
+use rfaas::protocol::assignment::Assignment;
+
+use crate::layout::{BadLayout, Layout};
+use crate::spin::Spin;
+
+/// What is wrong with an assignment.
+#[derive(Debug, thiserror::Error)]
+pub enum BadAssignment {
+    /// A field has a value that it cannot have.
+    #[error("assignment: {field} is {value}: {expected}")]
+    Field {
+        /// Its key.
+        field: &'static str,
+        /// Its value.
+        value: String,
+        /// What it may be.
+        expected: String,
+    },
+    /// Slots or sizes.
+    #[error("assignment: {0}")]
+    Layout(#[from] BadLayout),
+}
+
+/// What an executor is to do.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Lease that it works for; for logs.
+    pub lease: u64,
+    /// Device to open.
+    pub device: DeviceSpec,
+    /// Where time is counted.
+    pub manager: SocketAddr,
+    /// What workers show there.
+    pub manager_secret: Secret,
+    /// Client to dial.
+    pub client: SocketAddr,
+    /// What executor and workers show there.
+    pub session: Secret,
+    /// One entry a worker: the CPU that it is pinned to.
+    pub workers: Vec<Option<usize>>,
+    /// Memory of each worker.
+    pub layout: Layout,
+    /// How workers wait for work.
+    pub spin: Spin,
+    /// Size of the function library, in bytes.
+    pub code_bytes: u32,
+}
+
+impl TryFrom<Assignment> for Plan {
+    type Error = BadAssignment;
+
+    fn try_from(from: Assignment) -> Result<Self, BadAssignment> {
+        let bad = |field, value: String, expected: &str| BadAssignment::Field {
+            field,
+            value,
+            expected: expected.into(),
+        };
+        if from.workers == 0 {
+            return Err(bad("workers", "0".into(), "an executor has at least one"));
+        }
+        if from.code_bytes == 0 {
+            return Err(bad("code_bytes", "0".into(), "a function library is not empty"));
+        }
+        let spin = Spin::from_hot_timeout_ms(from.hot_timeout_ms).ok_or_else(|| {
+            let expected = "−1 (always hot), 0 (always warm) or milliseconds";
+            bad("hot_timeout_ms", from.hot_timeout_ms.to_string(), expected)
+        })?;
+        let provider = from.device.provider.parse().map_err(|_| {
+            bad("provider", format!("{:?}", from.device.provider), "\"verbs\" or \"shm\"")
+        })?;
+        let workers = match from.pin_to {
+            None => vec![None; usize::from(from.workers)],
+            Some(cpus) if cpus.len() == usize::from(from.workers) => {
+                cpus.into_iter().map(Some).collect()
+            }
+            Some(cpus) => {
+                let expected = format!("one CPU for each of {} workers", from.workers);
+                return Err(bad("pin_to", format!("{cpus:?}"), &expected));
+            }
+        };
+        Ok(Plan {
+            lease: from.lease,
+            device: DeviceSpec {
+                name: from.device.name,
+                provider,
+                ip_address: from.device.ip_address,
+                max_inline_data: from.device.max_inline_data,
+            },
+            manager: from.manager,
+            manager_secret: from.manager_secret.0,
+            client: from.client,
+            session: from.session_secret.0,
+            workers,
+            layout: Layout::new(from.slots, from.input_bytes, from.output_bytes, page_bytes())?,
+            spin,
+            code_bytes: from.code_bytes,
+        })
+    }
+}
+
+/// Size of a page of this machine's memory, in bytes.
+fn page_bytes() -> usize {
+    const USUAL: usize = 4096;
+    match sysconf(SysconfVar::PAGE_SIZE) {
+        Ok(Some(bytes)) => usize::try_from(bytes).unwrap_or(USUAL),
+        _ => USUAL, // POSIX requires the value; guards of another size are refused by mprotect(2)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn assignment(change: &str) -> Result<Plan, String> {
+        let mut json: serde_json::Value = serde_json::from_str(
+            r#"{"lease": 7, "device": {"name": "shm0", "provider": "shm", "ip_address": "127.0.0.1",
+                "max_inline_data": 0}, "manager": "127.0.0.1:10005",
+                "manager_secret": "000102030405060708090a0b0c0d0e0f", "client": "[::1]:4000",
+                "session_secret": "ffffffffffffffffffffffffffffffff", "workers": 2, "pin_to": null,
+                "slots": 4, "input_bytes": 64, "output_bytes": 64, "code_bytes": 9,
+                "hot_timeout_ms": -1}"#,
+        )
+        .unwrap();
+        let change: serde_json::Value = serde_json::from_str(change).unwrap();
+        json.as_object_mut().unwrap().extend(change.as_object().unwrap().clone());
+        let assignment: Assignment = serde_json::from_value(json).map_err(|e| e.to_string())?;
+        Plan::try_from(assignment).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn an_assignment_becomes_a_plan() {
+        let plan = assignment(r#"{"pin_to": [3, 5]}"#).unwrap();
+        assert_eq!(plan.workers, [Some(3), Some(5)]);
+        assert_eq!(plan.spin, Spin::Always);
+        assert_eq!(plan.session.0, [0xff; 16]);
+        assert_eq!(assignment("{}").unwrap().workers, [None, None]);
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        for (change, words) in [
+            (r#"{"workers": 0}"#, "workers"),
+            (r#"{"code_bytes": 0}"#, "code_bytes"),
+            (r#"{"hot_timeout_ms": -2}"#, "hot_timeout_ms"),
+            (r#"{"pin_to": [1]}"#, "one CPU for each of 2 workers"),
+            (r#"{"slots": 0}"#, "0 input slots"),
+            (r#"{"slots": 2000}"#, "2000 input slots"),
+            (r#"{"input_bytes": 4294967295}"#, "too large"),
+            (r#"{"session_secret": "abc"}"#, "32 hex digits"),
+            (r#"{"unheard": 1}"#, "unheard"),
+        ] {
+            let error = assignment(change).unwrap_err();
+            assert!(error.contains(words), "{change}: {error}");
+        }
+    }
+}

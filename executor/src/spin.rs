@@ -1,0 +1,211 @@
+//! When an idle worker spins, lets others run, looks at the clock, or sleeps. Pure.
+//!
+//! ```text
+//!   work ──▶ spin, clock each 1000 polls ──50 µs without work──▶ spin a little, yield, clock ──▶ sleep
+//!    ▲                                                                                  │ time limit
+//!    └──────────────────────────────── work ────────────────────────────────────────────┘ passed
+//! ```
+//! A worker that was just used is likely used again at once, so at first nothing but the completion
+//! queue is looked at. Later each turn gives the core away once: where there are fewer cores than
+//! threads that spin (a client on the same machine), the one with work gets to run.
+
+use std::time::Duration;
+
+use crate::clock::MS;
+
+/// Polls between two looks at the clock: about 40 µs, against 25 ns for the look.
+const POLLS_A_CLOCK: u32 = 1_000;
+/// Time without work after which a worker lets others run, in ns.
+const YIELD_AFTER_NS: u64 = 50_000;
+/// Polls between two yields: about as long as a yield takes when nobody else wants the core.
+const POLLS_A_YIELD: u32 = 32;
+
+/// How a worker waits for work: the `hot_timeout` of the client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Spin {
+    /// Always hot.
+    Always,
+    /// Always warm: sleeps when there is nothing to do.
+    Never,
+    /// Hot for so long after the last invocation, then warm.
+    For(Duration),
+}
+
+impl Spin {
+    /// Reads a `hot_timeout` in milliseconds: −1 always, 0 never. `None` if it is less than −1.
+    pub fn from_hot_timeout_ms(hot_timeout_ms: i64) -> Option<Spin> {
+        match hot_timeout_ms {
+            -1 => Some(Spin::Always),
+            0 => Some(Spin::Never),
+            ms => u64::try_from(ms).ok().map(|ms| Spin::For(Duration::from_millis(ms))),
+        }
+    }
+}
+
+/// What to do after a poll that found nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Idle {
+    /// Poll again.
+    Poll,
+    /// Tell the [time](Spinner::time_is), then poll again.
+    Clock,
+    /// Let another thread run, tell the time, then poll again.
+    Yield,
+    /// Sleep until there is work, then poll again.
+    Sleep,
+}
+
+/// Counts the polls of one worker since it last had work.
+#[derive(Debug)]
+pub struct Spinner {
+    /// Spinning time after the last work, in ns; `u64::MAX` is 584 years, that is always.
+    limit_ns: u64,
+    worked_at_ns: u64,
+    polls: u32,
+    yields: bool,
+    sleeps: bool,
+}
+
+impl Spinner {
+    /// For a worker that starts at `now_ns`, and then counts as one that just had work: its client
+    /// leased it to use it.
+    pub fn new(spin: Spin, now_ns: u64) -> Self {
+        let limit_ns = match spin {
+            Spin::Always => u64::MAX,
+            Spin::Never => 0,
+            Spin::For(time) => {
+                u64::try_from(time.as_millis()).unwrap_or(u64::MAX).saturating_mul(MS)
+            }
+        };
+        let mut spinner =
+            Spinner { limit_ns, worked_at_ns: now_ns, polls: 0, yields: false, sleeps: false };
+        spinner.worked(now_ns);
+        spinner
+    }
+
+    /// There was work until `now_ns`.
+    #[inline]
+    pub fn worked(&mut self, now_ns: u64) {
+        self.worked_at_ns = now_ns;
+        self.polls = 0;
+        self.yields = false;
+        self.sleeps = self.limit_ns == 0;
+    }
+
+    /// A poll found nothing: what next?
+    #[inline]
+    pub fn idle(&mut self) -> Idle {
+        if self.sleeps {
+            return Idle::Sleep;
+        }
+        self.polls += 1;
+        if self.polls < if self.yields { POLLS_A_YIELD } else { POLLS_A_CLOCK } {
+            return Idle::Poll;
+        }
+        self.polls = 0;
+        if self.yields { Idle::Yield } else { Idle::Clock }
+    }
+
+    /// What time it is; to be told when [`idle`](Self::idle) asks for it.
+    pub fn time_is(&mut self, now_ns: u64) {
+        let without_work_ns = now_ns.saturating_sub(self.worked_at_ns);
+        self.yields = without_work_ns >= YIELD_AFTER_NS;
+        self.sleeps = without_work_ns >= self.limit_ns;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Polls in vain, each costing `poll_ns`, until the worker sleeps or `until_ns` has come.
+    fn idle_until(spinner: &mut Spinner, now: &mut u64, poll_ns: u64, until_ns: u64) -> Vec<Idle> {
+        let mut seen = vec![];
+        while *now < until_ns {
+            *now += poll_ns;
+            let idle = spinner.idle();
+            if idle != Idle::Poll {
+                seen.push(idle);
+            }
+            match idle {
+                Idle::Poll => {}
+                Idle::Clock | Idle::Yield => spinner.time_is(*now),
+                Idle::Sleep => break,
+            }
+        }
+        seen
+    }
+
+    #[test]
+    fn always_hot_never_sleeps() {
+        let mut spinner = Spinner::new(Spin::Always, 0);
+        let seen = idle_until(&mut spinner, &mut 0, MS, 3_600_000 * MS);
+        assert!(!seen.contains(&Idle::Sleep));
+        assert_eq!(seen.last(), Some(&Idle::Yield));
+    }
+
+    #[test]
+    fn always_warm_sleeps_at_once_also_after_work() {
+        let mut spinner = Spinner::new(Spin::Never, 5);
+        assert_eq!(spinner.idle(), Idle::Sleep);
+        spinner.worked(1_000 * MS);
+        assert_eq!(spinner.idle(), Idle::Sleep);
+    }
+
+    #[test]
+    fn a_timeout_of_3000_ms_spins_for_3_s_after_the_last_work_each_time() {
+        let spin = Spin::from_hot_timeout_ms(3_000).unwrap();
+        let mut spinner = Spinner::new(spin, 0);
+        let mut now = 0;
+        for _ in 0..3 {
+            let start = now;
+            spinner.worked(start);
+            let seen = idle_until(&mut spinner, &mut now, 100, start + 10_000 * MS);
+            assert_eq!(seen.last(), Some(&Idle::Sleep));
+            let spun = now - start;
+            assert!((3_000 * MS..3_001 * MS).contains(&spun), "{spun} ns");
+        }
+    }
+
+    #[test]
+    fn hot_timeouts_that_do_not_fit_sixteen_bits_are_kept() {
+        assert_eq!(
+            Spin::from_hot_timeout_ms(40_000),
+            Some(Spin::For(Duration::from_millis(40_000)))
+        );
+        let mut spinner = Spinner::new(Spin::from_hot_timeout_ms(i64::MAX).unwrap(), 0);
+        let seen = idle_until(&mut spinner, &mut 0, 1_000_000, 60_000 * MS);
+        assert!(!seen.contains(&Idle::Sleep));
+    }
+
+    #[test]
+    fn only_minus_one_is_a_negative_hot_timeout() {
+        assert_eq!(Spin::from_hot_timeout_ms(-1), Some(Spin::Always));
+        assert_eq!(Spin::from_hot_timeout_ms(0), Some(Spin::Never));
+        assert_eq!(Spin::from_hot_timeout_ms(-2), None);
+    }
+
+    #[test]
+    fn a_busy_worker_neither_yields_nor_reads_the_clock() {
+        let mut spinner = Spinner::new(Spin::Always, 0);
+        for now in 0..10_000 {
+            for _ in 0..POLLS_A_CLOCK - 1 {
+                assert_eq!(spinner.idle(), Idle::Poll);
+            }
+            spinner.worked(now);
+        }
+    }
+
+    #[test]
+    fn a_worker_without_work_yields_from_50_us_on_and_stops_when_it_has_work() {
+        let mut spinner = Spinner::new(Spin::Always, 0);
+        let mut now = 0;
+        let seen = idle_until(&mut spinner, &mut now, 10, YIELD_AFTER_NS);
+        assert!(seen.iter().all(|idle| *idle == Idle::Clock), "{seen:?}");
+        let seen = idle_until(&mut spinner, &mut now, 10, 2 * YIELD_AFTER_NS);
+        assert!(seen.ends_with(&[Idle::Yield, Idle::Yield]), "{seen:?}");
+        spinner.worked(now);
+        assert_eq!(spinner.idle(), Idle::Poll);
+        assert!(!spinner.yields);
+    }
+}

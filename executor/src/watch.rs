@@ -1,0 +1,172 @@
+//! Everything that the main thread waits for, in one place.
+//!
+//! ```text
+//!   SIGTERM, SIGINT ─┐
+//!   other threads ───┤
+//!   client ──────────┼──▶ next ──▶ News
+//!   manager ─────────┘
+//! ```
+//! The end of client and manager is told once each.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use rdmalib::{CompletionQueue, Notify};
+use rfaas::channel::{Channel, ChannelError, Incoming};
+use rfaas::protocol::{Malformed, MessageKind};
+
+use crate::events::{Event, Events};
+
+/// What happened.
+#[derive(Debug)]
+pub enum News {
+    /// SIGTERM or SIGINT came.
+    Signal,
+    /// Another thread tells something.
+    Event(Event),
+    /// The client wrote so many bytes.
+    Written(u32),
+    /// The client is gone, or does not follow the protocol.
+    ClientGone(ChannelError),
+    /// The executor manager ended an accounting connection: it is gone.
+    ManagerGone,
+    /// Nothing, until the time was up.
+    Nothing,
+}
+
+/// What a client sends to an executor: no messages, it only writes the code.
+#[derive(Clone, Copy, Debug)]
+enum NoMessage {}
+
+impl MessageKind for NoMessage {
+    fn encode(&self) -> Vec<u8> {
+        match *self {}
+    }
+
+    fn decode(bytes: &[u8]) -> Result<Self, Malformed> {
+        let kind = bytes.first_chunk().map_or(0, |kind| u16::from_le_bytes(*kind));
+        Err(Malformed::Kind(kind))
+    }
+}
+
+/// SIGTERM and SIGINT as something to wait for. To be made before any other thread, so that no thread
+/// is interrupted by them.
+pub fn signals() -> nix::Result<SignalFd> {
+    let mut mask = SigSet::empty();
+    mask.add(Signal::SIGTERM);
+    mask.add(Signal::SIGINT);
+    mask.thread_block()?;
+    SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
+}
+
+/// What is waited for.
+#[derive(Debug)]
+pub struct Watch {
+    signals: SignalFd,
+    events: Events,
+    /// The connection to the client.
+    pub client: Channel,
+    /// Where the ends of the connections to the manager complete.
+    manager: CompletionQueue,
+    client_gone: bool,
+    manager_gone: bool,
+}
+
+impl Watch {
+    /// Waits for these.
+    pub fn new(
+        signals: SignalFd,
+        events: Events,
+        client: Channel,
+        manager: CompletionQueue,
+    ) -> Self {
+        Watch { signals, events, client, manager, client_gone: false, manager_gone: false }
+    }
+
+    /// What happens next, within `timeout`.
+    pub fn next(&mut self, timeout: Duration) -> io::Result<News> {
+        let start = Instant::now();
+        loop {
+            if let Some(news) = self.look()? {
+                return Ok(news);
+            }
+            self.arm()?;
+            // Look again: what came before `arm` rang no bell, and we would sleep on it.
+            if let Some(news) = self.look()? {
+                return Ok(news);
+            }
+            let left = timeout.saturating_sub(start.elapsed());
+            if left.is_zero() {
+                return Ok(News::Nothing);
+            }
+            self.sleep(left)?;
+        }
+    }
+
+    fn look(&mut self) -> io::Result<Option<News>> {
+        if self.signals.read_signal()?.is_some() {
+            return Ok(Some(News::Signal));
+        }
+        if let Some(event) = self.events.next() {
+            return Ok(Some(News::Event(event)));
+        }
+        if !self.client_gone {
+            match self.client.try_receive::<NoMessage>() {
+                Ok(None) => {}
+                Ok(Some(Incoming::Written { bytes, .. })) => return Ok(Some(News::Written(bytes))),
+                Ok(Some(Incoming::Message(none))) => match none {},
+                Err(error) => {
+                    self.client_gone = true;
+                    return Ok(Some(News::ClientGone(error)));
+                }
+            }
+        }
+        if !self.manager_gone && self.manager.poll_one().is_some() {
+            self.manager_gone = true;
+            return Ok(Some(News::ManagerGone));
+        }
+        Ok(None)
+    }
+
+    fn arm(&mut self) -> io::Result<()> {
+        if !self.client_gone {
+            self.client.arm().map_err(io::Error::other)?;
+        }
+        if !self.manager_gone {
+            self.manager.arm(Notify::Any).map_err(io::Error::other)?;
+        }
+        Ok(())
+    }
+
+    fn sleep(&mut self, timeout: Duration) -> io::Result<()> {
+        // Rounded up: rounded down, the last millisecond would be spent spinning.
+        let timeout = timeout + Duration::from_micros(999);
+        let timeout = PollTimeout::try_from(timeout).unwrap_or(PollTimeout::MAX);
+        let mut fds = vec![self.signals.as_fd(), self.events.as_fd()];
+        if !self.client_gone {
+            fds.push(self.client.as_fd());
+        }
+        if !self.manager_gone {
+            fds.push(self.manager.as_fd());
+        }
+        let mut fds: Vec<PollFd> =
+            fds.into_iter().map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
+        match poll(&mut fds, timeout) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+        drop(fds);
+        if !self.client_gone {
+            self.client.acknowledge().map_err(io::Error::other)?;
+        }
+        if !self.manager_gone {
+            self.manager.acknowledge().map_err(io::Error::other)?;
+        }
+        Ok(())
+    }
+}

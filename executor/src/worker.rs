@@ -1,0 +1,493 @@
+//! A worker: polls for invocations, calls the function, writes the output back. The hot path.
+//!
+//! ```text
+//!   client ──write with immediate──▶ completion ──▶ header, checked ──▶ function ──▶ reply ──▶ client
+//!                                      │ none                                          │
+//!                                      └▶ spin, yield or sleep                         └▶ receive again
+//! ```
+//! One thread, one connection, one invocation after the other, in the order of arrival.
+//! * ALL READY - slots, areas, receives and the library exist before the first invocation. Per
+//!   invocation there is no allocation, lock, log line or system call, and two clock readings.
+//! * ROOM - at most one invocation a slot is under way, and a reply's receive is posted again before the
+//!   next invocation is looked at: [`SPARE_RECEIVES`] more than slots are never used up by a client
+//!   that keeps to its slots. One that does not, waits.
+//! * ONE ANSWER - each completion is looked at once and answered once. An output area is written again
+//!   when its slot is used again, which is after the client has seen the reply: so its write is
+//!   done, and no send completion has to be waited for.
+//! * HOSTILE - the header is copied out of the slot once and checked; the client can only break its own
+//!   connection, which ends the worker and leaves the others alone.
+//!
+//! Elsewhere: which memory (`layout`, `library`), when to sleep (`spin`), counting (`meter`, `account`),
+//! starting and stopping (`crew`).
+
+use std::net::SocketAddr;
+use std::sync::{Mutex, PoisonError};
+
+use rdmalib::{
+    CompletionQueue, Device, Domain, Flags, Operation, QueuePair, QueuePairConfig, RemoteAddress,
+    RnrRetry, Source, Status, WorkCompletion, WorkRequest,
+};
+use rfaas::protocol::invocation::{
+    FailureDetail, HEADER_SPACE, ReplyImmediate, ReplyStatus, RequestHeader,
+};
+use rfaas::protocol::session::WorkerHello;
+use rfaas::protocol::{Hello, Role, Secret};
+
+use crate::account::{Account, Published, SETTLE_EACH_NS};
+use crate::clock::{MS, now_ns};
+use crate::dial::{DIAL_TIMEOUT, DialError};
+use crate::layout::{Layout, Slot};
+use crate::library::{Library, Memory};
+use crate::meter::Meter;
+use crate::spin::{Idle, Spin, Spinner};
+use crate::sync::{AtomicBool, Ordering};
+
+/// Completions taken from the queue at a time.
+const BATCH: usize = 16;
+/// Receives posted beyond the number of slots (ROOM).
+const SPARE_RECEIVES: u32 = 8;
+/// Fewest replies that the send queue holds: enough that not every one needs to be signalled.
+const MIN_SEND_DEPTH: u32 = 64;
+/// Time that a client has to take replies when the send queue is full, in ns. One that keeps to its
+/// slots never fills it.
+const REPLY_TIMEOUT_NS: u64 = 1_000 * MS;
+
+/// Why a worker ended.
+#[derive(Debug, thiserror::Error)]
+pub enum End {
+    /// It was told to.
+    #[error("stopped")]
+    Stopped,
+    /// The client ended the connection, or is gone.
+    #[error("the client ended the connection")]
+    Disconnected,
+    /// The client does not follow the protocol.
+    #[error("the client broke the protocol: {0}")]
+    Breach(&'static str),
+    /// A reply could not be written where the client wanted it.
+    #[error("a reply was not taken: {0:?}")]
+    Reply(Status),
+    /// The client posts no receives for the replies it asks for.
+    #[error("the client does not take replies")]
+    NotTaken,
+    /// The device refused a request.
+    #[error(transparent)]
+    Device(#[from] rdmalib::Error),
+}
+
+/// Why a worker did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A peer does not answer.
+    #[error(transparent)]
+    Dial(#[from] DialError),
+    /// The device cannot provide what the worker needs.
+    #[error("{what} of a worker: {source}")]
+    Device {
+        /// What was asked of it.
+        what: &'static str,
+        /// Its error.
+        #[source]
+        source: rdmalib::Error,
+    },
+}
+
+/// Queue depths of a worker with `slots` slots: sends, receives.
+fn depths(slots: u16) -> (u32, u32) {
+    let slots = u32::from(slots);
+    // Twice, because a reply leaves the queue only when a later signalled one has completed.
+    ((2 * slots).max(MIN_SEND_DEPTH), slots + SPARE_RECEIVES)
+}
+
+/// A queue for the invocations of one worker; the only one that it polls.
+pub fn invocations(device: &Device, layout: &Layout) -> rdmalib::Result<CompletionQueue> {
+    device.completion_queue(depths(layout.slots()).1)
+}
+
+/// The connection to the client.
+#[derive(Debug)]
+pub struct Connection {
+    queue_pair: QueuePair, // first: fields drop in order, and its requests name the memory below
+    sent: CompletionQueue,
+    memory: Memory,
+    /// Where small outputs are copied to be sent inline.
+    inline: Box<[u8]>,
+    /// Replies since the last signalled one.
+    unsignaled: u32,
+    signal_each: u32,
+}
+
+impl Connection {
+    /// An unconnected one, whose invocations complete into `invocations`. In a protection domain of
+    /// its own: the client reaches this worker's slots with it, and nothing else.
+    pub fn new(
+        device: &Device,
+        layout: Layout,
+        max_guards: usize,
+        invocations: &CompletionQueue,
+    ) -> Result<Connection, StartError> {
+        let failed = |what| move |source| StartError::Device { what, source };
+        let domain: Domain = device.domain().map_err(failed("protection domain"))?;
+        let memory = Memory::new(&domain, layout, max_guards).map_err(failed("slots"))?;
+        let (send_depth, receive_depth) = depths(layout.slots());
+        let config = QueuePairConfig {
+            send_depth,
+            receive_depth,
+            max_inline_data: device.spec().max_inline_data.min(device.limits().max_inline_data),
+            rnr_retry: RnrRetry::Forever, // a slow client is not a broken one
+            ..QueuePairConfig::default()
+        };
+        let sent = device.completion_queue(send_depth).map_err(failed("completion queue"))?;
+        let mut queue_pair =
+            QueuePair::new(&domain, &sent, invocations, &config).map_err(failed("queue pair"))?;
+        for _ in 0..receive_depth {
+            queue_pair.post_receive(0, None).map_err(failed("receives"))?;
+        }
+        Ok(Connection {
+            queue_pair,
+            sent,
+            memory,
+            inline: vec![0; config.max_inline_data as usize].into(),
+            unsignaled: 0,
+            signal_each: send_depth / 4,
+        })
+    }
+
+    /// Connects to the client as worker `index`.
+    pub fn connect(
+        &mut self,
+        client: SocketAddr,
+        session: Secret,
+        index: u16,
+    ) -> Result<(), StartError> {
+        let (layout, inputs) = (self.memory.layout(), self.memory.remote_inputs());
+        let hello = WorkerHello {
+            session,
+            worker: index.into(),
+            slots: layout.slots().into(),
+            slot_stride: layout.slot_stride().into(),
+            input_addr: inputs.addr.into(),
+            input_key: inputs.key.into(),
+        };
+        let hello = Hello::with(Role::Worker, &hello);
+        self.queue_pair
+            .connect(client, &hello, DIAL_TIMEOUT)
+            .map_err(|error| DialError::new("client", client, &error))?;
+        self.sent.poll_one(); // what the first look at a queue costs is paid now (ALL READY)
+        Ok(())
+    }
+
+    /// Writes the first `bytes` bytes of output in `slot` to where `header` says.
+    #[inline]
+    fn reply(
+        &mut self,
+        slot: Slot,
+        header: &RequestHeader,
+        bytes: u32,
+        stop: &AtomicBool,
+    ) -> Result<(), End> {
+        let to = RemoteAddress { addr: header.reply_addr.get(), key: header.reply_key.get() };
+        let flags = self.flags();
+        let request = |source| write(slot, header, ReplyStatus::Ok, source, to, flags);
+        let posted = match self.inline.get_mut(..bytes as usize) {
+            Some(copy) if bytes > 0 => {
+                self.memory.read_output(slot, copy)?;
+                self.queue_pair.post(&request(Source::Inline(copy)))
+            }
+            _ => {
+                let output = self.memory.output(slot, bytes)?;
+                self.queue_pair.post(&request(Source::Region(output)))
+            }
+        };
+        match posted {
+            Ok(()) => Ok(()),
+            Err(rdmalib::Error::QueueFull { .. }) => {
+                let (memory, queue_pair) = (&self.memory, &mut self.queue_pair);
+                let request = request(Source::Region(memory.output(slot, bytes)?));
+                post_when_there_is_room(queue_pair, &mut self.sent, &request, stop)
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Tells the client that the invocation failed; `needed_bytes` as in [`FailureDetail`].
+    #[cold]
+    fn reply_failure(
+        &mut self,
+        slot: Slot,
+        header: &RequestHeader,
+        status: ReplyStatus,
+        needed_bytes: u32,
+        stop: &AtomicBool,
+    ) -> Result<(), End> {
+        let output = RemoteAddress { addr: header.reply_addr.get(), key: header.reply_key.get() };
+        let to = output.offset((HEADER_SPACE as u64).wrapping_neg());
+        let flags = self.flags();
+        let detail = FailureDetail { needed_bytes: u64::from(needed_bytes).into() };
+        let source = Source::Region(self.memory.detail(slot, &detail)?);
+        let request = write(slot, header, status, source, to, flags);
+        post_when_there_is_room(&mut self.queue_pair, &mut self.sent, &request, stop)
+    }
+
+    /// Flags of the next reply. Each so many are signalled, which makes room for those before; the client
+    /// may sleep, so all ring its bell.
+    #[inline]
+    fn flags(&mut self) -> Flags {
+        self.unsignaled += 1;
+        if self.unsignaled < self.signal_each {
+            return Flags::SOLICITED;
+        }
+        self.unsignaled = 0;
+        // What is there from the last signalled one makes room now; a failure also ends the receives.
+        self.sent.poll(&mut [WorkCompletion::default(); BATCH]);
+        Flags::SOLICITED | Flags::SIGNALED
+    }
+
+    /// Why the connection ended: the failed reply, if that is why.
+    fn why_ended(&mut self) -> End {
+        while let Some(done) = self.sent.poll_one() {
+            if !matches!(done.status, Status::Success | Status::Flushed) {
+                return End::Reply(done.status);
+            }
+        }
+        End::Disconnected
+    }
+}
+
+#[inline]
+fn write<'a>(
+    slot: Slot,
+    header: &RequestHeader,
+    status: ReplyStatus,
+    source: Source<'a>,
+    to: RemoteAddress,
+    flags: Flags,
+) -> WorkRequest<'a> {
+    let sequence = header.sequence.get() as u8; // its low byte is what returns
+    let immediate = ReplyImmediate { slot: slot.number(), status, sequence }.to_wire();
+    WorkRequest {
+        id: 0,
+        operation: Operation::Write { source, to, immediate: Some(immediate) },
+        flags,
+    }
+}
+
+/// Posts `request`; while the queue is full, waits for the client to take earlier replies.
+#[cold]
+fn post_when_there_is_room(
+    queue_pair: &mut QueuePair,
+    sent: &mut CompletionQueue,
+    request: &WorkRequest<'_>,
+    stop: &AtomicBool,
+) -> Result<(), End> {
+    // Signalled, so that a queue full of unsignalled replies comes to an end.
+    let request = WorkRequest { flags: request.flags | Flags::SIGNALED, ..*request };
+    let deadline_ns = now_ns() + REPLY_TIMEOUT_NS;
+    loop {
+        match queue_pair.post(&request) {
+            Ok(()) => return Ok(()),
+            Err(rdmalib::Error::QueueFull { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
+        while let Some(done) = sent.poll_one() {
+            match done.status {
+                Status::Success => {}
+                Status::Flushed => return Err(End::Disconnected),
+                status => return Err(End::Reply(status)),
+            }
+        }
+        if stop.load(Ordering::Relaxed) {
+            return Err(End::Stopped);
+        }
+        if now_ns() >= deadline_ns {
+            return Err(End::NotTaken);
+        }
+        std::thread::yield_now();
+    }
+}
+
+/// What a worker shares with the main thread.
+#[derive(Clone, Copy, Debug)]
+pub struct Shared<'a> {
+    /// Its account at the manager.
+    pub account: &'a Mutex<Account>,
+    /// What it shows of its calls.
+    pub published: &'a Published,
+    /// Set when it is to end.
+    pub stop: &'a AtomicBool,
+}
+
+/// A worker at work.
+#[derive(Debug)]
+pub struct Worker<'a> {
+    connection: Connection,
+    invocations: CompletionQueue, // behind the queue pair that completes into it
+    library: &'a Library,
+    shared: Shared<'a>,
+    spinner: Spinner,
+    meter: Meter,
+    /// When the account is to be settled next.
+    settle_at_ns: u64,
+}
+
+impl<'a> Worker<'a> {
+    /// Starts now.
+    pub fn new(
+        connection: Connection,
+        invocations: CompletionQueue,
+        library: &'a Library,
+        spin: Spin,
+        shared: Shared<'a>,
+    ) -> Self {
+        let now = now_ns();
+        Worker {
+            connection,
+            invocations,
+            library,
+            shared,
+            spinner: Spinner::new(spin, now),
+            meter: Meter::new(now),
+            settle_at_ns: now + SETTLE_EACH_NS,
+        }
+    }
+
+    /// Serves invocations until the connection ends or `stop` is set. The account is not yet closed
+    /// then; [`Meter::totals`] has what is due.
+    pub fn serve(&mut self) -> End {
+        let mut batch = [WorkCompletion::default(); BATCH];
+        while !self.shared.stop.load(Ordering::Relaxed) {
+            let taken = self.invocations.poll(&mut batch);
+            let outcome = match &batch[..taken] {
+                [] => self.idle(),
+                arrived => arrived.iter().try_for_each(|done| self.take(done)),
+            };
+            if let Err(end) = outcome {
+                self.meter.polled(now_ns());
+                return end;
+            }
+        }
+        self.meter.polled(now_ns());
+        End::Stopped
+    }
+
+    /// What it has used.
+    pub fn meter(&self) -> &Meter {
+        &self.meter
+    }
+
+    /// Answers one invocation.
+    #[inline]
+    fn take(&mut self, done: &WorkCompletion) -> Result<(), End> {
+        let stop = self.shared.stop;
+        if stop.load(Ordering::Relaxed) {
+            return Err(End::Stopped);
+        }
+        if done.status != Status::Success {
+            return Err(self.connection.why_ended());
+        }
+        let Some(immediate) = done.immediate else {
+            return Err(End::Breach("it sent a message to a worker"));
+        };
+        let Some(slot) = self.connection.memory.layout().slot(immediate) else {
+            return Err(End::Breach("it named a slot that it was not given"));
+        };
+        if (done.bytes as usize) < size_of::<RequestHeader>() {
+            return Err(End::Breach("it wrote no header"));
+        }
+        let header = self.connection.memory.header(slot)?;
+        match self.call(done, slot, &header) {
+            Ok(bytes) => self.connection.reply(slot, &header, bytes, stop)?,
+            Err((status, needed)) => {
+                self.connection.reply_failure(slot, &header, status, needed, stop)?;
+            }
+        }
+        self.connection.queue_pair.post_receive(0, None)?;
+        self.settle_if_due(self.meter.counted_until_ns()); // no clock read for that
+        Ok(())
+    }
+
+    /// Checks the request, calls the function, counts. Returns how many bytes of output are to be sent.
+    #[inline]
+    fn call(
+        &mut self,
+        done: &WorkCompletion,
+        slot: Slot,
+        header: &RequestHeader,
+    ) -> Result<u32, (ReplyStatus, u32)> {
+        let memory = &self.connection.memory;
+        let layout = memory.layout();
+        let output_capacity = header.output_capacity.get().min(layout.output_bytes());
+        let input_bytes = header.input_bytes.get();
+        let message_bytes = size_of::<RequestHeader>() as u64 + u64::from(input_bytes);
+        if u64::from(done.bytes) != message_bytes || input_bytes > layout.input_bytes() {
+            return Err((ReplyStatus::Malformed, 0));
+        }
+        let Some(function) = self.library.function(header.function.get()) else {
+            return Err((ReplyStatus::UnknownFunction, 0));
+        };
+        let start_ns = now_ns();
+        self.meter.polled(start_ns);
+        self.shared.published.begin(&self.meter.totals(), start_ns);
+        let bytes = function.call(memory, slot, input_bytes);
+        let end_ns = now_ns();
+        self.shared.published.end();
+        self.meter.executed(end_ns);
+        self.spinner.worked(end_ns);
+        if bytes > output_capacity {
+            return Err((ReplyStatus::OutputTooLarge, bytes));
+        }
+        Ok(bytes)
+    }
+
+    /// A poll found nothing.
+    #[inline]
+    fn idle(&mut self) -> Result<(), End> {
+        match self.spinner.idle() {
+            Idle::Poll => std::hint::spin_loop(),
+            Idle::Clock => self.look_at_the_clock(),
+            Idle::Yield => {
+                std::thread::yield_now();
+                self.look_at_the_clock();
+            }
+            Idle::Sleep => self.sleep()?,
+        }
+        Ok(())
+    }
+
+    fn look_at_the_clock(&mut self) {
+        let now = now_ns();
+        self.spinner.time_is(now);
+        self.meter.polled(now);
+        self.settle_if_due(now);
+    }
+
+    fn sleep(&mut self) -> Result<(), End> {
+        let now = now_ns();
+        self.meter.polled(now);
+        self.settle(now);
+        self.invocations.wait(None)?; // ended by its waker when `stop` is set
+        self.meter.slept(now_ns());
+        Ok(())
+    }
+
+    #[inline]
+    fn settle_if_due(&mut self, now_ns: u64) {
+        if now_ns >= self.settle_at_ns {
+            self.settle(now_ns);
+        }
+    }
+
+    #[cold]
+    fn settle(&mut self, now_ns: u64) {
+        self.settle_at_ns = now_ns + SETTLE_EACH_NS;
+        // Not waited for: the main thread has it only after a call that took long, and settles then.
+        if let Ok(mut account) = self.shared.account.try_lock() {
+            account.settle(&self.meter.totals());
+        }
+    }
+}
+
+/// The account, also after a thread that held it has died.
+pub fn locked(account: &Mutex<Account>) -> std::sync::MutexGuard<'_, Account> {
+    account.lock().unwrap_or_else(PoisonError::into_inner)
+}
