@@ -1,0 +1,39 @@
+//! The smallest whole client: leases a core, calls a function there, gives everything back.
+
+use clap::Parser;
+use rfaas::{Client, Devices, LeaseRequest};
+
+/// Sends TEXT to the function `empty` on a leased core and prints what comes back.
+#[derive(Parser)]
+#[command(version)]
+struct Cli {
+    text: String,
+    /// Database of this machine's RDMA devices, of which the only one is used.
+    #[arg(long, value_name = "FILE", default_value = "config/devices.json")]
+    device_database: String,
+    /// Where the resource manager is.
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:10000")]
+    manager: String,
+    /// Library with the function.
+    #[arg(long, value_name = "FILE", default_value = "target/release/libfunctions.so")]
+    functions: String,
+}
+
+fn echo(Cli { text, device_database, manager, functions }: Cli) -> anyhow::Result<()> {
+    let client = Client::connect(Devices::load(device_database)?.open("")?, manager)?;
+    let mut executor = client.lease(LeaseRequest::new(1, 128))?.deploy(functions)?; // 1 core, 128 MB
+    let empty = executor.function("empty")?;
+    let (mut input, mut output) = (executor.input(text.len())?, executor.output(text.len())?);
+    input.write(0, text.as_bytes())?;
+    let bytes = executor.invoke(&empty, &input, &mut output)?;
+    println!("{}", String::from_utf8(output.to_vec(..bytes)?)?);
+    println!("billed {} ns of a core at work", executor.release()?.execution_ns);
+    Ok(())
+}
+
+fn main() {
+    echo(Cli::parse()).unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        std::process::exit(2)
+    })
+}
