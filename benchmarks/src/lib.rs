@@ -1,1 +1,26 @@
-//! benchmarks
+//! What the benchmarks share: flags, warm-up, histogram, report.
+//!
+//! ```text
+//!   flags + benchmark.json ──▶ Plan ──▶ a program's loop ──▶ Samples ──▶ Report: table, --json, CSV
+//! ```
+//! * CLEAN CLOCK - nothing but the measured call is between two clock readings; patterns, checks and
+//!   progress come after the second.
+//! * SAME BYTES - what comes back is compared with what was sent, so that a figure is never one of a broken
+//!   run.
+//!
+//! Elsewhere: starting a cluster to measure (`tools`), the calls that are measured (`rfaas`, `rdmalib`).
+
+pub mod cli;
+pub mod machine;
+pub mod pattern;
+pub mod plan;
+pub mod progress;
+pub mod report;
+pub mod samples;
+pub mod service;
+pub mod transport;
+
+pub use cli::{Measure, Service};
+pub use plan::Plan;
+pub use report::Report;
+pub use samples::{Samples, Statistics};

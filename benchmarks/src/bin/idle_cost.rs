@@ -1,0 +1,89 @@
+//! What a cluster costs while nobody uses it: processor time of both managers.
+
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use benchmarks::machine::Machine;
+use clap::{Parser, value_parser};
+use nix::unistd::{SysconfVar, sysconf};
+use serde_json::json;
+use tools::interrupt::stop_clusters_on_signals;
+use tools::program::{self, Failure, describe};
+use tools::{LocalCluster, Options};
+
+/// Measures what an idle cluster costs: starts one on this machine and prints how much of a core its managers
+/// use while they have nothing to do.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Cli {
+    /// How long to measure, in seconds.
+    #[arg(long, value_name = "S", default_value_t = 5, value_parser = value_parser!(u64).range(1..))]
+    seconds: u64,
+    /// Let the managers poll ("rdma-sleep": false) instead of sleeping.
+    #[arg(long)]
+    poll: bool,
+    /// Print one JSON object and nothing else.
+    #[arg(long)]
+    json: bool,
+    /// Log more, to standard error; RUST_LOG overrides.
+    #[arg(short, long)]
+    verbose: bool,
+}
+
+fn main() -> ExitCode {
+    program::run(|cli: &Cli| cli.verbose, run)
+}
+
+fn run(cli: Cli) -> Result<(), Failure> {
+    stop_clusters_on_signals(None).map_err(Failure::later)?;
+    let options = Options { rdma_sleep: !cli.poll, ..Options::default() };
+    let mut cluster =
+        LocalCluster::start(options).map_err(|error| Failure::later(describe(&error)))?;
+    let managers = [
+        ("resource_manager", cluster.resource_manager().map(|manager| manager.id())),
+        ("executor_manager", cluster.executor_manager().map(|manager| manager.id())),
+    ];
+    // Starting costs something, being idle is what is asked about.
+    std::thread::sleep(Duration::from_secs(1));
+
+    let start = Instant::now();
+    let before = managers.map(|(_, id)| id.map_or(0.0, processor_seconds));
+    std::thread::sleep(Duration::from_secs(cli.seconds));
+    let after = managers.map(|(_, id)| id.map_or(0.0, processor_seconds));
+    let elapsed = start.elapsed().as_secs_f64();
+    let percent = [0, 1].map(|manager| 100.0 * (after[manager] - before[manager]) / elapsed);
+    let both = percent.iter().sum::<f64>();
+    cluster.stop().map_err(|error| Failure::later(describe(&error)))?;
+
+    if cli.json {
+        let told = json!({
+            "benchmark": "idle_cost",
+            "rdma_sleep": !cli.poll,
+            "seconds": elapsed,
+            "resource_manager_percent": percent[0],
+            "executor_manager_percent": percent[1],
+            "both_percent": both,
+            "machine": Machine::this(),
+        });
+        println!("{told}");
+    } else {
+        println!("idle_cost: {elapsed:.1} s, percent of a core\non {}\n", Machine::this());
+        for ((name, _), percent) in managers.iter().zip(percent) {
+            println!("{name:>18}{percent:>8.2}");
+        }
+        println!("{:>18}{both:>8.2}", "both");
+    }
+    Ok(())
+}
+
+/// Processor time that process `id` has used: the 14th and 15th field of `/proc/ID/stat`, proc_pid_stat(5), in ticks.
+/// Zero if it is gone.
+fn processor_seconds(id: u32) -> f64 {
+    let stat = std::fs::read_to_string(format!("/proc/{id}/stat")).unwrap_or_default();
+    // The second field, the program's name in parentheses, may have blanks in it.
+    let fields = stat.rsplit_once(')').map_or("", |(_, rest)| rest).split_whitespace();
+    let ticks: u64 = fields.skip(11).take(2).filter_map(|ticks| ticks.parse::<u64>().ok()).sum();
+    // Linux tells 100 everywhere (USER_HZ).
+    let per_second = sysconf(SysconfVar::CLK_TCK).ok().flatten().unwrap_or(100);
+    ticks as f64 / per_second as f64
+}

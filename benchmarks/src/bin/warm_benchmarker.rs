@@ -1,0 +1,109 @@
+//! Round trips of one function on one leased core, one after the other.
+
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use benchmarks::progress::Progress;
+use benchmarks::report::write_csv;
+use benchmarks::service::{self, Buffers};
+use benchmarks::{Measure, Plan, Report, Samples, Service, pattern};
+use clap::Parser;
+use rfaas::{Executor, Function};
+use tools::program::{self, Failure};
+
+/// How many bytes of the last output are shown, as in the tutorial.
+const SHOWN_BYTES: usize = 100;
+
+/// Measures blocking invocations of a function: leases one core, deploys the library, calls the function again
+/// and again.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Cli {
+    #[command(flatten)]
+    measure: Measure,
+    #[command(flatten)]
+    service: Service,
+}
+
+fn main() -> ExitCode {
+    program::run(|cli: &Cli| cli.measure.verbose, run)
+}
+
+fn run(cli: Cli) -> Result<(), Failure> {
+    let plan = Plan::of(&cli.measure)?;
+    let library = service::library(&cli.service)?;
+    let client = service::connect(&plan, &cli.service)?;
+    let lease = client.lease(service::request(&plan, 1)).map_err(service::failure)?;
+    let deployment = service::deployment(&plan, &cli.service);
+    let mut executor = lease.deploy_with(&library, &deployment).map_err(service::failure)?;
+    let function = executor.function(&cli.service.name).map_err(service::failure)?;
+    let buffers = Buffers::new(&plan, &executor, &cli.service.name, 1)?;
+
+    let mut run = Run { executor: &mut executor, function, buffers };
+    for number in 0..plan.warmup_repetitions {
+        run.round_trip(number.into())?;
+    }
+    let mut samples = Samples::with_capacity(plan.repetitions as usize);
+    let mut progress = Progress::of(plan.repetitions.into());
+    for number in 0..plan.repetitions {
+        samples.record(run.round_trip(number.into())?);
+        progress.step();
+    }
+    drop(progress);
+    run.compare_once(plan.repetitions.into())?;
+    let shown = run.last_output()?;
+    let bill = executor.release().map_err(service::failure)?;
+
+    let mut report = Report::new("warm_benchmarker", &plan, Some(&cli.service.name));
+    report.round_trip(&samples);
+    report.bill(&bill);
+    if let Some(file) = &cli.measure.output_stats {
+        write_csv(file, &[("time", &samples)])?;
+    }
+    report.print(cli.measure.json, &format!("{}\nData: {shown}\n\n", report.summary(&samples)))
+}
+
+/// What a repetition needs.
+struct Run<'a> {
+    executor: &'a mut Executor,
+    function: Function,
+    buffers: Buffers,
+}
+
+impl Run<'_> {
+    /// Measures one invocation, and checks that its result is its own.
+    fn round_trip(&mut self, number: u64) -> Result<Duration, Failure> {
+        self.buffers.stamp(number)?;
+        let (input, output) = (&self.buffers.inputs[0], &mut self.buffers.outputs[0]);
+        let start = Instant::now();
+        let invoked = self.executor.invoke(&self.function, input, output);
+        let took = start.elapsed();
+        self.buffers.check(&[invoked.map_err(service::failure)?], number)?;
+        Ok(took)
+    }
+
+    /// Compares one whole payload, after the measurement, if the function is one that returns it.
+    fn compare_once(&mut self, number: u64) -> Result<(), Failure> {
+        if !self.buffers.echoes() {
+            return Ok(());
+        }
+        let sent = pattern::payload(self.buffers.inputs[0].len());
+        self.buffers.inputs[0].write(0, &sent).map_err(service::failure)?;
+        pattern::compare(number, 0, &sent, &self.result(sent.len())?)
+    }
+
+    /// The start of what the function makes of the tutorial's input, all ones.
+    fn last_output(&mut self) -> Result<String, Failure> {
+        self.buffers.inputs[0].fill(1);
+        let bytes = self.result(SHOWN_BYTES)?;
+        Ok(bytes.iter().map(u8::to_string).collect::<Vec<_>>().join(" "))
+    }
+
+    /// Calls the function; returns at most `most` bytes of its output.
+    fn result(&mut self, most: usize) -> Result<Vec<u8>, Failure> {
+        let (input, output) = (&self.buffers.inputs[0], &mut self.buffers.outputs[0]);
+        let returned =
+            self.executor.invoke(&self.function, input, output).map_err(service::failure)?;
+        output.to_vec(..returned.min(most)).map_err(service::failure)
+    }
+}

@@ -1,0 +1,330 @@
+//! The ping-pong below the function service: the writes of an invocation without what calls the function.
+//!
+//! ```text
+//!   us    header + payload ──write with immediate──▶ slot   peer: another process of this program
+//!         output           ◀──write with immediate── slot
+//! ```
+//! The bytes, their places and the two ways of waiting are those of an invocation
+//! (`rfaas::protocol::invocation`), so that the difference between the two is what the service costs. The peer
+//! sends the slot back without copying it: a function's work is not the transport's.
+//!
+//! * TOGETHER - the peer ends when the connection does, and is killed when its starter dies.
+
+use std::hint::spin_loop;
+use std::net::SocketAddr;
+use std::ops::Range;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sys::prctl::set_pdeathsig;
+use nix::sys::signal::Signal;
+use rdmalib::{
+    Access, CompletionQueue, Device, Domain, Flags, Operation, QueuePair, QueuePairConfig, Region,
+    RemoteAddress, Source, Status, WorkRequest,
+};
+use rfaas::Spin;
+use rfaas::protocol::invocation::{HEADER_SPACE, RequestHeader};
+use tools::program::{Failure, describe};
+
+use crate::plan::Plan;
+
+/// Longest wait for a peer that answers at all.
+const TIMEOUT: Duration = Duration::from_secs(60);
+/// Longest wait for the peer process to connect.
+const START_TIMEOUT: Duration = Duration::from_secs(20);
+/// Pause between two looks at whether the peer process still runs, while it starts.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
+/// Posted receives: one message is under way at a time, the others cover the time to post the next.
+const RECEIVES: u32 = 4;
+/// Requests that may be under way before one completes with an entry.
+const SEND_DEPTH: u32 = 32;
+/// Every so many requests one is signalled, as the service does it to free its queue.
+const SIGNAL_EVERY: u32 = SEND_DEPTH / 2;
+/// Offset of what is sent: the header right in front of the payload, as in an invocation.
+const MESSAGE_START: usize = HEADER_SPACE - size_of::<RequestHeader>();
+/// Polls without a find before others get the core; as the client's blocking wait does it.
+const FREE_POLLS: u32 = 2048;
+const YIELD_EVERY: u32 = 64;
+const LOOK_EVERY: u32 = 1024;
+
+/// Why the ping-pong ended.
+#[derive(Debug, thiserror::Error)]
+enum Broken {
+    #[error("the connection to the peer has ended ({0:?})")]
+    Ended(Status),
+    #[error("the peer did not answer within {TIMEOUT:?}")]
+    Silent,
+    #[error(transparent)]
+    Rdma(#[from] rdmalib::Error),
+}
+
+/// Our side.
+#[derive(Debug)]
+pub struct Transport {
+    link: Link, // first: its requests name the regions below
+    source: Region,
+    output: Region,
+    payload_bytes: usize,
+    _peer: Peer,
+}
+
+impl Transport {
+    /// Starts the peer with `command`, this program with the flags of a peer except its address.
+    pub fn start(plan: &Plan, mut command: Command) -> Result<Self, Failure> {
+        let device = &plan.device.device;
+        let mut listener = device.listen(plan.device.entry.port).map_err(bad_device)?;
+        command.arg("--peer").arg(listener.local_addr().to_string());
+        let mut peer = Peer::start(command)?;
+
+        let parts = || {
+            let domain = device.domain()?;
+            let source = domain.allocate(HEADER_SPACE + plan.payload_len(), Access::empty())?;
+            let landing = Access::LOCAL_WRITE | Access::REMOTE_WRITE;
+            let output = domain.allocate(HEADER_SPACE + plan.payload_len(), landing)?;
+            let link = Link::new(device, &domain, plan)?;
+            Ok((link, source, output))
+        };
+        let (mut link, source, output) = parts().map_err(later::<rdmalib::Error>)?;
+
+        let start = Instant::now();
+        let request = loop {
+            match listener.next(LOOK_AGAIN).map_err(later)? {
+                Some(request) => break request,
+                None if peer.has_ended() => return Err(Failure::later("the peer process ended")),
+                None if start.elapsed() > START_TIMEOUT => {
+                    return Err(Failure::later("the peer process did not connect"));
+                }
+                None => {}
+            }
+        };
+        link.peer = read_address(request.private_data())
+            .ok_or_else(|| Failure::later("the peer process sent no address"))?;
+        request.accept(&mut link.queue_pair, &wire_address(output.remote())).map_err(later)?;
+        Ok(Transport { link, source, output, payload_bytes: plan.payload_len(), _peer: peer })
+    }
+
+    /// Puts `bytes` at `offset` of the payload.
+    pub fn write(&self, offset: usize, bytes: &[u8]) -> Result<(), Failure> {
+        self.source.write(HEADER_SPACE + offset, bytes).map_err(later)
+    }
+
+    /// Reads what came back, from `offset` on.
+    pub fn read(&self, offset: usize, out: &mut [u8]) -> Result<(), Failure> {
+        self.output.read(HEADER_SPACE + offset, out).map_err(later)
+    }
+
+    /// There and back.
+    #[inline]
+    pub fn round_trip(&mut self) -> Result<(), Failure> {
+        let message = MESSAGE_START..HEADER_SPACE + self.payload_bytes;
+        let to = self.link.peer.offset(MESSAGE_START as u64);
+        self.link.write(&self.source, message, to).map_err(later)?;
+        self.link.next().map_err(later)?;
+        Ok(())
+    }
+}
+
+/// The other side, in its own process: answers until the connection ends.
+pub fn be_the_peer(plan: &Plan, starter: SocketAddr) -> Result<(), Failure> {
+    // Should it have died before this line, there is nobody to connect to.
+    set_pdeathsig(Signal::SIGKILL).map_err(Failure::later)?;
+    let device = &plan.device.device;
+    let parts = || {
+        let domain = device.domain()?;
+        let landing = Access::LOCAL_WRITE | Access::REMOTE_WRITE;
+        let slot = domain.allocate(HEADER_SPACE + plan.payload_len(), landing)?;
+        let mut link = Link::new(device, &domain, plan)?;
+        let answer =
+            link.queue_pair.connect(starter, &wire_address(slot.remote()), START_TIMEOUT)?;
+        Ok((link, slot, answer))
+    };
+    let (mut link, slot, answer) = parts().map_err(later::<rdmalib::Error>)?;
+    link.peer = read_address(answer.as_slice())
+        .ok_or_else(|| Failure::later("the starter sent no address"))?;
+
+    let payload = HEADER_SPACE..HEADER_SPACE + plan.payload_len();
+    let to = link.peer.offset(HEADER_SPACE as u64);
+    loop {
+        match link.next() {
+            Ok(_) => {}
+            Err(Broken::Ended(_)) => return Ok(()),
+            // The starter may take its time between two repetitions.
+            Err(Broken::Silent) => continue,
+            Err(error) => return Err(later(error)),
+        }
+        link.write(&slot, payload.clone(), to).map_err(later)?;
+    }
+}
+
+/// A queue pair and how its completions are waited for.
+#[derive(Debug)]
+struct Link {
+    queue_pair: QueuePair,
+    completions: CompletionQueue,
+    peer: RemoteAddress,
+    spin: Spin,
+    sent: u32,
+    /// Room for the largest message that goes inline.
+    inline: Vec<u8>,
+}
+
+impl Link {
+    fn new(device: &Device, domain: &Domain, plan: &Plan) -> rdmalib::Result<Self> {
+        let max_inline_data =
+            plan.device.entry.max_inline_data.min(device.limits().max_inline_data);
+        let completions = device.completion_queue(SEND_DEPTH + RECEIVES)?;
+        let config = QueuePairConfig {
+            send_depth: SEND_DEPTH,
+            receive_depth: RECEIVES,
+            max_inline_data,
+            ..QueuePairConfig::default()
+        };
+        let mut queue_pair = QueuePair::new(domain, &completions, &completions, &config)?;
+        for _ in 0..RECEIVES {
+            queue_pair.post_receive(0, None)?;
+        }
+        Ok(Link {
+            queue_pair,
+            completions,
+            peer: RemoteAddress::default(),
+            spin: plan.spin(),
+            sent: 0,
+            inline: vec![0; max_inline_data as usize],
+        })
+    }
+
+    /// Writes the bytes `message` of `region` and tells the peer. Small ones go inline, as an invocation's do.
+    #[inline]
+    fn write(
+        &mut self,
+        region: &Region,
+        message: Range<usize>,
+        to: RemoteAddress,
+    ) -> rdmalib::Result<()> {
+        let source = match self.inline.get_mut(..message.len()) {
+            Some(inline) => {
+                region.read(message.start, inline)?;
+                Source::Inline(inline)
+            }
+            None => Source::Region(region.slice(message)?),
+        };
+        self.sent = self.sent.wrapping_add(1);
+        let mut flags = Flags::SOLICITED;
+        flags.set(Flags::SIGNALED, self.sent.is_multiple_of(SIGNAL_EVERY));
+        self.queue_pair.post(&WorkRequest {
+            id: 0,
+            operation: Operation::Write { source, to, immediate: Some(0) },
+            flags,
+        })
+    }
+
+    /// Waits for the peer's next message.
+    #[inline]
+    fn next(&mut self) -> Result<u32, Broken> {
+        let mut polls = 0u32;
+        let mut since = None;
+        loop {
+            let Some(completion) = self.completions.poll_one() else {
+                polls = polls.wrapping_add(1);
+                self.pause(polls, &mut since)?;
+                continue;
+            };
+            match (completion.status, completion.immediate) {
+                (Status::Success, Some(_)) => {
+                    self.queue_pair.post_receive(0, None)?;
+                    return Ok(completion.bytes);
+                }
+                (Status::Success, None) => {} // a signalled write of ours
+                (status, _) => return Err(Broken::Ended(status)),
+            }
+        }
+    }
+
+    /// What happens between two polls, the `polls`th of which found nothing.
+    #[inline]
+    fn pause(&mut self, polls: u32, since: &mut Option<Instant>) -> Result<(), Broken> {
+        let looks =
+            self.spin == Spin::Never || (polls >= FREE_POLLS && polls.is_multiple_of(LOOK_EVERY));
+        if !looks {
+            match polls >= FREE_POLLS && polls.is_multiple_of(YIELD_EVERY) {
+                true => std::thread::yield_now(),
+                false => spin_loop(),
+            }
+            return Ok(());
+        }
+        let waited = since.get_or_insert_with(Instant::now).elapsed();
+        if waited > TIMEOUT {
+            return Err(Broken::Silent);
+        }
+        let sleeps = match self.spin {
+            Spin::Always => false,
+            Spin::Never => true,
+            Spin::For(time) => waited >= time,
+        };
+        if sleeps {
+            self.completions.wait(Some(TIMEOUT))?;
+        }
+        Ok(())
+    }
+}
+
+/// The peer process, which does not outlive this value.
+#[derive(Debug)]
+struct Peer(Child);
+
+impl Peer {
+    fn start(mut command: Command) -> Result<Self, Failure> {
+        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn();
+        child
+            .map(Peer)
+            .map_err(|error| Failure::later(format!("the peer process did not start: {error}")))
+    }
+
+    fn has_ended(&mut self) -> bool {
+        !matches!(self.0.try_wait(), Ok(None))
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        // Both fail only if it has ended already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Twelve bytes: address, key; little-endian.
+fn wire_address(address: RemoteAddress) -> [u8; 12] {
+    let mut bytes = [0; 12];
+    bytes[..8].copy_from_slice(&address.addr.to_le_bytes());
+    bytes[8..].copy_from_slice(&address.key.to_le_bytes());
+    bytes
+}
+
+fn read_address(bytes: &[u8]) -> Option<RemoteAddress> {
+    let (addr, rest) = bytes.split_first_chunk()?;
+    let (key, _) = rest.split_first_chunk()?;
+    Some(RemoteAddress { addr: u64::from_le_bytes(*addr), key: u32::from_le_bytes(*key) })
+}
+
+fn bad_device(error: rdmalib::Error) -> Failure {
+    Failure::input(describe(&error))
+}
+
+fn later<E: std::error::Error>(error: E) -> Failure {
+    Failure::later(describe(&error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_survives_the_wire_and_its_padding() {
+        let address = RemoteAddress { addr: u64::MAX - 7, key: 0x1234_5678 };
+        let mut padded = wire_address(address).to_vec();
+        padded.resize(196, 0);
+        assert_eq!(read_address(&padded), Some(address));
+        assert_eq!(read_address(&padded[..11]), None);
+    }
+}
