@@ -1,1 +1,18 @@
-//! tools
+//! What tests, benchmarks and newcomers share: a cluster on this machine ([`LocalCluster`]), and what
+//! command-line programs do alike ([`program`]).
+//!
+//! Elsewhere: measuring (`benchmarks`), what clients call (`rfaas`).
+
+pub mod binaries;
+pub mod cluster;
+pub mod http;
+pub mod interrupt;
+pub mod process;
+pub mod program;
+pub mod rdma_devices;
+mod settings;
+
+pub use binaries::Binaries;
+pub use cluster::{ClusterError, LocalCluster, Options};
+pub use http::Http;
+pub use settings::DEVICE;

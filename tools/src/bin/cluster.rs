@@ -1,0 +1,71 @@
+//! A cluster on this machine, for as long as this program runs.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Parser;
+use tools::interrupt::stop_clusters_on_signals;
+use tools::program::{self, Failure, describe};
+use tools::{Binaries, LocalCluster, Options};
+
+/// Runs a resource manager and an executor manager on this machine until Ctrl-C.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Cli {
+    /// Cores that the node leases out.
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..))]
+    cores: u32,
+    /// Memory that the node leases out, in MB.
+    #[arg(long, value_name = "MB", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..))]
+    memory: u32,
+    /// Pin each worker to a CPU of its own.
+    #[arg(long)]
+    pin_threads: bool,
+    /// Only an executor manager; clients use the executors database.
+    #[arg(long)]
+    skip_resource_manager: bool,
+    /// Where the programs are; without it next to this one.
+    #[arg(long, value_name = "DIR")]
+    binaries: Option<PathBuf>,
+    /// Log more, to standard error; RUST_LOG overrides.
+    #[arg(short, long)]
+    verbose: bool,
+}
+
+fn main() -> ExitCode {
+    program::run(|cli: &Cli| cli.verbose, run)
+}
+
+fn run(cli: Cli) -> Result<(), Failure> {
+    stop_clusters_on_signals(Some(0)).map_err(Failure::later)?;
+    let options = Options {
+        cores: cli.cores,
+        memory: cli.memory,
+        pin_threads: cli.pin_threads,
+        resource_manager: !cli.skip_resource_manager,
+        binaries: cli.binaries.map_or_else(Binaries::beside_this_program, Binaries::in_directory),
+        ..Options::default()
+    };
+    let cluster = LocalCluster::start(options).map_err(|error| Failure::input(describe(&error)))?;
+    print_usage(&cluster)?;
+    loop {
+        std::thread::park(); // the signal ends the process
+    }
+}
+
+fn print_usage(cluster: &LocalCluster) -> Result<(), Failure> {
+    let mut out = std::io::stdout().lock();
+    let mut say = |line: String| writeln!(out, "{line}").map_err(Failure::later);
+    if let (Some(at), Some(http)) = (cluster.resource_manager_address(), cluster.http()) {
+        say(format!("resource manager   {at}, {}", http.base()))?;
+    }
+    say(format!("executor manager   {}", cluster.executor_manager_address()))?;
+    say(format!("configuration      {}", cluster.directory().display()))?;
+    let command = cluster.benchmark_command("warm_benchmarker").map_err(Failure::input)?;
+    let mut example = command.get_program().display().to_string();
+    for argument in command.get_args() {
+        example = format!("{example} {}", argument.display());
+    }
+    say(format!("\ntry: {example} -s 64\nCtrl-C stops it"))
+}

@@ -1,0 +1,505 @@
+//! [`LocalCluster`]: a resource manager and an executor manager on this machine, for one test,
+//! benchmark or afternoon.
+//!
+//! ```text
+//!   a temporary directory: devices.json, resource_manager.json, executor_manager.json, …
+//!     ├──▶ resource_manager   free ports, told in its log       (or none: --skip-resource-manager)
+//!     └──▶ executor_manager   a node of the wanted size ──▶ executor, executor, …
+//! ```
+//! * PRIVATE - ports, files and node name are its own: several clusters run side by side.
+//! * READY - [`LocalCluster::start`] returns when leases can be had, or tells why not, with the logs.
+//! * GONE - dropping it ends its programs and removes its files; so does the death of this process,
+//!   where the machine has `setpriv`.
+
+use std::ffi::OsString;
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+use std::{fs, io};
+
+use rfaas::Client;
+use rfaas::config::{ConfigError, ExecutorsDatabase, OpenDevice};
+use tempfile::TempDir;
+
+use crate::binaries::{Binaries, NotBuilt};
+use crate::http::Http;
+use crate::interrupt;
+use crate::process::{Keeper, Launch, NotStopped, Process};
+use crate::settings::Settings;
+
+/// Longest wait for a manager to be ready. Generous: tests run on loaded machines.
+const START_TIMEOUT: Duration = Duration::from_secs(30);
+/// Longest wait for a manager to stop: it gives its executors half a second each.
+const STOP_TIMEOUT: Duration = Duration::from_secs(10);
+/// How many ports are tried for the executor manager, whose port must be known before it starts.
+const PORT_ATTEMPTS: u32 = 8;
+/// Address of the embedded device; on it an address is only a name.
+const ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+
+/// What a cluster is to be like.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Cores that its node leases out; need not be those of this machine.
+    pub cores: u32,
+    /// Memory that its node leases out, in MB.
+    pub memory: u32,
+    /// Whether there is a resource manager.
+    pub resource_manager: bool,
+    /// Whether workers are pinned to CPUs.
+    pub pin_threads: bool,
+    /// Whether the managers sleep while there is nothing to do.
+    pub rdma_sleep: bool,
+    /// The cluster secret.
+    pub secret: u32,
+    /// Name of the node.
+    pub node: String,
+    /// Where the programs are.
+    pub binaries: Binaries,
+    /// `PATH` of the executor manager, which starts `executor` from it; by default the binaries' directory
+    /// in front of ours.
+    pub executor_path: Option<OsString>,
+}
+
+impl Default for Options {
+    /// A node of two cores and 1024 MB, sleeping managers, a resource manager.
+    fn default() -> Self {
+        Options {
+            cores: 2,
+            memory: 1024,
+            resource_manager: true,
+            pin_threads: false,
+            rdma_sleep: true,
+            secret: 42,
+            node: "local-node".into(),
+            binaries: Binaries::beside_this_program(),
+            executor_path: None,
+        }
+    }
+}
+
+/// Why a cluster did not start or stop.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ClusterError {
+    /// A program is missing.
+    #[error(transparent)]
+    NotBuilt(#[from] NotBuilt),
+    /// Files or processes of the cluster.
+    #[error("{what} failed")]
+    Os {
+        /// What was done.
+        what: &'static str,
+        /// The system's error.
+        #[source]
+        source: io::Error,
+    },
+    /// The configuration that was to be used as it is cannot be.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// A client could not connect.
+    #[error(transparent)]
+    Client(#[from] rfaas::Error),
+    /// A manager ended instead of starting, and said why.
+    #[error("{program}: {reason}")]
+    Refused {
+        /// Name of the program.
+        program: String,
+        /// Its words.
+        reason: String,
+    },
+    /// A manager did not say in time that it is ready.
+    #[error("no {awaited:?} from {program}")]
+    NotReady {
+        /// What its log should have said.
+        awaited: &'static str,
+        /// The program, how it ended and what it logged.
+        program: String,
+    },
+    /// A manager ended with an error.
+    #[error("unclean end: {program}")]
+    UncleanEnd {
+        /// The program, how it ended and what it logged.
+        program: String,
+    },
+    /// A manager had to be killed.
+    #[error(transparent)]
+    NotStopped(#[from] NotStopped),
+}
+
+fn os(what: &'static str) -> impl FnOnce(io::Error) -> ClusterError {
+    move |source| ClusterError::Os { what, source }
+}
+
+/// A resource manager (unless not wanted) and an executor manager, running.
+#[derive(Debug)]
+pub struct LocalCluster {
+    // Order of dropping: the executor manager first, so that the resource manager still books its
+    // bills; then the files; the keeper last, since the processes die with it.
+    executor_manager: Option<Process>,
+    resource_manager: Option<Process>,
+    directory: TempDir,
+    keeper: Keeper,
+    settings: Settings,
+    http: Option<Http>,
+    options: Options,
+}
+
+impl LocalCluster {
+    /// Starts one and waits until it is ready.
+    pub fn start(options: Options) -> Result<Self, ClusterError> {
+        let directory = private_directory()?;
+        let mut settings = Settings::shipped(directory.path(), ADDRESS);
+        settings.resource_manager.config.rdma_secret = options.secret;
+        settings.resource_manager.config.rdma_sleep = options.rdma_sleep;
+        let node = &mut settings.executor_manager;
+        node.config.node_name.clone_from(&options.node);
+        node.config.resource_manager_secret = options.secret;
+        node.config.rdma_sleep = options.rdma_sleep;
+        node.config.cores = Some(options.cores);
+        node.config.memory = Some(options.memory);
+        node.executor.pin_threads = options.pin_threads;
+        let mut cluster = Self::not_started(directory, settings, options)?;
+
+        let mut attempts = 0..PORT_ATTEMPTS;
+        loop {
+            cluster.choose_executor_manager_port();
+            match cluster.start_managers() {
+                Ok(()) => return Ok(cluster),
+                Err(error) if attempts.next().is_none() || !is_port_taken(&error) => {
+                    return Err(error);
+                }
+                Err(_) => {
+                    cluster.executor_manager = None;
+                    cluster.resource_manager = None;
+                }
+            }
+        }
+    }
+
+    /// Starts one with the configuration files in `config` as they are, as the shipped directory of that name has
+    /// them, and waits until it is ready.
+    pub fn start_configured(config: &Path, binaries: Binaries) -> Result<Self, ClusterError> {
+        let config = config.canonicalize().map_err(os("finding the configuration directory"))?;
+        let settings = Settings::load(&config)?;
+        let options = Options { binaries, ..Options::default() };
+        let mut cluster = Self::not_started(private_directory()?, settings, options)?;
+        cluster.start_managers()?;
+        Ok(cluster)
+    }
+
+    fn not_started(
+        directory: TempDir,
+        settings: Settings,
+        options: Options,
+    ) -> Result<Self, ClusterError> {
+        interrupt::started(directory.path());
+        Ok(LocalCluster {
+            executor_manager: None,
+            resource_manager: None,
+            directory,
+            keeper: Keeper::start().map_err(os("starting a thread"))?,
+            settings,
+            http: None,
+            options,
+        })
+    }
+
+    /// Unlike the resource manager's, which are told in its log, this port must be known before: it is in the
+    /// executors database that the resource manager starts with.
+    fn choose_executor_manager_port(&mut self) {
+        self.settings.executor_manager.config.rdma_device_port = any_port();
+    }
+
+    fn start_managers(&mut self) -> Result<(), ClusterError> {
+        self.write_settings()?;
+        if self.options.resource_manager {
+            self.start_resource_manager()?;
+        }
+        self.start_executor_manager()
+    }
+
+    fn write_settings(&self) -> Result<(), ClusterError> {
+        let Options { cores, memory, .. } = self.options;
+        self.settings
+            .write(self.executor_manager_address(), cores, memory)
+            .map_err(os("writing configuration files"))
+    }
+
+    /// Starts the resource manager, or starts it again after it was killed: then it has the ports that it
+    /// had, and has forgotten everything else.
+    pub fn start_resource_manager(&mut self) -> Result<(), ClusterError> {
+        let arguments = vec![
+            "--config".into(),
+            self.settings.resource_manager_path().into(),
+            "--device-database".into(),
+            self.settings.devices_path().into(),
+            "--input-database".into(),
+            self.settings.executors_path().into(),
+            "-v".into(),
+        ];
+        let mut manager = self.launch("resource_manager", arguments, None)?;
+        let rdma_port = await_line(&mut manager, "Listening on device", port_at_end)?;
+        let http_port = await_line(&mut manager, "HTTP interface at", port_at_end)?;
+        self.resource_manager = Some(manager);
+        self.http = Some(Http::at(format!("http://{ADDRESS}:{http_port}")));
+        self.settings.resource_manager.config.rdma_device_port = rdma_port;
+        self.settings.resource_manager.config.http_network_port = http_port;
+        self.settings.set_resource_manager(Some(SocketAddr::new(self.address(), rdma_port)));
+        self.write_settings()
+    }
+
+    /// Starts the executor manager, or starts it again, at the same address, after it was killed.
+    pub fn start_executor_manager(&mut self) -> Result<(), ClusterError> {
+        let mut arguments: Vec<OsString> = vec![
+            "--config".into(),
+            self.settings.executor_manager_path().into(),
+            "--device-database".into(),
+            self.settings.devices_path().into(),
+            "-v".into(),
+        ];
+        if !self.options.resource_manager {
+            arguments.push("--skip-resource-manager".into());
+        }
+        let path = self.options.executor_path.clone();
+        let mut manager = self.launch("executor_manager", arguments, path)?;
+        let awaited =
+            if self.options.resource_manager { "registered as" } else { "Listening on device" };
+        await_line(&mut manager, awaited, |_| Some(()))?;
+        self.executor_manager = Some(manager);
+        Ok(())
+    }
+
+    /// Address of the device.
+    fn address(&self) -> IpAddr {
+        let name = &self.settings.executor_manager.config.rdma_device;
+        self.settings.devices.get(name).map_or(ADDRESS, |device| device.ip_address)
+    }
+
+    fn launch(
+        &self,
+        program: &str,
+        arguments: Vec<OsString>,
+        path: Option<OsString>,
+    ) -> Result<Process, ClusterError> {
+        let launch = Launch {
+            program: self.options.binaries.program(program)?,
+            arguments,
+            path: path.unwrap_or_else(|| self.path_with_binaries()),
+            directory: self.directory().to_owned(),
+        };
+        let manager = self.keeper.spawn(&launch).map_err(os("starting a manager"))?;
+        interrupt::runs(self.directory(), manager.id());
+        Ok(manager)
+    }
+
+    fn path_with_binaries(&self) -> OsString {
+        let mut path = OsString::from(self.options.binaries.directory());
+        if let Some(ours) = std::env::var_os("PATH") {
+            path.push(":");
+            path.push(ours);
+        }
+        path
+    }
+
+    /// Its private directory: configuration files, and where its programs put temporary files.
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// Device database for clients.
+    pub fn devices(&self) -> PathBuf {
+        self.settings.devices_path()
+    }
+
+    /// Executors database: for clients that use no resource manager.
+    pub fn executors(&self) -> PathBuf {
+        self.settings.executors_path()
+    }
+
+    /// Configuration of benchmarks.
+    pub fn benchmark(&self) -> PathBuf {
+        self.settings.benchmark_path()
+    }
+
+    /// Where clients ask for leases, if there is a resource manager.
+    pub fn resource_manager_address(&self) -> Option<SocketAddr> {
+        let client = &self.settings.benchmark.config;
+        let ip = client.resource_manager_address.parse().ok()?;
+        Some(SocketAddr::new(ip, client.resource_manager_port))
+    }
+
+    /// Where clients claim leases.
+    pub fn executor_manager_address(&self) -> SocketAddr {
+        SocketAddr::new(self.address(), self.settings.executor_manager.config.rdma_device_port)
+    }
+
+    /// The resource manager's HTTP interface, if there is one.
+    pub fn http(&self) -> Option<&Http> {
+        self.http.as_ref()
+    }
+
+    /// The resource manager, if it was started.
+    pub fn resource_manager(&mut self) -> Option<&mut Process> {
+        self.resource_manager.as_mut()
+    }
+
+    /// The executor manager, if it was started.
+    pub fn executor_manager(&mut self) -> Option<&mut Process> {
+        self.executor_manager.as_mut()
+    }
+
+    /// Process ids of the executors that run now.
+    pub fn executors_running(&self) -> Vec<u32> {
+        let Some(manager) = &self.executor_manager else { return Vec::new() };
+        children(manager.id())
+    }
+
+    /// Program `name` of the built ones with the cluster's configuration files on its command line, as
+    /// every benchmark takes them.
+    pub fn benchmark_command(&self, name: &str) -> Result<Command, ClusterError> {
+        let mut command = Command::new(self.options.binaries.program(name)?);
+        command.arg("--config").arg(self.benchmark());
+        command.arg("--device-database").arg(self.devices());
+        if !self.options.resource_manager {
+            command.arg("--executors-database").arg(self.executors());
+        }
+        command.env("TMPDIR", self.directory());
+        Ok(command)
+    }
+
+    /// The device that clients use, open.
+    pub fn open_device(&self) -> Result<OpenDevice, ClusterError> {
+        Ok(self.settings.devices.open(&self.settings.benchmark.config.rdma_device)?)
+    }
+
+    /// A client: of the resource manager or, where there is none, of the executor manager.
+    pub fn client(&self) -> Result<Client, ClusterError> {
+        let device = self.open_device()?;
+        match self.resource_manager_address() {
+            Some(at) => Ok(Client::connect(device, at)?),
+            None => {
+                let database = ExecutorsDatabase::load(self.executors())?;
+                Ok(Client::with_executors(device, database)?)
+            }
+        }
+    }
+
+    /// Built function library `libNAME.so`.
+    pub fn library(&self, name: &str) -> Result<PathBuf, ClusterError> {
+        Ok(self.options.binaries.library(name)?)
+    }
+
+    /// What the managers have logged, for failure messages.
+    pub fn logs(&self) -> String {
+        let managers = [&self.resource_manager, &self.executor_manager];
+        managers.into_iter().flatten().map(|manager| format!("{manager}\n")).collect()
+    }
+
+    /// Stops both managers in order, and their executors with them. An error if one of them did not stop
+    /// when told to, or ended with a failure.
+    pub fn stop(mut self) -> Result<(), ClusterError> {
+        for manager in [&mut self.executor_manager, &mut self.resource_manager] {
+            let Some(manager) = manager else { continue };
+            let running = manager.exit_status().is_none();
+            let status = manager.stop(STOP_TIMEOUT)?;
+            if running && !status.success() {
+                return Err(ClusterError::UncleanEnd { program: manager.to_string() });
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for LocalCluster {
+    fn drop(&mut self) {
+        // In order and asked first, so that nothing is left even where `stop` was not reached.
+        for manager in [&mut self.executor_manager, &mut self.resource_manager] {
+            if let Some(manager) = manager
+                && let Err(error) = manager.stop(STOP_TIMEOUT)
+            {
+                tracing::warn!(%error, "a manager of the local cluster was killed");
+            }
+        }
+        interrupt::stopped(self.directory());
+    }
+}
+
+fn private_directory() -> Result<TempDir, ClusterError> {
+    tempfile::Builder::new()
+        .prefix("rfaas-cluster-")
+        .tempdir()
+        .map_err(os("making the cluster's directory"))
+}
+
+/// Waits until `manager` logs a line with `awaited` in it, from which `read` gets what it tells.
+fn await_line<T>(
+    manager: &mut Process,
+    awaited: &'static str,
+    mut read: impl FnMut(&str) -> Option<T>,
+) -> Result<T, ClusterError> {
+    let found = manager.wait_for(START_TIMEOUT, |line| read(line.split_once(awaited)?.1));
+    found.ok_or_else(|| {
+        manager.wait(Duration::from_millis(100)); // so that its exit status is told, if it ended
+        let log = manager.log();
+        match log.lines().find_map(|line| line.strip_prefix("error: ")) {
+            Some(reason) => {
+                ClusterError::Refused { program: manager.name().into(), reason: reason.into() }
+            }
+            None => ClusterError::NotReady { awaited, program: manager.to_string() },
+        }
+    })
+}
+
+/// The number at the end: ` shm0, address 127.0.0.1:10000` → 10000.
+fn port_at_end(rest: &str) -> Option<u16> {
+    rest.trim_end().rsplit(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
+}
+
+/// A port that most likely nobody uses: below the range that systems choose from by themselves
+/// (`ip_local_port_range`, ip(7), starts at 32768).
+fn any_port() -> u16 {
+    let random = RandomState::new().build_hasher().finish();
+    16384 + (random % 16384) as u16
+}
+
+fn is_port_taken(error: &ClusterError) -> bool {
+    matches!(error, ClusterError::Refused { reason, .. } if reason.contains("in use"))
+}
+
+/// Process ids of the children of process `parent`; none if it is gone.
+fn children(parent: u32) -> Vec<u32> {
+    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+    processes
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .filter(|&id| parent_of(id) == Some(parent))
+        .collect()
+}
+
+/// The fourth field of `/proc/ID/stat`, proc_pid_stat(5); the second, the program's name in parentheses, may
+/// have blanks in it.
+fn parent_of(id: u32) -> Option<u32> {
+    let stat = fs::read_to_string(format!("/proc/{id}/stat")).ok()?;
+    stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ports_are_read_from_the_managers_logs() {
+        assert_eq!(port_at_end(" shm0, address 127.0.0.1:10005"), Some(10005));
+        assert_eq!(port_at_end(" shm0, port 10005\n"), Some(10005));
+        assert_eq!(port_at_end(" [::1]:5000"), Some(5000));
+        assert_eq!(port_at_end(" shm0, "), None);
+    }
+
+    #[test]
+    fn a_cluster_without_its_programs_says_what_to_build() {
+        let binaries = Binaries::in_directory("/nowhere");
+        let error = LocalCluster::start(Options { binaries, ..Options::default() }).unwrap_err();
+        assert!(error.to_string().contains("cargo build"), "{error}");
+    }
+}

@@ -1,0 +1,114 @@
+//! What Ctrl-C does to a program with local clusters: their managers are stopped and their directories removed before
+//! it ends. Destructors do that otherwise, but a signal runs none.
+//!
+//! * ONCE MORE - a second signal ends the program at once; the managers then die with it (`process`).
+
+use std::collections::BTreeMap;
+use std::future::poll_fn;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Longest wait for managers that were told to stop.
+const GRACE: Duration = Duration::from_secs(10);
+/// How often they are looked at.
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
+
+/// Clusters of this process: their directories, and the ids of the processes that they have started.
+static CLUSTERS: Mutex<BTreeMap<PathBuf, Vec<u32>>> = Mutex::new(BTreeMap::new());
+
+fn clusters() -> MutexGuard<'static, BTreeMap<PathBuf, Vec<u32>>> {
+    CLUSTERS.lock().unwrap_or_else(PoisonError::into_inner) // each change of it is a single step
+}
+
+/// A cluster has this directory.
+pub(crate) fn started(directory: &Path) {
+    clusters().insert(directory.to_owned(), Vec::new());
+}
+
+/// It runs this process too.
+pub(crate) fn runs(directory: &Path, id: u32) {
+    if let Some(ids) = clusters().get_mut(directory) {
+        ids.push(id);
+    }
+}
+
+/// It is gone.
+pub(crate) fn stopped(directory: &Path) {
+    clusters().remove(directory);
+}
+
+/// From now on SIGINT and SIGTERM stop the clusters of this process and then end it, with `status` or, without
+/// one, as a shell tells that signal (128 and its number).
+pub fn stop_clusters_on_signals(status: Option<i32>) -> io::Result<()> {
+    // Handlers, not a blocked mask that is waited on: programs that are started would inherit the mask.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+    let (mut interrupt, mut terminate) = {
+        let _inside = runtime.enter();
+        (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?)
+    };
+    let mut next = move || {
+        runtime.block_on(poll_fn(|context| {
+            if interrupt.poll_recv(context).is_ready() {
+                return Poll::Ready(Signal::SIGINT);
+            }
+            terminate.poll_recv(context).map(|_| Signal::SIGTERM)
+        }))
+    };
+    let watch = move || {
+        let first = next();
+        let status = status.unwrap_or(128 + first as i32);
+        let stopping = std::thread::spawn(move || {
+            let clean = stop_clusters();
+            if !clean {
+                eprintln!("error: a manager did not stop in time and was killed");
+            }
+            std::process::exit(if clean { status } else { 1 });
+        });
+        next();
+        drop(stopping); // it is not waited for
+        std::process::exit(status);
+    };
+    std::thread::Builder::new().name("signals".into()).spawn(watch).map(drop)
+}
+
+/// Whether all managers stopped when told to.
+fn stop_clusters() -> bool {
+    let clusters = clusters(); // kept: no further cluster starts from here on
+    // Started later, stopped earlier: the executor manager before the resource manager, which books its bills.
+    let mut clean = true;
+    for id in clusters.values().flat_map(|ids| ids.iter().rev()) {
+        clean &= stop(Pid::from_raw(id.cast_signed()));
+    }
+    for directory in clusters.keys() {
+        // What is left of it is a temporary directory that the system clears.
+        let _ = std::fs::remove_dir_all(directory);
+    }
+    clean
+}
+
+fn stop(process: Pid) -> bool {
+    let deadline = Instant::now() + GRACE;
+    let mut signal = Some(Signal::SIGTERM);
+    // Not reaped by us: it is gone when it is a zombie or nothing.
+    while kill(process, signal.take()).is_ok() && !is_zombie(process) {
+        if Instant::now() > deadline {
+            let _ = kill(process, Signal::SIGKILL);
+            return false;
+        }
+        std::thread::sleep(LOOK_AGAIN);
+    }
+    true
+}
+
+/// The third field of `/proc/ID/stat`, proc_pid_stat(5).
+fn is_zombie(process: Pid) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('Z'))
+}

@@ -1,0 +1,169 @@
+//! The configuration files of a cluster: the shipped ones of `config/` with a few values changed, or those of
+//! a directory as they are.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::{fs, io};
+
+use rfaas::config::{
+    BenchmarkConfig, ConfigError, Devices, ExecutorEntry, ExecutorManagerConfig, ExecutorsDatabase,
+    ResourceManagerConfig,
+};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+/// The shipped files, as they were when this was built: a cluster needs no source tree to run.
+mod shipped {
+    pub const DEVICES: &str = include_str!("../../config/devices.json");
+    pub const RESOURCE_MANAGER: &str = include_str!("../../config/resource_manager.json");
+    pub const EXECUTOR_MANAGER: &str = include_str!("../../config/executor_manager.json");
+    pub const BENCHMARK: &str = include_str!("../../config/benchmark.json");
+}
+
+const DEVICES: &str = "devices.json";
+const RESOURCE_MANAGER: &str = "resource_manager.json";
+const EXECUTOR_MANAGER: &str = "executor_manager.json";
+const EXECUTORS: &str = "executors_database.json";
+const BENCHMARK: &str = "benchmark.json";
+
+/// Device that a cluster's programs and clients use: the shipped one.
+pub const DEVICE: &str = "shm0";
+
+/// The files, as values until they are written.
+#[derive(Clone, Debug)]
+pub(crate) struct Settings {
+    directory: PathBuf,
+    /// The files are somebody's, and not written.
+    read_only: bool,
+    pub devices: Devices,
+    pub resource_manager: ResourceManagerConfig,
+    pub executor_manager: ExecutorManagerConfig,
+    pub benchmark: BenchmarkConfig,
+}
+
+impl Settings {
+    /// The shipped ones, to be written into `directory`: on the shipped device at `address`, all ports to
+    /// be chosen.
+    pub fn shipped(directory: &Path, address: IpAddr) -> Self {
+        let mut settings = Settings {
+            directory: directory.to_owned(),
+            read_only: false,
+            devices: parse(shipped::DEVICES),
+            resource_manager: parse(shipped::RESOURCE_MANAGER),
+            executor_manager: parse(shipped::EXECUTOR_MANAGER),
+            benchmark: parse(shipped::BENCHMARK),
+        };
+        settings.devices.devices.retain(|device| device.name == DEVICE);
+        for device in &mut settings.devices.devices {
+            device.ip_address = address;
+            device.port = 0;
+        }
+        let manager = &mut settings.resource_manager.config;
+        manager.rdma_device = DEVICE.into();
+        manager.rdma_device_port = 0;
+        manager.http_network_address = "127.0.0.1".into();
+        manager.http_network_port = 0;
+        settings.executor_manager.config.rdma_device = DEVICE.into();
+        settings.executor_manager.config.rdma_device_port = 0;
+        settings.benchmark.config.rdma_device = DEVICE.into();
+        settings.set_resource_manager(None);
+        settings
+    }
+
+    /// Those in `directory`, as they are.
+    pub fn load(directory: &Path) -> Result<Self, ConfigError> {
+        Ok(Settings {
+            directory: directory.to_owned(),
+            read_only: true,
+            devices: Devices::load(directory.join(DEVICES))?,
+            resource_manager: ResourceManagerConfig::load(directory.join(RESOURCE_MANAGER))?,
+            executor_manager: ExecutorManagerConfig::load(directory.join(EXECUTOR_MANAGER))?,
+            benchmark: BenchmarkConfig::load(directory.join(BENCHMARK))?,
+        })
+    }
+
+    /// Where executor manager and clients find the resource manager.
+    pub fn set_resource_manager(&mut self, at: Option<SocketAddr>) {
+        let (address, port) = at.map_or((String::new(), 0), |at| (at.ip().to_string(), at.port()));
+        let node = &mut self.executor_manager.config;
+        (node.resource_manager_address, node.resource_manager_port) = (address.clone(), port);
+        let client = &mut self.benchmark.config;
+        (client.resource_manager_address, client.resource_manager_port) = (address, port);
+    }
+
+    /// Writes all files, unless they were loaded; the executors database has one node, the executor manager at `node`.
+    pub fn write(&self, node: SocketAddr, cores: u32, memory: u32) -> io::Result<()> {
+        if self.read_only {
+            return Ok(());
+        }
+        let database = ExecutorsDatabase {
+            executors: vec![ExecutorEntry {
+                node: self.executor_manager.config.node_name.clone(),
+                address: node.ip().to_string(),
+                port: node.port(),
+                cores,
+                memory,
+            }],
+        };
+        write(&self.devices_path(), &self.devices)?;
+        write(&self.resource_manager_path(), &self.resource_manager)?;
+        write(&self.executor_manager_path(), &self.executor_manager)?;
+        write(&self.executors_path(), &database)?;
+        write(&self.benchmark_path(), &self.benchmark)
+    }
+
+    pub fn devices_path(&self) -> PathBuf {
+        self.directory.join(DEVICES)
+    }
+
+    pub fn resource_manager_path(&self) -> PathBuf {
+        self.directory.join(RESOURCE_MANAGER)
+    }
+
+    pub fn executor_manager_path(&self) -> PathBuf {
+        self.directory.join(EXECUTOR_MANAGER)
+    }
+
+    pub fn executors_path(&self) -> PathBuf {
+        self.directory.join(EXECUTORS)
+    }
+
+    pub fn benchmark_path(&self) -> PathBuf {
+        self.directory.join(BENCHMARK)
+    }
+}
+
+fn parse<T: DeserializeOwned>(text: &str) -> T {
+    serde_json::from_str(text).expect("a test reads every shipped file")
+}
+
+fn write<T: Serialize>(path: &Path, value: &T) -> io::Result<()> {
+    fs::write(path, serde_json::to_string_pretty(value)? + "\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_shipped_files_are_adapted_and_written_whole() {
+        let directory = tempfile::tempdir().unwrap();
+        let at: SocketAddr = "127.0.0.1:1".parse().unwrap();
+        let mut settings = Settings::shipped(directory.path(), at.ip());
+        settings.set_resource_manager(Some(at));
+        settings.write(at, 2, 512).unwrap();
+
+        let devices = Devices::load(settings.devices_path()).unwrap();
+        assert_eq!(devices.get(DEVICE).unwrap().provider.to_string(), "shm");
+        let manager = ResourceManagerConfig::load(settings.resource_manager_path()).unwrap();
+        assert_eq!(manager.config.http_network_port, 0);
+        let node = ExecutorManagerConfig::load(settings.executor_manager_path()).unwrap();
+        assert_eq!(node.config.resource_manager().unwrap(), Some(at));
+        assert_eq!(
+            ExecutorsDatabase::load(settings.executors_path()).unwrap().executors[0].cores,
+            2
+        );
+        let benchmark = BenchmarkConfig::load(settings.benchmark_path()).unwrap();
+        assert_eq!(benchmark.config.resource_manager().unwrap(), Some(at));
+    }
+}

@@ -1,0 +1,92 @@
+/* Functions that misbehave, each in one way; and two that behave, to see that the rest still works.
+ *
+ * Built by tests with `cc -shared -fPIC`. Numbers in inputs and outputs are of this machine's byte order.
+ */
+#include <signal.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+static uint32_t number(const void *input, uint32_t input_bytes) {
+    uint32_t value = 0;
+    memcpy(&value, input, input_bytes < sizeof value ? input_bytes : sizeof value);
+    return value;
+}
+
+/* Behaves: returns its input. */
+uint32_t echo(void *input, uint32_t input_bytes, void *output) {
+    memcpy(output, input, input_bytes);
+    return input_bytes;
+}
+
+/* Behaves: how often it was called in this process, as a 32-bit number. Not for several workers. */
+uint32_t count(void *input, uint32_t input_bytes, void *output) {
+    static uint32_t calls;
+    (void)input, (void)input_bytes;
+    calls++;
+    memcpy(output, &calls, sizeof calls);
+    return sizeof calls;
+}
+
+/* Dies of a null pointer: SIGSEGV. */
+uint32_t crash(void *input, uint32_t input_bytes, void *output) {
+    volatile int *nowhere = NULL;
+    (void)input, (void)input_bytes, (void)output;
+    *nowhere = 1;
+    return 0;
+}
+
+/* Dies of the signal whose number is its input. */
+uint32_t raise_signal(void *input, uint32_t input_bytes, void *output) {
+    (void)output;
+    raise((int)number(input, input_bytes));
+    return 0;
+}
+
+/* Dies of an assertion: SIGABRT. */
+uint32_t abort_now(void *input, uint32_t input_bytes, void *output) {
+    (void)input, (void)input_bytes, (void)output;
+    abort();
+}
+
+/* Ends the process; the exit status is its input. */
+uint32_t exit_with(void *input, uint32_t input_bytes, void *output) {
+    (void)output;
+    exit((int)number(input, input_bytes));
+}
+
+/* Never returns, without using the processor. */
+uint32_t sleep_forever(void *input, uint32_t input_bytes, void *output) {
+    (void)input, (void)input_bytes, (void)output;
+    for (;;) pause();
+}
+
+/* Never returns, using the processor. */
+uint32_t spin_forever(void *input, uint32_t input_bytes, void *output) {
+    volatile uint64_t turns = 0;
+    (void)input, (void)input_bytes, (void)output;
+    for (;;) turns++;
+}
+
+/* Takes as many milliseconds as its input says, then returns its input. */
+uint32_t sleep_ms(void *input, uint32_t input_bytes, void *output) {
+    uint32_t ms = number(input, input_bytes);
+    struct timespec time = {ms / 1000, (long)(ms % 1000) * 1000000};
+    nanosleep(&time, NULL);
+    return echo(input, input_bytes, output);
+}
+
+/* Says that it wrote as many bytes as its input says, and writes none. */
+uint32_t claim(void *input, uint32_t input_bytes, void *output) {
+    (void)output;
+    return number(input, input_bytes);
+}
+
+/* Writes as many bytes as its input says, whether they fit or not. */
+uint32_t fill(void *input, uint32_t input_bytes, void *output) {
+    uint32_t bytes = number(input, input_bytes);
+    memset(output, 0x5a, bytes);
+    return bytes;
+}

@@ -1,0 +1,266 @@
+//! Nothing is left behind: no process, shared memory, socket or file, after runs that end well and after those that
+//! do not.
+
+mod common;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use common::leftovers::Leftovers;
+use common::{
+    Running, binaries, call, cluster, command, deploy, ended_by, eventually, kill_9, library,
+    one_at_a_time, run, start, warm,
+};
+use nix::sys::signal::Signal;
+use rfaas::Error;
+use tools::{LocalCluster, Options};
+
+const BENCHMARKS: [&str; 3] = ["warm_benchmarker", "cold_benchmarker", "parallel_invocations"];
+
+/// What was there before, and a directory that everything of the test goes to.
+struct Scene {
+    /// Where the test's programs put temporary files: empty before and after.
+    temporary: tempfile::TempDir,
+    before: Leftovers,
+}
+
+impl Scene {
+    fn new() -> Self {
+        let temporary = tempfile::tempdir().unwrap();
+        let before = Leftovers::list(temporary.path());
+        Scene { temporary, before }
+    }
+
+    /// To be called when the cluster is gone: then everything is.
+    fn ends_clean(self) {
+        Leftovers::nothing_new_since(&self.before, self.temporary.path());
+    }
+
+    fn benchmark(&self, cluster: &LocalCluster, name: &str, repetitions: &str) -> Command {
+        let mut command = cluster.benchmark_command(name).unwrap();
+        command.env("TMPDIR", self.temporary.path());
+        command.args(["--repetitions", repetitions, "--hot-timeout", "0"]);
+        command.arg("--functions").arg(library("functions"));
+        command
+    }
+}
+
+/// Waits until `cluster` is as it was before any client came: no executor, all cores free.
+fn is_idle_again(cluster: &LocalCluster) {
+    eventually("executors are gone", || cluster.executors_running().is_empty());
+    let http = cluster.http().unwrap();
+    eventually("cores are free", || {
+        let nodes = http.get("/nodes").unwrap().body;
+        nodes[0]["free_cores"] == nodes[0]["cores"] && nodes[0]["free_memory"] == nodes[0]["memory"]
+    });
+}
+
+/// Files in the directory that the managers have as theirs for temporary files.
+fn files_of(cluster: &LocalCluster) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(cluster.directory()).unwrap();
+    let mut files: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
+    files.sort();
+    files
+}
+
+#[test]
+fn nothing_is_left_after_runs_that_end_well() {
+    let _guard = one_at_a_time();
+    let scene = Scene::new();
+    let cluster = cluster(Options::default());
+    let files = files_of(&cluster);
+    let idle = Leftovers::list(scene.temporary.path());
+    for name in BENCHMARKS {
+        run(scene.benchmark(&cluster, name, "2")).success();
+        is_idle_again(&cluster);
+        Leftovers::nothing_new_since(&idle, scene.temporary.path());
+    }
+    assert_eq!(files_of(&cluster), files);
+    cluster.stop().unwrap();
+    scene.ends_clean();
+}
+
+#[test]
+fn nothing_is_left_after_a_benchmark_is_interrupted() {
+    let _guard = one_at_a_time();
+    let scene = Scene::new();
+    let cluster = cluster(Options::default());
+    let files = files_of(&cluster);
+    for name in BENCHMARKS {
+        for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGKILL] {
+            let running = start(scene.benchmark(&cluster, name, "1000000"));
+            eventually("an executor runs", || !cluster.executors_running().is_empty());
+            running.signal(signal);
+            assert!(ended_by(&running.finish(), signal));
+            is_idle_again(&cluster);
+        }
+    }
+    assert_eq!(files_of(&cluster), files);
+    cluster.stop().unwrap();
+    scene.ends_clean();
+}
+
+#[test]
+fn the_peer_of_the_transport_benchmark_ends_with_it() {
+    let _guard = one_at_a_time();
+    let scene = Scene::new();
+    for signal in [Signal::SIGINT, Signal::SIGKILL] {
+        let mut transport = command("transport_benchmarker", ["--repetitions", "100000000"]);
+        transport.args(["--hot-timeout", "0", "--config"]);
+        transport.arg(common::source("config/benchmark.json"));
+        transport.arg("--device-database").arg(common::source("config/devices.json"));
+        transport.env("TMPDIR", scene.temporary.path());
+        let running = start(transport);
+        eventually("the peer runs", || !children_of(running.id()).is_empty());
+        running.signal(signal);
+        assert!(ended_by(&running.finish(), signal));
+    }
+    scene.ends_clean();
+}
+
+#[test]
+fn nothing_is_left_after_an_executor_is_killed() {
+    let _guard = one_at_a_time();
+    let scene = Scene::new();
+    let cluster = cluster(Options::default());
+    let client = cluster.client().unwrap();
+    let mut executor = deploy(&client, 1, &library("functions"), &warm());
+    call(&mut executor, "empty", &[1; 64]).unwrap();
+    let [process] = cluster.executors_running()[..] else { panic!("one executor") };
+    kill_9(process);
+    let error = call(&mut executor, "empty", &[1; 64]).unwrap_err();
+    assert!(matches!(error, Error::FunctionCrashed { signal: 9 }), "{error:?}");
+    // No zombie either: a killed executor is reaped although nobody has released it yet.
+    eventually("the executor is reaped", || cluster.executors_running().is_empty());
+    drop(executor);
+    is_idle_again(&cluster);
+    drop(client);
+    cluster.stop().unwrap();
+    scene.ends_clean();
+}
+
+#[test]
+fn nothing_is_left_after_the_executor_manager_is_killed() {
+    let _guard = one_at_a_time();
+    let scene = Scene::new();
+    let mut cluster = cluster(Options::default());
+    let client = cluster.client().unwrap();
+    let mut executor = deploy(&client, 2, &library("functions"), &warm());
+    call(&mut executor, "empty", &[1; 64]).unwrap();
+    let [process] = cluster.executors_running()[..] else { panic!("one executor") };
+    cluster.executor_manager().unwrap().kill();
+    eventually("its executor has ended", || !is_running(process));
+    let error = call(&mut executor, "empty", &[1; 64]).unwrap_err();
+    assert!(matches!(error, Error::ExecutorGone | Error::WorkerLost { .. }), "{error:?}");
+    drop(executor);
+
+    cluster.start_executor_manager().unwrap();
+    is_idle_again(&cluster); // it came back without the lease, so that is over
+    let mut again = deploy(&client, 2, &library("functions"), &warm());
+    assert_eq!(call(&mut again, "empty", &[3; 8]).unwrap(), [3; 8]);
+    drop(again);
+    is_idle_again(&cluster);
+    drop(client);
+    cluster.stop().unwrap();
+    scene.ends_clean();
+}
+
+#[test]
+fn executors_end_with_an_executor_manager_that_is_told_to_stop() {
+    let _guard = one_at_a_time();
+    for resource_manager in [true, false] {
+        let scene = Scene::new();
+        let cluster = cluster(Options { resource_manager, ..Options::default() });
+        let client = cluster.client().unwrap();
+        let executor = deploy(&client, 2, &library("functions"), &warm());
+        assert_eq!(cluster.executors_running().len(), 1);
+        cluster.stop().unwrap();
+        drop(executor);
+        drop(client);
+        scene.ends_clean();
+    }
+}
+
+#[test]
+fn nothing_is_left_after_everything_is_killed_at_once() {
+    let _guard = one_at_a_time();
+    let scene = Scene::new();
+    let mut cluster = cluster(Options::default());
+    let running = start(scene.benchmark(&cluster, "warm_benchmarker", "1000000"));
+    eventually("an executor runs", || !cluster.executors_running().is_empty());
+    let executors = cluster.executors_running();
+    cluster.executor_manager().unwrap().kill();
+    cluster.resource_manager().unwrap().kill();
+    kill_9(running.id());
+    running.finish();
+    eventually("the executor has ended", || !executors.iter().any(|id| is_running(*id)));
+    drop(cluster);
+    scene.ends_clean();
+}
+
+#[test]
+fn an_interrupted_cluster_takes_everything_with_it() {
+    let _guard = one_at_a_time();
+    for signal in [Signal::SIGINT, Signal::SIGTERM] {
+        let scene = Scene::new();
+        let running = start_cluster(&scene);
+        running.signal(signal);
+        running.finish().success();
+        scene.ends_clean();
+    }
+}
+
+#[test]
+fn the_processes_of_a_killed_cluster_die_with_it() {
+    let _guard = one_at_a_time();
+    common::system_tool("setpriv");
+    let scene = Scene::new();
+    let idle = Leftovers::list(Path::new("/nowhere"));
+    let running = start_cluster(&scene);
+    kill_9(running.id());
+    assert!(ended_by(&running.finish(), Signal::SIGKILL));
+    // Its directory stays: nobody was left who could remove it.
+    Leftovers::nothing_new_since(&idle, Path::new("/nowhere"));
+}
+
+/// The program `cluster`, once both of its managers run.
+fn start_cluster(scene: &Scene) -> Running {
+    let mut command = command("cluster", ["--cores", "1"]);
+    command.env("TMPDIR", scene.temporary.path());
+    let running = start(command);
+    eventually("both managers run", || {
+        let managers = children_of(running.id());
+        let ready = |file: &str| {
+            std::fs::read_dir(scene.temporary.path())
+                .unwrap()
+                .any(|directory| directory.unwrap().path().join(file).is_file())
+        };
+        managers.len() == 2 && ready("benchmark.json")
+    });
+    running
+}
+
+/// Processes of this build whose parent is `id`.
+fn children_of(id: u32) -> Vec<u32> {
+    let entries = std::fs::read_dir("/proc").unwrap().flatten();
+    entries
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .filter(|process| parent_of(*process) == Some(id) && is_of_this_build(*process))
+        .collect()
+}
+
+fn parent_of(id: u32) -> Option<u32> {
+    let stat = std::fs::read_to_string(format!("/proc/{id}/stat")).ok()?;
+    stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
+}
+
+fn is_of_this_build(id: u32) -> bool {
+    std::fs::read_link(format!("/proc/{id}/exe"))
+        .is_ok_and(|program| program.parent() == Some(binaries().directory()))
+}
+
+/// Whether it runs: a process that has ended and was not waited for does not.
+fn is_running(id: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{id}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z'))
+}

@@ -1,0 +1,182 @@
+//! The tutorial, command by command, with `jq`-made configurations and a device named `shm0`. Its `<build-dir>/bin`,
+//! `/examples` and `/benchmarks` are one directory here.
+//!
+//! Only two things differ from what a reader types: the device has an address of its own and HTTP a free port, so
+//! that a cluster that already runs on this machine is not in the way.
+
+mod common;
+
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::Command;
+
+use common::leftovers::Leftovers;
+use common::{
+    Finished, Running, binaries, eventually, one_at_a_time, program, run, source, start,
+    system_tool,
+};
+use nix::sys::signal::Signal;
+
+/// A shell in which the tutorial's commands are typed.
+struct Shell {
+    directory: tempfile::TempDir,
+    variables: Vec<(&'static str, String)>,
+}
+
+impl Shell {
+    fn new() -> Self {
+        for tool in ["jq", "curl", "sh"] {
+            system_tool(tool);
+        }
+        for needed in ["resource_manager", "executor_manager", "executor", "warm_benchmarker"] {
+            program(needed);
+        }
+        let [_, a, b, _] = std::process::id().to_be_bytes();
+        let http = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        Shell {
+            directory: tempfile::tempdir().unwrap(),
+            variables: vec![
+                ("build", binaries().directory().display().to_string()),
+                ("src", source("").display().to_string()),
+                ("address", format!("127.77.{a}.{b}")),
+                ("http", http.to_string()),
+            ],
+        }
+    }
+
+    fn command(&self, line: &str) -> Command {
+        let mut sh = Command::new("sh");
+        sh.arg("-ec").arg(line).current_dir(self.directory.path());
+        sh.envs(self.variables.iter().map(|(name, value)| (name, value)));
+        sh.env("TMPDIR", self.directory.path());
+        sh
+    }
+
+    /// Types a command and waits for its end.
+    fn types(&self, line: &str) -> Finished {
+        run(self.command(line)).success()
+    }
+
+    /// Types a command that keeps running. `exec`: a signal is for the program, not the shell around it.
+    fn leaves_running(&self, line: &str) -> Running {
+        start(self.command(&format!("exec env {line}")))
+    }
+
+    /// Makes the device database, as the tutorial does.
+    fn makes_devices(&self) {
+        self.types(
+            r#"$build/device_generator -d shm0 > generated.json
+               jq --arg address "$address" '.devices[0].ip_address = $address' generated.json > devices.json
+               cp devices.json server_devices.json; cp devices.json benchmark_devices.json"#,
+        );
+    }
+
+    fn benchmark(&self, more: &str, size: usize) -> Finished {
+        self.types(&format!(
+            "$build/warm_benchmarker --config benchmark.json --device-database benchmark_devices.json \
+             --name empty --functions $build/libfunctions.so {more} -s {size}"
+        ))
+    }
+}
+
+/// Ctrl-C, as the reader ends a manager.
+fn ctrl_c(manager: Running) -> Finished {
+    manager.signal(Signal::SIGINT);
+    manager.finish().success()
+}
+
+/// What the tutorial says that is printed for a payload of one byte.
+fn is_the_tutorials_output(finished: &Finished) {
+    let out = &finished.stdout;
+    assert!(out.contains("Executed 100 repetitions, avg "), "{out}");
+    assert!(out.contains(" usec/iter, median "), "{out}");
+    assert!(out.contains("Data: 1\n"), "{out}");
+}
+
+fn listens(shell: &Shell, port: u16) -> bool {
+    let name = format!("@rdmalib-shm/{}:{port}", shell.variables[2].1);
+    std::fs::read_to_string("/proc/net/unix").unwrap().contains(&name)
+}
+
+#[test]
+fn the_tutorial_works_without_a_resource_manager() {
+    let _guard = one_at_a_time();
+    let shell = Shell::new();
+    shell.makes_devices();
+    shell.types(r#"jq --arg device "shm0" '.config.rdma_device = $device' $src/config/executor_manager.json > executor_manager.json"#);
+    let before = Leftovers::list(Path::new("/nowhere"));
+    let manager = shell.leaves_running(
+        "PATH=$build:$PATH $build/executor_manager -c executor_manager.json \
+         --device-database server_devices.json --skip-resource-manager",
+    );
+    eventually("the executor manager listens", || listens(&shell, 10005));
+
+    shell.types(r#"jq --arg address "$address" '.executors[0].address = $address' $src/config/executors_database.json > executors_database.json"#);
+    shell.types(r#"jq --arg device "shm0" '.config.rdma_device = $device' $src/config/benchmark.json > benchmark.json"#);
+    let printed = shell.benchmark("--executors-database executors_database.json", 1);
+    is_the_tutorials_output(&printed);
+
+    let ended = ctrl_c(manager);
+    assert!(ended.stderr.contains("Listening on device shm0"), "{}", ended.stderr);
+    Leftovers::nothing_new_since(&before, Path::new("/nowhere"));
+}
+
+#[test]
+fn the_tutorial_works_with_all_three_components() {
+    let _guard = one_at_a_time();
+    let shell = Shell::new();
+    shell.makes_devices();
+    let before = Leftovers::list(Path::new("/nowhere"));
+    shell.types(
+        r#"jq --arg device "shm0" '.config.rdma_device = $device' $src/config/resource_manager.json |
+           jq --argjson port "$http" '.config.http_network_port = $port' > resource_manager.json"#,
+    );
+    let resources = shell.leaves_running(
+        "$build/resource_manager -c resource_manager.json --device-database server_devices.json",
+    );
+    eventually("the resource manager listens", || listens(&shell, 10000));
+    shell.types(
+        r#"curl -sSf http://127.0.0.1:$http/add\?node\=exec-mgr-node -X POST -d '{"ip_address": "'$address'", "port": 10005, "cores": 1, "memory": 512}'"#,
+    );
+
+    shell.types(r#"jq --arg device "shm0" --arg addr "$address" '.config.rdma_device = $device | .config.resource_manager_address = $addr' $src/config/benchmark.json > benchmark.json"#);
+    shell.types(r#"jq --arg device "shm0" --arg addr "$address" '.config.rdma_device = $device | .config.resource_manager_address = $addr' $src/config/executor_manager.json > executor_manager.json"#);
+    let manager = shell.leaves_running(
+        "PATH=$build:$PATH $build/executor_manager -c executor_manager.json --device-database server_devices.json",
+    );
+    eventually("the node is ready", || {
+        let node = shell.types("curl -sS http://127.0.0.1:$http/nodes/exec-mgr-node");
+        node.json()["state"] == "ready"
+    });
+
+    is_the_tutorials_output(&shell.benchmark("", 1));
+    shell.benchmark("", 4096);
+    eventually("both leases are billed", || {
+        let bills = shell.types("curl -sS http://127.0.0.1:$http/billing | jq length");
+        bills.stdout.trim() == "2"
+    });
+
+    ctrl_c(manager);
+    ctrl_c(resources);
+    Leftovers::nothing_new_since(&before, Path::new("/nowhere"));
+}
+
+#[test]
+fn the_resource_manager_starts_with_the_tutorials_database() {
+    let _guard = one_at_a_time();
+    let shell = Shell::new();
+    shell.makes_devices();
+    shell.types(
+        r#"jq --arg device "shm0" '.config.rdma_device = $device' $src/config/resource_manager.json |
+           jq --argjson port "$http" '.config.http_network_port = $port' > resource_manager.json"#,
+    );
+    shell.types(r#"jq --arg address "$address" '.executors[0].address = $address' $src/config/executors_database.json > executors_database.json"#);
+    let manager = shell.leaves_running(
+        "$build/resource_manager -c resource_manager.json --device-database server_devices.json \
+         -i executors_database.json",
+    );
+    eventually("the resource manager listens", || listens(&shell, 10000));
+    let nodes = shell.types("curl -sSf http://127.0.0.1:$http/nodes | jq -r '.[0].node'");
+    assert_eq!(nodes.stdout.trim(), "exec-mgr-node");
+    ctrl_c(manager);
+}
