@@ -29,7 +29,7 @@ impl Machine {
     }
 }
 
-/// `model name	: …` on x86; other architectures have no such line.
+/// `model name : …` on x86; other architectures have no such line.
 fn model_name(cpuinfo: &str) -> Option<&str> {
     let line = cpuinfo.lines().find(|line| line.starts_with("model name"))?;
     Some(line.split_once(':')?.1.trim())

@@ -7,7 +7,8 @@
 //! ```
 //! A worker that was just used is likely used again at once, so at first nothing but the completion
 //! queue is looked at. Later each turn gives the core away once: where there are fewer cores than
-//! threads that spin (a client on the same machine), the one with work gets to run.
+//! threads that spin (a client on the same machine), the one with work gets to run. Where that is
+//! so shows in how long it takes to get the core back; there, workers give it away from the start.
 
 use std::time::Duration;
 
@@ -19,6 +20,12 @@ const POLLS_A_CLOCK: u32 = 1_000;
 const YIELD_AFTER_NS: u64 = 50_000;
 /// Polls between two yields: about as long as a yield takes when nobody else wants the core.
 const POLLS_A_YIELD: u32 = 32;
+
+/// A yield, and the polls before it, that took longer than this gave the core to somebody else, in ns. Far
+/// more than they take alone (2 µs), and less than the shortest turn of the Linux scheduler.
+const YIELD_TOOK_LONG_NS: u64 = 20_000;
+/// How long a core counts as wanted by others after that, in ns.
+const CROWDED_NS: u64 = 100 * MS;
 
 /// How a worker waits for work: the `hot_timeout` of the client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,6 +71,9 @@ pub struct Spinner {
     polls: u32,
     yields: bool,
     sleeps: bool,
+    looked_at_ns: u64,
+    /// Until when others want the core, as far as is known.
+    crowded_until_ns: u64,
 }
 
 impl Spinner {
@@ -77,8 +87,15 @@ impl Spinner {
                 u64::try_from(time.as_millis()).unwrap_or(u64::MAX).saturating_mul(MS)
             }
         };
-        let mut spinner =
-            Spinner { limit_ns, worked_at_ns: now_ns, polls: 0, yields: false, sleeps: false };
+        let mut spinner = Spinner {
+            limit_ns,
+            worked_at_ns: now_ns,
+            polls: 0,
+            yields: false,
+            sleeps: false,
+            looked_at_ns: now_ns,
+            crowded_until_ns: 0,
+        };
         spinner.worked(now_ns);
         spinner
     }
@@ -87,8 +104,9 @@ impl Spinner {
     #[inline]
     pub fn worked(&mut self, now_ns: u64) {
         self.worked_at_ns = now_ns;
+        self.looked_at_ns = now_ns;
         self.polls = 0;
-        self.yields = false;
+        self.yields = now_ns < self.crowded_until_ns;
         self.sleeps = self.limit_ns == 0;
     }
 
@@ -108,8 +126,12 @@ impl Spinner {
 
     /// What time it is; to be told when [`idle`](Self::idle) asks for it.
     pub fn time_is(&mut self, now_ns: u64) {
+        if self.yields && now_ns.saturating_sub(self.looked_at_ns) > YIELD_TOOK_LONG_NS {
+            self.crowded_until_ns = now_ns.saturating_add(CROWDED_NS);
+        }
+        self.looked_at_ns = now_ns;
         let without_work_ns = now_ns.saturating_sub(self.worked_at_ns);
-        self.yields = without_work_ns >= YIELD_AFTER_NS;
+        self.yields = without_work_ns >= YIELD_AFTER_NS || now_ns < self.crowded_until_ns;
         self.sleeps = without_work_ns >= self.limit_ns;
     }
 }
@@ -207,5 +229,28 @@ mod tests {
         spinner.worked(now);
         assert_eq!(spinner.idle(), Idle::Poll);
         assert!(!spinner.yields);
+    }
+
+    /// The first thing other than polling that a worker does after work at `now_ns`.
+    fn first_after_work(spinner: &mut Spinner, now_ns: u64) -> Idle {
+        spinner.worked(now_ns);
+        std::iter::repeat_with(|| spinner.idle()).find(|idle| *idle != Idle::Poll).unwrap()
+    }
+
+    #[test]
+    fn who_waited_for_the_core_gives_it_away_soon_after_work_for_a_while() {
+        let mut spinner = Spinner::new(Spin::Always, 0);
+        let mut now = 0;
+        idle_until(&mut spinner, &mut now, 10, 2 * YIELD_AFTER_NS);
+        assert_eq!(first_after_work(&mut spinner, now), Idle::Clock, "nobody else wants it");
+
+        let until = now + 2 * YIELD_AFTER_NS;
+        idle_until(&mut spinner, &mut now, 10, until);
+        while spinner.idle() != Idle::Yield {}
+        now += MS; // somebody else had it
+        spinner.time_is(now);
+        assert_eq!(first_after_work(&mut spinner, now), Idle::Yield);
+        assert_eq!(first_after_work(&mut spinner, now + CROWDED_NS - 1), Idle::Yield);
+        assert_eq!(first_after_work(&mut spinner, now + CROWDED_NS), Idle::Clock);
     }
 }

@@ -454,11 +454,12 @@ impl Allocations {
             return;
         }
         let bill = held.usage.bill(cores, ending.at.saturating_duration_since(held.claimed_at));
+        let reason = ending.reason.to_wire();
+        out.push(Action::Ended(LeaseEnded { terms: held.terms, reason, bill }));
+        // Afterwards: who has its bill may ask for the next lease at once.
         if let Some(client) = held.client.filter(|_| ending.bill_client) {
             out.push(Action::Tell(client, ToClient::Released(Released { bill })));
         }
-        let reason = ending.reason.to_wire();
-        out.push(Action::Ended(LeaseEnded { terms: held.terms, reason, bill }));
     }
 }
 

@@ -18,6 +18,7 @@ use rfaas::protocol::Empty;
 use rfaas::protocol::allocation::{FromClient, ToClient};
 
 use crate::allocations::ClientId;
+use crate::in_full;
 
 /// Time for the first valid message. Our clients send it at once.
 pub const SAY_SOMETHING: Duration = Duration::from_secs(5);
@@ -77,7 +78,8 @@ impl Clients {
         let mut channel = match Channel::new(&self.device, RECEIVES) {
             Ok(channel) => channel,
             Err(error) => {
-                tracing::warn!(%error, peer, "no room for another client");
+                let error = in_full(&error);
+                tracing::warn!(error, peer, "no room for another client");
                 refuse(request, &format!("this node cannot take another client: {error}"));
                 return;
             }

@@ -12,6 +12,7 @@ use rfaas::protocol::lease::LeaseId;
 
 use crate::accounting::{AcceptError, Account};
 use crate::allocations::{Exit, Usage};
+use crate::in_full;
 use crate::request::Deployment;
 use crate::spawn::{Executor, Launcher};
 
@@ -57,7 +58,7 @@ impl Executors {
         pins: Option<Vec<usize>>,
     ) -> Result<i32, String> {
         let account = Account::new(&self.device, workers)
-            .map_err(|error| format!("no memory for the executor's counters: {error}"))?;
+            .map_err(|error| format!("no counters for the executor: {}", in_full(&error)))?;
         let spec = self.device.spec();
         let assignment = Assignment {
             lease: lease.get(),
@@ -118,7 +119,8 @@ impl Executors {
                 refuse(request, "all connections of this executor are there already");
             }
             Err(AcceptError::Rdma(error)) => {
-                tracing::warn!(%lease, %error, "an executor cannot count its time here");
+                let error = in_full(&error);
+                tracing::warn!(%lease, error, "an executor cannot count its time here");
             }
         }
     }

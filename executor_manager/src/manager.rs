@@ -28,13 +28,13 @@ use rfaas::protocol::lease::EndReason;
 use rfaas::protocol::node::LeaseEnded;
 use rfaas::protocol::{Hello, Malformed, Role, parse_prefix};
 
-use crate::Error;
 use crate::allocations::{Action, Allocations, Capacity, ClientId, Event};
 use crate::clients::{Clients, Heard};
 use crate::executors::Executors;
 use crate::request::{Authority, Refusal};
 use crate::signals::Signals;
 use crate::upstream::{News, Upstream};
+use crate::{Error, in_full};
 
 /// Pause after the listener failed, which it does when descriptors run out.
 const LISTENER_PAUSE: Duration = Duration::from_millis(100);
@@ -217,7 +217,7 @@ impl Manager {
                 Ok(None) => return taken > 0,
                 Ok(Some(request)) => self.connect(request, now),
                 Err(error) => {
-                    tracing::warn!(%error, "a connection could not be taken");
+                    tracing::warn!(error = in_full(&error), "a connection could not be taken");
                     self.listener_paused = Some(now + LISTENER_PAUSE);
                     return taken > 0;
                 }
@@ -268,9 +268,8 @@ impl Manager {
                     events.push_back(Event::End { lease, reason, grace });
                 }
                 News::NeverReached(error) => {
-                    return Err(Error::Start(format!(
-                        "cannot reach the resource manager: {error}"
-                    )));
+                    let why = in_full(&error);
+                    return Err(Error::Start(format!("cannot reach the resource manager: {why}")));
                 }
             }
         }

@@ -15,8 +15,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::mpsc;
-use std::sync::{Arc, mpsc::TryRecvError};
+use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use nix::sys::eventfd::EventFd;
@@ -26,6 +25,8 @@ use rfaas::config::{ConfigError, ExecutorManagerNode, cluster_secret};
 use rfaas::protocol::lease::{EndReason, LeaseId, LeaseTerms, NodeName};
 use rfaas::protocol::node::{Challenge, FromNode, LeaseClaimed, LeaseEnded, Register, ToNode};
 use rfaas::protocol::{Empty, Malformed, Role, parse_prefix};
+
+use crate::in_full;
 
 /// How often we say something.
 const BEAT: Duration = Duration::from_secs(1);
@@ -140,16 +141,23 @@ impl Upstream {
     /// Tells that a lease is in use. Without a connection nothing is kept: who holds the leases tells
     /// them all after [`News::Registered`].
     pub fn claimed(&mut self, terms: &LeaseTerms) {
-        if self.is_registered() {
-            self.outgoing.push_back(FromNode::Claimed(LeaseClaimed { terms: *terms }));
-        }
+        self.report(FromNode::Claimed(LeaseClaimed { terms: *terms }));
     }
 
     /// Tells that a lease has ended, until that is acknowledged.
     pub fn ended(&mut self, ended: LeaseEnded) {
         self.unacknowledged.insert(ended.terms.lease.get(), ended);
-        if self.is_registered() {
-            self.outgoing.push_back(FromNode::Ended(ended));
+        self.report(FromNode::Ended(ended));
+    }
+
+    /// Sends `message` now if there is room for it: a client that is told of an end next may ask the
+    /// resource manager for what became free.
+    fn report(&mut self, message: FromNode) {
+        if let State::Registered { channel, .. } = &mut self.state {
+            self.outgoing.push_back(message);
+            if let Err(error) = send_waiting(&mut self.outgoing, channel) {
+                tracing::debug!(%error, "not sent; the next `pump` fails for the same reason");
+            }
         }
     }
 
@@ -171,13 +179,13 @@ impl Upstream {
             State::Waiting { until } if now < until => self.state = State::Waiting { until },
             State::Waiting { .. } => self.dial(now),
             State::Dialing { answer } => match answer.try_recv() {
-                Err(TryRecvError::Empty) => self.state = State::Dialing { answer },
+                Err(mpsc::TryRecvError::Empty) => self.state = State::Dialing { answer },
                 Ok(Ok((channel, challenge))) => {
                     self.register(channel, &challenge, now);
                     news.push(News::Reached);
                 }
                 Ok(Err(error)) => self.not_reached(error, now, &mut news),
-                Err(TryRecvError::Disconnected) => self.lost("the helper thread ended", now),
+                Err(mpsc::TryRecvError::Disconnected) => self.lost("the helper thread ended", now),
             },
             State::Registering { channel, since } => {
                 self.await_registration(channel, since, now, &mut news);
@@ -243,7 +251,7 @@ impl Upstream {
         });
         match helper {
             Ok(_detached) => self.state = State::Dialing { answer },
-            Err(error) => self.lost(&DialError::Thread(error).to_string(), now),
+            Err(error) => self.lost(&in_full(&DialError::Thread(error)), now),
         }
     }
 
@@ -253,7 +261,7 @@ impl Upstream {
         let register = Register::new(self.name, challenge, &secret);
         match channel.send(&FromNode::Register(register)) {
             Ok(()) => self.state = State::Registering { channel, since: now },
-            Err(error) => self.lost(&error.to_string(), now),
+            Err(error) => self.lost(&in_full(&error), now),
         }
     }
 
@@ -288,7 +296,7 @@ impl Upstream {
             Ok(Some(other)) => {
                 self.lost(&format!("unexpected before registration: {other:?}"), now)
             }
-            Err(error) => self.lost(&error.to_string(), now),
+            Err(error) => self.lost(&in_full(&error), now),
         }
     }
 
@@ -306,10 +314,10 @@ impl Upstream {
                 Ok(Some(incoming)) => {
                     heard = now;
                     if let Err(error) = self.take_in(incoming, news) {
-                        return self.lost(&error.to_string(), now);
+                        return self.lost(&in_full(&error), now);
                     }
                 }
-                Err(error) => return self.lost(&error.to_string(), now),
+                Err(error) => return self.lost(&in_full(&error), now),
             }
         }
         if now >= heard + SILENCE {
@@ -319,13 +327,8 @@ impl Upstream {
             self.outgoing.push_back(FromNode::Heartbeat(Empty {}));
             beat = now + BEAT;
         }
-        while let Some(message) = self.outgoing.front() {
-            match channel.send(message) {
-                Ok(()) => drop(self.outgoing.pop_front()),
-                Err(ChannelError::Busy) => break,
-                Err(ChannelError::Disconnected) => break, // told after everything that arrived
-                Err(error) => return self.lost(&error.to_string(), now),
-            }
+        if let Err(error) = send_waiting(&mut self.outgoing, &mut channel) {
+            return self.lost(&in_full(&error), now);
         }
         self.state = State::Registered { channel, heard, beat };
     }
@@ -358,7 +361,7 @@ impl Upstream {
 
     fn not_reached(&mut self, error: DialError, now: Instant, news: &mut Vec<News>) {
         if self.reached {
-            self.lost(&error.to_string(), now);
+            self.lost(&in_full(&error), now);
         } else {
             self.retry(BACKOFF.1, now);
             news.push(News::NeverReached(error));
@@ -385,6 +388,22 @@ impl Upstream {
         self.state = State::Waiting { until: now + self.backoff.min(longest) };
         self.backoff = (2 * self.backoff).min(BACKOFF.1);
     }
+}
+
+/// Sends what waits, in order, as far as there is room. The end of the connection is no error here:
+/// it is told by receiving, after everything that arrived before it.
+fn send_waiting(
+    waiting: &mut VecDeque<FromNode>,
+    channel: &mut Channel,
+) -> Result<(), ChannelError> {
+    while let Some(message) = waiting.front() {
+        match channel.send(message) {
+            Ok(()) => drop(waiting.pop_front()),
+            Err(ChannelError::Busy | ChannelError::Disconnected) => break,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 /// On the helper thread: waits for the name service and for the resource manager.

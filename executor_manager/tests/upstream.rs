@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use common::*;
 use nix::sys::signal::Signal;
+use rfaas::channel::Incoming;
 use rfaas::protocol::Empty;
 use rfaas::protocol::allocation::{FromClient, RefusedBecause, ToClient};
 use rfaas::protocol::lease::{EndReason, NodeName, Reason, Token};
@@ -41,6 +42,24 @@ fn a_node_registers_reports_claim_and_end_and_keeps_in_touch() {
         link.send(&ToNode::Heartbeat(Empty {}));
     }
     node.stop();
+}
+
+#[test]
+fn an_end_is_reported_before_the_client_has_its_bill() {
+    let mut manager = ResourceManager::new();
+    let node = manager.node(OBEDIENT).start();
+    let mut link = manager.register();
+    let mut client = node.client();
+    for lease in 1..=20 {
+        client.claim(signed(lease, 4));
+        assert_eq!(link.claimed(), lease);
+        client.release();
+        // No waiting: it is there.
+        let reported = std::iter::from_fn(|| link.channel.try_receive::<FromNode>().unwrap())
+            .any(|report| matches!(report, Incoming::Message(FromNode::Ended(_))));
+        assert!(reported, "lease {lease}");
+        link.send(&ack(lease));
+    }
 }
 
 #[test]

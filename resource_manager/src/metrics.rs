@@ -6,7 +6,7 @@ use rfaas::protocol::lease::EndReason;
 
 use crate::pool::{LeaseState, NodeState, Pool, Totals};
 
-/// Media type of [`render`]'s text.
+/// Media type of [`Snapshot::render`]'s text.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 const REASONS: [EndReason; 6] = [

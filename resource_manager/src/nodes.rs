@@ -119,7 +119,9 @@ impl Nodes {
         let Some(mut link) = self.links.remove(&id) else { return Turn::Done };
         let NodeLink { channel, phase, heard } = &mut link;
         let turn = take_messages(channel, self.waiting, |channel, message| {
-            *heard = now.monotonic;
+            if !matches!(phase, Phase::Closing) {
+                *heard = now.monotonic; // who was refused cannot stay by talking on
+            }
             self.message(now, id, channel, phase, message, pool, out)
         });
         self.links.insert(id, link);

@@ -9,7 +9,7 @@
 //! ```
 //! * CAPACITY - the leases of a node together never exceed its cores and memory. Only `Node::take` and
 //!   `Node::give` change what is leased.
-//! * ONCE - a lease ends once: [`Pool::finish`] alone removes it, books its one bill and gives its
+//! * ONCE - a lease ends once: `Pool::finish` alone removes it, books its one bill and gives its
 //!   capacity back.
 //! * PROVISIONAL - a bill that the node did not report (it was lost, or never claimed) is booked with
 //!   what is known, and replaced, not repeated, if the node reports later.

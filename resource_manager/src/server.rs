@@ -23,7 +23,7 @@ use rfaas::protocol::{Hello, Role};
 
 use crate::clients::Clients;
 use crate::commands::{Answer, Command, Commands, Inbox};
-use crate::link::{Turn, Waiting};
+use crate::link::{Told, Turn, Waiting};
 use crate::nodes::{Nodes, message_of};
 use crate::pool::{Action, LinkId, Now, Pool};
 use crate::store::Store;
@@ -65,6 +65,7 @@ pub(crate) struct Server {
     listen_again: Option<Instant>,
     /// Who has news, or may have.
     due: BTreeSet<Source>,
+    refusals: Told,
 }
 
 impl Server {
@@ -92,6 +93,7 @@ impl Server {
             next_link: 0,
             listen_again: None,
             due: BTreeSet::from([Source::Commands, Source::Listener]),
+            refusals: Told::default(),
         }
     }
 
@@ -230,30 +232,20 @@ impl Server {
     }
 
     fn take_peer(&mut self, now: Now, request: ConnectRequest) {
-        let peer = request.peer();
         let role = match Hello::parse(request.private_data()) {
             Ok((role @ (Role::Lease | Role::Node), _)) => role,
-            Ok((role, _)) => {
-                tracing::warn!(peer, ?role, "refused: it does not want a resource manager");
-                return refuse(request, "this is a resource manager; check address and port");
+            Ok(_) => {
+                let why = "this is a resource manager, which is not what you want: check the port";
+                return self.turn_away(now, request, why);
             }
-            Err(malformed) => {
-                tracing::warn!(peer, %malformed, "refused");
-                return refuse(request, &malformed.to_string());
-            }
+            Err(malformed) => return self.turn_away(now, request, &malformed.to_string()),
         };
         let full = self.nodes.len() + self.clients.len() >= self.max_connections;
         if full && !self.clients.make_room(now, &mut self.pool) {
-            tracing::warn!(
-                peer,
-                connections = self.max_connections,
-                "refused: too many connections"
-            );
-            return refuse(
-                request,
-                "the resource manager has too many connections; try again later",
-            );
+            let why = "the resource manager has too many connections; try again later";
+            return self.turn_away(now, request, why);
         }
+        let peer = request.peer();
         self.next_link += 1;
         let id = LinkId(self.next_link);
         let (source, accepted) = match role {
@@ -267,6 +259,16 @@ impl Server {
             }
             Err(error) => tracing::warn!(peer, %error, "a connection could not be accepted"),
         }
+    }
+
+    fn turn_away(&mut self, now: Now, request: ConnectRequest, why: &str) {
+        let peer = request.peer();
+        if self.refusals.is_news(now.monotonic, why) {
+            tracing::warn!(peer, why, "connection refused");
+        } else {
+            tracing::debug!(peer, why, "connection refused");
+        }
+        refuse(request, why);
     }
 
     /// Does what other threads ask for. True: stop.

@@ -4,8 +4,6 @@
 
 mod support;
 
-use std::time::Duration;
-
 use nix::sys::signal::Signal;
 use rfaas::channel::{Channel, ChannelError};
 use rfaas::protocol::lease::{EndReason, FromClient, LeaseRelease, ToClient, Token};
@@ -20,13 +18,25 @@ fn reason_of(reason: zerocopy::little_endian::U16) -> EndReason {
 
 /// Waits until the resource manager has ended a connection, whatever it says before.
 fn ended(channel: &mut Channel) {
-    loop {
-        match channel.receive::<ToNode>(PATIENCE) {
-            Ok(_) => {}
-            Err(ChannelError::Disconnected) => return,
-            Err(other) => panic!("{other}"),
-        }
-    }
+    while channel.receive::<ToNode>(PATIENCE).is_ok() {}
+    assert!(!channel.is_connected());
+}
+
+/// A resource manager with node `a`, which has 64 MB.
+fn cluster(cores: u32) -> (Manager, Node) {
+    let manager = Manager::start(&Files::new(&[]), &[]);
+    manager.add("a", cores, 64);
+    let node = Node::ready(manager.rdma, "a");
+    (manager, node)
+}
+
+/// A lease that `node` has claimed, and its id.
+fn active(manager: &Manager, node: &mut Node, client: &mut Client, cores: u32) -> (Token, u64) {
+    let token = client.lease(cores, 1).token;
+    let id = token.terms.lease.get();
+    node.claim(&token);
+    manager.wait_lease(id, "active");
+    (token, id)
 }
 
 /// One lease from request to bill, over RDMA.
@@ -85,7 +95,7 @@ fn an_executor_manager_that_comes_before_add_is_told_so_and_taken_later() {
     let ToNode::Refused(refused) = answer else { panic!("{answer:?}") };
     let reason = refused.reason.get().unwrap();
     assert!(reason.contains("node a is not known") && reason.contains("POST /add?node=a"));
-    ended(&mut early.channel);
+    early.ended();
     manager.add("a", 1, 64);
     let _node = Node::ready(manager.rdma, "a");
     assert_eq!(manager.node_state("a").as_deref(), Some("ready"));
@@ -99,15 +109,13 @@ fn an_executor_manager_with_another_secret_is_refused_and_logged() {
     let ToNode::Refused(refused) = answer else { panic!("{answer:?}") };
     assert!(refused.reason.get().unwrap().contains("secret"));
     manager.logs("cluster secret is not");
-    ended(&mut node.channel);
+    node.ended();
     assert_eq!(manager.node_state("a").as_deref(), Some("registered"));
 }
 
 #[test]
 fn a_node_has_one_executor_manager_and_a_dead_one_makes_room() {
-    let manager = Manager::start(&Files::new(&[]), &[]);
-    manager.add("a", 1, 64);
-    let first = Node::ready(manager.rdma, "a");
+    let (manager, first) = cluster(1);
     let (_second, answer) = Node::register(manager.rdma, "a", 42);
     let ToNode::Refused(refused) = answer else { panic!("{answer:?}") };
     assert!(refused.reason.get().unwrap().contains("already connected"));
@@ -120,13 +128,8 @@ fn a_node_has_one_executor_manager_and_a_dead_one_makes_room() {
 
 #[test]
 fn a_lease_survives_a_broken_connection_of_its_node() {
-    let manager = Manager::start(&Files::new(&[]), &[]);
-    manager.add("a", 2, 64);
-    let mut node = Node::ready(manager.rdma, "a");
-    let token = Client::new(manager.rdma).lease(1, 1).token;
-    let id = token.terms.lease.get();
-    node.claim(&token);
-    manager.wait_lease(id, "active");
+    let (manager, mut node) = cluster(2);
+    let (token, id) = active(&manager, &mut node, &mut Client::new(manager.rdma), 1);
     drop(node);
     manager.wait_node("a", "lost");
     assert_eq!(manager.lease_state(id).as_deref(), Some("active"));
@@ -139,14 +142,10 @@ fn a_lease_survives_a_broken_connection_of_its_node() {
 
 #[test]
 fn the_leases_of_a_node_that_does_not_come_back_end_and_the_node_can_return() {
-    let manager = Manager::start(&Files::new(&[]), &[]);
-    manager.add("a", 2, 64);
-    let mut node = Node::ready(manager.rdma, "a");
-    let token = Client::new(manager.rdma).lease(2, 1).token;
-    node.claim(&token);
-    manager.wait_lease(token.terms.lease.get(), "active");
+    let (manager, mut node) = cluster(2);
+    let (_, id) = active(&manager, &mut node, &mut Client::new(manager.rdma), 2);
     drop(node);
-    let bill = manager.wait_bill(token.terms.lease.get());
+    let bill = manager.wait_bill(id);
     assert_eq!(bill["reason"], "node_lost");
     let _node = Node::ready(manager.rdma, "a");
     Client::new(manager.rdma).lease(2, 64);
@@ -154,29 +153,20 @@ fn the_leases_of_a_node_that_does_not_come_back_end_and_the_node_can_return() {
 
 #[test]
 fn an_executor_manager_that_falls_silent_is_lost_though_its_connection_stands() {
-    let manager = Manager::start(&Files::new(&[]), &[]);
-    manager.add("a", 1, 64);
-    let mut node = Node::ready(manager.rdma, "a");
+    let (manager, mut node) = cluster(1);
     let (mut stranger, _) = dial(manager.rdma, Role::Node).unwrap(); // never registers
+    node.fall_silent();
     manager.wait_node("a", "lost");
-    ended(&mut node.channel);
+    node.ended();
     ended(&mut stranger);
 }
 
 #[test]
 fn an_executor_manager_that_sends_heartbeats_stays() {
-    let manager = Manager::start(&Files::new(&[]), &[]);
-    manager.add("a", 1, 64);
-    let mut node = Node::ready(manager.rdma, "a");
-    let mut beats = 0;
-    while beats < 8 {
-        match node.channel.receive::<ToNode>(PATIENCE).unwrap() {
-            rfaas::channel::Incoming::Message(ToNode::Heartbeat(_)) => {
-                beats += 1;
-                node.heartbeat();
-            }
-            other => panic!("{other:?}"),
-        }
+    let (manager, mut node) = cluster(1);
+    for _ in 0..8 {
+        let beat = node.next().unwrap();
+        assert!(matches!(beat, ToNode::Heartbeat(_)), "{beat:?}");
     }
     assert_eq!(manager.node_state("a").as_deref(), Some("ready"));
 }
@@ -199,9 +189,7 @@ fn one_connection_gets_as_many_leases_as_it_asks_for() {
 
 #[test]
 fn a_request_that_makes_no_sense_is_refused_in_words_on_a_connection_that_stays() {
-    let manager = Manager::start(&Files::new(&[]), &[]);
-    manager.add("a", 1, 64);
-    let _node = Node::ready(manager.rdma, "a");
+    let (manager, _node) = cluster(1);
     let mut client = Client::new(manager.rdma);
     for (cores, memory, timeout_ms, named) in [
         (0, 1, 1000, "cores"),
@@ -219,9 +207,7 @@ fn a_request_that_makes_no_sense_is_refused_in_words_on_a_connection_that_stays(
 
 #[test]
 fn a_malformed_message_ends_its_own_connection_only() {
-    let manager = Manager::start(&Files::new(&[]), &[]);
-    manager.add("a", 2, 64);
-    let mut good_node = Node::ready(manager.rdma, "a");
+    let (manager, mut good_node) = cluster(2);
     let mut good_client = Client::new(manager.rdma);
     let kept = good_client.lease(1, 1);
     // Messages of another conversation, and of this one at the wrong time.
@@ -255,35 +241,29 @@ fn a_node_that_reports_nonsense_is_dropped_and_may_come_back() {
     let mut token = Client::new(manager.rdma).lease(1, 1).token;
     token.terms.node = rfaas::protocol::lease::NodeName::new("b").unwrap();
     node.claim(&token);
-    ended(&mut node.channel);
+    node.ended();
     manager.wait_node("a", "lost");
     let _node = Node::ready(manager.rdma, "a");
 }
 
 #[test]
 fn a_client_that_goes_loses_what_it_did_not_claim() {
-    let manager = Manager::start(&Files::new(&[]), &[]);
-    manager.add("a", 2, 64);
-    let mut node = Node::ready(manager.rdma, "a");
+    let (manager, mut node) = cluster(2);
     let mut client = Client::new(manager.rdma);
-    let (claimed, unclaimed) = (client.lease(1, 1).token, client.lease(1, 1).token);
-    node.claim(&claimed);
-    manager.wait_lease(claimed.terms.lease.get(), "active");
+    let (_, claimed) = active(&manager, &mut node, &mut client, 1);
+    let unclaimed = client.lease(1, 1).token;
     drop(client);
     let bill = manager.wait_bill(unclaimed.terms.lease.get());
     assert_eq!((&bill["reason"], &bill["allocated_ms"]), (&json!("client_gone"), &json!(0)));
-    assert_eq!(manager.lease_state(claimed.terms.lease.get()).as_deref(), Some("active"));
+    assert_eq!(manager.lease_state(claimed).as_deref(), Some("active"));
 }
 
 #[test]
 fn a_client_gives_leases_back_through_the_manager() {
-    let manager = Manager::start(&Files::new(&[]), &[]);
-    manager.add("a", 2, 64);
-    let mut node = Node::ready(manager.rdma, "a");
+    let (manager, mut node) = cluster(2);
     let mut client = Client::new(manager.rdma);
-    let (claimed, unclaimed) = (client.lease(1, 1).token, client.lease(1, 1).token);
-    node.claim(&claimed);
-    manager.wait_lease(claimed.terms.lease.get(), "active");
+    let (claimed, _) = active(&manager, &mut node, &mut client, 1);
+    let unclaimed = client.lease(1, 1).token;
     for token in [unclaimed, claimed, claimed] {
         client.channel.send(&FromClient::Release(LeaseRelease { token })).unwrap();
     }
@@ -305,29 +285,25 @@ fn a_removed_node_is_told_ends_its_leases_and_is_forgotten() {
     assert_eq!(stored()["executors"][0]["node"], "a", "written when the answer comes");
     let mut node = Node::ready(manager.rdma, "a");
     let mut client = Client::new(manager.rdma);
-    let token = client.lease(1, 1).token;
-    node.claim(&token);
-    manager.wait_lease(token.terms.lease.get(), "active");
+    let (token, id) = active(&manager, &mut node, &mut client, 1);
     let answer = manager.call("POST", "/remove?node=a&grace_ms=12345", "");
     assert_eq!(answer, (200, json!({"node": "a", "state": "draining"})));
     assert_eq!(stored()["executors"], json!([]));
     assert!(matches!(client.ask(1, 1, 1000), ToClient::Refused(_)));
     let end = node.told_to_end(&token);
     assert_eq!((reason_of(end.reason), end.grace_ms.get()), (EndReason::Withdrawn, 12_345));
-    assert_eq!(manager.lease_state(token.terms.lease.get()).as_deref(), Some("ending"));
+    assert_eq!(manager.lease_state(id).as_deref(), Some("ending"));
     node.report(&token, EndReason::Withdrawn);
     node.acknowledged(&token);
     assert!(matches!(node.receive(), ToNode::Refused(_)));
-    ended(&mut node.channel);
+    node.ended();
     assert_eq!(manager.call("GET", "/nodes/a", "").0, 404);
-    assert_eq!(manager.bill(token.terms.lease.get()).unwrap()["reason"], "withdrawn");
+    assert_eq!(manager.bill(id).unwrap()["reason"], "withdrawn");
 }
 
 #[test]
 fn a_deleted_lease_is_ended_at_its_node() {
-    let manager = Manager::start(&Files::new(&[]), &[]);
-    manager.add("a", 2, 64);
-    let mut node = Node::ready(manager.rdma, "a");
+    let (manager, mut node) = cluster(2);
     let (_, grant) = manager.call("POST", "/leases", r#"{"cores":1,"memory":1}"#);
     let token = Token::from_text(grant["token"].as_str().unwrap()).unwrap();
     node.claim(&token);
@@ -346,9 +322,7 @@ fn a_deleted_lease_is_ended_at_its_node() {
 
 #[test]
 fn a_changed_capacity_is_told_to_the_node_or_refused() {
-    let manager = Manager::start(&Files::new(&[]), &[]);
-    manager.add("a", 1, 64);
-    let mut node = Node::ready(manager.rdma, "a");
+    let (manager, mut node) = cluster(1);
     manager.add("a", 3, 64);
     let ToNode::Registered(now) = node.receive() else { panic!("not told") };
     assert_eq!((now.cores.get(), now.memory.get()), (3, 64));
@@ -372,7 +346,7 @@ fn a_manager_that_was_killed_takes_running_leases_over_and_bills_them_once() {
     node.claim(&over);
     manager.wait_lease(over.terms.lease.get(), "active");
     manager.end(Signal::SIGKILL);
-    ended(&mut node.channel);
+    node.ended();
 
     let manager = Manager::start(&files, &arguments);
     let mut node = Node::ready(manager.rdma, "a");
@@ -392,9 +366,7 @@ fn a_manager_that_was_killed_takes_running_leases_over_and_bills_them_once() {
 
 #[test]
 fn many_clients_come_and_go_without_taking_anything_along() {
-    let manager = Manager::start(&Files::new(&[]), &[]);
-    manager.add("a", 4, 64);
-    let mut node = Node::ready(manager.rdma, "a");
+    let (manager, _node) = cluster(4);
     let clients: Vec<_> = (0..4)
         .map(|_| {
             let rdma = manager.rdma;
@@ -408,11 +380,29 @@ fn many_clients_come_and_go_without_taking_anything_along() {
             })
         })
         .collect();
-    while clients.iter().any(|thread| !thread.is_finished()) {
-        node.heartbeat();
-        std::thread::sleep(Duration::from_millis(50));
-    }
     clients.into_iter().for_each(|thread| thread.join().unwrap());
     wait_for("all of them back", || (manager.get("/nodes/a")["free_cores"] == 4).then_some(()));
     assert_eq!(manager.get("/billing").as_array().map(Vec::len), Some(200));
+}
+
+#[test]
+fn more_connections_than_it_can_hold_are_refused_and_it_goes_on() {
+    let manager = Manager::start_limited(&Files::new(&[]), 640);
+    manager.add("a", 1, 64);
+    let _node = Node::ready(manager.rdma, "a");
+    let (mut taken, mut refused) = (Vec::new(), 0);
+    for _ in 0..40 {
+        match dial(manager.rdma, Role::Lease) {
+            Ok((channel, _)) => taken.push(Client { channel }),
+            Err(ChannelError::Refused(why)) => {
+                assert!(why.contains("too many connections"), "{why}");
+                refused += 1;
+            }
+            Err(other) => panic!("{other}"),
+        }
+    }
+    assert!(!taken.is_empty() && refused > 0, "{} taken, {refused} refused", taken.len());
+    taken[0].lease(1, 64);
+    taken.clear();
+    wait_for("room", || dial(manager.rdma, Role::Lease).ok());
 }

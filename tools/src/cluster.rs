@@ -13,11 +13,11 @@
 
 use std::ffi::OsString;
 use std::hash::{BuildHasher, Hasher, RandomState};
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
-use std::{fs, io};
 
 use rfaas::Client;
 use rfaas::config::{ConfigError, ExecutorsDatabase, OpenDevice};
@@ -27,6 +27,7 @@ use crate::binaries::{Binaries, NotBuilt};
 use crate::http::Http;
 use crate::interrupt;
 use crate::process::{Keeper, Launch, NotStopped, Process};
+use crate::procfs;
 use crate::settings::Settings;
 
 /// Longest wait for a manager to be ready. Generous: tests run on loaded machines.
@@ -35,8 +36,6 @@ const START_TIMEOUT: Duration = Duration::from_secs(30);
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 /// How many ports are tried for the executor manager, whose port must be known before it starts.
 const PORT_ATTEMPTS: u32 = 8;
-/// Address of the embedded device; on it an address is only a name.
-const ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
 /// What a cluster is to be like.
 #[derive(Clone, Debug)]
@@ -55,6 +54,8 @@ pub struct Options {
     pub secret: u32,
     /// Name of the node.
     pub node: String,
+    /// Address of the embedded device, IPv4 or IPv6; on it an address is only a name.
+    pub address: IpAddr,
     /// Where the programs are.
     pub binaries: Binaries,
     /// `PATH` of the executor manager, which starts `executor` from it; by default the binaries' directory
@@ -73,6 +74,7 @@ impl Default for Options {
             rdma_sleep: true,
             secret: 42,
             node: "local-node".into(),
+            address: IpAddr::V4(Ipv4Addr::LOCALHOST),
             binaries: Binaries::beside_this_program(),
             executor_path: None,
         }
@@ -150,7 +152,7 @@ impl LocalCluster {
     /// Starts one and waits until it is ready.
     pub fn start(options: Options) -> Result<Self, ClusterError> {
         let directory = private_directory()?;
-        let mut settings = Settings::shipped(directory.path(), ADDRESS);
+        let mut settings = Settings::shipped(directory.path(), options.address);
         settings.resource_manager.config.rdma_secret = options.secret;
         settings.resource_manager.config.rdma_sleep = options.rdma_sleep;
         let node = &mut settings.executor_manager;
@@ -243,7 +245,7 @@ impl LocalCluster {
         let rdma_port = await_line(&mut manager, "Listening on device", port_at_end)?;
         let http_port = await_line(&mut manager, "HTTP interface at", port_at_end)?;
         self.resource_manager = Some(manager);
-        self.http = Some(Http::at(format!("http://{ADDRESS}:{http_port}")));
+        self.http = Some(Http::at(format!("http://127.0.0.1:{http_port}")));
         self.settings.resource_manager.config.rdma_device_port = rdma_port;
         self.settings.resource_manager.config.http_network_port = http_port;
         self.settings.set_resource_manager(Some(SocketAddr::new(self.address(), rdma_port)));
@@ -274,7 +276,7 @@ impl LocalCluster {
     /// Address of the device.
     fn address(&self) -> IpAddr {
         let name = &self.settings.executor_manager.config.rdma_device;
-        self.settings.devices.get(name).map_or(ADDRESS, |device| device.ip_address)
+        self.settings.devices.get(name).map_or(self.options.address, |device| device.ip_address)
     }
 
     fn launch(
@@ -353,7 +355,7 @@ impl LocalCluster {
     /// Process ids of the executors that run now.
     pub fn executors_running(&self) -> Vec<u32> {
         let Some(manager) = &self.executor_manager else { return Vec::new() };
-        children(manager.id())
+        procfs::children(manager.id())
     }
 
     /// Program `name` of the built ones with the cluster's configuration files on its command line, as
@@ -466,22 +468,6 @@ fn any_port() -> u16 {
 
 fn is_port_taken(error: &ClusterError) -> bool {
     matches!(error, ClusterError::Refused { reason, .. } if reason.contains("in use"))
-}
-
-/// Process ids of the children of process `parent`; none if it is gone.
-fn children(parent: u32) -> Vec<u32> {
-    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
-    processes
-        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-        .filter(|&id| parent_of(id) == Some(parent))
-        .collect()
-}
-
-/// The fourth field of `/proc/ID/stat`, proc_pid_stat(5); the second, the program's name in parentheses, may
-/// have blanks in it.
-fn parent_of(id: u32) -> Option<u32> {
-    let stat = fs::read_to_string(format!("/proc/{id}/stat")).ok()?;
-    stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
+use crate::procfs;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::signal::unix::{SignalKind, signal};
@@ -96,8 +97,10 @@ fn stop_clusters() -> bool {
 fn stop(process: Pid) -> bool {
     let deadline = Instant::now() + GRACE;
     let mut signal = Some(Signal::SIGTERM);
-    // Not reaped by us: it is gone when it is a zombie or nothing.
-    while kill(process, signal.take()).is_ok() && !is_zombie(process) {
+    // It is not ours to wait for: that its destructor does.
+    while kill(process, signal.take()).is_ok()
+        && procfs::is_running(process.as_raw().cast_unsigned())
+    {
         if Instant::now() > deadline {
             let _ = kill(process, Signal::SIGKILL);
             return false;
@@ -105,10 +108,4 @@ fn stop(process: Pid) -> bool {
         std::thread::sleep(LOOK_AGAIN);
     }
     true
-}
-
-/// The third field of `/proc/ID/stat`, proc_pid_stat(5).
-fn is_zombie(process: Pid) -> bool {
-    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
-    stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('Z'))
 }

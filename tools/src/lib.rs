@@ -8,6 +8,7 @@ pub mod cluster;
 pub mod http;
 pub mod interrupt;
 pub mod process;
+pub mod procfs;
 pub mod program;
 pub mod rdma_devices;
 mod settings;

@@ -1,5 +1,7 @@
 //! Bad input: each is one clear line and exit status 2, or the right 4xx, and nothing is left behind.
 
+#![allow(clippy::unwrap_used)] // in what tests share: a failed test is what it is for
+
 mod common;
 
 use std::fs;

@@ -1,5 +1,7 @@
 //! The main job with real processes: payloads of every size, several workers, several clients, bills.
 
+#![allow(clippy::unwrap_used)] // in what tests share: a failed test is what it is for
+
 mod common;
 
 use common::{

@@ -1,19 +1,21 @@
 //! Nothing is left behind: no process, shared memory, socket or file, after runs that end well and after those that
 //! do not.
 
+#![allow(clippy::unwrap_used)] // in what tests share: a failed test is what it is for
+
 mod common;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use common::leftovers::Leftovers;
+use common::leftovers::{Leftovers, is_of_this_build};
 use common::{
-    Running, binaries, call, cluster, command, deploy, ended_by, eventually, kill_9, library,
-    one_at_a_time, run, start, warm,
+    Running, call, cluster, command, deploy, ended_by, eventually, kill_9, library, one_at_a_time,
+    run, start, warm,
 };
 use nix::sys::signal::Signal;
 use rfaas::Error;
-use tools::{LocalCluster, Options};
+use tools::{LocalCluster, Options, procfs};
 
 const BENCHMARKS: [&str; 3] = ["warm_benchmarker", "cold_benchmarker", "parallel_invocations"];
 
@@ -149,7 +151,7 @@ fn nothing_is_left_after_the_executor_manager_is_killed() {
     call(&mut executor, "empty", &[1; 64]).unwrap();
     let [process] = cluster.executors_running()[..] else { panic!("one executor") };
     cluster.executor_manager().unwrap().kill();
-    eventually("its executor has ended", || !is_running(process));
+    eventually("its executor has ended", || !procfs::is_running(process));
     let error = call(&mut executor, "empty", &[1; 64]).unwrap_err();
     assert!(matches!(error, Error::ExecutorGone | Error::WorkerLost { .. }), "{error:?}");
     drop(executor);
@@ -193,7 +195,7 @@ fn nothing_is_left_after_everything_is_killed_at_once() {
     cluster.resource_manager().unwrap().kill();
     kill_9(running.id());
     running.finish();
-    eventually("the executor has ended", || !executors.iter().any(|id| is_running(*id)));
+    eventually("the executor has ended", || !executors.iter().any(|id| procfs::is_running(*id)));
     drop(cluster);
     scene.ends_clean();
 }
@@ -240,27 +242,7 @@ fn start_cluster(scene: &Scene) -> Running {
     running
 }
 
-/// Processes of this build whose parent is `id`.
+/// Processes of this build that process `id` has started.
 fn children_of(id: u32) -> Vec<u32> {
-    let entries = std::fs::read_dir("/proc").unwrap().flatten();
-    entries
-        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-        .filter(|process| parent_of(*process) == Some(id) && is_of_this_build(*process))
-        .collect()
-}
-
-fn parent_of(id: u32) -> Option<u32> {
-    let stat = std::fs::read_to_string(format!("/proc/{id}/stat")).ok()?;
-    stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
-}
-
-fn is_of_this_build(id: u32) -> bool {
-    std::fs::read_link(format!("/proc/{id}/exe"))
-        .is_ok_and(|program| program.parent() == Some(binaries().directory()))
-}
-
-/// Whether it runs: a process that has ended and was not waited for does not.
-fn is_running(id: u32) -> bool {
-    let stat = std::fs::read_to_string(format!("/proc/{id}/stat")).unwrap_or_default();
-    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z'))
+    procfs::children(id).into_iter().filter(|child| is_of_this_build(*child)).collect()
 }

@@ -4,6 +4,8 @@
 //! Only two things differ from what a reader types: the device has an address of its own and HTTP a free port, so
 //! that a cluster that already runs on this machine is not in the way.
 
+#![allow(clippy::unwrap_used)] // in what tests share: a failed test is what it is for
+
 mod common;
 
 use std::net::TcpListener;

@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 
 use benchmarks::machine::Machine;
 use clap::{Parser, value_parser};
-use nix::unistd::{SysconfVar, sysconf};
 use serde_json::json;
 use tools::interrupt::stop_clusters_on_signals;
+use tools::procfs::Stat;
 use tools::program::{self, Failure, describe};
 use tools::{LocalCluster, Options};
 
@@ -47,9 +47,10 @@ fn run(cli: Cli) -> Result<(), Failure> {
     std::thread::sleep(Duration::from_secs(1));
 
     let start = Instant::now();
-    let before = managers.map(|(_, id)| id.map_or(0.0, processor_seconds));
+    let seconds = |id| Stat::of(id).map_or(0.0, |stat| stat.processor_time().as_secs_f64());
+    let before = managers.map(|(_, id)| id.map_or(0.0, seconds));
     std::thread::sleep(Duration::from_secs(cli.seconds));
-    let after = managers.map(|(_, id)| id.map_or(0.0, processor_seconds));
+    let after = managers.map(|(_, id)| id.map_or(0.0, seconds));
     let elapsed = start.elapsed().as_secs_f64();
     let percent = [0, 1].map(|manager| 100.0 * (after[manager] - before[manager]) / elapsed);
     let both = percent.iter().sum::<f64>();
@@ -74,16 +75,4 @@ fn run(cli: Cli) -> Result<(), Failure> {
         println!("{:>18}{both:>8.2}", "both");
     }
     Ok(())
-}
-
-/// Processor time that process `id` has used: the 14th and 15th field of `/proc/ID/stat`, proc_pid_stat(5), in ticks.
-/// Zero if it is gone.
-fn processor_seconds(id: u32) -> f64 {
-    let stat = std::fs::read_to_string(format!("/proc/{id}/stat")).unwrap_or_default();
-    // The second field, the program's name in parentheses, may have blanks in it.
-    let fields = stat.rsplit_once(')').map_or("", |(_, rest)| rest).split_whitespace();
-    let ticks: u64 = fields.skip(11).take(2).filter_map(|ticks| ticks.parse::<u64>().ok()).sum();
-    // Linux tells 100 everywhere (USER_HZ).
-    let per_second = sysconf(SysconfVar::CLK_TCK).ok().flatten().unwrap_or(100);
-    ticks as f64 / per_second as f64
 }

@@ -117,7 +117,7 @@ fn a_released_lease_is_free_and_billed_once_its_process_is_gone() {
         invocations: 7.into(),
     };
     assert_eq!(bill, expected);
-    assert_eq!(out[0], Action::Tell(A, ToClient::Released(Released { bill })));
+    assert_eq!(out[1], Action::Tell(A, ToClient::Released(Released { bill })), "told last");
     assert_eq!(node.allocations.free(), Capacity { cores: 4, memory: 1000 });
     assert!(node.allocations.is_empty());
 }
@@ -299,7 +299,7 @@ fn a_release_that_crosses_an_expiry_still_gets_the_bill() {
     node.apply(Event::Time);
     assert_eq!(node.apply(Event::Release(A)), []);
     let out = node.exit(lease, Usage::default());
-    assert!(matches!(out[0], Action::Tell(A, ToClient::Released(_))));
+    assert!(matches!(out[1], Action::Tell(A, ToClient::Released(_))));
     assert_eq!(ended(&out).0, EndReason::Expired);
 }
 

@@ -8,7 +8,9 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
@@ -103,7 +105,20 @@ pub struct Manager {
 impl Manager {
     /// Starts one and waits until it listens.
     pub fn start(files: &Files, arguments: &[&str]) -> Self {
-        let mut command = files.command(arguments);
+        Manager::spawn(files.command(arguments))
+    }
+
+    /// Starts one that may open only so many descriptors.
+    pub fn start_limited(files: &Files, descriptors: u32) -> Self {
+        let manager = files.command(&[]);
+        let mut shell = Command::new("sh");
+        shell.args(["-c", &format!("ulimit -n {descriptors}; exec \"$0\" \"$@\"")]);
+        shell.arg(manager.get_program()).args(manager.get_args());
+        shell.current_dir(files.directory.path()).env_remove("RUST_LOG").stdin(Stdio::null());
+        Manager::spawn(shell)
+    }
+
+    fn spawn(mut command: Command) -> Self {
         let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let stderr = BufReader::new(child.stderr.take().unwrap());
         let (sender, log) = channel();
@@ -232,9 +247,11 @@ pub fn dial(manager: SocketAddr, role: Role) -> Result<(Channel, Challenge), Cha
     Ok((channel, challenge))
 }
 
-/// An executor manager that does what a test says.
+/// An executor manager that does what a test says, and sends heartbeats by itself once it is
+/// registered, however slow the test is.
 pub struct Node {
-    pub channel: Channel,
+    channel: Arc<Mutex<Channel>>,
+    heart: Option<(Sender<()>, JoinHandle<()>)>,
 }
 
 impl Node {
@@ -244,8 +261,21 @@ impl Node {
         let name = NodeName::new(name).unwrap();
         let register = Register::new(name, &challenge, &cluster_secret(secret));
         channel.send(&FromNode::Register(register)).unwrap();
-        let mut node = Node { channel };
+        let mut node = Node { channel: Arc::new(Mutex::new(channel)), heart: None };
         let answer = node.receive();
+        if matches!(answer, ToNode::Registered(_)) {
+            let (stop, stopped) = std::sync::mpsc::channel();
+            let channel = node.channel.clone();
+            let beat = move || {
+                while stopped.recv_timeout(Duration::from_millis(500))
+                    == Err(RecvTimeoutError::Timeout)
+                {
+                    // It fails when the connection has ended; the test finds out by itself.
+                    let _ = channel.lock().unwrap().send(&FromNode::Heartbeat(Empty {}));
+                }
+            };
+            node.heart = Some((stop, std::thread::spawn(beat)));
+        }
         (node, answer)
     }
 
@@ -256,27 +286,45 @@ impl Node {
         node
     }
 
-    /// The next message that is not a heartbeat. Answers heartbeats.
-    pub fn receive(&mut self) -> ToNode {
-        self.try_receive().expect("it is told something")
+    /// Stops sending heartbeats.
+    pub fn fall_silent(&mut self) {
+        if let Some((stop, thread)) = self.heart.take() {
+            drop(stop);
+            thread.join().unwrap();
+        }
     }
 
-    pub fn try_receive(&mut self) -> Result<ToNode, ChannelError> {
+    /// The next message, heartbeats included; an error once the connection has ended.
+    pub fn next(&mut self) -> Result<ToNode, ChannelError> {
+        wait_for("a message", || match self.channel.lock().unwrap().try_receive::<ToNode>() {
+            Ok(None) => None,
+            Ok(Some(Incoming::Message(message))) => Some(Ok(message)),
+            Ok(Some(Incoming::Written { .. })) => panic!("nobody may write here"),
+            Err(error) => Some(Err(error)),
+        })
+    }
+
+    /// The next message that is not a heartbeat.
+    pub fn receive(&mut self) -> ToNode {
         loop {
-            match self.channel.receive::<ToNode>(PATIENCE)? {
-                Incoming::Message(ToNode::Heartbeat(_)) => self.heartbeat(),
-                Incoming::Message(message) => return Ok(message),
-                Incoming::Written { .. } => panic!("nobody may write here"),
+            match self.next().expect("it is told something") {
+                ToNode::Heartbeat(_) => {}
+                message => return message,
             }
         }
     }
 
-    pub fn heartbeat(&mut self) {
-        let _ = self.channel.send(&FromNode::Heartbeat(Empty {}));
+    /// Waits until the resource manager has ended the connection, whatever it says before.
+    pub fn ended(&mut self) {
+        while self.next().is_ok() {}
+    }
+
+    fn send(&mut self, message: &FromNode) {
+        self.channel.lock().unwrap().send(message).unwrap();
     }
 
     pub fn claim(&mut self, token: &Token) {
-        self.channel.send(&FromNode::Claimed(LeaseClaimed { terms: token.terms })).unwrap();
+        self.send(&FromNode::Claimed(LeaseClaimed { terms: token.terms }));
     }
 
     /// Reports an end, with 7 ms of use.
@@ -288,7 +336,7 @@ impl Node {
             invocations: 4.into(),
         };
         let ended = LeaseEnded { terms: token.terms, reason: reason.to_wire(), bill };
-        self.channel.send(&FromNode::Ended(ended)).unwrap();
+        self.send(&FromNode::Ended(ended));
     }
 
     /// Waits until an end was acknowledged.
@@ -308,6 +356,12 @@ impl Node {
             }
             other => panic!("{other:?}"),
         }
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.fall_silent(); // so that the connection ends here
     }
 }
 

@@ -77,7 +77,7 @@ impl<'a> Assembly<'a> {
         code: &'a [u8],
     ) -> Result<Self> {
         let device = &device.device;
-        let depths = Depths::new(deployment.slots);
+        let depths = Depths::new(deployment.slots, device.limits().max_queue_depth);
         let entries = depths.completions().saturating_mul(u32::from(cores));
         Ok(Assembly {
             device,
@@ -155,10 +155,17 @@ impl<'a> Assembly<'a> {
         let mut channel = Channel::new(self.device, CONTROL_RECEIVES).map_err(failed)?;
         let code = channel.domain().allocate(self.code.len(), Access::empty())?;
         code.write(0, self.code)?;
-        channel.accept(request, &Empty {}).map_err(failed)?;
+        if let Err(error) = channel.accept(request, &Empty {}) {
+            // It is gone again, of which the manager tells.
+            tracing::debug!(%error, "executor not connected");
+            return Ok(());
+        }
         let to = RemoteAddress { addr: hello.code_addr.get(), key: hello.code_key.get() };
         let bytes = u32::try_from(self.code.len()).expect("checked when the file was read");
-        channel.write_with_immediate(&code, self.code.len(), to, bytes).map_err(failed)?;
+        match channel.write_with_immediate(&code, self.code.len(), to, bytes) {
+            Ok(()) | Err(ChannelError::Disconnected) => {} // `read_control` tells
+            Err(source) => return Err(failed(source)),
+        }
         self.control = Some(Control { channel, _code: code, functions: Vec::new(), count: None });
         Ok(())
     }

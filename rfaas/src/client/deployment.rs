@@ -49,7 +49,7 @@ pub struct Deployment {
     pub output_bytes: usize,
     /// Input slots of each worker: invocations that may be in flight there, the first of them running.
     pub slots: u16,
-    /// How workers and blocked callers wait.
+    /// How workers and blocked callers wait. A task that awaits a result always sleeps.
     pub spin: Spin,
     /// Longest time from the call of a function to its result; then the worker is given up.
     pub invocation_timeout: Duration,

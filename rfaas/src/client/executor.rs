@@ -12,7 +12,7 @@ use super::lease::{Lease, LeaseInner};
 use super::{Deployment, Phases};
 use crate::channel::Channel;
 use crate::error::{Error, Result};
-use crate::protocol::lease::LeaseId;
+use crate::protocol::lease::{EndReason, LeaseId};
 use crate::protocol::node::Bill;
 
 /// A leased, deployed executor: a process on another node that has the library loaded, with one worker
@@ -148,6 +148,8 @@ impl Executor {
 
     /// Gives the lease back and waits for its bill; the executor process is then gone.
     pub fn release(self) -> Result<Bill> {
-        self.lease.0.release()?.ok_or(Error::ExecutorGone)
+        let bill = self.lease.0.release()?;
+        self.data.0.close(Failure::LeaseEnded(EndReason::Released));
+        bill.ok_or(Error::ExecutorGone)
     }
 }

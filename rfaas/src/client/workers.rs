@@ -48,16 +48,17 @@ pub(super) struct Depths {
 }
 
 impl Depths {
-    /// ROOM. For a worker with `slots` slots.
-    pub(super) fn new(slots: u16) -> Self {
+    /// ROOM. For a worker with `slots` slots, on a device with queues of at most `limit` entries. Where a
+    /// send queue is too short for it, some of its invocations wait for others.
+    pub(super) fn new(slots: u16, limit: u32) -> Self {
         let slots = u32::from(slots);
-        Depths { send: (2 * slots).max(32), receive: slots + SPARE_RECEIVES }
+        Depths { send: (2 * slots).max(32).min(limit), receive: slots + SPARE_RECEIVES }
     }
 
     /// Every which write completes: often enough that the send queue never fills with writes whose
     /// completion nobody sees.
     fn signal_every(self) -> u32 {
-        self.send / 4
+        (self.send / 4).max(1)
     }
 
     /// Entries that one worker needs in a completion queue.

@@ -269,9 +269,10 @@ fn serve_client(start: &Start, shared: &Arc<Mutex<Shared>>, device: &Device, cli
             }
         }
         if let Some(exit) = executor.as_mut().and_then(|fake| fake.exited.try_recv().ok()) {
-            executor.take().unwrap().join();
             let message = ExecutorExited { signal: exit.signal.into(), status: exit.status.into() };
             client.send(&ToClient::ExecutorExited(message)).ok();
+            // Afterwards: unlike a process, its threads may still be waiting for the client.
+            executor.take().unwrap().join();
         }
         match client.receive(Duration::from_millis(1)) {
             Ok(Incoming::Message(FromClient::Allocate(allocate))) => {

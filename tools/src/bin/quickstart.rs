@@ -91,13 +91,13 @@ fn make_thumbnail(
     output_file: &Path,
 ) -> Result<Value, Failure> {
     let photograph = photograph(cluster.directory(), binaries)?;
+    let library = library(cluster, "thumbnailer")?;
     let client = cluster.client().map_err(|error| Failure::later(describe(&error)))?;
     let deployment =
         Deployment::new().input_bytes(photograph.len()).output_bytes(THUMBNAIL_BYTES).slots(1);
     let invoke = || {
         let lease = client.lease(LeaseRequest::new(1, 256))?;
-        let mut executor =
-            lease.deploy_with(&cluster.library("thumbnailer").expect("checked"), &deployment)?;
+        let mut executor = lease.deploy_with(&library, &deployment)?;
         let function = executor.function("thumbnailer")?;
         let mut input = executor.input(photograph.len())?;
         input.write(0, &photograph)?;

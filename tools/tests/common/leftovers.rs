@@ -5,7 +5,10 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use tools::procfs::{self, Stat};
 
 use super::{DEADLINE, binaries};
 
@@ -28,82 +31,58 @@ impl Leftovers {
 
     /// Fails unless, before long, all that is there now was there before. What only others hold is theirs.
     pub fn nothing_new_since(before: &Leftovers, directory: &Path) {
-        let deadline = std::time::Instant::now() + DEADLINE / 4;
+        let deadline = Instant::now() + DEADLINE / 4;
         loop {
             let now = Leftovers::list(directory);
             let new: Vec<_> = now.0.difference(&before.0).collect();
             if new.is_empty() {
                 return;
             }
-            assert!(std::time::Instant::now() < deadline, "left behind: {new:#?}");
-            std::thread::sleep(std::time::Duration::from_millis(20));
+            assert!(Instant::now() < deadline, "left behind: {new:#?}");
+            std::thread::sleep(Duration::from_millis(20));
         }
     }
 }
 
-/// Programs of this build that run now, zombies too, and the memory that they share. The test itself is none.
+/// Programs of this build that run now, zombies too, and the memory that this test shares.
 fn processes() -> Vec<String> {
-    let ours = binaries().directory().to_owned();
     let mut found = Vec::new();
-    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
-        let Ok(id) = entry.file_name().to_string_lossy().parse::<u32>() else { continue };
-        let stat = fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
+    for id in procfs::all() {
+        let Some(stat) = Stat::of(id) else { continue };
         if id == std::process::id() {
-            found.extend(
-                memfds(&entry.path()).into_iter().map(|memory| format!("{memory} of ours")),
-            );
-        } else if parent(&stat) == Some(std::process::id()) {
-            found.push(format!("child {id}: {}", stat.split(')').next().unwrap_or_default()));
-        } else if fs::read_link(entry.path().join("exe"))
-            .is_ok_and(|program| program.parent() == Some(&ours))
-        {
-            found.push(format!("process {id}: {}", command_line(&entry.path())));
+            let memory = procfs::open_files(id);
+            let memory = memory.iter().filter(|file| file.to_string_lossy().starts_with("/memfd:"));
+            found.extend(memory.map(|file| format!("{} of this test", file.display())));
+        } else if stat.parent == std::process::id() || is_of_this_build(id) {
+            found.push(format!("process {id}, {}", stat.name));
         }
     }
     found
 }
 
-fn parent(stat: &str) -> Option<u32> {
-    stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
+/// Whether process `id` runs a program that was built with this test.
+pub fn is_of_this_build(id: u32) -> bool {
+    procfs::program(id).is_some_and(|program| program.parent() == Some(binaries().directory()))
 }
 
-fn command_line(process: &Path) -> String {
-    let bytes = fs::read(process.join("cmdline")).unwrap_or_default();
-    String::from_utf8_lossy(&bytes).replace('\0', " ")
-}
-
-/// Shared memory that a process has open.
-fn memfds(process: &Path) -> Vec<String> {
-    let files = fs::read_dir(process.join("fd")).into_iter().flatten().flatten();
-    files
-        .filter_map(|file| fs::read_link(file.path()).ok())
-        .map(|link| link.to_string_lossy().into_owned())
-        .filter(|link| link.contains("/memfd:"))
-        .collect()
-}
-
-/// Abstract sockets of the embedded device that a process of this build, or this test, has open.
+/// Abstract sockets of the embedded device that no process of another build holds.
 fn sockets() -> Vec<String> {
     let table = fs::read_to_string("/proc/net/unix").unwrap_or_default();
     table
         .lines()
         .filter(|line| line.contains("@rdmalib-shm"))
-        .filter(|line| line.split_whitespace().nth(6).is_none_or(|inode| held_by_us(inode)))
+        .filter(|line| !line.split_whitespace().nth(6).is_some_and(is_held_by_others))
         .map(|line| line.split_whitespace().skip(7).collect())
         .collect()
 }
 
-/// Whether nobody else's process, as far as we may look, holds the socket.
-fn held_by_us(inode: &str) -> bool {
-    let ours = binaries().directory().to_owned();
-    let link = format!("socket:[{inode}]");
-    let holders = fs::read_dir("/proc").into_iter().flatten().flatten().filter(|process| {
-        let files = fs::read_dir(process.path().join("fd")).into_iter().flatten().flatten();
-        files.filter_map(|f| fs::read_link(f.path()).ok()).any(|to| to.as_os_str() == &*link)
-    });
-    holders
-        .filter_map(|process| fs::read_link(process.path().join("exe")).ok())
-        .all(|program| program.starts_with(&ours))
+fn is_held_by_others(inode: &str) -> bool {
+    let socket = PathBuf::from(format!("socket:[{inode}]"));
+    let ours = |program: PathBuf| program.starts_with(binaries().directory());
+    procfs::all()
+        .filter(|id| procfs::open_files(*id).contains(&socket))
+        .filter_map(procfs::program)
+        .any(|program| !ours(program))
 }
 
 fn files(directory: &Path) -> impl Iterator<Item = String> {

@@ -1,0 +1,21 @@
+//! The hot path allocates nothing.
+
+#![allow(clippy::unwrap_used)] // what fails here is the test
+
+mod common;
+
+use rfaas::Deployment;
+
+#[test]
+fn ten_thousand_blocking_invocations_allocate_nothing() {
+    let (_node, mut executor) = common::Node::deployed(2, &Deployment::default());
+    let empty = executor.function("empty").unwrap();
+    let (input, mut output) = (executor.input(64).unwrap(), executor.output(64).unwrap());
+    executor.invoke(&empty, &input, &mut output).unwrap(); // the first may fill what others reuse
+    let allocations = allocation_counter::measure(|| {
+        for _ in 0..10_000 {
+            executor.invoke(&empty, &input, &mut output).unwrap();
+        }
+    });
+    assert_eq!(allocations.count_total, 0, "{allocations:?}");
+}

@@ -1,0 +1,71 @@
+//! Defects of the original that can be provoked from outside: each test provokes one, whose number ends its name, and
+//! shows the right behaviour.
+//!
+//! Tests of other files show the rest: D1 is `a_cold_start_is_told_by_phases` in `end_to_end`; E2 and E8 (dead executors,
+//! orphans) are in `leftovers`; what needs a client that breaks the protocol (A7) is in the executor's own tests.
+
+#![allow(clippy::unwrap_used)] // in what tests share: a failed test is what it is for
+
+mod calls;
+mod client;
+#[path = "../common/mod.rs"]
+mod common;
+mod time;
+
+use rfaas::{Client, Deployment, Error, Executor, Pending};
+use tools::{LocalCluster, Options};
+
+use common::{cluster, deploy, eventually, faulty};
+
+/// A cluster, a client and the functions that misbehave.
+struct Scene {
+    cluster: LocalCluster,
+    client: Client,
+    directory: tempfile::TempDir,
+}
+
+impl Scene {
+    fn new(options: Options) -> Self {
+        let cluster = cluster(options);
+        let client = cluster.client().unwrap();
+        Scene { cluster, client, directory: tempfile::tempdir().unwrap() }
+    }
+
+    /// A node of two cores.
+    fn small() -> Self {
+        Scene::new(Options::default())
+    }
+
+    fn deploy(&self, cores: u32, deployment: &Deployment) -> Executor {
+        deploy(&self.client, cores, &faulty(self.directory.path()), deployment)
+    }
+
+    /// Waits until nobody holds a core of the node.
+    fn is_free(&self) {
+        let http = self.cluster.http().unwrap();
+        eventually("all cores are free", || {
+            let nodes = http.get("/nodes").unwrap().body;
+            nodes[0]["free_cores"] == nodes[0]["cores"]
+        });
+    }
+
+    fn ends(self) {
+        drop(self.client);
+        self.cluster.stop().unwrap();
+    }
+}
+
+/// Starts `function` with `input` and room for at least 64 bytes of output.
+fn submit(executor: &mut Executor, function: &str, input: &[u8]) -> Result<Pending, Error> {
+    let function = executor.function(function)?;
+    let mut sent = executor.input(input.len())?;
+    sent.write(0, input)?;
+    let output = executor.output(input.len().max(64))?;
+    Ok(executor.submit(&function, sent, output)?)
+}
+
+/// The output of an invocation that succeeds.
+fn result(pending: Pending) -> Vec<u8> {
+    let completed = pending.wait().unwrap();
+    completed.output.to_vec(..completed.bytes).unwrap()
+}
