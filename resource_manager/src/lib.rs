@@ -66,8 +66,8 @@ pub enum Error {
 pub fn run(options: &Options) -> Result<(), Error> {
     let (server, http) = start(options).map_err(Error::Start)?;
     let served = server.run();
-    http.stop();
-    served.map_err(Error::Run)
+    let stopped = http.stop();
+    served.and(stopped).map_err(Error::Run)
 }
 
 /// Reads and opens everything, so that what is wrong is told before anything is served.
@@ -137,12 +137,10 @@ impl HttpThread {
         Ok(HttpThread { stop, thread: thread.context("no thread for HTTP")? })
     }
 
-    /// Ends the thread; connections end with it.
-    fn stop(self) {
-        let _ = self.stop.send(()); // it may have ended by itself
-        if self.thread.join().is_err() {
-            tracing::error!("the HTTP thread panicked");
-        }
+    /// Ends the thread; connections end with it. Fails if it was not there any more.
+    fn stop(self) -> anyhow::Result<()> {
+        let _ = self.stop.send(()); // to nobody if it panicked, which `join` tells
+        self.thread.join().map_err(|_| anyhow::anyhow!("the HTTP thread panicked"))
     }
 }
 
