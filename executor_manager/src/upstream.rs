@@ -23,7 +23,9 @@ use rdmalib::Device;
 use rfaas::channel::{Channel, ChannelError, Incoming};
 use rfaas::config::{ConfigError, ExecutorManagerNode, cluster_secret};
 use rfaas::protocol::lease::{EndReason, LeaseId, LeaseTerms, NodeName};
-use rfaas::protocol::node::{Challenge, FromNode, LeaseClaimed, LeaseEnded, Register, ToNode};
+use rfaas::protocol::node::{
+    Challenge, FromNode, LeaseClaimed, LeaseEnded, Register, RegisterRefused, Registered, ToNode,
+};
 use rfaas::protocol::{Empty, Malformed, Role, parse_prefix};
 
 use crate::in_full;
@@ -278,21 +280,13 @@ impl Upstream {
             }
             Ok(None) => self.lost("no answer to the registration", now),
             Ok(Some(Incoming::Message(ToNode::Registered(granted)))) => {
-                let (cores, memory) = (granted.cores.get(), granted.memory.get());
-                let node = self.name.get().unwrap_or_default();
-                tracing::info!("registered as {node}: {cores} cores, {memory} MB");
                 (self.told, self.backoff) = (None, BACKOFF.0);
                 self.outgoing =
                     self.unacknowledged.values().copied().map(FromNode::Ended).collect();
                 self.state = State::Registered { channel, heard: now, beat: now };
-                news.push(News::Registered { cores, memory });
+                news.push(self.registered(&granted));
             }
-            Ok(Some(Incoming::Message(ToNode::Refused(refused)))) => {
-                let reason = refused.reason.get().unwrap_or("no reason that can be read");
-                let reason = reason.replace(char::is_control, " ");
-                self.tell_operator(&format!("the resource manager refuses this node: {reason}"));
-                self.retry(REFUSED_BACKOFF, now);
-            }
+            Ok(Some(Incoming::Message(ToNode::Refused(refused)))) => self.refused(&refused, now),
             Ok(Some(other)) => {
                 self.lost(&format!("unexpected before registration: {other:?}"), now)
             }
@@ -311,6 +305,10 @@ impl Upstream {
         loop {
             match channel.try_receive() {
                 Ok(None) => break,
+                // The operator took the node back.
+                Ok(Some(Incoming::Message(ToNode::Refused(refused)))) => {
+                    return self.refused(&refused, now);
+                }
                 Ok(Some(incoming)) => {
                     heard = now;
                     if let Err(error) = self.take_in(incoming, news) {
@@ -352,11 +350,25 @@ impl Upstream {
                 let grace = Duration::from_millis(end.grace_ms.get().into());
                 news.push(News::EndLease { lease, reason, grace });
             }
-            ToNode::Registered(_) | ToNode::Refused(_) => {
-                return Err(Malformed::Field("answer to a registration that was not sent"));
-            }
+            // The operator changed what the node may lease out.
+            ToNode::Registered(granted) => news.push(self.registered(&granted)),
+            ToNode::Refused(_) => unreachable!("`converse` takes refusals"),
         }
         Ok(())
+    }
+
+    fn registered(&self, granted: &Registered) -> News {
+        let (cores, memory) = (granted.cores.get(), granted.memory.get());
+        let node = self.name.get().unwrap_or_default();
+        tracing::info!("registered as {node}: {cores} cores, {memory} MB");
+        News::Registered { cores, memory }
+    }
+
+    fn refused(&mut self, refused: &RegisterRefused, now: Instant) {
+        let reason = refused.reason.get().unwrap_or("no reason that can be read");
+        let reason = reason.replace(char::is_control, " ");
+        self.tell_operator(&format!("the resource manager refuses this node: {reason}"));
+        self.retry(REFUSED_BACKOFF, now);
     }
 
     fn not_reached(&mut self, error: DialError, now: Instant, news: &mut Vec<News>) {

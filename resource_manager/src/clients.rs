@@ -17,6 +17,7 @@ use rfaas::protocol::lease::{
 use rfaas::protocol::{Empty, Malformed};
 
 use crate::link::{Turn, Waiting, take_messages};
+use crate::nodes::Nodes;
 use crate::pool::{Action, Ask, LeaseState, LinkId, Now, Pool};
 
 /// Whom a lease is billed to if the client gives no name.
@@ -95,6 +96,7 @@ impl Clients {
         &mut self,
         now: Now,
         id: LinkId,
+        nodes: &mut Nodes,
         pool: &mut Pool,
         out: &mut Vec<Action>,
     ) -> Turn {
@@ -106,8 +108,8 @@ impl Clients {
             *heard = now.monotonic;
             match message {
                 FromClient::Request(request) => {
-                    let answer = answer(now, &request, secret, pool, leases)?;
-                    channel.send(&answer)
+                    let hear = |pool: &mut Pool| nodes.hear(now, pool, out);
+                    channel.send(&answer(now, &request, secret, pool, leases, hear)?)
                 }
                 FromClient::Release(release) => give_back(now, &release, secret, pool, out),
             }
@@ -135,21 +137,28 @@ fn unclaimed<'a>(pool: &'a Pool, leases: &'a [LeaseId]) -> impl Iterator<Item = 
     leases.iter().copied().filter(granted)
 }
 
-/// Asks the pool. A lease that is granted is noted in `leases`.
+/// Asks the pool; has it `hear` what nodes have sent before it refuses. A lease that is granted is noted
+/// in `leases`.
 fn answer(
     now: Now,
     request: &LeaseRequest,
     secret: &[u8],
     pool: &mut Pool,
     leases: &mut Vec<LeaseId>,
+    hear: impl FnOnce(&mut Pool),
 ) -> Result<ToClient, Malformed> {
     let client = match request.client.get()? {
         "" => NAMELESS,
         name => name,
     };
     let timeout = Duration::from_millis(request.timeout_ms.get());
-    let granted = Ask::new(request.cores.get(), request.memory.get(), timeout, client)
-        .and_then(|ask| pool.request(now, &ask).map_err(|denied| denied.to_string()));
+    let ask = Ask::new(request.cores.get(), request.memory.get(), timeout, client);
+    let granted = ask.and_then(|ask| {
+        if !pool.has_room(&ask) {
+            hear(pool);
+        }
+        pool.request(now, &ask).map_err(|denied| denied.to_string())
+    });
     Ok(match granted {
         Ok(grant) => {
             if leases.len() >= SWEEP {

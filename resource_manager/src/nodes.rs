@@ -59,6 +59,8 @@ pub(crate) struct Nodes {
     waiting: Waiting,
     next_beat: Option<Instant>,
     refusals: Told,
+    /// Had more to say than `hear` took.
+    unheard: Vec<LinkId>,
 }
 
 impl Nodes {
@@ -69,6 +71,7 @@ impl Nodes {
             waiting,
             next_beat: None,
             refusals: Told::default(),
+            unheard: Vec::new(),
         }
     }
 
@@ -129,6 +132,23 @@ impl Nodes {
             self.drop_link(now, id, &error, pool, out);
             Turn::Done
         })
+    }
+
+    /// Takes what all nodes have sent by now. To be called between reading a wish for capacity and
+    /// refusing it: a client that gave a lease back was told so after its node had reported the end,
+    /// so that report is seen here.
+    pub(crate) fn hear(&mut self, now: Now, pool: &mut Pool, out: &mut Vec<Action>) {
+        let ids: Vec<LinkId> = self.links.keys().copied().collect();
+        for id in ids {
+            if self.serve(now, id, pool, out) == Turn::Again {
+                self.unheard.push(id);
+            }
+        }
+    }
+
+    /// Those that had more to say than [`hear`](Self::hear) took; they are to be served again.
+    pub(crate) fn unheard(&mut self) -> impl Iterator<Item = LinkId> + '_ {
+        self.unheard.drain(..)
     }
 
     #[allow(clippy::too_many_arguments)] // the parts of a link that is out of the map

@@ -121,12 +121,16 @@ impl Server {
                 let turn = match source {
                     Source::Commands | Source::Listener => Turn::Done,
                     Source::Node(id) => self.nodes.serve(now, id, &mut self.pool, &mut actions),
-                    Source::Client(id) => self.clients.serve(now, id, &mut self.pool, &mut actions),
+                    Source::Client(id) => {
+                        let (nodes, pool) = (&mut self.nodes, &mut self.pool);
+                        self.clients.serve(now, id, nodes, pool, &mut actions)
+                    }
                 };
                 if turn == Turn::Again {
                     self.due.insert(source);
                 }
             }
+            self.due.extend(self.nodes.unheard().map(Source::Node));
             // After what peers said: nobody is taken for silent whose words wait to be read.
             self.pool.tick(now, &mut actions);
             self.nodes.tick(now, &mut self.pool, &mut actions);
@@ -278,11 +282,16 @@ impl Server {
         actions: &mut Vec<Action>,
         answers: &mut Vec<Answer>,
     ) -> bool {
-        while let Some(command) = self.inbox.try_next() {
+        let mut next = self.inbox.try_next();
+        if next.is_some() {
+            self.nodes.hear(now, &mut self.pool, actions);
+        }
+        while let Some(command) = next {
             match command {
                 Command::Work(work) => answers.push(work(&mut self.pool, now, actions)),
                 Command::Stop => return true,
             }
+            next = self.inbox.try_next();
         }
         false
     }

@@ -1,9 +1,9 @@
-//! Functions on leased cores of other nodes, called in microseconds: the client library, and what client
-//! and servers agree on.
+//! Functions on leased cores of other nodes, called in microseconds: the client library, and what
+//! client and servers agree on.
 //!
-//! An application leases cores, deploys a library of functions there, and calls them by writing their
-//! input straight into the memory of a worker that is already polling. It needs a resource manager and an
-//! executor manager to be running; `tools/quickstart` starts both on this machine.
+//! An application leases cores, deploys a library of functions there, and calls them by writing
+//! their input straight into the memory of a worker that is already polling. It needs a resource
+//! manager and an executor manager to be running; `tools/quickstart` starts both on this machine.
 //!
 #![cfg_attr(feature = "client", doc = "```no_run")]
 #![cfg_attr(not(feature = "client"), doc = "```ignore")]

@@ -1,6 +1,6 @@
 //! Leases: asked for, granted, claimed, ended.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -12,8 +12,8 @@ use rfaas::protocol::node::Bill;
 use super::bills::Billed;
 use super::node::NodeState;
 use super::{
-    Action, CLAIM_IN_FLIGHT, END_MARGIN, EXPIRY_MARGIN, LinkId, MAX_CORES, MAX_TIMEOUT, Now, Pool,
-    check_name,
+    Action, CLAIM_IN_FLIGHT, END_MARGIN, EXPIRY_MARGIN, LinkId, MAX_CORES, MAX_TIMEOUT, NodeSpec,
+    Now, Pool, check_name,
 };
 use crate::placement::{Candidate, first_fit};
 
@@ -207,17 +207,26 @@ impl Lease {
 }
 
 impl Pool {
-    /// Grants a lease on a node that has room for it.
-    pub fn request(&mut self, now: Now, ask: &Ask) -> Result<Grant, Denied> {
+    /// Whether a request for `ask` would be granted now.
+    pub fn has_room(&self, ask: &Ask) -> bool {
+        self.choose(ask).is_some()
+    }
+
+    /// Where `ask` goes.
+    fn choose(&self, ask: &Ask) -> Option<(NodeSpec, IpAddr)> {
         let ready = self.nodes.values().filter(|node| node.state() == NodeState::Ready);
         let candidates = ready.map(|node| {
             let free = node.free();
             Candidate { node: node.spec.name(), cores: free.cores, memory: free.memory }
         });
-        let chosen = first_fit(candidates, ask.cores, ask.memory)
+        first_fit(candidates, ask.cores, ask.memory)
             .and_then(|name| self.nodes.get(name))
-            .and_then(|node| Some((node.spec.clone(), node.ip?)));
-        let Some((spec, ip)) = chosen else {
+            .and_then(|node| Some((node.spec.clone(), node.ip?)))
+    }
+
+    /// Grants a lease on a node that has room for it.
+    pub fn request(&mut self, now: Now, ask: &Ask) -> Result<Grant, Denied> {
+        let Some((spec, ip)) = self.choose(ask) else {
             self.totals.denied += 1;
             let denied = self.why_denied(ask);
             tracing::info!(client = %ask.client, reason = %denied, "lease denied");

@@ -1,7 +1,7 @@
 //! What a deployment puts together while executor and workers dial: connections, slots, functions.
 //! Nothing here waits, except for the executor's next message.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rdmalib::{
     Access, CompletionQueue, ConnectRequest, Device, Domain, QueuePair, QueuePairConfig,
@@ -49,6 +49,10 @@ struct Control {
     _code: Region,
     functions: Vec<String>,
     count: Option<u32>,
+    /// When the code was sent.
+    sent: Instant,
+    /// From there until the last function was named.
+    loaded_in: Option<Duration>,
 }
 
 /// Everything, connected and loaded.
@@ -166,7 +170,14 @@ impl<'a> Assembly<'a> {
             Ok(()) | Err(ChannelError::Disconnected) => {} // `read_control` tells
             Err(source) => return Err(failed(source)),
         }
-        self.control = Some(Control { channel, _code: code, functions: Vec::new(), count: None });
+        self.control = Some(Control {
+            channel,
+            _code: code,
+            functions: Vec::new(),
+            count: None,
+            sent: Instant::now(),
+            loaded_in: None,
+        });
         Ok(())
     }
 
@@ -224,9 +235,9 @@ impl<'a> Assembly<'a> {
         self.control.is_some() && self.workers.iter().all(Option::is_some)
     }
 
-    /// Whether the executor has named all functions.
-    pub(super) fn is_loaded(&self) -> bool {
-        self.control.as_ref().is_some_and(Control::is_loaded)
+    /// How long the executor took to load the library, once it has named all functions.
+    pub(super) fn loaded_in(&self) -> Option<Duration> {
+        self.control.as_ref()?.loaded_in
     }
 
     /// What is waited for, in words.
@@ -266,10 +277,6 @@ impl<'a> Assembly<'a> {
 }
 
 impl Control {
-    fn is_loaded(&self) -> bool {
-        self.count.is_some_and(|count| self.functions.len() == count as usize)
-    }
-
     fn read(&mut self, incoming: Incoming<FromExecutor>) -> Result<()> {
         match incoming {
             Incoming::Message(FromExecutor::Function(entry)) => self.add(&entry),
@@ -284,13 +291,17 @@ impl Control {
     /// HOSTILE. Functions come in order, all of the same count.
     fn add(&mut self, entry: &FunctionEntry) -> Result<()> {
         let count = entry.count.get();
-        let in_order = entry.index.get() as usize == self.functions.len() && !self.is_loaded();
+        let in_order =
+            entry.index.get() as usize == self.functions.len() && self.loaded_in.is_none();
         let counted =
             (1..=MAX_FUNCTIONS).contains(&count) && *self.count.get_or_insert(count) == count;
         if !in_order || !counted {
             return Err(Malformed::Field("function index").into());
         }
         self.functions.push(entry.name.get()?.to_owned());
+        if self.functions.len() == count as usize {
+            self.loaded_in = Some(self.sent.elapsed());
+        }
         Ok(())
     }
 }

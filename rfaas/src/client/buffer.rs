@@ -1,8 +1,8 @@
 //! Inputs and outputs: registered memory of one executor's domain, with the space in front that the
 //! invocation protocol uses ([`protocol::invocation`](crate::protocol::invocation)).
 //!
-//! A worker may write an output at any time while an invocation is in flight. So nothing here gives a
-//! reference to the bytes: they are copied in and out.
+//! A worker may write an output at any time while an invocation is in flight. So nothing here gives
+//! a reference to the bytes: they are copied in and out.
 
 use std::ops::{Bound, RangeBounds};
 
@@ -45,8 +45,8 @@ pub struct Output {
     memory: Box<Memory>,
 }
 
-/// A region with header space, addressed behind it. Boxed, since buffers travel by value: with a result,
-/// with an error.
+/// A region with header space, addressed behind it. Boxed, since buffers travel by value: with a
+/// result, with an error.
 #[derive(Debug)]
 struct Memory {
     region: Region,
@@ -188,8 +188,9 @@ impl Output {
         Ok(Output { memory: Memory::allocate(domain, owner, bytes, WRITABLE)? })
     }
 
-    /// Takes the right to write here from everybody who has it, by moving to memory under a new key: for a
-    /// worker that was given up and may not know it yet. What was written before is lost.
+    /// Takes the right to write here from everybody who has it, by moving to memory under a new
+    /// key: for a worker that was given up and may not know it yet. What was written before is
+    /// lost.
     pub(super) fn revoke(&mut self) {
         let memory = &mut self.memory;
         match memory.domain.allocate(memory.region.len(), WRITABLE) {
@@ -219,8 +220,8 @@ impl Output {
         self.memory.read(offset, out)
     }
 
-    /// A copy of the bytes in `range`, such as `..n` after an invocation that returned `n`. An error if
-    /// there are not as many.
+    /// A copy of the bytes in `range`, such as `..n` after an invocation that returned `n`. An
+    /// error if there are not as many.
     pub fn to_vec(&self, range: impl RangeBounds<usize>) -> Result<Vec<u8>> {
         self.memory.to_vec(range)
     }

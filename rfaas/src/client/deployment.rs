@@ -47,7 +47,8 @@ pub struct Deployment {
     pub input_bytes: usize,
     /// Largest output, in bytes.
     pub output_bytes: usize,
-    /// Input slots of each worker: invocations that may be in flight there, the first of them running.
+    /// Input slots of each worker: invocations that may be in flight there, the first of them
+    /// running.
     pub slots: u16,
     /// How workers and blocked callers wait. A task that awaits a result always sleeps.
     pub spin: Spin,
@@ -58,7 +59,8 @@ pub struct Deployment {
 }
 
 impl Default for Deployment {
-    /// 1 MiB of input and output, four slots, always hot, a minute an invocation, half a minute to start.
+    /// 1 MiB of input and output, four slots, always hot, a minute an invocation, half a minute to
+    /// start.
     fn default() -> Self {
         Deployment {
             input_bytes: 1 << 20,
@@ -126,7 +128,7 @@ impl Deployment {
     }
 }
 
-/// How long the parts of a deployment took, one after the other: their sum is the whole.
+/// How long the parts of a deployment took; their sum is the whole.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Phases {
@@ -134,10 +136,10 @@ pub struct Phases {
     pub connect: Duration,
     /// From showing the token to the manager's word that the executor process was started.
     pub submit: Duration,
-    /// From there until the executor and all its workers have connected.
+    /// From there until the executor and all its workers have connected, without the next part,
+    /// which lies within.
     pub spawn_connect: Duration,
-    /// From there until the executor has loaded the library, which was sent to it as soon as it had
-    /// connected.
+    /// From sending the library until the executor has loaded it and named its functions.
     pub initialize: Duration,
 }
 

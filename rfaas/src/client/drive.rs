@@ -1,20 +1,20 @@
 //! Who polls, who sleeps: one caller alone, or many threads and tasks at once.
 //!
 //! ```text
-//!   alone   (nobody else holds the Arc: no asynchronous invocation)     poll ─▶ apply ─▶ mine done?
-//!           `Arc::get_mut` proves it, so a blocking call takes no lock
+//!   alone   nobody else holds the Arc, that is, no asynchronous invocation: `Arc::get_mut` proves it,
+//!           so a blocking call takes no lock                           poll ─▶ apply ─▶ mine done?
 //!
-//!   shared  state: Mutex { workers, tickets, driver: Some | None }      held for moments, never while waiting
-//!           driver Some  ──take──▶ leader: polls or sleeps, unlocked ──▶ lock, apply for all, put back
-//!           driver None  ──▶ follower: waits on `changed` until something is resolved or the driver is back
+//!   shared  Mutex { workers, driver: Some | None }                     held for moments, never waiting
+//!           Some ──take──▶ leader: polls or sleeps, unlocked ──▶ lock, apply for all, put back
+//!           None ──▶ follower: waits on `changed`, for a result or for the driver
 //!           the reactor thread is one more of them, on behalf of tasks that sleep
 //! ```
-//! * ONE-DRIVER - completion queue and receiving halves are one value that is either in the state or in
-//!   the hands of one leader. So no completion is seen twice and none is stolen: the leader resolves
-//!   whatever comes, whoever asked for it.
-//! * HANDOVER - a leader that has what it wanted puts the driver back and wakes the followers, one of
-//!   whom takes it. A leader is never gone with anybody left behind: also the reactor, which is started by
-//!   the first task that has to sleep, waits as a follower until it can lead.
+//! * ONE-DRIVER - completion queue and receiving halves are one value that is either in the state
+//!   or in the hands of one leader. So no completion is seen twice and none is stolen: the leader
+//!   resolves whatever comes, whoever asked for it.
+//! * HANDOVER - a leader that has what it wanted puts the driver back and wakes the followers, one
+//!   of whom takes it. A leader is never gone with anybody left behind: also the reactor, which is
+//!   started by the first task that has to sleep, waits as a follower until it can lead.
 //! * OUTSIDE - wakers are used without the lock: they run foreign code, which may call us.
 //!
 //! Elsewhere: what a completion means (`workers`), how a wait passes its time (`wait`).
@@ -39,7 +39,8 @@ use crate::protocol::Malformed;
 
 /// Completions taken from the queue at a time.
 const BATCH: usize = 16;
-/// A follower looks again so often even if nobody wakes it: a leader's waits have deadlines of their own.
+/// A follower looks again so often even if nobody wakes it: a leader's waits have deadlines of
+/// their own.
 const FOLLOW: Duration = Duration::from_secs(1);
 
 /// What it takes to see completions (ONE-DRIVER).
@@ -82,8 +83,8 @@ impl Driver {
         Driver { completions, receives, batch: [WorkCompletion::default(); BATCH] }
     }
 
-    /// Polls the way `waiter` says until there are completions (their number) or it is time to look at
-    /// the clock (0).
+    /// Polls the way `waiter` says until there are completions (their number) or it is time to look
+    /// at the clock (0).
     #[inline]
     fn wait(&mut self, waiter: &mut Waiter) -> usize {
         if let Some(time) = waiter.sleep()
@@ -159,7 +160,8 @@ impl Shared {
             Outcome::UnknownFunction => Err(Malformed::Field("function list").into()),
             Outcome::Malformed => Err(Malformed::Field("request header").into()),
             Outcome::Failed(failure) => {
-                // Our end is closed (`workers`, CUT), but a worker at the other end may be about to write.
+                // Our end is closed (`workers`, CUT), but a worker at the other end may be about to
+                // write.
                 output.revoke();
                 Err(failure.into_error(self.limit))
             }

@@ -1,5 +1,5 @@
-//! A deployed lease, as an application holds it: makes functions and buffers, and owns what ends with it.
-//! Invoking is in `invoke`.
+//! A deployed lease, as an application holds it: makes functions and buffers, and owns what ends
+//! with it. Invoking is in `invoke`.
 
 use std::sync::Arc;
 
@@ -15,11 +15,11 @@ use crate::error::{Error, Result};
 use crate::protocol::lease::{EndReason, LeaseId};
 use crate::protocol::node::Bill;
 
-/// A leased, deployed executor: a process on another node that has the library loaded, with one worker
-/// for each leased core.
+/// A leased, deployed executor: a process on another node that has the library loaded, with one
+/// worker for each leased core.
 ///
-/// Dropping it ends the process and, if no [`Lease`] handle is left, gives the lease back without waiting
-/// for the bill. Invocations that are still in flight then fail.
+/// Dropping it ends the process and, if no [`Lease`] handle is left, gives the lease back without
+/// waiting for the bill. Invocations that are still in flight then fail.
 #[derive(Debug)]
 pub struct Executor {
     // Fields drop in order: the manager is told first, so that it takes the end for what it is.
@@ -120,8 +120,8 @@ impl Executor {
         self.lease.0.node()
     }
 
-    /// The lease: to deploy it again after this executor has crashed and was dropped, or to ask when it
-    /// ends. While a handle lives, dropping the executor does not give the lease back.
+    /// The lease: to deploy it again after this executor has crashed and was dropped, or to ask
+    /// when it ends. While a handle lives, dropping the executor does not give the lease back.
     pub fn lease(&self) -> Lease {
         Lease::from_inner(Arc::clone(&self.lease.0))
     }

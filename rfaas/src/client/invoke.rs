@@ -1,8 +1,8 @@
 //! Invoking: checks a call, posts it, waits for it or not. The hot path starts here.
 //!
-//! A blocking invocation with nothing asynchronous outstanding posts one write and polls until the reply
-//! is there: no allocation, lock, log line, system call or clock read. What happens in between is in
-//! `workers`; who else may be polling, in `drive`.
+//! A blocking invocation with nothing asynchronous outstanding posts one write and polls until the
+//! reply is there: no allocation, lock, log line, system call or clock read. What happens in
+//! between is in `workers`; who else may be polling, in `drive`.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -18,8 +18,8 @@ use super::workers::Call;
 use crate::error::{Error, Result};
 
 impl Executor {
-    /// Calls `function` with `input` on a worker that has the least to do, and blocks until its result is
-    /// in `output`; returns the bytes of output.
+    /// Calls `function` with `input` on a worker that has the least to do, and blocks until its
+    /// result is in `output`; returns the bytes of output.
     ///
     /// With asynchronous invocations in all slots it first waits for one of them.
     #[inline]
@@ -37,11 +37,12 @@ impl Executor {
         self.data.0.read_outcome(outcome, output)
     }
 
-    /// Calls `function` once for each of `inputs`, each time on the worker that has the least to do, so
-    /// that all workers are at work; blocks until all results are in `outputs`, of which there are as
-    /// many. Returns the bytes of each output.
+    /// Calls `function` once for each of `inputs`, each time on the worker that has the least to
+    /// do, so that all workers are at work; blocks until all results are in `outputs`, of which
+    /// there are as many. Returns the bytes of each output.
     ///
-    /// If calls fail the error is that of the first in the list; nothing is in flight any more then.
+    /// If calls fail the error is that of the first in the list; nothing is in flight any more
+    /// then.
     pub fn invoke_all(
         &mut self,
         function: &Function,
@@ -74,9 +75,9 @@ impl Executor {
         posted.map(|()| sizes)
     }
 
-    /// Starts a call of `function` on a worker that has the least to do and returns at once. The buffers
-    /// come back with the result, or with the error: [`Error::AllSlotsBusy`] if each slot of each worker
-    /// has an invocation in flight.
+    /// Starts a call of `function` on a worker that has the least to do and returns at once. The
+    /// buffers come back with the result, or with the error: [`Error::AllSlotsBusy`] if each slot
+    /// of each worker has an invocation in flight.
     pub fn submit(
         &mut self,
         function: &Function,
@@ -143,8 +144,8 @@ fn call_one(drive: &mut impl Drive, call: &Call<'_>) -> Result<Outcome> {
     }
 }
 
-/// Posts `calls` as slots become free and waits for all outcomes, which it appends to `outcomes` in the
-/// order of the calls. If posting fails, those posted before are waited for nevertheless.
+/// Posts `calls` as slots become free and waits for all outcomes, which it appends to `outcomes` in
+/// the order of the calls. If posting fails, those posted before are waited for nevertheless.
 fn call_all(drive: &mut impl Drive, calls: &[Call<'_>], outcomes: &mut Vec<Outcome>) -> Result<()> {
     let mut in_flight = VecDeque::new();
     let mut rest = calls.iter();

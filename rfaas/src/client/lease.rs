@@ -46,8 +46,8 @@ impl LeaseRequest {
     }
 }
 
-/// A leased share of a node. The lease ends when it is released, when its time is over, or when the last
-/// handle and executor are dropped.
+/// A leased share of a node. The lease ends when it is released, when its time is over, or when the
+/// last handle and executor are dropped.
 #[derive(Debug)]
 pub struct Lease {
     inner: Arc<LeaseInner>,
@@ -115,8 +115,8 @@ impl Lease {
         self.inner.id()
     }
 
-    /// Name of its node. Without a resource manager, until the lease is deployed, that of the first node
-    /// that will be tried.
+    /// Name of its node. Without a resource manager, until the lease is deployed, that of the first
+    /// node that will be tried.
     pub fn node(&self) -> &str {
         self.inner.node()
     }
@@ -136,8 +136,8 @@ impl Lease {
         self.deploy_with(path, &Deployment::default())
     }
 
-    /// Starts an executor that has the function library at `path`. The lease runs one at a time; it can
-    /// be deployed again after a failure, or when the last executor was dropped.
+    /// Starts an executor that has the function library at `path`. The lease runs one at a time; it
+    /// can be deployed again after a failure, or when the last executor was dropped.
     pub fn deploy_with(&self, path: impl AsRef<Path>, deployment: &Deployment) -> Result<Executor> {
         session::deploy(&self.inner, path.as_ref(), deployment)
     }
@@ -153,8 +153,8 @@ impl Lease {
         }
     }
 
-    /// Gives the lease back and waits for its bill; none if it was never deployed. An executor that still
-    /// runs on it is stopped.
+    /// Gives the lease back and waits for its bill; none if it was never deployed. An executor that
+    /// still runs on it is stopped.
     pub fn release(self) -> Result<Option<Bill>> {
         self.inner.release()
     }
@@ -242,8 +242,8 @@ impl Drop for LeaseInner {
 }
 
 impl LeaseState {
-    /// Has the executor manager start an executor, as `request` says except for its token. The lease is
-    /// claimed afterwards; notes how long it took in `phases`.
+    /// Has the executor manager start an executor, as `request` says except for its token. The
+    /// lease is claimed afterwards; notes how long it took in `phases`.
     pub(super) fn claim(
         &mut self,
         lease: &LeaseInner,

@@ -1,7 +1,7 @@
 //! The client's connection to the resource manager: asks for leases, gives back those not used.
 //!
-//! One question at a time: who asks holds the connection until the answer is there. A lease that is dropped
-//! meanwhile waits in the outbox; whoever lets go of the connection sends what is in there.
+//! One question at a time: who asks holds the connection until the answer is there. A lease that is
+//! dropped meanwhile waits in the outbox; whoever lets go of the connection sends what is in there.
 
 use std::net::SocketAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
@@ -46,8 +46,8 @@ impl Link {
         Ok(Link { address, conversation, outbox })
     }
 
-    /// Asks for a lease. If the connection has ended, the manager may have been started again: one more
-    /// is tried.
+    /// Asks for a lease. If the connection has ended, the manager may have been started again: one
+    /// more is tried.
     pub(super) fn lease(
         &self,
         device: &OpenDevice,

@@ -1,5 +1,5 @@
-//! The client's connection to the executor manager that holds its lease: claims, gives back, and notes
-//! what the manager tells in between.
+//! The client's connection to the executor manager that holds its lease: claims, gives back, and
+//! notes what the manager tells in between.
 //!
 //! ```text
 //!   connect ──allocate──▶ running ──ExecutorExited──▶ not running ──allocate──▶ …
@@ -77,8 +77,8 @@ impl Manager {
         })
     }
 
-    /// Asks for an executor as `request` says, except for the token, which is this lease's; returns the
-    /// number of the lease.
+    /// Asks for an executor as `request` says, except for the token, which is this lease's; returns
+    /// the number of the lease.
     pub(super) fn allocate(&mut self, request: &Allocate, deadline: Instant) -> Result<LeaseId> {
         self.send(&FromClient::Allocate(Allocate { token: self.token, ..*request }))?;
         loop {
@@ -212,7 +212,7 @@ impl Manager {
             Ok(Incoming::Written { .. }) => Err(Malformed::Field("message kind")),
             Err(ChannelError::Malformed(malformed)) => Err(malformed),
             Err(error) => {
-                tracing::debug!(%error, node = self.node, "connection to the executor manager ended");
+                tracing::debug!(%error, node = self.node, "executor manager's connection ended");
                 let announced = self.ending.map(|ending| Failure::LeaseEnded(ending.reason));
                 self.over.get_or_insert(announced.unwrap_or(Failure::Gone));
                 return None;

@@ -1,12 +1,12 @@
 //! What an application uses: leases cores, deploys a function library on them, invokes functions.
 //!
 //! ```text
-//!   Client ──lease──▶ Lease ──deploy──▶ Executor ──function, input, output──▶ invoke / submit / invoke_all
-//!   link: asks a           manager, session,        workers, slots, tickets: what is in flight
-//!   resource manager       assembly: deploying      drive, wait, reactor: who polls, who sleeps
+//!   Client ──lease──▶ Lease ──deploy──▶ Executor ──function, input, output──▶ invoke, submit
+//!   link: asks a      manager, session,      workers, slots, tickets: what is in flight
+//!   resource manager  assembly: deploying    drive, wait, reactor: who polls, who sleeps
 //! ```
-//! No thread runs and nothing polls for an application that does not wait; one thread per executor is
-//! started when a task first sleeps on an asynchronous invocation.
+//! No thread runs and nothing polls for an application that does not wait; one thread per executor
+//! is started when a task first sleeps on an asynchronous invocation.
 
 use std::fmt;
 use std::net::{SocketAddr, ToSocketAddrs};
@@ -47,8 +47,8 @@ use link::Link;
 /// Name that leases are billed under unless the client has one.
 const ANONYMOUS: &str = "anonymous";
 
-/// Leases cores: through a resource manager, or straight from the executor managers of a list. May be
-/// used by several threads.
+/// Leases cores: through a resource manager, or straight from the executor managers of a list. May
+/// be used by several threads.
 #[derive(Clone, Debug)]
 pub struct Client {
     inner: Arc<ClientInner>,
@@ -75,8 +75,8 @@ impl Client {
         Self::connect_as(device, address, ANONYMOUS)
     }
 
-    /// Connects to the resource manager at `address` (`host:port`); leases are billed to `name`, which
-    /// has at most 64 bytes.
+    /// Connects to the resource manager at `address` (`host:port`); leases are billed to `name`,
+    /// which has at most 64 bytes.
     pub fn connect_as(
         device: OpenDevice,
         address: impl ToSocketAddrs + fmt::Debug,
@@ -88,8 +88,8 @@ impl Client {
         Ok(Client { inner: Arc::new(ClientInner { device, name, grantor }) })
     }
 
-    /// Without a resource manager: leases are taken at the executor managers of `database`, in order, which
-    /// must run without one too. Nothing is connected yet.
+    /// Without a resource manager: leases are taken at the executor managers of `database`, in
+    /// order, which must run without one too. Nothing is connected yet.
     pub fn with_executors(device: OpenDevice, database: ExecutorsDatabase) -> Result<Self> {
         let name = client_name(ANONYMOUS)?;
         let grantor = Grantor::Database(database.executors);

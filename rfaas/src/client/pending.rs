@@ -15,9 +15,9 @@ use crate::error::Error;
 
 /// An invocation that has been submitted.
 ///
-/// As a [`Future`] it works in any runtime and without one: a thread of the executor's own wakes it. Or
-/// [`wait`](Self::wait) for it, in any thread. Dropping it does not stop the function; it gives up the
-/// result, and the buffers are freed when the worker has finished with them.
+/// As a [`Future`] it works in any runtime and without one: a thread of the executor's own wakes
+/// it. Or [`wait`](Self::wait) for it, in any thread. Dropping it does not stop the function; it
+/// gives up the result, and the buffers are freed when the worker has finished with them.
 #[derive(Debug)]
 #[must_use = "dropping it gives up the result"]
 pub struct Pending {

@@ -1,9 +1,9 @@
-//! The thread that waits for completions on behalf of tasks that sleep, so that asynchronous invocations
-//! need no particular runtime.
+//! The thread that waits for completions on behalf of tasks that sleep, so that asynchronous
+//! invocations need no particular runtime.
 //!
 //! Started by the first task that has to sleep. While tasks sleep it is a driver like any other
-//! (`drive`), asleep on the completion channel; when none does, it lets go of the executor's data path
-//! altogether, so that blocking callers are alone again.
+//! (`drive`), asleep on the completion channel; when none does, it lets go of the executor's data
+//! path altogether, so that blocking callers are alone again.
 
 use std::io;
 use std::sync::Arc;
@@ -32,8 +32,8 @@ impl Reactor {
     }
 }
 
-/// Has the reactor wait for the tasks that sleep; `shared` is the one that `together` is of. To be called
-/// with the lock held under which the task was registered.
+/// Has the reactor wait for the tasks that sleep; `shared` is the one that `together` is of. To be
+/// called with the lock held under which the task was registered.
 pub(super) fn activate(shared: &Arc<Shared>, together: &mut Together<'_>) -> io::Result<()> {
     let slot = &mut together.state().reactor;
     let reactor = match slot {

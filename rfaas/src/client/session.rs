@@ -1,13 +1,15 @@
-//! Deploying: the lease is claimed, its executor and workers dial back, the library is sent to them.
+//! Deploying: the lease is claimed, its executor and workers dial back, the library is sent to
+//! them.
 //!
 //! ```text
-//!   claim ──Allocated──▶ listen: executor ──▶ code is written ──▶ functions   ┐ in any order,
-//!                        workers, one by one                                  ┘ until all are there
+//!   claim ──Allocated──▶ listen: executor ──▶ code is written ──▶ functions  ┐ in any order,
+//!                        workers, one by one                                 ┘ until all are there
 //! ```
-//! * ALL-OR-NOTHING - whatever goes wrong, connections made so far are dropped, at which the executor exits.
+//! * ALL-OR-NOTHING - whatever goes wrong, connections made so far are dropped, at which the
+//!   executor exits.
 //! * ENDS - the whole has one deadline. Sooner it ends with the executor: its manager tells.
-//! * HOSTILE - anyone may dial. Who does not show the session's secret, or offers numbers that cannot be,
-//!   is refused, and the real one is waited for.
+//! * HOSTILE - anyone may dial. Who does not show the session's secret, or offers numbers that
+//!   cannot be, is refused, and the real one is waited for.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -95,7 +97,6 @@ fn assemble(
     phases: &mut Phases,
 ) -> Result<()> {
     let started = Instant::now();
-    let mut connected = None;
     loop {
         let exit = look_at_manager(state)?;
         let control_lives = assembly.read_control()?;
@@ -105,20 +106,18 @@ fn assemble(
         if !control_lives {
             return Err(Error::StartFailed(wait_for_exit(state)?));
         }
-        if assembly.is_connected() {
-            let connected = *connected.get_or_insert_with(Instant::now);
-            if assembly.is_loaded() {
-                phases.spawn_connect = connected - started;
-                phases.initialize = connected.elapsed();
-                return Ok(());
-            }
+        let connected = assembly.is_connected();
+        if connected && let Some(loaded_in) = assembly.loaded_in() {
+            phases.initialize = loaded_in;
+            phases.spawn_connect = started.elapsed().saturating_sub(loaded_in);
+            return Ok(());
         }
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
             let (after, missing) = (deployment.start_timeout, assembly.missing());
             return Err(Error::StartTimeout { after, missing });
         }
-        if connected.is_some() {
+        if connected {
             assembly.wait_for_control(left.min(TICK))?;
         } else if let Some(request) = listener.next(left.min(TICK))? {
             assembly.admit(request)?;

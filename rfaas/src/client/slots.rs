@@ -3,10 +3,10 @@
 //! ```text
 //!   free ──occupy──▶ in flight (ticket, sequence) ──reply of that sequence──▶ free
 //! ```
-//! * ONE-USE - a slot is free again only after its reply, so at most one invocation is ever meant by it,
-//!   however far the sequence has wrapped.
-//! * CHECKED - a reply is a worker's word: unless it names a slot in flight and its sequence, the worker
-//!   has broken the protocol.
+//! * ONE-USE - a slot is free again only after its reply, so at most one invocation is ever meant
+//!   by it, however far the sequence has wrapped.
+//! * CHECKED - a reply is a worker's word: unless it names a slot in flight and its sequence, the
+//!   worker has broken the protocol.
 
 use super::tickets::Ticket;
 use crate::protocol::invocation::ReplyImmediate;

@@ -4,12 +4,12 @@
 //!   issue ──▶ waiting ──resolve──▶ done ──take──▶ free
 //!                └──abandon (nobody asks any more)──resolve──▶ free
 //! ```
-//! A ticket is not a slot: a slot is free as soon as its reply is there, though nobody has taken the
-//! result yet. So results that are not asked for never keep others from being invoked.
-//! * KEPT - the buffers of an abandoned invocation live here until it is resolved: until then its worker
-//!   may write to them.
-//! * OUTSIDE - wakers run foreign code, when woken and when dropped. They leave through return values and
-//!   `woken`, to be used without any lock held.
+//! A ticket is not a slot: a slot is free as soon as its reply is there, though nobody has taken
+//! the result yet. So results that are not asked for never keep others from being invoked.
+//! * KEPT - the buffers of an abandoned invocation live here until it is resolved: until then its
+//!   worker may write to them.
+//! * OUTSIDE - wakers run foreign code, when woken and when dropped. They leave through return
+//!   values and `woken`, to be used without any lock held.
 
 use std::task::Waker;
 use std::time::Instant;
@@ -118,15 +118,16 @@ impl Tickets {
         Some(outcome)
     }
 
-    /// Wakes `waker` when `ticket`, which waits, is resolved. Returns the one that it replaces (OUTSIDE).
+    /// Wakes `waker` when `ticket`, which waits, is resolved. Returns the one that it replaces
+    /// (OUTSIDE).
     pub(super) fn watch(&mut self, ticket: Ticket, waker: Waker) -> Option<Waker> {
         let previous = self.entries[ticket.0 as usize].waker.replace(waker);
         self.watched += usize::from(previous.is_none());
         previous
     }
 
-    /// Nobody will take the outcome of `ticket`: frees it, at once or when it is resolved. Returns what
-    /// is not needed any more (OUTSIDE).
+    /// Nobody will take the outcome of `ticket`: frees it, at once or when it is resolved. Returns
+    /// what is not needed any more (OUTSIDE).
     pub(super) fn abandon(
         &mut self,
         ticket: Ticket,

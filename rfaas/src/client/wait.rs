@@ -2,8 +2,8 @@
 //! polls, yields, reads the clock and sleeps.
 //!
 //! ```text
-//!   FREE_POLLS polls ──▶ look at the clock, then polls, a yield every YIELD_EVERY, a look every LOOK_EVERY
-//!   (hot: no clock)                 └── policy says so ──▶ sleep on the completion channel, look, sleep …
+//!   FREE_POLLS polls ──▶ look at the clock ──▶ polls, a yield and a look now and then
+//!   (hot: no clock)              └── the policy says so ──▶ sleep, poll, look, sleep …
 //! ```
 //! A result that comes hot comes in the first phase, which reads no clock and makes no system call.
 
@@ -11,13 +11,14 @@ use std::time::{Duration, Instant};
 
 use super::Spin;
 
-/// Fruitless polls before the first look at the clock: some 50 µs, an empty poll and the pause after it
-/// taking about 25 ns. A hot round trip takes a few microseconds.
+/// Fruitless polls before the first look at the clock: some 50 µs, an empty poll and the pause
+/// after it taking about 25 ns. A hot round trip takes a few microseconds.
 const FREE_POLLS: u32 = 2048;
-/// Then a yield every so many polls: where there are fewer cores than spinning threads, the worker that
-/// is waited for may be one that has no core.
+/// Then a yield every so many polls: where there are fewer cores than spinning threads, the worker
+/// that is waited for may be one that has no core.
 const YIELD_EVERY: u32 = 64;
-/// And a look at the clock every so many; [`FREE_POLLS`] is a multiple, so the first comes right then.
+/// And a look at the clock every so many; [`FREE_POLLS`] is a multiple, so the first comes right
+/// then.
 const LOOK_EVERY: u32 = 1024;
 /// Longest sleep, after which the deadlines are looked at again.
 const LONGEST_SLEEP: Duration = Duration::from_secs(1);
@@ -75,8 +76,8 @@ impl Waiter {
         self.since = None;
     }
 
-    /// The clock was read: it is `now`, and `until` something happens by itself. `news`: something is
-    /// awaited that does not ring this completion queue's bell.
+    /// The clock was read: it is `now`, and `until` something happens by itself. `news`: something
+    /// is awaited that does not ring this completion queue's bell.
     pub(super) fn looked(&mut self, now: Instant, until: Option<Instant>, news: bool) {
         let since = *self.since.get_or_insert(now);
         let sleeps = match self.spin {

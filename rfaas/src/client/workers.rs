@@ -2,19 +2,22 @@
 //! gives up workers.
 //!
 //! ```text
-//!   worker:    alive ──flushed, failed, protocol broken, out of time──▶ lost (cut, slots forgotten)
-//!   its invocations:   out of time, protocol broken ──▶ resolved at once, the reason is known
-//!                      connection gone ──▶ orphans ──judge: news from the executor manager──▶ resolved
+//!   worker:   alive ──flushed, failed, protocol broken, out of time──▶ lost (cut, slots forgotten)
+//!   its invocations:  out of time, protocol broken ──▶ resolved at once, the reason is known
+//!                     connection gone ──▶ orphans ──news from the executor manager──▶ resolved
 //! ```
-//! * CUT - a worker is disconnected before any of its invocations is resolved as failed, and the output of
-//!   each gets another key: a late reply cannot land in a buffer that its owner uses again.
-//! * ROOM - a worker has a posted receive for each slot and some to spare, posted again before its slot is
-//!   used again; a request in each slot and as many whose completion is still to come fit the send queue.
-//! * VERDICT - a connection that ends says nothing of the reason. The executor manager does, on another
-//!   connection, a little later: orphans wait for it, for at most [`VERDICT_WAIT`].
+//! * CUT - a worker is disconnected before any of its invocations is resolved as failed, and the
+//!   output of each gets another key: a late reply cannot land in a buffer that its owner uses
+//!   again.
+//! * ROOM - a worker has a posted receive for each slot and some to spare, posted again before its
+//!   slot is used again; a request in each slot and as many whose completion is still to come fit
+//!   the send queue.
+//! * VERDICT - a connection that ends says nothing of the reason. The executor manager does, on
+//!   another connection, a little later: orphans wait for it, for at most [`VERDICT_WAIT`].
 //! * HOSTILE - whatever a worker answers is checked; one that breaks the protocol is cut.
 //!
-//! Here is no lock and nothing waits. Elsewhere: polling and sleeping, one caller or many (`drive`).
+//! Here is no lock and nothing waits. Elsewhere: polling and sleeping, one caller or many
+//! (`drive`).
 
 use std::task::Waker;
 use std::time::{Duration, Instant};
@@ -48,8 +51,8 @@ pub(super) struct Depths {
 }
 
 impl Depths {
-    /// ROOM. For a worker with `slots` slots, on a device with queues of at most `limit` entries. Where a
-    /// send queue is too short for it, some of its invocations wait for others.
+    /// ROOM. For a worker with `slots` slots, on a device with queues of at most `limit` entries.
+    /// Where a send queue is too short for it, some of its invocations wait for others.
     pub(super) fn new(slots: u16, limit: u32) -> Self {
         let slots = u32::from(slots);
         Depths { send: (2 * slots).max(32).min(limit), receive: slots + SPARE_RECEIVES }
@@ -89,7 +92,7 @@ pub(super) struct Worker {
 }
 
 impl Worker {
-    /// A connected worker, its receives posted by [`post_receives`].
+    /// A connected worker, its receives posted.
     pub(super) fn new(send: SendQueue, area: SlotArea, depths: Depths, max_inline: u32) -> Self {
         Worker {
             send,
@@ -189,8 +192,9 @@ impl Workers {
         now.checked_add(self.limit)
     }
 
-    /// Posts `call` to the worker with the least to do. `None`: all slots are in use. An error is about
-    /// the executor as a whole or about the call; what goes wrong with one worker goes to the next.
+    /// Posts `call` to the worker with the least to do. `None`: all slots are in use. An error is
+    /// about the executor as a whole or about the call; what goes wrong with one worker goes to the
+    /// next.
     #[inline]
     pub(super) fn post(
         &mut self,
@@ -224,8 +228,8 @@ impl Workers {
         }
     }
 
-    /// The worker that the next invocation goes to: the last one while it is idle, else the one with the
-    /// least in flight. `None`: no slot is free.
+    /// The worker that the next invocation goes to: the last one while it is idle, else the one
+    /// with the least in flight. `None`: no slot is free.
     #[inline]
     fn choose(&self) -> Option<usize> {
         let count = self.workers.len();
@@ -301,8 +305,8 @@ impl Workers {
         Looked { until, news: matches!(self.verdict, Verdict::Awaited(_)) }
     }
 
-    /// Cuts all workers and fails what is still in flight, because of `failure` unless another reason is
-    /// known already.
+    /// Cuts all workers and fails what is still in flight, because of `failure` unless another
+    /// reason is known already.
     pub(super) fn close(&mut self, failure: Failure, woken: &mut Vec<Waker>) {
         let failure = match self.verdict {
             Verdict::Final(earlier) => earlier,

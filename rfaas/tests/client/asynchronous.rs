@@ -1,5 +1,5 @@
-//! Asynchronous invocations: as futures in a runtime and without one, waited for in threads, mixed with
-//! blocking ones, finished in any order, dropped.
+//! Asynchronous invocations: as futures in a runtime and without one, waited for in threads, mixed
+//! with blocking ones, finished in any order, dropped.
 
 use std::future::Future;
 use std::pin::pin;

@@ -1,5 +1,5 @@
-//! What happens when a function, a worker, an executor or a manager fails: always a typed error, never a
-//! hang, never a wrong result.
+//! What happens when a function, a worker, an executor or a manager fails: always a typed error,
+//! never a hang, never a wrong result.
 
 use std::thread;
 use std::time::{Duration, Instant};

@@ -28,7 +28,8 @@ use rfaas::{Client, Executor, Lease, LeaseRequest};
 /// Ends what hangs; nothing here takes nearly as long.
 pub const LONG: Duration = Duration::from_secs(30);
 
-/// What the fake workers can do, by function name, sorted. All but the first are about the protocol.
+/// What the fake workers can do, by function name, sorted. All but the first are about the
+/// protocol.
 pub const FUNCTIONS: &[&str] = &[
     "empty",     // returns its input
     "exit",      // ends the executor with status 3
@@ -441,8 +442,8 @@ fn control(start: &Start, shared: &Mutex<Shared>, device: &Device, allocate: &Al
     }
 }
 
-/// A function library: the smallest ELF file that exports functions would do, and the test program's own
-/// C library is one that every machine has.
+/// A function library: the smallest ELF file that exports functions would do, and the test
+/// program's own C library is one that every machine has.
 pub fn library() -> std::path::PathBuf {
     use std::sync::OnceLock;
     static LIBRARY: OnceLock<std::path::PathBuf> = OnceLock::new();
