@@ -12,7 +12,9 @@
 //! device only. Tenants that must not trust each other get domains of their own.
 //! * SEALED - the file cannot shrink (F_SEAL_SHRINK, `memfd_create(2)`), so no access that was inside
 //!   once can fault later. Checked on every file that a peer sends.
-//! * REVOKE - dropping a region clears its key before its memory is given back.
+//! * REVOKE - dropping a region clears its key before its memory is given back. A peer that has just
+//!   checked the key may still finish the copy that it is in; a network card would have it finished before
+//!   the key is gone. Memory that must not change after a peer was cut off is not to be handed out again.
 //! * FRESH - a table slot's next key differs from its last ones by a generation.
 
 use std::os::fd::OwnedFd;

@@ -21,7 +21,7 @@ use nix::sys::socket::{MsgFlags, recv, send};
 use super::completion::Shared;
 use super::engine::EngineHandle;
 use super::mapping::Mapping;
-use super::ring::{Arm, ArrivalTaker};
+use super::ring::{self, Arm, ArrivalTaker};
 use crate::completion::{Opcode, Status, WorkCompletion};
 use crate::error::{Error, Result};
 use crate::queue_pair::{Flags, QueuePairConfig, State};
@@ -184,6 +184,7 @@ impl Core {
         if self.state.swap(ERROR, Ordering::AcqRel) == ERROR {
             return;
         }
+        ring::close(&self.inbox); // at once, not only when the peer's helper sees the socket's end
         if let Some(socket) = self.socket.get() {
             let _ = socket.shutdown(std::net::Shutdown::Both); // ENOTCONN: the peer was faster
         }

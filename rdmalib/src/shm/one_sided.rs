@@ -224,7 +224,7 @@ impl Link {
     /// Carries `work` out and completes it, or finds that the receiver is not ready.
     #[inline]
     pub(super) fn carry_out(&mut self, core: &Core, work: &Work<'_>) -> Outcome {
-        let status = if core.state() == State::Error {
+        let status = if core.state() == State::Error || self.ring.closed() {
             Status::Flushed
         } else {
             match self.attempt(core, work) {
@@ -236,7 +236,7 @@ impl Link {
         if completes(work.flags, status) {
             core.finish(work.id, work.index, work.operation.opcode(), status);
         }
-        if !matches!(status, Status::Success | Status::Flushed) {
+        if status != Status::Success {
             core.fail();
         }
         Outcome::Done

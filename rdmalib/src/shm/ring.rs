@@ -3,6 +3,7 @@
 //! ```text
 //!   word 0        POSTED    receives posted so far           owner ──▶ peer
 //!   word 16       ARMED     who is to be woken               owner ──▶ peer, cleared by the peer
+//!   word 17       CLOSED    nothing may be written any more  owner ──▶ peer
 //!   from word 32  receives  [place, key|bytes] × depth       owner ──▶ peer
 //!   then          arrivals  [body, sequence|immediate] × depth   peer ──▶ owner
 //! ```
@@ -24,6 +25,8 @@ use crate::sync::{AtomicU64, Ordering, fence};
 const POSTED: usize = 0;
 /// Two cache lines on: the adjacent-line prefetcher would make them one.
 const ARMED: usize = 16;
+/// On the line of ARMED, which a sender reads anyway and which seldom changes.
+const CLOSED: usize = 17;
 const RECEIVES: usize = 32;
 const WORDS_PER_ENTRY: usize = 2;
 
@@ -41,6 +44,12 @@ impl Words for std::sync::Arc<Vec<AtomicU64>> {
 /// Size of a ring for `depth` (a power of two) receives.
 pub(crate) const fn words_needed(depth: u32) -> usize {
     RECEIVES + 2 * WORDS_PER_ENTRY * depth as usize
+}
+
+/// Tells the peer of a ring that the connection has ended here. A peer that follows the protocol begins
+/// no request after it has seen this; one that is in the middle of copying ends that copy.
+pub(crate) fn close(words: &impl Words) {
+    words.words()[CLOSED].store(1, Ordering::Release);
 }
 
 /// A posted receive, as the peer sees it: where a message may be put.
@@ -168,6 +177,12 @@ impl<W: Words> ArrivalPusher<W> {
     pub(crate) fn new(words: W, depth: u32) -> Option<Self> {
         (depth.is_power_of_two() && words.words().len() >= words_needed(depth))
             .then(|| ArrivalPusher { words, mask: depth - 1, pushed: 0, posted_seen: 0 })
+    }
+
+    /// Whether the owner has closed the ring.
+    #[inline]
+    pub(crate) fn closed(&self) -> bool {
+        self.words.words()[CLOSED].load(Ordering::Acquire) != 0
     }
 
     /// The next receive, if the peer has posted one. The values are the peer's: not to be trusted.

@@ -77,6 +77,7 @@ conformance! {
         a_peers_kill_ends_a_sleep,
         what_arrived_before_the_end_is_delivered_first,
         after_the_end_everything_posted_is_flushed,
+        after_a_disconnect_the_peer_writes_nothing,
         a_failed_request_ends_both_sides,
         a_waiting_request_is_flushed_at_the_end,
         an_end_leaves_no_descriptor_behind,

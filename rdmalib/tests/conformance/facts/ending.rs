@@ -112,6 +112,18 @@ pub fn after_the_end_everything_posted_is_flushed(fixture: &Fixture) {
     assert!(matches!(again, Err(Error::InvalidArgument(_))), "{again:?}");
 }
 
+pub fn after_a_disconnect_the_peer_writes_nothing(fixture: &Fixture) {
+    for _ in 0..100 {
+        let (mut server, mut client) = ends(fixture);
+        let (source, target) = (client.region(8), server.region(8));
+        source.fill(0..8, 1).unwrap();
+        server.pair.disconnect();
+        // The client may not have noticed yet.
+        assert_ne!(client.run(write(&source, 0..8, target.remote())), Status::Success);
+        assert_eq!(bytes(&target), [0; 8]);
+    }
+}
+
 pub fn a_failed_request_ends_both_sides(fixture: &Fixture) {
     let (mut server, mut client) = ends(fixture);
     server.post_receives(0..1);
