@@ -43,6 +43,7 @@ impl RemoteAddress {
     /// The place `bytes` further on in the same region. Not checked here: the device checks it
     /// when the request is carried out.
     #[must_use]
+    #[inline]
     pub fn offset(self, bytes: u64) -> Self {
         RemoteAddress { addr: self.addr.wrapping_add(bytes), key: self.key }
     }
@@ -100,6 +101,7 @@ pub(crate) enum RegionInner {
 impl Region {
     /// Length in bytes, as it was asked for.
     #[allow(clippy::len_without_is_empty)] // never empty
+    #[inline]
     pub fn len(&self) -> usize {
         match &self.inner {
             RegionInner::Shm(region) => region.len(),
@@ -108,6 +110,7 @@ impl Region {
 
     /// First byte, page-aligned. Valid while the region lives; who dereferences it must expect that
     /// a peer with the key changes the bytes at any time.
+    #[inline]
     pub fn as_ptr(&self) -> *mut u8 {
         match &self.inner {
             RegionInner::Shm(region) => region.as_ptr(),
@@ -115,6 +118,7 @@ impl Region {
     }
 
     /// How a peer names the region's first byte.
+    #[inline]
     pub fn remote(&self) -> RemoteAddress {
         match &self.inner {
             RegionInner::Shm(region) => region.remote(),
@@ -122,6 +126,7 @@ impl Region {
     }
 
     /// `range` of this region as the local side of a work request.
+    #[inline]
     pub fn slice(&self, range: Range<usize>) -> Result<Slice<'_>> {
         self.check(range.start, range.len())?;
         if range.start > range.end {
@@ -131,6 +136,7 @@ impl Region {
     }
 
     /// Copies bytes out, from `offset` on.
+    #[inline]
     pub fn read(&self, offset: usize, out: &mut [u8]) -> Result<()> {
         self.check(offset, out.len())?;
         // SAFETY: `offset` is inside the region, checked.
@@ -144,6 +150,7 @@ impl Region {
 
     /// Copies `bytes` in, at `offset`. Takes `&self`: exclusive use cannot be promised anyway,
     /// since peers with the key write too.
+    #[inline]
     pub fn write(&self, offset: usize, bytes: &[u8]) -> Result<()> {
         self.check(offset, bytes.len())?;
         // SAFETY: `offset` is inside the region, checked.
@@ -165,6 +172,7 @@ impl Region {
     }
 
     /// Reads an aligned counter that peers add to; `offset` is a multiple of 8.
+    #[inline]
     pub fn load_u64(&self, offset: usize) -> Result<u64> {
         self.check(offset, 8)?;
         if !offset.is_multiple_of(8) {

@@ -227,17 +227,25 @@ impl Region {
         })))
     }
 
+    #[inline]
+
     pub(crate) fn len(&self) -> usize {
         self.0.bytes
     }
+
+    #[inline]
 
     pub(crate) fn as_ptr(&self) -> *mut u8 {
         self.0.as_ptr()
     }
 
+    #[inline]
+
     pub(crate) fn remote(&self) -> RemoteAddress {
         RemoteAddress { addr: self.0.offset, key: self.0.key }
     }
+
+    #[inline]
 
     pub(crate) fn memory(&self) -> &Arc<RegionMemory> {
         &self.0
@@ -252,19 +260,25 @@ impl Drop for Region {
 }
 
 impl RegionMemory {
+    #[inline]
     pub(crate) fn as_ptr(&self) -> *mut u8 {
         self.mapping.as_ref().expect("taken only while dropping").as_ptr()
     }
 
+    #[inline]
+
     pub(crate) fn access(&self) -> Access {
         self.access
     }
+
+    #[inline]
 
     pub(crate) fn revoked(&self) -> bool {
         self.revoked.load(Ordering::Acquire)
     }
 
     /// Whether this memory lies in `arena`.
+    #[inline]
     pub(crate) fn is_in(&self, arena: &Arc<Arena>) -> bool {
         Arc::ptr_eq(&self.arena, arena)
     }

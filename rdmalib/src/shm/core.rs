@@ -223,6 +223,7 @@ impl Core {
     }
 
     /// Puts a finished send where the poller finds it. Called by one thread at a time (the baton).
+    #[inline]
     pub(super) fn finish(&self, id: u64, index: u32, opcode: Opcode, status: Status) {
         self.sent.push(id, index, opcode, status);
         self.send_completions.notify(status != Status::Success);

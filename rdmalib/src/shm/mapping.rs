@@ -40,9 +40,13 @@ impl Mapping {
         Ok(Mapping { ptr: ptr.cast(), bytes })
     }
 
+    #[inline]
+
     pub(crate) fn as_ptr(&self) -> *mut u8 {
         self.ptr.as_ptr()
     }
+
+    #[inline]
 
     pub(crate) fn len(&self) -> usize {
         self.bytes

@@ -87,6 +87,7 @@ enum OwnedLocal {
 }
 
 impl<L> Verb<L> {
+    #[inline]
     pub(super) fn opcode(&self) -> Opcode {
         match self {
             Verb::Send { .. } => Opcode::Send,
