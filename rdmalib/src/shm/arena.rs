@@ -228,25 +228,21 @@ impl Region {
     }
 
     #[inline]
-
     pub(crate) fn len(&self) -> usize {
         self.0.bytes
     }
 
     #[inline]
-
     pub(crate) fn as_ptr(&self) -> *mut u8 {
         self.0.as_ptr()
     }
 
     #[inline]
-
     pub(crate) fn remote(&self) -> RemoteAddress {
         RemoteAddress { addr: self.0.offset, key: self.0.key }
     }
 
     #[inline]
-
     pub(crate) fn memory(&self) -> &Arc<RegionMemory> {
         &self.0
     }
@@ -266,13 +262,11 @@ impl RegionMemory {
     }
 
     #[inline]
-
     pub(crate) fn access(&self) -> Access {
         self.access
     }
 
     #[inline]
-
     pub(crate) fn revoked(&self) -> bool {
         self.revoked.load(Ordering::Acquire)
     }

@@ -41,13 +41,11 @@ impl Mapping {
     }
 
     #[inline]
-
     pub(crate) fn as_ptr(&self) -> *mut u8 {
         self.ptr.as_ptr()
     }
 
     #[inline]
-
     pub(crate) fn len(&self) -> usize {
         self.bytes
     }
