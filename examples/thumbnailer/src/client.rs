@@ -70,7 +70,8 @@ fn run(cli: Cli) -> Result<(), Failure> {
     }
     fs::write(&cli.out_file, &thumbnail)
         .map_err(|error| at(&cli.out_file, "cannot be written", error))?;
-    println!("{}: {} bytes, of {}", cli.out_file.display(), thumbnail.len(), image.len());
+    let (from, to) = (cli.image.display(), cli.out_file.display());
+    println!("{from}, {} bytes -> {to}, {} bytes", image.len(), thumbnail.len());
     Ok(())
 }
 
