@@ -13,7 +13,7 @@
 //!     let devices = Devices::load("config/devices.json")?;
 //!     let client = Client::connect(devices.open("shm0")?, "127.0.0.1:10000")?;
 //!     let lease = client.lease(LeaseRequest::new(2, 512))?; // 2 cores, 512 MB
-//!     let mut executor = lease.deploy("target/release/examples/libfunctions.so")?;
+//!     let mut executor = lease.deploy("target/release/libfunctions.so")?;
 //!
 //!     let empty = executor.function("empty")?; // echoes its input
 //!     let (mut input, mut output) = (executor.input(64)?, executor.output(64)?);

@@ -69,7 +69,7 @@ impl TryFrom<String> for HexSecret {
     fn try_from(text: String) -> Result<Self, Self::Error> {
         const WRONG: &str = "a secret is 32 hex digits";
         let mut bytes = [0; 16];
-        if text.len() != 32 || !text.is_ascii() {
+        if text.len() != 32 || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
             return Err(WRONG);
         }
         for (i, byte) in bytes.iter_mut().enumerate() {
