@@ -100,7 +100,7 @@ impl Error {
 pub struct Ended {
     /// Exit status: 0, or [`LOAD_FAILED`].
     pub status: i32,
-    /// No function runs any more, so that the process may end in the orderly way ([`leave`]).
+    /// No code of the library runs any more, so that the process may end in the orderly way ([`leave`]).
     pub orderly: bool,
 }
 
@@ -133,7 +133,7 @@ pub fn run(assignment: Assignment) -> Result<Ended, Error> {
     let crew = Crew::start(&plan, &device, &manager_ends, &notifier);
     let crew = crew.map_err(|error: CrewError| Error::failed("cannot start workers", &error))?;
     let watch = Watch::new(signals, events, client, manager_ends);
-    Executor { plan, crew, watch, notifier }.run(code)
+    Executor { plan, crew, watch, notifier, loading: false }.run(code)
 }
 
 /// Asks the kernel to end this process with its parent, the executor manager: if that is killed,
@@ -177,6 +177,9 @@ struct Executor {
     crew: Crew,
     watch: Watch,
     notifier: Notifier,
+    /// A constructor of the library may be running. It holds the dynamic loader's lock, which the end
+    /// of a process in the orderly way would wait for.
+    loading: bool,
 }
 
 impl Executor {
@@ -197,7 +200,8 @@ impl Executor {
             Stop::Failed(error) => (error.exit_status(), Some(error)),
         };
         let stopped = self.crew.stop(&mut self.watch);
-        let orderly = stopped.map_err(|error| Error::failed("cannot stop workers", &error))?;
+        let stopped = stopped.map_err(|error| Error::failed("cannot stop workers", &error))?;
+        let orderly = stopped && !self.loading;
         match failed {
             Some(error) => Err(error),
             None => Ok(Ended { status, orderly }),
@@ -247,13 +251,17 @@ impl Executor {
     /// this thread still hears that the lease is over.
     fn load(&mut self, code: Vec<u8>) -> Result<Library, Stop> {
         let notifier = self.notifier.clone();
+        self.loading = true;
         std::thread::Builder::new()
             .name("loader".into())
             .spawn(move || notifier.tell(Event::Loaded(Library::load(&code))))
             .map_err(|error| Error::failed("cannot start the loader", &error))?;
         loop {
             match self.next(TICK)? {
-                News::Event(Event::Loaded(loaded)) => return loaded.map_err(Stop::Load),
+                News::Event(Event::Loaded(loaded)) => {
+                    self.loading = false;
+                    return loaded.map_err(Stop::Load);
+                }
                 News::Nothing => {}
                 _ => return Err(Stop::Over("the client broke the protocol")),
             }

@@ -193,8 +193,7 @@ fn it_ends_also_while_a_constructor_hangs() {
     let code = compile("tests/functions/constructor.c", &[]);
     for told in [true, false] {
         let mut session = Session::spawn(&setup, &code);
-        session.connect(&setup, &code);
-        std::thread::sleep(Duration::from_millis(50));
+        session.connect_control(&setup, &code, Duration::from_millis(50));
         if told {
             session.terminate();
         } else {

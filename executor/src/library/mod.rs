@@ -158,7 +158,8 @@ const DESTRUCTORS: Duration = Duration::from_millis(100);
 /// Ends the process with `status` in the orderly way, in which a library's destructors run and what
 /// its functions printed is flushed; but at once if that takes longer than 100 ms.
 ///
-/// Only for when no function runs any more: destructors pull the ground from under it.
+/// Only for when no code of the library runs any more: destructors pull the ground from under it, and a
+/// constructor holds the loader's lock.
 pub fn leave(status: i32) -> ! {
     thread::spawn(move || {
         thread::sleep(DESTRUCTORS);

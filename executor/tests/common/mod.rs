@@ -404,16 +404,34 @@ impl Session {
     pub fn connect(&mut self, setup: &Setup, code: &[u8]) {
         let workers = usize::from(setup.workers);
         eventually("all connections", || {
-            if let Some(request) = self.manager.listener.try_next().unwrap() {
-                self.manager.accept(&self.device, request);
-            }
-            if let Some(request) = self.listener.try_next().unwrap() {
-                self.accept(setup, code, request);
-            }
+            self.accept_next(setup, code);
             (self.manager.connections.len() == workers && self.workers.len() == workers)
                 .then_some(())
         });
         self.workers.sort_by_key(|worker| worker.hello.worker.get());
+    }
+
+    /// Accepts the executor and sends the code, and accepts who else comes in the next `time`: a worker
+    /// may need the dynamic loader's lock, which a constructor that hangs does not give back.
+    pub fn connect_control(&mut self, setup: &Setup, code: &[u8], time: Duration) {
+        eventually("the executor's connection", || {
+            self.accept_next(setup, code);
+            self.control.is_some().then_some(())
+        });
+        let start = Instant::now();
+        while start.elapsed() < time {
+            self.accept_next(setup, code);
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    fn accept_next(&mut self, setup: &Setup, code: &[u8]) {
+        if let Some(request) = self.manager.listener.try_next().unwrap() {
+            self.manager.accept(&self.device, request);
+        }
+        if let Some(request) = self.listener.try_next().unwrap() {
+            self.accept(setup, code, request);
+        }
     }
 
     fn accept(&mut self, setup: &Setup, code: &[u8], request: ConnectRequest) {
