@@ -5,11 +5,11 @@ use std::net::SocketAddr;
 
 use nix::unistd::{SysconfVar, sysconf};
 use rdmalib::DeviceSpec;
+use rfaas::Spin;
 use rfaas::protocol::Secret;
 use rfaas::protocol::assignment::Assignment;
 
 use crate::layout::{BadLayout, Layout};
-use crate::spin::Spin;
 
 /// What is wrong with an assignment.
 #[derive(Debug, thiserror::Error)]

@@ -10,7 +10,7 @@
 //! threads that spin (a client on the same machine), the one with work gets to run. Where that is
 //! so shows in how long it takes to get the core back; there, workers give it away from the start.
 
-use std::time::Duration;
+use rfaas::Spin;
 
 use crate::clock::MS;
 
@@ -26,28 +26,6 @@ const POLLS_A_YIELD: u32 = 32;
 const YIELD_TOOK_LONG_NS: u64 = 20_000;
 /// How long a core counts as wanted by others after that, in ns.
 const CROWDED_NS: u64 = 100 * MS;
-
-/// How a worker waits for work: the `hot_timeout` of the client.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Spin {
-    /// Always hot.
-    Always,
-    /// Always warm: sleeps when there is nothing to do.
-    Never,
-    /// Hot for so long after the last invocation, then warm.
-    For(Duration),
-}
-
-impl Spin {
-    /// Reads a `hot_timeout` in milliseconds: −1 always, 0 never. `None` if it is less than −1.
-    pub fn from_hot_timeout_ms(hot_timeout_ms: i64) -> Option<Spin> {
-        match hot_timeout_ms {
-            -1 => Some(Spin::Always),
-            0 => Some(Spin::Never),
-            ms => u64::try_from(ms).ok().map(|ms| Spin::For(Duration::from_millis(ms))),
-        }
-    }
-}
 
 /// What to do after a poll that found nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -138,6 +116,8 @@ impl Spinner {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     /// Polls in vain, each costing `poll_ns`, until the worker sleeps or `until_ns` has come.
@@ -198,13 +178,6 @@ mod tests {
         let mut spinner = Spinner::new(Spin::from_hot_timeout_ms(i64::MAX).unwrap(), 0);
         let seen = idle_until(&mut spinner, &mut 0, 1_000_000, 60_000 * MS);
         assert!(!seen.contains(&Idle::Sleep));
-    }
-
-    #[test]
-    fn only_minus_one_is_a_negative_hot_timeout() {
-        assert_eq!(Spin::from_hot_timeout_ms(-1), Some(Spin::Always));
-        assert_eq!(Spin::from_hot_timeout_ms(0), Some(Spin::Never));
-        assert_eq!(Spin::from_hot_timeout_ms(-2), None);
     }
 
     #[test]

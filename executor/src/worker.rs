@@ -27,6 +27,7 @@ use rdmalib::{
     CompletionQueue, Device, Domain, Flags, Operation, QueuePair, QueuePairConfig, RemoteAddress,
     RnrRetry, Source, Status, WorkCompletion, WorkRequest,
 };
+use rfaas::Spin;
 use rfaas::protocol::invocation::{
     FailureDetail, HEADER_SPACE, ReplyImmediate, ReplyStatus, RequestHeader,
 };
@@ -39,7 +40,7 @@ use crate::dial::{DIAL_TIMEOUT, DialError};
 use crate::layout::{Layout, Slot};
 use crate::library::{Library, Memory};
 use crate::meter::Meter;
-use crate::spin::{Idle, Spin, Spinner};
+use crate::spin::{Idle, Spinner};
 use crate::sync::{AtomicBool, Ordering};
 
 /// Completions taken from the queue at a time.

@@ -36,14 +36,16 @@ pub mod config;
 pub mod error;
 pub mod function;
 pub mod protocol;
+pub mod spin;
 
 #[cfg(feature = "client")]
 pub use client::{
     Client, Completed, Deployment, Ending, Executor, Failed, Function, Input, Lease, LeaseRequest,
-    Output, Pending, Phases, Spin,
+    Output, Pending, Phases,
 };
 pub use config::Devices;
 #[cfg(feature = "client")]
 pub use error::{Error, Exit, Result};
 #[cfg(feature = "client")]
 pub use protocol::{lease::EndReason, node::Bill};
+pub use spin::Spin;

@@ -14,26 +14,19 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use nix::errno::Errno;
-use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
-use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::epoll::EpollFlags;
 
 use super::core::{Core, Source};
+use super::events::Events;
 use super::ring::Arm;
 use crate::completion::{Notify, WorkCompletion};
 use crate::error::{Error, Result};
 use crate::sync::{AtomicU32, Ordering, fence};
 
-/// Data of the eventfd in the epoll set; queue pairs have their number, which is a u32.
-const OWN_EVENT: u64 = u64::MAX;
-/// Events taken from the kernel at once.
-const EVENTS: usize = 32;
-
 /// What queue pairs and wakers know of a completion queue.
 #[derive(Debug)]
 pub(crate) struct Shared {
-    epoll: Epoll,
-    event: EventFd,
+    events: Events,
     armed: AtomicU32,
     generation: AtomicU32,
     members: Mutex<Members>,
@@ -83,13 +76,12 @@ impl Shared {
     /// Lets a connected queue pair's socket wake the sleeper.
     pub(crate) fn watch(&self, core: &Core, socket: impl AsFd) -> Result<()> {
         let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP;
-        let event = EpollEvent::new(flags, u64::from(core.number()));
-        self.epoll.add(socket, event).map_err(|e| Error::os("epoll_ctl", e))
+        self.events.add(socket, core.number(), flags)
     }
 
     /// Stops doing so; without effect if it was not watched.
     pub(crate) fn unwatch(&self, socket: impl AsFd) {
-        let _ = self.epoll.delete(socket); // ENOENT: was removed when its end was seen
+        self.events.remove(socket);
     }
 
     /// Tells a sleeper, if there is one, that a completion was made in this process.
@@ -99,14 +91,8 @@ impl Shared {
         let armed = self.armed.load(Ordering::Relaxed);
         if armed == Arm::Any as u32 || (armed == Arm::Solicited as u32 && solicited_or_error) {
             self.armed.store(Arm::Never as u32, Ordering::Relaxed);
-            self.wake();
+            self.events.wake();
         }
-    }
-
-    #[cold]
-    fn wake(&self) {
-        // EAGAIN: the counter is at its maximum, so the descriptor is readable already.
-        let _ = self.event.write(1);
     }
 }
 
@@ -116,7 +102,7 @@ pub(crate) struct Waker(Arc<Shared>);
 
 impl Waker {
     pub(crate) fn wake(&self) {
-        self.0.wake();
+        self.0.events.wake();
     }
 }
 
@@ -132,16 +118,8 @@ pub(crate) struct CompletionQueue {
 
 impl CompletionQueue {
     pub(crate) fn new(capacity: u32) -> Result<Self> {
-        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)
-            .map_err(|e| Error::os("epoll_create1", e))?;
-        let event = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
-            .map_err(|e| Error::os("eventfd", e))?;
-        epoll
-            .add(&event, EpollEvent::new(EpollFlags::EPOLLIN, OWN_EVENT))
-            .map_err(|e| Error::os("epoll_ctl", e))?;
         let shared = Arc::new(Shared {
-            epoll,
-            event,
+            events: Events::new()?,
             armed: AtomicU32::new(Arm::Never as u32),
             generation: AtomicU32::new(0),
             members: Mutex::new(Members { cores: Vec::new(), capacity, needed: 0 }),
@@ -158,7 +136,7 @@ impl CompletionQueue {
     }
 
     pub(crate) fn as_fd(&self) -> BorrowedFd<'_> {
-        self.shared.epoll.0.as_fd()
+        self.shared.events.as_fd()
     }
 
     #[inline]
@@ -223,43 +201,27 @@ impl CompletionQueue {
     }
 
     pub(crate) fn acknowledge(&mut self) -> Result<()> {
-        self.take_events(EpollTimeout::ZERO)
+        self.take_events(Some(Duration::ZERO))
     }
 
-    fn take_events(&mut self, timeout: EpollTimeout) -> Result<()> {
-        let mut events = [EpollEvent::empty(); EVENTS];
-        let count = match self.shared.epoll.wait(&mut events, timeout) {
-            Ok(count) => count,
-            Err(Errno::EINTR) => 0,
-            Err(errno) => return Err(Error::os("epoll_wait", errno)),
-        };
-        for event in &events[..count] {
-            if event.data() == OWN_EVENT {
-                let _ = self.shared.event.read(); // EAGAIN: another reader cannot exist; harmless
-            } else if let Some(core) = self.member(event.data()) {
+    fn take_events(&mut self, timeout: Option<Duration>) -> Result<()> {
+        self.shared.events.sleep(timeout, |number| {
+            if let Some(core) = self.member(number) {
                 core.take_doorbells();
             }
-        }
-        Ok(())
+        })
     }
 
-    fn member(&self, number: u64) -> Option<Arc<Core>> {
+    fn member(&self, number: u32) -> Option<Arc<Core>> {
         let members = self.shared.members();
-        members.cores.iter().find(|core| u64::from(core.number()) == number).cloned()
+        members.cores.iter().find(|core| core.number() == number).cloned()
     }
 
     pub(crate) fn wait(&mut self, timeout: Option<Duration>) -> Result<()> {
         self.arm(Notify::Any)?;
         // Look again: one that landed before `arm` rang no bell, and we would sleep on it.
-        let result = if self.ready() { Ok(()) } else { self.take_events(round_up(timeout)) };
+        let result = if self.ready() { Ok(()) } else { self.take_events(timeout) };
         self.set_armed(Arm::Never);
         result
     }
-}
-
-/// Milliseconds for epoll, never less than asked for.
-fn round_up(timeout: Option<Duration>) -> EpollTimeout {
-    let Some(timeout) = timeout else { return EpollTimeout::NONE };
-    let millis = timeout.as_nanos().div_ceil(1_000_000);
-    EpollTimeout::try_from(millis).unwrap_or(EpollTimeout::MAX)
 }

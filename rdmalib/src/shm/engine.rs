@@ -8,24 +8,20 @@ use std::collections::HashMap;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use nix::errno::Errno;
-use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
-use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::epoll::EpollFlags;
 use nix::sys::signal::SigSet;
 
 use super::core::Core;
+use super::events::Events;
 use super::queue_pair::Backlog;
 use crate::error::{Error, Result};
-
-const OWN_EVENT: u64 = u64::MAX;
 
 /// What other threads use of the helper.
 #[derive(Debug)]
 pub(crate) struct Engine {
-    epoll: Epoll,
-    event: EventFd,
+    events: Events,
     shared: Mutex<Shared>,
 }
 
@@ -43,14 +39,7 @@ pub(crate) struct EngineHandle(Arc<Engine>);
 
 impl EngineHandle {
     pub(crate) fn start() -> Result<Self> {
-        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)
-            .map_err(|e| Error::os("epoll_create1", e))?;
-        let event = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
-            .map_err(|e| Error::os("eventfd", e))?;
-        epoll
-            .add(&event, EpollEvent::new(EpollFlags::EPOLLIN, OWN_EVENT))
-            .map_err(|e| Error::os("epoll_ctl", e))?;
-        let engine = Arc::new(Engine { epoll, event, shared: Mutex::default() });
+        let engine = Arc::new(Engine { events: Events::new()?, shared: Mutex::default() });
         let helper = engine.clone();
         thread::Builder::new()
             .name("rdma-shm".into())
@@ -71,7 +60,7 @@ impl std::ops::Deref for EngineHandle {
 impl Drop for EngineHandle {
     fn drop(&mut self) {
         self.0.shared().stop = true;
-        self.0.kick();
+        self.0.events.wake();
     }
 }
 
@@ -80,17 +69,11 @@ impl Engine {
         self.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn kick(&self) {
-        let _ = self.event.write(1); // EAGAIN: kicked already
-    }
-
     /// Watches for the end of a connection.
     pub(super) fn watch(&self, core: &Arc<Core>, socket: &UnixStream) -> Result<()> {
         self.shared().connections.insert(core.number(), Arc::downgrade(core));
         let flags = EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLONESHOT;
-        self.epoll
-            .add(socket, EpollEvent::new(flags, u64::from(core.number())))
-            .map_err(|e| Error::os("epoll_ctl", e))
+        self.events.add(socket, core.number(), flags)
     }
 
     /// Stops watching; the socket leaves the epoll set when it is closed.
@@ -101,7 +84,7 @@ impl Engine {
     /// Carries on with a queue pair whose receiver was not ready.
     pub(super) fn help(&self, backlog: Arc<Backlog>) {
         self.shared().late.push(backlog);
-        self.kick();
+        self.events.wake();
     }
 
     fn run(&self) {
@@ -128,30 +111,16 @@ impl Engine {
     }
 
     fn sleep_until(&self, due: Option<Instant>) {
-        let timeout = due.map_or(EpollTimeout::NONE, |due| {
-            let millis =
-                due.saturating_duration_since(Instant::now()).as_nanos().div_ceil(1_000_000);
-            EpollTimeout::try_from(millis).unwrap_or(EpollTimeout::MAX)
-        });
-        let mut events = [EpollEvent::empty(); 32];
-        let count = match self.epoll.wait(&mut events, timeout) {
-            Ok(count) => count,
-            Err(Errno::EINTR) => 0,
-            Err(errno) => {
-                tracing::error!(%errno, "epoll_wait failed; ends of connections go unnoticed");
-                0
-            }
-        };
-        for event in &events[..count] {
-            if event.data() == OWN_EVENT {
-                let _ = self.event.read();
-                continue;
-            }
-            let core =
-                self.shared().connections.get(&(event.data() as u32)).and_then(Weak::upgrade);
+        let timeout = due.map(|due| due.saturating_duration_since(Instant::now()));
+        let slept = self.events.sleep(timeout, |number| {
+            let core = self.shared().connections.get(&number).and_then(Weak::upgrade);
             if let Some(core) = core {
                 core.fail();
             }
+        });
+        if let Err(error) = slept {
+            tracing::error!(%error, "cannot wait; ends of connections go unnoticed");
+            thread::sleep(Duration::from_secs(1)); // no end of retries without a pause
         }
     }
 }

@@ -14,7 +14,7 @@
 //! * `arena` - memory and keys at their owner, `peer_arena` at a peer, `mapping`
 //! * `one_sided` - carrying out a request
 //! * `queue_pair` - posting; `core`, `completion` - finished work and who is told of it
-//! * `engine` - what happens unasked
+//! * `engine` - what happens unasked; `events` - sleeping
 //! * `handshake` - how two processes meet
 
 mod baton;
@@ -28,6 +28,8 @@ mod completion;
 mod core;
 #[cfg(not(loom))]
 mod engine;
+#[cfg(not(loom))]
+mod events;
 #[cfg(not(loom))]
 mod handshake;
 #[cfg(not(loom))]

@@ -4,40 +4,7 @@ use std::time::Duration;
 
 use crate::error::{Error, Result};
 use crate::protocol::invocation::MAX_SLOTS;
-
-/// How long who waits for work or for a result spins before sleeping.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Spin {
-    /// Spins always: lowest latency, a core for every worker and for every blocked caller.
-    Always,
-    /// Sleeps at once: no time of a core while idle, some microseconds more for each invocation.
-    Never,
-    /// Spins so long after the last invocation, then sleeps. Counted in whole milliseconds.
-    For(Duration),
-}
-
-impl Spin {
-    /// Reads a `hot_timeout`: −1 always, 0 never, else milliseconds. Other negative numbers mean
-    /// nothing.
-    pub fn from_hot_timeout_ms(hot_timeout_ms: i64) -> Option<Spin> {
-        match hot_timeout_ms {
-            -1 => Some(Spin::Always),
-            0 => Some(Spin::Never),
-            ms => Some(Spin::For(Duration::from_millis(u64::try_from(ms).ok()?))),
-        }
-    }
-
-    /// The number that stands for it; part of a millisecond counts as a whole one.
-    pub fn hot_timeout_ms(self) -> i64 {
-        match self {
-            Spin::Always => -1,
-            Spin::Never => 0,
-            Spin::For(time) => {
-                i64::try_from(time.as_nanos().div_ceil(1_000_000)).unwrap_or(i64::MAX)
-            }
-        }
-    }
-}
+use crate::spin::Spin;
 
 /// What a deployment is made with. The default suits small payloads and lowest latency.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -146,18 +113,6 @@ pub struct Phases {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_hot_timeout_is_in_milliseconds_and_keeps_its_two_special_values() {
-        assert_eq!(Spin::from_hot_timeout_ms(-1), Some(Spin::Always));
-        assert_eq!(Spin::from_hot_timeout_ms(0), Some(Spin::Never));
-        assert_eq!(Spin::from_hot_timeout_ms(40_000), Some(Spin::For(Duration::from_secs(40))));
-        assert_eq!(Spin::from_hot_timeout_ms(-2), None);
-        for ms in [-1, 0, 1, 40_000, i64::MAX] {
-            assert_eq!(Spin::from_hot_timeout_ms(ms).map(Spin::hot_timeout_ms), Some(ms));
-        }
-        assert_eq!(Spin::For(Duration::from_micros(1)).hot_timeout_ms(), 1);
-    }
 
     #[test]
     fn a_deployment_without_slots_or_beyond_the_wire_format_is_refused() {

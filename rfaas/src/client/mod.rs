@@ -31,8 +31,9 @@ mod tickets;
 mod wait;
 mod workers;
 
+use crate::spin::Spin;
 pub use buffer::{Input, Output};
-pub use deployment::{Deployment, Phases, Spin};
+pub use deployment::{Deployment, Phases};
 pub use executor::{Executor, Function};
 pub use lease::{Lease, LeaseRequest};
 pub use manager::Ending;

@@ -1,0 +1,92 @@
+//! An epoll set with an eventfd in it: how a thread sleeps until a descriptor or another thread of
+//! this process has something for it.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
+use crate::error::{Error, Result};
+
+/// Events taken from the kernel at once.
+const BATCH: usize = 32;
+/// Data of the eventfd in the set. Descriptors have the numbers of queue pairs, which are a u32.
+const OWN: u64 = u64::MAX;
+
+/// The set. Readable, itself, when anything in it is.
+#[derive(Debug)]
+pub(super) struct Events {
+    epoll: Epoll,
+    event: EventFd,
+}
+
+impl Events {
+    pub(super) fn new() -> Result<Self> {
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)
+            .map_err(|e| Error::os("epoll_create1", e))?;
+        let event = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
+            .map_err(|e| Error::os("eventfd", e))?;
+        let events = Events { epoll, event };
+        events.watch(&events.event, OWN, EpollFlags::EPOLLIN)?;
+        Ok(events)
+    }
+
+    fn watch(&self, fd: impl AsFd, number: u64, flags: EpollFlags) -> Result<()> {
+        self.epoll.add(fd, EpollEvent::new(flags, number)).map_err(|e| Error::os("epoll_ctl", e))
+    }
+
+    /// Wakes the sleeper when `fd` is as `flags` say; it is told `number`.
+    pub(super) fn add(&self, fd: impl AsFd, number: u32, flags: EpollFlags) -> Result<()> {
+        self.watch(fd, number.into(), flags)
+    }
+
+    /// Stops doing so. Without effect if `fd` is not in the set.
+    pub(super) fn remove(&self, fd: impl AsFd) {
+        let _ = self.epoll.delete(fd); // ENOENT
+    }
+
+    /// Wakes the sleeper, or the next one.
+    #[cold]
+    pub(super) fn wake(&self) {
+        let _ = self.event.write(1); // EAGAIN: the counter is at its maximum, so it is awake already
+    }
+
+    /// Sleeps for at most `timeout` (`None`: no limit) and hands out the numbers of what is ready. A
+    /// [`wake`](Self::wake) has no number.
+    pub(super) fn sleep(
+        &self,
+        timeout: Option<Duration>,
+        mut ready: impl FnMut(u32),
+    ) -> Result<()> {
+        let mut events = [EpollEvent::empty(); BATCH];
+        let count = match self.epoll.wait(&mut events, round_up(timeout)) {
+            Ok(count) => count,
+            Err(Errno::EINTR) => 0,
+            Err(errno) => return Err(Error::os("epoll_wait", errno)),
+        };
+        for event in &events[..count] {
+            match u32::try_from(event.data()) {
+                Ok(number) => ready(number),
+                Err(_) => {
+                    let _ = self.event.read(); // EAGAIN: nobody else reads it, so there was a number
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl AsFd for Events {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.epoll.0.as_fd()
+    }
+}
+
+/// Milliseconds for epoll, never less than asked for.
+fn round_up(timeout: Option<Duration>) -> EpollTimeout {
+    let Some(timeout) = timeout else { return EpollTimeout::NONE };
+    let millis = timeout.as_nanos().div_ceil(1_000_000);
+    EpollTimeout::try_from(millis).unwrap_or(EpollTimeout::MAX)
+}
