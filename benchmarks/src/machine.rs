@@ -3,6 +3,8 @@
 use std::fmt;
 use std::fs;
 
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::unistd::Pid;
 use serde::Serialize;
 
 /// Processor, cores and kernel.
@@ -26,6 +28,31 @@ impl Machine {
             cores: std::thread::available_parallelism().map_or(1, usize::from),
             kernel: kernel.trim().to_owned(),
         }
+    }
+}
+
+/// Which end of a ping-pong a thread is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// On the first CPU that the process may use.
+    First,
+    /// On the last.
+    Last,
+}
+
+/// Gives this thread a CPU of its own, so that two ends that spin never wait for each other's turn. With a
+/// single CPU, or without permission, it stays where it is: the figures then show it.
+pub fn settle_down(end: End) {
+    let this = Pid::from_raw(0);
+    let chosen = sched_getaffinity(this).and_then(|cpus| {
+        let mut allowed = (0..CpuSet::count()).filter(|cpu| cpus.is_set(*cpu).unwrap_or(false));
+        let cpu = if end == End::First { allowed.next() } else { allowed.next_back() };
+        let mut only = CpuSet::new();
+        cpu.map_or(Ok(()), |cpu| only.set(cpu))?;
+        Ok(only)
+    });
+    if let Err(errno) = chosen.and_then(|only| sched_setaffinity(this, &only)) {
+        eprintln!("warning: an end of the ping-pong has no CPU of its own: {errno}");
     }
 }
 

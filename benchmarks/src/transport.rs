@@ -26,6 +26,7 @@ use rfaas::Spin;
 use rfaas::protocol::invocation::{HEADER_SPACE, RequestHeader};
 use tools::program::{Failure, describe};
 
+use crate::machine::{End, settle_down};
 use crate::plan::Plan;
 
 /// Longest wait for a peer that answers at all.
@@ -100,6 +101,9 @@ impl Transport {
         link.peer = read_address(request.private_data())
             .ok_or_else(|| Failure::later("the peer process sent no address"))?;
         request.accept(&mut link.queue_pair, &wire_address(output.remote())).map_err(later)?;
+        if plan.spin() != Spin::Never {
+            settle_down(End::First); // after the peer was started, which would inherit it
+        }
         Ok(Transport { link, source, output, payload_bytes: plan.payload_len(), _peer: peer })
     }
 
@@ -141,6 +145,9 @@ pub fn be_the_peer(plan: &Plan, starter: SocketAddr) -> Result<(), Failure> {
     let (mut link, slot, answer) = parts().map_err(later::<rdmalib::Error>)?;
     link.peer = read_address(answer.as_slice())
         .ok_or_else(|| Failure::later("the starter sent no address"))?;
+    if plan.spin() != Spin::Never {
+        settle_down(End::Last);
+    }
 
     let payload = HEADER_SPACE..HEADER_SPACE + plan.payload_len();
     let to = link.peer.offset(HEADER_SPACE as u64);

@@ -6,12 +6,11 @@ use std::sync::{Arc, Mutex, TryLockError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use nix::sched::{CpuSet, sched_setaffinity};
-use nix::unistd::Pid;
 use rdmalib::{CompletionQueue, Device, Waker};
 
 use crate::account::{Account, Published};
 use crate::clock::{MS, now_ns};
+use crate::cpus::{Cpus, pin};
 use crate::events::{Event, Notifier};
 use crate::library::{Library, MAX_GUARDS};
 use crate::plan::Plan;
@@ -199,9 +198,13 @@ pub fn log_end(worker: usize, end: &Result<End, StartError>) {
 
 /// The life of a worker's thread.
 fn work(start: Start) -> Result<End, StartError> {
-    if let Some(cpu) = start.cpu {
-        pin(cpu);
-    }
+    let cpus = match start.cpu {
+        Some(cpu) => {
+            pin(cpu);
+            None
+        }
+        None => Cpus::of_this_thread().ok(), // unknown: it stays where the scheduler puts it
+    };
     let (plan, account) = (&start.plan, &start.account);
     let mut connection =
         Connection::new(&start.device, plan.layout, start.max_guards, &start.invocations)?;
@@ -209,20 +212,11 @@ fn work(start: Start) -> Result<End, StartError> {
     connection.connect(plan.client, plan.session, start.index)?;
     let Ok(library) = start.library.recv() else { return Ok(End::Stopped) };
     let shared = Shared { account, published: &start.published, stop: &start.stop };
-    let mut worker = Worker::new(connection, start.invocations, &library, plan.spin, shared);
+    let mut worker = Worker::new(connection, start.invocations, &library, plan.spin, cpus, shared);
     let end = worker.serve();
     let totals = worker.meter().totals();
     if !locked(account).close(&totals, CLOSE_TIMEOUT) {
         tracing::debug!(worker = start.index, ?totals, "the manager does not have the last counts");
     }
     Ok(end)
-}
-
-/// Pins this thread to `cpu`. A CPU that is not there, or not ours, only costs speed.
-fn pin(cpu: usize) {
-    let mut cpus = CpuSet::new();
-    let pinned = cpus.set(cpu).and_then(|()| sched_setaffinity(Pid::from_raw(0), &cpus));
-    if let Err(errno) = pinned {
-        tracing::warn!(cpu, %errno, "worker not pinned: check the CPUs that this node leases");
-    }
 }

@@ -39,6 +39,7 @@ use crate::worker::StartError;
 
 mod account;
 mod clock;
+mod cpus;
 mod crew;
 mod dial;
 mod events;

@@ -8,7 +8,8 @@
 //! A worker that was just used is likely used again at once, so at first nothing but the completion
 //! queue is looked at. Later each turn gives the core away once: where there are fewer cores than
 //! threads that spin (a client on the same machine), the one with work gets to run. Where that is
-//! so shows in how long it takes to get the core back; there, workers give it away from the start.
+//! so shows in how long it takes to get the core back; there, workers give it away from the start, and
+//! try another core.
 
 use rfaas::Spin;
 
@@ -52,6 +53,8 @@ pub struct Spinner {
     looked_at_ns: u64,
     /// Until when others want the core, as far as is known.
     crowded_until_ns: u64,
+    /// When it is worth trying another core again.
+    move_after_ns: u64,
 }
 
 impl Spinner {
@@ -73,6 +76,7 @@ impl Spinner {
             sleeps: false,
             looked_at_ns: now_ns,
             crowded_until_ns: 0,
+            move_after_ns: 0,
         };
         spinner.worked(now_ns);
         spinner
@@ -102,15 +106,22 @@ impl Spinner {
         if self.yields { Idle::Yield } else { Idle::Clock }
     }
 
-    /// What time it is; to be told when [`idle`](Self::idle) asks for it.
-    pub fn time_is(&mut self, now_ns: u64) {
+    /// What time it is; to be told when [`idle`](Self::idle) asks for it. Returns whether to move to
+    /// another core: others want this one. Not more often than each 100 ms, since they may be everywhere.
+    pub fn time_is(&mut self, now_ns: u64) -> bool {
+        let mut moves = false;
         if self.yields && now_ns.saturating_sub(self.looked_at_ns) > YIELD_TOOK_LONG_NS {
             self.crowded_until_ns = now_ns.saturating_add(CROWDED_NS);
+            moves = now_ns >= self.move_after_ns;
+            if moves {
+                self.move_after_ns = self.crowded_until_ns;
+            }
         }
         self.looked_at_ns = now_ns;
         let without_work_ns = now_ns.saturating_sub(self.worked_at_ns);
         self.yields = without_work_ns >= YIELD_AFTER_NS || now_ns < self.crowded_until_ns;
         self.sleeps = without_work_ns >= self.limit_ns;
+        moves
     }
 }
 
@@ -131,7 +142,9 @@ mod tests {
             }
             match idle {
                 Idle::Poll => {}
-                Idle::Clock | Idle::Yield => spinner.time_is(*now),
+                Idle::Clock | Idle::Yield => {
+                    spinner.time_is(*now);
+                }
                 Idle::Sleep => break,
             }
         }
@@ -225,5 +238,21 @@ mod tests {
         assert_eq!(first_after_work(&mut spinner, now), Idle::Yield);
         assert_eq!(first_after_work(&mut spinner, now + CROWDED_NS - 1), Idle::Yield);
         assert_eq!(first_after_work(&mut spinner, now + CROWDED_NS), Idle::Clock);
+    }
+
+    #[test]
+    fn a_worker_that_has_to_share_its_core_moves_at_most_each_100_ms() {
+        let mut spinner = Spinner::new(Spin::Always, 0);
+        assert!(!spinner.time_is(YIELD_AFTER_NS));
+        assert!(!spinner.time_is(YIELD_AFTER_NS + 2_000), "it has the core for itself");
+        let mut now = 2 * YIELD_AFTER_NS;
+        let mut moves = vec![];
+        while now < 350 * MS {
+            now += YIELD_TOOK_LONG_NS + 1;
+            if spinner.time_is(now) {
+                moves.push(now / MS);
+            }
+        }
+        assert_eq!(moves, [0, 100, 200, 300]);
     }
 }

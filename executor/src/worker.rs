@@ -36,6 +36,7 @@ use rfaas::protocol::{Hello, Role, Secret};
 
 use crate::account::{Account, Published, SETTLE_EACH_NS};
 use crate::clock::{MS, now_ns};
+use crate::cpus::Cpus;
 use crate::dial::{DIAL_TIMEOUT, DialError};
 use crate::layout::{Layout, Slot};
 use crate::library::{Library, Memory};
@@ -327,17 +328,20 @@ pub struct Worker<'a> {
     shared: Shared<'a>,
     spinner: Spinner,
     meter: Meter,
+    /// Where it may go when it has to share its CPU; `None` if it is pinned.
+    cpus: Option<Cpus>,
     /// When the account is to be settled next.
     settle_at_ns: u64,
 }
 
 impl<'a> Worker<'a> {
-    /// Starts now.
+    /// Starts now; moves among `cpus`.
     pub fn new(
         connection: Connection,
         invocations: CompletionQueue,
         library: &'a Library,
         spin: Spin,
+        cpus: Option<Cpus>,
         shared: Shared<'a>,
     ) -> Self {
         let now = now_ns();
@@ -348,6 +352,7 @@ impl<'a> Worker<'a> {
             shared,
             spinner: Spinner::new(spin, now),
             meter: Meter::new(now),
+            cpus,
             settle_at_ns: now + SETTLE_EACH_NS,
         }
     }
@@ -457,7 +462,11 @@ impl<'a> Worker<'a> {
 
     fn look_at_the_clock(&mut self) {
         let now = now_ns();
-        self.spinner.time_is(now);
+        if self.spinner.time_is(now)
+            && let Some(cpus) = &self.cpus
+        {
+            cpus.move_on();
+        }
         self.meter.polled(now);
         self.settle_if_due(now);
     }
