@@ -91,8 +91,10 @@ impl Arena {
         self.space.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A mapped range of whole pages, zeroed; returns its offset.
-    fn allocate(&self, bytes: usize) -> Result<(u64, Mapping)> {
+    /// A mapped range of whole pages, zeroed; returns its offset. Regions are released again; a ring's
+    /// place is not used again while the domain lives, since a peer that has not noticed the end of the
+    /// connection may still write there.
+    pub(super) fn allocate(&self, bytes: usize) -> Result<(u64, Mapping)> {
         let rounded = (bytes as u64)
             .checked_next_multiple_of(PAGE)
             .ok_or(Error::InvalidArgument("a region of this size is not addressable"))?;
@@ -116,12 +118,6 @@ impl Arena {
             self.space().give(offset, rounded);
         })?;
         Ok((offset, mapping))
-    }
-
-    /// Memory for a ring. Its place in the file is not used again while the domain lives: a peer
-    /// that has not noticed the end of the connection may still write there.
-    pub(crate) fn allocate_ring(&self, bytes: usize) -> Result<(u64, Mapping)> {
-        self.allocate(bytes)
     }
 
     fn release(&self, offset: u64, bytes: usize) {

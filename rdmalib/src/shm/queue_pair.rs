@@ -45,7 +45,7 @@ pub(crate) fn queue_pair(
         return Err(Error::InvalidArgument("an RNR retry count is from 0 to 6, or for ever"));
     }
     let ring_depth = config.receive_depth.next_power_of_two();
-    let (ring_offset, ring) = domain.arena.allocate_ring(8 * words_needed(ring_depth))?;
+    let (ring_offset, ring) = domain.arena.allocate(8 * words_needed(ring_depth))?;
     let ring = Arc::new(ring);
     let core = Core::new(
         send.shared(),
