@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 
 use rfaas::config::ExecutorsDatabase;
-use rfaas::{Client, Deployment, Error, Executor, Input, LeaseRequest, Output};
+use rfaas::{Client, Deployment, Executor, Input, LeaseRequest, Output};
 use tools::Binaries;
-use tools::program::{Failure, describe};
+use tools::program::Failure;
 
 use crate::cli::Service;
 use crate::pattern;
@@ -20,7 +20,7 @@ const ECHO: &str = "empty";
 pub fn connect(plan: &Plan, flags: &Service) -> Result<Client, Failure> {
     if let Some(file) = &flags.executors_database {
         let database = ExecutorsDatabase::load(file).map_err(input)?;
-        return Client::with_executors(plan.device.clone(), database).map_err(failure);
+        return Client::with_executors(plan.device.clone(), database).map_err(Failure::from);
     }
     let manager = plan.settings.config.resource_manager().map_err(input)?.ok_or_else(|| {
         Failure::input(
@@ -28,7 +28,7 @@ pub fn connect(plan: &Plan, flags: &Service) -> Result<Client, Failure> {
              --executors-database",
         )
     })?;
-    Client::connect(plan.device.clone(), manager).map_err(failure)
+    Client::connect(plan.device.clone(), manager).map_err(Failure::from)
 }
 
 /// What is asked for: `cores`, and the configured memory.
@@ -74,9 +74,9 @@ impl Buffers {
         workers: u32,
     ) -> Result<Self, Failure> {
         let one = |_| {
-            let mut input = executor.input(plan.payload_len()).map_err(failure)?;
+            let mut input = executor.input(plan.payload_len())?;
             input.fill(1);
-            Ok((input, executor.output(plan.payload_len()).map_err(failure)?))
+            Ok((input, executor.output(plan.payload_len())?))
         };
         let pairs = (0..workers).map(one).collect::<Result<Vec<_>, Failure>>()?;
         let (inputs, outputs) = pairs.into_iter().unzip();
@@ -96,7 +96,7 @@ impl Buffers {
         let first = repetition * self.inputs.len() as u64;
         (first..).zip(&mut self.inputs).try_for_each(|(number, input)| {
             pattern::write_stamp(input.len(), number, |offset, bytes| {
-                input.write(offset, bytes).map_err(failure)
+                input.write(offset, bytes).map_err(Failure::from)
             })
         })
     }
@@ -111,25 +111,8 @@ impl Buffers {
         (first..).zip(results).try_for_each(|(number, ((input, output), &returned))| {
             pattern::compare_length(repetition, input.len(), returned)?;
             pattern::check_stamp(returned, number, |offset, out| {
-                output.read(offset, out).map_err(failure)
+                output.read(offset, out).map_err(Failure::from)
             })
         })
-    }
-}
-
-/// What ended a run: the caller's input (exit status 2) or something else (1).
-pub fn failure(error: Error) -> Failure {
-    let text = describe(&error);
-    match error {
-        Error::Config(_)
-        | Error::Address { .. }
-        | Error::Unreachable { .. }
-        | Error::Invalid(_)
-        | Error::LibraryUnreadable { .. }
-        | Error::Library { .. }
-        | Error::LoadFailed { .. }
-        | Error::UnknownFunction { .. }
-        | Error::InputTooLarge { .. } => Failure::input(text),
-        _ => Failure::later(text),
     }
 }

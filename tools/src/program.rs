@@ -11,6 +11,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use clap::error::ErrorKind;
+use rfaas::config::ConfigError;
 use tracing_subscriber::EnvFilter;
 
 /// Why a program ends early.
@@ -34,6 +35,32 @@ impl Failure {
     /// The exit status.
     pub fn status(&self) -> u8 {
         self.status
+    }
+}
+
+/// Whether the caller of the service gave something wrong, or it failed later.
+impl From<rfaas::Error> for Failure {
+    fn from(error: rfaas::Error) -> Self {
+        use rfaas::Error as E;
+        let text = describe(&error);
+        match error {
+            E::Config(_)
+            | E::Address { .. }
+            | E::Unreachable { .. }
+            | E::Invalid(_)
+            | E::LibraryUnreadable { .. }
+            | E::Library { .. }
+            | E::LoadFailed { .. }
+            | E::UnknownFunction { .. }
+            | E::InputTooLarge { .. } => Failure::input(text),
+            _ => Failure::later(text),
+        }
+    }
+}
+
+impl From<ConfigError> for Failure {
+    fn from(error: ConfigError) -> Self {
+        rfaas::Error::from(error).into()
     }
 }
 

@@ -87,24 +87,23 @@ impl ColdStart<'_> {
     fn once(&self, number: u64) -> Result<[Duration; 7], Failure> {
         let begin = Instant::now();
         let request = service::request(self.plan, self.cli.cores);
-        let lease = self.client.lease(request).map_err(service::failure)?;
+        let lease = self.client.lease(request)?;
         let leased = begin.elapsed();
         let deployment = service::deployment(self.plan, &self.cli.service);
-        let mut executor =
-            lease.deploy_with(self.library, &deployment).map_err(service::failure)?;
+        let mut executor = lease.deploy_with(self.library, &deployment)?;
         let deployed = begin.elapsed();
 
-        let function = executor.function(&self.cli.service.name).map_err(service::failure)?;
+        let function = executor.function(&self.cli.service.name)?;
         let mut buffers =
             Buffers::new(self.plan, &executor, &self.cli.service.name, self.cli.cores)?;
         buffers.stamp(number)?;
         let ready = Instant::now();
         let sizes = executor.invoke_all(&function, &buffers.inputs, &mut buffers.outputs);
         let execute = ready.elapsed();
-        buffers.check(&sizes.map_err(service::failure)?, number)?;
+        buffers.check(&sizes?, number)?;
 
         let phases = *executor.phases();
-        executor.release().map_err(service::failure)?;
+        executor.release()?;
         Ok([
             phases.connect,
             phases.submit,

@@ -34,10 +34,10 @@ fn run(cli: Cli) -> Result<(), Failure> {
     let cores = if cli.cores == 0 { plan.settings.benchmark.numcores } else { cli.cores };
     let library = service::library(&cli.service)?;
     let client = service::connect(&plan, &cli.service)?;
-    let lease = client.lease(service::request(&plan, cores)).map_err(service::failure)?;
+    let lease = client.lease(service::request(&plan, cores))?;
     let deployment = service::deployment(&plan, &cli.service);
-    let mut executor = lease.deploy_with(&library, &deployment).map_err(service::failure)?;
-    let function = executor.function(name).map_err(service::failure)?;
+    let mut executor = lease.deploy_with(&library, &deployment)?;
+    let function = executor.function(name)?;
     let mut buffers = Buffers::new(&plan, &executor, name, cores)?;
 
     let mut once = |number: u64| {
@@ -45,8 +45,8 @@ fn run(cli: Cli) -> Result<(), Failure> {
         let start = Instant::now();
         let sizes = executor.invoke_all(&function, &buffers.inputs, &mut buffers.outputs);
         let took = start.elapsed();
-        buffers.check(&sizes.map_err(service::failure)?, number)?;
-        Ok(took)
+        buffers.check(&sizes?, number)?;
+        Ok::<_, Failure>(took)
     };
     for number in 0..plan.warmup_repetitions {
         once(number.into())?;
@@ -58,7 +58,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
         progress.step();
     }
     drop(progress);
-    let bill = executor.release().map_err(service::failure)?;
+    let bill = executor.release()?;
 
     let mut report = Report::new("parallel_invocations", &plan, Some(name));
     let invocations = f64::from(cores) * f64::from(plan.repetitions);

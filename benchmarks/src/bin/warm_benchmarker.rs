@@ -33,10 +33,10 @@ fn run(cli: Cli) -> Result<(), Failure> {
     let plan = Plan::of(&cli.measure)?;
     let library = service::library(&cli.service)?;
     let client = service::connect(&plan, &cli.service)?;
-    let lease = client.lease(service::request(&plan, 1)).map_err(service::failure)?;
+    let lease = client.lease(service::request(&plan, 1))?;
     let deployment = service::deployment(&plan, &cli.service);
-    let mut executor = lease.deploy_with(&library, &deployment).map_err(service::failure)?;
-    let function = executor.function(&cli.service.name).map_err(service::failure)?;
+    let mut executor = lease.deploy_with(&library, &deployment)?;
+    let function = executor.function(&cli.service.name)?;
     let buffers = Buffers::new(&plan, &executor, &cli.service.name, 1)?;
 
     let mut run = Run { executor: &mut executor, function, buffers };
@@ -52,7 +52,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
     drop(progress);
     run.compare_once(plan.repetitions.into())?;
     let shown = run.last_output()?;
-    let bill = executor.release().map_err(service::failure)?;
+    let bill = executor.release()?;
 
     let mut report = Report::new("warm_benchmarker", &plan, Some(&cli.service.name));
     report.round_trip(&samples);
@@ -78,7 +78,7 @@ impl Run<'_> {
         let start = Instant::now();
         let invoked = self.executor.invoke(&self.function, input, output);
         let took = start.elapsed();
-        self.buffers.check(&[invoked.map_err(service::failure)?], number)?;
+        self.buffers.check(&[invoked?], number)?;
         Ok(took)
     }
 
@@ -88,7 +88,7 @@ impl Run<'_> {
             return Ok(());
         }
         let sent = pattern::payload(self.buffers.inputs[0].len());
-        self.buffers.inputs[0].write(0, &sent).map_err(service::failure)?;
+        self.buffers.inputs[0].write(0, &sent)?;
         pattern::compare(number, 0, &sent, &self.result(sent.len())?)
     }
 
@@ -102,8 +102,7 @@ impl Run<'_> {
     /// Calls the function; returns at most `most` bytes of its output.
     fn result(&mut self, most: usize) -> Result<Vec<u8>, Failure> {
         let (input, output) = (&self.buffers.inputs[0], &mut self.buffers.outputs[0]);
-        let returned =
-            self.executor.invoke(&self.function, input, output).map_err(service::failure)?;
-        output.to_vec(..returned.min(most)).map_err(service::failure)
+        let returned = self.executor.invoke(&self.function, input, output)?;
+        output.to_vec(..returned.min(most)).map_err(Failure::from)
     }
 }

@@ -8,11 +8,11 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Parser;
-use rfaas::config::{BenchmarkConfig, ConfigError, Devices, ExecutorsDatabase};
-use rfaas::{Client, Deployment, Error, LeaseRequest, Spin};
+use rfaas::config::{BenchmarkConfig, Devices, ExecutorsDatabase};
+use rfaas::{Client, Deployment, LeaseRequest, Spin};
 use thumbnailer::MAX_THUMBNAIL_BYTES;
 use tools::Binaries;
-use tools::program::{self, Failure, describe};
+use tools::program::{self, Failure};
 
 /// Makes a thumbnail of a JPEG or PNG image on a leased core.
 #[derive(Debug, Parser)]
@@ -81,7 +81,7 @@ fn make(cli: &Cli, image: &[u8]) -> Result<Vec<u8>, Failure> {
         Some(file) => file.clone(),
         None => Binaries::beside_this_program().library("thumbnailer").map_err(Failure::input)?,
     };
-    let settings = BenchmarkConfig::load(&cli.config).map_err(settings)?;
+    let settings = BenchmarkConfig::load(&cli.config)?;
     let spin = Spin::from_hot_timeout_ms(settings.benchmark.hot_timeout).unwrap_or(Spin::Never);
     // One image after the other: one slot, as large as the image.
     let deployment = Deployment::default()
@@ -90,53 +90,31 @@ fn make(cli: &Cli, image: &[u8]) -> Result<Vec<u8>, Failure> {
         .slots(1)
         .spin(spin);
 
-    let lease = connect(cli, &settings)?
-        .lease(LeaseRequest::new(1, settings.benchmark.memory))
-        .map_err(failure)?;
-    let mut executor = lease.deploy_with(library, &deployment).map_err(failure)?;
-    let function = executor.function(&cli.name).map_err(failure)?;
-    let mut input = executor.input(image.len()).map_err(failure)?;
-    let mut output = executor.output(MAX_THUMBNAIL_BYTES).map_err(failure)?;
-    input.write(0, image).map_err(failure)?;
-    let bytes = executor.invoke(&function, &input, &mut output).map_err(failure)?;
-    let thumbnail = output.to_vec(..bytes).map_err(failure)?;
-    executor.release().map_err(failure)?;
+    let lease = connect(cli, &settings)?.lease(LeaseRequest::new(1, settings.benchmark.memory))?;
+    let mut executor = lease.deploy_with(library, &deployment)?;
+    let function = executor.function(&cli.name)?;
+    let mut input = executor.input(image.len())?;
+    let mut output = executor.output(MAX_THUMBNAIL_BYTES)?;
+    input.write(0, image)?;
+    let bytes = executor.invoke(&function, &input, &mut output)?;
+    let thumbnail = output.to_vec(..bytes)?;
+    executor.release()?;
     Ok(thumbnail)
 }
 
 /// A client of the resource manager, or of the executor managers in the database.
 fn connect(cli: &Cli, config: &BenchmarkConfig) -> Result<Client, Failure> {
-    let devices = Devices::load(&cli.device_database).map_err(settings)?;
-    let device = devices.open(&config.config.rdma_device).map_err(settings)?;
+    let devices = Devices::load(&cli.device_database)?;
+    let device = devices.open(&config.config.rdma_device)?;
     if let Some(file) = &cli.executors_database {
-        let database = ExecutorsDatabase::load(file).map_err(settings)?;
-        return Client::with_executors(device, database).map_err(failure);
+        let database = ExecutorsDatabase::load(file)?;
+        return Client::with_executors(device, database).map_err(Failure::from);
     }
-    let Some(manager) = config.config.resource_manager().map_err(settings)? else {
+    let Some(manager) = config.config.resource_manager()? else {
         return Err(Failure::input(format!(
             "{}: config.resource_manager_address is empty, and no --executors-database is given",
             cli.config.display()
         )));
     };
-    Client::connect(device, manager).map_err(failure)
-}
-
-fn settings(error: ConfigError) -> Failure {
-    failure(error.into())
-}
-
-/// What the user gave, or what went wrong later.
-fn failure(error: Error) -> Failure {
-    let text = describe(&error);
-    match error {
-        Error::Config(_)
-        | Error::Address { .. }
-        | Error::Unreachable { .. }
-        | Error::Invalid(_)
-        | Error::LibraryUnreadable { .. }
-        | Error::Library { .. }
-        | Error::LoadFailed { .. }
-        | Error::UnknownFunction { .. } => Failure::input(text),
-        _ => Failure::later(text),
-    }
+    Client::connect(device, manager).map_err(Failure::from)
 }
