@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::device::{Device, Inner};
 use crate::error::Result;
-use crate::shm;
+use crate::{shm, verbs};
 
 /// How a work request ended; names follow `enum ibv_wc_status`, `ibv_poll_cq(3)`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -24,7 +24,7 @@ pub enum Status {
     /// The queue pair went into the error state before this request was carried out: the peer
     /// disconnected or died, or an earlier request failed.
     Flushed,
-    /// The peer could not take the request (a message longer than its buffer, misaligned atomic).
+    /// The peer could not take the request (a message longer than its buffer).
     RemoteInvalidRequest,
     /// The remote key, range or access right was refused.
     RemoteAccessError,
@@ -93,6 +93,7 @@ pub struct Waker(pub(crate) WakerInner);
 #[derive(Clone, Debug)]
 pub(crate) enum WakerInner {
     Shm(shm::Waker),
+    Verbs(verbs::Waker),
 }
 
 impl Waker {
@@ -100,6 +101,7 @@ impl Waker {
     pub fn wake(&self) {
         match &self.0 {
             WakerInner::Shm(waker) => waker.wake(),
+            WakerInner::Verbs(waker) => waker.wake(),
         }
     }
 }
@@ -113,12 +115,14 @@ pub struct CompletionQueue {
 #[derive(Debug)]
 pub(crate) enum CompletionQueueInner {
     Shm(shm::CompletionQueue),
+    Verbs(verbs::CompletionQueue),
 }
 
 impl CompletionQueue {
     pub(crate) fn new(device: &Device, capacity: u32) -> Result<Self> {
         let inner = match &device.inner {
             Inner::Shm(device) => CompletionQueueInner::Shm(device.completion_queue(capacity)?),
+            Inner::Verbs(device) => CompletionQueueInner::Verbs(device.completion_queue(capacity)?),
         };
         Ok(CompletionQueue { inner })
     }
@@ -128,6 +132,7 @@ impl CompletionQueue {
     pub fn poll(&mut self, out: &mut [WorkCompletion]) -> usize {
         match &mut self.inner {
             CompletionQueueInner::Shm(queue) => queue.poll(out),
+            CompletionQueueInner::Verbs(queue) => queue.poll(out),
         }
     }
 
@@ -143,6 +148,7 @@ impl CompletionQueue {
     pub fn arm(&mut self, notify: Notify) -> Result<()> {
         match &mut self.inner {
             CompletionQueueInner::Shm(queue) => queue.arm(notify),
+            CompletionQueueInner::Verbs(queue) => queue.arm(notify),
         }
     }
 
@@ -151,6 +157,7 @@ impl CompletionQueue {
     pub fn acknowledge(&mut self) -> Result<()> {
         match &mut self.inner {
             CompletionQueueInner::Shm(queue) => queue.acknowledge(),
+            CompletionQueueInner::Verbs(queue) => queue.acknowledge(),
         }
     }
 
@@ -160,6 +167,7 @@ impl CompletionQueue {
     pub fn wait(&mut self, timeout: Option<Duration>) -> Result<()> {
         match &mut self.inner {
             CompletionQueueInner::Shm(queue) => queue.wait(timeout),
+            CompletionQueueInner::Verbs(queue) => queue.wait(timeout),
         }
     }
 
@@ -167,6 +175,7 @@ impl CompletionQueue {
     pub fn waker(&self) -> Waker {
         match &self.inner {
             CompletionQueueInner::Shm(queue) => Waker(WakerInner::Shm(queue.waker())),
+            CompletionQueueInner::Verbs(queue) => Waker(WakerInner::Verbs(queue.waker())),
         }
     }
 }
@@ -176,6 +185,7 @@ impl AsFd for CompletionQueue {
     fn as_fd(&self) -> BorrowedFd<'_> {
         match &self.inner {
             CompletionQueueInner::Shm(queue) => queue.as_fd(),
+            CompletionQueueInner::Verbs(queue) => queue.as_fd(),
         }
     }
 }

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use crate::device::{Device, Inner};
 use crate::error::{Error, Result};
-use crate::queue_pair::QueuePair;
-use crate::shm;
+use crate::queue_pair::{QueuePair, SendInner};
+use crate::{shm, verbs};
 
 /// Most private data in a connection request, in bytes; `rdma_connect(3)`.
 pub const MAX_CONNECT_DATA: usize = 56;
@@ -54,12 +54,14 @@ pub struct Listener {
 #[derive(Debug)]
 enum ListenerInner {
     Shm(shm::Listener),
+    Verbs(verbs::Listener),
 }
 
 impl Listener {
     pub(crate) fn new(device: &Device, addr: SocketAddr) -> Result<Self> {
         let inner = match &device.inner {
             Inner::Shm(device) => ListenerInner::Shm(device.listen(addr)?),
+            Inner::Verbs(device) => ListenerInner::Verbs(device.listen(addr)?),
         };
         Ok(Listener { inner })
     }
@@ -68,25 +70,26 @@ impl Listener {
     pub fn local_addr(&self) -> SocketAddr {
         match &self.inner {
             ListenerInner::Shm(listener) => listener.local_addr(),
+            ListenerInner::Verbs(listener) => listener.local_addr(),
         }
     }
 
     /// The next request, if there is one now. Never waits for a peer.
     pub fn try_next(&mut self) -> Result<Option<ConnectRequest>> {
-        match &mut self.inner {
-            ListenerInner::Shm(listener) => {
-                Ok(listener.try_next()?.map(|r| ConnectRequest::new(RequestInner::Shm(r))))
-            }
-        }
+        let request = match &mut self.inner {
+            ListenerInner::Shm(listener) => listener.try_next()?.map(RequestInner::Shm),
+            ListenerInner::Verbs(listener) => listener.try_next()?.map(RequestInner::Verbs),
+        };
+        Ok(request.map(ConnectRequest::new))
     }
 
     /// The next request within `timeout`, or `None`.
     pub fn next(&mut self, timeout: Duration) -> Result<Option<ConnectRequest>> {
-        match &mut self.inner {
-            ListenerInner::Shm(listener) => {
-                Ok(listener.next(timeout)?.map(|r| ConnectRequest::new(RequestInner::Shm(r))))
-            }
-        }
+        let request = match &mut self.inner {
+            ListenerInner::Shm(listener) => listener.next(timeout)?.map(RequestInner::Shm),
+            ListenerInner::Verbs(listener) => listener.next(timeout)?.map(RequestInner::Verbs),
+        };
+        Ok(request.map(ConnectRequest::new))
     }
 }
 
@@ -95,6 +98,7 @@ impl AsFd for Listener {
     fn as_fd(&self) -> BorrowedFd<'_> {
         match &self.inner {
             ListenerInner::Shm(listener) => listener.as_fd(),
+            ListenerInner::Verbs(listener) => listener.as_fd(),
         }
     }
 }
@@ -108,6 +112,7 @@ pub struct ConnectRequest {
 #[derive(Debug)]
 enum RequestInner {
     Shm(shm::ConnectRequest),
+    Verbs(verbs::ConnectRequest),
 }
 
 impl ConnectRequest {
@@ -123,6 +128,7 @@ impl ConnectRequest {
     pub fn private_data(&self) -> &[u8] {
         match self.inner() {
             RequestInner::Shm(request) => request.private_data(),
+            RequestInner::Verbs(request) => request.private_data(),
         }
     }
 
@@ -130,15 +136,22 @@ impl ConnectRequest {
     pub fn peer(&self) -> String {
         match self.inner() {
             RequestInner::Shm(request) => request.peer(),
+            RequestInner::Verbs(request) => request.peer(),
         }
     }
 
     /// Connects the peer to `queue_pair` (in state `Init`, receives posted), passing back
     /// `private_data` (at most [`MAX_ACCEPT_DATA`] bytes). If this fails the peer is refused.
     pub fn accept(mut self, queue_pair: &mut QueuePair, private_data: &[u8]) -> Result<()> {
-        match self.inner.take() {
-            Some(RequestInner::Shm(request)) => request.accept(queue_pair.shm_send(), private_data),
-            None => unreachable!("a request is answered once"),
+        let request = self.inner.take().expect("a request is answered once");
+        match (request, queue_pair.sending()) {
+            (RequestInner::Shm(request), SendInner::Shm(send)) => {
+                request.accept(send, private_data)
+            }
+            (RequestInner::Verbs(request), SendInner::Verbs(send)) => {
+                request.accept(send, private_data)
+            }
+            _ => Err(Error::InvalidArgument("queue pair is of another device than the listener")),
         }
     }
 
@@ -150,6 +163,7 @@ impl ConnectRequest {
     fn answer_no(&mut self, private_data: &[u8]) -> Result<()> {
         match self.inner.take() {
             Some(RequestInner::Shm(request)) => request.reject(private_data),
+            Some(RequestInner::Verbs(request)) => request.reject(private_data),
             None => Ok(()),
         }
     }

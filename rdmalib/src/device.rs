@@ -6,12 +6,12 @@ use crate::completion::CompletionQueue;
 use crate::connection::Listener;
 use crate::error::{Error, Result};
 use crate::memory::Domain;
-use crate::shm;
+use crate::{shm, verbs};
 
 /// Which implementation drives a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Provider {
-    /// libibverbs and librdmacm: InfiniBand, RoCE, iWARP, SoftRoCE.
+    /// libibverbs and librdmacm: InfiniBand, RoCE, SoftRoCE.
     Verbs,
     /// The embedded device: shared memory between processes of one host.
     Shm,
@@ -77,6 +77,7 @@ pub struct Device {
 #[derive(Clone, Debug)]
 pub(crate) enum Inner {
     Shm(shm::Device),
+    Verbs(verbs::Device),
 }
 
 impl Device {
@@ -84,15 +85,7 @@ impl Device {
     pub fn open(spec: &DeviceSpec) -> Result<Device> {
         let inner = match spec.provider {
             Provider::Shm => Inner::Shm(shm::Device::open(spec)?),
-            Provider::Verbs => {
-                return Err(Error::DeviceUnavailable {
-                    device: spec.name.clone(),
-                    provider: spec.provider,
-                    reason: "this build has no verbs provider; use a device with \
-                             \"provider\": \"shm\" in the device database"
-                        .into(),
-                });
-            }
+            Provider::Verbs => Inner::Verbs(verbs::Device::open(spec)?),
         };
         Ok(Device { spec: spec.clone(), inner })
     }
@@ -121,6 +114,7 @@ impl Device {
     pub fn limits(&self) -> Limits {
         match &self.inner {
             Inner::Shm(device) => device.limits(),
+            Inner::Verbs(device) => device.limits(),
         }
     }
 

@@ -3,7 +3,7 @@
 //! A work request that fails *after* it was posted is not an [`Error`]: it is a
 //! [`WorkCompletion`](crate::WorkCompletion) whose [`Status`](crate::Status) says why.
 
-use std::{io, net::SocketAddr, time::Duration};
+use std::{io, net::IpAddr, net::SocketAddr, time::Duration};
 
 use crate::connection::PrivateData;
 use crate::device::Provider;
@@ -33,6 +33,18 @@ pub enum Error {
     /// Nobody listens at this address (yet); retry later or check the address.
     #[error("nobody listens at {0}: check the address, the port and that the program there runs")]
     ConnectionRefused(SocketAddr),
+    /// The address cannot be reached from the device; check the address and the network.
+    #[error(
+        "{to} cannot be reached from {from}: {reason}; check that both are on one RDMA network"
+    )]
+    Unreachable {
+        /// Address of the device that the connection should come from.
+        from: IpAddr,
+        /// Address that was tried.
+        to: SocketAddr,
+        /// What the connection manager said.
+        reason: String,
+    },
     /// The listener's application refused the connection; its private data may say why.
     #[error("the connection was rejected by the peer")]
     Rejected {
@@ -100,6 +112,21 @@ pub enum Error {
     OutOfKeys {
         /// Size of the key table.
         max: usize,
+    },
+    /// The device did not take the memory; usually more than this process may lock.
+    #[error(
+        "registering {bytes} bytes of memory failed (locked memory: {}); raise the limit, \
+         e.g. ulimit -l unlimited, or LimitMEMLOCK=infinity in a systemd unit",
+        limit.map_or("no limit".into(), |limit| format!("at most {limit} bytes"))
+    )]
+    Registration {
+        /// Bytes that should have been registered.
+        bytes: usize,
+        /// Bytes that this process may lock (`RLIMIT_MEMLOCK`); `None`: any.
+        limit: Option<u64>,
+        /// The error of `ibv_reg_mr`.
+        #[source]
+        source: io::Error,
     },
     /// The peer broke the wire protocol; the connection is not used further.
     #[error("peer broke the connection protocol: {0}")]

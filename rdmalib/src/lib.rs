@@ -21,12 +21,16 @@ pub mod device;
 #[cfg(not(loom))]
 pub mod error;
 #[cfg(not(loom))]
+mod events;
+#[cfg(not(loom))]
 pub mod memory;
 #[cfg(not(loom))]
 pub mod queue_pair;
 #[cfg_attr(loom, allow(dead_code))]
 mod shm;
 mod sync;
+#[cfg(not(loom))]
+mod verbs;
 
 #[cfg(not(loom))]
 pub use {

@@ -11,8 +11,8 @@ use std::ptr;
 
 use crate::device::{Device, Inner};
 use crate::error::{Error, Result};
-use crate::shm;
 use crate::sync::{AtomicU64, Ordering, compiler_fence};
+use crate::{shm, verbs};
 
 bitflags::bitflags! {
     /// Who may do what with a region; `ibv_reg_mr(3)`. Reading it locally is always allowed.
@@ -58,12 +58,14 @@ pub struct Domain {
 #[derive(Clone, Debug)]
 pub(crate) enum DomainInner {
     Shm(shm::Domain),
+    Verbs(verbs::Domain),
 }
 
 impl Domain {
     pub(crate) fn new(device: &Device) -> Result<Self> {
         let inner = match &device.inner {
             Inner::Shm(device) => DomainInner::Shm(device.domain()?),
+            Inner::Verbs(device) => DomainInner::Verbs(device.domain()?),
         };
         Ok(Domain { inner })
     }
@@ -81,6 +83,7 @@ impl Domain {
         }
         let inner = match &self.inner {
             DomainInner::Shm(domain) => RegionInner::Shm(domain.allocate(bytes, access)?),
+            DomainInner::Verbs(domain) => RegionInner::Verbs(domain.allocate(bytes, access)?),
         };
         Ok(Region { inner })
     }
@@ -96,6 +99,7 @@ pub struct Region {
 #[derive(Debug)]
 pub(crate) enum RegionInner {
     Shm(shm::Region),
+    Verbs(verbs::Region),
 }
 
 impl Region {
@@ -105,6 +109,7 @@ impl Region {
     pub fn len(&self) -> usize {
         match &self.inner {
             RegionInner::Shm(region) => region.len(),
+            RegionInner::Verbs(region) => region.len(),
         }
     }
 
@@ -114,6 +119,7 @@ impl Region {
     pub fn as_ptr(&self) -> *mut u8 {
         match &self.inner {
             RegionInner::Shm(region) => region.as_ptr(),
+            RegionInner::Verbs(region) => region.as_ptr(),
         }
     }
 
@@ -122,6 +128,7 @@ impl Region {
     pub fn remote(&self) -> RemoteAddress {
         match &self.inner {
             RegionInner::Shm(region) => region.remote(),
+            RegionInner::Verbs(region) => region.remote(),
         }
     }
 

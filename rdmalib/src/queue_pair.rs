@@ -12,9 +12,10 @@ use std::time::Duration;
 
 use crate::completion::{CompletionQueue, CompletionQueueInner};
 use crate::connection::PrivateData;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::memory::{Domain, DomainInner, RemoteAddress, Slice};
-use crate::shm;
+use crate::sync::{AtomicU32, Ordering};
+use crate::{shm, verbs};
 
 /// How often a request is tried while the peer has posted no receive (`rnr_retry_count`,
 /// `rdma_connect(3)`: 0 to 6 times, 7 is for ever).
@@ -109,7 +110,7 @@ pub enum Operation<'a> {
     FetchAdd {
         /// Eight bytes for the old value, in host byte order.
         into: Slice<'a>,
-        /// The counter.
+        /// The counter; a multiple of 8.
         at: RemoteAddress,
         /// What is added, wrapping.
         add: u64,
@@ -119,13 +120,25 @@ pub enum Operation<'a> {
     CompareSwap {
         /// Eight bytes for the old value, in host byte order.
         into: Slice<'a>,
-        /// The word.
+        /// The word; a multiple of 8.
         at: RemoteAddress,
         /// Value that it must have.
         expect: u64,
         /// Value that it then gets.
         swap: u64,
     },
+}
+
+/// Checks the two sides of an atomic: eight bytes here, eight aligned bytes there.
+#[inline]
+pub(crate) fn check_atomic(into: Slice<'_>, at: RemoteAddress) -> Result<()> {
+    if into.bytes != 8 {
+        return Err(Error::InvalidArgument("an atomic returns eight bytes"));
+    }
+    if !at.addr.is_multiple_of(8) {
+        return Err(Error::InvalidArgument("an atomic's remote address is a multiple of 8"));
+    }
+    Ok(())
 }
 
 /// One request for the send queue.
@@ -150,6 +163,12 @@ pub enum State {
     Error,
 }
 
+/// A number that nothing else in this process has: for queue pairs, whatever their provider.
+pub(crate) fn next_number() -> u32 {
+    static NEXT: AtomicU32 = AtomicU32::new(1);
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
 /// One end of a connection. Dropping it disconnects: the peer's requests are flushed.
 #[derive(Debug)]
 pub struct QueuePair {
@@ -162,8 +181,9 @@ pub struct QueuePair {
 pub struct SendQueue(SendInner);
 
 #[derive(Debug)]
-enum SendInner {
+pub(crate) enum SendInner {
     Shm(shm::SendQueue),
+    Verbs(verbs::SendQueue),
 }
 
 /// The half that posts receives.
@@ -173,6 +193,7 @@ pub struct ReceiveQueue(ReceiveInner);
 #[derive(Debug)]
 enum ReceiveInner {
     Shm(shm::ReceiveQueue),
+    Verbs(verbs::ReceiveQueue),
 }
 
 impl QueuePair {
@@ -196,6 +217,18 @@ impl QueuePair {
                     receive: ReceiveQueue(ReceiveInner::Shm(receive)),
                 })
             }
+            (
+                DomainInner::Verbs(domain),
+                CompletionQueueInner::Verbs(send),
+                CompletionQueueInner::Verbs(receive),
+            ) => {
+                let (send, receive) = verbs::queue_pair(domain, send, receive, config)?;
+                Ok(QueuePair {
+                    send: SendQueue(SendInner::Verbs(send)),
+                    receive: ReceiveQueue(ReceiveInner::Verbs(receive)),
+                })
+            }
+            _ => Err(Error::InvalidArgument("completion queue is of another device")),
         }
     }
 
@@ -210,13 +243,12 @@ impl QueuePair {
     ) -> Result<PrivateData> {
         match &mut self.send.0 {
             SendInner::Shm(send) => send.connect(to, private_data, timeout),
+            SendInner::Verbs(send) => send.connect(to, private_data, timeout),
         }
     }
 
-    pub(crate) fn shm_send(&mut self) -> &mut shm::SendQueue {
-        match &mut self.send.0 {
-            SendInner::Shm(send) => send,
-        }
+    pub(crate) fn sending(&mut self) -> &mut SendInner {
+        &mut self.send.0
     }
 
     /// Number that this queue pair has in completions; unique in this process while it lives.
@@ -263,6 +295,7 @@ impl SendQueue {
     pub fn number(&self) -> u32 {
         match &self.0 {
             SendInner::Shm(send) => send.number(),
+            SendInner::Verbs(send) => send.number(),
         }
     }
 
@@ -270,6 +303,7 @@ impl SendQueue {
     pub fn state(&self) -> State {
         match &self.0 {
             SendInner::Shm(send) => send.state(),
+            SendInner::Verbs(send) => send.state(),
         }
     }
 
@@ -277,6 +311,7 @@ impl SendQueue {
     pub fn disconnect(&mut self) {
         match &mut self.0 {
             SendInner::Shm(send) => send.disconnect(),
+            SendInner::Verbs(send) => send.disconnect(),
         }
     }
 
@@ -286,6 +321,7 @@ impl SendQueue {
     pub fn post(&mut self, request: &WorkRequest<'_>) -> Result<()> {
         match &mut self.0 {
             SendInner::Shm(send) => send.post(request),
+            SendInner::Verbs(send) => send.post(request),
         }
     }
 
@@ -294,6 +330,7 @@ impl SendQueue {
     pub fn post_list(&mut self, requests: &[WorkRequest<'_>]) -> (usize, Result<()>) {
         match &mut self.0 {
             SendInner::Shm(send) => send.post_list(requests),
+            SendInner::Verbs(send) => send.post_list(requests),
         }
     }
 }
@@ -305,6 +342,7 @@ impl ReceiveQueue {
     pub fn post(&mut self, id: u64, buffer: Option<Slice<'_>>) -> Result<()> {
         match &mut self.0 {
             ReceiveInner::Shm(receive) => receive.post(id, buffer),
+            ReceiveInner::Verbs(receive) => receive.post(id, buffer),
         }
     }
 }

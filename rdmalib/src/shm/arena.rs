@@ -77,7 +77,8 @@ impl Arena {
             free_keys: Vec::new(),
             generations: Vec::new(),
             // Knuth's multiplicative hash: neighbours are far apart.
-            first_generation: super::next_number().wrapping_mul(2_654_435_761) % GENERATIONS,
+            first_generation: crate::queue_pair::next_number().wrapping_mul(2_654_435_761)
+                % GENERATIONS,
         };
         Ok(Arc::new(Arena { file, table, space: Mutex::new(space) }))
     }

@@ -17,10 +17,10 @@ use std::time::Duration;
 use nix::sys::epoll::EpollFlags;
 
 use super::core::{Core, Source};
-use super::events::Events;
 use super::ring::Arm;
 use crate::completion::{Notify, WorkCompletion};
 use crate::error::{Error, Result};
+use crate::events::Events;
 use crate::sync::{AtomicU32, Ordering, fence};
 
 /// What queue pairs and wakers know of a completion queue.

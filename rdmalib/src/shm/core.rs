@@ -92,7 +92,7 @@ impl Core {
         }
         let ring_depth = config.receive_depth.next_power_of_two();
         let core = Arc::new(Core {
-            number: super::next_number(),
+            number: crate::queue_pair::next_number(),
             state: AtomicU32::new(INIT),
             inbox,
             ring_offset,

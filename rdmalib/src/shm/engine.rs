@@ -14,9 +14,9 @@ use nix::sys::epoll::EpollFlags;
 use nix::sys::signal::SigSet;
 
 use super::core::Core;
-use super::events::Events;
 use super::queue_pair::Backlog;
 use crate::error::{Error, Result};
+use crate::events::Events;
 
 /// What other threads use of the helper.
 #[derive(Debug)]

@@ -338,7 +338,7 @@ fn bind(addr: SocketAddr) -> Result<(UnixListener, SocketAddr)> {
         return Ok((bind(addr)?, addr));
     }
     // Start somewhere else in each process, so that few tries are in vain.
-    let start = std::process::id().wrapping_mul(0x9e37) ^ super::next_number();
+    let start = std::process::id().wrapping_mul(0x9e37) ^ crate::queue_pair::next_number();
     for i in 0..EPHEMERAL.len() as u32 {
         let port = EPHEMERAL.start() + (start.wrapping_add(i) % EPHEMERAL.len() as u32) as u16;
         let candidate = SocketAddr::new(addr.ip(), port);

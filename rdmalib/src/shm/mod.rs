@@ -14,7 +14,7 @@
 //! * `arena` - memory and keys at their owner, `peer_arena` at a peer, `mapping`
 //! * `one_sided` - carrying out a request
 //! * `queue_pair` - posting; `core`, `completion` - finished work and who is told of it
-//! * `engine` - what happens unasked; `events` - sleeping
+//! * `engine` - what happens unasked (sleeping is in `crate::events`)
 //! * `handshake` - how two processes meet
 
 mod baton;
@@ -29,8 +29,6 @@ mod core;
 #[cfg(not(loom))]
 mod engine;
 #[cfg(not(loom))]
-mod events;
-#[cfg(not(loom))]
 mod handshake;
 #[cfg(not(loom))]
 mod mapping;
@@ -42,7 +40,7 @@ mod peer_arena;
 mod queue_pair;
 
 #[cfg(not(loom))]
-pub(crate) use device::{Device, Domain, MAX_INLINE_DATA, MAX_QUEUE_DEPTH, next_number};
+pub(crate) use device::{Device, Domain, MAX_INLINE_DATA, MAX_QUEUE_DEPTH};
 #[cfg(not(loom))]
 pub(crate) use {
     arena::Region,
@@ -63,7 +61,6 @@ mod device {
     use crate::device::{DeviceSpec, Limits};
     use crate::error::{Error, Result};
     use crate::memory::Access;
-    use crate::sync::{AtomicU32, Ordering};
 
     /// Deepest send or receive queue: what common network cards offer.
     pub(crate) const MAX_QUEUE_DEPTH: u32 = 16384;
@@ -119,11 +116,5 @@ mod device {
         pub(crate) fn allocate(&self, bytes: usize, access: Access) -> Result<Region> {
             Region::new(&self.arena, bytes, access)
         }
-    }
-
-    /// The next queue pair's number.
-    pub(crate) fn next_number() -> u32 {
-        static NEXT: AtomicU32 = AtomicU32::new(1);
-        NEXT.fetch_add(1, Ordering::Relaxed)
     }
 }

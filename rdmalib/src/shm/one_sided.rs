@@ -17,7 +17,7 @@ use super::ring::{Arrival, ArrivalPusher};
 use crate::completion::{Opcode, Status};
 use crate::error::{Error, Result};
 use crate::memory::{Access, RegionInner, RemoteAddress, Slice};
-use crate::queue_pair::{Flags, Operation, Source, State, WorkRequest};
+use crate::queue_pair::{Flags, Operation, Source, State, WorkRequest, check_atomic};
 use crate::sync::{AtomicU64, Ordering};
 
 /// Longest message or write, in bytes: what a completion's length field holds.
@@ -126,9 +126,9 @@ impl<'a> Work<'a> {
             }
             Source::Inline(bytes) => Ok(Local::Inline(bytes)),
         };
-        let word = |slice: Slice<'a>| match slice.bytes {
-            8 => local(slice, arena),
-            _ => Err(Error::InvalidArgument("an atomic returns eight bytes")),
+        let word = |slice: Slice<'a>, at| {
+            check_atomic(slice, at)?;
+            local(slice, arena)
         };
         let operation = match request.operation {
             Operation::Send { source: from, immediate } => {
@@ -139,11 +139,13 @@ impl<'a> Work<'a> {
             }
             Operation::Read { into, from } => Verb::Read { into: local(into, arena)?, from },
             Operation::FetchAdd { into, at, add } => {
-                Verb::Atomic { into: word(into)?, at, kind: Atomic::FetchAdd { add } }
+                Verb::Atomic { into: word(into, at)?, at, kind: Atomic::FetchAdd { add } }
             }
-            Operation::CompareSwap { into, at, expect, swap } => {
-                Verb::Atomic { into: word(into)?, at, kind: Atomic::CompareSwap { expect, swap } }
-            }
+            Operation::CompareSwap { into, at, expect, swap } => Verb::Atomic {
+                into: word(into, at)?,
+                at,
+                kind: Atomic::CompareSwap { expect, swap },
+            },
         };
         Ok(Work { id: request.id, index, flags: request.flags, operation })
     }
@@ -174,7 +176,9 @@ impl OwnedWork {
 
 #[inline]
 fn local<'a>(slice: Slice<'a>, arena: &Arc<Arena>) -> Result<Local<'a>> {
-    let RegionInner::Shm(region) = &slice.region.inner;
+    let RegionInner::Shm(region) = &slice.region.inner else {
+        return Err(Error::InvalidArgument("memory region is of another device"));
+    };
     if !region.memory().is_in(arena) {
         return Err(Error::InvalidArgument("memory region is of another protection domain"));
     }
@@ -268,7 +272,7 @@ impl Link {
             }
             Verb::Atomic { into, at, kind } => {
                 let target = self.target(*at, 8, Access::REMOTE_ATOMIC)?;
-                // InfiniBand specification 1.4, 9.4.5: a misaligned atomic is an invalid request.
+                // Checked while posting, but the peer says where its memory is.
                 if target.addr() % 8 != 0 {
                     return Err(Status::RemoteInvalidRequest);
                 }

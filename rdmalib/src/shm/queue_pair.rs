@@ -242,7 +242,9 @@ impl ReceiveQueue {
         let receive = match buffer {
             None => Receive { place: 0, key: 0, bytes: 0 },
             Some(slice) => {
-                let RegionInner::Shm(region) = &slice.region.inner;
+                let RegionInner::Shm(region) = &slice.region.inner else {
+                    return Err(Error::InvalidArgument("buffer is of another device"));
+                };
                 if !region.memory().is_in(&self.arena) {
                     return Err(Error::InvalidArgument("buffer is of another protection domain"));
                 }

@@ -3,6 +3,9 @@
 //! ```text
 //! cargo test -p rdmalib --test conformance                 all of them
 //! cargo test -p rdmalib --test conformance shm::a_write    some
+//! RDMA_TEST_DEVICES="rxe0=192.168.77.1 rxe1=192.168.77.2"  also on these RDMA devices: between two
+//!                                                          processes of the first, and from the
+//!                                                          first to the second
 //! ```
 //! A fact is a function of a [`Fixture`], which says on which devices the two ends are. Facts that
 //! need a second process start this program again with [`peer::ROLE`] set.
@@ -10,14 +13,15 @@
 // A fact that does not hold panics; that is what a test does.
 #![allow(clippy::unwrap_used)]
 
+mod differences;
 mod ends;
 mod facts;
 mod peer;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use libtest_mimic::{Arguments, Trial};
-use rdmalib::{DeviceSpec, Provider};
+use libtest_mimic::{Arguments, Completion, Trial};
+use rdmalib::{DeviceSpec, Provider, Status};
 
 /// Devices of the two ends of a connection.
 #[derive(Clone, Debug)]
@@ -29,15 +33,42 @@ pub struct Fixture {
 }
 
 impl Fixture {
-    fn shm(ip_address: IpAddr) -> Self {
-        let device = DeviceSpec {
-            name: "shm0".into(),
-            provider: Provider::Shm,
-            ip_address,
-            max_inline_data: 256,
-        };
-        Fixture { server: device.clone(), client: device }
+    fn new(server: &DeviceSpec, client: &DeviceSpec) -> Self {
+        Fixture { server: server.clone(), client: client.clone() }
     }
+
+    /// What `status` counts as, where a provider is known to give another.
+    pub fn status(&self, status: Status) -> Status {
+        differences::as_elsewhere(self.server.provider, status)
+    }
+
+    /// `times`, or a tenth of it where a round costs a hundred times more.
+    pub fn rounds(&self, times: u32) -> u32 {
+        match self.server.provider {
+            Provider::Shm => times,
+            Provider::Verbs => times / 10,
+        }
+    }
+}
+
+fn device(name: &str, provider: Provider, ip_address: IpAddr) -> DeviceSpec {
+    DeviceSpec { name: name.into(), provider, ip_address, max_inline_data: 256 }
+}
+
+/// Names the devices for the facts on verbs, as `NAME=ADDRESS NAME=ADDRESS`.
+const DEVICES: &str = "RDMA_TEST_DEVICES";
+
+/// The two devices of [`DEVICES`], if it is set.
+fn rdma_devices() -> Option<[DeviceSpec; 2]> {
+    let text = std::env::var(DEVICES).ok()?;
+    let devices: Vec<_> = text
+        .split_whitespace()
+        .map(|entry| {
+            let (name, address) = entry.split_once('=').expect("NAME=ADDRESS");
+            device(name, Provider::Verbs, address.parse().expect("an IP address"))
+        })
+        .collect();
+    Some(devices.try_into().unwrap_or_else(|_| panic!("{DEVICES} names two devices")))
 }
 
 fn main() {
@@ -45,23 +76,42 @@ fn main() {
         peer::act(&role);
         return;
     }
+    let shm = device("shm0", Provider::Shm, IpAddr::V4(Ipv4Addr::LOCALHOST));
+    let ipv6 = device("shm0", Provider::Shm, IpAddr::V6(Ipv6Addr::LOCALHOST));
+    let verbs = rdma_devices();
+    let verbs_with =
+        |server: usize| verbs.as_ref().map(|devices| Fixture::new(&devices[server], &devices[0]));
     let fixtures = [
-        ("shm", Fixture::shm(IpAddr::V4(Ipv4Addr::LOCALHOST))),
-        ("shm_ipv6", Fixture::shm(IpAddr::V6(Ipv6Addr::LOCALHOST))),
+        ("shm", Some(Fixture::new(&shm, &shm))),
+        ("shm_ipv6", Some(Fixture::new(&ipv6, &ipv6))),
+        ("verbs", verbs_with(0)),
+        ("verbs_pair", verbs_with(1)),
     ];
     let mut trials = Vec::new();
-    for (prefix, fixture) in fixtures {
+    for (prefix, fixture) in &fixtures {
         for (name, fact) in facts::ALL {
             // One address family is enough for all but the handshake.
-            if prefix == "shm_ipv6" && !name.starts_with("connecting::") {
+            if *prefix == "shm_ipv6" && !name.starts_with("connecting::") {
                 continue;
             }
-            let fixture = fixture.clone();
-            trials.push(Trial::test(format!("{prefix}::{name}"), move || {
-                fact(&fixture);
-                Ok(())
-            }));
+            let name = format!("{prefix}::{name}");
+            trials.push(match fixture {
+                None => not_run(name),
+                Some(fixture) => {
+                    let fixture = fixture.clone();
+                    Trial::test(name, move || {
+                        fact(&fixture);
+                        Ok(())
+                    })
+                }
+            });
         }
     }
     libtest_mimic::run(&Arguments::from_args(), trials).exit();
+}
+
+/// A trial that is told as ignored, with the reason.
+fn not_run(name: String) -> Trial {
+    let reason = format!("needs RDMA devices ({DEVICES})");
+    Trial::ignorable_test(name, || Ok(Completion::ignored_with(reason)))
 }

@@ -88,10 +88,19 @@ pub fn a_read_into_protected_memory_fails(fixture: &Fixture) {
 pub fn a_misaligned_atomic_is_refused(fixture: &Fixture) {
     let (server, mut client) = ends(fixture);
     let (word, old) = (server.region(64), client.region(8));
-    let add =
-        Operation::FetchAdd { into: old.slice(0..8).unwrap(), at: word.remote().offset(4), add: 1 };
-    assert_eq!(client.run(add), Status::RemoteInvalidRequest);
+    let at = word.remote().offset(4);
+    let into = || old.slice(0..8).unwrap();
+    for operation in [
+        Operation::FetchAdd { into: into(), at, add: 1 },
+        Operation::CompareSwap { into: into(), at, expect: 0, swap: 1 },
+    ] {
+        let request = WorkRequest { id: 0, operation, flags: Flags::SIGNALED };
+        let refused = client.pair.post(&request);
+        assert!(matches!(refused, Err(Error::InvalidArgument(_))), "{refused:?}");
+    }
     assert!(bytes(&word).iter().all(|byte| *byte == 0));
+    let add = Operation::FetchAdd { into: into(), at: word.remote().offset(8), add: 1 };
+    assert_eq!(client.run(add), Status::Success); // nothing was harmed
 }
 
 pub fn a_message_longer_than_its_receive_fails_both_sides(fixture: &Fixture) {
@@ -99,9 +108,9 @@ pub fn a_message_longer_than_its_receive_fails_both_sides(fixture: &Fixture) {
     let buffer = server.region(64);
     server.pair.post_receive(3, Some(buffer.slice(0..4).unwrap())).unwrap();
     let message = Operation::Send { source: Source::Inline(&[9; 5]), immediate: None };
-    assert_eq!(client.run(message), Status::RemoteInvalidRequest);
+    assert_eq!(fixture.status(client.run(message)), Status::RemoteInvalidRequest);
     let done = next(&mut server.receives);
-    assert_eq!((done.id, done.status), (3, Status::LocalLengthError));
+    assert_eq!((done.id, fixture.status(done.status)), (3, Status::LocalLengthError));
     assert_eq!(server.pair.state(), State::Error);
 }
 

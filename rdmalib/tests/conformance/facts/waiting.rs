@@ -199,9 +199,9 @@ fn random(state: &mut u32) -> u32 {
     *state
 }
 
-pub fn no_event_is_slept_through_in_a_million_wakeups(fixture: &Fixture) {
-    const MESSAGES: u32 = 1_000_000;
+pub fn no_event_is_slept_through(fixture: &Fixture) {
     const DEPTH: u32 = 64;
+    let messages = fixture.rounds(1_000_000);
     let (mut server, mut client) = ends(fixture);
     server.post_receives(0..u64::from(DEPTH));
     // How many the sleeper has taken: the sender stays at most `DEPTH` ahead, and pauses at random,
@@ -212,7 +212,7 @@ pub fn no_event_is_slept_through_in_a_million_wakeups(fixture: &Fixture) {
         scope.spawn(move || {
             let mut seed = 0x9e37_79b9;
             let message = Operation::Send { source: Source::Inline(&[]), immediate: None };
-            for n in 0..MESSAGES {
+            for n in 0..messages {
                 let window = random(&mut seed) % DEPTH;
                 while n.wrapping_sub(taken.load(Ordering::Relaxed)) > window {
                     thread::yield_now();
@@ -227,7 +227,7 @@ pub fn no_event_is_slept_through_in_a_million_wakeups(fixture: &Fixture) {
         });
         let mut batch = [WorkCompletion::default(); DEPTH as usize];
         let mut n = 0;
-        while n < MESSAGES {
+        while n < messages {
             let start = Instant::now();
             server.receives.wait(Some(PATIENCE)).unwrap();
             let count = server.receives.poll(&mut batch) as u32;

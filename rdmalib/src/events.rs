@@ -17,13 +17,13 @@ const OWN: u64 = u64::MAX;
 
 /// The set. Readable, itself, when anything in it is.
 #[derive(Debug)]
-pub(super) struct Events {
+pub(crate) struct Events {
     epoll: Epoll,
     event: EventFd,
 }
 
 impl Events {
-    pub(super) fn new() -> Result<Self> {
+    pub(crate) fn new() -> Result<Self> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)
             .map_err(|e| Error::os("epoll_create1", e))?;
         let event = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
@@ -38,24 +38,24 @@ impl Events {
     }
 
     /// Wakes the sleeper when `fd` is as `flags` say; it is told `number`.
-    pub(super) fn add(&self, fd: impl AsFd, number: u32, flags: EpollFlags) -> Result<()> {
+    pub(crate) fn add(&self, fd: impl AsFd, number: u32, flags: EpollFlags) -> Result<()> {
         self.watch(fd, number.into(), flags)
     }
 
     /// Stops doing so. Without effect if `fd` is not in the set.
-    pub(super) fn remove(&self, fd: impl AsFd) {
+    pub(crate) fn remove(&self, fd: impl AsFd) {
         let _ = self.epoll.delete(fd); // ENOENT
     }
 
     /// Wakes the sleeper, or the next one.
     #[cold]
-    pub(super) fn wake(&self) {
+    pub(crate) fn wake(&self) {
         let _ = self.event.write(1); // EAGAIN: the counter is at its maximum, so it is awake already
     }
 
     /// Sleeps for at most `timeout` (`None`: no limit) and hands out the numbers of what is ready. A
     /// [`wake`](Self::wake) has no number.
-    pub(super) fn sleep(
+    pub(crate) fn sleep(
         &self,
         timeout: Option<Duration>,
         mut ready: impl FnMut(u32),
