@@ -40,9 +40,9 @@ const ERROR: u32 = 3;
 /// Time for an acknowledgement before a request is sent again: code 14 is 4.096 µs · 2^14 = 67 ms
 /// (InfiniBand specification 1.4, 9.9.2.1.1), which perftest and most applications use.
 const ACK_TIMEOUT: u8 = 14;
-/// How often it is sent again: the most there is. With the timeout, a silent peer is given up after
-/// 0.5 to 2 seconds.
-pub(super) const RETRY_COUNT: u8 = 7;
+/// How often it is sent again. One less than the most there is, which SoftRoCE takes as "for ever". With
+/// the timeout, a silent peer is given up after 0.5 to 2 seconds.
+pub(super) const RETRY_COUNT: u8 = 6;
 /// `rnr_retry_count` for "for ever"; rdma_connect(3).
 const RNR_FOREVER: u8 = 7;
 

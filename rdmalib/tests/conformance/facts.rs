@@ -76,6 +76,7 @@ conformance! {
         a_peers_kill_ends_a_poll,
         a_peers_kill_ends_a_sleep,
         what_arrived_before_the_end_is_delivered_first,
+        an_end_right_after_accepting_is_noticed,
         after_the_end_everything_posted_is_flushed,
         after_a_disconnect_the_peer_writes_nothing,
         a_failed_request_ends_both_sides,

@@ -42,11 +42,11 @@ impl Fixture {
         differences::as_elsewhere(self.server.provider, status)
     }
 
-    /// `times`, or a tenth of it where a round costs a hundred times more.
+    /// `times`, or a twentieth of it where a round costs a hundred times more.
     pub fn rounds(&self, times: u32) -> u32 {
         match self.server.provider {
             Provider::Shm => times,
-            Provider::Verbs => times / 10,
+            Provider::Verbs => times / 20,
         }
     }
 }

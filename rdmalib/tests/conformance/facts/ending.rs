@@ -96,6 +96,20 @@ pub fn what_arrived_before_the_end_is_delivered_first(fixture: &Fixture) {
     }
 }
 
+pub fn an_end_right_after_accepting_is_noticed(fixture: &Fixture) {
+    for round in 0..20 {
+        let (mut server, mut client) = ends(fixture);
+        client.post_receives(0..1);
+        if round % 2 == 0 {
+            drop(server);
+        } else {
+            server.pair.disconnect();
+        }
+        assert_eq!(sleep(&mut client.receives).status, Status::Flushed);
+        assert_eq!(client.pair.state(), State::Error);
+    }
+}
+
 pub fn after_the_end_everything_posted_is_flushed(fixture: &Fixture) {
     let (mut server, mut client) = ends(fixture);
     let (source, target) = (client.region(8), server.region(8));
@@ -154,7 +168,7 @@ fn descriptors() -> usize {
 
 pub fn an_end_leaves_no_descriptor_behind(fixture: &Fixture) {
     // Other facts run at the same time: look for what grows with every round.
-    let rounds = 300;
+    let rounds = fixture.rounds(300).max(100) as usize;
     let before = descriptors();
     for _ in 0..rounds {
         let (mut server, mut client) = ends(fixture);
