@@ -1,7 +1,7 @@
 //! The device database of this machine: its RDMA devices, or the embedded one where there are none.
 //!
 //! What the kernel knows is read from `/sys/class/infiniband` (sysfs-class-infiniband, in the kernel's ABI
-//! documentation), the addresses from getifaddrs(3). Nothing needs to be installed for that.
+//! documentation), the addresses from getifaddrs(3). Only the inline limit needs the device itself.
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -16,7 +16,9 @@ use crate::settings::DEVICE;
 
 /// Receives that a connection keeps posted, as the original's generator wrote it.
 const RECEIVES: u32 = 32;
-/// The same for the embedded device, whose receives cost nothing.
+/// Largest inline payload that is asked for, in bytes: what cards of today have at most. A request takes as
+/// much room in its queue.
+const MAX_INLINE_DATA: u32 = 1024;
 const EMBEDDED_ADDRESS: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
 
 /// Why there is no database.
@@ -55,7 +57,25 @@ struct Found {
 pub fn scan(wanted: &[String], port: u16) -> Result<Devices, ScanError> {
     let found = devices_in(Path::new("/sys/class/infiniband"))?;
     let addresses = interface_addresses()?;
-    select(wanted, port, &found, &addresses)
+    let mut devices = select(wanted, port, &found, &addresses)?;
+    for entry in &mut devices.devices {
+        if entry.provider == Provider::Verbs {
+            entry.max_inline_data = inline_limit(entry);
+        }
+    }
+    Ok(devices)
+}
+
+/// Largest inline payload that the device gives a queue pair; 0, which always works, if it cannot be asked.
+fn inline_limit(entry: &DeviceEntry) -> u32 {
+    let asking = DeviceEntry { max_inline_data: MAX_INLINE_DATA, ..entry.clone() };
+    match asking.open() {
+        Ok(open) => open.device.limits().max_inline_data,
+        Err(error) => {
+            tracing::warn!("inline data is left off: {}", crate::program::describe(&error));
+            0
+        }
+    }
 }
 
 fn select(
@@ -106,8 +126,7 @@ fn entry(name: &str, provider: Provider, ip_address: IpAddr, port: u16) -> Devic
         name: name.to_owned(),
         ip_address,
         port,
-        // Not every card has inline data, and SoftRoCE's is no faster: the operator sets it.
-        max_inline_data: 0,
+        max_inline_data: 0, // until the device was asked
         default_receive_buffer_size: RECEIVES,
         provider,
     }

@@ -205,21 +205,27 @@ fn port_of(library: &'static Library, spec: &DeviceSpec) -> Result<u8, String> {
     }
 }
 
-/// The largest inline payload up to `wanted` that the device gives a queue pair: only making one
+/// The largest inline payload up to `wanted` that the device gives a queue pair: only making some
 /// tells (ibv_create_qp(3)).
 fn inline_limit(context: &Arc<Context>, wanted: u32) -> Result<u32> {
-    if wanted == 0 {
-        return Ok(0);
-    }
     let domain = Arc::new(ProtectionDomain::new(context)?);
     let queue = Arc::new(RawCompletionQueue::new(context, 2)?);
-    let mut max_inline_data = wanted;
-    while max_inline_data > 0 {
+    let make = |max_inline_data| {
         let sizes = Sizes { send_depth: 1, receive_depth: 1, max_inline_data };
-        if RawQueuePair::new(&domain, &queue, &queue, sizes).is_ok() {
-            break;
-        }
-        max_inline_data /= 2;
+        RawQueuePair::new(&domain, &queue, &queue, sizes)
+    };
+    if make(wanted).is_ok() {
+        return Ok(wanted);
     }
-    Ok(max_inline_data)
+    make(0)?; // or it is not for the inline data that the device makes none
+    let (mut works, mut fails) = (0, wanted);
+    while fails - works > 1 {
+        let middle = works.midpoint(fails);
+        if make(middle).is_ok() {
+            works = middle;
+        } else {
+            fails = middle;
+        }
+    }
+    Ok(works)
 }
