@@ -168,13 +168,16 @@ fn open_context(library: &'static Library, name: &str) -> Result<Context, String
         Ok(Ok(context)) => Ok(context),
         Ok(Err(names)) if names.is_empty() => Err(NO_DEVICES.into()),
         Ok(Err(names)) => {
-            Err(format!("this machine has no device of this name, but {}", names.join(", ")))
+            Err(format!("this machine has no device of this name, it has {}", names.join(", ")))
         }
         // No RDMA in the kernel.
         Err(error) if error.raw_os_error().map(Errno::from_raw) == Some(Errno::ENOSYS) => {
             Err(NO_DEVICES.into())
         }
-        Err(error) => Err(format!("ibv_open_device failed: {error}")),
+        Err(error) => Err(format!(
+            "ibv_open_device failed ({error}); check that this user may read and write \
+             /dev/infiniband/uverbs*"
+        )),
     }
 }
 
@@ -192,16 +195,14 @@ fn port_of(library: &'static Library, spec: &DeviceSpec) -> Result<u8, String> {
         )
     })?;
     let mut id = CmId::new(&Arc::new(channel)).map_err(|error| error.to_string())?;
+    let fix = "set its \"ip_address\" to that of its network interface (ip addr shows it)";
     id.bind(SocketAddr::new(address, 0)).map_err(|error| {
-        format!(
-            "no RDMA device of this machine has the address {address} ({error}); \
-                 set the device's \"ip_address\" to that of its network interface (ip addr)"
-        )
+        format!("no RDMA device of this machine has the address {address} ({error}); {fix}")
     })?;
     match id.device() {
         Some((name, port)) if name == spec.name => Ok(port),
-        Some((name, _)) => Err(format!("the address {address} belongs to device {name}")),
-        None => Err(format!("{address} is not the address of one device")),
+        Some((name, _)) => Err(format!("the address {address} belongs to {name}; {fix}")),
+        None => Err(format!("the address {address} belongs to no one device; {fix}")),
     }
 }
 
@@ -228,4 +229,43 @@ fn inline_limit(context: &Arc<Context>, wanted: u32) -> Result<u32> {
         }
     }
     Ok(works)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Unlike in a test of the device, these must be the very words: users search for them.
+    #[test]
+    fn the_readme_explains_what_opening_a_device_says() {
+        let readme = include_str!("../../../README.md");
+        for words in [
+            "cannot be loaded",
+            "this machine has no RDMA devices",
+            "this machine has no device of this name, it has",
+            "ibv_open_device failed",
+            "the connection manager cannot be used",
+            "no RDMA device of this machine has the address",
+            "belongs to",
+            "iWARP has no write with immediate data",
+            "bytes of memory failed (locked memory: at most",
+        ] {
+            assert!(readme.contains(words), "README.md does not explain {words:?}");
+        }
+        assert!(NO_DEVICES.starts_with("this machine has no RDMA devices"));
+    }
+
+    #[test]
+    fn a_device_that_is_not_there_is_one_clear_line() {
+        let spec = DeviceSpec {
+            name: "no_such_device".into(),
+            provider: Provider::Verbs,
+            ip_address: "192.0.2.1".parse().unwrap(), // RFC 5737: nobody has it
+            max_inline_data: 0,
+        };
+        let error = Device::open(&spec).unwrap_err();
+        assert!(matches!(error, Error::DeviceUnavailable { .. }), "{error:?}");
+        let line = error.to_string();
+        assert!(line.contains("no_such_device") && !line.contains('\n'), "{line}");
+    }
 }

@@ -34,6 +34,7 @@ conformance! {
         inline_data_may_be_reused_at_once,
         requests_posted_as_a_list_are_carried_out_in_order,
         memory_registered_after_connecting_is_reachable,
+        starting_processes_leaves_memory_where_it_is,
         unsignalled_requests_do_not_complete,
         one_completion_queue_serves_several_queue_pairs,
         both_halves_work_in_two_threads,

@@ -1,5 +1,7 @@
 //! Bytes move, and completions tell of it.
 
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 use std::thread;
 
 use rdmalib::{
@@ -230,6 +232,27 @@ pub fn memory_registered_after_connecting_is_reachable(fixture: &Fixture) {
         let mut end = [0; 2];
         target.read(last - 1, &mut end).unwrap();
         assert_eq!(end, [0, 3]);
+    }
+}
+
+pub fn starting_processes_leaves_memory_where_it_is(fixture: &Fixture) {
+    let (server, mut client) = ends(fixture);
+    let (source, target) = (client.region(64), server.region(64));
+    let own = nix::unistd::getuid().as_raw();
+    for round in 1..20u8 {
+        // With a user id the standard library forks, without one it uses posix_spawn. While the child
+        // lives, what this process writes must still be what the device reads, and the reverse.
+        let mut command = Command::new("sleep");
+        command.arg("0.01");
+        if round % 2 == 0 {
+            command.uid(own);
+        }
+        let mut child = command.spawn().unwrap();
+        source.fill(0..64, round).unwrap();
+        target.fill(0..64, 0).unwrap();
+        assert_eq!(client.run(write(&source, 0..64, target.remote())), Status::Success);
+        assert_eq!(bytes(&target), [round; 64]);
+        child.wait().unwrap();
     }
 }
 
