@@ -39,7 +39,8 @@ pub struct QueuePairConfig {
     pub max_inline_data: u32,
     /// What happens while the peer has posted no receive.
     pub rnr_retry: RnrRetry,
-    /// Pause between two such tries.
+    /// Pause between two such tries. On verbs the receiving side's counts: it is what asks for the
+    /// pause, in steps from 10 µs to 655 ms, rounded up.
     pub rnr_timer: Duration,
 }
 

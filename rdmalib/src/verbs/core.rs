@@ -460,13 +460,16 @@ impl Core {
 
     /// Looks at what the connection manager has to say. For the helper thread.
     pub(super) fn take_connection_events(&self) {
+        let Some(channel) = self.control().id.as_ref().map(|id| id.channel().clone()) else {
+            return;
+        };
         loop {
-            let channel = self.control().id.as_ref().map(|id| id.channel().clone());
-            match channel.as_ref().map(|channel| channel.next()) {
-                Some(Ok(Some(event))) => self.connection_event(&event),
-                Some(Ok(None)) | None => return,
-                Some(Err(error)) => {
+            match channel.next() {
+                Ok(Some(event)) => self.connection_event(&event),
+                Ok(None) => return,
+                Err(error) => {
                     tracing::warn!(%error, "a connection's events cannot be read; it ends");
+                    self.engine.unwatch_connection(&channel);
                     return self.disconnect();
                 }
             }

@@ -5,7 +5,6 @@
 //! sleeps otherwise.
 
 use std::collections::HashMap;
-use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
 use std::time::Duration;
@@ -14,6 +13,7 @@ use nix::sys::epoll::EpollFlags;
 use nix::sys::signal::SigSet;
 
 use super::bindings::types::*;
+use super::cm::EventChannel;
 use super::core::Core;
 use super::objects::{AsyncEvent, Context};
 use crate::error::{Error, Result};
@@ -65,11 +65,16 @@ impl EngineHandle {
     }
 
     /// Tells `core` also what arrives at `channel`, the channel of its connection.
-    pub(super) fn watch_connection(&self, core: &Core, channel: &impl AsFd) -> Result<()> {
+    pub(super) fn watch_connection(&self, core: &Core, channel: &EventChannel) -> Result<()> {
         self.0.events.add(channel, core.device_number(), EpollFlags::EPOLLIN)
     }
 
-    /// Stops doing so; the channel leaves the epoll set when it is closed.
+    /// Stops reading `channel`, which is broken.
+    pub(super) fn unwatch_connection(&self, channel: &EventChannel) {
+        self.0.events.remove(channel);
+    }
+
+    /// Forgets `core`; its channel leaves the epoll set when it is closed.
     pub(super) fn unwatch(&self, core: &Core) {
         self.0.shared().queue_pairs.remove(&core.device_number());
     }
@@ -96,11 +101,7 @@ impl Engine {
         let _ = SigSet::all().thread_block();
         while !self.shared().stop {
             let slept = self.events.sleep(None, |number| match number {
-                DEVICE => {
-                    while let Some(event) = context.next_async_event() {
-                        self.device_event(&event);
-                    }
-                }
+                DEVICE => self.take_device_events(context),
                 number => {
                     if let Some(core) = self.core(number) {
                         core.take_connection_events();
@@ -111,6 +112,19 @@ impl Engine {
                 tracing::error!(%error, "cannot wait; ends of connections go unnoticed");
                 thread::sleep(Duration::from_secs(1)); // no end of retries without a pause
             }
+        }
+    }
+
+    fn take_device_events(&self, context: &Context) {
+        let mut taken = 0;
+        while let Some(event) = context.next_async_event() {
+            self.device_event(&event);
+            taken += 1;
+        }
+        if taken == 0 {
+            // Nobody else reads them, so this is no false alarm.
+            tracing::error!(device = self.name, "the device's events cannot be read any more");
+            self.events.remove(context.async_fd());
         }
     }
 
