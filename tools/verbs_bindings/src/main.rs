@@ -57,7 +57,6 @@ const IBVERBS: &[&str] = &[
     "ibv_destroy_qp",
     "ibv_get_async_event",
     "ibv_ack_async_event",
-    "ibv_wc_status_str",
     "ibv_event_type_str",
 ];
 
@@ -83,8 +82,6 @@ const RDMACM: &[&str] = &[
     "rdma_init_qp_attr",
     "rdma_event_str",
     "rdma_get_src_port",
-    "rdma_get_dst_port",
-    "rdma_set_option",
 ];
 
 /// Types those functions take; what they are made of follows by itself.
@@ -113,9 +110,6 @@ const TYPES: &[&str] = &[
     "rdma_conn_param",
     "rdma_event_channel",
 ];
-
-/// Constants that belong to no named enum.
-const CONSTANTS: &[&str] = &["RDMA_MAX_(RESP_RES|INIT_DEPTH)", "RDMA_OPTION_.*"];
 
 /// SPARSE: types that are only ever pointed at.
 const FIELDLESS: &[&str] = &[
@@ -282,7 +276,6 @@ fn types(builder: Builder) -> Result<String> {
         [LIBC, FIELDLESS, INNARDS].concat().into_iter().fold(builder, Builder::blocklist_type);
     let builder = OBJECTS.iter().fold(builder, |builder, name| builder.no_copy(*name));
     let builder = TYPES.iter().fold(builder, Builder::allowlist_type); // LISTED
-    let builder = CONSTANTS.iter().fold(builder, Builder::allowlist_var);
     let builder = FIELDLESS.iter().fold(
         builder.raw_line(format!("use libc::{{{}}};", LIBC.join(", "))),
         |builder, name| {

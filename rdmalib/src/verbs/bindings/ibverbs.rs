@@ -7,9 +7,6 @@ use super::types::*;
 
 pub struct Ibverbs {
     __library: ::libloading::Library,
-    pub ibv_wc_status_str: unsafe extern "C" fn(
-        status: ibv_wc_status,
-    ) -> *const ::std::os::raw::c_char,
     pub ibv_get_device_list: unsafe extern "C" fn(
         num_devices: *mut ::std::os::raw::c_int,
     ) -> *mut *mut ibv_device,
@@ -93,8 +90,6 @@ impl Ibverbs {
         L: Into<::libloading::Library>,
     {
         let __library = library.into();
-        let ibv_wc_status_str = unsafe { __library.get(b"ibv_wc_status_str\0") }
-            .map(|sym| *sym)?;
         let ibv_get_device_list = unsafe { __library.get(b"ibv_get_device_list\0") }
             .map(|sym| *sym)?;
         let ibv_free_device_list = unsafe { __library.get(b"ibv_free_device_list\0") }
@@ -144,7 +139,6 @@ impl Ibverbs {
             .map(|sym| *sym)?;
         Ok(Ibverbs {
             __library,
-            ibv_wc_status_str,
             ibv_get_device_list,
             ibv_free_device_list,
             ibv_get_device_name,
@@ -169,12 +163,6 @@ impl Ibverbs {
             ibv_fork_init,
             ibv_event_type_str,
         })
-    }
-    pub unsafe fn ibv_wc_status_str(
-        &self,
-        status: ibv_wc_status,
-    ) -> *const ::std::os::raw::c_char {
-        unsafe { (self.ibv_wc_status_str)(status) }
     }
     pub unsafe fn ibv_get_device_list(
         &self,

@@ -70,17 +70,9 @@ pub struct Rdmacm {
         event: *mut rdma_cm_event,
     ) -> ::std::os::raw::c_int,
     pub rdma_get_src_port: unsafe extern "C" fn(id: *mut rdma_cm_id) -> __be16,
-    pub rdma_get_dst_port: unsafe extern "C" fn(id: *mut rdma_cm_id) -> __be16,
     pub rdma_event_str: unsafe extern "C" fn(
         event: rdma_cm_event_type,
     ) -> *const ::std::os::raw::c_char,
-    pub rdma_set_option: unsafe extern "C" fn(
-        id: *mut rdma_cm_id,
-        level: ::std::os::raw::c_int,
-        optname: ::std::os::raw::c_int,
-        optval: *mut ::std::os::raw::c_void,
-        optlen: usize,
-    ) -> ::std::os::raw::c_int,
     pub rdma_migrate_id: unsafe extern "C" fn(
         id: *mut rdma_cm_id,
         channel: *mut rdma_event_channel,
@@ -138,11 +130,7 @@ impl Rdmacm {
             .map(|sym| *sym)?;
         let rdma_get_src_port = unsafe { __library.get(b"rdma_get_src_port\0") }
             .map(|sym| *sym)?;
-        let rdma_get_dst_port = unsafe { __library.get(b"rdma_get_dst_port\0") }
-            .map(|sym| *sym)?;
         let rdma_event_str = unsafe { __library.get(b"rdma_event_str\0") }
-            .map(|sym| *sym)?;
-        let rdma_set_option = unsafe { __library.get(b"rdma_set_option\0") }
             .map(|sym| *sym)?;
         let rdma_migrate_id = unsafe { __library.get(b"rdma_migrate_id\0") }
             .map(|sym| *sym)?;
@@ -167,9 +155,7 @@ impl Rdmacm {
             rdma_get_cm_event,
             rdma_ack_cm_event,
             rdma_get_src_port,
-            rdma_get_dst_port,
             rdma_event_str,
-            rdma_set_option,
             rdma_migrate_id,
             rdma_init_qp_attr,
         })
@@ -273,24 +259,11 @@ impl Rdmacm {
     pub unsafe fn rdma_get_src_port(&self, id: *mut rdma_cm_id) -> __be16 {
         unsafe { (self.rdma_get_src_port)(id) }
     }
-    pub unsafe fn rdma_get_dst_port(&self, id: *mut rdma_cm_id) -> __be16 {
-        unsafe { (self.rdma_get_dst_port)(id) }
-    }
     pub unsafe fn rdma_event_str(
         &self,
         event: rdma_cm_event_type,
     ) -> *const ::std::os::raw::c_char {
         unsafe { (self.rdma_event_str)(event) }
-    }
-    pub unsafe fn rdma_set_option(
-        &self,
-        id: *mut rdma_cm_id,
-        level: ::std::os::raw::c_int,
-        optname: ::std::os::raw::c_int,
-        optval: *mut ::std::os::raw::c_void,
-        optlen: usize,
-    ) -> ::std::os::raw::c_int {
-        unsafe { (self.rdma_set_option)(id, level, optname, optval, optlen) }
     }
     pub unsafe fn rdma_migrate_id(
         &self,

@@ -2199,9 +2199,6 @@ impl Default for rdma_cm_id {
         }
     }
 }
-pub const RDMA_MAX_RESP_RES: _bindgen_ty_24 = 255;
-pub const RDMA_MAX_INIT_DEPTH: _bindgen_ty_24 = 255;
-pub type _bindgen_ty_24 = ::std::os::raw::c_uint;
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct rdma_conn_param {
@@ -2366,13 +2363,3 @@ impl Default for rdma_cm_event {
         }
     }
 }
-pub const RDMA_OPTION_ID: _bindgen_ty_25 = 0;
-pub const RDMA_OPTION_IB: _bindgen_ty_25 = 1;
-pub type _bindgen_ty_25 = ::std::os::raw::c_uint;
-pub const RDMA_OPTION_ID_TOS: _bindgen_ty_26 = 0;
-pub const RDMA_OPTION_ID_REUSEADDR: _bindgen_ty_26 = 1;
-pub const RDMA_OPTION_ID_AFONLY: _bindgen_ty_26 = 2;
-pub const RDMA_OPTION_ID_ACK_TIMEOUT: _bindgen_ty_26 = 3;
-pub type _bindgen_ty_26 = ::std::os::raw::c_uint;
-pub const RDMA_OPTION_IB_PATH: _bindgen_ty_27 = 1;
-pub type _bindgen_ty_27 = ::std::os::raw::c_uint;
