@@ -2,7 +2,7 @@
 //! benchmark or afternoon.
 //!
 //! ```text
-//!   a temporary directory: devices.json, resource_manager.json, executor_manager.json, …
+//!   a temporary directory: devices.json, server_devices.json, resource_manager.json, …
 //!     ├──▶ resource_manager   free ports, told in its log       (or none: --skip-resource-manager)
 //!     └──▶ executor_manager   a node of the wanted size ──▶ executor, executor, …
 //! ```
@@ -20,7 +20,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use rfaas::Client;
-use rfaas::config::{ConfigError, ExecutorsDatabase, OpenDevice};
+use rfaas::config::{ConfigError, DeviceEntry, ExecutorsDatabase, OpenDevice};
 use tempfile::TempDir;
 
 use crate::binaries::{Binaries, NotBuilt};
@@ -29,6 +29,7 @@ use crate::interrupt;
 use crate::process::{Keeper, Launch, NotStopped, Process};
 use crate::procfs;
 use crate::settings::Settings;
+use crate::test_devices::{BadVariable, TestDevices, patience};
 
 /// Longest wait for a manager to be ready. Generous: tests run on loaded machines.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
@@ -54,8 +55,11 @@ pub struct Options {
     pub secret: u32,
     /// Name of the node.
     pub node: String,
-    /// Address of the embedded device, IPv4 or IPv6; on it an address is only a name.
+    /// Address of the embedded device, IPv4 or IPv6; on it an address is only a name. Not used on the devices
+    /// that the environment names ([`test_devices`](crate::test_devices)).
     pub address: IpAddr,
+    /// Largest message that is sent inline, in bytes.
+    pub max_inline_data: u32,
     /// Where the programs are.
     pub binaries: Binaries,
     /// `PATH` of the executor manager, which starts `executor` from it; by default the binaries' directory
@@ -75,6 +79,7 @@ impl Default for Options {
             secret: 42,
             node: "local-node".into(),
             address: IpAddr::V4(Ipv4Addr::LOCALHOST),
+            max_inline_data: 0,
             binaries: Binaries::beside_this_program(),
             executor_path: None,
         }
@@ -97,6 +102,9 @@ pub enum ClusterError {
         #[source]
         source: io::Error,
     },
+    /// The environment asks for devices, but names none.
+    #[error(transparent)]
+    Devices(#[from] BadVariable),
     /// The configuration that was to be used as it is cannot be.
     #[error(transparent)]
     Config(#[from] ConfigError),
@@ -152,7 +160,9 @@ impl LocalCluster {
     /// Starts one and waits until it is ready.
     pub fn start(options: Options) -> Result<Self, ClusterError> {
         let directory = private_directory()?;
-        let mut settings = Settings::shipped(directory.path(), options.address);
+        let devices = TestDevices::chosen(options.address)?;
+        let devices = devices.max_inline_data(options.max_inline_data);
+        let mut settings = Settings::shipped(directory.path(), &devices);
         settings.resource_manager.config.rdma_secret = options.secret;
         settings.resource_manager.config.rdma_sleep = options.rdma_sleep;
         let node = &mut settings.executor_manager;
@@ -236,7 +246,7 @@ impl LocalCluster {
             "--config".into(),
             self.settings.resource_manager_path().into(),
             "--device-database".into(),
-            self.settings.devices_path().into(),
+            self.settings.server_devices_path().into(),
             "--input-database".into(),
             self.settings.executors_path().into(),
             "-v".into(),
@@ -258,7 +268,7 @@ impl LocalCluster {
             "--config".into(),
             self.settings.executor_manager_path().into(),
             "--device-database".into(),
-            self.settings.devices_path().into(),
+            self.settings.server_devices_path().into(),
             "-v".into(),
         ];
         if !self.options.resource_manager {
@@ -273,10 +283,11 @@ impl LocalCluster {
         Ok(())
     }
 
-    /// Address of the device.
+    /// Address of the managers' device.
     fn address(&self) -> IpAddr {
         let name = &self.settings.executor_manager.config.rdma_device;
-        self.settings.devices.get(name).map_or(self.options.address, |device| device.ip_address)
+        let device = self.settings.server_devices.get(name);
+        device.map_or(self.options.address, |device| device.ip_address)
     }
 
     fn launch(
@@ -371,9 +382,14 @@ impl LocalCluster {
         Ok(command)
     }
 
-    /// The device that clients use, open.
+    /// The device that clients use.
+    pub fn client_device(&self) -> Result<&DeviceEntry, ClusterError> {
+        Ok(self.settings.devices.get(&self.settings.benchmark.config.rdma_device)?)
+    }
+
+    /// The same, open.
     pub fn open_device(&self) -> Result<OpenDevice, ClusterError> {
-        Ok(self.settings.devices.open(&self.settings.benchmark.config.rdma_device)?)
+        Ok(self.client_device()?.open()?)
     }
 
     /// A client: of the resource manager or, where there is none, of the executor manager.
@@ -405,7 +421,7 @@ impl LocalCluster {
         for manager in [&mut self.executor_manager, &mut self.resource_manager] {
             let Some(manager) = manager else { continue };
             let running = manager.exit_status().is_none();
-            let status = manager.stop(STOP_TIMEOUT)?;
+            let status = manager.stop(patience(STOP_TIMEOUT))?;
             if running && !status.success() {
                 return Err(ClusterError::UncleanEnd { program: manager.to_string() });
             }
@@ -419,7 +435,7 @@ impl Drop for LocalCluster {
         // In order and asked first, so that nothing is left even where `stop` was not reached.
         for manager in [&mut self.executor_manager, &mut self.resource_manager] {
             if let Some(manager) = manager
-                && let Err(error) = manager.stop(STOP_TIMEOUT)
+                && let Err(error) = manager.stop(patience(STOP_TIMEOUT))
             {
                 tracing::warn!(%error, "a manager of the local cluster was killed");
             }
@@ -441,7 +457,7 @@ fn await_line<T>(
     awaited: &'static str,
     mut read: impl FnMut(&str) -> Option<T>,
 ) -> Result<T, ClusterError> {
-    let found = manager.wait_for(START_TIMEOUT, |line| read(line.split_once(awaited)?.1));
+    let found = manager.wait_for(patience(START_TIMEOUT), |line| read(line.split_once(awaited)?.1));
     found.ok_or_else(|| {
         manager.wait(Duration::from_millis(100)); // so that its exit status is told, if it ended
         let log = manager.log();

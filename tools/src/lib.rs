@@ -12,8 +12,10 @@ pub mod procfs;
 pub mod program;
 pub mod rdma_devices;
 mod settings;
+pub mod test_devices;
 
 pub use binaries::Binaries;
 pub use cluster::{ClusterError, LocalCluster, Options};
 pub use http::Http;
 pub use settings::DEVICE;
+pub use test_devices::TestDevices;

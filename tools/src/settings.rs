@@ -1,7 +1,7 @@
 //! The configuration files of a cluster: the shipped ones of `config/` with a few values changed, or those of
 //! a directory as they are.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
@@ -12,21 +12,23 @@ use rfaas::config::{
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::test_devices::TestDevices;
+
 /// The shipped files, as they were when this was built: a cluster needs no source tree to run.
 mod shipped {
-    pub const DEVICES: &str = include_str!("../../config/devices.json");
     pub const RESOURCE_MANAGER: &str = include_str!("../../config/resource_manager.json");
     pub const EXECUTOR_MANAGER: &str = include_str!("../../config/executor_manager.json");
     pub const BENCHMARK: &str = include_str!("../../config/benchmark.json");
 }
 
 const DEVICES: &str = "devices.json";
+const SERVER_DEVICES: &str = "server_devices.json";
 const RESOURCE_MANAGER: &str = "resource_manager.json";
 const EXECUTOR_MANAGER: &str = "executor_manager.json";
 const EXECUTORS: &str = "executors_database.json";
 const BENCHMARK: &str = "benchmark.json";
 
-/// Device that a cluster's programs and clients use: the shipped one.
+/// Device that a cluster's programs and clients use unless RDMA devices are asked for: the shipped one.
 pub const DEVICE: &str = "shm0";
 
 /// The files, as values until they are written.
@@ -35,47 +37,46 @@ pub(crate) struct Settings {
     directory: PathBuf,
     /// The files are somebody's, and not written.
     read_only: bool,
+    /// Devices of clients, and of managers.
     pub devices: Devices,
+    pub server_devices: Devices,
     pub resource_manager: ResourceManagerConfig,
     pub executor_manager: ExecutorManagerConfig,
     pub benchmark: BenchmarkConfig,
 }
 
 impl Settings {
-    /// The shipped ones, to be written into `directory`: on the shipped device at `address`, all ports to
-    /// be chosen.
-    pub fn shipped(directory: &Path, address: IpAddr) -> Self {
+    /// The shipped ones, to be written into `directory`: on `devices`, all ports to be chosen.
+    pub fn shipped(directory: &Path, devices: &TestDevices) -> Self {
         let mut settings = Settings {
             directory: directory.to_owned(),
             read_only: false,
-            devices: parse(shipped::DEVICES),
+            devices: devices.client_database(),
+            server_devices: devices.server_database(),
             resource_manager: parse(shipped::RESOURCE_MANAGER),
             executor_manager: parse(shipped::EXECUTOR_MANAGER),
             benchmark: parse(shipped::BENCHMARK),
         };
-        settings.devices.devices.retain(|device| device.name == DEVICE);
-        for device in &mut settings.devices.devices {
-            device.ip_address = address;
-            device.port = 0;
-        }
         let manager = &mut settings.resource_manager.config;
-        manager.rdma_device = DEVICE.into();
+        manager.rdma_device.clone_from(&devices.server.name);
         manager.rdma_device_port = 0;
         manager.http_network_address = "127.0.0.1".into();
         manager.http_network_port = 0;
-        settings.executor_manager.config.rdma_device = DEVICE.into();
+        settings.executor_manager.config.rdma_device.clone_from(&devices.server.name);
         settings.executor_manager.config.rdma_device_port = 0;
-        settings.benchmark.config.rdma_device = DEVICE.into();
+        settings.benchmark.config.rdma_device.clone_from(&devices.client.name);
         settings.set_resource_manager(None);
         settings
     }
 
     /// Those in `directory`, as they are.
     pub fn load(directory: &Path) -> Result<Self, ConfigError> {
+        let devices = Devices::load(directory.join(DEVICES))?;
         Ok(Settings {
             directory: directory.to_owned(),
             read_only: true,
-            devices: Devices::load(directory.join(DEVICES))?,
+            server_devices: devices.clone(),
+            devices,
             resource_manager: ResourceManagerConfig::load(directory.join(RESOURCE_MANAGER))?,
             executor_manager: ExecutorManagerConfig::load(directory.join(EXECUTOR_MANAGER))?,
             benchmark: BenchmarkConfig::load(directory.join(BENCHMARK))?,
@@ -106,6 +107,7 @@ impl Settings {
             }],
         };
         write(&self.devices_path(), &self.devices)?;
+        write(&self.server_devices_path(), &self.server_devices)?;
         write(&self.resource_manager_path(), &self.resource_manager)?;
         write(&self.executor_manager_path(), &self.executor_manager)?;
         write(&self.executors_path(), &database)?;
@@ -114,6 +116,11 @@ impl Settings {
 
     pub fn devices_path(&self) -> PathBuf {
         self.directory.join(DEVICES)
+    }
+
+    pub fn server_devices_path(&self) -> PathBuf {
+        // Files that are somebody's are those of one machine.
+        self.directory.join(if self.read_only { DEVICES } else { SERVER_DEVICES })
     }
 
     pub fn resource_manager_path(&self) -> PathBuf {
@@ -149,12 +156,14 @@ mod tests {
     fn the_shipped_files_are_adapted_and_written_whole() {
         let directory = tempfile::tempdir().unwrap();
         let at: SocketAddr = "127.0.0.1:1".parse().unwrap();
-        let mut settings = Settings::shipped(directory.path(), at.ip());
+        let mut settings = Settings::shipped(directory.path(), &TestDevices::embedded(at.ip()));
         settings.set_resource_manager(Some(at));
         settings.write(at, 2, 512).unwrap();
 
         let devices = Devices::load(settings.devices_path()).unwrap();
         assert_eq!(devices.get(DEVICE).unwrap().provider.to_string(), "shm");
+        let node = Devices::load(settings.server_devices_path()).unwrap();
+        assert_eq!(node.devices, devices.devices);
         let manager = ResourceManagerConfig::load(settings.resource_manager_path()).unwrap();
         assert_eq!(manager.config.http_network_port, 0);
         let node = ExecutorManagerConfig::load(settings.executor_manager_path()).unwrap();

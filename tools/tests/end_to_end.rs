@@ -5,8 +5,8 @@
 mod common;
 
 use common::{
-    adder, call, cluster, command, deploy, eventually, library, one_at_a_time, run, source, start,
-    warm,
+    adder, call, cluster, deploy, eventually, library, one_at_a_time, run, start,
+    transport_benchmarker, warm,
 };
 use rfaas::{Client, Error, LeaseRequest};
 use serde_json::Value;
@@ -31,26 +31,45 @@ fn benchmark(cluster: &LocalCluster, name: &str, flags: &[&str]) -> Value {
     run(command).success().json()
 }
 
+/// Has payloads of the sizes in `runs` come back, as often as is said there, from hot and from warm workers.
+fn payloads_come_back(cluster: &LocalCluster, runs: &[(&str, &str)]) {
+    let device = cluster.client_device().unwrap();
+    for (size, repetitions) in runs {
+        for hot_timeout in ["-1", "0"] {
+            let flags = ["-s", size, "--repetitions", repetitions, "--hot-timeout", hot_timeout];
+            let told = benchmark(cluster, "warm_benchmarker", &flags);
+            assert_eq!(told["benchmark"], "warm_benchmarker");
+            assert_eq!(told["provider"], device.provider.to_string());
+            assert_eq!(told["device"], device.name);
+            assert_eq!(told["function"], "empty");
+            assert_eq!(told["hot_timeout_ms"].to_string(), hot_timeout);
+            assert_eq!(told["payload_bytes"].to_string(), *size);
+            assert_eq!(told["repetitions"].to_string(), *repetitions);
+            is_a_distribution(&told["round_trip_ns"]);
+        }
+    }
+}
+
 #[test]
 fn payloads_of_every_size_come_back_as_they_were_sent() {
     let _guard = one_at_a_time();
     let cluster = cluster(Options::default());
-    for (size, repetitions) in
-        [("1", "200"), ("64", "200"), ("4096", "200"), ("1048576", "20"), ("16777216", "5")]
-    {
-        for hot_timeout in ["-1", "0"] {
-            let flags = ["-s", size, "--repetitions", repetitions, "--hot-timeout", hot_timeout];
-            let told = benchmark(&cluster, "warm_benchmarker", &flags);
-            assert_eq!(told["benchmark"], "warm_benchmarker");
-            assert_eq!(told["provider"], "shm");
-            assert_eq!(told["device"], "shm0");
-            assert_eq!(told["function"], "empty");
-            assert_eq!(told["hot_timeout_ms"].to_string(), hot_timeout);
-            assert_eq!(told["payload_bytes"].to_string(), size);
-            assert_eq!(told["repetitions"].to_string(), repetitions);
-            is_a_distribution(&told["round_trip_ns"]);
-        }
-    }
+    payloads_come_back(
+        &cluster,
+        &[("1", "200"), ("64", "200"), ("4096", "200"), ("1048576", "20"), ("16777216", "5")],
+    );
+    cluster.stop().unwrap();
+}
+
+#[test]
+fn payloads_that_are_sent_inline_come_back_as_they_were_sent() {
+    let _guard = one_at_a_time();
+    let cluster = cluster(Options { max_inline_data: 256, ..Options::default() });
+    // A call is sent with a header of 32 bytes, its result without one: at 224 and 256 each is at the limit.
+    payloads_come_back(
+        &cluster,
+        &[("1", "200"), ("64", "200"), ("224", "50"), ("256", "50"), ("4096", "50")],
+    );
     cluster.stop().unwrap();
 }
 
@@ -70,11 +89,10 @@ fn payloads_come_back_as_they_were_sent_without_a_resource_manager() {
 #[test]
 fn the_transport_benchmark_prints_the_same_keys() {
     let _guard = one_at_a_time();
-    // It needs no cluster: the shipped files are enough.
+    let directory = tempfile::tempdir().unwrap();
     for hot_timeout in ["-1", "0", "1"] {
-        let mut transport = command("transport_benchmarker", ["--json", "-s", "64", "--config"]);
-        transport.arg(source("config/benchmark.json"));
-        transport.arg("--device-database").arg(source("config/devices.json"));
+        let mut transport = transport_benchmarker(directory.path());
+        transport.args(["--json", "-s", "64"]);
         transport.args(["--repetitions", "300", "--hot-timeout", hot_timeout]);
         let told = run(transport).success().json();
         assert_eq!(told["benchmark"], "transport_benchmarker");

@@ -11,7 +11,7 @@ use std::process::Command;
 use common::leftovers::{Leftovers, is_of_this_build};
 use common::{
     Running, call, cluster, command, deploy, ended_by, eventually, kill_9, library, one_at_a_time,
-    run, start, warm,
+    run, start, transport_benchmarker, warm,
 };
 use nix::sys::signal::Signal;
 use rfaas::Error;
@@ -105,12 +105,11 @@ fn nothing_is_left_after_a_benchmark_is_interrupted() {
 #[test]
 fn the_peer_of_the_transport_benchmark_ends_with_it() {
     let _guard = one_at_a_time();
+    let files = tempfile::tempdir().unwrap();
     let scene = Scene::new();
     for signal in [Signal::SIGINT, Signal::SIGKILL] {
-        let mut transport = command("transport_benchmarker", ["--repetitions", "100000000"]);
-        transport.args(["--hot-timeout", "0", "--config"]);
-        transport.arg(common::source("config/benchmark.json"));
-        transport.arg("--device-database").arg(common::source("config/devices.json"));
+        let mut transport = transport_benchmarker(files.path());
+        transport.args(["--repetitions", "100000000", "--hot-timeout", "0"]);
         transport.env("TMPDIR", scene.temporary.path());
         let running = start(transport);
         eventually("the peer runs", || !children_of(running.id()).is_empty());

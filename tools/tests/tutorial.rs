@@ -1,27 +1,30 @@
-//! The tutorial, command by command, with `jq`-made configurations and a device named `shm0`. Its `<build-dir>/bin`,
-//! `/examples` and `/benchmarks` are one directory here.
+//! The tutorial, command by command, with `jq`-made configurations. Its `<build-dir>/bin`, `/examples` and
+//! `/benchmarks` are one directory here.
 //!
-//! Only two things differ from what a reader types: the device has an address of its own and HTTP a free port, so
-//! that a cluster that already runs on this machine is not in the way.
+//! It runs on the device `shm0`, or with its client and its managers on the RDMA devices of `RDMA_TEST_DEVICES`. Only
+//! two things differ from what a reader types: the embedded device has an address of its own and HTTP a free port,
+//! so that a cluster that already runs on this machine is not in the way.
 
 #![allow(clippy::unwrap_used)] // in what tests share: a failed test is what it is for
 
 mod common;
 
-use std::net::TcpListener;
+use std::net::{Ipv4Addr, TcpListener};
 use std::path::Path;
 use std::process::Command;
 
 use common::leftovers::Leftovers;
 use common::{
-    Finished, Running, binaries, eventually, one_at_a_time, program, run, source, start,
-    system_tool,
+    Finished, Running, binaries, devices_at, eventually, one_at_a_time, program, run, source,
+    start, system_tool,
 };
 use nix::sys::signal::Signal;
+use tools::TestDevices;
 
 /// A shell in which the tutorial's commands are typed.
 struct Shell {
     directory: tempfile::TempDir,
+    devices: TestDevices,
     variables: Vec<(&'static str, String)>,
 }
 
@@ -34,15 +37,19 @@ impl Shell {
             program(needed);
         }
         let [_, a, b, _] = std::process::id().to_be_bytes();
+        let devices = devices_at(Ipv4Addr::new(127, 77, a, b).into());
         let http = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         Shell {
             directory: tempfile::tempdir().unwrap(),
             variables: vec![
                 ("build", binaries().directory().display().to_string()),
                 ("src", source("").display().to_string()),
-                ("address", format!("127.77.{a}.{b}")),
+                ("client", devices.client.name.clone()),
+                ("server", devices.server.name.clone()),
+                ("address", devices.server.ip_address.to_string()),
                 ("http", http.to_string()),
             ],
+            devices,
         }
     }
 
@@ -64,11 +71,14 @@ impl Shell {
         start(self.command(&format!("exec env {line}")))
     }
 
-    /// Makes the device database, as the tutorial does.
+    /// Makes the device database, as the tutorial does; the generator finds the addresses of RDMA devices.
     fn makes_devices(&self) {
+        let TestDevices { client, server } = &self.devices;
+        let asked_for =
+            if client.name == server.name { "-d $client" } else { "-d $client -d $server" };
+        self.types(&format!("$build/device_generator {asked_for} > generated.json"));
         self.types(
-            r#"$build/device_generator -d shm0 > generated.json
-               jq --arg address "$address" '.devices[0].ip_address = $address' generated.json > devices.json
+            r#"jq --arg address "$address" '(.devices[] | select(.provider == "shm")).ip_address = $address' generated.json > devices.json
                cp devices.json server_devices.json; cp devices.json benchmark_devices.json"#,
         );
     }
@@ -95,31 +105,27 @@ fn is_the_tutorials_output(finished: &Finished) {
     assert!(out.contains("Data: 1\n"), "{out}");
 }
 
-fn listens(shell: &Shell, port: u16) -> bool {
-    let name = format!("@rdmalib-shm/{}:{port}", shell.variables[2].1);
-    std::fs::read_to_string("/proc/net/unix").unwrap().contains(&name)
-}
-
 #[test]
 fn the_tutorial_works_without_a_resource_manager() {
     let _guard = one_at_a_time();
     let shell = Shell::new();
     shell.makes_devices();
-    shell.types(r#"jq --arg device "shm0" '.config.rdma_device = $device' $src/config/executor_manager.json > executor_manager.json"#);
+    shell.types(r#"jq --arg device "$server" '.config.rdma_device = $device' $src/config/executor_manager.json > executor_manager.json"#);
     let before = Leftovers::list(Path::new("/nowhere"));
-    let manager = shell.leaves_running(
+    let mut manager = shell.leaves_running(
         "PATH=$build:$PATH $build/executor_manager -c executor_manager.json \
          --device-database server_devices.json --skip-resource-manager",
     );
-    eventually("the executor manager listens", || listens(&shell, 10005));
+    manager.says("Listening on device");
 
     shell.types(r#"jq --arg address "$address" '.executors[0].address = $address' $src/config/executors_database.json > executors_database.json"#);
-    shell.types(r#"jq --arg device "shm0" '.config.rdma_device = $device' $src/config/benchmark.json > benchmark.json"#);
+    shell.types(r#"jq --arg device "$client" '.config.rdma_device = $device' $src/config/benchmark.json > benchmark.json"#);
     let printed = shell.benchmark("--executors-database executors_database.json", 1);
     is_the_tutorials_output(&printed);
 
     let ended = ctrl_c(manager);
-    assert!(ended.stderr.contains("Listening on device shm0"), "{}", ended.stderr);
+    let told = format!("Listening on device {}", shell.devices.server.name);
+    assert!(ended.stderr.contains(&told), "{}", ended.stderr);
     Leftovers::nothing_new_since(&before, Path::new("/nowhere"));
 }
 
@@ -130,19 +136,19 @@ fn the_tutorial_works_with_all_three_components() {
     shell.makes_devices();
     let before = Leftovers::list(Path::new("/nowhere"));
     shell.types(
-        r#"jq --arg device "shm0" '.config.rdma_device = $device' $src/config/resource_manager.json |
+        r#"jq --arg device "$server" '.config.rdma_device = $device' $src/config/resource_manager.json |
            jq --argjson port "$http" '.config.http_network_port = $port' > resource_manager.json"#,
     );
-    let resources = shell.leaves_running(
+    let mut resources = shell.leaves_running(
         "$build/resource_manager -c resource_manager.json --device-database server_devices.json",
     );
-    eventually("the resource manager listens", || listens(&shell, 10000));
+    resources.says("HTTP interface at");
     shell.types(
         r#"curl -sSf http://127.0.0.1:$http/add\?node\=exec-mgr-node -X POST -d '{"ip_address": "'$address'", "port": 10005, "cores": 1, "memory": 512}'"#,
     );
 
-    shell.types(r#"jq --arg device "shm0" --arg addr "$address" '.config.rdma_device = $device | .config.resource_manager_address = $addr' $src/config/benchmark.json > benchmark.json"#);
-    shell.types(r#"jq --arg device "shm0" --arg addr "$address" '.config.rdma_device = $device | .config.resource_manager_address = $addr' $src/config/executor_manager.json > executor_manager.json"#);
+    shell.types(r#"jq --arg device "$client" --arg addr "$address" '.config.rdma_device = $device | .config.resource_manager_address = $addr' $src/config/benchmark.json > benchmark.json"#);
+    shell.types(r#"jq --arg device "$server" --arg addr "$address" '.config.rdma_device = $device | .config.resource_manager_address = $addr' $src/config/executor_manager.json > executor_manager.json"#);
     let manager = shell.leaves_running(
         "PATH=$build:$PATH $build/executor_manager -c executor_manager.json --device-database server_devices.json",
     );
@@ -169,15 +175,15 @@ fn the_resource_manager_starts_with_the_tutorials_database() {
     let shell = Shell::new();
     shell.makes_devices();
     shell.types(
-        r#"jq --arg device "shm0" '.config.rdma_device = $device' $src/config/resource_manager.json |
+        r#"jq --arg device "$server" '.config.rdma_device = $device' $src/config/resource_manager.json |
            jq --argjson port "$http" '.config.http_network_port = $port' > resource_manager.json"#,
     );
     shell.types(r#"jq --arg address "$address" '.executors[0].address = $address' $src/config/executors_database.json > executors_database.json"#);
-    let manager = shell.leaves_running(
+    let mut manager = shell.leaves_running(
         "$build/resource_manager -c resource_manager.json --device-database server_devices.json \
          -i executors_database.json",
     );
-    eventually("the resource manager listens", || listens(&shell, 10000));
+    manager.says("HTTP interface at");
     let nodes = shell.types("curl -sSf http://127.0.0.1:$http/nodes | jq -r '.[0].node'");
     assert_eq!(nodes.stdout.trim(), "exec-mgr-node");
     ctrl_c(manager);

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use tools::procfs::{self, Stat};
 
-use super::{DEADLINE, binaries};
+use super::{binaries, deadline};
 
 /// Everything of ours that is there now.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,7 +31,7 @@ impl Leftovers {
 
     /// Fails unless, before long, all that is there now was there before. What only others hold is theirs.
     pub fn nothing_new_since(before: &Leftovers, directory: &Path) {
-        let deadline = Instant::now() + DEADLINE / 4;
+        let deadline = Instant::now() + deadline() / 4;
         loop {
             let now = Leftovers::list(directory);
             let new: Vec<_> = now.0.difference(&before.0).collect();

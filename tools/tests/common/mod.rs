@@ -7,10 +7,11 @@ pub mod leftovers;
 
 use std::ffi::OsStr;
 use std::io::Read;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -18,10 +19,13 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rfaas::{Client, Deployment, Executor, LeaseRequest, Spin};
 use serde_json::Value;
-use tools::{Binaries, LocalCluster, Options};
+use tools::test_devices::{are_rdma, patience};
+use tools::{Binaries, LocalCluster, Options, TestDevices};
 
 /// Longest that anything here takes, unless it hangs.
-pub const DEADLINE: Duration = Duration::from_secs(120);
+pub fn deadline() -> Duration {
+    patience(Duration::from_secs(120))
+}
 
 /// Spinning processes slow each other down, and leftovers are looked for in the whole machine: tests of one file
 /// run one after the other.
@@ -44,6 +48,17 @@ pub fn library(name: &str) -> PathBuf {
 
 pub fn cluster(options: Options) -> LocalCluster {
     LocalCluster::start(options).unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// The devices that these tests run on, the embedded one at `address`.
+pub fn devices_at(address: IpAddr) -> TestDevices {
+    TestDevices::chosen(address).unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// `times`, or a tenth of it on RDMA devices: there each round makes system calls, in a machine that may be emulated,
+/// and some tests would take minutes.
+pub fn rounds(times: u32) -> u32 {
+    if are_rdma() { times / 10 } else { times }
 }
 
 /// A directory of this source tree.
@@ -108,8 +123,8 @@ fn is_log(line: &str) -> bool {
 #[derive(Debug)]
 pub struct Running {
     child: Child,
-    stdout: Option<JoinHandle<String>>,
-    stderr: Option<JoinHandle<String>>,
+    stdout: Printed,
+    stderr: Printed,
     command: String,
 }
 
@@ -121,17 +136,45 @@ pub fn start(mut command: Command) -> Running {
         .env("NO_COLOR", "1")
         .spawn()
         .unwrap_or_else(|error| panic!("{command:?}: {error}"));
-    let stdout = child.stdout.take().map(collect);
-    let stderr = child.stderr.take().map(collect);
+    let stdout = Printed::collect(child.stdout.take());
+    let stderr = Printed::collect(child.stderr.take());
     Running { child, stdout, stderr, command: format!("{command:?}") }
 }
 
-fn collect(mut stream: impl Read + Send + 'static) -> JoinHandle<String> {
-    std::thread::spawn(move || {
-        let mut bytes = Vec::new();
-        stream.read_to_end(&mut bytes).expect("a pipe can be read");
+/// What a program has printed so far.
+#[derive(Debug)]
+struct Printed {
+    bytes: Arc<Mutex<Vec<u8>>>,
+    reader: Option<JoinHandle<()>>,
+}
+
+impl Printed {
+    fn collect(stream: Option<impl Read + Send + 'static>) -> Self {
+        let bytes = Arc::<Mutex<Vec<u8>>>::default();
+        let all = bytes.clone();
+        let reader = stream.map(|mut stream| {
+            std::thread::spawn(move || {
+                let mut some = [0; 4096];
+                while let read @ 1.. = stream.read(&mut some).expect("a pipe can be read") {
+                    all.lock().expect("nobody panics with it").extend_from_slice(&some[..read]);
+                }
+            })
+        });
+        Printed { bytes, reader }
+    }
+
+    fn so_far(&self) -> String {
+        let bytes = self.bytes.lock().expect("nobody panics with it");
         String::from_utf8_lossy(&bytes).into_owned()
-    })
+    }
+
+    /// All of it. To be called when the program has ended.
+    fn whole(&mut self) -> String {
+        if let Some(reader) = self.reader.take() {
+            reader.join().expect("it only reads");
+        }
+        self.so_far()
+    }
 }
 
 impl Running {
@@ -147,30 +190,30 @@ impl Running {
         self.child.try_wait().expect("it can be waited for").is_some()
     }
 
-    /// Waits for its end, which must come before [`DEADLINE`].
+    /// Waits until it has said `words` on standard error, which must be before [`deadline`] and its end.
+    pub fn says(&mut self, words: &str) {
+        eventually(&format!("{} says {words:?}", self.command), || {
+            let ended = self.has_ended(); // looked at first: its last words count
+            let said = self.stderr.so_far();
+            assert!(!ended || said.contains(words), "{} ended: {said}", self.command);
+            said.contains(words)
+        });
+    }
+
+    /// Waits for its end, which must come before [`deadline`].
     pub fn finish(mut self) -> Finished {
-        let deadline = Instant::now() + DEADLINE;
+        let deadline = Instant::now() + deadline();
         let status = loop {
             if let Some(status) = self.child.try_wait().expect("it can be waited for") {
                 break status;
             }
             if Instant::now() > deadline {
-                let _ = self.child.kill();
-                let _ = self.child.wait();
-                let (stdout, stderr) = self.output();
+                let (stdout, stderr) = (self.stdout.so_far(), self.stderr.so_far());
                 panic!("{} hangs; so far: {stdout}\n{stderr}", self.command);
             }
             std::thread::sleep(Duration::from_millis(2));
         };
-        let (stdout, stderr) = self.output();
-        Finished { status, stdout, stderr }
-    }
-
-    fn output(&mut self) -> (String, String) {
-        let join = |thread: Option<JoinHandle<String>>| {
-            thread.map(|thread| thread.join().expect("it only reads")).unwrap_or_default()
-        };
-        (join(self.stdout.take()), join(self.stderr.take()))
+        Finished { status, stdout: self.stdout.whole(), stderr: self.stderr.whole() }
     }
 }
 
@@ -193,11 +236,29 @@ pub fn command(name: &str, arguments: impl IntoIterator<Item = impl AsRef<OsStr>
     command
 }
 
-/// Waits until `done` says so, which must be before [`DEADLINE`].
+/// The transport benchmark on the device of clients. It needs no cluster: the shipped files are enough, with that device
+/// in them, which are put into `directory`.
+pub fn transport_benchmarker(directory: &Path) -> Command {
+    let devices = devices_at(Ipv4Addr::LOCALHOST.into());
+    let text = std::fs::read_to_string(source("config/benchmark.json")).expect("it is shipped");
+    let mut settings: Value = serde_json::from_str(&text).expect("it is JSON");
+    settings["config"]["rdma_device"] = devices.client.name.clone().into();
+    let config = directory.join("benchmark.json");
+    std::fs::write(&config, settings.to_string()).expect("the directory can be written");
+    let database = directory.join("devices.json");
+    let text = serde_json::to_string(&devices.client_database()).expect("it is plain data");
+    std::fs::write(&database, text).expect("the directory can be written");
+
+    let mut command = Command::new(program("transport_benchmarker"));
+    command.arg("--config").arg(config).arg("--device-database").arg(database);
+    command
+}
+
+/// Waits until `done` says so, which must be before [`deadline`].
 pub fn eventually(what: &str, mut done: impl FnMut() -> bool) {
-    let deadline = Instant::now() + DEADLINE;
+    let start = Instant::now();
     while !done() {
-        assert!(Instant::now() < deadline, "{what}: not within {DEADLINE:?}");
+        assert!(start.elapsed() < deadline(), "{what}: not within {:?}", deadline());
         std::thread::sleep(Duration::from_millis(5));
     }
 }

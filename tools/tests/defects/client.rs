@@ -9,7 +9,8 @@ use tools::Options;
 
 use super::Scene;
 use super::common::{
-    adder, c_library, call, call_with_room, deploy, faulty, library, one_at_a_time, run, warm,
+    adder, c_library, call, call_with_room, deploy, faulty, library, one_at_a_time, rounds, run,
+    warm,
 };
 
 #[test]
@@ -219,7 +220,7 @@ fn buffers_can_be_made_and_dropped_without_end_d9() {
     let scene = Scene::small();
     let mut executor = scene.deploy(1, &warm());
     // 20 GiB in all, and more regions than any device has keys for.
-    for round in 0..20_000u32 {
+    for round in 0..rounds(20_000) {
         let mut input = executor.input(1 << 20).unwrap();
         input.write(0, &round.to_ne_bytes()).unwrap();
     }
