@@ -11,6 +11,7 @@
 //!
 //! Elsewhere: posting (`queue_pair`), carrying out (`one_sided`), the list of sources (`completion`).
 
+use std::fmt;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, OnceLock};
@@ -37,7 +38,6 @@ pub(super) const TAG_WRITE: u32 = 2;
 pub(super) const TAG_TOO_LONG: u32 = 4;
 
 /// What every thread that deals with a queue pair shares.
-#[derive(Debug)]
 pub(crate) struct Core {
     number: u32,
     state: AtomicU32,
@@ -73,6 +73,13 @@ struct SentEntry {
     id: AtomicU64,
     /// `index << 32 | opcode << 16 | status`.
     what: AtomicU64,
+}
+
+/// Short: completion queues and queue pairs refer to each other.
+impl fmt::Debug for Core {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Core({}, {:?})", self.number, self.state())
+    }
 }
 
 impl Core {

@@ -17,6 +17,7 @@
 //! * KICK - some drivers (SoftRoCE) flush only what was posted before the queue pair failed. Who posts
 //!   looks at the state after posting, and if it is ERROR makes the step again: SeqCst between both.
 
+use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::Device;
@@ -161,7 +162,6 @@ struct Control {
 }
 
 /// A queue pair, seen by all.
-#[derive(Debug)]
 pub(super) struct Core {
     number: u32,
     device_number: u32,
@@ -176,6 +176,13 @@ pub(super) struct Core {
     port: u8,
     halves: AtomicU32,
     engine: Arc<EngineHandle>,
+}
+
+/// Short: completion queues and queue pairs refer to each other.
+impl fmt::Debug for Core {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Core({}, {:?})", self.number, self.state())
+    }
 }
 
 impl Core {
@@ -394,10 +401,17 @@ impl Core {
     /// The peer is ready, too: from `ACCEPTED` to `CONNECTED`, and what was kept is posted.
     fn established(&self) {
         let mut control = self.control();
-        let Control { id: Some(id), queue_pair: Some(queue_pair), early, .. } = &mut *control
+        let Control { id: Some(id), queue_pair: Some(queue_pair), early, told } = &mut *control
         else {
             return;
         };
+        if *told {
+            // It was told before it was connected, when the connection manager had nobody to tell.
+            if let Err(error) = id.disconnect() {
+                tracing::debug!(%error, "rdma_disconnect");
+            }
+            return;
+        }
         let made = self
             .ready_to_send(id, queue_pair)
             .and_then(|()| early.drain(..).try_for_each(|send| send.post(queue_pair)))
