@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::future::poll_fn;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::Poll;
 use std::time::{Duration, Instant};
@@ -23,6 +24,9 @@ const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
 /// Clusters of this process: their directories, and the ids of the processes that they have started.
 static CLUSTERS: Mutex<BTreeMap<PathBuf, Vec<u32>>> = Mutex::new(BTreeMap::new());
+
+/// A signal is ending this process.
+static ENDING: AtomicBool = AtomicBool::new(false);
 
 fn clusters() -> MutexGuard<'static, BTreeMap<PathBuf, Vec<u32>>> {
     CLUSTERS.lock().unwrap_or_else(PoisonError::into_inner) // each change of it is a single step
@@ -64,6 +68,7 @@ pub fn stop_clusters_on_signals(status: Option<i32>) -> io::Result<()> {
     };
     let watch = move || {
         let first = next();
+        ENDING.store(true, Ordering::Release); // before any manager stops: what fails then is no failure
         let status = status.unwrap_or(128 + first as i32);
         let stopping = std::thread::spawn(move || {
             let clean = stop_clusters();
@@ -77,6 +82,14 @@ pub fn stop_clusters_on_signals(status: Option<i32>) -> io::Result<()> {
         std::process::exit(status);
     };
     std::thread::Builder::new().name("signals".into()).spawn(watch).map(drop)
+}
+
+/// Does not return if a signal is ending this process: the program's own end would come before that of its managers,
+/// and what it failed of is only that they are being stopped.
+pub(crate) fn leave_the_end_to_the_signal() {
+    while ENDING.load(Ordering::Acquire) {
+        std::thread::park();
+    }
 }
 
 /// Whether all managers stopped when told to.

@@ -14,6 +14,8 @@ use clap::error::ErrorKind;
 use rfaas::config::ConfigError;
 use tracing_subscriber::EnvFilter;
 
+use crate::interrupt;
+
 /// Why a program ends early.
 #[derive(Debug)]
 pub struct Failure {
@@ -97,7 +99,9 @@ pub fn run<C: Parser>(
         Err(error) => return command_line(&error),
     };
     log_to_stderr(verbose(&cli));
-    match main(cli) {
+    let ended = main(cli);
+    interrupt::leave_the_end_to_the_signal();
+    match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             eprintln!("error: {failure}");
