@@ -19,8 +19,9 @@ use std::time::Duration;
 use nix::sys::epoll::EpollFlags;
 
 use super::bindings::types::*;
-use super::core::{Core, Kind, Tag};
+use super::core::Core;
 use super::objects::{Context, RawCompletionQueue};
+use super::places::{Kind, Tag};
 use super::status;
 use crate::completion::{Notify, Status, WorkCompletion};
 use crate::error::{Error, Result};

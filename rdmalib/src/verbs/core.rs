@@ -10,10 +10,6 @@
 //!   ACCEPTED and CONNECTED sends are kept (`early`), since the peer's device would not take them yet
 //!   and ours would try again only after its timeout; the step and the posting of what was kept
 //!   happen under the lock, so their order stays.
-//! * RETIRE - a request leaves its queue when its own or a later completion is polled: `retired`
-//!   store(Release) in `retire`, load(Acquire) in `check_room`.
-//! * IDS - an id is stored before its request is posted; the device's own ordering between posting and
-//!   completing (verbs(7)) lets the poller see it.
 //! * KICK - some drivers (SoftRoCE) flush only what was posted before the queue pair failed. Who posts
 //!   looks at the state after posting, and if it is ERROR makes the step again: SeqCst between both.
 
@@ -26,12 +22,13 @@ use super::cm::{CmId, Event};
 use super::completion::{Reservation, Shared};
 use super::engine::EngineHandle;
 use super::objects::{ProtectionDomain, RawQueuePair, Sizes};
+use super::places::{Kind, Places, Tag};
 use super::posting::Early;
 use super::status;
 use crate::completion::Status;
 use crate::error::{Error, Result};
 use crate::queue_pair::{QueuePairConfig, RnrRetry, State, next_number};
-use crate::sync::{AtomicU32, AtomicU64, Ordering, fence};
+use crate::sync::{AtomicU32, Ordering, fence};
 
 const INIT: u32 = 0;
 const ACCEPTED: u32 = 1;
@@ -46,78 +43,6 @@ const ACK_TIMEOUT: u8 = 14;
 pub(super) const RETRY_COUNT: u8 = 6;
 /// `rnr_retry_count` for "for ever"; rdma_connect(3).
 const RNR_FOREVER: u8 = 7;
-
-/// Which queue a request was posted to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
-    Send,
-    Receive,
-}
-
-/// What a `wr_id` says: the queue pair's number in the high half, then one bit for the queue, then the
-/// low 31 bits of the request's index.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Tag {
-    pub(super) number: u32,
-    pub(super) kind: Kind,
-    index: u32,
-}
-
-const RECEIVE_BIT: u32 = 1 << 31;
-
-impl Tag {
-    pub(super) fn to_wr_id(number: u32, kind: Kind, index: u32) -> u64 {
-        let bit = if kind == Kind::Receive { RECEIVE_BIT } else { 0 };
-        u64::from(number) << 32 | u64::from(index & !RECEIVE_BIT | bit)
-    }
-
-    #[inline]
-    pub(super) fn from_wr_id(wr_id: u64) -> Self {
-        let low = wr_id as u32;
-        let kind = if low & RECEIVE_BIT == 0 { Kind::Send } else { Kind::Receive };
-        Tag { number: (wr_id >> 32) as u32, kind, index: low & !RECEIVE_BIT }
-    }
-}
-
-/// The places of one queue: under which id each outstanding request was posted.
-#[derive(Debug)]
-struct Places {
-    depth: u32,
-    ids: Box<[AtomicU64]>,
-    /// Requests whose place is free again. RETIRE
-    retired: AtomicU32,
-}
-
-impl Places {
-    fn new(depth: u32) -> Self {
-        let size = depth.next_power_of_two();
-        let ids = (0..size).map(|_| AtomicU64::new(0)).collect();
-        Places { depth, ids, retired: AtomicU32::new(0) }
-    }
-
-    fn id(&self, index: u32) -> &AtomicU64 {
-        &self.ids[index as usize & (self.ids.len() - 1)]
-    }
-
-    #[inline]
-    fn check_room(&self, posted: u32) -> Result<()> {
-        if posted.wrapping_sub(self.retired.load(Ordering::Acquire)) >= self.depth {
-            return Err(Error::QueueFull { depth: self.depth });
-        }
-        Ok(())
-    }
-
-    /// The id of the request with these low bits of its index; it and all before it are through.
-    #[inline]
-    fn retire(&self, low: u32) -> u64 {
-        let id = self.id(low).load(Ordering::Relaxed); // IDS
-        let retired = self.retired.load(Ordering::Relaxed); // only the poller stores it
-        // At most `depth` are outstanding, far less than 2^31: the low bits are enough.
-        let ahead = low.wrapping_sub(retired) & !RECEIVE_BIT;
-        self.retired.store(retired.wrapping_add(ahead).wrapping_add(1), Ordering::Release);
-        id
-    }
-}
 
 /// The device's queue pair, and the places that its completions need.
 #[derive(Debug)]
@@ -285,16 +210,14 @@ impl Core {
     /// who posts to that queue, who then posts it or asks again for the same index.
     #[inline]
     pub(super) fn note(&self, kind: Kind, index: u32, id: u64) -> Result<u64> {
-        let places = self.places(kind);
-        places.check_room(index)?;
-        places.id(index).store(id, Ordering::Relaxed); // IDS
+        self.places(kind).note(index, id)?;
         Ok(Tag::to_wr_id(self.number, kind, index))
     }
 
     /// The id under which a completed request was posted; frees its place. For the poller.
     #[inline]
     pub(super) fn retire(&self, tag: Tag) -> u64 {
-        self.places(tag.kind).retire(tag.index)
+        self.places(tag.kind).retire(tag)
     }
 
     /// Keeps a send until the peer is ready; hands it back if it is by now.

@@ -4,13 +4,13 @@
 //!   application ── post, poll ──▶ driver (libibverbs) ──▶ device ──▶ the peer's device
 //!   helper thread ◀── events of connections (librdmacm), of the device
 //! ```
-//! * `bindings` - generated; `library` - loading; `objects`, `cm` - each object of the two libraries,
-//!   owned once
+//! * `bindings` - generated; `library` - loading; `objects`, `memory`, `cm` - each object of the two
+//!   libraries, owned once
 //! * `posting` - requests in the device's words; `completion` - and back; `status` - the words
-//! * `core` - what the threads share of a queue pair; `connect` - how two meet
+//! * `core` - what the threads share of a queue pair, `places` - its requests; `connect` - how two meet
 //! * `engine` - what happens unasked
 //!
-//! Unsafe code is in `library`, `objects`, `cm`, `posting` and `status`.
+//! Unsafe code is in `library`, `objects`, `memory`, `cm`, `posting` and `status`.
 
 mod bindings;
 mod cm;
@@ -19,7 +19,9 @@ mod connect;
 mod core;
 mod engine;
 mod library;
+mod memory;
 mod objects;
+mod places;
 mod posting;
 mod status;
 
@@ -30,7 +32,7 @@ use nix::errno::Errno;
 
 pub(crate) use completion::{CompletionQueue, Waker};
 pub(crate) use connect::{ConnectRequest, Listener};
-pub(crate) use objects::MemoryRegion as Region;
+pub(crate) use memory::MemoryRegion as Region;
 pub(crate) use posting::{ReceiveQueue, SendQueue, queue_pair};
 
 use self::cm::{CmId, EventChannel};

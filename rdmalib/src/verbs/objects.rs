@@ -1,5 +1,5 @@
-//! The objects of libibverbs, each owned once: device context, protection domain, memory region,
-//! completion queue, queue pair.
+//! The objects of libibverbs, each owned once: device context, protection domain, completion queue,
+//! queue pair. (Memory regions: `memory`.)
 //!
 //! An object holds those that it was made from, so each is destroyed before what it refers to, on
 //! every path. The library's functions are thread-safe (verbs(7)), which is why these are `Sync`.
@@ -15,12 +15,10 @@ use std::ptr::{self, NonNull};
 use std::sync::Arc;
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 
 use super::bindings::types::*;
 use super::library::{Library, check};
 use crate::error::{Error, Result};
-use crate::memory::{Access, RemoteAddress};
 
 /// Makes reads from `fd` return at once.
 pub(super) fn set_nonblocking(fd: BorrowedFd<'_>) -> Result<()> {
@@ -211,6 +209,14 @@ impl ProtectionDomain {
         let raw = unsafe { context.library.verbs.ibv_alloc_pd(context.raw.as_ptr()) };
         Ok(ProtectionDomain { raw: object("ibv_alloc_pd", raw)?, context: context.clone() })
     }
+
+    pub(super) fn as_ptr(&self) -> *mut ibv_pd {
+        self.raw.as_ptr()
+    }
+
+    pub(super) fn library(&self) -> &'static Library {
+        self.context.library
+    }
 }
 
 impl Drop for ProtectionDomain {
@@ -220,117 +226,6 @@ impl Drop for ProtectionDomain {
             self.context.library.verbs.ibv_dealloc_pd(self.raw.as_ptr())
         });
     }
-}
-
-/// Memory of ours that the device knows: mapped, zeroed, page-aligned.
-#[derive(Debug)]
-pub(crate) struct MemoryRegion {
-    raw: NonNull<ibv_mr>,
-    bytes: usize,
-    memory: NonNull<u8>,
-    local_key: u32,
-    remote_key: u32,
-    domain: Arc<ProtectionDomain>,
-}
-
-// SAFETY: as for `Context`; the memory is used through copies only (see `crate::memory`).
-unsafe impl Send for MemoryRegion {}
-// SAFETY: as above.
-unsafe impl Sync for MemoryRegion {}
-
-impl MemoryRegion {
-    pub(super) fn new(
-        domain: &Arc<ProtectionDomain>,
-        bytes: usize,
-        access: Access,
-    ) -> Result<Self> {
-        let length = bytes.try_into().map_err(|_| Error::InvalidArgument("a region has bytes"))?;
-        let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
-        // SAFETY: a new mapping where the kernel likes; it replaces none.
-        let memory = unsafe { mmap_anonymous(None, length, protection, MapFlags::MAP_PRIVATE) }
-            .map_err(|e| Error::os("mmap", e))?;
-        // SAFETY: an open domain and a mapping of `bytes` bytes, which is unmapped only after the
-        // region is deregistered.
-        let raw = unsafe {
-            domain.context.library.verbs.ibv_reg_mr(
-                domain.raw.as_ptr(),
-                memory.as_ptr(),
-                bytes,
-                access_flags(access) as i32,
-            )
-        };
-        let Some(raw) = NonNull::new(raw) else {
-            let source = io::Error::last_os_error();
-            // SAFETY: mapped above, and nobody knows it.
-            let _ = unsafe { munmap(memory, bytes) };
-            return Err(Error::Registration { bytes, limit: locked_memory_limit(), source });
-        };
-        // SAFETY: filled by ibv_reg_mr.
-        let region = unsafe { raw.as_ref() };
-        let (local_key, remote_key) = (region.lkey, region.rkey);
-        let memory = memory.cast();
-        Ok(MemoryRegion { raw, bytes, memory, local_key, remote_key, domain: domain.clone() })
-    }
-
-    #[inline]
-    pub(crate) fn as_ptr(&self) -> *mut u8 {
-        self.memory.as_ptr()
-    }
-
-    #[inline]
-    pub(crate) fn len(&self) -> usize {
-        self.bytes
-    }
-
-    /// How a peer names the first byte: by our own address, as the device translates it.
-    #[inline]
-    pub(crate) fn remote(&self) -> RemoteAddress {
-        RemoteAddress { addr: self.memory.as_ptr().addr() as u64, key: self.remote_key }
-    }
-
-    #[inline]
-    pub(super) fn local_key(&self) -> u32 {
-        self.local_key
-    }
-
-    pub(super) fn is_in(&self, domain: &ProtectionDomain) -> bool {
-        self.domain.raw == domain.raw
-    }
-}
-
-impl Drop for MemoryRegion {
-    fn drop(&mut self) {
-        // SAFETY: made in `new`, deregistered only here.
-        let returned = unsafe { self.domain.context.library.verbs.ibv_dereg_mr(self.raw.as_ptr()) };
-        if let Err(error) = check(returned) {
-            let bytes = self.bytes;
-            tracing::error!(%error, bytes, "ibv_dereg_mr failed; the memory stays registered");
-            return; // and mapped: the device may still write it
-        }
-        // SAFETY: mapped in `new` with this length; no reference into it exists, as `crate::memory`
-        // gives none, and the device has forgotten it.
-        if let Err(error) = unsafe { munmap(self.memory.cast(), self.bytes) } {
-            tracing::error!(%error, "munmap failed; memory leaked");
-        }
-    }
-}
-
-/// Our rights as `ibv_reg_mr(3)` takes them.
-fn access_flags(access: Access) -> ibv_access_flags {
-    let flags = [
-        (Access::LOCAL_WRITE, IBV_ACCESS_LOCAL_WRITE),
-        (Access::REMOTE_WRITE, IBV_ACCESS_REMOTE_WRITE),
-        (Access::REMOTE_READ, IBV_ACCESS_REMOTE_READ),
-        (Access::REMOTE_ATOMIC, IBV_ACCESS_REMOTE_ATOMIC),
-    ];
-    flags.iter().filter(|(ours, _)| access.contains(*ours)).fold(0, |sum, (_, flag)| sum | flag)
-}
-
-/// Bytes that this process may pin; `None`: no limit.
-fn locked_memory_limit() -> Option<u64> {
-    use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
-    let (soft, _) = getrlimit(Resource::RLIMIT_MEMLOCK).ok()?;
-    (soft != RLIM_INFINITY).then_some(soft)
 }
 
 /// A completion queue with its channel of events.

@@ -11,8 +11,9 @@ use std::sync::Arc;
 use super::Domain;
 use super::bindings::types::*;
 use super::completion::CompletionQueue;
-use super::core::{Core, DeviceQueuePair, Kind};
+use super::core::{Core, DeviceQueuePair};
 use super::objects::Sizes;
+use super::places::Kind;
 use crate::error::{Error, Result};
 use crate::memory::{RegionInner, RemoteAddress, Slice};
 use crate::queue_pair::{
