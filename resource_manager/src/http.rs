@@ -2,7 +2,7 @@
 //!
 //! Handlers check what came in, send the rest to the server's loop as one piece of work and wait for
 //! its answer; they hold no state. So a request either changes everything it should or nothing.
-//! * JSON - every answer is JSON, errors are `{"error":"…"}`; `/metrics` is Prometheus' text. Bodies
+//! * JSON - every answer is JSON, errors are `{"error":"…"}`; `/metrics` is Prometheus' text, bills also CSV. Bodies
 //!   are read as JSON whatever their content type says: `curl -d` names another.
 //! * LIMITED - bodies, connections and the time of a request are bounded.
 //!
@@ -37,7 +37,7 @@ use crate::commands::{Commands, Stopped};
 use crate::metrics;
 use crate::pool::{Action, Now, Pool, Removal};
 use input::Params;
-use output::{BillJson, EndedJson, GrantJson, LeaseJson, NodeJson, RemovedJson};
+use output::{BillRow, EndedJson, GrantJson, LeaseJson, NodeJson, RemovedJson};
 
 /// Largest body of a request, in bytes: the fields of the largest one, a hundred times.
 pub const MAX_BODY_BYTES: usize = 64 * 1024;
@@ -215,9 +215,15 @@ async fn end_lease(State(api): State<Api>, path: Result<Path<String>, PathReject
 }
 
 async fn billing(State(api): State<Api>, uri: Uri) -> Answer {
-    let client = input::billing(&uri)?;
-    let bills = api.ask(move |pool, _, _| pool.bills(client.as_deref())).await?;
-    Ok(ok(bills.into_iter().map(BillJson::from).collect::<Vec<_>>()))
+    let input::Billing { client, since, csv } = input::billing(&uri)?;
+    let bills = api.ask(move |pool, _, _| pool.bills(client.as_deref(), since)).await?;
+    let bills: Vec<_> = bills.into_iter().map(BillRow::from).collect();
+    if csv {
+        let table = output::csv(&bills)
+            .map_err(|error| Failure(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
+        return Ok(([(header::CONTENT_TYPE, "text/csv; charset=utf-8")], table).into_response());
+    }
+    Ok(ok(bills))
 }
 
 /// Healthy is a loop that answers.

@@ -225,11 +225,13 @@ impl Pool {
         self.leases.get(&id).map(Lease::view)
     }
 
-    /// Bills of `client`, or all, in the order in which the leases ended.
-    pub fn bills(&self, client: Option<&str>) -> Vec<Billed> {
+    /// Bills of `client`, or all, for leases that ended at `since` or later, or ever; in the order in which they
+    /// ended.
+    pub fn bills(&self, client: Option<&str>, since: Option<SystemTime>) -> Vec<Billed> {
         self.bills
             .iter()
-            .filter(|bill| client.is_none_or(|c| *bill.client == *c))
+            .filter(|bill| client.is_none_or(|client| *bill.client == *client))
+            .filter(|bill| since.is_none_or(|since| bill.ended_at >= since))
             .cloned()
             .collect()
     }

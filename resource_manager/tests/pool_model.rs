@@ -290,7 +290,7 @@ impl World {
             assert_eq!(node.free.memory.checked_add(memory), Some(all.memory), "over-committed");
         }
         assert!(held.is_empty(), "leases without a node: {held:?}");
-        let bills = self.pool.bills(None);
+        let bills = self.pool.bills(None, None);
         let billed: BTreeSet<_> = bills.iter().map(|bill| bill.lease).collect();
         assert_eq!(billed.len(), bills.len(), "billed twice");
         let live: BTreeSet<_> = leases.iter().map(|lease| lease.lease).collect();

@@ -2,11 +2,13 @@
 
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use axum::extract::Query;
 use axum::http::Uri;
 use serde_json::{Map, Value};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
 use crate::pool::{
     Ask, Capacity, DEFAULT_GRACE, DEFAULT_TIMEOUT, MAX_CORES, MAX_GRACE, MAX_TIMEOUT, NodeSpec,
@@ -174,10 +176,35 @@ pub(super) fn lease(uri: &Uri, body: &[u8]) -> Result<Ask, String> {
     )
 }
 
-/// `GET /billing?client=NAME`.
-pub(super) fn billing(uri: &Uri) -> Result<Option<String>, String> {
+/// Which bills, and how.
+pub(super) struct Billing {
+    pub(super) client: Option<String>,
+    pub(super) since: Option<SystemTime>,
+    pub(super) csv: bool,
+}
+
+/// `GET /billing?client=NAME&since=TIME&format=FORMAT`.
+pub(super) fn billing(uri: &Uri) -> Result<Billing, String> {
     let mut params = Params::parse(uri)?;
     let client = params.take("client")?;
+    let since = params.take("since")?.map(|text| time("since", &text)).transpose()?;
+    let csv = match params.take("format")?.as_deref() {
+        None | Some("json") => false,
+        Some("csv") => true,
+        Some(other) => {
+            return Err(format!("query parameter \"format\" must be json or csv, not {other:?}"));
+        }
+    };
     params.finish()?;
-    Ok(client)
+    Ok(Billing { client, since, csv })
+}
+
+/// A time as RFC 3339 has it. A query that was not encoded has a blank where an offset's plus was.
+fn time(name: &str, text: &str) -> Result<SystemTime, String> {
+    match OffsetDateTime::parse(&text.replace(' ', "+"), &Rfc3339) {
+        Ok(time) => Ok(time.into()),
+        Err(error) => Err(format!(
+            "query parameter {name:?} must be a time like 2026-01-31T12:00:00Z, not {text:?}: {error}"
+        )),
+    }
 }

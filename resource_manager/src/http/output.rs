@@ -111,8 +111,9 @@ pub(super) struct RemovedJson {
     pub(super) state: &'static str,
 }
 
+/// One bill: an object in JSON, a line in CSV.
 #[derive(Debug, Serialize)]
-pub(super) struct BillJson {
+pub(super) struct BillRow {
     lease: u64,
     client: Arc<str>,
     node: Arc<str>,
@@ -126,9 +127,9 @@ pub(super) struct BillJson {
     reason: &'static str,
 }
 
-impl From<Billed> for BillJson {
+impl From<Billed> for BillRow {
     fn from(billed: Billed) -> Self {
-        BillJson {
+        BillRow {
             lease: billed.lease.get(),
             client: billed.client,
             node: billed.node,
@@ -142,6 +143,32 @@ impl From<Billed> for BillJson {
             reason: billed.reason.name(),
         }
     }
+}
+
+/// The keys of a bill, in order: the first line of the table.
+const BILL_COLUMNS: [&str; 11] = [
+    "lease",
+    "client",
+    "node",
+    "cores",
+    "memory",
+    "allocated_ms",
+    "hot_polling_ns",
+    "execution_ns",
+    "invocations",
+    "ended_at",
+    "reason",
+];
+
+/// The bills as a table (RFC 4180), its head also where there are none.
+pub(super) fn csv(bills: &[BillRow]) -> Result<Vec<u8>, csv::Error> {
+    let mut table = csv::WriterBuilder::new()
+        .has_headers(false)
+        .terminator(csv::Terminator::CRLF)
+        .from_writer(Vec::new());
+    table.write_record(BILL_COLUMNS)?;
+    bills.iter().try_for_each(|bill| table.serialize(bill))?;
+    table.into_inner().map_err(|error| error.into_error().into())
 }
 
 /// RFC 3339 in UTC, always with milliseconds.
@@ -163,6 +190,32 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+
+    #[test]
+    fn a_bill_has_the_same_columns_and_keys() {
+        let bill = BillRow {
+            lease: 1,
+            client: "a, \"b\"".into(),
+            node: "n".into(),
+            cores: 2,
+            memory: 3,
+            allocated_ms: 4,
+            hot_polling_ns: 5,
+            execution_ns: 6,
+            invocations: 7,
+            ended_at: rfc3339(SystemTime::UNIX_EPOCH),
+            reason: "released",
+        };
+        let json = serde_json::to_string(&bill).unwrap();
+        let keys: Vec<_> = json.split('"').filter(|word| BILL_COLUMNS.contains(word)).collect();
+        assert_eq!(keys, BILL_COLUMNS);
+        let table = String::from_utf8(csv(&[bill]).unwrap()).unwrap();
+        let lines: Vec<_> = table.split_terminator("\r\n").collect();
+        assert_eq!(lines[0], BILL_COLUMNS.join(","));
+        let expected = r#"1,"a, ""b""",n,2,3,4,5,6,7,1970-01-01T00:00:00.000Z,released"#;
+        assert_eq!(lines[1..], [expected]);
+        assert_eq!(csv(&[]).unwrap(), (BILL_COLUMNS.join(",") + "\r\n").into_bytes());
+    }
 
     #[test]
     fn times_are_rfc_3339_with_milliseconds() {

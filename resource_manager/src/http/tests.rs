@@ -195,6 +195,8 @@ fn a_bad_request_is_answered_by_name_and_changes_nothing() {
         (409, "POST", "/leases", r#"{"cores":2,"memory":1}"#, "cores"),
         (409, "POST", "/leases", r#"{"cores":1,"memory":513}"#, "513 MB"),
         (400, "GET", "/billing?user=x", "", "user"),
+        (400, "GET", "/billing?since=yesterday", "", "2026-01-31T12:00:00Z"),
+        (400, "GET", "/billing?format=xml", "", "csv"),
         (400, "GET", "/nodes?x", "", "x"),
         (404, "GET", "/leases/7", "", "7"),
         (404, "GET", "/leases/seven", "", "seven"),
@@ -284,7 +286,17 @@ fn a_lease_is_granted_listed_without_its_token_and_ended_once() {
     assert_eq!(bills.as_array().map(Vec::len), Some(1));
     assert_eq!((&bills[0]["lease"], &bills[0]["reason"]), (&json!(id), &json!("withdrawn")));
     assert_eq!(world.call("GET", "/billing?client=you", ""), (200, json!([])));
-    assert_eq!(world.call("GET", "/billing", ""), (200, bills));
+    assert_eq!(world.call("GET", "/billing", ""), (200, bills.clone()));
+
+    let ended_at = bills[0]["ended_at"].as_str().unwrap();
+    let since = |time: &str| world.call("GET", &format!("/billing?since={time}"), "").1;
+    assert_eq!(since(ended_at), bills);
+    assert_eq!(since("1970-01-01T01:00:00+01:00"), bills);
+    assert_eq!(since("9999-01-01T00:00:00Z"), json!([]));
+    let (status, table) = world.text("GET", "/billing?format=csv&client=me", "");
+    assert!(status == 200 && table.starts_with("lease,client,node,cores,"), "{table}");
+    assert!(table.contains(&format!("\r\n{id},me,a,1,512,")), "{table}");
+    assert_eq!(table.lines().count(), 2, "{table}");
 }
 
 #[test]

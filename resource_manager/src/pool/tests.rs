@@ -88,7 +88,7 @@ impl World {
     }
 
     fn billed(&self, grant: &Grant) -> Option<(EndReason, u64)> {
-        let all = self.pool.bills(None);
+        let all = self.pool.bills(None, None);
         let mut bills = all.iter().filter(|bill| bill.lease == grant.terms.lease);
         let bill = bills.next().map(|bill| (bill.reason, bill.bill.allocated_ns.get()));
         assert!(bills.next().is_none(), "billed twice");
