@@ -144,7 +144,7 @@ impl CompletionQueue {
     }
 
     /// Asks for one event on [`as_fd`](AsFd::as_fd) when the next completion lands. Completions that
-    /// landed before are not announced: after arming, poll once more before sleeping.
+    /// landed before need not be announced: after arming, poll once more before sleeping.
     pub fn arm(&mut self, notify: Notify) -> Result<()> {
         match &mut self.inner {
             CompletionQueueInner::Shm(queue) => queue.arm(notify),
