@@ -1,10 +1,11 @@
-//! An epoll set with an eventfd in it: how a thread sleeps until a descriptor or another thread of
-//! this process has something for it.
+//! How a thread sleeps: an epoll set with an eventfd in it, for descriptors and other threads of this
+//! process; or until one descriptor is readable.
 
 use std::os::fd::{AsFd, BorrowedFd};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
@@ -61,7 +62,10 @@ impl Events {
         mut ready: impl FnMut(u32),
     ) -> Result<()> {
         let mut events = [EpollEvent::empty(); BATCH];
-        let count = match self.epoll.wait(&mut events, round_up(timeout)) {
+        let limit = timeout.map_or(EpollTimeout::NONE, |timeout| {
+            EpollTimeout::try_from(milliseconds(timeout)).unwrap_or(EpollTimeout::MAX)
+        });
+        let count = match self.epoll.wait(&mut events, limit) {
             Ok(count) => count,
             Err(Errno::EINTR) => 0,
             Err(errno) => return Err(Error::os("epoll_wait", errno)),
@@ -84,9 +88,20 @@ impl AsFd for Events {
     }
 }
 
-/// Milliseconds for epoll, never less than asked for.
-fn round_up(timeout: Option<Duration>) -> EpollTimeout {
-    let Some(timeout) = timeout else { return EpollTimeout::NONE };
-    let millis = timeout.as_nanos().div_ceil(1_000_000);
-    EpollTimeout::try_from(millis).unwrap_or(EpollTimeout::MAX)
+/// Never less than asked for.
+fn milliseconds(timeout: Duration) -> u128 {
+    timeout.as_nanos().div_ceil(1_000_000)
+}
+
+/// Waits until `fd` is readable, or may be; `false`: not before `deadline`.
+pub(crate) fn readable_before(fd: impl AsFd, deadline: Instant) -> Result<bool> {
+    let left = deadline.saturating_duration_since(Instant::now());
+    if left.is_zero() {
+        return Ok(false);
+    }
+    let timeout = PollTimeout::try_from(milliseconds(left)).unwrap_or(PollTimeout::MAX);
+    match poll(&mut [PollFd::new(fd.as_fd(), PollFlags::POLLIN)], timeout) {
+        Ok(_) | Err(Errno::EINTR) => Ok(true), // a false alarm is found out by reading
+        Err(errno) => Err(Error::os("poll", errno)),
+    }
 }

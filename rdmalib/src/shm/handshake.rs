@@ -19,7 +19,6 @@ use std::time::{Duration, Instant};
 
 use nix::cmsg_space;
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::socket::sockopt::PeerCredentials;
 use nix::sys::socket::{
@@ -35,6 +34,7 @@ use super::queue_pair::SendQueue;
 use super::ring::{ArrivalPusher, words_needed};
 use crate::connection::{MAX_ACCEPT_DATA, MAX_CONNECT_DATA, MAX_REJECT_DATA, PrivateData};
 use crate::error::{Error, Result};
+use crate::events::readable_before;
 use crate::queue_pair::State;
 
 /// First words of every message: name and version of this handshake.
@@ -218,19 +218,6 @@ fn open_socket(to: SocketAddr, deadline: Instant) -> Result<Option<UnixStream>> 
             return Ok(None);
         }
         std::thread::sleep(Duration::from_millis(1)); // the kernel has no event for this
-    }
-}
-
-fn readable_before(socket: impl AsFd, deadline: Instant) -> Result<bool> {
-    let left = deadline.saturating_duration_since(Instant::now());
-    if left.is_zero() {
-        return Ok(false);
-    }
-    let timeout =
-        PollTimeout::try_from(left.as_nanos().div_ceil(1_000_000)).unwrap_or(PollTimeout::MAX);
-    match poll(&mut [PollFd::new(socket.as_fd(), PollFlags::POLLIN)], timeout) {
-        Ok(_) | Err(Errno::EINTR) => Ok(true), // a false alarm is found out by reading
-        Err(errno) => Err(Error::os("poll", errno)),
     }
 }
 

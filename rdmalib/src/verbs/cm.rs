@@ -16,13 +16,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{SockaddrLike, SockaddrStorage};
 
 use super::bindings::types::*;
 use super::library::{Library, check};
 use super::objects::set_nonblocking;
 use crate::error::{Error, Result};
+use crate::events::readable_before;
 
 /// Connection requests that wait to be accepted: the kernel's own limit
 /// (`net.rdma_ucm.max_backlog`), beyond which it refuses.
@@ -104,15 +104,8 @@ impl EventChannel {
             if let Some(event) = self.next()? {
                 return Ok(Some(event));
             }
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
+            if !readable_before(&**self, deadline)? {
                 return Ok(None);
-            }
-            let timeout = PollTimeout::try_from(left.as_nanos().div_ceil(1_000_000))
-                .unwrap_or(PollTimeout::MAX);
-            match poll(&mut [PollFd::new(self.as_fd(), PollFlags::POLLIN)], timeout) {
-                Ok(_) | Err(Errno::EINTR) => {}
-                Err(errno) => return Err(Error::os("poll", errno)),
             }
         }
     }
