@@ -11,7 +11,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::completion::{CompletionQueue, CompletionQueueInner};
-use crate::connection::PrivateData;
+use crate::connection::{MAX_CONNECT_DATA, PrivateData};
 use crate::error::{Error, Result};
 use crate::memory::{Domain, DomainInner, RemoteAddress, Slice};
 use crate::sync::{AtomicU32, Ordering};
@@ -206,6 +206,9 @@ impl QueuePair {
         receive_completions: &CompletionQueue,
         config: &QueuePairConfig,
     ) -> Result<QueuePair> {
+        if matches!(config.rnr_retry, RnrRetry::Times(7..)) {
+            return Err(Error::InvalidArgument("an RNR retry count is from 0 to 6, or for ever"));
+        }
         match (&domain.inner, &send_completions.inner, &receive_completions.inner) {
             (
                 DomainInner::Shm(domain),
@@ -242,9 +245,13 @@ impl QueuePair {
         private_data: &[u8],
         timeout: Duration,
     ) -> Result<PrivateData> {
+        let private_data = PrivateData::new(private_data, MAX_CONNECT_DATA)?;
+        if self.state() != State::Init {
+            return Err(Error::InvalidArgument("queue pair was connected before"));
+        }
         match &mut self.send.0 {
-            SendInner::Shm(send) => send.connect(to, private_data, timeout),
-            SendInner::Verbs(send) => send.connect(to, private_data, timeout),
+            SendInner::Shm(send) => send.connect(to, &private_data, timeout),
+            SendInner::Verbs(send) => send.connect(to, &private_data, timeout),
         }
     }
 

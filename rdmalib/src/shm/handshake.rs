@@ -157,17 +157,13 @@ impl SendQueue {
     pub(crate) fn connect(
         &mut self,
         to: SocketAddr,
-        private_data: &[u8],
+        private_data: &PrivateData,
         timeout: Duration,
     ) -> Result<PrivateData> {
-        let private_data = PrivateData::new(private_data, MAX_CONNECT_DATA)?;
-        if self.state() != State::Init {
-            return Err(Error::InvalidArgument("queue pair was connected before"));
-        }
         let deadline = Instant::now() + timeout;
         let late = || Error::TimedOut { what: "connecting", after: timeout };
         let socket = open_socket(to, deadline)?.ok_or_else(late)?;
-        let request = Message::new(CONNECT, self.core().ring(), &private_data);
+        let request = Message::new(CONNECT, self.core().ring(), private_data);
         send_message(&socket, &request, Some(self.arena().file())).map_err(|e| refused(e, to))?;
         let (answer, file) = loop {
             match receive_message(&socket) {

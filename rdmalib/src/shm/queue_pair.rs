@@ -41,9 +41,6 @@ pub(crate) fn queue_pair(
     if config.max_inline_data > super::MAX_INLINE_DATA {
         return Err(Error::InvalidArgument("max_inline_data is larger than the device's limit"));
     }
-    if matches!(config.rnr_retry, RnrRetry::Times(7..)) {
-        return Err(Error::InvalidArgument("an RNR retry count is from 0 to 6, or for ever"));
-    }
     let ring_depth = config.receive_depth.next_power_of_two();
     let (ring_offset, ring) = domain.arena.allocate(8 * words_needed(ring_depth))?;
     let ring = Arc::new(ring);

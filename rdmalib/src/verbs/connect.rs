@@ -22,7 +22,7 @@ use super::bindings::types::*;
 use super::cm::{CmId, Event, EventChannel, Parameters};
 use super::core::RETRY_COUNT;
 use super::posting::SendQueue;
-use crate::connection::{MAX_ACCEPT_DATA, MAX_CONNECT_DATA, MAX_REJECT_DATA, PrivateData};
+use crate::connection::{MAX_ACCEPT_DATA, MAX_REJECT_DATA, PrivateData};
 use crate::error::{Error, Result};
 use crate::queue_pair::State;
 
@@ -40,13 +40,9 @@ impl SendQueue {
     pub(crate) fn connect(
         &mut self,
         to: SocketAddr,
-        private_data: &[u8],
+        private_data: &PrivateData,
         timeout: Duration,
     ) -> Result<PrivateData> {
-        let private_data = PrivateData::new(private_data, MAX_CONNECT_DATA)?;
-        if self.state() != State::Init {
-            return Err(Error::InvalidArgument("queue pair was connected before"));
-        }
         let device = self.device();
         let from = device.address();
         let mut attempt = Attempt { from, to, timeout, deadline: Instant::now() + timeout };

@@ -17,7 +17,7 @@ use super::places::Kind;
 use crate::error::{Error, Result};
 use crate::memory::{RegionInner, RemoteAddress, Slice};
 use crate::queue_pair::{
-    Flags, Operation, QueuePairConfig, RnrRetry, Source, State, WorkRequest, check_atomic,
+    Flags, Operation, QueuePairConfig, Source, State, WorkRequest, check_atomic,
 };
 
 /// Longest message or write, in bytes (InfiniBand specification 1.4, 9.3.3.1: 2^31).
@@ -40,9 +40,6 @@ pub(crate) fn queue_pair(
     }
     if config.max_inline_data > limits.max_inline_data {
         return Err(Error::InvalidArgument("max_inline_data is larger than the device's limit"));
-    }
-    if matches!(config.rnr_retry, RnrRetry::Times(7..)) {
-        return Err(Error::InvalidArgument("an RNR retry count is from 0 to 6, or for ever"));
     }
     let sizes = Sizes {
         send_depth: config.send_depth,
