@@ -237,7 +237,7 @@ impl QueuePair {
     }
 
     /// Connects to the listener at `to`, passing it `private_data` (at most
-    /// [`MAX_CONNECT_DATA`](crate::MAX_CONNECT_DATA) bytes); returns what it passed back when it
+    /// [`MAX_CONNECT_DATA`] bytes); returns what it passed back when it
     /// accepted. Waits for at most `timeout`. Receives should be posted before.
     pub fn connect(
         &mut self,
