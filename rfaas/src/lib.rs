@@ -35,6 +35,7 @@ pub mod config;
 #[cfg(feature = "client")]
 pub mod error;
 pub mod function;
+pub mod heartbeat;
 pub mod protocol;
 pub mod spin;
 

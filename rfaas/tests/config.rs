@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use rdmalib::Provider;
 use rfaas::config::{
     BenchmarkConfig, ConfigError, Devices, ExecutorManagerConfig, ExecutorsDatabase,
-    ResourceManagerConfig, cluster_secret, resolve,
+    ResourceManagerConfig, resolve,
 };
 use serde_json::{Value, json};
 
@@ -208,7 +208,7 @@ fn keys_that_are_left_out_have_their_defaults() {
     fs::write(&path, r#"{"config": {"node_name": "n"}}"#).unwrap();
     let node = ExecutorManagerConfig::load(&path).unwrap();
     assert_eq!(node.config.rdma_device_port, 10005);
-    assert_eq!(node.config.resource_manager_secret, 42);
+    assert_eq!(node.config.resource_manager_secret, 42.into());
     assert_eq!((node.config.cores, node.config.memory), (None, None));
     assert!(node.config.rdma_sleep && !node.executor.pin_threads);
 
@@ -407,10 +407,4 @@ fn addresses_are_ip_addresses_or_names() {
     assert!(error.contains("is empty"), "{error}");
     let error = resolve("no such host", 5).unwrap_err().to_string();
     assert!(error.starts_with("address \"no such host\": "), "{error}");
-}
-
-#[test]
-fn the_cluster_secret_is_its_decimal_digits() {
-    assert_eq!(cluster_secret(42), b"42");
-    assert_eq!(cluster_secret(u32::MAX), b"4294967295");
 }

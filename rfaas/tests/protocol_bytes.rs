@@ -6,23 +6,24 @@
 use std::net::SocketAddr;
 
 use rfaas::protocol::accounting::{
-    AccountingHello, COUNTERS_BYTES, Counters, EXECUTION_NS, HOT_POLLING_NS, INVOCATIONS,
+    AccountingHello, COUNTERS_BYTES, Counters, EXECUTION_NS, EXECUTOR_BEATS, HOT_POLLING_NS,
+    INVOCATIONS, MANAGER_BEATS,
 };
 use rfaas::protocol::allocation::{
     self, Allocate, AllocateRefused, Allocated, ExecutorExited, LeaseEnding, RefusedBecause,
-    Released,
+    Released, Renew, Renewed,
 };
 use rfaas::protocol::assignment::{AssignedDevice, Assignment, HexSecret};
 use rfaas::protocol::invocation::{
     FailureDetail, HEADER_SPACE, MAX_SLOTS, ReplyImmediate, ReplyStatus, RequestHeader,
 };
 use rfaas::protocol::lease::{
-    self, ClientName, EndReason, LeaseGranted, LeaseRefused, LeaseRelease, LeaseRequest,
-    LeaseTerms, NodeName, Reason, Token,
+    self, ClientName, EndReason, LeaseGranted, LeaseRefused, LeaseRelease, LeaseRenew,
+    LeaseRequest, LeaseTerms, NodeName, Reason, Token,
 };
 use rfaas::protocol::node::{
-    self, Bill, Challenge, EndLease, LeaseClaimed, LeaseEnded, LeaseEndedAck, Register,
-    RegisterRefused, Registered,
+    self, Bill, Challenge, Draining, EndLease, LeaseClaimed, LeaseEnded, LeaseEndedAck, LeaseUsed,
+    Register, RegisterRefused, Registered,
 };
 use rfaas::protocol::session::{
     ExecutorHello, FromExecutor, FunctionEntry, LoadFailed, WorkerHello,
@@ -49,12 +50,16 @@ fn text<const N: usize>(text: &str) -> Vec<u8> {
     bytes
 }
 
+const INSTANCE: u64 = 0x0102_0304_0506_0708;
+const INSTANCE_BYTES: [u8; 8] = [8, 7, 6, 5, 4, 3, 2, 1];
+
 fn terms() -> LeaseTerms {
     LeaseTerms {
         lease: 7.into(),
         cores: 2.into(),
         memory: 512.into(),
         expires_at_ms: 1_700_000_000_123.into(),
+        instance: INSTANCE.into(),
         node: NodeName::new("node-1").unwrap(),
         client: ClientName::new("alice").unwrap(),
     }
@@ -66,16 +71,17 @@ fn terms_bytes() -> Vec<u8> {
         &[2, 0, 0, 0],
         &[0, 2, 0, 0],
         &[0x7b, 0x68, 0xe5, 0xcf, 0x8b, 1, 0, 0],
+        &INSTANCE_BYTES,
         &text::<128>("node-1"),
         &text::<64>("alice"),
     ]
     .concat()
 }
 
-/// HMAC-SHA256 with key "42" over "rFaaS lease v1" and these terms, from another implementation.
+/// HMAC-SHA256 with key "42" over "rFaaS lease v2" and these terms, from another implementation.
 const TERMS_MAC: [u8; 32] = [
-    0x1e, 0x3e, 0xfd, 0x62, 0x8d, 0x11, 0x32, 0xc6, 0xdf, 0xc3, 0xed, 0x86, 0xdc, 0xc7, 0xf2, 0x9a,
-    0xc8, 0x69, 0xd9, 0x5f, 0x43, 0x93, 0x6b, 0x44, 0x05, 0xe8, 0xe3, 0x13, 0xc4, 0x6b, 0x91, 0xa2,
+    0xbb, 0xcf, 0xee, 0x34, 0x9a, 0x4c, 0x13, 0xc5, 0xe4, 0xaf, 0x17, 0x81, 0xa8, 0xcf, 0xe6, 0x21,
+    0xd4, 0x37, 0x73, 0x86, 0x8a, 0xef, 0x69, 0x10, 0x56, 0x31, 0x37, 0x3b, 0x61, 0xb3, 0xdc, 0x27,
 ];
 
 fn token_bytes() -> Vec<u8> {
@@ -95,7 +101,7 @@ const SECRET: Secret = Secret(*b"0123456789abcdef");
 
 #[test]
 fn a_hello_is_magic_version_and_role() {
-    assert_eq!(VERSION, 1);
+    assert_eq!(VERSION, 2);
     for (role, number) in [
         (Role::Lease, 1),
         (Role::Node, 2),
@@ -105,10 +111,10 @@ fn a_hello_is_magic_version_and_role() {
         (Role::Worker, 6),
     ] {
         let hello = Hello::with(role, &Empty {});
-        assert_eq!(hello, [b'r', b'F', b'a', b'S', 1, 0, number, 0]);
+        assert_eq!(hello, [b'r', b'F', b'a', b'S', 2, 0, number, 0]);
     }
     let hello = Hello::with(Role::Accounting, &AccountingHello { secret: SECRET });
-    assert_eq!(hello, b"rFaS\x01\0\x04\x000123456789abcdef");
+    assert_eq!(hello, b"rFaS\x02\0\x04\x000123456789abcdef");
 }
 
 #[test]
@@ -136,7 +142,8 @@ fn accounting() {
         &Counters { addr: 0x0102_0304_0506_0708.into(), key: 9.into() },
         &[&[8, 7, 6, 5, 4, 3, 2, 1], &[9, 0, 0, 0]],
     );
-    assert_eq!((HOT_POLLING_NS, EXECUTION_NS, INVOCATIONS, COUNTERS_BYTES), (0, 8, 16, 24));
+    assert_eq!((HOT_POLLING_NS, EXECUTION_NS, INVOCATIONS), (0, 8, 16));
+    assert_eq!((EXECUTOR_BEATS, MANAGER_BEATS, COUNTERS_BYTES), (24, 32, 40));
 }
 
 #[test]
@@ -150,20 +157,35 @@ fn lease_structs() {
         cores: 2.into(),
         memory: 3.into(),
         timeout_ms: 4.into(),
+        max_nodes: 5.into(),
         client,
     };
     is(
         &request,
-        &[&[1, 0, 0, 0, 2, 0, 0, 0, 3, 0, 0, 0], &[4, 0, 0, 0, 0, 0, 0, 0], &text::<64>("alice")],
+        &[
+            &[1, 0, 0, 0, 2, 0, 0, 0, 3, 0, 0, 0],
+            &[4, 0, 0, 0, 0, 0, 0, 0],
+            &[5, 0, 0, 0],
+            &text::<64>("alice"),
+        ],
     );
     let release = LeaseRelease { token: Token::sign(terms(), b"42") };
     is(&release, &[&token_bytes()]);
     let manager: SocketAddr = "127.0.0.1:10005".parse().unwrap();
-    let granted = LeaseGranted { request: 1.into(), manager: manager.into(), token: release.token };
+    let renew =
+        LeaseRenew { request: 1.into(), timeout_ms: 2.into(), token: Token::sign(terms(), b"42") };
+    is(&renew, &[&[1, 0, 0, 0], &[2, 0, 0, 0, 0, 0, 0, 0], &token_bytes()]);
+    let granted = LeaseGranted {
+        request: 1.into(),
+        part: 2.into(),
+        parts: 3.into(),
+        manager: manager.into(),
+        token: release.token,
+    };
     is(
         &granted,
         &[
-            &[1, 0, 0, 0],
+            &[1, 0, 0, 0, 2, 0, 3, 0],
             &[0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 127, 0, 0, 1, 0x15, 0x27],
             &token_bytes(),
         ],
@@ -173,6 +195,7 @@ fn lease_structs() {
 
     says(&lease::FromClient::Request(request), 1, &request);
     says(&lease::FromClient::Release(release), 2, &release);
+    says(&lease::FromClient::Renew(renew), 3, &renew);
     says(&lease::ToClient::Granted(granted), 1, &granted);
     says(&lease::ToClient::Refused(refused), 2, &refused);
 }
@@ -197,14 +220,14 @@ fn node_structs() {
     let challenge = Challenge { nonce: std::array::from_fn(|i| i as u8) };
     let nonce: Vec<u8> = (0..32).collect();
     is(&challenge, &[&nonce]);
-    let register = Register::new(NodeName::new("node-1").unwrap(), &challenge, b"42");
-    // HMAC-SHA256 with key "42" over "rFaaS node v1", nonce and name, from another implementation.
+    let register = Register::new(NodeName::new("node-1").unwrap(), INSTANCE, &challenge, b"42");
+    // HMAC-SHA256 with key "42" over "rFaaS node v2", nonce, name and instance, from another implementation.
     let proof = [
-        0x0b, 0x84, 0x47, 0xa1, 0xe8, 0x14, 0xa3, 0x27, 0x0e, 0x97, 0x99, 0x04, 0x5e, 0xd2, 0x2d,
-        0xe7, 0xe2, 0x3e, 0xa2, 0x54, 0xd5, 0x76, 0xec, 0x57, 0xf0, 0xb5, 0x46, 0x0b, 0xa8, 0x16,
-        0xbc, 0xf9,
+        0x54, 0xfa, 0xde, 0x0f, 0xa3, 0x82, 0x29, 0xff, 0x27, 0x03, 0x95, 0x1a, 0x05, 0xa4, 0x31,
+        0x15, 0x0c, 0x9e, 0x64, 0xdb, 0xfc, 0xd3, 0xe4, 0xc5, 0x74, 0x6e, 0x3f, 0x26, 0xf4, 0x21,
+        0x9d, 0x2f,
     ];
-    is(&register, &[&text::<128>("node-1"), &proof]);
+    is(&register, &[&text::<128>("node-1"), &INSTANCE_BYTES, &proof]);
     is(&BILL, &[&BILL_BYTES]);
     let claimed = LeaseClaimed { terms: terms() };
     is(&claimed, &[&terms_bytes()]);
@@ -212,8 +235,17 @@ fn node_structs() {
     is(&ended, &[&terms_bytes(), &[2, 0], &BILL_BYTES]);
     let ack = LeaseEndedAck { lease: 7.into() };
     is(&ack, &[&[7, 0, 0, 0, 0, 0, 0, 0]]);
-    let registered = Registered { cores: 2.into(), memory: 512.into() };
-    is(&registered, &[&[2, 0, 0, 0, 0, 2, 0, 0]]);
+    let used = LeaseUsed { lease: 7.into(), bill: BILL };
+    is(&used, &[&[7, 0, 0, 0, 0, 0, 0, 0], &BILL_BYTES]);
+    let draining = Draining { grace_ms: 0x0403_0201.into() };
+    is(&draining, &[&[1, 2, 3, 4]]);
+    let registered = Registered {
+        cores: 2.into(),
+        memory: 512.into(),
+        heartbeat_ms: 3.into(),
+        silence_ms: 4.into(),
+    };
+    is(&registered, &[&[2, 0, 0, 0, 0, 2, 0, 0, 3, 0, 0, 0, 4, 0, 0, 0]]);
     let refused = RegisterRefused { reason: Reason::truncated("unknown") };
     is(&refused, &[&text::<240>("unknown")]);
     let end = EndLease { lease: 7.into(), reason: 4.into(), grace_ms: 0x0403_0201.into() };
@@ -223,6 +255,8 @@ fn node_structs() {
     says(&node::FromNode::Claimed(claimed), 2, &claimed);
     says(&node::FromNode::Ended(ended), 3, &ended);
     says(&node::FromNode::Heartbeat(Empty {}), 4, &Empty {});
+    says(&node::FromNode::Used(used), 5, &used);
+    says(&node::FromNode::Draining(draining), 6, &draining);
     says(&node::ToNode::Registered(registered), 1, &registered);
     says(&node::ToNode::Refused(refused), 2, &refused);
     says(&node::ToNode::EndedAck(ack), 3, &ack);
@@ -254,15 +288,19 @@ fn allocation_structs() {
             &[4, 0],
         ],
     );
-    let allocated = Allocated { lease: 7.into() };
-    is(&allocated, &[&[7, 0, 0, 0, 0, 0, 0, 0]]);
+    let allocated = Allocated { lease: 7.into(), heartbeat_ms: 8.into(), silence_ms: 9.into() };
+    is(&allocated, &[&[7, 0, 0, 0, 0, 0, 0, 0, 8, 0, 0, 0, 9, 0, 0, 0]]);
+    let renew = Renew { token: Token::sign(terms(), b"42") };
+    is(&renew, &[&token_bytes()]);
+    let renewed = Renewed { expires_at_ms: 7.into() };
+    is(&renewed, &[&[7, 0, 0, 0, 0, 0, 0, 0]]);
     let refused = AllocateRefused {
         because: RefusedBecause::NoCapacity.to_wire(),
         reason: Reason::truncated("full"),
     };
     is(&refused, &[&[3, 0], &text::<240>("full")]);
-    let exited = ExecutorExited { signal: 11.into(), status: (-2).into() };
-    is(&exited, &[&[11, 0, 0, 0], &[0xfe, 0xff, 0xff, 0xff]]);
+    let exited = ExecutorExited { signal: 11.into(), status: (-2).into(), silent: 1.into() };
+    is(&exited, &[&[11, 0, 0, 0], &[0xfe, 0xff, 0xff, 0xff], &[1, 0]]);
     let ending = LeaseEnding { reason: 4.into(), grace_ms: 1000.into() };
     is(&ending, &[&[4, 0], &[0xe8, 3, 0, 0]]);
     let released = Released { bill: BILL };
@@ -270,11 +308,15 @@ fn allocation_structs() {
 
     says(&allocation::FromClient::Allocate(allocate), 1, &allocate);
     says(&allocation::FromClient::Release(Empty {}), 2, &Empty {});
+    says(&allocation::FromClient::Heartbeat(Empty {}), 3, &Empty {});
+    says(&allocation::FromClient::Renew(renew), 4, &renew);
     says(&allocation::ToClient::Allocated(allocated), 1, &allocated);
     says(&allocation::ToClient::Refused(refused), 2, &refused);
     says(&allocation::ToClient::ExecutorExited(exited), 3, &exited);
     says(&allocation::ToClient::LeaseEnding(ending), 4, &ending);
     says(&allocation::ToClient::Released(released), 5, &released);
+    says(&allocation::ToClient::Heartbeat(Empty {}), 6, &Empty {});
+    says(&allocation::ToClient::Renewed(renewed), 7, &renewed);
 }
 
 #[test]
@@ -369,6 +411,8 @@ fn an_assignment_is_this_json() {
         output_bytes: 6,
         code_bytes: 7,
         hot_timeout_ms: -1,
+        heartbeat_ms: 8,
+        silence_ms: 9,
     };
     let json = serde_json::json!({
         "lease": 7,
@@ -385,6 +429,8 @@ fn an_assignment_is_this_json() {
         "output_bytes": 6,
         "code_bytes": 7,
         "hot_timeout_ms": -1,
+        "heartbeat_ms": 8,
+        "silence_ms": 9,
     });
     assert_eq!(serde_json::to_value(&assignment).unwrap(), json);
     assert_eq!(serde_json::from_value::<Assignment>(json).unwrap(), assignment);

@@ -163,11 +163,11 @@ impl LocalCluster {
         let devices = TestDevices::chosen(options.address)?;
         let devices = devices.max_inline_data(options.max_inline_data);
         let mut settings = Settings::shipped(directory.path(), &devices);
-        settings.resource_manager.config.rdma_secret = options.secret;
+        settings.resource_manager.config.rdma_secret = options.secret.into();
         settings.resource_manager.config.rdma_sleep = options.rdma_sleep;
         let node = &mut settings.executor_manager;
         node.config.node_name.clone_from(&options.node);
-        node.config.resource_manager_secret = options.secret;
+        node.config.resource_manager_secret = options.secret.into();
         node.config.rdma_sleep = options.rdma_sleep;
         node.config.cores = Some(options.cores);
         node.config.memory = Some(options.memory);

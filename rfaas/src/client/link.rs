@@ -104,6 +104,7 @@ impl Conversation {
             cores: request.cores.into(),
             memory: request.memory.into(),
             timeout_ms: u64::try_from(request.timeout.as_millis()).unwrap_or(u64::MAX).into(),
+            max_nodes: 1.into(),
             client,
         });
         self.channel.send(&question).map_err(failed)?;

@@ -236,7 +236,8 @@ impl Manager {
                 reason: refused.reason.get()?.to_owned(),
             },
             ToClient::Released(released) => Answer::Released(released.bill),
-            ToClient::ExecutorExited(ExecutorExited { signal, status }) => {
+            ToClient::Heartbeat(_) | ToClient::Renewed(_) => return Ok(None),
+            ToClient::ExecutorExited(ExecutorExited { signal, status, silent: _ }) => {
                 self.running = false;
                 self.exit = Some(match signal.get() {
                     0 => Exit::Status(status.get()),

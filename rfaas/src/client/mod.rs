@@ -142,6 +142,7 @@ impl ClientInner {
                 cores: request.cores.into(),
                 memory: request.memory.into(),
                 expires_at_ms: end.unwrap_or(u64::MAX).into(),
+                instance: 0.into(),
                 node,
                 client: self.name,
             };

@@ -6,8 +6,10 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    ConfigError, EXECUTOR_MANAGER_PORT, File, Invalid, require, require_node_name, resource_manager,
+    ClusterSecret, ConfigError, EXECUTOR_MANAGER_PORT, File, Invalid, SecretValue, require,
+    require_heartbeat, require_node_name, resource_manager,
 };
+use crate::heartbeat::Heartbeat;
 
 /// Settings of an executor manager.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,12 +40,24 @@ pub struct ExecutorManagerNode {
     /// Its port; 0: the usual one.
     #[serde(default)]
     pub resource_manager_port: u16,
-    /// Cluster secret that signs leases; [`cluster_secret`](super::cluster_secret).
-    #[serde(default = "usual_secret")]
-    pub resource_manager_secret: u32,
+    /// Cluster secret that signs leases, unless it is elsewhere ([`ClusterSecret`]).
+    #[serde(default)]
+    pub resource_manager_secret: SecretValue,
+    /// File that has the cluster secret; empty: none.
+    #[serde(default)]
+    pub secret_file: String,
     /// Wait for events asleep; false: poll for them.
     #[serde(rename = "rdma-sleep", default = "yes")]
     pub rdma_sleep: bool,
+    /// How often it, clients and executors give each other a sign of life, in milliseconds.
+    #[serde(default = "usual_heartbeat_ms")]
+    pub heartbeat_ms: u32,
+    /// Silence after which they give each other up, in milliseconds.
+    #[serde(default = "usual_silence_ms")]
+    pub silence_ms: u32,
+    /// How long leases may last after SIGTERM or SIGINT, in milliseconds.
+    #[serde(default = "usual_drain_ms")]
+    pub drain_ms: u32,
     /// Cores to lease without a resource manager; none: those of this machine.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cores: Option<u32>,
@@ -78,11 +92,22 @@ impl ExecutorManagerNode {
     pub fn resource_manager(&self) -> Result<Option<SocketAddr>, ConfigError> {
         resource_manager(&self.resource_manager_address, self.resource_manager_port)
     }
+
+    /// The cluster secret, from wherever it is configured.
+    pub fn secret(&self) -> Result<ClusterSecret, ConfigError> {
+        ClusterSecret::load(&self.resource_manager_secret, &self.secret_file)
+    }
+
+    /// Signs of life between it, clients and executors.
+    pub fn heartbeat(&self) -> Heartbeat {
+        Heartbeat::from_ms(self.heartbeat_ms, self.silence_ms)
+    }
 }
 
 impl File for ExecutorManagerConfig {
     fn validate(&self) -> Result<(), Invalid> {
         require_node_name(&self.config.node_name, "config.node_name")?;
+        require_heartbeat(self.config.heartbeat_ms, self.config.silence_ms)?;
         require(self.config.cores != Some(0), "config.cores", "must be at least 1")?;
         require(self.config.memory != Some(0), "config.memory", "must be at least 1 (MB)")?;
         require(
@@ -98,8 +123,18 @@ fn usual_port() -> u16 {
 }
 
 /// As in the resource manager's settings.
-fn usual_secret() -> u32 {
-    super::ResourceManagerNode::default().rdma_secret
+fn usual_heartbeat_ms() -> u32 {
+    super::ResourceManagerNode::default().heartbeat_ms
+}
+
+/// As in the resource manager's settings.
+fn usual_silence_ms() -> u32 {
+    super::ResourceManagerNode::default().silence_ms
+}
+
+/// Long enough for most calls that run, short enough for a batch system that wants its node back.
+fn usual_drain_ms() -> u32 {
+    2000
 }
 
 fn yes() -> bool {

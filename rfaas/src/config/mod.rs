@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
 
+use crate::heartbeat::Heartbeat;
 use crate::protocol::lease::MAX_NODE_NAME_BYTES;
 
 mod benchmark;
@@ -22,12 +23,14 @@ mod devices;
 mod executor_manager;
 mod executors;
 mod resource_manager;
+mod secret;
 
 pub use benchmark::{BenchmarkConfig, BenchmarkNode, BenchmarkRun};
 pub use devices::{DeviceEntry, Devices, OpenDevice};
 pub use executor_manager::{ExecutorManagerConfig, ExecutorManagerNode, ExecutorSettings};
 pub use executors::{ExecutorEntry, ExecutorsDatabase};
 pub use resource_manager::{ResourceManagerConfig, ResourceManagerNode};
+pub use secret::{ClusterSecret, SECRET_VARIABLE, SecretValue};
 
 /// Port of a resource manager, unless told otherwise.
 pub const RESOURCE_MANAGER_PORT: u16 = 10_000;
@@ -115,11 +118,6 @@ impl fmt::Display for Invalid {
     }
 }
 
-/// The bytes of a cluster secret that leases and registrations are signed with: the decimal digits.
-pub fn cluster_secret(secret: u32) -> Vec<u8> {
-    secret.to_string().into_bytes()
-}
-
 /// The address that `host` (an IP address or a name) and `port` stand for; the first, if a name has
 /// several.
 pub fn resolve(host: &str, port: u16) -> Result<SocketAddr, ConfigError> {
@@ -189,6 +187,20 @@ fn require_node_name(name: &str, key: &str) -> Result<(), Invalid> {
         name.len() <= MAX_NODE_NAME_BYTES,
         key,
         &format!("has {} bytes, at most {MAX_NODE_NAME_BYTES} are allowed", name.len()),
+    )
+}
+
+/// Checks the keys `heartbeat_ms` and `silence_ms` of `config`.
+fn require_heartbeat(heartbeat_ms: u32, silence_ms: u32) -> Result<(), Invalid> {
+    require(
+        heartbeat_ms >= Heartbeat::SHORTEST_PERIOD_MS,
+        "config.heartbeat_ms",
+        "must be at least 10 (milliseconds)",
+    )?;
+    require(
+        silence_ms >= heartbeat_ms.saturating_mul(Heartbeat::FEWEST_PERIODS),
+        "config.silence_ms",
+        "must be at least twice heartbeat_ms, so that one late sign of life does no harm",
     )
 }
 

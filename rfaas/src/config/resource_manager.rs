@@ -5,7 +5,11 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::{ConfigError, File, Invalid, RESOURCE_MANAGER_PORT, require, resolve};
+use super::{
+    ClusterSecret, ConfigError, File, Invalid, RESOURCE_MANAGER_PORT, SecretValue, require,
+    require_heartbeat, resolve,
+};
+use crate::heartbeat::Heartbeat;
 
 /// Settings of a resource manager.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,12 +34,23 @@ pub struct ResourceManagerNode {
     /// Accepted, without effect.
     #[serde(rename = "rdma-threads")]
     pub rdma_threads: u32,
-    /// Cluster secret that signs leases; [`cluster_secret`](super::cluster_secret).
+    /// Cluster secret that signs leases, unless it is elsewhere ([`ClusterSecret`]).
     #[serde(rename = "rdma-secret")]
-    pub rdma_secret: u32,
+    pub rdma_secret: SecretValue,
+    /// File that has the cluster secret; empty: none.
+    pub secret_file: String,
     /// Wait for events asleep; false: poll for them.
     #[serde(rename = "rdma-sleep")]
     pub rdma_sleep: bool,
+    /// How often it and executor managers say something to each other, in milliseconds.
+    pub heartbeat_ms: u32,
+    /// Silence after which they give each other up, in milliseconds.
+    pub silence_ms: u32,
+    /// How long an executor manager whose connection has ended may stay away before its leases end, in
+    /// milliseconds.
+    pub node_return_ms: u32,
+    /// File that keeps nodes, leases and bills; empty: they are lost with the program.
+    pub state_file: String,
 }
 
 impl Default for ResourceManagerNode {
@@ -46,8 +61,13 @@ impl Default for ResourceManagerNode {
             http_network_address: "0.0.0.0".into(),
             http_network_port: 5000,
             rdma_threads: 1,
-            rdma_secret: 42,
+            rdma_secret: SecretValue::default(),
+            secret_file: String::new(),
             rdma_sleep: true,
+            heartbeat_ms: 1000,
+            silence_ms: 5000,
+            node_return_ms: 1500,
+            state_file: String::new(),
         }
     }
 }
@@ -64,10 +84,21 @@ impl ResourceManagerNode {
     pub fn http_address(&self) -> Result<SocketAddr, ConfigError> {
         resolve(&self.http_network_address, self.http_network_port)
     }
+
+    /// The cluster secret, from wherever it is configured.
+    pub fn secret(&self) -> Result<ClusterSecret, ConfigError> {
+        ClusterSecret::load(&self.rdma_secret, &self.secret_file)
+    }
+
+    /// Signs of life between it and executor managers.
+    pub fn heartbeat(&self) -> Heartbeat {
+        Heartbeat::from_ms(self.heartbeat_ms, self.silence_ms)
+    }
 }
 
 impl File for ResourceManagerConfig {
     fn validate(&self) -> Result<(), Invalid> {
+        require_heartbeat(self.config.heartbeat_ms, self.config.silence_ms)?;
         require(
             !self.config.http_network_address.is_empty(),
             "config.http_network_address",

@@ -1,5 +1,8 @@
 //! Executor to executor manager: each worker adds the time it spent to counters in the manager's
 //! memory, with remote fetch-add. No message after the handshake.
+//!
+//! Signs of life go the same way: the executor adds to its beats, and sees from the value of the
+//! manager's, to which it adds nothing, whether the manager still counts them up.
 
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -34,5 +37,9 @@ pub const HOT_POLLING_NS: u64 = 0;
 pub const EXECUTION_NS: u64 = 8;
 /// Offset of the number of functions called.
 pub const INVOCATIONS: u64 = 16;
+/// Offset of the executor's signs of life: it adds one in every period.
+pub const EXECUTOR_BEATS: u64 = 24;
+/// Offset of the manager's signs of life: it adds one in every period.
+pub const MANAGER_BEATS: u64 = 32;
 /// Size of all counters.
-pub const COUNTERS_BYTES: usize = 24;
+pub const COUNTERS_BYTES: usize = 40;

@@ -1,6 +1,7 @@
 //! Client and executor manager: a lease is claimed with its token, becomes an executor process that
 //! dials the client, and is given back on the same connection. The end of the connection ends the
-//! lease.
+//! lease, and so does a client's silence: from [`Allocated`] to the end of the lease each side says
+//! something in every period that it names.
 
 use zerocopy::little_endian::{I32, I64, U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -34,7 +35,7 @@ pub struct Allocate {
     /// Input slots of each worker: invocations in flight.
     pub slots: U16,
 }
-const _: () = assert!(size_of::<Allocate>() == 308);
+const _: () = assert!(size_of::<Allocate>() == 316);
 
 /// The executor process was started; it dials next.
 #[derive(
@@ -44,6 +45,30 @@ const _: () = assert!(size_of::<Allocate>() == 308);
 pub struct Allocated {
     /// The lease: of the token, or a new number if there is no resource manager.
     pub lease: U64,
+    /// How often each side says something while the lease is held, in milliseconds.
+    pub heartbeat_ms: U32,
+    /// Silence after which the other side is given up, in milliseconds.
+    pub silence_ms: U32,
+}
+
+/// More time for the lease that this connection holds: shows the token that its renewal was answered with.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
+#[repr(C)]
+pub struct Renew {
+    /// Of the same lease, with a later end.
+    pub token: Token,
+}
+
+/// The lease ends later now.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
+#[repr(C)]
+pub struct Renewed {
+    /// End, in milliseconds since the Unix epoch.
+    pub expires_at_ms: U64,
 }
 
 /// A claim was refused. If the lease was claimed before on this connection it still is.
@@ -96,7 +121,8 @@ impl RefusedBecause {
     }
 }
 
-/// The executor process has ended by itself: a function crashed it or called `exit`.
+/// The executor process has ended: a function crashed it or called `exit`, or it was silent and was
+/// killed for that.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
 )]
@@ -106,6 +132,8 @@ pub struct ExecutorExited {
     pub signal: I32,
     /// Exit status, if no signal did.
     pub status: I32,
+    /// 1: it was stopped or hung, and its manager killed it; else 0.
+    pub silent: U16,
 }
 
 /// The lease ends soon: no new invocations after the deadline.
@@ -137,6 +165,10 @@ messages! {
         1 => Allocate(Allocate),
         /// Gives it back.
         2 => Release(Empty),
+        /// Still alive.
+        3 => Heartbeat(Empty),
+        /// Moves its end.
+        4 => Renew(Renew),
     }
 }
 messages! {
@@ -152,5 +184,9 @@ messages! {
         4 => LeaseEnding(LeaseEnding),
         /// Answer to a release.
         5 => Released(Released),
+        /// Still alive.
+        6 => Heartbeat(Empty),
+        /// Answer to a renewal; the other is a refusal.
+        7 => Renewed(Renewed),
     }
 }

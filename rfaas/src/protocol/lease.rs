@@ -64,14 +64,23 @@ pub struct LeaseTerms {
     pub memory: U32,
     /// End, in milliseconds since the Unix epoch.
     pub expires_at_ms: U64,
+    /// Which run of the node's executor manager it holds for
+    /// ([`Register::instance`](super::node::Register)): what was claimed there ended with it, and cannot
+    /// be claimed again at the next. 0 in a claim without a resource manager.
+    pub instance: U64,
     /// Where it holds.
     pub node: NodeName,
     /// Whom it is billed to.
     pub client: ClientName,
 }
-const _: () = assert!(size_of::<LeaseTerms>() == 220);
+const _: () = assert!(size_of::<LeaseTerms>() == 228);
 
 impl LeaseTerms {
+    /// Whether `other` is the same lease: the same terms, except for its end, which a renewal moves.
+    pub fn same_lease(&self, other: &LeaseTerms) -> bool {
+        LeaseTerms { expires_at_ms: other.expires_at_ms, ..*self } == *other
+    }
+
     /// Whether it has ended at `now`.
     pub fn expired(&self, now: SystemTime) -> bool {
         now >= UNIX_EPOCH + Duration::from_millis(self.expires_at_ms.get())
@@ -86,7 +95,7 @@ pub struct Token {
     pub terms: LeaseTerms,
     mac: [u8; 32],
 }
-const _: () = assert!(size_of::<Token>() == 252);
+const _: () = assert!(size_of::<Token>() == 260);
 
 impl Token {
     /// Signs `terms` with the cluster secret.
@@ -127,7 +136,7 @@ impl std::fmt::Debug for Token {
 
 fn mac(terms: &LeaseTerms, secret: &[u8]) -> Hmac<Sha256> {
     let mut mac = Hmac::<Sha256>::new_from_slice(secret).expect("HMAC takes keys of any length");
-    mac.update(b"rFaaS lease v1"); // so that no other use of the secret signs a lease
+    mac.update(b"rFaaS lease v2"); // so that no other use of the secret signs a lease
     mac.update(terms.as_bytes());
     mac
 }
@@ -196,10 +205,27 @@ pub struct LeaseRequest {
     pub memory: U32,
     /// How long, in milliseconds, at least one.
     pub timeout_ms: U64,
+    /// On how many nodes it may be met; each is a lease of its own, and either all are granted or none.
+    pub max_nodes: U32,
     /// Whom to bill.
     pub client: ClientName,
 }
-const _: () = assert!(size_of::<LeaseRequest>() == 86);
+const _: () = assert!(size_of::<LeaseRequest>() == 90);
+
+/// Asks for more time for a lease that has not ended; answered by a grant with a new token, or refused.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
+#[repr(C)]
+pub struct LeaseRenew {
+    /// Chosen by the client, returned in the answer.
+    pub request: U32,
+    /// How long from now on, in milliseconds, at least one.
+    pub timeout_ms: U64,
+    /// The lease, shown by its token.
+    pub token: Token,
+}
+const _: () = assert!(size_of::<LeaseRenew>() == 272);
 
 /// Gives a lease back that was not claimed, or asks the manager to end one that was.
 #[derive(
@@ -211,7 +237,7 @@ pub struct LeaseRelease {
     pub token: Token,
 }
 
-/// A lease was granted.
+/// A lease was granted, or renewed. A request that was met from several nodes is answered by as many.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
 )]
@@ -219,6 +245,10 @@ pub struct LeaseRelease {
 pub struct LeaseGranted {
     /// Of the request.
     pub request: U32,
+    /// Which of the request's leases it is, from 0.
+    pub part: U16,
+    /// How many there are: at least one.
+    pub parts: U16,
     /// Executor manager to show the token to.
     pub manager: WireAddress,
     /// The lease.
@@ -244,6 +274,8 @@ messages! {
         1 => Request(LeaseRequest),
         /// Gives one back.
         2 => Release(LeaseRelease),
+        /// Asks for more time.
+        3 => Renew(LeaseRenew),
     }
 }
 messages! {

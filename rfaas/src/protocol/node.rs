@@ -30,28 +30,32 @@ pub struct Challenge {
 pub struct Register {
     /// Name, as given to `/add` or in the executors database.
     pub node: NodeName,
+    /// Chosen at random by each run of an executor manager, never 0: leases of another run have ended.
+    pub instance: U64,
     proof: [u8; 32],
 }
-const _: () = assert!(size_of::<Register>() == 162);
+const _: () = assert!(size_of::<Register>() == 170);
 
 impl Register {
     /// Answers `challenge` with the cluster secret.
-    pub fn new(node: NodeName, challenge: &Challenge, secret: &[u8]) -> Self {
-        let proof = Self::mac(&node, challenge, secret).finalize().into_bytes().into();
-        Register { node, proof }
+    pub fn new(node: NodeName, instance: u64, challenge: &Challenge, secret: &[u8]) -> Self {
+        let unproved = Register { node, instance: instance.into(), proof: [0; 32] };
+        let proof = unproved.mac(challenge, secret).finalize().into_bytes().into();
+        Register { proof, ..unproved }
     }
 
     /// Whether the sender knows the cluster secret.
     pub fn verify(&self, challenge: &Challenge, secret: &[u8]) -> bool {
-        Self::mac(&self.node, challenge, secret).verify_slice(&self.proof).is_ok()
+        self.mac(challenge, secret).verify_slice(&self.proof).is_ok()
     }
 
-    fn mac(node: &NodeName, challenge: &Challenge, secret: &[u8]) -> Hmac<Sha256> {
+    fn mac(&self, challenge: &Challenge, secret: &[u8]) -> Hmac<Sha256> {
         let mut mac =
             Hmac::<Sha256>::new_from_slice(secret).expect("HMAC takes keys of any length");
-        mac.update(b"rFaaS node v1");
+        mac.update(b"rFaaS node v2");
         mac.update(&challenge.nonce);
-        mac.update(node.as_bytes());
+        mac.update(self.node.as_bytes());
+        mac.update(self.instance.as_bytes());
         mac
     }
 }
@@ -108,6 +112,29 @@ pub struct LeaseEnded {
     pub bill: Bill,
 }
 
+/// What a lease that is in use has used so far; sent in every period, so that not more than that is lost
+/// with the node.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
+#[repr(C)]
+pub struct LeaseUsed {
+    /// The lease.
+    pub lease: U64,
+    /// What it used since its claim.
+    pub bill: Bill,
+}
+
+/// The executor manager is to stop: no lease is to be granted here any more.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
+#[repr(C)]
+pub struct Draining {
+    /// How long its leases may still last, in milliseconds.
+    pub grace_ms: U32,
+}
+
 /// The end of a lease was taken into the books.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
@@ -128,6 +155,10 @@ pub struct Registered {
     pub cores: U32,
     /// Memory likewise, in MB.
     pub memory: U32,
+    /// How often each side says something, in milliseconds.
+    pub heartbeat_ms: U32,
+    /// Silence after which the other side is given up, in milliseconds.
+    pub silence_ms: U32,
 }
 
 /// The node may not register; the connection ends.
@@ -165,6 +196,10 @@ messages! {
         3 => Ended(LeaseEnded),
         /// Still alive.
         4 => Heartbeat(Empty),
+        /// What a lease has used so far.
+        5 => Used(LeaseUsed),
+        /// It is to stop.
+        6 => Draining(Draining),
     }
 }
 messages! {

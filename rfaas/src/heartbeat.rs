@@ -1,0 +1,116 @@
+//! Signs of life on a control connection, and what their absence means. Pure: the caller has the clock.
+//!
+//! ```text
+//!   we      ──beat──────beat──────beat──▶          one in every period
+//!   peer    ──heard─────heard   ·    ·    · silent  nothing for so long: as good as dead
+//! ```
+//! A process that was killed is known at once, from its connection. One that is stopped, that hangs, or
+//! whose network is gone only by its silence; from then on it is treated the same.
+
+use std::time::{Duration, Instant};
+
+/// How often a side says something, and after which silence it is given up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Heartbeat {
+    /// Between two signs of life.
+    pub period: Duration,
+    /// Longest time without one.
+    pub silence: Duration,
+}
+
+impl Heartbeat {
+    /// Shortest period, in milliseconds: below it, a busy machine looks dead.
+    pub const SHORTEST_PERIOD_MS: u32 = 10;
+    /// A side is given up after at least so many periods, so that one beat that is late does no harm.
+    pub const FEWEST_PERIODS: u32 = 2;
+
+    /// From what a configuration or a peer says, in milliseconds; what is too short is made longer.
+    pub fn from_ms(period_ms: u32, silence_ms: u32) -> Self {
+        let period_ms = period_ms.max(Self::SHORTEST_PERIOD_MS);
+        let silence_ms = silence_ms.max(period_ms.saturating_mul(Self::FEWEST_PERIODS));
+        Heartbeat {
+            period: Duration::from_millis(period_ms.into()),
+            silence: Duration::from_millis(silence_ms.into()),
+        }
+    }
+
+    /// The period in milliseconds, for the wire.
+    pub fn period_ms(&self) -> u32 {
+        u32::try_from(self.period.as_millis()).unwrap_or(u32::MAX)
+    }
+
+    /// The silence in milliseconds, for the wire.
+    pub fn silence_ms(&self) -> u32 {
+        u32::try_from(self.silence.as_millis()).unwrap_or(u32::MAX)
+    }
+}
+
+/// The signs of life of one connection: ours to the peer, and its to us.
+#[derive(Clone, Copy, Debug)]
+pub struct Pulse {
+    heartbeat: Heartbeat,
+    heard: Instant,
+    beat_at: Instant,
+}
+
+impl Pulse {
+    /// Begins now: the peer was just heard, and the first beat is due.
+    pub fn new(heartbeat: Heartbeat, now: Instant) -> Self {
+        Pulse { heartbeat, heard: now, beat_at: now }
+    }
+
+    /// The peer said something.
+    pub fn heard(&mut self, now: Instant) {
+        self.heard = self.heard.max(now);
+    }
+
+    /// Whether a beat is to be sent; told once a period.
+    pub fn beat(&mut self, now: Instant) -> bool {
+        let due = now >= self.beat_at;
+        if due {
+            self.beat_at = now + self.heartbeat.period;
+        }
+        due
+    }
+
+    /// For how long the peer has been silent, if that is too long. To be asked after everything that it
+    /// sent was taken: nobody is silent whose words wait to be read.
+    pub fn silent(&self, now: Instant) -> Option<Duration> {
+        let silence = now.saturating_duration_since(self.heard);
+        (silence >= self.heartbeat.silence).then_some(silence)
+    }
+
+    /// When there is something to do at the latest.
+    pub fn deadline(&self) -> Instant {
+        self.beat_at.min(self.heard + self.heartbeat.silence)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    #[test]
+    fn what_is_too_short_for_a_busy_machine_is_made_longer() {
+        let least = Heartbeat::from_ms(0, 0);
+        assert_eq!((least.period_ms(), least.silence_ms()), (10, 20));
+        let given = Heartbeat::from_ms(1000, 5000);
+        assert_eq!((given.period_ms(), given.silence_ms()), (1000, 5000));
+        assert_eq!(Heartbeat::from_ms(u32::MAX, 0).silence_ms(), u32::MAX);
+    }
+
+    #[test]
+    fn a_beat_is_due_once_a_period_and_a_peer_silent_after_its_limit() {
+        let now = Instant::now();
+        let mut pulse = Pulse::new(Heartbeat::from_ms(100, 300), now);
+        assert!(pulse.beat(now) && !pulse.beat(now + 99 * MS));
+        assert_eq!(pulse.deadline(), now + 100 * MS);
+        assert!(pulse.beat(now + 100 * MS));
+        assert_eq!(pulse.silent(now + 299 * MS), None);
+        assert_eq!(pulse.silent(now + 300 * MS), Some(300 * MS));
+        pulse.heard(now + 300 * MS);
+        assert_eq!(pulse.silent(now + 599 * MS), None);
+    }
+}
