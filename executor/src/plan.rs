@@ -126,7 +126,7 @@ mod tests {
                 "manager_secret": "000102030405060708090a0b0c0d0e0f", "client": "[::1]:4000",
                 "session_secret": "ffffffffffffffffffffffffffffffff", "workers": 2, "pin_to": null,
                 "slots": 4, "input_bytes": 64, "output_bytes": 64, "code_bytes": 9,
-                "hot_timeout_ms": -1}"#,
+                "hot_timeout_ms": -1, "heartbeat_ms": 1000, "silence_ms": 5000}"#,
         )
         .unwrap();
         let change: serde_json::Value = serde_json::from_str(change).unwrap();

@@ -20,6 +20,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 
+use rfaas::heartbeat::Heartbeat;
 use rfaas::protocol::allocation::{
     Allocated, ExecutorExited, LeaseEnding, RefusedBecause, Released, ToClient,
 };
@@ -87,12 +88,14 @@ pub struct Allocations {
     ended: EndedLeases,
     cpus: Option<CpuPool>,
     next_number: u64,
+    /// What clients are told that the node expects of them.
+    heartbeat: Heartbeat,
     stopping: bool,
 }
 
 impl Allocations {
     /// No leases and, until [`Event::Capacity`], nothing to lease. With `cpus`, workers are pinned.
-    pub fn new(cpus: Option<CpuPool>) -> Self {
+    pub fn new(cpus: Option<CpuPool>, heartbeat: Heartbeat) -> Self {
         Allocations {
             capacity: None,
             used_cores: 0,
@@ -102,6 +105,7 @@ impl Allocations {
             ended: EndedLeases::new(),
             cpus,
             next_number: 1,
+            heartbeat,
             stopping: false,
         }
     }
@@ -296,7 +300,11 @@ impl Allocations {
             out.push(Action::Claimed(held.terms));
         }
         if let Some(client) = held.client {
-            let allocated = Allocated { lease: lease.get().into() };
+            let allocated = Allocated {
+                lease: lease.get().into(),
+                heartbeat_ms: self.heartbeat.period_ms().into(),
+                silence_ms: self.heartbeat.silence_ms().into(),
+            };
             out.push(Action::Tell(client, ToClient::Allocated(allocated)));
         }
         if held.ending.is_some() {
@@ -346,7 +354,8 @@ impl Allocations {
                 Exit::Signal(signal) => (signal, 0),
                 Exit::Status(status) => (0, status),
             };
-            let exited = ExecutorExited { signal: signal.into(), status: status.into() };
+            let exited =
+                ExecutorExited { signal: signal.into(), status: status.into(), silent: 0.into() };
             out.push(Action::Tell(client, ToClient::ExecutorExited(exited)));
         }
     }

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use rdmalib::{ConnectRequest, Device};
 use rfaas::channel::refuse;
+use rfaas::heartbeat::Heartbeat;
 use rfaas::protocol::Secret;
 use rfaas::protocol::assignment::{AssignedDevice, Assignment, HexSecret};
 use rfaas::protocol::lease::LeaseId;
@@ -28,6 +29,7 @@ pub struct Executors {
     device: Device,
     manager: SocketAddr,
     launcher: Launcher,
+    heartbeat: Heartbeat,
     running: BTreeMap<LeaseId, Running>,
 }
 
@@ -44,8 +46,13 @@ pub struct Gone {
 
 impl Executors {
     /// None yet. They will use `device`, and reach this manager at `manager`.
-    pub fn new(device: Device, manager: SocketAddr, launcher: Launcher) -> Self {
-        Executors { device, manager, launcher, running: BTreeMap::new() }
+    pub fn new(
+        device: Device,
+        manager: SocketAddr,
+        launcher: Launcher,
+        heartbeat: Heartbeat,
+    ) -> Self {
+        Executors { device, manager, launcher, heartbeat, running: BTreeMap::new() }
     }
 
     /// Starts the executor of `lease`, which has none; returns its process id, or an explanation for
@@ -79,6 +86,8 @@ impl Executors {
             output_bytes: deployment.output_bytes,
             code_bytes: deployment.code_bytes,
             hot_timeout_ms: deployment.hot_timeout_ms,
+            heartbeat_ms: self.heartbeat.period_ms(),
+            silence_ms: self.heartbeat.silence_ms(),
         };
         let process = self.launcher.start(&assignment).map_err(|error| error.to_string())?;
         let pid = process.pid();

@@ -9,13 +9,15 @@
 //!
 //! Elsewhere: granting leases (the resource manager), running functions (the executor).
 
+use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::Instant;
 
 use nix::errno::Errno;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use rfaas::config::{Devices, ExecutorManagerConfig, ExecutorManagerNode, cluster_secret};
+use rfaas::config::{Devices, ExecutorManagerConfig, ExecutorManagerNode};
+use rfaas::protocol::Secret;
 use rfaas::protocol::lease::NodeName;
 
 mod accounting;
@@ -38,7 +40,7 @@ use manager::Manager;
 use request::Authority;
 use signals::Signals;
 use spawn::Launcher;
-use upstream::Upstream;
+use upstream::{Identity, Upstream};
 
 /// Why the manager ended. Displays as one line.
 #[derive(Debug, thiserror::Error)]
@@ -109,7 +111,8 @@ pub fn run(options: &Options) -> Result<(), Error> {
     let wake = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)
         .map_err(|errno| Error::os("creating an eventfd", errno))?;
     let wake = Arc::new(wake);
-    let mut allocations = Allocations::new(cpus);
+    let heartbeat = node.heartbeat();
+    let mut allocations = Allocations::new(cpus, heartbeat);
     let (authority, upstream) = if options.skip_resource_manager {
         let capacity = own_capacity(node)?;
         let Capacity { cores, memory } = capacity;
@@ -117,16 +120,21 @@ pub fn run(options: &Options) -> Result<(), Error> {
         allocations.apply(Instant::now(), Event::Capacity(capacity), &mut Vec::new());
         (Authority::Anyone, None)
     } else {
-        let secret = cluster_secret(node.resource_manager_secret);
+        let secret = node.secret().map_err(|error| Error::Start(error.to_string()))?;
+        if let Some(warning) = secret.warning() {
+            tracing::warn!("{warning}");
+        }
+        let secret = Arc::clone(secret.bytes());
+        let identity = Identity { name, instance: draw_instance(), secret: Arc::clone(&secret) };
         let authority = Authority::ResourceManager { secret, node: node.node_name.clone() };
         let wake = Arc::clone(&wake);
-        let upstream = Upstream::new(device.clone(), node.clone(), name, wake, Instant::now());
+        let upstream = Upstream::new(device.clone(), node.clone(), identity, wake, Instant::now());
         (authority, Some(upstream))
     };
     let launcher = Launcher::from_environment(options.verbose);
     let manager = Manager {
         clients: Clients::new(device.clone()),
-        executors: Executors::new(device, address, launcher),
+        executors: Executors::new(device, address, launcher, heartbeat),
         upstream,
         listener,
         allocations,
@@ -138,6 +146,16 @@ pub fn run(options: &Options) -> Result<(), Error> {
         stopping: None,
     };
     manager.run()
+}
+
+/// Distinguishes this run from all others of this node: what is granted for one does not hold at another.
+fn draw_instance() -> NonZeroU64 {
+    loop {
+        let [instance @ .., _, _, _, _, _, _, _, _] = Secret::generate().0;
+        if let Some(instance) = NonZeroU64::new(u64::from_le_bytes(instance)) {
+            return instance;
+        }
+    }
 }
 
 /// `error` and what caused it, in one line: a message alone does not say what the system said.

@@ -23,7 +23,7 @@ use nix::sys::eventfd::EventFd;
 use rdmalib::{ConnectRequest, Listener};
 use rfaas::channel::refuse;
 use rfaas::protocol::accounting::AccountingHello;
-use rfaas::protocol::allocation::{Allocate, FromClient};
+use rfaas::protocol::allocation::{Allocate, FromClient, RefusedBecause};
 use rfaas::protocol::lease::EndReason;
 use rfaas::protocol::node::LeaseEnded;
 use rfaas::protocol::{Hello, Malformed, Role, parse_prefix};
@@ -198,6 +198,12 @@ impl Manager {
                 }
             },
             FromClient::Release(_) => events.push_back(Event::Release(client)),
+            FromClient::Heartbeat(_) => {}
+            FromClient::Renew(_) => {
+                let why = "leases are not renewed here yet";
+                let refusal = Refusal::new(RefusedBecause::BadRequest, why);
+                self.perform(Action::Tell(client, refusal.message()), events);
+            }
         }
     }
 

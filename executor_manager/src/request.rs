@@ -7,6 +7,7 @@
 //! Elsewhere: whether cores and memory are free (`allocations`), starting the executor (`spawn`).
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rfaas::protocol::Secret;
@@ -47,7 +48,7 @@ pub enum Authority {
     /// Those that the resource manager signed with the cluster secret for the node of this name.
     ResourceManager {
         /// Key of the signatures.
-        secret: Vec<u8>,
+        secret: Arc<[u8]>,
         /// This node.
         node: String,
     },
@@ -204,6 +205,7 @@ mod tests {
             cores: 2.into(),
             memory: 256.into(),
             expires_at_ms: expires_at_ms.into(),
+            instance: 0.into(),
             node: NodeName::new(node).unwrap(),
             client: ClientName::new("someone").unwrap(),
         }
@@ -226,7 +228,7 @@ mod tests {
     }
 
     fn cluster() -> Authority {
-        Authority::ResourceManager { secret: SECRET.to_vec(), node: "here".into() }
+        Authority::ResourceManager { secret: SECRET.into(), node: "here".into() }
     }
 
     fn because(result: Result<Duration, Refusal>) -> RefusedBecause {

@@ -14,6 +14,7 @@
 //! Elsewhere: what is claimed and ended (`allocations`); leases go on while nobody is connected.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::num::NonZeroU64;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
@@ -21,7 +22,7 @@ use std::time::{Duration, Instant};
 use nix::sys::eventfd::EventFd;
 use rdmalib::Device;
 use rfaas::channel::{Channel, ChannelError, Incoming};
-use rfaas::config::{ConfigError, ExecutorManagerNode, cluster_secret};
+use rfaas::config::{ConfigError, ExecutorManagerNode};
 use rfaas::protocol::lease::{EndReason, LeaseId, LeaseTerms, NodeName};
 use rfaas::protocol::node::{
     Challenge, FromNode, LeaseClaimed, LeaseEnded, Register, RegisterRefused, Registered, ToNode,
@@ -87,6 +88,22 @@ pub enum DialError {
     Thread(std::io::Error),
 }
 
+/// What a node shows its resource manager.
+pub struct Identity {
+    /// Its name.
+    pub name: NodeName,
+    /// This run of its executor manager.
+    pub instance: NonZeroU64,
+    /// Key of its proof.
+    pub secret: Arc<[u8]>,
+}
+
+impl std::fmt::Debug for Identity {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Identity").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
 type Dialed = Result<(Channel, Challenge), DialError>;
 
 #[derive(Debug)]
@@ -102,7 +119,7 @@ enum State {
 pub struct Upstream {
     device: Device,
     target: ExecutorManagerNode,
-    name: NodeName,
+    identity: Identity,
     wake: Arc<EventFd>,
     state: State,
     backoff: Duration,
@@ -117,19 +134,19 @@ pub struct Upstream {
 }
 
 impl Upstream {
-    /// Will dial the resource manager of `target`, whose node name is `name`, at the first
+    /// Will dial the resource manager of `target`, as `identity`, at the first
     /// [`pump`](Upstream::pump). `wake` is written to when [`pump`](Upstream::pump) is due.
     pub fn new(
         device: Device,
         target: ExecutorManagerNode,
-        name: NodeName,
+        identity: Identity,
         wake: Arc<EventFd>,
         now: Instant,
     ) -> Self {
         Upstream {
             device,
             target,
-            name,
+            identity,
             wake,
             state: State::Waiting { until: now },
             backoff: BACKOFF.0,
@@ -259,8 +276,8 @@ impl Upstream {
 
     fn register(&mut self, mut channel: Channel, challenge: &Challenge, now: Instant) {
         self.reached = true;
-        let secret = cluster_secret(self.target.resource_manager_secret);
-        let register = Register::new(self.name, challenge, &secret);
+        let Identity { name, instance, secret } = &self.identity;
+        let register = Register::new(*name, instance.get(), challenge, secret);
         match channel.send(&FromNode::Register(register)) {
             Ok(()) => self.state = State::Registering { channel, since: now },
             Err(error) => self.lost(&in_full(&error), now),
@@ -359,7 +376,7 @@ impl Upstream {
 
     fn registered(&self, granted: &Registered) -> News {
         let (cores, memory) = (granted.cores.get(), granted.memory.get());
-        let node = self.name.get().unwrap_or_default();
+        let node = self.identity.name.get().unwrap_or_default();
         tracing::info!("registered as {node}: {cores} cores, {memory} MB");
         News::Registered { cores, memory }
     }

@@ -344,6 +344,8 @@ pub fn assignment(
         output_bytes: setup.output_bytes,
         code_bytes: code.len() as u32,
         hot_timeout_ms: setup.hot_timeout_ms,
+        heartbeat_ms: 1000,
+        silence_ms: 5000,
     }
 }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 
-use super::tests::{deployment, terms};
+use super::tests::{HEARTBEAT, deployment, terms};
 use super::*;
 
 const CAPACITY: Capacity = Capacity { cores: 4, memory: 400 };
@@ -75,7 +75,8 @@ struct World {
 
 impl World {
     fn new() -> Self {
-        let allocations = Allocations::new(Some(CpuPool::new(0..CAPACITY.cores as usize)));
+        let allocations =
+            Allocations::new(Some(CpuPool::new(0..CAPACITY.cores as usize)), HEARTBEAT);
         let clients = (0..5).map(ClientId).collect();
         let leases = BTreeMap::new();
         let (now, next_client, exit_told) = (Instant::now(), 5, false);

@@ -6,6 +6,8 @@ use rfaas::protocol::lease::{ClientName, NodeName};
 use rfaas::protocol::node::Bill;
 
 const SECOND: Duration = Duration::from_secs(1);
+pub(super) const HEARTBEAT: Heartbeat =
+    Heartbeat { period: SECOND, silence: Duration::from_secs(5) };
 const A: ClientId = ClientId(1);
 const B: ClientId = ClientId(2);
 
@@ -15,6 +17,7 @@ pub(super) fn terms(lease: u64, cores: u32, memory: u32) -> LeaseTerms {
         cores: cores.into(),
         memory: memory.into(),
         expires_at_ms: 0.into(), // judged before, see `time_left`
+        instance: 5.into(),
         node: NodeName::new("here").unwrap(),
         client: ClientName::new("someone").unwrap(),
     }
@@ -40,7 +43,7 @@ struct Node {
 
 impl Node {
     fn new() -> Self {
-        let mut node = Node { allocations: Allocations::new(None), now: Instant::now() };
+        let mut node = Node { allocations: Allocations::new(None, HEARTBEAT), now: Instant::now() };
         node.apply(Event::Capacity(Capacity { cores: 4, memory: 1000 }));
         node
     }
@@ -171,7 +174,7 @@ fn a_crashed_executor_is_told_and_the_lease_may_start_another() {
     let lease = node.lease(A, 7, 2);
     let usage = Usage { hot_polling_ns: 1, execution_ns: 2, invocations: 3 };
     let out = node.apply(Event::Exited { lease, exit: Exit::Signal(11), usage });
-    let told = ExecutorExited { signal: 11.into(), status: 0.into() };
+    let told = ExecutorExited { signal: 11.into(), status: 0.into(), silent: 0.into() };
     assert_eq!(out, [Action::Tell(A, ToClient::ExecutorExited(told))]);
     assert_eq!(node.allocations.free().cores, 2, "still claimed");
     assert_eq!(refusal(&node.claim(B, terms(7, 2, 100))), RefusedBecause::BadRequest);
@@ -237,7 +240,7 @@ fn what_does_not_fit_is_refused_with_what_is_free_and_fits_after_a_release() {
 
 #[test]
 fn nothing_is_leased_before_the_capacity_is_known_or_after_it_shrank() {
-    let mut node = Node { allocations: Allocations::new(None), now: Instant::now() };
+    let mut node = Node { allocations: Allocations::new(None, HEARTBEAT), now: Instant::now() };
     assert_eq!(refusal(&node.claim(A, terms(7, 1, 1))), RefusedBecause::NoCapacity);
     node.apply(Event::Capacity(Capacity { cores: 2, memory: 200 }));
     let lease = node.lease(A, 7, 2);
@@ -319,8 +322,10 @@ fn shutdown_ends_everything_and_takes_no_more() {
 
 #[test]
 fn pinned_workers_of_two_leases_never_share_a_cpu() {
-    let mut node =
-        Node { allocations: Allocations::new(Some(CpuPool::new(0..4))), now: Instant::now() };
+    let mut node = Node {
+        allocations: Allocations::new(Some(CpuPool::new(0..4)), HEARTBEAT),
+        now: Instant::now(),
+    };
     node.apply(Event::Capacity(Capacity { cores: 4, memory: 1000 }));
     let mut seen = Vec::new();
     for (client, number) in [(A, 7), (B, 8)] {

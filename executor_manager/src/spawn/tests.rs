@@ -39,6 +39,8 @@ fn assignment(workers: u16) -> Assignment {
         output_bytes: 64,
         code_bytes: 1000,
         hot_timeout_ms: -1,
+        heartbeat_ms: 1000,
+        silence_ms: 5000,
     }
 }
 

@@ -254,6 +254,7 @@ pub fn terms(lease: u64, cores: u32, memory: u32, lasts: Duration) -> LeaseTerms
         cores: cores.into(),
         memory: memory.into(),
         expires_at_ms: (end.as_millis() as u64).into(),
+        instance: 0.into(),
         node: NodeName::new(NODE).unwrap(),
         client: ClientName::new("tester").unwrap(),
     }
@@ -442,7 +443,12 @@ impl ResourceManager {
     /// Takes a node's registration and grants it four cores.
     pub fn register(&mut self) -> NodeLink {
         let mut link = self.meet();
-        link.send(&ToNode::Registered(Registered { cores: 4.into(), memory: 1024.into() }));
+        link.send(&ToNode::Registered(Registered {
+            cores: 4.into(),
+            memory: 1024.into(),
+            heartbeat_ms: 1000.into(),
+            silence_ms: 5000.into(),
+        }));
         link
     }
 }
