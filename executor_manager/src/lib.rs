@@ -9,7 +9,6 @@
 //!
 //! Elsewhere: granting leases (the resource manager), running functions (the executor).
 
-use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -17,7 +16,6 @@ use nix::errno::Errno;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use rfaas::config::{Devices, ExecutorManagerConfig, ExecutorManagerNode};
-use rfaas::protocol::Secret;
 use rfaas::protocol::lease::NodeName;
 
 mod accounting;
@@ -26,6 +24,7 @@ mod clients;
 mod cpus;
 mod ended;
 mod executors;
+mod identity;
 mod manager;
 mod request;
 mod signals;
@@ -36,11 +35,12 @@ use allocations::{Allocations, Capacity, Event};
 use clients::Clients;
 use cpus::CpuPool;
 use executors::Executors;
+use identity::Identity;
 use manager::Manager;
 use request::Authority;
 use signals::Signals;
 use spawn::Launcher;
-use upstream::{Identity, Upstream};
+use upstream::Upstream;
 
 /// Why the manager ended. Displays as one line.
 #[derive(Debug, thiserror::Error)]
@@ -124,9 +124,8 @@ pub fn run(options: &Options) -> Result<(), Error> {
         if let Some(warning) = secret.warning() {
             tracing::warn!("{warning}");
         }
-        let secret = Arc::clone(secret.bytes());
-        let identity = Identity { name, instance: draw_instance(), secret: Arc::clone(&secret) };
-        let authority = Authority::ResourceManager { secret, node: node.node_name.clone() };
+        let identity = Arc::new(Identity::new(name, Arc::clone(secret.bytes())));
+        let authority = Authority::ResourceManager(Arc::clone(&identity));
         let wake = Arc::clone(&wake);
         let upstream = Upstream::new(device.clone(), node.clone(), identity, wake, Instant::now());
         (authority, Some(upstream))
@@ -146,16 +145,6 @@ pub fn run(options: &Options) -> Result<(), Error> {
         stopping: None,
     };
     manager.run()
-}
-
-/// Distinguishes this run from all others of this node: what is granted for one does not hold at another.
-fn draw_instance() -> NonZeroU64 {
-    loop {
-        let [instance @ .., _, _, _, _, _, _, _, _] = Secret::generate().0;
-        if let Some(instance) = NonZeroU64::new(u64::from_le_bytes(instance)) {
-            return instance;
-        }
-    }
 }
 
 /// `error` and what caused it, in one line: a message alone does not say what the system said.

@@ -15,6 +15,8 @@ use rfaas::protocol::allocation::{Allocate, AllocateRefused, RefusedBecause, ToC
 use rfaas::protocol::invocation::{HEADER_SPACE, MAX_SLOTS};
 use rfaas::protocol::lease::{Reason, Token};
 
+use crate::identity::Identity;
+
 /// Bytes of one MB of lease memory: the generous reading, so that nobody is refused over 4 %.
 const MB: u128 = 1 << 20;
 
@@ -43,26 +45,12 @@ impl Refusal {
 }
 
 /// Whose tokens count on this node.
-#[derive(Clone)]
+#[derive(Debug)]
 pub enum Authority {
-    /// Those that the resource manager signed with the cluster secret for the node of this name.
-    ResourceManager {
-        /// Key of the signatures.
-        secret: Arc<[u8]>,
-        /// This node.
-        node: String,
-    },
+    /// Those that the resource manager signed with the cluster secret for this run of this node.
+    ResourceManager(Arc<Identity>),
     /// Nobody signs: whoever reaches this node may claim what is free.
     Anyone,
-}
-
-impl std::fmt::Debug for Authority {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Authority::ResourceManager { .. } => "ResourceManager(..)", // never the secret
-            Authority::Anyone => "Anyone",
-        })
-    }
 }
 
 impl Authority {
@@ -71,23 +59,24 @@ impl Authority {
         let bad = |reason: String| Err(Refusal::new(RefusedBecause::BadToken, reason));
         let lease = token.terms.lease.get();
         match self {
-            Authority::ResourceManager { secret, node } => {
-                if !token.verify(secret) {
+            Authority::ResourceManager(identity) => {
+                if !token.verify(&identity.secret) {
                     return bad(if lease == 0 {
                         "this node leases through its resource manager: ask that for a lease".into()
                     } else {
                         "the token was not signed by this cluster's resource manager".into()
                     });
                 }
-                match token.terms.node.get() {
-                    Ok(granted) if granted == node => {}
-                    Ok(granted) => {
-                        return bad(format!("the lease is for node {granted:?}, this is {node:?}"));
-                    }
-                    Err(_) => return bad("the node name in the token is not text".into()),
+                let (granted, node) = (token.terms.node, identity.name);
+                if granted.get() != node.get() {
+                    return bad(format!("the lease is for node {granted:?}, this is {node:?}"));
                 }
                 if lease == 0 {
                     return bad("the token names no lease".into());
+                }
+                if token.terms.instance.get() != identity.instance.get() {
+                    let reason = "the lease was granted before this executor manager was started";
+                    return Err(Refusal::new(RefusedBecause::LeaseEnded, reason));
                 }
             }
             Authority::Anyone if lease != 0 => {
@@ -198,6 +187,7 @@ mod tests {
     use rfaas::protocol::lease::{ClientName, LeaseTerms, NodeName};
 
     const SECRET: &[u8] = b"42";
+    const INSTANCE: u64 = 5;
 
     fn terms(lease: u64, node: &str, expires_at_ms: u64) -> LeaseTerms {
         LeaseTerms {
@@ -205,7 +195,7 @@ mod tests {
             cores: 2.into(),
             memory: 256.into(),
             expires_at_ms: expires_at_ms.into(),
-            instance: 0.into(),
+            instance: INSTANCE.into(),
             node: NodeName::new(node).unwrap(),
             client: ClientName::new("someone").unwrap(),
         }
@@ -228,7 +218,8 @@ mod tests {
     }
 
     fn cluster() -> Authority {
-        Authority::ResourceManager { secret: SECRET.into(), node: "here".into() }
+        let (name, instance) = (NodeName::new("here").unwrap(), INSTANCE.try_into().unwrap());
+        Authority::ResourceManager(Arc::new(Identity { name, instance, secret: SECRET.into() }))
     }
 
     fn because(result: Result<Duration, Refusal>) -> RefusedBecause {
@@ -257,6 +248,15 @@ mod tests {
         let mut forged = Token::sign(terms(7, "here", 5000), SECRET);
         forged.terms.cores = 64.into();
         assert_eq!(because(cluster().admit(&forged, at(0))), RefusedBecause::BadToken);
+    }
+
+    #[test]
+    fn a_token_of_another_run_of_the_node_is_one_of_a_lease_that_has_ended() {
+        let mut of_before = terms(7, "here", 5000);
+        of_before.instance = (INSTANCE - 1).into();
+        let refused = cluster().admit(&Token::sign(of_before, SECRET), at(0)).unwrap_err();
+        assert_eq!(refused.because, RefusedBecause::LeaseEnded);
+        assert!(refused.reason.contains("before this executor manager was started"), "{refused:?}");
     }
 
     #[test]

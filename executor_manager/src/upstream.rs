@@ -14,7 +14,6 @@
 //! Elsewhere: what is claimed and ended (`allocations`); leases go on while nobody is connected.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::num::NonZeroU64;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
@@ -23,12 +22,13 @@ use nix::sys::eventfd::EventFd;
 use rdmalib::Device;
 use rfaas::channel::{Channel, ChannelError, Incoming};
 use rfaas::config::{ConfigError, ExecutorManagerNode};
-use rfaas::protocol::lease::{EndReason, LeaseId, LeaseTerms, NodeName};
+use rfaas::protocol::lease::{EndReason, LeaseId, LeaseTerms};
 use rfaas::protocol::node::{
     Challenge, FromNode, LeaseClaimed, LeaseEnded, Register, RegisterRefused, Registered, ToNode,
 };
 use rfaas::protocol::{Empty, Malformed, Role, parse_prefix};
 
+use crate::identity::Identity;
 use crate::in_full;
 
 /// How often we say something.
@@ -88,22 +88,6 @@ pub enum DialError {
     Thread(std::io::Error),
 }
 
-/// What a node shows its resource manager.
-pub struct Identity {
-    /// Its name.
-    pub name: NodeName,
-    /// This run of its executor manager.
-    pub instance: NonZeroU64,
-    /// Key of its proof.
-    pub secret: Arc<[u8]>,
-}
-
-impl std::fmt::Debug for Identity {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Identity").field("name", &self.name).finish_non_exhaustive()
-    }
-}
-
 type Dialed = Result<(Channel, Challenge), DialError>;
 
 #[derive(Debug)]
@@ -119,7 +103,7 @@ enum State {
 pub struct Upstream {
     device: Device,
     target: ExecutorManagerNode,
-    identity: Identity,
+    identity: Arc<Identity>,
     wake: Arc<EventFd>,
     state: State,
     backoff: Duration,
@@ -139,7 +123,7 @@ impl Upstream {
     pub fn new(
         device: Device,
         target: ExecutorManagerNode,
-        identity: Identity,
+        identity: Arc<Identity>,
         wake: Arc<EventFd>,
         now: Instant,
     ) -> Self {
@@ -276,7 +260,7 @@ impl Upstream {
 
     fn register(&mut self, mut channel: Channel, challenge: &Challenge, now: Instant) {
         self.reached = true;
-        let Identity { name, instance, secret } = &self.identity;
+        let Identity { name, instance, secret } = &*self.identity;
         let register = Register::new(*name, instance.get(), challenge, secret);
         match channel.send(&FromNode::Register(register)) {
             Ok(()) => self.state = State::Registering { channel, since: now },

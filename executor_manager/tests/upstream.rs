@@ -32,7 +32,7 @@ fn a_node_registers_reports_claim_and_end_and_keeps_in_touch() {
     let mut link = manager.register();
     node.wait_for_log("registered as exec-mgr-node: 4 cores, 1024 MB");
     let mut client = node.client();
-    assert_eq!(client.claim(signed(77, 2)), 77);
+    assert_eq!(client.claim(link.signed(77, 2)), 77);
     assert_eq!(link.claimed(), 77);
     let bill = client.release();
     assert_eq!(link.ended(), (77, EndReason::Released, bill));
@@ -51,7 +51,7 @@ fn an_end_is_reported_before_the_client_has_its_bill() {
     let mut link = manager.register();
     let mut client = node.client();
     for lease in 1..=20 {
-        client.claim(signed(lease, 4));
+        client.claim(link.signed(lease, 4));
         assert_eq!(link.claimed(), lease);
         client.release();
         // No waiting: it is there.
@@ -68,28 +68,28 @@ fn a_token_is_good_for_one_claim_on_the_node_it_names() {
     let node = manager.node(OBEDIENT).start();
     let mut link = manager.register();
     let (mut client, mut other) = (node.client(), node.client());
-    let mut elsewhere = terms(77, 1, 100, hour());
+    let mut elsewhere = link.terms(77, 1, hour());
     elsewhere.node = NodeName::new("elsewhere").unwrap();
-    let mut forged = signed(77, 1);
+    let mut forged = link.signed(77, 1);
     forged.terms.cores = 4.into();
     for token in [
         forged,
         unsigned(1),
         Token::unsigned(terms(77, 1, 100, hour())),
-        Token::sign(terms(77, 1, 100, hour()), b"43"),
+        Token::sign(link.terms(77, 1, hour()), b"43"),
         Token::sign(elsewhere, SECRET),
-        Token::sign(terms(0, 1, 100, hour()), SECRET),
+        Token::sign(link.terms(0, 1, hour()), SECRET),
     ] {
         assert_eq!(client.refused(allocate(token)).0, RefusedBecause::BadToken);
     }
-    client.claim(signed(77, 1));
+    client.claim(link.signed(77, 1));
     link.claimed();
-    let (because, reason) = other.refused(allocate(signed(77, 1)));
+    let (because, reason) = other.refused(allocate(link.signed(77, 1)));
     assert_eq!(because, RefusedBecause::BadRequest);
     assert!(reason.contains("another connection"), "{reason}");
     client.release();
     for client in [&mut client, &mut other] {
-        assert_eq!(client.refused(allocate(signed(77, 1))).0, RefusedBecause::LeaseEnded);
+        assert_eq!(client.refused(allocate(link.signed(77, 1))).0, RefusedBecause::LeaseEnded);
     }
     assert_eq!(link.ended().0, 77);
     link.send(&end(78, EndReason::Withdrawn, 0)); // before its claim
@@ -97,7 +97,7 @@ fn a_token_is_good_for_one_claim_on_the_node_it_names() {
     link.next();
     wait_for("the end of an unclaimed lease", || {
         let mut client = node.client();
-        match client.ask(allocate(signed(78, 1))) {
+        match client.ask(allocate(link.signed(78, 1))) {
             ToClient::Refused(refused) => {
                 assert_eq!(refused.because, RefusedBecause::LeaseEnded.to_wire());
                 Some(())
@@ -113,7 +113,7 @@ fn a_withdrawn_lease_ends_after_its_grace() {
     let node = manager.node(OBEDIENT).start();
     let mut link = manager.register();
     let mut client = node.client();
-    client.claim(signed(77, 2));
+    client.claim(link.signed(77, 2));
     link.claimed();
     let pid = node.executors(1)[0];
     link.send(&end(77, EndReason::Withdrawn, 500));
@@ -124,7 +124,7 @@ fn a_withdrawn_lease_ends_after_its_grace() {
     assert_eq!((lease, reason), (77, EndReason::Withdrawn));
     assert!(bill.allocated_ns.get() >= 500_000_000, "{bill:?}");
     assert!(!runs(pid));
-    client.claim(signed(78, 4));
+    client.claim(link.signed(78, 4));
     link.claimed();
     link.send(&end(78, EndReason::Withdrawn, 0));
     assert_eq!(client.ending(), (EndReason::Withdrawn, 0));
@@ -137,8 +137,8 @@ fn leases_survive_the_resource_manager_and_are_reported_to_the_next_one() {
     let mut node = manager.node(OBEDIENT).start();
     let mut link = manager.register();
     let (mut stays, mut ends) = (node.client(), node.client());
-    stays.claim(signed(77, 2));
-    ends.claim(signed(78, 1));
+    stays.claim(link.signed(77, 2));
+    ends.claim(link.signed(78, 1));
     assert_eq!([link.claimed(), link.claimed()], [77, 78]);
     let bill = ends.release();
     assert_eq!(link.ended(), (78, EndReason::Released, bill));
@@ -174,7 +174,7 @@ fn a_lease_that_ends_while_nobody_listens_is_billed_later() {
     let mut node = manager.node(OBEDIENT).start();
     let mut link = manager.register();
     let mut client = node.client();
-    client.claim(signed(77, 2));
+    client.claim(link.signed(77, 2));
     link.claimed();
     drop(link);
     node.wait_for_log("no connection to the resource manager");
@@ -188,20 +188,21 @@ fn an_unknown_node_is_warned_of_once_and_registers_as_soon_as_it_is_known() {
     let mut manager = ResourceManager::new();
     let mut node = manager.node(OBEDIENT).start();
     let reason = Reason::new("node exec-mgr-node is not known: add it").unwrap();
-    for _ in 0..3 {
+    let [_, _, unregistered] = [0; 3].map(|_| {
         let mut link = manager.meet();
         link.send(&ToNode::Refused(RegisterRefused { reason }));
         link.channel.flush(PATIENCE).unwrap();
-    }
+        link.signed(77, 1)
+    });
     let mut client = node.client();
-    let (because, reason) = client.refused(allocate(signed(77, 1)));
+    let (because, reason) = client.refused(allocate(unregistered));
     assert_eq!(because, RefusedBecause::NoCapacity);
     assert!(reason.contains("not registered"), "{reason}");
-    let _link = manager.register();
+    let link = manager.register();
     node.wait_for_log("registered as");
     let log = node.log();
     assert_eq!(log.matches("node exec-mgr-node is not known: add it").count(), 1, "{log}");
-    client.claim(signed(77, 1));
+    client.claim(link.signed(77, 1));
 }
 
 #[test]
@@ -219,7 +220,7 @@ fn a_stopping_node_sends_its_bills_first() {
     let mut node = manager.node(STUBBORN).start();
     let mut link = manager.register();
     let mut client = node.client();
-    client.claim(signed(77, 2));
+    client.claim(link.signed(77, 2));
     link.claimed();
     node.executors(1);
     node.signal(Signal::SIGTERM);
@@ -236,7 +237,7 @@ fn a_stopping_node_does_not_wait_for_a_resource_manager_that_is_gone() {
     let mut node = manager.node(OBEDIENT).start();
     let mut link = manager.register();
     let mut client = node.client();
-    client.claim(signed(77, 2));
+    client.claim(link.signed(77, 2));
     link.claimed();
     drop((link, manager));
     node.wait_for_log("no connection to the resource manager");
@@ -252,7 +253,7 @@ fn claims_and_releases_in_quick_succession_are_each_reported_in_order() {
     let mut link = manager.register();
     let mut client = node.client();
     for lease in 1..=60 {
-        client.claim(signed(lease, 4));
+        client.claim(link.signed(lease, 4));
         client.send(&FromClient::Release(Empty {}));
         assert!(matches!(client.next(), ToClient::Released(_)));
     }
@@ -264,4 +265,25 @@ fn claims_and_releases_in_quick_succession_are_each_reported_in_order() {
     }
     std::thread::sleep(Duration::from_millis(10));
     node.stop();
+}
+
+#[test]
+fn a_token_of_before_a_restart_of_the_node_is_refused_by_the_next_one() {
+    let mut manager = ResourceManager::new();
+    let node = manager.node(OBEDIENT).start();
+    let link = manager.register();
+    let (used, unused) = (link.signed(77, 1), link.signed(78, 1));
+    let mut client = node.client();
+    client.claim(used);
+    client.release();
+    drop((link, node));
+    let node = manager.node(OBEDIENT).start();
+    let link = manager.register();
+    let mut client = node.client();
+    for token in [used, unused] {
+        let (because, reason) = client.refused(allocate(token));
+        assert_eq!(because, RefusedBecause::LeaseEnded);
+        assert!(reason.contains("before this executor manager was started"), "{reason}");
+    }
+    client.claim(link.signed(79, 1));
 }

@@ -264,10 +264,6 @@ pub fn hour() -> Duration {
     Duration::from_secs(3600)
 }
 
-pub fn signed(lease: u64, cores: u32) -> Token {
-    Token::sign(terms(lease, cores, 100, hour()), SECRET)
-}
-
 pub fn unsigned(cores: u32) -> Token {
     Token::unsigned(terms(0, cores, 100, hour()))
 }
@@ -429,11 +425,13 @@ impl ResourceManager {
         let challenge = Challenge { nonce: [7; 32] };
         let mut channel = Channel::new(&self.device, 64).unwrap();
         channel.accept(request, &challenge).unwrap();
-        let mut link = NodeLink { channel };
+        let mut link = NodeLink { channel, instance: 0 };
         match link.next() {
             FromNode::Register(register) => {
                 assert!(register.verify(&challenge, SECRET));
                 assert_eq!(register.node.get(), Ok(NODE));
+                link.instance = register.instance.get();
+                assert_ne!(link.instance, 0);
             }
             other => panic!("{other:?}"),
         }
@@ -455,9 +453,20 @@ impl ResourceManager {
 
 pub struct NodeLink {
     pub channel: Channel,
+    /// Of the executor manager that registered.
+    pub instance: u64,
 }
 
 impl NodeLink {
+    /// Terms of a lease that is granted for this run of the node.
+    pub fn terms(&self, lease: u64, cores: u32, lasts: Duration) -> LeaseTerms {
+        LeaseTerms { instance: self.instance.into(), ..terms(lease, cores, 100, lasts) }
+    }
+
+    pub fn signed(&self, lease: u64, cores: u32) -> Token {
+        Token::sign(self.terms(lease, cores, hour()), SECRET)
+    }
+
     pub fn send(&mut self, message: &ToNode) {
         self.channel.send(message).unwrap();
     }
