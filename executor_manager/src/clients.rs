@@ -1,8 +1,13 @@
 //! The connections of clients: taking their messages, answering them, and dropping those that only
 //! take up room.
 //!
+//! ```text
+//!   waiting (patience runs) ──claims──▶ holding (heartbeats both ways) ──lease ends──▶ waiting
+//! ```
 //! * PATIENCE - a connection that says nothing valid for [`SAY_SOMETHING`] or holds no lease for
 //!   [`CLAIM_SOMETHING`] is dropped, and only so many may wait for that.
+//! * ALIVE - who holds a lease is told a sign of life in every period, and dropped when it was silent for
+//!   too long. Nobody is silent whose words wait to be read.
 //! * ALONE - what a client does wrong ends its own connection and no other.
 //! * TURNS - a client that floods gets [`TURN`] messages taken, then the next one has its turn.
 //!
@@ -14,6 +19,7 @@ use std::time::{Duration, Instant};
 
 use rdmalib::{ConnectRequest, Device};
 use rfaas::channel::{Channel, ChannelError, Incoming, refuse};
+use rfaas::heartbeat::{Heartbeat, Pulse};
 use rfaas::protocol::Empty;
 use rfaas::protocol::allocation::{FromClient, ToClient};
 
@@ -29,7 +35,7 @@ pub const CLAIM_SOMETHING: Duration = Duration::from_secs(30);
 pub const MOST_WAITING: usize = 256;
 /// Messages taken from one client before the next has its turn.
 const TURN: usize = 8;
-/// Receives posted on a connection: a client has at most two messages under way.
+/// Receives posted on a connection: a client has at most two messages and some beats under way.
 const RECEIVES: u32 = 8;
 
 /// What clients did.
@@ -46,30 +52,39 @@ pub enum Heard {
 struct Client {
     channel: Channel,
     peer: String,
-    /// When it is dropped; never while it holds a lease.
-    patience: Option<Instant>,
+    standing: Standing,
     /// It has said something valid.
     spoke: bool,
     connected: Instant,
+}
+
+/// What is expected of a client.
+#[derive(Clone, Copy, Debug)]
+enum Standing {
+    /// It holds no lease, and is dropped at this time.
+    Waiting { until: Instant },
+    /// It holds one. ALIVE.
+    Holding(Pulse),
 }
 
 /// All connections of clients.
 #[derive(Debug)]
 pub struct Clients {
     device: Device,
+    heartbeat: Heartbeat,
     connected: BTreeMap<ClientId, Client>,
     next: u64,
 }
 
 impl Clients {
-    /// None yet; they will connect to `device`.
-    pub fn new(device: Device) -> Self {
-        Clients { device, connected: BTreeMap::new(), next: 1 }
+    /// None yet; they will connect to `device`, and beat as `heartbeat` says.
+    pub fn new(device: Device, heartbeat: Heartbeat) -> Self {
+        Clients { device, heartbeat, connected: BTreeMap::new(), next: 1 }
     }
 
     /// Connects a client, or refuses it.
     pub fn accept(&mut self, request: ConnectRequest, now: Instant) {
-        let waiting = self.connected.values().filter(|client| client.patience.is_some()).count();
+        let waiting = self.connected.values().filter(|client| !client.holds()).count();
         if waiting >= MOST_WAITING {
             refuse(request, "too many clients wait to claim a lease on this node: try again later");
             return;
@@ -91,27 +106,21 @@ impl Clients {
         let id = ClientId(self.next);
         self.next += 1;
         tracing::debug!(client = id.0, peer, "client connected");
-        let patience = Some(now + SAY_SOMETHING);
-        let client = Client { channel, peer, patience, spoke: false, connected: now };
+        let standing = Standing::Waiting { until: now + SAY_SOMETHING };
+        let client = Client { channel, peer, standing, spoke: false, connected: now };
         self.connected.insert(id, client);
     }
 
-    /// Takes what arrived, and drops connections whose time is up. TURNS: returns with something as
+    /// Takes what arrived, beats, and drops connections whose time is up. TURNS: returns with something as
     /// long as there may be more.
     pub fn receive(&mut self, now: Instant) -> Vec<Heard> {
         let mut heard = Vec::new();
         let mut gone = Vec::new();
         for (&id, client) in &mut self.connected {
-            let mut open = client.take_turn(id, &mut heard);
-            if open && client.patience.is_some_and(|patience| patience <= now) {
-                tracing::debug!(
-                    client = id.0,
-                    peer = client.peer,
-                    "client asks for nothing: dropped"
-                );
-                open = false;
-            }
-            if !open {
+            let taken = heard.len();
+            let open = client.take_turn(id, &mut heard);
+            let spoke = heard.len() > taken;
+            if !open || !client.in_time(id, spoke, now) {
                 heard.push(Heard::Gone(id));
                 gone.push(id);
             }
@@ -141,17 +150,25 @@ impl Clients {
     /// Notes which clients hold a lease: the time of the others runs.
     pub fn note_leases(&mut self, now: Instant, holds: impl Fn(ClientId) -> bool) {
         for (&id, client) in &mut self.connected {
-            if holds(id) {
-                client.patience = None;
-            } else if client.patience.is_none() {
-                client.patience = Some(now + CLAIM_SOMETHING);
+            match (holds(id), client.holds()) {
+                (true, false) => {
+                    client.standing = Standing::Holding(Pulse::new(self.heartbeat, now));
+                }
+                (false, true) => {
+                    client.standing = Standing::Waiting { until: now + CLAIM_SOMETHING };
+                }
+                _ => {}
             }
         }
     }
 
     /// When [`receive`](Clients::receive) is due at the latest.
     pub fn next_deadline(&self) -> Option<Instant> {
-        self.connected.values().filter_map(|client| client.patience).min()
+        let due = |client: &Client| match &client.standing {
+            Standing::Waiting { until } => *until,
+            Standing::Holding(pulse) => pulse.deadline(),
+        };
+        self.connected.values().map(due).min()
     }
 
     /// Asks all connections to announce news at their descriptors.
@@ -191,14 +208,48 @@ impl Clients {
 }
 
 impl Client {
+    fn holds(&self) -> bool {
+        matches!(self.standing, Standing::Holding(_))
+    }
+
+    /// Beats if it is time; false if the client's time is up. `spoke`: it was heard just now.
+    fn in_time(&mut self, id: ClientId, spoke: bool, now: Instant) -> bool {
+        let pulse = match &mut self.standing {
+            Standing::Waiting { until } if now < *until => return true,
+            Standing::Waiting { .. } => {
+                tracing::debug!(
+                    client = id.0,
+                    peer = self.peer,
+                    "client asks for nothing: dropped"
+                );
+                return false;
+            }
+            Standing::Holding(pulse) => pulse,
+        };
+        if spoke {
+            pulse.heard(now);
+        }
+        if pulse.beat(now) {
+            match self.channel.send(&ToClient::Heartbeat(Empty {})) {
+                Ok(()) | Err(ChannelError::Disconnected) => {} // its end is heard when it is its turn
+                // It takes nothing: what it says, and then its silence, decides.
+                Err(error) => tracing::debug!(client = id.0, peer = self.peer, %error, "no beat"),
+            }
+        }
+        let Some(silence) = pulse.silent(now) else { return true };
+        tracing::info!(client = id.0, peer = self.peer, ?silence, "client is silent: given up");
+        false
+    }
+
     /// Takes up to [`TURN`] messages; false if the connection is to be dropped.
     fn take_turn(&mut self, id: ClientId, heard: &mut Vec<Heard>) -> bool {
         for _ in 0..TURN {
             match self.channel.try_receive() {
                 Ok(None) => return true,
                 Ok(Some(Incoming::Message(message))) => {
-                    if !std::mem::replace(&mut self.spoke, true) && self.patience.is_some() {
-                        self.patience = Some(self.connected + CLAIM_SOMETHING);
+                    let first = !std::mem::replace(&mut self.spoke, true);
+                    if first && let Standing::Waiting { until } = &mut self.standing {
+                        *until = self.connected + CLAIM_SOMETHING;
                     }
                     heard.push(Heard::Message(id, message));
                 }

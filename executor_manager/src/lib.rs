@@ -132,7 +132,7 @@ pub fn run(options: &Options) -> Result<(), Error> {
     };
     let launcher = Launcher::from_environment(options.verbose);
     let manager = Manager {
-        clients: Clients::new(device.clone()),
+        clients: Clients::new(device.clone(), heartbeat),
         executors: Executors::new(device, address, launcher, heartbeat),
         upstream,
         listener,

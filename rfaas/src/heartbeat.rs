@@ -64,9 +64,13 @@ impl Pulse {
         self.heard = self.heard.max(now);
     }
 
-    /// Whether a beat is to be sent; told once a period.
+    /// Whether a beat is to be sent; told once a period. To be asked before [`silent`](Self::silent):
+    /// who is late for its own beat was stopped, and judges nobody by a time in which it did not look.
     pub fn beat(&mut self, now: Instant) -> bool {
         let due = now >= self.beat_at;
+        if now >= self.beat_at + self.heartbeat.period {
+            self.heard = now;
+        }
         if due {
             self.beat_at = now + self.heartbeat.period;
         }
@@ -112,5 +116,18 @@ mod tests {
         assert_eq!(pulse.silent(now + 300 * MS), Some(300 * MS));
         pulse.heard(now + 300 * MS);
         assert_eq!(pulse.silent(now + 599 * MS), None);
+    }
+
+    #[test]
+    fn who_was_stopped_itself_judges_nobody_by_that_time() {
+        let now = Instant::now();
+        let mut pulse = Pulse::new(Heartbeat::from_ms(100, 300), now);
+        assert!(pulse.beat(now));
+        let late = now + 60_000 * MS;
+        assert!(pulse.beat(late) && pulse.silent(late).is_none());
+        for beat in [100, 200, 300] {
+            assert!(pulse.beat(late + beat * MS));
+        }
+        assert_eq!(pulse.silent(late + 300 * MS), Some(300 * MS));
     }
 }

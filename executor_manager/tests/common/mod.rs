@@ -76,6 +76,10 @@ pub struct Setup {
     pub memory: u32,
     pub pin_threads: bool,
     pub sleep: bool,
+    pub heartbeat_ms: u32,
+    /// Long, since the scripts give no sign of life.
+    pub silence_ms: u32,
+    pub drain_ms: u32,
 }
 
 impl Setup {
@@ -87,6 +91,9 @@ impl Setup {
             memory: 1024,
             pin_threads: false,
             sleep: true,
+            heartbeat_ms: 1000,
+            silence_ms: 60_000,
+            drain_ms: 200,
         };
         setup.script(executor);
         setup
@@ -113,10 +120,17 @@ impl Setup {
         format!(
             r#"{{"config": {{"rdma_device": "shm0", "rdma_device_port": 0, "node_name": "{NODE}",
                 "resource_manager_address": "{address}", "resource_manager_port": {port},
-                "resource_manager_secret": 42, "rdma-sleep": {}, "cores": {}, "memory": {}}},
+                "resource_manager_secret": 42, "rdma-sleep": {}, "cores": {}, "memory": {},
+                "heartbeat_ms": {}, "silence_ms": {}, "drain_ms": {}}},
                 "executor": {{"use_docker": false, "repetitions": 100, "warmup_iters": 0,
                 "pin_threads": {}}}}}"#,
-            self.sleep, self.cores, self.memory, self.pin_threads
+            self.sleep,
+            self.cores,
+            self.memory,
+            self.heartbeat_ms,
+            self.silence_ms,
+            self.drain_ms,
+            self.pin_threads
         )
     }
 
@@ -296,18 +310,35 @@ impl Client {
         self.channel.send(message).unwrap();
     }
 
+    /// The next message that is not a heartbeat, which it answers.
     pub fn next(&mut self) -> ToClient {
-        match self.channel.receive(PATIENCE).unwrap() {
-            Incoming::Message(message) => message,
-            other => panic!("{other:?}"),
+        loop {
+            match self.channel.receive(PATIENCE).unwrap() {
+                Incoming::Message(ToClient::Heartbeat(_)) => self.beat(),
+                Incoming::Message(message) => return message,
+                other => panic!("{other:?}"),
+            }
         }
     }
 
-    /// Waits for the end of the connection.
+    pub fn beat(&mut self) {
+        self.send(&FromClient::Heartbeat(Empty {}));
+    }
+
+    /// The next heartbeat, which must come before anything else.
+    pub fn heartbeat(&mut self) {
+        let next = self.channel.receive(PATIENCE).unwrap();
+        assert!(matches!(next, Incoming::Message(ToClient::Heartbeat(_))), "{next:?}");
+    }
+
+    /// Waits for the end of the connection, saying nothing.
     pub fn ended(&mut self) {
-        match self.channel.receive::<ToClient>(PATIENCE) {
-            Err(ChannelError::Disconnected) => {}
-            other => panic!("{other:?}"),
+        loop {
+            match self.channel.receive::<ToClient>(PATIENCE) {
+                Err(ChannelError::Disconnected) => return,
+                Ok(Incoming::Message(ToClient::Heartbeat(_))) => {}
+                other => panic!("{other:?}"),
+            }
         }
     }
 
