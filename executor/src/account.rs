@@ -20,13 +20,11 @@ use rdmalib::{
     Access, CompletionQueue, Device, Domain, Flags, Operation, QueuePair, QueuePairConfig, Region,
     RemoteAddress, Status, WorkCompletion, WorkRequest,
 };
-use rfaas::protocol::accounting::{
-    AccountingHello, Counters, EXECUTION_NS, HOT_POLLING_NS, INVOCATIONS,
-};
-use rfaas::protocol::{Hello, Role, Secret, parse_prefix};
+use rfaas::protocol::Secret;
+use rfaas::protocol::accounting::{EXECUTION_NS, HOT_POLLING_NS, INVOCATIONS};
 
 use crate::clock::{MS, now_ns};
-use crate::dial::{DIAL_TIMEOUT, DialError};
+use crate::dial::{DialError, dial_manager};
 use crate::meter::Totals;
 use crate::sync::{AtomicU64, Ordering};
 
@@ -124,14 +122,7 @@ impl Account {
 
     /// Connects to the manager.
     pub fn connect(&mut self, manager: SocketAddr, secret: Secret) -> Result<(), DialError> {
-        let hello = Hello::with(Role::Accounting, &AccountingHello { secret });
-        let answer = self
-            .queue_pair
-            .connect(manager, &hello, DIAL_TIMEOUT)
-            .map_err(|error| DialError::new("executor manager", manager, &error))?;
-        let counters: Counters = parse_prefix(answer.as_slice())
-            .map_err(|source| DialError::malformed("executor manager", manager, &source))?;
-        self.counters = Some(RemoteAddress { addr: counters.addr.get(), key: counters.key.get() });
+        self.counters = Some(dial_manager(&mut self.queue_pair, manager, secret)?);
         self.look(); // what the first look at a queue costs is paid before the first invocation
         Ok(())
     }

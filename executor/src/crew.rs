@@ -61,9 +61,10 @@ struct Start {
     stop: Arc<AtomicBool>,
 }
 
-/// A completion queue for the ends of the workers' connections to the manager.
+/// A completion queue for the ends of the connections to the manager: the workers', and that of the signs
+/// of life.
 pub fn manager_ends(device: &Device, plan: &Plan) -> rdmalib::Result<CompletionQueue> {
-    device.completion_queue(plan.workers.len() as u32) // at most 65,535
+    device.completion_queue(plan.workers.len() as u32 + 1) // at most 65,536
 }
 
 impl Crew {

@@ -4,7 +4,9 @@ use std::error::Error;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use rfaas::protocol::{Malformed, Refusal, parse_prefix};
+use rdmalib::{QueuePair, RemoteAddress};
+use rfaas::protocol::accounting::{AccountingHello, Counters};
+use rfaas::protocol::{Hello, Malformed, Refusal, Role, Secret, parse_prefix};
 
 /// Most time that the executor manager or the client has to accept a connection. Both wait for us.
 pub const DIAL_TIMEOUT: Duration = Duration::from_secs(5);
@@ -32,6 +34,22 @@ impl DialError {
     pub fn malformed(peer: &'static str, addr: SocketAddr, error: &Malformed) -> Self {
         DialError { peer, addr, why: error.to_string() }
     }
+}
+
+/// Connects to the counters of this executor at its manager.
+pub fn dial_manager(
+    queue_pair: &mut QueuePair,
+    manager: SocketAddr,
+    secret: Secret,
+) -> Result<RemoteAddress, DialError> {
+    const PEER: &str = "executor manager";
+    let hello = Hello::with(Role::Accounting, &AccountingHello { secret });
+    let answer = queue_pair
+        .connect(manager, &hello, DIAL_TIMEOUT)
+        .map_err(|error| DialError::new(PEER, manager, &error))?;
+    let counters: Counters = parse_prefix(answer.as_slice())
+        .map_err(|source| DialError::malformed(PEER, manager, &source))?;
+    Ok(RemoteAddress { addr: counters.addr.get(), key: counters.key.get() })
 }
 
 /// An error with its causes, on one line.

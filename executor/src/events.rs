@@ -7,6 +7,7 @@ use std::sync::mpsc::{self, Receiver, Sender};
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
+use crate::beat::BeatError;
 use crate::library::{Library, LoadError};
 use crate::worker::{End, StartError};
 
@@ -15,6 +16,8 @@ use crate::worker::{End, StartError};
 pub enum Event {
     /// The loader is done.
     Loaded(Result<Library, LoadError>),
+    /// There are no signs of life between executor and manager any more.
+    BeatEnded(BeatError),
     /// A worker's thread is done; its account is closed.
     WorkerEnded {
         /// Its index.

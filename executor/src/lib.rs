@@ -3,14 +3,15 @@
 //!
 //! ```text
 //!   main thread                                          worker threads
+//!   signs of life to the manager (on a thread: beat)
 //!   dial client ◀─ code ─ client                         dial manager (accounting), dial client (slots)
 //!   load the library (on a thread: constructors hang)          │
 //!   list its functions ─▶ client   ───── library ─────────────▶ serve invocations
 //!   watch: signals, client, manager, workers                   │
 //!   end ───────────── stop ───────────────────────────────────▶ last counts
 //! ```
-//! * BOUNDED - it ends when it is told to (SIGTERM), when its client or its manager is gone, within
-//!   300 ms, whatever the functions do; and with its manager at once (the kernel sees to that).
+//! * BOUNDED - it ends when it is told to (SIGTERM), when its client or its manager is gone or
+//!   its manager is silent, within 300 ms, whatever the functions do; and with its manager at once (the kernel sees to that).
 //! * ALONE - a process holds one client's code and connections. It gets its secrets on standard input and
 //!   leaves no file behind.
 //!
@@ -29,6 +30,7 @@ use rfaas::protocol::assignment::Assignment;
 use rfaas::protocol::session::{ExecutorHello, FromExecutor, FunctionEntry, LoadFailed};
 use rfaas::protocol::{Role, Text};
 
+use crate::beat::BeatError;
 use crate::crew::{Crew, CrewError};
 use crate::dial::{DIAL_TIMEOUT, in_full};
 use crate::events::{Event, Notifier, events};
@@ -38,6 +40,7 @@ use crate::watch::{News, Watch, signals};
 use crate::worker::StartError;
 
 mod account;
+mod beat;
 mod clock;
 mod cpus;
 mod crew;
@@ -129,8 +132,9 @@ pub fn run(assignment: Assignment) -> Result<Ended, Error> {
     end_with_parent()?;
     let device = Device::open(&plan.device).map_err(|error| Error::Device(in_full(&error)))?;
     let (notifier, events) = events().map_err(|error| os(&error))?;
-    let (client, code) = dial_client(&plan, &device)?;
     let manager_ends = crew::manager_ends(&device, &plan).map_err(|error| os(&error))?;
+    beat::start(&plan, &device, &manager_ends, &notifier).map_err(|error| os(&error))?;
+    let (client, code) = dial_client(&plan, &device)?;
     let crew = Crew::start(&plan, &device, &manager_ends, &notifier);
     let crew = crew.map_err(|error: CrewError| Error::failed("cannot start workers", &error))?;
     let watch = Watch::new(signals, events, client, manager_ends);
@@ -326,6 +330,12 @@ impl Executor {
                 News::ClientGone(error) => {
                     tracing::debug!(%error, "client gone");
                     return Err(Stop::Over("the client is gone"));
+                }
+                News::Event(Event::BeatEnded(BeatError::Silent)) => {
+                    return Err(Stop::Over("the executor manager is silent"));
+                }
+                News::Event(Event::BeatEnded(error)) => {
+                    return Err(Error::failed("cannot give signs of life", &error).into());
                 }
                 News::Event(Event::WorkerEnded { worker, end }) => {
                     crew::log_end(worker, &end);

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use nix::unistd::{SysconfVar, sysconf};
 use rdmalib::DeviceSpec;
 use rfaas::Spin;
+use rfaas::heartbeat::Heartbeat;
 use rfaas::protocol::Secret;
 use rfaas::protocol::assignment::Assignment;
 
@@ -52,6 +53,8 @@ pub struct Plan {
     pub spin: Spin,
     /// Size of the function library, in bytes.
     pub code_bytes: u32,
+    /// Signs of life between executor and manager.
+    pub heartbeat: Heartbeat,
 }
 
 impl TryFrom<Assignment> for Plan {
@@ -102,6 +105,7 @@ impl TryFrom<Assignment> for Plan {
             layout: Layout::new(from.slots, from.input_bytes, from.output_bytes, page_bytes())?,
             spin,
             code_bytes: from.code_bytes,
+            heartbeat: Heartbeat::from_ms(from.heartbeat_ms, from.silence_ms),
         })
     }
 }

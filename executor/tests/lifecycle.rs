@@ -6,7 +6,7 @@ mod common;
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::{DEADLINE, Session, Setup, compile, eventually, faulty, spawn};
 use rfaas::protocol::assignment::Assignment;
@@ -49,6 +49,59 @@ fn it_ends_when_its_manager_ends_an_accounting_connection() {
     let mut session = Session::start(&Setup { workers: 2, ..Setup::default() }, &faulty());
     session.manager.connections.pop();
     assert_eq!(session.exit_status().code(), Some(0));
+}
+
+#[test]
+fn it_gives_signs_of_life_whatever_its_functions_do() {
+    let setup = Setup { heartbeat_ms: 20, ..Setup::default() };
+    let mut session = Session::start(&setup, &faulty());
+    start_call(&mut session, "spin_forever", &[]);
+    let before = session.manager.executors_beats();
+    eventually("ten beats", || (session.manager.executors_beats() >= before + 10).then_some(()));
+}
+
+#[test]
+fn it_ends_when_its_manager_is_silent_and_not_before() {
+    let setup = Setup { heartbeat_ms: 20, silence_ms: 1000, ..Setup::default() };
+    let mut session = Session::start(&setup, &faulty());
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_millis(1500) {
+        session.manager.beat();
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let echo = session.function("echo");
+    assert_eq!(session.workers[0].call(echo, b"abc"), b"abc");
+    let silent = Instant::now();
+    assert_eq!(session.exit_status().code(), Some(0));
+    assert!(silent.elapsed() >= Duration::from_millis(900), "{:?}", silent.elapsed());
+}
+
+#[test]
+fn one_that_was_stopped_itself_does_not_take_that_time_for_its_managers_silence() {
+    let setup = Setup { heartbeat_ms: 20, silence_ms: 1000, ..Setup::default() };
+    let mut session = Session::start(&setup, &faulty());
+    session.signal("STOP");
+    std::thread::sleep(Duration::from_millis(1500));
+    session.signal("CONT");
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_millis(1500) {
+        session.manager.beat();
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let echo = session.function("echo");
+    assert_eq!(session.workers[0].call(echo, b"abc"), b"abc");
+}
+
+#[test]
+fn it_gives_signs_of_life_before_its_client_answers() {
+    let setup = Setup { heartbeat_ms: 20, ..Setup::default() };
+    let mut session = Session::spawn(&setup, &faulty());
+    eventually("ten beats", || {
+        if let Some(request) = session.manager.listener.try_next().unwrap() {
+            session.manager.accept(&session.device, request);
+        }
+        (session.manager.executors_beats() >= 10).then_some(())
+    });
 }
 
 #[test]
@@ -324,19 +377,22 @@ fn peers_that_are_not_there_are_one_line_and_status_1() {
 }
 
 #[test]
-fn a_manager_that_refuses_a_worker_ends_it_with_its_words() {
+fn a_manager_that_refuses_its_connections_ends_it_with_its_words() {
     let setup = Setup::default();
     let code = faulty();
     let mut session = Session::spawn(&setup, &code);
     let request = session.listener.next(DEADLINE).unwrap().expect("the executor dials the client");
     let mut control = rfaas::channel::Channel::new(&session.device, 4).unwrap();
     control.accept(request, &rfaas::protocol::Empty {}).unwrap();
-    let request = session.manager.listener.next(DEADLINE).unwrap().expect("a worker dials");
-    rfaas::channel::refuse(request, "no such executor");
+    for _ in 0..2 {
+        // For its signs of life, and for the worker.
+        let request = session.manager.listener.next(DEADLINE).unwrap().expect("it dials");
+        rfaas::channel::refuse(request, "no such executor");
+    }
     assert_eq!(session.exit_status().code(), Some(1));
     let mut error = String::new();
     session.child.stderr.take().unwrap().read_to_string(&mut error).unwrap();
-    assert!(error.contains("worker 0") && error.contains("no such executor"), "{error}");
+    assert!(error.contains("no such executor"), "{error}");
     assert_eq!(error.lines().count(), 1, "{error}");
 }
 

@@ -1,4 +1,5 @@
-//! Counters that the workers of one executor process add to, remotely: where their time goes.
+//! Counters that the workers of one executor process add to, remotely: where their time goes; and the
+//! signs of life that the process and this manager give each other.
 //!
 //! Each process has a protection domain of its own with nothing in it but its counters, so the worst
 //! that it can write is its own bill, which is [clamped](crate::allocations::Usage::bill). Who shows
@@ -12,13 +13,14 @@ use rdmalib::{
 };
 use rfaas::protocol::Secret;
 use rfaas::protocol::accounting::{
-    COUNTERS_BYTES, Counters, EXECUTION_NS, HOT_POLLING_NS, INVOCATIONS,
+    COUNTERS_BYTES, Counters, EXECUTION_NS, EXECUTOR_BEATS, HOT_POLLING_NS, INVOCATIONS,
+    MANAGER_BEATS,
 };
 use zerocopy::IntoBytes;
 
 use crate::allocations::Usage;
 
-/// Connections of a process besides those of its workers: its main thread may have one.
+/// Connections of a process besides those of its workers: one for its signs of life.
 const OTHERS: u32 = 1;
 
 /// The counters of one executor process.
@@ -28,6 +30,8 @@ pub struct Account {
     connections: Vec<QueuePair>, // first: fields drop in order, and these reach the rest
     most_connections: u32,
     counters: Region,
+    /// Signs of life that we gave.
+    beats: u64,
     completions: CompletionQueue,
     domain: Domain,
 }
@@ -42,7 +46,8 @@ impl Account {
         let depths = 2 * most_connections; // one send and one receive each, see `accept`
         let completions = device.completion_queue(depths)?;
         let (secret, connections) = (Secret::generate(), Vec::new());
-        Ok(Account { secret, connections, most_connections, counters, completions, domain })
+        let beats = 0;
+        Ok(Account { secret, connections, most_connections, counters, beats, completions, domain })
     }
 
     /// What the process must show.
@@ -69,14 +74,25 @@ impl Account {
 
     /// What was counted so far; all of it once the process is gone.
     pub fn read(&self) -> Usage {
-        let counter = |offset: u64| {
-            self.counters.load_u64(offset as usize).expect("the offsets lie in COUNTERS_BYTES")
-        };
         Usage {
-            hot_polling_ns: counter(HOT_POLLING_NS),
-            execution_ns: counter(EXECUTION_NS),
-            invocations: counter(INVOCATIONS),
+            hot_polling_ns: self.counter(HOT_POLLING_NS),
+            execution_ns: self.counter(EXECUTION_NS),
+            invocations: self.counter(INVOCATIONS),
         }
+    }
+
+    /// Gives the process a sign of life; returns how many it gave. Stored and not added, so that the
+    /// next one makes up for one that the process undid.
+    pub fn beat(&mut self) -> u64 {
+        self.beats += 1;
+        self.counters
+            .store_u64(MANAGER_BEATS as usize, self.beats)
+            .expect("the offsets lie in COUNTERS_BYTES");
+        self.counter(EXECUTOR_BEATS)
+    }
+
+    fn counter(&self, offset: u64) -> u64 {
+        self.counters.load_u64(offset as usize).expect("the offsets lie in COUNTERS_BYTES")
     }
 }
 

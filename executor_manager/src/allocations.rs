@@ -21,9 +21,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 
 use rfaas::heartbeat::Heartbeat;
-use rfaas::protocol::allocation::{
-    Allocated, ExecutorExited, LeaseEnding, RefusedBecause, Released, ToClient,
-};
+use rfaas::protocol::allocation::{Allocated, LeaseEnding, RefusedBecause, Released, ToClient};
 use rfaas::protocol::lease::{EndReason, LeaseId, LeaseTerms};
 use rfaas::protocol::node::LeaseEnded;
 
@@ -350,13 +348,7 @@ impl Allocations {
         if held.ending.is_some() {
             self.finish(now, lease, out);
         } else if let Some(client) = held.client {
-            let (signal, status) = match exit {
-                Exit::Signal(signal) => (signal, 0),
-                Exit::Status(status) => (0, status),
-            };
-            let exited =
-                ExecutorExited { signal: signal.into(), status: status.into(), silent: 0.into() };
-            out.push(Action::Tell(client, ToClient::ExecutorExited(exited)));
+            out.push(Action::Tell(client, exit.message()));
         }
     }
 

@@ -1,4 +1,7 @@
 //! The executor processes of this node, each with its counters, by the lease that it works for.
+//!
+//! * ALIVE - while there are any, each is given a sign of life in every period and looked at for its own.
+//!   One that gave none for too long, stopped or hanging, is killed with everything that it started.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -6,7 +9,7 @@ use std::time::Instant;
 
 use rdmalib::{ConnectRequest, Device};
 use rfaas::channel::refuse;
-use rfaas::heartbeat::Heartbeat;
+use rfaas::heartbeat::{Beats, Heartbeat};
 use rfaas::protocol::Secret;
 use rfaas::protocol::assignment::{AssignedDevice, Assignment, HexSecret};
 use rfaas::protocol::lease::LeaseId;
@@ -21,6 +24,10 @@ use crate::spawn::{Executor, Launcher};
 struct Running {
     process: Executor, // first: it is killed before its counters go
     account: Account,
+    /// Of the process; that it was started is the first.
+    beats: Beats,
+    /// It was killed for its silence.
+    silent: bool,
 }
 
 /// Starts executors and keeps them until they are reaped.
@@ -31,6 +38,8 @@ pub struct Executors {
     launcher: Launcher,
     heartbeat: Heartbeat,
     running: BTreeMap<LeaseId, Running>,
+    /// When signs of life are due, if any process is there.
+    beat_at: Instant,
 }
 
 /// A process that is gone.
@@ -52,7 +61,14 @@ impl Executors {
         launcher: Launcher,
         heartbeat: Heartbeat,
     ) -> Self {
-        Executors { device, manager, launcher, heartbeat, running: BTreeMap::new() }
+        Executors {
+            device,
+            manager,
+            launcher,
+            heartbeat,
+            running: BTreeMap::new(),
+            beat_at: Instant::now(),
+        }
     }
 
     /// Starts the executor of `lease`, which has none; returns its process id, or an explanation for
@@ -91,7 +107,11 @@ impl Executors {
         };
         let process = self.launcher.start(&assignment).map_err(|error| error.to_string())?;
         let pid = process.pid();
-        self.running.insert(lease, Running { process, account });
+        if self.running.is_empty() {
+            self.beat_at = Instant::now() + self.heartbeat.period;
+        }
+        let beats = Beats::new(self.heartbeat);
+        self.running.insert(lease, Running { process, account, beats, silent: false });
         Ok(pid)
     }
 
@@ -136,17 +156,34 @@ impl Executors {
 
     /// When [`tick`](Executors::tick) is due at the latest.
     pub fn next_deadline(&self) -> Option<Instant> {
-        self.running.values().filter_map(|running| running.process.deadline()).min()
+        let beat = (!self.running.is_empty()).then_some(self.beat_at);
+        self.running.values().filter_map(|running| running.process.deadline()).chain(beat).min()
     }
 
-    /// Kills what did not stop in time; returns whether anything was due, so that it is worth looking
+    /// Kills what did not stop in time or is silent; returns whether anything was due, so that it is worth looking
     /// for processes that are gone.
     pub fn tick(&mut self, now: Instant) -> bool {
         let mut due = false;
         for running in self.running.values_mut() {
             due |= running.process.tick(now);
         }
+        if !self.running.is_empty() && now >= self.beat_at {
+            self.beat_at = now + self.heartbeat.period;
+            self.beat(now);
+        }
         due
+    }
+
+    /// ALIVE.
+    fn beat(&mut self, now: Instant) {
+        for (lease, running) in &mut self.running {
+            let silent = running.beats.silent(running.account.beat());
+            if silent && running.process.is_running() {
+                tracing::warn!(%lease, pid = running.process.pid(), "executor is silent: killing it");
+                running.process.kill(now);
+                running.silent = true;
+            }
+        }
     }
 
     /// Reaps the processes that are gone.
@@ -155,7 +192,10 @@ impl Executors {
             .running
             .iter_mut()
             .filter_map(|(&lease, running)| {
-                let exit = running.process.try_reap()?;
+                let exit = match running.process.try_reap()? {
+                    Exit::Signal(_) if running.silent => Exit::Silent,
+                    exit => exit,
+                };
                 // Only now: what it counted last has landed when its process is no more.
                 Some(Gone { lease, exit, usage: running.account.read() })
             })

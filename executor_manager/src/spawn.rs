@@ -222,6 +222,11 @@ impl Executor {
         }
     }
 
+    /// Whether it was neither told to stop nor killed, as far as is known.
+    pub fn is_running(&self) -> bool {
+        self.stage == Stage::Running
+    }
+
     /// When [`tick`](Executor::tick) is due at the latest.
     pub fn deadline(&self) -> Option<Instant> {
         match self.stage {

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use common::*;
 use nix::sys::signal::Signal;
 use rfaas::channel::Incoming;
+use rfaas::protocol::accounting::{EXECUTOR_BEATS, MANAGER_BEATS};
 use rfaas::protocol::allocation::ToClient;
 
 const MS: Duration = Duration::from_millis(1);
@@ -83,4 +84,94 @@ fn a_manager_that_was_stopped_judges_nobody_by_that_time() {
     let next = client.channel.receive(PATIENCE).unwrap();
     assert!(matches!(next, Incoming::Message(ToClient::Heartbeat(_))), "{next:?}");
     client.release();
+}
+
+#[test]
+fn an_executor_that_gives_no_sign_of_life_is_killed_and_another_may_be_started() {
+    // Stopped before it says anything, with a child: "during allocation".
+    let mut node =
+        node("echo $$ >> $DIR/pids; sleep 1000 & echo $! >> $DIR/pids; kill -STOP $$", 500);
+    let mut client = node.client();
+    let token = unsigned(4);
+    assert_eq!(client.claim(token), 1);
+    let started = Instant::now();
+    let pids = node.executors(2);
+    match client.next() {
+        ToClient::ExecutorExited(told) => {
+            assert_eq!((told.signal.get(), told.silent.get()), (Signal::SIGKILL as i32, 1));
+        }
+        other => panic!("{other:?}"),
+    }
+    assert!(started.elapsed() >= 400 * MS, "{:?}", started.elapsed());
+    wait_for("the end of both", || (!pids.iter().any(|&pid| runs(pid))).then_some(()));
+    node.wait_for_log("executor is silent");
+    assert_eq!(client.claim(token), 1, "the lease goes on");
+    client.next();
+    client.release();
+}
+
+#[test]
+fn an_executor_that_beats_goes_on_and_sees_that_its_manager_does() {
+    let node = node(OBEDIENT, 500);
+    let mut client = node.client();
+    client.claim(unsigned(1));
+    let assignment = node.assignment();
+    assert_eq!((assignment.heartbeat_ms, assignment.silence_ms), (50, 500));
+    let mut executor = Worker::connect(node.address, assignment.manager_secret.0).unwrap();
+    let seen = executor.fetch_add(MANAGER_BEATS, 0);
+    let start = Instant::now();
+    while start.elapsed() < 1500 * MS {
+        executor.fetch_add(EXECUTOR_BEATS, 1);
+        client.beat();
+        std::thread::sleep(50 * MS);
+        while let Ok(Some(told)) = client.channel.try_receive::<ToClient>() {
+            assert!(matches!(told, Incoming::Message(ToClient::Heartbeat(_))), "{told:?}");
+        }
+    }
+    assert!(executor.fetch_add(MANAGER_BEATS, 0) >= seen + 5);
+    client.release();
+}
+
+#[test]
+fn a_manager_that_was_stopped_looks_afresh_at_its_executors() {
+    let node = node(OBEDIENT, 1000);
+    let mut client = node.client();
+    client.claim(unsigned(1));
+    let assignment = node.assignment();
+    let mut executor = Worker::connect(node.address, assignment.manager_secret.0).unwrap();
+    let pid = node.executors(1)[0];
+    node.signal(Signal::SIGSTOP);
+    for _ in 0..40 {
+        std::thread::sleep(50 * MS);
+        client.beat();
+    }
+    node.signal(Signal::SIGCONT);
+    for _ in 0..10 {
+        executor.fetch_add(EXECUTOR_BEATS, 1);
+        client.beat();
+        std::thread::sleep(50 * MS);
+    }
+    assert!(runs(pid));
+    client.release();
+}
+
+#[test]
+fn without_leases_nobody_ticks() {
+    let node = node(OBEDIENT, 500);
+    let mut client = node.client();
+    client.claim(unsigned(1));
+    client.release();
+    drop(client);
+    wait_for("quiet", || {
+        let before = wakes(node.pid());
+        std::thread::sleep(500 * MS);
+        (wakes(node.pid()) == before).then_some(())
+    });
+}
+
+/// How often a process has slept so far.
+fn wakes(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+    line.unwrap().trim().parse().unwrap()
 }

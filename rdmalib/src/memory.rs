@@ -181,6 +181,18 @@ impl Region {
     /// Reads an aligned counter that peers add to; `offset` is a multiple of 8.
     #[inline]
     pub fn load_u64(&self, offset: usize) -> Result<u64> {
+        Ok(self.counter(offset)?.load(Ordering::Acquire))
+    }
+
+    /// Sets an aligned counter that peers look at; `offset` is a multiple of 8. What a peer adds at the
+    /// same time may be lost, or undo it: a card is atomic only with itself.
+    #[inline]
+    pub fn store_u64(&self, offset: usize, value: u64) -> Result<()> {
+        self.counter(offset)?.store(value, Ordering::Release);
+        Ok(())
+    }
+
+    fn counter(&self, offset: usize) -> Result<&AtomicU64> {
         self.check(offset, 8)?;
         if !offset.is_multiple_of(8) {
             return Err(Error::InvalidArgument("a 64-bit counter is 8-byte aligned"));
@@ -189,7 +201,7 @@ impl Region {
         let at = unsafe { self.as_ptr().add(offset) };
         // SAFETY: eight aligned bytes of a live region (page-aligned plus a multiple of 8); peers
         // change them atomically or, if they do not, make the value arbitrary.
-        Ok(unsafe { AtomicU64::from_ptr(at.cast()) }.load(Ordering::Acquire))
+        Ok(unsafe { AtomicU64::from_ptr(at.cast()) })
     }
 
     fn check(&self, offset: usize, bytes: usize) -> Result<()> {

@@ -90,6 +90,32 @@ impl Pulse {
     }
 }
 
+/// The signs of life of a peer that counts them up in memory. They are looked at once a period, and it is
+/// judged by looks that found nothing new, not by the time between them: who was stopped itself has not
+/// looked.
+#[derive(Clone, Copy, Debug)]
+pub struct Beats {
+    seen: u64,
+    idle_looks: u32,
+    most_idle_looks: u32,
+}
+
+impl Beats {
+    /// Begins with a count of 0, which was just seen.
+    pub fn new(heartbeat: Heartbeat) -> Self {
+        let looks = heartbeat.silence.as_nanos().div_ceil(heartbeat.period.as_nanos().max(1));
+        let most_idle_looks = u32::try_from(looks).unwrap_or(u32::MAX);
+        Beats { seen: 0, idle_looks: 0, most_idle_looks }
+    }
+
+    /// Looks at the count; whether the peer is silent for too long.
+    pub fn silent(&mut self, count: u64) -> bool {
+        self.idle_looks = if count == self.seen { self.idle_looks.saturating_add(1) } else { 0 };
+        self.seen = count;
+        self.idle_looks >= self.most_idle_looks
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -116,6 +142,14 @@ mod tests {
         assert_eq!(pulse.silent(now + 300 * MS), Some(300 * MS));
         pulse.heard(now + 300 * MS);
         assert_eq!(pulse.silent(now + 599 * MS), None);
+    }
+
+    #[test]
+    fn a_count_that_stands_still_for_the_limit_is_silence() {
+        let mut beats = Beats::new(Heartbeat::from_ms(100, 250));
+        assert!(![0, 0, 1, 1, 1].map(|count| beats.silent(count)).contains(&true));
+        assert!(beats.silent(1));
+        assert!(!beats.silent(2));
     }
 
     #[test]

@@ -16,7 +16,9 @@ use rdmalib::{
 };
 use rfaas::channel::{Channel, Incoming};
 use rfaas::protocol::accounting::{AccountingHello, COUNTERS_BYTES, Counters};
-use rfaas::protocol::accounting::{EXECUTION_NS, HOT_POLLING_NS, INVOCATIONS};
+use rfaas::protocol::accounting::{
+    EXECUTION_NS, EXECUTOR_BEATS, HOT_POLLING_NS, INVOCATIONS, MANAGER_BEATS,
+};
 use rfaas::protocol::assignment::{AssignedDevice, Assignment, HexSecret};
 use rfaas::protocol::invocation::{FailureDetail, ReplyImmediate, ReplyStatus, RequestHeader};
 use rfaas::protocol::session::{ExecutorHello, FromExecutor, WorkerHello};
@@ -84,6 +86,9 @@ pub struct Setup {
     pub hot_timeout_ms: i64,
     pub pin_to: Option<Vec<usize>>,
     pub max_inline_data: u32,
+    pub heartbeat_ms: u32,
+    /// Long, since the test gives no signs of life of the manager.
+    pub silence_ms: u32,
     pub env: Vec<(String, String)>,
 }
 
@@ -98,6 +103,8 @@ impl Default for Setup {
             hot_timeout_ms: 0,
             pin_to: None,
             max_inline_data: 0,
+            heartbeat_ms: 1000,
+            silence_ms: 600_000,
             env: vec![],
         }
     }
@@ -107,6 +114,7 @@ impl Default for Setup {
 pub struct Manager {
     pub listener: Listener,
     counters: Region,
+    beats: u64,
     domain: rdmalib::Domain,
     pub connections: Vec<(QueuePair, CompletionQueue)>,
 }
@@ -116,10 +124,11 @@ impl Manager {
         let domain = device.domain().unwrap();
         let access = Access::LOCAL_WRITE | Access::REMOTE_WRITE | Access::REMOTE_ATOMIC;
         let counters = domain.allocate(COUNTERS_BYTES, access).unwrap();
-        Manager { listener: device.listen(0).unwrap(), counters, domain, connections: vec![] }
+        let listener = device.listen(0).unwrap();
+        Manager { listener, counters, beats: 0, domain, connections: vec![] }
     }
 
-    fn accept(&mut self, device: &Device, request: ConnectRequest) {
+    pub fn accept(&mut self, device: &Device, request: ConnectRequest) {
         let (role, body) = Hello::parse(request.private_data()).unwrap();
         assert_eq!(role, Role::Accounting);
         let hello: AccountingHello = parse_prefix(body).unwrap();
@@ -140,6 +149,16 @@ impl Manager {
 
     pub fn execution_ns(&self) -> u64 {
         self.counters.load_u64(EXECUTION_NS as usize).unwrap()
+    }
+
+    pub fn executors_beats(&self) -> u64 {
+        self.counters.load_u64(EXECUTOR_BEATS as usize).unwrap()
+    }
+
+    /// Gives a sign of life of the manager.
+    pub fn beat(&mut self) {
+        self.beats += 1;
+        self.counters.store_u64(MANAGER_BEATS as usize, self.beats).unwrap();
     }
 
     pub fn invocations(&self) -> u64 {
@@ -344,8 +363,8 @@ pub fn assignment(
         output_bytes: setup.output_bytes,
         code_bytes: code.len() as u32,
         hot_timeout_ms: setup.hot_timeout_ms,
-        heartbeat_ms: 1000,
-        silence_ms: 5000,
+        heartbeat_ms: setup.heartbeat_ms,
+        silence_ms: setup.silence_ms,
     }
 }
 
@@ -407,7 +426,8 @@ impl Session {
         let workers = usize::from(setup.workers);
         eventually("all connections", || {
             self.accept_next(setup, code);
-            (self.manager.connections.len() == workers && self.workers.len() == workers)
+            // One more for the signs of life.
+            (self.manager.connections.len() == workers + 1 && self.workers.len() == workers)
                 .then_some(())
         });
         self.workers.sort_by_key(|worker| worker.hello.worker.get());

@@ -3,7 +3,8 @@
 
 use std::time::Duration;
 
-use rfaas::protocol::allocation::ToClient;
+use nix::sys::signal::Signal;
+use rfaas::protocol::allocation::{ExecutorExited, ToClient};
 use rfaas::protocol::lease::{EndReason, LeaseId, LeaseTerms};
 use rfaas::protocol::node::{Bill, LeaseEnded};
 
@@ -66,6 +67,24 @@ pub enum Exit {
     Signal(i32),
     /// It exited with this status.
     Status(i32),
+    /// It gave no sign of life and was killed for that.
+    Silent,
+}
+
+impl Exit {
+    /// What the client is told.
+    pub fn message(self) -> ToClient {
+        let (signal, status, silent) = match self {
+            Exit::Signal(signal) => (signal, 0, 0),
+            Exit::Status(status) => (0, status, 0),
+            Exit::Silent => (Signal::SIGKILL as i32, 0, 1),
+        };
+        ToClient::ExecutorExited(ExecutorExited {
+            signal: signal.into(),
+            status: status.into(),
+            silent: silent.into(),
+        })
+    }
 }
 
 /// What happened.

@@ -2,6 +2,7 @@
 
 use super::*;
 use rfaas::protocol::Secret;
+use rfaas::protocol::allocation::ExecutorExited;
 use rfaas::protocol::lease::{ClientName, NodeName};
 use rfaas::protocol::node::Bill;
 

@@ -409,6 +409,12 @@ impl Worker {
         Ok(Worker { queue_pair, completions, old, counters })
     }
 
+    /// Adds to the counter at `offset`; returns its old value.
+    pub fn fetch_add(&mut self, offset: u64, add: u64) -> u64 {
+        assert_eq!(self.add(offset, add), Status::Success);
+        self.old.load_u64(0).unwrap()
+    }
+
     /// Adds to the counter at `offset`; returns how that ended.
     pub fn add(&mut self, offset: u64, add: u64) -> Status {
         let request = WorkRequest {

@@ -129,6 +129,9 @@ pub fn atomics_return_the_old_value(fixture: &Fixture) {
     assert_eq!((old.load_u64(0).unwrap(), word.load_u64(8).unwrap()), (2, 2));
     assert_eq!(client.run(swap(2)), Status::Success);
     assert_eq!((old.load_u64(0).unwrap(), word.load_u64(8).unwrap()), (2, 50));
+    word.store_u64(8, 60).unwrap();
+    assert_eq!(client.run(swap(2)), Status::Success);
+    assert_eq!((old.load_u64(0).unwrap(), word.load_u64(8).unwrap()), (60, 60));
 }
 
 pub fn atomics_are_atomic_between_two_processes(fixture: &Fixture) {

@@ -1,0 +1,136 @@
+//! Signs of life: ours to the executor manager, and its to us. A thread with a connection of its own
+//! adds to one counter in the manager's memory and looks at another, once a period.
+//!
+//! ```text
+//!   beat ──add 1──▶ executor's beats │ manager's memory
+//!        ──add 0──▶ manager's beats  │  ──old value──▶ unmoved for too long: silent
+//! ```
+//! It begins before the client is dialled, so that an executor that is stopped there is missed too. It is
+//! on no worker's way, and goes on until the process ends, whatever functions do.
+//!
+//! Elsewhere: the end of the connection (`watch`, as for those of the workers).
+
+use std::io;
+use std::sync::Arc;
+use std::thread;
+
+use rdmalib::{
+    Access, CompletionQueue, Device, Flags, Operation, QueuePair, QueuePairConfig, Region,
+    RemoteAddress, Status, WorkCompletion, WorkRequest,
+};
+use rfaas::heartbeat::Beats;
+use rfaas::protocol::accounting::{EXECUTOR_BEATS, MANAGER_BEATS};
+
+use crate::dial::{DialError, dial_manager};
+use crate::events::{Event, Notifier};
+use crate::plan::Plan;
+
+/// Additions under way at a time: ours, and the look at the manager's.
+const ADDITIONS: u32 = 2;
+/// Where old values go: first that of our own beats, which nobody needs, then the manager's.
+const OLD_VALUES_BYTES: usize = 16;
+const MANAGER_AT: usize = 8;
+
+/// Why there are no signs of life any more.
+#[derive(Debug, thiserror::Error)]
+pub enum BeatError {
+    /// The manager did not take the connection.
+    #[error(transparent)]
+    Dial(#[from] DialError),
+    /// The device cannot provide what it takes.
+    #[error(transparent)]
+    Device(#[from] rdmalib::Error),
+    /// No thread.
+    #[error("cannot start a thread: {0}")]
+    Thread(#[from] io::Error),
+    /// The manager gave none.
+    #[error("the executor manager gives no sign of life")]
+    Silent,
+}
+
+/// Starts the thread, which dials the manager and tells `notifier` when it is silent. The end of its
+/// connection completes into `ends`.
+pub fn start(
+    plan: &Arc<Plan>,
+    device: &Device,
+    ends: &CompletionQueue,
+    notifier: &Notifier,
+) -> Result<(), BeatError> {
+    let mut link = Link::new(device, ends)?;
+    let (plan, notifier) = (plan.clone(), notifier.clone());
+    thread::Builder::new().name("beat".into()).spawn(move || {
+        if let Err(error) = beat(&mut link, &plan) {
+            notifier.tell(Event::BeatEnded(error));
+        }
+    })?;
+    Ok(())
+}
+
+/// Beats until the connection ends, which the main thread hears of by itself, or the manager is silent.
+fn beat(link: &mut Link, plan: &Plan) -> Result<(), BeatError> {
+    let counters = dial_manager(&mut link.queue_pair, plan.manager, plan.manager_secret)?;
+    let mut beats = Beats::new(plan.heartbeat);
+    while link.send(counters) {
+        thread::sleep(plan.heartbeat.period);
+        if beats.silent(link.managers_beats()?) {
+            return Err(BeatError::Silent);
+        }
+    }
+    Ok(())
+}
+
+/// The connection.
+struct Link {
+    queue_pair: QueuePair, // first: fields drop in order, and its requests name the region below
+    sent: CompletionQueue,
+    old_values: Region,
+    outstanding: bool,
+    ended: bool,
+}
+
+impl Link {
+    fn new(device: &Device, ends: &CompletionQueue) -> rdmalib::Result<Link> {
+        let config = QueuePairConfig {
+            send_depth: ADDITIONS,
+            receive_depth: 1,
+            ..QueuePairConfig::default()
+        };
+        let domain = device.domain()?;
+        let sent = device.completion_queue(ADDITIONS)?;
+        let mut queue_pair = QueuePair::new(&domain, &sent, ends, &config)?;
+        queue_pair.post_receive(0, None)?; // never used: it is flushed when the connection ends
+        let old_values = domain.allocate(OLD_VALUES_BYTES, Access::LOCAL_WRITE)?;
+        Ok(Link { queue_pair, sent, old_values, outstanding: false, ended: false })
+    }
+
+    /// Gives a sign of life and asks for the manager's, unless the last one is still on its way. `false`
+    /// if the connection has ended.
+    fn send(&mut self, counters: RemoteAddress) -> bool {
+        if !self.outstanding && !self.ended {
+            self.outstanding = true;
+            for (at, into, add, flags) in [
+                (EXECUTOR_BEATS, 0, 1, Flags::default()),
+                (MANAGER_BEATS, MANAGER_AT, 0, Flags::SIGNALED),
+            ] {
+                let posted = self.old_values.slice(into..into + 8).and_then(|into| {
+                    let at = counters.offset(at);
+                    let operation = Operation::FetchAdd { into, at, add };
+                    self.queue_pair.post(&WorkRequest { id: 0, operation, flags })
+                });
+                self.ended |= posted.is_err();
+            }
+        }
+        !self.ended
+    }
+
+    /// The manager's beats, as they were last seen.
+    fn managers_beats(&mut self) -> rdmalib::Result<u64> {
+        let mut done = [WorkCompletion::default(); ADDITIONS as usize];
+        let taken = self.sent.poll(&mut done);
+        for completion in &done[..taken] {
+            self.outstanding = false;
+            self.ended |= completion.status != Status::Success;
+        }
+        self.old_values.load_u64(MANAGER_AT)
+    }
+}
