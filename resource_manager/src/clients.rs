@@ -111,6 +111,11 @@ impl Clients {
                     let hear = |pool: &mut Pool| nodes.hear(now, pool, out);
                     channel.send(&answer(now, &request, secret, pool, leases, hear)?)
                 }
+                FromClient::Renew(renew) => {
+                    let reason = Reason::truncated("this resource manager does not renew leases");
+                    let refused = LeaseRefused { request: renew.request, reason };
+                    channel.send(&ToClient::Refused(refused))
+                }
                 FromClient::Release(release) => give_back(now, &release, secret, pool, out),
             }
         });
@@ -167,6 +172,8 @@ fn answer(
             leases.push(grant.terms.lease);
             ToClient::Granted(LeaseGranted {
                 request: request.request,
+                part: 0.into(),
+                parts: 1.into(),
                 manager: grant.manager.into(),
                 token: Token::sign(grant.to_wire(), secret),
             })

@@ -23,10 +23,11 @@ mod server;
 
 use std::net::TcpListener;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use anyhow::Context;
-use rfaas::config::{Devices, ResourceManagerConfig, cluster_secret};
+use rfaas::config::{Devices, ResourceManagerConfig};
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -96,8 +97,12 @@ fn start(options: &Options) -> anyhow::Result<(Server, HttpThread)> {
         store.write(&pool.nodes()).context("the executors database could not be written")?;
     }
     let (commands, inbox) = commands().context("eventfd(2) failed")?;
-    let secret = cluster_secret(config.rdma_secret).into();
-    let api = http::Api::new(commands.clone(), std::sync::Arc::clone(&secret));
+    let secret = config.secret()?;
+    if let Some(weak) = secret.warning() {
+        tracing::warn!("{weak}");
+    }
+    let secret = Arc::clone(secret.bytes());
+    let api = http::Api::new(commands.clone(), Arc::clone(&secret));
     let http = HttpThread::start(http, api, commands.clone())?;
     tracing::info!("Listening on device {}, address {}", device.name(), listener.local_addr());
     tracing::info!("HTTP interface at {http_address}");

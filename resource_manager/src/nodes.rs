@@ -15,6 +15,7 @@ use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use rdmalib::{ConnectRequest, Device};
 use rfaas::channel::{Channel, ChannelError};
+use rfaas::heartbeat::Heartbeat;
 use rfaas::protocol::lease::{EndReason, LeaseId, LeaseTerms, Reason};
 use rfaas::protocol::node::{
     Challenge, EndLease, FromNode, LeaseEndedAck, Register, RegisterRefused, Registered, ToNode,
@@ -188,7 +189,9 @@ impl Nodes {
                 };
                 pool.ended(now, node, id, &report, out);
             }
-            (Phase::Registered { .. }, FromNode::Heartbeat(_)) => {}
+            // What it has used is known at its end.
+            (Phase::Registered { .. }, FromNode::Heartbeat(_) | FromNode::Used(_)) => {}
+            (Phase::Registered { .. }, FromNode::Draining(_)) => {} // it refuses claims by itself
             (Phase::Greeting { .. }, _) => return Err(Malformed::Field("registration").into()),
             (Phase::Registered { .. }, FromNode::Register(_)) => {
                 return Err(Malformed::Field("second registration").into());
@@ -221,7 +224,7 @@ impl Nodes {
         if let Some(dead) = dead.map(|(id, _)| *id) {
             self.drop_link(now, dead, &ChannelError::Disconnected, pool, out);
         }
-        Ok(match pool.node_connected(now, name, id, out) {
+        Ok(match pool.node_connected(now, name, register.instance.get(), id, out) {
             Ok(capacity) => Ok((name.into(), capacity)),
             Err(why) => Err(self.refuse(now, name, why)),
         })
@@ -338,7 +341,13 @@ pub(crate) fn message_of(action: &Action) -> Option<(LinkId, ToNode)> {
 }
 
 fn registered(capacity: Capacity) -> ToNode {
-    ToNode::Registered(Registered { cores: capacity.cores.into(), memory: capacity.memory.into() })
+    let heartbeat = Heartbeat { period: HEARTBEAT, silence: SILENCE };
+    ToNode::Registered(Registered {
+        cores: capacity.cores.into(),
+        memory: capacity.memory.into(),
+        heartbeat_ms: heartbeat.period_ms().into(),
+        silence_ms: heartbeat.silence_ms().into(),
+    })
 }
 
 /// Terms that `node` reports, if they make sense and are its own.
@@ -355,6 +364,7 @@ fn read_terms(wire: &LeaseTerms, node: &str) -> Result<Terms, Malformed> {
         cores,
         memory,
         expires_at: UNIX_EPOCH.checked_add(expires_at).ok_or(Malformed::Field("expires_at_ms"))?,
+        instance: wire.instance.get(),
         client: client.into(),
     })
 }
@@ -371,6 +381,7 @@ mod tests {
             cores: 2.into(),
             memory: 64.into(),
             expires_at_ms: 1_700_000_000_000.into(),
+            instance: 5.into(),
             node: NodeName::new("a").unwrap(),
             client: ClientName::new("c").unwrap(),
         }

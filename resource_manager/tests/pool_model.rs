@@ -188,7 +188,7 @@ impl World {
         }
         self.links += 1;
         let link = LinkId(self.links);
-        if self.pool.node_connected(self.now, &name(node), link, out).is_err() {
+        if self.pool.node_connected(self.now, &name(node), 1, link, out).is_err() {
             return;
         }
         manager.link = Some(link);

@@ -88,7 +88,7 @@ impl World {
     fn connect(&self, node: &'static str) {
         self.commands
             .tell(move |pool, now, out| {
-                pool.node_connected(now, node, LinkId(1), out).unwrap();
+                pool.node_connected(now, node, 1, LinkId(1), out).unwrap();
             })
             .unwrap();
     }

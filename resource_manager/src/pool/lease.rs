@@ -61,6 +61,8 @@ pub struct Terms {
     pub memory: u32,
     /// End.
     pub expires_at: SystemTime,
+    /// For which run of the node's executor manager it holds.
+    pub instance: u64,
     /// Whom it is billed to.
     pub client: Arc<str>,
 }
@@ -85,6 +87,7 @@ impl Grant {
             cores: self.terms.cores.into(),
             memory: self.terms.memory.into(),
             expires_at_ms: u64::try_from(expires_at.as_millis()).unwrap_or(u64::MAX).into(),
+            instance: self.terms.instance.into(),
             node: NodeName::new(&self.node).expect("checked when the node was added"),
             client: ClientName::new(&self.terms.client).expect("checked by Ask::new"),
         }
@@ -212,8 +215,8 @@ impl Pool {
         self.choose(ask).is_some()
     }
 
-    /// Where `ask` goes.
-    fn choose(&self, ask: &Ask) -> Option<(NodeSpec, IpAddr)> {
+    /// Where `ask` goes: the node, its address, its instance.
+    fn choose(&self, ask: &Ask) -> Option<(NodeSpec, IpAddr, u64)> {
         let ready = self.nodes.values().filter(|node| node.state() == NodeState::Ready);
         let candidates = ready.map(|node| {
             let free = node.free();
@@ -221,12 +224,12 @@ impl Pool {
         });
         first_fit(candidates, ask.cores, ask.memory)
             .and_then(|name| self.nodes.get(name))
-            .and_then(|node| Some((node.spec.clone(), node.ip?)))
+            .and_then(|node| Some((node.spec.clone(), node.ip?, node.instance)))
     }
 
     /// Grants a lease on a node that has room for it.
     pub fn request(&mut self, now: Now, ask: &Ask) -> Result<Grant, Denied> {
-        let Some((spec, ip)) = self.choose(ask) else {
+        let Some((spec, ip, instance)) = self.choose(ask) else {
             self.totals.denied += 1;
             let denied = self.why_denied(ask);
             tracing::info!(client = %ask.client, reason = %denied, "lease denied");
@@ -239,6 +242,7 @@ impl Pool {
             cores: ask.cores,
             memory: ask.memory,
             expires_at: now.wall + ask.timeout,
+            instance,
             client: ask.client.clone(),
         };
         let node = spec.name();

@@ -160,6 +160,8 @@ pub(super) struct Node {
     /// When to look the address up again.
     resolve_at: Option<Instant>,
     pub(super) connection: Connection,
+    /// Which run of its executor manager registered last; 0: none did.
+    pub(super) instance: u64,
     draining: bool,
     leased: Capacity,
     pub(super) leases: BTreeSet<LeaseId>,
@@ -172,6 +174,7 @@ impl Node {
             spec,
             resolve_at: None,
             connection: Connection::Never,
+            instance: 0,
             draining: false,
             leased: Capacity { cores: 0, memory: 0 },
             leases: BTreeSet::new(),
@@ -329,11 +332,12 @@ impl Pool {
         }
     }
 
-    /// An executor manager that knows the cluster secret registers `name`. `Err` tells it why not.
+    /// An executor manager that knows the cluster secret registers `name`; `instance` is its run. `Err` tells it why not.
     pub fn node_connected(
         &mut self,
         now: Now,
         name: &str,
+        instance: u64,
         link: LinkId,
         out: &mut Vec<Action>,
     ) -> Result<Capacity, String> {
@@ -343,6 +347,7 @@ impl Pool {
         if node.link().is_some() {
             return Err(format!("node {name} is already connected: is its name used twice?"));
         }
+        node.instance = instance;
         let held = node.leases.iter().filter_map(|id| self.leases.get(id));
         let unseen = held.filter(|lease| lease.unseen_since.is_some()).count();
         node.connection =

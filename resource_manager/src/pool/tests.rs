@@ -41,7 +41,7 @@ impl World {
     fn connect(&mut self, name: &str) -> LinkId {
         self.links += 1;
         let link = LinkId(self.links);
-        self.pool.node_connected(self.now, name, link, &mut self.out).unwrap();
+        self.pool.node_connected(self.now, name, 1, link, &mut self.out).unwrap();
         link
     }
 
@@ -254,7 +254,7 @@ fn a_lease_that_is_ending_is_told_again_when_its_node_is_back() {
 fn earlier(world: &World, node: &str, cores: u32) -> Grant {
     let lease = LeaseId::new(world.pool.first_id.get() - 1).unwrap();
     let (expires_at, client) = (world.now.wall + HOUR, "old".into());
-    let terms = Terms { lease, cores, memory: 1, expires_at, client };
+    let terms = Terms { lease, cores, memory: 1, expires_at, instance: 1, client };
     Grant { terms, node: node.into(), manager: ([10, 0, 0, 1], 10_005).into() }
 }
 

@@ -17,7 +17,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rdmalib::{Device, DeviceSpec, Provider};
 use rfaas::channel::{Channel, ChannelError, Incoming};
-use rfaas::config::cluster_secret;
+use rfaas::config::ClusterSecret;
 use rfaas::protocol::lease::{
     ClientName, EndReason, FromClient, LeaseGranted, LeaseRequest, NodeName, ToClient, Token,
 };
@@ -247,6 +247,9 @@ pub fn dial(manager: SocketAddr, role: Role) -> Result<(Channel, Challenge), Cha
     Ok((channel, challenge))
 }
 
+/// Which run all executor managers here are: they come back as the same.
+pub const INSTANCE: u64 = 7;
+
 /// An executor manager that does what a test says, and sends heartbeats by itself once it is
 /// registered, however slow the test is.
 pub struct Node {
@@ -259,7 +262,8 @@ impl Node {
     pub fn register(manager: SocketAddr, name: &str, secret: u32) -> (Self, ToNode) {
         let (mut channel, challenge) = dial(manager, Role::Node).unwrap();
         let name = NodeName::new(name).unwrap();
-        let register = Register::new(name, &challenge, &cluster_secret(secret));
+        let secret = ClusterSecret::of(&secret.into());
+        let register = Register::new(name, INSTANCE, &challenge, secret.bytes());
         channel.send(&FromNode::Register(register)).unwrap();
         let mut node = Node { channel: Arc::new(Mutex::new(channel)), heart: None };
         let answer = node.receive();
@@ -382,6 +386,7 @@ impl Client {
             cores: cores.into(),
             memory: memory.into(),
             timeout_ms: timeout_ms.into(),
+            max_nodes: 1.into(),
             client,
         };
         self.channel.send(&FromClient::Request(request)).unwrap();

@@ -5,10 +5,10 @@ use super::*;
 #[test]
 fn a_node_may_register_before_it_is_added_after_it_was_and_again() {
     let mut world = World::new();
-    let refused = world.pool.node_connected(world.now, "a", LinkId(9), &mut world.out);
+    let refused = world.pool.node_connected(world.now, "a", 1, LinkId(9), &mut world.out);
     assert!(refused.unwrap_err().contains("POST /add?node=a"), "original defect C6: stuck");
     let first = world.node("a", 1, 64);
-    assert!(world.pool.node_connected(world.now, "a", LinkId(9), &mut world.out).is_err());
+    assert!(world.pool.node_connected(world.now, "a", 1, LinkId(9), &mut world.out).is_err());
     world.disconnect(first);
     world.connect("a");
     assert!(world.request(1, 64, HOUR).is_ok());
