@@ -165,7 +165,8 @@ fn answer(
         pool.request(now, &ask).map_err(|denied| denied.to_string())
     });
     Ok(match granted {
-        Ok(grant) => {
+        Ok(grants) => {
+            let grant = grants.first().expect("a request is met by one lease at least");
             if leases.len() >= SWEEP {
                 *leases = unclaimed(pool, leases).collect();
             }

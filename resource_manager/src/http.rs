@@ -181,9 +181,10 @@ async fn node(State(api): State<Api>, path: Result<Path<String>, PathRejection>)
 async fn request_lease(State(api): State<Api>, uri: Uri, body: Body) -> Answer {
     let ask = input::lease(&uri, &read(body).await?)?;
     let granted = api.ask(move |pool, now, _| pool.request(now, &ask)).await?;
-    let grant = granted.map_err(|denied| Failure(StatusCode::CONFLICT, denied.to_string()))?;
+    let grants = granted.map_err(|denied| Failure(StatusCode::CONFLICT, denied.to_string()))?;
+    let grant = grants.first().expect("a request is met by one lease at least");
     let place = [(header::LOCATION, format!("/leases/{}", grant.terms.lease))];
-    Ok((StatusCode::CREATED, place, Json(GrantJson::new(&grant, &api.secret))).into_response())
+    Ok((StatusCode::CREATED, place, Json(GrantJson::new(grant, &api.secret))).into_response())
 }
 
 async fn leases(State(api): State<Api>, uri: Uri) -> Answer {

@@ -25,6 +25,7 @@ use std::net::TcpListener;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use anyhow::Context;
 use rfaas::config::{Devices, ResourceManagerConfig};
@@ -88,7 +89,7 @@ fn start(options: &Options) -> anyhow::Result<(Server, HttpThread)> {
     let http_address = http.local_addr().context("HTTP address")?;
 
     let now = Now::read();
-    let mut pool = Pool::new(now);
+    let mut pool = Pool::new(now, Duration::from_millis(config.node_return_ms.into()));
     for spec in nodes {
         // Nobody is connected yet, so nothing is to be done about it but to write the database.
         pool.add_node(now, spec, &mut Vec::new())?;

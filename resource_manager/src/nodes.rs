@@ -179,7 +179,7 @@ impl Nodes {
                 }
             }
             (Phase::Registered { node }, FromNode::Claimed(claim)) => {
-                pool.claimed(now, node, id, &read_terms(&claim.terms, node)?, out);
+                pool.claimed(now, id, &read_terms(&claim.terms, node)?, out);
             }
             (Phase::Registered { node }, FromNode::Ended(ended)) => {
                 let report = EndReport {
@@ -187,11 +187,17 @@ impl Nodes {
                     reason: EndReason::from_wire(ended.reason)?,
                     bill: ended.bill,
                 };
-                pool.ended(now, node, id, &report, out);
+                pool.ended(now, id, &report, out);
             }
-            // What it has used is known at its end.
-            (Phase::Registered { .. }, FromNode::Heartbeat(_) | FromNode::Used(_)) => {}
-            (Phase::Registered { .. }, FromNode::Draining(_)) => {} // it refuses claims by itself
+            (Phase::Registered { .. }, FromNode::Used(used)) => {
+                let lease = LeaseId::new(used.lease.get()).ok_or(Malformed::Field("lease"))?;
+                pool.used(id, lease, used.bill);
+            }
+            (Phase::Registered { .. }, FromNode::Draining(draining)) => {
+                let grace = Duration::from_millis(draining.grace_ms.get().into());
+                pool.draining(now, id, grace, out);
+            }
+            (Phase::Registered { .. }, FromNode::Heartbeat(_)) => {}
             (Phase::Greeting { .. }, _) => return Err(Malformed::Field("registration").into()),
             (Phase::Registered { .. }, FromNode::Register(_)) => {
                 return Err(Malformed::Field("second registration").into());

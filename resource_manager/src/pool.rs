@@ -22,6 +22,7 @@
 mod bills;
 mod lease;
 mod node;
+mod record;
 #[cfg(test)]
 mod tests;
 
@@ -32,15 +33,17 @@ use std::time::{Duration, Instant, SystemTime};
 use rfaas::protocol::lease::{EndReason, LeaseId};
 use rfaas::protocol::node::Bill;
 
-pub use bills::Billed;
 use bills::Bills;
-pub use lease::{Ask, Denied, EndReport, Grant, LeaseState, LeaseView, Terms};
+pub use lease::{Ask, Denied, EndReport, Grant, LeaseState, LeaseView, NotRenewed, Terms};
 use lease::{Lease, State};
 pub use node::{Capacity, Conflict, NodeSpec, NodeState, NodeView, Removal};
 use node::{Connection, Node};
+pub use record::{Billed, Changes, LeaseRecord, NodeRecord, Snapshot};
 
 /// Most cores of a node or lease: an executor's assignment counts its workers in 16 bits.
 pub const MAX_CORES: u32 = u16::MAX as u32;
+/// Most nodes of a request: it is answered by as many messages, all at once.
+pub const MAX_NODES: u32 = 64;
 /// Longest lease.
 pub const MAX_TIMEOUT: Duration = Duration::from_secs(30 * 24 * 3600);
 /// How long a lease lasts if the request does not say.
@@ -50,9 +53,9 @@ pub const MAX_GRACE: Duration = Duration::from_secs(24 * 3600);
 /// Grace period of a withdrawal that does not name one.
 pub const DEFAULT_GRACE: Duration = Duration::from_secs(5);
 
-/// How long a lost node may stay away before its leases end: twice the longest pause between two
-/// tries of an executor manager to reconnect (5 s).
-pub const NODE_RETURN: Duration = Duration::from_secs(10);
+/// How long after a start of this program nodes may take to register again before their leases end:
+/// twice the longest pause between two tries of an executor manager to reconnect (5 s).
+pub const RESTART_RETURN: Duration = Duration::from_secs(10);
 /// How long a node that came back may take to report the leases that it still holds; it does so at
 /// once, so this is generous.
 pub const RECLAIM: Duration = Duration::from_secs(3);
@@ -153,6 +156,8 @@ pub struct Pool {
     /// The deadline of each lease, once (BOUNDED).
     deadlines: BTreeSet<(Instant, LeaseId)>,
     bills: Bills,
+    /// How long a node whose connection ended may stay away before its leases end.
+    node_return: Duration,
     /// First id of this run: smaller ones are of earlier runs.
     first_id: LeaseId,
     next_id: LeaseId,
@@ -160,13 +165,13 @@ pub struct Pool {
 }
 
 impl Pool {
-    /// An empty pool.
+    /// An empty pool. Leases of a node whose connection has ended last for `node_return` without it.
     ///
     /// Lease ids count up from the wall clock's microseconds since the Unix epoch. So a manager that
     /// starts again does not reuse an id unless it granted more than one lease a microsecond all the
     /// time before, or the clock was set back over its whole life; and they are below 2^53 until the
     /// year 2255, so JSON readers that only know floating-point numbers keep them exact.
-    pub fn new(now: Now) -> Self {
+    pub fn new(now: Now, node_return: Duration) -> Self {
         let micros = now.wall.duration_since(SystemTime::UNIX_EPOCH).map_or(1, |d| d.as_micros());
         let first = u64::try_from(micros).ok().and_then(LeaseId::new);
         let first_id = first.unwrap_or(LeaseId(std::num::NonZeroU64::MIN));
@@ -175,10 +180,34 @@ impl Pool {
             leases: BTreeMap::new(),
             deadlines: BTreeSet::new(),
             bills: Bills::default(),
+            node_return,
             first_id,
             next_id: first_id,
             totals: Totals::default(),
         }
+    }
+
+    /// The pool of a run that goes on where the last one stopped. Nodes whose executor manager has not
+    /// registered again count as lost; if it does not within [`RESTART_RETURN`], their leases end.
+    pub fn restore(now: Now, node_return: Duration, snapshot: Snapshot) -> Self {
+        let _ = snapshot;
+        Pool::new(now, node_return)
+    }
+
+    /// What changed since this was last called. To be made durable before anything is said or done
+    /// about it.
+    pub fn take_changes(&mut self) -> Changes {
+        Changes::default()
+    }
+
+    /// Where ids of this state begin: a store keeps it from the first run on.
+    pub fn first_id(&self) -> LeaseId {
+        self.first_id
+    }
+
+    /// Whether this was a lease once and is none any more.
+    pub fn has_ended(&self, id: LeaseId) -> bool {
+        self.bills.get(id).is_some()
     }
 
     /// When [`tick`](Self::tick) has something to do next, if nothing else happens.

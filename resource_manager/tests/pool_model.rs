@@ -106,7 +106,13 @@ impl World {
         let wall = SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000);
         let now = Now { monotonic: Instant::now(), wall };
         let managers = (0..NODES).map(|_| Manager::default()).collect();
-        World { pool: Pool::new(now), now, managers, links: 0, granted: Vec::new() }
+        World {
+            pool: Pool::new(now, Duration::from_secs(10)),
+            now,
+            managers,
+            links: 0,
+            granted: Vec::new(),
+        }
     }
 
     fn lease(&self, index: usize) -> Option<Grant> {
@@ -145,7 +151,7 @@ impl World {
             Op::Request { cores, memory, timeout_ms } => {
                 let timeout = Duration::from_millis(timeout_ms);
                 let ask = Ask::new(cores, memory, timeout, "c").expect("valid");
-                self.granted.extend(self.pool.request(now, &ask));
+                self.granted.extend(self.pool.request(now, &ask).into_iter().flatten());
             }
             Op::Claim { lease } => {
                 if let Some(grant) = self.lease(lease).filter(|g| g.terms.expires_at > now.wall) {
@@ -216,7 +222,7 @@ impl World {
 
     fn tell_claim(&mut self, grant: &Grant, out: &mut Vec<Action>) {
         if let Some(link) = self.managers[Self::node_of(grant)].link {
-            self.pool.claimed(self.now, &grant.node, link, &grant.terms, out);
+            self.pool.claimed(self.now, link, &grant.terms, out);
         }
     }
 
@@ -224,7 +230,7 @@ impl World {
         if let Some(link) = self.managers[Self::node_of(grant)].link {
             let bill = Bill { invocations: 1.into(), ..Bill::default() };
             let report = EndReport { terms: grant.terms.clone(), reason, bill };
-            self.pool.ended(self.now, &grant.node, link, &report, out);
+            self.pool.ended(self.now, link, &report, out);
         }
     }
 
@@ -233,9 +239,9 @@ impl World {
         let Some(link) = self.managers[node].link else { return };
         let Some(mut terms) = self.granted.last().map(|grant| grant.terms.clone()) else { return };
         terms.lease = LeaseId::new(terms.lease.get() + lease).expect("not zero");
-        self.pool.claimed(self.now, &name(node), link, &terms, out);
+        self.pool.claimed(self.now, link, &terms, out);
         let report = EndReport { terms, reason: EndReason::Released, bill: Bill::default() };
-        self.pool.ended(self.now, &name(node), link, &report, out);
+        self.pool.ended(self.now, link, &report, out);
     }
 
     fn carry_out(&mut self, mut actions: Vec<Action>) {

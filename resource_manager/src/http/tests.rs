@@ -15,7 +15,7 @@ use crate::pool::LinkId;
 
 /// Carries out work, without devices. Ends when told to stop.
 fn serve_pool(inbox: &Inbox) {
-    let mut pool = Pool::new(Now::read());
+    let mut pool = Pool::new(Now::read(), Duration::from_secs(10));
     loop {
         pool.tick(Now::read(), &mut Vec::new());
         match inbox.try_next() {

@@ -1,34 +1,10 @@
 //! What was used: one bill a lease, in the order in which they ended. Kept while the program runs.
 
 use std::collections::HashMap;
-use std::sync::Arc;
-use std::time::SystemTime;
 
-use rfaas::protocol::lease::{EndReason, LeaseId};
-use rfaas::protocol::node::Bill;
+use rfaas::protocol::lease::LeaseId;
 
-/// The bill of one lease.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Billed {
-    /// The lease.
-    pub lease: LeaseId,
-    /// Who pays.
-    pub client: Arc<str>,
-    /// Where it was.
-    pub node: Arc<str>,
-    /// Cores that it held.
-    pub cores: u32,
-    /// Memory that it held, in MB.
-    pub memory: u32,
-    /// What it used.
-    pub bill: Bill,
-    /// When it ended.
-    pub ended_at: SystemTime,
-    /// Why.
-    pub reason: EndReason,
-    /// Whether the node said so; otherwise its later report replaces this.
-    pub reported: bool,
-}
+use super::record::Billed;
 
 /// All bills.
 #[derive(Debug, Default)]

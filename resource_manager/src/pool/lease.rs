@@ -9,11 +9,10 @@ use rfaas::protocol::lease::{
 };
 use rfaas::protocol::node::Bill;
 
-use super::bills::Billed;
 use super::node::NodeState;
 use super::{
-    Action, CLAIM_IN_FLIGHT, END_MARGIN, EXPIRY_MARGIN, LinkId, MAX_CORES, MAX_TIMEOUT, NodeSpec,
-    Now, Pool, check_name,
+    Action, Billed, CLAIM_IN_FLIGHT, END_MARGIN, EXPIRY_MARGIN, LinkId, MAX_CORES, MAX_NODES,
+    MAX_TIMEOUT, NodeSpec, Now, Pool, check_name,
 };
 use crate::placement::{Candidate, first_fit};
 
@@ -23,6 +22,8 @@ pub struct Ask {
     cores: u32,
     memory: u32,
     timeout: Duration,
+    max_nodes: u32,
+    while_connected: bool,
     client: Arc<str>,
 }
 
@@ -41,7 +42,22 @@ impl Ask {
             return Err(format!("timeout_ms is {ms}, not between 1 and {max}"));
         }
         check_name("client", client, MAX_CLIENT_NAME_BYTES)?;
-        Ok(Ask { cores, memory, timeout, client: client.into() })
+        let client = client.into();
+        Ok(Ask { cores, memory, timeout, max_nodes: 1, while_connected: false, client })
+    }
+
+    /// Lets it be met from up to `max_nodes` nodes if none has room for all of it.
+    pub fn on_nodes(self, max_nodes: u32) -> Result<Self, String> {
+        if !(1..=MAX_NODES).contains(&max_nodes) {
+            return Err(format!("max_nodes is {max_nodes}, not between 1 and {MAX_NODES}"));
+        }
+        Ok(Ask { max_nodes, ..self })
+    }
+
+    /// For a client on a connection, with whose end its unclaimed leases end ([`Pool::client_gone`]);
+    /// the end of this program is one too.
+    pub fn while_connected(self) -> Self {
+        Ask { while_connected: true, ..self }
     }
 }
 
@@ -49,6 +65,32 @@ impl Ask {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct Denied(String);
+
+/// Why a lease was not renewed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum NotRenewed {
+    /// There never was one.
+    #[error("lease {0} is not known")]
+    Unknown(LeaseId),
+    /// It is over.
+    #[error("lease {0} has ended")]
+    Ended(LeaseId),
+    /// It was told to end.
+    #[error("lease {lease} is ending ({})", .reason.name())]
+    Ending {
+        /// The lease.
+        lease: LeaseId,
+        /// Why.
+        reason: EndReason,
+    },
+    /// It is not known where to renew it now.
+    #[error("the node of lease {0} has no address at present; try again")]
+    NoAddress(LeaseId),
+    /// Not a time to renew for.
+    #[error("{0}")]
+    Timeout(String),
+}
 
 /// What a lease gives to whom. As its node reports it: [`LeaseTerms`] that were read and make sense.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -227,8 +269,16 @@ impl Pool {
             .and_then(|node| Some((node.spec.clone(), node.ip?, node.instance)))
     }
 
-    /// Grants a lease on a node that has room for it.
-    pub fn request(&mut self, now: Now, ask: &Ask) -> Result<Grant, Denied> {
+    /// Moves the end of a lease that has not ended to `timeout` from now, never nearer; returns it as it
+    /// is then.
+    pub fn renew(&mut self, now: Now, id: LeaseId, timeout: Duration) -> Result<Grant, NotRenewed> {
+        let _ = (now, timeout);
+        Err(NotRenewed::Unknown(id))
+    }
+
+    /// Grants leases that meet `ask`, all of it or nothing: one on a node that has room for it, else one on
+    /// each of as many nodes as it may be met from.
+    pub fn request(&mut self, now: Now, ask: &Ask) -> Result<Vec<Grant>, Denied> {
         let Some((spec, ip, instance)) = self.choose(ask) else {
             self.totals.denied += 1;
             let denied = self.why_denied(ask);
@@ -252,7 +302,7 @@ impl Pool {
             lease = %id, %node, client = %ask.client, cores = ask.cores, memory = ask.memory,
             timeout = ?ask.timeout, "lease granted"
         );
-        Ok(Grant { terms, node: node.clone(), manager: SocketAddr::new(ip, spec.port()) })
+        Ok(vec![Grant { terms, node: node.clone(), manager: SocketAddr::new(ip, spec.port()) }])
     }
 
     /// Books a new lease on `node`, which has room for it.
@@ -350,14 +400,9 @@ impl Pool {
 
     /// The node on `link` reports that a lease is in use: for the first time, or again after a
     /// reconnection.
-    pub fn claimed(
-        &mut self,
-        now: Now,
-        node: &str,
-        link: LinkId,
-        terms: &Terms,
-        out: &mut Vec<Action>,
-    ) {
+    pub fn claimed(&mut self, now: Now, link: LinkId, terms: &Terms, out: &mut Vec<Action>) {
+        let Some(node) = self.node_on(link) else { return };
+        let node = &*node;
         let id = terms.lease;
         let end = |reason| Action::EndLease { link, lease: id, reason, grace: Duration::ZERO };
         if let Some(lease) = self.leases.get_mut(&id).filter(|lease| *lease.node == *node) {
@@ -419,14 +464,9 @@ impl Pool {
 
     /// The node on `link` reports that a lease has ended, and what it used. Acknowledged also if it
     /// is no news, since the node repeats it until it is.
-    pub fn ended(
-        &mut self,
-        now: Now,
-        node: &str,
-        link: LinkId,
-        report: &EndReport,
-        out: &mut Vec<Action>,
-    ) {
+    pub fn ended(&mut self, now: Now, link: LinkId, report: &EndReport, out: &mut Vec<Action>) {
+        let Some(node) = self.node_on(link) else { return };
+        let node = &*node;
         let &EndReport { ref terms, reason, bill } = report;
         let id = terms.lease;
         // Before a connection is closed because this was a removed node's last lease.
@@ -449,6 +489,16 @@ impl Pool {
         } else {
             tracing::warn!(lease = %id, node, "the node reports the end of a lease that it never had");
         }
+    }
+
+    /// The node on `link` reports what a lease has used so far.
+    pub fn used(&mut self, link: LinkId, lease: LeaseId, bill: Bill) {
+        let _ = (link, lease, bill);
+    }
+
+    fn node_on(&self, link: LinkId) -> Option<Arc<str>> {
+        let mut nodes = self.nodes.iter();
+        nodes.find(|(_, node)| node.link() == Some(link)).map(|(name, _)| name.clone())
     }
 
     /// Has the node of a claimed lease end it within `grace`; an unclaimed one ends at once. Repeated,

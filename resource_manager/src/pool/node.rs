@@ -8,9 +8,7 @@ use std::time::{Duration, Instant};
 use rfaas::protocol::lease::{EndReason, LeaseId, MAX_NODE_NAME_BYTES};
 
 use super::lease::{Lease, State};
-use super::{
-    Action, LinkId, MAX_CORES, NODE_RETURN, Now, Pool, RECLAIM, RESOLVE_AGAIN, check_name,
-};
+use super::{Action, LinkId, MAX_CORES, Now, Pool, RECLAIM, RESOLVE_AGAIN, check_name};
 
 /// How long a look-up of a host name may take before it is started again: longer than a resolver
 /// tries by default (`resolv.conf(5)`: 5 s, twice, up to three servers).
@@ -361,15 +359,16 @@ impl Pool {
     }
 
     /// The connection of a node's executor manager has ended, for whatever reason. Its leases may
-    /// go on without it, so it has [`NODE_RETURN`] to come back.
+    /// go on without it, so it has some time to come back.
     pub fn node_disconnected(&mut self, now: Now, link: LinkId, out: &mut Vec<Action>) {
         let Some((name, node)) = self.nodes.iter_mut().find(|(_, n)| n.link() == Some(link)) else {
             return; // it was removed before
         };
         let name = name.clone();
         let leases = node.leases.len();
-        node.connection =
-            Connection::Lost { give_up_at: (leases > 0).then_some(now.monotonic + NODE_RETURN) };
+        node.connection = Connection::Lost {
+            give_up_at: (leases > 0).then_some(now.monotonic + self.node_return),
+        };
         node.resolve(now, out);
         tracing::warn!(node = %name, leases, "connection to the executor manager ended");
         let draining = node.draining;
@@ -382,6 +381,11 @@ impl Pool {
                 lease.unseen_since.get_or_insert(now.monotonic);
             }
         }
+    }
+
+    /// The executor manager on `link` is to stop within `grace`: no new leases there.
+    pub fn draining(&mut self, now: Now, link: LinkId, grace: Duration, out: &mut Vec<Action>) {
+        let _ = (now, link, grace, out);
     }
 
     /// The answer to [`Action::Resolve`]: the address of `host`, or `None` if it was not found.

@@ -19,7 +19,7 @@ impl World {
             monotonic: Instant::now(),
             wall: SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000),
         };
-        World { pool: Pool::new(now), now, out: Vec::new(), links: 0 }
+        World { pool: Pool::new(now, NODE_RETURN), now, out: Vec::new(), links: 0 }
     }
 
     fn pass(&mut self, time: Duration) {
@@ -59,11 +59,11 @@ impl World {
 
     fn request(&mut self, cores: u32, memory: u32, timeout: Duration) -> Result<Grant, Denied> {
         let ask = Ask::new(cores, memory, timeout, "somebody").unwrap();
-        self.pool.request(self.now, &ask)
+        self.pool.request(self.now, &ask).map(|mut grants| grants.remove(0))
     }
 
     fn claim(&mut self, grant: &Grant, link: LinkId) {
-        self.pool.claimed(self.now, &grant.node, link, &grant.terms, &mut self.out);
+        self.pool.claimed(self.now, link, &grant.terms, &mut self.out);
     }
 
     /// A lease in use.
@@ -76,7 +76,7 @@ impl World {
     fn report(&mut self, grant: &Grant, link: LinkId, reason: EndReason, allocated_ns: u64) {
         let bill = Bill { allocated_ns: allocated_ns.into(), ..Bill::default() };
         let report = EndReport { terms: grant.terms.clone(), reason, bill };
-        self.pool.ended(self.now, &grant.node, link, &report, &mut self.out);
+        self.pool.ended(self.now, link, &report, &mut self.out);
     }
 
     fn free(&self, name: &str) -> Capacity {
@@ -96,6 +96,8 @@ impl World {
     }
 }
 
+/// How long a node may stay away.
+const NODE_RETURN: Duration = Duration::from_secs(10);
 const SECOND: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -337,7 +339,7 @@ fn a_later_run_starts_above_the_ids_of_an_earlier_one() {
         last = Some(grant.terms.lease);
         world.pass(SECOND);
     }
-    let later = Pool::new(world.now);
+    let later = Pool::new(world.now, NODE_RETURN);
     assert!(Some(later.first_id) > last);
     assert!(later.first_id.get() < 1 << 53);
 }

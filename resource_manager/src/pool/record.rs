@@ -1,0 +1,108 @@
+//! What of the pool outlives the program: records of nodes and leases, and bills.
+//!
+//! ```text
+//!   Pool ──take_changes──▶ Changes ──▶ a store ──▶ Snapshot ──restore──▶ Pool of the next run
+//! ```
+//! Pure data; writing and reading it is the store's business. Whoever carries out the pool's actions
+//! first makes the changes durable that were taken with them: nothing is told before it is certain.
+//! * LAZY - losing changes that are not urgent loses nothing that anybody was told: what a lease used in
+//!   its last period, and that it was claimed, which its node reports again.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use rfaas::protocol::lease::{EndReason, LeaseId};
+use rfaas::protocol::node::Bill;
+
+use super::{NodeSpec, Terms};
+
+/// A node, as the next run needs to know it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeRecord {
+    /// What the operator said.
+    pub spec: NodeSpec,
+    /// Which run of its executor manager registered last; 0: none ever did.
+    pub instance: u64,
+    /// Whether the operator has withdrawn it.
+    pub draining: bool,
+}
+
+/// A lease that has not ended, likewise.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LeaseRecord {
+    /// What it gives to whom.
+    pub terms: Terms,
+    /// On which node.
+    pub node: Arc<str>,
+    /// Start.
+    pub granted_at: SystemTime,
+    /// Whether it ends with the connection that it was granted on, unless it is claimed before.
+    pub while_connected: bool,
+    /// When its node first reported it.
+    pub claimed_at: Option<SystemTime>,
+    /// Why it is to end, and until when its node may take its time about it.
+    pub ending: Option<(EndReason, SystemTime)>,
+    /// What it had used when its node last said so.
+    pub used: Bill,
+}
+
+/// The bill of one lease that has ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Billed {
+    /// The lease.
+    pub lease: LeaseId,
+    /// Who pays.
+    pub client: Arc<str>,
+    /// Where it was.
+    pub node: Arc<str>,
+    /// Cores that it held.
+    pub cores: u32,
+    /// Memory that it held, in MB.
+    pub memory: u32,
+    /// What it used.
+    pub bill: Bill,
+    /// When it ended.
+    pub ended_at: SystemTime,
+    /// Why.
+    pub reason: EndReason,
+    /// Whether the node said so: then it is final, else provisional, and the node's later report replaces it.
+    pub reported: bool,
+}
+
+/// What changed since changes were last taken; to be made durable together or not at all.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// Nodes by name; `None`: it was forgotten.
+    pub nodes: BTreeMap<Arc<str>, Option<NodeRecord>>,
+    /// Leases that have not ended; `None`: it has, and its bill is among the bills, of these changes or
+    /// earlier ones.
+    pub leases: BTreeMap<LeaseId, Option<LeaseRecord>>,
+    /// Bills in the order in which they were booked. One for a lease that has a bill replaces it.
+    pub bills: Vec<Billed>,
+    /// Whether actions and answers depend on them. Others may wait (LAZY).
+    pub urgent: bool,
+}
+
+impl Changes {
+    /// Whether nothing changed.
+    pub fn is_empty(&self) -> bool {
+        self.nodes.is_empty() && self.leases.is_empty() && self.bills.is_empty()
+    }
+}
+
+/// What a store holds when the program starts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Snapshot {
+    /// All nodes.
+    pub nodes: Vec<NodeRecord>,
+    /// All leases that have not ended.
+    pub leases: Vec<LeaseRecord>,
+    /// Bills that a report may still concern: those that are provisional, and those of leases
+    /// below `first_id`. Older than [`MAX_TIMEOUT`](super::MAX_TIMEOUT), they are not needed.
+    pub bills: Vec<Billed>,
+    /// The first id of this state: [`Pool::first_id`](super::Pool::first_id) of the run that began it.
+    pub first_id: LeaseId,
+    /// The largest id of a lease or a bill, if there is any.
+    pub last_id: Option<LeaseId>,
+}
