@@ -4,11 +4,11 @@
 use std::time::{Duration, Instant};
 
 use rdmalib::{
-    Access, CompletionQueue, ConnectRequest, Device, Domain, QueuePair, QueuePairConfig,
-    ReceiveQueue, Region, RemoteAddress,
+    Access, CompletionQueue, ConnectRequest, Device, QueuePair, QueuePairConfig, ReceiveQueue,
+    Region, RemoteAddress,
 };
 
-use super::Deployment;
+use super::session::Blueprint;
 use super::workers::{Depths, SlotArea, Worker, receive_id};
 use crate::channel::{Channel, ChannelError, Incoming, refuse};
 use crate::config::OpenDevice;
@@ -27,12 +27,10 @@ const MAX_FUNCTIONS: u32 = 1 << 16;
 pub(super) struct Assembly<'a> {
     device: &'a Device,
     session: Secret,
-    deployment: &'a Deployment,
-    code: &'a [u8],
+    blueprint: &'a Blueprint,
     depths: Depths,
     workers: Vec<Option<Connected>>,
     completions: CompletionQueue,
-    domain: Domain,
     control: Option<Control>,
 }
 
@@ -60,7 +58,6 @@ pub(super) struct Ready {
     pub(super) workers: Vec<Worker>,
     pub(super) receives: Vec<ReceiveQueue>,
     pub(super) completions: CompletionQueue,
-    pub(super) domain: Domain,
     pub(super) control: Channel,
     pub(super) functions: Vec<String>,
 }
@@ -77,21 +74,18 @@ impl<'a> Assembly<'a> {
         device: &'a OpenDevice,
         cores: u16,
         session: Secret,
-        deployment: &'a Deployment,
-        code: &'a [u8],
+        blueprint: &'a Blueprint,
     ) -> Result<Self> {
         let device = &device.device;
-        let depths = Depths::new(deployment.slots, device.limits().max_queue_depth);
+        let depths = Depths::new(blueprint.deployment.slots, device.limits().max_queue_depth);
         let entries = depths.completions().saturating_mul(u32::from(cores));
         Ok(Assembly {
             device,
             session,
-            deployment,
-            code,
+            blueprint,
             depths,
             workers: (0..cores).map(|_| None).collect(),
             completions: device.completion_queue(entries)?,
-            domain: device.domain()?,
             control: None,
         })
     }
@@ -140,7 +134,7 @@ impl<'a> Assembly<'a> {
             Some(Some(_)) => return Err(format!("worker {index} is connected already")),
             Some(None) => {}
         }
-        if hello.slots.get() < self.deployment.slots {
+        if hello.slots.get() < self.blueprint.deployment.slots {
             return Err(format!("{} slots are fewer than asked for", hello.slots.get()));
         }
         let line = HEADER_SPACE as u64;
@@ -148,7 +142,7 @@ impl<'a> Assembly<'a> {
         if stride % line != 0 || addr % line != 0 {
             return Err("slots are not aligned to 64 bytes".into());
         }
-        if stride < line + self.deployment.input_bytes as u64 {
+        if stride < line + self.blueprint.deployment.input_bytes as u64 {
             return Err(format!("slots of {stride} bytes are smaller than asked for"));
         }
         Ok(())
@@ -157,16 +151,16 @@ impl<'a> Assembly<'a> {
     fn admit_executor(&mut self, request: ConnectRequest, hello: &ExecutorHello) -> Result<()> {
         let failed = |source| Error::Connection { what: WHAT, source };
         let mut channel = Channel::new(self.device, CONTROL_RECEIVES).map_err(failed)?;
-        let code = channel.domain().allocate(self.code.len(), Access::empty())?;
-        code.write(0, self.code)?;
+        let code = channel.domain().allocate(self.blueprint.code.len(), Access::empty())?;
+        code.write(0, &self.blueprint.code)?;
         if let Err(error) = channel.accept(request, &Empty {}) {
             // It is gone again, of which the manager tells.
             tracing::debug!(%error, "executor not connected");
             return Ok(());
         }
         let to = RemoteAddress { addr: hello.code_addr.get(), key: hello.code_key.get() };
-        let bytes = u32::try_from(self.code.len()).expect("checked when the file was read");
-        match channel.write_with_immediate(&code, self.code.len(), to, bytes) {
+        let bytes = u32::try_from(code.len()).expect("checked when the file was read");
+        match channel.write_with_immediate(&code, code.len(), to, bytes) {
             Ok(()) | Err(ChannelError::Disconnected) => {} // `read_control` tells
             Err(source) => return Err(failed(source)),
         }
@@ -189,7 +183,7 @@ impl<'a> Assembly<'a> {
             max_inline_data: self.device.limits().max_inline_data,
             ..QueuePairConfig::default()
         };
-        let (domain, completions) = (&self.domain, &self.completions);
+        let (domain, completions) = (&self.blueprint.domain, &self.completions);
         let mut queue_pair = QueuePair::new(domain, completions, completions, &config)?;
         for _ in 0..self.depths.receive {
             queue_pair.post_receive(receive_id(index), None)?;
@@ -200,8 +194,11 @@ impl<'a> Assembly<'a> {
             return Ok(());
         }
         let first = RemoteAddress { addr: hello.input_addr.get(), key: hello.input_key.get() };
-        let area =
-            SlotArea { first, stride: hello.slot_stride.get(), count: self.deployment.slots };
+        let area = SlotArea {
+            first,
+            stride: hello.slot_stride.get(),
+            count: self.blueprint.deployment.slots,
+        };
         self.workers[index] = Some(Connected { queue_pair, area });
         Ok(())
     }
@@ -269,7 +266,6 @@ impl<'a> Assembly<'a> {
             workers,
             receives,
             completions: self.completions,
-            domain: self.domain,
             control: control.channel,
             functions: control.functions,
         }

@@ -19,15 +19,18 @@ pub struct Deployment {
     pub slots: u16,
     /// How workers and blocked callers wait. A task that awaits a result always sleeps.
     pub spin: Spin,
-    /// Longest time from the call of a function to its result; then the worker is given up.
+    /// Longest time from the call of a function to its result; then the worker is given up, and
+    /// replaced by the next call.
     pub invocation_timeout: Duration,
     /// Longest time from asking for executors to their being ready.
     pub start_timeout: Duration,
+    /// How long an idempotent call goes on to look for an executor after its own was lost.
+    pub failover_timeout: Duration,
 }
 
 impl Default for Deployment {
     /// 1 MiB of input and output, four slots, always hot, a minute an invocation, half a minute to
-    /// start.
+    /// start, as long to start elsewhere.
     fn default() -> Self {
         Deployment {
             input_bytes: 1 << 20,
@@ -36,6 +39,7 @@ impl Default for Deployment {
             spin: Spin::Always,
             invocation_timeout: Duration::from_secs(60),
             start_timeout: Duration::from_secs(30),
+            failover_timeout: Duration::from_secs(30),
         }
     }
 }
@@ -82,6 +86,12 @@ impl Deployment {
         Deployment { start_timeout, ..self }
     }
 
+    /// Sets [`failover_timeout`](Self::failover_timeout).
+    #[must_use]
+    pub fn failover_timeout(self, failover_timeout: Duration) -> Self {
+        Deployment { failover_timeout, ..self }
+    }
+
     /// Checks what the types cannot say.
     pub(super) fn validate(&self) -> Result<()> {
         let fits = |bytes: usize| u32::try_from(bytes).is_ok();
@@ -95,7 +105,7 @@ impl Deployment {
     }
 }
 
-/// How long the parts of a deployment took; their sum is the whole.
+/// How long the parts of the last start took; their sum is the whole.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Phases {

@@ -1,22 +1,38 @@
 //! A deployed lease, as an application holds it: makes functions and buffers, and owns what ends
-//! with it. Invoking is in `invoke`.
+//! with it.
+//!
+//! ```text
+//!   running ──worker given up, nothing else in flight──▶ stopped ──next call, restart──▶ running
+//!      │ executor ended by itself: calls fail and say why        │ it fails: the next call tries again
+//!      └──restart──▶ running, a new process                      └──drop──▶ the lease is free
+//! ```
+//! A thread in a function that never returns can only be ended with its process. So a worker is not
+//! repaired: the process is replaced as a whole, on the same lease, and what the application has made
+//! for it goes on (`session`, AGAIN).
+//!
+//! Elsewhere: invoking (`invoke`), moving to another lease (`failover`).
 
 use std::sync::Arc;
-
-use rdmalib::Domain;
+use std::time::Duration;
 
 use super::buffer::{Input, Output, Owner};
 use super::drive::Shared;
 use super::failure::Failure;
 use super::lease::{Lease, LeaseInner};
+use super::session::{self, Blueprint, Started};
 use super::{Deployment, Phases};
 use crate::channel::Channel;
 use crate::error::{Error, Result};
+use crate::protocol::Malformed;
 use crate::protocol::lease::{EndReason, LeaseId};
 use crate::protocol::node::Bill;
 
 /// A leased, deployed executor: a process on another node that has the library loaded, with one
 /// worker for each leased core.
+///
+/// A call past its time limit costs its worker. The next call that finds nothing in flight, or no
+/// worker left, starts a new process first, as [`restart`](Self::restart) does. A process that a
+/// function has crashed or ended is not replaced unasked: calls say how it ended.
 ///
 /// Dropping it ends the process and, if no [`Lease`] handle is left, gives the lease back without
 /// waiting for the bill. Invocations that are still in flight then fail.
@@ -25,13 +41,10 @@ pub struct Executor {
     // Fields drop in order: the manager is told first, so that it takes the end for what it is.
     lease: Deployed,
     pub(super) data: DataPath,
-    /// Its end makes the executor process exit.
-    _control: Channel,
-    domain: Domain,
-    pub(super) owner: Owner,
-    pub(super) deployment: Deployment,
+    /// Its end makes the executor process exit. `None`: stopped, to be replaced.
+    control: Option<Channel>,
+    pub(super) blueprint: Blueprint,
     lease_id: LeaseId,
-    workers: usize,
     phases: Phases,
 }
 
@@ -62,37 +75,21 @@ impl Drop for DataPath {
     }
 }
 
-/// What a deployment has put together.
-pub(super) struct Parts {
-    pub(super) lease: Deployed,
-    pub(super) shared: Shared,
-    pub(super) control: Channel,
-    pub(super) domain: Domain,
-    pub(super) owner: Owner,
-    pub(super) deployment: Deployment,
-    pub(super) lease_id: LeaseId,
-    pub(super) workers: usize,
-    pub(super) phases: Phases,
-}
-
 impl Executor {
-    pub(super) fn new(parts: Parts) -> Self {
+    pub(super) fn new(lease: Deployed, blueprint: Blueprint, started: Started) -> Self {
         Executor {
-            lease: parts.lease,
-            data: DataPath(Arc::new(parts.shared)),
-            _control: parts.control,
-            domain: parts.domain,
-            owner: parts.owner,
-            deployment: parts.deployment,
-            lease_id: parts.lease_id,
-            workers: parts.workers,
-            phases: parts.phases,
+            lease,
+            data: DataPath(Arc::new(started.shared)),
+            control: Some(started.control),
+            blueprint,
+            lease_id: started.lease_id,
+            phases: started.phases,
         }
     }
 
     /// Worker threads, one for each leased core.
     pub fn workers(&self) -> usize {
-        self.workers
+        usize::from(self.lease.0.cores())
     }
 
     /// Names of the functions in the library, sorted.
@@ -100,14 +97,14 @@ impl Executor {
         self.data.0.functions()
     }
 
-    /// How long the parts of the deployment took.
+    /// How long the parts of the deployment took, or of the last restart.
     pub fn phases(&self) -> &Phases {
         &self.phases
     }
 
     /// What it was deployed with.
     pub fn deployment(&self) -> &Deployment {
-        &self.deployment
+        &self.blueprint.deployment
     }
 
     /// Number of the lease.
@@ -133,17 +130,64 @@ impl Executor {
             Error::UnknownFunction { name: name.to_owned(), available: functions.to_vec() }
         })?;
         let index = u32::try_from(index).expect("the wire counts functions in 32 bits");
-        Ok(Function { index, owner: self.owner })
+        Ok(Function { index, owner: self.blueprint.owner })
     }
 
     /// Memory for an input of `bytes` bytes, registered, zeroed, 64-byte aligned.
     pub fn input(&self, bytes: usize) -> Result<Input> {
-        Input::allocate(&self.domain, self.owner, bytes)
+        Input::allocate(&self.blueprint.domain, self.blueprint.owner, bytes)
     }
 
     /// Memory for an output of up to `bytes` bytes, registered, zeroed, 64-byte aligned.
     pub fn output(&self, bytes: usize) -> Result<Output> {
-        Output::allocate(&self.domain, self.owner, bytes)
+        Output::allocate(&self.blueprint.domain, self.blueprint.owner, bytes)
+    }
+
+    /// Ends the executor process, whatever its functions do, and starts a new one with the same
+    /// library on the same lease. Buffers and functions stay valid; what the library kept in memory
+    /// is gone. Invocations in flight fail with [`Error::WorkerLost`].
+    ///
+    /// After an error there is no process; the next call, or another restart, tries again.
+    pub fn restart(&mut self) -> Result<()> {
+        self.restart_within(self.blueprint.deployment.start_timeout)
+    }
+
+    pub(super) fn restart_within(&mut self, timeout: Duration) -> Result<()> {
+        self.stop();
+        let started = session::start_again(&self.lease, &self.blueprint, timeout)?;
+        self.check_functions(&started)?;
+        self.install(started);
+        tracing::info!(lease = %self.lease_id, "executor replaced");
+        Ok(())
+    }
+
+    /// Ends the executor process. Its workers are cut first, so that nothing of it reaches buffers
+    /// that are used again.
+    pub(super) fn stop(&mut self) {
+        self.data.0.close(Failure::WorkerLost("its executor was ended to be replaced"));
+        self.control = None;
+    }
+
+    /// There is no executor process, by our own will.
+    #[inline]
+    pub(super) fn is_stopped(&self) -> bool {
+        self.control.is_none()
+    }
+
+    /// Functions go by their index: another process must have the same ones.
+    fn check_functions(&self, started: &Started) -> Result<()> {
+        if started.shared.functions() == self.functions() {
+            Ok(())
+        } else {
+            Err(Malformed::Field("function list").into())
+        }
+    }
+
+    fn install(&mut self, started: Started) {
+        self.data = DataPath(Arc::new(started.shared));
+        self.control = Some(started.control);
+        self.lease_id = started.lease_id;
+        self.phases = started.phases;
     }
 
     /// Gives the lease back and waits for its bill; the executor process is then gone.

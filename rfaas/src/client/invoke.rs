@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use super::Spin;
 use super::buffer::{Input, Output};
-use super::drive::{Alone, Drive, Together};
+use super::drive::{Alone, Drive, Shared, Together};
 use super::executor::{Executor, Function};
 use super::failure::Outcome;
 use super::pending::{Failed, Pending};
@@ -30,11 +30,8 @@ impl Executor {
         output: &mut Output,
     ) -> Result<usize> {
         let call = self.check(function, input, output)?;
-        let outcome = match Alone::new(&mut self.data.0) {
-            Some(mut alone) => call_one(&mut alone, &call),
-            None => call_one(&mut Together::new(&self.data.0), &call),
-        }?;
-        self.data.0.read_outcome(outcome, output)
+        let outcome = self.call(&call)?;
+        self.finish(outcome, output)
     }
 
     /// Calls `function` once for each of `inputs`, each time on the worker that has the least to
@@ -58,14 +55,14 @@ impl Executor {
             .map(|(input, output)| self.check(function, input, output))
             .collect::<Result<_>>()?;
         let mut outcomes = Vec::with_capacity(calls.len());
-        let posted = match Alone::new(&mut self.data.0) {
+        let posted = self.replacing(|data| match Alone::new(data) {
             Some(mut alone) => call_all(&mut alone, &calls, &mut outcomes),
-            None => call_all(&mut Together::new(&self.data.0), &calls, &mut outcomes),
-        };
+            None => call_all(&mut Together::new(data), &calls, &mut outcomes),
+        });
         // All are read, also after an error: reading a failed one takes its output from its worker.
         let mut sizes = Ok(Vec::with_capacity(outcomes.len()));
         for (outcome, output) in outcomes.into_iter().zip(outputs) {
-            match (self.data.0.read_outcome(outcome, output), &mut sizes) {
+            match (self.finish(outcome, output), &mut sizes) {
                 (Ok(bytes), Ok(sizes)) => sizes.push(bytes),
                 (Err(error), Ok(_)) => sizes = Err(error),
                 (_, Err(_)) => {}
@@ -75,7 +72,8 @@ impl Executor {
         posted.map(|()| sizes)
     }
 
-    /// Starts a call of `function` on a worker that has the least to do and returns at once. The
+    /// Starts a call of `function` on a worker that has the least to do and returns at once, unless
+    /// workers were lost and the executor is replaced first. The
     /// buffers come back with the result, or with the error: [`Error::AllSlotsBusy`] if each slot
     /// of each worker has an invocation in flight.
     pub fn submit(
@@ -97,12 +95,62 @@ impl Executor {
         output: &Output,
     ) -> Result<Ticket> {
         let call = self.check(function, input, output)?;
-        let mut together = Together::waiting(&self.data.0, Spin::Never);
-        if let Some(ticket) = together.post(&call)? {
-            return Ok(ticket);
+        self.replacing(|data| {
+            let mut together = Together::waiting(data, Spin::Never);
+            if together.workers().due() {
+                return Ok(None);
+            }
+            if let Some(ticket) = together.post(&call)? {
+                return Ok(Some(ticket));
+            }
+            together.glance(); // replies may be there that nobody has looked at
+            together.post(&call)?.ok_or(Error::AllSlotsBusy).map(Some)
+        })
+    }
+
+    /// Posts `call` and waits for its outcome. After an error no worker has it.
+    #[inline]
+    pub(super) fn call(&mut self, call: &Call<'_>) -> Result<Outcome> {
+        self.replacing(|data| match Alone::new(data) {
+            Some(mut alone) => call_one(&mut alone, call),
+            None => call_one(&mut Together::new(data), call),
+        })
+    }
+
+    /// Does `what` with the data path; `None` says that the executor is to be replaced first.
+    #[inline]
+    fn replacing<T>(
+        &mut self,
+        mut what: impl FnMut(&mut Arc<Shared>) -> Result<Option<T>>,
+    ) -> Result<T> {
+        loop {
+            if !self.is_stopped()
+                && let Some(done) = what(&mut self.data.0)?
+            {
+                return Ok(done);
+            }
+            self.restart()?; // nothing is due right after it
         }
-        together.glance(); // replies may be there that nobody has looked at
-        together.post(&call)?.ok_or(Error::AllSlotsBusy)
+    }
+
+    /// Bytes of `output`, or why there are none.
+    #[inline]
+    pub(super) fn finish(&mut self, outcome: Outcome, output: &mut Output) -> Result<usize> {
+        let result = self.data.0.read_outcome(outcome, output);
+        if let Err(Error::TimeLimit { .. } | Error::WorkerLost { .. }) = &result {
+            self.retire();
+        }
+        result
+    }
+
+    /// If the next call is to replace the executor, it ends now: the function that ran past its limit
+    /// is not to use its core until then.
+    #[cold]
+    fn retire(&mut self) {
+        let due = self.data.0.lock().workers.due();
+        if due {
+            self.stop();
+        }
     }
 
     /// The call, if it can be made.
@@ -113,23 +161,26 @@ impl Executor {
         input: &'a Input,
         output: &Output,
     ) -> Result<Call<'a>> {
-        if function.owner != self.owner {
+        if function.owner != self.blueprint.owner {
             return Err(Error::Foreign("function"));
         }
-        if input.owner() != self.owner || output.owner() != self.owner {
+        if input.owner() != self.blueprint.owner || output.owner() != self.blueprint.owner {
             return Err(Error::Foreign("buffer"));
         }
-        if input.len() > self.deployment.input_bytes {
-            let max = self.deployment.input_bytes;
+        if input.len() > self.blueprint.deployment.input_bytes {
+            let max = self.blueprint.deployment.input_bytes;
             return Err(Error::InputTooLarge { bytes: input.len(), max });
         }
-        Ok(Call::new(function.index, input, output, self.deployment.output_bytes))
+        Ok(Call::new(function.index, input, output, self.blueprint.deployment.output_bytes))
     }
 }
 
-/// Posts `call` and waits for its outcome.
+/// Posts `call` and waits for its outcome. `None`: the executor is to be replaced first.
 #[inline]
-fn call_one(drive: &mut impl Drive, call: &Call<'_>) -> Result<Outcome> {
+fn call_one(drive: &mut impl Drive, call: &Call<'_>) -> Result<Option<Outcome>> {
+    if drive.workers().due() {
+        return Ok(None);
+    }
     let ticket = loop {
         match drive.post(call)? {
             Some(ticket) => break ticket,
@@ -138,15 +189,23 @@ fn call_one(drive: &mut impl Drive, call: &Call<'_>) -> Result<Outcome> {
     };
     loop {
         if let Some(outcome) = drive.workers().tickets.take(ticket) {
-            return Ok(outcome);
+            return Ok(Some(outcome));
         }
         drive.advance();
     }
 }
 
 /// Posts `calls` as slots become free and waits for all outcomes, which it appends to `outcomes` in
-/// the order of the calls. If posting fails, those posted before are waited for nevertheless.
-fn call_all(drive: &mut impl Drive, calls: &[Call<'_>], outcomes: &mut Vec<Outcome>) -> Result<()> {
+/// the order of the calls. If posting fails, those posted before are waited for nevertheless. `None`:
+/// the executor is to be replaced first.
+fn call_all(
+    drive: &mut impl Drive,
+    calls: &[Call<'_>],
+    outcomes: &mut Vec<Outcome>,
+) -> Result<Option<()>> {
+    if drive.workers().due() {
+        return Ok(None);
+    }
     let mut in_flight = VecDeque::new();
     let mut rest = calls.iter();
     let mut next = rest.next();
@@ -173,7 +232,7 @@ fn call_all(drive: &mut impl Drive, calls: &[Call<'_>], outcomes: &mut Vec<Outco
             outcomes.push(outcome);
         }
         if in_flight.is_empty() && next.is_none() {
-            return failed;
+            return failed.map(Some);
         }
         drive.advance();
     }

@@ -198,7 +198,7 @@ impl LeaseInner {
 
     /// The executor was dropped.
     pub(super) fn undeployed(&self) {
-        self.lock().deployed = false;
+        self.lock().undeployed();
     }
 
     pub(super) fn release(&self) -> Result<Option<Bill>> {
@@ -286,9 +286,14 @@ impl LeaseState {
         }
     }
 
-    /// The executor is ready.
+    /// The lease belongs to an executor from now on.
     pub(super) fn deployed(&mut self) {
         self.deployed = true;
+    }
+
+    /// The executor has gone, or makes room for its successor.
+    pub(super) fn undeployed(&mut self) {
+        self.deployed = false;
     }
 }
 

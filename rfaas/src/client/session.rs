@@ -7,6 +7,8 @@
 //! ```
 //! * ALL-OR-NOTHING - whatever goes wrong, connections made so far are dropped, at which the
 //!   executor exits.
+//! * AGAIN - what an application has made for an executor is of the [`Blueprint`], not of the process:
+//!   buffers and functions outlive the process, and any number can be started one after the other.
 //! * ENDS - the whole has one deadline. Sooner it ends with the executor: its manager tells.
 //! * HOSTILE - anyone may dial. Who does not show the session's secret, or offers numbers that
 //!   cannot be, is refused, and the real one is waited for.
@@ -15,20 +17,21 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rdmalib::Listener;
+use rdmalib::{Domain, Listener};
 use zerocopy::FromZeros;
 
 use super::assembly::Assembly;
 use super::buffer::Owner;
 use super::drive::{Driver, Shared};
-use super::executor::{Deployed, Parts};
+use super::executor::Deployed;
 use super::lease::{LeaseInner, LeaseState};
 use super::{Deployment, Executor, Phases};
+use crate::channel::Channel;
 use crate::error::{Error, Exit, Result};
 use crate::function::exported_functions;
 use crate::protocol::Secret;
 use crate::protocol::allocation::Allocate;
-use crate::protocol::lease::{LeaseTerms, Token};
+use crate::protocol::lease::{LeaseId, LeaseTerms, Token};
 
 /// A wait for connections is cut short so often, to see what the manager and the executor say.
 const TICK: Duration = Duration::from_millis(1);
@@ -37,6 +40,25 @@ const FOREVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 /// After an executor's connection has ended, how long its manager may take to say why.
 const EXIT_NEWS: Duration = Duration::from_secs(1);
 
+/// What stays when an executor process is replaced by another, on its lease or elsewhere.
+#[derive(Debug)]
+pub(super) struct Blueprint {
+    /// The library.
+    pub(super) code: Arc<[u8]>,
+    pub(super) deployment: Deployment,
+    /// Of all buffers, and of the connections to whichever workers there are.
+    pub(super) domain: Domain,
+    pub(super) owner: Owner,
+}
+
+/// An executor process that is ready.
+pub(super) struct Started {
+    pub(super) shared: Shared,
+    pub(super) control: Channel,
+    pub(super) lease_id: LeaseId,
+    pub(super) phases: Phases,
+}
+
 /// Starts an executor for `lease` with the library at `path`.
 pub(super) fn deploy(
     lease: &Arc<LeaseInner>,
@@ -44,10 +66,49 @@ pub(super) fn deploy(
     deployment: &Deployment,
 ) -> Result<Executor> {
     deployment.validate()?;
-    let code = read_library(path)?;
+    let blueprint = Blueprint {
+        code: read_library(path)?.into(),
+        deployment: deployment.clone(),
+        domain: lease.device().device.domain()?,
+        owner: Owner::generate(),
+    };
+    let (deployed, started) = start(lease, &blueprint, deployment.start_timeout)?;
+    Ok(Executor::new(deployed, blueprint, started))
+}
+
+/// Starts an executor as `blueprint` says on `lease`, which runs none, within `timeout`.
+pub(super) fn start(
+    lease: &Arc<LeaseInner>,
+    blueprint: &Blueprint,
+    timeout: Duration,
+) -> Result<(Deployed, Started)> {
     let mut state = lease.lock();
-    let start = Instant::now();
-    let deadline = start + deployment.start_timeout.min(FOREVER);
+    let started = launch(lease, &mut state, blueprint, timeout)?;
+    state.deployed();
+    Ok((Deployed(Arc::clone(lease)), started))
+}
+
+/// Starts another executor for `deployed`, whose last one was told to end; waits for that first.
+pub(super) fn start_again(
+    deployed: &Deployed,
+    blueprint: &Blueprint,
+    timeout: Duration,
+) -> Result<Started> {
+    let mut state = deployed.0.lock();
+    state.undeployed();
+    let started = launch(&deployed.0, &mut state, blueprint, timeout);
+    state.deployed(); // also after a failure: the lease is whose it was
+    started
+}
+
+fn launch(
+    lease: &Arc<LeaseInner>,
+    state: &mut LeaseState,
+    blueprint: &Blueprint,
+    timeout: Duration,
+) -> Result<Started> {
+    let deployment = &blueprint.deployment;
+    let deadline = Instant::now() + timeout.min(FOREVER);
     let device = lease.device();
     let mut listener = device.device.listen(device.entry.port)?;
     let mut phases = Phases::default();
@@ -59,43 +120,37 @@ pub(super) fn deploy(
         hot_timeout_ms: deployment.spin.hot_timeout_ms().into(),
         input_bytes: wire(deployment.input_bytes).into(),
         output_bytes: wire(deployment.output_bytes).into(),
-        code_bytes: wire(code.len()).into(),
+        code_bytes: wire(blueprint.code.len()).into(),
         slots: deployment.slots.into(),
     };
-    let mut assembly = Assembly::new(device, lease.cores(), session, deployment, &code)?;
+    let mut assembly = Assembly::new(device, lease.cores(), session, blueprint)?;
     let lease_id = state.claim(lease, &request, deadline, &mut phases)?;
     tracing::info!(lease = %lease_id, node = lease.node(), "lease claimed");
-    assemble(&mut assembly, &mut listener, &mut state, deadline, deployment, &mut phases)?;
+    if !assemble(&mut assembly, &mut listener, state, deadline, &mut phases)? {
+        return Err(Error::StartTimeout { after: timeout, missing: assembly.missing() });
+    }
     tracing::info!(lease = %lease_id, workers = lease.cores(), "executor ready");
-    state.deployed();
-    drop(state);
 
     let ready = assembly.finish();
-    let workers = ready.workers.len();
     let driver = Driver::new(ready.completions, ready.receives);
     let weak = Arc::downgrade(lease);
-    Ok(Executor::new(Parts {
-        lease: Deployed(Arc::clone(lease)),
+    Ok(Started {
         shared: Shared::new(ready.workers, driver, ready.functions, deployment, weak),
         control: ready.control,
-        domain: ready.domain,
-        owner: Owner::generate(),
-        deployment: deployment.clone(),
         lease_id,
-        workers,
         phases,
-    }))
+    })
 }
 
-/// Brings executor and workers together; their manager has said that it started them.
+/// Brings executor and workers together; their manager has said that it started them. False if they
+/// are not complete at `deadline`.
 fn assemble(
     assembly: &mut Assembly<'_>,
     listener: &mut Listener,
     state: &mut LeaseState,
     deadline: Instant,
-    deployment: &Deployment,
     phases: &mut Phases,
-) -> Result<()> {
+) -> Result<bool> {
     let started = Instant::now();
     loop {
         let exit = look_at_manager(state)?;
@@ -110,12 +165,11 @@ fn assemble(
         if connected && let Some(loaded_in) = assembly.loaded_in() {
             phases.initialize = loaded_in;
             phases.spawn_connect = started.elapsed().saturating_sub(loaded_in);
-            return Ok(());
+            return Ok(true);
         }
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
-            let (after, missing) = (deployment.start_timeout, assembly.missing());
-            return Err(Error::StartTimeout { after, missing });
+            return Ok(false);
         }
         if connected {
             assembly.wait_for_control(left.min(TICK))?;

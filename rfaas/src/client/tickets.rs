@@ -171,6 +171,11 @@ impl Tickets {
         entry.state == State::Waiting && entry.deadline.is_some_and(|deadline| deadline <= now)
     }
 
+    /// Whether any waits.
+    pub(super) fn any_waiting(&self) -> bool {
+        self.entries.iter().any(|entry| entry.state == State::Waiting)
+    }
+
     /// All that wait.
     pub(super) fn waiting(&self) -> Vec<Ticket> {
         let waits = |(i, entry): (usize, &Entry)| {

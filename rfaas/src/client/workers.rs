@@ -6,6 +6,8 @@
 //!   its invocations:  out of time, protocol broken ──▶ resolved at once, the reason is known
 //!                     connection gone ──▶ orphans ──news from the executor manager──▶ resolved
 //! ```
+//! A lost worker never comes back: its thread may be in a function that never returns. The executor
+//! that replaces all of them is asked for before the next invocation ([`Workers::due`]).
 //! * CUT - a worker is disconnected before any of its invocations is resolved as failed, and the
 //!   output of each gets another key: a late reply cannot land in a buffer that its owner uses
 //!   again.
@@ -163,6 +165,8 @@ pub(super) struct Looked {
 pub(super) struct Workers {
     workers: Vec<Worker>,
     pub(super) tickets: Tickets,
+    /// At first.
+    count: usize,
     alive: usize,
     /// Used last: while it has nothing else to do, it is the one that certainly spins.
     last: usize,
@@ -177,6 +181,7 @@ impl Workers {
     pub(super) fn new(workers: Vec<Worker>, limit: Duration) -> Self {
         let slots = workers.iter().map(|worker| usize::from(worker.area.count)).sum();
         Workers {
+            count: workers.len(),
             alive: workers.len(),
             workers,
             tickets: Tickets::with_capacity(slots),
@@ -190,6 +195,22 @@ impl Workers {
     /// When an invocation that is posted at `now` is out of time.
     pub(super) fn deadline(&self, now: Instant) -> Option<Instant> {
         now.checked_add(self.limit)
+    }
+
+    /// Whether a new executor is due: workers were given up, as far as is known the executor has not
+    /// ended by itself, and it is the last chance or costs no invocation that is in flight.
+    #[inline]
+    pub(super) fn due(&self) -> bool {
+        self.alive < self.count && self.is_replaceable()
+    }
+
+    #[cold]
+    fn is_replaceable(&self) -> bool {
+        match self.verdict {
+            Verdict::None => !self.tickets.any_waiting(),
+            Verdict::Awaited(_) => false,
+            Verdict::Final(failure) => matches!(failure, Failure::WorkerLost(_)),
+        }
     }
 
     /// Posts `call` to the worker with the least to do. `None`: all slots are in use. An error is
