@@ -13,7 +13,7 @@
 //! Elsewhere: invoking (`invoke`), moving to another lease (`failover`).
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::buffer::{Input, Output, Owner};
 use super::drive::Shared;
@@ -39,13 +39,15 @@ use crate::protocol::node::Bill;
 #[derive(Debug)]
 pub struct Executor {
     // Fields drop in order: the manager is told first, so that it takes the end for what it is.
-    lease: Deployed,
+    pub(super) lease: Deployed,
     pub(super) data: DataPath,
     /// Its end makes the executor process exit. `None`: stopped, to be replaced.
     control: Option<Channel>,
     pub(super) blueprint: Blueprint,
     lease_id: LeaseId,
     phases: Phases,
+    /// Its end is announced and nobody else has taken over (`failover`); not tried again before.
+    pub(super) stays_until: Option<Instant>,
 }
 
 /// A function of one executor, found by name once.
@@ -84,6 +86,7 @@ impl Executor {
             blueprint,
             lease_id: started.lease_id,
             phases: started.phases,
+            stays_until: None,
         }
     }
 
@@ -175,7 +178,7 @@ impl Executor {
     }
 
     /// Functions go by their index: another process must have the same ones.
-    fn check_functions(&self, started: &Started) -> Result<()> {
+    pub(super) fn check_functions(&self, started: &Started) -> Result<()> {
         if started.shared.functions() == self.functions() {
             Ok(())
         } else {
@@ -183,7 +186,7 @@ impl Executor {
         }
     }
 
-    fn install(&mut self, started: Started) {
+    pub(super) fn install(&mut self, started: Started) {
         self.data = DataPath(Arc::new(started.shared));
         self.control = Some(started.control);
         self.lease_id = started.lease_id;

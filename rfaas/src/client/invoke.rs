@@ -155,7 +155,7 @@ impl Executor {
 
     /// The call, if it can be made.
     #[inline]
-    fn check<'a>(
+    pub(super) fn check<'a>(
         &self,
         function: &Function,
         input: &'a Input,

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::failure::Failure;
 use super::manager::{Ending, Manager};
-use super::{ClientInner, Deployment, Executor, Phases, session};
+use super::{Client, ClientInner, Deployment, Executor, Phases, session};
 use crate::config::OpenDevice;
 use crate::error::{Error, Result};
 use crate::protocol::allocation::{Allocate, RefusedBecause};
@@ -58,6 +58,9 @@ pub struct Lease {
 pub(super) struct LeaseInner {
     client: Arc<ClientInner>,
     cores: u16,
+    memory: u32,
+    /// As it was asked for.
+    timeout: Duration,
     expires_at: SystemTime,
     /// Known from the grant on if there is a resource manager.
     granted: Option<LeaseId>,
@@ -90,12 +93,18 @@ pub(super) struct Candidate {
 }
 
 impl Lease {
-    pub(super) fn new(client: Arc<ClientInner>, candidates: Vec<Candidate>) -> Result<Self> {
+    pub(super) fn new(
+        client: Arc<ClientInner>,
+        candidates: Vec<Candidate>,
+        timeout: Duration,
+    ) -> Result<Self> {
         let first = candidates.first().ok_or(Error::Invalid("a lease is for some node"))?;
         let terms = &first.token.terms;
         let inner = LeaseInner {
             cores: u16::try_from(terms.cores.get())
                 .map_err(|_| Error::Invalid("a lease has at most 65535 cores"))?,
+            memory: terms.memory.get(),
+            timeout,
             expires_at: UNIX_EPOCH + Duration::from_millis(terms.expires_at_ms.get()),
             granted: LeaseId::new(terms.lease.get()),
             first_node: first.node.clone(),
@@ -219,6 +228,42 @@ impl LeaseInner {
                 state.stage = Stage::Over(reason);
                 Err(Error::LeaseEnded { reason })
             }
+        }
+    }
+
+    /// Another lease like this one, of the same client. Where there is a choice, its own node is
+    /// asked last.
+    pub(super) fn another(&self) -> Result<Arc<LeaseInner>> {
+        let client = Client { inner: Arc::clone(&self.client) };
+        let request = LeaseRequest::new(self.cores.into(), self.memory).timeout(self.timeout);
+        let lease = client.lease(request)?.inner;
+        if let Stage::Granted(candidates) = &mut lease.lock().stage {
+            candidates.sort_by_key(|candidate| candidate.node == self.node());
+        }
+        Ok(lease)
+    }
+
+    /// Whether it is claimed, and as far as is known will be for a while.
+    pub(super) fn lives(&self) -> bool {
+        match &mut self.lock().stage {
+            Stage::Claimed(manager) => {
+                manager.look();
+                manager.over().is_none() && manager.ending().is_none()
+            }
+            Stage::Granted(_) | Stage::Over(_) => false,
+        }
+    }
+
+    /// Gives it back for lost, as far as that is possible without waiting.
+    pub(super) fn give_up(&self) {
+        let mut state = self.lock();
+        if let Stage::Claimed(manager) = &mut state.stage {
+            let reason = match (manager.over(), manager.ending()) {
+                (Some(Failure::LeaseEnded(reason)), _) | (_, Some(Ending { reason, .. })) => reason,
+                _ => EndReason::NodeLost,
+            };
+            manager.release_unheard();
+            state.stage = Stage::Over(reason);
         }
     }
 

@@ -18,6 +18,7 @@ mod buffer;
 mod deployment;
 mod drive;
 mod executor;
+mod failover;
 mod failure;
 mod invoke;
 mod lease;
@@ -111,7 +112,7 @@ impl Client {
             }
             Grantor::Database(entries) => self.inner.candidates(entries, &request)?,
         };
-        Lease::new(Arc::clone(&self.inner), candidates)
+        Lease::new(Arc::clone(&self.inner), candidates, request.timeout)
     }
 }
 

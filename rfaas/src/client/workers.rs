@@ -213,6 +213,11 @@ impl Workers {
         }
     }
 
+    /// Whether invocations are in flight on an executor that has not ended as far as is known.
+    pub(super) fn at_work(&self) -> bool {
+        !matches!(self.verdict, Verdict::Final(_)) && self.tickets.any_waiting()
+    }
+
     /// Posts `call` to the worker with the least to do. `None`: all slots are in use. An error is
     /// about the executor as a whole or about the call; what goes wrong with one worker goes to the
     /// next.
