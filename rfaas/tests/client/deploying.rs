@@ -189,12 +189,19 @@ fn resource_manager() -> (SocketAddr, std::sync::mpsc::Receiver<FromClient>) {
                         cores: question.cores,
                         memory: question.memory,
                         expires_at_ms: 1_800_000_000_000.into(),
+                        instance: 1.into(),
                         node: NodeName::new("node-a").unwrap(),
                         client: question.client,
                     };
                     let token = Token::sign(terms, b"secret");
                     let manager = "127.0.0.1:1".parse::<SocketAddr>().unwrap().into();
-                    ToClient::Granted(LeaseGranted { request: question.request, manager, token })
+                    ToClient::Granted(LeaseGranted {
+                        request: question.request,
+                        manager,
+                        part: 0.into(),
+                        parts: 1.into(),
+                        token,
+                    })
                 };
                 client.send(&answer).unwrap();
                 client.flush(LONG).unwrap();
@@ -228,7 +235,7 @@ fn a_resource_manager_grants_and_refuses_and_is_told_of_a_lease_that_is_not_used
     drop(lease);
     let release = told.iter().find_map(|message| match message {
         FromClient::Release(release) => Some(release.token.terms.lease.get()),
-        FromClient::Request(_) => None,
+        FromClient::Request(_) | FromClient::Renew(_) => None,
     });
     assert_eq!(release, Some(9));
 }

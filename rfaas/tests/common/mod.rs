@@ -270,7 +270,11 @@ fn serve_client(start: &Start, shared: &Arc<Mutex<Shared>>, device: &Device, cli
             }
         }
         if let Some(exit) = executor.as_mut().and_then(|fake| fake.exited.try_recv().ok()) {
-            let message = ExecutorExited { signal: exit.signal.into(), status: exit.status.into() };
+            let message = ExecutorExited {
+                signal: exit.signal.into(),
+                status: exit.status.into(),
+                silent: 0.into(),
+            };
             client.send(&ToClient::ExecutorExited(message)).ok();
             // Afterwards: unlike a process, its threads may still be waiting for the client.
             executor.take().unwrap().join();
@@ -287,7 +291,13 @@ fn serve_client(start: &Start, shared: &Arc<Mutex<Shared>>, device: &Device, cli
                         client.send(&ToClient::Refused(refused)).unwrap();
                     }
                     _ => {
-                        client.send(&ToClient::Allocated(Allocated { lease: 77.into() })).unwrap();
+                        client
+                            .send(&ToClient::Allocated(Allocated {
+                                lease: 77.into(),
+                                heartbeat_ms: 1_000.into(),
+                                silence_ms: 30_000.into(),
+                            }))
+                            .unwrap();
                         executor = Some(Fake::start(start, shared, device, &allocate));
                     }
                 }
@@ -301,6 +311,7 @@ fn serve_client(start: &Start, shared: &Arc<Mutex<Shared>>, device: &Device, cli
                 let bill = Bill { invocations: 5.into(), ..Bill::default() };
                 client.send(&ToClient::Released(Released { bill })).ok();
             }
+            Ok(Incoming::Message(FromClient::Heartbeat(_) | FromClient::Renew(_))) => {}
             Ok(Incoming::Written { .. }) => panic!("a client writes nothing here"),
             Err(ChannelError::TimedOut { .. }) => {}
             Err(_) => break,
