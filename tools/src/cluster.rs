@@ -11,25 +11,31 @@
 //! * GONE - dropping it ends its programs and removes its files; so does the death of this process,
 //!   where the machine has `setpriv`.
 
+mod error;
+mod options;
+
 use std::ffi::OsString;
 use std::hash::{BuildHasher, Hasher, RandomState};
-use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 use rfaas::Client;
-use rfaas::config::{ConfigError, DeviceEntry, ExecutorsDatabase, OpenDevice};
+use rfaas::config::{DeviceEntry, ExecutorsDatabase, OpenDevice};
 use tempfile::TempDir;
 
-use crate::binaries::{Binaries, NotBuilt};
+use crate::binaries::Binaries;
 use crate::http::Http;
 use crate::interrupt;
-use crate::process::{Keeper, Launch, NotStopped, Process};
+use crate::process::{Keeper, Launch, Process};
 use crate::procfs;
 use crate::settings::Settings;
-use crate::test_devices::{BadVariable, TestDevices, patience};
+use crate::test_devices::{TestDevices, patience};
+
+pub use error::ClusterError;
+use error::os;
+pub use options::Options;
 
 /// Longest wait for a manager to be ready. Generous: tests run on loaded machines.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
@@ -37,110 +43,6 @@ const START_TIMEOUT: Duration = Duration::from_secs(30);
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 /// How many ports are tried for the executor manager, whose port must be known before it starts.
 const PORT_ATTEMPTS: u32 = 8;
-
-/// What a cluster is to be like.
-#[derive(Clone, Debug)]
-pub struct Options {
-    /// Cores that its node leases out; need not be those of this machine.
-    pub cores: u32,
-    /// Memory that its node leases out, in MB.
-    pub memory: u32,
-    /// Whether there is a resource manager.
-    pub resource_manager: bool,
-    /// Whether workers are pinned to CPUs.
-    pub pin_threads: bool,
-    /// Whether the managers sleep while there is nothing to do.
-    pub rdma_sleep: bool,
-    /// The cluster secret.
-    pub secret: u32,
-    /// Name of the node.
-    pub node: String,
-    /// Address of the embedded device, IPv4 or IPv6; on it an address is only a name. Not used on the devices
-    /// that the environment names ([`test_devices`](crate::test_devices)).
-    pub address: IpAddr,
-    /// Largest message that is sent inline, in bytes.
-    pub max_inline_data: u32,
-    /// Where the programs are.
-    pub binaries: Binaries,
-    /// `PATH` of the executor manager, which starts `executor` from it; by default the binaries' directory
-    /// in front of ours.
-    pub executor_path: Option<OsString>,
-}
-
-impl Default for Options {
-    /// A node of two cores and 1024 MB, sleeping managers, a resource manager.
-    fn default() -> Self {
-        Options {
-            cores: 2,
-            memory: 1024,
-            resource_manager: true,
-            pin_threads: false,
-            rdma_sleep: true,
-            secret: 42,
-            node: "local-node".into(),
-            address: IpAddr::V4(Ipv4Addr::LOCALHOST),
-            max_inline_data: 0,
-            binaries: Binaries::beside_this_program(),
-            executor_path: None,
-        }
-    }
-}
-
-/// Why a cluster did not start or stop.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum ClusterError {
-    /// A program is missing.
-    #[error(transparent)]
-    NotBuilt(#[from] NotBuilt),
-    /// Files or processes of the cluster.
-    #[error("{what} failed")]
-    Os {
-        /// What was done.
-        what: &'static str,
-        /// The system's error.
-        #[source]
-        source: io::Error,
-    },
-    /// The environment asks for devices, but names none.
-    #[error(transparent)]
-    Devices(#[from] BadVariable),
-    /// The configuration that was to be used as it is cannot be.
-    #[error(transparent)]
-    Config(#[from] ConfigError),
-    /// A client could not connect.
-    #[error(transparent)]
-    Client(#[from] rfaas::Error),
-    /// A manager ended instead of starting, and said why.
-    #[error("{program}: {reason}")]
-    Refused {
-        /// Name of the program.
-        program: String,
-        /// Its words.
-        reason: String,
-    },
-    /// A manager did not say in time that it is ready.
-    #[error("no {awaited:?} from {program}")]
-    NotReady {
-        /// What its log should have said.
-        awaited: &'static str,
-        /// The program, how it ended and what it logged.
-        program: String,
-    },
-    /// A manager ended with an error.
-    #[error("unclean end: {program}")]
-    UncleanEnd {
-        /// The program, how it ended and what it logged.
-        program: String,
-    },
-    /// A manager had to be killed.
-    #[error(transparent)]
-    NotStopped(#[from] NotStopped),
-}
-
-fn os(what: &'static str) -> impl FnOnce(io::Error) -> ClusterError {
-    move |source| ClusterError::Os { what, source }
-}
 
 /// A resource manager (unless not wanted) and an executor manager, running.
 #[derive(Debug)]
