@@ -1,12 +1,13 @@
-//! [`LocalCluster`]: a resource manager and an executor manager on this machine, for one test,
-//! benchmark or afternoon.
+//! [`LocalCluster`]: a resource manager and executor managers on this machine, for one test, benchmark or
+//! afternoon.
 //!
 //! ```text
 //!   a temporary directory: devices.json, server_devices.json, resource_manager.json, …
 //!     ├──▶ resource_manager   free ports, told in its log       (or none: --skip-resource-manager)
-//!     └──▶ executor_manager   a node of the wanted size ──▶ executor, executor, …
+//!     └──▶ executor_manager   a node of the wanted size ──▶ executor, executor, …       (one, or several)
 //! ```
-//! * PRIVATE - ports, files and node name are its own: several clusters run side by side.
+//! Nodes are numbered from 0; what does not say which is about that one.
+//! * PRIVATE - ports, files and names of nodes are its own: several clusters run side by side.
 //! * READY - [`LocalCluster::start`] returns when leases can be had, or tells why not, with the logs.
 //! * GONE - dropping it ends its programs and removes its files; so does the death of this process,
 //!   where the machine has `setpriv`.
@@ -44,12 +45,12 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 /// How many ports are tried for the executor manager, whose port must be known before it starts.
 const PORT_ATTEMPTS: u32 = 8;
 
-/// A resource manager (unless not wanted) and an executor manager, running.
+/// A resource manager (unless not wanted) and the executor managers of its nodes, running.
 #[derive(Debug)]
 pub struct LocalCluster {
-    // Order of dropping: the executor manager first, so that the resource manager still books its
+    // Order of dropping: executor managers first, so that the resource manager still books their
     // bills; then the files; the keeper last, since the processes die with it.
-    executor_manager: Option<Process>,
+    executor_managers: Vec<Option<Process>>,
     resource_manager: Option<Process>,
     directory: TempDir,
     keeper: Keeper,
@@ -64,28 +65,20 @@ impl LocalCluster {
         let directory = private_directory()?;
         let devices = TestDevices::chosen(options.address)?;
         let devices = devices.max_inline_data(options.max_inline_data);
-        let mut settings = Settings::shipped(directory.path(), &devices);
-        settings.resource_manager.config.rdma_secret = options.secret.into();
-        settings.resource_manager.config.rdma_sleep = options.rdma_sleep;
-        let node = &mut settings.executor_manager;
-        node.config.node_name.clone_from(&options.node);
-        node.config.resource_manager_secret = options.secret.into();
-        node.config.rdma_sleep = options.rdma_sleep;
-        node.config.cores = Some(options.cores);
-        node.config.memory = Some(options.memory);
-        node.executor.pin_threads = options.pin_threads;
+        let mut settings = Settings::shipped(directory.path(), &devices, &options.node_names());
+        options.apply(&mut settings);
         let mut cluster = Self::not_started(directory, settings, options)?;
 
         let mut attempts = 0..PORT_ATTEMPTS;
         loop {
-            cluster.choose_executor_manager_port();
+            cluster.choose_executor_manager_ports();
             match cluster.start_managers() {
                 Ok(()) => return Ok(cluster),
                 Err(error) if attempts.next().is_none() || !is_port_taken(&error) => {
                     return Err(error);
                 }
                 Err(_) => {
-                    cluster.executor_manager = None;
+                    cluster.executor_managers.fill_with(|| None);
                     cluster.resource_manager = None;
                 }
             }
@@ -110,7 +103,7 @@ impl LocalCluster {
     ) -> Result<Self, ClusterError> {
         interrupt::started(directory.path());
         Ok(LocalCluster {
-            executor_manager: None,
+            executor_managers: settings.nodes.iter().map(|_| None).collect(),
             resource_manager: None,
             directory,
             keeper: Keeper::start().map_err(os("starting a thread"))?,
@@ -120,10 +113,12 @@ impl LocalCluster {
         })
     }
 
-    /// Unlike the resource manager's, which are told in its log, this port must be known before: it is in the
+    /// Unlike the resource manager's, which are told in its log, these ports must be known before: they are in the
     /// executors database that the resource manager starts with.
-    fn choose_executor_manager_port(&mut self) {
-        self.settings.executor_manager.config.rdma_device_port = any_port();
+    fn choose_executor_manager_ports(&mut self) {
+        for node in &mut self.settings.nodes {
+            node.config.rdma_device_port = any_port();
+        }
     }
 
     fn start_managers(&mut self) -> Result<(), ClusterError> {
@@ -131,18 +126,18 @@ impl LocalCluster {
         if self.options.resource_manager {
             self.start_resource_manager()?;
         }
-        self.start_executor_manager()
+        (0..self.nodes()).try_for_each(|node| self.start_executor_manager_of(node))
     }
 
     fn write_settings(&self) -> Result<(), ClusterError> {
         let Options { cores, memory, .. } = self.options;
         self.settings
-            .write(self.executor_manager_address(), cores, memory)
+            .write(self.address(), cores, memory)
             .map_err(os("writing configuration files"))
     }
 
     /// Starts the resource manager, or starts it again after it was killed: then it has the ports that it
-    /// had, and has forgotten everything else.
+    /// had and, with [`Options::keeps_state`], goes on where it was.
     pub fn start_resource_manager(&mut self) -> Result<(), ClusterError> {
         let arguments = vec![
             "--config".into(),
@@ -166,9 +161,14 @@ impl LocalCluster {
 
     /// Starts the executor manager, or starts it again, at the same address, after it was killed.
     pub fn start_executor_manager(&mut self) -> Result<(), ClusterError> {
+        self.start_executor_manager_of(0)
+    }
+
+    /// The same of node `node`.
+    pub fn start_executor_manager_of(&mut self, node: usize) -> Result<(), ClusterError> {
         let mut arguments: Vec<OsString> = vec![
             "--config".into(),
-            self.settings.executor_manager_path().into(),
+            self.settings.executor_manager_path(node).into(),
             "--device-database".into(),
             self.settings.server_devices_path().into(),
             "-v".into(),
@@ -181,13 +181,13 @@ impl LocalCluster {
         let awaited =
             if self.options.resource_manager { "registered as" } else { "Listening on device" };
         await_line(&mut manager, awaited, |_| Some(()))?;
-        self.executor_manager = Some(manager);
+        self.executor_managers[node] = Some(manager);
         Ok(())
     }
 
     /// Address of the managers' device.
     fn address(&self) -> IpAddr {
-        let name = &self.settings.executor_manager.config.rdma_device;
+        let name = &self.settings.resource_manager.config.rdma_device;
         let device = self.settings.server_devices.get(name);
         device.map_or(self.options.address, |device| device.ip_address)
     }
@@ -245,9 +245,15 @@ impl LocalCluster {
         Some(SocketAddr::new(ip, client.resource_manager_port))
     }
 
+    /// How many nodes it has.
+    pub fn nodes(&self) -> usize {
+        self.settings.nodes.len()
+    }
+
     /// Where clients claim leases.
     pub fn executor_manager_address(&self) -> SocketAddr {
-        SocketAddr::new(self.address(), self.settings.executor_manager.config.rdma_device_port)
+        let node = &self.settings.nodes[0]; // there is one: `Settings`
+        SocketAddr::new(self.address(), node.config.rdma_device_port)
     }
 
     /// The resource manager's HTTP interface, if there is one.
@@ -262,13 +268,18 @@ impl LocalCluster {
 
     /// The executor manager, if it was started.
     pub fn executor_manager(&mut self) -> Option<&mut Process> {
-        self.executor_manager.as_mut()
+        self.executor_manager_of(0)
     }
 
-    /// Process ids of the executors that run now.
+    /// The executor manager of node `node`, if it was started.
+    pub fn executor_manager_of(&mut self, node: usize) -> Option<&mut Process> {
+        self.executor_managers.get_mut(node)?.as_mut()
+    }
+
+    /// Process ids of the executors that run now, of all nodes.
     pub fn executors_running(&self) -> Vec<u32> {
-        let Some(manager) = &self.executor_manager else { return Vec::new() };
-        procfs::children(manager.id())
+        let managers = self.executor_managers.iter().flatten();
+        managers.flat_map(|manager| procfs::children(manager.id())).collect()
     }
 
     /// Program `name` of the built ones with the cluster's configuration files on its command line, as
@@ -313,15 +324,22 @@ impl LocalCluster {
 
     /// What the managers have logged, for failure messages.
     pub fn logs(&self) -> String {
-        let managers = [&self.resource_manager, &self.executor_manager];
-        managers.into_iter().flatten().map(|manager| format!("{manager}\n")).collect()
+        let managers = std::iter::once(&self.resource_manager).chain(&self.executor_managers);
+        managers.flatten().map(|manager| format!("{manager}\n")).collect()
     }
 
-    /// Stops both managers in order, and their executors with them. An error if one of them did not stop
+    /// The managers, in the order in which they are stopped.
+    fn managers(&mut self) -> impl Iterator<Item = &mut Process> {
+        self.executor_managers
+            .iter_mut()
+            .chain(std::iter::once(&mut self.resource_manager))
+            .flatten()
+    }
+
+    /// Stops all managers in order, and their executors with them. An error if one of them did not stop
     /// when told to, or ended with a failure.
     pub fn stop(mut self) -> Result<(), ClusterError> {
-        for manager in [&mut self.executor_manager, &mut self.resource_manager] {
-            let Some(manager) = manager else { continue };
+        for manager in self.managers() {
             let running = manager.exit_status().is_none();
             let status = manager.stop(patience(STOP_TIMEOUT))?;
             if running && !status.success() {
@@ -335,10 +353,8 @@ impl LocalCluster {
 impl Drop for LocalCluster {
     fn drop(&mut self) {
         // In order and asked first, so that nothing is left even where `stop` was not reached.
-        for manager in [&mut self.executor_manager, &mut self.resource_manager] {
-            if let Some(manager) = manager
-                && let Err(error) = manager.stop(patience(STOP_TIMEOUT))
-            {
+        for manager in self.managers() {
+            if let Err(error) = manager.stop(patience(STOP_TIMEOUT)) {
                 tracing::warn!(%error, "a manager of the local cluster was killed");
             }
         }

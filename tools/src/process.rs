@@ -189,6 +189,7 @@ impl Process {
     /// Asks it to stop, and kills it if it has not after `grace`. Returns how it ended.
     pub fn stop(&mut self, grace: Duration) -> Result<ExitStatus, NotStopped> {
         self.signal(Signal::SIGTERM);
+        self.signal(Signal::SIGCONT); // one that was halted with SIGSTOP hears nothing
         if let Some(status) = self.wait(grace) {
             return Ok(status);
         }

@@ -1,7 +1,7 @@
 //! The configuration files of a cluster: the shipped ones of `config/` with a few values changed, or those of
 //! a directory as they are.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
@@ -27,6 +27,7 @@ const RESOURCE_MANAGER: &str = "resource_manager.json";
 const EXECUTOR_MANAGER: &str = "executor_manager.json";
 const EXECUTORS: &str = "executors_database.json";
 const BENCHMARK: &str = "benchmark.json";
+const STATE: &str = "resource_manager.state";
 
 /// Device that a cluster's programs and clients use unless RDMA devices are asked for: the shipped one.
 pub const DEVICE: &str = "shm0";
@@ -41,20 +42,22 @@ pub(crate) struct Settings {
     pub devices: Devices,
     pub server_devices: Devices,
     pub resource_manager: ResourceManagerConfig,
-    pub executor_manager: ExecutorManagerConfig,
+    /// The executor manager of each node.
+    pub nodes: Vec<ExecutorManagerConfig>,
     pub benchmark: BenchmarkConfig,
 }
 
 impl Settings {
-    /// The shipped ones, to be written into `directory`: on `devices`, all ports to be chosen.
-    pub fn shipped(directory: &Path, devices: &TestDevices) -> Self {
+    /// The shipped ones, to be written into `directory`: on `devices`, with a node of each of these names, all ports
+    /// to be chosen.
+    pub fn shipped(directory: &Path, devices: &TestDevices, nodes: &[String]) -> Self {
         let mut settings = Settings {
             directory: directory.to_owned(),
             read_only: false,
             devices: devices.client_database(),
             server_devices: devices.server_database(),
             resource_manager: parse(shipped::RESOURCE_MANAGER),
-            executor_manager: parse(shipped::EXECUTOR_MANAGER),
+            nodes: vec![parse(shipped::EXECUTOR_MANAGER); nodes.len()],
             benchmark: parse(shipped::BENCHMARK),
         };
         let manager = &mut settings.resource_manager.config;
@@ -62,8 +65,11 @@ impl Settings {
         manager.rdma_device_port = 0;
         manager.http_network_address = "127.0.0.1".into();
         manager.http_network_port = 0;
-        settings.executor_manager.config.rdma_device.clone_from(&devices.server.name);
-        settings.executor_manager.config.rdma_device_port = 0;
+        for (node, name) in settings.nodes.iter_mut().zip(nodes) {
+            node.config.node_name.clone_from(name);
+            node.config.rdma_device.clone_from(&devices.server.name);
+            node.config.rdma_device_port = 0;
+        }
         settings.benchmark.config.rdma_device.clone_from(&devices.client.name);
         settings.set_resource_manager(None);
         settings
@@ -78,38 +84,41 @@ impl Settings {
             server_devices: devices.clone(),
             devices,
             resource_manager: ResourceManagerConfig::load(directory.join(RESOURCE_MANAGER))?,
-            executor_manager: ExecutorManagerConfig::load(directory.join(EXECUTOR_MANAGER))?,
+            nodes: vec![ExecutorManagerConfig::load(directory.join(EXECUTOR_MANAGER))?],
             benchmark: BenchmarkConfig::load(directory.join(BENCHMARK))?,
         })
     }
 
-    /// Where executor manager and clients find the resource manager.
+    /// Where executor managers and clients find the resource manager.
     pub fn set_resource_manager(&mut self, at: Option<SocketAddr>) {
         let (address, port) = at.map_or((String::new(), 0), |at| (at.ip().to_string(), at.port()));
-        let node = &mut self.executor_manager.config;
-        (node.resource_manager_address, node.resource_manager_port) = (address.clone(), port);
+        for node in &mut self.nodes {
+            let node = &mut node.config;
+            (node.resource_manager_address, node.resource_manager_port) = (address.clone(), port);
+        }
         let client = &mut self.benchmark.config;
         (client.resource_manager_address, client.resource_manager_port) = (address, port);
     }
 
-    /// Writes all files, unless they were loaded; the executors database has one node, the executor manager at `node`.
-    pub fn write(&self, node: SocketAddr, cores: u32, memory: u32) -> io::Result<()> {
+    /// Writes all files, unless they were loaded; the executors database has all nodes, at `address`.
+    pub fn write(&self, address: IpAddr, cores: u32, memory: u32) -> io::Result<()> {
         if self.read_only {
             return Ok(());
         }
-        let database = ExecutorsDatabase {
-            executors: vec![ExecutorEntry {
-                node: self.executor_manager.config.node_name.clone(),
-                address: node.ip().to_string(),
-                port: node.port(),
-                cores,
-                memory,
-            }],
+        let entry = |node: &ExecutorManagerConfig| ExecutorEntry {
+            node: node.config.node_name.clone(),
+            address: address.to_string(),
+            port: node.config.rdma_device_port,
+            cores,
+            memory,
         };
+        let database = ExecutorsDatabase { executors: self.nodes.iter().map(entry).collect() };
         write(&self.devices_path(), &self.devices)?;
         write(&self.server_devices_path(), &self.server_devices)?;
         write(&self.resource_manager_path(), &self.resource_manager)?;
-        write(&self.executor_manager_path(), &self.executor_manager)?;
+        for (number, node) in self.nodes.iter().enumerate() {
+            write(&self.executor_manager_path(number), node)?;
+        }
         write(&self.executors_path(), &database)?;
         write(&self.benchmark_path(), &self.benchmark)
     }
@@ -127,8 +136,17 @@ impl Settings {
         self.directory.join(RESOURCE_MANAGER)
     }
 
-    pub fn executor_manager_path(&self) -> PathBuf {
-        self.directory.join(EXECUTOR_MANAGER)
+    /// Of node `number`; the first one has the usual name.
+    pub fn executor_manager_path(&self, number: usize) -> PathBuf {
+        match number {
+            0 => self.directory.join(EXECUTOR_MANAGER),
+            more => self.directory.join(format!("executor_manager_{more}.json")),
+        }
+    }
+
+    /// Where a resource manager may keep its state.
+    pub fn state_path(&self) -> PathBuf {
+        self.directory.join(STATE)
     }
 
     pub fn executors_path(&self) -> PathBuf {
@@ -156,9 +174,14 @@ mod tests {
     fn the_shipped_files_are_adapted_and_written_whole() {
         let directory = tempfile::tempdir().unwrap();
         let at: SocketAddr = "127.0.0.1:1".parse().unwrap();
-        let mut settings = Settings::shipped(directory.path(), &TestDevices::embedded(at.ip()));
+        let names = ["one", "two"].map(String::from);
+        let devices = TestDevices::embedded(at.ip());
+        let mut settings = Settings::shipped(directory.path(), &devices, &names);
         settings.set_resource_manager(Some(at));
-        settings.write(at, 2, 512).unwrap();
+        for (port, node) in (7..).zip(&mut settings.nodes) {
+            node.config.rdma_device_port = port;
+        }
+        settings.write(at.ip(), 2, 512).unwrap();
 
         let devices = Devices::load(settings.devices_path()).unwrap();
         assert_eq!(devices.get(DEVICE).unwrap().provider.to_string(), "shm");
@@ -166,12 +189,15 @@ mod tests {
         assert_eq!(node.devices, devices.devices);
         let manager = ResourceManagerConfig::load(settings.resource_manager_path()).unwrap();
         assert_eq!(manager.config.http_network_port, 0);
-        let node = ExecutorManagerConfig::load(settings.executor_manager_path()).unwrap();
-        assert_eq!(node.config.resource_manager().unwrap(), Some(at));
-        assert_eq!(
-            ExecutorsDatabase::load(settings.executors_path()).unwrap().executors[0].cores,
-            2
-        );
+        let database = ExecutorsDatabase::load(settings.executors_path()).unwrap();
+        for (number, name) in names.iter().enumerate() {
+            let node = ExecutorManagerConfig::load(settings.executor_manager_path(number)).unwrap();
+            assert_eq!(node.config.resource_manager().unwrap(), Some(at));
+            assert_eq!(node.config.node_name, *name);
+            let entry = &database.executors[number];
+            assert_eq!((&entry.node, entry.port), (name, node.config.rdma_device_port));
+            assert_eq!((entry.cores, entry.memory), (2, 512));
+        }
         let benchmark = BenchmarkConfig::load(settings.benchmark_path()).unwrap();
         assert_eq!(benchmark.config.resource_manager().unwrap(), Some(at));
     }

@@ -2,25 +2,42 @@
 
 use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
+
+use rfaas::config::ResourceManagerNode;
+use rfaas::heartbeat::Heartbeat;
 
 use crate::binaries::Binaries;
+use crate::settings::Settings;
+use crate::test_devices::patience;
 
 /// What a cluster is to be like.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Cores that its node leases out; need not be those of this machine.
+    /// How many nodes it has, at least one, all alike.
+    pub nodes: usize,
+    /// Cores that each node leases out; need not be those of this machine.
     pub cores: u32,
-    /// Memory that its node leases out, in MB.
+    /// Memory that each node leases out, in MB.
     pub memory: u32,
     /// Whether there is a resource manager.
     pub resource_manager: bool,
+    /// Whether the resource manager keeps nodes, leases and bills in a file, and goes on with them when it is
+    /// started again.
+    pub keeps_state: bool,
+    /// Signs of life between all of its programs and clients.
+    pub heartbeat: Heartbeat,
+    /// How long leases may last after an executor manager was told to stop.
+    pub drain: Duration,
+    /// How long an executor manager whose connection has ended may stay away before its leases end.
+    pub node_return: Duration,
     /// Whether workers are pinned to CPUs.
     pub pin_threads: bool,
     /// Whether the managers sleep while there is nothing to do.
     pub rdma_sleep: bool,
     /// The cluster secret.
     pub secret: u32,
-    /// Name of the node.
+    /// Name of the node; those of further ones have a number behind it.
     pub node: String,
     /// Address of the embedded device, IPv4 or IPv6; on it an address is only a name. Not used on the devices
     /// that the environment names ([`test_devices`](crate::test_devices)).
@@ -35,12 +52,18 @@ pub struct Options {
 }
 
 impl Default for Options {
-    /// A node of two cores and 1024 MB, sleeping managers, a resource manager.
+    /// A node of two cores and 1024 MB, sleeping managers, a resource manager that keeps its state.
     fn default() -> Self {
+        let manager = ResourceManagerNode::default();
         Options {
+            nodes: 1,
             cores: 2,
             memory: 1024,
             resource_manager: true,
+            keeps_state: true,
+            heartbeat: manager.heartbeat(),
+            drain: Duration::from_secs(2), // as shipped
+            node_return: Duration::from_millis(manager.node_return_ms.into()),
             pin_threads: false,
             rdma_sleep: true,
             secret: 42,
@@ -51,4 +74,53 @@ impl Default for Options {
             executor_path: None,
         }
     }
+}
+
+impl Options {
+    /// The usual cluster that gives up who is silent for a second: for tests that stop processes.
+    pub fn impatient() -> Self {
+        Options {
+            heartbeat: Heartbeat {
+                period: patience(Duration::from_millis(100)),
+                silence: patience(Duration::from_secs(1)),
+            },
+            drain: patience(Duration::from_millis(500)),
+            node_return: patience(Duration::from_secs(1)),
+            ..Options::default()
+        }
+    }
+
+    /// Names of the nodes, in order.
+    pub(super) fn node_names(&self) -> Vec<String> {
+        let more = (2..=self.nodes).map(|number| format!("{}-{number}", self.node));
+        std::iter::once(self.node.clone()).chain(more).collect()
+    }
+
+    /// Puts them into the configuration files.
+    pub(super) fn apply(&self, settings: &mut Settings) {
+        let (heartbeat_ms, silence_ms) = (self.heartbeat.period_ms(), self.heartbeat.silence_ms());
+        let state_file = self.keeps_state.then(|| settings.state_path().display().to_string());
+        let manager = &mut settings.resource_manager.config;
+        manager.rdma_secret = self.secret.into();
+        manager.rdma_sleep = self.rdma_sleep;
+        manager.heartbeat_ms = heartbeat_ms;
+        manager.silence_ms = silence_ms;
+        manager.node_return_ms = milliseconds(self.node_return);
+        manager.state_file = state_file.unwrap_or_default();
+        for node in &mut settings.nodes {
+            node.executor.pin_threads = self.pin_threads;
+            let node = &mut node.config;
+            node.resource_manager_secret = self.secret.into();
+            node.rdma_sleep = self.rdma_sleep;
+            node.heartbeat_ms = heartbeat_ms;
+            node.silence_ms = silence_ms;
+            node.drain_ms = milliseconds(self.drain);
+            node.cores = Some(self.cores);
+            node.memory = Some(self.memory);
+        }
+    }
+}
+
+fn milliseconds(time: Duration) -> u32 {
+    u32::try_from(time.as_millis()).unwrap_or(u32::MAX)
 }
