@@ -1,21 +1,21 @@
 //! Faults while an invocation runs: each of the four processes is killed, the link goes down. Whoever is left gets
 //! a result or an error that says what happened, nothing hangs, and the next lease works.
 //!
-//! The invocation is one of `waiting_library`: it makes a file when it starts, and waits for another one, so that a
-//! fault comes while it runs and not a moment earlier or later.
+//! The invocation is one of [`Waiting`], so that a fault comes while it runs and not a moment earlier or later.
+//!
+//! Elsewhere: every process killed and stopped at every moment (`kill_matrix`).
 
 #![allow(clippy::unwrap_used)] // in what tests share: a failed test is what it is for
 
 mod common;
 
-use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::mpsc::channel;
 use std::time::Duration;
 
+use common::waiting::Waiting;
 use common::{
-    c_library, call, cluster, deadline, deploy, ended_by, eventually, kill_9, one_at_a_time, run,
-    start, warm,
+    call, cluster, deadline, deploy, ended_by, eventually, kill_9, one_at_a_time, run, start, warm,
 };
 use nix::sys::signal::Signal;
 use rfaas::{Client, Deployment, Error, Executor, LeaseRequest, Pending};
@@ -33,39 +33,29 @@ const INVOCATION_TIMEOUT: Duration = Duration::from_secs(20);
 struct Scene {
     cluster: LocalCluster,
     client: Client,
-    directory: tempfile::TempDir,
-    library: PathBuf,
+    waiting: Waiting,
 }
 
 impl Scene {
     fn new() -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let library = waiting_library(directory.path());
+        let waiting = Waiting::new();
         let cluster = cluster(Options::default());
         let client = cluster.client().unwrap();
-        Scene { cluster, client, directory, library }
+        Scene { cluster, client, waiting }
     }
 
     fn deploy(&self, deployment: &Deployment) -> Executor {
-        deploy(&self.client, 1, &self.library, deployment)
+        deploy(&self.client, 1, self.waiting.library(), deployment)
     }
 
-    /// An invocation that runs when this returns, and will not end before [`Scene::let_return`].
+    /// An invocation that runs when this returns, and will not end before [`Waiting::let_return`].
     fn invocation(&self, executor: &mut Executor) -> Pending {
         let function = executor.function("wait").unwrap();
         let (mut input, output) = (executor.input(8).unwrap(), executor.output(8).unwrap());
         input.fill(7);
         let pending = executor.submit(&function, input, output).unwrap();
-        self.is_running();
+        self.waiting.is_running();
         pending
-    }
-
-    fn is_running(&self) {
-        eventually("the function runs", || self.directory.path().join("running").exists());
-    }
-
-    fn let_return(&self) {
-        std::fs::write(self.directory.path().join("return"), "").unwrap();
     }
 
     fn executor_process(&self) -> u32 {
@@ -86,7 +76,7 @@ impl Scene {
     /// The node is idle before long, and `client` gets another lease there that works.
     fn next_lease_works(&self, client: &Client) {
         self.is_idle();
-        let mut executor = deploy(client, 2, &self.library, &warm());
+        let mut executor = deploy(client, 2, self.waiting.library(), &warm());
         assert_eq!(call(&mut executor, "echo", &[3; 8]).unwrap(), [3; 8]);
         executor.release().unwrap();
     }
@@ -95,27 +85,6 @@ impl Scene {
         drop(self.client);
         self.cluster.stop().unwrap();
     }
-}
-
-/// `wait` makes the file `running` in `directory` and returns its input as soon as there is a file `return`; `echo`
-/// returns it at once.
-fn waiting_library(directory: &Path) -> PathBuf {
-    let source = directory.join("waiting.c");
-    let text = format!(
-        "#include <fcntl.h>\n#include <stdint.h>\n#include <string.h>\n#include <unistd.h>\n\
-         uint32_t echo(void *in, uint32_t bytes, void *out) {{\n\
-             memcpy(out, in, bytes);\n\
-             return bytes;\n\
-         }}\n\
-         uint32_t wait(void *in, uint32_t bytes, void *out) {{\n\
-             close(open(\"{0}/running\", O_CREAT | O_WRONLY, 0600));\n\
-             while (access(\"{0}/return\", F_OK) != 0) usleep(1000);\n\
-             return echo(in, bytes, out);\n\
-         }}\n",
-        directory.display()
-    );
-    std::fs::write(&source, text).unwrap();
-    c_library(directory, "waiting", &source, &[])
 }
 
 /// What the invocation came to: its output or the error. Fails if it hangs.
@@ -134,14 +103,14 @@ fn a_killed_executor_is_told_and_the_lease_deploys_again() {
     let _guard = one_at_a_time();
     let scene = Scene::new();
     let lease = scene.client.lease(LeaseRequest::new(1, 64)).unwrap();
-    let mut executor = lease.deploy_with(&scene.library, &warm()).unwrap();
+    let mut executor = lease.deploy_with(scene.waiting.library(), &warm()).unwrap();
     let pending = scene.invocation(&mut executor);
     kill_9(scene.executor_process());
     let error = outcome(pending).unwrap_err();
     assert!(matches!(error, Error::FunctionCrashed { signal: 9 }), "{error:?}");
     drop(executor);
 
-    let mut again = lease.deploy_with(&scene.library, &warm()).unwrap();
+    let mut again = lease.deploy_with(scene.waiting.library(), &warm()).unwrap();
     assert_eq!(call(&mut again, "echo", &[5; 8]).unwrap(), [5; 8]);
     again.release().unwrap();
     drop(lease);
@@ -180,7 +149,7 @@ fn a_killed_resource_manager_does_not_disturb_calls_and_grants_leases_when_it_is
         Error::Unreachable { .. } | Error::Connection { .. } | Error::NoAnswer { .. }
     );
     assert!(told, "{error:?}");
-    scene.let_return();
+    scene.waiting.let_return();
     assert_eq!(outcome(pending).unwrap(), [7; 8]);
     assert_eq!(call(&mut executor, "echo", &[5; 8]).unwrap(), [5; 8]);
 
@@ -197,9 +166,9 @@ fn a_killed_client_frees_its_cores() {
     let scene = Scene::new();
     let mut benchmark = scene.cluster.benchmark_command("warm_benchmarker").unwrap();
     benchmark.args(["--name", "wait", "--hot-timeout", "0"]);
-    benchmark.arg("--functions").arg(&scene.library);
+    benchmark.arg("--functions").arg(scene.waiting.library());
     let running = start(benchmark);
-    scene.is_running();
+    scene.waiting.is_running();
     kill_9(running.id());
     assert!(ended_by(&running.finish(), Signal::SIGKILL));
     scene.next_lease_works(&scene.client);
@@ -255,7 +224,7 @@ fn a_link_that_is_down_for_ten_seconds_is_told_or_survived() {
     let mut executor = scene.deploy(&warm().invocation_timeout(INVOCATION_TIMEOUT));
     let pending = scene.invocation(&mut executor);
     let down = LinkDown::now();
-    scene.let_return(); // its result meets no link
+    scene.waiting.let_return(); // its result meets no link
     std::thread::sleep(OUTAGE);
     drop(down);
     match outcome(pending) {

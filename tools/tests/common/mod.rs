@@ -4,6 +4,7 @@
 #![allow(dead_code)] // each test file uses its own part
 
 pub mod leftovers;
+pub mod waiting;
 
 use std::ffi::OsStr;
 use std::io::Read;
@@ -198,6 +199,18 @@ impl Running {
             assert!(!ended || said.contains(words), "{} ended: {said}", self.command);
             said.contains(words)
         });
+    }
+
+    /// What it has said on standard error in lines that begin with the word `key`: their rest.
+    pub fn said(&self, key: &str) -> Vec<String> {
+        let lines = self.stderr.so_far();
+        let rest = |line: &str| line.strip_prefix(key)?.strip_prefix(' ').map(str::to_owned);
+        lines.lines().filter_map(rest).collect()
+    }
+
+    /// Everything that it has said on standard error so far.
+    pub fn words(&self) -> String {
+        self.stderr.so_far()
     }
 
     /// Waits for its end, which must come before [`deadline`].
