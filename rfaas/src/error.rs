@@ -154,6 +154,9 @@ pub enum Error {
         /// The exit status.
         status: i32,
     },
+    /// The executor gave no sign of life: it was stopped, or it hung, and was killed. Deploy again.
+    #[error("the executor gave no sign of life and was killed")]
+    ExecutorSilent,
     /// The invocation ran longer than the deployment allows. Its worker is given up.
     #[error("the invocation ran past its time limit of {after:?}")]
     TimeLimit {
@@ -201,6 +204,8 @@ pub enum Exit {
     Signal(i32),
     /// Exited with this status.
     Status(i32),
+    /// It gave no sign of life, and its manager killed it.
+    Silent,
     /// It closed its connection, and its manager says nothing else.
     Unknown,
 }
@@ -213,6 +218,7 @@ impl std::fmt::Display for Exit {
                 None => write!(f, "signal {number}"),
             },
             Exit::Status(status) => write!(f, "exit status {status}"),
+            Exit::Silent => f.write_str("it gave no sign of life and was killed"),
             Exit::Unknown => f.write_str("it closed its connection"),
         }
     }

@@ -428,6 +428,7 @@ fn a_message_of_one_conversation_is_none_of_another() {
         cores: 1.into(),
         memory: 1.into(),
         timeout_ms: 1.into(),
+        max_nodes: 1.into(),
         client: ClientName::new("alice").unwrap(),
     });
     client.send(&request).unwrap();

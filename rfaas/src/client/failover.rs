@@ -177,6 +177,7 @@ impl Setback {
         use RefusedBecause::{BadRequest, BadToken, Draining, LeaseEnded, NoCapacity, SpawnFailed};
         let lost = match &error {
             Error::ExecutorGone
+            | Error::ExecutorSilent
             | Error::WorkerLost { .. }
             | Error::Unreachable { .. }
             | Error::Connection { .. }

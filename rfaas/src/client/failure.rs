@@ -42,6 +42,7 @@ impl Failure {
         match self {
             Failure::Exited(Exit::Signal(signal)) => Error::FunctionCrashed { signal },
             Failure::Exited(Exit::Status(status)) => Error::FunctionExited { status },
+            Failure::Exited(Exit::Silent) => Error::ExecutorSilent,
             Failure::Exited(Exit::Unknown) | Failure::Gone => Error::ExecutorGone,
             Failure::LeaseEnded(reason) => Error::LeaseEnded { reason },
             Failure::TimeLimit => Error::TimeLimit { after: limit },

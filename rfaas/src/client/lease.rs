@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   granted ──deploy──▶ claimed (connected to its executor manager) ──release, expiry, …──▶ over
+//!      │  ▲└renew                 ▲└renew, tend (from `keepalive`)
 //!      └──release, drop──▶ over (the resource manager is told)
 //! ```
 //! Handles and executors share it: the last of them to be dropped gives it back.
@@ -12,39 +13,21 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::failure::Failure;
+use super::keepalive::Tended;
 use super::manager::{Ending, Manager};
-use super::{Client, ClientInner, Deployment, Executor, Phases, session};
+use super::{Client, ClientInner, Deployment, Executor, LeaseRequest, Phases, session};
 use crate::config::OpenDevice;
 use crate::error::{Error, Result};
 use crate::protocol::allocation::{Allocate, RefusedBecause};
-use crate::protocol::lease::{EndReason, LeaseId, Token};
+use crate::protocol::lease::{EndReason, LeaseId, LeaseTerms, Token};
 use crate::protocol::node::Bill;
 
 /// Longest wait for a connection to an executor manager.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Longest wait for an executor manager to take a renewal.
+const RENEW_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest wait for a bill: the manager stops the executor within half a second.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// What to lease.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LeaseRequest {
-    pub(super) cores: u32,
-    pub(super) memory: u32,
-    pub(super) timeout: Duration,
-}
-
-impl LeaseRequest {
-    /// `cores` cores, one worker each, and `memory` MB for all together, for an hour.
-    pub fn new(cores: u32, memory: u32) -> Self {
-        LeaseRequest { cores, memory, timeout: Duration::from_secs(3600) }
-    }
-
-    /// For `timeout` from the grant on, at least a millisecond.
-    #[must_use]
-    pub fn timeout(self, timeout: Duration) -> Self {
-        LeaseRequest { timeout, ..self }
-    }
-}
 
 /// A leased share of a node. The lease ends when it is released, when its time is over, or when the
 /// last handle and executor are dropped.
@@ -61,7 +44,10 @@ pub(super) struct LeaseInner {
     memory: u32,
     /// As it was asked for.
     timeout: Duration,
-    expires_at: SystemTime,
+    /// Moved by renewals.
+    expires_at: Mutex<SystemTime>,
+    /// Whom to tell of the end.
+    on_ending: Mutex<Option<OnEnding>>,
     /// Known from the grant on if there is a resource manager.
     granted: Option<LeaseId>,
     first_node: String,
@@ -82,6 +68,15 @@ enum Stage {
     Granted(Vec<Candidate>),
     Claimed(Box<Manager>),
     Over(EndReason),
+}
+
+/// What an application wants to be called with its lease's end.
+struct OnEnding(Box<dyn FnOnce(Ending) + Send>);
+
+impl std::fmt::Debug for OnEnding {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("OnEnding(..)")
+    }
 }
 
 /// An executor manager that a lease may be claimed at.
@@ -105,7 +100,8 @@ impl Lease {
                 .map_err(|_| Error::Invalid("a lease has at most 65535 cores"))?,
             memory: terms.memory.get(),
             timeout,
-            expires_at: UNIX_EPOCH + Duration::from_millis(terms.expires_at_ms.get()),
+            expires_at: Mutex::new(end_of(&first.token)),
+            on_ending: Mutex::new(None),
             granted: LeaseId::new(terms.lease.get()),
             first_node: first.node.clone(),
             claimed: OnceLock::new(),
@@ -137,7 +133,13 @@ impl Lease {
 
     /// When it ends by itself.
     pub fn expires_at(&self) -> SystemTime {
-        self.inner.expires_at
+        *self.inner.expires_at.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Has the lease last until `timeout` from now, if it would end before; returns when it ends. The
+    /// resource manager may refuse: the lease then ends when it would have.
+    pub fn renew(&self, timeout: Duration) -> Result<SystemTime> {
+        self.inner.renew(timeout)
     }
 
     /// Starts an executor that has the function library at `path`, with the default [`Deployment`].
@@ -151,7 +153,18 @@ impl Lease {
         session::deploy(&self.inner, path.as_ref(), deployment)
     }
 
-    /// The announced end of a deployed lease, if its node is being withdrawn.
+    /// Calls `tell`, once, when it becomes known that the lease ends without having been given back: its
+    /// node is being withdrawn, and then there is some time left; or its time is over, or its node is
+    /// lost. At once if that is known already; else from a thread of the client's, so `tell` should not
+    /// take long. A later call takes the place of an earlier one.
+    ///
+    /// What to do until the deadline: let calls finish, start no long ones, lease elsewhere.
+    pub fn on_ending(&self, tell: impl FnOnce(Ending) + Send + 'static) {
+        *self.inner.on_ending() = Some(OnEnding(Box::new(tell)));
+        self.inner.tell_ending(self.ending());
+    }
+
+    /// The end of a deployed lease, once it is announced or has come.
     pub fn ending(&self) -> Option<Ending> {
         match &mut self.inner.lock().stage {
             Stage::Claimed(manager) => {
@@ -254,6 +267,72 @@ impl LeaseInner {
         }
     }
 
+    /// Looks after it, from the keepalive thread.
+    pub(super) fn tend(&self) -> Tended {
+        let (tended, ending) = match self.state.try_lock() {
+            Err(TryLockError::WouldBlock) => return Tended::Busy,
+            Err(TryLockError::Poisoned(_)) => return Tended::Over,
+            Ok(mut state) => match &mut state.stage {
+                Stage::Claimed(manager) => (manager.tend(), manager.ending()),
+                Stage::Granted(_) | Stage::Over(_) => return Tended::Over,
+            },
+        };
+        self.tell_ending(ending); // foreign code: after the lock
+        tended
+    }
+
+    fn tell_ending(&self, ending: Option<Ending>) {
+        let Some(ending) = ending else { return };
+        let tell = self.on_ending().take();
+        if let Some(OnEnding(tell)) = tell {
+            tell(ending);
+        }
+    }
+
+    fn on_ending(&self) -> MutexGuard<'_, Option<OnEnding>> {
+        self.on_ending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn renew(&self, timeout: Duration) -> Result<SystemTime> {
+        let token = match &self.lock().stage {
+            Stage::Granted(candidates) => candidates.first().map(|candidate| candidate.token),
+            Stage::Claimed(manager) => Some(*manager.token()),
+            Stage::Over(reason) => return Err(Error::LeaseEnded { reason: *reason }),
+        };
+        let token = token.ok_or(Error::Invalid("a lease is for some node"))?;
+        // Without the lock: the executor manager waits for signs of life meanwhile.
+        let renewed = self.client.renew(token, timeout)?;
+        let end = match &mut self.lock().stage {
+            Stage::Granted(candidates) => {
+                for candidate in candidates {
+                    // There is one, or they are unsigned and differ in the node's name only.
+                    let end = renewed.terms.expires_at_ms;
+                    candidate.token = match self.granted {
+                        Some(_) => renewed,
+                        None => {
+                            let terms = candidate.token.terms;
+                            Token::unsigned(LeaseTerms { expires_at_ms: end, ..terms })
+                        }
+                    };
+                }
+                end_of(&renewed)
+            }
+            Stage::Claimed(manager) => manager.renew(renewed, Instant::now() + RENEW_TIMEOUT)?,
+            Stage::Over(reason) => return Err(Error::LeaseEnded { reason: *reason }),
+        };
+        *self.expires_at.lock().unwrap_or_else(PoisonError::into_inner) = end;
+        Ok(end)
+    }
+
+    /// Has the keepalive thread look after the lease, which was just claimed.
+    pub(super) fn keep_alive(self: &Arc<Self>, state: &mut LeaseState) {
+        let Some(manager) = state.manager() else { return };
+        if let Err(error) = self.client.keepalive.watch(self, manager) {
+            // Calls and waits still give signs of life; an idle application does not.
+            tracing::error!(%error, "no thread speaks for this lease: it may be taken for dead");
+        }
+    }
+
     /// Gives it back for lost, as far as that is possible without waiting.
     pub(super) fn give_up(&self) {
         let mut state = self.lock();
@@ -340,6 +419,11 @@ impl LeaseState {
     pub(super) fn undeployed(&mut self) {
         self.deployed = false;
     }
+}
+
+/// When the lease of `token` ends.
+fn end_of(token: &Token) -> SystemTime {
+    UNIX_EPOCH + Duration::from_millis(token.terms.expires_at_ms.get())
 }
 
 /// Claims the lease at the first of `candidates` that takes it.

@@ -1,4 +1,10 @@
-//! The client's connection to the resource manager: asks for leases, gives back those not used.
+//! The client's connection to the resource manager: asks for leases and for more time, gives back leases
+//! that were not used.
+//!
+//! * ONCE MORE - if the connection ends while a question is asked, the manager may have been started again:
+//!   the question is asked once more on a new one. That is safe: a lease that was granted on a connection
+//!   which ends, and that nobody claimed, ends with it, and a renewal may be repeated.
+//! * HOSTILE - numbers in an answer are checked; what was granted with impossible ones is given back.
 //!
 //! One question at a time: who asks holds the connection until the answer is there. A lease that is
 //! dropped meanwhile waits in the outbox; whoever lets go of the connection sends what is in there.
@@ -13,7 +19,7 @@ use crate::channel::{Channel, ChannelError, Incoming};
 use crate::config::OpenDevice;
 use crate::error::{Error, Result};
 use crate::protocol::lease::{
-    self, ClientName, FromClient, LeaseGranted, LeaseRelease, ToClient, Token,
+    self, ClientName, FromClient, LeaseGranted, LeaseRelease, LeaseRenew, ToClient, Token,
 };
 use crate::protocol::{Empty, Malformed, Role};
 
@@ -46,24 +52,65 @@ impl Link {
         Ok(Link { address, conversation, outbox })
     }
 
-    /// Asks for a lease. If the connection has ended, the manager may have been started again: one
-    /// more is tried.
+    /// Asks for leases that meet `request` together: one for each node, in order.
     pub(super) fn lease(
         &self,
         device: &OpenDevice,
         request: &LeaseRequest,
         client: ClientName,
-    ) -> Result<Candidate> {
+    ) -> Result<Vec<Candidate>> {
+        let granted = self.ask(device, request.max_nodes, |number| {
+            FromClient::Request(lease::LeaseRequest {
+                request: number.into(),
+                cores: request.cores.into(),
+                memory: request.memory.into(),
+                timeout_ms: wire_ms(request.timeout).into(),
+                max_nodes: request.max_nodes.into(),
+                client,
+            })
+        })?;
+        granted
+            .into_iter()
+            .map(|LeaseGranted { manager, token, .. }| {
+                let node = token.terms.node.get()?.to_owned();
+                Ok(Candidate { node, address: manager.into(), token })
+            })
+            .collect()
+    }
+
+    /// Asks for more time; returns the new token.
+    pub(super) fn renew(
+        &self,
+        device: &OpenDevice,
+        token: Token,
+        timeout: Duration,
+    ) -> Result<Token> {
+        let granted = self.ask(device, 1, |number| {
+            let timeout_ms = wire_ms(timeout).into();
+            FromClient::Renew(LeaseRenew { request: number.into(), timeout_ms, token })
+        })?;
+        let renewed = granted.first().map(|granted| granted.token);
+        renewed
+            .filter(|renewed| renewed.terms.same_lease(&token.terms))
+            .ok_or(Malformed::Field("lease").into())
+    }
+
+    /// ONCE MORE. Asks `question`, given its number; at most `most` leases answer it.
+    fn ask(
+        &self,
+        device: &OpenDevice,
+        most: u32,
+        question: impl Fn(u32) -> FromClient,
+    ) -> Result<Vec<LeaseGranted>> {
         let mut conversation = self.lock();
-        if !conversation.channel.is_connected() {
+        let mut answer = conversation.ask(most, &question);
+        if let Err(Error::Connection { .. }) = answer {
             conversation.channel = open(device, self.address)?;
+            answer = conversation.ask(most, &question);
         }
-        let granted = conversation.ask(request, client);
         drop(conversation);
         self.flush();
-        let LeaseGranted { manager, token, .. } = granted?;
-        let node = token.terms.node.get()?.to_owned();
-        Ok(Candidate { node, address: manager.into(), token })
+        answer
     }
 
     /// Gives back a lease that was not claimed. Does not wait.
@@ -96,28 +143,46 @@ impl Link {
 }
 
 impl Conversation {
-    fn ask(&mut self, request: &LeaseRequest, client: ClientName) -> Result<LeaseGranted> {
-        let failed = |source| Error::Connection { what: WHAT, source };
+    fn ask(
+        &mut self,
+        most: u32,
+        question: impl Fn(u32) -> FromClient,
+    ) -> Result<Vec<LeaseGranted>> {
         self.request = self.request.wrapping_add(1);
-        let question = FromClient::Request(lease::LeaseRequest {
-            request: self.request.into(),
-            cores: request.cores.into(),
-            memory: request.memory.into(),
-            timeout_ms: u64::try_from(request.timeout.as_millis()).unwrap_or(u64::MAX).into(),
-            max_nodes: 1.into(),
-            client,
-        });
-        self.channel.send(&question).map_err(failed)?;
+        let question = question(self.request);
+        let mut parts: Vec<LeaseGranted> = Vec::new();
+        let answer = self.channel.send(&question).map_err(failed);
+        let answer = answer.and_then(|()| self.take_answer(most, &mut parts));
+        if answer.is_err() && matches!(question, FromClient::Request(_)) {
+            parts.drain(..).for_each(|part| self.give_back(part.token));
+        }
+        answer.map(|()| parts)
+    }
+
+    /// Takes grants into `parts` until there are as many as they say there are.
+    fn take_answer(&mut self, most: u32, parts: &mut Vec<LeaseGranted>) -> Result<()> {
         let start = Instant::now();
         loop {
             let left = ANSWER_TIMEOUT.saturating_sub(start.elapsed());
             match self.channel.receive(left) {
                 Ok(Incoming::Message(ToClient::Granted(granted))) => {
-                    if granted.request.get() == self.request {
-                        return Ok(granted);
+                    if granted.request.get() != self.request {
+                        // The answer to a question that was given up: nobody knows of this lease.
+                        self.give_back(granted.token);
+                        continue;
                     }
-                    // The answer to a question that was given up: nobody knows of this lease.
-                    self.give_back(granted.token);
+                    let (part, count) = (granted.part.get(), granted.parts.get());
+                    let expected = usize::from(part) == parts.len()
+                        && part < count
+                        && u32::from(count) <= most
+                        && parts.first().is_none_or(|first| first.parts == granted.parts);
+                    parts.push(granted);
+                    if !expected {
+                        return Err(Malformed::Field("part of an answer").into()); // HOSTILE
+                    }
+                    if parts.len() == usize::from(count) {
+                        return Ok(());
+                    }
                 }
                 Ok(Incoming::Message(ToClient::Refused(refused))) => {
                     if refused.request.get() == self.request {
@@ -144,9 +209,17 @@ impl Conversation {
     }
 }
 
+fn failed(source: ChannelError) -> Error {
+    Error::Connection { what: WHAT, source }
+}
+
+fn wire_ms(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
 fn open(device: &OpenDevice, address: SocketAddr) -> Result<Channel> {
-    let mut channel = Channel::new(&device.device, device.entry.default_receive_buffer_size)
-        .map_err(|source| Error::Connection { what: WHAT, source })?;
+    let mut channel =
+        Channel::new(&device.device, device.entry.default_receive_buffer_size).map_err(failed)?;
     channel
         .connect(address, Role::Lease, &Empty {}, CONNECT_TIMEOUT)
         .map_err(|source| Error::Unreachable { what: WHAT, address, source: Box::new(source) })?;

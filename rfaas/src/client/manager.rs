@@ -3,18 +3,26 @@
 //!
 //! ```text
 //!   connect ──allocate──▶ running ──ExecutorExited──▶ not running ──allocate──▶ …
-//!                └──LeaseEnding with grace 0, or the connection's end──▶ over
+//!                └──LeaseEnding with grace 0, silence, or the connection's end──▶ over
 //! ```
+//! From the first executor on both sides give signs of life. Who uses this while it waits gives them by
+//! the way; who does not is spoken for (`keepalive`).
 
-use std::time::{Duration, Instant};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use nix::sys::eventfd::EventFd;
 
 use super::failure::Failure;
+use super::keepalive::{Tended, ring};
 use super::lease::Candidate;
 use crate::channel::{Channel, ChannelError, Incoming};
 use crate::config::OpenDevice;
 use crate::error::{Error, Exit, Result};
+use crate::heartbeat::{Heartbeat, Pulse};
 use crate::protocol::allocation::{
-    Allocate, ExecutorExited, FromClient, LeaseEnding, RefusedBecause, ToClient,
+    Allocate, ExecutorExited, FromClient, LeaseEnding, RefusedBecause, Renew, ToClient,
 };
 use crate::protocol::lease::{EndReason, LeaseId, Token};
 use crate::protocol::node::Bill;
@@ -22,7 +30,8 @@ use crate::protocol::{Empty, Malformed, Role};
 
 const WHAT: &str = "the executor manager";
 
-/// Announced by the executor manager: a lease ends before its time.
+/// A lease ends before it was given back: its node is being withdrawn, or its time is over, or its node
+/// was lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ending {
     /// Why.
@@ -44,6 +53,10 @@ pub(super) struct Manager {
     ending: Option<Ending>,
     /// No executor will run any more.
     over: Option<Failure>,
+    /// From the first executor on.
+    pulse: Option<Pulse>,
+    /// Of the thread that tells the application of an end.
+    bell: Option<Arc<EventFd>>,
 }
 
 /// A message that somebody waits for.
@@ -51,6 +64,7 @@ enum Answer {
     Allocated(LeaseId),
     Refused { because: RefusedBecause, reason: String },
     Released(Bill),
+    Renewed(SystemTime),
 }
 
 impl Manager {
@@ -74,6 +88,8 @@ impl Manager {
             exit: None,
             ending: None,
             over: None,
+            pulse: None,
+            bell: None,
         })
     }
 
@@ -92,8 +108,52 @@ impl Manager {
                     let node = self.node.clone();
                     return Err(Error::AllocationRefused { node, because, reason });
                 }
-                Answer::Released(_) => {}
+                Answer::Released(_) | Answer::Renewed(_) => {}
             }
+        }
+    }
+
+    /// Shows `token`, which names a later end of the lease; returns that end as the manager has it.
+    pub(super) fn renew(&mut self, token: Token, deadline: Instant) -> Result<SystemTime> {
+        self.send(&FromClient::Renew(Renew { token }))?;
+        loop {
+            match self.answer(deadline)? {
+                Answer::Renewed(end) => {
+                    self.token = token;
+                    return Ok(end);
+                }
+                Answer::Refused { because, reason } => {
+                    let node = self.node.clone();
+                    return Err(Error::AllocationRefused { node, because, reason });
+                }
+                Answer::Allocated(_) | Answer::Released(_) => {}
+            }
+        }
+    }
+
+    /// What the lease is claimed with.
+    pub(super) fn token(&self) -> &Token {
+        &self.token
+    }
+
+    /// Has `bell` rung when an end of the lease is learned of.
+    pub(super) fn ring_on_news(&mut self, bell: Arc<EventFd>) {
+        self.bell = Some(bell);
+    }
+
+    /// Gives a sign of life if one is due, notes what arrived, and has the descriptor tell of more.
+    pub(super) fn tend(&mut self) -> Tended {
+        let armed = self.channel.acknowledge().and_then(|()| {
+            self.look();
+            self.channel.arm()
+        });
+        if let Err(error) = armed {
+            self.note(Err(error));
+        }
+        self.look(); // again: what came before it was armed rings no bell
+        match (&self.pulse, self.over) {
+            (Some(pulse), None) => Tended::Until(pulse.deadline()),
+            _ => Tended::Over,
         }
     }
 
@@ -136,15 +196,43 @@ impl Manager {
         Ok(true)
     }
 
-    /// Notes what arrived. Never waits.
+    /// Notes what arrived, and gives a sign of life if one is due. Never waits.
     pub(super) fn look(&mut self) {
         while self.over.is_none() {
             match self.channel.try_receive() {
-                Ok(None) => return,
+                Ok(None) => break,
                 Ok(Some(incoming)) => drop(self.note(Ok(incoming))), // nobody waits for an answer
                 Err(error) => drop(self.note(Err(error))),
             }
         }
+        self.beat();
+    }
+
+    /// Gives a sign of life if one is due, and gives the manager up if it gave none for too long.
+    fn beat(&mut self) {
+        let Some(pulse) = self.pulse.as_mut().filter(|_| self.over.is_none()) else { return };
+        let now = Instant::now();
+        if pulse.beat(now)
+            && let Err(error) = self.channel.send(&FromClient::Heartbeat(Empty {}))
+        {
+            tracing::debug!(%error, node = self.node, "no sign of life sent"); // the end will be told
+        }
+        if let Some(silence) = pulse.silent(now) {
+            tracing::warn!(node = self.node, ?silence, "the executor manager is silent: given up");
+            self.channel.disconnect();
+            self.end(Failure::Gone);
+        }
+    }
+
+    /// It is over: for the first reason that is known.
+    fn end(&mut self, failure: Failure) {
+        let failure = *self.over.get_or_insert(failure);
+        let reason = match failure {
+            Failure::LeaseEnded(reason) => reason,
+            _ => EndReason::NodeLost,
+        };
+        self.ending.get_or_insert(Ending { reason, at: Instant::now() });
+        self.bell.iter().for_each(|bell| ring(bell));
     }
 
     /// How the executor ended, if it did.
@@ -168,7 +256,7 @@ impl Manager {
         self.over
     }
 
-    /// The announced end of the lease.
+    /// The end of the lease, once it is announced or has come.
     pub(super) fn ending(&self) -> Option<Ending> {
         self.ending
     }
@@ -200,13 +288,21 @@ impl Manager {
 
     /// Notes what arrives next within `timeout`; an answer is returned.
     fn next(&mut self, timeout: Duration) -> Option<Answer> {
-        match self.channel.receive(timeout) {
+        let beat = self.pulse.as_ref().map(|pulse| {
+            pulse.deadline().saturating_duration_since(Instant::now()).max(Duration::from_millis(1))
+        });
+        let answer = match self.channel.receive(beat.map_or(timeout, |beat| beat.min(timeout))) {
             Err(ChannelError::TimedOut { .. }) => None,
             received => self.note(received),
-        }
+        };
+        self.beat();
+        answer
     }
 
     fn note(&mut self, received: Result<Incoming<ToClient>, ChannelError>) -> Option<Answer> {
+        if let (Ok(_), Some(pulse)) = (&received, &mut self.pulse) {
+            pulse.heard(Instant::now());
+        }
         let noted = match received {
             Ok(Incoming::Message(message)) => self.read(message),
             Ok(Incoming::Written { .. }) => Err(Malformed::Field("message kind")),
@@ -214,34 +310,43 @@ impl Manager {
             Err(error) => {
                 tracing::debug!(%error, node = self.node, "executor manager's connection ended");
                 let announced = self.ending.map(|ending| Failure::LeaseEnded(ending.reason));
-                self.over.get_or_insert(announced.unwrap_or(Failure::Gone));
+                self.end(announced.unwrap_or(Failure::Gone));
                 return None;
             }
         };
         noted.unwrap_or_else(|malformed| {
             tracing::warn!(%malformed, node = self.node, "executor manager broke the protocol");
             self.channel.disconnect();
-            self.over.get_or_insert(Failure::Gone);
+            self.end(Failure::Gone);
             None
         })
     }
 
     fn read(&mut self, message: ToClient) -> Result<Option<Answer>, Malformed> {
         Ok(Some(match message {
-            ToClient::Allocated(allocated) => Answer::Allocated(
-                LeaseId::new(allocated.lease.get()).ok_or(Malformed::Field("lease"))?,
-            ),
+            ToClient::Allocated(allocated) => {
+                let (period, silence) = (allocated.heartbeat_ms.get(), allocated.silence_ms.get());
+                let heartbeat = Heartbeat::from_ms(period, silence);
+                self.pulse.get_or_insert(Pulse::new(heartbeat, Instant::now()));
+                let lease = LeaseId::new(allocated.lease.get());
+                Answer::Allocated(lease.ok_or(Malformed::Field("lease"))?)
+            }
             ToClient::Refused(refused) => Answer::Refused {
                 because: RefusedBecause::from_wire(refused.because)?,
                 reason: refused.reason.get()?.to_owned(),
             },
             ToClient::Released(released) => Answer::Released(released.bill),
-            ToClient::Heartbeat(_) | ToClient::Renewed(_) => return Ok(None),
-            ToClient::ExecutorExited(ExecutorExited { signal, status, silent: _ }) => {
+            ToClient::Renewed(renewed) => {
+                let end = Duration::from_millis(renewed.expires_at_ms.get());
+                Answer::Renewed(UNIX_EPOCH.checked_add(end).ok_or(Malformed::Field("end"))?)
+            }
+            ToClient::Heartbeat(_) => return Ok(None),
+            ToClient::ExecutorExited(ExecutorExited { signal, status, silent }) => {
                 self.running = false;
-                self.exit = Some(match signal.get() {
-                    0 => Exit::Status(status.get()),
-                    signal => Exit::Signal(signal),
+                self.exit = Some(match (silent.get(), signal.get()) {
+                    (1.., _) => Exit::Silent,
+                    (0, 0) => Exit::Status(status.get()),
+                    (0, signal) => Exit::Signal(signal),
                 });
                 return Ok(None);
             }
@@ -249,11 +354,19 @@ impl Manager {
                 let reason = EndReason::from_wire(reason)?;
                 let grace = Duration::from_millis(grace_ms.get().into());
                 self.ending = Some(Ending { reason, at: Instant::now() + grace });
+                self.bell.iter().for_each(|bell| ring(bell));
                 if grace.is_zero() {
-                    self.over = Some(Failure::LeaseEnded(reason));
+                    self.end(Failure::LeaseEnded(reason));
                 }
                 return Ok(None);
             }
         }))
+    }
+}
+
+/// Readable when a [tended](Manager::tend) connection has news.
+impl AsFd for Manager {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.channel.as_fd()
     }
 }

@@ -4,9 +4,11 @@
 //!   Client ──lease──▶ Lease ──deploy──▶ Executor ──function, input, output──▶ invoke, submit
 //!   link: asks a      manager, session,      workers, slots, tickets: what is in flight
 //!   resource manager  assembly: deploying    drive, wait, reactor: who polls, who sleeps
+//!                     keepalive: signs of life, news      failover: going on elsewhere
 //! ```
-//! No thread runs and nothing polls for an application that does not wait; one thread per executor
-//! is started when a task first sleeps on an asynchronous invocation.
+//! For an application that does not wait, nothing polls. One thread per client sleeps for its claimed
+//! leases, giving a sign of life every second or so; one per executor is started when a task first sleeps
+//! on an asynchronous invocation.
 
 use std::fmt;
 use std::net::{SocketAddr, ToSocketAddrs};
@@ -21,11 +23,13 @@ mod executor;
 mod failover;
 mod failure;
 mod invoke;
+mod keepalive;
 mod lease;
 mod link;
 mod manager;
 mod pending;
 mod reactor;
+mod request;
 mod session;
 mod slots;
 mod tickets;
@@ -36,13 +40,15 @@ use crate::spin::Spin;
 pub use buffer::{Input, Output};
 pub use deployment::{Deployment, Phases};
 pub use executor::{Executor, Function};
-pub use lease::{Lease, LeaseRequest};
+pub use lease::Lease;
 pub use manager::Ending;
 pub use pending::{Completed, Failed, Pending};
+pub use request::LeaseRequest;
 
 use crate::config::{ExecutorEntry, ExecutorsDatabase, OpenDevice};
 use crate::error::{Error, Result};
 use crate::protocol::lease::{ClientName, LeaseTerms, MAX_CLIENT_NAME_BYTES, NodeName, Token};
+use keepalive::Keepalive;
 use lease::Candidate;
 use link::Link;
 
@@ -61,6 +67,7 @@ pub(crate) struct ClientInner {
     device: OpenDevice,
     name: ClientName,
     grantor: Grantor,
+    keepalive: Keepalive,
 }
 
 /// Who grants leases.
@@ -87,7 +94,7 @@ impl Client {
         let name = client_name(name)?;
         let address = resolve(&device, address)?;
         let grantor = Grantor::Manager(Box::new(Link::connect(&device, address)?));
-        Ok(Client { inner: Arc::new(ClientInner { device, name, grantor }) })
+        Ok(Client::new(device, name, grantor))
     }
 
     /// Without a resource manager: leases are taken at the executor managers of `database`, in
@@ -95,24 +102,43 @@ impl Client {
     pub fn with_executors(device: OpenDevice, database: ExecutorsDatabase) -> Result<Self> {
         let name = client_name(ANONYMOUS)?;
         let grantor = Grantor::Database(database.executors);
-        Ok(Client { inner: Arc::new(ClientInner { device, name, grantor }) })
+        Ok(Client::new(device, name, grantor))
+    }
+
+    fn new(device: OpenDevice, name: ClientName, grantor: Grantor) -> Self {
+        let keepalive = Keepalive::default();
+        Client { inner: Arc::new(ClientInner { device, name, grantor, keepalive }) }
     }
 
     /// Leases cores of some node. Without a resource manager the node is chosen when the lease is
     /// deployed: the first of those with enough cores and memory that takes it.
     pub fn lease(&self, request: LeaseRequest) -> Result<Lease> {
-        if request.cores == 0 || request.memory == 0 || request.timeout < Duration::from_millis(1) {
-            return Err(Error::Invalid(
-                "a lease has at least one core, one MB of memory and one millisecond",
-            ));
+        request.validate()?;
+        if request.max_nodes > 1 {
+            return Err(Error::Invalid("a lease is of one node: use `lease_many` for several"));
         }
         let candidates = match &self.inner.grantor {
-            Grantor::Manager(link) => {
-                vec![link.lease(&self.inner.device, &request, self.inner.name)?]
-            }
+            Grantor::Manager(link) => link.lease(&self.inner.device, &request, self.inner.name)?,
             Grantor::Database(entries) => self.inner.candidates(entries, &request)?,
         };
         Lease::new(Arc::clone(&self.inner), candidates, request.timeout)
+    }
+
+    /// Leases cores of up to `max_nodes` nodes, which together have what `request` asks for: one lease
+    /// for each, memory divided in proportion to their cores. All are granted or none; from then on each
+    /// has a life of its own. One node is preferred to several.
+    pub fn lease_many(&self, request: LeaseRequest) -> Result<Vec<Lease>> {
+        request.validate()?;
+        let inner = &self.inner;
+        let parts = match &inner.grantor {
+            Grantor::Manager(link) => {
+                let granted = link.lease(&inner.device, &request, inner.name)?;
+                granted.into_iter().map(|candidate| vec![candidate]).collect()
+            }
+            Grantor::Database(entries) => inner.divide(entries, &request)?,
+        };
+        let lease = |candidates| Lease::new(Arc::clone(inner), candidates, request.timeout);
+        parts.into_iter().map(lease).collect()
     }
 }
 
@@ -124,15 +150,52 @@ impl ClientInner {
         }
     }
 
+    /// The token of the same lease until `timeout` from now, if it would end before.
+    fn renew(&self, token: Token, timeout: Duration) -> Result<Token> {
+        match &self.grantor {
+            Grantor::Manager(link) => link.renew(&self.device, token, timeout),
+            Grantor::Database(_) => {
+                let end = end_ms(timeout).max(token.terms.expires_at_ms.get());
+                Ok(Token::unsigned(LeaseTerms { expires_at_ms: end.into(), ..token.terms }))
+            }
+        }
+    }
+
+    /// What `request` asks for, from one of `entries` or divided among the first that have something,
+    /// whatever they have: for each part, who may be asked for it.
+    fn divide(
+        &self,
+        entries: &[ExecutorEntry],
+        request: &LeaseRequest,
+    ) -> Result<Vec<Vec<Candidate>>> {
+        let whole = self.candidates(entries, request);
+        if request.max_nodes == 1 || whole.is_ok() {
+            return Ok(vec![whole?]);
+        }
+        let (mut left, mut parts) = (request.cores, Vec::new());
+        for entry in entries.iter().take(request.max_nodes as usize) {
+            let cores = entry.cores.min(left);
+            let memory = request.memory_of(cores);
+            if cores == 0 || memory > entry.memory {
+                continue;
+            }
+            let part = LeaseRequest { cores, memory, ..*request };
+            parts.push(self.candidates(std::slice::from_ref(entry), &part)?);
+            left -= cores;
+        }
+        if left > 0 {
+            return whole.map(|whole| vec![whole]); // its error says what was missing
+        }
+        Ok(parts)
+    }
+
     /// The nodes of `entries` that have what `request` asks for.
     fn candidates(
         &self,
         entries: &[ExecutorEntry],
         request: &LeaseRequest,
     ) -> Result<Vec<Candidate>> {
-        let end = SystemTime::now()
-            .checked_add(request.timeout)
-            .and_then(|end| u64::try_from(end.duration_since(UNIX_EPOCH).ok()?.as_millis()).ok());
+        let end = end_ms(request.timeout);
         let fits =
             |entry: &&ExecutorEntry| entry.cores >= request.cores && entry.memory >= request.memory;
         let candidate = |entry: &ExecutorEntry| {
@@ -142,7 +205,7 @@ impl ClientInner {
                 lease: 0.into(),
                 cores: request.cores.into(),
                 memory: request.memory.into(),
-                expires_at_ms: end.unwrap_or(u64::MAX).into(),
+                expires_at_ms: end.into(),
                 instance: 0.into(),
                 node,
                 client: self.name,
@@ -162,6 +225,14 @@ impl ClientInner {
         }
         Ok(candidates)
     }
+}
+
+/// `timeout` from now, in milliseconds since the Unix epoch.
+fn end_ms(timeout: Duration) -> u64 {
+    SystemTime::now()
+        .checked_add(timeout)
+        .and_then(|end| u64::try_from(end.duration_since(UNIX_EPOCH).ok()?.as_millis()).ok())
+        .unwrap_or(u64::MAX)
 }
 
 fn client_name(name: &str) -> Result<ClientName> {

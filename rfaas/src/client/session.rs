@@ -124,7 +124,11 @@ fn launch(
         slots: deployment.slots.into(),
     };
     let mut assembly = Assembly::new(device, lease.cores(), session, blueprint)?;
+    let first = state.manager().is_none();
     let lease_id = state.claim(lease, &request, deadline, &mut phases)?;
+    if first {
+        lease.keep_alive(state);
+    }
     tracing::info!(lease = %lease_id, node = lease.node(), "lease claimed");
     if !assemble(&mut assembly, &mut listener, state, deadline, &mut phases)? {
         return Err(Error::StartTimeout { after: timeout, missing: assembly.missing() });

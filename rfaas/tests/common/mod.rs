@@ -17,7 +17,7 @@ use rfaas::channel::{Channel, ChannelError, Incoming, refuse};
 use rfaas::config::{DeviceEntry, ExecutorEntry, ExecutorsDatabase, OpenDevice};
 use rfaas::protocol::allocation::{
     Allocate, AllocateRefused, Allocated, ExecutorExited, FromClient, LeaseEnding, RefusedBecause,
-    Released, ToClient,
+    Released, Renewed, ToClient,
 };
 use rfaas::protocol::lease::{EndReason, Reason};
 use rfaas::protocol::node::Bill;
@@ -56,6 +56,8 @@ pub enum Start {
     Refused(RefusedBecause),
     /// Says that it has started an executor, which never dials.
     Silent,
+    /// As it should, but it gives no sign of life although it promised to.
+    NoSignOfLife,
     /// The executor dies at once, of this signal.
     Dies(i32),
     /// It dials, but dies of this signal when it gets the library.
@@ -84,6 +86,9 @@ struct Shared {
     stop: bool,
     allocations: u32,
     releases: u32,
+    heartbeats: u32,
+    /// Ends of leases that were shown, in ms.
+    renewals: Vec<u64>,
     clients_gone: u32,
     /// Executors and workers that run.
     running: u32,
@@ -208,6 +213,14 @@ impl Node {
         self.shared().releases
     }
 
+    pub fn heartbeats(&self) -> u32 {
+        self.shared().heartbeats
+    }
+
+    pub fn renewals(&self) -> Vec<u64> {
+        self.shared().renewals.clone()
+    }
+
     pub fn clients_gone(&self) -> u32 {
         self.shared().clients_gone
     }
@@ -257,6 +270,11 @@ fn serve(start: &Start, shared: &Arc<Mutex<Shared>>, address: &Sender<SocketAddr
     }
 }
 
+/// This node gives no signs of life at all; only one is given up for that.
+fn silence_ms(start: &Start) -> u32 {
+    if *start == Start::NoSignOfLife { 200 } else { 30_000 }
+}
+
 fn serve_client(start: &Start, shared: &Arc<Mutex<Shared>>, device: &Device, client: &mut Channel) {
     let mut executor: Option<Fake> = None;
     loop {
@@ -294,8 +312,8 @@ fn serve_client(start: &Start, shared: &Arc<Mutex<Shared>>, device: &Device, cli
                         client
                             .send(&ToClient::Allocated(Allocated {
                                 lease: 77.into(),
-                                heartbeat_ms: 1_000.into(),
-                                silence_ms: 30_000.into(),
+                                heartbeat_ms: 20.into(),
+                                silence_ms: silence_ms(start).into(),
                             }))
                             .unwrap();
                         executor = Some(Fake::start(start, shared, device, &allocate));
@@ -311,7 +329,12 @@ fn serve_client(start: &Start, shared: &Arc<Mutex<Shared>>, device: &Device, cli
                 let bill = Bill { invocations: 5.into(), ..Bill::default() };
                 client.send(&ToClient::Released(Released { bill })).ok();
             }
-            Ok(Incoming::Message(FromClient::Heartbeat(_) | FromClient::Renew(_))) => {}
+            Ok(Incoming::Message(FromClient::Heartbeat(_))) => lock(shared).heartbeats += 1,
+            Ok(Incoming::Message(FromClient::Renew(renew))) => {
+                let expires_at_ms = renew.token.terms.expires_at_ms;
+                lock(shared).renewals.push(expires_at_ms.get());
+                client.send(&ToClient::Renewed(Renewed { expires_at_ms })).ok();
+            }
             Ok(Incoming::Written { .. }) => panic!("a client writes nothing here"),
             Err(ChannelError::TimedOut { .. }) => {}
             Err(_) => break,
