@@ -36,17 +36,13 @@ use crate::signals::Signals;
 use crate::upstream::{News, Upstream};
 use crate::{Error, in_full};
 
+mod stop;
+pub use stop::Stopping;
+
 /// Pause after the listener failed, which it does when descriptors run out.
 const LISTENER_PAUSE: Duration = Duration::from_millis(100);
 /// Connections taken before everybody else has a turn.
 const CONNECTIONS: usize = 32;
-/// Time for all executors to be gone when stopping: they are killed after a tenth of it.
-const STOP_WITHIN: Duration = Duration::from_secs(5);
-/// Time for the resource manager to acknowledge the last bills.
-const BILLS_WITHIN: Duration = Duration::from_secs(1);
-/// Time for clients to take their last messages.
-const FAREWELL: Duration = Duration::from_millis(100);
-
 /// What the loop is made of; put together by [`run`](crate::run).
 #[derive(Debug)]
 pub struct Manager {
@@ -72,14 +68,6 @@ pub struct Manager {
     pub listener_paused: Option<Instant>,
     /// Set by the first signal.
     pub stopping: Option<Stopping>,
-}
-
-/// How far an orderly stop is.
-#[derive(Clone, Copy, Debug)]
-pub struct Stopping {
-    since: Instant,
-    /// When the last executor was gone.
-    empty: Option<Instant>,
 }
 
 impl Manager {
@@ -282,44 +270,6 @@ impl Manager {
         Ok(any)
     }
 
-    /// A signal asked to stop: the first in order, the second at once.
-    fn stop(&mut self, now: Instant, events: &mut VecDeque<Event>) -> Result<(), Error> {
-        if self.stopping.is_some() {
-            self.executors.kill_all(now);
-            return Err(Error::Stopped("a second signal stopped it at once"));
-        }
-        tracing::info!(executors = self.executors.len(), "stopping");
-        self.stopping = Some(Stopping { since: now, empty: None });
-        events.push_back(Event::Shutdown);
-        Ok(())
-    }
-
-    /// Whether an orderly stop is complete.
-    fn stopped(&mut self) -> Result<bool, Error> {
-        let Some(stopping) = &mut self.stopping else { return Ok(false) };
-        let now = Instant::now();
-        if !self.allocations.is_empty() {
-            if now >= stopping.since + STOP_WITHIN {
-                self.executors.kill_all(now);
-                return Err(Error::Stopped("executors were still there, although killed"));
-            }
-            return Ok(false);
-        }
-        let empty = *stopping.empty.get_or_insert(now);
-        if let Some(upstream) = &self.upstream
-            && upstream.unacknowledged() > 0
-        {
-            if upstream.is_registered() && now < empty + BILLS_WITHIN {
-                return Ok(false);
-            }
-            let bills = upstream.unacknowledged();
-            tracing::warn!(bills, "the resource manager has not acknowledged the last bills");
-        }
-        self.clients.flush(now + FAREWELL);
-        tracing::info!("stopped");
-        Ok(true)
-    }
-
     fn arm(&mut self) {
         self.clients.arm();
         if let Some(upstream) = &mut self.upstream {
@@ -328,10 +278,7 @@ impl Manager {
     }
 
     fn next_deadline(&self, now: Instant) -> Option<Instant> {
-        let stopping = self.stopping.map(|stopping| match stopping.empty {
-            None => stopping.since + STOP_WITHIN,
-            Some(empty) => empty + BILLS_WITHIN,
-        });
+        let stopping = self.stopping.as_ref().map(Stopping::deadline);
         let upstream = self.upstream.as_ref().and_then(|upstream| upstream.next_deadline(now));
         [
             self.allocations.next_deadline(),

@@ -21,31 +21,30 @@ use std::time::{Duration, Instant};
 use nix::sys::eventfd::EventFd;
 use rdmalib::Device;
 use rfaas::channel::{Channel, ChannelError, Incoming};
-use rfaas::config::{ConfigError, ExecutorManagerNode};
+use rfaas::config::ExecutorManagerNode;
 use rfaas::protocol::lease::{EndReason, LeaseId, LeaseTerms};
 use rfaas::protocol::node::{
     Challenge, FromNode, LeaseClaimed, LeaseEnded, Register, RegisterRefused, Registered, ToNode,
 };
-use rfaas::protocol::{Empty, Malformed, Role, parse_prefix};
+use rfaas::protocol::{Empty, Malformed};
 
 use crate::identity::Identity;
 use crate::in_full;
+
+mod dial;
+pub use dial::DialError;
+use dial::{Dialed, connect};
 
 /// How often we say something.
 const BEAT: Duration = Duration::from_secs(1);
 /// Silence after which the resource manager is lost: five beats, so one that is late does no harm.
 const SILENCE: Duration = Duration::from_secs(5);
-/// Longest wait for a connection.
-const DIAL: Duration = Duration::from_secs(5);
 /// First and longest pause before dialing again.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 /// Longest pause after a refused registration: whoever adds the node waits for it to appear.
 const REFUSED_BACKOFF: Duration = Duration::from_secs(1);
 /// How soon messages that the connection had no room for are tried again.
 const SEND_AGAIN: Duration = Duration::from_millis(20);
-/// Receives posted: ends of many leases may come at once when a node is withdrawn.
-const RECEIVES: u32 = 64;
-
 /// What the resource manager did.
 #[derive(Debug)]
 pub enum News {
@@ -70,25 +69,6 @@ pub enum News {
     /// It could not be reached, and never was.
     NeverReached(DialError),
 }
-
-/// Why there is no connection.
-#[derive(Debug, thiserror::Error)]
-pub enum DialError {
-    /// The configured address cannot be resolved.
-    #[error(transparent)]
-    Address(#[from] ConfigError),
-    /// Nobody there, or refused.
-    #[error(transparent)]
-    Channel(#[from] ChannelError),
-    /// It answered with something else than a challenge.
-    #[error(transparent)]
-    Answer(#[from] Malformed),
-    /// No helper thread.
-    #[error("no thread to connect with: {0}")]
-    Thread(std::io::Error),
-}
-
-type Dialed = Result<(Channel, Challenge), DialError>;
 
 #[derive(Debug)]
 enum State {
@@ -417,14 +397,4 @@ fn send_waiting(
         }
     }
     Ok(())
-}
-
-/// On the helper thread: waits for the name service and for the resource manager.
-fn connect(device: &Device, target: &ExecutorManagerNode) -> Dialed {
-    let Some(address) = target.resource_manager()? else {
-        return Err(DialError::Answer(Malformed::Field("resource_manager_address")));
-    };
-    let mut channel = Channel::new(device, RECEIVES)?;
-    let answer = channel.connect(address, Role::Node, &Empty {}, DIAL)?;
-    Ok((channel, parse_prefix(answer.as_slice())?))
 }

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use proptest::prelude::*;
+use rfaas::protocol::allocation::ToClient;
 
 use super::tests::{HEARTBEAT, deployment, terms};
 use super::*;

@@ -2,9 +2,11 @@
 
 use super::*;
 use rfaas::protocol::Secret;
-use rfaas::protocol::allocation::ExecutorExited;
+use rfaas::protocol::allocation::{ExecutorExited, RefusedBecause, Released, ToClient};
 use rfaas::protocol::lease::{ClientName, NodeName};
 use rfaas::protocol::node::Bill;
+
+use crate::request::Deployment;
 
 const SECOND: Duration = Duration::from_secs(1);
 pub(super) const HEARTBEAT: Heartbeat =

@@ -1,0 +1,73 @@
+//! The manager's own end: in order on the first signal, at once on the second.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use crate::Error;
+use crate::allocations::Event;
+use crate::manager::Manager;
+
+/// Time for all executors to be gone when stopping: they are killed after a tenth of it.
+const STOP_WITHIN: Duration = Duration::from_secs(5);
+/// Time for the resource manager to acknowledge the last bills.
+const BILLS_WITHIN: Duration = Duration::from_secs(1);
+/// Time for clients to take their last messages.
+const FAREWELL: Duration = Duration::from_millis(100);
+
+/// How far an orderly stop is.
+#[derive(Clone, Copy, Debug)]
+pub struct Stopping {
+    since: Instant,
+    /// When the last executor was gone.
+    empty: Option<Instant>,
+}
+
+impl Stopping {
+    /// When [`Manager::stopped`] is due at the latest.
+    pub(super) fn deadline(&self) -> Instant {
+        match self.empty {
+            None => self.since + STOP_WITHIN,
+            Some(empty) => empty + BILLS_WITHIN,
+        }
+    }
+}
+
+impl Manager {
+    /// A signal asked to stop: the first in order, the second at once.
+    pub(super) fn stop(&mut self, now: Instant, events: &mut VecDeque<Event>) -> Result<(), Error> {
+        if self.stopping.is_some() {
+            self.executors.kill_all(now);
+            return Err(Error::Stopped("a second signal stopped it at once"));
+        }
+        tracing::info!(executors = self.executors.len(), "stopping");
+        self.stopping = Some(Stopping { since: now, empty: None });
+        events.push_back(Event::Shutdown);
+        Ok(())
+    }
+
+    /// Whether an orderly stop is complete.
+    pub(super) fn stopped(&mut self) -> Result<bool, Error> {
+        let Some(stopping) = &mut self.stopping else { return Ok(false) };
+        let now = Instant::now();
+        if !self.allocations.is_empty() {
+            if now >= stopping.since + STOP_WITHIN {
+                self.executors.kill_all(now);
+                return Err(Error::Stopped("executors were still there, although killed"));
+            }
+            return Ok(false);
+        }
+        let empty = *stopping.empty.get_or_insert(now);
+        if let Some(upstream) = &self.upstream
+            && upstream.unacknowledged() > 0
+        {
+            if upstream.is_registered() && now < empty + BILLS_WITHIN {
+                return Ok(false);
+            }
+            let bills = upstream.unacknowledged();
+            tracing::warn!(bills, "the resource manager has not acknowledged the last bills");
+        }
+        self.clients.flush(now + FAREWELL);
+        tracing::info!("stopped");
+        Ok(true)
+    }
+}
