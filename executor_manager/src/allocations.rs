@@ -3,7 +3,7 @@
 //!
 //! ```text
 //!   claim ─▶ starting ─▶ running ◀──claim again──▶ exited          one lease a client connection
-//!               │           │ end: release, client gone, expiry, withdrawal, shutdown
+//!               │           │ end: release, client gone, expiry (renewable), withdrawal, shutdown
 //!               │           ▼
 //!      (start failed)   stopping ─▶ process gone ─▶ billed, free
 //! ```
@@ -23,7 +23,9 @@ use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 
 use rfaas::heartbeat::Heartbeat;
+use rfaas::protocol::allocation::ToClient;
 use rfaas::protocol::lease::{EndReason, LeaseId, LeaseTerms};
+use rfaas::protocol::node::{Bill, LeaseUsed};
 
 use crate::cpus::CpuPool;
 use crate::ended::EndedLeases;
@@ -40,6 +42,10 @@ const FAR: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 /// How long a lease that the resource manager ended before it was claimed stays refused: its expiry
 /// is not known here. A day is longer than leases last.
 const UNCLAIMED_END: Duration = Duration::from_secs(24 * 3600);
+
+/// How long an ended lease stays refused at least, besides until its token expires: its client may have
+/// renewed that at the resource manager, and the end was faster than the news.
+const RENEWED_UNSEEN: Duration = Duration::from_secs(3600);
 
 /// The executor process of a lease, as far as is known here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,6 +82,21 @@ struct Held {
     ending: Option<Ending>,
 }
 
+impl Held {
+    /// What it used until `now`, if its executor counted so much. CLAMPED.
+    fn bill(&self, counted: Usage, now: Instant) -> Bill {
+        let until = self.ending.map_or(now, |ending| ending.at);
+        let allocated = until.saturating_duration_since(self.claimed_at);
+        self.usage.plus(counted).bill(self.terms.cores.get(), allocated)
+    }
+
+    /// `terms`, in which 0 stands for the lease that the connection holds.
+    fn named(&self, terms: &LeaseTerms) -> LeaseTerms {
+        let lease = if terms.lease.get() == 0 { self.terms.lease } else { terms.lease };
+        LeaseTerms { lease, ..*terms }
+    }
+}
+
 /// All leases of this node.
 #[derive(Debug)]
 pub struct Allocations {
@@ -89,7 +110,8 @@ pub struct Allocations {
     next_number: u64,
     /// What clients are told that the node expects of them.
     heartbeat: Heartbeat,
-    stopping: bool,
+    /// Since the manager is to stop: when the last lease ends.
+    draining: Option<Instant>,
 }
 
 impl Allocations {
@@ -105,7 +127,7 @@ impl Allocations {
             cpus,
             next_number: 1,
             heartbeat,
-            stopping: false,
+            draining: None,
         }
     }
 
@@ -119,7 +141,7 @@ impl Allocations {
                     Err(refusal) => out.push(Action::Tell(client, refusal.message())),
                 }
             }
-            Event::Started(lease) => self.started(lease, out),
+            Event::Started(lease) => self.started(now, lease, out),
             Event::StartFailed { lease, reason } => self.start_failed(now, lease, reason, out),
             Event::Exited { lease, exit, usage } => self.exited(now, lease, exit, usage, out),
             Event::Release(client) => self.release(now, client, out),
@@ -132,13 +154,15 @@ impl Allocations {
                 }
             }
             Event::End { lease, reason, grace } => self.end_after(now, lease, reason, grace, out),
-            Event::Time => {}
-            Event::Shutdown => {
-                self.stopping = true;
-                for lease in self.leases.keys().copied().collect::<Vec<_>>() {
-                    self.end(now, lease, now, EndReason::Shutdown, out);
-                }
+            Event::Renew { client, terms, time_left } => {
+                let answer = match self.renew(now, client, &terms, time_left) {
+                    Ok(renewed) => ToClient::Renewed(renewed),
+                    Err(refusal) => refusal.message(),
+                };
+                out.push(Action::Tell(client, answer));
             }
+            Event::Drain { grace } => self.drain(now, grace, out),
+            Event::Time => {}
         }
         self.end_what_is_due(now, out);
     }
@@ -153,9 +177,19 @@ impl Allocations {
         self.leases.values().filter(|held| held.confirmed).map(|held| &held.terms)
     }
 
-    /// Whether `client` holds a lease.
-    pub fn holds(&self, client: ClientId) -> bool {
-        self.by_client.contains_key(&client)
+    /// What each lease in use has used so far; `counted` are the counters of its executor.
+    pub fn used(&self, now: Instant, counted: impl Fn(LeaseId) -> Usage) -> Vec<LeaseUsed> {
+        let in_use = self.leases.iter().filter(|(_, held)| held.confirmed);
+        let used = in_use.map(|(&lease, held)| LeaseUsed {
+            lease: lease.get().into(),
+            bill: held.bill(counted(lease), now),
+        });
+        used.collect()
+    }
+
+    /// The lease that `client` holds.
+    pub fn lease_of(&self, client: ClientId) -> Option<LeaseId> {
+        self.by_client.get(&client).copied()
     }
 
     /// Whether no lease is held and no process of one is left.

@@ -129,6 +129,11 @@ impl Executors {
         }
     }
 
+    /// What the executor of `lease` has counted so far; nothing if there is none.
+    pub fn usage(&self, lease: LeaseId) -> Usage {
+        self.running.get(&lease).map(|running| running.account.read()).unwrap_or_default()
+    }
+
     /// How many processes there are.
     pub fn len(&self) -> usize {
         self.running.len()

@@ -10,7 +10,7 @@
 //! Elsewhere: granting leases (the resource manager), running functions (the executor).
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -142,6 +142,7 @@ pub fn run(options: &Options) -> Result<(), Error> {
         wake,
         sleep: node.rdma_sleep,
         listener_paused: None,
+        drain: Duration::from_millis(node.drain_ms.into()),
         stopping: None,
     };
     manager.run()

@@ -23,8 +23,8 @@ use nix::sys::eventfd::EventFd;
 use rdmalib::{ConnectRequest, Listener};
 use rfaas::channel::refuse;
 use rfaas::protocol::accounting::AccountingHello;
-use rfaas::protocol::allocation::{Allocate, FromClient, RefusedBecause};
-use rfaas::protocol::lease::EndReason;
+use rfaas::protocol::allocation::{Allocate, FromClient};
+use rfaas::protocol::lease::{EndReason, Token};
 use rfaas::protocol::node::LeaseEnded;
 use rfaas::protocol::{Hello, Malformed, Role, parse_prefix};
 
@@ -66,6 +66,8 @@ pub struct Manager {
     pub sleep: bool,
     /// Not before this time is the listener looked at.
     pub listener_paused: Option<Instant>,
+    /// How long leases may last after the first signal.
+    pub drain: Duration,
     /// Set by the first signal.
     pub stopping: Option<Stopping>,
 }
@@ -116,7 +118,7 @@ impl Manager {
         worked |= !events.is_empty();
         events.push_back(Event::Time);
         self.process(&mut events);
-        self.clients.note_leases(now, |client| self.allocations.holds(client));
+        self.clients.note_leases(now, |client| self.allocations.lease_of(client).is_some());
         Ok(worked)
     }
 
@@ -177,19 +179,16 @@ impl Manager {
         message: FromClient,
         events: &mut VecDeque<Event>,
     ) {
-        match message {
-            FromClient::Allocate(allocate) => match self.claim(client, &allocate) {
-                Ok(claim) => events.push_back(claim),
-                Err(refusal) => {
-                    tracing::debug!(client = client.0, reason = refusal.reason, "claim refused");
-                    self.perform(Action::Tell(client, refusal.message()), events);
-                }
-            },
-            FromClient::Release(_) => events.push_back(Event::Release(client)),
-            FromClient::Heartbeat(_) => {}
-            FromClient::Renew(_) => {
-                let why = "leases are not renewed here yet";
-                let refusal = Refusal::new(RefusedBecause::BadRequest, why);
+        let event = match message {
+            FromClient::Allocate(allocate) => self.claim(client, &allocate),
+            FromClient::Renew(renew) => self.renewal(client, &renew.token),
+            FromClient::Release(_) => Ok(Event::Release(client)),
+            FromClient::Heartbeat(_) => return, // that it came is all there is to it
+        };
+        match event {
+            Ok(event) => events.push_back(event),
+            Err(refusal) => {
+                tracing::debug!(client = client.0, reason = refusal.reason, "refused");
                 self.perform(Action::Tell(client, refusal.message()), events);
             }
         }
@@ -197,8 +196,14 @@ impl Manager {
 
     fn claim(&self, client: ClientId, allocate: &Allocate) -> Result<Event, Refusal> {
         let token = &allocate.token;
-        let time_left = self.authority.admit(token, SystemTime::now())?;
+        let time_left = self.authority.admit(token, None, SystemTime::now())?;
         Ok(Event::Claim { client, terms: token.terms, time_left, deployment: allocate.into() })
+    }
+
+    fn renewal(&self, client: ClientId, token: &Token) -> Result<Event, Refusal> {
+        let held = self.allocations.lease_of(client);
+        let time_left = self.authority.admit(token, held, SystemTime::now())?;
+        Ok(Event::Renew { client, terms: token.terms, time_left })
     }
 
     fn take_connections(&mut self, now: Instant) -> bool {
@@ -221,9 +226,6 @@ impl Manager {
     }
 
     fn connect(&mut self, request: ConnectRequest, now: Instant) {
-        if self.stopping.is_some() {
-            return refuse(request, "this node is being shut down");
-        }
         let hello = Hello::parse(request.private_data()).and_then(|(role, body)| {
             let accounting = role == Role::Accounting;
             let secret = accounting.then(|| parse_prefix::<AccountingHello>(body)).transpose()?;
@@ -260,6 +262,12 @@ impl Manager {
                         "the resource manager ends a lease"
                     );
                     events.push_back(Event::End { lease, reason, grace });
+                }
+                News::UsedIsDue => {
+                    let counted = |lease| self.executors.usage(lease);
+                    for used in self.allocations.used(now, counted) {
+                        upstream.used(used);
+                    }
                 }
                 News::NeverReached(error) => {
                     let why = in_full(&error);

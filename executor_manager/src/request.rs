@@ -13,7 +13,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use rfaas::protocol::Secret;
 use rfaas::protocol::allocation::{Allocate, AllocateRefused, RefusedBecause, ToClient};
 use rfaas::protocol::invocation::{HEADER_SPACE, MAX_SLOTS};
-use rfaas::protocol::lease::{Reason, Token};
+use rfaas::protocol::lease::{LeaseId, Reason, Token};
 
 use crate::identity::Identity;
 
@@ -35,6 +35,11 @@ impl Refusal {
         Refusal { because, reason: reason.into() }
     }
 
+    /// A node that is to stop takes nothing on.
+    pub fn draining() -> Self {
+        Refusal::new(RefusedBecause::Draining, "this node is being shut down")
+    }
+
     /// The answer to the client; a reason that is too long for it is cut.
     pub fn message(&self) -> ToClient {
         ToClient::Refused(AllocateRefused {
@@ -54,8 +59,14 @@ pub enum Authority {
 }
 
 impl Authority {
-    /// Whether `token` entitles its holder to a lease here at `now`, and for how long.
-    pub fn admit(&self, token: &Token, now: SystemTime) -> Result<Duration, Refusal> {
+    /// Whether `token` entitles its holder to a lease here at `now`, and for how long. `held`: the lease
+    /// that its connection has already.
+    pub fn admit(
+        &self,
+        token: &Token,
+        held: Option<LeaseId>,
+        now: SystemTime,
+    ) -> Result<Duration, Refusal> {
         let bad = |reason: String| Err(Refusal::new(RefusedBecause::BadToken, reason));
         let lease = token.terms.lease.get();
         match self {
@@ -79,7 +90,7 @@ impl Authority {
                     return Err(Refusal::new(RefusedBecause::LeaseEnded, reason));
                 }
             }
-            Authority::Anyone if lease != 0 => {
+            Authority::Anyone if lease != 0 && held.is_none_or(|held| held.get() != lease) => {
                 return bad(format!(
                     "this node runs without a resource manager and does not know lease {lease}"
                 ));
@@ -229,9 +240,9 @@ mod tests {
     #[test]
     fn a_signed_token_for_this_node_is_admitted_until_it_expires() {
         let token = Token::sign(terms(7, "here", 5000), SECRET);
-        assert_eq!(cluster().admit(&token, at(4000)), Ok(Duration::from_secs(1)));
-        assert_eq!(because(cluster().admit(&token, at(5000))), RefusedBecause::LeaseEnded);
-        assert_eq!(because(cluster().admit(&token, at(9000))), RefusedBecause::LeaseEnded);
+        assert_eq!(cluster().admit(&token, None, at(4000)), Ok(Duration::from_secs(1)));
+        assert_eq!(because(cluster().admit(&token, None, at(5000))), RefusedBecause::LeaseEnded);
+        assert_eq!(because(cluster().admit(&token, None, at(9000))), RefusedBecause::LeaseEnded);
     }
 
     #[test]
@@ -243,18 +254,18 @@ mod tests {
             Token::unsigned(terms(7, "here", 5000)),
             Token::unsigned(terms(0, "here", 5000)),
         ] {
-            assert_eq!(because(cluster().admit(&token, at(0))), RefusedBecause::BadToken);
+            assert_eq!(because(cluster().admit(&token, None, at(0))), RefusedBecause::BadToken);
         }
         let mut forged = Token::sign(terms(7, "here", 5000), SECRET);
         forged.terms.cores = 64.into();
-        assert_eq!(because(cluster().admit(&forged, at(0))), RefusedBecause::BadToken);
+        assert_eq!(because(cluster().admit(&forged, None, at(0))), RefusedBecause::BadToken);
     }
 
     #[test]
     fn a_token_of_another_run_of_the_node_is_one_of_a_lease_that_has_ended() {
         let mut of_before = terms(7, "here", 5000);
         of_before.instance = (INSTANCE - 1).into();
-        let refused = cluster().admit(&Token::sign(of_before, SECRET), at(0)).unwrap_err();
+        let refused = cluster().admit(&Token::sign(of_before, SECRET), None, at(0)).unwrap_err();
         assert_eq!(refused.because, RefusedBecause::LeaseEnded);
         assert!(refused.reason.contains("before this executor manager was started"), "{refused:?}");
     }
@@ -262,12 +273,20 @@ mod tests {
     #[test]
     fn without_a_resource_manager_unsigned_tokens_are_taken_and_expiry_still_holds() {
         let token = Token::unsigned(terms(0, "any name", 5000));
-        assert_eq!(Authority::Anyone.admit(&token, at(4999)), Ok(Duration::from_millis(1)));
-        assert_eq!(because(Authority::Anyone.admit(&token, at(5000))), RefusedBecause::LeaseEnded);
+        assert_eq!(Authority::Anyone.admit(&token, None, at(4999)), Ok(Duration::from_millis(1)));
+        assert_eq!(
+            because(Authority::Anyone.admit(&token, None, at(5000))),
+            RefusedBecause::LeaseEnded
+        );
         let numbered = Token::unsigned(terms(7, "any name", 5000));
-        assert_eq!(because(Authority::Anyone.admit(&numbered, at(0))), RefusedBecause::BadToken);
+        assert_eq!(
+            because(Authority::Anyone.admit(&numbered, None, at(0))),
+            RefusedBecause::BadToken
+        );
+        let held = LeaseId::new(7);
+        assert!(Authority::Anyone.admit(&numbered, held, at(0)).is_ok(), "it got this number here");
         let endless = Token::unsigned(terms(0, "any name", u64::MAX));
-        assert!(Authority::Anyone.admit(&endless, at(0)).is_ok());
+        assert!(Authority::Anyone.admit(&endless, None, at(0)).is_ok());
     }
 
     #[test]

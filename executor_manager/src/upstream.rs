@@ -2,14 +2,15 @@
 //!
 //! ```text
 //!   waiting ─▶ dialing (helper thread) ─▶ registering ─▶ registered
-//!      ▲ 100 ms … 5 s │ failed                │ refused, silent │ ended, silent
+//!      ▲ 100 ms … 1 s │ failed                │ refused, silent │ ended, silent
 //!      └──────────────┴───────────────────────┴─────────────────┘
 //! ```
 //! * NEVER BLOCKS - looking up a name and connecting may wait, so a helper thread does them and
 //!   wakes the loop with the result.
 //! * ONCE - the end of a lease is kept, and sent again on every new connection, until the resource
 //!   manager has acknowledged it.
-//! * ALIVE - each side says something every second; one that was silent for five is lost.
+//! * ALIVE - each side says something in every period that the resource manager set; one that was silent
+//!   for too long is lost. With each of ours goes what the leases in use have used so far.
 //!
 //! Elsewhere: what is claimed and ended (`allocations`); leases go on while nobody is connected.
 
@@ -22,9 +23,11 @@ use nix::sys::eventfd::EventFd;
 use rdmalib::Device;
 use rfaas::channel::{Channel, ChannelError, Incoming};
 use rfaas::config::ExecutorManagerNode;
+use rfaas::heartbeat::{Heartbeat, Pulse};
 use rfaas::protocol::lease::{EndReason, LeaseId, LeaseTerms};
 use rfaas::protocol::node::{
-    Challenge, FromNode, LeaseClaimed, LeaseEnded, Register, RegisterRefused, Registered, ToNode,
+    Challenge, Draining, FromNode, LeaseClaimed, LeaseEnded, LeaseUsed, Register, RegisterRefused,
+    Registered, ToNode,
 };
 use rfaas::protocol::{Empty, Malformed};
 
@@ -35,14 +38,9 @@ mod dial;
 pub use dial::DialError;
 use dial::{Dialed, connect};
 
-/// How often we say something.
-const BEAT: Duration = Duration::from_secs(1);
-/// Silence after which the resource manager is lost: five beats, so one that is late does no harm.
-const SILENCE: Duration = Duration::from_secs(5);
-/// First and longest pause before dialing again.
-const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
-/// Longest pause after a refused registration: whoever adds the node waits for it to appear.
-const REFUSED_BACKOFF: Duration = Duration::from_secs(1);
+/// First and longest pause before dialing again. Whoever adds the node, or starts the resource manager
+/// again, waits for it to appear.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
 /// How soon messages that the connection had no room for are tried again.
 const SEND_AGAIN: Duration = Duration::from_millis(20);
 /// What the resource manager did.
@@ -66,6 +64,8 @@ pub enum News {
         /// How long invocations may go on.
         grace: Duration,
     },
+    /// What leases in use have used so far is to be [told](Upstream::used).
+    UsedIsDue,
     /// It could not be reached, and never was.
     NeverReached(DialError),
 }
@@ -75,7 +75,7 @@ enum State {
     Waiting { until: Instant },
     Dialing { answer: mpsc::Receiver<Dialed> },
     Registering { channel: Channel, since: Instant },
-    Registered { channel: Channel, heard: Instant, beat: Instant },
+    Registered { channel: Channel, pulse: Pulse },
 }
 
 /// The connection to the resource manager, in whatever state it is.
@@ -86,7 +86,11 @@ pub struct Upstream {
     identity: Arc<Identity>,
     wake: Arc<EventFd>,
     state: State,
+    /// As the resource manager said last.
+    heartbeat: Heartbeat,
     backoff: Duration,
+    /// The executor manager is to stop: when its last lease ends.
+    draining: Option<Instant>,
     /// It was connected once.
     reached: bool,
     /// The last failure that the operator was told of; each is told once.
@@ -107,13 +111,16 @@ impl Upstream {
         wake: Arc<EventFd>,
         now: Instant,
     ) -> Self {
+        let heartbeat = target.heartbeat();
         Upstream {
             device,
             target,
             identity,
             wake,
             state: State::Waiting { until: now },
+            heartbeat,
             backoff: BACKOFF.0,
+            draining: None,
             reached: false,
             told: None,
             outgoing: VecDeque::new(),
@@ -131,6 +138,21 @@ impl Upstream {
     pub fn ended(&mut self, ended: LeaseEnded) {
         self.unacknowledged.insert(ended.terms.lease.get(), ended);
         self.report(FromNode::Ended(ended));
+    }
+
+    /// Tells what a lease has used so far, unless the resource manager has not even taken what it was told
+    /// before.
+    pub fn used(&mut self, used: LeaseUsed) {
+        if self.outgoing.is_empty() {
+            self.report(FromNode::Used(used));
+        }
+    }
+
+    /// Tells, now and on every later connection, that no lease is to be granted here any more, and that
+    /// the last one ends at `deadline`.
+    pub fn drain(&mut self, now: Instant, deadline: Instant) {
+        self.draining = Some(deadline);
+        self.report(draining(now, deadline));
     }
 
     /// Sends `message` now if there is room for it: a client that is told of an end next may ask the
@@ -173,9 +195,7 @@ impl Upstream {
             State::Registering { channel, since } => {
                 self.await_registration(channel, since, now, &mut news);
             }
-            State::Registered { channel, heard, beat } => {
-                self.converse(channel, heard, beat, now, &mut news);
-            }
+            State::Registered { channel, pulse } => self.converse(channel, pulse, now, &mut news),
         }
         news
     }
@@ -185,9 +205,9 @@ impl Upstream {
         match &self.state {
             State::Waiting { until } => Some(*until),
             State::Dialing { .. } => None, // the helper wakes us, and its waits end
-            State::Registering { since, .. } => Some(*since + SILENCE),
-            State::Registered { heard, beat, .. } => {
-                let next = (*heard + SILENCE).min(*beat);
+            State::Registering { since, .. } => Some(*since + self.heartbeat.silence),
+            State::Registered { pulse, .. } => {
+                let next = pulse.deadline();
                 Some(if self.outgoing.is_empty() { next } else { next.min(now + SEND_AGAIN) })
             }
         }
@@ -256,16 +276,17 @@ impl Upstream {
         news: &mut Vec<News>,
     ) {
         match channel.try_receive() {
-            Ok(None) if now < since + SILENCE => {
+            Ok(None) if now < since + self.heartbeat.silence => {
                 self.state = State::Registering { channel, since };
             }
             Ok(None) => self.lost("no answer to the registration", now),
             Ok(Some(Incoming::Message(ToNode::Registered(granted)))) => {
                 (self.told, self.backoff) = (None, BACKOFF.0);
-                self.outgoing =
-                    self.unacknowledged.values().copied().map(FromNode::Ended).collect();
-                self.state = State::Registered { channel, heard: now, beat: now };
+                let ends = self.unacknowledged.values().copied().map(FromNode::Ended);
+                let drain = self.draining.map(|deadline| draining(now, deadline));
+                self.outgoing = drain.into_iter().chain(ends).collect();
                 news.push(self.registered(&granted));
+                self.state = State::Registered { channel, pulse: Pulse::new(self.heartbeat, now) };
             }
             Ok(Some(Incoming::Message(ToNode::Refused(refused)))) => self.refused(&refused, now),
             Ok(Some(other)) => {
@@ -278,8 +299,7 @@ impl Upstream {
     fn converse(
         &mut self,
         mut channel: Channel,
-        mut heard: Instant,
-        mut beat: Instant,
+        mut pulse: Pulse,
         now: Instant,
         news: &mut Vec<News>,
     ) {
@@ -291,25 +311,29 @@ impl Upstream {
                     return self.refused(&refused, now);
                 }
                 Ok(Some(incoming)) => {
-                    heard = now;
+                    pulse.heard(now);
+                    let heartbeat = self.heartbeat;
                     if let Err(error) = self.take_in(incoming, news) {
                         return self.lost(&in_full(&error), now);
+                    }
+                    if self.heartbeat != heartbeat {
+                        pulse = Pulse::new(self.heartbeat, now);
                     }
                 }
                 Err(error) => return self.lost(&in_full(&error), now),
             }
         }
-        if now >= heard + SILENCE {
-            return self.lost(&format!("silent for {SILENCE:?}"), now);
-        }
-        if now >= beat {
+        if pulse.beat(now) {
             self.outgoing.push_back(FromNode::Heartbeat(Empty {}));
-            beat = now + BEAT;
+            news.push(News::UsedIsDue);
+        }
+        if pulse.silent(now).is_some() {
+            return self.lost(&format!("silent for {:?}", self.heartbeat.silence), now);
         }
         if let Err(error) = send_waiting(&mut self.outgoing, &mut channel) {
             return self.lost(&in_full(&error), now);
         }
-        self.state = State::Registered { channel, heard, beat };
+        self.state = State::Registered { channel, pulse };
     }
 
     fn take_in(
@@ -338,8 +362,9 @@ impl Upstream {
         Ok(())
     }
 
-    fn registered(&self, granted: &Registered) -> News {
+    fn registered(&mut self, granted: &Registered) -> News {
         let (cores, memory) = (granted.cores.get(), granted.memory.get());
+        self.heartbeat = Heartbeat::from_ms(granted.heartbeat_ms.get(), granted.silence_ms.get());
         let node = self.identity.name.get().unwrap_or_default();
         tracing::info!("registered as {node}: {cores} cores, {memory} MB");
         News::Registered { cores, memory }
@@ -349,14 +374,14 @@ impl Upstream {
         let reason = refused.reason.get().unwrap_or("no reason that can be read");
         let reason = reason.replace(char::is_control, " ");
         self.tell_operator(&format!("the resource manager refuses this node: {reason}"));
-        self.retry(REFUSED_BACKOFF, now);
+        self.retry(now);
     }
 
     fn not_reached(&mut self, error: DialError, now: Instant, news: &mut Vec<News>) {
         if self.reached {
             self.lost(&in_full(&error), now);
         } else {
-            self.retry(BACKOFF.1, now);
+            self.retry(now);
             news.push(News::NeverReached(error));
         }
     }
@@ -365,7 +390,7 @@ impl Upstream {
         self.tell_operator(&format!(
             "no connection to the resource manager: {why}; leases go on, trying again"
         ));
-        self.retry(BACKOFF.1, now);
+        self.retry(now);
     }
 
     /// Once for each failure, not at every attempt.
@@ -376,11 +401,18 @@ impl Upstream {
         }
     }
 
-    fn retry(&mut self, longest: Duration, now: Instant) {
+    fn retry(&mut self, now: Instant) {
         self.outgoing.clear();
-        self.state = State::Waiting { until: now + self.backoff.min(longest) };
+        self.state = State::Waiting { until: now + self.backoff };
         self.backoff = (2 * self.backoff).min(BACKOFF.1);
     }
+}
+
+/// That no lease is to be granted any more, told at `now`.
+fn draining(now: Instant, deadline: Instant) -> FromNode {
+    let left = deadline.saturating_duration_since(now).as_millis();
+    let grace_ms = u32::try_from(left).unwrap_or(u32::MAX).into();
+    FromNode::Draining(Draining { grace_ms })
 }
 
 /// Sends what waits, in order, as far as there is room. The end of the connection is no error here:

@@ -6,7 +6,8 @@ use std::fs;
 use std::time::Duration;
 
 use common::*;
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use rdmalib::Status;
 use rfaas::channel::{Channel, ChannelError, Incoming};
 use rfaas::protocol::accounting::{COUNTERS_BYTES, EXECUTION_NS, HOT_POLLING_NS, INVOCATIONS};
@@ -367,12 +368,69 @@ fn a_signal_stops_executors_tells_clients_and_ends_in_order() {
         second.claim(unsigned(1));
         let pids = node.executors(2);
         node.signal(signal);
-        assert_eq!(first.ending(), (EndReason::Shutdown, 0));
-        assert_eq!(second.ending(), (EndReason::Shutdown, 0));
+        for grace_ms in [200, 0] {
+            assert_eq!(first.ending(), (EndReason::Shutdown, grace_ms));
+            assert_eq!(second.ending(), (EndReason::Shutdown, grace_ms));
+        }
         assert_eq!(node.wait().code(), Some(0), "{}", node.log());
         assert!(pids.iter().all(|&pid| !runs(pid)));
         first.ended();
     }
+}
+
+#[test]
+fn a_node_that_is_to_stop_takes_no_new_lease_and_ends_with_its_last_one() {
+    let mut setup = Setup::new(OBEDIENT);
+    setup.drain_ms = 600_000;
+    let mut node = setup.start();
+    let (mut holder, mut waiting) = (node.client(), node.client());
+    let token = unsigned(1);
+    assert_eq!(holder.claim(token), 1);
+    let pid = node.executors(1)[0];
+    node.signal(Signal::SIGTERM);
+    assert_eq!(holder.ending(), (EndReason::Shutdown, 600_000));
+    for client in [&mut waiting, &mut node.client()] {
+        assert_eq!(client.refused(allocate(unsigned(1))).0, RefusedBecause::Draining);
+    }
+    assert_eq!(holder.renew(unsigned(1)).unwrap_err().0, RefusedBecause::Draining);
+    kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
+    assert_eq!(exited(&mut holder).signal.get(), Signal::SIGKILL as i32);
+    assert_eq!(holder.claim(token), 1, "what is held may still be used");
+    assert_eq!(holder.ending().0, EndReason::Shutdown);
+    holder.release();
+    assert_eq!(node.wait().code(), Some(0), "{}", node.log());
+}
+
+#[test]
+fn a_node_without_leases_stops_at_once() {
+    let mut setup = Setup::new(OBEDIENT);
+    setup.drain_ms = u32::MAX;
+    setup.start().stop();
+}
+
+#[test]
+fn a_lease_is_renewed_by_a_token_with_a_later_end() {
+    let node = Node::alone(OBEDIENT);
+    let mut client = node.client();
+    let lasts = |ms| Token::unsigned(terms(0, 4, 100, Duration::from_millis(ms)));
+    assert_eq!(client.renew(lasts(500)).unwrap_err().0, RefusedBecause::LeaseEnded);
+    assert_eq!(client.claim(lasts(500)), 1);
+    let later = lasts(2000);
+    assert_eq!(client.renew(later), Ok(later.terms.expires_at_ms.get()));
+    assert_eq!(client.renew(lasts(100)), Ok(later.terms.expires_at_ms.get()), "never earlier");
+    let mut numbered = lasts(2500);
+    numbered.terms.lease = 1.into();
+    assert_eq!(client.renew(numbered), Ok(numbered.terms.expires_at_ms.get()));
+    numbered.terms.lease = 2.into();
+    assert_eq!(client.renew(numbered).unwrap_err().0, RefusedBecause::BadToken);
+    let mut more = lasts(2500);
+    more.terms.memory = 1000.into();
+    assert_eq!(client.renew(more).unwrap_err().0, RefusedBecause::BadRequest);
+    std::thread::sleep(Duration::from_millis(1000));
+    let told = client.channel.try_receive::<ToClient>().unwrap();
+    assert!(!matches!(told, Some(Incoming::Message(ToClient::LeaseEnding(_)))), "{told:?}");
+    assert_eq!(client.ending(), (EndReason::Expired, 0));
+    wait_until_free(&node, 4);
 }
 
 #[test]

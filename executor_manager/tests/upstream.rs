@@ -6,9 +6,11 @@ mod common;
 use std::time::Duration;
 
 use common::*;
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use rfaas::channel::Incoming;
 use rfaas::protocol::Empty;
+use rfaas::protocol::accounting::{EXECUTION_NS, INVOCATIONS};
 use rfaas::protocol::allocation::{FromClient, RefusedBecause, ToClient};
 use rfaas::protocol::lease::{EndReason, NodeName, Reason, Token};
 use rfaas::protocol::node::{EndLease, FromNode, LeaseEndedAck, RegisterRefused, ToNode};
@@ -224,6 +226,8 @@ fn a_stopping_node_sends_its_bills_first() {
     link.claimed();
     node.executors(1);
     node.signal(Signal::SIGTERM);
+    assert_eq!(link.draining(), 200);
+    assert_eq!(client.ending(), (EndReason::Shutdown, 200));
     assert_eq!(client.ending(), (EndReason::Shutdown, 0));
     let (lease, reason, _) = link.ended();
     assert_eq!((lease, reason), (77, EndReason::Shutdown));
@@ -244,6 +248,110 @@ fn a_stopping_node_does_not_wait_for_a_resource_manager_that_is_gone() {
     node.signal(Signal::SIGTERM);
     assert_eq!(node.wait().code(), Some(0), "{}", node.log());
     assert!(node.log().contains("has not acknowledged the last bills"), "{}", node.log());
+}
+
+#[test]
+fn a_stopping_node_says_so_to_the_next_resource_manager_too() {
+    let mut manager = ResourceManager::new();
+    let mut setup = manager.node(OBEDIENT);
+    setup.drain_ms = 600_000;
+    let mut node = setup.start();
+    let mut link = manager.register();
+    let mut client = node.client();
+    client.claim(link.signed(77, 2));
+    link.claimed();
+    node.signal(Signal::SIGTERM);
+    assert_eq!(link.draining(), 600_000);
+    drop(link);
+    let mut link = manager.register();
+    let left = link.draining();
+    assert!((1..600_000).contains(&left), "{left}");
+    assert_eq!(link.claimed(), 77);
+    client.ending();
+    client.release();
+    assert_eq!(link.ended().0, 77);
+    link.send(&ack(77));
+    assert_eq!(node.wait().code(), Some(0), "{}", node.log());
+}
+
+#[test]
+fn what_a_lease_uses_is_told_while_it_is_used() {
+    let mut manager = ResourceManager::new();
+    let node = manager.node(OBEDIENT).start();
+    let mut link = manager.register_with(20, 5000);
+    let mut client = node.client();
+    client.claim(link.signed(77, 2));
+    let first = node.assignment();
+    assert_eq!(link.claimed(), 77);
+    let mut worker = Worker::connect(first.manager, first.manager_secret.0).unwrap();
+    worker.fetch_add(INVOCATIONS, 3);
+    worker.fetch_add(EXECUTION_NS, u64::MAX);
+    wait_for("the calls", || (link.used().bill.invocations.get() == 3).then_some(()));
+    let used = link.used();
+    assert_eq!(used.lease.get(), 77);
+    let (allocated, execution) = (used.bill.allocated_ns.get(), used.bill.execution_ns.get());
+    assert!(allocated > 0 && execution == 2 * allocated, "clamped: {used:?}");
+
+    // Of the lease, not only of the executor that runs.
+    kill(Pid::from_raw(node.executors(1)[0]), Signal::SIGKILL).unwrap();
+    assert!(matches!(client.next(), ToClient::ExecutorExited(_)));
+    client.claim(link.signed(77, 2));
+    let next = node.assignment();
+    let mut worker = Worker::connect(next.manager, next.manager_secret.0).unwrap();
+    worker.fetch_add(INVOCATIONS, 4);
+    wait_for("all calls", || (link.used().bill.invocations.get() == 7).then_some(()));
+    let bill = client.release();
+    assert_eq!(bill.invocations.get(), 7);
+    assert_eq!(link.ended(), (77, EndReason::Released, bill));
+}
+
+#[test]
+fn a_renewed_lease_is_reported_with_its_new_end() {
+    let mut manager = ResourceManager::new();
+    let node = manager.node(OBEDIENT).start();
+    let mut link = manager.register();
+    let mut client = node.client();
+    let lasts = |link: &NodeLink, ms| link.terms(77, 1, Duration::from_millis(ms));
+    let (short, long) = (lasts(&link, 1500), lasts(&link, 600_000));
+    client.claim(Token::sign(short, SECRET));
+    assert_eq!(link.claimed(), 77);
+    assert_eq!(client.renew(Token::unsigned(long)).unwrap_err().0, RefusedBecause::BadToken);
+    let renewed = client.renew(Token::sign(long, SECRET));
+    assert_eq!(renewed, Ok(long.expires_at_ms.get()));
+    let other = Token::sign(link.terms(78, 1, hour()), SECRET);
+    assert_eq!(client.renew(other).unwrap_err().0, RefusedBecause::BadRequest);
+    std::thread::sleep(Duration::from_millis(1500));
+    drop(link);
+    let mut link = manager.register();
+    match link.next_report() {
+        FromNode::Claimed(claimed) => assert_eq!(claimed.terms, long),
+        other => panic!("{other:?}"),
+    }
+    link.send(&end(77, EndReason::Withdrawn, 60_000));
+    assert_eq!(client.ending(), (EndReason::Withdrawn, 60_000));
+    let refused = client.renew(Token::sign(long, SECRET)).unwrap_err();
+    assert_eq!(refused.0, RefusedBecause::LeaseEnded, "it is being withdrawn");
+    client.release();
+    let again = node.client().refused(allocate(Token::sign(long, SECRET)));
+    assert_eq!(again.0, RefusedBecause::LeaseEnded);
+}
+
+#[test]
+fn a_node_that_was_stopped_reads_what_waits_before_it_gives_up_its_resource_manager() {
+    let mut manager = ResourceManager::new();
+    let mut node = manager.node(OBEDIENT).start();
+    let mut link = manager.register_with(50, 1000);
+    node.wait_for_log("registered as");
+    node.signal(Signal::SIGSTOP);
+    for _ in 0..30 {
+        std::thread::sleep(Duration::from_millis(50));
+        link.send(&ToNode::Heartbeat(Empty {}));
+    }
+    node.signal(Signal::SIGCONT);
+    let mut client = node.client();
+    client.claim(link.signed(77, 1));
+    assert_eq!(link.claimed(), 77);
+    assert!(!node.log().contains("no connection"), "{}", node.log());
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use rfaas::protocol::allocation::{Allocated, RefusedBecause, ToClient};
 use rfaas::protocol::lease::{EndReason, LeaseId, LeaseTerms};
 
+use super::ends::ending;
 use super::{Action, Allocations, ClientId, FAR, Held, Process, Usage};
 use crate::request::{Deployment, Refusal};
 
@@ -18,11 +19,11 @@ impl Allocations {
         time_left: Duration,
         deployment: &Deployment,
     ) -> Result<LeaseId, Refusal> {
-        if self.stopping {
-            return Err(Refusal::new(RefusedBecause::Draining, "this node is being shut down"));
-        }
         if let Some(&lease) = self.by_client.get(&client) {
             return self.claim_again(lease, &terms, deployment);
+        }
+        if self.draining.is_some() {
+            return Err(Refusal::draining());
         }
         let lease = match LeaseId::new(terms.lease.get()) {
             Some(lease) => lease,
@@ -78,12 +79,7 @@ impl Allocations {
             let reason = format!("lease {lease} has ended");
             return Err(Refusal::new(RefusedBecause::LeaseEnded, reason));
         };
-        // A token without a number names the lease that its connection holds.
-        let named = LeaseTerms {
-            lease: if terms.lease.get() == 0 { lease.get().into() } else { terms.lease },
-            ..*terms
-        };
-        if named != held.terms {
+        if !held.named(terms).same_lease(&held.terms) {
             return bad(format!("this connection holds lease {lease}: open another for another"));
         }
         if held.ending.is_some() {
@@ -129,7 +125,7 @@ impl Allocations {
         Action::Start { lease, client, deployment, workers, pins: held.pins.clone() }
     }
 
-    pub(super) fn started(&mut self, lease: LeaseId, out: &mut Vec<Action>) {
+    pub(super) fn started(&mut self, now: Instant, lease: LeaseId, out: &mut Vec<Action>) {
         let Some(held) = self.leases.get_mut(&lease) else { return };
         if held.process != Process::Starting {
             return;
@@ -139,16 +135,21 @@ impl Allocations {
             held.confirmed = true;
             out.push(Action::Claimed(held.terms));
         }
-        if let Some(client) = held.client {
-            let allocated = Allocated {
-                lease: lease.get().into(),
-                heartbeat_ms: self.heartbeat.period_ms().into(),
-                silence_ms: self.heartbeat.silence_ms().into(),
-            };
-            out.push(Action::Tell(client, ToClient::Allocated(allocated)));
-        }
         if held.ending.is_some() {
             out.push(Action::Stop(lease));
+            return;
+        }
+        let Some(client) = held.client else { return };
+        let allocated = Allocated {
+            lease: lease.get().into(),
+            heartbeat_ms: self.heartbeat.period_ms().into(),
+            silence_ms: self.heartbeat.silence_ms().into(),
+        };
+        out.push(Action::Tell(client, ToClient::Allocated(allocated)));
+        let (at, reason) = held.ends;
+        if reason != EndReason::Expired {
+            // It is to end since it was claimed.
+            out.push(Action::Tell(client, ending(reason, at.saturating_duration_since(now))));
         }
     }
 

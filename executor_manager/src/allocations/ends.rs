@@ -1,19 +1,70 @@
-//! How a lease ends, whatever ends it: its process is stopped, then it is billed and free.
+//! When a lease ends, and how, whatever ends it: its process is stopped, then it is billed and free.
 
 use std::time::{Duration, Instant};
 
-use rfaas::protocol::allocation::{LeaseEnding, RefusedBecause, Released, ToClient};
-use rfaas::protocol::lease::{EndReason, LeaseId};
+use rfaas::protocol::allocation::{LeaseEnding, RefusedBecause, Released, Renewed, ToClient};
+use rfaas::protocol::lease::{EndReason, LeaseId, LeaseTerms};
 use rfaas::protocol::node::LeaseEnded;
 
-use super::{Action, Allocations, ClientId, Ending, FAR, Process, UNCLAIMED_END};
+use super::{
+    Action, Allocations, ClientId, Ending, FAR, Process, RENEWED_UNSEEN, UNCLAIMED_END, Usage,
+};
 use crate::request::Refusal;
 
+const NO_LEASE: &str = "this connection holds no lease";
+
+/// What a client is told whose lease ends in `left` (rounded up), or has ended if nothing is left.
+pub(super) fn ending(reason: EndReason, left: Duration) -> ToClient {
+    let grace_ms = u32::try_from(left.as_micros().div_ceil(1000)).unwrap_or(u32::MAX);
+    ToClient::LeaseEnding(LeaseEnding { reason: reason.to_wire(), grace_ms: grace_ms.into() })
+}
+
 impl Allocations {
+    /// Moves the end of the lease that `client` holds, never to an earlier time.
+    pub(super) fn renew(
+        &mut self,
+        now: Instant,
+        client: ClientId,
+        terms: &LeaseTerms,
+        time_left: Duration,
+    ) -> Result<Renewed, Refusal> {
+        let refused = |because, reason: String| Err(Refusal::new(because, reason));
+        let held = self.by_client.get(&client).and_then(|lease| self.leases.get_mut(lease));
+        let Some(held) = held else {
+            return refused(RefusedBecause::LeaseEnded, NO_LEASE.into());
+        };
+        let lease = held.terms.lease;
+        if !held.named(terms).same_lease(&held.terms) {
+            let reason = format!("this connection holds lease {lease}, not the one of this token");
+            return refused(RefusedBecause::BadRequest, reason);
+        }
+        if self.draining.is_some() {
+            return Err(Refusal::draining());
+        }
+        if held.ending.is_some() || held.ends.1 != EndReason::Expired {
+            let reason = format!("lease {lease} is being ended");
+            return refused(RefusedBecause::LeaseEnded, reason);
+        }
+        let ends_at = now + time_left.min(FAR);
+        held.ends.0 = held.ends.0.max(ends_at);
+        held.expires = held.expires.map(|expires| expires.max(ends_at));
+        let expires_at_ms = held.terms.expires_at_ms.get().max(terms.expires_at_ms.get());
+        held.terms.expires_at_ms = expires_at_ms.into();
+        Ok(Renewed { expires_at_ms: expires_at_ms.into() })
+    }
+
+    /// The manager is to stop: every lease ends after `grace` at the latest, and no other begins.
+    pub(super) fn drain(&mut self, now: Instant, grace: Duration, out: &mut Vec<Action>) {
+        let deadline = now + grace.min(FAR);
+        self.draining = Some(self.draining.map_or(deadline, |earlier| earlier.min(deadline)));
+        for lease in self.leases.keys().copied().collect::<Vec<_>>() {
+            self.end_after(now, lease, EndReason::Shutdown, grace, out);
+        }
+    }
+
     pub(super) fn release(&mut self, now: Instant, client: ClientId, out: &mut Vec<Action>) {
         let Some(&lease) = self.by_client.get(&client) else {
-            let refusal =
-                Refusal::new(RefusedBecause::LeaseEnded, "this connection holds no lease");
+            let refusal = Refusal::new(RefusedBecause::LeaseEnded, NO_LEASE);
             out.push(Action::Tell(client, refusal.message()));
             return;
         };
@@ -42,10 +93,9 @@ impl Allocations {
             return; // it ends before that anyway
         }
         held.ends = (deadline, reason);
-        if let Some(client) = held.client {
-            let grace_ms = u32::try_from(grace.as_millis()).unwrap_or(u32::MAX).max(1);
-            let ending = LeaseEnding { reason: reason.to_wire(), grace_ms: grace_ms.into() };
-            out.push(Action::Tell(client, ToClient::LeaseEnding(ending)));
+        let waits = held.process == Process::Starting; // it is told with the answer to its claim
+        if let Some(client) = held.client.filter(|_| !waits) {
+            out.push(Action::Tell(client, ending(reason, grace)));
         }
     }
 
@@ -79,8 +129,7 @@ impl Allocations {
         }
         held.ending = Some(Ending { at, reason, bill_client: released });
         if let Some(client) = held.client.filter(|_| !released) {
-            let ending = LeaseEnding { reason: reason.to_wire(), grace_ms: 0.into() };
-            out.push(Action::Tell(client, ToClient::LeaseEnding(ending)));
+            out.push(Action::Tell(client, ending(reason, Duration::ZERO)));
         }
         match held.process {
             Process::Absent => self.finish(now, lease, out),
@@ -107,12 +156,12 @@ impl Allocations {
             return;
         }
         if let Some(expires) = held.expires {
-            self.ended.remember(lease, now, expires);
+            self.ended.remember(lease, now, expires.max(now + RENEWED_UNSEEN));
         }
         if !held.confirmed {
             return;
         }
-        let bill = held.usage.bill(cores, ending.at.saturating_duration_since(held.claimed_at));
+        let bill = held.bill(Usage::default(), ending.at);
         let reason = ending.reason.to_wire();
         out.push(Action::Ended(LeaseEnded { terms: held.terms, reason, bill }));
         // Afterwards: who has its bill may ask for the next lease at once.

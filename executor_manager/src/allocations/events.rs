@@ -135,10 +135,22 @@ pub enum Event {
         /// How long invocations may go on.
         grace: Duration,
     },
+    /// A client showed an admitted token with a later end for the lease that it holds.
+    Renew {
+        /// Its connection.
+        client: ClientId,
+        /// Of the token.
+        terms: LeaseTerms,
+        /// Until the token expires.
+        time_left: Duration,
+    },
+    /// The manager is to stop.
+    Drain {
+        /// How long leases may still last; zero: they end now.
+        grace: Duration,
+    },
     /// Time has passed.
     Time,
-    /// The manager stops.
-    Shutdown,
 }
 
 /// What is to be done.

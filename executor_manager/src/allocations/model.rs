@@ -219,7 +219,7 @@ proptest! {
         for step in steps {
             world.step(step);
         }
-        world.apply(Event::Shutdown);
+        world.apply(Event::Drain { grace: Duration::ZERO });
         for lease in 1..8 {
             if world.known(lease).process == Process::Starting {
                 world.start_done(lease, true);
@@ -227,7 +227,7 @@ proptest! {
             world.exit_done(lease);
         }
         prop_assert!(world.allocations.is_empty());
-        prop_assert!(!world.clients.iter().any(|&client| world.allocations.holds(client)));
+        prop_assert!(!world.clients.iter().any(|&client| world.allocations.lease_of(client).is_some()));
         prop_assert_eq!(world.allocations.next_deadline(), None);
         prop_assert_eq!(world.allocations.free(), world.capacity);
         prop_assert_eq!(world.allocations.cpus.as_ref().map(CpuPool::in_use), Some(0));

@@ -199,7 +199,7 @@ fn a_second_claim_of_a_running_lease_is_refused_and_changes_nothing() {
     assert_eq!(refusal(&node.claim(A, terms(7, 2, 100))), RefusedBecause::BadRequest);
     assert_eq!(refusal(&node.claim(B, terms(7, 2, 100))), RefusedBecause::BadRequest);
     assert_eq!(node.allocations.free().cores, 2);
-    assert!(!node.allocations.holds(B));
+    assert!(node.allocations.lease_of(B).is_none());
 }
 
 #[test]
@@ -274,7 +274,7 @@ fn a_restart_that_fails_keeps_the_lease() {
     node.claim(A, terms(7, 2, 100));
     let out = node.apply(Event::StartFailed { lease, reason: "no memory".into() });
     assert_eq!(refusal(&out), RefusedBecause::SpawnFailed);
-    assert!(node.allocations.holds(A));
+    assert!(node.allocations.lease_of(A).is_some());
     let out = node.apply(Event::Release(A));
     assert_eq!(ended(&out).0, EndReason::Released, "no process: billed at once");
 }
@@ -313,7 +313,7 @@ fn a_release_that_crosses_an_expiry_still_gets_the_bill() {
 fn shutdown_ends_everything_and_takes_no_more() {
     let mut node = Node::new();
     let (first, second) = (node.lease(A, 7, 1), node.lease(B, 8, 1));
-    let out = node.apply(Event::Shutdown);
+    let out = node.apply(Event::Drain { grace: Duration::ZERO });
     assert_eq!(told_ending(&out), Some((EndReason::Shutdown, 0)));
     assert!(out.contains(&Action::Stop(first)) && out.contains(&Action::Stop(second)));
     assert_eq!(refusal(&node.claim(ClientId(3), terms(9, 1, 100))), RefusedBecause::Draining);

@@ -1,4 +1,5 @@
-//! The manager's own end: in order on the first signal, at once on the second.
+//! The manager's own end: in order on the first signal, when no lease is left or their grace is over; at
+//! once on the second.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -7,7 +8,7 @@ use crate::Error;
 use crate::allocations::Event;
 use crate::manager::Manager;
 
-/// Time for all executors to be gone when stopping: they are killed after a tenth of it.
+/// Time for all executors to be gone when no lease is left: they are killed after a tenth of it.
 const STOP_WITHIN: Duration = Duration::from_secs(5);
 /// Time for the resource manager to acknowledge the last bills.
 const BILLS_WITHIN: Duration = Duration::from_secs(1);
@@ -17,7 +18,8 @@ const FAREWELL: Duration = Duration::from_millis(100);
 /// How far an orderly stop is.
 #[derive(Clone, Copy, Debug)]
 pub struct Stopping {
-    since: Instant,
+    /// When the last lease ends.
+    leases_end: Instant,
     /// When the last executor was gone.
     empty: Option<Instant>,
 }
@@ -26,7 +28,7 @@ impl Stopping {
     /// When [`Manager::stopped`] is due at the latest.
     pub(super) fn deadline(&self) -> Instant {
         match self.empty {
-            None => self.since + STOP_WITHIN,
+            None => self.leases_end + STOP_WITHIN,
             Some(empty) => empty + BILLS_WITHIN,
         }
     }
@@ -39,9 +41,14 @@ impl Manager {
             self.executors.kill_all(now);
             return Err(Error::Stopped("a second signal stopped it at once"));
         }
-        tracing::info!(executors = self.executors.len(), "stopping");
-        self.stopping = Some(Stopping { since: now, empty: None });
-        events.push_back(Event::Shutdown);
+        let (executors, grace) = (self.executors.len(), self.drain);
+        tracing::info!(executors, ?grace, "stopping");
+        let leases_end = now + grace;
+        self.stopping = Some(Stopping { leases_end, empty: None });
+        if let Some(upstream) = &mut self.upstream {
+            upstream.drain(now, leases_end);
+        }
+        events.push_back(Event::Drain { grace });
         Ok(())
     }
 
@@ -50,7 +57,7 @@ impl Manager {
         let Some(stopping) = &mut self.stopping else { return Ok(false) };
         let now = Instant::now();
         if !self.allocations.is_empty() {
-            if now >= stopping.since + STOP_WITHIN {
+            if now >= stopping.leases_end + STOP_WITHIN {
                 self.executors.kill_all(now);
                 return Err(Error::Stopped("executors were still there, although killed"));
             }

@@ -19,10 +19,12 @@ use rdmalib::{
 };
 use rfaas::channel::{Channel, ChannelError, Incoming};
 use rfaas::protocol::accounting::{AccountingHello, Counters};
-use rfaas::protocol::allocation::{Allocate, FromClient, RefusedBecause, ToClient};
+use rfaas::protocol::allocation::{
+    Allocate, AllocateRefused, FromClient, RefusedBecause, Renew, ToClient,
+};
 use rfaas::protocol::assignment::Assignment;
 use rfaas::protocol::lease::{ClientName, EndReason, LeaseTerms, NodeName, Token};
-use rfaas::protocol::node::{Bill, Challenge, FromNode, Registered, ToNode};
+use rfaas::protocol::node::{Bill, Challenge, FromNode, LeaseUsed, Registered, ToNode};
 use rfaas::protocol::{Empty, Hello, Role, Secret, parse_prefix};
 use tempfile::TempDir;
 
@@ -358,10 +360,17 @@ impl Client {
     /// Claims and is refused.
     pub fn refused(&mut self, allocate: Allocate) -> (RefusedBecause, String) {
         match self.ask(allocate) {
-            ToClient::Refused(refused) => (
-                RefusedBecause::from_wire(refused.because).unwrap(),
-                refused.reason.get().unwrap().to_owned(),
-            ),
+            ToClient::Refused(refused) => why(&refused),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Renews; returns the new end, in ms since the epoch.
+    pub fn renew(&mut self, token: Token) -> Result<u64, (RefusedBecause, String)> {
+        self.send(&FromClient::Renew(Renew { token }));
+        match self.next() {
+            ToClient::Renewed(renewed) => Ok(renewed.expires_at_ms.get()),
+            ToClient::Refused(refused) => Err(why(&refused)),
             other => panic!("{other:?}"),
         }
     }
@@ -383,6 +392,11 @@ impl Client {
             other => panic!("{other:?}"),
         }
     }
+}
+
+fn why(refused: &AllocateRefused) -> (RefusedBecause, String) {
+    let because = RefusedBecause::from_wire(refused.because).unwrap();
+    (because, refused.reason.get().unwrap().to_owned())
 }
 
 /// A worker of an executor, as far as the manager sees it.
@@ -477,12 +491,17 @@ impl ResourceManager {
 
     /// Takes a node's registration and grants it four cores.
     pub fn register(&mut self) -> NodeLink {
+        self.register_with(1000, 5000)
+    }
+
+    /// Likewise, with these signs of life.
+    pub fn register_with(&mut self, heartbeat_ms: u32, silence_ms: u32) -> NodeLink {
         let mut link = self.meet();
         link.send(&ToNode::Registered(Registered {
             cores: 4.into(),
             memory: 1024.into(),
-            heartbeat_ms: 1000.into(),
-            silence_ms: 5000.into(),
+            heartbeat_ms: heartbeat_ms.into(),
+            silence_ms: silence_ms.into(),
         }));
         link
     }
@@ -516,12 +535,25 @@ impl NodeLink {
         }
     }
 
-    /// The next message that is not a heartbeat. Keeps the node content meanwhile.
+    /// The next message that is neither a heartbeat nor what comes with it. Keeps the node content
+    /// meanwhile.
     pub fn next_report(&mut self) -> FromNode {
         loop {
             match self.next() {
                 FromNode::Heartbeat(_) => self.send(&ToNode::Heartbeat(Empty {})),
+                FromNode::Used(_) => {}
                 report => return report,
+            }
+        }
+    }
+
+    /// The next report of what a lease used so far. Keeps the node content meanwhile.
+    pub fn used(&mut self) -> LeaseUsed {
+        loop {
+            match self.next() {
+                FromNode::Heartbeat(_) => self.send(&ToNode::Heartbeat(Empty {})),
+                FromNode::Used(used) => return used,
+                other => panic!("{other:?}"),
             }
         }
     }
@@ -529,6 +561,14 @@ impl NodeLink {
     pub fn claimed(&mut self) -> u64 {
         match self.next_report() {
             FromNode::Claimed(claimed) => claimed.terms.lease.get(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Waits to be told that the node is to stop; returns the time left in ms.
+    pub fn draining(&mut self) -> u32 {
+        match self.next_report() {
+            FromNode::Draining(draining) => draining.grace_ms.get(),
             other => panic!("{other:?}"),
         }
     }
