@@ -85,7 +85,7 @@ struct Held {
 impl Held {
     /// What it used until `now`, if its executor counted so much. CLAMPED.
     fn bill(&self, counted: Usage, now: Instant) -> Bill {
-        let until = self.ending.map_or(now, |ending| ending.at);
+        let until = self.ending.map_or(now.min(self.ends.0), |ending| ending.at);
         let allocated = until.saturating_duration_since(self.claimed_at);
         self.usage.plus(counted).bill(self.terms.cores.get(), allocated)
     }
