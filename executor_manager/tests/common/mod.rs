@@ -9,24 +9,23 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rdmalib::{
-    Access, CompletionQueue, Device, DeviceSpec, Flags, Listener, Operation, Provider, QueuePair,
+    Access, CompletionQueue, Device, DeviceSpec, Flags, Operation, Provider, QueuePair,
     QueuePairConfig, Region, RemoteAddress, Status, WorkRequest,
 };
-use rfaas::channel::{Channel, ChannelError, Incoming};
 use rfaas::protocol::accounting::{AccountingHello, Counters};
-use rfaas::protocol::allocation::{
-    Allocate, AllocateRefused, FromClient, RefusedBecause, Renew, ToClient,
-};
 use rfaas::protocol::assignment::Assignment;
-use rfaas::protocol::lease::{ClientName, EndReason, LeaseTerms, NodeName, Token};
-use rfaas::protocol::node::{Bill, Challenge, FromNode, LeaseUsed, Registered, ToNode};
-use rfaas::protocol::{Empty, Hello, Role, Secret, parse_prefix};
+use rfaas::protocol::{Hello, Role, Secret, parse_prefix};
 use tempfile::TempDir;
+
+mod client;
+mod resource_manager;
+pub use client::*;
+pub use resource_manager::*;
 
 /// Only a failing test waits so long.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -263,142 +262,6 @@ impl Drop for Node {
     }
 }
 
-pub fn terms(lease: u64, cores: u32, memory: u32, lasts: Duration) -> LeaseTerms {
-    let end = SystemTime::now().duration_since(UNIX_EPOCH).unwrap() + lasts;
-    LeaseTerms {
-        lease: lease.into(),
-        cores: cores.into(),
-        memory: memory.into(),
-        expires_at_ms: (end.as_millis() as u64).into(),
-        instance: 0.into(),
-        node: NodeName::new(NODE).unwrap(),
-        client: ClientName::new("tester").unwrap(),
-    }
-}
-
-pub fn hour() -> Duration {
-    Duration::from_secs(3600)
-}
-
-pub fn unsigned(cores: u32) -> Token {
-    Token::unsigned(terms(0, cores, 100, hour()))
-}
-
-pub fn allocate(token: Token) -> Allocate {
-    Allocate {
-        token,
-        client: SocketAddr::from(([127, 0, 0, 1], 4000)).into(),
-        session: Secret([9; 16]),
-        hot_timeout_ms: (-1).into(),
-        input_bytes: 64.into(),
-        output_bytes: 64.into(),
-        code_bytes: 1000.into(),
-        slots: 4.into(),
-    }
-}
-
-pub struct Client {
-    pub channel: Channel,
-}
-
-impl Client {
-    pub fn connect(address: SocketAddr) -> Self {
-        let mut channel = Channel::new(&device(), 16).unwrap();
-        channel.connect(address, Role::Allocation, &Empty {}, PATIENCE).unwrap();
-        Client { channel }
-    }
-
-    pub fn send(&mut self, message: &FromClient) {
-        self.channel.send(message).unwrap();
-    }
-
-    /// The next message that is not a heartbeat, which it answers.
-    pub fn next(&mut self) -> ToClient {
-        loop {
-            match self.channel.receive(PATIENCE).unwrap() {
-                Incoming::Message(ToClient::Heartbeat(_)) => self.beat(),
-                Incoming::Message(message) => return message,
-                other => panic!("{other:?}"),
-            }
-        }
-    }
-
-    pub fn beat(&mut self) {
-        self.send(&FromClient::Heartbeat(Empty {}));
-    }
-
-    /// The next heartbeat, which must come before anything else.
-    pub fn heartbeat(&mut self) {
-        let next = self.channel.receive(PATIENCE).unwrap();
-        assert!(matches!(next, Incoming::Message(ToClient::Heartbeat(_))), "{next:?}");
-    }
-
-    /// Waits for the end of the connection, saying nothing.
-    pub fn ended(&mut self) {
-        loop {
-            match self.channel.receive::<ToClient>(PATIENCE) {
-                Err(ChannelError::Disconnected) => return,
-                Ok(Incoming::Message(ToClient::Heartbeat(_))) => {}
-                other => panic!("{other:?}"),
-            }
-        }
-    }
-
-    pub fn ask(&mut self, allocate: Allocate) -> ToClient {
-        self.send(&FromClient::Allocate(allocate));
-        self.next()
-    }
-
-    /// Claims; returns the number of the lease.
-    pub fn claim(&mut self, token: Token) -> u64 {
-        match self.ask(allocate(token)) {
-            ToClient::Allocated(allocated) => allocated.lease.get(),
-            other => panic!("{other:?}"),
-        }
-    }
-
-    /// Claims and is refused.
-    pub fn refused(&mut self, allocate: Allocate) -> (RefusedBecause, String) {
-        match self.ask(allocate) {
-            ToClient::Refused(refused) => why(&refused),
-            other => panic!("{other:?}"),
-        }
-    }
-
-    /// Renews; returns the new end, in ms since the epoch.
-    pub fn renew(&mut self, token: Token) -> Result<u64, (RefusedBecause, String)> {
-        self.send(&FromClient::Renew(Renew { token }));
-        match self.next() {
-            ToClient::Renewed(renewed) => Ok(renewed.expires_at_ms.get()),
-            ToClient::Refused(refused) => Err(why(&refused)),
-            other => panic!("{other:?}"),
-        }
-    }
-
-    pub fn release(&mut self) -> Bill {
-        self.send(&FromClient::Release(Empty {}));
-        match self.next() {
-            ToClient::Released(released) => released.bill,
-            other => panic!("{other:?}"),
-        }
-    }
-
-    /// Waits to be told that the lease ends; returns why and the grace in ms.
-    pub fn ending(&mut self) -> (EndReason, u32) {
-        match self.next() {
-            ToClient::LeaseEnding(ending) => {
-                (EndReason::from_wire(ending.reason).unwrap(), ending.grace_ms.get())
-            }
-            other => panic!("{other:?}"),
-        }
-    }
-}
-
-fn why(refused: &AllocateRefused) -> (RefusedBecause, String) {
-    let because = RefusedBecause::from_wire(refused.because).unwrap();
-    (because, refused.reason.get().unwrap().to_owned())
-}
-
 /// A worker of an executor, as far as the manager sees it.
 pub struct Worker {
     queue_pair: QueuePair,
@@ -442,144 +305,5 @@ impl Worker {
         };
         self.queue_pair.post(&request).unwrap();
         wait_for("the end of an addition", || self.completions.poll_one()).status
-    }
-}
-
-/// The test as resource manager.
-pub struct ResourceManager {
-    pub listener: Listener,
-    device: Device,
-}
-
-impl ResourceManager {
-    pub fn new() -> Self {
-        let device = device();
-        ResourceManager { listener: device.listen(0).unwrap(), device }
-    }
-
-    pub fn address(&self) -> SocketAddr {
-        self.listener.local_addr()
-    }
-
-    /// A node that reports to this one.
-    pub fn node(&self, executor: &str) -> Setup {
-        let mut setup = Setup::new(executor);
-        setup.resource_manager = Some(self.address());
-        setup
-    }
-
-    /// Takes a node's connection and its registration, which must be one of the cluster.
-    pub fn meet(&mut self) -> NodeLink {
-        let request = self.listener.next(PATIENCE).unwrap().expect("a node connects");
-        let (role, _) = Hello::parse(request.private_data()).unwrap();
-        assert_eq!(role, Role::Node);
-        let challenge = Challenge { nonce: [7; 32] };
-        let mut channel = Channel::new(&self.device, 64).unwrap();
-        channel.accept(request, &challenge).unwrap();
-        let mut link = NodeLink { channel, instance: 0 };
-        match link.next() {
-            FromNode::Register(register) => {
-                assert!(register.verify(&challenge, SECRET));
-                assert_eq!(register.node.get(), Ok(NODE));
-                link.instance = register.instance.get();
-                assert_ne!(link.instance, 0);
-            }
-            other => panic!("{other:?}"),
-        }
-        link
-    }
-
-    /// Takes a node's registration and grants it four cores.
-    pub fn register(&mut self) -> NodeLink {
-        self.register_with(1000, 5000)
-    }
-
-    /// Likewise, with these signs of life.
-    pub fn register_with(&mut self, heartbeat_ms: u32, silence_ms: u32) -> NodeLink {
-        let mut link = self.meet();
-        link.send(&ToNode::Registered(Registered {
-            cores: 4.into(),
-            memory: 1024.into(),
-            heartbeat_ms: heartbeat_ms.into(),
-            silence_ms: silence_ms.into(),
-        }));
-        link
-    }
-}
-
-pub struct NodeLink {
-    pub channel: Channel,
-    /// Of the executor manager that registered.
-    pub instance: u64,
-}
-
-impl NodeLink {
-    /// Terms of a lease that is granted for this run of the node.
-    pub fn terms(&self, lease: u64, cores: u32, lasts: Duration) -> LeaseTerms {
-        LeaseTerms { instance: self.instance.into(), ..terms(lease, cores, 100, lasts) }
-    }
-
-    pub fn signed(&self, lease: u64, cores: u32) -> Token {
-        Token::sign(self.terms(lease, cores, hour()), SECRET)
-    }
-
-    pub fn send(&mut self, message: &ToNode) {
-        self.channel.send(message).unwrap();
-    }
-
-    /// The next message, of any kind.
-    pub fn next(&mut self) -> FromNode {
-        match self.channel.receive(PATIENCE).unwrap() {
-            Incoming::Message(message) => message,
-            other => panic!("{other:?}"),
-        }
-    }
-
-    /// The next message that is neither a heartbeat nor what comes with it. Keeps the node content
-    /// meanwhile.
-    pub fn next_report(&mut self) -> FromNode {
-        loop {
-            match self.next() {
-                FromNode::Heartbeat(_) => self.send(&ToNode::Heartbeat(Empty {})),
-                FromNode::Used(_) => {}
-                report => return report,
-            }
-        }
-    }
-
-    /// The next report of what a lease used so far. Keeps the node content meanwhile.
-    pub fn used(&mut self) -> LeaseUsed {
-        loop {
-            match self.next() {
-                FromNode::Heartbeat(_) => self.send(&ToNode::Heartbeat(Empty {})),
-                FromNode::Used(used) => return used,
-                other => panic!("{other:?}"),
-            }
-        }
-    }
-
-    pub fn claimed(&mut self) -> u64 {
-        match self.next_report() {
-            FromNode::Claimed(claimed) => claimed.terms.lease.get(),
-            other => panic!("{other:?}"),
-        }
-    }
-
-    /// Waits to be told that the node is to stop; returns the time left in ms.
-    pub fn draining(&mut self) -> u32 {
-        match self.next_report() {
-            FromNode::Draining(draining) => draining.grace_ms.get(),
-            other => panic!("{other:?}"),
-        }
-    }
-
-    pub fn ended(&mut self) -> (u64, EndReason, Bill) {
-        match self.next_report() {
-            FromNode::Ended(ended) => {
-                let reason = EndReason::from_wire(ended.reason).unwrap();
-                (ended.terms.lease.get(), reason, ended.bill)
-            }
-            other => panic!("{other:?}"),
-        }
     }
 }

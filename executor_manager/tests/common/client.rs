@@ -1,0 +1,150 @@
+//! The test as a client of an executor manager.
+
+use std::net::SocketAddr;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use rfaas::channel::{Channel, ChannelError, Incoming};
+use rfaas::protocol::allocation::{
+    Allocate, AllocateRefused, FromClient, RefusedBecause, Renew, ToClient,
+};
+use rfaas::protocol::lease::{ClientName, EndReason, LeaseTerms, NodeName, Token};
+use rfaas::protocol::node::Bill;
+use rfaas::protocol::{Empty, Role, Secret};
+
+use super::{NODE, PATIENCE, device};
+
+pub fn terms(lease: u64, cores: u32, memory: u32, lasts: Duration) -> LeaseTerms {
+    let end = SystemTime::now().duration_since(UNIX_EPOCH).unwrap() + lasts;
+    LeaseTerms {
+        lease: lease.into(),
+        cores: cores.into(),
+        memory: memory.into(),
+        expires_at_ms: (end.as_millis() as u64).into(),
+        instance: 0.into(),
+        node: NodeName::new(NODE).unwrap(),
+        client: ClientName::new("tester").unwrap(),
+    }
+}
+
+pub fn hour() -> Duration {
+    Duration::from_secs(3600)
+}
+
+pub fn unsigned(cores: u32) -> Token {
+    Token::unsigned(terms(0, cores, 100, hour()))
+}
+
+pub fn allocate(token: Token) -> Allocate {
+    Allocate {
+        token,
+        client: SocketAddr::from(([127, 0, 0, 1], 4000)).into(),
+        session: Secret([9; 16]),
+        hot_timeout_ms: (-1).into(),
+        input_bytes: 64.into(),
+        output_bytes: 64.into(),
+        code_bytes: 1000.into(),
+        slots: 4.into(),
+    }
+}
+
+pub struct Client {
+    pub channel: Channel,
+}
+
+impl Client {
+    pub fn connect(address: SocketAddr) -> Self {
+        let mut channel = Channel::new(&device(), 16).unwrap();
+        channel.connect(address, Role::Allocation, &Empty {}, PATIENCE).unwrap();
+        Client { channel }
+    }
+
+    pub fn send(&mut self, message: &FromClient) {
+        self.channel.send(message).unwrap();
+    }
+
+    /// The next message that is not a heartbeat, which it answers.
+    pub fn next(&mut self) -> ToClient {
+        loop {
+            match self.channel.receive(PATIENCE).unwrap() {
+                Incoming::Message(ToClient::Heartbeat(_)) => self.beat(),
+                Incoming::Message(message) => return message,
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    pub fn beat(&mut self) {
+        self.send(&FromClient::Heartbeat(Empty {}));
+    }
+
+    /// The next heartbeat, which must come before anything else.
+    pub fn heartbeat(&mut self) {
+        let next = self.channel.receive(PATIENCE).unwrap();
+        assert!(matches!(next, Incoming::Message(ToClient::Heartbeat(_))), "{next:?}");
+    }
+
+    /// Waits for the end of the connection, saying nothing.
+    pub fn ended(&mut self) {
+        loop {
+            match self.channel.receive::<ToClient>(PATIENCE) {
+                Err(ChannelError::Disconnected) => return,
+                Ok(Incoming::Message(ToClient::Heartbeat(_))) => {}
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    pub fn ask(&mut self, allocate: Allocate) -> ToClient {
+        self.send(&FromClient::Allocate(allocate));
+        self.next()
+    }
+
+    /// Claims; returns the number of the lease.
+    pub fn claim(&mut self, token: Token) -> u64 {
+        match self.ask(allocate(token)) {
+            ToClient::Allocated(allocated) => allocated.lease.get(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Claims and is refused.
+    pub fn refused(&mut self, allocate: Allocate) -> (RefusedBecause, String) {
+        match self.ask(allocate) {
+            ToClient::Refused(refused) => why(&refused),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Renews; returns the new end, in ms since the epoch.
+    pub fn renew(&mut self, token: Token) -> Result<u64, (RefusedBecause, String)> {
+        self.send(&FromClient::Renew(Renew { token }));
+        match self.next() {
+            ToClient::Renewed(renewed) => Ok(renewed.expires_at_ms.get()),
+            ToClient::Refused(refused) => Err(why(&refused)),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub fn release(&mut self) -> Bill {
+        self.send(&FromClient::Release(Empty {}));
+        match self.next() {
+            ToClient::Released(released) => released.bill,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Waits to be told that the lease ends; returns why and the grace in ms.
+    pub fn ending(&mut self) -> (EndReason, u32) {
+        match self.next() {
+            ToClient::LeaseEnding(ending) => {
+                (EndReason::from_wire(ending.reason).unwrap(), ending.grace_ms.get())
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+fn why(refused: &AllocateRefused) -> (RefusedBecause, String) {
+    let because = RefusedBecause::from_wire(refused.because).unwrap();
+    (because, refused.reason.get().unwrap().to_owned())
+}
