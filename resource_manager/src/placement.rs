@@ -1,49 +1,221 @@
-//! Which node a lease goes to: pure, from what is free.
+//! Which places a request goes to: pure, from what is free.
 //!
-//! First fit: the first node, in the order given (the pool's: by name), on which the whole lease
-//! fits. A lease is never split over nodes.
+//! ```text
+//!              most (8, 4096)                each knot of the tree has the most cores and the most
+//!            ╱                ╲              memory of the places below it, not of one place
+//!      (8, 4096)            (4, 1024)
+//!      ╱       ╲            ╱       ╲
+//!  (1, 4096) (8, 256)   (4, 1024)  (0, 0)    places: nodes, in the order in which they were added
+//! ```
+//! * FIRST FIT - the first place on which all of it fits.
+//! * FEWEST - what fits on none is split over the places that can take most of it, so that no other
+//!   choice would need fewer.
+//!
+//! The tree leaves out what cannot fit, so both look at a path or two of it. Where many places have cores
+//! without memory next to others with memory without cores, they look at more, at worst at all.
 
-/// A node that takes leases, and what is free on it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Candidate<'a> {
-    /// Its name.
-    pub node: &'a str,
-    /// Free cores.
-    pub cores: u32,
-    /// Free memory, in MB.
-    pub memory: u32,
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+
+use crate::pool::Capacity;
+
+const NOTHING: Capacity = Capacity { cores: 0, memory: 0 };
+
+/// What is free at each place. Places are numbered from 0; one that was never set has nothing.
+#[derive(Clone, Debug)]
+pub struct Places {
+    /// Places that there is room for: a power of two.
+    width: usize,
+    /// The tree: its root at 1, below knot `k` are `2k` and `2k + 1`, places begin at `width`.
+    most: Vec<Capacity>,
 }
 
-/// The node for a lease of `cores` and `memory` (MB), if there is one.
-pub fn first_fit<'a>(
-    mut candidates: impl Iterator<Item = Candidate<'a>>,
-    cores: u32,
-    memory: u32,
-) -> Option<&'a str> {
-    candidates.find(|c| c.cores >= cores && c.memory >= memory).map(|c| c.node)
+impl Default for Places {
+    fn default() -> Self {
+        Places { width: 1, most: vec![NOTHING; 2] }
+    }
+}
+
+impl Places {
+    /// Sets what is free at a place.
+    pub fn set(&mut self, place: usize, free: Capacity) {
+        if place >= self.width {
+            self.grow(place);
+        }
+        let mut at = self.width + place;
+        let mut most = free;
+        while self.most[at] != most {
+            self.most[at] = most;
+            if at == 1 {
+                return;
+            }
+            most = larger(most, self.most[at ^ 1]);
+            at /= 2;
+        }
+    }
+
+    /// Most cores and most memory that are free at one place, perhaps at two different ones.
+    pub fn most(&self) -> Capacity {
+        self.most[1]
+    }
+
+    /// The first place where `wanted` fits (FIRST FIT).
+    pub fn first(&self, wanted: Capacity) -> Option<usize> {
+        self.first_below(1, wanted)
+    }
+
+    fn first_below(&self, at: usize, wanted: Capacity) -> Option<usize> {
+        if !self.most[at].holds(wanted) {
+            None
+        } else if at >= self.width {
+            Some(at - self.width)
+        } else {
+            self.first_below(2 * at, wanted).or_else(|| self.first_below(2 * at + 1, wanted))
+        }
+    }
+
+    /// Where `wanted` goes in up to `parts` parts, at least one core each; memory in proportion to cores,
+    /// rounded up (FEWEST). None if it does not go.
+    pub fn split(&self, wanted: Capacity, parts: usize) -> Option<Vec<(usize, Capacity)>> {
+        let mut chosen = Vec::new();
+        let mut left = wanted.cores;
+        // Knots by what at most they could take: when a place is the first of them, none takes more.
+        let mut knots = BinaryHeap::from([(takes(self.most[1], wanted), Reverse(1))]);
+        while left > 0 && chosen.len() < parts {
+            let (takes_here, Reverse(at)) = knots.pop().filter(|(takes, _)| *takes > 0)?;
+            if at < self.width {
+                for below in [2 * at, 2 * at + 1] {
+                    knots.push((takes(self.most[below], wanted), Reverse(below)));
+                }
+                continue;
+            }
+            let cores = takes_here.min(left);
+            left -= cores;
+            chosen.push((at - self.width, Capacity { cores, memory: share(wanted, cores) }));
+        }
+        (left == 0).then_some(chosen)
+    }
+
+    fn grow(&mut self, place: usize) {
+        let width = (place + 1).next_power_of_two();
+        let mut most = vec![NOTHING; 2 * width];
+        most[width..width + self.width].copy_from_slice(&self.most[self.width..]);
+        for at in (1..width).rev() {
+            most[at] = larger(most[2 * at], most[2 * at + 1]);
+        }
+        (self.width, self.most) = (width, most);
+    }
+}
+
+fn larger(a: Capacity, b: Capacity) -> Capacity {
+    Capacity { cores: a.cores.max(b.cores), memory: a.memory.max(b.memory) }
+}
+
+/// The share of `wanted`'s memory that goes with `cores` of its cores.
+fn share(wanted: Capacity, cores: u32) -> u32 {
+    let share = (u64::from(wanted.memory) * u64::from(cores)).div_ceil(wanted.cores.into());
+    u32::try_from(share).unwrap_or(u32::MAX) // not more than all of it
+}
+
+/// How many of `wanted`'s cores can go, with their share of memory, where `free` is free.
+fn takes(free: Capacity, wanted: Capacity) -> u32 {
+    let by_memory =
+        u64::from(free.memory) * u64::from(wanted.cores) / u64::from(wanted.memory.max(1));
+    u32::try_from(by_memory).unwrap_or(u32::MAX).min(free.cores)
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
-    const NODES: [Candidate<'_>; 3] = [
-        Candidate { node: "a", cores: 1, memory: 4096 },
-        Candidate { node: "b", cores: 8, memory: 256 },
-        Candidate { node: "c", cores: 4, memory: 1024 },
-    ];
+    fn capacity((cores, memory): (u32, u32)) -> Capacity {
+        Capacity { cores, memory }
+    }
 
-    #[test]
-    fn the_first_node_with_enough_of_both_is_taken() {
-        assert_eq!(first_fit(NODES.into_iter(), 1, 256), Some("a"));
-        assert_eq!(first_fit(NODES.into_iter(), 2, 256), Some("b"));
-        assert_eq!(first_fit(NODES.into_iter(), 2, 512), Some("c"));
+    fn places(free: &[(u32, u32)]) -> Places {
+        let mut places = Places::default();
+        free.iter().enumerate().for_each(|(at, free)| places.set(at, capacity(*free)));
+        places
     }
 
     #[test]
-    fn a_lease_is_not_split_over_nodes() {
-        assert_eq!(first_fit(NODES.into_iter(), 9, 1), None);
-        assert_eq!(first_fit(NODES.into_iter(), 2, 2048), None);
-        assert_eq!(first_fit(std::iter::empty(), 1, 1), None);
+    fn the_first_place_with_enough_of_both_is_taken() {
+        let places = places(&[(1, 4096), (8, 256), (4, 1024)]);
+        let first = |cores, memory| places.first(Capacity { cores, memory });
+        assert_eq!(first(1, 256), Some(0));
+        assert_eq!(first(2, 256), Some(1));
+        assert_eq!(first(2, 512), Some(2));
+        assert_eq!((first(9, 1), first(2, 2048)), (None, None));
+        assert_eq!(places.most(), Capacity { cores: 8, memory: 4096 });
+        assert_eq!(Places::default().first(Capacity { cores: 1, memory: 1 }), None);
+    }
+
+    #[test]
+    fn a_split_takes_most_first_and_memory_with_the_cores() {
+        let places = places(&[(1, 4096), (8, 256), (4, 1024), (2, 1)]);
+        let split = |cores, memory, parts| places.split(Capacity { cores, memory }, parts);
+        let part = |place, cores, memory| (place, Capacity { cores, memory });
+        assert_eq!(split(10, 100, 2), Some(vec![part(1, 8, 80), part(2, 2, 20)]));
+        assert_eq!(split(12, 100, 2), Some(vec![part(1, 8, 67), part(2, 4, 34)]), "rounded up");
+        assert_eq!(split(13, 13, 2), None);
+        assert_eq!(split(13, 13, 3).map(|parts| parts.len()), Some(3));
+        assert_eq!(split(6, 768, 2), Some(vec![part(2, 4, 512), part(1, 2, 256)]), "memory limits");
+        assert_eq!(split(100, 1, 9), None);
+    }
+
+    /// By looking at every place: the largest first, equals in order.
+    fn naive_split(free: &[(u32, u32)], wanted: Capacity, parts: usize) -> Option<Vec<u32>> {
+        let mut takes: Vec<_> = free
+            .iter()
+            .map(|&(cores, memory)| {
+                let fits = |c: &u32| {
+                    u64::from(*c) * u64::from(wanted.memory)
+                        <= u64::from(memory) * u64::from(wanted.cores)
+                };
+                (0..=cores).rev().find(fits).unwrap_or(0)
+            })
+            .collect();
+        takes.sort_unstable_by_key(|cores| Reverse(*cores));
+        let mut left = wanted.cores;
+        let taken = takes.iter().take(parts).map(|most| {
+            let cores = left.min(*most);
+            left -= cores;
+            cores
+        });
+        let taken: Vec<_> = taken.filter(|cores| *cores > 0).collect();
+        (left == 0).then_some(taken)
+    }
+
+    /// Cores without memory beside memory without cores, among others: the worst for the tree.
+    fn free() -> impl Strategy<Value = (u32, u32)> {
+        prop_oneof![(0..20_u32, 0..20_u32), (10..20_u32, Just(0)), (Just(0), 10..20_u32)]
+    }
+
+    proptest! {
+        #[test]
+        fn the_tree_finds_what_looking_at_every_place_finds(
+            changes in proptest::collection::vec((0..70_usize, free()), 1..200),
+            wanted in (1..24_u32, 1..24_u32),
+            parts in 1..5_usize,
+        ) {
+            let wanted = capacity(wanted);
+            let (mut tree, mut naive) = (Places::default(), vec![(0, 0); 70]);
+            for (place, free) in changes {
+                tree.set(place, capacity(free));
+                naive[place] = free;
+                let first = naive.iter().position(|free| capacity(*free).holds(wanted));
+                prop_assert_eq!(tree.first(wanted), first);
+                let split = tree.split(wanted, parts);
+                let cores = split.as_ref().map(|s| s.iter().map(|(_, part)| part.cores).collect());
+                prop_assert_eq!(cores, naive_split(&naive, wanted, parts));
+                let split = split.unwrap_or_default();
+                prop_assert!(split.iter().all(|(at, part)| capacity(naive[*at]).holds(*part)));
+                prop_assert!(split.is_empty() || split.iter().map(|(_, p)| p.memory).sum::<u32>() >= wanted.memory);
+                let most = naive.iter().fold(NOTHING, |most, free| larger(most, capacity(*free)));
+                prop_assert_eq!(tree.most(), most);
+            }
+        }
     }
 }

@@ -1,5 +1,5 @@
-//! Who holds what: nodes, their leases, deadlines and bills. Pure: events and the time come in,
-//! [`Action`]s go out.
+//! Who holds what: nodes, their leases and deadlines. Pure: events and the time come in, [`Action`]s and
+//! [`Changes`] go out.
 //!
 //! ```text
 //!   node    registered ──connected──▶ ready ──connection ends──▶ lost ──connected──▶ ready
@@ -14,31 +14,44 @@
 //! * PROVISIONAL - a bill that the node did not report (it was lost, or never claimed) is booked with
 //!   what is known, and replaced, not repeated, if the node reports later.
 //! * BOUNDED - a lease in any state has a deadline; at it the lease ends or gets a later one
-//!   because its state changed. So every lease ends without any message.
+//!   because its state changed, or because it was renewed. So every lease ends without any message.
+//! * DURABLE - all that a later run needs is in the changes that were taken, and nothing that was ever
+//!   granted is granted again: ids only go up.
 //!
-//! Elsewhere: which node a lease goes to (`placement`), connections (`nodes`, `clients`), tokens.
-//! The only side effect here is log lines: a lease's life passes through this file.
+//! Where a node and this program do not agree, the rules in `reporting` decide.
+//!
+//! Elsewhere: which node a lease goes to (`placement`), connections (`nodes`, `clients`), tokens, bills
+//! that are final. The only side effect here is log lines: a lease's life passes through these files.
 
+mod ask;
 mod bills;
+mod ending;
+mod granting;
 mod lease;
+mod membership;
 mod node;
+mod nodes;
 mod record;
+mod reporting;
+mod restart;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use rfaas::protocol::lease::{EndReason, LeaseId};
-use rfaas::protocol::node::Bill;
 
-use bills::Bills;
-pub use lease::{Ask, Denied, EndReport, Grant, LeaseState, LeaseView, NotRenewed, Terms};
-use lease::{Lease, State};
+pub use ask::{Ask, Denied, NotRenewed};
+use bills::OpenBills;
+use lease::Lease;
+pub use lease::{Grant, LeaseState, LeaseView, Terms};
 pub use node::{Capacity, Conflict, NodeSpec, NodeState, NodeView, Removal};
-use node::{Connection, Node};
+use nodes::{Nodes, Slot};
 pub use record::{Billed, Changes, LeaseRecord, NodeRecord, Snapshot};
+pub use reporting::EndReport;
+use restart::Unsaved;
 
 /// Most cores of a node or lease: an executor's assignment counts its workers in 16 bits.
 pub const MAX_CORES: u32 = u16::MAX as u32;
@@ -84,6 +97,11 @@ impl Now {
     /// This moment.
     pub fn read() -> Self {
         Now { monotonic: Instant::now(), wall: SystemTime::now() }
+    }
+
+    /// When the other clock will show `wall`; this moment if it has.
+    fn until(self, wall: SystemTime) -> Instant {
+        self.monotonic + wall.duration_since(self.wall).unwrap_or_default()
     }
 }
 
@@ -148,17 +166,19 @@ pub struct Totals {
     pub ended: [u64; 7],
 }
 
-/// All nodes, leases and bills of a cluster.
+/// All nodes and leases of a cluster.
 #[derive(Debug)]
 pub struct Pool {
-    nodes: BTreeMap<Arc<str>, Node>,
-    leases: BTreeMap<LeaseId, Lease>,
+    nodes: Nodes,
+    leases: HashMap<LeaseId, Lease>,
     /// The deadline of each lease, once (BOUNDED).
     deadlines: BTreeSet<(Instant, LeaseId)>,
-    bills: Bills,
+    open_bills: OpenBills,
+    unsaved: Unsaved,
     /// How long a node whose connection ended may stay away before its leases end.
     node_return: Duration,
-    /// First id of this run: smaller ones are of earlier runs.
+    /// First id of this state: smaller ones are of a state that was lost. Of those from it to the next one,
+    /// all have ended that are neither leases nor open bills.
     first_id: LeaseId,
     next_id: LeaseId,
     totals: Totals,
@@ -176,28 +196,16 @@ impl Pool {
         let first = u64::try_from(micros).ok().and_then(LeaseId::new);
         let first_id = first.unwrap_or(LeaseId(std::num::NonZeroU64::MIN));
         Pool {
-            nodes: BTreeMap::new(),
-            leases: BTreeMap::new(),
+            nodes: Nodes::default(),
+            leases: HashMap::new(),
             deadlines: BTreeSet::new(),
-            bills: Bills::default(),
+            open_bills: OpenBills::default(),
+            unsaved: Unsaved::default(),
             node_return,
             first_id,
             next_id: first_id,
             totals: Totals::default(),
         }
-    }
-
-    /// The pool of a run that goes on where the last one stopped. Nodes whose executor manager has not
-    /// registered again count as lost; if it does not within [`RESTART_RETURN`], their leases end.
-    pub fn restore(now: Now, node_return: Duration, snapshot: Snapshot) -> Self {
-        let _ = snapshot;
-        Pool::new(now, node_return)
-    }
-
-    /// What changed since this was last called. To be made durable before anything is said or done
-    /// about it.
-    pub fn take_changes(&mut self) -> Changes {
-        Changes::default()
     }
 
     /// Where ids of this state begin: a store keeps it from the first run on.
@@ -207,25 +215,22 @@ impl Pool {
 
     /// Whether this was a lease once and is none any more.
     pub fn has_ended(&self, id: LeaseId) -> bool {
-        self.bills.get(id).is_some()
+        let granted = (self.first_id..self.next_id).contains(&id);
+        (granted && !self.leases.contains_key(&id)) || self.open_bills.get(id).is_some()
     }
 
     /// When [`tick`](Self::tick) has something to do next, if nothing else happens.
     pub fn next_deadline(&self) -> Option<Instant> {
         let lease = self.deadlines.first().map(|(at, _)| *at);
-        self.nodes.values().filter_map(Node::deadline).chain(lease).min()
+        self.nodes.first_deadline().map(|(at, _)| at).into_iter().chain(lease).min()
     }
 
     /// Does what was due by `now`.
     pub fn tick(&mut self, now: Now, out: &mut Vec<Action>) {
-        let due: Vec<Arc<str>> = self
-            .nodes
-            .iter()
-            .filter(|(_, node)| node.deadline().is_some_and(|at| at <= now.monotonic))
-            .map(|(name, _)| name.clone())
-            .collect();
-        for name in due {
-            self.node_due(now, &name, out);
+        while let Some((at, slot)) = self.nodes.first_deadline()
+            && at <= now.monotonic
+        {
+            self.node_due(now, slot, out);
         }
         while let Some(&(at, id)) = self.deadlines.first()
             && at <= now.monotonic
@@ -234,19 +239,23 @@ impl Pool {
         }
     }
 
-    /// Everything about the nodes.
+    /// Everything about the nodes, by name.
     pub fn nodes(&self) -> Vec<NodeView> {
-        self.nodes.values().map(Node::view).collect()
+        let mut nodes: Vec<_> = self.nodes.iter().map(|(_, node)| node.view()).collect();
+        nodes.sort_unstable_by(|a, b| a.spec.name().cmp(b.spec.name()));
+        nodes
     }
 
     /// One node.
     pub fn node(&self, name: &str) -> Option<NodeView> {
-        self.nodes.get(name).map(Node::view)
+        self.nodes.named(name).map(|node| node.view())
     }
 
     /// Leases that have not ended, oldest first.
     pub fn leases(&self) -> Vec<LeaseView> {
-        self.leases.values().map(Lease::view).collect()
+        let mut leases: Vec<_> = self.leases.values().map(Lease::view).collect();
+        leases.sort_unstable_by_key(|lease| lease.lease);
+        leases
     }
 
     /// One lease that has not ended.
@@ -254,85 +263,13 @@ impl Pool {
         self.leases.get(&id).map(Lease::view)
     }
 
-    /// Bills of `client`, or all, for leases that ended at `since` or later, or ever; in the order in which they
-    /// ended.
-    pub fn bills(&self, client: Option<&str>, since: Option<SystemTime>) -> Vec<Billed> {
-        self.bills
-            .iter()
-            .filter(|bill| client.is_none_or(|client| *bill.client == *client))
-            .filter(|bill| since.is_none_or(|since| bill.ended_at >= since))
-            .cloned()
-            .collect()
-    }
-
-    /// The bill of one lease.
-    pub fn bill(&self, id: LeaseId) -> Option<&Billed> {
-        self.bills.get(id)
-    }
-
     /// Events since the start.
     pub fn totals(&self) -> Totals {
         self.totals
     }
 
-    /// Ends a lease (ONCE): it is removed, billed, its capacity is free, and its node is forgotten if
-    /// it was only waiting for this. Without `report` the bill is what is known here (PROVISIONAL).
-    fn finish(
-        &mut self,
-        now: Now,
-        id: LeaseId,
-        reason: EndReason,
-        report: Option<Bill>,
-        out: &mut Vec<Action>,
-    ) {
-        let Some(lease) = self.leases.remove(&id) else { return };
-        self.deadlines.remove(&(lease.deadline, id));
-        self.totals.ended[usize::from(reason as u16)] += 1;
-        let bill = report.unwrap_or_else(|| lease.known_bill(now));
-        self.bills.book(Billed {
-            lease: id,
-            client: lease.client.clone(),
-            node: lease.node.clone(),
-            cores: lease.cores,
-            memory: lease.memory,
-            bill,
-            ended_at: now.wall,
-            reason,
-            reported: report.is_some(),
-        });
-        tracing::info!(
-            lease = %id, node = %lease.node, client = %lease.client, reason = reason.name(),
-            allocated_ms = bill.allocated_ns.get() / 1_000_000, "lease ended"
-        );
-        let Some(node) = self.nodes.get_mut(&lease.node) else { return };
-        node.give(&lease);
-        if node.drained() {
-            self.forget_node(&lease.node, out);
-        }
-    }
-
-    /// Gives a lease a new state and, with it, a new deadline.
-    fn set_state(&mut self, id: LeaseId, state: State, deadline: Instant) {
-        if let Some(lease) = self.leases.get_mut(&id) {
-            self.deadlines.remove(&(lease.deadline, id));
-            self.deadlines.insert((deadline, id));
-            lease.state = state;
-            lease.deadline = deadline;
-        }
-    }
-
-    /// Removes a node, which has no leases any more, and ends its connection.
-    fn forget_node(&mut self, name: &str, out: &mut Vec<Action>) {
-        let Some(node) = self.nodes.remove(name) else { return };
-        debug_assert!(node.leases.is_empty(), "its leases were ended before");
-        if let Connection::Up { link, .. } = node.connection {
-            out.push(Action::Close { link, reason: format!("node {name} was removed") });
-        }
-        tracing::info!(node = name, "node removed");
-    }
-
-    fn leases_of(&self, node: &str) -> Vec<LeaseId> {
-        self.nodes.get(node).map(|node| node.leases.iter().copied().collect()).unwrap_or_default()
+    fn leases_on(&self, slot: Slot) -> Vec<LeaseId> {
+        self.nodes.get(slot).map(|node| node.leases.iter().copied().collect()).unwrap_or_default()
     }
 }
 

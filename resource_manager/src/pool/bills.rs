@@ -1,37 +1,40 @@
-//! What was used: one bill a lease, in the order in which they ended. Kept while the program runs.
+//! Bills that a report may still concern: those that are provisional, and all of leases of an earlier
+//! state, of which only they tell that they have ended. All others are out of the pool's hands.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 use rfaas::protocol::lease::LeaseId;
 
-use super::record::Billed;
+use super::{Billed, MAX_TIMEOUT, Now};
 
-/// All bills.
+/// Most of them; the oldest go first. A client may have as many leases as it likes granted and ended that
+/// nobody ever claims, so there is a bound. Reports of their use do not come.
+const MAX: usize = 1 << 16;
+
 #[derive(Debug, Default)]
-pub(super) struct Bills {
-    list: Vec<Billed>,
-    index: HashMap<LeaseId, usize>,
-}
+pub(super) struct OpenBills(BTreeMap<LeaseId, Billed>);
 
-impl Bills {
-    /// Adds the bill of a lease that has none, or replaces one that was provisional. A reported
-    /// bill is final.
-    pub(super) fn book(&mut self, bill: Billed) {
-        match self.index.get(&bill.lease) {
-            None => {
-                self.index.insert(bill.lease, self.list.len());
-                self.list.push(bill);
-            }
-            Some(&at) if !self.list[at].reported => self.list[at] = bill,
-            Some(_) => tracing::debug!(lease = %bill.lease, "already billed"),
+impl OpenBills {
+    pub(super) fn book(&mut self, now: Now, first_id: LeaseId, billed: &Billed) {
+        if billed.reported && billed.lease >= first_id {
+            self.0.remove(&billed.lease);
+            return;
+        }
+        self.0.insert(billed.lease, billed.clone());
+        // Ids are in the order of time, nearly; what is missed here is seen later.
+        while let Some((_, oldest)) = self.0.first_key_value()
+            && (self.0.len() > MAX || is_old(now, oldest))
+        {
+            self.0.pop_first();
         }
     }
 
     pub(super) fn get(&self, id: LeaseId) -> Option<&Billed> {
-        self.index.get(&id).map(|&at| &self.list[at])
+        self.0.get(&id)
     }
+}
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = &Billed> {
-        self.list.iter()
-    }
+/// Whether no report comes any more: no lease lasts so long.
+fn is_old(now: Now, billed: &Billed) -> bool {
+    now.wall.duration_since(billed.ended_at).is_ok_and(|age| age > MAX_TIMEOUT)
 }

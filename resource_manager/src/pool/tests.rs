@@ -3,6 +3,8 @@
 
 mod nodes;
 
+use rfaas::protocol::node::Bill;
+
 use super::*;
 
 /// A pool whose clock the test owns.

@@ -1,0 +1,90 @@
+//! What is asked of the pool, and how it says no.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rfaas::protocol::lease::{EndReason, LeaseId, MAX_CLIENT_NAME_BYTES};
+
+use super::node::Capacity;
+use super::{MAX_CORES, MAX_NODES, MAX_TIMEOUT, check_name};
+
+/// A request for a lease that can be met in principle.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ask {
+    pub(super) wanted: Capacity,
+    pub(super) timeout: Duration,
+    pub(super) max_nodes: u32,
+    pub(super) while_connected: bool,
+    pub(super) client: Arc<str>,
+}
+
+impl Ask {
+    /// Checks a request: memory in MB, `client` is whom to bill. `Err` says which field is wrong and
+    /// what it may be.
+    pub fn new(cores: u32, memory: u32, timeout: Duration, client: &str) -> Result<Self, String> {
+        if !(1..=MAX_CORES).contains(&cores) {
+            return Err(format!("cores is {cores}, not between 1 and {MAX_CORES}"));
+        }
+        if memory == 0 {
+            return Err("memory is 0; it is in MB and at least 1".into());
+        }
+        check_timeout(timeout)?;
+        check_name("client", client, MAX_CLIENT_NAME_BYTES)?;
+        let wanted = Capacity { cores, memory };
+        Ok(Ask { wanted, timeout, max_nodes: 1, while_connected: false, client: client.into() })
+    }
+
+    /// Lets it be met from up to `max_nodes` nodes if none has room for all of it.
+    pub fn on_nodes(self, max_nodes: u32) -> Result<Self, String> {
+        if !(1..=MAX_NODES).contains(&max_nodes) {
+            return Err(format!("max_nodes is {max_nodes}, not between 1 and {MAX_NODES}"));
+        }
+        Ok(Ask { max_nodes, ..self })
+    }
+
+    /// For a client on a connection, with whose end its unclaimed leases end ([`super::Pool::client_gone`]);
+    /// the end of this program is one too.
+    pub fn while_connected(self) -> Self {
+        Ask { while_connected: true, ..self }
+    }
+}
+
+/// Whether a lease can last so long from now; `Err` says how long it may.
+pub(super) fn check_timeout(timeout: Duration) -> Result<(), String> {
+    if timeout < Duration::from_millis(1) || timeout > MAX_TIMEOUT {
+        let (ms, max) = (timeout.as_millis(), MAX_TIMEOUT.as_millis());
+        return Err(format!("timeout_ms is {ms}, not between 1 and {max}"));
+    }
+    Ok(())
+}
+
+/// No node can take the lease now; why, for people.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Denied(pub(super) String);
+
+/// Why a lease was not renewed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum NotRenewed {
+    /// There never was one.
+    #[error("lease {0} is not known")]
+    Unknown(LeaseId),
+    /// It is over.
+    #[error("lease {0} has ended")]
+    Ended(LeaseId),
+    /// It is to end.
+    #[error("lease {lease} is ending ({})", .reason.name())]
+    Ending {
+        /// The lease.
+        lease: LeaseId,
+        /// Why.
+        reason: EndReason,
+    },
+    /// It is not known where to renew it now.
+    #[error("the address of the node of lease {0} is not known at present; try again")]
+    NoAddress(LeaseId),
+    /// Not a time to renew for.
+    #[error("{0}")]
+    Timeout(String),
+}

@@ -1,0 +1,168 @@
+//! All nodes, and what finds one without looking at all of them.
+//!
+//! * INDEXED - every index says of each node what the node says. Only [`Nodes::change`] gives a node out
+//!   to be changed, and it brings them up to date.
+//!
+//! Elsewhere: what a node is (`node`), how it comes, changes and leaves (`membership`).
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::LinkId;
+use super::node::{Capacity, Node, NodeState};
+use crate::placement::Places;
+
+/// Where a node is kept, as long as it is known: the order in which placement looks at nodes. A new
+/// node takes the place of one that was forgotten.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Slot(usize);
+
+/// What the indexes know of a node.
+#[derive(PartialEq, Eq)]
+struct Indexed {
+    link: Option<LinkId>,
+    deadline: Option<Instant>,
+    state: NodeState,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Nodes {
+    slots: Vec<Option<Node>>,
+    vacant: BTreeSet<Slot>,
+    by_name: HashMap<Arc<str>, Slot>,
+    by_link: HashMap<LinkId, Slot>,
+    deadlines: BTreeSet<(Instant, Slot)>,
+    /// What is free, and what there is, on nodes that take leases.
+    free: Places,
+    whole: Places,
+    /// How many are in each state, in the order of [`NodeState::ALL`].
+    states: [usize; NodeState::ALL.len()],
+}
+
+impl Nodes {
+    pub(super) fn insert(&mut self, node: Node) -> Slot {
+        let slot = self.vacant.pop_first().unwrap_or(Slot(self.slots.len()));
+        if slot.0 == self.slots.len() {
+            self.slots.push(None);
+        }
+        self.by_name.insert(node.spec.name().clone(), slot);
+        let indexed = Indexed::of(&node);
+        self.states[indexed.state as usize] += 1;
+        self.slots[slot.0] = Some(node);
+        let nothing = Indexed { link: None, deadline: None, state: indexed.state };
+        self.reindex(slot, &nothing, &indexed);
+        slot
+    }
+
+    pub(super) fn remove(&mut self, slot: Slot) -> Option<Node> {
+        let node = self.slots.get_mut(slot.0)?.take()?;
+        let indexed = Indexed::of(&node);
+        self.states[indexed.state as usize] -= 1;
+        let nothing = Indexed { link: None, deadline: None, state: indexed.state };
+        self.reindex(slot, &indexed, &nothing);
+        self.by_name.remove(node.spec.name());
+        self.vacant.insert(slot);
+        Some(node)
+    }
+
+    /// Changes a node (INDEXED).
+    pub(super) fn change<T>(
+        &mut self,
+        slot: Slot,
+        change: impl FnOnce(&mut Node) -> T,
+    ) -> Option<T> {
+        let node = self.slots.get_mut(slot.0)?.as_mut()?;
+        let before = Indexed::of(node);
+        let changed = change(node);
+        let after = Indexed::of(node);
+        self.states[before.state as usize] -= 1;
+        self.states[after.state as usize] += 1;
+        self.reindex(slot, &before, &after);
+        Some(changed)
+    }
+
+    fn reindex(&mut self, slot: Slot, before: &Indexed, after: &Indexed) {
+        if before.link != after.link {
+            before.link.map(|link| self.by_link.remove(&link));
+            after.link.map(|link| self.by_link.insert(link, slot));
+        }
+        if before.deadline != after.deadline {
+            before.deadline.map(|at| self.deadlines.remove(&(at, slot)));
+            after.deadline.map(|at| self.deadlines.insert((at, slot)));
+        }
+        let ready = self.get(slot).filter(|node| node.state() == NodeState::Ready);
+        let nothing = Capacity { cores: 0, memory: 0 };
+        let (free, whole) =
+            ready.map_or((nothing, nothing), |node| (node.free(), node.spec.capacity()));
+        self.free.set(slot.0, free);
+        self.whole.set(slot.0, whole);
+    }
+
+    pub(super) fn get(&self, slot: Slot) -> Option<&Node> {
+        self.slots.get(slot.0)?.as_ref()
+    }
+
+    pub(super) fn find(&self, name: &str) -> Option<Slot> {
+        self.by_name.get(name).copied()
+    }
+
+    pub(super) fn named(&self, name: &str) -> Option<&Node> {
+        self.get(self.find(name)?)
+    }
+
+    /// The node whose executor manager is connected by `link`.
+    pub(super) fn on(&self, link: LinkId) -> Option<(Slot, &Node)> {
+        let slot = *self.by_link.get(&link)?;
+        Some((slot, self.get(slot)?))
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = (Slot, &Node)> {
+        let kept = self.slots.iter().enumerate();
+        kept.filter_map(|(at, node)| Some((Slot(at), node.as_ref()?)))
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.by_name.is_empty()
+    }
+
+    pub(super) fn count(&self, state: NodeState) -> usize {
+        self.states[state as usize]
+    }
+
+    /// What is due first, and when.
+    pub(super) fn first_deadline(&self) -> Option<(Instant, Slot)> {
+        self.deadlines.first().copied()
+    }
+
+    /// What is free on nodes that take leases: most cores and most memory on one.
+    pub(super) fn most_free(&self) -> Capacity {
+        self.free.most()
+    }
+
+    /// What nodes that take leases have when nothing is leased, likewise.
+    pub(super) fn largest(&self) -> Capacity {
+        self.whole.most()
+    }
+
+    /// Whether `wanted` would fit on one, or in up to `parts` parts, if nothing were leased.
+    pub(super) fn fits_when_empty(&self, wanted: Capacity, parts: usize) -> bool {
+        self.whole.first(wanted).is_some()
+            || (parts > 1 && self.whole.split(wanted, parts).is_some())
+    }
+
+    /// Where `wanted` goes: on one node if it can, else in up to `parts` parts.
+    pub(super) fn place(&self, wanted: Capacity, parts: usize) -> Option<Vec<(Slot, Capacity)>> {
+        if let Some(place) = self.free.first(wanted) {
+            return Some(vec![(Slot(place), wanted)]);
+        }
+        let split = (parts > 1).then(|| self.free.split(wanted, parts))??;
+        Some(split.into_iter().map(|(place, part)| (Slot(place), part)).collect())
+    }
+}
+
+impl Indexed {
+    fn of(node: &Node) -> Self {
+        Indexed { link: node.link(), deadline: node.deadline(), state: node.state() }
+    }
+}
