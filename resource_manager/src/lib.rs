@@ -14,6 +14,7 @@ pub mod http;
 pub mod metrics;
 pub mod placement;
 pub mod pool;
+pub mod state;
 pub mod store;
 
 mod clients;

@@ -1,0 +1,280 @@
+//! What outlives the program: nodes, leases and bills, in one file.
+//!
+//! ```text
+//!   start ◀──snapshot── tables ◀──commit── ledger: changes of the pool     one transaction, then it is on the disk
+//!                          └──bills──▶ http: what was committed last, without asking the loop
+//! ```
+//! * WHOLE - changes that are committed together are there together, or none of them is, whenever the
+//!   program is killed or the machine fails. That is redb's doing: pages are copied when written, and the
+//!   root is replaced last.
+//! * OURS - a file is only written if it is a state file of a format that is known here, and while no
+//!   other process has it open. A new one appears under its name when it is complete.
+//!
+//! Elsewhere: what the tables are (`rows`), when to commit (`ledger`), the nodes as JSON (`executors`).
+
+mod rows;
+#[cfg(test)]
+mod tests;
+
+use std::fs::{self, File};
+use std::io;
+use std::path::Path;
+use std::time::SystemTime;
+
+use anyhow::{Context, bail};
+use redb::backends::InMemoryBackend;
+use redb::{
+    Builder, Database, DatabaseError, ReadableDatabase, ReadableTable, StorageBackend,
+    WriteTransaction,
+};
+use rfaas::protocol::lease::LeaseId;
+
+use crate::pool::{Billed, Changes, MAX_TIMEOUT, Snapshot};
+use rows::{BILLS, ENDED_AT, FIRST_ID_KEY, FORMAT, FORMAT_KEY, LEASES, META, NODES};
+
+/// Memory for pages of the file: those of all leases of a large cluster; bills are read again when asked for.
+const CACHE_BYTES: usize = 64 << 20;
+
+/// The state cannot be read or written.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StateError {
+    /// The disk is full or fails, or the file was damaged.
+    #[error("{0}")]
+    Database(Box<redb::Error>),
+    /// What was read makes no sense.
+    #[error("{0}")]
+    Row(String),
+}
+
+/// redb has an error type for each kind of call; nothing here depends on which it was.
+macro_rules! from_redb {
+    ($($error:ident)*) => {$(
+        impl From<redb::$error> for StateError {
+            fn from(error: redb::$error) -> Self {
+                StateError::Database(Box::new(error.into()))
+            }
+        }
+    )*};
+}
+from_redb!(CommitError DatabaseError StorageError TableError TransactionError);
+
+/// An open state. The loop's thread writes it, any may read.
+#[derive(Debug)]
+pub struct State {
+    database: Database,
+}
+
+impl State {
+    /// The state in the file at `path`, which is created if it is not there.
+    pub fn open(path: &Path) -> anyhow::Result<Self> {
+        let shown = path.display();
+        match fs::metadata(path) {
+            Ok(file) if !file.is_file() => bail!("{shown}: is not a file"),
+            Ok(file) if file.len() > 0 => {}
+            Ok(_) => create(path, true).with_context(|| format!("{shown}: cannot be created"))?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                create(path, false).with_context(|| format!("{shown}: cannot be created"))?;
+            }
+            Err(error) => return Err(error).with_context(|| format!("{shown}: cannot be opened")),
+        }
+        let database = builder(path).open(path).map_err(|error| match error {
+            DatabaseError::DatabaseAlreadyOpen | DatabaseError::LockProtocolMismatch => {
+                anyhow::anyhow!("{shown}: another resource manager has it open")
+            }
+            DatabaseError::UpgradeRequired(_) => {
+                anyhow::anyhow!("{shown}: is of a format that this program does not know")
+            }
+            error => anyhow::anyhow!("{shown}: cannot be opened as a state file: {error}"),
+        })?;
+        let format = format_of(&database).with_context(|| format!("{shown}: cannot be read"))?;
+        match format {
+            Some(FORMAT) => Ok(State { database }),
+            Some(newer) => bail!(
+                "{shown}: has format {newer}, and this program knows only {FORMAT}: it was written by a \
+                 newer one"
+            ),
+            None => bail!("{shown}: is a database of something else"),
+        }
+    }
+
+    /// A state that ends with the program.
+    pub fn in_memory() -> Result<Self, StateError> {
+        Self::with_backend(InMemoryBackend::new())
+    }
+
+    /// A new state in whatever `backend` stores to.
+    pub fn with_backend(backend: impl StorageBackend) -> Result<Self, StateError> {
+        let database = Builder::new().set_cache_size(CACHE_BYTES).create_with_backend(backend)?;
+        begin(&database)?;
+        Ok(State { database })
+    }
+
+    /// What the last run left; `None` if this is the first.
+    pub fn snapshot(&self, now: SystemTime) -> Result<Option<Snapshot>, StateError> {
+        let transaction = self.database.begin_read()?;
+        let first_id = transaction.open_table(META)?.get(FIRST_ID_KEY)?.map(|id| id.value());
+        let Some(first_id) = first_id.and_then(LeaseId::new) else { return Ok(None) };
+        let mut nodes = Vec::new();
+        for row in transaction.open_table(NODES)?.iter()? {
+            let (name, row) = row?;
+            nodes.push(rows::node(name.value(), row.value())?);
+        }
+        let mut leases = Vec::new();
+        for row in transaction.open_table(LEASES)?.iter()? {
+            let (id, row) = row?;
+            leases.push(rows::lease(id.value(), row.value())?);
+        }
+        let last_bill = transaction.open_table(ENDED_AT)?.last()?.map(|(id, _)| id.value());
+        let last_bill = last_bill.and_then(LeaseId::new);
+        let last_lease = leases.last().map(|lease| lease.terms.lease);
+        // Nodes report the end of a lease until it is acknowledged, so not much later than that.
+        let since = now.checked_sub(2 * MAX_TIMEOUT);
+        let mut bills = Vec::new();
+        self.for_each_bill(None, since, |bill| {
+            if !bill.reported || bill.lease < first_id {
+                bills.push(bill);
+            }
+        })?;
+        Ok(Some(Snapshot { nodes, leases, bills, first_id, last_id: last_lease.max(last_bill) }))
+    }
+
+    /// Notes that this is the first run, and where its ids begin.
+    pub fn begin(&self, first_id: LeaseId) -> Result<(), StateError> {
+        let transaction = self.database.begin_write()?;
+        transaction.open_table(META)?.insert(FIRST_ID_KEY, first_id.get())?;
+        Ok(transaction.commit()?)
+    }
+
+    /// Makes `changes` durable: they are on the disk when this returns (WHOLE).
+    pub fn commit(&self, changes: &Changes) -> Result<(), StateError> {
+        let transaction = self.database.begin_write()?;
+        write(&transaction, changes)?;
+        Ok(transaction.commit()?)
+    }
+
+    /// Hands to `take` the bills of `client`, or all, for leases that ended at `since` or later, or ever; in
+    /// the order in which they ended.
+    pub fn for_each_bill(
+        &self,
+        client: Option<&str>,
+        since: Option<SystemTime>,
+        mut take: impl FnMut(Billed),
+    ) -> Result<(), StateError> {
+        let transaction = self.database.begin_read()?;
+        let bills = transaction.open_table(BILLS)?;
+        let since = since.map_or(0, rows::micros);
+        for row in bills.range((since, 0)..)? {
+            let (key, row) = row?;
+            let row = row.value();
+            if client.is_none_or(|client| row.1 == client) {
+                take(rows::billed(key.value(), row)?);
+            }
+        }
+        Ok(())
+    }
+
+    /// The bill of one lease, if it has ended.
+    pub fn bill(&self, lease: LeaseId) -> Result<Option<Billed>, StateError> {
+        let transaction = self.database.begin_read()?;
+        let ended_at = transaction.open_table(ENDED_AT)?.get(lease.get())?.map(|at| at.value());
+        let Some(ended_at) = ended_at else { return Ok(None) };
+        let key = (ended_at, lease.get());
+        let row = transaction.open_table(BILLS)?.get(key)?;
+        row.map(|row| rows::billed(key, row.value())).transpose()
+    }
+}
+
+fn write(transaction: &WriteTransaction, changes: &Changes) -> Result<(), StateError> {
+    if !changes.nodes.is_empty() {
+        let mut nodes = transaction.open_table(NODES)?;
+        for (name, node) in &changes.nodes {
+            match node {
+                Some(node) => drop(nodes.insert(&**name, rows::node_row(node))?),
+                None => drop(nodes.remove(&**name)?),
+            }
+        }
+    }
+    if !changes.leases.is_empty() {
+        let mut leases = transaction.open_table(LEASES)?;
+        for (id, lease) in &changes.leases {
+            match lease {
+                Some(lease) => drop(leases.insert(id.get(), rows::lease_row(lease))?),
+                None => drop(leases.remove(id.get())?),
+            }
+        }
+    }
+    if !changes.bills.is_empty() {
+        let mut bills = transaction.open_table(BILLS)?;
+        let mut ended = transaction.open_table(ENDED_AT)?;
+        for bill in &changes.bills {
+            let (lease, ended_at) = (bill.lease.get(), rows::micros(bill.ended_at));
+            let before = ended.insert(lease, ended_at)?.map(|at| at.value());
+            if let Some(before) = before {
+                bills.remove((before, lease))?; // a final bill replaces a provisional one
+            }
+            bills.insert((ended_at, lease), rows::billed_row(bill))?;
+        }
+    }
+    Ok(())
+}
+
+/// Tells that a file has to be repaired, which takes a while if it is large.
+fn builder(path: &Path) -> Builder {
+    let path = path.to_owned();
+    let mut builder = Builder::new();
+    // Also after a run that ended well: else a damaged page is found by a panic some time later.
+    builder.set_cache_size(CACHE_BYTES).set_check_integrity_on_open(true);
+    builder.set_repair_callback(move |_| {
+        tracing::debug!(path = %path.display(), "the state file is being checked");
+    });
+    builder
+}
+
+/// Makes an empty state file at `path`, replacing one of no bytes: complete before it has its name, so that
+/// a start that is interrupted leaves nothing that the next one stumbles over (OURS).
+fn create(path: &Path, replace: bool) -> anyhow::Result<()> {
+    let directory = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let file = tempfile::Builder::new().prefix(&format!(".{name}.")).tempfile_in(directory)?;
+    let database = Builder::new().create(file.path())?;
+    begin(&database)?;
+    drop(database); // which writes that it ended well
+    file.as_file().sync_all()?;
+    if replace {
+        file.persist(path)?;
+    } else {
+        match file.persist_noclobber(path) {
+            // Another one was faster: whose it is, opening it tells.
+            Err(error) if error.error.kind() == io::ErrorKind::AlreadyExists => {}
+            persisted => drop(persisted?),
+        }
+    }
+    File::open(directory)?.sync_all()?; // or a crash of the machine could forget the name
+    tracing::info!(path = %path.display(), "state file created");
+    Ok(())
+}
+
+/// Makes all tables, and notes the format.
+fn begin(database: &Database) -> Result<(), StateError> {
+    let transaction = database.begin_write()?;
+    transaction.open_table(META)?.insert(FORMAT_KEY, FORMAT)?;
+    transaction.open_table(NODES)?;
+    transaction.open_table(LEASES)?;
+    transaction.open_table(BILLS)?;
+    transaction.open_table(ENDED_AT)?;
+    Ok(transaction.commit()?)
+}
+
+/// The format of a state file; `None` if it is none.
+fn format_of(database: &Database) -> Result<Option<u64>, StateError> {
+    let meta = match database.begin_read()?.open_table(META) {
+        Ok(meta) => meta,
+        Err(redb::TableError::Storage(error)) => return Err(error.into()),
+        Err(_) => return Ok(None), // there is no such table, or not of this shape
+    };
+    Ok(meta.get(FORMAT_KEY)?.map(|format| format.value()))
+}

@@ -1,0 +1,249 @@
+//! A state file: what was committed is there, what is none of ours is refused.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, UNIX_EPOCH};
+
+use redb::TableDefinition;
+use rfaas::protocol::lease::EndReason;
+use rfaas::protocol::node::Bill;
+use tempfile::TempDir;
+
+use super::*;
+use crate::pool::{Capacity, LeaseRecord, NodeRecord, NodeSpec, Terms};
+
+fn id(id: u64) -> LeaseId {
+    LeaseId::new(id).unwrap()
+}
+
+fn at(micros: u64) -> SystemTime {
+    UNIX_EPOCH + Duration::from_micros(micros)
+}
+
+fn place() -> (TempDir, PathBuf) {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("state");
+    (directory, path)
+}
+
+fn node(name: &str, draining: bool) -> NodeRecord {
+    let capacity = Capacity { cores: 4, memory: u32::MAX };
+    let spec = NodeSpec::new(name, "node.example", 10_005, capacity).unwrap();
+    NodeRecord { spec, instance: u64::MAX, draining }
+}
+
+fn lease(lease: u64) -> LeaseRecord {
+    LeaseRecord {
+        terms: Terms {
+            lease: id(lease),
+            cores: 1,
+            memory: 2,
+            expires_at: at(3),
+            instance: 4,
+            client: "c".into(),
+        },
+        node: "a".into(),
+        granted_at: at(5),
+        while_connected: lease.is_multiple_of(2),
+        claimed_at: (lease > 10).then(|| at(6)),
+        ending: (lease > 20).then(|| (EndReason::Withdrawn, at(7))),
+        used: Bill { invocations: 8.into(), ..Bill::default() },
+    }
+}
+
+fn bill(lease: u64, ended_at: u64, reported: bool) -> Billed {
+    Billed {
+        lease: id(lease),
+        client: "c".into(),
+        node: "a".into(),
+        cores: 1,
+        memory: 2,
+        bill: Bill { allocated_ns: 9.into(), ..Bill::default() },
+        ended_at: at(ended_at),
+        reason: EndReason::Expired,
+        reported,
+    }
+}
+
+fn bills(state: &State, since: u64) -> Vec<Billed> {
+    let mut bills = Vec::new();
+    state.for_each_bill(None, Some(at(since)), |bill| bills.push(bill)).unwrap();
+    bills
+}
+
+/// Changes that book these bills.
+fn booking(bills: &[Billed]) -> Changes {
+    Changes { bills: bills.to_vec(), ..Changes::default() }
+}
+
+/// What is wrong with the file at `path`.
+fn refusal(path: &Path) -> String {
+    let refusal = format!("{:#}", State::open(path).unwrap_err());
+    assert!(refusal.contains(&path.display().to_string()), "{refusal}");
+    assert!(!refusal.contains('\n'), "{refusal}");
+    refusal
+}
+
+#[test]
+fn what_was_committed_is_there_in_the_next_run() {
+    let (_directory, path) = place();
+    let state = State::open(&path).unwrap();
+    assert_eq!(state.snapshot(at(0)).unwrap(), None, "the first run");
+    state.begin(id(7)).unwrap();
+    let mut changes = Changes::default();
+    for name in ["a", "b", "c"] {
+        changes.nodes.insert(name.into(), Some(node(name, name == "b")));
+    }
+    for number in [8, 9, 11, 22] {
+        changes.leases.insert(id(number), Some(lease(number)));
+    }
+    state.commit(&changes).unwrap();
+    let mut changes = booking(&[bill(9, 100, true), bill(33, 50, false)]);
+    changes.nodes.insert("c".into(), None);
+    changes.leases.insert(id(9), None);
+    state.commit(&changes).unwrap();
+    drop(state);
+
+    let state = State::open(&path).unwrap();
+    let snapshot = state.snapshot(at(0)).unwrap().unwrap();
+    let expected = Snapshot {
+        nodes: vec![node("a", false), node("b", true)],
+        leases: vec![lease(8), lease(11), lease(22)],
+        bills: vec![bill(33, 50, false)],
+        first_id: id(7),
+        last_id: Some(id(33)),
+    };
+    assert_eq!(snapshot, expected);
+    assert_eq!(state.bill(id(9)).unwrap(), Some(bill(9, 100, true)));
+    assert_eq!(state.bill(id(8)).unwrap(), None);
+}
+
+#[test]
+fn a_lease_has_one_bill_and_a_later_one_replaces_it() {
+    let state = State::in_memory().unwrap();
+    state.commit(&booking(&[bill(1, 10, false), bill(2, 10, true)])).unwrap();
+    state.commit(&booking(&[bill(1, 30, true)])).unwrap();
+    assert_eq!(bills(&state, 0), [bill(2, 10, true), bill(1, 30, true)]);
+    assert_eq!(state.bill(id(1)).unwrap(), Some(bill(1, 30, true)));
+    state.commit(&booking(&[bill(3, 40, false), bill(3, 40, true)])).unwrap();
+    assert_eq!(bills(&state, 40), [bill(3, 40, true)], "also within one commit");
+}
+
+#[test]
+fn bills_since_a_time_begin_there_in_the_order_in_which_leases_ended() {
+    let state = State::in_memory().unwrap();
+    let all = [bill(5, 10, true), bill(1, 20, true), bill(2, 20, true), bill(4, 30, true)];
+    state.commit(&booking(&[all[3].clone(), all[1].clone()])).unwrap();
+    state.commit(&booking(&[all[2].clone(), all[0].clone()])).unwrap();
+    assert_eq!(bills(&state, 0), all);
+    assert_eq!(bills(&state, 20), all[1..]);
+    assert_eq!(bills(&state, 21), all[3..]);
+    let mut none = 0;
+    state.for_each_bill(Some("somebody else"), None, |_| none += 1).unwrap();
+    assert_eq!(none, 0);
+}
+
+#[test]
+fn a_snapshot_has_bills_of_earlier_states_and_none_that_nobody_reports_any_more() {
+    let state = State::in_memory().unwrap();
+    state.begin(id(10)).unwrap();
+    let day = Duration::from_secs(24 * 3600);
+    let now = UNIX_EPOCH + 1000 * day;
+    let recent = |lease, reported| Billed { ended_at: now - day, ..bill(lease, 0, reported) };
+    let booked = [bill(12, 5, false), recent(5, true), recent(13, true), recent(14, false)];
+    state.commit(&booking(&booked)).unwrap();
+    let snapshot = state.snapshot(now).unwrap().unwrap();
+    assert_eq!(snapshot.bills, [recent(5, true), recent(14, false)]);
+    assert_eq!(snapshot.last_id, Some(id(14)));
+}
+
+#[test]
+fn any_time_and_number_that_a_peer_may_name_is_kept() {
+    let state = State::in_memory().unwrap();
+    state.begin(id(1)).unwrap();
+    let mut endless = lease(u64::MAX);
+    endless.terms.expires_at = UNIX_EPOCH + Duration::from_millis(u64::MAX);
+    endless.granted_at = UNIX_EPOCH - Duration::from_secs(1);
+    let leases = [(id(u64::MAX), Some(endless))].into();
+    state.commit(&Changes { leases, ..Changes::default() }).unwrap();
+    let read = state.snapshot(at(0)).unwrap().unwrap().leases.remove(0);
+    assert_eq!(read.granted_at, UNIX_EPOCH);
+    assert_eq!(read.terms.expires_at, at(u64::MAX), "as late as can be written");
+}
+
+#[test]
+fn a_state_file_has_one_writer() {
+    let (_directory, path) = place();
+    let first = State::open(&path).unwrap();
+    assert!(refusal(&path).contains("another resource manager has it open"));
+    drop(first);
+    State::open(&path).unwrap();
+}
+
+#[test]
+fn a_file_that_is_no_state_file_is_refused_and_stays_as_it_is() {
+    let (directory, path) = place();
+    for content in [&b"{\"executors\": []}"[..], &[0; 100_000], b"redb\x1a\x0a\xa9\x0d\x0a"] {
+        fs::write(&path, content).unwrap();
+        refusal(&path);
+        assert_eq!(fs::read(&path).unwrap(), content);
+    }
+    assert!(refusal(directory.path()).contains("is not a file"));
+    refusal(&directory.path().join("none/state"));
+
+    let others = directory.path().join("others");
+    let database = Builder::new().create(&others).unwrap();
+    let transaction = database.begin_write().unwrap();
+    transaction.open_table(TableDefinition::<u8, u8>::new("meta")).unwrap();
+    transaction.commit().unwrap();
+    drop(database);
+    assert!(refusal(&others).contains("something else"));
+}
+
+#[test]
+fn a_file_of_a_newer_format_is_refused_by_its_number() {
+    let (_directory, path) = place();
+    State::open(&path).unwrap();
+    let database = Builder::new().open(&path).unwrap();
+    let transaction = database.begin_write().unwrap();
+    transaction.open_table(META).unwrap().insert(FORMAT_KEY, FORMAT + 1).unwrap();
+    transaction.commit().unwrap();
+    drop(database);
+    assert!(refusal(&path).contains("has format 2, and this program knows only 1"));
+}
+
+#[test]
+fn an_empty_file_becomes_a_state_file_and_nothing_else_is_left() {
+    let (directory, path) = place();
+    fs::write(&path, "").unwrap();
+    State::open(&path).unwrap().begin(id(3)).unwrap();
+    let snapshot = State::open(&path).unwrap().snapshot(at(0)).unwrap();
+    assert_eq!(snapshot.map(|snapshot| snapshot.first_id), Some(id(3)));
+    assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+}
+
+#[test]
+fn a_damaged_file_is_refused_in_one_line() {
+    let (_directory, path) = place();
+    let state = State::open(&path).unwrap();
+    state.begin(id(1)).unwrap();
+    for number in 0..200_u64 {
+        let name: Arc<str> = format!("node-{number}").into();
+        let nodes = [(name.clone(), Some(node(&name, false)))].into();
+        state.commit(&Changes { nodes, ..Changes::default() }).unwrap();
+    }
+    drop(state);
+    let good = fs::read(&path).unwrap();
+    let places = good.windows(5).enumerate().filter(|(_, bytes)| bytes == b"node-");
+    let middle = places.map(|(at, _)| at).nth(100).unwrap();
+    let mut damaged = good.clone();
+    damaged.iter_mut().skip(middle / 4096 * 4096).take(4096).for_each(|byte| *byte = !*byte);
+    fs::write(&path, damaged).unwrap();
+    match State::open(&path) {
+        Err(error) => assert!(!format!("{error:#}").contains('\n'), "{error:#}"),
+        // A page that was given up since: nothing is missing.
+        Ok(state) => assert_eq!(state.snapshot(at(0)).unwrap().unwrap().nodes.len(), 200),
+    }
+    fs::write(&path, &good[..good.len() / 2]).unwrap();
+    refusal(&path);
+}
