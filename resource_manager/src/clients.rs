@@ -3,6 +3,8 @@
 //!
 //! Clients are not known to the cluster, so their connections are bounded: when there are too many,
 //! the one that has been silent longest goes, unless it holds leases or was heard just now.
+//!
+//! DURABLE FIRST - an answer waits in the outbox until the loop has committed what it tells of.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,14 +13,15 @@ use std::time::{Duration, Instant};
 use rdmalib::{ConnectRequest, Device};
 use rfaas::channel::{Channel, ChannelError};
 use rfaas::protocol::lease::{
-    EndReason, FromClient, LeaseGranted, LeaseId, LeaseRefused, LeaseRelease, LeaseRequest, Reason,
-    ToClient, Token,
+    EndReason, FromClient, LeaseGranted, LeaseId, LeaseRefused, LeaseRelease, LeaseRenew,
+    LeaseRequest, Reason, ToClient, Token,
 };
 use rfaas::protocol::{Empty, Malformed};
+use zerocopy::little_endian::U32;
 
 use crate::link::{Turn, Waiting, take_messages};
 use crate::nodes::Nodes;
-use crate::pool::{Action, Ask, LeaseState, LinkId, Now, Pool};
+use crate::pool::{Action, Ask, Grant, LeaseState, LinkId, Now, Pool};
 
 /// Whom a lease is billed to if the client gives no name.
 const NAMELESS: &str = "rdma";
@@ -39,13 +42,15 @@ struct ClientLink {
 /// All of them.
 pub(crate) struct Clients {
     links: BTreeMap<LinkId, ClientLink>,
+    /// Answers to send with [`deliver`](Self::deliver), in order (DURABLE FIRST).
+    outbox: Vec<(LinkId, ToClient)>,
     secret: Arc<[u8]>,
     waiting: Waiting,
 }
 
 impl Clients {
     pub(crate) fn new(secret: Arc<[u8]>, waiting: Waiting) -> Self {
-        Clients { links: BTreeMap::new(), secret, waiting }
+        Clients { links: BTreeMap::new(), outbox: Vec::new(), secret, waiting }
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -103,26 +108,42 @@ impl Clients {
         let Some(ClientLink { channel, leases, heard }) = self.links.get_mut(&id) else {
             return Turn::Done;
         };
-        let secret = &self.secret;
-        let turn = take_messages(channel, self.waiting, |channel, message| {
+        let (secret, outbox) = (&self.secret, &mut self.outbox);
+        let turn = take_messages(channel, self.waiting, |_, message| {
             *heard = now.monotonic;
             match message {
                 FromClient::Request(request) => {
                     let hear = |pool: &mut Pool| nodes.hear(now, pool, out);
-                    channel.send(&answer(now, &request, secret, pool, leases, hear)?)
+                    let answers = answer(now, &request, secret, pool, leases, hear)?;
+                    outbox.extend(answers.into_iter().map(|answer| (id, answer)));
                 }
-                FromClient::Renew(renew) => {
-                    let reason = Reason::truncated("this resource manager does not renew leases");
-                    let refused = LeaseRefused { request: renew.request, reason };
-                    channel.send(&ToClient::Refused(refused))
+                FromClient::Renew(wanted) => {
+                    outbox.push((id, renew(now, &wanted, secret, pool)?));
                 }
-                FromClient::Release(release) => give_back(now, &release, secret, pool, out),
+                FromClient::Release(release) => give_back(now, &release, secret, pool, out)?,
             }
+            Ok(())
         });
         turn.unwrap_or_else(|error| {
             self.drop_link(now, id, &error, pool);
             Turn::Done
         })
+    }
+
+    /// Whether there are answers to [`deliver`](Self::deliver).
+    pub(crate) fn has_answers(&self) -> bool {
+        !self.outbox.is_empty()
+    }
+
+    /// Sends the answers that wait, now that what they tell of is committed. A client that does not take
+    /// its answers is dropped.
+    pub(crate) fn deliver(&mut self, now: Now, pool: &mut Pool) {
+        for (id, answer) in std::mem::take(&mut self.outbox) {
+            let Some(link) = self.links.get_mut(&id) else { continue }; // gone; `client_gone` was told
+            if let Err(error) = link.channel.send(&answer) {
+                self.drop_link(now, id, &error, pool);
+            }
+        }
     }
 
     fn drop_link(&mut self, now: Now, id: LinkId, why: &ChannelError, pool: &mut Pool) {
@@ -142,7 +163,7 @@ fn unclaimed<'a>(pool: &'a Pool, leases: &'a [LeaseId]) -> impl Iterator<Item = 
     leases.iter().copied().filter(granted)
 }
 
-/// Asks the pool; has it `hear` what nodes have sent before it refuses. A lease that is granted is noted
+/// Asks the pool; has it `hear` what nodes have sent before it refuses. Leases that are granted are noted
 /// in `leases`.
 fn answer(
     now: Now,
@@ -151,39 +172,65 @@ fn answer(
     pool: &mut Pool,
     leases: &mut Vec<LeaseId>,
     hear: impl FnOnce(&mut Pool),
-) -> Result<ToClient, Malformed> {
+) -> Result<Vec<ToClient>, Malformed> {
     let client = match request.client.get()? {
         "" => NAMELESS,
         name => name,
     };
     let timeout = Duration::from_millis(request.timeout_ms.get());
-    let ask = Ask::new(request.cores.get(), request.memory.get(), timeout, client);
+    let ask = Ask::new(request.cores.get(), request.memory.get(), timeout, client)
+        .and_then(|ask| ask.on_nodes(request.max_nodes.get()));
     let granted = ask.and_then(|ask| {
+        let ask = ask.while_connected();
         if !pool.has_room(&ask) {
             hear(pool);
         }
         pool.request(now, &ask).map_err(|denied| denied.to_string())
     });
-    Ok(match granted {
-        Ok(grants) => {
-            let grant = grants.first().expect("a request is met by one lease at least");
-            if leases.len() >= SWEEP {
-                *leases = unclaimed(pool, leases).collect();
-            }
-            leases.push(grant.terms.lease);
-            ToClient::Granted(LeaseGranted {
-                request: request.request,
-                part: 0.into(),
-                parts: 1.into(),
-                manager: grant.manager.into(),
-                token: Token::sign(grant.to_wire(), secret),
-            })
-        }
-        Err(why) => ToClient::Refused(LeaseRefused {
-            request: request.request,
-            reason: Reason::truncated(&why),
-        }),
+    let grants = match granted {
+        Ok(grants) => grants,
+        Err(why) => return Ok(vec![refused(request.request, &why)]),
+    };
+    if leases.len() >= SWEEP {
+        *leases = unclaimed(pool, leases).collect();
+    }
+    leases.extend(grants.iter().map(|grant| grant.terms.lease));
+    let parts = u16::try_from(grants.len()).expect("at most MAX_NODES");
+    let numbered = (0..parts).zip(&grants);
+    Ok(numbered
+        .map(|(part, grant)| granted_part(request.request, grant, part, parts, secret))
+        .collect())
+}
+
+/// Gives a lease more time.
+fn renew(
+    now: Now,
+    wanted: &LeaseRenew,
+    secret: &[u8],
+    pool: &mut Pool,
+) -> Result<ToClient, Malformed> {
+    let lease = LeaseId::new(wanted.token.terms.lease.get()).ok_or(Malformed::Field("lease"))?;
+    if !wanted.token.verify(secret) {
+        return Ok(refused(wanted.request, "the token is not signed with the cluster secret"));
+    }
+    Ok(match pool.renew(now, lease, Duration::from_millis(wanted.timeout_ms.get())) {
+        Ok(grant) => granted_part(wanted.request, &grant, 0, 1, secret),
+        Err(why) => refused(wanted.request, &why.to_string()),
     })
+}
+
+fn granted_part(request: U32, grant: &Grant, part: u16, parts: u16, secret: &[u8]) -> ToClient {
+    ToClient::Granted(LeaseGranted {
+        request,
+        part: part.into(),
+        parts: parts.into(),
+        manager: grant.manager.into(),
+        token: Token::sign(grant.to_wire(), secret),
+    })
+}
+
+fn refused(request: U32, why: &str) -> ToClient {
+    ToClient::Refused(LeaseRefused { request, reason: Reason::truncated(why) })
 }
 
 /// Ends the lease whose token is shown. A token that is not ours, or of a lease that has ended, changes

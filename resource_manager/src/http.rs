@@ -6,8 +6,12 @@
 //!   are read as JSON whatever their content type says: `curl -d` names another.
 //! * LIMITED - bodies, connections and the time of a request are bounded.
 //!
+//! * DURABLE FIRST - an answer comes after the commit of what it tells (`ledger`); bills are read from what was
+//!   committed, beside the loop.
+//!
 //! Elsewhere: signals and threads (`lib`); what requests change (`pool`).
 
+mod bills;
 mod input;
 mod output;
 #[cfg(test)]
@@ -34,10 +38,12 @@ use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
 use crate::commands::{Commands, Stopped};
-use crate::metrics;
-use crate::pool::{Action, Now, Pool, Removal};
+use crate::metrics::{self, Events};
+use crate::pool::{Action, NotRenewed, Now, Pool, Removal};
+use crate::state::{State as Durable, StateError};
+use bills::{BillRow, ClientRow};
 use input::Params;
-use output::{BillRow, EndedJson, GrantJson, LeaseJson, NodeJson, RemovedJson};
+use output::{EndedJson, GrantJson, LeaseJson, NodeJson, RemovedJson};
 
 /// Largest body of a request, in bytes: the fields of the largest one, a hundred times.
 pub const MAX_BODY_BYTES: usize = 64 * 1024;
@@ -57,6 +63,8 @@ const OPENAPI: &str = include_str!("../openapi.json");
 #[derive(Clone)]
 pub struct Api {
     commands: Commands,
+    durable: Arc<Durable>,
+    events: Arc<Events>,
     secret: Arc<[u8]>,
 }
 
@@ -86,9 +94,15 @@ impl From<Stopped> for Failure {
 }
 
 impl Api {
-    /// Has handlers send their work to `commands` and sign leases with the cluster secret.
-    pub fn new(commands: Commands, secret: Arc<[u8]>) -> Self {
-        Api { commands, secret }
+    /// Has handlers send their work to `commands`, read bills from `durable`, and sign leases with the cluster
+    /// secret.
+    pub fn new(
+        commands: Commands,
+        durable: Arc<Durable>,
+        events: Arc<Events>,
+        secret: Arc<[u8]>,
+    ) -> Self {
+        Api { commands, durable, events, secret }
     }
 
     async fn ask<T: Send + 'static>(
@@ -98,6 +112,19 @@ impl Api {
         match tokio::time::timeout(PATIENCE, self.commands.ask(work)).await {
             Ok(answer) => Ok(answer?),
             Err(_) => Err(Failure(StatusCode::SERVICE_UNAVAILABLE, "no answer in time".into())),
+        }
+    }
+
+    /// Reads what was committed, in a thread of its own: there may be much of it.
+    async fn read<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&Durable) -> Result<T, StateError> + Send + 'static,
+    ) -> Result<T, Failure> {
+        let durable = self.durable.clone();
+        let failed = |why: String| Failure(StatusCode::INTERNAL_SERVER_ERROR, why);
+        match tokio::task::spawn_blocking(move || read(&durable)).await {
+            Ok(answer) => answer.map_err(|error| failed(format!("the state: {error}"))),
+            Err(error) => Err(failed(error.to_string())),
         }
     }
 }
@@ -111,6 +138,7 @@ pub fn router(api: Api) -> Router {
         .route("/nodes/{name}", get(node))
         .route("/leases", post(request_lease).get(leases))
         .route("/leases/{id}", get(lease).delete(end_lease))
+        .route("/leases/{id}/renew", post(renew_lease))
         .route("/billing", get(billing))
         .route("/healthz", get(healthz))
         .route("/metrics", get(show_metrics))
@@ -150,7 +178,7 @@ pub async fn serve(listener: TcpListener, router: Router) {
 async fn add(State(api): State<Api>, uri: Uri, body: Body) -> Answer {
     let spec = input::add(&uri, &read(body).await?)?;
     let added = api.ask(move |pool, now, out| pool.add_node(now, spec, out)).await?;
-    let node = added.map_err(|conflict| Failure(StatusCode::CONFLICT, conflict.to_string()))?;
+    let node = added.map_err(|why| conflict(why.to_string()))?;
     Ok(ok(NodeJson::from(node)))
 }
 
@@ -179,12 +207,37 @@ async fn node(State(api): State<Api>, path: Result<Path<String>, PathRejection>)
 }
 
 async fn request_lease(State(api): State<Api>, uri: Uri, body: Body) -> Answer {
-    let ask = input::lease(&uri, &read(body).await?)?;
+    let input::LeaseRequest { ask, in_parts } = input::lease(&uri, &read(body).await?)?;
     let granted = api.ask(move |pool, now, _| pool.request(now, &ask)).await?;
-    let grants = granted.map_err(|denied| Failure(StatusCode::CONFLICT, denied.to_string()))?;
-    let grant = grants.first().expect("a request is met by one lease at least");
-    let place = [(header::LOCATION, format!("/leases/{}", grant.terms.lease))];
-    Ok((StatusCode::CREATED, place, Json(GrantJson::new(grant, &api.secret))).into_response())
+    let grants = granted.map_err(|denied| conflict(denied.to_string()))?;
+    let grant = match in_parts {
+        true => GrantJson::in_parts(&grants, &api.secret),
+        false => grants.first().map(|grant| GrantJson::new(grant, &api.secret)),
+    };
+    let grant = grant.expect("a request is met by one lease at least");
+    let place = [(header::LOCATION, format!("/leases/{}", grant.id()))];
+    Ok((StatusCode::CREATED, place, Json(grant)).into_response())
+}
+
+async fn renew_lease(
+    State(api): State<Api>,
+    path: Result<Path<String>, PathRejection>,
+    uri: Uri,
+    body: Body,
+) -> Answer {
+    let lease = lease_id(&path_text(path)?)?;
+    let (token, timeout) = input::renewal(&uri, &read(body).await?)?;
+    if token.terms.lease.get() != lease.get() || !token.verify(&api.secret) {
+        let why = format!("the token is not that of lease {lease}");
+        return Err(Failure(StatusCode::FORBIDDEN, why));
+    }
+    let renewed = api.ask(move |pool, now, _| pool.renew(now, lease, timeout)).await?;
+    let grant = renewed.map_err(|why| match why {
+        NotRenewed::Unknown(_) => not_found(why.to_string()),
+        NotRenewed::Timeout(wrong) => Failure::from(wrong),
+        _ => conflict(why.to_string()),
+    })?;
+    Ok(ok(GrantJson::new(&grant, &api.secret)))
 }
 
 async fn leases(State(api): State<Api>, uri: Uri) -> Answer {
@@ -196,11 +249,11 @@ async fn leases(State(api): State<Api>, uri: Uri) -> Answer {
 async fn lease(State(api): State<Api>, path: Result<Path<String>, PathRejection>) -> Answer {
     let id = path_text(path)?;
     let lease = lease_id(&id)?;
-    let (found, billed) =
-        api.ask(move |pool, _, _| (pool.lease(lease), pool.bill(lease).is_some())).await?;
-    match found {
-        Some(found) => Ok(ok(LeaseJson::from(found))),
-        None if billed => Err(not_found(format!("lease {id} has ended; /billing has its bill"))),
+    if let Some(found) = api.ask(move |pool, _, _| pool.lease(lease)).await? {
+        return Ok(ok(LeaseJson::from(found)));
+    }
+    match api.read(move |durable| durable.bill(lease)).await? {
+        Some(_) => Err(not_found(format!("lease {id} has ended; /billing has its bill"))),
         None => Err(unknown_lease(&id)),
     }
 }
@@ -216,15 +269,23 @@ async fn end_lease(State(api): State<Api>, path: Result<Path<String>, PathReject
 }
 
 async fn billing(State(api): State<Api>, uri: Uri) -> Answer {
-    let input::Billing { client, since, csv } = input::billing(&uri)?;
-    let bills = api.ask(move |pool, _, _| pool.bills(client.as_deref(), since)).await?;
-    let bills: Vec<_> = bills.into_iter().map(BillRow::from).collect();
-    if csv {
-        let table = output::csv(&bills)
-            .map_err(|error| Failure(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
-        return Ok(([(header::CONTENT_TYPE, "text/csv; charset=utf-8")], table).into_response());
+    let input::Billing { client, since, by_client, csv } = input::billing(&uri)?;
+    if by_client {
+        let sums = api.read(move |durable| bills::by_client(durable, client.as_deref(), since));
+        return table(&sums.await?, ClientRow::COLUMNS, csv);
     }
-    Ok(ok(bills))
+    let bills = api.read(move |durable| bills::list(durable, client.as_deref(), since));
+    table(&bills.await?, BillRow::COLUMNS, csv)
+}
+
+/// Rows as they were asked for.
+fn table(rows: &[impl Serialize], columns: &[&str], csv: bool) -> Answer {
+    if !csv {
+        return Ok(ok(rows));
+    }
+    let table = bills::csv(columns, rows)
+        .map_err(|error| Failure(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
+    Ok(([(header::CONTENT_TYPE, "text/csv; charset=utf-8")], table).into_response())
 }
 
 /// Healthy is a loop that answers.
@@ -234,7 +295,8 @@ async fn healthz(State(api): State<Api>) -> Answer {
 }
 
 async fn show_metrics(State(api): State<Api>) -> Answer {
-    let snapshot = api.ask(|pool, _, _| metrics::Snapshot::of(pool)).await?;
+    let events = api.events.clone();
+    let snapshot = api.ask(move |pool, _, _| metrics::Snapshot::of(pool, &events)).await?;
     Ok(([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], snapshot.render()).into_response())
 }
 
@@ -257,6 +319,10 @@ fn ok(body: impl Serialize) -> Response {
 
 fn not_found(what: String) -> Failure {
     Failure(StatusCode::NOT_FOUND, what)
+}
+
+fn conflict(why: String) -> Failure {
+    Failure(StatusCode::CONFLICT, why)
 }
 
 fn unknown_lease(id: &str) -> Failure {

@@ -2,28 +2,30 @@
 //!
 //! ```text
 //!   clients ──(lease)──▶ ┌ loop ─ pool ┐ ◀──(register, report)── executor managers
-//!   curl ──▶ http thread ┴─ commands ──┘ ──▶ executors database
+//!   curl ──▶ http thread ┴─ commands ──┴──▶ ledger ──▶ state ··(bills)··▶ http thread
 //! ```
 //! Two threads: the loop (`server`) owns all that changes, the other serves HTTP and takes signals. It is
 //! not on the path of an invocation, and leases in use go on without it.
 //!
-//! ONE WRITER - the pool has one owner, the loop's thread; everybody else asks it (`commands`).
+//! ONE WRITER - pool and state have one writer, the loop's thread; everybody else asks it (`commands`), or
+//! reads what was committed (`state`).
 
 pub mod commands;
+pub mod executors;
 pub mod http;
 pub mod metrics;
 pub mod placement;
 pub mod pool;
 pub mod state;
-pub mod store;
 
 mod clients;
+mod ledger;
 mod link;
 mod nodes;
 mod server;
 
 use std::net::TcpListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -34,9 +36,12 @@ use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use commands::{Commands, commands};
-use pool::{Now, Pool};
-use server::Server;
-use store::Store;
+use executors::Export;
+use ledger::Ledger;
+use metrics::Events;
+use pool::{NodeSpec, Now, Pool};
+use server::{Server, Terms};
+use state::State;
 
 /// Exit status after a second signal: 128 + SIGINT, as shells have it.
 const INTERRUPTED: i32 = 130;
@@ -48,10 +53,12 @@ pub struct Options {
     pub config: PathBuf,
     /// Devices of this machine.
     pub device_database: PathBuf,
-    /// Nodes to start with.
+    /// Nodes to start with, besides those of the state.
     pub input_database: Option<PathBuf>,
-    /// Where to keep the nodes.
+    /// Where to write the nodes for others to read.
     pub output_database: Option<PathBuf>,
+    /// Where nodes, leases and bills are kept, instead of where the settings say.
+    pub state_file: Option<PathBuf>,
 }
 
 /// Why a resource manager ended.
@@ -77,11 +84,15 @@ pub fn run(options: &Options) -> Result<(), Error> {
 fn start(options: &Options) -> anyhow::Result<(Server, HttpThread)> {
     let config = ResourceManagerConfig::load(&options.config)?.config;
     let devices = Devices::load(&options.device_database)?;
+    let secret = config.secret()?;
     let nodes = match &options.input_database {
-        Some(path) => store::load(path)?,
+        Some(path) => executors::load(path)?,
         None => Vec::new(),
     };
-    let store = options.output_database.as_deref().map(Store::open).transpose()?;
+    let export = options.output_database.as_deref().map(Export::open).transpose()?;
+    let configured =
+        Some(Path::new(&config.state_file)).filter(|path| !path.as_os_str().is_empty());
+    let state = open_state(options.state_file.as_deref().or(configured))?;
     let device = devices.open(&config.rdma_device)?.device;
     let listener = device.listen(config.rdma_device_port)?;
     let http_address = config.http_address().context("http_network_address")?;
@@ -89,27 +100,71 @@ fn start(options: &Options) -> anyhow::Result<(Server, HttpThread)> {
         .with_context(|| format!("HTTP cannot be served at {http_address}"))?;
     let http_address = http.local_addr().context("HTTP address")?;
 
-    let now = Now::read();
-    let mut pool = Pool::new(now, Duration::from_millis(config.node_return_ms.into()));
-    for spec in nodes {
-        // Nobody is connected yet, so nothing is to be done about it but to write the database.
-        pool.add_node(now, spec, &mut Vec::new())?;
+    let events = Arc::new(Events::default());
+    let heartbeat = config.heartbeat();
+    let mut ledger = Ledger::new(state.clone(), events.clone(), heartbeat.period);
+    let node_return = Duration::from_millis(config.node_return_ms.into());
+    let pool = restore(&state, &mut ledger, node_return, nodes).context("state")?;
+    if let Some(export) = &export {
+        export.write(&pool.nodes()).context("the executors database could not be written")?;
     }
-    if let Some(store) = &store {
-        store.write(&pool.nodes()).context("the executors database could not be written")?;
-    }
-    let (commands, inbox) = commands().context("eventfd(2) failed")?;
-    let secret = config.secret()?;
     if let Some(weak) = secret.warning() {
         tracing::warn!("{weak}");
     }
     let secret = Arc::clone(secret.bytes());
-    let api = http::Api::new(commands.clone(), Arc::clone(&secret));
+    let (commands, inbox) = commands().context("eventfd(2) failed")?;
+    let api = http::Api::new(commands.clone(), state, events.clone(), Arc::clone(&secret));
     let http = HttpThread::start(http, api, commands.clone())?;
     tracing::info!("Listening on device {}, address {}", device.name(), listener.local_addr());
     tracing::info!("HTTP interface at {http_address}");
+    let terms = Terms { secret, heartbeat, sleep: config.rdma_sleep };
     let ends = (commands, inbox);
-    Ok((Server::new(device, listener, ends, pool, secret, store, config.rdma_sleep), http))
+    Ok((Server::new((device, listener), ends, (pool, ledger), export, events, terms), http))
+}
+
+/// The state at `path`, or one in memory.
+fn open_state(path: Option<&Path>) -> anyhow::Result<Arc<State>> {
+    Ok(Arc::new(match path {
+        Some(path) => State::open(path)?,
+        None => {
+            tracing::warn!(
+                "nodes, leases and bills are lost when this program ends: name a file in state_file to \
+                 keep them"
+            );
+            State::in_memory().context("state in memory")?
+        }
+    }))
+}
+
+/// The pool that the state is of, with `imported` nodes added; committed.
+fn restore(
+    state: &State,
+    ledger: &mut Ledger,
+    node_return: Duration,
+    imported: Vec<NodeSpec>,
+) -> anyhow::Result<Pool> {
+    let now = Now::read();
+    let mut pool = match state.snapshot(now.wall)? {
+        Some(snapshot) => {
+            let (nodes, leases) = (snapshot.nodes.len(), snapshot.leases.len());
+            tracing::info!(nodes, leases, "state of an earlier run taken over");
+            Pool::restore(now, node_return, snapshot)
+        }
+        None => {
+            let pool = Pool::new(now, node_return);
+            state.begin(pool.first_id())?;
+            pool
+        }
+    };
+    for spec in imported {
+        let node = spec.name().clone();
+        // Nobody is connected yet, so there is nothing to be done about it.
+        if let Err(conflict) = pool.add_node(now, spec, &mut Vec::new()) {
+            tracing::warn!(%node, %conflict, "the node stays as the state has it");
+        }
+    }
+    ledger.settle(now, pool.take_changes())?;
+    Ok(pool)
 }
 
 /// The thread that serves HTTP and takes signals.

@@ -18,12 +18,15 @@ struct Cli {
     /// RDMA devices of this machine.
     #[arg(long, value_name = "FILE", default_value = "config/devices.json")]
     device_database: PathBuf,
-    /// Executors database: nodes to start with.
+    /// Executors database: nodes to start with, besides those of the state file.
     #[arg(short, long, value_name = "FILE")]
     input_database: Option<PathBuf>,
-    /// Executors database: where nodes are kept, written after each change.
+    /// Executors database: where to write the nodes, after each change.
     #[arg(short, long, value_name = "FILE")]
     output_database: Option<PathBuf>,
+    /// Where nodes, leases and bills are kept, instead of the configured file.
+    #[arg(long, value_name = "FILE")]
+    state_file: Option<PathBuf>,
     /// Accepted for compatibility, without effect.
     #[arg(long, value_name = "N")]
     rdma_threads: Option<i32>,
@@ -43,6 +46,7 @@ fn main() -> ExitCode {
         device_database: cli.device_database,
         input_database: cli.input_database,
         output_database: cli.output_database,
+        state_file: cli.state_file,
     };
     match resource_manager::run(&options) {
         Ok(()) => ExitCode::SUCCESS,

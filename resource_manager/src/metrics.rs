@@ -1,6 +1,8 @@
-//! `/metrics`: counts of the pool in the text format of Prometheus, version 0.0.4.
+//! `/metrics`: counts of the pool and of its loop in the text format of Prometheus, version 0.0.4.
 
 use std::fmt::Write;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use rfaas::protocol::lease::EndReason;
 
@@ -18,7 +20,36 @@ const REASONS: [EndReason; 6] = [
     EndReason::Shutdown,
 ];
 
-/// What is shown, taken from the pool at one moment.
+/// What happens in the loop beside the pool, counted since the start.
+#[derive(Debug, Default)]
+pub struct Events(Mutex<Counts>);
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Counts {
+    commits: u64,
+    committing: Duration,
+    silent_nodes: u64,
+}
+
+impl Events {
+    /// The state was committed, which took so long.
+    pub fn committed(&self, took: Duration) {
+        let mut counts = self.lock();
+        counts.commits += 1;
+        counts.committing += took;
+    }
+
+    /// An executor manager was silent for too long.
+    pub fn silent_node(&self) {
+        self.lock().silent_nodes += 1;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Counts> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner) // whole after each statement
+    }
+}
+
+/// What is shown, taken at one moment.
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
     nodes: [u64; 4],
@@ -26,14 +57,16 @@ pub struct Snapshot {
     cores: [u64; 2],
     memory: [u64; 2],
     totals: Totals,
+    counts: Counts,
 }
 
 const LEASES: [LeaseState; 3] = [LeaseState::Granted, LeaseState::Active, LeaseState::Ending];
 
 impl Snapshot {
     /// Counts.
-    pub fn of(pool: &Pool) -> Self {
-        let mut snapshot = Snapshot { totals: pool.totals(), ..Snapshot::default() };
+    pub fn of(pool: &Pool, events: &Events) -> Self {
+        let (totals, counts) = (pool.totals(), *events.lock());
+        let mut snapshot = Snapshot { totals, counts, ..Snapshot::default() };
         for node in pool.nodes() {
             for (count, state) in snapshot.nodes.iter_mut().zip(NodeState::ALL) {
                 *count += u64::from(node.state == state);
@@ -77,6 +110,14 @@ impl Snapshot {
         text.one("rfaas_memory_megabytes", "gauge", help, self.memory[0]);
         let help = "Memory of nodes that are ready that no lease holds, in MB.";
         text.one("rfaas_memory_free_megabytes", "gauge", help, self.memory[1]);
+        let counts = &self.counts;
+        let help = "Times that the state was committed.";
+        text.one("rfaas_state_commits_total", "counter", help, counts.commits);
+        let help = "Time that this took, in microseconds.";
+        let micros = u64::try_from(counts.committing.as_micros()).unwrap_or(u64::MAX);
+        text.one("rfaas_state_commit_microseconds_total", "counter", help, micros);
+        let help = "Executor managers given up because they were silent.";
+        text.one("rfaas_silent_nodes_total", "counter", help, counts.silent_nodes);
         text.0
     }
 }

@@ -6,6 +6,8 @@
 //! ```
 //! * PROVED - nothing that comes before a registration with the right proof reaches the pool.
 //! * ALONE - one registered connection a node. A second is refused while the first is alive.
+//! * DURABLE FIRST - what a node is told of leases, also that it is registered, goes through actions, which
+//!   the loop carries out when what they tell of is committed.
 //!
 //! Elsewhere: what a report changes (`pool`); which messages there are (`rfaas::protocol::node`).
 
@@ -15,7 +17,7 @@ use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use rdmalib::{ConnectRequest, Device};
 use rfaas::channel::{Channel, ChannelError};
-use rfaas::heartbeat::Heartbeat;
+use rfaas::heartbeat::{Heartbeat, Pulse};
 use rfaas::protocol::lease::{EndReason, LeaseId, LeaseTerms, Reason};
 use rfaas::protocol::node::{
     Challenge, EndLease, FromNode, LeaseEndedAck, Register, RegisterRefused, Registered, ToNode,
@@ -23,54 +25,65 @@ use rfaas::protocol::node::{
 use rfaas::protocol::{Empty, Malformed, Secret};
 
 use crate::link::{Told, Turn, Waiting, printable, take_messages};
+use crate::metrics::Events;
 use crate::pool::{Action, Ask, Capacity, EndReport, LinkId, MAX_TIMEOUT, Now, Pool, Terms};
 
-/// Pause between two heartbeats to an executor manager.
-pub const HEARTBEAT: Duration = Duration::from_secs(1);
-/// An executor manager that was silent for so long, though it is to send heartbeats too, is taken for
-/// lost: five of them are missing.
-pub const SILENCE: Duration = Duration::from_secs(5);
 /// How long a peer may take to say who it is.
-pub const GREETING: Duration = Duration::from_secs(5);
+const GREETING: Duration = Duration::from_secs(5);
 /// How long a refusal has to arrive before its connection is cut.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 /// Messages that an executor manager may be ahead: after a reconnection it reports all its leases.
 const RECEIVES: u32 = 256;
 
 enum Phase {
-    /// It is to register.
-    Greeting { challenge: Challenge },
+    /// It is to register by then.
+    Greeting { challenge: Challenge, until: Instant },
     /// It is the executor manager of this node.
-    Registered { node: Arc<str> },
-    /// It was refused.
-    Closing,
+    Registered { node: Arc<str>, pulse: Pulse },
+    /// It was refused, and may read so until then.
+    Closing { until: Instant },
 }
 
 struct NodeLink {
     channel: Channel,
     phase: Phase,
-    /// When it was last heard; in other phases than registered, when that began.
-    heard: Instant,
+}
+
+impl NodeLink {
+    /// When there is something to do about it at the latest.
+    fn deadline(&self) -> Instant {
+        match &self.phase {
+            Phase::Greeting { until, .. } | Phase::Closing { until } => *until,
+            Phase::Registered { pulse, .. } => pulse.deadline(),
+        }
+    }
 }
 
 /// All of them.
 pub(crate) struct Nodes {
     links: BTreeMap<LinkId, NodeLink>,
     secret: Arc<[u8]>,
+    heartbeat: Heartbeat,
     waiting: Waiting,
-    next_beat: Option<Instant>,
+    events: Arc<Events>,
     refusals: Told,
     /// Had more to say than `hear` took.
     unheard: Vec<LinkId>,
 }
 
 impl Nodes {
-    pub(crate) fn new(secret: Arc<[u8]>, waiting: Waiting) -> Self {
+    pub(crate) fn new(
+        secret: Arc<[u8]>,
+        heartbeat: Heartbeat,
+        waiting: Waiting,
+        events: Arc<Events>,
+    ) -> Self {
         Nodes {
             links: BTreeMap::new(),
             secret,
+            heartbeat,
             waiting,
-            next_beat: None,
+            events,
             refusals: Told::default(),
             unheard: Vec::new(),
         }
@@ -100,9 +113,8 @@ impl Nodes {
         let challenge = Challenge { nonce };
         let mut channel = Channel::new(device, RECEIVES)?;
         channel.accept(request, &challenge)?;
-        let phase = Phase::Greeting { challenge };
-        self.links.insert(id, NodeLink { channel, phase, heard: now.monotonic });
-        self.next_beat.get_or_insert(now.monotonic + HEARTBEAT);
+        let phase = Phase::Greeting { challenge, until: now.monotonic + GREETING };
+        self.links.insert(id, NodeLink { channel, phase });
         Ok(())
     }
 
@@ -121,10 +133,10 @@ impl Nodes {
     ) -> Turn {
         // Out of the map, since a registration may concern another connection too.
         let Some(mut link) = self.links.remove(&id) else { return Turn::Done };
-        let NodeLink { channel, phase, heard } = &mut link;
+        let NodeLink { channel, phase } = &mut link;
         let turn = take_messages(channel, self.waiting, |channel, message| {
-            if !matches!(phase, Phase::Closing) {
-                *heard = now.monotonic; // who was refused cannot stay by talking on
+            if let Phase::Registered { pulse, .. } = phase {
+                pulse.heard(now.monotonic);
             }
             self.message(now, id, channel, phase, message, pool, out)
         });
@@ -164,24 +176,25 @@ impl Nodes {
         out: &mut Vec<Action>,
     ) -> Result<(), ChannelError> {
         match (&*phase, message) {
-            (Phase::Closing, _) => {} // it has not read that it was refused
-            (Phase::Greeting { challenge }, FromNode::Register(register)) => {
+            (Phase::Closing { .. }, _) => {} // it has not read that it was refused
+            (Phase::Greeting { challenge, .. }, FromNode::Register(register)) => {
                 match self.register(now, id, &register, challenge, pool, out)? {
                     Ok((node, capacity)) => {
-                        *phase = Phase::Registered { node }; // first: the pool counts on it
-                        channel.send(&registered(capacity))?;
+                        let pulse = Pulse::new(self.heartbeat, now.monotonic);
+                        *phase = Phase::Registered { node, pulse };
+                        out.push(Action::TellCapacity { link: id, capacity });
                     }
                     Err(why) => {
                         let reason = Reason::truncated(&why);
                         channel.send(&ToNode::Refused(RegisterRefused { reason }))?;
-                        *phase = Phase::Closing;
+                        *phase = Phase::Closing { until: now.monotonic + LAST_WORDS };
                     }
                 }
             }
-            (Phase::Registered { node }, FromNode::Claimed(claim)) => {
+            (Phase::Registered { node, .. }, FromNode::Claimed(claim)) => {
                 pool.claimed(now, id, &read_terms(&claim.terms, node)?, out);
             }
-            (Phase::Registered { node }, FromNode::Ended(ended)) => {
+            (Phase::Registered { node, .. }, FromNode::Ended(ended)) => {
                 let report = EndReport {
                     terms: read_terms(&ended.terms, node)?,
                     reason: EndReason::from_wire(ended.reason)?,
@@ -217,6 +230,10 @@ impl Nodes {
         out: &mut Vec<Action>,
     ) -> Result<Result<(Arc<str>, Capacity), String>, ChannelError> {
         let name = register.node.get()?;
+        let instance = register.instance.get();
+        if instance == 0 {
+            return Err(Malformed::Field("instance").into());
+        }
         if !register.verify(challenge, &self.secret) {
             let why = "the cluster secret is not this resource manager's: \
                        resource_manager_secret there must be rdma-secret here";
@@ -224,13 +241,13 @@ impl Nodes {
         }
         // The newer connection wins if the older is dead, which was perhaps not looked at yet.
         let dead = self.links.iter().find(|(_, link)| {
-            matches!(&link.phase, Phase::Registered { node } if **node == *name)
+            matches!(&link.phase, Phase::Registered { node, .. } if **node == *name)
                 && !link.channel.is_connected()
         });
         if let Some(dead) = dead.map(|(id, _)| *id) {
             self.drop_link(now, dead, &ChannelError::Disconnected, pool, out);
         }
-        Ok(match pool.node_connected(now, name, register.instance.get(), id, out) {
+        Ok(match pool.node_connected(now, name, instance, id, out) {
             Ok(capacity) => Ok((name.into(), capacity)),
             Err(why) => Err(self.refuse(now, name, why)),
         })
@@ -269,39 +286,46 @@ impl Nodes {
         if let Err(error) = link.channel.send(&ToNode::Refused(refused)) {
             tracing::debug!(%error, "a node that was removed could not be told");
         }
-        link.phase = Phase::Closing;
-        link.heard = now.monotonic;
+        link.phase = Phase::Closing { until: now.monotonic + LAST_WORDS };
     }
 
     /// When [`tick`](Self::tick) has something to do next.
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
-        self.next_beat
+        self.links.values().map(NodeLink::deadline).min()
     }
 
-    /// Once a [`HEARTBEAT`]: sends one to each node, drops those that were silent too long.
+    /// Gives signs of life that are due, drops those whose own did not come. To be called after everything that
+    /// peers have sent was taken.
     pub(crate) fn tick(&mut self, now: Now, pool: &mut Pool, out: &mut Vec<Action>) {
-        if self.next_beat.is_none_or(|at| at > now.monotonic) {
-            return;
-        }
-        for id in self.links.keys().copied().collect::<Vec<_>>() {
-            let Some(link) = self.links.get_mut(&id) else { continue };
-            let (patience, what) = match link.phase {
-                Phase::Greeting { .. } => (GREETING, "registering"),
-                Phase::Registered { .. } => (SILENCE, "hearing from the executor manager"),
-                Phase::Closing => (LAST_WORDS, "closing"),
+        let due = |link: &NodeLink| link.deadline() <= now.monotonic;
+        let due: Vec<_> = self.links.iter().filter(|(_, l)| due(l)).map(|(id, _)| *id).collect();
+        for id in due {
+            let Some(NodeLink { channel, phase }) = self.links.get_mut(&id) else { continue };
+            let error = match phase {
+                Phase::Greeting { .. } => {
+                    Some(ChannelError::TimedOut { what: "registering", after: GREETING })
+                }
+                Phase::Closing { .. } => {
+                    Some(ChannelError::TimedOut { what: "closing", after: LAST_WORDS })
+                }
+                Phase::Registered { pulse, .. } => {
+                    let what = "hearing from the executor manager";
+                    match pulse.silent(now.monotonic) {
+                        Some(after) => {
+                            self.events.silent_node();
+                            Some(ChannelError::TimedOut { what, after })
+                        }
+                        None if pulse.beat(now.monotonic) => {
+                            channel.send(&ToNode::Heartbeat(Empty {})).err()
+                        }
+                        None => None,
+                    }
+                }
             };
-            let error = if now.monotonic.saturating_duration_since(link.heard) >= patience {
-                ChannelError::TimedOut { what, after: patience }
-            } else if matches!(link.phase, Phase::Registered { .. })
-                && let Err(error) = link.channel.send(&ToNode::Heartbeat(Empty {}))
-            {
-                error
-            } else {
-                continue;
-            };
-            self.drop_link(now, id, &error, pool, out);
+            if let Some(error) = error {
+                self.drop_link(now, id, &error, pool, out);
+            }
         }
-        self.next_beat = (!self.links.is_empty()).then_some(now.monotonic + HEARTBEAT);
     }
 
     fn drop_link(
@@ -315,11 +339,11 @@ impl Nodes {
         let Some(mut link) = self.links.remove(&id) else { return };
         link.channel.disconnect();
         match link.phase {
-            Phase::Closing => tracing::debug!(%why, "refused connection closed"),
+            Phase::Closing { .. } => tracing::debug!(%why, "refused connection closed"),
             Phase::Greeting { .. } => {
                 tracing::warn!(%why, "connection of an executor manager that did not register dropped");
             }
-            Phase::Registered { node } => {
+            Phase::Registered { node, .. } => {
                 match why {
                     ChannelError::Disconnected => tracing::debug!(%node, "it disconnected"),
                     _ => tracing::warn!(%node, %why, "connection dropped"),
@@ -331,7 +355,7 @@ impl Nodes {
 }
 
 /// What a node is told on this action of the pool, if it is a message.
-pub(crate) fn message_of(action: &Action) -> Option<(LinkId, ToNode)> {
+pub(crate) fn message_of(action: &Action, heartbeat: Heartbeat) -> Option<(LinkId, ToNode)> {
     Some(match *action {
         Action::EndLease { link, lease, reason, grace } => {
             let grace_ms = u32::try_from(grace.as_millis()).unwrap_or(u32::MAX).into();
@@ -341,13 +365,12 @@ pub(crate) fn message_of(action: &Action) -> Option<(LinkId, ToNode)> {
         Action::AcknowledgeEnd { link, lease } => {
             (link, ToNode::EndedAck(LeaseEndedAck { lease: lease.get().into() }))
         }
-        Action::TellCapacity { link, capacity } => (link, registered(capacity)),
+        Action::TellCapacity { link, capacity } => (link, registered(capacity, heartbeat)),
         Action::Close { .. } | Action::Resolve { .. } | Action::NodesChanged => return None,
     })
 }
 
-fn registered(capacity: Capacity) -> ToNode {
-    let heartbeat = Heartbeat { period: HEARTBEAT, silence: SILENCE };
+fn registered(capacity: Capacity, heartbeat: Heartbeat) -> ToNode {
     ToNode::Registered(Registered {
         cores: capacity.cores.into(),
         memory: capacity.memory.into(),

@@ -1,11 +1,16 @@
 //! The loop: one thread owns the listener, all connections and the pool. It sleeps until one of them
-//! has news, a command comes or a deadline is due; then it hands news and time to the pool and carries
-//! out what the pool says.
+//! has news, a command comes or a deadline is due; then it hands news and time to the pool, has the ledger
+//! commit what changed, and carries out what the pool says.
 //!
 //! ```text
-//!   poll(2) ──▶ accept ──▶ commands ──▶ turns of peers ──▶ deadlines ──▶ actions ──▶ answers ──▶ poll(2)
+//!   poll(2) ──▶ accept ──▶ commands ──▶ turns of peers ──▶ deadlines ─┐
+//!      ▲                                                              ▼
+//!      └──── answers over HTTP ◀── answers over RDMA ◀── actions ◀── commit
 //! ```
 //! With `rdma-sleep` false it looks at everything again and again instead, without sleeping.
+//!
+//! DURABLE FIRST - nothing leaves this loop, to a node, a client or over HTTP, before the changes that it tells
+//! of are committed ([`Ledger`]). Signs of life and refusals of connections tell of none.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -19,14 +24,17 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use rdmalib::{ConnectRequest, Device, Listener};
 use rfaas::channel::refuse;
+use rfaas::heartbeat::Heartbeat;
 use rfaas::protocol::{Hello, Role};
 
 use crate::clients::Clients;
 use crate::commands::{Answer, Command, Commands, Inbox};
+use crate::executors::Export;
+use crate::ledger::Ledger;
 use crate::link::{Told, Turn, Waiting};
+use crate::metrics::Events;
 use crate::nodes::{Nodes, message_of};
 use crate::pool::{Action, LinkId, Now, Pool};
-use crate::store::Store;
 
 /// Connections taken before peers have their turn again.
 const ACCEPT_BATCH: usize = 32;
@@ -38,6 +46,10 @@ const DESCRIPTORS_PER_CONNECTION: u64 = 8;
 const OTHER_DESCRIPTORS: u64 = 512;
 /// Most connections, whatever the limit of descriptors.
 const MAX_CONNECTIONS: u64 = 16_384;
+
+/// Why the loop ends with what the state said.
+const NOT_COMMITTED: &str = "the state could not be written, so nothing can be promised any more; leases in use go \
+                             on: start it again when there is room on the disk";
 
 /// Something that the loop waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -56,9 +68,11 @@ pub(crate) struct Server {
     /// For those who look up addresses.
     commands: Commands,
     pool: Pool,
+    ledger: Ledger,
     nodes: Nodes,
     clients: Clients,
-    store: Option<Store>,
+    export: Option<Export>,
+    heartbeat: Heartbeat,
     waiting: Waiting,
     max_connections: usize,
     next_link: u64,
@@ -68,15 +82,23 @@ pub(crate) struct Server {
     refusals: Told,
 }
 
+/// What a server is told about its cluster.
+pub(crate) struct Terms {
+    /// Signs leases, proves nodes.
+    pub(crate) secret: Arc<[u8]>,
+    pub(crate) heartbeat: Heartbeat,
+    /// Whether to sleep until there is news.
+    pub(crate) sleep: bool,
+}
+
 impl Server {
     pub(crate) fn new(
-        device: Device,
-        listener: Listener,
+        (device, listener): (Device, Listener),
         (commands, inbox): (Commands, Inbox),
-        pool: Pool,
-        secret: Arc<[u8]>,
-        store: Option<Store>,
-        sleep: bool,
+        (pool, ledger): (Pool, Ledger),
+        export: Option<Export>,
+        events: Arc<Events>,
+        Terms { secret, heartbeat, sleep }: Terms,
     ) -> Self {
         let waiting = if sleep { Waiting::Asleep } else { Waiting::Polling };
         Server {
@@ -85,9 +107,11 @@ impl Server {
             inbox,
             commands,
             pool,
-            nodes: Nodes::new(secret.clone(), waiting),
+            ledger,
+            nodes: Nodes::new(secret.clone(), heartbeat, waiting, events),
             clients: Clients::new(secret, waiting),
-            store,
+            export,
+            heartbeat,
             waiting,
             max_connections: max_connections(),
             next_link: 0,
@@ -99,9 +123,10 @@ impl Server {
 
     /// Serves until it is told to stop. The connections end with it; leases in use do not.
     pub(crate) fn run(mut self) -> anyhow::Result<()> {
-        let served = self.serve();
+        self.serve()?;
+        self.ledger.close().context(NOT_COMMITTED)?;
         self.write_database();
-        served
+        Ok(())
     }
 
     fn serve(&mut self) -> anyhow::Result<()> {
@@ -134,7 +159,7 @@ impl Server {
             // After what peers said: nobody is taken for silent whose words wait to be read.
             self.pool.tick(now, &mut actions);
             self.nodes.tick(now, &mut self.pool, &mut actions);
-            self.carry_out(now, &mut actions);
+            self.settle(now, &mut actions)?;
             answers.drain(..).for_each(|answer: Answer| answer());
             if stop {
                 return Ok(());
@@ -162,6 +187,7 @@ impl Server {
         let deadlines = [
             self.pool.next_deadline(),
             self.nodes.next_deadline(),
+            self.ledger.next_deadline(),
             self.listen_again,
             (!self.due.is_empty()).then_some(now),
         ];
@@ -296,24 +322,37 @@ impl Server {
         false
     }
 
-    /// Does what the pool says, and what that leads to.
-    fn carry_out(&mut self, now: Now, actions: &mut Vec<Action>) {
+    /// Commits what changed, then does what the pool says and answers clients (DURABLE FIRST); and so on with
+    /// what that leads to.
+    fn settle(&mut self, now: Now, actions: &mut Vec<Action>) -> anyhow::Result<()> {
         let mut nodes_changed = false;
-        while !actions.is_empty() {
-            for action in std::mem::take(actions) {
-                if let Some((link, message)) = message_of(&action) {
-                    self.nodes.send(now, link, &message, &mut self.pool, actions);
-                    continue;
-                }
-                match action {
-                    Action::Close { link, reason } => self.nodes.close(now, link, &reason),
-                    Action::Resolve { node, host } => self.resolve(node, host),
-                    _ => nodes_changed = true,
-                }
+        loop {
+            let changes = self.pool.take_changes();
+            self.ledger.settle(now, changes).context(NOT_COMMITTED)?;
+            if actions.is_empty() && !self.clients.has_answers() {
+                break;
             }
+            for action in std::mem::take(actions) {
+                nodes_changed |= action == Action::NodesChanged;
+                self.carry_out(now, action, actions);
+            }
+            self.clients.deliver(now, &mut self.pool);
         }
         if nodes_changed {
             self.write_database();
+        }
+        Ok(())
+    }
+
+    /// Does one thing that the pool said; what that leads to is added to `actions`.
+    fn carry_out(&mut self, now: Now, action: Action, actions: &mut Vec<Action>) {
+        if let Some((link, message)) = message_of(&action, self.heartbeat) {
+            return self.nodes.send(now, link, &message, &mut self.pool, actions);
+        }
+        match action {
+            Action::Close { link, reason } => self.nodes.close(now, link, &reason),
+            Action::Resolve { node, host } => self.resolve(node, host),
+            _ => {}
         }
     }
 
@@ -335,8 +374,8 @@ impl Server {
     }
 
     fn write_database(&self) {
-        let Some(store) = &self.store else { return };
-        if let Err(error) = store.write(&self.pool.nodes()) {
+        let Some(export) = &self.export else { return };
+        if let Err(error) = export.write(&self.pool.nodes()) {
             tracing::error!(%error, "the executors database could not be written; its old state is kept");
         }
     }

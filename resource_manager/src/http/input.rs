@@ -6,12 +6,14 @@ use std::time::{Duration, SystemTime};
 
 use axum::extract::Query;
 use axum::http::Uri;
+use rfaas::protocol::lease::Token;
 use serde_json::{Map, Value};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use crate::pool::{
-    Ask, Capacity, DEFAULT_GRACE, DEFAULT_TIMEOUT, MAX_CORES, MAX_GRACE, MAX_TIMEOUT, NodeSpec,
+    Ask, Capacity, DEFAULT_GRACE, DEFAULT_TIMEOUT, MAX_CORES, MAX_GRACE, MAX_NODES, MAX_TIMEOUT,
+    NodeSpec,
 };
 
 /// Whom a lease is billed to if the request gives no name.
@@ -53,6 +55,13 @@ impl Fields {
                 ))
             }
         }
+    }
+
+    /// How long a lease is to last.
+    fn timeout(&mut self) -> Result<Duration, String> {
+        let max = u64::try_from(MAX_TIMEOUT.as_millis()).unwrap_or(u64::MAX);
+        let timeout = self.whole("timeout_ms", 1..=max)?;
+        Ok(timeout.map_or(DEFAULT_TIMEOUT, Duration::from_millis))
     }
 
     fn finish(self) -> Result<(), String> {
@@ -157,37 +166,66 @@ pub(super) fn remove(uri: &Uri, body: &[u8]) -> Result<(String, Duration), Strin
     Ok((name, grace))
 }
 
+/// What a request for a lease says.
+pub(super) struct LeaseRequest {
+    pub(super) ask: Ask,
+    /// It may be met from several nodes.
+    pub(super) in_parts: bool,
+}
+
 /// `POST /leases`.
-pub(super) fn lease(uri: &Uri, body: &[u8]) -> Result<Ask, String> {
+pub(super) fn lease(uri: &Uri, body: &[u8]) -> Result<LeaseRequest, String> {
     Params::parse(uri)?.finish()?;
-    let max = u64::try_from(MAX_TIMEOUT.as_millis()).unwrap_or(u64::MAX);
     let mut fields = Fields::parse(body)?;
     let cores = required("cores", fields.whole("cores", 1..=MAX_CORES.into())?)?;
     let memory = required("memory", fields.whole("memory", 1..=u32::MAX.into())?)?;
-    let timeout = fields.whole("timeout_ms", 1..=max)?.map(Duration::from_millis);
+    let max_nodes = fields.whole("max_nodes", 1..=MAX_NODES.into())?.unwrap_or(1);
+    let timeout = fields.timeout()?;
     let client = fields.text("client")?;
     fields.finish()?;
     let small = "within the range just checked";
-    Ask::new(
+    let ask = Ask::new(
         u32::try_from(cores).expect(small),
         u32::try_from(memory).expect(small),
-        timeout.unwrap_or(DEFAULT_TIMEOUT),
+        timeout,
         client.as_deref().unwrap_or(NAMELESS),
-    )
+    )?;
+    let ask = ask.on_nodes(u32::try_from(max_nodes).expect(small))?;
+    Ok(LeaseRequest { ask, in_parts: max_nodes > 1 })
+}
+
+/// `POST /leases/ID/renew`: the token, and for how long.
+pub(super) fn renewal(uri: &Uri, body: &[u8]) -> Result<(Token, Duration), String> {
+    Params::parse(uri)?.finish()?;
+    let mut fields = Fields::parse(body)?;
+    let token = required("token", fields.text("token")?)?;
+    let timeout = fields.timeout()?;
+    fields.finish()?;
+    let token = Token::from_text(&token).map_err(|_| "field \"token\" is not a lease's token")?;
+    Ok((token, timeout))
 }
 
 /// Which bills, and how.
 pub(super) struct Billing {
     pub(super) client: Option<String>,
     pub(super) since: Option<SystemTime>,
+    /// Summed up, one row a client.
+    pub(super) by_client: bool,
     pub(super) csv: bool,
 }
 
-/// `GET /billing?client=NAME&since=TIME&format=FORMAT`.
+/// `GET /billing?client=NAME&since=TIME&by=client&format=FORMAT`.
 pub(super) fn billing(uri: &Uri) -> Result<Billing, String> {
     let mut params = Params::parse(uri)?;
     let client = params.take("client")?;
     let since = params.take("since")?.map(|text| time("since", &text)).transpose()?;
+    let by_client = match params.take("by")?.as_deref() {
+        None | Some("lease") => false,
+        Some("client") => true,
+        Some(other) => {
+            return Err(format!("query parameter \"by\" must be lease or client, not {other:?}"));
+        }
+    };
     let csv = match params.take("format")?.as_deref() {
         None | Some("json") => false,
         Some("csv") => true,
@@ -196,7 +234,7 @@ pub(super) fn billing(uri: &Uri) -> Result<Billing, String> {
         }
     };
     params.finish()?;
-    Ok(Billing { client, since, csv })
+    Ok(Billing { client, since, by_client, csv })
 }
 
 /// A time as RFC 3339 has it. A query that was not encoded has a blank where an offset's plus was.

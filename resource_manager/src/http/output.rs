@@ -1,4 +1,6 @@
-//! What goes out over HTTP: the JSON of nodes, leases and bills. Names and units are fixed for users.
+//! What goes out over HTTP: the JSON of nodes and leases. Names and units are fixed for users.
+//!
+//! Elsewhere: bills (`bills`).
 
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -7,7 +9,7 @@ use rfaas::protocol::lease::Token;
 use serde::Serialize;
 use time::OffsetDateTime;
 
-use crate::pool::{Billed, Grant, LeaseState, LeaseView, NodeView};
+use crate::pool::{Grant, LeaseState, LeaseView, NodeView};
 
 /// Serialised here only, so that no token gets into another type by accident.
 #[derive(Debug, Serialize)]
@@ -20,9 +22,22 @@ pub(super) struct GrantJson {
     memory: u32,
     expires_at: String,
     token: String,
+    /// All of a request that could be met from several nodes, this one first.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    parts: Option<Vec<GrantJson>>,
 }
 
 impl GrantJson {
+    pub(super) fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// The answer to a request that could be met from several nodes.
+    pub(super) fn in_parts(grants: &[Grant], secret: &[u8]) -> Option<Self> {
+        let parts = grants.iter().map(|grant| GrantJson::new(grant, secret)).collect();
+        Some(GrantJson { parts: Some(parts), ..GrantJson::new(grants.first()?, secret) })
+    }
+
     pub(super) fn new(grant: &Grant, secret: &[u8]) -> Self {
         GrantJson {
             id: grant.terms.lease.get(),
@@ -33,6 +48,7 @@ impl GrantJson {
             memory: grant.terms.memory,
             expires_at: rfc3339(grant.terms.expires_at),
             token: Token::sign(grant.to_wire(), secret).to_text(),
+            parts: None,
         }
     }
 }
@@ -111,66 +127,6 @@ pub(super) struct RemovedJson {
     pub(super) state: &'static str,
 }
 
-/// One bill: an object in JSON, a line in CSV.
-#[derive(Debug, Serialize)]
-pub(super) struct BillRow {
-    lease: u64,
-    client: Arc<str>,
-    node: Arc<str>,
-    cores: u32,
-    memory: u32,
-    allocated_ms: u64,
-    hot_polling_ns: u64,
-    execution_ns: u64,
-    invocations: u64,
-    ended_at: String,
-    reason: &'static str,
-}
-
-impl From<Billed> for BillRow {
-    fn from(billed: Billed) -> Self {
-        BillRow {
-            lease: billed.lease.get(),
-            client: billed.client,
-            node: billed.node,
-            cores: billed.cores,
-            memory: billed.memory,
-            allocated_ms: billed.bill.allocated_ns.get() / 1_000_000,
-            hot_polling_ns: billed.bill.hot_polling_ns.get(),
-            execution_ns: billed.bill.execution_ns.get(),
-            invocations: billed.bill.invocations.get(),
-            ended_at: rfc3339(billed.ended_at),
-            reason: billed.reason.name(),
-        }
-    }
-}
-
-/// The keys of a bill, in order: the first line of the table.
-const BILL_COLUMNS: [&str; 11] = [
-    "lease",
-    "client",
-    "node",
-    "cores",
-    "memory",
-    "allocated_ms",
-    "hot_polling_ns",
-    "execution_ns",
-    "invocations",
-    "ended_at",
-    "reason",
-];
-
-/// The bills as a table (RFC 4180), its head also where there are none.
-pub(super) fn csv(bills: &[BillRow]) -> Result<Vec<u8>, csv::Error> {
-    let mut table = csv::WriterBuilder::new()
-        .has_headers(false)
-        .terminator(csv::Terminator::CRLF)
-        .from_writer(Vec::new());
-    table.write_record(BILL_COLUMNS)?;
-    bills.iter().try_for_each(|bill| table.serialize(bill))?;
-    table.into_inner().map_err(|error| error.into_error().into())
-}
-
 /// RFC 3339 in UTC, always with milliseconds.
 pub(super) fn rfc3339(at: SystemTime) -> String {
     // A node may report any time for a lease of an earlier run; `time` knows the years to 9999.
@@ -190,32 +146,6 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-
-    #[test]
-    fn a_bill_has_the_same_columns_and_keys() {
-        let bill = BillRow {
-            lease: 1,
-            client: "a, \"b\"".into(),
-            node: "n".into(),
-            cores: 2,
-            memory: 3,
-            allocated_ms: 4,
-            hot_polling_ns: 5,
-            execution_ns: 6,
-            invocations: 7,
-            ended_at: rfc3339(SystemTime::UNIX_EPOCH),
-            reason: "released",
-        };
-        let json = serde_json::to_string(&bill).unwrap();
-        let keys: Vec<_> = json.split('"').filter(|word| BILL_COLUMNS.contains(word)).collect();
-        assert_eq!(keys, BILL_COLUMNS);
-        let table = String::from_utf8(csv(&[bill]).unwrap()).unwrap();
-        let lines: Vec<_> = table.split_terminator("\r\n").collect();
-        assert_eq!(lines[0], BILL_COLUMNS.join(","));
-        let expected = r#"1,"a, ""b""",n,2,3,4,5,6,7,1970-01-01T00:00:00.000Z,released"#;
-        assert_eq!(lines[1..], [expected]);
-        assert_eq!(csv(&[]).unwrap(), (BILL_COLUMNS.join(",") + "\r\n").into_bytes());
-    }
 
     #[test]
     fn times_are_rfc_3339_with_milliseconds() {

@@ -11,16 +11,24 @@ use tokio::sync::oneshot;
 
 use super::*;
 use crate::commands::{Command, Inbox, commands};
+use crate::ledger::Ledger;
 use crate::pool::LinkId;
 
 /// Carries out work, without devices. Ends when told to stop.
-fn serve_pool(inbox: &Inbox) {
+fn serve_pool(inbox: &Inbox, mut ledger: Ledger) {
     let mut pool = Pool::new(Now::read(), Duration::from_secs(10));
     loop {
-        pool.tick(Now::read(), &mut Vec::new());
-        match inbox.try_next() {
-            Some(Command::Work(work)) => work(&mut pool, Now::read(), &mut Vec::new())(),
+        let now = Now::read();
+        pool.tick(now, &mut Vec::new());
+        let command = inbox.try_next();
+        let answer = match command {
+            Some(Command::Work(work)) => Some(work(&mut pool, now, &mut Vec::new())),
             Some(Command::Stop) => return,
+            None => None,
+        };
+        ledger.settle(now, pool.take_changes()).unwrap();
+        match answer {
+            Some(answer) => answer(),
             None => thread::sleep(Duration::from_millis(1)),
         }
     }
@@ -40,7 +48,9 @@ impl World {
         let runtime = runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
         let address = listener.local_addr().unwrap();
-        let api = Api::new(commands.clone(), Arc::from(&b"42"[..]));
+        let (durable, events) = (Arc::new(Durable::in_memory().unwrap()), Arc::default());
+        let ledger = Ledger::new(durable.clone(), Arc::clone(&events), Duration::from_secs(1));
+        let api = Api::new(commands.clone(), durable, events, Arc::from(&b"42"[..]));
         let (stop, stopped) = oneshot::channel();
         let http = move || {
             runtime.block_on(async {
@@ -50,7 +60,7 @@ impl World {
                 }
             });
         };
-        let threads = vec![thread::spawn(http), thread::spawn(move || serve_pool(&inbox))];
+        let threads = vec![thread::spawn(http), thread::spawn(move || serve_pool(&inbox, ledger))];
         World { address, commands, stop: Some(stop), threads }
     }
 

@@ -1,4 +1,5 @@
-//! The executors database as a file: read at the start, written after each change of nodes.
+//! The executors database as a file: nodes to start with, and nodes for others to read, written after each
+//! change of nodes. What the resource manager itself goes on with is its `state`.
 //!
 //! Written atomically: a new file beside it, flushed to the disk, then renamed over it. So a reader,
 //! or the next start after a crash, finds the old nodes or the new ones, never half of them.
@@ -24,14 +25,14 @@ pub fn load(path: &Path) -> anyhow::Result<Vec<NodeSpec>> {
 
 /// A file that the nodes are written to.
 #[derive(Debug)]
-pub struct Store {
+pub struct Export {
     path: PathBuf,
     directory: PathBuf,
 }
 
-impl Store {
+impl Export {
     /// The file at `path`, which need not exist. Fails if it could not be written there.
-    pub fn open(path: &Path) -> anyhow::Result<Store> {
+    pub fn open(path: &Path) -> anyhow::Result<Export> {
         let failed = || format!("{}: cannot be written", path.display());
         if path.is_dir() {
             return Err(io::Error::from(io::ErrorKind::IsADirectory)).with_context(failed);
@@ -40,9 +41,9 @@ impl Store {
             Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
             _ => PathBuf::from("."),
         };
-        let store = Store { path: path.to_owned(), directory };
-        store.new_file().with_context(failed)?; // a rehearsal: deleted again at once
-        Ok(store)
+        let export = Export { path: path.to_owned(), directory };
+        export.new_file().with_context(failed)?; // a rehearsal: deleted again at once
+        Ok(export)
     }
 
     /// Replaces the file by one with these nodes, except those that are being withdrawn.
@@ -88,10 +89,10 @@ mod tests {
     fn what_was_written_is_read_and_nothing_else_is_left() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("db.json");
-        let store = Store::open(&path).unwrap();
+        let export = Export::open(&path).unwrap();
         let nodes = [node("a", NodeState::Ready), node("b", NodeState::Lost)];
-        store.write(&nodes).unwrap();
-        store.write(&nodes).unwrap();
+        export.write(&nodes).unwrap();
+        export.write(&nodes).unwrap();
         let read = load(&path).unwrap();
         assert_eq!(read, nodes.map(|node| node.spec));
         let files: Vec<_> = std::fs::read_dir(directory.path()).unwrap().collect();
@@ -102,8 +103,8 @@ mod tests {
     fn a_node_that_is_being_withdrawn_is_not_written() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("db.json");
-        let store = Store::open(&path).unwrap();
-        store.write(&[node("a", NodeState::Draining), node("b", NodeState::Registered)]).unwrap();
+        let export = Export::open(&path).unwrap();
+        export.write(&[node("a", NodeState::Draining), node("b", NodeState::Registered)]).unwrap();
         let names: Vec<_> = load(&path).unwrap().iter().map(|s| s.name().to_string()).collect();
         assert_eq!(names, ["b"]);
     }
@@ -112,15 +113,15 @@ mod tests {
     fn a_reader_never_finds_half_a_database() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("db.json");
-        let store = Store::open(&path).unwrap();
+        let export = Export::open(&path).unwrap();
         let many: Vec<_> = (0..500).map(|i| node(&format!("node-{i}"), NodeState::Ready)).collect();
-        store.write(&many).unwrap();
+        export.write(&many).unwrap();
         let (stop, stopped) = std::sync::mpsc::channel::<()>();
         let writer = std::thread::spawn(move || {
             let mut turn = 0;
             while stopped.try_recv() == Err(std::sync::mpsc::TryRecvError::Empty) {
                 turn += 1;
-                store.write(&many[..if turn % 2 == 0 { 500 } else { 250 }]).unwrap();
+                export.write(&many[..if turn % 2 == 0 { 500 } else { 250 }]).unwrap();
             }
         });
         for _ in 0..200 {
@@ -135,7 +136,7 @@ mod tests {
     fn a_place_that_cannot_be_written_is_named_at_the_start() {
         let directory = tempfile::tempdir().unwrap();
         for path in [directory.path().join("none/db.json"), directory.path().to_owned()] {
-            let error = format!("{:#}", Store::open(&path).unwrap_err());
+            let error = format!("{:#}", Export::open(&path).unwrap_err());
             assert!(error.contains(&path.display().to_string()), "{error}");
         }
     }

@@ -1,0 +1,227 @@
+//! Bills over HTTP: one by one or summed up by client, as JSON or as a table. Names and units are fixed for
+//! users.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use rfaas::protocol::node::Bill;
+use serde::Serialize;
+
+use super::output::rfc3339;
+use crate::pool::Billed;
+use crate::state::{State, StateError};
+
+/// Nanoseconds in a millisecond.
+const NS_PER_MS: u64 = 1_000_000;
+
+/// One bill: an object in JSON, a line in a table.
+#[derive(Debug, Serialize)]
+pub(super) struct BillRow {
+    lease: u64,
+    client: Arc<str>,
+    node: Arc<str>,
+    cores: u32,
+    memory: u32,
+    allocated_ms: u64,
+    hot_polling_ns: u64,
+    execution_ns: u64,
+    invocations: u64,
+    ended_at: String,
+    reason: &'static str,
+    allocated_core_ms: u64,
+    allocated_mb_ms: u64,
+    provisional: bool,
+}
+
+impl BillRow {
+    /// The keys, in order: the first line of the table.
+    pub(super) const COLUMNS: &[&str] = &[
+        "lease",
+        "client",
+        "node",
+        "cores",
+        "memory",
+        "allocated_ms",
+        "hot_polling_ns",
+        "execution_ns",
+        "invocations",
+        "ended_at",
+        "reason",
+        "allocated_core_ms",
+        "allocated_mb_ms",
+        "provisional",
+    ];
+}
+
+impl From<Billed> for BillRow {
+    fn from(billed: Billed) -> Self {
+        BillRow {
+            lease: billed.lease.get(),
+            allocated_ms: billed.bill.allocated_ns.get() / NS_PER_MS,
+            hot_polling_ns: billed.bill.hot_polling_ns.get(),
+            execution_ns: billed.bill.execution_ns.get(),
+            invocations: billed.bill.invocations.get(),
+            ended_at: rfc3339(billed.ended_at),
+            reason: billed.reason.name(),
+            allocated_core_ms: times_ms(billed.cores, &billed.bill),
+            allocated_mb_ms: times_ms(billed.memory, &billed.bill),
+            provisional: !billed.reported,
+            client: billed.client,
+            node: billed.node,
+            cores: billed.cores,
+            memory: billed.memory,
+        }
+    }
+}
+
+/// `amount` of something for the time that `bill` says, in milliseconds.
+fn times_ms(amount: u32, bill: &Bill) -> u64 {
+    let ns = u128::from(amount) * u128::from(bill.allocated_ns.get());
+    u64::try_from(ns / u128::from(NS_PER_MS)).unwrap_or(u64::MAX)
+}
+
+/// All bills of one client.
+#[derive(Debug, Default, Serialize)]
+pub(super) struct ClientRow {
+    client: Arc<str>,
+    leases: u64,
+    allocated_core_ms: u64,
+    allocated_mb_ms: u64,
+    hot_polling_ns: u64,
+    execution_ns: u64,
+    invocations: u64,
+}
+
+impl ClientRow {
+    /// The keys, in order.
+    pub(super) const COLUMNS: &[&str] = &[
+        "client",
+        "leases",
+        "allocated_core_ms",
+        "allocated_mb_ms",
+        "hot_polling_ns",
+        "execution_ns",
+        "invocations",
+    ];
+
+    fn add(&mut self, billed: &Billed) {
+        let Billed { cores, memory, bill, .. } = billed;
+        for (sum, more) in [
+            (&mut self.leases, 1),
+            (&mut self.allocated_core_ms, times_ms(*cores, bill)),
+            (&mut self.allocated_mb_ms, times_ms(*memory, bill)),
+            (&mut self.hot_polling_ns, bill.hot_polling_ns.get()),
+            (&mut self.execution_ns, bill.execution_ns.get()),
+            (&mut self.invocations, bill.invocations.get()),
+        ] {
+            *sum = sum.saturating_add(more);
+        }
+    }
+}
+
+/// The bills of `client`, or all, for leases that ended at `since` or later, in the order in which they ended.
+pub(super) fn list(
+    state: &State,
+    client: Option<&str>,
+    since: Option<SystemTime>,
+) -> Result<Vec<BillRow>, StateError> {
+    let mut rows = Vec::new();
+    state.for_each_bill(client, since, |billed| rows.push(BillRow::from(billed)))?;
+    Ok(rows)
+}
+
+/// Their sums, by client.
+pub(super) fn by_client(
+    state: &State,
+    client: Option<&str>,
+    since: Option<SystemTime>,
+) -> Result<Vec<ClientRow>, StateError> {
+    let mut rows = BTreeMap::<Arc<str>, ClientRow>::new();
+    state.for_each_bill(client, since, |billed| {
+        let client = billed.client.clone();
+        let row = rows.entry(client.clone());
+        row.or_insert_with(|| ClientRow { client, ..ClientRow::default() }).add(&billed);
+    })?;
+    Ok(rows.into_values().collect())
+}
+
+/// Rows as a table (RFC 4180), its head also where there are none.
+pub(super) fn csv(columns: &[&str], rows: &[impl Serialize]) -> Result<Vec<u8>, csv::Error> {
+    let mut table = csv::WriterBuilder::new()
+        .has_headers(false)
+        .terminator(csv::Terminator::CRLF)
+        .from_writer(Vec::new());
+    table.write_record(columns)?;
+    rows.iter().try_for_each(|row| table.serialize(row))?;
+    table.into_inner().map_err(|error| error.into_error().into())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use rfaas::protocol::lease::{EndReason, LeaseId};
+
+    use super::*;
+    use crate::pool::Changes;
+
+    fn billed(lease: u64, client: &str) -> Billed {
+        Billed {
+            lease: LeaseId::new(lease).unwrap(),
+            client: client.into(),
+            node: "n".into(),
+            cores: 2,
+            memory: 3,
+            bill: Bill {
+                allocated_ns: 4_500_000.into(),
+                hot_polling_ns: 5.into(),
+                execution_ns: 6.into(),
+                invocations: 7.into(),
+            },
+            ended_at: SystemTime::UNIX_EPOCH + Duration::from_millis(lease),
+            reason: EndReason::Released,
+            reported: lease != 3,
+        }
+    }
+
+    fn keys(row: &impl Serialize) -> Vec<String> {
+        let json = serde_json::to_string(row).unwrap();
+        let keys = json.split("\":").filter_map(|before| before.rsplit_once('"'));
+        keys.map(|(_, key)| key.to_owned()).take(json.matches("\":").count()).collect()
+    }
+
+    #[test]
+    fn a_row_has_the_same_columns_and_keys() {
+        let bill = BillRow::from(billed(1, "a, \"b\""));
+        assert_eq!(keys(&bill), BillRow::COLUMNS);
+        let table = String::from_utf8(csv(BillRow::COLUMNS, &[bill]).unwrap()).unwrap();
+        let lines: Vec<_> = table.split_terminator("\r\n").collect();
+        assert_eq!(lines[0], BillRow::COLUMNS.join(","));
+        let expected = r#"1,"a, ""b""",n,2,3,4,5,6,7,1970-01-01T00:00:00.001Z,released,9,13,false"#;
+        assert_eq!(lines[1..], [expected]);
+        assert_eq!(keys(&ClientRow::default()), ClientRow::COLUMNS);
+        let empty = csv(ClientRow::COLUMNS, &[] as &[ClientRow]).unwrap();
+        assert_eq!(empty, (ClientRow::COLUMNS.join(",") + "\r\n").into_bytes());
+    }
+
+    #[test]
+    fn sums_are_those_of_a_clients_bills_and_never_overflow() {
+        let state = State::in_memory().unwrap();
+        let huge = Bill { execution_ns: u64::MAX.into(), ..Bill::default() };
+        let huge = |lease| Billed { bill: huge, ..billed(lease, "huge") };
+        let bills = vec![billed(1, "b"), billed(2, "a"), billed(3, "b"), huge(4), huge(5)];
+        state.commit(&Changes { bills, ..Changes::default() }).unwrap();
+        let rows = by_client(&state, None, None).unwrap();
+        let clients: Vec<_> = rows.iter().map(|row| (&*row.client, row.leases)).collect();
+        assert_eq!(clients, [("a", 1), ("b", 2), ("huge", 2)]);
+        let of_b = &rows[1];
+        assert_eq!((of_b.allocated_core_ms, of_b.allocated_mb_ms, of_b.invocations), (18, 26, 14));
+        assert_eq!(rows[2].execution_ns, u64::MAX);
+        let since = SystemTime::UNIX_EPOCH + Duration::from_millis(3);
+        let late = by_client(&state, Some("b"), Some(since)).unwrap();
+        assert_eq!(late.iter().map(|row| row.leases).collect::<Vec<_>>(), [1]);
+        let listed = list(&state, Some("b"), None).unwrap();
+        assert_eq!(listed.iter().map(|bill| bill.provisional).collect::<Vec<_>>(), [false, true]);
+    }
+}
