@@ -142,12 +142,12 @@ impl Executor {
     fn leave_in_time(&mut self) {
         let Some(ending) = self.lease().ending() else { return };
         let now = Instant::now();
+        let late = ending.at <= now;
         let tried = self.stays_until.is_some_and(|until| now < until);
-        if tried || self.data.0.lock().workers.tickets.any_waiting() {
+        if late || tried || self.data.0.lock().workers.tickets.any_waiting() {
             return;
         }
-        let timeout = ending.at.saturating_duration_since(now);
-        if let Err(error) = self.relocate(timeout.min(self.deployment().failover_timeout)) {
+        if let Err(error) = self.relocate(self.deployment().failover_timeout) {
             tracing::debug!(%error, node = self.node(), "no other node takes over yet");
             self.stays_until = Some(Instant::now() + STAY);
         }

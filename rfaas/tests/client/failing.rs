@@ -93,34 +93,24 @@ fn after_a_crash_the_same_lease_is_deployed_again() {
 }
 
 #[test]
-fn past_its_time_limit_an_invocation_fails_and_other_workers_go_on() {
+fn past_its_time_limit_an_invocation_fails() {
     let limit = Duration::from_millis(50);
-    let deployment = Deployment::default().slots(2).invocation_timeout(limit);
-    let (_node, mut executor) = Node::deployed(2, &deployment);
-    let [never, empty] = functions(&executor, ["never", "empty"]);
+    let (_node, mut executor) = Node::deployed(2, &Deployment::default().invocation_timeout(limit));
+    let [never] = functions(&executor, ["never"]);
     let start = Instant::now();
     let error = fail(&mut executor, &never);
     assert!(matches!(error, Error::TimeLimit { after } if after == limit), "{error}");
     assert!(start.elapsed() >= limit);
-    let (input, mut output) = buffers(&executor, &[1]);
-    for _ in 0..100 {
-        assert_eq!(executor.invoke(&empty, &input, &mut output).unwrap(), 1);
-    }
-    // The other worker too: then there is none.
-    let error = fail(&mut executor, &never);
-    assert!(matches!(error, Error::TimeLimit { .. }), "{error}");
-    let error = fail(&mut executor, &empty);
-    assert!(matches!(error, Error::WorkerLost { .. }), "{error}");
 }
 
 #[test]
 fn who_waits_behind_an_invocation_past_its_time_limit_is_told_so() {
-    let deployment = Deployment::default().slots(2).invocation_timeout(Duration::from_millis(50));
+    let deployment = Deployment::default().slots(2).invocation_timeout(Duration::from_millis(400));
     let (_node, mut executor) = Node::deployed(1, &deployment);
     let [never, empty] = functions(&executor, ["never", "empty"]);
     let (input, output) = buffers(&executor, &[1]);
     let late = executor.submit(&never, input, output).unwrap();
-    thread::sleep(Duration::from_millis(30));
+    thread::sleep(Duration::from_millis(200));
     let (input, mut output) = buffers(&executor, &[1]);
     let error = executor.invoke(&empty, &input, &mut output).unwrap_err();
     assert!(matches!(error, Error::WorkerLost { .. }), "{error}");
@@ -174,7 +164,7 @@ fn a_worker_that_breaks_the_protocol_is_cut_and_the_others_go_on() {
 
 #[test]
 fn a_worker_that_answers_twice_is_cut_and_no_other_invocation_gets_the_second_answer() {
-    let (_node, mut executor) = Node::deployed(2, &Deployment::default().slots(1));
+    let (node, mut executor) = Node::deployed(2, &Deployment::default().slots(1));
     let [twice, place] = functions(&executor, ["twice", "where"]);
     let (input, mut output) = buffers(&executor, &[1, 2, 3]);
     assert_eq!(executor.invoke(&twice, &input, &mut output).unwrap(), 3);
@@ -185,7 +175,7 @@ fn a_worker_that_answers_twice_is_cut_and_no_other_invocation_gets_the_second_an
             Err(error) => assert!(matches!(error, Error::WorkerLost { .. }), "{error}"),
         }
     }
-    assert_eq!(output.to_vec(..2).unwrap(), [1, 0], "worker 1 is the one that is left");
+    assert_eq!(node.allocations(), 2, "the worker that was cut is replaced");
 }
 
 #[test]

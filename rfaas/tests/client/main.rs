@@ -9,7 +9,7 @@ mod asynchronous;
 mod deploying;
 mod failing;
 mod invoking;
-mod keeping;
+mod replacing;
 
 /// An input with these bytes and an output of 64.
 fn buffers(executor: &rfaas::Executor, bytes: &[u8]) -> (rfaas::Input, rfaas::Output) {

@@ -84,6 +84,10 @@ struct Shared {
     /// Connections of clients are closed.
     hang_up: bool,
     stop: bool,
+    /// So many claims are refused, for this reason.
+    refusals: u32,
+    because: Option<RefusedBecause>,
+    /// Claims that were not refused so.
     allocations: u32,
     releases: u32,
     heartbeats: u32,
@@ -92,6 +96,14 @@ struct Shared {
     clients_gone: u32,
     /// Executors and workers that run.
     running: u32,
+}
+
+impl Shared {
+    /// Why the next claim is refused, if it is.
+    fn refuses(&mut self) -> Option<RefusedBecause> {
+        self.refusals = self.refusals.checked_sub(1)?;
+        self.because
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -205,6 +217,13 @@ impl Node {
         shared.executor_ends = Some(Exit { signal: 9, status: 0 });
     }
 
+    /// Refuses the next `claims` claims.
+    pub fn refuse(&self, claims: u32, because: RefusedBecause) {
+        let mut shared = self.shared();
+        shared.refusals = claims;
+        shared.because = Some(because);
+    }
+
     pub fn allocations(&self) -> u32 {
         self.shared().allocations
     }
@@ -300,14 +319,14 @@ fn serve_client(start: &Start, shared: &Arc<Mutex<Shared>>, device: &Device, cli
         match client.receive(Duration::from_millis(1)) {
             Ok(Incoming::Message(FromClient::Allocate(allocate))) => {
                 assert!(executor.is_none(), "claimed again while the executor runs");
+                if let Some(because) = lock(shared).refuses() {
+                    client.send(&refusal(because)).unwrap();
+                    continue;
+                }
                 lock(shared).allocations += 1;
                 match start {
                     Start::HangsUp => break,
-                    Start::Refused(because) => {
-                        let reason = Reason::truncated("as the test wants it");
-                        let refused = AllocateRefused { because: because.to_wire(), reason };
-                        client.send(&ToClient::Refused(refused)).unwrap();
-                    }
+                    Start::Refused(because) => client.send(&refusal(*because)).unwrap(),
                     _ => {
                         client
                             .send(&ToClient::Allocated(Allocated {
@@ -345,6 +364,11 @@ fn serve_client(start: &Start, shared: &Arc<Mutex<Shared>>, device: &Device, cli
     if let Some(fake) = executor {
         fake.join();
     }
+}
+
+fn refusal(because: RefusedBecause) -> ToClient {
+    let reason = Reason::truncated("as the test wants it");
+    ToClient::Refused(AllocateRefused { because: because.to_wire(), reason })
 }
 
 /// An executor process, as threads.

@@ -36,7 +36,7 @@ pub fn run(
             Some(done) if done.opcode == Opcode::ReceiveWithImmediate => {
                 worker.queue_pair.post_receive(0, None).ok();
                 let slot = u16::try_from(done.immediate.unwrap()).unwrap();
-                match worker.serve(slot) {
+                match worker.serve(slot, shared) {
                     Next::Go => {}
                     Next::Hang => return worker.hang(shared),
                     Next::Unplug => return,
@@ -136,7 +136,7 @@ impl Worker {
         })
     }
 
-    fn serve(&mut self, slot: u16) -> Next {
+    fn serve(&mut self, slot: u16, shared: &Mutex<Shared>) -> Next {
         let at = usize::from(slot) * self.stride;
         let mut bytes = [0; size_of::<RequestHeader>()];
         self.slots.read(at + HEADER_SPACE - bytes.len(), &mut bytes).unwrap();
@@ -175,6 +175,9 @@ impl Worker {
             "segfault" => return Next::Exit(Exit { signal: 11, status: 0 }),
             "sleep" => {
                 thread::sleep(Duration::from_millis(first.into()));
+                if lock(shared).executor_ends.is_some() {
+                    return Next::Hang; // the dead do not answer
+                }
                 self.answer(slot, &header, &input);
             }
             "strangers" => {
