@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use crate::device::{Device, Inner};
 use crate::error::{Error, Result};
-use crate::queue_pair::{QueuePair, SendInner};
+use crate::queue_pair::{QueuePair, SendInner, SendQueue};
 use crate::{shm, verbs};
 
 /// Most private data in a connection request, in bytes; `rdma_connect(3)`.
@@ -144,15 +144,7 @@ impl ConnectRequest {
     /// `private_data` (at most [`MAX_ACCEPT_DATA`] bytes). If this fails the peer is refused.
     pub fn accept(mut self, queue_pair: &mut QueuePair, private_data: &[u8]) -> Result<()> {
         let request = self.inner.take().expect("a request is answered once");
-        match (request, queue_pair.sending()) {
-            (RequestInner::Shm(request), SendInner::Shm(send)) => {
-                request.accept(send, private_data)
-            }
-            (RequestInner::Verbs(request), SendInner::Verbs(send)) => {
-                request.accept(send, private_data)
-            }
-            _ => Err(Error::InvalidArgument("queue pair is of another device than the listener")),
-        }
+        request.accept(queue_pair.sending(), private_data)
     }
 
     /// Refuses the peer, telling it `private_data` (at most [`MAX_REJECT_DATA`] bytes).
@@ -165,6 +157,24 @@ impl ConnectRequest {
             Some(RequestInner::Shm(request)) => request.reject(private_data),
             Some(RequestInner::Verbs(request)) => request.reject(private_data),
             None => Ok(()),
+        }
+    }
+}
+
+impl RequestInner {
+    fn accept(self, queue: &mut SendQueue, private_data: &[u8]) -> Result<()> {
+        match (self, queue.inner()) {
+            (RequestInner::Shm(request), SendInner::Shm(send)) => {
+                request.accept(send, private_data)
+            }
+            (RequestInner::Verbs(request), SendInner::Verbs(send)) => {
+                request.accept(send, private_data)
+            }
+            #[cfg(feature = "faults")]
+            (request, SendInner::Faulty(send)) => {
+                send.with(|send| request.accept(send, private_data))
+            }
+            _ => Err(Error::InvalidArgument("queue pair is of another device than the listener")),
         }
     }
 }

@@ -83,6 +83,12 @@ pub(crate) enum Inner {
 impl Device {
     /// Opens the device that `spec` describes.
     pub fn open(spec: &DeviceSpec) -> Result<Device> {
+        #[cfg(feature = "faults")]
+        crate::faults::read_environment().map_err(|error| Error::DeviceUnavailable {
+            device: spec.name.clone(),
+            provider: spec.provider,
+            reason: error.to_string(),
+        })?;
         let inner = match spec.provider {
             Provider::Shm => Inner::Shm(shm::Device::open(spec)?),
             Provider::Verbs => Inner::Verbs(verbs::Device::open(spec)?),

@@ -22,6 +22,8 @@ pub mod device;
 pub mod error;
 #[cfg(not(loom))]
 mod events;
+#[cfg(all(feature = "faults", not(loom)))]
+pub mod faults;
 #[cfg(not(loom))]
 pub mod memory;
 #[cfg(not(loom))]

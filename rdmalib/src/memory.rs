@@ -85,6 +85,8 @@ impl Domain {
             DomainInner::Shm(domain) => RegionInner::Shm(domain.allocate(bytes, access)?),
             DomainInner::Verbs(domain) => RegionInner::Verbs(domain.allocate(bytes, access)?),
         };
+        #[cfg(feature = "faults")]
+        let inner = std::sync::Arc::new(inner);
         Ok(Region { inner })
     }
 }
@@ -93,7 +95,11 @@ impl Domain {
 /// not touch memory.
 #[derive(Debug)]
 pub struct Region {
-    pub(crate) inner: RegionInner,
+    #[cfg(not(feature = "faults"))]
+    inner: RegionInner,
+    /// Shared with requests that are held back.
+    #[cfg(feature = "faults")]
+    inner: std::sync::Arc<RegionInner>,
 }
 
 #[derive(Debug)]
@@ -103,11 +109,22 @@ pub(crate) enum RegionInner {
 }
 
 impl Region {
+    #[inline]
+    pub(crate) fn inner(&self) -> &RegionInner {
+        &self.inner
+    }
+
+    /// The same region, for a request that is held back: its key is revoked when both are dropped.
+    #[cfg(feature = "faults")]
+    pub(crate) fn share(&self) -> Region {
+        Region { inner: self.inner.clone() }
+    }
+
     /// Length in bytes, as it was asked for.
     #[allow(clippy::len_without_is_empty)] // never empty
     #[inline]
     pub fn len(&self) -> usize {
-        match &self.inner {
+        match self.inner() {
             RegionInner::Shm(region) => region.len(),
             RegionInner::Verbs(region) => region.len(),
         }
@@ -117,7 +134,7 @@ impl Region {
     /// a peer with the key changes the bytes at any time.
     #[inline]
     pub fn as_ptr(&self) -> *mut u8 {
-        match &self.inner {
+        match self.inner() {
             RegionInner::Shm(region) => region.as_ptr(),
             RegionInner::Verbs(region) => region.as_ptr(),
         }
@@ -126,7 +143,7 @@ impl Region {
     /// How a peer names the region's first byte.
     #[inline]
     pub fn remote(&self) -> RemoteAddress {
-        match &self.inner {
+        match self.inner() {
             RegionInner::Shm(region) => region.remote(),
             RegionInner::Verbs(region) => region.remote(),
         }

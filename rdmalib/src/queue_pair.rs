@@ -13,6 +13,8 @@ use std::time::Duration;
 use crate::completion::{CompletionQueue, CompletionQueueInner};
 use crate::connection::{MAX_CONNECT_DATA, PrivateData};
 use crate::error::{Error, Result};
+#[cfg(feature = "faults")]
+use crate::faults;
 use crate::memory::{Domain, DomainInner, RemoteAddress, Slice};
 use crate::sync::{AtomicU32, Ordering};
 use crate::{shm, verbs};
@@ -185,6 +187,9 @@ pub struct SendQueue(SendInner);
 pub(crate) enum SendInner {
     Shm(shm::SendQueue),
     Verbs(verbs::SendQueue),
+    /// One of them behind a script of faults.
+    #[cfg(feature = "faults")]
+    Faulty(faults::Faulty),
 }
 
 /// The half that posts receives.
@@ -209,31 +214,44 @@ impl QueuePair {
         if matches!(config.rnr_retry, RnrRetry::Times(7..)) {
             return Err(Error::InvalidArgument("an RNR retry count is from 0 to 6, or for ever"));
         }
-        match (&domain.inner, &send_completions.inner, &receive_completions.inner) {
-            (
-                DomainInner::Shm(domain),
-                CompletionQueueInner::Shm(send),
-                CompletionQueueInner::Shm(receive),
-            ) => {
-                let (send, receive) = shm::queue_pair(domain, send, receive, config)?;
-                Ok(QueuePair {
-                    send: SendQueue(SendInner::Shm(send)),
-                    receive: ReceiveQueue(ReceiveInner::Shm(receive)),
-                })
-            }
-            (
-                DomainInner::Verbs(domain),
-                CompletionQueueInner::Verbs(send),
-                CompletionQueueInner::Verbs(receive),
-            ) => {
-                let (send, receive) = verbs::queue_pair(domain, send, receive, config)?;
-                Ok(QueuePair {
-                    send: SendQueue(SendInner::Verbs(send)),
-                    receive: ReceiveQueue(ReceiveInner::Verbs(receive)),
-                })
-            }
-            _ => Err(Error::InvalidArgument("completion queue is of another device")),
+        let (send, receive) =
+            match (&domain.inner, &send_completions.inner, &receive_completions.inner) {
+                (
+                    DomainInner::Shm(domain),
+                    CompletionQueueInner::Shm(send),
+                    CompletionQueueInner::Shm(receive),
+                ) => {
+                    let (send, receive) = shm::queue_pair(domain, send, receive, config)?;
+                    (SendInner::Shm(send), ReceiveInner::Shm(receive))
+                }
+                (
+                    DomainInner::Verbs(domain),
+                    CompletionQueueInner::Verbs(send),
+                    CompletionQueueInner::Verbs(receive),
+                ) => {
+                    let (send, receive) = verbs::queue_pair(domain, send, receive, config)?;
+                    (SendInner::Verbs(send), ReceiveInner::Verbs(receive))
+                }
+                _ => return Err(Error::InvalidArgument("completion queue is of another device")),
+            };
+        let queue_pair = QueuePair { send: SendQueue(send), receive: ReceiveQueue(receive) };
+        #[cfg(feature = "faults")]
+        let queue_pair = queue_pair.inject_from_environment();
+        Ok(queue_pair)
+    }
+
+    #[cfg(feature = "faults")]
+    fn inject_from_environment(mut self) -> QueuePair {
+        if let Some(script) = faults::of_environment(self.number()) {
+            self.inject(script);
         }
+        self
+    }
+
+    /// [`SendQueue::inject`].
+    #[cfg(feature = "faults")]
+    pub fn inject(&mut self, script: faults::Script) {
+        self.send.inject(script);
     }
 
     /// Connects to the listener at `to`, passing it `private_data` (at most
@@ -249,14 +267,11 @@ impl QueuePair {
         if self.state() != State::Init {
             return Err(Error::InvalidArgument("queue pair was connected before"));
         }
-        match &mut self.send.0 {
-            SendInner::Shm(send) => send.connect(to, &private_data, timeout),
-            SendInner::Verbs(send) => send.connect(to, &private_data, timeout),
-        }
+        self.send.connect(to, &private_data, timeout)
     }
 
-    pub(crate) fn sending(&mut self) -> &mut SendInner {
-        &mut self.send.0
+    pub(crate) fn sending(&mut self) -> &mut SendQueue {
+        &mut self.send
     }
 
     /// Number that this queue pair has in completions; unique in this process while it lives.
@@ -304,6 +319,8 @@ impl SendQueue {
         match &self.0 {
             SendInner::Shm(send) => send.number(),
             SendInner::Verbs(send) => send.number(),
+            #[cfg(feature = "faults")]
+            SendInner::Faulty(send) => send.with(|send| send.number()),
         }
     }
 
@@ -312,6 +329,8 @@ impl SendQueue {
         match &self.0 {
             SendInner::Shm(send) => send.state(),
             SendInner::Verbs(send) => send.state(),
+            #[cfg(feature = "faults")]
+            SendInner::Faulty(send) => send.with(|send| send.state()),
         }
     }
 
@@ -320,6 +339,8 @@ impl SendQueue {
         match &mut self.0 {
             SendInner::Shm(send) => send.disconnect(),
             SendInner::Verbs(send) => send.disconnect(),
+            #[cfg(feature = "faults")]
+            SendInner::Faulty(send) => send.disconnect(),
         }
     }
 
@@ -330,6 +351,8 @@ impl SendQueue {
         match &mut self.0 {
             SendInner::Shm(send) => send.post(request),
             SendInner::Verbs(send) => send.post(request),
+            #[cfg(feature = "faults")]
+            SendInner::Faulty(send) => send.post(request),
         }
     }
 
@@ -339,6 +362,50 @@ impl SendQueue {
         match &mut self.0 {
             SendInner::Shm(send) => send.post_list(requests),
             SendInner::Verbs(send) => send.post_list(requests),
+            #[cfg(feature = "faults")]
+            SendInner::Faulty(send) => send.post_list(requests),
+        }
+    }
+
+    /// Lets sends and writes from now on meet the faults of `script`, in place of one that was given
+    /// before. Reads and atomics have no faults; they wait behind a request that is late.
+    #[cfg(feature = "faults")]
+    pub fn inject(&mut self, script: faults::Script) {
+        if let SendInner::Faulty(send) = &mut self.0 {
+            return send.restart(script);
+        }
+        let faulty = SendInner::Faulty(faults::Faulty::new(script));
+        let send = std::mem::replace(&mut self.0, faulty);
+        if let SendInner::Faulty(faulty) = &mut self.0 {
+            faulty.fill(SendQueue(send));
+        }
+    }
+
+    /// Whether there is room for one more request than the `ahead` that will be posted before it.
+    #[cfg(feature = "faults")]
+    pub(crate) fn check_room(&self, ahead: u32) -> Result<()> {
+        match &self.0 {
+            SendInner::Shm(send) => send.check_room(ahead),
+            SendInner::Verbs(send) => send.check_room(ahead),
+            SendInner::Faulty(send) => send.with(|send| send.check_room(ahead)),
+        }
+    }
+
+    pub(crate) fn inner(&mut self) -> &mut SendInner {
+        &mut self.0
+    }
+
+    pub(crate) fn connect(
+        &mut self,
+        to: SocketAddr,
+        private_data: &PrivateData,
+        timeout: Duration,
+    ) -> Result<PrivateData> {
+        match &mut self.0 {
+            SendInner::Shm(send) => send.connect(to, private_data, timeout),
+            SendInner::Verbs(send) => send.connect(to, private_data, timeout),
+            #[cfg(feature = "faults")]
+            SendInner::Faulty(send) => send.with(|send| send.connect(to, private_data, timeout)),
         }
     }
 }

@@ -176,7 +176,7 @@ impl OwnedWork {
 
 #[inline]
 fn local<'a>(slice: Slice<'a>, arena: &Arc<Arena>) -> Result<Local<'a>> {
-    let RegionInner::Shm(region) = &slice.region.inner else {
+    let RegionInner::Shm(region) = slice.region.inner() else {
         return Err(Error::InvalidArgument("memory region is of another device"));
     };
     if !region.memory().is_in(arena) {

@@ -163,6 +163,11 @@ impl SendQueue {
         self.core.fail();
     }
 
+    #[cfg(feature = "faults")]
+    pub(crate) fn check_room(&self, ahead: u32) -> Result<()> {
+        self.core.check_send_room(self.posted.wrapping_add(ahead))
+    }
+
     pub(crate) fn core(&self) -> &Arc<Core> {
         &self.core
     }
@@ -239,7 +244,7 @@ impl ReceiveQueue {
         let receive = match buffer {
             None => Receive { place: 0, key: 0, bytes: 0 },
             Some(slice) => {
-                let RegionInner::Shm(region) = &slice.region.inner else {
+                let RegionInner::Shm(region) = slice.region.inner() else {
                     return Err(Error::InvalidArgument("buffer is of another device"));
                 };
                 if !region.memory().is_in(&self.arena) {

@@ -214,6 +214,12 @@ impl Core {
         Ok(Tag::to_wr_id(self.number, kind, index))
     }
 
+    /// Whether there is room for the send with this index.
+    #[cfg(feature = "faults")]
+    pub(super) fn check_send_room(&self, index: u32) -> Result<()> {
+        self.send.check(index)
+    }
+
     /// The id under which a completed request was posted; frees its place. For the poller.
     #[inline]
     pub(super) fn retire(&self, tag: Tag) -> u64 {

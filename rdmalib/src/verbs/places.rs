@@ -61,12 +61,19 @@ impl Places {
         &self.ids[index as usize & (self.ids.len() - 1)]
     }
 
-    /// Notes the request with this index as `id`, if there is room for it.
+    /// Whether there is room for the request with this index.
     #[inline]
-    pub(super) fn note(&self, index: u32, id: u64) -> Result<()> {
+    pub(super) fn check(&self, index: u32) -> Result<()> {
         if index.wrapping_sub(self.retired.load(Ordering::Acquire)) >= self.depth {
             return Err(Error::QueueFull { depth: self.depth }); // RETIRE
         }
+        Ok(())
+    }
+
+    /// Notes the request with this index as `id`, if there is room for it.
+    #[inline]
+    pub(super) fn note(&self, index: u32, id: u64) -> Result<()> {
+        self.check(index)?;
         self.id(index).store(id, Ordering::Relaxed); // IDS
         Ok(())
     }

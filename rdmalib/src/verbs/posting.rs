@@ -94,6 +94,11 @@ impl SendQueue {
         self.core.disconnect();
     }
 
+    #[cfg(feature = "faults")]
+    pub(crate) fn check_room(&self, ahead: u32) -> Result<()> {
+        self.core.check_send_room(self.posted.wrapping_add(ahead))
+    }
+
     pub(super) fn core(&self) -> &Arc<Core> {
         &self.core
     }
@@ -330,7 +335,7 @@ fn refused(error: io::Error) -> Error {
 
 #[inline]
 fn scatter_gather(slice: Slice<'_>, queue_pair: &DeviceQueuePair) -> Result<ibv_sge> {
-    let RegionInner::Verbs(region) = &slice.region.inner else {
+    let RegionInner::Verbs(region) = slice.region.inner() else {
         return Err(Error::InvalidArgument("memory region is of another device"));
     };
     if !region.is_in(&queue_pair.domain) {
