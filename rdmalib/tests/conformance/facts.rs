@@ -2,6 +2,7 @@
 
 mod connecting;
 mod ending;
+mod faults;
 mod moving;
 mod refusing;
 mod waiting;
@@ -96,5 +97,25 @@ conformance! {
         several_clients_connect_at_once,
         the_same_two_connect_again_and_again,
         a_connection_is_made_once,
+    ],
+    faults: [
+        a_dropped_request_succeeds_and_never_arrives,
+        a_late_request_arrives_while_its_poster_sleeps,
+        everything_behind_a_late_request_stays_behind_it,
+        inline_data_of_a_late_request_may_be_reused_at_once,
+        a_duplicate_arrives_twice_and_completes_once,
+        a_queue_without_room_for_both_sends_a_duplicate_once,
+        late_requests_fill_the_send_queue,
+        a_truncated_request_arrives_cut,
+        a_disconnect_is_told_after_what_arrived_before,
+        late_requests_are_flushed_at_the_end,
+        a_late_request_ends_with_its_queue_pair,
+        a_freed_region_serves_a_late_request,
+        a_request_that_is_refused_late_is_flushed,
+        requests_that_were_refused_have_no_number,
+        a_script_may_come_before_the_connection_and_be_replaced,
+        the_same_seed_makes_the_same_faults,
+        a_variable_injects_into_every_queue_pair_of_a_process,
+        a_wrong_variable_is_told_when_a_device_is_opened,
     ],
 }

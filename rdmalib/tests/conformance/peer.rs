@@ -21,6 +21,16 @@ pub struct Peer(Child);
 
 impl Peer {
     pub fn start(role: &str, device: &DeviceSpec, to: SocketAddr) -> Peer {
+        Peer::start_with(role, device, to, &[])
+    }
+
+    /// With these environment variables; what it says on standard error is kept for [`error`](Self::error).
+    pub fn start_with(
+        role: &str,
+        device: &DeviceSpec,
+        to: SocketAddr,
+        variables: &[(&str, &str)],
+    ) -> Peer {
         let text = [
             &device.name,
             &device.provider.to_string(),
@@ -33,7 +43,9 @@ impl Peer {
             .env(ROLE, role)
             .env(TO, to.to_string())
             .env(DEVICE, text)
+            .envs(variables.iter().copied())
             .stdout(Stdio::null())
+            .stderr(if variables.is_empty() { Stdio::inherit() } else { Stdio::piped() })
             .spawn()
             .unwrap();
         Peer(child)
@@ -41,6 +53,11 @@ impl Peer {
 
     pub fn kill(&mut self) {
         self.0.kill().unwrap(); // SIGKILL
+    }
+
+    /// What it said on standard error, until it ended.
+    pub fn error(&mut self) -> String {
+        std::io::read_to_string(self.0.stderr.take().unwrap()).unwrap()
     }
 
     pub fn wait(&mut self) {
