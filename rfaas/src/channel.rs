@@ -315,6 +315,13 @@ impl Channel {
         self.queue_pair.disconnect();
     }
 
+    /// Lets messages and writes from now on meet the faults of `script`; the first of them is number 0.
+    /// What the peer is not told, told twice, told late or told in part, it has to live with.
+    #[cfg(feature = "faults")]
+    pub fn inject(&mut self, script: rdmalib::faults::Script) {
+        self.queue_pair.inject(script);
+    }
+
     /// A free send slot, after looking whether sends have completed.
     fn take_slot(&mut self) -> Result<u32, ChannelError> {
         self.poll();
