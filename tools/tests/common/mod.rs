@@ -268,10 +268,20 @@ pub fn transport_benchmarker(directory: &Path) -> Command {
 }
 
 /// Waits until `done` says so, which must be before [`deadline`].
-pub fn eventually(what: &str, mut done: impl FnMut() -> bool) {
+pub fn eventually(what: &str, done: impl FnMut() -> bool) {
+    eventually_or(what, deadline(), done, String::new);
+}
+
+/// Waits until `done` says so, which must be before `limit`; a failure is told with the `state`.
+pub fn eventually_or(
+    what: &str,
+    limit: Duration,
+    mut done: impl FnMut() -> bool,
+    state: impl Fn() -> String,
+) {
     let start = Instant::now();
     while !done() {
-        assert!(start.elapsed() < deadline(), "{what}: not within {:?}", deadline());
+        assert!(start.elapsed() < limit, "{what}: not within {limit:?} {}", state());
         std::thread::sleep(Duration::from_millis(5));
     }
 }
