@@ -83,6 +83,11 @@ pub struct Finished {
 }
 
 impl Finished {
+    /// What it has said on standard error in lines that begin with the word `key`: their rest.
+    pub fn said(&self, key: &str) -> Vec<String> {
+        said(&self.stderr, key)
+    }
+
     /// The exit status; a signal is a failure of the test.
     pub fn code(&self) -> i32 {
         self.status.code().unwrap_or_else(|| panic!("ended by a signal: {self:?}"))
@@ -113,6 +118,11 @@ impl Finished {
         }
         assert_eq!(self.stdout, "", "nothing is printed for bad input");
     }
+}
+
+fn said(lines: &str, key: &str) -> Vec<String> {
+    let rest = |line: &str| line.strip_prefix(key)?.strip_prefix(' ').map(str::to_owned);
+    lines.lines().filter_map(rest).collect()
 }
 
 /// A line of a manager's log that asks nothing of anybody: a time, the level, the text.
@@ -203,9 +213,7 @@ impl Running {
 
     /// What it has said on standard error in lines that begin with the word `key`: their rest.
     pub fn said(&self, key: &str) -> Vec<String> {
-        let lines = self.stderr.so_far();
-        let rest = |line: &str| line.strip_prefix(key)?.strip_prefix(' ').map(str::to_owned);
-        lines.lines().filter_map(rest).collect()
+        said(&self.stderr.so_far(), key)
     }
 
     /// Everything that it has said on standard error so far.
