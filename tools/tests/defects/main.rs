@@ -1,8 +1,21 @@
 //! Defects of the original that can be provoked from outside: each test provokes one, whose number ends its name, and
 //! shows the right behaviour.
 //!
-//! Tests of other files show the rest: D1 is `a_cold_start_is_told_by_phases` in `end_to_end`; E2 and E8 (dead executors,
-//! orphans) are in `leftovers`; what needs a client that breaks the protocol (A7) is in the executor's own tests.
+//! Tests of other files show the rest.
+//!
+//! | defect | where |
+//! | --- | --- |
+//! | A7 | what a client that breaks the protocol sends: `executor/tests/invocations.rs` |
+//! | B3, B4 | `executor_manager/src/allocations/tests.rs` (times of more than 32 bits), `executor_manager/tests/leases.rs` (a forged bill) |
+//! | C3, C10 | also a client that is killed, at every moment: `kill_matrix` |
+//! | C11 | also the database is written whenever nodes change: `resource_manager/tests/start_and_stop.rs` |
+//! | C13 | also an altered token: `rfaas/tests/protocol.rs`; an impostor of a node: `resource_manager/tests/end_to_end.rs` |
+//! | C14 | an input database that cannot be read: `resource_manager/tests/start_and_stop.rs`, `tools/tests/bad_input.rs` |
+//! | D1 | `a_cold_start_is_told_by_phases` in `end_to_end` |
+//! | E2, E8 | dead executors, orphans: `leftovers`, `kill_matrix` |
+//! | E9 | with D5, in `client` |
+//! | E15 | also the end of a resource manager: `kill_matrix` |
+//! | E19 | a node that falls silent, and a link that goes down: `kill_matrix` (stopped processes), `faults` |
 
 #![allow(clippy::unwrap_used)] // in what tests share: a failed test is what it is for
 
@@ -10,6 +23,8 @@ mod calls;
 mod client;
 #[path = "../common/mod.rs"]
 mod common;
+mod leases;
+mod nodes;
 mod time;
 
 use rfaas::{Client, Deployment, Error, Executor, Pending};
