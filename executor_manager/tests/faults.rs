@@ -36,7 +36,7 @@ fn an_end_whose_acknowledgement_was_lost_is_reported_again_with_the_same_bill() 
     let node = manager.node(OBEDIENT).start();
     let mut link = manager.register();
     let mut client = node.client();
-    client.claim(signed(77, 2));
+    client.claim(link.signed(77, 2));
     assert_eq!(link.claimed(), 77);
     let bill = client.release();
     assert_eq!(link.ended(), (77, EndReason::Released, bill));
@@ -64,7 +64,7 @@ fn an_acknowledgement_that_comes_twice_is_one() {
     let mut client = node.client();
     link.channel.inject(Script::new().at(0, Fault::Duplicate));
     for lease in [77, 78] {
-        client.claim(signed(lease, 2));
+        client.claim(link.signed(lease, 2));
         assert_eq!(link.claimed(), lease);
         client.release();
         assert_eq!(link.ended().0, lease);
@@ -80,7 +80,7 @@ fn a_lease_that_is_withdrawn_twice_ends_once() {
     let node = manager.node(OBEDIENT).start();
     let mut link = manager.register();
     let mut client = node.client();
-    client.claim(signed(77, 2));
+    client.claim(link.signed(77, 2));
     assert_eq!(link.claimed(), 77);
     link.channel.inject(Script::new().at(0, Fault::Duplicate));
     link.send(&withdrawn(77));
@@ -89,7 +89,7 @@ fn a_lease_that_is_withdrawn_twice_ends_once() {
     assert_eq!((lease, reason), (77, EndReason::Withdrawn));
     link.send(&ack(77));
     taken(&mut link); // and no second report
-    client.claim(signed(78, 4)); // all is free
+    client.claim(link.signed(78, 4)); // all is free
     node.stop();
 }
 
@@ -99,7 +99,7 @@ fn a_word_of_the_resource_manager_that_is_cut_costs_the_connection_and_no_lease(
     let mut node = manager.node(OBEDIENT).start();
     let mut link = manager.register();
     let mut client = node.client();
-    client.claim(signed(77, 2));
+    client.claim(link.signed(77, 2));
     assert_eq!(link.claimed(), 77);
     link.channel.inject(Script::new().at(0, Fault::Truncate(4)));
     link.send(&withdrawn(77));
@@ -116,14 +116,14 @@ fn a_release_that_comes_twice_is_billed_once() {
     let node = manager.node(OBEDIENT).start();
     let mut link = manager.register();
     let mut client = node.client();
-    client.claim(signed(77, 2));
+    client.claim(link.signed(77, 2));
     assert_eq!(link.claimed(), 77);
     client.channel.inject(Script::new().at(0, Fault::Duplicate));
     let bill = client.release();
     assert_eq!(link.ended(), (77, EndReason::Released, bill));
     link.send(&ack(77));
     taken(&mut link);
-    node.client().claim(signed(78, 4)); // all is free
+    node.client().claim(link.signed(78, 4)); // all is free
     assert_eq!(link.claimed(), 78);
 }
 
@@ -134,12 +134,12 @@ fn a_claim_that_comes_twice_holds_its_cores_once() {
     let mut link = manager.register();
     let mut client = node.client();
     client.channel.inject(Script::new().at(0, Fault::Duplicate));
-    client.claim(signed(77, 2));
+    client.claim(link.signed(77, 2));
     assert_eq!(link.claimed(), 77);
     let again = client.next();
     assert!(matches!(again, ToClient::Allocated(_) | ToClient::Refused(_)), "{again:?}");
     let mut other = node.client();
-    other.claim(signed(78, 2)); // the other half of the node
+    other.claim(link.signed(78, 2)); // the other half of the node
     assert_eq!(link.claimed(), 78);
     client.send(&FromClient::Release(Empty {}));
     assert!(matches!(client.next(), ToClient::Released(_)));

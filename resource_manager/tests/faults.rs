@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 
 use rdmalib::faults::{Fault, Script, VARIABLE};
 use rfaas::channel::{Channel, Incoming};
-use rfaas::config::cluster_secret;
 use rfaas::protocol::Role;
 use rfaas::protocol::lease::{EndReason, FromClient, LeaseRelease, NodeName, ToClient, Token};
 use rfaas::protocol::node::{
@@ -21,7 +20,7 @@ use support::*;
 fn node(manager: &Manager, name: &str, script: Script) -> Channel {
     let (mut channel, challenge) = dial(manager.rdma, Role::Node).unwrap();
     channel.inject(script);
-    let register = Register::new(NodeName::new(name).unwrap(), &challenge, &cluster_secret(42));
+    let register = Register::new(NodeName::new(name).unwrap(), INSTANCE, &challenge, b"42");
     channel.send(&FromNode::Register(register)).unwrap();
     channel
 }

@@ -18,6 +18,7 @@ use rfaas::protocol::{Empty, Hello, Role, Secret, parse_prefix};
 mod manager;
 mod worker;
 pub use manager::Manager;
+#[allow(unused_imports)] // each test binary uses its part
 pub use worker::{Reply, Worker};
 
 /// Longest wait for something that has to happen; far longer than it takes on a busy machine.

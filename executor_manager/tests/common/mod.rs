@@ -25,6 +25,7 @@ use tempfile::TempDir;
 mod client;
 mod resource_manager;
 pub use client::*;
+#[allow(unused_imports)] // each test binary uses its part
 pub use resource_manager::*;
 
 /// Only a failing test waits so long.
