@@ -92,7 +92,11 @@ fn start(options: &Options) -> anyhow::Result<(Server, HttpThread)> {
     let export = options.output_database.as_deref().map(Export::open).transpose()?;
     let configured =
         Some(Path::new(&config.state_file)).filter(|path| !path.as_os_str().is_empty());
-    let state = open_state(options.state_file.as_deref().or(configured))?;
+    let state_file = options.state_file.as_deref().or(configured);
+    let state = Arc::new(match state_file {
+        Some(path) => State::open(path)?,
+        None => State::in_memory().context("state in memory")?,
+    });
     let device = devices.open(&config.rdma_device)?.device;
     let listener = device.listen(config.rdma_device_port)?;
     let http_address = config.http_address().context("http_network_address")?;
@@ -111,6 +115,12 @@ fn start(options: &Options) -> anyhow::Result<(Server, HttpThread)> {
     if let Some(weak) = secret.warning() {
         tracing::warn!("{weak}");
     }
+    if state_file.is_none() {
+        tracing::warn!(
+            "nodes, leases and bills are lost when this program ends: name a file in state_file to keep \
+             them"
+        );
+    }
     let secret = Arc::clone(secret.bytes());
     let (commands, inbox) = commands().context("eventfd(2) failed")?;
     let api = http::Api::new(commands.clone(), state, events.clone(), Arc::clone(&secret));
@@ -120,20 +130,6 @@ fn start(options: &Options) -> anyhow::Result<(Server, HttpThread)> {
     let terms = Terms { secret, heartbeat, sleep: config.rdma_sleep };
     let ends = (commands, inbox);
     Ok((Server::new((device, listener), ends, (pool, ledger), export, events, terms), http))
-}
-
-/// The state at `path`, or one in memory.
-fn open_state(path: Option<&Path>) -> anyhow::Result<Arc<State>> {
-    Ok(Arc::new(match path {
-        Some(path) => State::open(path)?,
-        None => {
-            tracing::warn!(
-                "nodes, leases and bills are lost when this program ends: name a file in state_file to \
-                 keep them"
-            );
-            State::in_memory().context("state in memory")?
-        }
-    }))
 }
 
 /// The pool that the state is of, with `imported` nodes added; committed.

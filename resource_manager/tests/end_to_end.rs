@@ -387,7 +387,7 @@ fn many_clients_come_and_go_without_taking_anything_along() {
 
 #[test]
 fn more_connections_than_it_can_hold_are_refused_and_it_goes_on() {
-    let manager = Manager::start_limited(&Files::new(&[]), 640);
+    let manager = Manager::start_limited(&Files::new(&[]), "ulimit -n 640", &[]);
     manager.add("a", 1, 64);
     let _node = Node::ready(manager.rdma, "a");
     let (mut taken, mut refused) = (Vec::new(), 0);

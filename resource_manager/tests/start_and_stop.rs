@@ -91,6 +91,29 @@ fn wrong_files_are_refused_by_name() {
 }
 
 #[test]
+fn a_state_file_that_cannot_be_used_is_refused_by_name() {
+    let files = Files::new(&[("state_file", json!("none/state"))]);
+    refused(&files, &[], &["none/state", "No such file"]);
+    files.write("text", "not a state");
+    refused(&files, &["--state-file", "text"], &["text", "cannot be opened as a state file"]);
+    refused(&files, &["--state-file", "."], &[".: is not a file"]);
+    let _first = Manager::start(&files, &["--state-file", "state"]);
+    refused(&files, &["--state-file", "state"], &["state: another resource manager has it open"]);
+}
+
+#[test]
+fn without_a_state_file_the_operator_is_told_and_nothing_is_left() {
+    let files = Files::new(&[]);
+    let manager = Manager::start(&files, &[]);
+    assert!(manager.greeting.contains("state_file"), "{}", manager.greeting);
+    assert_eq!(manager.end(Signal::SIGTERM), Some(0));
+    let files = Files::new(&[("state_file", json!("state"))]);
+    let manager = Manager::start(&files, &[]);
+    assert!(!manager.greeting.contains("state_file"), "{}", manager.greeting);
+    assert_eq!(manager.end(Signal::SIGTERM), Some(0));
+}
+
+#[test]
 fn an_address_in_use_is_refused_by_name() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port();

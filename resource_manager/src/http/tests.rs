@@ -98,7 +98,8 @@ impl World {
     fn connect(&self, node: &'static str) {
         self.commands
             .tell(move |pool, now, out| {
-                pool.node_connected(now, node, 1, LinkId(1), out).unwrap();
+                let link = LinkId(node.as_bytes()[0].into());
+                pool.node_connected(now, node, 1, link, out).unwrap();
             })
             .unwrap();
     }
@@ -204,6 +205,18 @@ fn a_bad_request_is_answered_by_name_and_changes_nothing() {
         (400, "POST", "/leases?node=good", &lease(""), "node"),
         (409, "POST", "/leases", r#"{"cores":2,"memory":1}"#, "cores"),
         (409, "POST", "/leases", r#"{"cores":1,"memory":513}"#, "513 MB"),
+        (400, "POST", "/leases", &lease(r#","max_nodes":0"#), "max_nodes"),
+        (400, "POST", "/leases", &lease(r#","max_nodes":65"#), "64"),
+        (400, "POST", "/leases", &lease(r#","max_nodes":"2""#), "max_nodes"),
+        (400, "POST", "/leases/7/renew", "", "empty"),
+        (400, "POST", "/leases/7/renew", "{}", "token"),
+        (400, "POST", "/leases/7/renew", r#"{"token":7}"#, "token"),
+        (400, "POST", "/leases/7/renew", r#"{"token":"AAAA"}"#, "token"),
+        (400, "POST", "/leases/7/renew", r#"{"token":"AAAA","timeout_ms":0}"#, "timeout_ms"),
+        (400, "POST", "/leases/7/renew?id=7", r#"{"token":"AAAA"}"#, "id"),
+        (404, "POST", "/leases/0/renew", "{}", "0"),
+        (405, "GET", "/leases/7/renew", "", "GET"),
+        (400, "GET", "/billing?by=node", "", "client"),
         (400, "GET", "/billing?user=x", "", "user"),
         (400, "GET", "/billing?since=yesterday", "", "2026-01-31T12:00:00Z"),
         (400, "GET", "/billing?format=xml", "", "csv"),
@@ -307,6 +320,80 @@ fn a_lease_is_granted_listed_without_its_token_and_ended_once() {
     assert!(status == 200 && table.starts_with("lease,client,node,cores,"), "{table}");
     assert!(table.contains(&format!("\r\n{id},me,a,1,512,")), "{table}");
     assert_eq!(table.lines().count(), 2, "{table}");
+    let sums = json!([{
+        "client": "me", "leases": 1, "allocated_core_ms": 0, "allocated_mb_ms": 0,
+        "hot_polling_ns": 0, "execution_ns": 0, "invocations": 0,
+    }]);
+    assert_eq!(world.call("GET", "/billing?by=client", ""), (200, sums));
+    assert_eq!(world.call("GET", "/billing?by=client&client=you", ""), (200, json!([])));
+    let (_, table) = world.text("GET", "/billing?by=client&format=csv", "");
+    let head =
+        "client,leases,allocated_core_ms,allocated_mb_ms,hot_polling_ns,execution_ns,invocations";
+    assert_eq!(table, format!("{head}\r\nme,1,0,0,0,0,0\r\n"));
+}
+
+#[test]
+fn a_lease_is_renewed_by_its_token_until_it_has_ended() {
+    let world = World::new();
+    world.call("POST", "/add?node=a", &NODE.replace(r#""cores": 1"#, r#""cores": 2"#));
+    world.connect("a");
+    let request = r#"{"cores":1,"memory":1,"timeout_ms":60000}"#;
+    let (_, grant) = world.call("POST", "/leases", request);
+    let (_, other) = world.call("POST", "/leases", request);
+    let renew = |lease: &Value, token: &Value, timeout_ms: u64| {
+        let body = json!({"token": token, "timeout_ms": timeout_ms}).to_string();
+        world.call("POST", &format!("/leases/{}/renew", lease["id"]), &body)
+    };
+    let (status, renewed) = renew(&grant, &grant["token"], 3_600_000);
+    assert_eq!(status, 200, "{renewed}");
+    for key in ["id", "node", "address", "port", "cores", "memory"] {
+        assert_eq!(renewed[key], grant[key], "{key}");
+    }
+    assert!(renewed["expires_at"].as_str() > grant["expires_at"].as_str());
+    let (status, again) = renew(&grant, &renewed["token"], 1);
+    assert_eq!((status, &again["expires_at"]), (200, &renewed["expires_at"]), "never nearer");
+    let (_, lease) = world.call("GET", &format!("/leases/{}", grant["id"]), "");
+    assert_eq!(lease["expires_at"], renewed["expires_at"]);
+
+    let token = rfaas::protocol::lease::Token::from_text(grant["token"].as_str().unwrap()).unwrap();
+    let mut terms = token.terms;
+    terms.cores = 2.into();
+    let altered = rfaas::protocol::lease::Token::unsigned(terms).to_text();
+    assert_eq!(renew(&grant, &json!(altered), 1000).0, 403);
+    assert_eq!(renew(&grant, &other["token"], 1000).0, 403);
+    terms.lease = 7.into();
+    let unknown = rfaas::protocol::lease::Token::sign(terms, b"42").to_text();
+    assert_eq!(renew(&json!({"id": 7}), &json!(unknown), 1000).0, 404);
+    world.call("DELETE", &format!("/leases/{}", grant["id"]), "");
+    let (status, ended) = renew(&grant, &grant["token"], 1000);
+    assert!(status == 409 && ended["error"].as_str().unwrap().contains("ended"), "{ended}");
+}
+
+#[test]
+fn a_request_for_several_nodes_is_answered_with_all_its_parts() {
+    let world = World::new();
+    for node in ["a", "b"] {
+        world.call("POST", &format!("/add?node={node}"), NODE);
+    }
+    world.connect("a");
+    world.connect("b");
+    let ask = |max_nodes: u32| {
+        let body = json!({"cores": 2, "memory": 9, "max_nodes": max_nodes}).to_string();
+        world.call("POST", "/leases", &body)
+    };
+    assert_eq!(ask(1).0, 409);
+    let (status, grant) = ask(2);
+    assert_eq!(status, 201, "{grant}");
+    let parts = grant["parts"].as_array().unwrap();
+    assert_eq!(parts.len(), 2);
+    for key in ["id", "node", "address", "port", "cores", "memory", "expires_at", "token"] {
+        assert_eq!(grant[key], parts[0][key], "{key}");
+    }
+    let sum = |key| parts.iter().map(|part| part[key].as_u64().unwrap()).sum::<u64>();
+    assert_eq!((sum("cores"), sum("memory")), (2, 10), "memory is rounded up");
+    assert_ne!(parts[0]["node"], parts[1]["node"]);
+    assert_eq!(world.call("GET", "/leases", "").1.as_array().map(Vec::len), Some(2));
+    assert_eq!(ask(2).0, 409);
 }
 
 #[test]
@@ -340,6 +427,7 @@ fn metrics_are_text_that_prometheus_reads() {
         "rfaas_cores_free 0",
         "rfaas_memory_megabytes 512",
         "rfaas_memory_free_megabytes 500",
+        "rfaas_silent_nodes_total 0",
     ] {
         assert!(text.lines().any(|l| l == line), "{line} is not in\n{text}");
     }
@@ -377,7 +465,7 @@ fn every_path_that_openapi_json_describes_is_there_and_no_other() {
             world.call("DELETE", &format!("/leases/{}", lease["id"]), "");
         }
     }
-    assert_eq!(count, 12, "routes of `router`");
+    assert_eq!(count, 13, "routes of `router`");
 }
 
 #[test]

@@ -4,7 +4,7 @@
 #![allow(dead_code)] // each test program uses a part
 #![allow(clippy::unwrap_used)] // a test's way to fail, in functions that are no tests too
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -19,7 +19,8 @@ use rdmalib::{Device, DeviceSpec, Provider};
 use rfaas::channel::{Channel, ChannelError, Incoming};
 use rfaas::config::ClusterSecret;
 use rfaas::protocol::lease::{
-    ClientName, EndReason, FromClient, LeaseGranted, LeaseRequest, NodeName, ToClient, Token,
+    ClientName, EndReason, FromClient, LeaseGranted, LeaseRenew, LeaseRequest, NodeName, ToClient,
+    Token,
 };
 use rfaas::protocol::node::{
     Bill, Challenge, EndLease, FromNode, LeaseClaimed, LeaseEnded, Register, ToNode,
@@ -98,6 +99,8 @@ impl Files {
 pub struct Manager {
     child: Child,
     log: Receiver<String>,
+    /// What it logged before it listened.
+    pub greeting: String,
     pub rdma: SocketAddr,
     pub http: SocketAddr,
 }
@@ -108,11 +111,11 @@ impl Manager {
         Manager::spawn(files.command(arguments))
     }
 
-    /// Starts one that may open only so many descriptors.
-    pub fn start_limited(files: &Files, descriptors: u32) -> Self {
-        let manager = files.command(&[]);
+    /// Starts one by a shell that limits what it may use before.
+    pub fn start_limited(files: &Files, limit: &str, arguments: &[&str]) -> Self {
+        let manager = files.command(arguments);
         let mut shell = Command::new("sh");
-        shell.args(["-c", &format!("ulimit -n {descriptors}; exec \"$0\" \"$@\"")]);
+        shell.args(["-c", &format!("{limit}; exec \"$0\" \"$@\"")]);
         shell.arg(manager.get_program()).args(manager.get_args());
         shell.current_dir(files.directory.path()).env_remove("RUST_LOG").stdin(Stdio::null());
         Manager::spawn(shell)
@@ -128,11 +131,13 @@ impl Manager {
                 let _ = sender.send(line);
             }
         });
-        let address = |text: &str| {
+        let mut greeting = String::new();
+        let mut address = |text: &str| {
             let deadline = Instant::now() + PATIENCE;
             loop {
                 let left = deadline.saturating_duration_since(Instant::now());
                 let line: String = log.recv_timeout(left).expect("it listens");
+                greeting += &line;
                 if let Some((_, address)) = line.split_once(text) {
                     return address.trim().parse().unwrap();
                 }
@@ -140,7 +145,7 @@ impl Manager {
         };
         let rdma = address("Listening on device shm0, address ");
         let http = address("HTTP interface at ");
-        Manager { child, log, rdma, http }
+        Manager { child, log, greeting, rdma, http }
     }
 
     /// Waits for a line of its log.
@@ -155,23 +160,41 @@ impl Manager {
     /// Ends it with `signal`, returns its exit status.
     pub fn end(mut self, signal: Signal) -> Option<i32> {
         kill(self.pid(), signal).unwrap();
+        self.ended()
+    }
+
+    /// Waits until it has ended, returns its exit status.
+    pub fn ended(&mut self) -> Option<i32> {
         wait_for("its end", || self.child.try_wait().unwrap()).code()
     }
 
     /// Status and JSON answer of an HTTP request.
     pub fn call(&self, method: &str, target: &str, body: &str) -> (u16, Value) {
-        let mut stream = TcpStream::connect(self.http).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let (status, text) = self.try_call(method, target, body).unwrap();
+        (status, serde_json::from_str(&text).unwrap())
+    }
+
+    /// Status and text of an HTTP request; an error if the manager is not there to answer it.
+    pub fn try_call(&self, method: &str, target: &str, body: &str) -> io::Result<(u16, String)> {
+        let mut stream = TcpStream::connect(self.http)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
         let length = body.len();
         let head = "Host: x\r\nConnection: close";
         let request = format!(
             "{method} {target} HTTP/1.1\r\n{head}\r\nContent-Length: {length}\r\n\r\n{body}"
         );
-        stream.write_all(request.as_bytes()).unwrap();
+        stream.write_all(request.as_bytes())?;
         let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
-        let body = answer.split_once("\r\n\r\n").unwrap().1;
-        (answer[9..12].parse().unwrap(), serde_json::from_str(body).unwrap())
+        stream.read_to_string(&mut answer)?;
+        let cut = || io::Error::from(io::ErrorKind::UnexpectedEof);
+        let status = answer.get(9..12).and_then(|status| status.parse().ok()).ok_or_else(cut)?;
+        let (_, body) = answer.split_once("\r\n\r\n").ok_or_else(cut)?;
+        Ok((status, body.to_owned()))
+    }
+
+    /// An answer that is not JSON.
+    pub fn text(&self, target: &str) -> String {
+        self.try_call("GET", target, "").unwrap().1
     }
 
     pub fn get(&self, target: &str) -> Value {
@@ -247,7 +270,7 @@ pub fn dial(manager: SocketAddr, role: Role) -> Result<(Channel, Challenge), Cha
     Ok((channel, challenge))
 }
 
-/// Which run all executor managers here are: they come back as the same.
+/// Which run executor managers here are unless a test says otherwise: they come back as the same.
 pub const INSTANCE: u64 = 7;
 
 /// An executor manager that does what a test says, and sends heartbeats by itself once it is
@@ -260,10 +283,14 @@ pub struct Node {
 impl Node {
     /// Connects and registers; the answer may be a refusal.
     pub fn register(manager: SocketAddr, name: &str, secret: u32) -> (Self, ToNode) {
+        Node::register_as(manager, name, secret, INSTANCE)
+    }
+
+    fn register_as(manager: SocketAddr, name: &str, secret: u32, instance: u64) -> (Self, ToNode) {
         let (mut channel, challenge) = dial(manager, Role::Node).unwrap();
         let name = NodeName::new(name).unwrap();
         let secret = ClusterSecret::of(&secret.into());
-        let register = Register::new(name, INSTANCE, &challenge, secret.bytes());
+        let register = Register::new(name, instance, &challenge, secret.bytes());
         channel.send(&FromNode::Register(register)).unwrap();
         let mut node = Node { channel: Arc::new(Mutex::new(channel)), heart: None };
         let answer = node.receive();
@@ -285,7 +312,12 @@ impl Node {
 
     /// One that is taken.
     pub fn ready(manager: SocketAddr, name: &str) -> Self {
-        let (node, answer) = Node::register(manager, name, 42);
+        Node::ready_as(manager, name, INSTANCE)
+    }
+
+    /// One that is taken, of this run.
+    pub fn ready_as(manager: SocketAddr, name: &str, instance: u64) -> Self {
+        let (node, answer) = Node::register_as(manager, name, 42, instance);
         assert!(matches!(answer, ToNode::Registered(_)), "{answer:?}");
         node
     }
@@ -323,7 +355,7 @@ impl Node {
         while self.next().is_ok() {}
     }
 
-    fn send(&mut self, message: &FromNode) {
+    pub fn send(&mut self, message: &FromNode) {
         self.channel.lock().unwrap().send(message).unwrap();
     }
 
@@ -380,16 +412,33 @@ impl Client {
     }
 
     pub fn ask(&mut self, cores: u32, memory: u32, timeout_ms: u64) -> ToClient {
+        self.ask_nodes(cores, memory, timeout_ms, 1);
+        self.answer()
+    }
+
+    /// Asks for a lease that may be met from several nodes, without waiting for the answers.
+    pub fn ask_nodes(&mut self, cores: u32, memory: u32, timeout_ms: u64, max_nodes: u32) {
         let client = ClientName::new("tester").unwrap();
         let request = LeaseRequest {
             request: 5.into(),
             cores: cores.into(),
             memory: memory.into(),
             timeout_ms: timeout_ms.into(),
-            max_nodes: 1.into(),
+            max_nodes: max_nodes.into(),
             client,
         };
         self.channel.send(&FromClient::Request(request)).unwrap();
+    }
+
+    /// Asks for more time.
+    pub fn renew(&mut self, token: Token, timeout_ms: u64) -> ToClient {
+        let renew = LeaseRenew { request: 6.into(), timeout_ms: timeout_ms.into(), token };
+        self.channel.send(&FromClient::Renew(renew)).unwrap();
+        self.answer()
+    }
+
+    /// The next answer.
+    pub fn answer(&mut self) -> ToClient {
         match self.channel.receive::<ToClient>(PATIENCE).unwrap() {
             Incoming::Message(message) => message,
             other => panic!("{other:?}"),
