@@ -169,7 +169,7 @@ impl Pool {
     /// changed by other hands.
     fn end_stray(&mut self, now: Now, stray: LeaseRecord) {
         let LeaseRecord { terms, node, used, .. } = stray;
-        if self.leases.contains_key(&terms.lease) {
+        if self.leases.contains_key(&terms.lease) || self.open_bills.get(terms.lease).is_some() {
             return; // it was there twice
         }
         tracing::warn!(lease = %terms.lease, %node, "there is no room for a lease of the last run: it ends");

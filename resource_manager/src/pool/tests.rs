@@ -1,7 +1,9 @@
-//! Facts about the pool: leases here, nodes in `tests/nodes.rs`. The model in the crate's
-//! `tests/pool_model.rs` checks its invariants on random events.
+//! Facts about the pool: leases here, nodes, renewals and restarts in files of their own. The model in the
+//! crate's `tests/pool_model.rs` checks its invariants on random events.
 
 mod nodes;
+mod renewing;
+mod restarting;
 
 use rfaas::protocol::node::Bill;
 

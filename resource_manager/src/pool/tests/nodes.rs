@@ -1,5 +1,7 @@
 //! Facts about nodes: how they come, change and leave.
 
+use std::collections::BTreeMap;
+
 use super::*;
 
 #[test]
@@ -167,6 +169,110 @@ fn a_node_cannot_end_or_claim_the_lease_of_another() {
     world.report(&stolen, b, EndReason::Released, 1);
     assert_eq!(world.state(&grant), Some(LeaseState::Active));
     assert_eq!(world.billed(&grant), None);
+}
+
+#[test]
+fn what_a_lost_node_said_last_is_billed() {
+    let mut world = World::new();
+    let link = world.node("a", 2, 64);
+    let grant = world.active(1, link);
+    let unclaimed = world.request(1, 1, HOUR).unwrap();
+    let used = |allocated_ns: u64, invocations: u64| Bill {
+        allocated_ns: allocated_ns.into(),
+        invocations: invocations.into(),
+        ..Bill::default()
+    };
+    world.pool.used(link, grant.terms.lease, used(1_000, 1));
+    world.pool.used(link, grant.terms.lease, used(2_000, 5));
+    world.pool.used(link, grant.terms.lease, used(1_000, 1)); // late
+    world.pool.used(LinkId(99), grant.terms.lease, used(9_000, 9)); // of nobody
+    world.pool.used(link, unclaimed.terms.lease, used(9_000, 9)); // of nothing
+    world.pass(3 * SECOND);
+    world.disconnect(link);
+    world.pass(NODE_RETURN);
+    let bill = world.pool.bill(grant.terms.lease).unwrap();
+    assert_eq!((bill.bill, bill.reported), (used(2_000, 5), false));
+    assert_eq!(world.billed(&unclaimed), Some((EndReason::NodeLost, 0)));
+}
+
+#[test]
+fn a_node_that_registers_as_another_instance_has_lost_its_leases() {
+    let mut world = World::new();
+    let link = world.node("a", 3, 64);
+    let active = world.active(1, link);
+    let unclaimed = world.request(1, 1, HOUR).unwrap();
+    world.disconnect(link);
+    world.pool.node_connected(world.now, "a", 2, LinkId(9), &mut world.out).unwrap();
+    assert!(matches!(world.billed(&active), Some((EndReason::NodeLost, _))), "at once");
+    assert!(matches!(world.billed(&unclaimed), Some((EndReason::NodeLost, 0))));
+    assert_eq!(world.free("a").cores, 3);
+    let grant = world.request(1, 1, HOUR).unwrap();
+    assert_eq!((active.terms.instance, grant.terms.instance), (1, 2));
+    assert_eq!(grant.to_wire().instance.get(), 2);
+    world.actions();
+    let replayed = Grant { terms: Terms { instance: 1, ..grant.terms.clone() }, ..grant.clone() };
+    world.claim(&replayed, LinkId(9));
+    let told = end_lease(LinkId(9), &grant, EndReason::Withdrawn, Duration::ZERO);
+    assert_eq!(world.actions(), [told]);
+    assert_eq!(world.state(&grant), Some(LeaseState::Granted));
+    world.disconnect(LinkId(9));
+    let none = world.pool.node_connected(world.now, "a", 0, LinkId(10), &mut world.out);
+    assert!(none.unwrap_err().contains("instance"));
+}
+
+#[test]
+fn a_withdrawn_node_whose_executor_manager_was_started_anew_is_gone() {
+    let mut world = World::new();
+    let link = world.node("a", 1, 64);
+    world.active(1, link);
+    world.disconnect(link);
+    // Withdrawn while it is away, leases would end at once: as if by another run of this program.
+    let slot = world.pool.nodes.find("a").unwrap();
+    world.pool.nodes.change(slot, |node| node.draining = true);
+    let refused = world.pool.node_connected(world.now, "a", 2, LinkId(9), &mut world.out);
+    assert!(refused.unwrap_err().contains("POST /add?node=a"));
+    assert!(world.pool.nodes().is_empty());
+}
+
+#[test]
+fn a_node_whose_executor_manager_stops_takes_no_leases_until_it_is_back() {
+    let mut world = World::new();
+    let link = world.node("a", 3, 64);
+    let active = world.active(1, link);
+    let unclaimed = world.request(1, 1, HOUR).unwrap();
+    world.pool.take_changes();
+    for _ in 0..2 {
+        world.pool.draining(world.now, link, SECOND, &mut world.out);
+        assert_eq!(world.actions(), [], "it tells its clients by itself");
+    }
+    assert_eq!(world.pool.node("a").unwrap().state, NodeState::Draining);
+    assert!(world.request(1, 1, HOUR).is_err());
+    assert_eq!(world.billed(&unclaimed), Some((EndReason::Shutdown, 0)), "it refuses claims");
+    assert_eq!(world.state(&active), Some(LeaseState::Active));
+    let ending = NotRenewed::Ending { lease: active.terms.lease, reason: EndReason::Shutdown };
+    assert_eq!(world.pool.renew(world.now, active.terms.lease, HOUR), Err(ending));
+    assert_eq!(
+        world.pool.take_changes().nodes,
+        BTreeMap::new(),
+        "the operator did not withdraw it"
+    );
+    world.report(&active, link, EndReason::Shutdown, 1);
+    world.disconnect(link);
+    assert_eq!(world.pool.node("a").unwrap().state, NodeState::Lost);
+    world.pool.node_connected(world.now, "a", 2, LinkId(9), &mut world.out).unwrap();
+    assert!(world.request(3, 1, HOUR).is_ok());
+}
+
+#[test]
+fn nodes_are_filled_in_the_order_in_which_they_were_added() {
+    let mut world = World::new();
+    for name in ["b", "a", "c"] {
+        world.node(name, 1, 64);
+    }
+    let mut order = || world.request(1, 1, HOUR).map(|grant| grant.node.to_string());
+    assert_eq!([order(), order(), order()], ["b", "a", "c"].map(|name| Ok(name.to_owned())));
+    let names: Vec<_> = world.pool.nodes().iter().map(|n| n.spec.name().to_string()).collect();
+    assert_eq!(names, ["a", "b", "c"], "people see them by name");
 }
 
 #[test]

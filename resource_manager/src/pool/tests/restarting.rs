@@ -1,0 +1,258 @@
+//! Facts about what outlives the program, and what follows when node and program do not agree.
+
+use std::collections::BTreeMap;
+
+use super::*;
+
+/// What a store keeps.
+#[derive(Default)]
+struct Kept {
+    nodes: BTreeMap<Arc<str>, NodeRecord>,
+    leases: BTreeMap<LeaseId, LeaseRecord>,
+    bills: BTreeMap<LeaseId, Billed>,
+}
+
+impl Kept {
+    fn keep(&mut self, changes: Changes) {
+        for (name, node) in changes.nodes {
+            match node {
+                Some(node) => drop(self.nodes.insert(name, node)),
+                None => drop(self.nodes.remove(&name)),
+            }
+        }
+        for (id, lease) in changes.leases {
+            match lease {
+                Some(lease) => drop(self.leases.insert(id, lease)),
+                None => drop(self.leases.remove(&id)),
+            }
+        }
+        self.bills.extend(changes.bills.into_iter().map(|bill| (bill.lease, bill)));
+    }
+}
+
+/// The same cluster, with a resource manager that was started again. Everything is lost with the
+/// connections but what was kept.
+fn restart(world: &mut World, kept: &mut Kept) {
+    kept.keep(world.pool.take_changes());
+    let ids = kept.leases.keys().chain(kept.bills.keys());
+    let snapshot = Snapshot {
+        nodes: kept.nodes.values().cloned().collect(),
+        leases: kept.leases.values().cloned().collect(),
+        bills: kept.bills.values().filter(|bill| !bill.reported).cloned().collect(),
+        first_id: world.pool.first_id(),
+        last_id: ids.max().copied(),
+    };
+    world.pool = Pool::restore(world.now, NODE_RETURN, snapshot);
+    world.out.clear();
+    assert!(world.pool.take_changes().is_empty(), "the store knows all of it");
+}
+
+#[test]
+fn after_a_restart_nodes_and_leases_are_back_and_go_on_when_their_node_is() {
+    let (mut world, mut kept) = (World::new(), Kept::default());
+    let link = world.node("a", 4, 64);
+    world.add("b", 1, 1).unwrap();
+    let active = world.active(2, link);
+    let unclaimed = world.request(1, 1, 20 * SECOND).unwrap();
+    let before = world.pool.leases();
+    world.pass(SECOND);
+    restart(&mut world, &mut kept);
+    assert_eq!(world.pool.leases(), before);
+    assert_eq!(world.free("a").cores, 1);
+    assert_eq!(world.pool.node("a").unwrap().state, NodeState::Lost);
+    assert_eq!(world.pool.node("b").unwrap().state, NodeState::Registered);
+    assert!(world.request(1, 1, HOUR).is_err());
+    world.pass(RESTART_RETURN / 2);
+    let link = world.connect("a");
+    world.claim(&active, link);
+    assert_eq!(world.actions(), []);
+    world.pass(RESTART_RETURN);
+    assert_eq!(world.state(&active), Some(LeaseState::Active));
+    let next = world.request(1, 1, HOUR).unwrap();
+    assert!(next.terms.lease > unclaimed.terms.lease);
+    world.pass(4 * SECOND);
+    assert_eq!(world.billed(&unclaimed), Some((EndReason::Expired, 0)), "at its old deadline");
+    world.report(&active, link, EndReason::Released, 5);
+    assert_eq!(world.billed(&active), Some((EndReason::Released, 5)));
+}
+
+#[test]
+fn after_a_restart_a_node_that_stays_away_is_lost_with_what_it_last_said() {
+    let (mut world, mut kept) = (World::new(), Kept::default());
+    let link = world.node("a", 4, 64);
+    let active = world.active(2, link);
+    let silent = world.active(1, link);
+    let used = Bill { allocated_ns: 7.into(), ..Bill::default() };
+    world.pool.used(link, active.terms.lease, used);
+    restart(&mut world, &mut kept);
+    world.pass(RESTART_RETURN - SECOND);
+    assert_eq!(world.state(&active), Some(LeaseState::Active));
+    world.pass(SECOND);
+    assert_eq!(world.billed(&active), Some((EndReason::NodeLost, 7)));
+    assert_eq!(world.billed(&silent), Some((EndReason::NodeLost, 0)));
+    assert_eq!(world.free("a").cores, 4);
+}
+
+#[test]
+fn a_lease_that_is_ending_still_is_after_a_restart() {
+    let (mut world, mut kept) = (World::new(), Kept::default());
+    let link = world.node("a", 4, 64);
+    let active = world.active(2, link);
+    world.pool.remove_node(world.now, "a", 30 * SECOND, &mut world.out);
+    world.pass(10 * SECOND);
+    restart(&mut world, &mut kept);
+    assert_eq!(world.state(&active), Some(LeaseState::Ending));
+    assert_eq!(world.pool.node("a").unwrap().state, NodeState::Draining);
+    let link = world.connect("a");
+    world.claim(&active, link);
+    assert_eq!(world.actions(), [end_lease(link, &active, EndReason::Withdrawn, 20 * SECOND)]);
+    world.pass(20 * SECOND + END_MARGIN);
+    assert!(matches!(world.billed(&active), Some((EndReason::Withdrawn, _))));
+    assert!(world.pool.node("a").is_none());
+    kept.keep(world.pool.take_changes());
+    assert_eq!((kept.nodes.len(), kept.leases.len()), (0, 0));
+}
+
+#[test]
+fn a_restart_ends_the_connections_that_unclaimed_leases_depend_on() {
+    let (mut world, mut kept) = (World::new(), Kept::default());
+    let link = world.node("a", 4, 64);
+    let ask = Ask::new(1, 1, HOUR, "somebody").unwrap().while_connected();
+    let mut request = || world.pool.request(world.now, &ask).unwrap().remove(0);
+    let (unclaimed, claimed, lost) = (request(), request(), request());
+    world.claim(&claimed, link);
+    restart(&mut world, &mut kept);
+    let link = world.connect("a");
+    world.claim(&claimed, link);
+    world.claim(&lost, link); // its claim was under way
+    world.pass(RESTART_RETURN);
+    assert_eq!(world.billed(&unclaimed), Some((EndReason::ClientGone, 0)));
+    assert_eq!(world.state(&claimed), Some(LeaseState::Active));
+    assert_eq!(world.state(&lost), Some(LeaseState::Active));
+}
+
+#[test]
+fn what_has_ended_stays_ended_after_a_restart_and_is_billed_once() {
+    let (mut world, mut kept) = (World::new(), Kept::default());
+    let link = world.node("a", 4, 64);
+    let lost = world.active(2, link);
+    let ended = world.active(1, link);
+    world.report(&ended, link, EndReason::Released, 5);
+    world.disconnect(link);
+    world.pass(NODE_RETURN);
+    restart(&mut world, &mut kept);
+    assert_eq!(world.pool.leases(), []);
+    for grant in [&lost, &ended] {
+        assert!(world.pool.has_ended(grant.terms.lease));
+    }
+    let link = world.connect("a");
+    world.claim(&lost, link);
+    world.claim(&ended, link);
+    let told = |grant, reason| end_lease(link, grant, reason, Duration::ZERO);
+    let (node_lost, unknown) = (EndReason::NodeLost, EndReason::Withdrawn);
+    assert_eq!(world.actions(), [told(&lost, node_lost), told(&ended, unknown)]);
+    world.report(&lost, link, EndReason::ClientGone, 9);
+    world.report(&lost, link, EndReason::ClientGone, 9);
+    world.report(&ended, link, EndReason::ClientGone, 9);
+    let changes = world.pool.take_changes();
+    let bills: Vec<_> =
+        changes.bills.iter().map(|b| (b.lease, b.bill.allocated_ns.get())).collect();
+    assert_eq!(bills, [(lost.terms.lease, 9)]);
+}
+
+#[test]
+fn ids_go_on_above_all_earlier_ones_even_if_the_clock_was_set_back() {
+    let (mut world, mut kept) = (World::new(), Kept::default());
+    world.node("a", 4, 64);
+    let before = world.request(1, 1, HOUR).unwrap();
+    world.now.wall -= 24 * HOUR;
+    restart(&mut world, &mut kept);
+    world.connect("a");
+    let after = world.request(1, 1, HOUR).unwrap();
+    assert!(after.terms.lease > before.terms.lease);
+    world.now.wall += 48 * HOUR;
+    let first_id = world.pool.first_id();
+    restart(&mut world, &mut kept);
+    assert!(world.pool.next_id.get() > after.terms.lease.get() + 1_000, "above the clock");
+    assert_eq!(world.pool.first_id(), first_id, "of the state, not of the run");
+}
+
+#[test]
+fn only_what_somebody_is_told_of_is_urgent() {
+    let mut world = World::new();
+    let link = world.node("a", 4, 64);
+    let urgent = |world: &mut World| {
+        let changes = world.pool.take_changes();
+        assert!(world.pool.take_changes().is_empty());
+        (!changes.is_empty()).then_some(changes.urgent)
+    };
+    assert_eq!(urgent(&mut world), Some(true), "a node");
+    let grant = world.request(1, 1, HOUR).unwrap();
+    assert_eq!(urgent(&mut world), Some(true), "a grant");
+    world.claim(&grant, link);
+    assert_eq!(urgent(&mut world), Some(false), "a claim, which is reported again");
+    world.claim(&grant, link);
+    assert_eq!(urgent(&mut world), None, "no news");
+    world.pool.used(link, grant.terms.lease, Bill { allocated_ns: 7.into(), ..Bill::default() });
+    assert_eq!(urgent(&mut world), Some(false), "what was used so far");
+    world.pool.renew(world.now, grant.terms.lease, HOUR * 2).unwrap();
+    assert_eq!(urgent(&mut world), Some(true), "a renewal");
+    world.pool.end_lease(world.now, grant.terms.lease, EndReason::Withdrawn, &mut world.out);
+    assert_eq!(urgent(&mut world), Some(true), "a lease that is to end");
+    world.report(&grant, link, EndReason::Withdrawn, 8);
+    assert_eq!(urgent(&mut world), Some(true), "a bill");
+    world.disconnect(link);
+    world.pool.draining(world.now, link, SECOND, &mut world.out);
+    assert_eq!(urgent(&mut world), None);
+}
+
+#[test]
+fn a_lease_that_differs_from_what_was_granted_is_ended_there_and_not_billed() {
+    let mut world = World::new();
+    let link = world.node("a", 4, 64);
+    let grant = world.request(2, 2, HOUR).unwrap();
+    let differ: [fn(&mut Terms); 4] = [
+        |terms| terms.cores += 1,
+        |terms| terms.memory -= 1,
+        |terms| terms.client = "another".into(),
+        |terms| terms.instance += 1,
+    ];
+    for change in differ {
+        let mut other = grant.clone();
+        change(&mut other.terms);
+        world.claim(&other, link);
+        let told = end_lease(link, &grant, EndReason::Withdrawn, Duration::ZERO);
+        assert_eq!(world.actions(), [told]);
+        world.report(&other, link, EndReason::Released, 7);
+        assert_eq!(world.actions(), [acknowledge(link, &grant)]);
+        assert_eq!(world.state(&grant), Some(LeaseState::Granted));
+    }
+    assert_eq!(world.billed(&grant), None);
+}
+
+#[test]
+fn a_state_that_other_hands_changed_loses_what_does_not_fit_and_nothing_else() {
+    let (mut world, mut kept) = (World::new(), Kept::default());
+    let link = world.node("a", 4, 64);
+    let (kept_lease, stray) = (world.active(2, link), world.active(2, link));
+    kept.keep(world.pool.take_changes());
+    for lease in kept.leases.values().cloned().collect::<Vec<_>>() {
+        if lease.terms.lease == stray.terms.lease {
+            let terms = Terms { cores: 3, ..lease.terms.clone() };
+            kept.leases.insert(terms.lease, LeaseRecord { terms, ..lease });
+        }
+    }
+    let snapshot = Snapshot {
+        nodes: kept.nodes.values().cloned().collect(),
+        leases: kept.leases.values().chain(kept.leases.values()).cloned().collect(),
+        bills: Vec::new(),
+        first_id: world.pool.first_id(),
+        last_id: None,
+    };
+    world.pool = Pool::restore(world.now, NODE_RETURN, snapshot);
+    assert_eq!(world.free("a").cores, 2);
+    assert_eq!(world.state(&kept_lease), Some(LeaseState::Active));
+    let changes = world.pool.take_changes();
+    assert_eq!(changes.leases, BTreeMap::from([(stray.terms.lease, None)]));
+    assert_eq!(changes.bills.len(), 1);
+}

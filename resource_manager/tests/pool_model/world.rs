@@ -1,0 +1,435 @@
+//! The pool, a store behind it, executor managers and clients around it; what must always hold.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant, SystemTime};
+
+use resource_manager::pool::{
+    Action, Ask, Billed, Capacity, Changes, END_MARGIN, EXPIRY_MARGIN, EndReport, Grant,
+    LeaseState, LinkId, NodeSpec, NodeState, Now, Pool,
+};
+use rfaas::protocol::lease::{EndReason, LeaseId};
+use rfaas::protocol::node::Bill;
+
+use super::managers::{Manager, Report};
+use super::store::Store;
+use super::{NODES, Op};
+
+const NODE_RETURN: Duration = Duration::from_millis(1_500);
+
+/// Invocations in a bill that is not to be believed.
+const FORGED: u64 = 1_000_000;
+
+/// A lease that was granted, as its client knows it.
+struct Client {
+    grant: Grant,
+    /// Whether it was: the resource manager may have been killed before it said so.
+    told: bool,
+}
+
+/// The resource manager is killed during an event.
+#[derive(Clone, Copy)]
+struct Crash {
+    committed: bool,
+    down: Duration,
+}
+
+pub struct World {
+    pool: Pool,
+    store: Store,
+    /// Changes that may wait.
+    waiting: Vec<Changes>,
+    now: Now,
+    /// When the resource manager was last started.
+    started: SystemTime,
+    crash: Option<Crash>,
+    managers: Vec<Manager>,
+    links: u64,
+    clients: Vec<Client>,
+    /// Ends that were acknowledged, which are not to be forgotten.
+    acknowledged: BTreeMap<LeaseId, Bill>,
+}
+
+fn name(node: usize) -> String {
+    format!("node-{node}")
+}
+
+fn node_of(grant: &Grant) -> usize {
+    grant.node[5..].parse().expect("see `name`")
+}
+
+impl World {
+    pub fn new() -> Self {
+        let wall = SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000);
+        let now = Now { monotonic: Instant::now(), wall };
+        let pool = Pool::new(now, NODE_RETURN);
+        World {
+            store: Store::new(pool.first_id()),
+            pool,
+            waiting: Vec::new(),
+            now,
+            started: wall,
+            crash: None,
+            managers: (0..NODES).map(|_| Manager::new()).collect(),
+            links: 0,
+            clients: Vec::new(),
+            acknowledged: BTreeMap::new(),
+        }
+    }
+
+    /// The lease that an operation means.
+    fn client(&self, index: usize) -> Option<usize> {
+        index.checked_rem(self.clients.len()).filter(|at| self.clients[*at].told)
+    }
+
+    fn id(&self, index: usize) -> Option<LeaseId> {
+        self.client(index).map(|at| self.clients[at].grant.terms.lease)
+    }
+
+    pub fn apply(&mut self, op: &Op) {
+        if let Op::Crash { committed, down_ms } = *op {
+            self.crash = Some(Crash { committed, down: Duration::from_millis(down_ms) });
+            return;
+        }
+        let mut out = Vec::new();
+        let told = self.happen(op, &mut out);
+        self.settle(out, told);
+        self.check();
+    }
+
+    /// An event. Returns what is to be said to a client: the lease, as it is from then on.
+    fn happen(&mut self, op: &Op, out: &mut Vec<Action>) -> Vec<Grant> {
+        let now = self.now;
+        match *op {
+            Op::Add { node, cores, memory } => {
+                let capacity = Capacity { cores, memory };
+                let spec = NodeSpec::new(&name(node), "127.0.0.1", 1, capacity).unwrap();
+                let _ = self.pool.add_node(now, spec, out);
+            }
+            Op::Remove { node, grace_ms } => {
+                let grace = Duration::from_millis(grace_ms);
+                self.pool.remove_node(now, &name(node), grace, out);
+            }
+            Op::Connect { node, obeys } => self.connect(node, obeys, out),
+            Op::Disconnect { node } => {
+                self.disconnect(node, out);
+            }
+            Op::Restart { node } => {
+                self.disconnect(node, out);
+                self.managers[node].restarted();
+            }
+            Op::Stop { node } => {
+                self.managers[node].stopping = true;
+                if let Some(link) = self.managers[node].link {
+                    self.pool.draining(now, link, Duration::from_secs(1), out);
+                }
+            }
+            Op::Request { cores, memory, timeout_ms, max_nodes, while_connected } => {
+                let timeout = Duration::from_millis(timeout_ms);
+                let ask = Ask::new(cores, memory, timeout, "c").unwrap();
+                let ask = ask.on_nodes(max_nodes).unwrap();
+                let ask = if while_connected { ask.while_connected() } else { ask };
+                return self.request(&ask, Capacity { cores, memory }, max_nodes);
+            }
+            Op::Renew { lease, timeout_ms } => return self.renew(lease, timeout_ms),
+            Op::Claim { lease } => {
+                if let Some(at) = self.client(lease) {
+                    let grant = &self.clients[at].grant;
+                    let manager = &mut self.managers[node_of(grant)];
+                    manager.renew(&grant.terms);
+                    manager.claim(now, &grant.terms);
+                }
+            }
+            Op::Work { lease } => {
+                if let Some((manager, id)) = self.holder(lease) {
+                    manager.work(id);
+                }
+            }
+            Op::End { lease } => {
+                if let Some((manager, id)) = self.holder(lease) {
+                    manager.end(id, EndReason::Released);
+                }
+            }
+            Op::Delete { lease } => {
+                if let Some(id) = self.id(lease) {
+                    self.pool.end_lease(now, id, EndReason::Withdrawn, out);
+                }
+            }
+            Op::ClientGone { lease } => self.pool.client_gone(now, self.id(lease)),
+            Op::Deliver { node, which, again } => self.deliver(node, which, again, out),
+            Op::Lose { node, which } => {
+                let under_way = &mut self.managers[node].under_way;
+                which.checked_rem(under_way.len()).map(|at| under_way.remove(at));
+            }
+            Op::Forge { node, lease, beyond, cores } => {
+                self.forge(node, lease, beyond, cores, out);
+            }
+            Op::Pass { ms } => {
+                self.pass(Duration::from_millis(ms));
+                self.pool.tick(self.now, out);
+                let next = self.pool.next_deadline();
+                assert!(next.is_none_or(|at| at > self.now.monotonic), "a loop would spin");
+            }
+            Op::Flush => self.flush(),
+            Op::Crash { .. } => {}
+        }
+        Vec::new()
+    }
+
+    fn holder(&mut self, lease: usize) -> Option<(&mut Manager, LeaseId)> {
+        let grant = &self.clients[self.client(lease)?].grant;
+        Some((&mut self.managers[node_of(grant)], grant.terms.lease))
+    }
+
+    fn pass(&mut self, time: Duration) {
+        self.now = Now { monotonic: self.now.monotonic + time, wall: self.now.wall + time };
+        for manager in self.managers.iter_mut().filter(|manager| manager.obeys) {
+            manager.mind_the_time(self.now);
+        }
+    }
+
+    fn connect(&mut self, node: usize, obeys: bool, out: &mut Vec<Action>) {
+        let manager = &mut self.managers[node];
+        manager.obeys = obeys;
+        if manager.link.is_some() {
+            return;
+        }
+        self.links += 1;
+        let link = LinkId(self.links);
+        if self.pool.node_connected(self.now, &name(node), manager.instance, link, out).is_ok() {
+            manager.connected(link);
+        }
+    }
+
+    fn disconnect(&mut self, node: usize, out: &mut Vec<Action>) {
+        let link = self.managers[node].link;
+        self.managers[node].disconnected();
+        if let Some(link) = link {
+            self.pool.node_disconnected(self.now, link, out);
+            // What it said last may come after: it concerns nobody.
+            self.pool.used(link, self.pool.first_id(), Bill::default());
+        }
+    }
+
+    fn request(&mut self, ask: &Ask, wanted: Capacity, max_nodes: u32) -> Vec<Grant> {
+        let possible = self.possible(wanted, max_nodes);
+        assert_eq!(self.pool.has_room(ask), possible);
+        let Ok(grants) = self.pool.request(self.now, ask) else {
+            assert!(!possible, "refused though there is room");
+            return Vec::new();
+        };
+        assert!(possible, "granted without room");
+        assert!((1..=max_nodes as usize).contains(&grants.len()));
+        assert_eq!(grants.iter().map(|grant| grant.terms.cores).sum::<u32>(), wanted.cores);
+        let nodes: BTreeSet<_> = grants.iter().map(|grant| grant.node.clone()).collect();
+        assert_eq!(nodes.len(), grants.len(), "two parts on one node");
+        for terms in grants.iter().map(|grant| &grant.terms) {
+            let share = (wanted.memory * terms.cores).div_ceil(wanted.cores);
+            assert_eq!(terms.memory, share);
+        }
+        grants
+    }
+
+    /// Whether `wanted` fits, by looking at every node.
+    fn possible(&self, wanted: Capacity, max_nodes: u32) -> bool {
+        let nodes = self.pool.nodes();
+        let ready = nodes.iter().filter(|node| node.state == NodeState::Ready);
+        let fits = |free: Capacity, cores: u32| {
+            free.cores >= cores && free.memory * wanted.cores >= wanted.memory * cores
+        };
+        let mut takes: Vec<u32> = ready
+            .map(|node| (0..=wanted.cores).rev().find(|cores| fits(node.free, *cores)).unwrap_or(0))
+            .collect();
+        takes.sort_unstable_by_key(|cores| std::cmp::Reverse(*cores));
+        takes.iter().take(max_nodes as usize).sum::<u32>() >= wanted.cores
+    }
+
+    fn renew(&mut self, lease: usize, timeout_ms: u64) -> Vec<Grant> {
+        let Some(at) = self.client(lease) else { return Vec::new() };
+        let before = &self.clients[at].grant;
+        let id = before.terms.lease;
+        let state = self.pool.lease(id).map(|lease| lease.state);
+        let timeout = Duration::from_millis(timeout_ms);
+        match self.pool.renew(self.now, id, timeout) {
+            Ok(renewed) => {
+                assert!(matches!(state, Some(LeaseState::Granted | LeaseState::Active)));
+                assert!(renewed.terms.expires_at >= before.terms.expires_at);
+                assert!(renewed.terms.expires_at >= self.now.wall + timeout);
+                vec![renewed]
+            }
+            Err(_) => Vec::new(),
+        }
+    }
+
+    fn deliver(&mut self, node: usize, which: usize, again: bool, out: &mut Vec<Action>) {
+        let manager = &mut self.managers[node];
+        let Some(link) = manager.link else { return };
+        let Some(at) = which.checked_rem(manager.under_way.len()) else { return };
+        let report = match again {
+            true => manager.under_way[at].clone(),
+            false => manager.under_way.remove(at),
+        };
+        match report {
+            Report::Claimed(terms) => self.pool.claimed(self.now, link, &terms, out),
+            Report::Used(lease, bill) => self.pool.used(link, lease, bill),
+            Report::Ended(report) => self.pool.ended(self.now, link, &report, out),
+        }
+    }
+
+    fn forge(&mut self, node: usize, lease: usize, beyond: u64, cores: u32, out: &mut Vec<Action>) {
+        let (Some(link), Some(at)) = (self.managers[node].link, self.client(lease)) else { return };
+        let grant = &self.clients[at].grant;
+        if beyond == 0 && cores == 0 && node_of(grant) == node {
+            return; // that would be the truth
+        }
+        let mut terms = grant.terms.clone();
+        terms.cores += cores;
+        terms.lease = LeaseId::new(terms.lease.get() + beyond).unwrap();
+        self.pool.claimed(self.now, link, &terms, out);
+        let bill = Bill { invocations: FORGED.into(), ..Bill::default() };
+        self.pool.used(LinkId(u64::MAX), terms.lease, bill);
+        let report = EndReport { terms, reason: EndReason::Released, bill };
+        let mut answer = Vec::new();
+        self.pool.ended(self.now, link, &report, &mut answer);
+        // It is acknowledged, but not to the executor manager, which has not said it.
+        assert!(matches!(answer[..], [Action::AcknowledgeEnd { .. }]), "it has ended something");
+    }
+
+    fn flush(&mut self) {
+        for changes in self.waiting.drain(..) {
+            self.store.commit(changes);
+        }
+    }
+
+    /// What the loop does after events: makes changes durable, then says and does what follows.
+    fn settle(&mut self, mut actions: Vec<Action>, mut told: Vec<Grant>) {
+        loop {
+            let changes = self.pool.take_changes();
+            let urgent = changes.urgent;
+            self.waiting.push(changes);
+            let crash = self.crash.take();
+            if urgent && crash.is_none_or(|crash| crash.committed) {
+                self.flush();
+            }
+            if let Some(crash) = crash {
+                let kept = self.store.live();
+                told.retain(|grant| kept.contains(&grant.terms.lease));
+                self.remember(told, false);
+                return self.restart(crash.down);
+            }
+            self.remember(std::mem::take(&mut told), true);
+            if actions.is_empty() {
+                return;
+            }
+            let mut next = Vec::new();
+            actions.into_iter().for_each(|action| self.act(action, &mut next));
+            actions = next;
+        }
+    }
+
+    fn remember(&mut self, grants: Vec<Grant>, told: bool) {
+        for grant in grants {
+            let same = |client: &&mut Client| client.grant.terms.lease == grant.terms.lease;
+            match self.clients.iter_mut().find(same) {
+                Some(client) if told => client.grant = grant,
+                Some(_) => {} // a renewal that it did not hear of
+                None => self.clients.push(Client { grant, told }),
+            }
+        }
+    }
+
+    /// The resource manager is gone, and with it what was not durable; another is started.
+    fn restart(&mut self, down: Duration) {
+        self.waiting.clear();
+        self.managers.iter_mut().for_each(Manager::disconnected);
+        self.pass(down);
+        self.started = self.now.wall;
+        self.pool = Pool::restore(self.now, NODE_RETURN, self.store.snapshot());
+        assert!(self.pool.leases().iter().map(|l| l.lease).eq(self.store.live()), "not restored");
+    }
+
+    fn act(&mut self, action: Action, out: &mut Vec<Action>) {
+        match action {
+            Action::EndLease { link, lease, reason, .. } => {
+                if let Some(manager) = self.manager(link).filter(|manager| manager.obeys) {
+                    manager.end(lease, reason);
+                }
+            }
+            Action::AcknowledgeEnd { link, lease } => {
+                let report = self.manager(link).and_then(|m| m.unacknowledged.remove(&lease));
+                if let Some(report) = report {
+                    self.acknowledged.insert(lease, report.bill);
+                }
+            }
+            Action::Close { link, .. } => {
+                self.manager(link).map(Manager::disconnected);
+                self.pool.node_disconnected(self.now, link, out);
+            }
+            Action::TellCapacity { .. } | Action::NodesChanged => {}
+            Action::Resolve { .. } => panic!("addresses are numbers here"),
+        }
+    }
+
+    fn manager(&mut self, link: LinkId) -> Option<&mut Manager> {
+        self.managers.iter_mut().find(|manager| manager.link == Some(link))
+    }
+
+    /// What always holds.
+    fn check(&self) {
+        let leases = self.pool.leases();
+        let mut held: BTreeMap<&str, (u32, u32)> = BTreeMap::new();
+        for lease in &leases {
+            let (cores, memory) = held.entry(&lease.node).or_default();
+            *cores += lease.cores;
+            *memory += lease.memory;
+            let latest = lease.expires_at.max(self.started) + EXPIRY_MARGIN + END_MARGIN;
+            assert!(self.now.wall < latest, "lease {} outlived its bound", lease.lease);
+        }
+        for node in self.pool.nodes() {
+            let (cores, memory) = held.remove(&**node.spec.name()).unwrap_or_default();
+            let all = node.spec.capacity();
+            assert_eq!(node.free.cores.checked_add(cores), Some(all.cores), "over-committed");
+            assert_eq!(node.free.memory.checked_add(memory), Some(all.memory), "over-committed");
+        }
+        assert!(held.is_empty(), "leases without a node: {held:?}");
+        let live: BTreeSet<_> = leases.iter().map(|lease| lease.lease).collect();
+        let billed = self.store.billed();
+        assert_eq!(live, self.store.live(), "not durable");
+        assert!(billed.iter().all(|id| self.pool.has_ended(*id)), "ended, and the pool knows not");
+        assert!(!live.iter().any(|id| self.pool.has_ended(*id)), "not ended");
+        let granted: BTreeSet<_> = self.clients.iter().map(|c| c.grant.terms.lease).collect();
+        assert_eq!(granted, live.union(&billed).copied().collect(), "lost or invented");
+        assert_eq!(granted.len(), self.clients.len(), "an id twice");
+        let totals = self.pool.totals();
+        let open = totals.granted - totals.ended.iter().sum::<u64>();
+        assert_eq!(open, live.len() as u64, "ended twice");
+        let forged = |bill: &Billed| bill.bill.invocations.get() == FORGED;
+        assert!(!self.store.bills.values().any(forged), "billed what was not granted");
+        for (lease, bill) in &self.acknowledged {
+            let kept = self.store.bills.get(lease);
+            let known = kept.is_some_and(|kept| kept.reported && kept.bill == *bill);
+            assert!(known, "the bill of {lease} was acknowledged and is not there");
+        }
+    }
+
+    /// Nobody does anything any more: every lease ends. Then executor managers come back and say what was
+    /// not acknowledged: it replaces what was a guess.
+    pub fn come_to_rest(&mut self) {
+        for _ in 0..120 {
+            self.apply(&Op::Pass { ms: 1_000 });
+        }
+        assert!(self.pool.leases().is_empty(), "leases that never end");
+        for node in self.pool.nodes() {
+            assert_eq!(node.free, node.spec.capacity());
+        }
+        for node in 0..NODES {
+            self.apply(&Op::Add { node, cores: 4, memory: 4 });
+            self.apply(&Op::Disconnect { node });
+            self.apply(&Op::Connect { node, obeys: true });
+            while !self.managers[node].under_way.is_empty() {
+                self.apply(&Op::Deliver { node, which: 0, again: false });
+            }
+            assert!(self.managers[node].unacknowledged.is_empty(), "not acknowledged");
+        }
+        assert!(self.store.live().is_empty());
+    }
+}
