@@ -18,7 +18,7 @@ use super::{
 pub(super) struct Unsaved {
     nodes: BTreeSet<Arc<str>>,
     leases: BTreeSet<LeaseId>,
-    bills: Vec<Billed>,
+    pub(super) bills: Vec<Billed>,
     urgent: bool,
 }
 
@@ -62,22 +62,6 @@ impl Pool {
             bills,
             urgent,
         }
-    }
-
-    /// Bills that were not taken yet, of `client` or all, for leases that ended at `since` or later, or ever.
-    pub fn bills(&self, client: Option<&str>, since: Option<std::time::SystemTime>) -> Vec<Billed> {
-        let latest: std::collections::BTreeMap<_, _> =
-            self.unsaved.bills.iter().map(|bill| (bill.lease, bill)).collect();
-        let wanted = latest
-            .values()
-            .filter(|bill| client.is_none_or(|client| *bill.client == *client))
-            .filter(|bill| since.is_none_or(|since| bill.ended_at >= since));
-        wanted.map(|bill| (*bill).clone()).collect()
-    }
-
-    /// Likewise, of one lease.
-    pub fn bill(&self, id: LeaseId) -> Option<&Billed> {
-        self.unsaved.bills.iter().rev().find(|bill| bill.lease == id)
     }
 
     /// The pool of a run that goes on where the last one stopped. Nodes whose executor manager has not

@@ -91,12 +91,18 @@ impl World {
         self.pool.lease(grant.terms.lease).map(|lease| lease.state)
     }
 
+    /// What is to be kept of a lease, of the changes that were not taken yet: a provisional bill may be
+    /// followed by the node's.
+    fn bill(&self, grant: &Grant) -> Option<Billed> {
+        let of_lease = |bill: &&Billed| bill.lease == grant.terms.lease;
+        let bills: Vec<_> = self.pool.unsaved.bills.iter().filter(of_lease).collect();
+        let final_before = bills.iter().rev().skip(1).any(|bill| bill.reported);
+        assert!(!final_before, "billed twice");
+        bills.last().map(|bill| (*bill).clone())
+    }
+
     fn billed(&self, grant: &Grant) -> Option<(EndReason, u64)> {
-        let all = self.pool.bills(None, None);
-        let mut bills = all.iter().filter(|bill| bill.lease == grant.terms.lease);
-        let bill = bills.next().map(|bill| (bill.reason, bill.bill.allocated_ns.get()));
-        assert!(bills.next().is_none(), "billed twice");
-        bill
+        self.bill(grant).map(|bill| (bill.reason, bill.bill.allocated_ns.get()))
     }
 }
 

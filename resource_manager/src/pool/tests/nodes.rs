@@ -190,7 +190,7 @@ fn what_a_lost_node_said_last_is_billed() {
     world.pass(3 * SECOND);
     world.disconnect(link);
     world.pass(NODE_RETURN);
-    let bill = world.pool.bill(grant.terms.lease).unwrap();
+    let bill = world.bill(&grant).unwrap();
     assert_eq!((bill.bill, bill.reported), (used(2_000, 5), false));
     assert_eq!(world.billed(&unclaimed), Some((EndReason::NodeLost, 0)));
 }
