@@ -236,9 +236,9 @@ fn nodes_of_an_input_are_added_to_those_of_the_state_whose_leases_win() {
 #[test]
 fn a_manager_that_cannot_write_its_state_ends_and_has_promised_nothing_that_is_not_there() {
     let files = files(&[]);
-    // Blocks of 512 bytes; a file of nothing but tables has 1.5 MB.
-    let limit = "trap '' XFSZ; ulimit -f 4096";
-    let mut manager = Manager::start_limited(&files, limit, &[]);
+    Manager::start(&files, &[]).end(Signal::SIGTERM);
+    // Blocks of 512 bytes; beyond them writing fails as on a full disk.
+    let mut manager = Manager::start_limited(&files, "trap '' XFSZ; ulimit -f 1024", &[]);
     let name = |number: usize| format!("node-{number}-{}", "n".repeat(100));
     let body = r#"{"ip_address":"127.0.0.1","port":10005,"cores":1,"memory":1}"#;
     let added = (0..100_000)

@@ -170,31 +170,13 @@ impl Manager {
 
     /// Status and JSON answer of an HTTP request.
     pub fn call(&self, method: &str, target: &str, body: &str) -> (u16, Value) {
-        let (status, text) = self.try_call(method, target, body).unwrap();
+        let (status, text) = http(self.http, method, target, body).unwrap();
         (status, serde_json::from_str(&text).unwrap())
-    }
-
-    /// Status and text of an HTTP request; an error if the manager is not there to answer it.
-    pub fn try_call(&self, method: &str, target: &str, body: &str) -> io::Result<(u16, String)> {
-        let mut stream = TcpStream::connect(self.http)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        let length = body.len();
-        let head = "Host: x\r\nConnection: close";
-        let request = format!(
-            "{method} {target} HTTP/1.1\r\n{head}\r\nContent-Length: {length}\r\n\r\n{body}"
-        );
-        stream.write_all(request.as_bytes())?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer)?;
-        let cut = || io::Error::from(io::ErrorKind::UnexpectedEof);
-        let status = answer.get(9..12).and_then(|status| status.parse().ok()).ok_or_else(cut)?;
-        let (_, body) = answer.split_once("\r\n\r\n").ok_or_else(cut)?;
-        Ok((status, body.to_owned()))
     }
 
     /// An answer that is not JSON.
     pub fn text(&self, target: &str) -> String {
-        self.try_call("GET", target, "").unwrap().1
+        http(self.http, "GET", target, "").unwrap().1
     }
 
     pub fn get(&self, target: &str) -> Value {
@@ -244,6 +226,27 @@ impl Drop for Manager {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+/// Status and text of an HTTP request; an error if nobody is there to answer all of it.
+pub fn http(at: SocketAddr, method: &str, target: &str, body: &str) -> io::Result<(u16, String)> {
+    let mut stream = TcpStream::connect(at)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    let length = body.len();
+    let head = "Host: x\r\nConnection: close";
+    let request =
+        format!("{method} {target} HTTP/1.1\r\n{head}\r\nContent-Length: {length}\r\n\r\n{body}");
+    stream.write_all(request.as_bytes())?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    let cut = || io::Error::from(io::ErrorKind::UnexpectedEof);
+    let status = answer.get(9..12).and_then(|status| status.parse().ok()).ok_or_else(cut)?;
+    let (head, body) = answer.split_once("\r\n\r\n").ok_or_else(cut)?;
+    let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
+    match length.and_then(|length| length.parse::<usize>().ok()) {
+        Some(length) if body.len() == length => Ok((status, body.to_owned())),
+        _ => Err(cut()),
     }
 }
 
