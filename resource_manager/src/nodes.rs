@@ -180,7 +180,8 @@ impl Nodes {
             (Phase::Greeting { challenge, .. }, FromNode::Register(register)) => {
                 match self.register(now, id, &register, challenge, pool, out)? {
                     Ok((node, capacity)) => {
-                        let pulse = Pulse::new(self.heartbeat, now.monotonic);
+                        let mut pulse = Pulse::new(self.heartbeat, now.monotonic);
+                        pulse.beat(now.monotonic); // the answer is the first sign of life
                         *phase = Phase::Registered { node, pulse };
                         out.push(Action::TellCapacity { link: id, capacity });
                     }

@@ -12,6 +12,9 @@
 //! DURABLE FIRST - nothing leaves this loop, to a node, a client or over HTTP, before the changes that it tells
 //! of are committed ([`Ledger`]). Signs of life and refusals of connections tell of none.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;

@@ -8,6 +8,8 @@
 //! ```
 //! Each of the three owns what it changes and does one thing at a time, so that at most one change of each is
 //! uncertain at a kill. `RFAAS_TEST_SEED` repeats a run (threads still interleave as they like).
+//!
+//! Elsewhere: that the disk is waited for, which a killed process does not show (`server/tests`).
 
 #![allow(clippy::unwrap_used)] // a test's way to fail, in functions that are no tests too
 

@@ -1,0 +1,265 @@
+//! DURABLE FIRST, with a store that takes its time and one that fails.
+
+use std::io;
+use std::sync::{Condvar, Mutex};
+use std::thread::{self, JoinHandle};
+
+use rdmalib::{DeviceSpec, Provider};
+use redb::StorageBackend;
+use redb::backends::InMemoryBackend;
+use rfaas::channel::{Channel, ChannelError, Incoming};
+use rfaas::protocol::lease::{
+    ClientName, EndReason, FromClient, LeaseGranted, LeaseRequest, NodeName, ToClient, Token,
+};
+use rfaas::protocol::node::{
+    Bill, Challenge, FromNode, LeaseClaimed, LeaseEnded, Register, ToNode,
+};
+use rfaas::protocol::{Empty, MessageKind, parse_prefix};
+
+use super::*;
+use crate::commands::{Stopped, commands};
+use crate::pool::{Capacity, NodeSpec};
+use crate::state::State;
+
+/// Longest that anything may take.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// How long to listen for what must not come.
+const A_WHILE: Duration = Duration::from_millis(100);
+const SECRET: &[u8] = b"secret";
+
+/// What happens when the store is to be synced to its disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Sync {
+    Done,
+    Waits,
+    Fails,
+}
+
+/// A store in memory with a disk that does what a test says.
+#[derive(Clone, Debug)]
+struct Disk(Arc<(Mutex<Sync>, Condvar)>);
+
+impl Disk {
+    fn set(&self, sync: Sync) {
+        *self.0.0.lock().unwrap() = sync;
+        self.0.1.notify_all();
+    }
+}
+
+#[derive(Debug)]
+struct Backend(InMemoryBackend, Disk);
+
+impl StorageBackend for Backend {
+    fn len(&self) -> io::Result<u64> {
+        self.0.len()
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        self.0.read(offset, out)
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.0.set_len(len)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        let (sync, changed) = &*self.1.0;
+        let waits = |sync: &mut Sync| *sync == Sync::Waits;
+        match *changed.wait_while(sync.lock().unwrap(), waits).unwrap() {
+            Sync::Fails => Err(io::ErrorKind::StorageFull.into()),
+            _ => self.0.sync_data(),
+        }
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.0.write(offset, data)
+    }
+}
+
+/// A server with node `a`, on a disk.
+struct World {
+    disk: Disk,
+    state: Arc<State>,
+    commands: Commands,
+    address: SocketAddr,
+    server: Option<JoinHandle<anyhow::Result<()>>>,
+}
+
+fn device() -> Device {
+    let spec = DeviceSpec {
+        name: "shm0".into(),
+        provider: Provider::Shm,
+        ip_address: [127, 0, 0, 1].into(),
+        max_inline_data: 0,
+    };
+    Device::open(&spec).unwrap()
+}
+
+impl World {
+    fn new() -> Self {
+        let disk = Disk(Arc::new((Mutex::new(Sync::Done), Condvar::new())));
+        let backend = Backend(InMemoryBackend::new(), disk.clone());
+        let state = Arc::new(State::with_backend(backend).unwrap());
+        let now = Now::read();
+        let mut pool = Pool::new(now, Duration::from_secs(10));
+        state.begin(pool.first_id()).unwrap();
+        let capacity = Capacity { cores: 4, memory: 64 };
+        let spec = NodeSpec::new("a", "127.0.0.1", 10_005, capacity).unwrap();
+        pool.add_node(now, spec, &mut Vec::new()).unwrap();
+        let events = Arc::new(Events::default());
+        let mut ledger = Ledger::new(state.clone(), events.clone(), Duration::from_secs(1));
+        ledger.settle(now, pool.take_changes()).unwrap();
+        let (device, (commands, inbox)) = (device(), commands().unwrap());
+        let listener = device.listen(0).unwrap();
+        let address = listener.local_addr();
+        let heartbeat = Heartbeat::from_ms(1000, 60_000);
+        let terms = Terms { secret: SECRET.into(), heartbeat, sleep: true };
+        let ends = (commands.clone(), inbox);
+        let server = Server::new((device, listener), ends, (pool, ledger), None, events, terms);
+        let server = Some(thread::spawn(move || server.run()));
+        World { disk, state, commands, address, server }
+    }
+
+    fn dial(&self, role: Role) -> (Channel, rdmalib::PrivateData) {
+        let mut channel = Channel::new(&device(), 64).unwrap();
+        let answer = channel.connect(self.address, role, &Empty {}, PATIENCE).unwrap();
+        (channel, answer)
+    }
+
+    /// The executor manager of `a`, which has asked to be registered.
+    fn node(&self) -> Channel {
+        let (mut channel, answer) = self.dial(Role::Node);
+        let challenge: Challenge = parse_prefix(answer.as_slice()).unwrap();
+        let register = Register::new(NodeName::new("a").unwrap(), 7, &challenge, SECRET);
+        channel.send(&FromNode::Register(register)).unwrap();
+        channel
+    }
+
+    /// A client that has asked for a lease.
+    fn client(&self) -> Channel {
+        let (mut channel, _) = self.dial(Role::Lease);
+        let request = LeaseRequest {
+            request: 1.into(),
+            cores: 1.into(),
+            memory: 1.into(),
+            timeout_ms: 60_000.into(),
+            max_nodes: 1.into(),
+            client: ClientName::new("c").unwrap(),
+        };
+        channel.send(&FromClient::Request(request)).unwrap();
+        channel
+    }
+
+    /// Leases that are on the disk.
+    fn leases(&self) -> Vec<u64> {
+        let snapshot = self.state.snapshot(Now::read().wall).unwrap().unwrap();
+        snapshot.leases.iter().map(|lease| lease.terms.lease.get()).collect()
+    }
+
+    /// Sends work to the loop from another thread, as HTTP does; its answer.
+    fn ask<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Pool, Now) -> T + Send + 'static,
+    ) -> JoinHandle<Result<T, Stopped>> {
+        let commands = self.commands.clone();
+        thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+            runtime.block_on(commands.ask(move |pool, now, _| work(pool, now)))
+        })
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        self.disk.set(Sync::Done);
+        let _ = self.commands.stop();
+        if let Some(server) = self.server.take() {
+            server.join().unwrap().unwrap();
+        }
+    }
+}
+
+fn hears_nothing<M: MessageKind + std::fmt::Debug>(channel: &mut Channel) {
+    match channel.receive::<M>(A_WHILE) {
+        Err(ChannelError::TimedOut { .. }) => {}
+        other => panic!("{other:?}"),
+    }
+}
+
+fn hear<M: MessageKind + std::fmt::Debug>(channel: &mut Channel) -> M {
+    match channel.receive(PATIENCE).unwrap() {
+        Incoming::Message(message) => message,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn granted(channel: &mut Channel) -> LeaseGranted {
+    match hear(channel) {
+        ToClient::Granted(granted) => granted,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn end(token: &Token) -> FromNode {
+    let (reason, bill) = (EndReason::Released.to_wire(), Bill::default());
+    FromNode::Ended(LeaseEnded { terms: token.terms, reason, bill })
+}
+
+#[test]
+fn nobody_is_told_anything_before_it_is_on_the_disk() {
+    let world = World::new();
+    world.disk.set(Sync::Waits);
+    let mut node = world.node();
+    hears_nothing::<ToNode>(&mut node);
+    world.disk.set(Sync::Done);
+    assert!(matches!(hear(&mut node), ToNode::Registered(_)));
+
+    world.disk.set(Sync::Waits);
+    let mut client = world.client();
+    hears_nothing::<ToClient>(&mut client);
+    assert!(world.leases().is_empty());
+    world.disk.set(Sync::Done);
+    let token = granted(&mut client).token;
+    let id = token.terms.lease.get();
+    assert_eq!(world.leases(), [id]);
+
+    node.send(&FromNode::Claimed(LeaseClaimed { terms: token.terms })).unwrap();
+    world.disk.set(Sync::Waits);
+    node.send(&end(&token)).unwrap();
+    hears_nothing::<ToNode>(&mut node);
+    let asked = world.ask(|pool, _| pool.nodes().len());
+    thread::sleep(A_WHILE);
+    assert!(!asked.is_finished(), "an answer over HTTP");
+    assert_eq!(world.leases(), [id]);
+    world.disk.set(Sync::Done);
+    loop {
+        match hear(&mut node) {
+            ToNode::EndedAck(ack) => break assert_eq!(ack.lease.get(), id),
+            ToNode::Heartbeat(_) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(world.leases().is_empty());
+    assert_eq!(asked.join().unwrap(), Ok(1));
+}
+
+#[test]
+fn a_commit_that_fails_ends_the_manager_and_nobody_is_told() {
+    let mut world = World::new();
+    let mut node = world.node();
+    assert!(matches!(hear(&mut node), ToNode::Registered(_)));
+    let before = granted(&mut world.client()).token.terms.lease.get();
+    world.disk.set(Sync::Fails);
+    let mut client = world.client();
+    let answer = client.receive::<ToClient>(PATIENCE);
+    assert!(matches!(answer, Err(ChannelError::Disconnected)), "{answer:?}");
+    let error = world.server.take().unwrap().join().unwrap().unwrap_err();
+    let error = format!("{error:#}");
+    assert!(
+        error.contains("the state could not be written") && error.contains("no storage space"),
+        "{error}"
+    );
+    assert_eq!(world.ask(|_, _| ()).join().unwrap(), Err(Stopped));
+    world.disk.set(Sync::Done);
+    assert_eq!(world.leases(), [before]);
+}
