@@ -17,9 +17,8 @@ use rfaas::protocol::{Empty, Hello, Role, Secret, parse_prefix};
 
 mod manager;
 mod worker;
-pub use manager::Manager;
-#[allow(unused_imports)] // each test binary uses its part
-pub use worker::{Reply, Worker};
+pub use manager::*;
+pub use worker::*;
 
 /// Longest wait for something that has to happen; far longer than it takes on a busy machine.
 pub const DEADLINE: Duration = Duration::from_secs(60);

@@ -2,7 +2,7 @@
 
 use super::*;
 use rfaas::protocol::Secret;
-use rfaas::protocol::allocation::{ExecutorExited, RefusedBecause, Released, ToClient};
+use rfaas::protocol::allocation::{ExecutorExited, RefusedBecause, Released, Renewed, ToClient};
 use rfaas::protocol::lease::{ClientName, NodeName};
 use rfaas::protocol::node::Bill;
 
@@ -392,4 +392,86 @@ fn a_lease_without_end_does_not_overflow_the_clock() {
     node.apply(Event::Started(lease));
     node.apply(Event::End { lease, reason: EndReason::Withdrawn, grace: Duration::MAX });
     assert!(node.allocations.next_deadline().is_some());
+}
+
+fn renewal(client: ClientId, terms: LeaseTerms, time_left: Duration) -> Event {
+    Event::Renew { client, terms, time_left }
+}
+
+#[test]
+fn a_renewed_lease_lasts_until_its_new_end_and_is_in_use_with_its_new_terms() {
+    let mut node = Node::new();
+    node.lease(A, 7, 1);
+    let mut later = terms(7, 1, 100);
+    later.expires_at_ms = 90_000.into();
+    let renewed = Renewed { expires_at_ms: 90_000.into() };
+    let answer = [Action::Tell(A, ToClient::Renewed(renewed))];
+    assert_eq!(node.apply(renewal(A, later, 90 * SECOND)), answer);
+    let earlier = renewal(A, terms(7, 1, 100), 10 * SECOND);
+    assert_eq!(node.apply(earlier), answer, "never to an earlier time");
+    assert_eq!(node.allocations.in_use().collect::<Vec<_>>(), [&later]);
+    assert_eq!(node.allocations.next_deadline(), Some(node.now + 90 * SECOND));
+    node.now += 100 * SECOND;
+    assert_eq!(told_ending(&node.apply(Event::Time)), Some((EndReason::Expired, 0)));
+}
+
+#[test]
+fn only_who_holds_a_lease_that_is_not_being_ended_renews_it() {
+    let mut node = Node::new();
+    let lease = node.lease(A, 7, 1);
+    let asked = |client, number, cores| renewal(client, terms(number, cores, 100), 90 * SECOND);
+    assert_eq!(refusal(&node.apply(asked(B, 7, 1))), RefusedBecause::LeaseEnded);
+    assert_eq!(refusal(&node.apply(asked(A, 8, 1))), RefusedBecause::BadRequest);
+    assert_eq!(refusal(&node.apply(asked(A, 7, 2))), RefusedBecause::BadRequest);
+    node.apply(Event::End { lease, reason: EndReason::Withdrawn, grace: SECOND });
+    assert_eq!(refusal(&node.apply(asked(A, 7, 1))), RefusedBecause::LeaseEnded);
+    node.now += SECOND;
+    node.apply(Event::Time);
+    assert_eq!(refusal(&node.apply(asked(A, 7, 1))), RefusedBecause::LeaseEnded);
+}
+
+#[test]
+fn a_lease_that_ended_before_its_renewal_came_is_not_claimed_by_the_new_token() {
+    let mut node = Node::new();
+    let lease = node.lease(A, 7, 1);
+    node.now += 60 * SECOND;
+    node.apply(Event::Time);
+    node.exit(lease, Usage::default());
+    node.now += 60 * SECOND; // the first token has expired
+    assert_eq!(refusal(&node.claim(B, terms(7, 1, 100))), RefusedBecause::LeaseEnded);
+}
+
+#[test]
+fn a_node_that_is_to_stop_ends_all_leases_in_time_also_one_that_only_starts() {
+    let mut node = Node::new();
+    let running = node.lease(A, 7, 1);
+    node.claim(B, terms(8, 1, 100));
+    let starting = LeaseId::new(8).unwrap();
+    let out = node.apply(Event::Drain { grace: 10 * SECOND });
+    assert_eq!(told_ending(&out), Some((EndReason::Shutdown, 10_000)));
+    assert_eq!(out.len(), 1, "the other waits for the answer to its claim: {out:?}");
+    node.now += 4 * SECOND;
+    let out = node.apply(Event::Started(starting));
+    assert!(matches!(out[1], Action::Tell(B, ToClient::Allocated(_))), "{out:?}");
+    assert_eq!(told_ending(&out), Some((EndReason::Shutdown, 6_000)));
+    assert_eq!(refusal(&node.claim(ClientId(3), terms(9, 1, 100))), RefusedBecause::Draining);
+    let renewed = node.apply(renewal(A, terms(7, 1, 100), 90 * SECOND));
+    assert_eq!(refusal(&renewed), RefusedBecause::Draining);
+    node.now += 6 * SECOND;
+    let out = node.apply(Event::Time);
+    for lease in [running, starting] {
+        assert!(out.contains(&Action::Stop(lease)), "{out:?}");
+        assert_eq!(ended(&node.exit(lease, Usage::default())).0, EndReason::Shutdown);
+    }
+    assert!(node.allocations.is_empty());
+}
+
+#[test]
+fn an_executor_that_was_killed_for_its_silence_is_told_to_have_been_silent() {
+    let mut node = Node::new();
+    let lease = node.lease(A, 7, 1);
+    let out = node.apply(Event::Exited { lease, exit: Exit::Silent, usage: Usage::default() });
+    let told = ExecutorExited { signal: 9.into(), status: 0.into(), silent: 1.into() };
+    assert_eq!(out, [Action::Tell(A, ToClient::ExecutorExited(told))]);
+    assert!(matches!(node.claim(A, terms(7, 1, 100))[..], [Action::Start { .. }]));
 }
