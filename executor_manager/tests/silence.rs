@@ -1,6 +1,8 @@
 //! Clients, executors and the manager itself that are stopped, or hang: whoever is silent is as good as
 //! dead, and nobody is taken for dead who could not be heard.
 
+#![allow(clippy::unwrap_used)] // in what tests share: a failed test is what it is for
+
 mod common;
 
 use std::time::{Duration, Instant};

@@ -89,7 +89,6 @@ impl Exit {
 
 /// What happened.
 #[derive(Clone, Debug)]
-#[expect(clippy::large_enum_variant, reason = "moved once or twice each; not kept")]
 pub enum Event {
     /// The node may lease out so much.
     Capacity(Capacity),

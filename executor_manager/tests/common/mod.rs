@@ -1,6 +1,6 @@
 //! A real executor manager on an embedded device, with shell scripts as executors, and the test as
 //! its client, its executor's worker, and its resource manager.
-#![allow(dead_code)] // each test binary uses its part
+#![allow(dead_code, unused_imports)] // each test binary uses its part
 #![allow(clippy::unwrap_used)] // clippy does not see that all of this is test code
 
 use std::fs;
