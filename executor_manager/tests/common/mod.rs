@@ -17,6 +17,7 @@ use rdmalib::{
     Access, CompletionQueue, Device, DeviceSpec, Flags, Operation, Provider, QueuePair,
     QueuePairConfig, Region, RemoteAddress, Status, WorkRequest,
 };
+use rfaas::config::SECRET_VARIABLE;
 use rfaas::protocol::accounting::{AccountingHello, Counters};
 use rfaas::protocol::assignment::Assignment;
 use rfaas::protocol::{Hello, Role, Secret, parse_prefix};
@@ -150,6 +151,7 @@ impl Setup {
             .env("PATH", path)
             .env("DIR", self.directory.path())
             .env_remove("RUST_LOG")
+            .env_remove(SECRET_VARIABLE)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(fs::File::create(self.path("log")).unwrap());
