@@ -142,22 +142,25 @@ pub enum Error {
     /// Every slot of every worker has an invocation in flight; wait for one of them.
     #[error("all slots of all workers are busy")]
     AllSlotsBusy,
-    /// A function killed the executor, and the invocations in flight with it. Deploy again.
+    /// A function killed the executor, and the invocations in flight with it. Restart it, or
+    /// deploy again.
     #[error("a function crashed the executor: {}", Exit::Signal(*signal))]
     FunctionCrashed {
         /// The signal.
         signal: i32,
     },
-    /// A function ended the executor with `exit`. Deploy again.
+    /// A function ended the executor with `exit`. Restart it, or deploy again.
     #[error("a function ended the executor: {}", Exit::Status(*status))]
     FunctionExited {
         /// The exit status.
         status: i32,
     },
-    /// The executor gave no sign of life: it was stopped, or it hung, and was killed. Deploy again.
+    /// The executor gave no sign of life: it was stopped, or it hung, and was killed. Restart it, or
+    /// deploy again.
     #[error("the executor gave no sign of life and was killed")]
     ExecutorSilent,
-    /// The invocation ran longer than the deployment allows. Its worker is given up.
+    /// The invocation ran longer than the deployment allows. Its worker is given up; the next call
+    /// has the executor replaced if nothing else is in flight.
     #[error("the invocation ran past its time limit of {after:?}")]
     TimeLimit {
         /// `invocation_timeout` of the deployment.

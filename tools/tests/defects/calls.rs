@@ -154,7 +154,7 @@ fn an_invocation_that_never_ends_runs_into_its_time_limit_a8() {
         let error = call(&mut executor, function, &[0; 4]).unwrap_err();
         assert!(matches!(error, Error::TimeLimit { after } if after == limit), "{error:?}");
         assert!(start.elapsed() >= limit);
-        // The other worker goes on.
+        // The same executor serves on; more in `hung_function`.
         for _ in 0..10 {
             assert_eq!(call(&mut executor, "echo", &[4; 64]).unwrap(), [4; 64]);
         }

@@ -2,6 +2,7 @@
  *
  * Built by tests with `cc -shared -fPIC`. Numbers in inputs and outputs are of this machine's byte order.
  */
+#include <pthread.h>
 #include <signal.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -68,6 +69,15 @@ uint32_t spin_forever(void *input, uint32_t input_bytes, void *output) {
     volatile uint64_t turns = 0;
     (void)input, (void)input_bytes, (void)output;
     for (;;) turns++;
+}
+
+/* Never returns: waits for a lock that it holds itself. */
+uint32_t deadlock(void *input, uint32_t input_bytes, void *output) {
+    pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+    (void)input, (void)input_bytes, (void)output;
+    pthread_mutex_lock(&lock);
+    pthread_mutex_lock(&lock);
+    return 0;
 }
 
 /* Takes as many milliseconds as its input says, then returns its input. */

@@ -1,0 +1,67 @@
+//! Idempotent calls go on when what runs them is killed.
+
+#![allow(clippy::unwrap_used)] // in what tests share: a failed test is what it is for
+
+mod common;
+
+use std::thread;
+use std::time::Duration;
+
+use common::{cluster, deploy, eventually, faulty, kill_9, one_at_a_time, warm};
+use rfaas::Executor;
+use tools::Options;
+
+/// A call that takes `ms` milliseconds, with its own result.
+fn call(executor: &mut Executor, ms: u32) {
+    let sleep = executor.function("sleep_ms").unwrap();
+    let mut input = executor.input(4).unwrap();
+    let mut output = executor.output(64).unwrap();
+    input.write(0, &ms.to_ne_bytes()).unwrap();
+    let bytes = executor.invoke_idempotent(&sleep, &input, &mut output).unwrap();
+    assert_eq!(output.to_vec(..bytes).unwrap(), ms.to_ne_bytes());
+}
+
+#[test]
+fn idempotent_calls_go_on_when_the_executor_or_its_manager_is_killed() {
+    let _guard = one_at_a_time();
+    let directory = tempfile::tempdir().unwrap();
+    let library = faulty(directory.path());
+    let mut cluster = cluster(Options::default());
+    let client = cluster.client().unwrap();
+    let mut executor = deploy(&client, 2, &library, &warm());
+    call(&mut executor, 1);
+    let (lease, process) = (executor.lease_id(), cluster.executors_running());
+
+    // Idle, and in flight: a new process on the same lease.
+    kill_9(process[0]);
+    call(&mut executor, 2);
+    thread::scope(|scope| {
+        scope.spawn(|| call(&mut executor, 500));
+        thread::sleep(Duration::from_millis(100));
+        cluster.executors_running().into_iter().for_each(kill_9);
+    });
+    assert_eq!(executor.lease_id(), lease);
+
+    // The manager, likewise: another lease, as soon as there is a node again.
+    for ms in [0, 500] {
+        thread::scope(|scope| {
+            scope.spawn(|| call(&mut executor, ms));
+            thread::sleep(Duration::from_millis(100));
+            cluster.executor_manager().unwrap().kill();
+            thread::sleep(Duration::from_millis(100));
+            cluster.start_executor_manager().unwrap();
+        });
+        call(&mut executor, 3);
+    }
+    assert_ne!(executor.lease_id(), lease);
+    assert_eq!(executor.lease().id(), Some(executor.lease_id()));
+    executor.release().unwrap();
+    let http = cluster.http().unwrap();
+    eventually("all cores are free", || {
+        let nodes = http.get("/nodes").unwrap().body;
+        nodes[0]["free_cores"] == nodes[0]["cores"]
+    });
+    eventually("no process is left", || cluster.executors_running().is_empty());
+    drop(client);
+    cluster.stop().unwrap();
+}
