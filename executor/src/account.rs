@@ -13,19 +13,18 @@
 //! thread does: it sees in [`Published`] what the worker had used when the call began, and since when it
 //! runs.
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use rdmalib::{
     Access, CompletionQueue, Device, Domain, Flags, Operation, QueuePair, QueuePairConfig, Region,
     RemoteAddress, Status, WorkCompletion, WorkRequest,
 };
-use rfaas::protocol::Secret;
 use rfaas::protocol::accounting::{EXECUTION_NS, HOT_POLLING_NS, INVOCATIONS};
 
 use crate::clock::{MS, now_ns};
-use crate::dial::{DialError, dial_manager};
+use crate::dial::{DIAL_TIMEOUT, DialError, dial_manager};
 use crate::meter::Totals;
+use crate::plan::Plan;
 use crate::sync::{AtomicU64, Ordering};
 
 /// Time between two settlements of a busy worker.
@@ -121,8 +120,8 @@ impl Account {
     }
 
     /// Connects to the manager.
-    pub fn connect(&mut self, manager: SocketAddr, secret: Secret) -> Result<(), DialError> {
-        self.counters = Some(dial_manager(&mut self.queue_pair, manager, secret)?);
+    pub fn connect(&mut self, plan: &Plan) -> Result<(), DialError> {
+        self.counters = Some(dial_manager(&mut self.queue_pair, plan, DIAL_TIMEOUT)?);
         self.look(); // what the first look at a queue costs is paid before the first invocation
         Ok(())
     }

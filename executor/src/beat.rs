@@ -68,7 +68,7 @@ pub fn start(
 
 /// Beats until the connection ends, which the main thread hears of by itself, or the manager is silent.
 fn beat(link: &mut Link, plan: &Plan) -> Result<(), BeatError> {
-    let counters = dial_manager(&mut link.queue_pair, plan.manager, plan.manager_secret)?;
+    let counters = dial_manager(&mut link.queue_pair, plan, plan.first_dial_timeout)?;
     let mut beats = Beats::new(plan.heartbeat);
     while link.send(counters) {
         thread::sleep(plan.heartbeat.period);

@@ -209,8 +209,8 @@ fn work(start: Start) -> Result<End, StartError> {
     let (plan, account) = (&start.plan, &start.account);
     let mut connection =
         Connection::new(&start.device, plan.layout, start.max_guards, &start.invocations)?;
-    locked(account).connect(plan.manager, plan.manager_secret)?;
-    connection.connect(plan.client, plan.session, start.index)?;
+    locked(account).connect(plan)?;
+    connection.connect(plan, start.index)?;
     let Ok(library) = start.library.recv() else { return Ok(End::Stopped) };
     let shared = Shared { account, published: &start.published, stop: &start.stop };
     let mut worker = Worker::new(connection, start.invocations, &library, plan.spin, cpus, shared);

@@ -6,9 +6,12 @@ use std::time::Duration;
 
 use rdmalib::{QueuePair, RemoteAddress};
 use rfaas::protocol::accounting::{AccountingHello, Counters};
-use rfaas::protocol::{Hello, Malformed, Refusal, Role, Secret, parse_prefix};
+use rfaas::protocol::{Hello, Malformed, Refusal, Role, parse_prefix};
 
-/// Most time that the executor manager or the client has to accept a connection. Both wait for us.
+use crate::plan::Plan;
+
+/// Most time that the executor manager or the client has to accept a connection, however many workers
+/// come at once. Both wait for us.
 pub const DIAL_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A connection was not made.
@@ -36,19 +39,19 @@ impl DialError {
     }
 }
 
-/// Connects to the counters of this executor at its manager.
+/// Connects to the counters of this executor at its manager, within `timeout`.
 pub fn dial_manager(
     queue_pair: &mut QueuePair,
-    manager: SocketAddr,
-    secret: Secret,
+    plan: &Plan,
+    timeout: Duration,
 ) -> Result<RemoteAddress, DialError> {
     const PEER: &str = "executor manager";
-    let hello = Hello::with(Role::Accounting, &AccountingHello { secret });
+    let hello = Hello::with(Role::Accounting, &AccountingHello { secret: plan.manager_secret });
     let answer = queue_pair
-        .connect(manager, &hello, DIAL_TIMEOUT)
-        .map_err(|error| DialError::new(PEER, manager, &error))?;
+        .connect(plan.manager, &hello, timeout)
+        .map_err(|error| DialError::new(PEER, plan.manager, &error))?;
     let counters: Counters = parse_prefix(answer.as_slice())
-        .map_err(|source| DialError::malformed(PEER, manager, &source))?;
+        .map_err(|source| DialError::malformed(PEER, plan.manager, &source))?;
     Ok(RemoteAddress { addr: counters.addr.get(), key: counters.key.get() })
 }
 

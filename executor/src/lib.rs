@@ -171,7 +171,7 @@ fn dial_client(plan: &Plan, device: &Device) -> Result<(Channel, Region), Error>
         code_key: place.key.into(),
     };
     channel
-        .connect(plan.client, Role::Executor, &hello, DIAL_TIMEOUT)
+        .connect(plan.client, Role::Executor, &hello, plan.first_dial_timeout)
         .map_err(|error| failed(&error))?;
     Ok((channel, code))
 }

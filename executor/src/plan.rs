@@ -2,6 +2,7 @@
 //! opened or anybody dialled. Pure.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use nix::unistd::{SysconfVar, sysconf};
 use rdmalib::DeviceSpec;
@@ -10,6 +11,7 @@ use rfaas::heartbeat::Heartbeat;
 use rfaas::protocol::Secret;
 use rfaas::protocol::assignment::Assignment;
 
+use crate::dial::DIAL_TIMEOUT;
 use crate::layout::{BadLayout, Layout};
 
 /// What is wrong with an assignment.
@@ -55,6 +57,8 @@ pub struct Plan {
     pub code_bytes: u32,
     /// Signs of life between executor and manager.
     pub heartbeat: Heartbeat,
+    /// Most time that manager and client have to accept the first connection: who takes longer is silent.
+    pub first_dial_timeout: Duration,
 }
 
 impl TryFrom<Assignment> for Plan {
@@ -89,6 +93,7 @@ impl TryFrom<Assignment> for Plan {
                 return Err(bad("pin_to", format!("{cpus:?}"), &expected));
             }
         };
+        let heartbeat = Heartbeat::from_ms(from.heartbeat_ms, from.silence_ms);
         Ok(Plan {
             lease: from.lease,
             device: DeviceSpec {
@@ -105,7 +110,8 @@ impl TryFrom<Assignment> for Plan {
             layout: Layout::new(from.slots, from.input_bytes, from.output_bytes, page_bytes())?,
             spin,
             code_bytes: from.code_bytes,
-            heartbeat: Heartbeat::from_ms(from.heartbeat_ms, from.silence_ms),
+            heartbeat,
+            first_dial_timeout: heartbeat.silence.min(DIAL_TIMEOUT),
         })
     }
 }

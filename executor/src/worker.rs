@@ -20,7 +20,6 @@
 //! Elsewhere: which memory (`layout`, `library`), when to sleep (`spin`), counting (`meter`, `account`),
 //! starting and stopping (`crew`).
 
-use std::net::SocketAddr;
 use std::sync::{Mutex, PoisonError};
 
 use rdmalib::{
@@ -32,7 +31,7 @@ use rfaas::protocol::invocation::{
     FailureDetail, HEADER_SPACE, ReplyImmediate, ReplyStatus, RequestHeader,
 };
 use rfaas::protocol::session::WorkerHello;
-use rfaas::protocol::{Hello, Role, Secret};
+use rfaas::protocol::{Hello, Role};
 
 use crate::account::{Account, Published, SETTLE_EACH_NS};
 use crate::clock::{MS, now_ns};
@@ -41,6 +40,7 @@ use crate::dial::{DIAL_TIMEOUT, DialError};
 use crate::layout::{Layout, Slot};
 use crate::library::{Library, Memory};
 use crate::meter::Meter;
+use crate::plan::Plan;
 use crate::spin::{Idle, Spinner};
 use crate::sync::{AtomicBool, Ordering};
 
@@ -156,15 +156,10 @@ impl Connection {
     }
 
     /// Connects to the client as worker `index`.
-    pub fn connect(
-        &mut self,
-        client: SocketAddr,
-        session: Secret,
-        index: u16,
-    ) -> Result<(), StartError> {
+    pub fn connect(&mut self, plan: &Plan, index: u16) -> Result<(), StartError> {
         let (layout, inputs) = (self.memory.layout(), self.memory.remote_inputs());
         let hello = WorkerHello {
-            session,
+            session: plan.session,
             worker: index.into(),
             slots: layout.slots().into(),
             slot_stride: layout.slot_stride().into(),
@@ -173,8 +168,8 @@ impl Connection {
         };
         let hello = Hello::with(Role::Worker, &hello);
         self.queue_pair
-            .connect(client, &hello, DIAL_TIMEOUT)
-            .map_err(|error| DialError::new("client", client, &error))?;
+            .connect(plan.client, &hello, DIAL_TIMEOUT)
+            .map_err(|error| DialError::new("client", plan.client, &error))?;
         self.sent.poll_one(); // what the first look at a queue costs is paid now (ALL READY)
         Ok(())
     }

@@ -265,9 +265,7 @@ impl Manager {
                 }
                 News::UsedIsDue => {
                     let counted = |lease| self.executors.usage(lease);
-                    for used in self.allocations.used(now, counted) {
-                        upstream.used(used);
-                    }
+                    upstream.used(self.allocations.used(now, counted));
                 }
                 News::NeverReached(error) => {
                     let why = in_full(&error);

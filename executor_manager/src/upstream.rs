@@ -140,11 +140,11 @@ impl Upstream {
         self.report(FromNode::Ended(ended));
     }
 
-    /// Tells what a lease has used so far, unless the resource manager has not even taken what it was told
+    /// Tells what leases have used so far, unless the resource manager has not even taken what it was told
     /// before.
-    pub fn used(&mut self, used: LeaseUsed) {
+    pub fn used(&mut self, used: Vec<LeaseUsed>) {
         if self.outgoing.is_empty() {
-            self.report(FromNode::Used(used));
+            used.into_iter().for_each(|used| self.report(FromNode::Used(used)));
         }
     }
 

@@ -95,23 +95,24 @@ impl Pulse {
 /// looked.
 #[derive(Clone, Copy, Debug)]
 pub struct Beats {
-    seen: u64,
+    /// `None` before the first look, which is none to judge by.
+    seen: Option<u64>,
     idle_looks: u32,
     most_idle_looks: u32,
 }
 
 impl Beats {
-    /// Begins with a count of 0, which was just seen.
+    /// Begins with the first look.
     pub fn new(heartbeat: Heartbeat) -> Self {
         let looks = heartbeat.silence.as_nanos().div_ceil(heartbeat.period.as_nanos().max(1));
         let most_idle_looks = u32::try_from(looks).unwrap_or(u32::MAX);
-        Beats { seen: 0, idle_looks: 0, most_idle_looks }
+        Beats { seen: None, idle_looks: 0, most_idle_looks }
     }
 
     /// Looks at the count; whether the peer is silent for too long.
     pub fn silent(&mut self, count: u64) -> bool {
-        self.idle_looks = if count == self.seen { self.idle_looks.saturating_add(1) } else { 0 };
-        self.seen = count;
+        let idle = self.seen.replace(count) == Some(count);
+        self.idle_looks = if idle { self.idle_looks.saturating_add(1) } else { 0 };
         self.idle_looks >= self.most_idle_looks
     }
 }
