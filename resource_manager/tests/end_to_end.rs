@@ -7,7 +7,7 @@ mod support;
 use nix::sys::signal::Signal;
 use rfaas::channel::{Channel, ChannelError};
 use rfaas::protocol::lease::{EndReason, FromClient, LeaseRelease, ToClient, Token};
-use rfaas::protocol::node::{FromNode, ToNode};
+use rfaas::protocol::node::{Draining, FromNode, Register, ToNode};
 use rfaas::protocol::{Empty, Role};
 use serde_json::{Value, json};
 use support::*;
@@ -330,6 +330,64 @@ fn a_changed_capacity_is_told_to_the_node_or_refused() {
     let less = r#"{"ip_address":"127.0.0.1","port":10005,"cores":1,"memory":64}"#;
     let (status, answer) = manager.call("POST", "/add?node=a", less);
     assert!(status == 409 && answer["error"].as_str().unwrap().contains("2 cores"), "{answer}");
+}
+
+#[test]
+fn a_request_is_met_from_several_nodes_if_it_may_be_all_of_it_or_nothing() {
+    let manager = Manager::start(&Files::new(&[]), &[]);
+    let mut nodes = Vec::new();
+    for name in ["a", "b", "c"] {
+        manager.add(name, 2, 100);
+        nodes.push(Node::ready(manager.rdma, name));
+    }
+    let mut client = Client::new(manager.rdma);
+    for (max_nodes, named) in [(1, "cores"), (2, "cores"), (0, "max_nodes"), (65, "max_nodes")] {
+        client.ask_nodes(5, 10, 60_000, max_nodes);
+        let ToClient::Refused(refused) = client.answer() else { panic!("{max_nodes} nodes") };
+        assert!(refused.reason.get().unwrap().contains(named), "{:?}", refused.reason);
+    }
+    client.ask_nodes(5, 10, 60_000, 64);
+    let mut places = Vec::new();
+    for part in 0..3 {
+        let ToClient::Granted(granted) = client.answer() else { panic!("part {part}") };
+        assert_eq!((granted.request.get(), granted.part.get(), granted.parts.get()), (5, part, 3));
+        assert!(granted.token.verify(b"42"));
+        let terms = granted.token.terms;
+        places.push((terms.node.get().unwrap().to_owned(), terms.cores.get()));
+    }
+    places.sort();
+    assert_eq!(places.iter().map(|(_, cores)| cores).sum::<u32>(), 5);
+    assert_eq!(places.iter().map(|(node, _)| &**node).collect::<Vec<_>>(), ["a", "b", "c"]);
+}
+
+#[test]
+fn a_node_whose_executor_manager_is_to_stop_gets_no_leases_until_it_is_back() {
+    let (manager, mut node) = cluster(2);
+    let (token, id) = active(&manager, &mut node, &mut Client::new(manager.rdma), 1);
+    node.send(&FromNode::Draining(Draining { grace_ms: 60_000.into() }));
+    manager.wait_node("a", "draining");
+    assert!(matches!(Client::new(manager.rdma).ask(1, 1, 1000), ToClient::Refused(_)));
+    assert_eq!(manager.lease_state(id).as_deref(), Some("active"));
+    node.report(&token, EndReason::Shutdown);
+    node.acknowledged(&token);
+    drop(node);
+    manager.wait_node("a", "lost");
+    let _node = Node::ready_as(manager.rdma, "a", INSTANCE + 1);
+    Client::new(manager.rdma).lease(2, 64);
+}
+
+#[test]
+fn a_node_without_an_instance_is_dropped() {
+    let (manager, node) = cluster(1);
+    drop(node);
+    manager.wait_node("a", "lost");
+    let (mut channel, challenge) = dial(manager.rdma, Role::Node).unwrap();
+    let secret = rfaas::config::ClusterSecret::of(&42.into());
+    let name = rfaas::protocol::lease::NodeName::new("a").unwrap();
+    let register = Register::new(name, 0, &challenge, secret.bytes());
+    channel.send(&FromNode::Register(register)).unwrap();
+    ended(&mut channel);
+    assert_eq!(manager.node_state("a").as_deref(), Some("lost"));
 }
 
 #[test]

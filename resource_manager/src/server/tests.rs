@@ -112,7 +112,7 @@ impl World {
         let (device, (commands, inbox)) = (device(), commands().unwrap());
         let listener = device.listen(0).unwrap();
         let address = listener.local_addr();
-        let heartbeat = Heartbeat::from_ms(1000, 60_000);
+        let heartbeat = Heartbeat::from_ms(60_000, 600_000); // not in between
         let terms = Terms { secret: SECRET.into(), heartbeat, sleep: true };
         let ends = (commands.clone(), inbox);
         let server = Server::new((device, listener), ends, (pool, ledger), None, events, terms);
