@@ -1,8 +1,8 @@
 //! Which places a request goes to: pure, from what is free.
 //!
 //! ```text
-//!              most (8, 4096)                each knot of the tree has the most cores and the most
-//!            ╱                ╲              memory of the places below it, not of one place
+//!              most (8, 4096)                each entry has the most cores and the most memory of the
+//!            ╱                ╲              places below it, which need not be of one place
 //!      (8, 4096)            (4, 1024)
 //!      ╱       ╲            ╱       ╲
 //!  (1, 4096) (8, 256)   (4, 1024)  (0, 0)    places: nodes, in the order in which they were added
@@ -11,8 +11,9 @@
 //! * FEWEST - what fits on none is split over the places that can take most of it, so that no other
 //!   choice would need fewer.
 //!
-//! The tree leaves out what cannot fit, so both look at a path or two of it. Where many places have cores
-//! without memory next to others with memory without cores, they look at more, at worst at all.
+//! The tree (of eights, not of twos as in the picture) leaves out what cannot fit, so both look at a path
+//! or two of it. Where many places have cores without memory next to others with memory without cores,
+//! they look at more, at worst at all.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -20,57 +21,67 @@ use std::collections::BinaryHeap;
 use crate::pool::Capacity;
 
 const NOTHING: Capacity = Capacity { cores: 0, memory: 0 };
+/// Entries of a knot, so that it is a cache line.
+const FAN: usize = 8;
+
+/// What is free below a knot: at places, or most of it below other knots.
+#[derive(Clone, Copy, Debug)]
+#[repr(align(64))]
+struct Knot([Capacity; FAN]);
+
+impl Knot {
+    const EMPTY: Knot = Knot([NOTHING; FAN]);
+
+    fn most(&self) -> Capacity {
+        self.0.iter().fold(NOTHING, |most, entry| larger(most, *entry))
+    }
+}
 
 /// What is free at each place. Places are numbered from 0; one that was never set has nothing.
 #[derive(Clone, Debug)]
 pub struct Places {
-    /// Places that there is room for: a power of two.
-    width: usize,
-    /// The tree: its root at 1, below knot `k` are `2k` and `2k + 1`, places begin at `width`.
-    most: Vec<Capacity>,
+    /// The tree, from the places up. Entry `i` of a level is about knot `i` of the level below; the top has
+    /// one knot.
+    levels: Vec<Vec<Knot>>,
 }
 
 impl Default for Places {
     fn default() -> Self {
-        Places { width: 1, most: vec![NOTHING; 2] }
+        Places { levels: vec![vec![Knot::EMPTY]] }
     }
 }
 
 impl Places {
     /// Sets what is free at a place.
     pub fn set(&mut self, place: usize, free: Capacity) {
-        if place >= self.width {
-            self.grow(place);
-        }
-        let mut at = self.width + place;
-        let mut most = free;
-        while self.most[at] != most {
-            self.most[at] = most;
-            if at == 1 {
-                return;
+        self.make_room(place);
+        let (mut at, mut most) = (place, free);
+        for level in &mut self.levels {
+            let knot = &mut level[at / FAN];
+            if knot.0[at % FAN] == most {
+                return; // nor does anything above change
             }
-            most = larger(most, self.most[at ^ 1]);
-            at /= 2;
+            knot.0[at % FAN] = most;
+            (at, most) = (at / FAN, knot.most());
         }
     }
 
     /// Most cores and most memory that are free at one place, perhaps at two different ones.
     pub fn most(&self) -> Capacity {
-        self.most[1]
+        self.top().most()
     }
 
     /// The first place where `wanted` fits (FIRST FIT).
     pub fn first(&self, wanted: Capacity) -> Option<usize> {
-        self.first_below(1, wanted)
+        self.first_below(self.levels.len() - 1, 0, wanted)
     }
 
-    fn first_below(&self, at: usize, wanted: Capacity) -> Option<usize> {
-        if !self.most[at].holds(wanted) {
-            None
-        } else if at >= self.width {
-            Some(at - self.width)
-        } else {
-            self.first_below(2 * at, wanted).or_else(|| self.first_below(2 * at + 1, wanted))
+    fn first_below(&self, level: usize, knot: usize, wanted: Capacity) -> Option<usize> {
+        let entries = self.levels[level][knot].0.iter().enumerate();
+        let fitting = entries.filter(|(_, most)| most.holds(wanted)).map(|(at, _)| knot * FAN + at);
+        match level.checked_sub(1) {
+            None => fitting.min(),
+            Some(below) => fitting.into_iter().find_map(|at| self.first_below(below, at, wanted)),
         }
     }
 
@@ -79,31 +90,50 @@ impl Places {
     pub fn split(&self, wanted: Capacity, parts: usize) -> Option<Vec<(usize, Capacity)>> {
         let mut chosen = Vec::new();
         let mut left = wanted.cores;
-        // Knots by what at most they could take: when a place is the first of them, none takes more.
-        let mut knots = BinaryHeap::from([(takes(self.most[1], wanted), Reverse(1))]);
+        // Entries by what they could take at most: when a place is the first of them, none takes more.
+        let mut entries = BinaryHeap::new();
+        let entries_of = |knot: &Knot, level: usize, first: usize| {
+            let takes = knot.0.map(|most| takes(most, wanted)).into_iter().enumerate();
+            takes.map(move |(at, takes)| (takes, Reverse(first + at), level))
+        };
+        entries.extend(entries_of(self.top(), self.levels.len() - 1, 0));
         while left > 0 && chosen.len() < parts {
-            let (takes_here, Reverse(at)) = knots.pop().filter(|(takes, _)| *takes > 0)?;
-            if at < self.width {
-                for below in [2 * at, 2 * at + 1] {
-                    knots.push((takes(self.most[below], wanted), Reverse(below)));
-                }
+            let (takes, Reverse(at), level) = entries.pop().filter(|(takes, ..)| *takes > 0)?;
+            if let Some(below) = level.checked_sub(1) {
+                entries.extend(entries_of(&self.levels[below][at], below, at * FAN));
                 continue;
             }
-            let cores = takes_here.min(left);
+            let cores = takes.min(left);
             left -= cores;
-            chosen.push((at - self.width, Capacity { cores, memory: share(wanted, cores) }));
+            chosen.push((at, Capacity { cores, memory: share(wanted, cores) }));
         }
         (left == 0).then_some(chosen)
     }
 
-    fn grow(&mut self, place: usize) {
-        let width = (place + 1).next_power_of_two();
-        let mut most = vec![NOTHING; 2 * width];
-        most[width..width + self.width].copy_from_slice(&self.most[self.width..]);
-        for at in (1..width).rev() {
-            most[at] = larger(most[2 * at], most[2 * at + 1]);
+    fn top(&self) -> &Knot {
+        &self.levels[self.levels.len() - 1][0]
+    }
+
+    fn make_room(&mut self, place: usize) {
+        let mut knots = place / FAN + 1; // needed in this level
+        if knots <= self.levels[0].len() {
+            return;
         }
-        (self.width, self.most) = (width, most);
+        for level in 0.. {
+            if level == self.levels.len() {
+                let below = &self.levels[level - 1];
+                let mut knot = Knot::EMPTY;
+                knot.0[0] = below[0].most(); // that was the top; the others are new and empty
+                self.levels.push(vec![knot]);
+            }
+            if self.levels[level].len() < knots {
+                self.levels[level].resize(knots, Knot::EMPTY);
+            }
+            if self.levels[level].len() == 1 {
+                return;
+            }
+            knots = self.levels[level].len().div_ceil(FAN);
+        }
     }
 }
 

@@ -25,6 +25,7 @@
 
 mod ask;
 mod bills;
+mod deadlines;
 mod ending;
 mod granting;
 mod lease;
@@ -37,7 +38,7 @@ mod restart;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -45,6 +46,7 @@ use rfaas::protocol::lease::{EndReason, LeaseId};
 
 pub use ask::{Ask, Denied, NotRenewed};
 use bills::OpenBills;
+use deadlines::Deadlines;
 use lease::Lease;
 pub use lease::{Grant, LeaseState, LeaseView, Terms};
 pub use node::{Capacity, Conflict, NodeSpec, NodeState, NodeView, Removal};
@@ -171,8 +173,8 @@ pub struct Totals {
 pub struct Pool {
     nodes: Nodes,
     leases: HashMap<LeaseId, Lease>,
-    /// The deadline of each lease, once (BOUNDED).
-    deadlines: BTreeSet<(Instant, LeaseId)>,
+    /// The deadline of each lease (BOUNDED).
+    deadlines: Deadlines,
     open_bills: OpenBills,
     unsaved: Unsaved,
     /// How long a node whose connection ended may stay away before its leases end.
@@ -198,7 +200,7 @@ impl Pool {
         Pool {
             nodes: Nodes::default(),
             leases: HashMap::new(),
-            deadlines: BTreeSet::new(),
+            deadlines: Deadlines::default(),
             open_bills: OpenBills::default(),
             unsaved: Unsaved::default(),
             node_return,
@@ -221,8 +223,8 @@ impl Pool {
 
     /// When [`tick`](Self::tick) has something to do next, if nothing else happens.
     pub fn next_deadline(&self) -> Option<Instant> {
-        let lease = self.deadlines.first().map(|(at, _)| *at);
-        self.nodes.first_deadline().map(|(at, _)| at).into_iter().chain(lease).min()
+        let node = self.nodes.first_deadline().map(|(at, _)| at);
+        node.into_iter().chain(self.deadlines.first()).min()
     }
 
     /// Does what was due by `now`.
@@ -232,9 +234,7 @@ impl Pool {
         {
             self.node_due(now, slot, out);
         }
-        while let Some(&(at, id)) = self.deadlines.first()
-            && at <= now.monotonic
-        {
+        while let Some(id) = self.deadlines.due(now.monotonic, &self.leases) {
             self.lease_due(now, id, out);
         }
     }

@@ -90,7 +90,6 @@ impl Pool {
         out: &mut Vec<Action>,
     ) {
         let Some(lease) = self.leases.remove(&id) else { return };
-        self.deadlines.remove(&(lease.deadline, id));
         self.unsaved.lease(id);
         self.totals.ended[usize::from(reason as u16)] += 1;
         let bill = report.unwrap_or_else(|| lease.known_bill(now));
@@ -129,11 +128,10 @@ impl Pool {
 
     /// Gives a lease a new state and, with it, a new deadline.
     pub(super) fn set_state(&mut self, id: LeaseId, state: State, deadline: Instant) {
-        if let Some(lease) = self.leases.get_mut(&id) {
-            self.deadlines.remove(&(lease.deadline, id));
-            self.deadlines.insert((deadline, id));
-            lease.state = state;
-            lease.deadline = deadline;
+        let Some(lease) = self.leases.get_mut(&id) else { return };
+        lease.state = state;
+        if std::mem::replace(&mut lease.deadline, deadline) != deadline {
+            self.deadlines.insert(deadline, id, &self.leases);
         }
     }
 }

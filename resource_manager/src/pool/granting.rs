@@ -74,7 +74,7 @@ impl Pool {
         let id = lease.terms.lease;
         self.nodes.change(lease.slot, |node| node.take(id, lease.terms.holds()));
         self.totals.granted += 1;
-        self.deadlines.insert((lease.deadline, id));
+        self.deadlines.insert(lease.deadline, id, &self.leases);
         self.leases.insert(id, lease);
         self.unsaved.lease(id);
     }

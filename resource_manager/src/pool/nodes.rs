@@ -23,8 +23,15 @@ pub(super) struct Slot(usize);
 struct Indexed {
     link: Option<LinkId>,
     deadline: Option<Instant>,
-    state: NodeState,
+    state: Option<NodeState>,
+    free: Capacity,
+    whole: Capacity,
 }
+
+const NOTHING: Capacity = Capacity { cores: 0, memory: 0 };
+/// What they know where there is no node.
+const NO_NODE: Indexed =
+    Indexed { link: None, deadline: None, state: None, free: NOTHING, whole: NOTHING };
 
 #[derive(Debug, Default)]
 pub(super) struct Nodes {
@@ -48,19 +55,15 @@ impl Nodes {
         }
         self.by_name.insert(node.spec.name().clone(), slot);
         let indexed = Indexed::of(&node);
-        self.states[indexed.state as usize] += 1;
         self.slots[slot.0] = Some(node);
-        let nothing = Indexed { link: None, deadline: None, state: indexed.state };
-        self.reindex(slot, &nothing, &indexed);
+        self.reindex(slot, &NO_NODE, &indexed);
         slot
     }
 
     pub(super) fn remove(&mut self, slot: Slot) -> Option<Node> {
         let node = self.slots.get_mut(slot.0)?.take()?;
         let indexed = Indexed::of(&node);
-        self.states[indexed.state as usize] -= 1;
-        let nothing = Indexed { link: None, deadline: None, state: indexed.state };
-        self.reindex(slot, &indexed, &nothing);
+        self.reindex(slot, &indexed, &NO_NODE);
         self.by_name.remove(node.spec.name());
         self.vacant.insert(slot);
         Some(node)
@@ -76,13 +79,15 @@ impl Nodes {
         let before = Indexed::of(node);
         let changed = change(node);
         let after = Indexed::of(node);
-        self.states[before.state as usize] -= 1;
-        self.states[after.state as usize] += 1;
         self.reindex(slot, &before, &after);
         Some(changed)
     }
 
     fn reindex(&mut self, slot: Slot, before: &Indexed, after: &Indexed) {
+        if before.state != after.state {
+            before.state.into_iter().for_each(|state| self.states[state as usize] -= 1);
+            after.state.into_iter().for_each(|state| self.states[state as usize] += 1);
+        }
         if before.link != after.link {
             before.link.map(|link| self.by_link.remove(&link));
             after.link.map(|link| self.by_link.insert(link, slot));
@@ -91,12 +96,12 @@ impl Nodes {
             before.deadline.map(|at| self.deadlines.remove(&(at, slot)));
             after.deadline.map(|at| self.deadlines.insert((at, slot)));
         }
-        let ready = self.get(slot).filter(|node| node.state() == NodeState::Ready);
-        let nothing = Capacity { cores: 0, memory: 0 };
-        let (free, whole) =
-            ready.map_or((nothing, nothing), |node| (node.free(), node.spec.capacity()));
-        self.free.set(slot.0, free);
-        self.whole.set(slot.0, whole);
+        if before.free != after.free {
+            self.free.set(slot.0, after.free);
+        }
+        if before.whole != after.whole {
+            self.whole.set(slot.0, after.whole);
+        }
     }
 
     pub(super) fn get(&self, slot: Slot) -> Option<&Node> {
@@ -163,6 +168,11 @@ impl Nodes {
 
 impl Indexed {
     fn of(node: &Node) -> Self {
-        Indexed { link: node.link(), deadline: node.deadline(), state: node.state() }
+        let (link, deadline, state) = (node.link(), node.deadline(), node.state());
+        let (free, whole) = match state {
+            NodeState::Ready => (node.free(), node.spec.capacity()),
+            _ => (NOTHING, NOTHING),
+        };
+        Indexed { link, deadline, state: Some(state), free, whole }
     }
 }

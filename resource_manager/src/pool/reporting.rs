@@ -9,11 +9,13 @@
 //!               5 of an earlier state, which was lost: taken over, if it fits
 //! ```
 
+use std::time::Duration;
+
 use rfaas::protocol::lease::{EndReason, LeaseId};
 use rfaas::protocol::node::Bill;
 
 use super::lease::{Lease, State, Terms};
-use super::node::NodeState;
+use super::node::{Capacity, NodeState};
 use super::nodes::Slot;
 use super::{Action, Billed, EXPIRY_MARGIN, LinkId, Now, Pool};
 
@@ -33,70 +35,67 @@ impl Pool {
     /// reconnection.
     pub fn claimed(&mut self, now: Now, link: LinkId, terms: &Terms, out: &mut Vec<Action>) {
         let Some((slot, node)) = self.nodes.on(link) else { return };
-        let (id, name) = (terms.lease, node.spec.name().clone());
-        let mut end = |reason, grace| {
-            out.push(Action::EndLease { link, lease: id, reason, grace });
-        };
-        if let Some(lease) = self.leases.get_mut(&id) {
-            if lease.slot != slot || !lease.terms.allow(terms) {
-                tracing::warn!(lease = %id, node = %name, "the node holds a lease that was granted otherwise: it is told to end it");
-                return end(EndReason::Withdrawn, std::time::Duration::ZERO);
-            }
-            lease.unseen_since = None;
-            lease.seen_from.get_or_insert(now.monotonic);
-            if lease.claimed_at.is_none() {
-                lease.claimed_at = Some(now.wall);
-                self.unsaved.lease_lazily(id);
-            }
-            match lease.state {
-                State::Granted { .. } => {
-                    tracing::info!(lease = %id, node = %name, client = %lease.terms.client, "lease claimed");
-                    let deadline = now.until(lease.terms.expires_at) + EXPIRY_MARGIN;
-                    self.set_state(id, State::Active, deadline);
-                }
-                State::Active => {}
-                State::Ending { reason, grace_ends } => {
-                    end(reason, grace_ends.monotonic.saturating_duration_since(now.monotonic));
-                }
+        let (id, node) = (terms.lease, node.spec.name());
+        let end = if let Some(lease) = self.leases.get(&id) {
+            if lease.slot == slot && lease.terms.allow(terms) {
+                self.in_use(now, id)
+            } else {
+                tracing::warn!(lease = %id, %node, "the node holds a lease that was granted otherwise: it is told to end it");
+                Some((EndReason::Withdrawn, Duration::ZERO))
             }
         } else if let Some(billed) = self.open_bills.get(id) {
             // It was claimed just as it ended here, or its node was thought lost.
-            tracing::warn!(lease = %id, node = %name, "the node holds a lease that has ended: it is told to end it");
-            end(billed.reason, std::time::Duration::ZERO);
-        } else if !self.take_over(now, slot, terms, out) {
-            tracing::warn!(lease = %id, node = %name, "the node holds a lease that is not known here: it is told to end it");
-            let (reason, grace) = (EndReason::Withdrawn, std::time::Duration::ZERO);
+            tracing::warn!(lease = %id, %node, "the node holds a lease that has ended: it is told to end it");
+            Some((billed.reason, Duration::ZERO))
+        } else {
+            let taken_over = self.take_over(now, slot, terms, out);
+            (!taken_over).then_some((EndReason::Withdrawn, Duration::ZERO))
+        };
+        if let Some((reason, grace)) = end {
             out.push(Action::EndLease { link, lease: id, reason, grace });
         }
     }
 
-    /// Takes over a running lease of an earlier state. Leases that nobody claimed yet make room for it.
+    /// Notes that a lease is in use. If it is to end, why, and within which time.
+    fn in_use(&mut self, now: Now, id: LeaseId) -> Option<(EndReason, Duration)> {
+        let lease = self.leases.get_mut(&id)?;
+        lease.unseen_since = None;
+        lease.seen_from.get_or_insert(now.monotonic);
+        if lease.claimed_at.is_none() {
+            lease.claimed_at = Some(now.wall);
+            self.unsaved.lease_lazily(id);
+        }
+        match lease.state {
+            State::Granted { .. } => {
+                tracing::info!(lease = %id, node = %lease.node, client = %lease.terms.client, "lease claimed");
+                let deadline = now.until(lease.terms.expires_at) + EXPIRY_MARGIN;
+                self.set_state(id, State::Active, deadline);
+                None
+            }
+            State::Active => None,
+            State::Ending { reason, grace_ends } => {
+                Some((reason, grace_ends.monotonic.saturating_duration_since(now.monotonic)))
+            }
+        }
+    }
+
+    /// Takes over a running lease of an earlier state, if it is one and fits. Leases that nobody claimed
+    /// yet make room for it.
     fn take_over(&mut self, now: Now, slot: Slot, terms: &Terms, out: &mut Vec<Action>) -> bool {
         let Some(node) = self.nodes.get(slot) else { return false };
-        if terms.lease >= self.first_id
-            || terms.expires_at <= now.wall
-            || terms.instance != node.instance
-            || node.state() == NodeState::Draining
-        {
+        let (lease, name) = (terms.lease, node.spec.name().clone());
+        let fits = lease < self.first_id
+            && terms.expires_at > now.wall
+            && terms.instance == node.instance
+            && node.state() != NodeState::Draining;
+        let Some(spare) = self.spare(slot, terms.holds()).filter(|_| fits) else {
+            tracing::warn!(%lease, node = %name, "the node holds a lease that is not known here: it is told to end it");
             return false;
-        }
-        let name = node.spec.name().clone();
-        let mut free = node.free();
-        let mut spare = Vec::new();
-        // Newest first, and only if they are enough.
-        let mut unclaimed = node.leases.iter().rev().filter_map(|id| self.leases.get(id));
-        while !free.holds(terms.holds()) {
-            let Some(lease) = unclaimed.find(|l| matches!(l.state, State::Granted { .. })) else {
-                return false;
-            };
-            free.cores += lease.terms.cores;
-            free.memory += lease.terms.memory;
-            spare.push(lease.terms.lease);
-        }
+        };
         for id in spare {
             self.finish(now, id, EndReason::Withdrawn, None, out);
         }
-        tracing::info!(lease = %terms.lease, node = %name, client = %terms.client, "lease of an earlier state taken over");
+        tracing::info!(%lease, node = %name, client = %terms.client, "lease of an earlier state taken over");
         self.insert(Lease {
             terms: terms.clone(),
             node: name,
@@ -111,6 +110,23 @@ impl Pool {
             deadline: now.until(terms.expires_at) + EXPIRY_MARGIN,
         });
         true
+    }
+
+    /// Unclaimed leases, newest first, without which there is room for `wanted` on a node; `None` if there
+    /// are too few.
+    fn spare(&self, slot: Slot, wanted: Capacity) -> Option<Vec<LeaseId>> {
+        let node = self.nodes.get(slot)?;
+        let leases = node.leases.iter().rev().filter_map(|id| self.leases.get(id));
+        let mut unclaimed = leases.filter(|lease| matches!(lease.state, State::Granted { .. }));
+        let mut free = node.free();
+        let mut spare = Vec::new();
+        while !free.holds(wanted) {
+            let lease = unclaimed.next()?;
+            free.cores += lease.terms.cores;
+            free.memory += lease.terms.memory;
+            spare.push(lease.terms.lease);
+        }
+        Some(spare)
     }
 
     /// The node on `link` reports what a lease has used so far.
@@ -131,7 +147,7 @@ impl Pool {
     pub fn ended(&mut self, now: Now, link: LinkId, report: &EndReport, out: &mut Vec<Action>) {
         let Some((slot, node)) = self.nodes.on(link) else { return };
         let &EndReport { ref terms, reason, bill } = report;
-        let (id, name) = (terms.lease, node.spec.name().clone());
+        let (id, name) = (terms.lease, node.spec.name());
         // Before a connection is closed because this was a removed node's last lease.
         out.push(Action::AcknowledgeEnd { link, lease: id });
         let not_granted = || {
@@ -144,7 +160,7 @@ impl Pool {
             }
         } else if let Some(known) = self.open_bills.get(id) {
             let same = (&known.node, &known.client, known.cores, known.memory)
-                == (&name, &terms.client, terms.cores, terms.memory);
+                == (name, &terms.client, terms.cores, terms.memory);
             match same {
                 true if known.reported => tracing::debug!(lease = %id, "already billed"),
                 true => {
@@ -157,7 +173,7 @@ impl Pool {
         } else if id < self.first_id {
             let client = terms.client.clone();
             let (cores, memory, ended_at) = (terms.cores, terms.memory, now.wall);
-            let (lease, node, reported) = (id, name, true);
+            let (lease, node, reported) = (id, name.clone(), true);
             let billed =
                 Billed { lease, client, node, cores, memory, bill, ended_at, reason, reported };
             self.book(now, billed);
