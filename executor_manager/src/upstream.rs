@@ -280,6 +280,10 @@ impl Upstream {
                 self.state = State::Registering { channel, since };
             }
             Ok(None) => self.lost("no answer to the registration", now),
+            // Its answer waits until its disk has the registration; that may take longer than a period.
+            Ok(Some(Incoming::Message(ToNode::Heartbeat(_)))) => {
+                self.await_registration(channel, since, now, news);
+            }
             Ok(Some(Incoming::Message(ToNode::Registered(granted)))) => {
                 (self.told, self.backoff) = (None, BACKOFF.0);
                 let ends = self.unacknowledged.values().copied().map(FromNode::Ended);
