@@ -19,7 +19,7 @@ mod tests;
 use std::fs::{self, File};
 use std::io;
 use std::path::Path;
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, bail};
 use redb::backends::InMemoryBackend;
@@ -31,6 +31,11 @@ use rfaas::protocol::lease::LeaseId;
 
 use crate::pool::{Billed, Changes, MAX_TIMEOUT, Snapshot};
 use rows::{BILLS, ENDED_AT, FIRST_ID_KEY, FORMAT, FORMAT_KEY, LEASES, META, NODES};
+
+/// How long another process may have the file, and how often that is looked at: who starts a manager again
+/// after it was killed may be faster than its end.
+const ENDING: Duration = Duration::from_secs(1);
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
 /// Memory for pages of the file: those of all leases of a large cluster; bills are read again when asked for.
 const CACHE_BYTES: usize = 64 << 20;
@@ -78,7 +83,7 @@ impl State {
             }
             Err(error) => return Err(error).with_context(|| format!("{shown}: cannot be opened")),
         }
-        let database = builder(path).open(path).map_err(|error| match error {
+        let database = open_when_free(path).map_err(|error| match error {
             DatabaseError::DatabaseAlreadyOpen | DatabaseError::LockProtocolMismatch => {
                 anyhow::anyhow!("{shown}: another resource manager has it open")
             }
@@ -217,6 +222,19 @@ fn write(transaction: &WriteTransaction, changes: &Changes) -> Result<(), StateE
         }
     }
     Ok(())
+}
+
+/// Opens the database at `path`, waiting for a process that has it and is about to end.
+fn open_when_free(path: &Path) -> Result<Database, DatabaseError> {
+    let start = Instant::now();
+    loop {
+        match builder(path).open(path) {
+            Err(DatabaseError::DatabaseAlreadyOpen) if start.elapsed() < ENDING => {
+                std::thread::sleep(LOOK_AGAIN);
+            }
+            opened => return opened,
+        }
+    }
 }
 
 /// Tells that a file has to be repaired, which takes a while if it is large.

@@ -170,9 +170,10 @@ impl Cell {
                 &["LeaseEnded { reason: ClientGone }", "ExecutorGone", "StartFailed"]
             }
             (Victim::Client, _) => &["LeaseEnded { reason: ClientGone }", "ExecutorGone"],
-            (Victim::Executor, _) if allocating => &["StartFailed(Signal(9))"],
+            (Victim::Executor, Fault::Kill) if allocating => &["StartFailed(Signal(9))"],
+            (Victim::Executor, Fault::Stop) if allocating => &["StartFailed(Silent)"],
             (Victim::Executor, Fault::Kill) => &["FunctionCrashed { signal: 9 }"],
-            (Victim::Executor, Fault::Stop) => &["ExecutorGone"],
+            (Victim::Executor, Fault::Stop) => &["ExecutorSilent"],
             (Victim::ExecutorManager, _) if allocating => &["ExecutorGone", "StartFailed"],
             (Victim::ExecutorManager, _) => &["ExecutorGone"],
             (Victim::ResourceManager, _) => &[client::RESULT],
