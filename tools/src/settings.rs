@@ -162,8 +162,11 @@ fn parse<T: DeserializeOwned>(text: &str) -> T {
     serde_json::from_str(text).expect("a test reads every shipped file")
 }
 
+/// At once: a program that starts meanwhile reads what was there before, or all of it.
 fn write<T: Serialize>(path: &Path, value: &T) -> io::Result<()> {
-    fs::write(path, serde_json::to_string_pretty(value)? + "\n")
+    let new = path.with_extension("new");
+    fs::write(&new, serde_json::to_string_pretty(value)? + "\n")?;
+    fs::rename(&new, path)
 }
 
 #[cfg(test)]
