@@ -35,6 +35,9 @@ const ENOUGH: &str = "CHAOS_CLIENT_ENOUGH";
 pub const LEASE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pause after an error, so that who is away is not asked without end.
 const PAUSE: Duration = Duration::from_millis(20);
+/// Most milliseconds between two calls: leases shall be held for some time, so that faults meet them, and there shall
+/// not be many more cycles than faults.
+const BETWEEN_CALLS_MS: u64 = 200;
 
 /// Whom client `number` is billed as.
 pub fn name(number: usize) -> String {
@@ -111,8 +114,9 @@ fn use_lease(lease: Lease, random: &mut Random) -> Result<()> {
     let spin = if random.below(4) == 0 { Spin::Always } else { Spin::Never };
     let mut executor = lease.deploy_with(library("functions"), &warm().spin(spin))?;
     drop(lease);
-    let calls = random.below(6);
+    let calls = random.below(8);
     for _ in 0..calls {
+        std::thread::sleep(Duration::from_millis(random.below(BETWEEN_CALLS_MS)));
         empty(&mut executor, random)?;
     }
     if random.below(3) > 0 {

@@ -67,7 +67,7 @@ pub fn compare(told: &BTreeMap<String, Told>, bills: &Value, sums: &Value, lost:
             let bill = bill.unwrap_or_else(|| panic!("ONE BILL: {lease} of {client} has none"));
             assert_eq!(bill["client"], *client, "{bill}");
             outcome.leases += 1;
-            outcome.provisional += usize::from(is_provisional(bill));
+            outcome.provisional += usize::from(is_provisional(bill) && bill["allocated_ms"] != 0);
             if let Some(amounts) = told.bills.get(lease) {
                 outcome.told += 1;
                 is_as_told(bill, *amounts);

@@ -95,6 +95,9 @@ struct Run {
     files: tempfile::TempDir,
     cluster: LocalCluster,
     clients: Vec<Life>,
+    away: Vec<Away>,
+    /// When a cycle ended last, and how many had.
+    progress: (Instant, u32),
     /// What earlier lives have come to.
     cycles_before: u32,
     told: BTreeMap<String, Told>,
@@ -107,6 +110,15 @@ struct Run {
 struct Life {
     running: Running,
     lives: u32,
+}
+
+/// Somebody who was killed or stopped.
+struct Away {
+    victim: Victim,
+    fault: Fault,
+    /// The executor that was stopped.
+    process: Option<Pid>,
+    until: Instant,
 }
 
 impl Run {
@@ -122,6 +134,8 @@ impl Run {
             files,
             cluster,
             clients: Vec::new(),
+            away: Vec::new(),
+            progress: (Instant::now(), 0),
             cycles_before: 0,
             told: BTreeMap::new(),
             strikes: BTreeMap::new(),
@@ -138,35 +152,35 @@ impl Run {
     }
 
     fn go(mut self, cycles: u32) {
-        for strike in schedule(self.seed, cycles, CLIENTS, NODES) {
-            self.until(strike.cycle);
-            println!("  {strike}");
-            self.strike(strike);
+        let mut strikes = schedule(self.seed, cycles, CLIENTS, NODES).into_iter().peekable();
+        loop {
+            self.bring_back();
+            let now = self.somebody_gets_on();
+            if let Some(strike) = strikes.next_if(|strike| strike.cycle <= now) {
+                self.strike(strike);
+            } else if now >= cycles && self.away.is_empty() {
+                return self.ends();
+            } else {
+                std::thread::sleep(Duration::from_millis(5));
+            }
         }
-        self.until(cycles);
-        self.ends();
     }
 
-    /// Waits until `cycles` cycles have ended. Somebody always gets on.
-    fn until(&mut self, cycles: u32) {
-        let mut last = (Instant::now(), self.cycles());
-        while last.1 < cycles {
-            std::thread::sleep(Duration::from_millis(10));
-            for life in &mut self.clients {
-                assert!(!life.running.has_ended(), "a client ended: {}", life.running.words());
-            }
-            let now = self.cycles();
-            if now > last.1 {
-                last = (Instant::now(), now);
-            }
-            let stands = last.0.elapsed();
-            assert!(
-                stands < patience(STANDSTILL),
-                "nobody gets on after {}\n{}",
-                last.1,
-                self.state()
-            );
+    /// How many cycles have ended; more than before, or not long ago.
+    fn somebody_gets_on(&mut self) -> u32 {
+        for number in 0..self.clients.len() {
+            let running = &mut self.clients[number].running;
+            let ended = running.has_ended()
+                && !self.away.iter().any(|away| away.victim == Victim::Client(number));
+            assert!(!ended, "a client ended: {}", running.words());
         }
+        let now = self.cycles();
+        if now > self.progress.1 {
+            self.progress = (Instant::now(), now);
+        }
+        let stands = self.progress.0.elapsed() >= patience(STANDSTILL);
+        assert!(!stands, "nobody gets on after cycle {now}\n{}", self.state());
+        now
     }
 
     /// How many have ended.
@@ -177,60 +191,86 @@ impl Run {
 
     fn strike(&mut self, strike: Strike) {
         let Strike { victim, fault, away, .. } = strike;
-        let away = patience(away);
-        let kind = format!("{victim:?} {fault:?}");
-        let kind: String =
-            kind.chars().filter(|c| !c.is_ascii_digit() && *c != '(' && *c != ')').collect();
-        *self.strikes.entry(kind).or_default() += 1;
+        if self.is_away(victim) {
+            println!("  {strike}: is away already");
+            return;
+        }
+        println!("  {strike}");
+        *self.strikes.entry(format!("{} {fault:?}", victim.name())).or_default() += 1;
         let signal = match fault {
             Fault::Kill => Signal::SIGKILL,
             Fault::Stop => Signal::SIGSTOP,
         };
+        let mut process = None;
         match victim {
             Victim::Executor(any) => {
                 let running = self.cluster.executors_running();
                 if running.is_empty() {
                     return;
                 }
-                let process = Pid::from_raw(running[any % running.len()].cast_signed());
+                let id = Pid::from_raw(running[any % running.len()].cast_signed());
                 // It may just have ended by itself.
-                let _ = kill(process, signal);
-                std::thread::sleep(away);
-                if fault == Fault::Stop {
-                    let _ = kill(process, Signal::SIGCONT); // its manager may have killed it
-                }
+                let _ = kill(id, signal);
+                process = Some(id);
             }
             Victim::ExecutorManager(node) => {
                 self.cluster.executor_manager_of(node).unwrap().signal(signal);
-                std::thread::sleep(away);
-                match fault {
-                    Fault::Kill => self.cluster.start_executor_manager_of(node).unwrap(),
-                    Fault::Stop => {
-                        self.cluster.executor_manager_of(node).unwrap().signal(Signal::SIGCONT);
-                    }
-                }
             }
-            Victim::Client(number) => {
-                self.clients[number].running.signal(signal);
-                std::thread::sleep(away);
-                match fault {
-                    Fault::Kill => self.another_life(number),
-                    Fault::Stop => self.clients[number].running.signal(Signal::SIGCONT),
-                }
+            Victim::Client(number) => self.clients[number].running.signal(signal),
+            Victim::ResourceManager => self.cluster.resource_manager().unwrap().signal(signal),
+        }
+        self.away.push(Away { victim, fault, process, until: Instant::now() + patience(away) });
+    }
+
+    fn is_away(&self, victim: Victim) -> bool {
+        self.away.iter().any(|away| away.victim == victim)
+    }
+
+    /// Those that were away long enough go on, or are started again.
+    fn bring_back(&mut self) {
+        let now = Instant::now();
+        // An executor manager that starts has to reach the resource manager.
+        let alone = self.is_away(Victim::ResourceManager);
+        let is_due = |away: &Away| {
+            let waits = alone
+                && away.fault == Fault::Kill
+                && matches!(away.victim, Victim::ExecutorManager(_));
+            away.until <= now && !waits
+        };
+        let (due, later) = std::mem::take(&mut self.away).into_iter().partition(is_due);
+        self.away = later;
+        for away in due {
+            match away.fault {
+                Fault::Kill => self.start_again(away.victim),
+                Fault::Stop => self.go_on(away),
             }
+        }
+    }
+
+    fn start_again(&mut self, victim: Victim) {
+        match victim {
+            Victim::Executor(_) => {}
+            Victim::ExecutorManager(node) => self.cluster.start_executor_manager_of(node).unwrap(),
+            Victim::Client(number) => self.another_life(number),
             Victim::ResourceManager => {
-                self.cluster.resource_manager().unwrap().signal(signal);
-                std::thread::sleep(away);
-                match fault {
-                    Fault::Kill => {
-                        self.lost += CLIENTS; // each may have asked
-                        self.cluster.start_resource_manager().unwrap();
-                    }
-                    Fault::Stop => {
-                        self.cluster.resource_manager().unwrap().signal(Signal::SIGCONT);
-                    }
-                }
+                self.lost += CLIENTS; // each may have asked
+                self.cluster.start_resource_manager().unwrap();
             }
+        }
+    }
+
+    fn go_on(&mut self, away: Away) {
+        let signal = Signal::SIGCONT;
+        match away.victim {
+            Victim::Executor(_) => {
+                let process = away.process.expect("noted when it was stopped");
+                let _ = kill(process, signal); // its manager may have killed it
+            }
+            Victim::ExecutorManager(node) => {
+                self.cluster.executor_manager_of(node).unwrap().signal(signal);
+            }
+            Victim::Client(number) => self.clients[number].running.signal(signal),
+            Victim::ResourceManager => self.cluster.resource_manager().unwrap().signal(signal),
         }
     }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 /// Lease cycles between two faults: at least, and how many different numbers there are.
 const BETWEEN: (u32, u64) = (4, 9);
 /// How long somebody is stopped, or away until started again, at least, and how many milliseconds more there may be: some
-/// are shorter than the silence that is as good as a death, a second, and some are longer.
+/// are shorter than the silence that is as good as a death, a second, and some are longer. Faults overlap.
 const AWAY_MS: (u64, u64) = (50, 1800);
 
 /// Whom a fault meets.
@@ -20,6 +20,17 @@ pub enum Victim {
     /// Its number.
     Client(usize),
     ResourceManager,
+}
+
+impl Victim {
+    pub fn name(self) -> &'static str {
+        match self {
+            Victim::Executor(_) => "executor",
+            Victim::ExecutorManager(_) => "executor manager",
+            Victim::Client(_) => "client",
+            Victim::ResourceManager => "resource manager",
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
