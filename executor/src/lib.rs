@@ -10,8 +10,9 @@
 //!   watch: signals, client, manager, workers                   │
 //!   end ───────────── stop ───────────────────────────────────▶ last counts
 //! ```
-//! * BOUNDED - it ends when it is told to (SIGTERM), when its client or its manager is gone or
-//!   its manager is silent, within 300 ms, whatever the functions do; and with its manager at once (the kernel sees to that).
+//! * BOUNDED - it ends when it is told to (SIGTERM), when its client or its manager is gone or silent,
+//!   within 300 ms, whatever the functions do, and within a second even if they keep it from that; and
+//!   with its manager at once (the kernel sees to that).
 //! * ALONE - a process holds one client's code and connections. It gets its secrets on standard input and
 //!   leaves no file behind.
 //!
@@ -23,7 +24,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
-use nix::unistd::getppid;
+use nix::unistd::{alarm, getppid};
 use rdmalib::{Access, Device, Region};
 use rfaas::channel::{Channel, ChannelError};
 use rfaas::protocol::assignment::Assignment;
@@ -141,6 +142,23 @@ pub fn run(assignment: Assignment) -> Result<Ended, Error> {
     Executor { plan, crew, watch, notifier, loading: false }.run(code)
 }
 
+/// Whether `news` is a reason to end.
+fn is_the_end(news: &News) -> bool {
+    match news {
+        News::Signal | News::ManagerGone | News::ClientGone(_) => true,
+        News::Event(Event::BeatEnded(_) | Event::WorkerEnded { end: Err(_), .. }) => true,
+        News::Event(Event::Loaded(_) | Event::WorkerEnded { end: Ok(_), .. }) => false,
+        News::Written(_) | News::Nothing => false,
+    }
+}
+
+/// BOUNDED. Has the kernel end this process in a second, wherever it is then. A constructor that hangs
+/// holds the dynamic loader's lock, for which every thread waits that uses a thread-local variable
+/// for the first time (`__cxa_thread_atexit_impl` of glibc): logging does, and so do channels.
+fn end_at_last() {
+    alarm::set(1);
+}
+
 /// Asks the kernel to end this process with its parent, the executor manager: if that is killed,
 /// nobody else would.
 fn end_with_parent() -> Result<(), Error> {
@@ -204,6 +222,7 @@ impl Executor {
             }
             Stop::Failed(error) => (error.exit_status(), Some(error)),
         };
+        end_at_last();
         let stopped = self.crew.stop(&mut self.watch);
         let stopped = stopped.map_err(|error| Error::failed("cannot stop workers", &error))?;
         let orderly = stopped && !self.loading;
@@ -324,7 +343,11 @@ impl Executor {
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             let news: io::Result<News> = self.watch.next(left);
-            match news.map_err(|error| Error::failed("cannot wait for news", &error))? {
+            let news = news.map_err(|error| Error::failed("cannot wait for news", &error))?;
+            if is_the_end(&news) {
+                end_at_last(); // before anything that may wait, such as a log line
+            }
+            match news {
                 News::Signal => return Err(Stop::Over("told to")),
                 News::ManagerGone => return Err(Stop::Over("the executor manager is gone")),
                 News::ClientGone(error) => {
