@@ -2,7 +2,7 @@
 //! with a resource manager that is killed at any moment: its invariants hold after each event, and in the
 //! end everything is free and billed once.
 //!
-//! `PROPTEST_CASES=100000 cargo test --release -p resource_manager --test pool_model` is the long run.
+//! `PROPTEST_CASES=100000 cargo test -p resource_manager --test pool_model` is the long run.
 
 #![allow(clippy::unwrap_used)] // a test's way to fail, in functions that are no tests too
 

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use resource_manager::pool::{
     Action, Ask, Billed, Capacity, Changes, END_MARGIN, EXPIRY_MARGIN, EndReport, Grant,
-    LeaseState, LinkId, NodeSpec, NodeState, Now, Pool,
+    LeaseState, LinkId, NodeSpec, NodeState, Now, Pool, Terms,
 };
 use rfaas::protocol::lease::{EndReason, LeaseId};
 use rfaas::protocol::node::Bill;
@@ -277,13 +277,14 @@ impl World {
 
     fn forge(&mut self, node: usize, lease: usize, beyond: u64, cores: u32, out: &mut Vec<Action>) {
         let (Some(link), Some(at)) = (self.managers[node].link, self.client(lease)) else { return };
-        let grant = &self.clients[at].grant;
-        if beyond == 0 && cores == 0 && node_of(grant) == node {
-            return; // that would be the truth
-        }
-        let mut terms = grant.terms.clone();
+        let mut terms = self.clients[at].grant.terms.clone();
         terms.cores += cores;
         terms.lease = LeaseId::new(terms.lease.get() + beyond).unwrap();
+        let holds = |terms: &Terms| (terms.lease, terms.cores, terms.memory);
+        let mut grants = self.clients.iter().map(|client| &client.grant);
+        if grants.any(|grant| node_of(grant) == node && holds(&grant.terms) == holds(&terms)) {
+            return; // that would be the truth
+        }
         self.pool.claimed(self.now, link, &terms, out);
         let bill = Bill { invocations: FORGED.into(), ..Bill::default() };
         self.pool.used(LinkId(u64::MAX), terms.lease, bill);
