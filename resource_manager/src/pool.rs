@@ -57,8 +57,9 @@ use restart::Unsaved;
 
 /// Most cores of a node or lease: an executor's assignment counts its workers in 16 bits.
 pub const MAX_CORES: u32 = u16::MAX as u32;
-/// Most nodes of a request: it is answered by as many messages, all at once.
-pub const MAX_NODES: u32 = 64;
+/// Most nodes of a request: it is answered by as many messages at once, half of what may be under way to a
+/// peer (`rfaas::channel`).
+pub const MAX_NODES: u32 = 32;
 /// Longest lease.
 pub const MAX_TIMEOUT: Duration = Duration::from_secs(30 * 24 * 3600);
 /// How long a lease lasts if the request does not say.

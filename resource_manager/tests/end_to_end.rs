@@ -341,12 +341,12 @@ fn a_request_is_met_from_several_nodes_if_it_may_be_all_of_it_or_nothing() {
         nodes.push(Node::ready(manager.rdma, name));
     }
     let mut client = Client::new(manager.rdma);
-    for (max_nodes, named) in [(1, "cores"), (2, "cores"), (0, "max_nodes"), (65, "max_nodes")] {
+    for (max_nodes, named) in [(1, "cores"), (2, "cores"), (0, "max_nodes"), (33, "max_nodes")] {
         client.ask_nodes(5, 10, 60_000, max_nodes);
         let ToClient::Refused(refused) = client.answer() else { panic!("{max_nodes} nodes") };
         assert!(refused.reason.get().unwrap().contains(named), "{:?}", refused.reason);
     }
-    client.ask_nodes(5, 10, 60_000, 64);
+    client.ask_nodes(5, 10, 60_000, 32);
     let mut places = Vec::new();
     for part in 0..3 {
         let ToClient::Granted(granted) = client.answer() else { panic!("part {part}") };

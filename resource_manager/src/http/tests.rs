@@ -206,7 +206,7 @@ fn a_bad_request_is_answered_by_name_and_changes_nothing() {
         (409, "POST", "/leases", r#"{"cores":2,"memory":1}"#, "cores"),
         (409, "POST", "/leases", r#"{"cores":1,"memory":513}"#, "513 MB"),
         (400, "POST", "/leases", &lease(r#","max_nodes":0"#), "max_nodes"),
-        (400, "POST", "/leases", &lease(r#","max_nodes":65"#), "64"),
+        (400, "POST", "/leases", &lease(r#","max_nodes":33"#), "32"),
         (400, "POST", "/leases", &lease(r#","max_nodes":"2""#), "max_nodes"),
         (400, "POST", "/leases/7/renew", "", "empty"),
         (400, "POST", "/leases/7/renew", "{}", "token"),
