@@ -4,7 +4,7 @@
 //! Clients are not known to the cluster, so their connections are bounded: when there are too many,
 //! the one that has been silent longest goes, unless it holds leases or was heard just now.
 //!
-//! DURABLE FIRST - an answer waits in the outbox until the loop has committed what it tells of.
+//! DURABLE FIRST - an answer waits until the loop has committed what it tells of.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -19,7 +19,7 @@ use rfaas::protocol::lease::{
 use rfaas::protocol::{Empty, Malformed};
 use zerocopy::little_endian::U32;
 
-use crate::link::{Turn, Waiting, take_messages};
+use crate::link::{Outbox, Turn, Waiting, take_messages};
 use crate::nodes::Nodes;
 use crate::pool::{Action, Ask, Grant, LeaseState, LinkId, Now, Pool};
 
@@ -34,6 +34,7 @@ const SWEEP: usize = 64;
 
 struct ClientLink {
     channel: Channel,
+    outbox: Outbox<ToClient>,
     /// Leases granted on this connection that may be unclaimed still.
     leases: Vec<LeaseId>,
     heard: Instant,
@@ -43,14 +44,14 @@ struct ClientLink {
 pub(crate) struct Clients {
     links: BTreeMap<LinkId, ClientLink>,
     /// Answers to send with [`deliver`](Self::deliver), in order (DURABLE FIRST).
-    outbox: Vec<(LinkId, ToClient)>,
+    answers: Vec<(LinkId, ToClient)>,
     secret: Arc<[u8]>,
     waiting: Waiting,
 }
 
 impl Clients {
     pub(crate) fn new(secret: Arc<[u8]>, waiting: Waiting) -> Self {
-        Clients { links: BTreeMap::new(), outbox: Vec::new(), secret, waiting }
+        Clients { links: BTreeMap::new(), answers: Vec::new(), secret, waiting }
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -72,7 +73,8 @@ impl Clients {
     ) -> Result<(), ChannelError> {
         let mut channel = Channel::new(device, RECEIVES)?;
         channel.accept(request, &Empty {})?;
-        self.links.insert(id, ClientLink { channel, leases: Vec::new(), heard: now.monotonic });
+        let (outbox, leases) = (Outbox::default(), Vec::new());
+        self.links.insert(id, ClientLink { channel, outbox, leases, heard: now.monotonic });
         Ok(())
     }
 
@@ -105,25 +107,25 @@ impl Clients {
         pool: &mut Pool,
         out: &mut Vec<Action>,
     ) -> Turn {
-        let Some(ClientLink { channel, leases, heard }) = self.links.get_mut(&id) else {
-            return Turn::Done;
-        };
-        let (secret, outbox) = (&self.secret, &mut self.outbox);
+        let Some(link) = self.links.get_mut(&id) else { return Turn::Done };
+        let ClientLink { channel, outbox, leases, heard } = link;
+        let (secret, waiting) = (&self.secret, &mut self.answers);
         let turn = take_messages(channel, self.waiting, |_, message| {
             *heard = now.monotonic;
             match message {
                 FromClient::Request(request) => {
                     let hear = |pool: &mut Pool| nodes.hear(now, pool, out);
                     let answers = answer(now, &request, secret, pool, leases, hear)?;
-                    outbox.extend(answers.into_iter().map(|answer| (id, answer)));
+                    waiting.extend(answers.into_iter().map(|answer| (id, answer)));
                 }
                 FromClient::Renew(wanted) => {
-                    outbox.push((id, renew(now, &wanted, secret, pool)?));
+                    waiting.push((id, renew(now, &wanted, secret, pool)?));
                 }
                 FromClient::Release(release) => give_back(now, &release, secret, pool, out)?,
             }
             Ok(())
         });
+        let turn = turn.and_then(|turn| outbox.flush(channel).map(|()| turn));
         turn.unwrap_or_else(|error| {
             self.drop_link(now, id, &error, pool);
             Turn::Done
@@ -132,15 +134,15 @@ impl Clients {
 
     /// Whether there are answers to [`deliver`](Self::deliver).
     pub(crate) fn has_answers(&self) -> bool {
-        !self.outbox.is_empty()
+        !self.answers.is_empty()
     }
 
-    /// Sends the answers that wait, now that what they tell of is committed. A client that does not take
-    /// its answers is dropped.
+    /// Sends the answers that wait, now that what they tell of is committed. A client that takes
+    /// none is dropped.
     pub(crate) fn deliver(&mut self, now: Now, pool: &mut Pool) {
-        for (id, answer) in std::mem::take(&mut self.outbox) {
+        for (id, answer) in std::mem::take(&mut self.answers) {
             let Some(link) = self.links.get_mut(&id) else { continue }; // gone; `client_gone` was told
-            if let Err(error) = link.channel.send(&answer) {
+            if let Err(error) = link.outbox.send(&mut link.channel, answer) {
                 self.drop_link(now, id, &error, pool);
             }
         }

@@ -1,7 +1,7 @@
-//! What connections of clients and of executor managers have in common: taking messages fairly, and
-//! not sleeping through one.
+//! What connections of clients and of executor managers have in common: taking messages fairly, not
+//! sleeping through one, and waiting for a peer that is slow to take ours.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use rfaas::channel::{Channel, ChannelError, Incoming};
@@ -49,6 +49,51 @@ pub(crate) fn take_messages<M: MessageKind>(
         }
     }
     Ok(Turn::Again)
+}
+
+/// Messages that a peer has not taken yet, in order. A machine that is busy makes a peer slow, not dead:
+/// whether it is dead, its signs of life tell.
+///
+/// Sends that complete ring the bell of an armed channel like messages that arrive, so the next turn of
+/// the peer is the time to [`flush`](Self::flush).
+#[derive(Debug)]
+pub(crate) struct Outbox<M>(VecDeque<M>);
+
+impl<M> Default for Outbox<M> {
+    fn default() -> Self {
+        Outbox(VecDeque::new())
+    }
+}
+
+impl<M: MessageKind> Outbox<M> {
+    /// Messages of one peer that may wait: many times what a pass of the loop has for one.
+    const MOST: usize = 4096;
+
+    /// Sends `message` after those that wait. [`ChannelError::Busy`] if too many do.
+    pub(crate) fn send(&mut self, channel: &mut Channel, message: M) -> Result<(), ChannelError> {
+        if self.0.len() >= Self::MOST {
+            return Err(ChannelError::Busy);
+        }
+        self.0.push_back(message);
+        self.flush(channel)
+    }
+
+    /// Sends as many as the peer takes now.
+    pub(crate) fn flush(&mut self, channel: &mut Channel) -> Result<(), ChannelError> {
+        while let Some(message) = self.0.front() {
+            match channel.send(message) {
+                Ok(()) => drop(self.0.pop_front()),
+                Err(ChannelError::Busy) => return Ok(()),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether nothing waits.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
 }
 
 /// Keeps peers that try again and again from filling the log: the same line is news once a minute.

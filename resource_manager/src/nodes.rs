@@ -24,7 +24,7 @@ use rfaas::protocol::node::{
 };
 use rfaas::protocol::{Empty, Malformed, Secret};
 
-use crate::link::{Told, Turn, Waiting, printable, take_messages};
+use crate::link::{Outbox, Told, Turn, Waiting, printable, take_messages};
 use crate::metrics::Events;
 use crate::pool::{Action, Ask, Capacity, EndReport, LinkId, MAX_TIMEOUT, Now, Pool, Terms};
 
@@ -46,6 +46,7 @@ enum Phase {
 
 struct NodeLink {
     channel: Channel,
+    outbox: Outbox<ToNode>,
     phase: Phase,
 }
 
@@ -114,7 +115,7 @@ impl Nodes {
         let mut channel = Channel::new(device, RECEIVES)?;
         channel.accept(request, &challenge)?;
         let phase = Phase::Greeting { challenge, until: now.monotonic + GREETING };
-        self.links.insert(id, NodeLink { channel, phase });
+        self.links.insert(id, NodeLink { channel, outbox: Outbox::default(), phase });
         Ok(())
     }
 
@@ -133,13 +134,14 @@ impl Nodes {
     ) -> Turn {
         // Out of the map, since a registration may concern another connection too.
         let Some(mut link) = self.links.remove(&id) else { return Turn::Done };
-        let NodeLink { channel, phase } = &mut link;
+        let NodeLink { channel, outbox, phase } = &mut link;
         let turn = take_messages(channel, self.waiting, |channel, message| {
             if let Phase::Registered { pulse, .. } = phase {
                 pulse.heard(now.monotonic);
             }
             self.message(now, id, channel, phase, message, pool, out)
         });
+        let turn = turn.and_then(|turn| outbox.flush(channel).map(|()| turn));
         self.links.insert(id, link);
         turn.unwrap_or_else(|error| {
             self.drop_link(now, id, &error, pool, out);
@@ -270,12 +272,12 @@ impl Nodes {
         &mut self,
         now: Now,
         id: LinkId,
-        message: &ToNode,
+        message: ToNode,
         pool: &mut Pool,
         out: &mut Vec<Action>,
     ) {
         let Some(link) = self.links.get_mut(&id) else { return };
-        if let Err(error) = link.channel.send(message) {
+        if let Err(error) = link.outbox.send(&mut link.channel, message) {
             self.drop_link(now, id, &error, pool, out);
         }
     }
@@ -284,7 +286,7 @@ impl Nodes {
     pub(crate) fn close(&mut self, now: Now, id: LinkId, why: &str) {
         let Some(link) = self.links.get_mut(&id) else { return };
         let refused = RegisterRefused { reason: Reason::truncated(why) };
-        if let Err(error) = link.channel.send(&ToNode::Refused(refused)) {
+        if let Err(error) = link.outbox.send(&mut link.channel, ToNode::Refused(refused)) {
             tracing::debug!(%error, "a node that was removed could not be told");
         }
         link.phase = Phase::Closing { until: now.monotonic + LAST_WORDS };
@@ -301,7 +303,9 @@ impl Nodes {
         let due = |link: &NodeLink| link.deadline() <= now.monotonic;
         let due: Vec<_> = self.links.iter().filter(|(_, l)| due(l)).map(|(id, _)| *id).collect();
         for id in due {
-            let Some(NodeLink { channel, phase }) = self.links.get_mut(&id) else { continue };
+            let Some(NodeLink { channel, outbox, phase }) = self.links.get_mut(&id) else {
+                continue;
+            };
             let error = match phase {
                 Phase::Greeting { .. } => {
                     Some(ChannelError::TimedOut { what: "registering", after: GREETING })
@@ -316,8 +320,9 @@ impl Nodes {
                             self.events.silent_node();
                             Some(ChannelError::TimedOut { what, after })
                         }
-                        None if pulse.beat(now.monotonic) => {
-                            channel.send(&ToNode::Heartbeat(Empty {})).err()
+                        // What waits for it is as good a sign of life.
+                        None if pulse.beat(now.monotonic) && outbox.is_empty() => {
+                            outbox.send(channel, ToNode::Heartbeat(Empty {})).err()
                         }
                         None => None,
                     }

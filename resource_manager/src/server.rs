@@ -350,7 +350,7 @@ impl Server {
     /// Does one thing that the pool said; what that leads to is added to `actions`.
     fn carry_out(&mut self, now: Now, action: Action, actions: &mut Vec<Action>) {
         if let Some((link, message)) = message_of(&action, self.heartbeat) {
-            return self.nodes.send(now, link, &message, &mut self.pool, actions);
+            return self.nodes.send(now, link, message, &mut self.pool, actions);
         }
         match action {
             Action::Close { link, reason } => self.nodes.close(now, link, &reason),

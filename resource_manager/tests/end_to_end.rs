@@ -391,6 +391,26 @@ fn a_node_without_an_instance_is_dropped() {
 }
 
 #[test]
+fn a_node_that_is_slow_to_listen_is_told_everything() {
+    const REPORTS: u64 = 1000; // far more than are under way to a peer
+    let (manager, mut node) = cluster(1);
+    let mut token = Client::new(manager.rdma).lease(1, 1).token;
+    let mut reported = 0;
+    for lease in 1..=REPORTS {
+        token.terms.lease = lease.into(); // of an earlier state
+        wait_for("room for a report", || node.try_report(&token, EndReason::Released).ok());
+        reported += 1;
+    }
+    // The last one was taken, so all were answered, as far as the manager could.
+    manager.wait_bill(REPORTS);
+    for lease in 1..=reported {
+        token.terms.lease = lease.into();
+        node.acknowledged(&token);
+    }
+    assert_eq!(manager.node_state("a").as_deref(), Some("ready"));
+}
+
+#[test]
 fn a_manager_that_was_killed_takes_running_leases_over_and_bills_them_once() {
     let files = Files::new(&[]);
     database(&files.path("db.json"), "a", 4);

@@ -368,6 +368,11 @@ impl Node {
 
     /// Reports an end, with 7 ms of use.
     pub fn report(&mut self, token: &Token, reason: EndReason) {
+        self.try_report(token, reason).unwrap();
+    }
+
+    /// Likewise, if the manager has room for it.
+    pub fn try_report(&mut self, token: &Token, reason: EndReason) -> Result<(), ChannelError> {
         let bill = Bill {
             allocated_ns: 7_000_000.into(),
             hot_polling_ns: 2.into(),
@@ -375,7 +380,7 @@ impl Node {
             invocations: 4.into(),
         };
         let ended = LeaseEnded { terms: token.terms, reason: reason.to_wire(), bill };
-        self.send(&FromNode::Ended(ended));
+        self.channel.lock().unwrap().send(&FromNode::Ended(ended))
     }
 
     /// Waits until an end was acknowledged.
