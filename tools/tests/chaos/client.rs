@@ -151,6 +151,7 @@ fn says_what_happened(error: &Error) -> bool {
             | Error::FunctionCrashed { signal: 9 }
             | Error::WorkerLost { .. }
             | Error::ExecutorGone
+            | Error::ExecutorSilent
             | Error::LeaseEnded { .. }
     )
 }
