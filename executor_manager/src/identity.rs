@@ -5,6 +5,7 @@ use std::fmt;
 use std::num::NonZeroU64;
 use std::sync::Arc;
 
+use rfaas::config::ClusterSecret;
 use rfaas::protocol::Secret;
 use rfaas::protocol::lease::NodeName;
 
@@ -16,12 +17,15 @@ pub struct Identity {
     pub instance: NonZeroU64,
     /// The cluster secret.
     pub secret: Arc<[u8]>,
+    /// What the operator should know about the secret, once it is in use.
+    pub warning: Option<String>,
 }
 
 impl Identity {
     /// The node of this name in the cluster of this secret, as it is from now on.
-    pub fn new(name: NodeName, secret: Arc<[u8]>) -> Self {
-        Identity { name, instance: draw_instance(), secret }
+    pub fn new(name: NodeName, secret: &ClusterSecret) -> Self {
+        let warning = secret.warning().map(str::to_owned);
+        Identity { name, instance: draw_instance(), secret: Arc::clone(secret.bytes()), warning }
     }
 }
 

@@ -121,10 +121,7 @@ pub fn run(options: &Options) -> Result<(), Error> {
         (Authority::Anyone, None)
     } else {
         let secret = node.secret().map_err(|error| Error::Start(error.to_string()))?;
-        if let Some(warning) = secret.warning() {
-            tracing::warn!("{warning}");
-        }
-        let identity = Arc::new(Identity::new(name, Arc::clone(secret.bytes())));
+        let identity = Arc::new(Identity::new(name, &secret));
         let authority = Authority::ResourceManager(Arc::clone(&identity));
         let wake = Arc::clone(&wake);
         let upstream = Upstream::new(device.clone(), node.clone(), identity, wake, Instant::now());

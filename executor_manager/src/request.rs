@@ -230,7 +230,12 @@ mod tests {
 
     fn cluster() -> Authority {
         let (name, instance) = (NodeName::new("here").unwrap(), INSTANCE.try_into().unwrap());
-        Authority::ResourceManager(Arc::new(Identity { name, instance, secret: SECRET.into() }))
+        Authority::ResourceManager(Arc::new(Identity {
+            name,
+            instance,
+            secret: SECRET.into(),
+            warning: None,
+        }))
     }
 
     fn because(result: Result<Duration, Refusal>) -> RefusedBecause {

@@ -93,6 +93,8 @@ pub struct Upstream {
     draining: Option<Instant>,
     /// It was connected once.
     reached: bool,
+    /// The operator was told what is wrong with the secret.
+    warned: bool,
     /// The last failure that the operator was told of; each is told once.
     told: Option<String>,
     /// Waiting to be sent on this connection.
@@ -122,6 +124,7 @@ impl Upstream {
             backoff: BACKOFF.0,
             draining: None,
             reached: false,
+            warned: false,
             told: None,
             outgoing: VecDeque::new(),
             unacknowledged: BTreeMap::new(),
@@ -260,7 +263,7 @@ impl Upstream {
 
     fn register(&mut self, mut channel: Channel, challenge: &Challenge, now: Instant) {
         self.reached = true;
-        let Identity { name, instance, secret } = &*self.identity;
+        let Identity { name, instance, secret, .. } = &*self.identity;
         let register = Register::new(*name, instance.get(), challenge, secret);
         match channel.send(&FromNode::Register(register)) {
             Ok(()) => self.state = State::Registering { channel, since: now },
@@ -371,6 +374,10 @@ impl Upstream {
         self.heartbeat = Heartbeat::from_ms(granted.heartbeat_ms.get(), granted.silence_ms.get());
         let node = self.identity.name.get().unwrap_or_default();
         tracing::info!("registered as {node}: {cores} cores, {memory} MB");
+        if let Some(warning) = self.identity.warning.as_deref().filter(|_| !self.warned) {
+            tracing::warn!("{warning}");
+            self.warned = true;
+        }
         News::Registered { cores, memory }
     }
 

@@ -90,6 +90,13 @@ fn start(options: &Options) -> anyhow::Result<(Server, HttpThread)> {
         None => Vec::new(),
     };
     let export = options.output_database.as_deref().map(Export::open).transpose()?;
+    let device = devices.open(&config.rdma_device)?.device;
+    let listener = device.listen(config.rdma_device_port)?;
+    let http_address = config.http_address().context("http_network_address")?;
+    let http = TcpListener::bind(http_address)
+        .with_context(|| format!("HTTP cannot be served at {http_address}"))?;
+    let http_address = http.local_addr().context("HTTP address")?;
+    // Last: who starts a manager twice is told of the ports.
     let configured =
         Some(Path::new(&config.state_file)).filter(|path| !path.as_os_str().is_empty());
     let state_file = options.state_file.as_deref().or(configured);
@@ -97,12 +104,6 @@ fn start(options: &Options) -> anyhow::Result<(Server, HttpThread)> {
         Some(path) => State::open(path)?,
         None => State::in_memory().context("state in memory")?,
     });
-    let device = devices.open(&config.rdma_device)?.device;
-    let listener = device.listen(config.rdma_device_port)?;
-    let http_address = config.http_address().context("http_network_address")?;
-    let http = TcpListener::bind(http_address)
-        .with_context(|| format!("HTTP cannot be served at {http_address}"))?;
-    let http_address = http.local_addr().context("HTTP address")?;
 
     let events = Arc::new(Events::default());
     let heartbeat = config.heartbeat();

@@ -145,7 +145,12 @@ fn terms_of(lease: u64) -> LeaseTerms {
 
 fn authority(run: u64) -> Authority {
     let (name, instance) = (NodeName::new("here").unwrap(), run.try_into().unwrap());
-    Authority::ResourceManager(Arc::new(Identity { name, instance, secret: SECRET.into() }))
+    Authority::ResourceManager(Arc::new(Identity {
+        name,
+        instance,
+        secret: SECRET.into(),
+        warning: None,
+    }))
 }
 
 impl World {
