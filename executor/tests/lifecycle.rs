@@ -242,7 +242,10 @@ fn destructors_that_hang_do_not_keep_it() {
 
 #[test]
 fn it_ends_also_while_a_constructor_hangs() {
-    let setup = Setup { env: vec![("FUNCTION_HANG".into(), "start".into())], ..Setup::default() };
+    // It may log while the constructor has the dynamic loader's lock.
+    let env = [("FUNCTION_HANG", "start"), ("RUST_LOG", "debug")];
+    let env = env.map(|(key, value)| (key.into(), value.into())).into();
+    let setup = Setup { env, ..Setup::default() };
     let code = compile("tests/functions/constructor.c", &[]);
     for told in [true, false] {
         let mut session = Session::spawn(&setup, &code);
