@@ -1,0 +1,348 @@
+//! How many leases a whole resource manager grants: the real program, with its state in memory and on a disk,
+//! executor managers that are only simulated, and clients that lease as fast as they are answered.
+//!
+//! ```text
+//!   clients (threads) ──request──▶ resource_manager ◀──claimed, ended──┐
+//!      └── grant ──▶ simulated executor manager of its node ───────────┘ ◀── acknowledged: one lease is over
+//! ```
+//! A grant is timed from the request to its answer, as the client sees it. Everything is connected over the
+//! embedded device; what shares its cores shows in the figures.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::process::ExitCode;
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use benchmarks::machine::Machine;
+use benchmarks::samples::{Samples, Statistics};
+use clap::{Parser, value_parser};
+use rdmalib::Device;
+use rfaas::channel::{Channel, ChannelError, Incoming};
+use rfaas::config::ClusterSecret;
+use rfaas::protocol::lease::{
+    ClientName, EndReason, FromClient, LeaseGranted, LeaseRequest, NodeName, ToClient,
+};
+use rfaas::protocol::node::{
+    Bill, Challenge, FromNode, LeaseClaimed, LeaseEnded, Register, ToNode,
+};
+use rfaas::protocol::{Empty, Role, parse_prefix};
+use serde::Serialize;
+use serde_json::{Value, json};
+use tools::http::Http;
+use tools::interrupt::stop_clusters_on_signals;
+use tools::procfs::Stat;
+use tools::program::{self, Failure, describe};
+use tools::{LocalCluster, Options};
+
+/// Longest wait for anything.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Leases before the measured ones.
+const WARM_UP: Duration = Duration::from_millis(500);
+/// How often executor managers look for news: they are not what is measured.
+const LOOK_AGAIN: Duration = Duration::from_millis(1);
+/// Cores of each node; a lease has one.
+const CORES: u32 = 16;
+/// Messages that the manager may be ahead, as real executor managers have it.
+const RECEIVES: u32 = 64;
+/// What the cluster signs with.
+const SECRET: u32 = 42;
+
+/// Measures how many leases a resource manager grants, and how soon, with many nodes.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Cli {
+    /// Simulated executor managers.
+    #[arg(long, value_name = "N", default_value_t = 200, value_parser = value_parser!(u32).range(1..=1000))]
+    nodes: u32,
+    /// Clients, each with one request at a time.
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = value_parser!(u32).range(1..=1000))]
+    clients: u32,
+    /// How long to measure, in seconds.
+    #[arg(long, value_name = "S", default_value_t = 5, value_parser = value_parser!(u64).range(1..))]
+    seconds: u64,
+    /// Print one JSON object and nothing else.
+    #[arg(long)]
+    json: bool,
+    /// Log more, to standard error; RUST_LOG overrides.
+    #[arg(short, long)]
+    verbose: bool,
+}
+
+/// What was measured with the state at one place.
+#[derive(Debug, Serialize)]
+struct Row {
+    state: &'static str,
+    leases_per_second: f64,
+    grant_us: Statistics<f64>,
+    leases_per_commit: f64,
+    commit_us: f64,
+    manager_cores: f64,
+}
+
+fn main() -> ExitCode {
+    program::run(|cli: &Cli| cli.verbose, run)
+}
+
+fn run(cli: Cli) -> Result<(), Failure> {
+    stop_clusters_on_signals(None).map_err(Failure::later)?;
+    let rows = [measure(&cli, false)?, measure(&cli, true)?];
+    let Cli { nodes, clients, seconds, .. } = cli;
+    if cli.json {
+        let told = json!({
+            "benchmark": "manager_load",
+            "provider": "shm",
+            "nodes": nodes,
+            "clients": clients,
+            "seconds": seconds,
+            "states": rows,
+            "machine": Machine::this(),
+        });
+        println!("{told}");
+        return Ok(());
+    }
+    println!(
+        "manager_load: {nodes} nodes, {clients} clients, {seconds} s\non {}\n",
+        Machine::this()
+    );
+    print!("{:>8}{:>12}{:>14}{:>14}", "state", "leases/s", "grant p50 µs", "p99 µs");
+    println!("{:>15}{:>12}{:>15}", "leases/commit", "commit µs", "manager cores");
+    for row in &rows {
+        let Row { state, leases_per_second, grant_us, .. } = row;
+        print!("{state:>8}{leases_per_second:>12.0}{:>14.0}{:>14.0}", grant_us.p50, grant_us.p99);
+        let Row { leases_per_commit, commit_us, manager_cores, .. } = row;
+        println!("{leases_per_commit:>15.1}{commit_us:>12.0}{manager_cores:>15.2}");
+    }
+    Ok(())
+}
+
+fn measure(cli: &Cli, on_disk: bool) -> Result<Row, Failure> {
+    let options = Options { keeps_state: on_disk, secret: SECRET, ..Options::default() };
+    let mut cluster = LocalCluster::start(options).map_err(|e| Failure::later(describe(&e)))?;
+    let device = cluster.open_device().map_err(|e| Failure::later(describe(&e)))?.device;
+    let none = || Failure::later("the cluster has no resource manager");
+    let http = cluster.http().ok_or_else(none)?.clone();
+    let address = cluster.resource_manager_address().ok_or_else(none)?;
+    let id = cluster.resource_manager().ok_or_else(none)?.id();
+    // Only simulated nodes are to be leased.
+    for node in get(&http, "/nodes")?.as_array().into_iter().flatten() {
+        let name = node["node"].as_str().unwrap_or_default();
+        let removed = http.post_text(&format!("/remove?node={name}&grace_ms=0"), "");
+        removed.map_err(Failure::later)?;
+    }
+    let nodes = Nodes::connect(&device, address, &http, cli.nodes)?;
+
+    let stop = Mutex::new(false);
+    let stopped = || *stop.lock().unwrap_or_else(PoisonError::into_inner);
+    let (samples, figures) = thread::scope(|scope| {
+        let reaper = scope.spawn(|| nodes.hear(stopped));
+        let lease = || lease_until(&device, address, &nodes, stopped);
+        let clients: Vec<_> = (0..cli.clients).map(|_| scope.spawn(lease)).collect();
+        thread::sleep(WARM_UP);
+        let before = Figures::read(&http, id);
+        let start = Instant::now();
+        thread::sleep(Duration::from_secs(cli.seconds));
+        let after = Figures::read(&http, id);
+        let end = Instant::now();
+        *stop.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        let mut samples = Samples::with_capacity(0);
+        for client in clients {
+            let timed = client.join().map_err(|_| Failure::later("a client panicked"))??;
+            let measured = timed.iter().filter(|(at, _)| (start..end).contains(at));
+            measured.for_each(|(_, took)| samples.record(*took));
+        }
+        reaper.join().map_err(|_| Failure::later("the executor managers panicked"))??;
+        Ok::<_, Failure>((samples, after?.since(&before?, end - start)))
+    })
+    .inspect_err(|_| eprintln!("{}", cluster.logs()))?;
+    drop(nodes);
+    cluster.stop().map_err(|error| Failure::later(describe(&error)))?;
+    let state = if on_disk { "disk" } else { "memory" };
+    Ok(figures.row(state, &samples))
+}
+
+/// What the manager says of itself and the kernel of it.
+#[derive(Debug)]
+struct Figures {
+    ended: f64,
+    commits: f64,
+    committing_us: f64,
+    processor: Duration,
+    over: Duration,
+}
+
+impl Figures {
+    fn read(http: &Http, id: u32) -> Result<Self, Failure> {
+        let text = get(http, "/metrics")?;
+        let text = text.as_str().unwrap_or_default();
+        let sum = |name: &str| -> f64 {
+            let lines = text.lines().filter(|line| line.starts_with(name));
+            lines.filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok()).sum()
+        };
+        Ok(Figures {
+            ended: sum("rfaas_leases_ended_total"),
+            commits: sum("rfaas_state_commits_total"),
+            committing_us: sum("rfaas_state_commit_microseconds_total"),
+            processor: Stat::of(id).map(|stat| stat.processor_time()).unwrap_or_default(),
+            over: Duration::ZERO,
+        })
+    }
+
+    fn since(self, before: &Figures, over: Duration) -> Self {
+        Figures {
+            ended: self.ended - before.ended,
+            commits: self.commits - before.commits,
+            committing_us: self.committing_us - before.committing_us,
+            processor: self.processor.saturating_sub(before.processor),
+            over,
+        }
+    }
+
+    fn row(&self, state: &'static str, grants: &Samples) -> Row {
+        let seconds = self.over.as_secs_f64();
+        let commits = self.commits.max(1.0);
+        Row {
+            state,
+            leases_per_second: self.ended / seconds,
+            grant_us: grants.statistics().microseconds(),
+            leases_per_commit: self.ended / commits,
+            commit_us: self.committing_us / commits,
+            manager_cores: self.processor.as_secs_f64() / seconds,
+        }
+    }
+}
+
+fn get(http: &Http, path: &str) -> Result<Value, Failure> {
+    http.get(path).map(|answer| answer.body).map_err(Failure::later)
+}
+
+/// Simulated executor managers, by name. Whoever has a lease speaks for its node.
+struct Nodes(BTreeMap<String, Mutex<Channel>>);
+
+impl Nodes {
+    fn connect(
+        device: &Device,
+        manager: SocketAddr,
+        http: &Http,
+        count: u32,
+    ) -> Result<Self, Failure> {
+        let failed = |error: ChannelError| Failure::later(format!("a simulated node: {error}"));
+        let mut nodes = BTreeMap::new();
+        for number in 0..count {
+            let name = format!("simulated-{number}");
+            let spec = json!({
+                "ip_address": "127.0.0.1", "port": 1, "cores": CORES, "memory": 65_536,
+            });
+            http.post(&format!("/add?node={name}"), &spec).map_err(Failure::later)?;
+            nodes.insert(
+                name.clone(),
+                Mutex::new(register(device, manager, &name).map_err(failed)?),
+            );
+        }
+        Ok(Nodes(nodes))
+    }
+
+    /// Takes what the manager says to nodes, and gives signs of life, until the end.
+    fn hear(&self, stopped: impl Fn() -> bool) -> Result<(), Failure> {
+        let failed = |error: ChannelError| Failure::later(format!("a simulated node: {error}"));
+        let mut beat_at = Instant::now();
+        while !stopped() {
+            let beat = beat_at <= Instant::now();
+            if beat {
+                beat_at += Duration::from_millis(500);
+            }
+            for channel in self.0.values() {
+                let mut channel = channel.lock().unwrap_or_else(PoisonError::into_inner);
+                while channel.try_receive::<ToNode>().map_err(failed)?.is_some() {}
+                if beat {
+                    channel.send(&FromNode::Heartbeat(Empty {})).map_err(failed)?;
+                }
+            }
+            thread::sleep(LOOK_AGAIN);
+        }
+        Ok(())
+    }
+
+    /// Claims a lease and ends it.
+    fn use_lease(&self, granted: &LeaseGranted) -> Result<(), ChannelError> {
+        let terms = granted.token.terms;
+        let Some(channel) = self.0.get(terms.node.get()?) else { return Ok(()) };
+        let reason = EndReason::Released.to_wire();
+        for message in [
+            FromNode::Claimed(LeaseClaimed { terms }),
+            FromNode::Ended(LeaseEnded { terms, reason, bill: Bill::default() }),
+        ] {
+            let start = Instant::now();
+            loop {
+                let mut channel = channel.lock().unwrap_or_else(PoisonError::into_inner);
+                match channel.send(&message) {
+                    // So many leases of one node are ahead of the manager.
+                    Err(ChannelError::Busy) if start.elapsed() < PATIENCE => drop(channel),
+                    sent => break sent?,
+                }
+                thread::sleep(LOOK_AGAIN);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn register(device: &Device, manager: SocketAddr, name: &str) -> Result<Channel, ChannelError> {
+    let mut channel = Channel::new(device, RECEIVES)?;
+    let answer = channel.connect(manager, Role::Node, &Empty {}, PATIENCE)?;
+    let challenge: Challenge = parse_prefix(answer.as_slice())?;
+    let name = NodeName::truncated(name);
+    let secret = ClusterSecret::of(&SECRET.into());
+    let register = Register::new(name, 1, &challenge, secret.bytes());
+    channel.send(&FromNode::Register(register))?;
+    loop {
+        match channel.receive(PATIENCE)? {
+            Incoming::Message(ToNode::Registered(_)) => return Ok(channel),
+            Incoming::Message(ToNode::Refused(refused)) => {
+                return Err(ChannelError::Refused(refused.reason.get()?.to_owned()));
+            }
+            _ => {}
+        }
+    }
+}
+
+/// When each grant came, and how long it took.
+type Timed = Vec<(Instant, Duration)>;
+
+/// A client that leases one core after the other until the end.
+fn lease_until(
+    device: &Device,
+    manager: SocketAddr,
+    nodes: &Nodes,
+    stopped: impl Fn() -> bool,
+) -> Result<Timed, Failure> {
+    let failed = |error: ChannelError| Failure::later(format!("a client: {error}"));
+    let mut channel = Channel::new(device, RECEIVES).map_err(failed)?;
+    channel.connect(manager, Role::Lease, &Empty {}, PATIENCE).map_err(failed)?;
+    let request = FromClient::Request(LeaseRequest {
+        request: 1.into(),
+        cores: 1.into(),
+        memory: 1.into(),
+        timeout_ms: 60_000.into(),
+        max_nodes: 1.into(),
+        client: ClientName::truncated("manager_load"),
+    });
+    let mut timed = Vec::new();
+    while !stopped() {
+        let start = Instant::now();
+        channel.send(&request).map_err(failed)?;
+        match channel.receive(PATIENCE).map_err(failed)? {
+            Incoming::Message(ToClient::Granted(granted)) => {
+                let now = Instant::now();
+                timed.push((now, now - start));
+                nodes.use_lease(&granted).map_err(failed)?;
+            }
+            Incoming::Message(ToClient::Refused(refused)) => {
+                return Err(Failure::later(format!("a lease was refused: {:?}", refused.reason)));
+            }
+            Incoming::Written { .. } => return Err(Failure::later("a message of another kind")),
+        }
+    }
+    Ok(timed)
+}
