@@ -199,7 +199,9 @@ fn wrong_flags_are_named() {
             run(command(name, flags)).is_bad_input(&flags);
         }
     }
-    for name in ["cluster", "quickstart", "device_generator", "idle_cost"] {
+    let others =
+        ["cluster", "quickstart", "device_generator", "idle_cost", "pool_scale", "manager_load"];
+    for name in others {
         run(command(name, ["--no-such-flag"])).is_bad_input(&["--no-such-flag"]);
     }
     run(command("device_generator", ["-p", "seven"])).is_bad_input(&["seven"]);

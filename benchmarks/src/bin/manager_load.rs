@@ -5,8 +5,8 @@
 //!   clients (threads) ──request──▶ resource_manager ◀──claimed, ended──┐
 //!      └── grant ──▶ simulated executor manager of its node ───────────┘ ◀── acknowledged: one lease is over
 //! ```
-//! A grant is timed from the request to its answer, as the client sees it. Everything is connected over the
-//! embedded device; what shares its cores shows in the figures.
+//! A grant is timed from the request to its answer, as the client sees it. All of it shares the cores of this
+//! machine, which shows in the figures.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -74,6 +74,7 @@ struct Cli {
 #[derive(Debug, Serialize)]
 struct Row {
     state: &'static str,
+    provider: String,
     leases_per_second: f64,
     grant_us: Statistics<f64>,
     leases_per_commit: f64,
@@ -92,7 +93,6 @@ fn run(cli: Cli) -> Result<(), Failure> {
     if cli.json {
         let told = json!({
             "benchmark": "manager_load",
-            "provider": "shm",
             "nodes": nodes,
             "clients": clients,
             "seconds": seconds,
@@ -159,7 +159,7 @@ fn measure(cli: &Cli, on_disk: bool) -> Result<Row, Failure> {
     drop(nodes);
     cluster.stop().map_err(|error| Failure::later(describe(&error)))?;
     let state = if on_disk { "disk" } else { "memory" };
-    Ok(figures.row(state, &samples))
+    Ok(figures.row(state, device.provider().to_string(), &samples))
 }
 
 /// What the manager says of itself and the kernel of it.
@@ -199,11 +199,12 @@ impl Figures {
         }
     }
 
-    fn row(&self, state: &'static str, grants: &Samples) -> Row {
+    fn row(&self, state: &'static str, provider: String, grants: &Samples) -> Row {
         let seconds = self.over.as_secs_f64();
         let commits = self.commits.max(1.0);
         Row {
             state,
+            provider,
             leases_per_second: self.ended / seconds,
             grant_us: grants.statistics().microseconds(),
             leases_per_commit: self.ended / commits,
