@@ -152,26 +152,6 @@ fn the_leases_of_a_node_that_does_not_come_back_end_and_the_node_can_return() {
 }
 
 #[test]
-fn an_executor_manager_that_falls_silent_is_lost_though_its_connection_stands() {
-    let (manager, mut node) = cluster(1);
-    let (mut stranger, _) = dial(manager.rdma, Role::Node).unwrap(); // never registers
-    node.fall_silent();
-    manager.wait_node("a", "lost");
-    node.ended();
-    ended(&mut stranger);
-}
-
-#[test]
-fn an_executor_manager_that_sends_heartbeats_stays() {
-    let (manager, mut node) = cluster(1);
-    for _ in 0..8 {
-        let beat = node.next().unwrap();
-        assert!(matches!(beat, ToNode::Heartbeat(_)), "{beat:?}");
-    }
-    assert_eq!(manager.node_state("a").as_deref(), Some("ready"));
-}
-
-#[test]
 fn one_connection_gets_as_many_leases_as_it_asks_for() {
     let manager = Manager::start(&Files::new(&[]), &[]);
     manager.add("a", 150, 150);

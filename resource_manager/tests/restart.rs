@@ -146,7 +146,7 @@ fn what_a_lease_used_is_known_after_a_kill_to_within_a_period() {
     let mut node = Node::ready(manager.rdma, "a");
     let (_, token) = lease_over_http(&manager);
     node.claim(&token);
-    let commits = |manager: &Manager| metric(manager, "rfaas_state_commits_total");
+    let commits = |manager: &Manager| manager.metric("rfaas_state_commits_total");
     node.send(&used(&token, 10, 3));
     manager.wait_lease(id(&token), "active");
     let before = commits(&manager);
@@ -158,12 +158,6 @@ fn what_a_lease_used_is_known_after_a_kill_to_within_a_period() {
     let manager = Manager::start(&files, &[]);
     manager.call("POST", "/remove?node=a", ""); // it will not come back
     assert_eq!(manager.wait_bill(id(&token))["invocations"], 3);
-}
-
-fn metric(manager: &Manager, name: &str) -> u64 {
-    let text = manager.text("/metrics");
-    let line = text.lines().find(|line| line.starts_with(name)).unwrap();
-    line.rsplit_once(' ').unwrap().1.parse().unwrap()
 }
 
 #[test]

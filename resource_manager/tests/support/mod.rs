@@ -174,9 +174,11 @@ impl Manager {
         (status, serde_json::from_str(&text).unwrap())
     }
 
-    /// An answer that is not JSON.
-    pub fn text(&self, target: &str) -> String {
-        http(self.http, "GET", target, "").unwrap().1
+    /// What `/metrics` says of the first whose name begins so.
+    pub fn metric(&self, name: &str) -> u64 {
+        let (_, text) = http(self.http, "GET", "/metrics", "").unwrap();
+        let line = text.lines().find(|line| line.starts_with(name)).unwrap();
+        line.rsplit_once(' ').unwrap().1.parse().unwrap()
     }
 
     pub fn get(&self, target: &str) -> Value {
