@@ -27,7 +27,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::{alarm, getppid};
 use rdmalib::{Access, Device, Region};
 use rfaas::channel::{Channel, ChannelError};
-use rfaas::protocol::assignment::Assignment;
+use rfaas::protocol::assignment::{Assignment, FORSAKEN};
 use rfaas::protocol::session::{ExecutorHello, FromExecutor, FunctionEntry, LoadFailed};
 use rfaas::protocol::{Role, Text};
 
@@ -103,7 +103,7 @@ impl Error {
 /// How an executor ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ended {
-    /// Exit status: 0, or [`LOAD_FAILED`].
+    /// Exit status: 0, [`LOAD_FAILED`] or [`FORSAKEN`].
     pub status: i32,
     /// No code of the library runs any more, so that the process may end in the orderly way ([`leave`]).
     pub orderly: bool,
@@ -113,6 +113,8 @@ pub struct Ended {
 enum Stop {
     /// The lease is over, or one of those we work for is gone.
     Over(&'static str),
+    /// The manager is silent: if it is not dead, it is to know why we end.
+    Forsaken,
     /// The library is of no use.
     Load(LoadError),
     /// Something broke.
@@ -215,6 +217,10 @@ impl Executor {
             Stop::Over(why) => {
                 tracing::debug!(lease = self.plan.lease, why, "ending");
                 (0, None)
+            }
+            Stop::Forsaken => {
+                tracing::debug!(lease = self.plan.lease, "the executor manager is silent: ending");
+                (FORSAKEN, None)
             }
             Stop::Load(error) => {
                 self.tell_load_failed(&error);
@@ -357,9 +363,7 @@ impl Executor {
                     tracing::debug!(%error, "client gone");
                     return Err(Stop::Over("the client is gone"));
                 }
-                News::Event(Event::BeatEnded(BeatError::Silent)) => {
-                    return Err(Stop::Over("the executor manager is silent"));
-                }
+                News::Event(Event::BeatEnded(BeatError::Silent)) => return Err(Stop::Forsaken),
                 News::Event(Event::BeatEnded(error)) => {
                     return Err(Error::failed("cannot give signs of life", &error).into());
                 }

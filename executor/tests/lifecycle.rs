@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use common::{DEADLINE, Session, Setup, compile, eventually, faulty, spawn};
 use rfaas::protocol::assignment::Assignment;
+use rfaas::protocol::assignment::FORSAKEN;
 use zerocopy::IntoBytes;
 
 /// Milliseconds in nanoseconds.
@@ -72,7 +73,7 @@ fn it_ends_when_its_manager_is_silent_and_not_before() {
     let echo = session.function("echo");
     assert_eq!(session.workers[0].call(echo, b"abc"), b"abc");
     let silent = Instant::now();
-    assert_eq!(session.exit_status().code(), Some(0));
+    assert_eq!(session.exit_status().code(), Some(FORSAKEN));
     assert!(silent.elapsed() >= Duration::from_millis(900), "{:?}", silent.elapsed());
 }
 

@@ -11,7 +11,7 @@ use rdmalib::{ConnectRequest, Device};
 use rfaas::channel::refuse;
 use rfaas::heartbeat::{Beats, Heartbeat};
 use rfaas::protocol::Secret;
-use rfaas::protocol::assignment::{AssignedDevice, Assignment, HexSecret};
+use rfaas::protocol::assignment::{AssignedDevice, Assignment, FORSAKEN, HexSecret};
 use rfaas::protocol::lease::LeaseId;
 
 use crate::accounting::{AcceptError, Account};
@@ -199,6 +199,7 @@ impl Executors {
             .filter_map(|(&lease, running)| {
                 let exit = match running.process.try_reap()? {
                     Exit::Signal(_) if running.silent => Exit::Silent,
+                    Exit::Status(FORSAKEN) => Exit::Silent, // of us: we were stopped
                     exit => exit,
                 };
                 // Only now: what it counted last has landed when its process is no more.

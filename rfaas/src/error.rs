@@ -155,9 +155,9 @@ pub enum Error {
         /// The exit status.
         status: i32,
     },
-    /// The executor gave no sign of life: it was stopped, or it hung, and was killed. Restart it, or
-    /// deploy again.
-    #[error("the executor gave no sign of life and was killed")]
+    /// The executor gave no sign of life, or saw none of its manager's: one of them was stopped, or hung.
+    /// It was ended. Restart it, or deploy again.
+    #[error("the executor and its manager gave each other no sign of life; it was ended")]
     ExecutorSilent,
     /// The invocation ran longer than the deployment allows. Its worker is given up; the next call
     /// has the executor replaced if nothing else is in flight.
@@ -207,7 +207,7 @@ pub enum Exit {
     Signal(i32),
     /// Exited with this status.
     Status(i32),
-    /// It gave no sign of life, and its manager killed it.
+    /// It gave no sign of life, or saw none of its manager's.
     Silent,
     /// It closed its connection, and its manager says nothing else.
     Unknown,
@@ -221,7 +221,7 @@ impl std::fmt::Display for Exit {
                 None => write!(f, "signal {number}"),
             },
             Exit::Status(status) => write!(f, "exit status {status}"),
-            Exit::Silent => f.write_str("it gave no sign of life and was killed"),
+            Exit::Silent => f.write_str("it and its manager gave each other no sign of life"),
             Exit::Unknown => f.write_str("it closed its connection"),
         }
     }

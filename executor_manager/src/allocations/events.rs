@@ -67,7 +67,7 @@ pub enum Exit {
     Signal(i32),
     /// It exited with this status.
     Status(i32),
-    /// It gave no sign of life and was killed for that.
+    /// It gave no sign of life and was killed, or saw none of ours and ended.
     Silent,
 }
 

@@ -121,8 +121,8 @@ impl RefusedBecause {
     }
 }
 
-/// The executor process has ended: a function crashed it or called `exit`, or it was silent and was
-/// killed for that.
+/// The executor process has ended: a function crashed it or called `exit`, or it and its manager lost
+/// sight of each other.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
 )]
@@ -132,7 +132,7 @@ pub struct ExecutorExited {
     pub signal: I32,
     /// Exit status, if no signal did.
     pub status: I32,
-    /// 1: it was stopped or hung, and its manager killed it; else 0.
+    /// 1: it gave no sign of life and was killed, or saw none of its manager's and ended; else 0.
     pub silent: U16,
 }
 
