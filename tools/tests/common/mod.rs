@@ -120,9 +120,10 @@ impl Finished {
     }
 }
 
-fn said(lines: &str, key: &str) -> Vec<String> {
+/// Of the lines that are whole: a program may be writing the last one, or have been killed while it did.
+fn said(text: &str, key: &str) -> Vec<String> {
     let rest = |line: &str| line.strip_prefix(key)?.strip_prefix(' ').map(str::to_owned);
-    lines.lines().filter_map(rest).collect()
+    text.split_inclusive('\n').filter_map(|line| line.strip_suffix('\n')).filter_map(rest).collect()
 }
 
 /// A line of a manager's log that asks nothing of anybody: a time, the level, the text.
