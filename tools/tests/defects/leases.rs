@@ -7,7 +7,7 @@ use rfaas::config::ExecutorsDatabase;
 use rfaas::protocol::allocation::RefusedBecause;
 use rfaas::protocol::lease::{self, ClientName, FromClient, ToClient, Token};
 use rfaas::protocol::{Empty, Role};
-use rfaas::{Client, Error, LeaseRequest};
+use rfaas::{Client, Error, Lease, LeaseRequest};
 use serde_json::{Value, json};
 use tools::{Http, Options};
 
@@ -297,6 +297,37 @@ fn http_and_rdma_at_once_never_lease_more_than_there_is_c11() {
     ids.sort_unstable();
     ids.dedup();
     assert_eq!(ids.len(), billed, "each is billed once");
+    scene.ends();
+}
+
+#[test]
+fn a_lease_that_no_node_has_room_for_is_met_from_several_or_not_at_all_c12() {
+    let _guard = one_at_a_time();
+    let scene = Scene::new(Options { nodes: 3, cores: 2, memory: 400, ..Options::default() });
+    let whole = || {
+        let nodes = scene.cluster.http().unwrap().get("/nodes").unwrap().body;
+        let free = |node: &Value| node["free_cores"] == 2 && node["free_memory"] == 400;
+        nodes.as_array().unwrap().iter().all(free)
+    };
+    // More than a node has; more than all of them have; more than the nodes that are allowed have.
+    for (cores, nodes) in [(5, 1), (7, 3), (5, 2)] {
+        let error = scene.client.lease_many(LeaseRequest::new(cores, 500).max_nodes(nodes));
+        assert!(matches!(error, Err(Error::LeaseRefused { .. })), "{error:?}");
+        assert!(whole(), "nothing is taken for a request that is refused");
+    }
+    let leases = scene.client.lease_many(LeaseRequest::new(5, 500).max_nodes(3)).unwrap();
+    assert_eq!(leases.iter().map(Lease::cores).sum::<u32>(), 5);
+    let mut names: Vec<_> = leases.iter().map(|lease| lease.node().to_owned()).collect();
+    names.sort();
+    names.dedup();
+    assert_eq!(names.len(), 3, "one lease a node");
+    for (round, lease) in (0u8..).zip(&leases) {
+        let mut executor = lease.deploy_with(library("functions"), &warm()).unwrap();
+        assert_eq!(call(&mut executor, "empty", &[round; 8]).unwrap(), [round; 8]);
+        executor.release().unwrap();
+    }
+    drop(leases);
+    eventually("all nodes are free", whole);
     scene.ends();
 }
 

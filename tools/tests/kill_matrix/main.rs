@@ -65,7 +65,7 @@ fn main() {
     conclusion.exit();
 }
 
-/// The matrix, whether or not all of it holds.
+/// The matrix: the cells that hold; those that do not were told above.
 fn print(rows: &[Row]) {
     let titles =
         ["victim", "signal", "moment", "what the client saw", "billed as", "free after", "limit"];
@@ -79,7 +79,7 @@ fn print(rows: &[Row]) {
         let columns: Vec<_> = columns.map(|(i, text)| format!("{text:<0$}", width(i))).collect();
         println!("  {}", columns.join("  ").trim_end());
     };
-    println!("kill matrix: {} cells, each recovered within its limit", rows.len());
+    println!("kill matrix: {} cells hold", rows.len());
     print(&titles.map(String::from));
     lines.iter().for_each(print);
     println!("  (a resource manager: from when it runs again, as its leases go on without it)\n");
