@@ -28,7 +28,7 @@ use rdmalib::{CompletionQueue, ReceiveQueue, WorkCompletion};
 
 use super::buffer::Output;
 use super::failure::{Failure, Outcome};
-use super::lease::LeaseInner;
+use super::life::Life;
 use super::reactor::Reactor;
 use super::tickets::Ticket;
 use super::wait::{Pause, Waiter};
@@ -75,7 +75,7 @@ pub(super) struct Shared {
     output_bytes: usize,
     functions: Vec<String>,
     /// Knows why connections end. Weak, since an unfinished invocation does not keep a lease.
-    lease: Weak<LeaseInner>,
+    lease: Weak<Life>,
 }
 
 impl Driver {
@@ -124,7 +124,7 @@ impl Shared {
         driver: Driver,
         functions: Vec<String>,
         deployment: &Deployment,
-        lease: Weak<LeaseInner>,
+        lease: Weak<Life>,
     ) -> Self {
         let limit = deployment.invocation_timeout;
         let bell = driver.completions.waker();
@@ -260,7 +260,7 @@ pub(super) trait Drive {
 /// A caller that has the [`Shared`] for itself: no lock.
 pub(super) struct Alone<'a> {
     state: &'a mut State,
-    lease: &'a Weak<LeaseInner>,
+    lease: &'a Weak<Life>,
     waiter: Waiter,
     woken: Vec<Waker>,
 }
@@ -375,12 +375,7 @@ impl Drop for Together<'_> {
 
 /// Looks at the clock, at deadlines, at news.
 #[cold]
-fn look(
-    workers: &mut Workers,
-    lease: &Weak<LeaseInner>,
-    waiter: &mut Waiter,
-    woken: &mut Vec<Waker>,
-) {
+fn look(workers: &mut Workers, lease: &Weak<Life>, waiter: &mut Waiter, woken: &mut Vec<Waker>) {
     let now = Instant::now();
     let news = || lease.upgrade().and_then(|lease| lease.news());
     let looked = workers.look(now, news, woken);

@@ -5,22 +5,22 @@
 //!   claimed ──watch──▶ members: arm, look again, sleep until news, a beat is due, or the bell rings
 //!                        └── over, or the last handle dropped ──▶ forgotten
 //! ```
-//! One thread for all leases of a client, from its first claim to its end. It keeps no lease alive,
-//! takes a lease only if nobody else has it (who has it, beats while it waits), and never touches the
-//! path of an invocation.
+//! One thread for all leases of a client, from its first claim to its end. It keeps no lease alive, takes
+//! a lease only if nobody else has it (who has it, beats while it waits), and never touches the path of an
+//! invocation. Each lease wakes it for our beat and for its manager's, and for nobody else's.
 //!
 //! Elsewhere: what is sent and what news mean (`manager`), whom they are told (`lease`).
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::thread::{self, JoinHandle};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-use super::lease::LeaseInner;
+use super::life::Life;
 use super::manager::Manager;
 
 /// How soon a lease that somebody else had is looked at again.
@@ -31,15 +31,10 @@ const POLL_AGAIN: Duration = Duration::from_millis(100);
 /// The thread of one client, once there is a lease to speak for.
 #[derive(Debug, Default)]
 pub(super) struct Keepalive {
-    running: Mutex<Option<Running>>,
+    thread: Mutex<Option<Arc<Shared>>>,
 }
 
-#[derive(Debug)]
-struct Running {
-    shared: Arc<Shared>,
-    thread: JoinHandle<()>,
-}
-
+/// What the thread is told through.
 #[derive(Debug)]
 struct Shared {
     bell: Arc<EventFd>,
@@ -55,10 +50,12 @@ struct Inbox {
 /// A lease that is spoken for.
 #[derive(Debug)]
 struct Member {
-    lease: Weak<LeaseInner>,
+    life: Weak<Life>,
     /// Of its connection; a copy, so that it can be slept on while somebody else has the lease.
     descriptor: OwnedFd,
-    /// Somebody has: what rings there is for them.
+    /// When to look after it at the latest.
+    until: Instant,
+    /// Somebody has it: what rings there is for them.
     busy: bool,
 }
 
@@ -73,18 +70,18 @@ pub(super) enum Tended {
 }
 
 impl Keepalive {
-    /// Speaks for `lease`, whose connection `manager` is, from now on.
-    pub(super) fn watch(&self, lease: &Arc<LeaseInner>, manager: &mut Manager) -> io::Result<()> {
-        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        let running = match &mut *running {
-            Some(running) => running,
-            none => none.insert(Running::start()?),
+    /// Speaks for the lease that `life` is of, and whose connection `manager` is, from now on.
+    pub(super) fn watch(&self, life: &Arc<Life>, manager: &mut Manager) -> io::Result<()> {
+        let mut thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
+        let shared = match &mut *thread {
+            Some(shared) => shared,
+            none => none.insert(start()?),
         };
+        let (life, until) = (Arc::downgrade(life), Instant::now());
         let descriptor = manager.as_fd().try_clone_to_owned()?;
-        manager.ring_on_news(Arc::clone(&running.shared.bell));
-        let member = Member { lease: Arc::downgrade(lease), descriptor, busy: false };
-        running.shared.inbox().newcomers.push(member);
-        ring(&running.shared.bell);
+        manager.ring_on_news(Arc::clone(&shared.bell));
+        shared.inbox().newcomers.push(Member { life, descriptor, until, busy: false });
+        ring(&shared.bell);
         Ok(())
     }
 }
@@ -94,17 +91,13 @@ pub(super) fn ring(bell: &EventFd) {
     let _ = bell.write(1); // fails only if it has been ringing 2^64 times already
 }
 
-impl Running {
-    fn start() -> io::Result<Self> {
-        let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
-        let bell = Arc::new(EventFd::from_flags(flags)?);
-        let shared = Arc::new(Shared { bell, inbox: Mutex::default() });
-        let of_thread = Arc::clone(&shared);
-        let thread = thread::Builder::new()
-            .name("rfaas-keepalive".into())
-            .spawn(move || of_thread.speak())?;
-        Ok(Running { shared, thread })
-    }
+fn start() -> io::Result<Arc<Shared>> {
+    let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
+    let bell = Arc::new(EventFd::from_flags(flags)?);
+    let shared = Arc::new(Shared { bell, inbox: Mutex::default() });
+    let of_thread = Arc::clone(&shared);
+    thread::Builder::new().name("rfaas-keepalive".into()).spawn(move || of_thread.speak())?;
+    Ok(shared)
 }
 
 impl Shared {
@@ -123,14 +116,14 @@ impl Shared {
                 }
                 members.append(&mut inbox.newcomers);
             }
-            let until = tend(&mut members);
-            self.sleep(&members, until);
+            tend(&mut members);
+            self.sleep(&mut members);
         }
     }
 
-    /// Sleeps until a connection has news, the bell rings, or `until`.
-    fn sleep(&self, members: &[Member], until: Option<Instant>) {
-        let timeout = match until {
+    /// Sleeps until a connection has news, the bell rings, or it is time; marks whom that concerns.
+    fn sleep(&self, members: &mut [Member]) {
+        let timeout = match members.iter().map(|member| member.until).min() {
             None => PollTimeout::NONE,
             Some(until) => {
                 // Rounded up: a loop that wakes before its deadline would spin until it.
@@ -138,11 +131,12 @@ impl Shared {
                 PollTimeout::try_from(left + Duration::from_micros(999)).unwrap_or(PollTimeout::MAX)
             }
         };
-        let free = members.iter().filter(|member| !member.busy).map(|m| m.descriptor.as_fd());
-        let mut polled: Vec<_> = std::iter::once(self.bell.as_fd())
-            .chain(free)
-            .map(|descriptor| PollFd::new(descriptor, PollFlags::POLLIN))
-            .collect();
+        let wanted = |member: &Member| match member.busy {
+            true => PollFlags::empty(),
+            false => PollFlags::POLLIN,
+        };
+        let mut polled = vec![PollFd::new(self.bell.as_fd(), PollFlags::POLLIN)];
+        polled.extend(members.iter().map(|m| PollFd::new(m.descriptor.as_fd(), wanted(m))));
         match poll(&mut polled, timeout) {
             Ok(_) | Err(nix::errno::Errno::EINTR) => {}
             Err(errno) => {
@@ -150,36 +144,44 @@ impl Shared {
                 thread::sleep(POLL_AGAIN);
             }
         }
+        let rang: Vec<bool> = polled.iter().map(|fd| fd.any().unwrap_or(true)).collect();
+        let now = Instant::now();
+        for (member, rang_itself) in members.iter_mut().zip(&rang[1..]) {
+            // The bell does not say whom it rings for.
+            if rang[0] || *rang_itself {
+                member.until = now;
+            }
+        }
     }
 }
 
-/// Looks after all of them; when to do so again at the latest.
-fn tend(members: &mut Vec<Member>) -> Option<Instant> {
-    let mut next: Option<Instant> = None;
+/// Looks after those of `members` for whom it is time; forgets those that are over.
+fn tend(members: &mut Vec<Member>) {
+    let now = Instant::now();
     members.retain_mut(|member| {
-        let Some(lease) = member.lease.upgrade() else { return false };
-        let tended = lease.tend();
+        if member.until > now {
+            return true;
+        }
+        let Some(life) = member.life.upgrade() else { return false };
+        let tended = life.tend();
         member.busy = matches!(tended, Tended::Busy);
-        let until = match tended {
+        member.until = match tended {
             Tended::Over => return false,
-            Tended::Busy => Instant::now() + BUSY,
+            Tended::Busy => now + BUSY,
             Tended::Until(until) => until,
         };
-        next = Some(next.map_or(until, |next| next.min(until)));
         true
     });
-    next
 }
 
 impl Drop for Keepalive {
+    /// Does not wait for the thread, which may be in the application's code just now. It has nothing of
+    /// the client's and ends by itself.
     fn drop(&mut self) {
-        let running = self.running.get_mut().unwrap_or_else(PoisonError::into_inner).take();
-        let Some(Running { shared, thread }) = running else { return };
-        shared.inbox().stop = true;
-        ring(&shared.bell);
-        // It may have held the last handle for a moment: then this is the thread, which ends by itself.
-        if thread.thread().id() != thread::current().id() && thread.join().is_err() {
-            tracing::error!("the keepalive thread panicked");
+        let thread = self.thread.get_mut().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(shared) = thread {
+            shared.inbox().stop = true;
+            ring(&shared.bell);
         }
     }
 }

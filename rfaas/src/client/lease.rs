@@ -2,28 +2,27 @@
 //!
 //! ```text
 //!   granted ──deploy──▶ claimed (connected to its executor manager) ──release, expiry, …──▶ over
-//!      │  ▲└renew                 ▲└renew, tend (from `keepalive`)
+//!      │  ▲└renew                 ▲└renew
 //!      └──release, drop──▶ over (the resource manager is told)
 //! ```
 //! Handles and executors share it: the last of them to be dropped gives it back.
+//!
+//! Elsewhere: its stages, claiming it, telling its end (`life`).
 
-use std::net::SocketAddr;
+use std::mem;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::failure::Failure;
-use super::keepalive::Tended;
-use super::manager::{Ending, Manager};
-use super::{Client, ClientInner, Deployment, Executor, LeaseRequest, Phases, session};
+use super::life::{Candidate, LeaseState, Life, OnEnding, Stage};
+use super::manager::Ending;
+use super::{Client, ClientInner, Deployment, Executor, LeaseRequest, session};
 use crate::config::OpenDevice;
 use crate::error::{Error, Result};
-use crate::protocol::allocation::{Allocate, RefusedBecause};
 use crate::protocol::lease::{EndReason, LeaseId, LeaseTerms, Token};
 use crate::protocol::node::Bill;
 
-/// Longest wait for a connection to an executor manager.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest wait for an executor manager to take a renewal.
 const RENEW_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest wait for a bill: the manager stops the executor within half a second.
@@ -46,45 +45,11 @@ pub(super) struct LeaseInner {
     timeout: Duration,
     /// Moved by renewals.
     expires_at: Mutex<SystemTime>,
-    /// Whom to tell of the end.
-    on_ending: Mutex<Option<OnEnding>>,
     /// Known from the grant on if there is a resource manager.
     granted: Option<LeaseId>,
     first_node: String,
     claimed: OnceLock<(LeaseId, String)>,
-    state: Mutex<LeaseState>,
-}
-
-/// What changes in the life of a lease. Locked while it is being deployed or released.
-#[derive(Debug)]
-pub(super) struct LeaseState {
-    stage: Stage,
-    /// An executor exists.
-    deployed: bool,
-}
-
-#[derive(Debug)]
-enum Stage {
-    Granted(Vec<Candidate>),
-    Claimed(Box<Manager>),
-    Over(EndReason),
-}
-
-/// What an application wants to be called with its lease's end.
-struct OnEnding(Box<dyn FnOnce(Ending) + Send>);
-
-impl std::fmt::Debug for OnEnding {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("OnEnding(..)")
-    }
-}
-
-/// An executor manager that a lease may be claimed at.
-#[derive(Clone, Debug)]
-pub(super) struct Candidate {
-    pub(super) node: String,
-    pub(super) address: SocketAddr,
-    pub(super) token: Token,
+    life: Arc<Life>,
 }
 
 impl Lease {
@@ -101,11 +66,10 @@ impl Lease {
             memory: terms.memory.get(),
             timeout,
             expires_at: Mutex::new(end_of(&first.token)),
-            on_ending: Mutex::new(None),
             granted: LeaseId::new(terms.lease.get()),
             first_node: first.node.clone(),
             claimed: OnceLock::new(),
-            state: Mutex::new(LeaseState { stage: Stage::Granted(candidates), deployed: false }),
+            life: Arc::new(Life::new(candidates)),
             client,
         };
         Ok(Lease { inner: Arc::new(inner) })
@@ -154,25 +118,19 @@ impl Lease {
     }
 
     /// Calls `tell`, once, when it becomes known that the lease ends without having been given back: its
-    /// node is being withdrawn, and then there is some time left; or its time is over, or its node is
-    /// lost. At once if that is known already; else from a thread of the client's, so `tell` should not
-    /// take long. A later call takes the place of an earlier one.
+    /// node is being withdrawn or its executor manager stopped, and then there is some time left; or its
+    /// time is over, or its node is lost. At once if that is known already; else from the thread that
+    /// speaks for all leases of the client, so `tell` must not take long, and a lease whose handle `tell`
+    /// owns is not given back by itself. A later call takes the place of an earlier one.
     ///
     /// What to do until the deadline: let calls finish, start no long ones, lease elsewhere.
     pub fn on_ending(&self, tell: impl FnOnce(Ending) + Send + 'static) {
-        *self.inner.on_ending() = Some(OnEnding(Box::new(tell)));
-        self.inner.tell_ending(self.ending());
+        self.inner.life.on_ending(OnEnding(Box::new(tell)));
     }
 
     /// The end of a deployed lease, once it is announced or has come.
     pub fn ending(&self) -> Option<Ending> {
-        match &mut self.inner.lock().stage {
-            Stage::Claimed(manager) => {
-                manager.look();
-                manager.ending()
-            }
-            Stage::Granted(_) | Stage::Over(_) => None,
-        }
+        self.inner.life.ending()
     }
 
     /// Gives the lease back and waits for its bill; none if it was never deployed. An executor that
@@ -184,7 +142,12 @@ impl Lease {
 
 impl LeaseInner {
     pub(super) fn lock(&self) -> MutexGuard<'_, LeaseState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.life.lock()
+    }
+
+    /// For those who are not to keep the lease.
+    pub(super) fn life(&self) -> &Arc<Life> {
+        &self.life
     }
 
     pub(super) fn device(&self) -> &OpenDevice {
@@ -203,19 +166,9 @@ impl LeaseInner {
         self.claimed.get().map_or(&self.first_node, |(_, node)| node)
     }
 
-    /// Why there is no executor any more, if that is known. Never waits: while the lease is being
-    /// released or deployed, nothing is.
-    pub(super) fn news(&self) -> Option<Failure> {
-        let mut state = match self.state.try_lock() {
-            Ok(state) => state,
-            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
-            Err(TryLockError::WouldBlock) => return None,
-        };
-        match &mut state.stage {
-            Stage::Granted(_) => None,
-            Stage::Claimed(manager) => manager.news(),
-            Stage::Over(reason) => Some(Failure::LeaseEnded(*reason)),
-        }
+    /// It was claimed as `id` at `node`. Once: a lease is claimed once and stays so.
+    pub(super) fn claimed(&self, id: LeaseId, node: &str) {
+        self.claimed.set((id, node.to_owned())).ok();
     }
 
     /// The executor was dropped.
@@ -224,8 +177,9 @@ impl LeaseInner {
     }
 
     pub(super) fn release(&self) -> Result<Option<Bill>> {
+        self.life.tell_nobody();
         let mut state = self.lock();
-        match std::mem::replace(&mut state.stage, Stage::Over(EndReason::Released)) {
+        match mem::replace(&mut state.stage, Stage::Over(EndReason::Released)) {
             Stage::Granted(candidates) => {
                 self.give_back(&candidates);
                 Ok(None)
@@ -267,32 +221,6 @@ impl LeaseInner {
         }
     }
 
-    /// Looks after it, from the keepalive thread.
-    pub(super) fn tend(&self) -> Tended {
-        let (tended, ending) = match self.state.try_lock() {
-            Err(TryLockError::WouldBlock) => return Tended::Busy,
-            Err(TryLockError::Poisoned(_)) => return Tended::Over,
-            Ok(mut state) => match &mut state.stage {
-                Stage::Claimed(manager) => (manager.tend(), manager.ending()),
-                Stage::Granted(_) | Stage::Over(_) => return Tended::Over,
-            },
-        };
-        self.tell_ending(ending); // foreign code: after the lock
-        tended
-    }
-
-    fn tell_ending(&self, ending: Option<Ending>) {
-        let Some(ending) = ending else { return };
-        let tell = self.on_ending().take();
-        if let Some(OnEnding(tell)) = tell {
-            tell(ending);
-        }
-    }
-
-    fn on_ending(&self) -> MutexGuard<'_, Option<OnEnding>> {
-        self.on_ending.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn renew(&self, timeout: Duration) -> Result<SystemTime> {
         let token = match &self.lock().stage {
             Stage::Granted(candidates) => candidates.first().map(|candidate| candidate.token),
@@ -325,9 +253,9 @@ impl LeaseInner {
     }
 
     /// Has the keepalive thread look after the lease, which was just claimed.
-    pub(super) fn keep_alive(self: &Arc<Self>, state: &mut LeaseState) {
+    pub(super) fn keep_alive(&self, state: &mut LeaseState) {
         let Some(manager) = state.manager() else { return };
-        if let Err(error) = self.client.keepalive.watch(self, manager) {
+        if let Err(error) = self.client.keepalive.watch(&self.life, manager) {
             // Calls and waits still give signs of life; an idle application does not.
             tracing::error!(%error, "no thread speaks for this lease: it may be taken for dead");
         }
@@ -355,9 +283,11 @@ impl LeaseInner {
 }
 
 impl Drop for LeaseInner {
+    /// LAST HANDLE.
     fn drop(&mut self) {
-        let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
-        match std::mem::replace(&mut state.stage, Stage::Over(EndReason::Released)) {
+        self.life.tell_nobody();
+        let stage = mem::replace(&mut self.lock().stage, Stage::Over(EndReason::Released));
+        match stage {
             Stage::Granted(candidates) => self.give_back(&candidates),
             Stage::Claimed(mut manager) => manager.release_unheard(),
             Stage::Over(_) => {}
@@ -365,98 +295,7 @@ impl Drop for LeaseInner {
     }
 }
 
-impl LeaseState {
-    /// Has the executor manager start an executor, as `request` says except for its token. The
-    /// lease is claimed afterwards; notes how long it took in `phases`.
-    pub(super) fn claim(
-        &mut self,
-        lease: &LeaseInner,
-        request: &Allocate,
-        deadline: Instant,
-        phases: &mut Phases,
-    ) -> Result<LeaseId> {
-        if self.deployed {
-            return Err(Error::AlreadyDeployed);
-        }
-        let id = match &mut self.stage {
-            Stage::Over(reason) => return Err(Error::LeaseEnded { reason: *reason }),
-            Stage::Claimed(manager) => {
-                let start = Instant::now();
-                if !manager.wait_for_exit(deadline)? {
-                    let missing = "the executor before it has not ended yet".into();
-                    return Err(Error::StartTimeout { after: start.elapsed(), missing });
-                }
-                let id = manager.allocate(request, deadline)?;
-                phases.submit = start.elapsed();
-                id
-            }
-            Stage::Granted(candidates) => {
-                let (id, manager) =
-                    claim_first(candidates, lease.device(), request, deadline, phases)?;
-                // Set once: a lease is claimed once and stays so.
-                lease.claimed.set((id, manager.node().to_owned())).ok();
-                self.stage = Stage::Claimed(Box::new(manager));
-                id
-            }
-        };
-        Ok(id)
-    }
-
-    /// The manager of a claimed lease.
-    pub(super) fn manager(&mut self) -> Option<&mut Manager> {
-        match &mut self.stage {
-            Stage::Claimed(manager) => Some(manager),
-            Stage::Granted(_) | Stage::Over(_) => None,
-        }
-    }
-
-    /// The lease belongs to an executor from now on.
-    pub(super) fn deployed(&mut self) {
-        self.deployed = true;
-    }
-
-    /// The executor has gone, or makes room for its successor.
-    pub(super) fn undeployed(&mut self) {
-        self.deployed = false;
-    }
-}
-
 /// When the lease of `token` ends.
 fn end_of(token: &Token) -> SystemTime {
     UNIX_EPOCH + Duration::from_millis(token.terms.expires_at_ms.get())
-}
-
-/// Claims the lease at the first of `candidates` that takes it.
-fn claim_first(
-    candidates: &[Candidate],
-    device: &OpenDevice,
-    request: &Allocate,
-    deadline: Instant,
-    phases: &mut Phases,
-) -> Result<(LeaseId, Manager)> {
-    let mut refused = Error::Invalid("a lease is for some node");
-    for candidate in candidates {
-        let start = Instant::now();
-        let timeout = CONNECT_TIMEOUT.min(deadline.saturating_duration_since(start));
-        let connected = Manager::connect(device, candidate, timeout);
-        phases.connect = start.elapsed();
-        let claimed = connected.and_then(|mut manager| {
-            let start = Instant::now();
-            let id = manager.allocate(request, deadline)?;
-            phases.submit = start.elapsed();
-            Ok((id, manager))
-        });
-        match claimed {
-            Ok(claimed) => return Ok(claimed),
-            // No other manager would take it either.
-            Err(error @ Error::AllocationRefused { because: RefusedBecause::BadRequest, .. }) => {
-                return Err(error);
-            }
-            Err(error) => {
-                tracing::debug!(%error, node = candidate.node, "lease not claimed there");
-                refused = error;
-            }
-        }
-    }
-    Err(refused)
 }

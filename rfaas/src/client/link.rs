@@ -14,7 +14,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 use super::LeaseRequest;
-use super::lease::Candidate;
+use super::life::Candidate;
 use crate::channel::{Channel, ChannelError, Incoming};
 use crate::config::OpenDevice;
 use crate::error::{Error, Result};

@@ -16,7 +16,7 @@ use nix::sys::eventfd::EventFd;
 
 use super::failure::Failure;
 use super::keepalive::{Tended, ring};
-use super::lease::Candidate;
+use super::life::Candidate;
 use crate::channel::{Channel, ChannelError, Incoming};
 use crate::config::OpenDevice;
 use crate::error::{Error, Exit, Result};

@@ -25,6 +25,7 @@ mod failure;
 mod invoke;
 mod keepalive;
 mod lease;
+mod life;
 mod link;
 mod manager;
 mod pending;
@@ -49,7 +50,7 @@ use crate::config::{ExecutorEntry, ExecutorsDatabase, OpenDevice};
 use crate::error::{Error, Result};
 use crate::protocol::lease::{ClientName, LeaseTerms, MAX_CLIENT_NAME_BYTES, NodeName, Token};
 use keepalive::Keepalive;
-use lease::Candidate;
+use life::Candidate;
 use link::Link;
 
 /// Name that leases are billed under unless the client has one.

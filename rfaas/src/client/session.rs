@@ -24,7 +24,8 @@ use super::assembly::Assembly;
 use super::buffer::Owner;
 use super::drive::{Driver, Shared};
 use super::executor::Deployed;
-use super::lease::{LeaseInner, LeaseState};
+use super::lease::LeaseInner;
+use super::life::LeaseState;
 use super::{Deployment, Executor, Phases};
 use crate::channel::Channel;
 use crate::error::{Error, Exit, Result};
@@ -137,7 +138,7 @@ fn launch(
 
     let ready = assembly.finish();
     let driver = Driver::new(ready.completions, ready.receives);
-    let weak = Arc::downgrade(lease);
+    let weak = Arc::downgrade(lease.life());
     Ok(Started {
         shared: Shared::new(ready.workers, driver, ready.functions, deployment, weak),
         control: ready.control,
