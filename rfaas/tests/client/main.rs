@@ -9,6 +9,7 @@ mod asynchronous;
 mod deploying;
 mod failing;
 mod invoking;
+mod keeping;
 mod replacing;
 
 /// An input with these bytes and an output of 64.
