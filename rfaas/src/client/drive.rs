@@ -377,8 +377,11 @@ impl Drop for Together<'_> {
 #[cold]
 fn look(workers: &mut Workers, lease: &Weak<Life>, waiter: &mut Waiter, woken: &mut Vec<Waker>) {
     let now = Instant::now();
-    let news = || lease.upgrade().and_then(|lease| lease.news());
-    let looked = workers.look(now, news, woken);
+    let lease = lease.upgrade();
+    if let Some(failure) = lease.as_ref().and_then(|lease| lease.over()) {
+        workers.give_up(failure, woken);
+    }
+    let looked = workers.look(now, || lease.and_then(|lease| lease.news()), woken);
     waiter.looked(now, looked.until, looked.news);
 }
 

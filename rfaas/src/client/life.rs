@@ -105,6 +105,16 @@ impl Life {
         }
     }
 
+    /// Why the lease is over, if that was noted; the thread that speaks for it does. Never waits, and
+    /// makes no system call.
+    pub(super) fn over(&self) -> Option<Failure> {
+        match &self.try_lock()?.stage {
+            Stage::Granted(_) => None,
+            Stage::Claimed(manager) => manager.over().and_then(|_| manager.verdict()),
+            Stage::Over(reason) => Some(Failure::LeaseEnded(*reason)),
+        }
+    }
+
     /// The end of the lease, once it is announced or has come. Never waits.
     pub(super) fn ending(&self) -> Option<Ending> {
         if let Some(mut state) = self.try_lock()

@@ -243,6 +243,11 @@ impl Manager {
     /// Why there is no executor any more, if that is known.
     pub(super) fn news(&mut self) -> Option<Failure> {
         self.look();
+        self.verdict()
+    }
+
+    /// Likewise, as far as it was noted.
+    pub(super) fn verdict(&self) -> Option<Failure> {
         match (self.over, self.exit) {
             // A lease that ends takes its executor along: that is the reason, not the exit.
             (Some(Failure::LeaseEnded(reason)), _) => Some(Failure::LeaseEnded(reason)),

@@ -12,7 +12,7 @@ use rfaas::protocol::lease::{
     Token,
 };
 use rfaas::protocol::{Empty, Malformed};
-use rfaas::{Client, Deployment, EndReason, Error, LeaseRequest};
+use rfaas::{Client, Deployment, EndReason, Error, LeaseRequest, Spin};
 
 use crate::buffers;
 use crate::common::{LONG, Node, Start, eventually, library, open_device};
@@ -52,6 +52,24 @@ fn an_executor_manager_that_falls_silent_is_given_up() {
             Err(error) => matches!(error, Error::ExecutorGone),
         }
     });
+}
+
+#[test]
+fn invocations_in_flight_fail_when_nothing_reaches_their_node() {
+    for spin in [Spin::Always, Spin::Never] {
+        let node = Node::start(Start::OutOfReach);
+        let lease = node.client().lease(LeaseRequest::new(2, 64)).unwrap();
+        let mut executor = lease.deploy_with(library(), &Deployment::new().spin(spin)).unwrap();
+        let never = executor.function("never").unwrap();
+        let (input, output) = buffers(&executor, &[1]);
+        let pending = executor.submit(&never, input, output).unwrap();
+        let (input, mut output) = buffers(&executor, &[1]);
+        let error = executor.invoke(&never, &input, &mut output).unwrap_err();
+        assert!(matches!(error, Error::ExecutorGone), "{error}");
+        let failed = pending.wait().unwrap_err();
+        assert!(matches!(failed.error, Error::ExecutorGone), "{failed}");
+        assert_eq!(node.running(), 3, "neither worker nor executor has noticed");
+    }
 }
 
 #[test]
