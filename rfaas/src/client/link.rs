@@ -1,16 +1,19 @@
 //! The client's connection to the resource manager: asks for leases and for more time, gives back leases
 //! that were not used.
 //!
-//! * ONCE MORE - if the connection ends while a question is asked, the manager may have been started again:
-//!   the question is asked once more on a new one. That is safe: a lease that was granted on a connection
-//!   which ends, and that nobody claimed, ends with it, and a renewal may be repeated.
+//! * ONCE MORE - if the connection ends while a question is asked, the manager may be being started again:
+//!   it is waited for a while, and the question is asked once more on a new connection. That is safe: a
+//!   lease that was granted on a connection which ends, and that nobody claimed, ends with it, and a renewal
+//!   may be repeated.
 //! * HOSTILE - numbers in an answer are checked; what was granted with impossible ones is given back.
 //!
 //! One question at a time: who asks holds the connection until the answer is there. A lease that is
 //! dropped meanwhile waits in the outbox; whoever lets go of the connection sends what is in there.
 
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use super::LeaseRequest;
@@ -19,13 +22,19 @@ use crate::channel::{Channel, ChannelError, Incoming};
 use crate::config::OpenDevice;
 use crate::error::{Error, Result};
 use crate::protocol::lease::{
-    self, ClientName, FromClient, LeaseGranted, LeaseRelease, LeaseRenew, ToClient, Token,
+    self, ClientName, FromClient, LeaseGranted, LeaseId, LeaseRelease, LeaseRenew, ToClient, Token,
 };
 use crate::protocol::{Empty, Malformed, Role};
 
 const WHAT: &str = "the resource manager";
 /// Longest wait for a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a manager that was there is tried to be reached again: one that is started again reads its
+/// state within a second.
+const RETURN_TIMEOUT: Duration = Duration::from_secs(3);
+/// Pauses between tries, doubling.
+const RETURN_PAUSES: RangeInclusive<Duration> =
+    Duration::from_millis(5)..=Duration::from_millis(200);
 /// Longest wait for an answer; a manager decides in microseconds.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -69,6 +78,8 @@ impl Link {
                 client,
             })
         })?;
+        check(&granted, request)
+            .inspect_err(|_| granted.iter().for_each(|part| self.give_back(part.token)))?;
         granted
             .into_iter()
             .map(|LeaseGranted { manager, token, .. }| {
@@ -105,12 +116,31 @@ impl Link {
         let mut conversation = self.lock();
         let mut answer = conversation.ask(most, &question);
         if let Err(Error::Connection { .. }) = answer {
-            conversation.channel = open(device, self.address)?;
+            conversation.channel = self.reach_again(device)?;
             answer = conversation.ask(most, &question);
         }
         drop(conversation);
         self.flush();
         answer
+    }
+
+    /// ONCE MORE. A new connection, by [`RETURN_TIMEOUT`].
+    fn reach_again(&self, device: &OpenDevice) -> Result<Channel> {
+        let start = Instant::now();
+        let mut pause = *RETURN_PAUSES.start();
+        loop {
+            match open(device, self.address) {
+                Err(error @ Error::Unreachable { .. }) => {
+                    if start.elapsed() + pause > RETURN_TIMEOUT {
+                        return Err(error);
+                    }
+                    tracing::debug!(%error, "the resource manager is tried again");
+                }
+                opened => return opened,
+            }
+            thread::sleep(pause);
+            pause = (2 * pause).min(*RETURN_PAUSES.end());
+        }
     }
 
     /// Gives back a lease that was not claimed. Does not wait.
@@ -207,6 +237,24 @@ impl Conversation {
             Err(error) => tracing::debug!(%error, lease, "lease not given back"),
         }
     }
+}
+
+/// HOSTILE. Whether `parts` are leases, and together what was asked for.
+fn check(parts: &[LeaseGranted], request: &LeaseRequest) -> Result<(), Malformed> {
+    let mut cores = 0;
+    for terms in parts.iter().map(|part| &part.token.terms) {
+        terms.node.get()?;
+        LeaseId::new(terms.lease.get()).ok_or(Malformed::Field("lease"))?;
+        let part = u16::try_from(terms.cores.get()).map_err(|_| Malformed::Field("cores"))?;
+        if part == 0 || terms.memory.get() == 0 {
+            return Err(Malformed::Field("cores or memory"));
+        }
+        cores += u64::from(part);
+    }
+    if cores != u64::from(request.cores) {
+        return Err(Malformed::Field("sum of cores"));
+    }
+    Ok(())
 }
 
 fn failed(source: ChannelError) -> Error {

@@ -1,21 +1,13 @@
 //! What happens to a lease while the application does something else: it is kept alive, its end is told,
 //! it is renewed.
 
-use std::net::SocketAddr;
 use std::sync::mpsc::channel;
-use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use rfaas::channel::{Channel, Incoming};
-use rfaas::protocol::lease::{
-    ClientName, FromClient, LeaseGranted, LeaseRefused, LeaseTerms, NodeName, Reason, ToClient,
-    Token,
-};
-use rfaas::protocol::{Empty, Malformed};
-use rfaas::{Client, Deployment, EndReason, Error, LeaseRequest, Spin};
+use rfaas::{Deployment, EndReason, Error, LeaseRequest, Spin};
 
 use crate::buffers;
-use crate::common::{LONG, Node, Start, eventually, library, open_device};
+use crate::common::{LONG, Node, Start, eventually, library};
 
 #[test]
 fn an_application_that_does_nothing_gives_signs_of_life() {
@@ -102,106 +94,4 @@ fn a_lease_without_a_resource_manager_is_renewed_before_and_after_it_is_claimed(
     assert!(end > SystemTime::now() + 2 * hour && lease.expires_at() == end);
     assert_eq!(node.renewals().len(), 1);
     assert_eq!(lease.renew(hour).unwrap(), end, "a renewal does not shorten a lease");
-}
-
-/// A resource manager that answers each message as `answers` says.
-fn resource_manager(
-    answers: impl Fn(&FromClient) -> Vec<ToClient> + Send + 'static,
-) -> (Client, std::sync::mpsc::Receiver<FromClient>) {
-    let (address_out, address_in) = channel();
-    let (told_out, told_in) = channel();
-    thread::spawn(move || {
-        let device = open_device();
-        let mut listener = device.device.listen(0).unwrap();
-        address_out.send(listener.local_addr()).unwrap();
-        let request = listener.next(LONG).unwrap().unwrap();
-        let mut client = Channel::new(&device.device, 8).unwrap();
-        client.accept(request, &Empty {}).unwrap();
-        while let Ok(Incoming::Message(message)) = client.receive(LONG) {
-            // A client that finds fault with the first answer may not wait for the second.
-            answers(&message).iter().for_each(|answer| drop(client.send(answer)));
-            told_out.send(message).ok();
-        }
-    });
-    let address: SocketAddr = address_in.recv().unwrap();
-    (Client::connect(open_device(), address).unwrap(), told_in)
-}
-
-/// Part `part` of `parts` of the answer to question `request`: lease `part` + 1, which ends at `end_ms`.
-fn granted(request: u32, part: u16, parts: u16, end_ms: u64) -> ToClient {
-    let terms = LeaseTerms {
-        lease: (u64::from(part) + 1).into(),
-        cores: 2.into(),
-        memory: 32.into(),
-        expires_at_ms: end_ms.into(),
-        instance: 1.into(),
-        node: NodeName::new(&format!("node-{part}")).unwrap(),
-        client: ClientName::new("anonymous").unwrap(),
-    };
-    ToClient::Granted(LeaseGranted {
-        request: request.into(),
-        part: part.into(),
-        parts: parts.into(),
-        manager: "127.0.0.1:1".parse::<SocketAddr>().unwrap().into(),
-        token: Token::sign(terms, b"secret"),
-    })
-}
-
-const END_MS: u64 = 1_900_000_000_000;
-
-#[test]
-fn a_request_for_several_nodes_gives_a_lease_on_each() {
-    let (client, told) = resource_manager(|message| match message {
-        FromClient::Request(question) => {
-            (0..3).map(|part| granted(question.request.get(), part, 3, END_MS)).collect()
-        }
-        _ => vec![],
-    });
-    let leases = client.lease_many(LeaseRequest::new(6, 96).max_nodes(4)).unwrap();
-    let nodes: Vec<_> = leases.iter().map(|lease| (lease.node(), lease.cores())).collect();
-    assert_eq!(nodes, [("node-0", 2), ("node-1", 2), ("node-2", 2)]);
-    let FromClient::Request(question) = told.recv().unwrap() else { panic!("not a request") };
-    assert_eq!(question.max_nodes.get(), 4);
-    let error = client.lease(LeaseRequest::new(6, 96).max_nodes(4)).unwrap_err();
-    assert!(matches!(error, Error::Invalid(_)), "{error}");
-}
-
-#[test]
-fn an_answer_whose_parts_do_not_fit_together_is_malformed_and_given_back() {
-    for numbers in [[(0, 3), (2, 3)], [(0, 2), (1, 3)], [(1, 2), (0, 2)], [(0, 9), (1, 9)]] {
-        let (client, told) = resource_manager(move |message| match message {
-            FromClient::Request(question) => numbers
-                .iter()
-                .map(|&(part, parts)| granted(question.request.get(), part, parts, END_MS))
-                .collect(),
-            _ => vec![],
-        });
-        let error = client.lease_many(LeaseRequest::new(6, 96).max_nodes(4)).unwrap_err();
-        assert!(matches!(error, Error::Protocol(Malformed::Field(_))), "{error}");
-        drop(client);
-        let released = told.iter().filter(|told| matches!(told, FromClient::Release(_))).count();
-        assert!(released >= 1, "{numbers:?}");
-    }
-}
-
-#[test]
-fn a_resource_manager_renews_or_refuses() {
-    let (client, _told) = resource_manager(|message| match message {
-        FromClient::Request(question) => vec![granted(question.request.get(), 0, 1, END_MS)],
-        FromClient::Renew(question) if question.timeout_ms.get() == 1000 => {
-            vec![granted(question.request.get(), 0, 1, END_MS + 5)]
-        }
-        FromClient::Renew(question) => {
-            let reason = Reason::truncated("the lease has ended");
-            vec![ToClient::Refused(LeaseRefused { request: question.request, reason })]
-        }
-        FromClient::Release(_) => vec![],
-    });
-    let lease = client.lease(LeaseRequest::new(2, 32)).unwrap();
-    let before = lease.expires_at();
-    let end = lease.renew(Duration::from_secs(1)).unwrap();
-    assert_eq!(end, before + Duration::from_millis(5));
-    let error = lease.renew(Duration::from_secs(2)).unwrap_err();
-    assert!(matches!(error, Error::LeaseRefused { .. }), "{error}");
-    assert_eq!(lease.expires_at(), end, "it ends when it would have");
 }

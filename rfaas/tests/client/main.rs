@@ -8,6 +8,7 @@ mod common;
 mod asynchronous;
 mod deploying;
 mod failing;
+mod granting;
 mod invoking;
 mod keeping;
 mod replacing;

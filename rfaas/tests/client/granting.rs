@@ -1,0 +1,219 @@
+//! What a resource manager answers, and what becomes of it: leases on one node or several, renewals, and
+//! answers that are wrong, incomplete, or interrupted.
+
+use std::net::SocketAddr;
+use std::sync::mpsc::{Receiver, channel};
+use std::thread;
+use std::time::Duration;
+
+use rfaas::channel::{Channel, Incoming};
+use rfaas::protocol::lease::{
+    ClientName, FromClient, LeaseGranted, LeaseRefused, LeaseTerms, NodeName, Reason, ToClient,
+    Token,
+};
+use rfaas::protocol::{Empty, Malformed};
+use rfaas::{Client, Error, LeaseRequest};
+
+use crate::common::{LONG, open_device};
+
+/// What a resource manager does with a message.
+enum Does {
+    /// Answers it.
+    Answers(Vec<ToClient>),
+    /// Answers it, ends, and is started again after a while.
+    Restarts(Vec<ToClient>),
+}
+
+/// A resource manager that does with each message as `does` says, given how often it was started before;
+/// and a client, which is told of every message there. It is there until a client has gone.
+fn resource_manager(
+    does: impl Fn(u32, &FromClient) -> Does + Send + 'static,
+) -> (Client, Receiver<FromClient>) {
+    let (address_out, address_in) = channel();
+    let (told_out, told_in) = channel();
+    thread::spawn(move || {
+        let device = open_device();
+        let mut port = 0;
+        'runs: for run in 0.. {
+            let mut listener = device.device.listen(port).unwrap();
+            port = listener.local_addr().port();
+            address_out.send(listener.local_addr()).ok();
+            let request = listener.next(LONG).unwrap().unwrap();
+            let mut client = Channel::new(&device.device, 8).unwrap();
+            client.accept(request, &Empty {}).unwrap();
+            while let Ok(Incoming::Message(message)) = client.receive(LONG) {
+                told_out.send(message).ok();
+                let (Does::Answers(answers) | Does::Restarts(answers)) = &does(run, &message);
+                // A client that finds fault with the first answer may not wait for the second.
+                answers.iter().for_each(|answer| drop(client.send(answer)));
+                if let Does::Restarts(_) = does(run, &message) {
+                    client.flush(LONG).unwrap();
+                    drop((client, listener));
+                    thread::sleep(Duration::from_millis(100)); // nobody listens meanwhile
+                    continue 'runs;
+                }
+            }
+            return;
+        }
+    });
+    let address: SocketAddr = address_in.recv().unwrap();
+    (Client::connect(open_device(), address).unwrap(), told_in)
+}
+
+/// Likewise, but it answers only.
+fn answering(
+    answers: impl Fn(&FromClient) -> Vec<ToClient> + Send + 'static,
+) -> (Client, Receiver<FromClient>) {
+    resource_manager(move |_, message| Does::Answers(answers(message)))
+}
+
+/// How many leases were given back, when the client has gone.
+fn given_back(client: Client, told: &Receiver<FromClient>) -> usize {
+    drop(client);
+    told.iter().filter(|told| matches!(told, FromClient::Release(_))).count()
+}
+
+/// Part `part` of `parts` of the answer to question `request`: lease `part` + 1, which ends at `end_ms`.
+fn grant(request: u32, part: u16, parts: u16, end_ms: u64) -> LeaseGranted {
+    let terms = LeaseTerms {
+        lease: (u64::from(part) + 1).into(),
+        cores: 2.into(),
+        memory: 32.into(),
+        expires_at_ms: end_ms.into(),
+        instance: 1.into(),
+        node: NodeName::new(&format!("node-{part}")).unwrap(),
+        client: ClientName::new("anonymous").unwrap(),
+    };
+    LeaseGranted {
+        request: request.into(),
+        part: part.into(),
+        parts: parts.into(),
+        manager: "127.0.0.1:1".parse::<SocketAddr>().unwrap().into(),
+        token: Token::sign(terms, b"secret"),
+    }
+}
+
+fn granted(request: u32, part: u16, parts: u16, end_ms: u64) -> ToClient {
+    ToClient::Granted(grant(request, part, parts, end_ms))
+}
+
+const END_MS: u64 = 1_900_000_000_000;
+
+#[test]
+fn a_request_for_several_nodes_gives_a_lease_on_each() {
+    let (client, told) = answering(|message| match message {
+        FromClient::Request(question) => {
+            (0..3).map(|part| granted(question.request.get(), part, 3, END_MS)).collect()
+        }
+        _ => vec![],
+    });
+    let leases = client.lease_many(LeaseRequest::new(6, 96).max_nodes(4)).unwrap();
+    let nodes: Vec<_> = leases.iter().map(|lease| (lease.node(), lease.cores())).collect();
+    assert_eq!(nodes, [("node-0", 2), ("node-1", 2), ("node-2", 2)]);
+    let FromClient::Request(question) = told.recv().unwrap() else { panic!("not a request") };
+    assert_eq!(question.max_nodes.get(), 4);
+    let error = client.lease(LeaseRequest::new(6, 96).max_nodes(4)).unwrap_err();
+    assert!(matches!(error, Error::Invalid(_)), "{error}");
+}
+
+#[test]
+fn what_is_granted_on_impossible_terms_is_given_back() {
+    let impossible: [fn(&mut LeaseTerms); 5] = [
+        |terms| terms.lease = 0.into(),
+        |terms| terms.cores = 0.into(),
+        |terms| terms.cores = 3.into(), // not what was asked for
+        |terms| terms.cores = u32::MAX.into(),
+        |terms| terms.memory = 0.into(),
+    ];
+    for (index, change) in impossible.into_iter().enumerate() {
+        let (client, told) = answering(move |message| match message {
+            FromClient::Request(question) => {
+                let mut grant = grant(question.request.get(), 1, 2, END_MS);
+                change(&mut grant.token.terms);
+                vec![granted(question.request.get(), 0, 2, END_MS), ToClient::Granted(grant)]
+            }
+            _ => vec![],
+        });
+        let error = client.lease_many(LeaseRequest::new(4, 64).max_nodes(2)).unwrap_err();
+        assert!(matches!(error, Error::Protocol(Malformed::Field(_))), "{index}: {error}");
+        assert_eq!(given_back(client, &told), 2, "{index}");
+    }
+}
+
+#[test]
+fn an_answer_that_stops_half_way_is_given_back() {
+    let (client, told) = answering(|message| match message {
+        FromClient::Request(question) => vec![granted(question.request.get(), 0, 2, END_MS)],
+        _ => vec![],
+    });
+    let error = client.lease_many(LeaseRequest::new(4, 64).max_nodes(2)).unwrap_err();
+    assert!(matches!(error, Error::NoAnswer { .. }), "{error}");
+    assert_eq!(given_back(client, &told), 1);
+}
+
+#[test]
+fn a_resource_manager_that_is_started_again_is_asked_again() {
+    // Once it has the question only, once it has answered half of it.
+    for answered in [0, 1] {
+        let (client, told) = resource_manager(move |run, message| match (run, message) {
+            (0, FromClient::Request(question)) => Does::Restarts(
+                (0..answered)
+                    .map(|part| granted(question.request.get(), part, 2, END_MS))
+                    .collect(),
+            ),
+            (_, FromClient::Request(question)) => Does::Answers(
+                (0..2).map(|part| granted(question.request.get(), part, 2, END_MS)).collect(),
+            ),
+            (1, FromClient::Renew(_)) => Does::Restarts(vec![]),
+            (_, FromClient::Renew(question)) => {
+                Does::Answers(vec![granted(question.request.get(), 0, 1, END_MS + 5)])
+            }
+            (_, FromClient::Release(_)) => Does::Answers(vec![]),
+        });
+        let leases = client.lease_many(LeaseRequest::new(4, 64).max_nodes(2)).unwrap();
+        assert_eq!(leases.len(), 2);
+        let before = leases[0].expires_at();
+        let renewed = leases[0].renew(Duration::from_secs(1)).unwrap();
+        assert_eq!(renewed, before + Duration::from_millis(5));
+        let asked = |told: &FromClient| matches!(told, FromClient::Request(_));
+        assert_eq!(told.try_iter().filter(asked).count(), 2);
+    }
+}
+
+#[test]
+fn an_answer_whose_parts_do_not_fit_together_is_malformed_and_given_back() {
+    for numbers in [[(0, 3), (2, 3)], [(0, 2), (1, 3)], [(1, 2), (0, 2)], [(0, 9), (1, 9)]] {
+        let (client, told) = answering(move |message| match message {
+            FromClient::Request(question) => numbers
+                .iter()
+                .map(|&(part, parts)| granted(question.request.get(), part, parts, END_MS))
+                .collect(),
+            _ => vec![],
+        });
+        let error = client.lease_many(LeaseRequest::new(6, 96).max_nodes(4)).unwrap_err();
+        assert!(matches!(error, Error::Protocol(Malformed::Field(_))), "{error}");
+        assert!(given_back(client, &told) >= 1, "{numbers:?}");
+    }
+}
+
+#[test]
+fn a_resource_manager_renews_or_refuses() {
+    let (client, _told) = answering(|message| match message {
+        FromClient::Request(question) => vec![granted(question.request.get(), 0, 1, END_MS)],
+        FromClient::Renew(question) if question.timeout_ms.get() == 1000 => {
+            vec![granted(question.request.get(), 0, 1, END_MS + 5)]
+        }
+        FromClient::Renew(question) => {
+            let reason = Reason::truncated("the lease has ended");
+            vec![ToClient::Refused(LeaseRefused { request: question.request, reason })]
+        }
+        FromClient::Release(_) => vec![],
+    });
+    let lease = client.lease(LeaseRequest::new(2, 32)).unwrap();
+    let before = lease.expires_at();
+    let end = lease.renew(Duration::from_secs(1)).unwrap();
+    assert_eq!(end, before + Duration::from_millis(5));
+    let error = lease.renew(Duration::from_secs(2)).unwrap_err();
+    assert!(matches!(error, Error::LeaseRefused { .. }), "{error}");
+    assert_eq!(lease.expires_at(), end, "it ends when it would have");
+}
