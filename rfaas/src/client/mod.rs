@@ -13,10 +13,11 @@
 use std::fmt;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 mod assembly;
 mod buffer;
+mod database;
 mod deployment;
 mod drive;
 mod executor;
@@ -48,9 +49,8 @@ pub use request::LeaseRequest;
 
 use crate::config::{ExecutorEntry, ExecutorsDatabase, OpenDevice};
 use crate::error::{Error, Result};
-use crate::protocol::lease::{ClientName, LeaseTerms, MAX_CLIENT_NAME_BYTES, NodeName, Token};
+use crate::protocol::lease::{ClientName, MAX_CLIENT_NAME_BYTES, Token};
 use keepalive::Keepalive;
-use life::Candidate;
 use link::Link;
 
 /// Name that leases are billed under unless the client has one.
@@ -120,7 +120,7 @@ impl Client {
         }
         let candidates = match &self.inner.grantor {
             Grantor::Manager(link) => link.lease(&self.inner.device, &request, self.inner.name)?,
-            Grantor::Database(entries) => self.inner.candidates(entries, &request)?,
+            Grantor::Database(entries) => database::lease(entries, &request, self.inner.name)?,
         };
         Lease::new(Arc::clone(&self.inner), candidates, request.timeout)
     }
@@ -136,7 +136,7 @@ impl Client {
                 let granted = link.lease(&inner.device, &request, inner.name)?;
                 granted.into_iter().map(|candidate| vec![candidate]).collect()
             }
-            Grantor::Database(entries) => inner.divide(entries, &request)?,
+            Grantor::Database(entries) => database::divide(entries, &request, inner.name)?,
         };
         let lease = |candidates| Lease::new(Arc::clone(inner), candidates, request.timeout);
         parts.into_iter().map(lease).collect()
@@ -155,85 +155,9 @@ impl ClientInner {
     fn renew(&self, token: Token, timeout: Duration) -> Result<Token> {
         match &self.grantor {
             Grantor::Manager(link) => link.renew(&self.device, token, timeout),
-            Grantor::Database(_) => {
-                let end = end_ms(timeout).max(token.terms.expires_at_ms.get());
-                Ok(Token::unsigned(LeaseTerms { expires_at_ms: end.into(), ..token.terms }))
-            }
+            Grantor::Database(_) => Ok(database::renew(token, timeout)),
         }
     }
-
-    /// What `request` asks for, from one of `entries` or divided among the first that have something,
-    /// whatever they have: for each part, who may be asked for it.
-    fn divide(
-        &self,
-        entries: &[ExecutorEntry],
-        request: &LeaseRequest,
-    ) -> Result<Vec<Vec<Candidate>>> {
-        let whole = self.candidates(entries, request);
-        if request.max_nodes == 1 || whole.is_ok() {
-            return Ok(vec![whole?]);
-        }
-        let (mut left, mut parts) = (request.cores, Vec::new());
-        for entry in entries.iter().take(request.max_nodes as usize) {
-            let cores = entry.cores.min(left);
-            let memory = request.memory_of(cores);
-            if cores == 0 || memory > entry.memory {
-                continue;
-            }
-            let part = LeaseRequest { cores, memory, ..*request };
-            parts.push(self.candidates(std::slice::from_ref(entry), &part)?);
-            left -= cores;
-        }
-        if left > 0 {
-            return whole.map(|whole| vec![whole]); // its error says what was missing
-        }
-        Ok(parts)
-    }
-
-    /// The nodes of `entries` that have what `request` asks for.
-    fn candidates(
-        &self,
-        entries: &[ExecutorEntry],
-        request: &LeaseRequest,
-    ) -> Result<Vec<Candidate>> {
-        let end = end_ms(request.timeout);
-        let fits =
-            |entry: &&ExecutorEntry| entry.cores >= request.cores && entry.memory >= request.memory;
-        let candidate = |entry: &ExecutorEntry| {
-            let node = NodeName::new(&entry.node)
-                .ok_or(Error::Invalid("the name of a node in the database is too long"))?;
-            let terms = LeaseTerms {
-                lease: 0.into(),
-                cores: request.cores.into(),
-                memory: request.memory.into(),
-                expires_at_ms: end.into(),
-                instance: 0.into(),
-                node,
-                client: self.name,
-            };
-            let address = entry.socket_addr()?;
-            Ok(Candidate { node: entry.node.clone(), address, token: Token::unsigned(terms) })
-        };
-        let candidates: Vec<Candidate> =
-            entries.iter().filter(fits).map(candidate).collect::<Result<_>>()?;
-        if candidates.is_empty() {
-            let (cores, memory) = (request.cores, request.memory);
-            return Err(Error::LeaseRefused {
-                reason: format!(
-                    "no node of the executors database has {cores} cores and {memory} MB"
-                ),
-            });
-        }
-        Ok(candidates)
-    }
-}
-
-/// `timeout` from now, in milliseconds since the Unix epoch.
-fn end_ms(timeout: Duration) -> u64 {
-    SystemTime::now()
-        .checked_add(timeout)
-        .and_then(|end| u64::try_from(end.duration_since(UNIX_EPOCH).ok()?.as_millis()).ok())
-        .unwrap_or(u64::MAX)
 }
 
 fn client_name(name: &str) -> Result<ClientName> {

@@ -53,6 +53,12 @@ impl LeaseRequest {
         let share = (u64::from(self.memory) * u64::from(cores)).div_ceil(self.cores.into());
         u32::try_from(share).expect("at most the whole, if `cores` is")
     }
+
+    /// How many of the cores `memory` is enough for.
+    pub(super) fn cores_with(&self, memory: u32) -> u32 {
+        let cores = u64::from(memory) * u64::from(self.cores) / u64::from(self.memory);
+        u32::try_from(cores).unwrap_or(u32::MAX).min(self.cores)
+    }
 }
 
 #[cfg(test)]
@@ -64,6 +70,21 @@ mod tests {
         let request = LeaseRequest::new(3, 100);
         assert_eq!([1, 2, 3].map(|cores| request.memory_of(cores)), [34, 67, 100]);
         assert_eq!(LeaseRequest::new(u32::MAX, u32::MAX).memory_of(u32::MAX), u32::MAX);
+    }
+
+    #[test]
+    fn memory_is_enough_for_the_cores_whose_share_it_holds_and_for_no_more() {
+        for (cores, memory) in [(3, 100), (7, 5), (1, 1), (u32::MAX, 1), (5, u32::MAX)] {
+            let request = LeaseRequest::new(cores, memory);
+            for has in [0, 1, 4, 33, 34, 66, 67, 99, 100, 101, u32::MAX] {
+                let enough = request.cores_with(has);
+                assert!(enough == 0 || request.memory_of(enough) <= has, "{request:?} {has}");
+                assert!(
+                    enough == cores || request.memory_of(enough + 1) > has,
+                    "{request:?} {has}"
+                );
+            }
+        }
     }
 
     #[test]
