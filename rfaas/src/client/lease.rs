@@ -101,7 +101,7 @@ impl Lease {
     }
 
     /// Has the lease last until `timeout` from now, if it would end before; returns when it ends. The
-    /// resource manager may refuse: the lease then ends when it would have.
+    /// managers may refuse ([`Error::LeaseRefused`]): the lease then ends when it would have.
     pub fn renew(&self, timeout: Duration) -> Result<SystemTime> {
         self.inner.renew(timeout)
     }
@@ -222,15 +222,22 @@ impl LeaseInner {
     }
 
     fn renew(&self, timeout: Duration) -> Result<SystemTime> {
+        if timeout < Duration::from_millis(1) {
+            return Err(Error::Invalid("a lease is renewed for at least one millisecond"));
+        }
         let token = match &self.lock().stage {
             Stage::Granted(candidates) => candidates.first().map(|candidate| candidate.token),
-            Stage::Claimed(manager) => Some(*manager.token()),
+            Stage::Claimed(manager) => match manager.over() {
+                Some(failure) => return Err(failure.into_error(Duration::ZERO)),
+                None => Some(*manager.token()),
+            },
             Stage::Over(reason) => return Err(Error::LeaseEnded { reason: *reason }),
         };
         let token = token.ok_or(Error::Invalid("a lease is for some node"))?;
         // Without the lock: the executor manager waits for signs of life meanwhile.
         let renewed = self.client.renew(token, timeout)?;
-        let end = match &mut self.lock().stage {
+        let mut state = self.lock();
+        let end = match &mut state.stage {
             Stage::Granted(candidates) => {
                 for candidate in candidates {
                     // There is one, or they are unsigned and differ in the node's name only.

@@ -122,10 +122,11 @@ impl Manager {
                     self.token = token;
                     return Ok(end);
                 }
-                Answer::Refused { because, reason } => {
-                    let node = self.node.clone();
-                    return Err(Error::AllocationRefused { node, because, reason });
+                Answer::Refused { because: RefusedBecause::LeaseEnded, .. } => {
+                    let reason = self.ending.map_or(EndReason::Expired, |ending| ending.reason);
+                    return Err(Error::LeaseEnded { reason });
                 }
+                Answer::Refused { reason, .. } => return Err(Error::LeaseRefused { reason }),
                 Answer::Allocated(_) | Answer::Released(_) => {}
             }
         }

@@ -1,13 +1,15 @@
 //! What happens to a lease while the application does something else: it is kept alive, its end is told,
 //! it is renewed.
 
-use std::sync::mpsc::channel;
+use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::{Duration, Instant, SystemTime};
 
-use rfaas::{Deployment, EndReason, Error, LeaseRequest, Spin};
+use rfaas::config::ExecutorsDatabase;
+use rfaas::protocol::allocation::RefusedBecause;
+use rfaas::{Client, Deployment, EndReason, Error, LeaseRequest, Spin};
 
 use crate::buffers;
-use crate::common::{LONG, Node, Start, eventually, library};
+use crate::common::{LONG, Node, Start, eventually, library, open_device};
 
 #[test]
 fn an_application_that_does_nothing_gives_signs_of_life() {
@@ -94,4 +96,76 @@ fn a_lease_without_a_resource_manager_is_renewed_before_and_after_it_is_claimed(
     assert!(end > SystemTime::now() + 2 * hour && lease.expires_at() == end);
     assert_eq!(node.renewals().len(), 1);
     assert_eq!(lease.renew(hour).unwrap(), end, "a renewal does not shorten a lease");
+}
+
+#[test]
+fn a_renewal_that_the_executor_manager_refuses_changes_nothing() {
+    let (node, lease) = Node::leased(1);
+    let executor = lease.deploy(library()).unwrap();
+    let end = lease.expires_at();
+    let hours = Duration::from_secs(7200);
+    node.refuse(1, RefusedBecause::BadToken);
+    let error = lease.renew(hours).unwrap_err();
+    assert!(matches!(&error, Error::LeaseRefused { reason } if reason == "as the test wants it"));
+    node.refuse(1, RefusedBecause::LeaseEnded);
+    let error = lease.renew(hours).unwrap_err();
+    let expired = EndReason::Expired;
+    assert!(matches!(error, Error::LeaseEnded { reason } if reason == expired), "{error}");
+    let error = lease.renew(Duration::ZERO).unwrap_err();
+    assert!(matches!(error, Error::Invalid(_)), "{error}");
+    assert_eq!(lease.expires_at(), end);
+    assert!(lease.renew(hours).unwrap() > end);
+    executor.release().unwrap();
+    let error = lease.renew(hours).unwrap_err();
+    let released = EndReason::Released;
+    assert!(matches!(error, Error::LeaseEnded { reason } if reason == released), "{error}");
+}
+
+#[test]
+fn an_executor_that_gave_no_sign_of_life_is_told_apart_from_a_crash() {
+    let (node, mut executor) = Node::deployed(1, &Deployment::default());
+    let never = executor.function("never").unwrap();
+    let (input, output) = buffers(&executor, &[1]);
+    let pending = executor.submit(&never, input, output).unwrap();
+    node.kill_silent_executor();
+    let failed = pending.wait().unwrap_err();
+    assert!(matches!(failed.error, Error::ExecutorSilent), "{failed}");
+    let (input, mut output) = buffers(&executor, &[1]);
+    let error = executor.invoke(&never, &input, &mut output).unwrap_err();
+    assert!(matches!(error, Error::ExecutorSilent), "{error}");
+}
+
+#[test]
+fn a_lease_is_given_back_where_its_last_handle_is_dropped_while_its_end_is_being_told() {
+    let (node, executor) = Node::deployed(1, &Deployment::default());
+    let (begun, begins) = channel();
+    let (goes_on, go_on) = channel::<()>();
+    executor.lease().on_ending(move |_| {
+        begun.send(()).unwrap();
+        go_on.recv().ok();
+    });
+    node.announce(EndReason::Withdrawn, 60_000);
+    begins.recv_timeout(LONG).unwrap();
+    drop(executor); // and with it the client
+    eventually("the manager is told", || node.clients_gone() == 1);
+    assert_eq!(node.releases(), 1);
+    drop(goes_on);
+}
+
+#[test]
+fn an_application_that_panics_when_it_is_told_of_an_end_keeps_its_other_leases() {
+    let (node, other) = (Node::start(Start::Well), Node::start(Start::Well));
+    let executors = vec![node.entry("node", 1), other.entry("other", 2)];
+    let client = Client::with_executors(open_device(), ExecutorsDatabase { executors }).unwrap();
+    let leased = |cores| client.lease(LeaseRequest::new(cores, 64)).unwrap();
+    let executors = [1, 2].map(|cores| leased(cores).deploy(library()).unwrap());
+    let (told, tells) = channel::<()>();
+    executors[0].lease().on_ending(move |_| {
+        let _told = told;
+        panic!("as the test wants it");
+    });
+    node.announce(EndReason::Withdrawn, 60_000);
+    assert_eq!(tells.recv_timeout(LONG), Err(RecvTimeoutError::Disconnected), "dropped by a panic");
+    let before = other.heartbeats();
+    eventually("the other one is kept alive", || other.heartbeats() > before + 2);
 }

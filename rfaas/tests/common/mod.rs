@@ -81,12 +81,14 @@ pub enum Start {
 struct Shared {
     /// Lives until the executor is to end, and how it ends.
     executor_ends: Option<Exit>,
+    /// It is told to have been silent.
+    executor_silent: bool,
     /// To be told to the client.
     news: Vec<ToClient>,
     /// Connections of clients are closed.
     hang_up: bool,
     stop: bool,
-    /// So many claims are refused, for this reason.
+    /// So many claims and renewals are refused, for this reason.
     refusals: u32,
     because: Option<RefusedBecause>,
     /// Claims that were not refused so.
@@ -101,7 +103,7 @@ struct Shared {
 }
 
 impl Shared {
-    /// Why the next claim is refused, if it is.
+    /// Why the next claim or renewal is refused, if it is.
     fn refuses(&mut self) -> Option<RefusedBecause> {
         self.refusals = self.refusals.checked_sub(1)?;
         self.because
@@ -206,6 +208,12 @@ impl Node {
         self.shared().executor_ends = Some(Exit { signal, status: 0 });
     }
 
+    /// Ends the executor as one that gave no sign of life.
+    pub fn kill_silent_executor(&self) {
+        self.shared().executor_silent = true;
+        self.kill_executor(9);
+    }
+
     /// Tells the client that its lease ends.
     pub fn announce(&self, reason: EndReason, grace_ms: u32) {
         let ending = LeaseEnding { reason: reason.to_wire(), grace_ms: grace_ms.into() };
@@ -219,7 +227,7 @@ impl Node {
         shared.executor_ends = Some(Exit { signal: 9, status: 0 });
     }
 
-    /// Refuses the next `claims` claims.
+    /// Refuses the next `claims` claims or renewals.
     pub fn refuse(&self, claims: u32, because: RefusedBecause) {
         let mut shared = self.shared();
         shared.refusals = claims;
@@ -312,7 +320,7 @@ fn serve_client(start: &Start, shared: &Arc<Mutex<Shared>>, device: &Device, cli
             let message = ExecutorExited {
                 signal: exit.signal.into(),
                 status: exit.status.into(),
-                silent: 0.into(),
+                silent: u16::from(lock(shared).executor_silent).into(),
             };
             client.send(&ToClient::ExecutorExited(message)).ok();
             // Afterwards: unlike a process, its threads may still be waiting for the client.
@@ -352,6 +360,10 @@ fn serve_client(start: &Start, shared: &Arc<Mutex<Shared>>, device: &Device, cli
             }
             Ok(Incoming::Message(FromClient::Heartbeat(_))) => lock(shared).heartbeats += 1,
             Ok(Incoming::Message(FromClient::Renew(renew))) => {
+                if let Some(because) = lock(shared).refuses() {
+                    client.send(&refusal(because)).unwrap();
+                    continue;
+                }
                 let expires_at_ms = renew.token.terms.expires_at_ms;
                 lock(shared).renewals.push(expires_at_ms.get());
                 client.send(&ToClient::Renewed(Renewed { expires_at_ms })).ok();
