@@ -379,7 +379,8 @@ fn look(workers: &mut Workers, lease: &Weak<Life>, waiter: &mut Waiter, woken: &
     let now = Instant::now();
     let lease = lease.upgrade();
     if let Some(failure) = lease.as_ref().and_then(|lease| lease.over()) {
-        workers.give_up(failure, woken);
+        // No result is waited for, even if connections live: it may be that nothing reaches the node.
+        workers.close(failure, woken);
     }
     let looked = workers.look(now, || lease.and_then(|lease| lease.news()), woken);
     waiter.looked(now, looked.until, looked.news);

@@ -331,21 +331,6 @@ impl Workers {
         Looked { until, news: matches!(self.verdict, Verdict::Awaited(_)) }
     }
 
-    /// The lease is over because of `failure`: no result is waited for any more, even if connections have
-    /// not ended, as when nothing reaches the node.
-    pub(super) fn give_up(&mut self, failure: Failure, woken: &mut Vec<Waker>) {
-        if matches!(self.verdict, Verdict::Final(_)) {
-            return;
-        }
-        for index in 0..self.workers.len() {
-            if self.workers[index].alive {
-                let tickets = self.cut(index);
-                self.orphans.extend(tickets);
-            }
-        }
-        self.judge(Some(failure), woken);
-    }
-
     /// Cuts all workers and fails what is still in flight, because of `failure` unless another
     /// reason is known already.
     pub(super) fn close(&mut self, failure: Failure, woken: &mut Vec<Waker>) {

@@ -62,7 +62,6 @@ fn invocations_in_flight_fail_when_nothing_reaches_their_node() {
         assert!(matches!(error, Error::ExecutorGone), "{error}");
         let failed = pending.wait().unwrap_err();
         assert!(matches!(failed.error, Error::ExecutorGone), "{failed}");
-        assert_eq!(node.running(), 3, "neither worker nor executor has noticed");
     }
 }
 

@@ -301,7 +301,7 @@ fn serve(start: &Start, shared: &Arc<Mutex<Shared>>, address: &Sender<SocketAddr
 
 /// Nodes here give no signs of life at all; only some are given up for that.
 fn silence_ms(start: &Start) -> u32 {
-    if matches!(start, Start::NoSignOfLife | Start::OutOfReach) { 200 } else { 30_000 }
+    if matches!(start, Start::NoSignOfLife | Start::OutOfReach) { 1000 } else { 30_000 }
 }
 
 fn serve_client(start: &Start, shared: &Arc<Mutex<Shared>>, device: &Device, client: &mut Channel) {
