@@ -39,9 +39,6 @@ impl LeaseRequest {
                 "a lease has at least one core, one MB of memory and one millisecond",
             ));
         }
-        if self.max_nodes == 1 && self.cores > u16::MAX.into() {
-            return Err(Error::Invalid("a lease has at most 65535 cores"));
-        }
         if self.max_nodes == 0 {
             return Err(Error::Invalid("a request is met on at least one node"));
         }
@@ -94,7 +91,6 @@ mod tests {
         for bad in [
             LeaseRequest::new(0, 1),
             LeaseRequest::new(1, 0),
-            LeaseRequest::new(65_536, 1),
             good.timeout(Duration::ZERO),
             good.max_nodes(0),
         ] {
