@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! cargo test -p tools --test chaos                                some 200 lease cycles
-//! CHAOS_SEED=17 CHAOS_CYCLES=2000 cargo test -p tools --test chaos
+//! CHAOS_SEED=$RANDOM CHAOS_CYCLES=2000 cargo test -p tools --test chaos
 //! ```
 //! * SEED - which process is killed or stopped after which cycle is made of the seed alone (`schedule`); it is printed
 //!   first, and with a failure.
@@ -22,7 +22,6 @@ mod ledger;
 mod schedule;
 
 use std::collections::BTreeMap;
-use std::hash::{BuildHasher, Hasher, RandomState};
 use std::time::{Duration, Instant};
 
 use libtest_mimic::{Arguments, Trial};
@@ -41,6 +40,8 @@ use schedule::{Fault, Strike, Victim, schedule};
 const SEED: &str = "CHAOS_SEED";
 const CYCLES: &str = "CHAOS_CYCLES";
 
+/// The gate's: what fails there is to fail again.
+const USUAL_SEED: u64 = 17;
 const CLIENTS: usize = 8;
 const NODES: usize = 3;
 /// Cycles unless more are asked for: half a minute's worth.
@@ -72,7 +73,7 @@ fn main() {
 }
 
 fn chaos() {
-    let seed = number(SEED).unwrap_or_else(|| RandomState::new().build_hasher().finish());
+    let seed = number(SEED).unwrap_or(USUAL_SEED);
     let cycles = number(CYCLES).map_or(rounds(SHORT), |cycles| u32::try_from(cycles).unwrap());
     println!("\nchaos: {SEED}={seed} {CYCLES}={cycles}");
     let run = std::panic::AssertUnwindSafe(|| Run::start(seed).go(cycles));
