@@ -21,7 +21,8 @@ use rdmalib::{ConnectRequest, Device};
 use rfaas::channel::{Channel, ChannelError, Incoming, refuse};
 use rfaas::heartbeat::{Heartbeat, Pulse};
 use rfaas::protocol::Empty;
-use rfaas::protocol::allocation::{FromClient, ToClient};
+use rfaas::protocol::allocation::{FromClient, LeaseEnding, ToClient};
+use rfaas::protocol::lease::EndReason;
 
 use crate::allocations::ClientId;
 use crate::in_full;
@@ -238,6 +239,12 @@ impl Client {
         }
         let Some(silence) = pulse.silent(now) else { return true };
         tracing::info!(client = id.0, peer = self.peer, ?silence, "client is silent: given up");
+        // One that was only stopped reads this when it goes on.
+        let reason = EndReason::ClientGone.to_wire();
+        let ending = LeaseEnding { reason, grace_ms: 0.into() };
+        if let Err(error) = self.channel.send(&ToClient::LeaseEnding(ending)) {
+            tracing::debug!(client = id.0, peer = self.peer, %error, "it is not told that either");
+        }
         false
     }
 

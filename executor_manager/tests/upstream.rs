@@ -47,6 +47,18 @@ fn a_node_registers_reports_claim_and_end_and_keeps_in_touch() {
 }
 
 #[test]
+fn a_weak_secret_is_warned_of_once_it_is_in_use() {
+    let mut manager = ResourceManager::new();
+    let mut node = manager.node(OBEDIENT).start();
+    let link = manager.register();
+    node.wait_for_log("the cluster secret from the configuration is weak");
+    drop(link);
+    let _link = manager.register();
+    assert_eq!(node.log().matches("is weak").count(), 1, "{}", node.log());
+    node.stop();
+}
+
+#[test]
 fn an_end_is_reported_before_the_client_has_its_bill() {
     let mut manager = ResourceManager::new();
     let node = manager.node(OBEDIENT).start();

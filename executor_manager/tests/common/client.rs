@@ -88,7 +88,7 @@ impl Client {
         loop {
             match self.channel.receive::<ToClient>(PATIENCE) {
                 Err(ChannelError::Disconnected) => return,
-                Ok(Incoming::Message(ToClient::Heartbeat(_))) => {}
+                Ok(Incoming::Message(ToClient::Heartbeat(_) | ToClient::LeaseEnding(_))) => {}
                 other => panic!("{other:?}"),
             }
         }
