@@ -9,17 +9,22 @@
 
 mod common;
 
+use std::net::Ipv4Addr;
 use std::process::Command;
 use std::sync::mpsc::channel;
 use std::time::Duration;
 
 use common::waiting::Waiting;
 use common::{
-    call, cluster, deadline, deploy, ended_by, eventually, kill_9, one_at_a_time, run, start, warm,
+    call, cluster, deadline, deploy, devices_at, ended_by, eventually, kill_9, one_at_a_time, run,
+    start, warm,
 };
 use nix::sys::signal::Signal;
+use rfaas::channel::Channel;
+use rfaas::protocol::{Empty, Role};
 use rfaas::{Client, Deployment, Error, Executor, LeaseRequest, Pending};
-use tools::{LocalCluster, Options, procfs, test_devices};
+use tools::test_devices::{self, patience};
+use tools::{LocalCluster, Options, procfs};
 
 /// Environment variable with a command that, with `down` or `up` behind it, takes the link of the clients' device
 /// down and up.
@@ -76,7 +81,10 @@ impl Scene {
     /// The node is idle before long, and `client` gets another lease there that works.
     fn next_lease_works(&self, client: &Client) {
         self.is_idle();
-        let mut executor = deploy(client, 2, self.waiting.library(), &warm());
+        let lease = client.lease(LeaseRequest::new(2, 64));
+        let deployed = lease.and_then(|lease| lease.deploy_with(self.waiting.library(), &warm()));
+        let mut executor =
+            deployed.unwrap_or_else(|error| panic!("{error:?}\n{}", self.cluster.logs()));
         assert_eq!(call(&mut executor, "echo", &[3; 8]).unwrap(), [3; 8]);
         executor.release().unwrap();
     }
@@ -242,6 +250,36 @@ fn a_link_that_is_down_for_ten_seconds_is_told_or_survived() {
     if let Err(error) = scene.client.lease(LeaseRequest::new(1, 64)) {
         assert!(tells_of_the_outage(&error), "{error:?}");
     }
-    scene.next_lease_works(&scene.client);
+    if devices_connect() {
+        scene.next_lease_works(&scene.client);
+    } else {
+        println!(
+            "known defect of SoftRoCE: nobody can connect after the outage; not run: the next lease"
+        );
+    }
     scene.ends();
+}
+
+/// Whether anybody can connect the devices, who has nothing to do with the cluster. SoftRoCE (Linux 6.1) delivers no
+/// message of the connection manager any more, until it is set up anew, after one was to be sent while the link was
+/// down: such as the word that a connection ends, whose peer has not answered.
+fn devices_connect() -> bool {
+    let devices = devices_at(Ipv4Addr::LOCALHOST.into());
+    let [server, client] =
+        [&devices.server, &devices.client].map(|entry| entry.open().unwrap().device);
+    let mut listener = server.listen(0).unwrap();
+    let to = listener.local_addr();
+    let connector = std::thread::spawn(move || {
+        let mut channel = Channel::new(&client, 1).unwrap();
+        channel.connect(to, Role::Lease, &Empty {}, patience(Duration::from_secs(2))).is_ok()
+    });
+    let mut accepted = Vec::new();
+    while !connector.is_finished() {
+        if let Some(request) = listener.next(Duration::from_millis(10)).unwrap() {
+            let mut channel = Channel::new(&server, 1).unwrap();
+            channel.accept(request, &Empty {}).unwrap();
+            accepted.push(channel);
+        }
+    }
+    connector.join().unwrap()
 }
