@@ -378,6 +378,8 @@ fn whatever_was_acknowledged_is_there_after_each_of_200_kills() {
 /// Everything is given back, and billed once.
 fn all_of_it_ends(files: &Files, batch: &mut Batch, node: &mut Node) {
     let manager = Manager::start(files, &[]);
+    let (leases, bills) = (manager.get("/leases"), manager.get("/billing"));
+    batch.check(&by_id(&leases, "id"), &by_id(&bills, "lease"), node); // the last kill's, too
     let (sender, granted) = channel();
     drop(sender);
     let mut random = Random(0);
