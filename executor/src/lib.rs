@@ -281,8 +281,8 @@ impl Executor {
     /// this thread still hears that the lease is over.
     fn load(&mut self, code: Vec<u8>) -> Result<Library, Stop> {
         let notifier = self.notifier.clone();
-        // Also makes this thread's memory for log lines, of which a constructor that hangs would keep it: it holds the
-        // loader's lock, and thread-local memory that is to be freed is registered under that.
+        // Also the first log line of this thread, which a constructor that hangs would keep waiting
+        // (`end_at_last`); so it ends in the orderly time.
         tracing::debug!(lease = self.plan.lease, bytes = code.len(), "loading the library");
         self.loading = true;
         std::thread::Builder::new()
