@@ -2,9 +2,9 @@
 //!
 //! ```text
 //!   offset 0            key table: KEYS × [key|access, offset, bytes, unused]
-//!   then                regions and rings, page-aligned; the file grows, it never shrinks
+//!   then                segments: regions and rings, page-aligned; the file grows, it never shrinks
 //! ```
-//! The owner maps each region by itself; a peer maps the whole file when it connects, again when it
+//! The owner maps segment by segment (`space`); a peer maps the whole file when it connects, again when it
 //! has grown, and finds a region through the table. So no descriptor travels for a registration.
 //!
 //! A remote address is an offset in the file. Whoever has the file can write all of it, the table
@@ -18,16 +18,17 @@
 //! * FRESH - a table slot's next key differs from its last ones by a generation.
 
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use nix::fcntl::{FallocateFlags, FcntlArg, SealFlag, fallocate, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
-use super::mapping::Mapping;
+use super::mapping::{Mapping, Part};
 use super::ring::Words;
+use super::space::{SEGMENTS, Space, place, segment};
 use crate::error::{Error, Result};
 use crate::memory::{Access, RemoteAddress};
-use crate::sync::{AtomicBool, Ordering};
+use crate::sync::{AtomicBool, AtomicU64, Ordering};
 
 /// Regions of one domain; the low bits of a key. More than any program of ours registers.
 pub(super) const KEYS: usize = 1 << KEY_INDEX_BITS;
@@ -38,23 +39,22 @@ pub(super) const WORDS_PER_KEY: usize = 4;
 pub(super) const PAGE: u64 = 4096;
 /// First byte behind the key table.
 pub(super) const DATA_START: u64 = (KEYS * WORDS_PER_KEY * 8) as u64;
-/// The file grows by at least this much, so that peers map it again rarely.
-const GROWTH: u64 = 1 << 20;
+const TOO_LARGE: Error = Error::InvalidArgument("a region of this size is not addressable");
 
 /// The memory of a domain, at its owner.
 #[derive(Debug)]
 pub(crate) struct Arena {
     file: OwnedFd,
     table: Mapping,
-    space: Mutex<Space>,
+    segments: [OnceLock<Arc<Mapping>>; SEGMENTS],
+    books: Mutex<Books>,
 }
 
 /// Which parts of the file and of the table are free.
 #[derive(Debug)]
-struct Space {
+struct Books {
     file_bytes: u64,
-    /// Free ranges behind the table, sorted, never adjacent: (offset, bytes).
-    free: Vec<(u64, u64)>,
+    space: Space,
     free_keys: Vec<u16>,
     /// Last generation of each slot that was ever used, so that the next key differs.
     generations: Vec<u32>,
@@ -71,16 +71,17 @@ impl Arena {
         let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_SEAL;
         fcntl(&file, FcntlArg::F_ADD_SEALS(seals)).map_err(|e| Error::os("F_ADD_SEALS", e))?;
         let table = Mapping::new(&file, 0, DATA_START as usize)?;
-        let space = Space {
+        let books = Books {
             file_bytes: DATA_START,
-            free: Vec::new(),
+            space: Space::default(),
             free_keys: Vec::new(),
             generations: Vec::new(),
             // Knuth's multiplicative hash: neighbours are far apart.
             first_generation: crate::queue_pair::next_number().wrapping_mul(2_654_435_761)
                 % GENERATIONS,
         };
-        Ok(Arc::new(Arena { file, table, space: Mutex::new(space) }))
+        let segments = std::array::from_fn(|_| OnceLock::new());
+        Ok(Arc::new(Arena { file, table, segments, books: Mutex::new(books) }))
     }
 
     /// The descriptor that a peer gets when it connects.
@@ -88,37 +89,56 @@ impl Arena {
         &self.file
     }
 
-    fn space(&self) -> MutexGuard<'_, Space> {
-        self.space.lock().unwrap_or_else(PoisonError::into_inner)
+    fn books(&self) -> MutexGuard<'_, Books> {
+        self.books.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A mapped range of whole pages, zeroed; returns its offset. Regions are released again; a ring's
-    /// place is not used again while the domain lives, since a peer that has not noticed the end of the
-    /// connection may still write there.
-    pub(super) fn allocate(&self, bytes: usize) -> Result<(u64, Mapping)> {
-        let rounded = (bytes as u64)
-            .checked_next_multiple_of(PAGE)
-            .ok_or(Error::InvalidArgument("a region of this size is not addressable"))?;
-        let mut space = self.space();
-        let offset = match space.take(rounded) {
+    /// A range of whole pages, zeroed; returns its offset. Regions are released again; a ring's place is
+    /// not used again while the domain lives, since a peer that has not noticed the end of the connection
+    /// may still write there.
+    pub(super) fn allocate(&self, bytes: usize) -> Result<(u64, Part)> {
+        let rounded = (bytes as u64).checked_next_multiple_of(PAGE).ok_or(TOO_LARGE)?;
+        let mut books = self.books();
+        let offset = match books.space.take(rounded) {
             Some(offset) => offset,
             None => {
-                let start = space.file_bytes;
-                let grown = start
-                    .checked_add(rounded.max(GROWTH))
-                    .filter(|end| i64::try_from(*end).is_ok())
-                    .ok_or(Error::InvalidArgument("a region of this size is not addressable"))?;
-                set_len(&self.file, grown)?;
-                space.file_bytes = grown;
-                space.give(start, grown - start);
-                space.take(rounded).expect("the file was just grown by at least this much")
+                self.open_segment(&mut books, rounded)?;
+                books.space.take(rounded).expect("a segment that holds it was just opened")
             }
         };
-        drop(space);
-        let mapping = Mapping::new(&self.file, offset, bytes).inspect_err(|_| {
-            self.space().give(offset, rounded);
-        })?;
-        Ok((offset, mapping))
+        drop(books);
+        let part = place(offset).and_then(|(number, at)| {
+            Part::new(self.segments[number].get()?.clone(), at as usize, bytes)
+        });
+        Ok((offset, part.expect("what is free lies in one open segment")))
+    }
+
+    fn open_segment(&self, books: &mut Books, bytes: u64) -> Result<()> {
+        let number = books.space.closed_segment(bytes).ok_or(TOO_LARGE)?;
+        let (start, bytes) = segment(number);
+        // Mapped before the file grows: one too large to be mapped would be that for all peers.
+        let mapping =
+            Mapping::new(&self.file, start, usize::try_from(bytes).map_err(|_| TOO_LARGE)?)?;
+        if books.file_bytes < start + bytes {
+            set_len(&self.file, start + bytes)?;
+            books.file_bytes = start + bytes;
+        }
+        self.segments[number]
+            .set(Arc::new(mapping))
+            .expect("closed until now, and the books are locked");
+        books.space.open(number);
+        Ok(())
+    }
+
+    /// Where a peer's `bytes` bytes for `at` belong, if it may write all of them. As long as the arena lives
+    /// there is memory.
+    #[inline]
+    pub(super) fn landing(&self, at: RemoteAddress, bytes: usize) -> Option<*mut u8> {
+        if !permits(self.table.words(), at, bytes, Access::REMOTE_WRITE) {
+            return None;
+        }
+        let (number, start) = place(at.addr)?;
+        self.segments.get(number)?.get()?.at(start, bytes)
     }
 
     fn release(&self, offset: u64, bytes: usize) {
@@ -126,24 +146,24 @@ impl Arena {
         // Gives the pages back and zeroes the range for its next user.
         let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
         match fallocate(&self.file, flags, offset as i64, rounded as i64) {
-            Ok(()) => self.space().give(offset, rounded),
+            Ok(()) => self.books().space.give(offset, rounded),
             Err(errno) => tracing::error!(%errno, "cannot give shared memory back; leaked"),
         }
     }
 
     fn publish_key(&self, offset: u64, bytes: usize, access: Access) -> Result<u32> {
-        let mut space = self.space();
-        let index = match space.free_keys.pop() {
+        let mut books = self.books();
+        let index = match books.free_keys.pop() {
             Some(index) => index,
-            None if space.generations.len() < KEYS => {
-                let first = space.first_generation;
-                space.generations.push(first);
-                (space.generations.len() - 1) as u16
+            None if books.generations.len() < KEYS => {
+                let first = books.first_generation;
+                books.generations.push(first);
+                (books.generations.len() - 1) as u16
             }
             None => return Err(Error::OutOfKeys { max: KEYS }),
         };
         // FRESH. Generation 0 is skipped so that no key is 0.
-        let last = &mut space.generations[usize::from(index)];
+        let last = &mut books.generations[usize::from(index)];
         *last = *last % GENERATIONS + 1;
         let key = *last << KEY_INDEX_BITS | u32::from(index);
         let entry = &self.table.words()[WORDS_PER_KEY * usize::from(index)..][..WORDS_PER_KEY];
@@ -156,33 +176,28 @@ impl Arena {
     fn revoke_key(&self, key: u32) {
         let index = key as usize & (KEYS - 1);
         self.table.words()[WORDS_PER_KEY * index].store(0, Ordering::Release); // REVOKE
-        self.space().free_keys.push(index as u16);
+        self.books().free_keys.push(index as u16);
     }
 }
 
-impl Space {
-    /// First fit.
-    fn take(&mut self, bytes: u64) -> Option<u64> {
-        let at = self.free.iter().position(|(_, size)| *size >= bytes)?;
-        let (offset, size) = self.free[at];
-        if size == bytes {
-            self.free.remove(at);
-        } else {
-            self.free[at] = (offset + bytes, size - bytes);
-        }
-        Some(offset)
+/// Whether the key table allows `access` to `bytes` bytes from `at` on. Its words may be lies.
+#[inline]
+pub(super) fn permits(
+    table: &[AtomicU64],
+    at: RemoteAddress,
+    bytes: usize,
+    access: Access,
+) -> bool {
+    let index = at.key as usize & (KEYS - 1);
+    let entry = &table[WORDS_PER_KEY * index..][..WORDS_PER_KEY];
+    let head = entry[0].load(Ordering::Acquire);
+    let (start, size) = (entry[1].load(Ordering::Relaxed), entry[2].load(Ordering::Relaxed));
+    let allowed = Access::from_bits_truncate(head as u32).contains(access);
+    if (head >> 32) as u32 != at.key || at.key == 0 || !allowed || at.addr < start {
+        return false;
     }
-
-    fn give(&mut self, offset: u64, bytes: u64) {
-        let at = self.free.partition_point(|(start, _)| *start < offset);
-        self.free.insert(at, (offset, bytes));
-        if at + 1 < self.free.len() && offset + bytes == self.free[at + 1].0 {
-            self.free[at].1 += self.free.remove(at + 1).1;
-        }
-        if at > 0 && self.free[at - 1].0 + self.free[at - 1].1 == self.free[at].0 {
-            self.free[at - 1].1 += self.free.remove(at).1;
-        }
-    }
+    let end = (at.addr.checked_add(bytes as u64), start.checked_add(size));
+    matches!(end, (Some(end), Some(limit)) if end <= limit)
 }
 
 /// A registered region, at its owner. Dropping it revokes the key; the memory goes with the last
@@ -193,7 +208,7 @@ pub(crate) struct Region(Arc<RegionMemory>);
 /// The memory of a region, also while a request that waits refers to it.
 #[derive(Debug)]
 pub(crate) struct RegionMemory {
-    mapping: Option<Mapping>, // None only in drop: unmapped before the range is given back
+    part: Part,
     offset: u64,
     bytes: usize,
     key: u32,
@@ -204,17 +219,16 @@ pub(crate) struct RegionMemory {
 
 impl Region {
     pub(crate) fn new(arena: &Arc<Arena>, bytes: usize, access: Access) -> Result<Self> {
-        let (offset, mapping) = arena.allocate(bytes)?;
+        let (offset, part) = arena.allocate(bytes)?;
         let key = match arena.publish_key(offset, bytes, access) {
             Ok(key) => key,
             Err(error) => {
-                drop(mapping);
                 arena.release(offset, bytes);
                 return Err(error);
             }
         };
         Ok(Region(Arc::new(RegionMemory {
-            mapping: Some(mapping),
+            part,
             offset,
             bytes,
             key,
@@ -255,7 +269,7 @@ impl Drop for Region {
 impl RegionMemory {
     #[inline]
     pub(crate) fn as_ptr(&self) -> *mut u8 {
-        self.mapping.as_ref().expect("taken only while dropping").as_ptr()
+        self.part.as_ptr()
     }
 
     #[inline]
@@ -277,7 +291,6 @@ impl RegionMemory {
 
 impl Drop for RegionMemory {
     fn drop(&mut self) {
-        self.mapping = None;
         self.arena.release(self.offset, self.bytes);
     }
 }
@@ -290,8 +303,6 @@ fn set_len(file: &OwnedFd, bytes: u64) -> Result<()> {
 #[cfg(test)]
 #[allow(unsafe_code)]
 mod tests {
-    use proptest::prelude::*;
-
     use super::super::peer_arena::PeerArena;
     use super::*;
 
@@ -374,33 +385,6 @@ mod tests {
         entry[2].store(u64::MAX, Ordering::Relaxed);
         for addr in [0, u64::MAX - 5, u64::MAX - 1, 1 << 40] {
             assert_eq!(peer.translate(RemoteAddress { addr, key }, 8, Access::REMOTE_WRITE), None);
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn free_ranges_stay_sorted_apart_and_complete(sizes in proptest::collection::vec(1u64..50, 1..40)) {
-            let mut space = Space {
-                file_bytes: 0,
-                free: vec![(0, 1000)],
-                free_keys: vec![],
-                generations: vec![],
-                first_generation: 0,
-            };
-            let mut held = Vec::new();
-            for size in sizes {
-                if size % 3 == 0 && !held.is_empty() {
-                    let (offset, bytes) = held.swap_remove(size as usize % held.len());
-                    space.give(offset, bytes);
-                } else if let Some(offset) = space.take(size) {
-                    held.push((offset, size));
-                }
-                for pair in space.free.windows(2) {
-                    prop_assert!(pair[0].0 + pair[0].1 < pair[1].0);
-                }
-            }
-            held.into_iter().for_each(|(offset, bytes)| space.give(offset, bytes));
-            prop_assert_eq!(space.free, vec![(0, 1000)]);
         }
     }
 }

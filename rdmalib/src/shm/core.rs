@@ -19,12 +19,15 @@ use std::sync::{Arc, OnceLock};
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, recv, send};
 
+use super::arena::Arena;
 use super::completion::Shared;
 use super::engine::EngineHandle;
-use super::mapping::Mapping;
+use super::mapping::Part;
+use super::one_sided;
 use super::ring::{self, Arm, ArrivalTaker};
 use crate::completion::{Opcode, Status, WorkCompletion};
 use crate::error::{Error, Result};
+use crate::memory::RemoteAddress;
 use crate::queue_pair::{Flags, QueuePairConfig, State};
 use crate::sync::{AtomicU32, AtomicU64, Ordering};
 
@@ -41,7 +44,8 @@ pub(super) const TAG_TOO_LONG: u32 = 4;
 pub(crate) struct Core {
     number: u32,
     state: AtomicU32,
-    inbox: Arc<Mapping>,
+    arena: Arc<Arena>,
+    inbox: Part,
     ring_offset: u64,
     ring_depth: u32,
     receive_depth: u32,
@@ -89,7 +93,8 @@ impl Core {
         send: &Arc<Shared>,
         receive: &Arc<Shared>,
         config: &QueuePairConfig,
-        (ring_offset, inbox): (u64, Arc<Mapping>),
+        arena: &Arc<Arena>,
+        (ring_offset, inbox): (u64, Part),
         engine: Arc<EngineHandle>,
     ) -> Result<Arc<Self>> {
         send.reserve(config.send_depth)?;
@@ -101,6 +106,7 @@ impl Core {
         let core = Arc::new(Core {
             number: crate::queue_pair::next_number(),
             state: AtomicU32::new(INIT),
+            arena: arena.clone(),
             inbox,
             ring_offset,
             ring_depth,
@@ -297,7 +303,7 @@ fn status_code(status: Status) -> u64 {
 #[derive(Debug)]
 pub(super) struct Source {
     core: Arc<Core>,
-    arrivals: Option<ArrivalTaker<Arc<Mapping>>>,
+    arrivals: Option<ArrivalTaker<Part>>,
     sends: bool,
     sent_head: u32,
 }
@@ -396,6 +402,11 @@ impl Source {
                 completion.bytes = arrival.bytes;
                 completion.immediate =
                     (arrival.tag & TAG_IMMEDIATE != 0).then_some(arrival.immediate);
+                if let Some((addr, key)) = arrival.carried_to {
+                    let to = RemoteAddress { addr, key };
+                    let payload = arrivals.payload();
+                    one_sided::land(&core.arena, &core.inbox, payload, to, arrival.bytes as usize);
+                }
                 if arrival.tag & TAG_TOO_LONG != 0 {
                     completion.status = Status::LocalLengthError;
                 }

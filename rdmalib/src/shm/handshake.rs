@@ -14,7 +14,6 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr as UnixAddr, UnixListener, UnixStream};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::cmsg_space;
@@ -38,7 +37,7 @@ use crate::events::readable_before;
 use crate::queue_pair::State;
 
 /// First words of every message: name and version of this handshake.
-const MAGIC: u64 = u64::from_le_bytes(*b"rdmashm1");
+const MAGIC: u64 = u64::from_le_bytes(*b"rdmashm2");
 /// Prefix of the socket's name.
 const NAME: &str = "rdmalib-shm";
 /// A connector that has not said what it wants by then is forgotten.
@@ -147,7 +146,7 @@ fn link(message: &Message, file: Option<OwnedFd>) -> Result<Link> {
         return Err(Error::Protocol("ring depth"));
     }
     let memory = PeerArena::new(file)?;
-    let ring = Arc::new(memory.map_ring(message.ring_offset, 8 * words_needed(depth))?);
+    let ring = memory.map_ring(message.ring_offset, 8 * words_needed(depth))?;
     let ring = ArrivalPusher::new(ring, depth).ok_or(Error::Protocol("ring size"))?;
     Ok(Link::new(memory, ring))
 }

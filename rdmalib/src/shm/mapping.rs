@@ -49,6 +49,16 @@ impl Mapping {
     pub(crate) fn len(&self) -> usize {
         self.bytes
     }
+
+    /// Where `bytes` bytes from `offset` on are; `None` if they are not all inside.
+    #[inline]
+    pub(super) fn at(&self, offset: u64, bytes: usize) -> Option<*mut u8> {
+        if offset.checked_add(bytes as u64)? > self.bytes as u64 {
+            return None;
+        }
+        // SAFETY: `offset` is inside the mapping or one past it, just checked.
+        Some(unsafe { self.as_ptr().add(offset as usize) })
+    }
 }
 
 impl Words for Mapping {
@@ -60,10 +70,67 @@ impl Words for Mapping {
     }
 }
 
-impl Words for Arc<Mapping> {
+/// A range of a mapping, which it keeps mapped: reached without looking at the mapping itself.
+#[derive(Clone, Debug)]
+pub(crate) struct Part {
+    ptr: NonNull<u8>,
+    bytes: usize,
+    _whole: Arc<Mapping>,
+}
+
+// SAFETY: as for `Mapping`, a range of which it is.
+unsafe impl Send for Part {}
+// SAFETY: likewise.
+unsafe impl Sync for Part {}
+
+impl Part {
+    /// `bytes` bytes of `whole` from `offset` on; `None` if they are not all inside.
+    pub(super) fn new(whole: Arc<Mapping>, offset: usize, bytes: usize) -> Option<Part> {
+        if offset.checked_add(bytes)? > whole.bytes {
+            return None;
+        }
+        // SAFETY: `offset` is inside the mapping or one past it, just checked.
+        let ptr = unsafe { whole.ptr.add(offset) };
+        Some(Part { ptr, bytes, _whole: whole })
+    }
+
+    #[inline]
+    pub(crate) fn as_ptr(&self) -> *mut u8 {
+        self.ptr.as_ptr()
+    }
+
+    #[inline]
+    pub(crate) fn len(&self) -> usize {
+        self.bytes
+    }
+}
+
+impl From<Mapping> for Part {
+    fn from(mapping: Mapping) -> Part {
+        Part { ptr: mapping.ptr, bytes: mapping.bytes, _whole: Arc::new(mapping) }
+    }
+}
+
+impl Words for Part {
+    /// The part must start at a multiple of eight bytes, as those of an arena do.
     #[inline]
     fn words(&self) -> &[AtomicU64] {
-        self.as_ref().words()
+        debug_assert!(self.ptr.cast::<AtomicU64>().is_aligned());
+        // SAFETY: `bytes` bytes from `ptr` on are inside a mapping that lives as long as `self`
+        // (`new`). Atomics allow any other thread or process to change the words meanwhile.
+        unsafe { std::slice::from_raw_parts(self.ptr.as_ptr().cast(), self.bytes / 8) }
+    }
+
+    #[inline]
+    fn prefetch(&self, word: usize) {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: a prefetch changes nothing and never faults, whatever the address.
+        unsafe {
+            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+            _mm_prefetch::<_MM_HINT_T0>(self.ptr.as_ptr().wrapping_add(8 * word).cast());
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = word; // no stable intrinsic elsewhere
     }
 }
 

@@ -38,6 +38,8 @@ mod one_sided;
 mod peer_arena;
 #[cfg(not(loom))]
 mod queue_pair;
+#[cfg(not(loom))]
+mod space;
 
 #[cfg(not(loom))]
 pub(crate) use device::{Device, Domain, MAX_INLINE_DATA, MAX_QUEUE_DEPTH};

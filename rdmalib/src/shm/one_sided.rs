@@ -3,6 +3,8 @@
 //!
 //! A request either has its whole effect or none: keys, ranges and rights are checked first, and a
 //! request that needs a receive is not begun before there is one.
+//! * LANDING - a small write that may ([`Flags::WITH_COMPLETION`]) travels inside of its arrival and is
+//!   copied to its place by the receiver's device when the receiver polls the completion, before it sees it.
 
 #![allow(unsafe_code)]
 
@@ -11,14 +13,14 @@ use std::sync::Arc;
 
 use super::arena::{Arena, RegionMemory};
 use super::core::{Core, TAG_IMMEDIATE, TAG_TOO_LONG, TAG_WRITE, completes};
-use super::mapping::Mapping;
+use super::mapping::Part;
 use super::peer_arena::PeerArena;
-use super::ring::{Arrival, ArrivalPusher};
+use super::ring::{Arrival, ArrivalPusher, FIRST_LINE, MAX_CARRIED};
 use crate::completion::{Opcode, Status};
 use crate::error::{Error, Result};
 use crate::memory::{Access, RegionInner, RemoteAddress, Slice};
 use crate::queue_pair::{Flags, Operation, Source, State, WorkRequest, check_atomic};
-use crate::sync::{AtomicU64, Ordering};
+use crate::sync::{AtomicU64, Ordering, compiler_fence};
 
 /// Longest message or write, in bytes: what a completion's length field holds.
 const MAX_BYTES: usize = u32::MAX as usize;
@@ -27,7 +29,7 @@ const MAX_BYTES: usize = u32::MAX as usize;
 #[derive(Debug)]
 pub(crate) struct Link {
     memory: PeerArena,
-    ring: ArrivalPusher<Arc<Mapping>>,
+    ring: ArrivalPusher<Part>,
 }
 
 /// Whether a request is through with.
@@ -222,7 +224,7 @@ impl Local<'_> {
 }
 
 impl Link {
-    pub(crate) fn new(memory: PeerArena, ring: ArrivalPusher<Arc<Mapping>>) -> Self {
+    pub(crate) fn new(memory: PeerArena, ring: ArrivalPusher<Part>) -> Self {
         Link { memory, ring }
     }
 
@@ -233,8 +235,8 @@ impl Link {
             Status::Flushed
         } else {
             match self.attempt(core, work) {
-                Ok(Outcome::NotReady) => return Outcome::NotReady,
                 Ok(Outcome::Done) => Status::Success,
+                Ok(later) => return later,
                 Err(status) => status,
             }
         };
@@ -251,10 +253,16 @@ impl Link {
     fn attempt(&mut self, core: &Core, work: &Work<'_>) -> Result<Outcome, Status> {
         let solicited = work.flags.contains(Flags::SOLICITED);
         match &work.operation {
+            Verb::Write { from, to, immediate: Some(immediate) }
+                if work.flags.contains(Flags::WITH_COMPLETION)
+                    && (1..=MAX_CARRIED).contains(&from.len()) =>
+            {
+                return self.carry(core, from, *to, *immediate, solicited);
+            }
             Verb::Write { from, to, immediate } => {
                 let target = self.target(*to, from.len(), Access::REMOTE_WRITE)?;
                 let source = from.readable()?;
-                if immediate.is_some() && self.ring.next_receive().is_none() {
+                if immediate.is_some() && !self.ring.may_push() {
                     return Ok(Outcome::NotReady);
                 }
                 copy(source, target, from.len());
@@ -292,6 +300,36 @@ impl Link {
         Ok(Outcome::Done)
     }
 
+    /// A small write with immediate data: inside of its arrival (LANDING).
+    #[inline]
+    fn carry(
+        &mut self,
+        core: &Core,
+        from: &Local<'_>,
+        to: RemoteAddress,
+        immediate: u32,
+        solicited: bool,
+    ) -> Result<Outcome, Status> {
+        if !self.memory.permits(to, from.len(), Access::REMOTE_WRITE) {
+            return Err(Status::RemoteAccessError);
+        }
+        let source = from.readable()?;
+        if !self.ring.may_push() {
+            return Ok(Outcome::NotReady);
+        }
+        fill(payload(self.ring.memory(), self.ring.payload()), source, from.len());
+        let arrival = Arrival {
+            immediate,
+            bytes: from.len() as u32, // at most MAX_CARRIED
+            tag: TAG_WRITE | TAG_IMMEDIATE,
+            carried_to: Some((to.addr, to.key)),
+        };
+        if self.ring.push(arrival, solicited) {
+            core.ring_doorbell();
+        }
+        Ok(Outcome::Done)
+    }
+
     fn send(
         &mut self,
         core: &Core,
@@ -300,7 +338,10 @@ impl Link {
         solicited: bool,
     ) -> Result<Outcome, Status> {
         let source = from.readable()?;
-        let Some(receive) = self.ring.next_receive() else { return Ok(Outcome::NotReady) };
+        if !self.ring.may_push() {
+            return Ok(Outcome::NotReady);
+        }
+        let receive = self.ring.receive();
         let tag = if immediate.is_some() { TAG_IMMEDIATE } else { 0 };
         if from.len() > receive.bytes as usize {
             self.announce(core, 0, 0, tag | TAG_TOO_LONG, true);
@@ -333,7 +374,8 @@ impl Link {
     #[inline]
     fn announce(&mut self, core: &Core, immediate: u32, bytes: usize, tag: u32, solicited: bool) {
         let bytes = bytes as u32; // at most MAX_BYTES, checked while posting
-        if self.ring.push(Arrival { immediate, bytes, tag }, solicited) {
+        let arrival = Arrival { immediate, bytes, tag, carried_to: None };
+        if self.ring.push(arrival, solicited) {
             core.ring_doorbell();
         }
     }
@@ -348,4 +390,85 @@ fn copy(from: *const u8, to: *mut u8, bytes: usize) {
     // mappings, at different addresses, so the ranges of addresses never overlap unless a request
     // names its own region on both sides through one mapping, which no connection does.
     unsafe { ptr::copy_nonoverlapping(from, to, bytes) }
+}
+
+/// LANDING. Puts the `bytes` bytes that are in `ring` from word `payload_word` on where the peer wanted them.
+/// What it may not write, and what was freed since it was allowed to, stays as it is: as if the write had
+/// come before that.
+#[inline]
+pub(super) fn land(
+    arena: &Arena,
+    ring: &Part,
+    payload_word: usize,
+    to: RemoteAddress,
+    bytes: usize,
+) {
+    if bytes > MAX_CARRIED {
+        return; // a lie
+    }
+    if let Some(target) = arena.landing(to, bytes) {
+        copy_carried(payload(ring, payload_word), target, bytes);
+    }
+}
+
+/// Fills the payload of an arrival: its second line first. The receiver looks at the first one again and
+/// again; the less time between the first change and the last, the less often it takes the line away
+/// between them.
+#[inline]
+fn fill(payload: *mut u8, from: *const u8, bytes: usize) {
+    let mut first = bytes;
+    if let Some(second) = bytes.checked_sub(FIRST_LINE) {
+        first = FIRST_LINE;
+        // SAFETY: both ranges have `bytes` bytes, which is at least this.
+        let (from, to) = unsafe { (from.add(FIRST_LINE), payload.add(FIRST_LINE)) };
+        copy_carried(from, to, second);
+        compiler_fence(Ordering::Release); // in this order
+    }
+    copy_carried(from, payload, first);
+}
+
+/// Where the payload of an arrival is, which starts at word `word` of its ring.
+#[inline]
+fn payload(ring: &Part, word: usize) -> *mut u8 {
+    assert!(8 * word + MAX_CARRIED <= ring.len());
+    // SAFETY: inside of the ring's mapping, just checked.
+    unsafe { ring.as_ptr().add(8 * word) }
+}
+
+/// [`copy`] for at most [`MAX_CARRIED`] bytes, in place of a call: sixteen at a time, then what is left.
+#[inline]
+fn copy_carried(from: *const u8, to: *mut u8, bytes: usize) {
+    debug_assert!(bytes <= MAX_CARRIED);
+    let mut done = 0;
+    while bytes - done >= 16 {
+        copy_chunk::<16>(from, to, done);
+        done += 16;
+    }
+    if bytes & 8 != 0 {
+        copy_chunk::<8>(from, to, done);
+        done += 8;
+    }
+    if bytes & 4 != 0 {
+        copy_chunk::<4>(from, to, done);
+        done += 4;
+    }
+    if bytes & 2 != 0 {
+        copy_chunk::<2>(from, to, done);
+        done += 2;
+    }
+    if bytes & 1 != 0 {
+        copy_chunk::<1>(from, to, done);
+    }
+}
+
+/// Copies the `N` bytes that are `offset` behind the two pointers; the caller has checked the ranges.
+#[inline(always)]
+fn copy_chunk<const N: usize>(from: *const u8, to: *mut u8, offset: usize) {
+    // SAFETY: `offset + N` is at most the number of bytes that `copy_carried` is to copy, and its callers
+    // have checked the ranges as those of `copy` do.
+    let from = unsafe { from.add(offset) };
+    // SAFETY: likewise.
+    let to = unsafe { to.add(offset) };
+    // SAFETY: as in `copy`: the ranges are valid and apart, and racing writers make the bytes arbitrary.
+    unsafe { ptr::copy_nonoverlapping(from, to, N) };
 }

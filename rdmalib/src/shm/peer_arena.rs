@@ -3,20 +3,17 @@
 //! The file is the peer's, so its table may lie: every place is checked against the mapping, and a
 //! file that could shrink or fault (SEALED, `arena`) is refused.
 
-#![allow(unsafe_code)]
-
 use std::fs::File;
 use std::os::fd::OwnedFd;
 
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
 
-use super::arena::{DATA_START, KEYS, PAGE, WORDS_PER_KEY};
-use super::mapping::Mapping;
+use super::arena::{DATA_START, PAGE, permits};
+use super::mapping::{Mapping, Part};
 use super::ring::Words;
 use crate::error::{Error, Result};
 use crate::memory::{Access, RemoteAddress};
-use crate::sync::Ordering;
 
 /// A peer's domain, mapped here.
 #[derive(Debug)]
@@ -44,13 +41,19 @@ impl PeerArena {
     }
 
     /// Maps the peer's ring by itself, so that it stays where it is when the arena is mapped again.
-    pub(crate) fn map_ring(&self, offset: u64, bytes: usize) -> Result<Mapping> {
+    pub(crate) fn map_ring(&self, offset: u64, bytes: usize) -> Result<Part> {
         let inside =
             offset.checked_add(bytes as u64).is_some_and(|e| e <= self.mapping.len() as u64);
         if !inside || !offset.is_multiple_of(PAGE) {
             return Err(Error::Protocol("the peer's ring is not in its memory"));
         }
-        Mapping::new(&self.file, offset, bytes)
+        Mapping::new(&self.file, offset, bytes).map(Part::from)
+    }
+
+    /// Whether the peer's table allows `access` to `bytes` bytes from `at` on.
+    #[inline]
+    pub(crate) fn permits(&self, at: RemoteAddress, bytes: usize, access: Access) -> bool {
+        permits(self.mapping.words(), at, bytes, access)
     }
 
     /// Where the peer's `bytes` bytes at `addr` are mapped, if `key` allows `access` to all of them.
@@ -61,32 +64,15 @@ impl PeerArena {
         bytes: usize,
         access: Access,
     ) -> Option<*mut u8> {
-        let index = at.key as usize & (KEYS - 1);
-        let entry = &self.mapping.words()[WORDS_PER_KEY * index..][..WORDS_PER_KEY];
-        let head = entry[0].load(Ordering::Acquire);
-        let (start, size) = (entry[1].load(Ordering::Relaxed), entry[2].load(Ordering::Relaxed));
-        let allowed = Access::from_bits_truncate(head as u32).contains(access);
-        if (head >> 32) as u32 != at.key || at.key == 0 || !allowed {
+        if !self.permits(at, bytes, access) {
             return None;
         }
-        let end = at.addr.checked_add(bytes as u64)?;
-        if at.addr < start || end > start.checked_add(size)? {
-            return None;
+        let inside = self.mapping.at(at.addr, bytes);
+        if inside.is_some() {
+            return inside;
         }
-        self.reach(at.addr, end)
-    }
-
-    /// Where `addr..end` is mapped; maps the file again if it has grown.
-    #[inline]
-    fn reach(&mut self, addr: u64, end: u64) -> Option<*mut u8> {
-        if end > self.mapping.len() as u64 {
-            self.remap()?;
-            if end > self.mapping.len() as u64 {
-                return None; // the table lied
-            }
-        }
-        // SAFETY: `addr <= end <= mapping.len()`, checked above: inside of the mapping or one past it.
-        Some(unsafe { self.mapping.as_ptr().add(addr as usize) })
+        self.remap()?; // the file may have grown, or the table lied
+        self.mapping.at(at.addr, bytes)
     }
 
     #[cold]

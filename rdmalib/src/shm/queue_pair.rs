@@ -18,9 +18,9 @@ use super::arena::Arena;
 use super::baton::{HelperEnd, PosterEnd, baton};
 use super::completion::CompletionQueue;
 use super::core::Core;
-use super::mapping::Mapping;
+use super::mapping::Part;
 use super::one_sided::{Link, Outcome, OwnedWork, Work};
-use super::ring::{Receive, ReceivePoster, words_needed};
+use super::ring::{NOWHERE, Receive, ReceivePoster, words_needed};
 use super::{Domain, MAX_QUEUE_DEPTH};
 use crate::completion::Status;
 use crate::error::{Error, Result};
@@ -43,11 +43,11 @@ pub(crate) fn queue_pair(
     }
     let ring_depth = config.receive_depth.next_power_of_two();
     let (ring_offset, ring) = domain.arena.allocate(8 * words_needed(ring_depth))?;
-    let ring = Arc::new(ring);
     let core = Core::new(
         send.shared(),
         receive.shared(),
         config,
+        &domain.arena,
         (ring_offset, ring.clone()),
         domain.device.engine.clone(),
     )?;
@@ -234,7 +234,7 @@ impl Drop for SendQueue {
 pub(crate) struct ReceiveQueue {
     core: Arc<Core>,
     arena: Arc<Arena>,
-    poster: ReceivePoster<Arc<Mapping>>,
+    poster: ReceivePoster<Part>,
 }
 
 impl ReceiveQueue {
@@ -242,7 +242,7 @@ impl ReceiveQueue {
     pub(crate) fn post(&mut self, id: u64, buffer: Option<Slice<'_>>) -> Result<()> {
         self.core.check_receive_room()?;
         let receive = match buffer {
-            None => Receive { place: 0, key: 0, bytes: 0 },
+            None => NOWHERE,
             Some(slice) => {
                 let RegionInner::Shm(region) = slice.region.inner() else {
                     return Err(Error::InvalidArgument("buffer is of another device"));

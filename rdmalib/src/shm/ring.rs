@@ -5,11 +5,16 @@
 //!   word 16       ARMED     who is to be woken               owner ──▶ peer, cleared by the peer
 //!   word 17       CLOSED    nothing may be written any more  owner ──▶ peer
 //!   from word 32  receives  [place, key|bytes] × depth       owner ──▶ peer
-//!   then          arrivals  [body, sequence|immediate] × depth   peer ──▶ owner
+//!   then          arrivals  [sequence|immediate, bytes|tag, address, key, payload 12] × depth   peer ──▶ owner
 //! ```
 //! A receive and its arrival have the same index; the peer may fill arrival `i` once receive `i` is
 //! posted, the owner posts receive `i + depth` only after it took arrival `i`. So neither side ever
 //! waits here, and no index of one side is read by the other on an empty poll.
+//!
+//! An arrival is two cache lines, so that a small write travels inside of it: 32 bytes in the line that
+//! announces them, up to 96 with the next. That is one line less to fetch from the other processor than
+//! payload and announcement apart. Such a payload is *carried*: the owner puts it where it belongs when it
+//! takes the arrival (`one_sided`, LANDING).
 //!
 //! The two ends may live in different processes and do not trust each other: everything shared is a
 //! 64-bit atomic, indices are masked, each side keeps its own counters and reads a word once.
@@ -28,11 +33,22 @@ const ARMED: usize = 16;
 /// On the line of ARMED, which a sender reads anyway and which seldom changes.
 const CLOSED: usize = 17;
 const RECEIVES: usize = 32;
-const WORDS_PER_ENTRY: usize = 2;
+const WORDS_PER_RECEIVE: usize = 2;
+/// Two lines of 64 bytes, which processors like to fetch as a pair.
+const WORDS_PER_ARRIVAL: usize = 16;
+const PAYLOAD: usize = 4;
+/// Most bytes that an arrival carries.
+pub(crate) const MAX_CARRIED: usize = 8 * (WORDS_PER_ARRIVAL - PAYLOAD);
+/// Those that are in its first line.
+pub(crate) const FIRST_LINE: usize = 32;
 
 /// Memory that a ring lies in: at least [`words_needed`] words, zero at first.
 pub(crate) trait Words {
     fn words(&self) -> &[AtomicU64];
+
+    /// Has the line of `word` fetched while we go on; only a hint.
+    #[inline]
+    fn prefetch(&self, _word: usize) {}
 }
 
 impl Words for std::sync::Arc<Vec<AtomicU64>> {
@@ -43,7 +59,12 @@ impl Words for std::sync::Arc<Vec<AtomicU64>> {
 
 /// Size of a ring for `depth` (a power of two) receives.
 pub(crate) const fn words_needed(depth: u32) -> usize {
-    RECEIVES + 2 * WORDS_PER_ENTRY * depth as usize
+    arrivals_start(depth) + WORDS_PER_ARRIVAL * depth as usize
+}
+
+/// Behind the receives, where a pair of lines starts.
+const fn arrivals_start(depth: u32) -> usize {
+    (RECEIVES + WORDS_PER_RECEIVE * depth as usize).next_multiple_of(WORDS_PER_ARRIVAL)
 }
 
 /// Tells the peer of a ring that the connection has ended here. A peer that follows the protocol begins
@@ -61,6 +82,9 @@ pub(crate) struct Receive {
     pub(crate) bytes: u32,
 }
 
+/// A receive without a buffer: what the words of a fresh ring say.
+pub(crate) const NOWHERE: Receive = Receive { place: 0, key: 0, bytes: 0 };
+
 /// What arrived for one receive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Arrival {
@@ -68,7 +92,12 @@ pub(crate) struct Arrival {
     pub(crate) bytes: u32,
     /// Free for the user of the ring.
     pub(crate) tag: u32,
+    /// Of a payload that it carries: address and key of where it belongs.
+    pub(crate) carried_to: Option<(u64, u32)>,
 }
+
+/// Bit of the tag word, above the user's: the arrival carries its payload.
+const CARRIED: u32 = 1 << 31;
 
 /// When the owner wants to be woken; the value of `ARMED`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,23 +114,35 @@ pub(crate) struct ReceivePoster<W> {
     words: W,
     mask: u32,
     posted: u32,
+    /// What the ring holds, as it was written here.
+    written: Box<[Receive]>,
 }
 
 impl<W: Words> ReceivePoster<W> {
     /// For a fresh ring of `depth` receives.
     pub(crate) fn new(words: W, depth: u32) -> Self {
         assert!(depth.is_power_of_two() && words.words().len() >= words_needed(depth));
-        ReceivePoster { words, mask: depth - 1, posted: 0 }
+        ReceivePoster {
+            words,
+            mask: depth - 1,
+            posted: 0,
+            written: vec![NOWHERE; depth as usize].into(),
+        }
     }
 
     /// Posts the next receive; returns how many are posted now. The caller keeps to the depth.
     #[inline]
     pub(crate) fn post(&mut self, receive: Receive) -> u32 {
         let words = self.words.words();
-        let at = receive_word(self.posted, self.mask);
-        words[at].store(receive.place, Ordering::Relaxed);
-        let key_bytes = u64::from(receive.key) << 32 | u64::from(receive.bytes);
-        words[at + 1].store(key_bytes, Ordering::Relaxed);
+        let written = &mut self.written[(self.posted & self.mask) as usize];
+        if *written != receive {
+            // Only then: the peer may be reading its neighbours on the same line.
+            *written = receive;
+            let at = receive_word(self.posted, self.mask);
+            words[at].store(receive.place, Ordering::Relaxed);
+            let key_bytes = u64::from(receive.key) << 32 | u64::from(receive.bytes);
+            words[at + 1].store(key_bytes, Ordering::Relaxed);
+        }
         self.posted = self.posted.wrapping_add(1);
         words[POSTED].store(u64::from(self.posted), Ordering::Release); // POST
         self.posted
@@ -114,13 +155,15 @@ pub(crate) struct ArrivalTaker<W> {
     words: W,
     mask: u32,
     taken: u32,
+    /// The last payload reached into a second line; so will the next.
+    two_lines: bool,
 }
 
 impl<W: Words> ArrivalTaker<W> {
     /// For a fresh ring of `depth` receives.
     pub(crate) fn new(words: W, depth: u32) -> Self {
         assert!(depth.is_power_of_two() && words.words().len() >= words_needed(depth));
-        ArrivalTaker { words, mask: depth - 1, taken: 0 }
+        ArrivalTaker { words, mask: depth - 1, taken: 0, two_lines: false }
     }
 
     /// Number of arrivals taken (or skipped) so far.
@@ -133,22 +176,37 @@ impl<W: Words> ArrivalTaker<W> {
     #[inline]
     pub(crate) fn ready(&self) -> bool {
         let at = arrival_word(self.taken, self.mask);
-        let head = self.words.words()[at + 1].load(Ordering::Acquire); // PUBLISH
+        let head = self.words.words()[at].load(Ordering::Acquire); // PUBLISH
         (head >> 32) as u32 == self.taken.wrapping_add(1)
     }
 
-    /// Takes the next arrival, if it is there. The caller makes sure that its receive was posted.
+    /// Takes the next arrival, if it is there. The caller makes sure that its receive was posted, and
+    /// copies what it carries from [`payload`](Self::payload), if anything, before it is posted again.
     #[inline]
     pub(crate) fn take(&mut self) -> Option<Arrival> {
-        let words = self.words.words();
         let at = arrival_word(self.taken, self.mask);
-        let head = words[at + 1].load(Ordering::Acquire); // PUBLISH
+        if self.two_lines {
+            // Right before the first, so that both come at the same time.
+            self.words.prefetch(at + WORDS_PER_ARRIVAL / 2);
+        }
+        let entry = self.words.words().get(at..at + WORDS_PER_ARRIVAL)?;
+        let head = entry[0].load(Ordering::Acquire); // PUBLISH
         if (head >> 32) as u32 != self.taken.wrapping_add(1) {
             return None;
         }
-        let body = words[at].load(Ordering::Relaxed);
+        let body = entry[1].load(Ordering::Relaxed);
+        let (bytes, tag) = ((body >> 32) as u32, body as u32);
+        let carried_to = (tag & CARRIED != 0)
+            .then(|| (entry[2].load(Ordering::Relaxed), entry[3].load(Ordering::Relaxed) as u32));
+        self.two_lines = carried_to.is_some() && bytes as usize > FIRST_LINE;
         self.taken = self.taken.wrapping_add(1);
-        Some(Arrival { immediate: head as u32, bytes: (body >> 32) as u32, tag: body as u32 })
+        Some(Arrival { immediate: head as u32, bytes, tag: tag & !CARRIED, carried_to })
+    }
+
+    /// The word where the payload of the arrival that was taken last starts.
+    #[inline]
+    pub(crate) fn payload(&self) -> usize {
+        arrival_word(self.taken.wrapping_sub(1), self.mask) + PAYLOAD
     }
 
     /// Gives up the next receive: nothing will arrive for it any more.
@@ -170,13 +228,22 @@ pub(crate) struct ArrivalPusher<W> {
     mask: u32,
     pushed: u32,
     posted_seen: u32,
+    /// So few known receives are left that it is time to look for more.
+    few: u32,
 }
 
 impl<W: Words> ArrivalPusher<W> {
     /// For the peer's fresh ring of `depth` receives; `None` if the peer's numbers are wrong.
     pub(crate) fn new(words: W, depth: u32) -> Option<Self> {
-        (depth.is_power_of_two() && words.words().len() >= words_needed(depth))
-            .then(|| ArrivalPusher { words, mask: depth - 1, pushed: 0, posted_seen: 0 })
+        (depth.is_power_of_two() && words.words().len() >= words_needed(depth)).then(|| {
+            ArrivalPusher { words, mask: depth - 1, pushed: 0, posted_seen: 0, few: depth / 2 }
+        })
+    }
+
+    /// The memory that the ring lies in.
+    #[inline]
+    pub(crate) fn memory(&self) -> &W {
+        &self.words
     }
 
     /// Whether the owner has closed the ring.
@@ -185,44 +252,72 @@ impl<W: Words> ArrivalPusher<W> {
         self.words.words()[CLOSED].load(Ordering::Acquire) != 0
     }
 
-    /// The next receive, if the peer has posted one. The values are the peer's: not to be trusted.
+    /// Whether the owner has posted a receive for the next arrival.
     #[inline]
-    pub(crate) fn next_receive(&mut self) -> Option<Receive> {
-        let words = self.words.words();
+    pub(crate) fn may_push(&mut self) -> bool {
         if self.posted_seen == self.pushed {
-            // The owner's line is read once for all receives that it has posted since.
-            self.posted_seen = words[POSTED].load(Ordering::Acquire) as u32; // POST
-            // More than `depth` ahead is a lie; the ring would still be safe, its order not.
-            if self.posted_seen.wrapping_sub(self.pushed) > self.mask + 1 {
-                self.posted_seen = self.pushed;
-            }
-            if self.posted_seen == self.pushed {
-                return None;
-            }
+            self.look_at_posted();
         }
+        self.posted_seen != self.pushed
+    }
+
+    /// The receive of the next arrival, which there is ([`may_push`](Self::may_push)). The values are the
+    /// owner's: not to be trusted.
+    #[inline]
+    pub(crate) fn receive(&self) -> Receive {
+        let words = self.words.words();
         let at = receive_word(self.pushed, self.mask);
         let key_bytes = words[at + 1].load(Ordering::Relaxed);
-        Some(Receive {
+        Receive {
             place: words[at].load(Ordering::Relaxed),
             key: (key_bytes >> 32) as u32,
             bytes: key_bytes as u32,
-        })
+        }
     }
 
-    /// Fills the arrival of the receive that [`next_receive`](Self::next_receive) returned. Returns
-    /// whether the owner sleeps and must be woken.
+    /// The owner's line is read once for all receives that it has posted since.
+    #[inline]
+    fn look_at_posted(&mut self) {
+        let posted = self.words.words()[POSTED].load(Ordering::Acquire) as u32; // POST
+        // More than `depth` ahead is a lie; the ring would still be safe, its order not.
+        if posted.wrapping_sub(self.pushed) <= self.mask + 1 {
+            self.posted_seen = posted;
+        }
+    }
+
+    /// The word where the payload of the next arrival starts, for [`MAX_CARRIED`] bytes. To be filled
+    /// after [`may_push`](Self::may_push) said yes.
+    #[inline]
+    pub(crate) fn payload(&self) -> usize {
+        arrival_word(self.pushed, self.mask) + PAYLOAD
+    }
+
+    /// Fills the next arrival, for which there is a receive ([`may_push`](Self::may_push)). Returns whether
+    /// the owner sleeps and must be woken.
     #[inline]
     pub(crate) fn push(&mut self, arrival: Arrival, solicited: bool) -> bool {
         let words = self.words.words();
         let at = arrival_word(self.pushed, self.mask);
-        words[at].store(u64::from(arrival.bytes) << 32 | u64::from(arrival.tag), Ordering::Relaxed);
+        let Some(entry) = words.get(at..at + WORDS_PER_ARRIVAL) else { return false };
         self.pushed = self.pushed.wrapping_add(1);
+        let mut tag = arrival.tag;
+        if let Some((addr, key)) = arrival.carried_to {
+            tag |= CARRIED;
+            entry[2].store(addr, Ordering::Relaxed);
+            entry[3].store(u64::from(key), Ordering::Relaxed);
+        }
+        entry[1].store(u64::from(arrival.bytes) << 32 | u64::from(tag), Ordering::Relaxed);
         let head = u64::from(self.pushed) << 32 | u64::from(arrival.immediate);
-        words[at + 1].store(head, Ordering::Release); // PUBLISH
+        entry[0].store(head, Ordering::Release); // PUBLISH
         fence(Ordering::SeqCst); // WAKE
         let armed = words[ARMED].load(Ordering::Relaxed);
+        if self.posted_seen.wrapping_sub(self.pushed) <= self.few {
+            // Now, while the owner is at work, and not when the next message must not wait.
+            self.look_at_posted();
+        }
         if armed == Arm::Any as u64 || (armed == Arm::Solicited as u64 && solicited) {
-            return words[ARMED].swap(Arm::Never as u64, Ordering::Relaxed) != Arm::Never as u64;
+            let armed = &self.words.words()[ARMED];
+            return armed.swap(Arm::Never as u64, Ordering::Relaxed) != Arm::Never as u64;
         }
         false
     }
@@ -230,12 +325,12 @@ impl<W: Words> ArrivalPusher<W> {
 
 #[inline]
 fn receive_word(index: u32, mask: u32) -> usize {
-    RECEIVES + WORDS_PER_ENTRY * (index & mask) as usize
+    RECEIVES + WORDS_PER_RECEIVE * (index & mask) as usize
 }
 
 #[inline]
 fn arrival_word(index: u32, mask: u32) -> usize {
-    RECEIVES + WORDS_PER_ENTRY * (mask as usize + 1 + (index & mask) as usize)
+    arrivals_start(mask + 1) + WORDS_PER_ARRIVAL * (index & mask) as usize
 }
 
 #[cfg(test)]
@@ -256,10 +351,13 @@ mod tests {
         )
     }
 
-    const NOWHERE: Receive = Receive { place: 0, key: 0, bytes: 0 };
-
     fn arrival(immediate: u32) -> Arrival {
-        Arrival { immediate, bytes: immediate.wrapping_mul(3), tag: !immediate }
+        Arrival {
+            immediate,
+            bytes: immediate.wrapping_mul(3),
+            tag: immediate & 0xff,
+            carried_to: None,
+        }
     }
 
     #[cfg(loom)]
@@ -273,7 +371,7 @@ mod tests {
                 let (mut post, mut take, mut push) = ring(2);
                 post.post(NOWHERE);
                 let peer = loom::thread::spawn(move || {
-                    push.next_receive().expect("posted before the peer started");
+                    assert!(push.may_push(), "posted before the peer started");
                     push.push(arrival(7), false)
                 });
                 take.arm(Arm::Any);
@@ -295,8 +393,8 @@ mod tests {
                 post.post(Receive { place: 5, key: 6, bytes: 7 });
                 let written = payload.clone();
                 let peer = loom::thread::spawn(move || {
-                    let receive = push.next_receive().expect("posted before the peer started");
-                    assert_eq!(receive, Receive { place: 5, key: 6, bytes: 7 });
+                    assert!(push.may_push(), "posted before the peer started");
+                    assert_eq!(push.receive(), Receive { place: 5, key: 6, bytes: 7 });
                     written.store(42, Ordering::Relaxed);
                     push.push(arrival(1), false);
                 });
@@ -313,8 +411,8 @@ mod tests {
             loom::model(|| {
                 let (mut post, mut take, mut push) = ring(1);
                 let peer = loom::thread::spawn(move || {
-                    if let Some(receive) = push.next_receive() {
-                        assert_eq!(receive, Receive { place: 1, key: 2, bytes: 3 });
+                    if push.may_push() {
+                        assert_eq!(push.receive(), Receive { place: 1, key: 2, bytes: 3 });
                         push.push(arrival(9), false);
                         return true;
                     }
@@ -339,11 +437,12 @@ mod tests {
         #[test]
         fn nothing_arrives_without_a_posted_receive() {
             let (mut post, mut take, mut push) = ring(4);
-            assert_eq!(push.next_receive(), None);
+            assert!(!push.may_push());
             post.post(NOWHERE);
-            assert_eq!(push.next_receive(), Some(NOWHERE));
+            assert!(push.may_push());
+            assert_eq!(push.receive(), NOWHERE);
             push.push(arrival(1), false);
-            assert_eq!(push.next_receive(), None);
+            assert!(!push.may_push());
             assert_eq!(take.take(), Some(arrival(1)));
             assert_eq!(take.take(), None);
         }
@@ -355,7 +454,7 @@ mod tests {
                 post.post(NOWHERE);
             });
             let mut next = |solicited| {
-                push.next_receive().expect("posted");
+                assert!(push.may_push());
                 push.push(arrival(0), solicited)
             };
             assert!(!next(false));
@@ -389,7 +488,7 @@ mod tests {
                             posted += 1;
                         }
                         1 => {
-                            prop_assert_eq!(push.next_receive().is_some(), posted > 0);
+                            prop_assert_eq!(push.may_push(), posted > 0);
                             if posted > 0 {
                                 n += 1;
                                 push.push(arrival(n), false);
@@ -412,7 +511,7 @@ mod tests {
                     let words = post.words.clone();
                     words[at % words.len()].store(value, Ordering::Relaxed);
                     post.post(NOWHERE);
-                    let _ = push.next_receive().map(|_| push.push(arrival(1), true));
+                    let _ = push.may_push().then(|| push.push(arrival(1), true));
                     let _ = take.take();
                     prop_assert!(push.posted_seen.wrapping_sub(push.pushed) <= 4);
                 }

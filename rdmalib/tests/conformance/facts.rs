@@ -25,6 +25,8 @@ macro_rules! conformance {
 conformance! {
     moving: [
         a_write_lands_before_its_completion,
+        a_write_that_comes_with_its_completion_lands_where_it_belongs,
+        writes_that_come_with_their_completions_land_in_order,
         completions_come_in_posting_order,
         immediate_data_arrives_unchanged,
         a_message_lands_in_the_receive_that_was_posted_first,
@@ -45,6 +47,7 @@ conformance! {
         a_key_of_another_domain_changes_no_memory,
         a_freed_region_cannot_be_reached,
         an_address_outside_of_the_region_changes_no_memory,
+        a_write_that_comes_with_its_completion_is_refused_like_any_other,
         a_missing_right_fails_the_request,
         a_read_into_protected_memory_fails,
         a_misaligned_atomic_is_refused,

@@ -44,6 +44,49 @@ pub fn a_write_lands_before_its_completion(fixture: &Fixture) {
     });
 }
 
+pub fn a_write_that_comes_with_its_completion_lands_where_it_belongs(fixture: &Fixture) {
+    const BYTES: usize = 4200;
+    let (mut server, mut client) = ends(fixture);
+    let (source, target) = (client.region(BYTES), server.region(BYTES));
+    let pattern: Vec<u8> = (0..BYTES).map(|at| (at % 251) as u8).collect();
+    source.write(0, &pattern).unwrap();
+    for bytes in (1..130).chain([4096]) {
+        for (from, to) in [(0, 0), (3, 17), (64, 64)] {
+            target.fill(0..BYTES, 0xff).unwrap();
+            server.post_receives(0..1);
+            let place = target.remote().offset(to as u64);
+            let operation = write_imm(&source, from..from + bytes, place, bytes as u32);
+            client.post(0, operation, Flags::SIGNALED | Flags::WITH_COMPLETION);
+            let arrived = next(&mut server.receives);
+            assert_eq!(
+                (arrived.status, arrived.opcode),
+                (Status::Success, Opcode::ReceiveWithImmediate)
+            );
+            assert_eq!((arrived.bytes, arrived.immediate), (bytes as u32, Some(bytes as u32)));
+            let mut expected = vec![0xff; BYTES];
+            expected[to..to + bytes].copy_from_slice(&pattern[from..from + bytes]);
+            assert!(self::bytes(&target) == expected, "{bytes} bytes from {from} to {to}");
+            assert_eq!(next(&mut client.sends).status, Status::Success);
+        }
+    }
+}
+
+pub fn writes_that_come_with_their_completions_land_in_order(fixture: &Fixture) {
+    let (mut server, mut client) = ends(fixture);
+    let (source, target) = (client.region(64), server.region(64));
+    source.fill(0..32, 1).unwrap();
+    source.fill(32..64, 2).unwrap();
+    server.post_receives(0..2);
+    client.post(0, write_imm(&source, 0..32, target.remote(), 1), Flags::WITH_COMPLETION);
+    let second = write_imm(&source, 32..48, target.remote().offset(8), 2);
+    client.post(1, second, Flags::SIGNALED | Flags::WITH_COMPLETION);
+    next(&mut client.sends);
+    next(&mut server.receives);
+    next(&mut server.receives);
+    let expected = [[1; 8].as_slice(), &[2; 16], &[1; 8], &[0; 32]].concat();
+    assert_eq!(bytes(&target), expected);
+}
+
 pub fn completions_come_in_posting_order(fixture: &Fixture) {
     let (mut server, mut client) = ends(fixture);
     let (source, target) = (client.region(64), server.region(64));

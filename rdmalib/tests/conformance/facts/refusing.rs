@@ -55,6 +55,28 @@ pub fn an_address_outside_of_the_region_changes_no_memory(fixture: &Fixture) {
     }
 }
 
+pub fn a_write_that_comes_with_its_completion_is_refused_like_any_other(fixture: &Fixture) {
+    for wrong in 0..4 {
+        let (mut server, mut client) = ends(fixture);
+        let (target, protected) =
+            (server.region(64), server.domain.allocate(64, ALL - Access::REMOTE_WRITE).unwrap());
+        server.post_receives(0..1);
+        let source = client.region(16);
+        source.fill(0..16, 0xff).unwrap();
+        let at = target.remote();
+        let to = match wrong {
+            0 => RemoteAddress { key: at.key.wrapping_add(1), ..at },
+            1 => at.offset(49),
+            2 => at.offset(0u64.wrapping_sub(8)),
+            _ => protected.remote(),
+        };
+        client.post(0, write_imm(&source, 0..16, to, 7), Flags::WITH_COMPLETION);
+        assert_eq!(next(&mut client.sends).status, Status::RemoteAccessError);
+        assert_ne!(next(&mut server.receives).status, Status::Success);
+        assert!(bytes(&target).iter().chain(&bytes(&protected)).all(|byte| *byte == 0));
+    }
+}
+
 pub fn a_missing_right_fails_the_request(fixture: &Fixture) {
     let remote = [Access::REMOTE_WRITE, Access::REMOTE_READ, Access::REMOTE_ATOMIC];
     for (n, missing) in remote.into_iter().enumerate() {
