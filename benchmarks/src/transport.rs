@@ -1,12 +1,12 @@
 //! The ping-pong below the function service: the writes of an invocation without what calls the function.
 //!
 //! ```text
-//!   us    header + payload ──write with immediate──▶ slot   peer: another process of this program
-//!         output           ◀──write with immediate── slot
+//!   us    payload ──write with immediate──▶ slot   peer: another process of this program
+//!         output  ◀──write with immediate── slot
 //! ```
-//! The bytes, their places and the two ways of waiting are those of an invocation
-//! (`rfaas::protocol::invocation`), so that the difference between the two is what the service costs. The peer
-//! sends the slot back without copying it: a function's work is not the transport's.
+//! The payload, its alignment, the flags and the two ways of waiting are those of an invocation, so that the
+//! difference between the two is what the service costs: its header, too. The peer sends the slot back without
+//! copying it: a function's work is not the transport's.
 //!
 //! * TOGETHER - the peer ends when the connection does, and is killed when its starter dies.
 
@@ -23,7 +23,7 @@ use rdmalib::{
     RemoteAddress, Source, Status, WorkRequest,
 };
 use rfaas::Spin;
-use rfaas::protocol::invocation::{HEADER_SPACE, RequestHeader};
+use rfaas::protocol::invocation::HEADER_SPACE;
 use tools::program::{Failure, describe};
 
 use crate::machine::{End, settle_down};
@@ -35,14 +35,12 @@ const TIMEOUT: Duration = Duration::from_secs(60);
 const START_TIMEOUT: Duration = Duration::from_secs(20);
 /// Pause between two looks at whether the peer process still runs, while it starts.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
-/// Posted receives: one message is under way at a time, the others cover the time to post the next.
-const RECEIVES: u32 = 4;
+/// Posted receives: one message is under way at a time, the others are as many as a worker has to spare.
+const RECEIVES: u32 = 32;
 /// Requests that may be under way before one completes with an entry.
 const SEND_DEPTH: u32 = 32;
 /// Every so many requests one is signalled, as the service does it to free its queue.
 const SIGNAL_EVERY: u32 = SEND_DEPTH / 2;
-/// Offset of what is sent: the header right in front of the payload, as in an invocation.
-const MESSAGE_START: usize = HEADER_SPACE - size_of::<RequestHeader>();
 /// Polls without a find before others get the core; as the client's blocking wait does it.
 const FREE_POLLS: u32 = 2048;
 const YIELD_EVERY: u32 = 64;
@@ -120,9 +118,9 @@ impl Transport {
     /// There and back.
     #[inline]
     pub fn round_trip(&mut self) -> Result<(), Failure> {
-        let message = MESSAGE_START..HEADER_SPACE + self.payload_bytes;
-        let to = self.link.peer.offset(MESSAGE_START as u64);
-        self.link.write(&self.source, message, to).map_err(later)?;
+        let payload = HEADER_SPACE..HEADER_SPACE + self.payload_bytes;
+        let to = self.link.peer.offset(HEADER_SPACE as u64);
+        self.link.write(&self.source, payload, to).map_err(later)?;
         self.link.next().map_err(later)?;
         Ok(())
     }
@@ -216,7 +214,7 @@ impl Link {
             None => Source::Region(region.slice(message)?),
         };
         self.sent = self.sent.wrapping_add(1);
-        let mut flags = Flags::SOLICITED;
+        let mut flags = Flags::SOLICITED | Flags::WITH_COMPLETION;
         flags.set(Flags::SIGNALED, self.sent.is_multiple_of(SIGNAL_EVERY));
         self.queue_pair.post(&WorkRequest {
             id: 0,

@@ -47,7 +47,7 @@ use crate::sync::{AtomicBool, Ordering};
 /// Completions taken from the queue at a time.
 const BATCH: usize = 16;
 /// Receives posted beyond the number of slots (ROOM).
-const SPARE_RECEIVES: u32 = 8;
+const SPARE_RECEIVES: u32 = 31;
 /// Fewest replies that the send queue holds: enough that not every one needs to be signalled.
 const MIN_SEND_DEPTH: u32 = 64;
 /// Time that a client has to take replies when the send queue is full, in ns. One that keeps to its
@@ -230,14 +230,15 @@ impl Connection {
     /// may sleep, so all ring its bell.
     #[inline]
     fn flags(&mut self) -> Flags {
+        let flags = Flags::SOLICITED | Flags::WITH_COMPLETION;
         self.unsignaled += 1;
         if self.unsignaled < self.signal_each {
-            return Flags::SOLICITED;
+            return flags;
         }
         self.unsignaled = 0;
         // What is there from the last signalled one makes room now; a failure also ends the receives.
         self.sent.poll(&mut [WorkCompletion::default(); BATCH]);
-        Flags::SOLICITED | Flags::SIGNALED
+        flags | Flags::SIGNALED
     }
 
     /// Why the connection ended: the failed reply, if that is why.

@@ -39,7 +39,7 @@ use crate::protocol::invocation::{ReplyImmediate, ReplyStatus, RequestHeader};
 /// How long news of the reason may take after a connection has ended.
 const VERDICT_WAIT: Duration = Duration::from_secs(1);
 /// Receives beyond one a slot: a worker that answers twice is to be found out, not to be blocked.
-const SPARE_RECEIVES: u32 = 4;
+const SPARE_RECEIVES: u32 = 31;
 /// Bit of a request's id: it is a receive, and the rest is the worker. Without it, a write.
 const RECEIVE: u64 = 1 << 32;
 /// Most bytes that are copied to be sent inline; devices allow some hundred.
@@ -460,7 +460,7 @@ impl Worker {
         self.send.post(&WorkRequest {
             id: index as u64,
             operation: Operation::Write { source, to, immediate: Some(u32::from(slot)) },
-            flags: signaled | Flags::SOLICITED,
+            flags: signaled | Flags::SOLICITED | Flags::WITH_COMPLETION,
         })?;
         self.unsignalled = if completes { 0 } else { self.unsignalled + 1 };
         Ok(())
