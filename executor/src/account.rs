@@ -21,9 +21,9 @@ use rdmalib::{
 };
 use rfaas::protocol::accounting::{EXECUTION_NS, HOT_POLLING_NS, INVOCATIONS};
 
-use crate::clock::{MS, now_ns};
+use crate::clock::{MS, now_ns, ns_of};
 use crate::dial::{DIAL_TIMEOUT, DialError, dial_manager};
-use crate::meter::Totals;
+use crate::meter::{Totals, Used};
 use crate::plan::Plan;
 use crate::sync::{AtomicU64, Ordering};
 
@@ -39,42 +39,45 @@ const WORD: usize = 8;
 #[derive(Debug, Default)]
 #[repr(align(128))] // two lines: processors fetch them in pairs
 pub struct Published {
-    hot_polling_ns: AtomicU64,
-    execution_ns: AtomicU64,
+    hot_polling: AtomicU64,
+    execution: AtomicU64,
     invocations: AtomicU64,
     /// When the call began, or 0 outside of calls.
-    calls_since_ns: AtomicU64,
+    calls_since: AtomicU64,
 }
 
 impl Published {
-    /// A call begins at `now_ns`, when `totals` had been used.
+    /// A call begins at `now`, when so much had been `used`; all in ticks.
     #[inline]
-    pub fn begin(&self, totals: &Totals, now_ns: u64) {
-        self.hot_polling_ns.store(totals.hot_polling_ns, Ordering::Relaxed);
-        self.execution_ns.store(totals.execution_ns, Ordering::Relaxed);
-        self.invocations.store(totals.invocations, Ordering::Relaxed);
-        // Release: who sees the call sees the totals at its beginning.
-        self.calls_since_ns.store(now_ns, Ordering::Release);
+    pub fn begin(&self, used: &Used, now: u64) {
+        self.hot_polling.store(used.hot_polling, Ordering::Relaxed);
+        self.execution.store(used.execution, Ordering::Relaxed);
+        self.invocations.store(used.invocations, Ordering::Relaxed);
+        // Release: who sees the call sees what was used at its beginning.
+        self.calls_since.store(now, Ordering::Release);
     }
 
     /// The call has returned.
     #[inline]
     pub fn end(&self) {
-        self.calls_since_ns.store(0, Ordering::Release);
+        self.calls_since.store(0, Ordering::Release);
     }
 
-    /// If the worker has been in a call for at least `longer_than_ns` at `now_ns`: what it has used by
-    /// now, counting the call's time but not yet the call.
+    /// If the worker has been in a call for at least `longer_than_ns` at `now`, in ticks: what it has used
+    /// by now, counting the call's time but not yet the call.
     ///
     /// A call that ends at this very moment may count twice here; `since` makes up for that with what
     /// follows (ONCE), and the manager bounds the bill by the time the lease lasted.
-    pub fn in_call(&self, longer_than_ns: u64, now_ns: u64) -> Option<Totals> {
-        let since = self.calls_since_ns.load(Ordering::Acquire);
-        let ns = now_ns.saturating_sub(since);
-        (since != 0 && ns >= longer_than_ns).then(|| Totals {
-            hot_polling_ns: self.hot_polling_ns.load(Ordering::Relaxed),
-            execution_ns: self.execution_ns.load(Ordering::Relaxed).saturating_add(ns),
-            invocations: self.invocations.load(Ordering::Relaxed),
+    pub fn in_call(&self, longer_than_ns: u64, now: u64) -> Option<Totals> {
+        let since = self.calls_since.load(Ordering::Acquire);
+        let passed = now.saturating_sub(since);
+        (since != 0 && ns_of(passed) >= longer_than_ns).then(|| {
+            let used = Used {
+                hot_polling: self.hot_polling.load(Ordering::Relaxed),
+                execution: self.execution.load(Ordering::Relaxed).saturating_add(passed),
+                invocations: self.invocations.load(Ordering::Relaxed),
+            };
+            used.totals()
         })
     }
 }
@@ -207,17 +210,23 @@ impl Account {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clock::{ticks, ticks_of};
 
     #[test]
     fn a_call_shows_what_was_used_when_it_began_and_since() {
         let published = Published::default();
-        assert_eq!(published.in_call(0, 1_000), None);
-        let totals = Totals { hot_polling_ns: 5, execution_ns: 7, invocations: 2 };
-        published.begin(&totals, 1_000);
-        assert_eq!(published.in_call(500, 1_400), None);
-        let used = Totals { execution_ns: 7 + 600, ..totals };
-        assert_eq!(published.in_call(500, 1_600), Some(used));
+        let now = ticks();
+        assert_eq!(published.in_call(0, now), None);
+        let used =
+            Used { hot_polling: ticks_of(5 * MS), execution: ticks_of(7 * MS), invocations: 2 };
+        published.begin(&used, now);
+        assert_eq!(published.in_call(50 * MS, now + ticks_of(40 * MS)), None);
+        let totals = published.in_call(50 * MS, now + ticks_of(60 * MS)).expect("long enough");
+        // As exact as the length of a tick is known, whatever this machine is busy with.
+        let near = |got: u64, ms: u64| got.abs_diff(ms * MS) < ms * MS / 10;
+        assert!(near(totals.hot_polling_ns, 5) && near(totals.execution_ns, 67), "{totals:?}");
+        assert_eq!(totals.invocations, 2);
         published.end();
-        assert_eq!(published.in_call(0, 2_000), None);
+        assert_eq!(published.in_call(0, now + ticks_of(99 * MS)), None);
     }
 }

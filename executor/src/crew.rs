@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use rdmalib::{CompletionQueue, Device, Waker};
 
 use crate::account::{Account, Published};
-use crate::clock::{MS, now_ns};
+use crate::clock::{MS, ticks};
 use crate::cpus::{Cpus, pin};
 use crate::events::{Event, Notifier};
 use crate::library::{Library, MAX_GUARDS};
@@ -125,7 +125,7 @@ impl Crew {
 
     /// Settles for workers whose call takes long.
     pub fn settle_long_calls(&self) {
-        let now = now_ns();
+        let now = ticks();
         for member in &self.members {
             if let Some(totals) = member.published.in_call(LONG_CALL_NS, now) {
                 member.with_account(|account| account.settle(&totals));
@@ -154,7 +154,7 @@ impl Crew {
             }
         }
         let deadline = Instant::now() + LAST_COUNTS_TIMEOUT;
-        let now = now_ns();
+        let now = ticks();
         for (index, member) in self.members.iter().enumerate().filter(|(_, member)| !member.ended) {
             tracing::debug!(worker = index, "its function still runs; ended with the process");
             if let Some(totals) = member.published.in_call(0, now) {
@@ -215,7 +215,7 @@ fn work(start: Start) -> Result<End, StartError> {
     let shared = Shared { account, published: &start.published, stop: &start.stop };
     let mut worker = Worker::new(connection, start.invocations, &library, plan.spin, cpus, shared);
     let end = worker.serve();
-    let totals = worker.meter().totals();
+    let totals = worker.meter().used().totals();
     if !locked(account).close(&totals, CLOSE_TIMEOUT) {
         tracing::debug!(worker = start.index, ?totals, "the manager does not have the last counts");
     }

@@ -129,6 +129,7 @@ impl From<Error> for Stop {
 
 /// Works for the lease of `assignment` until it ends.
 pub fn run(assignment: Assignment) -> Result<Ended, Error> {
+    clock::start();
     let plan = Arc::new(Plan::try_from(assignment)?);
     let os = |error: &dyn std::error::Error| Error::failed("cannot start", error);
     let signals = signals().map_err(|error| os(&error))?;

@@ -4,9 +4,12 @@
 //!   mark ─────▶ polled(now) ─────▶ executed(now) ─────▶ … ─────▶ slept(now)
 //!        hot polling         execution             hot polling     counts as nothing
 //! ```
-//! Two clock readings an invocation, at the start and at the end of the function, divide all of the
-//! time between them: what lies between the end of one and the start of the next was polling,
-//! unless the worker says that it slept.
+//! Time is counted in ticks (`clock`). The marks are set where they cost an invocation nothing: one is the
+//! last poll that found no work, the other follows the reply. So execution is what an invocation takes from
+//! being found until it is answered, and what lies between the end of one and the next is polling, unless the
+//! worker says that it slept.
+
+use crate::clock::ns_of;
 
 /// What was used so far; times in ns. Only grows, and stops at `u64::MAX` (584 years).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -31,57 +34,84 @@ impl Totals {
     }
 }
 
+/// The same in ticks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Used {
+    /// Spinning without work.
+    pub hot_polling: u64,
+    /// In functions.
+    pub execution: u64,
+    /// Functions called.
+    pub invocations: u64,
+}
+
+impl Used {
+    /// In nanoseconds, as long as ticks are by what is known now: a later answer for the same ticks may be
+    /// some millionths less.
+    pub fn totals(&self) -> Totals {
+        Totals {
+            hot_polling_ns: ns_of(self.hot_polling),
+            execution_ns: ns_of(self.execution),
+            invocations: self.invocations,
+        }
+    }
+}
+
 /// The meter of one worker.
 #[derive(Debug)]
 pub struct Meter {
-    totals: Totals,
-    /// Until when everything is counted.
-    mark_ns: u64,
+    used: Used,
+    /// Until when everything is counted, in ticks.
+    mark: u64,
 }
 
 impl Meter {
-    /// Starts at `now_ns`.
-    pub fn new(now_ns: u64) -> Self {
-        Meter { totals: Totals::default(), mark_ns: now_ns }
+    /// Starts at `now`.
+    pub fn new(now: u64) -> Self {
+        Meter { used: Used::default(), mark: now }
     }
 
-    /// What was used until the last call of any of the methods below.
+    /// What was used until the mark.
     #[inline]
-    pub fn totals(&self) -> Totals {
-        self.totals
+    pub fn used(&self) -> &Used {
+        &self.used
     }
 
-    /// When that call was: until when everything is counted.
+    /// Until when everything is counted.
     #[inline]
-    pub fn counted_until_ns(&self) -> u64 {
-        self.mark_ns
+    pub fn mark(&self) -> u64 {
+        self.mark
     }
 
-    /// The worker polled until `now_ns`.
+    /// The worker polled until `now`, unless more is counted already.
     #[inline]
-    pub fn polled(&mut self, now_ns: u64) {
-        let ns = self.advance(now_ns);
-        self.totals.hot_polling_ns = self.totals.hot_polling_ns.saturating_add(ns);
+    pub fn polled(&mut self, now: u64) {
+        self.used.hot_polling += self.advance(now);
     }
 
-    /// A function ran until `now_ns`, from the moment that the worker [polled](Self::polled) to.
+    /// A function was called.
     #[inline]
-    pub fn executed(&mut self, now_ns: u64) {
-        let ns = self.advance(now_ns);
-        self.totals.execution_ns = self.totals.execution_ns.saturating_add(ns);
-        self.totals.invocations = self.totals.invocations.saturating_add(1);
+    pub fn called(&mut self) {
+        self.used.invocations += 1;
     }
 
-    /// The worker slept until `now_ns`.
-    pub fn slept(&mut self, now_ns: u64) {
-        self.advance(now_ns);
-    }
-
+    /// The worker was busy with an invocation until `now`.
     #[inline]
-    fn advance(&mut self, now_ns: u64) -> u64 {
-        let ns = now_ns.saturating_sub(self.mark_ns);
-        self.mark_ns = now_ns.max(self.mark_ns);
-        ns
+    pub fn executed(&mut self, now: u64) {
+        self.used.execution += self.advance(now);
+    }
+
+    /// The worker slept until `now`.
+    pub fn slept(&mut self, now: u64) {
+        self.advance(now);
+    }
+
+    /// Ticks never add up to more than have passed, so no sum of them overflows.
+    #[inline]
+    fn advance(&mut self, now: u64) -> u64 {
+        let passed = now.saturating_sub(self.mark);
+        self.mark += passed;
+        passed
     }
 }
 
@@ -95,31 +125,25 @@ mod tests {
     fn sleep_counts_as_neither_polling_nor_execution() {
         let mut meter = Meter::new(1_000);
         meter.polled(1_010);
+        meter.called();
         meter.executed(1_500);
         meter.polled(1_505);
         meter.slept(1_000_000);
         meter.polled(1_000_001);
+        meter.called();
         meter.executed(1_000_101);
-        let used = Totals { hot_polling_ns: 10 + 5 + 1, execution_ns: 490 + 100, invocations: 2 };
-        assert_eq!(meter.totals(), used);
+        let used = Used { hot_polling: 10 + 5 + 1, execution: 490 + 100, invocations: 2 };
+        assert_eq!(*meter.used(), used);
     }
 
     #[test]
-    fn an_hour_in_a_function_is_an_hour() {
-        const HOUR_NS: u64 = 3_600_000_000_000; // more than 32 bits hold
+    fn a_poll_before_the_last_reply_counts_nothing() {
         let mut meter = Meter::new(0);
-        meter.executed(HOUR_NS);
-        meter.polled(2 * HOUR_NS);
-        assert_eq!(meter.totals().execution_ns, HOUR_NS);
-        assert_eq!(meter.totals().hot_polling_ns, HOUR_NS);
-    }
-
-    #[test]
-    fn totals_stop_at_the_largest_number_instead_of_wrapping() {
-        let nearly = Totals { execution_ns: u64::MAX - 1, ..Totals::default() };
-        let mut meter = Meter { totals: nearly, mark_ns: 0 };
-        meter.executed(1_000);
-        assert_eq!(meter.totals().execution_ns, u64::MAX);
+        meter.polled(10);
+        meter.executed(30);
+        meter.polled(10); // the next invocation came with the last one
+        meter.executed(40);
+        assert_eq!(*meter.used(), Used { hot_polling: 10, execution: 30, invocations: 0 });
     }
 
     proptest! {
@@ -128,17 +152,17 @@ mod tests {
             let (mut now, mut slept, mut called) = (17, 0, 0);
             let mut meter = Meter::new(now);
             let start = now;
-            for (kind, ns) in steps {
-                now += ns;
+            for (kind, ticks) in steps {
+                now += ticks;
                 match kind {
                     0 => meter.polled(now),
-                    1 => { called += 1; meter.executed(now) }
-                    _ => { slept += ns; meter.slept(now) }
+                    1 => { called += 1; meter.called(); meter.executed(now) }
+                    _ => { slept += ticks; meter.slept(now) }
                 }
             }
-            let totals = meter.totals();
-            prop_assert_eq!(totals.hot_polling_ns + totals.execution_ns + slept, now - start);
-            prop_assert_eq!(totals.invocations, called);
+            let used = meter.used();
+            prop_assert_eq!(used.hot_polling + used.execution + slept, now - start);
+            prop_assert_eq!(used.invocations, called);
         }
 
         #[test]

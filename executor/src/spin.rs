@@ -53,12 +53,15 @@ pub struct Spinner {
     /// Spinning time after the last work, in ns; `u64::MAX` is 584 years, that is always.
     limit_ns: u64,
     worked_at_ns: u64,
+    /// There was work since the last look at the clock.
+    worked: bool,
     polls: u32,
     yields: bool,
     sleeps: bool,
     looked_at_ns: u64,
-    /// Until when others want the core, as far as is known.
+    /// Until when others want the core, as far as is known; and whether they did at the last look.
     crowded_until_ns: u64,
+    crowded: bool,
     /// Yields in a row that took long.
     long_yields: u32,
     /// When it is worth trying another core again.
@@ -76,28 +79,28 @@ impl Spinner {
                 u64::try_from(time.as_millis()).unwrap_or(u64::MAX).saturating_mul(MS)
             }
         };
-        let mut spinner = Spinner {
+        Spinner {
             limit_ns,
             worked_at_ns: now_ns,
+            worked: false,
             polls: 0,
             yields: false,
-            sleeps: false,
+            sleeps: limit_ns == 0,
             looked_at_ns: now_ns,
             crowded_until_ns: 0,
+            crowded: false,
             long_yields: 0,
             move_after_ns: 0,
-        };
-        spinner.worked(now_ns);
-        spinner
+        }
     }
 
-    /// There was work until `now_ns`.
+    /// There was work until now. When that was, the next look at the clock tells well enough: it comes after
+    /// so few polls that no time limit, in milliseconds, notices.
     #[inline]
-    pub fn worked(&mut self, now_ns: u64) {
-        self.worked_at_ns = now_ns;
-        self.looked_at_ns = now_ns;
+    pub fn worked(&mut self) {
+        self.worked = true;
         self.polls = 0;
-        self.yields = now_ns < self.crowded_until_ns;
+        self.yields = self.crowded;
         self.sleeps = self.limit_ns == 0;
     }
 
@@ -119,7 +122,10 @@ impl Spinner {
     /// another core: others want this one. Not more often than each 10 ms.
     pub fn time_is(&mut self, now_ns: u64) -> bool {
         let mut moves = false;
-        if self.yields && now_ns.saturating_sub(self.looked_at_ns) > YIELD_TOOK_LONG_NS {
+        if self.worked {
+            self.worked = false;
+            self.worked_at_ns = now_ns;
+        } else if self.yields && now_ns.saturating_sub(self.looked_at_ns) > YIELD_TOOK_LONG_NS {
             self.crowded_until_ns = now_ns.saturating_add(CROWDED_NS);
             self.long_yields += 1;
             if self.long_yields >= YIELDS_A_MOVE && now_ns >= self.move_after_ns {
@@ -132,7 +138,8 @@ impl Spinner {
         }
         self.looked_at_ns = now_ns;
         let without_work_ns = now_ns.saturating_sub(self.worked_at_ns);
-        self.yields = without_work_ns >= YIELD_AFTER_NS || now_ns < self.crowded_until_ns;
+        self.crowded = now_ns < self.crowded_until_ns;
+        self.yields = without_work_ns >= YIELD_AFTER_NS || self.crowded;
         self.sleeps = without_work_ns >= self.limit_ns;
         moves
     }
@@ -176,7 +183,7 @@ mod tests {
     fn always_warm_sleeps_at_once_also_after_work() {
         let mut spinner = Spinner::new(Spin::Never, 5);
         assert_eq!(spinner.idle(), Idle::Sleep);
-        spinner.worked(1_000 * MS);
+        spinner.worked();
         assert_eq!(spinner.idle(), Idle::Sleep);
     }
 
@@ -187,7 +194,7 @@ mod tests {
         let mut now = 0;
         for _ in 0..3 {
             let start = now;
-            spinner.worked(start);
+            spinner.worked();
             let seen = idle_until(&mut spinner, &mut now, 100, start + 10_000 * MS);
             assert_eq!(seen.last(), Some(&Idle::Sleep));
             let spun = now - start;
@@ -209,11 +216,11 @@ mod tests {
     #[test]
     fn a_busy_worker_neither_yields_nor_reads_the_clock() {
         let mut spinner = Spinner::new(Spin::Always, 0);
-        for now in 0..10_000 {
+        for _ in 0..10_000 {
             for _ in 0..POLLS_A_CLOCK - 1 {
                 assert_eq!(spinner.idle(), Idle::Poll);
             }
-            spinner.worked(now);
+            spinner.worked();
         }
     }
 
@@ -225,14 +232,14 @@ mod tests {
         assert!(seen.iter().all(|idle| *idle == Idle::Clock), "{seen:?}");
         let seen = idle_until(&mut spinner, &mut now, 10, 2 * YIELD_AFTER_NS);
         assert!(seen.ends_with(&[Idle::Yield, Idle::Yield]), "{seen:?}");
-        spinner.worked(now);
+        spinner.worked();
         assert_eq!(spinner.idle(), Idle::Poll);
         assert!(!spinner.yields);
     }
 
-    /// The first thing other than polling that a worker does after work at `now_ns`.
-    fn first_after_work(spinner: &mut Spinner, now_ns: u64) -> Idle {
-        spinner.worked(now_ns);
+    /// The first thing other than polling that a worker does after work.
+    fn first_after_work(spinner: &mut Spinner) -> Idle {
+        spinner.worked();
         std::iter::repeat_with(|| spinner.idle()).find(|idle| *idle != Idle::Poll).unwrap()
     }
 
@@ -241,16 +248,19 @@ mod tests {
         let mut spinner = Spinner::new(Spin::Always, 0);
         let mut now = 0;
         idle_until(&mut spinner, &mut now, 10, 2 * YIELD_AFTER_NS);
-        assert_eq!(first_after_work(&mut spinner, now), Idle::Clock, "nobody else wants it");
+        assert_eq!(first_after_work(&mut spinner), Idle::Clock, "nobody else wants it");
+        spinner.time_is(now);
 
         let until = now + 2 * YIELD_AFTER_NS;
         idle_until(&mut spinner, &mut now, 10, until);
         while spinner.idle() != Idle::Yield {}
         now += MS; // somebody else had it
         spinner.time_is(now);
-        assert_eq!(first_after_work(&mut spinner, now), Idle::Yield);
-        assert_eq!(first_after_work(&mut spinner, now + CROWDED_NS - 1), Idle::Yield);
-        assert_eq!(first_after_work(&mut spinner, now + CROWDED_NS), Idle::Clock);
+        assert_eq!(first_after_work(&mut spinner), Idle::Yield);
+        spinner.time_is(now + CROWDED_NS - 1);
+        assert_eq!(first_after_work(&mut spinner), Idle::Yield);
+        spinner.time_is(now + CROWDED_NS);
+        assert_eq!(first_after_work(&mut spinner), Idle::Clock);
     }
 
     #[test]

@@ -7,7 +7,8 @@
 //! ```
 //! One thread, one connection, one invocation after the other, in the order of arrival.
 //! * ALL READY - slots, areas, receives and the library exist before the first invocation. Per
-//!   invocation there is no allocation, lock, log line or system call, and two clock readings.
+//!   invocation there is no allocation, lock, log line or system call, and one clock reading, after the
+//!   reply.
 //! * ROOM - at most one invocation a slot is under way, and a reply's receive is posted again before the
 //!   next invocation is looked at: [`SPARE_RECEIVES`] more than slots are never used up by a client
 //!   that keeps to its slots. One that does not, waits.
@@ -34,7 +35,7 @@ use rfaas::protocol::session::WorkerHello;
 use rfaas::protocol::{Hello, Role};
 
 use crate::account::{Account, Published, SETTLE_EACH_NS};
-use crate::clock::{MS, now_ns};
+use crate::clock::{MS, now_ns, ticks, ticks_of};
 use crate::cpus::Cpus;
 use crate::dial::{DIAL_TIMEOUT, DialError};
 use crate::layout::{Layout, Slot};
@@ -326,8 +327,10 @@ pub struct Worker<'a> {
     meter: Meter,
     /// Where it may go when it has to share its CPU; `None` if it is pinned.
     cpus: Option<Cpus>,
-    /// When the account is to be settled next.
-    settle_at_ns: u64,
+    /// The last poll that found nothing, in ticks.
+    idle_at: u64,
+    /// When the account is to be settled next, in ticks.
+    settle_at: u64,
 }
 
 impl<'a> Worker<'a> {
@@ -340,21 +343,22 @@ impl<'a> Worker<'a> {
         cpus: Option<Cpus>,
         shared: Shared<'a>,
     ) -> Self {
-        let now = now_ns();
+        let now = ticks();
         Worker {
             connection,
             invocations,
             library,
             shared,
-            spinner: Spinner::new(spin, now),
+            spinner: Spinner::new(spin, now_ns()),
             meter: Meter::new(now),
             cpus,
-            settle_at_ns: now + SETTLE_EACH_NS,
+            idle_at: now,
+            settle_at: now + ticks_of(SETTLE_EACH_NS),
         }
     }
 
     /// Serves invocations until the connection ends or `stop` is set. The account is not yet closed
-    /// then; [`Meter::totals`] has what is due.
+    /// then; [`Meter::used`] has what is due.
     pub fn serve(&mut self) -> End {
         let mut batch = [WorkCompletion::default(); BATCH];
         while !self.shared.stop.load(Ordering::Relaxed) {
@@ -364,11 +368,11 @@ impl<'a> Worker<'a> {
                 arrived => arrived.iter().try_for_each(|done| self.take(done)),
             };
             if let Err(end) = outcome {
-                self.meter.polled(now_ns());
+                self.meter.polled(ticks());
                 return end;
             }
         }
-        self.meter.polled(now_ns());
+        self.meter.polled(ticks());
         End::Stopped
     }
 
@@ -396,6 +400,7 @@ impl<'a> Worker<'a> {
         if (done.bytes as usize) < size_of::<RequestHeader>() {
             return Err(End::Breach("it wrote no header"));
         }
+        self.meter.polled(self.idle_at);
         let header = self.connection.memory.header(slot)?;
         match self.call(done, slot, &header) {
             Ok(bytes) => self.connection.reply(slot, &header, bytes, stop)?,
@@ -404,7 +409,10 @@ impl<'a> Worker<'a> {
             }
         }
         self.connection.queue_pair.post_receive(0, None)?;
-        self.settle_if_due(self.meter.counted_until_ns()); // no clock read for that
+        let now = ticks(); // now, when the client has its reply
+        self.meter.executed(now);
+        self.spinner.worked();
+        self.settle_if_due(now);
         Ok(())
     }
 
@@ -427,14 +435,10 @@ impl<'a> Worker<'a> {
         let Some(function) = self.library.function(header.function.get()) else {
             return Err((ReplyStatus::UnknownFunction, 0));
         };
-        let start_ns = now_ns();
-        self.meter.polled(start_ns);
-        self.shared.published.begin(&self.meter.totals(), start_ns);
+        self.shared.published.begin(self.meter.used(), self.meter.mark());
         let bytes = function.call(memory, slot, input_bytes);
-        let end_ns = now_ns();
         self.shared.published.end();
-        self.meter.executed(end_ns);
-        self.spinner.worked(end_ns);
+        self.meter.called();
         if bytes > output_capacity {
             return Err((ReplyStatus::OutputTooLarge, bytes));
         }
@@ -445,7 +449,10 @@ impl<'a> Worker<'a> {
     #[inline]
     fn idle(&mut self) -> Result<(), End> {
         match self.spinner.idle() {
-            Idle::Poll => std::hint::spin_loop(),
+            Idle::Poll => {
+                self.idle_at = ticks();
+                std::hint::spin_loop();
+            }
             Idle::Clock => self.look_at_the_clock(),
             Idle::Yield => {
                 std::thread::yield_now();
@@ -457,38 +464,38 @@ impl<'a> Worker<'a> {
     }
 
     fn look_at_the_clock(&mut self) {
-        let now = now_ns();
-        if self.spinner.time_is(now)
+        if self.spinner.time_is(now_ns())
             && let Some(cpus) = &self.cpus
         {
             cpus.move_on();
         }
+        let now = ticks();
         self.meter.polled(now);
         self.settle_if_due(now);
     }
 
     fn sleep(&mut self) -> Result<(), End> {
-        let now = now_ns();
+        let now = ticks();
         self.meter.polled(now);
         self.settle(now);
         self.invocations.wait(None)?; // ended by its waker when `stop` is set
-        self.meter.slept(now_ns());
+        self.meter.slept(ticks());
         Ok(())
     }
 
     #[inline]
-    fn settle_if_due(&mut self, now_ns: u64) {
-        if now_ns >= self.settle_at_ns {
-            self.settle(now_ns);
+    fn settle_if_due(&mut self, now: u64) {
+        if now >= self.settle_at {
+            self.settle(now);
         }
     }
 
     #[cold]
-    fn settle(&mut self, now_ns: u64) {
-        self.settle_at_ns = now_ns + SETTLE_EACH_NS;
+    fn settle(&mut self, now: u64) {
+        self.settle_at = now + ticks_of(SETTLE_EACH_NS);
         // Not waited for: the main thread has it only after a call that took long, and settles then.
         if let Ok(mut account) = self.shared.account.try_lock() {
-            account.settle(&self.meter.totals());
+            account.settle(&self.meter.used().totals());
         }
     }
 }

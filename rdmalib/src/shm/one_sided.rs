@@ -8,6 +8,7 @@
 
 #![allow(unsafe_code)]
 
+use std::marker::PhantomData;
 use std::ptr;
 use std::sync::Arc;
 
@@ -176,6 +177,45 @@ impl OwnedWork {
     }
 }
 
+/// A small write with immediate data that may come with its completion.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Small<'a> {
+    /// `bytes` bytes of local memory, which is borrowed for `'a`.
+    from: *const u8,
+    bytes: usize,
+    to: RemoteAddress,
+    immediate: u32,
+    memory: PhantomData<&'a u8>,
+}
+
+impl<'a> Small<'a> {
+    /// `request`, if it is one, and nothing is wrong with it here.
+    #[inline]
+    pub(super) fn new(
+        request: &WorkRequest<'a>,
+        arena: &Arc<Arena>,
+        max_inline: usize,
+    ) -> Option<Small<'a>> {
+        let Operation::Write { source, to, immediate: Some(immediate) } = request.operation else {
+            return None;
+        };
+        if !request.flags.contains(Flags::WITH_COMPLETION) {
+            return None;
+        }
+        let local = match source {
+            Source::Region(slice) => local(slice, arena).ok()?,
+            Source::Inline(bytes) if bytes.len() > max_inline => return None,
+            Source::Inline(bytes) => Local::Inline(bytes),
+        };
+        let bytes = local.len();
+        if !(1..=MAX_CARRIED).contains(&bytes) {
+            return None;
+        }
+        let from = local.readable().ok()?;
+        Some(Small { from, bytes, to, immediate, memory: PhantomData })
+    }
+}
+
 #[inline]
 fn local<'a>(slice: Slice<'a>, arena: &Arc<Arena>) -> Result<Local<'a>> {
     let RegionInner::Shm(region) = slice.region.inner() else {
@@ -253,12 +293,6 @@ impl Link {
     fn attempt(&mut self, core: &Core, work: &Work<'_>) -> Result<Outcome, Status> {
         let solicited = work.flags.contains(Flags::SOLICITED);
         match &work.operation {
-            Verb::Write { from, to, immediate: Some(immediate) }
-                if work.flags.contains(Flags::WITH_COMPLETION)
-                    && (1..=MAX_CARRIED).contains(&from.len()) =>
-            {
-                return self.carry(core, from, *to, *immediate, solicited);
-            }
             Verb::Write { from, to, immediate } => {
                 let target = self.target(*to, from.len(), Access::REMOTE_WRITE)?;
                 let source = from.readable()?;
@@ -300,34 +334,30 @@ impl Link {
         Ok(Outcome::Done)
     }
 
-    /// A small write with immediate data: inside of its arrival (LANDING).
+    /// Carries out a small write with immediate data, inside of its arrival (LANDING): the hot path.
+    /// `false`: it has not, and whatever the reason is, [`carry_out`](Self::carry_out) does what is to be
+    /// done.
     #[inline]
-    fn carry(
-        &mut self,
-        core: &Core,
-        from: &Local<'_>,
-        to: RemoteAddress,
-        immediate: u32,
-        solicited: bool,
-    ) -> Result<Outcome, Status> {
-        if !self.memory.permits(to, from.len(), Access::REMOTE_WRITE) {
-            return Err(Status::RemoteAccessError);
+    pub(super) fn carry(&mut self, core: &Core, small: &Small, flags: Flags) -> bool {
+        let Small { from, bytes, to, immediate, .. } = *small;
+        if core.state() == State::Error
+            || self.ring.closed()
+            || !self.memory.permits(to, bytes, Access::REMOTE_WRITE)
+            || !self.ring.may_push()
+        {
+            return false;
         }
-        let source = from.readable()?;
-        if !self.ring.may_push() {
-            return Ok(Outcome::NotReady);
-        }
-        fill(payload(self.ring.memory(), self.ring.payload()), source, from.len());
+        fill(payload(self.ring.memory(), self.ring.payload()), from, bytes);
         let arrival = Arrival {
             immediate,
-            bytes: from.len() as u32, // at most MAX_CARRIED
+            bytes: bytes as u32, // at most MAX_CARRIED
             tag: TAG_WRITE | TAG_IMMEDIATE,
             carried_to: Some((to.addr, to.key)),
         };
-        if self.ring.push(arrival, solicited) {
+        if self.ring.push(arrival, flags.contains(Flags::SOLICITED)) {
             core.ring_doorbell();
         }
-        Ok(Outcome::Done)
+        true
     }
 
     fn send(
@@ -435,30 +465,30 @@ fn payload(ring: &Part, word: usize) -> *mut u8 {
     unsafe { ring.as_ptr().add(8 * word) }
 }
 
-/// [`copy`] for at most [`MAX_CARRIED`] bytes, in place of a call: sixteen at a time, then what is left.
+/// [`copy`] for at most [`MAX_CARRIED`] bytes, without a call: in pieces of one size, the last of which may
+/// overlap the one before.
 #[inline]
 fn copy_carried(from: *const u8, to: *mut u8, bytes: usize) {
     debug_assert!(bytes <= MAX_CARRIED);
+    match bytes {
+        32.. => copy_pieces::<32>(from, to, bytes),
+        16.. => copy_pieces::<16>(from, to, bytes),
+        8.. => copy_pieces::<8>(from, to, bytes),
+        4.. => copy_pieces::<4>(from, to, bytes),
+        _ => copy_pieces::<1>(from, to, bytes),
+    }
+}
+
+/// Copies `bytes` bytes `N` at a time; there are none, or at least `N`.
+#[inline(always)]
+fn copy_pieces<const N: usize>(from: *const u8, to: *mut u8, bytes: usize) {
+    let Some(last) = bytes.checked_sub(N) else { return };
     let mut done = 0;
-    while bytes - done >= 16 {
-        copy_chunk::<16>(from, to, done);
-        done += 16;
+    while done < last {
+        copy_chunk::<N>(from, to, done);
+        done += N;
     }
-    if bytes & 8 != 0 {
-        copy_chunk::<8>(from, to, done);
-        done += 8;
-    }
-    if bytes & 4 != 0 {
-        copy_chunk::<4>(from, to, done);
-        done += 4;
-    }
-    if bytes & 2 != 0 {
-        copy_chunk::<2>(from, to, done);
-        done += 2;
-    }
-    if bytes & 1 != 0 {
-        copy_chunk::<1>(from, to, done);
-    }
+    copy_chunk::<N>(from, to, last);
 }
 
 /// Copies the `N` bytes that are `offset` behind the two pointers; the caller has checked the ranges.

@@ -19,13 +19,13 @@ use super::baton::{HelperEnd, PosterEnd, baton};
 use super::completion::CompletionQueue;
 use super::core::Core;
 use super::mapping::Part;
-use super::one_sided::{Link, Outcome, OwnedWork, Work};
+use super::one_sided::{Link, Outcome, OwnedWork, Small, Work};
 use super::ring::{NOWHERE, Receive, ReceivePoster, words_needed};
 use super::{Domain, MAX_QUEUE_DEPTH};
-use crate::completion::Status;
+use crate::completion::{Opcode, Status};
 use crate::error::{Error, Result};
 use crate::memory::{Access, RegionInner, Slice};
-use crate::queue_pair::{QueuePairConfig, RnrRetry, State, WorkRequest};
+use crate::queue_pair::{Flags, QueuePairConfig, RnrRetry, State, WorkRequest};
 
 /// Makes the two halves of a queue pair.
 pub(crate) fn queue_pair(
@@ -184,6 +184,32 @@ impl SendQueue {
     #[inline]
     pub(crate) fn post(&mut self, request: &WorkRequest<'_>) -> Result<()> {
         self.core.check_send_room(self.posted)?;
+        if !self.post_small(request) {
+            self.post_any(request)?;
+        }
+        self.posted = self.posted.wrapping_add(1);
+        Ok(())
+    }
+
+    /// The hot path. `false`: nothing has happened, the request is for [`post_any`](Self::post_any).
+    #[inline]
+    fn post_small(&mut self, request: &WorkRequest<'_>) -> bool {
+        let Some(small) = Small::new(request, &self.arena, self.max_inline_data) else {
+            return false;
+        };
+        let carried = self.link.with(|link| {
+            link.as_mut().is_some_and(|link| link.carry(&self.core, &small, request.flags))
+        });
+        if carried != Some(true) {
+            return false;
+        }
+        if request.flags.contains(Flags::SIGNALED) {
+            self.core.finish(request.id, self.posted, Opcode::Write, Status::Success);
+        }
+        true
+    }
+
+    fn post_any(&mut self, request: &WorkRequest<'_>) -> Result<()> {
         let work = Work::new(request, self.posted, &self.arena, self.max_inline_data)?;
         let outcome = self.link.with(|link| match link {
             Some(link) => Ok(link.carry_out(&self.core, &work)),
@@ -194,7 +220,6 @@ impl SendQueue {
             Some(Outcome::NotReady) if self.backlog.exhausted(1) => link_failed(&self.core, &work),
             Some(Outcome::NotReady) | None => self.post_late(&work),
         }
-        self.posted = self.posted.wrapping_add(1);
         Ok(())
     }
 

@@ -258,6 +258,14 @@ impl Workers {
     /// with the least in flight. `None`: no slot is free.
     #[inline]
     fn choose(&self) -> Option<usize> {
+        match self.workers.get(self.last) {
+            Some(worker) if worker.alive && worker.slots.in_flight() == 0 => Some(self.last),
+            _ => self.least_loaded(),
+        }
+    }
+
+    /// Beginning at the last one, so that an idle one is not left for another idle one.
+    fn least_loaded(&self) -> Option<usize> {
         let count = self.workers.len();
         let mut best: Option<(usize, usize)> = None;
         for index in (self.last..count).chain(0..self.last.min(count)) {
