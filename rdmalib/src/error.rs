@@ -88,6 +88,9 @@ pub enum Error {
         /// Length of the region.
         region_bytes: usize,
     },
+    /// The key does not allow what was asked of the peer's memory, or not all of it.
+    #[error("the peer's key does not allow this access to this range of its memory")]
+    RemoteAccess,
     /// More private data than the handshake carries.
     #[error("{bytes} bytes of private data are too many: this message carries {max}")]
     PrivateDataTooLong {

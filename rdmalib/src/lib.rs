@@ -42,7 +42,7 @@ pub use {
     },
     device::{Device, DeviceSpec, Limits, Provider},
     error::{Error, Result},
-    memory::{Access, Domain, Region, RemoteAddress, Slice},
+    memory::{Access, Domain, Region, RemoteAddress, RemoteMapping, Slice},
     queue_pair::{
         Flags, Operation, QueuePair, QueuePairConfig, ReceiveQueue, RnrRetry, SendQueue, Source,
         State, WorkRequest,

@@ -1,4 +1,5 @@
-//! Registered memory: [`Domain`] hands out [`Region`]s, [`RemoteAddress`] names one of a peer.
+//! Registered memory: [`Domain`] hands out [`Region`]s, [`RemoteAddress`] names one of a peer, which a
+//! [`RemoteMapping`] shows where the provider can.
 //!
 //! A region's bytes may be written by a peer at any moment. So nothing here gives a reference to
 //! them: they are copied in and out through raw pointers, and what was read once is not assumed to
@@ -6,6 +7,7 @@
 
 #![allow(unsafe_code)]
 
+use std::marker::PhantomData;
 use std::ops::Range;
 use std::ptr;
 
@@ -162,37 +164,19 @@ impl Region {
     /// Copies bytes out, from `offset` on.
     #[inline]
     pub fn read(&self, offset: usize, out: &mut [u8]) -> Result<()> {
-        self.check(offset, out.len())?;
-        // SAFETY: `offset` is inside the region, checked.
-        let from = unsafe { self.as_ptr().add(offset) };
-        // SAFETY: `out.len()` bytes from there are inside, checked; `out` is ours alone.
-        unsafe { ptr::copy_nonoverlapping(from, out.as_mut_ptr(), out.len()) };
-        // The compiler may not read the region again in place of the copy: a peer may have changed it.
-        compiler_fence(Ordering::SeqCst);
-        Ok(())
+        self.bytes().read(offset, out)
     }
 
     /// Copies `bytes` in, at `offset`. Takes `&self`: exclusive use cannot be promised anyway,
     /// since peers with the key write too.
     #[inline]
     pub fn write(&self, offset: usize, bytes: &[u8]) -> Result<()> {
-        self.check(offset, bytes.len())?;
-        // SAFETY: `offset` is inside the region, checked.
-        let to = unsafe { self.as_ptr().add(offset) };
-        // SAFETY: `bytes.len()` bytes from there are inside, checked; no reference to them exists,
-        // and a racing peer only makes the bytes arbitrary.
-        unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len()) };
-        Ok(())
+        self.bytes().write(offset, bytes)
     }
 
     /// Sets `range` to `value`.
     pub fn fill(&self, range: Range<usize>, value: u8) -> Result<()> {
-        self.check(range.start, range.len())?;
-        // SAFETY: the range starts inside the region, checked.
-        let to = unsafe { self.as_ptr().add(range.start) };
-        // SAFETY: as in `write`.
-        unsafe { ptr::write_bytes(to, value, range.len()) };
-        Ok(())
+        self.bytes().fill(range, value)
     }
 
     /// Reads an aligned counter that peers add to; `offset` is a multiple of 8.
@@ -221,10 +205,134 @@ impl Region {
         Ok(unsafe { AtomicU64::from_ptr(at.cast()) })
     }
 
+    #[inline]
     fn check(&self, offset: usize, bytes: usize) -> Result<()> {
+        self.bytes().check(offset, bytes)
+    }
+
+    #[inline]
+    fn bytes(&self) -> Bytes<'_> {
+        Bytes { first: self.as_ptr(), len: self.len(), owner: PhantomData }
+    }
+}
+
+/// A range of a peer's memory that is mapped into this process
+/// ([`SendQueue::map_remote`](crate::SendQueue::map_remote)): its bytes are used where they are, without a
+/// request. Unmapped when dropped.
+///
+/// Who writes here and tells the peer by a request on the same connection has written before the peer sees
+/// that request, and what the peer has written before one of its own is seen after its completion. There is
+/// no other order.
+///
+/// A mapping is not a key: when the owner drops its region, or the connection ends, it stays, and so do the
+/// bytes; the owner has then perhaps given the memory to something else. So it is to be used only while
+/// both sides have agreed that it may be, and an owner does not make it possible for whom it does not trust
+/// with its whole domain.
+#[derive(Debug)]
+pub struct RemoteMapping {
+    mapping: shm::Mapping,
+    /// Of the range, in the mapping.
+    start: usize,
+    len: usize,
+    access: Access,
+}
+
+impl RemoteMapping {
+    /// `len` bytes from `start` on of `mapping`, which allows `access`.
+    pub(crate) fn new(mapping: shm::Mapping, start: usize, len: usize, access: Access) -> Self {
+        assert!(start.checked_add(len).is_some_and(|end| end <= mapping.len()), "mapped as asked");
+        RemoteMapping { mapping, start, len, access }
+    }
+
+    /// Length in bytes, as it was asked for.
+    #[allow(clippy::len_without_is_empty)] // never empty
+    #[inline]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// First byte, with the alignment that it has in the peer's region. Valid while the mapping lives; who
+    /// dereferences it must expect that the peer changes the bytes at any time. It never faults, except
+    /// that without [`Access::REMOTE_WRITE`] a write does.
+    #[inline]
+    pub fn as_ptr(&self) -> *mut u8 {
+        self.mapping.as_ptr().wrapping_add(self.start)
+    }
+
+    /// Copies bytes out, from `offset` on. An error unless mapped with [`Access::REMOTE_READ`].
+    #[inline]
+    pub fn read(&self, offset: usize, out: &mut [u8]) -> Result<()> {
+        self.allows(Access::REMOTE_READ)?.read(offset, out)
+    }
+
+    /// Copies `bytes` in, at `offset`. An error unless mapped with [`Access::REMOTE_WRITE`].
+    #[inline]
+    pub fn write(&self, offset: usize, bytes: &[u8]) -> Result<()> {
+        self.allows(Access::REMOTE_WRITE)?.write(offset, bytes)
+    }
+
+    /// Sets `range` to `value`. An error unless mapped with [`Access::REMOTE_WRITE`].
+    pub fn fill(&self, range: Range<usize>, value: u8) -> Result<()> {
+        self.allows(Access::REMOTE_WRITE)?.fill(range, value)
+    }
+
+    #[inline]
+    fn allows(&self, access: Access) -> Result<Bytes<'_>> {
+        if !self.access.contains(access) {
+            return Err(Error::InvalidArgument("the memory was not mapped for this access"));
+        }
+        Ok(Bytes { first: self.as_ptr(), len: self.len, owner: PhantomData })
+    }
+}
+
+/// The bytes of an owner that is borrowed: memory that others may change at any time, copied through raw
+/// pointers.
+#[derive(Clone, Copy)]
+struct Bytes<'a> {
+    first: *mut u8,
+    len: usize,
+    owner: PhantomData<&'a ()>,
+}
+
+impl Bytes<'_> {
+    #[inline]
+    fn read(self, offset: usize, out: &mut [u8]) -> Result<()> {
+        self.check(offset, out.len())?;
+        // SAFETY: `offset` is inside the memory, checked; its owner keeps it mapped.
+        let from = unsafe { self.first.add(offset) };
+        // SAFETY: `out.len()` bytes from there are inside, checked; `out` is ours alone.
+        unsafe { ptr::copy_nonoverlapping(from, out.as_mut_ptr(), out.len()) };
+        // The compiler may not read the memory again in place of the copy: a peer may have changed it.
+        compiler_fence(Ordering::SeqCst);
+        Ok(())
+    }
+
+    #[inline]
+    fn write(self, offset: usize, bytes: &[u8]) -> Result<()> {
+        self.check(offset, bytes.len())?;
+        // SAFETY: `offset` is inside the memory, checked; its owner keeps it mapped, and writable: a
+        // region always is, a mapping was asked.
+        let to = unsafe { self.first.add(offset) };
+        // SAFETY: `bytes.len()` bytes from there are inside, checked; no reference to them exists,
+        // and a racing peer only makes the bytes arbitrary.
+        unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len()) };
+        Ok(())
+    }
+
+    fn fill(self, range: Range<usize>, value: u8) -> Result<()> {
+        self.check(range.start, range.len())?;
+        // SAFETY: the range starts inside the memory, checked; writable as in `write`.
+        let to = unsafe { self.first.add(range.start) };
+        // SAFETY: as in `write`.
+        unsafe { ptr::write_bytes(to, value, range.len()) };
+        Ok(())
+    }
+
+    #[inline]
+    fn check(self, offset: usize, bytes: usize) -> Result<()> {
         match offset.checked_add(bytes) {
-            Some(end) if end <= self.len() => Ok(()),
-            _ => Err(Error::OutOfBounds { offset, bytes, region_bytes: self.len() }),
+            Some(end) if end <= self.len => Ok(()),
+            _ => Err(Error::OutOfBounds { offset, bytes, region_bytes: self.len }),
         }
     }
 }

@@ -15,7 +15,7 @@ use crate::connection::{MAX_CONNECT_DATA, PrivateData};
 use crate::error::{Error, Result};
 #[cfg(feature = "faults")]
 use crate::faults;
-use crate::memory::{Domain, DomainInner, RemoteAddress, Slice};
+use crate::memory::{Access, Domain, DomainInner, RemoteAddress, RemoteMapping, Slice};
 use crate::sync::{AtomicU32, Ordering};
 use crate::{shm, verbs};
 
@@ -299,6 +299,16 @@ impl QueuePair {
         self.send.post(request)
     }
 
+    /// [`SendQueue::map_remote`].
+    pub fn map_remote(
+        &mut self,
+        at: RemoteAddress,
+        bytes: usize,
+        access: Access,
+    ) -> Result<Option<RemoteMapping>> {
+        self.send.map_remote(at, bytes, access)
+    }
+
     /// [`SendQueue::post_list`].
     pub fn post_list(&mut self, requests: &[WorkRequest<'_>]) -> (usize, Result<()>) {
         self.send.post_list(requests)
@@ -368,6 +378,32 @@ impl SendQueue {
             SendInner::Verbs(send) => send.post_list(requests),
             #[cfg(feature = "faults")]
             SendInner::Faulty(send) => send.post_list(requests),
+        }
+    }
+
+    /// Maps `bytes` bytes (at least one) of the peer's memory into this process, if its key allows `access`
+    /// to all of them: [`Access::REMOTE_READ`], [`Access::REMOTE_WRITE`] or both. `None` where the provider
+    /// cannot: a network lies between. Otherwise it makes system calls and, unlike a request that is
+    /// refused, [`Error::RemoteAccess`] leaves the connection as it is.
+    ///
+    /// The key is looked at now and not again: see [`RemoteMapping`].
+    pub fn map_remote(
+        &mut self,
+        at: RemoteAddress,
+        bytes: usize,
+        access: Access,
+    ) -> Result<Option<RemoteMapping>> {
+        if access.is_empty() || !(Access::REMOTE_READ | Access::REMOTE_WRITE).contains(access) {
+            return Err(Error::InvalidArgument("memory is mapped to be read, written or both"));
+        }
+        if bytes == 0 {
+            return Err(Error::InvalidArgument("a mapping has at least one byte"));
+        }
+        match &mut self.0 {
+            SendInner::Shm(send) => send.map_remote(at, bytes, access).map(Some),
+            SendInner::Verbs(_) => Ok(None),
+            #[cfg(feature = "faults")]
+            SendInner::Faulty(send) => send.with(|send| send.map_remote(at, bytes, access)),
         }
     }
 

@@ -15,6 +15,7 @@
 //! * REVOKE - dropping a region clears its key before its memory is given back. A peer that has just
 //!   checked the key may still finish the copy that it is in; a network card would have it finished before
 //!   the key is gone. Memory that must not change after a peer was cut off is not to be handed out again.
+//!   A range that a peer has mapped by itself (`map_remote`) stays mapped there, as the whole file does.
 //! * FRESH - a table slot's next key differs from its last ones by a generation.
 
 use std::os::fd::OwnedFd;

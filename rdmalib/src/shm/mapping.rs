@@ -27,10 +27,23 @@ unsafe impl Send for Mapping {}
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
-    /// Maps `bytes` bytes of `file` from the page-aligned `offset` on.
+    /// Maps `bytes` bytes of `file` from the page-aligned `offset` on, to be read and written.
     pub(super) fn new(file: impl AsFd, offset: u64, bytes: usize) -> Result<Self> {
+        Self::protected(file, offset, bytes, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE)
+    }
+
+    /// Likewise, but a write here faults: for memory that is only looked at.
+    pub(super) fn read_only(file: impl AsFd, offset: u64, bytes: usize) -> Result<Self> {
+        Self::protected(file, offset, bytes, ProtFlags::PROT_READ)
+    }
+
+    fn protected(
+        file: impl AsFd,
+        offset: u64,
+        bytes: usize,
+        protection: ProtFlags,
+    ) -> Result<Self> {
         let length = NonZeroUsize::new(bytes).ok_or(Error::InvalidArgument("empty mapping"))?;
-        let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
         let offset = i64::try_from(offset).map_err(|_| Error::InvalidArgument("offset"))?;
         // SAFETY: a new shared mapping at an address of the kernel's choice touches no memory of
         // ours. That the file may change or grow under it is what the users of a Mapping expect;

@@ -48,6 +48,7 @@ pub(crate) use {
     arena::Region,
     completion::{CompletionQueue, Waker},
     handshake::{ConnectRequest, Listener},
+    mapping::Mapping,
     queue_pair::{ReceiveQueue, SendQueue, queue_pair},
 };
 

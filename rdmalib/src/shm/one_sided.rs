@@ -19,7 +19,7 @@ use super::peer_arena::PeerArena;
 use super::ring::{Arrival, ArrivalPusher, FIRST_LINE, MAX_CARRIED};
 use crate::completion::{Opcode, Status};
 use crate::error::{Error, Result};
-use crate::memory::{Access, RegionInner, RemoteAddress, Slice};
+use crate::memory::{Access, RegionInner, RemoteAddress, RemoteMapping, Slice};
 use crate::queue_pair::{Flags, Operation, Source, State, WorkRequest, check_atomic};
 use crate::sync::{AtomicU64, Ordering, compiler_fence};
 
@@ -266,6 +266,16 @@ impl Local<'_> {
 impl Link {
     pub(crate) fn new(memory: PeerArena, ring: ArrivalPusher<Part>) -> Self {
         Link { memory, ring }
+    }
+
+    /// [`PeerArena::map`].
+    pub(super) fn map(
+        &mut self,
+        at: RemoteAddress,
+        bytes: usize,
+        access: Access,
+    ) -> Result<RemoteMapping> {
+        self.memory.map(at, bytes, access)
     }
 
     /// Carries `work` out and completes it, or finds that the receiver is not ready.

@@ -13,7 +13,7 @@ use super::arena::{DATA_START, PAGE, permits};
 use super::mapping::{Mapping, Part};
 use super::ring::Words;
 use crate::error::{Error, Result};
-use crate::memory::{Access, RemoteAddress};
+use crate::memory::{Access, RemoteAddress, RemoteMapping};
 
 /// A peer's domain, mapped here.
 #[derive(Debug)]
@@ -54,6 +54,25 @@ impl PeerArena {
     #[inline]
     pub(crate) fn permits(&self, at: RemoteAddress, bytes: usize, access: Access) -> bool {
         permits(self.mapping.words(), at, bytes, access)
+    }
+
+    /// Maps the peer's `bytes` bytes at `at` by themselves, if its key allows `access` to all of them. What
+    /// follows the range on its last page is mapped with it, and not reached.
+    pub(crate) fn map(
+        &mut self,
+        at: RemoteAddress,
+        bytes: usize,
+        access: Access,
+    ) -> Result<RemoteMapping> {
+        self.translate(at, bytes, access).ok_or(Error::RemoteAccess)?;
+        let start = at.addr % PAGE;
+        let len = start as usize + bytes; // inside of the file, which `translate` has mapped
+        let mapping = if access.contains(Access::REMOTE_WRITE) {
+            Mapping::new(&self.file, at.addr - start, len)?
+        } else {
+            Mapping::read_only(&self.file, at.addr - start, len)?
+        };
+        Ok(RemoteMapping::new(mapping, start as usize, bytes, access))
     }
 
     /// Where the peer's `bytes` bytes at `addr` are mapped, if `key` allows `access` to all of them.

@@ -24,7 +24,7 @@ use super::ring::{NOWHERE, Receive, ReceivePoster, words_needed};
 use super::{Domain, MAX_QUEUE_DEPTH};
 use crate::completion::{Opcode, Status};
 use crate::error::{Error, Result};
-use crate::memory::{Access, RegionInner, Slice};
+use crate::memory::{Access, RegionInner, RemoteAddress, RemoteMapping, Slice};
 use crate::queue_pair::{Flags, QueuePairConfig, RnrRetry, State, WorkRequest};
 
 /// Makes the two halves of a queue pair.
@@ -221,6 +221,30 @@ impl SendQueue {
             Some(Outcome::NotReady) | None => self.post_late(&work),
         }
         Ok(())
+    }
+
+    /// [`crate::SendQueue::map_remote`].
+    pub(crate) fn map_remote(
+        &mut self,
+        at: RemoteAddress,
+        bytes: usize,
+        access: Access,
+    ) -> Result<RemoteMapping> {
+        let map = |link: &mut Option<Link>| match link {
+            Some(link) => link.map(at, bytes, access),
+            None => Err(Error::InvalidArgument("queue pair is not connected")),
+        };
+        if self.core.state() == State::Error {
+            return Err(Error::Disconnected);
+        }
+        if let Some(mapped) = self.link.with(map) {
+            return mapped;
+        }
+        // Requests wait, and the helper has the link, unless it has just given it back.
+        let mapped = self.backlog.queue().helper.with(map);
+        mapped
+            .or_else(|| self.link.with(map))
+            .expect("nobody but the poster gives it to the helper")
     }
 
     /// The receiver is not ready, or earlier requests wait for it: the helper carries on.

@@ -18,6 +18,17 @@ const STATUSES: &[(Provider, Status, Status, &str)] = &[
     ),
 ];
 
+/// Providers that show a peer's memory (`SendQueue::map_remote`), and why others do not.
+const MAPS_REMOTE_MEMORY: &[(Provider, bool, &str)] = &[
+    (Provider::Shm, true, "the peer's memory is of this machine"),
+    (Provider::Verbs, false, "it is behind a network"),
+];
+
+/// Whether `provider` shows a peer's memory.
+pub fn maps_remote_memory(provider: Provider) -> bool {
+    MAPS_REMOTE_MEMORY.iter().any(|(of, maps, _)| *of == provider && *maps)
+}
+
 /// `status`, or what it counts as.
 pub fn as_elsewhere(provider: Provider, status: Status) -> Status {
     let known = STATUSES.iter().find(|(of, seen, ..)| *of == provider && *seen == status);

@@ -3,6 +3,7 @@
 mod connecting;
 mod ending;
 mod faults;
+mod mapping;
 mod moving;
 mod refusing;
 mod waiting;
@@ -60,6 +61,16 @@ conformance! {
         a_completion_queue_cannot_overflow,
         nothing_is_posted_before_connecting,
         an_empty_region_is_refused,
+    ],
+    mapping: [
+        what_is_written_through_a_mapping_is_what_the_owner_reads,
+        a_mapping_shows_what_the_owner_writes,
+        memory_registered_after_connecting_can_be_mapped,
+        a_mapping_is_used_only_for_what_it_was_asked_for,
+        a_mapping_that_the_key_does_not_allow_is_refused_and_harms_nothing,
+        a_mapping_may_be_made_while_requests_wait,
+        a_mapping_outlives_key_and_connection,
+        nothing_is_mapped_without_a_connection,
     ],
     waiting: [
         a_write_without_a_receive_fails_if_told_not_to_wait,

@@ -42,6 +42,11 @@ impl Fixture {
         differences::as_elsewhere(self.server.provider, status)
     }
 
+    /// Whether a peer's memory can be mapped; if not, asking for it tells so.
+    pub fn maps_remote_memory(&self) -> bool {
+        differences::maps_remote_memory(self.server.provider)
+    }
+
     /// `times`, or a twentieth of it where a round costs a hundred times more.
     pub fn rounds(&self, times: u32) -> u32 {
         match self.server.provider {
