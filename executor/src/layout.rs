@@ -3,7 +3,7 @@
 //! ```text
 //!   inputs:   | 32 unused | RequestHeader | input …… | pad |      one a slot, offered to the client
 //!             ^ slot × stride             ^ 64-byte aligned
-//!   outputs:  | slack | FailureDetail … to 64 | output …… | guard page |       one a slot, our own
+//!   outputs:  | slack | reply detail …… to 64 | output …… | guard page |       one a slot, the client may read
 //!             ^ slot × stride                 ^ 64-byte aligned     ^ page-aligned
 //! ```
 //! * END - an output area ends where its guard page starts (less the padding to 64 bytes). The function
@@ -153,7 +153,7 @@ impl Layout {
         usize::from(slot.0) * self.slot_stride as usize + HEADER_SPACE
     }
 
-    /// Where the failure detail of `slot` is, among the outputs.
+    /// Where the detail of a reply from `slot` is, among the outputs.
     pub fn detail(&self, slot: Slot) -> usize {
         self.output(slot) - HEADER_SPACE
     }

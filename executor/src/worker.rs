@@ -13,12 +13,12 @@
 //!   next invocation is looked at: [`SPARE_RECEIVES`] more than slots are never used up by a client
 //!   that keeps to its slots. One that does not, waits.
 //! * ONE ANSWER - each completion is looked at once and answered once. An output area is written again
-//!   when its slot is used again, which is after the client has seen the reply: so its write is
-//!   done, and no send completion has to be waited for.
+//!   when its slot is used again, which is after the client has seen the reply, and read the output if
+//!   that stays in place: so its write is done, and no send completion has to be waited for.
 //! * HOSTILE - the header is copied out of the slot once and checked; the client can only break its own
 //!   connection, which ends the worker and leaves the others alone.
 //!
-//! Elsewhere: which memory (`layout`, `library`), when to sleep (`spin`), counting (`meter`, `account`),
+//! Elsewhere: replies without the output (`details`), which memory (`layout`, `library`), when to sleep (`spin`), counting (`meter`, `account`),
 //! starting and stopping (`crew`).
 
 use std::sync::{Mutex, PoisonError};
@@ -28,9 +28,7 @@ use rdmalib::{
     RnrRetry, Source, Status, WorkCompletion, WorkRequest,
 };
 use rfaas::Spin;
-use rfaas::protocol::invocation::{
-    FailureDetail, HEADER_SPACE, ReplyImmediate, ReplyStatus, RequestHeader,
-};
+use rfaas::protocol::invocation::{ReplyImmediate, ReplyStatus, RequestHeader};
 use rfaas::protocol::session::WorkerHello;
 use rfaas::protocol::{Hello, Role};
 
@@ -44,6 +42,8 @@ use crate::meter::Meter;
 use crate::plan::Plan;
 use crate::spin::{Idle, Spinner};
 use crate::sync::{AtomicBool, Ordering};
+
+mod details;
 
 /// Completions taken from the queue at a time.
 const BATCH: usize = 16;
@@ -206,25 +206,6 @@ impl Connection {
             }
             Err(error) => Err(error.into()),
         }
-    }
-
-    /// Tells the client that the invocation failed; `needed_bytes` as in [`FailureDetail`].
-    #[cold]
-    fn reply_failure(
-        &mut self,
-        slot: Slot,
-        header: &RequestHeader,
-        status: ReplyStatus,
-        needed_bytes: u32,
-        stop: &AtomicBool,
-    ) -> Result<(), End> {
-        let output = RemoteAddress { addr: header.reply_addr.get(), key: header.reply_key.get() };
-        let to = output.offset((HEADER_SPACE as u64).wrapping_neg());
-        let flags = self.flags();
-        let detail = FailureDetail { needed_bytes: u64::from(needed_bytes).into() };
-        let source = Source::Region(self.memory.detail(slot, &detail)?);
-        let request = write(slot, header, status, source, to, flags);
-        post_when_there_is_room(&mut self.queue_pair, &mut self.sent, &request, stop)
     }
 
     /// Flags of the next reply. Each so many are signalled, which makes room for those before; the client
@@ -403,6 +384,9 @@ impl<'a> Worker<'a> {
         self.meter.polled(self.idle_at);
         let header = self.connection.memory.header(slot)?;
         match self.call(done, slot, &header) {
+            Ok(bytes) if header.output_stays() => {
+                self.connection.reply_in_place(slot, &header, bytes, stop)?;
+            }
             Ok(bytes) => self.connection.reply(slot, &header, bytes, stop)?,
             Err((status, needed)) => {
                 self.connection.reply_failure(slot, &header, status, needed, stop)?;
@@ -428,8 +412,8 @@ impl<'a> Worker<'a> {
         let layout = memory.layout();
         let output_capacity = header.output_capacity.get().min(layout.output_bytes());
         let input_bytes = header.input_bytes.get();
-        let message_bytes = size_of::<RequestHeader>() as u64 + u64::from(input_bytes);
-        if u64::from(done.bytes) != message_bytes || input_bytes > layout.input_bytes() {
+        let sent_bytes = Some(u64::from(done.bytes));
+        if header.message_bytes() != sent_bytes || input_bytes > layout.input_bytes() {
             return Err((ReplyStatus::Malformed, 0));
         }
         let Some(function) = self.library.function(header.function.get()) else {

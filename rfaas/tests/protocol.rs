@@ -8,7 +8,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use proptest::prelude::*;
 use rfaas::protocol::assignment::HexSecret;
-use rfaas::protocol::invocation::{MAX_SLOTS, ReplyImmediate, ReplyStatus};
+use rfaas::protocol::invocation::{
+    INPUT_IN_PLACE, MAX_SLOTS, OUTPUT_IN_PLACE, ReplyImmediate, ReplyStatus, RequestHeader,
+};
 use rfaas::protocol::lease::{
     ClientName, EndReason, LeaseId, LeaseTerms, MAX_CLIENT_NAME_BYTES, MAX_NODE_NAME_BYTES,
     NodeName, Token,
@@ -19,7 +21,7 @@ use rfaas::protocol::{
     Empty, Hello, MAX_MESSAGE_BYTES, Malformed, MessageKind, Refusal, Role, Secret, Text, VERSION,
     WireAddress, allocation, lease, node, parse_prefix,
 };
-use zerocopy::{FromBytes, IntoBytes};
+use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 fn terms() -> LeaseTerms {
     LeaseTerms {
@@ -191,7 +193,7 @@ fn a_peer_of_another_version_or_another_kind_is_recognised() {
     other[4..6].copy_from_slice(&(VERSION + 1).to_le_bytes());
     assert_eq!(Hello::parse(&other), Err(Malformed::Version { theirs: VERSION + 1 }));
     let text = Hello::parse(&other).unwrap_err().to_string();
-    assert!(text.contains("version 3") && text.contains("speaks 2"), "{text}");
+    assert!(text.contains("version 4") && text.contains("speaks 3"), "{text}");
 
     let mut other = hello.clone();
     other[0] ^= 1;
@@ -303,4 +305,24 @@ fn lease_zero_is_no_lease() {
     assert_eq!(LeaseId::new(0), None);
     assert_eq!(LeaseId::new(7).unwrap().get(), 7);
     assert_eq!(LeaseId::new(7).unwrap().to_string(), "7");
+}
+
+#[test]
+fn a_header_says_how_long_its_message_is() {
+    let bytes = |flags: u32, input_bytes: u32| {
+        let mut header = RequestHeader::new_zeroed();
+        header.flags = flags.into();
+        header.input_bytes = input_bytes.into();
+        header.message_bytes()
+    };
+    for input in [0, 1, u32::MAX] {
+        let whole = Some(32 + u64::from(input));
+        assert_eq!(bytes(0, input), whole);
+        assert_eq!(bytes(OUTPUT_IN_PLACE, input), whole);
+        assert_eq!(bytes(INPUT_IN_PLACE, input), Some(32));
+        assert_eq!(bytes(OUTPUT_IN_PLACE | INPUT_IN_PLACE, input), Some(32));
+        for unknown in [4, 5, 6, 7, 1 << 31, u32::MAX] {
+            assert_eq!(bytes(unknown, input), None);
+        }
+    }
 }

@@ -15,7 +15,8 @@ use rfaas::protocol::allocation::{
 };
 use rfaas::protocol::assignment::{AssignedDevice, Assignment, HexSecret};
 use rfaas::protocol::invocation::{
-    FailureDetail, HEADER_SPACE, MAX_SLOTS, ReplyImmediate, ReplyStatus, RequestHeader,
+    FailureDetail, HEADER_SPACE, INPUT_IN_PLACE, InPlaceDetail, MAX_SLOTS, OUTPUT_IN_PLACE,
+    ReplyImmediate, ReplyStatus, RequestHeader,
 };
 use rfaas::protocol::lease::{
     self, ClientName, EndReason, LeaseGranted, LeaseRefused, LeaseRelease, LeaseRenew,
@@ -101,7 +102,7 @@ const SECRET: Secret = Secret(*b"0123456789abcdef");
 
 #[test]
 fn a_hello_is_magic_version_and_role() {
-    assert_eq!(VERSION, 2);
+    assert_eq!(VERSION, 3);
     for (role, number) in [
         (Role::Lease, 1),
         (Role::Node, 2),
@@ -111,10 +112,10 @@ fn a_hello_is_magic_version_and_role() {
         (Role::Worker, 6),
     ] {
         let hello = Hello::with(role, &Empty {});
-        assert_eq!(hello, [b'r', b'F', b'a', b'S', 2, 0, number, 0]);
+        assert_eq!(hello, [b'r', b'F', b'a', b'S', 3, 0, number, 0]);
     }
     let hello = Hello::with(Role::Accounting, &AccountingHello { secret: SECRET });
-    assert_eq!(hello, b"rFaS\x02\0\x04\x000123456789abcdef");
+    assert_eq!(hello, b"rFaS\x03\0\x04\x000123456789abcdef");
 }
 
 #[test]
@@ -370,12 +371,21 @@ fn invocation_structs() {
             function: 3.into(),
             input_bytes: 4.into(),
             sequence: 5.into(),
-            reserved: 0.into(),
+            flags: 6.into(),
         },
         &[
             &[1, 2, 3, 4, 5, 6, 7, 8],
-            &[1, 0, 0, 0, 2, 0, 0, 0, 3, 0, 0, 0, 4, 0, 0, 0, 5, 0, 0, 0, 0, 0, 0, 0],
+            &[1, 0, 0, 0, 2, 0, 0, 0, 3, 0, 0, 0, 4, 0, 0, 0, 5, 0, 0, 0, 6, 0, 0, 0],
         ],
+    );
+    assert_eq!((OUTPUT_IN_PLACE, INPUT_IN_PLACE), (1, 2));
+    is(
+        &InPlaceDetail {
+            output_addr: 0x0807_0605_0403_0201.into(),
+            output_key: 1.into(),
+            output_bytes: 2.into(),
+        },
+        &[&[1, 2, 3, 4, 5, 6, 7, 8], &[1, 0, 0, 0, 2, 0, 0, 0]],
     );
     is(&FailureDetail { needed_bytes: 1.into() }, &[&[1, 0, 0, 0, 0, 0, 0, 0]]);
     assert_eq!((HEADER_SPACE, MAX_SLOTS), (64, 1024));

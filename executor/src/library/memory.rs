@@ -8,8 +8,9 @@ use std::ptr::NonNull;
 
 use nix::sys::mman::{ProtFlags, mprotect};
 use rdmalib::{Access, Domain, Region, RemoteAddress, Slice};
-use rfaas::protocol::invocation::{FailureDetail, RequestHeader};
-use zerocopy::{FromBytes, IntoBytes};
+use rfaas::protocol::Bytes;
+use rfaas::protocol::invocation::RequestHeader;
+use zerocopy::FromBytes;
 
 use crate::layout::{Layout, Slot};
 
@@ -28,14 +29,14 @@ pub struct Memory {
 }
 
 impl Memory {
-    /// Allocates it in `domain`: inputs that the peer may write, outputs that only leave this
-    /// process as the source of a write. At most `max_guards` guard pages.
+    /// Allocates it in `domain`: inputs that the peer may write and read, outputs that it may read, which is
+    /// what it takes to use them in place. At most `max_guards` guard pages.
     pub fn new(domain: &Domain, layout: Layout, max_guards: usize) -> rdmalib::Result<Memory> {
-        let inputs = Access::LOCAL_WRITE | Access::REMOTE_WRITE;
+        let inputs = Access::LOCAL_WRITE | Access::REMOTE_WRITE | Access::REMOTE_READ;
         let mut memory = Memory {
             layout,
             inputs: domain.allocate(layout.inputs_len(), inputs)?,
-            outputs: domain.allocate(layout.outputs_len(), Access::empty())?,
+            outputs: domain.allocate(layout.outputs_len(), Access::REMOTE_READ)?,
             guards: Vec::new(),
         };
         memory.place_guards(max_guards);
@@ -73,11 +74,17 @@ impl Memory {
         self.outputs.read(self.layout.output(slot), out)
     }
 
-    /// Puts `detail` in front of the output of `slot`, to be sent.
-    pub fn detail(&self, slot: Slot, detail: &FailureDetail) -> rdmalib::Result<Slice<'_>> {
+    /// Puts `detail` in front of the output of `slot`, to be sent; it has at most 64 bytes.
+    pub fn detail(&self, slot: Slot, detail: &impl Bytes) -> rdmalib::Result<Slice<'_>> {
         let start = self.layout.detail(slot);
         self.outputs.write(start, detail.as_bytes())?;
-        self.outputs.slice(start..start + size_of::<FailureDetail>())
+        self.outputs.slice(start..start + size_of_val(detail))
+    }
+
+    /// How the client names the first byte of output in `slot`.
+    #[inline]
+    pub fn remote_output(&self, slot: Slot) -> RemoteAddress {
+        self.outputs.remote().offset(self.layout.output(slot) as u64)
     }
 
     /// Where a function finds `input_bytes` bytes of input in `slot`, and where its output goes. Both

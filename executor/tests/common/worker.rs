@@ -81,7 +81,7 @@ impl Worker {
             function: function.into(),
             input_bytes: (input_bytes as u32).into(),
             sequence: self.sequence.into(),
-            reserved: 0.into(),
+            flags: 0.into(),
         }
     }
 

@@ -441,7 +441,7 @@ impl Worker {
             function: call.function.into(),
             input_bytes: call.input_bytes.into(),
             sequence: sequence.into(),
-            reserved: 0.into(),
+            flags: 0.into(),
         };
         call.input.set_header(&header)?;
         let offset = u64::from(slot) * u64::from(self.area.stride) + HEADER_OFFSET as u64;

@@ -6,6 +6,11 @@
 //!   output:  | FailureDetail   | unused ………… to 64   | output ………|     64-byte aligned, at the client
 //!            written from the output on (a failure: its detail only); immediate = ReplyImmediate
 //! ```
+//! In place, nothing of that size travels. A client that has mapped the slot
+//! ([`map_remote`](rdmalib::SendQueue::map_remote)) builds the input there and writes the header only
+//! ([`INPUT_IN_PLACE`]); the worker leaves the output where the function wrote it and replies where that is
+//! ([`OUTPUT_IN_PLACE`], [`InPlaceDetail`]). It writes there again when the slot is used again.
+//!
 //! A slot belongs to one invocation from its request to its reply and is not reused before, so the
 //! slot names the invocation and no number can be confused after it wraps around. The sequence in
 //! header and reply only exposes a peer that answers twice.
@@ -38,10 +43,38 @@ pub struct RequestHeader {
     pub input_bytes: U32,
     /// Number of this use of the slot; its low byte returns in the reply.
     pub sequence: U32,
-    /// Zero.
-    pub reserved: U32,
+    /// [`INPUT_IN_PLACE`] and [`OUTPUT_IN_PLACE`], or zero; other bits are not used.
+    pub flags: U32,
 }
 const _: () = assert!(size_of::<RequestHeader>() == 32);
+
+/// The output stays in the worker's memory; an [`InPlaceDetail`] is written in its stead. The capacity is
+/// then that of no place of the client's, only the most that it takes.
+pub const OUTPUT_IN_PLACE: u32 = 1;
+/// The input is in the slot already; only the header is sent.
+pub const INPUT_IN_PLACE: u32 = 2;
+
+impl RequestHeader {
+    /// Bytes of the message that brings it: itself, and the input unless that is in place. `None` if it
+    /// has flags that are not known.
+    #[inline]
+    pub fn message_bytes(&self) -> Option<u64> {
+        let whole = size_of::<Self>() as u64 + u64::from(self.input_bytes.get());
+        match self.flags.get() {
+            0 | OUTPUT_IN_PLACE => Some(whole),
+            flags if flags & !(OUTPUT_IN_PLACE | INPUT_IN_PLACE) == 0 => {
+                Some(size_of::<Self>() as u64)
+            }
+            _ => None,
+        }
+    }
+
+    /// Whether the output stays where the function writes it.
+    #[inline]
+    pub fn output_stays(&self) -> bool {
+        self.flags.get() & OUTPUT_IN_PLACE != 0
+    }
+}
 
 /// How an invocation ended, as the worker tells it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,3 +131,19 @@ pub struct FailureDetail {
     /// Output too large: bytes that the function returned.
     pub needed_bytes: U64,
 }
+
+/// Written to where the output would go, with a reply that is [`ReplyStatus::Ok`] to a request with
+/// [`OUTPUT_IN_PLACE`].
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
+#[repr(C)]
+pub struct InPlaceDetail {
+    /// First byte of the output, in the worker's memory; a multiple of 64.
+    pub output_addr: U64,
+    /// Key of that place, which allows reading as many bytes as the deployment has for an output.
+    pub output_key: U32,
+    /// Bytes of output.
+    pub output_bytes: U32,
+}
+const _: () = assert!(size_of::<InPlaceDetail>() == 16);
