@@ -134,6 +134,32 @@ fn an_output_stays_until_its_slot_is_used_again() {
     assert_eq!(output(worker, &second), [4; 4096]);
 }
 
+/// Whatever becomes of who wrote it: a client may be reading.
+#[test]
+fn an_output_stays_as_it_was_when_its_worker_or_its_executor_ends() {
+    let ways: [fn(&mut Session); 3] = [
+        |session| session.workers[0].pair.disconnect(),
+        |session| session.terminate(),
+        |session| session.signal("KILL"),
+    ];
+    for end in ways {
+        let mut session = Session::start(&Setup::default(), &faulty());
+        let echo = session.function("echo");
+        let worker = &mut session.workers[0];
+        input(worker, 0, 4096).fill(0..4096, 6).unwrap();
+        submit(worker, 0, echo, 4096);
+        let (at, bytes) = place(&worker.reply().unwrap());
+        let mapping = worker.pair.map_remote(at, bytes, Access::REMOTE_READ).unwrap().unwrap();
+        end(&mut session);
+        // Without a worker its process ends as soon as the client's other connection does.
+        drop(session.control.take());
+        session.exit_status();
+        let mut seen = vec![0; bytes];
+        mapping.read(0, &mut seen).unwrap();
+        assert_eq!(seen, [6; 4096]);
+    }
+}
+
 #[test]
 fn headers_that_disagree_with_their_flags_are_malformed() {
     let setup = Setup { input_bytes: 64, ..Setup::default() };

@@ -19,3 +19,17 @@ fn ten_thousand_blocking_invocations_allocate_nothing() {
     });
     assert_eq!(allocations.count_total, 0, "{allocations:?}");
 }
+
+#[test]
+fn ten_thousand_calls_in_place_allocate_nothing() {
+    let (_node, mut executor) = common::Node::deployed(2, &Deployment::default());
+    let empty = executor.function("empty").unwrap();
+    let mut call = Some(executor.in_place(&empty, 64).unwrap());
+    let mut invoke = || {
+        let result = call.take().unwrap().invoke().unwrap();
+        call = Some(result.again(64).unwrap());
+    };
+    invoke(); // the first one maps its output
+    let allocations = allocation_counter::measure(|| (0..10_000).for_each(|_| invoke()));
+    assert_eq!(allocations.count_total, 0, "{allocations:?}");
+}

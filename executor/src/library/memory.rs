@@ -23,6 +23,8 @@ pub const MAX_GUARDS: usize = 4096;
 pub struct Memory {
     layout: Layout,
     inputs: Region,
+    /// Dropped last of all that is in its domain: so a client that reads an output in place finds it as it
+    /// was, also when this worker has ended (`rdmalib`'s shared memory, LAST).
     outputs: Region,
     /// The guards that are in place, by their offset among the outputs.
     guards: Vec<std::ops::Range<usize>>,

@@ -16,6 +16,8 @@
 //!   checked the key may still finish the copy that it is in; a network card would have it finished before
 //!   the key is gone. Memory that must not change after a peer was cut off is not to be handed out again.
 //!   A range that a peer has mapped by itself (`map_remote`) stays mapped there, as the whole file does.
+//! * LAST - the last region of a domain of which nothing else is left is not given back: nobody can get its
+//!   place any more, and a peer that has it mapped keeps its bytes as they were.
 //! * FRESH - a table slot's next key differs from its last ones by a generation.
 
 use std::os::fd::OwnedFd;
@@ -46,9 +48,15 @@ const TOO_LARGE: Error = Error::InvalidArgument("a region of this size is not ad
 #[derive(Debug)]
 pub(crate) struct Arena {
     file: OwnedFd,
+    map: Arc<Map>,
+    books: Mutex<Books>,
+}
+
+/// Where the file is mapped; also for those who outlive the domain.
+#[derive(Debug)]
+pub(crate) struct Map {
     table: Mapping,
     segments: [OnceLock<Arc<Mapping>>; SEGMENTS],
-    books: Mutex<Books>,
 }
 
 /// Which parts of the file and of the table are free.
@@ -81,8 +89,13 @@ impl Arena {
             first_generation: crate::queue_pair::next_number().wrapping_mul(2_654_435_761)
                 % GENERATIONS,
         };
-        let segments = std::array::from_fn(|_| OnceLock::new());
-        Ok(Arc::new(Arena { file, table, segments, books: Mutex::new(books) }))
+        let map = Map { table, segments: std::array::from_fn(|_| OnceLock::new()) };
+        Ok(Arc::new(Arena { file, map: Arc::new(map), books: Mutex::new(books) }))
+    }
+
+    /// Where the file is mapped.
+    pub(super) fn map(&self) -> &Arc<Map> {
+        &self.map
     }
 
     /// The descriptor that a peer gets when it connects.
@@ -109,7 +122,7 @@ impl Arena {
         };
         drop(books);
         let part = place(offset).and_then(|(number, at)| {
-            Part::new(self.segments[number].get()?.clone(), at as usize, bytes)
+            Part::new(self.map.segments[number].get()?.clone(), at as usize, bytes)
         });
         Ok((offset, part.expect("what is free lies in one open segment")))
     }
@@ -124,22 +137,11 @@ impl Arena {
             set_len(&self.file, start + bytes)?;
             books.file_bytes = start + bytes;
         }
-        self.segments[number]
+        self.map.segments[number]
             .set(Arc::new(mapping))
             .expect("closed until now, and the books are locked");
         books.space.open(number);
         Ok(())
-    }
-
-    /// Where a peer's `bytes` bytes for `at` belong, if it may write all of them. As long as the arena lives
-    /// there is memory.
-    #[inline]
-    pub(super) fn landing(&self, at: RemoteAddress, bytes: usize) -> Option<*mut u8> {
-        if !permits(self.table.words(), at, bytes, Access::REMOTE_WRITE) {
-            return None;
-        }
-        let (number, start) = place(at.addr)?;
-        self.segments.get(number)?.get()?.at(start, bytes)
     }
 
     fn release(&self, offset: u64, bytes: usize) {
@@ -167,7 +169,7 @@ impl Arena {
         let last = &mut books.generations[usize::from(index)];
         *last = *last % GENERATIONS + 1;
         let key = *last << KEY_INDEX_BITS | u32::from(index);
-        let entry = &self.table.words()[WORDS_PER_KEY * usize::from(index)..][..WORDS_PER_KEY];
+        let entry = &self.map.table.words()[WORDS_PER_KEY * usize::from(index)..][..WORDS_PER_KEY];
         entry[1].store(offset, Ordering::Relaxed);
         entry[2].store(bytes as u64, Ordering::Relaxed);
         entry[0].store(u64::from(key) << 32 | u64::from(access.bits()), Ordering::Release);
@@ -176,8 +178,21 @@ impl Arena {
 
     fn revoke_key(&self, key: u32) {
         let index = key as usize & (KEYS - 1);
-        self.table.words()[WORDS_PER_KEY * index].store(0, Ordering::Release); // REVOKE
+        self.map.table.words()[WORDS_PER_KEY * index].store(0, Ordering::Release); // REVOKE
         self.books().free_keys.push(index as u16);
+    }
+}
+
+impl Map {
+    /// Where a peer's `bytes` bytes for `at` belong, if it may write all of them. There is
+    /// memory as long as this value lives.
+    #[inline]
+    pub(super) fn landing(&self, at: RemoteAddress, bytes: usize) -> Option<*mut u8> {
+        if !permits(self.table.words(), at, bytes, Access::REMOTE_WRITE) {
+            return None;
+        }
+        let (number, start) = place(at.addr)?;
+        self.segments.get(number)?.get()?.at(start, bytes)
     }
 }
 
@@ -292,7 +307,9 @@ impl RegionMemory {
 
 impl Drop for RegionMemory {
     fn drop(&mut self) {
-        self.arena.release(self.offset, self.bytes);
+        if Arc::strong_count(&self.arena) > 1 {
+            self.arena.release(self.offset, self.bytes);
+        } // else LAST: the file goes as a whole
     }
 }
 
@@ -379,7 +396,7 @@ mod tests {
     fn a_table_full_of_lies_leads_nowhere() {
         let arena = Arena::new().unwrap();
         let mut peer = peer_of(&arena);
-        let entry = &arena.table.words()[4..8];
+        let entry = &arena.map.table.words()[4..8];
         let key = 1 << KEY_INDEX_BITS | 1;
         entry[0].store(u64::from(key) << 32 | u64::from(ALL.bits()), Ordering::Relaxed);
         entry[1].store(u64::MAX - 5, Ordering::Relaxed);

@@ -19,7 +19,7 @@ use std::sync::{Arc, OnceLock};
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, recv, send};
 
-use super::arena::Arena;
+use super::arena::Map;
 use super::completion::Shared;
 use super::engine::EngineHandle;
 use super::mapping::Part;
@@ -44,7 +44,8 @@ pub(super) const TAG_TOO_LONG: u32 = 4;
 pub(crate) struct Core {
     number: u32,
     state: AtomicU32,
-    arena: Arc<Arena>,
+    /// Where the domain's memory is: of payloads that land.
+    memory: Arc<Map>,
     inbox: Part,
     ring_offset: u64,
     ring_depth: u32,
@@ -93,7 +94,7 @@ impl Core {
         send: &Arc<Shared>,
         receive: &Arc<Shared>,
         config: &QueuePairConfig,
-        arena: &Arc<Arena>,
+        memory: &Arc<Map>,
         (ring_offset, inbox): (u64, Part),
         engine: Arc<EngineHandle>,
     ) -> Result<Arc<Self>> {
@@ -106,7 +107,7 @@ impl Core {
         let core = Arc::new(Core {
             number: crate::queue_pair::next_number(),
             state: AtomicU32::new(INIT),
-            arena: arena.clone(),
+            memory: memory.clone(),
             inbox,
             ring_offset,
             ring_depth,
@@ -405,7 +406,7 @@ impl Source {
                 if let Some((addr, key)) = arrival.carried_to {
                     let to = RemoteAddress { addr, key };
                     let payload = arrivals.payload();
-                    one_sided::land(&core.arena, &core.inbox, payload, to, arrival.bytes as usize);
+                    one_sided::land(&core.memory, &core.inbox, payload, to, arrival.bytes as usize);
                 }
                 if arrival.tag & TAG_TOO_LONG != 0 {
                     completion.status = Status::LocalLengthError;

@@ -12,7 +12,7 @@ use std::marker::PhantomData;
 use std::ptr;
 use std::sync::Arc;
 
-use super::arena::{Arena, RegionMemory};
+use super::arena::{Arena, Map, RegionMemory};
 use super::core::{Core, TAG_IMMEDIATE, TAG_TOO_LONG, TAG_WRITE, completes};
 use super::mapping::Part;
 use super::peer_arena::PeerArena;
@@ -437,7 +437,7 @@ fn copy(from: *const u8, to: *mut u8, bytes: usize) {
 /// come before that.
 #[inline]
 pub(super) fn land(
-    arena: &Arena,
+    memory: &Map,
     ring: &Part,
     payload_word: usize,
     to: RemoteAddress,
@@ -446,7 +446,7 @@ pub(super) fn land(
     if bytes > MAX_CARRIED {
         return; // a lie
     }
-    if let Some(target) = arena.landing(to, bytes) {
+    if let Some(target) = memory.landing(to, bytes) {
         copy_carried(payload(ring, payload_word), target, bytes);
     }
 }

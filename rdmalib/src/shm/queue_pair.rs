@@ -47,7 +47,7 @@ pub(crate) fn queue_pair(
         send.shared(),
         receive.shared(),
         config,
-        &domain.arena,
+        domain.arena.map(),
         (ring_offset, ring.clone()),
         domain.device.engine.clone(),
     )?;

@@ -70,6 +70,7 @@ conformance! {
         a_mapping_that_the_key_does_not_allow_is_refused_and_harms_nothing,
         a_mapping_may_be_made_while_requests_wait,
         a_mapping_outlives_key_and_connection,
+        what_is_mapped_of_a_domains_last_region_stays_as_it_was,
         nothing_is_mapped_without_a_connection,
     ],
     waiting: [

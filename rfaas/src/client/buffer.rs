@@ -84,33 +84,49 @@ impl Memory {
     }
 
     fn to_vec(&self, range: impl RangeBounds<usize>) -> Result<Vec<u8>> {
-        let start = match range.start_bound() {
-            Bound::Included(start) => *start,
-            Bound::Excluded(start) => start.saturating_add(1),
-            Bound::Unbounded => 0,
-        };
-        let end = match range.end_bound() {
-            Bound::Included(end) => end.saturating_add(1),
-            Bound::Excluded(end) => *end,
-            Bound::Unbounded => self.capacity(),
-        };
-        let bytes = end.saturating_sub(start);
-        self.check(start, bytes)?; // before memory is asked for
-        let mut copy = vec![0; bytes];
-        self.read(start, &mut copy)?;
-        Ok(copy)
+        copy_of(range, self.capacity(), |start, out| self.read(start, out))
     }
 
     /// Errors count from the first byte of the buffer, not of the region.
     fn check(&self, offset: usize, bytes: usize) -> Result<()> {
-        match offset.checked_add(bytes) {
-            Some(end) if end <= self.capacity() => Ok(()),
-            _ => {
-                let region_bytes = self.capacity();
-                Err(rdmalib::Error::OutOfBounds { offset, bytes, region_bytes }.into())
-            }
-        }
+        check(offset, bytes, self.capacity())
     }
+
+    fn as_ptr(&self) -> *mut u8 {
+        self.region.as_ptr().wrapping_add(HEADER_SPACE)
+    }
+}
+
+/// An error unless `bytes` bytes from `offset` on are among `len`.
+#[inline]
+pub(super) fn check(offset: usize, bytes: usize, len: usize) -> Result<()> {
+    match offset.checked_add(bytes) {
+        Some(end) if end <= len => Ok(()),
+        _ => Err(rdmalib::Error::OutOfBounds { offset, bytes, region_bytes: len }.into()),
+    }
+}
+
+/// A copy of the bytes in `range` of `len` bytes that `read` reads from an offset on.
+pub(super) fn copy_of(
+    range: impl RangeBounds<usize>,
+    len: usize,
+    read: impl FnOnce(usize, &mut [u8]) -> Result<()>,
+) -> Result<Vec<u8>> {
+    let start = match range.start_bound() {
+        Bound::Included(start) => *start,
+        Bound::Excluded(start) => start.saturating_add(1),
+        Bound::Unbounded => 0,
+    };
+    let end = match range.end_bound() {
+        Bound::Included(end) => end.saturating_add(1),
+        Bound::Excluded(end) => *end,
+        Bound::Unbounded => len,
+    };
+    let bytes = end.saturating_sub(start);
+    check(start, bytes, len)?; // before memory is asked for
+    let mut copy = vec![0; bytes];
+    read(start, &mut copy)?;
+    Ok(copy)
 }
 
 impl Input {
@@ -160,6 +176,11 @@ impl Input {
 
     pub(super) fn owner(&self) -> Owner {
         self.memory.owner
+    }
+
+    /// The first byte.
+    pub(super) fn as_ptr(&self) -> *mut u8 {
+        self.memory.as_ptr()
     }
 
     /// Puts `header` in front of the bytes.
@@ -228,6 +249,11 @@ impl Output {
 
     pub(super) fn owner(&self) -> Owner {
         self.memory.owner
+    }
+
+    /// The first byte.
+    pub(super) fn as_ptr(&self) -> *const u8 {
+        self.memory.as_ptr()
     }
 
     /// Where a worker writes the result.

@@ -10,7 +10,7 @@
 //! repaired: the process is replaced as a whole, on the same lease, and what the application has made
 //! for it goes on (`session`, AGAIN).
 //!
-//! Elsewhere: invoking (`invoke`), moving to another lease (`failover`).
+//! Elsewhere: invoking (`invoke`, `in_place`), moving to another lease (`failover`).
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 use super::buffer::{Input, Output, Owner};
 use super::drive::Shared;
 use super::failure::Failure;
+use super::in_place::Aside;
 use super::lease::{Lease, LeaseInner};
 use super::session::{self, Blueprint, Started};
 use super::{Deployment, Phases};
@@ -48,6 +49,8 @@ pub struct Executor {
     phases: Phases,
     /// Its end is announced and nobody else has taken over (`failover`); not tried again before.
     pub(super) stays_until: Option<Instant>,
+    /// For calls in place, one after the other.
+    pub(super) aside: Option<Aside>,
 }
 
 /// A function of one executor, found by name once.
@@ -87,6 +90,7 @@ impl Executor {
             lease_id: started.lease_id,
             phases: started.phases,
             stays_until: None,
+            aside: None,
         }
     }
 

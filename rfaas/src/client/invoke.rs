@@ -2,7 +2,7 @@
 //!
 //! A blocking invocation with nothing asynchronous outstanding posts one write and polls until the
 //! reply is there: no allocation, lock, log line, system call or clock read. What happens in
-//! between is in `workers`; who else may be polling, in `drive`.
+//! between is in `workers`; who else may be polling, in `drive`; calls in the worker's memory, `in_place`.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -119,7 +119,7 @@ impl Executor {
 
     /// Does `what` with the data path; `None` says that the executor is to be replaced first.
     #[inline]
-    fn replacing<T>(
+    pub(super) fn replacing<T>(
         &mut self,
         mut what: impl FnMut(&mut Arc<Shared>) -> Result<Option<T>>,
     ) -> Result<T> {
@@ -181,6 +181,12 @@ fn call_one(drive: &mut impl Drive, call: &Call<'_>) -> Result<Option<Outcome>> 
     if drive.workers().due() {
         return Ok(None);
     }
+    post_and_wait(drive, call).map(Some)
+}
+
+/// Posts `call` as soon as there is a slot and waits for its outcome.
+#[inline]
+pub(super) fn post_and_wait(drive: &mut impl Drive, call: &Call<'_>) -> Result<Outcome> {
     let ticket = loop {
         match drive.post(call)? {
             Some(ticket) => break ticket,
@@ -189,7 +195,7 @@ fn call_one(drive: &mut impl Drive, call: &Call<'_>) -> Result<Option<Outcome>> 
     };
     loop {
         if let Some(outcome) = drive.workers().tickets.take(ticket) {
-            return Ok(Some(outcome));
+            return Ok(outcome);
         }
         drive.advance();
     }

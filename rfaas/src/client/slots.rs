@@ -41,13 +41,33 @@ impl Slots {
     #[inline]
     pub(super) fn next(&self) -> Option<(u16, u32)> {
         let slot = *self.free.last()?;
-        Some((slot, self.slots[usize::from(slot)].sequence.wrapping_add(1)))
+        Some((slot, self.sequence(slot)))
+    }
+
+    /// The sequence that the next invocation in `slot` has.
+    #[inline]
+    pub(super) fn sequence(&self, slot: u16) -> u32 {
+        self.slots[usize::from(slot)].sequence.wrapping_add(1)
     }
 
     /// Gives that slot to `ticket`.
     #[inline]
     pub(super) fn occupy_next(&mut self, ticket: Ticket) {
         let slot = self.free.pop().expect("only called after `next` found a free slot");
+        self.hold(slot, ticket);
+    }
+
+    /// Gives `slot`, which is free, to `ticket`.
+    #[inline]
+    pub(super) fn occupy(&mut self, slot: u16, ticket: Ticket) {
+        // The last one freed, unless others were freed since.
+        let at = self.free.iter().rposition(|free| *free == slot).expect("the slot is free");
+        self.free.remove(at);
+        self.hold(slot, ticket);
+    }
+
+    #[inline]
+    fn hold(&mut self, slot: u16, ticket: Ticket) {
         let slot = &mut self.slots[usize::from(slot)];
         slot.sequence = slot.sequence.wrapping_add(1);
         slot.in_flight = Some(ticket);
@@ -111,6 +131,22 @@ mod tests {
         assert_eq!(slots.next(), None);
         assert_eq!(reply(&mut slots, slot, sequence), Ok(Ticket::new(7)));
         assert_eq!(slots.next(), Some((slot, sequence + 1)));
+    }
+
+    #[test]
+    fn a_slot_may_be_chosen_among_the_free_ones() {
+        let mut slots = Slots::new(3);
+        for (slot, ticket) in [(2, 7), (0, 8)] {
+            let sequence = slots.sequence(slot);
+            slots.occupy(slot, Ticket::new(ticket));
+            assert_eq!((slot, sequence), (slot, 1));
+        }
+        assert_eq!((slots.next(), slots.in_flight()), (Some((1, 1)), 2));
+        assert_eq!(reply(&mut slots, 2, 1), Ok(Ticket::new(7)));
+        assert_eq!(reply(&mut slots, 0, 1), Ok(Ticket::new(8)));
+        slots.occupy(2, Ticket::new(9)); // freed before another one
+        assert_eq!((slots.next(), slots.in_flight()), (Some((0, 2)), 1));
+        assert_eq!(reply(&mut slots, 2, 2), Ok(Ticket::new(9)));
     }
 
     #[test]

@@ -29,12 +29,18 @@ use rdmalib::{
     WorkCompletion, WorkRequest,
 };
 
-use super::buffer::{HEADER_OFFSET, Input, Output};
+use super::buffer::HEADER_OFFSET;
 use super::failure::{Failure, Outcome};
 use super::slots::Slots;
 use super::tickets::{Ticket, Tickets};
 use crate::error::Result;
 use crate::protocol::invocation::{ReplyImmediate, ReplyStatus, RequestHeader};
+
+mod call;
+mod in_place;
+
+pub(super) use call::Call;
+pub(super) use in_place::{Found, Place};
 
 /// How long news of the reason may take after a connection has ended.
 const VERDICT_WAIT: Duration = Duration::from_secs(1);
@@ -91,6 +97,7 @@ pub(super) struct Worker {
     unsignalled: u32,
     signal_every: u32,
     max_inline: usize,
+    mapped: in_place::Mapped,
 }
 
 impl Worker {
@@ -104,6 +111,7 @@ impl Worker {
             unsignalled: 0,
             signal_every: depths.signal_every(),
             max_inline: (max_inline as usize).min(MAX_INLINE),
+            mapped: in_place::Mapped::default(),
         }
     }
 }
@@ -111,33 +119,6 @@ impl Worker {
 /// Id of the receives of `worker`.
 pub(super) fn receive_id(worker: usize) -> u64 {
     RECEIVE | worker as u64
-}
-
-/// One invocation to post.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Call<'a> {
-    pub(super) function: u32,
-    pub(super) input: &'a Input,
-    /// Bytes of input.
-    pub(super) input_bytes: u32,
-    pub(super) reply: RemoteAddress,
-    /// Bytes that a worker may write there.
-    pub(super) capacity: u32,
-}
-
-impl<'a> Call<'a> {
-    /// `input` was checked to fit a slot; `most` is what a worker may write at all.
-    #[inline]
-    pub(super) fn new(function: u32, input: &'a Input, output: &Output, most: usize) -> Self {
-        let wire = |bytes: usize| u32::try_from(bytes).unwrap_or(u32::MAX);
-        Call {
-            function,
-            input,
-            input_bytes: wire(input.len()),
-            reply: output.remote(),
-            capacity: wire(output.len().min(most)),
-        }
-    }
 }
 
 /// What is known about the reason for lost connections.
@@ -228,6 +209,9 @@ impl Workers {
         deadline: Option<Instant>,
         woken: &mut Vec<Waker>,
     ) -> Result<Option<Ticket>> {
+        if let Some(place) = call.place {
+            return self.post_in_place(place, call, deadline, woken);
+        }
         loop {
             if let Verdict::Final(failure) = self.verdict {
                 return Err(failure.into_error(self.limit));
@@ -236,14 +220,14 @@ impl Workers {
                 if self.alive > 0 {
                     return Ok(None);
                 }
-                let ticket = self.tickets.issue(call.capacity, deadline);
+                let ticket = self.tickets.issue(call.room, deadline);
                 self.orphans.push(ticket); // VERDICT. It is awaited, else it would be final.
                 return Ok(Some(ticket));
             };
             self.last = index;
             match self.workers[index].post(index, call) {
                 Ok(()) => {
-                    let ticket = self.tickets.issue(call.capacity, deadline);
+                    let ticket = self.tickets.issue(call.room, deadline);
                     self.workers[index].slots.occupy_next(ticket);
                     return Ok(Some(ticket));
                 }
@@ -432,8 +416,18 @@ impl Worker {
     /// Writes `call` into the next free slot. The caller occupies that slot if it succeeds.
     #[inline]
     fn post(&mut self, index: usize, call: &Call<'_>) -> rdmalib::Result<()> {
-        let (slot, sequence) =
-            self.slots.next().expect("the caller chose a worker with a free slot");
+        let next = self.slots.next().expect("the caller chose a worker with a free slot");
+        self.post_to(index, next, call)
+    }
+
+    /// Writes `call` into a slot, for its use of this sequence.
+    #[inline]
+    fn post_to(
+        &mut self,
+        index: usize,
+        (slot, sequence): (u16, u32),
+        call: &Call<'_>,
+    ) -> rdmalib::Result<()> {
         let header = RequestHeader {
             reply_addr: call.reply.addr.into(),
             reply_key: call.reply.key.into(),
@@ -441,12 +435,12 @@ impl Worker {
             function: call.function.into(),
             input_bytes: call.input_bytes.into(),
             sequence: sequence.into(),
-            flags: 0.into(),
+            flags: call.flags.into(),
         };
         call.input.set_header(&header)?;
         let offset = u64::from(slot) * u64::from(self.area.stride) + HEADER_OFFSET as u64;
         let to = self.area.first.offset(offset);
-        if size_of::<RequestHeader>() + call.input_bytes as usize <= self.max_inline {
+        if size_of::<RequestHeader>() + call.input.len() <= self.max_inline {
             let mut copy = [0; MAX_INLINE];
             let message = call.input.copy_message(&mut copy)?;
             return self.write(index, Source::Inline(message), to, slot);

@@ -9,6 +9,7 @@ mod asynchronous;
 mod deploying;
 mod failing;
 mod granting;
+mod in_place;
 mod invoking;
 mod keeping;
 mod replacing;

@@ -37,6 +37,7 @@ pub const FUNCTIONS: &[&str] = &[
     "grow",      // returns as many bytes as the first four of its input say
     "hold",      // answers only when `flush` is called
     "late",      // does not answer, but writes to the output for as long as it can
+    "misplaced", // answers in place what cannot be, in the way that the first byte of its input says
     "never",     // does not answer, nor does anything after it in this worker
     "oversize",  // says that it has written more than fits
     "segfault",  // kills the executor with signal 11

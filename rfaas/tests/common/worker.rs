@@ -1,5 +1,6 @@
 //! A worker thread: takes requests from its slots, answers as its functions say.
 
+use std::ops::Range;
 use std::sync::Mutex;
 use std::thread;
 use std::time::Duration;
@@ -10,7 +11,7 @@ use rdmalib::{
 };
 use rfaas::protocol::allocation::Allocate;
 use rfaas::protocol::invocation::{
-    FailureDetail, HEADER_SPACE, ReplyImmediate, ReplyStatus, RequestHeader,
+    FailureDetail, HEADER_SPACE, InPlaceDetail, ReplyImmediate, ReplyStatus, RequestHeader,
 };
 use rfaas::protocol::session::WorkerHello;
 use rfaas::protocol::{Hello, Role, Secret};
@@ -77,11 +78,12 @@ impl Worker {
     fn dial(start: &Start, device: &Device, allocate: &Allocate, index: u16) -> Option<Worker> {
         let slots = usize::from(allocate.slots.get());
         let stride = HEADER_SPACE + (allocate.input_bytes.get() as usize).next_multiple_of(64);
-        let output_stride = HEADER_SPACE + allocate.output_bytes.get() as usize;
+        let output_stride =
+            HEADER_SPACE + (allocate.output_bytes.get() as usize).next_multiple_of(64);
         let domain = device.domain().unwrap();
-        let access = Access::LOCAL_WRITE | Access::REMOTE_WRITE;
+        let access = Access::LOCAL_WRITE | Access::REMOTE_WRITE | Access::REMOTE_READ;
         let input = domain.allocate(slots * stride, access).unwrap();
-        let outputs = domain.allocate(slots * output_stride, Access::empty()).unwrap();
+        let outputs = domain.allocate(slots * output_stride, Access::REMOTE_READ).unwrap();
         let hello = WorkerHello {
             session: allocate.session,
             worker: index.into(),
@@ -166,7 +168,12 @@ impl Worker {
             }
             "hold" => self.held.push((slot, header)),
             "late" => self.write_until_cut(&header),
+            "misplaced" => self.misplace(slot, &header, first),
             "never" => return Next::Hang,
+            "oversize" if header.output_stays() => {
+                let bytes = header.output_capacity.get() + 1;
+                self.stays(slot, &header, self.output(slot), bytes);
+            }
             "oversize" => {
                 // To the start of the header space, so that it does land somewhere.
                 let bytes = header.output_capacity.get() as usize + 1;
@@ -204,7 +211,41 @@ impl Worker {
     fn answer(&mut self, slot: u16, header: &RequestHeader, output: &[u8]) {
         let at = usize::from(slot) * self.output_stride + HEADER_SPACE;
         self.outputs.write(at, output).unwrap();
+        if header.output_stays() {
+            return self.stays(slot, header, self.output(slot), output.len() as u32);
+        }
         self.reply(slot, header, reply_addr(header, 0), output.len(), ReplyStatus::Ok, slot);
+    }
+
+    /// Where the output of `slot` is.
+    fn output(&self, slot: u16) -> RemoteAddress {
+        let at = usize::from(slot) * self.output_stride + HEADER_SPACE;
+        self.outputs.remote().offset(at as u64)
+    }
+
+    /// Says that `bytes` bytes of output have stayed at `place`.
+    fn stays(&mut self, slot: u16, header: &RequestHeader, place: RemoteAddress, bytes: u32) {
+        let detail = InPlaceDetail {
+            output_addr: place.addr.into(),
+            output_key: place.key.into(),
+            output_bytes: bytes.into(),
+        };
+        let at = usize::from(slot) * self.output_stride;
+        self.outputs.write(at, detail.as_bytes()).unwrap();
+        let range = at..at + detail.as_bytes().len();
+        self.reply_with(range, header, reply_addr(header, 0), ReplyStatus::Ok, slot);
+    }
+
+    /// Answers a call in place as it cannot be, in one of four ways.
+    fn misplace(&mut self, slot: u16, header: &RequestHeader, way: u8) {
+        let RemoteAddress { addr, key } = self.output(slot);
+        let place = match way {
+            0 => RemoteAddress { addr, key: key ^ 1 << 20 },
+            1 => RemoteAddress { addr: addr + (1 << 40), key },
+            2 => RemoteAddress { addr: addr + 1, key },
+            _ => return self.reply(slot, header, reply_addr(header, 0), 3, ReplyStatus::Ok, slot),
+        };
+        self.stays(slot, header, place, 1);
     }
 
     fn fail(&mut self, slot: u16, header: &RequestHeader, needed: u32) {
@@ -227,11 +268,23 @@ impl Worker {
         said: u16,
     ) {
         let at = usize::from(slot) * self.output_stride + HEADER_SPACE;
+        self.reply_with(at..at + bytes, header, to, status, said);
+    }
+
+    /// Likewise with other bytes.
+    fn reply_with(
+        &mut self,
+        bytes: Range<usize>,
+        header: &RequestHeader,
+        to: RemoteAddress,
+        status: ReplyStatus,
+        said: u16,
+    ) {
         let reply = ReplyImmediate { slot: said, status, sequence: header.sequence.get() as u8 };
         let request = WorkRequest {
             id: 1,
             operation: Operation::Write {
-                source: Source::Region(self.outputs.slice(at..at + bytes).unwrap()),
+                source: Source::Region(self.outputs.slice(bytes).unwrap()),
                 to,
                 immediate: Some(reply.to_wire()),
             },

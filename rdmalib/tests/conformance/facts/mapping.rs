@@ -147,6 +147,22 @@ pub fn a_mapping_outlives_key_and_connection(fixture: &Fixture) {
     }
 }
 
+/// Its owner is gone, and nobody else can have got the memory.
+pub fn what_is_mapped_of_a_domains_last_region_stays_as_it_was(fixture: &Fixture) {
+    let (server, mut client) = ends(fixture);
+    let other = server.region(64);
+    let last = server.region(10_000);
+    last.fill(0..10_000, 4).unwrap();
+    let mapping = map(fixture, &mut client, last.remote(), 10_000, Access::REMOTE_READ);
+    drop((server, other));
+    drop(last);
+    if let Some(mapping) = mapping {
+        let mut seen = vec![0; 10_000];
+        mapping.read(0, &mut seen).unwrap();
+        assert_eq!(seen, vec![4; 10_000]);
+    }
+}
+
 pub fn nothing_is_mapped_without_a_connection(fixture: &Fixture) {
     let (server, mut client) = ends(fixture);
     let target = server.region(64);
