@@ -16,6 +16,16 @@ extern "C" uint32_t empty(void* args, uint32_t size, void* res)
   return size;
 }
 
+// Returns as many bytes as its input, of which it copies the first and the last eight.
+extern "C" uint32_t edges(void* args, uint32_t size, void* res)
+{
+  auto *src = static_cast<char*>(args), *dest = static_cast<char*>(res);
+  uint32_t edge = std::min<uint32_t>(size, 8), last = size - edge;
+  std::copy(src, src + edge, dest);
+  std::copy(src + last, src + size, dest + last);
+  return size;
+}
+
 // Sum of 64-bit floating-point numbers. Input and output are aligned to 64 bytes.
 extern "C" uint32_t sum_f64(void* args, uint32_t size, void* res)
 {

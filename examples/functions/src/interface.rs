@@ -39,6 +39,12 @@ pub extern "C" fn empty(input: *mut u8, input_bytes: u32, output: *mut u8) -> u3
     call(input, input_bytes, output, input_bytes as usize, super::empty)
 }
 
+/// Copies the first and the last eight bytes; output: as many bytes as the input.
+#[unsafe(no_mangle)]
+pub extern "C" fn edges(input: *mut u8, input_bytes: u32, output: *mut u8) -> u32 {
+    call(input, input_bytes, output, input_bytes as usize, super::edges)
+}
+
 /// Sum of 64-bit floating-point numbers; output: 8 bytes.
 #[unsafe(no_mangle)]
 pub extern "C" fn sum_f64(input: *mut u8, input_bytes: u32, output: *mut u8) -> u32 {

@@ -17,6 +17,16 @@ pub fn empty(input: &[u8], output: &mut [u8]) -> usize {
     input.len()
 }
 
+/// Returns as many bytes as its input has, of which it copies the first and the last eight; what is between
+/// them is what was there before. So its time does not depend on the length.
+pub fn edges(input: &[u8], output: &mut [u8]) -> usize {
+    let edge = input.len().min(8);
+    output[..edge].copy_from_slice(&input[..edge]);
+    let last = input.len() - edge;
+    output[last..].copy_from_slice(&input[last..]);
+    input.len()
+}
+
 /// Sum of 64-bit floating-point numbers, as one such number.
 pub fn sum_f64(input: &[u8], output: &mut [u8]) -> usize {
     let (numbers, _) = input.as_chunks();

@@ -77,6 +77,20 @@ fn empty_returns_its_whole_input() {
 }
 
 #[test]
+fn edges_copies_the_first_and_the_last_eight_bytes() {
+    for_each_language(|functions| {
+        for bytes in [0, 1, 7, 8, 9, 15, 16, 17, 4000] {
+            let input: Vec<u8> = (0..bytes).map(|i| (i * 7) as u8).collect();
+            let mut expected = input.clone();
+            if bytes > 16 {
+                expected[8..bytes - 8].fill(0xbb);
+            }
+            assert_eq!(functions.call("edges", &input), expected);
+        }
+    });
+}
+
+#[test]
 fn sum_f64_adds_all_whole_numbers() {
     for_each_language(|functions| {
         let cases: [(&[f64], f64); 3] =
@@ -133,6 +147,6 @@ fn each_library_exports_these_functions() {
         let mut names = rfaas::function::exported_functions(&file).unwrap();
         // C++ also exports what the compiler made of templates.
         names.retain(|name| !name.starts_with("_Z"));
-        assert_eq!(names, ["crc32", "empty", "sort_u32", "spin_us", "sum_f64"]);
+        assert_eq!(names, ["crc32", "edges", "empty", "sort_u32", "spin_us", "sum_f64"]);
     });
 }
