@@ -11,6 +11,7 @@
 //! Elsewhere: starting a cluster to measure (`tools`), the calls that are measured (`rfaas`, `rdmalib`).
 
 pub mod cli;
+pub mod in_place;
 pub mod machine;
 pub mod pattern;
 pub mod plan;

@@ -15,6 +15,30 @@ use crate::plan::{Plan, input};
 const SHIPPED: &str = "functions";
 /// The function whose output is known: its input.
 const ECHO: &str = "empty";
+/// The one that returns only what is stamped of it.
+const EDGES: &str = "edges";
+
+/// What is known of a function's output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Known {
+    /// It is the input.
+    All,
+    /// It is as long as the input, and the same where that is stamped.
+    Stamps,
+    /// Nothing.
+    Nothing,
+}
+
+impl Known {
+    /// Of the function of this name.
+    pub fn of(function: &str) -> Self {
+        match function {
+            ECHO => Known::All,
+            EDGES => Known::Stamps,
+            _ => Known::Nothing,
+        }
+    }
+}
 
 /// A client of the resource manager or, with an executors database, of the executor managers in it.
 pub fn connect(plan: &Plan, flags: &Service) -> Result<Client, Failure> {
@@ -61,7 +85,7 @@ pub struct Buffers {
     pub inputs: Vec<Input>,
     /// Outputs likewise.
     pub outputs: Vec<Output>,
-    echoes: bool,
+    known: Known,
 }
 
 impl Buffers {
@@ -80,17 +104,17 @@ impl Buffers {
         };
         let pairs = (0..workers).map(one).collect::<Result<Vec<_>, Failure>>()?;
         let (inputs, outputs) = pairs.into_iter().unzip();
-        Ok(Buffers { inputs, outputs, echoes: function == ECHO })
+        Ok(Buffers { inputs, outputs, known: Known::of(function) })
     }
 
-    /// Whether results can be checked.
-    pub fn echoes(&self) -> bool {
-        self.echoes
+    /// How far results can be checked.
+    pub fn known(&self) -> Known {
+        self.known
     }
 
     /// Stamps each input with a number that no other one of this run has.
     pub fn stamp(&mut self, repetition: u64) -> Result<(), Failure> {
-        if !self.echoes {
+        if self.known == Known::Nothing {
             return Ok(());
         }
         let first = repetition * self.inputs.len() as u64;
@@ -103,7 +127,7 @@ impl Buffers {
 
     /// Fails unless each result, of the size given, is that of its own input.
     pub fn check(&self, sizes: &[usize], repetition: u64) -> Result<(), Failure> {
-        if !self.echoes {
+        if self.known == Known::Nothing {
             return Ok(());
         }
         let first = repetition * self.inputs.len() as u64;

@@ -3,9 +3,10 @@
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use benchmarks::in_place::InPlace;
 use benchmarks::progress::Progress;
 use benchmarks::report::write_csv;
-use benchmarks::service::{self, Buffers};
+use benchmarks::service::{self, Buffers, Known};
 use benchmarks::{Measure, Plan, Report, Samples, Service, pattern};
 use clap::Parser;
 use rfaas::{Executor, Function};
@@ -23,6 +24,10 @@ struct Cli {
     measure: Measure,
     #[command(flatten)]
     service: Service,
+    /// Build the payload in the memory that the function reads and look at the result where it wrote it; the device
+    /// must be of this machine to save the copies.
+    #[arg(long)]
+    in_place: bool,
 }
 
 fn main() -> ExitCode {
@@ -37,9 +42,24 @@ fn run(cli: Cli) -> Result<(), Failure> {
     let deployment = service::deployment(&plan, &cli.service);
     let mut executor = lease.deploy_with(&library, &deployment)?;
     let function = executor.function(&cli.service.name)?;
-    let buffers = Buffers::new(&plan, &executor, &cli.service.name, 1)?;
+    let run = Run::new(&cli, &plan, &mut executor, function)?;
+    let (samples, shown) = measure(run, &plan)?;
+    let bill = executor.release()?;
 
-    let mut run = Run { executor: &mut executor, function, buffers };
+    let mut report = Report::new("warm_benchmarker", &plan, Some(&cli.service.name));
+    if cli.in_place {
+        report.set("in_place", true);
+    }
+    report.round_trip(&samples);
+    report.bill(&bill);
+    if let Some(file) = &cli.measure.output_stats {
+        write_csv(file, &[("time", &samples)])?;
+    }
+    report.print(cli.measure.json, &format!("{}\nData: {shown}\n\n", report.summary(&samples)))
+}
+
+/// All repetitions; and the start of the last output, for people.
+fn measure(mut run: Run<'_>, plan: &Plan) -> Result<(Samples, String), Failure> {
     for number in 0..plan.warmup_repetitions {
         run.round_trip(number.into())?;
     }
@@ -52,25 +72,63 @@ fn run(cli: Cli) -> Result<(), Failure> {
     drop(progress);
     run.compare_once(plan.repetitions.into())?;
     let shown = run.last_output()?;
-    let bill = executor.release()?;
-
-    let mut report = Report::new("warm_benchmarker", &plan, Some(&cli.service.name));
-    report.round_trip(&samples);
-    report.bill(&bill);
-    if let Some(file) = &cli.measure.output_stats {
-        write_csv(file, &[("time", &samples)])?;
-    }
-    report.print(cli.measure.json, &format!("{}\nData: {shown}\n\n", report.summary(&samples)))
+    let shown = shown.iter().map(u8::to_string).collect::<Vec<_>>().join(" ");
+    Ok((samples, shown))
 }
 
-/// What a repetition needs.
-struct Run<'a> {
+/// How a repetition is done.
+enum Run<'a> {
+    Sent(Sent<'a>),
+    InPlace(InPlace<'a>),
+}
+
+impl<'a> Run<'a> {
+    fn new(
+        cli: &Cli,
+        plan: &Plan,
+        executor: &'a mut Executor,
+        function: Function,
+    ) -> Result<Self, Failure> {
+        let name = &cli.service.name;
+        if cli.in_place {
+            let known = Known::of(name);
+            let run = InPlace::new(executor, &function, known, plan.payload_len())?;
+            return Ok(Run::InPlace(run));
+        }
+        let buffers = Buffers::new(plan, executor, name, 1)?;
+        Ok(Run::Sent(Sent { executor, function, buffers }))
+    }
+
+    fn round_trip(&mut self, number: u64) -> Result<Duration, Failure> {
+        match self {
+            Run::Sent(run) => run.round_trip(number),
+            Run::InPlace(run) => run.round_trip(number),
+        }
+    }
+
+    fn compare_once(&mut self, number: u64) -> Result<(), Failure> {
+        match self {
+            Run::Sent(run) => run.compare_once(number),
+            Run::InPlace(run) => run.compare_once(number),
+        }
+    }
+
+    fn last_output(&mut self) -> Result<Vec<u8>, Failure> {
+        match self {
+            Run::Sent(run) => run.last_output(),
+            Run::InPlace(run) => run.last_output(SHOWN_BYTES),
+        }
+    }
+}
+
+/// What a repetition needs whose payload is sent.
+struct Sent<'a> {
     executor: &'a mut Executor,
     function: Function,
     buffers: Buffers,
 }
 
-impl Run<'_> {
+impl Sent<'_> {
     /// Measures one invocation, and checks that its result is its own.
     fn round_trip(&mut self, number: u64) -> Result<Duration, Failure> {
         self.buffers.stamp(number)?;
@@ -84,7 +142,7 @@ impl Run<'_> {
 
     /// Compares one whole payload, after the measurement, if the function is one that returns it.
     fn compare_once(&mut self, number: u64) -> Result<(), Failure> {
-        if !self.buffers.echoes() {
+        if self.buffers.known() != Known::All {
             return Ok(());
         }
         let sent = pattern::payload(self.buffers.inputs[0].len());
@@ -93,10 +151,9 @@ impl Run<'_> {
     }
 
     /// The start of what the function makes of the tutorial's input, all ones.
-    fn last_output(&mut self) -> Result<String, Failure> {
+    fn last_output(&mut self) -> Result<Vec<u8>, Failure> {
         self.buffers.inputs[0].fill(1);
-        let bytes = self.result(SHOWN_BYTES)?;
-        Ok(bytes.iter().map(u8::to_string).collect::<Vec<_>>().join(" "))
+        self.result(SHOWN_BYTES)
     }
 
     /// Calls the function; returns at most `most` bytes of its output.
