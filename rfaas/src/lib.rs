@@ -23,6 +23,10 @@
 //!
 //!     let pending = executor.submit(&empty, input, output)?; // a future; or wait for it:
 //!     println!("{} bytes", pending.wait()?.bytes);
+//!
+//!     let mut call = executor.in_place(&empty, 64)?; // in the memory that the function reads
+//!     call.write(0, &[1; 64])?;
+//!     println!("{:?}", call.invoke()?.to_vec(..)?); // and where it wrote
 //!     Ok(()) // dropping executor and lease gives the cores back
 //! }
 //! ```
@@ -41,8 +45,8 @@ pub mod spin;
 
 #[cfg(feature = "client")]
 pub use client::{
-    Client, Completed, Deployment, Ending, Executor, Failed, Function, Input, Lease, LeaseRequest,
-    Output, Pending, Phases,
+    Client, Completed, Deployment, Ending, Executor, Failed, Function, InPlaceCall, InPlaceResult,
+    Input, Lease, LeaseRequest, Output, Pending, Phases,
 };
 pub use config::Devices;
 #[cfg(feature = "client")]

@@ -387,6 +387,7 @@ impl Workers {
         let worker = &mut self.workers[index];
         worker.send.disconnect();
         worker.alive = false;
+        worker.mapped = in_place::Mapped::default();
         self.alive -= 1;
         worker.slots.drain()
     }
