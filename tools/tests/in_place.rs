@@ -5,6 +5,8 @@
 
 mod common;
 
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
 use common::leftovers::Leftovers;
@@ -92,6 +94,31 @@ fn a_call_in_place_ends_as_one_that_is_sent() {
             assert_eq!(ended[0], ended[1], "{function}");
         }
     }
+    cluster.stop().unwrap();
+}
+
+/// Whoever builds a payload through the pointer, as an image decoder does, builds the function's input.
+#[test]
+fn pointers_lead_to_the_input_and_the_output_themselves() {
+    let _guard = one_at_a_time();
+    let cluster = cluster(Options::default());
+    let client = cluster.client().unwrap();
+    let mut executor = deploy(&client, 1, &library("functions"), &warm());
+    let empty = executor.function("empty").unwrap();
+    // Memory of this process, by address.
+    let memory = File::options().read(true).write(true).open("/proc/self/mem").unwrap();
+    let mut call = executor.in_place(&empty, 4096).unwrap();
+    for round in 1..10u8 {
+        memory.write_all_at(&[round; 4096], call.as_mut_ptr().addr() as u64).unwrap();
+        let result = call.invoke().unwrap();
+        assert_eq!(result.to_vec(..).unwrap(), [round; 4096]);
+        let mut seen = [0; 4096];
+        memory.read_exact_at(&mut seen, result.as_ptr().addr() as u64).unwrap();
+        assert_eq!(seen, [round; 4096]);
+        call = result.again(4096).unwrap();
+    }
+    drop(call);
+    executor.release().unwrap();
     cluster.stop().unwrap();
 }
 

@@ -1,7 +1,7 @@
 //! What an application uses: leases cores, deploys a function library on them, invokes functions.
 //!
 //! ```text
-//!   Client ──lease──▶ Lease ──deploy──▶ Executor ──function, input, output──▶ invoke, submit
+//!   Client ──lease──▶ Lease ──deploy──▶ Executor ──function, input, output──▶ invoke, submit, in_place
 //!   link: asks a      manager, session,      workers, slots, tickets: what is in flight
 //!   resource manager  assembly: deploying    drive, wait, reactor: who polls, who sleeps
 //!                     keepalive: signs of life, news      failover: going on elsewhere
