@@ -119,13 +119,6 @@ impl Executor {
         Ok(InPlaceCall { held, len: input_bytes })
     }
 
-    fn fits_slot(&self, bytes: usize) -> Result<()> {
-        match self.blueprint.deployment.input_bytes {
-            max if bytes > max => Err(Error::InputTooLarge { bytes, max }),
-            _ => Ok(()),
-        }
-    }
-
     /// A free slot, mapped; `None` if the provider cannot.
     fn find_there(&mut self) -> Result<Option<There>> {
         self.replacing(|data| {

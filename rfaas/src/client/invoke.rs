@@ -167,11 +167,17 @@ impl Executor {
         if input.owner() != self.blueprint.owner || output.owner() != self.blueprint.owner {
             return Err(Error::Foreign("buffer"));
         }
-        if input.len() > self.blueprint.deployment.input_bytes {
-            let max = self.blueprint.deployment.input_bytes;
-            return Err(Error::InputTooLarge { bytes: input.len(), max });
-        }
+        self.fits_slot(input.len())?;
         Ok(Call::new(function.index, input, output, self.blueprint.deployment.output_bytes))
+    }
+
+    /// An error unless a slot takes an input of `bytes` bytes.
+    #[inline]
+    pub(super) fn fits_slot(&self, bytes: usize) -> Result<()> {
+        match self.blueprint.deployment.input_bytes {
+            max if bytes > max => Err(Error::InputTooLarge { bytes, max }),
+            _ => Ok(()),
+        }
     }
 }
 
