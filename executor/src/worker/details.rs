@@ -12,7 +12,7 @@ use crate::sync::AtomicBool;
 
 impl Connection {
     /// Tells the client that the `bytes` bytes of output stay in `slot`, and where that is.
-    #[inline]
+    #[inline(never)] // one branch is what it costs other replies
     pub(super) fn reply_in_place(
         &mut self,
         slot: Slot,

@@ -76,7 +76,7 @@ impl Workers {
     }
 
     /// Posts `call` to `place`, as [`Workers::post`] does to any slot: the input is there, and nowhere else.
-    #[inline]
+    #[inline(never)] // one branch is what it costs other calls
     pub(super) fn post_in_place(
         &mut self,
         place: Place,
