@@ -142,6 +142,13 @@ impl CompletionQueue {
     #[inline]
     pub(crate) fn poll(&mut self, out: &mut [WorkCompletion]) -> usize {
         self.follow();
+        match self.sources.as_mut_slice() {
+            [only] => only.poll(out),
+            _ => self.poll_all(out),
+        }
+    }
+
+    fn poll_all(&mut self, out: &mut [WorkCompletion]) -> usize {
         let mut taken = 0;
         for _ in 0..self.sources.len() {
             if taken == out.len() {

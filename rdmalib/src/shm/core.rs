@@ -339,14 +339,31 @@ impl Source {
     pub(super) fn poll(&mut self, out: &mut [WorkCompletion]) -> usize {
         let mut taken = 0;
         if self.sends {
-            while taken < out.len() {
-                let Some(completion) = self.take_sent() else { break };
-                out[taken] = completion;
-                taken += 1;
-            }
+            taken = self.take_sents(out);
         }
-        while taken < out.len() {
+        for entry in &mut out[taken..] {
+            if !self.something_arrived() {
+                break;
+            }
             let Some(completion) = self.take_arrival() else { break };
+            *entry = completion;
+            taken += 1;
+        }
+        taken
+    }
+
+    /// Whether [`take_arrival`](Self::take_arrival) is worth calling: all that a poll in vain looks at.
+    #[inline]
+    fn something_arrived(&self) -> bool {
+        self.arrivals.as_ref().is_some_and(ArrivalTaker::ready) || self.core.state() == State::Error
+    }
+
+    #[inline]
+    fn take_sents(&mut self, out: &mut [WorkCompletion]) -> usize {
+        let mut taken = 0;
+        while taken < out.len()
+            && let Some(completion) = self.take_sent()
+        {
             out[taken] = completion;
             taken += 1;
         }

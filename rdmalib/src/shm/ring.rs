@@ -176,6 +176,10 @@ impl<W: Words> ArrivalTaker<W> {
     #[inline]
     pub(crate) fn ready(&self) -> bool {
         let at = arrival_word(self.taken, self.mask);
+        if self.two_lines {
+            // Right before the first, so that both come at the same time.
+            self.words.prefetch(at + WORDS_PER_ARRIVAL / 2);
+        }
         let head = self.words.words()[at].load(Ordering::Acquire); // PUBLISH
         (head >> 32) as u32 == self.taken.wrapping_add(1)
     }
@@ -185,10 +189,6 @@ impl<W: Words> ArrivalTaker<W> {
     #[inline]
     pub(crate) fn take(&mut self) -> Option<Arrival> {
         let at = arrival_word(self.taken, self.mask);
-        if self.two_lines {
-            // Right before the first, so that both come at the same time.
-            self.words.prefetch(at + WORDS_PER_ARRIVAL / 2);
-        }
         let entry = self.words.words().get(at..at + WORDS_PER_ARRIVAL)?;
         let head = entry[0].load(Ordering::Acquire); // PUBLISH
         if (head >> 32) as u32 != self.taken.wrapping_add(1) {

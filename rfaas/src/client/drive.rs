@@ -32,7 +32,7 @@ use super::life::Life;
 use super::reactor::Reactor;
 use super::tickets::Ticket;
 use super::wait::{Pause, Waiter};
-use super::workers::{Call, Worker, Workers};
+use super::workers::{Call, Worker, Workers, receive_id, receiver};
 use super::{Deployment, Spin};
 use crate::error::{Error, Result};
 use crate::protocol::Malformed;
@@ -48,6 +48,9 @@ const FOLLOW: Duration = Duration::from_secs(1);
 pub(super) struct Driver {
     completions: CompletionQueue,
     receives: Vec<ReceiveQueue>,
+    /// Workers whose replies used up a receive, to be posted again at the next wait: after the next request,
+    /// and not before the caller has its result. At most a batch, which is less than there are to spare.
+    owed: Vec<usize>,
     batch: [WorkCompletion; BATCH],
 }
 
@@ -80,13 +83,15 @@ pub(super) struct Shared {
 
 impl Driver {
     pub(super) fn new(completions: CompletionQueue, receives: Vec<ReceiveQueue>) -> Self {
-        Driver { completions, receives, batch: [WorkCompletion::default(); BATCH] }
+        let batch = [WorkCompletion::default(); BATCH];
+        Driver { completions, receives, owed: Vec::with_capacity(BATCH), batch }
     }
 
     /// Polls the way `waiter` says until there are completions (their number) or it is time to look
     /// at the clock (0).
     #[inline]
     fn wait(&mut self, waiter: &mut Waiter) -> usize {
+        self.repay();
         if let Some(time) = waiter.sleep()
             && let Err(error) = self.completions.wait(Some(time))
         {
@@ -112,7 +117,19 @@ impl Driver {
     #[inline]
     fn apply(&mut self, taken: usize, workers: &mut Workers, woken: &mut Vec<Waker>) {
         for completion in &self.batch[..taken] {
-            workers.apply(completion, &mut self.receives, woken);
+            self.owed.extend(receiver(completion));
+            workers.apply(completion, woken);
+        }
+    }
+
+    /// Posts the receives that replies have used up.
+    #[inline]
+    fn repay(&mut self) {
+        while let Some(worker) = self.owed.pop() {
+            if let Some(receives) = self.receives.get_mut(worker) {
+                // A failure means that the connection is gone, and other receives tell.
+                receives.post(receive_id(worker), None).ok();
+            }
         }
     }
 }
@@ -212,6 +229,7 @@ impl Shared {
         let Some(mut driver) = state.driver.take() else { return };
         let resolved = state.workers.tickets.resolved();
         loop {
+            driver.repay();
             let taken = driver.completions.poll(&mut driver.batch);
             driver.apply(taken, &mut state.workers, woken);
             if taken < BATCH {

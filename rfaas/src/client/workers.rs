@@ -11,8 +11,8 @@
 //! * CUT - a worker is disconnected before any of its invocations is resolved as failed, and the
 //!   output of each gets another key: a late reply cannot land in a buffer that its owner uses
 //!   again.
-//! * ROOM - a worker has a posted receive for each slot and some to spare, posted again before its
-//!   slot is used again; a request in each slot and as many whose completion is still to come fit
+//! * ROOM - a worker has a posted receive for each slot and more to spare than replies are looked at before
+//!   theirs are posted again (`drive`); a request in each slot and as many whose completion is still to come fit
 //!   the send queue.
 //! * VERDICT - a connection that ends says nothing of the reason. The executor manager does, on
 //!   another connection, a little later: orphans wait for it, for at most [`VERDICT_WAIT`].
@@ -25,7 +25,7 @@ use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use rdmalib::{
-    Flags, Opcode, Operation, ReceiveQueue, RemoteAddress, SendQueue, Source, Status,
+    Flags, Opcode, Operation, RemoteAddress, SendQueue, Source, Status,
     WorkCompletion, WorkRequest,
 };
 
@@ -114,6 +114,13 @@ impl Worker {
             mapped: in_place::Mapped::default(),
         }
     }
+}
+
+/// The worker whose reply `completion` is: it has used up a receive (ROOM).
+#[inline]
+pub(super) fn receiver(completion: &WorkCompletion) -> Option<usize> {
+    let replied = completion.id & RECEIVE != 0 && completion.status == Status::Success;
+    replied.then_some(completion.id as u32 as usize) // the low half
 }
 
 /// Id of the receives of `worker`.
@@ -271,7 +278,6 @@ impl Workers {
     pub(super) fn apply(
         &mut self,
         completion: &WorkCompletion,
-        receives: &mut [ReceiveQueue],
         woken: &mut Vec<Waker>,
     ) {
         let index = completion.id as u32 as usize; // the low half; the bit above it is the kind
@@ -286,13 +292,7 @@ impl Workers {
             return; // a write that was told to complete; the send queue has room again
         }
         match worker.read_reply(completion, &self.tickets) {
-            Ok((ticket, outcome)) => {
-                // ROOM. A failure means that the connection is gone, and other receives tell.
-                if let Some(receives) = receives.get_mut(index) {
-                    receives.post(receive_id(index), None).ok();
-                }
-                self.tickets.resolve(ticket, outcome, woken);
-            }
+            Ok((ticket, outcome)) => self.tickets.resolve(ticket, outcome, woken),
             Err(breach) => {
                 tracing::warn!(worker = index, breach, "worker broke the protocol; it is cut off");
                 self.lose(index, Some(breach), woken);
