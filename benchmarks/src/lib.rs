@@ -14,6 +14,7 @@ pub mod cli;
 pub mod in_place;
 pub mod machine;
 pub mod pattern;
+pub mod peer;
 pub mod plan;
 pub mod progress;
 pub mod report;

@@ -13,11 +13,9 @@
 use std::hint::spin_loop;
 use std::net::SocketAddr;
 use std::ops::Range;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use nix::sys::prctl::set_pdeathsig;
-use nix::sys::signal::Signal;
 use rdmalib::{
     Access, CompletionQueue, Device, Domain, Flags, Operation, QueuePair, QueuePairConfig, Region,
     RemoteAddress, Source, Status, WorkRequest,
@@ -27,6 +25,7 @@ use rfaas::protocol::invocation::HEADER_SPACE;
 use tools::program::{Failure, describe};
 
 use crate::machine::{End, settle_down};
+use crate::peer::{Peer, die_with_the_starter};
 use crate::plan::Plan;
 
 /// Longest wait for a peer that answers at all.
@@ -73,6 +72,7 @@ impl Transport {
         let device = &plan.device.device;
         let mut listener = device.listen(plan.device.entry.port).map_err(bad_device)?;
         command.arg("--peer").arg(listener.local_addr().to_string());
+        command.stdin(Stdio::null()).stdout(Stdio::null());
         let mut peer = Peer::start(command)?;
 
         let parts = || {
@@ -128,8 +128,7 @@ impl Transport {
 
 /// The other side, in its own process: answers until the connection ends.
 pub fn be_the_peer(plan: &Plan, starter: SocketAddr) -> Result<(), Failure> {
-    // Should it have died before this line, there is nobody to connect to.
-    set_pdeathsig(Signal::SIGKILL).map_err(Failure::later)?;
+    die_with_the_starter()?; // had it died before, there would be nobody to connect to
     let device = &plan.device.device;
     let parts = || {
         let domain = device.domain()?;
@@ -270,31 +269,6 @@ impl Link {
             self.completions.wait(Some(TIMEOUT))?;
         }
         Ok(())
-    }
-}
-
-/// The peer process, which does not outlive this value.
-#[derive(Debug)]
-struct Peer(Child);
-
-impl Peer {
-    fn start(mut command: Command) -> Result<Self, Failure> {
-        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn();
-        child
-            .map(Peer)
-            .map_err(|error| Failure::later(format!("the peer process did not start: {error}")))
-    }
-
-    fn has_ended(&mut self) -> bool {
-        !matches!(self.0.try_wait(), Ok(None))
-    }
-}
-
-impl Drop for Peer {
-    fn drop(&mut self) {
-        // Both fail only if it has ended already.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
     }
 }
 
