@@ -63,8 +63,10 @@ impl LocalCluster {
     /// Starts one and waits until it is ready.
     pub fn start(options: Options) -> Result<Self, ClusterError> {
         let directory = private_directory()?;
-        let devices = TestDevices::chosen(options.address)?;
-        let devices = devices.max_inline_data(options.max_inline_data);
+        let devices = match &options.devices {
+            Some(devices) => devices.clone(),
+            None => TestDevices::chosen(options.address)?.max_inline_data(options.max_inline_data),
+        };
         let mut settings = Settings::shipped(directory.path(), &devices, &options.node_names());
         options.apply(&mut settings);
         let mut cluster = Self::not_started(directory, settings, options)?;

@@ -9,7 +9,7 @@ use rfaas::heartbeat::Heartbeat;
 
 use crate::binaries::Binaries;
 use crate::settings::Settings;
-use crate::test_devices::patience;
+use crate::test_devices::{TestDevices, patience};
 
 /// What a cluster is to be like.
 #[derive(Clone, Debug)]
@@ -42,6 +42,8 @@ pub struct Options {
     /// Address of the embedded device, IPv4 or IPv6; on it an address is only a name. Not used on the devices
     /// that the environment names ([`test_devices`](crate::test_devices)).
     pub address: IpAddr,
+    /// Devices to run on, as they are, instead of all that.
+    pub devices: Option<TestDevices>,
     /// Largest message that is sent inline, in bytes.
     pub max_inline_data: u32,
     /// Where the programs are.
@@ -69,6 +71,7 @@ impl Default for Options {
             secret: 42,
             node: "local-node".into(),
             address: IpAddr::V4(Ipv4Addr::LOCALHOST),
+            devices: None,
             max_inline_data: 0,
             binaries: Binaries::beside_this_program(),
             executor_path: None,
