@@ -20,6 +20,7 @@ pub mod progress;
 pub mod report;
 pub mod samples;
 pub mod service;
+pub mod shared_line;
 pub mod transport;
 
 pub use cli::{Measure, Service};
