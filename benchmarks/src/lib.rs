@@ -3,6 +3,13 @@
 //! ```text
 //!   flags + benchmark.json ──▶ Plan ──▶ a program's loop ──▶ Samples ──▶ Report: table, --json, CSV
 //! ```
+//! | program | measures |
+//! | --- | --- |
+//! | `transport_benchmarker` | the writes of an invocation there and back, without the service |
+//! | `warm_benchmarker`, `cold_benchmarker`, `parallel_invocations` | one invocation after the other; the way to the first; several workers |
+//! | `compare` | floors, ours and peers beside each other in one run: table, JSON, CSV and plots ([`compare`]) |
+//! | `idle_cost`, `pool_scale`, `manager_load` | what managers cost, and how many leases they grant |
+//!
 //! * CLEAN CLOCK - nothing but the measured call is between two clock readings; patterns, checks and
 //!   progress come after the second.
 //! * SAME BYTES - what comes back is compared with what was sent, so that a figure is never one of a broken
@@ -11,6 +18,7 @@
 //! Elsewhere: starting a cluster to measure (`tools`), the calls that are measured (`rfaas`, `rdmalib`).
 
 pub mod cli;
+pub mod compare;
 pub mod in_place;
 pub mod machine;
 pub mod pattern;

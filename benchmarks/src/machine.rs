@@ -3,6 +3,7 @@
 use std::fmt;
 use std::fs;
 
+use nix::errno::Errno;
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 use serde::Serialize;
@@ -43,17 +44,50 @@ pub enum End {
 /// Gives this thread a CPU of its own, so that two ends that spin never wait for each other's turn. With a
 /// single CPU, or without permission, it stays where it is: the figures then show it.
 pub fn settle_down(end: End) {
-    let this = Pid::from_raw(0);
-    let chosen = sched_getaffinity(this).and_then(|cpus| {
-        let mut allowed = (0..CpuSet::count()).filter(|cpu| cpus.is_set(*cpu).unwrap_or(false));
-        let cpu = if end == End::First { allowed.next() } else { allowed.next_back() };
+    settle(Pid::from_raw(0), end);
+}
+
+/// The same for every thread of another process, among the CPUs that this thread may use.
+pub fn settle_process(id: u32, end: End) {
+    let threads = fs::read_dir(format!("/proc/{id}/task")).into_iter().flatten().flatten();
+    for thread in threads.filter_map(|entry| entry.file_name().to_str()?.parse().ok()) {
+        settle(Pid::from_raw(thread), end);
+    }
+}
+
+/// Moves this thread to a CPU, wherever it was settled before.
+pub fn move_to(cpu: usize) {
+    let mut only = CpuSet::new();
+    if let Err(errno) = only.set(cpu).and_then(|()| sched_setaffinity(Pid::from_raw(0), &only)) {
+        warn(errno);
+    }
+}
+
+/// Number of the CPU of that end, among those that this thread may use.
+pub fn cpu_of(end: End) -> Option<usize> {
+    chosen(&sched_getaffinity(Pid::from_raw(0)).ok()?, end)
+}
+
+fn settle(thread: Pid, end: End) {
+    // Of the CPUs of this thread: those of another may have been narrowed down already.
+    let only = sched_getaffinity(Pid::from_raw(0)).and_then(|cpus| {
         let mut only = CpuSet::new();
-        cpu.map_or(Ok(()), |cpu| only.set(cpu))?;
+        chosen(&cpus, end).map_or(Ok(()), |cpu| only.set(cpu))?;
         Ok(only)
     });
-    if let Err(errno) = chosen.and_then(|only| sched_setaffinity(this, &only)) {
-        eprintln!("warning: an end of the ping-pong has no CPU of its own: {errno}");
+    match only.and_then(|only| sched_setaffinity(thread, &only)) {
+        Ok(()) | Err(Errno::ESRCH) => {} // a thread that has ended needs none
+        Err(errno) => warn(errno),
     }
+}
+
+fn warn(errno: Errno) {
+    eprintln!("warning: an end of the ping-pong has no CPU of its own: {errno}");
+}
+
+fn chosen(cpus: &CpuSet, end: End) -> Option<usize> {
+    let mut allowed = (0..CpuSet::count()).filter(|cpu| cpus.is_set(*cpu).unwrap_or(false));
+    if end == End::First { allowed.next() } else { allowed.next_back() }
 }
 
 /// `model name : …` on x86; other architectures have no such line.

@@ -1,0 +1,75 @@
+//! Floors, ours and peers side by side, in one run.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use benchmarks::compare::files::{self, Told};
+use benchmarks::compare::{self, Effort, Role, Settings, plots, ratios, table};
+use clap::{Parser, value_parser};
+use rfaas::config::Devices;
+use tools::interrupt::stop_clusters_on_signals;
+use tools::program::{self, Failure, describe};
+
+/// Compares, on this machine and in one run: what the machine can do at most, this project's transport and function
+/// service, and what else there is. It starts everything that it needs, and leaves out what is not installed.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Cli {
+    /// Devices of this machine.
+    #[arg(long, value_name = "FILE", default_value = "config/devices.json")]
+    device_database: PathBuf,
+    /// Device to measure ours on, by its name in the database; may be given several times. Without it the only one
+    /// that is there.
+    #[arg(long = "device", value_name = "NAME", default_value = "")]
+    devices: Vec<String>,
+    /// Runs: everything is measured once in each, and medians are over all of them.
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = value_parser!(u32).range(1..))]
+    runs: u32,
+    /// Few repetitions and payloads: to see that everything runs, not for figures.
+    #[arg(long)]
+    quick: bool,
+    /// Write compare.json, tables as CSV and plots as SVG into this directory, which is made if need be.
+    #[arg(long, value_name = "DIR")]
+    output_dir: Option<PathBuf>,
+    /// Print one JSON object and nothing else.
+    #[arg(long)]
+    json: bool,
+    /// Log more, to standard error; RUST_LOG overrides.
+    #[arg(short, long)]
+    verbose: bool,
+    /// Be the other process of a contender.
+    #[arg(long, value_name = "CONTENDER", hide = true)]
+    serve: Option<Role>,
+}
+
+fn main() -> ExitCode {
+    program::run(|cli: &Cli| cli.verbose, run)
+}
+
+fn run(cli: Cli) -> Result<(), Failure> {
+    if let Some(role) = cli.serve {
+        return role.serve();
+    }
+    let database =
+        Devices::load(&cli.device_database).map_err(|error| Failure::input(describe(&error)))?;
+    if let Some(directory) = &cli.output_dir {
+        files::make(directory)?; // before minutes of measuring
+    }
+    stop_clusters_on_signals(None).map_err(Failure::later)?;
+    let (effort, payloads) = match cli.quick {
+        true => (Effort::QUICK, compare::QUICK_PAYLOADS.to_vec()),
+        false => (Effort::FULL, compare::PAYLOADS.to_vec()),
+    };
+    let settings = Settings { devices: cli.devices, runs: cli.runs, effort, payloads };
+    let (results, devices) = compare::run(&settings, &database)?;
+    let ratios = ratios::ratios(&results, &devices);
+    let told = Told::of(&settings, cli.quick, results, devices, ratios);
+    if let Some(directory) = &cli.output_dir {
+        files::write(directory, &told)?;
+        plots::draw(directory, &told)?;
+    }
+    let text = if cli.json { told.json().to_string() } else { table::table(&told) };
+    let printed = writeln!(std::io::stdout(), "{text}");
+    printed.map_err(|error| Failure::later(format!("standard output: {error}")))
+}
