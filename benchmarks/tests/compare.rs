@@ -161,6 +161,14 @@ fn a_device_that_is_not_in_the_database_is_bad_input() {
 }
 
 #[test]
+fn a_device_that_is_given_twice_is_bad_input() {
+    let output = compare(&["--quick", "--device", "shm0", "--device", "shm0"]);
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(told.contains("\"shm0\" is given twice"), "{told}");
+}
+
+#[test]
 fn a_directory_that_cannot_be_made_is_bad_input() {
     let output = compare(&["--quick", "--output-dir", "/proc/nowhere"]);
     assert_eq!(output.status.code(), Some(2), "{output:?}");

@@ -15,7 +15,7 @@ pub struct Effort {
 
 impl Effort {
     /// For figures. A run of all contenders takes well under a minute.
-    pub const FULL: Effort = Effort { most: 100_000, least: 20, time: Duration::from_millis(250) };
+    pub const FULL: Effort = Effort { most: 300_000, least: 20, time: Duration::from_millis(250) };
     /// To see that everything runs.
     pub const QUICK: Effort = Effort { most: 200, least: 3, time: Duration::from_millis(10) };
 

@@ -87,7 +87,7 @@ fn round_trips(area: &Area<'_>, told: &Told) -> Drawn {
     };
     let lines: Vec<_> = told.results.rows.iter().map(line).collect();
     let (x, y) = (span(&lines, |point| point.0), span(&lines, |point| point.1));
-    let title = "Round trip by payload: median (line) and 99th percentile (+)";
+    let title = "Round trip by payload: median (line) and 99th percentile (×)";
     let (chart, legend_area) = frame(area, title, told)?;
     let mut chart = builder(&chart).build_cartesian_2d(
         (x.0 / 1.5..x.1 * 1.5).log_scale().base(4.0),
@@ -166,7 +166,7 @@ fn rates((number, rates): (usize, &Rates)) -> Line {
         style: colour(Id::Service).mix(if number == 0 { 1.0 } else { FAINT }).stroke_width(3),
         dashed: false,
         points: each.iter().map(|(by, spread)| (*by, spread.median)).collect(),
-        marks: each.iter().map(|(by, spread)| (*by, spread.max)).collect(),
+        marks: vec![],
         bars: each.iter().map(|(by, spread)| (*by, spread.min, spread.max)).collect(),
     }
 }
@@ -258,10 +258,13 @@ fn legend(area: &Area<'_>, lines: &[Line]) -> Drawn {
     Ok(())
 }
 
-/// From the least to the most of what `of` takes from points and marks; never empty, and above zero.
+/// From the least to the most of what `of` takes from all that is drawn; never empty, and above zero.
 fn span(lines: &[Line], of: fn(&(f64, f64)) -> f64) -> (f64, f64) {
-    let all = lines.iter().flat_map(|line| line.points.iter().chain(&line.marks)).map(of);
-    let all = all.filter(|value| *value > 0.0);
+    let all = lines.iter().flat_map(|line| {
+        let bars = line.bars.iter().map(|&(at, _, to)| (at, to));
+        line.points.iter().chain(&line.marks).copied().chain(bars)
+    });
+    let all = all.map(|point| of(&point)).filter(|value| *value > 0.0);
     let (least, most) = all.fold((f64::MAX, 0.0), |(least, most): (f64, f64), value| {
         (least.min(value), most.max(value))
     });
@@ -303,7 +306,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_span_holds_all_points_and_marks_and_is_never_empty() {
+    fn a_span_holds_all_that_is_drawn_and_is_never_empty() {
         let line = |points: &[(f64, f64)], marks: &[(f64, f64)]| Line {
             name: String::new(),
             style: BLACK.stroke_width(1),
@@ -316,5 +319,7 @@ mod tests {
         assert_eq!(span(&lines, |point| point.0), (1.0, 64.0));
         assert_eq!(span(&lines, |point| point.1), (2.0, 100.0));
         assert_eq!(span(&lines[1..], |point| point.1), (1.0, 2.0));
+        let bars = Line { bars: vec![(1.0, 2.0, 300.0)], ..line(&[(1.0, 5.0)], &[]) };
+        assert_eq!(span(&[bars], |point| point.1), (5.0, 300.0));
     }
 }

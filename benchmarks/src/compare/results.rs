@@ -65,14 +65,14 @@ impl Cell {
         Spread::of(self.0.iter().map(|round| round.p50))
     }
 
-    /// 99th percentile in ns.
+    /// 99th percentile in ns, if every run has it: medians of fewer would not fit beside the others.
     pub fn p99(&self) -> Option<Spread> {
-        Spread::of(self.0.iter().filter_map(|round| round.p99))
+        Spread::of(self.0.iter().map(|round| round.p99).collect::<Option<Vec<_>>>()?)
     }
 
-    /// 99.9th percentile in ns.
+    /// 99.9th percentile in ns, likewise.
     pub fn p999(&self) -> Option<Spread> {
-        Spread::of(self.0.iter().filter_map(|round| round.p999))
+        Spread::of(self.0.iter().map(|round| round.p999).collect::<Option<Vec<_>>>()?)
     }
 
     /// Whether what is told as p50 is a mean.
@@ -144,13 +144,6 @@ impl Rates {
     pub fn on(device: &str) -> Self {
         Rates { device: device.to_owned(), not_run: None, by: BTreeMap::new() }
     }
-
-    /// The highest median.
-    pub fn best(&self) -> Option<(u32, Spread)> {
-        let spreads =
-            self.by.iter().filter_map(|(&by, runs)| Some((by, Spread::of(runs.clone())?)));
-        spreads.max_by(|(_, one), (_, other)| one.median.total_cmp(&other.median))
-    }
 }
 
 fn as_rates<S: Serializer>(by: &BTreeMap<u32, Vec<f64>>, to: S) -> Result<S::Ok, S::Error> {
@@ -221,14 +214,20 @@ mod tests {
     }
 
     #[test]
-    fn the_best_rate_is_that_with_the_highest_median() {
-        let by = BTreeMap::from([
-            (1, vec![5.0, 5.0, 5.0]),
-            (2, vec![4.0, 6.0, 9.0]),
-            (4, vec![99.0, 1.0, 1.0]),
-        ]);
-        let rates = Rates { by, ..Rates::on("shm0") };
-        let (number, spread) = rates.best().unwrap();
-        assert_eq!((number, spread.median), (2, 6.0));
+    fn a_percentile_that_a_run_does_not_have_is_not_told() {
+        let round = |p99| Round {
+            repetitions: 1,
+            p50: 10.0,
+            is_mean: false,
+            p99,
+            p999: None,
+            each: vec![],
+        };
+        let some = Cell(vec![round(Some(20.0)), round(None)]);
+        assert_eq!(some.p50().unwrap().runs, [10.0, 10.0]);
+        assert_eq!(some.p99(), None);
+        let all = Cell(vec![round(Some(20.0)), round(Some(30.0))]);
+        assert_eq!(all.p99().unwrap().median, 25.0);
+        assert_eq!(all.p999(), None);
     }
 }

@@ -48,6 +48,10 @@ pub fn run(
 ) -> Result<(Results, Vec<(String, Provider)>), Failure> {
     let cores = thread::available_parallelism().map_or(1, usize::from);
     let cores = u32::try_from(cores).unwrap_or(u32::MAX);
+    let mut once = BTreeSet::new();
+    if let Some(twice) = settings.devices.iter().find(|name| !once.insert(*name)) {
+        return Err(Failure::input(format!("device {twice:?} is given twice")));
+    }
     let start = |name: &String| Site::start(database, name, cores);
     let sites = settings.devices.iter().map(start).collect::<Result<Vec<_>, _>>()?;
     let contenders = contenders(&sites);

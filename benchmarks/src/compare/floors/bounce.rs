@@ -31,7 +31,7 @@ impl Contender for Bounce {
     }
 
     fn settings(&self) -> String {
-        "two processes, a word there and a word back on one shared cache line, both spin with pause"
+        "two processes, a word there and a word back on one shared cache line, both spin with pause, clock reads included"
             .into()
     }
 

@@ -1,6 +1,6 @@
 //! libfabric over shared memory: what MPICH and others use on one node.
 
-use super::{Tool, round_trip_ns};
+use super::{Tool, is_positive, round_trip_ns};
 use crate::compare::PAYLOADS;
 use crate::compare::contender::{Contender, Id, NotMeasured, Round};
 use crate::compare::effort::Effort;
@@ -58,7 +58,7 @@ fn parse(printed: &str) -> Option<f64> {
     let line = lines.next_back()?;
     let column = header.split_whitespace().position(|name| name == "usec/xfer")?;
     let mean: f64 = line.split_whitespace().nth(column)?.parse().ok()?;
-    (mean > 0.0).then_some(mean)
+    is_positive(mean).then_some(mean)
 }
 
 #[cfg(test)]

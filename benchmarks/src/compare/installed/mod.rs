@@ -158,6 +158,11 @@ fn round_trip_ns(one_way_us: f64) -> f64 {
     2.0 * 1000.0 * one_way_us
 }
 
+/// Whether a figure can be one of something that took place.
+fn is_positive(figure: f64) -> bool {
+    figure.is_finite() && figure > 0.0
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

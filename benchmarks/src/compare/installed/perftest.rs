@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use rfaas::config::DeviceEntry;
 
-use super::{Tool, round_trip_ns};
+use super::{Tool, is_positive, round_trip_ns};
 use crate::compare::PAYLOADS;
 use crate::compare::contender::{Contender, Id, NotMeasured, Round};
 use crate::compare::effort::Effort;
@@ -102,7 +102,7 @@ struct Latencies {
 /// The line below the header: bytes, iterations, min, max, typical (the median), average, deviation, 99 %, 99.9 %.
 fn latencies(printed: &str) -> Option<Latencies> {
     let line = line_below(printed, "t_typical[usec]")?;
-    let field = |at: usize| line.get(at)?.parse::<f64>().ok().filter(|us| *us > 0.0);
+    let field = |at: usize| line.get(at)?.parse().ok().filter(|us| is_positive(*us));
     Some(Latencies {
         repetitions: line.get(1)?.parse().ok()?,
         typical_us: field(4)?,
@@ -115,7 +115,7 @@ fn latencies(printed: &str) -> Option<Latencies> {
 fn bandwidth(printed: &str) -> Option<f64> {
     let line = line_below(printed, "BW average[MB/sec]")?;
     let average: f64 = line.get(3)?.parse().ok()?;
-    (average > 0.0).then_some(average * MB)
+    is_positive(average).then_some(average * MB)
 }
 
 fn line_below<'a>(printed: &'a str, header: &str) -> Option<Vec<&'a str>> {
@@ -138,6 +138,24 @@ mod tests {
  8       200          7.90           1294.36      8.11     \t       10.76       \t24.20  \t\t341.97  \t\t1294.36
 ---------------------------------------------------------------------------------------
 ";
+
+    /// Likewise.
+    const BANDWIDTH: &str = "\
+ Data ex. method : Ethernet
+---------------------------------------------------------------------------------------
+ #bytes     #iterations    BW peak[MB/sec]    BW average[MB/sec]   MsgRate[Mpps]
+ 8          200              0.57               0.38   \t\t   0.049807
+---------------------------------------------------------------------------------------
+";
+
+    #[test]
+    fn the_average_bandwidth_is_read_in_bytes() {
+        assert_eq!(bandwidth(BANDWIDTH), Some(0.38 * 1_048_576.0));
+        assert_eq!(bandwidth(&BANDWIDTH.replace("0.38", "0.00")), None);
+        assert_eq!(bandwidth(&BANDWIDTH.replace("0.38", "inf")), None);
+        assert_eq!(bandwidth(LATENCY), None);
+        assert_eq!(latencies(BANDWIDTH), None);
+    }
 
     #[test]
     fn the_typical_time_and_the_tail_are_read_from_what_it_prints() {

@@ -1,6 +1,6 @@
 //! UCX over shared memory: what MPI libraries and data services use on one node.
 
-use super::{Tool, round_trip_ns};
+use super::{Tool, is_positive, round_trip_ns};
 use crate::compare::PAYLOADS;
 use crate::compare::contender::{Contender, Id, NotMeasured, Round};
 use crate::compare::effort::Effort;
@@ -100,7 +100,7 @@ fn parse(printed: &str) -> Option<Line> {
     let mut fields = line.split(',');
     let repetitions = fields.next()?.trim().parse().ok()?;
     let percentile_us: f64 = fields.next()?.trim().parse().ok()?;
-    (percentile_us > 0.0).then_some(Line { repetitions, percentile_us })
+    is_positive(percentile_us).then_some(Line { repetitions, percentile_us })
 }
 
 #[cfg(test)]
@@ -134,6 +134,7 @@ iterations,99.0_percentile_lat,avg_lat,overall_lat,avg_bw,overall_bw,avg_mr,over
             &format!("{header}\n20000"),
             &format!("{header}\n20000,nan-ish"),
             &format!("{header}\n20000,NaN"),
+            &format!("{header}\n20000,inf,0,0"),
             &format!("{header}\n20000,0.000,0,0"),
             &format!("{header}\n-1,0.5,0,0"),
             &CAPTURED.replace("_percentile_lat", ""),

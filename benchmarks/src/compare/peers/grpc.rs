@@ -35,8 +35,8 @@ use crate::peer::Peer;
 /// Largest message, instead of 4 MiB; and what may be under way before the receiver makes room, instead of 64 KiB.
 const MOST_BYTES: usize = 64 << 20;
 const WINDOW_BYTES: u32 = 64 << 20;
-/// Bytes of a frame, instead of 16 KiB: the most that HTTP/2 allows.
-const FRAME_BYTES: u32 = (1 << 24) - 1;
+/// Bytes of a frame, instead of 16 KiB, which takes a third longer for 64 KiB; the largest, 16 MiB, is slower for 16 MiB.
+const FRAME_BYTES: u32 = 1 << 20;
 /// The method that echoes.
 const METHOD: &str = "/compare.Echo/Echo";
 
@@ -64,7 +64,7 @@ impl Contender for Grpc {
         };
         format!(
             "tonic, unary call of raw bytes (no protobuf), {socket}, one connection, current-thread runtimes, \
-             windows of 64 MiB, frames of 16 MiB"
+             windows of 64 MiB, frames of 1 MiB"
         )
     }
 
