@@ -119,7 +119,7 @@ fn rates(out: &mut String, title: &str, all: &[Rates]) {
 fn ratios(out: &mut String, all: &[Ratio]) {
     line!(
         out,
-        "\n{:70}{:>12}   {:22}aim",
+        "\n{:74}{:>12}   {:26}aim",
         "ratio, within each run",
         "median",
         "smallest – largest"
@@ -137,7 +137,7 @@ fn ratios(out: &mut String, all: &[Ratio]) {
         };
         let range = format!("{} – {}", figure(spread.min), figure(spread.max));
         let what = format!("{device}: {what}");
-        line!(out, "{what:70}{:>12}   {range:22}{aim}{met}", figure(spread.median));
+        line!(out, "{what:74}{:>12}   {range:26}{aim}{met}", figure(spread.median));
     }
 }
 
