@@ -19,7 +19,7 @@
 //! | Unix socket, gRPC, HTTP | this program, `--serve` | `peers` |
 //! | UCX, libfabric, perftest | theirs, where they are installed | `installed` |
 //!
-//! A contender more is an [`Id`], a [`Contender`] and its place in [`run`]'s list; a ratio more is a line in `ratios`.
+//! A contender more is an [`Id`], a [`Contender`] and its place in the list of `run`; a ratio more is a line in `ratios`.
 
 pub mod contender;
 pub mod echo;

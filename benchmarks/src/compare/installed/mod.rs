@@ -27,8 +27,9 @@ const START_TIMEOUT: Duration = Duration::from_secs(5);
 const TIMEOUT: Duration = Duration::from_secs(60);
 /// Pause between two looks at a running end.
 const LOOK_AGAIN: Duration = Duration::from_millis(2);
-/// Starts a program that dies with us, on a CPU of its own; both become that program (package util-linux).
+/// Start a program that dies with us, on a CPU of its own; both become that program.
 const LAUNCHERS: [&str; 2] = ["setpriv", "taskset"];
+const LAUNCHERS_PACKAGE: &str = "util-linux";
 
 /// A program with two ends, on this machine.
 #[derive(Clone, Copy, Debug)]
@@ -49,10 +50,13 @@ impl Tool {
         server: impl Fn(u16) -> Vec<String>,
         client: impl Fn(u16) -> Vec<String>,
     ) -> Result<String, NotMeasured> {
-        for program in LAUNCHERS.into_iter().chain([self.program]) {
-            if !is_installed(program) {
-                return Err(NotMeasured::NotRun(format!("{program} is not installed")));
-            }
+        let needed = [self.program].into_iter().chain(LAUNCHERS);
+        let packages = [self.package].into_iter().chain([LAUNCHERS_PACKAGE; LAUNCHERS.len()]);
+        if let Some((program, package)) =
+            needed.zip(packages).find(|(program, _)| !is_installed(program))
+        {
+            let reason = format!("{program} is not installed (Debian package {package})");
+            return Err(NotMeasured::NotRun(reason));
         }
         let port = free_port()?;
         let mut server = self.start(End::Last, &server(port))?;
@@ -184,7 +188,7 @@ mod tests {
     fn a_program_that_is_missing_is_named() {
         let tool = Tool { program: "no-such-program", ..SHELL };
         let told = tool.run(|_| vec![], |_| vec![]);
-        assert_eq!(reason(told), "no-such-program is not installed");
+        assert_eq!(reason(told), "no-such-program is not installed (Debian package dash)");
     }
 
     #[test]
