@@ -71,8 +71,9 @@ bitflags::bitflags! {
         /// Starts after all earlier reads and atomics of this queue have finished.
         const FENCE = 4;
         /// The bytes of a write with immediate data need not be in place before the receiver polls its
-        /// completion, and no other request for these bytes is posted until the receiver has answered.
-        /// The embedded device then brings a small one faster; others take no notice.
+        /// completion. Until the receiver has answered, no other request for these bytes is posted, and those
+        /// of the source stay as they are, also when the request has completed. The embedded device then
+        /// brings small and large ones faster; others take no notice.
         const WITH_COMPLETION = 8;
     }
 }

@@ -288,6 +288,11 @@ impl RegionMemory {
         self.part.as_ptr()
     }
 
+    /// Where it starts in the domain's file.
+    pub(super) fn offset(&self) -> u64 {
+        self.offset
+    }
+
     #[inline]
     pub(crate) fn access(&self) -> Access {
         self.access

@@ -12,7 +12,7 @@
 //! Elsewhere: posting (`queue_pair`), carrying out (`one_sided`), the list of sources (`completion`).
 
 use std::fmt;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, OnceLock};
 
@@ -24,7 +24,9 @@ use super::completion::Shared;
 use super::engine::EngineHandle;
 use super::mapping::Part;
 use super::one_sided;
-use super::ring::{self, Arm, ArrivalTaker};
+use super::peer_arena::PeerArena;
+use super::ring::{self, Arm, Arrival, ArrivalTaker};
+use super::shared_copy::Job;
 use crate::completion::{Opcode, Status, WorkCompletion};
 use crate::error::{Error, Result};
 use crate::memory::RemoteAddress;
@@ -39,6 +41,7 @@ const ERROR: u32 = 2;
 pub(super) const TAG_IMMEDIATE: u32 = 1;
 pub(super) const TAG_WRITE: u32 = 2;
 pub(super) const TAG_TOO_LONG: u32 = 4;
+pub(super) const TAG_SHARED: u32 = 8;
 
 /// What every thread that deals with a queue pair shares.
 pub(crate) struct Core {
@@ -59,6 +62,8 @@ pub(crate) struct Core {
     receive_completions: Arc<Shared>,
     halves: AtomicU32,
     socket: OnceLock<UnixStream>,
+    /// The peer's memory, for large writes of its.
+    peer: OnceLock<Arc<OwnedFd>>,
     engine: Arc<EngineHandle>,
 }
 
@@ -120,6 +125,7 @@ impl Core {
             receive_completions: receive.clone(),
             halves: AtomicU32::new(2),
             socket: OnceLock::new(),
+            peer: OnceLock::new(),
             engine,
         });
         receive.attach(&core);
@@ -236,6 +242,32 @@ impl Core {
         }
     }
 
+    /// Where the peer's memory is, before the state becomes `Connected`.
+    pub(super) fn set_peer(&self, file: Arc<OwnedFd>) {
+        let _ = self.peer.set(file); // a queue pair connects once
+    }
+
+    /// Copies its part of a large write, which the arrival `large` announces, with its payload at word
+    /// `payload`. Whether all of it is there.
+    fn help_with(&self, large: &Arrival, payload: usize, peer: &mut Option<PeerArena>) -> bool {
+        let Some((addr, key)) = large.carried_to else { return true };
+        let to = RemoteAddress { addr, key };
+        let Some(job) = Job::read(&self.inbox, payload, large.bytes as usize) else {
+            return true; // a lie: then it is as if the bytes had been written elsewhere
+        };
+        if peer.is_none() {
+            *peer = self.peer.get().and_then(|file| PeerArena::of(file.clone()).ok());
+        }
+        // Without the peer's memory it is left to the peer.
+        if let Some(peer) = peer {
+            job.copy(&self.inbox, payload, |offset, bytes| {
+                let from = peer.at(job.from.checked_add(offset as u64)?, bytes)?;
+                Some((from.cast_const(), self.memory.landing(to.offset(offset as u64), bytes)?))
+            });
+        }
+        job.is_done(&self.inbox, payload)
+    }
+
     /// Puts a finished send where the poller finds it. Called by one thread at a time (the baton).
     #[inline]
     pub(super) fn finish(&self, id: u64, index: u32, opcode: Opcode, status: Status) {
@@ -307,6 +339,8 @@ pub(super) struct Source {
     arrivals: Option<ArrivalTaker<Part>>,
     sends: bool,
     sent_head: u32,
+    /// The peer's memory, mapped when first needed.
+    peer: Option<PeerArena>,
 }
 
 impl Source {
@@ -314,7 +348,7 @@ impl Source {
         let arrivals = Arc::ptr_eq(&core.receive_completions, queue)
             .then(|| ArrivalTaker::new(core.inbox.clone(), core.ring_depth));
         let sends = Arc::ptr_eq(&core.send_completions, queue);
-        Source { core, arrivals, sends, sent_head: 0 }
+        Source { core, arrivals, sends, sent_head: 0, peer: None }
     }
 
     pub(super) fn core(&self) -> &Core {
@@ -399,11 +433,20 @@ impl Source {
         if index == core.receives_posted.load(Ordering::Acquire) {
             return None; // IDS
         }
-        let arrival = match arrivals.take() {
+        let mut arrival = match arrivals.take() {
             Some(arrival) => Some(arrival),
             None if core.state() == State::Error => arrivals.take(), // DRAIN
             None => return None,
         };
+        if let Some(large) = arrival.filter(|arrival| arrival.tag & TAG_SHARED != 0)
+            && !core.help_with(&large, arrivals.payload(), &mut self.peer)
+        {
+            arrivals.put_back();
+            if core.state() != State::Error {
+                return None; // the sender copies the rest
+            }
+            arrival = None; // it never will
+        }
         let id = core.receive_ids[(index & (core.ring_depth - 1)) as usize].load(Ordering::Relaxed);
         let mut completion =
             WorkCompletion { id, queue_pair: core.number, ..WorkCompletion::default() };
@@ -420,7 +463,9 @@ impl Source {
                 completion.bytes = arrival.bytes;
                 completion.immediate =
                     (arrival.tag & TAG_IMMEDIATE != 0).then_some(arrival.immediate);
-                if let Some((addr, key)) = arrival.carried_to {
+                if let Some((addr, key)) = arrival.carried_to
+                    && arrival.tag & TAG_SHARED == 0
+                {
                     let to = RemoteAddress { addr, key };
                     let payload = arrivals.payload();
                     one_sided::land(&core.memory, &core.inbox, payload, to, arrival.bytes as usize);

@@ -12,7 +12,7 @@
 //!
 //! * `ring` - the wire: posted receives there, arrivals back; `baton` - one state, two threads
 //! * `arena` - memory and keys at their owner, `peer_arena` at a peer, `mapping`
-//! * `one_sided` - carrying out a request
+//! * `one_sided` - carrying out a request; `shared_copy` - with the receiver's help
 //! * `queue_pair` - posting; `core`, `completion` - finished work and who is told of it
 //! * `engine` - what happens unasked (sleeping is in `crate::events`)
 //! * `handshake` - how two processes meet
@@ -38,6 +38,8 @@ mod one_sided;
 mod peer_arena;
 #[cfg(not(loom))]
 mod queue_pair;
+#[cfg(not(loom))]
+mod shared_copy;
 #[cfg(not(loom))]
 mod space;
 

@@ -13,10 +13,11 @@ use std::ptr;
 use std::sync::Arc;
 
 use super::arena::{Arena, Map, RegionMemory};
-use super::core::{Core, TAG_IMMEDIATE, TAG_TOO_LONG, TAG_WRITE, completes};
+use super::core::{Core, TAG_IMMEDIATE, TAG_SHARED, TAG_TOO_LONG, TAG_WRITE, completes};
 use super::mapping::Part;
 use super::peer_arena::PeerArena;
 use super::ring::{Arrival, ArrivalPusher, FIRST_LINE, MAX_CARRIED};
+use super::shared_copy::{Job, MIN_BYTES};
 use crate::completion::{Opcode, Status};
 use crate::error::{Error, Result};
 use crate::memory::{Access, RegionInner, RemoteAddress, RemoteMapping, Slice};
@@ -252,6 +253,16 @@ impl Local<'_> {
         }
     }
 
+    /// What two can copy, if it is large enough.
+    fn job(&self) -> Option<Job> {
+        match self {
+            Local::Region { memory, offset, bytes } if *bytes >= MIN_BYTES => {
+                Some(Job::new(memory.offset() + *offset as u64, *bytes))
+            }
+            _ => None,
+        }
+    }
+
     /// Likewise, if the device may write there.
     fn writable(&self) -> Result<*mut u8, Status> {
         match self {
@@ -266,6 +277,11 @@ impl Local<'_> {
 impl Link {
     pub(crate) fn new(memory: PeerArena, ring: ArrivalPusher<Part>) -> Self {
         Link { memory, ring }
+    }
+
+    /// The peer's memory.
+    pub(super) fn memory(&self) -> &PeerArena {
+        &self.memory
     }
 
     /// [`PeerArena::map`].
@@ -308,6 +324,11 @@ impl Link {
                 let source = from.readable()?;
                 if immediate.is_some() && !self.ring.may_push() {
                     return Ok(Outcome::NotReady);
+                }
+                let may_share = work.flags.contains(Flags::WITH_COMPLETION);
+                if let (Some(immediate), Some(job), true) = (*immediate, from.job(), may_share) {
+                    self.share(core, job, (source, target), *to, immediate, solicited);
+                    return Ok(Outcome::Done);
                 }
                 copy(source, target, from.len());
                 if let Some(immediate) = immediate {
@@ -370,6 +391,35 @@ impl Link {
         true
     }
 
+    /// Carries out a large write together with the receiver.
+    fn share(
+        &mut self,
+        core: &Core,
+        job: Job,
+        (source, target): (*const u8, *mut u8),
+        to: RemoteAddress,
+        immediate: u32,
+        solicited: bool,
+    ) {
+        let word = self.ring.payload();
+        job.write(self.ring.memory(), word);
+        let arrival = Arrival {
+            immediate,
+            bytes: job.bytes as u32, // at most MAX_BYTES, checked while posting
+            tag: TAG_WRITE | TAG_IMMEDIATE | TAG_SHARED,
+            carried_to: Some((to.addr, to.key)),
+        };
+        if self.ring.push(arrival, solicited) {
+            core.ring_doorbell();
+        }
+        job.copy(self.ring.memory(), word, |offset, _| {
+            // SAFETY: `offset` is inside of the range, which was checked by the caller.
+            let from = unsafe { source.add(offset) };
+            // SAFETY: likewise.
+            Some((from, unsafe { target.add(offset) }))
+        });
+    }
+
     fn send(
         &mut self,
         core: &Core,
@@ -424,7 +474,7 @@ impl Link {
 /// Copies between shared memories. Either side may change under our hands (a hostile peer, or a user
 /// who breaks the rule to leave posted buffers alone): then the bytes are arbitrary, nothing else.
 #[inline]
-fn copy(from: *const u8, to: *mut u8, bytes: usize) {
+pub(super) fn copy(from: *const u8, to: *mut u8, bytes: usize) {
     // SAFETY: both ranges were checked by the callers: `Local` by `Region::slice`, remote ones by
     // `PeerArena::translate`. They may overlap only if both name the same region through different
     // mappings, at different addresses, so the ranges of addresses never overlap unless a request

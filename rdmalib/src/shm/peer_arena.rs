@@ -5,6 +5,7 @@
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
@@ -18,13 +19,18 @@ use crate::memory::{Access, RemoteAddress, RemoteMapping};
 /// A peer's domain, mapped here.
 #[derive(Debug)]
 pub(crate) struct PeerArena {
-    file: OwnedFd,
+    file: Arc<OwnedFd>,
     mapping: Mapping,
 }
 
 impl PeerArena {
     /// Maps the file that a peer sent, after checking that accesses to it cannot fault.
     pub(crate) fn new(file: OwnedFd) -> Result<Self> {
+        Self::of(Arc::new(file))
+    }
+
+    /// Likewise, for one more mapping of it.
+    pub(super) fn of(file: Arc<OwnedFd>) -> Result<Self> {
         // hugetlbfs files have seals too, but fault when no huge page is left.
         let kind = fstatfs(&file).map_err(|e| Error::os("fstatfs", e))?.filesystem_type();
         let seals = fcntl(&file, FcntlArg::F_GET_SEALS)
@@ -38,6 +44,11 @@ impl PeerArena {
         }
         let mapping = Mapping::new(&file, 0, bytes)?;
         Ok(PeerArena { file, mapping })
+    }
+
+    /// The file.
+    pub(super) fn file(&self) -> &Arc<OwnedFd> {
+        &self.file
     }
 
     /// Maps the peer's ring by itself, so that it stays where it is when the arena is mapped again.
@@ -86,12 +97,19 @@ impl PeerArena {
         if !self.permits(at, bytes, access) {
             return None;
         }
-        let inside = self.mapping.at(at.addr, bytes);
+        self.at(at.addr, bytes)
+    }
+
+    /// Where `bytes` bytes from `offset` on are mapped, whatever the table says: for what the peer wants to
+    /// be read there.
+    #[inline]
+    pub(super) fn at(&mut self, offset: u64, bytes: usize) -> Option<*mut u8> {
+        let inside = self.mapping.at(offset, bytes);
         if inside.is_some() {
             return inside;
         }
-        self.remap()?; // the file may have grown, or the table lied
-        self.mapping.at(at.addr, bytes)
+        self.remap()?; // the file may have grown, or the peer has lied
+        self.mapping.at(offset, bytes)
     }
 
     #[cold]

@@ -178,6 +178,7 @@ impl SendQueue {
 
     /// Gives the poster its way to the peer, before the state becomes `Connected`.
     pub(crate) fn set_link(&mut self, link: Link) {
+        self.core.set_peer(link.memory().file().clone());
         self.link.with(|state| *state = Some(link)).expect("nothing was posted before");
     }
 

@@ -14,7 +14,8 @@
 //! An arrival is two cache lines, so that a small write travels inside of it: 32 bytes in the line that
 //! announces them, up to 96 with the next. That is one line less to fetch from the other processor than
 //! payload and announcement apart. Such a payload is *carried*: the owner puts it where it belongs when it
-//! takes the arrival (`one_sided`, LANDING).
+//! takes the arrival (`one_sided`, LANDING). In place of a large payload, an arrival carries what its owner
+//! needs to help with copying it (`shared_copy`).
 //!
 //! The two ends may live in different processes and do not trust each other: everything shared is a
 //! 64-bit atomic, indices are masked, each side keeps its own counters and reads a word once.
@@ -198,9 +199,15 @@ impl<W: Words> ArrivalTaker<W> {
         let (bytes, tag) = ((body >> 32) as u32, body as u32);
         let carried_to = (tag & CARRIED != 0)
             .then(|| (entry[2].load(Ordering::Relaxed), entry[3].load(Ordering::Relaxed) as u32));
-        self.two_lines = carried_to.is_some() && bytes as usize > FIRST_LINE;
+        self.two_lines =
+            carried_to.is_some() && (FIRST_LINE..=MAX_CARRIED).contains(&(bytes as usize));
         self.taken = self.taken.wrapping_add(1);
         Some(Arrival { immediate: head as u32, bytes, tag: tag & !CARRIED, carried_to })
+    }
+
+    /// The arrival that was taken last is not complete: it is to be taken again.
+    pub(crate) fn put_back(&mut self) {
+        self.taken = self.taken.wrapping_sub(1);
     }
 
     /// The word where the payload of the arrival that was taken last starts.

@@ -28,6 +28,7 @@ conformance! {
         a_write_lands_before_its_completion,
         a_write_that_comes_with_its_completion_lands_where_it_belongs,
         writes_that_come_with_their_completions_land_in_order,
+        a_large_write_is_whole_when_its_completion_comes,
         completions_come_in_posting_order,
         immediate_data_arrives_unchanged,
         a_message_lands_in_the_receive_that_was_posted_first,

@@ -44,6 +44,48 @@ pub fn a_write_lands_before_its_completion(fixture: &Fixture) {
     });
 }
 
+pub fn a_large_write_is_whole_when_its_completion_comes(fixture: &Fixture) {
+    const BYTES: usize = (1 << 20) + 4097;
+    const ROUNDS: u32 = 100;
+    let (mut server, mut client) = ends(fixture);
+    let target = server.region(BYTES);
+    let to = target.remote();
+    server.post_receives(0..2);
+    thread::scope(|scope| {
+        scope.spawn(move || {
+            let source = client.region(BYTES);
+            client.post_receives(0..2);
+            for round in 0..ROUNDS {
+                source.fill(0..BYTES, round as u8 + 1).unwrap();
+                let operation = write_imm(&source, 0..length(round, BYTES), to, round);
+                client.post(0, operation, Flags::SIGNALED | Flags::WITH_COMPLETION);
+                assert_eq!(next(&mut client.sends).status, Status::Success);
+                // The server says that it has looked.
+                next(&mut client.receives);
+                client.post_receives(0..1);
+            }
+        });
+        for round in 0..ROUNDS {
+            let arrived = next(&mut server.receives);
+            let bytes = length(round, BYTES);
+            assert_eq!((arrived.immediate, arrived.bytes), (Some(round), bytes as u32));
+            let all = self::bytes(&target);
+            let (there, behind) = all.split_at(bytes);
+            assert!(there.iter().all(|byte| *byte == round as u8 + 1), "round {round}");
+            assert!(behind.iter().all(|byte| *byte != round as u8 + 1), "round {round}");
+            server.post_receives(0..1);
+            let seen = Operation::Send { source: Source::Inline(&[]), immediate: None };
+            server.post(0, seen, Flags::SIGNALED);
+            next(&mut server.sends);
+        }
+    });
+
+    /// Lengths from some ten thousand bytes on.
+    fn length(round: u32, most: usize) -> usize {
+        most >> (round % 6)
+    }
+}
+
 pub fn a_write_that_comes_with_its_completion_lands_where_it_belongs(fixture: &Fixture) {
     const BYTES: usize = 4200;
     let (mut server, mut client) = ends(fixture);
