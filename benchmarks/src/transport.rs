@@ -252,7 +252,10 @@ impl Link {
         if !looks {
             match polls >= FREE_POLLS && polls.is_multiple_of(YIELD_EVERY) {
                 true => std::thread::yield_now(),
-                false => spin_loop(),
+                false => {
+                    self.completions.stay_awake();
+                    spin_loop();
+                }
             }
             return Ok(());
         }

@@ -434,6 +434,7 @@ impl<'a> Worker<'a> {
     fn idle(&mut self) -> Result<(), End> {
         match self.spinner.idle() {
             Idle::Poll => {
+                self.invocations.stay_awake();
                 self.idle_at = ticks();
                 std::hint::spin_loop();
             }

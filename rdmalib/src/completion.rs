@@ -143,6 +143,17 @@ impl CompletionQueue {
         (self.poll(&mut one) == 1).then_some(one[0])
     }
 
+    /// Says that polls follow, and no wait for the time being: a peer on the embedded device then need not look
+    /// whether somebody sleeps here. The first wait after that is short, and the first
+    /// [`arm`](Self::arm) takes a millisecond. Costs nothing if it has been said already.
+    #[inline]
+    pub fn stay_awake(&mut self) {
+        match &mut self.inner {
+            CompletionQueueInner::Shm(queue) => queue.stay_awake(),
+            CompletionQueueInner::Verbs(_) => {}
+        }
+    }
+
     /// Asks for one event on [`as_fd`](AsFd::as_fd) when the next completion lands. Completions that
     /// landed before need not be announced: after arming, poll once more before sleeping.
     pub fn arm(&mut self, notify: Notify) -> Result<()> {

@@ -7,3 +7,7 @@ pub(crate) use std::sync::atomic::{
 
 #[cfg(loom)]
 pub(crate) use loom::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
+
+/// `std`'s. The model has no compiler between it and the code.
+#[cfg(loom)]
+pub(crate) fn compiler_fence(_: Ordering) {}

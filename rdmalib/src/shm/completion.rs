@@ -9,6 +9,8 @@
 //! * MEMBERS - `generation` is raised with Release after the list has changed, loaded with Acquire by
 //!   the poller, who then copies the list.
 //! * LOCAL WAKE - as `ring`'s WAKE, for completions that this process makes itself.
+//! * NAP - who spins says so once (`stay_awake`) and spares its peers a fence (`ring`, AWAKE). A peer that has
+//!   not seen that this was taken back rings no bell, so the sleep after that is a short one.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -22,6 +24,10 @@ use crate::completion::{Notify, WorkCompletion};
 use crate::error::{Error, Result};
 use crate::events::Events;
 use crate::sync::{AtomicU32, Ordering, fence};
+
+/// The sleep after having been awake. What a processor has stored, others see within microseconds: it is
+/// written out in order, whatever else the processor does, also when it is interrupted.
+const NAP: Duration = Duration::from_millis(1);
 
 /// What queue pairs and wakers know of a completion queue.
 #[derive(Debug)]
@@ -112,6 +118,8 @@ pub(crate) struct CompletionQueue {
     shared: Arc<Shared>,
     sources: Vec<Source>,
     seen: u32,
+    /// Peers were told that nobody sleeps here (NAP).
+    awake: bool,
     /// Where the next poll starts, so that a busy queue pair does not starve the others.
     next: usize,
 }
@@ -124,7 +132,7 @@ impl CompletionQueue {
             generation: AtomicU32::new(0),
             members: Mutex::new(Members { cores: Vec::new(), capacity, needed: 0 }),
         });
-        Ok(CompletionQueue { shared, sources: Vec::new(), seen: 0, next: 0 })
+        Ok(CompletionQueue { shared, sources: Vec::new(), seen: 0, awake: false, next: 0 })
     }
 
     pub(crate) fn shared(&self) -> &Arc<Shared> {
@@ -181,13 +189,33 @@ impl CompletionQueue {
         });
         for core in &members.cores {
             if !self.sources.iter().any(|s| s.core().number() == core.number()) {
-                self.sources.push(Source::new(core.clone(), &self.shared));
+                let source = Source::new(core.clone(), &self.shared);
+                source.stay_awake(self.awake);
+                self.sources.push(source);
             }
         }
     }
 
+    #[inline]
+    pub(crate) fn stay_awake(&mut self) {
+        if !self.awake {
+            self.set_awake(true);
+        }
+    }
+
+    #[cold]
+    fn set_awake(&mut self, awake: bool) {
+        self.awake = awake;
+        self.sources.iter().for_each(|source| source.stay_awake(awake));
+        fence(Ordering::SeqCst); // NAP: it counts from now
+    }
+
     pub(crate) fn arm(&mut self, notify: Notify) -> Result<()> {
         self.follow();
+        if self.awake {
+            self.set_awake(false);
+            std::thread::sleep(NAP);
+        }
         let arm = match notify {
             Notify::Any => Arm::Any,
             Notify::Solicited => Arm::Solicited,
@@ -225,7 +253,13 @@ impl CompletionQueue {
     }
 
     pub(crate) fn wait(&mut self, timeout: Option<Duration>) -> Result<()> {
-        self.arm(Notify::Any)?;
+        self.follow();
+        let mut timeout = timeout;
+        if self.awake {
+            self.set_awake(false);
+            timeout = Some(timeout.map_or(NAP, |timeout| timeout.min(NAP)));
+        }
+        self.set_armed(Arm::Any);
         // Look again: one that landed before `arm` rang no bell, and we would sleep on it.
         let result = if self.ready() { Ok(()) } else { self.take_events(timeout) };
         self.set_armed(Arm::Never);

@@ -361,6 +361,12 @@ impl Source {
         }
     }
 
+    pub(super) fn stay_awake(&self, awake: bool) {
+        if let Some(arrivals) = &self.arrivals {
+            arrivals.stay_awake(awake);
+        }
+    }
+
     pub(super) fn ready(&self) -> bool {
         let receives = self.arrivals.as_ref().is_some_and(|arrivals| {
             arrivals.taken() != self.core.receives_posted.load(Ordering::Acquire)

@@ -4,6 +4,7 @@
 //!   word 0        POSTED    receives posted so far           owner ──▶ peer
 //!   word 16       ARMED     who is to be woken               owner ──▶ peer, cleared by the peer
 //!   word 17       CLOSED    nothing may be written any more  owner ──▶ peer
+//!   word 18       AWAKE     nobody is to be woken at all     owner ──▶ peer
 //!   from word 32  receives  [place, key|bytes] × depth       owner ──▶ peer
 //!   then          arrivals  [sequence|immediate, bytes|tag, address, key, payload 12] × depth   peer ──▶ owner
 //! ```
@@ -23,16 +24,20 @@
 //! * PUBLISH - sequence store(Release) in `push`, load(Acquire) in `take`: payload before completion.
 //! * WAKE - `arm` stores, fences, then looks at the arrivals; `push` stores an arrival, fences, then
 //!   looks at `ARMED`: at least one of the two sees the other (both fences are SeqCst).
+//! * AWAKE - for an owner that spins, `push` does without the fence of WAKE, which waits until the arrival
+//!   has left the processor. An owner that sleeps after all takes back `AWAKE` before, and its next sleep is
+//!   a nap: so long that every arrival pushed by who had not seen that is there at its end (`completion`).
 //!
 //! Elsewhere: the bytes of a message (`one_sided`), ringing and sleeping (`completion`).
 
-use crate::sync::{AtomicU64, Ordering, fence};
+use crate::sync::{AtomicU64, Ordering, compiler_fence, fence};
 
 const POSTED: usize = 0;
 /// Two cache lines on: the adjacent-line prefetcher would make them one.
 const ARMED: usize = 16;
 /// On the line of ARMED, which a sender reads anyway and which seldom changes.
 const CLOSED: usize = 17;
+const AWAKE: usize = 18;
 const RECEIVES: usize = 32;
 const WORDS_PER_RECEIVE: usize = 2;
 /// Two lines of 64 bytes, which processors like to fetch as a pair.
@@ -221,6 +226,11 @@ impl<W: Words> ArrivalTaker<W> {
         self.taken = self.taken.wrapping_add(1);
     }
 
+    /// Says whether the owner will not sleep (AWAKE).
+    pub(crate) fn stay_awake(&self, awake: bool) {
+        self.words.words()[AWAKE].store(awake.into(), Ordering::Relaxed);
+    }
+
     /// Says who is to be woken. After it returns, look at the arrivals once more before sleeping.
     pub(crate) fn arm(&self, arm: Arm) {
         self.words.words()[ARMED].store(arm as u64, Ordering::Relaxed);
@@ -316,15 +326,24 @@ impl<W: Words> ArrivalPusher<W> {
         entry[1].store(u64::from(arrival.bytes) << 32 | u64::from(tag), Ordering::Relaxed);
         let head = u64::from(self.pushed) << 32 | u64::from(arrival.immediate);
         entry[0].store(head, Ordering::Release); // PUBLISH
-        fence(Ordering::SeqCst); // WAKE
-        let armed = words[ARMED].load(Ordering::Relaxed);
+        // The look comes after the arrival in the program; for more, see AWAKE.
+        compiler_fence(Ordering::SeqCst);
+        let asleep = words[AWAKE].load(Ordering::Relaxed) == 0 && self.is_to_be_woken(solicited);
         if self.posted_seen.wrapping_sub(self.pushed) <= self.few {
             // Now, while the owner is at work, and not when the next message must not wait.
             self.look_at_posted();
         }
+        asleep
+    }
+
+    /// Whether the owner sleeps on what was pushed last. Says so once.
+    #[inline]
+    fn is_to_be_woken(&self, solicited: bool) -> bool {
+        fence(Ordering::SeqCst); // WAKE
+        let word = &self.words.words()[ARMED];
+        let armed = word.load(Ordering::Relaxed);
         if armed == Arm::Any as u64 || (armed == Arm::Solicited as u64 && solicited) {
-            let armed = &self.words.words()[ARMED];
-            return armed.swap(Arm::Never as u64, Ordering::Relaxed) != Arm::Never as u64;
+            return word.swap(Arm::Never as u64, Ordering::Relaxed) != Arm::Never as u64;
         }
         false
     }

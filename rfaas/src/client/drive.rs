@@ -106,7 +106,10 @@ impl Driver {
                 return taken;
             }
             match waiter.fruitless() {
-                Pause::Spin => std::hint::spin_loop(),
+                Pause::Spin => {
+                    self.completions.stay_awake();
+                    std::hint::spin_loop();
+                }
                 Pause::Yield => thread::yield_now(),
                 Pause::Look => return 0,
             }

@@ -25,8 +25,7 @@ use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use rdmalib::{
-    Flags, Opcode, Operation, RemoteAddress, SendQueue, Source, Status,
-    WorkCompletion, WorkRequest,
+    Flags, Opcode, Operation, RemoteAddress, SendQueue, Source, Status, WorkCompletion, WorkRequest,
 };
 
 use super::buffer::HEADER_OFFSET;
@@ -275,11 +274,7 @@ impl Workers {
 
     /// Takes a completion: a reply resolves its invocation, a failure loses its worker.
     #[inline]
-    pub(super) fn apply(
-        &mut self,
-        completion: &WorkCompletion,
-        woken: &mut Vec<Waker>,
-    ) {
+    pub(super) fn apply(&mut self, completion: &WorkCompletion, woken: &mut Vec<Waker>) {
         let index = completion.id as u32 as usize; // the low half; the bit above it is the kind
         let Some(worker) = self.workers.get_mut(index).filter(|worker| worker.alive) else {
             return; // of a worker that was cut: its flushed requests
