@@ -85,6 +85,7 @@ conformance! {
         a_wait_ends_at_its_timeout,
         a_sleeper_is_woken_by_its_own_process,
         no_event_is_slept_through,
+        no_event_is_slept_through_by_who_stayed_awake,
     ],
     ending: [
         a_peers_close_ends_a_poll,

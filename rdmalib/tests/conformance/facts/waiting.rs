@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rdmalib::{
-    Flags, Notify, Operation, QueuePairConfig, RnrRetry, Source, State, Status, WorkCompletion,
-    WorkRequest,
+    CompletionQueue, Flags, Notify, Operation, QueuePairConfig, RnrRetry, Source, State, Status,
+    WorkCompletion, WorkRequest,
 };
 
 use crate::Fixture;
@@ -200,8 +200,28 @@ fn random(state: &mut u32) -> u32 {
 }
 
 pub fn no_event_is_slept_through(fixture: &Fixture) {
+    sleep_again_and_again(fixture, fixture.rounds(1_000_000), |_| {});
+}
+
+pub fn no_event_is_slept_through_by_who_stayed_awake(fixture: &Fixture) {
+    let mut seed = 0x1234_5678;
+    sleep_again_and_again(fixture, fixture.rounds(20_000), |queue| {
+        if random(&mut seed).is_multiple_of(4) {
+            queue.stay_awake();
+        }
+        if random(&mut seed).is_multiple_of(16) {
+            queue.arm(Notify::Any).unwrap();
+        }
+    });
+}
+
+/// Sends `messages` messages to who sleeps between them, and does `before` each sleep.
+fn sleep_again_and_again(
+    fixture: &Fixture,
+    messages: u32,
+    mut before: impl FnMut(&mut CompletionQueue),
+) {
     const DEPTH: u32 = 64;
-    let messages = fixture.rounds(1_000_000);
     let (mut server, mut client) = ends(fixture);
     server.post_receives(0..u64::from(DEPTH));
     // How many the sleeper has taken: the sender stays at most `DEPTH` ahead, and pauses at random,
@@ -229,6 +249,7 @@ pub fn no_event_is_slept_through(fixture: &Fixture) {
         let mut n = 0;
         while n < messages {
             let start = Instant::now();
+            before(&mut server.receives);
             server.receives.wait(Some(PATIENCE)).unwrap();
             let count = server.receives.poll(&mut batch) as u32;
             assert!(count > 0 || start.elapsed() < PATIENCE, "slept through message {n}");
