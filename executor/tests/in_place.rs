@@ -5,7 +5,7 @@
 
 mod common;
 
-use common::{Reply, Session, Setup, Worker, compile_to, faulty};
+use common::{Reply, Session, Setup, Worker, faulty};
 use rdmalib::{Access, Error, RemoteAddress, RemoteMapping};
 use rfaas::protocol::invocation::{
     INPUT_IN_PLACE, InPlaceDetail, OUTPUT_IN_PLACE, ReplyStatus, RequestHeader,
@@ -265,16 +265,7 @@ fn a_reply_place_that_is_not_the_clients_ends_that_worker_only() {
 
 #[test]
 fn ten_thousand_hot_invocations_in_place_allocate_nothing() {
-    let dir = tempfile::tempdir().unwrap();
-    let counter =
-        compile_to("tests/functions/count_malloc.c", &dir.path().join("counter.so"), &["-ldl"]);
-    let setup = Setup {
-        hot_timeout_ms: -1,
-        env: vec![("LD_PRELOAD".into(), counter.to_str().unwrap().into())],
-        ..Setup::default()
-    };
-    let mut session =
-        Session::start(&setup, &common::compile("tests/functions/allocations.c", &[]));
+    let mut session = Session::counting_allocations();
     let (echo, allocations) = (session.function("echo"), session.function("allocations_so_far"));
     let worker = &mut session.workers[0];
     let in_place = |worker: &mut Worker| {
@@ -283,6 +274,7 @@ fn ten_thousand_hot_invocations_in_place_allocate_nothing() {
     };
     (0..100).for_each(|_| in_place(worker));
     let before = worker.call(allocations, &[]);
+    assert_ne!(before, 0u64.as_bytes(), "the counter counts: starting a worker allocates");
     (0..10_000).for_each(|_| in_place(worker));
     assert_eq!(worker.call(allocations, &[]), before);
 }

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{DEADLINE, Reply, Session, Setup, compile_to, eventually, faulty};
+use common::{DEADLINE, Reply, Session, Setup, eventually, faulty};
 use rdmalib::{Flags, Operation, Source, Status, WorkRequest};
 use rfaas::protocol::invocation::ReplyStatus;
 use zerocopy::IntoBytes;
@@ -299,16 +299,7 @@ fn a_client_that_takes_no_replies_is_cut_off() {
 /// A library that is loaded before any other counts what the worker's thread allocates.
 #[test]
 fn ten_thousand_hot_invocations_allocate_nothing() {
-    let dir = tempfile::tempdir().unwrap();
-    let counter =
-        compile_to("tests/functions/count_malloc.c", &dir.path().join("counter.so"), &["-ldl"]);
-    let setup = Setup {
-        hot_timeout_ms: -1,
-        env: vec![("LD_PRELOAD".into(), counter.to_str().unwrap().into())],
-        ..Setup::default()
-    };
-    let mut session =
-        Session::start(&setup, &common::compile("tests/functions/allocations.c", &[]));
+    let mut session = Session::counting_allocations();
     let (echo, allocations) = (session.function("echo"), session.function("allocations_so_far"));
     let worker = &mut session.workers[0];
     for _ in 0..100 {

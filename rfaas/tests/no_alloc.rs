@@ -10,7 +10,12 @@ use rfaas::Deployment;
 fn ten_thousand_blocking_invocations_allocate_nothing() {
     let (_node, mut executor) = common::Node::deployed(2, &Deployment::default());
     let empty = executor.function("empty").unwrap();
-    let (input, mut output) = (executor.input(64).unwrap(), executor.output(64).unwrap());
+    let mut buffers = None;
+    let counted = allocation_counter::measure(|| {
+        buffers = Some((executor.input(64).unwrap(), executor.output(64).unwrap()));
+    });
+    assert_ne!(counted.count_total, 0, "the counter counts: a buffer is allocated");
+    let (input, mut output) = buffers.unwrap();
     executor.invoke(&empty, &input, &mut output).unwrap(); // the first may fill what others reuse
     let allocations = allocation_counter::measure(|| {
         for _ in 0..10_000 {

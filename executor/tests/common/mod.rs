@@ -170,6 +170,19 @@ impl Session {
         session
     }
 
+    /// A hot worker whose function `allocations_so_far` tells what its thread has allocated, and `echo`.
+    pub fn counting_allocations() -> Session {
+        let dir = tempfile::tempdir().unwrap(); // not needed once the executor runs
+        let counter = dir.path().join("counter.so");
+        compile_to("tests/functions/count_malloc.c", &counter, &["-ldl"]);
+        let setup = Setup {
+            hot_timeout_ms: -1,
+            env: vec![("LD_PRELOAD".into(), counter.to_str().unwrap().into())],
+            ..Setup::default()
+        };
+        Session::start(&setup, &compile("tests/functions/allocations.c", &[]))
+    }
+
     /// Starts an executor with `code`; returns what it says about the library.
     pub fn start_and_list(setup: &Setup, code: &[u8]) -> (Session, Listed) {
         let mut session = Session::spawn(setup, code);
