@@ -9,9 +9,10 @@
 //! queue is looked at. Later each turn gives the core away once: where there are fewer cores than
 //! threads that spin (a client on the same machine), the one with work gets to run. Where that is
 //! so shows in how long it takes to get the core back; there, workers give it away from the start, and
-//! try another core.
+//! try another core. It also shows in work that only comes when the core was given away ([`Sharing`]): a client that
+//! gives it back soon.
 
-use rfaas::Spin;
+use rfaas::{Sharing, Spin};
 
 use crate::clock::MS;
 
@@ -62,7 +63,11 @@ pub struct Spinner {
     /// Until when others want the core, as far as is known; and whether they did at the last look.
     crowded_until_ns: u64,
     crowded: bool,
-    /// Yields in a row that took long.
+    /// Whether the client needs the core that is spun on.
+    sharing: Sharing,
+    /// What the last poll led to was a yield.
+    yielded: bool,
+    /// Yields in a row that took long, or are likely to have given the core to the client.
     long_yields: u32,
     /// When it is worth trying another core again.
     move_after_ns: u64,
@@ -89,6 +94,8 @@ impl Spinner {
             looked_at_ns: now_ns,
             crowded_until_ns: 0,
             crowded: false,
+            sharing: Sharing::default(),
+            yielded: false,
             long_yields: 0,
             move_after_ns: 0,
         }
@@ -98,9 +105,15 @@ impl Spinner {
     /// so few polls that no time limit, in milliseconds, notices.
     #[inline]
     pub fn worked(&mut self) {
+        if self.yielded {
+            self.sharing.yielded();
+            self.yielded = false;
+        } else if self.polls > 0 {
+            self.sharing.spun();
+        }
         self.worked = true;
         self.polls = 0;
-        self.yields = self.crowded;
+        self.yields = self.crowded || self.sharing.is_likely();
         self.sleeps = self.limit_ns == 0;
     }
 
@@ -111,10 +124,12 @@ impl Spinner {
             return Idle::Sleep;
         }
         self.polls += 1;
+        self.yielded = false;
         if self.polls < if self.yields { POLLS_A_YIELD } else { POLLS_A_CLOCK } {
             return Idle::Poll;
         }
         self.polls = 0;
+        self.yielded = self.yields;
         if self.yields { Idle::Yield } else { Idle::Clock }
     }
 
@@ -122,24 +137,32 @@ impl Spinner {
     /// another core: others want this one. Not more often than each 10 ms.
     pub fn time_is(&mut self, now_ns: u64) -> bool {
         let mut moves = false;
-        if self.worked {
-            self.worked = false;
-            self.worked_at_ns = now_ns;
-        } else if self.yields && now_ns.saturating_sub(self.looked_at_ns) > YIELD_TOOK_LONG_NS {
+        // With work in between, how long it took says nothing.
+        let took_long = !self.worked
+            && self.yields
+            && now_ns.saturating_sub(self.looked_at_ns) > YIELD_TOOK_LONG_NS;
+        if took_long {
             self.crowded_until_ns = now_ns.saturating_add(CROWDED_NS);
+        }
+        let shares = self.yielded && self.sharing.is_likely();
+        if took_long || shares {
             self.long_yields += 1;
             if self.long_yields >= YIELDS_A_MOVE && now_ns >= self.move_after_ns {
                 moves = true;
                 self.long_yields = 0;
                 self.move_after_ns = now_ns.saturating_add(MOVE_EACH_NS);
             }
-        } else {
+        } else if !self.worked {
             self.long_yields = 0;
+        }
+        if self.worked {
+            self.worked = false;
+            self.worked_at_ns = now_ns;
         }
         self.looked_at_ns = now_ns;
         let without_work_ns = now_ns.saturating_sub(self.worked_at_ns);
         self.crowded = now_ns < self.crowded_until_ns;
-        self.yields = without_work_ns >= YIELD_AFTER_NS || self.crowded;
+        self.yields = without_work_ns >= YIELD_AFTER_NS || self.crowded || self.sharing.is_likely();
         self.sleeps = without_work_ns >= self.limit_ns;
         moves
     }
@@ -260,6 +283,56 @@ mod tests {
         spinner.time_is(now + CROWDED_NS - 1);
         assert_eq!(first_after_work(&mut spinner), Idle::Yield);
         spinner.time_is(now + CROWDED_NS);
+        assert_eq!(first_after_work(&mut spinner), Idle::Clock);
+    }
+
+    /// The client has the core while it is given away, and at no other time; each turn takes it 3 µs. Returns when
+    /// the worker moved.
+    fn serve_a_client_on_the_same_core(
+        spinner: &mut Spinner,
+        now: &mut u64,
+        calls: u32,
+    ) -> Vec<u64> {
+        let mut moves = vec![];
+        for _ in 0..calls {
+            spinner.worked();
+            loop {
+                *now += 20;
+                match spinner.idle() {
+                    Idle::Poll => continue,
+                    Idle::Yield => *now += 3_000,
+                    Idle::Clock => {}
+                    Idle::Sleep => panic!("always hot"),
+                }
+                if spinner.time_is(*now) {
+                    moves.push(*now / MS);
+                }
+                if spinner.yielded {
+                    break;
+                }
+            }
+        }
+        moves
+    }
+
+    #[test]
+    fn a_worker_whose_work_only_comes_with_yields_yields_soon_after_work_and_tries_other_cores() {
+        let mut spinner = Spinner::new(Spin::Always, 0);
+        let mut now = 0;
+        assert!(serve_a_client_on_the_same_core(&mut spinner, &mut now, 10).is_empty());
+        assert!(now > 10 * YIELD_AFTER_NS, "{now} ns: it does not yet know");
+        serve_a_client_on_the_same_core(&mut spinner, &mut now, 100);
+        let before = now;
+        let moves = serve_a_client_on_the_same_core(&mut spinner, &mut now, 10_000);
+        let a_call = (now - before) / 10_000;
+        assert!(a_call < 4_500, "{a_call} ns a call, of which 3,640 are necessary");
+        assert!(moves.len() > 2 && moves.windows(2).all(|two| two[1] - two[0] >= 10), "{moves:?}");
+
+        // It has moved to a core of its own, or the client has: work comes while it spins.
+        for _ in 0..100 {
+            spinner.worked();
+            assert_eq!(spinner.idle(), Idle::Poll);
+        }
         assert_eq!(first_after_work(&mut spinner), Idle::Clock);
     }
 

@@ -41,6 +41,7 @@ pub mod error;
 pub mod function;
 pub mod heartbeat;
 pub mod protocol;
+pub mod sharing;
 pub mod spin;
 
 #[cfg(feature = "client")]
@@ -53,4 +54,5 @@ pub use config::Devices;
 pub use error::{Error, Exit, Result};
 #[cfg(feature = "client")]
 pub use protocol::{lease::EndReason, node::Bill};
+pub use sharing::Sharing;
 pub use spin::Spin;

@@ -36,6 +36,7 @@ use super::workers::{Call, Worker, Workers, receive_id, receiver};
 use super::{Deployment, Spin};
 use crate::error::{Error, Result};
 use crate::protocol::Malformed;
+use crate::sharing::Sharing;
 
 /// Completions taken from the queue at a time.
 const BATCH: usize = 16;
@@ -52,6 +53,8 @@ pub(super) struct Driver {
     /// and not before the caller has its result. At most a batch, which is less than there are to spare.
     owed: Vec<usize>,
     batch: [WorkCompletion; BATCH],
+    /// Whether a worker needs the CPU that is spun on.
+    sharing: Sharing,
 }
 
 /// What changes while invocations come and go.
@@ -84,7 +87,13 @@ pub(super) struct Shared {
 impl Driver {
     pub(super) fn new(completions: CompletionQueue, receives: Vec<ReceiveQueue>) -> Self {
         let batch = [WorkCompletion::default(); BATCH];
-        Driver { completions, receives, owed: Vec::with_capacity(BATCH), batch }
+        Driver {
+            completions,
+            receives,
+            owed: Vec::with_capacity(BATCH),
+            batch,
+            sharing: Sharing::default(),
+        }
     }
 
     /// Polls the way `waiter` says until there are completions (their number) or it is time to look
@@ -102,10 +111,10 @@ impl Driver {
         loop {
             let taken = self.completions.poll(&mut self.batch);
             if taken > 0 {
-                waiter.fruitful();
+                waiter.fruitful(&mut self.sharing);
                 return taken;
             }
-            match waiter.fruitless() {
+            match waiter.fruitless(&self.sharing) {
                 Pause::Spin => {
                     self.completions.stay_awake();
                     std::hint::spin_loop();

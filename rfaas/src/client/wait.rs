@@ -5,17 +5,20 @@
 //!   FREE_POLLS polls ──▶ look at the clock ──▶ polls, a yield and a look now and then
 //!   (hot: no clock)              └── the policy says so ──▶ sleep, poll, look, sleep …
 //! ```
-//! A result that comes hot comes in the first phase, which reads no clock and makes no system call.
+//! A result that comes hot comes in the first phase, which reads no clock and makes no system call. Where it never
+//! does, since the worker needs the CPU for it that we spin on, the first phase is short ([`Sharing`]).
 
 use std::time::{Duration, Instant};
 
 use super::Spin;
+use crate::sharing::Sharing;
 
 /// Fruitless polls before the first look at the clock: some 50 µs, an empty poll and the pause
 /// after it taking about 25 ns. A hot round trip takes a few microseconds.
 const FREE_POLLS: u32 = 2048;
 /// Then a yield every so many polls: where there are fewer cores than spinning threads, the worker
-/// that is waited for may be one that has no core.
+/// that is waited for may be one that has no core. The first comes after so many where that is likely: some 1.5 µs,
+/// in which most results come from another core.
 const YIELD_EVERY: u32 = 64;
 /// And a look at the clock every so many; [`FREE_POLLS`] is a multiple, so the first comes right
 /// then.
@@ -54,14 +57,18 @@ impl Waiter {
 
     /// A poll found nothing.
     #[inline]
-    pub(super) fn fruitless(&mut self) -> Pause {
+    pub(super) fn fruitless(&mut self, sharing: &Sharing) -> Pause {
         self.polls = self.polls.wrapping_add(1);
         if self.spin == Spin::Never {
             return Pause::Look;
         }
-        if self.polls < FREE_POLLS {
+        if self.polls < FREE_POLLS && !sharing.is_likely() {
             return Pause::Spin;
         }
+        self.after_free_polls()
+    }
+
+    fn after_free_polls(&self) -> Pause {
         match self.polls {
             n if n % LOOK_EVERY == 0 => Pause::Look,
             n if n % YIELD_EVERY == 0 => Pause::Yield,
@@ -69,9 +76,15 @@ impl Waiter {
         }
     }
 
-    /// A poll found something: spinning starts anew.
+    /// A poll found something: spinning starts anew. `sharing` learns from it.
     #[inline]
-    pub(super) fn fruitful(&mut self) {
+    pub(super) fn fruitful(&mut self, sharing: &mut Sharing) {
+        let free = if sharing.is_likely() { YIELD_EVERY } else { FREE_POLLS };
+        if self.polls >= free && self.after_free_polls() == Pause::Yield {
+            sharing.yielded();
+        } else if self.polls > 0 {
+            sharing.spun();
+        }
         self.polls = 0;
         self.since = None;
     }
@@ -110,11 +123,16 @@ impl Waiter {
 mod tests {
     use super::*;
 
+    /// Client and worker each have a CPU.
+    fn alone() -> Sharing {
+        Sharing::default()
+    }
+
     /// What `n` polls that find nothing lead to: looks, yields.
     fn polls(waiter: &mut Waiter, n: u32) -> (u32, u32) {
         let mut counts = (0, 0);
         for _ in 0..n {
-            match waiter.fruitless() {
+            match waiter.fruitless(&alone()) {
                 Pause::Look => counts.0 += 1,
                 Pause::Yield => counts.1 += 1,
                 Pause::Spin => {}
@@ -127,7 +145,7 @@ mod tests {
     fn a_hot_wait_reads_no_clock_and_yields_to_nobody_at_first() {
         let mut waiter = Waiter::new(Spin::Always);
         assert_eq!(polls(&mut waiter, FREE_POLLS - 1), (0, 0));
-        assert_eq!(waiter.fruitless(), Pause::Look);
+        assert_eq!(waiter.fruitless(&alone()), Pause::Look);
     }
 
     #[test]
@@ -136,6 +154,43 @@ mod tests {
         polls(&mut waiter, FREE_POLLS);
         let (looks, yields) = polls(&mut waiter, 8 * LOOK_EVERY);
         assert_eq!((looks, yields), (8, 8 * (LOOK_EVERY / YIELD_EVERY - 1)));
+    }
+
+    /// Polls until a result is there, which on a shared CPU is after a yield. Returns how many found nothing.
+    fn wait_on_a_shared_cpu(sharing: &mut Sharing) -> u32 {
+        let mut waiter = Waiter::new(Spin::Always);
+        let polls = 1 + (0..).take_while(|_| waiter.fruitless(sharing) != Pause::Yield).count();
+        waiter.fruitful(sharing);
+        polls as u32
+    }
+
+    #[test]
+    fn waits_that_only_a_yield_ends_yield_soon_and_those_that_spinning_ends_do_not() {
+        let mut sharing = alone();
+        assert_eq!(wait_on_a_shared_cpu(&mut sharing), FREE_POLLS + YIELD_EVERY);
+        let polls: Vec<u32> = (0..1_000).map(|_| wait_on_a_shared_cpu(&mut sharing)).collect();
+        let soon = polls.iter().filter(|polls| **polls == YIELD_EVERY).count();
+        assert!(soon > 900, "{soon} of 1,000 waits");
+
+        // The worker has got a CPU of its own.
+        for _ in 0..100 {
+            let mut waiter = Waiter::new(Spin::Always);
+            for _ in 0..YIELD_EVERY / 2 {
+                assert_eq!(waiter.fruitless(&sharing), Pause::Spin);
+            }
+            waiter.fruitful(&mut sharing);
+        }
+        assert_eq!(wait_on_a_shared_cpu(&mut sharing), FREE_POLLS + YIELD_EVERY);
+    }
+
+    #[test]
+    fn a_hot_wait_among_many_stays_free_whatever_came_after_a_yield_once() {
+        let mut sharing = alone();
+        wait_on_a_shared_cpu(&mut sharing);
+        let mut waiter = Waiter::new(Spin::Always);
+        for _ in 1..FREE_POLLS {
+            assert_eq!(waiter.fruitless(&sharing), Pause::Spin);
+        }
     }
 
     #[test]
@@ -147,11 +202,11 @@ mod tests {
         assert_eq!(hot.sleep(), None);
 
         let mut warm = Waiter::new(Spin::Never);
-        assert_eq!(warm.fruitless(), Pause::Look);
+        assert_eq!(warm.fruitless(&alone()), Pause::Look);
         warm.looked(now, Some(now + Duration::from_millis(5)), false);
         assert_eq!(warm.sleep(), Some(Duration::from_millis(5)));
         assert_eq!(warm.sleep(), None);
-        assert_eq!(warm.fruitless(), Pause::Look);
+        assert_eq!(warm.fruitless(&alone()), Pause::Look);
     }
 
     #[test]
@@ -161,12 +216,12 @@ mod tests {
         waiter.looked(now, None, false);
         waiter.looked(now + ms, None, false);
         assert_eq!(waiter.sleep(), None);
-        waiter.fruitful();
+        waiter.fruitful(&mut alone());
         waiter.looked(now + 2 * ms, None, false);
         assert_eq!(waiter.sleep(), None);
         waiter.looked(now + 4 * ms, None, false);
         assert_eq!(waiter.sleep(), Some(LONGEST_SLEEP));
-        assert_eq!(waiter.fruitless(), Pause::Look);
+        assert_eq!(waiter.fruitless(&alone()), Pause::Look);
     }
 
     #[test]
@@ -174,6 +229,6 @@ mod tests {
         let mut waiter = Waiter::new(Spin::Always);
         waiter.looked(Instant::now(), None, true);
         assert_eq!(waiter.sleep(), Some(NAP));
-        assert_eq!(waiter.fruitless(), Pause::Look);
+        assert_eq!(waiter.fruitless(&alone()), Pause::Look);
     }
 }
