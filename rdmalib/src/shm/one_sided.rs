@@ -509,8 +509,10 @@ fn fill(payload: *mut u8, from: *const u8, bytes: usize) {
     let mut first = bytes;
     if let Some(second) = bytes.checked_sub(FIRST_LINE) {
         first = FIRST_LINE;
-        // SAFETY: both ranges have `bytes` bytes, which is at least this.
-        let (from, to) = unsafe { (from.add(FIRST_LINE), payload.add(FIRST_LINE)) };
+        // SAFETY: the range has `bytes` bytes, which is at least this.
+        let from = unsafe { from.add(FIRST_LINE) };
+        // SAFETY: an arrival has room for MAX_CARRIED.
+        let to = unsafe { payload.add(FIRST_LINE) };
         copy_carried(from, to, second);
         compiler_fence(Ordering::Release); // in this order
     }
