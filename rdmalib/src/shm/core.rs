@@ -20,10 +20,10 @@ use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, recv, send};
 
 use super::arena::Map;
+use super::carried;
 use super::completion::Shared;
 use super::engine::EngineHandle;
 use super::mapping::Part;
-use super::one_sided;
 use super::peer_arena::PeerArena;
 use super::ring::{self, Arm, Arrival, ArrivalTaker};
 use super::shared_copy::Job;
@@ -474,7 +474,7 @@ impl Source {
                 {
                     let to = RemoteAddress { addr, key };
                     let payload = arrivals.payload();
-                    one_sided::land(&core.memory, &core.inbox, payload, to, arrival.bytes as usize);
+                    carried::land(&core.memory, &core.inbox, payload, to, arrival.bytes as usize);
                 }
                 if arrival.tag & TAG_TOO_LONG != 0 {
                     completion.status = Status::LocalLengthError;

@@ -12,7 +12,8 @@
 //!
 //! * `ring` - the wire: posted receives there, arrivals back; `baton` - one state, two threads
 //! * `arena` - memory and keys at their owner, `peer_arena` at a peer, `mapping`
-//! * `one_sided` - carrying out a request; `shared_copy` - with the receiver's help
+//! * `one_sided` - carrying out a request; `carried` - a small write, in its arrival; `shared_copy` - a
+//!   large one, with the receiver's help
 //! * `queue_pair` - posting; `core`, `completion` - finished work and who is told of it
 //! * `engine` - what happens unasked (sleeping is in `crate::events`)
 //! * `handshake` - how two processes meet
@@ -22,6 +23,8 @@ mod ring;
 
 #[cfg(not(loom))]
 mod arena;
+#[cfg(not(loom))]
+mod carried;
 #[cfg(not(loom))]
 mod completion;
 #[cfg(not(loom))]

@@ -3,26 +3,26 @@
 //!
 //! A request either has its whole effect or none: keys, ranges and rights are checked first, and a
 //! request that needs a receive is not begun before there is one.
-//! * LANDING - a small write that may ([`Flags::WITH_COMPLETION`]) travels inside of its arrival and is
-//!   copied to its place by the receiver's device when the receiver polls the completion, before it sees it.
+//!
+//! Elsewhere: small writes that travel in their arrivals (`carried`), large ones that both ends copy
+//! (`shared_copy`).
 
 #![allow(unsafe_code)]
 
-use std::marker::PhantomData;
 use std::ptr;
 use std::sync::Arc;
 
-use super::arena::{Arena, Map, RegionMemory};
+use super::arena::{Arena, RegionMemory};
 use super::core::{Core, TAG_IMMEDIATE, TAG_SHARED, TAG_TOO_LONG, TAG_WRITE, completes};
 use super::mapping::Part;
 use super::peer_arena::PeerArena;
-use super::ring::{Arrival, ArrivalPusher, FIRST_LINE, MAX_CARRIED};
+use super::ring::{Arrival, ArrivalPusher};
 use super::shared_copy::{Job, MIN_BYTES};
 use crate::completion::{Opcode, Status};
 use crate::error::{Error, Result};
 use crate::memory::{Access, RegionInner, RemoteAddress, RemoteMapping, Slice};
 use crate::queue_pair::{Flags, Operation, Source, State, WorkRequest, check_atomic};
-use crate::sync::{AtomicU64, Ordering, compiler_fence};
+use crate::sync::{AtomicU64, Ordering};
 
 /// Longest message or write, in bytes: what a completion's length field holds.
 const MAX_BYTES: usize = u32::MAX as usize;
@@ -30,8 +30,8 @@ const MAX_BYTES: usize = u32::MAX as usize;
 /// The way to the peer: its memory and its ring.
 #[derive(Debug)]
 pub(crate) struct Link {
-    memory: PeerArena,
-    ring: ArrivalPusher<Part>,
+    pub(super) memory: PeerArena,
+    pub(super) ring: ArrivalPusher<Part>,
 }
 
 /// Whether a request is through with.
@@ -178,47 +178,8 @@ impl OwnedWork {
     }
 }
 
-/// A small write with immediate data that may come with its completion.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Small<'a> {
-    /// `bytes` bytes of local memory, which is borrowed for `'a`.
-    from: *const u8,
-    bytes: usize,
-    to: RemoteAddress,
-    immediate: u32,
-    memory: PhantomData<&'a u8>,
-}
-
-impl<'a> Small<'a> {
-    /// `request`, if it is one, and nothing is wrong with it here.
-    #[inline]
-    pub(super) fn new(
-        request: &WorkRequest<'a>,
-        arena: &Arc<Arena>,
-        max_inline: usize,
-    ) -> Option<Small<'a>> {
-        let Operation::Write { source, to, immediate: Some(immediate) } = request.operation else {
-            return None;
-        };
-        if !request.flags.contains(Flags::WITH_COMPLETION) {
-            return None;
-        }
-        let local = match source {
-            Source::Region(slice) => local(slice, arena).ok()?,
-            Source::Inline(bytes) if bytes.len() > max_inline => return None,
-            Source::Inline(bytes) => Local::Inline(bytes),
-        };
-        let bytes = local.len();
-        if !(1..=MAX_CARRIED).contains(&bytes) {
-            return None;
-        }
-        let from = local.readable().ok()?;
-        Some(Small { from, bytes, to, immediate, memory: PhantomData })
-    }
-}
-
 #[inline]
-fn local<'a>(slice: Slice<'a>, arena: &Arc<Arena>) -> Result<Local<'a>> {
+pub(super) fn local<'a>(slice: Slice<'a>, arena: &Arc<Arena>) -> Result<Local<'a>> {
     let RegionInner::Shm(region) = slice.region.inner() else {
         return Err(Error::InvalidArgument("memory region is of another device"));
     };
@@ -233,7 +194,7 @@ fn local<'a>(slice: Slice<'a>, arena: &Arc<Arena>) -> Result<Local<'a>> {
 
 impl Local<'_> {
     #[inline]
-    fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         match self {
             Local::Region { bytes, .. } => *bytes,
             Local::Inline(bytes) => bytes.len(),
@@ -242,7 +203,7 @@ impl Local<'_> {
 
     /// First byte, if the region was not freed since.
     #[inline]
-    fn readable(&self) -> Result<*const u8, Status> {
+    pub(super) fn readable(&self) -> Result<*const u8, Status> {
         match self {
             Local::Inline(bytes) => Ok(bytes.as_ptr()),
             Local::Region { memory, .. } if memory.revoked() => Err(Status::LocalProtectionError),
@@ -277,11 +238,6 @@ impl Local<'_> {
 impl Link {
     pub(crate) fn new(memory: PeerArena, ring: ArrivalPusher<Part>) -> Self {
         Link { memory, ring }
-    }
-
-    /// The peer's memory.
-    pub(super) fn memory(&self) -> &PeerArena {
-        &self.memory
     }
 
     /// [`PeerArena::map`].
@@ -363,32 +319,6 @@ impl Link {
             }
         }
         Ok(Outcome::Done)
-    }
-
-    /// Carries out a small write with immediate data, inside of its arrival (LANDING): the hot path.
-    /// `false`: it has not, and whatever the reason is, [`carry_out`](Self::carry_out) does what is to be
-    /// done.
-    #[inline]
-    pub(super) fn carry(&mut self, core: &Core, small: &Small, flags: Flags) -> bool {
-        let Small { from, bytes, to, immediate, .. } = *small;
-        if core.state() == State::Error
-            || self.ring.closed()
-            || !self.memory.permits(to, bytes, Access::REMOTE_WRITE)
-            || !self.ring.may_push()
-        {
-            return false;
-        }
-        fill(payload(self.ring.memory(), self.ring.payload()), from, bytes);
-        let arrival = Arrival {
-            immediate,
-            bytes: bytes as u32, // at most MAX_CARRIED
-            tag: TAG_WRITE | TAG_IMMEDIATE,
-            carried_to: Some((to.addr, to.key)),
-        };
-        if self.ring.push(arrival, flags.contains(Flags::SOLICITED)) {
-            core.ring_doorbell();
-        }
-        true
     }
 
     /// Carries out a large write together with the receiver.
@@ -480,87 +410,4 @@ pub(super) fn copy(from: *const u8, to: *mut u8, bytes: usize) {
     // mappings, at different addresses, so the ranges of addresses never overlap unless a request
     // names its own region on both sides through one mapping, which no connection does.
     unsafe { ptr::copy_nonoverlapping(from, to, bytes) }
-}
-
-/// LANDING. Puts the `bytes` bytes that are in `ring` from word `payload_word` on where the peer wanted them.
-/// What it may not write, and what was freed since it was allowed to, stays as it is: as if the write had
-/// come before that.
-#[inline]
-pub(super) fn land(
-    memory: &Map,
-    ring: &Part,
-    payload_word: usize,
-    to: RemoteAddress,
-    bytes: usize,
-) {
-    if bytes > MAX_CARRIED {
-        return; // a lie
-    }
-    if let Some(target) = memory.landing(to, bytes) {
-        copy_carried(payload(ring, payload_word), target, bytes);
-    }
-}
-
-/// Fills the payload of an arrival: its second line first. The receiver looks at the first one again and
-/// again; the less time between the first change and the last, the less often it takes the line away
-/// between them.
-#[inline]
-fn fill(payload: *mut u8, from: *const u8, bytes: usize) {
-    let mut first = bytes;
-    if let Some(second) = bytes.checked_sub(FIRST_LINE) {
-        first = FIRST_LINE;
-        // SAFETY: the range has `bytes` bytes, which is at least this.
-        let from = unsafe { from.add(FIRST_LINE) };
-        // SAFETY: an arrival has room for MAX_CARRIED.
-        let to = unsafe { payload.add(FIRST_LINE) };
-        copy_carried(from, to, second);
-        compiler_fence(Ordering::Release); // in this order
-    }
-    copy_carried(from, payload, first);
-}
-
-/// Where the payload of an arrival is, which starts at word `word` of its ring.
-#[inline]
-fn payload(ring: &Part, word: usize) -> *mut u8 {
-    assert!(8 * word + MAX_CARRIED <= ring.len());
-    // SAFETY: inside of the ring's mapping, just checked.
-    unsafe { ring.as_ptr().add(8 * word) }
-}
-
-/// [`copy`] for at most [`MAX_CARRIED`] bytes, without a call: in pieces of one size, the last of which may
-/// overlap the one before.
-#[inline]
-fn copy_carried(from: *const u8, to: *mut u8, bytes: usize) {
-    debug_assert!(bytes <= MAX_CARRIED);
-    match bytes {
-        32.. => copy_pieces::<32>(from, to, bytes),
-        16.. => copy_pieces::<16>(from, to, bytes),
-        8.. => copy_pieces::<8>(from, to, bytes),
-        4.. => copy_pieces::<4>(from, to, bytes),
-        _ => copy_pieces::<1>(from, to, bytes),
-    }
-}
-
-/// Copies `bytes` bytes `N` at a time; there are none, or at least `N`.
-#[inline(always)]
-fn copy_pieces<const N: usize>(from: *const u8, to: *mut u8, bytes: usize) {
-    let Some(last) = bytes.checked_sub(N) else { return };
-    let mut done = 0;
-    while done < last {
-        copy_chunk::<N>(from, to, done);
-        done += N;
-    }
-    copy_chunk::<N>(from, to, last);
-}
-
-/// Copies the `N` bytes that are `offset` behind the two pointers; the caller has checked the ranges.
-#[inline(always)]
-fn copy_chunk<const N: usize>(from: *const u8, to: *mut u8, offset: usize) {
-    // SAFETY: `offset + N` is at most the number of bytes that `copy_carried` is to copy, and its callers
-    // have checked the ranges as those of `copy` do.
-    let from = unsafe { from.add(offset) };
-    // SAFETY: likewise.
-    let to = unsafe { to.add(offset) };
-    // SAFETY: as in `copy`: the ranges are valid and apart, and racing writers make the bytes arbitrary.
-    unsafe { ptr::copy_nonoverlapping(from, to, N) };
 }

@@ -16,10 +16,11 @@ use std::time::{Duration, Instant};
 
 use super::arena::Arena;
 use super::baton::{HelperEnd, PosterEnd, baton};
+use super::carried::Small;
 use super::completion::CompletionQueue;
 use super::core::Core;
 use super::mapping::Part;
-use super::one_sided::{Link, Outcome, OwnedWork, Small, Work};
+use super::one_sided::{Link, Outcome, OwnedWork, Work};
 use super::ring::{NOWHERE, Receive, ReceivePoster, words_needed};
 use super::{Domain, MAX_QUEUE_DEPTH};
 use crate::completion::{Opcode, Status};
@@ -178,7 +179,7 @@ impl SendQueue {
 
     /// Gives the poster its way to the peer, before the state becomes `Connected`.
     pub(crate) fn set_link(&mut self, link: Link) {
-        self.core.set_peer(link.memory().file().clone());
+        self.core.set_peer(link.memory.file().clone());
         self.link.with(|state| *state = Some(link)).expect("nothing was posted before");
     }
 
