@@ -94,6 +94,7 @@ conformance! {
         a_peers_exit_ends_a_sleep,
         a_peers_kill_ends_a_poll,
         a_peers_kill_ends_a_sleep,
+        a_peers_kill_in_the_middle_of_a_large_write_ends_a_poll,
         what_arrived_before_the_end_is_delivered_first,
         an_end_right_after_accepting_is_noticed,
         after_the_end_everything_posted_is_flushed,

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use rdmalib::{Device, DeviceSpec, Flags, Operation, QueuePairConfig, RemoteAddress};
 
-use crate::ends::{End, PATIENCE, next};
+use crate::ends::{End, PATIENCE, next, write_imm};
 
 /// Environment variable with the role; the others follow it.
 pub const ROLE: &str = "RDMALIB_CONFORMANCE_PEER";
@@ -15,6 +15,23 @@ const DEVICE: &str = "RDMALIB_CONFORMANCE_DEVICE";
 
 /// Additions that role `add` makes.
 pub const ADDITIONS: u64 = 20_000;
+
+/// Bytes that role `write` writes at a time.
+pub const LARGE: usize = 2 << 20;
+
+/// What a listener's private data says, when it accepts role `add` or `write`.
+pub fn address(bytes: &[u8]) -> RemoteAddress {
+    let (addr, key) = bytes.split_at(8);
+    RemoteAddress {
+        addr: u64::from_le_bytes(addr.try_into().unwrap()),
+        key: u32::from_le_bytes(key[..4].try_into().unwrap()),
+    }
+}
+
+/// The private data that says it.
+pub fn address_bytes(at: RemoteAddress) -> Vec<u8> {
+    [&at.addr.to_le_bytes()[..], &at.key.to_le_bytes()].concat()
+}
 
 /// A child process that is killed when the fact is over, however it ends.
 pub struct Peer(Child);
@@ -107,12 +124,20 @@ pub fn act(role: &str) {
                 _ => std::thread::sleep(PATIENCE), // is killed here
             }
         }
+        // Writes large messages, each when the one before was answered, until it is killed.
+        "write" => {
+            let (to, source) = (address(answer.as_slice()), end.region(LARGE));
+            for n in 0u8.. {
+                source.fill(0..LARGE, n).unwrap();
+                let operation = write_imm(&source, 0..LARGE, to, n.into());
+                end.post(0, operation, Flags::SIGNALED | Flags::WITH_COMPLETION);
+                assert_eq!(next(&mut end.sends).status, rdmalib::Status::Success);
+                next(&mut end.receives);
+                end.post_receives(0..1);
+            }
+        }
         "add" => {
-            let (addr, key) = answer.as_slice().split_at(8);
-            let at = RemoteAddress {
-                addr: u64::from_le_bytes(addr.try_into().unwrap()),
-                key: u32::from_le_bytes(key[..4].try_into().unwrap()),
-            };
+            let at = address(answer.as_slice());
             let old = end.region(8);
             for _ in 0..ADDITIONS {
                 let into = old.slice(0..8).unwrap();

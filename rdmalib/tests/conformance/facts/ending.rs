@@ -1,6 +1,6 @@
 //! However a peer ends, its other side learns of it, spinning or asleep, and nothing is left behind.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rdmalib::{
     CompletionQueue, Error, Flags, Operation, QueuePairConfig, RnrRetry, Source, State, Status,
@@ -9,7 +9,7 @@ use rdmalib::{
 
 use crate::Fixture;
 use crate::ends::*;
-use crate::peer::Peer;
+use crate::peer::{LARGE, Peer, address_bytes};
 
 fn poll(queue: &mut CompletionQueue) -> WorkCompletion {
     next(queue)
@@ -73,6 +73,44 @@ pub fn a_peers_kill_ends_a_poll(fixture: &Fixture) {
 
 pub fn a_peers_kill_ends_a_sleep(fixture: &Fixture) {
     a_peer_that("linger", fixture, sleep);
+}
+
+pub fn a_peers_kill_in_the_middle_of_a_large_write_ends_a_poll(fixture: &Fixture) {
+    for round in 0..8 {
+        let (device, _) = open(fixture);
+        let mut server = End::new(&device, &QueuePairConfig::default());
+        let target = server.region(LARGE);
+        server.post_receives(0..2);
+        let (mut listener, to) = listen(&device);
+        let mut peer = Peer::start("write", &fixture.client, to);
+        let request = listener.next(PATIENCE).unwrap().expect("a connector comes");
+        request.accept(&mut server.pair, &address_bytes(target.remote())).unwrap();
+        let mut killed = None;
+        loop {
+            let done = next(&mut server.receives);
+            if done.status != Status::Success {
+                assert_eq!(done.status, Status::Flushed);
+                break;
+            }
+            // One that completes is whole, also after the kill.
+            let n = done.immediate.unwrap() as u8;
+            assert!(bytes(&target).iter().all(|byte| *byte == n), "round {round}, message {n}");
+            if n < 2 + round || killed.is_some() {
+                server.post_receives(0..1);
+                let answer = Operation::Send { source: Source::Inline(&[]), immediate: None };
+                let flags = Flags::SIGNALED;
+                let _ = server.pair.post(&WorkRequest { id: 0, operation: answer, flags });
+            }
+            if n > round && killed.is_none() {
+                // It is about to write the next one, or is writing it.
+                std::thread::sleep(Duration::from_micros(u64::from(round) * 40));
+                peer.kill();
+                killed = Some(n);
+            }
+        }
+        assert!(killed.is_some(), "it ended by itself");
+        assert_eq!(server.pair.state(), State::Error);
+    }
 }
 
 pub fn what_arrived_before_the_end_is_delivered_first(fixture: &Fixture) {

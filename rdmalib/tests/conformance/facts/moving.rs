@@ -11,7 +11,7 @@ use rdmalib::{
 
 use crate::Fixture;
 use crate::ends::*;
-use crate::peer::{ADDITIONS, Peer};
+use crate::peer::{ADDITIONS, Peer, address_bytes};
 
 pub fn a_write_lands_before_its_completion(fixture: &Fixture) {
     const BYTES: usize = 4096;
@@ -229,10 +229,8 @@ pub fn atomics_are_atomic_between_two_processes(fixture: &Fixture) {
     let mut mine = End::new(&client, &config);
     let mut accept = || {
         let mut pair = QueuePair::new(&domain, &queue, &queue, &config).unwrap();
-        let at = counter.remote();
-        let data = [&at.addr.to_le_bytes()[..], &at.key.to_le_bytes()].concat();
         let request = listener.next(PATIENCE).unwrap().expect("a connector comes");
-        request.accept(&mut pair, &data).unwrap();
+        request.accept(&mut pair, &address_bytes(counter.remote())).unwrap();
         pair
     };
     let mut peer = Peer::start("add", &fixture.client, to);
