@@ -132,7 +132,7 @@ fn payload(ring: &Part, word: usize) -> *mut u8 {
 }
 
 /// [`copy`] for at most [`MAX_CARRIED`] bytes, without a call: in pieces of one size, the last of which may
-/// overlap the one before.
+/// overlap the one before. The bytes are arbitrary if the two ranges overlap, which they may.
 #[inline]
 fn copy_carried(from: *const u8, to: *mut u8, bytes: usize) {
     debug_assert!(bytes <= MAX_CARRIED);
@@ -165,6 +165,7 @@ fn copy_chunk<const N: usize>(from: *const u8, to: *mut u8, offset: usize) {
     let from = unsafe { from.add(offset) };
     // SAFETY: likewise.
     let to = unsafe { to.add(offset) };
-    // SAFETY: as in `copy`: the ranges are valid and apart, and racing writers make the bytes arbitrary.
-    unsafe { ptr::copy_nonoverlapping(from, to, N) };
+    // SAFETY: as in `copy`, the ranges are valid, and racing writers make the bytes arbitrary. They may
+    // overlap: a peer that lies in the key table can have a payload land on itself.
+    unsafe { ptr::copy(from, to, N) };
 }
