@@ -65,6 +65,62 @@ mod model {
         });
     }
 
+    /// Both lines of it, and where it belongs.
+    #[test]
+    fn loom_a_carried_payload_is_complete_when_its_arrival_is_seen() {
+        loom::model(|| {
+            let (mut post, mut take, mut push) = ring(2);
+            let words = take.words.clone();
+            post.post(NOWHERE);
+            let carried = Arrival { carried_to: Some((8, 9)), ..arrival(1) };
+            let ends = [0, MAX_CARRIED / 8 - 1];
+            let peer = loom::thread::spawn(move || {
+                assert!(push.may_push(), "posted before the peer started");
+                for word in ends {
+                    let payload = &push.memory()[push.payload() + word];
+                    payload.store(42 + word as u64, Ordering::Relaxed);
+                }
+                push.push(carried, false);
+            });
+            if let Some(got) = take.take() {
+                assert_eq!(got, carried);
+                for word in ends {
+                    let payload = &words[take.payload() + word];
+                    assert_eq!(payload.load(Ordering::Relaxed), 42 + word as u64);
+                }
+            }
+            peer.join().expect("no panic");
+        });
+    }
+
+    /// RECYCLE: what was taken is read before its place is used again, however early the peer looks.
+    #[test]
+    fn loom_a_carried_payload_stays_until_its_receive_is_posted_again() {
+        loom::model(|| {
+            let (mut post, mut take, mut push) = ring(1);
+            let words = take.words.clone();
+            post.post(NOWHERE);
+            let carried = |n| Arrival { carried_to: Some((8, 9)), ..arrival(n) };
+            let peer = loom::thread::spawn(move || {
+                for n in [1, 2] {
+                    if push.may_push() {
+                        let payload = &push.memory()[push.payload()];
+                        payload.store(n.into(), Ordering::Relaxed);
+                        push.push(carried(n), false);
+                    }
+                }
+            });
+            for n in [1, 2] {
+                let Some(got) = take.take() else { break };
+                assert_eq!(got, carried(n));
+                let payload = words[take.payload()].load(Ordering::Relaxed);
+                assert_eq!(payload, u64::from(n));
+                post.post(NOWHERE);
+            }
+            peer.join().expect("no panic");
+        });
+    }
+
     #[test]
     fn loom_a_receive_is_complete_when_its_post_is_seen() {
         loom::model(|| {
