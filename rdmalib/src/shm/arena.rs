@@ -326,6 +326,8 @@ fn set_len(file: &OwnedFd, bytes: u64) -> Result<()> {
 #[cfg(test)]
 #[allow(unsafe_code)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::super::peer_arena::PeerArena;
     use super::*;
 
@@ -408,6 +410,42 @@ mod tests {
         entry[2].store(u64::MAX, Ordering::Relaxed);
         for addr in [0, u64::MAX - 5, u64::MAX - 1, 1 << 40] {
             assert_eq!(peer.translate(RemoteAddress { addr, key }, 8, Access::REMOTE_WRITE), None);
+        }
+    }
+
+    proptest! {
+        /// The table may say what it likes: what a peer is to be given lies in a segment, and what we are
+        /// to have of a peer lies in its file.
+        #[test]
+        fn whatever_the_table_says_a_place_is_inside_of_a_mapping(
+            range in prop_oneof![Just((0, u64::MAX)), any::<(u64, u64)>()],
+            segment_of_end in 0..SEGMENTS,
+            before_end in prop_oneof![-100..200i64, any::<i64>()],
+            bytes in prop_oneof![1..200usize, any::<usize>()],
+        ) {
+            let arena = Arena::new().unwrap();
+            for bytes in [1, 3 << 20] {
+                arena.allocate(bytes).unwrap(); // in segments 0 and 2: what is between them is not mapped
+            }
+            let mut peer = peer_of(&arena);
+            let key = 1 << KEY_INDEX_BITS | 1;
+            let entry = &arena.map.table.words()[4..8];
+            entry[0].store(u64::from(key) << 32 | u64::from(ALL.bits()), Ordering::Relaxed);
+            entry[1].store(range.0, Ordering::Relaxed);
+            entry[2].store(range.1, Ordering::Relaxed);
+            let (start, len) = segment(segment_of_end);
+            let at = RemoteAddress { addr: (start + len).wrapping_add_signed(-before_end), key };
+            let inside = |at: *mut u8, mapping: &Mapping| {
+                let offset = (at as usize).wrapping_sub(mapping.as_ptr() as usize);
+                offset.checked_add(bytes).is_some_and(|end| end <= mapping.len())
+            };
+            if let Some(there) = arena.map.landing(at, bytes) {
+                let mut segments = arena.map.segments.iter().filter_map(OnceLock::get);
+                prop_assert!(segments.any(|segment| inside(there, segment)));
+            }
+            if let Some(there) = peer.translate(at, bytes, Access::REMOTE_WRITE) {
+                prop_assert!(inside(there, peer.mapping()));
+            }
         }
     }
 }

@@ -33,6 +33,9 @@ mod core;
 mod engine;
 #[cfg(not(loom))]
 mod handshake;
+#[cfg(test)]
+#[cfg(not(loom))]
+mod hostile;
 #[cfg(not(loom))]
 mod mapping;
 #[cfg(not(loom))]

@@ -112,6 +112,11 @@ impl PeerArena {
         self.mapping.at(offset, bytes)
     }
 
+    #[cfg(test)]
+    pub(super) fn mapping(&self) -> &Mapping {
+        &self.mapping
+    }
+
     #[cold]
     fn remap(&mut self) -> Option<()> {
         let bytes = file_len(&self.file).ok()?;

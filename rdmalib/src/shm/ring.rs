@@ -42,7 +42,7 @@ const RECEIVES: usize = 32;
 const WORDS_PER_RECEIVE: usize = 2;
 /// Two lines of 64 bytes, which processors like to fetch as a pair.
 const WORDS_PER_ARRIVAL: usize = 16;
-const PAYLOAD: usize = 4;
+pub(super) const PAYLOAD: usize = 4;
 /// Most bytes that an arrival carries.
 pub(crate) const MAX_CARRIED: usize = 8 * (WORDS_PER_ARRIVAL - PAYLOAD);
 /// Those that are in its first line.
@@ -103,7 +103,7 @@ pub(crate) struct Arrival {
 }
 
 /// Bit of the tag word, above the user's: the arrival carries its payload.
-const CARRIED: u32 = 1 << 31;
+pub(super) const CARRIED: u32 = 1 << 31;
 
 /// When the owner wants to be woken; the value of `ARMED`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -355,7 +355,7 @@ fn receive_word(index: u32, mask: u32) -> usize {
 }
 
 #[inline]
-fn arrival_word(index: u32, mask: u32) -> usize {
+pub(super) fn arrival_word(index: u32, mask: u32) -> usize {
     arrivals_start(mask + 1) + WORDS_PER_ARRIVAL * (index & mask) as usize
 }
 
