@@ -4,7 +4,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 
 use super::super::arena::KEYS;
-use super::super::core::{TAG_IMMEDIATE, TAG_TOO_LONG, TAG_WRITE};
+use super::super::core::{TAG_IMMEDIATE, TAG_SHARED, TAG_TOO_LONG, TAG_WRITE};
 use super::super::ring::CARRIED;
 use super::world::REGIONS;
 
@@ -181,6 +181,7 @@ fn forge() -> impl Strategy<Value = Step> {
     let known = TAG_IMMEDIATE | TAG_WRITE | CARRIED;
     let tag = prop_oneof![
         8 => Just(known),
+        4 => Just(known | TAG_SHARED),
         1 => Just(known | TAG_TOO_LONG),
         1 => any::<u32>(),
         4 => any::<u32>().prop_map(|tag| tag & !TAG_TOO_LONG | CARRIED),

@@ -6,9 +6,11 @@ use std::time::{Duration, Instant};
 
 use super::super::arena::{Arena, KEYS, WORDS_PER_KEY};
 use super::super::completion::CompletionQueue;
+use super::super::core::TAG_SHARED;
 use super::super::mapping::Mapping;
 use super::super::queue_pair::{ReceiveQueue, SendQueue, queue_pair};
 use super::super::ring::{CARRIED, MAX_CARRIED, PAYLOAD, Words, arrival_word, words_needed};
+use super::super::shared_copy::{Job, MIN_BYTES};
 use super::super::space::segment;
 use super::steps::{Key, Place, Step, Verb};
 use crate::completion::{Opcode, Status, WorkCompletion};
@@ -365,6 +367,14 @@ impl World {
         let at = end.arrival_word(ahead);
         for word in 0..MAX_CARRIED / 8 {
             end.store(at + PAYLOAD + word, payload);
+        }
+        let mut bytes = bytes;
+        if tag & TAG_SHARED != 0 {
+            // One that makes sense, except for where it comes from, and what was copied already.
+            bytes = MIN_BYTES as u32 + bytes % (1 << 20);
+            Job::new(payload, bytes as usize).write(&end.memory, at + PAYLOAD);
+            end.store(at + PAYLOAD + 2, payload % 6);
+            end.store(at + PAYLOAD + 3, payload % 7);
         }
         end.store(at + 1, u64::from(bytes) << 32 | u64::from(tag));
         end.store(at + 2, to.addr);
