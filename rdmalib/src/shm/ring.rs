@@ -15,12 +15,12 @@
 //! An arrival is two cache lines, so that a small write travels inside of it: 32 bytes in the line that
 //! announces them, up to 96 with the next. That is one line less to fetch from the other processor than
 //! payload and announcement apart. Such a payload is *carried*: the owner puts it where it belongs when it
-//! takes the arrival (`one_sided`, LANDING). In place of a large payload, an arrival carries what its owner
+//! takes the arrival (`carried`, LANDING). In place of a large payload, an arrival carries what its owner
 //! needs to help with copying it (`shared_copy`).
 //!
 //! The two ends may live in different processes and do not trust each other: everything shared is a
 //! 64-bit atomic, indices are masked, each side keeps its own counters and reads a word once.
-//! * POST - `POSTED` store(Release) in `post`, load(Acquire) in `next_receive`: receive before count.
+//! * POST - `POSTED` store(Release) in `post`, load(Acquire) in `may_push`: receive before count.
 //! * PUBLISH - sequence store(Release) in `push`, load(Acquire) in `take`: payload before completion.
 //! * WAKE - `arm` stores, fences, then looks at the arrivals; `push` stores an arrival, fences, then
 //!   looks at `ARMED`: at least one of the two sees the other (both fences are SeqCst).
@@ -28,7 +28,7 @@
 //!   has left the processor. An owner that sleeps after all takes back `AWAKE` before, and its next sleep is
 //!   a nap: so long that every arrival pushed by who had not seen that is there at its end (`completion`).
 //!
-//! Elsewhere: the bytes of a message (`one_sided`), ringing and sleeping (`completion`).
+//! Elsewhere: the bytes of a message (`one_sided`, `carried`), ringing and sleeping (`completion`).
 
 use crate::sync::{AtomicU64, Ordering, compiler_fence, fence};
 
