@@ -11,12 +11,13 @@ use serde_json::Value;
 
 const RUNS: usize = 2;
 /// Those that need nothing installed, and whether they are measured with all payloads.
-const BUILT_IN: [(&str, bool); 11] = [
+const BUILT_IN: [(&str, bool); 12] = [
     ("bounce", false),
     ("copies", true),
     ("eventfd", false),
     ("transport", true),
     ("service", true),
+    ("in_place", true),
     ("transport_warm", false),
     ("service_warm", false),
     ("unix", true),
@@ -119,6 +120,7 @@ fn rates_and_ratios_are_there(told: &Value) {
         "warm_64_over_eventfd",
         "in_flight_per_second",
         "goodput_1_mib",
+        "in_place_16_mib_over_64",
         "grpc_unix_64_over_invocation",
     ] {
         assert!(names.contains(&name), "{name} is not among {names:?}");

@@ -38,6 +38,8 @@ pub enum Id {
     TransportWarm,
     /// A blocking invocation, spinning.
     Service,
+    /// The same, of a function whose input and output stay where they are.
+    InPlace,
     /// The same, sleeping.
     ServiceWarm,
     /// `ucx_perftest -t ucp_am_lat`.
@@ -61,7 +63,9 @@ impl Id {
     pub fn kind(self) -> Kind {
         match self {
             Id::Bounce | Id::Copies | Id::Eventfd | Id::WriteLat => Kind::Floor,
-            Id::Transport | Id::TransportWarm | Id::Service | Id::ServiceWarm => Kind::Ours,
+            Id::Transport | Id::TransportWarm | Id::Service | Id::InPlace | Id::ServiceWarm => {
+                Kind::Ours
+            }
             Id::UcxMessage
             | Id::UcxPut
             | Id::Libfabric
@@ -84,6 +88,7 @@ impl fmt::Display for Id {
             Id::Transport => "transport, hot",
             Id::TransportWarm => "transport, warm",
             Id::Service => "invocation, hot",
+            Id::InPlace => "invocation in place, hot",
             Id::ServiceWarm => "invocation, warm",
             Id::UcxMessage => "UCX active message × 2",
             Id::UcxPut => "UCX put × 2",

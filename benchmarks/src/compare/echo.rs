@@ -28,6 +28,13 @@ pub trait Echo {
 /// Measures round trips of `payload` bytes. Each result is checked to be its own, and one whole payload is
 /// compared in the end.
 pub fn measure(echo: &mut impl Echo, payload: u32, effort: Effort) -> Result<Samples, Failure> {
+    let samples = sample(echo, payload, effort)?;
+    compare_once(echo, payload)?;
+    Ok(samples)
+}
+
+/// [`measure`] for who returns no more than the stamps that tell whose a result is.
+pub fn sample(echo: &mut impl Echo, payload: u32, effort: Effort) -> Result<Samples, Failure> {
     let len = payload as usize; // u32 to usize: 64-bit machines only
     let mut number = 0;
     repeat(effort.warm_up(), || {
@@ -41,7 +48,6 @@ pub fn measure(echo: &mut impl Echo, payload: u32, effort: Effort) -> Result<Sam
         samples.record(took);
         Ok(took)
     })?;
-    compare_once(echo, len, number)?;
     Ok(samples)
 }
 
@@ -70,7 +76,9 @@ fn once(echo: &mut impl Echo, len: usize, number: u64) -> Result<Duration, Failu
     Ok(took)
 }
 
-fn compare_once(echo: &mut impl Echo, len: usize, number: u64) -> Result<(), Failure> {
+/// Fails unless one whole payload of `payload` bytes comes back as it was sent.
+pub fn compare_once(echo: &mut impl Echo, payload: u32) -> Result<(), Failure> {
+    let (len, number) = (payload as usize, 0); // not one of those that are counted
     let sent = pattern::payload(len);
     echo.write(0, &sent)?;
     echo.prepare()?;

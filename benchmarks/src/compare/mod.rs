@@ -15,7 +15,7 @@
 //! | contender | other process | file |
 //! | --- | --- | --- |
 //! | cache-line bounce, eventfd ping-pong, two `memcpy` | this program, `--serve` | `floors` |
-//! | transport, invocation | `transport_benchmarker --peer`; `executor` of a cluster of this machine | `ours` |
+//! | transport, invocation, also in place | `transport_benchmarker --peer`; `executor` of a cluster of this machine | `ours` |
 //! | Unix socket, gRPC, HTTP | this program, `--serve` | `peers` |
 //! | UCX, libfabric, perftest | theirs, where they are installed | `installed` |
 //!

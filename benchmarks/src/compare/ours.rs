@@ -5,13 +5,15 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use rfaas::config::{DeviceEntry, Devices};
-use rfaas::{Client, Deployment, Executor, Function, Lease, LeaseRequest};
+use rfaas::{
+    Client, Deployment, Executor, Function, InPlaceCall, InPlaceResult, Lease, LeaseRequest,
+};
 use tools::program::{Failure, describe};
 use tools::{LocalCluster, Options, TestDevices};
 
 use super::PAYLOADS;
 use super::contender::{Contender, Id, NotMeasured, Round};
-use super::echo::{Echo, measure, repeat};
+use super::echo::{Echo, compare_once, measure, repeat, sample};
 use super::effort::Effort;
 use crate::cli::Measure;
 use crate::machine::{End, cpu_of, move_to, settle_down, settle_process};
@@ -19,8 +21,10 @@ use crate::plan::{Plan, input};
 use crate::service::Buffers;
 use crate::transport;
 
-/// The function that returns its input, and the library that has it.
+/// The function that returns its input, the one that returns as much but touches only its ends, and the
+/// library that has them.
 const FUNCTION: &str = "empty";
+const EDGES: &str = "edges";
 const LIBRARY: &str = "functions";
 /// Memory that is leased, in MB: 16 MiB in and out, and room.
 const LEASED_MB: u32 = 256;
@@ -327,6 +331,104 @@ impl Echo for Calls {
 
     fn read(&self, offset: usize, out: &mut [u8]) -> Result<(), Failure> {
         self.buffers.outputs[0].read(offset, out).map_err(Failure::from)
+    }
+}
+
+/// Calls whose input and output stay where the function has them, one after the other in the same slot.
+#[derive(Debug)]
+pub struct InPlace<'a> {
+    /// Where.
+    pub site: &'a Site,
+}
+
+impl Contender for InPlace<'_> {
+    fn id(&self) -> Id {
+        Id::InPlace
+    }
+
+    fn device(&self) -> Option<&str> {
+        Some(&self.site.device.name)
+    }
+
+    fn settings(&self) -> String {
+        format!(
+            "as invocation, hot, of `{EDGES}`, which looks at the ends of its input and returns as much: in_place \
+             once, then invoke and, not measured, again in the same slot"
+        )
+    }
+
+    fn payloads(&self) -> Vec<u32> {
+        Wait::Hot.payloads()
+    }
+
+    fn measure(&self, payload: u32, effort: Effort) -> Result<Round, NotMeasured> {
+        let plan = self.site.plan(payload, Wait::Hot)?;
+        let (_lease, mut executor, echo) = self.site.deploy(&plan, 1, 1)?;
+        let edges = executor.function(EDGES).map_err(Failure::from)?;
+        self.site.settle();
+        let mut calls = CallsInPlace::new(&mut executor, &edges, plan.payload_len())?;
+        let samples = sample(&mut calls, payload, effort)?;
+        drop(calls);
+        // All of a payload comes back from the function that returns all.
+        compare_once(&mut CallsInPlace::new(&mut executor, &echo, plan.payload_len())?, payload)?;
+        executor.release().map_err(Failure::from)?;
+        Ok(Round::of(samples))
+    }
+}
+
+/// One call after the other in the same memory.
+struct CallsInPlace<'a> {
+    /// Which of them is there; `None` after a failure.
+    state: Option<InPlaceState<'a>>,
+    payload: usize,
+}
+
+enum InPlaceState<'a> {
+    Call(InPlaceCall<'a>),
+    Result(InPlaceResult<'a>),
+}
+
+impl<'a> CallsInPlace<'a> {
+    fn new(
+        executor: &'a mut Executor,
+        function: &Function,
+        payload: usize,
+    ) -> Result<Self, Failure> {
+        let call = executor.in_place(function, payload)?;
+        Ok(CallsInPlace { state: Some(InPlaceState::Call(call)), payload })
+    }
+
+    /// The next call: the one that is there, or another after the result that is.
+    fn take(&mut self) -> Result<InPlaceCall<'a>, Failure> {
+        match self.state.take() {
+            Some(InPlaceState::Call(call)) => Ok(call),
+            Some(InPlaceState::Result(result)) => Ok(result.again(self.payload)?),
+            None => Err(Failure::later("a call in place failed before")),
+        }
+    }
+}
+
+impl Echo for CallsInPlace<'_> {
+    fn write(&mut self, offset: usize, bytes: &[u8]) -> Result<(), Failure> {
+        let mut call = self.take()?;
+        call.write(offset, bytes)?;
+        self.state = Some(InPlaceState::Call(call));
+        Ok(())
+    }
+
+    #[inline]
+    fn round_trip(&mut self) -> Result<usize, Failure> {
+        let result = self.take()?.invoke()?;
+        let len = result.len();
+        self.state = Some(InPlaceState::Result(result));
+        Ok(len)
+    }
+
+    fn read(&self, offset: usize, out: &mut [u8]) -> Result<(), Failure> {
+        match &self.state {
+            Some(InPlaceState::Result(result)) => Ok(result.read(offset, out)?),
+            _ => Err(Failure::later("no result is there")),
+        }
     }
 }
 

@@ -290,6 +290,7 @@ fn colour(id: Id) -> RGBColor {
         Id::Transport => RGBColor(90, 170, 240),
         Id::TransportWarm => RGBColor(120, 150, 190),
         Id::Service => RGBColor(10, 60, 180),
+        Id::InPlace => RGBColor(0, 150, 200),
         Id::ServiceWarm => RGBColor(70, 60, 150),
         Id::UcxMessage => RGBColor(214, 92, 0),
         Id::UcxPut => RGBColor(240, 170, 60),

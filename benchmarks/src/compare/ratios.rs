@@ -94,7 +94,7 @@ const MIB: u32 = 1 << 20;
 /// Bytes that the two floors of a single word carry.
 const WORD: u32 = 8;
 
-const DEFINITIONS: [Definition; 13] = [
+const DEFINITIONS: [Definition; 14] = [
     Definition {
         name: "transport_64_over_bounce",
         what: "transport 64 B p50 / cache-line bounce p50",
@@ -174,6 +174,14 @@ const DEFINITIONS: [Definition; 13] = [
         aim: Aim::AtLeast(0.9),
         provider: SHM,
         figure: |run| run.over(Id::Copies, Id::Service, MIB),
+    },
+    Definition {
+        name: "in_place_16_mib_over_64",
+        what: "invocation in place 16 MiB p50 / 64 B p50",
+        unit: "×",
+        aim: Aim::AtMost(3.0),
+        provider: SHM,
+        figure: |run| Some(run.p50(Id::InPlace, 16 * MIB)? / run.p50(Id::InPlace, 64)?),
     },
     Definition {
         name: "grpc_unix_64_over_invocation",
@@ -264,6 +272,15 @@ mod tests {
             "its figure was not measured"
         );
         assert!(found(&ratios, "warm_64_tail").is_none());
+    }
+
+    #[test]
+    fn two_payloads_of_a_row_are_of_the_same_run_too() {
+        let mut small = row(Id::InPlace, 64, &[100.0, 200.0]);
+        small.cells.append(&mut row(Id::InPlace, 16 * MIB, &[250.0, 300.0]).cells);
+        let results = Results { rows: vec![small], ..Results::default() };
+        let ratios = ratios(&results, &[("shm0".into(), Provider::Shm)]);
+        assert_eq!(found(&ratios, "in_place_16_mib_over_64").unwrap().runs, [2.5, 1.5]);
     }
 
     #[test]

@@ -15,7 +15,7 @@ use super::floors::eventfd::Wake;
 use super::installed::libfabric::Libfabric;
 use super::installed::perftest::{WriteLat, write_bandwidth};
 use super::installed::ucx::Ucx;
-use super::ours::{Service, Site, Transport, Wait};
+use super::ours::{InPlace, Service, Site, Transport, Wait};
 use super::peers::grpc::Grpc;
 use super::peers::http::Http;
 use super::peers::unix::Unix;
@@ -107,6 +107,9 @@ fn contenders<'a>(sites: &'a [Site]) -> Vec<Box<dyn Contender + 'a>> {
         for wait in [Wait::Hot, Wait::Warm] {
             all.push(Box::new(Transport { site, wait }));
             all.push(Box::new(Service { site, wait }));
+            if wait == Wait::Hot {
+                all.push(Box::new(InPlace { site }));
+            }
         }
     }
     all.push(Box::new(Ucx::Message));
