@@ -66,7 +66,7 @@ pub(super) enum Step {
     Sleep {
         end: usize,
     },
-    /// The first region is freed, and another takes its place.
+    /// A region is freed; the next time, another takes its place.
     Replace {
         end: usize,
     },

@@ -242,9 +242,9 @@ impl End {
         }
     }
 
-    /// Frees SPARE; its place goes to another region, of which the peer has no key.
+    /// Frees SPARE. If it was freed, its place goes to another region, of which the peer has no key.
     fn replace(&mut self) {
-        if self.regions[SPARE].take().is_some() {
+        if self.regions[SPARE].take().is_none() && self.successor.is_none() {
             let successor = self.domain.allocate(KINDS[SPARE].0, Access::all()).unwrap();
             successor.fill(0..successor.len(), KEPT).unwrap();
             self.successor = Some(successor);
@@ -264,6 +264,8 @@ impl End {
         self.assert_slack(self.regions[OPEN].as_ref().unwrap());
         if let Some(successor) = &self.successor {
             self.assert_filled(successor.remote().addr, successor.len(), KEPT);
+        } else if self.regions[SPARE].is_none() {
+            self.assert_filled(self.names[SPARE].addr, KINDS[SPARE].0, 0);
         }
         let last = &self.scratch; // behind it all is free
         let free = last.remote().addr + PAGE as u64;
