@@ -20,8 +20,8 @@ use rdmalib::{
     Access, CompletionQueue, Device, Domain, Flags, Operation, QueuePair, QueuePairConfig, Region,
     RemoteAddress, Source, Status, WorkRequest,
 };
-use rfaas::Spin;
 use rfaas::protocol::invocation::HEADER_SPACE;
+use rfaas::{Sharing, Spin};
 use tools::program::{Failure, describe};
 
 use crate::machine::{End, settle_down};
@@ -167,6 +167,8 @@ struct Link {
     completions: CompletionQueue,
     peer: RemoteAddress,
     spin: Spin,
+    /// Whether the other end needs the CPU that this one spins on.
+    sharing: Sharing,
     sent: u32,
     /// Room for the largest message that goes inline.
     inline: Vec<u8>,
@@ -192,6 +194,7 @@ impl Link {
             completions,
             peer: RemoteAddress::default(),
             spin: plan.spin(),
+            sharing: Sharing::default(),
             sent: 0,
             inline: vec![0; max_inline_data as usize],
         })
@@ -235,6 +238,11 @@ impl Link {
             };
             match (completion.status, completion.immediate) {
                 (Status::Success, Some(_)) => {
+                    if self.yields(polls) {
+                        self.sharing.yielded();
+                    } else if polls > 0 {
+                        self.sharing.spun();
+                    }
                     self.queue_pair.post_receive(0, None)?;
                     return Ok(completion.bytes);
                 }
@@ -244,18 +252,30 @@ impl Link {
         }
     }
 
+    /// Whether nothing but polling is done after so many polls that found nothing.
+    #[inline]
+    fn is_free(&self, polls: u32) -> bool {
+        polls < FREE_POLLS && !self.sharing.is_likely()
+    }
+
+    /// Whether the CPU is given away after so many.
+    #[inline]
+    fn yields(&self, polls: u32) -> bool {
+        let rounds = polls.is_multiple_of(YIELD_EVERY) && !polls.is_multiple_of(LOOK_EVERY);
+        !self.is_free(polls) && rounds
+    }
+
     /// What happens between two polls, the `polls`th of which found nothing.
     #[inline]
     fn pause(&mut self, polls: u32, since: &mut Option<Instant>) -> Result<(), Broken> {
         let looks =
-            self.spin == Spin::Never || (polls >= FREE_POLLS && polls.is_multiple_of(LOOK_EVERY));
+            self.spin == Spin::Never || (!self.is_free(polls) && polls.is_multiple_of(LOOK_EVERY));
         if !looks {
-            match polls >= FREE_POLLS && polls.is_multiple_of(YIELD_EVERY) {
-                true => std::thread::yield_now(),
-                false => {
-                    self.completions.stay_awake();
-                    spin_loop();
-                }
+            if self.yields(polls) {
+                std::thread::yield_now();
+            } else {
+                self.completions.stay_awake();
+                spin_loop();
             }
             return Ok(());
         }
