@@ -65,7 +65,7 @@ pub struct Spinner {
     crowded: bool,
     /// Whether the client needs the core that is spun on.
     sharing: Sharing,
-    /// What the last poll led to was a yield.
+    /// The last thing other than polling was a yield, and there was no work since.
     yielded: bool,
     /// Yields in a row that took long, or are likely to have given the core to the client.
     long_yields: u32,
@@ -105,12 +105,12 @@ impl Spinner {
     /// so few polls that no time limit, in milliseconds, notices.
     #[inline]
     pub fn worked(&mut self) {
-        if self.yielded {
-            self.sharing.yielded();
-            self.yielded = false;
-        } else if self.polls > 0 {
+        if self.polls > 0 {
             self.sharing.spun();
+        } else if self.yielded {
+            self.sharing.yielded();
         }
+        self.yielded = false;
         self.worked = true;
         self.polls = 0;
         self.yields = self.crowded || self.sharing.is_likely();
@@ -124,7 +124,6 @@ impl Spinner {
             return Idle::Sleep;
         }
         self.polls += 1;
-        self.yielded = false;
         if self.polls < if self.yields { POLLS_A_YIELD } else { POLLS_A_CLOCK } {
             return Idle::Poll;
         }

@@ -108,13 +108,14 @@ impl Driver {
             tracing::error!(%error, "cannot sleep on the completion queue");
             thread::sleep(time.min(Duration::from_millis(1)));
         }
+        let early = self.sharing.is_likely();
         loop {
             let taken = self.completions.poll(&mut self.batch);
             if taken > 0 {
                 waiter.fruitful(&mut self.sharing);
                 return taken;
             }
-            match waiter.fruitless(&self.sharing) {
+            match waiter.fruitless(early) {
                 Pause::Spin => {
                     self.completions.stay_awake();
                     std::hint::spin_loop();

@@ -55,14 +55,14 @@ impl Waiter {
         Waiter { spin, polls: 0, since: None, sleep: None }
     }
 
-    /// A poll found nothing.
+    /// A poll found nothing. `early`: yields early, as [`Sharing::is_likely`] says.
     #[inline]
-    pub(super) fn fruitless(&mut self, sharing: &Sharing) -> Pause {
+    pub(super) fn fruitless(&mut self, early: bool) -> Pause {
         self.polls = self.polls.wrapping_add(1);
         if self.spin == Spin::Never {
             return Pause::Look;
         }
-        if self.polls < FREE_POLLS && !sharing.is_likely() {
+        if self.polls < FREE_POLLS && !early {
             return Pause::Spin;
         }
         self.after_free_polls()
@@ -132,7 +132,7 @@ mod tests {
     fn polls(waiter: &mut Waiter, n: u32) -> (u32, u32) {
         let mut counts = (0, 0);
         for _ in 0..n {
-            match waiter.fruitless(&alone()) {
+            match waiter.fruitless(false) {
                 Pause::Look => counts.0 += 1,
                 Pause::Yield => counts.1 += 1,
                 Pause::Spin => {}
@@ -145,7 +145,7 @@ mod tests {
     fn a_hot_wait_reads_no_clock_and_yields_to_nobody_at_first() {
         let mut waiter = Waiter::new(Spin::Always);
         assert_eq!(polls(&mut waiter, FREE_POLLS - 1), (0, 0));
-        assert_eq!(waiter.fruitless(&alone()), Pause::Look);
+        assert_eq!(waiter.fruitless(false), Pause::Look);
     }
 
     #[test]
@@ -159,7 +159,8 @@ mod tests {
     /// Polls until a result is there, which on a shared CPU is after a yield. Returns how many found nothing.
     fn wait_on_a_shared_cpu(sharing: &mut Sharing) -> u32 {
         let mut waiter = Waiter::new(Spin::Always);
-        let polls = 1 + (0..).take_while(|_| waiter.fruitless(sharing) != Pause::Yield).count();
+        let polls =
+            1 + (0..).take_while(|_| waiter.fruitless(sharing.is_likely()) != Pause::Yield).count();
         waiter.fruitful(sharing);
         polls as u32
     }
@@ -176,7 +177,7 @@ mod tests {
         for _ in 0..100 {
             let mut waiter = Waiter::new(Spin::Always);
             for _ in 0..YIELD_EVERY / 2 {
-                assert_eq!(waiter.fruitless(&sharing), Pause::Spin);
+                assert_eq!(waiter.fruitless(sharing.is_likely()), Pause::Spin);
             }
             waiter.fruitful(&mut sharing);
         }
@@ -189,7 +190,7 @@ mod tests {
         wait_on_a_shared_cpu(&mut sharing);
         let mut waiter = Waiter::new(Spin::Always);
         for _ in 1..FREE_POLLS {
-            assert_eq!(waiter.fruitless(&sharing), Pause::Spin);
+            assert_eq!(waiter.fruitless(sharing.is_likely()), Pause::Spin);
         }
     }
 
@@ -202,11 +203,11 @@ mod tests {
         assert_eq!(hot.sleep(), None);
 
         let mut warm = Waiter::new(Spin::Never);
-        assert_eq!(warm.fruitless(&alone()), Pause::Look);
+        assert_eq!(warm.fruitless(false), Pause::Look);
         warm.looked(now, Some(now + Duration::from_millis(5)), false);
         assert_eq!(warm.sleep(), Some(Duration::from_millis(5)));
         assert_eq!(warm.sleep(), None);
-        assert_eq!(warm.fruitless(&alone()), Pause::Look);
+        assert_eq!(warm.fruitless(false), Pause::Look);
     }
 
     #[test]
@@ -221,7 +222,7 @@ mod tests {
         assert_eq!(waiter.sleep(), None);
         waiter.looked(now + 4 * ms, None, false);
         assert_eq!(waiter.sleep(), Some(LONGEST_SLEEP));
-        assert_eq!(waiter.fruitless(&alone()), Pause::Look);
+        assert_eq!(waiter.fruitless(false), Pause::Look);
     }
 
     #[test]
@@ -229,6 +230,6 @@ mod tests {
         let mut waiter = Waiter::new(Spin::Always);
         waiter.looked(Instant::now(), None, true);
         assert_eq!(waiter.sleep(), Some(NAP));
-        assert_eq!(waiter.fruitless(&alone()), Pause::Look);
+        assert_eq!(waiter.fruitless(false), Pause::Look);
     }
 }
