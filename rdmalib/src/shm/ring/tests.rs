@@ -93,7 +93,7 @@ mod model {
         });
     }
 
-    /// RECYCLE: what was taken is read before its place is used again, however early the peer looks.
+    /// The peer does not fill a place again before its owner has read it and posted another receive.
     #[test]
     fn loom_a_carried_payload_stays_until_its_receive_is_posted_again() {
         loom::model(|| {
