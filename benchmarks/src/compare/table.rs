@@ -9,7 +9,7 @@ use super::ratios::{Aim, Ratio};
 use super::results::{Cell, Rates, Row, Spread};
 
 /// Width of names, and of a column of figures.
-const NAME: usize = 28;
+const NAME: usize = 32;
 const COLUMN: usize = 10;
 
 /// All of it.
