@@ -1,4 +1,4 @@
-//! What a worker's time is: spinning without work, or in a function. Pure.
+//! What a worker's time is: spinning without work, or on an invocation. Pure.
 //!
 //! ```text
 //!   mark ─────▶ polled(now) ─────▶ executed(now) ─────▶ … ─────▶ slept(now)
@@ -16,7 +16,7 @@ use crate::clock::ns_of;
 pub struct Totals {
     /// Spinning without work.
     pub hot_polling_ns: u64,
-    /// In functions.
+    /// On invocations, each from being found until it is answered.
     pub execution_ns: u64,
     /// Functions called.
     pub invocations: u64,
@@ -39,7 +39,7 @@ impl Totals {
 pub struct Used {
     /// Spinning without work.
     pub hot_polling: u64,
-    /// In functions.
+    /// On invocations, each from being found until it is answered.
     pub execution: u64,
     /// Functions called.
     pub invocations: u64,

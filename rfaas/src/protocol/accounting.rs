@@ -33,7 +33,7 @@ pub struct Counters {
 
 /// Offset of the time spent spinning without work, in ns.
 pub const HOT_POLLING_NS: u64 = 0;
-/// Offset of the time spent in functions, in ns.
+/// Offset of the time spent on invocations, each from being found until it is answered, in ns.
 pub const EXECUTION_NS: u64 = 8;
 /// Offset of the number of functions called.
 pub const INVOCATIONS: u64 = 16;
