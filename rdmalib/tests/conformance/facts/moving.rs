@@ -14,76 +14,55 @@ use crate::ends::*;
 use crate::peer::{ADDITIONS, Peer, address_bytes};
 
 pub fn a_write_lands_before_its_completion(fixture: &Fixture) {
-    const BYTES: usize = 4096;
-    const ROUNDS: u32 = 2000;
-    let (mut server, mut client) = ends(fixture);
-    let target = server.region(BYTES);
-    let to = target.remote();
-    server.post_receives(0..2);
-    thread::scope(|scope| {
-        scope.spawn(move || {
-            let source = client.region(BYTES);
-            client.post_receives(0..2);
-            for round in 0..ROUNDS {
-                source.fill(0..BYTES, round as u8).unwrap();
-                client.post(0, write_imm(&source, 0..BYTES, to, round), Flags::SIGNALED);
-                assert_eq!(next(&mut client.sends).status, Status::Success);
-                // The server says that it has looked.
-                next(&mut client.receives);
-                client.post_receives(0..1);
-            }
-        });
-        for round in 0..ROUNDS {
-            assert_eq!(next(&mut server.receives).immediate, Some(round));
-            assert!(bytes(&target).iter().all(|byte| *byte == round as u8), "round {round}");
-            server.post_receives(0..1);
-            let seen = Operation::Send { source: Source::Inline(&[]), immediate: None };
-            server.post(0, seen, Flags::SIGNALED);
-            next(&mut server.sends);
-        }
-    });
+    let lengths = (0..2000).map(|_| 4096);
+    writes_are_whole(fixture, Flags::SIGNALED, lengths);
 }
 
 pub fn a_large_write_is_whole_when_its_completion_comes(fixture: &Fixture) {
     const BYTES: usize = (1 << 20) + 4097;
-    const ROUNDS: u32 = 100;
+    let lengths = (0..100).map(|round| BYTES >> (round % 6)); // from some ten thousand bytes on
+    writes_are_whole(fixture, Flags::SIGNALED | Flags::WITH_COMPLETION, lengths);
+}
+
+/// Writes each of `lengths` bytes to the same place, the next when the receiver has looked at the one before.
+fn writes_are_whole(
+    fixture: &Fixture,
+    flags: Flags,
+    lengths: impl Iterator<Item = usize> + Clone + Send,
+) {
+    let most = lengths.clone().max().unwrap();
     let (mut server, mut client) = ends(fixture);
-    let target = server.region(BYTES);
+    let target = server.region(most);
     let to = target.remote();
     server.post_receives(0..2);
+    let rounds = || (0u32..).zip(lengths.clone());
     thread::scope(|scope| {
+        let sent = rounds();
         scope.spawn(move || {
-            let source = client.region(BYTES);
+            let source = client.region(most);
             client.post_receives(0..2);
-            for round in 0..ROUNDS {
-                source.fill(0..BYTES, round as u8 + 1).unwrap();
-                let operation = write_imm(&source, 0..length(round, BYTES), to, round);
-                client.post(0, operation, Flags::SIGNALED | Flags::WITH_COMPLETION);
+            for (round, bytes) in sent {
+                source.fill(0..most, round as u8).unwrap();
+                client.post(0, write_imm(&source, 0..bytes, to, round), flags);
                 assert_eq!(next(&mut client.sends).status, Status::Success);
                 // The server says that it has looked.
                 next(&mut client.receives);
                 client.post_receives(0..1);
             }
         });
-        for round in 0..ROUNDS {
+        for (round, bytes) in rounds() {
             let arrived = next(&mut server.receives);
-            let bytes = length(round, BYTES);
             assert_eq!((arrived.immediate, arrived.bytes), (Some(round), bytes as u32));
             let all = self::bytes(&target);
-            let (there, behind) = all.split_at(bytes);
-            assert!(there.iter().all(|byte| *byte == round as u8 + 1), "round {round}");
-            assert!(behind.iter().all(|byte| *byte != round as u8 + 1), "round {round}");
+            assert!(all[..bytes].iter().all(|byte| *byte == round as u8), "round {round}");
+            let behind = all.get(bytes).copied();
+            assert!(round == 0 || behind != Some(round as u8), "round {round} wrote too much");
             server.post_receives(0..1);
             let seen = Operation::Send { source: Source::Inline(&[]), immediate: None };
             server.post(0, seen, Flags::SIGNALED);
             next(&mut server.sends);
         }
     });
-
-    /// Lengths from some ten thousand bytes on.
-    fn length(round: u32, most: usize) -> usize {
-        most >> (round % 6)
-    }
 }
 
 pub fn a_write_that_comes_with_its_completion_lands_where_it_belongs(fixture: &Fixture) {
