@@ -76,7 +76,7 @@ pub fn a_peers_kill_ends_a_sleep(fixture: &Fixture) {
 }
 
 pub fn a_peers_kill_in_the_middle_of_a_large_write_ends_a_poll(fixture: &Fixture) {
-    for round in 0..8 {
+    for round in 0..fixture.rounds(40).min(8) as u8 {
         let (device, _) = open(fixture);
         let mut server = End::new(&device, &QueuePairConfig::default());
         let target = server.region(LARGE);

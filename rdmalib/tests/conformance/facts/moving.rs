@@ -20,7 +20,8 @@ pub fn a_write_lands_before_its_completion(fixture: &Fixture) {
 
 pub fn a_large_write_is_whole_when_its_completion_comes(fixture: &Fixture) {
     const BYTES: usize = (1 << 20) + 4097;
-    let lengths = (0..100).map(|round| BYTES >> (round % 6)); // from some ten thousand bytes on
+    // From some ten thousand bytes on.
+    let lengths = (0..fixture.rounds(120)).map(|round| BYTES >> (round % 6));
     writes_are_whole(fixture, Flags::SIGNALED | Flags::WITH_COMPLETION, lengths);
 }
 
