@@ -205,7 +205,7 @@ impl<W: Words> ArrivalTaker<W> {
         let carried_to = (tag & CARRIED != 0)
             .then(|| (entry[2].load(Ordering::Relaxed), entry[3].load(Ordering::Relaxed) as u32));
         self.two_lines =
-            carried_to.is_some() && (FIRST_LINE..=MAX_CARRIED).contains(&(bytes as usize));
+            carried_to.is_some() && (FIRST_LINE + 1..=MAX_CARRIED).contains(&(bytes as usize));
         self.taken = self.taken.wrapping_add(1);
         Some(Arrival { immediate: head as u32, bytes, tag: tag & !CARRIED, carried_to })
     }
