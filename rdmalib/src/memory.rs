@@ -230,25 +230,21 @@ impl Region {
 /// with its whole domain.
 #[derive(Debug)]
 pub struct RemoteMapping {
-    mapping: shm::Mapping,
-    /// Of the range, in the mapping.
-    start: usize,
-    len: usize,
+    part: shm::Part,
     access: Access,
 }
 
 impl RemoteMapping {
-    /// `len` bytes from `start` on of `mapping`, which allows `access`.
-    pub(crate) fn new(mapping: shm::Mapping, start: usize, len: usize, access: Access) -> Self {
-        assert!(start.checked_add(len).is_some_and(|end| end <= mapping.len()), "mapped as asked");
-        RemoteMapping { mapping, start, len, access }
+    /// `part` of a peer's memory, which is mapped for `access`.
+    pub(crate) fn new(part: shm::Part, access: Access) -> Self {
+        RemoteMapping { part, access }
     }
 
     /// Length in bytes, as it was asked for.
     #[allow(clippy::len_without_is_empty)] // never empty
     #[inline]
     pub fn len(&self) -> usize {
-        self.len
+        self.part.len()
     }
 
     /// First byte, with the alignment that it has in the peer's region. Valid while the mapping lives; who
@@ -256,7 +252,7 @@ impl RemoteMapping {
     /// that without [`Access::REMOTE_WRITE`] a write does.
     #[inline]
     pub fn as_ptr(&self) -> *mut u8 {
-        self.mapping.as_ptr().wrapping_add(self.start)
+        self.part.as_ptr()
     }
 
     /// Copies bytes out, from `offset` on. An error unless mapped with [`Access::REMOTE_READ`].
@@ -281,7 +277,7 @@ impl RemoteMapping {
         if !self.access.contains(access) {
             return Err(Error::InvalidArgument("the memory was not mapped for this access"));
         }
-        Ok(Bytes { first: self.as_ptr(), len: self.len, owner: PhantomData })
+        Ok(Bytes { first: self.as_ptr(), len: self.len(), owner: PhantomData })
     }
 }
 

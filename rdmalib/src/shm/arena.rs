@@ -122,7 +122,7 @@ impl Arena {
         };
         drop(books);
         let part = place(offset).and_then(|(number, at)| {
-            Part::new(self.map.segments[number].get()?.clone(), at as usize, bytes)
+            Part::new(self.map.segments[number].get()?.clone(), at, bytes)
         });
         Ok((offset, part.expect("what is free lies in one open segment")))
     }

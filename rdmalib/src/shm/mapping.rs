@@ -98,12 +98,8 @@ unsafe impl Sync for Part {}
 
 impl Part {
     /// `bytes` bytes of `whole` from `offset` on; `None` if they are not all inside.
-    pub(super) fn new(whole: Arc<Mapping>, offset: usize, bytes: usize) -> Option<Part> {
-        if offset.checked_add(bytes)? > whole.bytes {
-            return None;
-        }
-        // SAFETY: `offset` is inside the mapping or one past it, just checked.
-        let ptr = unsafe { whole.ptr.add(offset) };
+    pub(super) fn new(whole: Arc<Mapping>, offset: u64, bytes: usize) -> Option<Part> {
+        let ptr = NonNull::new(whole.at(offset, bytes)?)?;
         Some(Part { ptr, bytes, _whole: whole })
     }
 

@@ -56,7 +56,7 @@ pub(crate) use {
     arena::Region,
     completion::{CompletionQueue, Waker},
     handshake::{ConnectRequest, Listener},
-    mapping::Mapping,
+    mapping::Part,
     queue_pair::{ReceiveQueue, SendQueue, queue_pair},
 };
 

@@ -20,7 +20,7 @@ use super::ring::{Arrival, ArrivalPusher};
 use super::shared_copy::{Job, MIN_BYTES};
 use crate::completion::{Opcode, Status};
 use crate::error::{Error, Result};
-use crate::memory::{Access, RegionInner, RemoteAddress, RemoteMapping, Slice};
+use crate::memory::{Access, RegionInner, RemoteAddress, Slice};
 use crate::queue_pair::{Flags, Operation, Source, State, WorkRequest, check_atomic};
 use crate::sync::{AtomicU64, Ordering};
 
@@ -214,16 +214,6 @@ impl Local<'_> {
         }
     }
 
-    /// What two can copy, if it is large enough.
-    fn job(&self) -> Option<Job> {
-        match self {
-            Local::Region { memory, offset, bytes } if *bytes >= MIN_BYTES => {
-                Some(Job::new(memory.offset() + *offset as u64, *bytes))
-            }
-            _ => None,
-        }
-    }
-
     /// Likewise, if the device may write there.
     fn writable(&self) -> Result<*mut u8, Status> {
         match self {
@@ -233,21 +223,21 @@ impl Local<'_> {
             _ => Err(Status::LocalProtectionError),
         }
     }
+
+    /// What two can copy, if it is large enough.
+    fn job(&self) -> Option<Job> {
+        match self {
+            Local::Region { memory, offset, bytes } if *bytes >= MIN_BYTES => {
+                Some(Job::new(memory.offset() + *offset as u64, *bytes))
+            }
+            _ => None,
+        }
+    }
 }
 
 impl Link {
     pub(crate) fn new(memory: PeerArena, ring: ArrivalPusher<Part>) -> Self {
         Link { memory, ring }
-    }
-
-    /// [`PeerArena::map`].
-    pub(super) fn map(
-        &mut self,
-        at: RemoteAddress,
-        bytes: usize,
-        access: Access,
-    ) -> Result<RemoteMapping> {
-        self.memory.map(at, bytes, access)
     }
 
     /// Carries `work` out and completes it, or finds that the receiver is not ready.

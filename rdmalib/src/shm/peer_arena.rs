@@ -83,7 +83,8 @@ impl PeerArena {
         } else {
             Mapping::read_only(&self.file, at.addr - start, len)?
         };
-        Ok(RemoteMapping::new(mapping, start as usize, bytes, access))
+        let part = Part::new(Arc::new(mapping), start, bytes).expect("mapped as asked");
+        Ok(RemoteMapping::new(part, access))
     }
 
     /// Where the peer's `bytes` bytes at `addr` are mapped, if `key` allows `access` to all of them.

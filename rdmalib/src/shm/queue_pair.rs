@@ -233,7 +233,7 @@ impl SendQueue {
         access: Access,
     ) -> Result<RemoteMapping> {
         let map = |link: &mut Option<Link>| match link {
-            Some(link) => link.map(at, bytes, access),
+            Some(link) => link.memory.map(at, bytes, access),
             None => Err(Error::InvalidArgument("queue pair is not connected")),
         };
         if self.core.state() == State::Error {
