@@ -137,6 +137,15 @@ mod tests {
     }
 
     #[test]
+    fn an_hour_in_a_function_is_an_hour() {
+        const HOUR: u64 = 3_600_000_000_000; // in nanoseconds, more than 32 bits hold
+        let mut meter = Meter::new(0);
+        meter.executed(HOUR);
+        meter.polled(2 * HOUR);
+        assert_eq!(*meter.used(), Used { hot_polling: HOUR, execution: HOUR, invocations: 0 });
+    }
+
+    #[test]
     fn a_poll_before_the_last_reply_counts_nothing() {
         let mut meter = Meter::new(0);
         meter.polled(10);

@@ -18,8 +18,8 @@
 //! * HOSTILE - the header is copied out of the slot once and checked; the client can only break its own
 //!   connection, which ends the worker and leaves the others alone.
 //!
-//! Elsewhere: replies without the output (`details`), which memory (`layout`, `library`), when to sleep (`spin`), counting (`meter`, `account`),
-//! starting and stopping (`crew`).
+//! Elsewhere: replies without the output (`details`), which memory (`layout`, `library`), when to sleep
+//! (`spin`), counting (`meter`, `account`), starting and stopping (`crew`).
 
 use std::sync::{Mutex, PoisonError};
 
@@ -184,7 +184,7 @@ impl Connection {
         bytes: u32,
         stop: &AtomicBool,
     ) -> Result<(), End> {
-        let to = RemoteAddress { addr: header.reply_addr.get(), key: header.reply_key.get() };
+        let to = place_of_output(header);
         let flags = self.flags();
         let request = |source| write(slot, header, ReplyStatus::Ok, source, to, flags);
         let posted = match self.inline.get_mut(..bytes as usize) {
@@ -232,6 +232,12 @@ impl Connection {
         }
         End::Disconnected
     }
+}
+
+/// Where the client wants the output.
+#[inline]
+fn place_of_output(header: &RequestHeader) -> RemoteAddress {
+    RemoteAddress { addr: header.reply_addr.get(), key: header.reply_key.get() }
 }
 
 #[inline]

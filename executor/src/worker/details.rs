@@ -1,12 +1,12 @@
 //! Replies that bring a detail in place of the output: where it stays, or why there is none.
 
-use rdmalib::{RemoteAddress, Source};
+use rdmalib::Source;
 use rfaas::protocol::invocation::{
     FailureDetail, HEADER_SPACE, InPlaceDetail, ReplyStatus, RequestHeader,
 };
 use zerocopy::IntoBytes;
 
-use super::{Connection, End, post_when_there_is_room, write};
+use super::{Connection, End, place_of_output, post_when_there_is_room, write};
 use crate::layout::Slot;
 use crate::sync::AtomicBool;
 
@@ -20,7 +20,7 @@ impl Connection {
         bytes: u32,
         stop: &AtomicBool,
     ) -> Result<(), End> {
-        let to = RemoteAddress { addr: header.reply_addr.get(), key: header.reply_key.get() };
+        let to = place_of_output(header);
         let output = self.memory.remote_output(slot);
         let detail = InPlaceDetail {
             output_addr: output.addr.into(),
@@ -52,8 +52,7 @@ impl Connection {
         needed_bytes: u32,
         stop: &AtomicBool,
     ) -> Result<(), End> {
-        let output = RemoteAddress { addr: header.reply_addr.get(), key: header.reply_key.get() };
-        let to = output.offset((HEADER_SPACE as u64).wrapping_neg());
+        let to = place_of_output(header).offset((HEADER_SPACE as u64).wrapping_neg());
         let flags = self.flags();
         let detail = FailureDetail { needed_bytes: u64::from(needed_bytes).into() };
         let source = Source::Region(self.memory.detail(slot, &detail)?);

@@ -46,6 +46,7 @@ impl<'a> Call<'a> {
             place: None,
         }
     }
+
     /// A call in `place`, where `input_bytes` bytes of input are. Only a header is sent, that of `head`, and
     /// what comes back to `reply` is where the output is, which is at most `most` bytes.
     #[inline]
