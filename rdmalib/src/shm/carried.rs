@@ -72,21 +72,24 @@ impl Link {
         {
             return false;
         }
-        fill(payload(self.ring.memory(), self.ring.payload()), from, bytes);
+        let way = self.ring.way();
+        let (memory, word) = self.ring.payload(way);
+        fill(payload(memory, word), from, bytes);
         let arrival = Arrival {
             immediate,
             bytes: bytes as u32, // at most MAX_CARRIED
             tag: TAG_WRITE | TAG_IMMEDIATE,
             carried_to: Some((to.addr, to.key)),
         };
-        if self.ring.push(arrival, flags.contains(Flags::SOLICITED)) {
+        if self.ring.push(way, arrival, flags.contains(Flags::SOLICITED)) {
             core.ring_doorbell();
         }
         true
     }
 }
 
-/// LANDING. Puts the `bytes` bytes that are in `ring` from word `payload_word` on where the peer wanted them.
+/// LANDING. Puts the `bytes` bytes that are in a ring, or the ball, from word `payload_word` on where the peer
+/// wanted them.
 /// What it may not write, and what was freed since it was allowed to, stays as it is: as if the write had
 /// come before that.
 #[inline]

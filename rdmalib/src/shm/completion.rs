@@ -69,8 +69,13 @@ impl Shared {
     /// Shows the completions of `core` from now on.
     pub(crate) fn attach(&self, core: &Arc<Core>) {
         self.members().cores.push(core.clone());
+        self.changed();
+    }
+
+    /// Has the poller look at its members anew; a sleeper too.
+    pub(crate) fn changed(&self) {
         self.generation.fetch_add(1, Ordering::Release); // MEMBERS
-        self.notify(true); // a sleeper must arm the new member too
+        self.notify(true);
     }
 
     /// Forgets the queue pair; completions that were not polled are lost, as in ibv_destroy_qp(3).
@@ -194,6 +199,8 @@ impl CompletionQueue {
                 self.sources.push(source);
             }
         }
+        let alone = self.sources.len() == 1;
+        self.sources.iter_mut().for_each(|source| source.play(alone));
     }
 
     #[inline]
@@ -232,7 +239,7 @@ impl CompletionQueue {
 
     fn ready(&mut self) -> bool {
         self.follow();
-        self.sources.iter().any(Source::ready)
+        self.sources.iter_mut().any(Source::ready)
     }
 
     pub(crate) fn acknowledge(&mut self) -> Result<()> {

@@ -1,15 +1,14 @@
-//! What poster, poller and helper thread share of one queue pair ([`Core`]), and how a completion
-//! queue reads it ([`Source`]).
+//! What poster, poller and helper thread share of one queue pair.
 //!
 //! * STATE - `Core::state` only goes forward; the step to `Error` is made once, by whoever notices
 //!   first: a failed request, `disconnect`, or a thread that sees the peer's socket end.
-//! * RETIRE - a request leaves the send queue when its own or a later completion is polled:
-//!   `retired` store(Release) in `Source`, load(Acquire) in `post`.
 //! * IDS - ids are stored before `receives_posted` (Release) and loaded after it (Acquire).
-//! * DRAIN - after `Error` was seen (Acquire) arrivals are looked at once more before anything is
-//!   flushed: what a peer sent before it left is not lost.
 //!
-//! Elsewhere: posting (`queue_pair`), carrying out (`one_sided`), the list of sources (`completion`).
+//! Elsewhere: finished sends (`sent`), how a completion queue reads it all (`source`), posting (`queue_pair`),
+//! carrying out (`one_sided`).
+
+mod sent;
+mod source;
 
 use std::fmt;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -19,15 +18,16 @@ use std::sync::{Arc, OnceLock};
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, recv, send};
 
+use self::sent::{Sent, SentRing};
+pub(super) use self::source::Source;
 use super::arena::Map;
-use super::carried;
 use super::completion::Shared;
 use super::engine::EngineHandle;
 use super::mapping::Part;
 use super::peer_arena::PeerArena;
-use super::ring::{self, Arm, Arrival, ArrivalTaker};
+use super::ring::{self, Arrival, Ball};
 use super::shared_copy::Job;
-use crate::completion::{Opcode, Status, WorkCompletion};
+use crate::completion::{Opcode, Status};
 use crate::error::{Error, Result};
 use crate::memory::RemoteAddress;
 use crate::queue_pair::{Flags, QueuePairConfig, State};
@@ -62,27 +62,16 @@ pub(crate) struct Core {
     receive_completions: Arc<Shared>,
     halves: AtomicU32,
     socket: OnceLock<UnixStream>,
-    /// The peer's memory, for large writes of its.
-    peer: OnceLock<Arc<OwnedFd>>,
+    peer: OnceLock<Peer>,
     engine: Arc<EngineHandle>,
 }
 
-/// Finished sends on their way from whoever carried them out to the poller.
+/// What is known once there is a connection.
 #[derive(Debug)]
-struct SentRing {
-    depth: u32,
-    mask: u32,
-    entries: Box<[SentEntry]>,
-    tail: AtomicU32,
-    /// Requests whose place in the send queue is free again.
-    retired: AtomicU32,
-}
-
-#[derive(Debug, Default)]
-struct SentEntry {
-    id: AtomicU64,
-    /// `index << 32 | opcode << 16 | status`.
-    what: AtomicU64,
+struct Peer {
+    /// Its memory, for large writes of its.
+    file: Arc<OwnedFd>,
+    ball: Arc<Ball<Part>>,
 }
 
 /// Short: completion queues and queue pairs refer to each other.
@@ -148,6 +137,7 @@ impl Core {
         }
     }
 
+    /// Offset and depth of the receive ring.
     pub(crate) fn ring(&self) -> (u64, u32) {
         (self.ring_offset, self.ring_depth)
     }
@@ -155,11 +145,7 @@ impl Core {
     /// Whether one more request fits, after `posted`.
     #[inline]
     pub(super) fn check_send_room(&self, posted: u32) -> Result<()> {
-        let retired = self.sent.retired.load(Ordering::Acquire); // RETIRE
-        if posted.wrapping_sub(retired) >= self.sent.depth {
-            return Err(Error::QueueFull { depth: self.sent.depth });
-        }
-        Ok(())
+        self.sent.check_room(posted)
     }
 
     /// Whether one more receive fits. For the one who posts receives, as is `note_receive`.
@@ -195,6 +181,7 @@ impl Core {
         }
         let socket = self.socket.get().expect("just set");
         let _ = self.state.compare_exchange(INIT, CONNECTED, Ordering::AcqRel, Ordering::Acquire);
+        self.receive_completions.changed(); // the ball
         self.receive_completions.watch(self, socket)?;
         self.engine.watch(self, socket)
     }
@@ -242,36 +229,46 @@ impl Core {
         }
     }
 
-    /// Where the peer's memory is, before the state becomes `Connected`.
-    pub(super) fn set_peer(&self, file: Arc<OwnedFd>) {
-        let _ = self.peer.set(file); // a queue pair connects once
+    /// Where the peer's memory is, and the ball, before the state becomes `Connected`.
+    pub(super) fn set_peer(&self, file: Arc<OwnedFd>, ball: Arc<Ball<Part>>) {
+        let _ = self.peer.set(Peer { file, ball }); // a queue pair connects once
     }
 
-    /// Copies its part of a large write, which the arrival `large` announces, with its payload at word
-    /// `payload`. Whether all of it is there.
-    fn help_with(&self, large: &Arrival, payload: usize, peer: &mut Option<PeerArena>) -> bool {
+    /// The memory of the receive ring.
+    pub(super) fn inbox(&self) -> &Part {
+        &self.inbox
+    }
+
+    /// Copies its part of a large write, which the arrival `large` announces, with its payload in `ring` from
+    /// word `payload` on. Whether all of it is there.
+    fn help_with(
+        &self,
+        large: &Arrival,
+        (ring, payload): (&Part, usize),
+        peer: &mut Option<PeerArena>,
+    ) -> bool {
         let Some((addr, key)) = large.carried_to else { return true };
         let to = RemoteAddress { addr, key };
-        let Some(job) = Job::read(&self.inbox, payload, large.bytes as usize) else {
+        let Some(job) = Job::read(ring, payload, large.bytes as usize) else {
             return true; // a lie: then it is as if the bytes had been written elsewhere
         };
         if peer.is_none() {
-            *peer = self.peer.get().and_then(|file| PeerArena::of(file.clone()).ok());
+            *peer = self.peer.get().and_then(|peer| PeerArena::of(peer.file.clone()).ok());
         }
         // Without the peer's memory it is left to the peer.
         if let Some(peer) = peer {
-            job.copy(&self.inbox, payload, |offset, bytes| {
+            job.copy(ring, payload, |offset, bytes| {
                 let from = peer.at(job.from.checked_add(offset as u64)?, bytes)?;
                 Some((from.cast_const(), self.memory.landing(to.offset(offset as u64), bytes)?))
             });
         }
-        job.is_done(&self.inbox, payload)
+        job.is_done(ring, payload)
     }
 
     /// Puts a finished send where the poller finds it. Called by one thread at a time (the baton).
     #[inline]
     pub(super) fn finish(&self, id: u64, index: u32, opcode: Opcode, status: Status) {
-        self.sent.push(id, index, opcode, status);
+        self.sent.push(index, Sent { id, opcode, status });
         self.send_completions.notify(status != Status::Success);
     }
 
@@ -287,205 +284,8 @@ impl Core {
         }
         self.send_completions.detach(self);
         self.receive_completions.detach(self);
-        self.send_completions.unreserve(self.sent.depth);
+        self.send_completions.unreserve(self.sent.depth());
         self.receive_completions.unreserve(self.receive_depth);
-    }
-}
-
-impl SentRing {
-    fn new(depth: u32) -> Self {
-        let size = depth.next_power_of_two();
-        SentRing {
-            depth,
-            mask: size - 1,
-            entries: (0..size).map(|_| SentEntry::default()).collect(),
-            tail: AtomicU32::new(0),
-            retired: AtomicU32::new(0),
-        }
-    }
-
-    fn push(&self, id: u64, index: u32, opcode: Opcode, status: Status) {
-        let tail = self.tail.load(Ordering::Relaxed);
-        let entry = &self.entries[(tail & self.mask) as usize];
-        entry.id.store(id, Ordering::Relaxed);
-        let what = u64::from(index) << 32 | (opcode as u64) << 16 | status_code(status);
-        entry.what.store(what, Ordering::Relaxed);
-        // At most `depth` requests are outstanding, so the poller has left this entry.
-        self.tail.store(tail.wrapping_add(1), Ordering::Release);
-    }
-}
-
-const OPCODES: [Opcode; 5] =
-    [Opcode::Send, Opcode::Write, Opcode::Read, Opcode::FetchAdd, Opcode::CompareSwap];
-const STATUSES: [Status; 8] = [
-    Status::Success,
-    Status::LocalLengthError,
-    Status::LocalProtectionError,
-    Status::Flushed,
-    Status::RemoteInvalidRequest,
-    Status::RemoteAccessError,
-    Status::RemoteOperationError,
-    Status::RnrRetryExceeded,
-];
-
-fn status_code(status: Status) -> u64 {
-    STATUSES.iter().position(|s| *s == status).expect("the embedded device makes no other") as u64
-}
-
-/// A queue pair as a completion queue sees it: the poller's counters.
-#[derive(Debug)]
-pub(super) struct Source {
-    core: Arc<Core>,
-    arrivals: Option<ArrivalTaker<Part>>,
-    sends: bool,
-    sent_head: u32,
-    /// The peer's memory, mapped when first needed.
-    peer: Option<PeerArena>,
-}
-
-impl Source {
-    pub(super) fn new(core: Arc<Core>, queue: &Arc<Shared>) -> Self {
-        let arrivals = Arc::ptr_eq(&core.receive_completions, queue)
-            .then(|| ArrivalTaker::new(core.inbox.clone(), core.ring_depth));
-        let sends = Arc::ptr_eq(&core.send_completions, queue);
-        Source { core, arrivals, sends, sent_head: 0, peer: None }
-    }
-
-    pub(super) fn core(&self) -> &Core {
-        &self.core
-    }
-
-    pub(super) fn arm(&self, arm: Arm) {
-        if let Some(arrivals) = &self.arrivals {
-            arrivals.arm(arm);
-        }
-    }
-
-    pub(super) fn stay_awake(&self, awake: bool) {
-        if let Some(arrivals) = &self.arrivals {
-            arrivals.stay_awake(awake);
-        }
-    }
-
-    pub(super) fn ready(&self) -> bool {
-        let receives = self.arrivals.as_ref().is_some_and(|arrivals| {
-            arrivals.taken() != self.core.receives_posted.load(Ordering::Acquire)
-                && (arrivals.ready() || self.core.state() == State::Error)
-        });
-        receives || (self.sends && self.core.sent.tail.load(Ordering::Acquire) != self.sent_head)
-    }
-
-    #[inline]
-    pub(super) fn poll(&mut self, out: &mut [WorkCompletion]) -> usize {
-        let mut taken = 0;
-        if self.sends {
-            taken = self.take_sents(out);
-        }
-        for entry in &mut out[taken..] {
-            if !self.something_arrived() {
-                break;
-            }
-            let Some(completion) = self.take_arrival() else { break };
-            *entry = completion;
-            taken += 1;
-        }
-        taken
-    }
-
-    /// Whether [`take_arrival`](Self::take_arrival) is worth calling: all that a poll in vain looks at.
-    #[inline]
-    fn something_arrived(&self) -> bool {
-        self.arrivals.as_ref().is_some_and(ArrivalTaker::ready) || self.core.state() == State::Error
-    }
-
-    #[inline]
-    fn take_sents(&mut self, out: &mut [WorkCompletion]) -> usize {
-        let mut taken = 0;
-        while taken < out.len()
-            && let Some(completion) = self.take_sent()
-        {
-            out[taken] = completion;
-            taken += 1;
-        }
-        taken
-    }
-
-    #[inline]
-    fn take_sent(&mut self) -> Option<WorkCompletion> {
-        let ring = &self.core.sent;
-        if ring.tail.load(Ordering::Acquire) == self.sent_head {
-            return None;
-        }
-        let entry = &ring.entries[(self.sent_head & ring.mask) as usize];
-        let (id, what) = (entry.id.load(Ordering::Relaxed), entry.what.load(Ordering::Relaxed));
-        self.sent_head = self.sent_head.wrapping_add(1);
-        let index = (what >> 32) as u32;
-        ring.retired.store(index.wrapping_add(1), Ordering::Release); // RETIRE
-        Some(WorkCompletion {
-            id,
-            status: STATUSES[(what & 0xffff) as usize],
-            opcode: OPCODES[(what >> 16 & 0xffff) as usize],
-            bytes: 0,
-            immediate: None,
-            queue_pair: self.core.number,
-        })
-    }
-
-    #[inline]
-    fn take_arrival(&mut self) -> Option<WorkCompletion> {
-        let arrivals = self.arrivals.as_mut()?;
-        let core = &*self.core;
-        let index = arrivals.taken();
-        if index == core.receives_posted.load(Ordering::Acquire) {
-            return None; // IDS
-        }
-        let mut arrival = match arrivals.take() {
-            Some(arrival) => Some(arrival),
-            None if core.state() == State::Error => arrivals.take(), // DRAIN
-            None => return None,
-        };
-        if let Some(large) = arrival.filter(|arrival| arrival.tag & TAG_SHARED != 0)
-            && !core.help_with(&large, arrivals.payload(), &mut self.peer)
-        {
-            arrivals.put_back();
-            if core.state() != State::Error {
-                return None; // the sender copies the rest
-            }
-            arrival = None; // it never will
-        }
-        let id = core.receive_ids[(index & (core.ring_depth - 1)) as usize].load(Ordering::Relaxed);
-        let mut completion =
-            WorkCompletion { id, queue_pair: core.number, ..WorkCompletion::default() };
-        match arrival {
-            None => {
-                arrivals.skip();
-                completion.status = Status::Flushed;
-                completion.opcode = Opcode::Receive;
-            }
-            Some(arrival) => {
-                let write = arrival.tag & TAG_WRITE != 0;
-                completion.opcode =
-                    if write { Opcode::ReceiveWithImmediate } else { Opcode::Receive };
-                completion.bytes = arrival.bytes;
-                completion.immediate =
-                    (arrival.tag & TAG_IMMEDIATE != 0).then_some(arrival.immediate);
-                if let Some((addr, key)) = arrival.carried_to
-                    && arrival.tag & TAG_SHARED == 0
-                {
-                    let to = RemoteAddress { addr, key };
-                    let payload = arrivals.payload();
-                    carried::land(&core.memory, &core.inbox, payload, to, arrival.bytes as usize);
-                }
-                if arrival.tag & TAG_TOO_LONG != 0 {
-                    completion.status = Status::LocalLengthError;
-                }
-            }
-        }
-        core.receives_taken.store(arrivals.taken(), Ordering::Release);
-        if completion.status == Status::LocalLengthError {
-            core.fail();
-        }
-        Some(completion)
     }
 }
 

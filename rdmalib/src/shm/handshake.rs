@@ -30,14 +30,14 @@ use super::MAX_QUEUE_DEPTH;
 use super::one_sided::Link;
 use super::peer_arena::PeerArena;
 use super::queue_pair::SendQueue;
-use super::ring::{ArrivalPusher, words_needed};
+use super::ring::{ArrivalPusher, Side, words_needed};
 use crate::connection::{MAX_ACCEPT_DATA, MAX_CONNECT_DATA, MAX_REJECT_DATA, PrivateData};
 use crate::error::{Error, Result};
 use crate::events::readable_before;
 use crate::queue_pair::State;
 
 /// First words of every message: name and version of this handshake.
-const MAGIC: u64 = u64::from_le_bytes(*b"rdmashm2");
+const MAGIC: u64 = u64::from_le_bytes(*b"rdmashm3");
 /// Prefix of the socket's name.
 const NAME: &str = "rdmalib-shm";
 /// A connector that has not said what it wants by then is forgotten.
@@ -175,7 +175,7 @@ impl SendQueue {
         match answer.kind {
             ACCEPT => {
                 let private_data = answer.private_data(MAX_ACCEPT_DATA)?;
-                self.set_link(link(&answer, file)?);
+                self.set_link(link(&answer, file)?, Side::Connector);
                 self.core().connected(socket)?;
                 Ok(private_data)
             }
@@ -372,7 +372,7 @@ impl ConnectRequest {
         }
         let answer = Message::new(ACCEPT, queue.core().ring(), &private_data);
         send_message(&self.socket, &answer, Some(queue.arena().file()))?;
-        queue.set_link(self.link);
+        queue.set_link(self.link, Side::Acceptor);
         queue.core().connected(self.socket)
     }
 

@@ -16,7 +16,7 @@ use super::arena::{Arena, RegionMemory};
 use super::core::{Core, TAG_IMMEDIATE, TAG_SHARED, TAG_TOO_LONG, TAG_WRITE, completes};
 use super::mapping::Part;
 use super::peer_arena::PeerArena;
-use super::ring::{Arrival, ArrivalPusher};
+use super::ring::{Arrival, ArrivalPusher, Way};
 use super::shared_copy::{Job, MIN_BYTES};
 use crate::completion::{Opcode, Status};
 use crate::error::{Error, Result};
@@ -321,15 +321,16 @@ impl Link {
         immediate: u32,
         solicited: bool,
     ) {
-        let word = self.ring.payload();
-        job.write(self.ring.memory(), word);
+        // Not by the ball, which the peer may throw back while we still look at the job.
+        let (memory, word) = self.ring.payload(Way::Ring);
+        job.write(memory, word);
         let arrival = Arrival {
             immediate,
             bytes: job.bytes as u32, // at most MAX_BYTES, checked while posting
             tag: TAG_WRITE | TAG_IMMEDIATE | TAG_SHARED,
             carried_to: Some((to.addr, to.key)),
         };
-        if self.ring.push(arrival, solicited) {
+        if self.ring.push(Way::Ring, arrival, solicited) {
             core.ring_doorbell();
         }
         job.copy(self.ring.memory(), word, |offset, _| {
@@ -385,7 +386,7 @@ impl Link {
     fn announce(&mut self, core: &Core, immediate: u32, bytes: usize, tag: u32, solicited: bool) {
         let bytes = bytes as u32; // at most MAX_BYTES, checked while posting
         let arrival = Arrival { immediate, bytes, tag, carried_to: None };
-        if self.ring.push(arrival, solicited) {
+        if self.ring.push(self.ring.way(), arrival, solicited) {
             core.ring_doorbell();
         }
     }

@@ -21,7 +21,7 @@ use super::completion::CompletionQueue;
 use super::core::Core;
 use super::mapping::Part;
 use super::one_sided::{Link, Outcome, OwnedWork, Work};
-use super::ring::{NOWHERE, Receive, ReceivePoster, words_needed};
+use super::ring::{self, NOWHERE, Receive, ReceivePoster, Side, words_needed};
 use super::{Domain, MAX_QUEUE_DEPTH};
 use crate::completion::{Opcode, Status};
 use crate::error::{Error, Result};
@@ -177,9 +177,16 @@ impl SendQueue {
         &self.arena
     }
 
-    /// Gives the poster its way to the peer, before the state becomes `Connected`.
-    pub(crate) fn set_link(&mut self, link: Link) {
-        self.core.set_peer(link.memory.file().clone());
+    /// Gives the poster its way to the peer, and the ball to both ends of it, before the state becomes
+    /// `Connected`.
+    pub(crate) fn set_link(&mut self, mut link: Link, side: Side) {
+        let connector_ring = match side {
+            Side::Connector => self.core.inbox(),
+            Side::Acceptor => link.ring.memory(),
+        };
+        let ball = ring::ball(connector_ring.clone(), side);
+        link.ring.play(ball.clone());
+        self.core.set_peer(link.memory.file().clone(), ball);
         self.link.with(|state| *state = Some(link)).expect("nothing was posted before");
     }
 

@@ -5,31 +5,38 @@
 //!   word 16       ARMED     who is to be woken               owner ──▶ peer, cleared by the peer
 //!   word 17       CLOSED    nothing may be written any more  owner ──▶ peer
 //!   word 18       AWAKE     nobody is to be woken at all     owner ──▶ peer
-//!   from word 32  receives  [place, key|bytes] × depth       owner ──▶ peer
-//!   then          arrivals  [sequence|immediate, bytes|tag, address, key, payload 12] × depth   peer ──▶ owner
+//!   word 32       the ball  an arrival                       owner ◀─▶ peer, if the owner is the connector
+//!   from word 48  receives  [place, key|bytes] × depth       owner ──▶ peer
+//!   then          arrivals  one after the other, × depth     peer ──▶ owner
 //! ```
-//! A receive and its arrival have the same index; the peer may fill arrival `i` once receive `i` is
-//! posted, the owner posts receive `i + depth` only after it took arrival `i`. So neither side ever
-//! waits here, and no index of one side is read by the other on an empty poll.
-//!
-//! An arrival is two cache lines, so that a small write travels inside of it: 32 bytes in the line that
-//! announces them, up to 96 with the next. That is one line less to fetch from the other processor than
-//! payload and announcement apart. Such a payload is *carried*: the owner puts it where it belongs when it
-//! takes the arrival (`carried`, LANDING). In place of a large payload, an arrival carries what its owner
-//! needs to help with copying it (`shared_copy`).
+//! Arrival `i` belongs to receive `i`; the peer may push it once that is posted, the owner posts receive
+//! `i + depth` only after it took arrival `i`. So neither side ever waits here, and no index of one side is
+//! read by the other on an empty poll. An arrival goes by the ball when it is the peer's turn to throw it,
+//! and else into the next place of the ring; its stamp there is the number of those in the ring.
 //!
 //! The two ends may live in different processes and do not trust each other: everything shared is a
 //! 64-bit atomic, indices are masked, each side keeps its own counters and reads a word once.
 //! * POST - `POSTED` store(Release) in `post`, load(Acquire) in `may_push`: receive before count.
-//! * PUBLISH - sequence store(Release) in `push`, load(Acquire) in `take`: payload before completion.
 //! * WAKE - `arm` stores, fences, then looks at the arrivals; `push` stores an arrival, fences, then
 //!   looks at `ARMED`: at least one of the two sees the other (both fences are SeqCst).
 //! * AWAKE - for an owner that spins, `push` does without the fence of WAKE, which waits until the arrival
 //!   has left the processor. An owner that sleeps after all takes back `AWAKE` before, and its next sleep is
 //!   a nap: so long that every arrival pushed by who had not seen that is there at its end (`completion`).
 //!
-//! Elsewhere: the bytes of a message (`one_sided`, `carried`), ringing and sleeping (`completion`).
+//! Elsewhere: the words of an arrival (`arrival`), whose turn it is to throw (`ball`), the bytes of a message
+//! (`one_sided`, `carried`), ringing and sleeping (`completion`).
 
+mod arrival;
+mod ball;
+
+use std::sync::Arc;
+
+#[cfg(test)]
+pub(crate) use self::arrival::CARRIED;
+pub(crate) use self::arrival::{Arrival, FIRST_LINE, MAX_CARRIED, PAYLOAD};
+use self::arrival::{Head, SECOND_LINE};
+use self::ball::Catcher;
+pub(crate) use self::ball::{Ball, Side};
 use crate::sync::{AtomicU64, Ordering, compiler_fence, fence};
 
 const POSTED: usize = 0;
@@ -38,15 +45,9 @@ const ARMED: usize = 16;
 /// On the line of ARMED, which a sender reads anyway and which seldom changes.
 const CLOSED: usize = 17;
 const AWAKE: usize = 18;
-const RECEIVES: usize = 32;
+const BALL: usize = 32;
+const RECEIVES: usize = BALL + arrival::WORDS;
 const WORDS_PER_RECEIVE: usize = 2;
-/// Two lines of 64 bytes, which processors like to fetch as a pair.
-const WORDS_PER_ARRIVAL: usize = 16;
-pub(super) const PAYLOAD: usize = 4;
-/// Most bytes that an arrival carries.
-pub(crate) const MAX_CARRIED: usize = 8 * (WORDS_PER_ARRIVAL - PAYLOAD);
-/// Those that are in its first line.
-pub(crate) const FIRST_LINE: usize = 32;
 
 /// Memory that a ring lies in: at least [`words_needed`] words, zero at first.
 pub(crate) trait Words {
@@ -65,12 +66,12 @@ impl Words for std::sync::Arc<Vec<AtomicU64>> {
 
 /// Size of a ring for `depth` (a power of two) receives.
 pub(crate) const fn words_needed(depth: u32) -> usize {
-    arrivals_start(depth) + WORDS_PER_ARRIVAL * depth as usize
+    arrivals_start(depth) + arrival::WORDS * depth as usize
 }
 
 /// Behind the receives, where a pair of lines starts.
 const fn arrivals_start(depth: u32) -> usize {
-    (RECEIVES + WORDS_PER_RECEIVE * depth as usize).next_multiple_of(WORDS_PER_ARRIVAL)
+    (RECEIVES + WORDS_PER_RECEIVE * depth as usize).next_multiple_of(arrival::WORDS)
 }
 
 /// Tells the peer of a ring that the connection has ended here. A peer that follows the protocol begins
@@ -90,20 +91,6 @@ pub(crate) struct Receive {
 
 /// A receive without a buffer: what the words of a fresh ring say.
 pub(crate) const NOWHERE: Receive = Receive { place: 0, key: 0, bytes: 0 };
-
-/// What arrived for one receive.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Arrival {
-    pub(crate) immediate: u32,
-    pub(crate) bytes: u32,
-    /// Free for the user of the ring.
-    pub(crate) tag: u32,
-    /// Of a payload that it carries: address and key of where it belongs.
-    pub(crate) carried_to: Option<(u64, u32)>,
-}
-
-/// Bit of the tag word, above the user's: the arrival carries its payload.
-pub(super) const CARRIED: u32 = 1 << 31;
 
 /// When the owner wants to be woken; the value of `ARMED`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -155,12 +142,22 @@ impl<W: Words> ReceivePoster<W> {
     }
 }
 
+/// The ball of a connection: in the ring of the connector, which `memory` is.
+pub(crate) fn ball<W: Words>(memory: W, side: Side) -> Arc<Ball<W>> {
+    Ball::new(memory, BALL, side)
+}
+
 /// The owner's half that takes arrivals.
 #[derive(Debug)]
 pub(crate) struct ArrivalTaker<W> {
     words: W,
     mask: u32,
     taken: u32,
+    /// How many places of the ring were used.
+    from_ring: u32,
+    ball: Option<Catcher<W>>,
+    /// Whether the last one came by the ball.
+    by_ball: bool,
     /// The last payload reached into a second line; so will the next.
     two_lines: bool,
 }
@@ -169,7 +166,21 @@ impl<W: Words> ArrivalTaker<W> {
     /// For a fresh ring of `depth` receives.
     pub(crate) fn new(words: W, depth: u32) -> Self {
         assert!(depth.is_power_of_two() && words.words().len() >= words_needed(depth));
-        ArrivalTaker { words, mask: depth - 1, taken: 0, two_lines: false }
+        ArrivalTaker {
+            words,
+            mask: depth - 1,
+            taken: 0,
+            from_ring: 0,
+            ball: None,
+            by_ball: false,
+            two_lines: false,
+        }
+    }
+
+    /// Catches the ball of the connection from now on, which is made. `may_pause`: a first look may wait
+    /// some 0.1 µs for it.
+    pub(crate) fn play(&mut self, ball: &Arc<Ball<W>>, may_pause: bool) {
+        self.ball.get_or_insert_with(|| Catcher::new(ball.clone())).let_pause(may_pause);
     }
 
     /// Number of arrivals taken (or skipped) so far.
@@ -180,45 +191,86 @@ impl<W: Words> ArrivalTaker<W> {
 
     /// Whether the next arrival is there. The caller makes sure that its receive was posted.
     #[inline]
-    pub(crate) fn ready(&self) -> bool {
-        let at = arrival_word(self.taken, self.mask);
-        if self.two_lines {
-            // Right before the first, so that both come at the same time.
-            self.words.prefetch(at + WORDS_PER_ARRIVAL / 2);
+    pub(crate) fn ready(&mut self) -> bool {
+        let two_lines = self.two_lines && self.by_ball;
+        if let Some(ball) = &mut self.ball
+            && ball.ready(self.taken, two_lines)
+        {
+            return true;
         }
-        let head = self.words.words()[at].load(Ordering::Acquire); // PUBLISH
-        (head >> 32) as u32 == self.taken.wrapping_add(1)
+        if self.two_lines && !self.by_ball {
+            // Right before the first, so that both come at the same time.
+            self.words.prefetch(arrival_word(self.from_ring, self.mask) + SECOND_LINE);
+        }
+        self.look_at_ring().is_some()
+    }
+
+    #[inline]
+    fn ring_entry(&self) -> &[AtomicU64] {
+        let at = arrival_word(self.from_ring, self.mask);
+        &self.words.words()[at..at + arrival::WORDS]
+    }
+
+    #[inline]
+    fn look_at_ring(&self) -> Option<Head> {
+        let head = Head::read(self.ring_entry());
+        (head.stamp() == self.from_ring.wrapping_add(1)).then_some(head)
     }
 
     /// Takes the next arrival, if it is there. The caller makes sure that its receive was posted, and
-    /// copies what it carries from [`payload`](Self::payload), if anything, before it is posted again.
+    /// copies what it carries from [`payload`](Self::payload), if anything, before it says
+    /// [`done`](Self::done).
     #[inline]
     pub(crate) fn take(&mut self) -> Option<Arrival> {
-        let at = arrival_word(self.taken, self.mask);
-        let entry = self.words.words().get(at..at + WORDS_PER_ARRIVAL)?;
-        let head = entry[0].load(Ordering::Acquire); // PUBLISH
-        if (head >> 32) as u32 != self.taken.wrapping_add(1) {
-            return None;
-        }
-        let body = entry[1].load(Ordering::Relaxed);
-        let (bytes, tag) = ((body >> 32) as u32, body as u32);
-        let carried_to = (tag & CARRIED != 0)
-            .then(|| (entry[2].load(Ordering::Relaxed), entry[3].load(Ordering::Relaxed) as u32));
-        self.two_lines =
-            carried_to.is_some() && (FIRST_LINE + 1..=MAX_CARRIED).contains(&(bytes as usize));
+        let arrival = self.take_ball().or_else(|| {
+            let head = self.look_at_ring()?;
+            // One by the ball may have come before it (ORDER).
+            self.take_ball().or_else(|| {
+                let arrival = Arrival::read(self.ring_entry(), head);
+                self.from_ring = self.from_ring.wrapping_add(1);
+                self.by_ball = false;
+                Some(arrival)
+            })
+        })?;
+        self.two_lines = arrival.has_two_lines();
         self.taken = self.taken.wrapping_add(1);
-        Some(Arrival { immediate: head as u32, bytes, tag: tag & !CARRIED, carried_to })
+        Some(arrival)
+    }
+
+    #[inline]
+    fn take_ball(&mut self) -> Option<Arrival> {
+        let ball = self.ball.as_ref()?;
+        let arrival = ball.read(ball.look(self.taken)?);
+        self.by_ball = true;
+        Some(arrival)
     }
 
     /// The arrival that was taken last is not complete: it is to be taken again.
     pub(crate) fn put_back(&mut self) {
         self.taken = self.taken.wrapping_sub(1);
+        if !self.by_ball {
+            self.from_ring = self.from_ring.wrapping_sub(1);
+        }
     }
 
-    /// The word where the payload of the arrival that was taken last starts.
+    /// Where the payload of the arrival that was taken last is: memory, first word.
     #[inline]
-    pub(crate) fn payload(&self) -> usize {
-        arrival_word(self.taken.wrapping_sub(1), self.mask) + PAYLOAD
+    pub(crate) fn payload(&self) -> (&W, usize) {
+        let (memory, word) = match &self.ball {
+            Some(ball) if self.by_ball => ball.place(),
+            _ => (&self.words, arrival_word(self.from_ring.wrapping_sub(1), self.mask)),
+        };
+        (memory, word + PAYLOAD)
+    }
+
+    /// What was taken last is not looked at any more.
+    #[inline]
+    pub(crate) fn done(&mut self) {
+        if let Some(ball) = &mut self.ball
+            && self.by_ball
+        {
+            ball.caught();
+        }
     }
 
     /// Gives up the next receive: nothing will arrive for it any more.
@@ -238,12 +290,24 @@ impl<W: Words> ArrivalTaker<W> {
     }
 }
 
+/// How an arrival goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Way {
+    /// In a place of its own, which stays as it is until the owner has posted a receive for the next one there.
+    Ring,
+    /// In the place that the peer writes next.
+    Ball,
+}
+
 /// The peer's half.
 #[derive(Debug)]
 pub(crate) struct ArrivalPusher<W> {
     words: W,
     mask: u32,
     pushed: u32,
+    /// How many places of the ring were used.
+    in_ring: u32,
+    ball: Option<Arc<Ball<W>>>,
     posted_seen: u32,
     /// So few known receives are left that it is time to look for more.
     few: u32,
@@ -253,12 +317,24 @@ impl<W: Words> ArrivalPusher<W> {
     /// For the peer's fresh ring of `depth` receives; `None` if the peer's numbers are wrong.
     pub(crate) fn new(words: W, depth: u32) -> Option<Self> {
         (depth.is_power_of_two() && words.words().len() >= words_needed(depth)).then(|| {
-            ArrivalPusher { words, mask: depth - 1, pushed: 0, posted_seen: 0, few: depth / 2 }
+            ArrivalPusher {
+                words,
+                mask: depth - 1,
+                pushed: 0,
+                in_ring: 0,
+                ball: None,
+                posted_seen: 0,
+                few: depth / 2,
+            }
         })
     }
 
+    /// Throws the ball of the connection from now on.
+    pub(crate) fn play(&mut self, ball: Arc<Ball<W>>) {
+        self.ball = Some(ball);
+    }
+
     /// The memory that the ring lies in.
-    #[inline]
     pub(crate) fn memory(&self) -> &W {
         &self.words
     }
@@ -302,30 +378,40 @@ impl<W: Words> ArrivalPusher<W> {
         }
     }
 
-    /// The word where the payload of the next arrival starts, for [`MAX_CARRIED`] bytes. To be filled
-    /// after [`may_push`](Self::may_push) said yes.
+    /// How the next arrival is to go.
     #[inline]
-    pub(crate) fn payload(&self) -> usize {
-        arrival_word(self.pushed, self.mask) + PAYLOAD
+    pub(crate) fn way(&self) -> Way {
+        match &self.ball {
+            Some(ball) if ball.is_here() => Way::Ball,
+            _ => Way::Ring,
+        }
     }
 
-    /// Fills the next arrival, for which there is a receive ([`may_push`](Self::may_push)). Returns whether
-    /// the owner sleeps and must be woken.
+    /// Where the payload of the next arrival is, if it goes that way, for [`MAX_CARRIED`] bytes: memory, first
+    /// word. To be filled after [`may_push`](Self::may_push) said yes.
     #[inline]
-    pub(crate) fn push(&mut self, arrival: Arrival, solicited: bool) -> bool {
+    pub(crate) fn payload(&self, way: Way) -> (&W, usize) {
+        let (memory, word) = match (&self.ball, way) {
+            (Some(ball), Way::Ball) => ball.place(),
+            _ => (&self.words, arrival_word(self.in_ring, self.mask)),
+        };
+        (memory, word + PAYLOAD)
+    }
+
+    /// Fills the next arrival, for which there is a receive ([`may_push`](Self::may_push)), the way that was
+    /// [found](Self::way) for it; any may go by the ring. Returns whether the owner sleeps and must be woken.
+    #[inline]
+    pub(crate) fn push(&mut self, way: Way, arrival: Arrival, solicited: bool) -> bool {
         let words = self.words.words();
-        let at = arrival_word(self.pushed, self.mask);
-        let Some(entry) = words.get(at..at + WORDS_PER_ARRIVAL) else { return false };
-        self.pushed = self.pushed.wrapping_add(1);
-        let mut tag = arrival.tag;
-        if let Some((addr, key)) = arrival.carried_to {
-            tag |= CARRIED;
-            entry[2].store(addr, Ordering::Relaxed);
-            entry[3].store(u64::from(key), Ordering::Relaxed);
+        match (&self.ball, way) {
+            (Some(ball), Way::Ball) => ball.throw(arrival, self.pushed),
+            _ => {
+                let at = arrival_word(self.in_ring, self.mask);
+                self.in_ring = self.in_ring.wrapping_add(1);
+                arrival.write(&words[at..at + arrival::WORDS], self.in_ring);
+            }
         }
-        entry[1].store(u64::from(arrival.bytes) << 32 | u64::from(tag), Ordering::Relaxed);
-        let head = u64::from(self.pushed) << 32 | u64::from(arrival.immediate);
-        entry[0].store(head, Ordering::Release); // PUBLISH
+        self.pushed = self.pushed.wrapping_add(1);
         // The look comes after the arrival in the program; for more, see AWAKE.
         compiler_fence(Ordering::SeqCst);
         let asleep = words[AWAKE].load(Ordering::Relaxed) == 0 && self.is_to_be_woken(solicited);
@@ -356,7 +442,7 @@ fn receive_word(index: u32, mask: u32) -> usize {
 
 #[inline]
 pub(super) fn arrival_word(index: u32, mask: u32) -> usize {
-    arrivals_start(mask + 1) + WORDS_PER_ARRIVAL * (index & mask) as usize
+    arrivals_start(mask + 1) + arrival::WORDS * (index & mask) as usize
 }
 
 #[cfg(test)]

@@ -31,7 +31,7 @@ mod model {
             post.post(NOWHERE);
             let peer = loom::thread::spawn(move || {
                 assert!(push.may_push(), "posted before the peer started");
-                push.push(arrival(7), false)
+                push.push(Way::Ring, arrival(7), false)
             });
             take.arm(Arm::Any);
             let seen = take.take();
@@ -55,7 +55,7 @@ mod model {
                 assert!(push.may_push(), "posted before the peer started");
                 assert_eq!(push.receive(), Receive { place: 5, key: 6, bytes: 7 });
                 written.store(42, Ordering::Relaxed);
-                push.push(arrival(1), false);
+                push.push(Way::Ring, arrival(1), false);
             });
             if let Some(got) = take.take() {
                 assert_eq!(got, arrival(1));
@@ -77,15 +77,16 @@ mod model {
             let peer = loom::thread::spawn(move || {
                 assert!(push.may_push(), "posted before the peer started");
                 for word in ends {
-                    let payload = &push.memory()[push.payload() + word];
+                    let (memory, at) = push.payload(Way::Ring);
+                    let payload = &memory[at + word];
                     payload.store(42 + word as u64, Ordering::Relaxed);
                 }
-                push.push(carried, false);
+                push.push(Way::Ring, carried, false);
             });
             if let Some(got) = take.take() {
                 assert_eq!(got, carried);
                 for word in ends {
-                    let payload = &words[take.payload() + word];
+                    let payload = &words[take.payload().1 + word];
                     assert_eq!(payload.load(Ordering::Relaxed), 42 + word as u64);
                 }
             }
@@ -104,16 +105,17 @@ mod model {
             let peer = loom::thread::spawn(move || {
                 for n in [1, 2] {
                     if push.may_push() {
-                        let payload = &push.memory()[push.payload()];
+                        let (memory, at) = push.payload(Way::Ring);
+                        let payload = &memory[at];
                         payload.store(n.into(), Ordering::Relaxed);
-                        push.push(carried(n), false);
+                        push.push(Way::Ring, carried(n), false);
                     }
                 }
             });
             for n in [1, 2] {
                 let Some(got) = take.take() else { break };
                 assert_eq!(got, carried(n));
-                let payload = words[take.payload()].load(Ordering::Relaxed);
+                let payload = words[take.payload().1].load(Ordering::Relaxed);
                 assert_eq!(payload, u64::from(n));
                 post.post(NOWHERE);
             }
@@ -128,7 +130,7 @@ mod model {
             let peer = loom::thread::spawn(move || {
                 if push.may_push() {
                     assert_eq!(push.receive(), Receive { place: 1, key: 2, bytes: 3 });
-                    push.push(arrival(9), false);
+                    push.push(Way::Ring, arrival(9), false);
                     return true;
                 }
                 false
@@ -156,7 +158,7 @@ mod facts {
         post.post(NOWHERE);
         assert!(push.may_push());
         assert_eq!(push.receive(), NOWHERE);
-        push.push(arrival(1), false);
+        push.push(Way::Ring, arrival(1), false);
         assert!(!push.may_push());
         assert_eq!(take.take(), Some(arrival(1)));
         assert_eq!(take.take(), None);
@@ -170,7 +172,7 @@ mod facts {
         });
         let mut next = |solicited| {
             assert!(push.may_push());
-            push.push(arrival(0), solicited)
+            push.push(Way::Ring, arrival(0), solicited)
         };
         assert!(!next(false));
         take.arm(Arm::Any);
@@ -193,7 +195,9 @@ mod facts {
             let (mut post, mut take, mut push) = ring(DEPTH);
             post.posted = start;
             take.taken = start;
+            take.from_ring = start;
             push.pushed = start;
+            push.in_ring = start;
             push.posted_seen = start;
             let (mut posted, mut in_flight, mut n) = (0, VecDeque::new(), 0u32);
             for step in steps {
@@ -206,7 +210,7 @@ mod facts {
                         prop_assert_eq!(push.may_push(), posted > 0);
                         if posted > 0 {
                             n += 1;
-                            push.push(arrival(n), false);
+                            push.push(Way::Ring, arrival(n), false);
                             in_flight.push_back(arrival(n));
                             posted -= 1;
                         }
@@ -229,7 +233,7 @@ mod facts {
                 let words = post.words.clone();
                 post.post(NOWHERE);
                 words[at % words.len()].store(value, Ordering::Relaxed);
-                let _ = push.may_push().then(|| push.push(arrival(1), true));
+                let _ = push.may_push().then(|| push.push(Way::Ring, arrival(1), true));
                 let _ = take.take();
                 prop_assert!(push.posted_seen.wrapping_sub(push.pushed) <= 4);
             }
