@@ -135,10 +135,10 @@ impl Layout {
         usize::from(self.slots) * self.area_stride
     }
 
-    /// The slot that a request's immediate data names.
+    /// The slot of this number.
     #[inline]
-    pub fn slot(&self, immediate: u32) -> Option<Slot> {
-        u16::try_from(immediate).ok().filter(|slot| *slot < self.slots).map(Slot)
+    pub fn slot(&self, number: u32) -> Option<Slot> {
+        u16::try_from(number).ok().filter(|slot| *slot < self.slots).map(Slot)
     }
 
     /// Where the header of `slot` is, among the inputs.

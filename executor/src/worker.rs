@@ -15,10 +15,10 @@
 //! * ONE ANSWER - each completion is looked at once and answered once. An output area is written again
 //!   when its slot is used again, which is after the client has seen the reply, and read the output if
 //!   that stays in place: so its write is done, and no send completion has to be waited for.
-//! * HOSTILE - the header is copied out of the slot once and checked; the client can only break its own
-//!   connection, which ends the worker and leaves the others alone.
+//! * HOSTILE - what a client sends is checked; it can only break its own connection, which ends the worker and
+//!   leaves the others alone.
 //!
-//! Elsewhere: replies without the output (`details`), which memory (`layout`, `library`), when to sleep
+//! Elsewhere: reading requests (`requests`), replies without the output (`details`), which memory (`layout`, `library`), when to sleep
 //! (`spin`), counting (`meter`, `account`), starting and stopping (`crew`).
 
 use std::sync::{Mutex, PoisonError};
@@ -44,6 +44,9 @@ use crate::spin::{Idle, Spinner};
 use crate::sync::{AtomicBool, Ordering};
 
 mod details;
+mod requests;
+
+use requests::{Request, Requests};
 
 /// Completions taken from the queue at a time.
 const BATCH: usize = 16;
@@ -308,6 +311,7 @@ pub struct Shared<'a> {
 pub struct Worker<'a> {
     connection: Connection,
     invocations: CompletionQueue, // behind the queue pair that completes into it
+    requests: Requests,
     library: &'a Library,
     shared: Shared<'a>,
     spinner: Spinner,
@@ -332,6 +336,7 @@ impl<'a> Worker<'a> {
     ) -> Self {
         let now = ticks();
         Worker {
+            requests: Requests::new(connection.memory.layout().slots()),
             connection,
             invocations,
             library,
@@ -378,18 +383,10 @@ impl<'a> Worker<'a> {
         if done.status != Status::Success {
             return Err(self.connection.why_ended());
         }
-        let Some(immediate) = done.immediate else {
-            return Err(End::Breach("it sent a message to a worker"));
-        };
-        let Some(slot) = self.connection.memory.layout().slot(immediate) else {
-            return Err(End::Breach("it named a slot that it was not given"));
-        };
-        if (done.bytes as usize) < size_of::<RequestHeader>() {
-            return Err(End::Breach("it wrote no header"));
-        }
         self.meter.polled(self.idle_at);
-        let header = self.connection.memory.header(slot)?;
-        match self.call(done, slot, &header) {
+        let request = self.requests.read(done, &self.connection.memory)?;
+        let Request { slot, header, .. } = request;
+        match self.call(&request) {
             Ok(bytes) if header.output_stays() => {
                 self.connection.reply_in_place(slot, &header, bytes, stop)?;
             }
@@ -408,25 +405,18 @@ impl<'a> Worker<'a> {
 
     /// Checks the request, calls the function, counts. Returns how many bytes of output are to be sent.
     #[inline]
-    fn call(
-        &mut self,
-        done: &WorkCompletion,
-        slot: Slot,
-        header: &RequestHeader,
-    ) -> Result<u32, (ReplyStatus, u32)> {
+    fn call(&mut self, request: &Request) -> Result<u32, (ReplyStatus, u32)> {
+        let Request { slot, header, makes_sense } = request;
         let memory = &self.connection.memory;
-        let layout = memory.layout();
-        let output_capacity = header.output_capacity.get().min(layout.output_bytes());
-        let input_bytes = header.input_bytes.get();
-        let sent_bytes = Some(u64::from(done.bytes));
-        if header.message_bytes() != sent_bytes || input_bytes > layout.input_bytes() {
+        let output_capacity = header.output_capacity.get().min(memory.layout().output_bytes());
+        if !makes_sense {
             return Err((ReplyStatus::Malformed, 0));
         }
         let Some(function) = self.library.function(header.function.get()) else {
             return Err((ReplyStatus::UnknownFunction, 0));
         };
         self.shared.published.begin(self.meter.used(), self.meter.mark());
-        let bytes = function.call(memory, slot, input_bytes);
+        let bytes = function.call(memory, *slot, header.input_bytes.get());
         self.shared.published.end();
         self.meter.called();
         if bytes > output_capacity {

@@ -10,6 +10,7 @@ use proptest::prelude::*;
 use rfaas::protocol::assignment::HexSecret;
 use rfaas::protocol::invocation::{
     INPUT_IN_PLACE, MAX_SLOTS, OUTPUT_IN_PLACE, ReplyImmediate, ReplyStatus, RequestHeader,
+    RequestImmediate,
 };
 use rfaas::protocol::lease::{
     ClientName, EndReason, LeaseId, LeaseTerms, MAX_CLIENT_NAME_BYTES, MAX_NODE_NAME_BYTES,
@@ -83,6 +84,15 @@ proptest! {
         let _ = format!("{token:?}");
         let _ = EndReason::from_wire(u16::from_le_bytes([bytes[0], bytes[1]]).into());
         let _ = allocation::RefusedBecause::from_wire(u16::from_le_bytes([bytes[0], bytes[1]]).into());
+    }
+
+    #[test]
+    fn a_request_immediate_survives_the_wire(
+        slot in 0..MAX_SLOTS as u32, again in any::<bool>(), any in any::<u32>()
+    ) {
+        let request = RequestImmediate { slot, again };
+        prop_assert_eq!(RequestImmediate::from_wire(request.to_wire()), request);
+        prop_assert_eq!(RequestImmediate::from_wire(any).to_wire(), any);
     }
 
     #[test]
@@ -193,7 +203,7 @@ fn a_peer_of_another_version_or_another_kind_is_recognised() {
     other[4..6].copy_from_slice(&(VERSION + 1).to_le_bytes());
     assert_eq!(Hello::parse(&other), Err(Malformed::Version { theirs: VERSION + 1 }));
     let text = Hello::parse(&other).unwrap_err().to_string();
-    assert!(text.contains("version 4") && text.contains("speaks 3"), "{text}");
+    assert!(text.contains("version 5") && text.contains("speaks 4"), "{text}");
 
     let mut other = hello.clone();
     other[0] ^= 1;

@@ -16,7 +16,7 @@ use rfaas::protocol::allocation::{
 use rfaas::protocol::assignment::{AssignedDevice, Assignment, HexSecret};
 use rfaas::protocol::invocation::{
     FailureDetail, HEADER_SPACE, INPUT_IN_PLACE, InPlaceDetail, MAX_SLOTS, OUTPUT_IN_PLACE,
-    ReplyImmediate, ReplyStatus, RequestHeader,
+    ReplyImmediate, ReplyStatus, RequestHeader, RequestImmediate,
 };
 use rfaas::protocol::lease::{
     self, ClientName, EndReason, LeaseGranted, LeaseRefused, LeaseRelease, LeaseRenew,
@@ -379,6 +379,8 @@ fn invocation_structs() {
         ],
     );
     assert_eq!((OUTPUT_IN_PLACE, INPUT_IN_PLACE), (1, 2));
+    assert_eq!(RequestImmediate { slot: 0x3ff, again: false }.to_wire(), 0x3ff);
+    assert_eq!(RequestImmediate { slot: 1, again: true }.to_wire(), 0x8000_0001);
     is(
         &InPlaceDetail {
             output_addr: 0x0807_0605_0403_0201.into(),

@@ -7,7 +7,9 @@ use rdmalib::{
     Region, RemoteAddress, Source, Status, WorkCompletion, WorkRequest,
 };
 use rfaas::protocol::Empty;
-use rfaas::protocol::invocation::{FailureDetail, ReplyImmediate, ReplyStatus, RequestHeader};
+use rfaas::protocol::invocation::{
+    FailureDetail, ReplyImmediate, ReplyStatus, RequestHeader, RequestImmediate,
+};
 use rfaas::protocol::session::WorkerHello;
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -87,7 +89,17 @@ impl Worker {
 
     /// Writes `bytes` where `slot`'s header is, with `immediate`.
     pub fn write(&mut self, slot: u16, bytes: &[u8], immediate: Option<u32>) {
-        let start = usize::from(slot) * self.hello.slot_stride.get() as usize + 32;
+        self.write_at(slot, 32, bytes, immediate);
+    }
+
+    /// Asks in `slot` for what was asked there last.
+    pub fn submit_again(&mut self, slot: u16, input: &[u8]) {
+        let again = RequestImmediate { slot: slot.into(), again: true };
+        self.write_at(slot, 64, input, Some(again.to_wire()));
+    }
+
+    fn write_at(&mut self, slot: u16, offset: usize, bytes: &[u8], immediate: Option<u32>) {
+        let start = usize::from(slot) * self.hello.slot_stride.get() as usize + offset;
         self.input.write(start, bytes).unwrap();
         let to = RemoteAddress {
             addr: self.hello.input_addr.get() + start as u64,

@@ -189,17 +189,21 @@ impl Input {
         self.memory.region.write(HEADER_OFFSET, header.as_bytes())
     }
 
-    /// Header and bytes, as they are sent.
+    /// What is sent: from `start` on, which is where the header is, or behind it.
     #[inline]
-    pub(super) fn message(&self) -> rdmalib::Result<Slice<'_>> {
-        self.memory.region.slice(HEADER_OFFSET..HEADER_SPACE + self.len)
+    pub(super) fn message(&self, start: usize) -> rdmalib::Result<Slice<'_>> {
+        self.memory.region.slice(start..HEADER_SPACE + self.len)
     }
 
-    /// Copies header and bytes to the front of `out`, which is long enough, and returns that part.
+    /// Copies what is sent from `start` on to the front of `out`, which is long enough, and returns that part.
     #[inline]
-    pub(super) fn copy_message<'a>(&self, out: &'a mut [u8]) -> rdmalib::Result<&'a [u8]> {
-        let out = &mut out[..HEADER_SPACE - HEADER_OFFSET + self.len];
-        self.memory.region.read(HEADER_OFFSET, out)?;
+    pub(super) fn copy_message<'a>(
+        &self,
+        start: usize,
+        out: &'a mut [u8],
+    ) -> rdmalib::Result<&'a [u8]> {
+        let out = &mut out[..HEADER_SPACE - start + self.len];
+        self.memory.region.read(start, out)?;
         Ok(out)
     }
 }

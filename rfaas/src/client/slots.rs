@@ -5,11 +5,15 @@
 //! ```
 //! * ONE-USE - a slot is free again only after its reply, so at most one invocation is ever meant
 //!   by it, however far the sequence has wrapped.
+//! * AGAIN - what was asked of a slot is known here as long as its worker has it too: once it has answered that
+//!   all was well.
 //! * CHECKED - a reply is a worker's word: unless it names a slot in flight and its sequence, the
 //!   worker has broken the protocol.
 
+use rdmalib::RemoteAddress;
+
 use super::tickets::Ticket;
-use crate::protocol::invocation::ReplyImmediate;
+use crate::protocol::invocation::{ReplyImmediate, ReplyStatus};
 
 /// The slots of one worker.
 #[derive(Debug)]
@@ -24,6 +28,16 @@ struct Slot {
     /// Of the last use, or of the one in flight.
     sequence: u32,
     in_flight: Option<Ticket>,
+    /// AGAIN. Of the last use, or of the one in flight.
+    asked: Option<Asked>,
+}
+
+/// What a request says besides its input.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Asked {
+    pub(super) function: u32,
+    pub(super) reply: RemoteAddress,
+    pub(super) capacity: u32,
 }
 
 impl Slots {
@@ -48,6 +62,18 @@ impl Slots {
     #[inline]
     pub(super) fn sequence(&self, slot: u16) -> u32 {
         self.slots[usize::from(slot)].sequence.wrapping_add(1)
+    }
+
+    /// Whether the next invocation in `slot` asks what the last one there did.
+    #[inline]
+    pub(super) fn is_again(&self, slot: u16, asked: &Asked) -> bool {
+        self.slots[usize::from(slot)].asked.as_ref() == Some(asked)
+    }
+
+    /// The next invocation in `slot` asks this; `None` if it is nothing that can be asked again.
+    #[inline]
+    pub(super) fn ask(&mut self, slot: u16, asked: Option<Asked>) {
+        self.slots[usize::from(slot)].asked = asked;
     }
 
     /// Gives that slot to `ticket`.
@@ -86,12 +112,16 @@ impl Slots {
         slot.in_flight.ok_or("it answered an invocation twice")
     }
 
-    /// The invocation in `slot` was [`answered`](Self::answered): the slot is free again (ONE-USE).
+    /// `reply` has [`answered`](Self::answered) the invocation in its slot, which is free again (ONE-USE).
     #[inline]
-    pub(super) fn free(&mut self, slot: u16) {
-        debug_assert!(self.slots[usize::from(slot)].in_flight.is_some());
-        self.slots[usize::from(slot)].in_flight = None;
-        self.free.push(slot);
+    pub(super) fn free(&mut self, reply: ReplyImmediate) {
+        let slot = &mut self.slots[usize::from(reply.slot)];
+        debug_assert!(slot.in_flight.is_some());
+        slot.in_flight = None;
+        if reply.status != ReplyStatus::Ok {
+            slot.asked = None; // AGAIN
+        }
+        self.free.push(reply.slot);
     }
 
     /// All invocations in flight.
@@ -113,13 +143,11 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::protocol::invocation::ReplyStatus;
-
     /// A reply for `sequence` arrives from `slot`.
     fn reply(slots: &mut Slots, slot: u16, sequence: u32) -> Result<Ticket, &'static str> {
         let reply = ReplyImmediate { slot, status: ReplyStatus::Ok, sequence: sequence as u8 };
         let ticket = slots.answered(reply)?;
-        slots.free(slot);
+        slots.free(reply);
         Ok(ticket)
     }
 
@@ -166,6 +194,28 @@ mod tests {
         let mut slots = Slots::new(2);
         assert!(reply(&mut slots, 2, 1).is_err());
         assert!(reply(&mut slots, u16::MAX, 0).is_err());
+    }
+
+    #[test]
+    fn what_was_asked_is_known_until_something_else_is_or_it_was_not_well() {
+        let mut slots = Slots::new(1);
+        let asked =
+            |function| Asked { function, reply: RemoteAddress { addr: 64, key: 7 }, capacity: 9 };
+        let mut ask = |function, status| {
+            let (slot, sequence) = slots.next().unwrap();
+            let again = slots.is_again(slot, &asked(function));
+            slots.ask(slot, Some(asked(function)));
+            slots.occupy_next(Ticket::new(0));
+            let reply = ReplyImmediate { slot, status, sequence: sequence as u8 };
+            slots.answered(reply).unwrap();
+            slots.free(reply);
+            again
+        };
+        assert!(!ask(1, ReplyStatus::Ok));
+        assert!(ask(1, ReplyStatus::Ok));
+        assert!(!ask(2, ReplyStatus::Ok));
+        assert!(ask(2, ReplyStatus::OutputTooLarge));
+        assert!(!ask(2, ReplyStatus::Ok));
     }
 
     #[test]

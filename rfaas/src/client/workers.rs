@@ -18,25 +18,23 @@
 //!   another connection, a little later: orphans wait for it, for at most [`VERDICT_WAIT`].
 //! * HOSTILE - whatever a worker answers is checked; one that breaks the protocol is cut.
 //!
-//! Here is no lock and nothing waits. Elsewhere: polling and sleeping, one caller or many
-//! (`drive`).
+//! Here is no lock and nothing waits. Elsewhere: writing a request (`post`), calls in place (`in_place`), polling
+//! and sleeping, one caller or many (`drive`).
 
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
-use rdmalib::{
-    Flags, Opcode, Operation, RemoteAddress, SendQueue, Source, Status, WorkCompletion, WorkRequest,
-};
+use rdmalib::{Opcode, RemoteAddress, SendQueue, Status, WorkCompletion};
 
-use super::buffer::HEADER_OFFSET;
 use super::failure::{Failure, Outcome};
 use super::slots::Slots;
 use super::tickets::{Ticket, Tickets};
 use crate::error::Result;
-use crate::protocol::invocation::{ReplyImmediate, ReplyStatus, RequestHeader};
+use crate::protocol::invocation::{ReplyImmediate, ReplyStatus};
 
 mod call;
 mod in_place;
+mod post;
 
 pub(super) use call::Call;
 pub(super) use in_place::{Found, Place};
@@ -47,8 +45,6 @@ const VERDICT_WAIT: Duration = Duration::from_secs(1);
 const SPARE_RECEIVES: u32 = 31;
 /// Bit of a request's id: it is a receive, and the rest is the worker. Without it, a write.
 const RECEIVE: u64 = 1 << 32;
-/// Most bytes that are copied to be sent inline; devices allow some hundred.
-const MAX_INLINE: usize = 512;
 
 /// How deep the queues of a worker's connection are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,7 +105,7 @@ impl Worker {
             alive: true,
             unsignalled: 0,
             signal_every: depths.signal_every(),
-            max_inline: (max_inline as usize).min(MAX_INLINE),
+            max_inline: (max_inline as usize).min(post::MAX_INLINE),
             mapped: in_place::Mapped::default(),
         }
     }
@@ -409,61 +405,6 @@ impl Workers {
 }
 
 impl Worker {
-    /// Writes `call` into the next free slot. The caller occupies that slot if it succeeds.
-    #[inline]
-    fn post(&mut self, index: usize, call: &Call<'_>) -> rdmalib::Result<()> {
-        let next = self.slots.next().expect("the caller chose a worker with a free slot");
-        self.post_to(index, next, call)
-    }
-
-    /// Writes `call` into a slot, for its use of this sequence.
-    #[inline]
-    fn post_to(
-        &mut self,
-        index: usize,
-        (slot, sequence): (u16, u32),
-        call: &Call<'_>,
-    ) -> rdmalib::Result<()> {
-        let header = RequestHeader {
-            reply_addr: call.reply.addr.into(),
-            reply_key: call.reply.key.into(),
-            output_capacity: call.capacity.into(),
-            function: call.function.into(),
-            input_bytes: call.input_bytes.into(),
-            sequence: sequence.into(),
-            flags: call.flags.into(),
-        };
-        call.input.set_header(&header)?;
-        let offset = u64::from(slot) * u64::from(self.area.stride) + HEADER_OFFSET as u64;
-        let to = self.area.first.offset(offset);
-        if size_of::<RequestHeader>() + call.input.len() <= self.max_inline {
-            let mut copy = [0; MAX_INLINE];
-            let message = call.input.copy_message(&mut copy)?;
-            return self.write(index, Source::Inline(message), to, slot);
-        }
-        self.write(index, Source::Region(call.input.message()?), to, slot)
-    }
-
-    /// Writes a request to slot `slot`, at `to`.
-    #[inline]
-    fn write(
-        &mut self,
-        index: usize,
-        source: Source<'_>,
-        to: RemoteAddress,
-        slot: u16,
-    ) -> rdmalib::Result<()> {
-        let completes = self.unsignalled + 1 >= self.signal_every;
-        let signaled = if completes { Flags::SIGNALED } else { Flags::empty() };
-        self.send.post(&WorkRequest {
-            id: index as u64,
-            operation: Operation::Write { source, to, immediate: Some(u32::from(slot)) },
-            flags: signaled | Flags::SOLICITED | Flags::WITH_COMPLETION,
-        })?;
-        self.unsignalled = if completes { 0 } else { self.unsignalled + 1 };
-        Ok(())
-    }
-
     /// HOSTILE. What a receive completion answers, or what is wrong with it.
     #[inline]
     fn read_reply(
@@ -489,7 +430,7 @@ impl Worker {
             ReplyStatus::UnknownFunction => Outcome::UnknownFunction,
             ReplyStatus::Malformed => Outcome::Malformed,
         };
-        self.slots.free(reply.slot);
+        self.slots.free(reply);
         Ok((ticket, outcome))
     }
 }

@@ -2,10 +2,14 @@
 //!
 //! ```text
 //!   slot:    | 32 bytes unused | RequestHeader (32) | input ……… |     64 + input bytes, 64-byte aligned
-//!            written from the header on; immediate = slot
+//!            written from the header on; immediate = RequestImmediate
 //!   output:  | FailureDetail   | unused ………… to 64   | output ………|     64-byte aligned, at the client
 //!            written from the output on (a failure: its detail only); immediate = ReplyImmediate
 //! ```
+//! A request whose header says what the slot's last one said, but for its sequence and the size of its input, is
+//! that *again*: only the input is written, which is the whole message. The worker has kept the header. So what
+//! travels for a call that is made again and again is its input and its output, and nothing else.
+//!
 //! In place, nothing of that size travels. A client that has mapped the slot
 //! ([`map_remote`](rdmalib::SendQueue::map_remote)) builds the input there and writes the header only
 //! ([`INPUT_IN_PLACE`]); the worker leaves the output where the function wrote it and replies where that is
@@ -69,10 +73,45 @@ impl RequestHeader {
         }
     }
 
+    /// Makes it that of the slot's next use, for `input_bytes` bytes of input.
+    #[inline]
+    pub fn repeat(&mut self, input_bytes: u32) {
+        self.sequence = self.sequence.get().wrapping_add(1).into();
+        self.input_bytes = input_bytes.into();
+    }
+
     /// Whether the output stays where the function writes it.
     #[inline]
     pub fn output_stays(&self) -> bool {
         self.flags.get() & OUTPUT_IN_PLACE != 0
+    }
+}
+
+/// Immediate data of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RequestImmediate {
+    /// The slot that it is written to; one of a worker's, of which there are at most [`MAX_SLOTS`].
+    pub slot: u32,
+    /// It is the slot's last request again, with the input that was sent ([`RequestHeader::repeat`]). That one
+    /// was answered with [`ReplyStatus::Ok`].
+    pub again: bool,
+}
+
+/// Bit of the wire form.
+const AGAIN: u32 = 1 << 31;
+
+impl RequestImmediate {
+    /// `again << 31 | slot`.
+    #[inline]
+    pub fn to_wire(self) -> u32 {
+        debug_assert!(self.slot < AGAIN);
+        self.slot | if self.again { AGAIN } else { 0 }
+    }
+
+    /// Reads the wire form. Whether there is such a slot is for the worker to say.
+    #[inline]
+    pub fn from_wire(wire: u32) -> Self {
+        RequestImmediate { slot: wire & !AGAIN, again: wire & AGAIN != 0 }
     }
 }
 

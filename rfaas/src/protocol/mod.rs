@@ -28,7 +28,7 @@ pub mod node;
 pub mod session;
 
 /// Version of all conversations together. Peers of another version are refused by name.
-pub const VERSION: u16 = 3;
+pub const VERSION: u16 = 4;
 
 /// Largest message on a control connection, in bytes: the longest struct (an allocation request)
 /// and room to grow.

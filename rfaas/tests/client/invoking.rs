@@ -35,6 +35,46 @@ fn only_the_set_length_is_sent() {
 }
 
 #[test]
+fn only_the_input_is_sent_where_the_worker_knows_the_rest() {
+    let (node, mut executor) = Node::deployed(1, &Deployment::default().slots(1));
+    let (empty, grow) = (executor.function("empty").unwrap(), executor.function("grow").unwrap());
+    let (mut input, mut output) = buffers(&executor, &[7; 64]);
+    let (other, mut other_output) = buffers(&executor, &[4, 0, 0, 0]);
+    let repeated = |calls: &mut dyn FnMut()| {
+        let before = node.repeated();
+        calls();
+        node.repeated() - before
+    };
+    let calls = repeated(&mut || {
+        for len in [64, 64, 1, 33] {
+            input.set_len(len).unwrap();
+            assert_eq!(executor.invoke(&empty, &input, &mut output).unwrap(), len);
+            assert_eq!(output.to_vec(..len).unwrap(), vec![7; len]);
+        }
+        // Another input, which is sent anyway.
+        assert_eq!(executor.invoke(&empty, &other, &mut output).unwrap(), 4);
+        assert_eq!(output.to_vec(..4).unwrap(), [4, 0, 0, 0]);
+    });
+    assert_eq!(calls, 4);
+    let others = repeated(&mut || {
+        assert_eq!(executor.invoke(&empty, &other, &mut other_output).unwrap(), 4);
+        assert_eq!(executor.invoke(&grow, &other, &mut other_output).unwrap(), 4);
+        assert_eq!(executor.invoke(&grow, &other, &mut output).unwrap(), 4);
+    });
+    assert_eq!(others, 0, "another output, or another function");
+    let failed = repeated(&mut || {
+        input.write(0, &100u32.to_le_bytes()).unwrap();
+        let error = executor.invoke(&grow, &input, &mut output).unwrap_err(); // again
+        assert!(matches!(error, Error::OutputTooLarge { needed: 100, .. }), "{error}");
+        assert_eq!(executor.invoke(&grow, &other, &mut output).unwrap(), 4); // not after a failure
+        input.set_len(0).unwrap();
+        assert_eq!(executor.invoke(&empty, &input, &mut output).unwrap(), 0);
+        assert_eq!(executor.invoke(&empty, &input, &mut output).unwrap(), 0); // there is nothing to send
+    });
+    assert_eq!(failed, 1);
+}
+
+#[test]
 fn seventy_thousand_invocations_on_one_connection_all_get_their_own_result() {
     let (_node, mut executor) = Node::deployed(1, &Deployment::default().slots(2));
     let empty = executor.function("empty").unwrap();

@@ -99,6 +99,8 @@ struct Shared {
     /// Ends of leases that were shown, in ms.
     renewals: Vec<u64>,
     clients_gone: u32,
+    /// Requests that only brought an input.
+    repeated: u32,
     /// Executors and workers that run.
     running: u32,
 }
@@ -226,6 +228,11 @@ impl Node {
         let mut shared = self.shared();
         shared.hang_up = true;
         shared.executor_ends = Some(Exit { signal: 9, status: 0 });
+    }
+
+    /// Requests that only brought an input, since they were what their slot had been asked before.
+    pub fn repeated(&self) -> u32 {
+        lock(&self.shared).repeated
     }
 
     /// Refuses the next `claims` claims or renewals.

@@ -1,5 +1,6 @@
 //! A worker thread: takes requests from its slots, answers as its functions say.
 
+use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Mutex;
 use std::thread;
@@ -12,6 +13,7 @@ use rdmalib::{
 use rfaas::protocol::allocation::Allocate;
 use rfaas::protocol::invocation::{
     FailureDetail, HEADER_SPACE, InPlaceDetail, ReplyImmediate, ReplyStatus, RequestHeader,
+    RequestImmediate,
 };
 use rfaas::protocol::session::WorkerHello;
 use rfaas::protocol::{Hello, Role, Secret};
@@ -36,8 +38,8 @@ pub fn run(
             Some(done) if done.status != Status::Success => return,
             Some(done) if done.opcode == Opcode::ReceiveWithImmediate => {
                 worker.queue_pair.post_receive(0, None).ok();
-                let slot = u16::try_from(done.immediate.unwrap()).unwrap();
-                match worker.serve(slot, shared) {
+                let immediate = RequestImmediate::from_wire(done.immediate.unwrap());
+                match worker.serve(immediate, done.bytes, shared) {
                     Next::Go => {}
                     Next::Hang => return worker.hang(shared),
                     Next::Unplug => return,
@@ -72,6 +74,8 @@ struct Worker {
     outputs: Region,
     output_stride: usize,
     held: Vec<(u16, RequestHeader)>,
+    /// The last header of each slot.
+    last: HashMap<u16, RequestHeader>,
 }
 
 impl Worker {
@@ -135,14 +139,27 @@ impl Worker {
             outputs,
             output_stride,
             held: Vec::new(),
+            last: HashMap::new(),
         })
     }
 
-    fn serve(&mut self, slot: u16, shared: &Mutex<Shared>) -> Next {
+    fn serve(
+        &mut self,
+        immediate: RequestImmediate,
+        message_bytes: u32,
+        shared: &Mutex<Shared>,
+    ) -> Next {
+        let slot = u16::try_from(immediate.slot).unwrap();
         let at = usize::from(slot) * self.stride;
-        let mut bytes = [0; size_of::<RequestHeader>()];
-        self.slots.read(at + HEADER_SPACE - bytes.len(), &mut bytes).unwrap();
-        let header = RequestHeader::read_from_bytes(&bytes).unwrap();
+        if immediate.again {
+            self.last.get_mut(&slot).expect("there was one before").repeat(message_bytes);
+            lock(shared).repeated += 1;
+        } else {
+            let mut bytes = [0; size_of::<RequestHeader>()];
+            self.slots.read(at + HEADER_SPACE - bytes.len(), &mut bytes).unwrap();
+            self.last.insert(slot, RequestHeader::read_from_bytes(&bytes).unwrap());
+        }
+        let header = self.last[&slot];
         let mut input = vec![0; header.input_bytes.get() as usize];
         self.slots.read(at + HEADER_SPACE, &mut input).unwrap();
         let first = input.first().copied().unwrap_or_default();

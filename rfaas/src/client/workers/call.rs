@@ -4,7 +4,8 @@ use rdmalib::RemoteAddress;
 
 use super::Place;
 use crate::client::buffer::{Input, Output};
-use crate::protocol::invocation::{INPUT_IN_PLACE, InPlaceDetail, OUTPUT_IN_PLACE};
+use crate::client::slots::Asked;
+use crate::protocol::invocation::{INPUT_IN_PLACE, InPlaceDetail, OUTPUT_IN_PLACE, RequestHeader};
 
 /// One invocation to post.
 #[derive(Clone, Copy, Debug)]
@@ -65,6 +66,28 @@ impl<'a> Call<'a> {
             place: Some(place),
             ..Call::new(function, head, reply, size_of::<InPlaceDetail>())
         }
+    }
+
+    /// Its header, for a slot's use of this sequence.
+    #[inline]
+    pub(super) fn header(&self, sequence: u32) -> RequestHeader {
+        RequestHeader {
+            reply_addr: self.reply.addr.into(),
+            reply_key: self.reply.key.into(),
+            output_capacity: self.capacity.into(),
+            function: self.function.into(),
+            input_bytes: self.input_bytes.into(),
+            sequence: sequence.into(),
+            flags: self.flags.into(),
+        }
+    }
+
+    /// What another like it needs not say again. Not in place, where the header is all that is sent, nor
+    /// without an input, which would be a message of nothing.
+    #[inline]
+    pub(super) fn asked(&self) -> Option<Asked> {
+        let Call { function, reply, capacity, .. } = *self;
+        (self.flags == 0 && self.input_bytes > 0).then_some(Asked { function, reply, capacity })
     }
 }
 
