@@ -170,6 +170,8 @@ struct Link {
     /// Whether the other end needs the CPU that this one spins on.
     sharing: Sharing,
     sent: u32,
+    /// A message has used up a receive, which is posted again when the next is under way.
+    owes_receive: bool,
     /// Room for the largest message that goes inline.
     inline: Vec<u8>,
 }
@@ -196,6 +198,7 @@ impl Link {
             spin: plan.spin(),
             sharing: Sharing::default(),
             sent: 0,
+            owes_receive: false,
             inline: vec![0; max_inline_data as usize],
         })
     }
@@ -222,7 +225,11 @@ impl Link {
             id: 0,
             operation: Operation::Write { source, to, immediate: Some(0) },
             flags,
-        })
+        })?;
+        if std::mem::take(&mut self.owes_receive) {
+            self.queue_pair.post_receive(0, None)?;
+        }
+        Ok(())
     }
 
     /// Waits for the peer's next message.
@@ -243,7 +250,7 @@ impl Link {
                     } else if polls > 0 {
                         self.sharing.spun();
                     }
-                    self.queue_pair.post_receive(0, None)?;
+                    self.owes_receive = true;
                     return Ok(completion.bytes);
                 }
                 (Status::Success, None) => {} // a signalled write of ours
