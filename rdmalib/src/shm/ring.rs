@@ -155,7 +155,9 @@ pub(crate) struct ArrivalTaker<W> {
     taken: u32,
     /// How many places of the ring were used.
     from_ring: u32,
+    /// Nothing is taken without it (ORDER): before it is known, and after a receive was given up.
     ball: Option<Catcher<W>>,
+    given_up: bool,
     /// Whether the last one came by the ball.
     by_ball: bool,
     /// The last payload reached into a second line; so will the next.
@@ -172,6 +174,7 @@ impl<W: Words> ArrivalTaker<W> {
             taken: 0,
             from_ring: 0,
             ball: None,
+            given_up: false,
             by_ball: false,
             two_lines: false,
         }
@@ -180,6 +183,9 @@ impl<W: Words> ArrivalTaker<W> {
     /// Catches the ball of the connection from now on, which is made. `may_pause`: a first look may wait
     /// some 0.1 µs for it.
     pub(crate) fn play(&mut self, ball: &Arc<Ball<W>>, may_pause: bool) {
+        if self.given_up {
+            return;
+        }
         self.ball.get_or_insert_with(|| Catcher::new(ball.clone())).let_pause(may_pause);
     }
 
@@ -192,10 +198,8 @@ impl<W: Words> ArrivalTaker<W> {
     /// Whether the next arrival is there. The caller makes sure that its receive was posted.
     #[inline]
     pub(crate) fn ready(&mut self) -> bool {
-        let two_lines = self.two_lines && self.by_ball;
-        if let Some(ball) = &mut self.ball
-            && ball.ready(self.taken, two_lines)
-        {
+        let Some(ball) = &mut self.ball else { return false };
+        if ball.ready(self.taken, self.two_lines && self.by_ball) {
             return true;
         }
         if self.two_lines && !self.by_ball {
@@ -222,6 +226,7 @@ impl<W: Words> ArrivalTaker<W> {
     /// [`done`](Self::done).
     #[inline]
     pub(crate) fn take(&mut self) -> Option<Arrival> {
+        self.ball.as_ref()?;
         let arrival = self.take_ball().or_else(|| {
             let head = self.look_at_ring()?;
             // One by the ball may have come before it (ORDER).
@@ -273,8 +278,9 @@ impl<W: Words> ArrivalTaker<W> {
         }
     }
 
-    /// Gives up the next receive: nothing will arrive for it any more.
+    /// Gives up the next receive. Nothing is taken after that: the next arrival would be the one for it.
     pub(crate) fn skip(&mut self) {
+        (self.ball, self.given_up) = (None, true);
         self.taken = self.taken.wrapping_add(1);
     }
 

@@ -125,7 +125,12 @@ impl Source {
         }
         let mut arrival = match arrivals.take() {
             Some(arrival) => Some(arrival),
-            None if core.state() == State::Error => arrivals.take(), // DRAIN
+            None if core.state() == State::Error => {
+                if let Some(peer) = core.peer.get() {
+                    arrivals.play(&peer.ball, false); // it may be news
+                }
+                arrivals.take() // DRAIN
+            }
             None => return None,
         };
         if let Some(large) = arrival.filter(|arrival| arrival.tag & TAG_SHARED != 0)

@@ -11,7 +11,8 @@
 //!   `here` is stored with Release by the poller after that, loaded with Acquire by the poster.
 //! * ORDER - an arrival in the ball has its number among all arrivals as its stamp: those before it that went
 //!   by the ring are taken first. Of two that are there, the ball's was thrown before the ring's was pushed, or its
-//!   number is not up yet; so who finds one in the ring looks at the ball once more.
+//!   number is not up yet; so who finds one in the ring looks at the ball once more. Who does not know the ball
+//!   yet takes nothing: the peer may be faster.
 //! * SIDE - the highest bit of a stamp says who wrote it, so nobody takes its own throw for an answer, and the
 //!   zeroes of fresh memory are no throw of the connector's, who begins.
 //! * PATIENCE - who looks while the peer is about to write takes the lines away from it, which costs more than

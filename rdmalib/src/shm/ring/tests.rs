@@ -1,4 +1,4 @@
-//! The ring alone: all interleavings of its orders (loom), and against a model.
+//! The ring alone, without the ball (`ball::tests`): all interleavings of its orders (loom), and against a model.
 
 use std::sync::Arc;
 
@@ -6,11 +6,14 @@ use super::*;
 
 type Memory = Arc<Vec<AtomicU64>>;
 
+/// One way of a connection, whose ball stays here.
 fn ring(depth: u32) -> (ReceivePoster<Memory>, ArrivalTaker<Memory>, ArrivalPusher<Memory>) {
     let memory: Memory = Arc::new((0..words_needed(depth)).map(|_| AtomicU64::new(0)).collect());
+    let mut take = ArrivalTaker::new(memory.clone(), depth);
+    take.play(&ball(memory.clone(), Side::Connector), false);
     (
         ReceivePoster::new(memory.clone(), depth),
-        ArrivalTaker::new(memory.clone(), depth),
+        take,
         ArrivalPusher::new(memory, depth).expect("sizes agree"),
     )
 }
@@ -162,6 +165,21 @@ mod facts {
         assert!(!push.may_push());
         assert_eq!(take.take(), Some(arrival(1)));
         assert_eq!(take.take(), None);
+    }
+
+    /// Or a message that came while its receive was flushed would be another receive's.
+    #[test]
+    fn nothing_is_taken_after_a_receive_was_given_up() {
+        let (mut post, mut take, mut push) = ring(4);
+        (0..3).for_each(|_| {
+            post.post(NOWHERE);
+        });
+        take.skip();
+        assert!(push.may_push(), "posted, just now");
+        push.push(Way::Ring, arrival(1), false);
+        assert_eq!(take.take(), None);
+        take.play(&ball(take.words.clone(), Side::Connector), false);
+        assert_eq!((take.ready(), take.take(), take.taken()), (false, None, 1));
     }
 
     #[test]
