@@ -136,11 +136,14 @@ impl Source {
         if let Some(large) = arrival.filter(|arrival| arrival.tag & TAG_SHARED != 0)
             && !core.help_with(&large, arrivals.payload(), &mut self.peer)
         {
-            arrivals.put_back();
             if core.state() != State::Error {
+                arrivals.put_back();
                 return None; // the sender copies the rest
             }
-            arrival = None; // it never will
+            if !core.help_with(&large, arrivals.payload(), &mut self.peer) {
+                arrivals.put_back(); // DRAIN
+                arrival = None; // it never will
+            }
         }
         let id = core.receive_ids[(index & (core.ring_depth - 1)) as usize].load(Ordering::Relaxed);
         let mut completion =
