@@ -258,11 +258,12 @@ impl<W: Words> ArrivalTaker<W> {
         }
     }
 
-    /// Where the payload of the arrival that was taken last is: memory, first word.
+    /// Where the payload of the arrival that was taken last is, before that is [`done`](Self::done): memory,
+    /// first word.
     #[inline]
     pub(crate) fn payload(&self) -> (&W, usize) {
         let (memory, word) = match &self.ball {
-            Some(ball) if self.by_ball => ball.place(),
+            Some(ball) if self.by_ball => ball.held(),
             _ => (&self.words, arrival_word(self.from_ring.wrapping_sub(1), self.mask)),
         };
         (memory, word + PAYLOAD)

@@ -169,7 +169,8 @@ impl<W: Words> Catcher<W> {
     }
 
     #[inline]
-    pub(super) fn place(&self) -> (&W, usize) {
+    pub(super) fn held(&self) -> (&W, usize) {
+        debug_assert!(!self.ball.is_here(), "the poster may be writing there");
         self.ball.place()
     }
 
@@ -184,3 +185,6 @@ impl<W: Words> Catcher<W> {
         self.ball.here.store(true, Ordering::Release); // TURN
     }
 }
+
+#[cfg(test)]
+mod tests;
