@@ -203,6 +203,12 @@ impl CompletionQueue {
         self.sources.iter_mut().for_each(|source| source.play(alone));
     }
 
+    /// [`ArrivalTaker::places_used`](super::ring::ArrivalTaker::places_used) of the queue pair `number`.
+    #[cfg(test)]
+    pub(super) fn places_used(&self, number: u32) -> u32 {
+        self.sources.iter().find(|s| s.core().number() == number).map_or(0, Source::places_used)
+    }
+
     #[inline]
     pub(crate) fn stay_awake(&mut self) {
         if !self.awake {

@@ -16,10 +16,11 @@ use proptest::prelude::*;
 
 use super::core::TAG_WRITE;
 use super::mapping::Mapping;
-use super::ring::{CARRIED, Words};
+use super::ring::{CARRIED, Way, Words};
 use crate::memory::Access;
+use crate::queue_pair::Flags;
 use crate::sync::Ordering;
-use steps::{Key, Place, Step, steps};
+use steps::{Key, Place, Step, Verb, steps};
 use world::{End, World};
 
 /// Ordinary memory of the process, small and large, which nobody may change.
@@ -119,20 +120,44 @@ proptest! {
 /// Copied with an overlap: found by the properties above.
 #[test]
 fn a_payload_that_is_to_land_on_itself_does_no_harm() {
-    for (offset, bytes) in [(1, 96), (-1, 96), (8, 16), (31, 33), (1, 2), (0, 64)] {
-        let mut scene = Scene::new();
-        let (end, key) = (0, Key::Forged(5));
-        let (tag, to) = (TAG_WRITE | CARRIED, Place::Payload(offset));
-        let (access, start) = (Access::all().bits(), Place::Anywhere(0));
-        scene.play(&[
-            Step::Receive { end, bytes: None },
-            Step::Lie { end, key, access, start, bytes: u64::MAX },
-            Step::Forge { end, ahead: 0, immediate: 0, bytes, tag, to, key, payload: 0x0102_0304 },
-            Step::Poll { end, most: 1 },
-        ]);
-        assert_eq!(scene.world.ends[0].taken(), 1);
-        scene.end();
+    for way in [Way::Ring, Way::Ball] {
+        for (offset, bytes) in [(1, 96), (-1, 96), (8, 16), (31, 33), (1, 2), (0, 64)] {
+            // The connector: the ball is in its memory.
+            let (mut scene, end, key) = (Scene::new(), 1, Key::Forged(5));
+            let (tag, to) = (TAG_WRITE | CARRIED, Place::Payload(way, offset));
+            let (access, start) = (Access::all().bits(), Place::Anywhere(0));
+            let (ahead, immediate, payload) = (0, 0, 0x0102_0304);
+            scene.play(&[
+                Step::Receive { end: 1 - end, bytes: None },
+                throw(end),
+                Step::Receive { end, bytes: None },
+                Step::Lie { end, key, access, start, bytes: u64::MAX },
+                Step::Forge { end, way, ahead, immediate, bytes, tag, to, key, payload },
+                Step::Poll { end, most: 1 },
+            ]);
+            assert_eq!(scene.world.ends[end].taken(), 1);
+            scene.end();
+        }
     }
+}
+
+/// A small write by the ball, if it is here.
+fn throw(end: usize) -> Step {
+    let (verb, flags) = (Verb::WriteWithImmediate, Flags::WITH_COMPLETION.bits());
+    let (to, key) = (Place::Region(0, 0), Key::Of(0));
+    Step::Post { end, verb, bytes: 8, inline: true, flags, to, key }
+}
+
+/// Who answers at once overwrites the ball while the sender still looks there for more to copy.
+#[test]
+fn a_write_that_both_copy_goes_by_the_ring() {
+    let (mut scene, connector) = (Scene::new(), 1);
+    scene.play(&[Step::Receive { end: 0, bytes: None }, Step::Receive { end: 0, bytes: None }]);
+    scene.world.write_together(connector);
+    assert_eq!(scene.world.ends[connector].way(), Some(Way::Ball));
+    scene.play(&[throw(connector)]);
+    assert_eq!(scene.world.ends[connector].way(), Some(Way::Ring));
+    scene.end();
 }
 
 /// What a thread needs to scribble over an end's domain.

@@ -190,6 +190,12 @@ impl SendQueue {
         self.link.with(|state| *state = Some(link)).expect("nothing was posted before");
     }
 
+    /// How the next arrival would go; `None` while requests wait.
+    #[cfg(test)]
+    pub(super) fn way(&mut self) -> Option<ring::Way> {
+        self.link.with(|link| link.as_ref().map(|link| link.ring.way())).flatten()
+    }
+
     #[inline]
     pub(crate) fn post(&mut self, request: &WorkRequest<'_>) -> Result<()> {
         self.core.check_send_room(self.posted)?;

@@ -45,7 +45,7 @@ const ARMED: usize = 16;
 /// On the line of ARMED, which a sender reads anyway and which seldom changes.
 const CLOSED: usize = 17;
 const AWAKE: usize = 18;
-const BALL: usize = 32;
+pub(super) const BALL: usize = 32;
 const RECEIVES: usize = BALL + arrival::WORDS;
 const WORDS_PER_RECEIVE: usize = 2;
 
@@ -193,6 +193,12 @@ impl<W: Words> ArrivalTaker<W> {
     #[inline]
     pub(crate) fn taken(&self) -> u32 {
         self.taken
+    }
+
+    /// How many places of the ring were used.
+    #[cfg(test)]
+    pub(crate) fn places_used(&self) -> u32 {
+        self.from_ring
     }
 
     /// Whether the next arrival is there. The caller makes sure that its receive was posted.

@@ -58,6 +58,12 @@ impl Source {
         }
     }
 
+    /// [`ArrivalTaker::places_used`].
+    #[cfg(test)]
+    pub(in super::super) fn places_used(&self) -> u32 {
+        self.arrivals.as_ref().map_or(0, ArrivalTaker::places_used)
+    }
+
     pub(in super::super) fn ready(&mut self) -> bool {
         let receives = self.arrivals.as_mut().is_some_and(|arrivals| {
             arrivals.taken() != self.core.receives_posted.load(Ordering::Acquire)

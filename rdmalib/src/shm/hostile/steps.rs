@@ -5,7 +5,7 @@ use proptest::prelude::*;
 
 use super::super::arena::KEYS;
 use super::super::core::{TAG_IMMEDIATE, TAG_SHARED, TAG_TOO_LONG, TAG_WRITE};
-use super::super::ring::CARRIED;
+use super::super::ring::{CARRIED, Way};
 use super::world::REGIONS;
 
 /// A place in an end's domain.
@@ -15,8 +15,8 @@ pub(super) enum Place {
     Region(usize, i64),
     /// So far behind the start of the ring.
     Ring(i64),
-    /// So far behind the payload of the next arrival.
-    Payload(i64),
+    /// So far behind the payload of the next arrival, if it comes that way.
+    Payload(Way, i64),
     /// So far behind the end of the first segment, which is the end of the file.
     Limit(i64),
     Anywhere(u64),
@@ -79,6 +79,7 @@ pub(super) enum Step {
     /// An arrival for the next receive, or one of the next.
     Forge {
         end: usize,
+        way: Way,
         ahead: u32,
         immediate: u32,
         bytes: u32,
@@ -112,13 +113,17 @@ pub(super) enum Step {
 /// Entries of the key table that keys are forged for: those in use, and some that are not.
 const ENTRIES: u32 = 8;
 
+fn way() -> impl Strategy<Value = Way> {
+    prop_oneof![Just(Way::Ring), Just(Way::Ball)]
+}
+
 fn place() -> impl Strategy<Value = Place> {
     let near = || prop_oneof![-130..130i64, 3900..4100i64];
     prop_oneof![
         6 => (0..REGIONS, near()).prop_map(|(region, offset)| Place::Region(region, offset)),
         6 => (0..REGIONS).prop_map(|region| Place::Region(region, 0)),
         2 => (0..2200i64).prop_map(Place::Ring),
-        2 => (-100..100i64).prop_map(Place::Payload),
+        2 => (way(), -100..100i64).prop_map(|(way, offset)| Place::Payload(way, offset)),
         2 => (-130..10i64).prop_map(Place::Limit),
         1 => any::<u64>().prop_map(Place::Anywhere),
     ]
@@ -193,9 +198,10 @@ fn forge() -> impl Strategy<Value = Step> {
         1 => 97..5000u32,
     ];
     let ahead = prop_oneof![6 => Just(0), 1 => 0..9u32];
-    (0..2usize, ahead, any::<u32>(), bytes, tag, target(), any::<u64>()).prop_map(
-        |(end, ahead, immediate, bytes, tag, (to, key), payload)| Step::Forge {
+    (0..2usize, way(), ahead, any::<u32>(), bytes, tag, target(), any::<u64>()).prop_map(
+        |(end, way, ahead, immediate, bytes, tag, (to, key), payload)| Step::Forge {
             end,
+            way,
             ahead,
             immediate,
             bytes,
@@ -228,6 +234,7 @@ fn value() -> impl Strategy<Value = u64> {
         0..200u64,
         Just(u64::MAX),
         (0..20u64, any::<u32>()).prop_map(|(high, low)| high << 32 | u64::from(low)),
+        (0..20u64, any::<u32>()).prop_map(|(high, low)| 1 << 63 | high << 32 | u64::from(low)),
     ]
 }
 

@@ -9,7 +9,9 @@ use super::super::completion::CompletionQueue;
 use super::super::core::TAG_SHARED;
 use super::super::mapping::Mapping;
 use super::super::queue_pair::{ReceiveQueue, SendQueue, queue_pair};
-use super::super::ring::{CARRIED, MAX_CARRIED, PAYLOAD, Words, arrival_word, words_needed};
+use super::super::ring::{
+    BALL, CARRIED, MAX_CARRIED, PAYLOAD, Side, Way, Words, arrival_word, words_needed,
+};
 use super::super::shared_copy::{Job, MIN_BYTES};
 use super::super::space::segment;
 use super::steps::{Key, Place, Step, Verb};
@@ -70,7 +72,11 @@ pub(super) struct End {
     /// Requests that have not completed, in order, and whether they will for certain.
     requests: VecDeque<(u64, bool)>,
     taken: u32,
+    from_ring: u32,
 }
+
+/// Who accepts is the first of two ends.
+const SIDES: [Side; 2] = [Side::Acceptor, Side::Connector];
 
 pub(super) struct World {
     device: Device,
@@ -105,7 +111,13 @@ impl End {
             receives: VecDeque::new(),
             requests: VecDeque::new(),
             taken: 0,
+            from_ring: 0,
         }
+    }
+
+    /// How the next arrival would go from here.
+    pub(super) fn way(&mut self) -> Option<Way> {
+        self.send.way()
     }
 
     /// Receives that have completed.
@@ -133,7 +145,7 @@ impl End {
             .chain(keys.clone())
             .chain(keys.map(|key| key << 32 | u64::from(Access::all().bits())))
             .chain([0, 8, 4096, u64::MAX, limit - 8, limit - 96, limit, 8 * ring as u64 + 600])
-            .chain((1..40).map(|sequence| sequence << 32))
+            .chain((1..40).flat_map(|number| [0, 1 << 63].map(|side| side | number << 32)))
             .chain([1, 8, 33, 96, 97, 5000].map(|bytes| bytes << 32 | u64::from(CARRIED | 3)));
         (places.collect(), values.collect())
     }
@@ -142,16 +154,21 @@ impl End {
         self.send.core().ring().0 as usize / 8 + word
     }
 
-    /// Where the next arrival is, or one `ahead` of it.
-    fn arrival_word(&self, ahead: u32) -> usize {
-        self.ring_word(arrival_word(self.taken.wrapping_add(ahead), RING_DEPTH - 1))
+    /// Where the next arrival is, if it comes that way, or one `ahead` of it. The ball is the connector's.
+    fn arrival_word(&self, way: Way, ahead: u32) -> usize {
+        self.ring_word(match way {
+            Way::Ring => arrival_word(self.from_ring.wrapping_add(ahead), RING_DEPTH - 1),
+            Way::Ball => BALL,
+        })
     }
 
     fn address(&self, place: Place) -> u64 {
         let (start, offset) = match place {
             Place::Region(number, offset) => (self.names[number].addr, offset),
             Place::Ring(offset) => (self.send.core().ring().0, offset),
-            Place::Payload(offset) => (8 * (self.arrival_word(0) + PAYLOAD) as u64, offset),
+            Place::Payload(way, offset) => {
+                (8 * (self.arrival_word(way, 0) + PAYLOAD) as u64, offset)
+            }
             Place::Limit(offset) => (segment(0).0 + segment(0).1, offset),
             Place::Anywhere(addr) => (addr, 0),
         };
@@ -360,13 +377,19 @@ impl World {
     }
 
     fn forge(&self, step: &Step) {
-        let Step::Forge { end, ahead, immediate, bytes, tag, to, key, payload } = *step else {
+        let Step::Forge { end: victim, way, ahead, immediate, bytes, tag, to, key, payload } =
+            *step
+        else {
             unreachable!("asked for this step only")
         };
-        let end = &self.ends[end];
+        let (end, [_, connector]) = (&self.ends[victim], &self.ends);
         let to = end.target(to, key);
-        let index = end.taken.wrapping_add(ahead);
-        let at = end.arrival_word(ahead);
+        let number = |next: u32| next.wrapping_add(ahead);
+        let (end, stamp) = match way {
+            Way::Ring => (end, number(end.from_ring).wrapping_add(1)),
+            Way::Ball => (connector, SIDES[victim].other().stamp(number(end.taken))),
+        };
+        let at = end.arrival_word(way, ahead);
         for word in 0..MAX_CARRIED / 8 {
             end.store(at + PAYLOAD + word, payload);
         }
@@ -381,13 +404,25 @@ impl World {
         end.store(at + 1, u64::from(bytes) << 32 | u64::from(tag));
         end.store(at + 2, to.addr);
         end.store(at + 3, to.key.into());
-        end.store(at, u64::from(index.wrapping_add(1)) << 32 | u64::from(immediate));
+        end.store(at, u64::from(stamp) << 32 | u64::from(immediate));
     }
 
     fn poll(&mut self, end: usize, most: usize) {
         let mut out = vec![WorkCompletion::default(); most];
         let count = self.queues[end].poll(&mut out);
         out[..count].iter().for_each(|done| self.ends[end].complete(done));
+        self.ends[end].from_ring = self.queues[end].places_used(self.ends[end].send.number());
+    }
+
+    /// A write from one end to the other that both copy.
+    pub(super) fn write_together(&mut self, from: usize) {
+        let [source, target] = [from, 1 - from]
+            .map(|end| self.ends[end].domain.allocate(MIN_BYTES, Access::all()).unwrap());
+        let end = &mut self.ends[from];
+        let source = Source::Region(source.slice(0..MIN_BYTES).unwrap());
+        let operation = Operation::Write { source, to: target.remote(), immediate: Some(1) };
+        let request = WorkRequest { id: end.id(), operation, flags: Flags::WITH_COMPLETION };
+        end.send.post(&request).unwrap();
     }
 
     /// Disconnects; all that was posted completes.

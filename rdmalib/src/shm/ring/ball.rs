@@ -35,7 +35,7 @@ pub(crate) enum Side {
 }
 
 impl Side {
-    fn other(self) -> Side {
+    pub(crate) fn other(self) -> Side {
         match self {
             Side::Connector => Side::Acceptor,
             Side::Acceptor => Side::Connector,
@@ -43,7 +43,7 @@ impl Side {
     }
 
     /// SIDE, ORDER
-    fn stamp(self, number: u32) -> u32 {
+    pub(crate) fn stamp(self, number: u32) -> u32 {
         let side = match self {
             Side::Connector => 1 << 31,
             Side::Acceptor => 0,
@@ -168,6 +168,7 @@ impl<W: Words> Catcher<W> {
         Arrival::read(self.ball.entry(), head)
     }
 
+    /// Where it is, between the two: memory, first word.
     #[inline]
     pub(super) fn held(&self) -> (&W, usize) {
         debug_assert!(!self.ball.is_here(), "the poster may be writing there");
