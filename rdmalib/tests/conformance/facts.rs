@@ -43,6 +43,7 @@ conformance! {
         unsignalled_requests_do_not_complete,
         one_completion_queue_serves_several_queue_pairs,
         both_halves_work_in_two_threads,
+        messages_that_cross_arrive_in_order_and_whole,
     ],
     refusing: [
         a_wrong_key_changes_no_memory,
@@ -115,6 +116,7 @@ conformance! {
         several_clients_connect_at_once,
         the_same_two_connect_again_and_again,
         a_connection_is_made_once,
+        what_arrives_during_an_accept_keeps_its_order,
     ],
     faults: [
         a_dropped_request_succeeds_and_never_arrives,

@@ -4,8 +4,8 @@ use std::thread;
 use std::time::Duration;
 
 use rdmalib::{
-    Device, Error, MAX_ACCEPT_DATA, MAX_CONNECT_DATA, MAX_REJECT_DATA, Operation, PrivateData,
-    QueuePairConfig, Result, Source, State, Status,
+    Device, Error, Flags, MAX_ACCEPT_DATA, MAX_CONNECT_DATA, MAX_REJECT_DATA, Operation,
+    PrivateData, QueuePairConfig, Result, Source, State, Status,
 };
 
 use crate::Fixture;
@@ -161,4 +161,34 @@ pub fn a_connection_is_made_once(fixture: &Fixture) {
     let again = client.pair.connect(to, &[], PATIENCE);
     assert!(matches!(again, Err(Error::InvalidArgument(_))), "{again:?}");
     assert_eq!(client.pair.state(), State::Connected);
+}
+
+pub fn what_arrives_during_an_accept_keeps_its_order(fixture: &Fixture) {
+    const MESSAGES: u32 = 4;
+    let (server, client) = open(fixture);
+    let config = QueuePairConfig::default();
+    for _ in 0..fixture.rounds(400) {
+        let (mut server, mut client) = (End::new(&server, &config), End::new(&client, &config));
+        server.post_receives(0..MESSAGES.into());
+        let End { device, receives, pair, .. } = &mut server;
+        let (mut listener, to) = listen(device);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                client.pair.connect(to, &[], PATIENCE).unwrap();
+                for n in 0..MESSAGES {
+                    let source = Source::Inline(&[]);
+                    client.post(0, Operation::Send { source, immediate: Some(n) }, Flags::SIGNALED);
+                }
+            });
+            // Somebody else polls meanwhile.
+            scope.spawn(|| {
+                for n in 0..MESSAGES {
+                    let done = next(receives);
+                    assert_eq!((done.id, done.immediate), (n.into(), Some(n)));
+                }
+            });
+            let request = listener.next(PATIENCE).unwrap().expect("a connector comes");
+            request.accept(pair, &[]).unwrap();
+        });
+    }
 }

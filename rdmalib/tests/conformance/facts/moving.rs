@@ -2,7 +2,9 @@
 
 use std::os::unix::process::CommandExt;
 use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
+use std::time::Instant;
 
 use rdmalib::{
     Access, Flags, Opcode, Operation, QueuePair, QueuePairConfig, RnrRetry, Source, Status,
@@ -392,4 +394,58 @@ pub fn both_halves_work_in_two_threads(fixture: &Fixture) {
     let operation = Operation::Send { source: Source::Inline(&[]), immediate: Some(5) };
     send.post(&WorkRequest { id: 0, operation, flags: Flags::empty() }).unwrap();
     assert_eq!(next(&mut client.receives).immediate, Some(5));
+}
+
+/// Each end posts in one thread and polls in another, close behind each other and far apart in turn.
+pub fn messages_that_cross_arrive_in_order_and_whole(fixture: &Fixture) {
+    const SLOTS: u32 = 8;
+    const MOST: usize = 96;
+    let messages = fixture.rounds(200_000);
+    let bytes = |n: u32| 1 + n as usize % MOST;
+    let (server, client) = ends(fixture);
+    let targets = [&server, &client].map(|end| end.region(SLOTS as usize * MOST));
+    let taken = [AtomicU32::new(0), AtomicU32::new(0)];
+    let slot = |n: u32| (n % SLOTS) as usize * MOST;
+    thread::scope(|scope| {
+        for (at, end) in [server, client].into_iter().enumerate() {
+            let End { mut sends, mut receives, pair, .. } = end;
+            let (mut send, mut receive) = pair.split();
+            (0..SLOTS).for_each(|n| receive.post(n.into(), None).unwrap());
+            let (mine, theirs, taken) = (&targets[at], &targets[1 - at], &taken);
+            let poster = scope.spawn(move || {
+                for n in 0..messages {
+                    let start = Instant::now();
+                    let most_under_way = [1, 2, SLOTS][(n / 64 % 3) as usize];
+                    while n - taken[1 - at].load(Ordering::Acquire) >= most_under_way {
+                        assert!(start.elapsed() < PATIENCE, "the peer takes nothing");
+                        thread::yield_now();
+                    }
+                    let payload = [n as u8; MOST];
+                    let operation = Operation::Write {
+                        source: Source::Inline(&payload[..bytes(n)]),
+                        to: theirs.remote().offset(slot(n) as u64),
+                        immediate: Some(n),
+                    };
+                    let how = if n % 5 == 0 { Flags::empty() } else { Flags::WITH_COMPLETION };
+                    let flags = how | Flags::SIGNALED;
+                    send.post(&WorkRequest { id: n.into(), operation, flags }).unwrap();
+                    assert_eq!(next(&mut sends).status, Status::Success);
+                }
+                send // both ends outlive the last message
+            });
+            scope.spawn(move || {
+                for n in 0..messages {
+                    let done = next(&mut receives);
+                    assert_eq!((done.id, done.immediate), (n.into(), Some(n)));
+                    assert_eq!(done.bytes as usize, bytes(n));
+                    let mut got = [0; MOST];
+                    mine.read(slot(n), &mut got).unwrap();
+                    assert!(got[..bytes(n)].iter().all(|byte| *byte == n as u8), "message {n}");
+                    receive.post(u64::from(n) + u64::from(SLOTS), None).unwrap();
+                    taken[at].store(n + 1, Ordering::Release);
+                }
+                poster.join().unwrap();
+            });
+        }
+    });
 }
