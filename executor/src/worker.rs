@@ -28,7 +28,7 @@ use rdmalib::{
     RnrRetry, Source, Status, WorkCompletion, WorkRequest,
 };
 use rfaas::Spin;
-use rfaas::protocol::invocation::{ReplyImmediate, ReplyStatus, RequestHeader};
+use rfaas::protocol::invocation::{ReplyImmediate, ReplyStatus};
 use rfaas::protocol::session::WorkerHello;
 use rfaas::protocol::{Hello, Role};
 
@@ -46,7 +46,7 @@ use crate::sync::{AtomicBool, Ordering};
 mod details;
 mod requests;
 
-use requests::{Request, Requests};
+use requests::{Asked, Request, Requests};
 
 /// Completions taken from the queue at a time.
 const BATCH: usize = 16;
@@ -178,18 +178,17 @@ impl Connection {
         Ok(())
     }
 
-    /// Writes the first `bytes` bytes of output in `slot` to where `header` says.
+    /// Writes the first `bytes` bytes of output in `slot` to where the client wants them.
     #[inline]
     fn reply(
         &mut self,
         slot: Slot,
-        header: &RequestHeader,
+        asked: &Asked,
         bytes: u32,
         stop: &AtomicBool,
     ) -> Result<(), End> {
-        let to = place_of_output(header);
         let flags = self.flags();
-        let request = |source| write(slot, header, ReplyStatus::Ok, source, to, flags);
+        let request = |source| write(slot, asked, ReplyStatus::Ok, source, asked.reply, flags);
         let posted = match self.inline.get_mut(..bytes as usize) {
             Some(copy) if bytes > 0 => {
                 self.memory.read_output(slot, copy)?;
@@ -237,22 +236,16 @@ impl Connection {
     }
 }
 
-/// Where the client wants the output.
-#[inline]
-fn place_of_output(header: &RequestHeader) -> RemoteAddress {
-    RemoteAddress { addr: header.reply_addr.get(), key: header.reply_key.get() }
-}
-
 #[inline]
 fn write<'a>(
     slot: Slot,
-    header: &RequestHeader,
+    asked: &Asked,
     status: ReplyStatus,
     source: Source<'a>,
     to: RemoteAddress,
     flags: Flags,
 ) -> WorkRequest<'a> {
-    let sequence = header.sequence.get() as u8; // its low byte is what returns
+    let sequence = asked.sequence as u8; // its low byte is what returns
     let immediate = ReplyImmediate { slot: slot.number(), status, sequence }.to_wire();
     WorkRequest {
         id: 0,
@@ -385,14 +378,14 @@ impl<'a> Worker<'a> {
         }
         self.meter.polled(self.idle_at);
         let request = self.requests.read(done, &self.connection.memory)?;
-        let Request { slot, header, .. } = request;
+        let Request { slot, asked, .. } = &request;
         match self.call(&request) {
-            Ok(bytes) if header.output_stays() => {
-                self.connection.reply_in_place(slot, &header, bytes, stop)?;
+            Ok(bytes) if asked.output_stays => {
+                self.connection.reply_in_place(*slot, asked, bytes, stop)?;
             }
-            Ok(bytes) => self.connection.reply(slot, &header, bytes, stop)?,
+            Ok(bytes) => self.connection.reply(*slot, asked, bytes, stop)?,
             Err((status, needed)) => {
-                self.connection.reply_failure(slot, &header, status, needed, stop)?;
+                self.connection.reply_failure(*slot, asked, status, needed, stop)?;
             }
         }
         self.connection.queue_pair.post_receive(0, None)?;
@@ -406,17 +399,17 @@ impl<'a> Worker<'a> {
     /// Checks the request, calls the function, counts. Returns how many bytes of output are to be sent.
     #[inline]
     fn call(&mut self, request: &Request) -> Result<u32, (ReplyStatus, u32)> {
-        let Request { slot, header, makes_sense } = request;
+        let Request { slot, asked, input_bytes, makes_sense } = request;
         let memory = &self.connection.memory;
-        let output_capacity = header.output_capacity.get().min(memory.layout().output_bytes());
+        let output_capacity = asked.output_capacity.min(memory.layout().output_bytes());
         if !makes_sense {
             return Err((ReplyStatus::Malformed, 0));
         }
-        let Some(function) = self.library.function(header.function.get()) else {
+        let Some(function) = self.library.function(asked.function) else {
             return Err((ReplyStatus::UnknownFunction, 0));
         };
         self.shared.published.begin(self.meter.used(), self.meter.mark());
-        let bytes = function.call(memory, *slot, header.input_bytes.get());
+        let bytes = function.call(memory, *slot, *input_bytes);
         self.shared.published.end();
         self.meter.called();
         if bytes > output_capacity {

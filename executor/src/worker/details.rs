@@ -1,12 +1,11 @@
 //! Replies that bring a detail in place of the output: where it stays, or why there is none.
 
 use rdmalib::Source;
-use rfaas::protocol::invocation::{
-    FailureDetail, HEADER_SPACE, InPlaceDetail, ReplyStatus, RequestHeader,
-};
+use rfaas::protocol::invocation::{FailureDetail, HEADER_SPACE, InPlaceDetail, ReplyStatus};
 use zerocopy::IntoBytes;
 
-use super::{Connection, End, place_of_output, post_when_there_is_room, write};
+use super::requests::Asked;
+use super::{Connection, End, post_when_there_is_room, write};
 use crate::layout::Slot;
 use crate::sync::AtomicBool;
 
@@ -16,11 +15,10 @@ impl Connection {
     pub(super) fn reply_in_place(
         &mut self,
         slot: Slot,
-        header: &RequestHeader,
+        asked: &Asked,
         bytes: u32,
         stop: &AtomicBool,
     ) -> Result<(), End> {
-        let to = place_of_output(header);
         let output = self.memory.remote_output(slot);
         let detail = InPlaceDetail {
             output_addr: output.addr.into(),
@@ -33,7 +31,7 @@ impl Connection {
         } else {
             Source::Region(self.memory.detail(slot, &detail)?)
         };
-        let request = write(slot, header, ReplyStatus::Ok, source, to, flags);
+        let request = write(slot, asked, ReplyStatus::Ok, source, asked.reply, flags);
         match self.queue_pair.post(&request) {
             Err(rdmalib::Error::QueueFull { .. }) => {
                 post_when_there_is_room(&mut self.queue_pair, &mut self.sent, &request, stop)
@@ -47,16 +45,16 @@ impl Connection {
     pub(super) fn reply_failure(
         &mut self,
         slot: Slot,
-        header: &RequestHeader,
+        asked: &Asked,
         status: ReplyStatus,
         needed_bytes: u32,
         stop: &AtomicBool,
     ) -> Result<(), End> {
-        let to = place_of_output(header).offset((HEADER_SPACE as u64).wrapping_neg());
+        let to = asked.reply.offset((HEADER_SPACE as u64).wrapping_neg());
         let flags = self.flags();
         let detail = FailureDetail { needed_bytes: u64::from(needed_bytes).into() };
         let source = Source::Region(self.memory.detail(slot, &detail)?);
-        let request = write(slot, header, status, source, to, flags);
+        let request = write(slot, asked, status, source, to, flags);
         post_when_there_is_room(&mut self.queue_pair, &mut self.sent, &request, stop)
     }
 }

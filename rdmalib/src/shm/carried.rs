@@ -140,24 +140,23 @@ fn payload(ring: &Part, word: usize) -> *mut u8 {
 fn copy_carried(from: *const u8, to: *mut u8, bytes: usize) {
     debug_assert!(bytes <= MAX_CARRIED);
     match bytes {
-        32.. => copy_pieces::<32>(from, to, bytes),
-        16.. => copy_pieces::<16>(from, to, bytes),
-        8.. => copy_pieces::<8>(from, to, bytes),
-        4.. => copy_pieces::<4>(from, to, bytes),
-        _ => copy_pieces::<1>(from, to, bytes),
+        65.. => copy_pieces::<32, 3>(from, to, bytes),
+        33.. => copy_pieces::<32, 2>(from, to, bytes),
+        32 => copy_pieces::<32, 1>(from, to, bytes),
+        16.. => copy_pieces::<16, 2>(from, to, bytes),
+        8.. => copy_pieces::<8, 2>(from, to, bytes),
+        4.. => copy_pieces::<4, 2>(from, to, bytes),
+        _ => copy_pieces::<1, 3>(from, to, bytes),
     }
 }
 
-/// Copies `bytes` bytes `N` at a time; there are none, or at least `N`.
+/// Copies `bytes` bytes as `COUNT` pieces of `N`; there are none, or from one piece to as many.
 #[inline(always)]
-fn copy_pieces<const N: usize>(from: *const u8, to: *mut u8, bytes: usize) {
+fn copy_pieces<const N: usize, const COUNT: usize>(from: *const u8, to: *mut u8, bytes: usize) {
     let Some(last) = bytes.checked_sub(N) else { return };
-    let mut done = 0;
-    while done < last {
-        copy_chunk::<N>(from, to, done);
-        done += N;
+    for piece in 0..COUNT {
+        copy_chunk::<N>(from, to, last.min(piece * N));
     }
-    copy_chunk::<N>(from, to, last);
 }
 
 /// Copies the `N` bytes that are `offset` behind the two pointers; the caller has checked the ranges.

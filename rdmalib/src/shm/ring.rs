@@ -230,7 +230,7 @@ impl<W: Words> ArrivalTaker<W> {
     /// Takes the next arrival, if it is there. The caller makes sure that its receive was posted, and
     /// copies what it carries from [`payload`](Self::payload), if anything, before it says
     /// [`done`](Self::done).
-    #[inline]
+    #[inline(always)] // so that what it has read stays in registers
     pub(crate) fn take(&mut self) -> Option<Arrival> {
         self.ball.as_ref()?;
         let arrival = self.take_ball().or_else(|| {

@@ -1,8 +1,8 @@
 //! Who polls, who sleeps: one caller alone, or many threads and tasks at once.
 //!
 //! ```text
-//!   alone   nobody else holds the Arc, that is, no asynchronous invocation: `Arc::get_mut` proves it,
-//!           so a blocking call takes no lock                           poll ─▶ apply ─▶ mine done?
+//!   alone   nobody else has the data path, that is, no asynchronous invocation: it was never lent, or
+//!           `Arc::get_mut` proves it, so a blocking call takes no lock  poll ─▶ apply ─▶ mine done?
 //!
 //!   shared  Mutex { workers, driver: Some | None }                     held for moments, never waiting
 //!           Some ──take──▶ leader: polls or sleeps, unlocked ──▶ lock, apply for all, put back
@@ -19,6 +19,7 @@
 //!
 //! Elsewhere: what a completion means (`workers`), how a wait passes its time (`wait`).
 
+use std::ops::Deref;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::Waker;
 use std::thread;
@@ -288,6 +289,67 @@ pub(super) trait Drive {
     fn advance(&mut self);
 }
 
+/// The data path as its executor has it: its own, until the first asynchronous invocation shares it.
+#[derive(Debug)]
+pub(super) struct DataPath(Handle);
+
+#[derive(Debug)]
+enum Handle {
+    Own(Box<Shared>),
+    Lent(Arc<Shared>),
+    /// Between the two.
+    Moving,
+}
+
+impl DataPath {
+    pub(super) fn new(shared: Shared) -> Self {
+        DataPath(Handle::Own(Box::new(shared)))
+    }
+
+    /// A handle for somebody else.
+    pub(super) fn lend(&mut self) -> &Arc<Shared> {
+        if let Handle::Own(_) = self.0
+            && let Handle::Own(own) = std::mem::replace(&mut self.0, Handle::Moving)
+        {
+            self.0 = Handle::Lent(Arc::from(own));
+        }
+        match &self.0 {
+            Handle::Lent(shared) => shared,
+            Handle::Own(_) | Handle::Moving => unreachable!("just lent"),
+        }
+    }
+
+    /// `None` if anybody else may use it too.
+    #[inline]
+    fn alone(&mut self) -> Option<&mut Shared> {
+        match &mut self.0 {
+            Handle::Own(own) => Some(own),
+            Handle::Lent(shared) => Arc::get_mut(shared),
+            Handle::Moving => None,
+        }
+    }
+}
+
+impl Deref for DataPath {
+    type Target = Shared;
+
+    #[inline]
+    fn deref(&self) -> &Shared {
+        match &self.0 {
+            Handle::Own(own) => own,
+            Handle::Lent(shared) => shared,
+            Handle::Moving => unreachable!("only while `lend` runs"),
+        }
+    }
+}
+
+impl Drop for DataPath {
+    /// Fails what is in flight: invocations may outlive their executor.
+    fn drop(&mut self) {
+        self.close(Failure::WorkerLost("its executor was dropped"));
+    }
+}
+
 /// A caller that has the [`Shared`] for itself: no lock.
 pub(super) struct Alone<'a> {
     state: &'a mut State,
@@ -297,10 +359,10 @@ pub(super) struct Alone<'a> {
 }
 
 impl<'a> Alone<'a> {
-    /// `None` if anybody else may use `shared` too.
+    /// `None` if anybody else may use `data` too.
     #[inline]
-    pub(super) fn new(shared: &'a mut Arc<Shared>) -> Option<Self> {
-        let shared = Arc::get_mut(shared)?;
+    pub(super) fn new(data: &'a mut DataPath) -> Option<Self> {
+        let shared = data.alone()?;
         let state = shared.state.get_mut().unwrap_or_else(PoisonError::into_inner);
         let waiter = Waiter::new(shared.spin);
         Some(Alone { state, lease: &shared.lease, waiter, woken: Vec::new() })
@@ -321,13 +383,13 @@ impl Drive for Alone<'_> {
 
     #[inline]
     fn advance(&mut self) {
-        let driver = self.state.driver.as_mut().expect("a leader holds the Arc; nobody else does");
+        let driver = self.state.driver.as_mut().expect("nobody else leads");
         let taken = driver.wait(&mut self.waiter);
         driver.apply(taken, &mut self.state.workers, &mut self.woken);
         if taken == 0 {
             look(&mut self.state.workers, self.lease, &mut self.waiter, &mut self.woken);
         }
-        debug_assert!(self.woken.is_empty(), "who sleeps on a waker holds the Arc");
+        debug_assert!(self.woken.is_empty(), "who sleeps on a waker has a handle");
     }
 }
 

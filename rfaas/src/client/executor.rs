@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::buffer::{Input, Output, Owner};
-use super::drive::Shared;
+use super::drive::DataPath;
 use super::failure::Failure;
 use super::in_place::Aside;
 use super::lease::{Lease, LeaseInner};
@@ -70,21 +70,11 @@ impl Drop for Deployed {
     }
 }
 
-/// Fails what is in flight when dropped: invocations may outlive their executor.
-#[derive(Debug)]
-pub(super) struct DataPath(pub(super) Arc<Shared>);
-
-impl Drop for DataPath {
-    fn drop(&mut self) {
-        self.0.close(Failure::WorkerLost("its executor was dropped"));
-    }
-}
-
 impl Executor {
     pub(super) fn new(lease: Deployed, blueprint: Blueprint, started: Started) -> Self {
         Executor {
             lease,
-            data: DataPath(Arc::new(started.shared)),
+            data: DataPath::new(started.shared),
             control: Some(started.control),
             blueprint,
             lease_id: started.lease_id,
@@ -101,7 +91,7 @@ impl Executor {
 
     /// Names of the functions in the library, sorted.
     pub fn functions(&self) -> &[String] {
-        self.data.0.functions()
+        self.data.functions()
     }
 
     /// How long the parts of the deployment took, or of the last restart.
@@ -171,7 +161,7 @@ impl Executor {
     /// Ends the executor process. Its workers are cut first, so that nothing of it reaches buffers
     /// that are used again.
     pub(super) fn stop(&mut self) {
-        self.data.0.close(Failure::WorkerLost("its executor was ended to be replaced"));
+        self.data.close(Failure::WorkerLost("its executor was ended to be replaced"));
         self.control = None;
     }
 
@@ -191,7 +181,7 @@ impl Executor {
     }
 
     pub(super) fn install(&mut self, started: Started) {
-        self.data = DataPath(Arc::new(started.shared));
+        self.data = DataPath::new(started.shared);
         self.control = Some(started.control);
         self.lease_id = started.lease_id;
         self.phases = started.phases;
@@ -200,7 +190,7 @@ impl Executor {
     /// Gives the lease back and waits for its bill; the executor process is then gone.
     pub fn release(self) -> Result<Bill> {
         let bill = self.lease.0.release()?;
-        self.data.0.close(Failure::LeaseEnded(EndReason::Released));
+        self.data.close(Failure::LeaseEnded(EndReason::Released));
         bill.ok_or(Error::ExecutorGone)
     }
 }

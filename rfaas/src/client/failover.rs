@@ -125,7 +125,7 @@ impl Executor {
     /// Makes another try possible. A new process on the same lease is tried once, with half of the
     /// time: if its node hangs, there is time for another.
     fn recover(&mut self, restarted: &mut bool, timeout: Duration) -> Result<(), Setback> {
-        if !self.is_stopped() && self.data.0.lock().workers.at_work() {
+        if !self.is_stopped() && self.data.lock().workers.at_work() {
             return Ok(());
         }
         let recovered = if !mem::replace(restarted, true) && self.lease.0.lives() {
@@ -144,7 +144,7 @@ impl Executor {
         let now = Instant::now();
         let late = ending.at <= now;
         let tried = self.stays_until.is_some_and(|until| now < until);
-        if late || tried || self.data.0.lock().workers.tickets.any_waiting() {
+        if late || tried || self.data.lock().workers.tickets.any_waiting() {
             return;
         }
         if let Err(error) = self.relocate(self.deployment().failover_timeout) {

@@ -171,9 +171,9 @@ impl Executor {
     /// Posts `call`, which has a place, and waits for its outcome.
     #[inline]
     fn call_in_place(&mut self, call: &Call<'_>) -> Result<Outcome> {
-        match Alone::new(&mut self.data.0) {
+        match Alone::new(&mut self.data) {
             Some(mut alone) => post_and_wait(&mut alone, call),
-            None => post_and_wait(&mut Together::new(&self.data.0), call),
+            None => post_and_wait(&mut Together::new(&self.data), call),
         }
     }
 
@@ -181,7 +181,7 @@ impl Executor {
     #[cold]
     fn breach(&mut self, place: Place, breach: &'static str) -> Outcome {
         let mut woken = Vec::new();
-        self.data.0.lock().workers.breach(place.worker, breach, &mut woken);
+        self.data.lock().workers.breach(place.worker, breach, &mut woken);
         wake(woken);
         Outcome::Failed(Failure::WorkerLost(breach))
     }
@@ -190,7 +190,7 @@ impl Executor {
     #[cold]
     fn gone(&mut self, place: Place) {
         let mut woken = Vec::new();
-        self.data.0.lock().workers.gone(place.worker, &mut woken);
+        self.data.lock().workers.gone(place.worker, &mut woken);
         wake(woken);
     }
 }
@@ -390,7 +390,7 @@ impl There {
         if !at.addr.is_multiple_of(HEADER_SPACE as u64) {
             return Err(Unusable::Breach("its output is not aligned to 64 bytes"));
         }
-        let output = executor.data.0.lock().workers.output(self.place, at, most);
+        let output = executor.data.lock().workers.output(self.place, at, most);
         let output = output.map_err(|error| match error {
             rdmalib::Error::Disconnected => Unusable::Gone,
             rdmalib::Error::RemoteAccess => {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use super::Spin;
 use super::buffer::{Input, Output};
-use super::drive::{Alone, Drive, Shared, Together};
+use super::drive::{Alone, DataPath, Drive, Together};
 use super::executor::{Executor, Function};
 use super::failure::Outcome;
 use super::pending::{Failed, Pending};
@@ -83,7 +83,7 @@ impl Executor {
         output: Output,
     ) -> Result<Pending, Failed> {
         match self.try_submit(function, &input, &output) {
-            Ok(ticket) => Ok(Pending::new(Arc::clone(&self.data.0), ticket, (input, output))),
+            Ok(ticket) => Ok(Pending::new(Arc::clone(self.data.lend()), ticket, (input, output))),
             Err(error) => Err(Failed { error, input, output }),
         }
     }
@@ -121,11 +121,11 @@ impl Executor {
     #[inline]
     pub(super) fn replacing<T>(
         &mut self,
-        mut what: impl FnMut(&mut Arc<Shared>) -> Result<Option<T>>,
+        mut what: impl FnMut(&mut DataPath) -> Result<Option<T>>,
     ) -> Result<T> {
         loop {
             if !self.is_stopped()
-                && let Some(done) = what(&mut self.data.0)?
+                && let Some(done) = what(&mut self.data)?
             {
                 return Ok(done);
             }
@@ -136,7 +136,7 @@ impl Executor {
     /// Bytes of `output`, or why there are none.
     #[inline]
     pub(super) fn finish(&mut self, outcome: Outcome, output: &mut Output) -> Result<usize> {
-        let result = self.data.0.read_outcome(outcome, output);
+        let result = self.data.read_outcome(outcome, output);
         if let Err(Error::TimeLimit { .. } | Error::WorkerLost { .. }) = &result {
             self.retire();
         }
@@ -147,7 +147,7 @@ impl Executor {
     /// is not to use its core until then.
     #[cold]
     fn retire(&mut self) {
-        let due = self.data.0.lock().workers.due();
+        let due = self.data.lock().workers.due();
         if due {
             self.stop();
         }

@@ -9,7 +9,7 @@ use super::super::carried;
 use super::super::completion::Shared;
 use super::super::mapping::Part;
 use super::super::peer_arena::PeerArena;
-use super::super::ring::{Arm, ArrivalTaker};
+use super::super::ring::{Arm, Arrival, ArrivalTaker};
 use super::{Core, TAG_IMMEDIATE, TAG_SHARED, TAG_TOO_LONG, TAG_WRITE};
 use crate::completion::{Opcode, Status, WorkCompletion};
 use crate::memory::RemoteAddress;
@@ -124,66 +124,102 @@ impl Source {
     #[inline]
     fn take_arrival(&mut self) -> Option<WorkCompletion> {
         let arrivals = self.arrivals.as_mut()?;
-        let core = &*self.core;
-        let index = arrivals.taken();
-        if index == core.receives_posted.load(Ordering::Acquire) {
+        if arrivals.taken() == self.core.receives_posted.load(Ordering::Acquire) {
             return None; // IDS
         }
-        let mut arrival = match arrivals.take() {
-            Some(arrival) => Some(arrival),
-            None if core.state() == State::Error => {
-                if let Some(peer) = core.peer.get() {
-                    arrivals.play(&peer.ball, false); // it may be news
-                }
-                arrivals.take() // DRAIN
+        match arrivals.take() {
+            Some(arrival) if arrival.tag & TAG_SHARED == 0 => Some(self.complete(&arrival)),
+            other => self.take_with_care(other),
+        }
+    }
+
+    /// A large write, or nothing, which may be the end.
+    #[inline(never)]
+    fn take_with_care(&mut self, taken: Option<Arrival>) -> Option<WorkCompletion> {
+        let ended = self.core.state() == State::Error;
+        if taken.is_none() && !ended {
+            return None;
+        }
+        let arrivals = self.arrivals.as_mut()?;
+        let arrival = taken.or_else(|| {
+            if let Some(peer) = self.core.peer.get() {
+                arrivals.play(&peer.ball, false); // it may be news
             }
-            None => return None,
+            arrivals.take() // DRAIN
+        });
+        let Some(arrival) = arrival else { return Some(self.flush()) };
+        if arrival.tag & TAG_SHARED == 0 || self.help_with(&arrival) {
+            return Some(self.complete(&arrival));
+        }
+        if self.core.state() == State::Error {
+            if self.help_with(&arrival) {
+                return Some(self.complete(&arrival)); // DRAIN
+            }
+            self.arrivals.as_mut()?.put_back();
+            return Some(self.flush()); // it never will be complete
+        }
+        self.arrivals.as_mut()?.put_back(); // the sender copies the rest
+        None
+    }
+
+    /// Copies its part of a large write; whether all of it is there.
+    fn help_with(&mut self, large: &Arrival) -> bool {
+        let Some(arrivals) = &self.arrivals else { return true };
+        self.core.help_with(large, arrivals.payload(), &mut self.peer)
+    }
+
+    /// Completes the receive that `arrival`, which was taken, is for.
+    #[inline]
+    fn complete(&mut self, arrival: &Arrival) -> WorkCompletion {
+        let core = &*self.core;
+        if let Some(arrivals) = &mut self.arrivals {
+            if let Some((addr, key)) = arrival.carried_to
+                && arrival.tag & TAG_SHARED == 0
+            {
+                let to = RemoteAddress { addr, key };
+                let (ring, payload) = arrivals.payload();
+                carried::land(&core.memory, ring, payload, to, arrival.bytes as usize);
+            }
+            arrivals.done();
+        }
+        let is_write = arrival.tag & TAG_WRITE != 0;
+        let too_long = arrival.tag & TAG_TOO_LONG != 0;
+        let completion = WorkCompletion {
+            id: self.retire_receive(),
+            status: if too_long { Status::LocalLengthError } else { Status::Success },
+            opcode: if is_write { Opcode::ReceiveWithImmediate } else { Opcode::Receive },
+            bytes: arrival.bytes,
+            immediate: (arrival.tag & TAG_IMMEDIATE != 0).then_some(arrival.immediate),
+            queue_pair: core.number,
         };
-        if let Some(large) = arrival.filter(|arrival| arrival.tag & TAG_SHARED != 0)
-            && !core.help_with(&large, arrivals.payload(), &mut self.peer)
-        {
-            if core.state() != State::Error {
-                arrivals.put_back();
-                return None; // the sender copies the rest
-            }
-            if !core.help_with(&large, arrivals.payload(), &mut self.peer) {
-                arrivals.put_back(); // DRAIN
-                arrival = None; // it never will
-            }
+        if too_long {
+            self.core.fail();
         }
-        let id = core.receive_ids[(index & (core.ring_depth - 1)) as usize].load(Ordering::Relaxed);
-        let mut completion =
-            WorkCompletion { id, queue_pair: core.number, ..WorkCompletion::default() };
-        match arrival {
-            None => {
-                arrivals.skip();
-                completion.status = Status::Flushed;
-                completion.opcode = Opcode::Receive;
-            }
-            Some(arrival) => {
-                let write = arrival.tag & TAG_WRITE != 0;
-                completion.opcode =
-                    if write { Opcode::ReceiveWithImmediate } else { Opcode::Receive };
-                completion.bytes = arrival.bytes;
-                completion.immediate =
-                    (arrival.tag & TAG_IMMEDIATE != 0).then_some(arrival.immediate);
-                if let Some((addr, key)) = arrival.carried_to
-                    && arrival.tag & TAG_SHARED == 0
-                {
-                    let to = RemoteAddress { addr, key };
-                    let (ring, payload) = arrivals.payload();
-                    carried::land(&core.memory, ring, payload, to, arrival.bytes as usize);
-                }
-                arrivals.done();
-                if arrival.tag & TAG_TOO_LONG != 0 {
-                    completion.status = Status::LocalLengthError;
-                }
-            }
+        completion
+    }
+
+    /// Completes the next receive, for which nothing will arrive.
+    fn flush(&mut self) -> WorkCompletion {
+        if let Some(arrivals) = &mut self.arrivals {
+            arrivals.skip();
         }
-        core.receives_taken.store(arrivals.taken(), Ordering::Release);
-        if completion.status == Status::LocalLengthError {
-            core.fail();
+        WorkCompletion {
+            id: self.retire_receive(),
+            status: Status::Flushed,
+            opcode: Opcode::Receive,
+            queue_pair: self.core.number,
+            ..WorkCompletion::default()
         }
-        Some(completion)
+    }
+
+    /// The id of the receive that was taken last, whose place is free again.
+    #[inline]
+    fn retire_receive(&self) -> u64 {
+        let core = &*self.core;
+        let taken = self.arrivals.as_ref().map_or(0, ArrivalTaker::taken);
+        let index = taken.wrapping_sub(1) & (core.ring_depth - 1);
+        let id = core.receive_ids[index as usize].load(Ordering::Relaxed);
+        core.receives_taken.store(taken, Ordering::Release);
+        id
     }
 }
