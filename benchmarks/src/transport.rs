@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use rdmalib::{
     Access, CompletionQueue, Device, Domain, Flags, Operation, QueuePair, QueuePairConfig, Region,
-    RemoteAddress, Source, Status, WorkRequest,
+    RemoteAddress, Source, Status, WorkCompletion, WorkRequest,
 };
 use rfaas::protocol::invocation::HEADER_SPACE;
 use rfaas::{Sharing, Spin};
@@ -36,6 +36,8 @@ const START_TIMEOUT: Duration = Duration::from_secs(20);
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// Posted receives: one message is under way at a time, the others are as many as a worker has to spare.
 const RECEIVES: u32 = 32;
+/// Completions taken from the queue at a time, as client and worker do it.
+const BATCH: usize = 16;
 /// Requests that may be under way before one completes with an entry.
 const SEND_DEPTH: u32 = 32;
 /// Every so many requests one is signalled, as the service does it to free its queue.
@@ -165,6 +167,7 @@ pub fn be_the_peer(plan: &Plan, starter: SocketAddr) -> Result<(), Failure> {
 struct Link {
     queue_pair: QueuePair,
     completions: CompletionQueue,
+    batch: [WorkCompletion; BATCH],
     peer: RemoteAddress,
     spin: Spin,
     /// Whether the other end needs the CPU that this one spins on.
@@ -194,6 +197,7 @@ impl Link {
         Ok(Link {
             queue_pair,
             completions,
+            batch: [WorkCompletion::default(); BATCH],
             peer: RemoteAddress::default(),
             spin: plan.spin(),
             sharing: Sharing::default(),
@@ -238,23 +242,28 @@ impl Link {
         let mut polls = 0u32;
         let mut since = None;
         loop {
-            let Some(completion) = self.completions.poll_one() else {
+            let taken = self.completions.poll(&mut self.batch);
+            if taken == 0 {
                 polls = polls.wrapping_add(1);
                 self.pause(polls, &mut since)?;
                 continue;
-            };
-            match (completion.status, completion.immediate) {
-                (Status::Success, Some(_)) => {
-                    if self.yields(polls) {
-                        self.sharing.yielded();
-                    } else if polls > 0 {
-                        self.sharing.spun();
-                    }
-                    self.owes_receive = true;
-                    return Ok(completion.bytes);
+            }
+            let mut message = None;
+            for done in &self.batch[..taken] {
+                match (done.status, done.immediate) {
+                    (Status::Success, Some(_)) => message = Some(done.bytes),
+                    (Status::Success, None) => {} // a signalled write of ours
+                    (status, _) => return Err(Broken::Ended(status)),
                 }
-                (Status::Success, None) => {} // a signalled write of ours
-                (status, _) => return Err(Broken::Ended(status)),
+            }
+            if let Some(bytes) = message {
+                if self.yields(polls) {
+                    self.sharing.yielded();
+                } else if polls > 0 {
+                    self.sharing.spun();
+                }
+                self.owes_receive = true;
+                return Ok(bytes);
             }
         }
     }

@@ -102,7 +102,7 @@ const SECRET: Secret = Secret(*b"0123456789abcdef");
 
 #[test]
 fn a_hello_is_magic_version_and_role() {
-    assert_eq!(VERSION, 3);
+    assert_eq!(VERSION, 4);
     for (role, number) in [
         (Role::Lease, 1),
         (Role::Node, 2),
@@ -112,10 +112,10 @@ fn a_hello_is_magic_version_and_role() {
         (Role::Worker, 6),
     ] {
         let hello = Hello::with(role, &Empty {});
-        assert_eq!(hello, [b'r', b'F', b'a', b'S', 3, 0, number, 0]);
+        assert_eq!(hello, [b'r', b'F', b'a', b'S', 4, 0, number, 0]);
     }
     let hello = Hello::with(Role::Accounting, &AccountingHello { secret: SECRET });
-    assert_eq!(hello, b"rFaS\x03\0\x04\x000123456789abcdef");
+    assert_eq!(hello, b"rFaS\x04\0\x04\x000123456789abcdef");
 }
 
 #[test]

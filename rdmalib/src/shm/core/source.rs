@@ -82,8 +82,9 @@ impl Source {
             if !self.something_arrived() {
                 break;
             }
-            let Some(completion) = self.take_arrival() else { break };
-            *entry = completion;
+            if !self.take_arrival(entry) {
+                break;
+            }
             taken += 1;
         }
         taken
@@ -121,45 +122,57 @@ impl Source {
         })
     }
 
+    /// Fills `out` with the next completion of a receive, if there is one. Straight into its place: what is
+    /// written in small pieces and then moved in large ones waits in the processor's store buffer.
     #[inline]
-    fn take_arrival(&mut self) -> Option<WorkCompletion> {
-        let arrivals = self.arrivals.as_mut()?;
+    fn take_arrival(&mut self, out: &mut WorkCompletion) -> bool {
+        let Some(arrivals) = &mut self.arrivals else { return false };
         if arrivals.taken() == self.core.receives_posted.load(Ordering::Acquire) {
-            return None; // IDS
+            return false; // IDS
         }
         match arrivals.take() {
-            Some(arrival) if arrival.tag & TAG_SHARED == 0 => Some(self.complete(&arrival)),
-            other => self.take_with_care(other),
+            Some(arrival) if arrival.tag & TAG_SHARED == 0 => {
+                self.complete(&arrival, out);
+                true
+            }
+            other => self.take_with_care(other, out),
         }
     }
 
     /// A large write, or nothing, which may be the end.
     #[inline(never)]
-    fn take_with_care(&mut self, taken: Option<Arrival>) -> Option<WorkCompletion> {
+    fn take_with_care(&mut self, taken: Option<Arrival>, out: &mut WorkCompletion) -> bool {
         let ended = self.core.state() == State::Error;
+        let Some(arrivals) = &mut self.arrivals else { return false };
         if taken.is_none() && !ended {
-            return None;
+            return false;
         }
-        let arrivals = self.arrivals.as_mut()?;
         let arrival = taken.or_else(|| {
             if let Some(peer) = self.core.peer.get() {
                 arrivals.play(&peer.ball, false); // it may be news
             }
             arrivals.take() // DRAIN
         });
-        let Some(arrival) = arrival else { return Some(self.flush()) };
+        let Some(arrival) = arrival else {
+            self.flush(out);
+            return true;
+        };
         if arrival.tag & TAG_SHARED == 0 || self.help_with(&arrival) {
-            return Some(self.complete(&arrival));
+            self.complete(&arrival, out);
+            return true;
         }
-        if self.core.state() == State::Error {
-            if self.help_with(&arrival) {
-                return Some(self.complete(&arrival)); // DRAIN
-            }
-            self.arrivals.as_mut()?.put_back();
-            return Some(self.flush()); // it never will be complete
+        let ended = self.core.state() == State::Error;
+        if ended && self.help_with(&arrival) {
+            self.complete(&arrival, out); // DRAIN
+            return true;
         }
-        self.arrivals.as_mut()?.put_back(); // the sender copies the rest
-        None
+        if let Some(arrivals) = &mut self.arrivals {
+            arrivals.put_back();
+        }
+        if ended {
+            self.flush(out); // it never will be whole
+        } // else the sender copies the rest
+        ended
     }
 
     /// Copies its part of a large write; whether all of it is there.
@@ -168,9 +181,9 @@ impl Source {
         self.core.help_with(large, arrivals.payload(), &mut self.peer)
     }
 
-    /// Completes the receive that `arrival`, which was taken, is for.
+    /// Completes the receive that `arrival`, which was taken, is for, into `out`.
     #[inline]
-    fn complete(&mut self, arrival: &Arrival) -> WorkCompletion {
+    fn complete(&mut self, arrival: &Arrival, out: &mut WorkCompletion) {
         let core = &*self.core;
         if let Some(arrivals) = &mut self.arrivals {
             if let Some((addr, key)) = arrival.carried_to
@@ -184,7 +197,7 @@ impl Source {
         }
         let is_write = arrival.tag & TAG_WRITE != 0;
         let too_long = arrival.tag & TAG_TOO_LONG != 0;
-        let completion = WorkCompletion {
+        *out = WorkCompletion {
             id: self.retire_receive(),
             status: if too_long { Status::LocalLengthError } else { Status::Success },
             opcode: if is_write { Opcode::ReceiveWithImmediate } else { Opcode::Receive },
@@ -193,23 +206,22 @@ impl Source {
             queue_pair: core.number,
         };
         if too_long {
-            self.core.fail();
+            core.fail();
         }
-        completion
     }
 
-    /// Completes the next receive, for which nothing will arrive.
-    fn flush(&mut self) -> WorkCompletion {
+    /// Completes the next receive, for which nothing will arrive, into `out`.
+    fn flush(&mut self, out: &mut WorkCompletion) {
         if let Some(arrivals) = &mut self.arrivals {
             arrivals.skip();
         }
-        WorkCompletion {
+        *out = WorkCompletion {
             id: self.retire_receive(),
             status: Status::Flushed,
             opcode: Opcode::Receive,
             queue_pair: self.core.number,
             ..WorkCompletion::default()
-        }
+        };
     }
 
     /// The id of the receive that was taken last, whose place is free again.
