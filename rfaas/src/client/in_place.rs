@@ -241,7 +241,6 @@ impl<'a> InPlaceCall<'a> {
     /// [`Executor::invoke`], and after one the slot is free again. Input in the memory of a worker cannot
     /// be sent to another: if the worker was lost before the call, that fails with
     /// [`Error::WorkerLost`], or the reason, and the next [`Executor::in_place`] finds another.
-    #[inline]
     pub fn invoke(self) -> Result<InPlaceResult<'a>> {
         let InPlaceCall { mut held, len } = self;
         let len = if held.there.is_some() { held.call(len)? } else { held.call_aside(len)? };

@@ -22,7 +22,7 @@ impl Executor {
     /// result is in `output`; returns the bytes of output.
     ///
     /// With asynchronous invocations in all slots it first waits for one of them.
-    #[inline]
+    // Not inlined into applications: the path below is compiled here, once and as a whole.
     pub fn invoke(
         &mut self,
         function: &Function,
