@@ -107,11 +107,10 @@ impl SendQueue {
         &self.device
     }
 
-    /// Puts `request`, the `ahead`th after those posted, into the device's words.
+    /// Puts `request`, the `ahead`th after those posted, into the device's words: into `place`, which is empty.
     #[inline]
-    fn prepare(&self, request: &WorkRequest<'_>, ahead: u32) -> Result<Prepared> {
-        let mut prepared = Prepared::default();
-        let Prepared { request: raw, element } = &mut prepared;
+    fn prepare(&self, request: &WorkRequest<'_>, ahead: u32, place: &mut Prepared) -> Result<()> {
+        let Prepared { request: raw, element } = place;
         raw.send_flags = flags(request.flags);
         match request.operation {
             Operation::Send { source, immediate } => {
@@ -143,7 +142,7 @@ impl SendQueue {
             }
         }
         raw.wr_id = self.core.note(Kind::Send, self.posted.wrapping_add(ahead), request.id)?;
-        Ok(prepared)
+        Ok(())
     }
 
     #[inline]
@@ -178,7 +177,8 @@ impl SendQueue {
 
     #[inline]
     pub(crate) fn post(&mut self, request: &WorkRequest<'_>) -> Result<()> {
-        let mut prepared = self.prepare(request, 0)?;
+        let mut prepared = Prepared::default();
+        self.prepare(request, 0, &mut prepared)?;
         if self.core.is_ready() {
             // SAFETY: a chain of one; `prepare` has checked its memory, which the request borrows.
             unsafe { self.queue_pair.post_send(prepared.link(ptr::null_mut())) }
@@ -223,12 +223,9 @@ impl SendQueue {
             let mut prepared = 0;
             let mut result = Ok(());
             for (place, request) in list.iter_mut().zip(requests) {
-                match self.prepare(request, prepared) {
-                    Ok(it) => *place = it,
-                    Err(error) => {
-                        result = Err(error);
-                        break;
-                    }
+                result = self.prepare(request, prepared, place);
+                if result.is_err() {
+                    break;
                 }
                 prepared += 1;
             }
@@ -379,10 +376,8 @@ fn atomic(raw: &mut ibv_send_wr, at: RemoteAddress, compare_add: u64, swap: u64)
 
 #[inline]
 fn flags(flags: Flags) -> ibv_send_flags {
-    let each = [
-        (Flags::SIGNALED, IBV_SEND_SIGNALED),
-        (Flags::SOLICITED, IBV_SEND_SOLICITED),
-        (Flags::FENCE, IBV_SEND_FENCE),
-    ];
-    each.iter().filter(|(ours, _)| flags.contains(*ours)).fold(0, |sum, (_, flag)| sum | flag)
+    let flag = |ours, devices| if flags.contains(ours) { devices } else { 0 };
+    flag(Flags::SIGNALED, IBV_SEND_SIGNALED)
+        | flag(Flags::SOLICITED, IBV_SEND_SOLICITED)
+        | flag(Flags::FENCE, IBV_SEND_FENCE)
 }
