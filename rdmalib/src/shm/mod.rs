@@ -10,7 +10,8 @@
 //! the target's arena, copies, and fills the target's ring. The target's CPU does nothing until it
 //! polls. No system call on the way, unless the target sleeps.
 //!
-//! * `ring` - the wire: posted receives there, arrivals back; `baton` - one state, two threads
+//! * `ring` - the wire: posted receives there, arrivals back, in a ring or by the ball that both ends write in
+//!   turn; `baton` - one state, two threads
 //! * `arena` - memory and keys at their owner, `peer_arena` at a peer, `mapping`
 //! * `one_sided` - carrying out a request; `carried` - a small write, in its arrival; `shared_copy` - a
 //!   large one, with the receiver's help
