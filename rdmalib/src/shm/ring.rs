@@ -180,8 +180,8 @@ impl<W: Words> ArrivalTaker<W> {
         }
     }
 
-    /// Catches the ball of the connection from now on, which is made. `may_pause`: a first look may wait
-    /// some 0.1 µs for it.
+    /// Catches the ball of the connection, which is made, from now on. `may_pause`: a first look may be put off
+    /// (PATIENCE).
     pub(crate) fn play(&mut self, ball: &Arc<Ball<W>>, may_pause: bool) {
         if self.given_up {
             return;
@@ -204,15 +204,18 @@ impl<W: Words> ArrivalTaker<W> {
     /// Whether the next arrival is there. The caller makes sure that its receive was posted.
     #[inline]
     pub(crate) fn ready(&mut self) -> bool {
-        let Some(ball) = &mut self.ball else { return false };
-        if ball.ready(self.taken, self.two_lines && self.by_ball) {
-            return true;
+        if self.ball.is_none() {
+            return false;
         }
         if self.two_lines && !self.by_ball {
             // Right before the first, so that both come at the same time.
             self.words.prefetch(arrival_word(self.from_ring, self.mask) + SECOND_LINE);
         }
-        self.look_at_ring().is_some()
+        if self.look_at_ring().is_some() {
+            return true; // or one by the ball, which came before it
+        }
+        let two_lines = self.two_lines && self.by_ball;
+        self.ball.as_mut().is_some_and(|ball| ball.ready(self.taken, two_lines))
     }
 
     #[inline]
