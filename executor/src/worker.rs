@@ -18,8 +18,8 @@
 //! * HOSTILE - what a client sends is checked; it can only break its own connection, which ends the worker and
 //!   leaves the others alone.
 //!
-//! Elsewhere: reading requests (`requests`), replies without the output (`details`), which memory (`layout`, `library`), when to sleep
-//! (`spin`), counting (`meter`, `account`), starting and stopping (`crew`).
+//! Elsewhere: reading requests (`requests`), replies without the output (`details`), which memory (`layout`,
+//! `library`), when to sleep (`spin`), counting (`meter`, `account`), starting and stopping (`crew`).
 
 use std::sync::{Mutex, PoisonError};
 

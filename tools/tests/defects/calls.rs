@@ -224,11 +224,14 @@ fn finished_asynchronous_calls_leave_nothing_in_memory_a12() {
         }
     };
     calls(2_000);
-    let before = resident_bytes();
-    calls(20_000);
-    let grown = resident_bytes().saturating_sub(before);
-    // An entry that is kept takes some hundred bytes with what it refers to: 20,000 would show.
-    assert!(grown < 1 << 20, "{grown} bytes more");
+    let mut grows = || {
+        let before = resident_bytes();
+        calls(20_000);
+        resident_bytes().saturating_sub(before) >= 1 << 20
+    };
+    // An entry that is kept takes some hundred bytes with what it refers to: 20,000 would show, each time. A huge
+    // page that the kernel has made of some small ones shows once.
+    assert!(!(grows() && grows() && grows()), "a megabyte more each time");
     drop(executor);
     scene.ends();
 }
