@@ -73,13 +73,6 @@ impl RequestHeader {
         }
     }
 
-    /// Makes it that of the slot's next use, for `input_bytes` bytes of input.
-    #[inline]
-    pub fn repeat(&mut self, input_bytes: u32) {
-        self.sequence = self.sequence.get().wrapping_add(1).into();
-        self.input_bytes = input_bytes.into();
-    }
-
     /// Whether the output stays where the function writes it.
     #[inline]
     pub fn output_stays(&self) -> bool {
@@ -92,8 +85,8 @@ impl RequestHeader {
 pub struct RequestImmediate {
     /// The slot that it is written to; one of a worker's, of which there are at most [`MAX_SLOTS`].
     pub slot: u32,
-    /// It is the slot's last request again, with the input that was sent ([`RequestHeader::repeat`]). That one
-    /// was answered with [`ReplyStatus::Ok`].
+    /// It is the slot's last request again, which was answered with [`ReplyStatus::Ok`]: with the next sequence,
+    /// and the message as its input.
     pub again: bool,
 }
 

@@ -152,7 +152,9 @@ impl Worker {
         let slot = u16::try_from(immediate.slot).unwrap();
         let at = usize::from(slot) * self.stride;
         if immediate.again {
-            self.last.get_mut(&slot).expect("there was one before").repeat(message_bytes);
+            let last = self.last.get_mut(&slot).expect("there was one before");
+            last.sequence = last.sequence.get().wrapping_add(1).into();
+            last.input_bytes = message_bytes.into();
             lock(shared).repeated += 1;
         } else {
             let mut bytes = [0; size_of::<RequestHeader>()];
