@@ -7,7 +7,6 @@
 //! | --- | --- |
 //! | `transport_benchmarker` | the writes of an invocation there and back, without the service |
 //! | `warm_benchmarker`, `cold_benchmarker`, `parallel_invocations` | one invocation after the other; the way to the first; several workers |
-//! | `compare` | floors, ours and peers beside each other in one run: table, JSON, CSV and plots ([`compare`]) |
 //! | `idle_cost`, `pool_scale`, `manager_load` | what managers cost, and how many leases they grant |
 //!
 //! * CLEAN CLOCK - nothing but the measured call is between two clock readings; patterns, checks and
@@ -15,10 +14,10 @@
 //! * SAME BYTES - what comes back is compared with what was sent, so that a figure is never one of a broken
 //!   run.
 //!
-//! Elsewhere: starting a cluster to measure (`tools`), the calls that are measured (`rfaas`, `rdmalib`).
+//! Elsewhere: floors, ours and what others use beside each other in one run (`compare`, a crate of its own for what it
+//! depends on), starting a cluster to measure (`tools`), the calls that are measured (`rfaas`, `rdmalib`).
 
 pub mod cli;
-pub mod compare;
 pub mod in_place;
 pub mod machine;
 pub mod pattern;
@@ -28,7 +27,6 @@ pub mod progress;
 pub mod report;
 pub mod samples;
 pub mod service;
-pub mod shared_line;
 pub mod transport;
 
 pub use cli::{Measure, Service};

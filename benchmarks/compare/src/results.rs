@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 use serde::ser::{SerializeSeq, Serializer};
 
-use super::contender::{Contender, Id, Kind, Round};
+use crate::contender::{Contender, Id, Kind, Round};
 
 /// One figure over all runs that have it.
 #[derive(Clone, Debug, PartialEq, Serialize)]

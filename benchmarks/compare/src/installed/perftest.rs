@@ -5,9 +5,9 @@ use std::net::IpAddr;
 use rfaas::config::DeviceEntry;
 
 use super::{Tool, is_positive, round_trip_ns};
-use crate::compare::PAYLOADS;
-use crate::compare::contender::{Contender, Id, NotMeasured, Round};
-use crate::compare::effort::Effort;
+use crate::PAYLOADS;
+use crate::contender::{Contender, Id, NotMeasured, Round};
+use crate::effort::Effort;
 
 const LATENCY: Tool = Tool { program: "ib_write_lat", package: "perftest", environment: &[] };
 const BANDWIDTH: Tool = Tool { program: "ib_write_bw", package: "perftest", environment: &[] };

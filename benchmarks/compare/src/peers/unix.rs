@@ -6,13 +6,13 @@ use std::os::unix::net::UnixStream;
 
 use tools::program::Failure;
 
-use crate::compare::PAYLOADS;
-use crate::compare::contender::{Contender, Id, NotMeasured, Round};
-use crate::compare::echo::{Echo, measure};
-use crate::compare::effort::Effort;
-use crate::compare::server::{Role, os};
-use crate::machine::{End, settle_down};
-use crate::peer::Peer;
+use crate::PAYLOADS;
+use crate::contender::{Contender, Id, NotMeasured, Round};
+use crate::echo::{Echo, measure};
+use crate::effort::Effort;
+use crate::server::{Role, os};
+use benchmarks::machine::{End, settle_down};
+use benchmarks::peer::Peer;
 
 /// Bytes of the length in front of a message.
 const PREFIX_BYTES: usize = size_of::<u32>();

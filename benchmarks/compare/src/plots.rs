@@ -10,10 +10,10 @@ use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 use tools::program::Failure;
 
-use super::contender::{Id, Kind};
-use super::files::{Told, unwritable};
-use super::results::{Rates, Row, Spread};
-use super::table::{count, size, time};
+use crate::contender::{Id, Kind};
+use crate::files::{Told, unwritable};
+use crate::results::{Rates, Row, Spread};
+use crate::table::{count, size, time};
 
 /// Pixels of a plot, and of the chart without its legend.
 const SIZE: (u32, u32) = (960, 540);
@@ -100,7 +100,7 @@ fn round_trips(area: &Area<'_>, told: &Told) -> Drawn {
 }
 
 fn distribution(area: &Area<'_>, told: &Told) -> Drawn {
-    let line = |of: &super::files::Distribution| {
+    let line = |of: &crate::files::Distribution| {
         let row = told.results.rows.iter().find(|row| row.name == of.name)?;
         let mut line = Line::of(row, &told.devices);
         let shown = of.points.iter().filter(|(share, _)| *share <= 0.999);

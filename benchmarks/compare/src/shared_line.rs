@@ -1,4 +1,4 @@
-//! A cache line that two processes share: the only unsafe code of the benchmarks.
+//! A cache line that two processes share: the only unsafe code of the comparison.
 //!
 //! What a round trip cannot be faster than is a cache line that bounces between two cores. The library below
 //! (`rdmalib`) gives no peer's memory away as a reference, so the floor maps its own page: a sealed memfd, whose

@@ -8,12 +8,12 @@ use std::process::Stdio;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use tools::program::Failure;
 
-use crate::compare::contender::{Contender, Id, NotMeasured, Round};
-use crate::compare::echo::{Echo, measure};
-use crate::compare::effort::Effort;
-use crate::compare::server::{Role, os};
-use crate::machine::{End, settle_down};
-use crate::peer::Peer;
+use crate::contender::{Contender, Id, NotMeasured, Round};
+use crate::echo::{Echo, measure};
+use crate::effort::Effort;
+use crate::server::{Role, os};
+use benchmarks::machine::{End, settle_down};
+use benchmarks::peer::Peer;
 
 /// The floor of every warm round trip.
 #[derive(Debug)]

@@ -34,6 +34,7 @@ pub mod ratios;
 pub mod results;
 pub mod run;
 pub mod server;
+pub mod shared_line;
 pub mod table;
 
 pub use contender::{Contender, Id};

@@ -1,9 +1,9 @@
 //! UCX over shared memory: what MPI libraries and data services use on one node.
 
 use super::{Tool, is_positive, round_trip_ns};
-use crate::compare::PAYLOADS;
-use crate::compare::contender::{Contender, Id, NotMeasured, Round};
-use crate::compare::effort::Effort;
+use crate::PAYLOADS;
+use crate::contender::{Contender, Id, NotMeasured, Round};
+use crate::effort::Effort;
 
 const TOOL: Tool = Tool {
     program: "ucx_perftest",

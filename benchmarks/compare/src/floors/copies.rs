@@ -4,11 +4,11 @@ use std::hint::black_box;
 
 use tools::program::Failure;
 
-use crate::compare::PAYLOADS;
-use crate::compare::contender::{Contender, Id, NotMeasured, Round};
-use crate::compare::echo::{Echo, measure};
-use crate::compare::effort::Effort;
-use crate::machine::{End, settle_down};
+use crate::PAYLOADS;
+use crate::contender::{Contender, Id, NotMeasured, Round};
+use crate::echo::{Echo, measure};
+use crate::effort::Effort;
+use benchmarks::machine::{End, settle_down};
 
 /// The floor of large payloads.
 #[derive(Debug)]

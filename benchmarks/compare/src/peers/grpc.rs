@@ -24,13 +24,13 @@ use tools::program::{Failure, describe};
 use tower::service_fn;
 
 use super::http::runtime;
-use crate::compare::PAYLOADS;
-use crate::compare::contender::{Contender, Id, NotMeasured, Round};
-use crate::compare::echo::{Echo, measure};
-use crate::compare::effort::Effort;
-use crate::compare::server::{Role, os};
-use crate::machine::{End, settle_down};
-use crate::peer::Peer;
+use crate::PAYLOADS;
+use crate::contender::{Contender, Id, NotMeasured, Round};
+use crate::echo::{Echo, measure};
+use crate::effort::Effort;
+use crate::server::{Role, os};
+use benchmarks::machine::{End, settle_down};
+use benchmarks::peer::Peer;
 
 /// Largest message, instead of 4 MiB; and what may be under way before the receiver makes room, instead of 64 KiB.
 const MOST_BYTES: usize = 64 << 20;

@@ -19,7 +19,7 @@ use tools::program::Failure;
 
 use super::contender::NotMeasured;
 use super::server::os;
-use crate::machine::{End, cpu_of};
+use benchmarks::machine::{End, cpu_of};
 
 /// Longest wait for the server to listen.
 const START_TIMEOUT: Duration = Duration::from_secs(5);

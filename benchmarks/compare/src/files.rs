@@ -7,11 +7,11 @@ use rdmalib::Provider;
 use serde_json::{Value, json};
 use tools::program::Failure;
 
-use super::contender::Id;
-use super::ratios::Ratio;
-use super::results::{Cell, Rates, Results, Row};
-use super::{SHOWN, Settings};
-use crate::machine::Machine;
+use crate::contender::Id;
+use crate::ratios::Ratio;
+use crate::results::{Cell, Rates, Results, Row};
+use crate::{SHOWN, Settings};
+use benchmarks::machine::Machine;
 
 /// What a run of the program has to tell.
 #[derive(Clone, Debug)]
@@ -179,7 +179,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::compare::contender::{Kind, Round};
+    use crate::contender::{Kind, Round};
 
     fn row(each: Vec<u64>) -> Row {
         let round = Round {

@@ -3,8 +3,8 @@
 use rdmalib::Provider;
 use serde::Serialize;
 
-use super::contender::Id;
-use super::results::{Results, Spread};
+use crate::contender::Id;
+use crate::results::{Results, Spread};
 
 /// A ratio, a difference or a rate that is aimed at.
 #[derive(Clone, Debug, Serialize)]
@@ -237,8 +237,8 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::compare::contender::Round;
-    use crate::compare::results::{Cell, Rates, Row};
+    use crate::contender::Round;
+    use crate::results::{Cell, Rates, Row};
 
     fn row(id: Id, payload: u32, runs: &[f64]) -> Row {
         let round = |&p50: &f64| Round {

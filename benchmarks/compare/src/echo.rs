@@ -4,9 +4,9 @@ use std::time::{Duration, Instant};
 
 use tools::program::Failure;
 
-use super::effort::Effort;
-use crate::pattern;
-use crate::samples::Samples;
+use crate::effort::Effort;
+use benchmarks::pattern;
+use benchmarks::samples::Samples;
 
 /// Somebody who sends a payload there and back.
 pub trait Echo {

@@ -11,15 +11,15 @@ use rfaas::{
 use tools::program::{Failure, describe};
 use tools::{LocalCluster, Options, TestDevices};
 
-use super::PAYLOADS;
-use super::contender::{Contender, Id, NotMeasured, Round};
-use super::echo::{Echo, compare_once, measure, repeat, sample};
-use super::effort::Effort;
-use crate::cli::Measure;
-use crate::machine::{End, cpu_of, move_to, settle_down, settle_process};
-use crate::plan::{Plan, input};
-use crate::service::Buffers;
-use crate::transport;
+use crate::PAYLOADS;
+use crate::contender::{Contender, Id, NotMeasured, Round};
+use crate::echo::{Echo, compare_once, measure, repeat, sample};
+use crate::effort::Effort;
+use benchmarks::cli::Measure;
+use benchmarks::machine::{End, cpu_of, move_to, settle_down, settle_process};
+use benchmarks::plan::{Plan, input};
+use benchmarks::service::Buffers;
+use benchmarks::transport;
 
 /// The function that returns its input, the one that returns as much but touches only its ends, and the
 /// library that has them.

@@ -7,21 +7,21 @@ use rdmalib::Provider;
 use rfaas::config::Devices;
 use tools::program::Failure;
 
-use super::contender::{Contender, NotMeasured};
-use super::effort::Effort;
-use super::floors::bounce::Bounce;
-use super::floors::copies::Copies;
-use super::floors::eventfd::Wake;
-use super::installed::libfabric::Libfabric;
-use super::installed::perftest::{WriteLat, write_bandwidth};
-use super::installed::ucx::Ucx;
-use super::ours::{InPlace, Service, Site, Transport, Wait};
-use super::peers::grpc::Grpc;
-use super::peers::http::Http;
-use super::peers::unix::Unix;
-use super::results::{Rates, Results, Row};
-use super::{PAYLOADS, SHOWN};
-use crate::progress::Progress;
+use crate::contender::{Contender, NotMeasured};
+use crate::effort::Effort;
+use crate::floors::bounce::Bounce;
+use crate::floors::copies::Copies;
+use crate::floors::eventfd::Wake;
+use crate::installed::libfabric::Libfabric;
+use crate::installed::perftest::{WriteLat, write_bandwidth};
+use crate::installed::ucx::Ucx;
+use crate::ours::{InPlace, Service, Site, Transport, Wait};
+use crate::peers::grpc::Grpc;
+use crate::peers::http::Http;
+use crate::peers::unix::Unix;
+use crate::results::{Rates, Results, Row};
+use crate::{PAYLOADS, SHOWN};
+use benchmarks::progress::Progress;
 
 /// Invocations in flight on one worker.
 const IN_FLIGHT: [u16; 7] = [1, 2, 4, 8, 16, 32, 64];

@@ -7,13 +7,13 @@ use std::thread::yield_now;
 
 use tools::program::Failure;
 
-use crate::compare::contender::{Contender, Id, NotMeasured, Round};
-use crate::compare::echo::{Echo, measure};
-use crate::compare::effort::Effort;
-use crate::compare::server::{Role, os};
-use crate::machine::{End, settle_down};
-use crate::peer::Peer;
+use crate::contender::{Contender, Id, NotMeasured, Round};
+use crate::echo::{Echo, measure};
+use crate::effort::Effort;
+use crate::server::{Role, os};
 use crate::shared_line::SharedLine;
+use benchmarks::machine::{End, settle_down};
+use benchmarks::peer::Peer;
 
 /// Word of the line that the client writes, and the one in which the other process answers.
 const REQUEST: usize = 0;

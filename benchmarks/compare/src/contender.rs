@@ -5,8 +5,8 @@ use std::fmt;
 use serde::Serialize;
 use tools::program::Failure;
 
-use super::effort::Effort;
-use crate::samples::Samples;
+use crate::effort::Effort;
+use benchmarks::samples::Samples;
 
 /// What a contender is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]

@@ -2,11 +2,11 @@
 
 use std::fmt::Write;
 
-use super::PAYLOADS;
-use super::contender::Kind;
-use super::files::Told;
-use super::ratios::{Aim, Ratio};
-use super::results::{Cell, Rates, Row, Spread};
+use crate::PAYLOADS;
+use crate::contender::Kind;
+use crate::files::Told;
+use crate::ratios::{Aim, Ratio};
+use crate::results::{Cell, Rates, Row, Spread};
 
 /// Width of names, and of a column of figures.
 const NAME: usize = 32;

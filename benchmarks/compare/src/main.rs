@@ -4,9 +4,9 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use benchmarks::compare::files::{self, Told};
-use benchmarks::compare::{self, Effort, Role, Settings, plots, ratios, table};
 use clap::{Parser, value_parser};
+use compare::files::{self, Told};
+use compare::{Effort, Role, Settings, plots, ratios, table};
 use rfaas::config::Devices;
 use tools::interrupt::stop_clusters_on_signals;
 use tools::program::{self, Failure, describe};

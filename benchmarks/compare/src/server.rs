@@ -14,9 +14,9 @@ use std::process::{Command, Stdio};
 use clap::ValueEnum;
 use tools::program::Failure;
 
-use super::{floors, peers};
-use crate::machine::{End, settle_down};
-use crate::peer::{Peer, die_with_the_starter};
+use crate::{floors, peers};
+use benchmarks::machine::{End, settle_down};
+use benchmarks::peer::{Peer, die_with_the_starter};
 
 /// What the other process does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -6,7 +6,7 @@
 use std::path::Path;
 use std::process::{Command, Output};
 
-use benchmarks::compare::QUICK_PAYLOADS;
+use compare::QUICK_PAYLOADS;
 use serde_json::Value;
 
 const RUNS: usize = 2;
@@ -29,7 +29,7 @@ const BUILT_IN: [(&str, bool); 12] = [
 const INSTALLED: [&str; 3] = ["ucx_message", "ucx_put", "libfabric"];
 
 fn compare(arguments: &[&str]) -> Output {
-    let devices = Path::new(env!("CARGO_MANIFEST_DIR")).join("../config/devices.json");
+    let devices = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../config/devices.json");
     Command::new(env!("CARGO_BIN_EXE_compare"))
         .arg("--device-database")
         .arg(devices)
