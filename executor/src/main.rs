@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use clap::Parser;
+use rfaas::command_line::complaint;
 use rfaas::protocol::assignment::Assignment;
 use tracing_subscriber::EnvFilter;
 
@@ -25,7 +26,7 @@ fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) if error.use_stderr() => {
-            complain(&one_line(&error.to_string()));
+            complain(&complaint(&error.to_string()));
             return ExitCode::from(2);
         }
         Err(help) => {
@@ -55,13 +56,6 @@ fn main() -> ExitCode {
 /// One line on standard error, if anybody still reads it (`eprintln!` would panic else).
 fn complain(error: &str) {
     let _ = writeln!(io::stderr(), "error: {error}");
-}
-
-/// The first paragraph of what clap says, without its own `error: `.
-fn one_line(text: &str) -> String {
-    let paragraph = text.split("\n\n").next().unwrap_or(text);
-    let words: Vec<&str> = paragraph.split_whitespace().collect();
-    words.join(" ").trim_start_matches("error: ").to_owned()
 }
 
 fn read_assignment() -> anyhow::Result<Assignment> {

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use executor_manager::{Error, Options, run};
+use rfaas::command_line::complaint;
 use rfaas::config::{ConfigError, Devices, ExecutorManagerConfig};
 use tracing_subscriber::EnvFilter;
 
@@ -33,7 +34,7 @@ const USAGE: u8 = 2;
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
-        Err(error) if error.use_stderr() => return fail(USAGE, &one_line(&error.to_string())),
+        Err(error) if error.use_stderr() => return fail(USAGE, &complaint(&error.to_string())),
         Err(help) => {
             let printed = help.print(); // it is asked for, so it is a result
             return if printed.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
@@ -73,11 +74,4 @@ fn log_to_stderr(verbose: bool) {
 fn fail(status: u8, what: &str) -> ExitCode {
     eprintln!("error: {what}");
     ExitCode::from(status)
-}
-
-/// The first paragraph of what clap says, without its own `error: `.
-fn one_line(text: &str) -> String {
-    let paragraph = text.split("\n\n").next().unwrap_or(text);
-    let words: Vec<&str> = paragraph.split_whitespace().collect();
-    words.join(" ").trim_start_matches("error: ").to_owned()
 }

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use clap::error::ErrorKind;
 use resource_manager::{Error, Options};
+use rfaas::command_line::complaint;
 use tracing_subscriber::EnvFilter;
 
 /// Hands out leases of executors, over RDMA and HTTP; watches and bills them.
@@ -66,10 +67,7 @@ fn usage(error: &clap::Error) -> ExitCode {
         let _ = error.print(); // a reader that has gone has seen enough
         return ExitCode::SUCCESS;
     }
-    let text = error.to_string();
-    // What is wrong comes first, then an empty line, then how it is used.
-    let wrong = text.split("\n\n").next().unwrap_or_default();
-    eprintln!("{} (--help shows the flags)", one_line(wrong));
+    eprintln!("error: {}", complaint(&error.to_string()));
     ExitCode::from(2)
 }
 

@@ -35,6 +35,7 @@
 pub mod channel;
 #[cfg(feature = "client")]
 pub mod client;
+pub mod command_line;
 pub mod config;
 #[cfg(feature = "client")]
 pub mod error;

@@ -11,6 +11,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use clap::error::ErrorKind;
+use rfaas::command_line::complaint;
 use rfaas::config::ConfigError;
 use tracing_subscriber::EnvFilter;
 
@@ -110,16 +111,14 @@ pub fn run<C: Parser>(
     }
 }
 
-/// Help and version go to standard output; a wrong flag is one line without the usage behind it.
+/// Help and version go to standard output; a wrong flag is one line, without the usage behind it.
 fn command_line(error: &clap::Error) -> ExitCode {
     if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
         // A closed standard output (`--help | head -1`) is no failure.
         let _ = error.print();
         return ExitCode::SUCCESS;
     }
-    let text = error.render().to_string();
-    let what = text.trim_start_matches("error: ").split("\n\n").next().unwrap_or_default();
-    eprintln!("error: {}; try --help", Failure::input(what));
+    eprintln!("error: {}", complaint(&error.to_string()));
     ExitCode::from(2)
 }
 

@@ -204,6 +204,19 @@ fn wrong_flags_are_named() {
     for name in others {
         run(command(name, ["--no-such-flag"])).is_bad_input(&["--no-such-flag"]);
     }
+    for (name, typo, meant) in [
+        ("resource_manager", "--confg", "'--config'"),
+        ("executor_manager", "--confg", "'--config'"),
+        ("executor", "--verbos", "'--verbose'"),
+        ("warm_benchmarker", "--repetition", "'--repetitions'"),
+    ] {
+        run(command(name, [typo])).is_bad_input(&[
+            typo,
+            "a similar argument exists",
+            meant,
+            "--help",
+        ]);
+    }
     run(command("device_generator", ["-p", "seven"])).is_bad_input(&["seven"]);
     run(command("device_generator", ["-d", "mlx5_9"])).is_bad_input(&["mlx5_9"]);
     run(command("device_generator", ["-o", "/nowhere/devices.json"])).is_bad_input(&["/nowhere"]);
