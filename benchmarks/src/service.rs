@@ -52,7 +52,7 @@ pub fn connect(plan: &Plan, flags: &Service) -> Result<Client, Failure> {
              --executors-database",
         )
     })?;
-    Client::connect(plan.device.clone(), manager).map_err(Failure::from)
+    Client::connect(plan.device.clone(), &manager[..]).map_err(Failure::from)
 }
 
 /// What is asked for: `cores`, and the configured memory.

@@ -24,7 +24,7 @@ mod link;
 mod nodes;
 mod server;
 
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -92,9 +92,9 @@ fn start(options: &Options) -> anyhow::Result<(Server, HttpThread)> {
     let export = options.output_database.as_deref().map(Export::open).transpose()?;
     let device = devices.open(&config.rdma_device)?.device;
     let listener = device.listen(config.rdma_device_port)?;
-    let http_address = config.http_address().context("http_network_address")?;
-    let http = TcpListener::bind(http_address)
-        .with_context(|| format!("HTTP cannot be served at {http_address}"))?;
+    let addresses = config.http_addresses().context("http_network_address")?;
+    let http = TcpListener::bind(&addresses[..])
+        .with_context(|| format!("HTTP cannot be served at {}", listed(&addresses)))?;
     let http_address = http.local_addr().context("HTTP address")?;
     // Last: who starts a manager twice is told of the ports.
     let configured =
@@ -131,6 +131,12 @@ fn start(options: &Options) -> anyhow::Result<(Server, HttpThread)> {
     let terms = Terms { secret, heartbeat, sleep: config.rdma_sleep };
     let ends = (commands, inbox);
     Ok((Server::new((device, listener), ends, (pool, ledger), export, events, terms), http))
+}
+
+/// `addresses`, for a sentence.
+fn listed(addresses: &[SocketAddr]) -> String {
+    let addresses: Vec<String> = addresses.iter().map(SocketAddr::to_string).collect();
+    addresses.join(" or ")
 }
 
 /// The pool that the state is of, with `imported` nodes added; committed.

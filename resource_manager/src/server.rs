@@ -16,7 +16,7 @@
 mod tests;
 
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -362,13 +362,14 @@ impl Server {
     /// Looks a host name up in a thread of its own, since that may take seconds.
     fn resolve(&self, node: Arc<str>, host: Arc<str>) {
         let commands = self.commands.clone();
+        let ours = self.listener.local_addr().ip();
         let look_up = move || {
-            let found = rfaas::config::resolve(&host, 0).map(|addr: SocketAddr| addr.ip());
+            let found = rfaas::config::resolve(&host, 0).map(|found| like(ours, &found));
             if let Err(error) = &found {
                 tracing::warn!(%node, %error, "the node's address was not found; trying again");
             }
-            let told =
-                commands.tell(move |pool, now, _| pool.resolved(now, &node, &host, found.ok()));
+            let told = commands
+                .tell(move |pool, now, _| pool.resolved(now, &node, &host, found.ok().flatten()));
             told.unwrap_or_else(|stopped| tracing::debug!(%stopped, "address not needed any more"));
         };
         if let Err(error) = std::thread::Builder::new().name("resolve".into()).spawn(look_up) {
@@ -382,6 +383,12 @@ impl Server {
             tracing::error!(%error, "the executors database could not be written; its old state is kept");
         }
     }
+}
+
+/// Of the addresses of a node's name, the one that clients are told: of our device's family, if there is a choice.
+fn like(ours: IpAddr, found: &[SocketAddr]) -> Option<IpAddr> {
+    let ips = || found.iter().map(SocketAddr::ip);
+    ips().find(|ip| ip.is_ipv4() == ours.is_ipv4()).or_else(|| ips().next())
 }
 
 /// Raises the limit of open descriptors as far as it goes, and tells how many connections that allows.

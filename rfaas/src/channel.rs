@@ -30,6 +30,7 @@ use zerocopy::IntoBytes;
 use crate::protocol::{
     Bytes, Hello, MAX_MESSAGE_BYTES, Malformed, MessageKind, Refusal, Role, parse_prefix,
 };
+use crate::reach::{self, Tried};
 
 /// Messages that may be under way to a peer before [`ChannelError::Busy`]: more than any conversation
 /// has open at once, and still only 64 KiB a peer.
@@ -68,6 +69,9 @@ pub enum ChannelError {
     /// The peer does not take our messages: [`Channel::flush`] and try again, or give it up.
     #[error("the peer does not take messages: {SEND_SLOTS} are under way")]
     Busy,
+    /// The peer has several addresses, and was reached at none.
+    #[error("none of its addresses answers: {}", reach::list(.0))]
+    NoneReached(Vec<Tried>),
 }
 
 impl From<rdmalib::Error> for ChannelError {

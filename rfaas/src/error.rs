@@ -213,6 +213,18 @@ pub enum Exit {
     Unknown,
 }
 
+impl Error {
+    /// Nobody was reached at `addresses`, which are of one program and not empty; of those the first is named.
+    pub(crate) fn unreachable(
+        what: &'static str,
+        addresses: &[SocketAddr],
+        source: ChannelError,
+    ) -> Self {
+        let address = *addresses.first().expect("a name that resolves has an address");
+        Error::Unreachable { what, address, source: Box::new(source) }
+    }
+}
+
 impl std::fmt::Display for Exit {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {

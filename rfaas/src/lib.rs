@@ -42,6 +42,7 @@ pub mod error;
 pub mod function;
 pub mod heartbeat;
 pub mod protocol;
+pub mod reach;
 pub mod sharing;
 pub mod spin;
 

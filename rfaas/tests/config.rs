@@ -53,7 +53,7 @@ fn the_shipped_files_are_a_cluster_on_this_machine() {
 
     let manager = ResourceManagerConfig::load(shipped("resource_manager.json")).unwrap().config;
     assert_eq!(manager.rdma_device, "shm0");
-    assert_eq!(manager.http_address().unwrap(), "0.0.0.0:5000".parse().unwrap());
+    assert_eq!(manager.http_addresses().unwrap(), ["0.0.0.0:5000".parse().unwrap()]);
     assert!(manager.rdma_sleep);
     let rdma: SocketAddr = ([127, 0, 0, 1], manager.rdma_device_port).into();
 
@@ -61,16 +61,16 @@ fn the_shipped_files_are_a_cluster_on_this_machine() {
     assert_eq!(node.rdma_device, "shm0");
     assert_eq!(node.node_name, "exec-mgr-node");
     assert_eq!(node.resource_manager_secret, manager.rdma_secret);
-    assert_eq!(node.resource_manager().unwrap(), Some(rdma));
+    assert_eq!(node.resource_manager().unwrap(), Some(vec![rdma]));
 
     let database = ExecutorsDatabase::load(shipped("executors_database.json")).unwrap();
     assert_eq!(database.executors[0].node, node.node_name);
     let address: SocketAddr = ([127, 0, 0, 1], node.rdma_device_port).into();
-    assert_eq!(database.executors[0].socket_addr().unwrap(), address);
+    assert_eq!(database.executors[0].socket_addrs().unwrap(), [address]);
 
     let benchmark = BenchmarkConfig::load(shipped("benchmark.json")).unwrap();
     assert_eq!(benchmark.config.rdma_device, "shm0");
-    assert_eq!(benchmark.config.resource_manager().unwrap(), Some(rdma));
+    assert_eq!(benchmark.config.resource_manager().unwrap(), Some(vec![rdma]));
     assert!(benchmark.benchmark.numcores <= database.executors[0].cores);
     assert!(benchmark.benchmark.memory <= database.executors[0].memory);
 }
@@ -112,7 +112,7 @@ fn the_listings_of_the_tutorial_are_accepted() {
     ))
     .unwrap();
     let manager = benchmark.config.resource_manager().unwrap();
-    assert_eq!(manager, Some("10.0.0.1:10000".parse().unwrap()));
+    assert_eq!(manager, Some(vec!["10.0.0.1:10000".parse().unwrap()]));
 
     ResourceManagerConfig::load(file(
         "resource_manager.json",
@@ -400,9 +400,9 @@ fn an_entry_has_its_own_port_and_address() {
 
 #[test]
 fn addresses_are_ip_addresses_or_names() {
-    assert_eq!(resolve("10.0.0.1", 5).unwrap(), "10.0.0.1:5".parse().unwrap());
-    assert_eq!(resolve("::1", 5).unwrap(), "[::1]:5".parse().unwrap());
-    assert!(resolve("localhost", 5).unwrap().ip().is_loopback());
+    assert_eq!(resolve("10.0.0.1", 5).unwrap(), ["10.0.0.1:5".parse().unwrap()]);
+    assert_eq!(resolve("::1", 5).unwrap(), ["[::1]:5".parse().unwrap()]);
+    assert!(resolve("localhost", 5).unwrap().iter().all(|at| at.ip().is_loopback()));
     let error = resolve("", 5).unwrap_err().to_string();
     assert!(error.contains("is empty"), "{error}");
     let error = resolve("no such host", 5).unwrap_err().to_string();

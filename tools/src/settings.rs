@@ -1,12 +1,11 @@
-//! The configuration files of a cluster: the shipped ones of `config/` with a few values changed, or those of
-//! a directory as they are.
+//! The configuration files of a cluster: the shipped ones of `config/` with a few values changed.
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
 use rfaas::config::{
-    BenchmarkConfig, ConfigError, Devices, ExecutorEntry, ExecutorManagerConfig, ExecutorsDatabase,
+    BenchmarkConfig, Devices, ExecutorEntry, ExecutorManagerConfig, ExecutorsDatabase,
     ResourceManagerConfig,
 };
 use serde::Serialize;
@@ -36,8 +35,6 @@ pub const DEVICE: &str = "shm0";
 #[derive(Clone, Debug)]
 pub(crate) struct Settings {
     directory: PathBuf,
-    /// The files are somebody's, and not written.
-    read_only: bool,
     /// Devices of clients, and of managers.
     pub devices: Devices,
     pub server_devices: Devices,
@@ -53,7 +50,6 @@ impl Settings {
     pub fn shipped(directory: &Path, devices: &TestDevices, nodes: &[String]) -> Self {
         let mut settings = Settings {
             directory: directory.to_owned(),
-            read_only: false,
             devices: devices.client_database(),
             server_devices: devices.server_database(),
             resource_manager: parse(shipped::RESOURCE_MANAGER),
@@ -75,20 +71,6 @@ impl Settings {
         settings
     }
 
-    /// Those in `directory`, as they are.
-    pub fn load(directory: &Path) -> Result<Self, ConfigError> {
-        let devices = Devices::load(directory.join(DEVICES))?;
-        Ok(Settings {
-            directory: directory.to_owned(),
-            read_only: true,
-            server_devices: devices.clone(),
-            devices,
-            resource_manager: ResourceManagerConfig::load(directory.join(RESOURCE_MANAGER))?,
-            nodes: vec![ExecutorManagerConfig::load(directory.join(EXECUTOR_MANAGER))?],
-            benchmark: BenchmarkConfig::load(directory.join(BENCHMARK))?,
-        })
-    }
-
     /// Where executor managers and clients find the resource manager.
     pub fn set_resource_manager(&mut self, at: Option<SocketAddr>) {
         let (address, port) = at.map_or((String::new(), 0), |at| (at.ip().to_string(), at.port()));
@@ -100,11 +82,8 @@ impl Settings {
         (client.resource_manager_address, client.resource_manager_port) = (address, port);
     }
 
-    /// Writes all files, unless they were loaded; the executors database has all nodes, at `address`.
+    /// Writes all files; the executors database has all nodes, at `address`.
     pub fn write(&self, address: IpAddr, cores: u32, memory: u32) -> io::Result<()> {
-        if self.read_only {
-            return Ok(());
-        }
         let entry = |node: &ExecutorManagerConfig| ExecutorEntry {
             node: node.config.node_name.clone(),
             address: address.to_string(),
@@ -128,8 +107,7 @@ impl Settings {
     }
 
     pub fn server_devices_path(&self) -> PathBuf {
-        // Files that are somebody's are those of one machine.
-        self.directory.join(if self.read_only { DEVICES } else { SERVER_DEVICES })
+        self.directory.join(SERVER_DEVICES)
     }
 
     pub fn resource_manager_path(&self) -> PathBuf {
@@ -195,13 +173,13 @@ mod tests {
         let database = ExecutorsDatabase::load(settings.executors_path()).unwrap();
         for (number, name) in names.iter().enumerate() {
             let node = ExecutorManagerConfig::load(settings.executor_manager_path(number)).unwrap();
-            assert_eq!(node.config.resource_manager().unwrap(), Some(at));
+            assert_eq!(node.config.resource_manager().unwrap(), Some(vec![at]));
             assert_eq!(node.config.node_name, *name);
             let entry = &database.executors[number];
             assert_eq!((&entry.node, entry.port), (name, node.config.rdma_device_port));
             assert_eq!((entry.cores, entry.memory), (2, 512));
         }
         let benchmark = BenchmarkConfig::load(settings.benchmark_path()).unwrap();
-        assert_eq!(benchmark.config.resource_manager().unwrap(), Some(at));
+        assert_eq!(benchmark.config.resource_manager().unwrap(), Some(vec![at]));
     }
 }

@@ -116,5 +116,5 @@ fn connect(cli: &Cli, config: &BenchmarkConfig) -> Result<Client, Failure> {
             cli.config.display()
         )));
     };
-    Client::connect(device, manager).map_err(Failure::from)
+    Client::connect(device, &manager[..]).map_err(Failure::from)
 }

@@ -7,6 +7,7 @@ use rfaas::channel::{Channel, ChannelError};
 use rfaas::config::{ConfigError, ExecutorManagerNode};
 use rfaas::protocol::node::Challenge;
 use rfaas::protocol::{Empty, Malformed, Role, parse_prefix};
+use rfaas::reach::reach;
 
 /// Longest wait for a connection.
 const DIAL: Duration = Duration::from_secs(5);
@@ -35,10 +36,13 @@ pub type Dialed = Result<(Channel, Challenge), DialError>;
 
 /// On the helper thread: waits for the name service and for the resource manager.
 pub fn connect(device: &Device, target: &ExecutorManagerNode) -> Dialed {
-    let Some(address) = target.resource_manager()? else {
+    let Some(addresses) = target.resource_manager()? else {
         return Err(DialError::Answer(Malformed::Field("resource_manager_address")));
     };
-    let mut channel = Channel::new(device, RECEIVES)?;
-    let answer = channel.connect(address, Role::Node, &Empty {}, DIAL)?;
+    let (channel, answer) = reach(device.ip_address(), &addresses, DIAL, |address, limit| {
+        let mut channel = Channel::new(device, RECEIVES)?;
+        let answer = channel.connect(address, Role::Node, &Empty {}, limit)?;
+        Ok((channel, answer))
+    })?;
     Ok((channel, parse_prefix(answer.as_slice())?))
 }

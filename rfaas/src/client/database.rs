@@ -32,8 +32,8 @@ pub(super) fn lease(
             node,
             client,
         };
-        let address = entry.socket_addr()?;
-        Ok(Candidate { node: entry.node.clone(), address, token: Token::unsigned(terms) })
+        let addresses = entry.socket_addrs()?;
+        Ok(Candidate { node: entry.node.clone(), addresses, token: Token::unsigned(terms) })
     };
     let candidates: Vec<Candidate> =
         entries.iter().filter(fits).map(candidate).collect::<Result<_>>()?;

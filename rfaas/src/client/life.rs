@@ -67,7 +67,8 @@ impl std::fmt::Debug for OnEnding {
 #[derive(Clone, Debug)]
 pub(super) struct Candidate {
     pub(super) node: String,
-    pub(super) address: SocketAddr,
+    /// At least one.
+    pub(super) addresses: Vec<SocketAddr>,
     pub(super) token: Token,
 }
 

@@ -25,6 +25,7 @@ use crate::protocol::lease::{
     self, ClientName, FromClient, LeaseGranted, LeaseId, LeaseRelease, LeaseRenew, ToClient, Token,
 };
 use crate::protocol::{Empty, Malformed, Role};
+use crate::reach::reach;
 
 const WHAT: &str = "the resource manager";
 /// Longest wait for a connection.
@@ -41,7 +42,8 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// The connection.
 #[derive(Debug)]
 pub(super) struct Link {
-    address: SocketAddr,
+    /// All addresses of its name, at least one.
+    addresses: Vec<SocketAddr>,
     conversation: Mutex<Conversation>,
     /// Leases to give back.
     outbox: Mutex<Vec<Token>>,
@@ -55,10 +57,10 @@ struct Conversation {
 }
 
 impl Link {
-    pub(super) fn connect(device: &OpenDevice, address: SocketAddr) -> Result<Self> {
-        let conversation = Conversation { channel: open(device, address)?, request: 0 };
+    pub(super) fn connect(device: &OpenDevice, addresses: Vec<SocketAddr>) -> Result<Self> {
+        let conversation = Conversation { channel: open(device, &addresses)?, request: 0 };
         let (conversation, outbox) = (Mutex::new(conversation), Mutex::default());
-        Ok(Link { address, conversation, outbox })
+        Ok(Link { addresses, conversation, outbox })
     }
 
     /// Asks for leases that meet `request` together: one for each node, in order.
@@ -84,7 +86,7 @@ impl Link {
             .into_iter()
             .map(|LeaseGranted { manager, token, .. }| {
                 let node = token.terms.node.get()?.to_owned();
-                Ok(Candidate { node, address: manager.into(), token })
+                Ok(Candidate { node, addresses: vec![manager.into()], token })
             })
             .collect()
     }
@@ -129,7 +131,7 @@ impl Link {
         let start = Instant::now();
         let mut pause = *RETURN_PAUSES.start();
         loop {
-            match open(device, self.address) {
+            match open(device, &self.addresses) {
                 Err(error @ Error::Unreachable { .. }) => {
                     if start.elapsed() + pause > RETURN_TIMEOUT {
                         return Err(error);
@@ -265,11 +267,12 @@ fn wire_ms(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
-fn open(device: &OpenDevice, address: SocketAddr) -> Result<Channel> {
-    let mut channel =
-        Channel::new(&device.device, device.entry.default_receive_buffer_size).map_err(failed)?;
-    channel
-        .connect(address, Role::Lease, &Empty {}, CONNECT_TIMEOUT)
-        .map_err(|source| Error::Unreachable { what: WHAT, address, source: Box::new(source) })?;
-    Ok(channel)
+fn open(device: &OpenDevice, addresses: &[SocketAddr]) -> Result<Channel> {
+    let from = device.device.ip_address();
+    let reached = reach(from, addresses, CONNECT_TIMEOUT, |address, limit| {
+        let mut channel = Channel::new(&device.device, device.entry.default_receive_buffer_size)?;
+        channel.connect(address, Role::Lease, &Empty {}, limit)?;
+        Ok(channel)
+    });
+    reached.map_err(|source| Error::unreachable(WHAT, addresses, source))
 }

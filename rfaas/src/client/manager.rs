@@ -27,6 +27,7 @@ use crate::protocol::allocation::{
 use crate::protocol::lease::{EndReason, LeaseId, Token};
 use crate::protocol::node::Bill;
 use crate::protocol::{Empty, Malformed, Role};
+use crate::reach::reach;
 
 const WHAT: &str = "the executor manager";
 
@@ -74,12 +75,14 @@ impl Manager {
         candidate: &Candidate,
         timeout: Duration,
     ) -> Result<Self> {
-        let address = candidate.address;
-        let unreachable =
-            |source| Error::Unreachable { what: WHAT, address, source: Box::new(source) };
-        let mut channel = Channel::new(&device.device, device.entry.default_receive_buffer_size)
-            .map_err(|source| Error::Connection { what: WHAT, source })?;
-        channel.connect(address, Role::Allocation, &Empty {}, timeout).map_err(unreachable)?;
+        let (from, addresses) = (device.device.ip_address(), &candidate.addresses);
+        let reached = reach(from, addresses, timeout, |address, limit| {
+            let receives = device.entry.default_receive_buffer_size;
+            let mut channel = Channel::new(&device.device, receives)?;
+            channel.connect(address, Role::Allocation, &Empty {}, limit)?;
+            Ok(channel)
+        });
+        let channel = reached.map_err(|source| Error::unreachable(WHAT, addresses, source))?;
         Ok(Manager {
             channel,
             node: candidate.node.clone(),

@@ -82,7 +82,7 @@ enum Grantor {
 }
 
 impl Client {
-    /// Connects to the resource manager at `address` (`host:port`), anonymously.
+    /// Connects to the resource manager at `address` (`host:port`), anonymously. Of a name all addresses are tried.
     pub fn connect(device: OpenDevice, address: impl ToSocketAddrs + fmt::Debug) -> Result<Self> {
         Self::connect_as(device, address, ANONYMOUS)
     }
@@ -95,8 +95,7 @@ impl Client {
         name: &str,
     ) -> Result<Self> {
         let name = client_name(name)?;
-        let address = resolve(&device, address)?;
-        let grantor = Grantor::Manager(Box::new(Link::connect(&device, address)?));
+        let grantor = Grantor::Manager(Box::new(Link::connect(&device, resolve(address)?)?));
         Ok(Client::new(device, name, grantor))
     }
 
@@ -167,16 +166,10 @@ fn client_name(name: &str) -> Result<ClientName> {
     ClientName::new(name).ok_or(Error::Invalid("the name of a client has at most 64 bytes"))
 }
 
-/// The address that stands for `address`: of the device's family, if there is a choice.
-fn resolve(device: &OpenDevice, address: impl ToSocketAddrs + fmt::Debug) -> Result<SocketAddr> {
+/// The addresses that `address` stands for, at least one.
+fn resolve(address: impl ToSocketAddrs + fmt::Debug) -> Result<Vec<SocketAddr>> {
     let failed = |reason: String| Error::Address { address: format!("{address:?}"), reason };
     let found: Vec<SocketAddr> =
         address.to_socket_addrs().map_err(|error| failed(error.to_string()))?.collect();
-    let like_ours = |found: &&SocketAddr| found.is_ipv4() == device.device.ip_address().is_ipv4();
-    found
-        .iter()
-        .find(like_ours)
-        .or(found.first())
-        .copied()
-        .ok_or_else(|| failed("the name has no address".into()))
+    if found.is_empty() { Err(failed("the name has no address".into())) } else { Ok(found) }
 }

@@ -88,8 +88,8 @@ impl ExecutorManagerConfig {
 }
 
 impl ExecutorManagerNode {
-    /// Where the resource manager is, if there is one.
-    pub fn resource_manager(&self) -> Result<Option<SocketAddr>, ConfigError> {
+    /// Where the resource manager is, if there is one: all addresses of its name.
+    pub fn resource_manager(&self) -> Result<Option<Vec<SocketAddr>>, ConfigError> {
         resource_manager(&self.resource_manager_address, self.resource_manager_port)
     }
 

@@ -39,8 +39,8 @@ impl ExecutorsDatabase {
 }
 
 impl ExecutorEntry {
-    /// Where its executor manager listens.
-    pub fn socket_addr(&self) -> Result<SocketAddr, ConfigError> {
+    /// Where its executor manager listens: at one of these.
+    pub fn socket_addrs(&self) -> Result<Vec<SocketAddr>, ConfigError> {
         resolve(&self.address, self.port)
     }
 }

@@ -42,7 +42,7 @@ pub const EXECUTOR_MANAGER_PORT: u16 = 10_005;
 #[non_exhaustive]
 pub enum ConfigError {
     /// The file cannot be read.
-    #[error("{}: cannot be read: {reason}", path.display())]
+    #[error("{}: cannot be read: {reason}{}", path.display(), looked_in(path, reason))]
     Read {
         /// The file.
         path: PathBuf,
@@ -118,18 +118,29 @@ impl fmt::Display for Invalid {
     }
 }
 
-/// The address that `host` (an IP address or a name) and `port` stand for; the first, if a name has
-/// several.
-pub fn resolve(host: &str, port: u16) -> Result<SocketAddr, ConfigError> {
+/// Where a file was looked for, if that is not clear from its path: many defaults are relative.
+fn looked_in(path: &Path, reason: &io::Error) -> String {
+    if path.is_absolute() || reason.kind() != io::ErrorKind::NotFound {
+        return String::new();
+    }
+    let here = std::env::current_dir();
+    here.map(|here| format!(", in the directory {}", here.display())).unwrap_or_default()
+}
+
+/// The addresses that `host` (an IP address or a name) and `port` stand for, at least one, in the name service's order.
+pub fn resolve(host: &str, port: u16) -> Result<Vec<SocketAddr>, ConfigError> {
     let failed = |reason: String| ConfigError::Address { address: host.to_owned(), reason };
     if host.is_empty() {
         return Err(failed("is empty: give an IP address or a host name".into()));
     }
-    (host, port)
-        .to_socket_addrs()
-        .map_err(|error| failed(error.to_string()))?
-        .next()
-        .ok_or_else(|| failed("the name has no address".into()))
+    let found = (host, port).to_socket_addrs().map_err(|error| failed(error.to_string()))?;
+    let mut addresses = Vec::new();
+    for address in found {
+        if !addresses.contains(&address) {
+            addresses.push(address);
+        }
+    }
+    if addresses.is_empty() { Err(failed("the name has no address".into())) } else { Ok(addresses) }
 }
 
 /// What all files have in common.
@@ -204,9 +215,9 @@ fn require_heartbeat(heartbeat_ms: u32, silence_ms: u32) -> Result<(), Invalid> 
     )
 }
 
-/// The manager that `address` and `port` of a configuration name: none if the address is empty, port 0
+/// The addresses of the manager that `address` and `port` of a configuration name: none if the address is empty, port 0
 /// being the usual port.
-fn resource_manager(address: &str, port: u16) -> Result<Option<SocketAddr>, ConfigError> {
+fn resource_manager(address: &str, port: u16) -> Result<Option<Vec<SocketAddr>>, ConfigError> {
     if address.is_empty() {
         return Ok(None);
     }

@@ -80,8 +80,8 @@ impl ResourceManagerConfig {
 }
 
 impl ResourceManagerNode {
-    /// Where to serve HTTP.
-    pub fn http_address(&self) -> Result<SocketAddr, ConfigError> {
+    /// Where to serve HTTP: the first of these that is an address of this machine.
+    pub fn http_addresses(&self) -> Result<Vec<SocketAddr>, ConfigError> {
         resolve(&self.http_network_address, self.http_network_port)
     }
 

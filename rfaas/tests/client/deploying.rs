@@ -241,6 +241,21 @@ fn a_resource_manager_grants_and_refuses_and_is_told_of_a_lease_that_is_not_used
 }
 
 #[test]
+fn a_name_with_several_addresses_is_reached_at_the_one_where_the_manager_listens() {
+    let device = open_device();
+    let (manager, _told) = resource_manager();
+    let nobody = device.device.listen(0).unwrap().local_addr(); // not any more
+    let other_family: SocketAddr = "[::1]:7".parse().unwrap();
+    let addresses = [other_family, nobody, manager];
+    Client::connect(device.clone(), &addresses[..]).unwrap();
+
+    let error = Client::connect(device, &addresses[..2]).unwrap_err();
+    let Error::Unreachable { source, .. } = &error else { panic!("{error}") };
+    let told = source.to_string();
+    assert!(told.contains(&nobody.to_string()) && told.contains("[::1]:7"), "{told}");
+}
+
+#[test]
 fn a_manager_that_does_not_run_and_an_address_that_is_none_are_told_apart() {
     let device = open_device();
     let nowhere = device.device.listen(0).unwrap().local_addr();

@@ -93,7 +93,7 @@ fn connect(name: &str) -> Result<Client> {
     let config = BenchmarkConfig::load(path(CONFIG)).unwrap().config;
     let device = Devices::load(path(DEVICES)).unwrap().open(&config.rdma_device).unwrap();
     let manager = config.resource_manager().unwrap().expect("the cluster has one");
-    Client::connect_as(device, manager, name)
+    Client::connect_as(device, &manager[..], name)
 }
 
 /// One lease, from the request to its end, whatever that is.

@@ -58,7 +58,7 @@ pub fn act() {
     let config = BenchmarkConfig::load(path(CONFIG)).unwrap().config;
     let device = Devices::load(path(DEVICES)).unwrap().open(&config.rdma_device).unwrap();
     let manager = config.resource_manager().unwrap().expect("the cluster has one");
-    let client = Client::connect(device, manager).unwrap();
+    let client = Client::connect(device, &manager[..]).unwrap();
 
     let lease = client.lease(LeaseRequest::new(1, 64)).unwrap();
     say("lease", lease.id().unwrap());
