@@ -44,6 +44,7 @@ pub mod heartbeat;
 pub mod protocol;
 pub mod reach;
 pub mod sharing;
+pub mod shell;
 pub mod spin;
 
 #[cfg(feature = "client")]

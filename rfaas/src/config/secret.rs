@@ -5,9 +5,14 @@
 //! ```
 //! Leases and registrations are signed with it (HMAC-SHA256), so whoever can guess it can lease
 //! everything.
+//!
+//! * SAME - a line end behind it is no part of it, wherever it stands: tools that write files and environments put one
+//!   there, or take it away, and a cluster has one secret.
 
+use std::ffi::OsStr;
 use std::fmt;
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -16,6 +21,7 @@ use serde::de::{Unexpected, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::ConfigError;
+use crate::shell;
 
 /// Environment variable with the cluster secret.
 pub const SECRET_VARIABLE: &str = "RFAAS_SECRET";
@@ -76,7 +82,7 @@ impl<'de> Deserialize<'de> for SecretValue {
             }
 
             fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<SecretValue, E> {
-                if text.is_empty() {
+                if trimmed(text.as_bytes()).is_empty() {
                     return Err(E::invalid_value(Unexpected::Str(text), &self));
                 }
                 Ok(SecretValue(text.to_owned()))
@@ -97,10 +103,9 @@ impl ClusterSecret {
     /// The secret of a program whose configuration has `value` and `file` (empty: none): that of the
     /// environment if there is one, else that in the file, else the value.
     pub fn load(value: &SecretValue, file: &str) -> Result<Self, ConfigError> {
-        let environment = std::env::var_os(SECRET_VARIABLE).filter(|secret| !secret.is_empty());
-        if let Some(secret) = environment {
-            let bytes = std::os::unix::ffi::OsStringExt::into_vec(secret);
-            return Ok(Self::judged(bytes, SECRET_VARIABLE));
+        let environment = std::env::var_os(SECRET_VARIABLE).unwrap_or_default();
+        if !trimmed(environment.as_bytes()).is_empty() {
+            return Ok(Self::judged(environment.as_bytes(), SECRET_VARIABLE));
         }
         if file.is_empty() {
             return Ok(Self::of(value));
@@ -110,31 +115,29 @@ impl ClusterSecret {
 
     /// The secret that `value` stands for, whatever environment and files say.
     pub fn of(value: &SecretValue) -> Self {
-        Self::judged(value.0.clone().into_bytes(), "the configuration")
+        Self::judged(value.0.as_bytes(), "the configuration")
     }
 
-    /// The content of a file without the end of its last line.
+    /// The content of a file.
     fn read(path: &Path) -> Result<Self, ConfigError> {
         let failed = |reason| ConfigError::Read { path: path.to_owned(), reason };
-        let mut bytes = std::fs::read(path).map_err(failed)?;
-        while bytes.last().is_some_and(|byte| matches!(byte, b'\n' | b'\r')) {
-            bytes.pop();
-        }
-        if bytes.is_empty() {
+        let bytes = std::fs::read(path).map_err(failed)?;
+        if trimmed(&bytes).is_empty() {
             let why = "is empty: write the cluster secret into it, such as `openssl rand -hex 32`";
             return Err(failed(io::Error::new(io::ErrorKind::InvalidData, why)));
         }
         let mode = std::fs::metadata(path).map_err(failed)?.permissions().mode();
-        let mut secret = Self::judged(bytes, "secret_file");
+        let mut secret = Self::judged(&bytes, "secret_file");
         if mode & 0o077 != 0 {
-            let path = path.display();
-            let open = format!("{path} is open to others: chmod 600 {path}");
+            let command = shell::line([OsStr::new("chmod"), OsStr::new("600"), path.as_os_str()]);
+            let open = format!("{} is open to others: {command}", path.display());
             secret.warning.get_or_insert(open);
         }
         Ok(secret)
     }
 
-    fn judged(bytes: Vec<u8>, origin: &str) -> Self {
+    fn judged(bytes: &[u8], origin: &str) -> Self {
+        let bytes = trimmed(bytes);
         let count = bytes.len();
         let warning = (count < STRONG_BYTES).then(|| {
             format!(
@@ -154,6 +157,14 @@ impl ClusterSecret {
     pub fn warning(&self) -> Option<&str> {
         self.warning.as_deref()
     }
+}
+
+/// SAME. `secret` without the line ends behind it.
+fn trimmed(mut secret: &[u8]) -> &[u8] {
+    while let [rest @ .., b'\n' | b'\r'] = secret {
+        secret = rest;
+    }
+    secret
 }
 
 impl fmt::Debug for ClusterSecret {
@@ -177,7 +188,7 @@ mod tests {
             assert_eq!(&**ClusterSecret::of(&value).bytes(), bytes.as_bytes());
             assert_eq!(serde_json::to_string(&value).unwrap(), json);
         }
-        for wrong in ["-1", "4294967296", "\"\"", "true", "1.5"] {
+        for wrong in ["-1", "4294967296", "\"\"", "\"\\n\"", "true", "1.5"] {
             assert!(value(wrong).unwrap_err().contains("a number from 0 to"), "{wrong}");
         }
     }
@@ -202,6 +213,23 @@ mod tests {
         assert_eq!((&**secret.bytes(), secret.warning()), (&b"0123456789abcdef"[..], None));
         mode(0o644);
         assert!(ClusterSecret::read(&path).unwrap().warning().unwrap().contains("chmod 600"));
+    }
+
+    #[test]
+    fn a_line_end_behind_a_secret_is_no_part_of_it_wherever_it_stands() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("secret");
+        let plain = ClusterSecret::of(&value("\"0123456789abcdef\"").unwrap());
+        for ended in ["0123456789abcdef\n", "0123456789abcdef\r\n", "0123456789abcdef"] {
+            std::fs::write(&path, ended).unwrap();
+            let of_a_value = ClusterSecret::of(&SecretValue(ended.into()));
+            let of_the_environment = ClusterSecret::judged(ended.as_bytes(), SECRET_VARIABLE);
+            for secret in [ClusterSecret::read(&path).unwrap(), of_a_value, of_the_environment] {
+                assert_eq!(secret.bytes(), plain.bytes());
+            }
+        }
+        let inside = ClusterSecret::of(&SecretValue("\n0123456789\nabcdef ".into()));
+        assert_eq!(&**inside.bytes(), b"\n0123456789\nabcdef ");
     }
 
     #[test]
