@@ -26,7 +26,6 @@ use rfaas::Client;
 use rfaas::config::{DeviceEntry, ExecutorsDatabase, OpenDevice};
 use tempfile::TempDir;
 
-use crate::binaries::Binaries;
 use crate::http::Http;
 use crate::interrupt;
 use crate::process::{Keeper, Launch, Process};
@@ -85,17 +84,6 @@ impl LocalCluster {
                 }
             }
         }
-    }
-
-    /// Starts one with the configuration files in `config` as they are, as the shipped directory of that name has
-    /// them, and waits until it is ready.
-    pub fn start_configured(config: &Path, binaries: Binaries) -> Result<Self, ClusterError> {
-        let config = config.canonicalize().map_err(os("finding the configuration directory"))?;
-        let settings = Settings::load(&config)?;
-        let options = Options { binaries, ..Options::default() };
-        let mut cluster = Self::not_started(private_directory()?, settings, options)?;
-        cluster.start_managers()?;
-        Ok(cluster)
     }
 
     fn not_started(
@@ -409,6 +397,7 @@ fn is_port_taken(error: &ClusterError) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::binaries::Binaries;
 
     #[test]
     fn ports_are_read_from_the_managers_logs() {

@@ -1,5 +1,6 @@
 //! The smallest whole client: leases a core, calls a function there, gives everything back.
 
+use anyhow::Context;
 use clap::Parser;
 use rfaas::{Client, Devices, LeaseRequest};
 
@@ -20,8 +21,10 @@ struct Cli {
 }
 
 fn echo(Cli { text, device_database, manager, functions }: Cli) -> anyhow::Result<()> {
-    let client = Client::connect(Devices::load(device_database)?.open("")?, manager)?;
-    let mut executor = client.lease(LeaseRequest::new(1, 128))?.deploy(functions)?; // 1 core, 128 MB
+    let devices = Devices::load(device_database).context("--device-database")?;
+    let client = Client::connect(devices.open("")?, manager).context("--manager")?;
+    let lease = client.lease(LeaseRequest::new(1, 128))?; // 1 core, 128 MB
+    let mut executor = lease.deploy(functions).context("--functions")?;
     let empty = executor.function("empty")?;
     let (mut input, mut output) = (executor.input(text.len())?, executor.output(text.len())?);
     input.write(0, text.as_bytes())?;

@@ -1,10 +1,12 @@
 //! A cluster on this machine, for as long as this program runs.
 
 use std::io::Write;
+use std::iter;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
+use rfaas::shell;
 use tools::interrupt::stop_clusters_on_signals;
 use tools::program::{self, Failure, describe};
 use tools::{Binaries, LocalCluster, Options};
@@ -63,9 +65,6 @@ fn print_usage(cluster: &LocalCluster) -> Result<(), Failure> {
     say(format!("executor manager   {}", cluster.executor_manager_address()))?;
     say(format!("configuration      {}", cluster.directory().display()))?;
     let command = cluster.benchmark_command("warm_benchmarker").map_err(Failure::input)?;
-    let mut example = command.get_program().display().to_string();
-    for argument in command.get_args() {
-        example = format!("{example} {}", argument.display());
-    }
+    let example = shell::line(iter::once(command.get_program()).chain(command.get_args()));
     say(format!("\ntry: {example} -s 64\nCtrl-C stops it"))
 }

@@ -1,16 +1,16 @@
-//! A first look: a cluster on this machine with the shipped configuration, functions called on it hot and warm, a
-//! thumbnail made on it, everything stopped again. Run by the script `tools/quickstart`, which builds what is needed.
+//! A first look: a cluster on this machine with the shipped configuration on free ports, functions called on it hot and
+//! warm, a thumbnail made on it, everything stopped again. Run by the script `tools/quickstart`, which builds what is needed.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use clap::Parser;
-use rfaas::{Deployment, LeaseRequest};
+use rfaas::{Deployment, LeaseRequest, shell};
 use serde_json::{Value, json};
 use tools::interrupt::stop_clusters_on_signals;
 use tools::program::{self, Failure, describe};
-use tools::{Binaries, LocalCluster};
+use tools::{Binaries, LocalCluster, Options};
 
 /// Calls of `empty` while the worker spins, and while it sleeps between them.
 const HOT_CALLS: u32 = 10_000;
@@ -24,14 +24,11 @@ const THUMBNAIL_BYTES: usize = 1 << 20;
 /// Longest time that bills may take from the executor manager to the resource manager.
 const BILL_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Starts both managers with the shipped configuration, calls functions hot and warm, makes a thumbnail of a
-/// photograph, and stops everything.
+/// Starts both managers with the shipped configuration on free ports, calls functions hot and warm, makes a thumbnail of
+/// a photograph, and stops everything.
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Cli {
-    /// Directory of the configuration files.
-    #[arg(long, value_name = "DIR", default_value = "config")]
-    config: PathBuf,
     /// Where to put the thumbnail; without it next to this program.
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
@@ -51,8 +48,8 @@ fn run(cli: Cli) -> Result<(), Failure> {
     stop_clusters_on_signals(None).map_err(Failure::later)?;
     let binaries = Binaries::beside_this_program();
     let output = cli.output.clone().unwrap_or_else(|| binaries.directory().join("thumbnail.jpg"));
-    let cluster = LocalCluster::start_configured(&cli.config, binaries.clone())
-        .map_err(|error| Failure::input(describe(&error)))?;
+    let options = Options { binaries: binaries.clone(), ..Options::default() };
+    let cluster = LocalCluster::start(options).map_err(|error| Failure::input(describe(&error)))?;
 
     let hot = call_empty(&cluster, HOT_CALLS, -1)?;
     let warm = call_empty(&cluster, WARM_CALLS, 0)?;
@@ -64,7 +61,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
     if cli.json {
         println!("{told}");
     } else {
-        print!("{}", summary(&told));
+        print!("{}{}", summary(&told), next(&binaries));
     }
     Ok(())
 }
@@ -198,5 +195,14 @@ fn summary(told: &Value) -> String {
     text + &format!(
         "{} leases granted, used and billed: {invocations} invocations; everything is stopped\n",
         bills.len(),
+    )
+}
+
+/// Where to go from here.
+fn next(binaries: &Binaries) -> String {
+    let cluster = shell::word(binaries.directory().join("cluster"));
+    format!(
+        "\nnext: {cluster}  starts a cluster that stays, on free ports, and prints a command to try on it\n      \
+         README.md shows a client and a function to write; examples/ has whole programs\n"
     )
 }
