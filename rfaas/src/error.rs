@@ -1,5 +1,6 @@
 //! What can go wrong for an application: one variant for each decision that it may take.
 
+use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -11,6 +12,7 @@ use crate::function::LibraryError;
 use crate::protocol::Malformed;
 use crate::protocol::allocation::RefusedBecause;
 use crate::protocol::lease::EndReason;
+use crate::protocol::session::MAX_FUNCTION_NAME_BYTES;
 
 /// The result of every fallible call of the client library.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -100,7 +102,7 @@ pub enum Error {
     #[error("the executor ended while it started: {0}")]
     StartFailed(Exit),
     /// The executor was started but is not ready in time.
-    #[error("the executor was not ready within {after:?}: {missing}")]
+    #[error("the executor was not ready within {after:?} (`Deployment::start_timeout`): {missing}")]
     StartTimeout {
         /// `start_timeout` of the deployment.
         after: Duration,
@@ -113,7 +115,7 @@ pub enum Error {
 
     // -- invoking --
     /// The library exports no such function.
-    #[error("no function {name:?} in the library; it has {}", available.join(", "))]
+    #[error("no function {name:?} in the library; it has {}", NoSuchFunction { name, available })]
     UnknownFunction {
         /// Name asked for.
         name: String,
@@ -121,7 +123,9 @@ pub enum Error {
         available: Vec<String>,
     },
     /// The input does not fit into a slot; deploy with larger ones.
-    #[error("input of {bytes} bytes is too large: the deployment allows {max}")]
+    #[error(
+        "input of {bytes} bytes is too large: the deployment allows {max}; deploy with `Deployment::input_bytes` of {bytes} or more"
+    )]
     InputTooLarge {
         /// Bytes of input.
         bytes: usize,
@@ -129,7 +133,9 @@ pub enum Error {
         max: usize,
     },
     /// The function returned more than fits; try again with a larger output.
-    #[error("the function returned {needed} bytes, the output holds {capacity}")]
+    #[error(
+        "the function returned {needed} bytes, the output holds {capacity}: it takes an output (`Executor::output`) and a `Deployment::output_bytes` of as much, unless the function does not return a length"
+    )]
     OutputTooLarge {
         /// Bytes that it returned.
         needed: u64,
@@ -140,7 +146,9 @@ pub enum Error {
     #[error("this {0} belongs to another executor")]
     Foreign(&'static str),
     /// Every slot of every worker has an invocation in flight; wait for one of them.
-    #[error("all slots of all workers are busy")]
+    #[error(
+        "all slots of all workers are busy: wait for a call, or deploy with more `Deployment::slots`"
+    )]
     AllSlotsBusy,
     /// A function killed the executor, and the invocations in flight with it. Restart it, or
     /// deploy again.
@@ -161,7 +169,9 @@ pub enum Error {
     ExecutorSilent,
     /// The invocation ran longer than the deployment allows. Its worker is given up; the next call
     /// has the executor replaced if nothing else is in flight.
-    #[error("the invocation ran past its time limit of {after:?}")]
+    #[error(
+        "the invocation ran past its time limit of {after:?} (`Deployment::invocation_timeout`)"
+    )]
     TimeLimit {
         /// `invocation_timeout` of the deployment.
         after: Duration,
@@ -200,6 +210,42 @@ pub enum Error {
     Rdma(#[from] rdmalib::Error),
 }
 
+/// Most functions that a message lists; a large C++ library has thousands.
+const LISTED: usize = 20;
+
+/// What there is instead of a function, and why it may have been missed.
+struct NoSuchFunction<'a> {
+    name: &'a str,
+    available: &'a [String],
+}
+
+impl fmt::Display for NoSuchFunction<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let NoSuchFunction { name, available } = self;
+        let (listed, rest) = available.split_at(available.len().min(LISTED));
+        f.write_str(&listed.join(", "))?;
+        if !rest.is_empty() {
+            write!(f, " and {} more", rest.len())?;
+        }
+        if name.len() > MAX_FUNCTION_NAME_BYTES {
+            write!(
+                f,
+                "; names have at most {MAX_FUNCTION_NAME_BYTES} bytes, this one {}",
+                name.len()
+            )?;
+        } else if let Some(mangled) = available.iter().find(|other| is_mangled(other, name)) {
+            write!(f, "; {mangled} is its C++ name: add extern \"C\" to export it as {name}")?;
+        }
+        Ok(())
+    }
+}
+
+/// Whether `symbol` is what a C++ compiler makes of a function `name` that is not `extern "C"` (Itanium C++ ABI,
+/// 5.1: names follow their lengths).
+fn is_mangled(symbol: &str, name: &str) -> bool {
+    symbol.starts_with("_Z") && symbol.contains(&format!("{}{name}", name.len()))
+}
+
 /// How an executor process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
@@ -225,8 +271,8 @@ impl Error {
     }
 }
 
-impl std::fmt::Display for Exit {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Display for Exit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Exit::Signal(number) => match signal_name(*number) {
                 Some(name) => write!(f, "signal {number} ({name})"),
@@ -270,5 +316,50 @@ mod tests {
         let available = vec!["empty".to_owned(), "sum".to_owned()];
         let text = Error::UnknownFunction { name: "emtpy".into(), available }.to_string();
         assert_eq!(text, "no function \"emtpy\" in the library; it has empty, sum");
+    }
+
+    #[test]
+    fn of_many_functions_some_are_told() {
+        let available = (0..5000).map(|number| format!("f{number}")).collect();
+        let text = Error::UnknownFunction { name: "g".into(), available }.to_string();
+        assert!(text.ends_with("f18, f19 and 4980 more"), "{text}");
+    }
+
+    #[test]
+    fn a_function_that_is_there_under_its_cpp_name_is_told_with_the_cure() {
+        let available =
+            vec!["_Z15forgot_extern_cPvjS_".to_owned(), "_ZN3lib3sumEPvjS0_".to_owned()];
+        let unknown = |name: &str| {
+            Error::UnknownFunction { name: name.into(), available: available.clone() }.to_string()
+        };
+        let text = unknown("forgot_extern_c");
+        assert!(
+            text.ends_with("; _Z15forgot_extern_cPvjS_ is its C++ name: add extern \"C\" to export it as forgot_extern_c"),
+            "{text}"
+        );
+        assert!(unknown("sum").contains("_ZN3lib3sumEPvjS0_ is its C++ name"));
+        assert!(!unknown("extern_c").contains("its C++ name"));
+    }
+
+    #[test]
+    fn a_name_that_is_too_long_is_told_with_the_limit() {
+        let unknown = Error::UnknownFunction { name: "f".repeat(513), available: vec!["g".into()] };
+        let text = unknown.to_string();
+        assert!(text.ends_with("it has g; names have at most 512 bytes, this one 513"), "{text}");
+    }
+
+    #[test]
+    fn what_is_too_small_is_told_with_the_option_that_makes_it_larger() {
+        let after = Duration::from_secs(1);
+        for (error, option) in [
+            (Error::InputTooLarge { bytes: 9, max: 8 }, "`Deployment::input_bytes` of 9 or more"),
+            (Error::OutputTooLarge { needed: 9, capacity: 8 }, "`Deployment::output_bytes`"),
+            (Error::AllSlotsBusy, "`Deployment::slots`"),
+            (Error::TimeLimit { after }, "`Deployment::invocation_timeout`"),
+            (Error::StartTimeout { after, missing: String::new() }, "`Deployment::start_timeout`"),
+        ] {
+            let text = error.to_string();
+            assert!(text.contains(option) && text.len() < 250, "{text}");
+        }
     }
 }

@@ -20,13 +20,19 @@
 //! writing more destroys the executor.
 //!
 //! Libraries are read, not loaded, here: constructors of foreign code run in executors only.
-//! Elsewhere: loading and calling them.
+//! Elsewhere: loading and calling them; finding what they export (`image`).
 
 use object::Endianness;
 use object::elf;
-use object::read::elf::{FileHeader, SectionTable, Sym};
+use object::read::elf::FileHeader;
 
-use crate::protocol::session::MAX_FUNCTION_NAME_BYTES;
+use crate::protocol::session::{MAX_FUNCTION_NAME_BYTES, MAX_FUNCTIONS};
+use image::{Image, Name};
+
+mod image;
+
+/// Largest library, in bytes: its size is told in 32 bits.
+pub const MAX_LIBRARY_BYTES: u64 = u32::MAX as u64;
 
 type Header = elf::FileHeader64<Endianness>;
 
@@ -63,6 +69,33 @@ pub enum LibraryError {
         "exports no functions: a function is extern \"C\" and visible (Rust: #[unsafe(no_mangle)])"
     )]
     NoFunctions,
+    /// All that it exports has longer names than can be told.
+    #[error(
+        "exports only functions with names of more than {MAX_FUNCTION_NAME_BYTES} bytes: export them under shorter ones"
+    )]
+    NamesTooLong,
+    /// It exports more than can be numbered.
+    #[error(
+        "exports more than {MAX_FUNCTIONS} functions: export only those that are called (-fvisibility=hidden, or a version script)"
+    )]
+    TooManyFunctions,
+    /// It is larger than can be sent.
+    #[error("has {bytes} bytes, a function library has at most {max}")]
+    TooLarge {
+        /// Its size.
+        bytes: u64,
+        /// [`MAX_LIBRARY_BYTES`].
+        max: u64,
+    },
+    /// It is no file that could be read to its end.
+    #[error("is {found}, not a file")]
+    NotFile {
+        /// What it is.
+        found: &'static str,
+    },
+    /// It is just being written.
+    #[error("changed while it was read: it is being written, try again")]
+    Changing,
 }
 
 impl From<object::read::Error> for LibraryError {
@@ -71,9 +104,9 @@ impl From<object::read::Error> for LibraryError {
     }
 }
 
-/// The callable functions of a library, by name, sorted: the defined and visible function symbols of
-/// its dynamic symbol table, without `_init` and `_fini`, which are the linker's. A symbol of more
-/// than [`MAX_FUNCTION_NAME_BYTES`] bytes, or whose name is not UTF-8, cannot be called.
+/// The callable functions of a library, by name, sorted: those that `dlsym` finds, however they came there,
+/// without `_init` and `_fini`, which are the linker's. A symbol of more than [`MAX_FUNCTION_NAME_BYTES`]
+/// bytes, or whose name is not UTF-8, cannot be called; neither can an old version of one (`name@VERSION`).
 pub fn exported_functions(library: &[u8]) -> Result<Vec<String>, LibraryError> {
     if !library.starts_with(&elf::ELFMAG) {
         return Err(LibraryError::NotElf);
@@ -82,32 +115,35 @@ pub fn exported_functions(library: &[u8]) -> Result<Vec<String>, LibraryError> {
     let header = Header::parse(library)?;
     let endian = header.endian()?;
     check_machine(header, endian)?;
-    let sections = header.sections(endian, library)?;
-    check_type(header, endian, library, &sections)?;
+    check_type(header, endian)?;
+    let image = Image::of(header, endian, library)?;
+    if image.is_program() {
+        return Err(LibraryError::NotSharedObject { found: "an executable" });
+    }
 
-    let symbols = sections.symbols(endian, library, elf::SHT_DYNSYM)?;
     let mut names = Vec::new();
-    for symbol in symbols.iter().filter(|symbol| callable(*symbol, endian)) {
-        let name = symbols.symbol_name(endian, symbol)?;
+    let mut too_long = false;
+    for name in image.functions() {
+        let Name::Bytes(name) = name? else {
+            too_long = true;
+            continue;
+        };
         let Ok(name) = std::str::from_utf8(name) else { continue };
-        let listed = !name.is_empty()
-            && name.len() <= MAX_FUNCTION_NAME_BYTES
-            && !matches!(name, "_init" | "_fini");
-        if listed {
-            names.push(name.to_owned());
+        if name.is_empty() || matches!(name, "_init" | "_fini") {
+            continue;
         }
+        if names.len() == MAX_FUNCTIONS {
+            return Err(LibraryError::TooManyFunctions);
+        }
+        names.push(name.to_owned());
     }
     names.sort_unstable();
     names.dedup(); // one name may be there in several versions
-    if names.is_empty() { Err(LibraryError::NoFunctions) } else { Ok(names) }
-}
-
-/// Whether `dlsym` would find it and it is code.
-fn callable(symbol: &impl Sym<Endian = Endianness>, endian: Endianness) -> bool {
-    symbol.st_type() == elf::STT_FUNC
-        && !symbol.is_undefined(endian)
-        && matches!(symbol.st_bind(), elf::STB_GLOBAL | elf::STB_WEAK)
-        && matches!(symbol.st_visibility(), elf::STV_DEFAULT | elf::STV_PROTECTED)
+    match (names.is_empty(), too_long) {
+        (false, _) => Ok(names),
+        (true, true) => Err(LibraryError::NamesTooLong),
+        (true, false) => Err(LibraryError::NoFunctions),
+    }
 }
 
 /// Word size and byte order, which decide how the rest is read.
@@ -139,24 +175,9 @@ fn check_machine(header: &Header, endian: Endianness) -> Result<(), LibraryError
     Err(LibraryError::OtherArchitecture { found })
 }
 
-fn check_type(
-    header: &Header,
-    endian: Endianness,
-    library: &[u8],
-    sections: &SectionTable<'_, Header>,
-) -> Result<(), LibraryError> {
+fn check_type(header: &Header, endian: Endianness) -> Result<(), LibraryError> {
     let found = match header.e_type(endian) {
-        elf::ET_DYN => {
-            // A position-independent executable has the type of a library, and a flag.
-            let executable = sections
-                .dynamic_table(endian, library)?
-                .iter()
-                .any(|entry| entry.tag == elf::DT_FLAGS_1 && entry.val & elf::DF_1_PIE.0 != 0);
-            if !executable {
-                return Ok(());
-            }
-            "an executable"
-        }
+        elf::ET_DYN => return Ok(()), // or a position-independent executable, which is looked at later
         elf::ET_EXEC => "an executable",
         elf::ET_REL => "an object file",
         elf::ET_CORE => "a core dump",

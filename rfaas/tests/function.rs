@@ -51,6 +51,39 @@ fn library(flags: &[&str]) -> Vec<u8> {
     compile(SOURCE, &[&["-shared", "-fPIC"], flags].concat())
 }
 
+/// Compiles a library whose symbols have the versions of `map`.
+fn versioned(source: &str, map: &str) -> Vec<u8> {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    fs::write(file.path(), map).unwrap();
+    let script = format!("-Wl,--version-script={}", file.path().to_str().unwrap());
+    compile(source, &["-shared", "-fPIC", &script])
+}
+
+fn number(library: &[u8], at: usize, bytes: usize) -> usize {
+    let bytes = &library[at..at + bytes];
+    bytes.iter().rev().fold(0, |value, byte| value << 8 | usize::from(*byte))
+}
+
+/// `library` without section headers, which the loader does not need.
+fn without_sections(library: &[u8]) -> Vec<u8> {
+    let mut library = library[..number(library, 40, 8)].to_vec();
+    library[40..48].fill(0); // where they are
+    library[58..64].fill(0); // how large, how many, which of them has their names
+    library
+}
+
+/// Where the program headers are, each of 56 bytes.
+fn program_headers(library: &[u8]) -> impl Iterator<Item = usize> {
+    let (first, count) = (number(library, 32, 8), number(library, 56, 2));
+    (0..count).map(move |index| first + 56 * index)
+}
+
+/// Where the bytes end that are loaded.
+fn end_of_segments(library: &[u8]) -> usize {
+    let loaded = program_headers(library).filter(|at| number(library, *at, 4) == 1);
+    loaded.map(|at| number(library, at + 8, 8) + number(library, at + 32, 8)).max().unwrap()
+}
+
 /// One library for the tests that only look at its bytes.
 fn plain() -> &'static [u8] {
     static PLAIN: OnceLock<Vec<u8>> = OnceLock::new();
@@ -121,18 +154,53 @@ fn the_linkers_own_functions_are_not_listed() {
 
 #[test]
 fn a_name_in_two_versions_is_listed_once() {
-    let dir = tempfile::tempdir().unwrap();
     let source = r#"
         __asm__(".symver old, f@V1"); __asm__(".symver new, f@@V2");
         int old(void) { return 1; } int new(void) { return 2; }
     "#;
-    fs::write(dir.path().join("source.c"), source).unwrap();
-    fs::write(dir.path().join("map"), "V1 { global: f; local: *; }; V2 { global: f; } V1;")
-        .unwrap();
-    let args = ["-shared", "-fPIC", "-Wl,--version-script=map", "-o", "result", "source.c"];
-    run(dir.path(), "cc", &args);
-    let library = fs::read(dir.path().join("result")).unwrap();
-    assert_eq!(exported_functions(&library).unwrap(), ["f"]);
+    let map = "V1 { global: f; local: *; }; V2 { global: f; } V1;";
+    assert_eq!(exported_functions(&versioned(source, map)).unwrap(), ["f"]);
+}
+
+#[test]
+fn an_old_version_is_not_listed_and_does_not_keep_the_rest_from_it() {
+    let source = r#"
+        __asm__(".symver old, before@V1");
+        int old(void) { return 1; } int now(void) { return 2; }
+    "#;
+    let map = "V1 { global: before; }; V2 { global: now; local: *; } V1;";
+    assert_eq!(exported_functions(&versioned(source, map)).unwrap(), ["now"]);
+}
+
+#[test]
+fn a_function_that_is_dispatched_when_it_is_loaded_is_listed() {
+    let source = r#"
+        static int f(void) { return 1; }
+        static void *choose(void) { return f; }
+        int dispatched(void) __attribute__((ifunc("choose")));
+    "#;
+    assert_eq!(
+        exported_functions(&compile(source, &["-shared", "-fPIC"])).unwrap(),
+        ["dispatched"]
+    );
+}
+
+#[test]
+fn of_symbols_without_type_those_that_are_code_are_listed() {
+    let source = r#"
+        __asm__(".text\n.globl code\ncode: ret\n"
+                ".data\n.globl bytes\nbytes: .long 7\n"
+                ".globl number\nnumber = 0x1000\n");
+    "#;
+    assert_eq!(exported_functions(&compile(source, &["-shared", "-fPIC"])).unwrap(), ["code"]);
+}
+
+#[test]
+fn a_library_without_section_headers_lists_the_same() {
+    for flags in [&["-Wl,--hash-style=sysv"][..], &["-Wl,--hash-style=gnu"], &["-s"]] {
+        let library = without_sections(&library(flags));
+        assert_eq!(exported_functions(&library).unwrap(), EXPORTED, "{flags:?}");
+    }
 }
 
 #[test]
@@ -141,6 +209,30 @@ fn a_name_that_is_too_long_for_the_wire_is_not_listed() {
     let source = format!("int {fits}(void) {{ return 0; }} int {too_long}(void) {{ return 0; }}");
     let library = compile(&source, &["-shared", "-fPIC"]);
     assert_eq!(exported_functions(&library).unwrap(), [fits]);
+}
+
+#[test]
+fn a_library_with_too_long_names_alone_is_told_their_limit() {
+    let source = format!("int {}(void) {{ return 0; }}", "b".repeat(513));
+    let error = exported_functions(&compile(&source, &["-shared", "-fPIC"])).unwrap_err();
+    assert!(matches!(error, LibraryError::NamesTooLong), "{error}");
+    assert!(error.to_string().contains("512 bytes"), "{error}");
+}
+
+#[test]
+fn a_library_with_more_functions_than_can_be_numbered_is_refused() {
+    let symbols = |count: usize| {
+        let symbol =
+            |number| format!("\".globl f{number}\\n.type f{number},%function\\nf{number}:\\n\"\n");
+        let all: String = (0..count).map(symbol).collect();
+        exported_functions(&compile(
+            &format!("__asm__(\".text\\n\"\n{all});"),
+            &["-shared", "-fPIC"],
+        ))
+    };
+    assert_eq!(symbols(65_536).unwrap().len(), 65_536);
+    let error = symbols(65_537).unwrap_err();
+    assert!(matches!(error, LibraryError::TooManyFunctions), "{error}");
 }
 
 #[test]
@@ -193,8 +285,8 @@ fn a_library_for_another_processor_is_refused() {
 
 #[test]
 fn a_library_that_was_cut_off_is_damaged() {
-    let library = plain();
-    for len in [4, 16, 63, 64, library.len() / 2, library.len() - 1] {
+    let library = without_sections(plain()); // what is behind its last segment, nobody needs
+    for len in [4, 16, 63, 64, library.len() / 2, end_of_segments(&library) - 1] {
         let error = exported_functions(&library[..len]).unwrap_err();
         assert!(matches!(error, LibraryError::Damaged { .. }), "{len} bytes: {error}");
     }
@@ -211,24 +303,46 @@ fn messages_are_one_line() {
     assert!(errors.iter().all(|error| !error.to_string().contains('\n')));
 }
 
+fn with_versions() -> &'static [u8] {
+    static VERSIONED: OnceLock<Vec<u8>> = OnceLock::new();
+    VERSIONED.get_or_init(|| versioned(SOURCE, "V { global: *; };"))
+}
+
+/// Numbers at which arithmetic and comparisons turn, and any others.
+fn value() -> impl Strategy<Value = u64> {
+    prop_oneof![
+        any::<u64>(),
+        0u64..0x5000,
+        Just(u64::MAX),
+        Just(1 << 63),
+        Just(u64::from(u32::MAX)),
+        (0u64..64).prop_map(|below| u64::MAX - below),
+    ]
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
 
+    /// Anywhere, and where it hurts: in the header, the program headers, and the tables that they lead to.
     #[test]
     fn overwritten_libraries_never_panic(
-        changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..40),
-        headers in prop::collection::vec((0usize..64, any::<u8>()), 0..3),
+        changes in prop::collection::vec((0usize..4, any::<prop::sample::Index>(), value()), 1..20),
         len in any::<prop::sample::Index>(),
         cut in prop::bool::weighted(0.2),
     ) {
-        let mut library = plain().to_vec();
-        let tail = library.len() - 4096; // where the section headers are
-        for (at, byte) in changes {
-            let at = if byte % 2 == 0 { at.index(library.len()) } else { tail + at.index(4096) };
-            library[at] = byte;
-        }
-        for (at, byte) in headers {
-            library[at] = byte;
+        let mut library = with_versions().to_vec();
+        let headers = 64 + 56 * program_headers(&library).count();
+        let dynamic = program_headers(&library).find(|at| number(&library, *at, 4) == 2).unwrap();
+        let dynamic = (number(&library, dynamic + 8, 8), number(&library, dynamic + 32, 8));
+        for (place, at, value) in changes {
+            let (start, bytes) = match place {
+                0 => (0, library.len()),
+                1 => (0, headers),
+                2 => (headers, 0x800), // hashes, symbols, names, versions: the linker puts them first
+                _ => dynamic,
+            };
+            let at = (start + at.index(bytes)) & !7;
+            library[at..at + 8].copy_from_slice(&value.to_le_bytes());
         }
         if cut {
             library.truncate(len.index(library.len()));

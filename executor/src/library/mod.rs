@@ -10,6 +10,9 @@
 //! how. What this module owes to its safe callers is that *they* give foreign code no pointer it
 //! may not use.
 //!
+//! Its symbols are there for all that it loads itself, its dependencies and plugins (`RTLD_GLOBAL`): it is the
+//! only library of the process, and there is nobody to keep it from.
+//!
 //! A library is loaded once and never unloaded: it may have started threads, or registered callbacks,
 //! whose code must stay.
 
@@ -21,7 +24,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::thread;
 use std::time::Duration;
 
-use libloading::os::unix::{Library as Handle, RTLD_LOCAL, RTLD_NOW};
+use libloading::os::unix::{Library as Handle, RTLD_GLOBAL, RTLD_NOW};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use rfaas::function::{LibraryError, exported_functions};
 
@@ -75,20 +78,14 @@ impl Library {
         let path = format!("/proc/self/fd/{}", code.as_raw_fd());
         // SAFETY: loading runs the library's constructors. They are the client's code in the
         // client's process, like its functions (module docs), and rely on nothing of ours.
-        let handle = unsafe { Handle::open(Some(&path), RTLD_NOW | RTLD_LOCAL) };
+        let handle = unsafe { Handle::open(Some(&path), RTLD_NOW | RTLD_GLOBAL) };
         let handle = handle.map_err(|error| LoadError::Loader(loaders_words(&error, &path)))?;
-        let functions = names
-            .iter()
-            .map(|name| {
-                // SAFETY: the symbol is a function that the library defines (`exported_functions`),
-                // and that functions have this type is what a client promises by sending a library:
-                // the machine code itself does not tell. One of another type computes nonsense in
-                // the client's own process.
-                let symbol = unsafe { handle.get::<Foreign>(name.as_str()) };
-                symbol.map(|symbol| Function(*symbol))
-            })
-            .collect::<Result<Vec<_>, _>>()
-            .map_err(|error| LoadError::Loader(loaders_words(&error, &path)))?;
+        // What the loader does not find after all cannot be called; the rest can.
+        let found = names.into_iter().filter_map(|name| find(&handle, &name).map(|f| (name, f)));
+        let (names, functions): (Vec<_>, Vec<_>) = found.unzip();
+        if names.is_empty() {
+            return Err(LibraryError::NoFunctions.into());
+        }
         Ok(Library {
             names,
             functions,
@@ -131,6 +128,22 @@ impl Function {
 /// has a reference to either, so it may also do so badly; behind the output is a guard.
 extern "C" fn enter(function: Foreign, input: *mut c_void, bytes: u32, output: *mut c_void) -> u32 {
     function(input, bytes, output)
+}
+
+/// The function called `name` of a loaded library. `None` if the loader does not know it, or its resolver (an
+/// ifunc's) finds none for this processor.
+fn find(library: &Handle, name: &str) -> Option<Function> {
+    // SAFETY: the symbol is code that the library defines (`exported_functions`), and that its functions have
+    // this type is what a client promises by sending a library: the machine code itself does not tell. One
+    // of another type computes nonsense in the client's own process. That it may be nothing is in the type.
+    let symbol = unsafe { library.get::<Option<Foreign>>(name) };
+    match symbol {
+        Ok(symbol) => (*symbol).map(Function),
+        Err(error) => {
+            tracing::debug!(name, %error, "function not found by the loader");
+            None
+        }
+    }
 }
 
 /// A file that exists in memory only, without a name, holding `bytes`.

@@ -14,14 +14,14 @@ use crate::channel::{Channel, ChannelError, Incoming, refuse};
 use crate::config::OpenDevice;
 use crate::error::{Error, Result};
 use crate::protocol::invocation::HEADER_SPACE;
-use crate::protocol::session::{ExecutorHello, FromExecutor, FunctionEntry, WorkerHello};
+use crate::protocol::session::{
+    ExecutorHello, FromExecutor, FunctionEntry, MAX_FUNCTIONS, WorkerHello,
+};
 use crate::protocol::{Empty, Hello, Malformed, Role, Secret, parse_prefix};
 
 const WHAT: &str = "the executor";
 /// Messages that the executor may be ahead of us: one for each function of a usual library.
 const CONTROL_RECEIVES: u32 = 256;
-/// Most functions that an executor may claim to have.
-const MAX_FUNCTIONS: u32 = 1 << 16;
 
 /// What there is so far.
 pub(super) struct Assembly<'a> {
@@ -289,8 +289,8 @@ impl Control {
         let count = entry.count.get();
         let in_order =
             entry.index.get() as usize == self.functions.len() && self.loaded_in.is_none();
-        let counted =
-            (1..=MAX_FUNCTIONS).contains(&count) && *self.count.get_or_insert(count) == count;
+        let counted = (1..=MAX_FUNCTIONS).contains(&(count as usize))
+            && *self.count.get_or_insert(count) == count;
         if !in_order || !counted {
             return Err(Malformed::Field("function index").into());
         }

@@ -27,6 +27,7 @@ mod in_place;
 mod invoke;
 mod keepalive;
 mod lease;
+mod library;
 mod life;
 mod link;
 mod manager;

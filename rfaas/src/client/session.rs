@@ -26,10 +26,9 @@ use super::drive::{Driver, Shared};
 use super::executor::Deployed;
 use super::lease::LeaseInner;
 use super::life::LeaseState;
-use super::{Deployment, Executor, Phases};
+use super::{Deployment, Executor, Phases, library};
 use crate::channel::Channel;
 use crate::error::{Error, Exit, Result};
-use crate::function::exported_functions;
 use crate::protocol::Secret;
 use crate::protocol::allocation::Allocate;
 use crate::protocol::lease::{LeaseId, LeaseTerms, Token};
@@ -68,7 +67,7 @@ pub(super) fn deploy(
 ) -> Result<Executor> {
     deployment.validate()?;
     let blueprint = Blueprint {
-        code: read_library(path)?.into(),
+        code: library::read(path)?.into(),
         deployment: deployment.clone(),
         domain: lease.device().device.domain()?,
         owner: Owner::generate(),
@@ -199,18 +198,6 @@ fn wait_for_exit(state: &mut LeaseState) -> Result<Exit> {
     let Some(manager) = state.manager() else { return Ok(Exit::Unknown) };
     manager.wait_for_exit(Instant::now() + EXIT_NEWS)?;
     Ok(manager.exit().unwrap_or(Exit::Unknown))
-}
-
-/// The library, if it is one.
-fn read_library(path: &Path) -> Result<Vec<u8>> {
-    let path_of_error = || path.to_owned();
-    let code = std::fs::read(path)
-        .map_err(|source| Error::LibraryUnreadable { path: path_of_error(), source })?;
-    exported_functions(&code).map_err(|source| Error::Library { path: path_of_error(), source })?;
-    if u32::try_from(code.len()).is_err() {
-        return Err(Error::Invalid("a function library is smaller than 4 GiB"));
-    }
-    Ok(code)
 }
 
 /// A size that was checked to fit.

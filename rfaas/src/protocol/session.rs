@@ -52,6 +52,9 @@ const _: () = assert!(size_of::<WorkerHello>() + 8 <= rdmalib::MAX_CONNECT_DATA)
 /// Longest name of a function, in bytes; a longer symbol cannot be called.
 pub const MAX_FUNCTION_NAME_BYTES: usize = 512;
 
+/// Most functions of a library: a client keeps the names of all.
+pub const MAX_FUNCTIONS: usize = 1 << 16;
+
 /// One function of the library. Sent in order of index, all of them, before anything else.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
