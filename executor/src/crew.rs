@@ -13,6 +13,7 @@ use crate::clock::{MS, ticks};
 use crate::cpus::{Cpus, pin};
 use crate::events::{Event, Notifier};
 use crate::library::{Library, MAX_GUARDS};
+use crate::limits;
 use crate::plan::Plan;
 use crate::sync::{AtomicBool, Ordering};
 use crate::watch::{News, Watch};
@@ -25,8 +26,6 @@ const CLOSE_TIMEOUT: Duration = Duration::from_millis(150);
 const STOP_TIMEOUT: Duration = Duration::from_millis(200);
 /// Time for the last counts of those workers.
 const LAST_COUNTS_TIMEOUT: Duration = Duration::from_millis(50);
-/// Stack of a worker, in bytes: what pthread_create(3) gives, and functions in C and Fortran expect.
-const STACK_BYTES: usize = 8 << 20;
 /// A call that takes longer is settled while it runs.
 const LONG_CALL_NS: u64 = 500 * MS;
 
@@ -78,6 +77,7 @@ impl Crew {
     ) -> Result<Crew, CrewError> {
         let domain = device.domain()?;
         let max_guards = MAX_GUARDS / plan.workers.len();
+        let stack_bytes = limits::stack_bytes();
         let stop = Arc::new(AtomicBool::new(false));
         let mut members = Vec::with_capacity(plan.workers.len());
         for (index, cpu) in plan.workers.iter().enumerate() {
@@ -100,7 +100,7 @@ impl Crew {
             };
             let notifier = notifier.clone();
             let thread = thread::Builder::new().name(format!("worker-{index}"));
-            thread.stack_size(STACK_BYTES).spawn(move || {
+            thread.stack_size(stack_bytes).spawn(move || {
                 let end = work(start);
                 notifier.tell(Event::WorkerEnded { worker: index, end });
             })?;

@@ -10,7 +10,7 @@
 //!   watch: signals, client, manager, workers                   │
 //!   end ───────────── stop ───────────────────────────────────▶ last counts
 //! ```
-//! * BOUNDED - it ends when it is told to (SIGTERM), when its client or its manager is gone or silent,
+//! * BOUNDED - it ends when its manager tells it to (SIGTERM), when its client or its manager is gone or silent,
 //!   within 300 ms, whatever the functions do, and within a second even if they keep it from that; and
 //!   with its manager at once (the kernel sees to that).
 //! * ALONE - a process holds one client's code and connections. It gets its secrets on standard input and
@@ -37,7 +37,8 @@ use crate::dial::{DIAL_TIMEOUT, in_full};
 use crate::events::{Event, Notifier, events};
 use crate::library::{Library, LoadError};
 use crate::plan::{BadAssignment, Plan};
-use crate::watch::{News, Watch, signals};
+use crate::signals::Signals;
+use crate::watch::{News, Watch};
 use crate::worker::StartError;
 
 mod account;
@@ -50,8 +51,11 @@ mod events;
 mod layout;
 #[allow(unsafe_code)] // foreign code: see there
 mod library;
+mod limits;
 mod meter;
 mod plan;
+#[allow(unsafe_code)] // signal handlers: see there
+mod signals;
 mod spin;
 mod sync;
 mod watch;
@@ -132,8 +136,9 @@ pub fn run(assignment: Assignment) -> Result<Ended, Error> {
     clock::start();
     let plan = Arc::new(Plan::try_from(assignment)?);
     let os = |error: &dyn std::error::Error| Error::failed("cannot start", error);
-    let signals = signals().map_err(|error| os(&error))?;
+    let signals = Signals::listen().map_err(|error| os(&error))?;
     end_with_parent()?;
+    limits::set(plan.open_files, plan.workers.len());
     let device = Device::open(&plan.device).map_err(|error| Error::Device(in_full(&error)))?;
     let (notifier, events) = events().map_err(|error| os(&error))?;
     let manager_ends = crew::manager_ends(&device, &plan).map_err(|error| os(&error))?;

@@ -55,6 +55,8 @@ pub struct Plan {
     pub spin: Spin,
     /// Size of the function library, in bytes.
     pub code_bytes: u32,
+    /// Soft limit of open descriptors that the manager was started with.
+    pub open_files: u64,
     /// Signs of life between executor and manager.
     pub heartbeat: Heartbeat,
     /// Most time that manager and client have to accept the first connection: who takes longer is silent.
@@ -110,6 +112,7 @@ impl TryFrom<Assignment> for Plan {
             layout: Layout::new(from.slots, from.input_bytes, from.output_bytes, page_bytes())?,
             spin,
             code_bytes: from.code_bytes,
+            open_files: from.open_files,
             heartbeat,
             first_dial_timeout: heartbeat.silence.min(DIAL_TIMEOUT),
         })
@@ -136,7 +139,7 @@ mod tests {
                 "manager_secret": "000102030405060708090a0b0c0d0e0f", "client": "[::1]:4000",
                 "session_secret": "ffffffffffffffffffffffffffffffff", "workers": 2, "pin_to": null,
                 "slots": 4, "input_bytes": 64, "output_bytes": 64, "code_bytes": 9,
-                "hot_timeout_ms": -1, "heartbeat_ms": 1000, "silence_ms": 5000}"#,
+                "hot_timeout_ms": -1, "open_files": 1024, "heartbeat_ms": 1000, "silence_ms": 5000}"#,
         )
         .unwrap();
         let change: serde_json::Value = serde_json::from_str(change).unwrap();

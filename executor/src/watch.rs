@@ -1,7 +1,7 @@
 //! Everything that the main thread waits for, in one place.
 //!
 //! ```text
-//!   SIGTERM, SIGINT ─┐
+//!   manager's word ──┐
 //!   other threads ───┤
 //!   client ──────────┼──▶ next ──▶ News
 //!   manager ─────────┘
@@ -14,18 +14,17 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::{SigSet, Signal};
-use nix::sys::signalfd::{SfdFlags, SignalFd};
 use rdmalib::{CompletionQueue, Notify};
 use rfaas::channel::{Channel, ChannelError, Incoming};
 use rfaas::protocol::{Malformed, MessageKind};
 
 use crate::events::{Event, Events};
+use crate::signals::Signals;
 
 /// What happened.
 #[derive(Debug)]
 pub enum News {
-    /// SIGTERM or SIGINT came.
+    /// The manager tells us to end, with a signal.
     Signal,
     /// Another thread tells something.
     Event(Event),
@@ -54,20 +53,10 @@ impl MessageKind for NoMessage {
     }
 }
 
-/// SIGTERM and SIGINT as something to wait for. To be made before any other thread, so that no thread
-/// is interrupted by them.
-pub fn signals() -> nix::Result<SignalFd> {
-    let mut mask = SigSet::empty();
-    mask.add(Signal::SIGTERM);
-    mask.add(Signal::SIGINT);
-    mask.thread_block()?;
-    SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
-}
-
 /// What is waited for.
 #[derive(Debug)]
 pub struct Watch {
-    signals: SignalFd,
+    signals: Signals,
     events: Events,
     /// The connection to the client.
     pub client: Channel,
@@ -80,7 +69,7 @@ pub struct Watch {
 impl Watch {
     /// Waits for these.
     pub fn new(
-        signals: SignalFd,
+        signals: Signals,
         events: Events,
         client: Channel,
         manager: CompletionQueue,
@@ -109,7 +98,7 @@ impl Watch {
     }
 
     fn look(&mut self) -> io::Result<Option<News>> {
-        if self.signals.read_signal()?.is_some() {
+        if self.signals.take()? {
             return Ok(Some(News::Signal));
         }
         if let Some(event) = self.events.next() {

@@ -18,7 +18,10 @@ use crate::accounting::{AcceptError, Account};
 use crate::allocations::{Exit, Usage};
 use crate::in_full;
 use crate::request::Deployment;
-use crate::spawn::{Executor, Launcher};
+use crate::spawn::{self, Executor, Launcher};
+
+/// Processes of others that are reaped before everybody else has a turn.
+const STRANGERS: usize = 64;
 
 #[derive(Debug)]
 struct Running {
@@ -37,6 +40,8 @@ pub struct Executors {
     manager: SocketAddr,
     launcher: Launcher,
     heartbeat: Heartbeat,
+    /// Soft limit of descriptors that this manager was started with, for executors.
+    open_files: u64,
     running: BTreeMap<LeaseId, Running>,
     /// When signs of life are due, if any process is there.
     beat_at: Instant,
@@ -60,12 +65,14 @@ impl Executors {
         manager: SocketAddr,
         launcher: Launcher,
         heartbeat: Heartbeat,
+        open_files: u64,
     ) -> Self {
         Executors {
             device,
             manager,
             launcher,
             heartbeat,
+            open_files,
             running: BTreeMap::new(),
             beat_at: Instant::now(),
         }
@@ -102,6 +109,7 @@ impl Executors {
             output_bytes: deployment.output_bytes,
             code_bytes: deployment.code_bytes,
             hot_timeout_ms: deployment.hot_timeout_ms,
+            open_files: self.open_files,
             heartbeat_ms: self.heartbeat.period_ms(),
             silence_ms: self.heartbeat.silence_ms(),
         };
@@ -189,6 +197,20 @@ impl Executors {
                 running.silent = true;
             }
         }
+    }
+
+    /// Reaps processes that this one has not started: those of whoever has become it with exec(2), and, as
+    /// process 1 of a container, those that functions left behind. Whether there may be more.
+    pub fn reap_strangers(&self) -> bool {
+        for _ in 0..STRANGERS {
+            let Some(gone) = spawn::ended_child() else { return false };
+            // One of ours, which ended just now: `reap` knows what to do, and there is a SIGCHLD for it.
+            if self.running.values().any(|running| running.process.pid() == gone.as_raw()) {
+                return false;
+            }
+            spawn::reap(gone);
+        }
+        true
     }
 
     /// Reaps the processes that are gone.

@@ -9,24 +9,29 @@
 //!
 //! Elsewhere: granting leases (the resource manager), running functions (the executor).
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::prctl::set_dumpable;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use rfaas::config::{Devices, ExecutorManagerConfig, ExecutorManagerNode};
+use rfaas::config::{Devices, ExecutorManagerConfig, SECRET_VARIABLE};
 use rfaas::protocol::lease::NodeName;
 
 mod accounting;
 mod allocations;
+mod capacity;
 mod clients;
 mod cpus;
 mod ended;
+mod environment;
 mod executors;
 mod identity;
 mod manager;
 mod request;
+#[allow(unsafe_code)] // one call: see there
 mod signals;
 mod spawn;
 mod upstream;
@@ -41,6 +46,10 @@ use request::Authority;
 use signals::Signals;
 use spawn::Launcher;
 use upstream::Upstream;
+
+/// Fewest descriptors that a manager starts with: its own, and those of a client and of an executor with a
+/// few workers; which itself needs as many.
+const FEWEST_DESCRIPTORS: u64 = 64;
 
 /// Why the manager ended. Displays as one line.
 #[derive(Debug, thiserror::Error)]
@@ -76,15 +85,17 @@ pub struct Options {
     pub devices: Devices,
     /// Lease without a resource manager, to whoever asks.
     pub skip_resource_manager: bool,
+    /// Wait for a resource manager that is not there yet.
+    pub wait: bool,
     /// Executors log what they do.
     pub verbose: bool,
 }
 
-/// Runs until SIGINT or SIGTERM. To be called before there is another thread, since it blocks these
+/// Runs until SIGINT, SIGTERM or SIGHUP. To be called before there is another thread, since it blocks these
 /// signals in order to read them.
 pub fn run(options: &Options) -> Result<(), Error> {
     let signals = Signals::block().map_err(|errno| Error::os("blocking signals", errno))?;
-    raise_descriptor_limit();
+    let open_files = raise_descriptor_limit()?;
     let node = &options.config.config;
     let name = NodeName::new(&node.node_name)
         .ok_or_else(|| Error::Start(format!("node_name {:?} is too long", node.node_name)))?;
@@ -101,6 +112,12 @@ pub fn run(options: &Options) -> Result<(), Error> {
     } else {
         None
     };
+    let settings = &options.config.executor;
+    let launcher = Launcher::from_environment(options.verbose, &settings.environment);
+    launcher.check().map_err(|error| Error::Start(error.to_string()))?;
+    if !Path::new("/proc/self/fd").exists() {
+        tracing::warn!("/proc is not mounted: executors cannot load function libraries without it");
+    }
     let device = options.devices.open(&node.rdma_device);
     let device = device.map_err(|error| Error::Start(in_full(&error)))?.device;
     let listener = device.listen(node.rdma_device_port);
@@ -114,23 +131,27 @@ pub fn run(options: &Options) -> Result<(), Error> {
     let heartbeat = node.heartbeat();
     let mut allocations = Allocations::new(cpus, heartbeat);
     let (authority, upstream) = if options.skip_resource_manager {
-        let capacity = own_capacity(node)?;
+        let capacity = capacity::own(node)?;
         let Capacity { cores, memory } = capacity;
         tracing::info!("leasing {cores} cores, {memory} MB without a resource manager");
         allocations.apply(Instant::now(), Event::Capacity(capacity), &mut Vec::new());
         (Authority::Anyone, None)
     } else {
         let secret = node.secret().map_err(|error| Error::Start(error.to_string()))?;
+        hide_environment();
         let identity = Arc::new(Identity::new(name, &secret));
         let authority = Authority::ResourceManager(Arc::clone(&identity));
         let wake = Arc::clone(&wake);
-        let upstream = Upstream::new(device.clone(), node.clone(), identity, wake, Instant::now());
+        let mut upstream =
+            Upstream::new(device.clone(), node.clone(), identity, wake, Instant::now());
+        if options.wait {
+            upstream.wait();
+        }
         (authority, Some(upstream))
     };
-    let launcher = Launcher::from_environment(options.verbose);
     let manager = Manager {
         clients: Clients::new(device.clone(), heartbeat),
-        executors: Executors::new(device, address, launcher, heartbeat),
+        executors: Executors::new(device, address, launcher, heartbeat, open_files),
         upstream,
         listener,
         allocations,
@@ -141,6 +162,8 @@ pub fn run(options: &Options) -> Result<(), Error> {
         listener_paused: None,
         drain: Duration::from_millis(node.drain_ms.into()),
         stopping: None,
+        strangers: true,
+        interrupts: 0,
     };
     manager.run()
 }
@@ -151,40 +174,32 @@ fn in_full(error: &dyn std::error::Error) -> String {
     causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
-/// What to lease if nobody else says: as configured, else what this process may use of the machine.
-fn own_capacity(node: &ExecutorManagerNode) -> Result<Capacity, Error> {
-    let cores = match node.cores {
-        Some(cores) => cores,
-        None => std::thread::available_parallelism()
-            .ok()
-            .and_then(|cores| u32::try_from(cores.get()).ok())
-            .ok_or_else(|| Error::Start("cannot find out the cores: set config.cores".into()))?,
-    };
-    let memory = match node.memory {
-        Some(memory) => memory,
-        None => std::fs::read_to_string("/proc/meminfo")
-            .ok()
-            .and_then(|text| total_memory(&text))
-            .ok_or_else(|| Error::Start("cannot find out the memory: set config.memory".into()))?,
-    };
-    Ok(Capacity { cores, memory })
-}
-
-/// `MemTotal` of `/proc/meminfo`, in MB.
-fn total_memory(meminfo: &str) -> Option<u32> {
-    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
-    let kilobytes: u64 = line.trim().strip_suffix(" kB")?.trim().parse().ok()?;
-    u32::try_from(kilobytes / 1024).ok()
+/// With the secret in the environment, closes environment and memory of this process to others of the same
+/// user, who are our functions (proc_pid_environ(5), ptrace(2)). A secret in a file is theirs to read anyway.
+fn hide_environment() {
+    if std::env::var_os(SECRET_VARIABLE).is_some()
+        && let Err(errno) = set_dumpable(false)
+    {
+        tracing::warn!(%errno, "functions may read {SECRET_VARIABLE} in the environment of this process");
+    }
 }
 
 /// Every client and worker costs descriptors; the usual soft limit of 1024 is for programs that use
-/// `select(2)`.
-fn raise_descriptor_limit() {
-    let raised = getrlimit(Resource::RLIMIT_NOFILE)
-        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
-    if let Err(errno) = raised {
+/// `select(2)`, such as functions may be. Returns the limit that there was.
+fn raise_descriptor_limit() -> Result<u64, Error> {
+    let limit = getrlimit(Resource::RLIMIT_NOFILE);
+    let (soft, hard) =
+        limit.map_err(|errno| Error::os("reading the limit of descriptors", errno))?;
+    if hard < FEWEST_DESCRIPTORS {
+        return Err(Error::Start(format!(
+            "this process may have at most {hard} descriptors (open files), with which it cannot serve \
+             a lease: allow {FEWEST_DESCRIPTORS} or, better, 65536 (`ulimit -n`, LimitNOFILE= of systemd)"
+        )));
+    }
+    if let Err(errno) = setrlimit(Resource::RLIMIT_NOFILE, hard, hard) {
         tracing::debug!(%errno, "the limit of open descriptors stays as it is");
     }
+    Ok(soft)
 }
 
 #[cfg(test)]
@@ -196,13 +211,5 @@ mod tests {
         let source = rdmalib::Error::Os { call: "bind", source: Errno::EACCES.into() };
         let told = in_full(&source);
         assert!(told.starts_with("bind failed: ") && told.contains("ermission"), "{told}");
-    }
-
-    #[test]
-    fn total_memory_is_read_in_megabytes() {
-        let text = "MemTotal:       24684016 kB\nMemFree:        23000000 kB\n";
-        assert_eq!(total_memory(text), Some(24_105));
-        assert_eq!(total_memory("MemFree: 1 kB\n"), None);
-        assert_eq!(total_memory("MemTotal: many kB\n"), None);
     }
 }

@@ -23,6 +23,9 @@ struct Cli {
     /// Lease without a resource manager, to every client that reaches this node.
     #[arg(long)]
     skip_resource_manager: bool,
+    /// Wait for a resource manager that is not there yet, instead of ending with an error.
+    #[arg(long, conflicts_with = "skip_resource_manager")]
+    wait: bool,
     /// Log what is done and why; RUST_LOG chooses in detail.
     #[arg(short, long)]
     verbose: bool,
@@ -57,6 +60,7 @@ fn options(cli: &Cli) -> Result<Options, ConfigError> {
         config: ExecutorManagerConfig::load(&cli.config)?,
         devices: Devices::load(&cli.device_database)?,
         skip_resource_manager: cli.skip_resource_manager,
+        wait: cli.wait,
         verbose: cli.verbose,
     })
 }

@@ -58,7 +58,7 @@ pub struct Manager {
     pub allocations: Allocations,
     /// Whose tokens count.
     pub authority: Authority,
-    /// SIGINT, SIGTERM, SIGCHLD.
+    /// SIGINT, SIGTERM, SIGHUP, SIGCHLD.
     pub signals: Signals,
     /// Written to by helper threads.
     pub wake: Arc<EventFd>,
@@ -70,6 +70,10 @@ pub struct Manager {
     pub drain: Duration,
     /// Set by the first signal.
     pub stopping: Option<Stopping>,
+    /// Children that this manager did not start may be waiting to be reaped.
+    pub strangers: bool,
+    /// How often SIGINT came.
+    pub interrupts: u32,
 }
 
 impl Manager {
@@ -92,11 +96,11 @@ impl Manager {
         let now = Instant::now();
         let mut events = VecDeque::new();
         let seen = self.signals.take().map_err(|errno| Error::os("reading signals", errno))?;
-        for _ in 0..seen.stops {
-            self.stop(now, &mut events)?;
+        if seen.stop {
+            self.stop(seen.interrupts, now, &mut events)?;
         }
         let _ = self.wake.read(); // empty is fine: it does not block
-        let mut worked = seen.stops > 0 || seen.child;
+        let mut worked = seen.stop || seen.child;
         worked |= self.take_connections(now);
         let heard = self.clients.receive(now);
         worked |= !heard.is_empty();
@@ -114,6 +118,11 @@ impl Manager {
                 tracing::info!(lease = %gone.lease, exit = ?gone.exit, "executor is gone");
                 Event::Exited { lease: gone.lease, exit: gone.exit, usage: gone.usage }
             }));
+            self.strangers = true;
+        }
+        if self.strangers {
+            self.strangers = self.executors.reap_strangers();
+            worked |= self.strangers;
         }
         worked |= !events.is_empty();
         events.push_back(Event::Time);

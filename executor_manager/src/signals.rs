@@ -1,10 +1,16 @@
 //! Signals as something to poll: the loop learns from one descriptor that it is to stop, or that a
 //! child has changed.
+//!
+//! What a manager is started with may be anything, since exec(2) passes on what is blocked and ignored.
+//! * OURS - nothing else than what is read here is blocked; SIGCHLD is not ignored, with which the kernel would
+//!   reap executors by itself, and free their process ids.
+//! * NOHUP - a SIGHUP that is ignored, as nohup(1) has it, stays ignored.
 
 use std::os::fd::{AsFd, BorrowedFd};
 
-use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signal::{SigHandler, SigSet, Signal, signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
+use rfaas::inherited::is_ignored;
 
 /// The signals that this program reads instead of being interrupted by them.
 #[derive(Debug)]
@@ -15,8 +21,10 @@ pub struct Signals {
 /// What came since the last look.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Seen {
-    /// SIGINT and SIGTERM together.
-    pub stops: u32,
+    /// SIGTERM, SIGHUP or SIGINT came.
+    pub stop: bool,
+    /// How many of them were SIGINT.
+    pub interrupts: u32,
     /// A child may have exited. Signals of one kind merge, so this may stand for several.
     pub child: bool,
 }
@@ -25,8 +33,14 @@ impl Signals {
     /// Blocks the signals and opens their descriptor. To be called before there is another thread:
     /// later ones inherit the mask, and one that does not would be interrupted as by default.
     pub fn block() -> nix::Result<Self> {
-        let set = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM, Signal::SIGCHLD]);
-        set.thread_block()?;
+        // SAFETY: the default disposition runs no code of this program, and none of it relies on another
+        // disposition of SIGCHLD.
+        unsafe { signal(Signal::SIGCHLD, SigHandler::SigDfl) }?; // OURS
+        let mut set = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM, Signal::SIGCHLD]);
+        if !is_ignored(Signal::SIGHUP as i32) {
+            set.add(Signal::SIGHUP); // NOHUP: also an ignored one could be read
+        }
+        set.thread_set_mask()?;
         let fd = SignalFd::with_flags(&set, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
         Ok(Signals { fd })
     }
@@ -35,11 +49,9 @@ impl Signals {
     pub fn take(&self) -> nix::Result<Seen> {
         let mut seen = Seen::default();
         while let Some(info) = self.fd.read_signal()? {
-            if info.ssi_signo == Signal::SIGCHLD as u32 {
-                seen.child = true;
-            } else {
-                seen.stops += 1;
-            }
+            seen.child |= info.ssi_signo == Signal::SIGCHLD as u32;
+            seen.stop |= info.ssi_signo != Signal::SIGCHLD as u32;
+            seen.interrupts += u32::from(info.ssi_signo == Signal::SIGINT as u32);
         }
         Ok(seen)
     }

@@ -1,11 +1,12 @@
-//! Executor processes: started from `PATH`, watched, stopped, reaped. Nothing here waits.
+//! Executor processes: started from `PATH` or from beside this program, watched, stopped, reaped. Nothing here waits.
 //!
 //! ```text
 //!   start ─▶ running ──stop: SIGTERM──▶ terminating ──500 ms: SIGKILL──▶ killed
 //!               └──────────────┴──────────── exits ─────────────────────────┴──▶ reaped
 //! ```
-//! * ISOLATED - an executor gets its assignment on standard input, a fresh signal mask, and no other
-//!   descriptor of the manager than standard error.
+//! * ISOLATED - an executor gets its assignment on standard input, no other descriptor of
+//!   the manager than standard error, no signal blocked or ignored, and of the environment what is listed
+//!   (`environment`).
 //! * GROUP - it leads a process group, which is killed as a whole before its leader is reaped: what
 //!   a function forked does not outlive the lease unless it left the group, and no signal can hit a
 //!   stranger that was given a freed process id.
@@ -30,6 +31,7 @@ use nix::unistd::{AccessFlags, Pid, access};
 use rfaas::protocol::assignment::Assignment;
 
 use crate::allocations::Exit;
+use crate::environment;
 
 /// Time between SIGTERM and SIGKILL: enough to send the counters of every worker, short enough for
 /// the cores to be free within a second.
@@ -41,16 +43,20 @@ const LOOK_AGAIN: Duration = Duration::from_millis(100);
 /// Name of the program.
 const PROGRAM: &str = "executor";
 
+/// Which descriptors may be open at the start where nobody says: those below the fewest that a manager starts
+/// with. Numbers beyond the limit could not be closed.
+const GUESSED_DESCRIPTORS: RawFd = crate::FEWEST_DESCRIPTORS as RawFd;
+
 /// Longest part of `PATH` in a message, so that what to do fits the answer to a client.
 const SHOWN_PATH: usize = 100;
 
 /// Why an executor could not be started.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// No directory of `PATH` has it; the operator must set it.
+    /// No directory of `PATH` has it, nor our own; the operator must set it.
     #[error(
-        "cannot start `{PROGRAM}`: not found in PATH={path}; add the programs' directory to the \
-         PATH of executor_manager and restart it"
+        "cannot start `{PROGRAM}`: not found in PATH={path} nor beside executor_manager; add the \
+         programs' directory to its PATH and restart it"
     )]
     NotFound {
         /// The value, shortened.
@@ -73,6 +79,8 @@ pub enum StartError {
 #[derive(Debug)]
 pub struct Launcher {
     search: OsString,
+    /// Where this program is: the last place to look.
+    beside: Option<PathBuf>,
     environment: Vec<CString>,
     /// Open when this was made. Ours are closed on exec anyway; whoever started the manager may have
     /// left it some that are not.
@@ -80,23 +88,34 @@ pub struct Launcher {
 }
 
 impl Launcher {
-    /// Starts executors from this process's `PATH`, in its environment. `verbose` makes them log
-    /// what they do, unless `RUST_LOG` says what to log.
-    pub fn from_environment(verbose: bool) -> Self {
-        let mut environment: Vec<_> = std::env::vars_os().collect();
+    /// Starts executors from this process's `PATH`, else from its own directory, with what they get of its
+    /// environment, variables named `more` too. `verbose` makes them log what they do, unless `RUST_LOG`
+    /// says what to log.
+    pub fn from_environment(verbose: bool, more: &[String]) -> Self {
+        let mut environment = environment::of_executors(more);
         if verbose && std::env::var_os("RUST_LOG").is_none() {
             environment.push(("RUST_LOG".into(), "debug".into()));
         }
-        Launcher::new(std::env::var_os("PATH").unwrap_or_default(), environment)
+        let beside = std::env::current_exe().ok().and_then(|own| Some(own.parent()?.to_owned()));
+        Launcher::new(std::env::var_os("PATH").unwrap_or_default(), beside, environment)
     }
 
-    fn new(search: OsString, environment: Vec<(OsString, OsString)>) -> Self {
+    fn new(
+        search: OsString,
+        beside: Option<PathBuf>,
+        environment: Vec<(OsString, OsString)>,
+    ) -> Self {
         let environment = environment
             .into_iter()
             .map(|(name, value)| [name.into_vec(), value.into_vec()].join(&b'='))
             .filter_map(|entry| CString::new(entry).ok()) // the environment has no NUL bytes
             .collect();
-        Launcher { search, environment, inherited: open_descriptors() }
+        Launcher { search, beside, environment, inherited: open_descriptors() }
+    }
+
+    /// Whether there is an executor to start.
+    pub fn check(&self) -> Result<(), StartError> {
+        self.find().map(drop)
     }
 
     /// Starts an executor for `assignment`.
@@ -123,10 +142,10 @@ impl Launcher {
         }
         let mut attributes = PosixSpawnAttr::init()?;
         attributes.set_pgroup(Pid::from_raw(0))?;
-        // The manager blocks the signals that it reads from a descriptor, and std ignores SIGPIPE; an
-        // executor inherits neither.
+        // The manager blocks the signals that it reads from a descriptor, std ignores SIGPIPE, and whoever
+        // started the manager may have had it ignore others; an executor inherits nothing of it.
         attributes.set_sigmask(&SigSet::empty())?;
-        attributes.set_sigdefault(&SigSet::from_iter([Signal::SIGPIPE]))?;
+        attributes.set_sigdefault(&SigSet::all())?;
         attributes.set_flags(
             PosixSpawnFlags::POSIX_SPAWN_SETPGROUP
                 | PosixSpawnFlags::POSIX_SPAWN_SETSIGMASK
@@ -135,10 +154,10 @@ impl Launcher {
         Ok((actions, attributes))
     }
 
-    /// The first `executor` in `PATH` that can be run, as `execvp` chooses.
+    /// The first `executor` in `PATH` that can be run, as `execvp` chooses; else the one beside this program.
     fn find(&self) -> Result<PathBuf, StartError> {
         let mut unusable = None;
-        for directory in std::env::split_paths(&self.search) {
+        for directory in std::env::split_paths(&self.search).chain(self.beside.clone()) {
             let program = directory.join(PROGRAM);
             if !program.is_file() {
                 continue;
@@ -167,7 +186,9 @@ fn assignment_file(assignment: &Assignment) -> io::Result<File> {
 /// Descriptors of this process beyond the standard ones; closing one in a child that is not open
 /// there any more does no harm.
 fn open_descriptors() -> Vec<RawFd> {
-    let Ok(entries) = std::fs::read_dir("/proc/self/fd") else { return Vec::new() };
+    let Ok(entries) = std::fs::read_dir("/proc/self/fd") else {
+        return (3..GUESSED_DESCRIPTORS).collect(); // no /proc: any of these may be open
+    };
     entries
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
         .filter(|&descriptor| descriptor > 2)
@@ -278,6 +299,18 @@ impl Drop for Executor {
         self.kill(Instant::now());
         self.try_reap(); // if it is too early for that, init reaps it after us
     }
+}
+
+/// A child that has ended and is not reaped yet, if there is one.
+pub fn ended_child() -> Option<Pid> {
+    let look = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+    waitid(Id::All, look).ok()?.pid()
+}
+
+/// Reaps a child that has ended.
+pub fn reap(child: Pid) {
+    // Fails only if it is reaped already.
+    let _ = waitid(Id::Pid(child), WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG);
 }
 
 fn exit_of(status: WaitStatus) -> Exit {

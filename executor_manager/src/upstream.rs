@@ -91,7 +91,7 @@ pub struct Upstream {
     backoff: Duration,
     /// The executor manager is to stop: when its last lease ends.
     draining: Option<Instant>,
-    /// It was connected once.
+    /// It was connected once, or is to be waited for.
     reached: bool,
     /// The operator was told what is wrong with the secret.
     warned: bool,
@@ -129,6 +129,11 @@ impl Upstream {
             outgoing: VecDeque::new(),
             unacknowledged: BTreeMap::new(),
         }
+    }
+
+    /// Has it be waited for, if it is not there at first.
+    pub fn wait(&mut self) {
+        self.reached = true;
     }
 
     /// Tells that a lease is in use. Without a connection nothing is kept: who holds the leases tells

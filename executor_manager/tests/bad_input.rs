@@ -100,6 +100,31 @@ fn an_unreachable_resource_manager_is_named() {
 }
 
 #[test]
+fn a_missing_executor_is_told_at_the_start() {
+    let setup = Setup::apart();
+    let line = complaint(&setup, &mut setup.command());
+    let path = setup.directory.path().display().to_string();
+    assert_names(&line, &["`executor`", "PATH=", &path, "beside executor_manager"]);
+}
+
+#[test]
+fn a_limit_of_descriptors_that_is_too_small_is_named() {
+    let setup = Setup::new("exit 0");
+    let line = complaint(&setup, &mut setup.command_after("ulimit -n 32"));
+    assert_names(&line, &["at most 32 descriptors", "ulimit -n"]);
+}
+
+#[test]
+fn a_variable_that_executors_must_not_get_is_named() {
+    for name in ["RFAAS_SECRET", "", "A=B"] {
+        let line = complaint_about_config(|config| {
+            config.replace("\"DIR\"", &format!("\"DIR\", {name:?}"))
+        });
+        assert_names(&line, &["executor.environment", name]);
+    }
+}
+
+#[test]
 fn an_unknown_flag_is_named() {
     let setup = Setup::new("exit 0");
     let line = complaint(&setup, setup.command().arg("--no-such-flag"));

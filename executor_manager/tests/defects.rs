@@ -91,7 +91,9 @@ fn more_requests_than_are_taken_at_once_are_all_answered_e6_e13() {
 
 #[test]
 fn an_executor_that_cannot_be_run_is_a_refusal_e9() {
-    let node = Node::alone(OBEDIENT);
+    let setup = Setup::apart();
+    setup.script(OBEDIENT);
+    let node = setup.start();
     std::fs::write(node.setup.path("executor"), "no program, and without the right to run")
         .unwrap();
     let unusable = || std::fs::metadata(node.setup.path("executor")).unwrap().permissions();

@@ -142,7 +142,9 @@ fn a_client_that_disappears_frees_its_cores_and_its_executor_is_gone() {
 
 #[test]
 fn an_executor_missing_from_path_is_a_refusal_that_names_path() {
-    let node = Node::alone(OBEDIENT);
+    let setup = Setup::apart();
+    setup.script(OBEDIENT);
+    let node = setup.start();
     fs::remove_file(node.setup.path("executor")).unwrap();
     let mut client = node.client();
     let (because, reason) = client.refused(allocate(unsigned(4)));
@@ -402,6 +404,26 @@ fn a_node_that_is_to_stop_takes_no_new_lease_and_ends_with_its_last_one() {
 }
 
 #[test]
+fn a_node_that_drains_is_not_hurried_by_sigterm_and_sighup_however_often() {
+    for signal in [Signal::SIGTERM, Signal::SIGHUP] {
+        let mut setup = Setup::new(OBEDIENT);
+        setup.drain_ms = 600_000;
+        let mut node = setup.start();
+        let mut holder = node.client();
+        holder.claim(unsigned(1));
+        for again in [signal, signal, Signal::SIGHUP, Signal::SIGTERM, Signal::SIGINT] {
+            node.signal(again);
+            // It has read the signal when it refuses, which is after it read the request.
+            let (because, _) = node.client().refused(allocate(unsigned(1)));
+            assert_eq!(because, RefusedBecause::Draining);
+        }
+        assert_eq!(holder.ending(), (EndReason::Shutdown, 600_000));
+        holder.release();
+        assert_eq!(node.wait().code(), Some(0), "{}", node.log());
+    }
+}
+
+#[test]
 fn a_node_without_leases_stops_at_once() {
     let mut setup = Setup::new(OBEDIENT);
     setup.drain_ms = u32::MAX;
@@ -434,14 +456,16 @@ fn a_lease_is_renewed_by_a_token_with_a_later_end() {
 }
 
 #[test]
-fn a_second_signal_stops_at_once_and_leaves_no_executor() {
-    let mut node = Node::alone(STUBBORN);
+fn a_second_sigint_stops_at_once_and_leaves_no_executor() {
+    let mut setup = Setup::new(STUBBORN);
+    setup.drain_ms = 600_000;
+    let mut node = setup.start();
     let mut client = node.client();
     client.claim(unsigned(1));
     let pid = node.executors(1)[0];
-    node.signal(Signal::SIGTERM);
+    node.signal(Signal::SIGINT);
     node.wait_for_log("stopping");
-    node.signal(Signal::SIGTERM);
+    node.signal(Signal::SIGINT);
     assert_eq!(node.wait().code(), Some(1), "{}", node.log());
     wait_for("the end of the executor", || (!runs(pid)).then_some(()));
 }

@@ -220,6 +220,21 @@ fn an_unknown_node_is_warned_of_once_and_registers_as_soon_as_it_is_known() {
 }
 
 #[test]
+fn a_resource_manager_that_is_not_there_yet_is_waited_for_if_that_is_asked_for() {
+    let manager = ResourceManager::new();
+    let (address, setup) = (manager.address(), manager.node(OBEDIENT));
+    drop(manager);
+    let mut command = setup.command();
+    command.arg("--wait");
+    let mut node = setup.start_as(command);
+    node.wait_for_log("no connection to the resource manager: nobody listens at");
+    let mut manager = ResourceManager::at(address.port());
+    let link = manager.register();
+    node.client().claim(link.signed(77, 1));
+    node.stop();
+}
+
+#[test]
 fn a_resource_manager_that_falls_silent_is_given_up_and_dialed_again() {
     let mut manager = ResourceManager::new();
     let mut node = manager.node(OBEDIENT).start();

@@ -41,6 +41,7 @@ pub mod config;
 pub mod error;
 pub mod function;
 pub mod heartbeat;
+pub mod inherited;
 pub mod protocol;
 pub mod reach;
 pub mod sharing;

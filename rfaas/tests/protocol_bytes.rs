@@ -423,6 +423,7 @@ fn an_assignment_is_this_json() {
         output_bytes: 6,
         code_bytes: 7,
         hot_timeout_ms: -1,
+        open_files: 1024,
         heartbeat_ms: 8,
         silence_ms: 9,
     };
@@ -441,6 +442,7 @@ fn an_assignment_is_this_json() {
         "output_bytes": 6,
         "code_bytes": 7,
         "hot_timeout_ms": -1,
+        "open_files": 1024,
         "heartbeat_ms": 8,
         "silence_ms": 9,
     });

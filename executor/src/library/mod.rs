@@ -21,6 +21,7 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
@@ -47,6 +48,11 @@ pub enum LoadError {
     /// The dynamic loader refused it, in its words: a missing dependency, an undefined symbol.
     #[error("{0}")]
     Loader(String),
+    /// A file without a name has a path only there.
+    #[error(
+        "/proc is not mounted on this node: a function library is loaded through /proc/self/fd"
+    )]
+    NoProc,
     /// It could not be put into memory.
     #[error("{call} failed: {source}")]
     Memory {
@@ -79,7 +85,10 @@ impl Library {
         // SAFETY: loading runs the library's constructors. They are the client's code in the
         // client's process, like its functions (module docs), and rely on nothing of ours.
         let handle = unsafe { Handle::open(Some(&path), RTLD_NOW | RTLD_GLOBAL) };
-        let handle = handle.map_err(|error| LoadError::Loader(loaders_words(&error, &path)))?;
+        let handle = handle.map_err(|error| match Path::new(&path).exists() {
+            true => LoadError::Loader(loaders_words(&error, &path)),
+            false => LoadError::NoProc,
+        })?;
         // What the loader does not find after all cannot be called; the rest can.
         let found = names.into_iter().filter_map(|name| find(&handle, &name).map(|f| (name, f)));
         let (names, functions): (Vec<_>, Vec<_>) = found.unzip();

@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use rdmalib::{Access, ConnectRequest, Device, DeviceSpec, Listener, Provider, RemoteAddress};
 use rfaas::channel::{Channel, Incoming};
 use rfaas::protocol::assignment::{AssignedDevice, Assignment, HexSecret};
@@ -84,6 +86,8 @@ pub struct Setup {
     pub heartbeat_ms: u32,
     /// Long, since the test gives no signs of life of the manager.
     pub silence_ms: u32,
+    /// Soft limit of descriptors that its manager was started with.
+    pub open_files: u64,
     pub env: Vec<(String, String)>,
 }
 
@@ -100,6 +104,7 @@ impl Default for Setup {
             max_inline_data: 0,
             heartbeat_ms: 1000,
             silence_ms: 600_000,
+            open_files: 1024,
             env: vec![],
         }
     }
@@ -144,6 +149,7 @@ pub fn assignment(
         output_bytes: setup.output_bytes,
         code_bytes: code.len() as u32,
         hot_timeout_ms: setup.hot_timeout_ms,
+        open_files: setup.open_files,
         heartbeat_ms: setup.heartbeat_ms,
         silence_ms: setup.silence_ms,
     }
@@ -151,8 +157,13 @@ pub fn assignment(
 
 /// Starts the program with `input` on standard input.
 pub fn spawn(input: &str, env: &[(String, String)]) -> Child {
-    let mut child = Command::new(env!("CARGO_BIN_EXE_executor"))
-        .envs(env.iter().map(|(key, value)| (key, value)))
+    let mut executor = Command::new(env!("CARGO_BIN_EXE_executor"));
+    spawn_as(executor.envs(env.iter().map(|(key, value)| (key, value))), input)
+}
+
+/// Likewise, as `command`.
+pub fn spawn_as(command: &mut Command, input: &str) -> Child {
+    let mut child = command
         .stdin(Stdio::piped())
         .stderr(Stdio::piped())
         .stdout(Stdio::piped())
@@ -276,7 +287,8 @@ impl Session {
         }
     }
 
-    fn listed(&mut self) -> Listed {
+    /// What the executor says about the library.
+    pub fn listed(&mut self) -> Listed {
         let control = self.control.as_mut().unwrap();
         let mut names = vec![];
         loop {
@@ -305,10 +317,10 @@ impl Session {
         self.signal("TERM");
     }
 
+    /// Sends a signal as its manager, which this process is.
     pub fn signal(&self, signal: &str) {
-        let pid = self.child.id().to_string();
-        let status = Command::new("kill").args(["-s", signal, &pid]).status().unwrap();
-        assert!(status.success());
+        let signal: Signal = format!("SIG{signal}").parse().unwrap();
+        kill(Pid::from_raw(self.child.id() as i32), signal).unwrap();
     }
 
     /// Waits for the end of the process.

@@ -1,5 +1,5 @@
-//! The manager's own end: in order on the first signal, when no lease is left or their grace is over; at
-//! once on the second.
+//! The manager's own end: in order on a signal, when no lease is left or their grace is over, however often
+//! that is asked for (by a batch system, by systemd); at once on the second SIGINT, of somebody who waits.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -35,11 +35,20 @@ impl Stopping {
 }
 
 impl Manager {
-    /// A signal asked to stop: the first in order, the second at once.
-    pub(super) fn stop(&mut self, now: Instant, events: &mut VecDeque<Event>) -> Result<(), Error> {
-        if self.stopping.is_some() {
+    /// Signals asked to stop, `interrupts` of them SIGINT.
+    pub(super) fn stop(
+        &mut self,
+        interrupts: u32,
+        now: Instant,
+        events: &mut VecDeque<Event>,
+    ) -> Result<(), Error> {
+        self.interrupts = self.interrupts.saturating_add(interrupts);
+        if self.interrupts > 1 {
             self.executors.kill_all(now);
-            return Err(Error::Stopped("a second signal stopped it at once"));
+            return Err(Error::Stopped("a second SIGINT stopped it at once"));
+        }
+        if self.stopping.is_some() {
+            return Ok(());
         }
         let (executors, grace) = (self.executors.len(), self.drain);
         tracing::info!(executors, ?grace, "stopping");

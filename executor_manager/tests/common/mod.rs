@@ -83,12 +83,33 @@ pub struct Setup {
     /// Long, since the scripts give no sign of life.
     pub silence_ms: u32,
     pub drain_ms: u32,
+    /// Variables that executors get.
+    pub environment: Vec<String>,
+    pub program: PathBuf,
 }
 
 impl Setup {
     pub fn new(executor: &str) -> Self {
-        let setup = Setup {
-            directory: tempfile::tempdir().unwrap(),
+        let setup = Setup::without_executor(tempfile::tempdir().unwrap());
+        setup.script(executor);
+        setup
+    }
+
+    /// Likewise, with the program in that directory too, and nothing else of what was built.
+    pub fn apart() -> Self {
+        // On the file system of the program: a copy might be open for writing in a process that another test
+        // starts at that moment, and could not be run.
+        let mut setup =
+            Setup::without_executor(tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap());
+        let program = setup.path("executor_manager");
+        fs::hard_link(&setup.program, &program).unwrap();
+        setup.program = program;
+        setup
+    }
+
+    fn without_executor(directory: TempDir) -> Self {
+        Setup {
+            directory,
             resource_manager: None,
             cores: 4,
             memory: 1024,
@@ -97,9 +118,9 @@ impl Setup {
             heartbeat_ms: 1000,
             silence_ms: 60_000,
             drain_ms: 200,
-        };
-        setup.script(executor);
-        setup
+            environment: vec!["DIR".into()],
+            program: env!("CARGO_BIN_EXE_executor_manager").into(),
+        }
     }
 
     /// Makes `script` the executor of processes that start from now on.
@@ -126,25 +147,37 @@ impl Setup {
                 "resource_manager_secret": 42, "rdma-sleep": {}, "cores": {}, "memory": {},
                 "heartbeat_ms": {}, "silence_ms": {}, "drain_ms": {}}},
                 "executor": {{"use_docker": false, "repetitions": 100, "warmup_iters": 0,
-                "pin_threads": {}}}}}"#,
+                "pin_threads": {}, "environment": {:?}}}}}"#,
             self.sleep,
             self.cores,
             self.memory,
             self.heartbeat_ms,
             self.silence_ms,
             self.drain_ms,
-            self.pin_threads
+            self.pin_threads,
+            self.environment
         )
     }
 
     /// The command, with its configuration written; its log goes to a file.
     pub fn command(&self) -> Command {
+        self.command_by(Command::new(&self.program))
+    }
+
+    /// The same, run by a shell that does `first` before it becomes the program.
+    pub fn command_after(&self, first: &str) -> Command {
+        let mut shell = Command::new("sh");
+        shell.args(["-c", &format!("{first}; exec \"$0\" \"$@\"")]).arg(&self.program);
+        self.command_by(shell)
+    }
+
+    /// The same, by a command that ends with the program.
+    pub fn command_by(&self, mut command: Command) -> Command {
         let devices = r#"{"devices": [{"name": "shm0", "ip_address": "127.0.0.1", "port": 0,
             "max_inline_data": 0, "default_receive_buffer_size": 32, "provider": "shm"}]}"#;
         fs::write(self.path("devices.json"), devices).unwrap();
         fs::write(self.path("executor_manager.json"), self.config()).unwrap();
         let path = format!("{}:/usr/bin:/bin", self.directory.path().display());
-        let mut command = Command::new(env!("CARGO_BIN_EXE_executor_manager"));
         command
             .current_dir(self.directory.path())
             .args(["-c", "executor_manager.json", "--device-database", "devices.json", "-v"])
@@ -162,7 +195,18 @@ impl Setup {
     }
 
     pub fn start(self) -> Node {
-        let process = self.command().spawn().unwrap();
+        let command = self.command();
+        self.start_as(command)
+    }
+
+    /// Starts it by a shell that does `first` before it becomes the program.
+    pub fn start_after(self, first: &str) -> Node {
+        let command = self.command_after(first);
+        self.start_as(command)
+    }
+
+    pub fn start_as(self, mut command: Command) -> Node {
+        let process = command.spawn().unwrap();
         let mut node = Node { setup: self, process, address: "0.0.0.0:0".parse().unwrap() };
         let line = node.wait_for_log("Listening on device shm0, address ");
         let address = line.rsplit("address ").next().unwrap();
@@ -256,12 +300,15 @@ impl Drop for Node {
         if std::thread::panicking() {
             eprintln!("log of the executor manager:\n{}", self.log());
         }
-        if matches!(self.process.try_wait(), Ok(None)) {
-            // Two signals: it ends at once, and its scripts with it, which know no other end.
-            self.signal(Signal::SIGTERM);
-            self.signal(Signal::SIGINT);
-            self.wait();
-        }
+        // After two SIGINT it ends at once, and its scripts with it, which know no other end. Two that wait to
+        // be read are one.
+        wait_for("the end of the executor manager", || {
+            let ended = self.process.try_wait().unwrap();
+            if ended.is_none() {
+                self.signal(Signal::SIGINT);
+            }
+            ended
+        });
     }
 }
 

@@ -19,8 +19,13 @@ pub struct ResourceManager {
 
 impl ResourceManager {
     pub fn new() -> Self {
+        ResourceManager::at(0)
+    }
+
+    /// At a port, such as one that a node was told of; 0: any free one.
+    pub fn at(port: u16) -> Self {
         let device = device();
-        ResourceManager { listener: device.listen(0).unwrap(), device }
+        ResourceManager { listener: device.listen(port).unwrap(), device }
     }
 
     pub fn address(&self) -> SocketAddr {

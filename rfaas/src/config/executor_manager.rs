@@ -6,8 +6,8 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    ClusterSecret, ConfigError, EXECUTOR_MANAGER_PORT, File, Invalid, SecretValue, require,
-    require_heartbeat, require_node_name, resource_manager,
+    ClusterSecret, ConfigError, EXECUTOR_MANAGER_PORT, File, Invalid, SECRET_VARIABLE, SecretValue,
+    require, require_heartbeat, require_node_name, resource_manager,
 };
 use crate::heartbeat::Heartbeat;
 
@@ -55,7 +55,7 @@ pub struct ExecutorManagerNode {
     /// Silence after which they give each other up, in milliseconds.
     #[serde(default = "usual_silence_ms")]
     pub silence_ms: u32,
-    /// How long leases may last after SIGTERM or SIGINT, in milliseconds.
+    /// How long leases may last after SIGTERM, SIGHUP or SIGINT, in milliseconds.
     #[serde(default = "usual_drain_ms")]
     pub drain_ms: u32,
     /// Cores to lease without a resource manager; none: those of this machine.
@@ -78,6 +78,8 @@ pub struct ExecutorSettings {
     pub warmup_iters: u32,
     /// Give each worker a CPU of its own.
     pub pin_threads: bool,
+    /// Names of environment variables that executors get, besides the usual ones.
+    pub environment: Vec<String>,
 }
 
 impl ExecutorManagerConfig {
@@ -110,6 +112,19 @@ impl File for ExecutorManagerConfig {
         require_heartbeat(self.config.heartbeat_ms, self.config.silence_ms)?;
         require(self.config.cores != Some(0), "config.cores", "must be at least 1")?;
         require(self.config.memory != Some(0), "config.memory", "must be at least 1 (MB)")?;
+        for name in &self.executor.environment {
+            let key = "executor.environment";
+            require(
+                !name.is_empty() && !name.contains(['=', '\0']),
+                key,
+                &format!("has {name:?}, which is no name of a variable"),
+            )?;
+            require(
+                name != SECRET_VARIABLE,
+                key,
+                "must not name RFAAS_SECRET: functions would have the secret of the cluster",
+            )?;
+        }
         require(
             !self.executor.use_docker,
             "executor.use_docker",

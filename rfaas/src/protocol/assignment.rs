@@ -41,6 +41,8 @@ pub struct Assignment {
     pub code_bytes: u32,
     /// Polling mode, as in [`Allocate`](super::allocation::Allocate).
     pub hot_timeout_ms: i64,
+    /// Soft limit of open descriptors that the manager was started with: it raises its own.
+    pub open_files: u64,
     /// How often executor and manager give a [sign of life](super::accounting), in milliseconds.
     pub heartbeat_ms: u32,
     /// Silence after which the other side is given up, in milliseconds.

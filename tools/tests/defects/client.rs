@@ -118,10 +118,13 @@ fn more_than_64_workers_all_answer_d4() {
 }
 
 #[test]
-fn an_executor_that_is_not_in_path_is_a_refusal_d5_e9() {
+fn an_executor_that_cannot_be_started_is_a_refusal_d5_e9() {
     let _guard = one_at_a_time();
-    let nothing = tempfile::tempdir().unwrap();
-    let executor_path = Some(nothing.path().into());
+    let unusable = tempfile::tempdir().unwrap();
+    let program = unusable.path().join("executor");
+    fs::write(&program, "#!/nowhere/sh\n").unwrap();
+    fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let executor_path = Some(unusable.path().into());
     let scene = Scene::new(Options { executor_path, ..Options::default() });
     let lease = scene.client.lease(LeaseRequest::new(1, 64)).unwrap();
     let error = lease.deploy_with(library("functions"), &warm()).unwrap_err();

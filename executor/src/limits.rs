@@ -1,0 +1,81 @@
+//! Limits of resources, so that functions find those that the operator has set for the executor manager.
+//!
+//! * NO CORE - a crash leaves no core file: it would be as large as everything that is mapped, hold one
+//!   client's data, and keep the crash from being told until it is written.
+//!
+//! Elsewhere: all other limits, which pass from the manager to this process as they are.
+
+use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, rlim_t, setrlimit};
+
+/// Descriptors of an executor that has no workers: standard streams, events, connections to client and
+/// manager, the device.
+const OWN_DESCRIPTORS: u64 = 64;
+/// Descriptors of a worker: two connections, each a socket, memory of both ends, and doorbells; that is
+/// 10 on the embedded device, rounded up.
+const DESCRIPTORS_PER_WORKER: u64 = 16;
+
+/// Stack of a worker where the operator has set no limit, in bytes: eight times the usual limit. Only what
+/// a function uses is taken.
+const UNLIMITED_STACK_BYTES: u64 = 64 << 20;
+/// Largest stack of a worker, in bytes: 128 workers of such stacks fit into the address space.
+const MAX_STACK_BYTES: u64 = 64 << 30;
+/// Smallest, in bytes: for the worker itself.
+const MIN_STACK_BYTES: u64 = 256 << 10;
+
+/// Sets the limits of this process, of which the manager was started with a soft limit of `open_files`
+/// descriptors and has raised that.
+pub fn set(open_files: u64, workers: usize) {
+    let core = setrlimit(Resource::RLIMIT_CORE, 0, 0); // NO CORE: nor can a function raise it again
+    let files = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, hard)| {
+        setrlimit(Resource::RLIMIT_NOFILE, descriptors(open_files, workers, hard), hard)
+    });
+    if let Err(errno) = core.and(files) {
+        tracing::debug!(%errno, "a limit stays as it is");
+    }
+}
+
+/// The soft limit of descriptors: what the operator has set, unless that is too little for the workers.
+fn descriptors(open_files: rlim_t, workers: usize, hard: rlim_t) -> rlim_t {
+    let needed = OWN_DESCRIPTORS + DESCRIPTORS_PER_WORKER * workers as u64;
+    open_files.max(needed).min(hard)
+}
+
+/// Stack of a worker, in bytes: what pthread_create(3) gives a thread.
+pub fn stack_bytes() -> usize {
+    let soft = getrlimit(Resource::RLIMIT_STACK).map_or(RLIM_INFINITY, |(soft, _)| soft);
+    stack(soft)
+}
+
+fn stack(soft: rlim_t) -> usize {
+    let bytes = match soft {
+        RLIM_INFINITY => UNLIMITED_STACK_BYTES,
+        limit => limit.clamp(MIN_STACK_BYTES, MAX_STACK_BYTES),
+    };
+    usize::try_from(bytes).unwrap_or(usize::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stack_is_as_large_as_the_limit_says_within_reason() {
+        for (limit, bytes) in [
+            (8 << 20, 8 << 20),
+            (64 << 20, 64 << 20),
+            (RLIM_INFINITY, 64 << 20),
+            (1, 256 << 10),
+            (RLIM_INFINITY - 1, 64 << 30),
+        ] {
+            assert_eq!(stack(limit), bytes as usize, "{limit}");
+        }
+    }
+
+    #[test]
+    fn the_operators_limit_of_descriptors_counts_unless_workers_need_more() {
+        assert_eq!(descriptors(1024, 1, 4096), 1024);
+        assert_eq!(descriptors(16, 2, 4096), 96);
+        assert_eq!(descriptors(1024, 200, 4096), 3264);
+        assert_eq!(descriptors(1024, 1000, 4096), 4096, "nobody may have more");
+    }
+}
