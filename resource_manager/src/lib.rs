@@ -31,7 +31,11 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::Context;
-use rfaas::config::{Devices, ResourceManagerConfig};
+use nix::sys::prctl::set_dumpable;
+use nix::sys::signal::SigSet;
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
+use rfaas::config::{Devices, ResourceManagerConfig, SECRET_VARIABLE};
+use rfaas::inherited::is_ignored;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -72,9 +76,11 @@ pub enum Error {
     Run(anyhow::Error),
 }
 
-/// Runs a resource manager until SIGINT or SIGTERM.
+/// Runs a resource manager until SIGINT, SIGTERM or SIGHUP. To be called before there is another thread.
 pub fn run(options: &Options) -> Result<(), Error> {
-    let (server, http) = start(options).map_err(Error::Start)?;
+    // Whoever started it may have blocked the signals that stop it; threads inherit the mask.
+    let mask = SigSet::empty().thread_set_mask().context("signals cannot be unblocked");
+    let (server, http) = mask.and_then(|()| start(options)).map_err(Error::Start)?;
     let served = server.run();
     let stopped = http.stop();
     served.and(stopped).map_err(Error::Run)
@@ -85,6 +91,11 @@ fn start(options: &Options) -> anyhow::Result<(Server, HttpThread)> {
     let config = ResourceManagerConfig::load(&options.config)?.config;
     let devices = Devices::load(&options.device_database)?;
     let secret = config.secret()?;
+    if std::env::var_os(SECRET_VARIABLE).is_some() {
+        // Closes environment and memory to other processes of this user, such as functions of a node that is
+        // on this machine.
+        set_dumpable(false).context("prctl(PR_SET_DUMPABLE)")?;
+    }
     let nodes = match &options.input_database {
         Some(path) => executors::load(path)?,
         None => Vec::new(),
@@ -219,11 +230,16 @@ fn serve_http(
 ) {
     let stops_loop = StopsLoop(commands.clone());
     let watch_signals = async move {
-        let name = signals.next().await;
-        tracing::info!("{name}: stopping; once more to stop at once");
-        let _ = commands.stop(); // it is stopping already
-        signals.next().await;
-        std::process::exit(INTERRUPTED);
+        let mut interrupts = 0;
+        loop {
+            let name = signals.next().await;
+            interrupts += u32::from(name == INTERRUPT);
+            if interrupts > 1 {
+                std::process::exit(INTERRUPTED);
+            }
+            tracing::info!("{name}: stopping; a second {INTERRUPT} stops at once");
+            let _ = commands.stop(); // it is stopping already
+        }
     };
     runtime.block_on(async move {
         let serving = http::serve(listener, http::router(api));
@@ -236,9 +252,15 @@ fn serve_http(
     drop(stops_loop);
 }
 
+/// The signal of somebody who waits at a terminal.
+const INTERRUPT: &str = "SIGINT";
+
 struct Signals {
     interrupt: Signal,
     terminate: Signal,
+    /// None where it is ignored, as nohup(1) has it.
+    hang_up: Option<Signal>,
+    child: Signal,
 }
 
 impl Signals {
@@ -247,13 +269,37 @@ impl Signals {
         Ok(Signals {
             interrupt: take(SignalKind::interrupt())?,
             terminate: take(SignalKind::terminate())?,
+            hang_up: match is_ignored(SignalKind::hangup().as_raw_value()) {
+                true => None,
+                false => Some(take(SignalKind::hangup())?),
+            },
+            child: take(SignalKind::child())?,
         })
     }
 
+    /// The next signal that asks to stop. Meanwhile what became a child of this process is reaped: it starts
+    /// none, but as process 1 of a container it inherits those of others.
     async fn next(&mut self) -> &'static str {
-        tokio::select! {
-            _ = self.interrupt.recv() => "SIGINT",
-            _ = self.terminate.recv() => "SIGTERM",
+        loop {
+            reap();
+            let hang_up = async {
+                match &mut self.hang_up {
+                    Some(signal) => signal.recv().await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                _ = self.interrupt.recv() => return INTERRUPT,
+                _ = self.terminate.recv() => return "SIGTERM",
+                _ = hang_up => return "SIGHUP",
+                _ = self.child.recv() => {}
+            }
         }
     }
+}
+
+/// Reaps the children that have ended. There are as many as processes end in this container.
+fn reap() {
+    let look = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG;
+    while waitid(Id::All, look).is_ok_and(|status| status != WaitStatus::StillAlive) {}
 }

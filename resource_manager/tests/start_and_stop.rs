@@ -36,6 +36,37 @@ fn a_signal_stops_it_cleanly_and_the_nodes_are_kept() {
     }
 }
 
+#[test]
+fn signals_that_were_blocked_stop_it_and_a_second_sigint_does_so_at_once() {
+    for signal in [Signal::SIGTERM, Signal::SIGHUP] {
+        let files = Files::new(&[]);
+        let mut env = std::process::Command::new("env"); // of GNU coreutils 8.31
+        let manager = files.command(&[]);
+        env.arg("--block-signal").arg(manager.get_program()).args(manager.get_args());
+        env.current_dir(files.directory.path()).env_remove("RUST_LOG");
+        assert_eq!(Manager::spawn(env).end(signal), Some(0), "{signal}");
+    }
+}
+
+#[test]
+fn a_hangup_that_nohup_ignores_stays_ignored() {
+    let files = Files::new(&[]);
+    let manager = Manager::start_limited(&files, "trap '' HUP", &[]);
+    nix::sys::signal::kill(manager.pid(), Signal::SIGHUP).unwrap();
+    assert_eq!(manager.call("GET", "/healthz", "").0, 200);
+    assert_eq!(manager.end(Signal::SIGTERM), Some(0));
+}
+
+#[test]
+fn children_that_it_did_not_start_are_reaped() {
+    let files = Files::new(&[]);
+    let manager = Manager::start_limited(&files, "sleep 0.3 & echo $! > stranger", &[]);
+    let pid = std::fs::read_to_string(files.path("stranger")).unwrap();
+    let zombie = format!("/proc/{}", pid.trim());
+    wait_for("the end of a zombie", || (!std::fs::exists(&zombie).unwrap()).then_some(()));
+    assert_eq!(manager.end(Signal::SIGTERM), Some(0));
+}
+
 /// Runs it, expects it to refuse with one line that contains all of `named`.
 fn refused(files: &Files, arguments: &[&str], named: &[&str]) {
     let output = files.output(arguments);

@@ -121,7 +121,8 @@ impl Manager {
         Manager::spawn(shell)
     }
 
-    fn spawn(mut command: Command) -> Self {
+    /// Starts one by this command.
+    pub fn spawn(mut command: Command) -> Self {
         let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let stderr = BufReader::new(child.stderr.take().unwrap());
         let (sender, log) = channel();
