@@ -87,7 +87,7 @@ pub enum Notify {
 }
 
 /// Wakes whoever waits on a completion queue, from any thread; for shutdown.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Waker(pub(crate) WakerInner);
 
 #[derive(Clone, Debug)]
@@ -107,7 +107,6 @@ impl Waker {
 }
 
 /// A completion queue. One poller at a time, checked at compile time: polling takes `&mut self`.
-#[derive(Debug)]
 pub struct CompletionQueue {
     pub(crate) inner: CompletionQueueInner,
 }

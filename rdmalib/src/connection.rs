@@ -46,7 +46,6 @@ impl std::fmt::Debug for PrivateData {
 }
 
 /// Waits for connections at one address.
-#[derive(Debug)]
 pub struct Listener {
     inner: ListenerInner,
 }
@@ -104,7 +103,6 @@ impl AsFd for Listener {
 }
 
 /// A peer that wants to connect. Dropping it rejects it without private data.
-#[derive(Debug)]
 pub struct ConnectRequest {
     inner: Option<RequestInner>, // None once it was answered
 }

@@ -67,7 +67,7 @@ pub struct Limits {
 
 /// An open device. A cheap handle: clones refer to the same device, which closes with the last
 /// object that was made from it.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Device {
     spec: DeviceSpec,
     pub(crate) inner: Inner,

@@ -52,7 +52,7 @@ impl RemoteAddress {
 }
 
 /// A protection domain. A cheap handle; the domain lives as long as the last object in it.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Domain {
     pub(crate) inner: DomainInner,
 }
@@ -95,7 +95,6 @@ impl Domain {
 
 /// Registered memory. Dropping it revokes its key: requests that still name it then fail, they do
 /// not touch memory.
-#[derive(Debug)]
 pub struct Region {
     #[cfg(not(feature = "faults"))]
     inner: RegionInner,
@@ -228,7 +227,6 @@ impl Region {
 /// bytes; the owner has then perhaps given the memory to something else. So it is to be used only while
 /// both sides have agreed that it may be, and an owner does not make it possible for whom it does not trust
 /// with its whole domain.
-#[derive(Debug)]
 pub struct RemoteMapping {
     part: shm::Part,
     access: Access,
@@ -334,7 +332,7 @@ impl Bytes<'_> {
 }
 
 /// A checked range of a local region: the scatter/gather element of a work request.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub struct Slice<'a> {
     pub(crate) region: &'a Region,
     pub(crate) offset: usize,

@@ -178,14 +178,12 @@ pub(crate) fn next_number() -> u32 {
 }
 
 /// One end of a connection. Dropping it disconnects: the peer's requests are flushed.
-#[derive(Debug)]
 pub struct QueuePair {
     send: SendQueue,
     receive: ReceiveQueue,
 }
 
 /// The half that sends, writes, reads.
-#[derive(Debug)]
 pub struct SendQueue(SendInner);
 
 #[derive(Debug)]
@@ -198,7 +196,6 @@ pub(crate) enum SendInner {
 }
 
 /// The half that posts receives.
-#[derive(Debug)]
 pub struct ReceiveQueue(ReceiveInner);
 
 #[derive(Debug)]

@@ -246,6 +246,20 @@ fn is_mangled(symbol: &str, name: &str) -> bool {
     symbol.starts_with("_Z") && symbol.contains(&format!("{}{name}", name.len()))
 }
 
+/// `error` and what caused it, in one line. A cause that the text above it already tells is left out.
+pub fn describe(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        cause = error.source();
+    }
+    text
+}
+
 /// How an executor process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
@@ -361,5 +375,17 @@ mod tests {
             let text = error.to_string();
             assert!(text.contains(option) && text.len() < 250, "{text}");
         }
+    }
+
+    #[test]
+    fn a_cause_is_told_once() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("open failed")]
+        struct Open(#[source] std::io::Error);
+        #[derive(Debug, thiserror::Error)]
+        #[error("device: {0}")]
+        struct Device(#[source] Open);
+        let error = Device(Open(std::io::Error::other("busy")));
+        assert_eq!(describe(&error), "device: open failed: busy");
     }
 }

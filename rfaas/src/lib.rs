@@ -60,3 +60,8 @@ pub use error::{Error, Exit, Result};
 pub use protocol::{lease::EndReason, node::Bill};
 pub use sharing::Sharing;
 pub use spin::Spin;
+
+/// The programs in README.md, which compile.
+#[cfg(all(doctest, feature = "client"))]
+#[doc = include_str!("../../README.md")]
+struct Readme;

@@ -5,7 +5,6 @@
 //! * STATUS - 2 for what the caller got wrong (a flag, file, device, address), 1 for what went wrong
 //!   later.
 
-use std::error::Error;
 use std::fmt;
 use std::process::ExitCode;
 
@@ -13,6 +12,7 @@ use clap::Parser;
 use clap::error::ErrorKind;
 use rfaas::command_line::complaint;
 use rfaas::config::ConfigError;
+pub use rfaas::error::describe;
 use tracing_subscriber::EnvFilter;
 
 use crate::interrupt;
@@ -76,20 +76,6 @@ impl fmt::Display for Failure {
     }
 }
 
-/// `error` and what caused it, in one line. A cause that the text above it already tells is left out.
-pub fn describe(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let more = error.to_string();
-        if !text.contains(&more) {
-            text = format!("{text}: {more}");
-        }
-        cause = error.source();
-    }
-    text
-}
-
 /// Runs a program: parses its command line, starts its log and reports how it ended.
 pub fn run<C: Parser>(
     verbose: impl FnOnce(&C) -> bool,
@@ -141,17 +127,5 @@ mod tests {
     fn a_message_of_several_lines_is_told_in_one() {
         let failure = Failure::input("cannot load\n  libx.so:\n\n no such file");
         assert_eq!(failure.to_string(), "cannot load libx.so: no such file");
-    }
-
-    #[test]
-    fn a_cause_is_told_once() {
-        #[derive(Debug, thiserror::Error)]
-        #[error("open failed")]
-        struct Open(#[source] std::io::Error);
-        #[derive(Debug, thiserror::Error)]
-        #[error("device: {0}")]
-        struct Device(#[source] Open);
-        let error = Device(Open(std::io::Error::other("busy")));
-        assert_eq!(describe(&error), "device: open failed: busy");
     }
 }

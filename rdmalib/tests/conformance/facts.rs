@@ -117,6 +117,7 @@ conformance! {
         the_same_two_connect_again_and_again,
         a_connection_is_made_once,
         what_arrives_during_an_accept_keeps_its_order,
+        objects_show_themselves_in_one_short_line,
     ],
     faults: [
         a_dropped_request_succeeds_and_never_arrives,

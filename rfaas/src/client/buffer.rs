@@ -4,6 +4,7 @@
 //! A worker may write an output at any time while an invocation is in flight. So nothing here gives
 //! a reference to the bytes: they are copied in and out.
 
+use std::fmt;
 use std::ops::{Bound, RangeBounds};
 
 use rdmalib::{Access, Domain, Region, RemoteAddress, Slice};
@@ -33,25 +34,34 @@ impl Owner {
 }
 
 /// The input of an invocation: registered memory of one executor.
-#[derive(Debug)]
 pub struct Input {
     memory: Box<Memory>,
     len: usize,
 }
 
 /// Where the output of an invocation lands: registered memory of one executor.
-#[derive(Debug)]
 pub struct Output {
     memory: Box<Memory>,
 }
 
 /// A region with header space, addressed behind it. Boxed, since buffers travel by value: with a
 /// result, with an error.
-#[derive(Debug)]
 struct Memory {
     region: Region,
     domain: Domain,
     owner: Owner,
+}
+
+impl fmt::Debug for Input {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Input({} bytes of {})", self.len, self.capacity())
+    }
+}
+
+impl fmt::Debug for Output {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Output({} bytes)", self.len())
+    }
 }
 
 impl Memory {

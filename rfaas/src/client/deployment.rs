@@ -131,4 +131,31 @@ mod tests {
         assert!(Deployment::new().slots(1025).validate().is_err());
         assert!(Deployment::new().input_bytes(1 << 32).validate().is_err());
     }
+
+    #[test]
+    fn the_defaults_are_those_of_the_readme() {
+        let Deployment {
+            input_bytes,
+            output_bytes,
+            slots,
+            spin,
+            invocation_timeout,
+            start_timeout,
+            failover_timeout,
+        } = Deployment::default();
+        let mib = |bytes: usize| format!("{} MiB", bytes >> 20);
+        let seconds = |time: Duration| format!("{} s", time.as_secs());
+        for (option, default) in [
+            ("input_bytes", mib(input_bytes)),
+            ("output_bytes", mib(output_bytes)),
+            ("slots", slots.to_string()),
+            ("spin", format!("`Spin::{spin:?}`")),
+            ("invocation_timeout", seconds(invocation_timeout)),
+            ("start_timeout", seconds(start_timeout)),
+            ("failover_timeout", seconds(failover_timeout)),
+        ] {
+            let row = format!("| `{option}` | {default} |");
+            assert!(include_str!("../../../README.md").contains(&row), "{row}");
+        }
+    }
 }

@@ -12,6 +12,7 @@
 //!
 //! Elsewhere: invoking (`invoke`, `in_place`), moving to another lease (`failover`).
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -37,7 +38,6 @@ use crate::protocol::node::Bill;
 ///
 /// Dropping it ends the process and, if no [`Lease`] handle is left, gives the lease back without
 /// waiting for the bill. Invocations that are still in flight then fail.
-#[derive(Debug)]
 pub struct Executor {
     // Fields drop in order: the manager is told first, so that it takes the end for what it is.
     pub(super) lease: Deployed,
@@ -54,19 +54,33 @@ pub struct Executor {
 }
 
 /// A function of one executor, found by name once.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Function {
     pub(super) index: u32,
     pub(super) owner: Owner,
 }
 
 /// Marks the lease as free for another deployment when dropped.
-#[derive(Debug)]
 pub(super) struct Deployed(pub(super) Arc<LeaseInner>);
 
 impl Drop for Deployed {
     fn drop(&mut self) {
         self.0.undeployed();
+    }
+}
+
+impl fmt::Debug for Executor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut out = f.debug_struct("Executor");
+        out.field("node", &self.node()).field("lease", &self.lease_id.get());
+        out.field("workers", &self.workers()).field("functions", &self.functions().len());
+        out.field("running", &!self.is_stopped()).finish()
+    }
+}
+
+impl fmt::Debug for Function {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Function(number {})", self.index)
     }
 }
 

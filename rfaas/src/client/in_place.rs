@@ -16,6 +16,7 @@
 //!
 //! Elsewhere: slots and mappings (`workers/in_place`), what a loss means (`workers`).
 
+use std::fmt;
 use std::ops::RangeBounds;
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -37,7 +38,6 @@ use crate::protocol::invocation::{HEADER_SPACE, InPlaceDetail};
 ///
 /// What its bytes are before they are written is not specified: zeros, an earlier input, or what a function
 /// has made of it.
-#[derive(Debug)]
 #[must_use = "nothing is called before `invoke`"]
 pub struct InPlaceCall<'a> {
     held: Held<'a>,
@@ -47,7 +47,6 @@ pub struct InPlaceCall<'a> {
 
 /// The result of a call in place, where the function wrote it. It stays there as long as this lives, even
 /// if the executor ends.
-#[derive(Debug)]
 #[must_use = "it keeps the executor borrowed"]
 pub struct InPlaceResult<'a> {
     held: Held<'a>,
@@ -56,7 +55,6 @@ pub struct InPlaceResult<'a> {
 }
 
 /// What a call and its result hold, in turn.
-#[derive(Debug)]
 struct Held<'a> {
     executor: &'a mut Executor,
     function: Function,
@@ -67,7 +65,6 @@ struct Held<'a> {
 }
 
 /// A slot, and the memory that goes with it.
-#[derive(Debug)]
 struct There {
     place: Place,
     /// All slots of the worker.
@@ -80,10 +77,21 @@ struct There {
 
 /// Registered memory of our own beside the worker's: a header to send and a place for the reply's detail.
 /// Where the provider maps nothing: input and output themselves.
-#[derive(Debug)]
 pub(super) struct Aside {
     input: Input,
     output: Output,
+}
+
+impl fmt::Debug for InPlaceCall<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "InPlaceCall({:?}, input of {} bytes)", self.held.function, self.len)
+    }
+}
+
+impl fmt::Debug for InPlaceResult<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "InPlaceResult({:?}, {} bytes)", self.held.function, self.len)
+    }
 }
 
 impl Executor {

@@ -9,6 +9,7 @@
 //!
 //! Elsewhere: its stages, claiming it, telling its end (`life`).
 
+use std::fmt;
 use std::mem;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -30,13 +31,11 @@ const RELEASE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A leased share of a node. The lease ends when it is released, when its time is over, or when the
 /// last handle and executor are dropped.
-#[derive(Debug)]
 pub struct Lease {
     inner: Arc<LeaseInner>,
 }
 
 /// What handles and executor share.
-#[derive(Debug)]
 pub(super) struct LeaseInner {
     client: Arc<ClientInner>,
     cores: u16,
@@ -50,6 +49,19 @@ pub(super) struct LeaseInner {
     first_node: String,
     claimed: OnceLock<(LeaseId, String)>,
     life: Arc<Life>,
+}
+
+impl fmt::Debug for Lease {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut out = f.debug_struct("Lease");
+        match self.id() {
+            Some(id) => out.field("id", &id.get()),
+            None => out.field("id", &"none until it is deployed"),
+        };
+        let left = self.expires_at().duration_since(SystemTime::now()).unwrap_or_default();
+        out.field("node", &self.node()).field("cores", &self.cores());
+        out.field("memory_mb", &self.inner.memory).field("time_left", &left).finish()
+    }
 }
 
 impl Lease {

@@ -40,7 +40,6 @@ const RETURN_PAUSES: RangeInclusive<Duration> =
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The connection.
-#[derive(Debug)]
 pub(super) struct Link {
     /// All addresses of its name, at least one.
     addresses: Vec<SocketAddr>,
@@ -49,7 +48,6 @@ pub(super) struct Link {
     outbox: Mutex<Vec<Token>>,
 }
 
-#[derive(Debug)]
 struct Conversation {
     channel: Channel,
     /// Number of the last question.
@@ -61,6 +59,11 @@ impl Link {
         let conversation = Conversation { channel: open(device, &addresses)?, request: 0 };
         let (conversation, outbox) = (Mutex::new(conversation), Mutex::default());
         Ok(Link { addresses, conversation, outbox })
+    }
+
+    /// Of the resource manager.
+    pub(super) fn addresses(&self) -> &[SocketAddr] {
+        &self.addresses
     }
 
     /// Asks for leases that meet `request` together: one for each node, in order.

@@ -61,12 +61,11 @@ const ANONYMOUS: &str = "anonymous";
 
 /// Leases cores: through a resource manager, or straight from the executor managers of a list. May
 /// be used by several threads.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Client {
     inner: Arc<ClientInner>,
 }
 
-#[derive(Debug)]
 pub(crate) struct ClientInner {
     device: OpenDevice,
     name: ClientName,
@@ -75,11 +74,23 @@ pub(crate) struct ClientInner {
 }
 
 /// Who grants leases.
-#[derive(Debug)]
 enum Grantor {
     Manager(Box<Link>),
     /// Nobody: an executor manager without a resource manager takes whoever comes.
     Database(Vec<ExecutorEntry>),
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ClientInner { device, name, grantor, .. } = &*self.inner;
+        let mut out = f.debug_struct("Client");
+        out.field("name", name).field("device", &device.device);
+        match grantor {
+            Grantor::Manager(link) => out.field("resource_manager", &link.addresses()),
+            Grantor::Database(entries) => out.field("executor_managers", &entries.len()),
+        };
+        out.finish()
+    }
 }
 
 impl Client {

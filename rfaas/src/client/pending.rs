@@ -11,14 +11,13 @@ use super::drive::{Drive, Shared, Together};
 use super::failure::Outcome;
 use super::reactor;
 use super::tickets::{Buffers, Ticket};
-use crate::error::Error;
+use crate::error::{Error, describe};
 
 /// An invocation that has been submitted.
 ///
 /// As a [`Future`] it works in any runtime and without one: a thread of the executor's own wakes
 /// it. Or [`wait`](Self::wait) for it, in any thread. Dropping it does not stop the function; it
 /// gives up the result, and the buffers are freed when the worker has finished with them.
-#[derive(Debug)]
 #[must_use = "dropping it gives up the result"]
 pub struct Pending {
     shared: Arc<Shared>,
@@ -38,8 +37,8 @@ pub struct Completed {
     pub output: Output,
 }
 
-/// An invocation that failed, and its buffers. Turns into its [`Error`] with `?`.
-#[derive(Debug)]
+/// An invocation that failed, and its buffers. Turns into its [`Error`] with `?`; its `Debug`, which is what
+/// `unwrap` and a `main` that returns it show, is the error's text.
 pub struct Failed {
     /// Why.
     pub error: Error,
@@ -47,6 +46,21 @@ pub struct Failed {
     pub input: Input,
     /// Of unknown content.
     pub output: Output,
+}
+
+impl fmt::Debug for Pending {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.buffers {
+            Some((input, output)) => write!(f, "Pending({input:?}, {output:?})"),
+            None => f.write_str("Pending(finished)"),
+        }
+    }
+}
+
+impl fmt::Debug for Failed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&describe(&self.error))
+    }
 }
 
 impl fmt::Display for Failed {

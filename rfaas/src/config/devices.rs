@@ -1,5 +1,6 @@
 //! `devices.json`: the devices of a machine, so that programs are told no more than a name.
 
+use std::fmt;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
@@ -42,12 +43,18 @@ pub struct DeviceEntry {
 }
 
 /// An open device and its entry in the database.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct OpenDevice {
     /// The device.
     pub device: Device,
     /// Port and receives to use on it.
     pub entry: DeviceEntry,
+}
+
+impl fmt::Debug for OpenDevice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "OpenDevice({:?})", self.device)
+    }
 }
 
 impl Devices {

@@ -4,6 +4,9 @@
 //! HMAC over challenge and name, so the cluster secret itself never travels and an old registration
 //! cannot be replayed.
 
+use std::fmt;
+use std::time::Duration;
+
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 use zerocopy::little_endian::{U16, U32, U64};
@@ -62,17 +65,7 @@ impl Register {
 
 /// What a lease used; all times in nanoseconds.
 #[derive(
-    Clone,
-    Copy,
-    Debug,
-    Default,
-    PartialEq,
-    Eq,
-    FromBytes,
-    IntoBytes,
-    Immutable,
-    KnownLayout,
-    Unaligned,
+    Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
 )]
 #[repr(C)]
 pub struct Bill {
@@ -86,6 +79,17 @@ pub struct Bill {
     pub invocations: U64,
 }
 const _: () = assert!(size_of::<Bill>() == 32);
+
+impl fmt::Debug for Bill {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let time = |ns: U64| Duration::from_nanos(ns.get());
+        let mut out = f.debug_struct("Bill");
+        out.field("allocated", &time(self.allocated_ns));
+        out.field("hot_polling", &time(self.hot_polling_ns));
+        out.field("execution", &time(self.execution_ns));
+        out.field("invocations", &self.invocations.get()).finish()
+    }
+}
 
 /// A client showed its token: the lease is in use. Sent again for each lease held after a
 /// reconnection.

@@ -13,6 +13,7 @@ mod in_place;
 mod invoking;
 mod keeping;
 mod replacing;
+mod showing;
 
 /// An input with these bytes and an output of 64.
 fn buffers(executor: &rfaas::Executor, bytes: &[u8]) -> (rfaas::Input, rfaas::Output) {

@@ -4,7 +4,7 @@ use std::thread;
 use std::time::Duration;
 
 use rdmalib::{
-    Device, Error, Flags, MAX_ACCEPT_DATA, MAX_CONNECT_DATA, MAX_REJECT_DATA, Operation,
+    Access, Device, Error, Flags, MAX_ACCEPT_DATA, MAX_CONNECT_DATA, MAX_REJECT_DATA, Operation,
     PrivateData, QueuePairConfig, Result, Source, State, Status,
 };
 
@@ -191,4 +191,40 @@ pub fn what_arrives_during_an_accept_keeps_its_order(fixture: &Fixture) {
             request.accept(pair, &[]).unwrap();
         });
     }
+}
+
+/// What an assertion or an error shows is for people: no mappings, descriptors, keys.
+pub fn objects_show_themselves_in_one_short_line(fixture: &Fixture) {
+    let (server, client) = open(fixture);
+    let (mut listener, to) = listen(&server);
+    let (mut server, mut client) = (end(&server), end(&client));
+    let target = server.region(64);
+    let mut shown = thread::scope(|scope| {
+        let connector = scope.spawn(|| client.pair.connect(to, &[], PATIENCE).unwrap());
+        let request = listener.next(PATIENCE).unwrap().expect("a connector comes");
+        let shown = format!("{request:?}");
+        request.accept(&mut server.pair, &[]).unwrap();
+        connector.join().expect("connecting does not panic");
+        vec![shown]
+    });
+    let mapping = client.pair.map_remote(target.remote(), 64, Access::REMOTE_READ).unwrap();
+    shown.extend(mapping.map(|mapping| format!("{mapping:?}")));
+    shown.extend([
+        format!("{:?}", server.device),
+        format!("{:?}", server.domain),
+        format!("{:?}", server.sends),
+        format!("{:?}", server.sends.waker()),
+        format!("{listener:?}"),
+        format!("{target:?}"),
+        format!("{:?}", target.slice(1..3).unwrap()),
+        format!("{:?}", server.pair),
+    ]);
+    let (send, receive) = server.pair.split();
+    shown.extend([format!("{send:?}"), format!("{receive:?}")]);
+    for text in &shown {
+        assert!(text.len() <= 100 && !text.contains('\n'), "{} bytes: {text}", text.len());
+    }
+    let name = &fixture.server.name;
+    assert!(shown.iter().any(|text| text.starts_with(&format!("Device({name}, "))), "{shown:?}");
+    assert!(shown.contains(&"Region(64 bytes)".into()), "{shown:?}");
 }
