@@ -22,9 +22,11 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use nix::fcntl::{OFlag, open};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
-use nix::unistd::{alarm, getppid};
+use nix::sys::stat::Mode;
+use nix::unistd::{alarm, dup2_stdin, getppid};
 use rdmalib::{Access, Device, Region};
 use rfaas::channel::{Channel, ChannelError};
 use rfaas::protocol::assignment::{Assignment, FORSAKEN};
@@ -135,6 +137,7 @@ impl From<Error> for Stop {
 pub fn run(assignment: Assignment) -> Result<Ended, Error> {
     clock::start();
     let plan = Arc::new(Plan::try_from(assignment)?);
+    forget_input().map_err(|errno| Error::failed("/dev/null", &errno))?;
     let os = |error: &dyn std::error::Error| Error::failed("cannot start", error);
     let signals = Signals::listen().map_err(|error| os(&error))?;
     end_with_parent()?;
@@ -165,6 +168,12 @@ fn is_the_end(news: &News) -> bool {
 /// for the first time (`__cxa_thread_atexit_impl` of glibc): logging does, and so do channels.
 fn end_at_last() {
     alarm::set(1);
+}
+
+/// ALONE. Closes the assignment, with its secrets: what functions start would have it as standard input.
+fn forget_input() -> nix::Result<()> {
+    let nothing = open("/dev/null", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?;
+    dup2_stdin(nothing)
 }
 
 /// Asks the kernel to end this process with its parent, the executor manager: if that is killed,
@@ -293,6 +302,7 @@ impl Executor {
         self.loading = true;
         std::thread::Builder::new()
             .name("loader".into())
+            .stack_size(limits::stack_bytes()) // constructors are functions too
             .spawn(move || notifier.tell(Event::Loaded(Library::load(&code))))
             .map_err(|error| Error::failed("cannot start the loader", &error))?;
         loop {

@@ -1,7 +1,8 @@
 //! Limits of resources, so that functions find those that the operator has set for the executor manager.
 //!
 //! * NO CORE - a crash leaves no core file: it would be as large as everything that is mapped, hold one
-//!   client's data, and keep the crash from being told until it is written.
+//!   client's data, and keep the crash from being told until it is written. PR_SET_DUMPABLE would do the same, but
+//!   take from functions what they may read of themselves in `/proc`, and debuggers.
 //!
 //! Elsewhere: all other limits, which pass from the manager to this process as they are.
 

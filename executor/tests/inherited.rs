@@ -94,6 +94,17 @@ fn the_limit_of_descriptors_is_the_operators_and_core_files_are_off() {
 }
 
 #[test]
+fn nothing_of_the_executors_is_open_in_what_a_function_starts() {
+    let mut session = serving(&Setup::default());
+    // What it was started with itself is its manager's to close; here the manager is this test.
+    let ours = Command::new("sh").args(["-c", "ls /proc/self/fd"]).output().unwrap();
+    let ours = String::from_utf8(ours.stdout).unwrap();
+    assert_eq!(call(&mut session, "shell", "ls /proc/self/fd"), ours);
+    let input = call(&mut session, "shell", "readlink /proc/self/fd/0; cat");
+    assert_eq!(input, "/dev/null\n", "not the assignment");
+}
+
+#[test]
 fn more_workers_than_the_operators_limit_allows_have_their_descriptors() {
     let setup = Setup { open_files: 20, workers: 12, ..Setup::default() };
     let mut session = serving(&setup);

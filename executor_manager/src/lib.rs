@@ -16,8 +16,8 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::prctl::set_dumpable;
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use rfaas::config::{Devices, ExecutorManagerConfig, SECRET_VARIABLE};
+use rfaas::inherited::raise_descriptor_limit;
 use rfaas::protocol::lease::NodeName;
 
 mod accounting;
@@ -46,10 +46,6 @@ use request::Authority;
 use signals::Signals;
 use spawn::Launcher;
 use upstream::Upstream;
-
-/// Fewest descriptors that a manager starts with: its own, and those of a client and of an executor with a
-/// few workers; which itself needs as many.
-const FEWEST_DESCRIPTORS: u64 = 64;
 
 /// Why the manager ended. Displays as one line.
 #[derive(Debug, thiserror::Error)]
@@ -95,7 +91,7 @@ pub struct Options {
 /// signals in order to read them.
 pub fn run(options: &Options) -> Result<(), Error> {
     let signals = Signals::block().map_err(|errno| Error::os("blocking signals", errno))?;
-    let open_files = raise_descriptor_limit()?;
+    let open_files = raise_descriptor_limit().map_err(|error| Error::Start(error.to_string()))?;
     let node = &options.config.config;
     let name = NodeName::new(&node.node_name)
         .ok_or_else(|| Error::Start(format!("node_name {:?} is too long", node.node_name)))?;
@@ -182,24 +178,6 @@ fn hide_environment() {
     {
         tracing::warn!(%errno, "functions may read {SECRET_VARIABLE} in the environment of this process");
     }
-}
-
-/// Every client and worker costs descriptors; the usual soft limit of 1024 is for programs that use
-/// `select(2)`, such as functions may be. Returns the limit that there was.
-fn raise_descriptor_limit() -> Result<u64, Error> {
-    let limit = getrlimit(Resource::RLIMIT_NOFILE);
-    let (soft, hard) =
-        limit.map_err(|errno| Error::os("reading the limit of descriptors", errno))?;
-    if hard < FEWEST_DESCRIPTORS {
-        return Err(Error::Start(format!(
-            "this process may have at most {hard} descriptors (open files), with which it cannot serve \
-             a lease: allow {FEWEST_DESCRIPTORS} or, better, 65536 (`ulimit -n`, LimitNOFILE= of systemd)"
-        )));
-    }
-    if let Err(errno) = setrlimit(Resource::RLIMIT_NOFILE, hard, hard) {
-        tracing::debug!(%errno, "the limit of open descriptors stays as it is");
-    }
-    Ok(soft)
 }
 
 #[cfg(test)]

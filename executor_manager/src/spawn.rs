@@ -28,6 +28,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::signal::{SigSet, Signal, kill, killpg};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::{AccessFlags, Pid, access};
+use rfaas::inherited::FEWEST_DESCRIPTORS;
 use rfaas::protocol::assignment::Assignment;
 
 use crate::allocations::Exit;
@@ -45,7 +46,7 @@ const PROGRAM: &str = "executor";
 
 /// Which descriptors may be open at the start where nobody says: those below the fewest that a manager starts
 /// with. Numbers beyond the limit could not be closed.
-const GUESSED_DESCRIPTORS: RawFd = crate::FEWEST_DESCRIPTORS as RawFd;
+const GUESSED_DESCRIPTORS: RawFd = FEWEST_DESCRIPTORS as RawFd;
 
 /// Longest part of `PATH` in a message, so that what to do fits the answer to a client.
 const SHOWN_PATH: usize = 100;

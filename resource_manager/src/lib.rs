@@ -35,7 +35,7 @@ use nix::sys::prctl::set_dumpable;
 use nix::sys::signal::SigSet;
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use rfaas::config::{Devices, ResourceManagerConfig, SECRET_VARIABLE};
-use rfaas::inherited::is_ignored;
+use rfaas::inherited::{is_ignored, raise_descriptor_limit};
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -88,6 +88,7 @@ pub fn run(options: &Options) -> Result<(), Error> {
 
 /// Reads and opens everything, so that what is wrong is told before anything is served.
 fn start(options: &Options) -> anyhow::Result<(Server, HttpThread)> {
+    raise_descriptor_limit()?;
     let config = ResourceManagerConfig::load(&options.config)?.config;
     let devices = Devices::load(&options.device_database)?;
     let secret = config.secret()?;

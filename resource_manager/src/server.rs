@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::resource::{Resource, getrlimit};
 use rdmalib::{ConnectRequest, Device, Listener};
 use rfaas::channel::refuse;
 use rfaas::heartbeat::Heartbeat;
@@ -391,18 +391,10 @@ fn like(ours: IpAddr, found: &[SocketAddr]) -> Option<IpAddr> {
     ips().find(|ip| ip.is_ipv4() == ours.is_ipv4()).or_else(|| ips().next())
 }
 
-/// Raises the limit of open descriptors as far as it goes, and tells how many connections that allows.
+/// How many connections the limit of descriptors allows.
 fn max_connections() -> usize {
-    let descriptors = match getrlimit(Resource::RLIMIT_NOFILE) {
-        Ok((soft, hard)) => match setrlimit(Resource::RLIMIT_NOFILE, hard, hard) {
-            Ok(()) => hard,
-            Err(error) => {
-                tracing::debug!(%error, soft, hard, "limit of descriptors not raised");
-                soft
-            }
-        },
-        Err(_) => 1024, // what POSIX systems have had for long
-    };
+    // 1024 is what POSIX systems have had for long.
+    let descriptors = getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft);
     let connections = descriptors.saturating_sub(OTHER_DESCRIPTORS) / DESCRIPTORS_PER_CONNECTION;
     usize::try_from(connections.clamp(16, MAX_CONNECTIONS)).unwrap_or(16)
 }

@@ -145,6 +145,19 @@ fn without_a_state_file_the_operator_is_told_and_nothing_is_left() {
 }
 
 #[test]
+fn a_limit_of_descriptors_that_is_too_small_is_named() {
+    let files = Files::new(&[]);
+    let manager = files.command(&[]);
+    let mut shell = std::process::Command::new("sh");
+    shell.args(["-c", "ulimit -n 20; exec \"$0\" \"$@\""]);
+    shell.arg(manager.get_program()).args(manager.get_args()).current_dir(files.directory.path());
+    let output = shell.output().unwrap();
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{text}");
+    assert!(text.contains("at most 20 descriptors") && text.lines().count() == 1, "{text}");
+}
+
+#[test]
 fn an_address_in_use_is_refused_by_name() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port();

@@ -1,4 +1,35 @@
-//! What a program was started with and has to respect.
+//! What a manager was started with: limits and signals that somebody has set for it.
+
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
+/// Fewest descriptors that a manager starts with: it has up to 20 itself, a node or client that is connected
+/// has up to 8, and so has an executor.
+pub const FEWEST_DESCRIPTORS: u64 = 64;
+
+/// A limit with which a manager cannot serve anybody.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "this process may have at most {limit} descriptors (open files), with which it cannot serve a lease: allow \
+     {FEWEST_DESCRIPTORS} or, better, 65536 (`ulimit -n`, LimitNOFILE= of systemd)"
+)]
+pub struct TooFewDescriptors {
+    limit: u64,
+}
+
+/// Raises the soft limit of descriptors of this process as far as it goes: every peer costs some, and the usual
+/// one of 1024 is for programs that use `select(2)`. Returns the limit that there was.
+pub fn raise_descriptor_limit() -> Result<u64, TooFewDescriptors> {
+    // A system that does not say what the limit is has none that is known.
+    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return Ok(u64::MAX) };
+    let now = match setrlimit(Resource::RLIMIT_NOFILE, hard, hard) {
+        Ok(()) => hard,
+        Err(errno) => {
+            tracing::debug!(%errno, "the limit of open descriptors stays as it is");
+            soft
+        }
+    };
+    if now < FEWEST_DESCRIPTORS { Err(TooFewDescriptors { limit: now }) } else { Ok(soft) }
+}
 
 /// Whether this process ignores the signal of this number, which is what nohup(1) has it do with SIGHUP. Where
 /// `/proc` is not mounted, no signal counts as ignored.
