@@ -11,6 +11,7 @@ use std::time::Duration;
 use crate::device::{Device, Inner};
 use crate::error::{Error, Result};
 use crate::queue_pair::{QueuePair, SendInner, SendQueue};
+use crate::waiting::Peer;
 use crate::{shm, verbs};
 
 /// Most private data in a connection request, in bytes; `rdma_connect(3)`.
@@ -31,6 +32,10 @@ impl PrivateData {
             return Err(Error::PrivateDataTooLong { bytes: data.len(), max });
         }
         Ok(PrivateData(data.into()))
+    }
+
+    pub(crate) fn nothing() -> Self {
+        PrivateData(Box::default())
     }
 
     /// The bytes.
@@ -73,7 +78,8 @@ impl Listener {
         }
     }
 
-    /// The next request, if there is one now. Never waits for a peer.
+    /// The next request, if there is one now. Never waits for a peer, and does not go on for ever whatever peers
+    /// do: after some work without a request it returns `None`, and the descriptor stays readable.
     pub fn try_next(&mut self) -> Result<Option<ConnectRequest>> {
         let request = match &mut self.inner {
             ListenerInner::Shm(listener) => listener.try_next()?.map(RequestInner::Shm),
@@ -135,6 +141,14 @@ impl ConnectRequest {
         match self.inner() {
             RequestInner::Shm(request) => request.peer(),
             RequestInner::Verbs(request) => request.peer(),
+        }
+    }
+
+    /// Whom limits count it for: something that the peer cannot choose.
+    pub fn origin(&self) -> Peer {
+        match self.inner() {
+            RequestInner::Shm(request) => request.origin(),
+            RequestInner::Verbs(request) => request.origin(),
         }
     }
 

@@ -5,6 +5,8 @@
 
 use std::{io, net::IpAddr, net::SocketAddr, time::Duration};
 
+use nix::errno::Errno;
+
 use crate::connection::PrivateData;
 use crate::device::Provider;
 
@@ -33,6 +35,32 @@ pub enum Error {
     /// Nobody listens at this address (yet); retry later or check the address.
     #[error("nobody listens at {0}: check the address, the port and that the program there runs")]
     ConnectionRefused(SocketAddr),
+    /// Somebody listens, but so many connect that there was no place in the listener's queue; retry later.
+    #[error(
+        "no place in the queue of the listener at {to} within {after:?}: too many connect at once; try again later"
+    )]
+    ListenerQueueFull {
+        /// Address that was tried.
+        to: SocketAddr,
+        /// How long.
+        after: Duration,
+    },
+    /// Somebody listens, but has as many connections that wait as it takes, and others came later; retry later.
+    #[error("the program at {0} has too many connections that wait; try again later")]
+    TooManyConnections(SocketAddr),
+    /// Somebody listens, but has no descriptor or address space for one more connection; retry later.
+    #[error(
+        "the program at {0} has no file descriptor or address space left for another connection: raise its limits \
+         (ulimit -n, ulimit -v), or try again later"
+    )]
+    ListenerExhausted(SocketAddr),
+    /// Somebody listened, and closed the connection before it answered: it is ending, or took the request for
+    /// that of another program.
+    #[error(
+        "the program at {0} closed the connection before it answered: it may have ended just now, or be another \
+         program or version"
+    )]
+    ConnectionDropped(SocketAddr),
     /// The address cannot be reached from the device; check the address and the network.
     #[error(
         "{to} cannot be reached from {from}: {reason}; check that both are on one RDMA network"
@@ -131,6 +159,32 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// This process, or the system, has no file descriptor left.
+    #[error("{call} failed: no file descriptor is left; raise the limit (ulimit -n), or use fewer connections")]
+    OutOfDescriptors {
+        /// Name of the call.
+        call: &'static str,
+        /// Its error.
+        #[source]
+        source: io::Error,
+    },
+    /// The limit of file sizes is too small: on the embedded device it counts for shared memory too.
+    #[error(
+        "{bytes} bytes of shared memory are more than this process's limit of file sizes ({limit} bytes): raise it, \
+         e.g. ulimit -f unlimited, or LimitFSIZE=infinity in a systemd unit"
+    )]
+    FileSizeLimit {
+        /// Size that the memory file should have had.
+        bytes: u64,
+        /// The limit (`RLIMIT_FSIZE`).
+        limit: u64,
+    },
+    /// This process has no address space for more memory, or more than a bound of peers' memory.
+    #[error("no address space is left to map {bytes} bytes of memory; raise the limit (ulimit -v), or use less")]
+    OutOfAddresses {
+        /// Bytes that should have been mapped.
+        bytes: usize,
+    },
     /// The peer broke the wire protocol; the connection is not used further.
     #[error("peer broke the connection protocol: {0}")]
     Protocol(&'static str),
@@ -146,8 +200,12 @@ pub enum Error {
 }
 
 impl Error {
-    /// An [`Error::Os`] from `errno` after `call`.
+    /// The error of `call`: an [`Error::Os`], unless it has a variant of its own.
     pub(crate) fn os(call: &'static str, source: impl Into<io::Error>) -> Self {
-        Error::Os { call, source: source.into() }
+        let source = source.into();
+        match source.raw_os_error().map(Errno::from_raw) {
+            Some(Errno::EMFILE | Errno::ENFILE) => Error::OutOfDescriptors { call, source },
+            _ => Error::Os { call, source },
+        }
     }
 }

@@ -34,6 +34,8 @@ mod shm;
 mod sync;
 #[cfg(not(loom))]
 mod verbs;
+#[cfg(not(loom))]
+mod waiting;
 
 #[cfg(not(loom))]
 pub use {
@@ -48,4 +50,5 @@ pub use {
         Flags, Operation, QueuePair, QueuePairConfig, ReceiveQueue, RnrRetry, SendQueue, Source,
         State, WorkRequest,
     },
+    waiting::{Peer, WaitingList},
 };

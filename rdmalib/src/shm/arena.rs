@@ -4,8 +4,8 @@
 //!   offset 0            key table: KEYS × [key|access, offset, bytes, unused]
 //!   then                segments: regions and rings, page-aligned; the file grows, it never shrinks
 //! ```
-//! The owner maps segment by segment (`space`); a peer maps the whole file when it connects, again when it
-//! has grown, and finds a region through the table. So no descriptor travels for a registration.
+//! The owner maps segment by segment (`space`), and so does a peer, when it first uses what is in one; it finds
+//! a region through the table. So no descriptor travels for a registration.
 //!
 //! A remote address is an offset in the file. Whoever has the file can write all of it, the table
 //! included: a peer is kept inside the *domain* by the kernel and inside a *region* by its own
@@ -15,7 +15,7 @@
 //! * REVOKE - dropping a region clears its key before its memory is given back. A peer that has just
 //!   checked the key may still finish the copy that it is in; a network card would have it finished before
 //!   the key is gone. Memory that must not change after a peer was cut off is not to be handed out again.
-//!   A range that a peer has mapped by itself (`map_remote`) stays mapped there, as the whole file does.
+//!   A range that a peer has mapped by itself (`map_remote`) stays mapped there, as its segment does.
 //! * LAST - the last region of a domain of which nothing else is left is not given back: nobody can get its
 //!   place any more, and a peer that has it mapped keeps its bytes as they were.
 //! * FRESH - a table slot's next key differs from its last ones by a generation.
@@ -25,6 +25,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use nix::fcntl::{FallocateFlags, FcntlArg, SealFlag, fallocate, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::resource::{Resource, getrlimit};
 
 use super::mapping::{Mapping, Part};
 use super::ring::Words;
@@ -318,7 +319,13 @@ impl Drop for RegionMemory {
     }
 }
 
+/// Not beyond the limit of file sizes, which counts for memory files too: the kernel would end the process
+/// (SIGXFSZ, `setrlimit(2)`).
 fn set_len(file: &OwnedFd, bytes: u64) -> Result<()> {
+    match getrlimit(Resource::RLIMIT_FSIZE) {
+        Ok((limit, _)) if bytes > limit => return Err(Error::FileSizeLimit { bytes, limit }),
+        _ => {}
+    }
     let bytes = i64::try_from(bytes).map_err(|_| Error::InvalidArgument("region too large"))?;
     nix::unistd::ftruncate(file, bytes).map_err(|e| Error::os("ftruncate of shared memory", e))
 }
@@ -328,11 +335,13 @@ fn set_len(file: &OwnedFd, bytes: u64) -> Result<()> {
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::peer_arena::PeerArena;
+    use super::super::peer_arena::{PeerArena, PeerFile};
     use super::*;
+    use crate::waiting::Peer;
 
     fn peer_of(arena: &Arena) -> PeerArena {
-        PeerArena::new(arena.file().try_clone().unwrap()).unwrap()
+        let file = arena.file().try_clone().unwrap();
+        PeerArena::new(PeerFile::new(file, Peer::Unknown).unwrap()).unwrap()
     }
 
     const ALL: Access = Access::all();
@@ -394,9 +403,9 @@ mod tests {
     fn memory_that_could_shrink_is_refused() {
         let file = memfd_create("x", MFdFlags::MFD_ALLOW_SEALING).unwrap();
         set_len(&file, DATA_START).unwrap();
-        assert!(matches!(PeerArena::new(file), Err(Error::Protocol(_))));
+        assert!(matches!(PeerFile::new(file, Peer::Unknown), Err(Error::Protocol(_))));
         let pipe = nix::unistd::pipe().unwrap().0;
-        assert!(matches!(PeerArena::new(pipe), Err(Error::Protocol(_))));
+        assert!(matches!(PeerFile::new(pipe, Peer::Unknown), Err(Error::Protocol(_))));
     }
 
     #[test]
@@ -445,7 +454,7 @@ mod tests {
                 prop_assert!(segments.any(|segment| inside(there, segment)));
             }
             if let Some(there) = peer.translate(at, bytes, Access::REMOTE_WRITE) {
-                prop_assert!(inside(there, peer.mapping()));
+                prop_assert!(peer.mappings().any(|mapping| inside(there, mapping)));
             }
         }
     }

@@ -11,7 +11,7 @@ mod sent;
 mod source;
 
 use std::fmt;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, OnceLock};
 
@@ -24,7 +24,7 @@ use super::arena::Map;
 use super::completion::Shared;
 use super::engine::EngineHandle;
 use super::mapping::Part;
-use super::peer_arena::PeerArena;
+use super::peer_arena::{PeerArena, PeerFile};
 use super::ring::{self, Arrival, Ball};
 use super::shared_copy::Job;
 use crate::completion::{Opcode, Status};
@@ -70,7 +70,7 @@ pub(crate) struct Core {
 #[derive(Debug)]
 struct Peer {
     /// Its memory, for large writes of its.
-    file: Arc<OwnedFd>,
+    file: PeerFile,
     ball: Arc<Ball<Part>>,
 }
 
@@ -230,7 +230,7 @@ impl Core {
     }
 
     /// Where the peer's memory is, and the ball, before the state becomes `Connected`.
-    pub(super) fn set_peer(&self, file: Arc<OwnedFd>, ball: Arc<Ball<Part>>) {
+    pub(super) fn set_peer(&self, file: PeerFile, ball: Arc<Ball<Part>>) {
         let _ = self.peer.set(Peer { file, ball }); // a queue pair connects once
     }
 
@@ -253,7 +253,7 @@ impl Core {
             return true; // a lie: then it is as if the bytes had been written elsewhere
         };
         if peer.is_none() {
-            *peer = self.peer.get().and_then(|peer| PeerArena::of(peer.file.clone()).ok());
+            *peer = self.peer.get().and_then(|peer| PeerArena::new(peer.file.clone()).ok());
         }
         // Without the peer's memory it is left to the peer.
         if let Some(peer) = peer {

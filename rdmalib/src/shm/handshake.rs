@@ -5,36 +5,38 @@
 //! Abstract sockets (`unix(7)`) leave no file behind and belong to a network namespace, as addresses
 //! do. They have no permissions: as with TCP on localhost, any local user may connect, and what a
 //! peer says is checked before it is believed.
-
-#![allow(unsafe_code)]
+//!
+//! * FAIR - a call looks at so many events ([`EVENTS`]), not for as long as there are any; connectors that have
+//!   not said what they want have a bound, in all and for each user, and make room for others.
+//! * CAUSE - who is turned away is told by what, if it still listens.
 
 use std::collections::HashMap;
-use std::io::{self, IoSlice, IoSliceMut};
+use std::io::{self, IoSlice};
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr as UnixAddr, UnixListener, UnixStream};
 use std::time::{Duration, Instant};
 
-use nix::cmsg_space;
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
-use nix::sys::socket::sockopt::PeerCredentials;
-use nix::sys::socket::{
-    ControlMessage, ControlMessageOwned, MsgFlags, getsockopt, recvmsg, sendmsg,
-};
+use nix::sys::socket::sockopt::{PeerCredentials, SendTimeout};
+use nix::sys::socket::{ControlMessage, MsgFlags, getsockopt, sendmsg, setsockopt};
+use nix::sys::time::TimeVal;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::MAX_QUEUE_DEPTH;
 
 use super::one_sided::Link;
-use super::peer_arena::PeerArena;
+use super::peer_arena::{PeerArena, PeerFile};
 use super::queue_pair::SendQueue;
+use super::received::receive;
 use super::ring::{ArrivalPusher, Side, words_needed};
 use crate::connection::{MAX_ACCEPT_DATA, MAX_CONNECT_DATA, MAX_REJECT_DATA, PrivateData};
 use crate::error::{Error, Result};
 use crate::events::readable_before;
 use crate::queue_pair::State;
+use crate::waiting::{Peer, WaitingList};
 
 /// First words of every message: name and version of this handshake.
 const MAGIC: u64 = u64::from_le_bytes(*b"rdmashm3");
@@ -42,8 +44,13 @@ const MAGIC: u64 = u64::from_le_bytes(*b"rdmashm3");
 const NAME: &str = "rdmalib-shm";
 /// A connector that has not said what it wants by then is forgotten.
 const HALF_OPEN_LIMIT: Duration = Duration::from_secs(5);
-/// Connectors that are waited for at once; more are refused.
-const MAX_HALF_OPEN: usize = 1024;
+/// Connectors that are waited for at once. Ours send their request together with connecting, so few are; and
+/// each costs a descriptor, of which a process has 1,024 unless told otherwise.
+const MAX_HALF_OPEN: usize = 256;
+/// Likewise, of one user.
+const MAX_HALF_OPEN_OF_USER: usize = 64;
+/// Connectors and messages looked at in one call, before its caller has its turn: some 0.2 ms.
+const EVENTS: usize = 64;
 /// Where ephemeral ports are taken from (RFC 6335, section 6).
 const EPHEMERAL: std::ops::RangeInclusive<u16> = 49152..=65535;
 const LISTENER: u64 = u64::MAX;
@@ -64,6 +71,10 @@ const _: () = assert!(size_of::<Message>() == 224);
 const CONNECT: u32 = 1;
 const ACCEPT: u32 = 2;
 const REJECT: u32 = 3;
+/// Turned away by the listener itself: others came later, and there is no more room.
+const CROWDED: u32 = 4;
+/// Likewise: it has no descriptor or address space left.
+const EXHAUSTED: u32 = 5;
 
 impl Message {
     fn new(kind: u32, ring: (u64, u32), private_data: &PrivateData) -> Self {
@@ -109,24 +120,13 @@ fn send_message(socket: &UnixStream, message: &Message, file: Option<&OwnedFd>) 
 /// `None`: nothing has come yet.
 fn receive_message(socket: &UnixStream) -> Result<Option<(Message, Option<OwnedFd>)>> {
     let mut bytes = [0; size_of::<Message>()];
-    let mut control = cmsg_space!([RawFd; 4]);
-    let mut data = [IoSliceMut::new(&mut bytes)];
-    let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_CMSG_CLOEXEC;
-    let received = match recvmsg::<()>(socket.as_raw_fd(), &mut data, Some(&mut control), flags) {
+    let received = match receive(socket, &mut bytes) {
         Ok(received) => received,
         Err(Errno::EAGAIN | Errno::EINTR) => return Ok(None),
         Err(Errno::ECONNRESET) => return Err(Error::Disconnected),
         Err(errno) => return Err(Error::os("recvmsg", errno)),
     };
-    let count = received.bytes;
-    let mut files = Vec::new();
-    for control in received.cmsgs().map_err(|e| Error::os("recvmsg", e))? {
-        if let ControlMessageOwned::ScmRights(fds) = control {
-            // SAFETY: the kernel has just installed these descriptors for us; nobody else knows them.
-            files.extend(fds.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
-        }
-    }
-    match count {
+    match received.bytes {
         0 => return Err(Error::Disconnected),
         n if n != size_of::<Message>() => return Err(Error::Protocol("handshake of a wrong size")),
         _ => {}
@@ -135,17 +135,26 @@ fn receive_message(socket: &UnixStream) -> Result<Option<(Message, Option<OwnedF
     if message.magic != MAGIC {
         return Err(Error::Protocol("the peer is another program or version"));
     }
-    Ok(Some((message, files.into_iter().next())))
+    let file = received.files.into_iter().next();
+    if file.is_none() && received.cut {
+        return Err(Error::os("recvmsg", Errno::EMFILE)); // there is room for two, so that is why
+    }
+    Ok(Some((message, file)))
 }
 
-/// The way to the peer that sent `message`.
-fn link(message: &Message, file: Option<OwnedFd>) -> Result<Link> {
+/// Whose process is at the other end.
+fn origin(socket: &UnixStream) -> Peer {
+    getsockopt(socket, PeerCredentials).map_or(Peer::Unknown, |peer| Peer::User(peer.uid()))
+}
+
+/// The way to the peer at the other end of `socket`, which sent `message`.
+fn link(message: &Message, file: Option<OwnedFd>, socket: &UnixStream) -> Result<Link> {
     let file = file.ok_or(Error::Protocol("the peer sent no memory"))?;
     let depth = message.ring_depth;
     if !depth.is_power_of_two() || depth > MAX_QUEUE_DEPTH {
         return Err(Error::Protocol("ring depth"));
     }
-    let memory = PeerArena::new(file)?;
+    let memory = PeerArena::new(PeerFile::new(file, origin(socket))?)?;
     let ring = memory.map_ring(message.ring_offset, 8 * words_needed(depth))?;
     let ring = ArrivalPusher::new(ring, depth).ok_or(Error::Protocol("ring size"))?;
     Ok(Link::new(memory, ring))
@@ -161,34 +170,37 @@ impl SendQueue {
     ) -> Result<PrivateData> {
         let deadline = Instant::now() + timeout;
         let late = || Error::TimedOut { what: "connecting", after: timeout };
-        let socket = open_socket(to, deadline)?.ok_or_else(late)?;
+        let full = || Error::ListenerQueueFull { to, after: timeout };
+        let socket = open_socket(to, deadline)?.ok_or_else(full)?;
         let request = Message::new(CONNECT, self.core().ring(), private_data);
-        send_message(&socket, &request, Some(self.arena().file())).map_err(|e| refused(e, to))?;
+        send_message(&socket, &request, Some(self.arena().file())).map_err(|e| dropped(e, to))?;
         let (answer, file) = loop {
             match receive_message(&socket) {
                 Ok(Some(answer)) => break answer,
                 Ok(None) if !readable_before(&socket, deadline)? => return Err(late()),
                 Ok(None) => {}
-                Err(error) => return Err(refused(error, to)),
+                Err(error) => return Err(dropped(error, to)),
             }
         };
         match answer.kind {
             ACCEPT => {
                 let private_data = answer.private_data(MAX_ACCEPT_DATA)?;
-                self.set_link(link(&answer, file)?, Side::Connector);
+                self.set_link(link(&answer, file, &socket)?, Side::Connector);
                 self.core().connected(socket)?;
                 Ok(private_data)
             }
             REJECT => Err(Error::Rejected { private_data: answer.private_data(MAX_REJECT_DATA)? }),
+            CROWDED => Err(Error::TooManyConnections(to)),
+            EXHAUSTED => Err(Error::ListenerExhausted(to)),
             _ => Err(Error::Protocol("unknown answer to a connection request")),
         }
     }
 }
 
-/// A listener that goes away while we connect is one that does not listen.
-fn refused(error: Error, to: SocketAddr) -> Error {
+/// CAUSE. That somebody listened is known: nobody does is another error.
+fn dropped(error: Error, to: SocketAddr) -> Error {
     match error {
-        Error::Disconnected => Error::ConnectionRefused(to),
+        Error::Disconnected => Error::ConnectionDropped(to),
         other => other,
     }
 }
@@ -199,21 +211,25 @@ fn open_socket(to: SocketAddr, deadline: Instant) -> Result<Option<UnixStream>> 
     let name = format!("{NAME}/{to}");
     let address =
         UnixAddr::new_abstract(name.as_bytes()).map_err(|e| Error::os("socket name", e))?;
-    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    let socket = socket(AddressFamily::Unix, SockType::Stream, flags, None)
+    let socket = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)
         .map_err(|e| Error::os("socket", e))?;
     loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        // In the kernel's queue, in which who came first is first; zero would be for ever.
+        let left_us = left.as_micros().clamp(1, 1 << 40) as i64;
+        let limit = TimeVal::new(left_us / 1_000_000, left_us % 1_000_000);
+        setsockopt(&socket, SendTimeout, &limit).map_err(|e| Error::os("setsockopt", e))?;
         match connect(socket.as_raw_fd(), &address) {
-            Ok(()) => return Ok(Some(UnixStream::from(socket))),
+            Ok(()) => break,
             Err(Errno::ECONNREFUSED) => return Err(Error::ConnectionRefused(to)),
+            Err(Errno::EAGAIN | Errno::EINTR) if left.is_zero() => return Ok(None),
             Err(Errno::EAGAIN | Errno::EINTR) => {}
             Err(errno) => return Err(Error::os("connect", errno)),
         }
-        if Instant::now() >= deadline {
-            return Ok(None);
-        }
-        std::thread::sleep(Duration::from_millis(1)); // the kernel has no event for this
     }
+    let socket = UnixStream::from(socket);
+    socket.set_nonblocking(true).map_err(|e| Error::os("fcntl", e))?;
+    Ok(Some(socket))
 }
 
 /// Waits for connectors at one address.
@@ -222,7 +238,10 @@ pub(crate) struct Listener {
     socket: UnixListener,
     addr: SocketAddr,
     epoll: Epoll,
+    /// Connectors that have not said what they want, and since when.
     half_open: HashMap<u64, (UnixStream, Instant)>,
+    /// The same, in the order in which they came.
+    waiting: WaitingList<u64>,
     next_id: u64,
 }
 
@@ -240,7 +259,9 @@ impl Listener {
         epoll
             .add(&socket, EpollEvent::new(EpollFlags::EPOLLIN, LISTENER))
             .map_err(|e| Error::os("epoll_ctl", e))?;
-        Ok(Listener { socket, addr, epoll, half_open: HashMap::new(), next_id: 0 })
+        let (half_open, waiting) =
+            (HashMap::new(), WaitingList::new(MAX_HALF_OPEN_OF_USER, MAX_HALF_OPEN));
+        Ok(Listener { socket, addr, epoll, half_open, waiting, next_id: 0 })
     }
 
     pub(crate) fn local_addr(&self) -> SocketAddr {
@@ -263,50 +284,131 @@ impl Listener {
         }
     }
 
+    /// FAIR. `None`: there is none now, or it is the caller's turn; then the descriptor stays readable.
     pub(crate) fn try_next(&mut self) -> Result<Option<ConnectRequest>> {
         let now = Instant::now();
-        self.half_open.retain(|_, (_, since)| now.duration_since(*since) < HALF_OPEN_LIMIT);
-        let mut events = [EpollEvent::empty(); 32];
-        loop {
-            let count = match self.epoll.wait(&mut events[..1], EpollTimeout::ZERO) {
+        self.forget_late(now);
+        for _ in 0..EVENTS {
+            let mut events = [EpollEvent::empty()];
+            let count = match self.epoll.wait(&mut events, EpollTimeout::ZERO) {
                 Ok(count) => count,
                 Err(Errno::EINTR) => 0,
                 Err(errno) => return Err(Error::os("epoll_wait", errno)),
             };
             let Some(event) = events[..count].first() else { return Ok(None) };
-            if event.data() == LISTENER {
-                self.take_connector(now)?;
-            } else if let Some((socket, _)) = self.half_open.remove(&event.data()) {
-                let _ = self.epoll.delete(&socket);
-                match receive_message(&socket).and_then(|m| check_request(m, socket)) {
-                    Ok(request) => return Ok(Some(request)),
-                    Err(error) => tracing::debug!(%error, "connector dropped"),
-                }
+            let heard = match event.data() {
+                LISTENER => self.take_connector(now)?,
+                id => self.forget(id).and_then(|socket| match hear(socket) {
+                    Heard::Request(request) => Some(request),
+                    Heard::Nothing(_) | Heard::Gone => None, // its descriptor was readable
+                }),
+            };
+            if let Some(request) = heard {
+                return Ok(Some(*request));
             }
         }
+        Ok(None)
     }
 
-    fn take_connector(&mut self, now: Instant) -> Result<()> {
+    /// Takes the next connector; most have sent their request already.
+    fn take_connector(&mut self, now: Instant) -> Result<Option<Box<ConnectRequest>>> {
         let socket = match self.socket.accept() {
             Ok((socket, _)) => socket,
-            Err(e)
-                if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) =>
-            {
-                return Ok(());
-            }
-            Err(e) => return Err(Error::os("accept", e)),
+            Err(e) => return self.not_accepted(e).map(|()| None),
         };
-        if self.half_open.len() >= MAX_HALF_OPEN {
-            return Ok(()); // closed: the connector sees a refusal
-        }
         socket.set_nonblocking(true).map_err(|e| Error::os("fcntl", e))?;
+        let socket = match hear(socket) {
+            Heard::Request(request) => return Ok(Some(request)),
+            Heard::Nothing(socket) => socket,
+            Heard::Gone => return Ok(None),
+        };
         let id = self.next_id;
         self.next_id += 1;
         self.epoll
             .add(&socket, EpollEvent::new(EpollFlags::EPOLLIN, id))
             .map_err(|e| Error::os("epoll_ctl", e))?;
+        if let Some(oldest) = self.waiting.add(id, origin(&socket)) {
+            self.turn_away(oldest);
+        }
         self.half_open.insert(id, (socket, now));
-        Ok(())
+        Ok(None)
+    }
+
+    /// What is wrong with this listener, if something is.
+    fn not_accepted(&mut self, error: io::Error) -> Result<()> {
+        use io::ErrorKind::{ConnectionAborted, Interrupted, WouldBlock};
+        if matches!(error.kind(), ConnectionAborted | Interrupted | WouldBlock) {
+            return Ok(());
+        }
+        match (Error::os("accept", error), self.waiting.oldest()) {
+            (Error::OutOfDescriptors { .. }, Some(oldest)) => {
+                self.turn_away(oldest); // who has waited without a word has had its time
+                Ok(())
+            }
+            (error, _) => Err(error),
+        }
+    }
+
+    fn forget_late(&mut self, now: Instant) {
+        while let Some(oldest) = self.waiting.oldest() {
+            let late = |(_, since): &(UnixStream, Instant)| now - *since >= HALF_OPEN_LIMIT;
+            if !self.half_open.get(&oldest).is_none_or(late) {
+                return;
+            }
+            self.forget(oldest);
+        }
+    }
+
+    /// Takes a connector out of those that are waited for.
+    fn forget(&mut self, id: u64) -> Option<UnixStream> {
+        self.waiting.remove(id);
+        let (socket, _) = self.half_open.remove(&id)?;
+        let _ = self.epoll.delete(&socket);
+        Some(socket)
+    }
+
+    /// CAUSE.
+    fn turn_away(&mut self, id: u64) {
+        if let Some(socket) = self.forget(id) {
+            tell(&socket, CROWDED);
+        }
+    }
+}
+
+/// What a connector has said.
+enum Heard {
+    Request(Box<ConnectRequest>),
+    /// Nothing so far.
+    Nothing(UnixStream),
+    /// It has gone, or has to: it was no request, or one that cannot be answered.
+    Gone,
+}
+
+fn hear(socket: UnixStream) -> Heard {
+    let request = match receive_message(&socket) {
+        Ok(None) => return Heard::Nothing(socket),
+        Ok(Some((message, file))) => check_request(&message, file, &socket),
+        Err(error) => Err(error),
+    };
+    match request {
+        Ok((private_data, link)) => {
+            Heard::Request(Box::new(ConnectRequest { socket, link, private_data }))
+        }
+        Err(error) => {
+            if let Error::OutOfDescriptors { .. } | Error::OutOfAddresses { .. } = error {
+                tell(&socket, EXHAUSTED); // CAUSE
+            }
+            tracing::debug!(%error, "connector dropped");
+            Heard::Gone
+        }
+    }
+}
+
+/// Tells a connector why it is dropped, if it can still be told.
+fn tell(socket: &UnixStream, kind: u32) {
+    let answer = Message::new(kind, (0, 0), &PrivateData::nothing());
+    if let Err(error) = send_message(socket, &answer, None) {
+        tracing::debug!(%error, "a connector that was dropped could not be told why");
     }
 }
 
@@ -334,15 +436,15 @@ fn bind(addr: SocketAddr) -> Result<(UnixListener, SocketAddr)> {
 }
 
 fn check_request(
-    message: Option<(Message, Option<OwnedFd>)>,
-    socket: UnixStream,
-) -> Result<ConnectRequest> {
-    let (message, file) = message.ok_or(Error::Disconnected)?;
+    message: &Message,
+    file: Option<OwnedFd>,
+    socket: &UnixStream,
+) -> Result<(PrivateData, Link)> {
     if message.kind != CONNECT {
         return Err(Error::Protocol("not a connection request"));
     }
     let private_data = message.private_data(MAX_CONNECT_DATA)?;
-    Ok(ConnectRequest { private_data, link: link(&message, file)?, socket })
+    Ok((private_data, link(message, file, socket)?))
 }
 
 /// A connector that waits for an answer.
@@ -363,6 +465,10 @@ impl ConnectRequest {
             Ok(peer) => format!("process {} of user {}", peer.pid(), peer.uid()),
             Err(_) => "unknown process".into(),
         }
+    }
+
+    pub(crate) fn origin(&self) -> Peer {
+        origin(&self.socket)
     }
 
     pub(crate) fn accept(self, queue: &mut SendQueue, private_data: &[u8]) -> Result<()> {

@@ -7,8 +7,10 @@ use std::os::fd::AsFd;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
+use nix::errno::Errno;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 
+use super::addresses::Charge;
 use super::ring::Words;
 use crate::error::{Error, Result};
 use crate::sync::AtomicU64;
@@ -18,6 +20,8 @@ use crate::sync::AtomicU64;
 pub(crate) struct Mapping {
     ptr: NonNull<u8>,
     bytes: usize,
+    /// If it is a peer's memory: the addresses are counted.
+    _charge: Option<Charge>,
 }
 
 // SAFETY: the memory is shared with other processes anyway and is only reached through raw pointers
@@ -49,8 +53,17 @@ impl Mapping {
         // ours. That the file may change or grow under it is what the users of a Mapping expect;
         // that it cannot shrink (and fault) is SEALED.
         let ptr = unsafe { mmap(None, length, protection, MapFlags::MAP_SHARED, file, offset) }
-            .map_err(|e| Error::os("mmap of shared memory", e))?;
-        Ok(Mapping { ptr: ptr.cast(), bytes })
+            .map_err(|errno| match errno {
+                Errno::ENOMEM => Error::OutOfAddresses { bytes },
+                errno => Error::os("mmap of shared memory", errno),
+            })?;
+        Ok(Mapping { ptr: ptr.cast(), bytes, _charge: None })
+    }
+
+    /// The same, counted by `charge` as long as it is mapped.
+    pub(super) fn charged(mut self, charge: Option<Charge>) -> Self {
+        self._charge = charge;
+        self
     }
 
     #[inline]
@@ -58,7 +71,7 @@ impl Mapping {
         self.ptr.as_ptr()
     }
 
-    #[inline]
+    #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
         self.bytes
     }

@@ -12,16 +12,19 @@
 //!
 //! * `ring` - the wire: posted receives there, arrivals back, in a ring or by the ball that both ends write in
 //!   turn; `baton` - one state, two threads
-//! * `arena` - memory and keys at their owner, `peer_arena` at a peer, `mapping`
+//! * `arena` - memory and keys at their owner, `peer_arena` at a peer, `mapping`; `addresses` - how much of peers
+//!   is mapped at most
 //! * `one_sided` - carrying out a request; `carried` - a small write, in its arrival; `shared_copy` - a
 //!   large one, with the receiver's help
 //! * `queue_pair` - posting; `core`, `completion` - finished work and who is told of it
 //! * `engine` - what happens unasked (sleeping is in `crate::events`)
-//! * `handshake` - how two processes meet
+//! * `handshake` - how two processes meet; `received` - messages with descriptors
 
 mod baton;
 mod ring;
 
+#[cfg(not(loom))]
+mod addresses;
 #[cfg(not(loom))]
 mod arena;
 #[cfg(not(loom))]
@@ -45,6 +48,8 @@ mod one_sided;
 mod peer_arena;
 #[cfg(not(loom))]
 mod queue_pair;
+#[cfg(not(loom))]
+mod received;
 #[cfg(not(loom))]
 mod shared_copy;
 #[cfg(not(loom))]

@@ -2,35 +2,58 @@
 //!
 //! The file is the peer's, so its table may lie: every place is checked against the mapping, and a
 //! file that could shrink or fault (SEALED, `arena`) is refused.
+//! * AS NEEDED - the key table is mapped at once, a segment of the domain (`space`) when something in it is first
+//!   used, and counted (`addresses`): a file may say that it is as large as it likes.
 
-use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+use nix::sys::stat::fstat;
 use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
 
+use super::addresses::{Account, Charge, FREE_SEGMENTS};
 use super::arena::{DATA_START, PAGE, permits};
 use super::mapping::{Mapping, Part};
 use super::ring::Words;
+use super::space::{place, segment};
 use crate::error::{Error, Result};
 use crate::memory::{Access, RemoteAddress, RemoteMapping};
+use crate::waiting::Peer;
+
+/// The file of a peer's domain, checked, and what of it is mapped here.
+#[derive(Clone, Debug)]
+pub(crate) struct PeerFile {
+    file: Arc<OwnedFd>,
+    account: Arc<Account>,
+}
 
 /// A peer's domain, mapped here.
 #[derive(Debug)]
 pub(crate) struct PeerArena {
-    file: Arc<OwnedFd>,
+    file: PeerFile,
+    table: Mapping,
+    /// Segments that were needed so far; the first is that of the last access.
+    windows: Vec<Window>,
+}
+
+/// A segment of the file, as far as the file goes.
+#[derive(Debug)]
+struct Window {
+    start: u64,
     mapping: Mapping,
 }
 
-impl PeerArena {
-    /// Maps the file that a peer sent, after checking that accesses to it cannot fault.
-    pub(crate) fn new(file: OwnedFd) -> Result<Self> {
-        Self::of(Arc::new(file))
+impl Window {
+    #[inline]
+    fn at(&self, offset: u64, bytes: usize) -> Option<*mut u8> {
+        self.mapping.at(offset.checked_sub(self.start)?, bytes)
     }
+}
 
-    /// Likewise, for one more mapping of it.
-    pub(super) fn of(file: Arc<OwnedFd>) -> Result<Self> {
+impl PeerFile {
+    /// Checks the file that a peer of `user` sent: accesses to it cannot fault.
+    pub(crate) fn new(file: OwnedFd, user: Peer) -> Result<Self> {
         // hugetlbfs files have seals too, but fault when no huge page is left.
         let kind = fstatfs(&file).map_err(|e| Error::os("fstatfs", e))?.filesystem_type();
         let seals = fcntl(&file, FcntlArg::F_GET_SEALS)
@@ -38,33 +61,53 @@ impl PeerArena {
         if kind != TMPFS_MAGIC || seals & SealFlag::F_SEAL_SHRINK.bits() == 0 {
             return Err(Error::Protocol("the peer's memory could shrink or fault")); // SEALED
         }
-        let bytes = file_len(&file)?;
-        if bytes < DATA_START as usize {
+        let file = PeerFile { file: Arc::new(file), account: Account::new(user) };
+        if file.len()? < DATA_START {
             return Err(Error::Protocol("the peer's memory has no key table"));
         }
-        let mapping = Mapping::new(&file, 0, bytes)?;
-        Ok(PeerArena { file, mapping })
+        Ok(file)
+    }
+
+    fn len(&self) -> Result<u64> {
+        let bytes = fstat(&self.file).map_err(|e| Error::os("fstat", e))?.st_size;
+        u64::try_from(bytes).map_err(|_| Error::Protocol("the peer's memory has no size"))
+    }
+
+    /// Counts `bytes` of its segment `number`, if they are to be counted.
+    fn charge(&self, number: usize, bytes: usize) -> Option<Option<Charge>> {
+        match number {
+            ..FREE_SEGMENTS => Some(None),
+            _ => self.account.charge(bytes as u64).map(Some),
+        }
+    }
+}
+
+impl PeerArena {
+    /// Maps the key table of `file`, for the time being.
+    pub(crate) fn new(file: PeerFile) -> Result<Self> {
+        let table = Mapping::new(&file.file, 0, DATA_START as usize)?;
+        Ok(PeerArena { file, table, windows: Vec::new() })
     }
 
     /// The file.
-    pub(super) fn file(&self) -> &Arc<OwnedFd> {
+    pub(super) fn file(&self) -> &PeerFile {
         &self.file
     }
 
-    /// Maps the peer's ring by itself, so that it stays where it is when the arena is mapped again.
+    /// Maps the peer's ring, which stays where it is.
     pub(crate) fn map_ring(&self, offset: u64, bytes: usize) -> Result<Part> {
-        let inside =
-            offset.checked_add(bytes as u64).is_some_and(|e| e <= self.mapping.len() as u64);
+        let len = self.file.len()?;
+        let inside = offset.checked_add(bytes as u64).is_some_and(|end| end <= len);
         if !inside || !offset.is_multiple_of(PAGE) {
             return Err(Error::Protocol("the peer's ring is not in its memory"));
         }
-        Mapping::new(&self.file, offset, bytes).map(Part::from)
+        Mapping::new(&self.file.file, offset, bytes).map(Part::from)
     }
 
     /// Whether the peer's table allows `access` to `bytes` bytes from `at` on.
     #[inline]
     pub(crate) fn permits(&self, at: RemoteAddress, bytes: usize, access: Access) -> bool {
-        permits(self.mapping.words(), at, bytes, access)
+        permits(self.table.words(), at, bytes, access)
     }
 
     /// Maps the peer's `bytes` bytes at `at` by themselves, if its key allows `access` to all of them. What
@@ -75,15 +118,21 @@ impl PeerArena {
         bytes: usize,
         access: Access,
     ) -> Result<RemoteMapping> {
-        self.translate(at, bytes, access).ok_or(Error::RemoteAccess)?;
+        if !self.permits(at, bytes, access) {
+            return Err(Error::RemoteAccess);
+        }
+        self.segment_of(at.addr, bytes).ok_or(Error::RemoteAccess)?;
         let start = at.addr % PAGE;
-        let len = start as usize + bytes; // inside of the file, which `translate` has mapped
+        let len = start as usize + bytes; // inside of the file, just checked
+        let charge =
+            self.file.account.charge(len as u64).ok_or(Error::OutOfAddresses { bytes: len })?;
         let mapping = if access.contains(Access::REMOTE_WRITE) {
-            Mapping::new(&self.file, at.addr - start, len)?
+            Mapping::new(&self.file.file, at.addr - start, len)?
         } else {
-            Mapping::read_only(&self.file, at.addr - start, len)?
+            Mapping::read_only(&self.file.file, at.addr - start, len)?
         };
-        let part = Part::new(Arc::new(mapping), start, bytes).expect("mapped as asked");
+        let mapping = Arc::new(mapping.charged(Some(charge)));
+        let part = Part::new(mapping, start, bytes).expect("mapped as asked");
         Ok(RemoteMapping::new(part, access))
     }
 
@@ -105,31 +154,45 @@ impl PeerArena {
     /// be read there.
     #[inline]
     pub(super) fn at(&mut self, offset: u64, bytes: usize) -> Option<*mut u8> {
-        let inside = self.mapping.at(offset, bytes);
-        if inside.is_some() {
-            return inside;
+        let last = self.windows.first().and_then(|window| window.at(offset, bytes));
+        if last.is_some() {
+            return last;
         }
-        self.remap()?; // the file may have grown, or the peer has lied
-        self.mapping.at(offset, bytes)
+        self.find(offset, bytes)
+    }
+
+    /// AS NEEDED.
+    #[cold]
+    fn find(&mut self, offset: u64, bytes: usize) -> Option<*mut u8> {
+        match self.windows.iter().position(|window| window.at(offset, bytes).is_some()) {
+            Some(found) => self.windows.swap(0, found),
+            None => self.open(offset, bytes)?,
+        }
+        self.windows.first()?.at(offset, bytes)
+    }
+
+    /// Maps the segment that has these bytes, if there is one: perhaps again, since the file has grown.
+    fn open(&mut self, offset: u64, bytes: usize) -> Option<()> {
+        let (number, start, len) = self.segment_of(offset, bytes)?;
+        self.windows.retain(|window| window.start != start);
+        let charge = self.file.charge(number, len)?;
+        let mapping = Mapping::new(&self.file.file, start, len).ok()?.charged(charge);
+        self.windows.insert(0, Window { start, mapping });
+        Some(())
+    }
+
+    /// The segment that these bytes lie in as a whole, where it starts, and how much of it the file has.
+    fn segment_of(&self, offset: u64, bytes: usize) -> Option<(usize, u64, usize)> {
+        let (number, _) = place(offset)?;
+        let (start, len) = segment(number);
+        let end = (start + len).min(self.file.len().ok()?);
+        let inside = offset.checked_add(bytes as u64).is_some_and(|needed| needed <= end);
+        let len = usize::try_from(end.checked_sub(start)?).ok()?;
+        inside.then_some((number, start, len))
     }
 
     #[cfg(test)]
-    pub(super) fn mapping(&self) -> &Mapping {
-        &self.mapping
+    pub(super) fn mappings(&self) -> impl Iterator<Item = &Mapping> {
+        self.windows.iter().map(|window| &window.mapping)
     }
-
-    #[cold]
-    fn remap(&mut self) -> Option<()> {
-        let bytes = file_len(&self.file).ok()?;
-        if bytes > self.mapping.len() {
-            self.mapping = Mapping::new(&self.file, 0, bytes).ok()?;
-        }
-        Some(())
-    }
-}
-
-fn file_len(file: &OwnedFd) -> Result<usize> {
-    let clone = file.try_clone().map_err(|e| Error::os("dup", e))?;
-    let bytes = File::from(clone).metadata().map_err(|e| Error::os("fstat", e))?.len();
-    usize::try_from(bytes).map_err(|_| Error::Protocol("the peer's memory is not addressable"))
 }

@@ -25,6 +25,10 @@ use super::posting::SendQueue;
 use crate::connection::{MAX_ACCEPT_DATA, MAX_REJECT_DATA, PrivateData};
 use crate::error::{Error, Result};
 use crate::queue_pair::State;
+use crate::waiting::Peer;
+
+/// Events of the connection manager looked at in one call, before its caller has its turn.
+const EVENTS: usize = 64;
 
 /// Reasons for a rejection (InfiniBand specification 1.4, table 111): nobody listens; the application
 /// refused.
@@ -146,7 +150,8 @@ impl Listener {
     }
 
     pub(crate) fn try_next(&mut self) -> Result<Option<ConnectRequest>> {
-        while let Some(event) = self.channel.next()? {
+        for _ in 0..EVENTS {
+            let Some(event) = self.channel.next()? else { break };
             if let Some(request) = self.request(event)? {
                 return Ok(Some(request));
             }
@@ -159,6 +164,9 @@ impl Listener {
         while let Some(event) = self.channel.next_before(deadline)? {
             if let Some(request) = self.request(event)? {
                 return Ok(Some(request));
+            }
+            if Instant::now() >= deadline {
+                break; // also if connectors that give up keep coming
             }
         }
         Ok(None)
@@ -195,6 +203,10 @@ impl ConnectRequest {
 
     pub(crate) fn peer(&self) -> String {
         self.id.peer().map_or_else(|| "an unknown address".into(), |peer| peer.to_string())
+    }
+
+    pub(crate) fn origin(&self) -> Peer {
+        self.id.peer().map_or(Peer::Unknown, |peer| Peer::Address(peer.ip().to_canonical()))
     }
 
     pub(crate) fn accept(mut self, queue_pair: &SendQueue, private_data: &[u8]) -> Result<()> {

@@ -1,0 +1,100 @@
+//! How many of this process's addresses mappings of peers' memory may take. A file with nothing in it costs
+//! its owner nothing, whatever its size; to map it costs addresses here, of which a process has 128 TiB.
+//!
+//! * BOUNDED - what a peer makes us map beyond its first [`FREE_SEGMENTS`] segments is counted for it, for its
+//!   user, and in all, until it is unmapped; beyond a bound nothing is mapped, and the access fails.
+//!
+//! The first segments are not counted, so no user keeps the control connections of its own other processes,
+//! or of anybody, from working; how many connections there are has a bound of its own.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::sync::{AtomicU64, Ordering};
+use crate::waiting::Peer;
+
+/// Segments of a domain that are not counted: 15 MiB together, in which a control connection lies as a whole.
+pub(super) const FREE_SEGMENTS: usize = 4;
+/// Of one peer: more than any node has memory, so that every domain that is really used fits.
+const MOST_OF_PEER: u64 = 1 << 40;
+/// Of all peers of one user: several such domains.
+const MOST_OF_USER: u64 = 8 << 40;
+/// Of all peers: half of what a process has, so that the other half is left for everything else.
+const MOST: u64 = 64 << 40;
+
+static TAKEN: Mutex<BTreeMap<Peer, u64>> = Mutex::new(BTreeMap::new());
+
+fn taken() -> MutexGuard<'static, BTreeMap<Peer, u64>> {
+    TAKEN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What one peer has taken.
+#[derive(Debug)]
+pub(super) struct Account {
+    user: Peer,
+    taken: AtomicU64,
+}
+
+/// Addresses that are counted until this is dropped.
+#[derive(Debug)]
+pub(super) struct Charge {
+    account: Arc<Account>,
+    bytes: u64,
+}
+
+impl Account {
+    pub(super) fn new(user: Peer) -> Arc<Account> {
+        Arc::new(Account { user, taken: AtomicU64::new(0) })
+    }
+
+    /// BOUNDED. Counts `bytes` more; `None` if a bound does not allow them.
+    pub(super) fn charge(self: &Arc<Self>, bytes: u64) -> Option<Charge> {
+        let mut users = taken();
+        let of_user = users.get(&self.user).copied().unwrap_or(0);
+        let of_peer = self.taken.load(Ordering::Relaxed); // changed only with the lock held
+        let fits = |taken: u64, most: u64| taken.checked_add(bytes).is_some_and(|sum| sum <= most);
+        let all = users.values().sum();
+        if !(fits(of_peer, MOST_OF_PEER) && fits(of_user, MOST_OF_USER) && fits(all, MOST)) {
+            tracing::debug!(user = ?self.user, bytes, "memory of a peer not mapped: it has too much");
+            return None;
+        }
+        users.insert(self.user, of_user + bytes);
+        self.taken.store(of_peer + bytes, Ordering::Relaxed);
+        Some(Charge { account: self.clone(), bytes })
+    }
+}
+
+impl Drop for Charge {
+    fn drop(&mut self) {
+        let mut users = taken();
+        let Charge { account, bytes } = self;
+        let left = users.get(&account.user).map_or(0, |taken| taken.saturating_sub(*bytes));
+        match left {
+            0 => drop(users.remove(&account.user)),
+            left => drop(users.insert(account.user, left)),
+        }
+        account.taken.fetch_sub(*bytes, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_peer_its_user_and_all_together_have_bounds_and_get_back_what_is_unmapped() {
+        let user = |n| Peer::User(u32::MAX - n); // nobody's
+        let account = Account::new(user(1));
+        let charge = account.charge(MOST_OF_PEER).unwrap();
+        assert!(account.charge(1).is_none());
+        assert!(account.charge(u64::MAX).is_none());
+        let others: Vec<_> = (0..7)
+            .map(|_| Account::new(user(1)).charge(MOST_OF_PEER).unwrap())
+            .collect();
+        assert!(Account::new(user(1)).charge(1).is_none());
+        let next = Account::new(user(2)).charge(MOST_OF_PEER).unwrap();
+        drop((charge, others, next));
+        assert!(taken().keys().all(|peer| *peer != user(1) && *peer != user(2)));
+        assert!(account.charge(MOST_OF_PEER).is_some());
+    }
+}

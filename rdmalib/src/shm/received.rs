@@ -1,0 +1,73 @@
+//! Taking a message and the descriptors that come with it: all of them, also those of a message that was cut
+//! short.
+//!
+//! * OURS - whatever the kernel has installed in this process has an owner before anything is looked at: a
+//!   peer chooses how many descriptors it passes, and a process runs out of them.
+//!
+//! Not by nix: it returns an error for a control message that was cut (`MSG_CTRUNC`) in place of what the
+//! kernel has installed by then.
+
+#![allow(unsafe_code)]
+
+use std::mem;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
+
+use nix::errno::Errno;
+
+/// Descriptors that the kernel installs of one message, at most: one is needed, the kernel discards those
+/// for which there is no room.
+const MOST: usize = 2;
+
+/// Room for one control message, as `cmsg(3)` lays it out: the data follows the header.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct Control {
+    header: libc::cmsghdr,
+    descriptors: [RawFd; MOST],
+}
+
+/// What has come.
+#[derive(Debug)]
+pub(super) struct Received {
+    pub(super) bytes: usize,
+    pub(super) files: Vec<OwnedFd>,
+    /// There were more descriptors than there is room for, or than this process may have open.
+    pub(super) cut: bool,
+}
+
+/// Takes what there is, into `data`; does not wait.
+pub(super) fn receive(socket: &UnixStream, data: &mut [u8]) -> Result<Received, Errno> {
+    // SAFETY: plain integers, for which zero is a value.
+    let mut control: Control = unsafe { mem::zeroed() };
+    let mut parts = libc::iovec { iov_base: data.as_mut_ptr().cast(), iov_len: data.len() };
+    // SAFETY: integers and pointers, for which zero and null are values.
+    let mut message: libc::msghdr = unsafe { mem::zeroed() };
+    message.msg_iov = &raw mut parts;
+    message.msg_iovlen = 1;
+    message.msg_control = (&raw mut control).cast();
+    message.msg_controllen = size_of::<Control>();
+    let flags = libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC;
+    // SAFETY: the message names memory of this frame, with its lengths.
+    let count = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, flags) };
+    let bytes = Errno::result(count)? as usize; // not negative, just checked
+    let files = control.take(message.msg_controllen);
+    Ok(Received { bytes, files, cut: message.msg_flags & libc::MSG_CTRUNC != 0 })
+}
+
+impl Control {
+    /// OURS. The descriptors in the first `len` bytes, which the kernel has written.
+    fn take(&self, len: usize) -> Vec<OwnedFd> {
+        let head = mem::offset_of!(Control, descriptors);
+        let is_ours = len >= head
+            && self.header.cmsg_level == libc::SOL_SOCKET
+            && self.header.cmsg_type == libc::SCM_RIGHTS;
+        if !is_ours {
+            return Vec::new(); // none: nothing else was asked for
+        }
+        let count = self.header.cmsg_len.min(len).saturating_sub(head) / size_of::<RawFd>();
+        // SAFETY: the kernel has just installed these descriptors for us; nobody else knows them.
+        let own = |fd: &RawFd| unsafe { OwnedFd::from_raw_fd(*fd) };
+        self.descriptors.iter().take(count).map(own).collect()
+    }
+}

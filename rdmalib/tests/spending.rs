@@ -1,0 +1,392 @@
+//! What a peer that speaks the embedded device's handshake by itself can make a process spend: descriptors,
+//! addresses, the listener's time. Counted before and after, so the tests run one after the other.
+
+use std::io::{IoSlice, Read, Write};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr as UnixAddr, UnixListener, UnixStream};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+use rdmalib::{
+    CompletionQueue, ConnectRequest, Device, DeviceSpec, Domain, Error, Listener, Peer, Provider,
+    QueuePair, QueuePairConfig,
+};
+
+/// How long what must happen is waited for; only reached when it does not.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Bytes of the table of keys at the start of a domain.
+const KEY_TABLE: u64 = 8192 * 32;
+/// Bytes of a message of the handshake, and what kinds there are.
+const MESSAGE: usize = 224;
+const CONNECT: u32 = 1;
+const CROWDED: u32 = 4;
+const EXHAUSTED: u32 = 5;
+/// Connectors of one user that have said nothing, and that a listener keeps.
+const SILENT_KEPT: usize = 64;
+
+static ALONE: Mutex<()> = Mutex::new(());
+
+fn alone() -> MutexGuard<'static, ()> {
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn device() -> Device {
+    Device::open(&DeviceSpec {
+        name: "shm0".into(),
+        provider: Provider::Shm,
+        ip_address: "127.0.0.1".parse().unwrap(),
+        max_inline_data: 0,
+    })
+    .unwrap()
+}
+
+fn descriptors() -> usize {
+    std::fs::read_dir("/proc/self/fd").unwrap().count()
+}
+
+fn mappings() -> usize {
+    std::fs::read_to_string("/proc/self/maps").unwrap().lines().count()
+}
+
+/// Addresses in use, in bytes.
+fn addresses() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmSize:")).unwrap();
+    1024 * line.trim().trim_end_matches(" kB").parse::<u64>().unwrap()
+}
+
+/// What one end of a connection is made of.
+struct End {
+    queue_pair: QueuePair,
+    completions: CompletionQueue,
+    _domain: Domain,
+}
+
+fn end(device: &Device) -> End {
+    let domain = device.domain().unwrap();
+    let completions = device.completion_queue(16).unwrap();
+    let config = QueuePairConfig { send_depth: 8, receive_depth: 8, ..Default::default() };
+    let queue_pair = QueuePair::new(&domain, &completions, &completions, &config).unwrap();
+    End { queue_pair, completions, _domain: domain }
+}
+
+/// The message of a peer whose ring is right behind its key table.
+fn message(kind: u32) -> [u8; MESSAGE] {
+    let mut bytes = [0; MESSAGE];
+    bytes[..8].copy_from_slice(b"rdmashm3");
+    bytes[8..16].copy_from_slice(&KEY_TABLE.to_ne_bytes());
+    bytes[16..20].copy_from_slice(&8u32.to_ne_bytes());
+    bytes[20..24].copy_from_slice(&kind.to_ne_bytes());
+    bytes
+}
+
+fn kind_of(answer: &[u8]) -> u32 {
+    u32::from_ne_bytes(answer[20..24].try_into().unwrap())
+}
+
+/// A file as a domain is one, of `bytes` bytes that were never written.
+fn sparse(bytes: u64) -> OwnedFd {
+    let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+    let file = memfd_create("raw", flags).unwrap();
+    nix::unistd::ftruncate(&file, i64::try_from(bytes).unwrap()).unwrap();
+    let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_SEAL;
+    fcntl(&file, FcntlArg::F_ADD_SEALS(seals)).unwrap();
+    file
+}
+
+fn name(listener: &Listener) -> UnixAddr {
+    UnixAddr::from_abstract_name(format!("rdmalib-shm/{}", listener.local_addr())).unwrap()
+}
+
+fn dial(listener: &Listener) -> UnixStream {
+    UnixStream::connect_addr(&name(listener)).unwrap()
+}
+
+fn send_with(socket: &UnixStream, bytes: &[u8], files: &[RawFd]) {
+    let control = [ControlMessage::ScmRights(files)];
+    let sent = sendmsg::<()>(
+        socket.as_raw_fd(),
+        &[IoSlice::new(bytes)],
+        &control,
+        MsgFlags::MSG_NOSIGNAL,
+        None,
+    );
+    assert_eq!(sent, Ok(bytes.len()));
+}
+
+fn has_news(listener: &Listener) -> bool {
+    let mut fds = [PollFd::new(listener.as_fd(), PollFlags::POLLIN)];
+    poll(&mut fds, PollTimeout::ZERO).unwrap() > 0
+}
+
+/// Takes all that there is, dropping the requests; how many there were.
+fn drain(listener: &mut Listener) -> usize {
+    let mut requests = 0;
+    while has_news(listener) {
+        requests += usize::from(listener.try_next().unwrap().is_some());
+    }
+    requests
+}
+
+fn request(listener: &mut Listener) -> ConnectRequest {
+    listener.next(PATIENCE).unwrap().expect("somebody connects")
+}
+
+/// Somebody who does as one should is served.
+fn serve_an_honest_one(device: &Device, listener: &mut Listener) {
+    let to = listener.local_addr();
+    let other = device.clone();
+    let connector = thread::spawn(move || {
+        let mut end = end(&other);
+        end.queue_pair.connect(to, b"honest", PATIENCE).map(|_| end)
+    });
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        assert!(Instant::now() < deadline, "not served");
+        let request = request(listener);
+        if request.private_data() == b"honest" {
+            let mut end = end(device);
+            request.accept(&mut end.queue_pair, &[]).unwrap();
+            connector.join().unwrap().expect("connected");
+            return;
+        }
+    }
+}
+
+#[test]
+fn descriptors_that_come_with_a_request_are_ours_and_closed_however_many() {
+    let _alone = alone();
+    let device = device();
+    let mut listener = device.listen(0).unwrap();
+    let file = sparse(KEY_TABLE + (1 << 20));
+    let before = descriptors();
+    for passed in [1, 2, 3, 4, 5, 20, 253] {
+        for first in [file.as_raw_fd(), 0] {
+            let mut files = vec![0; passed];
+            files[0] = first;
+            let socket = dial(&listener);
+            send_with(&socket, &message(CONNECT), &files);
+            assert_eq!(drain(&mut listener), usize::from(first == file.as_raw_fd()));
+        }
+    }
+    assert_eq!(descriptors(), before);
+}
+
+#[test]
+fn descriptors_that_come_with_an_answer_or_a_doorbell_are_closed_too() {
+    let _alone = alone();
+    let device = device();
+    let file = sparse(KEY_TABLE + (1 << 20));
+    let addr = "127.0.0.1:7".parse().unwrap(); // no device of the other tests listens there
+    let name = UnixAddr::from_abstract_name(format!("rdmalib-shm/{addr}")).unwrap();
+    let raw = UnixListener::bind_addr(&name).unwrap();
+    let before = descriptors();
+    let answerer = thread::spawn(move || {
+        let (mut socket, _) = raw.accept().unwrap();
+        socket.read_exact(&mut [0; MESSAGE]).unwrap();
+        send_with(&socket, &message(2), &[file.as_raw_fd(); 20]);
+        send_with(&socket, &[1], &[file.as_raw_fd(); 20]);
+        (raw, file, socket)
+    });
+    let mut end = end(&device);
+    end.queue_pair.connect(addr, &[], PATIENCE).unwrap();
+    let raw = answerer.join().unwrap();
+    end.completions.wait(Some(Duration::from_millis(10))).unwrap();
+    drop((end, raw.2));
+    assert_eq!(descriptors(), before);
+}
+
+#[test]
+fn a_file_is_not_mapped_as_large_as_it_says() {
+    const PEERS: u64 = 200;
+    /// For the raw peer's domain and for our own, nothing of which is large.
+    const MOST_PER_PEER: u64 = 16 << 20;
+    let _alone = alone();
+    let device = device();
+    let mut listener = device.listen(0).unwrap();
+    let (maps, used) = (mappings(), addresses());
+    let mut ends = Vec::new();
+    for _ in 0..PEERS {
+        let socket = dial(&listener);
+        let file = sparse(1 << 46);
+        send_with(&socket, &message(CONNECT), &[file.as_raw_fd()]);
+        let mut end = end(&device);
+        request(&mut listener).accept(&mut end.queue_pair, &[]).unwrap();
+        ends.push((end, socket, file));
+    }
+    let grown = addresses() - used;
+    assert!(grown <= PEERS * MOST_PER_PEER, "{grown} bytes for {PEERS} peers");
+    serve_an_honest_one(&device, &mut listener);
+    drop(ends);
+    // Threads of the honest one may leave their stacks in the allocator's cache.
+    assert!(mappings() <= maps + 16, "{} mappings were {maps}", mappings());
+    assert!(addresses() <= used + (256 << 20), "{} bytes were {used}", addresses());
+}
+
+#[test]
+fn who_hangs_up_again_and_again_has_its_turn_and_no_more() {
+    let _alone = alone();
+    let device = device();
+    let mut listener = device.listen(0).unwrap();
+    let before = descriptors();
+    for garbage in [0, 1, MESSAGE] {
+        for _ in 0..100 {
+            let mut socket = dial(&listener);
+            socket.write_all(&vec![b'x'; garbage]).unwrap();
+        }
+        assert!(listener.try_next().unwrap().is_none());
+        assert!(has_news(&listener), "all of them were taken in one turn");
+        assert_eq!(drain(&mut listener), 0);
+    }
+    assert_eq!(descriptors(), before);
+    serve_an_honest_one(&device, &mut listener);
+}
+
+#[test]
+fn who_says_nothing_makes_room_and_is_told_so() {
+    let _alone = alone();
+    let device = device();
+    let mut listener = device.listen(0).unwrap();
+    let before = descriptors();
+    let mut silent = Vec::new();
+    for _ in 0..4 * SILENT_KEPT {
+        silent.push(dial(&listener));
+        assert_eq!(drain(&mut listener), 0);
+    }
+    assert!(descriptors() <= before + silent.len() + SILENT_KEPT);
+    serve_an_honest_one(&device, &mut listener);
+    let mut answer = [0; MESSAGE];
+    silent[0].read_exact(&mut answer).unwrap();
+    assert_eq!(kind_of(&answer), CROWDED);
+    assert_eq!(silent[0].read(&mut answer).unwrap(), 0, "and closed");
+    let youngest = silent.last().unwrap();
+    youngest.set_nonblocking(true).unwrap();
+    assert!((&*youngest).read(&mut answer).is_err(), "the youngest still waits");
+}
+
+#[test]
+fn a_request_is_counted_for_the_user_of_its_process() {
+    let _alone = alone();
+    let device = device();
+    let mut listener = device.listen(0).unwrap();
+    let socket = dial(&listener);
+    let file = sparse(KEY_TABLE + (1 << 20));
+    send_with(&socket, &message(CONNECT), &[file.as_raw_fd()]);
+    let origin = request(&mut listener).origin();
+    assert_eq!(origin, Peer::User(nix::unistd::getuid().as_raw()));
+}
+
+/// Connects to somebody who does `what` with each connector.
+fn connect_to(what: impl FnOnce(UnixListener) + Send + 'static) -> Error {
+    let device = device();
+    let addr = "127.0.0.1:7".parse().unwrap();
+    let name = UnixAddr::from_abstract_name(format!("rdmalib-shm/{addr}")).unwrap();
+    let raw = UnixListener::bind_addr(&name).unwrap();
+    let other = thread::spawn(move || what(raw));
+    let error = end(&device).queue_pair.connect(addr, &[], PATIENCE).unwrap_err();
+    other.join().unwrap();
+    error
+}
+
+fn answer_with(kind: u32) -> impl FnOnce(UnixListener) + Send {
+    move |listener| {
+        let (mut socket, _) = listener.accept().unwrap();
+        socket.read_exact(&mut [0; MESSAGE]).unwrap();
+        socket.write_all(&message(kind)).unwrap();
+    }
+}
+
+#[test]
+fn nobody_listens_is_said_only_when_nobody_does() {
+    let _alone = alone();
+    let device = device();
+    let addr = "127.0.0.1:7".parse().unwrap();
+    let error = end(&device).queue_pair.connect(addr, &[], PATIENCE).unwrap_err();
+    assert!(matches!(error, Error::ConnectionRefused(to) if to == addr), "{error}");
+
+    let error = connect_to(|listener| drop(listener.accept().unwrap()));
+    assert!(matches!(error, Error::ConnectionDropped(to) if to == addr), "{error}");
+    let error = connect_to(answer_with(CROWDED));
+    assert!(matches!(error, Error::TooManyConnections(to) if to == addr), "{error}");
+    let error = connect_to(answer_with(EXHAUSTED));
+    assert!(matches!(error, Error::ListenerExhausted(to) if to == addr), "{error}");
+}
+
+#[test]
+fn a_full_queue_is_told_as_one() {
+    let _alone = alone();
+    let device = device();
+    let addr = "127.0.0.1:7".parse().unwrap();
+    let name = UnixAddr::from_abstract_name(format!("rdmalib-shm/{addr}")).unwrap();
+    let raw = UnixListener::bind_addr(&name).unwrap();
+    nix::sys::socket::listen(&raw, nix::sys::socket::Backlog::new(1).unwrap()).unwrap();
+    let full: Vec<_> = (0..2).map(|_| UnixStream::connect_addr(&name).unwrap()).collect();
+    let timeout = Duration::from_millis(20);
+    let error = end(&device).queue_pair.connect(addr, &[], timeout).unwrap_err();
+    assert!(matches!(error, Error::ListenerQueueFull { to, .. } if to == addr), "{error}");
+    drop(full);
+}
+
+/// Runs `what` with another soft limit.
+fn limited<T>(resource: Resource, soft: u64, what: impl FnOnce() -> T) -> T {
+    let (before, hard) = getrlimit(resource).unwrap();
+    setrlimit(resource, soft.min(hard), hard).unwrap();
+    let result = what();
+    setrlimit(resource, before, hard).unwrap();
+    result
+}
+
+#[test]
+fn a_listener_without_descriptors_tells_who_connects() {
+    let _alone = alone();
+    let device = device();
+    let mut listener = device.listen(0).unwrap();
+    let mut socket = dial(&listener);
+    let file = sparse(KEY_TABLE + (1 << 20));
+    send_with(&socket, &message(CONNECT), &[file.as_raw_fd()]);
+    // The lowest that is free: for the connection, and then none is left for what comes with the request.
+    let free = file.try_clone().unwrap().as_raw_fd() as u64;
+    let taken = limited(Resource::RLIMIT_NOFILE, free + 1, || listener.try_next().unwrap());
+    assert!(taken.is_none());
+    let mut answer = [0; MESSAGE];
+    socket.read_exact(&mut answer).unwrap();
+    assert_eq!(kind_of(&answer), EXHAUSTED);
+    serve_an_honest_one(&device, &mut listener);
+}
+
+#[test]
+fn limits_of_this_process_are_errors_that_name_them() {
+    let _alone = alone();
+    let device = device();
+    let open = descriptors() as u64;
+    let error = limited(Resource::RLIMIT_NOFILE, open, || {
+        // All that are left, and one more.
+        let mut queues = Vec::new();
+        loop {
+            match device.completion_queue(1) {
+                Ok(queue) => queues.push(queue),
+                Err(error) => return error,
+            }
+        }
+    });
+    assert!(matches!(error, Error::OutOfDescriptors { .. }), "{error}");
+    assert!(error.to_string().contains("ulimit -n"), "{error}");
+
+    let error = limited(Resource::RLIMIT_FSIZE, 100 << 10, || device.domain().unwrap_err());
+    assert!(matches!(error, Error::FileSizeLimit { limit: 102_400, .. }), "{error}");
+    assert!(error.to_string().contains("ulimit -f"), "{error}");
+
+    let domain = device.domain().unwrap();
+    let error = limited(Resource::RLIMIT_AS, addresses() + (64 << 20), || {
+        domain.allocate(1 << 30, rdmalib::Access::empty()).unwrap_err()
+    });
+    assert!(matches!(error, Error::OutOfAddresses { .. }), "{error}");
+    assert!(error.to_string().contains("ulimit -v"), "{error}");
+}
