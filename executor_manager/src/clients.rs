@@ -5,7 +5,8 @@
 //!   waiting (patience runs) ──claims──▶ holding (heartbeats both ways) ──lease ends──▶ waiting
 //! ```
 //! * PATIENCE - a connection that says nothing valid for [`SAY_SOMETHING`] or holds no lease for
-//!   [`CLAIM_SOMETHING`] is dropped, and only so many may wait for that.
+//!   [`CLAIM_SOMETHING`] is dropped. Only so many may wait for that, of one peer and in all; then those that have
+//!   waited longest go for those that come, after what they have sent by then was taken.
 //! * ALIVE - who holds a lease is told a sign of life in every period, and dropped when it was silent for
 //!   too long. Nobody is silent whose words wait to be read.
 //! * ALONE - what a client does wrong ends its own connection and no other.
@@ -17,15 +18,17 @@ use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
-use rdmalib::{ConnectRequest, Device};
+use nix::sys::resource::{Resource, getrlimit};
+use rdmalib::{ConnectRequest, Device, Peer, WaitingList};
 use rfaas::channel::{Channel, ChannelError, Incoming, refuse};
 use rfaas::heartbeat::{Heartbeat, Pulse};
 use rfaas::protocol::Empty;
-use rfaas::protocol::allocation::{FromClient, LeaseEnding, ToClient};
+use rfaas::protocol::allocation::{FromClient, LeaseEnding, RefusedBecause, ToClient};
 use rfaas::protocol::lease::EndReason;
 
 use crate::allocations::ClientId;
 use crate::in_full;
+use crate::request::Refusal;
 
 /// Time for the first valid message. Our clients send it at once.
 pub const SAY_SOMETHING: Duration = Duration::from_secs(5);
@@ -34,6 +37,10 @@ pub const CLAIM_SOMETHING: Duration = Duration::from_secs(30);
 /// Most connections without a lease: a few for each core of a large node, and few enough not to
 /// exhaust its descriptors.
 pub const MOST_WAITING: usize = 256;
+/// Of these, most of one peer: a user of this machine, or an address.
+pub const MOST_WAITING_OF_PEER: usize = 128;
+/// Descriptors that one connection may use on any provider, rounded up.
+const DESCRIPTORS_PER_CONNECTION: u64 = 8;
 /// Messages taken from one client before the next has its turn.
 const TURN: usize = 8;
 /// Receives posted on a connection: a client has at most two messages and some beats under way.
@@ -53,9 +60,13 @@ pub enum Heard {
 struct Client {
     channel: Channel,
     peer: String,
+    /// Whom it is counted for.
+    origin: Peer,
     standing: Standing,
     /// It has said something valid.
     spoke: bool,
+    /// It has to go, unless what it has sent by now gets it a lease.
+    last_turn: bool,
     connected: Instant,
 }
 
@@ -74,23 +85,22 @@ pub struct Clients {
     device: Device,
     heartbeat: Heartbeat,
     connected: BTreeMap<ClientId, Client>,
+    /// Those that hold no lease.
+    waiting: WaitingList<ClientId>,
     next: u64,
 }
 
 impl Clients {
     /// None yet; they will connect to `device`, and beat as `heartbeat` says.
     pub fn new(device: Device, heartbeat: Heartbeat) -> Self {
-        Clients { device, heartbeat, connected: BTreeMap::new(), next: 1 }
+        let most = most_waiting();
+        let waiting = WaitingList::new(most.div_ceil(2).min(MOST_WAITING_OF_PEER), most);
+        Clients { device, heartbeat, connected: BTreeMap::new(), waiting, next: 1 }
     }
 
     /// Connects a client, or refuses it.
     pub fn accept(&mut self, request: ConnectRequest, now: Instant) {
-        let waiting = self.connected.values().filter(|client| !client.holds()).count();
-        if waiting >= MOST_WAITING {
-            refuse(request, "too many clients wait to claim a lease on this node: try again later");
-            return;
-        }
-        let peer = request.peer();
+        let (peer, origin) = (request.peer(), request.origin());
         let mut channel = match Channel::new(&self.device, RECEIVES) {
             Ok(channel) => channel,
             Err(error) => {
@@ -108,8 +118,24 @@ impl Clients {
         self.next += 1;
         tracing::debug!(client = id.0, peer, "client connected");
         let standing = Standing::Waiting { until: now + SAY_SOMETHING };
-        let client = Client { channel, peer, standing, spoke: false, connected: now };
+        let (spoke, last_turn, connected) = (false, false, now);
+        let client = Client { channel, peer, origin, standing, spoke, last_turn, connected };
         self.connected.insert(id, client);
+        self.note_waiting(id, origin, now);
+    }
+
+    /// Notes that `id` waits; who has to go for that has its last turn.
+    fn note_waiting(&mut self, id: ClientId, origin: Peer, now: Instant) {
+        let gone = self.waiting.add(id, origin);
+        if let Some(client) = gone.and_then(|gone| self.connected.get_mut(&gone)) {
+            client.standing = Standing::Waiting { until: now };
+            client.last_turn = true;
+        }
+    }
+
+    fn forget(&mut self, id: ClientId) {
+        self.connected.remove(&id);
+        self.waiting.remove(id);
     }
 
     /// Takes what arrived, beats, and drops connections whose time is up. TURNS: returns with something as
@@ -126,9 +152,7 @@ impl Clients {
                 gone.push(id);
             }
         }
-        for id in gone {
-            self.connected.remove(&id);
-        }
+        gone.into_iter().for_each(|id| self.forget(id));
         heard
     }
 
@@ -142,7 +166,7 @@ impl Clients {
             }
             Err(error) => {
                 tracing::debug!(client = id.0, peer = client.peer, %error, "client dropped");
-                self.connected.remove(&id);
+                self.forget(id);
                 false
             }
         }
@@ -150,17 +174,22 @@ impl Clients {
 
     /// Notes which clients hold a lease: the time of the others runs.
     pub fn note_leases(&mut self, now: Instant, holds: impl Fn(ClientId) -> bool) {
+        let mut again = Vec::new();
         for (&id, client) in &mut self.connected {
             match (holds(id), client.holds()) {
                 (true, false) => {
                     client.standing = Standing::Holding(Pulse::new(self.heartbeat, now));
+                    client.last_turn = false;
+                    self.waiting.remove(id);
                 }
                 (false, true) => {
                     client.standing = Standing::Waiting { until: now + CLAIM_SOMETHING };
+                    again.push((id, client.origin));
                 }
                 _ => {}
             }
         }
+        again.into_iter().for_each(|(id, origin)| self.note_waiting(id, origin, now));
     }
 
     /// When [`receive`](Clients::receive) is due at the latest.
@@ -208,6 +237,13 @@ impl Clients {
     }
 }
 
+/// How many may wait, as far as there are descriptors: half of them are for leases.
+fn most_waiting() -> usize {
+    let (descriptors, _) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((1024, 1024));
+    let most = descriptors / 2 / DESCRIPTORS_PER_CONNECTION;
+    usize::try_from(most).unwrap_or(MOST_WAITING).clamp(2, MOST_WAITING)
+}
+
 impl Client {
     fn holds(&self) -> bool {
         matches!(self.standing, Standing::Holding(_))
@@ -217,6 +253,17 @@ impl Client {
     fn in_time(&mut self, id: ClientId, spoke: bool, now: Instant) -> bool {
         let pulse = match &mut self.standing {
             Standing::Waiting { until } if now < *until => return true,
+            Standing::Waiting { .. } if self.last_turn => {
+                self.last_turn = false;
+                if spoke {
+                    return true; // the next time it has a lease or goes
+                }
+                let why = "too many clients wait to claim a lease on this node: try again later";
+                let refused = Refusal::new(RefusedBecause::NoCapacity, why).message();
+                let told = self.channel.send(&refused);
+                tracing::debug!(client = id.0, peer = self.peer, ?told, "client makes room");
+                return false;
+            }
             Standing::Waiting { .. } => {
                 tracing::debug!(
                     client = id.0,

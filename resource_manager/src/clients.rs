@@ -1,16 +1,17 @@
 //! Connections of clients: they ask for leases and give them back. What an unclaimed lease is worth to
 //! a client ends with its connection; claimed leases do not depend on it.
 //!
-//! Clients are not known to the cluster, so their connections are bounded: when there are too many,
-//! the one that has been silent longest goes, unless it holds leases or was heard just now.
-//!
-//! DURABLE FIRST - an answer waits until the loop has committed what it tells of.
+//! Clients are not known to the cluster, so their connections are bounded.
+//! * ROOM - of those that were never granted anything only so many stay, of one peer and in all: the oldest go
+//!   for those that come. When there are too many connections altogether, the one that has been silent
+//!   longest goes too, unless it holds leases or was heard just now. Our clients connect again when they ask.
+//! * DURABLE FIRST - an answer waits until the loop has committed what it tells of.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rdmalib::{ConnectRequest, Device};
+use rdmalib::{ConnectRequest, Device, WaitingList};
 use rfaas::channel::{Channel, ChannelError};
 use rfaas::protocol::lease::{
     EndReason, FromClient, LeaseGranted, LeaseId, LeaseRefused, LeaseRelease, LeaseRenew,
@@ -29,6 +30,9 @@ const NAMELESS: &str = "rdma";
 const RECEIVES: u32 = 16;
 /// A client that was silent for less is not dropped to make room for another.
 const IDLE: Duration = Duration::from_secs(5);
+/// Most connections that were never granted anything: as many clients may have connected ahead of their first
+/// question.
+const MOST_UNSERVED: usize = 1024;
 /// Leases remembered for a connection before those that were claimed or ended are left out.
 const SWEEP: usize = 64;
 
@@ -38,11 +42,15 @@ struct ClientLink {
     /// Leases granted on this connection that may be unclaimed still.
     leases: Vec<LeaseId>,
     heard: Instant,
+    /// It was granted something.
+    served: bool,
 }
 
 /// All of them.
 pub(crate) struct Clients {
     links: BTreeMap<LinkId, ClientLink>,
+    /// Those that were never granted anything (ROOM).
+    unserved: WaitingList<LinkId>,
     /// Answers to send with [`deliver`](Self::deliver), in order (DURABLE FIRST).
     answers: Vec<(LinkId, ToClient)>,
     secret: Arc<[u8]>,
@@ -50,8 +58,11 @@ pub(crate) struct Clients {
 }
 
 impl Clients {
-    pub(crate) fn new(secret: Arc<[u8]>, waiting: Waiting) -> Self {
-        Clients { links: BTreeMap::new(), answers: Vec::new(), secret, waiting }
+    /// None yet; there may be `most` together with other connections.
+    pub(crate) fn new(secret: Arc<[u8]>, waiting: Waiting, most: usize) -> Self {
+        let most = (most / 2).min(MOST_UNSERVED);
+        let unserved = WaitingList::new(most / 2, most);
+        Clients { links: BTreeMap::new(), unserved, answers: Vec::new(), secret, waiting }
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -63,19 +74,29 @@ impl Clients {
         self.links.iter().map(|(id, link)| (*id, &link.channel))
     }
 
-    /// Takes a connection.
+    /// Takes a connection. Who has to go for it is returned: it is to have its turn, and then
+    /// [`make_way`](Self::make_way).
     pub(crate) fn accept(
         &mut self,
         now: Now,
         id: LinkId,
         device: &Device,
         request: ConnectRequest,
-    ) -> Result<(), ChannelError> {
+    ) -> Result<Option<LinkId>, ChannelError> {
+        let origin = request.origin();
         let mut channel = Channel::new(device, RECEIVES)?;
         channel.accept(request, &Empty {})?;
-        let (outbox, leases) = (Outbox::default(), Vec::new());
-        self.links.insert(id, ClientLink { channel, outbox, leases, heard: now.monotonic });
-        Ok(())
+        let (outbox, leases, heard) = (Outbox::default(), Vec::new(), now.monotonic);
+        self.links.insert(id, ClientLink { channel, outbox, leases, heard, served: false });
+        Ok(self.unserved.add(id, origin))
+    }
+
+    /// ROOM. Drops a connection that has had its last turn, unless it was granted something then.
+    pub(crate) fn make_way(&mut self, now: Now, id: LinkId, pool: &mut Pool) {
+        if self.links.get(&id).is_some_and(|link| !link.served) {
+            tracing::debug!("connection of a client makes room for others");
+            self.drop_link(now, id, &ChannelError::Disconnected, pool);
+        }
     }
 
     /// Drops an idle connection. False if there is none.
@@ -87,7 +108,11 @@ impl Clients {
             .filter(|(_, link)| idle(link) && unclaimed(pool, &link.leases).next().is_none())
             .min_by_key(|(_, link)| link.heard)
             .map(|(id, _)| *id);
-        let Some(id) = victim else { return false };
+        let Some(id) = victim else {
+            let Some(oldest) = self.unserved.oldest() else { return false };
+            self.drop_link(now, oldest, &ChannelError::Disconnected, pool);
+            return true;
+        };
         let error = ChannelError::TimedOut { what: "hearing from the client", after: IDLE };
         self.drop_link(now, id, &error, pool);
         true
@@ -108,7 +133,7 @@ impl Clients {
         out: &mut Vec<Action>,
     ) -> Turn {
         let Some(link) = self.links.get_mut(&id) else { return Turn::Done };
-        let ClientLink { channel, outbox, leases, heard } = link;
+        let ClientLink { channel, outbox, leases, heard, served } = link;
         let (secret, waiting) = (&self.secret, &mut self.answers);
         let turn = take_messages(channel, self.waiting, |_, message| {
             *heard = now.monotonic;
@@ -116,16 +141,22 @@ impl Clients {
                 FromClient::Request(request) => {
                     let hear = |pool: &mut Pool| nodes.hear(now, pool, out);
                     let answers = answer(now, &request, secret, pool, leases, hear)?;
+                    *served |= answers.iter().any(is_granted);
                     waiting.extend(answers.into_iter().map(|answer| (id, answer)));
                 }
                 FromClient::Renew(wanted) => {
-                    waiting.push((id, renew(now, &wanted, secret, pool)?));
+                    let answer = renew(now, &wanted, secret, pool)?;
+                    *served |= is_granted(&answer);
+                    waiting.push((id, answer));
                 }
                 FromClient::Release(release) => give_back(now, &release, secret, pool, out)?,
             }
             Ok(())
         });
         let turn = turn.and_then(|turn| outbox.flush(channel).map(|()| turn));
+        if *served {
+            self.unserved.remove(id);
+        }
         turn.unwrap_or_else(|error| {
             self.drop_link(now, id, &error, pool);
             Turn::Done
@@ -150,6 +181,7 @@ impl Clients {
 
     fn drop_link(&mut self, now: Now, id: LinkId, why: &ChannelError, pool: &mut Pool) {
         let Some(mut link) = self.links.remove(&id) else { return };
+        self.unserved.remove(id);
         link.channel.disconnect();
         match why {
             ChannelError::Disconnected => tracing::debug!("client disconnected"),
@@ -163,6 +195,10 @@ impl Clients {
 fn unclaimed<'a>(pool: &'a Pool, leases: &'a [LeaseId]) -> impl Iterator<Item = LeaseId> + 'a {
     let granted = |id: &LeaseId| pool.lease(*id).is_some_and(|l| l.state == LeaseState::Granted);
     leases.iter().copied().filter(granted)
+}
+
+fn is_granted(answer: &ToClient) -> bool {
+    matches!(answer, ToClient::Granted(_))
 }
 
 /// Asks the pool; has it `hear` what nodes have sent before it refuses. Leases that are granted are noted

@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
-use rdmalib::{ConnectRequest, Device};
+use rdmalib::{ConnectRequest, Device, WaitingList};
 use rfaas::channel::{Channel, ChannelError};
 use rfaas::heartbeat::{Heartbeat, Pulse};
 use rfaas::protocol::lease::{EndReason, LeaseId, LeaseTerms, Reason};
@@ -30,6 +30,11 @@ use crate::pool::{Action, Ask, Capacity, EndReport, LinkId, MAX_TIMEOUT, Now, Po
 
 /// How long a peer may take to say who it is.
 const GREETING: Duration = Duration::from_secs(5);
+/// Peers that have not said who they are, in all: more executor managers than start in the same moment. Who comes
+/// takes the place of the oldest; ours register at once.
+const MOST_GREETING: usize = 256;
+/// Likewise, of one peer.
+const MOST_GREETING_OF_PEER: usize = 128;
 /// How long a refusal has to arrive before its connection is cut.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 /// Messages that an executor manager may be ahead: after a reconnection it reports all its leases.
@@ -68,6 +73,8 @@ pub(crate) struct Nodes {
     waiting: Waiting,
     events: Arc<Events>,
     refusals: Told,
+    /// Those that have not registered.
+    greeting: WaitingList<LinkId>,
     /// Had more to say than `hear` took.
     unheard: Vec<LinkId>,
 }
@@ -86,6 +93,7 @@ impl Nodes {
             waiting,
             events,
             refusals: Told::default(),
+            greeting: WaitingList::new(MOST_GREETING_OF_PEER, MOST_GREETING),
             unheard: Vec::new(),
         }
     }
@@ -99,14 +107,16 @@ impl Nodes {
         self.links.iter().map(|(id, link)| (*id, &link.channel))
     }
 
-    /// Takes a connection, asking its peer to register.
+    /// Takes a connection, asking its peer to register. Who has to go for it is returned: it is to have its turn,
+    /// and then [`make_way`](Self::make_way).
     pub(crate) fn accept(
         &mut self,
         now: Now,
         id: LinkId,
         device: &Device,
         request: ConnectRequest,
-    ) -> Result<(), ChannelError> {
+    ) -> Result<Option<LinkId>, ChannelError> {
+        let origin = request.origin();
         let mut nonce = [0; 32];
         let (front, back) = nonce.split_at_mut(16);
         front.copy_from_slice(&Secret::generate().0);
@@ -116,7 +126,15 @@ impl Nodes {
         channel.accept(request, &challenge)?;
         let phase = Phase::Greeting { challenge, until: now.monotonic + GREETING };
         self.links.insert(id, NodeLink { channel, outbox: Outbox::default(), phase });
-        Ok(())
+        Ok(self.greeting.add(id, origin))
+    }
+
+    /// Drops a connection that has had its last turn, unless it has registered then.
+    pub(crate) fn make_way(&mut self, now: Now, id: LinkId, pool: &mut Pool, out: &mut Vec<Action>) {
+        let greets = |link: &NodeLink| matches!(link.phase, Phase::Greeting { .. });
+        if self.links.get(&id).is_some_and(greets) {
+            self.drop_link(now, id, &ChannelError::Disconnected, pool, out);
+        }
     }
 
     /// Silences the descriptor of a connection that had news.
@@ -142,6 +160,9 @@ impl Nodes {
             self.message(now, id, channel, phase, message, pool, out)
         });
         let turn = turn.and_then(|turn| outbox.flush(channel).map(|()| turn));
+        if !matches!(phase, Phase::Greeting { .. }) {
+            self.greeting.remove(id);
+        }
         self.links.insert(id, link);
         turn.unwrap_or_else(|error| {
             self.drop_link(now, id, &error, pool, out);
@@ -343,11 +364,17 @@ impl Nodes {
         out: &mut Vec<Action>,
     ) {
         let Some(mut link) = self.links.remove(&id) else { return };
+        self.greeting.remove(id);
         link.channel.disconnect();
         match link.phase {
             Phase::Closing { .. } => tracing::debug!(%why, "refused connection closed"),
             Phase::Greeting { .. } => {
-                tracing::warn!(%why, "connection of an executor manager that did not register dropped");
+                let what = "connection of an executor manager that did not register dropped";
+                if self.refusals.is_news(now.monotonic, what) {
+                    tracing::warn!(%why, "{what}");
+                } else {
+                    tracing::debug!(%why, "{what}");
+                }
             }
             Phase::Registered { node, .. } => {
                 match why {

@@ -83,6 +83,8 @@ pub(crate) struct Server {
     /// Who has news, or may have.
     due: BTreeSet<Source>,
     refusals: Told,
+    /// Connections that have their last turn: others have come.
+    leaving: Vec<Source>,
 }
 
 /// What a server is told about its cluster.
@@ -104,6 +106,7 @@ impl Server {
         Terms { secret, heartbeat, sleep }: Terms,
     ) -> Self {
         let waiting = if sleep { Waiting::Asleep } else { Waiting::Polling };
+        let max_connections = max_connections();
         Server {
             device,
             listener,
@@ -112,15 +115,16 @@ impl Server {
             pool,
             ledger,
             nodes: Nodes::new(secret.clone(), heartbeat, waiting, events),
-            clients: Clients::new(secret, waiting),
+            clients: Clients::new(secret, waiting, max_connections),
             export,
             heartbeat,
             waiting,
-            max_connections: max_connections(),
+            max_connections,
             next_link: 0,
             listen_again: None,
             due: BTreeSet::from([Source::Commands, Source::Listener]),
             refusals: Told::default(),
+            leaving: Vec::new(),
         }
     }
 
@@ -145,7 +149,7 @@ impl Server {
             }
             let stop = due.contains(&Source::Commands)
                 && self.take_commands(now, &mut actions, &mut answers);
-            for source in due {
+            for source in due.into_iter().chain(self.leaving.iter().copied()) {
                 let turn = match source {
                     Source::Commands | Source::Listener => Turn::Done,
                     Source::Node(id) => self.nodes.serve(now, id, &mut self.pool, &mut actions),
@@ -158,6 +162,7 @@ impl Server {
                     self.due.insert(source);
                 }
             }
+            self.make_way(now, &mut actions);
             self.due.extend(self.nodes.unheard().map(Source::Node));
             // After what peers said: nobody is taken for silent whose words wait to be read.
             self.pool.tick(now, &mut actions);
@@ -286,11 +291,26 @@ impl Server {
             _ => (Source::Client(id), self.clients.accept(now, id, &self.device, request)),
         };
         match accepted {
-            Ok(()) => {
+            Ok(leaving) => {
                 tracing::debug!(peer, ?role, "connected");
                 self.due.insert(source); // it is not armed yet
+                self.leaving.extend(leaving.map(|id| match role {
+                    Role::Node => Source::Node(id),
+                    _ => Source::Client(id),
+                }));
             }
             Err(error) => tracing::warn!(peer, %error, "a connection could not be accepted"),
+        }
+    }
+
+    /// Drops those that have had their last turn.
+    fn make_way(&mut self, now: Now, actions: &mut Vec<Action>) {
+        for source in std::mem::take(&mut self.leaving) {
+            match source {
+                Source::Node(id) => self.nodes.make_way(now, id, &mut self.pool, actions),
+                Source::Client(id) => self.clients.make_way(now, id, &mut self.pool),
+                Source::Commands | Source::Listener => {}
+            }
         }
     }
 
