@@ -160,7 +160,9 @@ pub enum Error {
         source: io::Error,
     },
     /// This process, or the system, has no file descriptor left.
-    #[error("{call} failed: no file descriptor is left; raise the limit (ulimit -n), or use fewer connections")]
+    #[error(
+        "{call} failed: no file descriptor is left; raise the limit (ulimit -n), or use fewer connections"
+    )]
     OutOfDescriptors {
         /// Name of the call.
         call: &'static str,
@@ -180,7 +182,9 @@ pub enum Error {
         limit: u64,
     },
     /// This process has no address space for more memory, or more than a bound of peers' memory.
-    #[error("no address space is left to map {bytes} bytes of memory; raise the limit (ulimit -v), or use less")]
+    #[error(
+        "no address space is left to map {bytes} bytes of memory; raise the limit (ulimit -v), or use less"
+    )]
     OutOfAddresses {
         /// Bytes that should have been mapped.
         bytes: usize,

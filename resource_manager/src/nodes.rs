@@ -130,7 +130,13 @@ impl Nodes {
     }
 
     /// Drops a connection that has had its last turn, unless it has registered then.
-    pub(crate) fn make_way(&mut self, now: Now, id: LinkId, pool: &mut Pool, out: &mut Vec<Action>) {
+    pub(crate) fn make_way(
+        &mut self,
+        now: Now,
+        id: LinkId,
+        pool: &mut Pool,
+        out: &mut Vec<Action>,
+    ) {
         let greets = |link: &NodeLink| matches!(link.phase, Phase::Greeting { .. });
         if self.links.get(&id).is_some_and(greets) {
             self.drop_link(now, id, &ChannelError::Disconnected, pool, out);

@@ -88,9 +88,8 @@ mod tests {
         let charge = account.charge(MOST_OF_PEER).unwrap();
         assert!(account.charge(1).is_none());
         assert!(account.charge(u64::MAX).is_none());
-        let others: Vec<_> = (0..7)
-            .map(|_| Account::new(user(1)).charge(MOST_OF_PEER).unwrap())
-            .collect();
+        let others: Vec<_> =
+            (0..7).map(|_| Account::new(user(1)).charge(MOST_OF_PEER).unwrap()).collect();
         assert!(Account::new(user(1)).charge(1).is_none());
         let next = Account::new(user(2)).charge(MOST_OF_PEER).unwrap();
         drop((charge, others, next));
