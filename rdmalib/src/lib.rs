@@ -28,6 +28,8 @@ pub mod faults;
 #[cfg(not(loom))]
 pub mod memory;
 #[cfg(not(loom))]
+pub mod process;
+#[cfg(not(loom))]
 pub mod queue_pair;
 #[cfg_attr(loom, allow(dead_code))]
 mod shm;
@@ -46,6 +48,7 @@ pub use {
     device::{Device, DeviceSpec, Limits, Provider},
     error::{Error, Result},
     memory::{Access, Domain, Region, RemoteAddress, RemoteMapping, Slice},
+    process::ForkMark,
     queue_pair::{
         Flags, Operation, QueuePair, QueuePairConfig, ReceiveQueue, RnrRetry, SendQueue, Source,
         State, WorkRequest,
