@@ -1,14 +1,12 @@
 //! `executor_manager`: the command line around [`executor_manager::run`].
 
-use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
-use executor_manager::{Error, Options, run};
-use rfaas::command_line::complaint;
-use rfaas::config::{ConfigError, Devices, ExecutorManagerConfig};
-use tracing_subscriber::EnvFilter;
+use executor_manager::{Error, Options};
+use rfaas::config::{Devices, ExecutorManagerConfig};
+use rfaas::program::{self, Failure};
 
 /// Leases this machine's cores to clients: registers with a resource manager, starts executors.
 #[derive(Debug, Parser)]
@@ -31,51 +29,20 @@ struct Cli {
     verbose: bool,
 }
 
-/// Exit status for something wrong with what the program was given.
-const USAGE: u8 = 2;
-
 fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
-        Ok(cli) => cli,
-        Err(error) if error.use_stderr() => return fail(USAGE, &complaint(&error.to_string())),
-        Err(help) => {
-            let printed = help.print(); // it is asked for, so it is a result
-            return if printed.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
-        }
-    };
-    log_to_stderr(cli.verbose);
-    let options = match options(&cli) {
-        Ok(options) => options,
-        Err(error) => return fail(USAGE, &error.to_string()),
-    };
-    match run(&options) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error @ Error::Start(_)) => fail(USAGE, &error.to_string()),
-        Err(error) => fail(1, &error.to_string()),
-    }
+    program::run(|cli: &Cli| if cli.verbose { "debug" } else { "info" }, run)
 }
 
-fn options(cli: &Cli) -> Result<Options, ConfigError> {
-    Ok(Options {
+fn run(cli: Cli) -> Result<(), Failure> {
+    let options = Options {
         config: ExecutorManagerConfig::load(&cli.config)?,
         devices: Devices::load(&cli.device_database)?,
         skip_resource_manager: cli.skip_resource_manager,
         wait: cli.wait,
         verbose: cli.verbose,
+    };
+    executor_manager::run(&options).map_err(|error| match error {
+        Error::Start(_) => Failure::input(error),
+        _ => Failure::later(error),
     })
-}
-
-fn log_to_stderr(verbose: bool) {
-    let level = if verbose { "debug" } else { "info" };
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .init();
-}
-
-fn fail(status: u8, what: &str) -> ExitCode {
-    eprintln!("error: {what}");
-    ExitCode::from(status)
 }

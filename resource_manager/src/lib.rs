@@ -36,6 +36,7 @@ use nix::sys::signal::SigSet;
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use rfaas::config::{Devices, ResourceManagerConfig, SECRET_VARIABLE};
 use rfaas::inherited::{is_ignored, raise_descriptor_limit};
+use rfaas::program::{LAST_LINES, log};
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -236,6 +237,7 @@ fn serve_http(
             let name = signals.next().await;
             interrupts += u32::from(name == INTERRUPT);
             if interrupts > 1 {
+                log::finish(LAST_LINES);
                 std::process::exit(INTERRUPTED);
             }
             tracing::info!("{name}: stopping; a second {INTERRUPT} stops at once");

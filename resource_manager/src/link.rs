@@ -1,8 +1,7 @@
 //! What connections of clients and of executor managers have in common: taking messages fairly, not
 //! sleeping through one, and waiting for a peer that is slow to take ours.
 
-use std::collections::{BTreeMap, VecDeque};
-use std::time::{Duration, Instant};
+use std::collections::VecDeque;
 
 use rfaas::channel::{Channel, ChannelError, Incoming};
 use rfaas::protocol::{Malformed, MessageKind};
@@ -93,46 +92,5 @@ impl<M: MessageKind> Outbox<M> {
     /// Whether nothing waits.
     pub(crate) fn is_empty(&self) -> bool {
         self.0.is_empty()
-    }
-}
-
-/// Keeps peers that try again and again from filling the log: the same line is news once a minute.
-#[derive(Debug, Default)]
-pub(crate) struct Told(BTreeMap<String, Instant>);
-
-impl Told {
-    const AGAIN: Duration = Duration::from_secs(60);
-    /// Lines remembered; peers choose some of their text, so there is a bound.
-    const MAX: usize = 256;
-
-    /// Whether `line` is worth a warning.
-    pub(crate) fn is_news(&mut self, now: Instant, line: &str) -> bool {
-        self.0.retain(|_, told| now.saturating_duration_since(*told) < Self::AGAIN);
-        let news = !self.0.contains_key(line) && self.0.len() < Self::MAX;
-        if news {
-            self.0.insert(line.to_owned(), now);
-        }
-        news
-    }
-}
-
-/// A peer's text, fit for a log and a sentence.
-pub(crate) fn printable(text: &str) -> String {
-    text.replace(char::is_control, " ")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_same_line_is_news_once_a_minute_and_there_are_not_too_many() {
-        let (mut told, now) = (Told::default(), Instant::now());
-        assert!(told.is_news(now, "a"));
-        assert!(!told.is_news(now, "a"));
-        assert!(told.is_news(now, "b"));
-        assert!(told.is_news(now + Told::AGAIN, "a"));
-        let news = (0..10_000).filter(|i| told.is_news(now + Told::AGAIN, &i.to_string()));
-        assert_eq!(news.count(), Told::MAX - 1);
     }
 }

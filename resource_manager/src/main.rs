@@ -4,10 +4,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
-use clap::error::ErrorKind;
 use resource_manager::{Error, Options};
-use rfaas::command_line::complaint;
-use tracing_subscriber::EnvFilter;
+use rfaas::program::{self, Failure};
 
 /// Hands out leases of executors, over RDMA and HTTP; watches and bills them.
 #[derive(Debug, Parser)]
@@ -37,11 +35,10 @@ struct Cli {
 }
 
 fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
-        Ok(cli) => cli,
-        Err(error) => return usage(&error),
-    };
-    log(cli.verbose);
+    program::run(|cli: &Cli| if cli.verbose { "debug" } else { "info" }, run)
+}
+
+fn run(cli: Cli) -> Result<(), Failure> {
     let options = Options {
         config: cli.config,
         device_database: cli.device_database,
@@ -49,40 +46,8 @@ fn main() -> ExitCode {
         output_database: cli.output_database,
         state_file: cli.state_file,
     };
-    match resource_manager::run(&options) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {}", one_line(&error.to_string()));
-            ExitCode::from(match error {
-                Error::Start(_) => 2,
-                Error::Run(_) => 1,
-            })
-        }
-    }
-}
-
-/// Shows help and version as they are, a wrong command line as one line.
-fn usage(error: &clap::Error) -> ExitCode {
-    if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
-        let _ = error.print(); // a reader that has gone has seen enough
-        return ExitCode::SUCCESS;
-    }
-    eprintln!("error: {}", complaint(&error.to_string()));
-    ExitCode::from(2)
-}
-
-fn one_line(text: &str) -> String {
-    text.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join(" ")
-}
-
-fn log(verbose: bool) {
-    let default = if verbose { "debug" } else { "info" };
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
-    let colours = std::io::IsTerminal::is_terminal(&std::io::stderr());
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(colours)
-        .with_target(false)
-        .init();
+    resource_manager::run(&options).map_err(|error| match error {
+        Error::Start(_) => Failure::input(error),
+        Error::Run(_) => Failure::later(error),
+    })
 }

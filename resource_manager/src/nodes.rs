@@ -24,7 +24,7 @@ use rfaas::protocol::node::{
 };
 use rfaas::protocol::{Empty, Malformed, Secret};
 
-use crate::link::{Outbox, Told, Turn, Waiting, printable, take_messages};
+use crate::link::{Outbox, Turn, Waiting, take_messages};
 use crate::metrics::Events;
 use crate::pool::{Action, Ask, Capacity, EndReport, LinkId, MAX_TIMEOUT, Now, Pool, Terms};
 
@@ -72,7 +72,6 @@ pub(crate) struct Nodes {
     heartbeat: Heartbeat,
     waiting: Waiting,
     events: Arc<Events>,
-    refusals: Told,
     /// Those that have not registered.
     greeting: WaitingList<LinkId>,
     /// Had more to say than `hear` took.
@@ -92,7 +91,6 @@ impl Nodes {
             heartbeat,
             waiting,
             events,
-            refusals: Told::default(),
             greeting: WaitingList::new(MOST_GREETING_OF_PEER, MOST_GREETING),
             unheard: Vec::new(),
         }
@@ -267,7 +265,7 @@ impl Nodes {
         if !register.verify(challenge, &self.secret) {
             let why = "the cluster secret is not this resource manager's: \
                        resource_manager_secret there must be rdma-secret here";
-            return Ok(Err(self.refuse(now, name, why.into())));
+            return Ok(Err(refuse(name, why.into())));
         }
         // The newer connection wins if the older is dead, which was perhaps not looked at yet.
         let dead = self.links.iter().find(|(_, link)| {
@@ -279,19 +277,8 @@ impl Nodes {
         }
         Ok(match pool.node_connected(now, name, instance, id, out) {
             Ok(capacity) => Ok((name.into(), capacity)),
-            Err(why) => Err(self.refuse(now, name, why)),
+            Err(why) => Err(refuse(name, why)),
         })
-    }
-
-    /// Logs why a registration is refused; executor managers try again every second or so.
-    fn refuse(&mut self, now: Now, name: &str, why: String) -> String {
-        let (node, reason) = (printable(name), printable(&why));
-        if self.refusals.is_news(now.monotonic, &format!("{node} {reason}")) {
-            tracing::warn!(node, reason, "an executor manager was refused");
-        } else {
-            tracing::debug!(node, reason, "an executor manager was refused again");
-        }
-        why
     }
 
     /// Tells a node something. A node that cannot be told is lost.
@@ -375,12 +362,7 @@ impl Nodes {
         match link.phase {
             Phase::Closing { .. } => tracing::debug!(%why, "refused connection closed"),
             Phase::Greeting { .. } => {
-                let what = "connection of an executor manager that did not register dropped";
-                if self.refusals.is_news(now.monotonic, what) {
-                    tracing::warn!(%why, "{what}");
-                } else {
-                    tracing::debug!(%why, "{what}");
-                }
+                tracing::warn!(%why, "connection of an executor manager that did not register dropped");
             }
             Phase::Registered { node, .. } => {
                 match why {
@@ -391,6 +373,12 @@ impl Nodes {
             }
         }
     }
+}
+
+/// Logs why a registration is refused.
+fn refuse(name: &str, why: String) -> String {
+    tracing::warn!(node = name, reason = why, "an executor manager was refused");
+    why
 }
 
 /// What a node is told on this action of the pool, if it is a message.

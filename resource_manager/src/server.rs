@@ -34,7 +34,7 @@ use crate::clients::Clients;
 use crate::commands::{Answer, Command, Commands, Inbox};
 use crate::executors::Export;
 use crate::ledger::Ledger;
-use crate::link::{Told, Turn, Waiting};
+use crate::link::{Turn, Waiting};
 use crate::metrics::Events;
 use crate::nodes::{Nodes, message_of};
 use crate::pool::{Action, LinkId, Now, Pool};
@@ -82,7 +82,6 @@ pub(crate) struct Server {
     listen_again: Option<Instant>,
     /// Who has news, or may have.
     due: BTreeSet<Source>,
-    refusals: Told,
     /// Connections that have their last turn: others have come.
     leaving: Vec<Source>,
 }
@@ -123,7 +122,6 @@ impl Server {
             next_link: 0,
             listen_again: None,
             due: BTreeSet::from([Source::Commands, Source::Listener]),
-            refusals: Told::default(),
             leaving: Vec::new(),
         }
     }
@@ -274,14 +272,14 @@ impl Server {
             Ok((role @ (Role::Lease | Role::Node), _)) => role,
             Ok(_) => {
                 let why = "this is a resource manager, which is not what you want: check the port";
-                return self.turn_away(now, request, why);
+                return turn_away(request, why);
             }
-            Err(malformed) => return self.turn_away(now, request, &malformed.to_string()),
+            Err(malformed) => return turn_away(request, &malformed.to_string()),
         };
         let full = self.nodes.len() + self.clients.len() >= self.max_connections;
         if full && !self.clients.make_room(now, &mut self.pool) {
             let why = "the resource manager has too many connections; try again later";
-            return self.turn_away(now, request, why);
+            return turn_away(request, why);
         }
         let peer = request.peer();
         self.next_link += 1;
@@ -312,16 +310,6 @@ impl Server {
                 Source::Commands | Source::Listener => {}
             }
         }
-    }
-
-    fn turn_away(&mut self, now: Now, request: ConnectRequest, why: &str) {
-        let peer = request.peer();
-        if self.refusals.is_news(now.monotonic, why) {
-            tracing::warn!(peer, why, "connection refused");
-        } else {
-            tracing::debug!(peer, why, "connection refused");
-        }
-        refuse(request, why);
     }
 
     /// Does what other threads ask for. True: stop.
@@ -409,6 +397,11 @@ impl Server {
 fn like(ours: IpAddr, found: &[SocketAddr]) -> Option<IpAddr> {
     let ips = || found.iter().map(SocketAddr::ip);
     ips().find(|ip| ip.is_ipv4() == ours.is_ipv4()).or_else(|| ips().next())
+}
+
+fn turn_away(request: ConnectRequest, why: &str) {
+    tracing::warn!(peer = request.peer(), why, "connection refused");
+    refuse(request, why);
 }
 
 /// How many connections the limit of descriptors allows.

@@ -30,18 +30,19 @@
 //!     Ok(()) // dropping executor and lease gives the cores back
 //! }
 //! ```
-//! Servers build without the `client` feature.
+//! Servers build without the `client` feature, and with `program`: what programs do alike.
 
 pub mod channel;
 #[cfg(feature = "client")]
 pub mod client;
-pub mod command_line;
 pub mod config;
 #[cfg(feature = "client")]
 pub mod error;
 pub mod function;
 pub mod heartbeat;
 pub mod inherited;
+#[cfg(feature = "program")]
+pub mod program;
 pub mod protocol;
 pub mod reach;
 pub mod sharing;

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use crate::procfs;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use rfaas::program::{LAST_LINES, log};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Longest wait for managers that were told to stop.
@@ -73,8 +74,9 @@ pub fn stop_clusters_on_signals(status: Option<i32>) -> io::Result<()> {
         let stopping = std::thread::spawn(move || {
             let clean = stop_clusters();
             if !clean {
-                eprintln!("error: a manager did not stop in time and was killed");
+                log::complain(&"a manager did not stop in time and was killed");
             }
+            log::finish(LAST_LINES);
             std::process::exit(if clean { status } else { 1 });
         });
         next();

@@ -94,7 +94,7 @@ impl Pool {
         self.totals.ended[usize::from(reason as u16)] += 1;
         let bill = report.unwrap_or_else(|| lease.known_bill(now));
         tracing::info!(
-            lease = %id, node = %lease.node, client = %lease.terms.client, reason = reason.name(),
+            lease = %id, node = %lease.node, client = ?lease.terms.client, reason = reason.name(),
             allocated_ms = bill.allocated_ns.get() / 1_000_000, "lease ended"
         );
         let drained = self.nodes.change(lease.slot, |node| {

@@ -28,7 +28,7 @@ impl Pool {
         let Some(parts) = self.choose(ask) else {
             self.totals.denied += 1;
             let denied = self.why_denied(ask);
-            tracing::info!(client = %ask.client, reason = %denied, "lease denied");
+            tracing::info!(client = ?ask.client, reason = %denied, "lease denied");
             return Err(denied);
         };
         Ok(parts.into_iter().filter_map(|(slot, part)| self.grant(now, ask, slot, part)).collect())
@@ -50,7 +50,7 @@ impl Pool {
         };
         let node = node.spec.name().clone();
         tracing::info!(
-            %lease, %node, client = %ask.client, cores = part.cores, memory = part.memory,
+            %lease, %node, client = ?ask.client, cores = part.cores, memory = part.memory,
             timeout = ?ask.timeout, "lease granted"
         );
         self.insert(Lease {
@@ -102,7 +102,7 @@ impl Pool {
         let manager = SocketAddr::new(ip, node.spec.port());
         lease.terms.expires_at = lease.terms.expires_at.max(whole_ms(now.wall + timeout));
         let (terms, node) = (lease.terms.clone(), lease.node.clone());
-        tracing::info!(lease = %id, %node, client = %terms.client, ?timeout, "lease renewed");
+        tracing::info!(lease = %id, %node, client = ?terms.client, ?timeout, "lease renewed");
         self.set_state(id, state, now.until(terms.expires_at) + margin);
         self.unsaved.lease(id);
         Ok(Grant { terms, node, manager })

@@ -67,7 +67,7 @@ impl Pool {
         }
         match lease.state {
             State::Granted { .. } => {
-                tracing::info!(lease = %id, node = %lease.node, client = %lease.terms.client, "lease claimed");
+                tracing::info!(lease = %id, node = %lease.node, client = ?lease.terms.client, "lease claimed");
                 let deadline = now.until(lease.terms.expires_at) + EXPIRY_MARGIN;
                 self.set_state(id, State::Active, deadline);
                 None
@@ -95,7 +95,7 @@ impl Pool {
         for id in spare {
             self.finish(now, id, EndReason::Withdrawn, None, out);
         }
-        tracing::info!(%lease, node = %name, client = %terms.client, "lease of an earlier state taken over");
+        tracing::info!(%lease, node = %name, client = ?terms.client, "lease of an earlier state taken over");
         self.insert(Lease {
             terms: terms.clone(),
             node: name,

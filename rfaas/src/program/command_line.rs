@@ -2,7 +2,7 @@
 
 /// `text`, in which clap tells what is wrong, in one line and without the words `error: ` in front: what is
 /// wrong, clap's hint at what was meant, and where to read more.
-pub fn complaint(text: &str) -> String {
+pub(super) fn complaint(text: &str) -> String {
     let paragraphs = text.trim_start_matches("error: ").split("\n\n");
     let mut said: Vec<String> = paragraphs
         .take_while(|paragraph| {

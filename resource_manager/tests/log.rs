@@ -1,0 +1,113 @@
+//! The log of the program: nobody can fill it, and it may be a thing that cannot be written.
+
+#![allow(clippy::unwrap_used)] // a test's way to fail, in functions that are no tests too
+
+mod support;
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener};
+use std::process::{Child, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use rfaas::protocol::Role;
+use rfaas::protocol::lease::ToClient;
+use serde_json::json;
+use support::*;
+
+/// Settings with ports that are free, and those.
+fn with_ports() -> (Files, SocketAddr, SocketAddr) {
+    let http = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let rdma = device().listen(0).unwrap().local_addr();
+    let ports =
+        [("rdma_device_port", json!(rdma.port())), ("http_network_port", json!(http.port()))];
+    (Files::new(&ports), rdma, http)
+}
+
+/// Starts one with `log` as standard error; returns when it serves.
+fn start(files: &Files, http_at: SocketAddr, log: impl Into<Stdio>) -> Child {
+    let child = files.command(&["-v"]).stdout(Stdio::null()).stderr(log).spawn().unwrap();
+    wait_for("an answer", || http(http_at, "GET", "/healthz", "").ok());
+    child
+}
+
+fn stop(mut child: Child) {
+    kill(Pid::from_raw(child.id() as i32), Signal::SIGTERM).unwrap();
+    let status = wait_for("its end", || child.try_wait().unwrap());
+    assert_eq!(status.code(), Some(0));
+}
+
+/// A client asks for what there is not.
+fn refused(rdma: SocketAddr, times: u32) {
+    let mut client = Client::new(rdma);
+    for number in 1..=times {
+        // Each is another request, and so another line.
+        assert!(matches!(client.ask(1 + number, 64, 1000), ToClient::Refused(_)));
+    }
+}
+
+#[test]
+fn a_manager_serves_whatever_becomes_of_its_log() {
+    let (files, rdma, http) = with_ports();
+    let full = File::options().write(true).open("/dev/full").unwrap();
+    let (reader, mut writer) = std::io::pipe().unwrap();
+    writer.write_all(&[b'x'; 1 << 16]).unwrap(); // as much as a pipe holds
+    let logs: [Stdio; 3] = [full.into(), std::io::pipe().unwrap().1.into(), writer.into()];
+    for log in logs {
+        let child = start(&files, http, log);
+        refused(rdma, 500);
+        stop(child);
+    }
+    drop(reader);
+}
+
+#[test]
+fn what_clients_and_strangers_provoke_is_told_a_few_times_and_then_counted() {
+    let (files, rdma, http) = with_ports();
+    let (mut reader, writer) = std::io::pipe().unwrap();
+    let child = start(&files, http, writer);
+    let log = Arc::new(Mutex::new(Vec::new()));
+    let reading = {
+        let log = log.clone();
+        std::thread::spawn(move || {
+            let mut some = [0; 4096];
+            while let Ok(read @ 1..) = reader.read(&mut some) {
+                log.lock().unwrap().extend_from_slice(&some[..read]);
+            }
+        })
+    };
+    let text = || String::from_utf8(log.lock().unwrap().clone()).unwrap();
+    let begun = Instant::now();
+    let body = json!({"ip_address": "127.0.0.1", "port": 10_005, "cores": 1, "memory": 64});
+    assert_eq!(support::http(http, "POST", "/add?node=a", &body.to_string()).unwrap().0, 200);
+    let _node = Node::ready(rdma, "a");
+    // The same refusal 3000 times, and 2000 that differ; executors at the wrong door.
+    let mut client = Client::new(rdma);
+    for _ in 0..3000 {
+        assert!(matches!(client.ask(3000, 64, 1000), ToClient::Refused(_)));
+    }
+    refused(rdma, 2000);
+    for _ in 0..20 {
+        assert!(dial(rdma, Role::Accounting).is_err());
+    }
+    let told = wait_for("the count", || {
+        let text = text();
+        let counted =
+            |line: &&str| line.contains("lease denied") && line.contains("more like this in");
+        let told = text.lines().find(counted).map(str::to_owned);
+        told
+    });
+    assert!(told.contains("cores and 64 MB in all"), "what it is that was counted: {told}");
+    let text = text();
+    let denied = text.lines().filter(|line| line.contains("lease denied")).count();
+    // What there is for one place of the program, at once and with time, and the counts.
+    let most = 500 + 25 * begun.elapsed().as_secs();
+    assert!(denied as u64 <= most, "{denied} of 5000 refusals are in the log");
+    let strangers = text.lines().filter(|line| line.contains("connection refused")).count();
+    assert!((1..=25).contains(&strangers), "{strangers}\n{text}");
+    stop(child);
+    reading.join().unwrap();
+}
