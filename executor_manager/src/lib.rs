@@ -30,6 +30,7 @@ mod environment;
 mod executors;
 mod identity;
 mod manager;
+mod output;
 mod request;
 #[allow(unsafe_code)] // one call: see there
 mod signals;
@@ -109,7 +110,8 @@ pub fn run(options: &Options) -> Result<(), Error> {
         None
     };
     let settings = &options.config.executor;
-    let launcher = Launcher::from_environment(options.verbose, &settings.environment);
+    let launcher = Launcher::from_environment(options.verbose, &settings.environment)
+        .map_err(|error| Error::Start(format!("cannot read what executors write: {error}")))?;
     launcher.check().map_err(|error| Error::Start(error.to_string()))?;
     if !Path::new("/proc/self/fd").exists() {
         tracing::warn!("/proc is not mounted: executors cannot load function libraries without it");

@@ -4,9 +4,9 @@
 //!   start ─▶ running ──stop: SIGTERM──▶ terminating ──500 ms: SIGKILL──▶ killed
 //!               └──────────────┴──────────── exits ─────────────────────────┴──▶ reaped
 //! ```
-//! * ISOLATED - an executor gets its assignment on standard input, no other descriptor of
-//!   the manager than standard error, no signal blocked or ignored, and of the environment what is listed
-//!   (`environment`).
+//! * ISOLATED - an executor gets its assignment on standard input, pipes of its own (`output`) as standard
+//!   output and error, no descriptor of the manager, no signal blocked or ignored, and of the environment what
+//!   is listed (`environment`).
 //! * GROUP - it leads a process group, which is killed as a whole before its leader is reaped: what
 //!   a function forked does not outlive the lease unless it left the group, and no signal can hit a
 //!   stranger that was given a freed process id.
@@ -33,6 +33,7 @@ use rfaas::protocol::assignment::Assignment;
 
 use crate::allocations::Exit;
 use crate::environment;
+use crate::output::{Ends, Output, Outputs};
 
 /// Time between SIGTERM and SIGKILL: enough to send the counters of every worker, short enough for
 /// the cores to be free within a second.
@@ -74,6 +75,9 @@ pub enum StartError {
     /// The assignment could not be passed on.
     #[error("cannot pass its assignment to `{PROGRAM}`: {0}")]
     Assignment(io::Error),
+    /// There are no pipes for what it writes.
+    #[error("cannot read what `{PROGRAM}` writes: {0}")]
+    Output(io::Error),
 }
 
 /// Starts executors.
@@ -86,13 +90,14 @@ pub struct Launcher {
     /// Open when this was made. Ours are closed on exec anyway; whoever started the manager may have
     /// left it some that are not.
     inherited: Vec<RawFd>,
+    outputs: Outputs,
 }
 
 impl Launcher {
     /// Starts executors from this process's `PATH`, else from its own directory, with what they get of its
     /// environment, variables named `more` too. `verbose` makes them log what they do, unless `RUST_LOG`
     /// says what to log.
-    pub fn from_environment(verbose: bool, more: &[String]) -> Self {
+    pub fn from_environment(verbose: bool, more: &[String]) -> io::Result<Self> {
         let mut environment = environment::of_executors(more);
         if verbose && std::env::var_os("RUST_LOG").is_none() {
             environment.push(("RUST_LOG".into(), "debug".into()));
@@ -105,13 +110,14 @@ impl Launcher {
         search: OsString,
         beside: Option<PathBuf>,
         environment: Vec<(OsString, OsString)>,
-    ) -> Self {
+    ) -> io::Result<Self> {
         let environment = environment
             .into_iter()
             .map(|(name, value)| [name.into_vec(), value.into_vec()].join(&b'='))
             .filter_map(|entry| CString::new(entry).ok()) // the environment has no NUL bytes
             .collect();
-        Launcher { search, beside, environment, inherited: open_descriptors() }
+        let outputs = Outputs::start()?;
+        Ok(Launcher { search, beside, environment, inherited: open_descriptors(), outputs })
     }
 
     /// Whether there is an executor to start.
@@ -126,18 +132,24 @@ impl Launcher {
         let input = assignment_file(assignment).map_err(StartError::Assignment)?;
         let failed =
             |errno: Errno| StartError::Exec { program: program.clone(), reason: errno.into() };
-        let (actions, attributes) = self.prepare(&input).map_err(failed)?;
+        let (output, ends) = self.outputs.follow(assignment.lease).map_err(StartError::Output)?;
+        let (actions, attributes) = self.prepare(&input, &ends).map_err(failed)?;
         let arguments = [CString::from(c"executor")];
         let pid = posix_spawn(&program, &actions, &attributes, &arguments, &self.environment)
             .map_err(failed)?;
-        Ok(Executor { pid, stage: Stage::Running })
+        Ok(Executor { pid, stage: Stage::Running, _output: output })
     }
 
     /// ISOLATED, GROUP.
-    fn prepare(&self, input: &File) -> nix::Result<(PosixSpawnFileActions, PosixSpawnAttr)> {
+    fn prepare(
+        &self,
+        input: &File,
+        ends: &Ends,
+    ) -> nix::Result<(PosixSpawnFileActions, PosixSpawnAttr)> {
         let mut actions = PosixSpawnFileActions::init()?;
         actions.add_dup2(input.as_raw_fd(), 0)?;
-        actions.add_dup2(2, 1)?; // the manager's standard output is for results, not for functions
+        actions.add_dup2(ends.stdout.as_raw_fd(), 1)?;
+        actions.add_dup2(ends.stderr.as_raw_fd(), 2)?;
         for &descriptor in &self.inherited {
             actions.add_close(descriptor)?;
         }
@@ -217,6 +229,8 @@ enum Stage {
 pub struct Executor {
     pid: Pid,
     stage: Stage,
+    /// What it left in its pipes is read when this is dropped, which is when it was reaped.
+    _output: Output,
 }
 
 impl Executor {

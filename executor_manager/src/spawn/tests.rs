@@ -62,7 +62,7 @@ impl Scripted {
         fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
         let mut environment: Vec<_> = std::env::vars_os().collect();
         environment.push(("DIR".into(), directory.path().into()));
-        let launcher = Launcher::new(directory.path().into(), None, environment);
+        let launcher = Launcher::new(directory.path().into(), None, environment).unwrap();
         Scripted { directory, launcher }
     }
 
@@ -204,16 +204,19 @@ fn an_executor_that_is_dropped_is_killed() {
 fn a_missing_executor_is_an_error_that_names_path_and_remedy() {
     let empty = tempfile::tempdir().unwrap();
     fs::create_dir(empty.path().join(PROGRAM)).unwrap(); // a directory is no program
-    let launcher = Launcher::new(empty.path().into(), None, Vec::new());
+    let launcher = Launcher::new(empty.path().into(), None, Vec::new()).unwrap();
     let error = launcher.start(&assignment(1)).unwrap_err().to_string();
     let found = format!("cannot start `executor`: not found in PATH={}", empty.path().display());
     assert!(error.starts_with(&found), "{error}");
     assert!(error.contains("add the programs' directory"), "{error}");
 
     let long = "/nowhere".repeat(1000);
-    let error = Launcher::new(long.into(), None, Vec::new()).start(&assignment(1)).unwrap_err();
+    let error =
+        Launcher::new(long.into(), None, Vec::new()).unwrap().start(&assignment(1)).unwrap_err();
     assert!(error.to_string().len() <= 240, "must fit the answer to a client: {error}");
-    assert!(Launcher::new(OsString::new(), None, Vec::new()).start(&assignment(1)).is_err());
+    assert!(
+        Launcher::new(OsString::new(), None, Vec::new()).unwrap().start(&assignment(1)).is_err()
+    );
 }
 
 #[test]
