@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::fs;
+use std::io::{self, Write};
 
 use nix::errno::Errno;
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
@@ -82,7 +83,8 @@ fn settle(thread: Pid, end: End) {
 }
 
 fn warn(errno: Errno) {
-    eprintln!("warning: an end of the ping-pong has no CPU of its own: {errno}");
+    let what = "warning: an end of the ping-pong has no CPU of its own";
+    let _ = writeln!(io::stderr(), "{what}: {errno}"); // it is for people, and nobody may be there
 }
 
 fn chosen(cpus: &CpuSet, end: End) -> Option<usize> {

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use rfaas::Bill;
 use serde_json::{Map, Value, json};
-use tools::program::Failure;
+use tools::program::{Failure, print};
 
 use crate::machine::Machine;
 use crate::plan::Plan;
@@ -110,13 +110,11 @@ impl Report {
 
     /// Prints the object, or `text` and the table.
     pub fn print(&self, as_json: bool, text: &str) -> Result<(), Failure> {
-        let mut out = std::io::stdout().lock();
-        let printed = if as_json {
-            writeln!(out, "{}", Value::Object(self.json.clone()))
+        print(if as_json {
+            format!("{}\n", Value::Object(self.json.clone()))
         } else {
-            writeln!(out, "{text}{}", self.table())
-        };
-        printed.map_err(|error| Failure::later(format!("standard output: {error}")))
+            format!("{text}{}\n", self.table())
+        })
     }
 }
 

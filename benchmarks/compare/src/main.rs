@@ -1,6 +1,5 @@
 //! Floors, ours and peers side by side, in one run.
 
-use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -70,6 +69,5 @@ fn run(cli: Cli) -> Result<(), Failure> {
         plots::draw(directory, &told)?;
     }
     let text = if cli.json { told.json().to_string() } else { table::table(&told) };
-    let printed = writeln!(std::io::stdout(), "{text}");
-    printed.map_err(|error| Failure::later(format!("standard output: {error}")))
+    program::print(text + "\n")
 }

@@ -56,7 +56,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
     let both = percent.iter().sum::<f64>();
     cluster.stop().map_err(|error| Failure::later(describe(&error)))?;
 
-    if cli.json {
+    let text = if cli.json {
         let told = json!({
             "benchmark": "idle_cost",
             "rdma_sleep": !cli.poll,
@@ -66,13 +66,14 @@ fn run(cli: Cli) -> Result<(), Failure> {
             "both_percent": both,
             "machine": Machine::this(),
         });
-        println!("{told}");
+        format!("{told}\n")
     } else {
-        println!("idle_cost: {elapsed:.1} s, percent of a core\non {}\n", Machine::this());
+        let machine = Machine::this();
+        let mut table = format!("idle_cost: {elapsed:.1} s, percent of a core\non {machine}\n\n");
         for ((name, _), percent) in managers.iter().zip(percent) {
-            println!("{name:>18}{percent:>8.2}");
+            table += &format!("{name:>18}{percent:>8.2}\n");
         }
-        println!("{:>18}{both:>8.2}", "both");
-    }
-    Ok(())
+        table + &format!("{:>18}{both:>8.2}\n", "both")
+    };
+    program::print(text)
 }

@@ -9,6 +9,7 @@
 //! machine, which shows in the figures.
 
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::{Mutex, PoisonError};
@@ -99,22 +100,22 @@ fn run(cli: Cli) -> Result<(), Failure> {
             "states": rows,
             "machine": Machine::this(),
         });
-        println!("{told}");
-        return Ok(());
+        return program::print(format!("{told}\n"));
     }
-    println!(
-        "manager_load: {nodes} nodes, {clients} clients, {seconds} s\non {}\n",
+    let mut table = format!(
+        "manager_load: {nodes} nodes, {clients} clients, {seconds} s\non {}\n\n",
         Machine::this()
     );
-    print!("{:>8}{:>12}{:>14}{:>14}", "state", "leases/s", "grant p50 µs", "p99 µs");
-    println!("{:>15}{:>12}{:>15}", "leases/commit", "commit µs", "manager cores");
+    table += &format!("{:>8}{:>12}{:>14}{:>14}", "state", "leases/s", "grant p50 µs", "p99 µs");
+    table += &format!("{:>15}{:>12}{:>15}\n", "leases/commit", "commit µs", "manager cores");
     for row in &rows {
         let Row { state, leases_per_second, grant_us, .. } = row;
-        print!("{state:>8}{leases_per_second:>12.0}{:>14.0}{:>14.0}", grant_us.p50, grant_us.p99);
+        table += &format!("{state:>8}{leases_per_second:>12.0}");
+        table += &format!("{:>14.0}{:>14.0}", grant_us.p50, grant_us.p99);
         let Row { leases_per_commit, commit_us, manager_cores, .. } = row;
-        println!("{leases_per_commit:>15.1}{commit_us:>12.0}{manager_cores:>15.2}");
+        table += &format!("{leases_per_commit:>15.1}{commit_us:>12.0}{manager_cores:>15.2}\n");
     }
-    Ok(())
+    program::print(table)
 }
 
 fn measure(cli: &Cli, on_disk: bool) -> Result<Row, Failure> {
@@ -155,7 +156,9 @@ fn measure(cli: &Cli, on_disk: bool) -> Result<Row, Failure> {
         reaper.join().map_err(|_| Failure::later("the executor managers panicked"))??;
         Ok::<_, Failure>((samples, after?.since(&before?, end - start)))
     })
-    .inspect_err(|_| eprintln!("{}", cluster.logs()))?;
+    .inspect_err(|_| {
+        let _ = writeln!(std::io::stderr(), "{}", cluster.logs()); // if nobody takes it: the error matters more
+    })?;
     drop(nodes);
     cluster.stop().map_err(|error| Failure::later(describe(&error)))?;
     let state = if on_disk { "disk" } else { "memory" };

@@ -96,24 +96,23 @@ fn run(cli: Cli) -> Result<(), Failure> {
             "sizes": rows,
             "machine": Machine::this(),
         });
-        println!("{told}");
-        return Ok(());
+        return program::print(format!("{told}\n"));
     }
-    println!(
-        "pool_scale: {} leases opened, claimed and closed\non {}\n",
+    let mut table = format!(
+        "pool_scale: {} leases opened, claimed and closed\non {}\n\n",
         cli.leases,
         Machine::this()
     );
-    print!("{:>8}{:>12}{:>12}{:>14}", "nodes", "open", "leases/s", "ns/operation");
-    println!("{:>9}{:>9}{:>13}{:>13}", "growth", "of log2", "bytes/node", "bytes/lease");
+    table += &format!("{:>8}{:>12}{:>12}{:>14}", "nodes", "open", "leases/s", "ns/operation");
+    table += &format!("{:>9}{:>9}{:>13}{:>13}\n", "growth", "of log2", "bytes/node", "bytes/lease");
     let bytes = |bytes: Option<u64>| bytes.map_or("–".into(), |bytes| bytes.to_string());
     for row in &rows {
         let Row { nodes, open_leases, leases_per_second, operation_ns, .. } = row;
-        print!("{nodes:>8}{open_leases:>12}{leases_per_second:>12.0}{operation_ns:>14.0}");
-        print!("{:>9.2}{:>9.2}", row.growth, row.log2_growth);
-        println!("{:>13}{:>13}", bytes(row.bytes_per_node), bytes(row.bytes_per_lease));
+        table += &format!("{nodes:>8}{open_leases:>12}{leases_per_second:>12.0}");
+        table += &format!("{operation_ns:>14.0}{:>9.2}{:>9.2}", row.growth, row.log2_growth);
+        table += &format!("{:>13}{:>13}\n", bytes(row.bytes_per_node), bytes(row.bytes_per_lease));
     }
-    Ok(())
+    program::print(table)
 }
 
 fn measure(

@@ -1,5 +1,7 @@
 //! The smallest whole client: leases a core, calls a function there, gives everything back.
 
+use std::io::{Write, stderr, stdout};
+
 use anyhow::Context;
 use clap::Parser;
 use rfaas::{Client, Devices, LeaseRequest};
@@ -29,14 +31,14 @@ fn echo(Cli { text, device_database, manager, functions }: Cli) -> anyhow::Resul
     let (mut input, mut output) = (executor.input(text.len())?, executor.output(text.len())?);
     input.write(0, text.as_bytes())?;
     let bytes = executor.invoke(&empty, &input, &mut output)?;
-    println!("{}", String::from_utf8(output.to_vec(..bytes)?)?);
-    println!("billed {} ns of a core at work", executor.release()?.execution_ns);
-    Ok(())
+    let echoed = String::from_utf8(output.to_vec(..bytes)?)?;
+    let billed = executor.release()?.execution_ns;
+    Ok(writeln!(stdout(), "{echoed}\nbilled {billed} ns of a core at work")?)
 }
 
 fn main() {
     echo(Cli::parse()).unwrap_or_else(|error| {
-        eprintln!("error: {error:#}");
+        let _ = writeln!(stderr(), "error: {error:#}"); // eprintln! panics on a full disk
         std::process::exit(2)
     })
 }

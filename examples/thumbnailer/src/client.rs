@@ -71,8 +71,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
     fs::write(&cli.out_file, &thumbnail)
         .map_err(|error| at(&cli.out_file, "cannot be written", error))?;
     let (from, to) = (cli.image.display(), cli.out_file.display());
-    println!("{from}, {} bytes -> {to}, {} bytes", image.len(), thumbnail.len());
-    Ok(())
+    program::print(format!("{from}, {} bytes -> {to}, {} bytes\n", image.len(), thumbnail.len()))
 }
 
 /// Has a leased core make the thumbnail; empty if there is none.

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use thumbnailer::sample;
+use tools::program::{self, Failure};
 
 /// Writes a JPEG image as large as a photograph, always the same.
 #[derive(Parser)]
@@ -22,18 +23,13 @@ struct Cli {
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
-    let jpeg = match sample::photograph(cli.width, cli.height) {
-        Ok(jpeg) => jpeg,
-        Err(error) => return fail(&format!("a sample of {}x{}: {error}", cli.width, cli.height)),
-    };
-    match std::fs::write(&cli.file, jpeg) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => fail(&format!("{}: {error}", cli.file.display())),
-    }
+    program::run(|_: &Cli| false, run)
 }
 
-fn fail(why: &str) -> ExitCode {
-    eprintln!("error: {why}");
-    ExitCode::from(2)
+fn run(cli: Cli) -> Result<(), Failure> {
+    let jpeg = sample::photograph(cli.width, cli.height).map_err(|error| {
+        Failure::input(format!("a sample of {}x{}: {error}", cli.width, cli.height))
+    })?;
+    std::fs::write(&cli.file, jpeg)
+        .map_err(|error| Failure::input(format!("{}: {error}", cli.file.display())))
 }

@@ -1,6 +1,5 @@
 //! A cluster on this machine, for as long as this program runs.
 
-use std::io::Write;
 use std::iter;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -57,14 +56,13 @@ fn run(cli: Cli) -> Result<(), Failure> {
 }
 
 fn print_usage(cluster: &LocalCluster) -> Result<(), Failure> {
-    let mut out = std::io::stdout().lock();
-    let mut say = |line: String| writeln!(out, "{line}").map_err(Failure::later);
+    let mut text = String::new();
     if let (Some(at), Some(http)) = (cluster.resource_manager_address(), cluster.http()) {
-        say(format!("resource manager   {at}, {}", http.base()))?;
+        text += &format!("resource manager   {at}, {}\n", http.base());
     }
-    say(format!("executor manager   {}", cluster.executor_manager_address()))?;
-    say(format!("configuration      {}", cluster.directory().display()))?;
+    text += &format!("executor manager   {}\n", cluster.executor_manager_address());
+    text += &format!("configuration      {}\n", cluster.directory().display());
     let command = cluster.benchmark_command("warm_benchmarker").map_err(Failure::input)?;
     let example = shell::line(iter::once(command.get_program()).chain(command.get_args()));
-    say(format!("\ntry: {example} -s 64\nCtrl-C stops it"))
+    program::print(text + &format!("\ntry: {example} -s 64\nCtrl-C stops it\n"))
 }

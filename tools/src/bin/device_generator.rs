@@ -1,6 +1,5 @@
 //! Writes the device database of this machine, `devices.json`.
 
-use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -34,9 +33,7 @@ fn generate(cli: Cli) -> Result<(), Failure> {
     let devices = tools::rdma_devices::scan(&cli.devices, cli.port)
         .map_err(|error| Failure::input(describe(&error)))?;
     let text = serde_json::to_string_pretty(&devices).map_err(Failure::later)? + "\n";
-    let (place, written) = match &cli.output {
-        Some(file) => (file.display().to_string(), std::fs::write(file, text)),
-        None => ("standard output".into(), std::io::stdout().write_all(text.as_bytes())),
-    };
-    written.map_err(|error| Failure::input(format!("{place}: cannot be written: {error}")))
+    let Some(file) = &cli.output else { return program::print(text) };
+    std::fs::write(file, text)
+        .map_err(|error| Failure::input(format!("{}: cannot be written: {error}", file.display())))
 }

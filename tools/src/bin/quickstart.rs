@@ -58,12 +58,10 @@ fn run(cli: Cli) -> Result<(), Failure> {
     cluster.stop().map_err(|error| Failure::later(describe(&error)))?;
 
     let told = json!({"hot": hot, "warm": warm, "thumbnail": thumbnail, "leases": leases});
-    if cli.json {
-        println!("{told}");
-    } else {
-        print!("{}{}", summary(&told), next(&binaries));
-    }
-    Ok(())
+    program::print(match cli.json {
+        true => format!("{told}\n"),
+        false => summary(&told) + &next(&binaries),
+    })
 }
 
 /// Has the shipped benchmark call `empty`; returns its figures.
