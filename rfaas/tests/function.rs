@@ -10,7 +10,7 @@ use std::process::Command;
 use std::sync::OnceLock;
 
 use proptest::prelude::*;
-use rfaas::function::{LibraryError, exported_functions};
+use rfaas::function::{LibraryError, MAX_LIBRARY_BYTES, exported_functions};
 
 const SOURCE: &str = r#"
 #include <stdint.h>
@@ -299,6 +299,11 @@ fn messages_are_one_line() {
         LibraryError::NoFunctions,
         LibraryError::NotSharedObject { found: "an executable" },
         LibraryError::Damaged { reason: "x".into() },
+        LibraryError::NamesTooLong,
+        LibraryError::TooManyFunctions,
+        LibraryError::TooLarge { bytes: 1 << 32, max: MAX_LIBRARY_BYTES },
+        LibraryError::NotFile { found: "a pipe" },
+        LibraryError::Changing,
     ];
     assert!(errors.iter().all(|error| !error.to_string().contains('\n')));
 }

@@ -269,6 +269,10 @@ fn a_file_that_is_no_function_library_is_named_with_what_is_wrong() {
     let no_functions = c_library(scene.path(), "data", &source, &[]);
     bad(&no_functions, &["no functions"]);
     bad(&common::program("executor"), &["not a shared object"]);
+    bad(scene.path(), &["a directory, not a file"]);
+    let large = scene.path().join("large.so");
+    fs::File::create(&large).unwrap().set_len(1 << 32).unwrap(); // none of it on the disk
+    bad(&large, &["4294967296 bytes", "at most 4294967295"]);
     cluster.stop().unwrap();
     scene.leaves_nothing();
 }

@@ -90,8 +90,10 @@ impl Library {
             false => LoadError::NoProc,
         })?;
         // What the loader does not find after all cannot be called; the rest can.
+        let exported = names.len();
         let found = names.into_iter().filter_map(|name| find(&handle, &name).map(|f| (name, f)));
         let (names, functions): (Vec<_>, Vec<_>) = found.unzip();
+        tracing::debug!(exported, callable = names.len(), "library loaded");
         if names.is_empty() {
             return Err(LibraryError::NoFunctions.into());
         }
@@ -146,13 +148,7 @@ fn find(library: &Handle, name: &str) -> Option<Function> {
     // this type is what a client promises by sending a library: the machine code itself does not tell. One
     // of another type computes nonsense in the client's own process. That it may be nothing is in the type.
     let symbol = unsafe { library.get::<Option<Foreign>>(name) };
-    match symbol {
-        Ok(symbol) => (*symbol).map(Function),
-        Err(error) => {
-            tracing::debug!(name, %error, "function not found by the loader");
-            None
-        }
-    }
+    symbol.ok().and_then(|symbol| (*symbol).map(Function))
 }
 
 /// A file that exists in memory only, without a name, holding `bytes`.

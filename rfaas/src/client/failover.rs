@@ -55,6 +55,16 @@ impl Executor {
     /// try. What the function does itself is told at once: that it crashed, ended the process,
     /// returned too much, or ran past its time limit, which it would elsewhere too, at the caller's
     /// cost. An executor that was killed is replaced once in a call.
+    ///
+    /// ```no_run
+    /// # fn example(executor: &mut rfaas::Executor) -> rfaas::Result<()> {
+    /// let function = executor.function("sum")?;
+    /// let (input, mut output) = (executor.input(1024)?, executor.output(8)?);
+    /// let bytes = executor.invoke_idempotent(&function, &input, &mut output)?;
+    /// println!("{:?}, from {}", output.to_vec(..bytes)?, executor.node());
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn invoke_idempotent(
         &mut self,
         function: &Function,

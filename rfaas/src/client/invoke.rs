@@ -40,6 +40,24 @@ impl Executor {
     ///
     /// If calls fail the error is that of the first in the list; nothing is in flight any more
     /// then.
+    ///
+    /// ```no_run
+    /// # fn example(executor: &mut rfaas::Executor, parts: &[Vec<u8>]) -> rfaas::Result<()> {
+    /// let function = executor.function("sum")?;
+    /// let (mut inputs, mut outputs) = (Vec::new(), Vec::new());
+    /// for part in parts {
+    ///     let mut input = executor.input(part.len())?;
+    ///     input.write(0, part)?;
+    ///     inputs.push(input);
+    ///     outputs.push(executor.output(8)?);
+    /// }
+    /// let sizes = executor.invoke_all(&function, &inputs, &mut outputs)?;
+    /// for (output, bytes) in outputs.iter().zip(sizes) {
+    ///     println!("{:?}", output.to_vec(..bytes)?);
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn invoke_all(
         &mut self,
         function: &Function,
@@ -76,6 +94,20 @@ impl Executor {
     /// workers were lost and the executor is replaced first. The
     /// buffers come back with the result, or with the error: [`Error::AllSlotsBusy`] if each slot
     /// of each worker has an invocation in flight.
+    ///
+    /// ```no_run
+    /// # fn prepare() {}
+    /// # fn example(executor: &mut rfaas::Executor) -> rfaas::Result<()> {
+    /// let function = executor.function("empty")?;
+    /// let (input, output) = (executor.input(64)?, executor.output(64)?);
+    /// let pending = executor.submit(&function, input, output)?;
+    /// prepare(); // the next one, while this one runs
+    /// let completed = pending.wait()?; // or `pending.await?`
+    /// println!("{:?}", completed.output.to_vec(..completed.bytes)?);
+    /// let (input, output) = (completed.input, completed.output); // to be used again
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn submit(
         &mut self,
         function: &Function,

@@ -125,6 +125,17 @@ impl Lease {
 
     /// Starts an executor that has the function library at `path`. The lease runs one at a time; it
     /// can be deployed again after a failure, or when the last executor was dropped.
+    ///
+    /// ```no_run
+    /// # fn example(lease: &rfaas::Lease) -> rfaas::Result<()> {
+    /// use rfaas::{Deployment, Spin};
+    ///
+    /// let large_and_idle = Deployment::new().input_bytes(64 << 20).slots(1).spin(Spin::Never);
+    /// let executor = lease.deploy_with("libfunctions.so", &large_and_idle)?;
+    /// println!("{:?}", executor.functions());
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn deploy_with(&self, path: impl AsRef<Path>, deployment: &Deployment) -> Result<Executor> {
         session::deploy(&self.inner, path.as_ref(), deployment)
     }
@@ -136,6 +147,19 @@ impl Lease {
     /// owns is not given back by itself. A later call takes the place of an earlier one.
     ///
     /// What to do until the deadline: let calls finish, start no long ones, lease elsewhere.
+    ///
+    /// ```no_run
+    /// # fn example(lease: &rfaas::Lease) {
+    /// use std::sync::mpsc;
+    ///
+    /// let (tell, ending) = mpsc::channel();
+    /// lease.on_ending(move |end| drop(tell.send(end)));
+    /// // … between two calls:
+    /// if let Ok(end) = ending.try_recv() {
+    ///     println!("the lease ends at {:?}: {}", end.at, end.reason.name());
+    /// }
+    /// # }
+    /// ```
     pub fn on_ending(&self, tell: impl FnOnce(Ending) + Send + 'static) {
         self.inner.life.on_ending(OnEnding(Box::new(tell)));
     }

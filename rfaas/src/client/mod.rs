@@ -141,6 +141,18 @@ impl Client {
     /// Leases cores of up to `max_nodes` nodes, which together have what `request` asks for: one lease
     /// for each, memory divided in proportion to their cores. All are granted or none; from then on each
     /// has a life of its own. One node is preferred to several.
+    ///
+    /// ```no_run
+    /// # fn example(client: &rfaas::Client) -> rfaas::Result<()> {
+    /// let request = rfaas::LeaseRequest::new(64, 4096).max_nodes(4);
+    /// let mut executors = Vec::new();
+    /// for lease in client.lease_many(request)? {
+    ///     println!("{} cores on {}", lease.cores(), lease.node());
+    ///     executors.push(lease.deploy("libfunctions.so")?);
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn lease_many(&self, request: LeaseRequest) -> Result<Vec<Lease>> {
         request.validate()?;
         let inner = &self.inner;
