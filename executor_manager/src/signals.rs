@@ -2,7 +2,7 @@
 //! child has changed.
 //!
 //! What a manager is started with may be anything, since exec(2) passes on what is blocked and ignored.
-//! * OURS - nothing else than what is read here is blocked; SIGCHLD is not ignored, with which the kernel would
+//! * OURS - nothing else is blocked than what is read here, and SIGXFSZ, which would end the program; SIGCHLD is not ignored, with which the kernel would
 //!   reap executors by itself, and free their process ids.
 //! * NOHUP - a SIGHUP that is ignored, as nohup(1) has it, stays ignored.
 
@@ -40,7 +40,9 @@ impl Signals {
         if !is_ignored(Signal::SIGHUP as i32) {
             set.add(Signal::SIGHUP); // NOHUP: also an ignored one could be read
         }
-        set.thread_set_mask()?;
+        let mut blocked = set;
+        blocked.add(Signal::SIGXFSZ); // OURS: a write beyond the limit of file sizes then fails
+        blocked.thread_set_mask()?;
         let fd = SignalFd::with_flags(&set, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
         Ok(Signals { fd })
     }

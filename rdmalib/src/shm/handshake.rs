@@ -298,10 +298,11 @@ impl Listener {
             let Some(event) = events[..count].first() else { return Ok(None) };
             let heard = match event.data() {
                 LISTENER => self.take_connector(now)?,
-                id => self.forget(id).and_then(|socket| match hear(socket) {
-                    Heard::Request(request) => Some(request),
-                    Heard::Nothing(_) | Heard::Gone => None, // its descriptor was readable
-                }),
+                id => match self.forget(id).map(hear) {
+                    Some(Heard::Request(request)) => Some(request),
+                    Some(Heard::Failed(error)) => return Err(error),
+                    Some(Heard::Nothing(_) | Heard::Gone) | None => None, // its descriptor was readable
+                },
             };
             if let Some(request) = heard {
                 return Ok(Some(*request));
@@ -321,6 +322,7 @@ impl Listener {
             Heard::Request(request) => return Ok(Some(request)),
             Heard::Nothing(socket) => socket,
             Heard::Gone => return Ok(None),
+            Heard::Failed(error) => return Err(error),
         };
         let id = self.next_id;
         self.next_id += 1;
@@ -382,6 +384,8 @@ enum Heard {
     Nothing(UnixStream),
     /// It has gone, or has to: it was no request, or one that cannot be answered.
     Gone,
+    /// This process has no descriptor left for the memory that comes with a request.
+    Failed(Error),
 }
 
 fn hear(socket: UnixStream) -> Heard {
@@ -397,6 +401,9 @@ fn hear(socket: UnixStream) -> Heard {
         Err(error) => {
             if let Error::OutOfDescriptors { .. } | Error::OutOfAddresses { .. } = error {
                 tell(&socket, EXHAUSTED); // CAUSE
+            }
+            if let Error::OutOfDescriptors { .. } = error {
+                return Heard::Failed(error);
             }
             tracing::debug!(%error, "connector dropped");
             Heard::Gone
