@@ -136,7 +136,6 @@ impl LocalCluster {
             self.settings.server_devices_path().into(),
             "--input-database".into(),
             self.settings.executors_path().into(),
-            "-v".into(),
         ];
         let mut manager = self.launch("resource_manager", arguments, None)?;
         let rdma_port = await_line(&mut manager, "Listening on device", port_at_end)?;
@@ -161,7 +160,6 @@ impl LocalCluster {
             self.settings.executor_manager_path(node).into(),
             "--device-database".into(),
             self.settings.server_devices_path().into(),
-            "-v".into(),
         ];
         if !self.options.resource_manager {
             arguments.push("--skip-resource-manager".into());
@@ -188,9 +186,10 @@ impl LocalCluster {
         arguments: Vec<OsString>,
         path: Option<OsString>,
     ) -> Result<Process, ClusterError> {
+        let verbose = self.options.talkative.then(|| "-v".into());
         let launch = Launch {
             program: self.options.binaries.program(program)?,
-            arguments,
+            arguments: arguments.into_iter().chain(verbose).collect(),
             path: path.unwrap_or_else(|| self.path_with_binaries()),
             directory: self.directory().to_owned(),
         };

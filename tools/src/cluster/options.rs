@@ -46,6 +46,8 @@ pub struct Options {
     pub devices: Option<TestDevices>,
     /// Largest message that is sent inline, in bytes.
     pub max_inline_data: u32,
+    /// Whether managers log everything down to debug.
+    pub talkative: bool,
     /// Where the programs are.
     pub binaries: Binaries,
     /// `PATH` of the executor manager, which starts `executor` from it; by default the binaries' directory
@@ -73,6 +75,7 @@ impl Default for Options {
             address: IpAddr::V4(Ipv4Addr::LOCALHOST),
             devices: None,
             max_inline_data: 0,
+            talkative: true,
             binaries: Binaries::beside_this_program(),
             executor_path: None,
         }
