@@ -178,7 +178,7 @@ fn restore(
         let node = spec.name().clone();
         // Nobody is connected yet, so there is nothing to be done about it.
         if let Err(conflict) = pool.add_node(now, spec, &mut Vec::new()) {
-            tracing::warn!(%node, %conflict, "the node stays as the state has it");
+            tracing::warn!(?node, %conflict, "the node stays as the state has it");
         }
     }
     ledger.settle(now, pool.take_changes())?;

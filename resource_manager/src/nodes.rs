@@ -366,8 +366,8 @@ impl Nodes {
             }
             Phase::Registered { node, .. } => {
                 match why {
-                    ChannelError::Disconnected => tracing::debug!(%node, "it disconnected"),
-                    _ => tracing::warn!(%node, %why, "connection dropped"),
+                    ChannelError::Disconnected => tracing::debug!(?node, "it disconnected"),
+                    _ => tracing::warn!(?node, %why, "connection dropped"),
                 }
                 pool.node_disconnected(now, id, out);
             }

@@ -374,7 +374,7 @@ impl Server {
         let look_up = move || {
             let found = rfaas::config::resolve(&host, 0).map(|found| like(ours, &found));
             if let Err(error) = &found {
-                tracing::warn!(%node, %error, "the node's address was not found; trying again");
+                tracing::warn!(?node, %error, "the node's address was not found; trying again");
             }
             let told = commands
                 .tell(move |pool, now, _| pool.resolved(now, &node, &host, found.ok().flatten()));

@@ -54,7 +54,7 @@ impl Pool {
             State::Granted { .. } => return self.finish(now, id, reason, None, out),
         };
         tracing::info!(
-            lease = %id, node = %lease.node, reason = reason.name(), ?grace, "lease is to end"
+            lease = %id, node = ?lease.node, reason = reason.name(), ?grace, "lease is to end"
         );
         if let Some(link) = self.nodes.get(lease.slot).and_then(|node| node.link()) {
             out.push(Action::EndLease { link, lease: id, reason, grace });
@@ -73,7 +73,7 @@ impl Pool {
                 self.begin_ending(now, id, EndReason::Expired, Duration::ZERO, out);
             }
             State::Ending { reason, .. } => {
-                tracing::warn!(lease = %id, node = %lease.node, "the node did not report the end of a lease in time");
+                tracing::warn!(lease = %id, node = ?lease.node, "the node did not report the end of a lease in time");
                 self.finish(now, id, reason, None, out);
             }
         }
@@ -94,7 +94,7 @@ impl Pool {
         self.totals.ended[usize::from(reason as u16)] += 1;
         let bill = report.unwrap_or_else(|| lease.known_bill(now));
         tracing::info!(
-            lease = %id, node = %lease.node, client = ?lease.terms.client, reason = reason.name(),
+            lease = %id, node = ?lease.node, client = ?lease.terms.client, reason = reason.name(),
             allocated_ms = bill.allocated_ns.get() / 1_000_000, "lease ended"
         );
         let drained = self.nodes.change(lease.slot, |node| {

@@ -50,7 +50,7 @@ impl Pool {
         };
         let node = node.spec.name().clone();
         tracing::info!(
-            %lease, %node, client = ?ask.client, cores = part.cores, memory = part.memory,
+            %lease, ?node, client = ?ask.client, cores = part.cores, memory = part.memory,
             timeout = ?ask.timeout, "lease granted"
         );
         self.insert(Lease {
@@ -102,7 +102,7 @@ impl Pool {
         let manager = SocketAddr::new(ip, node.spec.port());
         lease.terms.expires_at = lease.terms.expires_at.max(whole_ms(now.wall + timeout));
         let (terms, node) = (lease.terms.clone(), lease.node.clone());
-        tracing::info!(lease = %id, %node, client = ?terms.client, ?timeout, "lease renewed");
+        tracing::info!(lease = %id, ?node, client = ?terms.client, ?timeout, "lease renewed");
         self.set_state(id, state, now.until(terms.expires_at) + margin);
         self.unsaved.lease(id);
         Ok(Grant { terms, node, manager })

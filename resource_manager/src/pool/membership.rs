@@ -22,7 +22,7 @@ impl Pool {
         let (name, wanted) = (spec.name().clone(), spec.capacity());
         let Some(slot) = self.nodes.find(&name) else {
             tracing::info!(
-                node = %name, address = %spec.address(), port = spec.port(),
+                node = ?name, address = ?spec.address(), port = spec.port(),
                 cores = wanted.cores, memory = wanted.memory, "node added"
             );
             let node = Node::new(spec);
@@ -40,7 +40,7 @@ impl Pool {
             return Ok(node.view()); // again the same
         }
         tracing::info!(
-            node = %name, address = %spec.address(), port = spec.port(),
+            node = ?name, address = ?spec.address(), port = spec.port(),
             cores = wanted.cores, memory = wanted.memory, "node changed"
         );
         if let Some(link) = node.link().filter(|_| node.spec.capacity() != wanted) {
@@ -110,7 +110,7 @@ impl Pool {
         if let Connection::Up { link, .. } = node.connection {
             out.push(Action::Close { link, reason: format!("node {name} was removed") });
         }
-        tracing::info!(node = %name, "node removed");
+        tracing::info!(node = ?name, "node removed");
     }
 
     /// An executor manager that knows the cluster secret registers `name`; `instance` is its run, and the
@@ -170,7 +170,7 @@ impl Pool {
             return;
         }
         let (node, leases) = (node.spec.name(), node.leases.len());
-        tracing::info!(%node, ?grace, leases, "executor manager is stopping");
+        tracing::info!(?node, ?grace, leases, "executor manager is stopping");
         self.nodes.change(slot, |node| node.stopping = true);
         for id in self.leases_on(slot) {
             let state = self.leases.get(&id).map(|lease| lease.state);
@@ -185,7 +185,7 @@ impl Pool {
     pub fn node_disconnected(&mut self, now: Now, link: LinkId, out: &mut Vec<Action>) {
         let Some((slot, node)) = self.nodes.on(link) else { return }; // it was removed before
         let (leases, draining) = (node.leases.len(), node.draining);
-        tracing::warn!(node = %node.spec.name(), leases, "connection to the executor manager ended");
+        tracing::warn!(node = ?node.spec.name(), leases, "connection to the executor manager ended");
         let give_up_at = (leases > 0).then_some(now.monotonic + self.node_return);
         self.nodes.change(slot, |node| {
             node.connection = Connection::Lost { give_up_at };

@@ -40,12 +40,12 @@ impl Pool {
             if lease.slot == slot && lease.terms.allow(terms) {
                 self.in_use(now, id)
             } else {
-                tracing::warn!(lease = %id, %node, "the node holds a lease that was granted otherwise: it is told to end it");
+                tracing::warn!(lease = %id, ?node, "the node holds a lease that was granted otherwise: it is told to end it");
                 Some((EndReason::Withdrawn, Duration::ZERO))
             }
         } else if let Some(billed) = self.open_bills.get(id) {
             // It was claimed just as it ended here, or its node was thought lost.
-            tracing::warn!(lease = %id, %node, "the node holds a lease that has ended: it is told to end it");
+            tracing::warn!(lease = %id, ?node, "the node holds a lease that has ended: it is told to end it");
             Some((billed.reason, Duration::ZERO))
         } else {
             let taken_over = self.take_over(now, slot, terms, out);
@@ -67,7 +67,7 @@ impl Pool {
         }
         match lease.state {
             State::Granted { .. } => {
-                tracing::info!(lease = %id, node = %lease.node, client = ?lease.terms.client, "lease claimed");
+                tracing::info!(lease = %id, node = ?lease.node, client = ?lease.terms.client, "lease claimed");
                 let deadline = now.until(lease.terms.expires_at) + EXPIRY_MARGIN;
                 self.set_state(id, State::Active, deadline);
                 None
@@ -89,13 +89,13 @@ impl Pool {
             && terms.instance == node.instance
             && node.state() != NodeState::Draining;
         let Some(spare) = self.spare(slot, terms.holds()).filter(|_| fits) else {
-            tracing::warn!(%lease, node = %name, "the node holds a lease that is not known here: it is told to end it");
+            tracing::warn!(%lease, node = ?name, "the node holds a lease that is not known here: it is told to end it");
             return false;
         };
         for id in spare {
             self.finish(now, id, EndReason::Withdrawn, None, out);
         }
-        tracing::info!(%lease, node = %name, client = ?terms.client, "lease of an earlier state taken over");
+        tracing::info!(%lease, node = ?name, client = ?terms.client, "lease of an earlier state taken over");
         self.insert(Lease {
             terms: terms.clone(),
             node: name,
@@ -151,7 +151,7 @@ impl Pool {
         // Before a connection is closed because this was a removed node's last lease.
         out.push(Action::AcknowledgeEnd { link, lease: id });
         let not_granted = || {
-            tracing::warn!(lease = %id, node = %name, "the node reports the end of a lease that was not granted so: it is not billed");
+            tracing::warn!(lease = %id, node = ?name, "the node reports the end of a lease that was not granted so: it is not billed");
         };
         if let Some(lease) = self.leases.get(&id) {
             match lease.slot == slot && lease.terms.allow(terms) {

@@ -156,7 +156,7 @@ impl Pool {
         if self.leases.contains_key(&terms.lease) || self.open_bills.get(terms.lease).is_some() {
             return; // it was there twice
         }
-        tracing::warn!(lease = %terms.lease, %node, "there is no room for a lease of the last run: it ends");
+        tracing::warn!(lease = %terms.lease, ?node, "there is no room for a lease of the last run: it ends");
         self.unsaved.lease(terms.lease);
         self.book(
             now,
