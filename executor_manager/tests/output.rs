@@ -63,16 +63,34 @@ fn a_manager_serves_whatever_becomes_of_its_log() {
         command.stderr(writer);
     });
     drop(reader);
+    // A file that has reached the limit that the operator has set: a signal otherwise.
+    let full = tempfile::NamedTempFile::new().unwrap();
+    full.as_file().set_len(1 << 30).unwrap(); // nothing of it is stored
+    serves("a file at its limit", |command| {
+        in_a_shell(command, "ulimit -f 2097152; exec \"$0\" \"$@\""); // of 512 bytes
+        command.stderr(File::options().append(true).open(full.path()).unwrap());
+    });
+    assert_eq!(full.as_file().metadata().unwrap().len(), 1 << 30, "it was full");
+}
+
+/// Has a shell start `command`, by `script`.
+fn in_a_shell(command: &mut Command, script: &str) {
+    let mut shell = Command::new("sh");
+    shell.args(["-c", script]).arg(command.get_program()).args(command.get_args());
+    shell.current_dir(command.get_current_dir().unwrap());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => shell.env(name, value),
+            None => shell.env_remove(name),
+        };
+    }
+    *command = shell;
 }
 
 #[test]
 fn a_manager_serves_without_standard_descriptors() {
     serves("closed", |command| {
-        let mut shell = Command::new("sh");
-        shell.args(["-c", "exec \"$0\" \"$@\" <&- >&- 2>&-"]).arg(command.get_program());
-        shell.args(command.get_args()).current_dir(command.get_current_dir().unwrap());
-        shell.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
-        *command = shell;
+        in_a_shell(command, "exec \"$0\" \"$@\" <&- >&- 2>&-");
     });
 }
 

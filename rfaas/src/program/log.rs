@@ -64,13 +64,15 @@ pub(super) fn subscribe(level: &str) {
 /// Tells of the end of the program in one line, behind what was logged before.
 pub fn complain(error: &impl Display) {
     if let Some(queue) = LOG.get() {
+        queue.push_counts();
         queue.push_bare(&format!("error: {}", escaped(&error.to_string(), false)));
     }
 }
 
-/// Waits until everything that was logged is written, but not longer than `within`.
+/// Ends the log: tells what was held back, and waits until everything is written, but not longer than `within`.
 pub fn finish(within: Duration) {
     if let Some(queue) = LOG.get() {
+        queue.push_counts();
         queue.flush(within);
     }
 }

@@ -164,6 +164,13 @@ impl<Kind: Eq + Hash> Limiter<Kind> {
         due
     }
 
+    /// The counts that were not told yet, for a program that ends.
+    pub(super) fn rest(&mut self, now: Instant) -> Vec<String> {
+        let lines = self.lines.values_mut().map(|line| &mut line.held_back);
+        let kinds = self.kinds.values_mut().map(|budget| &mut budget.held_back);
+        lines.chain(kinds).filter_map(Option::take).map(|held_back| held_back.told(now)).collect()
+    }
+
     /// When [`due`](Self::due) has something to do next.
     pub(super) fn next_deadline(&self) -> Option<Instant> {
         self.earliest
@@ -186,6 +193,9 @@ mod tests {
         assert!(!limiter.admit(due, "here", "refused"));
         assert_eq!(limiter.due(due + WINDOW), Vec::<String>::new());
         assert_eq!(limiter.due(due + 2 * WINDOW).len(), 1);
+        // Nor is it lost when the program ends in the meantime.
+        assert!(!limiter.admit(due + 2 * WINDOW, "here", "refused"));
+        assert_eq!(limiter.rest(due + 2 * WINDOW), ["refused … and 1 more like this in 1 s"]);
         // It comes no more: it is forgotten, and then news again.
         assert_eq!(limiter.due(due + 10 * WINDOW), Vec::<String>::new());
         assert_eq!(limiter.next_deadline(), None);

@@ -107,6 +107,15 @@ impl Queue {
         self.filled.notify_one();
     }
 
+    /// Adds the counts of what was held back.
+    pub(super) fn push_counts(&self) {
+        let mut state = self.lock();
+        for line in state.limiter.rest(Instant::now()) {
+            state.add(&dated(&line));
+        }
+        self.filled.notify_one();
+    }
+
     /// Waits until everything is written or was dropped, but not longer than `within`.
     pub(super) fn flush(&self, within: Duration) {
         let busy = |state: &mut State| state.writing || !state.waiting.is_empty();
