@@ -5,6 +5,7 @@
 //!   kernel sends that signal when the starting *thread* ends (`PR_SET_PDEATHSIG(2const)`).
 //! * REAPED - it is waited for before its value is gone.
 
+use std::collections::VecDeque;
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::process::CommandExt;
@@ -21,6 +22,9 @@ use nix::unistd::Pid;
 
 /// How often a process that was told to stop is looked at.
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
+
+/// Lines of a program's log that are kept, the last ones: some 15 MB of a cluster that runs for weeks.
+const MOST_LINES: usize = 100_000;
 
 /// A program to start.
 #[derive(Clone, Debug)]
@@ -131,9 +135,9 @@ impl Process {
         self.child.id()
     }
 
-    /// Everything it has logged so far.
+    /// What it has logged so far; the end of it, if that is much.
     pub fn log(&self) -> String {
-        self.log.lock().lines.join("\n")
+        self.log.lock().lines.make_contiguous().join("\n")
     }
 
     /// What `find` makes of the first logged line that it accepts, if one appears within `timeout` and
@@ -144,15 +148,14 @@ impl Process {
         mut find: impl FnMut(&str) -> Option<T>,
     ) -> Option<T> {
         let deadline = Instant::now() + timeout;
-        let mut seen = 0;
+        let mut seen = 0_usize;
         let mut lines = self.log.lock();
         loop {
-            while seen < lines.lines.len() {
-                if let Some(found) = find(&lines.lines[seen]) {
-                    return Some(found);
-                }
-                seen += 1;
+            let new = seen.saturating_sub(lines.forgotten);
+            if let Some(found) = lines.lines.iter().skip(new).find_map(|line| find(line)) {
+                return Some(found);
             }
+            seen = lines.forgotten + lines.lines.len();
             let left = deadline.saturating_duration_since(Instant::now());
             if lines.closed || left.is_zero() {
                 return None;
@@ -237,8 +240,20 @@ struct Log(Arc<(Mutex<Lines>, Condvar)>);
 
 #[derive(Debug, Default)]
 struct Lines {
-    lines: Vec<String>,
+    lines: VecDeque<String>,
+    /// How many were before these.
+    forgotten: usize,
     closed: bool,
+}
+
+impl Lines {
+    fn push(&mut self, line: String) {
+        if self.lines.len() == MOST_LINES {
+            self.lines.pop_front();
+            self.forgotten += 1;
+        }
+        self.lines.push_back(line);
+    }
 }
 
 impl Log {
@@ -247,7 +262,7 @@ impl Log {
         std::thread::spawn(move || {
             // Not `lines()`: a program may log bytes that are no UTF-8.
             for line in BufReader::new(stream).split(b'\n').map_while(Result::ok) {
-                log.lock().lines.push(String::from_utf8_lossy(&line).into_owned());
+                log.lock().push(String::from_utf8_lossy(&line).into_owned());
                 log.0.1.notify_all();
             }
             log.lock().closed = true;
@@ -276,6 +291,18 @@ mod tests {
             path: std::env::var_os("PATH").unwrap(),
             directory: std::env::temp_dir(),
         }
+    }
+
+    #[test]
+    fn of_a_long_log_the_end_is_kept_and_all_of_it_is_looked_at() {
+        let keeper = Keeper::start().unwrap();
+        let last = MOST_LINES + 10;
+        let script = format!("seq {last} >&2; sleep 60");
+        let mut process = keeper.spawn(&shell(&script)).unwrap();
+        let found =
+            process.wait_for(Duration::from_secs(60), |l| (l == last.to_string()).then_some(()));
+        assert_eq!(found, Some(()));
+        assert!(process.log().starts_with("11\n12\n"));
     }
 
     #[test]
