@@ -23,12 +23,12 @@ use rdmalib::{ConnectRequest, Device, Peer, WaitingList};
 use rfaas::channel::{Channel, ChannelError, Incoming, refuse};
 use rfaas::heartbeat::{Heartbeat, Pulse};
 use rfaas::protocol::Empty;
-use rfaas::protocol::allocation::{FromClient, LeaseEnding, RefusedBecause, ToClient};
+use rfaas::protocol::allocation::{FromClient, LeaseEnding, NodeProof, RefusedBecause, ToClient};
 use rfaas::protocol::lease::EndReason;
 
 use crate::allocations::ClientId;
 use crate::in_full;
-use crate::request::Refusal;
+use crate::request::{Opening, Refusal};
 
 /// Time for the first valid message. Our clients send it at once.
 pub const SAY_SOMETHING: Duration = Duration::from_secs(5);
@@ -62,6 +62,7 @@ struct Client {
     peer: String,
     /// Whom it is counted for.
     origin: Peer,
+    opening: Opening,
     standing: Standing,
     /// It has said something valid.
     spoke: bool,
@@ -98,8 +99,14 @@ impl Clients {
         Clients { device, heartbeat, connected: BTreeMap::new(), waiting, next: 1 }
     }
 
-    /// Connects a client, or refuses it.
-    pub fn accept(&mut self, request: ConnectRequest, now: Instant) {
+    /// Connects a client that has opened the conversation so, answering it `proof`; or refuses it.
+    pub fn accept(
+        &mut self,
+        request: ConnectRequest,
+        opening: Opening,
+        proof: &NodeProof,
+        now: Instant,
+    ) {
         let (peer, origin) = (request.peer(), request.origin());
         let mut channel = match Channel::new(&self.device, RECEIVES) {
             Ok(channel) => channel,
@@ -110,7 +117,7 @@ impl Clients {
                 return;
             }
         };
-        if let Err(error) = channel.accept(request, &Empty {}) {
+        if let Err(error) = channel.accept(request, proof) {
             tracing::debug!(%error, peer, "client was gone before it was connected");
             return;
         }
@@ -119,7 +126,8 @@ impl Clients {
         tracing::debug!(client = id.0, peer, "client connected");
         let standing = Standing::Waiting { until: now + SAY_SOMETHING };
         let (spoke, last_turn, connected) = (false, false, now);
-        let client = Client { channel, peer, origin, standing, spoke, last_turn, connected };
+        let client =
+            Client { channel, peer, origin, opening, standing, spoke, last_turn, connected };
         self.connected.insert(id, client);
         self.note_waiting(id, origin, now);
     }
@@ -136,6 +144,11 @@ impl Clients {
     fn forget(&mut self, id: ClientId) {
         self.connected.remove(&id);
         self.waiting.remove(id);
+    }
+
+    /// How a client has opened the conversation.
+    pub fn opening(&self, id: ClientId) -> Option<&Opening> {
+        self.connected.get(&id).map(|client| &client.opening)
     }
 
     /// Takes what arrived, beats, and drops connections whose time is up. TURNS: returns with something as
@@ -317,6 +330,16 @@ impl Client {
                 Err(ChannelError::Disconnected) => {
                     tracing::debug!(client = id.0, peer = self.peer, "client disconnected");
                     return false;
+                }
+                // It says what its release says; that has an answer.
+                Err(ChannelError::Malformed(_)) if matches!(self.opening, Opening::Old) => {
+                    let why = "the release of this client is too old: it cannot prove that the lease is its own; use \
+                               the same release on both sides";
+                    let refusal = Refusal::new(RefusedBecause::BadToken, why).message();
+                    if let Err(error) = self.channel.send(&refusal) {
+                        tracing::debug!(client = id.0, peer = self.peer, %error, "client dropped");
+                        return false;
+                    }
                 }
                 Err(error) => {
                     tracing::debug!(peer = self.peer, %error, "client dropped");

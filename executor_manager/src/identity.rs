@@ -2,6 +2,7 @@
 //! proves both and signs leases.
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::num::NonZeroU64;
 use std::sync::Arc;
 
@@ -15,6 +16,8 @@ pub struct Identity {
     pub name: NodeName,
     /// This run: leases that were granted for another have ended.
     pub instance: NonZeroU64,
+    /// Where it listens.
+    pub address: SocketAddr,
     /// The cluster secret.
     pub secret: Arc<[u8]>,
     /// What the operator should know about the secret, once it is in use.
@@ -22,10 +25,11 @@ pub struct Identity {
 }
 
 impl Identity {
-    /// The node of this name in the cluster of this secret, as it is from now on.
-    pub fn new(name: NodeName, secret: &ClusterSecret) -> Self {
+    /// The node of this name at this address, in the cluster of this secret, as it is from now on.
+    pub fn new(name: NodeName, address: SocketAddr, secret: &ClusterSecret) -> Self {
         let warning = secret.warning().map(str::to_owned);
-        Identity { name, instance: draw_instance(), secret: Arc::clone(secret.bytes()), warning }
+        let (instance, secret) = (draw_instance(), Arc::clone(secret.bytes()));
+        Identity { name, instance, address, secret, warning }
     }
 }
 

@@ -24,6 +24,7 @@ mod accounting;
 mod allocations;
 mod capacity;
 mod clients;
+mod clock;
 mod cpus;
 mod ended;
 mod environment;
@@ -116,8 +117,9 @@ pub fn run(options: &Options) -> Result<(), Error> {
     if !Path::new("/proc/self/fd").exists() {
         tracing::warn!("/proc is not mounted: executors cannot load function libraries without it");
     }
-    let device = options.devices.open(&node.rdma_device);
-    let device = device.map_err(|error| Error::Start(in_full(&error)))?.device;
+    let opened = options.devices.open(&node.rdma_device);
+    let opened = opened.map_err(|error| Error::Start(in_full(&error)))?;
+    let device = opened.device.clone();
     let listener = device.listen(node.rdma_device_port);
     let listener = listener.map_err(|error| Error::Start(in_full(&error)))?;
     let address = listener.local_addr();
@@ -137,11 +139,10 @@ pub fn run(options: &Options) -> Result<(), Error> {
     } else {
         let secret = node.secret().map_err(|error| Error::Start(error.to_string()))?;
         hide_environment();
-        let identity = Arc::new(Identity::new(name, &secret));
+        let identity = Arc::new(Identity::new(name, address, &secret));
         let authority = Authority::ResourceManager(Arc::clone(&identity));
         let wake = Arc::clone(&wake);
-        let mut upstream =
-            Upstream::new(device.clone(), node.clone(), identity, wake, Instant::now());
+        let mut upstream = Upstream::new(opened, node.clone(), identity, wake, Instant::now());
         if options.wait {
             upstream.wait();
         }

@@ -23,15 +23,15 @@ use nix::sys::eventfd::EventFd;
 use rdmalib::{ConnectRequest, Listener};
 use rfaas::channel::refuse;
 use rfaas::protocol::accounting::AccountingHello;
-use rfaas::protocol::allocation::{Allocate, FromClient};
-use rfaas::protocol::lease::{EndReason, Token};
+use rfaas::protocol::allocation::{Allocate, ClaimHello, FromClient, Renew};
+use rfaas::protocol::lease::EndReason;
 use rfaas::protocol::node::LeaseEnded;
 use rfaas::protocol::{Hello, Malformed, Role, parse_prefix};
 
 use crate::allocations::{Action, Allocations, Capacity, ClientId, Event};
 use crate::clients::{Clients, Heard};
 use crate::executors::Executors;
-use crate::request::{Authority, Refusal};
+use crate::request::{Authority, Opening, Refusal};
 use crate::signals::Signals;
 use crate::upstream::{News, Upstream};
 use crate::{Error, in_full};
@@ -190,7 +190,7 @@ impl Manager {
     ) {
         let event = match message {
             FromClient::Allocate(allocate) => self.claim(client, &allocate),
-            FromClient::Renew(renew) => self.renewal(client, &renew.token),
+            FromClient::Renew(renew) => self.renewal(client, &renew),
             FromClient::Release(_) => Ok(Event::Release(client)),
             FromClient::Heartbeat(_) => return, // that it came is all there is to it
         };
@@ -204,15 +204,23 @@ impl Manager {
     }
 
     fn claim(&self, client: ClientId, allocate: &Allocate) -> Result<Event, Refusal> {
-        let token = &allocate.token;
-        let time_left = self.authority.admit(token, None, SystemTime::now())?;
-        Ok(Event::Claim { client, terms: token.terms, time_left, deployment: allocate.into() })
+        let opening = self.clients.opening(client).unwrap_or(&Opening::Old);
+        let time_left = self.authority.admit_claim(allocate, opening, self.time())?;
+        let terms = allocate.signed.terms;
+        Ok(Event::Claim { client, terms, time_left, deployment: allocate.into() })
     }
 
-    fn renewal(&self, client: ClientId, token: &Token) -> Result<Event, Refusal> {
+    /// Of a lease that this connection holds, whose holder was proved with its claim.
+    fn renewal(&self, client: ClientId, Renew { signed, clock }: &Renew) -> Result<Event, Refusal> {
         let held = self.allocations.lease_of(client);
-        let time_left = self.authority.admit(token, held, SystemTime::now())?;
-        Ok(Event::Renew { client, terms: token.terms, time_left })
+        let time_left = self.authority.admit(signed, *clock, held, self.time())?;
+        Ok(Event::Renew { client, terms: signed.terms, time_left })
+    }
+
+    /// By the clock that leases end by.
+    fn time(&self) -> SystemTime {
+        let upstream = self.upstream.as_ref();
+        upstream.map_or_else(SystemTime::now, |upstream| upstream.time(Instant::now()))
     }
 
     fn take_connections(&mut self, now: Instant) -> bool {
@@ -238,12 +246,15 @@ impl Manager {
         let hello = Hello::parse(request.private_data()).and_then(|(role, body)| {
             let accounting = role == Role::Accounting;
             let secret = accounting.then(|| parse_prefix::<AccountingHello>(body)).transpose()?;
-            Ok::<_, Malformed>((role, secret))
+            Ok::<_, Malformed>((role, secret, parse_prefix::<ClaimHello>(body).ok()))
         });
         match hello {
-            Ok((Role::Allocation, _)) => self.clients.accept(request, now),
-            Ok((Role::Accounting, Some(hello))) => self.executors.accept(hello.secret, request),
-            Ok((Role::Lease, _)) => {
+            Ok((Role::Allocation, _, hello)) => {
+                let (opening, proof) = self.authority.answer(hello, self.listener.local_addr());
+                self.clients.accept(request, opening, &proof, now);
+            }
+            Ok((Role::Accounting, Some(hello), _)) => self.executors.accept(hello.secret, request),
+            Ok((Role::Lease, ..)) => {
                 refuse(
                     request,
                     "this is an executor manager: leases are had at the resource manager",

@@ -1,5 +1,5 @@
-//! What a client shows and asks for, judged before anything changes: its token, and the numbers of
-//! the executor that it wants. Pure.
+//! What a client shows and asks for, judged before anything changes: its lease, that it is its own, and the numbers
+//! of the executor that it wants. Pure.
 //!
 //! Every number here comes from a stranger. It is compared in types that cannot overflow, and a
 //! refusal says which number was wrong and what would be right.
@@ -10,10 +10,12 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use rfaas::protocol::Secret;
-use rfaas::protocol::allocation::{Allocate, AllocateRefused, RefusedBecause, ToClient};
+use rfaas::protocol::allocation::{
+    Allocate, AllocateRefused, ClaimHello, NodeProof, RefusedBecause, ToClient,
+};
 use rfaas::protocol::invocation::{HEADER_SPACE, MAX_SLOTS};
-use rfaas::protocol::lease::{LeaseId, Reason, Token};
+use rfaas::protocol::lease::{LeaseId, LeaseKey, Reason, SignedTerms};
+use rfaas::protocol::{Clock, Nonce, Nonces, Secret};
 
 use crate::identity::Identity;
 
@@ -58,12 +60,66 @@ pub enum Authority {
     Anyone,
 }
 
+/// How a client has opened its connection.
+#[derive(Clone, Copy, Debug)]
+pub enum Opening {
+    /// As older releases do, which prove nothing.
+    Old,
+    /// For no lease that was granted.
+    Unsigned,
+    /// For a lease, of which it is to know the key.
+    Lease {
+        /// The key.
+        key: LeaseKey,
+        /// Of the connection.
+        nonces: Nonces,
+    },
+}
+
 impl Authority {
+    /// What a client that opens with `hello` at `address` is answered, by which this node proves itself.
+    pub fn answer(&self, hello: Option<ClaimHello>, address: SocketAddr) -> (Opening, NodeProof) {
+        let hello = hello.filter(|hello| hello.nonce != Nonce([0; 16]));
+        match (self, hello) {
+            (_, None) => (Opening::Old, NodeProof::none()),
+            (Authority::ResourceManager(identity), Some(hello)) if hello.lease.get() != 0 => {
+                let key = hello.key(&identity.secret);
+                let proof = NodeProof::new(&hello, address, &key);
+                (Opening::Lease { key, nonces: proof.nonces(&hello) }, proof)
+            }
+            (_, Some(_)) => (Opening::Unsigned, NodeProof::none()),
+        }
+    }
+
+    /// Whether `allocate`, said on a connection that was opened so, is a claim of the lease's holder, and for how
+    /// long. `now`: by the resource manager's clock.
+    pub fn admit_claim(
+        &self,
+        allocate: &Allocate,
+        opening: &Opening,
+        now: SystemTime,
+    ) -> Result<Duration, Refusal> {
+        let time_left = self.admit(&allocate.signed, allocate.clock, None, now)?;
+        let proved = match (self, opening) {
+            (Authority::Anyone, _) => true,
+            (_, Opening::Lease { key, nonces }) => allocate.verify(key, nonces),
+            (_, Opening::Old | Opening::Unsigned) => false,
+        };
+        match proved {
+            true => Ok(time_left),
+            false => Err(Refusal::new(
+                RefusedBecause::BadToken,
+                "the client did not prove that the lease is its own on this connection",
+            )),
+        }
+    }
+
     /// Whether `token` entitles its holder to a lease here at `now`, and for how long. `held`: the lease
-    /// that its connection has already.
+    /// that its connection has already. `clock`: what its holder's says, by which an unsigned claim ends.
     pub fn admit(
         &self,
-        token: &Token,
+        token: &SignedTerms,
+        clock: Clock,
         held: Option<LeaseId>,
         now: SystemTime,
     ) -> Result<Duration, Refusal> {
@@ -97,6 +153,10 @@ impl Authority {
             }
             Authority::Anyone => {}
         }
+        let now = match self {
+            Authority::ResourceManager(_) => now,
+            Authority::Anyone => clock.time(),
+        };
         let end = UNIX_EPOCH + Duration::from_millis(token.terms.expires_at_ms.get());
         match end.duration_since(now) {
             Ok(left) if !left.is_zero() => Ok(left),
@@ -195,7 +255,8 @@ impl Deployment {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rfaas::protocol::lease::{ClientName, LeaseTerms, NodeName};
+    use rfaas::protocol::lease::{ClientName, LeaseTerms, NodeName, Token};
+    use zerocopy::FromZeros;
 
     const SECRET: &[u8] = b"42";
     const INSTANCE: u64 = 5;
@@ -233,9 +294,20 @@ mod tests {
         Authority::ResourceManager(Arc::new(Identity {
             name,
             instance,
+            address: ([127, 0, 0, 1], 10_005).into(),
             secret: SECRET.into(),
             warning: None,
         }))
+    }
+
+    /// As if both clocks said the same.
+    fn admit(
+        authority: &Authority,
+        token: &Token,
+        held: Option<LeaseId>,
+        ms: u64,
+    ) -> Result<Duration, Refusal> {
+        authority.admit(&token.signed(), at(ms).into(), held, at(ms))
     }
 
     fn because(result: Result<Duration, Refusal>) -> RefusedBecause {
@@ -245,9 +317,9 @@ mod tests {
     #[test]
     fn a_signed_token_for_this_node_is_admitted_until_it_expires() {
         let token = Token::sign(terms(7, "here", 5000), SECRET);
-        assert_eq!(cluster().admit(&token, None, at(4000)), Ok(Duration::from_secs(1)));
-        assert_eq!(because(cluster().admit(&token, None, at(5000))), RefusedBecause::LeaseEnded);
-        assert_eq!(because(cluster().admit(&token, None, at(9000))), RefusedBecause::LeaseEnded);
+        assert_eq!(admit(&cluster(), &token, None, 4000), Ok(Duration::from_secs(1)));
+        assert_eq!(because(admit(&cluster(), &token, None, 5000)), RefusedBecause::LeaseEnded);
+        assert_eq!(because(admit(&cluster(), &token, None, 9000)), RefusedBecause::LeaseEnded);
     }
 
     #[test]
@@ -259,18 +331,18 @@ mod tests {
             Token::unsigned(terms(7, "here", 5000)),
             Token::unsigned(terms(0, "here", 5000)),
         ] {
-            assert_eq!(because(cluster().admit(&token, None, at(0))), RefusedBecause::BadToken);
+            assert_eq!(because(admit(&cluster(), &token, None, 0)), RefusedBecause::BadToken);
         }
         let mut forged = Token::sign(terms(7, "here", 5000), SECRET);
         forged.terms.cores = 64.into();
-        assert_eq!(because(cluster().admit(&forged, None, at(0))), RefusedBecause::BadToken);
+        assert_eq!(because(admit(&cluster(), &forged, None, 0)), RefusedBecause::BadToken);
     }
 
     #[test]
     fn a_token_of_another_run_of_the_node_is_one_of_a_lease_that_has_ended() {
         let mut of_before = terms(7, "here", 5000);
         of_before.instance = (INSTANCE - 1).into();
-        let refused = cluster().admit(&Token::sign(of_before, SECRET), None, at(0)).unwrap_err();
+        let refused = admit(&cluster(), &Token::sign(of_before, SECRET), None, 0).unwrap_err();
         assert_eq!(refused.because, RefusedBecause::LeaseEnded);
         assert!(refused.reason.contains("before this executor manager was started"), "{refused:?}");
     }
@@ -278,20 +350,57 @@ mod tests {
     #[test]
     fn without_a_resource_manager_unsigned_tokens_are_taken_and_expiry_still_holds() {
         let token = Token::unsigned(terms(0, "any name", 5000));
-        assert_eq!(Authority::Anyone.admit(&token, None, at(4999)), Ok(Duration::from_millis(1)));
+        assert_eq!(admit(&Authority::Anyone, &token, None, 4999), Ok(Duration::from_millis(1)));
         assert_eq!(
-            because(Authority::Anyone.admit(&token, None, at(5000))),
+            because(admit(&Authority::Anyone, &token, None, 5000)),
             RefusedBecause::LeaseEnded
         );
         let numbered = Token::unsigned(terms(7, "any name", 5000));
         assert_eq!(
-            because(Authority::Anyone.admit(&numbered, None, at(0))),
+            because(admit(&Authority::Anyone, &numbered, None, 0)),
             RefusedBecause::BadToken
         );
         let held = LeaseId::new(7);
-        assert!(Authority::Anyone.admit(&numbered, held, at(0)).is_ok(), "it got this number here");
+        assert!(admit(&Authority::Anyone, &numbered, held, 0).is_ok(), "it got this number here");
         let endless = Token::unsigned(terms(0, "any name", u64::MAX));
-        assert!(Authority::Anyone.admit(&endless, None, at(0)).is_ok());
+        assert!(admit(&Authority::Anyone, &endless, None, 0).is_ok());
+    }
+
+    #[test]
+    fn a_claim_is_admitted_by_the_lease_s_key_on_the_connection_that_it_was_made_on() {
+        let here = SocketAddr::from(([127, 0, 0, 1], 10_005));
+        let token = Token::sign(terms(7, "here", 5000), SECRET);
+        let hello = ClaimHello::new(&token);
+        let (opening, proof) = cluster().answer(Some(hello), here);
+        assert!(proof.verify(&hello, here, token.key()));
+        let claim = Allocate { signed: token.signed(), ..Allocate::new_zeroed() };
+        let good = claim.proved(token.key(), &proof.nonces(&hello));
+        let admit = |claim: &Allocate, opening: &Opening| {
+            cluster().admit_claim(claim, opening, at(4000)).map_err(|refused| refused.because)
+        };
+        assert_eq!(admit(&good, &opening), Ok(Duration::from_secs(1)));
+        let bad = Err(RefusedBecause::BadToken);
+        assert_eq!(admit(&claim, &opening), bad, "not proved");
+        let key = *Token::sign(terms(8, "here", 5000), SECRET).key();
+        assert_eq!(admit(&claim.proved(&key, &proof.nonces(&hello)), &opening), bad, "another's");
+        let (again, _) = cluster().answer(Some(hello), here);
+        assert_eq!(admit(&good, &again), bad, "said again on another connection");
+        let changed = Allocate { client: SocketAddr::from(([127, 0, 0, 1], 1)).into(), ..good };
+        assert_eq!(admit(&changed, &opening), bad, "changed on its way");
+        for hello in [None, Some(ClaimHello::new_zeroed())] {
+            let (opening, _) = cluster().answer(hello, here);
+            assert!(matches!(opening, Opening::Old));
+            assert_eq!(admit(&good, &opening), bad, "of an older release");
+        }
+        let unsigned = ClaimHello { lease: 0.into(), ..hello };
+        assert_eq!(admit(&good, &cluster().answer(Some(unsigned), here).0), bad);
+    }
+
+    #[test]
+    fn an_unsigned_claim_ends_by_its_holder_s_clock() {
+        let token = Token::unsigned(terms(0, "any name", 5000)).signed();
+        let left = Authority::Anyone.admit(&token, at(4000).into(), None, at(9_000_000));
+        assert_eq!(left, Ok(Duration::from_secs(1)));
     }
 
     #[test]

@@ -17,20 +17,20 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, mpsc};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use nix::sys::eventfd::EventFd;
-use rdmalib::Device;
 use rfaas::channel::{Channel, ChannelError, Incoming};
-use rfaas::config::ExecutorManagerNode;
+use rfaas::config::{ExecutorManagerNode, OpenDevice};
 use rfaas::heartbeat::{Heartbeat, Pulse};
 use rfaas::protocol::lease::{EndReason, LeaseId, LeaseTerms};
 use rfaas::protocol::node::{
-    Challenge, Draining, FromNode, LeaseClaimed, LeaseEnded, LeaseUsed, Register, RegisterRefused,
-    Registered, ToNode,
+    Draining, FromNode, LeaseClaimed, LeaseEnded, LeaseUsed, Register, RegisterRefused, Registered,
+    ToNode,
 };
-use rfaas::protocol::{Empty, Malformed};
+use rfaas::protocol::{Clock, Malformed, Nonces};
 
+use crate::clock::ClusterClock;
 use crate::identity::Identity;
 use crate::in_full;
 
@@ -81,7 +81,7 @@ enum State {
 /// The connection to the resource manager, in whatever state it is.
 #[derive(Debug)]
 pub struct Upstream {
-    device: Device,
+    device: OpenDevice,
     target: ExecutorManagerNode,
     identity: Arc<Identity>,
     wake: Arc<EventFd>,
@@ -89,6 +89,8 @@ pub struct Upstream {
     /// As the resource manager said last.
     heartbeat: Heartbeat,
     backoff: Duration,
+    /// What the resource manager's says, by which leases end.
+    clock: ClusterClock,
     /// The executor manager is to stop: when its last lease ends.
     draining: Option<Instant>,
     /// It was connected once, or is to be waited for.
@@ -107,7 +109,7 @@ impl Upstream {
     /// Will dial the resource manager of `target`, as `identity`, at the first
     /// [`pump`](Upstream::pump). `wake` is written to when [`pump`](Upstream::pump) is due.
     pub fn new(
-        device: Device,
+        device: OpenDevice,
         target: ExecutorManagerNode,
         identity: Arc<Identity>,
         wake: Arc<EventFd>,
@@ -122,6 +124,7 @@ impl Upstream {
             state: State::Waiting { until: now },
             heartbeat,
             backoff: BACKOFF.0,
+            clock: ClusterClock::default(),
             draining: None,
             reached: false,
             warned: false,
@@ -174,6 +177,11 @@ impl Upstream {
         }
     }
 
+    /// What the clock says that leases end by.
+    pub fn time(&self, now: Instant) -> SystemTime {
+        self.clock.now(now)
+    }
+
     /// Ends that the resource manager has not acknowledged.
     pub fn unacknowledged(&self) -> usize {
         self.unacknowledged.len()
@@ -193,8 +201,8 @@ impl Upstream {
             State::Waiting { .. } => self.dial(now),
             State::Dialing { answer } => match answer.try_recv() {
                 Err(mpsc::TryRecvError::Empty) => self.state = State::Dialing { answer },
-                Ok(Ok((channel, challenge))) => {
-                    self.register(channel, &challenge, now);
+                Ok(Ok((channel, nonces))) => {
+                    self.register(channel, &nonces, now);
                     news.push(News::Reached);
                 }
                 Ok(Err(error)) => self.not_reached(error, now, &mut news),
@@ -255,9 +263,10 @@ impl Upstream {
     fn dial(&mut self, now: Instant) {
         let (sender, answer) = mpsc::channel();
         let (device, target, wake) = (self.device.clone(), self.target.clone(), self.wake.clone());
+        let secret = self.identity.secret.clone();
         let helper = std::thread::Builder::new().name("dial".into()).spawn(move || {
             // Nobody takes the result if the manager has stopped in the meantime.
-            let _ = sender.send(connect(&device, &target));
+            let _ = sender.send(connect(&device, &target, &secret));
             let _ = wake.write(1);
         });
         match helper {
@@ -266,10 +275,10 @@ impl Upstream {
         }
     }
 
-    fn register(&mut self, mut channel: Channel, challenge: &Challenge, now: Instant) {
+    fn register(&mut self, mut channel: Channel, nonces: &Nonces, now: Instant) {
         self.reached = true;
-        let Identity { name, instance, secret, .. } = &*self.identity;
-        let register = Register::new(*name, instance.get(), challenge, secret);
+        let Identity { name, instance, address, secret, .. } = &*self.identity;
+        let register = Register::new(*name, instance.get(), *address, nonces, secret);
         match channel.send(&FromNode::Register(register)) {
             Ok(()) => self.state = State::Registering { channel, since: now },
             Err(error) => self.lost(&in_full(&error), now),
@@ -297,7 +306,7 @@ impl Upstream {
                 let ends = self.unacknowledged.values().copied().map(FromNode::Ended);
                 let drain = self.draining.map(|deadline| draining(now, deadline));
                 self.outgoing = drain.into_iter().chain(ends).collect();
-                news.push(self.registered(&granted));
+                news.push(self.registered(&granted, now));
                 self.state = State::Registered { channel, pulse: Pulse::new(self.heartbeat, now) };
             }
             Ok(Some(Incoming::Message(ToNode::Refused(refused)))) => self.refused(&refused, now),
@@ -325,7 +334,7 @@ impl Upstream {
                 Ok(Some(incoming)) => {
                     pulse.heard(now);
                     let heartbeat = self.heartbeat;
-                    if let Err(error) = self.take_in(incoming, news) {
+                    if let Err(error) = self.take_in(incoming, now, news) {
                         return self.lost(&in_full(&error), now);
                     }
                     if self.heartbeat != heartbeat {
@@ -336,7 +345,7 @@ impl Upstream {
             }
         }
         if pulse.beat(now) {
-            self.outgoing.push_back(FromNode::Heartbeat(Empty {}));
+            self.outgoing.push_back(FromNode::Heartbeat(Clock::now()));
             news.push(News::UsedIsDue);
         }
         if pulse.silent(now).is_some() {
@@ -351,13 +360,14 @@ impl Upstream {
     fn take_in(
         &mut self,
         incoming: Incoming<ToNode>,
+        now: Instant,
         news: &mut Vec<News>,
     ) -> Result<(), Malformed> {
         let Incoming::Message(message) = incoming else {
             return Err(Malformed::Field("write without a destination"));
         };
         match message {
-            ToNode::Heartbeat(_) => {}
+            ToNode::Heartbeat(clock) => self.clock.set(now, SystemTime::now(), clock),
             ToNode::EndedAck(ack) => {
                 self.unacknowledged.remove(&ack.lease.get());
             }
@@ -368,13 +378,14 @@ impl Upstream {
                 news.push(News::EndLease { lease, reason, grace });
             }
             // The operator changed what the node may lease out.
-            ToNode::Registered(granted) => news.push(self.registered(&granted)),
+            ToNode::Registered(granted) => news.push(self.registered(&granted, now)),
             ToNode::Refused(_) => unreachable!("`converse` takes refusals"),
         }
         Ok(())
     }
 
-    fn registered(&mut self, granted: &Registered) -> News {
+    fn registered(&mut self, granted: &Registered, now: Instant) -> News {
+        self.clock.set(now, SystemTime::now(), granted.clock);
         let (cores, memory) = (granted.cores.get(), granted.memory.get());
         self.heartbeat = Heartbeat::from_ms(granted.heartbeat_ms.get(), granted.silence_ms.get());
         let node = self.identity.name.get().unwrap_or_default();
@@ -394,7 +405,8 @@ impl Upstream {
     }
 
     fn not_reached(&mut self, error: DialError, now: Instant, news: &mut Vec<News>) {
-        if self.reached {
+        // Who passes for the resource manager does not end what waits for the real one.
+        if self.reached || error.is_impostor() {
             self.lost(&in_full(&error), now);
         } else {
             self.retry(now);

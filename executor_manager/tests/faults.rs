@@ -5,10 +5,10 @@ mod common;
 
 use common::*;
 use rdmalib::faults::{Fault, Script};
-use rfaas::protocol::Empty;
 use rfaas::protocol::allocation::{FromClient, ToClient};
 use rfaas::protocol::lease::EndReason;
 use rfaas::protocol::node::{EndLease, FromNode, LeaseEndedAck, ToNode};
+use rfaas::protocol::{Clock, Empty};
 
 fn ack(lease: u64) -> ToNode {
     ToNode::EndedAck(LeaseEndedAck { lease: lease.into() })
@@ -25,8 +25,8 @@ fn withdrawn(lease: u64) -> ToNode {
 /// Waits until the node has taken what was sent to it: it answers its heartbeats in order.
 fn taken(link: &mut NodeLink) {
     for _ in 0..2 {
-        assert_eq!(link.next(), FromNode::Heartbeat(Empty {}));
-        link.send(&ToNode::Heartbeat(Empty {}));
+        assert!(matches!(link.next(), FromNode::Heartbeat(_)));
+        link.send(&ToNode::Heartbeat(Clock::now()));
     }
 }
 
@@ -132,7 +132,7 @@ fn a_claim_that_comes_twice_holds_its_cores_once() {
     let mut manager = ResourceManager::new();
     let node = manager.node(OBEDIENT).start();
     let mut link = manager.register();
-    let mut client = node.client();
+    let mut client = node.client_for(&link.signed(77, 2));
     client.channel.inject(Script::new().at(0, Fault::Duplicate));
     client.claim(link.signed(77, 2));
     assert_eq!(link.claimed(), 77);

@@ -168,7 +168,7 @@ fn a_crash_is_told_with_its_signal_and_the_lease_may_start_another() {
     node.setup.script("exit 7");
     let token = Token::unsigned(terms(0, 4, 100, hour()));
     let mut again = allocate(token);
-    again.token.terms.expires_at_ms = 0.into();
+    again.signed.terms.expires_at_ms = 0.into();
     assert_eq!(client.refused(again).0, RefusedBecause::LeaseEnded, "an expired token");
     client.release();
 }

@@ -7,13 +7,10 @@ mod common;
 use std::fs::{self, File};
 use std::io::Write;
 use std::process::Command;
-use std::time::Duration;
 
 use common::{Client, Node, OBEDIENT, Setup, allocate, device, runs, unsigned, wait_for};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use rfaas::channel::Channel;
-use rfaas::protocol::{Empty, Role};
 
 /// Has clients claim, be refused and release at a manager that `set_up` changed the command of, whose log so
 /// cannot tell where it listens; then it is stopped in order.
@@ -27,13 +24,7 @@ fn serves(what: &str, set_up: impl FnOnce(&mut Command)) {
     fs::write(setup.path("executor_manager.json"), config).unwrap();
     set_up(&mut command);
     let mut process = command.spawn().unwrap();
-    let connect = || {
-        let mut channel = Channel::new(&device(), 16).unwrap();
-        let at = ([127, 0, 0, 1], port).into();
-        channel.connect(at, Role::Allocation, &Empty {}, Duration::from_secs(10)).ok()?;
-        Some(Client { channel })
-    };
-    let mut client = wait_for(what, connect);
+    let mut client = wait_for(what, || Client::try_connect(([127, 0, 0, 1], port).into()));
     // It logs some thousand lines at level debug.
     for _ in 0..300 {
         client.refused(allocate(unsigned(0)));

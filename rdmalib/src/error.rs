@@ -61,6 +61,18 @@ pub enum Error {
          program or version"
     )]
     ConnectionDropped(SocketAddr),
+    /// Somebody else listens at this address than should; nothing was sent there.
+    #[error(
+        "user {listens} listens at {to}, not user {expected}, whom this device's entry trusts: end what runs there"
+    )]
+    WrongUser {
+        /// The address.
+        to: SocketAddr,
+        /// Whose process listens there.
+        listens: u32,
+        /// Whose should.
+        expected: u32,
+    },
     /// The address cannot be reached from the device; check the address and the network.
     #[error(
         "{to} cannot be reached from {from}: {reason}; check that both are on one RDMA network"

@@ -181,6 +181,8 @@ pub(crate) fn next_number() -> u32 {
 pub struct QueuePair {
     send: SendQueue,
     receive: ReceiveQueue,
+    /// Whose process is to listen where this connects to, if that matters.
+    listener: Option<u32>,
 }
 
 /// The half that sends, writes, reads.
@@ -236,7 +238,8 @@ impl QueuePair {
                 }
                 _ => return Err(Error::InvalidArgument("completion queue is of another device")),
             };
-        let queue_pair = QueuePair { send: SendQueue(send), receive: ReceiveQueue(receive) };
+        let (send, receive) = (SendQueue(send), ReceiveQueue(receive));
+        let queue_pair = QueuePair { send, receive, listener: None };
         #[cfg(feature = "faults")]
         let queue_pair = queue_pair.inject_from_environment();
         Ok(queue_pair)
@@ -256,6 +259,18 @@ impl QueuePair {
         self.send.inject(script);
     }
 
+    /// Has [`connect`](Self::connect) refuse a listener that is not of this user, before anything is sent to it.
+    /// The kernel knows the user on the embedded device; on verbs a peer is a machine, and this has no effect.
+    pub fn expect_listener(&mut self, user: Option<u32>) {
+        self.listener = user;
+    }
+
+    /// Who is at the other end of a connection, as far as the device knows; for logs. On verbs the address that was
+    /// connected to is all that is known.
+    pub fn peer(&self) -> Option<String> {
+        self.send.peer()
+    }
+
     /// Connects to the listener at `to`, passing it `private_data` (at most
     /// [`MAX_CONNECT_DATA`] bytes); returns what it passed back when it
     /// accepted. Waits for at most `timeout`. Receives should be posted before.
@@ -269,7 +284,7 @@ impl QueuePair {
         if self.state() != State::Init {
             return Err(Error::InvalidArgument("queue pair was connected before"));
         }
-        self.send.connect(to, &private_data, timeout)
+        self.send.connect(to, self.listener, &private_data, timeout)
     }
 
     pub(crate) fn sending(&mut self) -> &mut SendQueue {
@@ -436,14 +451,26 @@ impl SendQueue {
     pub(crate) fn connect(
         &mut self,
         to: SocketAddr,
+        listener: Option<u32>,
         private_data: &PrivateData,
         timeout: Duration,
     ) -> Result<PrivateData> {
         match &mut self.0 {
-            SendInner::Shm(send) => send.connect(to, private_data, timeout),
+            SendInner::Shm(send) => send.connect(to, listener, private_data, timeout),
             SendInner::Verbs(send) => send.connect(to, private_data, timeout),
             #[cfg(feature = "faults")]
-            SendInner::Faulty(send) => send.with(|send| send.connect(to, private_data, timeout)),
+            SendInner::Faulty(send) => {
+                send.with(|send| send.connect(to, listener, private_data, timeout))
+            }
+        }
+    }
+
+    fn peer(&self) -> Option<String> {
+        match &self.0 {
+            SendInner::Shm(send) => send.core().peer(),
+            SendInner::Verbs(_) => None,
+            #[cfg(feature = "faults")]
+            SendInner::Faulty(send) => send.with(|send| send.peer()),
         }
     }
 }

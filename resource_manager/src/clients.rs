@@ -1,4 +1,4 @@
-//! Connections of clients: they ask for leases and give them back. What an unclaimed lease is worth to
+//! Connections of clients: they ask for leases, give them back, and exchange what they cannot use. What an unclaimed lease is worth to
 //! a client ends with its connection; claimed leases do not depend on it.
 //!
 //! Clients are not known to the cluster, so their connections are bounded.
@@ -11,11 +11,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rdmalib::{ConnectRequest, Device, WaitingList};
+use rdmalib::{ConnectRequest, Device, Peer, WaitingList};
 use rfaas::channel::{Channel, ChannelError};
 use rfaas::protocol::lease::{
     EndReason, FromClient, LeaseGranted, LeaseId, LeaseRefused, LeaseRelease, LeaseRenew,
-    LeaseRequest, Reason, ToClient, Token,
+    LeaseReplace, LeaseRequest, Reason, ToClient, Token, Unusable,
 };
 use rfaas::protocol::{Empty, Malformed};
 use zerocopy::little_endian::U32;
@@ -38,6 +38,8 @@ const SWEEP: usize = 64;
 
 struct ClientLink {
     channel: Channel,
+    /// Whose it is.
+    origin: Peer,
     outbox: Outbox<ToClient>,
     /// Leases granted on this connection that may be unclaimed still.
     leases: Vec<LeaseId>,
@@ -87,7 +89,7 @@ impl Clients {
         let mut channel = Channel::new(device, RECEIVES)?;
         channel.accept(request, &Empty {})?;
         let (outbox, leases, heard) = (Outbox::default(), Vec::new(), now.monotonic);
-        self.links.insert(id, ClientLink { channel, outbox, leases, heard, served: false });
+        self.links.insert(id, ClientLink { channel, origin, outbox, leases, heard, served: false });
         Ok(self.unserved.add(id, origin))
     }
 
@@ -133,7 +135,7 @@ impl Clients {
         out: &mut Vec<Action>,
     ) -> Turn {
         let Some(link) = self.links.get_mut(&id) else { return Turn::Done };
-        let ClientLink { channel, outbox, leases, heard, served } = link;
+        let ClientLink { channel, origin, outbox, leases, heard, served } = link;
         let (secret, waiting) = (&self.secret, &mut self.answers);
         let turn = take_messages(channel, self.waiting, |_, message| {
             *heard = now.monotonic;
@@ -146,6 +148,11 @@ impl Clients {
                 }
                 FromClient::Renew(wanted) => {
                     let answer = renew(now, &wanted, secret, pool)?;
+                    *served |= is_granted(&answer);
+                    waiting.push((id, answer));
+                }
+                FromClient::Replace(wanted) => {
+                    let answer = replace(now, &wanted, secret, pool, leases, *origin, out)?;
                     *served |= is_granted(&answer);
                     waiting.push((id, answer));
                 }
@@ -248,11 +255,37 @@ fn renew(
     pool: &mut Pool,
 ) -> Result<ToClient, Malformed> {
     let lease = LeaseId::new(wanted.token.terms.lease.get()).ok_or(Malformed::Field("lease"))?;
-    if !wanted.token.verify(secret) {
+    if !wanted.token.signed().verify(secret) {
         return Ok(refused(wanted.request, "the token is not signed with the cluster secret"));
     }
     Ok(match pool.renew(now, lease, Duration::from_millis(wanted.timeout_ms.get())) {
         Ok(grant) => granted_part(wanted.request, &grant, 0, 1, secret),
+        Err(why) => refused(wanted.request, &why.to_string()),
+    })
+}
+
+/// Exchanges a lease that its client cannot use for one on another node.
+#[allow(clippy::too_many_arguments)] // what a turn of a client has
+fn replace(
+    now: Now,
+    wanted: &LeaseReplace,
+    secret: &[u8],
+    pool: &mut Pool,
+    leases: &mut Vec<LeaseId>,
+    origin: Peer,
+    out: &mut Vec<Action>,
+) -> Result<ToClient, Malformed> {
+    let lease = LeaseId::new(wanted.token.terms.lease.get()).ok_or(Malformed::Field("lease"))?;
+    let because = Unusable::from_wire(wanted.because)?;
+    if !wanted.token.signed().verify(secret) {
+        return Ok(refused(wanted.request, "the token is not signed with the cluster secret"));
+    }
+    Ok(match pool.replace(now, lease, because, origin, out) {
+        Ok(grant) => {
+            leases.retain(|id| *id != lease);
+            leases.push(grant.terms.lease);
+            granted_part(wanted.request, &grant, 0, 1, secret)
+        }
         Err(why) => refused(wanted.request, &why.to_string()),
     })
 }
@@ -280,7 +313,7 @@ fn give_back(
     pool: &mut Pool,
     out: &mut Vec<Action>,
 ) -> Result<(), ChannelError> {
-    if !release.token.verify(secret) {
+    if !release.token.signed().verify(secret) {
         return Err(Malformed::Field("token").into());
     }
     if let Some(lease) = LeaseId::new(release.token.terms.lease.get()) {

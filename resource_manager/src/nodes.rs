@@ -1,7 +1,7 @@
-//! Connections of executor managers: who they are is proved first, then they report and are told.
+//! Connections of executor managers: who both sides are is proved first, then they report and are told.
 //!
 //! ```text
-//!   accepted with a challenge ──Register──▶ registered ──silent, malformed, gone──▶ dropped
+//!   accepted with our proof ──Register──▶ registered ──silent, malformed, gone──▶ dropped
 //!             └── silent, refused ──▶ closing ──▶ dropped
 //! ```
 //! * PROVED - nothing that comes before a registration with the right proof reaches the pool.
@@ -12,6 +12,7 @@
 //! Elsewhere: what a report changes (`pool`); which messages there are (`rfaas::protocol::node`).
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
@@ -20,13 +21,14 @@ use rfaas::channel::{Channel, ChannelError};
 use rfaas::heartbeat::{Heartbeat, Pulse};
 use rfaas::protocol::lease::{EndReason, LeaseId, LeaseTerms, Reason};
 use rfaas::protocol::node::{
-    Challenge, EndLease, FromNode, LeaseEndedAck, Register, RegisterRefused, Registered, ToNode,
+    EndLease, FromNode, LeaseEndedAck, ManagerProof, NodeHello, Register, RegisterRefused,
+    Registered, ToNode,
 };
-use rfaas::protocol::{Empty, Malformed, Secret};
+use rfaas::protocol::{Clock, Malformed, Nonces};
 
 use crate::link::{Outbox, Turn, Waiting, take_messages};
 use crate::metrics::Events;
-use crate::pool::{Action, Ask, Capacity, EndReport, LinkId, MAX_TIMEOUT, Now, Pool, Terms};
+use crate::pool::{Action, Ask, Capacity, EndReport, LinkId, MAX_TIMEOUT, Now, Pool, Run, Terms};
 
 /// How long a peer may take to say who it is.
 const GREETING: Duration = Duration::from_secs(5);
@@ -42,7 +44,7 @@ const RECEIVES: u32 = 256;
 
 enum Phase {
     /// It is to register by then.
-    Greeting { challenge: Challenge, until: Instant },
+    Greeting { nonces: Nonces, until: Instant },
     /// It is the executor manager of this node.
     Registered { node: Arc<str>, pulse: Pulse },
     /// It was refused, and may read so until then.
@@ -105,24 +107,23 @@ impl Nodes {
         self.links.iter().map(|(id, link)| (*id, &link.channel))
     }
 
-    /// Takes a connection, asking its peer to register. Who has to go for it is returned: it is to have its turn,
-    /// and then [`make_way`](Self::make_way).
+    /// Takes a connection that was opened with `hello` at `address`, proving who we are and asking its peer to
+    /// register. Who has to go for it is returned: it is to have its turn, and then [`make_way`](Self::make_way).
     pub(crate) fn accept(
         &mut self,
         now: Now,
         id: LinkId,
         device: &Device,
         request: ConnectRequest,
+        hello: &NodeHello,
+        address: SocketAddr,
     ) -> Result<Option<LinkId>, ChannelError> {
         let origin = request.origin();
-        let mut nonce = [0; 32];
-        let (front, back) = nonce.split_at_mut(16);
-        front.copy_from_slice(&Secret::generate().0);
-        back.copy_from_slice(&Secret::generate().0);
-        let challenge = Challenge { nonce };
+        let proof = ManagerProof::new(hello, address, &self.secret);
         let mut channel = Channel::new(device, RECEIVES)?;
-        channel.accept(request, &challenge)?;
-        let phase = Phase::Greeting { challenge, until: now.monotonic + GREETING };
+        channel.accept(request, &proof)?;
+        let nonces = Nonces { caller: hello.nonce, called: proof.nonce };
+        let phase = Phase::Greeting { nonces, until: now.monotonic + GREETING };
         self.links.insert(id, NodeLink { channel, outbox: Outbox::default(), phase });
         Ok(self.greeting.add(id, origin))
     }
@@ -204,8 +205,8 @@ impl Nodes {
     ) -> Result<(), ChannelError> {
         match (&*phase, message) {
             (Phase::Closing { .. }, _) => {} // it has not read that it was refused
-            (Phase::Greeting { challenge, .. }, FromNode::Register(register)) => {
-                match self.register(now, id, &register, challenge, pool, out)? {
+            (Phase::Greeting { nonces, .. }, FromNode::Register(register)) => {
+                match self.register(now, id, &register, nonces, pool, out)? {
                     Ok((node, capacity)) => {
                         let mut pulse = Pulse::new(self.heartbeat, now.monotonic);
                         pulse.beat(now.monotonic); // the answer is the first sign of life
@@ -238,7 +239,9 @@ impl Nodes {
                 let grace = Duration::from_millis(draining.grace_ms.get().into());
                 pool.draining(now, id, grace, out);
             }
-            (Phase::Registered { .. }, FromNode::Heartbeat(_)) => {}
+            (Phase::Registered { .. }, FromNode::Heartbeat(clock)) => {
+                pool.clock(id, clock.ahead_of(now.wall));
+            }
             (Phase::Greeting { .. }, _) => return Err(Malformed::Field("registration").into()),
             (Phase::Registered { .. }, FromNode::Register(_)) => {
                 return Err(Malformed::Field("second registration").into());
@@ -253,7 +256,7 @@ impl Nodes {
         now: Now,
         id: LinkId,
         register: &Register,
-        challenge: &Challenge,
+        nonces: &Nonces,
         pool: &mut Pool,
         out: &mut Vec<Action>,
     ) -> Result<Result<(Arc<str>, Capacity), String>, ChannelError> {
@@ -262,7 +265,7 @@ impl Nodes {
         if instance == 0 {
             return Err(Malformed::Field("instance").into());
         }
-        if !register.verify(challenge, &self.secret) {
+        if !register.verify(nonces, &self.secret) {
             let why = "the cluster secret is not this resource manager's: \
                        resource_manager_secret there must be rdma-secret here";
             return Ok(Err(refuse(name, why.into())));
@@ -275,7 +278,10 @@ impl Nodes {
         if let Some(dead) = dead.map(|(id, _)| *id) {
             self.drop_link(now, dead, &ChannelError::Disconnected, pool, out);
         }
-        Ok(match pool.node_connected(now, name, instance, id, out) {
+        let (address, clock_ahead_ms) =
+            (register.address.into(), register.clock.ahead_of(now.wall));
+        let run = Run { instance, address, clock_ahead_ms };
+        Ok(match pool.node_connected(now, name, run, id, out) {
             Ok(capacity) => Ok((name.into(), capacity)),
             Err(why) => Err(refuse(name, why)),
         })
@@ -336,7 +342,7 @@ impl Nodes {
                         }
                         // What waits for it is as good a sign of life.
                         None if pulse.beat(now.monotonic) && outbox.is_empty() => {
-                            outbox.send(channel, ToNode::Heartbeat(Empty {})).err()
+                            outbox.send(channel, ToNode::Heartbeat(Clock::now())).err()
                         }
                         None => None,
                     }
@@ -362,7 +368,11 @@ impl Nodes {
         match link.phase {
             Phase::Closing { .. } => tracing::debug!(%why, "refused connection closed"),
             Phase::Greeting { .. } => {
-                tracing::warn!(%why, "connection of an executor manager that did not register dropped");
+                // A node of another cluster finds that we are not its resource manager, and says no more.
+                tracing::warn!(
+                    %why,
+                    "a connection as executor manager ended before it registered: is its cluster secret ours?"
+                );
             }
             Phase::Registered { node, .. } => {
                 match why {
@@ -403,6 +413,7 @@ fn registered(capacity: Capacity, heartbeat: Heartbeat) -> ToNode {
         memory: capacity.memory.into(),
         heartbeat_ms: heartbeat.period_ms().into(),
         silence_ms: heartbeat.silence_ms().into(),
+        clock: Clock::now(),
     })
 }
 

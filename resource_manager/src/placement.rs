@@ -137,7 +137,8 @@ impl Places {
     }
 }
 
-fn larger(a: Capacity, b: Capacity) -> Capacity {
+/// Most cores and most memory of both.
+pub(crate) fn larger(a: Capacity, b: Capacity) -> Capacity {
     Capacity { cores: a.cores.max(b.cores), memory: a.memory.max(b.memory) }
 }
 

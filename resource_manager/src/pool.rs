@@ -26,6 +26,7 @@
 mod ask;
 mod bills;
 mod deadlines;
+mod distrust;
 mod ending;
 mod granting;
 mod lease;
@@ -47,9 +48,11 @@ use rfaas::protocol::lease::{EndReason, LeaseId};
 pub use ask::{Ask, Denied, NotRenewed};
 use bills::OpenBills;
 use deadlines::Deadlines;
+use distrust::Distrust;
+pub use distrust::{MOST_OF_ONE, NotReplaced, TRIED_LAST};
 use lease::Lease;
 pub use lease::{Grant, LeaseState, LeaseView, Terms};
-pub use node::{Capacity, Conflict, NodeSpec, NodeState, NodeView, Removal};
+pub use node::{Capacity, Conflict, NodeSpec, NodeState, NodeView, Removal, Run};
 use nodes::{Nodes, Slot};
 pub use record::{Billed, Changes, LeaseRecord, NodeRecord, Snapshot};
 pub use reporting::EndReport;
@@ -84,6 +87,8 @@ pub const EXPIRY_MARGIN: Duration = Duration::from_secs(2);
 /// How long after the grace period a node may take to report a lease as ended, before that is
 /// taken as given: ten times what it waits before it kills an executor (500 ms).
 pub const END_MARGIN: Duration = Duration::from_secs(5);
+/// Clocks of nodes that differ by less from ours are not told: leases and bills are not that exact.
+const CLOCKS_AGREE: Duration = Duration::from_secs(1);
 /// Pause before a node's host name is looked up again after it was not found.
 pub const RESOLVE_AGAIN: Duration = Duration::from_secs(5);
 
@@ -177,6 +182,7 @@ pub struct Pool {
     /// The deadline of each lease (BOUNDED).
     deadlines: Deadlines,
     open_bills: OpenBills,
+    distrust: Distrust,
     unsaved: Unsaved,
     /// How long a node whose connection ended may stay away before its leases end.
     node_return: Duration,
@@ -203,6 +209,7 @@ impl Pool {
             leases: HashMap::new(),
             deadlines: Deadlines::default(),
             open_bills: OpenBills::default(),
+            distrust: Distrust::default(),
             unsaved: Unsaved::default(),
             node_return,
             first_id,
@@ -225,11 +232,13 @@ impl Pool {
     /// When [`tick`](Self::tick) has something to do next, if nothing else happens.
     pub fn next_deadline(&self) -> Option<Instant> {
         let node = self.nodes.first_deadline().map(|(at, _)| at);
-        node.into_iter().chain(self.deadlines.first()).min()
+        let forgiven = self.distrust.first_deadline();
+        node.into_iter().chain(self.deadlines.first()).chain(forgiven).min()
     }
 
     /// Does what was due by `now`.
     pub fn tick(&mut self, now: Now, out: &mut Vec<Action>) {
+        self.forgive(now.monotonic);
         while let Some((at, slot)) = self.nodes.first_deadline()
             && at <= now.monotonic
         {

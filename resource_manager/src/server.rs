@@ -16,7 +16,6 @@
 mod tests;
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -28,7 +27,8 @@ use nix::sys::resource::{Resource, getrlimit};
 use rdmalib::{ConnectRequest, Device, Listener};
 use rfaas::channel::refuse;
 use rfaas::heartbeat::Heartbeat;
-use rfaas::protocol::{Hello, Role};
+use rfaas::protocol::node::NodeHello;
+use rfaas::protocol::{Hello, Role, parse_prefix};
 
 use crate::clients::Clients;
 use crate::commands::{Answer, Command, Commands, Inbox};
@@ -268,8 +268,12 @@ impl Server {
     }
 
     fn take_peer(&mut self, now: Now, request: ConnectRequest) {
-        let role = match Hello::parse(request.private_data()) {
-            Ok((role @ (Role::Lease | Role::Node), _)) => role,
+        let peer_is = |(role, body)| match role {
+            Role::Node => parse_prefix::<NodeHello>(body).map(|hello| (role, Some(hello))),
+            _ => Ok((role, None)),
+        };
+        let (role, hello) = match Hello::parse(request.private_data()).and_then(peer_is) {
+            Ok(client_or_node @ (Role::Lease | Role::Node, _)) => client_or_node,
             Ok(_) => {
                 let why = "this is a resource manager, which is not what you want: check the port";
                 return turn_away(request, why);
@@ -284,9 +288,13 @@ impl Server {
         let peer = request.peer();
         self.next_link += 1;
         let id = LinkId(self.next_link);
-        let (source, accepted) = match role {
-            Role::Node => (Source::Node(id), self.nodes.accept(now, id, &self.device, request)),
-            _ => (Source::Client(id), self.clients.accept(now, id, &self.device, request)),
+        let (source, accepted) = match hello {
+            Some(hello) => {
+                let address = self.listener.local_addr();
+                let accepted = self.nodes.accept(now, id, &self.device, request, &hello, address);
+                (Source::Node(id), accepted)
+            }
+            None => (Source::Client(id), self.clients.accept(now, id, &self.device, request)),
         };
         match accepted {
             Ok(leaving) => {
@@ -370,14 +378,13 @@ impl Server {
     /// Looks a host name up in a thread of its own, since that may take seconds.
     fn resolve(&self, node: Arc<str>, host: Arc<str>) {
         let commands = self.commands.clone();
-        let ours = self.listener.local_addr().ip();
         let look_up = move || {
-            let found = rfaas::config::resolve(&host, 0).map(|found| like(ours, &found));
+            let found = rfaas::config::resolve(&host, 0);
             if let Err(error) = &found {
                 tracing::warn!(?node, %error, "the node's address was not found; trying again");
             }
-            let told = commands
-                .tell(move |pool, now, _| pool.resolved(now, &node, &host, found.ok().flatten()));
+            let found: Vec<_> = found.into_iter().flatten().map(|found| found.ip()).collect();
+            let told = commands.tell(move |pool, now, _| pool.resolved(now, &node, &host, found));
             told.unwrap_or_else(|stopped| tracing::debug!(%stopped, "address not needed any more"));
         };
         if let Err(error) = std::thread::Builder::new().name("resolve".into()).spawn(look_up) {
@@ -391,12 +398,6 @@ impl Server {
             tracing::error!(%error, "the executors database could not be written; its old state is kept");
         }
     }
-}
-
-/// Of the addresses of a node's name, the one that clients are told: of our device's family, if there is a choice.
-fn like(ours: IpAddr, found: &[SocketAddr]) -> Option<IpAddr> {
-    let ips = || found.iter().map(SocketAddr::ip);
-    ips().find(|ip| ip.is_ipv4() == ours.is_ipv4()).or_else(|| ips().next())
 }
 
 fn turn_away(request: ConnectRequest, why: &str) {

@@ -22,8 +22,6 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use rfaas::channel::{Channel, ChannelError, Incoming};
-use rfaas::config::ClusterSecret;
-use rfaas::protocol::Role;
 use rfaas::protocol::lease::{EndReason, NodeName, Token};
 use rfaas::protocol::node::{Bill, FromNode, LeaseClaimed, LeaseEnded, Register, ToNode};
 use serde_json::{Value, json};
@@ -256,10 +254,9 @@ struct Node {
 
 impl Node {
     fn run(&mut self, at: SocketAddr, random: &mut Random, granted: Receiver<Token>) {
-        if let Ok((mut channel, challenge)) = dial(at, Role::Node) {
-            let secret = ClusterSecret::of(&42.into());
+        if let Ok((mut channel, nonces)) = dial_node(at, b"42") {
             let name = NodeName::new("a").unwrap();
-            let register = Register::new(name, INSTANCE, &challenge, secret.bytes());
+            let register = Register::new(name, INSTANCE, listens(), &nonces, b"42");
             let registered = channel.send(&FromNode::Register(register));
             let ended = registered.and_then(|()| self.serve(&mut channel, random, &granted));
             assert!(!matches!(ended, Err(ChannelError::Malformed(_))), "{ended:?}");

@@ -8,7 +8,7 @@ use nix::sys::signal::Signal;
 use rfaas::channel::{Channel, ChannelError};
 use rfaas::protocol::lease::{EndReason, FromClient, LeaseRelease, ToClient, Token};
 use rfaas::protocol::node::{Draining, FromNode, Register, ToNode};
-use rfaas::protocol::{Empty, Role};
+use rfaas::protocol::{Clock, Role};
 use serde_json::{Value, json};
 use support::*;
 
@@ -192,14 +192,14 @@ fn a_malformed_message_ends_its_own_connection_only() {
     let kept = good_client.lease(1, 1);
     // Messages of another conversation, and of this one at the wrong time.
     let mut client = Client::new(manager.rdma);
-    client.channel.send(&FromNode::Heartbeat(Empty {})).unwrap();
+    client.channel.send(&FromNode::Heartbeat(Clock::now())).unwrap();
     ended(&mut client.channel);
     let mut client = Client::new(manager.rdma);
     let forged = Token::unsigned(kept.token.terms);
     client.channel.send(&FromClient::Release(LeaseRelease { token: forged })).unwrap();
     ended(&mut client.channel);
-    let (mut node, _) = dial(manager.rdma, Role::Node).unwrap();
-    node.send(&FromNode::Heartbeat(Empty {})).unwrap();
+    let (mut node, _) = dial_node(manager.rdma, b"42").unwrap();
+    node.send(&FromNode::Heartbeat(Clock::now())).unwrap();
     ended(&mut node);
     for role in [Role::Allocation, Role::Accounting, Role::Executor, Role::Worker] {
         match dial(manager.rdma, role) {
@@ -361,10 +361,9 @@ fn a_node_without_an_instance_is_dropped() {
     let (manager, node) = cluster(1);
     drop(node);
     manager.wait_node("a", "lost");
-    let (mut channel, challenge) = dial(manager.rdma, Role::Node).unwrap();
-    let secret = rfaas::config::ClusterSecret::of(&42.into());
+    let (mut channel, nonces) = dial_node(manager.rdma, b"42").unwrap();
     let name = rfaas::protocol::lease::NodeName::new("a").unwrap();
-    let register = Register::new(name, 0, &challenge, secret.bytes());
+    let register = Register::new(name, 0, listens(), &nonces, b"42");
     channel.send(&FromNode::Register(register)).unwrap();
     ended(&mut channel);
     assert_eq!(manager.node_state("a").as_deref(), Some("lost"));
@@ -451,7 +450,7 @@ fn more_connections_than_it_can_hold_are_refused_and_it_goes_on() {
     let (mut taken, mut refused) = (Vec::new(), 0);
     for _ in 0..40 {
         match dial(manager.rdma, Role::Lease) {
-            Ok((channel, _)) => taken.push(Client { channel }),
+            Ok(channel) => taken.push(Client { channel }),
             Err(ChannelError::Refused(why)) => {
                 assert!(why.contains("too many connections"), "{why}");
                 refused += 1;

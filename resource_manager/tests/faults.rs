@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 
 use rdmalib::faults::{Fault, Script, VARIABLE};
 use rfaas::channel::{Channel, Incoming};
-use rfaas::protocol::Role;
 use rfaas::protocol::lease::{EndReason, FromClient, LeaseRelease, NodeName, ToClient, Token};
 use rfaas::protocol::node::{
     Bill, FromNode, LeaseClaimed, LeaseEnded, Register, Registered, ToNode,
@@ -18,9 +17,10 @@ use support::*;
 /// An executor manager of node `name`, not yet registered, whose messages meet `script`. The first of
 /// them, number 0, is its registration.
 fn node(manager: &Manager, name: &str, script: Script) -> Channel {
-    let (mut channel, challenge) = dial(manager.rdma, Role::Node).unwrap();
+    let (mut channel, nonces) = dial_node(manager.rdma, b"42").unwrap();
     channel.inject(script);
-    let register = Register::new(NodeName::new(name).unwrap(), INSTANCE, &challenge, b"42");
+    let name = NodeName::new(name).unwrap();
+    let register = Register::new(name, INSTANCE, listens(), &nonces, b"42");
     channel.send(&FromNode::Register(register)).unwrap();
     channel
 }

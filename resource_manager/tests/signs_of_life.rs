@@ -7,7 +7,6 @@ mod support;
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
-use rfaas::protocol::Role;
 use rfaas::protocol::node::ToNode;
 use serde_json::json;
 use support::*;
@@ -38,7 +37,7 @@ fn an_executor_manager_is_told_how_often_to_give_signs_and_gets_as_many() {
 #[test]
 fn an_executor_manager_that_falls_silent_is_lost_though_its_connection_stands() {
     let (manager, mut node) = cluster(100, 1500);
-    let (mut stranger, _) = dial(manager.rdma, Role::Node).unwrap(); // never registers
+    let (mut stranger, _) = dial_node(manager.rdma, b"42").unwrap(); // never registers
     node.fall_silent();
     manager.wait_node("a", "lost");
     node.ended();

@@ -52,6 +52,18 @@ pub enum ChannelError {
     /// The peer refused the connection, in its words.
     #[error("the peer refused the connection: {0}")]
     Refused(String),
+    /// Somebody listens there who did not prove to be who is meant; it was told nothing.
+    #[error(
+        "who listens at {address} ({}) did not prove to know the cluster's secret: that of both sides must be the same, \
+         or somebody passes for the other side",
+        peer.as_deref().unwrap_or("unknown to the device")
+    )]
+    Unproved {
+        /// The address.
+        address: SocketAddr,
+        /// Who that is, as far as the device knows.
+        peer: Option<String>,
+    },
     /// The peer sent bytes that are no message; do not talk to it any further.
     #[error(transparent)]
     Malformed(#[from] Malformed),
@@ -176,6 +188,17 @@ impl Channel {
     /// Domain to register memory in that this one peer may reach.
     pub fn domain(&self) -> &Domain {
         &self.domain
+    }
+
+    /// Has [`connect`](Self::connect) refuse whoever listens there and is not of this user, where the device knows
+    /// users. Nothing is sent to it.
+    pub fn expect_listener(&mut self, user: Option<u32>) {
+        self.queue_pair.expect_listener(user);
+    }
+
+    /// Who is at the other end, as far as the device knows; for people.
+    pub fn peer(&self) -> Option<String> {
+        self.queue_pair.peer()
     }
 
     /// Connects to the listener at `to` as `role`, telling it `body`; returns what it answered when it

@@ -98,6 +98,19 @@ pub enum Error {
         /// In the manager's words.
         reason: String,
     },
+    /// Somebody listens at the node's address who is not the node, or does not know its cluster's secret; nothing was
+    /// shown to it.
+    #[error(
+        "who listens at {address} could not prove to be node {node} ({peer}); nothing was sent there"
+    )]
+    Unproved {
+        /// Name of the node.
+        node: String,
+        /// Its address.
+        address: SocketAddr,
+        /// Who listens there, as far as that is known.
+        peer: String,
+    },
     /// The executor ended before it was ready: a crash while the library was loaded.
     #[error("the executor ended while it started: {0}")]
     StartFailed(Exit),

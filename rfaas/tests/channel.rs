@@ -15,7 +15,7 @@ use rfaas::protocol::accounting::Counters;
 use rfaas::protocol::lease::{ClientName, LeaseRequest};
 use rfaas::protocol::node::{FromNode, LeaseEndedAck, ToNode};
 use rfaas::protocol::{
-    Empty, Hello, MAX_MESSAGE_BYTES, Malformed, MessageKind, Refusal, Role, parse_prefix,
+    Clock, Empty, Hello, MAX_MESSAGE_BYTES, Malformed, MessageKind, Refusal, Role, parse_prefix,
 };
 use rfaas::protocol::{allocation, lease};
 
@@ -383,12 +383,12 @@ fn bytes_that_are_no_message_are_an_error_and_the_next_is_read() {
     client.send(&Raw(vec![])).unwrap();
     client.send(&Raw(vec![1])).unwrap();
     client.send(&Raw(vec![0xff; 600])).unwrap();
-    client.send(&FromNode::Heartbeat(Empty {})).unwrap();
+    let heartbeat = FromNode::Heartbeat(Clock::now());
+    client.send(&heartbeat).unwrap();
     for _ in 0..3 {
         let error = server.receive::<FromNode>(LONG).unwrap_err();
         assert!(matches!(error, ChannelError::Malformed(_)), "{error}");
     }
-    let heartbeat = FromNode::Heartbeat(Empty {});
     assert_eq!(server.receive(LONG).unwrap(), Incoming::Message(heartbeat));
 }
 

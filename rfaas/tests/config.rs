@@ -45,6 +45,28 @@ const TWO_DEVICES: &str = r#"{"devices": [
     {"name": "shm0", "ip_address": "::1", "port": 7, "provider": "shm"}]}"#;
 
 #[test]
+fn a_trusted_user_is_a_name_or_a_number_of_this_machine_and_for_shm_only() {
+    let entry = |more: &str| {
+        let text =
+            format!(r#"{{"devices": [{{"name": "a", "ip_address": "127.0.0.1", {more}}}]}}"#);
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), text).unwrap();
+        Devices::load(file.path())
+    };
+    for (user, id) in [("7", 7), (r#""7""#, 7), (r#""root""#, 0)] {
+        let devices = entry(&format!(r#""provider": "shm", "trusted_user": {user}"#)).unwrap();
+        assert_eq!(devices.open("a").unwrap().trusted_user, Some(id), "{user}");
+    }
+    let none = entry(r#""provider": "shm""#).unwrap();
+    assert_eq!(none.open("a").unwrap().trusted_user, None);
+    let unknown = entry(r#""provider": "shm", "trusted_user": "no such user""#).unwrap();
+    let error = unknown.open("a").unwrap_err().to_string();
+    assert!(error.contains("no user") && error.contains("trusted_user"), "{error}");
+    let error = entry(r#""provider": "verbs", "trusted_user": 7"#).unwrap_err().to_string();
+    assert!(error.contains("devices[0].trusted_user"), "{error}");
+}
+
+#[test]
 fn the_shipped_files_are_a_cluster_on_this_machine() {
     let devices = Devices::load(shipped("devices.json")).unwrap();
     let shm = devices.get("shm0").unwrap();
@@ -162,7 +184,8 @@ fn every_key_is_in_the_readme_and_no_other() {
         serde_json::to_value(value.unwrap()).unwrap()
     }
     let file = "devices.json";
-    assert_documented(file, loaded(Devices::load(shipped(file))), &[]);
+    let optional = ["devices[].trusted_user"];
+    assert_documented(file, loaded(Devices::load(shipped(file))), &optional);
     let file = "resource_manager.json";
     assert_documented(file, loaded(ResourceManagerConfig::load(shipped(file))), &[]);
     let file = "executor_manager.json";

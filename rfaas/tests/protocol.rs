@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use proptest::prelude::*;
+use rfaas::protocol::allocation::{Allocate, ClaimHello, NodeProof};
 use rfaas::protocol::assignment::HexSecret;
 use rfaas::protocol::invocation::{
     INPUT_IN_PLACE, MAX_SLOTS, OUTPUT_IN_PLACE, ReplyImmediate, ReplyStatus, RequestHeader,
@@ -16,11 +17,11 @@ use rfaas::protocol::lease::{
     ClientName, EndReason, LeaseId, LeaseTerms, MAX_CLIENT_NAME_BYTES, MAX_NODE_NAME_BYTES,
     NodeName, Token,
 };
-use rfaas::protocol::node::{Challenge, Register};
+use rfaas::protocol::node::{ManagerProof, NodeHello, Register};
 use rfaas::protocol::session::{FromExecutor, WorkerHello};
 use rfaas::protocol::{
-    Empty, Hello, MAX_MESSAGE_BYTES, Malformed, MessageKind, Refusal, Role, Secret, Text, VERSION,
-    WireAddress, allocation, lease, node, parse_prefix,
+    Empty, Hello, MAX_MESSAGE_BYTES, Malformed, MessageKind, Nonce, Nonces, Refusal, Role, Secret,
+    Text, VERSION, WireAddress, allocation, lease, node, parse_prefix,
 };
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
@@ -34,6 +35,32 @@ fn terms() -> LeaseTerms {
         node: NodeName::new("node-1").unwrap(),
         client: ClientName::new("alice").unwrap(),
     }
+}
+
+const NONCES: Nonces = Nonces { caller: Nonce([5; 16]), called: Nonce([6; 16]) };
+
+/// With one nonce of these only.
+fn other_connections() -> [Nonces; 3] {
+    let fresh = Nonce([7; 16]);
+    let Nonces { caller, called } = NONCES;
+    [
+        Nonces { caller: fresh, called },
+        Nonces { caller, called: fresh },
+        Nonces { caller: called, called: caller },
+    ]
+}
+
+fn address(port: u16) -> SocketAddr {
+    ([127, 0, 0, 1], port).into()
+}
+
+fn register() -> Register {
+    Register::new(NodeName::new("node-1").unwrap(), 1, address(10_005), &NONCES, b"42")
+}
+
+/// A claim of the lease of `token`, not proved.
+fn claim(token: &Token) -> Allocate {
+    Allocate { signed: token.signed(), slots: 4.into(), ..Allocate::new_zeroed() }
 }
 
 /// Decodes as messages of every conversation; whichever accepts it must encode the same bytes again.
@@ -53,8 +80,9 @@ fn decode_as_each(bytes: &[u8]) -> usize {
 }
 
 /// Lengths of all message bodies, so that random bytes are often of the right length.
-const BODIES: [usize; 22] = [
-    0, 4, 6, 8, 10, 14, 16, 32, 40, 90, 170, 228, 242, 244, 246, 260, 262, 272, 286, 316, 514, 522,
+const BODIES: [usize; 25] = [
+    0, 4, 6, 8, 10, 14, 16, 24, 32, 40, 90, 196, 228, 242, 244, 246, 252, 260, 262, 266, 272, 286,
+    340, 514, 522,
 ];
 
 proptest! {
@@ -139,11 +167,19 @@ proptest! {
 
     #[test]
     fn a_registration_with_any_bit_changed_is_refused(bit in 0..8 * size_of::<Register>()) {
-        let challenge = Challenge { nonce: [5; 32] };
-        let mut register = Register::new(NodeName::new("node-1").unwrap(), 1, &challenge, b"42");
-        prop_assert!(register.verify(&challenge, b"42"));
+        let mut register = register();
+        prop_assert!(register.verify(&NONCES, b"42"));
         register.as_mut_bytes()[bit / 8] ^= 1 << (bit % 8);
-        prop_assert!(!register.verify(&challenge, b"42"));
+        prop_assert!(!register.verify(&NONCES, b"42"));
+    }
+
+    #[test]
+    fn a_claim_with_any_bit_changed_is_refused(bit in 0..8 * size_of::<Allocate>()) {
+        let token = Token::sign(terms(), b"42");
+        let mut claim = claim(&token).proved(token.key(), &NONCES);
+        prop_assert!(claim.verify(token.key(), &NONCES));
+        claim.as_mut_bytes()[bit / 8] ^= 1 << (bit % 8);
+        prop_assert!(!claim.verify(token.key(), &NONCES));
     }
 
     #[test]
@@ -160,7 +196,7 @@ fn every_message_has_a_length_of_its_own_and_fits() {
         .flat_map(|kind| BODIES.map(|len| [&kind.to_le_bytes()[..], &vec![1; len]].concat()))
         .map(|bytes| decode_as_each(&bytes))
         .sum();
-    assert_eq!(accepted, 29, "messages of all conversations: is BODIES complete?");
+    assert_eq!(accepted, 30, "messages of all conversations: is BODIES complete?");
     assert!(BODIES.iter().all(|len| len + 2 <= MAX_MESSAGE_BYTES));
 }
 
@@ -203,7 +239,7 @@ fn a_peer_of_another_version_or_another_kind_is_recognised() {
     other[4..6].copy_from_slice(&(VERSION + 1).to_le_bytes());
     assert_eq!(Hello::parse(&other), Err(Malformed::Version { theirs: VERSION + 1 }));
     let text = Hello::parse(&other).unwrap_err().to_string();
-    assert!(text.contains("version 5") && text.contains("speaks 4"), "{text}");
+    assert!(text.contains("version 6") && text.contains("speaks 5"), "{text}");
 
     let mut other = hello.clone();
     other[0] ^= 1;
@@ -234,12 +270,85 @@ fn a_token_is_valid_under_its_own_secret_only() {
 }
 
 #[test]
-fn a_registration_is_valid_for_its_own_challenge_and_secret_only() {
-    let challenge = Challenge { nonce: [5; 32] };
-    let register = Register::new(NodeName::new("node-1").unwrap(), 1, &challenge, b"42");
-    assert!(register.verify(&challenge, b"42"));
-    assert!(!register.verify(&Challenge { nonce: [6; 32] }, b"42"));
-    assert!(!register.verify(&challenge, b"43"));
+fn a_registration_is_valid_on_its_own_connection_and_under_its_secret_only() {
+    let register = register();
+    assert!(register.verify(&NONCES, b"42"));
+    assert!(!register.verify(&NONCES, b"43"));
+    for other in other_connections() {
+        assert!(!register.verify(&other, b"42"), "said again elsewhere");
+    }
+}
+
+#[test]
+fn a_claim_is_valid_on_its_own_connection_and_by_its_holder_only() {
+    let (token, other) = (Token::sign(terms(), b"42"), LeaseTerms { lease: 8.into(), ..terms() });
+    let claim = claim(&token).proved(token.key(), &NONCES);
+    assert!(claim.verify(token.key(), &NONCES));
+    assert!(!claim.verify(Token::sign(other, b"42").key(), &NONCES));
+    for other in other_connections() {
+        assert!(!claim.verify(token.key(), &other), "said again elsewhere");
+    }
+    let renewed = LeaseTerms { expires_at_ms: 9_000.into(), ..terms() };
+    assert_eq!(Token::sign(renewed, b"42").key().as_bytes(), token.key().as_bytes());
+    let next_run = LeaseTerms { instance: 10.into(), ..terms() };
+    assert_ne!(Token::sign(next_run, b"42").key().as_bytes(), token.key().as_bytes());
+}
+
+#[test]
+fn who_is_called_proves_itself_to_its_caller_at_its_own_address_only() {
+    let (here, elsewhere) = (address(10_000), address(10_001));
+    let (hello, another) =
+        (NodeHello { nonce: Nonce([1; 16]) }, NodeHello { nonce: Nonce([2; 16]) });
+    let proof = ManagerProof::new(&hello, here, b"42");
+    let nonces = Nonces { caller: hello.nonce, called: proof.nonce };
+    assert_eq!(proof.verify(&hello, here, b"42"), Some(nonces));
+    let mapped = "[::ffff:127.0.0.1]:10000".parse().unwrap();
+    assert_eq!(proof.verify(&hello, mapped, b"42"), Some(nonces), "the same address");
+    for (hello, address, secret) in
+        [(&another, here, b"42"), (&hello, elsewhere, b"42"), (&hello, here, b"43")]
+    {
+        assert_eq!(proof.verify(hello, address, secret), None);
+    }
+
+    let token = Token::sign(terms(), b"42");
+    let (hello, another) = (ClaimHello::new(&token), ClaimHello::new(&token));
+    let proof = NodeProof::new(&hello, here, &hello.key(b"42"));
+    assert!(proof.verify(&hello, here, token.key()), "the node derives the key");
+    assert!(!proof.verify(&another, here, token.key()));
+    assert!(!proof.verify(&hello, elsewhere, token.key()), "passed on by who listens elsewhere");
+    assert!(!proof.verify(&hello, here, Token::sign(terms(), b"43").key()));
+    assert!(!NodeProof::none().verify(&hello, here, token.key()));
+}
+
+#[test]
+fn a_token_without_its_key_shows_its_terms_and_claims_nothing() {
+    let token = Token::sign(terms(), b"42");
+    let shown = token.without_key();
+    assert!(shown.signed().verify(b"42") && !shown.verify(b"42"));
+    let claim = claim(&shown).proved(shown.key(), &NONCES);
+    assert!(!claim.verify(token.key(), &NONCES));
+    assert!(!Token::unsigned(terms()).signed().verify(b"42"));
+    assert_ne!(shown, token);
+}
+
+#[test]
+fn clients_of_the_release_before_are_listened_to_and_nobody_else_of_it() {
+    for (role, listened_to) in [
+        (Role::Lease, true),
+        (Role::Allocation, true),
+        (Role::Node, false),
+        (Role::Accounting, false),
+        (Role::Executor, false),
+        (Role::Worker, false),
+    ] {
+        let mut hello = Hello::with(role, &Empty {});
+        for (version, accepted) in [(5, true), (4, listened_to), (3, false), (6, false)] {
+            hello[4] = version;
+            let theirs = version.into();
+            let expected = if accepted { Ok(role) } else { Err(Malformed::Version { theirs }) };
+            assert_eq!(Hello::parse(&hello).map(|(role, _)| role), expected, "{version}");
+        }
+    }
 }
 
 #[test]

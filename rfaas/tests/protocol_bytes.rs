@@ -10,8 +10,8 @@ use rfaas::protocol::accounting::{
     INVOCATIONS, MANAGER_BEATS,
 };
 use rfaas::protocol::allocation::{
-    self, Allocate, AllocateRefused, Allocated, ExecutorExited, LeaseEnding, RefusedBecause,
-    Released, Renew, Renewed,
+    self, Allocate, AllocateRefused, Allocated, ClaimHello, ExecutorExited, LeaseEnding, NodeProof,
+    RefusedBecause, Released, Renew, Renewed,
 };
 use rfaas::protocol::assignment::{AssignedDevice, Assignment, HexSecret};
 use rfaas::protocol::invocation::{
@@ -20,18 +20,20 @@ use rfaas::protocol::invocation::{
 };
 use rfaas::protocol::lease::{
     self, ClientName, EndReason, LeaseGranted, LeaseRefused, LeaseRelease, LeaseRenew,
-    LeaseRequest, LeaseTerms, NodeName, Reason, Token,
+    LeaseReplace, LeaseRequest, LeaseTerms, NodeName, Reason, Token, Unusable,
 };
 use rfaas::protocol::node::{
-    self, Bill, Challenge, Draining, EndLease, LeaseClaimed, LeaseEnded, LeaseEndedAck, LeaseUsed,
-    Register, RegisterRefused, Registered,
+    self, Bill, Draining, EndLease, LeaseClaimed, LeaseEnded, LeaseEndedAck, LeaseUsed,
+    ManagerProof, NodeHello, Register, RegisterRefused, Registered,
 };
 use rfaas::protocol::session::{
     ExecutorHello, FromExecutor, FunctionEntry, LoadFailed, WorkerHello,
 };
 use rfaas::protocol::{
-    Bytes, Empty, Hello, MessageKind, Refusal, Role, Secret, Text, VERSION, WireAddress,
+    Bytes, Clock, Empty, Hello, MessageKind, Nonce, Nonces, OLDEST_CLIENT, Proof, Refusal, Role,
+    Secret, Text, VERSION, WireAddress,
 };
+use zerocopy::{FromBytes, IntoBytes};
 
 #[track_caller]
 fn is(actual: &impl Bytes, expected: &[&[u8]]) {
@@ -79,14 +81,35 @@ fn terms_bytes() -> Vec<u8> {
     .concat()
 }
 
-/// HMAC-SHA256 with key "42" over "rFaaS lease v2" and these terms, from another implementation.
-const TERMS_MAC: [u8; 32] = [
-    0xbb, 0xcf, 0xee, 0x34, 0x9a, 0x4c, 0x13, 0xc5, 0xe4, 0xaf, 0x17, 0x81, 0xa8, 0xcf, 0xe6, 0x21,
-    0xd4, 0x37, 0x73, 0x86, 0x8a, 0xef, 0x69, 0x10, 0x56, 0x31, 0x37, 0x3b, 0x61, 0xb3, 0xdc, 0x27,
+/// The first half of the HMAC-SHA256 with key "42" over "rFaaS lease key v5", lease and instance, from another
+/// implementation.
+const KEY: [u8; 16] = [
+    0x40, 0x60, 0xe3, 0x3b, 0xd6, 0xc8, 0xde, 0x1a, 0x80, 0x42, 0x9c, 0xcc, 0xbb, 0x46, 0x05, 0x7e,
+];
+
+/// Likewise over "rFaaS lease v5" and these terms.
+const TERMS_MAC: [u8; 16] = [
+    0x55, 0xc1, 0x47, 0x44, 0xd1, 0x2e, 0xc1, 0xb5, 0x52, 0xf9, 0x83, 0xbd, 0x46, 0xbf, 0x01, 0x95,
 ];
 
 fn token_bytes() -> Vec<u8> {
+    [&terms_bytes()[..], &KEY, &TERMS_MAC].concat()
+}
+
+fn signed_bytes() -> Vec<u8> {
     [&terms_bytes()[..], &TERMS_MAC].concat()
+}
+
+/// 0 to 15, and 16 to 31.
+fn nonces() -> Nonces {
+    let caller = Nonce(std::array::from_fn(|i| i as u8));
+    Nonces { caller, called: Nonce(std::array::from_fn(|i| 16 + i as u8)) }
+}
+
+const CLOCK_BYTES: [u8; 8] = [0x7b, 0x68, 0xe5, 0xcf, 0x8b, 1, 0, 0];
+
+fn clock() -> Clock {
+    Clock { ms: 1_700_000_000_123.into() }
 }
 
 const BILL: Bill = Bill {
@@ -102,7 +125,7 @@ const SECRET: Secret = Secret(*b"0123456789abcdef");
 
 #[test]
 fn a_hello_is_magic_version_and_role() {
-    assert_eq!(VERSION, 4);
+    assert_eq!((VERSION, OLDEST_CLIENT), (5, 4));
     for (role, number) in [
         (Role::Lease, 1),
         (Role::Node, 2),
@@ -112,10 +135,10 @@ fn a_hello_is_magic_version_and_role() {
         (Role::Worker, 6),
     ] {
         let hello = Hello::with(role, &Empty {});
-        assert_eq!(hello, [b'r', b'F', b'a', b'S', 4, 0, number, 0]);
+        assert_eq!(hello, [b'r', b'F', b'a', b'S', 5, 0, number, 0]);
     }
     let hello = Hello::with(Role::Accounting, &AccountingHello { secret: SECRET });
-    assert_eq!(hello, b"rFaS\x04\0\x04\x000123456789abcdef");
+    assert_eq!(hello, b"rFaS\x05\0\x04\x000123456789abcdef");
 }
 
 #[test]
@@ -152,6 +175,9 @@ fn lease_structs() {
     is(&terms(), &[&terms_bytes()]);
     is(&Token::sign(terms(), b"42"), &[&token_bytes()]);
     is(&Token::unsigned(terms()), &[&terms_bytes(), &[0; 32]]);
+    is(&Token::sign(terms(), b"42").without_key(), &[&terms_bytes(), &[0; 16], &TERMS_MAC]);
+    is(&Token::sign(terms(), b"42").signed(), &[&signed_bytes()]);
+    is(Token::sign(terms(), b"42").key(), &[&KEY]);
     let client = ClientName::new("alice").unwrap();
     let request = LeaseRequest {
         request: 1.into(),
@@ -176,6 +202,12 @@ fn lease_structs() {
     let renew =
         LeaseRenew { request: 1.into(), timeout_ms: 2.into(), token: Token::sign(terms(), b"42") };
     is(&renew, &[&[1, 0, 0, 0], &[2, 0, 0, 0, 0, 0, 0, 0], &token_bytes()]);
+    let replace = LeaseReplace {
+        request: 1.into(),
+        token: release.token,
+        because: Unusable::Unreachable.to_wire(),
+    };
+    is(&replace, &[&[1, 0, 0, 0], &token_bytes(), &[2, 0]]);
     let granted = LeaseGranted {
         request: 1.into(),
         part: 2.into(),
@@ -197,6 +229,7 @@ fn lease_structs() {
     says(&lease::FromClient::Request(request), 1, &request);
     says(&lease::FromClient::Release(release), 2, &release);
     says(&lease::FromClient::Renew(renew), 3, &renew);
+    says(&lease::FromClient::Replace(replace), 4, &replace);
     says(&lease::ToClient::Granted(granted), 1, &granted);
     says(&lease::ToClient::Refused(refused), 2, &refused);
 }
@@ -218,17 +251,31 @@ fn reasons_of_an_end_are_numbered() {
 
 #[test]
 fn node_structs() {
-    let challenge = Challenge { nonce: std::array::from_fn(|i| i as u8) };
-    let nonce: Vec<u8> = (0..32).collect();
-    is(&challenge, &[&nonce]);
-    let register = Register::new(NodeName::new("node-1").unwrap(), INSTANCE, &challenge, b"42");
-    // HMAC-SHA256 with key "42" over "rFaaS node v2", nonce, name and instance, from another implementation.
-    let proof = [
-        0x54, 0xfa, 0xde, 0x0f, 0xa3, 0x82, 0x29, 0xff, 0x27, 0x03, 0x95, 0x1a, 0x05, 0xa4, 0x31,
-        0x15, 0x0c, 0x9e, 0x64, 0xdb, 0xfc, 0xd3, 0xe4, 0xc5, 0x74, 0x6e, 0x3f, 0x26, 0xf4, 0x21,
-        0x9d, 0x2f,
+    let Nonces { caller, called } = nonces();
+    let hello = NodeHello { nonce: caller };
+    is(&hello, &[&caller.0]);
+    // HMAC-SHA256 with key "42" over "rFaaS manager v5", both nonces and the address that was called, from another
+    // implementation.
+    let proof: [u8; 32] = [
+        0xff, 0xe0, 0xe6, 0xff, 0xa4, 0x7c, 0xc8, 0xa5, 0x3a, 0xf0, 0xf5, 0xe0, 0x7d, 0x9c, 0x9d,
+        0x21, 0xc3, 0x58, 0x05, 0xde, 0xa1, 0xc3, 0x30, 0x81, 0xbc, 0xd4, 0x3c, 0x92, 0x0d, 0x09,
+        0xc7, 0x3c,
     ];
-    is(&register, &[&text::<128>("node-1"), &INSTANCE_BYTES, &proof]);
+    let manager = ManagerProof::read_from_bytes(&[&called.0[..], &proof].concat()).unwrap();
+    let address: SocketAddr = "127.0.0.1:10000".parse().unwrap();
+    assert_eq!(manager.verify(&hello, address, b"42"), Some(nonces()));
+    let address: SocketAddr = "10.1.2.3:10005".parse().unwrap();
+    let register =
+        Register::new(NodeName::new("node-1").unwrap(), INSTANCE, address, &nonces(), b"42");
+    let register = register.at(clock(), &nonces(), b"42");
+    // Likewise over "rFaaS node v5", both nonces and all that is before it.
+    let proof = [
+        0x84, 0x93, 0xdc, 0x36, 0xdb, 0xff, 0x6d, 0xab, 0xea, 0x78, 0x33, 0x93, 0xe8, 0xd7, 0x22,
+        0x1c, 0xc3, 0xd8, 0xc9, 0xf5, 0x14, 0xbc, 0xcd, 0x95, 0x0b, 0x6b, 0xbc, 0x2a, 0x71, 0x0e,
+        0x67, 0x35,
+    ];
+    let at = WireAddress::from(address);
+    is(&register, &[&text::<128>("node-1"), &INSTANCE_BYTES, at.as_bytes(), &CLOCK_BYTES, &proof]);
     is(&BILL, &[&BILL_BYTES]);
     let claimed = LeaseClaimed { terms: terms() };
     is(&claimed, &[&terms_bytes()]);
@@ -245,8 +292,9 @@ fn node_structs() {
         memory: 512.into(),
         heartbeat_ms: 3.into(),
         silence_ms: 4.into(),
+        clock: clock(),
     };
-    is(&registered, &[&[2, 0, 0, 0, 0, 2, 0, 0, 3, 0, 0, 0, 4, 0, 0, 0]]);
+    is(&registered, &[&[2, 0, 0, 0, 0, 2, 0, 0, 3, 0, 0, 0, 4, 0, 0, 0], &CLOCK_BYTES]);
     let refused = RegisterRefused { reason: Reason::truncated("unknown") };
     is(&refused, &[&text::<240>("unknown")]);
     let end = EndLease { lease: 7.into(), reason: 4.into(), grace_ms: 0x0403_0201.into() };
@@ -255,21 +303,34 @@ fn node_structs() {
     says(&node::FromNode::Register(register), 1, &register);
     says(&node::FromNode::Claimed(claimed), 2, &claimed);
     says(&node::FromNode::Ended(ended), 3, &ended);
-    says(&node::FromNode::Heartbeat(Empty {}), 4, &Empty {});
+    says(&node::FromNode::Heartbeat(clock()), 4, &clock());
     says(&node::FromNode::Used(used), 5, &used);
     says(&node::FromNode::Draining(draining), 6, &draining);
     says(&node::ToNode::Registered(registered), 1, &registered);
     says(&node::ToNode::Refused(refused), 2, &refused);
     says(&node::ToNode::EndedAck(ack), 3, &ack);
     says(&node::ToNode::EndLease(end), 4, &end);
-    says(&node::ToNode::Heartbeat(Empty {}), 5, &Empty {});
+    says(&node::ToNode::Heartbeat(clock()), 5, &clock());
 }
 
 #[test]
 fn allocation_structs() {
     let client: SocketAddr = "127.0.0.1:258".parse().unwrap();
+    let (token, Nonces { caller, called }) = (Token::sign(terms(), b"42"), nonces());
+    let hello = ClaimHello { lease: 7.into(), instance: INSTANCE.into(), nonce: caller };
+    is(&hello, &[&[7, 0, 0, 0, 0, 0, 0, 0], &INSTANCE_BYTES, &caller.0]);
+    // HMAC-SHA256 with the lease's key over "rFaaS executor manager v5", both nonces and the address that was called,
+    // from another implementation.
+    let proof: [u8; 32] = [
+        0x3a, 0xd0, 0x8c, 0xaf, 0x31, 0xa4, 0xe9, 0x9e, 0x80, 0xd5, 0xe3, 0x4e, 0x25, 0x6e, 0xe7,
+        0x17, 0xc0, 0xf8, 0x85, 0x93, 0x1c, 0x86, 0xbb, 0x02, 0x9b, 0xf5, 0x1f, 0xfc, 0xf2, 0xd4,
+        0xd0, 0x50,
+    ];
+    let node = NodeProof::read_from_bytes(&[&called.0[..], &proof].concat()).unwrap();
+    assert!(node.verify(&hello, "10.1.2.3:10005".parse().unwrap(), token.key()));
     let allocate = Allocate {
-        token: Token::sign(terms(), b"42"),
+        signed: token.signed(),
+        clock: Clock { ms: 5.into() },
         client: client.into(),
         session: SECRET,
         hot_timeout_ms: (-1).into(),
@@ -277,22 +338,32 @@ fn allocation_structs() {
         output_bytes: 2.into(),
         code_bytes: 3.into(),
         slots: 4.into(),
-    };
+        proof: Proof::NONE,
+    }
+    .proved(token.key(), &nonces());
+    // Likewise over "rFaaS client v5", both nonces and all that is before it.
+    let proof = [
+        0x79, 0x21, 0xd6, 0x51, 0x53, 0x23, 0xb3, 0x71, 0x13, 0xc2, 0x3a, 0x67, 0x43, 0xc3, 0x3c,
+        0xc8, 0x29, 0xe3, 0xa0, 0xbc, 0xec, 0xa1, 0x16, 0x2d, 0xd9, 0x1c, 0xfe, 0x22, 0x90, 0xda,
+        0xd8, 0xcb,
+    ];
     is(
         &allocate,
         &[
-            &token_bytes(),
+            &signed_bytes(),
+            &[5, 0, 0, 0, 0, 0, 0, 0],
             &[0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 127, 0, 0, 1, 2, 1],
             b"0123456789abcdef",
             &[0xff; 8],
             &[1, 0, 0, 0, 2, 0, 0, 0, 3, 0, 0, 0],
             &[4, 0],
+            &proof,
         ],
     );
     let allocated = Allocated { lease: 7.into(), heartbeat_ms: 8.into(), silence_ms: 9.into() };
     is(&allocated, &[&[7, 0, 0, 0, 0, 0, 0, 0, 8, 0, 0, 0, 9, 0, 0, 0]]);
-    let renew = Renew { token: Token::sign(terms(), b"42") };
-    is(&renew, &[&token_bytes()]);
+    let renew = Renew { signed: token.signed(), clock: clock() };
+    is(&renew, &[&signed_bytes(), &CLOCK_BYTES]);
     let renewed = Renewed { expires_at_ms: 7.into() };
     is(&renewed, &[&[7, 0, 0, 0, 0, 0, 0, 0]]);
     let refused = AllocateRefused {
@@ -333,6 +404,17 @@ fn reasons_of_a_refusal_are_numbered() {
         assert_eq!(because.to_wire().get(), number);
         assert_eq!(RefusedBecause::from_wire(number.into()), Ok(because));
     }
+}
+
+#[test]
+fn reasons_of_an_exchange_are_numbered() {
+    for (number, because) in
+        [(1, Unusable::Refused), (2, Unusable::Unreachable), (3, Unusable::Unproved)]
+    {
+        assert_eq!(because.to_wire().get(), number);
+        assert_eq!(Unusable::from_wire(number.into()), Ok(because));
+    }
+    assert!(Unusable::from_wire(0.into()).is_err() && Unusable::from_wire(4.into()).is_err());
 }
 
 #[test]

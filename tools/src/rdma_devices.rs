@@ -129,6 +129,7 @@ fn entry(name: &str, provider: Provider, ip_address: IpAddr, port: u16) -> Devic
         max_inline_data: 0, // until the device was asked
         default_receive_buffer_size: RECEIVES,
         provider,
+        trusted_user: None,
     }
 }
 

@@ -105,6 +105,7 @@ fn entry(name: &str, provider: Provider, ip_address: IpAddr) -> DeviceEntry {
         max_inline_data: 0,
         default_receive_buffer_size: RECEIVES,
         provider,
+        trusted_user: None,
     }
 }
 

@@ -26,9 +26,9 @@ use rfaas::protocol::lease::{
     ClientName, EndReason, FromClient, LeaseGranted, LeaseRequest, NodeName, ToClient,
 };
 use rfaas::protocol::node::{
-    Bill, Challenge, FromNode, LeaseClaimed, LeaseEnded, Register, ToNode,
+    Bill, FromNode, LeaseClaimed, LeaseEnded, ManagerProof, NodeHello, Register, ToNode,
 };
-use rfaas::protocol::{Empty, Role, parse_prefix};
+use rfaas::protocol::{Clock, Empty, Nonce, Nonces, Role, parse_prefix};
 use serde::Serialize;
 use serde_json::{Value, json};
 use tools::http::Http;
@@ -260,7 +260,7 @@ impl Nodes {
                 let mut channel = channel.lock().unwrap_or_else(PoisonError::into_inner);
                 while channel.try_receive::<ToNode>().map_err(failed)?.is_some() {}
                 if beat {
-                    channel.send(&FromNode::Heartbeat(Empty {})).map_err(failed)?;
+                    channel.send(&FromNode::Heartbeat(Clock::now())).map_err(failed)?;
                 }
             }
             thread::sleep(LOOK_AGAIN);
@@ -294,11 +294,13 @@ impl Nodes {
 
 fn register(device: &Device, manager: SocketAddr, name: &str) -> Result<Channel, ChannelError> {
     let mut channel = Channel::new(device, RECEIVES)?;
-    let answer = channel.connect(manager, Role::Node, &Empty {}, PATIENCE)?;
-    let challenge: Challenge = parse_prefix(answer.as_slice())?;
-    let name = NodeName::truncated(name);
+    let hello = NodeHello { nonce: Nonce::generate() };
+    let answer = channel.connect(manager, Role::Node, &hello, PATIENCE)?;
+    let proof: ManagerProof = parse_prefix(answer.as_slice())?;
+    let nonces = Nonces { caller: hello.nonce, called: proof.nonce };
     let secret = ClusterSecret::of(&SECRET.into());
-    let register = Register::new(name, 1, &challenge, secret.bytes());
+    let (name, address) = (NodeName::truncated(name), ([127, 0, 0, 1], 1).into());
+    let register = Register::new(name, 1, address, &nonces, secret.bytes());
     channel.send(&FromNode::Register(register))?;
     loop {
         match channel.receive(PATIENCE)? {

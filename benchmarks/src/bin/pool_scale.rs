@@ -16,7 +16,7 @@ use benchmarks::machine::Machine;
 use benchmarks::progress::Progress;
 use clap::{Parser, value_parser};
 use resource_manager::pool::{
-    Action, Ask, Capacity, EndReport, Grant, LinkId, NodeSpec, Now, Pool,
+    Action, Ask, Capacity, EndReport, Grant, LinkId, NodeSpec, Now, Pool, Run,
 };
 use rfaas::protocol::lease::EndReason;
 use rfaas::protocol::node::Bill;
@@ -179,9 +179,11 @@ impl Cluster {
                 NodeSpec::new(&name, "10.0.0.1", 10_005, capacity).map_err(Failure::later)?;
             cluster.pool.add_node(now, spec, &mut cluster.actions).map_err(Failure::later)?;
             let link = LinkId(number.into());
+            let address = ([10, 0, 0, 1], 10_005).into();
+            let run = Run { instance: 1, address, clock_ahead_ms: 0 };
             cluster
                 .pool
-                .node_connected(now, &name, 1, link, &mut cluster.actions)
+                .node_connected(now, &name, run, link, &mut cluster.actions)
                 .map_err(Failure::later)?;
             cluster.done()?;
         }

@@ -148,6 +148,7 @@ fn authority(run: u64) -> Authority {
     Authority::ResourceManager(Arc::new(Identity {
         name,
         instance,
+        address: ([127, 0, 0, 1], 10_005).into(),
         secret: SECRET.into(),
         warning: None,
     }))
@@ -194,7 +195,8 @@ impl World {
     fn show(&self, lease: u64, ms: u64) -> (LeaseTerms, Result<Duration, Refusal>) {
         let expires_at_ms = (self.now - self.started).as_millis() as u64 + ms;
         let terms = LeaseTerms { expires_at_ms: expires_at_ms.into(), ..terms_of(lease) };
-        let admitted = self.authority.admit(&Token::sign(terms, SECRET), None, self.wall());
+        let signed = Token::sign(terms, SECRET).signed();
+        let admitted = self.authority.admit(&signed, self.wall().into(), None, self.wall());
         if terms.instance.get() != self.run {
             assert_eq!(admitted.clone().unwrap_err().because, RefusedBecause::LeaseEnded);
         }

@@ -1,12 +1,13 @@
 //! Reaching the resource manager, which may wait: for the name service, and for an answer.
+//!
+//! PROVED - it proves that it knows the cluster secret, at the address that was called, before it is told anything.
 
 use std::time::Duration;
 
-use rdmalib::Device;
 use rfaas::channel::{Channel, ChannelError};
-use rfaas::config::{ConfigError, ExecutorManagerNode};
-use rfaas::protocol::node::Challenge;
-use rfaas::protocol::{Empty, Malformed, Role, parse_prefix};
+use rfaas::config::{ConfigError, ExecutorManagerNode, OpenDevice};
+use rfaas::protocol::node::{ManagerProof, NodeHello};
+use rfaas::protocol::{Malformed, Nonce, Nonces, Role, parse_prefix};
 use rfaas::reach::reach;
 
 /// Longest wait for a connection.
@@ -23,7 +24,7 @@ pub enum DialError {
     /// Nobody there, or refused.
     #[error(transparent)]
     Channel(#[from] ChannelError),
-    /// It answered with something else than a challenge.
+    /// There is no address.
     #[error(transparent)]
     Answer(#[from] Malformed),
     /// No helper thread.
@@ -31,18 +32,36 @@ pub enum DialError {
     Thread(std::io::Error),
 }
 
-/// A connection, and the challenge to answer on it.
-pub type Dialed = Result<(Channel, Challenge), DialError>;
+impl DialError {
+    /// Whether somebody is there who does not know the cluster secret.
+    pub fn is_impostor(&self) -> bool {
+        match self {
+            DialError::Channel(ChannelError::Unproved { .. }) => true,
+            DialError::Channel(ChannelError::NoneReached(tried)) => {
+                tried.iter().any(|tried| matches!(tried.error, ChannelError::Unproved { .. }))
+            }
+            _ => false,
+        }
+    }
+}
+
+/// A connection to the resource manager, and its nonces.
+pub type Dialed = Result<(Channel, Nonces), DialError>;
 
 /// On the helper thread: waits for the name service and for the resource manager.
-pub fn connect(device: &Device, target: &ExecutorManagerNode) -> Dialed {
+pub fn connect(device: &OpenDevice, target: &ExecutorManagerNode, secret: &[u8]) -> Dialed {
     let Some(addresses) = target.resource_manager()? else {
         return Err(DialError::Answer(Malformed::Field("resource_manager_address")));
     };
-    let (channel, answer) = reach(device.ip_address(), &addresses, DIAL, |address, limit| {
-        let mut channel = Channel::new(device, RECEIVES)?;
-        let answer = channel.connect(address, Role::Node, &Empty {}, limit)?;
-        Ok((channel, answer))
-    })?;
-    Ok((channel, parse_prefix(answer.as_slice())?))
+    Ok(reach(device.device.ip_address(), &addresses, DIAL, |address, limit| {
+        let mut channel = Channel::new(&device.device, RECEIVES)?;
+        channel.expect_listener(device.trusted_user);
+        let hello = NodeHello { nonce: Nonce::generate() };
+        let answer = channel.connect(address, Role::Node, &hello, limit)?;
+        let proof = parse_prefix::<ManagerProof>(answer.as_slice());
+        match proof.ok().and_then(|proof| proof.verify(&hello, address, secret)) {
+            Some(nonces) => Ok((channel, nonces)),
+            None => Err(ChannelError::Unproved { address, peer: channel.peer() }),
+        }
+    })?)
 }

@@ -5,13 +5,13 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rfaas::channel::{Channel, ChannelError, Incoming};
 use rfaas::protocol::allocation::{
-    Allocate, AllocateRefused, FromClient, RefusedBecause, Renew, ToClient,
+    Allocate, AllocateRefused, ClaimHello, FromClient, NodeProof, RefusedBecause, Renew, ToClient,
 };
-use rfaas::protocol::lease::{ClientName, EndReason, LeaseTerms, NodeName, Token};
+use rfaas::protocol::lease::{ClientName, EndReason, LeaseKey, LeaseTerms, NodeName, Token};
 use rfaas::protocol::node::Bill;
-use rfaas::protocol::{Empty, Role, Secret};
+use rfaas::protocol::{Clock, Empty, Nonce, Nonces, Proof, Role, Secret, parse_prefix};
 
-use super::{NODE, PATIENCE, device};
+use super::{NODE, PATIENCE, SECRET, device};
 
 pub fn terms(lease: u64, cores: u32, memory: u32, lasts: Duration) -> LeaseTerms {
     let end = SystemTime::now().duration_since(UNIX_EPOCH).unwrap() + lasts;
@@ -34,9 +34,12 @@ pub fn unsigned(cores: u32) -> Token {
     Token::unsigned(terms(0, cores, 100, hour()))
 }
 
+/// A claim that is not proved yet.
 pub fn allocate(token: Token) -> Allocate {
     Allocate {
-        token,
+        signed: token.signed(),
+        clock: Clock::now(),
+        proof: Proof::NONE,
         client: SocketAddr::from(([127, 0, 0, 1], 4000)).into(),
         session: Secret([9; 16]),
         hot_timeout_ms: (-1).into(),
@@ -47,15 +50,38 @@ pub fn allocate(token: Token) -> Allocate {
     }
 }
 
+/// One that knows the cluster secret, and so can claim whatever a test makes up.
 pub struct Client {
     pub channel: Channel,
+    address: SocketAddr,
+    hello: ClaimHello,
+    pub nonces: Nonces,
+    holds: bool,
 }
 
 impl Client {
+    /// For no lease that was granted.
     pub fn connect(address: SocketAddr) -> Self {
-        let mut channel = Channel::new(&device(), 16).unwrap();
-        channel.connect(address, Role::Allocation, &Empty {}, PATIENCE).unwrap();
-        Client { channel }
+        Client::connect_for(address, 0, 0)
+    }
+
+    /// Likewise, if somebody listens there.
+    pub fn try_connect(address: SocketAddr) -> Option<Self> {
+        Client::open(address, 0, 0).ok()
+    }
+
+    /// For this lease, of this run of its node; which proves itself.
+    pub fn connect_for(address: SocketAddr, lease: u64, instance: u64) -> Self {
+        Client::open(address, lease, instance).unwrap()
+    }
+
+    fn open(address: SocketAddr, lease: u64, instance: u64) -> Result<Self, ChannelError> {
+        let mut channel = Channel::new(&device(), 16)?;
+        let nonce = Nonce::generate();
+        let hello = ClaimHello { lease: lease.into(), instance: instance.into(), nonce };
+        let answer = channel.connect(address, Role::Allocation, &hello, PATIENCE)?;
+        let proof: NodeProof = parse_prefix(answer.as_slice()).unwrap();
+        Ok(Client { channel, address, hello, nonces: proof.nonces(&hello), holds: false })
     }
 
     pub fn send(&mut self, message: &FromClient) {
@@ -67,7 +93,14 @@ impl Client {
         loop {
             match self.channel.receive(PATIENCE).unwrap() {
                 Incoming::Message(ToClient::Heartbeat(_)) => self.beat(),
-                Incoming::Message(message) => return message,
+                Incoming::Message(message) => {
+                    match message {
+                        ToClient::Allocated(_) => self.holds = true,
+                        ToClient::Released(_) => self.holds = false,
+                        _ => {}
+                    }
+                    return message;
+                }
                 other => panic!("{other:?}"),
             }
         }
@@ -94,9 +127,20 @@ impl Client {
         }
     }
 
+    /// Claims, on a connection for this lease.
     pub fn ask(&mut self, allocate: Allocate) -> ToClient {
-        self.send(&FromClient::Allocate(allocate));
+        let (lease, instance) = (allocate.signed.terms.lease, allocate.signed.terms.instance);
+        if (lease, instance) != (self.hello.lease, self.hello.instance) && !self.holds {
+            *self = Client::connect_for(self.address, lease.get(), instance.get());
+        }
+        self.send(&FromClient::Allocate(self.proved(allocate)));
         self.next()
+    }
+
+    /// The same claim, proved on this connection.
+    pub fn proved(&self, allocate: Allocate) -> Allocate {
+        let key = LeaseKey::derive(self.hello.lease, self.hello.instance, SECRET);
+        allocate.proved(&key, &self.nonces)
     }
 
     /// Claims; returns the number of the lease.
@@ -117,7 +161,7 @@ impl Client {
 
     /// Renews; returns the new end, in ms since the epoch.
     pub fn renew(&mut self, token: Token) -> Result<u64, (RefusedBecause, String)> {
-        self.send(&FromClient::Renew(Renew { token }));
+        self.send(&FromClient::Renew(Renew { signed: token.signed(), clock: Clock::now() }));
         match self.next() {
             ToClient::Renewed(renewed) => Ok(renewed.expires_at_ms.get()),
             ToClient::Refused(refused) => Err(why(&refused)),

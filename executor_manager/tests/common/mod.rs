@@ -20,6 +20,7 @@ use rdmalib::{
 use rfaas::config::SECRET_VARIABLE;
 use rfaas::protocol::accounting::{AccountingHello, Counters};
 use rfaas::protocol::assignment::Assignment;
+use rfaas::protocol::lease::Token;
 use rfaas::protocol::{Hello, Role, Secret, parse_prefix};
 use tempfile::TempDir;
 
@@ -292,6 +293,12 @@ impl Node {
 
     pub fn client(&self) -> Client {
         Client::connect(self.address)
+    }
+
+    /// One for the lease of `token`.
+    pub fn client_for(&self, token: &Token) -> Client {
+        let terms = &token.terms;
+        Client::connect_for(self.address, terms.lease.get(), terms.instance.get())
     }
 }
 

@@ -6,8 +6,10 @@ use std::time::Duration;
 use rdmalib::{Device, Listener};
 use rfaas::channel::{Channel, Incoming};
 use rfaas::protocol::lease::{EndReason, LeaseTerms, Token};
-use rfaas::protocol::node::{Bill, Challenge, FromNode, LeaseUsed, Registered, ToNode};
-use rfaas::protocol::{Empty, Hello, Role};
+use rfaas::protocol::node::{
+    Bill, FromNode, LeaseUsed, ManagerProof, NodeHello, Registered, ToNode,
+};
+use rfaas::protocol::{Clock, Hello, Role, parse_prefix};
 
 use super::{NODE, PATIENCE, SECRET, Setup, device, hour, terms};
 
@@ -42,15 +44,18 @@ impl ResourceManager {
     /// Takes a node's connection and its registration, which must be one of the cluster.
     pub fn meet(&mut self) -> NodeLink {
         let request = self.listener.next(PATIENCE).unwrap().expect("a node connects");
-        let (role, _) = Hello::parse(request.private_data()).unwrap();
+        let (role, body) = Hello::parse(request.private_data()).unwrap();
         assert_eq!(role, Role::Node);
-        let challenge = Challenge { nonce: [7; 32] };
+        let hello: NodeHello = parse_prefix(body).unwrap();
+        let proof = ManagerProof::new(&hello, self.address(), SECRET);
+        let nonces = proof.verify(&hello, self.address(), SECRET).unwrap();
         let mut channel = Channel::new(&self.device, 64).unwrap();
-        channel.accept(request, &challenge).unwrap();
-        let mut link = NodeLink { channel, instance: 0 };
+        channel.accept(request, &proof).unwrap();
+        let mut link = NodeLink { channel, instance: 0, address: self.address() };
         match link.next() {
             FromNode::Register(register) => {
-                assert!(register.verify(&challenge, SECRET));
+                assert!(register.verify(&nonces, SECRET));
+                link.address = register.address.into();
                 assert_eq!(register.node.get(), Ok(NODE));
                 link.instance = register.instance.get();
                 assert_ne!(link.instance, 0);
@@ -73,6 +78,7 @@ impl ResourceManager {
             memory: 1024.into(),
             heartbeat_ms: heartbeat_ms.into(),
             silence_ms: silence_ms.into(),
+            clock: Clock::now(),
         }));
         link
     }
@@ -82,6 +88,8 @@ pub struct NodeLink {
     pub channel: Channel,
     /// Of the executor manager that registered.
     pub instance: u64,
+    /// Where it says that it listens.
+    pub address: SocketAddr,
 }
 
 impl NodeLink {
@@ -111,7 +119,7 @@ impl NodeLink {
     pub fn next_report(&mut self) -> FromNode {
         loop {
             match self.next() {
-                FromNode::Heartbeat(_) => self.send(&ToNode::Heartbeat(Empty {})),
+                FromNode::Heartbeat(_) => self.send(&ToNode::Heartbeat(Clock::now())),
                 FromNode::Used(_) => {}
                 report => return report,
             }
@@ -122,7 +130,7 @@ impl NodeLink {
     pub fn used(&mut self) -> LeaseUsed {
         loop {
             match self.next() {
-                FromNode::Heartbeat(_) => self.send(&ToNode::Heartbeat(Empty {})),
+                FromNode::Heartbeat(_) => self.send(&ToNode::Heartbeat(Clock::now())),
                 FromNode::Used(used) => return used,
                 other => panic!("{other:?}"),
             }

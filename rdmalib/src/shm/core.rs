@@ -23,6 +23,7 @@ pub(super) use self::source::Source;
 use super::arena::Map;
 use super::completion::Shared;
 use super::engine::EngineHandle;
+use super::handshake::peer_of;
 use super::mapping::Part;
 use super::peer_arena::{PeerArena, PeerFile};
 use super::ring::{self, Arrival, Ball};
@@ -184,6 +185,11 @@ impl Core {
         self.receive_completions.changed(); // the ball
         self.receive_completions.watch(self, socket)?;
         self.engine.watch(self, socket)
+    }
+
+    /// Who is at the other end, once it is connected.
+    pub(crate) fn peer(&self) -> Option<String> {
+        self.socket.get().map(peer_of)
     }
 
     /// Into the error state: the peer is told, everything outstanding is flushed. STATE

@@ -165,6 +165,7 @@ impl SendQueue {
     pub(crate) fn connect(
         &mut self,
         to: SocketAddr,
+        listener: Option<u32>,
         private_data: &PrivateData,
         timeout: Duration,
     ) -> Result<PrivateData> {
@@ -172,6 +173,14 @@ impl SendQueue {
         let late = || Error::TimedOut { what: "connecting", after: timeout };
         let full = || Error::ListenerQueueFull { to, after: timeout };
         let socket = open_socket(to, deadline)?.ok_or_else(full)?;
+        if let Some(expected) = listener {
+            // Of the process that listens: unix(7), SO_PEERCRED.
+            let peer = getsockopt(&socket, PeerCredentials);
+            let listens = peer.map_err(|e| Error::os("getsockopt", e))?.uid();
+            if listens != expected {
+                return Err(Error::WrongUser { to, listens, expected });
+            }
+        }
         let request = Message::new(CONNECT, self.core().ring(), private_data);
         send_message(&socket, &request, Some(self.arena().file())).map_err(|e| dropped(e, to))?;
         let (answer, file) = loop {
@@ -454,6 +463,14 @@ fn check_request(
     Ok((private_data, link(message, file, socket)?))
 }
 
+/// Who is at the other end of `socket`.
+pub(super) fn peer_of(socket: &UnixStream) -> String {
+    match getsockopt(socket, PeerCredentials) {
+        Ok(peer) => format!("process {} of user {}", peer.pid(), peer.uid()),
+        Err(_) => "unknown process".into(),
+    }
+}
+
 /// A connector that waits for an answer.
 #[derive(Debug)]
 pub(crate) struct ConnectRequest {
@@ -468,10 +485,7 @@ impl ConnectRequest {
     }
 
     pub(crate) fn peer(&self) -> String {
-        match getsockopt(&self.socket, PeerCredentials) {
-            Ok(peer) => format!("process {} of user {}", peer.pid(), peer.uid()),
-            Err(_) => "unknown process".into(),
-        }
+        peer_of(&self.socket)
     }
 
     pub(crate) fn origin(&self) -> Peer {

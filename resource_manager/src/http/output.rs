@@ -63,6 +63,9 @@ pub(super) struct NodeJson {
     memory: u32,
     free_memory: u32,
     state: &'static str,
+    /// Only of a node that is connected.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    clock_ahead_ms: Option<i64>,
 }
 
 impl From<NodeView> for NodeJson {
@@ -76,6 +79,7 @@ impl From<NodeView> for NodeJson {
             memory: node.spec.capacity().memory,
             free_memory: node.free.memory,
             state: node.state.name(),
+            clock_ahead_ms: node.clock_ahead_ms,
         }
     }
 }

@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 use super::*;
 use crate::commands::{Command, Inbox, commands};
 use crate::ledger::Ledger;
-use crate::pool::LinkId;
+use crate::pool::{LinkId, Run};
 
 /// Carries out work, without devices. Ends when told to stop.
 fn serve_pool(inbox: &Inbox, mut ledger: Ledger) {
@@ -99,7 +99,9 @@ impl World {
         self.commands
             .tell(move |pool, now, out| {
                 let link = LinkId(node.as_bytes()[0].into());
-                pool.node_connected(now, node, 1, link, out).unwrap();
+                let address = SocketAddr::from(([192, 168, 0, 29], 10_005));
+                let run = Run { instance: 1, address, clock_ahead_ms: 0 };
+                pool.node_connected(now, node, run, link, out).unwrap();
             })
             .unwrap();
     }

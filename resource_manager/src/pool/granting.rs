@@ -35,7 +35,13 @@ impl Pool {
     }
 
     /// Grants a part of `ask` on a node that was seen to be ready and to have room for it.
-    fn grant(&mut self, now: Now, ask: &Ask, slot: Slot, part: Capacity) -> Option<Grant> {
+    pub(super) fn grant(
+        &mut self,
+        now: Now,
+        ask: &Ask,
+        slot: Slot,
+        part: Capacity,
+    ) -> Option<Grant> {
         let node = self.nodes.get(slot)?;
         let manager = SocketAddr::new(node.ip?, node.spec.port());
         let lease = self.next_id;

@@ -1,12 +1,12 @@
 //! How nodes come, change and leave.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use rfaas::protocol::lease::EndReason;
 
 use super::lease::State;
-use super::node::{Capacity, Conflict, Connection, Node, NodeSpec, NodeView, Removal};
+use super::node::{Capacity, Conflict, Connection, Node, NodeSpec, NodeView, Removal, Run};
 use super::nodes::Slot;
 use super::{Action, LinkId, Now, Pool, RECLAIM, RESOLVE_AGAIN};
 
@@ -51,8 +51,12 @@ impl Pool {
             let moved = node.spec.address() != spec.address();
             node.spec = spec;
             if moved {
-                node.ip = node.spec.address().parse().ok();
+                node.ip = node.spec.ip();
                 node.resolve(now, out);
+            }
+            let differs = node.listens.and_then(|address| node.spec.differs_from(address));
+            if let Some(why) = differs.filter(|_| node.link().is_some()) {
+                tracing::warn!("{why}; until then no lease is granted on it");
             }
             node.view()
         });
@@ -104,6 +108,7 @@ impl Pool {
     /// Removes a node, which has no leases any more, and ends its connection.
     pub(super) fn forget_node(&mut self, slot: Slot, out: &mut Vec<Action>) {
         let Some(node) = self.nodes.remove(slot) else { return };
+        self.distrust.forget(slot);
         debug_assert!(node.leases.is_empty(), "its leases were ended before");
         let name = node.spec.name();
         self.unsaved.node(name);
@@ -113,13 +118,13 @@ impl Pool {
         tracing::info!(node = ?name, "node removed");
     }
 
-    /// An executor manager that knows the cluster secret registers `name`; `instance` is its run, and the
-    /// leases of another run have ended with it. `Err` tells it why not.
+    /// An executor manager that knows the cluster secret registers `name`; the leases of another run of it have
+    /// ended with that. `Err` tells it why not: also if clients would not be sent to where it listens.
     pub fn node_connected(
         &mut self,
         now: Now,
         name: &str,
-        instance: u64,
+        run: Run,
         link: LinkId,
         out: &mut Vec<Action>,
     ) -> Result<Capacity, String> {
@@ -129,8 +134,13 @@ impl Pool {
         if node.link().is_some() {
             return Err(format!("node {name} is already connected: is its name used twice?"));
         }
+        let Run { instance, clock_ahead_ms, .. } = run;
         if instance == 0 {
             return Err("its instance is 0, which stands for none".into());
+        }
+        let address = SocketAddr::new(run.address.ip().to_canonical(), run.address.port());
+        if let Some(why) = node.spec.differs_from(address) {
+            return Err(why);
         }
         if node.instance != instance {
             self.end_instance(now, slot, out);
@@ -144,9 +154,9 @@ impl Pool {
             }
             let reclaim_by = (unseen > 0).then_some(now.monotonic + RECLAIM);
             node.connection = Connection::Up { link, reclaim_by };
-            if node.spec.address().parse::<IpAddr>().is_err() {
-                node.ip = None; // a host name may mean another machine by now
-            }
+            node.listens = Some(address);
+            node.clock(clock_ahead_ms);
+            node.ip = node.spec.ip(); // a host name may mean another machine by now
             node.resolve(now, out);
             node.spec.capacity()
         });
@@ -180,6 +190,12 @@ impl Pool {
         }
     }
 
+    /// The clock of the executor manager on `link` is `ahead_ms` milliseconds ahead of ours; negative: behind.
+    pub fn clock(&mut self, link: LinkId, ahead_ms: i64) {
+        let Some((slot, _)) = self.nodes.on(link) else { return };
+        self.nodes.change(slot, |node| node.clock(ahead_ms));
+    }
+
     /// The connection of a node's executor manager has ended, for whatever reason. Its leases may
     /// go on without it, so it has some time to come back.
     pub fn node_disconnected(&mut self, now: Now, link: LinkId, out: &mut Vec<Action>) {
@@ -203,14 +219,31 @@ impl Pool {
         }
     }
 
-    /// The answer to [`Action::Resolve`]: the address of `host`, or `None` if it was not found.
-    pub fn resolved(&mut self, now: Now, node: &str, host: &str, ip: Option<IpAddr>) {
+    /// The answer to [`Action::Resolve`]: the addresses of `host`, none if it was not found. Of several the one
+    /// counts at which its executor manager listens.
+    pub fn resolved(
+        &mut self,
+        now: Now,
+        node: &str,
+        host: &str,
+        found: impl IntoIterator<Item = IpAddr>,
+    ) {
         let Some(slot) = self.nodes.find(node) else { return }; // removed meanwhile
         self.nodes.change(slot, |node| {
             if **node.spec.address() != *host {
                 return; // moved meanwhile
             }
-            node.ip = ip.or(node.ip);
+            let found: Vec<_> = found.into_iter().map(|ip| ip.to_canonical()).collect();
+            let listens = node.listens.map(|address| address.ip());
+            let here = listens.filter(|ip| found.contains(ip));
+            if let (None, Some(ip), Some(listens)) = (here, found.first(), listens) {
+                tracing::warn!(
+                    node = %node.spec.name(),
+                    "host name {host} is {ip}, but the node's executor manager listens at {listens}: no lease is \
+                     granted on it"
+                );
+            }
+            node.ip = here.or(found.first().copied()).or(node.ip);
             node.resolve_at = match (node.ip, node.link()) {
                 (None, Some(_)) => Some(now.monotonic + RESOLVE_AGAIN),
                 _ => None,

@@ -3,14 +3,14 @@
 //! Elsewhere: how nodes come, change and leave (`membership`), all of them together (`nodes`).
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rfaas::protocol::lease::{LeaseId, MAX_NODE_NAME_BYTES};
 
 use super::lease::Lease;
-use super::{Action, LinkId, MAX_CORES, NodeRecord, Now, check_name};
+use super::{Action, CLOCKS_AGREE, LinkId, MAX_CORES, NodeRecord, Now, check_name};
 
 /// How long a look-up of a host name may take before it is started again: longer than a resolver
 /// tries by default (`resolv.conf(5)`: 5 s, twice, up to three servers).
@@ -75,6 +75,24 @@ impl NodeSpec {
         &self.address
     }
 
+    /// That address, if it is a number. An IPv4 address that is written as IPv6 is itself.
+    pub(super) fn ip(&self) -> Option<IpAddr> {
+        self.address.parse().ok().map(|ip: IpAddr| ip.to_canonical())
+    }
+
+    /// Why an executor manager that listens at `address` is not the one that this describes, if it is not.
+    pub(super) fn differs_from(&self, address: SocketAddr) -> Option<String> {
+        let same_ip = self.ip().is_none_or(|ip| ip == address.ip());
+        (!same_ip || self.port != address.port()).then(|| {
+            let NodeSpec { name, address: wanted, port, .. } = self;
+            let (ip, listens) = (address.ip(), address.port());
+            format!(
+                "node {name} was added with address {wanted}, port {port}, but its executor manager listens at \
+                 address {ip}, port {listens}: correct the one or the other"
+            )
+        })
+    }
+
     /// Port of its executor manager.
     pub fn port(&self) -> u16 {
         self.port
@@ -124,6 +142,19 @@ pub struct NodeView {
     pub free: Capacity,
     /// Its state.
     pub state: NodeState,
+    /// How far its clock is ahead of ours, in milliseconds, as long as it is connected.
+    pub clock_ahead_ms: Option<i64>,
+}
+
+/// A run of an executor manager, as it registers.
+#[derive(Clone, Copy, Debug)]
+pub struct Run {
+    /// Its number: leases of another one have ended.
+    pub instance: u64,
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// How far its clock is ahead of ours, in milliseconds.
+    pub clock_ahead_ms: i64,
 }
 
 /// What became of a node that was to be removed.
@@ -169,6 +200,12 @@ pub(super) struct Node {
     pub(super) connection: Connection,
     /// Which run of its executor manager registered last; 0: none did.
     pub(super) instance: u64,
+    /// Where that listens; `None`: none has registered with this run of ours.
+    pub(super) listens: Option<SocketAddr>,
+    /// How far its clock is ahead of ours, as long as it is connected.
+    pub(super) clock_ahead_ms: Option<i64>,
+    /// Clients could not use it, so others are tried before it.
+    pub(super) tried_last: bool,
     /// The operator has withdrawn it.
     pub(super) draining: bool,
     /// Its executor manager, which is connected, is stopping.
@@ -180,11 +217,14 @@ pub(super) struct Node {
 impl Node {
     pub(super) fn new(spec: NodeSpec) -> Self {
         Node {
-            ip: spec.address.parse().ok(),
+            ip: spec.ip(),
             spec,
             resolve_at: None,
             connection: Connection::Never,
             instance: 0,
+            listens: None,
+            clock_ahead_ms: None,
+            tried_last: false,
             draining: false,
             stopping: false,
             leased: Capacity { cores: 0, memory: 0 },
@@ -239,14 +279,37 @@ impl Node {
     pub(super) fn state(&self) -> NodeState {
         match self.connection {
             _ if self.draining || self.stopping => NodeState::Draining,
-            Connection::Up { .. } if self.ip.is_some() => NodeState::Ready,
+            Connection::Up { .. } if self.is_where_it_says() => NodeState::Ready,
             Connection::Up { .. } | Connection::Never => NodeState::Registered,
             Connection::Lost { .. } => NodeState::Lost,
         }
     }
 
     pub(super) fn view(&self) -> NodeView {
-        NodeView { spec: self.spec.clone(), free: self.free(), state: self.state() }
+        NodeView {
+            spec: self.spec.clone(),
+            free: self.free(),
+            state: self.state(),
+            clock_ahead_ms: self.clock_ahead_ms.filter(|_| self.link().is_some()),
+        }
+    }
+
+    /// Whether clients would be sent to where its executor manager listens.
+    pub(super) fn is_where_it_says(&self) -> bool {
+        let sent_to = self.ip.map(|ip| SocketAddr::new(ip, self.spec.port));
+        sent_to.is_some() && sent_to == self.listens
+    }
+
+    /// Notes what its clock says, and tells once if it is wrong.
+    pub(super) fn clock(&mut self, ahead_ms: i64) {
+        let off = |ms: i64| u128::from(ms.unsigned_abs()) >= CLOCKS_AGREE.as_millis();
+        let was_off = self.clock_ahead_ms.replace(ahead_ms).is_some_and(off);
+        if off(ahead_ms) && !was_off {
+            tracing::warn!(
+                node = %self.spec.name, ahead_ms,
+                "the node's clock differs from this machine's: corrected for, but set it right"
+            );
+        }
     }
 
     /// Whether nothing keeps a node that is being withdrawn.

@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use super::LinkId;
 use super::node::{Capacity, Node, NodeState};
-use crate::placement::Places;
+use crate::placement::{Places, larger};
 
 /// Where a node is kept, as long as it is known: the order in which placement looks at nodes. A new
 /// node takes the place of one that was forgotten.
@@ -26,12 +26,19 @@ struct Indexed {
     state: Option<NodeState>,
     free: Capacity,
     whole: Capacity,
+    tried_last: bool,
 }
 
 const NOTHING: Capacity = Capacity { cores: 0, memory: 0 };
 /// What they know where there is no node.
-const NO_NODE: Indexed =
-    Indexed { link: None, deadline: None, state: None, free: NOTHING, whole: NOTHING };
+const NO_NODE: Indexed = Indexed {
+    link: None,
+    deadline: None,
+    state: None,
+    free: NOTHING,
+    whole: NOTHING,
+    tried_last: false,
+};
 
 #[derive(Debug, Default)]
 pub(super) struct Nodes {
@@ -40,8 +47,12 @@ pub(super) struct Nodes {
     by_name: HashMap<Arc<str>, Slot>,
     by_link: HashMap<LinkId, Slot>,
     deadlines: BTreeSet<(Instant, Slot)>,
-    /// What is free, and what there is, on nodes that take leases.
+    /// What is free on nodes that take leases: those that are tried first, and those that are tried last.
     free: Places,
+    last: Places,
+    /// The latter.
+    tried_last: BTreeSet<Slot>,
+    /// What there is on nodes that take leases.
     whole: Places,
     /// How many are in each state, in the order of [`NodeState::ALL`].
     states: [usize; NodeState::ALL.len()],
@@ -96,8 +107,16 @@ impl Nodes {
             before.deadline.map(|at| self.deadlines.remove(&(at, slot)));
             after.deadline.map(|at| self.deadlines.insert((at, slot)));
         }
-        if before.free != after.free {
-            self.free.set(slot.0, after.free);
+        if before.free_first() != after.free_first() {
+            self.free.set(slot.0, after.free_first());
+        }
+        if before.free_last() != after.free_last() {
+            self.last.set(slot.0, after.free_last());
+        }
+        match (before.tried_last, after.tried_last) {
+            (false, true) => drop(self.tried_last.insert(slot)),
+            (true, false) => drop(self.tried_last.remove(&slot)),
+            _ => {}
         }
         if before.whole != after.whole {
             self.whole.set(slot.0, after.whole);
@@ -142,7 +161,7 @@ impl Nodes {
 
     /// What is free on nodes that take leases: most cores and most memory on one.
     pub(super) fn most_free(&self) -> Capacity {
-        self.free.most()
+        larger(self.free.most(), self.last.most())
     }
 
     /// What nodes that take leases have when nothing is leased, likewise.
@@ -156,13 +175,40 @@ impl Nodes {
             || (parts > 1 && self.whole.split(wanted, parts).is_some())
     }
 
-    /// Where `wanted` goes: on one node if it can, else in up to `parts` parts.
+    /// Where `wanted` goes: on one node if it can, else in up to `parts` parts; to those that are tried last only if
+    /// it goes nowhere else.
     pub(super) fn place(&self, wanted: Capacity, parts: usize) -> Option<Vec<(Slot, Capacity)>> {
-        if let Some(place) = self.free.first(wanted) {
-            return Some(vec![(Slot(place), wanted)]);
+        let whole = |place| vec![(place, wanted)];
+        let split = |free: &Places| (parts > 1).then(|| free.split(wanted, parts)).flatten();
+        let placed = self.free.first(wanted).map(whole).or_else(|| split(&self.free));
+        let placed = placed.or_else(|| {
+            if self.tried_last.is_empty() {
+                return None;
+            }
+            self.last.first(wanted).map(whole).or_else(|| split(&self.all_free()))
+        })?;
+        Some(placed.into_iter().map(|(place, part)| (Slot(place), part)).collect())
+    }
+
+    /// Where all of `wanted` goes, except for the node in `slot`.
+    pub(super) fn place_elsewhere(&mut self, wanted: Capacity, slot: Slot) -> Option<Slot> {
+        let Indexed { free, tried_last, .. } = self.get(slot).map_or(NO_NODE, Indexed::of);
+        let places = if tried_last { &mut self.last } else { &mut self.free };
+        places.set(slot.0, NOTHING);
+        let place = self.free.first(wanted).or_else(|| self.last.first(wanted));
+        let places = if tried_last { &mut self.last } else { &mut self.free };
+        places.set(slot.0, free);
+        place.map(Slot)
+    }
+
+    /// What is free on all nodes that take leases. Rarely needed, so it is put together then.
+    fn all_free(&self) -> Places {
+        let mut all = self.free.clone();
+        for (slot, node) in self.tried_last.iter().filter_map(|slot| Some((slot, self.get(*slot)?)))
+        {
+            all.set(slot.0, Indexed::of(node).free);
         }
-        let split = (parts > 1).then(|| self.free.split(wanted, parts))??;
-        Some(split.into_iter().map(|(place, part)| (Slot(place), part)).collect())
+        all
     }
 }
 
@@ -173,6 +219,17 @@ impl Indexed {
             NodeState::Ready => (node.free(), node.spec.capacity()),
             _ => (NOTHING, NOTHING),
         };
-        Indexed { link, deadline, state: Some(state), free, whole }
+        let tried_last = node.tried_last;
+        Indexed { link, deadline, state: Some(state), free, whole, tried_last }
+    }
+
+    /// What is free, if it is tried first.
+    fn free_first(&self) -> Capacity {
+        if self.tried_last { NOTHING } else { self.free }
+    }
+
+    /// What is free, if it is tried last.
+    fn free_last(&self) -> Capacity {
+        if self.tried_last { self.free } else { NOTHING }
     }
 }

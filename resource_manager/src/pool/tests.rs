@@ -1,6 +1,7 @@
 //! Facts about the pool: leases here, nodes, renewals and restarts in files of their own. The model in the
 //! crate's `tests/pool_model.rs` checks its invariants on random events.
 
+mod distrust;
 mod nodes;
 mod renewing;
 mod restarting;
@@ -45,7 +46,7 @@ impl World {
     fn connect(&mut self, name: &str) -> LinkId {
         self.links += 1;
         let link = LinkId(self.links);
-        self.pool.node_connected(self.now, name, 1, link, &mut self.out).unwrap();
+        self.pool.node_connected(self.now, name, run(1), link, &mut self.out).unwrap();
         link
     }
 
@@ -104,6 +105,11 @@ impl World {
     fn billed(&self, grant: &Grant) -> Option<(EndReason, u64)> {
         self.bill(grant).map(|bill| (bill.reason, bill.bill.allocated_ns.get()))
     }
+}
+
+/// A run of the executor manager of a node here.
+fn run(instance: u64) -> Run {
+    Run { instance, address: ([10, 0, 0, 1], 10_005).into(), clock_ahead_ms: 0 }
 }
 
 /// How long a node may stay away.

@@ -1,6 +1,7 @@
 //! DURABLE FIRST, with a store that takes its time and one that fails.
 
 use std::io;
+use std::net::SocketAddr;
 use std::sync::{Condvar, Mutex};
 use std::thread::{self, JoinHandle};
 
@@ -12,9 +13,9 @@ use rfaas::protocol::lease::{
     ClientName, EndReason, FromClient, LeaseGranted, LeaseRequest, NodeName, ToClient, Token,
 };
 use rfaas::protocol::node::{
-    Bill, Challenge, FromNode, LeaseClaimed, LeaseEnded, Register, ToNode,
+    Bill, FromNode, LeaseClaimed, LeaseEnded, ManagerProof, NodeHello, Register, ToNode,
 };
-use rfaas::protocol::{Empty, MessageKind, parse_prefix};
+use rfaas::protocol::{Bytes, Empty, MessageKind, Nonce};
 
 use super::*;
 use crate::commands::{Stopped, commands};
@@ -120,24 +121,27 @@ impl World {
         World { disk, state, commands, address, server }
     }
 
-    fn dial(&self, role: Role) -> (Channel, rdmalib::PrivateData) {
+    fn dial(&self, role: Role, body: &impl Bytes) -> (Channel, rdmalib::PrivateData) {
         let mut channel = Channel::new(&device(), 64).unwrap();
-        let answer = channel.connect(self.address, role, &Empty {}, PATIENCE).unwrap();
+        let answer = channel.connect(self.address, role, body, PATIENCE).unwrap();
         (channel, answer)
     }
 
     /// The executor manager of `a`, which has asked to be registered.
     fn node(&self) -> Channel {
-        let (mut channel, answer) = self.dial(Role::Node);
-        let challenge: Challenge = parse_prefix(answer.as_slice()).unwrap();
-        let register = Register::new(NodeName::new("a").unwrap(), 7, &challenge, SECRET);
+        let hello = NodeHello { nonce: Nonce::generate() };
+        let (mut channel, answer) = self.dial(Role::Node, &hello);
+        let proof: ManagerProof = parse_prefix(answer.as_slice()).unwrap();
+        let nonces = proof.verify(&hello, self.address, SECRET).unwrap();
+        let (name, address) = (NodeName::new("a").unwrap(), ([127, 0, 0, 1], 10_005).into());
+        let register = Register::new(name, 7, address, &nonces, SECRET);
         channel.send(&FromNode::Register(register)).unwrap();
         channel
     }
 
     /// A client that has asked for a lease.
     fn client(&self) -> Channel {
-        let (mut channel, _) = self.dial(Role::Lease);
+        let (mut channel, _) = self.dial(Role::Lease, &Empty {});
         let request = LeaseRequest {
             request: 1.into(),
             cores: 1.into(),

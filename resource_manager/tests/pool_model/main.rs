@@ -52,6 +52,11 @@ enum Op {
         lease: usize,
         timeout_ms: u64,
     },
+    /// A client of a user could not use its lease, or says so.
+    Replace {
+        lease: usize,
+        origin: usize,
+    },
     /// A client shows its token, perhaps that of a renewal.
     Claim {
         lease: usize,
@@ -117,6 +122,7 @@ fn op() -> impl Strategy<Value = Op> {
             }
         ),
         2 => (lease(), 1..60_000_u64).prop_map(|(lease, timeout_ms)| Op::Renew { lease, timeout_ms }),
+        3 => (lease(), 0..2_usize).prop_map(|(lease, origin)| Op::Replace { lease, origin }),
         8 => lease().prop_map(|lease| Op::Claim { lease }),
         4 => lease().prop_map(|lease| Op::Work { lease }),
         4 => lease().prop_map(|lease| Op::End { lease }),

@@ -3,11 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant, SystemTime};
 
+use rdmalib::Peer;
 use resource_manager::pool::{
     Action, Ask, Billed, Capacity, Changes, END_MARGIN, EXPIRY_MARGIN, EndReport, Grant,
-    LeaseState, LinkId, NodeSpec, NodeState, Now, Pool, Terms,
+    LeaseState, LinkId, NodeSpec, NodeState, NotReplaced, Now, Pool, Run, Terms,
 };
-use rfaas::protocol::lease::{EndReason, LeaseId};
+use rfaas::protocol::lease::{EndReason, LeaseId, Unusable};
 use rfaas::protocol::node::Bill;
 
 use super::managers::{Manager, Report};
@@ -131,6 +132,7 @@ impl World {
                 return self.request(&ask, Capacity { cores, memory }, max_nodes);
             }
             Op::Renew { lease, timeout_ms } => return self.renew(lease, timeout_ms),
+            Op::Replace { lease, origin } => return self.replace(lease, origin, out),
             Op::Claim { lease } => {
                 if let Some(at) = self.client(lease) {
                     let grant = &self.clients[at].grant;
@@ -195,7 +197,9 @@ impl World {
         }
         self.links += 1;
         let link = LinkId(self.links);
-        if self.pool.node_connected(self.now, &name(node), manager.instance, link, out).is_ok() {
+        let address = ([127, 0, 0, 1], 1).into();
+        let run = Run { instance: manager.instance, address, clock_ahead_ms: 0 };
+        if self.pool.node_connected(self.now, &name(node), run, link, out).is_ok() {
             manager.connected(link);
         }
     }
@@ -257,6 +261,41 @@ impl World {
                 vec![renewed]
             }
             Err(_) => Vec::new(),
+        }
+    }
+
+    /// A client could not use its lease, or says so.
+    fn replace(&mut self, lease: usize, origin: usize, out: &mut Vec<Action>) -> Vec<Grant> {
+        let Some(at) = self.client(lease) else { return Vec::new() };
+        let before = &self.clients[at].grant;
+        let (id, terms, from) = (before.terms.lease, before.terms.clone(), before.node.clone());
+        let state = self.pool.lease(id).map(|lease| lease.state);
+        let granted = self.pool.lease(id).map(|lease| lease.expires_at);
+        let elsewhere = self.pool.nodes().iter().any(|node| {
+            let wanted = Capacity { cores: terms.cores, memory: terms.memory };
+            node.state == NodeState::Ready && *node.spec.name() != from && node.free.holds(wanted)
+        });
+        let origin = Peer::User(origin as u32);
+        match self.pool.replace(self.now, id, Unusable::Refused, origin, out) {
+            Ok(other) => {
+                assert_eq!(state, Some(LeaseState::Granted));
+                assert!(elsewhere && other.node != from, "not elsewhere");
+                let (new, old) = (&other.terms, &terms);
+                assert_eq!((new.cores, new.memory), (old.cores, old.memory));
+                assert_eq!(Some(new.expires_at), granted, "until the same time");
+                assert!(self.pool.has_ended(id), "it has both");
+                vec![other]
+            }
+            Err(NotReplaced::NoRoom { .. }) => {
+                assert!(!elsewhere, "there is room elsewhere");
+                assert_eq!(self.pool.lease(id).map(|lease| lease.state), state, "it has neither");
+                Vec::new()
+            }
+            Err(NotReplaced::NotUnclaimed(_)) => {
+                let over = terms.expires_at <= self.now.wall;
+                assert!(state != Some(LeaseState::Granted) || over, "{state:?}");
+                Vec::new()
+            }
         }
     }
 

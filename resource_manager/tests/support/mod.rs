@@ -23,9 +23,9 @@ use rfaas::protocol::lease::{
     Token,
 };
 use rfaas::protocol::node::{
-    Bill, Challenge, EndLease, FromNode, LeaseClaimed, LeaseEnded, Register, ToNode,
+    Bill, EndLease, FromNode, LeaseClaimed, LeaseEnded, ManagerProof, NodeHello, Register, ToNode,
 };
-use rfaas::protocol::{Empty, Role, parse_prefix};
+use rfaas::protocol::{Clock, Empty, Nonce, Nonces, Role, parse_prefix};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -266,14 +266,33 @@ pub fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
 }
 
 /// Connects to a resource manager as `role`.
-pub fn dial(manager: SocketAddr, role: Role) -> Result<(Channel, Challenge), ChannelError> {
+pub fn dial(manager: SocketAddr, role: Role) -> Result<Channel, ChannelError> {
     let mut channel = Channel::new(&device(), 64)?;
-    let answer = channel.connect(manager, role, &Empty {}, PATIENCE)?;
-    let challenge = match role {
-        Role::Node => parse_prefix(answer.as_slice())?,
-        _ => Challenge { nonce: [0; 32] },
-    };
-    Ok((channel, challenge))
+    channel.connect(manager, role, &Empty {}, PATIENCE)?;
+    Ok(channel)
+}
+
+/// Connects to a resource manager as an executor manager whose secret is `secret`; it must prove that it has the
+/// same.
+pub fn dial_node(manager: SocketAddr, secret: &[u8]) -> Result<(Channel, Nonces), ChannelError> {
+    let (channel, nonces, proved) = meet(manager, secret)?;
+    assert!(proved, "the resource manager has another secret");
+    Ok((channel, nonces))
+}
+
+/// Likewise; returns whether it proved that.
+pub fn meet(manager: SocketAddr, secret: &[u8]) -> Result<(Channel, Nonces, bool), ChannelError> {
+    let mut channel = Channel::new(&device(), 64)?;
+    let hello = NodeHello { nonce: Nonce::generate() };
+    let answer = channel.connect(manager, Role::Node, &hello, PATIENCE)?;
+    let proof: ManagerProof = parse_prefix(answer.as_slice())?;
+    let nonces = Nonces { caller: hello.nonce, called: proof.nonce };
+    Ok((channel, nonces, proof.verify(&hello, manager, secret).is_some()))
+}
+
+/// Where all nodes here say that they listen.
+pub fn listens() -> SocketAddr {
+    SocketAddr::new(LOCALHOST, 10_005)
 }
 
 /// Which run executor managers here are unless a test says otherwise: they come back as the same.
@@ -293,10 +312,10 @@ impl Node {
     }
 
     fn register_as(manager: SocketAddr, name: &str, secret: u32, instance: u64) -> (Self, ToNode) {
-        let (mut channel, challenge) = dial(manager, Role::Node).unwrap();
-        let name = NodeName::new(name).unwrap();
         let secret = ClusterSecret::of(&secret.into());
-        let register = Register::new(name, instance, &challenge, secret.bytes());
+        let (mut channel, nonces, _) = meet(manager, secret.bytes()).unwrap();
+        let name = NodeName::new(name).unwrap();
+        let register = Register::new(name, instance, listens(), &nonces, secret.bytes());
         channel.send(&FromNode::Register(register)).unwrap();
         let mut node = Node { channel: Arc::new(Mutex::new(channel)), heart: None };
         let answer = node.receive();
@@ -308,7 +327,7 @@ impl Node {
                     == Err(RecvTimeoutError::Timeout)
                 {
                     // It fails when the connection has ended; the test finds out by itself.
-                    let _ = channel.lock().unwrap().send(&FromNode::Heartbeat(Empty {}));
+                    let _ = channel.lock().unwrap().send(&FromNode::Heartbeat(Clock::now()));
                 }
             };
             node.heart = Some((stop, std::thread::spawn(beat)));
@@ -419,7 +438,7 @@ pub struct Client {
 
 impl Client {
     pub fn new(manager: SocketAddr) -> Self {
-        Client { channel: dial(manager, Role::Lease).unwrap().0 }
+        Client { channel: dial(manager, Role::Lease).unwrap() }
     }
 
     pub fn ask(&mut self, cores: u32, memory: u32, timeout_ms: u64) -> ToClient {

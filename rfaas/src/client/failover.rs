@@ -190,6 +190,7 @@ impl Setback {
             | Error::ExecutorSilent
             | Error::WorkerLost { .. }
             | Error::Unreachable { .. }
+            | Error::Unproved { .. }
             | Error::Connection { .. }
             | Error::NoAnswer { .. }
             | Error::LeaseRefused { .. }

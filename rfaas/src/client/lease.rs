@@ -21,7 +21,7 @@ use super::manager::Ending;
 use super::{Client, ClientInner, Deployment, Executor, LeaseRequest, session};
 use crate::config::OpenDevice;
 use crate::error::{Error, Result};
-use crate::protocol::lease::{EndReason, LeaseId, LeaseTerms, Token};
+use crate::protocol::lease::{EndReason, LeaseId, LeaseTerms, Token, Unusable};
 use crate::protocol::node::Bill;
 
 /// Longest wait for an executor manager to take a renewal.
@@ -91,13 +91,14 @@ impl Lease {
         Lease { inner }
     }
 
-    /// Its number. Without a resource manager none until the lease is deployed.
+    /// Its number. Without a resource manager none until the lease is deployed; with one, another if it is then
+    /// found a place on another node.
     pub fn id(&self) -> Option<LeaseId> {
         self.inner.id()
     }
 
-    /// Name of its node. Without a resource manager, until the lease is deployed, that of the first
-    /// node that will be tried.
+    /// Name of its node. Until the lease is deployed that may change: if the node does not take it, another one
+    /// is found. Without a resource manager it is then the first node that will be tried.
     pub fn node(&self) -> &str {
         self.inner.node()
     }
@@ -315,6 +316,12 @@ impl LeaseInner {
             manager.release_unheard();
             state.stage = Stage::Over(reason);
         }
+    }
+
+    /// A lease like this one on another node, in exchange for it, if there is one and a resource manager to grant it.
+    pub(super) fn replace(&self, candidates: &[Candidate], because: Unusable) -> Option<Candidate> {
+        let (Some(_), [candidate, ..]) = (self.granted, candidates) else { return None };
+        self.client.replace(candidate.token, because)
     }
 
     /// Tells the resource manager, if there is one, that the lease is not needed.

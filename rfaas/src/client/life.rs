@@ -5,6 +5,9 @@
 //!   only look hold this, never the lease, and nobody calls foreign code with the lock held.
 //! * ONCE - an end is told once, whoever learned of it first.
 //!
+//! * ELSEWHERE - a node that refuses the claim, or cannot be reached, is not the end of the lease: the resource manager
+//!   exchanges it for one on another node.
+//!
 //! Elsewhere: handles (`lease`), the connection that is claimed (`manager`).
 
 use std::net::SocketAddr;
@@ -17,13 +20,18 @@ use super::failure::Failure;
 use super::keepalive::Tended;
 use super::lease::LeaseInner;
 use super::manager::{Ending, Manager};
+use crate::channel::ChannelError;
 use crate::config::OpenDevice;
 use crate::error::{Error, Result};
 use crate::protocol::allocation::{Allocate, RefusedBecause};
-use crate::protocol::lease::{EndReason, LeaseId, Token};
+use crate::protocol::lease::{EndReason, LeaseId, Token, Unusable};
 
 /// Longest wait for a connection to an executor manager.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Nodes that a lease is claimed at, one after the other, before that it could not be claimed is told: ELSEWHERE. So
+/// many failing at once is trouble of another kind, or ours.
+const MOST_NODES: usize = 4;
 
 /// One lease's.
 #[derive(Debug)]
@@ -210,8 +218,7 @@ impl LeaseState {
                 id
             }
             Stage::Granted(candidates) => {
-                let (id, manager) =
-                    claim_first(candidates, lease.device(), request, deadline, phases)?;
+                let (id, manager) = claim_somewhere(candidates, lease, request, deadline, phases)?;
                 lease.claimed(id, manager.node());
                 self.stage = Stage::Claimed(Box::new(manager));
                 id
@@ -236,6 +243,51 @@ impl LeaseState {
     /// The executor has gone, or makes room for its successor.
     pub(super) fn undeployed(&mut self) {
         self.deployed = false;
+    }
+}
+
+/// ELSEWHERE. Claims the lease at one of `candidates`, or one like it at another node; `candidates` are then that's.
+fn claim_somewhere(
+    candidates: &mut Vec<Candidate>,
+    lease: &LeaseInner,
+    request: &Allocate,
+    deadline: Instant,
+    phases: &mut Phases,
+) -> Result<(LeaseId, Manager)> {
+    let mut refused = None;
+    for _ in 0..MOST_NODES {
+        let error = match claim_first(candidates, lease.device(), request, deadline, phases) {
+            Ok(claimed) => return Ok(claimed),
+            Err(error) => error,
+        };
+        let because = unusable(&error).filter(|_| Instant::now() < deadline);
+        let other = because.and_then(|because| lease.replace(candidates, because));
+        let error = refused.get_or_insert(error); // the first is what the others follow from
+        let Some(other) = other else { break };
+        tracing::info!(%error, to = other.node, "the lease is claimed at another node");
+        *candidates = vec![other];
+    }
+    Err(refused.unwrap_or(Error::Invalid("a lease is for some node")))
+}
+
+/// What `error` says of a node, if another one may do better.
+fn unusable(error: &Error) -> Option<Unusable> {
+    use RefusedBecause::{BadRequest, BadToken, Draining, LeaseEnded, NoCapacity, SpawnFailed};
+    match error {
+        Error::Unproved { .. } => Some(Unusable::Unproved),
+        Error::Unreachable { source, .. } => match **source {
+            ChannelError::Refused(_) => Some(Unusable::Refused),
+            _ => Some(Unusable::Unreachable),
+        },
+        Error::Connection { .. } | Error::NoAnswer { .. } | Error::ExecutorGone => {
+            Some(Unusable::Unreachable)
+        }
+        Error::AllocationRefused { because, .. } => match because {
+            BadToken | NoCapacity | SpawnFailed | Draining => Some(Unusable::Refused),
+            // So it would be anywhere; or the lease has ended, which is its holder's to know.
+            BadRequest | LeaseEnded => None,
+        },
+        _ => None,
     }
 }
 

@@ -5,6 +5,8 @@
 //!   it is waited for a while, and the question is asked once more on a new connection. That is safe: a
 //!   lease that was granted on a connection which ends, and that nobody claimed, ends with it, and a renewal
 //!   may be repeated.
+//! * KEYLESS - tokens are shown without their keys: whoever listens at the resource manager's address cannot claim a
+//!   lease with what it is told.
 //! * HOSTILE - numbers in an answer are checked; what was granted with impossible ones is given back.
 //!
 //! One question at a time: who asks holds the connection until the answer is there. A lease that is
@@ -22,7 +24,8 @@ use crate::channel::{Channel, ChannelError, Incoming};
 use crate::config::OpenDevice;
 use crate::error::{Error, Result};
 use crate::protocol::lease::{
-    self, ClientName, FromClient, LeaseGranted, LeaseId, LeaseRelease, LeaseRenew, ToClient, Token,
+    self, ClientName, FromClient, LeaseGranted, LeaseId, LeaseRelease, LeaseRenew, LeaseReplace,
+    ToClient, Token, Unusable,
 };
 use crate::protocol::{Empty, Malformed, Role};
 use crate::reach::reach;
@@ -85,13 +88,7 @@ impl Link {
         })?;
         check(&granted, request)
             .inspect_err(|_| granted.iter().for_each(|part| self.give_back(part.token)))?;
-        granted
-            .into_iter()
-            .map(|LeaseGranted { manager, token, .. }| {
-                let node = token.terms.node.get()?.to_owned();
-                Ok(Candidate { node, addresses: vec![manager.into()], token })
-            })
-            .collect()
+        granted.iter().map(candidate).collect()
     }
 
     /// Asks for more time; returns the new token.
@@ -103,12 +100,36 @@ impl Link {
     ) -> Result<Token> {
         let granted = self.ask(device, 1, |number| {
             let timeout_ms = wire_ms(timeout).into();
+            let token = token.without_key(); // KEYLESS
             FromClient::Renew(LeaseRenew { request: number.into(), timeout_ms, token })
         })?;
         let renewed = granted.first().map(|granted| granted.token);
         renewed
             .filter(|renewed| renewed.terms.same_lease(&token.terms))
             .ok_or(Malformed::Field("lease").into())
+    }
+
+    /// Asks for a lease like that of `token`, which could not be used, on another node. After an error that is as
+    /// before.
+    pub(super) fn replace(
+        &self,
+        device: &OpenDevice,
+        token: Token,
+        because: Unusable,
+    ) -> Result<Candidate> {
+        let granted = self.ask(device, 1, |number| {
+            let token = token.without_key(); // KEYLESS
+            let because = because.to_wire();
+            FromClient::Replace(LeaseReplace { request: number.into(), token, because })
+        })?;
+        let replaced = granted.first().ok_or(Malformed::Field("part of an answer"))?;
+        let (old, new) = (&token.terms, &replaced.token.terms);
+        let alike = (new.cores, new.memory) == (old.cores, old.memory) && new.lease.get() != 0;
+        if !alike {
+            self.give_back(replaced.token);
+            return Err(Malformed::Field("terms of another lease").into()); // HOSTILE
+        }
+        candidate(replaced)
     }
 
     /// ONCE MORE. Asks `question`, given its number; at most `most` leases answer it.
@@ -188,7 +209,7 @@ impl Conversation {
         let mut parts: Vec<LeaseGranted> = Vec::new();
         let answer = self.channel.send(&question).map_err(failed);
         let answer = answer.and_then(|()| self.take_answer(most, &mut parts));
-        if answer.is_err() && matches!(question, FromClient::Request(_)) {
+        if answer.is_err() && matches!(question, FromClient::Request(_) | FromClient::Replace(_)) {
             parts.drain(..).for_each(|part| self.give_back(part.token));
         }
         answer.map(|()| parts)
@@ -235,13 +256,20 @@ impl Conversation {
     }
 
     fn give_back(&mut self, token: Token) {
-        let lease = token.terms.lease.get();
+        let (lease, token) = (token.terms.lease.get(), token.without_key()); // KEYLESS
         match self.channel.send(&FromClient::Release(LeaseRelease { token })) {
             Ok(()) => tracing::debug!(lease, "lease given back"),
             // An unclaimed lease ends with the connection, and at the latest when its time is over.
             Err(error) => tracing::debug!(%error, lease, "lease not given back"),
         }
     }
+}
+
+/// Where a lease that was granted may be claimed.
+fn candidate(granted: &LeaseGranted) -> Result<Candidate> {
+    let LeaseGranted { manager, token, .. } = *granted;
+    let node = token.terms.node.get()?.to_owned();
+    Ok(Candidate { node, addresses: vec![manager.into()], token })
 }
 
 /// HOSTILE. Whether `parts` are leases, and together what was asked for.
@@ -274,6 +302,7 @@ fn open(device: &OpenDevice, addresses: &[SocketAddr]) -> Result<Channel> {
     let from = device.device.ip_address();
     let reached = reach(from, addresses, CONNECT_TIMEOUT, |address, limit| {
         let mut channel = Channel::new(&device.device, device.entry.default_receive_buffer_size)?;
+        channel.expect_listener(device.trusted_user);
         channel.connect(address, Role::Lease, &Empty {}, limit)?;
         Ok(channel)
     });

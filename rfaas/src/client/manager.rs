@@ -5,6 +5,9 @@
 //!   connect ──allocate──▶ running ──ExecutorExited──▶ not running ──allocate──▶ …
 //!                └──LeaseEnding with grace 0, silence, or the connection's end──▶ over
 //! ```
+//! * PROVED - before anything is shown, who was reached has proved to be the lease's node; what is shown then is of
+//!   use on this connection only (`protocol::proof`).
+//!
 //! From the first executor on both sides give signs of life. Who uses this while it waits gives them by
 //! the way; who does not is spoken for (`keepalive`).
 
@@ -22,11 +25,12 @@ use crate::config::OpenDevice;
 use crate::error::{Error, Exit, Result};
 use crate::heartbeat::{Heartbeat, Pulse};
 use crate::protocol::allocation::{
-    Allocate, ExecutorExited, FromClient, LeaseEnding, RefusedBecause, Renew, ToClient,
+    Allocate, ClaimHello, ExecutorExited, FromClient, LeaseEnding, NodeProof, RefusedBecause,
+    Renew, ToClient,
 };
 use crate::protocol::lease::{EndReason, LeaseId, Token};
 use crate::protocol::node::Bill;
-use crate::protocol::{Empty, Malformed, Role};
+use crate::protocol::{Clock, Empty, Malformed, Nonces, Role, parse_prefix};
 use crate::reach::reach;
 
 const WHAT: &str = "the executor manager";
@@ -48,6 +52,8 @@ pub(super) struct Manager {
     node: String,
     /// What the lease is claimed with, each time.
     token: Token,
+    /// Of this connection.
+    nonces: Nonces,
     running: bool,
     /// Of the executor that ran last.
     exit: Option<Exit>,
@@ -76,14 +82,30 @@ impl Manager {
         timeout: Duration,
     ) -> Result<Self> {
         let (from, addresses) = (device.device.ip_address(), &candidate.addresses);
+        let (token, hello) = (&candidate.token, ClaimHello::new(&candidate.token));
         let reached = reach(from, addresses, timeout, |address, limit| {
             let receives = device.entry.default_receive_buffer_size;
             let mut channel = Channel::new(&device.device, receives)?;
-            channel.connect(address, Role::Allocation, &Empty {}, limit)?;
-            Ok(channel)
+            channel.expect_listener(device.trusted_user);
+            let answer = channel.connect(address, Role::Allocation, &hello, limit)?;
+            let proof = parse_prefix::<NodeProof>(answer.as_slice());
+            let proof = proof.unwrap_or_else(|_| NodeProof::none()); // of an older release, if it is none
+            // PROVED. Who takes unsigned claims has no secret: there is nothing to prove, and nothing to steal.
+            if token.terms.lease.get() != 0 && !proof.verify(&hello, address, token.key()) {
+                return Err(ChannelError::Unproved { address, peer: channel.peer() });
+            }
+            Ok((channel, proof))
         });
-        let channel = reached.map_err(|source| Error::unreachable(WHAT, addresses, source))?;
+        let (channel, proof) = reached.map_err(|source| match source {
+            ChannelError::Unproved { address, peer } => {
+                let (node, peer) =
+                    (candidate.node.clone(), peer.unwrap_or_else(|| "unknown".into()));
+                Error::Unproved { node, address, peer }
+            }
+            source => Error::unreachable(WHAT, addresses, source),
+        })?;
         Ok(Manager {
+            nonces: proof.nonces(&hello),
             channel,
             node: candidate.node.clone(),
             token: candidate.token,
@@ -96,10 +118,11 @@ impl Manager {
         })
     }
 
-    /// Asks for an executor as `request` says, except for the token, which is this lease's; returns
-    /// the number of the lease.
+    /// Asks for an executor as `request` says, except for the lease, which is this one; returns its number.
     pub(super) fn allocate(&mut self, request: &Allocate, deadline: Instant) -> Result<LeaseId> {
-        self.send(&FromClient::Allocate(Allocate { token: self.token, ..*request }))?;
+        let (signed, clock) = (self.token.signed(), Clock::now());
+        let claim = Allocate { signed, clock, ..*request }.proved(self.token.key(), &self.nonces);
+        self.send(&FromClient::Allocate(claim))?;
         loop {
             match self.answer(deadline)? {
                 Answer::Allocated(lease) => {
@@ -118,7 +141,8 @@ impl Manager {
 
     /// Shows `token`, which names a later end of the lease; returns that end as the manager has it.
     pub(super) fn renew(&mut self, token: Token, deadline: Instant) -> Result<SystemTime> {
-        self.send(&FromClient::Renew(Renew { token }))?;
+        let (signed, clock) = (token.signed(), Clock::now());
+        self.send(&FromClient::Renew(Renew { signed, clock }))?;
         loop {
             match self.answer(deadline)? {
                 Answer::Renewed(end) => {

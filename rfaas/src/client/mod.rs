@@ -52,8 +52,9 @@ pub use request::LeaseRequest;
 
 use crate::config::{ExecutorEntry, ExecutorsDatabase, OpenDevice};
 use crate::error::{Error, Result};
-use crate::protocol::lease::{ClientName, MAX_CLIENT_NAME_BYTES, Token};
+use crate::protocol::lease::{ClientName, MAX_CLIENT_NAME_BYTES, Token, Unusable};
 use keepalive::Keepalive;
+use life::Candidate;
 use link::Link;
 
 /// Name that leases are billed under unless the client has one.
@@ -174,6 +175,14 @@ impl ClientInner {
         if let Grantor::Manager(link) = &self.grantor {
             link.give_back(token);
         }
+    }
+
+    /// A lease like that of `token`, which could not be used, on another node; `None` if nobody grants one.
+    fn replace(&self, token: Token, because: Unusable) -> Option<Candidate> {
+        let Grantor::Manager(link) = &self.grantor else { return None };
+        link.replace(&self.device, token, because)
+            .inspect_err(|error| tracing::debug!(%error, "no lease elsewhere"))
+            .ok()
     }
 
     /// The token of the same lease until `timeout` from now, if it would end before.

@@ -29,9 +29,9 @@ use super::life::LeaseState;
 use super::{Deployment, Executor, Phases, library};
 use crate::channel::Channel;
 use crate::error::{Error, Exit, Result};
-use crate::protocol::Secret;
 use crate::protocol::allocation::Allocate;
-use crate::protocol::lease::{LeaseId, LeaseTerms, Token};
+use crate::protocol::lease::{LeaseId, SignedTerms};
+use crate::protocol::{Clock, Proof, Secret};
 
 /// A wait for connections is cut short so often, to see what the manager and the executor say.
 const TICK: Duration = Duration::from_millis(1);
@@ -114,7 +114,9 @@ fn launch(
     let mut phases = Phases::default();
     let session = Secret::generate();
     let request = Allocate {
-        token: Token::unsigned(LeaseTerms::new_zeroed()), // the lease's takes its place
+        signed: SignedTerms::new_zeroed(), // the lease's, the time and the proof take their places
+        clock: Clock::new_zeroed(),
+        proof: Proof::NONE,
         client: listener.local_addr().into(),
         session,
         hot_timeout_ms: deployment.spin.hot_timeout_ms().into(),

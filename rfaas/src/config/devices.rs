@@ -40,6 +40,38 @@ pub struct DeviceEntry {
     /// Which implementation drives it.
     #[serde(default = "verbs", with = "provider")]
     pub provider: Provider,
+    /// For shm: whose processes managers are, by name or number. Who else listens at a manager's address is told
+    /// nothing. `None`: whoever listens there, as with TCP on one machine.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trusted_user: Option<TrustedUser>,
+}
+
+/// A user of this machine, as a name or a number.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum TrustedUser {
+    /// By its number.
+    Id(u32),
+    /// By its name; a text of digits is a number.
+    Name(String),
+}
+
+impl TrustedUser {
+    /// Its number; an error if this machine does not know its name.
+    pub fn id(&self) -> Result<u32, String> {
+        let name = match self {
+            TrustedUser::Id(id) => return Ok(*id),
+            TrustedUser::Name(name) => name,
+        };
+        if let Ok(id) = name.parse() {
+            return Ok(id);
+        }
+        match nix::unistd::User::from_name(name) {
+            Ok(Some(user)) => Ok(user.uid.as_raw()),
+            Ok(None) => Err(format!("this machine has no user {name:?}")),
+            Err(errno) => Err(format!("user {name:?} cannot be looked up: {errno}")),
+        }
+    }
 }
 
 /// An open device and its entry in the database.
@@ -49,6 +81,8 @@ pub struct OpenDevice {
     pub device: Device,
     /// Port and receives to use on it.
     pub entry: DeviceEntry,
+    /// Number of its trusted user, if it has one.
+    pub trusted_user: Option<u32>,
 }
 
 impl fmt::Debug for OpenDevice {
@@ -105,8 +139,20 @@ impl DeviceEntry {
             ip_address: self.ip_address,
             max_inline_data: self.max_inline_data,
         };
+        let trusted_user = self.trusted_user.as_ref().map(TrustedUser::id).transpose();
+        let trusted_user = trusted_user.map_err(|reason| {
+            let (device, provider) = (self.name.clone(), self.provider);
+            let reason = format!("its trusted_user: {reason}");
+            ConfigError::Open(rdmalib::Error::DeviceUnavailable { device, provider, reason })
+        })?;
         let device = Device::open(&spec).map_err(ConfigError::Open)?;
-        Ok(OpenDevice { device, entry: self.clone() })
+        if self.provider == Provider::Shm && trusted_user.is_none() {
+            tracing::debug!(
+                device = self.name,
+                "without a trusted_user, managers of any user are connected to"
+            );
+        }
+        Ok(OpenDevice { device, entry: self.clone(), trusted_user })
     }
 }
 
@@ -124,6 +170,11 @@ impl File for Devices {
                 entry.default_receive_buffer_size > 0,
                 &key("default_receive_buffer_size"),
                 "must be at least 1",
+            )?;
+            require(
+                entry.trusted_user.is_none() || entry.provider == Provider::Shm,
+                &key("trusted_user"),
+                "is for provider \"shm\": on verbs a peer is a machine, not a user",
             )?;
         }
         Ok(())

@@ -1,14 +1,88 @@
-//! Client and executor manager: a lease is claimed with its token, becomes an executor process that
-//! dials the client, and is given back on the same connection. The end of the connection ends the
+//! Client and executor manager: a lease is claimed with what its token proves, becomes an executor process that
+//! dials the client, and is given back on the same connection. Before anything is claimed, the executor manager
+//! has proved to be that of the lease's node ([`NodeProof`]): only it is told whom executors are to show what.
+//! The end of the connection ends the
 //! lease, and so does a client's silence: from [`Allocated`] to the end of the lease each side says
 //! something in every period that it names.
+
+use std::net::SocketAddr;
 
 use zerocopy::little_endian::{I32, I64, U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use super::lease::{Reason, Token};
+use super::lease::{LeaseKey, Reason, SignedTerms, Token};
 use super::node::Bill;
-use super::{Empty, Malformed, Secret, WireAddress, messages};
+use super::{Clock, Empty, Malformed, Nonce, Nonces, Proof, Secret, WireAddress, messages};
+
+/// Behind the [`Hello`](super::Hello) of a client: which lease the connection is for.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
+#[repr(C)]
+pub struct ClaimHello {
+    /// The lease, as in its [terms](super::lease::LeaseTerms); 0 without a resource manager.
+    pub lease: U64,
+    /// Likewise.
+    pub instance: U64,
+    /// To be answered for. A client of an older release has none: zeros.
+    pub nonce: Nonce,
+}
+const _: () = assert!(size_of::<ClaimHello>() + 8 <= rdmalib::MAX_CONNECT_DATA);
+
+impl ClaimHello {
+    /// For the lease of `token`.
+    pub fn new(token: &Token) -> Self {
+        let terms = &token.terms;
+        ClaimHello { lease: terms.lease, instance: terms.instance, nonce: Nonce::generate() }
+    }
+
+    /// The key of the lease, by who knows the cluster secret.
+    pub fn key(&self, secret: &[u8]) -> LeaseKey {
+        LeaseKey::derive(self.lease, self.instance, secret)
+    }
+}
+
+/// Private data of the acceptance: the executor manager proves itself.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
+#[repr(C)]
+pub struct NodeProof {
+    /// To be answered for by claims.
+    pub nonce: Nonce,
+    proof: Proof,
+}
+const _: () = assert!(size_of::<NodeProof>() <= rdmalib::MAX_ACCEPT_DATA);
+
+impl NodeProof {
+    /// Answers `hello`, which came to `address`, with the key of its lease.
+    pub fn new(hello: &ClaimHello, address: SocketAddr, key: &LeaseKey) -> Self {
+        let nonce = Nonce::generate();
+        let nonces = Nonces { caller: hello.nonce, called: nonce };
+        let address = WireAddress::from(address);
+        let proof = Proof::new(key.as_bytes(), Self::LABEL, &nonces, &[address.as_bytes()]);
+        NodeProof { nonce, proof }
+    }
+
+    /// Proves nothing: without a resource manager there is no secret.
+    pub fn none() -> Self {
+        NodeProof { nonce: Nonce::generate(), proof: Proof::NONE }
+    }
+
+    /// The nonces of the connection.
+    pub fn nonces(&self, hello: &ClaimHello) -> Nonces {
+        Nonces { caller: hello.nonce, called: self.nonce }
+    }
+
+    /// Whether who was called at `address` with `hello` knows the lease's key, without having been told.
+    pub fn verify(&self, hello: &ClaimHello, address: SocketAddr, key: &LeaseKey) -> bool {
+        let address = WireAddress::from(address);
+        let nonces = self.nonces(hello);
+        self.proof.verify(key.as_bytes(), Self::LABEL, &nonces, &[address.as_bytes()])
+    }
+
+    const LABEL: &[u8] = b"rFaaS executor manager v5";
+}
 
 /// Claims a lease and asks for its executor. May be sent again on the same connection once the
 /// executor has exited.
@@ -18,7 +92,9 @@ use super::{Empty, Malformed, Secret, WireAddress, messages};
 #[repr(C)]
 pub struct Allocate {
     /// The lease.
-    pub token: Token,
+    pub signed: SignedTerms,
+    /// What the client's clock says, which an unsigned claim ends by.
+    pub clock: Clock,
     /// Where the client waits for its executor and workers.
     pub client: WireAddress,
     /// What they must show there.
@@ -34,8 +110,30 @@ pub struct Allocate {
     pub code_bytes: U32,
     /// Input slots of each worker: invocations in flight.
     pub slots: U16,
+    /// By the lease's key; none without a resource manager.
+    pub proof: Proof,
 }
-const _: () = assert!(size_of::<Allocate>() == 316);
+const _: () = assert!(size_of::<Allocate>() == 340);
+
+impl Allocate {
+    /// The same, proved to come from the holder of `key` on the connection of `nonces`.
+    pub fn proved(self, key: &LeaseKey, nonces: &Nonces) -> Self {
+        let proof = Proof::new(key.as_bytes(), Self::LABEL, nonces, &[self.said()]);
+        Allocate { proof, ..self }
+    }
+
+    /// Whether the holder of `key` said all of this on the connection of `nonces`.
+    pub fn verify(&self, key: &LeaseKey, nonces: &Nonces) -> bool {
+        self.proof.verify(key.as_bytes(), Self::LABEL, nonces, &[self.said()])
+    }
+
+    /// All but the proof.
+    fn said(&self) -> &[u8] {
+        &self.as_bytes()[..size_of::<Self>() - size_of::<Proof>()]
+    }
+
+    const LABEL: &[u8] = b"rFaaS client v5";
+}
 
 /// The executor process was started; it dials next.
 #[derive(
@@ -51,14 +149,17 @@ pub struct Allocated {
     pub silence_ms: U32,
 }
 
-/// More time for the lease that this connection holds: shows the token that its renewal was answered with.
+/// More time for the lease that this connection holds, whose holder was proved: shows what its renewal was answered
+/// with.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
 )]
 #[repr(C)]
 pub struct Renew {
     /// Of the same lease, with a later end.
-    pub token: Token,
+    pub signed: SignedTerms,
+    /// What the client's clock says, which an unsigned claim ends by.
+    pub clock: Clock,
 }
 
 /// The lease ends later now.

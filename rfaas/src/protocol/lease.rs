@@ -2,17 +2,21 @@
 //!
 //! The token carries its terms and a HMAC-SHA256 (RFC 2104) over them with the cluster secret. The
 //! executor manager checks it by itself, so a client may come before any news of the lease does.
+//! It also carries a key, which the executor manager can derive and nobody else: with it client and node prove
+//! who they are to each other ([`NodeProof`](super::allocation::NodeProof)). The key itself is shown to nobody: to
+//! a node go the [`SignedTerms`], to the resource manager the token [without it](Token::without_key).
 
 use std::num::NonZeroU64;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use hmac::{Hmac, KeyInit, Mac};
+use hmac::{Hmac, Mac};
 use sha2::Sha256;
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
+use super::proof::{half, keyed, same};
 use super::{Malformed, Text, WireAddress, messages};
 
 /// Longest node name, in bytes: a DNS name has at most 253 (RFC 1035, 2.3.4); names of cluster nodes
@@ -87,30 +91,97 @@ impl LeaseTerms {
     }
 }
 
-/// Terms and their signature. Whoever holds it may claim the lease, so it is never logged or listed.
+/// Terms and the resource manager's word for them. Shows that the lease was granted, not that its holder is who it
+/// was granted to.
 #[derive(Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct SignedTerms {
+    /// What is granted.
+    pub terms: LeaseTerms,
+    mac: [u8; 16],
+}
+const _: () = assert!(size_of::<SignedTerms>() == 244);
+
+impl SignedTerms {
+    /// Whether the cluster secret signed exactly these terms; takes the same time for every wrong one.
+    pub fn verify(&self, secret: &[u8]) -> bool {
+        mac(&self.terms, secret).verify_truncated_left(&self.mac).is_ok()
+    }
+}
+
+impl std::fmt::Debug for SignedTerms {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SignedTerms").field("terms", &self.terms).finish_non_exhaustive()
+    }
+}
+
+/// What the holder of a lease and its node know, and the cluster, and nobody else.
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct LeaseKey([u8; 16]);
+
+impl LeaseKey {
+    const NONE: LeaseKey = LeaseKey([0; 16]);
+
+    /// Of this lease, for this run of its node. A renewed lease has the same.
+    pub fn derive(lease: U64, instance: U64, secret: &[u8]) -> Self {
+        let mut mac = keyed(secret, b"rFaaS lease key v5");
+        mac.update(lease.as_bytes());
+        mac.update(instance.as_bytes());
+        LeaseKey(half(mac))
+    }
+}
+
+impl std::fmt::Debug for LeaseKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("LeaseKey(..)")
+    }
+}
+
+/// Terms, their signature, and the key of the lease. Whoever holds it may claim the lease, so it is never logged or
+/// listed.
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct Token {
     /// What is granted.
     pub terms: LeaseTerms,
-    mac: [u8; 32],
+    key: LeaseKey,
+    mac: [u8; 16],
 }
 const _: () = assert!(size_of::<Token>() == 260);
 
 impl Token {
     /// Signs `terms` with the cluster secret.
     pub fn sign(terms: LeaseTerms, secret: &[u8]) -> Self {
-        Token { terms, mac: mac(&terms, secret).finalize().into_bytes().into() }
+        let key = LeaseKey::derive(terms.lease, terms.instance, secret);
+        Token { terms, key, mac: half(mac(&terms, secret)) }
     }
 
     /// A claim without a signature, for executor managers that run without a resource manager.
     pub fn unsigned(terms: LeaseTerms) -> Self {
-        Token { terms, mac: [0; 32] }
+        Token { terms, key: LeaseKey::NONE, mac: [0; 16] }
     }
 
-    /// Whether the cluster secret signed exactly these terms; takes the same time for every wrong one.
+    /// Whether the cluster secret signed exactly these terms, and the key is theirs; takes the same time for every
+    /// wrong one.
     pub fn verify(&self, secret: &[u8]) -> bool {
-        mac(&self.terms, secret).verify_slice(&self.mac).is_ok()
+        let key = LeaseKey::derive(self.terms.lease, self.terms.instance, secret);
+        same(&self.key.0, &key.0) & self.signed().verify(secret)
+    }
+
+    /// What a node is shown.
+    pub fn signed(&self) -> SignedTerms {
+        SignedTerms { terms: self.terms, mac: self.mac }
+    }
+
+    /// What a resource manager is shown, which nobody can claim the lease with.
+    pub fn without_key(&self) -> Self {
+        Token { key: LeaseKey::NONE, ..*self }
+    }
+
+    /// For proofs between client and node.
+    pub fn key(&self) -> &LeaseKey {
+        &self.key
     }
 
     /// Text form for HTTP: base64url without padding (RFC 4648, 5).
@@ -128,6 +199,14 @@ impl Token {
     }
 }
 
+/// In the same time, wherever keys and signatures differ.
+impl PartialEq for Token {
+    fn eq(&self, other: &Self) -> bool {
+        self.terms == other.terms && same(&self.key.0, &other.key.0) & same(&self.mac, &other.mac)
+    }
+}
+impl Eq for Token {}
+
 impl std::fmt::Debug for Token {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Token").field("terms", &self.terms).finish_non_exhaustive()
@@ -135,8 +214,7 @@ impl std::fmt::Debug for Token {
 }
 
 fn mac(terms: &LeaseTerms, secret: &[u8]) -> Hmac<Sha256> {
-    let mut mac = Hmac::<Sha256>::new_from_slice(secret).expect("HMAC takes keys of any length");
-    mac.update(b"rFaaS lease v2"); // so that no other use of the secret signs a lease
+    let mut mac = keyed(secret, b"rFaaS lease v5");
     mac.update(terms.as_bytes());
     mac
 }
@@ -267,6 +345,60 @@ pub struct LeaseRefused {
     pub reason: Reason,
 }
 
+/// Asks for a lease like one that could not be used, on another node, in exchange for it; answered by a grant, or
+/// refused, and then it is as before. Its node is then tried last for a while.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
+#[repr(C)]
+pub struct LeaseReplace {
+    /// Chosen by the client, returned in the answer.
+    pub request: U32,
+    /// The lease, shown by its token.
+    pub token: Token,
+    /// [`Unusable`].
+    pub because: U16,
+}
+const _: () = assert!(size_of::<LeaseReplace>() == 266);
+
+/// Why a lease could not be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u16)]
+pub enum Unusable {
+    /// Its node refused the claim.
+    Refused = 1,
+    /// Its node could not be reached, or did not answer.
+    Unreachable = 2,
+    /// Who listens at its node's address could not prove to be it.
+    Unproved = 3,
+}
+
+impl Unusable {
+    /// Reads the wire form.
+    pub fn from_wire(value: U16) -> Result<Self, Malformed> {
+        Ok(match value.get() {
+            1 => Unusable::Refused,
+            2 => Unusable::Unreachable,
+            3 => Unusable::Unproved,
+            _ => return Err(Malformed::Field("why a lease cannot be used")),
+        })
+    }
+
+    /// The wire form.
+    pub fn to_wire(self) -> U16 {
+        (self as u16).into()
+    }
+
+    /// What the node did, in words.
+    pub fn in_words(self) -> &'static str {
+        match self {
+            Unusable::Refused => "it refused the claim",
+            Unusable::Unreachable => "it could not be reached",
+            Unusable::Unproved => "who listens at its address did not prove to be it",
+        }
+    }
+}
+
 messages! {
     /// Client to resource manager.
     pub enum FromClient {
@@ -276,6 +408,8 @@ messages! {
         2 => Release(LeaseRelease),
         /// Asks for more time.
         3 => Renew(LeaseRenew),
+        /// Asks for another in exchange for one that could not be used.
+        4 => Replace(LeaseReplace),
     }
 }
 messages! {

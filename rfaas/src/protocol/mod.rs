@@ -3,7 +3,7 @@
 //! ```text
 //!   lease        client ──▶ resource_manager            asks for cores, gets a signed token
 //!   node         executor_manager ◀─▶ resource_manager  registers, reports claims and bills
-//!   allocation   client ◀─▶ executor_manager            shows the token, gets executors, gives them back
+//!   allocation   client ◀─▶ executor_manager            proves that it has the token, gets executors, gives them back
 //!   accounting   executor ──▶ executor_manager          where its time is counted
 //!   session      executor ──▶ client                    dials back, takes code, offers input slots
 //!   invocation   client ◀─▶ worker                      writes with immediate data; no server between
@@ -11,7 +11,8 @@
 //! Integers are little-endian and structs have neither padding nor alignment, so their bytes are the
 //! message. Every connection opens with a [`Hello`] in its private data; after that a message is a
 //! [`kind`](MessageKind) and its struct, at most [`MAX_MESSAGE_BYTES`] in all. Bytes from a peer are
-//! hostile: a message that does not parse is an error of that peer, never a panic.
+//! hostile: a message that does not parse is an error of that peer, never a panic. How peers prove who they are is
+//! in `proof`.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -25,10 +26,16 @@ pub mod assignment;
 pub mod invocation;
 pub mod lease;
 pub mod node;
+mod proof;
 pub mod session;
 
+pub use proof::{Clock, Nonce, Nonces, Proof};
+
 /// Version of all conversations together. Peers of another version are refused by name.
-pub const VERSION: u16 = 4;
+pub const VERSION: u16 = 5;
+/// Oldest version of a client that is listened to: what it says without a proof means what it did. It cannot claim
+/// leases.
+pub const OLDEST_CLIENT: u16 = 4;
 
 /// Largest message on a control connection, in bytes: the longest struct (an allocation request)
 /// and room to grow.
@@ -107,15 +114,13 @@ impl Hello {
         [hello.as_bytes(), body.as_bytes()].concat()
     }
 
-    /// The role, and the bytes behind the hello.
+    /// The role, and the bytes behind the hello; of a client, also if its release is older.
     pub fn parse(private_data: &[u8]) -> Result<(Role, &[u8]), Malformed> {
         let (hello, rest) = Hello::read_from_prefix(private_data).map_err(|_| Malformed::Magic)?;
         if hello.magic.get() != MAGIC {
             return Err(Malformed::Magic);
         }
-        if hello.version.get() != VERSION {
-            return Err(Malformed::Version { theirs: hello.version.get() });
-        }
+        let version = hello.version.get();
         let role = match hello.role.get() {
             1 => Role::Lease,
             2 => Role::Node,
@@ -123,9 +128,17 @@ impl Hello {
             4 => Role::Accounting,
             5 => Role::Executor,
             6 => Role::Worker,
+            _ if version != VERSION => return Err(Malformed::Version { theirs: version }),
             other => return Err(Malformed::Kind(other)),
         };
-        Ok((role, rest))
+        let oldest = match role {
+            Role::Lease | Role::Allocation => OLDEST_CLIENT,
+            Role::Node | Role::Accounting | Role::Executor | Role::Worker => VERSION,
+        };
+        match (oldest..=VERSION).contains(&version) {
+            true => Ok((role, rest)),
+            false => Err(Malformed::Version { theirs: version }),
+        }
     }
 }
 
@@ -220,18 +233,24 @@ impl From<WireAddress> for SocketAddr {
 }
 
 /// An unguessable word that lets its holder speak for one lease on one connection.
-#[derive(Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct Secret(pub [u8; 16]);
 
 impl Secret {
     /// A fresh one from the system's random source.
     pub fn generate() -> Self {
-        let mut bytes = [0; 16];
-        getrandom::fill(&mut bytes).expect("Linux always has a random source (getrandom(2))");
-        Secret(bytes)
+        Secret(proof::random())
     }
 }
+
+/// In the same time, wherever they differ.
+impl PartialEq for Secret {
+    fn eq(&self, other: &Self) -> bool {
+        proof::same(&self.0, &other.0)
+    }
+}
+impl Eq for Secret {}
 
 impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -1,28 +1,61 @@
 //! Executor manager and resource manager: a node registers, then reports claims, ends and bills.
 //!
-//! The resource manager's acceptance carries a [`Challenge`]; the registration answers it with a
-//! HMAC over challenge and name, so the cluster secret itself never travels and an old registration
-//! cannot be replayed.
+//! Both prove to each other that they know the cluster secret, which never travels ([`ManagerProof`], [`Register`]).
+//! Each tells the time with its signs of life: leases end by the resource manager's clock.
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::time::Duration;
 
-use hmac::{Hmac, KeyInit, Mac};
-use sha2::Sha256;
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::lease::{LeaseTerms, NodeName, Reason};
-use super::{Empty, messages};
+use super::{Clock, Nonce, Nonces, Proof, WireAddress, messages};
 
-/// Private data of the acceptance.
+/// Behind the [`Hello`](super::Hello) of a node.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
 )]
 #[repr(C)]
-pub struct Challenge {
-    /// Random bytes, fresh for each connection.
-    pub nonce: [u8; 32],
+pub struct NodeHello {
+    /// To be answered for.
+    pub nonce: Nonce,
+}
+const _: () = assert!(size_of::<NodeHello>() + 8 <= rdmalib::MAX_CONNECT_DATA);
+
+/// Private data of the acceptance: the resource manager proves itself.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
+#[repr(C)]
+pub struct ManagerProof {
+    /// To be answered for by the registration.
+    pub nonce: Nonce,
+    proof: Proof,
+}
+const _: () = assert!(size_of::<ManagerProof>() <= rdmalib::MAX_ACCEPT_DATA);
+
+impl ManagerProof {
+    /// Answers `hello`, which came to `address`, with the cluster secret.
+    pub fn new(hello: &NodeHello, address: SocketAddr, secret: &[u8]) -> Self {
+        let nonce = Nonce::generate();
+        let nonces = Nonces { caller: hello.nonce, called: nonce };
+        let address = WireAddress::from(address);
+        let proof = Proof::new(secret, Self::LABEL, &nonces, &[address.as_bytes()]);
+        ManagerProof { nonce, proof }
+    }
+
+    /// Whether who was called at `address` with `hello` is a resource manager of this secret; then the nonces of
+    /// the connection.
+    pub fn verify(&self, hello: &NodeHello, address: SocketAddr, secret: &[u8]) -> Option<Nonces> {
+        let nonces = Nonces { caller: hello.nonce, called: self.nonce };
+        let address = WireAddress::from(address);
+        let proved = self.proof.verify(secret, Self::LABEL, &nonces, &[address.as_bytes()]);
+        proved.then_some(nonces)
+    }
+
+    const LABEL: &[u8] = b"rFaaS manager v5";
 }
 
 /// Registers a node under its name.
@@ -35,32 +68,53 @@ pub struct Register {
     pub node: NodeName,
     /// Chosen at random by each run of an executor manager, never 0: leases of another run have ended.
     pub instance: U64,
-    proof: [u8; 32],
+    /// Where it listens: must be what was given to `/add`, or clients would be sent elsewhere.
+    pub address: WireAddress,
+    /// What its clock says.
+    pub clock: Clock,
+    proof: Proof,
 }
-const _: () = assert!(size_of::<Register>() == 170);
+const _: () = assert!(size_of::<Register>() == 196);
 
 impl Register {
-    /// Answers `challenge` with the cluster secret.
-    pub fn new(node: NodeName, instance: u64, challenge: &Challenge, secret: &[u8]) -> Self {
-        let unproved = Register { node, instance: instance.into(), proof: [0; 32] };
-        let proof = unproved.mac(challenge, secret).finalize().into_bytes().into();
-        Register { proof, ..unproved }
+    /// The registration of the node of this name, which listens at `address`, on the connection of `nonces`.
+    pub fn new(
+        node: NodeName,
+        instance: u64,
+        address: SocketAddr,
+        nonces: &Nonces,
+        secret: &[u8],
+    ) -> Self {
+        Register {
+            node,
+            instance: instance.into(),
+            address: address.into(),
+            clock: Clock::now(),
+            proof: Proof::NONE,
+        }
+        .proved(nonces, secret)
     }
 
-    /// Whether the sender knows the cluster secret.
-    pub fn verify(&self, challenge: &Challenge, secret: &[u8]) -> bool {
-        self.mac(challenge, secret).verify_slice(&self.proof).is_ok()
+    fn proved(self, nonces: &Nonces, secret: &[u8]) -> Self {
+        Register { proof: Proof::new(secret, Self::LABEL, nonces, &[self.said()]), ..self }
     }
 
-    fn mac(&self, challenge: &Challenge, secret: &[u8]) -> Hmac<Sha256> {
-        let mut mac =
-            Hmac::<Sha256>::new_from_slice(secret).expect("HMAC takes keys of any length");
-        mac.update(b"rFaaS node v2");
-        mac.update(&challenge.nonce);
-        mac.update(self.node.as_bytes());
-        mac.update(self.instance.as_bytes());
-        mac
+    /// The same, said at another time.
+    pub fn at(self, clock: Clock, nonces: &Nonces, secret: &[u8]) -> Self {
+        Register { clock, ..self }.proved(nonces, secret)
     }
+
+    /// Whether its sender knows the cluster secret, and said all of this on the connection of `nonces`.
+    pub fn verify(&self, nonces: &Nonces, secret: &[u8]) -> bool {
+        self.proof.verify(secret, Self::LABEL, nonces, &[self.said()])
+    }
+
+    /// All but the proof.
+    fn said(&self) -> &[u8] {
+        &self.as_bytes()[..size_of::<Self>() - size_of::<Proof>()]
+    }
+
+    const LABEL: &[u8] = b"rFaaS node v5";
 }
 
 /// What a lease used; all times in nanoseconds.
@@ -163,6 +217,8 @@ pub struct Registered {
     pub heartbeat_ms: U32,
     /// Silence after which the other side is given up, in milliseconds.
     pub silence_ms: U32,
+    /// What the resource manager's clock says, by which leases end.
+    pub clock: Clock,
 }
 
 /// The node may not register; the connection ends.
@@ -198,8 +254,8 @@ messages! {
         2 => Claimed(LeaseClaimed),
         /// A lease ended.
         3 => Ended(LeaseEnded),
-        /// Still alive.
-        4 => Heartbeat(Empty),
+        /// Still alive; what its clock says.
+        4 => Heartbeat(Clock),
         /// What a lease has used so far.
         5 => Used(LeaseUsed),
         /// It is to stop.
@@ -217,7 +273,7 @@ messages! {
         3 => EndedAck(LeaseEndedAck),
         /// End a lease.
         4 => EndLease(EndLease),
-        /// Still alive.
-        5 => Heartbeat(Empty),
+        /// Still alive; what its clock says.
+        5 => Heartbeat(Clock),
     }
 }

@@ -61,7 +61,7 @@ fn resource_manager(
 }
 
 /// Likewise, but it answers only.
-fn answering(
+pub(crate) fn answering(
     answers: impl Fn(&FromClient) -> Vec<ToClient> + Send + 'static,
 ) -> (Client, Receiver<FromClient>) {
     resource_manager(move |_, message| Does::Answers(answers(message)))
@@ -168,7 +168,7 @@ fn a_resource_manager_that_is_started_again_is_asked_again() {
             (_, FromClient::Renew(question)) => {
                 Does::Answers(vec![granted(question.request.get(), 0, 1, END_MS + 5)])
             }
-            (_, FromClient::Release(_)) => Does::Answers(vec![]),
+            (_, FromClient::Release(_) | FromClient::Replace(_)) => Does::Answers(vec![]),
         });
         let leases = client.lease_many(LeaseRequest::new(4, 64).max_nodes(2)).unwrap();
         assert_eq!(leases.len(), 2);
@@ -207,7 +207,7 @@ fn a_resource_manager_renews_or_refuses() {
             let reason = Reason::truncated("the lease has ended");
             vec![ToClient::Refused(LeaseRefused { request: question.request, reason })]
         }
-        FromClient::Release(_) => vec![],
+        FromClient::Release(_) | FromClient::Replace(_) => vec![],
     });
     let lease = client.lease(LeaseRequest::new(2, 32)).unwrap();
     let before = lease.expires_at();

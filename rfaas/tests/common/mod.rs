@@ -136,6 +136,7 @@ pub fn open_device() -> OpenDevice {
         max_inline_data: 0,
         default_receive_buffer_size: 32,
         provider: Provider::Shm,
+        trusted_user: None,
     }
     .open()
     .unwrap()
@@ -372,7 +373,7 @@ fn serve_client(start: &Start, shared: &Arc<Mutex<Shared>>, device: &Device, cli
                     client.send(&refusal(because)).unwrap();
                     continue;
                 }
-                let expires_at_ms = renew.token.terms.expires_at_ms;
+                let expires_at_ms = renew.signed.terms.expires_at_ms;
                 lock(shared).renewals.push(expires_at_ms.get());
                 client.send(&ToClient::Renewed(Renewed { expires_at_ms })).ok();
             }
@@ -419,7 +420,7 @@ impl Fake {
             _ => {}
         }
         let allocate = *allocate;
-        let cores = allocate.token.terms.cores.get();
+        let cores = allocate.signed.terms.cores.get();
         for index in 0..cores {
             let (start, shared, device) = (start.clone(), Arc::clone(shared), device.clone());
             threads.push(thread::spawn(move || {

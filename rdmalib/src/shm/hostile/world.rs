@@ -331,7 +331,7 @@ impl World {
         let no_data = || PrivateData::new(&[], 0).unwrap();
         let [server, client] = &mut ends;
         std::thread::scope(|scope| {
-            scope.spawn(|| client.send.connect(to, &no_data(), PATIENCE).unwrap());
+            scope.spawn(|| client.send.connect(to, None, &no_data(), PATIENCE).unwrap());
             let request = listener.next(PATIENCE).unwrap().expect("a connector comes");
             request.accept(&mut server.send, &[]).unwrap();
         });

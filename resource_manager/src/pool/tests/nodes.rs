@@ -7,10 +7,10 @@ use super::*;
 #[test]
 fn a_node_may_register_before_it_is_added_after_it_was_and_again() {
     let mut world = World::new();
-    let refused = world.pool.node_connected(world.now, "a", 1, LinkId(9), &mut world.out);
+    let refused = world.pool.node_connected(world.now, "a", run(1), LinkId(9), &mut world.out);
     assert!(refused.unwrap_err().contains("POST /add?node=a"), "original defect C6: stuck");
     let first = world.node("a", 1, 64);
-    assert!(world.pool.node_connected(world.now, "a", 1, LinkId(9), &mut world.out).is_err());
+    assert!(world.pool.node_connected(world.now, "a", run(1), LinkId(9), &mut world.out).is_err());
     world.disconnect(first);
     world.connect("a");
     assert!(world.request(1, 64, HOUR).is_ok());
@@ -104,7 +104,9 @@ fn a_host_name_is_looked_up_before_the_node_takes_leases_and_again_if_not_found(
     let capacity = Capacity { cores: 1, memory: 64 };
     let spec = NodeSpec::new("a", "node.example", 10_005, capacity).unwrap();
     world.pool.add_node(world.now, spec, &mut world.out).unwrap();
-    let link = world.connect("a");
+    let link = LinkId(1);
+    let listens = Run { address: ([10, 0, 0, 9], 10_005).into(), ..run(1) };
+    world.pool.node_connected(world.now, "a", listens, link, &mut world.out).unwrap();
     let look_up = Action::Resolve { node: "a".into(), host: "node.example".into() };
     assert_eq!(world.actions(), [Action::NodesChanged, look_up.clone()]);
     assert_eq!(world.pool.node("a").unwrap().state, NodeState::Registered);
@@ -113,7 +115,11 @@ fn a_host_name_is_looked_up_before_the_node_takes_leases_and_again_if_not_found(
     assert_eq!(world.actions(), [look_up]);
     world.pool.resolved(world.now, "a", "old.example", Some([10, 0, 0, 8].into()));
     assert_eq!(world.pool.node("a").unwrap().state, NodeState::Registered, "not its name");
-    world.pool.resolved(world.now, "a", "node.example", Some([10, 0, 0, 9].into()));
+    world.pool.resolved(world.now, "a", "node.example", Some([10, 0, 0, 8].into()));
+    let node = world.pool.node("a").unwrap();
+    assert_eq!(node.state, NodeState::Registered, "it listens elsewhere");
+    let found = [[10, 0, 0, 8], [10, 0, 0, 9]].map(Into::into);
+    world.pool.resolved(world.now, "a", "node.example", found);
     let grant = world.request(1, 1, HOUR).unwrap();
     assert_eq!(grant.manager, ([10, 0, 0, 9], 10_005).into());
     world.disconnect(link);
@@ -202,7 +208,7 @@ fn a_node_that_registers_as_another_instance_has_lost_its_leases() {
     let active = world.active(1, link);
     let unclaimed = world.request(1, 1, HOUR).unwrap();
     world.disconnect(link);
-    world.pool.node_connected(world.now, "a", 2, LinkId(9), &mut world.out).unwrap();
+    world.pool.node_connected(world.now, "a", run(2), LinkId(9), &mut world.out).unwrap();
     assert!(matches!(world.billed(&active), Some((EndReason::NodeLost, _))), "at once");
     assert!(matches!(world.billed(&unclaimed), Some((EndReason::NodeLost, 0))));
     assert_eq!(world.free("a").cores, 3);
@@ -216,7 +222,7 @@ fn a_node_that_registers_as_another_instance_has_lost_its_leases() {
     assert_eq!(world.actions(), [told]);
     assert_eq!(world.state(&grant), Some(LeaseState::Granted));
     world.disconnect(LinkId(9));
-    let none = world.pool.node_connected(world.now, "a", 0, LinkId(10), &mut world.out);
+    let none = world.pool.node_connected(world.now, "a", run(0), LinkId(10), &mut world.out);
     assert!(none.unwrap_err().contains("instance"));
 }
 
@@ -229,7 +235,7 @@ fn a_withdrawn_node_whose_executor_manager_was_started_anew_is_gone() {
     // Withdrawn while it is away, leases would end at once: as if by another run of this program.
     let slot = world.pool.nodes.find("a").unwrap();
     world.pool.nodes.change(slot, |node| node.draining = true);
-    let refused = world.pool.node_connected(world.now, "a", 2, LinkId(9), &mut world.out);
+    let refused = world.pool.node_connected(world.now, "a", run(2), LinkId(9), &mut world.out);
     assert!(refused.unwrap_err().contains("POST /add?node=a"));
     assert!(world.pool.nodes().is_empty());
 }
@@ -259,7 +265,7 @@ fn a_node_whose_executor_manager_stops_takes_no_leases_until_it_is_back() {
     world.report(&active, link, EndReason::Shutdown, 1);
     world.disconnect(link);
     assert_eq!(world.pool.node("a").unwrap().state, NodeState::Lost);
-    world.pool.node_connected(world.now, "a", 2, LinkId(9), &mut world.out).unwrap();
+    world.pool.node_connected(world.now, "a", run(2), LinkId(9), &mut world.out).unwrap();
     assert!(world.request(3, 1, HOUR).is_ok());
 }
 

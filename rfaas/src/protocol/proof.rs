@@ -1,0 +1,181 @@
+//! Who is who: both ends of a connection prove that they know a secret, and neither shows it.
+//!
+//! ```text
+//!   node ──Hello, nonce──▶ resource manager        client ──Hello, lease, nonce──▶ node
+//!        ◀──nonce, proof──                                ◀──nonce, proof──         knows the cluster
+//!        ──Register, proof──▶  cluster secret             ──Allocate, proof──▶      secret: lease key
+//! ```
+//! Who was called proves itself first, in its acceptance, so that costs no round trip; who called says nothing
+//! before it has checked that. A proof is a HMAC-SHA256 (RFC 2104) over a label, both nonces of this connection and
+//! what is said. So it is worth nothing on another connection, in the other direction, or beside another message.
+//! * HERE - who is called proves that it is *at the address that was called*: who listens in another's place cannot
+//!   have the real one answer for it.
+//! * SAME TIME - proofs and secrets are compared in the same time, wherever they differ.
+
+use std::fmt;
+use std::hint::black_box;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use hmac::{Hmac, KeyInit, Mac};
+use sha2::Sha256;
+use zerocopy::little_endian::U64;
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+/// Random bytes, fresh for each end of each connection.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
+#[repr(C)]
+pub struct Nonce(pub [u8; 16]);
+
+impl Nonce {
+    /// A fresh one.
+    pub fn generate() -> Self {
+        Nonce(random())
+    }
+}
+
+/// The nonces of both ends of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Nonces {
+    /// Of who called.
+    pub caller: Nonce,
+    /// Of who was called.
+    pub called: Nonce,
+}
+
+/// That its sender knows a secret.
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct Proof([u8; 32]);
+
+impl Proof {
+    /// None: where there is no secret to know.
+    pub const NONE: Proof = Proof([0; 32]);
+
+    /// That whoever knows `secret` says `said` as `label` on the connection of these nonces.
+    pub(super) fn new(secret: &[u8], label: &[u8], nonces: &Nonces, said: &[&[u8]]) -> Self {
+        Proof(proof(secret, label, nonces, said).finalize().into_bytes().into())
+    }
+
+    /// Whether it is that.
+    pub(super) fn verify(
+        &self,
+        secret: &[u8],
+        label: &[u8],
+        nonces: &Nonces,
+        said: &[&[u8]],
+    ) -> bool {
+        proof(secret, label, nonces, said).verify_slice(&self.0).is_ok()
+    }
+}
+
+/// SAME TIME.
+impl PartialEq for Proof {
+    fn eq(&self, other: &Self) -> bool {
+        same(&self.0, &other.0)
+    }
+}
+impl Eq for Proof {}
+
+impl fmt::Debug for Proof {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Proof(..)")
+    }
+}
+
+fn proof(secret: &[u8], label: &[u8], nonces: &Nonces, said: &[&[u8]]) -> Hmac<Sha256> {
+    let mut mac = keyed(secret, label);
+    mac.update(nonces.caller.as_bytes());
+    mac.update(nonces.called.as_bytes());
+    said.iter().for_each(|part| mac.update(part));
+    mac
+}
+
+/// A HMAC that no other use of the secret can be mistaken for: no label begins with another one.
+pub(super) fn keyed(secret: &[u8], label: &[u8]) -> Hmac<Sha256> {
+    let mut mac = Hmac::<Sha256>::new_from_slice(secret).expect("HMAC takes keys of any length");
+    mac.update(label);
+    mac
+}
+
+/// The first half of a HMAC: 128 bits (RFC 2104, 5).
+pub(super) fn half(mac: Hmac<Sha256>) -> [u8; 16] {
+    let [half @ .., _, _, _, _, _, _, _, _, _, _, _, _, _, _, _, _]: [u8; 32] =
+        mac.finalize().into_bytes().into();
+    half
+}
+
+/// SAME TIME. Whether `a` and `b` are the same.
+pub(super) fn same<const N: usize>(a: &[u8; N], b: &[u8; N]) -> bool {
+    // Looked at whole: the compiler may not stop at the first difference.
+    let differ = a.iter().zip(b).fold(0, |differ, (a, b)| black_box(differ | (a ^ b)));
+    black_box(differ) == 0
+}
+
+/// Bytes from the system's random source.
+pub(super) fn random<const N: usize>() -> [u8; N] {
+    let mut bytes = [0; N];
+    getrandom::fill(&mut bytes).expect("Linux always has a random source (getrandom(2))");
+    bytes
+}
+
+/// What a wall clock says, in milliseconds since the Unix epoch.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
+#[repr(C)]
+pub struct Clock {
+    /// Milliseconds.
+    pub ms: U64,
+}
+
+impl Clock {
+    /// This machine's, now.
+    pub fn now() -> Self {
+        SystemTime::now().into()
+    }
+
+    /// What it says, as a time.
+    pub fn time(self) -> SystemTime {
+        UNIX_EPOCH + Duration::from_millis(self.ms.get())
+    }
+
+    /// How far it is ahead of one that says `other`, in milliseconds; negative: behind.
+    pub fn ahead_of(self, other: SystemTime) -> i64 {
+        let difference = i128::from(self.ms.get()) - i128::from(Clock::from(other).ms.get());
+        i64::try_from(difference).unwrap_or(if difference > 0 { i64::MAX } else { i64::MIN })
+    }
+}
+
+impl From<SystemTime> for Clock {
+    fn from(time: SystemTime) -> Self {
+        let since = time.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
+        Clock { ms: u64::try_from(since).unwrap_or(u64::MAX).into() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_difference_anywhere_is_one() {
+        let bytes: [u8; 16] = random();
+        assert!(same(&bytes, &bytes.clone()));
+        for bit in 0..128 {
+            let mut other = bytes;
+            other[bit / 8] ^= 1 << (bit % 8);
+            assert!(!same(&bytes, &other), "bit {bit}");
+        }
+    }
+
+    #[test]
+    fn clocks_differ_by_what_they_say() {
+        let at = |ms| Clock { ms: U64::new(ms) };
+        assert_eq!(at(7_000).ahead_of(at(5_000).time()), 2_000);
+        assert_eq!(at(5_000).ahead_of(at(7_000).time()), -2_000);
+        assert_eq!(at(u64::MAX).ahead_of(UNIX_EPOCH), i64::MAX, "no overflow, whatever it says");
+        assert_eq!(at(0).ahead_of(at(u64::MAX).time()), i64::MIN);
+    }
+}
