@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use crate::device::{Device, Inner};
 use crate::error::Result;
+use crate::process::Owned;
 use crate::{shm, verbs};
 
 /// How a work request ended; names follow `enum ibv_wc_status`, `ibv_poll_cq(3)`.
@@ -88,7 +89,7 @@ pub enum Notify {
 
 /// Wakes whoever waits on a completion queue, from any thread; for shutdown.
 #[derive(Clone)]
-pub struct Waker(pub(crate) WakerInner);
+pub struct Waker(Owned<WakerInner>);
 
 #[derive(Clone, Debug)]
 pub(crate) enum WakerInner {
@@ -99,7 +100,10 @@ pub(crate) enum WakerInner {
 impl Waker {
     /// Makes the queue's descriptor readable: a wait under way returns, else the next one does.
     pub fn wake(&self) {
-        match &self.0 {
+        if !self.0.is_ours() {
+            return;
+        }
+        match &*self.0 {
             WakerInner::Shm(waker) => waker.wake(),
             WakerInner::Verbs(waker) => waker.wake(),
         }
@@ -108,7 +112,7 @@ impl Waker {
 
 /// A completion queue. One poller at a time, checked at compile time: polling takes `&mut self`.
 pub struct CompletionQueue {
-    pub(crate) inner: CompletionQueueInner,
+    pub(crate) inner: Owned<CompletionQueueInner>,
 }
 
 #[derive(Debug)]
@@ -119,17 +123,21 @@ pub(crate) enum CompletionQueueInner {
 
 impl CompletionQueue {
     pub(crate) fn new(device: &Device, capacity: u32) -> Result<Self> {
-        let inner = match &device.inner {
+        device.inner.check()?;
+        let inner = match &*device.inner {
             Inner::Shm(device) => CompletionQueueInner::Shm(device.completion_queue(capacity)?),
             Inner::Verbs(device) => CompletionQueueInner::Verbs(device.completion_queue(capacity)?),
         };
-        Ok(CompletionQueue { inner })
+        Ok(CompletionQueue { inner: Owned::new(inner) })
     }
 
     /// Takes up to `out.len()` completions, returns how many. Never waits, makes no system call.
     #[inline]
     pub fn poll(&mut self, out: &mut [WorkCompletion]) -> usize {
-        match &mut self.inner {
+        if !self.inner.is_ours() {
+            return 0;
+        }
+        match &mut *self.inner {
             CompletionQueueInner::Shm(queue) => queue.poll(out),
             CompletionQueueInner::Verbs(queue) => queue.poll(out),
         }
@@ -147,7 +155,10 @@ impl CompletionQueue {
     /// [`arm`](Self::arm) takes a millisecond. Costs nothing if it has been said already.
     #[inline]
     pub fn stay_awake(&mut self) {
-        match &mut self.inner {
+        if !self.inner.is_ours() {
+            return;
+        }
+        match &mut *self.inner {
             CompletionQueueInner::Shm(queue) => queue.stay_awake(),
             CompletionQueueInner::Verbs(_) => {}
         }
@@ -156,7 +167,8 @@ impl CompletionQueue {
     /// Asks for one event on [`as_fd`](AsFd::as_fd) when the next completion lands. Completions that
     /// landed before need not be announced: after arming, poll once more before sleeping.
     pub fn arm(&mut self, notify: Notify) -> Result<()> {
-        match &mut self.inner {
+        self.inner.check()?;
+        match &mut *self.inner {
             CompletionQueueInner::Shm(queue) => queue.arm(notify),
             CompletionQueueInner::Verbs(queue) => queue.arm(notify),
         }
@@ -165,7 +177,8 @@ impl CompletionQueue {
     /// Consumes the events that made the descriptor readable; does not wait. To be called after
     /// the descriptor was readable, before arming again.
     pub fn acknowledge(&mut self) -> Result<()> {
-        match &mut self.inner {
+        self.inner.check()?;
+        match &mut *self.inner {
             CompletionQueueInner::Shm(queue) => queue.acknowledge(),
             CompletionQueueInner::Verbs(queue) => queue.acknowledge(),
         }
@@ -175,7 +188,8 @@ impl CompletionQueue {
     /// (`None`: no limit). Arms, looks again and acknowledges by itself. A return is a reason to
     /// poll, not a promise that a completion is there.
     pub fn wait(&mut self, timeout: Option<Duration>) -> Result<()> {
-        match &mut self.inner {
+        self.inner.check()?;
+        match &mut *self.inner {
             CompletionQueueInner::Shm(queue) => queue.wait(timeout),
             CompletionQueueInner::Verbs(queue) => queue.wait(timeout),
         }
@@ -183,17 +197,18 @@ impl CompletionQueue {
 
     /// A handle that ends a wait from another thread.
     pub fn waker(&self) -> Waker {
-        match &self.inner {
-            CompletionQueueInner::Shm(queue) => Waker(WakerInner::Shm(queue.waker())),
-            CompletionQueueInner::Verbs(queue) => Waker(WakerInner::Verbs(queue.waker())),
-        }
+        let waker = match &*self.inner {
+            CompletionQueueInner::Shm(queue) => WakerInner::Shm(queue.waker()),
+            CompletionQueueInner::Verbs(queue) => WakerInner::Verbs(queue.waker()),
+        };
+        Waker(self.inner.also(waker))
     }
 }
 
 /// Readable when an armed queue has an event: for `poll(2)`, `epoll(7)` or an async runtime.
 impl AsFd for CompletionQueue {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        match &self.inner {
+        match &*self.inner {
             CompletionQueueInner::Shm(queue) => queue.as_fd(),
             CompletionQueueInner::Verbs(queue) => queue.as_fd(),
         }

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use crate::device::{Device, Inner};
 use crate::error::{Error, Result};
+use crate::process::Owned;
 use crate::queue_pair::{QueuePair, SendInner, SendQueue};
 use crate::waiting::Peer;
 use crate::{shm, verbs};
@@ -52,7 +53,7 @@ impl std::fmt::Debug for PrivateData {
 
 /// Waits for connections at one address.
 pub struct Listener {
-    inner: ListenerInner,
+    inner: Owned<ListenerInner>,
 }
 
 #[derive(Debug)]
@@ -63,16 +64,17 @@ enum ListenerInner {
 
 impl Listener {
     pub(crate) fn new(device: &Device, addr: SocketAddr) -> Result<Self> {
-        let inner = match &device.inner {
+        device.inner.check()?;
+        let inner = match &*device.inner {
             Inner::Shm(device) => ListenerInner::Shm(device.listen(addr)?),
             Inner::Verbs(device) => ListenerInner::Verbs(device.listen(addr)?),
         };
-        Ok(Listener { inner })
+        Ok(Listener { inner: Owned::new(inner) })
     }
 
     /// Where it listens, with the port that was chosen.
     pub fn local_addr(&self) -> SocketAddr {
-        match &self.inner {
+        match &*self.inner {
             ListenerInner::Shm(listener) => listener.local_addr(),
             ListenerInner::Verbs(listener) => listener.local_addr(),
         }
@@ -81,7 +83,8 @@ impl Listener {
     /// The next request, if there is one now. Never waits for a peer, and does not go on for ever whatever peers
     /// do: after some work without a request it returns `None`, and the descriptor stays readable.
     pub fn try_next(&mut self) -> Result<Option<ConnectRequest>> {
-        let request = match &mut self.inner {
+        self.inner.check()?;
+        let request = match &mut *self.inner {
             ListenerInner::Shm(listener) => listener.try_next()?.map(RequestInner::Shm),
             ListenerInner::Verbs(listener) => listener.try_next()?.map(RequestInner::Verbs),
         };
@@ -90,7 +93,8 @@ impl Listener {
 
     /// The next request within `timeout`, or `None`.
     pub fn next(&mut self, timeout: Duration) -> Result<Option<ConnectRequest>> {
-        let request = match &mut self.inner {
+        self.inner.check()?;
+        let request = match &mut *self.inner {
             ListenerInner::Shm(listener) => listener.next(timeout)?.map(RequestInner::Shm),
             ListenerInner::Verbs(listener) => listener.next(timeout)?.map(RequestInner::Verbs),
         };
@@ -101,7 +105,7 @@ impl Listener {
 /// Readable when [`Listener::try_next`] may have a request.
 impl AsFd for Listener {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        match &self.inner {
+        match &*self.inner {
             ListenerInner::Shm(listener) => listener.as_fd(),
             ListenerInner::Verbs(listener) => listener.as_fd(),
         }
@@ -110,7 +114,7 @@ impl AsFd for Listener {
 
 /// A peer that wants to connect. Dropping it rejects it without private data.
 pub struct ConnectRequest {
-    inner: Option<RequestInner>, // None once it was answered
+    inner: Option<Owned<RequestInner>>, // None once it was answered
 }
 
 #[derive(Debug)]
@@ -121,7 +125,7 @@ enum RequestInner {
 
 impl ConnectRequest {
     fn new(inner: RequestInner) -> Self {
-        ConnectRequest { inner: Some(inner) }
+        ConnectRequest { inner: Some(Owned::new(inner)) }
     }
 
     fn inner(&self) -> &RequestInner {
@@ -156,7 +160,7 @@ impl ConnectRequest {
     /// `private_data` (at most [`MAX_ACCEPT_DATA`] bytes). If this fails the peer is refused.
     pub fn accept(mut self, queue_pair: &mut QueuePair, private_data: &[u8]) -> Result<()> {
         let request = self.inner.take().expect("a request is answered once");
-        request.accept(queue_pair.sending(), private_data)
+        request.into_ours()?.accept(queue_pair.sending(), private_data)
     }
 
     /// Refuses the peer, telling it `private_data` (at most [`MAX_REJECT_DATA`] bytes).
@@ -165,10 +169,10 @@ impl ConnectRequest {
     }
 
     fn answer_no(&mut self, private_data: &[u8]) -> Result<()> {
-        match self.inner.take() {
-            Some(RequestInner::Shm(request)) => request.reject(private_data),
-            Some(RequestInner::Verbs(request)) => request.reject(private_data),
-            None => Ok(()),
+        let Some(request) = self.inner.take() else { return Ok(()) };
+        match request.into_ours()? {
+            RequestInner::Shm(request) => request.reject(private_data),
+            RequestInner::Verbs(request) => request.reject(private_data),
         }
     }
 }

@@ -6,6 +6,7 @@ use crate::completion::CompletionQueue;
 use crate::connection::Listener;
 use crate::error::{Error, Result};
 use crate::memory::Domain;
+use crate::process::Owned;
 use crate::{shm, verbs};
 
 /// Which implementation drives a device.
@@ -70,7 +71,7 @@ pub struct Limits {
 #[derive(Clone)]
 pub struct Device {
     spec: DeviceSpec,
-    pub(crate) inner: Inner,
+    pub(crate) inner: Owned<Inner>,
 }
 
 /// The one place where a provider is chosen.
@@ -93,7 +94,7 @@ impl Device {
             Provider::Shm => Inner::Shm(shm::Device::open(spec)?),
             Provider::Verbs => Inner::Verbs(verbs::Device::open(spec)?),
         };
-        Ok(Device { spec: spec.clone(), inner })
+        Ok(Device { spec: spec.clone(), inner: Owned::new(inner) })
     }
 
     /// The entry that the device was opened from.
@@ -118,7 +119,7 @@ impl Device {
 
     /// What it can do.
     pub fn limits(&self) -> Limits {
-        match &self.inner {
+        match &*self.inner {
             Inner::Shm(device) => device.limits(),
             Inner::Verbs(device) => device.limits(),
         }

@@ -201,6 +201,12 @@ pub enum Error {
         /// Bytes that should have been mapped.
         bytes: usize,
     },
+    /// What was made before a fork is the parent's: in the child it does nothing. Open a device in the child.
+    #[error(
+        "this process was forked from the one that opened the device, whose connections and memory are not its \
+         own: open a device in this process, or fork before opening one"
+    )]
+    Forked,
     /// The peer broke the wire protocol; the connection is not used further.
     #[error("peer broke the connection protocol: {0}")]
     Protocol(&'static str),

@@ -13,6 +13,7 @@ use std::ptr;
 
 use crate::device::{Device, Inner};
 use crate::error::{Error, Result};
+use crate::process::Owned;
 use crate::sync::{AtomicU64, Ordering, compiler_fence};
 use crate::{shm, verbs};
 
@@ -54,7 +55,7 @@ impl RemoteAddress {
 /// A protection domain. A cheap handle; the domain lives as long as the last object in it.
 #[derive(Clone)]
 pub struct Domain {
-    pub(crate) inner: DomainInner,
+    pub(crate) inner: Owned<DomainInner>,
 }
 
 #[derive(Clone, Debug)]
@@ -65,11 +66,12 @@ pub(crate) enum DomainInner {
 
 impl Domain {
     pub(crate) fn new(device: &Device) -> Result<Self> {
-        let inner = match &device.inner {
+        device.inner.check()?;
+        let inner = match &*device.inner {
             Inner::Shm(device) => DomainInner::Shm(device.domain()?),
             Inner::Verbs(device) => DomainInner::Verbs(device.domain()?),
         };
-        Ok(Domain { inner })
+        Ok(Domain { inner: Owned::new(inner) })
     }
 
     /// Allocates and registers `bytes` bytes (at least one) of zeroed, page-aligned memory.
@@ -83,13 +85,14 @@ impl Domain {
                 return Err(Error::InvalidArgument("remote write and atomics require LOCAL_WRITE"));
             }
         }
-        let inner = match &self.inner {
+        self.inner.check()?;
+        let inner = match &*self.inner {
             DomainInner::Shm(domain) => RegionInner::Shm(domain.allocate(bytes, access)?),
             DomainInner::Verbs(domain) => RegionInner::Verbs(domain.allocate(bytes, access)?),
         };
         #[cfg(feature = "faults")]
         let inner = std::sync::Arc::new(inner);
-        Ok(Region { inner })
+        Ok(Region { inner: Owned::new(inner) })
     }
 }
 
@@ -97,10 +100,10 @@ impl Domain {
 /// not touch memory.
 pub struct Region {
     #[cfg(not(feature = "faults"))]
-    inner: RegionInner,
+    inner: Owned<RegionInner>,
     /// Shared with requests that are held back.
     #[cfg(feature = "faults")]
-    inner: std::sync::Arc<RegionInner>,
+    inner: Owned<std::sync::Arc<RegionInner>>,
 }
 
 #[derive(Debug)]
@@ -170,11 +173,13 @@ impl Region {
     /// since peers with the key write too.
     #[inline]
     pub fn write(&self, offset: usize, bytes: &[u8]) -> Result<()> {
+        self.inner.check()?;
         self.bytes().write(offset, bytes)
     }
 
     /// Sets `range` to `value`.
     pub fn fill(&self, range: Range<usize>, value: u8) -> Result<()> {
+        self.inner.check()?;
         self.bytes().fill(range, value)
     }
 
@@ -188,6 +193,7 @@ impl Region {
     /// same time may be lost, or undo it: a card is atomic only with itself.
     #[inline]
     pub fn store_u64(&self, offset: usize, value: u64) -> Result<()> {
+        self.inner.check()?;
         self.counter(offset)?.store(value, Ordering::Release);
         Ok(())
     }
@@ -228,14 +234,14 @@ impl Region {
 /// both sides have agreed that it may be, and an owner does not make it possible for whom it does not trust
 /// with its whole domain.
 pub struct RemoteMapping {
-    part: shm::Part,
+    part: Owned<shm::Part>,
     access: Access,
 }
 
 impl RemoteMapping {
     /// `part` of a peer's memory, which is mapped for `access`.
     pub(crate) fn new(part: shm::Part, access: Access) -> Self {
-        RemoteMapping { part, access }
+        RemoteMapping { part: Owned::new(part), access }
     }
 
     /// Length in bytes, as it was asked for.
@@ -272,6 +278,7 @@ impl RemoteMapping {
 
     #[inline]
     fn allows(&self, access: Access) -> Result<Bytes<'_>> {
+        self.part.check()?;
         if !self.access.contains(access) {
             return Err(Error::InvalidArgument("the memory was not mapped for this access"));
         }

@@ -6,14 +6,21 @@
 //! ```
 //! The page is emptied by fork(2) itself (`MADV_WIPEONFORK`, Linux 4.14), so it also tells of a raw system call that
 //! runs no handlers of pthread_atfork(3). A child that shares its parent's memory, as of vfork(2), is not told from it.
+//!
+//! * LEFT - in a child the objects of this crate that it inherits do nothing, and calls say why ([`Error::Forked`]);
+//!   dropped, they are forgotten: no lock that another thread of the parent held at the fork is waited for,
+//!   nothing shared is written, nobody is told. Their memory and descriptors go with the child.
 
 #![allow(unsafe_code)]
 
+use std::mem::ManuallyDrop;
 use std::num::NonZeroUsize;
+use std::ops::{Deref, DerefMut};
 use std::sync::OnceLock;
 
 use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap_anonymous};
 
+use crate::error::{Error, Result};
 use crate::sync::{AtomicU32, Ordering};
 
 /// Bytes of the page; the kernel rounds up to its own.
@@ -54,6 +61,12 @@ impl ForkMark {
     pub fn is_here(&self) -> bool {
         self.page.load(Ordering::Relaxed) == self.number
     }
+
+    /// [`Error::Forked`] unless it is.
+    #[inline]
+    pub fn check(&self) -> Result<()> {
+        if self.is_here() { Ok(()) } else { Err(Error::Forked) }
+    }
 }
 
 impl Default for ForkMark {
@@ -78,29 +91,76 @@ fn map() -> nix::Result<&'static AtomicU32> {
     Ok(unsafe { page.cast::<AtomicU32>().as_ref() })
 }
 
-#[cfg(test)]
-mod tests {
-    use nix::sys::wait::{WaitStatus, waitpid};
-    use nix::unistd::{ForkResult, fork};
+/// Something of the process that made it (LEFT).
+#[derive(Debug)]
+pub(crate) struct Owned<T> {
+    mark: ForkMark,
+    value: ManuallyDrop<T>,
+}
 
-    use super::*;
+impl<T> Owned<T> {
+    #[inline]
+    pub(crate) fn new(value: T) -> Self {
+        Owned { mark: ForkMark::new(), value: ManuallyDrop::new(value) }
+    }
 
-    #[test]
-    fn a_mark_is_not_that_of_a_child_which_can_make_its_own() {
-        let mark = ForkMark::new();
-        assert!(mark.is_here() && ForkMark::new().is_here());
-        // SAFETY: the child makes atomic accesses and ends at once.
-        match unsafe { fork() }.unwrap() {
-            ForkResult::Child => {
-                let own = ForkMark::new();
-                let right = !mark.is_here() && own.is_here() && own.number != mark.number;
-                // SAFETY: _exit(2) has no preconditions.
-                unsafe { libc::_exit(if right { 42 } else { 1 }) }
-            }
-            ForkResult::Parent { child } => {
-                assert_eq!(waitpid(child, None).unwrap(), WaitStatus::Exited(child, 42));
-            }
-        }
-        assert!(mark.is_here());
+    #[inline]
+    pub(crate) fn is_ours(&self) -> bool {
+        self.mark.is_here()
+    }
+
+    /// [`Error::Forked`] in a child that has inherited it.
+    #[inline]
+    pub(crate) fn check(&self) -> Result<()> {
+        self.mark.check()
+    }
+
+    /// `value`, of the same process.
+    pub(crate) fn also<U>(&self, value: U) -> Owned<U> {
+        Owned { mark: self.mark, value: ManuallyDrop::new(value) }
+    }
+
+    /// The thing itself, in the process that made it.
+    pub(crate) fn into_ours(mut self) -> Result<T> {
+        self.check()?;
+        // SAFETY: taken once, since `self` is forgotten next.
+        let value = unsafe { ManuallyDrop::take(&mut self.value) };
+        std::mem::forget(self);
+        Ok(value)
     }
 }
+
+impl<T: Clone> Clone for Owned<T> {
+    /// Of the same process: what a child clones it still does not own.
+    fn clone(&self) -> Self {
+        Owned { mark: self.mark, value: self.value.clone() }
+    }
+}
+
+impl<T> Deref for Owned<T> {
+    type Target = T;
+
+    #[inline(always)]
+    fn deref(&self) -> &T {
+        &self.value
+    }
+}
+
+impl<T> DerefMut for Owned<T> {
+    #[inline(always)]
+    fn deref_mut(&mut self) -> &mut T {
+        &mut self.value
+    }
+}
+
+impl<T> Drop for Owned<T> {
+    fn drop(&mut self) {
+        if self.is_ours() {
+            // SAFETY: dropped only here; `into_ours`, which takes it, forgets `self`.
+            unsafe { ManuallyDrop::drop(&mut self.value) };
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

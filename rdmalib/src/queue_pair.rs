@@ -16,6 +16,7 @@ use crate::error::{Error, Result};
 #[cfg(feature = "faults")]
 use crate::faults;
 use crate::memory::{Access, Domain, DomainInner, RemoteAddress, RemoteMapping, Slice};
+use crate::process::Owned;
 use crate::sync::{AtomicU32, Ordering};
 use crate::{shm, verbs};
 
@@ -186,7 +187,7 @@ pub struct QueuePair {
 }
 
 /// The half that sends, writes, reads.
-pub struct SendQueue(SendInner);
+pub struct SendQueue(Owned<SendInner>);
 
 #[derive(Debug)]
 pub(crate) enum SendInner {
@@ -198,7 +199,7 @@ pub(crate) enum SendInner {
 }
 
 /// The half that posts receives.
-pub struct ReceiveQueue(ReceiveInner);
+pub struct ReceiveQueue(Owned<ReceiveInner>);
 
 #[derive(Debug)]
 enum ReceiveInner {
@@ -218,8 +219,11 @@ impl QueuePair {
         if matches!(config.rnr_retry, RnrRetry::Times(7..)) {
             return Err(Error::InvalidArgument("an RNR retry count is from 0 to 6, or for ever"));
         }
+        domain.inner.check()?;
+        send_completions.inner.check()?;
+        receive_completions.inner.check()?;
         let (send, receive) =
-            match (&domain.inner, &send_completions.inner, &receive_completions.inner) {
+            match (&*domain.inner, &*send_completions.inner, &*receive_completions.inner) {
                 (
                     DomainInner::Shm(domain),
                     CompletionQueueInner::Shm(send),
@@ -238,7 +242,7 @@ impl QueuePair {
                 }
                 _ => return Err(Error::InvalidArgument("completion queue is of another device")),
             };
-        let (send, receive) = (SendQueue(send), ReceiveQueue(receive));
+        let (send, receive) = (SendQueue(Owned::new(send)), ReceiveQueue(Owned::new(receive)));
         let queue_pair = QueuePair { send, receive, listener: None };
         #[cfg(feature = "faults")]
         let queue_pair = queue_pair.inject_from_environment();
@@ -343,7 +347,7 @@ impl QueuePair {
 impl SendQueue {
     /// [`QueuePair::number`].
     pub fn number(&self) -> u32 {
-        match &self.0 {
+        match &*self.0 {
             SendInner::Shm(send) => send.number(),
             SendInner::Verbs(send) => send.number(),
             #[cfg(feature = "faults")]
@@ -353,7 +357,10 @@ impl SendQueue {
 
     /// [`QueuePair::state`].
     pub fn state(&self) -> State {
-        match &self.0 {
+        if !self.0.is_ours() {
+            return State::Error;
+        }
+        match &*self.0 {
             SendInner::Shm(send) => send.state(),
             SendInner::Verbs(send) => send.state(),
             #[cfg(feature = "faults")]
@@ -363,7 +370,10 @@ impl SendQueue {
 
     /// [`QueuePair::disconnect`].
     pub fn disconnect(&mut self) {
-        match &mut self.0 {
+        if !self.0.is_ours() {
+            return; // it is the parent's
+        }
+        match &mut *self.0 {
             SendInner::Shm(send) => send.disconnect(),
             SendInner::Verbs(send) => send.disconnect(),
             #[cfg(feature = "faults")]
@@ -375,7 +385,8 @@ impl SendQueue {
     /// what goes wrong later is told by its completion.
     #[inline]
     pub fn post(&mut self, request: &WorkRequest<'_>) -> Result<()> {
-        match &mut self.0 {
+        self.0.check()?;
+        match &mut *self.0 {
             SendInner::Shm(send) => send.post(request),
             SendInner::Verbs(send) => send.post(request),
             #[cfg(feature = "faults")]
@@ -386,7 +397,10 @@ impl SendQueue {
     /// Posts requests in order, with one doorbell where the device can. Returns how many were posted,
     /// and the error that stopped it.
     pub fn post_list(&mut self, requests: &[WorkRequest<'_>]) -> (usize, Result<()>) {
-        match &mut self.0 {
+        if let Err(error) = self.0.check() {
+            return (0, Err(error));
+        }
+        match &mut *self.0 {
             SendInner::Shm(send) => send.post_list(requests),
             SendInner::Verbs(send) => send.post_list(requests),
             #[cfg(feature = "faults")]
@@ -412,7 +426,8 @@ impl SendQueue {
         if bytes == 0 {
             return Err(Error::InvalidArgument("a mapping has at least one byte"));
         }
-        match &mut self.0 {
+        self.0.check()?;
+        match &mut *self.0 {
             SendInner::Shm(send) => send.map_remote(at, bytes, access).map(Some),
             SendInner::Verbs(_) => Ok(None),
             #[cfg(feature = "faults")]
@@ -424,12 +439,12 @@ impl SendQueue {
     /// before. Reads and atomics have no faults; they wait behind a request that is late.
     #[cfg(feature = "faults")]
     pub fn inject(&mut self, script: faults::Script) {
-        if let SendInner::Faulty(send) = &mut self.0 {
+        if let SendInner::Faulty(send) = &mut *self.0 {
             return send.restart(script);
         }
-        let faulty = SendInner::Faulty(faults::Faulty::new(script));
+        let faulty = Owned::new(SendInner::Faulty(faults::Faulty::new(script)));
         let send = std::mem::replace(&mut self.0, faulty);
-        if let SendInner::Faulty(faulty) = &mut self.0 {
+        if let SendInner::Faulty(faulty) = &mut *self.0 {
             faulty.fill(SendQueue(send));
         }
     }
@@ -437,7 +452,7 @@ impl SendQueue {
     /// Whether there is room for one more request than the `ahead` that will be posted before it.
     #[cfg(feature = "faults")]
     pub(crate) fn check_room(&self, ahead: u32) -> Result<()> {
-        match &self.0 {
+        match &*self.0 {
             SendInner::Shm(send) => send.check_room(ahead),
             SendInner::Verbs(send) => send.check_room(ahead),
             SendInner::Faulty(send) => send.with(|send| send.check_room(ahead)),
@@ -455,7 +470,8 @@ impl SendQueue {
         private_data: &PrivateData,
         timeout: Duration,
     ) -> Result<PrivateData> {
-        match &mut self.0 {
+        self.0.check()?;
+        match &mut *self.0 {
             SendInner::Shm(send) => send.connect(to, listener, private_data, timeout),
             SendInner::Verbs(send) => send.connect(to, private_data, timeout),
             #[cfg(feature = "faults")]
@@ -466,7 +482,7 @@ impl SendQueue {
     }
 
     fn peer(&self) -> Option<String> {
-        match &self.0 {
+        match &*self.0 {
             SendInner::Shm(send) => send.core().peer(),
             SendInner::Verbs(_) => None,
             #[cfg(feature = "faults")]
@@ -480,7 +496,8 @@ impl ReceiveQueue {
     /// data, which needs none.
     #[inline]
     pub fn post(&mut self, id: u64, buffer: Option<Slice<'_>>) -> Result<()> {
-        match &mut self.0 {
+        self.0.check()?;
+        match &mut *self.0 {
             ReceiveInner::Shm(receive) => receive.post(id, buffer),
             ReceiveInner::Verbs(receive) => receive.post(id, buffer),
         }

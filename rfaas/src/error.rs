@@ -206,6 +206,13 @@ pub enum Error {
     },
 
     // -- below --
+    /// What was made before a fork is the parent's: the child can neither use nor end it. Connect a client
+    /// of its own in the child.
+    #[error(
+        "this process was forked from the one that connected the client, whose leases and connections are not its \
+         own: connect a client in this process"
+    )]
+    Forked,
     /// A manager or executor broke the protocol.
     #[error("the peer broke the protocol")]
     Protocol(#[from] Malformed),
@@ -220,7 +227,16 @@ pub enum Error {
     },
     /// The device refused.
     #[error(transparent)]
-    Rdma(#[from] rdmalib::Error),
+    Rdma(rdmalib::Error),
+}
+
+impl From<rdmalib::Error> for Error {
+    fn from(error: rdmalib::Error) -> Self {
+        match error {
+            rdmalib::Error::Forked => Error::Forked,
+            other => Error::Rdma(other),
+        }
+    }
 }
 
 /// Most functions that a message lists; a large C++ library has thousands.

@@ -25,7 +25,7 @@ use std::task::Waker;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rdmalib::{CompletionQueue, ReceiveQueue, WorkCompletion};
+use rdmalib::{CompletionQueue, ForkMark, ReceiveQueue, WorkCompletion};
 
 use super::buffer::Output;
 use super::failure::{Failure, Outcome};
@@ -83,6 +83,7 @@ pub(super) struct Shared {
     functions: Vec<String>,
     /// Knows why connections end. Weak, since an unfinished invocation does not keep a lease.
     lease: Weak<Life>,
+    process: ForkMark,
 }
 
 impl Driver {
@@ -170,7 +171,15 @@ impl Shared {
             output_bytes: deployment.output_bytes,
             functions,
             lease,
+            process: ForkMark::new(),
         }
+    }
+
+    /// [`Error::Forked`] in a child that has inherited it. To be asked before the lock is taken: a thread that
+    /// the child does not have may hold it.
+    #[inline]
+    pub(super) fn check_process(&self) -> Result<()> {
+        Ok(self.process.check()?)
     }
 
     /// Names of the functions, by index.
@@ -346,6 +355,9 @@ impl Deref for DataPath {
 impl Drop for DataPath {
     /// Fails what is in flight: invocations may outlive their executor.
     fn drop(&mut self) {
+        if self.check_process().is_err() {
+            return; // what is in flight is the parent's
+        }
         self.close(Failure::WorkerLost("its executor was dropped"));
     }
 }

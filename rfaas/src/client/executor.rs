@@ -65,7 +65,9 @@ pub(super) struct Deployed(pub(super) Arc<LeaseInner>);
 
 impl Drop for Deployed {
     fn drop(&mut self) {
-        self.0.undeployed();
+        if self.0.check_process().is_ok() {
+            self.0.undeployed();
+        }
     }
 }
 
@@ -164,6 +166,7 @@ impl Executor {
     }
 
     pub(super) fn restart_within(&mut self, timeout: Duration) -> Result<()> {
+        self.data.check_process()?;
         self.stop();
         let started = session::start_again(&self.lease, &self.blueprint, timeout)?;
         self.check_functions(&started)?;

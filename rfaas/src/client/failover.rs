@@ -71,6 +71,7 @@ impl Executor {
         input: &Input,
         output: &mut Output,
     ) -> Result<usize> {
+        self.data.check_process()?;
         self.leave_in_time();
         match self.attempt(function, input, output) {
             Ok(bytes) => Ok(bytes),

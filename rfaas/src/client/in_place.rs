@@ -117,6 +117,7 @@ impl Executor {
     /// # }
     /// ```
     pub fn in_place(&mut self, function: &Function, input_bytes: usize) -> Result<InPlaceCall<'_>> {
+        self.data.check_process()?;
         if function.owner != self.blueprint.owner {
             return Err(Error::Foreign("function"));
         }

@@ -193,6 +193,7 @@ impl Executor {
         input: &'a Input,
         output: &Output,
     ) -> Result<Call<'a>> {
+        self.data.check_process()?;
         if function.owner != self.blueprint.owner {
             return Err(Error::Foreign("function"));
         }

@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
+use rdmalib::ForkMark;
 
 use super::life::Life;
 use super::manager::Manager;
@@ -37,6 +38,8 @@ pub(super) struct Keepalive {
 /// What the thread is told through.
 #[derive(Debug)]
 struct Shared {
+    /// Which has the thread.
+    process: ForkMark,
     bell: Arc<EventFd>,
     inbox: Mutex<Inbox>,
 }
@@ -94,7 +97,7 @@ pub(super) fn ring(bell: &EventFd) {
 fn start() -> io::Result<Arc<Shared>> {
     let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
     let bell = Arc::new(EventFd::from_flags(flags)?);
-    let shared = Arc::new(Shared { bell, inbox: Mutex::default() });
+    let shared = Arc::new(Shared { process: ForkMark::new(), bell, inbox: Mutex::default() });
     let of_thread = Arc::clone(&shared);
     thread::Builder::new().name("rfaas-keepalive".into()).spawn(move || of_thread.speak())?;
     Ok(shared)
@@ -179,7 +182,9 @@ impl Drop for Keepalive {
     /// the client's and ends by itself.
     fn drop(&mut self) {
         let thread = self.thread.get_mut().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(shared) = thread {
+        if let Some(shared) = thread
+            && shared.process.is_here()
+        {
             shared.inbox().stop = true;
             ring(&shared.bell);
         }

@@ -116,6 +116,7 @@ impl Lease {
     /// Has the lease last until `timeout` from now, if it would end before; returns when it ends. The
     /// managers may refuse ([`Error::LeaseRefused`]): the lease then ends when it would have.
     pub fn renew(&self, timeout: Duration) -> Result<SystemTime> {
+        self.inner.check_process()?;
         self.inner.renew(timeout)
     }
 
@@ -138,6 +139,7 @@ impl Lease {
     /// # }
     /// ```
     pub fn deploy_with(&self, path: impl AsRef<Path>, deployment: &Deployment) -> Result<Executor> {
+        self.inner.check_process()?;
         session::deploy(&self.inner, path.as_ref(), deployment)
     }
 
@@ -162,11 +164,15 @@ impl Lease {
     /// # }
     /// ```
     pub fn on_ending(&self, tell: impl FnOnce(Ending) + Send + 'static) {
+        if self.inner.check_process().is_err() {
+            return; // it is the parent's, which is told
+        }
         self.inner.life.on_ending(OnEnding(Box::new(tell)));
     }
 
     /// The end of a deployed lease, once it is announced or has come.
     pub fn ending(&self) -> Option<Ending> {
+        self.inner.check_process().ok()?;
         self.inner.life.ending()
     }
 
@@ -178,6 +184,12 @@ impl Lease {
 }
 
 impl LeaseInner {
+    /// [`Error::Forked`] in a child that has inherited it. To be asked before a lock is taken: a thread that the
+    /// child does not have may hold it.
+    pub(super) fn check_process(&self) -> Result<()> {
+        Ok(self.client.process.check()?)
+    }
+
     pub(super) fn lock(&self) -> MutexGuard<'_, LeaseState> {
         self.life.lock()
     }
@@ -214,6 +226,7 @@ impl LeaseInner {
     }
 
     pub(super) fn release(&self) -> Result<Option<Bill>> {
+        self.check_process()?;
         self.life.tell_nobody();
         let mut state = self.lock();
         match mem::replace(&mut state.stage, Stage::Over(EndReason::Released)) {
@@ -335,6 +348,9 @@ impl LeaseInner {
 impl Drop for LeaseInner {
     /// LAST HANDLE.
     fn drop(&mut self) {
+        if self.check_process().is_err() {
+            return; // the parent has it still
+        }
         self.life.tell_nobody();
         let stage = mem::replace(&mut self.lock().stage, Stage::Over(EndReason::Released));
         match stage {

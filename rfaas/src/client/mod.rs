@@ -56,6 +56,7 @@ use crate::protocol::lease::{ClientName, MAX_CLIENT_NAME_BYTES, Token, Unusable}
 use keepalive::Keepalive;
 use life::Candidate;
 use link::Link;
+use rdmalib::ForkMark;
 
 /// Name that leases are billed under unless the client has one.
 const ANONYMOUS: &str = "anonymous";
@@ -72,6 +73,8 @@ pub(crate) struct ClientInner {
     name: ClientName,
     grantor: Grantor,
     keepalive: Keepalive,
+    /// Whose it is, and all that is made with it: not a child's that inherits it.
+    process: ForkMark,
 }
 
 /// Who grants leases.
@@ -122,12 +125,21 @@ impl Client {
 
     fn new(device: OpenDevice, name: ClientName, grantor: Grantor) -> Self {
         let keepalive = Keepalive::default();
-        Client { inner: Arc::new(ClientInner { device, name, grantor, keepalive }) }
+        Client {
+            inner: Arc::new(ClientInner {
+                device,
+                name,
+                grantor,
+                keepalive,
+                process: ForkMark::new(),
+            }),
+        }
     }
 
     /// Leases cores of some node. Without a resource manager the node is chosen when the lease is
     /// deployed: the first of those with enough cores and memory that takes it.
     pub fn lease(&self, request: LeaseRequest) -> Result<Lease> {
+        self.inner.process.check()?;
         request.validate()?;
         if request.max_nodes > 1 {
             return Err(Error::Invalid("a lease is of one node: use `lease_many` for several"));
@@ -155,6 +167,7 @@ impl Client {
     /// # }
     /// ```
     pub fn lease_many(&self, request: LeaseRequest) -> Result<Vec<Lease>> {
+        self.inner.process.check()?;
         request.validate()?;
         let inner = &self.inner;
         let parts = match &inner.grantor {

@@ -90,6 +90,10 @@ impl Pending {
     pub fn wait(mut self) -> Result<Completed, Failed> {
         let buffers =
             self.buffers.take().expect("only a finished future has none, and this is not");
+        if let Err(error) = self.shared.check_process() {
+            let (input, output) = buffers;
+            return Err(Failed { error, input, output });
+        }
         let mut together = Together::new(&self.shared);
         let outcome = loop {
             if let Some(outcome) = together.workers().tickets.take(self.ticket) {
@@ -118,6 +122,10 @@ impl Future for Pending {
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let this = &mut *self;
         let buffers = this.buffers.take().expect("a finished invocation is not polled again");
+        if let Err(error) = this.shared.check_process() {
+            let (input, output) = buffers;
+            return Poll::Ready(Err(Failed { error, input, output }));
+        }
         let waker = context.waker().clone(); // foreign code: before the lock
         let mut together = Together::new(&this.shared);
         together.glance();
@@ -143,6 +151,9 @@ impl Future for Pending {
 impl Drop for Pending {
     fn drop(&mut self) {
         let Some(buffers) = self.buffers.take() else { return };
+        if self.shared.check_process().is_err() {
+            return; // the parent waits for it
+        }
         let mut together = Together::new(&self.shared);
         let leftovers = together.workers().tickets.abandon(self.ticket, buffers);
         drop(together);

@@ -10,6 +10,8 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::{self, JoinHandle};
 
+use rdmalib::ForkMark;
+
 use super::Spin;
 use super::drive::{Drive, Shared, Together};
 
@@ -21,6 +23,8 @@ pub(super) struct Reactor {
     thread: Option<JoinHandle<()>>,
     /// It has work: it looks, before it has none, whether more tasks sleep.
     active: bool,
+    /// Which has the thread.
+    process: ForkMark,
 }
 
 impl Reactor {
@@ -28,7 +32,8 @@ impl Reactor {
         let (work, receiver) = channel();
         let thread =
             thread::Builder::new().name("rfaas-reactor".into()).spawn(move || run(&receiver))?;
-        Ok(Reactor { work: Some(work), thread: Some(thread), active: false })
+        let process = ForkMark::new();
+        Ok(Reactor { work: Some(work), thread: Some(thread), active: false, process })
     }
 }
 
@@ -65,6 +70,11 @@ fn run(work: &Receiver<Arc<Shared>>) {
 impl Drop for Reactor {
     /// Waits for the thread. Nobody watches any more when this is called, so it ends soon.
     fn drop(&mut self) {
+        if !self.process.is_here() {
+            // A child has no such thread, and no use for what leads to it.
+            std::mem::forget((self.work.take(), self.thread.take()));
+            return;
+        }
         self.work = None;
         let Some(thread) = self.thread.take() else { return };
         // A waker that it used may have dropped the last handle of the executor: then this is the

@@ -87,7 +87,7 @@ pub(super) struct World {
 impl End {
     fn new(device: &Device, queue: &CompletionQueue) -> End {
         let domain = device.domain().unwrap();
-        let DomainInner::Shm(shm) = &domain.inner else { unreachable!("an shm device") };
+        let DomainInner::Shm(shm) = &*domain.inner else { unreachable!("an shm device") };
         let (send, receive) = queue_pair(shm, queue, queue, &CONFIG()).unwrap();
         let arena = shm.arena.clone();
         let regions = KINDS.map(|(bytes, access)| domain.allocate(bytes, access).unwrap());
@@ -324,7 +324,7 @@ impl World {
     fn on(device: Device, shared: Option<&CompletionQueue>) -> World {
         let queues = [128, 128].map(|capacity| CompletionQueue::new(capacity).unwrap());
         let mut ends = [shared.unwrap_or(&queues[0]), &queues[1]].map(|q| End::new(&device, q));
-        let Inner::Shm(shm) = &device.inner else { unreachable!("an shm device") };
+        let Inner::Shm(shm) = &*device.inner else { unreachable!("an shm device") };
         let address = (device.ip_address(), 0).into();
         let mut listener = shm.listen(address).unwrap();
         let to = listener.local_addr();

@@ -1,0 +1,104 @@
+//! Peers that only take up room: they connect and hang up, say nothing, or claim nothing. A client that wants
+//! something is served beside them.
+#![allow(clippy::unwrap_used)] // clippy does not see that all of this is test code
+
+mod common;
+
+use std::io::Write;
+use std::net::SocketAddr;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr as UnixAddr, UnixStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+use common::*;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use rfaas::channel::{Channel, ChannelError};
+use rfaas::protocol::allocation::{FromClient, ToClient};
+use rfaas::protocol::{Empty, Role};
+
+/// More than may wait at a manager.
+const CROWD: usize = 300;
+
+/// For a crowd in this process.
+fn many_descriptors() {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).unwrap();
+}
+
+fn name(manager: SocketAddr) -> UnixAddr {
+    UnixAddr::from_abstract_name(format!("rdmalib-shm/{manager}")).unwrap()
+}
+
+fn descriptors(pid: u32) -> usize {
+    std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count()
+}
+
+#[test]
+fn who_has_waited_longest_makes_room_for_who_claims() {
+    many_descriptors();
+    let node = Setup::new(OBEDIENT).start();
+    let before = descriptors(node.pid());
+    let device = device();
+    let mut crowd: Vec<Channel> = (0..CROWD)
+        .map(|_| {
+            let mut channel = Channel::new(&device, 4).unwrap();
+            channel.connect(node.address, Role::Allocation, &Empty {}, PATIENCE).unwrap();
+            channel.send(&FromClient::Heartbeat(Empty {})).unwrap();
+            channel
+        })
+        .collect();
+    let mut client = Client::connect(node.address);
+    let answer = client.ask(allocate(unsigned(1)));
+    assert!(matches!(answer, ToClient::Allocated(_)), "{answer:?}");
+    let oldest = &mut crowd[0];
+    loop {
+        match oldest.receive::<ToClient>(PATIENCE) {
+            Err(ChannelError::Disconnected) => break,
+            Ok(_) => {} // why
+            other => panic!("{other:?}"),
+        }
+    }
+    // 128 of one user wait, of up to 8 descriptors each; and the lease.
+    let now = descriptors(node.pid());
+    assert!(now < before + 130 * 8, "{now} descriptors, {before} before");
+}
+
+#[test]
+fn who_connects_and_hangs_up_keeps_nobody_waiting() {
+    let mut setup = Setup::new(OBEDIENT);
+    setup.heartbeat_ms = 50;
+    let node = setup.start();
+    let mut holder = Client::connect(node.address);
+    let answer = holder.ask(allocate(unsigned(1)));
+    assert!(matches!(answer, ToClient::Allocated(_)), "{answer:?}");
+    let (name, over) = (name(node.address), AtomicBool::new(false));
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !over.load(Ordering::Relaxed) {
+                if let Ok(mut socket) = UnixStream::connect_addr(&name) {
+                    let _ = socket.write_all(&[b'x'; 224]); // it may be closed already
+                }
+            }
+        });
+        for _ in 0..10 {
+            holder.heartbeat();
+            holder.beat();
+        }
+        let mut newcomer = Client::connect(node.address);
+        let answer = newcomer.ask(allocate(unsigned(1)));
+        over.store(true, Ordering::Relaxed);
+        assert!(matches!(answer, ToClient::Allocated(_)), "{answer:?}");
+    });
+}
+
+#[test]
+fn who_says_nothing_keeps_nobody_waiting() {
+    many_descriptors();
+    let node = Setup::new(OBEDIENT).start();
+    let name = name(node.address);
+    let _silent: Vec<_> = (0..1100).map(|_| UnixStream::connect_addr(&name).unwrap()).collect();
+    let mut client = Client::connect(node.address);
+    let answer = client.ask(allocate(unsigned(1)));
+    assert!(matches!(answer, ToClient::Allocated(_)), "{answer:?}");
+}

@@ -1,0 +1,109 @@
+//! Peers that only take up room: they connect and hang up, say nothing, ask for nothing, or never register. A
+//! client and a node that want something are served beside them.
+#![allow(clippy::unwrap_used)] // clippy does not see that all of this is test code
+
+mod support;
+
+use std::io::Write;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr as UnixAddr, UnixStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use rdmalib::Device;
+use rfaas::channel::{Channel, ChannelError, Incoming};
+use rfaas::protocol::lease::{ClientName, FromClient, LeaseRequest, ToClient};
+use rfaas::protocol::{Empty, Role};
+use support::{Files, Manager, Node, PATIENCE, device};
+
+/// For a crowd in this process.
+fn many_descriptors() {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).unwrap();
+}
+
+fn name(manager: &Manager) -> UnixAddr {
+    UnixAddr::from_abstract_name(format!("rdmalib-shm/{}", manager.rdma)).unwrap()
+}
+
+fn dial(device: &Device, manager: &Manager, role: Role) -> Channel {
+    let mut channel = Channel::new(device, 8).unwrap();
+    channel.connect(manager.rdma, role, &Empty {}, PATIENCE).unwrap();
+    channel
+}
+
+/// Asks for a lease of more than there is: the answer is what counts.
+fn is_answered(device: &Device, manager: &Manager) {
+    let mut channel = dial(device, manager, Role::Lease);
+    let request = LeaseRequest {
+        request: 1.into(),
+        cores: 1000.into(),
+        memory: 1.into(),
+        timeout_ms: 1000.into(),
+        max_nodes: 1.into(),
+        client: ClientName::new("honest").unwrap(),
+    };
+    channel.send(&FromClient::Request(request)).unwrap();
+    let answer = channel.receive::<ToClient>(PATIENCE).unwrap();
+    assert!(matches!(answer, Incoming::Message(ToClient::Refused(_))), "{answer:?}");
+}
+
+fn is_disconnected(channel: &mut Channel) {
+    let ended = channel.receive::<ToClient>(PATIENCE);
+    assert!(matches!(ended, Err(ChannelError::Disconnected)), "{ended:?}");
+}
+
+#[test]
+fn who_says_nothing_keeps_nobody_waiting() {
+    many_descriptors();
+    let manager = Manager::start(&Files::new(&[]), &[]);
+    let name = name(&manager);
+    let _silent: Vec<_> = (0..1100).map(|_| UnixStream::connect_addr(&name).unwrap()).collect();
+    is_answered(&device(), &manager);
+}
+
+#[test]
+fn who_connects_and_hangs_up_keeps_nobody_waiting() {
+    let manager = Manager::start(&Files::new(&[]), &[]);
+    let (name, over) = (name(&manager), AtomicBool::new(false));
+    thread::scope(|scope| {
+        for garbage in [0, 224] {
+            let (name, over) = (&name, &over);
+            scope.spawn(move || {
+                while !over.load(Ordering::Relaxed) {
+                    if let Ok(mut socket) = UnixStream::connect_addr(name) {
+                        let _ = socket.write_all(&vec![b'x'; garbage]); // it may be closed already
+                    }
+                }
+            });
+        }
+        let healthy = manager.call("GET", "/nodes", "").0;
+        is_answered(&device(), &manager);
+        over.store(true, Ordering::Relaxed);
+        assert_eq!(healthy, 200);
+    });
+}
+
+#[test]
+fn who_asks_for_nothing_makes_room() {
+    many_descriptors();
+    // Room for 64 connections, a fourth of them for those of one user that were never granted anything.
+    let manager = Manager::start_limited(&Files::new(&[]), "ulimit -n 1024", &[]);
+    let device = device();
+    let mut crowd: Vec<_> = (0..100).map(|_| dial(&device, &manager, Role::Lease)).collect();
+    is_answered(&device, &manager);
+    is_disconnected(&mut crowd[0]);
+}
+
+#[test]
+fn who_never_registers_makes_room() {
+    many_descriptors();
+    let manager = Manager::start(&Files::new(&[]), &[]);
+    manager.add("honest", 1, 1024);
+    let device = device();
+    let mut crowd: Vec<_> = (0..200).map(|_| dial(&device, &manager, Role::Node)).collect();
+    let _node = Node::ready(manager.rdma, "honest");
+    is_disconnected(&mut crowd[0]);
+    is_answered(&device, &manager);
+}
