@@ -142,7 +142,7 @@ impl Clients {
             match message {
                 FromClient::Request(request) => {
                     let hear = |pool: &mut Pool| nodes.hear(now, pool, out);
-                    let answers = answer(now, &request, secret, pool, leases, hear)?;
+                    let answers = answer(now, &request, *origin, secret, pool, leases, hear)?;
                     *served |= answers.iter().any(is_granted);
                     waiting.extend(answers.into_iter().map(|answer| (id, answer)));
                 }
@@ -213,6 +213,7 @@ fn is_granted(answer: &ToClient) -> bool {
 fn answer(
     now: Now,
     request: &LeaseRequest,
+    origin: Peer,
     secret: &[u8],
     pool: &mut Pool,
     leases: &mut Vec<LeaseId>,
@@ -226,7 +227,7 @@ fn answer(
     let ask = Ask::new(request.cores.get(), request.memory.get(), timeout, client)
         .and_then(|ask| ask.on_nodes(request.max_nodes.get()));
     let granted = ask.and_then(|ask| {
-        let ask = ask.while_connected();
+        let ask = ask.while_connected().by(origin);
         if !pool.has_room(&ask) {
             hear(pool);
         }

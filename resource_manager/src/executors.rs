@@ -23,6 +23,24 @@ pub fn load(path: &Path) -> anyhow::Result<Vec<NodeSpec>> {
     database.executors.iter().enumerate().map(spec).collect()
 }
 
+/// The file that a name means, which need not be there: links are followed, so that what replaces the file replaces what
+/// they lead to and not them.
+pub fn place(path: &Path) -> io::Result<PathBuf> {
+    /// As many as the kernel follows (path_resolution(7)).
+    const MOST: usize = 40;
+    if path.file_name().is_none() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not the name of a file"));
+    }
+    let mut place = path.to_owned();
+    for _ in 0..MOST {
+        match std::fs::read_link(&place) {
+            Ok(target) => place = place.parent().unwrap_or(Path::new("")).join(target),
+            Err(_) => return Ok(place), // no link; perhaps nothing yet
+        }
+    }
+    Err(nix::errno::Errno::ELOOP.into())
+}
+
 /// A file that the nodes are written to.
 #[derive(Debug)]
 pub struct Export {
@@ -33,9 +51,20 @@ pub struct Export {
 impl Export {
     /// The file at `path`, which need not exist. Fails if it could not be written there.
     pub fn open(path: &Path) -> anyhow::Result<Export> {
-        let failed = || format!("{}: cannot be written", path.display());
-        if path.is_dir() {
-            return Err(io::Error::from(io::ErrorKind::IsADirectory)).with_context(failed);
+        let shown = path.display();
+        let failed = || format!("{shown}: cannot be written");
+        let path = &place(path).with_context(failed)?;
+        match std::fs::metadata(path) {
+            Ok(there) if there.is_dir() => {
+                return Err(io::Error::from(io::ErrorKind::IsADirectory)).with_context(failed);
+            }
+            // It would be replaced by a file: what it is, somebody depends on.
+            Ok(there) if !there.is_file() => {
+                let what =
+                    "it is a device, a pipe or a socket, and must be a file that can be replaced";
+                return Err(anyhow::anyhow!(what)).with_context(failed);
+            }
+            _ => {}
         }
         let directory = match path.parent() {
             Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
@@ -138,6 +167,40 @@ mod tests {
         for path in [directory.path().join("none/db.json"), directory.path().to_owned()] {
             let error = format!("{:#}", Export::open(&path).unwrap_err());
             assert!(error.contains(&path.display().to_string()), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_file_stays_what_it_is_and_a_link_leads_to_what_is_written() {
+        use std::os::unix::fs::{FileTypeExt, symlink};
+
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &str| directory.path().join(name);
+        nix::unistd::mkfifo(&at("fifo"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        symlink("/dev/null", at("null")).unwrap();
+        let socket = std::os::unix::net::UnixListener::bind(at("socket")).unwrap();
+        for name in ["fifo", "null", "socket"] {
+            let error = format!("{:#}", Export::open(&at(name)).unwrap_err());
+            assert!(error.contains(name) && error.contains("device"), "{error}");
+        }
+        drop(socket);
+        assert!(std::fs::metadata(at("fifo")).unwrap().file_type().is_fifo());
+        assert!(std::fs::metadata("/dev/null").unwrap().file_type().is_char_device());
+
+        std::fs::create_dir(at("far")).unwrap();
+        symlink("far/file", at("near")).unwrap();
+        symlink("near", at("nearer")).unwrap();
+        for _ in 0..2 {
+            Export::open(&at("nearer")).unwrap().write(&[node("a", NodeState::Ready)]).unwrap();
+            assert_eq!(load(&at("far/file")).unwrap().len(), 1);
+        }
+        for link in ["near", "nearer"] {
+            assert!(std::fs::symlink_metadata(at(link)).unwrap().is_symlink());
+        }
+        assert_eq!(std::fs::read_dir(at("far")).unwrap().count(), 1);
+        symlink("round", at("round")).unwrap();
+        for path in [at("round"), "".into(), "..".into()] {
+            Export::open(&path).unwrap_err();
         }
     }
 

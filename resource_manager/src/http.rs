@@ -3,8 +3,9 @@
 //! Handlers check what came in, send the rest to the server's loop as one piece of work and wait for
 //! its answer; they hold no state. So a request either changes everything it should or nothing.
 //! * JSON - every answer is JSON, errors are `{"error":"…"}`; `/metrics` is Prometheus' text, bills also CSV. Bodies
-//!   are read as JSON whatever their content type says: `curl -d` names another.
-//! * LIMITED - bodies, connections and the time of a request are bounded.
+//!   are read as JSON also if they are said to be a form, as `curl -d` does.
+//! * NO PAGE, OURS - who may change something (`guard`).
+//! * LIMITED - bodies, connections and the time of a request are bounded (`serve`), and the memory for an answer (`pages`).
 //!
 //! * DURABLE FIRST - an answer comes after the commit of what it tells (`ledger`); bills are read from what was
 //!   committed, beside the loop.
@@ -12,50 +13,52 @@
 //! Elsewhere: signals and threads (`lib`); what requests change (`pool`).
 
 mod bills;
+mod guard;
 mod input;
 mod output;
+mod pages;
+mod serve;
 #[cfg(test)]
 mod tests;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
 use axum::body::Body;
 use axum::extract::rejection::PathRejection;
-use axum::extract::{Path, State};
-use axum::http::{StatusCode, Uri, header};
+use axum::extract::{Extension, Path, State};
+use axum::http::{HeaderMap, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::{get, post};
+use axum::{Router, middleware};
 use http_body_util::BodyExt;
-use hyper::server::conn::http1;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
-use rfaas::protocol::lease::{EndReason, LeaseId};
+use rdmalib::Peer;
+use rfaas::protocol::lease::{EndReason, LeaseId, Token};
 use serde::Serialize;
 use serde_json::json;
-use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
 use crate::commands::{Commands, Stopped};
 use crate::metrics::{self, Events};
-use crate::pool::{Action, NotRenewed, Now, Pool, Removal};
+use crate::pool::{Action, Denied, Limit, NotRenewed, Now, Pool, Removal};
 use crate::state::{State as Durable, StateError};
-use bills::{BillRow, ClientRow};
+use bills::Bills;
+pub use guard::Access;
+use guard::Ends;
 use input::Params;
-use output::{EndedJson, GrantJson, LeaseJson, NodeJson, RemovedJson};
+use output::{EndedJson, GrantJson, LeaseJson, LeaseList, NodeJson, NodeList, RemovedJson};
+use pages::{Format, Rows};
+pub use serve::{MAX_CONNECTIONS, MAX_OF_ADDRESS, serve};
 
 /// Largest body of a request, in bytes: the fields of the largest one, a hundred times.
 pub const MAX_BODY_BYTES: usize = 64 * 1024;
 /// How much of a body that is too large is read before the connection is cut.
 const MAX_DISCARDED_BYTES: usize = 1 << 20;
-/// Most connections at a time; more wait.
-pub const MAX_CONNECTIONS: usize = 256;
 /// How long a client may take to send a request's head, and again to send its body; also how long
 /// a connection is kept without a request.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Pause after a connection could not be taken (no descriptor is left, say).
-const ACCEPT_AGAIN: Duration = Duration::from_millis(200);
+/// Sums of bills that are made or read at a time: each has a row for every client in memory.
+const SUMS: usize = 4;
 /// What this interface is, for programs.
 const OPENAPI: &str = include_str!("../openapi.json");
 
@@ -66,6 +69,8 @@ pub struct Api {
     durable: Arc<Durable>,
     events: Arc<Events>,
     secret: Arc<[u8]>,
+    access: Access,
+    sums: Arc<Semaphore>,
 }
 
 /// An answer that tells what is wrong.
@@ -94,25 +99,31 @@ impl From<Stopped> for Failure {
 }
 
 impl Api {
-    /// Has handlers send their work to `commands`, read bills from `durable`, and sign leases with the cluster
-    /// secret.
+    /// Has handlers send their work to `commands`, read bills from `durable`, sign leases with the cluster
+    /// secret, and change something for those that `access` allows to.
     pub fn new(
         commands: Commands,
         durable: Arc<Durable>,
         events: Arc<Events>,
         secret: Arc<[u8]>,
+        access: Access,
     ) -> Self {
-        Api { commands, durable, events, secret }
+        let sums = Arc::new(Semaphore::new(SUMS));
+        Api { commands, durable, events, secret, access, sums }
     }
 
     async fn ask<T: Send + 'static>(
         &self,
         work: impl FnOnce(&mut Pool, Now, &mut Vec<Action>) -> T + Send + 'static,
     ) -> Result<T, Failure> {
-        match tokio::time::timeout(PATIENCE, self.commands.ask(work)).await {
-            Ok(answer) => Ok(answer?),
-            Err(_) => Err(Failure(StatusCode::SERVICE_UNAVAILABLE, "no answer in time".into())),
+        in_time(self.commands.ask(work)).await?.map_err(Failure::from)
+    }
+
+    fn is_token_of(&self, lease: LeaseId, token: &Token) -> Result<(), Failure> {
+        if token.terms.lease.get() == lease.get() && token.verify(&self.secret) {
+            return Ok(());
         }
+        Err(Failure(StatusCode::FORBIDDEN, format!("the token is not that of lease {lease}")))
     }
 
     /// Reads what was committed, in a thread of its own: there may be much of it.
@@ -129,8 +140,15 @@ impl Api {
     }
 }
 
+/// What comes of `work` if it is done soon.
+async fn in_time<T>(work: impl Future<Output = T>) -> Result<T, Failure> {
+    let late = |_| Failure(StatusCode::SERVICE_UNAVAILABLE, "no answer in time".into());
+    tokio::time::timeout(PATIENCE, work).await.map_err(late)
+}
+
 /// All routes; `openapi.json` describes the same.
 pub fn router(api: Api) -> Router {
+    let guard = middleware::from_fn_with_state(api.access.clone(), guard::check);
     Router::new()
         .route("/add", post(add))
         .route("/remove", post(remove))
@@ -145,34 +163,8 @@ pub fn router(api: Api) -> Router {
         .route("/openapi.json", get(openapi))
         .fallback(unknown_path)
         .method_not_allowed_fallback(wrong_method)
+        .layer(guard)
         .with_state(api)
-}
-
-/// Serves `router` to whoever connects, for ever.
-pub async fn serve(listener: TcpListener, router: Router) {
-    let free = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    loop {
-        let Ok(permit) = free.clone().acquire_owned().await else { return };
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
-            Err(error) => {
-                tracing::warn!(%error, "an HTTP connection could not be taken");
-                tokio::time::sleep(ACCEPT_AGAIN).await;
-                continue;
-            }
-        };
-        let service = TowerToHyperService::new(router.clone());
-        let connection = http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(PATIENCE)
-            .serve_connection(TokioIo::new(stream), service);
-        tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, "an HTTP connection failed");
-            }
-            drop(permit);
-        });
-    }
 }
 
 async fn add(State(api): State<Api>, uri: Uri, body: Body) -> Answer {
@@ -189,14 +181,14 @@ async fn remove(State(api): State<Api>, uri: Uri, body: Body) -> Answer {
     let state = match removal {
         Removal::Removed => "removed",
         Removal::Draining => "draining",
+        Removal::Unknown => "unknown",
     };
     Ok(ok(RemovedJson { node, state }))
 }
 
 async fn nodes(State(api): State<Api>, uri: Uri) -> Answer {
     Params::parse(&uri)?.finish()?;
-    let nodes = api.ask(|pool, _, _| pool.nodes()).await?;
-    Ok(ok(nodes.into_iter().map(NodeJson::from).collect::<Vec<_>>()))
+    pages::answer(NodeList::new(api), Format::Json).await
 }
 
 async fn node(State(api): State<Api>, path: Result<Path<String>, PathRejection>) -> Answer {
@@ -206,10 +198,21 @@ async fn node(State(api): State<Api>, path: Result<Path<String>, PathRejection>)
     Ok(ok(NodeJson::from(node.ok_or_else(|| not_found(format!("node {name:?} is not known")))?)))
 }
 
-async fn request_lease(State(api): State<Api>, uri: Uri, body: Body) -> Answer {
+async fn request_lease(
+    State(api): State<Api>,
+    Extension(ends): Extension<Ends>,
+    uri: Uri,
+    body: Body,
+) -> Answer {
     let input::LeaseRequest { ask, in_parts } = input::lease(&uri, &read(body).await?)?;
+    let ask = ask.by(Peer::Address(ends.peer));
     let granted = api.ask(move |pool, now, _| pool.request(now, &ask)).await?;
-    let grants = granted.map_err(|denied| conflict(denied.to_string()))?;
+    let grants = granted.map_err(|denied| match denied {
+        Denied::Limit(Limit::Rate { .. }) => {
+            Failure(StatusCode::TOO_MANY_REQUESTS, denied.to_string())
+        }
+        _ => conflict(denied.to_string()),
+    })?;
     let grant = match in_parts {
         true => GrantJson::in_parts(&grants, &api.secret),
         false => grants.first().map(|grant| GrantJson::new(grant, &api.secret)),
@@ -227,10 +230,7 @@ async fn renew_lease(
 ) -> Answer {
     let lease = lease_id(&path_text(path)?)?;
     let (token, timeout) = input::renewal(&uri, &read(body).await?)?;
-    if token.terms.lease.get() != lease.get() || !token.verify(&api.secret) {
-        let why = format!("the token is not that of lease {lease}");
-        return Err(Failure(StatusCode::FORBIDDEN, why));
-    }
+    api.is_token_of(lease, &token)?;
     let renewed = api.ask(move |pool, now, _| pool.renew(now, lease, timeout)).await?;
     let grant = renewed.map_err(|why| match why {
         NotRenewed::Unknown(_) => not_found(why.to_string()),
@@ -242,8 +242,7 @@ async fn renew_lease(
 
 async fn leases(State(api): State<Api>, uri: Uri) -> Answer {
     Params::parse(&uri)?.finish()?;
-    let leases = api.ask(|pool, _, _| pool.leases()).await?;
-    Ok(ok(leases.into_iter().map(LeaseJson::from).collect::<Vec<_>>()))
+    pages::answer(LeaseList::new(api), Format::Json).await
 }
 
 async fn lease(State(api): State<Api>, path: Result<Path<String>, PathRejection>) -> Answer {
@@ -253,14 +252,33 @@ async fn lease(State(api): State<Api>, path: Result<Path<String>, PathRejection>
         return Ok(ok(LeaseJson::from(found)));
     }
     match api.read(move |durable| durable.bill(lease)).await? {
-        Some(_) => Err(not_found(format!("lease {id} has ended; /billing has its bill"))),
+        Some(bill) => {
+            let reason = bill.reason.name();
+            Err(not_found(format!("lease {id} has ended ({reason}); /billing has its bill")))
+        }
         None => Err(unknown_lease(&id)),
     }
 }
 
-async fn end_lease(State(api): State<Api>, path: Result<Path<String>, PathRejection>) -> Answer {
+async fn end_lease(
+    State(api): State<Api>,
+    Extension(ends): Extension<Ends>,
+    path: Result<Path<String>, PathRejection>,
+    headers: HeaderMap,
+) -> Answer {
     let id = path_text(path)?;
     let lease = lease_id(&id)?;
+    match input::shown_token(&headers)? {
+        Some(token) => api.is_token_of(lease, &token)?,
+        None if ends.is_local => {} // the operator's machine, until there are roles
+        None => {
+            let why = format!(
+                "from another machine, the token of lease {lease} ends it: send it as \"Authorization: \
+                 Bearer TOKEN\""
+            );
+            return Err(Failure(StatusCode::FORBIDDEN, why));
+        }
+    }
     let ended = api
         .ask(move |pool, now, out| pool.end_lease(now, lease, EndReason::Withdrawn, out))
         .await?;
@@ -269,23 +287,13 @@ async fn end_lease(State(api): State<Api>, path: Result<Path<String>, PathReject
 }
 
 async fn billing(State(api): State<Api>, uri: Uri) -> Answer {
-    let input::Billing { client, since, by_client, csv } = input::billing(&uri)?;
-    if by_client {
-        let sums = api.read(move |durable| bills::by_client(durable, client.as_deref(), since));
-        return table(&sums.await?, ClientRow::COLUMNS, csv);
+    let input::Billing { client, since, by_client, format } = input::billing(&uri)?;
+    if !by_client {
+        return pages::answer(Bills::new(api, client, since), format).await;
     }
-    let bills = api.read(move |durable| bills::list(durable, client.as_deref(), since));
-    table(&bills.await?, BillRow::COLUMNS, csv)
-}
-
-/// Rows as they were asked for.
-fn table(rows: &[impl Serialize], columns: &[&str], csv: bool) -> Answer {
-    if !csv {
-        return Ok(ok(rows));
-    }
-    let table = bills::csv(columns, rows)
-        .map_err(|error| Failure(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
-    Ok(([(header::CONTENT_TYPE, "text/csv; charset=utf-8")], table).into_response())
+    let turn = in_time(api.sums.clone().acquire_owned()).await?;
+    let sums = api.read(move |durable| bills::by_client(durable, client.as_deref(), since)).await?;
+    pages::answer(Rows::new(sums, turn), format).await
 }
 
 /// Healthy is a loop that answers.

@@ -34,7 +34,9 @@ use anyhow::Context;
 use nix::sys::prctl::set_dumpable;
 use nix::sys::signal::SigSet;
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
-use rfaas::config::{Devices, ResourceManagerConfig, SECRET_VARIABLE};
+use rfaas::config::{
+    ClientLimits, Devices, ResourceManagerConfig, ResourceManagerNode, SECRET_VARIABLE,
+};
 use rfaas::inherited::{is_ignored, raise_descriptor_limit};
 use rfaas::program::{LAST_LINES, log};
 use tokio::runtime::Runtime;
@@ -44,7 +46,7 @@ use commands::{Commands, commands};
 use executors::Export;
 use ledger::Ledger;
 use metrics::Events;
-use pool::{NodeSpec, Now, Pool};
+use pool::{FairUse, NodeSpec, Now, Pool};
 use server::{Server, Terms};
 use state::State;
 
@@ -125,6 +127,7 @@ fn start(options: &Options) -> anyhow::Result<(Server, HttpThread)> {
     let mut ledger = Ledger::new(state.clone(), events.clone(), heartbeat.period);
     let node_return = Duration::from_millis(config.node_return_ms.into());
     let pool = restore(&state, &mut ledger, node_return, nodes).context("state")?;
+    let pool = pool.with_rules(Now::read(), rules(&config));
     if let Some(export) = &export {
         export.write(&pool.nodes()).context("the executors database could not be written")?;
     }
@@ -137,9 +140,19 @@ fn start(options: &Options) -> anyhow::Result<(Server, HttpThread)> {
              them"
         );
     }
+    if !http_address.ip().is_loopback() {
+        let changes_from: Vec<String> =
+            config.http_changes_from.iter().map(|range| String::from(*range)).collect();
+        tracing::warn!(
+            ?changes_from,
+            "other machines reach HTTP at {http_address}, without authentication: they may read; this \
+             machine and those of http_changes_from may change something"
+        );
+    }
     let secret = Arc::clone(secret.bytes());
     let (commands, inbox) = commands().context("eventfd(2) failed")?;
-    let api = http::Api::new(commands.clone(), state, events.clone(), Arc::clone(&secret));
+    let access = http::Access::new(&config.http_changes_from, &config.http_network_address);
+    let api = http::Api::new(commands.clone(), state, events.clone(), Arc::clone(&secret), access);
     let http = HttpThread::start(http, api, commands.clone())?;
     tracing::info!("Listening on device {}, address {}", device.name(), listener.local_addr());
     tracing::info!("HTTP interface at {http_address}");
@@ -152,6 +165,14 @@ fn start(options: &Options) -> anyhow::Result<(Server, HttpThread)> {
 fn listed(addresses: &[SocketAddr]) -> String {
     let addresses: Vec<String> = addresses.iter().map(SocketAddr::to_string).collect();
     addresses.join(" or ")
+}
+
+/// What clients may hold, and how long a lease waits for its claim.
+fn rules(config: &ResourceManagerNode) -> FairUse {
+    let ClientLimits { cores, memory, leases, timeout_ms, requests_per_second } = config.limits;
+    let timeout = timeout_ms.map(Duration::from_millis);
+    let claim_timeout = config.claim_timeout();
+    FairUse { claim_timeout, cores, memory, leases, timeout, requests_per_second }
 }
 
 /// The pool that the state is of, with `imported` nodes added; committed.

@@ -11,13 +11,14 @@ use crate::pool::{LeaseState, NodeState, Pool, Totals};
 /// Media type of [`Snapshot::render`]'s text.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-const REASONS: [EndReason; 6] = [
+const REASONS: [EndReason; 7] = [
     EndReason::Released,
     EndReason::Expired,
     EndReason::ClientGone,
     EndReason::Withdrawn,
     EndReason::NodeLost,
     EndReason::Shutdown,
+    EndReason::Unclaimed,
 ];
 
 /// What happens in the loop beside the pool, counted since the start.

@@ -5,7 +5,7 @@
 //!   node    registered ──connected──▶ ready ──connection ends──▶ lost ──connected──▶ ready
 //!           any ──remove──▶ draining ──last lease ended──▶ forgotten
 //!   lease   granted ──claimed──▶ active ──told to end──▶ ending ──▶ ended (a bill, no lease)
-//!              └────────────────────┴── expired, given back, node lost ──▶ ended
+//!              └────────────────────┴── expired, not claimed in time, given back, node lost ──▶ ended
 //! ```
 //! * CAPACITY - the leases of a node together never exceed its cores and memory. Only `Node::take` and
 //!   `Node::give` change what is leased.
@@ -28,6 +28,7 @@ mod bills;
 mod deadlines;
 mod distrust;
 mod ending;
+mod fair_use;
 mod granting;
 mod lease;
 mod membership;
@@ -50,8 +51,12 @@ use bills::OpenBills;
 use deadlines::Deadlines;
 use distrust::Distrust;
 pub use distrust::{MOST_OF_ONE, NotReplaced, TRIED_LAST};
-use lease::Lease;
+use fair_use::Shares;
+pub use fair_use::{FairUse, Limit, Who};
+use granting::unclaimed;
 pub use lease::{Grant, LeaseState, LeaseView, Terms};
+use lease::{Lease, State};
+use node::Node;
 pub use node::{Capacity, Conflict, NodeSpec, NodeState, NodeView, Removal, Run};
 use nodes::{Nodes, Slot};
 pub use record::{Billed, Changes, LeaseRecord, NodeRecord, Snapshot};
@@ -171,7 +176,7 @@ pub struct Totals {
     /// Requests that could not be met.
     pub denied: u64,
     /// Leases ended, by [`EndReason`] as it was first known; index is its number.
-    pub ended: [u64; 7],
+    pub ended: [u64; 8],
 }
 
 /// All nodes and leases of a cluster.
@@ -184,6 +189,7 @@ pub struct Pool {
     open_bills: OpenBills,
     distrust: Distrust,
     unsaved: Unsaved,
+    shares: Shares,
     /// How long a node whose connection ended may stay away before its leases end.
     node_return: Duration,
     /// First id of this state: smaller ones are of a state that was lost. Of those from it to the next one,
@@ -211,11 +217,30 @@ impl Pool {
             open_bills: OpenBills::default(),
             distrust: Distrust::default(),
             unsaved: Unsaved::default(),
+            shares: Shares::default(),
             node_return,
             first_id,
             next_id: first_id,
             totals: Totals::default(),
         }
+    }
+
+    /// Has it keep to these rules from now on; at the start, before anything is asked of it. Leases of an earlier run
+    /// have the time of one to be claimed, and that of their nodes to come back.
+    pub fn with_rules(mut self, now: Now, rules: FairUse) -> Self {
+        self.shares = Shares::new(now, rules, self.leases.values());
+        let claim_by = now.monotonic + rules.claim_timeout.max(RESTART_RETURN);
+        let ids: Vec<_> = self.leases.keys().copied().collect();
+        for id in ids {
+            let Some(lease) = self.leases.get_mut(&id) else { continue };
+            lease.claim_by = claim_by;
+            // Others end sooner, with their client's connection, unless they are renewed.
+            if let State::Granted { then: EndReason::Expired } = lease.state {
+                let (state, deadline) = unclaimed(now, &lease.terms, claim_by);
+                self.set_state(id, state, deadline);
+            }
+        }
+        self
     }
 
     /// Where ids of this state begin: a store keeps it from the first run on.
@@ -251,9 +276,12 @@ impl Pool {
 
     /// Everything about the nodes, by name.
     pub fn nodes(&self) -> Vec<NodeView> {
-        let mut nodes: Vec<_> = self.nodes.iter().map(|(_, node)| node.view()).collect();
-        nodes.sort_unstable_by(|a, b| a.spec.name().cmp(b.spec.name()));
-        nodes
+        self.nodes.after(None).map(Node::view).collect()
+    }
+
+    /// The first `most` of those whose names come after `name`, or of all.
+    pub fn nodes_after(&self, name: Option<&str>, most: usize) -> Vec<NodeView> {
+        self.nodes.after(name).take(most).map(Node::view).collect()
     }
 
     /// One node.
@@ -266,6 +294,17 @@ impl Pool {
         let mut leases: Vec<_> = self.leases.values().map(Lease::view).collect();
         leases.sort_unstable_by_key(|lease| lease.lease);
         leases
+    }
+
+    /// The first `most` of those after `id`, or of all.
+    pub fn leases_after(&self, id: Option<LeaseId>, most: usize) -> Vec<LeaseView> {
+        let mut ids: Vec<_> = self.leases.keys().filter(|lease| Some(**lease) > id).collect();
+        if most < ids.len() {
+            ids.select_nth_unstable(most);
+            ids.truncate(most);
+        }
+        ids.sort_unstable();
+        ids.into_iter().filter_map(|id| self.lease(*id)).collect()
     }
 
     /// One lease that has not ended.

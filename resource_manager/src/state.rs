@@ -7,6 +7,8 @@
 //! * WHOLE - changes that are committed together are there together, or none of them is, whenever the
 //!   program is killed or the machine fails. That is redb's doing: pages are copied when written, and the
 //!   root is replaced last.
+//! * BOUNDED - of leases that nobody claimed, which anybody can have as many of as there is time, the last
+//!   [`MAX_UNCLAIMED`] bills are kept; all others for ever.
 //! * OURS - a file is only written if it is a state file of a format that is known here, and while no
 //!   other process has it open. A new one appears under its name when it is complete.
 //!
@@ -19,26 +21,45 @@ mod tests;
 use std::fs::{self, File};
 use std::io;
 use std::path::Path;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, bail};
 use redb::backends::InMemoryBackend;
 use redb::{
-    Builder, Database, DatabaseError, ReadableDatabase, ReadableTable, StorageBackend,
-    WriteTransaction,
+    Builder, Database, DatabaseError, ReadableDatabase, ReadableTable, ReadableTableMetadata,
+    StorageBackend, WriteTransaction,
 };
 use rfaas::protocol::lease::LeaseId;
 
+use crate::executors::place;
 use crate::pool::{Billed, Changes, MAX_TIMEOUT, Snapshot};
-use rows::{BILLS, ENDED_AT, FIRST_ID_KEY, FORMAT, FORMAT_KEY, LEASES, META, NODES};
+use rows::{BILLS, ENDED_AT, FIRST_ID_KEY, FORMAT, FORMAT_KEY, LEASES, META, NODES, UNCLAIMED};
 
 /// How long another process may have the file, and how often that is looked at: who starts a manager again
 /// after it was killed may be faster than its end.
 const ENDING: Duration = Duration::from_secs(1);
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
+/// Bills that are read at a time where all are.
+const MANY: usize = 4096;
+
 /// Memory for pages of the file: those of all leases of a large cluster; bills are read again when asked for.
 const CACHE_BYTES: usize = 64 << 20;
+
+/// Bills of leases that nobody claimed that are kept at least; when there are twice as many, the oldest half goes. So many take
+/// some 4 MB of the file, and are more than a person reads.
+pub const MAX_UNCLAIMED: u64 = 1 << 14;
+
+/// Where a page of bills begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cursor((u64, u64));
+
+impl Cursor {
+    /// At the first lease that ended at `since` or later, or ever.
+    pub fn at(since: Option<SystemTime>) -> Self {
+        Cursor((since.map_or(0, rows::micros), 0))
+    }
+}
 
 /// The state cannot be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -74,10 +95,17 @@ impl State {
     /// The state in the file at `path`, which is created if it is not there.
     pub fn open(path: &Path) -> anyhow::Result<Self> {
         let shown = path.display();
+        let path = &place(path).with_context(|| format!("{shown}: cannot be opened"))?;
         match fs::metadata(path) {
             Ok(file) if !file.is_file() => bail!("{shown}: is not a file"),
             Ok(file) if file.len() > 0 => {}
-            Ok(_) => create(path, true).with_context(|| format!("{shown}: cannot be created"))?,
+            Ok(_) => {
+                tracing::warn!(
+                    path = %shown,
+                    "the state file is empty: if there were nodes, leases or bills in it, they are lost"
+                );
+                create(path, true).with_context(|| format!("{shown}: cannot be created"))?;
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 create(path, false).with_context(|| format!("{shown}: cannot be created"))?;
             }
@@ -94,7 +122,11 @@ impl State {
         })?;
         let format = format_of(&database).with_context(|| format!("{shown}: cannot be read"))?;
         match format {
-            Some(FORMAT) => Ok(State { database }),
+            Some(FORMAT) => {
+                let opened = with_all_tables(&database);
+                opened.with_context(|| format!("{shown}: cannot be written"))?;
+                Ok(State { database })
+            }
             Some(newer) => bail!(
                 "{shown}: has format {newer}, and this program knows only {FORMAT}: it was written by a \
                  newer one"
@@ -131,7 +163,8 @@ impl State {
             leases.push(rows::lease(id.value(), row.value())?);
         }
         let last_bill = transaction.open_table(ENDED_AT)?.last()?.map(|(id, _)| id.value());
-        let last_bill = last_bill.and_then(LeaseId::new);
+        let last_unclaimed = transaction.open_table(UNCLAIMED)?.last()?.map(|(id, _)| id.value());
+        let last_bill = last_bill.max(last_unclaimed).and_then(LeaseId::new);
         let last_lease = leases.last().map(|lease| lease.terms.lease);
         // Nodes report the end of a lease until it is acknowledged, so not much later than that.
         let since = now.checked_sub(2 * MAX_TIMEOUT);
@@ -166,22 +199,65 @@ impl State {
         since: Option<SystemTime>,
         mut take: impl FnMut(Billed),
     ) -> Result<(), StateError> {
-        let transaction = self.database.begin_read()?;
-        let bills = transaction.open_table(BILLS)?;
-        let since = since.map_or(0, rows::micros);
-        for row in bills.range((since, 0)..)? {
-            let (key, row) = row?;
-            let row = row.value();
-            if client.is_none_or(|client| row.1 == client) {
-                take(rows::billed(key.value(), row)?);
-            }
+        let mut at = Some(Cursor::at(since));
+        let ever = UNIX_EPOCH + Duration::from_micros(u64::MAX);
+        while let Some(from) = at {
+            let (bills, next) = self.bills(client, from, ever, MANY)?;
+            bills.into_iter().for_each(&mut take);
+            at = next;
         }
         Ok(())
+    }
+
+    /// As many as `most` bills of `client`, or all, from `at` on, of leases that ended at `until` at the latest; and where to
+    /// go on, if there may be more.
+    pub fn bills(
+        &self,
+        client: Option<&str>,
+        at: Cursor,
+        until: SystemTime,
+        most: usize,
+    ) -> Result<(Vec<Billed>, Option<Cursor>), StateError> {
+        let transaction = self.database.begin_read()?;
+        let wanted = at.0..=(rows::micros(until), u64::MAX);
+        let is_its = |whose: &str| client.is_none_or(|client| whose == client);
+        let mut bills = Vec::new();
+        for row in transaction.open_table(BILLS)?.range(wanted.clone())? {
+            let (key, row) = row?;
+            let row = row.value();
+            if bills.len() < most && is_its(row.1) {
+                bills.push((key.value(), rows::billed(key.value(), row)?));
+            } else if bills.len() >= most {
+                break;
+            }
+        }
+        let end = if bills.len() < most { *wanted.end() } else { bills[most - 1].0 };
+        for row in transaction.open_table(UNCLAIMED)?.iter()? {
+            let (id, row) = row?;
+            let (ended_at, row) = row.value();
+            let key = (ended_at, id.value());
+            if wanted.contains(&key) && key <= end && is_its(row.1) {
+                bills.push((key, Billed { claimed: false, ..rows::billed(key, row)? }));
+            }
+        }
+        bills.sort_unstable_by_key(|(key, _)| *key);
+        bills.truncate(most);
+        let last = (bills.len() == most).then(|| bills.last().map(|(key, _)| *key)).flatten();
+        let next = last.map(|(ended_at, id)| match id.checked_add(1) {
+            Some(after) => Cursor((ended_at, after)),
+            None => Cursor((ended_at.saturating_add(1), 0)),
+        });
+        Ok((bills.into_iter().map(|(_, bill)| bill).collect(), next))
     }
 
     /// The bill of one lease, if it has ended.
     pub fn bill(&self, lease: LeaseId) -> Result<Option<Billed>, StateError> {
         let transaction = self.database.begin_read()?;
+        if let Some(row) = transaction.open_table(UNCLAIMED)?.get(lease.get())? {
+            let (ended_at, row) = row.value();
+            let billed = rows::billed((ended_at, lease.get()), row)?;
+            return Ok(Some(Billed { claimed: false, ..billed }));
+        }
         let ended_at = transaction.open_table(ENDED_AT)?.get(lease.get())?.map(|at| at.value());
         let Some(ended_at) = ended_at else { return Ok(None) };
         let key = (ended_at, lease.get());
@@ -212,13 +288,24 @@ fn write(transaction: &WriteTransaction, changes: &Changes) -> Result<(), StateE
     if !changes.bills.is_empty() {
         let mut bills = transaction.open_table(BILLS)?;
         let mut ended = transaction.open_table(ENDED_AT)?;
+        let mut unclaimed = transaction.open_table(UNCLAIMED)?;
         for bill in &changes.bills {
             let (lease, ended_at) = (bill.lease.get(), rows::micros(bill.ended_at));
+            if !bill.claimed {
+                unclaimed.insert(lease, (ended_at, rows::billed_row(bill)))?;
+                continue;
+            }
+            unclaimed.remove(lease)?; // it was claimed just as it ended
             let before = ended.insert(lease, ended_at)?.map(|at| at.value());
             if let Some(before) = before {
                 bills.remove((before, lease))?; // a final bill replaces a provisional one
             }
             bills.insert((ended_at, lease), rows::billed_row(bill))?;
+        }
+        if unclaimed.len()? >= 2 * MAX_UNCLAIMED {
+            while unclaimed.len()? > MAX_UNCLAIMED {
+                unclaimed.pop_first()?; // ids go up: the oldest (BOUNDED)
+            }
         }
     }
     Ok(())
@@ -280,11 +367,23 @@ fn create(path: &Path, replace: bool) -> anyhow::Result<()> {
 fn begin(database: &Database) -> Result<(), StateError> {
     let transaction = database.begin_write()?;
     transaction.open_table(META)?.insert(FORMAT_KEY, FORMAT)?;
+    transaction.open_table(UNCLAIMED)?;
     transaction.open_table(NODES)?;
     transaction.open_table(LEASES)?;
     transaction.open_table(BILLS)?;
     transaction.open_table(ENDED_AT)?;
     Ok(transaction.commit()?)
+}
+
+/// Makes the table that earlier programs did not have; they do not mind it.
+fn with_all_tables(database: &Database) -> Result<(), StateError> {
+    let there = database.begin_read()?.open_table(UNCLAIMED);
+    if let Err(redb::TableError::TableDoesNotExist(_)) = there {
+        let transaction = database.begin_write()?;
+        transaction.open_table(UNCLAIMED)?;
+        transaction.commit()?;
+    }
+    Ok(())
 }
 
 /// The format of a state file; `None` if it is none.

@@ -75,7 +75,7 @@ fn the_shipped_files_are_a_cluster_on_this_machine() {
 
     let manager = ResourceManagerConfig::load(shipped("resource_manager.json")).unwrap().config;
     assert_eq!(manager.rdma_device, "shm0");
-    assert_eq!(manager.http_addresses().unwrap(), ["0.0.0.0:5000".parse().unwrap()]);
+    assert_eq!(manager.http_addresses().unwrap(), ["127.0.0.1:5000".parse().unwrap()]);
     assert!(manager.rdma_sleep);
     let rdma: SocketAddr = ([127, 0, 0, 1], manager.rdma_device_port).into();
 
@@ -348,6 +348,16 @@ fn values_that_cannot_be_used_are_refused() {
         ResourceManagerConfig::load(path)
     });
     assert!(http.contains("config.http_network_address: must not be empty"), "{http}");
+    for (value, key) in [
+        (json!({"claim_timeout_ms": 0}), "config.claim_timeout_ms"),
+        (json!({"limits": {"cores": 0}}), "config.limits.cores"),
+        (json!({"limits": {"requests_per_second": 0}}), "config.limits.requests_per_second"),
+        (json!({"http_changes_from": ["10.0.0.0/33"]}), "config.http_changes_from[0]"),
+    ] {
+        let text = json!({ "config": value }).to_string();
+        let text = message(&text, |path| ResourceManagerConfig::load(path));
+        assert!(text.contains(&format!("{key}: ")), "{text}");
+    }
 }
 
 #[test]

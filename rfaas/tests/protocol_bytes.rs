@@ -243,6 +243,7 @@ fn reasons_of_an_end_are_numbered() {
         (4, EndReason::Withdrawn, "withdrawn"),
         (5, EndReason::NodeLost, "node_lost"),
         (6, EndReason::Shutdown, "shutdown"),
+        (7, EndReason::Unclaimed, "unclaimed"),
     ] {
         assert_eq!((reason.to_wire().get(), reason.name()), (number, name));
         assert_eq!(EndReason::from_wire(number.into()), Ok(reason));

@@ -9,8 +9,10 @@ use rfaas::protocol::node::Bill;
 use serde::Serialize;
 
 use super::output::rfc3339;
+use super::pages::{Pages, ROWS, Row, cell};
+use super::{Api, Failure};
 use crate::pool::Billed;
-use crate::state::{State, StateError};
+use crate::state::{Cursor, State, StateError};
 
 /// Nanoseconds in a millisecond.
 const NS_PER_MS: u64 = 1_000_000;
@@ -34,9 +36,8 @@ pub(super) struct BillRow {
     provisional: bool,
 }
 
-impl BillRow {
-    /// The keys, in order: the first line of the table.
-    pub(super) const COLUMNS: &[&str] = &[
+impl Row for BillRow {
+    const COLUMNS: &'static [&'static str] = &[
         "lease",
         "client",
         "node",
@@ -52,6 +53,12 @@ impl BillRow {
         "allocated_mb_ms",
         "provisional",
     ];
+
+    fn guard(&mut self) {
+        for text in [&mut self.client, &mut self.node] {
+            cell(text).map(|guarded| *text = guarded.into());
+        }
+    }
 }
 
 impl From<Billed> for BillRow {
@@ -66,7 +73,8 @@ impl From<Billed> for BillRow {
             reason: billed.reason.name(),
             allocated_core_ms: times_ms(billed.cores, &billed.bill),
             allocated_mb_ms: times_ms(billed.memory, &billed.bill),
-            provisional: !billed.reported,
+            // A lease that nobody claimed has used nothing, whatever comes.
+            provisional: billed.claimed && !billed.reported,
             client: billed.client,
             node: billed.node,
             cores: billed.cores,
@@ -93,9 +101,8 @@ pub(super) struct ClientRow {
     invocations: u64,
 }
 
-impl ClientRow {
-    /// The keys, in order.
-    pub(super) const COLUMNS: &[&str] = &[
+impl Row for ClientRow {
+    const COLUMNS: &'static [&'static str] = &[
         "client",
         "leases",
         "allocated_core_ms",
@@ -105,6 +112,12 @@ impl ClientRow {
         "invocations",
     ];
 
+    fn guard(&mut self) {
+        cell(&self.client).map(|guarded| self.client = guarded.into());
+    }
+}
+
+impl ClientRow {
     fn add(&mut self, billed: &Billed) {
         let Billed { cores, memory, bill, .. } = billed;
         for (sum, more) in [
@@ -120,18 +133,38 @@ impl ClientRow {
     }
 }
 
-/// The bills of `client`, or all, for leases that ended at `since` or later, in the order in which they ended.
-pub(super) fn list(
-    state: &State,
-    client: Option<&str>,
-    since: Option<SystemTime>,
-) -> Result<Vec<BillRow>, StateError> {
-    let mut rows = Vec::new();
-    state.for_each_bill(client, since, |billed| rows.push(BillRow::from(billed)))?;
-    Ok(rows)
+/// Bills of `client`, or all, for leases that ended at `since` or later and before the question, in the order in which they
+/// ended.
+pub(super) struct Bills {
+    api: Api,
+    client: Option<Arc<str>>,
+    /// Where the next page begins; `None`: there is none.
+    at: Option<Cursor>,
+    until: SystemTime,
 }
 
-/// Their sums, by client.
+impl Bills {
+    pub(super) fn new(api: Api, client: Option<String>, since: Option<SystemTime>) -> Self {
+        let (client, at) = (client.map(Arc::from), Some(Cursor::at(since)));
+        // What ends meanwhile waits for the next question: a bill that is replaced meanwhile would be there twice.
+        Bills { api, client, at, until: SystemTime::now() }
+    }
+}
+
+impl Pages for Bills {
+    type Row = BillRow;
+
+    async fn next(&mut self) -> Result<Vec<BillRow>, Failure> {
+        let Some(at) = self.at else { return Ok(Vec::new()) };
+        let (client, until) = (self.client.clone(), self.until);
+        let (bills, next) =
+            self.api.read(move |state| state.bills(client.as_deref(), at, until, ROWS)).await?;
+        self.at = next;
+        Ok(bills.into_iter().map(BillRow::from).collect())
+    }
+}
+
+/// Sums of the bills of `client`, or all, for leases that ended at `since` or later, by client.
 pub(super) fn by_client(
     state: &State,
     client: Option<&str>,
@@ -146,17 +179,6 @@ pub(super) fn by_client(
     Ok(rows.into_values().collect())
 }
 
-/// Rows as a table (RFC 4180), its head also where there are none.
-pub(super) fn csv(columns: &[&str], rows: &[impl Serialize]) -> Result<Vec<u8>, csv::Error> {
-    let mut table = csv::WriterBuilder::new()
-        .has_headers(false)
-        .terminator(csv::Terminator::CRLF)
-        .from_writer(Vec::new());
-    table.write_record(columns)?;
-    rows.iter().try_for_each(|row| table.serialize(row))?;
-    table.into_inner().map_err(|error| error.into_error().into())
-}
-
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
@@ -164,6 +186,7 @@ mod tests {
     use rfaas::protocol::lease::{EndReason, LeaseId};
 
     use super::*;
+    use crate::http::pages::Format;
     use crate::pool::Changes;
 
     fn billed(lease: u64, client: &str) -> Billed {
@@ -181,6 +204,7 @@ mod tests {
             },
             ended_at: SystemTime::UNIX_EPOCH + Duration::from_millis(lease),
             reason: EndReason::Released,
+            claimed: true,
             reported: lease != 3,
         }
     }
@@ -195,13 +219,19 @@ mod tests {
     fn a_row_has_the_same_columns_and_keys() {
         let bill = BillRow::from(billed(1, "a, \"b\""));
         assert_eq!(keys(&bill), BillRow::COLUMNS);
-        let table = String::from_utf8(csv(BillRow::COLUMNS, &[bill]).unwrap()).unwrap();
+        let bills = vec![bill, BillRow::from(billed(2, "=HYPERLINK(\"http://x\")"))];
+        let table = Format::Csv.write(bills, true, true).unwrap();
+        let table = String::from_utf8(table).unwrap();
         let lines: Vec<_> = table.split_terminator("\r\n").collect();
         assert_eq!(lines[0], BillRow::COLUMNS.join(","));
-        let expected = r#"1,"a, ""b""",n,2,3,4,5,6,7,1970-01-01T00:00:00.001Z,released,9,13,false"#;
-        assert_eq!(lines[1..], [expected]);
+        let rest = "n,2,3,4,5,6,7,1970-01-01T00:00:00.00";
+        let expected = [
+            format!(r#"1,"a, ""b""",{rest}1Z,released,9,13,false"#),
+            format!(r#"2,"'=HYPERLINK(""http://x"")",{rest}2Z,released,9,13,false"#),
+        ];
+        assert_eq!(lines[1..], expected, "a formula is shown as text");
         assert_eq!(keys(&ClientRow::default()), ClientRow::COLUMNS);
-        let empty = csv(ClientRow::COLUMNS, &[] as &[ClientRow]).unwrap();
+        let empty = Format::Csv.write(Vec::<ClientRow>::new(), true, true).unwrap();
         assert_eq!(empty, (ClientRow::COLUMNS.join(",") + "\r\n").into_bytes());
     }
 
@@ -221,7 +251,11 @@ mod tests {
         let since = SystemTime::UNIX_EPOCH + Duration::from_millis(3);
         let late = by_client(&state, Some("b"), Some(since)).unwrap();
         assert_eq!(late.iter().map(|row| row.leases).collect::<Vec<_>>(), [1]);
-        let listed = list(&state, Some("b"), None).unwrap();
-        assert_eq!(listed.iter().map(|bill| bill.provisional).collect::<Vec<_>>(), [false, true]);
+        let mut provisional = Vec::new();
+        let note = |bill| provisional.push(BillRow::from(bill).provisional);
+        state.for_each_bill(Some("b"), None, note).unwrap();
+        assert_eq!(provisional, [false, true]);
+        let unclaimed = Billed { claimed: false, reported: false, ..billed(9, "b") };
+        assert!(!BillRow::from(unclaimed).provisional, "nothing more will be known");
     }
 }

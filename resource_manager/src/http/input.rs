@@ -1,16 +1,21 @@
 //! What comes in over HTTP, checked: every error names the field and says what it may be.
 
+use std::fmt;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::time::{Duration, SystemTime};
 
 use axum::extract::Query;
 use axum::http::Uri;
+use axum::http::header::{self, HeaderMap};
 use rfaas::protocol::lease::Token;
+use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
+use serde_json::error::Category;
 use serde_json::{Map, Value};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
+use super::pages::Format;
 use crate::pool::{
     Ask, Capacity, DEFAULT_GRACE, DEFAULT_TIMEOUT, MAX_CORES, MAX_GRACE, MAX_NODES, MAX_TIMEOUT,
     NodeSpec,
@@ -19,20 +24,44 @@ use crate::pool::{
 /// Whom a lease is billed to if the request gives no name.
 const NAMELESS: &str = "http";
 
-/// The fields of a JSON object. Each is taken once; what is left at the end nobody knows.
+/// The fields of a JSON object. Each is given once and taken once; what is left at the end nobody knows.
 #[derive(Debug)]
 struct Fields(Map<String, Value>);
+
+impl<'de> Deserialize<'de> for Fields {
+    fn deserialize<D: Deserializer<'de>>(body: D) -> Result<Self, D::Error> {
+        struct Object;
+        impl<'de> Visitor<'de> for Object {
+            type Value = Fields;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut given: A) -> Result<Fields, A::Error> {
+                let mut fields = Map::new();
+                while let Some((name, value)) = given.next_entry::<String, Value>()? {
+                    if fields.contains_key(&name) {
+                        return Err(A::Error::custom(format!("field {name:?} is given twice")));
+                    }
+                    fields.insert(name, value);
+                }
+                Ok(Fields(fields))
+            }
+        }
+        body.deserialize_map(Object)
+    }
+}
 
 impl Fields {
     fn parse(body: &[u8]) -> Result<Self, String> {
         if body.trim_ascii().is_empty() {
             return Err("the body is empty; it must be a JSON object".into());
         }
-        match serde_json::from_slice(body) {
-            Ok(Value::Object(fields)) => Ok(Fields(fields)),
-            Ok(_) => Err("the body is not a JSON object".into()),
-            Err(error) => Err(format!("the body is not JSON: {error}")),
-        }
+        serde_json::from_slice(body).map_err(|error| match error.classify() {
+            Category::Data => format!("the body is not the JSON object that it must be: {error}"),
+            _ => format!("the body is not JSON: {error}"),
+        })
     }
 
     fn text(&mut self, name: &str) -> Result<Option<String>, String> {
@@ -93,6 +122,7 @@ pub(super) struct Params(Vec<(String, String)>);
 
 impl Params {
     pub(super) fn parse(uri: &Uri) -> Result<Self, String> {
+        well_encoded(uri.query().unwrap_or_default())?;
         match Query::<Vec<(String, String)>>::try_from_uri(uri) {
             Ok(Query(params)) => Ok(Params(params)),
             Err(rejection) => Err(rejection.body_text()),
@@ -118,6 +148,27 @@ impl Params {
     fn node(&mut self) -> Result<String, String> {
         self.take("node")?.ok_or_else(|| "query parameter \"node\" is missing".into())
     }
+}
+
+/// Fails unless a query is percent-encoded UTF-8: what is decoded leniently has another name than was meant.
+fn well_encoded(query: &str) -> Result<(), String> {
+    let wrong = |what: &str| format!("the query {query:?} is not percent-encoded UTF-8: {what}");
+    let mut decoded = Vec::with_capacity(query.len());
+    let mut rest = query.as_bytes();
+    while let Some((first, after)) = rest.split_first() {
+        rest = after;
+        decoded.push(match first {
+            b'%' => {
+                let digits = after.get(..2).and_then(|digits| std::str::from_utf8(digits).ok());
+                let digits = digits.filter(|text| text.bytes().all(|b| b.is_ascii_hexdigit()));
+                let byte = digits.and_then(|digits| u8::from_str_radix(digits, 16).ok());
+                rest = after.get(2..).unwrap_or_default();
+                byte.ok_or_else(|| wrong("two hexadecimal digits follow a \"%\""))?
+            }
+            other => *other,
+        });
+    }
+    std::str::from_utf8(&decoded).map(drop).map_err(|error| wrong(&error.to_string()))
 }
 
 /// `POST /add?node=NAME`.
@@ -205,13 +256,24 @@ pub(super) fn renewal(uri: &Uri, body: &[u8]) -> Result<(Token, Duration), Strin
     Ok((token, timeout))
 }
 
+/// The token that a request shows, as `Authorization: Bearer TOKEN`.
+pub(super) fn shown_token(headers: &HeaderMap) -> Result<Option<Token>, String> {
+    let Some(shown) = headers.get(header::AUTHORIZATION) else { return Ok(None) };
+    let token = shown.to_str().ok().and_then(|shown| shown.split_once(' '));
+    let token = token.filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"));
+    let token = token.and_then(|(_, token)| Token::from_text(token.trim()).ok());
+    token
+        .map(Some)
+        .ok_or_else(|| "the header Authorization is not \"Bearer\" and a lease's token".into())
+}
+
 /// Which bills, and how.
 pub(super) struct Billing {
     pub(super) client: Option<String>,
     pub(super) since: Option<SystemTime>,
     /// Summed up, one row a client.
     pub(super) by_client: bool,
-    pub(super) csv: bool,
+    pub(super) format: Format,
 }
 
 /// `GET /billing?client=NAME&since=TIME&by=client&format=FORMAT`.
@@ -226,15 +288,15 @@ pub(super) fn billing(uri: &Uri) -> Result<Billing, String> {
             return Err(format!("query parameter \"by\" must be lease or client, not {other:?}"));
         }
     };
-    let csv = match params.take("format")?.as_deref() {
-        None | Some("json") => false,
-        Some("csv") => true,
+    let format = match params.take("format")?.as_deref() {
+        None | Some("json") => Format::Json,
+        Some("csv") => Format::Csv,
         Some(other) => {
             return Err(format!("query parameter \"format\" must be json or csv, not {other:?}"));
         }
     };
     params.finish()?;
-    Ok(Billing { client, since, by_client, csv })
+    Ok(Billing { client, since, by_client, format })
 }
 
 /// A time as RFC 3339 has it. A query that was not encoded has a blank where an offset's plus was.

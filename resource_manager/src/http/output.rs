@@ -5,10 +5,12 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use rfaas::protocol::lease::Token;
+use rfaas::protocol::lease::{LeaseId, Token};
 use serde::Serialize;
 use time::OffsetDateTime;
 
+use super::pages::{Pages, ROWS, Row};
+use super::{Api, Failure};
 use crate::pool::{Grant, LeaseState, LeaseView, NodeView};
 
 /// Serialised here only, so that no token gets into another type by accident.
@@ -68,6 +70,32 @@ pub(super) struct NodeJson {
     clock_ahead_ms: Option<i64>,
 }
 
+impl Row for NodeJson {}
+
+/// All nodes, by name.
+pub(super) struct NodeList {
+    api: Api,
+    after: Option<Arc<str>>,
+}
+
+impl NodeList {
+    pub(super) fn new(api: Api) -> Self {
+        NodeList { api, after: None }
+    }
+}
+
+impl Pages for NodeList {
+    type Row = NodeJson;
+
+    async fn next(&mut self) -> Result<Vec<NodeJson>, Failure> {
+        let after = self.after.clone();
+        let nodes =
+            self.api.ask(move |pool, _, _| pool.nodes_after(after.as_deref(), ROWS)).await?;
+        self.after = nodes.last().map(|node| node.spec.name().clone());
+        Ok(nodes.into_iter().map(NodeJson::from).collect())
+    }
+}
+
 impl From<NodeView> for NodeJson {
     fn from(node: NodeView) -> Self {
         NodeJson {
@@ -94,6 +122,31 @@ pub(super) struct LeaseJson {
     state: &'static str,
     granted_at: String,
     expires_at: String,
+}
+
+impl Row for LeaseJson {}
+
+/// All leases that have not ended, oldest first.
+pub(super) struct LeaseList {
+    api: Api,
+    after: Option<LeaseId>,
+}
+
+impl LeaseList {
+    pub(super) fn new(api: Api) -> Self {
+        LeaseList { api, after: None }
+    }
+}
+
+impl Pages for LeaseList {
+    type Row = LeaseJson;
+
+    async fn next(&mut self) -> Result<Vec<LeaseJson>, Failure> {
+        let after = self.after;
+        let leases = self.api.ask(move |pool, _, _| pool.leases_after(after, ROWS)).await?;
+        self.after = leases.last().map(|lease| lease.lease);
+        Ok(leases.into_iter().map(LeaseJson::from).collect())
+    }
 }
 
 impl From<LeaseView> for LeaseJson {

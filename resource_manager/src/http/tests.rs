@@ -10,13 +10,17 @@ use tokio::runtime;
 use tokio::sync::oneshot;
 
 use super::*;
+use rfaas::config::AddressRange;
+use tokio::net::TcpListener;
+
 use crate::commands::{Command, Inbox, commands};
 use crate::ledger::Ledger;
-use crate::pool::{LinkId, Run};
+use crate::pool::{Ask, Capacity, FairUse, LinkId, NodeSpec, Run};
 
 /// Carries out work, without devices. Ends when told to stop.
-fn serve_pool(inbox: &Inbox, mut ledger: Ledger) {
-    let mut pool = Pool::new(Now::read(), Duration::from_secs(10));
+fn serve_pool(inbox: &Inbox, mut ledger: Ledger, rules: FairUse) {
+    let pool = Pool::new(Now::read(), Duration::from_secs(10));
+    let mut pool = pool.with_rules(Now::read(), rules);
     loop {
         let now = Now::read();
         pool.tick(now, &mut Vec::new());
@@ -44,23 +48,33 @@ struct World {
 
 impl World {
     fn new() -> Self {
+        World::with(Access::default(), FairUse::default(), None)
+    }
+
+    /// One with these rules; all requests seem to come `from` there.
+    fn with(access: Access, rules: FairUse, from: Option<Ends>) -> Self {
         let (commands, inbox) = commands().unwrap();
         let runtime = runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
         let address = listener.local_addr().unwrap();
         let (durable, events) = (Arc::new(Durable::in_memory().unwrap()), Arc::default());
         let ledger = Ledger::new(durable.clone(), Arc::clone(&events), Duration::from_secs(1));
-        let api = Api::new(commands.clone(), durable, events, Arc::from(&b"42"[..]));
+        let api = Api::new(commands.clone(), durable, events, Arc::from(&b"42"[..]), access);
         let (stop, stopped) = oneshot::channel();
+        let router = match from {
+            Some(ends) => router(api).layer(Extension(ends)), // within that of the connection
+            None => router(api),
+        };
         let http = move || {
             runtime.block_on(async {
                 tokio::select! {
-                    () = serve(listener, router(api)) => {}
+                    () = serve(listener, router) => {}
                     _ = stopped => {}
                 }
             });
         };
-        let threads = vec![thread::spawn(http), thread::spawn(move || serve_pool(&inbox, ledger))];
+        let threads =
+            vec![thread::spawn(http), thread::spawn(move || serve_pool(&inbox, ledger, rules))];
         World { address, commands, stop: Some(stop), threads }
     }
 
@@ -87,6 +101,17 @@ impl World {
         );
         let status = answer[9..12].parse().unwrap();
         (status, answer.split_once("\r\n\r\n").unwrap().1.to_owned())
+    }
+
+    /// Status and JSON of a request with such header lines.
+    fn with_head(&self, method: &str, target: &str, head: &str, body: &str) -> (u16, Value) {
+        let length = body.len();
+        let request = format!(
+            "{method} {target} HTTP/1.1\r\nConnection: close\r\nContent-Length: {length}\r\n{head}\r\n\r\n{body}"
+        );
+        let answer = self.raw(request.as_bytes());
+        let json = answer.split_once("\r\n\r\n").unwrap().1;
+        (answer[9..12].parse().unwrap(), serde_json::from_str(json).unwrap())
     }
 
     fn call(&self, method: &str, target: &str, body: &str) -> (u16, Value) {
@@ -155,6 +180,16 @@ fn a_bad_request_is_answered_by_name_and_changes_nothing() {
         (400, "POST", "/add?node=a&node=b", NODE, "twice"),
         (400, "POST", "/add?node=a&grace=1", NODE, "grace"),
         (400, "POST", "/add?node=a%0Ab", NODE, "control"),
+        (400, "POST", "/add?node=a%ffb", NODE, "UTF-8"),
+        (400, "POST", "/add?node=a%f", NODE, "hexadecimal"),
+        (400, "POST", "/add?node=a%+1", NODE, "hexadecimal"),
+        (400, "POST", "/add?node=a%ed%a0%80", NODE, "UTF-8"),
+        (400, "POST", "/remove?node=good%ff", "", "UTF-8"),
+        (400, "GET", "/billing?client=%ff", "", "UTF-8"),
+        (400, "POST", "/add?node=a", &wrong("512", "512, \"port\": 10006"), "\"port\" is given twice"),
+        (400, "POST", "/leases", &lease(r#","cores":1"#), "\"cores\" is given twice"),
+        (400, "POST", "/add?node=a", &wrong("192.168.0.29", "::ffff:0.0.0.0"), "address"),
+        (400, "POST", "/add?node=a", &wrong("192.168.0.29", "224.0.0.1"), "many machines"),
         (400, "POST", &long_name, NODE, "128"),
         (400, "POST", "/add?node=a", "", "empty"),
         (400, "POST", "/add?node=a", "{", "JSON"),
@@ -402,11 +437,262 @@ fn a_request_for_several_nodes_is_answered_with_all_its_parts() {
 fn a_node_is_removed_however_often_and_whatever_the_body() {
     let world = World::new();
     world.call("POST", "/add?node=a", NODE);
-    let removed = (200, json!({"node": "a", "state": "removed"}));
+    let removed = |state| (200, json!({"node": "a", "state": state}));
+    assert_eq!(world.call("POST", "/remove?node=a", ""), removed("removed"));
     for body in ["", NODE, "{}", " null "] {
-        assert_eq!(world.call("POST", "/remove?node=a&grace_ms=0", body), removed);
+        assert_eq!(world.call("POST", "/remove?node=a&grace_ms=0", body), removed("unknown"));
     }
     assert_eq!(world.call("GET", "/nodes", ""), (200, json!([])));
+}
+
+#[test]
+fn a_node_has_one_name_for_its_address() {
+    let world = World::new();
+    for address in ["::ffff:192.168.0.29", "192.168.0.29"] {
+        let (status, node) =
+            world.call("POST", "/add?node=a", &NODE.replace("192.168.0.29", address));
+        assert_eq!((status, &node["ip_address"]), (200, &json!("192.168.0.29")));
+    }
+}
+
+/// Header lines that browsers send for a page of another site, or that only a page would send.
+const OF_PAGES: [(u16, &str); 9] = [
+    (403, "Host: 127.0.0.1\r\nOrigin: https://evil.example"),
+    (403, "Host: 127.0.0.1\r\nOrigin: null"),
+    // DNS rebinding: the page is of the same origin as what it asks.
+    (
+        403,
+        "Host: evil.example:5000\r\nOrigin: http://evil.example:5000\r\nSec-Fetch-Site: same-origin",
+    ),
+    (403, "Host: evil.example:5000"),
+    (403, "Host: 127.0.0.1\r\nHost: evil.example"),
+    (403, "Host: 127.0.0.1\r\nSec-Fetch-Site: cross-site"),
+    (403, "Host: 127.0.0.1\r\nSec-Fetch-Site: same-site"),
+    (415, "Host: 127.0.0.1\r\nContent-Type: text/plain;charset=UTF-8"),
+    (415, "Host: 127.0.0.1\r\nContent-Type: multipart/form-data; boundary=x"),
+];
+
+#[test]
+fn a_web_page_changes_nothing_and_programs_do() {
+    let world = World::new();
+    world.call("POST", "/add?node=a", NODE);
+    world.connect("a");
+    let (_, lease) = world.call("POST", "/leases", r#"{"cores":1,"memory":1}"#);
+    let lease = format!("/leases/{}", lease["id"]);
+    let before = [world.call("GET", "/nodes", ""), world.call("GET", "/leases", "")];
+    for (status, head) in OF_PAGES {
+        for (method, target, body) in [
+            ("POST", "/add?node=b", NODE),
+            ("POST", "/remove?node=a&grace_ms=0", ""),
+            ("POST", "/leases", r#"{"cores":1,"memory":1}"#),
+            ("POST", &*format!("{lease}/renew"), "{}"),
+            ("DELETE", &*lease, ""),
+        ] {
+            let (got, answer) = world.with_head(method, target, head, body);
+            assert_eq!(got, status, "{method} {target} {head}: {answer}");
+            assert!(answer["error"].as_str().is_some_and(|why| why.len() > 20), "{answer}");
+        }
+    }
+    assert_eq!([world.call("GET", "/nodes", ""), world.call("GET", "/leases", "")], before);
+    for head in [
+        "Host: x",
+        "Host: localhost:5000\r\nContent-Type: application/json; charset=utf-8",
+        "Host: [::1]:5000\r\nSec-Fetch-Site: none",
+        "Host: 10.0.0.1",
+    ] {
+        assert_eq!(world.with_head("POST", "/add?node=b", head, NODE).0, 200, "{head}");
+    }
+    let (_, head) = OF_PAGES[0];
+    assert_eq!(world.with_head("GET", "/nodes", head, "").0, 200, "which no page can read");
+}
+
+fn of(peer: &str) -> Option<Ends> {
+    Some(Ends { peer: peer.parse().unwrap(), is_local: false })
+}
+
+#[test]
+fn another_machine_reads_and_changes_what_the_operator_allows_it_to() {
+    let range = || vec![AddressRange::try_from("10.1.0.0/16".to_owned()).unwrap()];
+    let world = World::with(Access::new(&range(), "0.0.0.0"), FairUse::default(), of("10.2.0.1"));
+    assert_eq!(world.call("GET", "/nodes", ""), (200, json!([])));
+    for (method, target) in [("POST", "/add?node=a"), ("POST", "/leases"), ("DELETE", "/leases/7")]
+    {
+        let (status, answer) = world.call(method, target, NODE);
+        let why = answer["error"].as_str().unwrap();
+        assert_eq!(status, 403, "{answer}");
+        assert!(why.contains(r#""http_changes_from": ["10.2.0.1"]"#), "{why}");
+    }
+    assert_eq!(world.call("GET", "/nodes", ""), (200, json!([])));
+
+    let world = World::with(Access::new(&range(), "0.0.0.0"), FairUse::default(), of("10.1.2.3"));
+    assert_eq!(world.call("POST", "/add?node=a", NODE).0, 200);
+    world.connect("a");
+    let (_, grant) = world.call("POST", "/leases", r#"{"cores":1,"memory":1}"#);
+    let lease = format!("/leases/{}", grant["id"]);
+    let end = |token: &str| {
+        let head = format!("Host: x\r\nAuthorization: Bearer {token}");
+        world.with_head("DELETE", &lease, &head, "")
+    };
+    let (status, answer) = world.call("DELETE", &lease, "");
+    assert!(status == 403 && answer["error"].as_str().unwrap().contains("Bearer"), "{answer}");
+    assert_eq!(end("AAAA").0, 400);
+    let token = grant["token"].as_str().unwrap();
+    let mut terms = Token::from_text(token).unwrap().terms;
+    terms.cores = 2.into();
+    assert_eq!(end(&Token::sign(terms, b"43").to_text()).0, 403);
+    terms.lease = 7.into();
+    assert_eq!(end(&Token::sign(terms, b"42").to_text()).0, 403, "of another lease");
+    assert_eq!(world.call("GET", &lease, "").0, 200);
+    assert_eq!(end(token).0, 200);
+}
+
+#[test]
+fn on_this_machine_a_lease_is_ended_with_its_token_or_without_and_not_with_another() {
+    let world = World::new();
+    world.call("POST", "/add?node=a", NODE);
+    world.connect("a");
+    let (_, grant) = world.call("POST", "/leases", r#"{"cores":1,"memory":1}"#);
+    let lease = format!("/leases/{}", grant["id"]);
+    let mut terms = Token::from_text(grant["token"].as_str().unwrap()).unwrap().terms;
+    terms.lease = 7.into();
+    let other = Token::sign(terms, b"42").to_text();
+    let head = format!("Host: x\r\nAuthorization: Bearer {other}");
+    assert_eq!(world.with_head("DELETE", &lease, &head, "").0, 403);
+    assert_eq!(world.call("DELETE", &lease, "").0, 200);
+}
+
+#[test]
+fn a_client_beyond_a_limit_is_told_which() {
+    let rules = FairUse { cores: Some(2), requests_per_second: Some(3), ..FairUse::default() };
+    let world = World::with(Access::default(), rules, None);
+    world.call("POST", "/add?node=a", &NODE.replace(r#""cores": 1"#, r#""cores": 8"#));
+    world.connect("a");
+    let ask = |client: &str| {
+        let body = json!({"cores": 2, "memory": 1, "client": client}).to_string();
+        let (status, answer) = world.call("POST", "/leases", &body);
+        (status, answer["error"].as_str().unwrap_or_default().to_owned())
+    };
+    assert_eq!(ask("me").0, 201);
+    let (status, why) = ask("me");
+    assert!(
+        status == 409 && why.contains("\"me\" may hold 2 cores") && why.contains("limits.cores"),
+        "{why}"
+    );
+    let (status, why) = ask("you");
+    assert!(status == 409 && why.starts_with("127.0.0.1 may hold 2 cores"), "{why}");
+    // It asks faster than the limit however slow the machine is: each answer is waited for, so at last within a second.
+    let limited = (0..1000).map(|_| ask("me")).find(|(status, _)| *status == 429);
+    let (_, why) = limited.expect("more than 3 requests in a second");
+    assert!(why.contains("limits.requests_per_second"), "{why}");
+}
+
+#[test]
+fn a_list_of_many_pages_is_whole_and_in_order() {
+    let world = World::new();
+    let many = 2 * pages::ROWS + 7;
+    world
+        .commands
+        .tell(move |pool, now, out| {
+            for number in (0..many).rev() {
+                let capacity = Capacity { cores: 1, memory: 1 };
+                let spec =
+                    NodeSpec::new(&format!("node-{number:05}"), "10.0.0.1", 1, capacity).unwrap();
+                pool.add_node(now, spec, out).unwrap();
+            }
+            let address = ([10, 0, 0, 1], 1).into();
+            let run = Run { instance: 1, address, clock_ahead_ms: 0 };
+            pool.node_connected(now, "node-00000", run, LinkId(1), out).unwrap();
+            let spec =
+                NodeSpec::new("node-00000", "10.0.0.1", 1, Capacity { cores: 9999, memory: 9999 });
+            pool.add_node(now, spec.unwrap(), out).unwrap();
+            for client in 0..many {
+                let hour = Duration::from_secs(3600);
+                let ask = Ask::new(1, 1, hour, &format!("client-{}", client % 1000)).unwrap();
+                let lease = pool.request(now, &ask).unwrap().remove(0).terms.lease;
+                if client >= pages::ROWS {
+                    pool.end_lease(now, lease, EndReason::Withdrawn, out);
+                }
+            }
+        })
+        .unwrap();
+    // Of version 1.0, so that the answer comes as it is, without chunks.
+    let list = |target: &str| {
+        let answer = world.raw(format!("GET {target} HTTP/1.0\r\n\r\n").as_bytes());
+        answer.split_once("\r\n\r\n").unwrap().1.to_owned()
+    };
+    let json = |target: &str| serde_json::from_str::<Vec<Value>>(&list(target)).unwrap();
+    let nodes = json("/nodes");
+    for (number, node) in nodes.iter().enumerate() {
+        assert_eq!(node["node"], format!("node-{number:05}"));
+    }
+    assert_eq!(nodes.len(), many);
+    assert_eq!(json("/leases").len(), pages::ROWS, "a page that is full, and an empty one");
+    let ended = many - pages::ROWS;
+    let bills = json("/billing");
+    let ids: Vec<_> = bills.iter().map(|bill| bill["lease"].as_u64()).collect();
+    assert!(ids.is_sorted() && ids.len() == ended, "{}", ids.len());
+    let table = list("/billing?format=csv");
+    assert_eq!(table.lines().count(), 1 + ended);
+    assert_eq!(table.matches("provisional").count(), 1, "one head");
+    assert_eq!(json("/billing?by=client").len(), ended.min(1000));
+    assert_eq!(json("/billing?client=client-600").len(), 1);
+}
+
+#[test]
+fn a_client_that_has_closed_its_sending_side_is_answered() {
+    let world = World::new();
+    for number in 0..20 {
+        let target = format!("/add?node=n{number}");
+        for (method, target, body) in [("POST", &*target, NODE), ("GET", "/nodes", "")] {
+            let mut stream = TcpStream::connect(world.address).unwrap();
+            let length = body.len();
+            let request = format!(
+                "{method} {target} HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n{body}"
+            );
+            stream.write_all(request.as_bytes()).unwrap();
+            stream.shutdown(std::net::Shutdown::Write).unwrap();
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).unwrap();
+            assert!(answer.starts_with("HTTP/1.1 200"), "{method}: {answer:?}");
+        }
+    }
+}
+
+/// A client that asks for much and does not read. Returns when nothing more is taken from it.
+fn does_not_read(world: &World) -> TcpStream {
+    let mut stream = TcpStream::connect(world.address).unwrap();
+    stream.set_write_timeout(Some(Duration::from_millis(100))).unwrap();
+    let ask = b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n".repeat(100);
+    while stream.write_all(&ask).is_ok() {}
+    stream
+}
+
+#[test]
+fn clients_that_do_not_read_keep_nobody_out() {
+    let world = World::new();
+    let held: Vec<_> = thread::scope(|scope| {
+        let one = || scope.spawn(|| does_not_read(&world));
+        let all: Vec<_> = (0..MAX_CONNECTIONS).map(|_| one()).collect();
+        all.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    for _ in 0..3 {
+        assert_eq!(world.call("GET", "/healthz", "").0, 200);
+    }
+    drop(held);
+}
+
+#[test]
+fn a_client_that_does_not_read_on_is_cut_off() {
+    let world = World::new();
+    let mut stream = does_not_read(&world);
+    thread::sleep(PATIENCE + Duration::from_secs(2));
+    stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    let mut rest = Vec::new();
+    match stream.read_to_end(&mut rest) {
+        Ok(_) => {}
+        Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset, "{error}"),
+    }
+    assert_eq!(world.call("GET", "/healthz", "").0, 200);
 }
 
 #[test]

@@ -3,8 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use rdmalib::Peer;
 use rfaas::protocol::lease::{EndReason, LeaseId, MAX_CLIENT_NAME_BYTES};
 
+use super::fair_use::Limit;
 use super::node::Capacity;
 use super::{MAX_CORES, MAX_NODES, MAX_TIMEOUT, check_name};
 
@@ -16,6 +18,7 @@ pub struct Ask {
     pub(super) max_nodes: u32,
     pub(super) while_connected: bool,
     pub(super) client: Arc<str>,
+    pub(super) peer: Option<Peer>,
 }
 
 impl Ask {
@@ -31,7 +34,8 @@ impl Ask {
         check_timeout(timeout)?;
         check_name("client", client, MAX_CLIENT_NAME_BYTES)?;
         let wanted = Capacity { cores, memory };
-        Ok(Ask { wanted, timeout, max_nodes: 1, while_connected: false, client: client.into() })
+        let (max_nodes, while_connected, client) = (1, false, client.into());
+        Ok(Ask { wanted, timeout, max_nodes, while_connected, client, peer: None })
     }
 
     /// Lets it be met from up to `max_nodes` nodes if none has room for all of it.
@@ -40,6 +44,11 @@ impl Ask {
             return Err(format!("max_nodes is {max_nodes}, not between 1 and {MAX_NODES}"));
         }
         Ok(Ask { max_nodes, ..self })
+    }
+
+    /// Notes who asks. Limits hold for it under whatever name.
+    pub fn by(self, peer: Peer) -> Self {
+        Ask { peer: Some(peer), ..self }
     }
 
     /// For a client on a connection, with whose end its unclaimed leases end ([`super::Pool::client_gone`]);
@@ -58,10 +67,17 @@ pub(super) fn check_timeout(timeout: Duration) -> Result<(), String> {
     Ok(())
 }
 
-/// No node can take the lease now; why, for people.
+/// Why a lease was not granted.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct Denied(pub(super) String);
+#[non_exhaustive]
+pub enum Denied {
+    /// No node can take it now; why, for people.
+    #[error("{0}")]
+    NoRoom(String),
+    /// The client may not have it.
+    #[error(transparent)]
+    Limit(#[from] Limit),
+}
 
 /// Why a lease was not renewed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -87,4 +103,7 @@ pub enum NotRenewed {
     /// Not a time to renew for.
     #[error("{0}")]
     Timeout(String),
+    /// Longer than it may be.
+    #[error(transparent)]
+    Limit(#[from] Limit),
 }

@@ -102,7 +102,7 @@ impl Pool {
         let left = lease.terms.expires_at.duration_since(now.wall).unwrap_or_default();
         let ask = Ask::new(wanted.cores, wanted.memory, left, &lease.terms.client);
         let ask = ask.map_err(|_| NotReplaced::NotUnclaimed(id))?; // its time is over
-        let ask = Ask { while_connected: lease.while_connected, ..ask };
+        let ask = Ask { while_connected: lease.while_connected, peer: lease.peer, ..ask };
         self.try_last(now, slot, origin);
         let (cores, memory) = (wanted.cores, wanted.memory);
         let elsewhere = self.nodes.place_elsewhere(wanted, slot);

@@ -5,7 +5,9 @@ use std::time::{Duration, Instant};
 use rfaas::protocol::lease::{EndReason, LeaseId};
 use rfaas::protocol::node::Bill;
 
+use super::granting::unclaimed;
 use super::lease::{LeaseState, State};
+use super::nodes::Slot;
 use super::{Action, Billed, CLAIM_IN_FLIGHT, END_MARGIN, Now, Pool};
 
 impl Pool {
@@ -68,6 +70,11 @@ impl Pool {
     pub(super) fn lease_due(&mut self, now: Now, id: LeaseId, out: &mut Vec<Action>) {
         let Some(lease) = self.leases.get(&id) else { return };
         match lease.state {
+            State::Granted { then: EndReason::Unclaimed } if self.is_away(lease.slot) => {
+                // Nobody could tell of its claim; its node's loss ends it, if that is not back before.
+                let claim_by = now.monotonic + self.shares.claim_timeout();
+                self.wait_for_claim(now, id, claim_by);
+            }
             State::Granted { then } => self.finish(now, id, then, None, out),
             State::Active => {
                 self.begin_ending(now, id, EndReason::Expired, Duration::ZERO, out);
@@ -76,6 +83,20 @@ impl Pool {
                 tracing::warn!(lease = %id, node = ?lease.node, "the node did not report the end of a lease in time");
                 self.finish(now, id, reason, None, out);
             }
+        }
+    }
+
+    fn is_away(&self, slot: Slot) -> bool {
+        self.nodes.get(slot).is_none_or(|node| node.link().is_none())
+    }
+
+    /// Has an unclaimed lease wait until `claim_by`, if that is later than before.
+    pub(super) fn wait_for_claim(&mut self, now: Now, id: LeaseId, claim_by: Instant) {
+        let Some(lease) = self.leases.get_mut(&id) else { return };
+        if let State::Granted { then: EndReason::Unclaimed } = lease.state {
+            lease.claim_by = lease.claim_by.max(claim_by);
+            let (state, deadline) = unclaimed(now, &lease.terms, lease.claim_by);
+            self.set_state(id, state, deadline);
         }
     }
 
@@ -97,6 +118,7 @@ impl Pool {
             lease = %id, node = ?lease.node, client = ?lease.terms.client, reason = reason.name(),
             allocated_ms = bill.allocated_ns.get() / 1_000_000, "lease ended"
         );
+        self.shares.give(&lease);
         let drained = self.nodes.change(lease.slot, |node| {
             node.give(&lease);
             node.drained()
@@ -112,6 +134,7 @@ impl Pool {
                 bill,
                 ended_at: now.wall,
                 reason,
+                claimed: lease.claimed_at.is_some() || report.is_some(),
                 reported: report.is_some(),
             },
         );

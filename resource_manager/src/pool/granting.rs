@@ -1,7 +1,7 @@
 //! How leases are granted and renewed.
 
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rfaas::protocol::lease::{EndReason, LeaseId};
 use rfaas::protocol::node::Bill;
@@ -25,13 +25,21 @@ impl Pool {
     /// Grants leases that meet `ask`, all of it or nothing: one on a node that has room for it, else one on
     /// each of as many nodes as it may be met from.
     pub fn request(&mut self, now: Now, ask: &Ask) -> Result<Vec<Grant>, Denied> {
-        let Some(parts) = self.choose(ask) else {
+        let parts = self.admit(now, ask).inspect_err(|denied| {
             self.totals.denied += 1;
-            let denied = self.why_denied(ask);
             tracing::info!(client = ?ask.client, reason = %denied, "lease denied");
-            return Err(denied);
-        };
+        })?;
         Ok(parts.into_iter().filter_map(|(slot, part)| self.grant(now, ask, slot, part)).collect())
+    }
+
+    /// Where `ask` is met, if there is room and its client may have it.
+    fn admit(&mut self, now: Now, ask: &Ask) -> Result<Vec<(Slot, Capacity)>, Denied> {
+        self.shares.count(now, ask)?;
+        self.shares.check_timeout(ask.timeout)?;
+        self.shares.check(ask, 1)?; // before the room, which is another's business
+        let parts = self.choose(ask).ok_or_else(|| self.why_denied(ask))?;
+        self.shares.check(ask, parts.len())?;
+        Ok(parts)
     }
 
     /// Grants a part of `ask` on a node that was seen to be ready and to have room for it.
@@ -59,25 +67,33 @@ impl Pool {
             %lease, ?node, client = ?ask.client, cores = part.cores, memory = part.memory,
             timeout = ?ask.timeout, "lease granted"
         );
-        self.insert(Lease {
-            node: node.clone(),
-            slot,
-            granted_at: now.wall,
-            while_connected: ask.while_connected,
-            claimed_at: None,
-            seen_from: None,
-            unseen_since: None,
-            used: Bill::default(),
-            state: State::Granted { then: EndReason::Expired },
-            deadline: now.until(terms.expires_at),
-            terms: terms.clone(),
-        });
+        let claim_by = now.monotonic + self.shares.claim_timeout();
+        let (state, deadline) = unclaimed(now, &terms, claim_by);
+        self.insert(
+            now,
+            Lease {
+                node: node.clone(),
+                slot,
+                peer: ask.peer,
+                granted_at: now.wall,
+                while_connected: ask.while_connected,
+                claim_by,
+                claimed_at: None,
+                seen_from: None,
+                unseen_since: None,
+                used: Bill::default(),
+                state,
+                deadline,
+                terms: terms.clone(),
+            },
+        );
         Some(Grant { terms, node, manager })
     }
 
     /// Books a new lease on its node, which has room for it.
-    pub(super) fn insert(&mut self, lease: Lease) {
+    pub(super) fn insert(&mut self, now: Now, lease: Lease) {
         let id = lease.terms.lease;
+        self.shares.take(now.monotonic, &lease);
         self.nodes.change(lease.slot, |node| node.take(id, lease.terms.holds()));
         self.totals.granted += 1;
         self.deadlines.insert(lease.deadline, id, &self.leases);
@@ -89,27 +105,32 @@ impl Pool {
     /// is then.
     pub fn renew(&mut self, now: Now, id: LeaseId, timeout: Duration) -> Result<Grant, NotRenewed> {
         check_timeout(timeout).map_err(NotRenewed::Timeout)?;
+        self.shares.check_timeout(timeout)?;
         let over = match self.has_ended(id) {
             true => NotRenewed::Ended(id),
             false => NotRenewed::Unknown(id),
         };
         let lease = self.leases.get_mut(&id).ok_or(over)?;
         let node = self.nodes.get(lease.slot).ok_or(NotRenewed::NoAddress(id))?;
-        let (state, margin) = match lease.state {
+        match lease.state {
             State::Ending { reason, .. } => return Err(NotRenewed::Ending { lease: id, reason }),
             _ if lease.terms.expires_at <= now.wall => return Err(NotRenewed::Ended(id)),
             _ if node.stopping => {
                 return Err(NotRenewed::Ending { lease: id, reason: EndReason::Shutdown });
             }
-            State::Granted { .. } => (State::Granted { then: EndReason::Expired }, Duration::ZERO),
-            State::Active => (State::Active, EXPIRY_MARGIN),
-        };
+            State::Granted { .. } | State::Active => {}
+        }
         let ip = node.ip.ok_or(NotRenewed::NoAddress(id))?;
         let manager = SocketAddr::new(ip, node.spec.port());
         lease.terms.expires_at = lease.terms.expires_at.max(whole_ms(now.wall + timeout));
         let (terms, node) = (lease.terms.clone(), lease.node.clone());
         tracing::info!(lease = %id, ?node, client = ?terms.client, ?timeout, "lease renewed");
-        self.set_state(id, state, now.until(terms.expires_at) + margin);
+        let (state, deadline) = match lease.state {
+            // More time, but not to claim it.
+            State::Granted { .. } => unclaimed(now, &terms, lease.claim_by),
+            state => (state, now.until(terms.expires_at) + EXPIRY_MARGIN),
+        };
+        self.set_state(id, state, deadline);
         self.unsaved.lease(id);
         Ok(Grant { terms, node, manager })
     }
@@ -121,7 +142,7 @@ impl Pool {
             1 => "no ready node has".to_owned(),
             parts => format!("no {parts} ready nodes together have"),
         };
-        Denied(if nodes.is_empty() {
+        Denied::NoRoom(if nodes.is_empty() {
             "no node is known: add one with POST /add".into()
         } else if nodes.count(NodeState::Ready) == 0 {
             format!(
@@ -143,6 +164,15 @@ impl Pool {
                 most.cores, most.memory
             )
         })
+    }
+}
+
+/// The state of a lease that is to be claimed by then, and its deadline.
+pub(super) fn unclaimed(now: Now, terms: &Terms, claim_by: Instant) -> (State, Instant) {
+    let expires = now.until(terms.expires_at);
+    match claim_by < expires {
+        true => (State::Granted { then: EndReason::Unclaimed }, claim_by),
+        false => (State::Granted { then: EndReason::Expired }, expires),
     }
 }
 

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use rdmalib::Peer;
 use rfaas::protocol::lease::{ClientName, EndReason, LeaseId, LeaseTerms, NodeName};
 use rfaas::protocol::node::Bill;
 
@@ -142,7 +143,11 @@ pub(super) struct Lease {
     /// Where that node is kept; it stays as long as it has leases.
     pub(super) slot: Slot,
     pub(super) granted_at: SystemTime,
+    /// Who asked for it, in this run of the program.
+    pub(super) peer: Option<Peer>,
     pub(super) while_connected: bool,
+    /// When it ends if nobody has claimed it.
+    pub(super) claim_by: Instant,
     pub(super) claimed_at: Option<SystemTime>,
     /// When its node first reported it to this run of the program.
     pub(super) seen_from: Option<Instant>,

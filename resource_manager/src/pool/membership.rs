@@ -74,7 +74,10 @@ impl Pool {
         grace: Duration,
         out: &mut Vec<Action>,
     ) -> Removal {
-        let Some(slot) = self.nodes.find(name) else { return Removal::Removed };
+        let Some(slot) = self.nodes.find(name) else {
+            tracing::info!(node = ?name, "no node of this name is known, so none is removed");
+            return Removal::Unknown;
+        };
         let connected = self.nodes.change(slot, |node| {
             node.draining = true;
             tracing::info!(
@@ -160,6 +163,10 @@ impl Pool {
             node.resolve(now, out);
             node.spec.capacity()
         });
+        for id in self.leases_on(slot) {
+            // What was claimed meanwhile is to be reported now.
+            self.wait_for_claim(now, id, now.monotonic + RECLAIM);
+        }
         tracing::info!(node = name, leases = unseen, "executor manager connected");
         registered.ok_or_else(unknown)
     }

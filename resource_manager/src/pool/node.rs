@@ -45,14 +45,21 @@ impl NodeSpec {
     /// Checks a description; `Err` says which field is wrong and what it may be.
     pub fn new(name: &str, address: &str, port: u16, capacity: Capacity) -> Result<Self, String> {
         check_name("node", name, MAX_NODE_NAME_BYTES)?;
-        match address.parse::<IpAddr>() {
+        // An IPv4 address may be written as one of IPv6: it is the same, and compared as text later.
+        let address = match address.parse::<IpAddr>().map(|ip| ip.to_canonical()) {
             Ok(ip) if ip.is_unspecified() => {
                 return Err(format!("address {ip} means every address; name the one to reach"));
             }
+            Ok(ip) if ip.is_multicast() => {
+                return Err(format!("address {ip} means many machines; name the one to reach"));
+            }
+            Ok(ip) => ip.to_string(),
             // RFC 1035, 2.3.4.
-            Err(_) => check_name("address", address, 253)?,
-            Ok(_) => {}
-        }
+            Err(_) => {
+                check_name("address", address, 253)?;
+                address.to_owned()
+            }
+        };
         if port == 0 {
             return Err("port is 0; name the one that the executor manager listens at".into());
         }
@@ -62,7 +69,7 @@ impl NodeSpec {
         if capacity.memory == 0 {
             return Err("memory is 0; it is in MB and at least 1".into());
         }
-        Ok(NodeSpec { name: name.into(), address: address.into(), port, capacity })
+        Ok(NodeSpec { name: name.into(), address: (*address).into(), port, capacity })
     }
 
     /// Name.
@@ -160,8 +167,10 @@ pub struct Run {
 /// What became of a node that was to be removed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Removal {
-    /// It is not known (any more).
+    /// It was known, and is not any more.
     Removed,
+    /// It was not known: removed before, or never added.
+    Unknown,
     /// It is, until its leases have ended.
     Draining,
 }

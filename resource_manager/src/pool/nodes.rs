@@ -5,7 +5,8 @@
 //!
 //! Elsewhere: what a node is (`node`), how it comes, changes and leaves (`membership`).
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::Bound;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -44,7 +45,7 @@ const NO_NODE: Indexed = Indexed {
 pub(super) struct Nodes {
     slots: Vec<Option<Node>>,
     vacant: BTreeSet<Slot>,
-    by_name: HashMap<Arc<str>, Slot>,
+    by_name: BTreeMap<Arc<str>, Slot>,
     by_link: HashMap<LinkId, Slot>,
     deadlines: BTreeSet<(Instant, Slot)>,
     /// What is free on nodes that take leases: those that are tried first, and those that are tried last.
@@ -144,6 +145,13 @@ impl Nodes {
     pub(super) fn iter(&self) -> impl Iterator<Item = (Slot, &Node)> {
         let kept = self.slots.iter().enumerate();
         kept.filter_map(|(at, node)| Some((Slot(at), node.as_ref()?)))
+    }
+
+    /// Those whose names come after `name`, or all, by name.
+    pub(super) fn after(&self, name: Option<&str>) -> impl Iterator<Item = &Node> {
+        let start = name.map_or(Bound::Unbounded, Bound::Excluded);
+        let names = self.by_name.range::<str, _>((start, Bound::Unbounded));
+        names.filter_map(|(_, slot)| self.get(*slot))
     }
 
     pub(super) fn is_empty(&self) -> bool {

@@ -66,6 +66,8 @@ pub struct Billed {
     pub ended_at: SystemTime,
     /// Why.
     pub reason: EndReason,
+    /// Whether anybody claimed it, as far as is known. If not, there is nothing to pay.
+    pub claimed: bool,
     /// Whether the node said so: then it is final, else provisional, and the node's later report replaces it.
     pub reported: bool,
 }

@@ -10,7 +10,8 @@ use super::lease::{Lease, State};
 use super::node::{Connection, Node};
 use super::nodes::Slot;
 use super::{
-    Billed, Changes, END_MARGIN, EXPIRY_MARGIN, LeaseRecord, Now, Pool, RESTART_RETURN, Snapshot,
+    Billed, Changes, END_MARGIN, EXPIRY_MARGIN, LeaseRecord, MAX_TIMEOUT, Now, Pool,
+    RESTART_RETURN, Snapshot,
 };
 
 /// What changed since changes were last taken.
@@ -133,26 +134,31 @@ impl Pool {
             }
             None => (State::Granted { then: EndReason::Expired }, expires),
         };
-        self.insert(Lease {
-            terms,
-            node,
-            slot,
-            granted_at,
-            while_connected,
-            claimed_at,
-            seen_from: None,
-            unseen_since: claimed_at.map(|_| now.monotonic),
-            used,
-            state,
-            deadline,
-        });
+        self.insert(
+            now,
+            Lease {
+                terms,
+                node,
+                slot,
+                peer: None,
+                granted_at,
+                while_connected,
+                claim_by: now.monotonic + MAX_TIMEOUT,
+                claimed_at,
+                seen_from: None,
+                unseen_since: claimed_at.map(|_| now.monotonic),
+                used,
+                state,
+                deadline,
+            },
+        );
         None
     }
 
     /// Ends a lease that has no place here, which no run of this program leaves behind: its state was
     /// changed by other hands.
     fn end_stray(&mut self, now: Now, stray: LeaseRecord) {
-        let LeaseRecord { terms, node, used, .. } = stray;
+        let LeaseRecord { terms, node, used, claimed_at, .. } = stray;
         if self.leases.contains_key(&terms.lease) || self.open_bills.get(terms.lease).is_some() {
             return; // it was there twice
         }
@@ -169,6 +175,7 @@ impl Pool {
                 bill: used,
                 ended_at: now.wall,
                 reason: EndReason::NodeLost,
+                claimed: claimed_at.is_some(),
                 reported: false,
             },
         );

@@ -2,6 +2,7 @@
 //! crate's `tests/pool_model.rs` checks its invariants on random events.
 
 mod distrust;
+mod fair_use;
 mod nodes;
 mod renewing;
 mod restarting;
@@ -214,6 +215,23 @@ fn a_late_report_replaces_a_bill_that_was_a_guess() {
     assert_eq!(world.billed(&grant), Some((EndReason::ClientGone, 99)));
     world.report(&grant, link, EndReason::Released, 1);
     assert_eq!(world.billed(&grant), Some((EndReason::ClientGone, 99)), "a reported bill is final");
+}
+
+#[test]
+fn a_bill_has_no_more_calls_than_can_be_counted() {
+    let mut world = World::new();
+    let link = world.node("a", 1, 64);
+    let grant = world.active(1, link);
+    let forged = Bill { allocated_ns: 5.into(), invocations: u64::MAX.into(), ..Bill::default() };
+    world.pool.used(link, grant.terms.lease, forged);
+    world.disconnect(link);
+    world.pass(NODE_RETURN);
+    assert_eq!(world.bill(&grant).unwrap().bill.invocations.get(), 1 << 53);
+    let link = world.connect("a");
+    let report =
+        EndReport { terms: grant.terms.clone(), reason: EndReason::Released, bill: forged };
+    world.pool.ended(world.now, link, &report, &mut world.out);
+    assert_eq!(world.bill(&grant).unwrap().bill.invocations.get(), 1 << 53);
 }
 
 #[test]

@@ -61,6 +61,7 @@ fn bill(lease: u64, ended_at: u64, reported: bool) -> Billed {
         bill: Bill { allocated_ns: 9.into(), ..Bill::default() },
         ended_at: at(ended_at),
         reason: EndReason::Expired,
+        claimed: true,
         reported,
     }
 }
@@ -127,6 +128,84 @@ fn a_lease_has_one_bill_and_a_later_one_replaces_it() {
     assert_eq!(state.bill(id(1)).unwrap(), Some(bill(1, 30, true)));
     state.commit(&booking(&[bill(3, 40, false), bill(3, 40, true)])).unwrap();
     assert_eq!(bills(&state, 40), [bill(3, 40, true)], "also within one commit");
+}
+
+#[test]
+fn bills_of_leases_that_nobody_claimed_are_there_among_the_others_for_a_while() {
+    let (_directory, path) = place();
+    let state = State::open(&path).unwrap();
+    let unclaimed = |lease, ended_at| Billed { claimed: false, ..bill(lease, ended_at, false) };
+    let all = [unclaimed(5, 10), bill(2, 20, true), unclaimed(3, 20), bill(9, 30, true)];
+    state.commit(&booking(&all[2..])).unwrap();
+    state.commit(&booking(&all[..2])).unwrap();
+    assert_eq!(bills(&state, 0), all);
+    assert_eq!(bills(&state, 20), all[1..]);
+    assert_eq!(state.bill(id(3)).unwrap().as_ref(), Some(&all[2]));
+    let mut paged = Vec::new();
+    let mut next = Some(Cursor::at(None));
+    while let Some(at) = next {
+        let (page, after) = state.bills(None, at, UNIX_EPOCH + Duration::from_secs(1), 1).unwrap();
+        paged.extend(page);
+        next = after;
+    }
+    assert_eq!(paged, all);
+    assert_eq!(state.bills(None, Cursor::at(None), at(20), 9).unwrap(), (all[..3].to_vec(), None));
+
+    // One was claimed after all.
+    state.commit(&booking(&[bill(3, 40, true)])).unwrap();
+    assert_eq!(bills(&state, 30), [bill(9, 30, true), bill(3, 40, true)]);
+    let first = 100;
+    for start in (0..4 * MAX_UNCLAIMED).step_by(1024) {
+        let many: Vec<_> = (start..start + 1024).map(|n| unclaimed(first + n, 50 + n)).collect();
+        state.commit(&booking(&many)).unwrap();
+        let kept = bills(&state, 50).len() as u64;
+        assert!(kept < 2 * MAX_UNCLAIMED, "{kept} are kept");
+        assert!(kept >= MAX_UNCLAIMED.min(start + 1024), "{kept} are kept");
+    }
+    assert_eq!(bills(&state, 0).iter().filter(|bill| bill.claimed).count(), 3, "for ever");
+    drop(state);
+    let last = State::open(&path).unwrap().snapshot(at(0)).unwrap();
+    assert_eq!(last, None, "it was not begun");
+}
+
+#[test]
+fn the_number_of_a_lease_that_nobody_claimed_is_not_used_again() {
+    let (_directory, path) = place();
+    let state = State::open(&path).unwrap();
+    state.begin(id(7)).unwrap();
+    state.commit(&booking(&[Billed { claimed: false, ..bill(33, 50, false) }])).unwrap();
+    drop(state);
+    let snapshot = State::open(&path).unwrap().snapshot(at(0)).unwrap().unwrap();
+    assert_eq!(snapshot.last_id, Some(id(33)));
+    assert_eq!(snapshot.bills.len(), 1, "a report may still come");
+}
+
+#[test]
+fn a_file_of_before_bills_of_unclaimed_leases_had_a_table_is_taken_over() {
+    let (_directory, path) = place();
+    let state = State::open(&path).unwrap();
+    state.begin(id(7)).unwrap();
+    let transaction = state.database.begin_write().unwrap();
+    transaction.delete_table(UNCLAIMED).unwrap();
+    transaction.commit().unwrap();
+    drop(state);
+    let state = State::open(&path).unwrap();
+    assert_eq!(state.snapshot(at(0)).unwrap().map(|snapshot| snapshot.first_id), Some(id(7)));
+    assert_eq!(bills(&state, 0), []);
+}
+
+#[test]
+fn a_link_leads_to_the_state_file() {
+    let (directory, path) = place();
+    let link = directory.path().join("link");
+    std::os::unix::fs::symlink("state", &link).unwrap();
+    State::open(&link).unwrap().begin(id(3)).unwrap();
+    assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+    assert!(State::open(&path).unwrap().snapshot(at(0)).unwrap().is_some());
+    fs::write(&path, "").unwrap();
+    State::open(&link).unwrap();
+    assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+    assert!(fs::metadata(&path).unwrap().len() > 0);
 }
 
 #[test]

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 use rdmalib::Peer;
 use resource_manager::pool::{
-    Action, Ask, Billed, Capacity, Changes, END_MARGIN, EXPIRY_MARGIN, EndReport, Grant,
-    LeaseState, LinkId, NodeSpec, NodeState, NotReplaced, Now, Pool, Run, Terms,
+    Action, Ask, Billed, Capacity, Changes, Denied, END_MARGIN, EXPIRY_MARGIN, EndReport, FairUse,
+    Grant, LeaseState, LinkId, NodeSpec, NodeState, NotReplaced, Now, Pool, RECLAIM, RESTART_RETURN, Run, Terms,
 };
 use rfaas::protocol::lease::{EndReason, LeaseId, Unusable};
 use rfaas::protocol::node::Bill;
@@ -16,6 +16,13 @@ use super::store::Store;
 use super::{NODES, Op};
 
 const NODE_RETURN: Duration = Duration::from_millis(1_500);
+const CLAIM_TIMEOUT: Duration = Duration::from_secs(5);
+/// Cores that the one client here may hold.
+const MOST_CORES: u32 = 10;
+
+fn rules() -> FairUse {
+    FairUse { claim_timeout: CLAIM_TIMEOUT, cores: Some(MOST_CORES), ..FairUse::default() }
+}
 
 /// Invocations in a bill that is not to be believed.
 const FORGED: u64 = 1_000_000;
@@ -42,6 +49,8 @@ pub struct World {
     now: Now,
     /// When the resource manager was last started.
     started: SystemTime,
+    /// When each node last came or went.
+    moved: [SystemTime; NODES],
     crash: Option<Crash>,
     managers: Vec<Manager>,
     links: u64,
@@ -62,13 +71,14 @@ impl World {
     pub fn new() -> Self {
         let wall = SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000);
         let now = Now { monotonic: Instant::now(), wall };
-        let pool = Pool::new(now, NODE_RETURN);
+        let pool = Pool::new(now, NODE_RETURN).with_rules(now, rules());
         World {
             store: Store::new(pool.first_id()),
             pool,
             waiting: Vec::new(),
             now,
             started: wall,
+            moved: [wall; NODES],
             crash: None,
             managers: (0..NODES).map(|_| Manager::new()).collect(),
             links: 0,
@@ -197,6 +207,7 @@ impl World {
         }
         self.links += 1;
         let link = LinkId(self.links);
+        self.moved[node] = self.now.wall;
         let address = ([127, 0, 0, 1], 1).into();
         let run = Run { instance: manager.instance, address, clock_ahead_ms: 0 };
         if self.pool.node_connected(self.now, &name(node), run, link, out).is_ok() {
@@ -206,6 +217,7 @@ impl World {
 
     fn disconnect(&mut self, node: usize, out: &mut Vec<Action>) {
         let link = self.managers[node].link;
+        self.moved[node] = self.now.wall;
         self.managers[node].disconnected();
         if let Some(link) = link {
             self.pool.node_disconnected(self.now, link, out);
@@ -217,10 +229,19 @@ impl World {
     fn request(&mut self, ask: &Ask, wanted: Capacity, max_nodes: u32) -> Vec<Grant> {
         let possible = self.possible(wanted, max_nodes);
         assert_eq!(self.pool.has_room(ask), possible);
-        let Ok(grants) = self.pool.request(self.now, ask) else {
-            assert!(!possible, "refused though there is room");
-            return Vec::new();
+        let held: u32 = self.pool.leases().iter().map(|lease| lease.cores).sum();
+        let grants = match self.pool.request(self.now, ask) {
+            Ok(grants) => grants,
+            Err(Denied::Limit(limit)) => {
+                assert!(held + wanted.cores > MOST_CORES, "{limit}, and {held} are held");
+                return Vec::new();
+            }
+            Err(denied) => {
+                assert!(!possible, "refused though there is room: {denied}");
+                return Vec::new();
+            }
         };
+        assert!(held + wanted.cores <= MOST_CORES, "more than one client may hold");
         assert!(possible, "granted without room");
         assert!((1..=max_nodes as usize).contains(&grants.len()));
         assert_eq!(grants.iter().map(|grant| grant.terms.cores).sum::<u32>(), wanted.cores);
@@ -383,7 +404,8 @@ impl World {
         self.managers.iter_mut().for_each(Manager::disconnected);
         self.pass(down);
         self.started = self.now.wall;
-        self.pool = Pool::restore(self.now, NODE_RETURN, self.store.snapshot());
+        let pool = Pool::restore(self.now, NODE_RETURN, self.store.snapshot());
+        self.pool = pool.with_rules(self.now, rules());
         assert!(self.pool.leases().iter().map(|l| l.lease).eq(self.store.live()), "not restored");
     }
 
@@ -423,6 +445,13 @@ impl World {
             *memory += lease.memory;
             let latest = lease.expires_at.max(self.started) + EXPIRY_MARGIN + END_MARGIN;
             assert!(self.now.wall < latest, "lease {} outlived its bound", lease.lease);
+            // Its node was there all the time to tell of its claim.
+            let node = lease.node[5..].parse::<usize>().expect("see `name`");
+            let since = lease.granted_at.max(self.started + RESTART_RETURN).max(self.moved[node]);
+            let is_there = self.managers[node].link.is_some();
+            let claim_by = since + CLAIM_TIMEOUT.max(RECLAIM);
+            let is_late = lease.state == LeaseState::Granted && self.now.wall >= claim_by;
+            assert!(!(is_there && is_late), "lease {} was not claimed", lease.lease);
         }
         for node in self.pool.nodes() {
             let (cores, memory) = held.remove(&**node.spec.name()).unwrap_or_default();

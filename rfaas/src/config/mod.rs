@@ -29,7 +29,9 @@ pub use benchmark::{BenchmarkConfig, BenchmarkNode, BenchmarkRun};
 pub use devices::{DeviceEntry, Devices, OpenDevice};
 pub use executor_manager::{ExecutorManagerConfig, ExecutorManagerNode, ExecutorSettings};
 pub use executors::{ExecutorEntry, ExecutorsDatabase};
-pub use resource_manager::{ResourceManagerConfig, ResourceManagerNode};
+pub use resource_manager::{
+    AddressRange, ClientLimits, ResourceManagerConfig, ResourceManagerNode,
+};
 pub use secret::{ClusterSecret, SECRET_VARIABLE, SecretValue};
 
 /// Port of a resource manager, unless told otherwise.

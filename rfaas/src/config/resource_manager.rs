@@ -1,7 +1,8 @@
 //! `resource_manager.json`.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -29,6 +30,8 @@ pub struct ResourceManagerNode {
     pub rdma_device_port: u16,
     /// IP address or name to serve HTTP at; unspecified (`0.0.0.0`): all interfaces.
     pub http_network_address: String,
+    /// Other machines whose HTTP requests may change something.
+    pub http_changes_from: Vec<AddressRange>,
     /// Port to serve HTTP at; 0: any free one.
     pub http_network_port: u16,
     /// Accepted, without effect.
@@ -51,6 +54,27 @@ pub struct ResourceManagerNode {
     pub node_return_ms: u32,
     /// File that keeps nodes, leases and bills; empty: they are lost with the program.
     pub state_file: String,
+    /// How long a lease lasts that nobody claims at its node, in milliseconds.
+    pub claim_timeout_ms: u32,
+    /// What one client may hold at a time.
+    pub limits: ClientLimits,
+}
+
+/// What one client may hold and ask for; `None`: as much as there is. Each limit holds for a client's name, and for the
+/// user or machine that asks under whatever name.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ClientLimits {
+    /// Cores of all its leases.
+    pub cores: Option<u32>,
+    /// Memory of all its leases, in MB.
+    pub memory: Option<u32>,
+    /// Leases.
+    pub leases: Option<u32>,
+    /// Time of a lease, also of a renewed one from then on, in milliseconds.
+    pub timeout_ms: Option<u64>,
+    /// Requests for leases in a second.
+    pub requests_per_second: Option<u32>,
 }
 
 impl Default for ResourceManagerNode {
@@ -58,7 +82,8 @@ impl Default for ResourceManagerNode {
         ResourceManagerNode {
             rdma_device: String::new(),
             rdma_device_port: RESOURCE_MANAGER_PORT,
-            http_network_address: "0.0.0.0".into(),
+            http_network_address: "127.0.0.1".into(),
+            http_changes_from: Vec::new(),
             http_network_port: 5000,
             rdma_threads: 1,
             rdma_secret: SecretValue::default(),
@@ -68,6 +93,8 @@ impl Default for ResourceManagerNode {
             silence_ms: 5000,
             node_return_ms: 1500,
             state_file: String::new(),
+            claim_timeout_ms: 10_000,
+            limits: ClientLimits::default(),
         }
     }
 }
@@ -90,6 +117,11 @@ impl ResourceManagerNode {
         ClusterSecret::load(&self.rdma_secret, &self.secret_file)
     }
 
+    /// How long a lease lasts that nobody claims.
+    pub fn claim_timeout(&self) -> Duration {
+        Duration::from_millis(self.claim_timeout_ms.into())
+    }
+
     /// Signs of life between it and executor managers.
     pub fn heartbeat(&self) -> Heartbeat {
         Heartbeat::from_ms(self.heartbeat_ms, self.silence_ms)
@@ -100,9 +132,107 @@ impl File for ResourceManagerConfig {
     fn validate(&self) -> Result<(), Invalid> {
         require_heartbeat(self.config.heartbeat_ms, self.config.silence_ms)?;
         require(
+            self.config.claim_timeout_ms > 0,
+            "config.claim_timeout_ms",
+            "must be at least 1 (ms)",
+        )?;
+        let ClientLimits { cores, memory, leases, timeout_ms, requests_per_second } =
+            self.config.limits;
+        for (key, limit) in [
+            ("cores", cores.map(u64::from)),
+            ("memory", memory.map(u64::from)),
+            ("leases", leases.map(u64::from)),
+            ("timeout_ms", timeout_ms),
+            ("requests_per_second", requests_per_second.map(u64::from)),
+        ] {
+            let key = format!("config.limits.{key}");
+            require(limit != Some(0), &key, "must be at least 1; leave it out for no limit")?;
+        }
+        require(
             !self.config.http_network_address.is_empty(),
             "config.http_network_address",
             "must not be empty; \"0.0.0.0\" serves all interfaces",
         )
+    }
+}
+
+/// Addresses that begin alike: `192.168.0.0/24`, or one, `192.168.0.29`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct AddressRange {
+    first: IpAddr,
+    prefix_bits: u8,
+}
+
+impl AddressRange {
+    /// Whether `address` is one of them.
+    pub fn contains(&self, address: IpAddr) -> bool {
+        // An IPv4 peer of an IPv6 socket is one of IPv4.
+        let ((mine, bits), (other, other_bits)) = (bits(self.first), bits(address.to_canonical()));
+        let beyond = bits - u32::from(self.prefix_bits);
+        bits == other_bits && (mine ^ other).checked_shr(beyond).unwrap_or(0) == 0
+    }
+}
+
+/// An address as a number, and how many bits it has.
+fn bits(address: IpAddr) -> (u128, u32) {
+    match address {
+        IpAddr::V4(v4) => (v4.to_bits().into(), 32),
+        IpAddr::V6(v6) => (v6.to_bits(), 128),
+    }
+}
+
+impl TryFrom<String> for AddressRange {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let wrong = || format!("{text:?} is neither an IP address nor a range like 192.168.0.0/24");
+        let (address, prefix) = match text.split_once('/') {
+            Some((address, prefix)) => (address, Some(prefix)),
+            None => (&*text, None),
+        };
+        let first: IpAddr = address.parse().map_err(|_| wrong())?;
+        let all = if first.is_ipv4() { 32 } else { 128 };
+        let prefix_bits = match prefix {
+            None => all,
+            Some(prefix) => prefix.parse().ok().filter(|bits| *bits <= all).ok_or_else(wrong)?,
+        };
+        Ok(AddressRange { first, prefix_bits })
+    }
+}
+
+impl From<AddressRange> for String {
+    fn from(range: AddressRange) -> String {
+        format!("{}/{}", range.first, range.prefix_bits)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn range(text: &str) -> Result<AddressRange, String> {
+        AddressRange::try_from(text.to_owned())
+    }
+
+    #[test]
+    fn a_range_has_the_addresses_that_begin_alike() {
+        for (text, inside, outside) in [
+            ("192.168.0.29", "192.168.0.29", "192.168.0.28"),
+            ("192.168.0.0/24", "192.168.0.255", "192.168.1.0"),
+            ("10.0.0.0/8", "::ffff:10.1.2.3", "::10.1.2.3"),
+            ("fd00::/8", "fdff::1", "fe80::1"),
+            ("::1", "::1", "127.0.0.1"),
+            ("0.0.0.0/0", "1.2.3.4", "::1"),
+            ("::/0", "::1", "1.2.3.4"),
+        ] {
+            let range = range(text).unwrap();
+            assert!(range.contains(inside.parse().unwrap()), "{inside} in {text}");
+            assert!(!range.contains(outside.parse().unwrap()), "{outside} in {text}");
+            assert_eq!(AddressRange::try_from(String::from(range)), Ok(range));
+        }
+        for wrong in ["", "node", "10.0.0.0/33", "10.0.0.0/", "10.0.0.0/-1", "fd00::/129", "/8"] {
+            assert!(range(wrong).unwrap_err().contains("192.168.0.0/24"), "{wrong}");
+        }
     }
 }

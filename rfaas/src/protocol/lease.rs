@@ -235,6 +235,8 @@ pub enum EndReason {
     NodeLost = 5,
     /// The executor manager is stopping.
     Shutdown = 6,
+    /// Nobody claimed it in time.
+    Unclaimed = 7,
 }
 
 impl EndReason {
@@ -247,6 +249,7 @@ impl EndReason {
             4 => EndReason::Withdrawn,
             5 => EndReason::NodeLost,
             6 => EndReason::Shutdown,
+            7 => EndReason::Unclaimed,
             _ => return Err(Malformed::Field("end reason")),
         })
     }
@@ -265,6 +268,7 @@ impl EndReason {
             EndReason::Withdrawn => "withdrawn",
             EndReason::NodeLost => "node_lost",
             EndReason::Shutdown => "shutdown",
+            EndReason::Unclaimed => "unclaimed",
         }
     }
 }

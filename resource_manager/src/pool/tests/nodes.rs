@@ -42,7 +42,7 @@ fn a_removed_node_drains_and_is_forgotten_with_its_last_lease() {
     let closed = Action::Close { link, reason: "node a was removed".into() };
     assert_eq!(world.actions(), [acknowledge(link, &active), closed]);
     let gone = world.pool.remove_node(world.now, "a", grace, &mut world.out);
-    assert_eq!(gone, Removal::Removed);
+    assert_eq!(gone, Removal::Unknown);
     assert_eq!(world.actions(), [], "unknown: nothing changes");
 }
 

@@ -1,0 +1,206 @@
+//! Who may change something over HTTP.
+//!
+//! There are no users and no passwords yet, so what counts is where a request comes from: the machine, and the program.
+//! * OURS - requests from this machine change something, and those from machines that the operator has named. Others
+//!   may read.
+//! * NO PAGE - a request that a web page had a browser send changes nothing, whoever sits before the browser, which may
+//!   run on this machine.
+//!
+//! How NO PAGE tells a page from `curl`. Browsers put `Origin` into every request that may change something, also into
+//! those of a page of the same origin, and a page cannot leave it out or forge it: so whatever has one is refused.
+//! `Sec-Fetch-Site` says the same where there is no TLS in between. That would do; what follows guards against a browser
+//! that knows neither:
+//! * A page can send `text/plain`, `multipart/form-data` and `application/x-www-form-urlencoded` to another site without
+//!   asking that first. The first two are refused. The third is what `curl -d` says, as the tutorial has it, so it has to
+//!   do; JSON needs a browser's preflight, which is not answered.
+//! * A page whose site's name was made to mean this machine (DNS rebinding) sends that name as `Host`. So that must be an
+//!   address, a name without a dot, which no public site has, or one of this machine.
+//!
+//! Reading needs none of this: no answer to a `GET` has a token, and answers do not allow other sites to read them.
+//!
+//! Elsewhere: the token that ends a lease (`http`). Authentication, by role, is to come here.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::extract::{Extension, Request, State};
+use axum::http::header::{self, HeaderMap, HeaderName};
+use axum::http::uri::Authority;
+use axum::http::{Method, StatusCode, Uri};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use rfaas::config::AddressRange;
+
+use super::Failure;
+
+/// Where changes may come from, and what this machine is called.
+#[derive(Clone, Debug, Default)]
+pub struct Access {
+    changes_from: Arc<[AddressRange]>,
+    /// In small letters.
+    names: Arc<[String]>,
+}
+
+impl Access {
+    /// Allows changes from this machine and from `changes_from`. `address` is the name or address that HTTP is
+    /// served at.
+    pub fn new(changes_from: &[AddressRange], address: &str) -> Self {
+        let machine = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
+        let names = [Some(address.to_owned()), machine].into_iter().flatten();
+        Access {
+            changes_from: changes_from.into(),
+            names: names.map(|name| name.to_ascii_lowercase()).collect(),
+        }
+    }
+
+    /// Whether `host`, without a port, means this machine and cannot be a public site.
+    fn is_ours(&self, host: &str) -> bool {
+        let host = host.trim_end_matches('.').to_ascii_lowercase();
+        let address = host.trim_start_matches('[').trim_end_matches(']');
+        // A machine knows its name, not always its domain: that of its first label is taken for it.
+        let first = |name: &str| name.split('.').next().unwrap_or_default().to_owned();
+        address.parse::<IpAddr>().is_ok()
+            || !host.contains('.')
+            || host.ends_with(".localhost")
+            || self.names.iter().any(|name| *name == host || first(name) == first(&host))
+    }
+}
+
+/// Both ends of a connection.
+#[derive(Clone, Copy, Debug)]
+pub struct Ends {
+    /// The client's address.
+    pub peer: IpAddr,
+    /// Whether it is of this machine.
+    pub is_local: bool,
+}
+
+impl Ends {
+    /// Of a connection from `peer` that was taken at `local`.
+    pub fn new(peer: SocketAddr, local: SocketAddr) -> Self {
+        let (peer, local) = (peer.ip().to_canonical(), local.ip().to_canonical());
+        Ends { peer, is_local: peer.is_loopback() || peer == local }
+    }
+}
+
+const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
+/// What a body that changes something may be called.
+const CONTENT_TYPES: [&str; 2] = ["application/json", "application/x-www-form-urlencoded"];
+
+/// Lets a request through if it may do what it is for.
+pub(super) async fn check(
+    State(access): State<Access>,
+    Extension(ends): Extension<Ends>,
+    request: Request,
+    next: Next,
+) -> Response {
+    match allowed(&access, ends, &request) {
+        Ok(()) => next.run(request).await,
+        Err(refused) => {
+            let (method, path, peer) = (request.method(), request.uri().path(), ends.peer);
+            tracing::debug!(%method, ?path, %peer, why = refused.1, "HTTP request refused");
+            refused.into_response()
+        }
+    }
+}
+
+fn allowed(access: &Access, ends: Ends, request: &Request<Body>) -> Result<(), Failure> {
+    if matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS) {
+        return Ok(());
+    }
+    let forbidden = |why: String| Err(Failure(StatusCode::FORBIDDEN, why));
+    let headers = request.headers();
+    if let Some(origin) = headers.get(header::ORIGIN) {
+        return forbidden(format!("web pages change nothing here; this is one of {origin:?}"));
+    }
+    let site = headers.get(SEC_FETCH_SITE);
+    if site.is_some_and(|site| site != "same-origin" && site != "none") {
+        return forbidden("web pages change nothing here, and this is one of another site".into());
+    }
+    if let Some(host) = hosts(headers, request.uri()).find(|host| !access.is_ours(host)) {
+        return forbidden(format!(
+            "{host:?} is no name of this machine: use its address, its host name, or the name in \
+             http_network_address"
+        ));
+    }
+    if let Some(given) = foreign_type(headers) {
+        let why = format!("a body must be application/json, or as `curl -d` has it, not {given}");
+        return Err(Failure(StatusCode::UNSUPPORTED_MEDIA_TYPE, why));
+    }
+    if !ends.is_local && !access.changes_from.iter().any(|range| range.contains(ends.peer)) {
+        return forbidden(format!(
+            "{} may read but change nothing: the operator of the resource manager can allow it with \
+             \"http_changes_from\": [\"{0}\"]",
+            ends.peer
+        ));
+    }
+    Ok(())
+}
+
+/// The hosts that a request names, without their ports.
+fn hosts<'a>(headers: &'a HeaderMap, uri: &'a Uri) -> impl Iterator<Item = String> + 'a {
+    let named = headers.get_all(header::HOST).iter();
+    let named = named.map(|host| {
+        let authority = host.to_str().ok().and_then(|host| host.parse::<Authority>().ok());
+        // What is no host is none of ours.
+        authority.map_or_else(|| "not.a.host".to_owned(), |host| host.host().to_owned())
+    });
+    named.chain(uri.host().map(str::to_owned))
+}
+
+/// The content type, if it is one that a body must not have.
+fn foreign_type(headers: &HeaderMap) -> Option<String> {
+    let types = headers.get_all(header::CONTENT_TYPE).iter();
+    let foreign = |given: &str| {
+        let essence = given.split(';').next().unwrap_or_default().trim();
+        !CONTENT_TYPES.iter().any(|known| essence.eq_ignore_ascii_case(known))
+    };
+    types.map(|given| format!("{given:?}")).find(|given| foreign(given.trim_matches('"')))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_this_machine_are_known_and_those_of_sites_are_not() {
+        let mut access = Access::new(&[], "rm.cluster.example");
+        let machine = access.names[1].clone();
+        assert!(access.is_ours(&machine) && access.is_ours(&format!("{machine}.any.example")));
+        access.names = access.names.iter().take(1).cloned().collect();
+        for ours in [
+            "127.0.0.1",
+            "10.1.2.3",
+            "[::1]",
+            "localhost",
+            "LOCALHOST",
+            "x",
+            "node17",
+            "node17.",
+            "app.localhost",
+            "rm.cluster.example",
+            "RM.Cluster.Example",
+            "rm",
+        ] {
+            assert!(access.is_ours(ours), "{ours}");
+        }
+        for site in ["evil.example", "127.0.0.1.evil.example", "localhost.evil.example", "1.2.3"] {
+            assert!(!access.is_ours(site), "{site}");
+        }
+    }
+
+    #[test]
+    fn a_machine_is_local_by_any_of_its_addresses() {
+        let at = |text: &str| text.parse::<SocketAddr>().unwrap();
+        for (peer, local, is_local) in [
+            ("127.0.0.1:1", "127.0.0.1:5000", true),
+            ("[::ffff:127.0.0.1]:1", "[::ffff:127.0.0.1]:5000", true),
+            ("10.0.0.1:1", "10.0.0.1:5000", true),
+            ("[::ffff:10.0.0.1]:1", "10.0.0.1:5000", true),
+            ("10.0.0.2:1", "10.0.0.1:5000", false),
+        ] {
+            assert_eq!(Ends::new(at(peer), at(local)).is_local, is_local, "{peer}");
+        }
+    }
+}

@@ -1,0 +1,251 @@
+//! What one client may hold and ask for, and how long a lease waits for its claim.
+//!
+//! A client chooses its name itself, so each limit holds for a name, and for whoever asks under it: the user or the
+//! machine ([`Ask::by`](super::Ask::by)). Who asked is not kept in the state; after a restart of the program, leases
+//! count for their names alone.
+//! * WITHIN - what is granted with a limit is within it, for the name and for who asks.
+//! * BOUNDED - whom nothing is known of that matters any more is forgotten; there are never more than [`MOST_KNOWN`]
+//!   of the others.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rdmalib::Peer;
+
+use super::ask::Ask;
+use super::lease::Lease;
+use super::{MAX_TIMEOUT, Now};
+
+/// Most clients that hold nothing of which the requests of the last second are known, besides those that hold leases.
+const MOST_KNOWN: usize = 1 << 16;
+/// Requests are counted over so long.
+const SECOND: Duration = Duration::from_secs(1);
+
+/// The rules.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FairUse {
+    /// How long a lease waits for its claim.
+    pub claim_timeout: Duration,
+    /// Cores of all leases of one; `None`: as many as there are.
+    pub cores: Option<u32>,
+    /// Memory of all leases of one, in MB.
+    pub memory: Option<u32>,
+    /// Leases of one.
+    pub leases: Option<u32>,
+    /// How far in the future a lease may end.
+    pub timeout: Option<Duration>,
+    /// Requests for leases in a second.
+    pub requests_per_second: Option<u32>,
+}
+
+/// No limit, and leases wait as long as they last.
+impl Default for FairUse {
+    fn default() -> Self {
+        FairUse {
+            claim_timeout: MAX_TIMEOUT,
+            cores: None,
+            memory: None,
+            leases: None,
+            timeout: None,
+            requests_per_second: None,
+        }
+    }
+}
+
+/// Whom a limit is for.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Who {
+    /// A name that leases are billed to.
+    Client(Arc<str>),
+    /// A user or a machine, under whatever name.
+    Peer(Peer),
+}
+
+impl fmt::Display for Who {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Who::Client(name) => write!(f, "client {name:?}"),
+            Who::Peer(Peer::User(user)) => write!(f, "user {user}"),
+            Who::Peer(Peer::Address(address)) => address.fmt(f),
+            Who::Peer(_) => f.write_str("an unknown user"),
+        }
+    }
+}
+
+/// A limit that a request goes beyond.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Limit {
+    /// What may be held at a time.
+    #[error("{who} may hold {most} {what} at a time (limits.{key}) and holds {held}")]
+    Held {
+        /// For whom.
+        who: Who,
+        /// Key in the settings: `cores`, `memory`, `leases`.
+        key: &'static str,
+        /// What is limited, for people.
+        what: &'static str,
+        /// The limit.
+        most: u64,
+        /// What it holds.
+        held: u64,
+    },
+    /// How far in the future a lease may end.
+    #[error("timeout_ms is {}, and a lease may last {} ms (limits.timeout_ms)", .asked.as_millis(), .most.as_millis())]
+    Timeout {
+        /// The limit.
+        most: Duration,
+        /// What was asked for.
+        asked: Duration,
+    },
+    /// How often one may ask.
+    #[error(
+        "{who} may ask for {most} leases in a second (limits.requests_per_second): ask again later"
+    )]
+    Rate {
+        /// For whom.
+        who: Who,
+        /// The limit.
+        most: u32,
+    },
+}
+
+/// What is known of one.
+#[derive(Debug)]
+struct Known {
+    cores: u64,
+    memory: u64,
+    leases: u64,
+    /// Requests that it may make at once, and when that was so: it grows to the limit in a second.
+    requests: f64,
+    at: Instant,
+}
+
+/// The rules, and who holds what.
+#[derive(Debug, Default)]
+pub(super) struct Shares {
+    rules: FairUse,
+    known: HashMap<Who, Known>,
+}
+
+impl Shares {
+    /// `leases` are those that there are already.
+    pub(super) fn new<'a>(
+        now: Now,
+        rules: FairUse,
+        leases: impl Iterator<Item = &'a Lease>,
+    ) -> Self {
+        let mut shares = Shares { rules, known: HashMap::new() };
+        leases.for_each(|lease| shares.take(now.monotonic, lease));
+        shares
+    }
+
+    pub(super) fn claim_timeout(&self) -> Duration {
+        self.rules.claim_timeout
+    }
+
+    /// Whether anything has to be known of anybody.
+    fn is_limited(&self) -> bool {
+        let FairUse { cores, memory, leases, requests_per_second, .. } = self.rules;
+        [cores, memory, leases, requests_per_second].iter().any(Option::is_some)
+    }
+
+    fn of(&mut self, now: Instant, who: Who) -> &mut Known {
+        let requests = f64::from(self.rules.requests_per_second.unwrap_or(0));
+        let none = Known { cores: 0, memory: 0, leases: 0, requests, at: now };
+        self.known.entry(who).or_insert(none)
+    }
+
+    /// Whether a lease may end so far in the future.
+    pub(super) fn check_timeout(&self, asked: Duration) -> Result<(), Limit> {
+        match self.rules.timeout {
+            Some(most) if asked > most => Err(Limit::Timeout { most, asked }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Counts a request (WITHIN).
+    pub(super) fn count(&mut self, now: Now, ask: &Ask) -> Result<(), Limit> {
+        let Some(most) = self.rules.requests_per_second else { return Ok(()) };
+        let now = now.monotonic;
+        if self.known.len() >= MOST_KNOWN {
+            let recent = |known: &Known| now.saturating_duration_since(known.at) < SECOND;
+            self.known.retain(|_, known| known.leases > 0 || recent(known));
+        }
+        for who in both(&ask.client, ask.peer) {
+            if !self.known.contains_key(&who)
+                && self.known.values().filter(|known| known.leases == 0).count() >= MOST_KNOWN
+            {
+                return Err(Limit::Rate { who, most });
+            }
+            let known = self.of(now, who.clone());
+            let since = now.saturating_duration_since(known.at).as_secs_f64();
+            known.requests = (known.requests + since * f64::from(most)).min(f64::from(most));
+            known.at = now;
+            if known.requests < 1.0 {
+                return Err(Limit::Rate { who, most });
+            }
+            known.requests -= 1.0;
+        }
+        Ok(())
+    }
+
+    /// Whether `leases` more leases may be held, which are what `ask` wants (WITHIN).
+    pub(super) fn check(&self, ask: &Ask, leases: usize) -> Result<(), Limit> {
+        if !self.is_limited() {
+            return Ok(());
+        }
+        let FairUse { cores, memory, leases: most_leases, .. } = self.rules;
+        for who in both(&ask.client, ask.peer) {
+            let known = self.known.get(&who);
+            let held = |of: fn(&Known) -> u64| known.map_or(0, of);
+            for (key, what, most, held, more) in [
+                ("cores", "cores", cores, held(|known| known.cores), ask.wanted.cores.into()),
+                ("memory", "MB", memory, held(|known| known.memory), ask.wanted.memory.into()),
+                ("leases", "leases", most_leases, held(|known| known.leases), leases as u64),
+            ] {
+                if let Some(most) = most.map(u64::from)
+                    && held + more > most
+                {
+                    return Err(Limit::Held { who, key, what, most, held });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn take(&mut self, now: Instant, lease: &Lease) {
+        if !self.is_limited() {
+            return;
+        }
+        for who in both(&lease.terms.client, lease.peer) {
+            let known = self.of(now, who);
+            known.cores += u64::from(lease.terms.cores);
+            known.memory += u64::from(lease.terms.memory);
+            known.leases += 1;
+        }
+    }
+
+    pub(super) fn give(&mut self, lease: &Lease) {
+        if !self.is_limited() {
+            return;
+        }
+        for who in both(&lease.terms.client, lease.peer) {
+            let Some(known) = self.known.get_mut(&who) else { continue };
+            known.cores -= u64::from(lease.terms.cores);
+            known.memory -= u64::from(lease.terms.memory);
+            known.leases -= 1;
+            if known.leases == 0 && self.rules.requests_per_second.is_none() {
+                self.known.remove(&who);
+            }
+        }
+    }
+}
+
+/// Whom a lease counts for.
+fn both(client: &Arc<str>, peer: Option<Peer>) -> impl Iterator<Item = Who> + use<> {
+    let peer = peer.map(Who::Peer);
+    [Some(Who::Client(client.clone())), peer].into_iter().flatten()
+}

@@ -1,0 +1,194 @@
+//! Facts about leases that nobody claims, and about what one client may hold.
+
+use rdmalib::Peer;
+
+use super::*;
+
+const CLAIM: Duration = Duration::from_secs(10);
+
+fn world(rules: FairUse) -> World {
+    let mut world = World::new();
+    let pool = std::mem::replace(&mut world.pool, Pool::new(world.now, NODE_RETURN));
+    world.pool = pool.with_rules(world.now, rules);
+    world
+}
+
+fn claims_in_time() -> World {
+    world(FairUse { claim_timeout: CLAIM, ..FairUse::default() })
+}
+
+#[test]
+fn a_lease_that_nobody_claims_ends_in_time_and_one_that_is_claimed_does_not() {
+    let mut world = claims_in_time();
+    let link = world.node("a", 3, 64);
+    let unclaimed = world.request(1, 1, HOUR).unwrap();
+    let late = world.request(1, 1, HOUR).unwrap();
+    let short = world.request(1, 1, SECOND).unwrap();
+    world.pass(CLAIM - Duration::from_millis(1));
+    assert_eq!(world.billed(&short), Some((EndReason::Expired, 0)));
+    assert_eq!(world.state(&unclaimed), Some(LeaseState::Granted));
+    world.claim(&late, link);
+    world.pass(Duration::from_millis(1));
+    assert_eq!(world.billed(&unclaimed), Some((EndReason::Unclaimed, 0)));
+    assert!(!world.bill(&unclaimed).unwrap().claimed);
+    world.pass(2 * CLAIM);
+    assert_eq!(world.state(&late), Some(LeaseState::Active));
+    assert_eq!(world.free("a").cores, 2);
+}
+
+#[test]
+fn renewing_a_lease_is_not_claiming_it() {
+    let mut world = claims_in_time();
+    world.node("a", 1, 64);
+    let grant = world.request(1, 1, HOUR).unwrap();
+    for _ in 0..3 {
+        world.pass(CLAIM / 4);
+        world.pool.renew(world.now, grant.terms.lease, HOUR).unwrap();
+    }
+    world.pass(CLAIM / 4);
+    assert_eq!(world.billed(&grant), Some((EndReason::Unclaimed, 0)));
+}
+
+#[test]
+fn a_lease_whose_claim_nobody_could_tell_of_waits_for_its_node() {
+    let mut world = world(FairUse { claim_timeout: SECOND, ..FairUse::default() });
+    let link = world.node("a", 2, 64);
+    let claimed = world.request(1, 1, HOUR).unwrap();
+    let unclaimed = world.request(1, 1, HOUR).unwrap();
+    world.disconnect(link);
+    world.pass(NODE_RETURN - SECOND);
+    assert_eq!(world.state(&claimed), Some(LeaseState::Granted));
+    let link = world.connect("a");
+    world.pass(RECLAIM / 2);
+    world.claim(&claimed, link);
+    world.pass(RECLAIM);
+    assert_eq!(world.state(&claimed), Some(LeaseState::Active));
+    assert_eq!(world.billed(&unclaimed), Some((EndReason::Unclaimed, 0)));
+}
+
+#[test]
+fn a_lease_that_was_claimed_just_as_it_ended_is_ended_there_and_billed_as_its_node_says() {
+    let mut world = claims_in_time();
+    let link = world.node("a", 1, 64);
+    let grant = world.request(1, 1, HOUR).unwrap();
+    world.pass(CLAIM);
+    world.claim(&grant, link);
+    let told = end_lease(link, &grant, EndReason::Unclaimed, Duration::ZERO);
+    assert_eq!(world.actions(), [told]);
+    world.report(&grant, link, EndReason::Unclaimed, 5);
+    assert_eq!(world.billed(&grant), Some((EndReason::Unclaimed, 5)));
+    assert!(world.bill(&grant).unwrap().claimed);
+}
+
+fn ask(client: &str, user: u32, cores: u32) -> Ask {
+    Ask::new(cores, cores, HOUR, client).unwrap().by(Peer::User(user))
+}
+
+fn refusal(world: &mut World, ask: &Ask) -> Limit {
+    let before = world.pool.leases();
+    let denied = world.pool.request(world.now, ask).unwrap_err();
+    assert_eq!(world.pool.leases(), before);
+    match denied {
+        Denied::Limit(limit) => limit,
+        denied => panic!("{denied}"),
+    }
+}
+
+#[test]
+fn what_a_client_holds_is_limited_for_its_name_and_for_who_it_is_until_it_gives_it_back() {
+    let limits = [
+        FairUse { cores: Some(4), ..FairUse::default() },
+        FairUse { memory: Some(4), ..FairUse::default() },
+        FairUse { leases: Some(2), ..FairUse::default() },
+    ];
+    for (rules, key) in limits.into_iter().zip(["cores", "memory", "leases"]) {
+        let mut world = world(rules);
+        let link = world.node("a", 64, 64);
+        let first = world.pool.request(world.now, &ask("me", 1, 2)).unwrap().remove(0);
+        let second = world.pool.request(world.now, &ask("me", 1, 2)).unwrap().remove(0);
+        for (wanted, who) in [
+            (ask("me", 1, 1), Who::Client("me".into())),
+            (ask("me", 2, 1), Who::Client("me".into())),
+            (ask("another name", 1, 1), Who::Peer(Peer::User(1))),
+        ] {
+            let limit = refusal(&mut world, &wanted);
+            let Limit::Held { who: whose, key: named, .. } = &limit else { panic!("{limit}") };
+            assert_eq!((whose, *named), (&who, key));
+            assert!(limit.to_string().contains(&format!("limits.{key}")), "{limit}");
+        }
+        world.pool.request(world.now, &ask("you", 2, 2)).unwrap();
+        world.claim(&first, link);
+        world.report(&first, link, EndReason::Released, 5);
+        world.pool.end_lease(world.now, second.terms.lease, EndReason::Withdrawn, &mut world.out);
+        world.pool.request(world.now, &ask("me", 1, 2)).unwrap();
+    }
+}
+
+#[test]
+fn a_request_in_parts_counts_all_of_them() {
+    let mut world = world(FairUse { leases: Some(2), ..FairUse::default() });
+    for node in ["a", "b", "c"] {
+        world.node(node, 1, 64);
+    }
+    let parts = |cores| ask("me", 1, cores).on_nodes(3).unwrap();
+    refusal(&mut world, &parts(3));
+    assert_eq!(world.pool.request(world.now, &parts(2)).unwrap().len(), 2);
+}
+
+#[test]
+fn the_time_of_a_lease_is_limited_also_when_it_is_renewed() {
+    let mut world = world(FairUse { timeout: Some(60 * SECOND), ..FairUse::default() });
+    let link = world.node("a", 64, 64);
+    let limit = refusal(&mut world, &ask("me", 1, 1));
+    assert!(limit.to_string().contains("limits.timeout_ms"), "{limit}");
+    let grant = world.request(1, 1, 60 * SECOND).unwrap();
+    world.claim(&grant, link);
+    let renewed = world.pool.renew(world.now, grant.terms.lease, 61 * SECOND);
+    assert!(matches!(renewed, Err(NotRenewed::Limit(Limit::Timeout { .. }))), "{renewed:?}");
+    world.pool.renew(world.now, grant.terms.lease, 60 * SECOND).unwrap();
+}
+
+#[test]
+fn who_asks_too_often_is_refused_until_time_has_passed_and_nobody_else_is() {
+    let mut world = world(FairUse { requests_per_second: Some(10), ..FairUse::default() });
+    world.node("a", 1, 64); // so that most are refused: that counts too
+    let mine = ask("me", 1, 1);
+    for _ in 0..10 {
+        let _ = world.pool.request(world.now, &mine);
+    }
+    let limit = refusal(&mut world, &mine);
+    assert_eq!(limit, Limit::Rate { who: Who::Client("me".into()), most: 10 });
+    let limit = refusal(&mut world, &ask("another name", 1, 1));
+    assert_eq!(limit, Limit::Rate { who: Who::Peer(Peer::User(1)), most: 10 });
+    let other = world.pool.request(world.now, &ask("you", 2, 1));
+    assert!(matches!(other, Err(Denied::NoRoom(_))), "{other:?}");
+    world.pass(SECOND / 10);
+    let again = world.pool.request(world.now, &mine);
+    assert!(matches!(again, Err(Denied::NoRoom(_))), "{again:?}");
+    refusal(&mut world, &mine);
+}
+
+#[test]
+fn leases_of_an_earlier_run_count_for_their_clients_and_are_to_be_claimed() {
+    let mut world = world(FairUse::default());
+    let link = world.node("a", 64, 64);
+    let changes = world.pool.take_changes();
+    let active = world.active(3, link);
+    let unclaimed = world.request(1, 1, HOUR).unwrap();
+    let leases = world.pool.take_changes().leases;
+    let snapshot = Snapshot {
+        nodes: changes.nodes.into_values().flatten().collect(),
+        leases: leases.into_values().flatten().collect(),
+        bills: Vec::new(),
+        first_id: world.pool.first_id(),
+        last_id: Some(unclaimed.terms.lease),
+    };
+    let rules = FairUse { claim_timeout: SECOND, cores: Some(4), ..FairUse::default() };
+    world.pool = Pool::restore(world.now, NODE_RETURN, snapshot).with_rules(world.now, rules);
+    let link = world.connect("a");
+    world.claim(&active, link);
+    refusal(&mut world, &Ask::new(1, 1, HOUR, "somebody").unwrap());
+    world.pass(RESTART_RETURN);
+    assert_eq!(world.billed(&unclaimed), Some((EndReason::Unclaimed, 0)));
+    world.request(1, 1, HOUR).unwrap();
+}
