@@ -172,3 +172,37 @@ fn an_address_in_use_is_refused_by_name() {
     let files = Files::new(&[("http_network_address", json!("192.0.2.1"))]);
     refused(&files, &[], &["192.0.2.1"]);
 }
+
+#[test]
+fn a_lease_that_nobody_claims_ends_as_configured_and_costs_nothing() {
+    let files = Files::new(&[("claim_timeout_ms", json!(200))]);
+    let manager = Manager::start(&files, &[]);
+    manager.add("a", 1, 64);
+    let _node = Node::ready(manager.rdma, "a");
+    let month = r#"{"cores":1,"memory":1,"timeout_ms":2592000000}"#;
+    let (status, grant) = manager.call("POST", "/leases", month);
+    assert_eq!(status, 201, "{grant}");
+    let bill = manager.wait_bill(grant["id"].as_u64().unwrap());
+    assert_eq!((&bill["reason"], &bill["allocated_ms"]), (&json!("unclaimed"), &json!(0)));
+    assert_eq!(bill["provisional"], false);
+    assert_eq!(manager.get("/nodes/a")["free_cores"], 1);
+}
+
+#[test]
+fn who_serves_http_to_other_machines_is_told_what_they_can_do() {
+    let files = Files::new(&[("http_network_address", json!("0.0.0.0"))]);
+    let manager = Manager::start(&files, &[]);
+    assert!(manager.greeting.contains("without authentication"), "{}", manager.greeting);
+    manager.add("a", 1, 64); // this machine may
+}
+
+#[test]
+fn an_empty_state_file_is_told() {
+    let files = Files::new(&[("state_file", json!("state"))]);
+    let first = Manager::start(&files, &[]);
+    assert!(!first.greeting.contains("is empty"), "{}", first.greeting);
+    assert_eq!(first.end(Signal::SIGTERM), Some(0));
+    files.write("state", "");
+    let second = Manager::start(&files, &[]);
+    assert!(second.greeting.contains("the state file is empty"), "{}", second.greeting);
+}

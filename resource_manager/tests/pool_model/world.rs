@@ -6,7 +6,8 @@ use std::time::{Duration, Instant, SystemTime};
 use rdmalib::Peer;
 use resource_manager::pool::{
     Action, Ask, Billed, Capacity, Changes, Denied, END_MARGIN, EXPIRY_MARGIN, EndReport, FairUse,
-    Grant, LeaseState, LinkId, NodeSpec, NodeState, NotReplaced, Now, Pool, RECLAIM, RESTART_RETURN, Run, Terms,
+    Grant, LeaseState, LinkId, NodeSpec, NodeState, NotReplaced, Now, Pool, RECLAIM,
+    RESTART_RETURN, Run, Terms,
 };
 use rfaas::protocol::lease::{EndReason, LeaseId, Unusable};
 use rfaas::protocol::node::Bill;

@@ -57,6 +57,8 @@ impl Files {
             "rdma_device": "shm0", "rdma_device_port": 0,
             "http_network_address": "127.0.0.1", "http_network_port": 0,
             "rdma-threads": 1, "rdma-secret": 42, "rdma-sleep": true,
+            // A machine that is busy may take long from a grant to its claim.
+            "claim_timeout_ms": 3_600_000,
         });
         for (key, value) in extra {
             config[key] = value.clone();
@@ -246,10 +248,27 @@ pub fn http(at: SocketAddr, method: &str, target: &str, body: &str) -> io::Resul
     let cut = || io::Error::from(io::ErrorKind::UnexpectedEof);
     let status = answer.get(9..12).and_then(|status| status.parse().ok()).ok_or_else(cut)?;
     let (head, body) = answer.split_once("\r\n\r\n").ok_or_else(cut)?;
+    if head.lines().any(|line| line == "transfer-encoding: chunked") {
+        return Ok((status, unchunked(body).ok_or_else(cut)?)); // a list of several pages
+    }
     let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
     match length.and_then(|length| length.parse::<usize>().ok()) {
         Some(length) if body.len() == length => Ok((status, body.to_owned())),
         _ => Err(cut()),
+    }
+}
+
+/// What was sent in chunks (RFC 9112, 7.1), if all of them are there.
+fn unchunked(mut chunks: &str) -> Option<String> {
+    let mut body = String::new();
+    loop {
+        let (length, rest) = chunks.split_once("\r\n")?;
+        let length = usize::from_str_radix(length, 16).ok()?;
+        if length == 0 {
+            return Some(body);
+        }
+        body += rest.get(..length)?;
+        chunks = rest.get(length..)?.strip_prefix("\r\n")?;
     }
 }
 
