@@ -356,3 +356,21 @@ fn a_node_with_missing_mistyped_or_negative_fields_is_refused_and_changes_nothin
     cluster.stop().unwrap();
     scene.leaves_nothing();
 }
+
+#[test]
+fn a_client_with_too_few_descriptors_says_so_wherever_it_runs_out() {
+    let _guard = one_at_a_time();
+    let cluster = cluster(Options::default());
+    let benchmark = cluster.benchmark_command("warm_benchmarker").unwrap();
+    let succeeded = (10..=42).step_by(2).filter(|limit| {
+        let mut shell = std::process::Command::new("sh");
+        shell.args(["-c", &format!("ulimit -n {limit}; exec \"$0\" \"$@\"")]);
+        shell.arg(benchmark.get_program()).args(benchmark.get_args());
+        shell.args(["--repetitions", "3", "--functions"]).arg(library("functions"));
+        let ended = run(shell);
+        let told = ["descriptor", "open files"].iter().any(|words| ended.stderr.contains(words));
+        assert!(told || ended.status.success(), "{limit}: {ended:?}");
+        ended.status.success()
+    });
+    assert_ne!(succeeded.count(), 0, "some limit is enough");
+}
