@@ -97,8 +97,7 @@ fn what_clients_and_strangers_provoke_is_told_a_few_times_and_then_counted() {
         let text = text();
         let counted =
             |line: &&str| line.contains("lease denied") && line.contains("more like this in");
-        let told = text.lines().find(counted).map(str::to_owned);
-        told
+        text.lines().find(counted).map(str::to_owned)
     });
     assert!(told.contains("cores and 64 MB in all"), "what it is that was counted: {told}");
     let text = text();

@@ -1,5 +1,7 @@
 //! The example, run as a newcomer runs it.
 
+#![allow(clippy::unwrap_used)] // also in what tests share: a failed test is what it is for
+
 use std::process::Command;
 
 use tools::{LocalCluster, Options};
