@@ -14,7 +14,8 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use rdmalib::Device;
 use rfaas::channel::{Channel, ChannelError, Incoming};
 use rfaas::protocol::lease::{ClientName, FromClient, LeaseRequest, ToClient};
-use rfaas::protocol::{Empty, Role};
+use rfaas::protocol::node::NodeHello;
+use rfaas::protocol::{Empty, Nonce, Role};
 use support::{Files, Manager, Node, PATIENCE, device};
 
 /// For a crowd in this process.
@@ -29,7 +30,12 @@ fn name(manager: &Manager) -> UnixAddr {
 
 fn dial(device: &Device, manager: &Manager, role: Role) -> Channel {
     let mut channel = Channel::new(device, 8).unwrap();
-    channel.connect(manager.rdma, role, &Empty {}, PATIENCE).unwrap();
+    let hello = NodeHello { nonce: Nonce::generate() };
+    let connected = match role {
+        Role::Node => channel.connect(manager.rdma, role, &hello, PATIENCE),
+        _ => channel.connect(manager.rdma, role, &Empty {}, PATIENCE),
+    };
+    connected.unwrap();
     channel
 }
 

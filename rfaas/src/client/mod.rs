@@ -62,7 +62,8 @@ use rdmalib::ForkMark;
 const ANONYMOUS: &str = "anonymous";
 
 /// Leases cores: through a resource manager, or straight from the executor managers of a list. May
-/// be used by several threads.
+/// be used by several threads. A child that is forked while there is one neither uses nor ends what is its parent's:
+/// every call there is [`Error::Forked`], also of leases and executors. It connects a client of its own.
 #[derive(Clone)]
 pub struct Client {
     inner: Arc<ClientInner>,
