@@ -5,6 +5,7 @@
 //!   handshakes    descriptors, sparse                       what it sends with its request
 //!   HTTP          slow-writers, slow-readers
 //!   names         squat                                     what it takes that others would have
+//!   leases        hoard                                     what it is granted, and does not use
 //! ```
 //! Elsewhere: attacks of whoever has a lease, which are those of functions and clients.
 
@@ -24,9 +25,9 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use nix::unistd::ftruncate;
-use rfaas::Devices;
 use rfaas::channel::Channel;
 use rfaas::protocol::{Empty, Hello, Role};
+use rfaas::{Client, Devices, LeaseRequest};
 
 use super::common::Running;
 
@@ -49,6 +50,8 @@ const WAITING: usize = 300;
 const SLOW: usize = 300;
 /// Names taken: a quarter of those that the embedded device takes ports from by itself.
 const NAMES: usize = 4096;
+/// Leases of a core, held at a time: half of the node, so that there is something left to grant.
+const HOARD: usize = 4;
 /// Descriptors sent along with a request that needs one. The kernel takes 253 (`SCM_MAX_FD`).
 const DESCRIPTORS: usize = 20;
 /// Bytes of a file without content: a third of what a process can address, so a few of them are all of it.
@@ -84,10 +87,12 @@ pub enum Attack {
     SlowReaders,
     /// Takes names that clients and executors would listen at.
     Squat,
+    /// Leases half of the node again and again, and claims nothing of it.
+    Hoard,
 }
 
 impl Attack {
-    pub const ALL: [Attack; 9] = [
+    pub const ALL: [Attack; 10] = [
         Attack::HangUp,
         Attack::Garbage,
         Attack::HalfOpen,
@@ -97,6 +102,7 @@ impl Attack {
         Attack::SlowWriters,
         Attack::SlowReaders,
         Attack::Squat,
+        Attack::Hoard,
     ];
 
     pub fn name(self) -> &'static str {
@@ -110,6 +116,7 @@ impl Attack {
             Attack::SlowWriters => "slow-writers",
             Attack::SlowReaders => "slow-readers",
             Attack::Squat => "squat",
+            Attack::Hoard => "hoard",
         }
     }
 
@@ -172,6 +179,12 @@ pub fn act() {
         Attack::SlowWriters => slow_writers(&mut stranger, &told(HTTP)),
         Attack::SlowReaders => slow_readers(&mut stranger, &told(HTTP)),
         Attack::Squat => squat(&mut stranger, managers),
+        Attack::Hoard => {
+            let device = Devices::load(told(DEVICES)).unwrap().open("").unwrap();
+            let client = Client::connect_as(device, managers[0], "hoarder").unwrap();
+            stranger
+                .hold(HOARD, |_| client.lease(LeaseRequest::new(1, 16)).map_err(io::Error::other));
+        }
     }
     eprintln!("{DID} {}", stranger.did);
 }

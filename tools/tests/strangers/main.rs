@@ -34,7 +34,7 @@ use tools::test_devices::are_rdma;
 use tools::{LocalCluster, Options};
 
 use attacks::{Attack, Target};
-use common::{Running, cluster, deadline, eventually_or, start};
+use common::{Running, cluster, deadline, eventually, eventually_or, start};
 use honest::{Honest, Served};
 use spent::Spent;
 
@@ -95,6 +95,11 @@ fn strangers() {
         spent = spent.is_given_back(what, &scene.cluster);
     }
     println!("after: {}", spent.told());
+    let http = scene.cluster.http().unwrap();
+    eventually("all cores are free", || {
+        let nodes = http.get("/nodes").unwrap().body;
+        nodes[0]["free_cores"] == nodes[0]["cores"]
+    });
     drop(honest);
     scene.cluster.stop().unwrap();
 }
