@@ -28,8 +28,8 @@ pub fn load(path: &Path) -> anyhow::Result<Vec<NodeSpec>> {
 pub fn place(path: &Path) -> io::Result<PathBuf> {
     /// As many as the kernel follows (path_resolution(7)).
     const MOST: usize = 40;
-    if path.file_name().is_none() {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not the name of a file"));
+    if path.as_os_str().is_empty() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "its name is empty"));
     }
     let mut place = path.to_owned();
     for _ in 0..MOST {
