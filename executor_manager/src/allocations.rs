@@ -12,7 +12,7 @@
 //!   when a claim is accepted, and are free again only when the lease's process is gone.
 //! * ONCE - a lease that was claimed ends once, with one bill, whatever events come twice or late.
 //! * CLAMPED - executors run foreign code and write their own counters, so a bill never exceeds the
-//!   cores times the time they were held.
+//!   cores times the time they were held, and never falls behind what it was before.
 //!
 //! How leases begin is in `claims`, how they end in `ends`.
 //!
@@ -79,15 +79,22 @@ struct Held {
     pins: Option<Vec<usize>>,
     /// Of executors that are gone.
     usage: Usage,
+    /// Of the one that runs: the most that was seen of each counter.
+    counted: Usage,
+    /// Hot polling that the resource manager was told of, in ns.
+    polling_told: u64,
     ending: Option<Ending>,
 }
 
 impl Held {
-    /// What it used until `now`, if its executor counted so much. CLAMPED.
-    fn bill(&self, counted: Usage, now: Instant) -> Bill {
+    /// What it used until `now`, by what was counted. CLAMPED.
+    fn bill(&mut self, now: Instant) -> Bill {
         let until = self.ending.map_or(now.min(self.ends.0), |ending| ending.at);
         let allocated = until.saturating_duration_since(self.claimed_at);
-        self.usage.plus(counted).bill(self.terms.cores.get(), allocated)
+        let usage = self.usage.plus(self.counted);
+        let bill = usage.bill(self.terms.cores.get(), allocated, self.polling_told);
+        self.polling_told = bill.hot_polling_ns.get();
+        bill
     }
 
     /// `terms`, in which 0 stands for the lease that the connection holds.
@@ -178,11 +185,13 @@ impl Allocations {
     }
 
     /// What each lease in use has used so far; `counted` are the counters of its executor.
-    pub fn used(&self, now: Instant, counted: impl Fn(LeaseId) -> Usage) -> Vec<LeaseUsed> {
-        let in_use = self.leases.iter().filter(|(_, held)| held.confirmed);
-        let used = in_use.map(|(&lease, held)| LeaseUsed {
-            lease: lease.get().into(),
-            bill: held.bill(counted(lease), now),
+    pub fn used(&mut self, now: Instant, counted: impl Fn(LeaseId) -> Usage) -> Vec<LeaseUsed> {
+        let in_use = self.leases.iter_mut().filter(|(_, held)| held.confirmed);
+        let used = in_use.map(|(&lease, held)| {
+            if held.process == Process::Running {
+                held.counted = held.counted.max(counted(lease));
+            }
+            LeaseUsed { lease: lease.get().into(), bill: held.bill(now) }
         });
         used.collect()
     }
@@ -220,7 +229,8 @@ impl Allocations {
             return;
         }
         held.process = Process::Absent;
-        held.usage = held.usage.plus(usage);
+        let counted = std::mem::take(&mut held.counted).max(usage);
+        held.usage = held.usage.plus(counted);
         if held.ending.is_some() {
             self.finish(now, lease, out);
         } else if let Some(client) = held.client {

@@ -38,11 +38,11 @@ struct Running {
 pub struct Executors {
     device: Device,
     manager: SocketAddr,
+    running: BTreeMap<LeaseId, Running>, // before the launcher, which waits for their last words
     launcher: Launcher,
     heartbeat: Heartbeat,
     /// Soft limit of descriptors that this manager was started with, for executors.
     open_files: u64,
-    running: BTreeMap<LeaseId, Running>,
     /// When signs of life are due, if any process is there.
     beat_at: Instant,
 }

@@ -4,12 +4,13 @@
 //!   start ─▶ running ──stop: SIGTERM──▶ terminating ──500 ms: SIGKILL──▶ killed
 //!               └──────────────┴──────────── exits ─────────────────────────┴──▶ reaped
 //! ```
-//! * ISOLATED - an executor gets its assignment on standard input, pipes of its own (`output`) as standard
+//! * ISOLATED - an executor gets its assignment on standard input, sockets of its own (`output`) as standard
 //!   output and error, no descriptor of the manager, no signal blocked or ignored, and of the environment what
 //!   is listed (`environment`).
-//! * GROUP - it leads a process group, which is killed as a whole before its leader is reaped: what
-//!   a function forked does not outlive the lease unless it left the group, and no signal can hit a
-//!   stranger that was given a freed process id.
+//! * GROUP - it leads a session, and in it a process group, which it can leave for no other: the terminal of
+//!   whoever started the manager is out of its reach. The group is killed as a whole before its leader is
+//!   reaped: what a function forked does not outlive the lease unless it left the group, and no signal can hit
+//!   a stranger that was given a freed process id.
 //!
 //! Elsewhere: learning that a child changed (`signals`: SIGCHLD), when to stop one (`allocations`). An
 //! executor asks the kernel itself to die with its manager.
@@ -49,6 +50,10 @@ const PROGRAM: &str = "executor";
 /// with. Numbers beyond the limit could not be closed.
 const GUESSED_DESCRIPTORS: RawFd = FEWEST_DESCRIPTORS as RawFd;
 
+/// Has the child lead a session, and with that a process group: `POSIX_SPAWN_SETSID`, which nix has no name for
+/// (glibc 2.26, musl 1.1.22).
+const SET_SESSION: PosixSpawnFlags = PosixSpawnFlags::from_bits_retain(0x80);
+
 /// Longest part of `PATH` in a message, so that what to do fits the answer to a client.
 const SHOWN_PATH: usize = 100;
 
@@ -75,7 +80,7 @@ pub enum StartError {
     /// The assignment could not be passed on.
     #[error("cannot pass its assignment to `{PROGRAM}`: {0}")]
     Assignment(io::Error),
-    /// There are no pipes for what it writes.
+    /// There are no sockets, or no thread, for what it writes.
     #[error("cannot read what `{PROGRAM}` writes: {0}")]
     Output(io::Error),
 }
@@ -116,8 +121,8 @@ impl Launcher {
             .map(|(name, value)| [name.into_vec(), value.into_vec()].join(&b'='))
             .filter_map(|entry| CString::new(entry).ok()) // the environment has no NUL bytes
             .collect();
-        let outputs = Outputs::start()?;
-        Ok(Launcher { search, beside, environment, inherited: open_descriptors(), outputs })
+        let (inherited, outputs) = (open_descriptors(), Outputs::default());
+        Ok(Launcher { search, beside, environment, inherited, outputs })
     }
 
     /// Whether there is an executor to start.
@@ -154,13 +159,12 @@ impl Launcher {
             actions.add_close(descriptor)?;
         }
         let mut attributes = PosixSpawnAttr::init()?;
-        attributes.set_pgroup(Pid::from_raw(0))?;
         // The manager blocks the signals that it reads from a descriptor, std ignores SIGPIPE, and whoever
         // started the manager may have had it ignore others; an executor inherits nothing of it.
         attributes.set_sigmask(&SigSet::empty())?;
         attributes.set_sigdefault(&SigSet::all())?;
         attributes.set_flags(
-            PosixSpawnFlags::POSIX_SPAWN_SETPGROUP
+            SET_SESSION
                 | PosixSpawnFlags::POSIX_SPAWN_SETSIGMASK
                 | PosixSpawnFlags::POSIX_SPAWN_SETSIGDEF,
         )?;
@@ -229,7 +233,7 @@ enum Stage {
 pub struct Executor {
     pid: Pid,
     stage: Stage,
-    /// What it left in its pipes is read when this is dropped, which is when it was reaped.
+    /// What it left in its sockets is read when this is dropped, which is when it was reaped.
     _output: Output,
 }
 
@@ -251,8 +255,7 @@ impl Executor {
     /// Kills it and everything that it started.
     pub fn kill(&mut self, now: Instant) {
         if self.stage != Stage::Reaped {
-            // By both names, since foreign code may have left its group. They fail for who is gone.
-            let _ = kill(self.pid, Signal::SIGKILL);
+            // GROUP. Fails for who is gone.
             let _ = killpg(self.pid, Signal::SIGKILL);
             self.stage = Stage::Killed { look_at: now + LOOK_AGAIN };
         }

@@ -107,12 +107,16 @@ kill -SEGV $$"#;
 
 #[test]
 fn an_executor_that_floods_the_log_has_some_lines_of_it_and_the_rest_is_counted() {
-    let mut node = Node::alone("exec yes \"so much to say, every line of it the same or not: $$\"");
+    let script = "mkdir $DIR/first 2> /dev/null || { echo a quiet word; exec sleep 1000; }
+exec yes \"so much to say, every line of it the same or not: $$\"";
+    let mut node = Node::alone(script);
     let mut client = node.client();
     let flooding = client.claim(unsigned(1));
     node.wait_for_log("so much to say");
     let mut other = node.client();
-    other.claim(unsigned(1)); // is served as before
+    let quiet = other.claim(unsigned(1)); // is served and heard as before
+    let heard = node.wait_for_log("a quiet word");
+    assert!(heard.contains(&format!("lease={quiet} ")), "{heard}");
     other.release();
     client.release();
     let told =
@@ -125,7 +129,7 @@ fn an_executor_that_floods_the_log_has_some_lines_of_it_and_the_rest_is_counted(
 
 #[test]
 fn what_a_function_does_to_its_output_is_nobody_elses_trouble() {
-    // It leaves a daemon with its pipes, outside of its group, and then closes them itself.
+    // It leaves a daemon with its streams, outside of its group, and then closes them itself.
     let script = "trap 'exit 0' TERM; cat > /dev/null
 setsid sh -c 'echo $$ > $DIR/daemon.new; mv $DIR/daemon.new $DIR/daemon; exec sleep 1000' &
 exec 2>&-; echo lost >&2; echo closed; exec >&-
@@ -142,7 +146,7 @@ while :; do sleep 0.01; done";
     let daemon: i32 = daemon.trim().parse().unwrap();
     assert!(descriptors(&node) > before);
     client.release();
-    wait_for("the pipes to be closed", || (descriptors(&node) <= before).then_some(()));
+    wait_for("the streams to be closed", || (descriptors(&node) <= before).then_some(()));
     assert!(runs(daemon));
     kill(Pid::from_raw(daemon), Signal::SIGKILL).unwrap();
     node.stop();

@@ -60,6 +60,8 @@ impl Allocations {
             confirmed: false,
             pins: self.cpus.as_mut().map(|cpus| cpus.take(cores)),
             usage: Usage::default(),
+            counted: Usage::default(),
+            polling_told: 0,
             ending: None,
         };
         self.leases.insert(lease, held);

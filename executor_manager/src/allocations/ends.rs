@@ -6,9 +6,7 @@ use rfaas::protocol::allocation::{LeaseEnding, RefusedBecause, Released, Renewed
 use rfaas::protocol::lease::{EndReason, LeaseId, LeaseTerms};
 use rfaas::protocol::node::LeaseEnded;
 
-use super::{
-    Action, Allocations, ClientId, Ending, FAR, Process, RENEWED_UNSEEN, UNCLAIMED_END, Usage,
-};
+use super::{Action, Allocations, ClientId, Ending, FAR, Process, RENEWED_UNSEEN, UNCLAIMED_END};
 use crate::request::Refusal;
 
 const NO_LEASE: &str = "this connection holds no lease";
@@ -140,7 +138,7 @@ impl Allocations {
 
     /// Frees what the lease held, now that no process of it is left, and bills it if it was in use.
     pub(super) fn finish(&mut self, now: Instant, lease: LeaseId, out: &mut Vec<Action>) {
-        let Some(held) = self.leases.remove(&lease) else { return };
+        let Some(mut held) = self.leases.remove(&lease) else { return };
         let (cores, memory) = (held.terms.cores.get(), held.terms.memory.get());
         self.used_cores -= cores;
         self.used_memory -= memory;
@@ -161,7 +159,7 @@ impl Allocations {
         if !held.confirmed {
             return;
         }
-        let bill = held.bill(Usage::default(), ending.at);
+        let bill = held.bill(ending.at);
         let reason = ending.reason.to_wire();
         out.push(Action::Ended(LeaseEnded { terms: held.terms, reason, bill }));
         // Afterwards: who has its bill may ask for the next lease at once.

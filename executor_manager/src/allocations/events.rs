@@ -45,12 +45,22 @@ impl Usage {
         }
     }
 
+    /// The larger of each: counters do not run back.
+    #[must_use]
+    pub fn max(self, other: Usage) -> Usage {
+        Usage {
+            hot_polling_ns: self.hot_polling_ns.max(other.hot_polling_ns),
+            execution_ns: self.execution_ns.max(other.execution_ns),
+            invocations: self.invocations.max(other.invocations),
+        }
+    }
+
     /// The bill of `cores` held for `allocated`. CLAMPED: what was counted beyond that is not billed,
-    /// polling first.
-    pub fn bill(self, cores: u32, allocated: Duration) -> Bill {
+    /// polling first, but for the `polling_told` before, in ns.
+    pub fn bill(self, cores: u32, allocated: Duration, polling_told: u64) -> Bill {
         let allocated_ns = u64::try_from(allocated.as_nanos()).unwrap_or(u64::MAX);
         let most = allocated_ns.saturating_mul(cores.into());
-        let execution_ns = self.execution_ns.min(most);
+        let execution_ns = self.execution_ns.min(most.saturating_sub(polling_told));
         Bill {
             allocated_ns: allocated_ns.into(),
             hot_polling_ns: self.hot_polling_ns.min(most - execution_ns).into(),

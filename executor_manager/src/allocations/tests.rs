@@ -343,14 +343,48 @@ fn pinned_workers_of_two_leases_never_share_a_cpu() {
 #[test]
 fn counters_beyond_the_cores_that_were_held_are_not_billed() {
     let forged = Usage { hot_polling_ns: u64::MAX, execution_ns: u64::MAX, invocations: 1 };
-    let bill = forged.bill(2, SECOND);
+    let bill = forged.bill(2, SECOND, 0);
     assert_eq!((bill.execution_ns.get(), bill.hot_polling_ns.get()), (2_000_000_000, 0));
     let half = Usage { hot_polling_ns: u64::MAX, execution_ns: 500_000_000, invocations: 1 };
-    let bill = half.bill(2, SECOND);
+    let bill = half.bill(2, SECOND, 0);
     assert_eq!((bill.execution_ns.get(), bill.hot_polling_ns.get()), (500_000_000, 1_500_000_000));
     assert_eq!(forged.plus(forged).execution_ns, u64::MAX);
-    let ages = forged.bill(u32::MAX, Duration::MAX);
+    let ages = forged.bill(u32::MAX, Duration::MAX, 0);
     assert_eq!((ages.allocated_ns.get(), ages.execution_ns.get()), (u64::MAX, u64::MAX));
+}
+
+/// What lease 7 is told to have used, if its executor shows these counters.
+fn told(
+    node: &mut Node,
+    hot_polling_ns: u64,
+    execution_ns: u64,
+    invocations: u64,
+) -> (u64, u64, u64) {
+    let counted = Usage { hot_polling_ns, execution_ns, invocations };
+    let used = node.allocations.used(node.now, |_| counted);
+    let bill = used[0].bill;
+    (bill.hot_polling_ns.get(), bill.execution_ns.get(), bill.invocations.get())
+}
+
+#[test]
+fn what_a_lease_was_told_to_have_used_is_never_less_later() {
+    let mut node = Node::new();
+    let lease = node.lease(A, 7, 1);
+    node.now += SECOND;
+    assert_eq!(told(&mut node, 600_000_000, 300_000_000, 30), (600_000_000, 300_000_000, 30));
+    // The executor sets its counters back, and then forges them.
+    assert_eq!(told(&mut node, 0, 0, 0), (600_000_000, 300_000_000, 30));
+    let forged = told(&mut node, 1, u64::MAX, 31);
+    assert_eq!(forged, (600_000_000, 400_000_000, 31), "no more than was held, nor less polling");
+    node.exit(lease, Usage { invocations: 1, ..Usage::default() });
+    assert_eq!(told(&mut node, u64::MAX, u64::MAX, u64::MAX), forged, "no executor counts");
+    // The next one counts from zero.
+    node.claim(A, terms(7, 1, 100));
+    node.apply(Event::Started(lease));
+    assert_eq!(told(&mut node, 0, 0, 2).2, 33);
+    let (_, bill) =
+        ended(&[node.apply(Event::Release(A)), node.exit(lease, Usage::default())].concat());
+    assert_eq!((bill.hot_polling_ns.get(), bill.invocations.get()), (600_000_000, 33));
 }
 
 #[test]

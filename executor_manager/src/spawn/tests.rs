@@ -157,6 +157,20 @@ fn signals_that_the_manager_blocks_reach_the_executor() {
 }
 
 #[test]
+fn an_executor_leads_a_session_of_its_own_and_has_no_terminal() {
+    let script = "( : < /dev/tty ) 2>&- && echo terminal > $DIR/has; read line < /proc/self/stat
+echo \"$line\" > $DIR/s; mv $DIR/s $DIR/stat; while :; do sleep 0.01; done";
+    let scripted = Scripted::new(script);
+    let executor = scripted.start();
+    let stat = scripted.read("stat");
+    let fields: Vec<&str> = stat.rsplit(") ").next().unwrap().split(' ').collect();
+    let pid = executor.pid().to_string();
+    // proc_pid_stat(5): state, parent, group, session, terminal.
+    assert_eq!(fields[1..5], [&std::process::id().to_string(), &pid, &pid, "0"]);
+    assert!(!scripted.path("has").exists(), "it could open the terminal of its manager");
+}
+
+#[test]
 fn what_a_function_forked_is_gone_with_its_executor() {
     let script = "sleep 1000 & echo $! > $DIR/child; mv $DIR/child $DIR/pid; kill -SEGV $$";
     let scripted = Scripted::new(script);

@@ -8,7 +8,8 @@
 //!   and the count is told when writing works again.
 //! * ONE EVENT, ONE LINE - text of peers and functions cannot end a line, nor command a terminal.
 //!
-//! Elsewhere: what may wait and what is lost (`queue`), what is told once with a count (`limiter`).
+//! Elsewhere: what may wait and what is lost (`queue`), what is told once with a count (`limiter`); what of the
+//! [`MEASURED`] events is told, where they come from.
 
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::fmt::Display;
@@ -32,6 +33,10 @@ use queue::Queue;
 
 /// The place of the program that an event comes from.
 type Kind = Identifier;
+
+/// Name of an event of which whoever logs it takes care that there are not too many, for each of those who can
+/// bring it about: a budget of the place in the program, which they would share, does not apply to it.
+pub const MEASURED: &str = "measured";
 
 /// The log of this process.
 static LOG: OnceLock<Arc<Queue>> = OnceLock::new();
@@ -114,7 +119,7 @@ impl<'a> MakeWriter<'a> for Events {
 
     /// Who asks for more than the operator's level gets all of it; what is logged anyway is limited.
     fn make_writer_for(&'a self, metadata: &Metadata<'_>) -> Event<'a> {
-        let limited = *metadata.level() <= Level::INFO;
+        let limited = *metadata.level() <= Level::INFO && metadata.name() != MEASURED;
         Event { to: self, kind: limited.then(|| metadata.callsite()) }
     }
 }
@@ -176,6 +181,7 @@ impl Write for StandardError {
 #[cfg(test)]
 mod tests {
     use std::io::Read;
+    use std::sync::Mutex;
 
     use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
@@ -190,6 +196,39 @@ mod tests {
         assert!(line.starts_with("client\\n2026"), "{line:?}");
         assert_eq!(escaped("grüße, 世界 → \"ok\" \\", false), "grüße, 世界 → \"ok\" \\");
         assert_eq!(escaped("\x1b[32mINFO\x1b[0m", true), "\x1b[32mINFO\x1b[0m");
+    }
+
+    /// What was written.
+    #[derive(Clone, Default)]
+    struct Written(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Written {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn events_that_are_measured_where_they_come_from_are_not_limited_again() {
+        let written = Written::default();
+        let queue = Queue::start(written.clone()).unwrap();
+        let events = Events { queue: queue.clone(), colours: false };
+        let subscriber = tracing_subscriber::fmt().with_writer(events).with_ansi(false).finish();
+        tracing::subscriber::with_default(subscriber, || {
+            for i in 0..1000 {
+                tracing::info!(name: MEASURED, lease = 1, "of a measure");
+                tracing::info!(lease = 2, "without one, {i}");
+            }
+        });
+        queue.flush(Duration::from_secs(30));
+        let written = String::from_utf8(written.0.lock().unwrap().clone()).unwrap();
+        assert_eq!(written.matches("of a measure").count(), 1000);
+        assert!(written.matches("without one").count() < 1000);
     }
 
     #[test]
