@@ -71,14 +71,21 @@ impl Published {
     pub fn in_call(&self, longer_than_ns: u64, now: u64) -> Option<Totals> {
         let since = self.calls_since.load(Ordering::Acquire);
         let passed = now.saturating_sub(since);
-        (since != 0 && ns_of(passed) >= longer_than_ns).then(|| {
-            let used = Used {
-                hot_polling: self.hot_polling.load(Ordering::Relaxed),
-                execution: self.execution.load(Ordering::Relaxed).saturating_add(passed),
-                invocations: self.invocations.load(Ordering::Relaxed),
-            };
-            used.totals()
-        })
+        (since != 0 && ns_of(passed) >= longer_than_ns).then(|| self.used_and(passed))
+    }
+
+    /// What the worker had used when its last call began, whatever became of that.
+    pub fn before_call(&self) -> Totals {
+        self.used_and(0)
+    }
+
+    fn used_and(&self, execution: u64) -> Totals {
+        let used = Used {
+            hot_polling: self.hot_polling.load(Ordering::Relaxed),
+            execution: self.execution.load(Ordering::Relaxed).saturating_add(execution),
+            invocations: self.invocations.load(Ordering::Relaxed),
+        };
+        used.totals()
     }
 }
 

@@ -1,9 +1,16 @@
-//! The workers of an executor: started, given the library, ended.
+//! The workers of an executor: started, given the library, watched, ended.
+//!
+//! ```text
+//!   thread ──told its end (`WorkerEnded`)──▶ thread_local destructors ──▶ joined ──▶ destructors of the process
+//!      └──gone without a word: a function has ended it ──▶ the process ends (`vanished`)
+//! ```
 
+use std::fs;
 use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, Receiver, Sender};
-use std::sync::{Arc, Mutex, TryLockError};
-use std::thread;
+use std::sync::{Arc, Mutex, OnceLock, TryLockError};
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use rdmalib::{CompletionQueue, Device, Waker};
@@ -24,7 +31,7 @@ const CLOSE_TIMEOUT: Duration = Duration::from_millis(150);
 /// Time that workers have to end by themselves. A function that runs longer is left running, and ends
 /// with the process.
 const STOP_TIMEOUT: Duration = Duration::from_millis(200);
-/// Time for the last counts of those workers.
+/// Time for the last counts of those workers; or, where all have ended, for their threads to end too.
 const LAST_COUNTS_TIMEOUT: Duration = Duration::from_millis(50);
 /// A call that takes longer is settled while it runs.
 const LONG_CALL_NS: u64 = 500 * MS;
@@ -36,6 +43,8 @@ struct Member {
     published: Arc<Published>,
     waker: Waker,
     library: Sender<Arc<Library>>,
+    /// Its thread among those of this process, once that runs.
+    task: Arc<OnceLock<PathBuf>>,
     ended: bool,
 }
 
@@ -43,7 +52,9 @@ struct Member {
 #[derive(Debug)]
 pub struct Crew {
     members: Vec<Member>,
+    threads: Vec<JoinHandle<()>>,
     stop: Arc<AtomicBool>,
+    notifier: Notifier,
 }
 
 /// What a worker's thread starts with.
@@ -57,6 +68,7 @@ struct Start {
     published: Arc<Published>,
     invocations: CompletionQueue,
     library: Receiver<Arc<Library>>,
+    task: Arc<OnceLock<PathBuf>>,
     stop: Arc<AtomicBool>,
 }
 
@@ -80,12 +92,14 @@ impl Crew {
         let stack_bytes = limits::stack_bytes();
         let stop = Arc::new(AtomicBool::new(false));
         let mut members = Vec::with_capacity(plan.workers.len());
+        let mut threads = Vec::with_capacity(plan.workers.len());
         for (index, cpu) in plan.workers.iter().enumerate() {
             let account = Arc::new(Mutex::new(Account::new(device, &domain, manager_ends)?));
             let published = Arc::new(Published::default());
             let invocations = worker::invocations(device, &plan.layout)?;
             let waker = invocations.waker();
             let (library, receiver) = mpsc::channel();
+            let task = Arc::new(OnceLock::new());
             let start = Start {
                 index: index as u16, // at most 65,535
                 cpu: *cpu,
@@ -96,17 +110,18 @@ impl Crew {
                 published: published.clone(),
                 invocations,
                 library: receiver,
+                task: task.clone(),
                 stop: stop.clone(),
             };
             let notifier = notifier.clone();
             let thread = thread::Builder::new().name(format!("worker-{index}"));
-            thread.stack_size(stack_bytes).spawn(move || {
+            threads.push(thread.stack_size(stack_bytes).spawn(move || {
                 let end = work(start);
                 notifier.tell(Event::WorkerEnded { worker: index, end });
-            })?;
-            members.push(Member { account, published, waker, library, ended: false });
+            })?);
+            members.push(Member { account, published, waker, library, task, ended: false });
         }
-        Ok(Crew { members, stop })
+        Ok(Crew { members, threads, stop, notifier: notifier.clone() })
     }
 
     /// Lets the workers begin.
@@ -123,6 +138,26 @@ impl Crew {
         }
     }
 
+    /// A worker whose thread is no more and that has not told its end, as far as was heard: a function has ended
+    /// the thread, by a raw exit(2), or with seccomp(2).
+    pub fn vanished(&self) -> Option<usize> {
+        let gone = |member: &Member| {
+            let task = member.task.get().filter(|_| !member.ended);
+            task.is_some_and(|task| matches!(fs::exists(task), Ok(false)))
+        };
+        self.members.iter().position(gone)
+    }
+
+    /// `worker` has vanished in a call: settles for what it had used before. When in the call it ended nobody
+    /// knows.
+    pub fn write_off(&mut self, worker: usize) {
+        if let Some(member) = self.members.get_mut(worker) {
+            member.ended = true;
+            let totals = member.published.before_call();
+            member.with_account(|account| account.close(&totals, LAST_COUNTS_TIMEOUT));
+        }
+    }
+
     /// Settles for workers whose call takes long.
     pub fn settle_long_calls(&self) {
         let now = ticks();
@@ -134,14 +169,16 @@ impl Crew {
     }
 
     /// Ends all workers within 300 ms and settles for those that do not end by themselves. Whether all
-    /// did. A signal cuts it short.
+    /// did, and their threads too. Nothing cuts it short: the client's end and the manager's word come
+    /// together, and the last counts are on their way.
     pub fn stop(&mut self, watch: &mut Watch) -> io::Result<bool> {
         self.stop.store(true, Ordering::Relaxed);
         self.members.iter_mut().for_each(|member| {
             member.library = mpsc::channel().0; // one that still waits for the library waits in vain
             member.waker.wake();
         });
-        let deadline = Instant::now() + STOP_TIMEOUT;
+        let start = Instant::now();
+        let deadline = start + STOP_TIMEOUT;
         while self.members.iter().any(|member| !member.ended) {
             match watch.next(deadline.saturating_duration_since(Instant::now()))? {
                 News::Event(Event::WorkerEnded { worker, end }) => {
@@ -149,9 +186,11 @@ impl Crew {
                     self.ended(worker);
                 }
                 News::Nothing => break,
-                News::Signal => return Ok(false),
                 _ => {} // whatever else happens: it is over
             }
+        }
+        if self.members.iter().all(|member| member.ended) {
+            return self.join(watch, start + STOP_TIMEOUT + LAST_COUNTS_TIMEOUT);
         }
         let deadline = Instant::now() + LAST_COUNTS_TIMEOUT;
         let now = ticks();
@@ -162,7 +201,27 @@ impl Crew {
                 member.with_account(|account| account.close(&totals, timeout));
             }
         }
-        Ok(self.members.iter().all(|member| member.ended))
+        Ok(false)
+    }
+
+    /// Waits until the threads of all workers, which have ended, are no more: so that destructors of the library's
+    /// thread_local objects have run before those of its static ones. Whether they were by `deadline`.
+    fn join(&mut self, watch: &mut Watch, deadline: Instant) -> io::Result<bool> {
+        let (threads, notifier) = (std::mem::take(&mut self.threads), self.notifier.clone());
+        // On a thread of its own, since such a destructor may hang.
+        thread::Builder::new().name("joiner".into()).spawn(move || {
+            for thread in threads {
+                let _ = thread.join(); // a panic has ended the process
+            }
+            notifier.tell(Event::WorkersJoined);
+        })?;
+        loop {
+            match watch.next(deadline.saturating_duration_since(Instant::now()))? {
+                News::Event(Event::WorkersJoined) => return Ok(true),
+                News::Nothing => return Ok(false),
+                _ => {}
+            }
+        }
     }
 }
 
@@ -197,8 +256,17 @@ pub fn log_end(worker: usize, end: &Result<End, StartError>) {
     }
 }
 
+/// Where this thread is to be found as long as it lives. `None`: nobody will miss it.
+fn task_of_this_thread() -> Option<PathBuf> {
+    // A link to "PID/task/TID", in the numbers of whichever namespace this /proc shows.
+    Some(Path::new("/proc").join(fs::read_link("/proc/thread-self").ok()?))
+}
+
 /// The life of a worker's thread.
 fn work(start: Start) -> Result<End, StartError> {
+    if let Some(task) = task_of_this_thread() {
+        let _ = start.task.set(task); // nobody else does
+    }
     let cpus = match start.cpu {
         Some(cpu) => {
             pin(cpu);

@@ -25,6 +25,8 @@ pub enum Event {
         /// Why.
         end: Result<End, StartError>,
     },
+    /// No thread of a worker is left.
+    WorkersJoined,
 }
 
 /// The main thread's end.

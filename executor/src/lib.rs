@@ -13,6 +13,8 @@
 //! * BOUNDED - it ends when its manager tells it to (SIGTERM), when its client or its manager is gone or silent,
 //!   within 300 ms, whatever the functions do, and within a second even if they keep it from that; and
 //!   with its manager at once (the kernel sees to that).
+//! * WHOLE - it works with all its threads or not at all: when one panics, or a function ends that of its worker,
+//!   it aborts, and the manager tells the client.
 //! * ALONE - a process holds one client's code and connections. It gets its secrets on standard input and
 //!   leaves no file behind.
 //!
@@ -121,6 +123,8 @@ enum Stop {
     Over(&'static str),
     /// The manager is silent: if it is not dead, it is to know why we end.
     Forsaken,
+    /// A function has ended the thread of this worker.
+    ThreadEnded(usize),
     /// The library is of no use.
     Load(LoadError),
     /// Something broke.
@@ -159,6 +163,7 @@ fn is_the_end(news: &News) -> bool {
         News::Signal | News::ManagerGone | News::ClientGone(_) => true,
         News::Event(Event::BeatEnded(_) | Event::WorkerEnded { end: Err(_), .. }) => true,
         News::Event(Event::Loaded(_) | Event::WorkerEnded { end: Ok(_), .. }) => false,
+        News::Event(Event::WorkersJoined) => false,
         News::Written(_) | News::Nothing => false,
     }
 }
@@ -237,6 +242,7 @@ impl Executor {
                 tracing::debug!(lease = self.plan.lease, "the executor manager is silent: ending");
                 (FORSAKEN, None)
             }
+            Stop::ThreadEnded(worker) => self.abort(worker),
             Stop::Load(error) => {
                 self.tell_load_failed(&error);
                 (LOAD_FAILED, None)
@@ -266,10 +272,35 @@ impl Executor {
         );
         loop {
             match self.next(TICK)? {
-                News::Nothing => self.crew.settle_long_calls(),
+                News::Nothing => self.look_at_workers()?,
                 _ => return Err(Stop::Over("the client broke the protocol")),
             }
         }
+    }
+
+    /// Settles for workers whose call takes long, unless there is none left to make it.
+    fn look_at_workers(&mut self) -> Result<(), Stop> {
+        if self.crew.vanished().is_some() {
+            self.next(Duration::ZERO)?; // its last word, if it had one, came before the thread's end
+            if let Some(worker) = self.crew.vanished() {
+                return Err(Stop::ThreadEnded(worker));
+            }
+        }
+        self.crew.settle_long_calls();
+        Ok(())
+    }
+
+    /// WHOLE. Locks that the thread of `worker` held stay locked, so no other code of the library runs.
+    fn abort(&mut self, worker: usize) -> ! {
+        end_at_last();
+        tracing::error!(
+            lease = self.plan.lease,
+            worker,
+            "a function has ended its worker's thread: aborting"
+        );
+        self.crew.write_off(worker);
+        let _ = self.crew.stop(&mut self.watch); // what others have used is counted, if that is possible
+        std::process::abort()
     }
 
     /// The client's code, copied out of the memory that it can write.

@@ -15,6 +15,8 @@
 //! * ONE ANSWER - each completion is looked at once and answered once. An output area is written again
 //!   when its slot is used again, which is after the client has seen the reply, and read the output if
 //!   that stays in place: so its write is done, and no send completion has to be waited for.
+//! * ONE PROCESS - a function may fork, and both processes return from it. The child has this worker's connection
+//!   too, and ends here.
 //! * HOSTILE - what a client sends is checked; it can only break its own connection, which ends the worker and
 //!   leaves the others alone.
 //!
@@ -24,8 +26,8 @@
 use std::sync::{Mutex, PoisonError};
 
 use rdmalib::{
-    CompletionQueue, Device, Domain, Flags, Operation, QueuePair, QueuePairConfig, RemoteAddress,
-    RnrRetry, Source, Status, WorkCompletion, WorkRequest,
+    CompletionQueue, Device, Domain, Flags, ForkMark, Operation, QueuePair, QueuePairConfig,
+    RemoteAddress, RnrRetry, Source, Status, WorkCompletion, WorkRequest,
 };
 use rfaas::Spin;
 use rfaas::protocol::invocation::{ReplyImmediate, ReplyStatus};
@@ -37,7 +39,7 @@ use crate::clock::{MS, now_ns, ticks, ticks_of};
 use crate::cpus::Cpus;
 use crate::dial::{DIAL_TIMEOUT, DialError};
 use crate::layout::{Layout, Slot};
-use crate::library::{Library, Memory};
+use crate::library::{Library, Memory, leave_forked};
 use crate::meter::Meter;
 use crate::plan::Plan;
 use crate::spin::{Idle, Spinner};
@@ -309,6 +311,7 @@ pub struct Worker<'a> {
     shared: Shared<'a>,
     spinner: Spinner,
     meter: Meter,
+    process: ForkMark,
     /// Where it may go when it has to share its CPU; `None` if it is pinned.
     cpus: Option<Cpus>,
     /// The last poll that found nothing, in ticks.
@@ -336,6 +339,7 @@ impl<'a> Worker<'a> {
             shared,
             spinner: Spinner::new(spin, now_ns()),
             meter: Meter::new(now),
+            process: ForkMark::new(),
             cpus,
             idle_at: now,
             settle_at: now + ticks_of(SETTLE_EACH_NS),
@@ -410,6 +414,9 @@ impl<'a> Worker<'a> {
         };
         self.shared.published.begin(self.meter.used(), self.meter.mark());
         let bytes = function.call(memory, *slot, *input_bytes);
+        if !self.process.is_here() {
+            leave_forked(); // ONE PROCESS
+        }
         self.shared.published.end();
         self.meter.called();
         if bytes > output_capacity {

@@ -31,6 +31,9 @@ struct Running {
     beats: Beats,
     /// It was killed for its silence.
     silent: bool,
+    /// Until when it may tell that it ended for ours: we were silent ourselves. An exit status alone, which a
+    /// function can choose, is no reason to believe it.
+    may_miss_us_until: Option<Instant>,
 }
 
 /// Starts executors and keeps them until they are reaped.
@@ -119,7 +122,8 @@ impl Executors {
             self.beat_at = Instant::now() + self.heartbeat.period;
         }
         let beats = Beats::new(self.heartbeat);
-        self.running.insert(lease, Running { process, account, beats, silent: false });
+        let running = Running { process, account, beats, silent: false, may_miss_us_until: None };
+        self.running.insert(lease, running);
         Ok(pid)
     }
 
@@ -181,6 +185,14 @@ impl Executors {
             due |= running.process.tick(now);
         }
         if !self.running.is_empty() && now >= self.beat_at {
+            let Heartbeat { period, silence } = self.heartbeat;
+            if now + period >= self.beat_at + silence {
+                tracing::debug!(
+                    "no sign of life of ours for {silence:?}: executors may have ended"
+                );
+                let until = Some(now + silence);
+                self.running.values_mut().for_each(|running| running.may_miss_us_until = until);
+            }
             self.beat_at = now + self.heartbeat.period;
             self.beat(now);
         }
@@ -215,13 +227,16 @@ impl Executors {
 
     /// Reaps the processes that are gone.
     pub fn reap(&mut self) -> Vec<Gone> {
+        let now = Instant::now();
         let gone: Vec<_> = self
             .running
             .iter_mut()
             .filter_map(|(&lease, running)| {
                 let exit = match running.process.try_reap()? {
                     Exit::Signal(_) if running.silent => Exit::Silent,
-                    Exit::Status(FORSAKEN) => Exit::Silent, // of us: we were stopped
+                    Exit::Status(FORSAKEN) if running.may_miss_us_until >= Some(now) => {
+                        Exit::Silent // of us: we were stopped
+                    }
                     exit => exit,
                 };
                 // Only now: what it counted last has landed when its process is no more.

@@ -88,6 +88,47 @@ fn a_manager_that_was_stopped_judges_nobody_by_that_time() {
     client.release();
 }
 
+/// How the manager tells the end of an executor that exits as one does that misses its manager.
+fn exits_as_one_that_misses_its_manager(node: &Node, client: &mut Client) -> (i32, i32, u16) {
+    loop {
+        match client.next() {
+            ToClient::Heartbeat(_) => {}
+            ToClient::ExecutorExited(told) => {
+                return (told.signal.get(), told.status.get(), told.silent.get());
+            }
+            other => panic!("{other:?}\n{}", node.log()),
+        }
+    }
+}
+
+const MISSES_ITS_MANAGER: &str =
+    "echo $$ >> $DIR/pids; until [ -e $DIR/end ]; do sleep 0.01; done; exit 75";
+
+#[test]
+fn an_exit_status_is_told_as_it_is_by_a_manager_that_gave_signs_of_life() {
+    let node = node(MISSES_ITS_MANAGER, 60_000);
+    let mut client = node.client();
+    client.claim(unsigned(1));
+    node.executors(1);
+    std::fs::write(node.setup.path("end"), "").unwrap();
+    assert_eq!(exits_as_one_that_misses_its_manager(&node, &mut client), (0, 75, 0));
+}
+
+#[test]
+fn an_executor_that_missed_its_manager_is_believed_by_one_that_was_stopped() {
+    let node = node(MISSES_ITS_MANAGER, 3000);
+    let mut client = node.client();
+    client.claim(unsigned(1));
+    node.executors(1);
+    node.signal(Signal::SIGSTOP);
+    std::thread::sleep(3500 * MS);
+    std::fs::write(node.setup.path("end"), "").unwrap();
+    std::thread::sleep(500 * MS);
+    node.signal(Signal::SIGCONT);
+    let told = exits_as_one_that_misses_its_manager(&node, &mut client);
+    assert_eq!(told, (Signal::SIGKILL as i32, 0, 1));
+}
+
 #[test]
 fn an_executor_that_gives_no_sign_of_life_is_killed_and_another_may_be_started() {
     // Stopped before it says anything, with a child: "during allocation".

@@ -164,7 +164,8 @@ pub enum Error {
     )]
     AllSlotsBusy,
     /// A function killed the executor, and the invocations in flight with it. Restart it, or
-    /// deploy again.
+    /// deploy again. SIGABRT also stands for a C++ exception that left a function, and for a function
+    /// that ended its worker's thread instead of returning.
     #[error("a function crashed the executor: {}", Exit::Signal(*signal))]
     FunctionCrashed {
         /// The signal.

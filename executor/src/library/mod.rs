@@ -27,6 +27,7 @@ use std::time::Duration;
 
 use libloading::os::unix::{Library as Handle, RTLD_GLOBAL, RTLD_NOW};
 use nix::sys::memfd::{MFdFlags, memfd_create};
+use rdmalib::ForkMark;
 use rfaas::function::{LibraryError, exported_functions};
 
 use crate::layout::Slot;
@@ -79,12 +80,16 @@ pub struct Library {
 impl Library {
     /// Loads the library whose file is `code`. Runs its constructors, once.
     pub fn load(code: &[u8]) -> Result<Library, LoadError> {
+        let process = ForkMark::new();
         let names = exported_functions(code)?;
         let code = in_memory_file(code)?;
         let path = format!("/proc/self/fd/{}", code.as_raw_fd());
         // SAFETY: loading runs the library's constructors. They are the client's code in the
         // client's process, like its functions (module docs), and rely on nothing of ours.
         let handle = unsafe { Handle::open(Some(&path), RTLD_NOW | RTLD_GLOBAL) };
+        if !process.is_here() {
+            leave_forked();
+        }
         let handle = handle.map_err(|error| match Path::new(&path).exists() {
             true => LoadError::Loader(loaders_words(&error, &path)),
             false => LoadError::NoProc,
@@ -184,6 +189,13 @@ pub fn leave(status: i32) -> ! {
         leave_at_once(status)
     });
     std::process::exit(status)
+}
+
+/// Ends a process that a function, or a constructor, has forked and returned in: it was to do something else, and
+/// the executor's connections are not its own.
+#[cold]
+pub fn leave_forked() -> ! {
+    leave_at_once(0)
 }
 
 /// Ends the process with `status`, also while functions run.

@@ -176,6 +176,7 @@ fn a_crashed_executor_is_told_and_the_lease_may_start_another() {
     let mut node = Node::new();
     let lease = node.lease(A, 7, 2);
     let usage = Usage { hot_polling_ns: 1, execution_ns: 2, invocations: 3 };
+    node.now += SECOND;
     let out = node.apply(Event::Exited { lease, exit: Exit::Signal(11), usage });
     let told = ExecutorExited { signal: 11.into(), status: 0.into(), silent: 0.into() };
     assert_eq!(out, [Action::Tell(A, ToClient::ExecutorExited(told))]);
@@ -385,6 +386,18 @@ fn what_a_lease_was_told_to_have_used_is_never_less_later() {
     let (_, bill) =
         ended(&[node.apply(Event::Release(A)), node.exit(lease, Usage::default())].concat());
     assert_eq!((bill.hot_polling_ns.get(), bill.invocations.get()), (600_000_000, 33));
+}
+
+#[test]
+fn more_calls_than_there_was_time_for_are_not_billed_nor_more_than_json_keeps_exactly() {
+    let calls = |invocations, cores, time| {
+        let usage = Usage { hot_polling_ns: 0, execution_ns: 0, invocations };
+        usage.bill(cores, time, 0).invocations.get()
+    };
+    assert_eq!(calls(u64::MAX, 2, SECOND), 200_000_000);
+    assert_eq!(calls(50_000_000, 1, SECOND), 50_000_000);
+    assert_eq!(calls(u64::MAX, u32::MAX, Duration::MAX), 1 << 53);
+    assert_eq!(calls(7, 1, Duration::ZERO), 0);
 }
 
 #[test]

@@ -98,6 +98,11 @@ impl Driver {
         }
     }
 
+    /// Ends the sleep of whoever drives.
+    pub(super) fn waker(&self) -> rdmalib::Waker {
+        self.completions.waker()
+    }
+
     /// Polls the way `waiter` says until there are completions (their number) or it is time to look
     /// at the clock (0).
     #[inline]
@@ -159,7 +164,7 @@ impl Shared {
         lease: Weak<Life>,
     ) -> Self {
         let limit = deployment.invocation_timeout;
-        let bell = driver.completions.waker();
+        let bell = driver.waker();
         let workers = Workers::new(workers, limit);
         let state = State { workers, driver: Some(driver), followers: 0, reactor: None };
         Shared {
@@ -483,11 +488,8 @@ impl Drop for Together<'_> {
 fn look(workers: &mut Workers, lease: &Weak<Life>, waiter: &mut Waiter, woken: &mut Vec<Waker>) {
     let now = Instant::now();
     let lease = lease.upgrade();
-    if let Some(failure) = lease.as_ref().and_then(|lease| lease.over()) {
-        // No result is waited for, even if connections live: it may be that nothing reaches the node.
-        workers.close(failure, woken);
-    }
-    let looked = workers.look(now, || lease.and_then(|lease| lease.news()), woken);
+    let over = lease.as_ref().and_then(|lease| lease.over());
+    let looked = workers.look(now, over, || lease.and_then(|lease| lease.news()), woken);
     waiter.looked(now, looked.until, looked.news);
 }
 

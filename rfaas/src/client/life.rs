@@ -60,6 +60,8 @@ pub(super) enum Stage {
 struct End {
     ending: Option<Ending>,
     tell: Option<OnEnding>,
+    /// Waits for results of the executor.
+    sleeper: Option<rdmalib::Waker>,
 }
 
 /// What an application wants to be called with its lease's end.
@@ -114,14 +116,20 @@ impl Life {
         }
     }
 
-    /// Why the lease is over, if that was noted; the thread that speaks for it does. Never waits, and
-    /// makes no system call.
+    /// Why lease or executor are over, if that was noted; the thread that speaks for the lease does. Never
+    /// waits, and makes no system call.
     pub(super) fn over(&self) -> Option<Failure> {
         match &self.try_lock()?.stage {
             Stage::Granted(_) => None,
-            Stage::Claimed(manager) => manager.over().and_then(|_| manager.verdict()),
+            Stage::Claimed(manager) => manager.verdict(),
             Stage::Over(reason) => Some(Failure::LeaseEnded(*reason)),
         }
+    }
+
+    /// Has `sleeper` woken, once, when lease or executor are over: who sleeps on its connections may not
+    /// learn it from those. Takes the place of an earlier one.
+    pub(super) fn wake_at_end(&self, sleeper: rdmalib::Waker) {
+        self.end().sleeper = Some(sleeper);
     }
 
     /// The end of the lease, once it is announced or has come. Never waits.
@@ -160,13 +168,17 @@ impl Life {
 
     /// Looks after the lease, from the keepalive thread.
     pub(super) fn tend(&self) -> Tended {
-        let tended = {
+        let (tended, over) = {
             let Some(mut state) = self.try_lock() else { return Tended::Busy };
             let Stage::Claimed(manager) = &mut state.stage else { return Tended::Over };
             let tended = manager.tend();
             self.note(manager.ending());
-            tended
+            (tended, manager.verdict().is_some())
         };
+        if over {
+            // After the lock, for which those who are woken do not wait (`over`).
+            self.end().sleeper.take().iter().for_each(rdmalib::Waker::wake);
+        }
         self.tell();
         tended
     }

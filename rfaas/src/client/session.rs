@@ -140,6 +140,7 @@ fn launch(
     let ready = assembly.finish();
     let driver = Driver::new(ready.completions, ready.receives);
     let weak = Arc::downgrade(lease.life());
+    lease.life().wake_at_end(driver.waker());
     Ok(Started {
         shared: Shared::new(ready.workers, driver, ready.functions, deployment, weak),
         control: ready.control,

@@ -15,7 +15,8 @@
 //!   theirs are posted again (`drive`); a request in each slot and as many whose completion is still to come fit
 //!   the send queue.
 //! * VERDICT - a connection that ends says nothing of the reason. The executor manager does, on
-//!   another connection, a little later: orphans wait for it, for at most [`VERDICT_WAIT`].
+//!   another connection, a little later: orphans wait for it, for at most [`VERDICT_WAIT`]. Its word also
+//!   counts alone, while connections live: a process that a function has forked may hold them.
 //! * HOSTILE - whatever a worker answers is checked; one that breaks the protocol is cut.
 //!
 //! Here is no lock and nothing waits. Elsewhere: writing a request (`post`), calls in place (`in_place`), polling
@@ -291,13 +292,25 @@ impl Workers {
         }
     }
 
-    /// It is `now`: gives up workers that are out of time, and reads `news` of lost connections.
+    /// It is `now`: gives up workers that are out of time, and reads `news` of lost connections. `over`: why it
+    /// is over with lease or executor, as far as was heard without asking. To be called when nothing was polled.
     pub(super) fn look(
         &mut self,
         now: Instant,
+        over: Option<Failure>,
         news: impl FnOnce() -> Option<Failure>,
         woken: &mut Vec<Waker>,
     ) -> Looked {
+        match (self.verdict, over) {
+            // What it has answered before its end may only just be there: to be polled once more.
+            (Verdict::None, Some(Failure::Exited(_))) => {
+                self.verdict = Verdict::Awaited(now);
+                return Looked { until: self.tickets.deadlines(self.deadline(now)), news: true };
+            }
+            // No result is waited for, even if connections live: it may be that nothing reaches the node.
+            (_, Some(failure)) => self.close(failure, woken),
+            (_, None) => {}
+        }
         let deadline = self.deadline(now);
         let mut until = self.tickets.deadlines(deadline);
         if until.is_some_and(|until| until <= now) {
@@ -392,14 +405,15 @@ impl Workers {
 
     /// The reason for the lost connections is known, or nobody has told it in time.
     fn judge(&mut self, news: Option<Failure>, woken: &mut Vec<Waker>) {
-        let failure = news.unwrap_or(Failure::Gone);
-        self.verdict = if news.is_some() || self.alive == 0 {
-            Verdict::Final(failure)
-        } else {
-            Verdict::None // one connection failed, the executor lives: the others go on
+        if let Some(failure) = news {
+            return self.close(failure, woken); // of the executor as a whole
+        }
+        self.verdict = match self.alive {
+            0 => Verdict::Final(Failure::Gone),
+            _ => Verdict::None, // one connection failed, the executor lives: the others go on
         };
         for ticket in std::mem::take(&mut self.orphans) {
-            self.tickets.resolve(ticket, Outcome::Failed(failure), woken);
+            self.tickets.resolve(ticket, Outcome::Failed(Failure::Gone), woken);
         }
     }
 }

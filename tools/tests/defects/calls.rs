@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use rfaas::{Client, Error, Exit, LeaseRequest, Spin};
 use tools::Options;
 
-use super::common::{call, call_with_room, deploy, faulty, one_at_a_time, warm};
+use super::common::{call, call_with_room, deploy, eventually, faulty, one_at_a_time, warm};
 use super::{Scene, result, submit};
 
 fn number(bytes: &[u8]) -> u32 {
@@ -76,6 +76,9 @@ fn a_function_that_ends_its_process_is_an_error_that_says_how_a4() {
         ("raise_signal", 8, Exit::Signal(8)),
         ("exit_with", 3, Exit::Status(3)),
         ("exit_with", 0, Exit::Status(0)),
+        ("exit_with", 75, Exit::Status(75)), // which an executor also has of its own
+        ("exit_elsewhere", 4, Exit::Status(4)),
+        ("end_thread", 0, Exit::Signal(6)),
     ];
     for (function, input, expected) in cases {
         let mut executor = lease.deploy_with(&library, &warm()).unwrap();
@@ -87,6 +90,68 @@ fn a_function_that_ends_its_process_is_an_error_that_says_how_a4() {
         assert_eq!(how_it_ended(&error), Some(expected), "{function}, later: {error:?}");
     }
     drop(lease);
+    scene.ends();
+}
+
+#[test]
+fn a_crash_is_told_whoever_still_has_the_connections_a4() {
+    let _guard = one_at_a_time();
+    let scene = Scene::small();
+    let library = faulty(scene.directory.path());
+    let lease = scene.client.lease(LeaseRequest::new(2, 64)).unwrap();
+    for spin in [Spin::Always, Spin::Never] {
+        // Less than what the daemon lives: who waits for the connections waits in vain.
+        let deployment = warm().spin(spin).invocation_timeout(Duration::from_secs(20));
+        let mut executor = lease.deploy_with(&library, &deployment).unwrap();
+        assert_eq!(call(&mut executor, "echo", &[1; 8]).unwrap(), [1; 8]);
+        let sleeping = submit(&mut executor, "sleep_forever", &[0; 4]).unwrap();
+        let crashing = submit(&mut executor, "crash_with_a_daemon", &40u32.to_ne_bytes()).unwrap();
+        for pending in [crashing, sleeping] {
+            let error = pending.wait().unwrap_err().error;
+            assert!(matches!(error, Error::FunctionCrashed { signal: 6 }), "{spin:?}: {error:?}");
+        }
+        let error = call(&mut executor, "echo", &[1; 8]).unwrap_err();
+        assert!(matches!(error, Error::FunctionCrashed { signal: 6 }), "{spin:?}: {error:?}");
+        // The same for who calls alone, and after a restart.
+        executor.restart().unwrap();
+        assert_eq!(call(&mut executor, "echo", &[2; 8]).unwrap(), [2; 8]);
+        let error = call(&mut executor, "crash_with_a_daemon", &40u32.to_ne_bytes()).unwrap_err();
+        assert!(matches!(error, Error::FunctionCrashed { signal: 6 }), "{spin:?}: {error:?}");
+    }
+    lease.release().unwrap();
+    scene.ends();
+}
+
+#[test]
+fn a_function_that_becomes_another_program_is_an_error_and_the_lease_ends_as_ever_a4() {
+    let _guard = one_at_a_time();
+    let scene = Scene::small();
+    let mut executor = scene.deploy(1, &warm());
+    let error = call(&mut executor, "become_another_program", &[]).unwrap_err();
+    assert!(matches!(error, Error::ExecutorGone), "{error:?}");
+    drop(executor);
+    scene.is_free();
+    scene.ends();
+}
+
+#[test]
+fn calls_of_an_executor_that_was_dropped_are_billed_a4() {
+    let _guard = one_at_a_time();
+    let scene = Scene::small();
+    let http = scene.cluster.http().unwrap();
+    for round in 1..=5 {
+        let mut executor = scene.deploy(2, &warm().spin(Spin::Always));
+        for _ in 0..3 {
+            assert_eq!(call(&mut executor, "echo", &[1; 8]).unwrap(), [1; 8]);
+        }
+        drop(executor);
+        scene.is_free();
+        let bills = || http.get("/billing").unwrap().body;
+        eventually("its bill", || bills().as_array().unwrap().len() == round);
+        let bills = bills();
+        let calls: Vec<_> = bills.as_array().unwrap().iter().map(|b| &b["invocations"]).collect();
+        assert!(calls.iter().all(|calls| *calls == &3), "{bills}");
+    }
     scene.ends();
 }
 

@@ -2,11 +2,13 @@
  *
  * Built by tests with `cc -shared -fPIC`. Numbers in inputs and outputs are of this machine's byte order.
  */
+#define _GNU_SOURCE
 #include <pthread.h>
 #include <signal.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -56,6 +58,71 @@ uint32_t abort_now(void *input, uint32_t input_bytes, void *output) {
 uint32_t exit_with(void *input, uint32_t input_bytes, void *output) {
     (void)output;
     exit((int)number(input, input_bytes));
+}
+
+/* Ends the process from another thread; the exit status is its input. */
+static void *exit_there(void *status) { exit(*(int *)status); }
+
+uint32_t exit_elsewhere(void *input, uint32_t input_bytes, void *output) {
+    static int status;
+    pthread_t thread;
+    (void)output;
+    status = (int)number(input, input_bytes);
+    pthread_create(&thread, NULL, exit_there, &status);
+    for (;;) pause();
+}
+
+/* Ends its thread, and nobody else hears of it. */
+uint32_t end_thread(void *input, uint32_t input_bytes, void *output) {
+    (void)input, (void)input_bytes, (void)output;
+    syscall(SYS_exit, 0);
+    return 0;
+}
+
+/* Likewise, in the way that POSIX has for it. */
+uint32_t leave_thread(void *input, uint32_t input_bytes, void *output) {
+    (void)input, (void)input_bytes, (void)output;
+    pthread_exit(NULL);
+}
+
+/* Forks, and both processes return. The output is the child's process id. */
+static uint32_t both_return(pid_t child, void *output) {
+    memcpy(output, &child, sizeof child);
+    return sizeof child;
+}
+
+uint32_t fork_and_return(void *input, uint32_t input_bytes, void *output) {
+    (void)input, (void)input_bytes;
+    return both_return(fork(), output);
+}
+
+/* Likewise, without the C library. */
+uint32_t clone_and_return(void *input, uint32_t input_bytes, void *output) {
+    (void)input, (void)input_bytes;
+    return both_return((pid_t)syscall(SYS_clone, SIGCHLD, 0, 0, 0, 0), output);
+}
+
+/* Dies of SIGABRT and leaves a process that has all its descriptors, for as many seconds as its input says. */
+uint32_t crash_with_a_daemon(void *input, uint32_t input_bytes, void *output) {
+    int ready[2];
+    char byte;
+    (void)output;
+    if (pipe(ready) != 0) return 0;
+    if (fork() == 0) {
+        setsid();
+        alarm(number(input, input_bytes));
+        if (write(ready[1], "r", 1) != 1) _exit(1);
+        for (;;) pause();
+    }
+    if (read(ready[0], &byte, 1) != 1) return 0;
+    abort();
+}
+
+/* Makes its process another program, which stays. */
+uint32_t become_another_program(void *input, uint32_t input_bytes, void *output) {
+    (void)input, (void)input_bytes, (void)output;
+    execlp("sleep", "sleep", "1000", (char *)NULL);
+    return 0;
 }
 
 /* Never returns, without using the processor. */

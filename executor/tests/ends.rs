@@ -1,0 +1,149 @@
+//! What functions do to their own process and thread, and what becomes of the executor then; what is left in order at
+//! its end.
+
+#![allow(clippy::unwrap_used)] // in what tests share: a failed test is what it is for
+
+mod common;
+
+use std::fs;
+use std::os::unix::process::ExitStatusExt;
+
+use common::{Session, Setup, compile, eventually, faulty};
+
+fn start_call(session: &mut Session, function: &str) {
+    let function = session.function(function);
+    session.workers[0].submit(0, function, &[]);
+}
+
+/// Whether a process runs, as it does not when nobody has taken note of its end yet.
+fn runs(pid: i32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"));
+    stat.is_ok_and(|stat| !stat.contains(") Z "))
+}
+
+#[test]
+fn a_child_that_returns_from_its_function_ends_and_its_parent_serves() {
+    for hot_timeout_ms in [-1, 0] {
+        let setup = Setup { hot_timeout_ms, ..Setup::default() };
+        let mut session = Session::start(&setup, &faulty());
+        let echo = session.function("echo");
+        for function in ["fork_and_return", "clone_and_return"] {
+            let function = session.function(function);
+            for round in 0..10u8 {
+                let output = session.workers[0].call(function, &[]);
+                let child = i32::from_ne_bytes(output.try_into().unwrap());
+                assert!(child > 0, "{child}: the child has answered");
+                assert_eq!(session.workers[0].call(echo, &[round; 64]), [round; 64]);
+                eventually("the end of the child", || (!runs(child)).then_some(()));
+            }
+        }
+        session.terminate();
+        assert_eq!(session.exit_status().code(), Some(0));
+        assert_eq!(session.manager.invocations(), 40, "each counts once");
+    }
+}
+
+#[test]
+fn a_function_that_ends_its_thread_is_a_crash_and_the_call_costs_nothing() {
+    for workers in [1, 2] {
+        let mut session = Session::start(&Setup { workers, ..Setup::default() }, &faulty());
+        let echo = session.function("echo");
+        session.workers[0].call(echo, b"abc");
+        // Settled when the worker goes to sleep.
+        eventually("the call is counted", || (session.manager.invocations() == 1).then_some(()));
+        let counted = session.manager.execution_ns();
+        start_call(&mut session, "end_thread");
+        assert_eq!(session.exit_status().signal(), Some(6));
+        assert_eq!(session.manager.invocations(), 1);
+        let more = session.manager.execution_ns() - counted;
+        assert!(more < 1_000_000, "{more} ns for a call of which nobody knows how long it took");
+        assert!(session.workers[0].ends());
+    }
+}
+
+#[test]
+fn a_function_that_leaves_its_thread_as_posix_has_it_is_a_crash() {
+    let mut session = Session::start(&Setup::default(), &faulty());
+    start_call(&mut session, "leave_thread");
+    assert_eq!(session.exit_status().signal(), Some(6));
+}
+
+#[test]
+fn a_worker_whose_client_has_cut_it_is_not_taken_for_one_that_a_function_ended() {
+    let mut session = Session::start(&Setup { workers: 2, ..Setup::default() }, &faulty());
+    drop(session.workers.remove(0));
+    let (echo, sleep_ms) = (session.function("echo"), session.function("sleep_ms"));
+    // Longer than the time between two looks at the workers.
+    session.workers[0].call(sleep_ms, &u32::to_ne_bytes(2500));
+    assert_eq!(session.workers[0].call(echo, b"abc"), b"abc");
+    session.terminate();
+    assert_eq!(session.exit_status().code(), Some(0));
+}
+
+#[test]
+fn the_other_program_that_a_function_becomes_has_none_of_the_connections() {
+    let mut session = Session::start(&Setup::default(), &faulty());
+    start_call(&mut session, "become_another_program");
+    assert!(session.workers[0].ends());
+    session.child.kill().unwrap();
+}
+
+fn thread_locals(more: &[(&str, &str)]) -> (Session, tempfile::TempDir) {
+    let dir = tempfile::tempdir().unwrap();
+    let log = dir.path().join("log");
+    let mut env = vec![("FUNCTION_LOG".into(), log.to_str().unwrap().into())];
+    env.extend(more.iter().map(|(key, value)| ((*key).into(), (*value).into())));
+    let setup = Setup { workers: 2, env, ..Setup::default() };
+    let code = compile("tests/functions/thread_local.cpp", &[]);
+    let mut session = Session::start(&setup, &code);
+    let function = session.function("use");
+    for worker in &mut session.workers {
+        worker.call(function, &[]);
+    }
+    (session, dir)
+}
+
+#[test]
+fn destructors_of_threads_run_before_those_of_the_process_whoever_ends_it() {
+    for (told, gone) in [(true, false), (false, true), (true, true)] {
+        let (mut session, dir) = thread_locals(&[]);
+        if gone {
+            session.control = None;
+            session.workers.clear();
+        }
+        if told {
+            session.terminate();
+        }
+        assert_eq!(session.exit_status().code(), Some(0));
+        let log = fs::read_to_string(dir.path().join("log")).unwrap();
+        assert_eq!(log, "thread\nthread\nprocess\n", "told {told}, client gone {gone}");
+    }
+}
+
+#[test]
+fn a_destructor_of_a_thread_that_hangs_does_not_keep_it() {
+    let (mut session, dir) = thread_locals(&[("FUNCTION_HANG", "1")]);
+    session.terminate();
+    assert_eq!(session.exit_status().code(), Some(0));
+    assert!(!dir.path().join("log").exists(), "it ended at once, with no other destructor");
+}
+
+#[test]
+fn the_last_counts_are_sent_whoever_ends_it_and_however_often_it_is_told() {
+    for round in 0..10 {
+        // Hot, so that nothing is settled before the end but each 100 ms.
+        let setup = Setup { hot_timeout_ms: -1, workers: 2, ..Setup::default() };
+        let mut session = Session::start(&setup, &faulty());
+        let echo = session.function("echo");
+        for worker in &mut session.workers {
+            worker.call(echo, b"abc");
+        }
+        // As when a client drops its executor and its manager hears of that: all at once.
+        session.control = None;
+        session.workers.clear();
+        session.terminate();
+        session.terminate();
+        assert_eq!(session.exit_status().code(), Some(0));
+        assert_eq!(session.manager.invocations(), 2, "round {round}");
+    }
+}
