@@ -37,7 +37,7 @@ use rfaas::protocol::{Hello, Role};
 use crate::account::{Account, Published, SETTLE_EACH_NS};
 use crate::clock::{MS, now_ns, ticks, ticks_of};
 use crate::cpus::Cpus;
-use crate::dial::{DIAL_TIMEOUT, DialError};
+use crate::dial::{DIAL_TIMEOUT, DialError, dial};
 use crate::layout::{Layout, Slot};
 use crate::library::{Library, Memory, leave_forked};
 use crate::meter::Meter;
@@ -173,8 +173,7 @@ impl Connection {
             input_key: inputs.key.into(),
         };
         let hello = Hello::with(Role::Worker, &hello);
-        self.queue_pair
-            .connect(plan.client, &hello, DIAL_TIMEOUT)
+        dial(&mut self.queue_pair, plan.client, &hello, DIAL_TIMEOUT)
             .map_err(|error| DialError::new("client", plan.client, &error))?;
         self.sent.poll_one(); // what the first look at a queue costs is paid now (ALL READY)
         Ok(())

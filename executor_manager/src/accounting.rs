@@ -5,11 +5,15 @@
 //! that it can write is its own bill, which is [clamped](crate::allocations::Usage::bill). Who shows
 //! the secret of its assignment is let in, as often as it has workers.
 //!
+//! * FIXED - the process shares the domain's memory, so that is as large as it has to be from the start; nothing
+//!   that the process does takes more of it. A place that a connector did not wait for is the next one's.
+//!
 //! Nothing arrives on these connections and nothing is polled: additions land without this process,
 //! and that an executor is gone is known from its process.
 
 use rdmalib::{
     Access, CompletionQueue, ConnectRequest, Device, Domain, QueuePair, QueuePairConfig, Region,
+    State,
 };
 use rfaas::protocol::Secret;
 use rfaas::protocol::accounting::{
@@ -22,12 +26,18 @@ use crate::allocations::Usage;
 
 /// Connections of a process besides those of its workers: one for its signs of life.
 const OTHERS: u32 = 1;
+/// Memory of the counters, and of each connection: a page, in which one receive and what tells of it fit.
+const PAGE: usize = 4096;
 
 /// The counters of one executor process.
 #[derive(Debug)]
 pub struct Account {
     secret: Secret,
     connections: Vec<QueuePair>, // first: fields drop in order, and these reach the rest
+    /// Was made for a connector that did not wait for it.
+    spare: Option<QueuePair>,
+    /// Queue pairs so far, with those that came to nothing.
+    made: u32,
     most_connections: u32,
     counters: Region,
     /// Signs of life that we gave.
@@ -40,14 +50,22 @@ impl Account {
     /// Counters at zero, for a process of `workers` workers.
     pub fn new(device: &Device, workers: u16) -> rdmalib::Result<Self> {
         let most_connections = u32::from(workers) + OTHERS;
-        let domain = device.domain()?;
+        let domain = device.fixed_domain(PAGE * (1 + most_connections as usize))?; // FIXED
         let counters =
             domain.allocate(COUNTERS_BYTES, Access::LOCAL_WRITE | Access::REMOTE_ATOMIC)?;
         let depths = 2 * most_connections; // one send and one receive each, see `accept`
         let completions = device.completion_queue(depths)?;
-        let (secret, connections) = (Secret::generate(), Vec::new());
-        let beats = 0;
-        Ok(Account { secret, connections, most_connections, counters, beats, completions, domain })
+        Ok(Account {
+            secret: Secret::generate(),
+            connections: Vec::new(),
+            spare: None,
+            made: 0,
+            most_connections,
+            counters,
+            beats: 0,
+            completions,
+            domain,
+        })
     }
 
     /// What the process must show.
@@ -58,18 +76,28 @@ impl Account {
     /// Connects a thread of the process, which has shown the secret, and tells it where to count.
     /// Gives the request back if the process has as many connections as it may.
     pub fn accept(&mut self, request: ConnectRequest) -> Result<(), AcceptError> {
-        if self.connections.len() >= self.most_connections as usize {
-            return Err(AcceptError::TooMany(request));
-        }
-        let config =
-            QueuePairConfig { send_depth: 1, receive_depth: 1, ..QueuePairConfig::default() };
-        let mut queue_pair =
-            QueuePair::new(&self.domain, &self.completions, &self.completions, &config)?;
+        let mut queue_pair = match self.spare.take() {
+            Some(queue_pair) => queue_pair,
+            None if self.made < self.most_connections => self.make_queue_pair()?,
+            None => return Err(AcceptError::TooMany(request)),
+        };
         let place = self.counters.remote();
         let counters = Counters { addr: place.addr.into(), key: place.key.into() };
-        request.accept(&mut queue_pair, counters.as_bytes())?;
-        self.connections.push(queue_pair);
-        Ok(())
+        let accepted = request.accept(&mut queue_pair, counters.as_bytes());
+        if accepted.is_ok() {
+            self.connections.push(queue_pair);
+        } else if queue_pair.state() == State::Init {
+            self.spare = Some(queue_pair);
+        }
+        Ok(accepted?)
+    }
+
+    fn make_queue_pair(&mut self) -> rdmalib::Result<QueuePair> {
+        let config =
+            QueuePairConfig { send_depth: 1, receive_depth: 1, ..QueuePairConfig::default() };
+        let made = QueuePair::new(&self.domain, &self.completions, &self.completions, &config)?;
+        self.made += 1;
+        Ok(made)
     }
 
     /// What was counted so far; all of it once the process is gone.
@@ -108,5 +136,66 @@ pub enum AcceptError {
 impl From<rdmalib::Error> for AcceptError {
     fn from(error: rdmalib::Error) -> Self {
         AcceptError::Rdma(error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+    use rdmalib::{DeviceSpec, Listener, Provider};
+
+    use super::*;
+
+    /// More than there would be room for.
+    const HASTY: usize = 300;
+    const WORKERS: u16 = 2;
+
+    fn device() -> Device {
+        Device::open(&DeviceSpec {
+            name: "shm0".into(),
+            provider: Provider::Shm,
+            ip_address: "127.0.0.1".parse().unwrap(),
+            max_inline_data: 0,
+        })
+        .unwrap()
+    }
+
+    /// The request of a connector that did not wait.
+    fn hasty(device: &Device, domain: &Domain, listener: &mut Listener) -> ConnectRequest {
+        let completions = device.completion_queue(128).unwrap();
+        let config = QueuePairConfig::default();
+        let mut connector = QueuePair::new(domain, &completions, &completions, &config).unwrap();
+        let to = listener.local_addr();
+        connector.connect(to, b"hasty", Duration::from_micros(1)).unwrap_err();
+        listener.next(Duration::from_secs(30)).unwrap().expect("it has asked")
+    }
+
+    #[test]
+    fn who_does_not_wait_to_be_connected_takes_no_place() {
+        let device = device();
+        let mut listener = device.listen(0).unwrap();
+        let mut account = Account::new(&device, WORKERS).unwrap();
+        let domain = device.domain().unwrap();
+        for _ in 0..HASTY {
+            let request = hasty(&device, &domain, &mut listener);
+            let refused = account.accept(request).unwrap_err();
+            assert!(matches!(refused, AcceptError::Rdma(rdmalib::Error::Disconnected)));
+        }
+        assert_eq!((account.made, account.connections.len()), (1, 0));
+    }
+
+    #[test]
+    fn a_process_cannot_make_the_memory_of_its_counters_larger() {
+        let _account = Account::new(&device(), WORKERS).unwrap();
+        let fixed = std::fs::read_dir("/proc/self/fd").unwrap().any(|entry| {
+            let path = entry.unwrap().path();
+            let is_domain = std::fs::read_link(&path)
+                .is_ok_and(|file| file.to_string_lossy().contains("memfd:rdmalib-shm"));
+            let seals = || fcntl(std::fs::File::open(&path).ok()?, FcntlArg::F_GET_SEALS).ok();
+            is_domain && seals().is_some_and(|seals| seals & SealFlag::F_SEAL_GROW.bits() != 0)
+        });
+        assert!(fixed, "no domain's file is sealed");
     }
 }

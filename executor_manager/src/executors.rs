@@ -164,6 +164,9 @@ impl Executors {
                 tracing::debug!(%lease, "an executor connects more often than it has workers");
                 refuse(request, "all connections of this executor are there already");
             }
+            Err(AcceptError::Rdma(rdmalib::Error::Disconnected)) => {
+                tracing::debug!(%lease, "an executor did not wait to be connected");
+            }
             Err(AcceptError::Rdma(error)) => {
                 let error = in_full(&error);
                 tracing::warn!(%lease, error, "an executor cannot count its time here");

@@ -131,6 +131,13 @@ impl Device {
         Domain::new(self)
     }
 
+    /// A protection domain whose memory does not grow: for regions and queue pairs that need `bytes` bytes at most, each
+    /// its region or its receives, in whole pages. On the embedded device peers share the domain's memory, and so none of
+    /// them can make it larger; where peers cannot, it is a domain like any other.
+    pub fn fixed_domain(&self, bytes: usize) -> Result<Domain> {
+        Domain::fixed(self, bytes)
+    }
+
     /// A completion queue for up to `capacity` entries: the sum of the depths of all queues that
     /// complete into it.
     pub fn completion_queue(&self, capacity: u32) -> Result<CompletionQueue> {

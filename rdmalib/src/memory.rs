@@ -74,6 +74,15 @@ impl Domain {
         Ok(Domain { inner: Owned::new(inner) })
     }
 
+    pub(crate) fn fixed(device: &Device, bytes: usize) -> Result<Self> {
+        device.inner.check()?;
+        let inner = match &*device.inner {
+            Inner::Shm(device) => DomainInner::Shm(device.fixed_domain(bytes)?),
+            Inner::Verbs(device) => DomainInner::Verbs(device.domain()?),
+        };
+        Ok(Domain { inner: Owned::new(inner) })
+    }
+
     /// Allocates and registers `bytes` bytes (at least one) of zeroed, page-aligned memory.
     pub fn allocate(&self, bytes: usize, access: Access) -> Result<Region> {
         if bytes == 0 {

@@ -2,6 +2,7 @@
 //! addresses, the listener's time. Counted before and after, so the tests run one after the other.
 
 use std::io::{IoSlice, Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr as UnixAddr, UnixListener, UnixStream};
@@ -13,7 +14,8 @@ use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+use nix::sys::socket::sockopt::Linger;
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg, setsockopt};
 use rdmalib::{
     CompletionQueue, ConnectRequest, Device, DeviceSpec, Domain, Error, Listener, Peer, Provider,
     QueuePair, QueuePairConfig,
@@ -49,6 +51,15 @@ fn device() -> Device {
 
 fn descriptors() -> usize {
     std::fs::read_dir("/proc/self/fd").unwrap().count()
+}
+
+/// As many are open as before: what peers have a part in is closed a little later.
+fn all_closed(before: usize) {
+    let deadline = Instant::now() + PATIENCE;
+    while descriptors() != before {
+        assert!(Instant::now() < deadline, "{} descriptors were {before}", descriptors());
+        thread::sleep(Duration::from_millis(1));
+    }
 }
 
 fn mappings() -> usize {
@@ -173,10 +184,11 @@ fn descriptors_that_come_with_a_request_are_ours_and_closed_however_many() {
             files[0] = first;
             let socket = dial(&listener);
             send_with(&socket, &message(CONNECT), &files);
-            assert_eq!(drain(&mut listener), usize::from(first == file.as_raw_fd()));
+            let asked_for = first == file.as_raw_fd() && passed == 1;
+            assert_eq!(drain(&mut listener), usize::from(asked_for));
         }
     }
-    assert_eq!(descriptors(), before);
+    all_closed(before);
 }
 
 #[test]
@@ -189,18 +201,30 @@ fn descriptors_that_come_with_an_answer_or_a_doorbell_are_closed_too() {
     let raw = UnixListener::bind_addr(&name).unwrap();
     let before = descriptors();
     let answerer = thread::spawn(move || {
-        let (mut socket, _) = raw.accept().unwrap();
-        socket.read_exact(&mut [0; MESSAGE]).unwrap();
-        send_with(&socket, &message(2), &[file.as_raw_fd(); 20]);
-        send_with(&socket, &[1], &[file.as_raw_fd(); 20]);
-        (raw, file, socket)
+        for passed in [20, 1] {
+            let (mut socket, _) = raw.accept().unwrap();
+            socket.read_exact(&mut [0; MESSAGE]).unwrap();
+            send_with(&socket, &message(2), &vec![file.as_raw_fd(); passed]);
+            let _ = socket.read(&mut [0]); // until it is connected, or is not
+            let files = [file.as_raw_fd(); 20];
+            let control = [ControlMessage::ScmRights(&files)];
+            let bell = [IoSlice::new(&[1])];
+            let flags = MsgFlags::MSG_NOSIGNAL;
+            // Refused where the kernel can.
+            let _ = sendmsg::<()>(socket.as_raw_fd(), &bell, &control, flags, None);
+        }
+        (raw, file)
     });
+    let error = end(&device).queue_pair.connect(addr, &[], PATIENCE).unwrap_err();
+    assert!(matches!(error, Error::Protocol(_)), "{error}");
     let mut end = end(&device);
     end.queue_pair.connect(addr, &[], PATIENCE).unwrap();
+    end.queue_pair.disconnect();
     let raw = answerer.join().unwrap();
     end.completions.wait(Some(Duration::from_millis(10))).unwrap();
-    drop((end, raw.2));
-    assert_eq!(descriptors(), before);
+    drop(end);
+    all_closed(before);
+    drop(raw);
 }
 
 #[test]
@@ -211,7 +235,7 @@ fn a_file_is_not_mapped_as_large_as_it_says() {
     let _alone = alone();
     let device = device();
     let mut listener = device.listen(0).unwrap();
-    let (maps, used) = (mappings(), addresses());
+    let (maps, used, before) = (mappings(), addresses(), descriptors());
     let mut ends = Vec::new();
     for _ in 0..PEERS {
         let socket = dial(&listener);
@@ -225,6 +249,7 @@ fn a_file_is_not_mapped_as_large_as_it_says() {
     assert!(grown <= PEERS * MOST_PER_PEER, "{grown} bytes for {PEERS} peers");
     serve_an_honest_one(&device, &mut listener);
     drop(ends);
+    all_closed(before);
     // Threads of the honest one may leave their stacks in the allocator's cache.
     assert!(mappings() <= maps + 16, "{} mappings were {maps}", mappings());
     assert!(addresses() <= used + (256 << 20), "{} bytes were {used}", addresses());
@@ -245,7 +270,7 @@ fn who_hangs_up_again_and_again_has_its_turn_and_no_more() {
         assert!(has_news(&listener), "all of them were taken in one turn");
         assert_eq!(drain(&mut listener), 0);
     }
-    assert_eq!(descriptors(), before);
+    all_closed(before);
     serve_an_honest_one(&device, &mut listener);
 }
 
@@ -269,6 +294,65 @@ fn who_says_nothing_makes_room_and_is_told_so() {
     let youngest = silent.last().unwrap();
     youngest.set_nonblocking(true).unwrap();
     assert!((&*youngest).read(&mut answer).is_err(), "the youngest still waits");
+}
+
+/// How long closing it takes, unless its other end goes first, as it does here.
+const LINGERING: Duration = Duration::from_secs(20);
+
+/// A socket whose last close(2) waits until what was sent has arrived, which it does not; and its other end.
+fn lingering() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut socket = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let (other, _) = listener.accept().unwrap();
+    socket.set_nonblocking(true).unwrap();
+    while socket.write(&[0; 1 << 16]).is_ok() {}
+    socket.set_nonblocking(false).unwrap();
+    let linger = libc::linger { l_onoff: 1, l_linger: LINGERING.as_secs() as libc::c_int };
+    setsockopt(&socket, Linger, &linger).unwrap();
+    (socket, other)
+}
+
+/// Whether a thread of this process is in close(2); `None` where the kernel does not tell.
+fn somebody_closes() -> Option<bool> {
+    let tasks = std::fs::read_dir("/proc/self/task").ok()?;
+    let calls: Vec<_> = tasks
+        .filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("syscall")).ok())
+        .collect();
+    let close = format!("{} ", libc::SYS_close);
+    (!calls.is_empty()).then(|| calls.iter().any(|call| call.starts_with(&close)))
+}
+
+#[test]
+fn nobody_waits_until_what_a_peer_passed_is_closed() {
+    let _alone = alone();
+    let device = device();
+    let mut listener = device.listen(0).unwrap();
+    let before = descriptors();
+    let start = Instant::now();
+    let file = sparse(KEY_TABLE + (1 << 20));
+    let mut others = Vec::new();
+    for way in 0..4 {
+        let (passed, other) = lingering();
+        let socket = dial(&listener);
+        let asked_for = message(CONNECT);
+        match way {
+            0 => send_with(&socket, &asked_for, &[passed.as_raw_fd()]), // in place of its memory
+            1 => send_with(&socket, &asked_for, &[file.as_raw_fd(), passed.as_raw_fd()]),
+            2 => send_with(&socket, &asked_for[1..], &[passed.as_raw_fd()]),
+            _ => {
+                send_with(&socket, &asked_for, &[file.as_raw_fd()]);
+                send_with(&socket, &[1], &[passed.as_raw_fd()]); // as what wakes us later
+            }
+        }
+        drop(passed);
+        assert_eq!(drain(&mut listener), 0);
+        others.push((socket, other));
+    }
+    serve_an_honest_one(&device, &mut listener);
+    assert!(start.elapsed() < LINGERING, "waited for a peer");
+    assert_ne!(somebody_closes(), Some(false), "nothing lingered: this shows nothing");
+    drop((others, file));
+    all_closed(before);
 }
 
 #[test]

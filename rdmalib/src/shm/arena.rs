@@ -12,6 +12,8 @@
 //! device only. Tenants that must not trust each other get domains of their own.
 //! * SEALED - the file cannot shrink (F_SEAL_SHRINK, `memfd_create(2)`), so no access that was inside
 //!   once can fault later. Checked on every file that a peer sends.
+//! * FIXED - a peer has the file too and could make it grow by as many pages as there are, which hold up whoever waits
+//!   for one of them; whose domain needs no more than is known when it is made has it sealed (F_SEAL_GROW).
 //! * REVOKE - dropping a region clears its key before its memory is given back. A peer that has just
 //!   checked the key may still finish the copy that it is in; a network card would have it finished before
 //!   the key is gone. Memory that must not change after a peer was cut off is not to be handed out again.
@@ -27,7 +29,7 @@ use nix::fcntl::{FallocateFlags, FcntlArg, SealFlag, fallocate, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::resource::{Resource, getrlimit};
 
-use super::mapping::{Mapping, Part};
+use super::mapping::{Mapping, Part, SharedFile};
 use super::ring::Words;
 use super::space::{SEGMENTS, Space, place, segment};
 use crate::error::{Error, Result};
@@ -48,7 +50,7 @@ const TOO_LARGE: Error = Error::InvalidArgument("a region of this size is not ad
 /// The memory of a domain, at its owner.
 #[derive(Debug)]
 pub(crate) struct Arena {
-    file: OwnedFd,
+    file: SharedFile,
     map: Arc<Map>,
     books: Mutex<Books>,
 }
@@ -64,6 +66,8 @@ pub(crate) struct Map {
 #[derive(Debug)]
 struct Books {
     file_bytes: u64,
+    /// It stays as large (FIXED).
+    fixed: bool,
     space: Space,
     free_keys: Vec<u16>,
     /// Last generation of each slot that was ever used, so that the next key differs.
@@ -74,15 +78,30 @@ struct Books {
 }
 
 impl Arena {
+    /// A domain that grows as it is used.
     pub(crate) fn new() -> Result<Arc<Arena>> {
+        Self::with(DATA_START, false)
+    }
+
+    /// A domain of a file that has room for `bytes` bytes, in whole pages, and never grows (FIXED).
+    pub(crate) fn fixed(bytes: u64) -> Result<Arc<Arena>> {
+        let number = Space::default().closed_segment(bytes).ok_or(TOO_LARGE)?;
+        let (start, bytes) = segment(number);
+        Self::with(start + bytes, true)
+    }
+
+    fn with(file_bytes: u64, fixed: bool) -> Result<Arc<Arena>> {
         let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
         let file = memfd_create("rdmalib-shm", flags).map_err(|e| Error::os("memfd_create", e))?;
-        set_len(&file, DATA_START)?;
-        let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_SEAL;
+        set_len(&file, file_bytes)?;
+        let mut seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_SEAL;
+        seals.set(SealFlag::F_SEAL_GROW, fixed);
         fcntl(&file, FcntlArg::F_ADD_SEALS(seals)).map_err(|e| Error::os("F_ADD_SEALS", e))?;
+        let file = SharedFile::new(file.into());
         let table = Mapping::new(&file, 0, DATA_START as usize)?;
         let books = Books {
-            file_bytes: DATA_START,
+            file_bytes,
+            fixed,
             space: Space::default(),
             free_keys: Vec::new(),
             generations: Vec::new(),
@@ -100,7 +119,7 @@ impl Arena {
     }
 
     /// The descriptor that a peer gets when it connects.
-    pub(crate) fn file(&self) -> &OwnedFd {
+    pub(super) fn file(&self) -> &SharedFile {
         &self.file
     }
 
@@ -131,6 +150,9 @@ impl Arena {
     fn open_segment(&self, books: &mut Books, bytes: u64) -> Result<()> {
         let number = books.space.closed_segment(bytes).ok_or(TOO_LARGE)?;
         let (start, bytes) = segment(number);
+        if books.fixed && books.file_bytes < start + bytes {
+            return Err(Error::InvalidArgument("the domain was made for less memory"));
+        }
         // Mapped before the file grows: one too large to be mapped would be that for all peers.
         let mapping =
             Mapping::new(&self.file, start, usize::try_from(bytes).map_err(|_| TOO_LARGE)?)?;
@@ -149,7 +171,7 @@ impl Arena {
         let rounded = (bytes as u64).next_multiple_of(PAGE);
         // Gives the pages back and zeroes the range for its next user.
         let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
-        match fallocate(&self.file, flags, offset as i64, rounded as i64) {
+        match fallocate(&**self.file, flags, offset as i64, rounded as i64) {
             Ok(()) => self.books().space.give(offset, rounded),
             Err(errno) => tracing::error!(%errno, "cannot give shared memory back; leaked"),
         }
@@ -341,7 +363,7 @@ mod tests {
 
     fn peer_of(arena: &Arena) -> PeerArena {
         let file = arena.file().try_clone().unwrap();
-        PeerArena::new(PeerFile::new(file, Peer::Unknown).unwrap()).unwrap()
+        PeerArena::new(PeerFile::new(file.into(), Peer::Unknown).unwrap()).unwrap()
     }
 
     const ALL: Access = Access::all();
@@ -403,9 +425,22 @@ mod tests {
     fn memory_that_could_shrink_is_refused() {
         let file = memfd_create("x", MFdFlags::MFD_ALLOW_SEALING).unwrap();
         set_len(&file, DATA_START).unwrap();
-        assert!(matches!(PeerFile::new(file, Peer::Unknown), Err(Error::Protocol(_))));
+        assert!(matches!(PeerFile::new(file.into(), Peer::Unknown), Err(Error::Protocol(_))));
         let pipe = nix::unistd::pipe().unwrap().0;
-        assert!(matches!(PeerFile::new(pipe, Peer::Unknown), Err(Error::Protocol(_))));
+        assert!(matches!(PeerFile::new(pipe.into(), Peer::Unknown), Err(Error::Protocol(_))));
+    }
+
+    #[test]
+    fn a_fixed_domain_is_grown_by_nobody_who_has_its_file() {
+        let arena = Arena::fixed(3 << 20).unwrap();
+        let region = Region::new(&arena, 3 << 20, ALL).unwrap();
+        assert!(peer_of(&arena).translate(region.remote(), 3 << 20, ALL).is_some());
+        assert!(matches!(Region::new(&arena, 8 << 20, ALL), Err(Error::InvalidArgument(_))));
+        let longer = i64::try_from(arena.books().file_bytes).unwrap() + 1;
+        let file: &OwnedFd = arena.file();
+        assert_eq!(nix::unistd::ftruncate(file, longer), Err(nix::errno::Errno::EPERM));
+        let more = fallocate(file, FallocateFlags::empty(), 0, longer);
+        assert_eq!(more, Err(nix::errno::Errno::EPERM));
     }
 
     #[test]

@@ -21,6 +21,7 @@ use nix::sys::socket::{MsgFlags, recv, send};
 use self::sent::{Sent, SentRing};
 pub(super) use self::source::Source;
 use super::arena::Map;
+use super::closer::ClosedLater;
 use super::completion::Shared;
 use super::engine::EngineHandle;
 use super::handshake::peer_of;
@@ -62,7 +63,7 @@ pub(crate) struct Core {
     send_completions: Arc<Shared>,
     receive_completions: Arc<Shared>,
     halves: AtomicU32,
-    socket: OnceLock<UnixStream>,
+    socket: OnceLock<ClosedLater<UnixStream>>,
     peer: OnceLock<Peer>,
     engine: Arc<EngineHandle>,
 }
@@ -176,7 +177,7 @@ impl Core {
     }
 
     /// From `Init` to `Connected`, over `socket`.
-    pub(crate) fn connected(self: &Arc<Self>, socket: UnixStream) -> Result<()> {
+    pub(super) fn connected(self: &Arc<Self>, socket: ClosedLater<UnixStream>) -> Result<()> {
         if self.socket.set(socket).is_err() {
             return Err(Error::InvalidArgument("queue pair was connected before"));
         }
@@ -189,7 +190,7 @@ impl Core {
 
     /// Who is at the other end, once it is connected.
     pub(crate) fn peer(&self) -> Option<String> {
-        self.socket.get().map(peer_of)
+        self.socket.get().map(|socket| peer_of(socket))
     }
 
     /// Into the error state: the peer is told, everything outstanding is flushed. STATE

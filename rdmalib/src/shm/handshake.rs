@@ -8,6 +8,8 @@
 //!
 //! * FAIR - a call looks at so many events ([`EVENTS`]), not for as long as there are any; connectors that have
 //!   not said what they want have a bound, in all and for each user, and make room for others.
+//! * ELSEWHERE - what a peer may have passed is closed by other threads (`closer`), and what it passes beside its
+//!   memory is not taken.
 //! * CAUSE - who is turned away is told by what, if it still listens.
 
 use std::collections::HashMap;
@@ -21,16 +23,16 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::socket::sockopt::{PeerCredentials, SendTimeout};
-use nix::sys::socket::{ControlMessage, MsgFlags, getsockopt, sendmsg, setsockopt};
+use nix::sys::socket::{ControlMessage, MsgFlags, getsockopt, recv, sendmsg, setsockopt};
 use nix::sys::time::TimeVal;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::MAX_QUEUE_DEPTH;
-
+use super::closer::ClosedLater;
 use super::one_sided::Link;
 use super::peer_arena::{PeerArena, PeerFile};
 use super::queue_pair::SendQueue;
-use super::received::receive;
+use super::received::{look, refuse_descriptors};
 use super::ring::{ArrivalPusher, Side, words_needed};
 use crate::connection::{MAX_ACCEPT_DATA, MAX_CONNECT_DATA, MAX_REJECT_DATA, PrivateData};
 use crate::error::{Error, Result};
@@ -54,6 +56,9 @@ const EVENTS: usize = 64;
 /// Where ephemeral ports are taken from (RFC 6335, section 6).
 const EPHEMERAL: std::ops::RangeInclusive<u16> = 49152..=65535;
 const LISTENER: u64 = u64::MAX;
+/// More than a peer that follows the protocol has to say before it is connected: a few times that it wakes us.
+const EARLY_BYTES: usize = 64;
+const TOO_MANY_FILES: Error = Error::Protocol("the peer passes more than its memory");
 
 /// Both messages: a request, or the answer to one. Same machine, so native byte order.
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -118,9 +123,9 @@ fn send_message(socket: &UnixStream, message: &Message, file: Option<&OwnedFd>) 
 }
 
 /// `None`: nothing has come yet.
-fn receive_message(socket: &UnixStream) -> Result<Option<(Message, Option<OwnedFd>)>> {
+fn receive_message(socket: &UnixStream) -> Result<Option<(Message, Option<ClosedLater<OwnedFd>>)>> {
     let mut bytes = [0; size_of::<Message>()];
-    let received = match receive(socket, &mut bytes) {
+    let received = match look(socket, &mut bytes) {
         Ok(received) => received,
         Err(Errno::EAGAIN | Errno::EINTR) => return Ok(None),
         Err(Errno::ECONNRESET) => return Err(Error::Disconnected),
@@ -135,11 +140,35 @@ fn receive_message(socket: &UnixStream) -> Result<Option<(Message, Option<OwnedF
     if message.magic != MAGIC {
         return Err(Error::Protocol("the peer is another program or version"));
     }
-    let file = received.files.into_iter().next();
-    if file.is_none() && received.cut {
-        return Err(Error::os("recvmsg", Errno::EMFILE)); // there is room for two, so that is why
+    if received.files.len() > 1 {
+        return Err(TOO_MANY_FILES);
     }
+    let file = received.files.into_iter().next();
+    match (&file, received.cut) {
+        (None, true) => return Err(Error::os("recvmsg", Errno::EMFILE)), // there is room for two, so that is why
+        (Some(_), true) => return Err(TOO_MANY_FILES),
+        _ => {}
+    }
+    // LOOKED AT: the same bytes, and we have the file.
+    let taken = recv(socket.as_raw_fd(), &mut bytes, MsgFlags::MSG_DONTWAIT);
+    taken.map_err(|e| Error::os("recv", e))?;
+    expect_no_files(socket)?;
     Ok(Some((message, file)))
+}
+
+/// From now on the peer passes no descriptors, and has not passed any with what it has sent already: reading what
+/// wakes us would close them there and then.
+fn expect_no_files(socket: &UnixStream) -> Result<()> {
+    refuse_descriptors(socket);
+    let mut bytes = [0; EARLY_BYTES];
+    match look(socket, &mut bytes) {
+        Ok(early) if !early.files.is_empty() || early.cut => Err(TOO_MANY_FILES),
+        Ok(early) if early.bytes == bytes.len() => {
+            Err(Error::Protocol("the peer does not wait for us"))
+        }
+        Ok(_) | Err(Errno::EAGAIN | Errno::EINTR | Errno::ECONNRESET) => Ok(()), // its end is noticed later
+        Err(errno) => Err(Error::os("recvmsg", errno)),
+    }
 }
 
 /// Whose process is at the other end.
@@ -148,7 +177,11 @@ fn origin(socket: &UnixStream) -> Peer {
 }
 
 /// The way to the peer at the other end of `socket`, which sent `message`.
-fn link(message: &Message, file: Option<OwnedFd>, socket: &UnixStream) -> Result<Link> {
+fn link(
+    message: &Message,
+    file: Option<ClosedLater<OwnedFd>>,
+    socket: &UnixStream,
+) -> Result<Link> {
     let file = file.ok_or(Error::Protocol("the peer sent no memory"))?;
     let depth = message.ring_depth;
     if !depth.is_power_of_two() || depth > MAX_QUEUE_DEPTH {
@@ -215,7 +248,7 @@ fn dropped(error: Error, to: SocketAddr) -> Error {
 }
 
 /// `None`: the listener's queue was full until the deadline.
-fn open_socket(to: SocketAddr, deadline: Instant) -> Result<Option<UnixStream>> {
+fn open_socket(to: SocketAddr, deadline: Instant) -> Result<Option<ClosedLater<UnixStream>>> {
     use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
     let name = format!("{NAME}/{to}");
     let address =
@@ -236,7 +269,7 @@ fn open_socket(to: SocketAddr, deadline: Instant) -> Result<Option<UnixStream>> 
             Err(errno) => return Err(Error::os("connect", errno)),
         }
     }
-    let socket = UnixStream::from(socket);
+    let socket = ClosedLater::from(UnixStream::from(socket));
     socket.set_nonblocking(true).map_err(|e| Error::os("fcntl", e))?;
     Ok(Some(socket))
 }
@@ -248,7 +281,7 @@ pub(crate) struct Listener {
     addr: SocketAddr,
     epoll: Epoll,
     /// Connectors that have not said what they want, and since when.
-    half_open: HashMap<u64, (UnixStream, Instant)>,
+    half_open: HashMap<u64, (ClosedLater<UnixStream>, Instant)>,
     /// The same, in the order in which they came.
     waiting: WaitingList<u64>,
     next_id: u64,
@@ -323,7 +356,7 @@ impl Listener {
     /// Takes the next connector; most have sent their request already.
     fn take_connector(&mut self, now: Instant) -> Result<Option<Box<ConnectRequest>>> {
         let socket = match self.socket.accept() {
-            Ok((socket, _)) => socket,
+            Ok((socket, _)) => ClosedLater::from(socket),
             Err(e) => return self.not_accepted(e).map(|()| None),
         };
         socket.set_nonblocking(true).map_err(|e| Error::os("fcntl", e))?;
@@ -336,7 +369,7 @@ impl Listener {
         let id = self.next_id;
         self.next_id += 1;
         self.epoll
-            .add(&socket, EpollEvent::new(EpollFlags::EPOLLIN, id))
+            .add(&*socket, EpollEvent::new(EpollFlags::EPOLLIN, id))
             .map_err(|e| Error::os("epoll_ctl", e))?;
         if let Some(oldest) = self.waiting.add(id, origin(&socket)) {
             self.turn_away(oldest);
@@ -362,7 +395,8 @@ impl Listener {
 
     fn forget_late(&mut self, now: Instant) {
         while let Some(oldest) = self.waiting.oldest() {
-            let late = |(_, since): &(UnixStream, Instant)| now - *since >= HALF_OPEN_LIMIT;
+            let late =
+                |(_, since): &(ClosedLater<UnixStream>, Instant)| now - *since >= HALF_OPEN_LIMIT;
             if !self.half_open.get(&oldest).is_none_or(late) {
                 return;
             }
@@ -371,10 +405,10 @@ impl Listener {
     }
 
     /// Takes a connector out of those that are waited for.
-    fn forget(&mut self, id: u64) -> Option<UnixStream> {
+    fn forget(&mut self, id: u64) -> Option<ClosedLater<UnixStream>> {
         self.waiting.remove(id);
         let (socket, _) = self.half_open.remove(&id)?;
-        let _ = self.epoll.delete(&socket);
+        let _ = self.epoll.delete(&*socket);
         Some(socket)
     }
 
@@ -390,14 +424,14 @@ impl Listener {
 enum Heard {
     Request(Box<ConnectRequest>),
     /// Nothing so far.
-    Nothing(UnixStream),
+    Nothing(ClosedLater<UnixStream>),
     /// It has gone, or has to: it was no request, or one that cannot be answered.
     Gone,
     /// This process has no descriptor left for the memory that comes with a request.
     Failed(Error),
 }
 
-fn hear(socket: UnixStream) -> Heard {
+fn hear(socket: ClosedLater<UnixStream>) -> Heard {
     let request = match receive_message(&socket) {
         Ok(None) => return Heard::Nothing(socket),
         Ok(Some((message, file))) => check_request(&message, file, &socket),
@@ -453,7 +487,7 @@ fn bind(addr: SocketAddr) -> Result<(UnixListener, SocketAddr)> {
 
 fn check_request(
     message: &Message,
-    file: Option<OwnedFd>,
+    file: Option<ClosedLater<OwnedFd>>,
     socket: &UnixStream,
 ) -> Result<(PrivateData, Link)> {
     if message.kind != CONNECT {
@@ -474,7 +508,7 @@ pub(super) fn peer_of(socket: &UnixStream) -> String {
 /// A connector that waits for an answer.
 #[derive(Debug)]
 pub(crate) struct ConnectRequest {
-    socket: UnixStream,
+    socket: ClosedLater<UnixStream>,
     link: Link,
     private_data: PrivateData,
 }

@@ -3,7 +3,7 @@
 #![allow(unsafe_code)]
 
 use std::num::NonZeroUsize;
-use std::os::fd::AsFd;
+use std::os::fd::OwnedFd;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
@@ -11,9 +11,13 @@ use nix::errno::Errno;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 
 use super::addresses::Charge;
+use super::closer::ClosedLater;
 use super::ring::Words;
 use crate::error::{Error, Result};
 use crate::sync::AtomicU64;
+
+/// A domain's file: whoever gives it back last gives back its pages.
+pub(super) type SharedFile = Arc<ClosedLater<OwnedFd>>;
 
 /// Shared memory that is mapped into this process; unmapped when dropped.
 #[derive(Debug)]
@@ -22,6 +26,8 @@ pub(crate) struct Mapping {
     bytes: usize,
     /// If it is a peer's memory: the addresses are counted.
     _charge: Option<Charge>,
+    /// Dropped after it is unmapped, so that this is never what frees the file's pages.
+    _file: SharedFile,
 }
 
 // SAFETY: the memory is shared with other processes anyway and is only reached through raw pointers
@@ -32,17 +38,17 @@ unsafe impl Sync for Mapping {}
 
 impl Mapping {
     /// Maps `bytes` bytes of `file` from the page-aligned `offset` on, to be read and written.
-    pub(super) fn new(file: impl AsFd, offset: u64, bytes: usize) -> Result<Self> {
+    pub(super) fn new(file: &SharedFile, offset: u64, bytes: usize) -> Result<Self> {
         Self::protected(file, offset, bytes, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE)
     }
 
     /// Likewise, but a write here faults: for memory that is only looked at.
-    pub(super) fn read_only(file: impl AsFd, offset: u64, bytes: usize) -> Result<Self> {
+    pub(super) fn read_only(file: &SharedFile, offset: u64, bytes: usize) -> Result<Self> {
         Self::protected(file, offset, bytes, ProtFlags::PROT_READ)
     }
 
     fn protected(
-        file: impl AsFd,
+        file: &SharedFile,
         offset: u64,
         bytes: usize,
         protection: ProtFlags,
@@ -52,12 +58,12 @@ impl Mapping {
         // SAFETY: a new shared mapping at an address of the kernel's choice touches no memory of
         // ours. That the file may change or grow under it is what the users of a Mapping expect;
         // that it cannot shrink (and fault) is SEALED.
-        let ptr = unsafe { mmap(None, length, protection, MapFlags::MAP_SHARED, file, offset) }
+        let ptr = unsafe { mmap(None, length, protection, MapFlags::MAP_SHARED, &**file, offset) }
             .map_err(|errno| match errno {
                 Errno::ENOMEM => Error::OutOfAddresses { bytes },
                 errno => Error::os("mmap of shared memory", errno),
             })?;
-        Ok(Mapping { ptr: ptr.cast(), bytes, _charge: None })
+        Ok(Mapping { ptr: ptr.cast(), bytes, _charge: None, _file: file.clone() })
     }
 
     /// The same, counted by `charge` as long as it is mapped.

@@ -18,7 +18,8 @@
 //!   large one, with the receiver's help
 //! * `queue_pair` - posting; `core`, `completion` - finished work and who is told of it
 //! * `engine` - what happens unasked (sleeping is in `crate::events`)
-//! * `handshake` - how two processes meet; `received` - messages with descriptors
+//! * `handshake` - how two processes meet; `received` - messages with descriptors; `closer` - descriptors that peers
+//!   have a part in are closed
 
 mod baton;
 mod ring;
@@ -29,6 +30,8 @@ mod addresses;
 mod arena;
 #[cfg(not(loom))]
 mod carried;
+#[cfg(not(loom))]
+mod closer;
 #[cfg(not(loom))]
 mod completion;
 #[cfg(not(loom))]
@@ -108,6 +111,10 @@ mod device {
 
         pub(crate) fn domain(&self) -> Result<Domain> {
             Ok(Domain { arena: Arena::new()?, device: self.clone() })
+        }
+
+        pub(crate) fn fixed_domain(&self, bytes: usize) -> Result<Domain> {
+            Ok(Domain { arena: Arena::fixed(bytes as u64)?, device: self.clone() })
         }
 
         pub(crate) fn completion_queue(&self, capacity: u32) -> Result<CompletionQueue> {

@@ -14,7 +14,8 @@ use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
 
 use super::addresses::{Account, Charge, FREE_SEGMENTS};
 use super::arena::{DATA_START, PAGE, permits};
-use super::mapping::{Mapping, Part};
+use super::closer::ClosedLater;
+use super::mapping::{Mapping, Part, SharedFile};
 use super::ring::Words;
 use super::space::{place, segment};
 use crate::error::{Error, Result};
@@ -24,7 +25,7 @@ use crate::waiting::Peer;
 /// The file of a peer's domain, checked, and what of it is mapped here.
 #[derive(Clone, Debug)]
 pub(crate) struct PeerFile {
-    file: Arc<OwnedFd>,
+    file: SharedFile,
     account: Arc<Account>,
 }
 
@@ -53,11 +54,12 @@ impl Window {
 
 impl PeerFile {
     /// Checks the file that a peer of `user` sent: accesses to it cannot fault.
-    pub(crate) fn new(file: OwnedFd, user: Peer) -> Result<Self> {
-        // hugetlbfs files have seals too, but fault when no huge page is left.
-        let kind = fstatfs(&file).map_err(|e| Error::os("fstatfs", e))?.filesystem_type();
+    pub(super) fn new(file: ClosedLater<OwnedFd>, user: Peer) -> Result<Self> {
+        // First: it asks no filesystem, which may be a process that does not answer.
         let seals = fcntl(&file, FcntlArg::F_GET_SEALS)
             .map_err(|_| Error::Protocol("the peer's memory is not a memfd"))?;
+        // hugetlbfs files have seals too, but fault when no huge page is left.
+        let kind = fstatfs(&*file).map_err(|e| Error::os("fstatfs", e))?.filesystem_type();
         if kind != TMPFS_MAGIC || seals & SealFlag::F_SEAL_SHRINK.bits() == 0 {
             return Err(Error::Protocol("the peer's memory could shrink or fault")); // SEALED
         }
@@ -69,7 +71,7 @@ impl PeerFile {
     }
 
     fn len(&self) -> Result<u64> {
-        let bytes = fstat(&self.file).map_err(|e| Error::os("fstat", e))?.st_size;
+        let bytes = fstat(&*self.file).map_err(|e| Error::os("fstat", e))?.st_size;
         u64::try_from(bytes).map_err(|_| Error::Protocol("the peer's memory has no size"))
     }
 

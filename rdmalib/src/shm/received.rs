@@ -1,8 +1,10 @@
-//! Taking a message and the descriptors that come with it: all of them, also those of a message that was cut
+//! Looking at a message and the descriptors that come with it: all of them, also those of a message that was cut
 //! short.
 //!
 //! * OURS - whatever the kernel has installed in this process has an owner before anything is looked at: a
 //!   peer chooses how many descriptors it passes, and a process runs out of them.
+//! * LOOKED AT - a message is only looked at, and taken once it is known that everything that came with it has an owner:
+//!   what there is no room for, the kernel closes there and then, and that may take long (`closer`).
 //!
 //! Not by nix: it returns an error for a control message that was cut (`MSG_CTRUNC`) in place of what the
 //! kernel has installed by then.
@@ -15,8 +17,9 @@ use std::os::unix::net::UnixStream;
 
 use nix::errno::Errno;
 
-/// Descriptors that the kernel installs of one message, at most: one is needed, the kernel discards those
-/// for which there is no room.
+use super::closer::ClosedLater;
+
+/// Descriptors that the kernel installs of one message, at most: one is needed, and one more tells of others.
 const MOST: usize = 2;
 
 /// Room for one control message, as `cmsg(3)` lays it out: the data follows the header.
@@ -31,13 +34,13 @@ struct Control {
 #[derive(Debug)]
 pub(super) struct Received {
     pub(super) bytes: usize,
-    pub(super) files: Vec<OwnedFd>,
+    pub(super) files: Vec<ClosedLater<OwnedFd>>,
     /// There were more descriptors than there is room for, or than this process may have open.
     pub(super) cut: bool,
 }
 
-/// Takes what there is, into `data`; does not wait.
-pub(super) fn receive(socket: &UnixStream, data: &mut [u8]) -> Result<Received, Errno> {
+/// Copies what there is into `data` and leaves it there (LOOKED AT); does not wait.
+pub(super) fn look(socket: &UnixStream, data: &mut [u8]) -> Result<Received, Errno> {
     // SAFETY: plain integers, for which zero is a value.
     let mut control: Control = unsafe { mem::zeroed() };
     let mut parts = libc::iovec { iov_base: data.as_mut_ptr().cast(), iov_len: data.len() };
@@ -47,7 +50,7 @@ pub(super) fn receive(socket: &UnixStream, data: &mut [u8]) -> Result<Received, 
     message.msg_iovlen = 1;
     message.msg_control = (&raw mut control).cast();
     message.msg_controllen = size_of::<Control>();
-    let flags = libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC;
+    let flags = libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC | libc::MSG_PEEK;
     // SAFETY: the message names memory of this frame, with its lengths.
     let count = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, flags) };
     let bytes = Errno::result(count)? as usize; // not negative, just checked
@@ -55,9 +58,19 @@ pub(super) fn receive(socket: &UnixStream, data: &mut [u8]) -> Result<Received, 
     Ok(Received { bytes, files, cut: message.msg_flags & libc::MSG_CTRUNC != 0 })
 }
 
+/// Has the kernel refuse descriptors that the peer passes from now on, where it can (Linux 6.16). Those of messages
+/// that were sent before are not touched.
+pub(super) fn refuse_descriptors(socket: &UnixStream) {
+    const SO_PASSRIGHTS: libc::c_int = 83; // asm-generic/socket.h
+    let (no, bytes): (libc::c_int, _) = (0, size_of::<libc::c_int>() as libc::socklen_t);
+    let value = (&raw const no).cast();
+    // SAFETY: an integer of this frame and its size. An older kernel says that it does not know the option.
+    unsafe { libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, SO_PASSRIGHTS, value, bytes) };
+}
+
 impl Control {
     /// OURS. The descriptors in the first `len` bytes, which the kernel has written.
-    fn take(&self, len: usize) -> Vec<OwnedFd> {
+    fn take(&self, len: usize) -> Vec<ClosedLater<OwnedFd>> {
         let head = mem::offset_of!(Control, descriptors);
         let is_ours = len >= head
             && self.header.cmsg_level == libc::SOL_SOCKET
@@ -68,6 +81,6 @@ impl Control {
         let count = self.header.cmsg_len.min(len).saturating_sub(head) / size_of::<RawFd>();
         // SAFETY: the kernel has just installed these descriptors for us; nobody else knows them.
         let own = |fd: &RawFd| unsafe { OwnedFd::from_raw_fd(*fd) };
-        self.descriptors.iter().take(count).map(own).collect()
+        self.descriptors.iter().take(count).map(own).map(ClosedLater::from).collect()
     }
 }

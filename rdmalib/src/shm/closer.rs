@@ -1,0 +1,159 @@
+//! Descriptors that peers have a part in are closed by threads of their own: close(2) may take as long as a peer
+//! likes.
+//!
+//! A descriptor that a peer passed may be a socket that lingers or a file whose filesystem is a process of the peer's,
+//! and a message that nobody has read may hold such descriptors. Who closes the last one waits in the kernel,
+//! and no signal ends that. The last one of a domain's file gives back its pages, which takes a second for some GiB.
+//!
+//! * ELSEWHERE - so such a descriptor is kept in a [`ClosedLater`], which hands it over when it is dropped. Nobody waits
+//!   for these threads, also not at the end of the process, where nothing lingers.
+
+use std::collections::VecDeque;
+use std::io;
+use std::net::Shutdown;
+use std::ops::Deref;
+use std::os::fd::{AsFd, BorrowedFd, IntoRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::SigSet;
+
+use crate::process::ForkMark;
+
+/// Threads that close at the same time. One is enough unless somebody means harm.
+const MOST_THREADS: usize = 8;
+/// How long a descriptor waits before there is one more thread: some thousand times what closing takes.
+const SLOW: Duration = Duration::from_millis(50);
+/// Descriptors that wait to be closed: more than connections that end at once. What comes on top is never closed.
+const MOST_WAITING: usize = 4096;
+
+/// A descriptor that is closed after it was dropped (ELSEWHERE).
+#[derive(Debug)]
+pub(super) struct ClosedLater<T: Descriptor>(Option<T>);
+
+/// What a [`ClosedLater`] holds.
+pub(super) trait Descriptor: Into<OwnedFd> {
+    /// What happens at once when it is dropped. Never waits.
+    fn end(&self) {}
+}
+
+/// A file of a peer's choice: nothing is done to it that could wait for the peer.
+impl Descriptor for OwnedFd {}
+
+/// A connection of ours: the peer hears of its end.
+impl Descriptor for UnixStream {
+    fn end(&self) {
+        let _ = self.shutdown(Shutdown::Both); // ENOTCONN: the peer was faster
+    }
+}
+
+impl<T: Descriptor> From<T> for ClosedLater<T> {
+    fn from(descriptor: T) -> Self {
+        ClosedLater(Some(descriptor))
+    }
+}
+
+impl<T: Descriptor> Deref for ClosedLater<T> {
+    type Target = T;
+
+    #[inline]
+    fn deref(&self) -> &T {
+        self.0.as_ref().expect("there until it is dropped")
+    }
+}
+
+impl<T: Descriptor + AsFd> AsFd for ClosedLater<T> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        (**self).as_fd()
+    }
+}
+
+impl<T: Descriptor> Drop for ClosedLater<T> {
+    fn drop(&mut self) {
+        if let Some(descriptor) = self.0.take() {
+            descriptor.end();
+            close(descriptor.into());
+        }
+    }
+}
+
+/// The threads of this process, and what they have to do.
+#[derive(Debug)]
+struct Closer {
+    mark: ForkMark,
+    work: Mutex<Work>,
+    more: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Work {
+    /// Since when they wait, too.
+    waiting: VecDeque<(Instant, OwnedFd)>,
+    threads: usize,
+}
+
+impl Work {
+    /// Whether those that are there do not get on.
+    fn needs_thread(&self) -> bool {
+        let late = self.waiting.front().is_some_and(|(since, _)| since.elapsed() >= SLOW);
+        self.threads == 0 || (late && self.threads < MOST_THREADS)
+    }
+}
+
+/// Has `descriptor` closed. Does not wait.
+fn close(descriptor: OwnedFd) {
+    static CLOSER: OnceLock<Closer> = OnceLock::new();
+    let closer = CLOSER.get_or_init(|| Closer {
+        mark: ForkMark::new(),
+        work: Mutex::default(),
+        more: Condvar::new(),
+    });
+    if !closer.mark.is_here() {
+        return drop(descriptor); // a child has none of its parent's threads
+    }
+    let mut work = closer.work();
+    if work.waiting.len() >= MOST_WAITING {
+        drop(work);
+        tracing::error!(
+            "descriptors of peers cannot be closed: too many take too long; one is left open"
+        );
+        let _ = descriptor.into_raw_fd();
+        return;
+    }
+    work.waiting.push_back((Instant::now(), descriptor));
+    if work.needs_thread() {
+        match closer.start_thread() {
+            Ok(()) => work.threads += 1,
+            Err(error) => tracing::error!(%error, "no thread to close descriptors of peers"), // the next one tries
+        }
+    }
+    drop(work);
+    closer.more.notify_one();
+}
+
+impl Closer {
+    fn work(&self) -> MutexGuard<'_, Work> {
+        self.work.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn start_thread(&'static self) -> io::Result<()> {
+        thread::Builder::new().name("rdma-close".into()).spawn(|| self.run()).map(drop)
+    }
+
+    fn run(&self) {
+        // Signals are for the program's own threads.
+        let _ = SigSet::all().thread_block();
+        let mut work = self.work();
+        loop {
+            if let Some((_, descriptor)) = work.waiting.pop_front() {
+                drop(work);
+                drop(descriptor);
+                work = self.work();
+            } else {
+                work = self.more.wait(work).unwrap_or_else(PoisonError::into_inner);
+            }
+        }
+    }
+}
