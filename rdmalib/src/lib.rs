@@ -16,6 +16,7 @@
 pub mod completion;
 #[cfg(not(loom))]
 pub mod connection;
+#[cfg(not(loom))]
 mod debug;
 #[cfg(not(loom))]
 pub mod device;
