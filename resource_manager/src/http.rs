@@ -205,7 +205,7 @@ async fn request_lease(
     body: Body,
 ) -> Answer {
     let input::LeaseRequest { ask, in_parts } = input::lease(&uri, &read(body).await?)?;
-    let ask = ask.by(Peer::Address(ends.peer));
+    let ask = ask.by(Peer::Address(ends.counts_as()));
     let granted = api.ask(move |pool, now, _| pool.request(now, &ask)).await?;
     let grants = granted.map_err(|denied| match denied {
         Denied::Limit(Limit::Rate { .. }) => {
@@ -270,7 +270,7 @@ async fn end_lease(
     let lease = lease_id(&id)?;
     match input::shown_token(&headers)? {
         Some(token) => api.is_token_of(lease, &token)?,
-        None if ends.is_local => {} // the operator's machine, until there are roles
+        None if ends.is_ours() => {} // the operator's machine, until there are roles
         None => {
             let why = format!(
                 "from another machine, the token of lease {lease} ends it: send it as \"Authorization: \

@@ -2,7 +2,7 @@
 //!
 //! There are no users and no passwords yet, so what counts is where a request comes from: the machine, and the program.
 //! * OURS - requests from this machine change something, and those from machines that the operator has named. Others
-//!   may read.
+//!   may read. What a proxy on this machine passes on, and says so, is from elsewhere.
 //! * NO PAGE - a request that a web page had a browser send changes nothing, whoever sits before the browser, which may
 //!   run on this machine.
 //!
@@ -20,7 +20,7 @@
 //!
 //! Elsewhere: the token that ends a lease (`http`). Authentication, by role, is to come here.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use axum::body::Body;
@@ -67,20 +67,44 @@ impl Access {
     }
 }
 
-/// Both ends of a connection.
+/// Both ends of a connection, and what came over it.
 #[derive(Clone, Copy, Debug)]
 pub struct Ends {
     /// The client's address.
     pub peer: IpAddr,
     /// Whether it is of this machine.
     pub is_local: bool,
+    /// Whether the request was passed on by a proxy, for whoever it may be.
+    pub is_forwarded: bool,
 }
+
+/// Bits of an IPv6 address that tell a network from others. Whoever is in it takes as many addresses as it likes.
+const NETWORK_BITS: u32 = 64;
 
 impl Ends {
     /// Of a connection from `peer` that was taken at `local`.
     pub fn new(peer: SocketAddr, local: SocketAddr) -> Self {
         let (peer, local) = (peer.ip().to_canonical(), local.ip().to_canonical());
-        Ends { peer, is_local: peer.is_loopback() || peer == local }
+        // Only this machine has connections to a loopback address.
+        let is_local = peer.is_loopback() || local.is_loopback() || peer == local;
+        Ends { peer, is_local, is_forwarded: false }
+    }
+
+    /// Whether it is somebody of this machine who asks.
+    pub fn is_ours(&self) -> bool {
+        self.is_local && !self.is_forwarded
+    }
+
+    /// For whom limits count: this machine, by whatever address of its own it asks, another one, or a network of IPv6.
+    pub fn counts_as(&self) -> IpAddr {
+        match self.peer {
+            _ if self.is_local => Ipv4Addr::LOCALHOST.into(),
+            IpAddr::V4(_) => self.peer,
+            IpAddr::V6(address) => {
+                let network = u128::MAX << (u128::BITS - NETWORK_BITS);
+                Ipv6Addr::from_bits(address.to_bits() & network).into()
+            }
+        }
     }
 }
 
@@ -91,10 +115,12 @@ const CONTENT_TYPES: [&str; 2] = ["application/json", "application/x-www-form-ur
 /// Lets a request through if it may do what it is for.
 pub(super) async fn check(
     State(access): State<Access>,
-    Extension(ends): Extension<Ends>,
-    request: Request,
+    Extension(mut ends): Extension<Ends>,
+    mut request: Request,
     next: Next,
 ) -> Response {
+    ends.is_forwarded |= is_forwarded(request.headers());
+    request.extensions_mut().insert(ends); // for handlers
     match allowed(&access, ends, &request) {
         Ok(()) => next.run(request).await,
         Err(refused) => {
@@ -128,14 +154,22 @@ fn allowed(access: &Access, ends: Ends, request: &Request<Body>) -> Result<(), F
         let why = format!("a body must be application/json, or as `curl -d` has it, not {given}");
         return Err(Failure(StatusCode::UNSUPPORTED_MEDIA_TYPE, why));
     }
-    if !ends.is_local && !access.changes_from.iter().any(|range| range.contains(ends.peer)) {
+    if !ends.is_ours() && !access.changes_from.iter().any(|range| range.contains(ends.peer)) {
+        let through = if ends.is_forwarded { "what is passed on by " } else { "" };
         return forbidden(format!(
-            "{} may read but change nothing: the operator of the resource manager can allow it with \
-             \"http_changes_from\": [\"{0}\"]",
+            "{through}{0} may read but change nothing: the operator of the resource manager can allow it \
+             with \"http_changes_from\": [\"{0}\"]",
             ends.peer
         ));
     }
     Ok(())
+}
+
+/// Whether a proxy says that it passed the request on.
+fn is_forwarded(headers: &HeaderMap) -> bool {
+    headers.keys().map(HeaderName::as_str).any(|name| {
+        ["forwarded", "via", "x-real-ip"].contains(&name) || name.starts_with("x-forwarded-")
+    })
 }
 
 /// The hosts that a request names, without their ports.
@@ -198,9 +232,30 @@ mod tests {
             ("[::ffff:127.0.0.1]:1", "[::ffff:127.0.0.1]:5000", true),
             ("10.0.0.1:1", "10.0.0.1:5000", true),
             ("[::ffff:10.0.0.1]:1", "10.0.0.1:5000", true),
+            ("10.0.0.1:1", "127.0.0.1:5000", true),
             ("10.0.0.2:1", "10.0.0.1:5000", false),
         ] {
             assert_eq!(Ends::new(at(peer), at(local)).is_local, is_local, "{peer}");
+        }
+    }
+
+    #[test]
+    fn limits_count_this_machine_once_and_a_network_of_ipv6_once() {
+        let counts_as = |peer: &str, local: &str| {
+            let at = |address: &str| SocketAddr::new(address.parse().unwrap(), 1);
+            Ends::new(at(peer), at(local)).counts_as().to_string()
+        };
+        for (peer, local, whom) in [
+            ("127.0.0.1", "127.0.0.1", "127.0.0.1"),
+            ("127.9.8.7", "127.0.0.1", "127.0.0.1"),
+            ("10.0.0.1", "127.0.0.1", "127.0.0.1"),
+            ("10.0.0.1", "10.0.0.1", "127.0.0.1"),
+            ("::1", "::1", "127.0.0.1"),
+            ("10.0.0.2", "10.0.0.1", "10.0.0.2"),
+            ("2001:db8:1:2:3:4:5:6", "2001:db8::1", "2001:db8:1:2::"),
+            ("2001:db8:1:2::7", "2001:db8::1", "2001:db8:1:2::"),
+        ] {
+            assert_eq!(counts_as(peer, local), whom, "{peer} at {local}");
         }
     }
 }

@@ -64,7 +64,7 @@ pub async fn serve(listener: TcpListener, router: Router) {
             tracing::debug!(%peer, "an HTTP connection was not taken: its address has too many");
             continue;
         }
-        let (place, progress) = connections.place(ends.peer);
+        let (place, progress) = connections.place(ends.counts_as());
         let stream = Timed { stream, progress, unread: None };
         let service = TowerToHyperService::new(router.clone().layer(Extension(ends)));
         let connection = http1::Builder::new()
@@ -145,13 +145,13 @@ impl Connections {
         let open = &mut lock(&self.open).1;
         let mut of = BTreeMap::<IpAddr, usize>::new();
         open.values().for_each(|connection| *of.entry(connection.peer).or_default() += 1);
-        let its = of.get(&ends.peer).copied().unwrap_or_default();
+        let its = of.get(&ends.counts_as()).copied().unwrap_or_default();
         let too_many_of_its = !ends.is_local && its >= MAX_OF_ADDRESS;
         if open.len() < MAX_CONNECTIONS && !too_many_of_its {
             return Room::There;
         }
         let most = of.into_iter().max_by_key(|(_, count)| *count).map(|(peer, _)| peer);
-        let from = if too_many_of_its { Some(ends.peer) } else { most };
+        let from = if too_many_of_its { Some(ends.counts_as()) } else { most };
         let stood = |connection: &Connection| lock(&connection.progress).elapsed();
         let still = open
             .iter()

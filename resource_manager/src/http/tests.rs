@@ -507,7 +507,8 @@ fn a_web_page_changes_nothing_and_programs_do() {
 }
 
 fn of(peer: &str) -> Option<Ends> {
-    Some(Ends { peer: peer.parse().unwrap(), is_local: false })
+    let peer = peer.parse().unwrap();
+    Some(Ends { peer, is_local: false, is_forwarded: false })
 }
 
 #[test]
@@ -544,6 +545,40 @@ fn another_machine_reads_and_changes_what_the_operator_allows_it_to() {
     assert_eq!(end(&Token::sign(terms, b"42").to_text()).0, 403, "of another lease");
     assert_eq!(world.call("GET", &lease, "").0, 200);
     assert_eq!(end(token).0, 200);
+}
+
+#[test]
+fn what_a_proxy_on_this_machine_passes_on_is_from_elsewhere() {
+    let proxies = [
+        "Forwarded: for=10.1.2.3",
+        "X-Forwarded-For: 127.0.0.1",
+        "x-forwarded-proto: https",
+        "X-Real-IP: 10.1.2.3",
+        "Via: 1.1 proxy",
+    ];
+    let world = World::new();
+    world.call("POST", "/add?node=a", NODE);
+    world.connect("a");
+    let (_, grant) = world.call("POST", "/leases", r#"{"cores":1,"memory":1}"#);
+    let lease = format!("/leases/{}", grant["id"]);
+    for proxy in proxies {
+        let head = format!("Host: x\r\n{proxy}");
+        assert_eq!(world.with_head("GET", "/nodes", &head, "").0, 200);
+        for (method, target) in [("POST", "/add?node=b"), ("POST", "/leases"), ("DELETE", &*lease)] {
+            let (status, answer) = world.with_head(method, target, &head, NODE);
+            let why = answer["error"].as_str().unwrap();
+            assert!(status == 403 && why.contains("passed on by 127.0.0.1"), "{proxy}: {answer}");
+        }
+    }
+    drop(world);
+
+    // The operator may allow it; a lease is still ended with its token only.
+    let range = vec![AddressRange::try_from("127.0.0.1".to_owned()).unwrap()];
+    let world = World::with(Access::new(&range, "0.0.0.0"), FairUse::default(), None);
+    let head = format!("Host: x\r\n{}", proxies[0]);
+    assert_eq!(world.with_head("POST", "/add?node=a", &head, NODE).0, 200);
+    let (status, answer) = world.with_head("DELETE", "/leases/7", &head, "");
+    assert!(status == 403 && answer["error"].as_str().unwrap().contains("Bearer"), "{answer}");
 }
 
 #[test]
