@@ -2,11 +2,11 @@
 //!
 //! ```text
 //!   accept ─▶ room? ──▶ hyper over `Timed`: what is not read in time ends the connection
-//!               └ no: of the address that has most, the connection that stood still longest makes it
+//!               └ no: of the peer that has most, the connection that has asked for nothing for longest makes it
 //! ```
 //! * LIMITED - so many connections in all, and of one other machine. A client has a time for a request's head, for its
-//!   body (`http`), to read on (here), and for a long answer (`pages`). None of them waits for one that does nothing:
-//!   when there is no room, who has stood still makes it.
+//!   body (`http`), to read on (here), and for a long answer (`pages`). None of them waits for another's connection: when
+//!   there is no room, it is made at once. A client that waits for its answer makes it last.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -16,8 +16,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use axum::Router;
-use axum::extract::Extension;
+use axum::body::{Body, Bytes, HttpBody};
+use axum::extract::{Extension, Request};
+use axum::middleware::Next;
+use axum::response::Response;
+use axum::{Router, middleware};
+use hyper::body::{Frame, SizeHint};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
@@ -29,14 +33,10 @@ use tokio::time::Sleep;
 use super::PATIENCE;
 use super::guard::Ends;
 
-/// Most connections at a time; more wait.
+/// Most connections at a time; one more has another cut.
 pub const MAX_CONNECTIONS: usize = 256;
 /// Most of one other machine: a quarter. On this machine, users cannot be told apart.
 pub const MAX_OF_ADDRESS: usize = MAX_CONNECTIONS / 4;
-/// A connection on which so long nothing was read or written may be cut to make room.
-const STANDS_STILL: Duration = Duration::from_secs(1);
-/// How often it is looked whether there is room.
-const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// Pause after a connection could not be taken (no descriptor is left, say).
 const ACCEPT_AGAIN: Duration = Duration::from_millis(200);
 
@@ -49,6 +49,7 @@ const READ_ON: Duration = PATIENCE;
 /// Serves `router` to whoever connects, for ever.
 pub async fn serve(listener: TcpListener, router: Router) {
     let connections = Arc::new(Connections::default());
+    let router = router.layer(middleware::from_fn(watch));
     loop {
         let (stream, peer) = match listener.accept().await {
             Ok(accepted) => accepted,
@@ -60,13 +61,11 @@ pub async fn serve(listener: TcpListener, router: Router) {
         };
         let Ok(local) = stream.local_addr() else { continue }; // it is gone
         let ends = Ends::new(peer, local);
-        if !connections.have_room_for(ends).await {
-            tracing::debug!(%peer, "an HTTP connection was not taken: its address has too many");
-            continue;
-        }
-        let (place, progress) = connections.place(ends.counts_as());
-        let stream = Timed { stream, progress, unread: None };
-        let service = TowerToHyperService::new(router.clone().layer(Extension(ends)));
+        connections.make_room(ends);
+        let (place, turn) = connections.place(ends.counts_as());
+        let stream = Timed { stream, unread: None };
+        let router = router.clone().layer(Extension(turn)).layer(Extension(ends));
+        let service = TowerToHyperService::new(router);
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(PATIENCE)
@@ -84,8 +83,79 @@ pub async fn serve(listener: TcpListener, router: Router) {
     }
 }
 
-/// When something was last read or written.
-type Progress = Arc<Mutex<Instant>>;
+/// Whom a connection waits for, and since when. The least is the first to make room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Turn {
+    /// For this program: a request has come as a whole, and there is no answer yet. Else for its client.
+    is_ours: bool,
+    since: Instant,
+}
+
+impl Turn {
+    fn new(is_ours: bool) -> Self {
+        Turn { is_ours, since: Instant::now() }
+    }
+}
+
+type SharedTurn = Arc<Mutex<Turn>>;
+
+/// Notes when a request has come as a whole and when it is answered. What comes slowly, or is refused before it has all
+/// come, moves nothing.
+async fn watch(Extension(turn): Extension<SharedTurn>, request: Request, next: Next) -> Response {
+    let request = request.map(|body| {
+        let watched = Watched { body, turn: turn.clone() };
+        if watched.body.is_end_stream() {
+            watched.note_whole();
+        }
+        Body::new(watched)
+    });
+    let answer = next.run(request).await;
+    let mut turn = lock(&turn);
+    if turn.is_ours {
+        *turn = Turn::new(false);
+    }
+    drop(turn);
+    answer
+}
+
+/// A request's body whose end is noted.
+struct Watched {
+    body: Body,
+    turn: SharedTurn,
+}
+
+impl Watched {
+    fn note_whole(&self) {
+        let mut turn = lock(&self.turn);
+        if !turn.is_ours {
+            *turn = Turn::new(true);
+        }
+    }
+}
+
+impl HttpBody for Watched {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let frame = Pin::new(&mut self.body).poll_frame(context);
+        if matches!(frame, Poll::Ready(None)) || self.body.is_end_stream() {
+            self.note_whole();
+        }
+        frame
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner) // whole after each statement
@@ -93,7 +163,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 struct Connection {
     peer: IpAddr,
-    progress: Progress,
+    turn: SharedTurn,
     task: Option<AbortHandle>,
 }
 
@@ -115,13 +185,13 @@ impl Drop for Place {
 }
 
 impl Connections {
-    fn place(self: &Arc<Self>, peer: IpAddr) -> (Place, Progress) {
-        let progress = Arc::new(Mutex::new(Instant::now()));
+    fn place(self: &Arc<Self>, peer: IpAddr) -> (Place, SharedTurn) {
+        let turn = Arc::new(Mutex::new(Turn::new(false)));
         let mut open = lock(&self.open);
         open.0 += 1;
         let id = open.0;
-        open.1.insert(id, Connection { peer, progress: progress.clone(), task: None });
-        (Place { connections: self.clone(), id }, progress)
+        open.1.insert(id, Connection { peer, turn: turn.clone(), task: None });
+        (Place { connections: self.clone(), id }, turn)
     }
 
     fn started(&self, id: u64, task: AbortHandle) {
@@ -130,57 +200,33 @@ impl Connections {
         }
     }
 
-    /// Waits until there is room for one more, making it if need be. False: its machine has too many.
-    async fn have_room_for(&self, ends: Ends) -> bool {
-        loop {
-            match self.make_room(ends) {
-                Room::There => return true,
-                Room::TooManyOfIts => return false,
-                Room::None => tokio::time::sleep(LOOK_AGAIN).await,
-            }
-        }
-    }
-
-    fn make_room(&self, ends: Ends) -> Room {
+    /// Makes room for one more, if there is none: at the cost of its own peer if that has its share, else of the peer
+    /// that has most.
+    fn make_room(&self, ends: Ends) {
         let open = &mut lock(&self.open).1;
         let mut of = BTreeMap::<IpAddr, usize>::new();
         open.values().for_each(|connection| *of.entry(connection.peer).or_default() += 1);
-        let its = of.get(&ends.counts_as()).copied().unwrap_or_default();
-        let too_many_of_its = !ends.is_local && its >= MAX_OF_ADDRESS;
-        if open.len() < MAX_CONNECTIONS && !too_many_of_its {
-            return Room::There;
-        }
-        let most = of.into_iter().max_by_key(|(_, count)| *count).map(|(peer, _)| peer);
-        let from = if too_many_of_its { Some(ends.counts_as()) } else { most };
-        let stood = |connection: &Connection| lock(&connection.progress).elapsed();
-        let still = open
-            .iter()
-            .filter(|(_, connection)| Some(connection.peer) == from)
-            .map(|(id, connection)| (stood(connection), *id))
-            .max()
-            .filter(|(time, _)| *time >= STANDS_STILL);
-        match still.and_then(|(_, id)| open.remove(&id)) {
-            Some(connection) => {
-                tracing::debug!(peer = %connection.peer, "an HTTP connection was cut to make room");
-                connection.task.inspect(AbortHandle::abort);
-                Room::There
-            }
-            None if too_many_of_its => Room::TooManyOfIts,
-            None => Room::None,
+        let newcomer = ends.counts_as();
+        let its = of.get(&newcomer).copied().unwrap_or_default();
+        let from = if !ends.is_local && its >= MAX_OF_ADDRESS {
+            Some(newcomer)
+        } else if open.len() >= MAX_CONNECTIONS {
+            of.into_iter().max_by_key(|(_, count)| *count).map(|(peer, _)| peer)
+        } else {
+            None
+        };
+        let its = open.iter().filter(|(_, connection)| Some(connection.peer) == from);
+        let first = its.min_by_key(|(_, connection)| *lock(&connection.turn)).map(|(id, _)| *id);
+        if let Some(connection) = first.and_then(|id| open.remove(&id)) {
+            tracing::debug!(peer = %connection.peer, "an HTTP connection was cut to make room");
+            connection.task.inspect(AbortHandle::abort);
         }
     }
-}
-
-enum Room {
-    There,
-    TooManyOfIts,
-    None,
 }
 
 /// A stream whose reader at the other end has to read on.
 struct Timed {
     stream: TcpStream,
-    progress: Progress,
     /// What the peer is to make room for: bytes that it has since, and until when.
     unread: Option<(usize, Pin<Box<Sleep>>)>,
 }
@@ -204,7 +250,6 @@ impl Timed {
         }
         let written = write(Pin::new(&mut self.stream), context);
         if let Poll::Ready(Ok(bytes)) = &written {
-            *lock(&self.progress) = Instant::now();
             if let Some((so_far, _)) = &mut self.unread {
                 *so_far += bytes;
             }
@@ -220,12 +265,7 @@ impl AsyncRead for Timed {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let before = buffer.filled().len();
-        let read = Pin::new(&mut self.stream).poll_read(context, buffer);
-        if buffer.filled().len() > before {
-            *lock(&self.progress) = Instant::now();
-        }
-        read
+        Pin::new(&mut self.stream).poll_read(context, buffer)
     }
 }
 
@@ -258,5 +298,53 @@ impl AsyncWrite for Timed {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(peer: &str, is_local: bool) -> Ends {
+        Ends { peer: peer.parse().unwrap(), is_local, is_forwarded: false }
+    }
+
+    #[test]
+    fn who_waits_for_an_answer_makes_room_last_and_who_asked_last_before() {
+        let connections = Arc::new(Connections::default());
+        let here = of("127.0.0.1", true);
+        let all: Vec<_> =
+            (0..MAX_CONNECTIONS).map(|_| connections.place(here.counts_as())).collect();
+        let set = |at: usize, is_ours| *lock(&all[at].1) = Turn::new(is_ours);
+        set(0, true); // it waits longest, but for us
+        set(1, false); // it has just been answered
+        let mut newer = Vec::new();
+        let mut cut = || {
+            let ids = || lock(&connections.open).1.keys().copied().collect::<Vec<_>>();
+            let before = ids();
+            connections.make_room(here);
+            let after = ids();
+            let gone: Vec<_> = before.into_iter().filter(|id| !after.contains(id)).collect();
+            newer.push(connections.place(here.counts_as()));
+            gone.first().map(|gone| all.iter().position(|(place, _)| place.id == *gone).unwrap())
+        };
+        assert_eq!([cut(), cut()], [Some(2), Some(3)], "in the order in which they came");
+        (4..MAX_CONNECTIONS).for_each(|at| set(at, true));
+        assert_eq!(cut(), Some(1), "the only one that waits for its client");
+    }
+
+    #[test]
+    fn another_machine_makes_room_for_itself_and_takes_none_from_others() {
+        let connections = Arc::new(Connections::default());
+        let (here, there) = (of("127.0.0.1", true), of("10.0.0.1", false));
+        let (_mine, _) = connections.place(here.counts_as());
+        let mut held = Vec::new();
+        for _ in 0..2 * MAX_OF_ADDRESS {
+            connections.make_room(there);
+            held.push(connections.place(there.counts_as()));
+        }
+        let open = lock(&connections.open);
+        let its = open.1.values().filter(|connection| connection.peer == there.peer).count();
+        assert_eq!((its, open.1.len()), (MAX_OF_ADDRESS, MAX_OF_ADDRESS + 1));
     }
 }

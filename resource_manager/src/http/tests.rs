@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -564,7 +565,8 @@ fn what_a_proxy_on_this_machine_passes_on_is_from_elsewhere() {
     for proxy in proxies {
         let head = format!("Host: x\r\n{proxy}");
         assert_eq!(world.with_head("GET", "/nodes", &head, "").0, 200);
-        for (method, target) in [("POST", "/add?node=b"), ("POST", "/leases"), ("DELETE", &*lease)] {
+        for (method, target) in [("POST", "/add?node=b"), ("POST", "/leases"), ("DELETE", &*lease)]
+        {
             let (status, answer) = world.with_head(method, target, &head, NODE);
             let why = answer["error"].as_str().unwrap();
             assert!(status == 403 && why.contains("passed on by 127.0.0.1"), "{proxy}: {answer}");
@@ -714,6 +716,37 @@ fn clients_that_do_not_read_keep_nobody_out() {
         assert_eq!(world.call("GET", "/healthz", "").0, 200);
     }
     drop(held);
+}
+
+#[test]
+fn clients_that_send_slowly_keep_nobody_out() {
+    let world = World::new();
+    let (address, done) = (world.address, Arc::new(AtomicBool::new(false)));
+    let (full, is_full) = std::sync::mpsc::channel();
+    let over = done.clone();
+    // Each sends a byte now and then, so that its head is there in time, and the next one, for ever.
+    let slow = thread::spawn(move || {
+        let connect = || TcpStream::connect(address).unwrap();
+        let mut all: Vec<_> = (0..MAX_CONNECTIONS).map(|_| connect()).collect();
+        for byte in b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n".iter().cycle() {
+            for stream in &mut all {
+                if stream.write_all(&[*byte]).is_err() {
+                    *stream = connect();
+                }
+            }
+            let _ = full.send(());
+            if over.load(Ordering::Relaxed) {
+                return;
+            }
+            thread::sleep(Duration::from_millis(100));
+        }
+    });
+    for _ in 0..3 {
+        is_full.recv().unwrap();
+        assert_eq!(world.call("GET", "/healthz", "").0, 200);
+    }
+    done.store(true, Ordering::Relaxed);
+    slow.join().unwrap();
 }
 
 #[test]
