@@ -315,7 +315,8 @@ impl Client {
                 Ok(None) => return true,
                 Ok(Some(Incoming::Message(message))) => {
                     let first = !std::mem::replace(&mut self.spoke, true);
-                    if first && let Standing::Waiting { until } = &mut self.standing {
+                    let more_time = first && !self.last_turn; // who has to go does not stay for a first word
+                    if more_time && let Standing::Waiting { until } = &mut self.standing {
                         *until = self.connected + CLAIM_SOMETHING;
                     }
                     heard.push(Heard::Message(id, message));
@@ -348,5 +349,54 @@ impl Client {
             }
         }
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rdmalib::{DeviceSpec, Listener, Provider};
+    use rfaas::protocol::Role;
+
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(30);
+
+    /// A client of `clients`, connected at `now`.
+    fn connected(clients: &mut Clients, listener: &mut Listener, now: Instant) -> Channel {
+        let (device, address) = (clients.device.clone(), listener.local_addr());
+        std::thread::scope(|scope| {
+            let connecting = scope.spawn(move || {
+                let mut channel = Channel::new(&device, RECEIVES).unwrap();
+                channel.connect(address, Role::Allocation, &Empty {}, PATIENCE).unwrap();
+                channel
+            });
+            let request = listener.next(PATIENCE).unwrap().unwrap();
+            clients.accept(request, Opening::Old, &NodeProof::none(), now);
+            connecting.join().unwrap()
+        })
+    }
+
+    #[test]
+    fn who_has_to_go_does_not_stay_for_a_first_word_that_claims_nothing() {
+        let spec = DeviceSpec {
+            name: "shm0".into(),
+            provider: Provider::Shm,
+            ip_address: "127.0.0.1".parse().unwrap(),
+            max_inline_data: 0,
+        };
+        let device = Device::open(&spec).unwrap();
+        let mut listener = device.listen(0).unwrap();
+        let mut clients = Clients::new(device, Heartbeat::from_ms(1000, 5000));
+        clients.waiting = WaitingList::new(1, 1);
+        let start = Instant::now();
+        let mut first = connected(&mut clients, &mut listener, start);
+        let _second = connected(&mut clients, &mut listener, start);
+        first.send(&FromClient::Heartbeat(Empty {})).unwrap();
+        let of_first = ClientId(1);
+        let heard = clients.receive(start);
+        assert!(matches!(heard[..], [Heard::Message(id, _)] if id == of_first), "{heard:?}");
+        clients.receive(start); // its last turn is over: it holds nothing
+        assert!(!clients.connected.contains_key(&of_first));
+        assert_eq!(clients.connected.len(), 1, "who came for it waits");
     }
 }

@@ -130,6 +130,7 @@ pub fn run(options: &Options) -> Result<(), Error> {
     let wake = Arc::new(wake);
     let heartbeat = node.heartbeat();
     let mut allocations = Allocations::new(cpus, heartbeat);
+    hide_environment();
     let (authority, upstream) = if options.skip_resource_manager {
         let capacity = capacity::own(node)?;
         let Capacity { cores, memory } = capacity;
@@ -138,7 +139,6 @@ pub fn run(options: &Options) -> Result<(), Error> {
         (Authority::Anyone, None)
     } else {
         let secret = node.secret().map_err(|error| Error::Start(error.to_string()))?;
-        hide_environment();
         let identity = Arc::new(Identity::new(name, address, &secret));
         let authority = Authority::ResourceManager(Arc::clone(&identity));
         let wake = Arc::clone(&wake);
@@ -174,7 +174,8 @@ fn in_full(error: &dyn std::error::Error) -> String {
 }
 
 /// With the secret in the environment, closes environment and memory of this process to others of the same
-/// user, who are our functions (proc_pid_environ(5), ptrace(2)). A secret in a file is theirs to read anyway.
+/// user, who are our functions (proc_pid_environ(5), ptrace(2)); also if this manager does not use it. A secret in a
+/// file is theirs to read anyway.
 fn hide_environment() {
     if std::env::var_os(SECRET_VARIABLE).is_some()
         && let Err(errno) = set_dumpable(false)

@@ -117,18 +117,23 @@ pub struct Ends {
 }
 
 impl Outputs {
-    /// Sockets for an executor of `lease`, which are read from now on.
+    /// Sockets for an executor of `lease`, which are read from now on. If they cannot be, it writes to nowhere: no
+    /// lease fails for that.
     pub fn follow(&self, lease: u64) -> io::Result<(Output, Ends)> {
         let now = Instant::now();
         let limit = self.limits.lock().unwrap_or_else(PoisonError::into_inner).of(lease, now);
         // The book of limits has one, we have one, and each reader.
         let of_lease = Arc::strong_count(&limit) - 2;
-        if of_lease >= MOST_OF_A_LEASE || *self.readers.lock() >= MOST_READ {
-            tracing::warn!(lease, "what this executor writes is not read: too many are read still");
-            let nowhere = File::options().write(true).open("/dev/null")?;
-            let stderr = nowhere.try_clone()?.into();
-            return Ok((Output { ended: None }, Ends { stdout: nowhere.into(), stderr }));
-        }
+        let followed = if of_lease >= MOST_OF_A_LEASE || *self.readers.lock() >= MOST_READ {
+            Err(io::Error::other("too many are read still"))
+        } else {
+            self.start(limit)
+        };
+        followed.or_else(|error| to_nowhere(lease, &error))
+    }
+
+    /// Sockets, and a reader of them.
+    fn start(&self, limit: Arc<LeaseLimit>) -> io::Result<(Output, Ends)> {
         let (out, stdout) = stream("stdout")?;
         let (error, stderr) = stream("stderr")?;
         let output = self.read(vec![out, error], limit)?;
@@ -155,6 +160,14 @@ impl Drop for Outputs {
         let read = self.readers.lock();
         drop(self.readers.fewer.wait_timeout_while(read, LAST_WORDS, |count| *count > 0));
     }
+}
+
+/// What an executor gets that is not followed because of `error`.
+fn to_nowhere(lease: u64, error: &io::Error) -> io::Result<(Output, Ends)> {
+    tracing::warn!(lease, %error, "what this executor writes is not read");
+    let nowhere = File::options().write(true).open("/dev/null")?;
+    let stderr = nowhere.try_clone()?.into();
+    Ok((Output { ended: None }, Ends { stdout: nowhere.into(), stderr }))
 }
 
 /// A stream, and the end of it that an executor gets.

@@ -1,9 +1,11 @@
 //! Signals as something to poll: the loop learns from one descriptor that it is to stop, or that a
 //! child has changed.
 //!
-//! What a manager is started with may be anything, since exec(2) passes on what is blocked and ignored.
-//! * OURS - nothing else is blocked than what is read here, and SIGXFSZ, which would end the program; SIGCHLD is not ignored, with which the kernel would
-//!   reap executors by itself, and free their process ids.
+//! A program inherits which signals are blocked and ignored from whoever starts it (execve(2)). This one sets both
+//! itself.
+//! * OURS - two kinds of signals are blocked, and no others: those that are read here, and SIGXFSZ, which would end
+//!   the program at the limit of file sizes. SIGCHLD is never ignored. If it were, the kernel would reap executors
+//!   by itself, and their process ids could be given to other processes while they are still in use here.
 //! * NOHUP - a SIGHUP that is ignored, as nohup(1) has it, stays ignored.
 
 use std::os::fd::{AsFd, BorrowedFd};

@@ -12,7 +12,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// A reader that does not run by itself, and the end of its stream that an executor has.
 fn reader(outputs: &Outputs, now: Instant) -> (Reader, UnixStream) {
     let (from, to) = stream("stdout").unwrap();
-    let limit = Arc::new(LeaseLimit::new(7, now));
+    let limit = outputs.limits.lock().unwrap().of(7, now);
     let ended = Arc::new(EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap());
     let (pace, _counted) = (Pace::new(now), Counted::new(&outputs.readers));
     (Reader { streams: vec![from], limit, ended, pace, _counted }, to)
@@ -125,4 +125,12 @@ fn a_lease_has_a_bounded_number_of_readers_and_others_have_theirs() {
     let (readers, patience) = (&outputs.readers, PATIENCE);
     drop(readers.fewer.wait_timeout_while(readers.lock(), patience, |count| *count > 0).unwrap());
     assert!(outputs.follow(7).unwrap().0.ended.is_some(), "there is room again");
+}
+
+#[test]
+fn an_executor_that_cannot_be_read_writes_to_nowhere_and_is_started() {
+    let (output, ends) = to_nowhere(7, &io::Error::from(io::ErrorKind::OutOfMemory)).unwrap();
+    File::from(ends.stdout).write_all(&[b'x'; 1 << 20]).unwrap(); // without waiting
+    File::from(ends.stderr).write_all(&[b'x'; 1 << 20]).unwrap();
+    assert!(output.ended.is_none());
 }

@@ -17,8 +17,9 @@ use super::lease::{Grant, State};
 use super::nodes::Slot;
 use super::{Action, Now, Pool};
 
-/// How long a node that a client could not use is tried last: longer than connections wait at an executor manager
-/// that takes no clients (30 s is the longest) would keep it so, and short enough for one that was restarted.
+/// How long a node that a client could not use is tried last. A node that is full of clients which claim nothing drops
+/// them after 30 s at the latest, and can be used again then. A node that was restarted can be used within seconds, and
+/// is not put last for much longer than that.
 pub const TRIED_LAST: Duration = Duration::from_secs(30);
 /// Nodes that one user's word holds for at a time: a few more than a client tries for one lease.
 pub const MOST_OF_ONE: usize = 8;

@@ -267,16 +267,17 @@ fn claim_somewhere(
     phases: &mut Phases,
 ) -> Result<(LeaseId, Manager)> {
     let mut refused = None;
-    for _ in 0..MOST_NODES {
+    for node in 1..=MOST_NODES {
         let error = match claim_first(candidates, lease.device(), request, deadline, phases) {
             Ok(claimed) => return Ok(claimed),
             Err(error) => error,
         };
-        let because = unusable(&error).filter(|_| Instant::now() < deadline);
+        let try_on = node < MOST_NODES && Instant::now() < deadline;
+        let because = unusable(&error).filter(|_| try_on);
         let other = because.and_then(|because| lease.replace(candidates, because));
         let error = refused.get_or_insert(error); // the first is what the others follow from
         let Some(other) = other else { break };
-        tracing::info!(%error, to = other.node, "the lease is claimed at another node");
+        tracing::info!(%error, node = other.node, "the lease is tried at another node");
         *candidates = vec![other];
     }
     Err(refused.unwrap_or(Error::Invalid("a lease is for some node")))

@@ -174,6 +174,9 @@ impl AddressRange {
     }
 }
 
+/// Bits before the IPv4 address in one of IPv6 that stands for it, `::ffff:192.168.0.29`.
+const MAPPED_BITS: u8 = 96;
+
 /// An address as a number, and how many bits it has.
 fn bits(address: IpAddr) -> (u128, u32) {
     match address {
@@ -192,12 +195,22 @@ impl TryFrom<String> for AddressRange {
             None => (&*text, None),
         };
         let first: IpAddr = address.parse().map_err(|_| wrong())?;
-        let all = if first.is_ipv4() { 32 } else { 128 };
+        let all: u8 = if first.is_ipv4() { 32 } else { 128 };
         let prefix_bits = match prefix {
             None => all,
             Some(prefix) => prefix.parse().ok().filter(|bits| *bits <= all).ok_or_else(wrong)?,
         };
-        Ok(AddressRange { first, prefix_bits })
+        // Peers with IPv4 addresses are told as such, also by an IPv6 socket: so are their ranges.
+        match first {
+            IpAddr::V6(v6) => match (v6.to_ipv4_mapped(), prefix_bits.checked_sub(MAPPED_BITS)) {
+                (Some(v4), Some(prefix_bits)) => Ok(AddressRange { first: v4.into(), prefix_bits }),
+                (Some(v4), None) => Err(format!(
+                    "{text:?} has addresses of IPv4 and IPv6: write a range of IPv4 like {v4}/24"
+                )),
+                (None, _) => Ok(AddressRange { first, prefix_bits }),
+            },
+            IpAddr::V4(_) => Ok(AddressRange { first, prefix_bits }),
+        }
     }
 }
 
@@ -221,6 +234,8 @@ mod tests {
             ("192.168.0.29", "192.168.0.29", "192.168.0.28"),
             ("192.168.0.0/24", "192.168.0.255", "192.168.1.0"),
             ("10.0.0.0/8", "::ffff:10.1.2.3", "::10.1.2.3"),
+            ("::ffff:10.0.0.0/104", "10.1.2.3", "11.1.2.3"),
+            ("::ffff:10.1.2.3", "::ffff:10.1.2.3", "::1"),
             ("fd00::/8", "fdff::1", "fe80::1"),
             ("::1", "::1", "127.0.0.1"),
             ("0.0.0.0/0", "1.2.3.4", "::1"),
@@ -234,5 +249,7 @@ mod tests {
         for wrong in ["", "node", "10.0.0.0/33", "10.0.0.0/", "10.0.0.0/-1", "fd00::/129", "/8"] {
             assert!(range(wrong).unwrap_err().contains("192.168.0.0/24"), "{wrong}");
         }
+        let mixed = range("::ffff:10.0.0.0/90").unwrap_err();
+        assert!(mixed.contains("range of IPv4 like 10.0.0.0/24"), "{mixed}");
     }
 }

@@ -163,8 +163,9 @@ impl Queue {
         }
         let dropped = std::mem::take(&mut state.dropped);
         if dropped > 0 {
-            let told =
-                format!(" WARN {dropped} lines of the log were dropped: nobody took them in time");
+            let told = format!(
+                " WARN {dropped} lines of the log were dropped: they could not be written or were not taken in time"
+            );
             lines.extend_from_slice(dated(&told).as_bytes());
             lines.push(b'\n');
         }
