@@ -5,6 +5,8 @@
 //! * ROOM - of those that were never granted anything only so many stay, of one peer and in all: the oldest go
 //!   for those that come. When there are too many connections altogether, the one that has been silent
 //!   longest goes too, unless it holds leases or was heard just now. Our clients connect again when they ask.
+//! * KEYLESS - the key of a lease goes out once, with its grant: a renewal is answered without it, and a lease is
+//!   exchanged on the connection only that it was granted on. A token shown here proves no key.
 //! * DURABLE FIRST - an answer waits until the loop has committed what it tells of.
 
 use std::collections::BTreeMap;
@@ -147,7 +149,7 @@ impl Clients {
                     waiting.extend(answers.into_iter().map(|answer| (id, answer)));
                 }
                 FromClient::Renew(wanted) => {
-                    let answer = renew(now, &wanted, secret, pool)?;
+                    let answer = renew(now, &wanted, *origin, secret, pool)?;
                     *served |= is_granted(&answer);
                     waiting.push((id, answer));
                 }
@@ -244,7 +246,10 @@ fn answer(
     let parts = u16::try_from(grants.len()).expect("at most MAX_NODES");
     let numbered = (0..parts).zip(&grants);
     Ok(numbered
-        .map(|(part, grant)| granted_part(request.request, grant, part, parts, secret))
+        .map(|(part, grant)| {
+            let token = Token::sign(grant.to_wire(), secret);
+            granted_part(request.request, grant, (part, parts), token)
+        })
         .collect())
 }
 
@@ -252,6 +257,7 @@ fn answer(
 fn renew(
     now: Now,
     wanted: &LeaseRenew,
+    origin: Peer,
     secret: &[u8],
     pool: &mut Pool,
 ) -> Result<ToClient, Malformed> {
@@ -259,8 +265,13 @@ fn renew(
     if !wanted.token.signed().verify(secret) {
         return Ok(refused(wanted.request, "the token is not signed with the cluster secret"));
     }
-    Ok(match pool.renew(now, lease, Duration::from_millis(wanted.timeout_ms.get())) {
-        Ok(grant) => granted_part(wanted.request, &grant, 0, 1, secret),
+    let timeout = Duration::from_millis(wanted.timeout_ms.get());
+    Ok(match pool.renew(now, lease, timeout, Some(origin)) {
+        Ok(grant) => {
+            // KEYLESS
+            let token = Token::sign(grant.to_wire(), secret).without_key();
+            granted_part(wanted.request, &grant, (0, 1), token)
+        }
         Err(why) => refused(wanted.request, &why.to_string()),
     })
 }
@@ -281,23 +292,27 @@ fn replace(
     if !wanted.token.signed().verify(secret) {
         return Ok(refused(wanted.request, "the token is not signed with the cluster secret"));
     }
+    // The answer has the key of the new lease: it goes where the key of the old one went.
+    if !leases.contains(&lease) {
+        return Ok(refused(wanted.request, "the lease was not granted on this connection"));
+    }
     Ok(match pool.replace(now, lease, because, origin, out) {
         Ok(grant) => {
             leases.retain(|id| *id != lease);
             leases.push(grant.terms.lease);
-            granted_part(wanted.request, &grant, 0, 1, secret)
+            granted_part(wanted.request, &grant, (0, 1), Token::sign(grant.to_wire(), secret))
         }
         Err(why) => refused(wanted.request, &why.to_string()),
     })
 }
 
-fn granted_part(request: U32, grant: &Grant, part: u16, parts: u16, secret: &[u8]) -> ToClient {
+fn granted_part(request: U32, grant: &Grant, (part, parts): (u16, u16), token: Token) -> ToClient {
     ToClient::Granted(LeaseGranted {
         request,
         part: part.into(),
         parts: parts.into(),
         manager: grant.manager.into(),
-        token: Token::sign(grant.to_wire(), secret),
+        token,
     })
 }
 

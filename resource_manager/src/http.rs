@@ -224,6 +224,7 @@ async fn request_lease(
 
 async fn renew_lease(
     State(api): State<Api>,
+    Extension(ends): Extension<Ends>,
     path: Result<Path<String>, PathRejection>,
     uri: Uri,
     body: Body,
@@ -231,10 +232,14 @@ async fn renew_lease(
     let lease = lease_id(&path_text(path)?)?;
     let (token, timeout) = input::renewal(&uri, &read(body).await?)?;
     api.is_token_of(lease, &token)?;
-    let renewed = api.ask(move |pool, now, _| pool.renew(now, lease, timeout)).await?;
+    let peer = Some(Peer::Address(ends.peer));
+    let renewed = api.ask(move |pool, now, _| pool.renew(now, lease, timeout, peer)).await?;
     let grant = renewed.map_err(|why| match why {
         NotRenewed::Unknown(_) => not_found(why.to_string()),
         NotRenewed::Timeout(wrong) => Failure::from(wrong),
+        NotRenewed::Limit(Limit::Rate { .. }) => {
+            Failure(StatusCode::TOO_MANY_REQUESTS, why.to_string())
+        }
         _ => conflict(why.to_string()),
     })?;
     Ok(ok(GrantJson::new(&grant, &api.secret)))

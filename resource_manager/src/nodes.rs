@@ -32,11 +32,10 @@ use crate::pool::{Action, Ask, Capacity, EndReport, LinkId, MAX_TIMEOUT, Now, Po
 
 /// How long a peer may take to say who it is.
 const GREETING: Duration = Duration::from_secs(5);
-/// Peers that have not said who they are, in all: more executor managers than start in the same moment. Who comes
-/// takes the place of the oldest; ours register at once.
-const MOST_GREETING: usize = 256;
-/// Likewise, of one peer.
-const MOST_GREETING_OF_PEER: usize = 128;
+/// Peers that are not registered, in all: more executor managers than start in the same moment. Who comes takes the
+/// place of the oldest; ours register at once. There are fewer where there is less room: an eighth of it. One peer
+/// has half of them.
+const MOST_UNREGISTERED: usize = 256;
 /// How long a refusal has to arrive before its connection is cut.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 /// Messages that an executor manager may be ahead: after a reconnection it reports all its leases.
@@ -74,26 +73,29 @@ pub(crate) struct Nodes {
     heartbeat: Heartbeat,
     waiting: Waiting,
     events: Arc<Events>,
-    /// Those that have not registered.
-    greeting: WaitingList<LinkId>,
+    /// Those that have not registered, also those that were refused.
+    unregistered: WaitingList<LinkId>,
     /// Had more to say than `hear` took.
     unheard: Vec<LinkId>,
 }
 
 impl Nodes {
+    /// None yet; there may be `most` connections together with those of clients.
     pub(crate) fn new(
         secret: Arc<[u8]>,
         heartbeat: Heartbeat,
         waiting: Waiting,
         events: Arc<Events>,
+        most: usize,
     ) -> Self {
+        let unregistered = (most / 8).clamp(2, MOST_UNREGISTERED);
         Nodes {
             links: BTreeMap::new(),
             secret,
             heartbeat,
             waiting,
             events,
-            greeting: WaitingList::new(MOST_GREETING_OF_PEER, MOST_GREETING),
+            unregistered: WaitingList::new(unregistered / 2, unregistered),
             unheard: Vec::new(),
         }
     }
@@ -125,7 +127,7 @@ impl Nodes {
         let nonces = Nonces { caller: hello.nonce, called: proof.nonce };
         let phase = Phase::Greeting { nonces, until: now.monotonic + GREETING };
         self.links.insert(id, NodeLink { channel, outbox: Outbox::default(), phase });
-        Ok(self.greeting.add(id, origin))
+        Ok(self.unregistered.add(id, origin))
     }
 
     /// Drops a connection that has had its last turn, unless it has registered then.
@@ -136,8 +138,8 @@ impl Nodes {
         pool: &mut Pool,
         out: &mut Vec<Action>,
     ) {
-        let greets = |link: &NodeLink| matches!(link.phase, Phase::Greeting { .. });
-        if self.links.get(&id).is_some_and(greets) {
+        let registered = |link: &NodeLink| matches!(link.phase, Phase::Registered { .. });
+        if !self.links.get(&id).is_some_and(registered) {
             self.drop_link(now, id, &ChannelError::Disconnected, pool, out);
         }
     }
@@ -165,8 +167,8 @@ impl Nodes {
             self.message(now, id, channel, phase, message, pool, out)
         });
         let turn = turn.and_then(|turn| outbox.flush(channel).map(|()| turn));
-        if !matches!(phase, Phase::Greeting { .. }) {
-            self.greeting.remove(id);
+        if matches!(phase, Phase::Registered { .. }) {
+            self.unregistered.remove(id);
         }
         self.links.insert(id, link);
         turn.unwrap_or_else(|error| {
@@ -363,7 +365,7 @@ impl Nodes {
         out: &mut Vec<Action>,
     ) {
         let Some(mut link) = self.links.remove(&id) else { return };
-        self.greeting.remove(id);
+        self.unregistered.remove(id);
         link.channel.disconnect();
         match link.phase {
             Phase::Closing { .. } => tracing::debug!(%why, "refused connection closed"),

@@ -113,7 +113,7 @@ impl Server {
             commands,
             pool,
             ledger,
-            nodes: Nodes::new(secret.clone(), heartbeat, waiting, events),
+            nodes: Nodes::new(secret.clone(), heartbeat, waiting, events, max_connections),
             clients: Clients::new(secret, waiting, max_connections),
             export,
             heartbeat,

@@ -113,3 +113,14 @@ fn who_never_registers_makes_room() {
     is_disconnected(&mut crowd[0]);
     is_answered(&device, &manager);
 }
+
+#[test]
+fn who_is_refused_as_a_node_takes_no_more_room_than_who_never_registers() {
+    // Room for 16 connections; who was refused may read so for a second.
+    let manager = Manager::start_limited(&Files::new(&[]), "ulimit -n 640", &[]);
+    manager.add("honest", 1, 1024);
+    let refused = || Node::register(manager.rdma, "honest", 43);
+    let _crowd: Vec<_> = (0..40).map(|_| refused()).collect();
+    is_answered(&device(), &manager);
+    let _node = Node::ready(manager.rdma, "honest");
+}

@@ -6,7 +6,9 @@ mod support;
 
 use nix::sys::signal::Signal;
 use rfaas::channel::{Channel, ChannelError};
-use rfaas::protocol::lease::{EndReason, FromClient, LeaseRelease, ToClient, Token};
+use rfaas::protocol::lease::{
+    EndReason, FromClient, LeaseRelease, LeaseReplace, ToClient, Token, Unusable,
+};
 use rfaas::protocol::node::{Draining, FromNode, Register, ToNode};
 use rfaas::protocol::{Clock, Role};
 use serde_json::{Value, json};
@@ -443,23 +445,38 @@ fn many_clients_come_and_go_without_taking_anything_along() {
 }
 
 #[test]
-fn more_connections_than_it_can_hold_are_refused_and_it_goes_on() {
+fn more_connections_than_it_can_hold_make_room_for_each_other_and_it_goes_on() {
+    // Room for 16.
     let manager = Manager::start_limited(&Files::new(&[]), "ulimit -n 640", &[]);
     manager.add("a", 1, 64);
     let _node = Node::ready(manager.rdma, "a");
-    let (mut taken, mut refused) = (Vec::new(), 0);
-    for _ in 0..40 {
-        match dial(manager.rdma, Role::Lease) {
-            Ok(channel) => taken.push(Client { channel }),
-            Err(ChannelError::Refused(why)) => {
-                assert!(why.contains("too many connections"), "{why}");
-                refused += 1;
-            }
-            Err(other) => panic!("{other}"),
-        }
+    let client = || Client { channel: dial(manager.rdma, Role::Lease).unwrap() };
+    let mut taken: Vec<_> = (0..40).map(|_| client()).collect();
+    client().lease(1, 64);
+    ended(&mut taken[0].channel);
+}
+
+#[test]
+fn the_key_of_a_lease_is_told_once_and_only_where_it_was_granted() {
+    let manager = Manager::start(&Files::new(&[]), &[]);
+    for node in ["a", "b"] {
+        manager.add(node, 1, 64);
     }
-    assert!(!taken.is_empty() && refused > 0, "{} taken, {refused} refused", taken.len());
-    taken[0].lease(1, 64);
-    taken.clear();
-    wait_for("room", || dial(manager.rdma, Role::Lease).ok());
+    let _nodes = ["a", "b"].map(|node| Node::ready(manager.rdma, node));
+    let (mut client, mut other) = (Client::new(manager.rdma), Client::new(manager.rdma));
+    let token = client.lease(1, 1).token;
+    let shown = token.without_key();
+    for client in [&mut client, &mut other] {
+        let ToClient::Granted(renewed) = client.renew(shown, 3_600_000) else { panic!() };
+        assert_eq!(renewed.token, renewed.token.without_key());
+        assert!(renewed.token.with_key_of(&token).verify(b"42"));
+    }
+    let because = Unusable::Refused.to_wire();
+    let replace = LeaseReplace { request: 8.into(), token: shown, because };
+    other.channel.send(&FromClient::Replace(replace)).unwrap();
+    let ToClient::Refused(refused) = other.answer() else { panic!() };
+    assert!(refused.reason.get().unwrap().contains("not granted on this connection"));
+    client.channel.send(&FromClient::Replace(replace)).unwrap();
+    let ToClient::Granted(replaced) = client.answer() else { panic!() };
+    assert!(replaced.token.verify(b"42"));
 }

@@ -13,6 +13,7 @@ use rdmalib::Peer;
 use rfaas::protocol::lease::{EndReason, LeaseId, Unusable};
 
 use super::ask::Ask;
+use super::fair_use::Limit;
 use super::lease::{Grant, State};
 use super::nodes::Slot;
 use super::{Action, Now, Pool};
@@ -40,6 +41,9 @@ pub enum NotReplaced {
         /// Memory of the lease, in MB.
         memory: u32,
     },
+    /// The client has asked too often.
+    #[error(transparent)]
+    Limit(#[from] Limit),
 }
 
 #[derive(Debug)]
@@ -87,7 +91,8 @@ impl Distrust {
 
 impl Pool {
     /// Exchanges a lease that nobody has claimed for one like it, until the same time, on another node; the client of
-    /// `origin` says that it could not use it.
+    /// `origin` says that it could not use it. It is a request of that client, and the new lease is to be claimed when
+    /// the old one was: who exchanges leases again and again holds them no longer than others.
     pub fn replace(
         &mut self,
         now: Now,
@@ -104,10 +109,12 @@ impl Pool {
         let ask = Ask::new(wanted.cores, wanted.memory, left, &lease.terms.client);
         let ask = ask.map_err(|_| NotReplaced::NotUnclaimed(id))?; // its time is over
         let ask = Ask { while_connected: lease.while_connected, peer: lease.peer, ..ask };
+        let claim_by = lease.claim_by;
+        self.shares.count(now, &ask.clone().by(origin))?;
         self.try_last(now, slot, origin);
         let (cores, memory) = (wanted.cores, wanted.memory);
         let elsewhere = self.nodes.place_elsewhere(wanted, slot);
-        let grant = elsewhere.and_then(|other| self.grant(now, &ask, other, wanted));
+        let grant = elsewhere.and_then(|other| self.grant(now, &ask, other, wanted, claim_by));
         let grant = grant.ok_or(NotReplaced::NoRoom { cores, memory })?;
         tracing::info!(lease = %id, by = %grant.terms.lease, from = %node, to = %grant.node, why = because.in_words(), "lease replaced");
         self.finish(now, id, EndReason::Released, None, out);

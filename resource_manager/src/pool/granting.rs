@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use rdmalib::Peer;
 use rfaas::protocol::lease::{EndReason, LeaseId};
 use rfaas::protocol::node::Bill;
 
@@ -29,7 +30,9 @@ impl Pool {
             self.totals.denied += 1;
             tracing::info!(client = ?ask.client, reason = %denied, "lease denied");
         })?;
-        Ok(parts.into_iter().filter_map(|(slot, part)| self.grant(now, ask, slot, part)).collect())
+        let claim_by = now.monotonic + self.shares.claim_timeout();
+        let grant = |(slot, part)| self.grant(now, ask, slot, part, claim_by);
+        Ok(parts.into_iter().filter_map(grant).collect())
     }
 
     /// Where `ask` is met, if there is room and its client may have it.
@@ -42,13 +45,14 @@ impl Pool {
         Ok(parts)
     }
 
-    /// Grants a part of `ask` on a node that was seen to be ready and to have room for it.
+    /// Grants a part of `ask`, to be claimed by then, on a node that was seen to be ready and to have room for it.
     pub(super) fn grant(
         &mut self,
         now: Now,
         ask: &Ask,
         slot: Slot,
         part: Capacity,
+        claim_by: Instant,
     ) -> Option<Grant> {
         let node = self.nodes.get(slot)?;
         let manager = SocketAddr::new(node.ip?, node.spec.port());
@@ -67,7 +71,6 @@ impl Pool {
             %lease, ?node, client = ?ask.client, cores = part.cores, memory = part.memory,
             timeout = ?ask.timeout, "lease granted"
         );
-        let claim_by = now.monotonic + self.shares.claim_timeout();
         let (state, deadline) = unclaimed(now, &terms, claim_by);
         self.insert(
             now,
@@ -102,8 +105,14 @@ impl Pool {
     }
 
     /// Moves the end of a lease that has not ended to `timeout` from now, never nearer; returns it as it
-    /// is then.
-    pub fn renew(&mut self, now: Now, id: LeaseId, timeout: Duration) -> Result<Grant, NotRenewed> {
+    /// is then. It is a request of the lease's client, and of `peer`, who asks.
+    pub fn renew(
+        &mut self,
+        now: Now,
+        id: LeaseId,
+        timeout: Duration,
+        peer: Option<Peer>,
+    ) -> Result<Grant, NotRenewed> {
         check_timeout(timeout).map_err(NotRenewed::Timeout)?;
         self.shares.check_timeout(timeout)?;
         let over = match self.has_ended(id) {
@@ -111,6 +120,11 @@ impl Pool {
             false => NotRenewed::Unknown(id),
         };
         let lease = self.leases.get_mut(&id).ok_or(over)?;
+        let Terms { cores, memory, ref client, .. } = lease.terms;
+        let wanted = Capacity { cores, memory };
+        let (client, while_connected) = (client.clone(), lease.while_connected);
+        let ask = Ask { wanted, timeout, max_nodes: 1, while_connected, client, peer };
+        self.shares.count(now, &ask)?;
         let node = self.nodes.get(lease.slot).ok_or(NotRenewed::NoAddress(id))?;
         match lease.state {
             State::Ending { reason, .. } => return Err(NotRenewed::Ending { lease: id, reason }),

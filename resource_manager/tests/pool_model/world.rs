@@ -275,7 +275,7 @@ impl World {
         let id = before.terms.lease;
         let state = self.pool.lease(id).map(|lease| lease.state);
         let timeout = Duration::from_millis(timeout_ms);
-        match self.pool.renew(self.now, id, timeout) {
+        match self.pool.renew(self.now, id, timeout, None) {
             Ok(renewed) => {
                 assert!(matches!(state, Some(LeaseState::Granted | LeaseState::Active)));
                 assert!(renewed.terms.expires_at >= before.terms.expires_at);
@@ -318,6 +318,7 @@ impl World {
                 assert!(state != Some(LeaseState::Granted) || over, "{state:?}");
                 Vec::new()
             }
+            Err(NotReplaced::Limit(limit)) => panic!("there are no limits: {limit}"),
         }
     }
 

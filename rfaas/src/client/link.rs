@@ -106,6 +106,7 @@ impl Link {
         let renewed = granted.first().map(|granted| granted.token);
         renewed
             .filter(|renewed| renewed.terms.same_lease(&token.terms))
+            .map(|renewed| renewed.with_key_of(&token))
             .ok_or(Malformed::Field("lease").into())
     }
 

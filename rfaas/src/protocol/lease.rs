@@ -179,6 +179,12 @@ impl Token {
         Token { key: LeaseKey::NONE, ..*self }
     }
 
+    /// With the key of `token`, whose lease this is: a renewal is answered without it.
+    #[must_use]
+    pub fn with_key_of(&self, token: &Token) -> Self {
+        Token { key: token.key, ..*self }
+    }
+
     /// For proofs between client and node.
     pub fn key(&self) -> &LeaseKey {
         &self.key
@@ -294,7 +300,7 @@ pub struct LeaseRequest {
 }
 const _: () = assert!(size_of::<LeaseRequest>() == 90);
 
-/// Asks for more time for a lease that has not ended; answered by a grant with a new token, or refused.
+/// Asks for more time for a lease that has not ended; answered by a grant with a new token, which has no key, or refused.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
 )]
@@ -349,8 +355,8 @@ pub struct LeaseRefused {
     pub reason: Reason,
 }
 
-/// Asks for a lease like one that could not be used, on another node, in exchange for it; answered by a grant, or
-/// refused, and then it is as before. Its node is then tried last for a while.
+/// Asks for a lease like one that could not be used, on another node, in exchange for it, on the connection that it
+/// was granted on; answered by a grant, or refused, and then it is as before. Its node is then tried last for a while.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
 )]

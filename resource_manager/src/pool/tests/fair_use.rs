@@ -1,6 +1,7 @@
 //! Facts about leases that nobody claims, and about what one client may hold.
 
 use rdmalib::Peer;
+use rfaas::protocol::lease::Unusable;
 
 use super::*;
 
@@ -43,7 +44,7 @@ fn renewing_a_lease_is_not_claiming_it() {
     let grant = world.request(1, 1, HOUR).unwrap();
     for _ in 0..3 {
         world.pass(CLAIM / 4);
-        world.pool.renew(world.now, grant.terms.lease, HOUR).unwrap();
+        world.pool.renew(world.now, grant.terms.lease, HOUR, None).unwrap();
     }
     world.pass(CLAIM / 4);
     assert_eq!(world.billed(&grant), Some((EndReason::Unclaimed, 0)));
@@ -143,9 +144,9 @@ fn the_time_of_a_lease_is_limited_also_when_it_is_renewed() {
     assert!(limit.to_string().contains("limits.timeout_ms"), "{limit}");
     let grant = world.request(1, 1, 60 * SECOND).unwrap();
     world.claim(&grant, link);
-    let renewed = world.pool.renew(world.now, grant.terms.lease, 61 * SECOND);
+    let renewed = world.pool.renew(world.now, grant.terms.lease, 61 * SECOND, None);
     assert!(matches!(renewed, Err(NotRenewed::Limit(Limit::Timeout { .. }))), "{renewed:?}");
-    world.pool.renew(world.now, grant.terms.lease, 60 * SECOND).unwrap();
+    world.pool.renew(world.now, grant.terms.lease, 60 * SECOND, None).unwrap();
 }
 
 #[test]
@@ -166,6 +167,44 @@ fn who_asks_too_often_is_refused_until_time_has_passed_and_nobody_else_is() {
     let again = world.pool.request(world.now, &mine);
     assert!(matches!(again, Err(Denied::NoRoom(_))), "{again:?}");
     refusal(&mut world, &mine);
+}
+
+#[test]
+fn renewing_and_exchanging_a_lease_are_requests_too() {
+    let mut world = world(FairUse { requests_per_second: Some(2), ..FairUse::default() });
+    world.node("a", 1, 64);
+    world.node("b", 1, 64);
+    let (me, you) = (Peer::User(1), Peer::User(2));
+    let grant = world.pool.request(world.now, &ask("me", 1, 1)).unwrap().remove(0);
+    let lease = grant.terms.lease;
+    world.pool.renew(world.now, lease, HOUR, Some(me)).unwrap();
+    let renewed = world.pool.renew(world.now, lease, HOUR, Some(me));
+    assert!(matches!(renewed, Err(NotRenewed::Limit(Limit::Rate { .. }))), "{renewed:?}");
+    let refused = Unusable::Refused;
+    let replaced = world.pool.replace(world.now, lease, refused, me, &mut world.out);
+    assert!(matches!(replaced, Err(NotReplaced::Limit(Limit::Rate { .. }))), "{replaced:?}");
+    assert_eq!(world.state(&grant), Some(LeaseState::Granted), "it is as before");
+    world.pool.request(world.now, &ask("you", 2, 1)).unwrap();
+    world.pass(SECOND);
+    let replaced = world.pool.replace(world.now, lease, refused, you, &mut world.out);
+    assert_eq!(replaced, Err(NotReplaced::NoRoom { cores: 1, memory: 1 }));
+}
+
+#[test]
+fn a_lease_that_is_exchanged_is_to_be_claimed_when_the_first_one_was() {
+    let mut world = claims_in_time();
+    world.node("a", 1, 64);
+    world.node("b", 1, 64);
+    let mut grant = world.request(1, 1, HOUR).unwrap();
+    for _ in 0..3 {
+        world.pass(CLAIM / 4);
+        let (lease, user) = (grant.terms.lease, Peer::User(1));
+        let replaced =
+            world.pool.replace(world.now, lease, Unusable::Refused, user, &mut world.out);
+        grant = replaced.unwrap();
+    }
+    world.pass(CLAIM / 4);
+    assert_eq!(world.billed(&grant), Some((EndReason::Unclaimed, 0)));
 }
 
 #[test]

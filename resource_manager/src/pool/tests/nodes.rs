@@ -256,7 +256,7 @@ fn a_node_whose_executor_manager_stops_takes_no_leases_until_it_is_back() {
     assert_eq!(world.billed(&unclaimed), Some((EndReason::Shutdown, 0)), "it refuses claims");
     assert_eq!(world.state(&active), Some(LeaseState::Active));
     let ending = NotRenewed::Ending { lease: active.terms.lease, reason: EndReason::Shutdown };
-    assert_eq!(world.pool.renew(world.now, active.terms.lease, HOUR), Err(ending));
+    assert_eq!(world.pool.renew(world.now, active.terms.lease, HOUR, None), Err(ending));
     assert_eq!(
         world.pool.take_changes().nodes,
         BTreeMap::new(),

@@ -3,7 +3,7 @@
 use super::*;
 
 fn renew(world: &mut World, grant: &Grant, timeout: Duration) -> Result<Grant, NotRenewed> {
-    world.pool.renew(world.now, grant.terms.lease, timeout)
+    world.pool.renew(world.now, grant.terms.lease, timeout, None)
 }
 
 #[test]
@@ -49,7 +49,7 @@ fn a_lease_that_has_ended_or_is_to_end_is_not_renewed() {
     world.report(&grant, link, EndReason::Expired, 1);
     assert_eq!(renew(&mut world, &grant, HOUR), Err(NotRenewed::Ended(lease)));
     let never = LeaseId::new(1).unwrap();
-    let unknown = world.pool.renew(world.now, never, HOUR);
+    let unknown = world.pool.renew(world.now, never, HOUR, None);
     assert_eq!(unknown, Err(NotRenewed::Unknown(never)));
 }
 

@@ -195,7 +195,7 @@ fn only_what_somebody_is_told_of_is_urgent() {
     assert_eq!(urgent(&mut world), None, "no news");
     world.pool.used(link, grant.terms.lease, Bill { allocated_ns: 7.into(), ..Bill::default() });
     assert_eq!(urgent(&mut world), Some(false), "what was used so far");
-    world.pool.renew(world.now, grant.terms.lease, HOUR * 2).unwrap();
+    world.pool.renew(world.now, grant.terms.lease, HOUR * 2, None).unwrap();
     assert_eq!(urgent(&mut world), Some(true), "a renewal");
     world.pool.end_lease(world.now, grant.terms.lease, EndReason::Withdrawn, &mut world.out);
     assert_eq!(urgent(&mut world), Some(true), "a lease that is to end");
