@@ -47,7 +47,7 @@ pub use guard::Access;
 use guard::Ends;
 use input::Params;
 use output::{EndedJson, GrantJson, LeaseJson, LeaseList, NodeJson, NodeList, RemovedJson};
-use pages::{Format, Rows};
+use pages::{Format, READ_ALL, Rows};
 pub use serve::{MAX_CONNECTIONS, MAX_OF_ADDRESS, serve};
 
 /// Largest body of a request, in bytes: the fields of the largest one, a hundred times.
@@ -57,6 +57,8 @@ const MAX_DISCARDED_BYTES: usize = 1 << 20;
 /// How long a client may take to send a request's head, and again to send its body; also how long
 /// a connection is kept without a request.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// Pages of bills that are read at a time, each by a thread: more wait for their turn, so that lookups come in between.
+const READS: usize = 4;
 /// Sums of bills that are made or read at a time: each has a row for every client in memory.
 const SUMS: usize = 4;
 /// What this interface is, for programs.
@@ -70,6 +72,7 @@ pub struct Api {
     events: Arc<Events>,
     secret: Arc<[u8]>,
     access: Access,
+    reads: Arc<Semaphore>,
     sums: Arc<Semaphore>,
 }
 
@@ -108,8 +111,8 @@ impl Api {
         secret: Arc<[u8]>,
         access: Access,
     ) -> Self {
-        let sums = Arc::new(Semaphore::new(SUMS));
-        Api { commands, durable, events, secret, access, sums }
+        let [reads, sums] = [READS, SUMS].map(|most| Arc::new(Semaphore::new(most)));
+        Api { commands, durable, events, secret, access, reads, sums }
     }
 
     async fn ask<T: Send + 'static>(
@@ -126,14 +129,20 @@ impl Api {
         Err(Failure(StatusCode::FORBIDDEN, format!("the token is not that of lease {lease}")))
     }
 
-    /// Reads what was committed, in a thread of its own: there may be much of it.
+    /// Reads what was committed, in a thread of its own. Nothing ends that thread when nobody waits for it any more, so
+    /// it has one of [`READS`] turns until it ends itself, and reads a page at most.
     async fn read<T: Send + 'static>(
         &self,
         read: impl FnOnce(&Durable) -> Result<T, StateError> + Send + 'static,
     ) -> Result<T, Failure> {
+        let turn = in_time(self.reads.clone().acquire_owned()).await?;
         let durable = self.durable.clone();
         let failed = |why: String| Failure(StatusCode::INTERNAL_SERVER_ERROR, why);
-        match tokio::task::spawn_blocking(move || read(&durable)).await {
+        let read = move || {
+            let _turn = turn;
+            read(&durable)
+        };
+        match tokio::task::spawn_blocking(read).await {
             Ok(answer) => answer.map_err(|error| failed(format!("the state: {error}"))),
             Err(error) => Err(failed(error.to_string())),
         }
@@ -142,8 +151,12 @@ impl Api {
 
 /// What comes of `work` if it is done soon.
 async fn in_time<T>(work: impl Future<Output = T>) -> Result<T, Failure> {
+    within(PATIENCE, work).await
+}
+
+async fn within<T>(time: Duration, work: impl Future<Output = T>) -> Result<T, Failure> {
     let late = |_| Failure(StatusCode::SERVICE_UNAVAILABLE, "no answer in time".into());
-    tokio::time::timeout(PATIENCE, work).await.map_err(late)
+    tokio::time::timeout(time, work).await.map_err(late)
 }
 
 /// All routes; `openapi.json` describes the same.
@@ -293,11 +306,12 @@ async fn end_lease(
 
 async fn billing(State(api): State<Api>, uri: Uri) -> Answer {
     let input::Billing { client, since, by_client, format } = input::billing(&uri)?;
+    let bills = Bills::new(api.clone(), client, since);
     if !by_client {
-        return pages::answer(Bills::new(api, client, since), format).await;
+        return within(READ_ALL, pages::answer(bills, format)).await?;
     }
     let turn = in_time(api.sums.clone().acquire_owned()).await?;
-    let sums = api.read(move |durable| bills::by_client(durable, client.as_deref(), since)).await?;
+    let sums = within(READ_ALL, bills.by_client()).await??;
     pages::answer(Rows::new(sums, turn), format).await
 }
 

@@ -41,7 +41,7 @@ const ENDING: Duration = Duration::from_secs(1);
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
 /// Bills that are read at a time where all are.
-const MANY: usize = 4096;
+pub(crate) const MANY: usize = 4096;
 
 /// Memory for pages of the file: those of all leases of a large cluster; bills are read again when asked for.
 const CACHE_BYTES: usize = 64 << 20;
@@ -49,6 +49,9 @@ const CACHE_BYTES: usize = 64 << 20;
 /// Bills of leases that nobody claimed that are kept at least; when there are twice as many, the oldest half goes. So many take
 /// some 4 MB of the file, and are more than a person reads.
 pub const MAX_UNCLAIMED: u64 = 1 << 14;
+
+/// Bills that are looked at for one page at most, besides those of unclaimed leases, of which there are as many at most.
+const MOST_LOOKED_AT: usize = 2 * MAX_UNCLAIMED as usize;
 
 /// Where a page of bills begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -209,8 +212,8 @@ impl State {
         Ok(())
     }
 
-    /// As many as `most` bills of `client`, or all, from `at` on, of leases that ended at `until` at the latest; and where to
-    /// go on, if there may be more.
+    /// Up to `most` bills of `client`, or all, from `at` on, of leases that ended at `until` at the latest; and where to
+    /// go on, if there may be more. Looks at so many of others only, so a page may be empty and not the last.
     pub fn bills(
         &self,
         client: Option<&str>,
@@ -221,17 +224,20 @@ impl State {
         let transaction = self.database.begin_read()?;
         let wanted = at.0..=(rows::micros(until), u64::MAX);
         let is_its = |whose: &str| client.is_none_or(|client| whose == client);
-        let mut bills = Vec::new();
-        for row in transaction.open_table(BILLS)?.range(wanted.clone())? {
+        let (mut bills, mut end) = (Vec::new(), *wanted.end());
+        for (looked_at, row) in
+            transaction.open_table(BILLS)?.range(wanted.clone())?.enumerate()
+        {
             let (key, row) = row?;
-            let row = row.value();
-            if bills.len() < most && is_its(row.1) {
-                bills.push((key.value(), rows::billed(key.value(), row)?));
-            } else if bills.len() >= most {
+            let (key, row) = (key.value(), row.value());
+            if is_its(row.1) {
+                bills.push((key, rows::billed(key, row)?));
+            }
+            if bills.len() >= most || looked_at + 1 >= MOST_LOOKED_AT {
+                end = key;
                 break;
             }
         }
-        let end = if bills.len() < most { *wanted.end() } else { bills[most - 1].0 };
         for row in transaction.open_table(UNCLAIMED)?.iter()? {
             let (id, row) = row?;
             let (ended_at, row) = row.value();
@@ -241,8 +247,12 @@ impl State {
             }
         }
         bills.sort_unstable_by_key(|(key, _)| *key);
+        let is_full = bills.len() >= most;
         bills.truncate(most);
-        let last = (bills.len() == most).then(|| bills.last().map(|(key, _)| *key)).flatten();
+        let last = match bills.last() {
+            Some((key, _)) if is_full => Some(*key),
+            _ => (end != *wanted.end()).then_some(end),
+        };
         let next = last.map(|(ended_at, id)| match id.checked_add(1) {
             Some(after) => Cursor((ended_at, after)),
             None => Cursor((ended_at.saturating_add(1), 0)),

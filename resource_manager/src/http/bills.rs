@@ -12,7 +12,7 @@ use super::output::rfc3339;
 use super::pages::{Pages, ROWS, Row, cell};
 use super::{Api, Failure};
 use crate::pool::Billed;
-use crate::state::{Cursor, State, StateError};
+use crate::state::{Cursor, MANY, State};
 
 /// Nanoseconds in a millisecond.
 const NS_PER_MS: u64 = 1_000_000;
@@ -151,32 +151,56 @@ impl Bills {
     }
 }
 
+impl Bills {
+    /// Up to `most` more, and whether there may be still more. None may be found although there are more: each read is
+    /// bounded, and others come in between.
+    async fn read(&mut self, most: usize) -> Result<(Vec<Billed>, bool), Failure> {
+        let Some(at) = self.at else { return Ok((Vec::new(), false)) };
+        let (client, until) = (self.client.clone(), self.until);
+        let read = move |state: &State| state.bills(client.as_deref(), at, until, most);
+        let (bills, next) = self.api.read(read).await?;
+        self.at = next;
+        Ok((bills, next.is_some()))
+    }
+
+    /// Their sums by client.
+    pub(super) async fn by_client(mut self) -> Result<Vec<ClientRow>, Failure> {
+        let mut sums = Sums::default();
+        loop {
+            let (bills, more) = self.read(MANY).await?;
+            bills.iter().for_each(|billed| sums.add(billed));
+            if !more {
+                return Ok(sums.0.into_values().collect());
+            }
+        }
+    }
+}
+
 impl Pages for Bills {
     type Row = BillRow;
 
     async fn next(&mut self) -> Result<Vec<BillRow>, Failure> {
-        let Some(at) = self.at else { return Ok(Vec::new()) };
-        let (client, until) = (self.client.clone(), self.until);
-        let (bills, next) =
-            self.api.read(move |state| state.bills(client.as_deref(), at, until, ROWS)).await?;
-        self.at = next;
-        Ok(bills.into_iter().map(BillRow::from).collect())
+        let mut rows = Vec::new();
+        loop {
+            let (bills, more) = self.read(ROWS - rows.len()).await?;
+            rows.extend(bills.into_iter().map(BillRow::from));
+            if !more || rows.len() == ROWS {
+                return Ok(rows);
+            }
+        }
     }
 }
 
-/// Sums of the bills of `client`, or all, for leases that ended at `since` or later, by client.
-pub(super) fn by_client(
-    state: &State,
-    client: Option<&str>,
-    since: Option<SystemTime>,
-) -> Result<Vec<ClientRow>, StateError> {
-    let mut rows = BTreeMap::<Arc<str>, ClientRow>::new();
-    state.for_each_bill(client, since, |billed| {
+/// Sums of bills, by client.
+#[derive(Default)]
+struct Sums(BTreeMap<Arc<str>, ClientRow>);
+
+impl Sums {
+    fn add(&mut self, billed: &Billed) {
         let client = billed.client.clone();
-        let row = rows.entry(client.clone());
-        row.or_insert_with(|| ClientRow { client, ..ClientRow::default() }).add(&billed);
-    })?;
-    Ok(rows.into_values().collect())
+        let row = self.0.entry(client.clone());
+        row.or_insert_with(|| ClientRow { client, ..ClientRow::default() }).add(billed);
+    }
 }
 
 #[cfg(test)]
@@ -242,14 +266,19 @@ mod tests {
         let huge = |lease| Billed { bill: huge, ..billed(lease, "huge") };
         let bills = vec![billed(1, "b"), billed(2, "a"), billed(3, "b"), huge(4), huge(5)];
         state.commit(&Changes { bills, ..Changes::default() }).unwrap();
-        let rows = by_client(&state, None, None).unwrap();
+        let by_client = |client, since| {
+            let mut sums = Sums::default();
+            state.for_each_bill(client, since, |billed| sums.add(&billed)).unwrap();
+            sums.0.into_values().collect::<Vec<_>>()
+        };
+        let rows = by_client(None, None);
         let clients: Vec<_> = rows.iter().map(|row| (&*row.client, row.leases)).collect();
         assert_eq!(clients, [("a", 1), ("b", 2), ("huge", 2)]);
         let of_b = &rows[1];
         assert_eq!((of_b.allocated_core_ms, of_b.allocated_mb_ms, of_b.invocations), (18, 26, 14));
         assert_eq!(rows[2].execution_ns, u64::MAX);
         let since = SystemTime::UNIX_EPOCH + Duration::from_millis(3);
-        let late = by_client(&state, Some("b"), Some(since)).unwrap();
+        let late = by_client(Some("b"), Some(since));
         assert_eq!(late.iter().map(|row| row.leases).collect::<Vec<_>>(), [1]);
         let mut provisional = Vec::new();
         let note = |bill| provisional.push(BillRow::from(bill).provisional);

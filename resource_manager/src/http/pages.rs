@@ -25,8 +25,8 @@ use super::{Answer, Failure};
 
 /// Rows of a page: as text some 150 KiB.
 pub(super) const ROWS: usize = 512;
-/// How long a client may take to read a long answer.
-const READ_ALL: Duration = Duration::from_secs(60);
+/// How long a client may take to read a long answer, and how long bills may be looked for.
+pub(super) const READ_ALL: Duration = Duration::from_secs(60);
 
 /// A list that is read in pages.
 pub(super) trait Pages: Send + 'static {

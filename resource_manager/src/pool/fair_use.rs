@@ -1,9 +1,10 @@
 //! What one client may hold and ask for, and how long a lease waits for its claim.
 //!
-//! A client chooses its name itself, so each limit holds for a name, and for whoever asks under it: the user or the
-//! machine ([`Ask::by`](super::Ask::by)). Who asked is not kept in the state; after a restart of the program, leases
-//! count for their names alone.
-//! * WITHIN - what is granted with a limit is within it, for the name and for who asks.
+//! A client chooses its name itself, and may choose another's. So limits hold for whoever asks, under whatever name: the
+//! user or the machine ([`Ask::by`](super::Ask::by)). What a stranger holds under a name takes nothing from others of
+//! that name. Who asked is not kept in the state: after a restart of the program, leases of before count for all who ask
+//! under their names.
+//! * WITHIN - what is granted with a limit is within it, for who asks.
 //! * BOUNDED - whom nothing is known of that matters any more is forgotten; there are never more than [`MOST_KNOWN`]
 //!   of the others.
 
@@ -57,7 +58,7 @@ impl Default for FairUse {
 /// Whom a limit is for.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Who {
-    /// A name that leases are billed to.
+    /// A name that leases are billed to, where nothing else is known of who asks.
     Client(Arc<str>),
     /// A user or a machine, under whatever name.
     Peer(Peer),
@@ -174,21 +175,20 @@ impl Shares {
             let recent = |known: &Known| now.saturating_duration_since(known.at) < SECOND;
             self.known.retain(|_, known| known.leases > 0 || recent(known));
         }
-        for who in both(&ask.client, ask.peer) {
-            if !self.known.contains_key(&who)
-                && self.known.values().filter(|known| known.leases == 0).count() >= MOST_KNOWN
-            {
-                return Err(Limit::Rate { who, most });
-            }
-            let known = self.of(now, who.clone());
-            let since = now.saturating_duration_since(known.at).as_secs_f64();
-            known.requests = (known.requests + since * f64::from(most)).min(f64::from(most));
-            known.at = now;
-            if known.requests < 1.0 {
-                return Err(Limit::Rate { who, most });
-            }
-            known.requests -= 1.0;
+        let who = who(&ask.client, ask.peer);
+        if !self.known.contains_key(&who)
+            && self.known.values().filter(|known| known.leases == 0).count() >= MOST_KNOWN
+        {
+            return Err(Limit::Rate { who, most });
         }
+        let known = self.of(now, who.clone());
+        let since = now.saturating_duration_since(known.at).as_secs_f64();
+        known.requests = (known.requests + since * f64::from(most)).min(f64::from(most));
+        known.at = now;
+        if known.requests < 1.0 {
+            return Err(Limit::Rate { who, most });
+        }
+        known.requests -= 1.0;
         Ok(())
     }
 
@@ -198,19 +198,19 @@ impl Shares {
             return Ok(());
         }
         let FairUse { cores, memory, leases: most_leases, .. } = self.rules;
-        for who in both(&ask.client, ask.peer) {
-            let known = self.known.get(&who);
-            let held = |of: fn(&Known) -> u64| known.map_or(0, of);
-            for (key, what, most, held, more) in [
-                ("cores", "cores", cores, held(|known| known.cores), ask.wanted.cores.into()),
-                ("memory", "MB", memory, held(|known| known.memory), ask.wanted.memory.into()),
-                ("leases", "leases", most_leases, held(|known| known.leases), leases as u64),
-            ] {
-                if let Some(most) = most.map(u64::from)
-                    && held + more > most
-                {
-                    return Err(Limit::Held { who, key, what, most, held });
-                }
+        let who = who(&ask.client, ask.peer);
+        let its_name = ask.peer.map(|_| Who::Client(ask.client.clone()));
+        let known = [Some(&who), its_name.as_ref()].map(|who| self.known.get(who?));
+        let held = |of: fn(&Known) -> u64| known.into_iter().flatten().map(of).sum::<u64>();
+        for (key, what, most, held, more) in [
+            ("cores", "cores", cores, held(|known| known.cores), ask.wanted.cores.into()),
+            ("memory", "MB", memory, held(|known| known.memory), ask.wanted.memory.into()),
+            ("leases", "leases", most_leases, held(|known| known.leases), leases as u64),
+        ] {
+            if let Some(most) = most.map(u64::from)
+                && held + more > most
+            {
+                return Err(Limit::Held { who, key, what, most, held });
             }
         }
         Ok(())
@@ -220,32 +220,28 @@ impl Shares {
         if !self.is_limited() {
             return;
         }
-        for who in both(&lease.terms.client, lease.peer) {
-            let known = self.of(now, who);
-            known.cores += u64::from(lease.terms.cores);
-            known.memory += u64::from(lease.terms.memory);
-            known.leases += 1;
-        }
+        let known = self.of(now, who(&lease.terms.client, lease.peer));
+        known.cores += u64::from(lease.terms.cores);
+        known.memory += u64::from(lease.terms.memory);
+        known.leases += 1;
     }
 
     pub(super) fn give(&mut self, lease: &Lease) {
         if !self.is_limited() {
             return;
         }
-        for who in both(&lease.terms.client, lease.peer) {
-            let Some(known) = self.known.get_mut(&who) else { continue };
-            known.cores -= u64::from(lease.terms.cores);
-            known.memory -= u64::from(lease.terms.memory);
-            known.leases -= 1;
-            if known.leases == 0 && self.rules.requests_per_second.is_none() {
-                self.known.remove(&who);
-            }
+        let who = who(&lease.terms.client, lease.peer);
+        let Some(known) = self.known.get_mut(&who) else { return };
+        known.cores -= u64::from(lease.terms.cores);
+        known.memory -= u64::from(lease.terms.memory);
+        known.leases -= 1;
+        if known.leases == 0 && self.rules.requests_per_second.is_none() {
+            self.known.remove(&who);
         }
     }
 }
 
 /// Whom a lease counts for.
-fn both(client: &Arc<str>, peer: Option<Peer>) -> impl Iterator<Item = Who> + use<> {
-    let peer = peer.map(Who::Peer);
-    [Some(Who::Client(client.clone())), peer].into_iter().flatten()
+fn who(client: &Arc<str>, peer: Option<Peer>) -> Who {
+    peer.map_or_else(|| Who::Client(client.clone()), Who::Peer)
 }

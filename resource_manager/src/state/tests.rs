@@ -169,6 +169,31 @@ fn bills_of_leases_that_nobody_claimed_are_there_among_the_others_for_a_while() 
 }
 
 #[test]
+fn a_page_looks_at_so_many_bills_of_others_and_goes_on_behind_them() {
+    let state = State::in_memory().unwrap();
+    let others = MOST_LOOKED_AT as u64 + 10;
+    let unclaimed = Billed { claimed: false, ..bill(others + 2, 1, false) };
+    let named = |bill| Billed { client: "rare".into(), ..bill };
+    let mut all: Vec<_> = (1..=others).map(|n| bill(n, n, true)).collect();
+    all.push(named(bill(others + 1, others + 1, true)));
+    all.push(named(unclaimed));
+    state.commit(&booking(&all)).unwrap();
+    let until = at(u64::MAX);
+    let page = |client, from| state.bills(Some(client), from, until, 9).unwrap();
+    let leases = |bills: &[Billed]| bills.iter().map(|bill| bill.lease.get()).collect::<Vec<_>>();
+    let (first, next) = page("rare", Cursor::at(None));
+    assert_eq!(leases(&first), [others + 2], "what nobody claimed up to there");
+    let (second, end) = page("rare", next.unwrap());
+    assert_eq!((leases(&second), end), (vec![others + 1], None));
+    let (none, next) = page("nobody", Cursor::at(None));
+    assert_eq!(none, []);
+    assert_eq!(page("nobody", next.unwrap()), (Vec::new(), None));
+    let mut found = Vec::new();
+    state.for_each_bill(Some("rare"), None, |bill| found.push(bill.lease.get())).unwrap();
+    assert_eq!(found, [others + 2, others + 1]);
+}
+
+#[test]
 fn the_number_of_a_lease_that_nobody_claimed_is_not_used_again() {
     let (_directory, path) = place();
     let state = State::open(&path).unwrap();
