@@ -245,7 +245,7 @@ async fn renew_lease(
     let lease = lease_id(&path_text(path)?)?;
     let (token, timeout) = input::renewal(&uri, &read(body).await?)?;
     api.is_token_of(lease, &token)?;
-    let peer = Some(Peer::Address(ends.peer));
+    let peer = Some(Peer::Address(ends.counts_as()));
     let renewed = api.ask(move |pool, now, _| pool.renew(now, lease, timeout, peer)).await?;
     let grant = renewed.map_err(|why| match why {
         NotRenewed::Unknown(_) => not_found(why.to_string()),
