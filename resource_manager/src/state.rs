@@ -225,9 +225,7 @@ impl State {
         let wanted = at.0..=(rows::micros(until), u64::MAX);
         let is_its = |whose: &str| client.is_none_or(|client| whose == client);
         let (mut bills, mut end) = (Vec::new(), *wanted.end());
-        for (looked_at, row) in
-            transaction.open_table(BILLS)?.range(wanted.clone())?.enumerate()
-        {
+        for (looked_at, row) in transaction.open_table(BILLS)?.range(wanted.clone())?.enumerate() {
             let (key, row) = row?;
             let (key, row) = (key.value(), row.value());
             if is_its(row.1) {

@@ -612,7 +612,9 @@ fn a_client_beyond_a_limit_is_told_which() {
     assert_eq!(ask("me").0, 201);
     let (status, why) = ask("me");
     assert!(
-        status == 409 && why.starts_with("127.0.0.1 may hold 2 cores") && why.contains("limits.cores"),
+        status == 409
+            && why.starts_with("127.0.0.1 may hold 2 cores")
+            && why.contains("limits.cores"),
         "{why}"
     );
     let (status, why) = ask("you");
