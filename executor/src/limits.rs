@@ -62,13 +62,13 @@ mod tests {
     #[test]
     fn a_stack_is_as_large_as_the_limit_says_within_reason() {
         for (limit, bytes) in [
-            (8 << 20, 8 << 20),
+            (8 << 20, 8usize << 20),
             (64 << 20, 64 << 20),
             (RLIM_INFINITY, 64 << 20),
             (1, 256 << 10),
             (RLIM_INFINITY - 1, 64 << 30),
         ] {
-            assert_eq!(stack(limit), bytes as usize, "{limit}");
+            assert_eq!(stack(limit), bytes, "{limit}");
         }
     }
 

@@ -1,6 +1,8 @@
 //! What functions, and the programs that they start, find of the process that they run in: what the
 //! operator's shell would give them, and nothing of ours.
 
+#![allow(clippy::unwrap_used)] // in helpers too: what fails there is the test
+
 mod common;
 
 use std::process::{Command, Stdio};

@@ -79,7 +79,7 @@ impl Account {
         let mut queue_pair = match self.spare.take() {
             Some(queue_pair) => queue_pair,
             None if self.made < self.most_connections => self.make_queue_pair()?,
-            None => return Err(AcceptError::TooMany(request)),
+            None => return Err(AcceptError::TooMany(request.into())),
         };
         let place = self.counters.remote();
         let counters = Counters { addr: place.addr.into(), key: place.key.into() };
@@ -128,7 +128,7 @@ impl Account {
 #[derive(Debug)]
 pub enum AcceptError {
     /// All connections that its process may have are there; the request is to be refused.
-    TooMany(ConnectRequest),
+    TooMany(Box<ConnectRequest>),
     /// The device refused.
     Rdma(rdmalib::Error),
 }

@@ -162,7 +162,7 @@ impl Executors {
             Ok(()) => tracing::debug!(%lease, "executor counts here"),
             Err(AcceptError::TooMany(request)) => {
                 tracing::debug!(%lease, "an executor connects more often than it has workers");
-                refuse(request, "all connections of this executor are there already");
+                refuse(*request, "all connections of this executor are there already");
             }
             Err(AcceptError::Rdma(rdmalib::Error::Disconnected)) => {
                 tracing::debug!(%lease, "an executor did not wait to be connected");

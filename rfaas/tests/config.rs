@@ -246,9 +246,14 @@ fn keys_that_are_left_out_have_their_defaults() {
 #[test]
 fn a_missing_file_is_named() {
     let error = Devices::load("no/such/devices.json").unwrap_err();
+    let here = std::env::current_dir().unwrap();
     assert_eq!(
         error.to_string(),
-        "no/such/devices.json: cannot be read: No such file or directory (os error 2)"
+        format!(
+            "no/such/devices.json: cannot be read: No such file or directory (os error 2), \
+             in the directory {}",
+            here.display()
+        )
     );
 }
 

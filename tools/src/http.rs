@@ -39,6 +39,7 @@ impl Http {
             .timeout_global(Some(TIMEOUT))
             .http_status_as_error(false)
             .proxy(None) // the manager is on this machine
+            .max_idle_connections(0) // which a manager without a place left may cut at any time
             .build()
             .into();
         Http { base: base.into(), agent }

@@ -56,7 +56,9 @@ impl Row for BillRow {
 
     fn guard(&mut self) {
         for text in [&mut self.client, &mut self.node] {
-            cell(text).map(|guarded| *text = guarded.into());
+            if let Some(guarded) = cell(text) {
+                *text = guarded.into();
+            }
         }
     }
 }
@@ -113,7 +115,9 @@ impl Row for ClientRow {
     ];
 
     fn guard(&mut self) {
-        cell(&self.client).map(|guarded| self.client = guarded.into());
+        if let Some(guarded) = cell(&self.client) {
+            self.client = guarded.into();
+        }
     }
 }
 

@@ -150,7 +150,7 @@ fn calls_of_an_executor_that_was_dropped_are_billed_a4() {
         eventually("its bill", || bills().as_array().unwrap().len() == round);
         let bills = bills();
         let calls: Vec<_> = bills.as_array().unwrap().iter().map(|b| &b["invocations"]).collect();
-        assert!(calls.iter().all(|calls| *calls == &3), "{bills}");
+        assert!(calls.iter().all(|&calls| calls == 3), "{bills}");
     }
     scene.ends();
 }
