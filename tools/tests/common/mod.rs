@@ -202,10 +202,19 @@ impl Running {
         self.child.try_wait().expect("it can be waited for").is_some()
     }
 
+    /// Whether it has ended; if so, all that it has said on standard error has been read.
+    pub fn has_said_all(&mut self) -> bool {
+        let ended = self.has_ended();
+        if ended {
+            self.stderr.whole();
+        }
+        ended
+    }
+
     /// Waits until it has said `words` on standard error, which must be before [`deadline`] and its end.
     pub fn says(&mut self, words: &str) {
         eventually(&format!("{} says {words:?}", self.command), || {
-            let ended = self.has_ended(); // looked at first: its last words count
+            let ended = self.has_said_all(); // looked at first: its last words count
             let said = self.stderr.so_far();
             assert!(!ended || said.contains(words), "{} ended: {said}", self.command);
             said.contains(words)

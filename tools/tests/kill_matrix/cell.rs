@@ -362,7 +362,7 @@ fn is_free(node: &Value) -> bool {
 fn hear(client: &mut Running, key: &str) -> String {
     let mut heard = None;
     eventually(&format!("the client says {key:?}"), || {
-        let ended = client.has_ended(); // looked at first: its last words count
+        let ended = client.has_said_all(); // looked at first: its last words count
         heard = client.said(key).pop();
         assert!(heard.is_some() || !ended, "the client ended: {}", client.words());
         heard.is_some()
