@@ -37,6 +37,8 @@ use super::guard::Ends;
 pub const MAX_CONNECTIONS: usize = 256;
 /// Most of one other machine: a quarter. On this machine, users cannot be told apart.
 pub const MAX_OF_ADDRESS: usize = MAX_CONNECTIONS / 4;
+/// How long a client may take for its request before others come first: one that has just connected has not been read.
+const MOMENT: Duration = Duration::from_millis(100);
 /// Pause after a connection could not be taken (no descriptor is left, say).
 const ACCEPT_AGAIN: Duration = Duration::from_millis(200);
 
@@ -80,11 +82,13 @@ pub async fn serve(listener: TcpListener, router: Router) {
             drop(place);
         });
         connections.started(id, task.abort_handle());
+        // However many connect at once, each is read before many more are taken in its place.
+        tokio::task::yield_now().await;
     }
 }
 
-/// Whom a connection waits for, and since when. The least is the first to make room.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+/// Whom a connection waits for, and since when.
+#[derive(Clone, Copy, Debug)]
 struct Turn {
     /// For this program: a request has come as a whole, and there is no answer yet. Else for its client.
     is_ours: bool,
@@ -94,6 +98,13 @@ struct Turn {
 impl Turn {
     fn new(is_ours: bool) -> Self {
         Turn { is_ours, since: Instant::now() }
+    }
+
+    /// The least is the first to make room: of those that have waited for their client for more than a moment, and
+    /// then of all, the one that has waited longest.
+    fn makes_room(self, now: Instant) -> (bool, Instant) {
+        let is_late = !self.is_ours && now.saturating_duration_since(self.since) >= MOMENT;
+        (!is_late, self.since)
     }
 }
 
@@ -216,7 +227,9 @@ impl Connections {
             None
         };
         let its = open.iter().filter(|(_, connection)| Some(connection.peer) == from);
-        let first = its.min_by_key(|(_, connection)| *lock(&connection.turn)).map(|(id, _)| *id);
+        let now = Instant::now();
+        let first = its.min_by_key(|(_, connection)| lock(&connection.turn).makes_room(now));
+        let first = first.map(|(id, _)| *id);
         if let Some(connection) = first.and_then(|id| open.remove(&id)) {
             tracing::debug!(peer = %connection.peer, "an HTTP connection was cut to make room");
             connection.task.inspect(AbortHandle::abort);
@@ -330,7 +343,9 @@ mod tests {
         };
         assert_eq!([cut(), cut()], [Some(2), Some(3)], "in the order in which they came");
         (4..MAX_CONNECTIONS).for_each(|at| set(at, true));
-        assert_eq!(cut(), Some(1), "the only one that waits for its client");
+        lock(&all[1].1).since -= MOMENT;
+        assert_eq!(cut(), Some(1), "the only one that has its client to wait for, for a moment");
+        assert_eq!(cut(), Some(0), "and not one that has just come and was not read yet");
     }
 
     #[test]
