@@ -17,7 +17,8 @@
 //! ```
 //! A function may be called by several threads at once, one a worker. How many bytes fit at `output`
 //! is the caller's and the function's to agree on: returning more is an error of that invocation,
-//! writing more destroys the executor.
+//! writing more destroys the executor. A child that a function forks has neither input nor output if the
+//! node's device is an RDMA device (`ibv_fork_init(3)`): it is given a copy of what it needs.
 //!
 //! Libraries are read, not loaded, here: constructors of foreign code run in executors only.
 //! Elsewhere: loading and calling them; finding what they export (`image`).

@@ -105,16 +105,18 @@ uint32_t clone_and_return(void *input, uint32_t input_bytes, void *output) {
 
 /* Dies of SIGABRT and leaves a process that has all its descriptors, for as many seconds as its input says. */
 uint32_t crash_with_a_daemon(void *input, uint32_t input_bytes, void *output) {
+    uint32_t seconds = number(input, input_bytes); /* before the fork: a child has no input (ibv_fork_init) */
     int ready[2];
     char byte;
     (void)output;
     if (pipe(ready) != 0) return 0;
     if (fork() == 0) {
         setsid();
-        alarm(number(input, input_bytes));
+        alarm(seconds);
         if (write(ready[1], "r", 1) != 1) _exit(1);
         for (;;) pause();
     }
+    close(ready[1]); /* so that a child's early end is seen */
     if (read(ready[0], &byte, 1) != 1) return 0;
     abort();
 }
