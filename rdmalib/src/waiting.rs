@@ -1,13 +1,15 @@
 //! Who takes up room before it has shown what for, and who goes when there is no more: what keeps one peer
 //! from locking out the others.
 //!
-//! * OLDEST - whoever comes finds room: the oldest of its own peer goes if that has its share, else the oldest
-//!   of the peer that has most. So who says soon what it wants is served, also next to a peer that
+//! * OLDEST - whoever comes finds room: the oldest of its own peer goes if that has its share or most of all, else the
+//!   oldest of the peer that has most. So who says soon what it wants is served, also next to a peer that
 //!   fills all places again and again, and also if it is of the same user.
+//! * INDEXED - nothing here looks at all that wait, however many there are.
 //!
 //! Pure: what it is that waits, and what becomes of it, is the caller's.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::hash::Hash;
 use std::net::IpAddr;
 
 /// Who is at the other end, as far as the device knows and the peer cannot choose.
@@ -28,11 +30,16 @@ pub struct WaitingList<K> {
     of_peer: usize,
     in_all: usize,
     next: u64,
-    waiting: BTreeMap<u64, (K, Peer)>,
-    peers: HashMap<Peer, usize>,
+    /// Whose each is, and its number: the order in which they came.
+    places: HashMap<K, (Peer, u64)>,
+    waiting: BTreeMap<u64, K>,
+    /// The same, by peer.
+    peers: HashMap<Peer, BTreeMap<u64, K>>,
+    /// How many are of each peer.
+    counts: BTreeSet<(usize, Peer)>,
 }
 
-impl<K: Copy + PartialEq> WaitingList<K> {
+impl<K: Copy + Eq + Hash> WaitingList<K> {
     /// Nobody yet. There is room for `in_all` (at least one), and for `of_peer` of one peer.
     pub fn new(of_peer: usize, in_all: usize) -> Self {
         let in_all = in_all.max(1);
@@ -40,66 +47,91 @@ impl<K: Copy + PartialEq> WaitingList<K> {
             of_peer: of_peer.clamp(1, in_all),
             in_all,
             next: 0,
+            places: HashMap::new(),
             waiting: BTreeMap::new(),
             peers: HashMap::new(),
+            counts: BTreeSet::new(),
         }
     }
 
     /// How many wait.
     pub fn len(&self) -> usize {
-        self.waiting.len()
+        self.places.len()
     }
 
     /// Whether nobody waits.
     pub fn is_empty(&self) -> bool {
-        self.waiting.is_empty()
+        self.places.is_empty()
     }
 
     /// Who has waited longest.
     pub fn oldest(&self) -> Option<K> {
-        self.waiting.values().next().map(|(who, _)| *who)
+        self.waiting.values().next().copied()
+    }
+
+    /// Those of `peer`, who has waited longest first.
+    pub fn oldest_of(&self, peer: Peer) -> impl Iterator<Item = K> + '_ {
+        self.peers.get(&peer).into_iter().flat_map(BTreeMap::values).copied()
+    }
+
+    /// OLDEST. Of whom one has to go before one of `newcomer` is added; `None` if there is room. If `full`, there is none
+    /// for other reasons.
+    pub fn crowded(&self, newcomer: Peer, full: bool) -> Option<Peer> {
+        let its = self.count(newcomer);
+        if its >= self.of_peer {
+            return Some(newcomer);
+        }
+        if !full && self.len() < self.in_all {
+            return None;
+        }
+        let &(most, peer) = self.counts.last()?;
+        Some(if its == most { newcomer } else { peer })
     }
 
     /// OLDEST. Adds `who`, of `peer`; returns who has to go for it, and does not wait any more.
     #[must_use]
     pub fn add(&mut self, who: K, peer: Peer) -> Option<K> {
-        let gone = self.who_goes_for(peer).and_then(|number| self.take(number));
-        self.waiting.insert(self.next, (who, peer));
+        let gone = self.crowded(peer, false).and_then(|from| self.oldest_of(from).next());
+        gone.inspect(|gone| self.remove(*gone));
+        self.remove(who); // it would be there twice
+        self.places.insert(who, (peer, self.next));
+        self.waiting.insert(self.next, who);
+        self.peers.entry(peer).or_default().insert(self.next, who);
         self.next += 1;
-        *self.peers.entry(peer).or_default() += 1;
+        let count = self.count(peer);
+        self.counts.remove(&(count - 1, peer));
+        self.counts.insert((count, peer));
         gone
     }
 
-    /// `who` does not wait any more. Looks at all of them.
+    /// `who` counts as the one that has come last, if it waits.
+    pub fn refresh(&mut self, who: K) {
+        let Some((peer, number)) = self.places.get_mut(&who) else { return };
+        let (of_peer, before) = (self.peers.entry(*peer).or_default(), *number);
+        *number = self.next;
+        for waiting in [&mut self.waiting, of_peer] {
+            waiting.remove(&before);
+            waiting.insert(self.next, who);
+        }
+        self.next += 1;
+    }
+
+    /// `who` does not wait any more.
     pub fn remove(&mut self, who: K) {
-        let found = self.waiting.iter().find(|(_, (waits, _))| *waits == who);
-        if let Some(number) = found.map(|(number, _)| *number) {
-            self.take(number);
-        }
-    }
-
-    fn who_goes_for(&self, newcomer: Peer) -> Option<u64> {
-        let held = |peer: &Peer| self.peers.get(peer).copied().unwrap_or(0);
-        let from = if held(&newcomer) >= self.of_peer {
-            newcomer
-        } else if self.waiting.len() >= self.in_all {
-            *self.peers.iter().max_by_key(|(_, held)| **held)?.0
+        let Some((peer, number)) = self.places.remove(&who) else { return };
+        self.waiting.remove(&number);
+        let count = self.count(peer);
+        self.counts.remove(&(count, peer));
+        if count > 1 {
+            self.counts.insert((count - 1, peer));
+            self.peers.entry(peer).or_default().remove(&number);
         } else {
-            return None;
-        };
-        let mut waiting = self.waiting.iter();
-        waiting.find(|(_, (_, peer))| *peer == from).map(|(number, _)| *number)
+            self.peers.remove(&peer);
+        }
     }
 
-    fn take(&mut self, number: u64) -> Option<K> {
-        let (who, peer) = self.waiting.remove(&number)?;
-        if let Some(held) = self.peers.get_mut(&peer) {
-            *held -= 1;
-            if *held == 0 {
-                self.peers.remove(&peer);
-            }
-        }
-        Some(who)
+    fn count(&self, peer: Peer) -> usize {
+        self.peers.get(&peer).map_or(0, BTreeMap::len)
     }
 }
 
@@ -134,7 +166,68 @@ mod tests {
         assert_eq!(list.add(1, A), None);
         list.remove(1);
         list.remove(1);
-        assert!(list.is_empty() && list.peers.is_empty());
+        assert!(list.is_empty() && list.peers.is_empty() && list.counts.is_empty());
+        assert!(list.waiting.is_empty() && list.oldest_of(A).next().is_none());
         assert_eq!(list.add(2, A), None);
+    }
+
+    #[test]
+    fn who_is_refreshed_goes_last() {
+        let mut list = WaitingList::new(2, 10);
+        assert_eq!([list.add(1, A), list.add(2, A)], [None; 2]);
+        list.refresh(1);
+        list.refresh(7);
+        assert_eq!(list.oldest_of(A).collect::<Vec<_>>(), [2, 1]);
+        assert_eq!((list.oldest(), list.add(3, A)), (Some(2), Some(2)));
+    }
+
+    #[test]
+    fn of_those_that_have_as_many_the_newcomer_makes_room_for_itself() {
+        for newcomer in [A, B] {
+            let mut list = WaitingList::new(4, 4);
+            assert_eq!([list.add(1, B), list.add(2, A), list.add(3, A), list.add(4, B)], [None; 4]);
+            assert_eq!(list.crowded(newcomer, false), Some(newcomer));
+        }
+        let mut list = WaitingList::new(4, 4);
+        assert_eq!(
+            (list.crowded(A, false), list.crowded(A, true)),
+            (None, None),
+            "nobody is there"
+        );
+        assert_eq!([list.add(1, B), list.add(2, B)], [None; 2]);
+        assert_eq!((list.crowded(A, false), list.crowded(A, true)), (None, Some(B)));
+    }
+
+    #[test]
+    fn every_index_says_what_looking_at_all_says() {
+        let mut list = WaitingList::new(5, 12);
+        let mut all: Vec<(u32, Peer)> = Vec::new();
+        let peer = |who: u32| [A, B, C][(who % 7 % 3) as usize];
+        for step in 0..2000_u32 {
+            // Numbers without a pattern, the same in every run.
+            let who = step.wrapping_mul(2_654_435_761) >> 27;
+            all.retain(|(other, _)| *other != who);
+            match step % 5 {
+                0 => list.remove(who),
+                1 if list.places.contains_key(&who) => {
+                    list.refresh(who);
+                    all.push((who, peer(who)));
+                }
+                _ => {
+                    list.remove(who);
+                    let gone = list.add(who, peer(who));
+                    all.retain(|(other, _)| Some(*other) != gone);
+                    all.push((who, peer(who)));
+                }
+            }
+            assert_eq!((list.len(), list.oldest()), (all.len(), all.first().map(|(who, _)| *who)));
+            for peer in [A, B, C] {
+                let its = all.iter().filter(|(_, of)| *of == peer).map(|(who, _)| *who);
+                let its: Vec<_> = its.collect();
+                assert_eq!(list.oldest_of(peer).collect::<Vec<_>>(), its);
+                assert_eq!(list.counts.contains(&(its.len(), peer)), !its.is_empty());
+            }
+            assert!(list.counts.len() <= 3 && list.len() <= 12);
+        }
     }
 }
