@@ -20,7 +20,7 @@ use super::lease::Lease;
 use super::{MAX_TIMEOUT, Now};
 
 /// Most clients that hold nothing of which the requests of the last second are known, besides those that hold leases.
-const MOST_KNOWN: usize = 1 << 16;
+pub(super) const MOST_KNOWN: usize = 1 << 16;
 /// Requests are counted over so long.
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -129,6 +129,10 @@ struct Known {
 pub(super) struct Shares {
     rules: FairUse,
     known: HashMap<Who, Known>,
+    /// How many of these hold leases.
+    holders: usize,
+    /// When those that hold nothing were last gone through.
+    swept: Option<Instant>,
 }
 
 impl Shares {
@@ -138,7 +142,7 @@ impl Shares {
         rules: FairUse,
         leases: impl Iterator<Item = &'a Lease>,
     ) -> Self {
-        let mut shares = Shares { rules, known: HashMap::new() };
+        let mut shares = Shares { rules, ..Shares::default() };
         leases.for_each(|lease| shares.take(now.monotonic, lease));
         shares
     }
@@ -171,15 +175,12 @@ impl Shares {
     pub(super) fn count(&mut self, now: Now, ask: &Ask) -> Result<(), Limit> {
         let Some(most) = self.rules.requests_per_second else { return Ok(()) };
         let now = now.monotonic;
-        if self.known.len() >= MOST_KNOWN {
-            let recent = |known: &Known| now.saturating_duration_since(known.at) < SECOND;
-            self.known.retain(|_, known| known.leases > 0 || recent(known));
-        }
         let who = who(&ask.client, ask.peer);
-        if !self.known.contains_key(&who)
-            && self.known.values().filter(|known| known.leases == 0).count() >= MOST_KNOWN
-        {
-            return Err(Limit::Rate { who, most });
+        if self.is_full() && !self.known.contains_key(&who) {
+            self.sweep(now);
+            if self.is_full() {
+                return Err(Limit::Rate { who, most });
+            }
         }
         let known = self.of(now, who.clone());
         let since = now.saturating_duration_since(known.at).as_secs_f64();
@@ -190,6 +191,21 @@ impl Shares {
         }
         known.requests -= 1.0;
         Ok(())
+    }
+
+    /// Whether as many are known that hold nothing as may be.
+    fn is_full(&self) -> bool {
+        self.known.len() - self.holders >= MOST_KNOWN
+    }
+
+    /// Forgets those whose requests of the last second are none. That takes as long as there are many, so it is done once a
+    /// second.
+    fn sweep(&mut self, now: Instant) {
+        let is_recent = |at: Instant| now.saturating_duration_since(at) < SECOND;
+        if !self.swept.is_some_and(is_recent) {
+            self.swept = Some(now);
+            self.known.retain(|_, known| known.leases > 0 || is_recent(known.at));
+        }
     }
 
     /// Whether `leases` more leases may be held, which are what `ask` wants (WITHIN).
@@ -224,6 +240,7 @@ impl Shares {
         known.cores += u64::from(lease.terms.cores);
         known.memory += u64::from(lease.terms.memory);
         known.leases += 1;
+        self.holders += usize::from(known.leases == 1);
     }
 
     pub(super) fn give(&mut self, lease: &Lease) {
@@ -235,6 +252,7 @@ impl Shares {
         known.cores -= u64::from(lease.terms.cores);
         known.memory -= u64::from(lease.terms.memory);
         known.leases -= 1;
+        self.holders -= usize::from(known.leases == 0);
         if known.leases == 0 && self.rules.requests_per_second.is_none() {
             self.known.remove(&who);
         }

@@ -3,6 +3,7 @@
 use rdmalib::Peer;
 use rfaas::protocol::lease::Unusable;
 
+use super::super::fair_use::MOST_KNOWN;
 use super::*;
 
 const CLAIM: Duration = Duration::from_secs(10);
@@ -166,6 +167,25 @@ fn who_asks_too_often_is_refused_until_time_has_passed_and_nobody_else_is() {
     let again = world.pool.request(world.now, &mine);
     assert!(matches!(again, Err(Denied::NoRoom(_))), "{again:?}");
     refusal(&mut world, &mine);
+}
+
+#[test]
+fn as_many_strangers_as_are_remembered_are_forgotten_a_second_later() {
+    let rules = FairUse { requests_per_second: Some(1), ..FairUse::default() };
+    let mut world = world(rules);
+    world.node("a", 1, 64);
+    let holder = ask("holder", 0, 1);
+    world.pool.request(world.now, &holder).unwrap();
+    for user in 1..=u32::try_from(MOST_KNOWN).unwrap() {
+        let answer = world.pool.request(world.now, &ask("me", user, 1));
+        assert!(matches!(answer, Err(Denied::NoRoom(_))), "{user}: {answer:?}");
+    }
+    assert!(matches!(refusal(&mut world, &holder), Limit::Rate { .. }), "it is known");
+    let newcomer = ask("me", u32::MAX, 1);
+    assert!(matches!(refusal(&mut world, &newcomer), Limit::Rate { .. }));
+    world.pass(SECOND);
+    let answer = world.pool.request(world.now, &newcomer);
+    assert!(matches!(answer, Err(Denied::NoRoom(_))), "{answer:?}");
 }
 
 #[test]
