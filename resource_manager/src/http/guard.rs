@@ -14,7 +14,8 @@
 //!   asking that first. The first two are refused. The third is what `curl -d` says, as the tutorial has it, so it has to
 //!   do; JSON needs a browser's preflight, which is not answered.
 //! * A page whose site's name was made to mean this machine (DNS rebinding) sends that name as `Host`. So that must be an
-//!   address, a name without a dot, which no public site has, or one of this machine.
+//!   address, a name without a dot, which no public site has, or one of this machine. Of an address, all counts: a
+//!   site's name may begin like one.
 //!
 //! Reading needs none of this: no answer to a `GET` has a token, and answers do not allow other sites to read them.
 //!
@@ -38,7 +39,7 @@ use super::Failure;
 #[derive(Clone, Debug, Default)]
 pub struct Access {
     changes_from: Arc<[AddressRange]>,
-    /// In small letters.
+    /// In small letters. No addresses.
     names: Arc<[String]>,
 }
 
@@ -47,24 +48,33 @@ impl Access {
     /// served at.
     pub fn new(changes_from: &[AddressRange], address: &str) -> Self {
         let machine = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
-        let names = [Some(address.to_owned()), machine].into_iter().flatten();
-        Access {
-            changes_from: changes_from.into(),
-            names: names.map(|name| name.to_ascii_lowercase()).collect(),
-        }
+        Access::on(changes_from, [Some(address.to_owned()), machine].into_iter().flatten())
+    }
+
+    /// Likewise, on a machine of these names.
+    fn on(changes_from: &[AddressRange], names: impl Iterator<Item = String>) -> Self {
+        let names = names.map(|name| name.to_ascii_lowercase()).filter(|name| !is_address(name));
+        Access { changes_from: changes_from.into(), names: names.collect() }
     }
 
     /// Whether `host`, without a port, means this machine and cannot be a public site.
     fn is_ours(&self, host: &str) -> bool {
         let host = host.trim_end_matches('.').to_ascii_lowercase();
-        let address = host.trim_start_matches('[').trim_end_matches(']');
-        // A machine knows its name, not always its domain: that of its first label is taken for it.
-        let first = |name: &str| name.split('.').next().unwrap_or_default().to_owned();
-        address.parse::<IpAddr>().is_ok()
+        // A machine knows its name, not always its domain. Where it does, that counts too; and any site may have a machine
+        // called localhost.
+        let in_a_domain = |name: &str| {
+            let alone = !name.contains('.') && name != "localhost";
+            alone && host.split_once('.').is_some_and(|(first, _)| first == name)
+        };
+        is_address(&host)
             || !host.contains('.')
             || host.ends_with(".localhost")
-            || self.names.iter().any(|name| *name == host || first(name) == first(&host))
+            || self.names.iter().any(|name| *name == host || in_a_domain(name))
     }
+}
+
+fn is_address(host: &str) -> bool {
+    host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>().is_ok()
 }
 
 /// Both ends of a connection, and what came over it.
@@ -197,31 +207,51 @@ fn foreign_type(headers: &HeaderMap) -> Option<String> {
 mod tests {
     use super::*;
 
+    /// Of a machine called so, HTTP being served at `address`.
+    fn on(address: &str, machine: &str) -> Access {
+        Access::on(&[], [address, machine].into_iter().map(str::to_owned))
+    }
+
     #[test]
     fn names_of_this_machine_are_known_and_those_of_sites_are_not() {
-        let mut access = Access::new(&[], "rm.cluster.example");
-        let machine = access.names[1].clone();
-        assert!(access.is_ours(&machine) && access.is_ours(&format!("{machine}.any.example")));
-        access.names = access.names.iter().take(1).cloned().collect();
+        let named = on("rm.cluster.example", "Node17");
         for ours in [
-            "127.0.0.1",
-            "10.1.2.3",
-            "[::1]",
-            "localhost",
-            "LOCALHOST",
-            "x",
-            "node17",
-            "node17.",
-            "app.localhost",
             "rm.cluster.example",
             "RM.Cluster.Example",
-            "rm",
+            "rm.cluster.example.",
+            "node17.any.example",
         ] {
-            assert!(access.is_ours(ours), "{ours}");
+            assert!(named.is_ours(ours), "{ours}");
         }
-        for site in ["evil.example", "127.0.0.1.evil.example", "localhost.evil.example", "1.2.3"] {
-            assert!(!access.is_ours(site), "{site}");
+        let default = rfaas::config::ResourceManagerNode::default().http_network_address;
+        for access in [named, on(&default, "localhost"), on("127.0.0.1", "x"), on("::1", "[::1]")] {
+            for ours in [
+                "127.0.0.1",
+                "10.1.2.3",
+                "[::1]",
+                "localhost",
+                "LOCALHOST",
+                "x",
+                "rm",
+                "node18.",
+                "app.localhost",
+            ] {
+                assert!(access.is_ours(ours), "{ours}");
+            }
+            for site in [
+                "evil.example",
+                "127.evil.example",
+                "127.0.0.1.evil.example",
+                "localhost.evil.example",
+                "rm.evil.example",
+                "1.2.3",
+            ] {
+                assert!(!access.is_ours(site), "{site}");
+            }
         }
+        assert!(!on("127.0.0.1", "node17.cluster.example").is_ours("node17.evil.example"));
+        let access = Access::new(&[], "127.0.0.1");
+        assert!(!access.is_ours("127.evil.example"), "on this machine");
     }
 
     #[test]
