@@ -18,20 +18,34 @@ use rfaas::protocol::lease::ToClient;
 use serde_json::json;
 use support::*;
 
-/// Settings with ports that are free, and those.
-fn with_ports() -> (Files, SocketAddr, SocketAddr) {
-    let http = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let rdma = device().listen(0).unwrap().local_addr();
-    let ports =
-        [("rdma_device_port", json!(rdma.port())), ("http_network_port", json!(http.port()))];
-    (Files::new(&ports), rdma, http)
+/// One whose log nobody reads, so that its ports have to be chosen before.
+struct Blind {
+    child: Child,
+    rdma: SocketAddr,
+    http: SocketAddr,
+    _files: Files,
 }
 
-/// Starts one with `log` as standard error; returns when it serves.
-fn start(files: &Files, http_at: SocketAddr, log: impl Into<Stdio>) -> Child {
-    let child = files.command(&["-v"]).stdout(Stdio::null()).stderr(log).spawn().unwrap();
-    wait_for("an answer", || http(http_at, "GET", "/healthz", "").ok());
-    child
+/// Starts one with what `log` returns as standard error; returns when it serves.
+fn start(log: impl Fn() -> Stdio) -> Blind {
+    for _ in 0..10 {
+        let http = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let rdma = device().listen(0).unwrap().local_addr();
+        let ports =
+            [("rdma_device_port", json!(rdma.port())), ("http_network_port", json!(http.port()))];
+        let files = Files::new(&ports);
+        let mut child = files.command(&["-v"]).stdout(Stdio::null()).stderr(log()).spawn().unwrap();
+        let serves = wait_for("an answer", || {
+            if child.try_wait().unwrap().is_some() {
+                return Some(false); // somebody else has taken one of the ports meanwhile
+            }
+            support::http(http, "GET", "/healthz", "").ok().map(|_| true)
+        });
+        if serves {
+            return Blind { child, rdma, http, _files: files };
+        }
+    }
+    panic!("it does not start, whatever its ports are");
 }
 
 fn stop(mut child: Child) {
@@ -51,24 +65,25 @@ fn refused(rdma: SocketAddr, times: u32) {
 
 #[test]
 fn a_manager_serves_whatever_becomes_of_its_log() {
-    let (files, rdma, http) = with_ports();
-    let full = File::options().write(true).open("/dev/full").unwrap();
-    let (reader, mut writer) = std::io::pipe().unwrap();
-    writer.write_all(&[b'x'; 1 << 16]).unwrap(); // as much as a pipe holds
-    let logs: [Stdio; 3] = [full.into(), std::io::pipe().unwrap().1.into(), writer.into()];
+    let (reader, mut full) = std::io::pipe().unwrap();
+    full.write_all(&[b'x'; 1 << 16]).unwrap(); // as much as a pipe holds
+    let full_disk = || File::options().write(true).open("/dev/full").unwrap().into();
+    let broken_pipe = || std::io::pipe().unwrap().1.into();
+    let full_pipe = || full.try_clone().unwrap().into();
+    let logs: [&dyn Fn() -> Stdio; 3] = [&full_disk, &broken_pipe, &full_pipe];
     for log in logs {
-        let child = start(&files, http, log);
-        refused(rdma, 500);
-        stop(child);
+        let manager = start(log);
+        refused(manager.rdma, 500);
+        stop(manager.child);
     }
     drop(reader);
 }
 
 #[test]
 fn what_clients_and_strangers_provoke_is_told_a_few_times_and_then_counted() {
-    let (files, rdma, http) = with_ports();
     let (mut reader, writer) = std::io::pipe().unwrap();
-    let child = start(&files, http, writer);
+    let Blind { child, rdma, http, _files } = start(|| writer.try_clone().unwrap().into());
+    drop(writer);
     let log = Arc::new(Mutex::new(Vec::new()));
     let reading = {
         let log = log.clone();
