@@ -8,7 +8,7 @@
 //!   program is killed or the machine fails. That is redb's doing: pages are copied when written, and the
 //!   root is replaced last.
 //! * BOUNDED - of leases that nobody claimed, which anybody can have as many of as there is time, the last
-//!   [`MAX_UNCLAIMED`] bills are kept; all others for ever.
+//!   [`MAX_UNCLAIMED`] bills at least are kept; all others for ever.
 //! * OURS - a file is only written if it is a state file of a format that is known here, and while no
 //!   other process has it open. A new one appears under its name when it is complete.
 //!
@@ -50,7 +50,7 @@ const CACHE_BYTES: usize = 64 << 20;
 /// some 4 MB of the file, and are more than a person reads.
 pub const MAX_UNCLAIMED: u64 = 1 << 14;
 
-/// Bills that are looked at for one page at most, besides those of unclaimed leases, of which there are as many at most.
+/// Bills that are looked at for one page at most: some 10 ms.
 const MOST_LOOKED_AT: usize = 2 * MAX_UNCLAIMED as usize;
 
 /// Where a page of bills begins.
@@ -166,8 +166,7 @@ impl State {
             leases.push(rows::lease(id.value(), row.value())?);
         }
         let last_bill = transaction.open_table(ENDED_AT)?.last()?.map(|(id, _)| id.value());
-        let last_unclaimed = transaction.open_table(UNCLAIMED)?.last()?.map(|(id, _)| id.value());
-        let last_bill = last_bill.max(last_unclaimed).and_then(LeaseId::new);
+        let last_bill = last_bill.and_then(LeaseId::new);
         let last_lease = leases.last().map(|lease| lease.terms.lease);
         // Nodes report the end of a lease until it is acknowledged, so not much later than that.
         let since = now.checked_sub(2 * MAX_TIMEOUT);
@@ -223,54 +222,48 @@ impl State {
     ) -> Result<(Vec<Billed>, Option<Cursor>), StateError> {
         let transaction = self.database.begin_read()?;
         let wanted = at.0..=(rows::micros(until), u64::MAX);
-        let is_its = |whose: &str| client.is_none_or(|client| whose == client);
-        let (mut bills, mut end) = (Vec::new(), *wanted.end());
-        for (looked_at, row) in transaction.open_table(BILLS)?.range(wanted.clone())?.enumerate() {
-            let (key, row) = row?;
-            let (key, row) = (key.value(), row.value());
-            if is_its(row.1) {
-                bills.push((key, rows::billed(key, row)?));
+        let tables = [transaction.open_table(BILLS)?, transaction.open_table(UNCLAIMED)?];
+        let [mut claimed, mut unclaimed] =
+            [tables[0].range(wanted.clone())?, tables[1].range(wanted)?];
+        let mut firsts = [claimed.next().transpose()?, unclaimed.next().transpose()?];
+        let mut bills = Vec::new();
+        for looked_at in 0.. {
+            let keys = firsts.each_ref().map(|row| row.as_ref().map(|(key, _)| key.value()));
+            // Of both tables, the one that ended first.
+            let (key, is_claimed) = match keys {
+                [None, None] => break,
+                [Some(key), None] => (key, true),
+                [None, Some(key)] => (key, false),
+                [Some(claimed), Some(unclaimed)] => (claimed.min(unclaimed), claimed < unclaimed),
+            };
+            if bills.len() >= most || looked_at >= MOST_LOOKED_AT {
+                return Ok((bills, Some(Cursor(key))));
             }
-            if bills.len() >= most || looked_at + 1 >= MOST_LOOKED_AT {
-                end = key;
-                break;
+            let (first, next) = match is_claimed {
+                true => (&mut firsts[0], claimed.next()),
+                false => (&mut firsts[1], unclaimed.next()),
+            };
+            let Some((_, row)) = std::mem::replace(first, next.transpose()?) else { break };
+            let row = row.value();
+            if client.is_none_or(|client| row.1 == client) {
+                bills.push(rows::billed(key, row, is_claimed)?);
             }
         }
-        for row in transaction.open_table(UNCLAIMED)?.iter()? {
-            let (id, row) = row?;
-            let (ended_at, row) = row.value();
-            let key = (ended_at, id.value());
-            if wanted.contains(&key) && key <= end && is_its(row.1) {
-                bills.push((key, Billed { claimed: false, ..rows::billed(key, row)? }));
-            }
-        }
-        bills.sort_unstable_by_key(|(key, _)| *key);
-        let is_full = bills.len() >= most;
-        bills.truncate(most);
-        let last = match bills.last() {
-            Some((key, _)) if is_full => Some(*key),
-            _ => (end != *wanted.end()).then_some(end),
-        };
-        let next = last.map(|(ended_at, id)| match id.checked_add(1) {
-            Some(after) => Cursor((ended_at, after)),
-            None => Cursor((ended_at.saturating_add(1), 0)),
-        });
-        Ok((bills.into_iter().map(|(_, bill)| bill).collect(), next))
+        Ok((bills, None))
     }
 
     /// The bill of one lease, if it has ended.
     pub fn bill(&self, lease: LeaseId) -> Result<Option<Billed>, StateError> {
         let transaction = self.database.begin_read()?;
-        if let Some(row) = transaction.open_table(UNCLAIMED)?.get(lease.get())? {
-            let (ended_at, row) = row.value();
-            let billed = rows::billed((ended_at, lease.get()), row)?;
-            return Ok(Some(Billed { claimed: false, ..billed }));
-        }
         let ended_at = transaction.open_table(ENDED_AT)?.get(lease.get())?.map(|at| at.value());
         let Some(ended_at) = ended_at else { return Ok(None) };
         let key = (ended_at, lease.get());
-        let row = transaction.open_table(BILLS)?.get(key)?;
-        row.map(|row| rows::billed(key, row.value())).transpose()
+        for (table, claimed) in [(BILLS, true), (UNCLAIMED, false)] {
+            if let Some(row) = transaction.open_table(table)?.get(key)? {
+                return rows::billed(key, row.value(), claimed).map(Some);
+            }
+        }
+        Ok(None)
     }
 }
 
@@ -299,20 +292,22 @@ fn write(transaction: &WriteTransaction, changes: &Changes) -> Result<(), StateE
         let mut unclaimed = transaction.open_table(UNCLAIMED)?;
         for bill in &changes.bills {
             let (lease, ended_at) = (bill.lease.get(), rows::micros(bill.ended_at));
-            if !bill.claimed {
-                unclaimed.insert(lease, (ended_at, rows::billed_row(bill)))?;
-                continue;
+            if let Some(before) = ended.insert(lease, ended_at)?.map(|at| at.value()) {
+                // A final bill replaces a provisional one, or it was claimed just as it ended.
+                bills.remove((before, lease))?;
+                unclaimed.remove((before, lease))?;
             }
-            unclaimed.remove(lease)?; // it was claimed just as it ended
-            let before = ended.insert(lease, ended_at)?.map(|at| at.value());
-            if let Some(before) = before {
-                bills.remove((before, lease))?; // a final bill replaces a provisional one
-            }
-            bills.insert((ended_at, lease), rows::billed_row(bill))?;
+            let table = if bill.claimed { &mut bills } else { &mut unclaimed };
+            table.insert((ended_at, lease), rows::billed_row(bill))?;
         }
         if unclaimed.len()? >= 2 * MAX_UNCLAIMED {
+            let last = ended.last()?.map(|(lease, _)| lease.value());
             while unclaimed.len()? > MAX_UNCLAIMED {
-                unclaimed.pop_first()?; // ids go up: the oldest (BOUNDED)
+                let Some((key, _)) = unclaimed.pop_first()? else { break };
+                let (_, lease) = key.value();
+                if Some(lease) != last {
+                    ended.remove(lease)?; // of the last number, it stays known that it was used
+                }
             }
         }
     }

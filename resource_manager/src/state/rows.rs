@@ -55,11 +55,10 @@ type BilledRow<'a> = (&'a str, &'a str, (u32, u32), BillFields, u16, bool);
 /// range.
 pub(super) const BILLS: TableDefinition<(u64, u64), BilledRow<'static>> =
     TableDefinition::new("bills");
-/// Bills of leases that nobody claimed, which are kept for a while, by lease: when it ended, and the same. A table of its own,
-/// since it is bounded.
-pub(super) const UNCLAIMED: TableDefinition<u64, (u64, BilledRow<'static>)> =
-    TableDefinition::new("unclaimed");
-/// When any other lease ended, by lease: with it, the key of its bill.
+/// Bills of leases that nobody claimed, which are kept for a while, likewise. A table of its own, since it is bounded.
+pub(super) const UNCLAIMED: TableDefinition<(u64, u64), BilledRow<'static>> =
+    TableDefinition::new("unclaimed_bills");
+/// When a lease ended, by lease: with it, the key of its bill.
 pub(super) const ENDED_AT: TableDefinition<u64, u64> = TableDefinition::new("ended_at");
 
 pub(super) fn micros(at: SystemTime) -> u64 {
@@ -153,7 +152,11 @@ pub(super) fn billed_row(billed: &Billed) -> BilledRow<'_> {
     (node, client, (*cores, *memory), bill_fields(bill), *reason as u16, *reported)
 }
 
-pub(super) fn billed(key: (u64, u64), row: BilledRow<'_>) -> Result<Billed, StateError> {
+pub(super) fn billed(
+    key: (u64, u64),
+    row: BilledRow<'_>,
+    claimed: bool,
+) -> Result<Billed, StateError> {
     let (ended_at, id) = key;
     let (node, client, (cores, memory), used, why, reported) = row;
     Ok(Billed {
@@ -165,7 +168,7 @@ pub(super) fn billed(key: (u64, u64), row: BilledRow<'_>) -> Result<Billed, Stat
         bill: bill(used),
         ended_at: time(ended_at),
         reason: reason(id, why)?,
-        claimed: true,
+        claimed,
         reported,
     })
 }

@@ -169,20 +169,25 @@ fn bills_of_leases_that_nobody_claimed_are_there_among_the_others_for_a_while() 
 }
 
 #[test]
-fn a_page_looks_at_so_many_bills_of_others_and_goes_on_behind_them() {
+fn a_page_looks_at_so_many_bills_whosever_they_are_and_goes_on_behind_them() {
     let state = State::in_memory().unwrap();
-    let others = MOST_LOOKED_AT as u64 + 10;
-    let unclaimed = Billed { claimed: false, ..bill(others + 2, 1, false) };
+    let others = MOST_LOOKED_AT as u64;
+    let unclaimed = |bill| Billed { claimed: false, ..bill };
     let named = |bill| Billed { client: "rare".into(), ..bill };
-    let mut all: Vec<_> = (1..=others).map(|n| bill(n, n, true)).collect();
-    all.push(named(bill(others + 1, others + 1, true)));
-    all.push(named(unclaimed));
+    // Every third was claimed, so that both tables are looked at.
+    let of_others = |n: u64| match n % 3 {
+        0 => bill(n, n, true),
+        _ => unclaimed(bill(n, n, false)),
+    };
+    let mut all: Vec<_> = (1..=others).map(of_others).collect();
+    all.push(named(unclaimed(bill(others + 1, others + 1, false))));
+    all.push(named(bill(others + 2, 0, true)));
     state.commit(&booking(&all)).unwrap();
     let until = at(u64::MAX);
     let page = |client, from| state.bills(Some(client), from, until, 9).unwrap();
     let leases = |bills: &[Billed]| bills.iter().map(|bill| bill.lease.get()).collect::<Vec<_>>();
     let (first, next) = page("rare", Cursor::at(None));
-    assert_eq!(leases(&first), [others + 2], "what nobody claimed up to there");
+    assert_eq!(leases(&first), [others + 2]);
     let (second, end) = page("rare", next.unwrap());
     assert_eq!((leases(&second), end), (vec![others + 1], None));
     let (none, next) = page("nobody", Cursor::at(None));
@@ -203,6 +208,19 @@ fn the_number_of_a_lease_that_nobody_claimed_is_not_used_again() {
     let snapshot = State::open(&path).unwrap().snapshot(at(0)).unwrap().unwrap();
     assert_eq!(snapshot.last_id, Some(id(33)));
     assert_eq!(snapshot.bills.len(), 1, "a report may still come");
+
+    // Also when so many others have ended since that its bill is not kept.
+    let (_directory, path) = place();
+    let state = State::open(&path).unwrap();
+    state.begin(id(7)).unwrap();
+    let last = id(10 * MAX_UNCLAIMED);
+    let many = (8..2 * MAX_UNCLAIMED + 8).map(|n| bill(n, n, false));
+    let all: Vec<_> = std::iter::once(bill(last.get(), 1, false)).chain(many).collect();
+    let all: Vec<_> = all.into_iter().map(|bill| Billed { claimed: false, ..bill }).collect();
+    state.commit(&booking(&all)).unwrap();
+    assert_eq!(state.bill(last).unwrap(), None);
+    assert_eq!(state.bill(id(8)).unwrap(), None);
+    assert_eq!(state.snapshot(at(0)).unwrap().unwrap().last_id, Some(last));
 }
 
 #[test]
