@@ -12,20 +12,21 @@
 use std::collections::VecDeque;
 use std::future::Future;
 use std::io;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::body::{Body, Bytes};
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
-use http_body_util::channel::Channel;
+use http_body_util::channel::{Channel, Sender};
 use hyper::body::Frame;
 use serde::Serialize;
 
-use super::{Answer, Failure};
+use super::{Answer, Failure, within};
 
 /// Rows of a page: as text some 150 KiB.
 pub(super) const ROWS: usize = 512;
-/// How long a client may take to read a long answer, and how long bills may be looked for.
+/// How long a client may take to read a long answer, not counting the time in which its pages are looked up; and how long
+/// that may take for one page, or for a sum of bills.
 pub(super) const READ_ALL: Duration = Duration::from_secs(60);
 
 /// A list that is read in pages.
@@ -99,8 +100,13 @@ impl Format {
 
 /// Answers with all of `pages`. What fails before there is anything to say is told; later, the answer is cut off, so that
 /// nobody takes a part for the whole.
-pub(super) async fn answer(mut pages: impl Pages, format: Format) -> Answer {
-    let rows = pages.next().await?;
+pub(super) async fn answer(pages: impl Pages, format: Format) -> Answer {
+    answer_within(READ_ALL, pages, format).await
+}
+
+/// Likewise, to a client that takes `patience` to read it.
+async fn answer_within(patience: Duration, mut pages: impl Pages, format: Format) -> Answer {
+    let rows = within(READ_ALL, pages.next()).await??;
     let whole = rows.len() < ROWS;
     let text = format.write(rows, true, whole).map_err(failed)?;
     let kind = [(header::CONTENT_TYPE, format.content_type())];
@@ -109,29 +115,35 @@ pub(super) async fn answer(mut pages: impl Pages, format: Format) -> Answer {
     }
     let (mut sender, body) = Channel::<Bytes, io::Error>::new(1);
     tokio::spawn(async move {
-        let all = async {
-            let mut text = text;
-            loop {
-                if sender.send(Frame::data(text.into())).await.is_err() {
-                    return Ok(()); // the client has gone
-                }
-                let rows = pages.next().await.map_err(|Failure(_, why)| io::Error::other(why))?;
-                let last = rows.len() < ROWS;
-                text = format.write(rows, false, last)?;
-                if last {
-                    let _ = sender.send(Frame::data(text.into())).await; // or it has gone
-                    return Ok(());
-                }
-            }
-        };
-        let late = || Err(io::Error::from(io::ErrorKind::TimedOut));
-        let sent = tokio::time::timeout(READ_ALL, all).await.unwrap_or_else(|_| late());
-        if let Err(error) = sent {
+        if let Err(error) = send(&mut sender, text, pages, format, patience).await {
             tracing::debug!(%error, "a long answer over HTTP was cut off");
             sender.abort(error);
         }
     });
     Ok((kind, Body::new(body)).into_response())
+}
+
+/// Sends `text` and the pages after it. The client's time runs while it is waited for.
+async fn send(
+    sender: &mut Sender<Bytes, io::Error>,
+    mut text: Vec<u8>,
+    mut pages: impl Pages,
+    format: Format,
+    mut patience: Duration,
+) -> io::Result<()> {
+    let mut last = false;
+    loop {
+        let start = Instant::now();
+        let sent = tokio::time::timeout(patience, sender.send(Frame::data(text.into()))).await?;
+        if sent.is_err() || last {
+            return Ok(()); // the client has gone, or has it all
+        }
+        patience = patience.saturating_sub(start.elapsed());
+        let rows = within(READ_ALL, pages.next()).await.and_then(|rows| rows);
+        let rows = rows.map_err(|Failure(_, why)| io::Error::other(why))?;
+        last = rows.len() < ROWS;
+        text = format.write(rows, false, last)?;
+    }
 }
 
 fn failed(error: io::Error) -> Failure {
@@ -164,4 +176,48 @@ impl<R: Row + 'static, H: Send + 'static> Pages for Rows<R, H> {
 pub(super) fn cell(text: &str) -> Option<String> {
     const BEGIN_FORMULAS: [char; 10] = ['=', '+', '-', '@', '\t', '\r', '＝', '＋', '－', '＠'];
     text.trim_start_matches(' ').starts_with(BEGIN_FORMULAS).then(|| format!("'{text}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::BodyExt;
+    use tokio::runtime;
+
+    use super::*;
+
+    #[derive(Serialize)]
+    struct Number(usize);
+
+    impl Row for Number {}
+
+    /// So many pages, each of which takes a while to look up.
+    struct Slow(usize);
+
+    impl Pages for Slow {
+        type Row = Number;
+
+        async fn next(&mut self) -> Result<Vec<Number>, Failure> {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            self.0 = self.0.saturating_sub(1);
+            Ok((0..if self.0 > 0 { ROWS } else { 0 }).map(Number).collect())
+        }
+    }
+
+    #[test]
+    fn the_time_that_pages_take_is_not_the_clients_and_the_time_that_it_does_not_read_is() {
+        let runtime = runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        // It reads whenever there is something.
+        let whole = runtime.block_on(async {
+            let answer = answer_within(Duration::ZERO, Slow(4), Format::Json).await;
+            answer.unwrap().into_body().collect().await
+        });
+        let whole = whole.unwrap().to_bytes();
+        assert_eq!(serde_json::from_slice::<Vec<usize>>(&whole).unwrap().len(), 3 * ROWS);
+        // It reads nothing.
+        let cut = runtime.block_on(async {
+            let (mut sender, _body) = Channel::new(1);
+            send(&mut sender, vec![b'['], Slow(4), Format::Json, Duration::ZERO).await
+        });
+        assert_eq!(cut.unwrap_err().kind(), io::ErrorKind::TimedOut);
+    }
 }
