@@ -2,16 +2,18 @@
 //! a client ends with its connection; claimed leases do not depend on it.
 //!
 //! Clients are not known to the cluster, so their connections are bounded.
-//! * ROOM - of those that were never granted anything only so many stay, of one peer and in all: the oldest go
-//!   for those that come. When there are too many connections altogether, the one that has been silent
-//!   longest goes too, unless it holds leases or was heard just now. Our clients connect again when they ask.
+//! * ROOM - so many connections in all, and of one peer (a user or an address). When there is no room, one of the peer that
+//!   has most goes for one that comes: the one that has been silent longest, unless it waits for the claim of a
+//!   lease. It has a last turn, and stays if it is granted something then. Our clients connect again when they ask.
+//! * ONCE A PASS - a request that would fit if less were leased is set aside until what nodes have said by then was heard,
+//!   once for all of them. One that never fits is refused at once.
 //! * KEYLESS - the key of a lease goes out once, with its grant: a renewal is answered without it, and a lease is
 //!   exchanged on the connection only that it was granted on. A token shown here proves no key.
 //! * DURABLE FIRST - an answer waits until the loop has committed what it tells of.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rdmalib::{ConnectRequest, Device, Peer, WaitingList};
 use rfaas::channel::{Channel, ChannelError};
@@ -23,18 +25,20 @@ use rfaas::protocol::{Empty, Malformed};
 use zerocopy::little_endian::U32;
 
 use crate::link::{Outbox, Turn, Waiting, take_messages};
-use crate::nodes::Nodes;
-use crate::pool::{Action, Ask, Grant, LeaseState, LinkId, Now, Pool};
+use crate::pool::{Action, Ask, Grant, LinkId, MAX_NODES, Now, Pool};
 
 /// Whom a lease is billed to if the client gives no name.
 const NAMELESS: &str = "rdma";
 /// Messages that a client may be ahead.
 const RECEIVES: u32 = 16;
-/// A client that was silent for less is not dropped to make room for another.
-const IDLE: Duration = Duration::from_secs(5);
-/// Most connections that were never granted anything: as many clients may have connected ahead of their first
-/// question.
-const MOST_UNSERVED: usize = 1024;
+/// Most connections of one peer: as many of a machine's processes may be clients at once. There are fewer where there is
+/// less room: half of it.
+const MOST_OF_PEER: usize = 1024;
+/// Connections of a peer that are looked at for one that can go: more than wait for claims of their leases in the same
+/// moment, where claims take milliseconds.
+const MOST_LOOKED_AT: usize = 64;
+/// Messages that wait for a client, besides those that are under way to it: two of the longest answers.
+const MOST_WAITING: usize = 2 * MAX_NODES as usize;
 /// Leases remembered for a connection before those that were claimed or ended are left out.
 const SWEEP: usize = 64;
 
@@ -43,18 +47,58 @@ struct ClientLink {
     /// Whose it is.
     origin: Peer,
     outbox: Outbox<ToClient>,
-    /// Leases granted on this connection that may be unclaimed still.
-    leases: Vec<LeaseId>,
-    heard: Instant,
-    /// It was granted something.
-    served: bool,
+    leases: Unclaimed,
+    /// It was granted something since it was told that it has to go.
+    granted: bool,
+}
+
+/// Leases granted on a connection that may be unclaimed still.
+#[derive(Debug, Default)]
+struct Unclaimed {
+    leases: BTreeSet<LeaseId>,
+    /// How many there are when they are gone through next.
+    sweep_at: usize,
+}
+
+impl Unclaimed {
+    fn note(&mut self, pool: &Pool, lease: LeaseId) {
+        if self.leases.len() >= self.sweep_at.max(SWEEP) {
+            self.leases.retain(|id| pool.is_unclaimed(*id));
+            self.sweep_at = 2 * self.leases.len(); // so that each is looked at a few times only
+        }
+        self.leases.insert(lease);
+    }
+
+    /// Whether there is one. Those before it are forgotten.
+    fn any(&mut self, pool: &Pool) -> bool {
+        while let Some(oldest) = self.leases.first().copied() {
+            if pool.is_unclaimed(oldest) {
+                return true;
+            }
+            self.leases.remove(&oldest);
+        }
+        false
+    }
+}
+
+/// A request that is answered when nodes were heard.
+struct Aside {
+    link: LinkId,
+    request: U32,
+    ask: Ask,
 }
 
 /// All of them.
 pub(crate) struct Clients {
     links: BTreeMap<LinkId, ClientLink>,
-    /// Those that were never granted anything (ROOM).
-    unserved: WaitingList<LinkId>,
+    /// Those that do not have to go, by silence (ROOM).
+    staying: WaitingList<LinkId>,
+    /// Those that have their last turn.
+    leaving: Vec<LinkId>,
+    /// Connections that there may be, also while some of them leave.
+    most: usize,
+    /// Requests of this pass, in order (ONCE A PASS).
+    aside: Vec<Aside>,
     /// Answers to send with [`deliver`](Self::deliver), in order (DURABLE FIRST).
     answers: Vec<(LinkId, ToClient)>,
     secret: Arc<[u8]>,
@@ -62,15 +106,23 @@ pub(crate) struct Clients {
 }
 
 impl Clients {
-    /// None yet; there may be `most` together with other connections.
-    pub(crate) fn new(secret: Arc<[u8]>, waiting: Waiting, most: usize) -> Self {
-        let most = (most / 2).min(MOST_UNSERVED);
-        let unserved = WaitingList::new(most / 2, most);
-        Clients { links: BTreeMap::new(), unserved, answers: Vec::new(), secret, waiting }
+    /// None yet; there may be `most`, and those that leave for up to `batch` that come in a pass.
+    pub(crate) fn new(secret: Arc<[u8]>, waiting: Waiting, most: usize, batch: usize) -> Self {
+        Clients {
+            links: BTreeMap::new(),
+            staying: WaitingList::new((most / 2).min(MOST_OF_PEER), most),
+            leaving: Vec::new(),
+            most: most + batch,
+            aside: Vec::new(),
+            answers: Vec::new(),
+            secret,
+            waiting,
+        }
     }
 
+    /// How many do not have to go.
     pub(crate) fn len(&self) -> usize {
-        self.links.len()
+        self.staying.len()
     }
 
     /// The connections, to wait for.
@@ -78,48 +130,68 @@ impl Clients {
         self.links.iter().map(|(id, link)| (*id, &link.channel))
     }
 
-    /// Takes a connection. Who has to go for it is returned: it is to have its turn, and then
-    /// [`make_way`](Self::make_way).
-    pub(crate) fn accept(
+    /// ROOM. Makes room for one of `newcomer`, if there is none or all connections together are `full`. False if that cannot
+    /// be done.
+    pub(crate) fn make_room(
         &mut self,
         now: Now,
+        newcomer: Peer,
+        full: bool,
+        pool: &mut Pool,
+    ) -> bool {
+        let Some(from) = self.staying.crowded(newcomer, full) else { return !full };
+        let silent: Vec<_> = self.staying.oldest_of(from).take(MOST_LOOKED_AT).collect();
+        for id in &silent {
+            let Some(link) = self.links.get_mut(id) else { continue };
+            if !link.leases.any(pool) {
+                link.granted = false;
+                self.staying.remove(*id);
+                self.leaving.push(*id);
+                return true;
+            }
+        }
+        // Nobody keeps others out with leases that it does not claim; from itself it has nothing to take.
+        let Some(oldest) = silent.first().filter(|_| from != newcomer) else { return false };
+        tracing::debug!(?from, "connection of a client that does not claim its leases makes room");
+        self.drop_link(now, *oldest, &ChannelError::Disconnected, pool);
+        true
+    }
+
+    /// Takes a connection, for which there is room.
+    pub(crate) fn accept(
+        &mut self,
         id: LinkId,
         device: &Device,
         request: ConnectRequest,
-    ) -> Result<Option<LinkId>, ChannelError> {
+    ) -> Result<(), ChannelError> {
         let origin = request.origin();
         let mut channel = Channel::new(device, RECEIVES)?;
         channel.accept(request, &Empty {})?;
-        let (outbox, leases, heard) = (Outbox::default(), Vec::new(), now.monotonic);
-        self.links.insert(id, ClientLink { channel, origin, outbox, leases, heard, served: false });
-        Ok(self.unserved.add(id, origin))
+        let (outbox, leases) = (Outbox::new(MOST_WAITING), Unclaimed::default());
+        self.links.insert(id, ClientLink { channel, origin, outbox, leases, granted: false });
+        self.leaving.extend(self.staying.add(id, origin));
+        Ok(())
     }
 
-    /// ROOM. Drops a connection that has had its last turn, unless it was granted something then.
-    pub(crate) fn make_way(&mut self, now: Now, id: LinkId, pool: &mut Pool) {
-        if self.links.get(&id).is_some_and(|link| !link.served) {
-            tracing::debug!("connection of a client makes room for others");
-            self.drop_link(now, id, &ChannelError::Disconnected, pool);
+    /// Those that are to have their last turn.
+    pub(crate) fn leaving(&self) -> impl Iterator<Item = LinkId> + '_ {
+        self.leaving.iter().copied()
+    }
+
+    /// ROOM. Drops those that have had their last turn, unless they were granted something then: so others leave after the
+    /// next pass.
+    pub(crate) fn make_way(&mut self, now: Now, pool: &mut Pool) {
+        for id in std::mem::take(&mut self.leaving) {
+            let Some(link) = self.links.get(&id) else { continue };
+            let (granted, origin) = (link.granted, link.origin);
+            let stays = granted && self.links.len() <= self.most;
+            if stays && self.make_room(now, origin, false, pool) {
+                self.leaving.extend(self.staying.add(id, origin));
+            } else {
+                tracing::debug!("connection of a client makes room for others");
+                self.drop_link(now, id, &ChannelError::Disconnected, pool);
+            }
         }
-    }
-
-    /// Drops an idle connection. False if there is none.
-    pub(crate) fn make_room(&mut self, now: Now, pool: &mut Pool) -> bool {
-        let idle = |link: &ClientLink| now.monotonic.saturating_duration_since(link.heard) >= IDLE;
-        let victim = self
-            .links
-            .iter()
-            .filter(|(_, link)| idle(link) && unclaimed(pool, &link.leases).next().is_none())
-            .min_by_key(|(_, link)| link.heard)
-            .map(|(id, _)| *id);
-        let Some(id) = victim else {
-            let Some(oldest) = self.unserved.oldest() else { return false };
-            self.drop_link(now, oldest, &ChannelError::Disconnected, pool);
-            return true;
-        };
-        let error = ChannelError::TimedOut { what: "hearing from the client", after: IDLE };
-        self.drop_link(now, id, &error, pool);
-        true
     }
 
     /// Silences the descriptor of a connection that had news.
@@ -127,49 +199,74 @@ impl Clients {
         self.links.get_mut(&id).map_or(Ok(()), |link| link.channel.acknowledge())
     }
 
-    /// Takes what a peer sent. Its connection is dropped if it ended or deserves it.
+    /// Takes up to `most` messages of a peer. Its connection is dropped if it ended or deserves it.
     pub(crate) fn serve(
         &mut self,
         now: Now,
         id: LinkId,
-        nodes: &mut Nodes,
+        most: usize,
         pool: &mut Pool,
         out: &mut Vec<Action>,
     ) -> Turn {
         let Some(link) = self.links.get_mut(&id) else { return Turn::Done };
-        let ClientLink { channel, origin, outbox, leases, heard, served } = link;
-        let (secret, waiting) = (&self.secret, &mut self.answers);
-        let turn = take_messages(channel, self.waiting, |_, message| {
-            *heard = now.monotonic;
-            match message {
+        let ClientLink { channel, origin, outbox, leases, granted } = link;
+        let (secret, answers, aside) = (&self.secret, &mut self.answers, &mut self.aside);
+        let mut heard = false;
+        let turn = take_messages(channel, self.waiting, most, |_, message| {
+            heard = true;
+            let answer = match message {
                 FromClient::Request(request) => {
-                    let hear = |pool: &mut Pool| nodes.hear(now, pool, out);
-                    let answers = answer(now, &request, *origin, secret, pool, leases, hear)?;
-                    *served |= answers.iter().any(is_granted);
-                    waiting.extend(answers.into_iter().map(|answer| (id, answer)));
+                    let number = request.request;
+                    match answer(now, &request, *origin, pool)? {
+                        Answer::Granted(grants) => {
+                            *granted = true;
+                            let grants = note_grants(number, &grants, secret, pool, leases);
+                            answers.extend(grants.map(|granted| (id, granted)));
+                        }
+                        Answer::Refused(why) => answers.push((id, refused(number, &why))),
+                        Answer::Aside(ask) => aside.push(Aside { link: id, request: number, ask }),
+                    }
+                    return Ok(());
                 }
-                FromClient::Renew(wanted) => {
-                    let answer = renew(now, &wanted, *origin, secret, pool)?;
-                    *served |= is_granted(&answer);
-                    waiting.push((id, answer));
-                }
+                FromClient::Renew(wanted) => renew(now, &wanted, *origin, secret, pool)?,
                 FromClient::Replace(wanted) => {
-                    let answer = replace(now, &wanted, secret, pool, leases, *origin, out)?;
-                    *served |= is_granted(&answer);
-                    waiting.push((id, answer));
+                    replace(now, &wanted, secret, pool, leases, *origin, out)?
                 }
-                FromClient::Release(release) => give_back(now, &release, secret, pool, out)?,
-            }
+                FromClient::Release(release) => return give_back(now, &release, secret, pool, out),
+            };
+            *granted |= matches!(answer, ToClient::Granted(_));
+            answers.push((id, answer));
             Ok(())
         });
         let turn = turn.and_then(|turn| outbox.flush(channel).map(|()| turn));
-        if *served {
-            self.unserved.remove(id);
+        if heard {
+            self.staying.refresh(id);
         }
         turn.unwrap_or_else(|error| {
             self.drop_link(now, id, &error, pool);
             Turn::Done
         })
+    }
+
+    /// Whether requests wait for nodes to be heard, and then for [`answer_aside`](Self::answer_aside).
+    pub(crate) fn has_aside(&self) -> bool {
+        !self.aside.is_empty()
+    }
+
+    /// ONCE A PASS. Answers the requests that were set aside.
+    pub(crate) fn answer_aside(&mut self, now: Now, pool: &mut Pool) {
+        for Aside { link: id, request, ask } in std::mem::take(&mut self.aside) {
+            let Some(link) = self.links.get_mut(&id) else { continue };
+            match pool.request_again(now, &ask) {
+                Ok(grants) => {
+                    link.granted = true;
+                    let (secret, leases) = (&self.secret, &mut link.leases);
+                    let grants = note_grants(request, &grants, secret, pool, leases);
+                    self.answers.extend(grants.map(|granted| (id, granted)));
+                }
+                Err(denied) => self.answers.push((id, refused(request, &denied.to_string()))),
+            }
+        }
     }
 
     /// Whether there are answers to [`deliver`](Self::deliver).
@@ -190,67 +287,63 @@ impl Clients {
 
     fn drop_link(&mut self, now: Now, id: LinkId, why: &ChannelError, pool: &mut Pool) {
         let Some(mut link) = self.links.remove(&id) else { return };
-        self.unserved.remove(id);
+        self.staying.remove(id);
         link.channel.disconnect();
         match why {
             ChannelError::Disconnected => tracing::debug!("client disconnected"),
             _ => tracing::warn!(%why, "connection of a client dropped"),
         }
-        pool.client_gone(now, link.leases);
+        pool.client_gone(now, link.leases.leases);
     }
 }
 
-/// Those of `leases` that were not claimed and have not ended.
-fn unclaimed<'a>(pool: &'a Pool, leases: &'a [LeaseId]) -> impl Iterator<Item = LeaseId> + 'a {
-    let granted = |id: &LeaseId| pool.lease(*id).is_some_and(|l| l.state == LeaseState::Granted);
-    leases.iter().copied().filter(granted)
+/// What becomes of a request.
+enum Answer {
+    Granted(Vec<Grant>),
+    Refused(String),
+    /// It is known when nodes were heard.
+    Aside(Ask),
 }
 
-fn is_granted(answer: &ToClient) -> bool {
-    matches!(answer, ToClient::Granted(_))
-}
-
-/// Asks the pool; has it `hear` what nodes have sent before it refuses. Leases that are granted are noted
-/// in `leases`.
+/// Asks the pool, as far as it knows without hearing nodes.
 fn answer(
     now: Now,
     request: &LeaseRequest,
     origin: Peer,
-    secret: &[u8],
     pool: &mut Pool,
-    leases: &mut Vec<LeaseId>,
-    hear: impl FnOnce(&mut Pool),
-) -> Result<Vec<ToClient>, Malformed> {
+) -> Result<Answer, Malformed> {
     let client = match request.client.get()? {
         "" => NAMELESS,
         name => name,
     };
     let timeout = Duration::from_millis(request.timeout_ms.get());
     let ask = Ask::new(request.cores.get(), request.memory.get(), timeout, client)
-        .and_then(|ask| ask.on_nodes(request.max_nodes.get()));
-    let granted = ask.and_then(|ask| {
-        let ask = ask.while_connected().by(origin);
-        if !pool.has_room(&ask) {
-            hear(pool);
-        }
-        pool.request(now, &ask).map_err(|denied| denied.to_string())
-    });
-    let grants = match granted {
-        Ok(grants) => grants,
-        Err(why) => return Ok(vec![refused(request.request, &why)]),
-    };
-    if leases.len() >= SWEEP {
-        *leases = unclaimed(pool, leases).collect();
-    }
-    leases.extend(grants.iter().map(|grant| grant.terms.lease));
+        .and_then(|ask| ask.on_nodes(request.max_nodes.get()))
+        .map(|ask| ask.while_connected().by(origin));
+    Ok(match ask {
+        Err(wrong) => Answer::Refused(wrong),
+        Ok(ask) => match pool.try_request(now, &ask) {
+            Err(denied) => Answer::Refused(denied.to_string()),
+            Ok(Some(grants)) => Answer::Granted(grants),
+            Ok(None) => Answer::Aside(ask),
+        },
+    })
+}
+
+/// Notes what was granted in `leases`; the parts of the answer.
+fn note_grants(
+    request: U32,
+    grants: &[Grant],
+    secret: &[u8],
+    pool: &Pool,
+    leases: &mut Unclaimed,
+) -> impl Iterator<Item = ToClient> {
+    grants.iter().for_each(|grant| leases.note(pool, grant.terms.lease));
     let parts = u16::try_from(grants.len()).expect("at most MAX_NODES");
-    let numbered = (0..parts).zip(&grants);
-    Ok(numbered
-        .map(|(part, grant)| {
-            let token = Token::sign(grant.to_wire(), secret);
-            granted_part(request.request, grant, (part, parts), token)
-        })
-        .collect())
+    (0..parts).zip(grants).map(move |(part, grant)| {
+        let token = Token::sign(grant.to_wire(), secret);
+        granted_part(request, grant, (part, parts), token)
+    })
 }
 
 /// Gives a lease more time.
@@ -283,7 +376,7 @@ fn replace(
     wanted: &LeaseReplace,
     secret: &[u8],
     pool: &mut Pool,
-    leases: &mut Vec<LeaseId>,
+    leases: &mut Unclaimed,
     origin: Peer,
     out: &mut Vec<Action>,
 ) -> Result<ToClient, Malformed> {
@@ -293,13 +386,13 @@ fn replace(
         return Ok(refused(wanted.request, "the token is not signed with the cluster secret"));
     }
     // The answer has the key of the new lease: it goes where the key of the old one went.
-    if !leases.contains(&lease) {
+    if !leases.leases.contains(&lease) {
         return Ok(refused(wanted.request, "the lease was not granted on this connection"));
     }
     Ok(match pool.replace(now, lease, because, origin, out) {
         Ok(grant) => {
-            leases.retain(|id| *id != lease);
-            leases.push(grant.terms.lease);
+            leases.leases.remove(&lease);
+            leases.note(pool, grant.terms.lease);
             granted_part(wanted.request, &grant, (0, 1), Token::sign(grant.to_wire(), secret))
         }
         Err(why) => refused(wanted.request, &why.to_string()),

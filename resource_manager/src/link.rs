@@ -6,9 +6,6 @@ use std::collections::VecDeque;
 use rfaas::channel::{Channel, ChannelError, Incoming};
 use rfaas::protocol::{Malformed, MessageKind};
 
-/// Messages taken from one peer before the others have their turn.
-const TURN: usize = 64;
-
 /// Whether a peer may have sent more than was taken in its turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Turn {
@@ -27,16 +24,21 @@ pub(crate) enum Waiting {
     Polling,
 }
 
-/// Hands the messages of one peer to `handle`. Any `Err` ends this connection, and only this one.
+/// Hands up to `most` messages of one peer to `handle`. Any `Err` ends this connection, and only this one.
 pub(crate) fn take_messages<M: MessageKind>(
     channel: &mut Channel,
     waiting: Waiting,
+    most: usize,
     mut handle: impl FnMut(&mut Channel, M) -> Result<(), ChannelError>,
 ) -> Result<Turn, ChannelError> {
     let mut armed = waiting == Waiting::Polling;
-    for _ in 0..TURN {
+    let mut taken = 0;
+    while taken < most {
         match channel.try_receive::<M>()? {
-            Some(Incoming::Message(message)) => handle(channel, message)?,
+            Some(Incoming::Message(message)) => {
+                taken += 1;
+                handle(channel, message)?;
+            }
             // Nobody was given a key to write with.
             Some(Incoming::Written { .. }) => return Err(Malformed::Field("kind").into()),
             None if armed => return Ok(Turn::Done),
@@ -56,32 +58,31 @@ pub(crate) fn take_messages<M: MessageKind>(
 /// Sends that complete ring the bell of an armed channel like messages that arrive, so the next turn of
 /// the peer is the time to [`flush`](Self::flush).
 #[derive(Debug)]
-pub(crate) struct Outbox<M>(VecDeque<M>);
-
-impl<M> Default for Outbox<M> {
-    fn default() -> Self {
-        Outbox(VecDeque::new())
-    }
+pub(crate) struct Outbox<M> {
+    messages: VecDeque<M>,
+    most: usize,
 }
 
 impl<M: MessageKind> Outbox<M> {
-    /// Messages of one peer that may wait: many times what a pass of the loop has for one.
-    const MOST: usize = 4096;
+    /// An empty one, in which `most` may wait.
+    pub(crate) fn new(most: usize) -> Self {
+        Outbox { messages: VecDeque::new(), most }
+    }
 
     /// Sends `message` after those that wait. [`ChannelError::Busy`] if too many do.
     pub(crate) fn send(&mut self, channel: &mut Channel, message: M) -> Result<(), ChannelError> {
-        if self.0.len() >= Self::MOST {
+        if self.messages.len() >= self.most {
             return Err(ChannelError::Busy);
         }
-        self.0.push_back(message);
+        self.messages.push_back(message);
         self.flush(channel)
     }
 
     /// Sends as many as the peer takes now.
     pub(crate) fn flush(&mut self, channel: &mut Channel) -> Result<(), ChannelError> {
-        while let Some(message) = self.0.front() {
+        while let Some(message) = self.messages.front() {
             match channel.send(message) {
-                Ok(()) => drop(self.0.pop_front()),
+                Ok(()) => drop(self.messages.pop_front()),
                 Err(ChannelError::Busy) => return Ok(()),
                 Err(error) => return Err(error),
             }
@@ -91,6 +92,6 @@ impl<M: MessageKind> Outbox<M> {
 
     /// Whether nothing waits.
     pub(crate) fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.messages.is_empty()
     }
 }

@@ -16,7 +16,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
-use rdmalib::{ConnectRequest, Device, WaitingList};
+use rdmalib::{ConnectRequest, Device, Peer, WaitingList};
 use rfaas::channel::{Channel, ChannelError};
 use rfaas::heartbeat::{Heartbeat, Pulse};
 use rfaas::protocol::lease::{EndReason, LeaseId, LeaseTerms, Reason};
@@ -38,6 +38,11 @@ const GREETING: Duration = Duration::from_secs(5);
 const MOST_UNREGISTERED: usize = 256;
 /// How long a refusal has to arrive before its connection is cut.
 const LAST_WORDS: Duration = Duration::from_secs(1);
+/// Messages taken from one executor manager before the others have their turn.
+const TURN: usize = 64;
+/// Messages that wait for one that is slow: many times what a pass of the loop has for it. They are about its leases, so it is
+/// not told less.
+const MOST_WAITING: usize = 4096;
 /// Messages that an executor manager may be ahead: after a reconnection it reports all its leases.
 const RECEIVES: u32 = 256;
 
@@ -75,6 +80,8 @@ pub(crate) struct Nodes {
     events: Arc<Events>,
     /// Those that have not registered, also those that were refused.
     unregistered: WaitingList<LinkId>,
+    /// Those that have their last turn: others have come.
+    leaving: Vec<LinkId>,
     /// Had more to say than `hear` took.
     unheard: Vec<LinkId>,
 }
@@ -96,6 +103,7 @@ impl Nodes {
             waiting,
             events,
             unregistered: WaitingList::new(unregistered / 2, unregistered),
+            leaving: Vec::new(),
             unheard: Vec::new(),
         }
     }
@@ -109,8 +117,18 @@ impl Nodes {
         self.links.iter().map(|(id, link)| (*id, &link.channel))
     }
 
+    /// Whether one that is not registered goes for one that comes from there.
+    pub(crate) fn makes_room(&self, newcomer: Peer) -> bool {
+        self.unregistered.crowded(newcomer, false).is_some()
+    }
+
+    /// Those that are to have their last turn.
+    pub(crate) fn leaving(&self) -> impl Iterator<Item = LinkId> + '_ {
+        self.leaving.iter().copied()
+    }
+
     /// Takes a connection that was opened with `hello` at `address`, proving who we are and asking its peer to
-    /// register. Who has to go for it is returned: it is to have its turn, and then [`make_way`](Self::make_way).
+    /// register.
     pub(crate) fn accept(
         &mut self,
         now: Now,
@@ -119,28 +137,26 @@ impl Nodes {
         request: ConnectRequest,
         hello: &NodeHello,
         address: SocketAddr,
-    ) -> Result<Option<LinkId>, ChannelError> {
+    ) -> Result<(), ChannelError> {
         let origin = request.origin();
         let proof = ManagerProof::new(hello, address, &self.secret);
         let mut channel = Channel::new(device, RECEIVES)?;
         channel.accept(request, &proof)?;
         let nonces = Nonces { caller: hello.nonce, called: proof.nonce };
         let phase = Phase::Greeting { nonces, until: now.monotonic + GREETING };
-        self.links.insert(id, NodeLink { channel, outbox: Outbox::default(), phase });
-        Ok(self.unregistered.add(id, origin))
+        self.links.insert(id, NodeLink { channel, outbox: Outbox::new(MOST_WAITING), phase });
+        self.leaving.extend(self.unregistered.add(id, origin));
+        Ok(())
     }
 
-    /// Drops a connection that has had its last turn, unless it has registered then.
-    pub(crate) fn make_way(
-        &mut self,
-        now: Now,
-        id: LinkId,
-        pool: &mut Pool,
-        out: &mut Vec<Action>,
-    ) {
+    /// Drops those that have had their last turn, unless they have registered then.
+    pub(crate) fn make_way(&mut self, now: Now, pool: &mut Pool, out: &mut Vec<Action>) {
         let registered = |link: &NodeLink| matches!(link.phase, Phase::Registered { .. });
-        if !self.links.get(&id).is_some_and(registered) {
-            self.drop_link(now, id, &ChannelError::Disconnected, pool, out);
+        for id in std::mem::take(&mut self.leaving) {
+            if self.links.get(&id).is_some_and(|link| !registered(link)) {
+                tracing::debug!("a connection that has not registered makes room for others");
+                self.drop_link(now, id, &ChannelError::Disconnected, pool, out);
+            }
         }
     }
 
@@ -160,7 +176,7 @@ impl Nodes {
         // Out of the map, since a registration may concern another connection too.
         let Some(mut link) = self.links.remove(&id) else { return Turn::Done };
         let NodeLink { channel, outbox, phase } = &mut link;
-        let turn = take_messages(channel, self.waiting, |channel, message| {
+        let turn = take_messages(channel, self.waiting, TURN, |channel, message| {
             if let Phase::Registered { pulse, .. } = phase {
                 pulse.heard(now.monotonic);
             }
@@ -177,8 +193,8 @@ impl Nodes {
         })
     }
 
-    /// Takes what all nodes have sent by now. To be called between reading a wish for capacity and
-    /// refusing it: a client that gave a lease back was told so after its node had reported the end,
+    /// Takes what all nodes have sent by now, up to [`TURN`] messages of each. To be called between reading a wish for
+    /// capacity and refusing it, once for all that were read: a client that gave a lease back was told so after its node had reported the end,
     /// so that report is seen here.
     pub(crate) fn hear(&mut self, now: Now, pool: &mut Pool, out: &mut Vec<Action>) {
         let ids: Vec<LinkId> = self.links.keys().copied().collect();

@@ -312,6 +312,11 @@ impl Pool {
         self.leases.get(&id).map(Lease::view)
     }
 
+    /// Whether this lease was granted, and neither was claimed nor has ended.
+    pub fn is_unclaimed(&self, id: LeaseId) -> bool {
+        self.leases.get(&id).is_some_and(|lease| matches!(lease.state, State::Granted { .. }))
+    }
+
     /// Events since the start.
     pub fn totals(&self) -> Totals {
         self.totals

@@ -3,9 +3,9 @@
 //! commit what changed, and carries out what the pool says.
 //!
 //! ```text
-//!   poll(2) ──▶ accept ──▶ commands ──▶ turns of peers ──▶ deadlines ─┐
-//!      ▲                                                              ▼
-//!      └──── answers over HTTP ◀── answers over RDMA ◀── actions ◀── commit
+//!   poll(2) ──▶ accept ──▶ turns of peers ──▶ nodes are heard ──▶ commands, requests set aside ──▶ deadlines ─┐
+//!      ▲                                       (if any of these)                                            ▼
+//!      └──── answers over HTTP ◀── answers over RDMA ◀── actions ◀── commit ◀───────────────────────────────┘
 //! ```
 //! With `rdma-sleep` false it looks at everything again and again instead, without sleeping.
 //!
@@ -31,7 +31,7 @@ use rfaas::protocol::node::NodeHello;
 use rfaas::protocol::{Hello, Role, parse_prefix};
 
 use crate::clients::Clients;
-use crate::commands::{Answer, Command, Commands, Inbox};
+use crate::commands::{Answer, Command, Commands, Inbox, Work};
 use crate::executors::Export;
 use crate::ledger::Ledger;
 use crate::link::{Turn, Waiting};
@@ -39,8 +39,12 @@ use crate::metrics::Events;
 use crate::nodes::{Nodes, message_of};
 use crate::pool::{Action, LinkId, Now, Pool};
 
-/// Connections taken before peers have their turn again.
+/// Most connections taken before peers have their turn again. There are fewer where there is less room, an eighth of it: who
+/// has just come is heard before it makes room for many others.
 const ACCEPT_BATCH: usize = 32;
+/// Messages of clients taken before nodes have their turn again, as long as each client has one; and of one of them.
+const MESSAGES: usize = 1024;
+const MESSAGES_OF_CLIENT: usize = 64;
 /// Pause after the listener failed (no descriptor is left, say), so that the loop does not spin on it.
 const LISTEN_AGAIN: Duration = Duration::from_millis(200);
 /// Descriptors that one connection may use on any provider, rounded up.
@@ -82,8 +86,6 @@ pub(crate) struct Server {
     listen_again: Option<Instant>,
     /// Who has news, or may have.
     due: BTreeSet<Source>,
-    /// Connections that have their last turn: others have come.
-    leaving: Vec<Source>,
 }
 
 /// What a server is told about its cluster.
@@ -114,7 +116,13 @@ impl Server {
             pool,
             ledger,
             nodes: Nodes::new(secret.clone(), heartbeat, waiting, events, max_connections),
-            clients: Clients::new(secret, waiting, max_connections),
+            // A quarter is for nodes only.
+            clients: Clients::new(
+                secret,
+                waiting,
+                max_connections - max_connections / 4,
+                accept_batch(max_connections),
+            ),
             export,
             heartbeat,
             waiting,
@@ -122,7 +130,6 @@ impl Server {
             next_link: 0,
             listen_again: None,
             due: BTreeSet::from([Source::Commands, Source::Listener]),
-            leaving: Vec::new(),
         }
     }
 
@@ -145,21 +152,18 @@ impl Server {
             {
                 self.accept(now);
             }
-            let stop = due.contains(&Source::Commands)
-                && self.take_commands(now, &mut actions, &mut answers);
-            for source in due.into_iter().chain(self.leaving.iter().copied()) {
-                let turn = match source {
-                    Source::Commands | Source::Listener => Turn::Done,
-                    Source::Node(id) => self.nodes.serve(now, id, &mut self.pool, &mut actions),
-                    Source::Client(id) => {
-                        let (nodes, pool) = (&mut self.nodes, &mut self.pool);
-                        self.clients.serve(now, id, nodes, pool, &mut actions)
-                    }
-                };
-                if turn == Turn::Again {
-                    self.due.insert(source);
-                }
+            self.turns(now, &due, &mut actions);
+            let (work, stop) = match due.contains(&Source::Commands) {
+                true => self.take_commands(),
+                false => (Vec::new(), false),
+            };
+            if !work.is_empty() || self.clients.has_aside() {
+                // Once a pass, however many ask.
+                self.nodes.hear(now, &mut self.pool, &mut actions);
             }
+            let done = work.into_iter().map(|work| work(&mut self.pool, now, &mut actions));
+            answers.extend(done);
+            self.clients.answer_aside(now, &mut self.pool);
             self.make_way(now, &mut actions);
             self.due.extend(self.nodes.unheard().map(Source::Node));
             // After what peers said: nobody is taken for silent whose words wait to be read.
@@ -178,6 +182,30 @@ impl Server {
                 }
             }
         }
+    }
+
+    /// Takes what those who are due have sent, and what those who leave have.
+    fn turns(&mut self, now: Now, due: &BTreeSet<Source>, actions: &mut Vec<Action>) {
+        let leaving: Vec<_> = self.leaving().filter(|source| !due.contains(source)).collect();
+        let all = || due.iter().chain(&leaving).copied();
+        let clients = all().filter(|source| matches!(source, Source::Client(_))).count();
+        let most = (MESSAGES / clients.max(1)).clamp(1, MESSAGES_OF_CLIENT);
+        for source in all() {
+            let pool = &mut self.pool;
+            let turn = match source {
+                Source::Commands | Source::Listener => Turn::Done,
+                Source::Node(id) => self.nodes.serve(now, id, pool, actions),
+                Source::Client(id) => self.clients.serve(now, id, most, pool, actions),
+            };
+            if turn == Turn::Again {
+                self.due.insert(source);
+            }
+        }
+    }
+
+    fn leaving(&self) -> impl Iterator<Item = Source> {
+        let nodes = self.nodes.leaving().map(Source::Node);
+        nodes.chain(self.clients.leaving().map(Source::Client))
     }
 
     fn sources(&self) -> impl Iterator<Item = Source> {
@@ -253,7 +281,7 @@ impl Server {
     /// Takes the peers that want to connect.
     fn accept(&mut self, now: Now) {
         self.listen_again = None;
-        for _ in 0..ACCEPT_BATCH {
+        for _ in 0..accept_batch(self.max_connections) {
             match self.listener.try_next() {
                 Ok(Some(request)) => self.take_peer(now, request),
                 Ok(None) => return,
@@ -280,8 +308,14 @@ impl Server {
             }
             Err(malformed) => return turn_away(request, &malformed.to_string()),
         };
+        let (origin, pool) = (request.origin(), &mut self.pool);
         let full = self.nodes.len() + self.clients.len() >= self.max_connections;
-        if full && !self.clients.make_room(now, &mut self.pool) {
+        let has_room = match role {
+            // One that has not registered either goes for it, else a client.
+            Role::Node if !full || self.nodes.makes_room(origin) => true,
+            _ => self.clients.make_room(now, origin, full, pool),
+        };
+        if !has_room {
             let why = "the resource manager has too many connections; try again later";
             return turn_away(request, why);
         }
@@ -294,16 +328,12 @@ impl Server {
                 let accepted = self.nodes.accept(now, id, &self.device, request, &hello, address);
                 (Source::Node(id), accepted)
             }
-            None => (Source::Client(id), self.clients.accept(now, id, &self.device, request)),
+            None => (Source::Client(id), self.clients.accept(id, &self.device, request)),
         };
         match accepted {
-            Ok(leaving) => {
+            Ok(()) => {
                 tracing::debug!(peer, ?role, "connected");
                 self.due.insert(source); // it is not armed yet
-                self.leaving.extend(leaving.map(|id| match role {
-                    Role::Node => Source::Node(id),
-                    _ => Source::Client(id),
-                }));
             }
             Err(error) => tracing::warn!(peer, %error, "a connection could not be accepted"),
         }
@@ -311,34 +341,22 @@ impl Server {
 
     /// Drops those that have had their last turn.
     fn make_way(&mut self, now: Now, actions: &mut Vec<Action>) {
-        for source in std::mem::take(&mut self.leaving) {
-            match source {
-                Source::Node(id) => self.nodes.make_way(now, id, &mut self.pool, actions),
-                Source::Client(id) => self.clients.make_way(now, id, &mut self.pool),
-                Source::Commands | Source::Listener => {}
-            }
-        }
+        self.nodes.make_way(now, &mut self.pool, actions);
+        self.clients.make_way(now, &mut self.pool);
+        let leaving: Vec<_> = self.leaving().collect(); // in place of those that stay
+        self.due.extend(leaving);
     }
 
-    /// Does what other threads ask for. True: stop.
-    fn take_commands(
-        &mut self,
-        now: Now,
-        actions: &mut Vec<Action>,
-        answers: &mut Vec<Answer>,
-    ) -> bool {
-        let mut next = self.inbox.try_next();
-        if next.is_some() {
-            self.nodes.hear(now, &mut self.pool, actions);
-        }
-        while let Some(command) = next {
+    /// What other threads ask for; and whether they ask to stop.
+    fn take_commands(&mut self) -> (Vec<Work>, bool) {
+        let mut all = Vec::new();
+        while let Some(command) = self.inbox.try_next() {
             match command {
-                Command::Work(work) => answers.push(work(&mut self.pool, now, actions)),
-                Command::Stop => return true,
+                Command::Work(work) => all.push(work),
+                Command::Stop => return (all, true),
             }
-            next = self.inbox.try_next();
         }
-        false
+        (all, false)
     }
 
     /// Commits what changed, then does what the pool says and answers clients (DURABLE FIRST); and so on with
@@ -403,6 +421,10 @@ impl Server {
 fn turn_away(request: ConnectRequest, why: &str) {
     tracing::warn!(peer = request.peer(), why, "connection refused");
     refuse(request, why);
+}
+
+fn accept_batch(max_connections: usize) -> usize {
+    (max_connections / 8).clamp(1, ACCEPT_BATCH)
 }
 
 /// How many connections the limit of descriptors allows.

@@ -16,7 +16,10 @@ use rfaas::channel::{Channel, ChannelError, Incoming};
 use rfaas::protocol::lease::{ClientName, FromClient, LeaseRequest, ToClient};
 use rfaas::protocol::node::NodeHello;
 use rfaas::protocol::{Empty, Nonce, Role};
-use support::{Files, Manager, Node, PATIENCE, device};
+use support::{Client, Files, Manager, Node, PATIENCE, device};
+
+/// What is logged of a node that goes for others, and not because its time is up.
+const NODE_MAKES_ROOM: &str = "has not registered makes room";
 
 /// For a crowd in this process.
 fn many_descriptors() {
@@ -94,7 +97,7 @@ fn who_connects_and_hangs_up_keeps_nobody_waiting() {
 #[test]
 fn who_asks_for_nothing_makes_room() {
     many_descriptors();
-    // Room for 64 connections, a fourth of them for those of one user that were never granted anything.
+    // Room for 64 connections, 24 of them for clients of one user.
     let manager = Manager::start_limited(&Files::new(&[]), "ulimit -n 1024", &[]);
     let device = device();
     let mut crowd: Vec<_> = (0..100).map(|_| dial(&device, &manager, Role::Lease)).collect();
@@ -103,24 +106,51 @@ fn who_asks_for_nothing_makes_room() {
 }
 
 #[test]
+fn who_was_served_makes_room_too_for_clients_and_nodes() {
+    many_descriptors();
+    // Room for 64 connections, 24 of them for clients of one user.
+    let manager = Manager::start_limited(&Files::new(&[]), "ulimit -n 1024", &[]);
+    manager.add("first", 1000, 1000);
+    manager.add("second", 1, 1000);
+    let mut first = Node::ready(manager.rdma, "first");
+    let mut crowd: Vec<_> = (0..100)
+        .map(|_| {
+            let mut client = Client::new(manager.rdma);
+            let lease = client.lease(1, 1);
+            first.claim(&lease.token);
+            manager.wait_lease(lease.token.terms.lease.get(), "active");
+            client
+        })
+        .collect();
+    is_answered(&device(), &manager);
+    let _second = Node::ready(manager.rdma, "second");
+    assert_eq!(manager.metric("rfaas_leases{state=\"active\"}"), 100, "leases go on");
+    // Who went connects again when it asks.
+    crowd[0] = Client::new(manager.rdma);
+    crowd[0].lease(1, 1);
+}
+
+#[test]
 fn who_never_registers_makes_room() {
     many_descriptors();
-    let manager = Manager::start(&Files::new(&[]), &[]);
+    let manager = Manager::start(&Files::new(&[]), &["-v"]);
     manager.add("honest", 1, 1024);
     let device = device();
     let mut crowd: Vec<_> = (0..200).map(|_| dial(&device, &manager, Role::Node)).collect();
     let _node = Node::ready(manager.rdma, "honest");
     is_disconnected(&mut crowd[0]);
+    manager.logs(NODE_MAKES_ROOM); // and not because its time was up
     is_answered(&device, &manager);
 }
 
 #[test]
 fn who_is_refused_as_a_node_takes_no_more_room_than_who_never_registers() {
     // Room for 16 connections; who was refused may read so for a second.
-    let manager = Manager::start_limited(&Files::new(&[]), "ulimit -n 640", &[]);
+    let manager = Manager::start_limited(&Files::new(&[]), "ulimit -n 640", &["-v"]);
     manager.add("honest", 1, 1024);
     let refused = || Node::register(manager.rdma, "honest", 43);
     let _crowd: Vec<_> = (0..40).map(|_| refused()).collect();
+    manager.logs(NODE_MAKES_ROOM);
     is_answered(&device(), &manager);
     let _node = Node::ready(manager.rdma, "honest");
 }

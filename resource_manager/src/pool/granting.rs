@@ -14,35 +14,54 @@ use super::nodes::Slot;
 use super::{EXPIRY_MARGIN, Now, Pool};
 
 impl Pool {
-    /// Whether a request for `ask` would be granted now.
-    pub fn has_room(&self, ask: &Ask) -> bool {
-        self.choose(ask).is_some()
-    }
-
-    fn choose(&self, ask: &Ask) -> Option<Vec<(Slot, Capacity)>> {
-        self.nodes.place(ask.wanted, most_parts(ask))
-    }
-
     /// Grants leases that meet `ask`, all of it or nothing: one on a node that has room for it, else one on
     /// each of as many nodes as it may be met from.
     pub fn request(&mut self, now: Now, ask: &Ask) -> Result<Vec<Grant>, Denied> {
-        let parts = self.admit(now, ask).inspect_err(|denied| {
-            self.totals.denied += 1;
-            tracing::info!(client = ?ask.client, reason = %denied, "lease denied");
-        })?;
-        let claim_by = now.monotonic + self.shares.claim_timeout();
-        let grant = |(slot, part)| self.grant(now, ask, slot, part, claim_by);
-        Ok(parts.into_iter().filter_map(grant).collect())
+        match self.try_request(now, ask)? {
+            Some(grants) => Ok(grants),
+            None => self.request_again(now, ask),
+        }
     }
 
-    /// Where `ask` is met, if there is room and its client may have it.
-    fn admit(&mut self, now: Now, ask: &Ask) -> Result<Vec<(Slot, Capacity)>, Denied> {
+    /// Likewise, or `None`: there is no room as far as is known, and would be if less were leased. So it is worth hearing
+    /// what nodes have said meanwhile, and then to [`request_again`](Self::request_again).
+    pub fn try_request(&mut self, now: Now, ask: &Ask) -> Result<Option<Vec<Grant>>, Denied> {
+        let granted = self.admit(now, ask).and_then(|()| self.place(now, ask));
+        granted.inspect_err(|denied| self.note_denied(ask, denied))
+    }
+
+    /// Answers what [`try_request`](Self::try_request) has not.
+    pub fn request_again(&mut self, now: Now, ask: &Ask) -> Result<Vec<Grant>, Denied> {
+        let granted = self.place(now, ask).and_then(|placed| match placed {
+            Some(grants) => Ok(grants),
+            None => Err(self.why_denied(ask)),
+        });
+        granted.inspect_err(|denied| self.note_denied(ask, denied))
+    }
+
+    /// Counts a request, and says no if nothing that nodes say could change that.
+    fn admit(&mut self, now: Now, ask: &Ask) -> Result<(), Denied> {
         self.shares.count(now, ask)?;
         self.shares.check_timeout(ask.timeout)?;
         self.shares.check(ask, 1)?; // before the room, which is another's business
-        let parts = self.choose(ask).ok_or_else(|| self.why_denied(ask))?;
-        self.shares.check(ask, parts.len())?;
-        Ok(parts)
+        match self.nodes.fits_when_empty(ask.wanted, most_parts(ask)) {
+            true => Ok(()),
+            false => Err(self.why_denied(ask)),
+        }
+    }
+
+    /// Grants it if there is room and its client may have it.
+    fn place(&mut self, now: Now, ask: &Ask) -> Result<Option<Vec<Grant>>, Denied> {
+        let parts = self.nodes.place(ask.wanted, most_parts(ask));
+        self.shares.check(ask, parts.as_ref().map_or(1, Vec::len))?;
+        let claim_by = now.monotonic + self.shares.claim_timeout();
+        let mut grant = |(slot, part)| self.grant(now, ask, slot, part, claim_by);
+        Ok(parts.map(|parts| parts.into_iter().filter_map(&mut grant).collect()))
+    }
+
+    fn note_denied(&mut self, ask: &Ask, denied: &Denied) {
+        self.totals.denied += 1;
+        tracing::info!(client = ?ask.client, reason = %denied, "lease denied");
     }
 
     /// Grants a part of `ask`, to be claimed by then, on a node that was seen to be ready and to have room for it.

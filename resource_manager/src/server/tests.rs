@@ -98,6 +98,13 @@ fn device() -> Device {
 
 impl World {
     fn new() -> Self {
+        let (mut world, server) = World::paused();
+        world.server = Some(thread::spawn(move || server.run()));
+        world
+    }
+
+    /// One whose server does what a test has it do.
+    fn paused() -> (Self, Server) {
         let disk = Disk(Arc::new((Mutex::new(Sync::Done), Condvar::new())));
         let backend = Backend(InMemoryBackend::new(), disk.clone());
         let state = Arc::new(State::with_backend(backend).unwrap());
@@ -117,8 +124,7 @@ impl World {
         let terms = Terms { secret: SECRET.into(), heartbeat, sleep: true };
         let ends = (commands.clone(), inbox);
         let server = Server::new((device, listener), ends, (pool, ledger), None, events, terms);
-        let server = Some(thread::spawn(move || server.run()));
-        World { disk, state, commands, address, server }
+        (World { disk, state, commands, address, server: None }, server)
     }
 
     fn dial(&self, role: Role, body: &impl Bytes) -> (Channel, rdmalib::PrivateData) {
@@ -142,15 +148,7 @@ impl World {
     /// A client that has asked for a lease.
     fn client(&self) -> Channel {
         let (mut channel, _) = self.dial(Role::Lease, &Empty {});
-        let request = LeaseRequest {
-            request: 1.into(),
-            cores: 1.into(),
-            memory: 1.into(),
-            timeout_ms: 60_000.into(),
-            max_nodes: 1.into(),
-            client: ClientName::new("c").unwrap(),
-        };
-        channel.send(&FromClient::Request(request)).unwrap();
+        ask(&mut channel, 1, 1);
         channel
     }
 
@@ -181,6 +179,38 @@ impl Drop for World {
             server.join().unwrap().unwrap();
         }
     }
+}
+
+/// Sends a request of this number.
+fn ask(channel: &mut Channel, number: u32, cores: u32) {
+    let request = LeaseRequest {
+        request: number.into(),
+        cores: cores.into(),
+        memory: 1.into(),
+        timeout_ms: 60_000.into(),
+        max_nodes: 1.into(),
+        client: ClientName::new("c").unwrap(),
+    };
+    channel.send(&FromClient::Request(request)).unwrap();
+}
+
+/// What `connect` returns, which needs connections to be taken meanwhile.
+fn taken<T: Send>(server: &mut Server, connect: impl FnOnce() -> T + Send) -> T {
+    thread::scope(|scope| {
+        let connecting = scope.spawn(connect);
+        while !connecting.is_finished() {
+            server.accept(Now::read());
+            thread::yield_now();
+        }
+        connecting.join().unwrap()
+    })
+}
+
+/// Takes what peers have sent; what they are told is sent.
+fn turns(server: &mut Server) {
+    let (due, mut actions) = (server.sources().collect(), Vec::new());
+    server.turns(Now::read(), &due, &mut actions);
+    server.settle(Now::read(), &mut actions).unwrap();
 }
 
 fn hears_nothing<M: MessageKind + std::fmt::Debug>(channel: &mut Channel) {
@@ -266,4 +296,63 @@ fn a_commit_that_fails_ends_the_manager_and_nobody_is_told() {
     assert_eq!(world.ask(|_, _| ()).join().unwrap(), Err(Stopped));
     world.disk.set(Sync::Done);
     assert_eq!(world.leases(), [before]);
+}
+
+#[test]
+fn only_a_request_that_may_find_room_when_nodes_were_heard_waits_for_that() {
+    let (world, mut server) = World::paused();
+    let mut node = taken(&mut server, || world.node());
+    turns(&mut server);
+    assert!(matches!(hear(&mut node), ToNode::Registered(_)));
+    let mut client = taken(&mut server, || world.dial(Role::Lease, &Empty {}).0);
+    for (number, cores) in [(1, 4), (2, 4), (3, 5), (4, 1)] {
+        ask(&mut client, number, cores);
+    }
+    turns(&mut server);
+    let first = granted(&mut client);
+    assert_eq!(first.request.get(), 1);
+    match hear(&mut client) {
+        ToClient::Refused(refused) => assert_eq!(refused.request.get(), 3, "it never fits"),
+        other => panic!("{other:?}"),
+    }
+    hears_nothing::<ToClient>(&mut client);
+    assert!(server.clients.has_aside());
+
+    node.send(&end(&first.token)).unwrap();
+    let mut actions = Vec::new();
+    server.nodes.hear(Now::read(), &mut server.pool, &mut actions);
+    server.clients.answer_aside(Now::read(), &mut server.pool);
+    server.settle(Now::read(), &mut actions).unwrap();
+    assert!(!server.clients.has_aside());
+    assert_eq!(granted(&mut client).request.get(), 2);
+    match hear(&mut client) {
+        ToClient::Refused(refused) => assert_eq!(refused.request.get(), 4, "there is no more room"),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn who_waits_for_a_claim_stays_and_is_dropped_only_for_others() {
+    let (world, mut server) = World::paused();
+    let node = taken(&mut server, || world.node());
+    turns(&mut server);
+    let mut holder = taken(&mut server, || world.client());
+    turns(&mut server);
+    granted(&mut holder);
+    let _silent = taken(&mut server, || world.dial(Role::Lease, &Empty {}).0);
+    let (now, me, other) =
+        (Now::read(), rdmalib::Peer::User(nix::unistd::geteuid().as_raw()), rdmalib::Peer::Unknown);
+    let (clients, pool) = (&mut server.clients, &mut server.pool);
+    assert!(
+        clients.make_room(now, me, true, pool),
+        "the other one, which has been silent for less"
+    );
+    assert_eq!((clients.len(), clients.leaving().count()), (1, 1));
+    assert!(!clients.make_room(now, me, true, pool), "from itself it has nothing to take");
+    assert!(clients.make_room(now, other, true, pool));
+    assert_eq!((clients.len(), clients.leaving().count()), (0, 1));
+    let ended = holder.receive::<ToClient>(PATIENCE);
+    assert!(matches!(ended, Err(ChannelError::Disconnected)), "{ended:?}");
+    assert!(!clients.make_room(now, other, true, pool), "there is nobody");
+    drop(node);
 }

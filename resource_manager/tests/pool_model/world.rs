@@ -229,9 +229,15 @@ impl World {
 
     fn request(&mut self, ask: &Ask, wanted: Capacity, max_nodes: u32) -> Vec<Grant> {
         let possible = self.possible(wanted, max_nodes);
-        assert_eq!(self.pool.has_room(ask), possible);
         let held: u32 = self.pool.leases().iter().map(|lease| lease.cores).sum();
-        let grants = match self.pool.request(self.now, ask) {
+        let answer = self.pool.try_request(self.now, ask).and_then(|granted| match granted {
+            Some(grants) => Ok(grants),
+            None => {
+                assert!(!possible, "set aside though there is room");
+                self.pool.request_again(self.now, ask)
+            }
+        });
+        let grants = match answer {
             Ok(grants) => grants,
             Err(Denied::Limit(limit)) => {
                 assert!(held + wanted.cores > MOST_CORES, "{limit}, and {held} are held");
