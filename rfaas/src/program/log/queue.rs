@@ -25,6 +25,9 @@ const MOST_LINES: usize = 8192;
 const MOST_BYTES: usize = 1 << 20;
 /// Longest line, in bytes. Reasons and names in messages have a few hundred at most.
 const LINE_BYTES: usize = 8 << 10;
+/// How long the first of some lines waits for others: then their thread is woken once for all that a lease has to say
+/// at its begin or end, which others wait for. Too short for [`MOST_LINES`] to come, and for anybody to notice.
+const TOGETHER: Duration = Duration::from_millis(1);
 /// Written at a time, unless a line is longer: `PIPE_BUF`, so that lines of several programs that share a pipe
 /// stay whole.
 const AT_ONCE: usize = 4096;
@@ -47,6 +50,10 @@ struct State {
     dropped: u64,
     /// The thread has lines that it took.
     writing: bool,
+    /// It waits for lines, and is to be woken for the first.
+    asleep: bool,
+    /// Somebody waits until everything is written.
+    urgent: bool,
     limiter: Limiter<Kind>,
 }
 
@@ -97,14 +104,15 @@ impl Queue {
         let mut state = self.lock();
         if kind.is_none_or(|kind| state.limiter.admit(Instant::now(), kind, line)) {
             state.add(&dated(line));
-            self.filled.notify_one();
+            self.added(state);
         }
     }
 
     /// Adds a line as it is.
     pub(super) fn push_bare(&self, line: &str) {
-        self.lock().add(line);
-        self.filled.notify_one();
+        let mut state = self.lock();
+        state.add(line);
+        self.added(state);
     }
 
     /// Adds the counts of what was held back.
@@ -113,13 +121,25 @@ impl Queue {
         for line in state.limiter.rest(Instant::now()) {
             state.add(&dated(&line));
         }
-        self.filled.notify_one();
+        self.added(state);
+    }
+
+    /// Wakes the thread if it has to be, and when it has not to wait for the lock.
+    fn added(&self, mut state: MutexGuard<'_, State>) {
+        let wake = std::mem::take(&mut state.asleep);
+        drop(state);
+        if wake {
+            self.filled.notify_one();
+        }
     }
 
     /// Waits until everything is written or was dropped, but not longer than `within`.
     pub(super) fn flush(&self, within: Duration) {
         let busy = |state: &mut State| state.writing || !state.waiting.is_empty();
-        let waited = self.empty.wait_timeout_while(self.lock(), within, busy);
+        let mut state = self.lock();
+        state.urgent = true;
+        self.filled.notify_one();
+        let waited = self.empty.wait_timeout_while(state, within, busy);
         drop(waited);
     }
 
@@ -151,7 +171,9 @@ impl Queue {
             if !state.waiting.is_empty() {
                 break;
             }
+            state.urgent = false;
             self.empty.notify_all();
+            state.asleep = true;
             state = match state.limiter.next_deadline() {
                 None => self.filled.wait(state).unwrap_or_else(PoisonError::into_inner),
                 Some(due) => {
@@ -161,6 +183,10 @@ impl Queue {
                 }
             };
         }
+        state.asleep = false;
+        let alone = |state: &mut State| !state.urgent;
+        let together = self.filled.wait_timeout_while(state, TOGETHER, alone);
+        let mut state = together.unwrap_or_else(PoisonError::into_inner).0;
         let dropped = std::mem::take(&mut state.dropped);
         if dropped > 0 {
             let told = format!(

@@ -84,6 +84,21 @@ fn lines_are_written_in_order_with_the_time_in_front() {
 }
 
 #[test]
+fn a_line_is_written_although_nobody_waits_for_it_and_none_comes_behind_it() {
+    let disk = Disk::default();
+    let queue = Queue::start(disk.clone()).unwrap();
+    for number in 0..20 {
+        let line = format!("line {number}\n");
+        queue.push_bare(line.trim_end());
+        let deadline = Instant::now() + PATIENCE;
+        while !disk.text().ends_with(&line) {
+            assert!(Instant::now() < deadline, "{line:?} is not written: {}", disk.text());
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
+#[test]
 fn what_a_full_disk_does_not_take_is_counted_and_the_count_is_told_when_there_is_room() {
     let disk = Disk::with_room(10); // a part of the first line
     let queue = Queue::start(disk.clone()).unwrap();
