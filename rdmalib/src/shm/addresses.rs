@@ -2,7 +2,8 @@
 //! its owner nothing, whatever its size; to map it costs addresses here, of which a process has 128 TiB.
 //!
 //! * BOUNDED - what a peer makes us map beyond its first [`FREE_SEGMENTS`] segments is counted for it, for its
-//!   user, and in all, until it is unmapped; beyond a bound nothing is mapped, and the access fails.
+//!   user, and in all, until it is unmapped; beyond a bound nothing is mapped, and the access fails. A segment that
+//!   is mapped again, since its file has grown, counts twice until the smaller mapping has gone.
 //!
 //! The first segments are not counted, so no user keeps the control connections of its own other processes,
 //! or of anybody, from working; how many connections there are has a bound of its own.
@@ -16,7 +17,7 @@ use crate::waiting::Peer;
 /// Segments of a domain that are not counted: 15 MiB together, in which a control connection lies as a whole.
 pub(super) const FREE_SEGMENTS: usize = 4;
 /// Of one peer: more than any node has memory, so that every domain that is really used fits.
-const MOST_OF_PEER: u64 = 1 << 40;
+pub(super) const MOST_OF_PEER: u64 = 1 << 40;
 /// Of all peers of one user: several such domains.
 const MOST_OF_USER: u64 = 8 << 40;
 /// Of all peers: half of what a process has, so that the other half is left for everything else.

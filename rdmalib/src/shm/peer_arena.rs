@@ -176,9 +176,10 @@ impl PeerArena {
     /// Maps the segment that has these bytes, if there is one: perhaps again, since the file has grown.
     fn open(&mut self, offset: u64, bytes: usize) -> Option<()> {
         let (number, start, len) = self.segment_of(offset, bytes)?;
-        self.windows.retain(|window| window.start != start);
         let charge = self.file.charge(number, len)?;
         let mapping = Mapping::new(&self.file.file, start, len).ok()?.charged(charge);
+        // Only now: if there is no room for more of it, what is mapped of it stays so.
+        self.windows.retain(|window| window.start != start);
         self.windows.insert(0, Window { start, mapping });
         Some(())
     }
@@ -196,5 +197,35 @@ impl PeerArena {
     #[cfg(test)]
     pub(super) fn mappings(&self) -> impl Iterator<Item = &Mapping> {
         self.windows.iter().map(|window| &window.mapping)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::sys::memfd::{MFdFlags, memfd_create};
+    use nix::unistd::ftruncate;
+
+    use super::super::addresses::MOST_OF_PEER;
+    use super::*;
+
+    #[test]
+    fn what_is_mapped_stays_so_if_there_is_no_room_for_what_the_file_grows_by() {
+        let (start, _) = segment(FREE_SEGMENTS); // the first that is counted
+        let file = memfd_create("x", MFdFlags::MFD_ALLOW_SEALING).unwrap();
+        let set_pages = |file: &OwnedFd, pages| {
+            ftruncate(file, i64::try_from(start + pages * PAGE).unwrap()).unwrap();
+        };
+        set_pages(&file, 1);
+        fcntl(&file, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_SHRINK)).unwrap();
+        let grown = file.try_clone().unwrap();
+        let mut peer = PeerArena::new(PeerFile::new(file.into(), Peer::Unknown).unwrap()).unwrap();
+        let place = peer.at(start, 8).unwrap();
+        set_pages(&grown, 2);
+        let rest = peer.file.account.charge(MOST_OF_PEER - 2 * PAGE).unwrap();
+        assert_eq!(peer.at(start + PAGE, 8), None);
+        assert_eq!(peer.at(start, 8), Some(place), "it was unmapped all the same");
+        drop(rest);
+        assert!(peer.at(start + PAGE, 8).is_some());
+        assert_eq!(peer.mappings().count(), 1, "the smaller window is replaced");
     }
 }
