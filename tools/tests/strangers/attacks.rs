@@ -243,7 +243,7 @@ impl Stranger {
     }
 }
 
-/// The embedded device's name for `address` (`rdmalib/src/shm/handshake.rs`).
+/// The embedded device's name for `address` (`rdmalib/src/shm/handshake/names.rs`).
 fn name(address: SocketAddr) -> io::Result<UnixAddr> {
     UnixAddr::from_abstract_name(format!("rdmalib-shm/{address}"))
 }
