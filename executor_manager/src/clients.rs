@@ -117,9 +117,16 @@ impl Clients {
                 return;
             }
         };
-        if let Err(error) = channel.accept(request, proof) {
-            tracing::debug!(%error, peer, "client was gone before it was connected");
-            return;
+        match channel.accept(request, proof) {
+            Ok(()) => {}
+            Err(ChannelError::Disconnected) => {
+                tracing::debug!(peer, "client was gone before it was connected");
+                return;
+            }
+            Err(error) => {
+                tracing::warn!(error = in_full(&error), peer, "a client could not be connected");
+                return;
+            }
         }
         let id = ClientId(self.next);
         self.next += 1;

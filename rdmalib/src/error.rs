@@ -182,6 +182,19 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// As many descriptors as a process may have open were passed by processes of this user and not read by who
+    /// should; until they are, none of its processes can pass any.
+    #[error(
+        "{call} failed: too many descriptors that this user's processes have passed to others were not read by them; \
+         end the processes that do not read, or raise the limit (ulimit -n)"
+    )]
+    TooManyUnread {
+        /// Name of the call.
+        call: &'static str,
+        /// Its error.
+        #[source]
+        source: io::Error,
+    },
     /// The limit of file sizes is too small: on the embedded device it counts for shared memory too.
     #[error(
         "{bytes} bytes of shared memory are more than this process's limit of file sizes ({limit} bytes): raise it, \
@@ -227,6 +240,7 @@ impl Error {
         let source = source.into();
         match source.raw_os_error().map(Errno::from_raw) {
             Some(Errno::EMFILE | Errno::ENFILE) => Error::OutOfDescriptors { call, source },
+            Some(Errno::ETOOMANYREFS) => Error::TooManyUnread { call, source },
             _ => Error::Os { call, source },
         }
     }

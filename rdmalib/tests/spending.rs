@@ -8,6 +8,8 @@ use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr as UnixAddr, UnixListener, UnixStream};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -32,6 +34,8 @@ const MESSAGE: usize = 224;
 const CONNECT: u32 = 1;
 const CROWDED: u32 = 4;
 const EXHAUSTED: u32 = 5;
+/// A user of whom there are no other processes (`tools/tests/strangers` has its own).
+const NOBODY_ELSE: u32 = 70_004;
 /// Connectors of one user that have said nothing, and that a listener keeps.
 const SILENT_KEPT: usize = 64;
 
@@ -423,6 +427,71 @@ fn a_full_queue_is_told_as_one() {
     let error = end(&device).queue_pair.connect(addr, &[], timeout).unwrap_err();
     assert!(matches!(error, Error::ListenerQueueFull { to, .. } if to == addr), "{error}");
     drop(full);
+}
+
+/// Runs the test `name` as another user, one without rights: what the kernel grants root it does not show. Whether it
+/// did; it does not if it is not root's to do.
+fn as_another_user(name: &str) -> bool {
+    if !nix::unistd::getuid().is_root() {
+        return false;
+    }
+    // The tree may be in a home that is its owner's alone.
+    let program = std::env::temp_dir().join(format!("rdmalib-spending-{}", std::process::id()));
+    std::fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+    let run = Command::new(&program)
+        .args(["--exact", name])
+        .uid(NOBODY_ELSE)
+        .gid(NOBODY_ELSE)
+        .current_dir("/")
+        .output();
+    std::fs::remove_file(&program).unwrap();
+    let said = String::from_utf8_lossy(&run.unwrap().stdout).into_owned();
+    assert!(said.contains("1 passed"), "{said}");
+    true
+}
+
+#[test]
+fn acceptances_that_nobody_reads_are_few_and_keep_nobody_from_passing_descriptors() {
+    /// Acceptances of one user that may be unread.
+    const KEPT: usize = 64;
+    /// Descriptors that may be under way.
+    const LIMIT: u64 = KEPT as u64 + 8;
+    let _alone = alone();
+    let name = "acceptances_that_nobody_reads_are_few_and_keep_nobody_from_passing_descriptors";
+    if as_another_user(name) {
+        return;
+    }
+    let device = device();
+    let mut listener = device.listen(0).unwrap();
+    let file = sparse(KEY_TABLE + (1 << 20));
+    let before = descriptors();
+    let mut accept_under = |limit: u64| {
+        let socket = dial(&listener);
+        send_with(&socket, &message(CONNECT), &[file.as_raw_fd()]);
+        let mut end = end(&device);
+        let accepted = listener.try_next().unwrap().map(|request| {
+            limited(Resource::RLIMIT_NOFILE, limit, || request.accept(&mut end.queue_pair, &[]))
+        });
+        (socket, accepted) // and the connection ends
+    };
+    let mut unread: Vec<_> = (0..KEPT / 2).map(|_| accept_under(LIMIT)).collect();
+    let (_, refused) = accept_under(KEPT as u64 / 4);
+    let error = refused.unwrap().unwrap_err();
+    assert!(matches!(error, Error::TooManyUnread { .. }), "{error}");
+    assert!(error.to_string().contains("ulimit -n"), "{error}");
+    unread.extend((0..LIMIT).map(|_| accept_under(LIMIT)));
+    let accepted = unread.iter().filter(|(_, accepted)| matches!(accepted, Some(Ok(()))));
+    assert_eq!(accepted.count(), KEPT);
+    let mut answer = [0; MESSAGE];
+    unread.last_mut().unwrap().0.read_exact(&mut answer).unwrap();
+    assert_eq!(kind_of(&answer), CROWDED);
+
+    unread[0].0.read_exact(&mut answer).unwrap();
+    let (_socket, accepted) = accept_under(LIMIT);
+    accepted.expect("there is room again").unwrap();
+    drop((unread, _socket));
+    all_closed(before);
+    serve_an_honest_one(&device, &mut listener);
 }
 
 /// Runs `what` with another soft limit.

@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::SigSet;
 
+use super::unread::forget_read;
 use crate::process::ForkMark;
 
 /// Threads that close at the same time. One is enough unless somebody means harm.
@@ -31,6 +32,8 @@ const TOGETHER: Duration = Duration::from_millis(1);
 const MANY: usize = 64;
 /// How long a descriptor waits before there is one more thread: some thousand times what closing takes.
 const SLOW: Duration = Duration::from_millis(50);
+/// How often it is looked whether peers have read what they were sent.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// Descriptors that wait to be closed: more than connections that end at once. What comes on top is never closed.
 const MOST_WAITING: usize = 4096;
 
@@ -39,24 +42,36 @@ const MOST_WAITING: usize = 4096;
 pub(super) struct ClosedLater<T: Descriptor>(Option<T>);
 
 /// What a [`ClosedLater`] holds.
-pub(super) trait Descriptor: Into<OwnedFd> {
-    /// What happens at once when it is dropped. Never waits.
-    fn end(&self) {}
+pub(super) trait Descriptor {
+    /// What happens at once when it is dropped; what is to be closed. Never waits.
+    fn end(self) -> Option<OwnedFd>;
 }
 
 /// A file of a peer's choice: nothing is done to it that could wait for the peer.
-impl Descriptor for OwnedFd {}
+impl Descriptor for OwnedFd {
+    fn end(self) -> Option<OwnedFd> {
+        Some(self)
+    }
+}
 
 /// A connection of ours: the peer hears of its end.
 impl Descriptor for UnixStream {
-    fn end(&self) {
+    fn end(self) -> Option<OwnedFd> {
         let _ = self.shutdown(Shutdown::Both); // ENOTCONN: the peer was faster
+        Some(self.into())
     }
 }
 
 impl<T: Descriptor> From<T> for ClosedLater<T> {
     fn from(descriptor: T) -> Self {
         ClosedLater(Some(descriptor))
+    }
+}
+
+impl<T: Descriptor> ClosedLater<T> {
+    /// The same descriptor, as another kind.
+    pub(super) fn map<U: Descriptor>(mut self, into: impl FnOnce(T) -> U) -> ClosedLater<U> {
+        ClosedLater(self.0.take().map(into))
     }
 }
 
@@ -77,9 +92,8 @@ impl<T: Descriptor + AsFd> AsFd for ClosedLater<T> {
 
 impl<T: Descriptor> Drop for ClosedLater<T> {
     fn drop(&mut self) {
-        if let Some(descriptor) = self.0.take() {
-            descriptor.end();
-            close(descriptor.into());
+        if let Some(descriptor) = self.0.take().and_then(T::end) {
+            close(descriptor);
         }
     }
 }
@@ -99,6 +113,8 @@ struct Work {
     threads: usize,
     /// Those that wait for more.
     idle: usize,
+    /// Some are kept for what peers have not read, and looked at again and again.
+    unread: bool,
 }
 
 impl Work {
@@ -109,17 +125,20 @@ impl Work {
     }
 }
 
-/// Has `descriptor` closed. Does not wait.
-fn close(descriptor: OwnedFd) {
+/// The threads, unless they are another process's: a child has none of its parent's.
+fn closer() -> Option<&'static Closer> {
     static CLOSER: OnceLock<Closer> = OnceLock::new();
     let closer = CLOSER.get_or_init(|| Closer {
         mark: ForkMark::new(),
         work: Mutex::default(),
         more: Condvar::new(),
     });
-    if !closer.mark.is_here() {
-        return drop(descriptor); // a child has none of its parent's threads
-    }
+    closer.mark.is_here().then_some(closer)
+}
+
+/// Has `descriptor` closed. Does not wait.
+fn close(descriptor: OwnedFd) {
+    let Some(closer) = closer() else { return };
     let mut work = closer.work();
     if work.waiting.len() >= MOST_WAITING {
         drop(work);
@@ -130,22 +149,34 @@ fn close(descriptor: OwnedFd) {
         return;
     }
     work.waiting.push_back((Instant::now(), descriptor));
-    if work.needs_thread() {
-        match closer.start_thread() {
-            Ok(()) => work.threads += 1,
-            Err(error) => tracing::error!(%error, "no thread to close descriptors of peers"), // the next one tries
-        }
-    }
-    let wake = work.idle > 0 || work.waiting.len() == MANY;
-    drop(work);
-    if wake {
-        closer.more.notify_one();
-    }
+    closer.wake(work);
+}
+
+/// Has sockets that peers have not read looked at from now on, until there are none. Does not wait.
+pub(super) fn look_for_unread() {
+    let Some(closer) = closer() else { return };
+    let mut work = closer.work();
+    work.unread = true;
+    closer.wake(work);
 }
 
 impl Closer {
     fn work(&self) -> MutexGuard<'_, Work> {
         self.work.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wake(&'static self, mut work: MutexGuard<'_, Work>) {
+        if work.needs_thread() {
+            match self.start_thread() {
+                Ok(()) => work.threads += 1,
+                Err(error) => tracing::error!(%error, "no thread to close descriptors of peers"), // the next one tries
+            }
+        }
+        let wake = work.idle > 0 || work.waiting.len() == MANY;
+        drop(work);
+        if wake {
+            self.more.notify_one();
+        }
     }
 
     fn start_thread(&'static self) -> io::Result<()> {
@@ -162,14 +193,31 @@ impl Closer {
                 drop(descriptor);
                 work = self.work();
             } else {
-                work.idle += 1;
-                work = self.more.wait(work).unwrap_or_else(PoisonError::into_inner);
-                work.idle -= 1;
-                let few = |work: &mut Work| work.waiting.len() < MANY;
-                let together = self.more.wait_timeout_while(work, TOGETHER, few);
-                work = together.unwrap_or_else(PoisonError::into_inner).0;
+                work = self.wait(work);
             }
         }
+    }
+
+    /// Waits for more to close; looks again at what peers have not read.
+    fn wait<'a>(&'a self, mut work: MutexGuard<'a, Work>) -> MutexGuard<'a, Work> {
+        work.idle += 1;
+        work = if work.unread {
+            self.more.wait_timeout(work, LOOK_AGAIN).unwrap_or_else(PoisonError::into_inner).0
+        } else {
+            self.more.wait(work).unwrap_or_else(PoisonError::into_inner)
+        };
+        work.idle -= 1;
+        let few = |work: &mut Work| work.waiting.len() < MANY;
+        let together = self.more.wait_timeout_while(work, TOGETHER, few);
+        work = together.unwrap_or_else(PoisonError::into_inner).0;
+        if work.unread {
+            work.unread = false; // unless one comes meanwhile
+            drop(work);
+            let more = forget_read();
+            work = self.work();
+            work.unread |= more;
+        }
+        work
     }
 }
 

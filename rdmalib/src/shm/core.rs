@@ -12,7 +12,6 @@ mod source;
 
 use std::fmt;
 use std::os::fd::AsRawFd;
-use std::os::unix::net::UnixStream;
 use std::sync::{Arc, OnceLock};
 
 use nix::errno::Errno;
@@ -29,6 +28,7 @@ use super::mapping::Part;
 use super::peer_arena::{PeerArena, PeerFile};
 use super::ring::{self, Arrival, Ball};
 use super::shared_copy::Job;
+use super::unread::Connected;
 use crate::completion::{Opcode, Status};
 use crate::error::{Error, Result};
 use crate::memory::RemoteAddress;
@@ -63,7 +63,7 @@ pub(crate) struct Core {
     send_completions: Arc<Shared>,
     receive_completions: Arc<Shared>,
     halves: AtomicU32,
-    socket: OnceLock<ClosedLater<UnixStream>>,
+    socket: OnceLock<ClosedLater<Connected>>,
     peer: OnceLock<Peer>,
     engine: Arc<EngineHandle>,
 }
@@ -177,7 +177,7 @@ impl Core {
     }
 
     /// From `Init` to `Connected`, over `socket`.
-    pub(super) fn connected(self: &Arc<Self>, socket: ClosedLater<UnixStream>) -> Result<()> {
+    pub(super) fn connected(self: &Arc<Self>, socket: ClosedLater<Connected>) -> Result<()> {
         if self.socket.set(socket).is_err() {
             return Err(Error::InvalidArgument("queue pair was connected before"));
         }

@@ -35,6 +35,7 @@ use super::one_sided::Link;
 use super::peer_arena::{PeerArena, PeerFile};
 use super::queue_pair::SendQueue;
 use super::ring::{ArrivalPusher, Side, words_needed};
+use super::unread::Connected;
 use crate::connection::{MAX_ACCEPT_DATA, MAX_REJECT_DATA, PrivateData};
 use crate::error::{Error, Result};
 use crate::events::readable_before;
@@ -98,7 +99,7 @@ impl SendQueue {
             ACCEPT => {
                 let private_data = answer.private_data(MAX_ACCEPT_DATA)?;
                 self.set_link(link(&answer, file, &socket)?, Side::Connector);
-                self.core().connected(socket)?;
+                self.core().connected(socket.map(Connected::to_listener))?;
                 Ok(private_data)
             }
             REJECT => Err(Error::Rejected { private_data: answer.private_data(MAX_REJECT_DATA)? }),
@@ -178,9 +179,11 @@ impl ConnectRequest {
             return Err(Error::InvalidArgument("queue pair was connected before"));
         }
         let answer = Message::new(ACCEPT, queue.core().ring(), &private_data);
-        send_message(&self.socket, &answer, Some(queue.arena().file()))?;
+        let peer = self.origin();
+        let socket = self.socket.map(|socket| Connected::of_connector(socket, peer));
+        send_message(&socket, &answer, Some(queue.arena().file()))?;
         queue.set_link(self.link, Side::Acceptor);
-        queue.core().connected(self.socket)
+        queue.core().connected(socket)
     }
 
     pub(crate) fn reject(self, private_data: &[u8]) -> Result<()> {

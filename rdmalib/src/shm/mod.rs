@@ -19,7 +19,7 @@
 //! * `queue_pair` - posting; `core`, `completion` - finished work and who is told of it
 //! * `engine` - what happens unasked (sleeping is in `crate::events`)
 //! * `handshake` - how two processes meet; `received` - messages with descriptors; `closer` - descriptors that peers
-//!   have a part in are closed
+//!   have a part in are closed; `unread` - what peers do not read has a bound
 
 mod baton;
 mod ring;
@@ -57,6 +57,8 @@ mod received;
 mod shared_copy;
 #[cfg(not(loom))]
 mod space;
+#[cfg(not(loom))]
+mod unread;
 
 #[cfg(not(loom))]
 pub(crate) use device::{Device, Domain, MAX_INLINE_DATA, MAX_QUEUE_DEPTH};

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   connections   hang-up, garbage, half-open, waiting      what a peer can do with nothing but connecting
-//!   handshakes    descriptors, sparse                       what it sends with its request
+//!   handshakes    descriptors, sparse, unread               what it sends with its request, and does not take
 //!   HTTP          slow-writers, slow-readers
 //!   names         squat                                     what it takes that others would have
 //!   leases        hoard                                     what it is granted, and does not use
@@ -10,7 +10,7 @@
 //! Elsewhere: attacks of whoever has a lease, which are those of functions and clients.
 
 use std::io::{IoSlice, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr as UnixAddr, UnixListener, UnixStream};
@@ -23,7 +23,7 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+use nix::sys::socket::{ControlMessage, MsgFlags, recv, sendmsg};
 use nix::unistd::ftruncate;
 use rfaas::channel::Channel;
 use rfaas::protocol::{Empty, Hello, Role};
@@ -81,6 +81,8 @@ pub enum Attack {
     Descriptors,
     /// Sends a file of which nothing is there, larger than memory.
     Sparse,
+    /// Asks for a connection, and reads no answer.
+    Unread,
     /// Sends a request over HTTP byte by byte.
     SlowWriters,
     /// Asks much over HTTP, and reads nothing.
@@ -92,13 +94,14 @@ pub enum Attack {
 }
 
 impl Attack {
-    pub const ALL: [Attack; 10] = [
+    pub const ALL: [Attack; 11] = [
         Attack::HangUp,
         Attack::Garbage,
         Attack::HalfOpen,
         Attack::Waiting,
         Attack::Descriptors,
         Attack::Sparse,
+        Attack::Unread,
         Attack::SlowWriters,
         Attack::SlowReaders,
         Attack::Squat,
@@ -113,6 +116,7 @@ impl Attack {
             Attack::Waiting => "waiting",
             Attack::Descriptors => "descriptors",
             Attack::Sparse => "sparse",
+            Attack::Unread => "unread",
             Attack::SlowWriters => "slow-writers",
             Attack::SlowReaders => "slow-readers",
             Attack::Squat => "squat",
@@ -157,7 +161,7 @@ pub fn act() {
     match attack {
         Attack::HangUp => stranger.connect(managers, |_| Ok(())),
         Attack::Garbage => stranger.connect(managers, |mut socket| socket.write_all(&[b'x'; 224])),
-        Attack::HalfOpen => stranger.hold(HALF_OPEN, |number| socket(managers[number % 2])),
+        Attack::HalfOpen => drop(stranger.hold(HALF_OPEN, |number| socket(managers[number % 2]))),
         Attack::Waiting => {
             let device = Devices::load(told(DEVICES)).unwrap().open("").unwrap();
             stranger.hold(2 * WAITING, |number| {
@@ -176,6 +180,7 @@ pub fn act() {
             accepted(managers[0], &memory(ARENA_BYTES));
             stranger.hold(2 * WAITING, |number| sparse(managers[number % 2]));
         }
+        Attack::Unread => unread(&mut stranger, managers),
         Attack::SlowWriters => slow_writers(&mut stranger, &told(HTTP)),
         Attack::SlowReaders => slow_readers(&mut stranger, &told(HTTP)),
         Attack::Squat => squat(&mut stranger, managers),
@@ -222,8 +227,8 @@ impl Stranger {
         }
     }
 
-    /// Holds `most` of what `make` makes, and makes it again when it is refused; in the end it lets go of all.
-    fn hold<T>(&mut self, most: usize, make: impl Fn(usize) -> io::Result<T>) {
+    /// Holds `most` of what `make` makes, and makes it again when it is refused; returns what it holds in the end.
+    fn hold<T>(&mut self, most: usize, make: impl Fn(usize) -> io::Result<T>) -> Vec<T> {
         let mut held = Vec::new();
         let mut number = 0;
         while self.has_time() {
@@ -240,6 +245,7 @@ impl Stranger {
             number += 1;
             self.goes_on();
         }
+        held
     }
 }
 
@@ -299,6 +305,29 @@ fn sparse(manager: SocketAddr) -> io::Result<UnixStream> {
     let socket = socket(manager)?;
     send(&socket, &[memory(SPARSE_BYTES).as_raw_fd()])?;
     Ok(socket)
+}
+
+fn unread(stranger: &mut Stranger, managers: [SocketAddr; 2]) {
+    let memory = memory(ARENA_BYTES);
+    accepted(managers[0], &memory);
+    let held = stranger.hold(HALF_OPEN, |number| {
+        let socket = socket(managers[number % 2])?;
+        send(&socket, &[memory.as_raw_fd()])?;
+        socket.shutdown(Shutdown::Write)?; // it ends there, and not here, where the answer stays
+        Ok(socket)
+    });
+    let answers: Vec<[u8; 24]> = held.iter().filter_map(peek).collect();
+    let count =
+        |kind: u32| answers.iter().filter(|bytes| bytes[20..] == kind.to_ne_bytes()).count();
+    let (accepted, crowded) = (count(2), count(4));
+    assert!(accepted > 0 && crowded > 0, "{accepted} accepted, {crowded} turned away"); // MEANT
+}
+
+/// The beginning of an answer, which stays where it is.
+fn peek(socket: &UnixStream) -> Option<[u8; 24]> {
+    let mut answer = [0; 24];
+    let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
+    (recv(socket.as_raw_fd(), &mut answer, flags) == Ok(answer.len())).then_some(answer)
 }
 
 fn slow_writers(stranger: &mut Stranger, http: &str) {

@@ -16,12 +16,13 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 
 use super::message::{CONNECT, CROWDED, EXHAUSTED, Message, receive_message, send_message};
 use super::names::bind;
-use super::{ConnectRequest, link, origin};
+use super::{ConnectRequest, link, origin, peer_of};
 use crate::connection::{MAX_CONNECT_DATA, PrivateData};
 use crate::error::{Error, Result};
 use crate::events::readable_before;
 use crate::shm::closer::ClosedLater;
 use crate::shm::one_sided::Link;
+use crate::shm::unread;
 use crate::waiting::WaitingList;
 
 /// A connector that has not said what it wants by then is forgotten.
@@ -121,6 +122,12 @@ impl Listener {
             Err(e) => return self.not_accepted(e).map(|()| None),
         };
         socket.set_nonblocking(true).map_err(|e| Error::os("fcntl", e))?;
+        if unread::are_many() && unread::is_full(origin(&socket)) {
+            let peer = peer_of(&socket);
+            tracing::warn!(peer, "turned away: its user's processes do not read acceptances");
+            tell(&socket, CROWDED); // CAUSE
+            return Ok(None);
+        }
         let socket = match hear(socket) {
             Heard::Request(request) => return Ok(Some(request)),
             Heard::Nothing(socket) => socket,
