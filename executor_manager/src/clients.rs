@@ -108,7 +108,7 @@ impl Clients {
         now: Instant,
     ) {
         let (peer, origin) = (request.peer(), request.origin());
-        let mut channel = match Channel::new(&self.device, RECEIVES) {
+        let mut channel = match Channel::of_messages(&self.device, RECEIVES) {
             Ok(channel) => channel,
             Err(error) => {
                 let error = in_full(&error);

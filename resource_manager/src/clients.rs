@@ -165,7 +165,7 @@ impl Clients {
         request: ConnectRequest,
     ) -> Result<(), ChannelError> {
         let origin = request.origin();
-        let mut channel = Channel::new(device, RECEIVES)?;
+        let mut channel = Channel::of_messages(device, RECEIVES)?;
         channel.accept(request, &Empty {})?;
         let (outbox, leases) = (Outbox::new(MOST_WAITING), Unclaimed::default());
         self.links.insert(id, ClientLink { channel, origin, outbox, leases, granted: false });

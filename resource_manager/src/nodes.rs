@@ -140,7 +140,7 @@ impl Nodes {
     ) -> Result<(), ChannelError> {
         let origin = request.origin();
         let proof = ManagerProof::new(hello, address, &self.secret);
-        let mut channel = Channel::new(device, RECEIVES)?;
+        let mut channel = Channel::of_messages(device, RECEIVES)?;
         channel.accept(request, &proof)?;
         let nonces = Nonces { caller: hello.nonce, called: proof.nonce };
         let phase = Phase::Greeting { nonces, until: now.monotonic + GREETING };

@@ -8,6 +8,8 @@
 //! protection domain, so that a peer reaches only what was registered for it.
 //! * BOUNDED - slots and receives are allocated once. A peer that floods fills its receives and then
 //!   waits; one that takes nothing fills our slots and then [`ChannelError::Busy`] is ours to handle.
+//! * FIXED - a peer of the embedded device shares the memory of the domain; that of a manager's channels is as large
+//!   as their messages need from the start, and stays so.
 //! * ORDER - the end of the connection is told after every message that arrived before it: receives
 //!   complete in the order of arrival, so the end is the first receive that failed, not a failed send.
 //! * HOSTILE - received bytes are copied out of the registered memory once, then parsed.
@@ -35,6 +37,9 @@ use crate::reach::{self, Tried};
 /// Messages that may be under way to a peer before [`ChannelError::Busy`]: more than any conversation
 /// has open at once, and still only 64 KiB a peer.
 const SEND_SLOTS: u32 = 64;
+
+/// Bytes of a page, in which memory is handed out.
+const PAGE: usize = 4096;
 
 /// Completions taken from the queue at a time.
 const BATCH: usize = 16;
@@ -148,12 +153,29 @@ impl Channel {
     /// An unconnected channel, on which a peer may be `receive_depth` messages or writes (at least one)
     /// ahead of us before it has to wait. Costs 1 KiB of registered memory for each.
     pub fn new(device: &Device, receive_depth: u32) -> Result<Channel, ChannelError> {
+        Self::in_domain(device, device.domain()?, receive_depth)
+    }
+
+    /// The same, for messages only: nothing else can be registered in its [`domain`](Self::domain), and a peer cannot
+    /// make that larger. FIXED
+    pub fn of_messages(device: &Device, receive_depth: u32) -> Result<Channel, ChannelError> {
+        let depth = receive_depth as usize;
+        // Slots, receive buffers, and the device's own of each receive, which is less; each in whole pages.
+        let messages = depth.saturating_mul(2).saturating_add(SEND_SLOTS as usize);
+        let bytes = messages.saturating_mul(MAX_MESSAGE_BYTES).saturating_add(3 * PAGE);
+        Self::in_domain(device, device.fixed_domain(bytes)?, receive_depth)
+    }
+
+    fn in_domain(
+        device: &Device,
+        domain: Domain,
+        receive_depth: u32,
+    ) -> Result<Channel, ChannelError> {
         if receive_depth == 0 {
             return Err(
                 rdmalib::Error::InvalidArgument("a channel has at least one receive").into()
             );
         }
-        let domain = device.domain()?;
         let completions = device.completion_queue(SEND_SLOTS.saturating_add(receive_depth))?;
         let config = QueuePairConfig {
             send_depth: SEND_SLOTS,

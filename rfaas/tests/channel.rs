@@ -393,6 +393,31 @@ fn bytes_that_are_no_message_are_an_error_and_the_next_is_read() {
 }
 
 #[test]
+fn a_channel_of_messages_has_room_for_them_and_for_nothing_else() {
+    let device = device();
+    for depth in [1, 8, 9, 63, 1000, 1025, 4097, device.limits().max_queue_depth] {
+        let channel = Channel::of_messages(&device, depth).unwrap();
+        let most = (64 + 2 * depth as usize).next_power_of_two() * MAX_MESSAGE_BYTES;
+        let more = channel.domain().allocate(most.max(1 << 20) + 1, Access::empty());
+        assert!(matches!(more, Err(rdmalib::Error::InvalidArgument(_))), "{depth}: {more:?}");
+    }
+    let (mut client, mut server) = meet(
+        |device, addr| {
+            let mut channel = Channel::of_messages(device, 1).unwrap();
+            channel.connect(addr, Role::Node, &Empty {}, LONG).unwrap();
+            channel
+        },
+        |device, listener| {
+            let mut channel = Channel::of_messages(device, 1).unwrap();
+            channel.accept(listener.next(LONG).unwrap().unwrap(), &Empty {}).unwrap();
+            channel
+        },
+    );
+    client.send(&ack(1)).unwrap();
+    assert_eq!(server.receive(LONG).unwrap(), Incoming::Message(ack(1)));
+}
+
+#[test]
 fn a_message_that_is_too_long_ends_the_connection_after_what_came_before() {
     let (mut server, ()) = meet_raw(|queue_pair, domain, completions| {
         let region = domain.allocate(2 * MAX_MESSAGE_BYTES, Access::empty()).unwrap();

@@ -54,7 +54,7 @@ pub fn connect(device: &OpenDevice, target: &ExecutorManagerNode, secret: &[u8])
         return Err(DialError::Answer(Malformed::Field("resource_manager_address")));
     };
     Ok(reach(device.device.ip_address(), &addresses, DIAL, |address, limit| {
-        let mut channel = Channel::new(&device.device, RECEIVES)?;
+        let mut channel = Channel::of_messages(&device.device, RECEIVES)?;
         channel.expect_listener(device.trusted_user);
         let hello = NodeHello { nonce: Nonce::generate() };
         let answer = channel.connect(address, Role::Node, &hello, limit)?;

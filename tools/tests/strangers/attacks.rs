@@ -9,9 +9,10 @@
 //! ```
 //! Elsewhere: attacks of whoever has a lease, which are those of functions and clients.
 
-use std::io::{IoSlice, Read, Write};
+use std::fs::File;
+use std::io::{IoSlice, IoSliceMut, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr as UnixAddr, UnixListener, UnixStream};
 use std::path::PathBuf;
@@ -23,7 +24,7 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use nix::sys::socket::{ControlMessage, MsgFlags, recv, sendmsg};
+use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recv, recvmsg, sendmsg};
 use nix::unistd::ftruncate;
 use rfaas::channel::Channel;
 use rfaas::protocol::{Empty, Hello, Role};
@@ -42,14 +43,16 @@ const MILLISECONDS: &str = "STRANGER_MILLISECONDS";
 pub const AT_WORK: &str = "at-work";
 const DID: &str = "did";
 
+/// What one connects to the managers as.
+const ROLES: [Role; 2] = [Role::Lease, Role::Allocation];
 /// Connections that say nothing, held at a time: more than a manager waits for.
 const HALF_OPEN: usize = 1100;
 /// Connections that are made and say nothing more, held at a time at each manager.
 const WAITING: usize = 300;
 /// Connections over HTTP, likewise.
 const SLOW: usize = 300;
-/// Names taken: a quarter of those that the embedded device takes ports from by itself.
-const NAMES: usize = 4096;
+/// Names taken: all that the embedded device takes ports from by itself, as far as descriptors go.
+const NAMES: usize = 16384;
 /// Leases of a core, held at a time: half of the node, so that there is something left to grant.
 const HOARD: usize = 4;
 /// Descriptors sent along with a request that needs one. The kernel takes 253 (`SCM_MAX_FD`).
@@ -165,7 +168,7 @@ pub fn act() {
         Attack::Waiting => {
             let device = Devices::load(told(DEVICES)).unwrap().open("").unwrap();
             stranger.hold(2 * WAITING, |number| {
-                let role = [Role::Lease, Role::Allocation][number % 2];
+                let role = ROLES[number % 2];
                 let mut channel = Channel::new(&device.device, 16).map_err(io::Error::other)?;
                 let answer = channel.connect(managers[number % 2], role, &Empty {}, PAUSE);
                 answer.map(|_| channel).map_err(io::Error::other)
@@ -174,11 +177,13 @@ pub fn act() {
         Attack::Descriptors => {
             let memory = memory(ARENA_BYTES);
             let descriptors = [memory.as_raw_fd(); DESCRIPTORS];
-            stranger.connect(managers, |socket| send(&socket, &descriptors));
+            stranger.connect(managers, |socket| send(&socket, Role::Lease, &descriptors));
         }
         Attack::Sparse => {
-            accepted(managers[0], &memory(ARENA_BYTES));
-            stranger.hold(2 * WAITING, |number| sparse(managers[number % 2]));
+            for (manager, role) in managers.into_iter().zip(ROLES) {
+                accepted(manager, role, &memory(ARENA_BYTES));
+            }
+            stranger.hold(2 * WAITING, |number| sparse(managers[number % 2], ROLES[number % 2]));
         }
         Attack::Unread => unread(&mut stranger, managers),
         Attack::SlowWriters => slow_writers(&mut stranger, &told(HTTP)),
@@ -267,9 +272,9 @@ const RING_OFFSET: u64 = 8192 * 32;
 const RING_DEPTH: u32 = 32;
 const ARENA_BYTES: i64 = RING_OFFSET as i64 + (64 << 10);
 
-/// A request to connect as a client, whose memory is the first of `descriptors`.
-fn send(socket: &UnixStream, descriptors: &[i32]) -> io::Result<()> {
-    let hello = Hello::with(Role::Lease, &Empty {});
+/// A request to connect as `role`, whose memory is the first of `descriptors`.
+fn send(socket: &UnixStream, role: Role, descriptors: &[RawFd]) -> io::Result<()> {
+    let hello = Hello::with(role, &Empty {});
     let mut request = [0; 224];
     request[..8].copy_from_slice(b"rdmashm3");
     request[8..16].copy_from_slice(&RING_OFFSET.to_ne_bytes());
@@ -291,28 +296,42 @@ fn memory(bytes: i64) -> OwnedFd {
     memory
 }
 
-/// MEANT. A request with `memory` is what the device takes for one: else this has to follow it.
-fn accepted(manager: SocketAddr, memory: &OwnedFd) {
-    let mut socket = socket(manager).unwrap();
-    send(&socket, &[memory.as_raw_fd()]).unwrap();
-    let mut answer = [0; 24];
-    socket.read_exact(&mut answer).expect("a request is answered");
+/// MEANT. A request with `memory` is what the device takes for one: else this has to follow it. And the memory that
+/// comes with the answer cannot be made larger.
+fn accepted(manager: SocketAddr, role: Role, memory: &OwnedFd) {
+    let socket = socket(manager).unwrap();
+    send(&socket, role, &[memory.as_raw_fd()]).unwrap();
+    let (mut answer, mut control) = ([0; 24], nix::cmsg_space!(RawFd));
+    let mut parts = [IoSliceMut::new(&mut answer)];
+    let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+    let received = recvmsg::<()>(socket.as_raw_fd(), &mut parts, Some(&mut control), flags);
+    let received = received.expect("a request is answered");
+    let memory = received.cmsgs().unwrap().find_map(|message| match message {
+        ControlMessageOwned::ScmRights(files) => files.first().copied(),
+        _ => None,
+    });
+    if answer[20..] == 4_u32.to_ne_bytes() {
+        return; // turned away: other strangers have left too much unread, and this is not the time to ask
+    }
     assert_eq!(answer[20..], 2_u32.to_ne_bytes(), "a request as strangers make it is not accepted");
+    let path = format!("/proc/self/fd/{}", memory.expect("memory comes with it"));
+    let memory = File::options().write(true).open(path).unwrap();
+    let larger = memory.set_len(memory.metadata().unwrap().len() + 1).unwrap_err();
+    assert_eq!(larger.kind(), io::ErrorKind::PermissionDenied, "{larger}");
 }
 
 /// A connection, if it is made, with as much memory of nothing as the system lets a file have.
-fn sparse(manager: SocketAddr) -> io::Result<UnixStream> {
+fn sparse(manager: SocketAddr, role: Role) -> io::Result<UnixStream> {
     let socket = socket(manager)?;
-    send(&socket, &[memory(SPARSE_BYTES).as_raw_fd()])?;
+    send(&socket, role, &[memory(SPARSE_BYTES).as_raw_fd()])?;
     Ok(socket)
 }
 
 fn unread(stranger: &mut Stranger, managers: [SocketAddr; 2]) {
     let memory = memory(ARENA_BYTES);
-    accepted(managers[0], &memory);
     let held = stranger.hold(HALF_OPEN, |number| {
         let socket = socket(managers[number % 2])?;
-        send(&socket, &[memory.as_raw_fd()])?;
+        send(&socket, ROLES[number % 2], &[memory.as_raw_fd()])?;
         socket.shutdown(Shutdown::Write)?; // it ends there, and not here, where the answer stays
         Ok(socket)
     });
