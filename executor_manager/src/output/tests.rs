@@ -1,8 +1,11 @@
 //! Executors that flood, and streams that never answer.
 
-use std::io::{Read, Write};
-use std::os::fd::BorrowedFd;
+use std::io::{IoSlice, Read, Write};
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::mpsc::{Receiver, Sender, channel};
+
+use nix::errno::Errno;
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 
 use super::*;
 
@@ -51,6 +54,22 @@ fn an_executor_that_writes_byte_after_byte_is_read_in_measure_too() {
         reads += 1;
     }
     assert_eq!(reads, READ_BYTES / READ_COST);
+}
+
+#[test]
+fn a_descriptor_that_a_function_passes_is_held_by_nobody() {
+    let (outputs, start) = (Outputs::default(), Instant::now());
+    let (mut reader, to) = reader(&outputs, start);
+    let (held, mut other) = UnixStream::pair().unwrap();
+    let (fds, bytes) = ([held.as_raw_fd()], [IoSlice::new(b"\n")]);
+    let rights = [ControlMessage::ScmRights(&fds)];
+    let sent = sendmsg::<()>(to.as_raw_fd(), &bytes, &rights, MsgFlags::empty(), None);
+    drop(held);
+    let kernel_can = rdmalib::refuse_descriptors(&UnixStream::pair().unwrap().0);
+    assert_eq!(sent, if kernel_can { Err(Errno::EPERM) } else { Ok(1) });
+    reader.read(start, &mut [0; CHUNK]);
+    other.set_read_timeout(Some(PATIENCE)).unwrap();
+    assert_eq!(other.read(&mut [0]).unwrap(), 0, "its other end is open somewhere");
 }
 
 /// A stream of which a read never ends, until the other side of a channel is gone.

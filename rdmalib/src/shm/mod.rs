@@ -70,6 +70,8 @@ pub(crate) use {
     mapping::Part,
     queue_pair::{ReceiveQueue, SendQueue, queue_pair},
 };
+#[cfg(not(loom))]
+pub use received::refuse_descriptors;
 
 #[cfg(not(loom))]
 mod device {

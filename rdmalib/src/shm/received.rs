@@ -58,14 +58,14 @@ pub(super) fn look(socket: &UnixStream, data: &mut [u8]) -> Result<Received, Err
     Ok(Received { bytes, files, cut: message.msg_flags & libc::MSG_CTRUNC != 0 })
 }
 
-/// Has the kernel refuse descriptors that the peer passes from now on, where it can (Linux 6.16). Those of messages
-/// that were sent before are not touched.
-pub(super) fn refuse_descriptors(socket: &UnixStream) {
+/// Has the kernel refuse descriptors that the other end of `socket` passes from now on, where it can (Linux 6.16);
+/// returns whether it does. Those of messages that were sent before are not touched.
+pub fn refuse_descriptors(socket: &UnixStream) -> bool {
     const SO_PASSRIGHTS: libc::c_int = 83; // asm-generic/socket.h
     let (no, bytes): (libc::c_int, _) = (0, size_of::<libc::c_int>() as libc::socklen_t);
-    let value = (&raw const no).cast();
+    let (fd, value) = (socket.as_raw_fd(), (&raw const no).cast());
     // SAFETY: an integer of this frame and its size. An older kernel says that it does not know the option.
-    unsafe { libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, SO_PASSRIGHTS, value, bytes) };
+    unsafe { libc::setsockopt(fd, libc::SOL_SOCKET, SO_PASSRIGHTS, value, bytes) == 0 }
 }
 
 impl Control {
