@@ -308,7 +308,7 @@ fn who_says_nothing_makes_room_and_is_told_so() {
 }
 
 /// How long closing it takes, unless its other end goes first, as it does here.
-const LINGERING: Duration = Duration::from_secs(20);
+const LINGERING: Duration = Duration::from_secs(120);
 
 /// A socket whose last close(2) waits until what was sent has arrived, which it does not; and its other end.
 fn lingering() -> (TcpStream, TcpStream) {
@@ -364,6 +364,38 @@ fn nobody_waits_until_what_a_peer_passed_is_closed() {
     assert_ne!(somebody_closes(), Some(false), "nothing lingered: this shows nothing");
     drop((others, file));
     all_closed(before);
+}
+
+#[test]
+fn what_is_never_closed_keeps_nothing_else_open() {
+    /// More than there are threads for what may take for ever.
+    const STUCK: usize = 12;
+    let _alone = alone();
+    let device = device();
+    let mut listener = device.listen(0).unwrap();
+    let mut others = Vec::new();
+    for way in 0..2 * STUCK {
+        let (passed, other) = lingering();
+        let socket = dial(&listener);
+        match way % 2 {
+            0 => send_with(&socket, &message(CONNECT), &[passed.as_raw_fd()]),
+            _ => send_with(&socket, &message(CONNECT)[1..], &[passed.as_raw_fd()]),
+        }
+        drop(passed);
+        assert_eq!(drain(&mut listener), 0);
+        others.push(other);
+    }
+    // What is stuck, and those who want to be connected, honest or not, beside it.
+    let before = descriptors();
+    for _ in 0..2 * SILENT_KEPT {
+        serve_an_honest_one(&device, &mut listener);
+        dial(&listener).write_all(&[b'x'; MESSAGE]).unwrap();
+        assert_eq!(drain(&mut listener), 0);
+    }
+    all_closed(before);
+    assert_ne!(somebody_closes(), Some(false), "nothing lingered: this shows nothing");
+    drop(others);
+    all_closed(before - 2 * STUCK);
 }
 
 #[test]

@@ -357,13 +357,14 @@ fn set_len(file: &OwnedFd, bytes: u64) -> Result<()> {
 mod tests {
     use proptest::prelude::*;
 
+    use super::super::closer::Passed;
     use super::super::peer_arena::{PeerArena, PeerFile};
     use super::*;
     use crate::waiting::Peer;
 
     fn peer_of(arena: &Arena) -> PeerArena {
         let file = arena.file().try_clone().unwrap();
-        PeerArena::new(PeerFile::new(file.into(), Peer::Unknown).unwrap()).unwrap()
+        PeerArena::new(PeerFile::new(Passed(file).into(), Peer::Unknown).unwrap()).unwrap()
     }
 
     const ALL: Access = Access::all();
@@ -425,9 +426,15 @@ mod tests {
     fn memory_that_could_shrink_is_refused() {
         let file = memfd_create("x", MFdFlags::MFD_ALLOW_SEALING).unwrap();
         set_len(&file, DATA_START).unwrap();
-        assert!(matches!(PeerFile::new(file.into(), Peer::Unknown), Err(Error::Protocol(_))));
+        assert!(matches!(
+            PeerFile::new(Passed(file).into(), Peer::Unknown),
+            Err(Error::Protocol(_))
+        ));
         let pipe = nix::unistd::pipe().unwrap().0;
-        assert!(matches!(PeerFile::new(pipe.into(), Peer::Unknown), Err(Error::Protocol(_))));
+        assert!(matches!(
+            PeerFile::new(Passed(pipe).into(), Peer::Unknown),
+            Err(Error::Protocol(_))
+        ));
     }
 
     #[test]

@@ -7,6 +7,10 @@
 //!
 //! * ELSEWHERE - so such a descriptor is kept in a [`ClosedLater`], which hands it over when it is dropped. Nobody waits
 //!   for these threads, also not at the end of the process, where nothing lingers.
+//! * APART - what may take for ever has threads of its own ([`Closing::Unsure`]). A thread that it takes is lost until
+//!   the peer lets go, and when all are, such descriptors wait, and then stay open; all others are closed as
+//!   ever. That one is taken away before it waits is not to be had: to refuse it is to close it, and to
+//!   ask for its kind (`fstatfs(2)`) may take as long.
 
 use std::collections::VecDeque;
 use std::io;
@@ -20,10 +24,11 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::SigSet;
 
+use super::received::holds_descriptors;
 use super::unread::forget_read;
 use crate::process::ForkMark;
 
-/// Threads that close at the same time. One is enough unless somebody means harm.
+/// Threads of a kind (APART) that close at the same time. One is enough unless somebody means harm.
 const MOST_THREADS: usize = 8;
 /// How long a thread that was woken waits for more: a connection that ends has several descriptors, others often end with
 /// it, and whoever ends them has better things to do than to wake a thread for each.
@@ -34,7 +39,8 @@ const MANY: usize = 64;
 const SLOW: Duration = Duration::from_millis(50);
 /// How often it is looked whether peers have read what they were sent.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
-/// Descriptors that wait to be closed: more than connections that end at once. What comes on top is never closed.
+/// Descriptors of a kind that wait to be closed: more than connections that end at once. What comes on top is never
+/// closed.
 const MOST_WAITING: usize = 4096;
 
 /// A descriptor that is closed after it was dropped (ELSEWHERE).
@@ -44,21 +50,49 @@ pub(super) struct ClosedLater<T: Descriptor>(Option<T>);
 /// What a [`ClosedLater`] holds.
 pub(super) trait Descriptor {
     /// What happens at once when it is dropped; what is to be closed. Never waits.
-    fn end(self) -> Option<OwnedFd>;
+    fn end(self) -> Option<Closing>;
 }
 
-/// A file of a peer's choice: nothing is done to it that could wait for the peer.
+/// A descriptor that is to be closed.
+#[derive(Debug)]
+pub(super) enum Closing {
+    /// Takes no longer than giving back memory does.
+    Soon(OwnedFd),
+    /// May take as long as a peer likes.
+    Unsure(OwnedFd),
+}
+
+/// A domain's file, ours or a peer's that was found to be one.
 impl Descriptor for OwnedFd {
-    fn end(self) -> Option<OwnedFd> {
-        Some(self)
+    fn end(self) -> Option<Closing> {
+        Some(Closing::Soon(self))
+    }
+}
+
+/// A descriptor of a peer's choice: nothing is done to it that could wait for the peer.
+#[derive(Debug)]
+pub(super) struct Passed(pub(super) OwnedFd);
+
+impl Descriptor for Passed {
+    fn end(self) -> Option<Closing> {
+        Some(Closing::Unsure(self.0))
+    }
+}
+
+impl AsFd for Passed {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 }
 
 /// A connection of ours: the peer hears of its end.
 impl Descriptor for UnixStream {
-    fn end(self) -> Option<OwnedFd> {
+    fn end(self) -> Option<Closing> {
         let _ = self.shutdown(Shutdown::Both); // ENOTCONN: the peer was faster
-        Some(self.into())
+        Some(match holds_descriptors(&self) {
+            true => Closing::Unsure(self.into()),
+            false => Closing::Soon(self.into()),
+        })
     }
 }
 
@@ -92,16 +126,23 @@ impl<T: Descriptor + AsFd> AsFd for ClosedLater<T> {
 
 impl<T: Descriptor> Drop for ClosedLater<T> {
     fn drop(&mut self) {
-        if let Some(descriptor) = self.0.take().and_then(T::end) {
-            close(descriptor);
+        if let Some(closing) = self.0.take().and_then(T::end) {
+            close(closing);
         }
     }
 }
 
-/// The threads of this process, and what they have to do.
+/// The threads of this process.
 #[derive(Debug)]
-struct Closer {
+struct Closers {
     mark: ForkMark,
+    soon: Closer,
+    unsure: Closer, // APART
+}
+
+/// Threads, and what they have to do.
+#[derive(Debug, Default)]
+struct Closer {
     work: Mutex<Work>,
     more: Condvar,
 }
@@ -126,19 +167,23 @@ impl Work {
 }
 
 /// The threads, unless they are another process's: a child has none of its parent's.
-fn closer() -> Option<&'static Closer> {
-    static CLOSER: OnceLock<Closer> = OnceLock::new();
-    let closer = CLOSER.get_or_init(|| Closer {
+fn closers() -> Option<&'static Closers> {
+    static CLOSERS: OnceLock<Closers> = OnceLock::new();
+    let closers = CLOSERS.get_or_init(|| Closers {
         mark: ForkMark::new(),
-        work: Mutex::default(),
-        more: Condvar::new(),
+        soon: Closer::default(),
+        unsure: Closer::default(),
     });
-    closer.mark.is_here().then_some(closer)
+    closers.mark.is_here().then_some(closers)
 }
 
-/// Has `descriptor` closed. Does not wait.
-fn close(descriptor: OwnedFd) {
-    let Some(closer) = closer() else { return };
+/// Has a descriptor closed. Does not wait.
+fn close(closing: Closing) {
+    let Some(closers) = closers() else { return };
+    let (closer, descriptor) = match closing {
+        Closing::Soon(descriptor) => (&closers.soon, descriptor),
+        Closing::Unsure(descriptor) => (&closers.unsure, descriptor),
+    };
     let mut work = closer.work();
     if work.waiting.len() >= MOST_WAITING {
         drop(work);
@@ -154,10 +199,10 @@ fn close(descriptor: OwnedFd) {
 
 /// Has sockets that peers have not read looked at from now on, until there are none. Does not wait.
 pub(super) fn look_for_unread() {
-    let Some(closer) = closer() else { return };
-    let mut work = closer.work();
+    let Some(closers) = closers() else { return };
+    let mut work = closers.soon.work();
     work.unread = true;
-    closer.wake(work);
+    closers.soon.wake(work);
 }
 
 impl Closer {

@@ -15,7 +15,7 @@ mod message;
 mod names;
 
 use std::net::SocketAddr;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
@@ -30,7 +30,7 @@ use self::message::{
 };
 use self::names::name_of;
 use super::MAX_QUEUE_DEPTH;
-use super::closer::ClosedLater;
+use super::closer::{ClosedLater, Passed};
 use super::one_sided::Link;
 use super::peer_arena::{PeerArena, PeerFile};
 use super::queue_pair::SendQueue;
@@ -48,11 +48,7 @@ fn origin(socket: &UnixStream) -> Peer {
 }
 
 /// The way to the peer at the other end of `socket`, which sent `message`.
-fn link(
-    message: &Message,
-    file: Option<ClosedLater<OwnedFd>>,
-    socket: &UnixStream,
-) -> Result<Link> {
+fn link(message: &Message, file: Option<ClosedLater<Passed>>, socket: &UnixStream) -> Result<Link> {
     let file = file.ok_or(Error::Protocol("the peer sent no memory"))?;
     let depth = message.ring_depth;
     if !depth.is_power_of_two() || depth > MAX_QUEUE_DEPTH {

@@ -63,6 +63,8 @@ mod unread;
 #[cfg(not(loom))]
 pub(crate) use device::{Device, Domain, MAX_INLINE_DATA, MAX_QUEUE_DEPTH};
 #[cfg(not(loom))]
+pub use received::refuse_descriptors;
+#[cfg(not(loom))]
 pub(crate) use {
     arena::Region,
     completion::{CompletionQueue, Waker},
@@ -70,8 +72,6 @@ pub(crate) use {
     mapping::Part,
     queue_pair::{ReceiveQueue, SendQueue, queue_pair},
 };
-#[cfg(not(loom))]
-pub use received::refuse_descriptors;
 
 #[cfg(not(loom))]
 mod device {

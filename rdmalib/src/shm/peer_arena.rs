@@ -5,7 +5,6 @@
 //! * AS NEEDED - the key table is mapped at once, a segment of the domain (`space`) when something in it is first
 //!   used, and counted (`addresses`): a file may say that it is as large as it likes.
 
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
@@ -14,7 +13,7 @@ use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
 
 use super::addresses::{Account, Charge, FREE_SEGMENTS};
 use super::arena::{DATA_START, PAGE, permits};
-use super::closer::ClosedLater;
+use super::closer::{ClosedLater, Passed};
 use super::mapping::{Mapping, Part, SharedFile};
 use super::ring::Words;
 use super::space::{place, segment};
@@ -54,16 +53,17 @@ impl Window {
 
 impl PeerFile {
     /// Checks the file that a peer of `user` sent: accesses to it cannot fault.
-    pub(super) fn new(file: ClosedLater<OwnedFd>, user: Peer) -> Result<Self> {
+    pub(super) fn new(file: ClosedLater<Passed>, user: Peer) -> Result<Self> {
         // First: it asks no filesystem, which may be a process that does not answer.
         let seals = fcntl(&file, FcntlArg::F_GET_SEALS)
             .map_err(|_| Error::Protocol("the peer's memory is not a memfd"))?;
         // hugetlbfs files have seals too, but fault when no huge page is left.
-        let kind = fstatfs(&*file).map_err(|e| Error::os("fstatfs", e))?.filesystem_type();
+        let kind = fstatfs(&file).map_err(|e| Error::os("fstatfs", e))?.filesystem_type();
         if kind != TMPFS_MAGIC || seals & SealFlag::F_SEAL_SHRINK.bits() == 0 {
             return Err(Error::Protocol("the peer's memory could shrink or fault")); // SEALED
         }
-        let file = PeerFile { file: Arc::new(file), account: Account::new(user) };
+        let file = SharedFile::new(file.map(|Passed(memory)| memory));
+        let file = PeerFile { file, account: Account::new(user) };
         if file.len()? < DATA_START {
             return Err(Error::Protocol("the peer's memory has no key table"));
         }
@@ -202,6 +202,8 @@ impl PeerArena {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::OwnedFd;
+
     use nix::sys::memfd::{MFdFlags, memfd_create};
     use nix::unistd::ftruncate;
 
@@ -218,7 +220,8 @@ mod tests {
         set_pages(&file, 1);
         fcntl(&file, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_SHRINK)).unwrap();
         let grown = file.try_clone().unwrap();
-        let mut peer = PeerArena::new(PeerFile::new(file.into(), Peer::Unknown).unwrap()).unwrap();
+        let mut peer =
+            PeerArena::new(PeerFile::new(Passed(file).into(), Peer::Unknown).unwrap()).unwrap();
         let place = peer.at(start, 8).unwrap();
         set_pages(&grown, 2);
         let rest = peer.file.account.charge(MOST_OF_PEER - 2 * PAGE).unwrap();

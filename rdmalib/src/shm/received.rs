@@ -11,13 +11,15 @@
 
 #![allow(unsafe_code)]
 
+use std::io::IoSliceMut;
 use std::mem;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 
 use nix::errno::Errno;
+use nix::sys::socket::{MsgFlags, recv, recvmsg};
 
-use super::closer::ClosedLater;
+use super::closer::{ClosedLater, Passed};
 
 /// Descriptors that the kernel installs of one message, at most: one is needed, and one more tells of others.
 const MOST: usize = 2;
@@ -34,7 +36,7 @@ struct Control {
 #[derive(Debug)]
 pub(super) struct Received {
     pub(super) bytes: usize,
-    pub(super) files: Vec<ClosedLater<OwnedFd>>,
+    pub(super) files: Vec<ClosedLater<Passed>>,
     /// There were more descriptors than there is room for, or than this process may have open.
     pub(super) cut: bool,
 }
@@ -58,6 +60,28 @@ pub(super) fn look(socket: &UnixStream, data: &mut [u8]) -> Result<Received, Err
     Ok(Received { bytes, files, cut: message.msg_flags & libc::MSG_CTRUNC != 0 })
 }
 
+/// Whether descriptors may be among what came over `socket` and was not taken, which is over; then closing it closes
+/// them. What comes without any is taken.
+pub(super) fn holds_descriptors(socket: &UnixStream) -> bool {
+    /// Enough for what a peer that follows the protocol has said.
+    const LOOKS: usize = 16;
+    let mut bytes = [0; 256];
+    for _ in 0..LOOKS {
+        // Without room for descriptors the kernel installs none, and says that it would have.
+        let (flags, mut parts) =
+            (MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT, [IoSliceMut::new(&mut bytes)]);
+        match recvmsg::<()>(socket.as_raw_fd(), &mut parts, None, flags) {
+            Ok(message) if message.flags.contains(MsgFlags::MSG_CTRUNC) => return true,
+            Ok(message) if message.bytes > 0 => {
+                let seen = message.bytes;
+                let _ = recv(socket.as_raw_fd(), &mut bytes[..seen], MsgFlags::MSG_DONTWAIT);
+            }
+            _ => return false,
+        }
+    }
+    true
+}
+
 /// Has the kernel refuse descriptors that the other end of `socket` passes from now on, where it can (Linux 6.16);
 /// returns whether it does. Those of messages that were sent before are not touched.
 pub fn refuse_descriptors(socket: &UnixStream) -> bool {
@@ -70,7 +94,7 @@ pub fn refuse_descriptors(socket: &UnixStream) -> bool {
 
 impl Control {
     /// OURS. The descriptors in the first `len` bytes, which the kernel has written.
-    fn take(&self, len: usize) -> Vec<ClosedLater<OwnedFd>> {
+    fn take(&self, len: usize) -> Vec<ClosedLater<Passed>> {
         let head = mem::offset_of!(Control, descriptors);
         let is_ours = len >= head
             && self.header.cmsg_level == libc::SOL_SOCKET
@@ -80,7 +104,7 @@ impl Control {
         }
         let count = self.header.cmsg_len.min(len).saturating_sub(head) / size_of::<RawFd>();
         // SAFETY: the kernel has just installed these descriptors for us; nobody else knows them.
-        let own = |fd: &RawFd| unsafe { OwnedFd::from_raw_fd(*fd) };
+        let own = |fd: &RawFd| Passed(unsafe { OwnedFd::from_raw_fd(*fd) });
         self.descriptors.iter().take(count).map(own).map(ClosedLater::from).collect()
     }
 }

@@ -13,11 +13,11 @@
 
 use std::net::Shutdown;
 use std::ops::Deref;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::closer::{ClosedLater, Descriptor, look_for_unread};
+use super::closer::{ClosedLater, Closing, Descriptor, look_for_unread};
 use crate::waiting::Peer;
 
 /// Unread acceptances of one user's connectors. Ours read theirs at once, so few are.
@@ -68,7 +68,7 @@ impl AsFd for Connected {
 }
 
 impl Descriptor for Connected {
-    fn end(self) -> Option<OwnedFd> {
+    fn end(self) -> Option<Closing> {
         match self.accepted {
             Some(peer) if is_unread(&self.socket) => {
                 let _ = self.socket.shutdown(Shutdown::Both); // ENOTCONN: the peer was faster

@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::{Duration, Instant};
 
@@ -20,7 +20,7 @@ use super::{ConnectRequest, link, origin, peer_of};
 use crate::connection::{MAX_CONNECT_DATA, PrivateData};
 use crate::error::{Error, Result};
 use crate::events::readable_before;
-use crate::shm::closer::ClosedLater;
+use crate::shm::closer::{ClosedLater, Passed};
 use crate::shm::one_sided::Link;
 use crate::shm::unread;
 use crate::waiting::WaitingList;
@@ -232,7 +232,7 @@ fn tell(socket: &UnixStream, kind: u32) {
 
 fn check_request(
     message: &Message,
-    file: Option<ClosedLater<OwnedFd>>,
+    file: Option<ClosedLater<Passed>>,
     socket: &UnixStream,
 ) -> Result<(PrivateData, Link)> {
     if message.kind != CONNECT {

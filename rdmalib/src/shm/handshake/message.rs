@@ -13,7 +13,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::connection::{MAX_ACCEPT_DATA, PrivateData};
 use crate::error::{Error, Result};
-use crate::shm::closer::ClosedLater;
+use crate::shm::closer::{ClosedLater, Passed};
 use crate::shm::received::{look, refuse_descriptors};
 
 /// First words of every message: name and version of this handshake.
@@ -87,7 +87,7 @@ pub(super) fn send_message(
 /// `None`: nothing has come yet.
 pub(super) fn receive_message(
     socket: &UnixStream,
-) -> Result<Option<(Message, Option<ClosedLater<OwnedFd>>)>> {
+) -> Result<Option<(Message, Option<ClosedLater<Passed>>)>> {
     let mut bytes = [0; size_of::<Message>()];
     let received = match look(socket, &mut bytes) {
         Ok(received) => received,
