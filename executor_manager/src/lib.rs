@@ -117,6 +117,7 @@ pub fn run(options: &Options) -> Result<(), Error> {
     if !Path::new("/proc/self/fd").exists() {
         tracing::warn!("/proc is not mounted: executors cannot load function libraries without it");
     }
+    rfaas::channel::limit_peers_to_messages();
     let opened = options.devices.open(&node.rdma_device);
     let opened = opened.map_err(|error| Error::Start(in_full(&error)))?;
     let device = opened.device.clone();

@@ -54,6 +54,6 @@ pub use {
         Flags, Operation, QueuePair, QueuePairConfig, ReceiveQueue, RnrRetry, SendQueue, Source,
         State, WorkRequest,
     },
-    shm::refuse_descriptors,
+    shm::{limit_peers, refuse_descriptors},
     waiting::{Peer, WaitingList},
 };

@@ -107,6 +107,7 @@ fn start(options: &Options) -> anyhow::Result<(Server, HttpThread)> {
         None => Vec::new(),
     };
     let export = options.output_database.as_deref().map(Export::open).transpose()?;
+    rfaas::channel::limit_peers_to_messages();
     let device = devices.open(&config.rdma_device)?.device;
     let listener = device.listen(config.rdma_device_port)?;
     let addresses = config.http_addresses().context("http_network_address")?;

@@ -462,6 +462,14 @@ impl AsFd for Channel {
     }
 }
 
+/// Bounds what this process takes in peers' memory: no more than messages of the deepest channel need. For programs
+/// whose connections are all channels, or as small.
+pub fn limit_peers_to_messages() {
+    /// Receives of the deepest channel on any device.
+    const DEEPEST: u64 = 16384;
+    rdmalib::limit_peers(DEEPEST * MAX_MESSAGE_BYTES as u64);
+}
+
 /// Refuses the peer that asked, telling it `why` as far as it fits (120 bytes).
 pub fn refuse(request: ConnectRequest, why: &str) {
     if let Err(error) = request.reject(Refusal::truncated(why).as_bytes()) {

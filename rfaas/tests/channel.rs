@@ -10,7 +10,7 @@ use rdmalib::{
     Access, CompletionQueue, Device, DeviceSpec, Domain, Flags, Listener, Operation, Provider,
     QueuePair, QueuePairConfig, RemoteAddress, Source, Status, WorkRequest,
 };
-use rfaas::channel::{Channel, ChannelError, Incoming, refuse};
+use rfaas::channel::{Channel, ChannelError, Incoming, limit_peers_to_messages, refuse};
 use rfaas::protocol::accounting::Counters;
 use rfaas::protocol::lease::{ClientName, LeaseRequest};
 use rfaas::protocol::node::{FromNode, LeaseEndedAck, ToNode};
@@ -415,6 +415,17 @@ fn a_channel_of_messages_has_room_for_them_and_for_nothing_else() {
     );
     client.send(&ack(1)).unwrap();
     assert_eq!(server.receive(LONG).unwrap(), Incoming::Message(ack(1)));
+}
+
+#[test]
+fn the_deepest_channel_fits_into_what_a_program_of_channels_takes_of_a_peer() {
+    limit_peers_to_messages();
+    let depth = device().limits().max_queue_depth;
+    let (mut client, mut server) = pair(depth, 1);
+    for number in 0..=depth {
+        server.send(&ack(number.into())).unwrap(); // into one receive after the other
+        assert_eq!(client.receive(LONG).unwrap(), Incoming::Message(ack(number.into())));
+    }
 }
 
 #[test]

@@ -63,7 +63,7 @@ mod unread;
 #[cfg(not(loom))]
 pub(crate) use device::{Device, Domain, MAX_INLINE_DATA, MAX_QUEUE_DEPTH};
 #[cfg(not(loom))]
-pub use received::refuse_descriptors;
+pub use {addresses::limit_peers, received::refuse_descriptors};
 #[cfg(not(loom))]
 pub(crate) use {
     arena::Region,
