@@ -140,27 +140,22 @@ impl From<rdmalib::Error> for AcceptError {
 }
 
 #[cfg(test)]
+#[path = "../../rdmalib/tests/embedded/mod.rs"]
+mod embedded;
+
+#[cfg(test)]
 mod tests {
     use std::time::Duration;
 
     use nix::fcntl::{FcntlArg, SealFlag, fcntl};
-    use rdmalib::{DeviceSpec, Listener, Provider};
+    use rdmalib::Listener;
 
+    use super::embedded::device;
     use super::*;
 
     /// More than there would be room for.
     const HASTY: usize = 300;
     const WORKERS: u16 = 2;
-
-    fn device() -> Device {
-        Device::open(&DeviceSpec {
-            name: "shm0".into(),
-            provider: Provider::Shm,
-            ip_address: "127.0.0.1".parse().unwrap(),
-            max_inline_data: 0,
-        })
-        .unwrap()
-    }
 
     /// The request of a connector that did not wait.
     fn hasty(device: &Device, domain: &Domain, listener: &mut Listener) -> ConnectRequest {

@@ -5,30 +5,17 @@
 mod common;
 
 use std::io::Write;
-use std::net::SocketAddr;
-use std::os::linux::net::SocketAddrExt;
-use std::os::unix::net::{SocketAddr as UnixAddr, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use common::*;
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use rfaas::channel::{Channel, ChannelError};
 use rfaas::protocol::allocation::{FromClient, ToClient};
 use rfaas::protocol::{Empty, Role};
 
 /// More than may wait at a manager.
 const CROWD: usize = 300;
-
-/// For a crowd in this process.
-fn many_descriptors() {
-    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
-    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).unwrap();
-}
-
-fn name(manager: SocketAddr) -> UnixAddr {
-    UnixAddr::from_abstract_name(format!("rdmalib-shm/{manager}")).unwrap()
-}
 
 fn descriptors(pid: u32) -> usize {
     std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count()

@@ -3,17 +3,19 @@
 
 #![allow(clippy::unwrap_used)] // in helpers too: what fails there is the test
 
+mod embedded;
+
 use std::io::{IoSlice, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
-use std::os::linux::net::SocketAddrExt;
-use std::os::unix::net::{SocketAddr as UnixAddr, UnixListener, UnixStream};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use embedded::{device, name};
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -21,8 +23,8 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::socket::sockopt::Linger;
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg, setsockopt};
 use rdmalib::{
-    CompletionQueue, ConnectRequest, Device, DeviceSpec, Domain, Error, Listener, Peer, Provider,
-    QueuePair, QueuePairConfig,
+    CompletionQueue, ConnectRequest, Device, Domain, Error, Listener, Peer, QueuePair,
+    QueuePairConfig,
 };
 
 /// How long what must happen is waited for; only reached when it does not.
@@ -43,16 +45,6 @@ static ALONE: Mutex<()> = Mutex::new(());
 
 fn alone() -> MutexGuard<'static, ()> {
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn device() -> Device {
-    Device::open(&DeviceSpec {
-        name: "shm0".into(),
-        provider: Provider::Shm,
-        ip_address: "127.0.0.1".parse().unwrap(),
-        max_inline_data: 0,
-    })
-    .unwrap()
 }
 
 fn descriptors() -> usize {
@@ -123,12 +115,8 @@ fn sparse(bytes: u64) -> OwnedFd {
     file
 }
 
-fn name(listener: &Listener) -> UnixAddr {
-    UnixAddr::from_abstract_name(format!("rdmalib-shm/{}", listener.local_addr())).unwrap()
-}
-
 fn dial(listener: &Listener) -> UnixStream {
-    UnixStream::connect_addr(&name(listener)).unwrap()
+    UnixStream::connect_addr(&name(listener.local_addr())).unwrap()
 }
 
 fn send_with(socket: &UnixStream, bytes: &[u8], files: &[RawFd]) {
@@ -208,8 +196,7 @@ fn descriptors_that_come_with_an_answer_or_a_doorbell_are_closed_too() {
     let device = device();
     let file = sparse(KEY_TABLE + (1 << 20));
     let addr = "127.0.0.1:7".parse().unwrap(); // no device of the other tests listens there
-    let name = UnixAddr::from_abstract_name(format!("rdmalib-shm/{addr}")).unwrap();
-    let raw = UnixListener::bind_addr(&name).unwrap();
+    let raw = UnixListener::bind_addr(&name(addr)).unwrap();
     let before = descriptors();
     let answerer = thread::spawn(move || {
         for passed in [20, 1] {
@@ -414,8 +401,7 @@ fn a_request_is_counted_for_the_user_of_its_process() {
 fn connect_to(what: impl FnOnce(UnixListener) + Send + 'static) -> Error {
     let device = device();
     let addr = "127.0.0.1:7".parse().unwrap();
-    let name = UnixAddr::from_abstract_name(format!("rdmalib-shm/{addr}")).unwrap();
-    let raw = UnixListener::bind_addr(&name).unwrap();
+    let raw = UnixListener::bind_addr(&name(addr)).unwrap();
     let other = thread::spawn(move || what(raw));
     let error = end(&device).queue_pair.connect(addr, &[], PATIENCE).unwrap_err();
     other.join().unwrap();
@@ -451,10 +437,9 @@ fn a_full_queue_is_told_as_one() {
     let _alone = alone();
     let device = device();
     let addr = "127.0.0.1:7".parse().unwrap();
-    let name = UnixAddr::from_abstract_name(format!("rdmalib-shm/{addr}")).unwrap();
-    let raw = UnixListener::bind_addr(&name).unwrap();
+    let raw = UnixListener::bind_addr(&name(addr)).unwrap();
     nix::sys::socket::listen(&raw, nix::sys::socket::Backlog::new(1).unwrap()).unwrap();
-    let full: Vec<_> = (0..2).map(|_| UnixStream::connect_addr(&name).unwrap()).collect();
+    let full: Vec<_> = (0..2).map(|_| UnixStream::connect_addr(&name(addr)).unwrap()).collect();
     let timeout = Duration::from_millis(20);
     let error = end(&device).queue_pair.connect(addr, &[], timeout).unwrap_err();
     assert!(matches!(error, Error::ListenerQueueFull { to, .. } if to == addr), "{error}");

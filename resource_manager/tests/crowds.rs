@@ -5,31 +5,20 @@
 mod support;
 
 use std::io::Write;
-use std::os::linux::net::SocketAddrExt;
-use std::os::unix::net::{SocketAddr as UnixAddr, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use rdmalib::Device;
 use rfaas::channel::{Channel, ChannelError, Incoming};
 use rfaas::protocol::lease::{ClientName, FromClient, LeaseRequest, ToClient};
 use rfaas::protocol::node::NodeHello;
 use rfaas::protocol::{Empty, Nonce, Role};
+use support::embedded::{many_descriptors, name};
 use support::{Client, Files, Manager, Node, PATIENCE, device};
 
 /// What is logged of a node that goes for others, and not because its time is up.
 const NODE_MAKES_ROOM: &str = "has not registered makes room";
-
-/// For a crowd in this process.
-fn many_descriptors() {
-    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
-    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).unwrap();
-}
-
-fn name(manager: &Manager) -> UnixAddr {
-    UnixAddr::from_abstract_name(format!("rdmalib-shm/{}", manager.rdma)).unwrap()
-}
 
 fn dial(device: &Device, manager: &Manager, role: Role) -> Channel {
     let mut channel = Channel::new(device, 8).unwrap();
@@ -67,7 +56,7 @@ fn is_disconnected(channel: &mut Channel) {
 fn who_says_nothing_keeps_nobody_waiting() {
     many_descriptors();
     let manager = Manager::start(&Files::new(&[]), &[]);
-    let name = name(&manager);
+    let name = name(manager.rdma);
     let _silent: Vec<_> = (0..1100).map(|_| UnixStream::connect_addr(&name).unwrap()).collect();
     is_answered(&device(), &manager);
 }
@@ -75,7 +64,7 @@ fn who_says_nothing_keeps_nobody_waiting() {
 #[test]
 fn who_connects_and_hangs_up_keeps_nobody_waiting() {
     let manager = Manager::start(&Files::new(&[]), &[]);
-    let (name, over) = (name(&manager), AtomicBool::new(false));
+    let (name, over) = (name(manager.rdma), AtomicBool::new(false));
     thread::scope(|scope| {
         for garbage in [0, 224] {
             let (name, over) = (&name, &over);

@@ -2,13 +2,17 @@
 
 #![allow(clippy::unwrap_used)] // in helpers too: what fails there is the test
 
+#[path = "../../rdmalib/tests/embedded/mod.rs"]
+mod embedded;
+
 use std::os::fd::AsFd;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use embedded::device;
 use rdmalib::{
-    Access, CompletionQueue, Device, DeviceSpec, Domain, Flags, Listener, Operation, Provider,
-    QueuePair, QueuePairConfig, RemoteAddress, Source, Status, WorkRequest,
+    Access, CompletionQueue, Device, Domain, Flags, Listener, Operation, QueuePair,
+    QueuePairConfig, RemoteAddress, Source, Status, WorkRequest,
 };
 use rfaas::channel::{Channel, ChannelError, Incoming, limit_peers_to_messages, refuse};
 use rfaas::protocol::accounting::Counters;
@@ -22,16 +26,6 @@ use rfaas::protocol::{allocation, lease};
 /// Ends what hangs; nothing here takes nearly as long.
 const LONG: Duration = Duration::from_secs(30);
 const SHORT: Duration = Duration::from_millis(30);
-
-fn device() -> Device {
-    let spec = DeviceSpec {
-        name: "shm0".into(),
-        provider: Provider::Shm,
-        ip_address: "127.0.0.1".parse().unwrap(),
-        max_inline_data: 0,
-    };
-    Device::open(&spec).unwrap()
-}
 
 /// A listener and what connects to it: run `client` against `server`, each with the device.
 fn meet<C: Send, S>(

@@ -11,14 +11,17 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use rdmalib::{Access, ConnectRequest, Device, DeviceSpec, Listener, Provider, RemoteAddress};
+use rdmalib::{Access, ConnectRequest, Device, Listener, RemoteAddress};
 use rfaas::channel::{Channel, Incoming};
 use rfaas::protocol::assignment::{AssignedDevice, Assignment, HexSecret};
 use rfaas::protocol::session::{ExecutorHello, FromExecutor, WorkerHello};
 use rfaas::protocol::{Empty, Hello, Role, Secret, parse_prefix};
 
+#[path = "../../../rdmalib/tests/embedded/mod.rs"]
+mod embedded;
 mod manager;
 mod worker;
+pub use embedded::device;
 pub use manager::*;
 pub use worker::*;
 
@@ -27,16 +30,6 @@ pub const DEADLINE: Duration = Duration::from_secs(60);
 
 const MANAGER_SECRET: Secret = Secret([1; 16]);
 const SESSION_SECRET: Secret = Secret([2; 16]);
-
-pub fn device() -> Device {
-    Device::open(&DeviceSpec {
-        name: "shm0".into(),
-        provider: Provider::Shm,
-        ip_address: [127, 0, 0, 1].into(),
-        max_inline_data: 0,
-    })
-    .unwrap()
-}
 
 /// Compiles `source` (a path below this crate) with the system's compiler into a function library.
 pub fn compile(source: &str, options: &[&str]) -> Vec<u8> {

@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rdmalib::{
-    Access, CompletionQueue, Device, DeviceSpec, Flags, Operation, Provider, QueuePair,
-    QueuePairConfig, Region, RemoteAddress, Status, WorkRequest,
+    Access, CompletionQueue, Device, Flags, Operation, QueuePair, QueuePairConfig, Region,
+    RemoteAddress, Status, WorkRequest,
 };
 use rfaas::config::SECRET_VARIABLE;
 use rfaas::protocol::accounting::{AccountingHello, Counters};
@@ -25,8 +25,11 @@ use rfaas::protocol::{Hello, Role, Secret, parse_prefix};
 use tempfile::TempDir;
 
 mod client;
+#[path = "../../../rdmalib/tests/embedded/mod.rs"]
+mod embedded;
 mod resource_manager;
 pub use client::*;
+pub use embedded::*;
 #[allow(unused_imports)] // each test binary uses its part
 pub use resource_manager::*;
 
@@ -45,16 +48,6 @@ while :; do sleep 0.01; done";
 pub const STUBBORN: &str = "trap '' TERM
 echo $$ >> $DIR/pids
 while :; do sleep 0.01; done";
-
-pub fn device() -> Device {
-    let spec = DeviceSpec {
-        name: "shm0".into(),
-        provider: Provider::Shm,
-        ip_address: [127, 0, 0, 1].into(),
-        max_inline_data: 0,
-    };
-    Device::open(&spec).unwrap()
-}
 
 pub fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     let start = Instant::now();

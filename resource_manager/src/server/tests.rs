@@ -1,11 +1,14 @@
 //! DURABLE FIRST, with a store that takes its time and one that fails.
 
+#[path = "../../../rdmalib/tests/embedded/mod.rs"]
+mod embedded;
+
 use std::io;
 use std::net::SocketAddr;
 use std::sync::{Condvar, Mutex};
 use std::thread::{self, JoinHandle};
 
-use rdmalib::{DeviceSpec, Provider};
+use embedded::device;
 use redb::StorageBackend;
 use redb::backends::InMemoryBackend;
 use rfaas::channel::{Channel, ChannelError, Incoming};
@@ -84,16 +87,6 @@ struct World {
     commands: Commands,
     address: SocketAddr,
     server: Option<JoinHandle<anyhow::Result<()>>>,
-}
-
-fn device() -> Device {
-    let spec = DeviceSpec {
-        name: "shm0".into(),
-        provider: Provider::Shm,
-        ip_address: [127, 0, 0, 1].into(),
-        max_inline_data: 0,
-    };
-    Device::open(&spec).unwrap()
 }
 
 impl World {

@@ -4,6 +4,9 @@
 #![allow(dead_code)] // each test program uses a part
 #![allow(clippy::unwrap_used)] // a test's way to fail, in functions that are no tests too
 
+#[path = "../../../rdmalib/tests/embedded/mod.rs"]
+pub mod embedded;
+
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
@@ -13,9 +16,9 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+pub use embedded::device;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use rdmalib::{Device, DeviceSpec, Provider};
 use rfaas::channel::{Channel, ChannelError, Incoming};
 use rfaas::config::ClusterSecret;
 use rfaas::protocol::lease::{
@@ -32,17 +35,6 @@ use tempfile::TempDir;
 /// Longest that anything may take; far more than it does, since machines may be busy.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 pub const LOCALHOST: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
-
-/// Opens the embedded device in this process.
-pub fn device() -> Device {
-    let spec = DeviceSpec {
-        name: "shm0".into(),
-        provider: Provider::Shm,
-        ip_address: LOCALHOST,
-        max_inline_data: 0,
-    };
-    Device::open(&spec).unwrap()
-}
 
 /// Files that a resource manager starts with.
 pub struct Files {
