@@ -4,13 +4,9 @@
 //! neither a clock that is wrong nor one that is set matters here, however far it is off. What it said is older by
 //! its way here; leases so end later rather than earlier, and the resource manager sees to their end too.
 
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Instant, SystemTime};
 
 use rfaas::protocol::Clock;
-
-/// Clocks that differ by less are taken to agree: those that are kept by NTP differ by milliseconds, and nobody
-/// leases for so short.
-const AGREE: Duration = Duration::from_secs(1);
 
 /// What the resource manager said last.
 #[derive(Clone, Copy, Debug, Default)]
@@ -25,12 +21,13 @@ impl ClusterClock {
     pub fn set(&mut self, now: Instant, ours: SystemTime, clock: Clock) {
         self.heard = Some((now, clock.time()));
         let ahead = Clock::from(ours).ahead_of(clock.time());
-        let differ = u128::from(ahead.unsigned_abs()) >= AGREE.as_millis();
+        let differ = u128::from(ahead.unsigned_abs()) >= Clock::AGREE.as_millis();
         if differ && !self.told {
-            let by = Duration::from_millis(ahead.unsigned_abs());
-            let which = if ahead > 0 { "ahead of" } else { "behind" };
+            // Whole seconds: the message was under way for a part of one.
+            let (seconds, which) =
+                (ahead.unsigned_abs() / 1000, if ahead > 0 { "ahead of" } else { "behind" });
             tracing::warn!(
-                "the clock of this node is {by:?} {which} the resource manager's: corrected for, but set it right"
+                "the clock of this node is {seconds} s {which} the resource manager's: corrected for, but set it right"
             );
         }
         self.told = differ;
@@ -46,6 +43,8 @@ impl ClusterClock {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]

@@ -92,8 +92,6 @@ pub const EXPIRY_MARGIN: Duration = Duration::from_secs(2);
 /// How long after the grace period a node may take to report a lease as ended, before that is
 /// taken as given: ten times what it waits before it kills an executor (500 ms).
 pub const END_MARGIN: Duration = Duration::from_secs(5);
-/// Clocks of nodes that differ by less from ours are not told: leases and bills are not that exact.
-const CLOCKS_AGREE: Duration = Duration::from_secs(1);
 /// Pause before a node's host name is looked up again after it was not found.
 pub const RESOLVE_AGAIN: Duration = Duration::from_secs(5);
 

@@ -67,7 +67,7 @@ pub(super) struct NodeJson {
     state: &'static str,
     /// Only of a node that is connected.
     #[serde(skip_serializing_if = "Option::is_none")]
-    clock_ahead_ms: Option<i64>,
+    clock_ahead_s: Option<i64>,
 }
 
 impl Row for NodeJson {}
@@ -107,7 +107,7 @@ impl From<NodeView> for NodeJson {
             memory: node.spec.capacity().memory,
             free_memory: node.free.memory,
             state: node.state.name(),
-            clock_ahead_ms: node.clock_ahead_ms,
+            clock_ahead_s: node.clock_ahead_s,
         }
     }
 }

@@ -7,10 +7,11 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use rfaas::protocol::Clock;
 use rfaas::protocol::lease::{LeaseId, MAX_NODE_NAME_BYTES};
 
 use super::lease::Lease;
-use super::{Action, CLOCKS_AGREE, LinkId, MAX_CORES, NodeRecord, Now, check_name};
+use super::{Action, LinkId, MAX_CORES, NodeRecord, Now, check_name};
 
 /// How long a look-up of a host name may take before it is started again: longer than a resolver
 /// tries by default (`resolv.conf(5)`: 5 s, twice, up to three servers).
@@ -149,8 +150,13 @@ pub struct NodeView {
     pub free: Capacity,
     /// Its state.
     pub state: NodeState,
-    /// How far its clock is ahead of ours, in milliseconds, as long as it is connected.
-    pub clock_ahead_ms: Option<i64>,
+    /// How far its clock is ahead of ours, in whole seconds, as long as it is connected.
+    pub clock_ahead_s: Option<i64>,
+}
+
+/// As people are told it: [`Clock::ahead_of`].
+fn in_seconds(ms: i64) -> i64 {
+    ms / 1000
 }
 
 /// A run of an executor manager, as it registers.
@@ -299,7 +305,7 @@ impl Node {
             spec: self.spec.clone(),
             free: self.free(),
             state: self.state(),
-            clock_ahead_ms: self.clock_ahead_ms.filter(|_| self.link().is_some()),
+            clock_ahead_s: self.link().and(self.clock_ahead_ms).map(in_seconds),
         }
     }
 
@@ -311,11 +317,11 @@ impl Node {
 
     /// Notes what its clock says, and tells once if it is wrong.
     pub(super) fn clock(&mut self, ahead_ms: i64) {
-        let off = |ms: i64| u128::from(ms.unsigned_abs()) >= CLOCKS_AGREE.as_millis();
+        let off = |ms: i64| u128::from(ms.unsigned_abs()) >= Clock::AGREE.as_millis();
         let was_off = self.clock_ahead_ms.replace(ahead_ms).is_some_and(off);
         if off(ahead_ms) && !was_off {
             tracing::warn!(
-                node = %self.spec.name, ahead_ms,
+                node = %self.spec.name, ahead_s = in_seconds(ahead_ms),
                 "the node's clock differs from this machine's: corrected for, but set it right"
             );
         }

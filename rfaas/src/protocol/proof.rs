@@ -131,6 +131,10 @@ pub struct Clock {
 }
 
 impl Clock {
+    /// Clocks that differ by less are taken to agree: those that are kept by NTP differ by milliseconds, and leases
+    /// and bills are not that exact.
+    pub const AGREE: Duration = Duration::from_secs(1);
+
     /// This machine's, now.
     pub fn now() -> Self {
         SystemTime::now().into()
@@ -141,7 +145,8 @@ impl Clock {
         UNIX_EPOCH + Duration::from_millis(self.ms.get())
     }
 
-    /// How far it is ahead of one that says `other`, in milliseconds; negative: behind.
+    /// How far it is ahead of one that says `other`, in milliseconds; negative: behind. People are told whole
+    /// seconds: what it says was under way for a part of one.
     pub fn ahead_of(self, other: SystemTime) -> i64 {
         let difference = i128::from(self.ms.get()) - i128::from(Clock::from(other).ms.get());
         i64::try_from(difference).unwrap_or(if difference > 0 { i64::MAX } else { i64::MIN })
