@@ -158,6 +158,11 @@ impl Clients {
         self.connected.get(&id).map(|client| &client.opening)
     }
 
+    /// Whose a client is.
+    pub fn origin(&self, id: ClientId) -> Peer {
+        self.connected.get(&id).map_or(Peer::Unknown, |client| client.origin)
+    }
+
     /// Takes what arrived, beats, and drops connections whose time is up. TURNS: returns with something as
     /// long as there may be more.
     pub fn receive(&mut self, now: Instant) -> Vec<Heard> {

@@ -30,6 +30,7 @@ mod ended;
 mod environment;
 mod executors;
 mod identity;
+mod lives;
 mod manager;
 mod output;
 mod request;
@@ -43,6 +44,7 @@ use clients::Clients;
 use cpus::CpuPool;
 use executors::Executors;
 use identity::Identity;
+use lives::Lives;
 use manager::Manager;
 use request::Authority;
 use signals::Signals;
@@ -151,6 +153,7 @@ pub fn run(options: &Options) -> Result<(), Error> {
     };
     let manager = Manager {
         clients: Clients::new(device.clone(), heartbeat),
+        lives: Lives::new(Instant::now()),
         executors: Executors::new(device, address, launcher, heartbeat, open_files),
         upstream,
         listener,

@@ -22,15 +22,17 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::EventFd;
 use rdmalib::{ConnectRequest, Listener};
 use rfaas::channel::refuse;
+use rfaas::program::log::MEASURED;
 use rfaas::protocol::accounting::AccountingHello;
 use rfaas::protocol::allocation::{Allocate, ClaimHello, FromClient, Renew};
-use rfaas::protocol::lease::EndReason;
+use rfaas::protocol::lease::{EndReason, LeaseId};
 use rfaas::protocol::node::LeaseEnded;
 use rfaas::protocol::{Hello, Malformed, Role, parse_prefix};
 
 use crate::allocations::{Action, Allocations, Capacity, ClientId, Event};
 use crate::clients::{Clients, Heard};
 use crate::executors::Executors;
+use crate::lives::Lives;
 use crate::request::{Authority, Opening, Refusal};
 use crate::signals::Signals;
 use crate::upstream::{News, Upstream};
@@ -48,6 +50,8 @@ const CONNECTIONS: usize = 32;
 pub struct Manager {
     /// Clients first: fields drop in order, and executors go with their leases.
     pub clients: Clients,
+    /// What is told of leases.
+    pub lives: Lives,
     /// The processes.
     pub executors: Executors,
     /// None without a resource manager.
@@ -115,7 +119,9 @@ impl Manager {
         }
         if self.executors.tick(now) || seen.child || !self.sleep {
             events.extend(self.executors.reap().into_iter().map(|gone| {
-                tracing::info!(lease = %gone.lease, exit = ?gone.exit, "executor is gone");
+                if self.lives.admit(now, gone.lease) {
+                    tracing::info!(name: MEASURED, lease = %gone.lease, exit = ?gone.exit, "executor is gone");
+                }
                 Event::Exited { lease: gone.lease, exit: gone.exit, usage: gone.usage }
             }));
             self.strangers = true;
@@ -127,6 +133,12 @@ impl Manager {
         worked |= !events.is_empty();
         events.push_back(Event::Time);
         self.process(&mut events);
+        for (peer, lines) in self.lives.due(now) {
+            tracing::warn!(
+                ?peer,
+                "{lines} lines about leases and executors of one peer were dropped: too many"
+            );
+        }
         self.clients.note_leases(now, |client| self.allocations.lease_of(client).is_some());
         Ok(worked)
     }
@@ -152,29 +164,44 @@ impl Manager {
                 }
             }
             Action::Start { lease, client, deployment, workers, pins } => {
+                self.lives.belongs(lease, self.clients.origin(client));
+                let told = self.lives.admit(now, lease);
                 match self.executors.start(lease, &deployment, workers, pins) {
                     Ok(pid) => {
-                        tracing::info!(%lease, client = client.0, pid, workers, "executor started");
+                        if told {
+                            tracing::info!(name: MEASURED, %lease, client = client.0, pid, workers, "executor started");
+                        }
                         events.push_front(Event::Started(lease));
                     }
                     Err(reason) => {
-                        tracing::error!(%lease, "{reason}");
+                        if told {
+                            tracing::error!(name: MEASURED, %lease, "{reason}");
+                        }
+                        self.lives.ended(lease);
                         events.push_front(Event::StartFailed { lease, reason });
                     }
                 }
             }
             Action::Stop(lease) => self.executors.stop(lease, now),
             Action::Claimed(terms) => {
-                tracing::info!(
-                    lease = terms.lease.get(), client = ?terms.client,
-                    cores = terms.cores.get(), memory = terms.memory.get(), "lease claimed"
-                );
+                let lease = LeaseId::new(terms.lease.get());
+                if lease.is_some_and(|lease| self.lives.admit(now, lease)) {
+                    tracing::info!(name: MEASURED,
+                        lease = terms.lease.get(), client = ?terms.client,
+                        cores = terms.cores.get(), memory = terms.memory.get(), "lease claimed"
+                    );
+                }
                 if let Some(upstream) = &mut self.upstream {
                     upstream.claimed(&terms);
                 }
             }
             Action::Ended(ended) => {
-                log_bill(&ended);
+                if let Some(lease) = LeaseId::new(ended.terms.lease.get()) {
+                    if self.lives.admit(now, lease) {
+                        log_bill(&ended);
+                    }
+                    self.lives.ended(lease);
+                }
                 if let Some(upstream) = &mut self.upstream {
                     upstream.ended(ended);
                 }
@@ -310,6 +337,7 @@ impl Manager {
             self.allocations.next_deadline(),
             self.executors.next_deadline(),
             self.clients.next_deadline(),
+            self.lives.next_deadline(),
             self.listener_paused,
             stopping,
             upstream,
@@ -366,6 +394,7 @@ fn timeout(deadline: Option<Instant>, now: Instant) -> PollTimeout {
 fn log_bill(ended: &LeaseEnded) {
     let ms = |ns: u64| ns as f64 / 1e6;
     tracing::info!(
+        name: MEASURED,
         lease = ended.terms.lease.get(),
         reason = EndReason::from_wire(ended.reason).map_or("unknown", EndReason::name),
         allocated_ms = ms(ended.bill.allocated_ns.get()),

@@ -1,0 +1,213 @@
+//! The log of leases' lives: so many lines for each of those who can bring them about, a client's user or machine, and
+//! so many for all of them. Pure, but for the lines.
+//!
+//! * APART - who starts and ends executors without pause uses up its own lines: others' leases are told as ever.
+//! * BOUNDED - the lines of all have a budget too, and a part of it is for those who say little. Remembered are the
+//!   leases that there are, and at most [`REMEMBERED`] peers; further ones share a budget.
+//!
+//! Elsewhere: what functions write (`output::limit`), what a place of the program says (`rfaas::program::log`).
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::{Duration, Instant};
+
+use rdmalib::Peer;
+use rfaas::protocol::lease::LeaseId;
+
+/// Lines that a peer may have at once: the lives of a hundred leases, of four lines each.
+const BURST: u32 = 400;
+/// Lines that it may have a second, on and on.
+const PER_SECOND: u32 = 20;
+/// The same of all together, as of five such peers: at 200 bytes a line, some 1.7 GB a day.
+const BURST_OF_ALL: u32 = 5 * BURST;
+const PER_SECOND_OF_ALL: u32 = 5 * PER_SECOND;
+/// The part of [`BURST_OF_ALL`] for peers that have used at most a tenth of their own.
+const FOR_QUIET: u32 = BURST_OF_ALL / 4;
+/// Time between two lines that tell how many lines of a peer were dropped.
+const TELL_AGAIN: Duration = Duration::from_secs(10);
+/// Peers that are remembered while they have not got back all of their budget: the machines of a large cluster.
+const REMEMBERED: usize = 4096;
+/// Time between two looks for those that need not be.
+const SWEEP_AGAIN: Duration = Duration::from_secs(1);
+
+/// Decides which lines are told.
+#[derive(Debug)]
+pub struct Lives {
+    leases: BTreeMap<LeaseId, Peer>,
+    peers: HashMap<Peer, Said>,
+    of_all: Budget,
+    /// When to look again for peers that need not be remembered.
+    sweep_at: Instant,
+}
+
+/// What a peer has brought about.
+#[derive(Debug)]
+struct Said {
+    budget: Budget,
+    dropped: u64,
+    tell: Instant,
+}
+
+/// Lines that may be told.
+#[derive(Debug)]
+struct Budget {
+    lines: u32,
+    filled: Instant,
+}
+
+impl Budget {
+    /// Gives back what time brings: so many lines `per_second`, up to `most`.
+    fn elapse(&mut self, now: Instant, per_second: u32, most: u32) {
+        let elapsed = now.saturating_duration_since(self.filled).as_millis();
+        let earned = (elapsed * u128::from(per_second) / 1000).min(most.into()) as u32;
+        if earned > 0 {
+            (self.lines, self.filled) = ((self.lines + earned).min(most), now);
+        }
+    }
+}
+
+impl Said {
+    fn nothing(now: Instant) -> Self {
+        Said { budget: Budget { lines: BURST, filled: now }, dropped: 0, tell: now }
+    }
+
+    fn is_as_new(&mut self, now: Instant) -> bool {
+        self.budget.elapse(now, PER_SECOND, BURST);
+        self.budget.lines == BURST && self.dropped == 0
+    }
+}
+
+impl Lives {
+    /// Nobody has said anything.
+    pub fn new(now: Instant) -> Self {
+        let of_all = Budget { lines: BURST_OF_ALL, filled: now };
+        Lives { leases: BTreeMap::new(), peers: HashMap::new(), of_all, sweep_at: now }
+    }
+
+    /// From now on `lease` is that of a client of `peer`.
+    pub fn belongs(&mut self, lease: LeaseId, peer: Peer) {
+        self.leases.insert(lease, peer);
+    }
+
+    /// `lease` has ended.
+    pub fn ended(&mut self, lease: LeaseId) {
+        self.leases.remove(&lease);
+    }
+
+    /// Whether a line about `lease` may be told; counts it otherwise.
+    pub fn admit(&mut self, now: Instant, lease: LeaseId) -> bool {
+        let peer = self.leases.get(&lease).copied().unwrap_or(Peer::Unknown);
+        self.admit_of(now, peer)
+    }
+
+    fn admit_of(&mut self, now: Instant, peer: Peer) -> bool {
+        if self.peers.len() >= REMEMBERED && now >= self.sweep_at {
+            self.sweep_at = now + SWEEP_AGAIN;
+            self.peers.retain(|_, said| !said.is_as_new(now));
+        }
+        let full = self.peers.len() >= REMEMBERED && !self.peers.contains_key(&peer);
+        let peer = if full { Peer::Unknown } else { peer };
+        let said = self.peers.entry(peer).or_insert_with(|| Said::nothing(now));
+        said.budget.elapse(now, PER_SECOND, BURST);
+        self.of_all.elapse(now, PER_SECOND_OF_ALL, BURST_OF_ALL);
+        let kept = if said.budget.lines >= BURST / 10 * 9 { 0 } else { FOR_QUIET };
+        let left = said.budget.lines.checked_sub(1);
+        said.budget.lines = left.unwrap_or(0); // also if there is nothing of all: who goes on is not quiet
+        let admitted = left.is_some() && self.of_all.lines > kept;
+        if admitted {
+            self.of_all.lines -= 1;
+        } else {
+            if said.dropped == 0 {
+                said.tell = now + TELL_AGAIN;
+            }
+            said.dropped += 1;
+        }
+        admitted
+    }
+
+    /// When [`due`](Lives::due) has something at the earliest.
+    pub fn next_deadline(&self) -> Option<Instant> {
+        let held_back = self.peers.values().filter(|said| said.dropped > 0);
+        held_back.map(|said| said.tell).min()
+    }
+
+    /// How many lines were dropped of whom, as far as it is time to tell that.
+    pub fn due(&mut self, now: Instant) -> Vec<(Peer, u64)> {
+        let dropped = |said: &mut Said| {
+            (said.dropped > 0 && said.tell <= now).then(|| std::mem::take(&mut said.dropped))
+        };
+        self.peers.iter_mut().filter_map(|(peer, said)| Some((*peer, dropped(said)?))).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lease(number: u64) -> LeaseId {
+        LeaseId::new(number).unwrap()
+    }
+
+    fn told(lives: &mut Lives, now: Instant, number: u64) -> u32 {
+        (0..1000).filter(|_| lives.admit(now, lease(number))).count() as u32
+    }
+
+    #[test]
+    fn who_starts_leases_without_pause_silences_its_own_lines_only() {
+        let start = Instant::now();
+        let mut lives = Lives::new(start);
+        for number in 1..=100 {
+            lives.belongs(lease(number), Peer::User(7));
+        }
+        lives.belongs(lease(200), Peer::User(8));
+        let all: u32 = (1..=100).map(|number| told(&mut lives, start, number)).sum();
+        assert_eq!(all, BURST, "however many leases it has");
+        assert_eq!(told(&mut lives, start, 200), BURST);
+        assert_eq!(told(&mut lives, start + Duration::from_secs(1), 1), PER_SECOND);
+        lives.ended(lease(200));
+        assert!(lives.admit(start, lease(200)), "of nobody that is known");
+    }
+
+    #[test]
+    fn what_is_dropped_is_told_with_a_count_after_a_while() {
+        let start = Instant::now();
+        let mut lives = Lives::new(start);
+        assert_eq!(lives.next_deadline(), None);
+        lives.belongs(lease(1), Peer::User(7));
+        told(&mut lives, start, 1);
+        let deadline = lives.next_deadline().unwrap();
+        assert_eq!(deadline, start + TELL_AGAIN);
+        assert_eq!(lives.due(start), []);
+        assert_eq!(lives.due(deadline), [(Peer::User(7), 1000 - u64::from(BURST))]);
+        assert_eq!(lives.due(deadline + TELL_AGAIN), []);
+        assert_eq!(lives.next_deadline(), None);
+    }
+
+    #[test]
+    fn all_together_are_bounded_and_a_quiet_one_is_heard() {
+        let start = Instant::now();
+        let mut lives = Lives::new(start);
+        let peers = 2 * REMEMBERED as u32;
+        let mut all = 0;
+        for user in 0..peers {
+            lives.belongs(lease(1), Peer::User(user));
+            all += (0..BURST).filter(|_| lives.admit(start, lease(1))).count() as u32;
+        }
+        assert!(all <= BURST_OF_ALL, "{all}");
+        assert!(lives.peers.len() <= REMEMBERED + 1, "{}", lives.peers.len());
+
+        let mut lives = Lives::new(start);
+        for user in 0..100 {
+            lives.belongs(lease(1), Peer::User(user));
+            told(&mut lives, start, 1);
+        }
+        for second in 1..60 {
+            let now = start + Duration::from_secs(second);
+            for user in 0..100 {
+                lives.belongs(lease(1), Peer::User(user));
+                told(&mut lives, now, 1);
+            }
+            lives.belongs(lease(2), Peer::User(1000));
+            assert!(lives.admit(now, lease(2)), "after {second} s");
+        }
+    }
+}
