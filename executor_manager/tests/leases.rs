@@ -3,7 +3,7 @@
 mod common;
 
 use std::fs;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use common::*;
 use nix::sys::signal::{Signal, kill};
@@ -221,7 +221,7 @@ fn a_stubborn_executor_does_not_stall_other_clients() {
 fn an_expired_lease_ends_and_its_client_is_told() {
     let node = Node::alone(OBEDIENT);
     let mut client = node.client();
-    let lasts = Duration::from_millis(300);
+    let lasts = Duration::from_secs(3); // a busy machine claims it, and starts its executor, before that
     client.claim(Token::unsigned(terms(0, 4, 100, lasts)));
     let pid = node.executors(1)[0];
     assert_eq!(client.ending(), (EndReason::Expired, 0));
@@ -435,23 +435,22 @@ fn a_lease_is_renewed_by_a_token_with_a_later_end() {
     let node = Node::alone(OBEDIENT);
     let mut client = node.client();
     let lasts = |ms| Token::unsigned(terms(0, 4, 100, Duration::from_millis(ms)));
-    assert_eq!(client.renew(lasts(500)).unwrap_err().0, RefusedBecause::LeaseEnded);
-    assert_eq!(client.claim(lasts(500)), 1);
-    let later = lasts(2000);
+    assert_eq!(client.renew(lasts(3000)).unwrap_err().0, RefusedBecause::LeaseEnded);
+    assert_eq!(client.claim(lasts(3000)), 1);
+    let later = lasts(4000);
     assert_eq!(client.renew(later), Ok(later.terms.expires_at_ms.get()));
-    assert_eq!(client.renew(lasts(100)), Ok(later.terms.expires_at_ms.get()), "never earlier");
-    let mut numbered = lasts(2500);
+    assert_eq!(client.renew(lasts(2000)), Ok(later.terms.expires_at_ms.get()), "never earlier");
+    let mut numbered = lasts(5000);
     numbered.terms.lease = 1.into();
     assert_eq!(client.renew(numbered), Ok(numbered.terms.expires_at_ms.get()));
     numbered.terms.lease = 2.into();
     assert_eq!(client.renew(numbered).unwrap_err().0, RefusedBecause::BadToken);
-    let mut more = lasts(2500);
+    let mut more = lasts(5000);
     more.terms.memory = 1000.into();
     assert_eq!(client.renew(more).unwrap_err().0, RefusedBecause::BadRequest);
-    std::thread::sleep(Duration::from_millis(1000));
-    let told = client.channel.try_receive::<ToClient>().unwrap();
-    assert!(!matches!(told, Some(Incoming::Message(ToClient::LeaseEnding(_)))), "{told:?}");
     assert_eq!(client.ending(), (EndReason::Expired, 0));
+    let now = SystemTime::now();
+    assert!(numbered.terms.expired(now), "{now:?}: {numbered:?}");
     wait_until_free(&node, 4);
 }
 

@@ -3,7 +3,7 @@
 
 mod common;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::*;
 use nix::sys::signal::{Signal, kill};
@@ -238,7 +238,7 @@ fn a_resource_manager_that_is_not_there_yet_is_waited_for_if_that_is_asked_for()
 fn a_resource_manager_that_falls_silent_is_given_up_and_dialed_again() {
     let mut manager = ResourceManager::new();
     let mut node = manager.node(OBEDIENT).start();
-    let _silent = manager.register();
+    let _silent = manager.register_with(1000, 3000);
     let _next = manager.register();
     node.wait_for_log("silent for");
 }
@@ -305,7 +305,7 @@ fn a_stopping_node_says_so_to_the_next_resource_manager_too() {
 fn what_a_lease_uses_is_told_while_it_is_used() {
     let mut manager = ResourceManager::new();
     let node = manager.node(OBEDIENT).start();
-    let mut link = manager.register_with(20, 5000);
+    let mut link = manager.register_with(20, 60_000);
     let mut client = node.client();
     client.claim(link.signed(77, 2));
     let first = node.assignment();
@@ -339,7 +339,7 @@ fn a_renewed_lease_is_reported_with_its_new_end() {
     let mut link = manager.register();
     let mut client = node.client();
     let lasts = |link: &NodeLink, ms| link.terms(77, 1, Duration::from_millis(ms));
-    let (short, long) = (lasts(&link, 1500), lasts(&link, 600_000));
+    let (short, long) = (lasts(&link, 3000), lasts(&link, 600_000));
     client.claim(Token::sign(short, SECRET));
     assert_eq!(link.claimed(), 77);
     assert_eq!(client.renew(Token::unsigned(long)).unwrap_err().0, RefusedBecause::BadToken);
@@ -347,7 +347,7 @@ fn a_renewed_lease_is_reported_with_its_new_end() {
     assert_eq!(renewed, Ok(long.expires_at_ms.get()));
     let other = Token::sign(link.terms(78, 1, hour()), SECRET);
     assert_eq!(client.renew(other).unwrap_err().0, RefusedBecause::BadRequest);
-    std::thread::sleep(Duration::from_millis(1500));
+    std::thread::sleep(Duration::from_millis(3000));
     drop(link);
     let mut link = manager.register();
     match link.next_report() {
@@ -365,13 +365,15 @@ fn a_renewed_lease_is_reported_with_its_new_end() {
 
 #[test]
 fn a_node_that_was_stopped_reads_what_waits_before_it_gives_up_its_resource_manager() {
+    const SILENCE: Duration = Duration::from_secs(3); // a busy machine is heard before that
     let mut manager = ResourceManager::new();
     let mut node = manager.node(OBEDIENT).start();
-    let mut link = manager.register_with(50, 1000);
+    let mut link = manager.register_with(50, SILENCE.as_millis() as u32);
     node.wait_for_log("registered as");
     node.signal(Signal::SIGSTOP);
-    for _ in 0..30 {
-        std::thread::sleep(Duration::from_millis(50));
+    let stopped = Instant::now();
+    while stopped.elapsed() < SILENCE + Duration::from_secs(1) {
+        std::thread::sleep(Duration::from_millis(150));
         link.send(&ToNode::Heartbeat(Clock::now()));
     }
     node.signal(Signal::SIGCONT);

@@ -11,6 +11,9 @@ use rfaas::protocol::node::ToNode;
 use serde_json::json;
 use support::*;
 
+/// After which a node is given up that is silent, and none that a busy machine keeps from a sign of life.
+const SILENCE_MS: u32 = 4000;
+
 /// A resource manager with these limits and node `a`, whose executor manager gives a sign every 500 ms.
 fn cluster(heartbeat_ms: u32, silence_ms: u32) -> (Manager, Node) {
     let keys = [("heartbeat_ms", json!(heartbeat_ms)), ("silence_ms", json!(silence_ms))];
@@ -36,7 +39,7 @@ fn an_executor_manager_is_told_how_often_to_give_signs_and_gets_as_many() {
 
 #[test]
 fn an_executor_manager_that_falls_silent_is_lost_though_its_connection_stands() {
-    let (manager, mut node) = cluster(100, 1500);
+    let (manager, mut node) = cluster(100, SILENCE_MS);
     let (mut stranger, _) = dial_node(manager.rdma, b"42").unwrap(); // never registers
     node.fall_silent();
     manager.wait_node("a", "lost");
@@ -48,9 +51,9 @@ fn an_executor_manager_that_falls_silent_is_lost_though_its_connection_stands() 
 
 #[test]
 fn a_manager_that_was_stopped_itself_gives_up_nobody_whose_signs_wait_to_be_read() {
-    let (manager, mut node) = cluster(100, 1500);
+    let (manager, mut node) = cluster(100, SILENCE_MS);
     kill(manager.pid(), Signal::SIGSTOP).unwrap();
-    std::thread::sleep(Duration::from_secs(3));
+    std::thread::sleep(Duration::from_millis(u64::from(SILENCE_MS) + 1000));
     kill(manager.pid(), Signal::SIGCONT).unwrap();
     assert_eq!(manager.node_state("a").as_deref(), Some("ready"));
     for _ in 0..8 {

@@ -39,8 +39,8 @@ pub use options::Options;
 
 /// Longest wait for a manager to be ready. Generous: tests run on loaded machines.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
-/// Longest wait for a manager to stop: it gives its executors half a second each.
-const STOP_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest wait for a manager to stop: it gives its executors half a second each. Generous likewise.
+const STOP_TIMEOUT: Duration = Duration::from_secs(30);
 /// How many ports are tried for the executor manager, whose port must be known before it starts.
 const PORT_ATTEMPTS: u32 = 8;
 

@@ -65,9 +65,9 @@ impl ResourceManager {
         link
     }
 
-    /// Takes a node's registration and grants it four cores.
+    /// Takes a node's registration and grants it four cores. A test that is slow is not given up.
     pub fn register(&mut self) -> NodeLink {
-        self.register_with(1000, 5000)
+        self.register_with(1000, 60_000)
     }
 
     /// Likewise, with these signs of life.

@@ -105,12 +105,12 @@ fn past_its_time_limit_an_invocation_fails() {
 
 #[test]
 fn who_waits_behind_an_invocation_past_its_time_limit_is_told_so() {
-    let deployment = Deployment::default().slots(2).invocation_timeout(Duration::from_millis(400));
+    let deployment = Deployment::default().slots(2).invocation_timeout(Duration::from_secs(3));
     let (_node, mut executor) = Node::deployed(1, &deployment);
     let [never, empty] = functions(&executor, ["never", "empty"]);
     let (input, output) = buffers(&executor, &[1]);
     let late = executor.submit(&never, input, output).unwrap();
-    thread::sleep(Duration::from_millis(200));
+    thread::sleep(Duration::from_millis(500)); // its time is over so much before that of the next
     let (input, mut output) = buffers(&executor, &[1]);
     let error = executor.invoke(&empty, &input, &mut output).unwrap_err();
     assert!(matches!(error, Error::WorkerLost { .. }), "{error}");
@@ -218,7 +218,7 @@ fn the_end_of_a_lease_is_told_with_its_reason() {
     let (input, output) = buffers(&executor, &[1]);
     let pending = executor.submit(&never, input, output).unwrap();
     node.announce(EndReason::Expired, 0);
-    thread::sleep(Duration::from_millis(20));
+    eventually("the end is told", || lease.ending().unwrap().reason == EndReason::Expired);
     node.kill_executor(15);
     let failed = pending.wait().unwrap_err();
     let expired = |error: &Error| matches!(error, Error::LeaseEnded { reason: EndReason::Expired });

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use rfaas::{Deployment, Error, Spin};
 
 use crate::buffers;
-use crate::common::Node;
+use crate::common::{Node, eventually};
 
 /// Bytes that differ between calls and with their place.
 fn pattern(bytes: usize, call: usize) -> Vec<u8> {
@@ -216,7 +216,7 @@ fn an_executor_that_ends_before_the_call_or_behind_its_result_is_told_too() {
     let mut call = executor.in_place(&empty, 64).unwrap();
     call.fill(1).unwrap();
     node.kill_executor(9);
-    thread::sleep(Duration::from_millis(20));
+    eventually("the executor's threads end", || node.running() == 0);
     call.fill(2).unwrap(); // the memory is still there
     let error = call.invoke().unwrap_err();
     assert!(matches!(error, Error::FunctionCrashed { signal: 9 }), "{error}");
@@ -229,7 +229,7 @@ fn an_executor_that_ends_before_the_call_or_behind_its_result_is_told_too() {
     call.fill(3).unwrap();
     let result = call.invoke().unwrap();
     node.kill_executor(9);
-    thread::sleep(Duration::from_millis(20));
+    eventually("the executor's threads end", || node.running() == 0);
     assert_eq!(result.to_vec(..).unwrap(), [3; 64], "a result that is there stays");
     let error = result.again(64).unwrap().invoke().unwrap_err();
     assert!(matches!(error, Error::FunctionCrashed { signal: 9 }), "{error}");

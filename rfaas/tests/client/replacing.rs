@@ -41,7 +41,7 @@ fn at_work(executor: &mut Executor) -> Vec<u8> {
 }
 
 /// Of invocations: far more than one takes that returns, also on a busy machine.
-const LIMIT: Duration = Duration::from_millis(250);
+const LIMIT: Duration = Duration::from_secs(2);
 
 fn limited(limit: Duration) -> Deployment {
     Deployment::default().invocation_timeout(limit)
@@ -107,7 +107,7 @@ fn a_process_that_is_to_be_replaced_ends_before_the_next_call() {
 
 #[test]
 fn with_a_call_in_flight_the_workers_that_are_left_go_on() {
-    let limit = Duration::from_millis(800);
+    let limit = 2 * LIMIT;
     let (node, mut executor) = Node::deployed(2, &limited(limit));
     let [never, hold, flush] = functions(&executor, ["never", "hold", "flush"]);
     let (input, output) = buffers(&executor, &[1]);
@@ -204,15 +204,15 @@ fn an_idempotent_call_goes_on_elsewhere_when_the_lease_or_the_node_is_lost() {
 fn an_idempotent_call_that_is_in_flight_when_its_node_is_lost_runs_again() {
     let (first, second, mut executor) = two_nodes(1, &Deployment::default());
     let [sleep] = functions(&executor, ["sleep"]);
-    let (input, mut output) = buffers(&executor, &[100]);
+    let (input, mut output) = buffers(&executor, &[255]);
     thread::scope(|scope| {
         scope.spawn(|| {
-            thread::sleep(Duration::from_millis(30));
+            eventually("it is in flight", || first.taken() == 1);
             first.hang_up();
         });
         assert_eq!(executor.invoke_idempotent(&sleep, &input, &mut output).unwrap(), 1);
     });
-    assert_eq!(output.to_vec(..1).unwrap(), [100]);
+    assert_eq!(output.to_vec(..1).unwrap(), [255]);
     assert_eq!((executor.node(), second.allocations()), ("second", 1));
 }
 
@@ -245,7 +245,7 @@ fn an_idempotent_call_moves_before_an_announced_end_unless_others_are_in_flight(
 
 #[test]
 fn an_idempotent_call_gives_up_at_its_deadline_with_the_last_error() {
-    let timeout = Duration::from_millis(100);
+    let timeout = Duration::from_secs(2); // in which a busy machine asks once, and deploys
     let (node, mut executor) = Node::deployed(1, &Deployment::default().failover_timeout(timeout));
     let [empty] = functions(&executor, ["empty"]);
     let (input, mut output) = buffers(&executor, &[1]);
@@ -296,11 +296,12 @@ fn an_executor_that_was_killed_is_replaced_on_its_lease_once_in_a_call() {
     assert_eq!(executor.invoke_idempotent(&empty, &input, &mut output).unwrap(), 1);
     assert_eq!((first.allocations(), second.allocations()), (2, 0));
 
+    let before = first.taken();
     thread::scope(|scope| {
         let call = scope.spawn(|| executor.invoke_idempotent(&never, &input, &mut output));
         for process in [2, 3] {
             eventually("a process runs", || first.allocations() == process && first.running() == 2);
-            thread::sleep(Duration::from_millis(30)); // in flight
+            eventually("it is in flight", || first.taken() == before + process - 1);
             first.kill_executor(9);
         }
         let error = call.join().unwrap().unwrap_err();

@@ -26,7 +26,7 @@ use rfaas::protocol::{Empty, Hello, Role, Secret, Text};
 use rfaas::{Client, Executor, Lease, LeaseRequest};
 
 /// Ends what hangs; nothing here takes nearly as long.
-pub const LONG: Duration = Duration::from_secs(30);
+pub const LONG: Duration = Duration::from_secs(60);
 
 /// What the fake workers can do, by function name, sorted. All but the first are about the
 /// protocol.
@@ -101,6 +101,8 @@ struct Shared {
     clients_gone: u32,
     /// Requests that only brought an input.
     repeated: u32,
+    /// Requests that a worker has taken.
+    taken: u32,
     /// Executors and workers that run.
     running: u32,
 }
@@ -236,6 +238,11 @@ impl Node {
         lock(&self.shared).repeated
     }
 
+    /// Requests that its workers have taken so far.
+    pub fn taken(&self) -> u32 {
+        self.shared().taken
+    }
+
     /// Refuses the next `claims` claims or renewals.
     pub fn refuse(&self, claims: u32, because: RefusedBecause) {
         let mut shared = self.shared();
@@ -308,9 +315,10 @@ fn serve(start: &Start, shared: &Arc<Mutex<Shared>>, address: &Sender<SocketAddr
     }
 }
 
-/// Nodes here give no signs of life at all; only some are given up for that.
+/// Nodes here give no signs of life at all; only some are given up for that, once they are deployed to. The others
+/// never, however long a test takes.
 fn silence_ms(start: &Start) -> u32 {
-    if matches!(start, Start::NoSignOfLife | Start::OutOfReach) { 1000 } else { 30_000 }
+    if matches!(start, Start::NoSignOfLife | Start::OutOfReach) { 3000 } else { 3_600_000 }
 }
 
 fn serve_client(start: &Start, shared: &Arc<Mutex<Shared>>, device: &Device, client: &mut Channel) {

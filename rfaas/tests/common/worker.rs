@@ -165,6 +165,7 @@ impl Worker {
         let mut input = vec![0; header.input_bytes.get() as usize];
         self.slots.read(at + HEADER_SPACE, &mut input).unwrap();
         let first = input.first().copied().unwrap_or_default();
+        lock(shared).taken += 1;
         match FUNCTIONS[header.function.get() as usize] {
             "empty" => self.answer(slot, &header, &input),
             "exit" => return Next::Exit(Exit { signal: 0, status: 3 }),

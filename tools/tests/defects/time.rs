@@ -98,7 +98,7 @@ fn what_was_used_is_billed_however_the_client_ends_b2() {
         lease = leases[0]["id"].as_u64().unwrap_or(0);
         leases[0]["state"] == "active" && !scene.cluster.executors_running().is_empty()
     });
-    std::thread::sleep(patience(Duration::from_millis(300))); // in which it calls
+    std::thread::sleep(patience(Duration::from_secs(2))); // in which it calls
     kill_9(running.id());
     running.finish();
     let bill = booked(&scene, lease);
