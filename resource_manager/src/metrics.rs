@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use rfaas::protocol::lease::EndReason;
 
-use crate::pool::{LeaseState, NodeState, Pool, Totals};
+use crate::pool::{LeaseState, NodeState, Pool, Sums, Totals};
 
 /// Media type of [`Snapshot::render`]'s text.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -55,8 +55,7 @@ impl Events {
 pub struct Snapshot {
     nodes: [u64; 4],
     leases: [u64; 3],
-    cores: [u64; 2],
-    memory: [u64; 2],
+    sums: Sums,
     totals: Totals,
     counts: Counts,
 }
@@ -64,28 +63,15 @@ pub struct Snapshot {
 const LEASES: [LeaseState; 3] = [LeaseState::Granted, LeaseState::Active, LeaseState::Ending];
 
 impl Snapshot {
-    /// Counts.
+    /// Counts, without going through what there is.
     pub fn of(pool: &Pool, events: &Events) -> Self {
-        let (totals, counts) = (pool.totals(), *events.lock());
-        let mut snapshot = Snapshot { totals, counts, ..Snapshot::default() };
-        for node in pool.nodes() {
-            for (count, state) in snapshot.nodes.iter_mut().zip(NodeState::ALL) {
-                *count += u64::from(node.state == state);
-            }
-            if node.state == NodeState::Ready {
-                let all = node.spec.capacity();
-                snapshot.cores[0] += u64::from(all.cores);
-                snapshot.cores[1] += u64::from(node.free.cores);
-                snapshot.memory[0] += u64::from(all.memory);
-                snapshot.memory[1] += u64::from(node.free.memory);
-            }
+        Snapshot {
+            nodes: NodeState::ALL.map(|state| pool.count_nodes(state) as u64),
+            leases: LEASES.map(|state| pool.count_leases(state) as u64),
+            sums: pool.sums(),
+            totals: pool.totals(),
+            counts: *events.lock(),
         }
-        for lease in pool.leases() {
-            for (count, state) in snapshot.leases.iter_mut().zip(LEASES) {
-                *count += u64::from(lease.state == state);
-            }
-        }
-        snapshot
     }
 
     /// The text.
@@ -104,13 +90,13 @@ impl Snapshot {
         let help = "Leases ended, by reason.";
         let reasons = REASONS.map(EndReason::name);
         text.labelled("rfaas_leases_ended_total", "counter", help, "reason", &reasons, &ended);
-        text.one("rfaas_cores", "gauge", "Cores of nodes that are ready.", self.cores[0]);
+        text.one("rfaas_cores", "gauge", "Cores of nodes that are ready.", self.sums.cores);
         let help = "Cores of nodes that are ready that no lease holds.";
-        text.one("rfaas_cores_free", "gauge", help, self.cores[1]);
+        text.one("rfaas_cores_free", "gauge", help, self.sums.free_cores);
         let help = "Memory of nodes that are ready, in MB.";
-        text.one("rfaas_memory_megabytes", "gauge", help, self.memory[0]);
+        text.one("rfaas_memory_megabytes", "gauge", help, self.sums.memory);
         let help = "Memory of nodes that are ready that no lease holds, in MB.";
-        text.one("rfaas_memory_free_megabytes", "gauge", help, self.memory[1]);
+        text.one("rfaas_memory_free_megabytes", "gauge", help, self.sums.free_memory);
         let counts = &self.counts;
         let help = "Times that the state was committed.";
         text.one("rfaas_state_commits_total", "counter", help, counts.commits);

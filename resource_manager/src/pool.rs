@@ -40,7 +40,8 @@ mod restart;
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
+use std::ops::Bound;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -58,6 +59,7 @@ pub use lease::{Grant, LeaseState, LeaseView, Terms};
 use lease::{Lease, State};
 use node::Node;
 pub use node::{Capacity, Conflict, NodeSpec, NodeState, NodeView, Removal, Run};
+pub use nodes::Sums;
 use nodes::{Nodes, Slot};
 pub use record::{Billed, Changes, LeaseRecord, NodeRecord, Snapshot};
 pub use reporting::EndReport;
@@ -181,7 +183,9 @@ pub struct Totals {
 #[derive(Debug)]
 pub struct Pool {
     nodes: Nodes,
-    leases: HashMap<LeaseId, Lease>,
+    leases: BTreeMap<LeaseId, Lease>,
+    /// How many are in each state.
+    states: [usize; LeaseState::ALL.len()],
     /// The deadline of each lease (BOUNDED).
     deadlines: Deadlines,
     open_bills: OpenBills,
@@ -210,7 +214,8 @@ impl Pool {
         let first_id = first.unwrap_or(LeaseId(std::num::NonZeroU64::MIN));
         Pool {
             nodes: Nodes::default(),
-            leases: HashMap::new(),
+            leases: BTreeMap::new(),
+            states: Default::default(),
             deadlines: Deadlines::default(),
             open_bills: OpenBills::default(),
             distrust: Distrust::default(),
@@ -289,25 +294,34 @@ impl Pool {
 
     /// Leases that have not ended, oldest first.
     pub fn leases(&self) -> Vec<LeaseView> {
-        let mut leases: Vec<_> = self.leases.values().map(Lease::view).collect();
-        leases.sort_unstable_by_key(|lease| lease.lease);
-        leases
+        self.leases.values().map(Lease::view).collect()
     }
 
     /// The first `most` of those after `id`, or of all.
     pub fn leases_after(&self, id: Option<LeaseId>, most: usize) -> Vec<LeaseView> {
-        let mut ids: Vec<_> = self.leases.keys().filter(|lease| Some(**lease) > id).collect();
-        if most < ids.len() {
-            ids.select_nth_unstable(most);
-            ids.truncate(most);
-        }
-        ids.sort_unstable();
-        ids.into_iter().filter_map(|id| self.lease(*id)).collect()
+        let start = id.map_or(Bound::Unbounded, Bound::Excluded);
+        let after = self.leases.range((start, Bound::Unbounded));
+        after.take(most).map(|(_, lease)| lease.view()).collect()
     }
 
     /// One lease that has not ended.
     pub fn lease(&self, id: LeaseId) -> Option<LeaseView> {
         self.leases.get(&id).map(Lease::view)
+    }
+
+    /// How many leases are in `state`.
+    pub fn count_leases(&self, state: LeaseState) -> usize {
+        self.states[state as usize]
+    }
+
+    /// How many nodes are in `state`.
+    pub fn count_nodes(&self, state: NodeState) -> usize {
+        self.nodes.count(state)
+    }
+
+    /// What the nodes that are ready have together.
+    pub fn sums(&self) -> Sums {
+        self.nodes.sums()
     }
 
     /// Whether this lease was granted, and neither was claimed nor has ended.

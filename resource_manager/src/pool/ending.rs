@@ -111,6 +111,7 @@ impl Pool {
         out: &mut Vec<Action>,
     ) {
         let Some(lease) = self.leases.remove(&id) else { return };
+        self.states[lease.state.shown() as usize] -= 1;
         self.unsaved.lease(id);
         self.totals.ended[usize::from(reason as u16)] += 1;
         let bill = report.unwrap_or_else(|| lease.known_bill(now));
@@ -152,6 +153,8 @@ impl Pool {
     /// Gives a lease a new state and, with it, a new deadline.
     pub(super) fn set_state(&mut self, id: LeaseId, state: State, deadline: Instant) {
         let Some(lease) = self.leases.get_mut(&id) else { return };
+        self.states[lease.state.shown() as usize] -= 1;
+        self.states[state.shown() as usize] += 1;
         lease.state = state;
         if std::mem::replace(&mut lease.deadline, deadline) != deadline {
             self.deadlines.insert(deadline, id, &self.leases);

@@ -119,6 +119,7 @@ impl Pool {
         self.nodes.change(lease.slot, |node| node.take(id, lease.terms.holds()));
         self.totals.granted += 1;
         self.deadlines.insert(lease.deadline, id, &self.leases);
+        self.states[lease.state.shown() as usize] += 1;
         self.leases.insert(id, lease);
         self.unsaved.lease(id);
     }

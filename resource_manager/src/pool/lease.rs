@@ -94,6 +94,10 @@ pub enum LeaseState {
 }
 
 impl LeaseState {
+    /// All, in order.
+    pub const ALL: [LeaseState; 4] =
+        [LeaseState::Granted, LeaseState::Active, LeaseState::Ending, LeaseState::Ended];
+
     /// As JSON names it.
     pub fn name(self) -> &'static str {
         match self {
@@ -136,6 +140,16 @@ pub(super) enum State {
     Ending { reason: EndReason, grace_ends: Now },
 }
 
+impl State {
+    pub(super) fn shown(self) -> LeaseState {
+        match self {
+            State::Granted { .. } => LeaseState::Granted,
+            State::Active => LeaseState::Active,
+            State::Ending { .. } => LeaseState::Ending,
+        }
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct Lease {
     pub(super) terms: Terms,
@@ -155,6 +169,7 @@ pub(super) struct Lease {
     pub(super) unseen_since: Option<Instant>,
     /// What it has used, as its node last said.
     pub(super) used: Bill,
+    /// Counted in [`Pool::states`](super::Pool); changed by [`Pool::set_state`](super::Pool) only.
     pub(super) state: State,
     /// Also in [`Pool::deadlines`](super::Pool); changed by [`Pool::set_state`](super::Pool) only.
     pub(super) deadline: Instant,
@@ -168,11 +183,7 @@ impl Lease {
             node: self.node.clone(),
             cores: self.terms.cores,
             memory: self.terms.memory,
-            state: match self.state {
-                State::Granted { .. } => LeaseState::Granted,
-                State::Active => LeaseState::Active,
-                State::Ending { .. } => LeaseState::Ending,
-            },
+            state: self.state.shown(),
             granted_at: self.granted_at,
             expires_at: self.terms.expires_at,
         }

@@ -41,6 +41,19 @@ const NO_NODE: Indexed = Indexed {
     tried_last: false,
 };
 
+/// What nodes that are ready have together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sums {
+    /// Cores.
+    pub cores: u64,
+    /// Cores that no lease holds.
+    pub free_cores: u64,
+    /// Memory in MB.
+    pub memory: u64,
+    /// Memory that no lease holds, in MB.
+    pub free_memory: u64,
+}
+
 #[derive(Debug, Default)]
 pub(super) struct Nodes {
     slots: Vec<Option<Node>>,
@@ -57,6 +70,7 @@ pub(super) struct Nodes {
     whole: Places,
     /// How many are in each state, in the order of [`NodeState::ALL`].
     states: [usize; NodeState::ALL.len()],
+    sums: Sums,
 }
 
 impl Nodes {
@@ -122,6 +136,15 @@ impl Nodes {
         if before.whole != after.whole {
             self.whole.set(slot.0, after.whole);
         }
+        let Sums { cores, free_cores, memory, free_memory } = &mut self.sums;
+        for (sum, before, after) in [
+            (cores, before.whole.cores, after.whole.cores),
+            (free_cores, before.free.cores, after.free.cores),
+            (memory, before.whole.memory, after.whole.memory),
+            (free_memory, before.free.memory, after.free.memory),
+        ] {
+            *sum = *sum + u64::from(after) - u64::from(before);
+        }
     }
 
     pub(super) fn get(&self, slot: Slot) -> Option<&Node> {
@@ -160,6 +183,10 @@ impl Nodes {
 
     pub(super) fn count(&self, state: NodeState) -> usize {
         self.states[state as usize]
+    }
+
+    pub(super) fn sums(&self) -> Sums {
+        self.sums
     }
 
     /// What is due first, and when.

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant, SystemTime};
 use rdmalib::Peer;
 use resource_manager::pool::{
     Action, Ask, Billed, Capacity, Changes, Denied, END_MARGIN, EXPIRY_MARGIN, EndReport, FairUse,
-    Grant, LeaseState, LinkId, NodeSpec, NodeState, NotReplaced, Now, Pool, RECLAIM,
-    RESTART_RETURN, Run, Terms,
+    Grant, LeaseState, LeaseView, LinkId, NodeSpec, NodeState, NotReplaced, Now, Pool, RECLAIM,
+    RESTART_RETURN, Run, Sums, Terms,
 };
 use rfaas::protocol::lease::{EndReason, LeaseId, Unusable};
 use rfaas::protocol::node::Bill;
@@ -461,6 +461,7 @@ impl World {
             let is_late = lease.state == LeaseState::Granted && self.now.wall >= claim_by;
             assert!(!(is_there && is_late), "lease {} was not claimed", lease.lease);
         }
+        self.check_counts(&leases);
         for node in self.pool.nodes() {
             let (cores, memory) = held.remove(&**node.spec.name()).unwrap_or_default();
             let all = node.spec.capacity();
@@ -486,6 +487,27 @@ impl World {
             let known = kept.is_some_and(|kept| kept.reported && kept.bill == *bill);
             assert!(known, "the bill of {lease} was acknowledged and is not there");
         }
+    }
+
+    /// What is counted is what there is.
+    fn check_counts(&self, leases: &[LeaseView]) {
+        for state in LeaseState::ALL {
+            let all = leases.iter().filter(|lease| lease.state == state).count();
+            assert_eq!(self.pool.count_leases(state), all, "{state:?}");
+        }
+        let (nodes, mut sums) = (self.pool.nodes(), Sums::default());
+        for state in NodeState::ALL {
+            let all = nodes.iter().filter(|node| node.state == state).count();
+            assert_eq!(self.pool.count_nodes(state), all, "{state:?}");
+        }
+        for node in nodes.iter().filter(|node| node.state == NodeState::Ready) {
+            let Capacity { cores, memory } = node.spec.capacity();
+            sums.cores += u64::from(cores);
+            sums.memory += u64::from(memory);
+            sums.free_cores += u64::from(node.free.cores);
+            sums.free_memory += u64::from(node.free.memory);
+        }
+        assert_eq!(self.pool.sums(), sums);
     }
 
     /// Nobody does anything any more: every lease ends. Then executor managers come back and say what was
