@@ -1,9 +1,10 @@
 //! Who takes up room before it has shown what for, and who goes when there is no more: what keeps one peer
 //! from locking out the others.
 //!
-//! * OLDEST - whoever comes finds room: the oldest of its own peer goes if that has its share or most of all, else the
-//!   oldest of the peer that has most. So who says soon what it wants is served, also next to a peer that
-//!   fills all places again and again, and also if it is of the same user.
+//! * OLDEST - whoever comes finds room: the oldest of its own peer goes if that has its share or
+//!   most of all, else the oldest of the peer that has most. So who says soon what it wants is
+//!   served, also next to a peer that fills all places again and again, and also if it is of the
+//!   same user.
 //! * INDEXED - nothing here looks at all that wait, however many there are.
 //!
 //! Pure: what it is that waits, and what becomes of it, is the caller's.
@@ -74,8 +75,8 @@ impl<K: Copy + Eq + Hash> WaitingList<K> {
         self.peers.get(&peer).into_iter().flat_map(BTreeMap::values).copied()
     }
 
-    /// OLDEST. Of whom one has to go before one of `newcomer` is added; `None` if there is room. If `full`, there is none
-    /// for other reasons.
+    /// OLDEST. Of whom one has to go before one of `newcomer` is added; `None` if there is room. If
+    /// `full`, there is none for other reasons.
     pub fn crowded(&self, newcomer: Peer, full: bool) -> Option<Peer> {
         let its = self.count(newcomer);
         if its >= self.of_peer {

@@ -2,11 +2,12 @@
 //! a client ends with its connection; claimed leases do not depend on it.
 //!
 //! Clients are not known to the cluster, so their connections are bounded.
-//! * ROOM - so many connections in all, and of one peer (a user or an address). When there is no room, one of the peer that
-//!   has most goes for one that comes: the one that has been silent longest, unless it waits for the claim of a
-//!   lease. It has a last turn, and stays if it is granted something then. Our clients connect again when they ask.
-//! * ONCE A PASS - a request that would fit if less were leased is set aside until what nodes have said by then was heard,
-//!   once for all of them. One that never fits is refused at once.
+//! * ROOM - so many connections in all, and of one peer (a user or an address). When there is no
+//!   room, one of the peer that has most goes for one that comes: the one that has been silent
+//!   longest, unless it waits for the claim of a lease. It has a last turn, and stays if it is
+//!   granted something then. Our clients connect again when they ask.
+//! * ONCE A PASS - a request that would fit if less were leased is set aside until what nodes have
+//!   said by then was heard, once for all of them. One that never fits is refused at once.
 //! * KEYLESS - the key of a lease goes out once, with its grant: a renewal is answered without it, and a lease is
 //!   exchanged on the connection only that it was granted on. A token shown here proves no key.
 //! * DURABLE FIRST - an answer waits until the loop has committed what it tells of.
@@ -31,13 +32,14 @@ use crate::pool::{Action, Ask, Grant, LinkId, MAX_NODES, Now, Pool};
 const NAMELESS: &str = "rdma";
 /// Messages that a client may be ahead.
 const RECEIVES: u32 = 16;
-/// Most connections of one peer: as many of a machine's processes may be clients at once. There are fewer where there is
-/// less room: half of it.
+/// Most connections of one peer: as many of a machine's processes may be clients at once. There are
+/// fewer where there is less room: half of it.
 const MOST_OF_PEER: usize = 1024;
-/// Connections of a peer that are looked at for one that can go: more than wait for claims of their leases in the same
-/// moment, where claims take milliseconds.
+/// Connections of a peer that are looked at for one that can go: more than wait for claims of their
+/// leases in the same moment, where claims take milliseconds.
 const MOST_LOOKED_AT: usize = 64;
-/// Messages that wait for a client, besides those that are under way to it: two of the longest answers.
+/// Messages that wait for a client, besides those that are under way to it: two of the longest
+/// answers.
 const MOST_WAITING: usize = 2 * MAX_NODES as usize;
 /// Leases remembered for a connection before those that were claimed or ended are left out.
 const SWEEP: usize = 64;
@@ -130,8 +132,8 @@ impl Clients {
         self.links.iter().map(|(id, link)| (*id, &link.channel))
     }
 
-    /// ROOM. Makes room for one of `newcomer`, if there is none or all connections together are `full`. False if that cannot
-    /// be done.
+    /// ROOM. Makes room for one of `newcomer`, if there is none or all connections together are
+    /// `full`. False if that cannot be done.
     pub(crate) fn make_room(
         &mut self,
         now: Now,
@@ -150,7 +152,7 @@ impl Clients {
                 return true;
             }
         }
-        // Nobody keeps others out with leases that it does not claim; from itself it has nothing to take.
+        // Who does not claim its leases keeps nobody else out, and gets no more connections itself.
         let Some(oldest) = silent.first().filter(|_| from != newcomer) else { return false };
         tracing::debug!(?from, "connection of a client that does not claim its leases makes room");
         self.drop_link(now, *oldest, &ChannelError::Disconnected, pool);
@@ -178,8 +180,8 @@ impl Clients {
         self.leaving.iter().copied()
     }
 
-    /// ROOM. Drops those that have had their last turn, unless they were granted something then: so others leave after the
-    /// next pass.
+    /// ROOM. Drops those that have had their last turn, unless they were granted something then: so
+    /// others leave after the next pass.
     pub(crate) fn make_way(&mut self, now: Now, pool: &mut Pool) {
         for id in std::mem::take(&mut self.leaving) {
             let Some(link) = self.links.get(&id) else { continue };
@@ -248,7 +250,8 @@ impl Clients {
         })
     }
 
-    /// Whether requests wait for nodes to be heard, and then for [`answer_aside`](Self::answer_aside).
+    /// Whether requests wait for nodes to be heard, and then for
+    /// [`answer_aside`](Self::answer_aside).
     pub(crate) fn has_aside(&self) -> bool {
         !self.aside.is_empty()
     }

@@ -24,7 +24,8 @@ pub(crate) enum Waiting {
     Polling,
 }
 
-/// Hands up to `most` messages of one peer to `handle`. Any `Err` ends this connection, and only this one.
+/// Hands up to `most` messages of one peer to `handle`. Any `Err` ends this connection, and only
+/// this one.
 pub(crate) fn take_messages<M: MessageKind>(
     channel: &mut Channel,
     waiting: Waiting,

@@ -40,8 +40,8 @@ const MOST_UNREGISTERED: usize = 256;
 const LAST_WORDS: Duration = Duration::from_secs(1);
 /// Messages taken from one executor manager before the others have their turn.
 const TURN: usize = 64;
-/// Messages that wait for one that is slow: many times what a pass of the loop has for it. They are about its leases, so it is
-/// not told less.
+/// Messages that wait for one that is slow: many times what a pass of the loop has for it. They are
+/// about its leases, so it is not told less.
 const MOST_WAITING: usize = 4096;
 /// Messages that an executor manager may be ahead: after a reconnection it reports all its leases.
 const RECEIVES: u32 = 256;
@@ -193,9 +193,9 @@ impl Nodes {
         })
     }
 
-    /// Takes what all nodes have sent by now, up to [`TURN`] messages of each. To be called between reading a wish for
-    /// capacity and refusing it, once for all that were read: a client that gave a lease back was told so after its node had reported the end,
-    /// so that report is seen here.
+    /// Takes what all nodes have sent by now, up to [`TURN`] messages of each. To be called between
+    /// reading a wish for capacity and refusing it, once for all that were read: a client that gave
+    /// a lease back was told so after its node had reported the end, so that report is seen here.
     pub(crate) fn hear(&mut self, now: Now, pool: &mut Pool, out: &mut Vec<Action>) {
         let ids: Vec<LinkId> = self.links.keys().copied().collect();
         for id in ids {

@@ -3,9 +3,12 @@
 //! commit what changed, and carries out what the pool says.
 //!
 //! ```text
-//!   poll(2) ──▶ accept ──▶ turns of peers ──▶ nodes are heard ──▶ commands, requests set aside ──▶ deadlines ─┐
-//!      ▲                                       (if any of these)                                            ▼
-//!      └──── answers over HTTP ◀── answers over RDMA ◀── actions ◀── commit ◀───────────────────────────────┘
+//!   poll(2) ──▶ accept ──▶ turns of peers ──▶ nodes are heard, if anybody asks ──┐
+//!      ▲                                                                          ▼
+//!      │       deadlines ◀── requests that were set aside ◀── commands ◀──────────┘
+//!      │           ▼
+//!      │         commit ──▶ actions ──▶ answers over RDMA ──▶ answers over HTTP ──┐
+//!      └──────────────────────────────────────────────────────────────────────────┘
 //! ```
 //! With `rdma-sleep` false it looks at everything again and again instead, without sleeping.
 //!
@@ -39,10 +42,11 @@ use crate::metrics::Events;
 use crate::nodes::{Nodes, message_of};
 use crate::pool::{Action, LinkId, Now, Pool};
 
-/// Most connections taken before peers have their turn again. There are fewer where there is less room, an eighth of it: who
-/// has just come is heard before it makes room for many others.
+/// Most connections taken before peers have their turn again. There are fewer where there is less
+/// room, an eighth of it: who has just come is heard before it makes room for many others.
 const ACCEPT_BATCH: usize = 32;
-/// Messages of clients taken before nodes have their turn again, as long as each client has one; and of one of them.
+/// Messages of clients taken before nodes have their turn again, as long as each client has one;
+/// and of one of them.
 const MESSAGES: usize = 1024;
 const MESSAGES_OF_CLIENT: usize = 64;
 /// Pause after the listener failed (no descriptor is left, say), so that the loop does not spin on it.

@@ -13,9 +13,9 @@
 //! * A page can send `text/plain`, `multipart/form-data` and `application/x-www-form-urlencoded` to another site without
 //!   asking that first. The first two are refused. The third is what `curl -d` says, as the tutorial has it, so it has to
 //!   do; JSON needs a browser's preflight, which is not answered.
-//! * A page whose site's name was made to mean this machine (DNS rebinding) sends that name as `Host`. So that must be an
-//!   address, a name without a dot, which no public site has, or one of this machine. Of an address, all counts: a
-//!   site's name may begin like one.
+//! * A page whose site's name was made to mean this machine (DNS rebinding) sends that name as
+//!   `Host`. So that must be an address, a name without a dot, which no public site has, or one of
+//!   this machine. Of an address, all counts: a site's name may begin like one.
 //!
 //! Reading needs none of this: no answer to a `GET` has a token, and answers do not allow other sites to read them.
 //!
@@ -60,8 +60,8 @@ impl Access {
     /// Whether `host`, without a port, means this machine and cannot be a public site.
     fn is_ours(&self, host: &str) -> bool {
         let host = host.trim_end_matches('.').to_ascii_lowercase();
-        // A machine knows its name, not always its domain. Where it does, that counts too; and any site may have a machine
-        // called localhost.
+        // A machine knows its name, not always its domain. Where it does, that counts too; and any
+        // site may have a machine called localhost.
         let in_a_domain = |name: &str| {
             let alone = !name.contains('.') && name != "localhost";
             alone && host.split_once('.').is_some_and(|(first, _)| first == name)

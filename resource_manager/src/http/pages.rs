@@ -25,8 +25,8 @@ use super::{Answer, Failure, within};
 
 /// Rows of a page: as text some 150 KiB.
 pub(super) const ROWS: usize = 512;
-/// How long a client may take to read a long answer, not counting the time in which its pages are looked up; and how long
-/// that may take for one page, or for a sum of bills.
+/// How long a client may take to read a long answer, not counting the time in which its pages are
+/// looked up; and how long that may take for one page, or for a sum of bills.
 pub(super) const READ_ALL: Duration = Duration::from_secs(60);
 
 /// A list that is read in pages.

@@ -198,8 +198,8 @@ impl Shares {
         self.known.len() - self.holders >= MOST_KNOWN
     }
 
-    /// Forgets those whose requests of the last second are none. That takes as long as there are many, so it is done once a
-    /// second.
+    /// Forgets those whose requests of the last second are none. That takes as long as there are
+    /// many, so it is done once a second.
     fn sweep(&mut self, now: Instant) {
         let is_recent = |at: Instant| now.saturating_duration_since(at) < SECOND;
         if !self.swept.is_some_and(is_recent) {

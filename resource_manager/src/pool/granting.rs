@@ -14,8 +14,8 @@ use super::nodes::Slot;
 use super::{EXPIRY_MARGIN, Now, Pool};
 
 impl Pool {
-    /// Grants leases that meet `ask`, all of it or nothing: one on a node that has room for it, else one on
-    /// each of as many nodes as it may be met from.
+    /// Grants leases that meet `ask`, all of it or nothing: one on a node that has room for it,
+    /// else one on each of as many nodes as it may be met from.
     pub fn request(&mut self, now: Now, ask: &Ask) -> Result<Vec<Grant>, Denied> {
         match self.try_request(now, ask)? {
             Some(grants) => Ok(grants),
@@ -23,8 +23,9 @@ impl Pool {
         }
     }
 
-    /// Likewise, or `None`: there is no room as far as is known, and would be if less were leased. So it is worth hearing
-    /// what nodes have said meanwhile, and then to [`request_again`](Self::request_again).
+    /// Likewise, or `None`: there is no room as far as is known, and would be if less were leased.
+    /// So it is worth hearing what nodes have said meanwhile, and then to
+    /// [`request_again`](Self::request_again).
     pub fn try_request(&mut self, now: Now, ask: &Ask) -> Result<Option<Vec<Grant>>, Denied> {
         let granted = self.admit(now, ask).and_then(|()| self.place(now, ask));
         granted.inspect_err(|denied| self.note_denied(ask, denied))

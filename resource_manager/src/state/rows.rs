@@ -55,7 +55,8 @@ type BilledRow<'a> = (&'a str, &'a str, (u32, u32), BillFields, u16, bool);
 /// range.
 pub(super) const BILLS: TableDefinition<(u64, u64), BilledRow<'static>> =
     TableDefinition::new("bills");
-/// Bills of leases that nobody claimed, which are kept for a while, likewise. A table of its own, since it is bounded.
+/// Bills of leases that nobody claimed, which are kept for a while, likewise. A table of its own,
+/// since it is bounded.
 pub(super) const UNCLAIMED: TableDefinition<(u64, u64), BilledRow<'static>> =
     TableDefinition::new("unclaimed_bills");
 /// When a lease ended, by lease: with it, the key of its bill.
