@@ -40,7 +40,7 @@ mod restart;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeSet, HashMap};
 use std::ops::Bound;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -183,7 +183,9 @@ pub struct Totals {
 #[derive(Debug)]
 pub struct Pool {
     nodes: Nodes,
-    leases: BTreeMap<LeaseId, Lease>,
+    leases: HashMap<LeaseId, Lease>,
+    /// Their ids in order.
+    ids: BTreeSet<LeaseId>,
     /// How many are in each state.
     states: [usize; LeaseState::ALL.len()],
     /// The deadline of each lease (BOUNDED).
@@ -214,7 +216,8 @@ impl Pool {
         let first_id = first.unwrap_or(LeaseId(std::num::NonZeroU64::MIN));
         Pool {
             nodes: Nodes::default(),
-            leases: BTreeMap::new(),
+            leases: HashMap::new(),
+            ids: BTreeSet::new(),
             states: Default::default(),
             deadlines: Deadlines::default(),
             open_bills: OpenBills::default(),
@@ -294,14 +297,14 @@ impl Pool {
 
     /// Leases that have not ended, oldest first.
     pub fn leases(&self) -> Vec<LeaseView> {
-        self.leases.values().map(Lease::view).collect()
+        self.leases_after(None, usize::MAX)
     }
 
     /// The first `most` of those after `id`, or of all.
     pub fn leases_after(&self, id: Option<LeaseId>, most: usize) -> Vec<LeaseView> {
         let start = id.map_or(Bound::Unbounded, Bound::Excluded);
-        let after = self.leases.range((start, Bound::Unbounded));
-        after.take(most).map(|(_, lease)| lease.view()).collect()
+        let after = self.ids.range((start, Bound::Unbounded));
+        after.take(most).filter_map(|id| self.lease(*id)).collect()
     }
 
     /// One lease that has not ended.

@@ -5,7 +5,7 @@
 //! then looks for nothing.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap};
+use std::collections::{BinaryHeap, HashMap};
 use std::time::Instant;
 
 use rfaas::protocol::lease::LeaseId;
@@ -20,7 +20,7 @@ pub(super) struct Deadlines(BinaryHeap<Reverse<(Instant, LeaseId)>>);
 
 impl Deadlines {
     /// Notes the deadline of a lease, which holds as long as it is the lease's.
-    pub(super) fn insert(&mut self, at: Instant, id: LeaseId, leases: &BTreeMap<LeaseId, Lease>) {
+    pub(super) fn insert(&mut self, at: Instant, id: LeaseId, leases: &HashMap<LeaseId, Lease>) {
         if self.0.len() > FEW + 4 * leases.len() {
             self.0.retain(|Reverse(deadline)| holds(deadline, leases));
         }
@@ -36,7 +36,7 @@ impl Deadlines {
     pub(super) fn due(
         &mut self,
         now: Instant,
-        leases: &BTreeMap<LeaseId, Lease>,
+        leases: &HashMap<LeaseId, Lease>,
     ) -> Option<LeaseId> {
         while let Some(Reverse(first)) = self.0.peek() {
             let (at, id) = *first;
@@ -53,6 +53,6 @@ impl Deadlines {
     }
 }
 
-fn holds((at, id): &(Instant, LeaseId), leases: &BTreeMap<LeaseId, Lease>) -> bool {
+fn holds((at, id): &(Instant, LeaseId), leases: &HashMap<LeaseId, Lease>) -> bool {
     leases.get(id).is_some_and(|lease| lease.deadline == *at)
 }

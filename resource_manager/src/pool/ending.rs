@@ -112,6 +112,7 @@ impl Pool {
     ) {
         let Some(lease) = self.leases.remove(&id) else { return };
         self.states[lease.state.shown() as usize] -= 1;
+        self.ids.remove(&id);
         self.unsaved.lease(id);
         self.totals.ended[usize::from(reason as u16)] += 1;
         let bill = report.unwrap_or_else(|| lease.known_bill(now));

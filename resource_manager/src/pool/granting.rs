@@ -28,6 +28,12 @@ impl Pool {
     /// [`request_again`](Self::request_again).
     pub fn try_request(&mut self, now: Now, ask: &Ask) -> Result<Option<Vec<Grant>>, Denied> {
         let granted = self.admit(now, ask).and_then(|()| self.place(now, ask));
+        let granted = granted.and_then(|granted| match granted {
+            None if !self.nodes.fits_when_empty(ask.wanted, most_parts(ask)) => {
+                Err(self.why_denied(ask))
+            }
+            _ => Ok(granted),
+        });
         granted.inspect_err(|denied| self.note_denied(ask, denied))
     }
 
@@ -40,15 +46,12 @@ impl Pool {
         granted.inspect_err(|denied| self.note_denied(ask, denied))
     }
 
-    /// Counts a request, and says no if nothing that nodes say could change that.
+    /// Counts a request, and says no if its client may not have it.
     fn admit(&mut self, now: Now, ask: &Ask) -> Result<(), Denied> {
         self.shares.count(now, ask)?;
         self.shares.check_timeout(ask.timeout)?;
         self.shares.check(ask, 1)?; // before the room, which is another's business
-        match self.nodes.fits_when_empty(ask.wanted, most_parts(ask)) {
-            true => Ok(()),
-            false => Err(self.why_denied(ask)),
-        }
+        Ok(())
     }
 
     /// Grants it if there is room and its client may have it.
@@ -121,6 +124,7 @@ impl Pool {
         self.totals.granted += 1;
         self.deadlines.insert(lease.deadline, id, &self.leases);
         self.states[lease.state.shown() as usize] += 1;
+        self.ids.insert(id);
         self.leases.insert(id, lease);
         self.unsaved.lease(id);
     }
