@@ -9,7 +9,8 @@
 //! * ONCE A PASS - a request that would fit if less were leased is set aside until what nodes have
 //!   said by then was heard, once for all of them. One that never fits is refused at once.
 //! * KEYLESS - the key of a lease goes out once, with its grant: a renewal is answered without it, and a lease is
-//!   exchanged on the connection only that it was granted on. A token shown here proves no key.
+//!   exchanged on the connection only that it was granted on. A token is shown here without its key, and so proves
+//!   nothing: who has seen one ends no lease with it on a connection of its own.
 //! * DURABLE FIRST - an answer waits until the loop has committed what it tells of.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -234,7 +235,9 @@ impl Clients {
                 FromClient::Replace(wanted) => {
                     replace(now, &wanted, secret, pool, leases, *origin, out)?
                 }
-                FromClient::Release(release) => return give_back(now, &release, secret, pool, out),
+                FromClient::Release(release) => {
+                    return give_back(now, &release, secret, leases, pool, out);
+                }
             };
             *granted |= matches!(answer, ToClient::Granted(_));
             answers.push((id, answer));
@@ -416,19 +419,21 @@ fn refused(request: U32, why: &str) -> ToClient {
     ToClient::Refused(LeaseRefused { request, reason: Reason::truncated(why) })
 }
 
-/// Ends the lease whose token is shown. A token that is not ours, or of a lease that has ended, changes
-/// nothing: the client may not know yet.
+/// Ends the lease whose token is shown, if it was granted on this connection or the token has its key (KEYLESS). For
+/// any other, or one that has ended, nothing changes: the client may not know yet.
 fn give_back(
     now: Now,
     release: &LeaseRelease,
     secret: &[u8],
+    leases: &Unclaimed,
     pool: &mut Pool,
     out: &mut Vec<Action>,
 ) -> Result<(), ChannelError> {
     if !release.token.signed().verify(secret) {
         return Err(Malformed::Field("token").into());
     }
-    if let Some(lease) = LeaseId::new(release.token.terms.lease.get()) {
+    let Some(lease) = LeaseId::new(release.token.terms.lease.get()) else { return Ok(()) };
+    if leases.leases.contains(&lease) || release.token.verify(secret) {
         pool.end_lease(now, lease, EndReason::Released, out);
     }
     Ok(())

@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 
 use rfaas::channel::{Channel, Incoming};
 use rfaas::protocol::lease::{
-    FromClient, LeaseGranted, LeaseReplace, NodeName, ToClient, Token, Unusable,
+    FromClient, LeaseGranted, LeaseRelease, LeaseReplace, NodeName, ToClient, Token, Unusable,
 };
 use rfaas::protocol::node::{FromNode, Register, ToNode};
 use rfaas::protocol::{Clock, Nonces, Role};
@@ -121,6 +121,27 @@ fn exchange(client: &mut Client, token: Token, because: u16) -> ToClient {
         Incoming::Message(answer) => answer,
         other => panic!("{other:?}"),
     }
+}
+
+#[test]
+fn who_has_seen_a_lease_without_its_key_cannot_give_it_back() {
+    let manager = manager();
+    let _node = Node::ready(manager.rdma, "a");
+    let (mut client, mut stranger) = (Client::new(manager.rdma), Client::new(manager.rdma));
+    let token = client.lease(1, 1).token;
+    let state = |token: &Token| manager.lease_state(token.terms.lease.get());
+    let release = |by: &mut Client, token| {
+        by.channel.send(&FromClient::Release(LeaseRelease { token })).unwrap();
+        // Taken after that, and refused: no node is so large.
+        assert!(matches!(by.ask(1000, 1, 1000), ToClient::Refused(_)));
+    };
+    release(&mut stranger, token.without_key());
+    assert_eq!(state(&token).as_deref(), Some("granted"));
+    release(&mut client, token.without_key());
+    assert_ne!(state(&token).as_deref(), Some("granted"), "its own");
+    let token = client.lease(1, 1).token;
+    release(&mut stranger, token);
+    assert_ne!(state(&token).as_deref(), Some("granted"), "its key is a proof");
 }
 
 fn node_of(granted: &LeaseGranted) -> String {
