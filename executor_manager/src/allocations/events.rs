@@ -14,10 +14,6 @@ use crate::request::Deployment;
 /// reads the clock, which takes some ten times as long on the fastest machine that was measured.
 const NS_A_CALL: u64 = 10;
 
-/// Largest number of calls on a bill: larger ones are not kept exactly by readers of JSON that have only doubles
-/// (RFC 8259, section 6). A core that does nothing else for a year does not come so far.
-const MOST_CALLS: u64 = 1 << 53;
-
 /// Names a client's connection. Never used twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ClientId(pub u64);
@@ -73,7 +69,7 @@ impl Usage {
             allocated_ns: allocated_ns.into(),
             hot_polling_ns: self.hot_polling_ns.min(most - execution_ns).into(),
             execution_ns: execution_ns.into(),
-            invocations: self.invocations.min(most / NS_A_CALL).min(MOST_CALLS).into(),
+            invocations: self.invocations.min(most / NS_A_CALL).min(Bill::MOST_INVOCATIONS).into(),
         }
     }
 }

@@ -196,11 +196,7 @@ impl Pool {
     }
 }
 
-/// Largest number that every JSON reader has exactly: 2^53. A worker that answers a call every nanosecond needs 104 days for
-/// as many.
-const MOST_INVOCATIONS: u64 = 1 << 53;
-
 /// A bill as it can be believed: what is in an executor's memory, its functions may write.
 fn countable(bill: Bill) -> Bill {
-    Bill { invocations: bill.invocations.get().min(MOST_INVOCATIONS).into(), ..bill }
+    Bill { invocations: bill.invocations.get().min(Bill::MOST_INVOCATIONS).into(), ..bill }
 }
