@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use rfaas::protocol::session::MAX_FUNCTION_NAME_BYTES;
 use rfaas::{Deployment, Error, Spin};
 
 use crate::buffers;
@@ -137,11 +138,16 @@ fn an_output_is_not_filled_beyond_what_the_deployment_allows() {
 
 #[test]
 fn an_unknown_function_is_refused_with_the_names_there_are() {
-    let (_node, executor) = Node::deployed(1, &Deployment::default());
+    let (node, executor) = Node::deployed(1, &Deployment::default());
     let error = executor.function("emtpy").unwrap_err();
     let Error::UnknownFunction { name, available } = error else { panic!("{error}") };
     assert_eq!(name, "emtpy");
     assert_eq!(available, executor.functions());
+    // One that is too long for the wire too: names are looked up here, and requests bring numbers.
+    let error = executor.function(&"g".repeat(MAX_FUNCTION_NAME_BYTES + 1)).unwrap_err();
+    assert!(matches!(error, Error::UnknownFunction { .. }), "{error}");
+    assert!(error.to_string().contains("at most 512 bytes, this one 513"), "{error}");
+    assert_eq!(node.taken(), 0, "nothing was sent");
 }
 
 #[test]
