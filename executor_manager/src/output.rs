@@ -9,8 +9,8 @@
 //!   who changes its mode, closes it or leaves it to a daemon changes nothing here.
 //! * ALONE - what is read of an executor is read by a thread of its own. Whatever becomes of that, no other
 //!   lease's output waits for it, nor the manager's loop, nor its end beyond [`LAST_WORDS`].
-//! * BYTES - descriptors that are passed over a socket are refused where the kernel can, and elsewhere discarded with the
-//!   bytes that they come with.
+//! * BYTES - descriptors that are passed over a socket are refused where the kernel can, and
+//!   elsewhere discarded with the bytes that they come with.
 //! * LAST WORDS - when an executor was reaped, what is in its sockets is read once more, and then they are
 //!   closed, whoever still holds them.
 //!

@@ -131,9 +131,10 @@ impl Device {
         Domain::new(self)
     }
 
-    /// A protection domain whose memory does not grow: for regions and queue pairs that need `bytes` bytes at most, each
-    /// its region or its receives, in whole pages. On the embedded device peers share the domain's memory, and so none of
-    /// them can make it larger; where peers cannot, it is a domain like any other.
+    /// A protection domain whose memory does not grow: for regions and queue pairs that need
+    /// `bytes` bytes at most, each its region or its receives, in whole pages. On the embedded
+    /// device peers share the domain's memory, and so none of them can make it larger; where peers
+    /// cannot, it is a domain like any other.
     pub fn fixed_domain(&self, bytes: usize) -> Result<Domain> {
         Domain::fixed(self, bytes)
     }

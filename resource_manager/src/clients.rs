@@ -1,5 +1,6 @@
-//! Connections of clients: they ask for leases, give them back, and exchange what they cannot use. What an unclaimed lease is worth to
-//! a client ends with its connection; claimed leases do not depend on it.
+//! Connections of clients: they ask for leases, give them back, and exchange what they cannot use.
+//! What an unclaimed lease is worth to a client ends with its connection; claimed leases do not
+//! depend on it.
 //!
 //! Clients are not known to the cluster, so their connections are bounded.
 //! * ROOM - so many connections in all, and of one peer (a user or an address). When there is no

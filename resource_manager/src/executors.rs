@@ -23,8 +23,8 @@ pub fn load(path: &Path) -> anyhow::Result<Vec<NodeSpec>> {
     database.executors.iter().enumerate().map(spec).collect()
 }
 
-/// The file that a name means, which need not be there: links are followed, so that what replaces the file replaces what
-/// they lead to and not them.
+/// The file that a name means, which need not be there: links are followed, so that what replaces
+/// the file replaces what they lead to and not them.
 pub fn place(path: &Path) -> io::Result<PathBuf> {
     /// As many as the kernel follows (path_resolution(7)).
     const MOST: usize = 40;

@@ -5,7 +5,8 @@
 //! * JSON - every answer is JSON, errors are `{"error":"…"}`; `/metrics` is Prometheus' text, bills also CSV. Bodies
 //!   are read as JSON also if they are said to be a form, as `curl -d` does.
 //! * NO PAGE, OURS - who may change something (`guard`).
-//! * LIMITED - bodies, connections and the time of a request are bounded (`serve`), and the memory for an answer (`pages`).
+//! * LIMITED - bodies, connections and the time of a request are bounded (`serve`), and the memory
+//!   for an answer (`pages`).
 //!
 //! * DURABLE FIRST - an answer comes after the commit of what it tells (`ledger`); bills are read from what was
 //!   committed, beside the loop.

@@ -46,8 +46,8 @@ pub(crate) const MANY: usize = 4096;
 /// Memory for pages of the file: those of all leases of a large cluster; bills are read again when asked for.
 const CACHE_BYTES: usize = 64 << 20;
 
-/// Bills of leases that nobody claimed that are kept at least; when there are twice as many, the oldest half goes. So many take
-/// some 4 MB of the file, and are more than a person reads.
+/// Bills of leases that nobody claimed that are kept at least; when there are twice as many, the
+/// oldest half goes. So many take some 4 MB of the file, and are more than a person reads.
 pub const MAX_UNCLAIMED: u64 = 1 << 14;
 
 /// Bills that are looked at for one page at most: some 10 ms.
@@ -211,8 +211,9 @@ impl State {
         Ok(())
     }
 
-    /// Up to `most` bills of `client`, or all, from `at` on, of leases that ended at `until` at the latest; and where to
-    /// go on, if there may be more. Looks at so many of others only, so a page may be empty and not the last.
+    /// Up to `most` bills of `client`, or all, from `at` on, of leases that ended at `until` at the
+    /// latest; and where to go on, if there may be more. Looks at so many of others only, so a page
+    /// may be empty and not the last.
     pub fn bills(
         &self,
         client: Option<&str>,

@@ -3,8 +3,8 @@
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 
-/// `word` as a POSIX shell takes it for one word: as it is where no shell would change it, else quoted. What is no text is
-/// quoted as bash, zsh and POSIX 2024 do it.
+/// `word` as a POSIX shell takes it for one word: as it is where no shell would change it, else
+/// quoted. What is no text is quoted as bash, zsh and POSIX 2024 do it.
 pub fn word(word: impl AsRef<OsStr>) -> String {
     let word = word.as_ref();
     let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"_-./:,+@%=".contains(byte);

@@ -5,11 +5,12 @@
 //!   user, and in all, until it is unmapped; beyond a bound nothing is mapped, and the access fails. A segment that
 //!   is mapped again, since its file has grown, counts twice until the smaller mapping has gone.
 //!
-//! * CHARGED - memory counts for the control group of who touches it first, also in a file of a peer's: where the peer has
-//!   written nothing, what we write to its receives, or read for a copy, becomes memory of ours until all let go of
-//!   the file. The peer chooses where, so of each peer it is as much as can be mapped: the first segments, with the
-//!   table of keys before them, and what the bounds allow beyond. A process that exchanges nothing but messages
-//!   has that made small ([`limit_peers`]), and bounds how many peers it has.
+//! * CHARGED - memory counts for the control group of who touches it first, also in a file of a
+//!   peer's: where the peer has written nothing, what we write to its receives, or read for a copy,
+//!   becomes memory of ours until all let go of the file. The peer chooses where, so of each peer
+//!   it is as much as can be mapped: the first segments, with the table of keys before them, and
+//!   what the bounds allow beyond. A process that exchanges nothing but messages has that made
+//!   small ([`limit_peers`]), and bounds how many peers it has.
 //!
 //! The first segments are not counted, so no user keeps the control connections of its own other processes,
 //! or of anybody, from working; how many connections there are has a bound of its own.

@@ -5,8 +5,9 @@
 //! and a message that nobody has read may hold such descriptors. Who closes the last one waits in the kernel,
 //! and no signal ends that. The last one of a domain's file gives back its pages, which takes a second for some GiB.
 //!
-//! * ELSEWHERE - so such a descriptor is kept in a [`ClosedLater`], which hands it over when it is dropped. Nobody waits
-//!   for these threads, also not at the end of the process, where nothing lingers.
+//! * ELSEWHERE - so such a descriptor is kept in a [`ClosedLater`], which hands it over when it is
+//!   dropped. Nobody waits for these threads, also not at the end of the process, where nothing
+//!   lingers.
 //! * APART - what may take for ever has threads of its own ([`Closing::Unsure`]). A thread that it takes is lost until
 //!   the peer lets go, and when all are, such descriptors wait, and then stay open; all others are closed as
 //!   ever. That one is taken away before it waits is not to be had: to refuse it is to close it, and to
@@ -30,8 +31,9 @@ use crate::process::ForkMark;
 
 /// Threads of a kind (APART) that close at the same time. One is enough unless somebody means harm.
 const MOST_THREADS: usize = 8;
-/// How long a thread that was woken waits for more: a connection that ends has several descriptors, others often end with
-/// it, and whoever ends them has better things to do than to wake a thread for each.
+/// How long a thread that was woken waits for more: a connection that ends has several descriptors,
+/// others often end with it, and whoever ends them has better things to do than to wake a thread
+/// for each.
 const TOGETHER: Duration = Duration::from_millis(1);
 /// It waits for no more than these: a process may have 1,024 descriptors unless told otherwise.
 const MANY: usize = 64;

@@ -3,8 +3,9 @@
 //!
 //! * OURS - whatever the kernel has installed in this process has an owner before anything is looked at: a
 //!   peer chooses how many descriptors it passes, and a process runs out of them.
-//! * LOOKED AT - a message is only looked at, and taken once it is known that everything that came with it has an owner:
-//!   what there is no room for, the kernel closes there and then, and that may take long (`closer`).
+//! * LOOKED AT - a message is only looked at, and taken once it is known that everything that came
+//!   with it has an owner: what there is no room for, the kernel closes there and then, and that
+//!   may take long (`closer`).
 //!
 //! Not by nix: it returns an error for a control message that was cut (`MSG_CTRUNC`) in place of what the
 //! kernel has installed by then.

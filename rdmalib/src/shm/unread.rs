@@ -2,9 +2,10 @@
 //! and when as many are under way as a process may have open (`RLIMIT_NOFILE`), no process of that user can pass any
 //! more (`ETOOMANYREFS`, `unix(7)`): neither this one, nor an executor.
 //!
-//! * BOUNDED - closing the connection takes nothing back: only that the connector reads, or closes its end. So the socket
-//!   of a connection that ends unread is kept, to see when that is, and further connectors of a user who has left so
-//!   many unread are turned away. Connections that have not ended come on top; their number is their owner's to bound.
+//! * BOUNDED - closing the connection takes nothing back: only that the connector reads, or closes
+//!   its end. So the socket of a connection that ends unread is kept, to see when that is, and
+//!   further connectors of a user who has left so many unread are turned away. Connections that
+//!   have not ended come on top; their number is their owner's to bound.
 //!
 //! What is read is known from the socket, in which nothing is left then (`SIOCOUTQ`). A byte that was to wake a
 //! peer, and which that has not taken yet, looks the same: then the socket is kept a little longer.

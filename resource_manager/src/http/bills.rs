@@ -137,8 +137,8 @@ impl ClientRow {
     }
 }
 
-/// Bills of `client`, or all, for leases that ended at `since` or later and before the question, in the order in which they
-/// ended.
+/// Bills of `client`, or all, for leases that ended at `since` or later and before the question, in
+/// the order in which they ended.
 pub(super) struct Bills {
     api: Api,
     client: Option<Arc<str>>,

@@ -6,13 +6,14 @@
 //! * NO PAGE - a request that a web page had a browser send changes nothing, whoever sits before the browser, which may
 //!   run on this machine.
 //!
-//! How NO PAGE tells a page from `curl`. Browsers put `Origin` into every request that may change something, also into
-//! those of a page of the same origin, and a page cannot leave it out or forge it: so whatever has one is refused.
-//! `Sec-Fetch-Site` says the same where there is no TLS in between. That would do; what follows guards against a browser
-//! that knows neither:
-//! * A page can send `text/plain`, `multipart/form-data` and `application/x-www-form-urlencoded` to another site without
-//!   asking that first. The first two are refused. The third is what `curl -d` says, as the tutorial has it, so it has to
-//!   do; JSON needs a browser's preflight, which is not answered.
+//! How NO PAGE tells a page from `curl`. Browsers put `Origin` into every request that may change
+//! something, also into those of a page of the same origin, and a page cannot leave it out or forge
+//! it: so whatever has one is refused. `Sec-Fetch-Site` says the same where there is no TLS in
+//! between. That would do; what follows guards against a browser that knows neither:
+//! * A page can send `text/plain`, `multipart/form-data` and `application/x-www-form-urlencoded` to
+//!   another site without asking that first. The first two are refused. The third is what `curl -d`
+//!   says, as the tutorial has it, so it has to do; JSON needs a browser's preflight, which is not
+//!   answered.
 //! * A page whose site's name was made to mean this machine (DNS rebinding) sends that name as
 //!   `Host`. So that must be an address, a name without a dot, which no public site has, or one of
 //!   this machine. Of an address, all counts: a site's name may begin like one.

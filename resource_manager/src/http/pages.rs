@@ -98,8 +98,8 @@ impl Format {
     }
 }
 
-/// Answers with all of `pages`. What fails before there is anything to say is told; later, the answer is cut off, so that
-/// nobody takes a part for the whole.
+/// Answers with all of `pages`. What fails before there is anything to say is told; later, the
+/// answer is cut off, so that nobody takes a part for the whole.
 pub(super) async fn answer(pages: impl Pages, format: Format) -> Answer {
     answer_within(READ_ALL, pages, format).await
 }

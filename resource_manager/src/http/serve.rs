@@ -4,9 +4,10 @@
 //!   accept ─▶ room? ──▶ hyper over `Timed`: what is not read in time ends the connection
 //!               └ no: of the peer that has most, the connection that has asked for nothing for longest makes it
 //! ```
-//! * LIMITED - so many connections in all, and of one other machine. A client has a time for a request's head, for its
-//!   body (`http`), to read on (here), and for a long answer (`pages`). None of them waits for another's connection: when
-//!   there is no room, it is made at once. A client that waits for its answer makes it last.
+//! * LIMITED - so many connections in all, and of one other machine. A client has a time for a
+//!   request's head, for its body (`http`), to read on (here), and for a long answer (`pages`).
+//!   None of them waits for another's connection: when there is no room, it is made at once. A
+//!   client that waits for its answer makes it last.
 
 use std::collections::BTreeMap;
 use std::io;

@@ -1,9 +1,9 @@
 //! What one client may hold and ask for, and how long a lease waits for its claim.
 //!
-//! A client chooses its name itself, and may choose another's. So limits hold for whoever asks, under whatever name: the
-//! user or the machine ([`Ask::by`](super::Ask::by)). What a stranger holds under a name takes nothing from others of
-//! that name. Who asked is not kept in the state: after a restart of the program, leases of before count for all who ask
-//! under their names.
+//! A client chooses its name itself, and may choose another's. So limits hold for whoever asks,
+//! under whatever name: the user or the machine ([`Ask::by`](super::Ask::by)). What a stranger
+//! holds under a name takes nothing from others of that name. Who asked is not kept in the state:
+//! after a restart of the program, leases of before count for all who ask under their names.
 //! * WITHIN - what is granted with a limit is within it, for who asks.
 //! * BOUNDED - whom nothing is known of that matters any more is forgotten; there are never more than [`MOST_KNOWN`]
 //!   of the others.

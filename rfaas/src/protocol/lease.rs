@@ -300,7 +300,8 @@ pub struct LeaseRequest {
 }
 const _: () = assert!(size_of::<LeaseRequest>() == 90);
 
-/// Asks for more time for a lease that has not ended; answered by a grant with a new token, which has no key, or refused.
+/// Asks for more time for a lease that has not ended; answered by a grant with a new token, which
+/// has no key, or refused.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
 )]

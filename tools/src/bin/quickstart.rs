@@ -1,5 +1,6 @@
-//! A first look: a cluster on this machine with the shipped configuration on free ports, functions called on it hot and
-//! warm, a thumbnail made on it, everything stopped again. Run by the script `tools/quickstart`, which builds what is needed.
+//! A first look: a cluster on this machine with the shipped configuration on free ports, functions
+//! called on it hot and warm, a thumbnail made on it, everything stopped again. Run by the script
+//! `tools/quickstart`, which builds what is needed.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
@@ -24,8 +25,8 @@ const THUMBNAIL_BYTES: usize = 1 << 20;
 /// Longest time that bills may take from the executor manager to the resource manager.
 const BILL_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Starts both managers with the shipped configuration on free ports, calls functions hot and warm, makes a thumbnail of
-/// a photograph, and stops everything.
+/// Starts both managers with the shipped configuration on free ports, calls functions hot and warm,
+/// makes a thumbnail of a photograph, and stops everything.
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Cli {

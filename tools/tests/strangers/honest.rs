@@ -1,5 +1,5 @@
-//! The honest client: leases a core, deploys, calls, gives back, and asks over HTTP, over and over. It does not try again:
-//! what fails once has failed.
+//! The honest client: leases a core, deploys, calls, gives back, and asks over HTTP, over and over.
+//! It does not try again: what fails once has failed.
 
 use std::time::{Duration, Instant};
 

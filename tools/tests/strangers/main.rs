@@ -1,6 +1,7 @@
-//! Strangers: processes of another user, who has no lease and no secret, do to both managers whatever any local user can,
-//! while an honest client leases, deploys, calls and gives back. It is served each time; how long it takes is printed
-//! for each attack beside how long it takes in peace. What managers hold is counted before and after.
+//! Strangers: processes of another user, who has no lease and no secret, do to both managers
+//! whatever any local user can, while an honest client leases, deploys, calls and gives back. It is
+//! served each time; how long it takes is printed for each attack beside how long it takes in
+//! peace. What managers hold is counted before and after.
 //!
 //! ```text
 //! cargo test -p tools --test strangers                        each attack for two seconds
