@@ -9,6 +9,7 @@
 //! ```
 //! Elsewhere: attacks of whoever has a lease, which are those of functions and clients.
 
+use std::cell::OnceCell;
 use std::fs::File;
 use std::io::{IoSlice, IoSliceMut, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -190,10 +191,18 @@ pub fn act() {
         Attack::SlowReaders => slow_readers(&mut stranger, &told(HTTP)),
         Attack::Squat => squat(&mut stranger, managers),
         Attack::Hoard => {
-            let device = Devices::load(told(DEVICES)).unwrap().open("").unwrap();
-            let client = Client::connect_as(device, managers[0], "hoarder").unwrap();
-            stranger
-                .hold(HOARD, |_| client.lease(LeaseRequest::new(1, 16)).map_err(io::Error::other));
+            let devices = Devices::load(told(DEVICES)).unwrap();
+            let connected = OnceCell::new();
+            stranger.hold(HOARD, |_| {
+                if connected.get().is_none() {
+                    // Turned away while others of this user leave too much unread.
+                    let device = devices.open("").unwrap();
+                    let client = Client::connect_as(device, managers[0], "hoarder");
+                    let _ = connected.set(client.map_err(io::Error::other)?);
+                }
+                let client = connected.get().expect("just set");
+                client.lease(LeaseRequest::new(1, 16)).map_err(io::Error::other)
+            });
         }
     }
     eprintln!("{DID} {}", stranger.did);
@@ -300,7 +309,11 @@ fn memory(bytes: i64) -> OwnedFd {
 /// comes with the answer cannot be made larger.
 fn accepted(manager: SocketAddr, role: Role, memory: &OwnedFd) {
     let socket = socket(manager).unwrap();
-    send(&socket, role, &[memory.as_raw_fd()]).unwrap();
+    match send(&socket, role, &[memory.as_raw_fd()]) {
+        // Other strangers have too many under way themselves.
+        Err(error) if error.raw_os_error() == Some(Errno::ETOOMANYREFS as i32) => return,
+        sent => sent.unwrap(),
+    }
     let (mut answer, mut control) = ([0; 24], nix::cmsg_space!(RawFd));
     let mut parts = [IoSliceMut::new(&mut answer)];
     let flags = MsgFlags::MSG_CMSG_CLOEXEC;
