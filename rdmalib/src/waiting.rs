@@ -89,12 +89,13 @@ impl<K: Copy + Eq + Hash> WaitingList<K> {
         Some(if its == most { newcomer } else { peer })
     }
 
-    /// OLDEST. Adds `who`, of `peer`; returns who has to go for it, and does not wait any more.
+    /// OLDEST. Adds `who`, of `peer`; returns who has to go for it, and does not wait any more. Nobody
+    /// has to for one that waits already: it is the one that has come last then.
     #[must_use]
     pub fn add(&mut self, who: K, peer: Peer) -> Option<K> {
+        self.remove(who); // first, so that it takes only its own place
         let gone = self.crowded(peer, false).and_then(|from| self.oldest_of(from).next());
         gone.inspect(|gone| self.remove(*gone));
-        self.remove(who); // it would be there twice
         self.places.insert(who, (peer, self.next));
         self.waiting.insert(self.next, who);
         self.peers.entry(peer).or_default().insert(self.next, who);
@@ -183,6 +184,14 @@ mod tests {
     }
 
     #[test]
+    fn who_is_added_again_takes_nobodys_place() {
+        let mut list = WaitingList::new(2, 10);
+        assert_eq!([list.add(1, A), list.add(2, A)], [None; 2]);
+        assert_eq!([list.add(1, A), list.add(1, A), list.add(2, A)], [None; 3]);
+        assert_eq!(list.oldest_of(A).collect::<Vec<_>>(), [1, 2]);
+    }
+
+    #[test]
     fn of_those_that_have_as_many_the_newcomer_makes_room_for_itself() {
         for newcomer in [A, B] {
             let mut list = WaitingList::new(4, 4);
@@ -215,7 +224,6 @@ mod tests {
                     all.push((who, peer(who)));
                 }
                 _ => {
-                    list.remove(who);
                     let gone = list.add(who, peer(who));
                     all.retain(|(other, _)| Some(*other) != gone);
                     all.push((who, peer(who)));
