@@ -54,6 +54,13 @@ pub struct Sums {
     pub free_memory: u64,
 }
 
+impl Sums {
+    /// Whether so much is free, if perhaps not where it could be leased.
+    fn hold(&self, wanted: Capacity) -> bool {
+        self.free_cores >= wanted.cores.into() && self.free_memory >= wanted.memory.into()
+    }
+}
+
 #[derive(Debug, Default)]
 pub(super) struct Nodes {
     slots: Vec<Option<Node>>,
@@ -214,14 +221,13 @@ impl Nodes {
     /// it goes nowhere else.
     pub(super) fn place(&self, wanted: Capacity, parts: usize) -> Option<Vec<(Slot, Capacity)>> {
         let whole = |place| vec![(place, wanted)];
-        let split = |free: &Places| (parts > 1).then(|| free.split(wanted, parts)).flatten();
-        let placed = self.free.first(wanted).map(whole).or_else(|| split(&self.free));
-        let placed = placed.or_else(|| {
-            if self.tried_last.is_empty() {
-                return None;
-            }
-            self.last.first(wanted).map(whole).or_else(|| split(&self.all_free()))
-        })?;
+        let may_split = parts > 1 && self.sums.hold(wanted);
+        let split = |free: &Places| free.split(wanted, parts);
+        let placed = self.free.first(wanted).map(whole);
+        let placed = placed.or_else(|| may_split.then(|| split(&self.free)).flatten());
+        let placed = placed.or_else(|| self.last.first(wanted).map(whole));
+        let may_help = may_split && self.last.most().cores > 0;
+        let placed = placed.or_else(|| may_help.then(|| split(&self.all_free())).flatten())?;
         Some(placed.into_iter().map(|(place, part)| (Slot(place), part)).collect())
     }
 
@@ -236,7 +242,8 @@ impl Nodes {
         place.map(Slot)
     }
 
-    /// What is free on all nodes that take leases. Rarely needed, so it is put together then.
+    /// What is free on all nodes that take leases. Rarely needed, so it is put together then, which
+    /// costs as much as there are nodes.
     fn all_free(&self) -> Places {
         let mut all = self.free.clone();
         for (slot, node) in self.tried_last.iter().filter_map(|slot| Some((slot, self.get(*slot)?)))
