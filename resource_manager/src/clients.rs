@@ -9,12 +9,14 @@
 //!   granted something then. Our clients connect again when they ask.
 //! * ONCE A PASS - a request that would fit if less were leased is set aside until what nodes have
 //!   said by then was heard, once for all of them. One that never fits is refused at once.
-//! * KEYLESS - the key of a lease goes out once, with its grant: a renewal is answered without it, and a lease is
-//!   exchanged on the connection only that it was granted on. A token is shown here without its key, and so proves
-//!   nothing: who has seen one ends no lease with it on a connection of its own.
+//! * KEYLESS - the key of a lease goes out once, with its grant: a renewal is answered without it, and
+//!   a lease is exchanged or given back on the connection only that it was granted on, where it is
+//!   known until it has ended. A token is shown here without its key, and so proves nothing: who has
+//!   seen one ends no lease with it on a connection of its own.
 //! * DURABLE FIRST - an answer waits until the loop has committed what it tells of.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -43,7 +45,7 @@ const MOST_LOOKED_AT: usize = 64;
 /// Messages that wait for a client, besides those that are under way to it: two of the longest
 /// answers.
 const MOST_WAITING: usize = 2 * MAX_NODES as usize;
-/// Leases remembered for a connection before those that were claimed or ended are left out.
+/// Leases remembered for a connection before those that have ended are left out.
 const SWEEP: usize = 64;
 
 struct ClientLink {
@@ -51,35 +53,39 @@ struct ClientLink {
     /// Whose it is.
     origin: Peer,
     outbox: Outbox<ToClient>,
-    leases: Unclaimed,
+    leases: Granted,
     /// It was granted something since it was told that it has to go.
     granted: bool,
 }
 
-/// Leases granted on a connection that may be unclaimed still.
+/// Leases granted on a connection, as long as they have not ended, and some that have: what may be
+/// given back here without its key. No more than the cluster has cores, twice.
 #[derive(Debug, Default)]
-struct Unclaimed {
+struct Granted {
     leases: BTreeSet<LeaseId>,
     /// How many there are when they are gone through next.
     sweep_at: usize,
+    /// Up to this one they were claimed, or have ended.
+    claimed_to: Option<LeaseId>,
 }
 
-impl Unclaimed {
+impl Granted {
     fn note(&mut self, pool: &Pool, lease: LeaseId) {
         if self.leases.len() >= self.sweep_at.max(SWEEP) {
-            self.leases.retain(|id| pool.is_unclaimed(*id));
+            self.leases.retain(|id| !pool.has_ended(*id));
             self.sweep_at = 2 * self.leases.len(); // so that each is looked at a few times only
         }
         self.leases.insert(lease);
     }
 
-    /// Whether there is one. Those before it are forgotten.
-    fn any(&mut self, pool: &Pool) -> bool {
-        while let Some(oldest) = self.leases.first().copied() {
-            if pool.is_unclaimed(oldest) {
+    /// Whether one of them was not claimed. Those before it are not looked at again.
+    fn any_unclaimed(&mut self, pool: &Pool) -> bool {
+        let start = self.claimed_to.map_or(Bound::Unbounded, Bound::Excluded);
+        for id in self.leases.range((start, Bound::Unbounded)) {
+            if pool.is_unclaimed(*id) {
                 return true;
             }
-            self.leases.remove(&oldest);
+            self.claimed_to = Some(*id);
         }
         false
     }
@@ -95,7 +101,7 @@ struct Aside {
 /// All of them.
 pub(crate) struct Clients {
     links: BTreeMap<LinkId, ClientLink>,
-    /// Those that do not have to go, by silence (ROOM).
+    /// Those that do not have to go, by silence (ROOM); who was looked at and stays comes last.
     staying: WaitingList<LinkId>,
     /// Those that have their last turn.
     leaving: Vec<LinkId>,
@@ -147,12 +153,13 @@ impl Clients {
         let silent: Vec<_> = self.staying.oldest_of(from).take(MOST_LOOKED_AT).collect();
         for id in &silent {
             let Some(link) = self.links.get_mut(id) else { continue };
-            if !link.leases.any(pool) {
+            if !link.leases.any_unclaimed(pool) {
                 link.granted = false;
                 self.staying.remove(*id);
                 self.leaving.push(*id);
                 return true;
             }
+            self.staying.refresh(*id); // so that others are looked at for the next one
         }
         // Who does not claim its leases keeps nobody else out, and gets no more connections itself.
         let Some(oldest) = silent.first().filter(|_| from != newcomer) else { return false };
@@ -161,7 +168,7 @@ impl Clients {
         true
     }
 
-    /// Takes a connection, for which there is room.
+    /// Takes a connection, for which there is room ([`make_room`](Self::make_room)).
     pub(crate) fn accept(
         &mut self,
         id: LinkId,
@@ -171,10 +178,16 @@ impl Clients {
         let origin = request.origin();
         let mut channel = Channel::of_messages(device, RECEIVES)?;
         channel.accept(request, &Empty {})?;
-        let (outbox, leases) = (Outbox::new(MOST_WAITING), Unclaimed::default());
+        let (outbox, leases) = (Outbox::new(MOST_WAITING), Granted::default());
         self.links.insert(id, ClientLink { channel, origin, outbox, leases, granted: false });
-        self.leaving.extend(self.staying.add(id, origin));
+        self.stay(id, origin);
         Ok(())
+    }
+
+    /// Notes one that does not have to go, after room was made for it.
+    fn stay(&mut self, id: LinkId, origin: Peer) {
+        let gone = self.staying.add(id, origin);
+        debug_assert_eq!(gone, None, "there was room");
     }
 
     /// Those that are to have their last turn.
@@ -190,7 +203,7 @@ impl Clients {
             let (granted, origin) = (link.granted, link.origin);
             let stays = granted && self.links.len() <= self.most;
             if stays && self.make_room(now, origin, false, pool) {
-                self.leaving.extend(self.staying.add(id, origin));
+                self.stay(id, origin);
             } else {
                 tracing::debug!("connection of a client makes room for others");
                 self.drop_link(now, id, &ChannelError::Disconnected, pool);
@@ -343,7 +356,7 @@ fn note_grants(
     grants: &[Grant],
     secret: &[u8],
     pool: &Pool,
-    leases: &mut Unclaimed,
+    leases: &mut Granted,
 ) -> impl Iterator<Item = ToClient> {
     grants.iter().for_each(|grant| leases.note(pool, grant.terms.lease));
     let parts = u16::try_from(grants.len()).expect("at most MAX_NODES");
@@ -383,7 +396,7 @@ fn replace(
     wanted: &LeaseReplace,
     secret: &[u8],
     pool: &mut Pool,
-    leases: &mut Unclaimed,
+    leases: &mut Granted,
     origin: Peer,
     out: &mut Vec<Action>,
 ) -> Result<ToClient, Malformed> {
@@ -420,13 +433,14 @@ fn refused(request: U32, why: &str) -> ToClient {
     ToClient::Refused(LeaseRefused { request, reason: Reason::truncated(why) })
 }
 
-/// Ends the lease whose token is shown, if it was granted on this connection or the token has its key (KEYLESS). For
-/// any other, or one that has ended, nothing changes: the client may not know yet.
+/// Ends the lease whose token is shown, if it was granted on this connection or the token has its key
+/// (KEYLESS). It may have been claimed: the client does not know if the answer was lost. For any other,
+/// or one that has ended, nothing changes.
 fn give_back(
     now: Now,
     release: &LeaseRelease,
     secret: &[u8],
-    leases: &Unclaimed,
+    leases: &Granted,
     pool: &mut Pool,
     out: &mut Vec<Action>,
 ) -> Result<(), ChannelError> {

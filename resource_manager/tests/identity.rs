@@ -144,6 +144,25 @@ fn who_has_seen_a_lease_without_its_key_cannot_give_it_back() {
     assert_ne!(state(&token).as_deref(), Some("granted"), "its key is a proof");
 }
 
+#[test]
+fn a_claimed_lease_is_given_back_where_it_was_granted_however_many_were_granted_since() {
+    const MORE: u32 = 200; // than are remembered without looking which have ended
+    let manager = Manager::start(&Files::new(&[]), &[]);
+    manager.add("a", 1 + MORE, 1 + MORE);
+    let mut node = Node::ready(manager.rdma, "a");
+    let mut client = Client::new(manager.rdma);
+    // Its answer is lost: the client takes it for unclaimed.
+    let token = client.lease(1, 1).token;
+    node.claim(&token);
+    manager.wait_lease(token.terms.lease.get(), "active");
+    for _ in 0..MORE {
+        client.lease(1, 1);
+    }
+    let token = token.without_key();
+    client.channel.send(&FromClient::Release(LeaseRelease { token })).unwrap();
+    manager.wait_lease(token.terms.lease.get(), "ending");
+}
+
 fn node_of(granted: &LeaseGranted) -> String {
     granted.token.terms.node.get().unwrap().to_owned()
 }

@@ -316,11 +316,12 @@ pub struct LeaseRenew {
 }
 const _: () = assert!(size_of::<LeaseRenew>() == 272);
 
-/// Gives a lease back that was not claimed, or asks the manager to end one that was. Our clients show the token
-/// without its key, since they cannot know that it is the resource manager that they tell: then it counts on
-/// the connection only that the lease was granted on. So neither who listens in the resource manager's place
-/// nor who reads what goes between client and node can end a lease with what it learns from this, a renewal
-/// or a claim. Where the connection was lost meanwhile, a lease that nobody claimed has ended with it.
+/// Gives a lease back that was not claimed, or asks the manager to end one that was. Our clients show
+/// the token without its key, since they cannot know that it is the resource manager that they tell:
+/// then it counts on the connection only that the lease was granted on, and there until the lease has
+/// ended. So neither who listens in the resource manager's place nor who reads what goes between client
+/// and node can end a lease with what it learns from this, a renewal or a claim. Where the connection
+/// was lost meanwhile, a lease that nobody claimed has ended with it.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
 )]
