@@ -118,7 +118,7 @@ impl Nodes {
     }
 
     /// Whether one that is not registered goes for one that comes from there.
-    pub(crate) fn makes_room(&self, newcomer: Peer) -> bool {
+    pub(crate) fn gives_up_one_for(&self, newcomer: Peer) -> bool {
         self.unregistered.crowded(newcomer, false).is_some()
     }
 

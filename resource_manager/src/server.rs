@@ -316,7 +316,7 @@ impl Server {
         let full = self.nodes.len() + self.clients.len() >= self.max_connections;
         let has_room = match role {
             // One that has not registered either goes for it, else a client.
-            Role::Node if !full || self.nodes.makes_room(origin) => true,
+            Role::Node if !full || self.nodes.gives_up_one_for(origin) => true,
             _ => self.clients.make_room(now, origin, full, pool),
         };
         if !has_room {

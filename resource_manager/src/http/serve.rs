@@ -101,9 +101,9 @@ impl Turn {
         Turn { is_ours, since: Instant::now() }
     }
 
-    /// The least is the first to make room: of those that have waited for their client for more than a moment, and
+    /// The least is the first to go: of those that have waited for their client for more than a moment, and
     /// then of all, the one that has waited longest.
-    fn makes_room(self, now: Instant) -> (bool, Instant) {
+    fn rank(self, now: Instant) -> (bool, Instant) {
         let is_late = !self.is_ours && now.saturating_duration_since(self.since) >= MOMENT;
         (!is_late, self.since)
     }
@@ -229,7 +229,7 @@ impl Connections {
         };
         let its = open.iter().filter(|(_, connection)| Some(connection.peer) == from);
         let now = Instant::now();
-        let first = its.min_by_key(|(_, connection)| lock(&connection.turn).makes_room(now));
+        let first = its.min_by_key(|(_, connection)| lock(&connection.turn).rank(now));
         let first = first.map(|(id, _)| *id);
         if let Some(connection) = first.and_then(|id| open.remove(&id)) {
             tracing::debug!(peer = %connection.peer, "an HTTP connection was cut to make room");
