@@ -211,10 +211,14 @@ impl Sums {
 mod tests {
     use std::time::Duration;
 
+    use axum::extract;
+    use http_body_util::BodyExt;
     use rfaas::protocol::lease::{EndReason, LeaseId};
 
     use super::*;
+    use crate::commands::commands;
     use crate::http::pages::Format;
+    use crate::http::{Access, SUMS, billing};
     use crate::pool::Changes;
 
     fn billed(lease: u64, client: &str) -> Billed {
@@ -235,6 +239,25 @@ mod tests {
             claimed: true,
             reported: lease != 3,
         }
+    }
+
+    #[test]
+    fn a_sum_has_its_turn_until_it_is_made_not_until_it_is_read() {
+        const CLIENTS: usize = 2 * ROWS + 1;
+        let (commands, _inbox) = commands().unwrap();
+        let state = Arc::new(State::in_memory().unwrap());
+        let bills = (1..=CLIENTS as u64).map(|n| billed(n, &format!("client-{n}"))).collect();
+        state.commit(&Changes { bills, ..Changes::default() }).unwrap();
+        let api = Api::new(commands, state, Arc::default(), b"42"[..].into(), Access::default());
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let uri = "/billing?by=client".parse().unwrap();
+            let answer = billing(extract::State(api.clone()), uri).await.unwrap();
+            assert_eq!(api.sums.available_permits(), SUMS);
+            let text = answer.into_body().collect().await.unwrap().to_bytes();
+            let rows: Vec<serde_json::Value> = serde_json::from_slice(&text).unwrap();
+            assert_eq!(rows.len(), CLIENTS);
+        });
     }
 
     fn keys(row: &impl Serialize) -> Vec<String> {

@@ -4,15 +4,19 @@
 //!   rows of a page ─▶ text ─▶ channel of one ─▶ hyper's buffer ─▶ client
 //!        ▲ asked for when the last one has gone on its way
 //! ```
-//! * BOUNDED - of a list, however long, a page is in memory as rows and another as text. The loop is asked for a page
-//!   at a time, so that it serves others in between. Whoever does not read it all in time finds it cut off.
+//! * BOUNDED - of a list, however long, a page is in memory as rows and another as text. The loop is
+//!   asked for a page at a time, so that it serves others in between. Whoever does not read it all in
+//!   time finds it cut off. Only sums of bills are in memory as a whole until then, a row for each
+//!   client.
+//! * ENDS - the client has a time for all pages together, and each page has a time to be looked up. So
+//!   nothing limits a whole list but the number of its rows: whoever has many bills gets them all.
 //!
 //! A list that fits into one page is of one moment. In a longer one each row is as it was when its page was read.
 
-use std::collections::VecDeque;
 use std::future::Future;
 use std::io;
 use std::time::{Duration, Instant};
+use std::vec;
 
 use axum::body::{Body, Bytes};
 use axum::http::{StatusCode, header};
@@ -150,24 +154,20 @@ fn failed(error: io::Error) -> Failure {
     Failure(StatusCode::INTERNAL_SERVER_ERROR, error.to_string())
 }
 
-/// A list that there is already, and what is held until it has been read.
-pub(super) struct Rows<R, H> {
-    rows: VecDeque<R>,
-    _held: H,
-}
+/// A list that there is already.
+pub(super) struct Rows<R>(vec::IntoIter<R>);
 
-impl<R, H> Rows<R, H> {
-    pub(super) fn new(rows: impl IntoIterator<Item = R>, held: H) -> Self {
-        Rows { rows: rows.into_iter().collect(), _held: held }
+impl<R> Rows<R> {
+    pub(super) fn new(rows: Vec<R>) -> Self {
+        Rows(rows.into_iter())
     }
 }
 
-impl<R: Row + 'static, H: Send + 'static> Pages for Rows<R, H> {
+impl<R: Row + 'static> Pages for Rows<R> {
     type Row = R;
 
     async fn next(&mut self) -> Result<Vec<R>, Failure> {
-        let most = self.rows.len().min(ROWS);
-        Ok(self.rows.drain(..most).collect())
+        Ok(self.0.by_ref().take(ROWS).collect())
     }
 }
 
