@@ -8,7 +8,7 @@
 //!   program is killed or the machine fails. That is redb's doing: pages are copied when written, and the
 //!   root is replaced last.
 //! * BOUNDED - of leases that nobody claimed, which anybody can have as many of as there is time, the last
-//!   [`MAX_UNCLAIMED`] bills at least are kept; all others for ever.
+//!   [`MAX_UNCLAIMED`] bills are kept; all others for ever.
 //! * OURS - a file is only written if it is a state file of a format that is known here, and while no
 //!   other process has it open. A new one appears under its name when it is complete.
 //!
@@ -46,8 +46,9 @@ pub(crate) const MANY: usize = 4096;
 /// Memory for pages of the file: those of all leases of a large cluster; bills are read again when asked for.
 const CACHE_BYTES: usize = 64 << 20;
 
-/// Bills of leases that nobody claimed that are kept at least; when there are twice as many, the
-/// oldest half goes. So many take some 4 MB of the file, and are more than a person reads.
+/// Bills of leases that nobody claimed that are kept: so many take some 2 MB of the file, and are more
+/// than a person reads. Who adds one to as many takes the oldest away, and one more if there are more
+/// (of a program that kept more): no commit takes much longer than what it is to commit.
 pub const MAX_UNCLAIMED: u64 = 1 << 14;
 
 /// Bills that are looked at for one page at most: some 10 ms.
@@ -291,6 +292,7 @@ fn write(transaction: &WriteTransaction, changes: &Changes) -> Result<(), StateE
         let mut bills = transaction.open_table(BILLS)?;
         let mut ended = transaction.open_table(ENDED_AT)?;
         let mut unclaimed = transaction.open_table(UNCLAIMED)?;
+        let mut added = 0;
         for bill in &changes.bills {
             let (lease, ended_at) = (bill.lease.get(), rows::micros(bill.ended_at));
             if let Some(before) = ended.insert(lease, ended_at)?.map(|at| at.value()) {
@@ -300,10 +302,12 @@ fn write(transaction: &WriteTransaction, changes: &Changes) -> Result<(), StateE
             }
             let table = if bill.claimed { &mut bills } else { &mut unclaimed };
             table.insert((ended_at, lease), rows::billed_row(bill))?;
+            added += u64::from(!bill.claimed);
         }
-        if unclaimed.len()? >= 2 * MAX_UNCLAIMED {
+        let too_many = unclaimed.len()?.saturating_sub(MAX_UNCLAIMED).min(2 * added);
+        if too_many > 0 {
             let last = ended.last()?.map(|(lease, _)| lease.value());
-            while unclaimed.len()? > MAX_UNCLAIMED {
+            for _ in 0..too_many {
                 let Some((key, _)) = unclaimed.pop_first()? else { break };
                 let (_, lease) = key.value();
                 if Some(lease) != last {
@@ -379,12 +383,14 @@ fn begin(database: &Database) -> Result<(), StateError> {
     Ok(transaction.commit()?)
 }
 
-/// Makes the table that earlier programs did not have; they do not mind it.
+/// Makes the table that earlier programs did not have; they do not mind it. One that had it in another
+/// shape, under another name, was in no release: what was in there is not kept.
 fn with_all_tables(database: &Database) -> Result<(), StateError> {
     let there = database.begin_read()?.open_table(UNCLAIMED);
     if let Err(redb::TableError::TableDoesNotExist(_)) = there {
         let transaction = database.begin_write()?;
         transaction.open_table(UNCLAIMED)?;
+        transaction.delete_table(rows::UNCLAIMED_BEFORE)?;
         transaction.commit()?;
     }
     Ok(())

@@ -59,6 +59,8 @@ pub(super) const BILLS: TableDefinition<(u64, u64), BilledRow<'static>> =
 /// since it is bounded.
 pub(super) const UNCLAIMED: TableDefinition<(u64, u64), BilledRow<'static>> =
     TableDefinition::new("unclaimed_bills");
+/// The same in another shape, of no release: only to be deleted.
+pub(super) const UNCLAIMED_BEFORE: TableDefinition<u64, ()> = TableDefinition::new("unclaimed");
 /// When a lease ended, by lease: with it, the key of its bill.
 pub(super) const ENDED_AT: TableDefinition<u64, u64> = TableDefinition::new("ended_at");
 

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
-use redb::TableDefinition;
+use redb::{TableDefinition, TableHandle};
 use rfaas::protocol::lease::EndReason;
 use rfaas::protocol::node::Bill;
 use tempfile::TempDir;
@@ -159,9 +159,10 @@ fn bills_of_leases_that_nobody_claimed_are_there_among_the_others_for_a_while() 
         let many: Vec<_> = (start..start + 1024).map(|n| unclaimed(first + n, 50 + n)).collect();
         state.commit(&booking(&many)).unwrap();
         let kept = bills(&state, 50).len() as u64;
-        assert!(kept < 2 * MAX_UNCLAIMED, "{kept} are kept");
-        assert!(kept >= MAX_UNCLAIMED.min(start + 1024), "{kept} are kept");
+        assert_eq!(kept, MAX_UNCLAIMED.min(start + 1024));
     }
+    let oldest = bills(&state, 50).first().map(|bill| bill.lease.get());
+    assert_eq!(oldest, Some(first + 3 * MAX_UNCLAIMED), "the last are kept");
     assert_eq!(bills(&state, 0).iter().filter(|bill| bill.claimed).count(), 3, "for ever");
     drop(state);
     let last = State::open(&path).unwrap().snapshot(at(0)).unwrap();
@@ -174,10 +175,10 @@ fn a_page_looks_at_so_many_bills_whosever_they_are_and_goes_on_behind_them() {
     let others = MOST_LOOKED_AT as u64;
     let unclaimed = |bill| Billed { claimed: false, ..bill };
     let named = |bill| Billed { client: "rare".into(), ..bill };
-    // Every third was claimed, so that both tables are looked at.
+    // Every third was not claimed, so that both tables are looked at.
     let of_others = |n: u64| match n % 3 {
-        0 => bill(n, n, true),
-        _ => unclaimed(bill(n, n, false)),
+        0 => unclaimed(bill(n, n, false)),
+        _ => bill(n, n, true),
     };
     let mut all: Vec<_> = (1..=others).map(of_others).collect();
     all.push(named(unclaimed(bill(others + 1, others + 1, false))));
@@ -224,15 +225,38 @@ fn the_number_of_a_lease_that_nobody_claimed_is_not_used_again() {
 }
 
 #[test]
+fn a_commit_takes_twice_as_many_unclaimed_bills_away_as_it_adds_at_most() {
+    let state = State::in_memory().unwrap();
+    let unclaimed = |n| Billed { claimed: false, ..bill(n, n, false) };
+    let too_many = MAX_UNCLAIMED + 5;
+    let transaction = state.database.begin_write().unwrap();
+    let mut table = transaction.open_table(UNCLAIMED).unwrap();
+    for n in 1..=too_many {
+        table.insert((n, n), rows::billed_row(&unclaimed(n))).unwrap();
+    }
+    drop(table);
+    transaction.commit().unwrap();
+    let mut kept = Vec::new();
+    for n in too_many + 1..=too_many + 6 {
+        state.commit(&booking(&[unclaimed(n), bill(10 * n, n, true)])).unwrap();
+        kept.push(bills(&state, 0).iter().filter(|bill| !bill.claimed).count() as u64);
+    }
+    assert_eq!(kept, [4, 3, 2, 1, 0, 0].map(|more| MAX_UNCLAIMED + more));
+}
+
+#[test]
 fn a_file_of_before_bills_of_unclaimed_leases_had_a_table_is_taken_over() {
     let (_directory, path) = place();
     let state = State::open(&path).unwrap();
     state.begin(id(7)).unwrap();
     let transaction = state.database.begin_write().unwrap();
     transaction.delete_table(UNCLAIMED).unwrap();
+    let before = TableDefinition::<u64, (u64, bool)>::new(rows::UNCLAIMED_BEFORE.name());
+    transaction.open_table(before).unwrap().insert(1, (2, true)).unwrap();
     transaction.commit().unwrap();
     drop(state);
     let state = State::open(&path).unwrap();
+    assert!(state.database.begin_read().unwrap().open_table(before).is_err(), "it is gone");
     assert_eq!(state.snapshot(at(0)).unwrap().map(|snapshot| snapshot.first_id), Some(id(7)));
     assert_eq!(bills(&state, 0), []);
 }
