@@ -268,7 +268,9 @@ impl Nodes {
         Ok(())
     }
 
-    /// Claims a lease and ends it.
+    /// Claims a lease and ends it, after taking what its node was told: a node that hears only when
+    /// it is its turn in [`hear`](Self::hear) hears less than it says on a busy machine, until the manager
+    /// gives it up.
     fn use_lease(&self, granted: &LeaseGranted) -> Result<(), ChannelError> {
         let terms = granted.token.terms;
         let Some(channel) = self.0.get(terms.node.get()?) else { return Ok(()) };
@@ -280,6 +282,7 @@ impl Nodes {
             let start = Instant::now();
             loop {
                 let mut channel = channel.lock().unwrap_or_else(PoisonError::into_inner);
+                while channel.try_receive::<ToNode>()?.is_some() {}
                 match channel.send(&message) {
                     // So many leases of one node are ahead of the manager.
                     Err(ChannelError::Busy) if start.elapsed() < PATIENCE => drop(channel),
@@ -324,6 +327,7 @@ fn lease_until(
     stopped: impl Fn() -> bool,
 ) -> Result<Timed, Failure> {
     let failed = |error: ChannelError| Failure::later(format!("a client: {error}"));
+    let node_failed = |error: ChannelError| Failure::later(format!("a simulated node: {error}"));
     let mut channel = Channel::new(device, RECEIVES).map_err(failed)?;
     channel.connect(manager, Role::Lease, &Empty {}, PATIENCE).map_err(failed)?;
     let request = FromClient::Request(LeaseRequest {
@@ -342,7 +346,7 @@ fn lease_until(
             Incoming::Message(ToClient::Granted(granted)) => {
                 let now = Instant::now();
                 timed.push((now, now - start));
-                nodes.use_lease(&granted).map_err(failed)?;
+                nodes.use_lease(&granted).map_err(node_failed)?;
             }
             Incoming::Message(ToClient::Refused(refused)) => {
                 return Err(Failure::later(format!("a lease was refused: {:?}", refused.reason)));
