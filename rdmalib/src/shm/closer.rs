@@ -10,8 +10,10 @@
 //!   lingers.
 //! * APART - what may take for ever has threads of its own ([`Closing::Unsure`]). A thread that it takes is lost until
 //!   the peer lets go, and when all are, such descriptors wait, and then stay open; all others are closed as
-//!   ever. That one is taken away before it waits is not to be had: to refuse it is to close it, and to
-//!   ask for its kind (`fstatfs(2)`) may take as long.
+//!   ever. A descriptor cannot be taken back from the queue: refusing it closes it. Nor can it be told which
+//!   will take long: to ask for its kind (`fstatfs(2)`) may take as long.
+//! * WATCHED - one thread of a kind works, and another waits beside it while there is more to do. Is the first one
+//!   [`SLOW`], the other goes on in its place, and has one more start to watch it.
 
 use std::collections::VecDeque;
 use std::io;
@@ -37,7 +39,8 @@ const MOST_THREADS: usize = 8;
 const TOGETHER: Duration = Duration::from_millis(1);
 /// It waits for no more than these: a process may have 1,024 descriptors unless told otherwise.
 const MANY: usize = 64;
-/// How long a descriptor waits before there is one more thread: some thousand times what closing takes.
+/// How long a thread may close one descriptor before another goes on with the others: some thousand times what closing
+/// takes.
 const SLOW: Duration = Duration::from_millis(50);
 /// How often it is looked whether peers have read what they were sent.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
@@ -151,20 +154,23 @@ struct Closer {
 
 #[derive(Debug, Default)]
 struct Work {
-    /// Since when they wait, too.
-    waiting: VecDeque<(Instant, OwnedFd)>,
+    waiting: VecDeque<OwnedFd>,
     threads: usize,
-    /// Those that wait for more.
+    /// Those that do not work, from before they start.
     idle: usize,
-    /// Some are kept for what peers have not read, and looked at again and again.
-    unread: bool,
+    /// Counts up whenever another thread begins to work; who began before that has stopped.
+    turn: u64,
+    /// Since when the thread that works has closed the same descriptor; `None`: none works.
+    busy_since: Option<Instant>,
+    /// When to look again at what peers have not read, if some is kept.
+    look_at: Option<Instant>,
 }
 
 impl Work {
-    /// Whether those that are there do not get on.
-    fn needs_thread(&self) -> bool {
-        let late = self.waiting.front().is_some_and(|(since, _)| since.elapsed() >= SLOW);
-        self.threads == 0 || (late && self.threads < MOST_THREADS)
+    /// When an idle thread is to begin to work (WATCHED).
+    fn due(&self, now: Instant) -> Option<Instant> {
+        let due = self.busy_since.map_or(now, |since| since + SLOW);
+        (!self.waiting.is_empty()).then_some(due)
     }
 }
 
@@ -195,16 +201,26 @@ fn close(closing: Closing) {
         let _ = descriptor.into_raw_fd();
         return;
     }
-    work.waiting.push_back((Instant::now(), descriptor));
-    closer.wake(work);
+    work.waiting.push_back(descriptor);
+    closer.watch(&mut work);
+    // Who has slept since there was nothing has to know; who was told before waits for that many at most.
+    let wake = matches!(work.waiting.len(), 1 | MANY);
+    drop(work);
+    if wake {
+        closer.more.notify_one();
+    }
 }
 
 /// Has sockets that peers have not read looked at from now on, until there are none. Does not wait.
 pub(super) fn look_for_unread() {
     let Some(closers) = closers() else { return };
     let mut work = closers.soon.work();
-    work.unread = true;
-    closers.soon.wake(work);
+    if work.look_at.is_none() {
+        work.look_at = Some(Instant::now() + LOOK_AGAIN);
+        closers.soon.watch(&mut work);
+        drop(work);
+        closers.soon.more.notify_one();
+    }
 }
 
 impl Closer {
@@ -212,17 +228,13 @@ impl Closer {
         self.work.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn wake(&'static self, mut work: MutexGuard<'_, Work>) {
-        if work.needs_thread() {
+    /// WATCHED. There is an idle thread from now on, if there may be one.
+    fn watch(&'static self, work: &mut Work) {
+        if work.idle == 0 && work.threads < MOST_THREADS {
             match self.start_thread() {
-                Ok(()) => work.threads += 1,
+                Ok(()) => (work.threads, work.idle) = (work.threads + 1, 1),
                 Err(error) => tracing::error!(%error, "no thread to close descriptors of peers"), // the next one tries
             }
-        }
-        let wake = work.idle > 0 || work.waiting.len() == MANY;
-        drop(work);
-        if wake {
-            self.more.notify_one();
         }
     }
 
@@ -230,47 +242,76 @@ impl Closer {
         thread::Builder::new().name("rdma-close".into()).spawn(|| self.run()).map(drop)
     }
 
-    fn run(&self) {
+    fn run(&'static self) {
         // Signals are for the program's own threads.
         let _ = SigSet::all().thread_block();
         let mut work = self.work();
         loop {
-            if let Some((_, descriptor)) = work.waiting.pop_front() {
+            work = self.wait(work);
+            work.idle -= 1;
+            work.turn += 1;
+            let turn = work.turn;
+            if work.idle > 0 && (work.waiting.len() > 1 || work.look_at.is_some()) {
+                self.more.notify_one(); // it may sleep without a limit, which was this thread's to keep
+            }
+            while work.turn == turn {
+                work.busy_since = None;
+                let Some(descriptor) = work.waiting.pop_front() else { break };
+                work.busy_since = Some(Instant::now());
+                if !work.waiting.is_empty() {
+                    self.watch(&mut work);
+                }
                 drop(work);
                 drop(descriptor);
                 work = self.work();
-            } else {
-                work = self.wait(work);
             }
+            work.idle += 1;
         }
     }
 
-    /// Waits for more to close; looks again at what peers have not read.
+    /// Waits until there is something to close and nobody else who does; looks again at what peers have not read.
     fn wait<'a>(&'a self, mut work: MutexGuard<'a, Work>) -> MutexGuard<'a, Work> {
-        work.idle += 1;
-        work = if work.unread {
-            self.more.wait_timeout(work, LOOK_AGAIN).unwrap_or_else(PoisonError::into_inner).0
-        } else {
-            self.more.wait(work).unwrap_or_else(PoisonError::into_inner)
-        };
-        work.idle -= 1;
-        let few = |work: &mut Work| work.waiting.len() < MANY;
-        let together = self.more.wait_timeout_while(work, TOGETHER, few);
-        work = together.unwrap_or_else(PoisonError::into_inner).0;
-        if work.unread {
-            work.unread = false; // unless one comes meanwhile
-            drop(work);
-            let more = forget_read();
-            work = self.work();
-            work.unread |= more;
+        loop {
+            let now = Instant::now();
+            let due = work.due(now);
+            if work.look_at.is_some_and(|at| at <= now) {
+                work.look_at = None; // unless one comes meanwhile
+                drop(work);
+                let more = forget_read();
+                work = self.work();
+                if more {
+                    work.look_at.get_or_insert(now + LOOK_AGAIN);
+                }
+            } else if due.is_some_and(|due| due <= now) {
+                if work.busy_since.is_some() {
+                    return work;
+                }
+                let few = |work: &mut Work| work.waiting.len() < MANY;
+                let together = self.more.wait_timeout_while(work, TOGETHER, few);
+                work = together.unwrap_or_else(PoisonError::into_inner).0;
+                if work.busy_since.is_none() && !work.waiting.is_empty() {
+                    return work;
+                }
+            } else {
+                work = match due.into_iter().chain(work.look_at).min() {
+                    Some(at) => {
+                        let waited = self.more.wait_timeout(work, at - now);
+                        waited.unwrap_or_else(PoisonError::into_inner).0
+                    }
+                    None => self.more.wait(work).unwrap_or_else(PoisonError::into_inner),
+                };
+            }
         }
-        work
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+    use std::net::{TcpListener, TcpStream};
+
     use nix::fcntl::OFlag;
+    use nix::sys::socket::{setsockopt, sockopt::Linger};
     use nix::unistd::{pipe2, read};
 
     use super::*;
@@ -286,6 +327,40 @@ mod tests {
             drop(ClosedLater::from(writer));
             readable_before(&reader, Instant::now() + PATIENCE).unwrap();
             assert_eq!(read(&reader, &mut [0]), Ok(0), "the end of the pipe, round {round}");
+        }
+    }
+
+    /// A socket that is not closed before its other end is, and that.
+    fn lingering() -> (Passed, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut socket = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (other, _) = listener.accept().unwrap();
+        socket.set_nonblocking(true).unwrap();
+        while socket.write(&[0; 1 << 16]).is_ok() {}
+        socket.set_nonblocking(false).unwrap();
+        let linger = libc::linger { l_onoff: 1, l_linger: 2 * PATIENCE.as_secs() as libc::c_int };
+        setsockopt(&socket, Linger, &linger).unwrap();
+        (Passed(socket.into()), other)
+    }
+
+    #[test]
+    fn what_waits_behind_a_descriptor_that_is_stuck_is_closed_although_none_is_dropped_behind_it() {
+        let pause = Duration::from_millis(10); // longer than TOGETHER, and shorter than SLOW
+        let mut others = Vec::new();
+        for between in [Duration::ZERO, pause, pause] {
+            let ((passed, other), (reader, writer)) =
+                (lingering(), pipe2(OFlag::O_NONBLOCK).unwrap());
+            others.push(other);
+            drop(ClosedLater::from(passed));
+            thread::sleep(between);
+            drop(ClosedLater::from(Passed(writer)));
+            readable_before(&reader, Instant::now() + PATIENCE).unwrap();
+            assert_eq!(read(&reader, &mut [0]), Ok(0), "the end of the pipe");
+            let work = closers().unwrap().unsure.work();
+            assert!(
+                work.threads - work.idle >= others.len(),
+                "nothing was stuck: this shows nothing"
+            );
         }
     }
 }
