@@ -109,7 +109,7 @@ pub(super) fn receive_message(
     }
     let file = received.files.into_iter().next();
     match (&file, received.cut) {
-        (None, true) => return Err(Error::os("recvmsg", Errno::EMFILE)), // there is room for two, so that is why
+        (None, true) => return Err(why_none_came(socket)),
         (Some(_), true) => return Err(TOO_MANY_FILES),
         _ => {}
     }
@@ -118,6 +118,15 @@ pub(super) fn receive_message(
     taken.map_err(|e| Error::os("recv", e))?;
     expect_no_files(socket)?;
     Ok(Some((message, file)))
+}
+
+/// Why no descriptor came of a message that has some, although there is room for two. This process may have no more;
+/// and if it may, a security module does not let it have this one: that is the peer's doing, and nothing is wrong here.
+fn why_none_came(socket: &UnixStream) -> Error {
+    match socket.try_clone() {
+        Err(error) if error.raw_os_error() == Some(libc::EMFILE) => Error::os("recvmsg", error),
+        _ => Error::Protocol("the peer's memory is kept from this process"),
+    }
 }
 
 /// From now on the peer passes no descriptors, and has not passed any with what it has sent already: reading what
@@ -132,5 +141,16 @@ fn expect_no_files(socket: &UnixStream) -> Result<()> {
         }
         Ok(_) | Err(Errno::EAGAIN | Errno::EINTR | Errno::ECONNRESET) => Ok(()), // its end is noticed later
         Err(errno) => Err(Error::os("recvmsg", errno)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_descriptor_that_does_not_come_although_there_is_room_is_the_peers_doing() {
+        let (socket, _peer) = UnixStream::pair().unwrap();
+        assert!(matches!(why_none_came(&socket), Error::Protocol(_)));
     }
 }
