@@ -38,6 +38,8 @@ const CROWDED: u32 = 4;
 const EXHAUSTED: u32 = 5;
 /// A user of whom there are no other processes (`tools/tests/strangers` has its own).
 const NOBODY_ELSE: u32 = 70_004;
+/// Acceptances of one user that may be unread.
+const UNREAD_KEPT: usize = 64;
 /// Connectors of one user that have said nothing, and that a listener keeps.
 const SILENT_KEPT: usize = 64;
 
@@ -236,11 +238,12 @@ fn a_file_is_not_mapped_as_large_as_it_says() {
     let (maps, used, before) = (mappings(), addresses(), descriptors());
     let mut ends = Vec::new();
     for _ in 0..PEERS {
-        let socket = dial(&listener);
+        let mut socket = dial(&listener);
         let file = sparse(1 << 46);
         send_with(&socket, &message(CONNECT), &[file.as_raw_fd()]);
         let mut end = end(&device);
         request(&mut listener).accept(&mut end.queue_pair, &[]).unwrap();
+        socket.read_exact(&mut [0; MESSAGE]).unwrap();
         ends.push((end, socket, file));
     }
     let grown = addresses() - used;
@@ -248,8 +251,8 @@ fn a_file_is_not_mapped_as_large_as_it_says() {
     serve_an_honest_one(&device, &mut listener);
     drop(ends);
     all_closed(before);
-    // Threads of the honest one may leave their stacks in the allocator's cache.
-    assert!(mappings() <= maps + 16, "{} mappings were {maps}", mappings());
+    // A few threads: those of the honest one may leave their stacks in the allocator's cache, and those that close stay.
+    assert!(mappings() <= maps + 64, "{} mappings were {maps}", mappings());
     assert!(addresses() <= used + (256 << 20), "{} bytes were {used}", addresses());
 }
 
@@ -469,10 +472,8 @@ fn as_another_user(name: &str) -> bool {
 
 #[test]
 fn acceptances_that_nobody_reads_are_few_and_keep_nobody_from_passing_descriptors() {
-    /// Acceptances of one user that may be unread.
-    const KEPT: usize = 64;
     /// Descriptors that may be under way.
-    const LIMIT: u64 = KEPT as u64 + 8;
+    const LIMIT: u64 = UNREAD_KEPT as u64 + 8;
     let _alone = alone();
     let name = "acceptances_that_nobody_reads_are_few_and_keep_nobody_from_passing_descriptors";
     if as_another_user(name) {
@@ -491,22 +492,70 @@ fn acceptances_that_nobody_reads_are_few_and_keep_nobody_from_passing_descriptor
         });
         (socket, accepted) // and the connection ends
     };
-    let mut unread: Vec<_> = (0..KEPT / 2).map(|_| accept_under(LIMIT)).collect();
-    let (_, refused) = accept_under(KEPT as u64 / 4);
+    let mut unread: Vec<_> = (0..UNREAD_KEPT / 2).map(|_| accept_under(LIMIT)).collect();
+    let (_, refused) = accept_under(UNREAD_KEPT as u64 / 4);
     let error = refused.unwrap().unwrap_err();
     assert!(matches!(error, Error::TooManyUnread { .. }), "{error}");
     assert!(error.to_string().contains("ulimit -n"), "{error}");
     unread.extend((0..LIMIT).map(|_| accept_under(LIMIT)));
     let accepted = unread.iter().filter(|(_, accepted)| matches!(accepted, Some(Ok(()))));
-    assert_eq!(accepted.count(), KEPT);
+    assert_eq!(accepted.count(), UNREAD_KEPT);
     let mut answer = [0; MESSAGE];
     unread.last_mut().unwrap().0.read_exact(&mut answer).unwrap();
     assert_eq!(kind_of(&answer), CROWDED);
 
     unread[0].0.read_exact(&mut answer).unwrap();
-    let (_socket, accepted) = accept_under(LIMIT);
-    accepted.expect("there is room again").unwrap();
-    drop((unread, _socket));
+    until_there_is_room(|| accept_under(LIMIT).1.map(Result::unwrap));
+    drop(unread);
+    all_closed(before);
+    serve_an_honest_one(&device, &mut listener);
+}
+
+/// Connects until somebody is accepted: whether there is room again is not looked at for each connector.
+fn until_there_is_room<T>(mut accept: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(accepted) = accept() {
+            return accepted;
+        }
+        assert!(Instant::now() < deadline, "there is no room");
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+#[test]
+fn acceptances_that_nobody_reads_are_as_few_while_their_connections_live() {
+    let _alone = alone();
+    let device = device();
+    let mut listener = device.listen(0).unwrap();
+    let file = sparse(KEY_TABLE + (1 << 20));
+    let before = descriptors();
+    let mut accept = || {
+        let socket = dial(&listener);
+        send_with(&socket, &message(CONNECT), &[file.as_raw_fd()]);
+        let accepted = listener.try_next().unwrap().map(|request| {
+            let mut end = end(&device);
+            request.accept(&mut end.queue_pair, &[]).unwrap();
+            end
+        });
+        (socket, accepted)
+    };
+    let mut live: Vec<_> = (0..2 * UNREAD_KEPT).map(|_| accept()).collect();
+    assert_eq!(live.iter().filter(|(_, accepted)| accepted.is_some()).count(), UNREAD_KEPT);
+    let mut answer = [0; MESSAGE];
+    live.last_mut().unwrap().0.read_exact(&mut answer).unwrap();
+    assert_eq!(kind_of(&answer), CROWDED);
+    live.truncate(UNREAD_KEPT);
+
+    // Whichever way it ends: it is read, or its connector goes.
+    live[0].0.read_exact(&mut answer).unwrap();
+    let (silent, _live) = until_there_is_room(|| {
+        let (socket, accepted) = accept();
+        accepted.map(|end| (socket, end))
+    });
+    drop(silent);
+    until_there_is_room(|| accept().1);
+    drop((live, _live));
     all_closed(before);
     serve_an_honest_one(&device, &mut listener);
 }

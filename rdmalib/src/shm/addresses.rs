@@ -10,7 +10,9 @@
 //!   becomes memory of ours until all let go of the file. The peer chooses where, so of each peer
 //!   it is as much as can be mapped: the first segments, with the table of keys before them, and
 //!   what the bounds allow beyond. A process that exchanges nothing but messages has that made
-//!   small ([`limit_peers`]), and bounds how many peers it has.
+//!   small ([`limit_peers`]), and bounds how many peers it has: it is of each connection, so those of
+//!   a user add up, and what became memory stays, after the connection too, for as long as the
+//!   peer keeps its file.
 //!
 //! The first segments are not counted, so no user keeps the control connections of its own other processes,
 //! or of anybody, from working; how many connections there are has a bound of its own.
@@ -34,7 +36,8 @@ const MOST: u64 = 64 << 40;
 static OF_PEER: AtomicU64 = AtomicU64::new(MOST_OF_PEER);
 
 /// Of the memory of each peer that connects from now on, embedded devices of this process reach the first 15 MiB and
-/// `bytes` beyond, and so a peer cannot make it take more for the peer's files. For a process whose peers need no more.
+/// `bytes` beyond, and so a peer cannot make it take more for the file of a connection; those of several add up. For a
+/// process whose peers need no more.
 pub fn limit_peers(bytes: u64) {
     OF_PEER.store(bytes.min(MOST_OF_PEER), Ordering::Relaxed);
 }

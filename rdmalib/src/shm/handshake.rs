@@ -178,6 +178,7 @@ impl ConnectRequest {
         let peer = self.origin();
         let socket = self.socket.map(|socket| Connected::of_connector(socket, peer));
         send_message(&socket, &answer, Some(queue.arena().file()))?;
+        socket.is_accepted();
         queue.set_link(self.link, Side::Acceptor);
         queue.core().connected(socket)
     }

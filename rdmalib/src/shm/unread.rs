@@ -4,11 +4,12 @@
 //!
 //! * BOUNDED - closing the connection takes nothing back: only that the connector reads, or closes
 //!   its end. So the socket of a connection that ends unread is kept, to see when that is, and
-//!   further connectors of a user who has left so many unread are turned away. Connections that
-//!   have not ended come on top; their number is their owner's to bound.
+//!   further connectors of a user who has so many unread, of connections that have ended or
+//!   not, are turned away.
 //!
 //! What is read is known from the socket, in which nothing is left then (`SIOCOUTQ`). A byte that was to wake a
-//! peer, and which that has not taken yet, looks the same: then the socket is kept a little longer.
+//! peer, and which that has not taken yet, looks the same: then it counts a little longer. Once seen read, a
+//! connection is not looked at again.
 
 #![allow(unsafe_code)]
 
@@ -16,7 +17,8 @@ use std::net::Shutdown;
 use std::ops::Deref;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
 
 use super::closer::{ClosedLater, Closing, Descriptor, look_for_unread};
 use crate::waiting::Peer;
@@ -27,29 +29,72 @@ const MOST_OF_USER: usize = 64;
 /// none is let in also then.
 const MOST: usize = 256;
 
-static KEPT: Mutex<Vec<(Peer, ClosedLater<UnixStream>)>> = Mutex::new(Vec::new());
+/// How often it is looked again whether a user who had too many has read some: a look costs a system call for each.
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
-fn kept() -> MutexGuard<'static, Vec<(Peer, ClosedLater<UnixStream>)>> {
-    KEPT.lock().unwrap_or_else(PoisonError::into_inner)
+/// Acceptances that had not been read when they were looked at last.
+#[derive(Debug, Default)]
+struct Unread {
+    /// Of connections that have ended.
+    ended: Vec<(Peer, ClosedLater<UnixStream>)>,
+    /// Of connections that have not, or that had been read then.
+    live: Vec<(Peer, Weak<UnixStream>)>,
+    /// Users who had too many, and when that was.
+    full: Vec<(Peer, Instant)>,
+}
+
+static UNREAD: Mutex<Unread> =
+    Mutex::new(Unread { ended: Vec::new(), live: Vec::new(), full: Vec::new() });
+
+fn unread() -> MutexGuard<'static, Unread> {
+    UNREAD.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Unread {
+    fn len(&self) -> usize {
+        self.ended.len() + self.live.len()
+    }
+
+    /// Lets go of what was read meanwhile.
+    fn forget_read(&mut self) {
+        self.ended.retain(|(_, socket)| is_unread(socket));
+        self.live.retain(|(_, socket)| socket.upgrade().is_some_and(|socket| is_unread(&socket)));
+    }
+
+    fn is_full(&self, peer: Peer) -> bool {
+        let users = self.ended.iter().map(|(user, _)| user);
+        let users = users.chain(self.live.iter().map(|(user, _)| user));
+        let of_user = users.filter(|user| **user == peer).count();
+        of_user >= MOST_OF_USER || (of_user > 0 && self.len() >= MOST)
+    }
 }
 
 /// The socket of a connection.
 #[derive(Debug)]
 pub(super) struct Connected {
-    socket: UnixStream,
-    /// Whom an acceptance was sent to.
+    /// Shared only for as long as [`UNREAD`] is looked at.
+    socket: Arc<UnixStream>,
+    /// Whom an acceptance is sent to.
     accepted: Option<Peer>,
 }
 
 impl Connected {
     /// A connection to a listener, which has answered.
     pub(super) fn to_listener(socket: UnixStream) -> Self {
-        Connected { socket, accepted: None }
+        Connected { socket: Arc::new(socket), accepted: None }
     }
 
     /// A connection of `peer`, which an acceptance is sent to.
     pub(super) fn of_connector(socket: UnixStream, peer: Peer) -> Self {
-        Connected { socket, accepted: Some(peer) }
+        Connected { socket: Arc::new(socket), accepted: Some(peer) }
+    }
+
+    /// The acceptance was sent: from now on it counts (BOUNDED).
+    pub(super) fn is_accepted(&self) {
+        if let Some(peer) = self.accepted {
+            unread().live.push((peer, Arc::downgrade(&self.socket)));
+            look_for_unread();
+        }
     }
 }
 
@@ -70,41 +115,53 @@ impl AsFd for Connected {
 
 impl Descriptor for Connected {
     fn end(self) -> Option<Closing> {
+        let mut unread = unread();
+        let socket = Arc::into_inner(self.socket).expect("nobody else looks at it now");
         match self.accepted {
-            Some(peer) if is_unread(&self.socket) => {
-                let _ = self.socket.shutdown(Shutdown::Both); // ENOTCONN: the peer was faster
-                kept().push((peer, self.socket.into())); // BOUNDED
+            Some(peer) if is_unread(&socket) => {
+                let _ = socket.shutdown(Shutdown::Both); // ENOTCONN: the peer was faster
+                unread.live.retain(|(_, socket)| socket.strong_count() > 0); // this one counts once
+                unread.ended.push((peer, socket.into())); // BOUNDED
+                drop(unread);
                 look_for_unread();
                 None
             }
-            _ => self.socket.end(),
+            _ => {
+                drop(unread);
+                socket.end()
+            }
         }
     }
 }
 
 /// Whether a connector of `peer` is to be turned away (BOUNDED).
-pub(super) fn is_full(peer: Peer) -> bool {
-    let full = || {
-        let kept = kept();
-        let of_user = kept.iter().filter(|(user, _)| *user == peer).count();
-        of_user >= MOST_OF_USER || (of_user > 0 && kept.len() >= MOST)
-    };
-    full() && {
-        forget_read();
-        full()
+pub(super) fn is_full(peer: Peer, now: Instant) -> bool {
+    let mut unread = unread();
+    if !unread.is_full(peer) {
+        return false;
     }
+    unread.full.retain(|(_, since)| now.saturating_duration_since(*since) < LOOK_AGAIN);
+    if unread.full.iter().any(|(user, _)| *user == peer) {
+        return true;
+    }
+    unread.forget_read();
+    let full = unread.is_full(peer);
+    if full {
+        unread.full.push((peer, now));
+    }
+    full
 }
 
-/// Whether anybody may have to be turned away.
-pub(super) fn are_many() -> bool {
-    kept().len() >= MOST_OF_USER
+/// Whether there are so many that some user may have too many.
+pub(super) fn may_be_full() -> bool {
+    unread().len() >= MOST_OF_USER
 }
 
 /// Lets go of what was read meanwhile; whether there is more.
 pub(super) fn forget_read() -> bool {
-    let mut kept = kept();
-    kept.retain(|(_, socket)| is_unread(socket));
-    !kept.is_empty()
+    let mut unread = unread();
+    unread.forget_read();
+    unread.len() > 0
 }
 
 /// Whether the peer has not read everything that was sent.

@@ -122,7 +122,7 @@ impl Listener {
             Err(e) => return self.not_accepted(e).map(|()| None),
         };
         socket.set_nonblocking(true).map_err(|e| Error::os("fcntl", e))?;
-        if unread::are_many() && unread::is_full(origin(&socket)) {
+        if unread::may_be_full() && unread::is_full(origin(&socket), now) {
             let peer = peer_of(&socket);
             tracing::warn!(peer, "turned away: its user's processes do not read acceptances");
             tell(&socket, CROWDED); // CAUSE
