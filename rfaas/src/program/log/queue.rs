@@ -26,7 +26,8 @@ const MOST_BYTES: usize = 1 << 20;
 /// Longest line, in bytes. Reasons and names in messages have a few hundred at most.
 const LINE_BYTES: usize = 8 << 10;
 /// How long the first of some lines waits for others: then their thread is woken once for all that a lease has to say
-/// at its begin or end, which others wait for. Too short for [`MOST_LINES`] to come, and for anybody to notice.
+/// at its begin or end, which others wait for. Too short for anybody to notice; and when half of what may wait is there,
+/// it is woken before.
 const TOGETHER: Duration = Duration::from_millis(1);
 /// Written at a time, unless a line is longer: `PIPE_BUF`, so that lines of several programs that share a pipe
 /// stay whole.
@@ -52,6 +53,8 @@ struct State {
     writing: bool,
     /// It waits for lines, and is to be woken for the first.
     asleep: bool,
+    /// It waits for more lines, and is to be woken when there are many.
+    gathers: bool,
     /// Somebody waits until everything is written.
     urgent: bool,
     limiter: Limiter<Kind>,
@@ -69,6 +72,11 @@ impl State {
         self.waiting.extend_from_slice(end.as_bytes());
         self.lines += 1;
     }
+
+    /// Whether half of what may wait does.
+    fn is_half_full(&self) -> bool {
+        self.lines > MOST_LINES / 2 || self.waiting.len() > MOST_BYTES / 2
+    }
 }
 
 /// `text` with the time in front.
@@ -81,6 +89,10 @@ fn dated(text: &str) -> String {
 impl Queue {
     /// An empty queue, and a thread that writes it to `sink`.
     pub(super) fn start(sink: impl Write + Send + 'static) -> io::Result<Arc<Self>> {
+        Self::gathering(TOGETHER, sink)
+    }
+
+    fn gathering(together: Duration, sink: impl Write + Send + 'static) -> io::Result<Arc<Self>> {
         let queue = Arc::new(Queue {
             state: Mutex::default(),
             filled: Condvar::new(),
@@ -90,7 +102,8 @@ impl Queue {
         // Signals are for other threads: some programs read them from a descriptor, and block them for that
         // in threads that do not exist yet.
         let mask = SigSet::all().thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
-        let started = thread::Builder::new().name("log".into()).spawn(move || thread.write(sink));
+        let started =
+            thread::Builder::new().name("log".into()).spawn(move || thread.write(together, sink));
         mask.thread_set_mask()?;
         started.map(|_| queue)
     }
@@ -126,7 +139,9 @@ impl Queue {
 
     /// Wakes the thread if it has to be, and when it has not to wait for the lock.
     fn added(&self, mut state: MutexGuard<'_, State>) {
-        let wake = std::mem::take(&mut state.asleep);
+        let many = state.gathers && state.is_half_full();
+        state.gathers &= !many;
+        let wake = std::mem::take(&mut state.asleep) || many;
         drop(state);
         if wake {
             self.filled.notify_one();
@@ -144,11 +159,11 @@ impl Queue {
     }
 
     /// Writes, for ever.
-    fn write(&self, mut sink: impl Write) {
+    fn write(&self, together: Duration, mut sink: impl Write) {
         let (mut lines, mut torn) = (Vec::new(), false);
         loop {
             lines.clear();
-            let notice = self.take(&mut lines);
+            let notice = self.take(together, &mut lines);
             let lost = write_lines(&mut sink, &lines, &mut torn);
             if lost > 0 {
                 let all = lines.iter().filter(|byte| **byte == b'\n').count() as u64;
@@ -160,7 +175,7 @@ impl Queue {
     }
 
     /// Waits for lines and takes them all; returns how many lost ones the first of them tells of.
-    fn take(&self, lines: &mut Vec<u8>) -> u64 {
+    fn take(&self, together: Duration, lines: &mut Vec<u8>) -> u64 {
         let mut state = self.lock();
         state.writing = false;
         loop {
@@ -184,9 +199,11 @@ impl Queue {
             };
         }
         state.asleep = false;
-        let alone = |state: &mut State| !state.urgent;
-        let together = self.filled.wait_timeout_while(state, TOGETHER, alone);
-        let mut state = together.unwrap_or_else(PoisonError::into_inner).0;
+        state.gathers = true;
+        let more = |state: &mut State| !state.urgent && !state.is_half_full();
+        let gathered = self.filled.wait_timeout_while(state, together, more);
+        let mut state = gathered.unwrap_or_else(PoisonError::into_inner).0;
+        state.gathers = false;
         let dropped = std::mem::take(&mut state.dropped);
         if dropped > 0 {
             let told = format!(

@@ -99,6 +99,21 @@ fn a_line_is_written_although_nobody_waits_for_it_and_none_comes_behind_it() {
 }
 
 #[test]
+fn many_lines_or_long_ones_are_written_before_there_is_no_room_for_more() {
+    let long = "x".repeat(LINE_BYTES);
+    for (line, count) in [("x", MOST_LINES / 2), (&*long, MOST_BYTES / LINE_BYTES / 2)] {
+        let disk = Disk::default();
+        let queue = Queue::gathering(2 * PATIENCE, disk.clone()).unwrap();
+        (0..=count).for_each(|_| queue.push_bare(line));
+        let deadline = Instant::now() + PATIENCE;
+        while disk.text().lines().count() <= count {
+            assert!(Instant::now() < deadline, "lines of {} bytes are not written", line.len());
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
+#[test]
 fn what_a_full_disk_does_not_take_is_counted_and_the_count_is_told_when_there_is_room() {
     let disk = Disk::with_room(10); // a part of the first line
     let queue = Queue::start(disk.clone()).unwrap();
