@@ -177,8 +177,7 @@ impl Manager {
                         if told {
                             tracing::error!(name: MEASURED, %lease, "{reason}");
                         }
-                        self.lives.ended(lease);
-                        events.push_front(Event::StartFailed { lease, reason });
+                        events.push_front(Event::StartFailed { lease, reason }); // the lease may go on
                     }
                 }
             }
