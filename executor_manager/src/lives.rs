@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 
 use rdmalib::Peer;
+use rfaas::program::log::Budget;
 use rfaas::protocol::lease::LeaseId;
 
 /// Lines that a peer may have at once: the lives of a hundred leases, of four lines each.
@@ -47,39 +48,20 @@ struct Said {
     tell: Instant,
 }
 
-/// Lines that may be told.
-#[derive(Debug)]
-struct Budget {
-    lines: u32,
-    filled: Instant,
-}
-
-impl Budget {
-    /// Gives back what time brings: so many lines `per_second`, up to `most`.
-    fn elapse(&mut self, now: Instant, per_second: u32, most: u32) {
-        let elapsed = now.saturating_duration_since(self.filled).as_millis();
-        let earned = (elapsed * u128::from(per_second) / 1000).min(most.into()) as u32;
-        if earned > 0 {
-            (self.lines, self.filled) = ((self.lines + earned).min(most), now);
-        }
-    }
-}
-
 impl Said {
     fn nothing(now: Instant) -> Self {
-        Said { budget: Budget { lines: BURST, filled: now }, dropped: 0, tell: now }
+        Said { budget: Budget::new(now, BURST, PER_SECOND), dropped: 0, tell: now }
     }
 
     fn is_as_new(&mut self, now: Instant) -> bool {
-        self.budget.elapse(now, PER_SECOND, BURST);
-        self.budget.lines == BURST && self.dropped == 0
+        self.budget.is_full(now) && self.dropped == 0
     }
 }
 
 impl Lives {
     /// Nobody has said anything.
     pub fn new(now: Instant) -> Self {
-        let of_all = Budget { lines: BURST_OF_ALL, filled: now };
+        let of_all = Budget::new(now, BURST_OF_ALL, PER_SECOND_OF_ALL);
         Lives { leases: BTreeMap::new(), peers: HashMap::new(), of_all, sweep_at: now }
     }
 
@@ -107,15 +89,10 @@ impl Lives {
         let full = self.peers.len() >= REMEMBERED && !self.peers.contains_key(&peer);
         let peer = if full { Peer::Unknown } else { peer };
         let said = self.peers.entry(peer).or_insert_with(|| Said::nothing(now));
-        said.budget.elapse(now, PER_SECOND, BURST);
-        self.of_all.elapse(now, PER_SECOND_OF_ALL, BURST_OF_ALL);
-        let kept = if said.budget.lines >= BURST / 10 * 9 { 0 } else { FOR_QUIET };
-        let left = said.budget.lines.checked_sub(1);
-        said.budget.lines = left.unwrap_or(0); // also if there is nothing of all: who goes on is not quiet
-        let admitted = left.is_some() && self.of_all.lines > kept;
-        if admitted {
-            self.of_all.lines -= 1;
-        } else {
+        let kept = if said.budget.is_quiet(now) { 0 } else { FOR_QUIET };
+        // Its own is used also if there is nothing of all: who goes on is not quiet.
+        let admitted = said.budget.take(now, 1, 0) && self.of_all.take(now, 1, kept);
+        if !admitted {
             if said.dropped == 0 {
                 said.tell = now + TELL_AGAIN;
             }

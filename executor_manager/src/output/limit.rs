@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use rfaas::program::log::MEASURED;
+use rfaas::program::log::{Budget, MEASURED};
 
 use super::lines::Line;
 
@@ -20,7 +20,7 @@ const BYTES_PER_SECOND: u32 = 4 << 10;
 const BURST_OF_ALL: u32 = 1 << 20;
 /// What they may have on and on: 2.8 GB of log a day. That is eight functions that write as fast as they may, or many
 /// leases one after the other that each use up their burst.
-const BYTES_OF_ALL_PER_MS: u32 = 32;
+const BYTES_OF_ALL_PER_SECOND: u32 = 32_000;
 /// The part of [`BURST_OF_ALL`] that is only for leases which are quiet: they have used at most a tenth of their own
 /// bursts. So those who write much do not keep them from the log.
 const FOR_QUIET: u32 = BURST_OF_ALL / 4;
@@ -36,12 +36,12 @@ const MOST_LEASES: usize = 4096;
 #[derive(Debug)]
 pub(super) struct Limits {
     leases: HashMap<u64, Arc<LeaseLimit>>,
-    of_all: Arc<Mutex<LimitOfAll>>,
+    of_all: Arc<Mutex<Budget>>,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        let of_all = LimitOfAll { bytes: BURST_OF_ALL, filled: Instant::now() };
+        let of_all = Budget::new(Instant::now(), BURST_OF_ALL, BYTES_OF_ALL_PER_SECOND);
         Limits { leases: HashMap::new(), of_all: Arc::new(Mutex::new(of_all)) }
     }
 }
@@ -63,11 +63,11 @@ impl Limits {
 pub(super) struct LeaseLimit {
     lease: u64,
     limit: Mutex<Limit>,
-    of_all: Arc<Mutex<LimitOfAll>>,
+    of_all: Arc<Mutex<Budget>>,
 }
 
 impl LeaseLimit {
-    fn new(lease: u64, of_all: Arc<Mutex<LimitOfAll>>, now: Instant) -> Self {
+    fn new(lease: u64, of_all: Arc<Mutex<Budget>>, now: Instant) -> Self {
         LeaseLimit { lease, limit: Mutex::new(Limit::new(now)), of_all }
     }
 
@@ -97,7 +97,8 @@ impl LeaseLimit {
         }
         let written = format!("{text:?}").len() + AROUND_BYTES; // it is escaped like this
         let mut of_all = self.of_all.lock().unwrap_or_else(PoisonError::into_inner); // numbers
-        if !of_all.admit(now, written as u32, quiet) {
+        let kept = if quiet { 0 } else { FOR_QUIET };
+        if !of_all.take(now, written as u32, kept) {
             drop(of_all);
             self.lock().count_dropped(now);
             return None;
@@ -128,38 +129,29 @@ impl LeaseLimit {
 
 #[derive(Debug)]
 struct Limit {
-    lines: u32,
-    bytes: u32,
-    filled: Instant,
+    lines: Budget,
+    bytes: Budget,
     dropped: u64,
     tell: Instant,
 }
 
 impl Limit {
     fn new(now: Instant) -> Self {
-        Limit { lines: BURST_LINES, bytes: BURST_BYTES, filled: now, dropped: 0, tell: now }
-    }
-
-    /// Gives back what time brings.
-    fn elapse(&mut self, now: Instant) {
-        let ms = now.saturating_duration_since(self.filled).as_millis().min(1 << 20) as u32;
-        if ms >= 1000 / LINES_PER_SECOND {
-            self.lines = (self.lines + ms * LINES_PER_SECOND / 1000).min(BURST_LINES);
-            self.bytes = (self.bytes + ms / 10 * (BYTES_PER_SECOND / 100)).min(BURST_BYTES);
-            self.filled = now;
-        }
+        let lines = Budget::new(now, BURST_LINES, LINES_PER_SECOND);
+        let bytes = Budget::new(now, BURST_BYTES, BYTES_PER_SECOND);
+        Limit { lines, bytes, dropped: 0, tell: now }
     }
 
     /// Whether a line of `bytes` may be passed on; counts it otherwise.
     fn admit(&mut self, now: Instant, bytes: usize) -> bool {
         let bytes = bytes as u32; // LINE_BYTES at most
-        self.elapse(now);
-        if self.lines == 0 || self.bytes < bytes {
+        let admitted = self.bytes.left(now) >= bytes && self.lines.take(now, 1, 0);
+        if admitted {
+            self.bytes.take(now, bytes, 0);
+        } else {
             self.count_dropped(now);
-            return false;
         }
-        (self.lines, self.bytes) = (self.lines - 1, self.bytes - bytes);
-        true
+        admitted
     }
 
     fn count_dropped(&mut self, now: Instant) {
@@ -171,37 +163,11 @@ impl Limit {
 
     /// Whether it has used little of late: see [`FOR_QUIET`].
     fn is_quiet(&mut self, now: Instant) -> bool {
-        self.elapse(now);
-        self.lines >= BURST_LINES / 10 * 9 && self.bytes >= BURST_BYTES / 10 * 9
+        self.lines.is_quiet(now) && self.bytes.is_quiet(now)
     }
 
     fn is_as_new(&mut self, now: Instant) -> bool {
-        self.elapse(now);
-        self.lines == BURST_LINES && self.bytes == BURST_BYTES && self.dropped == 0
-    }
-}
-
-/// What all leases together may have.
-#[derive(Debug)]
-struct LimitOfAll {
-    bytes: u32,
-    filled: Instant,
-}
-
-impl LimitOfAll {
-    /// Whether a line of `bytes`, as it is written, may be passed on, of a lease that is `quiet` or not.
-    fn admit(&mut self, now: Instant, bytes: u32, quiet: bool) -> bool {
-        let ms = now.saturating_duration_since(self.filled).as_millis().min(1 << 20) as u32;
-        if ms > 0 {
-            self.bytes = (self.bytes + ms * BYTES_OF_ALL_PER_MS).min(BURST_OF_ALL);
-            self.filled = now;
-        }
-        let kept = if quiet { 0 } else { FOR_QUIET };
-        let enough = self.bytes >= bytes + kept;
-        if enough {
-            self.bytes -= bytes;
-        }
-        enough
+        self.lines.is_full(now) && self.bytes.is_full(now) && self.dropped == 0
     }
 }
 
@@ -269,7 +235,7 @@ mod tests {
         // The second is all that is escaped, and the third all that is around it.
         for line in [&[b'x'; LINE_BYTES][..], &[1; 300], b"x"] {
             let mut limits = Limits::default();
-            let start = limits.of_all.lock().unwrap().filled;
+            let start = Instant::now();
             let flood = |limits: &mut Limits, leases: std::ops::Range<u64>, now| {
                 leases.map(|lease| logged(limits, lease, now, line)).sum::<usize>()
             };
@@ -277,7 +243,7 @@ mod tests {
             assert!(all > BURST_OF_ALL as usize / 2, "{all}");
             assert!(all <= BURST_OF_ALL as usize, "{all}");
             let more = flood(&mut limits, 500..1000, start + Duration::from_secs(10));
-            let most = (BURST_OF_ALL + 10_000 * BYTES_OF_ALL_PER_MS) as usize;
+            let most = (BURST_OF_ALL + 10 * BYTES_OF_ALL_PER_SECOND) as usize;
             assert!(all + more <= most, "{all} and {more}");
             let told = limits.of(999, start).lock().dropped;
             assert!(told > 0, "what is dropped is counted");
@@ -287,7 +253,7 @@ mod tests {
     #[test]
     fn a_quiet_lease_is_heard_beside_those_that_write_all_they_may() {
         let mut limits = Limits::default();
-        let start = limits.of_all.lock().unwrap().filled;
+        let start = Instant::now();
         // Old leases, which have used what is theirs.
         let loud: Vec<_> = (0..100).map(|lease| limits.of(lease, start)).collect();
         for limit in &loud {

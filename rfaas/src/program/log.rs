@@ -26,9 +26,11 @@ use tracing::{Level, Metadata};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
 
+mod budget;
 mod limiter;
 mod queue;
 
+pub use budget::Budget;
 use queue::Queue;
 
 /// The place of the program that an event comes from.

@@ -8,6 +8,8 @@ use std::collections::HashMap;
 use std::hash::{BuildHasher, Hash, RandomState};
 use std::time::{Duration, Instant};
 
+use super::Budget;
+
 /// How often the same line is told as it is, before it is counted: a connection that comes and goes a few
 /// times is told each time.
 const AS_IS: u32 = 5;
@@ -28,7 +30,7 @@ const SAMPLE_BYTES: usize = 500;
 #[derive(Debug)]
 pub(super) struct Limiter<Kind> {
     lines: HashMap<u64, Line>,
-    kinds: HashMap<Kind, Budget>,
+    kinds: HashMap<Kind, Place>,
     /// Its keys are chosen at random, so that nobody finds lines that pass for each other.
     hashing: RandomState,
     /// Nothing is due before.
@@ -44,11 +46,10 @@ struct Line {
     window: Duration,
 }
 
-/// What a place of the program may still say.
+/// A place of the program: what it may still say.
 #[derive(Debug)]
-struct Budget {
-    lines: u32,
-    filled: Instant,
+struct Place {
+    budget: Budget,
     held_back: Option<HeldBack>,
 }
 
@@ -80,20 +81,7 @@ impl Line {
     }
 }
 
-impl Budget {
-    /// Takes a line out of it, if there is one.
-    fn take(&mut self, now: Instant) -> bool {
-        let elapsed = now.saturating_duration_since(self.filled);
-        let earned = (elapsed.as_millis() * u128::from(PER_SECOND) / 1000).min(BURST.into()) as u32;
-        if earned > 0 {
-            self.lines = (self.lines + earned).min(BURST);
-            self.filled = now;
-        }
-        let left = self.lines.checked_sub(1);
-        self.lines = left.unwrap_or(0);
-        left.is_some()
-    }
-
+impl Place {
     fn due(&self) -> Option<Instant> {
         self.held_back.as_ref().map(|held_back| held_back.since + WINDOW)
     }
@@ -123,11 +111,11 @@ impl<Kind: Eq + Hash> Limiter<Kind> {
                 return false;
             }
         }
-        let full = || Budget { lines: BURST, filled: now, held_back: None };
-        let budget = self.kinds.entry(kind).or_insert_with(full);
-        if !budget.take(now) {
-            HeldBack::add(&mut budget.held_back, now, line);
-            self.earliest = self.earliest.into_iter().chain(budget.due()).min();
+        let new = || Place { budget: Budget::new(now, BURST, PER_SECOND), held_back: None };
+        let place = self.kinds.entry(kind).or_insert_with(new);
+        if !place.budget.take(now, 1, 0) {
+            HeldBack::add(&mut place.held_back, now, line);
+            self.earliest = self.earliest.into_iter().chain(place.due()).min();
             return false;
         }
         if is_new && self.lines.len() < MOST_LINES {
@@ -154,20 +142,20 @@ impl<Kind: Eq + Hash> Limiter<Kind> {
             line.window = (2 * line.window).min(LONGEST_WINDOW);
             true
         });
-        for budget in self.kinds.values_mut() {
-            if budget.due().is_some_and(|at| at <= now) {
-                due.extend(budget.held_back.take().map(|held_back| held_back.told(now)));
+        for place in self.kinds.values_mut() {
+            if place.due().is_some_and(|at| at <= now) {
+                due.extend(place.held_back.take().map(|held_back| held_back.told(now)));
             }
         }
         let lines = self.lines.values().map(Line::due);
-        self.earliest = lines.chain(self.kinds.values().filter_map(Budget::due)).min();
+        self.earliest = lines.chain(self.kinds.values().filter_map(Place::due)).min();
         due
     }
 
     /// The counts that were not told yet, for a program that ends.
     pub(super) fn rest(&mut self, now: Instant) -> Vec<String> {
         let lines = self.lines.values_mut().map(|line| &mut line.held_back);
-        let kinds = self.kinds.values_mut().map(|budget| &mut budget.held_back);
+        let kinds = self.kinds.values_mut().map(|place| &mut place.held_back);
         lines.chain(kinds).filter_map(Option::take).map(|held_back| held_back.told(now)).collect()
     }
 
