@@ -104,8 +104,13 @@ fn many_lines_or_long_ones_are_written_before_there_is_no_room_for_more() {
     for (line, count) in [("x", MOST_LINES / 2), (&*long, MOST_BYTES / LINE_BYTES / 2)] {
         let disk = Disk::default();
         let queue = Queue::gathering(2 * PATIENCE, disk.clone()).unwrap();
-        (0..=count).for_each(|_| queue.push_bare(line));
         let deadline = Instant::now() + PATIENCE;
+        queue.push_bare(line);
+        while !queue.lock().gathers {
+            assert!(Instant::now() < deadline, "the thread does not wait for more");
+            thread::sleep(Duration::from_millis(1));
+        }
+        (0..count).for_each(|_| queue.push_bare(line));
         while disk.text().lines().count() <= count {
             assert!(Instant::now() < deadline, "lines of {} bytes are not written", line.len());
             thread::sleep(Duration::from_millis(1));
