@@ -27,7 +27,8 @@
 //!     let mut call = executor.in_place(&empty, 64)?; // in the memory that the function reads
 //!     call.write(0, &[1; 64])?;
 //!     println!("{:?}", call.invoke()?.to_vec(..)?); // and where it wrote
-//!     Ok(()) // dropping executor and lease gives the cores back
+//!     executor.release()?; // gives the cores back and waits for that; to drop it only asks for it
+//!     Ok(())
 //! }
 //! ```
 //! Servers build without the `client` feature, and with `program`: what programs do alike.

@@ -192,6 +192,7 @@ impl LocalCluster {
             arguments: arguments.into_iter().chain(verbose).collect(),
             path: path.unwrap_or_else(|| self.path_with_binaries()),
             directory: self.directory().to_owned(),
+            tell: self.options.tell,
         };
         let manager = self.keeper.spawn(&launch).map_err(os("starting a manager"))?;
         interrupt::runs(self.directory(), manager.id());

@@ -50,21 +50,27 @@ pub(crate) fn stopped(directory: &Path) {
     clusters().remove(directory);
 }
 
-/// From now on SIGINT and SIGTERM stop the clusters of this process and then end it, with `status` or, without
+/// From now on SIGINT, SIGTERM and SIGHUP stop the clusters of this process and then end it, with `status` or, without
 /// one, as a shell tells that signal (128 and its number).
 pub fn stop_clusters_on_signals(status: Option<i32>) -> io::Result<()> {
     // Handlers, not a blocked mask that is waited on: programs that are started would inherit the mask.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
-    let (mut interrupt, mut terminate) = {
+    let mut signals = {
         let _inside = runtime.enter();
-        (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?)
+        [
+            (signal(SignalKind::interrupt())?, Signal::SIGINT),
+            (signal(SignalKind::terminate())?, Signal::SIGTERM),
+            (signal(SignalKind::hangup())?, Signal::SIGHUP), // its terminal was closed
+        ]
     };
     let mut next = move || {
         runtime.block_on(poll_fn(|context| {
-            if interrupt.poll_recv(context).is_ready() {
-                return Poll::Ready(Signal::SIGINT);
+            for (signal, which) in &mut signals {
+                if signal.poll_recv(context).is_ready() {
+                    return Poll::Ready(*which);
+                }
             }
-            terminate.poll_recv(context).map(|_| Signal::SIGTERM)
+            Poll::Pending
         }))
     };
     let watch = move || {

@@ -7,7 +7,7 @@
 
 use std::collections::VecDeque;
 use std::ffi::OsString;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -33,6 +33,8 @@ pub(crate) struct Launch {
     pub arguments: Vec<OsString>,
     pub path: OsString,
     pub directory: PathBuf,
+    /// Whether what it logs goes to our standard error too.
+    pub tell: bool,
 }
 
 impl Launch {
@@ -94,7 +96,8 @@ impl Keeper {
         let (answer, child) = channel();
         let requests = self.requests.as_ref().ok_or_else(gone)?;
         requests.send((launch.clone(), answer)).map_err(|_| gone())?;
-        Ok(Process::new(launch.name(), child.recv().map_err(|_| gone())??))
+        let child = child.recv().map_err(|_| gone())??;
+        Ok(Process::new(launch.name(), child, launch.tell))
     }
 }
 
@@ -117,10 +120,10 @@ pub struct Process {
 }
 
 impl Process {
-    fn new(name: String, mut child: Child) -> Self {
+    fn new(name: String, mut child: Child, tell: bool) -> Self {
         let log = Log::default();
         if let Some(stderr) = child.stderr.take() {
-            log.follow(stderr);
+            log.follow(stderr, tell.then(|| name.clone()));
         }
         Process { name, child, ended: None, log }
     }
@@ -257,12 +260,17 @@ impl Lines {
 }
 
 impl Log {
-    fn follow(&self, stream: impl Read + Send + 'static) {
+    /// Takes the lines of `stream`. With a name, they also go to standard error, behind that.
+    fn follow(&self, stream: impl Read + Send + 'static, name: Option<String>) {
         let log = self.clone();
         std::thread::spawn(move || {
             // Not `lines()`: a program may log bytes that are no UTF-8.
             for line in BufReader::new(stream).split(b'\n').map_while(Result::ok) {
-                log.lock().push(String::from_utf8_lossy(&line).into_owned());
+                let line = String::from_utf8_lossy(&line).into_owned();
+                if let Some(name) = &name {
+                    let _ = writeln!(io::stderr(), "{name}: {line}"); // nobody reads it: it is kept
+                }
+                log.lock().push(line);
                 log.0.1.notify_all();
             }
             log.lock().closed = true;
@@ -290,6 +298,7 @@ mod tests {
             arguments: vec!["-c".into(), script.into()],
             path: std::env::var_os("PATH").unwrap(),
             directory: std::env::temp_dir(),
+            tell: false,
         }
     }
 

@@ -73,6 +73,26 @@ fn the_command_that_cluster_prints_can_be_pasted() {
 }
 
 #[test]
+fn a_talkative_cluster_shows_what_its_managers_log_and_ends_with_its_terminal() {
+    let _alone = one_at_a_time();
+    let directory = Blank::new();
+    let shown = directory.path.join("shown");
+    let mut started = command("cluster", ["-v"]);
+    started.env("TMPDIR", &directory.path).stdin(std::process::Stdio::null());
+    started.stdout(std::process::Stdio::null()).stderr(fs::File::create(&shown).unwrap());
+    let mut started = started.spawn().unwrap();
+    let shows = |text: &str| fs::read_to_string(&shown).unwrap().contains(text);
+    eventually("the managers' logs are shown", || {
+        shows("executor_manager: ") && shows("resource_manager: ")
+    });
+    let pid = nix::unistd::Pid::from_raw(started.id().cast_signed());
+    nix::sys::signal::kill(pid, Signal::SIGHUP).unwrap();
+    assert!(started.wait().unwrap().success());
+    let left = fs::read_dir(&directory.path).unwrap().map(|entry| entry.unwrap().file_name());
+    assert_eq!(left.collect::<Vec<_>>(), ["shown"]);
+}
+
+#[test]
 fn an_example_that_misses_a_default_file_says_where_it_looked_and_which_option_names_another() {
     let _alone = one_at_a_time();
     let directory = tempfile::tempdir().unwrap();

@@ -88,7 +88,7 @@ impl PeerArena {
     /// Maps the key table of `file`, for the time being.
     pub(crate) fn new(file: PeerFile) -> Result<Self> {
         let table = Mapping::new(&file.file, 0, DATA_START as usize)?;
-        Ok(PeerArena { file, table, windows: Vec::new() })
+        Ok(PeerArena { file, table, windows: Vec::with_capacity(FREE_SEGMENTS) })
     }
 
     /// The file.

@@ -94,7 +94,7 @@ pub enum Limit {
         held: u64,
     },
     /// How far in the future a lease may end.
-    #[error("timeout_ms is {}, and a lease may last {} ms (limits.timeout_ms)", .asked.as_millis(), .most.as_millis())]
+    #[error("timeout_ms is {}, and a lease may last {} ms (limits.timeout_ms): ask for less (LeaseRequest::timeout; an hour where none is given)", .asked.as_millis(), .most.as_millis())]
     Timeout {
         /// The limit.
         most: Duration,

@@ -29,7 +29,7 @@ struct Cli {
     /// Where the programs are; without it next to this one.
     #[arg(long, value_name = "DIR")]
     binaries: Option<PathBuf>,
-    /// Log more, to standard error; RUST_LOG overrides.
+    /// Show what the managers log, and what functions print, on standard error.
     #[arg(short, long)]
     verbose: bool,
 }
@@ -44,6 +44,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
         cores: cli.cores,
         memory: cli.memory,
         pin_threads: cli.pin_threads,
+        tell: cli.verbose,
         resource_manager: !cli.skip_resource_manager,
         binaries: cli.binaries.map_or_else(Binaries::beside_this_program, Binaries::in_directory),
         ..Options::default()
@@ -64,5 +65,9 @@ fn print_usage(cluster: &LocalCluster) -> Result<(), Failure> {
     text += &format!("configuration      {}\n", cluster.directory().display());
     let command = cluster.benchmark_command("warm_benchmarker").map_err(Failure::input)?;
     let example = shell::line(iter::once(command.get_program()).chain(command.get_args()));
-    program::print(text + &format!("\ntry: {example} -s 64\nCtrl-C stops it\n"))
+    program::print(
+        text + &format!(
+            "\ntry: {example} -s 64\nCtrl-C stops it; with -v it shows what managers log and functions print\n"
+        ),
+    )
 }

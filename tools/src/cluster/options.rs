@@ -52,6 +52,8 @@ pub struct Options {
     pub max_inline_data: u32,
     /// Whether managers log everything down to debug.
     pub talkative: bool,
+    /// Whether what managers log, and with that what functions print, goes to this program's standard error too.
+    pub tell: bool,
     /// Where the programs are.
     pub binaries: Binaries,
     /// `PATH` of the executor manager, which starts `executor` from it; by default the binaries' directory
@@ -81,6 +83,7 @@ impl Default for Options {
             devices: None,
             max_inline_data: 0,
             talkative: true,
+            tell: false,
             binaries: Binaries::beside_this_program(),
             executor_path: None,
         }
