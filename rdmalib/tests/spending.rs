@@ -253,7 +253,8 @@ fn a_file_is_not_mapped_as_large_as_it_says() {
     all_closed(before);
     // A few threads: those of the honest one may leave their stacks in the allocator's cache, and those that close stay.
     assert!(mappings() <= maps + 64, "{} mappings were {maps}", mappings());
-    assert!(addresses() <= used + (256 << 20), "{} bytes were {used}", addresses());
+    // Each has 64 MiB of addresses for what it allocates.
+    assert!(addresses() <= used + (512 << 20), "{} bytes were {used}", addresses());
 }
 
 #[test]
