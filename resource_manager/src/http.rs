@@ -49,7 +49,7 @@ use guard::Ends;
 use input::Params;
 use output::{EndedJson, GrantJson, LeaseJson, LeaseList, NodeJson, NodeList, RemovedJson};
 use pages::{Format, READ_ALL, Rows};
-pub use serve::{MAX_CONNECTIONS, MAX_OF_ADDRESS, serve};
+pub use serve::{MAX_CONNECTIONS, serve};
 
 /// Largest body of a request, in bytes: the fields of the largest one, a hundred times.
 pub const MAX_BODY_BYTES: usize = 64 * 1024;

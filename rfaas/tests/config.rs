@@ -400,10 +400,18 @@ fn devices_that_cannot_be_used_are_refused() {
     assert_eq!(twice, "test.json: devices[1].name: device \"a\" is listed twice");
     let empty = load(r#"{"devices": [{"name": "", "ip_address": "1.1.1.1"}]}"#);
     assert_eq!(empty, "test.json: devices[0].name: must not be empty");
-    let none = load(
-        r#"{"devices": [{"name": "a", "ip_address": "1.1.1.1", "default_receive_buffer_size": 0}]}"#,
-    );
-    assert!(none.contains("default_receive_buffer_size: must be at least 1"), "{none}");
+    for receives in [0, 16385] {
+        let text = load(&format!(
+            r#"{{"devices": [{{"name": "a", "ip_address": "1.1.1.1", "default_receive_buffer_size": {receives}}}]}}"#,
+        ));
+        assert!(text.contains("default_receive_buffer_size: must be from 1 to 16384"), "{text}");
+    }
+}
+
+#[test]
+fn a_file_without_an_end_is_refused() {
+    let error = Devices::load("/dev/zero").unwrap_err();
+    assert_eq!(error.to_string(), "/dev/zero: cannot be read: is larger than 4 MiB");
 }
 
 #[test]

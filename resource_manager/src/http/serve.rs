@@ -26,6 +26,7 @@ use hyper::body::{Frame, SizeHint};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use nix::sys::resource::{Resource, getrlimit};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::AbortHandle;
@@ -34,10 +35,8 @@ use tokio::time::Sleep;
 use super::PATIENCE;
 use super::guard::Ends;
 
-/// Most connections at a time; one more has another cut.
+/// Most connections at a time; one more has another cut. Fewer where few descriptors may be open.
 pub const MAX_CONNECTIONS: usize = 256;
-/// Most of one other machine: a quarter. On this machine, users cannot be told apart.
-pub const MAX_OF_ADDRESS: usize = MAX_CONNECTIONS / 4;
 /// How long a client may take for its request before others come first: one that has just connected has not been read.
 const MOMENT: Duration = Duration::from_millis(100);
 /// Pause after a connection could not be taken (no descriptor is left, say).
@@ -51,7 +50,7 @@ const READ_ON: Duration = PATIENCE;
 
 /// Serves `router` to whoever connects, for ever.
 pub async fn serve(listener: TcpListener, router: Router) {
-    let connections = Arc::new(Connections::default());
+    let connections = Arc::new(Connections::new(most_connections()));
     let router = router.layer(middleware::from_fn(watch));
     loop {
         let (stream, peer) = match listener.accept().await {
@@ -179,8 +178,9 @@ struct Connection {
     task: Option<AbortHandle>,
 }
 
-#[derive(Default)]
 struct Connections {
+    /// Most at a time.
+    most: usize,
     open: Mutex<(u64, BTreeMap<u64, Connection>)>,
 }
 
@@ -196,7 +196,22 @@ impl Drop for Place {
     }
 }
 
+/// At most a quarter of the descriptors: clients, nodes and state are to have theirs.
+fn most_connections() -> usize {
+    let descriptors = getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft);
+    usize::try_from(descriptors / 4).map_or(MAX_CONNECTIONS, |most| most.min(MAX_CONNECTIONS))
+}
+
 impl Connections {
+    fn new(most: usize) -> Self {
+        Connections { most, open: Mutex::default() }
+    }
+
+    /// Most of one other machine: a quarter. On this machine, users cannot be told apart.
+    fn of_address(&self) -> usize {
+        self.most.div_ceil(4)
+    }
+
     fn place(self: &Arc<Self>, peer: IpAddr) -> (Place, SharedTurn) {
         let turn = Arc::new(Mutex::new(Turn::new(false)));
         let mut open = lock(&self.open);
@@ -220,9 +235,9 @@ impl Connections {
         open.values().for_each(|connection| *of.entry(connection.peer).or_default() += 1);
         let newcomer = ends.counts_as();
         let its = of.get(&newcomer).copied().unwrap_or_default();
-        let from = if !ends.is_local && its >= MAX_OF_ADDRESS {
+        let from = if !ends.is_local && its >= self.of_address() {
             Some(newcomer)
-        } else if open.len() >= MAX_CONNECTIONS {
+        } else if open.len() >= self.most {
             of.into_iter().max_by_key(|(_, count)| *count).map(|(peer, _)| peer)
         } else {
             None
@@ -325,7 +340,7 @@ mod tests {
 
     #[test]
     fn who_waits_for_an_answer_makes_room_last_and_who_asked_last_before() {
-        let connections = Arc::new(Connections::default());
+        let connections = Arc::new(Connections::new(MAX_CONNECTIONS));
         let here = of("127.0.0.1", true);
         let all: Vec<_> =
             (0..MAX_CONNECTIONS).map(|_| connections.place(here.counts_as())).collect();
@@ -351,16 +366,17 @@ mod tests {
 
     #[test]
     fn another_machine_makes_room_for_itself_and_takes_none_from_others() {
-        let connections = Arc::new(Connections::default());
+        let connections = Arc::new(Connections::new(MAX_CONNECTIONS));
         let (here, there) = (of("127.0.0.1", true), of("10.0.0.1", false));
         let (_mine, _) = connections.place(here.counts_as());
         let mut held = Vec::new();
-        for _ in 0..2 * MAX_OF_ADDRESS {
+        let most = connections.of_address();
+        for _ in 0..2 * most {
             connections.make_room(there);
             held.push(connections.place(there.counts_as()));
         }
         let open = lock(&connections.open);
         let its = open.1.values().filter(|connection| connection.peer == there.peer).count();
-        assert_eq!((its, open.1.len()), (MAX_OF_ADDRESS, MAX_OF_ADDRESS + 1));
+        assert_eq!((its, open.1.len()), (most, most + 1));
     }
 }

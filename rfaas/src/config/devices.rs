@@ -167,9 +167,9 @@ impl File for Devices {
                 &format!("device {:?} is listed twice", entry.name),
             )?;
             require(
-                entry.default_receive_buffer_size > 0,
+                (1..=MOST_RECEIVES).contains(&entry.default_receive_buffer_size),
                 &key("default_receive_buffer_size"),
-                "must be at least 1",
+                &format!("must be from 1 to {MOST_RECEIVES}"),
             )?;
             require(
                 entry.trusted_user.is_none() || entry.provider == Provider::Shm,
@@ -180,6 +180,9 @@ impl File for Devices {
         Ok(())
     }
 }
+
+/// Deepest receive queue of the embedded device; RDMA cards have as many or more.
+const MOST_RECEIVES: u32 = 16_384;
 
 /// What the original's generator writes.
 fn default_receives() -> u32 {

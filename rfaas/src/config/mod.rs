@@ -9,7 +9,8 @@
 //! Elsewhere: command lines, whose flags override these settings.
 
 use std::fmt;
-use std::io;
+use std::fs;
+use std::io::{self, Read};
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 
@@ -145,13 +146,27 @@ pub fn resolve(host: &str, port: u16) -> Result<Vec<SocketAddr>, ConfigError> {
     if addresses.is_empty() { Err(failed("the name has no address".into())) } else { Ok(addresses) }
 }
 
+/// Largest file of settings or secret that is read, in bytes: a database of some 10,000 nodes fits.
+const MOST_BYTES: u64 = 4 << 20;
+
+/// The content of `path`, which may be a device without an end.
+fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    fs::File::open(path)?.take(MOST_BYTES + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > MOST_BYTES {
+        let why = format!("is larger than {} MiB", MOST_BYTES >> 20);
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, why));
+    }
+    Ok(bytes)
+}
+
 /// What all files have in common.
 trait File: DeserializeOwned {
     /// Checks what types cannot say.
     fn validate(&self) -> Result<(), Invalid>;
 
     fn read(path: &Path) -> Result<Self, ConfigError> {
-        let text = std::fs::read(path)
+        let text = read_bounded(path)
             .map_err(|reason| ConfigError::Read { path: path.to_owned(), reason })?;
         Self::parse(path, &text)
     }

@@ -20,7 +20,7 @@ use std::sync::Arc;
 use serde::de::{Unexpected, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::ConfigError;
+use super::{ConfigError, read_bounded};
 use crate::shell;
 
 /// Environment variable with the cluster secret.
@@ -121,7 +121,7 @@ impl ClusterSecret {
     /// The content of a file.
     fn read(path: &Path) -> Result<Self, ConfigError> {
         let failed = |reason| ConfigError::Read { path: path.to_owned(), reason };
-        let bytes = std::fs::read(path).map_err(failed)?;
+        let bytes = read_bounded(path).map_err(failed)?;
         if trimmed(&bytes).is_empty() {
             let why = "is empty: write the cluster secret into it, such as `openssl rand -hex 32`";
             return Err(failed(io::Error::new(io::ErrorKind::InvalidData, why)));
