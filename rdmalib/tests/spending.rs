@@ -36,8 +36,8 @@ const MESSAGE: usize = 224;
 const CONNECT: u32 = 1;
 const CROWDED: u32 = 4;
 const EXHAUSTED: u32 = 5;
-/// A user of whom there are no other processes (`tools/tests/strangers` has its own).
-const NOBODY_ELSE: u32 = 70_004;
+/// Users of whom there are no other processes, not even of another run of this test: from here on by process id.
+const NOBODY_ELSE: u32 = 10_000_000;
 /// Acceptances of one user that may be unread.
 const UNREAD_KEPT: usize = 64;
 /// Connectors of one user that have said nothing, and that a listener keeps.
@@ -457,12 +457,13 @@ fn as_another_user(name: &str) -> bool {
         return false;
     }
     // The tree may be in a home that is its owner's alone.
+    let user = NOBODY_ELSE + std::process::id();
     let program = std::env::temp_dir().join(format!("rdmalib-spending-{}", std::process::id()));
     std::fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
     let run = Command::new(&program)
         .args(["--exact", name])
-        .uid(NOBODY_ELSE)
-        .gid(NOBODY_ELSE)
+        .uid(user)
+        .gid(user)
         .current_dir("/")
         .output();
     std::fs::remove_file(&program).unwrap();
