@@ -110,9 +110,14 @@ fn use_lease(lease: Lease, random: &mut Random) -> Result<()> {
     if random.below(8) == 0 {
         return Ok(()); // not used at all
     }
-    let id = lease.id().expect("there is a resource manager");
+    let granted = lease.id();
     let spin = if random.below(4) == 0 { Spin::Always } else { Spin::Never };
-    let mut executor = lease.deploy_with(library("functions"), &warm().spin(spin))?;
+    let deployed = lease.deploy_with(library("functions"), &warm().spin(spin));
+    let id = lease.id().expect("there is a resource manager");
+    if granted != Some(id) {
+        say("lease", id); // its node did not take the first one, which was exchanged
+    }
+    let mut executor = deployed?;
     drop(lease);
     let calls = random.below(8);
     for _ in 0..calls {
