@@ -19,7 +19,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Why a lease, a deployment or an invocation failed. Print it with its
 /// [`source`](std::error::Error::source)s.
-#[derive(thiserror::Error)]
+#[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     // -- asking for a lease --
@@ -290,13 +290,6 @@ pub fn describe(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// What happened, in words: `unwrap` and a `main` that returns it show this.
-impl fmt::Debug for Error {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&describe(self))
-    }
-}
-
 /// How an executor process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
@@ -412,12 +405,6 @@ mod tests {
             let text = error.to_string();
             assert!(text.contains(option) && text.len() < 250, "{text}");
         }
-    }
-
-    #[test]
-    fn a_main_that_returns_an_error_shows_its_text() {
-        let error = Error::Foreign("function");
-        assert_eq!(format!("{error:?}"), error.to_string());
     }
 
     #[test]
