@@ -18,10 +18,10 @@ use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
-use nix::sys::resource::{Resource, getrlimit};
 use rdmalib::{ConnectRequest, Device, Peer, WaitingList};
 use rfaas::channel::{Channel, ChannelError, Incoming, refuse};
 use rfaas::heartbeat::{Heartbeat, Pulse};
+use rfaas::inherited::descriptor_limit;
 use rfaas::protocol::Empty;
 use rfaas::protocol::allocation::{FromClient, LeaseEnding, NodeProof, RefusedBecause, ToClient};
 use rfaas::protocol::lease::EndReason;
@@ -264,8 +264,7 @@ impl Clients {
 
 /// How many may wait, as far as there are descriptors: half of them are for leases.
 fn most_waiting() -> usize {
-    let (descriptors, _) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((1024, 1024));
-    let most = descriptors / 2 / DESCRIPTORS_PER_CONNECTION;
+    let most = descriptor_limit() / 2 / DESCRIPTORS_PER_CONNECTION;
     usize::try_from(most).unwrap_or(MOST_WAITING).clamp(2, MOST_WAITING)
 }
 

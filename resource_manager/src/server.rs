@@ -26,10 +26,10 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::resource::{Resource, getrlimit};
 use rdmalib::{ConnectRequest, Device, Listener};
 use rfaas::channel::refuse;
 use rfaas::heartbeat::Heartbeat;
+use rfaas::inherited::descriptor_limit;
 use rfaas::protocol::node::NodeHello;
 use rfaas::protocol::{Hello, Role, parse_prefix};
 
@@ -433,8 +433,7 @@ fn accept_batch(max_connections: usize) -> usize {
 
 /// How many connections the limit of descriptors allows.
 fn max_connections() -> usize {
-    // 1024 is what POSIX systems have had for long.
-    let descriptors = getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft);
-    let connections = descriptors.saturating_sub(OTHER_DESCRIPTORS) / DESCRIPTORS_PER_CONNECTION;
+    let descriptors = descriptor_limit().saturating_sub(OTHER_DESCRIPTORS);
+    let connections = descriptors / DESCRIPTORS_PER_CONNECTION;
     usize::try_from(connections.clamp(16, MAX_CONNECTIONS)).unwrap_or(16)
 }

@@ -29,6 +29,7 @@ use rdmalib::{
 };
 use zerocopy::IntoBytes;
 
+use crate::config::MOST_RECEIVES;
 use crate::protocol::{
     Bytes, Hello, MAX_MESSAGE_BYTES, Malformed, MessageKind, Refusal, Role, parse_prefix,
 };
@@ -465,9 +466,7 @@ impl AsFd for Channel {
 /// Bounds what this process takes in peers' memory: no more than messages of the deepest channel need. For programs
 /// whose connections are all channels, or as small.
 pub fn limit_peers_to_messages() {
-    /// Receives of the deepest channel on any device.
-    const DEEPEST: u64 = 16384;
-    rdmalib::limit_peers(DEEPEST * MAX_MESSAGE_BYTES as u64);
+    rdmalib::limit_peers(u64::from(MOST_RECEIVES) * MAX_MESSAGE_BYTES as u64);
 }
 
 /// Refuses the peer that asked, telling it `why` as far as it fits (120 bytes).

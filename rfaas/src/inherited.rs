@@ -31,6 +31,12 @@ pub fn raise_descriptor_limit() -> Result<u64, TooFewDescriptors> {
     if now < FEWEST_DESCRIPTORS { Err(TooFewDescriptors { limit: now }) } else { Ok(soft) }
 }
 
+/// How many descriptors this process may have open now. 1024, which POSIX systems have had for long, where the
+/// system does not say.
+pub fn descriptor_limit() -> u64 {
+    getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft)
+}
+
 /// Whether this process ignores the signal of this number, which is what nohup(1) has it do with SIGHUP. Where
 /// `/proc` is not mounted, no signal counts as ignored.
 pub fn is_ignored(signal: i32) -> bool {

@@ -26,7 +26,7 @@ use hyper::body::{Frame, SizeHint};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use nix::sys::resource::{Resource, getrlimit};
+use rfaas::inherited::descriptor_limit;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::AbortHandle;
@@ -198,8 +198,8 @@ impl Drop for Place {
 
 /// At most a quarter of the descriptors: clients, nodes and state are to have theirs.
 fn most_connections() -> usize {
-    let descriptors = getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft);
-    usize::try_from(descriptors / 4).map_or(MAX_CONNECTIONS, |most| most.min(MAX_CONNECTIONS))
+    usize::try_from(descriptor_limit() / 4)
+        .map_or(MAX_CONNECTIONS, |most| most.min(MAX_CONNECTIONS))
 }
 
 impl Connections {

@@ -182,7 +182,7 @@ impl File for Devices {
 }
 
 /// Deepest receive queue of the embedded device; RDMA cards have as many or more.
-const MOST_RECEIVES: u32 = 16_384;
+pub(crate) const MOST_RECEIVES: u32 = 16_384;
 
 /// What the original's generator writes.
 fn default_receives() -> u32 {

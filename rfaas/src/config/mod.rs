@@ -27,6 +27,7 @@ mod resource_manager;
 mod secret;
 
 pub use benchmark::{BenchmarkConfig, BenchmarkNode, BenchmarkRun};
+pub(crate) use devices::MOST_RECEIVES;
 pub use devices::{DeviceEntry, Devices, OpenDevice};
 pub use executor_manager::{ExecutorManagerConfig, ExecutorManagerNode, ExecutorSettings};
 pub use executors::{ExecutorEntry, ExecutorsDatabase};

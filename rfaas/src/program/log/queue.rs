@@ -26,8 +26,8 @@ const MOST_BYTES: usize = 1 << 20;
 /// Longest line, in bytes. Reasons and names in messages have a few hundred at most.
 const LINE_BYTES: usize = 8 << 10;
 /// How long the first of some lines waits for others: then their thread is woken once for all that a lease has to say
-/// at its begin or end, which others wait for. Too short for anybody to notice; and when half of what may wait is there,
-/// it is woken before.
+/// at its begin or end, which others wait for. Too short for anybody to notice; and when half of
+/// what may wait is there, it is woken before.
 const TOGETHER: Duration = Duration::from_millis(1);
 /// Written at a time, unless a line is longer: `PIPE_BUF`, so that lines of several programs that share a pipe
 /// stay whole.
