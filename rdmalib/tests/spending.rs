@@ -4,9 +4,10 @@
 #![allow(clippy::unwrap_used)] // in helpers too: what fails there is the test
 
 mod embedded;
+#[path = "embedded/lingering.rs"]
+mod lingering;
 
 use std::io::{IoSlice, Read, Write};
-use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
@@ -16,12 +17,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use embedded::{device, name};
+use lingering::{LINGERING, lingering};
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use nix::sys::socket::sockopt::Linger;
-use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg, setsockopt};
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use rdmalib::{
     CompletionQueue, ConnectRequest, Device, Domain, Error, Listener, Peer, QueuePair,
     QueuePairConfig,
@@ -251,7 +252,8 @@ fn a_file_is_not_mapped_as_large_as_it_says() {
     serve_an_honest_one(&device, &mut listener);
     drop(ends);
     all_closed(before);
-    // A few threads: those of the honest one may leave their stacks in the allocator's cache, and those that close stay.
+    // A few threads: those of the honest one may leave their stacks in the allocator's cache,
+    // and those that close stay.
     assert!(mappings() <= maps + 64, "{} mappings were {maps}", mappings());
     // Each has 64 MiB of addresses for what it allocates.
     assert!(addresses() <= used + (512 << 20), "{} bytes were {used}", addresses());
@@ -296,22 +298,6 @@ fn who_says_nothing_makes_room_and_is_told_so() {
     let youngest = silent.last().unwrap();
     youngest.set_nonblocking(true).unwrap();
     assert!((&*youngest).read(&mut answer).is_err(), "the youngest still waits");
-}
-
-/// How long closing it takes, unless its other end goes first, as it does here.
-const LINGERING: Duration = Duration::from_secs(120);
-
-/// A socket whose last close(2) waits until what was sent has arrived, which it does not; and its other end.
-fn lingering() -> (TcpStream, TcpStream) {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let mut socket = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-    let (other, _) = listener.accept().unwrap();
-    socket.set_nonblocking(true).unwrap();
-    while socket.write(&[0; 1 << 16]).is_ok() {}
-    socket.set_nonblocking(false).unwrap();
-    let linger = libc::linger { l_onoff: 1, l_linger: LINGERING.as_secs() as libc::c_int };
-    setsockopt(&socket, Linger, &linger).unwrap();
-    (socket, other)
 }
 
 /// Whether a thread of this process is in close(2); `None` where the kernel does not tell.

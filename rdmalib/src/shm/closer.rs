@@ -306,14 +306,15 @@ impl Closer {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::io::Write;
-    use std::net::{TcpListener, TcpStream};
+#[path = "../../tests/embedded/lingering.rs"]
+mod lingering;
 
+#[cfg(test)]
+mod tests {
     use nix::fcntl::OFlag;
-    use nix::sys::socket::{setsockopt, sockopt::Linger};
     use nix::unistd::{pipe2, read};
 
+    use super::lingering::lingering;
     use super::*;
     use crate::events::readable_before;
 
@@ -330,19 +331,6 @@ mod tests {
         }
     }
 
-    /// A socket that is not closed before its other end is, and that.
-    fn lingering() -> (Passed, TcpStream) {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let mut socket = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        let (other, _) = listener.accept().unwrap();
-        socket.set_nonblocking(true).unwrap();
-        while socket.write(&[0; 1 << 16]).is_ok() {}
-        socket.set_nonblocking(false).unwrap();
-        let linger = libc::linger { l_onoff: 1, l_linger: 2 * PATIENCE.as_secs() as libc::c_int };
-        setsockopt(&socket, Linger, &linger).unwrap();
-        (Passed(socket.into()), other)
-    }
-
     #[test]
     fn what_waits_behind_a_descriptor_that_is_stuck_is_closed_although_none_is_dropped_behind_it() {
         let pause = Duration::from_millis(10); // longer than TOGETHER, and shorter than SLOW
@@ -351,7 +339,7 @@ mod tests {
             let ((passed, other), (reader, writer)) =
                 (lingering(), pipe2(OFlag::O_NONBLOCK).unwrap());
             others.push(other);
-            drop(ClosedLater::from(passed));
+            drop(ClosedLater::from(Passed(passed.into())));
             thread::sleep(between);
             drop(ClosedLater::from(Passed(writer)));
             readable_before(&reader, Instant::now() + PATIENCE).unwrap();
