@@ -1,7 +1,7 @@
 //! What a run does: the configuration file, overridden by flags, on an open device.
 
 use rfaas::Spin;
-use rfaas::config::{BenchmarkConfig, Devices, OpenDevice};
+use rfaas_config::{BenchmarkConfig, Devices, OpenDevice};
 use tools::program::{Failure, describe};
 
 use crate::cli::Measure;

@@ -2,8 +2,8 @@
 
 use std::path::PathBuf;
 
-use rfaas::config::ExecutorsDatabase;
 use rfaas::{Client, Deployment, Executor, Input, LeaseRequest, Output};
+use rfaas_config::ExecutorsDatabase;
 use tools::Binaries;
 use tools::program::Failure;
 

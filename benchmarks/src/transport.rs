@@ -20,8 +20,8 @@ use rdmalib::{
     Access, CompletionQueue, Device, Domain, Flags, Operation, QueuePair, QueuePairConfig, Region,
     RemoteAddress, Source, Status, WorkCompletion, WorkRequest,
 };
-use rfaas::protocol::invocation::HEADER_SPACE;
-use rfaas::{Sharing, Spin};
+use rfaas_call::{Sharing, Spin};
+use rfaas_protocol::invocation::HEADER_SPACE;
 use tools::program::{Failure, describe};
 
 use crate::machine::{End, settle_down};

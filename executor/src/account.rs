@@ -19,7 +19,7 @@ use rdmalib::{
     Access, CompletionQueue, Device, Domain, Flags, Operation, QueuePair, QueuePairConfig, Region,
     RemoteAddress, Status, WorkCompletion, WorkRequest,
 };
-use rfaas::protocol::accounting::{EXECUTION_NS, HOT_POLLING_NS, INVOCATIONS};
+use rfaas_protocol::accounting::{EXECUTION_NS, HOT_POLLING_NS, INVOCATIONS};
 
 use crate::clock::{MS, now_ns, ns_of};
 use crate::dial::{DIAL_TIMEOUT, DialError, dial_manager};

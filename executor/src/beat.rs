@@ -18,8 +18,8 @@ use rdmalib::{
     Access, CompletionQueue, Device, Flags, Operation, QueuePair, QueuePairConfig, Region,
     RemoteAddress, Status, WorkCompletion, WorkRequest,
 };
-use rfaas::heartbeat::Beats;
-use rfaas::protocol::accounting::{EXECUTOR_BEATS, MANAGER_BEATS};
+use rfaas_protocol::accounting::{EXECUTOR_BEATS, MANAGER_BEATS};
+use rfaas_protocol::heartbeat::Beats;
 
 use crate::dial::{DialError, dial_manager};
 use crate::events::{Event, Notifier};

@@ -6,8 +6,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rdmalib::{Error as RdmaError, PrivateData, QueuePair, RemoteAddress};
-use rfaas::protocol::accounting::{AccountingHello, Counters};
-use rfaas::protocol::{Hello, Malformed, Refusal, Role, parse_prefix};
+use rfaas_protocol::accounting::{AccountingHello, Counters};
+use rfaas_protocol::{Hello, Malformed, Refusal, Role, parse_prefix};
 
 use crate::plan::Plan;
 

@@ -17,7 +17,7 @@
 
 use std::ops::Range;
 
-use rfaas::protocol::invocation::{HEADER_SPACE, MAX_SLOTS, RequestHeader};
+use rfaas_protocol::invocation::{HEADER_SPACE, MAX_SLOTS, RequestHeader};
 
 /// Sizes that cannot be met.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -30,10 +30,10 @@ use nix::sys::signal::Signal;
 use nix::sys::stat::Mode;
 use nix::unistd::{alarm, dup2_stdin, getppid};
 use rdmalib::{Access, Device, Region};
-use rfaas::channel::{Channel, ChannelError};
-use rfaas::protocol::assignment::{Assignment, FORSAKEN};
-use rfaas::protocol::session::{ExecutorHello, FromExecutor, FunctionEntry, LoadFailed};
-use rfaas::protocol::{Role, Text};
+use rfaas_protocol::assignment::{Assignment, FORSAKEN};
+use rfaas_protocol::channel::{Channel, ChannelError};
+use rfaas_protocol::session::{ExecutorHello, FromExecutor, FunctionEntry, LoadFailed};
+use rfaas_protocol::{Role, Text};
 
 use crate::beat::BeatError;
 use crate::crew::{Crew, CrewError};

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::Parser;
-use rfaas::program::{self, Failure, log};
-use rfaas::protocol::assignment::Assignment;
+use rfaas_program::{Failure, log};
+use rfaas_protocol::assignment::Assignment;
 
 /// Runs the functions of one lease. Not to be started by hand: executor_manager starts it from PATH for
 /// each lease, with an assignment (one JSON object) on standard input, and ends it with the lease.
@@ -26,7 +26,7 @@ const MAX_ASSIGNMENT_BYTES: u64 = 1 << 20;
 const LAST_LINES: Duration = Duration::from_millis(100);
 
 fn main() -> ExitCode {
-    program::run(|cli: &Cli| if cli.verbose { "debug" } else { "info" }, run)
+    rfaas_program::run(|cli: &Cli| if cli.verbose { "debug" } else { "info" }, run)
 }
 
 fn run(_: Cli) -> Result<(), Failure> {

@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use nix::unistd::{SysconfVar, sysconf};
 use rdmalib::DeviceSpec;
-use rfaas::Spin;
-use rfaas::heartbeat::Heartbeat;
-use rfaas::protocol::Secret;
-use rfaas::protocol::assignment::Assignment;
+use rfaas_call::Spin;
+use rfaas_protocol::Secret;
+use rfaas_protocol::assignment::Assignment;
+use rfaas_protocol::heartbeat::Heartbeat;
 
 use crate::dial::DIAL_TIMEOUT;
 use crate::layout::{BadLayout, Layout};

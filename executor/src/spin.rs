@@ -12,7 +12,7 @@
 //! try another core. It also shows in work that only comes when the core was given away ([`Sharing`]): a client that
 //! gives it back soon.
 
-use rfaas::{Sharing, Spin};
+use rfaas_call::{Sharing, Spin};
 
 use crate::clock::MS;
 

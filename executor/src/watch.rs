@@ -15,8 +15,8 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rdmalib::{CompletionQueue, Notify};
-use rfaas::channel::{Channel, ChannelError, Incoming};
-use rfaas::protocol::{Malformed, MessageKind};
+use rfaas_protocol::channel::{Channel, ChannelError, Incoming};
+use rfaas_protocol::{Malformed, MessageKind};
 
 use crate::events::{Event, Events};
 use crate::signals::Signals;

@@ -29,10 +29,10 @@ use rdmalib::{
     CompletionQueue, Device, Domain, Flags, ForkMark, Operation, QueuePair, QueuePairConfig,
     RemoteAddress, RnrRetry, Source, Status, WorkCompletion, WorkRequest,
 };
-use rfaas::Spin;
-use rfaas::protocol::invocation::{ReplyImmediate, ReplyStatus};
-use rfaas::protocol::session::WorkerHello;
-use rfaas::protocol::{Hello, Role};
+use rfaas_call::Spin;
+use rfaas_protocol::invocation::{ReplyImmediate, ReplyStatus};
+use rfaas_protocol::session::WorkerHello;
+use rfaas_protocol::{Hello, Role};
 
 use crate::account::{Account, Published, SETTLE_EACH_NS};
 use crate::clock::{MS, now_ns, ticks, ticks_of};

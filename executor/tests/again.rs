@@ -5,7 +5,7 @@
 mod common;
 
 use common::{Session, Setup, faulty};
-use rfaas::protocol::invocation::ReplyStatus;
+use rfaas_protocol::invocation::ReplyStatus;
 use zerocopy::IntoBytes;
 
 #[test]

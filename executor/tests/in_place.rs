@@ -7,7 +7,7 @@ mod common;
 
 use common::{Reply, Session, Setup, Worker, faulty};
 use rdmalib::{Access, Error, RemoteAddress, RemoteMapping};
-use rfaas::protocol::invocation::{
+use rfaas_protocol::invocation::{
     INPUT_IN_PLACE, InPlaceDetail, OUTPUT_IN_PLACE, ReplyStatus, RequestHeader,
 };
 use zerocopy::{FromBytes, IntoBytes};

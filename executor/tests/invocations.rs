@@ -5,7 +5,7 @@ mod common;
 
 use common::{DEADLINE, Reply, Session, Setup, eventually, faulty};
 use rdmalib::{Flags, Operation, Source, Status, WorkRequest};
-use rfaas::protocol::invocation::ReplyStatus;
+use rfaas_protocol::invocation::ReplyStatus;
 use zerocopy::IntoBytes;
 
 #[test]

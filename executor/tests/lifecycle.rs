@@ -9,8 +9,8 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use common::{DEADLINE, Session, Setup, compile, eventually, faulty, spawn};
-use rfaas::protocol::assignment::Assignment;
-use rfaas::protocol::assignment::FORSAKEN;
+use rfaas_protocol::assignment::Assignment;
+use rfaas_protocol::assignment::FORSAKEN;
 use zerocopy::IntoBytes;
 
 /// Milliseconds in nanoseconds.
@@ -398,14 +398,14 @@ fn a_manager_that_refuses_its_connections_ends_it_with_its_words() {
     let code = faulty();
     let mut session = Session::spawn(&setup, &code);
     let request = session.listener.next(DEADLINE).unwrap().expect("the executor dials the client");
-    let mut control = rfaas::channel::Channel::new(&session.device, 4).unwrap();
-    control.accept(request, &rfaas::protocol::Empty {}).unwrap();
+    let mut control = rfaas_protocol::channel::Channel::new(&session.device, 4).unwrap();
+    control.accept(request, &rfaas_protocol::Empty {}).unwrap();
     // For its signs of life, and perhaps for the worker, whichever is first: one is enough.
     let request = session.manager.listener.next(DEADLINE).unwrap().expect("it dials");
-    rfaas::channel::refuse(request, "no such executor");
+    rfaas_protocol::channel::refuse(request, "no such executor");
     eventually("it ends", || {
         if let Some(request) = session.manager.listener.next(Duration::from_millis(1)).unwrap() {
-            rfaas::channel::refuse(request, "no such executor");
+            rfaas_protocol::channel::refuse(request, "no such executor");
         }
         session.child.try_wait().unwrap()
     });

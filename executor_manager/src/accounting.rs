@@ -15,8 +15,8 @@ use rdmalib::{
     Access, CompletionQueue, ConnectRequest, Device, Domain, QueuePair, QueuePairConfig, Region,
     State,
 };
-use rfaas::protocol::Secret;
-use rfaas::protocol::accounting::{
+use rfaas_protocol::Secret;
+use rfaas_protocol::accounting::{
     COUNTERS_BYTES, Counters, EXECUTION_NS, EXECUTOR_BEATS, HOT_POLLING_NS, INVOCATIONS,
     MANAGER_BEATS,
 };

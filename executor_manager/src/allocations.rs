@@ -22,10 +22,10 @@
 use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 
-use rfaas::heartbeat::Heartbeat;
-use rfaas::protocol::allocation::ToClient;
-use rfaas::protocol::lease::{EndReason, LeaseId, LeaseTerms};
-use rfaas::protocol::node::{Bill, LeaseUsed};
+use rfaas_protocol::allocation::ToClient;
+use rfaas_protocol::heartbeat::Heartbeat;
+use rfaas_protocol::lease::{EndReason, LeaseId, LeaseTerms};
+use rfaas_protocol::node::{Bill, LeaseUsed};
 
 use crate::cpus::CpuPool;
 use crate::ended::EndedLeases;

@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 
 use nix::sys::sysinfo::sysinfo;
-use rfaas::config::ExecutorManagerNode;
+use rfaas_config::ExecutorManagerNode;
 
 use crate::Error;
 use crate::allocations::Capacity;

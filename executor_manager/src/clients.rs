@@ -19,12 +19,12 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use rdmalib::{ConnectRequest, Device, Peer, WaitingList};
-use rfaas::channel::{Channel, ChannelError, Incoming, refuse};
-use rfaas::heartbeat::{Heartbeat, Pulse};
-use rfaas::inherited::descriptor_limit;
-use rfaas::protocol::Empty;
-use rfaas::protocol::allocation::{FromClient, LeaseEnding, NodeProof, RefusedBecause, ToClient};
-use rfaas::protocol::lease::EndReason;
+use rfaas_program::inherited::descriptor_limit;
+use rfaas_protocol::Empty;
+use rfaas_protocol::allocation::{FromClient, LeaseEnding, NodeProof, RefusedBecause, ToClient};
+use rfaas_protocol::channel::{Channel, ChannelError, Incoming, refuse};
+use rfaas_protocol::heartbeat::{Heartbeat, Pulse};
+use rfaas_protocol::lease::EndReason;
 
 use crate::allocations::ClientId;
 use crate::in_full;
@@ -366,7 +366,7 @@ impl Client {
 #[cfg(test)]
 mod tests {
     use rdmalib::{DeviceSpec, Listener, Provider};
-    use rfaas::protocol::Role;
+    use rfaas_protocol::Role;
 
     use super::*;
 

@@ -6,7 +6,7 @@
 
 use std::time::{Instant, SystemTime};
 
-use rfaas::protocol::Clock;
+use rfaas_protocol::Clock;
 
 /// What the resource manager said last.
 #[derive(Clone, Copy, Debug, Default)]

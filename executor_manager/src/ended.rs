@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::time::Instant;
 
-use rfaas::protocol::lease::LeaseId;
+use rfaas_protocol::lease::LeaseId;
 
 /// Fewest entries before expired ones are looked for.
 const LEAST_SWEEP: usize = 64;

@@ -2,12 +2,12 @@
 //! computing read. Functions are foreign code, and environments hold secrets: the cluster's, and tokens
 //! and keys of whoever started the manager.
 //!
-//! Elsewhere: the setting `executor.environment`, which adds names (`rfaas::config`).
+//! Elsewhere: the setting `executor.environment`, which adds names (`rfaas_config`).
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 
-use rfaas::config::SECRET_VARIABLE;
+use rfaas_config::SECRET_VARIABLE;
 
 /// Variables that executors get, if the manager has them; `config/README.md` lists them.
 const NAMES: [&str; 22] = [

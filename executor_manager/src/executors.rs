@@ -8,11 +8,11 @@ use std::net::SocketAddr;
 use std::time::Instant;
 
 use rdmalib::{ConnectRequest, Device};
-use rfaas::channel::refuse;
-use rfaas::heartbeat::{Beats, Heartbeat};
-use rfaas::protocol::Secret;
-use rfaas::protocol::assignment::{AssignedDevice, Assignment, FORSAKEN, HexSecret};
-use rfaas::protocol::lease::LeaseId;
+use rfaas_protocol::Secret;
+use rfaas_protocol::assignment::{AssignedDevice, Assignment, FORSAKEN, HexSecret};
+use rfaas_protocol::channel::refuse;
+use rfaas_protocol::heartbeat::{Beats, Heartbeat};
+use rfaas_protocol::lease::LeaseId;
 
 use crate::accounting::{AcceptError, Account};
 use crate::allocations::{Exit, Usage};

@@ -6,9 +6,9 @@ use std::net::SocketAddr;
 use std::num::NonZeroU64;
 use std::sync::Arc;
 
-use rfaas::config::ClusterSecret;
-use rfaas::protocol::Secret;
-use rfaas::protocol::lease::NodeName;
+use rfaas_config::ClusterSecret;
+use rfaas_protocol::Secret;
+use rfaas_protocol::lease::NodeName;
 
 /// What the resource manager and clients with its tokens know a node by.
 pub struct Identity {

@@ -16,9 +16,9 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::prctl::set_dumpable;
-use rfaas::config::{Devices, ExecutorManagerConfig, SECRET_VARIABLE};
-use rfaas::inherited::raise_descriptor_limit;
-use rfaas::protocol::lease::NodeName;
+use rfaas_config::{Devices, ExecutorManagerConfig, SECRET_VARIABLE};
+use rfaas_program::inherited::raise_descriptor_limit;
+use rfaas_protocol::lease::NodeName;
 
 mod accounting;
 mod allocations;
@@ -119,7 +119,7 @@ pub fn run(options: &Options) -> Result<(), Error> {
     if !Path::new("/proc/self/fd").exists() {
         tracing::warn!("/proc is not mounted: executors cannot load function libraries without it");
     }
-    rfaas::channel::limit_peers_to_messages();
+    rfaas_protocol::channel::limit_peers_to_messages();
     let opened = options.devices.open(&node.rdma_device);
     let opened = opened.map_err(|error| Error::Start(in_full(&error)))?;
     let device = opened.device.clone();

@@ -5,14 +5,14 @@
 //! * BOUNDED - the lines of all have a budget too, and a part of it is for those who say little. Remembered are the
 //!   leases that there are, and at most [`REMEMBERED`] peers; further ones share a budget.
 //!
-//! Elsewhere: what functions write (`output::limit`), what a place of the program says (`rfaas::program::log`).
+//! Elsewhere: what functions write (`output::limit`), what a place of the program says (`rfaas_program::log`).
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 
 use rdmalib::Peer;
-use rfaas::program::log::Budget;
-use rfaas::protocol::lease::LeaseId;
+use rfaas_program::log::Budget;
+use rfaas_protocol::lease::LeaseId;
 
 /// Lines that a peer may have at once: the lives of a hundred leases, of four lines each.
 const BURST: u32 = 400;

@@ -5,8 +5,8 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use executor_manager::{Error, Options};
-use rfaas::config::{Devices, ExecutorManagerConfig};
-use rfaas::program::{self, Failure};
+use rfaas_config::{Devices, ExecutorManagerConfig};
+use rfaas_program::Failure;
 
 /// Leases this machine's cores to clients: registers with a resource manager, starts executors.
 #[derive(Debug, Parser)]
@@ -30,7 +30,7 @@ struct Cli {
 }
 
 fn main() -> ExitCode {
-    program::run(|cli: &Cli| if cli.verbose { "debug" } else { "info" }, run)
+    rfaas_program::run(|cli: &Cli| if cli.verbose { "debug" } else { "info" }, run)
 }
 
 fn run(cli: Cli) -> Result<(), Failure> {

@@ -19,7 +19,7 @@
 //! lock, and cannot be killed. The price is that `/dev/stdout` cannot be opened by that name.
 //!
 //! Elsewhere: what a lease may say (`limit`), lines (`lines`), how all lines of the log are limited and escaped
-//! (`rfaas::program::log`).
+//! (`rfaas_program::log`).
 
 use std::fs::File;
 use std::io;

@@ -10,12 +10,12 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use rfaas::protocol::allocation::{
+use rfaas_protocol::allocation::{
     Allocate, AllocateRefused, ClaimHello, NodeProof, RefusedBecause, ToClient,
 };
-use rfaas::protocol::invocation::{HEADER_SPACE, MAX_SLOTS};
-use rfaas::protocol::lease::{LeaseId, LeaseKey, Reason, SignedTerms};
-use rfaas::protocol::{Clock, Nonce, Nonces, Secret};
+use rfaas_protocol::invocation::{HEADER_SPACE, MAX_SLOTS};
+use rfaas_protocol::lease::{LeaseId, LeaseKey, Reason, SignedTerms};
+use rfaas_protocol::{Clock, Nonce, Nonces, Secret};
 
 use crate::identity::Identity;
 
@@ -255,7 +255,7 @@ impl Deployment {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rfaas::protocol::lease::{ClientName, LeaseTerms, NodeName, Token};
+    use rfaas_protocol::lease::{ClientName, LeaseTerms, NodeName, Token};
     use zerocopy::FromZeros;
 
     const SECRET: &[u8] = b"42";

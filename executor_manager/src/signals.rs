@@ -12,7 +12,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use nix::sys::signal::{SigHandler, SigSet, Signal, signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use rfaas::inherited::is_ignored;
+use rfaas_program::inherited::is_ignored;
 
 /// The signals that this program reads instead of being interrupted by them.
 #[derive(Debug)]

@@ -29,8 +29,8 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::signal::{SigSet, Signal, kill, killpg};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::{AccessFlags, Pid, access};
-use rfaas::inherited::FEWEST_DESCRIPTORS;
-use rfaas::protocol::assignment::Assignment;
+use rfaas_program::inherited::FEWEST_DESCRIPTORS;
+use rfaas_protocol::assignment::Assignment;
 
 use crate::allocations::Exit;
 use crate::environment;

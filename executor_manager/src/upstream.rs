@@ -20,15 +20,15 @@ use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant, SystemTime};
 
 use nix::sys::eventfd::EventFd;
-use rfaas::channel::{Channel, ChannelError, Incoming};
-use rfaas::config::{ExecutorManagerNode, OpenDevice};
-use rfaas::heartbeat::{Heartbeat, Pulse};
-use rfaas::protocol::lease::{EndReason, LeaseId, LeaseTerms};
-use rfaas::protocol::node::{
+use rfaas_config::{ExecutorManagerNode, OpenDevice};
+use rfaas_protocol::channel::{Channel, ChannelError, Incoming};
+use rfaas_protocol::heartbeat::{Heartbeat, Pulse};
+use rfaas_protocol::lease::{EndReason, LeaseId, LeaseTerms};
+use rfaas_protocol::node::{
     Draining, FromNode, LeaseClaimed, LeaseEnded, LeaseUsed, Register, RegisterRefused, Registered,
     ToNode,
 };
-use rfaas::protocol::{Clock, Malformed, Nonces};
+use rfaas_protocol::{Clock, Malformed, Nonces};
 
 use crate::clock::ClusterClock;
 use crate::identity::Identity;

@@ -10,9 +10,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use common::*;
-use rfaas::channel::{Channel, ChannelError};
-use rfaas::protocol::allocation::{FromClient, ToClient};
-use rfaas::protocol::{Empty, Role};
+use rfaas_protocol::allocation::{FromClient, ToClient};
+use rfaas_protocol::channel::{Channel, ChannelError};
+use rfaas_protocol::{Empty, Role};
 
 /// More than may wait at a manager.
 const CROWD: usize = 300;

@@ -15,11 +15,11 @@ use std::time::Duration;
 use common::*;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use rfaas::channel::{Incoming, refuse};
-use rfaas::protocol::Empty;
-use rfaas::protocol::allocation::{FromClient, RefusedBecause, ToClient};
-use rfaas::protocol::lease::EndReason;
-use rfaas::protocol::node::{LeaseEndedAck, ToNode};
+use rfaas_protocol::Empty;
+use rfaas_protocol::allocation::{FromClient, RefusedBecause, ToClient};
+use rfaas_protocol::channel::{Incoming, refuse};
+use rfaas_protocol::lease::EndReason;
+use rfaas_protocol::node::{LeaseEndedAck, ToNode};
 
 /// A node that sleeps, and one that polls.
 fn nodes(executor: &str) -> [Node; 2] {
@@ -181,12 +181,12 @@ fn a_resource_manager_that_rejects_or_talks_nonsense_is_dialed_again_e15() {
 /// Bytes that are no message.
 struct Nonsense;
 
-impl rfaas::protocol::MessageKind for Nonsense {
+impl rfaas_protocol::MessageKind for Nonsense {
     fn encode(&self) -> Vec<u8> {
         vec![0xff; 500]
     }
 
-    fn decode(_: &[u8]) -> Result<Self, rfaas::protocol::Malformed> {
+    fn decode(_: &[u8]) -> Result<Self, rfaas_protocol::Malformed> {
         Ok(Nonsense)
     }
 }

@@ -5,10 +5,10 @@ mod common;
 
 use common::*;
 use rdmalib::faults::{Fault, Script};
-use rfaas::protocol::allocation::{FromClient, ToClient};
-use rfaas::protocol::lease::EndReason;
-use rfaas::protocol::node::{EndLease, FromNode, LeaseEndedAck, ToNode};
-use rfaas::protocol::{Clock, Empty};
+use rfaas_protocol::allocation::{FromClient, ToClient};
+use rfaas_protocol::lease::EndReason;
+use rfaas_protocol::node::{EndLease, FromNode, LeaseEndedAck, ToNode};
+use rfaas_protocol::{Clock, Empty};
 
 fn ack(lease: u64) -> ToNode {
     ToNode::EndedAck(LeaseEndedAck { lease: lease.into() })

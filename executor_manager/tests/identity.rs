@@ -10,13 +10,13 @@ use std::time::{Duration, SystemTime};
 
 use common::*;
 use rdmalib::{Listener, PrivateData};
-use rfaas::channel::{Channel, ChannelError, Incoming};
-use rfaas::protocol::allocation::{
+use rfaas_protocol::allocation::{
     ClaimHello, FromClient, NodeProof, RefusedBecause, Renew, ToClient,
 };
-use rfaas::protocol::lease::{EndReason, LeaseKey, LeaseTerms, Token};
-use rfaas::protocol::node::{EndLease, FromNode, ManagerProof, NodeHello, Registered, ToNode};
-use rfaas::protocol::{
+use rfaas_protocol::channel::{Channel, ChannelError, Incoming};
+use rfaas_protocol::lease::{EndReason, LeaseKey, LeaseTerms, Token};
+use rfaas_protocol::node::{EndLease, FromNode, ManagerProof, NodeHello, Registered, ToNode};
+use rfaas_protocol::{
     Bytes, Clock, Empty, Hello, Malformed, MessageKind, Nonce, Role, parse_prefix,
 };
 

@@ -14,8 +14,8 @@ use std::process::Command;
 use common::*;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use rfaas::config::SECRET_VARIABLE;
-use rfaas::protocol::allocation::ToClient;
+use rfaas_config::SECRET_VARIABLE;
+use rfaas_protocol::allocation::ToClient;
 
 /// Keeps what `env` prints.
 const ENVIRONMENT: &str = "trap 'exit 0' TERM

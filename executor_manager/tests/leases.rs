@@ -9,11 +9,11 @@ use common::*;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rdmalib::Status;
-use rfaas::channel::{Channel, ChannelError, Incoming};
-use rfaas::protocol::accounting::{COUNTERS_BYTES, EXECUTION_NS, HOT_POLLING_NS, INVOCATIONS};
-use rfaas::protocol::allocation::{ExecutorExited, FromClient, RefusedBecause, ToClient};
-use rfaas::protocol::lease::{EndReason, Token};
-use rfaas::protocol::{Empty, Malformed, MessageKind, Role, Secret};
+use rfaas_protocol::accounting::{COUNTERS_BYTES, EXECUTION_NS, HOT_POLLING_NS, INVOCATIONS};
+use rfaas_protocol::allocation::{ExecutorExited, FromClient, RefusedBecause, ToClient};
+use rfaas_protocol::channel::{Channel, ChannelError, Incoming};
+use rfaas_protocol::lease::{EndReason, Token};
+use rfaas_protocol::{Empty, Malformed, MessageKind, Role, Secret};
 
 /// Claims and is told that the executor has exited.
 fn exited(client: &mut Client) -> ExecutorExited {

@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 
 use common::*;
 use nix::sys::signal::Signal;
-use rfaas::channel::Incoming;
-use rfaas::protocol::accounting::{EXECUTOR_BEATS, MANAGER_BEATS};
-use rfaas::protocol::allocation::ToClient;
+use rfaas_protocol::accounting::{EXECUTOR_BEATS, MANAGER_BEATS};
+use rfaas_protocol::allocation::ToClient;
+use rfaas_protocol::channel::Incoming;
 
 const MS: Duration = Duration::from_millis(1);
 /// After which somebody is given up who is silent, and nobody whom a busy machine keeps from a sign of life.

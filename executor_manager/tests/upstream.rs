@@ -8,12 +8,12 @@ use std::time::{Duration, Instant};
 use common::*;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use rfaas::channel::Incoming;
-use rfaas::protocol::accounting::{EXECUTION_NS, INVOCATIONS};
-use rfaas::protocol::allocation::{FromClient, RefusedBecause, ToClient};
-use rfaas::protocol::lease::{EndReason, NodeName, Reason, Token};
-use rfaas::protocol::node::{EndLease, FromNode, LeaseEndedAck, RegisterRefused, ToNode};
-use rfaas::protocol::{Clock, Empty};
+use rfaas_protocol::accounting::{EXECUTION_NS, INVOCATIONS};
+use rfaas_protocol::allocation::{FromClient, RefusedBecause, ToClient};
+use rfaas_protocol::channel::Incoming;
+use rfaas_protocol::lease::{EndReason, NodeName, Reason, Token};
+use rfaas_protocol::node::{EndLease, FromNode, LeaseEndedAck, RegisterRefused, ToNode};
+use rfaas_protocol::{Clock, Empty};
 
 fn end(lease: u64, reason: EndReason, grace_ms: u32) -> ToNode {
     ToNode::EndLease(EndLease {

@@ -21,12 +21,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rdmalib::{ConnectRequest, Device, Peer, WaitingList};
-use rfaas::channel::{Channel, ChannelError};
-use rfaas::protocol::lease::{
+use rfaas_protocol::channel::{Channel, ChannelError};
+use rfaas_protocol::lease::{
     EndReason, FromClient, LeaseGranted, LeaseId, LeaseRefused, LeaseRelease, LeaseRenew,
     LeaseReplace, LeaseRequest, Reason, ToClient, Token, Unusable,
 };
-use rfaas::protocol::{Empty, Malformed};
+use rfaas_protocol::{Empty, Malformed};
 use zerocopy::little_endian::U32;
 
 use crate::link::{Outbox, Turn, Waiting, take_messages};

@@ -8,7 +8,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use rfaas::config::{ExecutorEntry, ExecutorsDatabase};
+use rfaas_config::{ExecutorEntry, ExecutorsDatabase};
 
 use crate::pool::{Capacity, NodeSpec, NodeState, NodeView};
 

@@ -34,7 +34,7 @@ use axum::routing::{get, post};
 use axum::{Router, middleware};
 use http_body_util::BodyExt;
 use rdmalib::Peer;
-use rfaas::protocol::lease::{EndReason, LeaseId, Token};
+use rfaas_protocol::lease::{EndReason, LeaseId, Token};
 use serde::Serialize;
 use serde_json::json;
 use tokio::sync::Semaphore;

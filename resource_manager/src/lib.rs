@@ -34,11 +34,11 @@ use anyhow::Context;
 use nix::sys::prctl::set_dumpable;
 use nix::sys::signal::SigSet;
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
-use rfaas::config::{
+use rfaas_config::{
     ClientLimits, Devices, ResourceManagerConfig, ResourceManagerNode, SECRET_VARIABLE,
 };
-use rfaas::inherited::{is_ignored, raise_descriptor_limit};
-use rfaas::program::{LAST_LINES, log};
+use rfaas_program::inherited::{is_ignored, raise_descriptor_limit};
+use rfaas_program::{LAST_LINES, log};
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -107,7 +107,7 @@ fn start(options: &Options) -> anyhow::Result<(Server, HttpThread)> {
         None => Vec::new(),
     };
     let export = options.output_database.as_deref().map(Export::open).transpose()?;
-    rfaas::channel::limit_peers_to_messages();
+    rfaas_protocol::channel::limit_peers_to_messages();
     let device = devices.open(&config.rdma_device)?.device;
     let listener = device.listen(config.rdma_device_port)?;
     let addresses = config.http_addresses().context("http_network_address")?;

@@ -3,8 +3,8 @@
 
 use std::collections::VecDeque;
 
-use rfaas::channel::{Channel, ChannelError, Incoming};
-use rfaas::protocol::{Malformed, MessageKind};
+use rfaas_protocol::channel::{Channel, ChannelError, Incoming};
+use rfaas_protocol::{Malformed, MessageKind};
 
 /// Whether a peer may have sent more than was taken in its turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

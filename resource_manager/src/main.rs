@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use resource_manager::{Error, Options};
-use rfaas::program::{self, Failure};
+use rfaas_program::Failure;
 
 /// Hands out leases of executors, over RDMA and HTTP; watches and bills them.
 #[derive(Debug, Parser)]
@@ -35,7 +35,7 @@ struct Cli {
 }
 
 fn main() -> ExitCode {
-    program::run(|cli: &Cli| if cli.verbose { "debug" } else { "info" }, run)
+    rfaas_program::run(|cli: &Cli| if cli.verbose { "debug" } else { "info" }, run)
 }
 
 fn run(cli: Cli) -> Result<(), Failure> {

@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use rfaas::protocol::lease::EndReason;
+use rfaas_protocol::lease::EndReason;
 
 use crate::pool::{LeaseState, NodeState, Pool, Sums, Totals};
 

@@ -9,7 +9,7 @@
 //! * DURABLE FIRST - what a node is told of leases, also that it is registered, goes through actions, which
 //!   the loop carries out when what they tell of is committed.
 //!
-//! Elsewhere: what a report changes (`pool`); which messages there are (`rfaas::protocol::node`).
+//! Elsewhere: what a report changes (`pool`); which messages there are (`rfaas_protocol::node`).
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -17,14 +17,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use rdmalib::{ConnectRequest, Device, Peer, WaitingList};
-use rfaas::channel::{Channel, ChannelError};
-use rfaas::heartbeat::{Heartbeat, Pulse};
-use rfaas::protocol::lease::{EndReason, LeaseId, LeaseTerms, Reason};
-use rfaas::protocol::node::{
+use rfaas_protocol::channel::{Channel, ChannelError};
+use rfaas_protocol::heartbeat::{Heartbeat, Pulse};
+use rfaas_protocol::lease::{EndReason, LeaseId, LeaseTerms, Reason};
+use rfaas_protocol::node::{
     EndLease, FromNode, LeaseEndedAck, ManagerProof, NodeHello, Register, RegisterRefused,
     Registered, ToNode,
 };
-use rfaas::protocol::{Clock, Malformed, Nonces};
+use rfaas_protocol::{Clock, Malformed, Nonces};
 
 use crate::link::{Outbox, Turn, Waiting, take_messages};
 use crate::metrics::Events;
@@ -456,7 +456,7 @@ fn read_terms(wire: &LeaseTerms, node: &str) -> Result<Terms, Malformed> {
 
 #[cfg(test)]
 mod tests {
-    use rfaas::protocol::lease::{ClientName, NodeName};
+    use rfaas_protocol::lease::{ClientName, NodeName};
 
     use super::*;
 

@@ -45,7 +45,7 @@ use std::ops::Bound;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use rfaas::protocol::lease::{EndReason, LeaseId};
+use rfaas_protocol::lease::{EndReason, LeaseId};
 
 pub use ask::{Ask, Denied, NotRenewed};
 use bills::OpenBills;
@@ -68,7 +68,7 @@ use restart::Unsaved;
 /// Most cores of a node or lease: an executor's assignment counts its workers in 16 bits.
 pub const MAX_CORES: u32 = u16::MAX as u32;
 /// Most nodes of a request: it is answered by as many messages at once, half of what may be under way to a
-/// peer (`rfaas::channel`).
+/// peer (`rfaas_protocol::channel`).
 pub const MAX_NODES: u32 = 32;
 /// Longest lease.
 pub const MAX_TIMEOUT: Duration = Duration::from_secs(30 * 24 * 3600);

@@ -27,11 +27,11 @@ use anyhow::Context;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rdmalib::{ConnectRequest, Device, Listener};
-use rfaas::channel::refuse;
-use rfaas::heartbeat::Heartbeat;
-use rfaas::inherited::descriptor_limit;
-use rfaas::protocol::node::NodeHello;
-use rfaas::protocol::{Hello, Role, parse_prefix};
+use rfaas_program::inherited::descriptor_limit;
+use rfaas_protocol::channel::refuse;
+use rfaas_protocol::heartbeat::Heartbeat;
+use rfaas_protocol::node::NodeHello;
+use rfaas_protocol::{Hello, Role, parse_prefix};
 
 use crate::clients::Clients;
 use crate::commands::{Answer, Command, Commands, Inbox, Work};
@@ -401,7 +401,7 @@ impl Server {
     fn resolve(&self, node: Arc<str>, host: Arc<str>) {
         let commands = self.commands.clone();
         let look_up = move || {
-            let found = rfaas::config::resolve(&host, 0);
+            let found = rfaas_config::resolve(&host, 0);
             if let Err(error) = &found {
                 tracing::warn!(?node, %error, "the node's address was not found; trying again");
             }

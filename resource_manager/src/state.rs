@@ -29,7 +29,7 @@ use redb::{
     Builder, Database, DatabaseError, ReadableDatabase, ReadableTable, ReadableTableMetadata,
     StorageBackend, WriteTransaction,
 };
-use rfaas::protocol::lease::LeaseId;
+use rfaas_protocol::lease::LeaseId;
 
 use crate::executors::place;
 use crate::pool::{Billed, Changes, MAX_TIMEOUT, Snapshot};

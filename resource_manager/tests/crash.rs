@@ -21,9 +21,9 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
-use rfaas::channel::{Channel, ChannelError, Incoming};
-use rfaas::protocol::lease::{EndReason, NodeName, Token};
-use rfaas::protocol::node::{Bill, FromNode, LeaseClaimed, LeaseEnded, Register, ToNode};
+use rfaas_protocol::channel::{Channel, ChannelError, Incoming};
+use rfaas_protocol::lease::{EndReason, NodeName, Token};
+use rfaas_protocol::node::{Bill, FromNode, LeaseClaimed, LeaseEnded, Register, ToNode};
 use serde_json::{Value, json};
 use support::*;
 

@@ -10,10 +10,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use rdmalib::Device;
-use rfaas::channel::{Channel, ChannelError, Incoming};
-use rfaas::protocol::lease::{ClientName, FromClient, LeaseRequest, ToClient};
-use rfaas::protocol::node::NodeHello;
-use rfaas::protocol::{Empty, Nonce, Role};
+use rfaas_protocol::channel::{Channel, ChannelError, Incoming};
+use rfaas_protocol::lease::{ClientName, FromClient, LeaseRequest, ToClient};
+use rfaas_protocol::node::NodeHello;
+use rfaas_protocol::{Empty, Nonce, Role};
 use support::embedded::{many_descriptors, name};
 use support::{Client, Files, Manager, Node, PATIENCE, device};
 

@@ -5,12 +5,12 @@
 mod support;
 
 use nix::sys::signal::Signal;
-use rfaas::channel::{Channel, ChannelError};
-use rfaas::protocol::lease::{
+use rfaas_protocol::channel::{Channel, ChannelError};
+use rfaas_protocol::lease::{
     EndReason, FromClient, LeaseRelease, LeaseReplace, ToClient, Token, Unusable,
 };
-use rfaas::protocol::node::{Draining, FromNode, Register, ToNode};
-use rfaas::protocol::{Clock, Role};
+use rfaas_protocol::node::{Draining, FromNode, Register, ToNode};
+use rfaas_protocol::{Clock, Role};
 use serde_json::{Value, json};
 use support::*;
 
@@ -221,7 +221,7 @@ fn a_node_that_reports_nonsense_is_dropped_and_may_come_back() {
     manager.add("b", 1, 64);
     let mut node = Node::ready(manager.rdma, "a");
     let mut token = Client::new(manager.rdma).lease(1, 1).token;
-    token.terms.node = rfaas::protocol::lease::NodeName::new("b").unwrap();
+    token.terms.node = rfaas_protocol::lease::NodeName::new("b").unwrap();
     node.claim(&token);
     node.ended();
     manager.wait_node("a", "lost");
@@ -364,7 +364,7 @@ fn a_node_without_an_instance_is_dropped() {
     drop(node);
     manager.wait_node("a", "lost");
     let (mut channel, nonces) = dial_node(manager.rdma, b"42").unwrap();
-    let name = rfaas::protocol::lease::NodeName::new("a").unwrap();
+    let name = rfaas_protocol::lease::NodeName::new("a").unwrap();
     let register = Register::new(name, 0, listens(), &nonces, b"42");
     channel.send(&FromNode::Register(register)).unwrap();
     ended(&mut channel);

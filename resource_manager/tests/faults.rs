@@ -7,9 +7,9 @@ mod support;
 use std::time::{Duration, Instant};
 
 use rdmalib::faults::{Fault, Script, VARIABLE};
-use rfaas::channel::{Channel, Incoming};
-use rfaas::protocol::lease::{EndReason, FromClient, LeaseRelease, NodeName, ToClient, Token};
-use rfaas::protocol::node::{
+use rfaas_protocol::channel::{Channel, Incoming};
+use rfaas_protocol::lease::{EndReason, FromClient, LeaseRelease, NodeName, ToClient, Token};
+use rfaas_protocol::node::{
     Bill, FromNode, LeaseClaimed, LeaseEnded, Register, Registered, ToNode,
 };
 use support::*;

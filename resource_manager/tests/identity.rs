@@ -8,12 +8,12 @@ mod support;
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
-use rfaas::channel::{Channel, Incoming};
-use rfaas::protocol::lease::{
+use rfaas_protocol::channel::{Channel, Incoming};
+use rfaas_protocol::lease::{
     FromClient, LeaseGranted, LeaseRelease, LeaseReplace, NodeName, ToClient, Token, Unusable,
 };
-use rfaas::protocol::node::{FromNode, Register, ToNode};
-use rfaas::protocol::{Clock, Nonces, Role};
+use rfaas_protocol::node::{FromNode, Register, ToNode};
+use rfaas_protocol::{Clock, Nonces, Role};
 use serde_json::Value;
 use support::*;
 

@@ -13,8 +13,8 @@ use std::time::Instant;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use rfaas::protocol::Role;
-use rfaas::protocol::lease::ToClient;
+use rfaas_protocol::Role;
+use rfaas_protocol::lease::ToClient;
 use serde_json::json;
 use support::*;
 

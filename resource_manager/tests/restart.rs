@@ -5,8 +5,8 @@
 mod support;
 
 use nix::sys::signal::Signal;
-use rfaas::protocol::lease::{EndReason, ToClient, Token};
-use rfaas::protocol::node::{Bill, FromNode, LeaseUsed};
+use rfaas_protocol::lease::{EndReason, ToClient, Token};
+use rfaas_protocol::node::{Bill, FromNode, LeaseUsed};
 use serde_json::{Value, json};
 use support::*;
 

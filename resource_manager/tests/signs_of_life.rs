@@ -7,7 +7,7 @@ mod support;
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
-use rfaas::protocol::node::ToNode;
+use rfaas_protocol::node::ToNode;
 use serde_json::json;
 use support::*;
 

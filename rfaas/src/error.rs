@@ -6,13 +6,13 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::channel::ChannelError;
-use crate::config::ConfigError;
-use crate::function::LibraryError;
-use crate::protocol::Malformed;
-use crate::protocol::allocation::RefusedBecause;
-use crate::protocol::lease::EndReason;
-use crate::protocol::session::MAX_FUNCTION_NAME_BYTES;
+use rfaas_config::ConfigError;
+use rfaas_protocol::Malformed;
+use rfaas_protocol::allocation::RefusedBecause;
+use rfaas_protocol::channel::ChannelError;
+use rfaas_protocol::lease::EndReason;
+use rfaas_protocol::library::LibraryError;
+use rfaas_protocol::session::MAX_FUNCTION_NAME_BYTES;
 
 /// The result of every fallible call of the client library.
 pub type Result<T, E = Error> = std::result::Result<T, E>;

@@ -1,12 +1,10 @@
-//! Functions on leased cores of other nodes, called in microseconds: the client library, and what
-//! client and servers agree on.
+//! Functions on leased cores of other nodes, called in microseconds: the client library.
 //!
 //! An application leases cores, deploys a library of functions there, and calls them by writing
 //! their input straight into the memory of a worker that is already polling. It needs a resource
 //! manager and an executor manager to be running; `tools/quickstart` starts both on this machine.
 //!
-#![cfg_attr(feature = "client", doc = "```no_run")]
-#![cfg_attr(not(feature = "client"), doc = "```ignore")]
+//! ```no_run
 //! use rfaas::{Client, Devices, LeaseRequest};
 //!
 //! fn main() -> rfaas::Result<()> {
@@ -31,39 +29,27 @@
 //!     Ok(())
 //! }
 //! ```
-//! Servers build without the `client` feature, and with `program`: what programs do alike.
 
-pub mod channel;
-#[cfg(feature = "client")]
-pub mod client;
-pub mod config;
-#[cfg(feature = "client")]
-pub mod error;
-pub mod function;
-pub mod heartbeat;
-pub mod inherited;
-#[cfg(feature = "program")]
-pub mod program;
-pub mod protocol;
-pub mod reach;
-pub mod sharing;
-pub mod shell;
-pub mod spin;
+mod client;
+mod error;
 
-#[cfg(feature = "client")]
 pub use client::{
     Client, Completed, Deployment, Ending, Executor, Failed, Function, InPlaceCall, InPlaceResult,
     Input, Lease, LeaseRequest, Output, Pending, Phases,
 };
-pub use config::Devices;
-#[cfg(feature = "client")]
-pub use error::{Error, Exit, Result};
-#[cfg(feature = "client")]
-pub use protocol::{lease::EndReason, node::Bill};
-pub use sharing::Sharing;
-pub use spin::Spin;
+pub use error::{Error, Exit, Result, describe};
+pub use rfaas_call::Spin;
+pub use rfaas_config::{
+    ConfigError, DeviceEntry, Devices, ExecutorEntry, ExecutorsDatabase, OpenDevice,
+};
+pub use rfaas_protocol::Malformed;
+pub use rfaas_protocol::allocation::RefusedBecause;
+pub use rfaas_protocol::channel::ChannelError;
+pub use rfaas_protocol::lease::EndReason;
+pub use rfaas_protocol::library::LibraryError;
+pub use rfaas_protocol::node::Bill;
 
 /// The programs in README.md, which compile.
-#[cfg(all(doctest, feature = "client"))]
+#[cfg(doctest)]
 #[doc = include_str!("../../README.md")]
 struct Readme;

@@ -23,7 +23,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use rfaas::Client;
-use rfaas::config::{DeviceEntry, ExecutorsDatabase, OpenDevice};
+use rfaas_config::{DeviceEntry, ExecutorsDatabase, OpenDevice};
 use tempfile::TempDir;
 
 use crate::http::Http;

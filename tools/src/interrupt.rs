@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use crate::procfs;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use rfaas::program::{LAST_LINES, log};
+use rfaas_program::{LAST_LINES, log};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Longest wait for managers that were told to stop.

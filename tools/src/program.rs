@@ -1,11 +1,11 @@
-//! What every program of `tools`, `benchmarks` and `examples` does the same way: what `rfaas::program` says, and
+//! What every program of `tools`, `benchmarks` and `examples` does the same way: what `rfaas_program` says, and
 //! its end is left to a signal that stops its clusters.
 
 use std::process::ExitCode;
 
 use clap::Parser;
-pub use rfaas::error::describe;
-pub use rfaas::program::{Failure, print};
+pub use rfaas::describe;
+pub use rfaas_program::{Failure, print};
 
 use crate::interrupt;
 
@@ -16,7 +16,7 @@ pub fn run<C: Parser>(
     main: impl FnOnce(C) -> Result<(), Failure>,
 ) -> ExitCode {
     let level = |cli: &C| if verbose(cli) { "debug" } else { "warn" };
-    rfaas::program::run(level, |cli| {
+    rfaas_program::run(level, |cli| {
         let ended = main(cli);
         interrupt::leave_the_end_to_the_signal();
         ended

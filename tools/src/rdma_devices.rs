@@ -10,7 +10,7 @@ use std::{fs, io};
 use nix::ifaddrs::getifaddrs;
 use nix::net::if_::InterfaceFlags;
 use rdmalib::Provider;
-use rfaas::config::{DeviceEntry, Devices};
+use rfaas_config::{DeviceEntry, Devices};
 
 use crate::settings::DEVICE;
 

@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
-use rfaas::config::{
+use rfaas_config::{
     BenchmarkConfig, Devices, ExecutorEntry, ExecutorManagerConfig, ExecutorsDatabase,
     ResourceManagerConfig,
 };

@@ -11,7 +11,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use rdmalib::Provider;
-use rfaas::config::{DeviceEntry, Devices};
+use rfaas_config::{DeviceEntry, Devices};
 
 use crate::settings::DEVICE;
 

@@ -21,9 +21,9 @@ use common::{
     start, warm,
 };
 use nix::sys::signal::Signal;
-use rfaas::channel::Channel;
-use rfaas::protocol::{Empty, Role};
 use rfaas::{Client, Deployment, Error, Executor, LeaseRequest, Pending};
+use rfaas_protocol::channel::Channel;
+use rfaas_protocol::{Empty, Role};
 use tools::test_devices::{self, patience};
 use tools::{LocalCluster, Options, procfs};
 

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::{Parser, value_parser};
 use compare::files::{self, Told};
 use compare::{Effort, Role, Settings, plots, ratios, table};
-use rfaas::config::Devices;
+use rfaas_config::Devices;
 use tools::interrupt::stop_clusters_on_signals;
 use tools::program::{self, Failure, describe};
 

@@ -4,10 +4,10 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use rfaas::config::{DeviceEntry, Devices};
 use rfaas::{
     Client, Deployment, Executor, Function, InPlaceCall, InPlaceResult, Lease, LeaseRequest,
 };
+use rfaas_config::{DeviceEntry, Devices};
 use tools::program::{Failure, describe};
 use tools::{LocalCluster, Options, TestDevices};
 

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::thread;
 
 use rdmalib::Provider;
-use rfaas::config::Devices;
+use rfaas_config::Devices;
 use tools::program::Failure;
 
 use crate::contender::{Contender, NotMeasured};

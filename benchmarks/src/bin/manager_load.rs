@@ -20,15 +20,15 @@ use benchmarks::machine::Machine;
 use benchmarks::samples::{Samples, Statistics};
 use clap::{Parser, value_parser};
 use rdmalib::Device;
-use rfaas::channel::{Channel, ChannelError, Incoming};
-use rfaas::config::ClusterSecret;
-use rfaas::protocol::lease::{
+use rfaas_config::ClusterSecret;
+use rfaas_protocol::channel::{Channel, ChannelError, Incoming};
+use rfaas_protocol::lease::{
     ClientName, EndReason, FromClient, LeaseGranted, LeaseRequest, NodeName, ToClient,
 };
-use rfaas::protocol::node::{
+use rfaas_protocol::node::{
     Bill, FromNode, LeaseClaimed, LeaseEnded, ManagerProof, NodeHello, Register, ToNode,
 };
-use rfaas::protocol::{Clock, Empty, Nonce, Nonces, Role, parse_prefix};
+use rfaas_protocol::{Clock, Empty, Nonce, Nonces, Role, parse_prefix};
 use serde::Serialize;
 use serde_json::{Value, json};
 use tools::http::Http;

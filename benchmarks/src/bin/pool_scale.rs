@@ -18,8 +18,8 @@ use clap::{Parser, value_parser};
 use resource_manager::pool::{
     Action, Ask, Capacity, EndReport, Grant, LinkId, NodeSpec, Now, Pool, Run,
 };
-use rfaas::protocol::lease::EndReason;
-use rfaas::protocol::node::Bill;
+use rfaas_protocol::lease::EndReason;
+use rfaas_protocol::node::Bill;
 use serde::Serialize;
 use serde_json::json;
 use tools::procfs::Stat;

@@ -144,7 +144,7 @@ fn spin_us_takes_as_long_as_it_is_told() {
 fn each_library_exports_these_functions() {
     for_each_language(|functions| {
         let file = std::fs::read(&functions.path).unwrap();
-        let mut names = rfaas::function::exported_functions(&file).unwrap();
+        let mut names = rfaas_protocol::library::exported_functions(&file).unwrap();
         // C++ also exports what the compiler made of templates.
         names.retain(|name| !name.starts_with("_Z"));
         assert_eq!(names, ["crc32", "edges", "empty", "sort_u32", "spin_us", "sum_f64"]);

@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Parser;
-use rfaas::config::{BenchmarkConfig, Devices, ExecutorsDatabase};
 use rfaas::{Client, Deployment, LeaseRequest, Spin};
+use rfaas_config::{BenchmarkConfig, Devices, ExecutorsDatabase};
 use thumbnailer::MAX_THUMBNAIL_BYTES;
 use tools::Binaries;
 use tools::program::{self, Failure};

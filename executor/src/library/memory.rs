@@ -8,8 +8,8 @@ use std::ptr::NonNull;
 
 use nix::sys::mman::{ProtFlags, mprotect};
 use rdmalib::{Access, Domain, Region, RemoteAddress, Slice};
-use rfaas::protocol::Bytes;
-use rfaas::protocol::invocation::RequestHeader;
+use rfaas_protocol::Bytes;
+use rfaas_protocol::invocation::RequestHeader;
 use zerocopy::FromBytes;
 
 use crate::layout::{Layout, Slot};

@@ -28,7 +28,7 @@ use std::time::Duration;
 use libloading::os::unix::{Library as Handle, RTLD_GLOBAL, RTLD_NOW};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use rdmalib::ForkMark;
-use rfaas::function::{LibraryError, exported_functions};
+use rfaas_protocol::library::{LibraryError, exported_functions};
 
 use crate::layout::Slot;
 

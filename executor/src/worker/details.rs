@@ -1,7 +1,7 @@
 //! Replies that bring a detail in place of the output: where it stays, or why there is none.
 
 use rdmalib::Source;
-use rfaas::protocol::invocation::{FailureDetail, HEADER_SPACE, InPlaceDetail, ReplyStatus};
+use rfaas_protocol::invocation::{FailureDetail, HEADER_SPACE, InPlaceDetail, ReplyStatus};
 use zerocopy::IntoBytes;
 
 use super::requests::Asked;

@@ -4,7 +4,7 @@
 //!   was found to make sense. The client can break its own connection, which ends the worker.
 
 use rdmalib::{RemoteAddress, Status, WorkCompletion};
-use rfaas::protocol::invocation::{RequestHeader, RequestImmediate};
+use rfaas_protocol::invocation::{RequestHeader, RequestImmediate};
 
 use super::End;
 use crate::layout::Slot;

@@ -3,11 +3,11 @@
 use rdmalib::{
     Access, CompletionQueue, ConnectRequest, Device, Listener, QueuePair, QueuePairConfig, Region,
 };
-use rfaas::protocol::accounting::{
+use rfaas_protocol::accounting::{
     AccountingHello, COUNTERS_BYTES, Counters, EXECUTION_NS, EXECUTOR_BEATS, HOT_POLLING_NS,
     INVOCATIONS, MANAGER_BEATS,
 };
-use rfaas::protocol::{Hello, Role, parse_prefix};
+use rfaas_protocol::{Hello, Role, parse_prefix};
 use zerocopy::IntoBytes;
 
 use super::MANAGER_SECRET;

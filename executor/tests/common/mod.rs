@@ -12,10 +12,10 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rdmalib::{Access, ConnectRequest, Device, Listener, RemoteAddress};
-use rfaas::channel::{Channel, Incoming};
-use rfaas::protocol::assignment::{AssignedDevice, Assignment, HexSecret};
-use rfaas::protocol::session::{ExecutorHello, FromExecutor, WorkerHello};
-use rfaas::protocol::{Empty, Hello, Role, Secret, parse_prefix};
+use rfaas_protocol::assignment::{AssignedDevice, Assignment, HexSecret};
+use rfaas_protocol::channel::{Channel, Incoming};
+use rfaas_protocol::session::{ExecutorHello, FromExecutor, WorkerHello};
+use rfaas_protocol::{Empty, Hello, Role, Secret, parse_prefix};
 
 #[path = "../../../rdmalib/tests/embedded/mod.rs"]
 mod embedded;

@@ -6,11 +6,11 @@ use rdmalib::{
     Access, CompletionQueue, ConnectRequest, Device, Flags, Operation, QueuePair, QueuePairConfig,
     Region, RemoteAddress, Source, Status, WorkCompletion, WorkRequest,
 };
-use rfaas::protocol::Empty;
-use rfaas::protocol::invocation::{
+use rfaas_protocol::Empty;
+use rfaas_protocol::invocation::{
     FailureDetail, ReplyImmediate, ReplyStatus, RequestHeader, RequestImmediate,
 };
-use rfaas::protocol::session::WorkerHello;
+use rfaas_protocol::session::WorkerHello;
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::{DEADLINE, eventually};

@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use rfaas::protocol::allocation::{Allocated, RefusedBecause, ToClient};
-use rfaas::protocol::lease::{EndReason, LeaseId, LeaseTerms};
+use rfaas_protocol::allocation::{Allocated, RefusedBecause, ToClient};
+use rfaas_protocol::lease::{EndReason, LeaseId, LeaseTerms};
 
 use super::ends::ending;
 use super::{Action, Allocations, ClientId, FAR, Held, Process, Usage};

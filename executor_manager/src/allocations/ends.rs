@@ -2,9 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use rfaas::protocol::allocation::{LeaseEnding, RefusedBecause, Released, Renewed, ToClient};
-use rfaas::protocol::lease::{EndReason, LeaseId, LeaseTerms};
-use rfaas::protocol::node::LeaseEnded;
+use rfaas_protocol::allocation::{LeaseEnding, RefusedBecause, Released, Renewed, ToClient};
+use rfaas_protocol::lease::{EndReason, LeaseId, LeaseTerms};
+use rfaas_protocol::node::LeaseEnded;
 
 use super::{Action, Allocations, ClientId, Ending, FAR, Process, RENEWED_UNSEEN, UNCLAIMED_END};
 use crate::request::Refusal;

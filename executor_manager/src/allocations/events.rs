@@ -4,9 +4,9 @@
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use rfaas::protocol::allocation::{ExecutorExited, ToClient};
-use rfaas::protocol::lease::{EndReason, LeaseId, LeaseTerms};
-use rfaas::protocol::node::{Bill, LeaseEnded};
+use rfaas_protocol::allocation::{ExecutorExited, ToClient};
+use rfaas_protocol::lease::{EndReason, LeaseId, LeaseTerms};
+use rfaas_protocol::node::{Bill, LeaseEnded};
 
 use crate::request::Deployment;
 

@@ -7,9 +7,9 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use proptest::prelude::*;
-use rfaas::protocol::allocation::{RefusedBecause, ToClient};
-use rfaas::protocol::lease::{NodeName, Token};
-use rfaas::protocol::node::LeaseEnded;
+use rfaas_protocol::allocation::{RefusedBecause, ToClient};
+use rfaas_protocol::lease::{NodeName, Token};
+use rfaas_protocol::node::LeaseEnded;
 
 use super::tests::{HEARTBEAT, deployment, terms};
 use super::*;

@@ -1,10 +1,10 @@
 //! The life of a lease, event by event.
 
 use super::*;
-use rfaas::protocol::Secret;
-use rfaas::protocol::allocation::{ExecutorExited, RefusedBecause, Released, Renewed, ToClient};
-use rfaas::protocol::lease::{ClientName, NodeName};
-use rfaas::protocol::node::Bill;
+use rfaas_protocol::Secret;
+use rfaas_protocol::allocation::{ExecutorExited, RefusedBecause, Released, Renewed, ToClient};
+use rfaas_protocol::lease::{ClientName, NodeName};
+use rfaas_protocol::node::Bill;
 
 use crate::request::Deployment;
 

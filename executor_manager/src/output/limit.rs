@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use rfaas::program::log::{Budget, MEASURED};
+use rfaas_program::log::{Budget, MEASURED};
 
 use super::lines::Line;
 

@@ -6,8 +6,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Mutex;
 
-use rfaas::protocol::Secret;
-use rfaas::protocol::assignment::{AssignedDevice, HexSecret};
+use rfaas_protocol::Secret;
+use rfaas_protocol::assignment::{AssignedDevice, HexSecret};
 use tempfile::TempDir;
 
 use super::*;

@@ -4,11 +4,11 @@
 
 use std::time::Duration;
 
-use rfaas::channel::{Channel, ChannelError};
-use rfaas::config::{ConfigError, ExecutorManagerNode, OpenDevice};
-use rfaas::protocol::node::{ManagerProof, NodeHello};
-use rfaas::protocol::{Malformed, Nonce, Nonces, Role, parse_prefix};
-use rfaas::reach::reach;
+use rfaas_config::{ConfigError, ExecutorManagerNode, OpenDevice};
+use rfaas_protocol::channel::{Channel, ChannelError};
+use rfaas_protocol::node::{ManagerProof, NodeHello};
+use rfaas_protocol::reach::reach;
+use rfaas_protocol::{Malformed, Nonce, Nonces, Role, parse_prefix};
 
 /// Longest wait for a connection.
 const DIAL: Duration = Duration::from_secs(5);

@@ -3,13 +3,13 @@
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use rfaas::channel::{Channel, ChannelError, Incoming};
-use rfaas::protocol::allocation::{
+use rfaas_protocol::allocation::{
     Allocate, AllocateRefused, ClaimHello, FromClient, NodeProof, RefusedBecause, Renew, ToClient,
 };
-use rfaas::protocol::lease::{ClientName, EndReason, LeaseKey, LeaseTerms, NodeName, Token};
-use rfaas::protocol::node::Bill;
-use rfaas::protocol::{Clock, Empty, Nonce, Nonces, Proof, Role, Secret, parse_prefix};
+use rfaas_protocol::channel::{Channel, ChannelError, Incoming};
+use rfaas_protocol::lease::{ClientName, EndReason, LeaseKey, LeaseTerms, NodeName, Token};
+use rfaas_protocol::node::Bill;
+use rfaas_protocol::{Clock, Empty, Nonce, Nonces, Proof, Role, Secret, parse_prefix};
 
 use super::{NODE, PATIENCE, SECRET, device};
 

@@ -17,11 +17,11 @@ use rdmalib::{
     Access, CompletionQueue, Device, Flags, Operation, QueuePair, QueuePairConfig, Region,
     RemoteAddress, Status, WorkRequest,
 };
-use rfaas::config::SECRET_VARIABLE;
-use rfaas::protocol::accounting::{AccountingHello, Counters};
-use rfaas::protocol::assignment::Assignment;
-use rfaas::protocol::lease::Token;
-use rfaas::protocol::{Hello, Role, Secret, parse_prefix};
+use rfaas_config::SECRET_VARIABLE;
+use rfaas_protocol::accounting::{AccountingHello, Counters};
+use rfaas_protocol::assignment::Assignment;
+use rfaas_protocol::lease::Token;
+use rfaas_protocol::{Hello, Role, Secret, parse_prefix};
 use tempfile::TempDir;
 
 mod client;

@@ -4,12 +4,12 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use rdmalib::{Device, Listener};
-use rfaas::channel::{Channel, Incoming};
-use rfaas::protocol::lease::{EndReason, LeaseTerms, Token};
-use rfaas::protocol::node::{
+use rfaas_protocol::channel::{Channel, Incoming};
+use rfaas_protocol::lease::{EndReason, LeaseTerms, Token};
+use rfaas_protocol::node::{
     Bill, FromNode, LeaseUsed, ManagerProof, NodeHello, Registered, ToNode,
 };
-use rfaas::protocol::{Clock, Hello, Role, parse_prefix};
+use rfaas_protocol::{Clock, Hello, Role, parse_prefix};
 
 use super::{NODE, PATIENCE, SECRET, Setup, device, hour, terms};
 

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use rfaas::protocol::node::Bill;
+use rfaas_protocol::node::Bill;
 use serde::Serialize;
 
 use super::output::rfc3339;
@@ -213,7 +213,7 @@ mod tests {
 
     use axum::extract;
     use http_body_util::BodyExt;
-    use rfaas::protocol::lease::{EndReason, LeaseId};
+    use rfaas_protocol::lease::{EndReason, LeaseId};
 
     use super::*;
     use crate::commands::commands;

@@ -32,7 +32,7 @@ use axum::http::uri::Authority;
 use axum::http::{Method, StatusCode, Uri};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use rfaas::config::AddressRange;
+use rfaas_config::AddressRange;
 
 use super::Failure;
 
@@ -224,7 +224,7 @@ mod tests {
         ] {
             assert!(named.is_ours(ours), "{ours}");
         }
-        let default = rfaas::config::ResourceManagerNode::default().http_network_address;
+        let default = rfaas_config::ResourceManagerNode::default().http_network_address;
         for access in [named, on(&default, "localhost"), on("127.0.0.1", "x"), on("::1", "[::1]")] {
             for ours in [
                 "127.0.0.1",

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use axum::extract::Query;
 use axum::http::Uri;
 use axum::http::header::{self, HeaderMap};
-use rfaas::protocol::lease::Token;
+use rfaas_protocol::lease::Token;
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
 use serde_json::error::Category;
 use serde_json::{Map, Value};

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use rfaas::protocol::lease::{LeaseId, Token};
+use rfaas_protocol::lease::{LeaseId, Token};
 use serde::Serialize;
 use time::OffsetDateTime;
 

@@ -18,7 +18,7 @@ use tokio::runtime;
 use tokio::sync::oneshot;
 
 use super::*;
-use rfaas::config::AddressRange;
+use rfaas_config::AddressRange;
 use tokio::net::TcpListener;
 
 use crate::commands::{Command, Inbox, commands};

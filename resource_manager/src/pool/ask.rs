@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rdmalib::Peer;
-use rfaas::protocol::lease::{EndReason, LeaseId, MAX_CLIENT_NAME_BYTES};
+use rfaas_protocol::lease::{EndReason, LeaseId, MAX_CLIENT_NAME_BYTES};
 
 use super::fair_use::Limit;
 use super::node::Capacity;

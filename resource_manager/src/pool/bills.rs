@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use rfaas::protocol::lease::LeaseId;
+use rfaas_protocol::lease::LeaseId;
 
 use super::{Billed, MAX_TIMEOUT, Now};
 

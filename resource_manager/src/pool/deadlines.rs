@@ -8,7 +8,7 @@ use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
 use std::time::Instant;
 
-use rfaas::protocol::lease::LeaseId;
+use rfaas_protocol::lease::LeaseId;
 
 use super::lease::Lease;
 

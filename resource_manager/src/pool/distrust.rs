@@ -10,7 +10,7 @@
 use std::time::{Duration, Instant};
 
 use rdmalib::Peer;
-use rfaas::protocol::lease::{EndReason, LeaseId, Unusable};
+use rfaas_protocol::lease::{EndReason, LeaseId, Unusable};
 
 use super::ask::Ask;
 use super::fair_use::Limit;

@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use rfaas::protocol::lease::{EndReason, LeaseId};
-use rfaas::protocol::node::Bill;
+use rfaas_protocol::lease::{EndReason, LeaseId};
+use rfaas_protocol::node::Bill;
 
 use super::granting::unclaimed;
 use super::lease::{LeaseState, State};

@@ -4,8 +4,8 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use rdmalib::Peer;
-use rfaas::protocol::lease::{EndReason, LeaseId};
-use rfaas::protocol::node::Bill;
+use rfaas_protocol::lease::{EndReason, LeaseId};
+use rfaas_protocol::node::Bill;
 
 use super::ask::{Ask, Denied, NotRenewed, check_timeout};
 use super::lease::{Grant, Lease, State, Terms, whole_ms};

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rdmalib::Peer;
-use rfaas::protocol::lease::{ClientName, EndReason, LeaseId, LeaseTerms, NodeName};
-use rfaas::protocol::node::Bill;
+use rfaas_protocol::lease::{ClientName, EndReason, LeaseId, LeaseTerms, NodeName};
+use rfaas_protocol::node::Bill;
 
 use super::node::Capacity;
 use super::nodes::Slot;

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use rfaas::protocol::lease::EndReason;
+use rfaas_protocol::lease::EndReason;
 
 use super::lease::State;
 use super::node::{Capacity, Conflict, Connection, Node, NodeSpec, NodeView, Removal, Run};

@@ -7,8 +7,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rfaas::protocol::Clock;
-use rfaas::protocol::lease::{LeaseId, MAX_NODE_NAME_BYTES};
+use rfaas_protocol::Clock;
+use rfaas_protocol::lease::{LeaseId, MAX_NODE_NAME_BYTES};
 
 use super::lease::Lease;
 use super::{Action, LinkId, MAX_CORES, NodeRecord, Now, check_name};

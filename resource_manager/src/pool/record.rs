@@ -12,8 +12,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use rfaas::protocol::lease::{EndReason, LeaseId};
-use rfaas::protocol::node::Bill;
+use rfaas_protocol::lease::{EndReason, LeaseId};
+use rfaas_protocol::node::Bill;
 
 use super::{NodeSpec, Terms};
 

@@ -11,8 +11,8 @@
 
 use std::time::Duration;
 
-use rfaas::protocol::lease::{EndReason, LeaseId};
-use rfaas::protocol::node::Bill;
+use rfaas_protocol::lease::{EndReason, LeaseId};
+use rfaas_protocol::node::Bill;
 
 use super::lease::{Lease, State, Terms};
 use super::node::{Capacity, NodeState};

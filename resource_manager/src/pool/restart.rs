@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rfaas::protocol::lease::{EndReason, LeaseId};
+use rfaas_protocol::lease::{EndReason, LeaseId};
 
 use super::lease::{Lease, State};
 use super::node::{Connection, Node};

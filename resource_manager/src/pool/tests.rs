@@ -7,7 +7,7 @@ mod nodes;
 mod renewing;
 mod restarting;
 
-use rfaas::protocol::node::Bill;
+use rfaas_protocol::node::Bill;
 
 use super::*;
 

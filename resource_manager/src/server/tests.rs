@@ -11,14 +11,14 @@ use std::thread::{self, JoinHandle};
 use embedded::device;
 use redb::StorageBackend;
 use redb::backends::InMemoryBackend;
-use rfaas::channel::{Channel, ChannelError, Incoming};
-use rfaas::protocol::lease::{
+use rfaas_protocol::channel::{Channel, ChannelError, Incoming};
+use rfaas_protocol::lease::{
     ClientName, EndReason, FromClient, LeaseGranted, LeaseRequest, NodeName, ToClient, Token,
 };
-use rfaas::protocol::node::{
+use rfaas_protocol::node::{
     Bill, FromNode, LeaseClaimed, LeaseEnded, ManagerProof, NodeHello, Register, ToNode,
 };
-use rfaas::protocol::{Bytes, Empty, MessageKind, Nonce};
+use rfaas_protocol::{Bytes, Empty, MessageKind, Nonce};
 
 use super::*;
 use crate::commands::{Stopped, commands};

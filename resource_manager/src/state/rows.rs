@@ -8,8 +8,8 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use redb::TableDefinition;
-use rfaas::protocol::lease::{EndReason, LeaseId};
-use rfaas::protocol::node::Bill;
+use rfaas_protocol::lease::{EndReason, LeaseId};
+use rfaas_protocol::node::Bill;
 
 use super::StateError;
 use crate::pool::{Billed, Capacity, LeaseRecord, NodeRecord, NodeSpec, Terms};

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
 use redb::{TableDefinition, TableHandle};
-use rfaas::protocol::lease::EndReason;
-use rfaas::protocol::node::Bill;
+use rfaas_protocol::lease::EndReason;
+use rfaas_protocol::node::Bill;
 use tempfile::TempDir;
 
 use super::*;

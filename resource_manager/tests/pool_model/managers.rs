@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use resource_manager::pool::{EndReport, LinkId, Now, Terms};
-use rfaas::protocol::lease::{EndReason, LeaseId};
-use rfaas::protocol::node::Bill;
+use rfaas_protocol::lease::{EndReason, LeaseId};
+use rfaas_protocol::node::Bill;
 
 #[derive(Clone, Debug)]
 pub enum Report {

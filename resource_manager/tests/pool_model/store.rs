@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use resource_manager::pool::{Billed, Changes, LeaseRecord, NodeRecord, Snapshot};
-use rfaas::protocol::lease::LeaseId;
+use rfaas_protocol::lease::LeaseId;
 
 pub struct Store {
     first_id: LeaseId,

@@ -9,8 +9,8 @@ use resource_manager::pool::{
     Grant, LeaseState, LeaseView, LinkId, NodeSpec, NodeState, NotReplaced, Now, Pool, RECLAIM,
     RESTART_RETURN, Run, Sums, Terms,
 };
-use rfaas::protocol::lease::{EndReason, LeaseId, Unusable};
-use rfaas::protocol::node::Bill;
+use rfaas_protocol::lease::{EndReason, LeaseId, Unusable};
+use rfaas_protocol::node::Bill;
 
 use super::managers::{Manager, Report};
 use super::store::Store;

@@ -19,16 +19,16 @@ use std::time::{Duration, Instant};
 pub use embedded::device;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use rfaas::channel::{Channel, ChannelError, Incoming};
-use rfaas::config::ClusterSecret;
-use rfaas::protocol::lease::{
+use rfaas_config::ClusterSecret;
+use rfaas_protocol::channel::{Channel, ChannelError, Incoming};
+use rfaas_protocol::lease::{
     ClientName, EndReason, FromClient, LeaseGranted, LeaseRenew, LeaseRequest, NodeName, ToClient,
     Token,
 };
-use rfaas::protocol::node::{
+use rfaas_protocol::node::{
     Bill, EndLease, FromNode, LeaseClaimed, LeaseEnded, ManagerProof, NodeHello, Register, ToNode,
 };
-use rfaas::protocol::{Clock, Empty, Nonce, Nonces, Role, parse_prefix};
+use rfaas_protocol::{Clock, Empty, Nonce, Nonces, Role, parse_prefix};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 

@@ -10,14 +10,14 @@ use rdmalib::{
 
 use super::session::Blueprint;
 use super::workers::{Depths, SlotArea, Worker, receive_id};
-use crate::channel::{Channel, ChannelError, Incoming, refuse};
-use crate::config::OpenDevice;
 use crate::error::{Error, Result};
-use crate::protocol::invocation::HEADER_SPACE;
-use crate::protocol::session::{
+use rfaas_config::OpenDevice;
+use rfaas_protocol::channel::{Channel, ChannelError, Incoming, refuse};
+use rfaas_protocol::invocation::HEADER_SPACE;
+use rfaas_protocol::session::{
     ExecutorHello, FromExecutor, FunctionEntry, MAX_FUNCTIONS, WorkerHello,
 };
-use crate::protocol::{Empty, Hello, Malformed, Role, Secret, parse_prefix};
+use rfaas_protocol::{Empty, Hello, Malformed, Role, Secret, parse_prefix};
 
 const WHAT: &str = "the executor";
 /// Messages that the executor may be ahead of us: one for each function of a usual library.

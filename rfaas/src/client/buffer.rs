@@ -1,5 +1,5 @@
 //! Inputs and outputs: registered memory of one executor's domain, with the space in front that the
-//! invocation protocol uses ([`protocol::invocation`](crate::protocol::invocation)).
+//! invocation protocol uses ([`protocol::invocation`](rfaas_protocol::invocation)).
 //!
 //! A worker may write an output at any time while an invocation is in flight. So nothing here gives
 //! a reference to the bytes: they are copied in and out.
@@ -11,8 +11,8 @@ use rdmalib::{Access, Domain, Region, RemoteAddress, Slice};
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::error::{Error, Result};
-use crate::protocol::Secret;
-use crate::protocol::invocation::{FailureDetail, HEADER_SPACE, RequestHeader};
+use rfaas_protocol::Secret;
+use rfaas_protocol::invocation::{FailureDetail, HEADER_SPACE, RequestHeader};
 
 /// Offset of the request header: right in front of the input, so that both are one write.
 pub(super) const HEADER_OFFSET: usize = HEADER_SPACE - size_of::<RequestHeader>();

@@ -7,9 +7,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::LeaseRequest;
 use super::life::Candidate;
-use crate::config::ExecutorEntry;
 use crate::error::{Error, Result};
-use crate::protocol::lease::{ClientName, LeaseTerms, NodeName, Token};
+use rfaas_config::ExecutorEntry;
+use rfaas_protocol::lease::{ClientName, LeaseTerms, NodeName, Token};
 
 /// Those of `entries` that have what `request` asks for, in order.
 pub(super) fn lease(

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use crate::error::{Error, Result};
-use crate::protocol::invocation::MAX_SLOTS;
-use crate::spin::Spin;
+use rfaas_call::Spin;
+use rfaas_protocol::invocation::MAX_SLOTS;
 
 /// What a deployment is made with. The default suits small payloads and lowest latency.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -36,8 +36,8 @@ use super::wait::{Pause, Waiter};
 use super::workers::{Call, Worker, Workers, receive_id, receiver};
 use super::{Deployment, Spin};
 use crate::error::{Error, Result};
-use crate::protocol::Malformed;
-use crate::sharing::Sharing;
+use rfaas_call::Sharing;
+use rfaas_protocol::Malformed;
 
 /// Completions taken from the queue at a time.
 const BATCH: usize = 16;

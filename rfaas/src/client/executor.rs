@@ -23,11 +23,11 @@ use super::in_place::Aside;
 use super::lease::{Lease, LeaseInner};
 use super::session::{self, Blueprint, Started};
 use super::{Deployment, Phases};
-use crate::channel::Channel;
 use crate::error::{Error, Result};
-use crate::protocol::Malformed;
-use crate::protocol::lease::{EndReason, LeaseId};
-use crate::protocol::node::Bill;
+use rfaas_protocol::Malformed;
+use rfaas_protocol::channel::Channel;
+use rfaas_protocol::lease::{EndReason, LeaseId};
+use rfaas_protocol::node::Bill;
 
 /// A leased, deployed executor: a process on another node that has the library loaded, with one
 /// worker for each leased core.

@@ -20,8 +20,8 @@ use super::buffer::{Input, Output};
 use super::executor::{Executor, Function};
 use super::session;
 use crate::error::{Error, Result};
-use crate::protocol::allocation::RefusedBecause;
-use crate::protocol::lease::EndReason;
+use rfaas_protocol::allocation::RefusedBecause;
+use rfaas_protocol::lease::EndReason;
 
 /// Pauses between tries double from the first, which is about what starting an executor takes, to the
 /// longest: a manager asked by many clients answers thousands of such questions a second.

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use crate::error::{Error, Exit};
-use crate::protocol::lease::EndReason;
+use rfaas_protocol::lease::EndReason;
 
 /// What a ticket is resolved with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -32,7 +32,7 @@ use super::failure::{Failure, Outcome};
 use super::invoke::post_and_wait;
 use super::workers::{Call, Found, Place};
 use crate::error::{Error, Result};
-use crate::protocol::invocation::{HEADER_SPACE, InPlaceDetail};
+use rfaas_protocol::invocation::{HEADER_SPACE, InPlaceDetail};
 
 /// A call whose input is built where the function will read it ([`Executor::in_place`]).
 ///

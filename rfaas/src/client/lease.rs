@@ -19,10 +19,10 @@ use super::failure::Failure;
 use super::life::{Candidate, LeaseState, Life, OnEnding, Stage};
 use super::manager::Ending;
 use super::{Client, ClientInner, Deployment, Executor, LeaseRequest, session};
-use crate::config::OpenDevice;
 use crate::error::{Error, Result};
-use crate::protocol::lease::{EndReason, LeaseId, LeaseTerms, Token, Unusable};
-use crate::protocol::node::Bill;
+use rfaas_config::OpenDevice;
+use rfaas_protocol::lease::{EndReason, LeaseId, LeaseTerms, Token, Unusable};
+use rfaas_protocol::node::Bill;
 
 /// Longest wait for an executor manager to take a renewal.
 const RENEW_TIMEOUT: Duration = Duration::from_secs(5);

@@ -11,7 +11,7 @@ use std::path::Path;
 use nix::libc::{O_NOCTTY, O_NONBLOCK};
 
 use crate::error::{Error, Result};
-use crate::function::{LibraryError, MAX_LIBRARY_BYTES, exported_functions};
+use rfaas_protocol::library::{LibraryError, MAX_LIBRARY_BYTES, exported_functions};
 
 /// The library at `path`, if it is one.
 pub(super) fn read(path: &Path) -> Result<Vec<u8>> {

@@ -20,11 +20,11 @@ use super::failure::Failure;
 use super::keepalive::Tended;
 use super::lease::LeaseInner;
 use super::manager::{Ending, Manager};
-use crate::channel::ChannelError;
-use crate::config::OpenDevice;
 use crate::error::{Error, Result};
-use crate::protocol::allocation::{Allocate, RefusedBecause};
-use crate::protocol::lease::{EndReason, LeaseId, Token, Unusable};
+use rfaas_config::OpenDevice;
+use rfaas_protocol::allocation::{Allocate, RefusedBecause};
+use rfaas_protocol::channel::ChannelError;
+use rfaas_protocol::lease::{EndReason, LeaseId, Token, Unusable};
 
 /// Longest wait for a connection to an executor manager.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);

@@ -20,15 +20,15 @@ use std::time::{Duration, Instant};
 
 use super::LeaseRequest;
 use super::life::Candidate;
-use crate::channel::{Channel, ChannelError, Incoming};
-use crate::config::OpenDevice;
 use crate::error::{Error, Result};
-use crate::protocol::lease::{
+use rfaas_config::OpenDevice;
+use rfaas_protocol::channel::{Channel, ChannelError, Incoming};
+use rfaas_protocol::lease::{
     self, ClientName, FromClient, LeaseGranted, LeaseId, LeaseRelease, LeaseRenew, LeaseReplace,
     ToClient, Token, Unusable,
 };
-use crate::protocol::{Empty, Malformed, Role};
-use crate::reach::reach;
+use rfaas_protocol::reach::reach;
+use rfaas_protocol::{Empty, Malformed, Role};
 
 const WHAT: &str = "the resource manager";
 /// Longest wait for a connection.

@@ -20,18 +20,18 @@ use nix::sys::eventfd::EventFd;
 use super::failure::Failure;
 use super::keepalive::{Tended, ring};
 use super::life::Candidate;
-use crate::channel::{Channel, ChannelError, Incoming};
-use crate::config::OpenDevice;
 use crate::error::{Error, Exit, Result};
-use crate::heartbeat::{Heartbeat, Pulse};
-use crate::protocol::allocation::{
+use rfaas_config::OpenDevice;
+use rfaas_protocol::allocation::{
     Allocate, ClaimHello, ExecutorExited, FromClient, LeaseEnding, NodeProof, RefusedBecause,
     Renew, ToClient,
 };
-use crate::protocol::lease::{EndReason, LeaseId, Token};
-use crate::protocol::node::Bill;
-use crate::protocol::{Clock, Empty, Malformed, Nonces, Role, parse_prefix};
-use crate::reach::reach;
+use rfaas_protocol::channel::{Channel, ChannelError, Incoming};
+use rfaas_protocol::heartbeat::{Heartbeat, Pulse};
+use rfaas_protocol::lease::{EndReason, LeaseId, Token};
+use rfaas_protocol::node::Bill;
+use rfaas_protocol::reach::reach;
+use rfaas_protocol::{Clock, Empty, Malformed, Nonces, Role, parse_prefix};
 
 const WHAT: &str = "the executor manager";
 

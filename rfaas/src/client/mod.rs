@@ -40,7 +40,6 @@ mod tickets;
 mod wait;
 mod workers;
 
-use crate::spin::Spin;
 pub use buffer::{Input, Output};
 pub use deployment::{Deployment, Phases};
 pub use executor::{Executor, Function};
@@ -49,14 +48,15 @@ pub use lease::Lease;
 pub use manager::Ending;
 pub use pending::{Completed, Failed, Pending};
 pub use request::LeaseRequest;
+use rfaas_call::Spin;
 
-use crate::config::{ExecutorEntry, ExecutorsDatabase, OpenDevice};
 use crate::error::{Error, Result};
-use crate::protocol::lease::{ClientName, MAX_CLIENT_NAME_BYTES, Token, Unusable};
 use keepalive::Keepalive;
 use life::Candidate;
 use link::Link;
 use rdmalib::ForkMark;
+use rfaas_config::{ExecutorEntry, ExecutorsDatabase, OpenDevice};
+use rfaas_protocol::lease::{ClientName, MAX_CLIENT_NAME_BYTES, Token, Unusable};
 
 /// Name that leases are billed under unless the client has one.
 const ANONYMOUS: &str = "anonymous";

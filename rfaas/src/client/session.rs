@@ -27,11 +27,11 @@ use super::executor::Deployed;
 use super::lease::LeaseInner;
 use super::life::LeaseState;
 use super::{Deployment, Executor, Phases, library};
-use crate::channel::Channel;
 use crate::error::{Error, Exit, Result};
-use crate::protocol::allocation::Allocate;
-use crate::protocol::lease::{LeaseId, SignedTerms};
-use crate::protocol::{Clock, Proof, Secret};
+use rfaas_protocol::allocation::Allocate;
+use rfaas_protocol::channel::Channel;
+use rfaas_protocol::lease::{LeaseId, SignedTerms};
+use rfaas_protocol::{Clock, Proof, Secret};
 
 /// A wait for connections is cut short so often, to see what the manager and the executor say.
 const TICK: Duration = Duration::from_millis(1);

@@ -13,7 +13,7 @@
 use rdmalib::RemoteAddress;
 
 use super::tickets::Ticket;
-use crate::protocol::invocation::{ReplyImmediate, ReplyStatus};
+use rfaas_protocol::invocation::{ReplyImmediate, ReplyStatus};
 
 /// The slots of one worker.
 #[derive(Debug)]

@@ -11,7 +11,7 @@
 use std::time::{Duration, Instant};
 
 use super::Spin;
-use crate::sharing::Sharing;
+use rfaas_call::Sharing;
 
 /// Fruitless polls before the first look at the clock: some 50 µs, an empty poll and the pause
 /// after it taking about 25 ns. A hot round trip takes a few microseconds.

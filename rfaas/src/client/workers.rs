@@ -31,7 +31,7 @@ use super::failure::{Failure, Outcome};
 use super::slots::Slots;
 use super::tickets::{Ticket, Tickets};
 use crate::error::Result;
-use crate::protocol::invocation::{ReplyImmediate, ReplyStatus};
+use rfaas_protocol::invocation::{ReplyImmediate, ReplyStatus};
 
 mod call;
 mod in_place;

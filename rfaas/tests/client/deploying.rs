@@ -6,14 +6,14 @@ use std::sync::mpsc::channel;
 use std::thread;
 use std::time::Duration;
 
-use rfaas::channel::{Channel, Incoming};
-use rfaas::config::ExecutorsDatabase;
-use rfaas::protocol::allocation::RefusedBecause;
-use rfaas::protocol::lease::{
+use rfaas::{Client, Deployment, Error, Exit, Lease, LeaseRequest};
+use rfaas_config::ExecutorsDatabase;
+use rfaas_protocol::allocation::RefusedBecause;
+use rfaas_protocol::channel::{Channel, Incoming};
+use rfaas_protocol::lease::{
     FromClient, LeaseGranted, LeaseRefused, LeaseTerms, NodeName, Reason, ToClient, Token,
 };
-use rfaas::protocol::{Empty, Hello, Role};
-use rfaas::{Client, Deployment, Error, Exit, Lease, LeaseRequest};
+use rfaas_protocol::{Empty, Hello, Role};
 
 use crate::common::{LONG, Node, Start, eventually, library, open_device};
 

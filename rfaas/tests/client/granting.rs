@@ -6,13 +6,13 @@ use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::Duration;
 
-use rfaas::channel::{Channel, Incoming};
-use rfaas::protocol::lease::{
+use rfaas::{Client, Error, LeaseRequest};
+use rfaas_protocol::channel::{Channel, Incoming};
+use rfaas_protocol::lease::{
     ClientName, FromClient, LeaseGranted, LeaseRefused, LeaseTerms, NodeName, Reason, ToClient,
     Token,
 };
-use rfaas::protocol::{Empty, Malformed};
-use rfaas::{Client, Error, LeaseRequest};
+use rfaas_protocol::{Empty, Malformed};
 
 use crate::common::{LONG, open_device};
 

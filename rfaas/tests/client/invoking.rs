@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use rfaas::protocol::session::MAX_FUNCTION_NAME_BYTES;
 use rfaas::{Deployment, Error, Spin};
+use rfaas_protocol::session::MAX_FUNCTION_NAME_BYTES;
 
 use crate::buffers;
 use crate::common::Node;

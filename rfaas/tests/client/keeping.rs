@@ -4,9 +4,9 @@
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::{Duration, Instant, SystemTime};
 
-use rfaas::config::ExecutorsDatabase;
-use rfaas::protocol::allocation::RefusedBecause;
 use rfaas::{Client, Deployment, EndReason, Error, LeaseRequest, Spin};
+use rfaas_config::ExecutorsDatabase;
+use rfaas_protocol::allocation::RefusedBecause;
 
 use crate::buffers;
 use crate::common::{LONG, Node, Start, eventually, library, open_device};

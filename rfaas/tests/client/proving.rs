@@ -6,17 +6,17 @@ use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::Duration;
 
-use rfaas::channel::{Channel, ChannelError, Incoming, refuse};
-use rfaas::config::OpenDevice;
-use rfaas::protocol::allocation::{
+use rfaas::{Client, Deployment, Error, LeaseRequest};
+use rfaas_config::OpenDevice;
+use rfaas_protocol::allocation::{
     self, Allocate, AllocateRefused, ClaimHello, NodeProof, RefusedBecause,
 };
-use rfaas::protocol::lease::{
+use rfaas_protocol::channel::{Channel, ChannelError, Incoming, refuse};
+use rfaas_protocol::lease::{
     ClientName, FromClient, LeaseGranted, LeaseRefused, LeaseTerms, NodeName, Reason, ToClient,
     Token, Unusable,
 };
-use rfaas::protocol::{Empty, Hello, Role, parse_prefix};
-use rfaas::{Client, Deployment, Error, LeaseRequest};
+use rfaas_protocol::{Empty, Hello, Role, parse_prefix};
 
 use crate::common::{LONG, library, open_device};
 use crate::granting::answering;

@@ -3,9 +3,9 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rfaas::config::ExecutorsDatabase;
-use rfaas::protocol::allocation::RefusedBecause;
 use rfaas::{Client, Deployment, EndReason, Error, Executor, Function, LeaseRequest};
+use rfaas_config::ExecutorsDatabase;
+use rfaas_protocol::allocation::RefusedBecause;
 
 use crate::buffers;
 use crate::common::{Node, Start, eventually, library};

@@ -13,17 +13,17 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use rdmalib::{Access, Device, DeviceSpec, Provider};
-use rfaas::channel::{Channel, ChannelError, Incoming, refuse};
-use rfaas::config::{DeviceEntry, ExecutorEntry, ExecutorsDatabase, OpenDevice};
-use rfaas::protocol::allocation::{
+use rfaas::{Client, Executor, Lease, LeaseRequest};
+use rfaas_config::{DeviceEntry, ExecutorEntry, ExecutorsDatabase, OpenDevice};
+use rfaas_protocol::allocation::{
     Allocate, AllocateRefused, Allocated, ExecutorExited, FromClient, LeaseEnding, RefusedBecause,
     Released, Renewed, ToClient,
 };
-use rfaas::protocol::lease::{EndReason, Reason};
-use rfaas::protocol::node::Bill;
-use rfaas::protocol::session::{ExecutorHello, FromExecutor, FunctionEntry, LoadFailed};
-use rfaas::protocol::{Empty, Hello, Role, Secret, Text};
-use rfaas::{Client, Executor, Lease, LeaseRequest};
+use rfaas_protocol::channel::{Channel, ChannelError, Incoming, refuse};
+use rfaas_protocol::lease::{EndReason, Reason};
+use rfaas_protocol::node::Bill;
+use rfaas_protocol::session::{ExecutorHello, FromExecutor, FunctionEntry, LoadFailed};
+use rfaas_protocol::{Empty, Hello, Role, Secret, Text};
 
 /// Ends what hangs; nothing here takes nearly as long.
 pub const LONG: Duration = Duration::from_secs(60);

@@ -10,13 +10,13 @@ use rdmalib::{
     Access, CompletionQueue, Device, Flags, Opcode, Operation, QueuePair, QueuePairConfig, Region,
     RemoteAddress, Source, State, Status, WorkRequest,
 };
-use rfaas::protocol::allocation::Allocate;
-use rfaas::protocol::invocation::{
+use rfaas_protocol::allocation::Allocate;
+use rfaas_protocol::invocation::{
     FailureDetail, HEADER_SPACE, InPlaceDetail, ReplyImmediate, ReplyStatus, RequestHeader,
     RequestImmediate,
 };
-use rfaas::protocol::session::WorkerHello;
-use rfaas::protocol::{Hello, Role, Secret};
+use rfaas_protocol::session::WorkerHello;
+use rfaas_protocol::{Hello, Role, Secret};
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::{Exit, FUNCTIONS, LONG, Shared, Start, lock};

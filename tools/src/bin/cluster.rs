@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
-use rfaas::shell;
+use rfaas_config::shell;
 use tools::interrupt::stop_clusters_on_signals;
 use tools::program::{self, Failure, describe};
 use tools::{Binaries, LocalCluster, Options};

@@ -7,7 +7,8 @@ use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use clap::Parser;
-use rfaas::{Deployment, LeaseRequest, shell};
+use rfaas::{Deployment, LeaseRequest};
+use rfaas_config::shell;
 use serde_json::{Value, json};
 use tools::interrupt::stop_clusters_on_signals;
 use tools::program::{self, Failure, describe};

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use rfaas::config::ConfigError;
+use rfaas_config::ConfigError;
 
 use crate::binaries::NotBuilt;
 use crate::process::NotStopped;

@@ -4,8 +4,8 @@ use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
-use rfaas::config::ResourceManagerNode;
-use rfaas::heartbeat::Heartbeat;
+use rfaas_config::ResourceManagerNode;
+use rfaas_protocol::heartbeat::Heartbeat;
 
 use crate::binaries::Binaries;
 use crate::settings::Settings;

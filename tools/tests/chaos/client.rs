@@ -14,8 +14,8 @@ use std::fmt::{Debug, Display};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rfaas::config::BenchmarkConfig;
 use rfaas::{Client, Devices, Error, Executor, Lease, LeaseRequest, Result, Spin};
+use rfaas_config::BenchmarkConfig;
 use tools::LocalCluster;
 
 use super::common::{Running, call, library, start, warm};

@@ -3,8 +3,8 @@
 use std::fs;
 use std::time::Duration;
 
-use rfaas::protocol::allocation::RefusedBecause;
 use rfaas::{Client, Error, LeaseRequest};
+use rfaas_protocol::allocation::RefusedBecause;
 use tools::Options;
 
 use super::Scene;

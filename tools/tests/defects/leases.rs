@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use rfaas::channel::{Channel, Incoming};
-use rfaas::config::ExecutorsDatabase;
-use rfaas::protocol::allocation::RefusedBecause;
-use rfaas::protocol::lease::{self, ClientName, FromClient, ToClient, Token};
-use rfaas::protocol::{Empty, Role};
 use rfaas::{Client, Error, Lease, LeaseRequest};
+use rfaas_config::ExecutorsDatabase;
+use rfaas_protocol::allocation::RefusedBecause;
+use rfaas_protocol::channel::{Channel, Incoming};
+use rfaas_protocol::lease::{self, ClientName, FromClient, ToClient, Token};
+use rfaas_protocol::{Empty, Role};
 use serde_json::{Value, json};
 use tools::{Http, Options};
 

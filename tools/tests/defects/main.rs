@@ -9,7 +9,7 @@
 //! | B3, B4 | `executor_manager/src/allocations/tests.rs` (times of more than 32 bits), `executor_manager/tests/leases.rs` (a forged bill) |
 //! | C3, C10 | also a client that is killed, at every moment: `kill_matrix` |
 //! | C11 | also the database is written whenever nodes change: `resource_manager/tests/start_and_stop.rs` |
-//! | C13 | also an altered token: `rfaas/tests/protocol.rs`; an impostor of a node: `resource_manager/tests/end_to_end.rs` |
+//! | C13 | also an altered token: `rfaas/protocol/tests/protocol.rs`; an impostor of a node: `resource_manager/tests/end_to_end.rs` |
 //! | C14 | an input database that cannot be read: `resource_manager/tests/start_and_stop.rs`, `tools/tests/bad_input.rs` |
 //! | D1 | `a_cold_start_is_told_by_phases` in `end_to_end` |
 //! | E2, E8 | dead executors, orphans: `leftovers`, `kill_matrix` |

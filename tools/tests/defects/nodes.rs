@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use rfaas::config::{ExecutorManagerConfig, ExecutorsDatabase};
 use rfaas::{Client, Error, LeaseRequest};
+use rfaas_config::{ExecutorManagerConfig, ExecutorsDatabase};
 use tools::Options;
 use tools::test_devices::patience;
 

@@ -13,8 +13,8 @@ use std::fmt::Display;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rfaas::config::BenchmarkConfig;
 use rfaas::{Client, Deployment, Devices, Error, Executor, Lease, LeaseRequest, Result, Spin};
+use rfaas_config::BenchmarkConfig;
 use tools::LocalCluster;
 
 use super::cell::Moment;

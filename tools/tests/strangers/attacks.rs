@@ -27,9 +27,9 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recv, recvmsg, sendmsg};
 use nix::unistd::ftruncate;
-use rfaas::channel::Channel;
-use rfaas::protocol::{Empty, Hello, Role};
 use rfaas::{Client, Devices, LeaseRequest};
+use rfaas_protocol::channel::Channel;
+use rfaas_protocol::{Empty, Hello, Role};
 
 use super::common::Running;
 

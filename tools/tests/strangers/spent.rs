@@ -18,7 +18,7 @@ const ADDRESSES_KIB: u64 = 1 << 20;
 /// Memory that may differ, in KiB: what the allocator keeps of what was freed.
 const MEMORY_KIB: u64 = 64 << 10;
 /// Lines of log at once, and in a second: what a log lets pass of a few kinds of events that repeat
-/// (`rfaas/src/program/log/limiter.rs`). Those about leases are the honest client's, and not counted.
+/// (`rfaas/program/src/log/limiter.rs`). Those about leases are the honest client's, and not counted.
 const LINES: usize = 1000;
 const LINES_PER_SECOND: usize = 100;
 

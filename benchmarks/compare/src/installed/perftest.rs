@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use rfaas::config::DeviceEntry;
+use rfaas_config::DeviceEntry;
 
 use super::{Tool, is_positive, round_trip_ns};
 use crate::PAYLOADS;

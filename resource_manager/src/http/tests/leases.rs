@@ -12,7 +12,7 @@ fn a_lease_is_granted_listed_without_its_token_and_ended_once() {
     assert_eq!(status, 201, "{grant}");
     let id = grant["id"].as_u64().unwrap();
     let token = grant["token"].as_str().unwrap();
-    let token = rfaas::protocol::lease::Token::from_text(token).unwrap();
+    let token = rfaas_protocol::lease::Token::from_text(token).unwrap();
     assert!(token.verify(b"42") && !token.verify(b"43"));
     assert_eq!(token.terms.lease.get(), id);
     assert_eq!(token.terms.client.get(), Ok("me"));
@@ -82,14 +82,14 @@ fn a_lease_is_renewed_by_its_token_until_it_has_ended() {
     let (_, lease) = world.call("GET", &format!("/leases/{}", grant["id"]), "");
     assert_eq!(lease["expires_at"], renewed["expires_at"]);
 
-    let token = rfaas::protocol::lease::Token::from_text(grant["token"].as_str().unwrap()).unwrap();
+    let token = rfaas_protocol::lease::Token::from_text(grant["token"].as_str().unwrap()).unwrap();
     let mut terms = token.terms;
     terms.cores = 2.into();
-    let altered = rfaas::protocol::lease::Token::unsigned(terms).to_text();
+    let altered = rfaas_protocol::lease::Token::unsigned(terms).to_text();
     assert_eq!(renew(&grant, &json!(altered), 1000).0, 403);
     assert_eq!(renew(&grant, &other["token"], 1000).0, 403);
     terms.lease = 7.into();
-    let unknown = rfaas::protocol::lease::Token::sign(terms, b"42").to_text();
+    let unknown = rfaas_protocol::lease::Token::sign(terms, b"42").to_text();
     assert_eq!(renew(&json!({"id": 7}), &json!(unknown), 1000).0, 404);
     world.call("DELETE", &format!("/leases/{}", grant["id"]), "");
     let (status, ended) = renew(&grant, &grant["token"], 1000);

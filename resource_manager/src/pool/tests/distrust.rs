@@ -1,7 +1,7 @@
 //! Facts about nodes that clients could not use.
 
 use rdmalib::Peer;
-use rfaas::protocol::lease::Unusable;
+use rfaas_protocol::lease::Unusable;
 
 use super::*;
 

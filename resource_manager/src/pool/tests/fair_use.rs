@@ -1,7 +1,7 @@
 //! Facts about leases that nobody claims, and about what one client may hold.
 
 use rdmalib::Peer;
-use rfaas::protocol::lease::Unusable;
+use rfaas_protocol::lease::Unusable;
 
 use super::super::fair_use::MOST_KNOWN;
 use super::*;

@@ -5,7 +5,7 @@ use rdmalib::RemoteAddress;
 use super::Place;
 use crate::client::buffer::{Input, Output};
 use crate::client::slots::Asked;
-use crate::protocol::invocation::{INPUT_IN_PLACE, InPlaceDetail, OUTPUT_IN_PLACE, RequestHeader};
+use rfaas_protocol::invocation::{INPUT_IN_PLACE, InPlaceDetail, OUTPUT_IN_PLACE, RequestHeader};
 
 /// One invocation to post.
 #[derive(Clone, Copy, Debug)]

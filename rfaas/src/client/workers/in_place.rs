@@ -14,7 +14,7 @@ use rdmalib::{Access, RemoteAddress, RemoteMapping};
 use super::{Call, Failure, Verdict, Worker, Workers};
 use crate::client::tickets::Ticket;
 use crate::error::Result;
-use crate::protocol::invocation::HEADER_SPACE;
+use rfaas_protocol::invocation::HEADER_SPACE;
 
 /// A slot, by its worker and number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -4,7 +4,7 @@ use rdmalib::{Flags, Operation, RemoteAddress, Source, WorkRequest};
 
 use super::{Call, Worker};
 use crate::client::buffer::{HEADER_OFFSET, Input};
-use crate::protocol::invocation::{HEADER_SPACE, RequestImmediate};
+use rfaas_protocol::invocation::{HEADER_SPACE, RequestImmediate};
 
 /// Most bytes that are copied to be sent inline; devices allow some hundred.
 pub(super) const MAX_INLINE: usize = 512;

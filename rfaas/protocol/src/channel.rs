@@ -1,4 +1,4 @@
-//! A control connection: messages of [`protocol`](crate::protocol) over one queue pair.
+//! A control connection: messages of [this crate](crate) over one queue pair.
 //!
 //! ```text
 //!   send ──▶ [send slots] ──▶ queue pair ──▶ peer          a slot is free again when its send completed
@@ -29,11 +29,11 @@ use rdmalib::{
 };
 use zerocopy::IntoBytes;
 
-use crate::config::MOST_RECEIVES;
-use crate::protocol::{
-    Bytes, Hello, MAX_MESSAGE_BYTES, Malformed, MessageKind, Refusal, Role, parse_prefix,
-};
 use crate::reach::{self, Tried};
+use crate::{Bytes, Hello, MAX_MESSAGE_BYTES, Malformed, MessageKind, Refusal, Role, parse_prefix};
+
+/// Deepest receive queue of the embedded device; RDMA cards have as many or more.
+pub const MOST_RECEIVES: u32 = 16_384;
 
 /// Messages that may be under way to a peer before [`ChannelError::Busy`]: more than any conversation
 /// has open at once, and still only 64 KiB a peer.

@@ -5,31 +5,31 @@
 
 use std::net::SocketAddr;
 
-use rfaas::protocol::accounting::{
+use rfaas_protocol::accounting::{
     AccountingHello, COUNTERS_BYTES, Counters, EXECUTION_NS, EXECUTOR_BEATS, HOT_POLLING_NS,
     INVOCATIONS, MANAGER_BEATS,
 };
-use rfaas::protocol::allocation::{
+use rfaas_protocol::allocation::{
     self, Allocate, AllocateRefused, Allocated, ClaimHello, ExecutorExited, LeaseEnding, NodeProof,
     RefusedBecause, Released, Renew, Renewed,
 };
-use rfaas::protocol::assignment::{AssignedDevice, Assignment, HexSecret};
-use rfaas::protocol::invocation::{
+use rfaas_protocol::assignment::{AssignedDevice, Assignment, HexSecret};
+use rfaas_protocol::invocation::{
     FailureDetail, HEADER_SPACE, INPUT_IN_PLACE, InPlaceDetail, MAX_SLOTS, OUTPUT_IN_PLACE,
     ReplyImmediate, ReplyStatus, RequestHeader, RequestImmediate,
 };
-use rfaas::protocol::lease::{
+use rfaas_protocol::lease::{
     self, ClientName, EndReason, LeaseGranted, LeaseRefused, LeaseRelease, LeaseRenew,
     LeaseReplace, LeaseRequest, LeaseTerms, NodeName, Reason, Token, Unusable,
 };
-use rfaas::protocol::node::{
+use rfaas_protocol::node::{
     self, Bill, Draining, EndLease, LeaseClaimed, LeaseEnded, LeaseEndedAck, LeaseUsed,
     ManagerProof, NodeHello, Register, RegisterRefused, Registered,
 };
-use rfaas::protocol::session::{
+use rfaas_protocol::session::{
     ExecutorHello, FromExecutor, FunctionEntry, LoadFailed, WorkerHello,
 };
-use rfaas::protocol::{
+use rfaas_protocol::{
     Bytes, Clock, Empty, Hello, MessageKind, Nonce, Nonces, OLDEST_CLIENT, Proof, Refusal, Role,
     Secret, Text, VERSION, WireAddress,
 };

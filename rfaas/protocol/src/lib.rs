@@ -23,10 +23,14 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 pub mod accounting;
 pub mod allocation;
 pub mod assignment;
+pub mod channel;
+pub mod heartbeat;
 pub mod invocation;
 pub mod lease;
+pub mod library;
 pub mod node;
 mod proof;
+pub mod reach;
 pub mod session;
 
 pub use proof::{Clock, Nonce, Nonces, Proof};
@@ -274,7 +278,7 @@ macro_rules! messages {
         #[allow(clippy::large_enum_variant)] // rare, short-lived, and plain bytes: a box gains nothing
         pub enum $name { $($(#[$vdoc])* $variant($body),)* }
 
-        impl $crate::protocol::MessageKind for $name {
+        impl $crate::MessageKind for $name {
             fn encode(&self) -> Vec<u8> {
                 match self {
                     $($name::$variant(body) => {
@@ -283,24 +287,24 @@ macro_rules! messages {
                 }
             }
 
-            fn decode(bytes: &[u8]) -> Result<Self, $crate::protocol::Malformed> {
+            fn decode(bytes: &[u8]) -> Result<Self, $crate::Malformed> {
                 let Some((kind, body)) = bytes.split_first_chunk::<2>() else {
-                    return Err($crate::protocol::Malformed::Length {
+                    return Err($crate::Malformed::Length {
                         what: stringify!($name), bytes: bytes.len(), expected: 2,
                     });
                 };
                 match u16::from_le_bytes(*kind) {
                     $($kind => <$body as zerocopy::FromBytes>::read_from_bytes(body)
                         .map($name::$variant)
-                        .map_err(|_| $crate::protocol::Malformed::Length {
+                        .map_err(|_| $crate::Malformed::Length {
                             what: stringify!($variant), bytes: body.len(), expected: size_of::<$body>(),
                         }),)*
-                    other => Err($crate::protocol::Malformed::Kind(other)),
+                    other => Err($crate::Malformed::Kind(other)),
                 }
             }
         }
 
-        const _: () = { $(assert!(size_of::<$body>() + 2 <= $crate::protocol::MAX_MESSAGE_BYTES);)* };
+        const _: () = { $(assert!(size_of::<$body>() + 2 <= $crate::MAX_MESSAGE_BYTES);)* };
     };
 }
 pub(crate) use messages;

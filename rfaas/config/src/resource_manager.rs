@@ -10,7 +10,7 @@ use super::{
     ClusterSecret, ConfigError, File, Invalid, RESOURCE_MANAGER_PORT, SecretValue, require,
     require_heartbeat, resolve,
 };
-use crate::heartbeat::Heartbeat;
+use rfaas_protocol::heartbeat::Heartbeat;
 
 /// Settings of a resource manager.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,5 +1,5 @@
 //! What every program does the same way: read its command line, log, print its result, and end with one
-//! line and the right exit status. A feature of this crate, so that applications build without it.
+//! line and the right exit status.
 //!
 //! * ONE LINE - whatever ends a program early is one line on standard error, `error: …`.
 //! * STATUS - 2 for what the caller got wrong (a flag, file, device, address), 1 for what went wrong
@@ -17,9 +17,10 @@ use std::time::Duration;
 
 use clap::Parser;
 
-use crate::config::ConfigError;
+use rfaas_config::ConfigError;
 
 mod command_line;
+pub mod inherited;
 pub mod log;
 
 /// Longest wait of a program that ends for its last lines to be taken. Who reads a log takes a line in
@@ -52,10 +53,10 @@ impl Failure {
 
 /// Whether the caller of the service gave something wrong, or it failed later.
 #[cfg(feature = "client")]
-impl From<crate::Error> for Failure {
-    fn from(error: crate::Error) -> Self {
-        use crate::Error as E;
-        let text = crate::error::describe(&error);
+impl From<rfaas::Error> for Failure {
+    fn from(error: rfaas::Error) -> Self {
+        use rfaas::Error as E;
+        let text = rfaas::describe(&error);
         match error {
             E::Config(_)
             | E::Address { .. }

@@ -7,19 +7,19 @@ use std::net::SocketAddr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use proptest::prelude::*;
-use rfaas::protocol::allocation::{Allocate, ClaimHello, NodeProof};
-use rfaas::protocol::assignment::HexSecret;
-use rfaas::protocol::invocation::{
+use rfaas_protocol::allocation::{Allocate, ClaimHello, NodeProof};
+use rfaas_protocol::assignment::HexSecret;
+use rfaas_protocol::invocation::{
     INPUT_IN_PLACE, MAX_SLOTS, OUTPUT_IN_PLACE, ReplyImmediate, ReplyStatus, RequestHeader,
     RequestImmediate,
 };
-use rfaas::protocol::lease::{
+use rfaas_protocol::lease::{
     ClientName, EndReason, LeaseId, LeaseTerms, MAX_CLIENT_NAME_BYTES, MAX_NODE_NAME_BYTES,
     NodeName, Token,
 };
-use rfaas::protocol::node::{ManagerProof, NodeHello, Register};
-use rfaas::protocol::session::{FromExecutor, WorkerHello};
-use rfaas::protocol::{
+use rfaas_protocol::node::{ManagerProof, NodeHello, Register};
+use rfaas_protocol::session::{FromExecutor, WorkerHello};
+use rfaas_protocol::{
     Empty, Hello, MAX_MESSAGE_BYTES, Malformed, MessageKind, Nonce, Nonces, Refusal, Role, Secret,
     Text, VERSION, WireAddress, allocation, lease, node, parse_prefix,
 };

@@ -16,8 +16,8 @@ use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
 
-use crate::heartbeat::Heartbeat;
-use crate::protocol::lease::MAX_NODE_NAME_BYTES;
+use rfaas_protocol::heartbeat::Heartbeat;
+use rfaas_protocol::lease::MAX_NODE_NAME_BYTES;
 
 mod benchmark;
 mod devices;
@@ -25,9 +25,9 @@ mod executor_manager;
 mod executors;
 mod resource_manager;
 mod secret;
+pub mod shell;
 
 pub use benchmark::{BenchmarkConfig, BenchmarkNode, BenchmarkRun};
-pub(crate) use devices::MOST_RECEIVES;
 pub use devices::{DeviceEntry, Devices, OpenDevice};
 pub use executor_manager::{ExecutorManagerConfig, ExecutorManagerNode, ExecutorSettings};
 pub use executors::{ExecutorEntry, ExecutorsDatabase};

@@ -8,14 +8,14 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use rdmalib::Provider;
-use rfaas::config::{
+use rfaas_config::{
     BenchmarkConfig, ConfigError, Devices, ExecutorManagerConfig, ExecutorsDatabase,
     ResourceManagerConfig, resolve,
 };
 use serde_json::{Value, json};
 
 fn shipped(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../config").join(name)
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../config").join(name)
 }
 
 /// Loads `text` as a file named `test.json`; the message of the error without the directory.

@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 
 use rdmalib::faults::{Chances, Fault, Script};
 use rdmalib::{Access, Device, DeviceSpec, Listener, Provider};
-use rfaas::channel::{Channel, ChannelError, Incoming};
-use rfaas::protocol::node::{LeaseEndedAck, ToNode};
-use rfaas::protocol::{Empty, Malformed, Role};
+use rfaas_protocol::channel::{Channel, ChannelError, Incoming};
+use rfaas_protocol::node::{LeaseEndedAck, ToNode};
+use rfaas_protocol::{Empty, Malformed, Role};
 
 /// Ends what hangs; nothing here takes nearly as long.
 const LONG: Duration = Duration::from_secs(30);

@@ -9,7 +9,7 @@ use super::{
     ClusterSecret, ConfigError, EXECUTOR_MANAGER_PORT, File, Invalid, SECRET_VARIABLE, SecretValue,
     require, require_heartbeat, require_node_name, resource_manager,
 };
-use crate::heartbeat::Heartbeat;
+use rfaas_protocol::heartbeat::Heartbeat;
 
 /// Settings of an executor manager.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -10,7 +10,7 @@ use object::pod;
 use object::read::elf::{Dyn, FileHeader, GnuHashTable, HashTable, ProgramHeader, Sym};
 
 use super::LibraryError;
-use crate::protocol::session::MAX_FUNCTION_NAME_BYTES;
+use crate::session::MAX_FUNCTION_NAME_BYTES;
 
 type Header = elf::FileHeader64<Endianness>;
 type Symbol = elf::Sym64<Endianness>;

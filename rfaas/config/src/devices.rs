@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use rdmalib::{Device, DeviceSpec, Provider};
+use rfaas_protocol::channel::MOST_RECEIVES;
 use serde::{Deserialize, Serialize};
 
 use super::{ConfigError, File, Invalid, require};
@@ -180,9 +181,6 @@ impl File for Devices {
         Ok(())
     }
 }
-
-/// Deepest receive queue of the embedded device; RDMA cards have as many or more.
-pub(crate) const MOST_RECEIVES: u32 = 16_384;
 
 /// What the original's generator writes.
 fn default_receives() -> u32 {

@@ -10,7 +10,7 @@ use std::process::Command;
 use std::sync::OnceLock;
 
 use proptest::prelude::*;
-use rfaas::function::{LibraryError, MAX_LIBRARY_BYTES, exported_functions};
+use rfaas_protocol::library::{LibraryError, MAX_LIBRARY_BYTES, exported_functions};
 
 const SOURCE: &str = r#"
 #include <stdint.h>

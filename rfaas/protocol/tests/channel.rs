@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used)] // in helpers too: what fails there is the test
 
-#[path = "../../rdmalib/tests/embedded/mod.rs"]
+#[path = "../../../rdmalib/tests/embedded/mod.rs"]
 mod embedded;
 
 use std::os::fd::AsFd;
@@ -14,14 +14,14 @@ use rdmalib::{
     Access, CompletionQueue, Device, Domain, Flags, Listener, Operation, QueuePair,
     QueuePairConfig, RemoteAddress, Source, Status, WorkRequest,
 };
-use rfaas::channel::{Channel, ChannelError, Incoming, limit_peers_to_messages, refuse};
-use rfaas::protocol::accounting::Counters;
-use rfaas::protocol::lease::{ClientName, LeaseRequest};
-use rfaas::protocol::node::{FromNode, LeaseEndedAck, ToNode};
-use rfaas::protocol::{
+use rfaas_protocol::accounting::Counters;
+use rfaas_protocol::channel::{Channel, ChannelError, Incoming, limit_peers_to_messages, refuse};
+use rfaas_protocol::lease::{ClientName, LeaseRequest};
+use rfaas_protocol::node::{FromNode, LeaseEndedAck, ToNode};
+use rfaas_protocol::{
     Clock, Empty, Hello, MAX_MESSAGE_BYTES, Malformed, MessageKind, Refusal, Role, parse_prefix,
 };
-use rfaas::protocol::{allocation, lease};
+use rfaas_protocol::{allocation, lease};
 
 /// Ends what hangs; nothing here takes nearly as long.
 const LONG: Duration = Duration::from_secs(30);

@@ -27,7 +27,7 @@ use object::Endianness;
 use object::elf;
 use object::read::elf::FileHeader;
 
-use crate::protocol::session::{MAX_FUNCTION_NAME_BYTES, MAX_FUNCTIONS};
+use crate::session::{MAX_FUNCTION_NAME_BYTES, MAX_FUNCTIONS};
 use image::{Image, Name};
 
 mod image;
