@@ -11,36 +11,22 @@
 //! ```
 //! The crate knows nothing of leases or functions; nothing above it knows devices.
 
-// The model checker (cfg loom) sees the lock-free parts only; the rest needs the real system.
-#[cfg(not(loom))]
 pub mod completion;
-#[cfg(not(loom))]
 pub mod connection;
-#[cfg(not(loom))]
 mod debug;
-#[cfg(not(loom))]
 pub mod device;
-#[cfg(not(loom))]
 pub mod error;
-#[cfg(not(loom))]
 mod events;
-#[cfg(all(feature = "faults", not(loom)))]
+#[cfg(feature = "faults")]
 pub mod faults;
-#[cfg(not(loom))]
 pub mod memory;
-#[cfg(not(loom))]
 pub mod process;
-#[cfg(not(loom))]
 pub mod queue_pair;
-#[cfg_attr(loom, allow(dead_code))]
 mod shm;
 mod sync;
-#[cfg(not(loom))]
 mod verbs;
-#[cfg(not(loom))]
 mod waiting;
 
-#[cfg(not(loom))]
 pub use {
     completion::{CompletionQueue, Notify, Opcode, Status, Waker, WorkCompletion},
     connection::{

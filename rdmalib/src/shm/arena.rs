@@ -30,11 +30,11 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::resource::{Resource, getrlimit};
 
 use super::mapping::{Mapping, Part, SharedFile};
-use super::ring::Words;
 use super::space::{SEGMENTS, Space, place, segment};
 use crate::error::{Error, Result};
 use crate::memory::{Access, RemoteAddress};
 use crate::sync::{AtomicBool, AtomicU64, Ordering};
+use rdmalib_ring::Words;
 
 /// Regions of one domain; the low bits of a key. More than any program of ours registers.
 pub(super) const KEYS: usize = 1 << KEY_INDEX_BITS;

@@ -14,10 +14,10 @@ use super::arena::{Arena, Map};
 use super::core::{Core, TAG_IMMEDIATE, TAG_WRITE};
 use super::mapping::Part;
 use super::one_sided::{Link, Local, local};
-use super::ring::{Arrival, FIRST_LINE, MAX_CARRIED};
 use crate::memory::{Access, RemoteAddress};
 use crate::queue_pair::{Flags, Operation, Source, State, WorkRequest};
 use crate::sync::{Ordering, compiler_fence};
+use rdmalib_ring::{Arrival, FIRST_LINE, MAX_CARRIED};
 
 /// A small write with immediate data that may come with its completion.
 #[derive(Clone, Copy, Debug)]
@@ -88,8 +88,8 @@ impl Link {
     }
 }
 
-/// LANDING. Puts the `bytes` bytes that are in a ring, or the ball, from word `payload_word` on where the peer
-/// wanted them.
+/// LANDING. Copies the `bytes` bytes of a payload, in a ring or the turn slot from word `payload_word` on, to
+/// where the peer wants them.
 /// What it may not write, and what was freed since it was allowed to, stays as it is: as if the write had
 /// come before that.
 #[inline]

@@ -8,8 +8,8 @@
 //!
 //! * MEMBERS - `generation` is raised with Release after the list has changed, loaded with Acquire by
 //!   the poller, who then copies the list.
-//! * LOCAL WAKE - as `ring`'s WAKE, for completions that this process makes itself.
-//! * NAP - who spins says so once (`stay_awake`) and spares its peers a fence (`ring`, AWAKE). A peer that has
+//! * LOCAL WAKE - as RING WAKE (`rdmalib_ring`), for completions that this process makes itself.
+//! * NAP - who spins says so once (`stay_awake`) and spares its peers a fence (AWAKE in `rdmalib_ring`). A peer that has
 //!   not seen that this was taken back rings no bell, so the sleep after that is a short one.
 
 use std::os::fd::{AsFd, BorrowedFd};
@@ -19,11 +19,11 @@ use std::time::Duration;
 use nix::sys::epoll::EpollFlags;
 
 use super::core::{Core, Source};
-use super::ring::Arm;
 use crate::completion::{Notify, WorkCompletion};
 use crate::error::{Error, Result};
 use crate::events::Events;
 use crate::sync::{AtomicU32, Ordering, fence};
+use rdmalib_ring::Arm;
 
 /// The sleep after having been awake. What a processor has stored, others see within microseconds: it is
 /// written out in order, whatever else the processor does, also when it is interrupted.
@@ -200,10 +200,10 @@ impl CompletionQueue {
             }
         }
         let alone = self.sources.len() == 1;
-        self.sources.iter_mut().for_each(|source| source.play(alone));
+        self.sources.iter_mut().for_each(|source| source.connect(alone));
     }
 
-    /// [`ArrivalTaker::places_used`](super::ring::ArrivalTaker::places_used) of the queue pair `number`.
+    /// [`ArrivalTaker::places_used`](rdmalib_ring::ArrivalTaker::places_used) of the queue pair `number`.
     #[cfg(test)]
     pub(super) fn places_used(&self, number: u32) -> u32 {
         self.sources.iter().find(|s| s.core().number() == number).map_or(0, Source::places_used)

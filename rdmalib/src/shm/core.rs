@@ -26,7 +26,6 @@ use super::engine::EngineHandle;
 use super::handshake::peer_of;
 use super::mapping::Part;
 use super::peer_arena::{PeerArena, PeerFile};
-use super::ring::{self, Arrival, Ball};
 use super::shared_copy::Job;
 use super::unread::Connected;
 use crate::completion::{Opcode, Status};
@@ -34,6 +33,7 @@ use crate::error::{Error, Result};
 use crate::memory::RemoteAddress;
 use crate::queue_pair::{Flags, QueuePairConfig, State};
 use crate::sync::{AtomicU32, AtomicU64, Ordering};
+use rdmalib_ring::{Arrival, TurnSlot, close};
 
 const INIT: u32 = 0;
 const CONNECTED: u32 = 1;
@@ -73,7 +73,7 @@ pub(crate) struct Core {
 struct Peer {
     /// Its memory, for large writes of its.
     file: PeerFile,
-    ball: Arc<Ball<Part>>,
+    slot: Arc<TurnSlot<Part>>,
 }
 
 /// Short: completion queues and queue pairs refer to each other.
@@ -183,7 +183,7 @@ impl Core {
         }
         let socket = self.socket.get().expect("just set");
         let _ = self.state.compare_exchange(INIT, CONNECTED, Ordering::AcqRel, Ordering::Acquire);
-        self.receive_completions.changed(); // the ball
+        self.receive_completions.changed(); // the turn slot is known
         self.receive_completions.watch(self, socket)?;
         self.engine.watch(self, socket)
     }
@@ -198,7 +198,7 @@ impl Core {
         if self.state.swap(ERROR, Ordering::AcqRel) == ERROR {
             return;
         }
-        ring::close(&self.inbox); // at once, not only when the peer's helper sees the socket's end
+        close(&self.inbox); // at once, not only when the peer's helper sees the socket's end
         if let Some(socket) = self.socket.get() {
             let _ = socket.shutdown(std::net::Shutdown::Both); // ENOTCONN: the peer was faster
         }
@@ -236,9 +236,9 @@ impl Core {
         }
     }
 
-    /// Where the peer's memory is, and the ball, before the state becomes `Connected`.
-    pub(super) fn set_peer(&self, file: PeerFile, ball: Arc<Ball<Part>>) {
-        let _ = self.peer.set(Peer { file, ball }); // a queue pair connects once
+    /// Keeps the peer's memory and the turn slot, before the state becomes `Connected`.
+    pub(super) fn set_peer(&self, file: PeerFile, slot: Arc<TurnSlot<Part>>) {
+        let _ = self.peer.set(Peer { file, slot }); // a queue pair connects once
     }
 
     /// The memory of the receive ring.
@@ -272,7 +272,8 @@ impl Core {
         job.is_done(ring, payload)
     }
 
-    /// Puts a finished send where the poller finds it. Called by one thread at a time (the baton).
+    /// Puts a finished send where the poller finds it. Called by one thread at a time (the
+    /// ownership hand-off).
     #[inline]
     pub(super) fn finish(&self, id: u64, index: u32, opcode: Opcode, status: Status) {
         self.sent.push(index, Sent { id, opcode, status });

@@ -34,13 +34,13 @@ use super::closer::{ClosedLater, Passed};
 use super::one_sided::Link;
 use super::peer_arena::{PeerArena, PeerFile};
 use super::queue_pair::SendQueue;
-use super::ring::{ArrivalPusher, Side, words_needed};
 use super::unread::Connected;
 use crate::connection::{MAX_ACCEPT_DATA, MAX_REJECT_DATA, PrivateData};
 use crate::error::{Error, Result};
 use crate::events::readable_before;
 use crate::queue_pair::State;
 use crate::waiting::Peer;
+use rdmalib_ring::{ArrivalPusher, Side, words_needed};
 
 /// Whose process is at the other end.
 fn origin(socket: &UnixStream) -> Peer {

@@ -16,10 +16,10 @@ use proptest::prelude::*;
 
 use super::core::TAG_WRITE;
 use super::mapping::Mapping;
-use super::ring::{CARRIED, Way, Words};
 use crate::memory::Access;
 use crate::queue_pair::Flags;
 use crate::sync::Ordering;
+use rdmalib_ring::{CARRIED, Way, Words};
 use steps::{Key, Place, Step, Verb, steps};
 use world::{End, World};
 
@@ -120,16 +120,16 @@ proptest! {
 /// Copied with an overlap: found by the properties above.
 #[test]
 fn a_payload_that_is_to_land_on_itself_does_no_harm() {
-    for way in [Way::Ring, Way::Ball] {
+    for way in [Way::Ring, Way::TurnSlot] {
         for (offset, bytes) in [(1, 96), (-1, 96), (8, 16), (31, 33), (1, 2), (0, 64)] {
-            // The connector: the ball is in its memory.
+            // The connector: the turn slot is in its memory.
             let (mut scene, end, key) = (Scene::new(), 1, Key::Forged(5));
             let (tag, to) = (TAG_WRITE | CARRIED, Place::Payload(way, offset));
             let (access, start) = (Access::all().bits(), Place::Anywhere(0));
             let (ahead, immediate, payload) = (0, 0, 0x0102_0304);
             scene.play(&[
                 Step::Receive { end: 1 - end, bytes: None },
-                throw(end),
+                small(end),
                 Step::Receive { end, bytes: None },
                 Step::Lie { end, key, access, start, bytes: u64::MAX },
                 Step::Forge { end, way, ahead, immediate, bytes, tag, to, key, payload },
@@ -141,21 +141,21 @@ fn a_payload_that_is_to_land_on_itself_does_no_harm() {
     }
 }
 
-/// A small write by the ball, if it is here.
-fn throw(end: usize) -> Step {
+/// A small write, through the turn slot if it is owned.
+fn small(end: usize) -> Step {
     let (verb, flags) = (Verb::WriteWithImmediate, Flags::WITH_COMPLETION.bits());
     let (to, key) = (Place::Region(0, 0), Key::Of(0));
     Step::Post { end, verb, bytes: 8, inline: true, flags, to, key }
 }
 
-/// Who answers at once overwrites the ball while the sender still looks there for more to copy.
+/// A peer that answers at once overwrites the turn slot while the sender still reads the job there.
 #[test]
 fn a_write_that_both_copy_goes_by_the_ring() {
     let (mut scene, connector) = (Scene::new(), 1);
     scene.play(&[Step::Receive { end: 0, bytes: None }, Step::Receive { end: 0, bytes: None }]);
     scene.world.write_together(connector);
-    assert_eq!(scene.world.ends[connector].way(), Some(Way::Ball));
-    scene.play(&[throw(connector)]);
+    assert_eq!(scene.world.ends[connector].way(), Some(Way::TurnSlot));
+    scene.play(&[small(connector)]);
     assert_eq!(scene.world.ends[connector].way(), Some(Way::Ring));
     scene.end();
 }

@@ -12,9 +12,9 @@ use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 
 use super::addresses::Charge;
 use super::closer::ClosedLater;
-use super::ring::Words;
 use crate::error::{Error, Result};
 use crate::sync::AtomicU64;
+use rdmalib_ring::Words;
 
 /// A domain's file: whoever gives it back last gives back its pages.
 pub(super) type SharedFile = Arc<ClosedLater<OwnedFd>>;

@@ -10,8 +10,8 @@
 //! the target's arena, copies, and fills the target's ring. The target's CPU does nothing until it
 //! polls. No system call on the way, unless the target sleeps.
 //!
-//! * `ring` - the wire: posted receives there, arrivals back, in a ring or by the ball that both ends write in
-//!   turn; `baton` - one state, two threads
+//! * crate `rdmalib_ring` - posted receives one way, arrivals the other, in a ring or in the shared turn
+//!   slot; and the ownership hand-off between poster and helper
 //! * `arena` - memory and keys at their owner, `peer_arena` at a peer, `mapping`; `addresses` - how much of peers
 //!   is mapped at most
 //! * `one_sided` - carrying out a request; `carried` - a small write, in its arrival; `shared_copy` - a
@@ -21,50 +21,27 @@
 //! * `handshake` - how two processes meet; `received` - messages with descriptors; `closer` - descriptors that peers
 //!   have a part in are closed; `unread` - what peers do not read has a bound
 
-mod baton;
-mod ring;
-
-#[cfg(not(loom))]
 mod addresses;
-#[cfg(not(loom))]
 mod arena;
-#[cfg(not(loom))]
 mod carried;
-#[cfg(not(loom))]
 mod closer;
-#[cfg(not(loom))]
 mod completion;
-#[cfg(not(loom))]
 mod core;
-#[cfg(not(loom))]
 mod engine;
-#[cfg(not(loom))]
 mod handshake;
 #[cfg(test)]
-#[cfg(not(loom))]
 mod hostile;
-#[cfg(not(loom))]
 mod mapping;
-#[cfg(not(loom))]
 mod one_sided;
-#[cfg(not(loom))]
 mod peer_arena;
-#[cfg(not(loom))]
 mod queue_pair;
-#[cfg(not(loom))]
 mod received;
-#[cfg(not(loom))]
 mod shared_copy;
-#[cfg(not(loom))]
 mod space;
-#[cfg(not(loom))]
 mod unread;
 
-#[cfg(not(loom))]
 pub(crate) use device::{Device, Domain, MAX_INLINE_DATA, MAX_QUEUE_DEPTH};
-#[cfg(not(loom))]
 pub use {addresses::limit_peers, received::refuse_descriptors};
-#[cfg(not(loom))]
 pub(crate) use {
     arena::Region,
     completion::{CompletionQueue, Waker},
@@ -73,7 +50,6 @@ pub(crate) use {
     queue_pair::{ReceiveQueue, SendQueue, queue_pair},
 };
 
-#[cfg(not(loom))]
 mod device {
     use std::net::SocketAddr;
     use std::sync::Arc;

@@ -16,13 +16,13 @@ use super::arena::{Arena, RegionMemory};
 use super::core::{Core, TAG_IMMEDIATE, TAG_SHARED, TAG_TOO_LONG, TAG_WRITE, completes};
 use super::mapping::Part;
 use super::peer_arena::PeerArena;
-use super::ring::{Arrival, ArrivalPusher, Way};
 use super::shared_copy::{Job, MIN_BYTES};
 use crate::completion::{Opcode, Status};
 use crate::error::{Error, Result};
 use crate::memory::{Access, RegionInner, RemoteAddress, Slice};
 use crate::queue_pair::{Flags, Operation, Source, State, WorkRequest, check_atomic};
 use crate::sync::{AtomicU64, Ordering};
+use rdmalib_ring::{Arrival, ArrivalPusher, Way};
 
 /// Longest message or write, in bytes: what a completion's length field holds.
 const MAX_BYTES: usize = u32::MAX as usize;
@@ -321,7 +321,7 @@ impl Link {
         immediate: u32,
         solicited: bool,
     ) {
-        // Not by the ball, which the peer may throw back while we still look at the job.
+        // Not through the turn slot, which the peer may overwrite while we still read the job.
         let (memory, word) = self.ring.payload(Way::Ring);
         job.write(memory, word);
         let arrival = Arrival {

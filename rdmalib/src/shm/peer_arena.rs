@@ -15,11 +15,11 @@ use super::addresses::{Account, Charge, FREE_SEGMENTS};
 use super::arena::{DATA_START, PAGE, permits};
 use super::closer::{ClosedLater, Passed};
 use super::mapping::{Mapping, Part, SharedFile};
-use super::ring::Words;
 use super::space::{place, segment};
 use crate::error::{Error, Result};
 use crate::memory::{Access, RemoteAddress, RemoteMapping};
 use crate::waiting::Peer;
+use rdmalib_ring::Words;
 
 /// The file of a peer's domain, checked, and what of it is mapped here.
 #[derive(Clone, Debug)]

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   SendQueue (poster) ──carries out at once──▶ peer's memory and ring        `one_sided`
-//!        │ receiver not ready: baton            ▲
+//!        │ receiver not ready: hand-off         ▲
 //!        └──▶ Backlog ──helper thread, again and again─┘                       `engine`
 //!   ReceiveQueue (poster) ──▶ own ring ◀── peer
 //!   Core: what poster, poller, helper share ──▶ Source (poller): arrivals and finished sends
@@ -15,18 +15,19 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::arena::Arena;
-use super::baton::{HelperEnd, PosterEnd, baton};
 use super::carried::Small;
 use super::completion::CompletionQueue;
 use super::core::Core;
 use super::mapping::Part;
 use super::one_sided::{Link, Outcome, OwnedWork, Work};
-use super::ring::{self, NOWHERE, Receive, ReceivePoster, Side, words_needed};
 use super::{Domain, MAX_QUEUE_DEPTH};
 use crate::completion::{Opcode, Status};
 use crate::error::{Error, Result};
 use crate::memory::{Access, RegionInner, RemoteAddress, RemoteMapping, Slice};
 use crate::queue_pair::{Flags, QueuePairConfig, RnrRetry, State, WorkRequest};
+use rdmalib_ring::{
+    HelperEnd, NOWHERE, PosterEnd, Receive, ReceivePoster, Side, hand_off, turn_slot, words_needed,
+};
 
 /// Makes the two halves of a queue pair.
 pub(crate) fn queue_pair(
@@ -52,7 +53,7 @@ pub(crate) fn queue_pair(
         (ring_offset, ring.clone()),
         domain.device.engine.clone(),
     )?;
-    let (poster, helper) = baton(None);
+    let (poster, helper) = hand_off(None);
     let backlog = Arc::new(Backlog {
         core: core.clone(),
         rnr_retry: config.rnr_retry,
@@ -177,22 +178,22 @@ impl SendQueue {
         &self.arena
     }
 
-    /// Gives the poster its way to the peer, and the ball to both ends of it, before the state becomes
-    /// `Connected`.
+    /// Gives the poster its link to the peer, and poster and poller the turn slot, before the state
+    /// becomes `Connected`.
     pub(crate) fn set_link(&mut self, mut link: Link, side: Side) {
         let connector_ring = match side {
             Side::Connector => self.core.inbox(),
             Side::Acceptor => link.ring.memory(),
         };
-        let ball = ring::ball(connector_ring.clone(), side);
-        link.ring.play(ball.clone());
-        self.core.set_peer(link.memory.file().clone(), ball);
+        let slot = turn_slot(connector_ring.clone(), side);
+        link.ring.connect(slot.clone());
+        self.core.set_peer(link.memory.file().clone(), slot);
         self.link.with(|state| *state = Some(link)).expect("nothing was posted before");
     }
 
     /// How the next arrival would go; `None` while requests wait.
     #[cfg(test)]
-    pub(super) fn way(&mut self) -> Option<ring::Way> {
+    pub(super) fn way(&mut self) -> Option<rdmalib_ring::Way> {
         self.link.with(|link| link.as_ref().map(|link| link.ring.way())).flatten()
     }
 

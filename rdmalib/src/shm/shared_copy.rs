@@ -17,8 +17,8 @@
 //! source alone until the answer, since the receiver may still be reading it.
 
 use super::one_sided::copy;
-use super::ring::Words;
 use crate::sync::{AtomicU64, Ordering};
+use rdmalib_ring::Words;
 
 /// Least size for which it pays, in bytes: below, fetching the words from the other processor takes longer
 /// than what is saved (measured on an Intel Xeon: 64 KiB 1.7 × as fast, 16 KiB slower).

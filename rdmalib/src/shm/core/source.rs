@@ -9,12 +9,12 @@ use super::super::carried;
 use super::super::completion::Shared;
 use super::super::mapping::Part;
 use super::super::peer_arena::PeerArena;
-use super::super::ring::{Arm, Arrival, ArrivalTaker};
 use super::{Core, TAG_IMMEDIATE, TAG_SHARED, TAG_TOO_LONG, TAG_WRITE};
 use crate::completion::{Opcode, Status, WorkCompletion};
 use crate::memory::RemoteAddress;
 use crate::queue_pair::State;
 use crate::sync::Ordering;
+use rdmalib_ring::{Arm, Arrival, ArrivalTaker};
 
 /// A queue pair as a completion queue sees it: the poller's counters.
 #[derive(Debug)]
@@ -51,10 +51,10 @@ impl Source {
         }
     }
 
-    /// Catches the ball, if there is a connection by now. `alone`: nobody else is polled.
-    pub(in super::super) fn play(&mut self, alone: bool) {
+    /// Polls the turn slot too, if there is a connection by now. `alone`: no other queue pair is polled.
+    pub(in super::super) fn connect(&mut self, alone: bool) {
         if let (Some(arrivals), Some(peer)) = (&mut self.arrivals, self.core.peer.get()) {
-            arrivals.play(&peer.ball, alone);
+            arrivals.connect(&peer.slot, alone);
         }
     }
 
@@ -149,7 +149,7 @@ impl Source {
         }
         let arrival = taken.or_else(|| {
             if let Some(peer) = self.core.peer.get() {
-                arrivals.play(&peer.ball, false); // it may be news
+                arrivals.connect(&peer.slot, false); // it may be new
             }
             arrivals.take() // DRAIN
         });

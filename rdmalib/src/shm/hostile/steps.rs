@@ -5,8 +5,8 @@ use proptest::prelude::*;
 
 use super::super::arena::KEYS;
 use super::super::core::{TAG_IMMEDIATE, TAG_SHARED, TAG_TOO_LONG, TAG_WRITE};
-use super::super::ring::{CARRIED, Way};
 use super::world::REGIONS;
+use rdmalib_ring::{CARRIED, Way};
 
 /// A place in an end's domain.
 #[derive(Clone, Copy, Debug)]
@@ -114,7 +114,7 @@ pub(super) enum Step {
 const ENTRIES: u32 = 8;
 
 fn way() -> impl Strategy<Value = Way> {
-    prop_oneof![Just(Way::Ring), Just(Way::Ball)]
+    prop_oneof![Just(Way::Ring), Just(Way::TurnSlot)]
 }
 
 fn place() -> impl Strategy<Value = Place> {

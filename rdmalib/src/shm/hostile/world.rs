@@ -9,9 +9,6 @@ use super::super::completion::CompletionQueue;
 use super::super::core::TAG_SHARED;
 use super::super::mapping::Mapping;
 use super::super::queue_pair::{ReceiveQueue, SendQueue, queue_pair};
-use super::super::ring::{
-    BALL, CARRIED, MAX_CARRIED, PAYLOAD, Side, Way, Words, arrival_word, words_needed,
-};
 use super::super::shared_copy::{Job, MIN_BYTES};
 use super::super::space::segment;
 use super::steps::{Key, Place, Step, Verb};
@@ -22,6 +19,9 @@ use crate::error::Error;
 use crate::memory::{Access, Domain, DomainInner, Region, RemoteAddress};
 use crate::queue_pair::{Flags, Operation, QueuePairConfig, Source, WorkRequest};
 use crate::sync::Ordering;
+use rdmalib_ring::{
+    CARRIED, MAX_CARRIED, PAYLOAD, Side, TURN_SLOT, Way, Words, arrival_word, words_needed,
+};
 
 /// How long a fact waits for what must happen; only reached when the fact is wrong.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -154,11 +154,12 @@ impl End {
         self.send.core().ring().0 as usize / 8 + word
     }
 
-    /// Where the next arrival is, if it comes that way, or one `ahead` of it. The ball is the connector's.
+    /// Where the next arrival is, if it comes that way, or one `ahead` of it. The turn slot is in the
+    /// connector's memory.
     fn arrival_word(&self, way: Way, ahead: u32) -> usize {
         self.ring_word(match way {
             Way::Ring => arrival_word(self.from_ring.wrapping_add(ahead), RING_DEPTH - 1),
-            Way::Ball => BALL,
+            Way::TurnSlot => TURN_SLOT,
         })
     }
 
@@ -387,7 +388,7 @@ impl World {
         let number = |next: u32| next.wrapping_add(ahead);
         let (end, stamp) = match way {
             Way::Ring => (end, number(end.from_ring).wrapping_add(1)),
-            Way::Ball => (connector, SIDES[victim].other().stamp(number(end.taken))),
+            Way::TurnSlot => (connector, SIDES[victim].other().sequence(number(end.taken))),
         };
         let at = end.arrival_word(way, ahead);
         for word in 0..MAX_CARRIED / 8 {

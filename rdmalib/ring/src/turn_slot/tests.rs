@@ -1,7 +1,7 @@
-//! A whole connection, both ends of which play: all interleavings (loom), and against a model.
+//! A whole connection, whose two ends use the slot: all interleavings (loom), and against a model.
 
-use super::super::{ArrivalPusher, ArrivalTaker, NOWHERE, ReceivePoster, Way, ball, words_needed};
 use super::*;
+use crate::{ArrivalPusher, ArrivalTaker, NOWHERE, ReceivePoster, Way, turn_slot, words_needed};
 
 type Memory = Arc<Vec<AtomicU64>>;
 
@@ -19,14 +19,14 @@ fn connection(depth: u32, posted: u32) -> [End; 2] {
     });
     let mut ends = [Side::Connector, Side::Acceptor].map(|side| {
         let (mine, theirs) = (&rings[side as usize], &rings[1 - side as usize]);
-        let ball = ball(rings[0].clone(), side);
+        let slot = turn_slot(rings[0].clone(), side);
         let mut end = End {
             post: ReceivePoster::new(mine.clone(), depth),
             take: ArrivalTaker::new(mine.clone(), depth),
             push: ArrivalPusher::new(theirs.clone(), depth).expect("sizes agree"),
         };
-        end.take.play(&ball, true);
-        end.push.play(ball);
+        end.take.connect(&slot, true);
+        end.push.connect(slot);
         end
     });
     for end in &mut ends {
@@ -67,11 +67,11 @@ fn take(end: &mut ArrivalTaker<Memory>) -> Option<u32> {
     Some(n)
 }
 
-/// A connection whose ball the acceptor has.
+/// A connection whose slot the acceptor owns.
 #[cfg(loom)]
 fn served(depth: u32) -> [End; 2] {
     let [mut a, mut b] = connection(depth, depth);
-    push(&mut a.push, Way::Ball, 9);
+    push(&mut a.push, Way::TurnSlot, 9);
     assert_eq!(take(&mut b.take), Some(9));
     b.post.post(NOWHERE);
     [a, b]
@@ -82,59 +82,59 @@ mod model {
     use loom::cell::UnsafeCell;
     use loom::thread::spawn;
 
-    use super::super::super::Arm;
     use super::*;
+    use crate::Arm;
 
     /// Poster and poller of the end that answers are two threads. Bytes that are copied as `bytes` are here: the
     /// model fails if somebody writes while somebody else reads or writes.
     #[test]
-    fn loom_nobody_touches_the_ball_whose_turn_it_is_not() {
+    fn loom_only_the_end_whose_turn_it_is_touches_the_slot() {
         loom::model(|| {
             let [mut a, b] = connection(1, 1);
-            let End { take: mut catch, push: mut answer, .. } = b;
+            let End { take: mut taker, push: mut answer, .. } = b;
             let bytes = Arc::new(UnsafeCell::new(()));
-            let throw = |end: &mut ArrivalPusher<Memory>, bytes: &UnsafeCell<()>, n| {
+            let send = |end: &mut ArrivalPusher<Memory>, bytes: &UnsafeCell<()>, n| {
                 bytes.with_mut(|_| ());
-                push(end, Way::Ball, n);
+                push(end, Way::TurnSlot, n);
             };
-            let catch_one = |end: &mut ArrivalTaker<Memory>, bytes: &UnsafeCell<()>| {
+            let take_one = |end: &mut ArrivalTaker<Memory>, bytes: &UnsafeCell<()>| {
                 if end.take().is_some() {
                     bytes.with(|_| ());
                     end.done();
                 }
             };
-            let (here, there) = (bytes.clone(), bytes.clone());
-            let thrower = spawn(move || {
-                throw(&mut a.push, &here, 1);
-                catch_one(&mut a.take, &here);
+            let (sent, answered) = (bytes.clone(), bytes.clone());
+            let connector = spawn(move || {
+                send(&mut a.push, &sent, 1);
+                take_one(&mut a.take, &sent);
             });
             let answerer = spawn(move || {
-                if answer.way() == Way::Ball {
-                    throw(&mut answer, &there, 2);
+                if answer.way() == Way::TurnSlot {
+                    send(&mut answer, &answered, 2);
                 }
             });
-            catch_one(&mut catch, &bytes);
-            thrower.join().expect("no panic");
+            take_one(&mut taker, &bytes);
+            connector.join().expect("no panic");
             answerer.join().expect("no panic");
         });
     }
 
     #[test]
-    fn loom_what_is_thrown_is_whole_and_stays_until_it_was_read() {
+    fn loom_what_is_sent_is_whole_and_stays_until_it_was_read() {
         loom::model(|| {
             let [mut a, b] = connection(1, 1);
-            let End { take: mut catch, push: mut answer, .. } = b;
-            let thrower = spawn(move || {
-                push(&mut a.push, Way::Ball, 1);
+            let End { take: mut taker, push: mut answer, .. } = b;
+            let connector = spawn(move || {
+                push(&mut a.push, Way::TurnSlot, 1);
                 take(&mut a.take).inspect(|n| assert_eq!(*n, 2));
             });
             let answerer = spawn(move || {
-                if answer.way() == Way::Ball {
-                    push(&mut answer, Way::Ball, 2);
+                if answer.way() == Way::TurnSlot {
+                    push(&mut answer, Way::TurnSlot, 2);
                 }
             });
-            take(&mut catch).inspect(|n| assert_eq!(*n, 1));
-            thrower.join().expect("no panic");
+            take(&mut taker).inspect(|n| assert_eq!(*n, 1));
+            connector.join().expect("no panic");
             answerer.join().expect("no panic");
         });
     }
@@ -142,7 +142,8 @@ mod model {
     /// Whichever way each of them goes, that can be.
     #[test]
     fn loom_what_is_pushed_is_taken_in_order() {
-        for ways in [[Way::Ball, Way::Ring], [Way::Ring, Way::Ball], [Way::Ring, Way::Ring]] {
+        for ways in [[Way::TurnSlot, Way::Ring], [Way::Ring, Way::TurnSlot], [Way::Ring, Way::Ring]]
+        {
             loom::model(move || {
                 let [a, mut b] = connection(2, 2);
                 let mut pusher = a.push;
@@ -158,32 +159,32 @@ mod model {
         }
     }
 
-    /// The poller may not have seen yet that its poster has thrown the ball, which is back.
+    /// The poller may not have seen yet that its poster has sent through the slot, which is owned again.
     #[test]
-    fn loom_an_answer_by_the_ball_comes_before_the_next_by_the_ring() {
+    fn loom_an_answer_through_the_slot_comes_before_the_next_through_the_ring() {
         loom::model(|| {
             let [mut a, b] = served(2);
-            let End { take: mut catch, push: mut thrower, .. } = b;
-            let poster = spawn(move || push(&mut thrower, Way::Ball, 5));
+            let End { take: mut taker, push: mut sender, .. } = b;
+            let poster = spawn(move || push(&mut sender, Way::TurnSlot, 5));
             let peer = spawn(move || {
                 if take(&mut a.take).is_some() {
-                    assert_eq!(a.push.way(), Way::Ball);
-                    push(&mut a.push, Way::Ball, 1);
+                    assert_eq!(a.push.way(), Way::TurnSlot);
+                    push(&mut a.push, Way::TurnSlot, 1);
                     push(&mut a.push, Way::Ring, 2);
                 }
             });
-            take(&mut catch).inspect(|n| assert_eq!(*n, 1));
+            take(&mut taker).inspect(|n| assert_eq!(*n, 1));
             poster.join().expect("no panic");
             peer.join().expect("no panic");
         });
     }
 
-    /// `arm, look again, sleep` against a throw: never asleep with an arrival.
+    /// `arm, poll again, sleep` against a send: never asleep with an arrival.
     #[test]
-    fn loom_no_wakeup_by_the_ball_is_lost() {
+    fn loom_no_wakeup_through_the_slot_is_lost() {
         loom::model(|| {
             let [mut a, mut b] = connection(1, 1);
-            let peer = spawn(move || push(&mut a.push, Way::Ball, 1));
+            let peer = spawn(move || push(&mut a.push, Way::TurnSlot, 1));
             b.take.arm(Arm::Any);
             let seen = b.take.ready();
             let rung = peer.join().expect("no panic");
@@ -192,19 +193,19 @@ mod model {
         });
     }
 
-    /// Nor if the sleeper's poster has thrown the ball just before.
+    /// Nor if the sleeper's poster has sent through the slot just before.
     #[test]
     fn loom_no_wakeup_by_an_answer_is_lost() {
         loom::model(|| {
             let [mut a, b] = served(1);
-            let End { take: mut catch, push: mut thrower, .. } = b;
-            let poster = spawn(move || push(&mut thrower, Way::Ball, 5));
+            let End { take: mut taker, push: mut sender, .. } = b;
+            let poster = spawn(move || push(&mut sender, Way::TurnSlot, 5));
             let peer = spawn(move || {
-                let caught = take(&mut a.take).is_some();
-                caught.then(|| push(&mut a.push, Way::Ball, 1))
+                let taken = take(&mut a.take).is_some();
+                taken.then(|| push(&mut a.push, Way::TurnSlot, 1))
             });
-            catch.arm(Arm::Any);
-            let seen = catch.ready();
+            taker.arm(Arm::Any);
+            let seen = taker.ready();
             poster.join().expect("no panic");
             let rung = peer.join().expect("no panic");
             assert!(seen || rung != Some(false));
@@ -219,8 +220,8 @@ mod facts {
     use proptest::prelude::*;
     use proptest::test_runner::TestCaseResult;
 
-    use super::super::super::{BALL, POSTED, Receive, arrival_word};
     use super::*;
+    use crate::{POSTED, Receive, TURN_SLOT, arrival_word};
 
     const DEPTH: u32 = 8;
 
@@ -267,8 +268,8 @@ mod facts {
             let words = ends[to].take.words.clone();
             words[POSTED].store(arrived.into(), Ordering::Relaxed);
             for index in (0..DEPTH).map(|back| by_ring.wrapping_sub(1 + back)) {
-                let stamp = u64::from(index.wrapping_add(1)) << 32;
-                words[arrival_word(index, DEPTH - 1)].store(stamp, Ordering::Relaxed);
+                let sequence = u64::from(index.wrapping_add(1)) << 32;
+                words[arrival_word(index, DEPTH - 1)].store(sequence, Ordering::Relaxed);
             }
             ends[to].post.posted = arrived;
             (ends[to].take.taken, ends[to].take.from_ring) = (arrived, by_ring);
@@ -279,7 +280,7 @@ mod facts {
     }
 
     /// Does `step` on `ends[at]`, if it can be done.
-    fn play(ends: &mut [End; 2], models: &mut [Model; 2], at: usize, step: Step) -> TestCaseResult {
+    fn run(ends: &mut [End; 2], models: &mut [Model; 2], at: usize, step: Step) -> TestCaseResult {
         let end = &mut ends[at];
         let room = DEPTH as usize - usize::from(models[at].holds.is_some());
         match step {
@@ -323,37 +324,37 @@ mod facts {
     }
 
     proptest! {
-        /// From any start, wrap-around of both kinds of number included. The ball was last thrown a while
-        /// ago: when the number that is in it was up the last time, too.
+        /// From any start, wrap-around of both kinds of number included. The slot was last sent
+        /// through a while ago: also when the number in it was due the last time.
         #[test]
         fn arrivals_come_in_order_and_once_whichever_way_each_goes(
             arrived in [start(), start()],
             same in any::<bool>(),
             by_ring in [start(), start()],
-            thrown in -1..20i32,
+            sent in -1..20i32,
             steps in proptest::collection::vec(step(), 1..300),
         ) {
             let arrived = if same { [arrived[0]; 2] } else { arrived };
             let mut ends = old_connection(arrived, by_ring);
-            let last = Side::Acceptor.stamp(arrived[0].wrapping_add_signed(thrown));
-            ends[0].take.words[BALL].store(u64::from(last) << 32, Ordering::Relaxed);
+            let last = Side::Acceptor.sequence(arrived[0].wrapping_add_signed(sent));
+            ends[0].take.words[TURN_SLOT].store(u64::from(last) << 32, Ordering::Relaxed);
             let mut models = [Model::default(), Model::default()];
             for (at, step) in steps {
-                play(&mut ends, &mut models, at, step)?;
+                run(&mut ends, &mut models, at, step)?;
             }
             // What is still on its way, ends there.
             for at in 0..2 {
-                play(&mut ends, &mut models, at, Step::Done)?;
+                run(&mut ends, &mut models, at, Step::Done)?;
                 while !models[at].arrivals.is_empty() {
-                    play(&mut ends, &mut models, at, Step::Take)?;
-                    play(&mut ends, &mut models, at, Step::Done)?;
+                    run(&mut ends, &mut models, at, Step::Take)?;
+                    run(&mut ends, &mut models, at, Step::Done)?;
                 }
                 prop_assert!(!ends[at].take.ready());
             }
         }
 
         #[test]
-        fn two_that_answer_each_other_use_the_ball_alone(
+        fn two_ends_that_answer_each_other_use_the_slot_alone(
             arrived in [start(), start()],
             by_ring in [start(), start()],
         ) {
@@ -362,10 +363,10 @@ mod facts {
                 for from in 0..2 {
                     let to = 1 - from;
                     ends[to].post.post(NOWHERE);
-                    prop_assert_eq!(ends[from].push.way(), Way::Ball);
-                    push(&mut ends[from].push, Way::Ball, round);
+                    prop_assert_eq!(ends[from].push.way(), Way::TurnSlot);
+                    push(&mut ends[from].push, Way::TurnSlot, round);
                     prop_assert_eq!(ends[from].push.way(), Way::Ring);
-                    prop_assert!(!ends[from].take.ready(), "its own throw");
+                    prop_assert!(!ends[from].take.ready(), "its own arrival");
                     prop_assert!(ends[to].take.ready());
                     prop_assert_eq!(take(&mut ends[to].take), Some(round));
                 }
@@ -377,16 +378,16 @@ mod facts {
         }
     }
 
-    /// The peer may throw and push before the poller, in another thread, knows that they are connected.
+    /// The peer may send both ways before the poller, in another thread, knows that they are connected.
     #[test]
-    fn nothing_is_taken_before_the_ball_is_known() {
+    fn nothing_is_taken_before_the_slot_is_known() {
         let [mut a, b] = connection(4, 4);
         let mut late = ArrivalTaker::new(b.take.words.clone(), 4);
-        push(&mut a.push, Way::Ball, 1);
+        push(&mut a.push, Way::TurnSlot, 1);
         push(&mut a.push, Way::Ring, 2);
         assert!(!late.ready());
         assert_eq!(take(&mut late), None);
-        late.play(&ball(a.take.words.clone(), Side::Acceptor), false);
+        late.connect(&turn_slot(a.take.words.clone(), Side::Acceptor), false);
         assert!(late.ready());
         assert_eq!([1, 2].map(|_| take(&mut late)), [Some(1), Some(2)]);
     }

@@ -1,11 +1,11 @@
-//! A state that belongs to one of two threads, handed to and fro: the poster, who finds it without a
-//! lock as long as nothing went wrong, and the helper that takes over while requests must wait.
+//! The ownership hand-off: a state that belongs to one of two threads. The poster finds it without
+//! a lock as long as nothing has to wait, and the helper takes over while requests wait.
 //!
 //! ```text
-//!   Poster ──give (poster only)──▶ Helper ──give_back (helper only)──▶ Poster
+//!   PosterEnd ──give──▶ HelperEnd ──give_back──▶ PosterEnd
 //! ```
-//! * HANDOVER - the flag is stored with Release by who lets go and loaded with Acquire by who takes.
-//!   Only its current holder changes it, so at any moment exactly one side may touch the state.
+//! HAND-OFF: the flag is stored with Release by the end that lets go, and loaded with Acquire by the
+//! end that takes. Only the current holder changes it, so one end at most uses the state.
 
 #![allow(unsafe_code)]
 
@@ -17,60 +17,60 @@ use std::sync::Arc;
 
 use crate::sync::{AtomicBool, Ordering};
 
-struct Shared<T> {
+struct Handoff<T> {
     with_helper: AtomicBool,
     state: UnsafeCell<T>,
 }
 
-// SAFETY: the state is reached only through the two ends, which hand it over (HANDOVER), so it is
+// SAFETY: the state is reached only through the two ends, which hand it over (HAND-OFF), so it is
 // never used by two threads at once; `T: Send` lets it change threads.
-unsafe impl<T: Send> Sync for Shared<T> {}
+unsafe impl<T: Send> Sync for Handoff<T> {}
 
-/// The poster's end.
-pub(crate) struct PosterEnd<T>(Arc<Shared<T>>);
+/// The poster's end of a hand-off.
+pub struct PosterEnd<T>(Arc<Handoff<T>>);
 
-/// The helper's end.
-pub(crate) struct HelperEnd<T>(Arc<Shared<T>>);
+/// The helper's end of a hand-off.
+pub struct HelperEnd<T>(Arc<Handoff<T>>);
 
-/// Puts `state` into the poster's hands.
-pub(crate) fn baton<T>(state: T) -> (PosterEnd<T>, HelperEnd<T>) {
+/// Makes the two ends of a hand-off. The poster holds `state` at first.
+pub fn hand_off<T>(state: T) -> (PosterEnd<T>, HelperEnd<T>) {
     let shared =
-        Arc::new(Shared { with_helper: AtomicBool::new(false), state: UnsafeCell::new(state) });
+        Arc::new(Handoff { with_helper: AtomicBool::new(false), state: UnsafeCell::new(state) });
     (PosterEnd(shared.clone()), HelperEnd(shared))
 }
 
 impl<T> PosterEnd<T> {
-    /// Runs `f` on the state if the poster has it.
+    /// Runs `f` on the state. `None` if the helper holds it.
     #[inline]
-    pub(crate) fn with<R>(&mut self, f: impl FnOnce(&mut T) -> R) -> Option<R> {
+    pub fn with<R>(&mut self, f: impl FnOnce(&mut T) -> R) -> Option<R> {
         if self.0.with_helper.load(Ordering::Acquire) {
-            return None; // HANDOVER
+            return None; // HAND-OFF
         }
         // SAFETY: the flag says poster, only the poster's end could change that (`give`), and that
         // end is borrowed exclusively here; the helper's end does not touch the state meanwhile.
         Some(with_cell(&self.0.state, |state| f(unsafe { &mut *state })))
     }
 
-    /// Hands the state to the helper. Without effect if it has it already.
-    pub(crate) fn give(&mut self) {
-        self.0.with_helper.store(true, Ordering::Release); // HANDOVER
+    /// Hands the state to the helper. Without effect if the helper holds it already.
+    pub fn give(&mut self) {
+        self.0.with_helper.store(true, Ordering::Release); // HAND-OFF
     }
 }
 
 impl<T> HelperEnd<T> {
-    /// Runs `f` on the state if the helper has it.
-    pub(crate) fn with<R>(&mut self, f: impl FnOnce(&mut T) -> R) -> Option<R> {
+    /// Runs `f` on the state. `None` if the poster holds it.
+    pub fn with<R>(&mut self, f: impl FnOnce(&mut T) -> R) -> Option<R> {
         if !self.0.with_helper.load(Ordering::Acquire) {
-            return None; // HANDOVER
+            return None; // HAND-OFF
         }
         // SAFETY: as in `PosterEnd::with`, with the sides exchanged.
         Some(with_cell(&self.0.state, |state| f(unsafe { &mut *state })))
     }
 
-    /// Hands the state back to the poster, if the helper has it.
-    pub(crate) fn give_back(&mut self) {
+    /// Hands the state back to the poster. Without effect if the poster holds it already.
+    pub fn give_back(&mut self) {
         if self.0.with_helper.load(Ordering::Acquire) {
-            self.0.with_helper.store(false, Ordering::Release); // HANDOVER
+            self.0.with_helper.store(false, Ordering::Release); // HAND-OFF
         }
     }
 }
@@ -99,13 +99,13 @@ impl<T> std::fmt::Debug for HelperEnd<T> {
 }
 
 #[cfg(all(test, loom))]
-mod tests {
+mod model {
     use super::*;
 
     #[test]
-    fn loom_the_state_is_never_in_two_hands() {
+    fn loom_the_state_never_has_two_holders() {
         loom::model(|| {
-            let (mut poster, mut helper) = baton(0);
+            let (mut poster, mut helper) = hand_off(0);
             poster.with(|n| *n += 1).expect("the poster starts");
             poster.give();
             let other = loom::thread::spawn(move || {
@@ -121,12 +121,12 @@ mod tests {
 }
 
 #[cfg(all(test, not(loom)))]
-mod tests {
+mod facts {
     use super::*;
 
     #[test]
     fn only_the_holder_reaches_the_state() {
-        let (mut poster, mut helper) = baton(1);
+        let (mut poster, mut helper) = hand_off(1);
         assert_eq!(helper.with(|n| *n), None);
         assert_eq!(poster.with(|n| *n), Some(1));
         poster.give();

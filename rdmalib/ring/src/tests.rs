@@ -1,4 +1,5 @@
-//! The ring alone, without the ball (`ball::tests`): all interleavings of its orders (loom), and against a model.
+//! The ring without the turn slot (`turn_slot::tests`): all interleavings of its orders (loom), and
+//! against a model.
 
 use std::sync::Arc;
 
@@ -6,11 +7,11 @@ use super::*;
 
 type Memory = Arc<Vec<AtomicU64>>;
 
-/// One way of a connection, whose ball stays here.
+/// One direction of a connection, whose turn slot is never sent through.
 fn ring(depth: u32) -> (ReceivePoster<Memory>, ArrivalTaker<Memory>, ArrivalPusher<Memory>) {
     let memory: Memory = Arc::new((0..words_needed(depth)).map(|_| AtomicU64::new(0)).collect());
     let mut take = ArrivalTaker::new(memory.clone(), depth);
-    take.play(&ball(memory.clone(), Side::Connector), false);
+    take.connect(&turn_slot(memory.clone(), Side::Connector), false);
     (
         ReceivePoster::new(memory.clone(), depth),
         take,
@@ -26,7 +27,7 @@ fn arrival(immediate: u32) -> Arrival {
 mod model {
     use super::*;
 
-    /// `arm, look again, sleep` against `push, look at ARMED`: never asleep with an arrival.
+    /// `arm, poll again, sleep` against `push, read ARMED`: never asleep with an arrival.
     #[test]
     fn loom_no_wakeup_is_lost() {
         loom::model(|| {
@@ -39,7 +40,7 @@ mod model {
             take.arm(Arm::Any);
             let seen = take.take();
             let rung = peer.join().expect("no panic");
-            // Either the owner saw it while looking again, or its bell was rung.
+            // Either the owner saw it when it polled again, or it was woken.
             assert!(seen.is_some() || rung);
             if seen.is_none() {
                 assert_eq!(take.take(), Some(arrival(7)));
@@ -178,7 +179,7 @@ mod facts {
         assert!(push.may_push(), "posted, just now");
         push.push(Way::Ring, arrival(1), false);
         assert_eq!(take.take(), None);
-        take.play(&ball(take.words.clone(), Side::Connector), false);
+        take.connect(&turn_slot(take.words.clone(), Side::Connector), false);
         assert_eq!((take.ready(), take.take(), take.taken()), (false, None, 1));
     }
 
