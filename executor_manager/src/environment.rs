@@ -9,7 +9,7 @@ use std::os::unix::ffi::OsStrExt;
 
 use rfaas_config::SECRET_VARIABLE;
 
-/// Variables that executors get, if the manager has them; `config/README.md` lists them.
+/// Variables that executors get, if the manager has them; `docs/configuration.md` lists them.
 const NAMES: [&str; 22] = [
     "PATH",
     "HOME",
@@ -85,11 +85,12 @@ mod tests {
 
     #[test]
     fn every_name_is_explained() {
-        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../config/README.md");
+        let path =
+            std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/configuration.md");
         let text = std::fs::read_to_string(path).unwrap();
         let stars = PREFIXES.iter().map(|prefix| format!("`{prefix}*`"));
         for name in NAMES.iter().map(|name| format!("`{name}`")).chain(stars) {
-            assert!(text.contains(&name), "{name} is not in config/README.md");
+            assert!(text.contains(&name), "{name} is not in docs/configuration.md");
         }
     }
 }

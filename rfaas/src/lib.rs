@@ -53,3 +53,8 @@ pub use rfaas_protocol::node::Bill;
 #[cfg(doctest)]
 #[doc = include_str!("../../README.md")]
 struct Readme;
+
+/// The programs in docs/programming.md, which compile.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/programming.md")]
+struct Programming;

@@ -239,8 +239,8 @@ mod tests {
 
     /// Unlike in a test of the device, these must be the very words: users search for them.
     #[test]
-    fn the_readme_explains_what_opening_a_device_says() {
-        let readme = include_str!("../../../README.md");
+    fn the_documents_explain_what_opening_a_device_says() {
+        let document = include_str!("../../../docs/errors.md");
         for words in [
             "cannot be loaded",
             "this machine has no RDMA devices",
@@ -252,7 +252,7 @@ mod tests {
             "iWARP has no write with immediate data",
             "bytes of memory failed (locked memory: at most",
         ] {
-            assert!(readme.contains(words), "README.md does not explain {words:?}");
+            assert!(document.contains(words), "docs/errors.md does not explain {words:?}");
         }
         assert!(NO_DEVICES.starts_with("this machine has no RDMA devices"));
     }

@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn the_defaults_are_those_of_the_readme() {
+    fn the_defaults_are_those_of_the_documentation() {
         let Deployment {
             input_bytes,
             output_bytes,
@@ -155,7 +155,7 @@ mod tests {
             ("failover_timeout", seconds(failover_timeout)),
         ] {
             let row = format!("| `{option}` | {default} |");
-            assert!(include_str!("../../../README.md").contains(&row), "{row}");
+            assert!(include_str!("../../../docs/programming.md").contains(&row), "{row}");
         }
     }
 }
