@@ -6,7 +6,7 @@ use std::process::{Child, Command};
 
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
-use tools::program::Failure;
+use testkit::program::Failure;
 
 /// A process, which does not outlive this value.
 #[derive(Debug)]

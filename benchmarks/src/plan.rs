@@ -2,7 +2,7 @@
 
 use rfaas::Spin;
 use rfaas_config::{BenchmarkConfig, Devices, OpenDevice};
-use tools::program::{Failure, describe};
+use testkit::program::{Failure, describe};
 
 use crate::cli::Measure;
 

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use rfaas::Bill;
 use serde_json::{Map, Value, json};
-use tools::program::{Failure, print};
+use testkit::program::{Failure, print};
 
 use crate::machine::Machine;
 use crate::plan::Plan;

@@ -22,7 +22,7 @@ use rdmalib::{
 };
 use rfaas_call::{Sharing, Spin};
 use rfaas_protocol::invocation::HEADER_SPACE;
-use tools::program::{Failure, describe};
+use testkit::program::{Failure, describe};
 
 use crate::machine::{End, settle_down};
 use crate::peer::{Peer, die_with_the_starter};

@@ -2,15 +2,16 @@
 
 #![allow(clippy::unwrap_used)] // in what tests share: a failed test is what it is for
 
-mod common;
-
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use common::leftovers::Leftovers;
-use common::{Finished, adder, c_library, cluster, command, library, one_at_a_time, run, source};
 use serde_json::json;
-use tools::{LocalCluster, Options};
+use testkit::functions::{adder, c_library};
+use testkit::leftovers::Leftovers;
+use testkit::run::{Finished, command, library, program, run, source};
+use testkit::service::cluster;
+use testkit::wait::one_at_a_time;
+use testkit::{LocalCluster, Options};
 
 /// The programs that read a configuration and a device database, and how they are told.
 const PROGRAMS: [(&str, &str); 6] = [
@@ -268,7 +269,7 @@ fn a_file_that_is_no_function_library_is_named_with_what_is_wrong() {
     fs::write(&source, "int data = 1;\n").unwrap();
     let no_functions = c_library(scene.path(), "data", &source, &[]);
     bad(&no_functions, &["no functions"]);
-    bad(&common::program("executor"), &["not a shared object"]);
+    bad(&program("executor"), &["not a shared object"]);
     bad(scene.path(), &["a directory, not a file"]);
     let large = scene.path().join("large.so");
     fs::File::create(&large).unwrap().set_len(1 << 32).unwrap(); // none of it on the disk

@@ -2,15 +2,13 @@
 
 #![allow(clippy::unwrap_used)] // in what tests share: a failed test is what it is for
 
-mod common;
-
-use common::{
-    adder, call, cluster, deploy, eventually, library, one_at_a_time, run, start,
-    transport_benchmarker, warm,
-};
 use rfaas::{Client, Error, LeaseRequest};
 use serde_json::Value;
-use tools::{LocalCluster, Options};
+use testkit::functions::adder;
+use testkit::run::{library, run, start, transport_benchmarker};
+use testkit::service::{call, cluster, deploy, warm};
+use testkit::wait::{eventually, one_at_a_time};
+use testkit::{LocalCluster, Options};
 
 /// Keys of every `round_trip_ns` and of every phase.
 const STATISTICS: [&str; 7] = ["min", "mean", "p50", "p90", "p99", "p999", "max"];

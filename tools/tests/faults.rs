@@ -7,25 +7,22 @@
 
 #![allow(clippy::unwrap_used)] // in what tests share: a failed test is what it is for
 
-mod common;
-
 use std::io::Write;
 use std::net::Ipv4Addr;
 use std::process::Command;
 use std::sync::mpsc::channel;
 use std::time::Duration;
 
-use common::waiting::Waiting;
-use common::{
-    call, cluster, deadline, deploy, devices_at, ended_by, eventually, kill_9, one_at_a_time, run,
-    start, warm,
-};
 use nix::sys::signal::Signal;
 use rfaas::{Client, Deployment, Error, Executor, LeaseRequest, Pending};
 use rfaas_protocol::channel::Channel;
 use rfaas_protocol::{Empty, Role};
-use tools::test_devices::{self, patience};
-use tools::{LocalCluster, Options, procfs};
+use testkit::run::{ended_by, kill_9, run, start};
+use testkit::service::{call, cluster, deploy, devices_at, warm};
+use testkit::test_devices::{self, patience};
+use testkit::wait::{deadline, eventually, one_at_a_time};
+use testkit::waiting::Waiting;
+use testkit::{LocalCluster, Options, procfs};
 
 /// Environment variable with a command that, with `down` or `up` behind it, takes the link of the clients' device
 /// down and up.
@@ -44,7 +41,7 @@ struct Scene {
 
 impl Scene {
     fn new() -> Self {
-        let waiting = Waiting::new();
+        let waiting = Waiting::build();
         let cluster = cluster(Options::default());
         let client = cluster.client().unwrap();
         Scene { cluster, client, waiting }

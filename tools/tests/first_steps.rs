@@ -2,17 +2,17 @@
 
 #![allow(clippy::unwrap_used)] // in what tests share: a failed test is what it is for
 
-mod common;
-
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use common::{cluster, command, eventually, library, one_at_a_time, program, run, source, start};
 use nix::sys::signal::Signal;
 use serde_json::Value;
-use tools::Options;
+use testkit::Options;
+use testkit::run::{command, library, program, run, source, start};
+use testkit::service::cluster;
+use testkit::wait::{eventually, one_at_a_time};
 
 /// A directory whose name no shell takes for one word.
 struct Blank {

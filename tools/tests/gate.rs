@@ -2,12 +2,10 @@
 
 #![allow(clippy::unwrap_used)] // in what tests share: a failed test is what it is for
 
-mod common;
-
 use std::fs;
 use std::process::Command;
 
-use common::{run, source};
+use testkit::run::{run, source};
 
 /// What the gate makes of this output of tests.
 fn results(output: &str) -> Vec<String> {
@@ -15,7 +13,7 @@ fn results(output: &str) -> Vec<String> {
     let file = directory.path().join("tests");
     fs::write(&file, output).unwrap();
     let mut awk = Command::new("awk");
-    awk.arg("-f").arg(source("tools/test_results.awk")).arg(&file);
+    awk.arg("-f").arg(source("tools/gate/test_results.awk")).arg(&file);
     let mut lines: Vec<String> = run(awk).success().stdout.lines().map(str::to_owned).collect();
     lines.sort();
     lines

@@ -3,13 +3,13 @@
 
 #![allow(clippy::unwrap_used)] // in what tests share: a failed test is what it is for
 
-mod common;
-
 use std::time::{Duration, Instant};
 
-use common::{call, cluster, deploy, eventually, faulty, one_at_a_time, warm};
 use rfaas::{Error, Executor, Spin};
-use tools::{LocalCluster, Options};
+use testkit::functions::faulty;
+use testkit::service::{call, cluster, deploy, warm};
+use testkit::wait::{eventually, one_at_a_time};
+use testkit::{LocalCluster, Options};
 
 /// Of all calls: many times what one takes that returns, also on a busy machine.
 const LIMIT: Duration = Duration::from_secs(1);

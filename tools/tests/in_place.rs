@@ -3,20 +3,19 @@
 
 #![allow(clippy::unwrap_used)] // in what tests share: a failed test is what it is for
 
-mod common;
-
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
-use common::leftovers::Leftovers;
-use common::waiting::Waiting;
-use common::{
-    cluster, deploy, eventually, faulty, kill_9, library, one_at_a_time, rounds, run, warm,
-};
 use rfaas::{Error, Executor, Spin};
-use tools::test_devices::patience;
-use tools::{LocalCluster, Options};
+use testkit::functions::faulty;
+use testkit::leftovers::Leftovers;
+use testkit::run::{kill_9, library, run};
+use testkit::service::{call_with_room, cluster, deploy, warm};
+use testkit::test_devices::patience;
+use testkit::wait::{eventually, one_at_a_time, rounds};
+use testkit::waiting::Waiting;
+use testkit::{LocalCluster, Options};
 
 /// Runs the benchmark of one call after the other, in place, which compares what comes back.
 fn benchmark(cluster: &LocalCluster, name: &str, bytes: usize, hot_timeout: &str) {
@@ -58,7 +57,7 @@ fn in_place(executor: &mut Executor, function: &str, input: &[u8]) -> rfaas::Res
 
 /// The same call, sent.
 fn sent(executor: &mut Executor, function: &str, input: &[u8]) -> rfaas::Result<Vec<u8>> {
-    common::call_with_room(executor, function, input, 4096)
+    call_with_room(executor, function, input, 4096)
 }
 
 /// Both ways have the same result or the same error, each on an executor of its own or the same again.
@@ -142,7 +141,7 @@ fn mappings() -> usize {
 #[test]
 fn an_executor_that_is_killed_in_a_call_in_place_is_an_error_and_leaves_nothing() {
     let _guard = one_at_a_time();
-    let waiting = Waiting::new();
+    let waiting = Waiting::build();
     let before_all = Leftovers::list(waiting.directory());
     let cluster = cluster(Options::default());
     let client = cluster.client().unwrap();

@@ -3,19 +3,18 @@
 
 #![allow(clippy::unwrap_used)] // in what tests share: a failed test is what it is for
 
-mod common;
-
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use common::leftovers::{Leftovers, is_of_this_build};
-use common::{
-    Running, call, cluster, command, deploy, ended_by, eventually, kill_9, library, one_at_a_time,
-    run, start, transport_benchmarker, warm,
-};
 use nix::sys::signal::Signal;
 use rfaas::Error;
-use tools::{LocalCluster, Options, procfs};
+use testkit::leftovers::{Leftovers, is_of_this_build};
+use testkit::run::{
+    Running, command, ended_by, kill_9, library, run, start, system_tool, transport_benchmarker,
+};
+use testkit::service::{call, cluster, deploy, warm};
+use testkit::wait::{eventually, one_at_a_time};
+use testkit::{LocalCluster, Options, procfs};
 
 const BENCHMARKS: [&str; 3] = ["warm_benchmarker", "cold_benchmarker", "parallel_invocations"];
 
@@ -214,7 +213,7 @@ fn an_interrupted_cluster_takes_everything_with_it() {
 #[test]
 fn the_processes_of_a_killed_cluster_die_with_it() {
     let _guard = one_at_a_time();
-    common::system_tool("setpriv");
+    system_tool("setpriv");
     let scene = Scene::new();
     let idle = Leftovers::list(Path::new("/nowhere"));
     let running = start_cluster(&scene);

@@ -2,14 +2,15 @@
 
 #![allow(clippy::unwrap_used)] // in what tests share: a failed test is what it is for
 
-mod common;
-
 use std::thread;
 use std::time::Duration;
 
-use common::{cluster, deploy, eventually, faulty, kill_9, one_at_a_time, warm};
 use rfaas::Executor;
-use tools::Options;
+use testkit::Options;
+use testkit::functions::faulty;
+use testkit::run::kill_9;
+use testkit::service::{cluster, deploy, warm};
+use testkit::wait::{eventually, one_at_a_time};
 
 /// A call that takes `ms` milliseconds, with its own result.
 fn call(executor: &mut Executor, ms: u32) {

@@ -15,8 +15,6 @@
 
 #![allow(clippy::unwrap_used)] // in what tests share: a failed test is what it is for
 
-mod common;
-
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -26,14 +24,15 @@ use std::sync::mpsc::channel;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use common::{
-    c_library, cluster, deadline, deploy, one_at_a_time, source, start, system_tool, warm,
-};
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::sys::signal::Signal;
 use nix::unistd::{Pid, getppid, gettid};
 use rfaas::{Executor, Spin};
-use tools::{LocalCluster, Options};
+use testkit::functions::c_library;
+use testkit::run::{source, start, system_tool};
+use testkit::service::{cluster, deploy, warm};
+use testkit::wait::{deadline, one_at_a_time};
+use testkit::{LocalCluster, Options};
 
 /// Payload of a call.
 const BYTES: usize = 64;
@@ -132,7 +131,7 @@ fn calling(spin: Spin, calls: u32) -> (LocalCluster, Caller) {
     system_tool("strace");
     let cluster = cluster(Options { pin_threads: true, ..Options::default() });
     let library =
-        c_library(cluster.directory(), "mark", &source("tools/tests/functions/mark.c"), &[]);
+        c_library(cluster.directory(), "mark", &source("tools/testkit/functions/mark.c"), &[]);
     let executor = deploy(&cluster.client().unwrap(), 1, &library, &warm().spin(spin));
     let caller = Caller::start(executor, calls);
     (cluster, caller)

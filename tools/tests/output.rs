@@ -3,13 +3,13 @@
 
 #![allow(clippy::unwrap_used)] // in what tests share: a failed test is what it is for
 
-mod common;
-
 use std::fs::File;
 use std::process::{Command, Stdio};
 
-use common::{cluster, command, library, one_at_a_time};
-use tools::Options;
+use testkit::Options;
+use testkit::run::{command, library};
+use testkit::service::cluster;
+use testkit::wait::one_at_a_time;
 
 const PROGRAMS: [&str; 16] = [
     "resource_manager",

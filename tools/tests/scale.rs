@@ -3,10 +3,9 @@
 
 #![allow(clippy::unwrap_used)] // in what tests share: a failed test is what it is for
 
-mod common;
-
-use common::{command, one_at_a_time, run};
 use serde_json::Value;
+use testkit::run::{command, run};
+use testkit::wait::one_at_a_time;
 
 fn number(row: &Value, key: &str) -> f64 {
     row[key].as_f64().unwrap_or_else(|| panic!("{key} is a number in {row}"))

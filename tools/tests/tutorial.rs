@@ -7,19 +7,16 @@
 
 #![allow(clippy::unwrap_used)] // in what tests share: a failed test is what it is for
 
-mod common;
-
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::Path;
 use std::process::Command;
 
-use common::leftovers::Leftovers;
-use common::{
-    Finished, Running, binaries, devices_at, eventually, one_at_a_time, program, run, source,
-    start, system_tool,
-};
 use nix::sys::signal::Signal;
-use tools::TestDevices;
+use testkit::TestDevices;
+use testkit::leftovers::Leftovers;
+use testkit::run::{Finished, Running, binaries, program, run, source, start, system_tool};
+use testkit::service::devices_at;
+use testkit::wait::{eventually, one_at_a_time};
 
 /// A shell in which the tutorial's commands are typed.
 struct Shell {

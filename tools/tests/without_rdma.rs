@@ -3,14 +3,13 @@
 
 #![allow(clippy::unwrap_used)] // in what tests share: a failed test is what it is for
 
-mod common;
-
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use common::{binaries, library, one_at_a_time, program, run, source};
+use testkit::run::{Finished, binaries, library, program, run, source};
+use testkit::wait::one_at_a_time;
 
 const PROGRAMS: &[&str] = &[
     "resource_manager",
@@ -86,7 +85,7 @@ impl Root {
     }
 
     /// Runs a program with the arguments behind it in a namespace that sees this directory alone.
-    fn run(&self, arguments: &[&str]) -> common::Finished {
+    fn run(&self, arguments: &[&str]) -> Finished {
         let script = r#"cd "$1"; shift
             for special in proc dev sys; do mount --rbind "/$special" "$special"; done
             exec env -i PATH="$PATH" TMPDIR=/tmp chroot . "$@""#;

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use serde::Serialize;
-use tools::program::Failure;
+use testkit::program::Failure;
 
 use crate::effort::Effort;
 use benchmarks::samples::Samples;

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use tools::program::Failure;
+use testkit::program::Failure;
 
 use crate::effort::Effort;
 use benchmarks::pattern;

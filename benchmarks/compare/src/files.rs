@@ -5,7 +5,7 @@ use std::path::Path;
 
 use rdmalib::Provider;
 use serde_json::{Value, json};
-use tools::program::Failure;
+use testkit::program::Failure;
 
 use crate::contender::Id;
 use crate::ratios::Ratio;

@@ -7,8 +7,8 @@ use clap::{Parser, value_parser};
 use compare::files::{self, Told};
 use compare::{Effort, Role, Settings, plots, ratios, table};
 use rfaas_config::Devices;
-use tools::interrupt::stop_clusters_on_signals;
-use tools::program::{self, Failure, describe};
+use testkit::interrupt::stop_clusters_on_signals;
+use testkit::program::{self, Failure, describe};
 
 /// Compares, on this machine and in one run: what the machine can do at most, this project's transport and function
 /// service, and what else there is. It starts everything that it needs, and leaves out what is not installed.

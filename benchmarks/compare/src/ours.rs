@@ -8,8 +8,8 @@ use rfaas::{
     Client, Deployment, Executor, Function, InPlaceCall, InPlaceResult, Lease, LeaseRequest,
 };
 use rfaas_config::{DeviceEntry, Devices};
-use tools::program::{Failure, describe};
-use tools::{LocalCluster, Options, TestDevices};
+use testkit::program::{Failure, describe};
+use testkit::{LocalCluster, Options, TestDevices};
 
 use crate::PAYLOADS;
 use crate::contender::{Contender, Id, NotMeasured, Round};

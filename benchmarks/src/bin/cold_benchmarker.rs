@@ -9,7 +9,7 @@ use benchmarks::service::{self, Buffers};
 use benchmarks::{Measure, Plan, Report, Samples, Service};
 use clap::{Parser, value_parser};
 use rfaas::Client;
-use tools::program::{self, Failure};
+use testkit::program::{self, Failure};
 
 /// Measures cold starts: each repetition leases cores, deploys the library, calls the function once on each core
 /// and releases the lease.

@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 use benchmarks::machine::Machine;
 use clap::{Parser, value_parser};
 use serde_json::json;
-use tools::interrupt::stop_clusters_on_signals;
-use tools::procfs::Stat;
-use tools::program::{self, Failure, describe};
-use tools::{LocalCluster, Options};
+use testkit::interrupt::stop_clusters_on_signals;
+use testkit::procfs::Stat;
+use testkit::program::{self, Failure, describe};
+use testkit::{LocalCluster, Options};
 
 /// Measures what an idle cluster costs: starts one on this machine and prints how much of a core its managers
 /// use while they have nothing to do.

@@ -31,11 +31,11 @@ use rfaas_protocol::node::{
 use rfaas_protocol::{Clock, Empty, Nonce, Nonces, Role, parse_prefix};
 use serde::Serialize;
 use serde_json::{Value, json};
-use tools::http::Http;
-use tools::interrupt::stop_clusters_on_signals;
-use tools::procfs::Stat;
-use tools::program::{self, Failure, describe};
-use tools::{LocalCluster, Options};
+use testkit::http::Http;
+use testkit::interrupt::stop_clusters_on_signals;
+use testkit::procfs::Stat;
+use testkit::program::{self, Failure, describe};
+use testkit::{LocalCluster, Options};
 
 /// Longest wait for anything.
 const PATIENCE: Duration = Duration::from_secs(30);

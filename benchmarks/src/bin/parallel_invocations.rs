@@ -8,7 +8,7 @@ use benchmarks::report::write_csv;
 use benchmarks::service::{self, Buffers};
 use benchmarks::{Measure, Plan, Report, Samples, Service};
 use clap::Parser;
-use tools::program::{self, Failure};
+use testkit::program::{self, Failure};
 
 /// Measures invocations on several cores at once: each repetition calls the function on every worker and waits for
 /// all results.

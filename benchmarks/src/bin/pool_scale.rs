@@ -22,8 +22,8 @@ use rfaas_protocol::lease::EndReason;
 use rfaas_protocol::node::Bill;
 use serde::Serialize;
 use serde_json::json;
-use tools::procfs::Stat;
-use tools::program::{self, Failure};
+use testkit::procfs::Stat;
+use testkit::program::{self, Failure};
 
 const CORES: u32 = 16;
 const MEMORY: u32 = 16 * 4096;

@@ -9,7 +9,7 @@ use benchmarks::report::write_csv;
 use benchmarks::transport::{self, Transport};
 use benchmarks::{Measure, Plan, Report, Samples, pattern};
 use clap::Parser;
-use tools::program::{self, Failure};
+use testkit::program::{self, Failure};
 
 /// Measures the transport alone: writes with immediate data to another process and back, on the same device,
 /// with the same buffers and the same way of waiting as an invocation. It starts that process itself.

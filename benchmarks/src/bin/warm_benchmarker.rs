@@ -10,7 +10,7 @@ use benchmarks::service::{self, Buffers, Known};
 use benchmarks::{Measure, Plan, Report, Samples, Service, pattern};
 use clap::Parser;
 use rfaas::{Executor, Function};
-use tools::program::{self, Failure};
+use testkit::program::{self, Failure};
 
 /// How many bytes of the last output are shown, as in the tutorial.
 const SHOWN_BYTES: usize = 100;

@@ -4,7 +4,7 @@
 
 use std::process::Command;
 
-use tools::{LocalCluster, Options};
+use testkit::{LocalCluster, Options};
 
 #[test]
 fn it_prints_what_it_sent_or_why_that_cannot_be_printed() {

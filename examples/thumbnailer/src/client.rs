@@ -10,9 +10,9 @@ use std::process::ExitCode;
 use clap::Parser;
 use rfaas::{Client, Deployment, LeaseRequest, Spin};
 use rfaas_config::{BenchmarkConfig, Devices, ExecutorsDatabase};
+use testkit::Binaries;
+use testkit::program::{self, Failure};
 use thumbnailer::MAX_THUMBNAIL_BYTES;
-use tools::Binaries;
-use tools::program::{self, Failure};
 
 /// Makes a thumbnail of a JPEG or PNG image on a leased core.
 #[derive(Debug, Parser)]

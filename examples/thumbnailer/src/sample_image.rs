@@ -4,8 +4,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
+use testkit::program::{self, Failure};
 use thumbnailer::sample;
-use tools::program::{self, Failure};
 
 /// Writes a JPEG image as large as a photograph, always the same.
 #[derive(Parser)]

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 use image::GenericImageView;
-use tools::{LocalCluster, Options};
+use testkit::{LocalCluster, Options};
 
 fn thumbnailer(cluster: &LocalCluster, image: &Path, out_file: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_thumbnailer"));

@@ -52,7 +52,7 @@ pub fn compile_to(source: &str, library: &Path, options: &[&str]) -> PathBuf {
 
 /// The library of functions that misbehave.
 pub fn faulty() -> Vec<u8> {
-    compile("../tools/tests/functions/faulty.c", &[])
+    compile("../tools/testkit/functions/faulty.c", &[])
 }
 
 /// Waits until `happened`.

@@ -16,10 +16,11 @@ use std::time::Duration;
 
 use rfaas::{Client, Devices, Error, Executor, Lease, LeaseRequest, Result, Spin};
 use rfaas_config::BenchmarkConfig;
-use tools::LocalCluster;
+use testkit::LocalCluster;
 
-use super::common::{Running, call, library, start, warm};
 use super::schedule::Random;
+use testkit::run::{Running, library, start};
+use testkit::service::{call, warm};
 
 /// Environment variables: its number, how often it was started before, the seed, its cluster's files, and the file that
 /// ends it.

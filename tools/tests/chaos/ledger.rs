@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-use super::common::Finished;
+use testkit::run::Finished;
 
 /// Amounts of a bill, with the names that they have in JSON.
 const AMOUNTS: [&str; 3] = ["hot_polling_ns", "execution_ns", "invocations"];

@@ -16,8 +16,6 @@
 #![allow(clippy::unwrap_used)] // what does not hold panics; that is what a test does
 
 mod client;
-#[path = "../common/mod.rs"]
-mod common;
 mod ledger;
 mod schedule;
 
@@ -28,13 +26,15 @@ use libtest_mimic::{Arguments, Trial};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
-use tools::test_devices::patience;
-use tools::{LocalCluster, Options};
+use testkit::test_devices::patience;
+use testkit::{LocalCluster, Options};
 
-use common::leftovers::Leftovers;
-use common::{Running, cluster, ended_by, eventually_or, rounds};
 use ledger::Told;
 use schedule::{Fault, Strike, Victim, schedule};
+use testkit::leftovers::Leftovers;
+use testkit::run::{Finished, Running, ended_by};
+use testkit::service::cluster;
+use testkit::wait::{eventually_or, rounds};
 
 /// Environment variables: the seed, and the number of lease cycles.
 const SEED: &str = "CHAOS_SEED";
@@ -286,7 +286,7 @@ impl Run {
     }
 
     /// A client has ended, or will now: what it has said is kept.
-    fn over(&mut self, number: usize, mut running: Running) -> common::Finished {
+    fn over(&mut self, number: usize, mut running: Running) -> Finished {
         eventually_or(
             "a client ends",
             patience(STANDSTILL),

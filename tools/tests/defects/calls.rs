@@ -3,10 +3,12 @@
 use std::time::{Duration, Instant};
 
 use rfaas::{Client, Error, Exit, LeaseRequest, Spin};
-use tools::Options;
+use testkit::Options;
 
-use super::common::{call, call_with_room, deploy, eventually, faulty, one_at_a_time, warm};
 use super::{Scene, result, submit};
+use testkit::functions::faulty;
+use testkit::service::{call, call_with_room, deploy, warm};
+use testkit::wait::{eventually, one_at_a_time};
 
 fn number(bytes: &[u8]) -> u32 {
     u32::from_ne_bytes(bytes.try_into().unwrap())

@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use rfaas::{Client, Error, LeaseRequest};
 use rfaas_protocol::allocation::RefusedBecause;
-use tools::Options;
+use testkit::Options;
 
 use super::Scene;
-use super::common::{
-    adder, c_library, call, call_with_room, deploy, faulty, library, one_at_a_time, rounds, run,
-    warm,
-};
+use testkit::functions::{adder, c_library, faulty};
+use testkit::run::{library, run};
+use testkit::service::{call, call_with_room, deploy, warm};
+use testkit::wait::{one_at_a_time, rounds};
 
 #[test]
 fn a_missing_library_is_an_error_d2() {

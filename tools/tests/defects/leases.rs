@@ -9,12 +9,13 @@ use rfaas_protocol::channel::{Channel, Incoming};
 use rfaas_protocol::lease::{self, ClientName, FromClient, ToClient, Token};
 use rfaas_protocol::{Empty, Role};
 use serde_json::{Value, json};
-use tools::{Http, Options};
+use testkit::{Http, Options};
 
 use super::Scene;
-use super::common::{
-    call, deadline, deploy, eventually, faulty, library, one_at_a_time, rounds, warm,
-};
+use testkit::functions::faulty;
+use testkit::run::library;
+use testkit::service::{call, deploy, warm};
+use testkit::wait::{deadline, eventually, one_at_a_time, rounds};
 
 /// The node, as the resource manager shows it.
 fn node(http: &Http) -> Value {

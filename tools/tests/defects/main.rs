@@ -21,16 +21,16 @@
 
 mod calls;
 mod client;
-#[path = "../common/mod.rs"]
-mod common;
 mod leases;
 mod nodes;
 mod time;
 
 use rfaas::{Client, Deployment, Error, Executor, Pending};
-use tools::{LocalCluster, Options};
+use testkit::{LocalCluster, Options};
 
-use common::{cluster, deploy, eventually, faulty};
+use testkit::functions::faulty;
+use testkit::service::{cluster, deploy};
+use testkit::wait::eventually;
 
 /// A cluster, a client and the functions that misbehave.
 struct Scene {

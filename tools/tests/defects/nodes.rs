@@ -4,13 +4,13 @@ use std::time::{Duration, Instant};
 
 use rfaas::{Client, Error, LeaseRequest};
 use rfaas_config::{ExecutorManagerConfig, ExecutorsDatabase};
-use tools::Options;
-use tools::test_devices::patience;
+use testkit::Options;
+use testkit::test_devices::patience;
 
 use super::Scene;
-use super::common::{
-    call, command, deploy, eventually, library, one_at_a_time, rounds, start, warm,
-};
+use testkit::run::{command, library, start};
+use testkit::service::{call, deploy, warm};
+use testkit::wait::{eventually, one_at_a_time, rounds};
 
 #[test]
 fn the_first_request_on_a_new_connection_is_answered_e3() {

@@ -3,10 +3,12 @@
 use std::time::Duration;
 
 use rfaas::Spin;
-use tools::test_devices::patience;
+use testkit::test_devices::patience;
 
 use super::Scene;
-use super::common::{call, eventually, kill_9, library, one_at_a_time, start, warm};
+use testkit::run::{kill_9, library, start};
+use testkit::service::{call, warm};
+use testkit::wait::{eventually, one_at_a_time};
 
 #[test]
 fn a_positive_hot_timeout_spins_that_long_and_then_sleeps_b1() {

@@ -5,13 +5,15 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
-use tools::test_devices::patience;
-use tools::{LocalCluster, Options, procfs};
+use testkit::test_devices::patience;
+use testkit::{LocalCluster, Options, procfs};
 
-use super::common::leftovers::Leftovers;
-use super::common::waiting::Waiting;
-use super::common::{Running, cluster, ended_by, eventually, eventually_or};
 use super::{RECOVERY, client};
+use testkit::leftovers::Leftovers;
+use testkit::run::{Running, ended_by};
+use testkit::service::cluster;
+use testkit::wait::{eventually, eventually_or};
+use testkit::waiting::Waiting;
 
 /// The longest that anything here takes, unless it hangs. What takes longer than its limit is told with how long it
 /// took.

@@ -15,11 +15,13 @@ use std::time::{Duration, Instant};
 
 use rfaas::{Client, Deployment, Devices, Error, Executor, Lease, LeaseRequest, Result, Spin};
 use rfaas_config::BenchmarkConfig;
-use tools::LocalCluster;
+use testkit::LocalCluster;
 
 use super::cell::Moment;
-use super::common::waiting::Waiting;
-use super::common::{Running, call, deadline, start, warm};
+use testkit::run::{Running, start};
+use testkit::service::{call, warm};
+use testkit::wait::deadline;
+use testkit::waiting::Waiting;
 
 /// Environment variables: the moment at which it waits, its cluster's files, its library, and where the files are that it
 /// looks for.

@@ -8,7 +8,7 @@
 //! × { idle lease, during allocation, hot invocation, warm invocation }       when
 //! ```
 //! * ITS MOMENT - the fault comes while the library is being loaded, or while its function runs, and not earlier or
-//!   later: both wait for a file ([`common::waiting`]). During allocation is while it is loaded.
+//!   later: both wait for a file ([`testkit::waiting`]). During allocation is while it is loaded.
 //! * OTHERS - the client is a process of its own (`client`), like the others; this one only watches, over HTTP and in
 //!   `/proc`.
 //! * IN TIME - the limits are those that the project promises: [`RECOVERY`], and the silence that is configured. That
@@ -20,16 +20,13 @@
 
 mod cell;
 mod client;
-#[path = "../common/mod.rs"]
-mod common;
-
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use libtest_mimic::{Arguments, Trial};
 
 use cell::{Cell, Fault, Moment, Row, Victim};
-use common::waiting::Waiting;
+use testkit::waiting::Waiting;
 
 /// The longest that cores and memory may take to be free, after a death or after the silence that is as good as one.
 const RECOVERY: Duration = Duration::from_secs(2);
@@ -41,7 +38,7 @@ fn main() {
     let mut arguments = Arguments::from_args();
     arguments.test_threads = Some(1); // leftovers are looked for in the whole machine
     let rows = Arc::<Mutex<Vec<Row>>>::default();
-    let waiting = Arc::new(Waiting::new());
+    let waiting = Arc::new(Waiting::build());
     let mut trials = Vec::new();
     for victim in Victim::ALL {
         for fault in Fault::ALL {

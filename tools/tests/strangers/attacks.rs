@@ -31,7 +31,7 @@ use rfaas::{Client, Devices, LeaseRequest};
 use rfaas_protocol::channel::Channel;
 use rfaas_protocol::{Empty, Hello, Role};
 
-use super::common::Running;
+use testkit::run::Running;
 
 /// Environment variables: which attack, on whom, and for how long.
 const ATTACK: &str = "STRANGER_ATTACK";

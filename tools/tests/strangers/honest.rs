@@ -4,9 +4,10 @@
 use std::time::{Duration, Instant};
 
 use rfaas::{Client, Error, LeaseRequest};
-use tools::{Http, LocalCluster};
+use testkit::{Http, LocalCluster};
 
-use super::common::{library, warm};
+use testkit::run::library;
+use testkit::service::warm;
 
 /// Calls of one lease.
 const CALLS: usize = 50;

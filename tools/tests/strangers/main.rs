@@ -16,8 +16,6 @@
 #![allow(clippy::unwrap_used)] // what does not hold panics; that is what a test does
 
 mod attacks;
-#[path = "../common/mod.rs"]
-mod common;
 mod honest;
 mod spent;
 
@@ -31,13 +29,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use libtest_mimic::{Arguments, Completion, Trial};
-use tools::test_devices::are_rdma;
-use tools::{LocalCluster, Options};
+use testkit::test_devices::are_rdma;
+use testkit::{LocalCluster, Options};
 
 use attacks::{Attack, Target};
-use common::{Running, cluster, deadline, eventually, eventually_or, start};
 use honest::{Honest, Served};
 use spent::Spent;
+use testkit::run::{Running, start};
+use testkit::service::cluster;
+use testkit::wait::{deadline, eventually, eventually_or};
 
 /// Environment variable: how long each attack takes.
 const SECONDS: &str = "STRANGERS_SECONDS";

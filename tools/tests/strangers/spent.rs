@@ -3,10 +3,10 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
-use tools::test_devices::patience;
-use tools::{LocalCluster, procfs};
+use testkit::test_devices::patience;
+use testkit::{LocalCluster, procfs};
 
-use super::common::eventually_or;
+use testkit::wait::eventually_or;
 
 /// Managers forget half-open connections after 5 s, those that wait after 30 s; then all of it is back.
 const FORGOTTEN: Duration = Duration::from_secs(90);

@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use std::process::Stdio;
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use tools::program::Failure;
+use testkit::program::Failure;
 
 use crate::contender::{Contender, Id, NotMeasured, Round};
 use crate::echo::{Echo, measure};

@@ -15,7 +15,7 @@ use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use tools::program::Failure;
+use testkit::program::Failure;
 
 use super::contender::NotMeasured;
 use super::server::os;

@@ -13,6 +13,7 @@ use std::task::{Context, Poll};
 use axum::http::{self, uri::PathAndQuery};
 use bytes::{Buf, BufMut, Bytes};
 use hyper_util::rt::TokioIo;
+use testkit::program::{Failure, describe};
 use tokio::runtime::Runtime;
 use tonic::body::Body;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
@@ -20,7 +21,6 @@ use tonic::server::UnaryService;
 use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Channel, Endpoint, Server};
 use tonic::{Request, Response, Status};
-use tools::program::{Failure, describe};
 use tower::service_fn;
 
 use super::http::runtime;

@@ -13,8 +13,8 @@ use http_body_util::{BodyExt, Full};
 use hyper::Request;
 use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper_util::rt::TokioIo;
+use testkit::program::Failure;
 use tokio::runtime::Runtime;
-use tools::program::Failure;
 
 use crate::PAYLOADS;
 use crate::contender::{Contender, Id, NotMeasured, Round};

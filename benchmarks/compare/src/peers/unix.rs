@@ -4,7 +4,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 
-use tools::program::Failure;
+use testkit::program::Failure;
 
 use crate::PAYLOADS;
 use crate::contender::{Contender, Id, NotMeasured, Round};

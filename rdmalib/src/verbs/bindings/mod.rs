@@ -5,8 +5,8 @@
 //!   like are inline functions there and pointers in `ibv_context_ops` here
 //! * `ibverbs`, `rdmacm` - the tables; a library that lacks a function of its table does not load
 //!
-//! Generated from the headers of rdma-core by `tools/verbs_bindings`, which also says what is bound
-//! and what on purpose is not; not to be edited. `tools/verbs_witness` compares every layout and
+//! Generated from the headers of rdma-core by `tools/gate/verbs_bindings`, which also says what is bound
+//! and what on purpose is not; not to be edited. `tools/gate/verbs_witness` compares every layout and
 //! constant with those of a crate made by others. The headers are dual-licensed; they are used here
 //! under their BSD licence, `LICENSE.rdma-core`.
 

@@ -8,9 +8,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use tools::procfs::{self, Stat};
+use crate::procfs::{self, Stat};
 
-use super::{binaries, deadline};
+use crate::run::binaries;
+use crate::wait::deadline;
 
 /// Everything of ours that is there now.
 #[derive(Clone, Debug, PartialEq, Eq)]

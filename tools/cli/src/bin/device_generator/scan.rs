@@ -12,7 +12,7 @@ use nix::net::if_::InterfaceFlags;
 use rdmalib::Provider;
 use rfaas_config::{DeviceEntry, Devices};
 
-use crate::settings::DEVICE;
+use testkit::DEVICE;
 
 /// Receives that a connection keeps posted, as the original's generator wrote it.
 const RECEIVES: u32 = 32;

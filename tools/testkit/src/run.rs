@@ -1,70 +1,43 @@
-//! What the tests of whole programs share: one at a time, run a program with a deadline, build a library, look for
-//! leftovers.
-
-#![allow(dead_code)] // each test file uses its own part
-
-pub mod leftovers;
-pub mod waiting;
+//! Programs that a test runs: with a deadline, their output kept.
+//!
+//! Elsewhere: the managers of a cluster, whose logs are followed line by line (`process`).
 
 use std::ffi::OsStr;
 use std::io::Read;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::Ipv4Addr;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use rfaas::{Client, Deployment, Executor, LeaseRequest, Spin};
 use serde_json::Value;
-use tools::test_devices::{are_rdma, patience};
-use tools::{Binaries, LocalCluster, Options, TestDevices};
 
-/// Longest that anything here takes, unless it hangs.
-pub fn deadline() -> Duration {
-    patience(Duration::from_secs(120))
-}
+use crate::Binaries;
+use crate::service::devices_at;
+use crate::wait::{deadline, eventually};
 
-/// Spinning processes slow each other down, and leftovers are looked for in the whole machine: tests of one file
-/// run one after the other.
-pub fn one_at_a_time() -> MutexGuard<'static, ()> {
-    static LOCK: Mutex<()> = Mutex::new(());
-    LOCK.lock().unwrap_or_else(PoisonError::into_inner) // a failed test does not fail the others
-}
-
+/// What was built with the running test.
 pub fn binaries() -> Binaries {
     Binaries::beside_this_program()
 }
 
+/// Built program `name`.
 pub fn program(name: &str) -> PathBuf {
     binaries().program(name).unwrap_or_else(|error| panic!("{error}"))
 }
 
+/// Built function library `libNAME.so`.
 pub fn library(name: &str) -> PathBuf {
     binaries().library(name).unwrap_or_else(|error| panic!("{error}"))
 }
 
-pub fn cluster(options: Options) -> LocalCluster {
-    LocalCluster::start(options).unwrap_or_else(|error| panic!("{error}"))
-}
-
-/// The devices that these tests run on, the embedded one at `address`.
-pub fn devices_at(address: IpAddr) -> TestDevices {
-    TestDevices::chosen(address).unwrap_or_else(|error| panic!("{error}"))
-}
-
-/// `times`, or a tenth of it on RDMA devices: there each round makes system calls, in a machine that may be emulated,
-/// and some tests would take minutes.
-pub fn rounds(times: u32) -> u32 {
-    if are_rdma() { times / 10 } else { times }
-}
-
 /// A directory of this source tree.
 pub fn source(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path)
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(path)
 }
 
 /// A tool of the system that a test cannot do without.
@@ -77,8 +50,11 @@ pub fn system_tool(name: &str) {
 /// How a program ended, and what it printed.
 #[derive(Debug)]
 pub struct Finished {
+    /// Its exit status.
     pub status: ExitStatus,
+    /// All that it printed on standard output.
     pub stdout: String,
+    /// All that it printed on standard error.
     pub stderr: String,
 }
 
@@ -93,6 +69,7 @@ impl Finished {
         self.status.code().unwrap_or_else(|| panic!("ended by a signal: {self:?}"))
     }
 
+    /// The same; an exit status other than 0 is a failure of the test.
     pub fn success(self) -> Self {
         assert!(self.status.success(), "{self:?}");
         self
@@ -140,6 +117,7 @@ pub struct Running {
     command: String,
 }
 
+/// Starts `command` and collects what it prints.
 pub fn start(mut command: Command) -> Running {
     let mut child = command
         .stdin(Stdio::null())
@@ -190,14 +168,17 @@ impl Printed {
 }
 
 impl Running {
+    /// Process id.
     pub fn id(&self) -> u32 {
         self.child.id()
     }
 
+    /// Sends it `signal`.
     pub fn signal(&self, signal: Signal) {
         kill(Pid::from_raw(self.child.id().cast_signed()), signal).expect("it runs");
     }
 
+    /// Whether it has ended.
     pub fn has_ended(&mut self) -> bool {
         self.child.try_wait().expect("it can be waited for").is_some()
     }
@@ -256,6 +237,7 @@ impl Drop for Running {
     }
 }
 
+/// Starts `command` and waits for its end.
 pub fn run(command: Command) -> Finished {
     start(command).finish()
 }
@@ -283,89 +265,6 @@ pub fn transport_benchmarker(directory: &Path) -> Command {
     let mut command = Command::new(program("transport_benchmarker"));
     command.arg("--config").arg(config).arg("--device-database").arg(database);
     command
-}
-
-/// Waits until `done` says so, which must be before [`deadline`].
-pub fn eventually(what: &str, done: impl FnMut() -> bool) {
-    eventually_or(what, deadline(), done, String::new);
-}
-
-/// Waits until `done` says so, which must be before `limit`; a failure is told with the `state`.
-pub fn eventually_or(
-    what: &str,
-    limit: Duration,
-    mut done: impl FnMut() -> bool,
-    state: impl Fn() -> String,
-) {
-    let start = Instant::now();
-    while !done() {
-        assert!(start.elapsed() < limit, "{what}: not within {limit:?} {}", state());
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
-
-/// Builds a function library from C source in `directory`.
-pub fn c_library(directory: &Path, name: &str, source: &Path, flags: &[&str]) -> PathBuf {
-    system_tool("cc");
-    let library = directory.join(format!("lib{name}.so"));
-    let mut cc = Command::new("cc");
-    cc.args(["-shared", "-fPIC", "-O1", "-o"]).arg(&library).arg(source).args(flags);
-    run(cc).success();
-    library
-}
-
-/// The functions that misbehave, of `functions/faulty.c`.
-pub fn faulty(directory: &Path) -> PathBuf {
-    c_library(directory, "faulty", &source("tools/tests/functions/faulty.c"), &[])
-}
-
-/// A library whose only function `name` returns its input with `add` added to each byte.
-pub fn adder(directory: &Path, name: &str, add: u8) -> PathBuf {
-    let text = format!(
-        "#include <stdint.h>\n\
-         uint32_t {name}(unsigned char *in, uint32_t bytes, unsigned char *out) {{\n\
-             for (uint32_t i = 0; i < bytes; i++) out[i] = in[i] + {add};\n\
-             return bytes;\n\
-         }}\n"
-    );
-    let source = directory.join(format!("{name}.c"));
-    std::fs::write(&source, text).expect("the directory can be written");
-    c_library(directory, name, &source, &[])
-}
-
-/// A small deployment that sleeps while idle: most tests are not about spinning.
-pub fn warm() -> Deployment {
-    Deployment::new().spin(Spin::Never).input_bytes(4096).output_bytes(4096)
-}
-
-/// Leases `cores` cores and deploys `library`.
-pub fn deploy(client: &Client, cores: u32, library: &Path, deployment: &Deployment) -> Executor {
-    client
-        .lease(LeaseRequest::new(cores, 64))
-        .and_then(|lease| lease.deploy_with(library, deployment))
-        .unwrap_or_else(|error| panic!("{error:?}"))
-}
-
-/// Calls `function` with `input`; returns the output, for which there is room for as many bytes.
-pub fn call(executor: &mut Executor, function: &str, input: &[u8]) -> rfaas::Result<Vec<u8>> {
-    let room = input.len().max(64);
-    call_with_room(executor, function, input, room)
-}
-
-/// Calls `function` with `input` and an output of `room` bytes.
-pub fn call_with_room(
-    executor: &mut Executor,
-    function: &str,
-    input: &[u8],
-    room: usize,
-) -> rfaas::Result<Vec<u8>> {
-    let function = executor.function(function)?;
-    let mut sent = executor.input(input.len().max(1))?;
-    sent.write(0, input)?;
-    sent.set_len(input.len())?;
-    let mut output = executor.output(room)?;
-    let bytes = executor.invoke(&function, &sent, &mut output)?;
-    output.to_vec(..bytes)
 }
 
 /// Kills process `id` as `kill -9` does.

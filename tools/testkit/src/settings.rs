@@ -15,9 +15,9 @@ use crate::test_devices::TestDevices;
 
 /// The shipped files, as they were when this was built: a cluster needs no source tree to run.
 mod shipped {
-    pub const RESOURCE_MANAGER: &str = include_str!("../../config/resource_manager.json");
-    pub const EXECUTOR_MANAGER: &str = include_str!("../../config/executor_manager.json");
-    pub const BENCHMARK: &str = include_str!("../../config/benchmark.json");
+    pub const RESOURCE_MANAGER: &str = include_str!("../../../config/resource_manager.json");
+    pub const EXECUTOR_MANAGER: &str = include_str!("../../../config/executor_manager.json");
+    pub const BENCHMARK: &str = include_str!("../../../config/benchmark.json");
 }
 
 const DEVICES: &str = "devices.json";

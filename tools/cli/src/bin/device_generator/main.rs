@@ -1,10 +1,12 @@
 //! Writes the device database of this machine, `devices.json`.
 
+mod scan;
+
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
-use tools::program::{self, Failure, describe};
+use testkit::program::{self, Failure, describe};
 
 /// Writes the device database of this machine: its active RDMA devices, or the embedded device "shm0" if
 /// there are none.
@@ -30,8 +32,8 @@ fn main() -> ExitCode {
 }
 
 fn generate(cli: Cli) -> Result<(), Failure> {
-    let devices = tools::rdma_devices::scan(&cli.devices, cli.port)
-        .map_err(|error| Failure::input(describe(&error)))?;
+    let devices =
+        scan::scan(&cli.devices, cli.port).map_err(|error| Failure::input(describe(&error)))?;
     let text = serde_json::to_string_pretty(&devices).map_err(Failure::later)? + "\n";
     let Some(file) = &cli.output else { return program::print(text) };
     std::fs::write(file, text)

@@ -7,7 +7,7 @@
 
 #[allow(dead_code, non_camel_case_types)]
 #[rustfmt::skip]
-#[path = "../../../rdmalib/src/verbs/bindings/types.rs"]
+#[path = "../../../../rdmalib/src/verbs/bindings/types.rs"]
 mod ours;
 
 use std::mem::{align_of, offset_of, size_of};

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use std::path::Path;
 use std::{env, fs};
 
-const TYPES: &str = "../../rdmalib/src/verbs/bindings/types.rs";
+const TYPES: &str = "../../../rdmalib/src/verbs/bindings/types.rs";
 
 /// Types that rdma-sys calls otherwise: C gives them no name.
 const TYPE_NAMES: &[(&str, &str)] = &[

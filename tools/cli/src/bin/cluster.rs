@@ -6,9 +6,9 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use rfaas_config::shell;
-use tools::interrupt::stop_clusters_on_signals;
-use tools::program::{self, Failure, describe};
-use tools::{Binaries, LocalCluster, Options};
+use testkit::interrupt::stop_clusters_on_signals;
+use testkit::program::{self, Failure, describe};
+use testkit::{Binaries, LocalCluster, Options};
 
 /// Runs a resource manager and an executor manager on this machine until Ctrl-C.
 #[derive(Debug, Parser)]

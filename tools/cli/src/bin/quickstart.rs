@@ -10,9 +10,9 @@ use clap::Parser;
 use rfaas::{Deployment, LeaseRequest};
 use rfaas_config::shell;
 use serde_json::{Value, json};
-use tools::interrupt::stop_clusters_on_signals;
-use tools::program::{self, Failure, describe};
-use tools::{Binaries, LocalCluster, Options};
+use testkit::interrupt::stop_clusters_on_signals;
+use testkit::program::{self, Failure, describe};
+use testkit::{Binaries, LocalCluster, Options};
 
 /// Calls of `empty` while the worker spins, and while it sleeps between them.
 const HOT_CALLS: u32 = 10_000;

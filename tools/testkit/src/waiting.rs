@@ -3,7 +3,8 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{c_library, eventually};
+use crate::functions::c_library;
+use crate::wait::eventually;
 
 /// The library, and the files that it makes and looks for.
 ///
@@ -15,7 +16,8 @@ pub struct Waiting {
 }
 
 impl Waiting {
-    pub fn new() -> Self {
+    /// Builds the library.
+    pub fn build() -> Self {
         let directory = tempfile::tempdir().expect("a directory for the library");
         let source = directory.path().join("waiting.c");
         let text = format!(
@@ -42,6 +44,7 @@ impl Waiting {
         Waiting { directory, library }
     }
 
+    /// The built library.
     pub fn library(&self) -> &Path {
         &self.library
     }

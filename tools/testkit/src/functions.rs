@@ -1,0 +1,35 @@
+//! Function libraries that tests build from C source.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::run::{run, source, system_tool};
+
+/// Builds a function library from C source in `directory`.
+pub fn c_library(directory: &Path, name: &str, source: &Path, flags: &[&str]) -> PathBuf {
+    system_tool("cc");
+    let library = directory.join(format!("lib{name}.so"));
+    let mut cc = Command::new("cc");
+    cc.args(["-shared", "-fPIC", "-O1", "-o"]).arg(&library).arg(source).args(flags);
+    run(cc).success();
+    library
+}
+
+/// The functions that misbehave, of `functions/faulty.c`.
+pub fn faulty(directory: &Path) -> PathBuf {
+    c_library(directory, "faulty", &source("tools/testkit/functions/faulty.c"), &[])
+}
+
+/// A library whose only function `name` returns its input with `add` added to each byte.
+pub fn adder(directory: &Path, name: &str, add: u8) -> PathBuf {
+    let text = format!(
+        "#include <stdint.h>\n\
+         uint32_t {name}(unsigned char *in, uint32_t bytes, unsigned char *out) {{\n\
+             for (uint32_t i = 0; i < bytes; i++) out[i] = in[i] + {add};\n\
+             return bytes;\n\
+         }}\n"
+    );
+    let source = directory.join(format!("{name}.c"));
+    std::fs::write(&source, text).expect("the directory can be written");
+    c_library(directory, name, &source, &[])
+}

@@ -1,0 +1,53 @@
+//! The service as tests use it: a cluster, a deployment, a call. What fails here ends the test.
+
+use std::net::IpAddr;
+use std::path::Path;
+
+use rfaas::{Client, Deployment, Executor, LeaseRequest, Spin};
+
+use crate::{LocalCluster, Options, TestDevices};
+
+/// A running cluster.
+pub fn cluster(options: Options) -> LocalCluster {
+    LocalCluster::start(options).unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// The devices that these tests run on, the embedded one at `address`.
+pub fn devices_at(address: IpAddr) -> TestDevices {
+    TestDevices::chosen(address).unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// A small deployment that sleeps while idle: most tests are not about spinning.
+pub fn warm() -> Deployment {
+    Deployment::new().spin(Spin::Never).input_bytes(4096).output_bytes(4096)
+}
+
+/// Leases `cores` cores and deploys `library`.
+pub fn deploy(client: &Client, cores: u32, library: &Path, deployment: &Deployment) -> Executor {
+    client
+        .lease(LeaseRequest::new(cores, 64))
+        .and_then(|lease| lease.deploy_with(library, deployment))
+        .unwrap_or_else(|error| panic!("{error:?}"))
+}
+
+/// Calls `function` with `input`; returns the output, for which there is room for as many bytes.
+pub fn call(executor: &mut Executor, function: &str, input: &[u8]) -> rfaas::Result<Vec<u8>> {
+    let room = input.len().max(64);
+    call_with_room(executor, function, input, room)
+}
+
+/// Calls `function` with `input` and an output of `room` bytes.
+pub fn call_with_room(
+    executor: &mut Executor,
+    function: &str,
+    input: &[u8],
+    room: usize,
+) -> rfaas::Result<Vec<u8>> {
+    let function = executor.function(function)?;
+    let mut sent = executor.input(input.len().max(1))?;
+    sent.write(0, input)?;
+    sent.set_len(input.len())?;
+    let mut output = executor.output(room)?;
+    let bytes = executor.invoke(&function, &sent, &mut output)?;
+    output.to_vec(..bytes)
+}

@@ -1,0 +1,43 @@
+//! How long tests wait, and for what.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::test_devices::{are_rdma, patience};
+
+/// Longest that anything here takes, unless it hangs.
+pub fn deadline() -> Duration {
+    patience(Duration::from_secs(120))
+}
+
+/// Spinning processes slow each other down, and leftovers are looked for in the whole machine: tests of one file
+/// run one after the other.
+pub fn one_at_a_time() -> MutexGuard<'static, ()> {
+    static LOCK: Mutex<()> = Mutex::new(());
+    LOCK.lock().unwrap_or_else(PoisonError::into_inner) // a failed test does not fail the others
+}
+
+/// `times`, or a tenth of it on RDMA devices: there each round makes system calls, in a machine that may be emulated,
+/// and some tests would take minutes.
+pub fn rounds(times: u32) -> u32 {
+    if are_rdma() { times / 10 } else { times }
+}
+
+/// Waits until `done` says so, which must be before [`deadline`].
+pub fn eventually(what: &str, done: impl FnMut() -> bool) {
+    eventually_or(what, deadline(), done, String::new);
+}
+
+/// Waits until `done` says so, which must be before `limit`; a failure is told with the `state`.
+pub fn eventually_or(
+    what: &str,
+    limit: Duration,
+    mut done: impl FnMut() -> bool,
+    state: impl Fn() -> String,
+) {
+    let start = Instant::now();
+    while !done() {
+        assert!(start.elapsed() < limit, "{what}: not within {limit:?} {}", state());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
