@@ -311,9 +311,9 @@ impl Link {
     }
 }
 
-/// Twelve bytes: address, key; little-endian.
-fn wire_address(address: RemoteAddress) -> [u8; 12] {
-    let mut bytes = [0; 12];
+/// Sixteen bytes: address, key; little-endian.
+fn wire_address(address: RemoteAddress) -> [u8; 16] {
+    let mut bytes = [0; 16];
     bytes[..8].copy_from_slice(&address.addr.to_le_bytes());
     bytes[8..].copy_from_slice(&address.key.to_le_bytes());
     bytes
@@ -322,7 +322,7 @@ fn wire_address(address: RemoteAddress) -> [u8; 12] {
 fn read_address(bytes: &[u8]) -> Option<RemoteAddress> {
     let (addr, rest) = bytes.split_first_chunk()?;
     let (key, _) = rest.split_first_chunk()?;
-    Some(RemoteAddress { addr: u64::from_le_bytes(*addr), key: u32::from_le_bytes(*key) })
+    Some(RemoteAddress { addr: u64::from_le_bytes(*addr), key: u64::from_le_bytes(*key) })
 }
 
 fn bad_device(error: rdmalib::Error) -> Failure {

@@ -12,7 +12,7 @@ use rfaas_protocol::invocation::{
 };
 use zerocopy::{FromBytes, IntoBytes};
 
-const BOTH: u32 = INPUT_IN_PLACE | OUTPUT_IN_PLACE;
+const BOTH: u16 = INPUT_IN_PLACE | OUTPUT_IN_PLACE;
 
 /// The input of `slot`, mapped.
 fn input(worker: &mut Worker, slot: u16, bytes: usize) -> RemoteMapping {
@@ -30,7 +30,7 @@ fn header(
     slot: u16,
     function: u32,
     bytes: usize,
-    flags: u32,
+    flags: u16,
 ) -> RequestHeader {
     let mut header = worker.header(slot, function, bytes);
     header.output_capacity = u32::MAX.into();
@@ -179,8 +179,8 @@ fn headers_that_disagree_with_their_flags_are_malformed() {
         (4, 4, 4),
         (4, 4, 0),
         (4 | BOTH, 4, 0),
-        (u32::MAX, 4, 0),
-        (1 << 31, 4, 4),
+        (u16::MAX, 4, 0),
+        (1 << 15, 4, 4),
     ] {
         let header = header(worker, 1, echo, claimed as usize, flags);
         worker.submit_with(header, 1, &vec![1; sent]);

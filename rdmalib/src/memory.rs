@@ -32,14 +32,15 @@ bitflags::bitflags! {
     }
 }
 
-/// A place in a peer's memory, and the key that lets one use it. Opaque: the owner makes it with
-/// [`Region::remote`] and sends it; 12 bytes on a wire.
+/// A place in a peer's memory, and the key that allows its use. Opaque: the owner makes it with
+/// [`Region::remote`] and sends it; 16 bytes on a wire.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct RemoteAddress {
     /// Address as the device of the owner understands it.
     pub addr: u64,
-    /// Remote key (rkey) of the region that holds it.
-    pub key: u32,
+    /// Remote key (rkey) of the region that holds it. A provider may hand out keys of fewer bits; one that
+    /// does not fit is refused as a wrong key is.
+    pub key: u64,
 }
 
 impl RemoteAddress {

@@ -40,7 +40,7 @@ impl From<&RequestHeader> for Asked {
         Asked {
             reply: RemoteAddress { addr: header.reply_addr.get(), key: header.reply_key.get() },
             output_capacity: header.output_capacity.get(),
-            function: header.function.get(),
+            function: header.function.get().into(),
             sequence: header.sequence.get(),
             output_stays: header.output_stays(),
         }

@@ -80,10 +80,10 @@ impl Worker {
             reply_addr: place.addr.into(),
             reply_key: place.key.into(),
             output_capacity: ((self.output_stride - 64) as u32).into(),
-            function: function.into(),
+            function: u16::try_from(function).expect("an index has 16 bits").into(),
+            flags: 0.into(),
             input_bytes: (input_bytes as u32).into(),
             sequence: self.sequence.into(),
-            flags: 0.into(),
         }
     }
 

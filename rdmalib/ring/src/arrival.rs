@@ -37,7 +37,7 @@ pub struct Arrival {
     /// Free for the user of the ring, except the highest bit.
     pub tag: u32,
     /// Destination of a payload that it carries: address and key.
-    pub carried_to: Option<(u64, u32)>,
+    pub carried_to: Option<(u64, u64)>,
 }
 
 /// The first word of an arrival, as it was read once.
@@ -65,7 +65,7 @@ impl Arrival {
         if let Some((addr, key)) = self.carried_to {
             tag |= CARRIED;
             entry[2].store(addr, Ordering::Relaxed);
-            entry[3].store(u64::from(key), Ordering::Relaxed);
+            entry[3].store(key, Ordering::Relaxed);
         }
         entry[1].store(u64::from(self.bytes) << 32 | u64::from(tag), Ordering::Relaxed);
         let head = u64::from(sequence) << 32 | u64::from(self.immediate);
@@ -78,7 +78,7 @@ impl Arrival {
         let body = entry[1].load(Ordering::Relaxed);
         let (bytes, tag) = ((body >> 32) as u32, body as u32);
         let carried_to = (tag & CARRIED != 0)
-            .then(|| (entry[2].load(Ordering::Relaxed), entry[3].load(Ordering::Relaxed) as u32));
+            .then(|| (entry[2].load(Ordering::Relaxed), entry[3].load(Ordering::Relaxed)));
         Arrival { immediate: head.0 as u32, bytes, tag: tag & !CARRIED, carried_to }
     }
 

@@ -232,7 +232,7 @@ pub(super) fn permits(
     let head = entry[0].load(Ordering::Acquire);
     let (start, size) = (entry[1].load(Ordering::Relaxed), entry[2].load(Ordering::Relaxed));
     let allowed = Access::from_bits_truncate(head as u32).contains(access);
-    if (head >> 32) as u32 != at.key || at.key == 0 || !allowed || at.addr < start {
+    if head >> 32 != at.key || at.key == 0 || !allowed || at.addr < start {
         return false;
     }
     let end = (at.addr.checked_add(bytes as u64), start.checked_add(size));
@@ -289,7 +289,7 @@ impl Region {
 
     #[inline]
     pub(crate) fn remote(&self) -> RemoteAddress {
-        RemoteAddress { addr: self.0.offset, key: self.0.key }
+        RemoteAddress { addr: self.0.offset, key: self.0.key.into() }
     }
 
     #[inline]
@@ -309,6 +309,12 @@ impl RegionMemory {
     #[inline]
     pub(crate) fn as_ptr(&self) -> *mut u8 {
         self.part.as_ptr()
+    }
+
+    /// Its key, as the domain's table has it.
+    #[inline]
+    pub(super) fn key(&self) -> u32 {
+        self.key
     }
 
     /// Where it starts in the domain's file.
@@ -386,6 +392,7 @@ mod tests {
             (at, 1, Access::REMOTE_READ),
             (RemoteAddress { key: at.key + 1, ..at }, 1, Access::REMOTE_WRITE),
             (RemoteAddress { key: 0, ..at }, 1, Access::REMOTE_WRITE),
+            (RemoteAddress { key: at.key | 1 << 32, ..at }, 1, Access::REMOTE_WRITE),
         ] {
             assert_eq!(peer.translate(at, bytes, access), None, "{at:?} {bytes} {access:?}");
         }
@@ -455,8 +462,8 @@ mod tests {
         let arena = Arena::new().unwrap();
         let mut peer = peer_of(&arena);
         let entry = &arena.map.table.words()[4..8];
-        let key = 1 << KEY_INDEX_BITS | 1;
-        entry[0].store(u64::from(key) << 32 | u64::from(ALL.bits()), Ordering::Relaxed);
+        let key: u64 = 1 << KEY_INDEX_BITS | 1;
+        entry[0].store(key << 32 | u64::from(ALL.bits()), Ordering::Relaxed);
         entry[1].store(u64::MAX - 5, Ordering::Relaxed);
         entry[2].store(u64::MAX, Ordering::Relaxed);
         for addr in [0, u64::MAX - 5, u64::MAX - 1, 1 << 40] {
@@ -480,9 +487,9 @@ mod tests {
                 arena.allocate(bytes).unwrap(); // in segments 0 and 2: what is between them is not mapped
             }
             let mut peer = peer_of(&arena);
-            let key = 1 << KEY_INDEX_BITS | 1;
+            let key: u64 = 1 << KEY_INDEX_BITS | 1;
             let entry = &arena.map.table.words()[4..8];
-            entry[0].store(u64::from(key) << 32 | u64::from(ALL.bits()), Ordering::Relaxed);
+            entry[0].store(key << 32 | u64::from(ALL.bits()), Ordering::Relaxed);
             entry[1].store(range.0, Ordering::Relaxed);
             entry[2].store(range.1, Ordering::Relaxed);
             let (start, len) = segment(segment_of_end);

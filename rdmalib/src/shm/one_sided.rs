@@ -358,7 +358,7 @@ impl Link {
             self.announce(core, 0, 0, tag | TAG_TOO_LONG, true);
             return Err(Status::RemoteInvalidRequest);
         }
-        let place = RemoteAddress { addr: receive.place, key: receive.key };
+        let place = RemoteAddress { addr: receive.place, key: receive.key.into() };
         // The receiver's own key: LOCAL_WRITE, which it checked when it posted. If it has freed the
         // buffer since, the failure is its own.
         let target = self

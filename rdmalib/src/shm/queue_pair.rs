@@ -321,7 +321,7 @@ impl ReceiveQueue {
                 let bytes = u32::try_from(slice.bytes)
                     .map_err(|_| Error::InvalidArgument("a message has less than 4 GiB"))?;
                 let at = region.remote().offset(slice.offset as u64);
-                Receive { place: at.addr, key: at.key, bytes }
+                Receive { place: at.addr, key: region.memory().key(), bytes }
             }
         };
         self.core.note_receive(id);

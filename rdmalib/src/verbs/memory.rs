@@ -79,7 +79,7 @@ impl MemoryRegion {
     /// How a peer names the first byte: by our own address, as the device translates it.
     #[inline]
     pub(crate) fn remote(&self) -> RemoteAddress {
-        RemoteAddress { addr: self.memory.as_ptr().addr() as u64, key: self.remote_key }
+        RemoteAddress { addr: self.memory.as_ptr().addr() as u64, key: self.remote_key.into() }
     }
 
     #[inline]

@@ -121,24 +121,24 @@ impl SendQueue {
                 self.source(raw, element, source)?;
                 raw.opcode =
                     with_immediate(raw, immediate, IBV_WR_RDMA_WRITE, IBV_WR_RDMA_WRITE_WITH_IMM);
-                one_sided(raw, to);
+                one_sided(raw, to)?;
             }
             Operation::Read { into, from } => {
                 self.region(raw, element, into)?;
                 raw.opcode = IBV_WR_RDMA_READ;
-                one_sided(raw, from);
+                one_sided(raw, from)?;
             }
             Operation::FetchAdd { into, at, add } => {
                 check_atomic(into, at)?;
                 self.region(raw, element, into)?;
                 raw.opcode = IBV_WR_ATOMIC_FETCH_AND_ADD;
-                atomic(raw, at, add, 0);
+                atomic(raw, at, add, 0)?;
             }
             Operation::CompareSwap { into, at, expect, swap } => {
                 check_atomic(into, at)?;
                 self.region(raw, element, into)?;
                 raw.opcode = IBV_WR_ATOMIC_CMP_AND_SWP;
-                atomic(raw, at, expect, swap);
+                atomic(raw, at, expect, swap)?;
             }
         }
         raw.wr_id = self.core.note(Kind::Send, self.posted.wrapping_add(ahead), request.id)?;
@@ -361,17 +361,25 @@ fn with_immediate(
 }
 
 #[inline]
-fn one_sided(raw: &mut ibv_send_wr, at: RemoteAddress) {
-    raw.wr.rdma = ibv_send_wr__bindgen_ty_2__bindgen_ty_1 { remote_addr: at.addr, rkey: at.key };
+fn one_sided(raw: &mut ibv_send_wr, at: RemoteAddress) -> Result<()> {
+    raw.wr.rdma = ibv_send_wr__bindgen_ty_2__bindgen_ty_1 { remote_addr: at.addr, rkey: rkey(at)? };
+    Ok(())
 }
 
-fn atomic(raw: &mut ibv_send_wr, at: RemoteAddress, compare_add: u64, swap: u64) {
+/// The key as devices have them. No device has handed out one that is wider.
+#[inline]
+fn rkey(at: RemoteAddress) -> Result<u32> {
+    u32::try_from(at.key).map_err(|_| Error::RemoteAccess)
+}
+
+fn atomic(raw: &mut ibv_send_wr, at: RemoteAddress, compare_add: u64, swap: u64) -> Result<()> {
     raw.wr.atomic = ibv_send_wr__bindgen_ty_2__bindgen_ty_2 {
         remote_addr: at.addr,
         compare_add,
         swap,
-        rkey: at.key,
+        rkey: rkey(at)?,
     };
+    Ok(())
 }
 
 #[inline]

@@ -47,6 +47,7 @@ conformance! {
     ],
     refusing: [
         a_wrong_key_changes_no_memory,
+        a_key_wider_than_any_that_is_handed_out_changes_no_memory,
         a_key_of_another_domain_changes_no_memory,
         a_freed_region_cannot_be_reached,
         an_address_outside_of_the_region_changes_no_memory,

@@ -24,7 +24,7 @@ pub fn address(bytes: &[u8]) -> RemoteAddress {
     let (addr, key) = bytes.split_at(8);
     RemoteAddress {
         addr: u64::from_le_bytes(addr.try_into().unwrap()),
-        key: u32::from_le_bytes(key[..4].try_into().unwrap()),
+        key: u64::from_le_bytes(key[..8].try_into().unwrap()),
     }
 }
 

@@ -4,7 +4,7 @@
 //! Signs of life go the same way: the executor adds to its beats, and sees from the value of the
 //! manager's, to which it adds nothing, whether the manager still counts them up.
 
-use zerocopy::little_endian::{U32, U64};
+use zerocopy::little_endian::U64;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::Secret;
@@ -28,7 +28,7 @@ pub struct Counters {
     /// Remote address of the first.
     pub addr: U64,
     /// Its key.
-    pub key: U32,
+    pub key: U64,
 }
 
 /// Offset of the time spent spinning without work, in ns.

@@ -19,7 +19,7 @@
 //! slot names the invocation and no number can be confused after it wraps around. The sequence in
 //! header and reply only exposes a peer that answers twice.
 
-use zerocopy::little_endian::{U32, U64};
+use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::Malformed;
@@ -38,25 +38,26 @@ pub struct RequestHeader {
     /// First byte of the output, behind [`HEADER_SPACE`] bytes that are the worker's too.
     pub reply_addr: U64,
     /// Key of that place.
-    pub reply_key: U32,
+    pub reply_key: U64,
     /// Bytes that fit there.
     pub output_capacity: U32,
     /// Index of the function.
-    pub function: U32,
+    pub function: U16,
+    /// [`INPUT_IN_PLACE`] and [`OUTPUT_IN_PLACE`], or zero; other bits are not used.
+    pub flags: U16,
     /// Bytes of input.
     pub input_bytes: U32,
     /// Number of this use of the slot; its low byte returns in the reply.
     pub sequence: U32,
-    /// [`INPUT_IN_PLACE`] and [`OUTPUT_IN_PLACE`], or zero; other bits are not used.
-    pub flags: U32,
 }
 const _: () = assert!(size_of::<RequestHeader>() == 32);
+const _: () = assert!(crate::session::MAX_FUNCTIONS <= 1 << 16, "an index has 16 bits");
 
 /// The output stays in the worker's memory; an [`InPlaceDetail`] is written in its stead. The capacity is
 /// then that of no place of the client's, only the most that it takes.
-pub const OUTPUT_IN_PLACE: u32 = 1;
+pub const OUTPUT_IN_PLACE: u16 = 1;
 /// The input is in the slot already; only the header is sent.
-pub const INPUT_IN_PLACE: u32 = 2;
+pub const INPUT_IN_PLACE: u16 = 2;
 
 impl RequestHeader {
     /// Bytes of the message that brings it: itself, and the input unless that is in place. `None` if it
@@ -174,8 +175,8 @@ pub struct InPlaceDetail {
     /// First byte of the output, in the worker's memory; a multiple of 64.
     pub output_addr: U64,
     /// Key of that place, which allows reading as many bytes as the deployment has for an output.
-    pub output_key: U32,
+    pub output_key: U64,
     /// Bytes of output.
     pub output_bytes: U32,
 }
-const _: () = assert!(size_of::<InPlaceDetail>() == 16);
+const _: () = assert!(size_of::<InPlaceDetail>() == 20);

@@ -36,7 +36,7 @@ pub mod session;
 pub use proof::{Clock, Nonce, Nonces, Proof};
 
 /// Version of all conversations together. Peers of another version are refused by name.
-pub const VERSION: u16 = 5;
+pub const VERSION: u16 = 6;
 /// Oldest version of a client that is listened to: what it says without a proof means what it did. It cannot claim
 /// leases.
 pub const OLDEST_CLIENT: u16 = 4;

@@ -24,7 +24,7 @@ pub struct ExecutorHello {
     /// Where the library is to be written.
     pub code_addr: U64,
     /// Key of that place.
-    pub code_key: U32,
+    pub code_key: U64,
 }
 const _: () = assert!(size_of::<ExecutorHello>() + 8 <= rdmalib::MAX_CONNECT_DATA);
 
@@ -45,7 +45,7 @@ pub struct WorkerHello {
     /// First byte of slot 0 (its header space); a multiple of 64.
     pub input_addr: U64,
     /// Key of all slots.
-    pub input_key: U32,
+    pub input_key: U64,
 }
 const _: () = assert!(size_of::<WorkerHello>() + 8 <= rdmalib::MAX_CONNECT_DATA);
 

@@ -239,7 +239,7 @@ fn a_peer_of_another_version_or_another_kind_is_recognised() {
     other[4..6].copy_from_slice(&(VERSION + 1).to_le_bytes());
     assert_eq!(Hello::parse(&other), Err(Malformed::Version { theirs: VERSION + 1 }));
     let text = Hello::parse(&other).unwrap_err().to_string();
-    assert!(text.contains("version 6") && text.contains("speaks 5"), "{text}");
+    assert!(text.contains("version 7") && text.contains("speaks 6"), "{text}");
 
     let mut other = hello.clone();
     other[0] ^= 1;
@@ -257,7 +257,7 @@ fn a_body_that_is_cut_off_is_refused() {
     let hello = Hello::with(Role::Worker, &Empty {});
     let (_, rest) = Hello::parse(&hello).unwrap();
     let error = parse_prefix::<WorkerHello>(rest).unwrap_err();
-    assert!(matches!(error, Malformed::Length { bytes: 0, expected: 36, .. }), "{error}");
+    assert!(matches!(error, Malformed::Length { bytes: 0, expected: 40, .. }), "{error}");
 }
 
 #[test]
@@ -342,7 +342,9 @@ fn clients_of_the_release_before_are_listened_to_and_nobody_else_of_it() {
         (Role::Worker, false),
     ] {
         let mut hello = Hello::with(role, &Empty {});
-        for (version, accepted) in [(5, true), (4, listened_to), (3, false), (6, false)] {
+        for (version, accepted) in
+            [(6, true), (5, listened_to), (4, listened_to), (3, false), (7, false)]
+        {
             hello[4] = version;
             let theirs = version.into();
             let expected = if accepted { Ok(role) } else { Err(Malformed::Version { theirs }) };
@@ -428,7 +430,7 @@ fn lease_zero_is_no_lease() {
 
 #[test]
 fn a_header_says_how_long_its_message_is() {
-    let bytes = |flags: u32, input_bytes: u32| {
+    let bytes = |flags: u16, input_bytes: u32| {
         let mut header = RequestHeader::new_zeroed();
         header.flags = flags.into();
         header.input_bytes = input_bytes.into();
@@ -440,7 +442,7 @@ fn a_header_says_how_long_its_message_is() {
         assert_eq!(bytes(OUTPUT_IN_PLACE, input), whole);
         assert_eq!(bytes(INPUT_IN_PLACE, input), Some(32));
         assert_eq!(bytes(OUTPUT_IN_PLACE | INPUT_IN_PLACE, input), Some(32));
-        for unknown in [4, 5, 6, 7, 1 << 31, u32::MAX] {
+        for unknown in [4, 5, 6, 7, 1 << 15, u16::MAX] {
             assert_eq!(bytes(unknown, input), None);
         }
     }

@@ -125,7 +125,7 @@ const SECRET: Secret = Secret(*b"0123456789abcdef");
 
 #[test]
 fn a_hello_is_magic_version_and_role() {
-    assert_eq!((VERSION, OLDEST_CLIENT), (5, 4));
+    assert_eq!((VERSION, OLDEST_CLIENT), (6, 4));
     for (role, number) in [
         (Role::Lease, 1),
         (Role::Node, 2),
@@ -164,7 +164,7 @@ fn accounting() {
     is(&AccountingHello { secret: SECRET }, &[b"0123456789abcdef"]);
     is(
         &Counters { addr: 0x0102_0304_0506_0708.into(), key: 9.into() },
-        &[&[8, 7, 6, 5, 4, 3, 2, 1], &[9, 0, 0, 0]],
+        &[&[8, 7, 6, 5, 4, 3, 2, 1], &[9, 0, 0, 0, 0, 0, 0, 0]],
     );
     assert_eq!((HOT_POLLING_NS, EXECUTION_NS, INVOCATIONS), (0, 8, 16));
     assert_eq!((EXECUTOR_BEATS, MANAGER_BEATS, COUNTERS_BYTES), (24, 32, 40));
@@ -422,7 +422,7 @@ fn reasons_of_an_exchange_are_numbered() {
 fn session_structs() {
     is(
         &ExecutorHello { session: SECRET, code_addr: 1.into(), code_key: 2.into() },
-        &[b"0123456789abcdef", &[1, 0, 0, 0, 0, 0, 0, 0], &[2, 0, 0, 0]],
+        &[b"0123456789abcdef", &[1, 0, 0, 0, 0, 0, 0, 0], &[2, 0, 0, 0, 0, 0, 0, 0]],
     );
     is(
         &WorkerHello {
@@ -433,7 +433,12 @@ fn session_structs() {
             input_addr: 4.into(),
             input_key: 5.into(),
         },
-        &[b"0123456789abcdef", &[1, 0, 2, 0, 3, 0, 0, 0], &[4, 0, 0, 0, 0, 0, 0, 0], &[5, 0, 0, 0]],
+        &[
+            b"0123456789abcdef",
+            &[1, 0, 2, 0, 3, 0, 0, 0],
+            &[4, 0, 0, 0, 0, 0, 0, 0],
+            &[5, 0, 0, 0, 0, 0, 0, 0],
+        ],
     );
     let entry =
         FunctionEntry { index: 1.into(), count: 2.into(), name: Text::new("empty").unwrap() };
@@ -449,16 +454,17 @@ fn invocation_structs() {
     is(
         &RequestHeader {
             reply_addr: 0x0807_0605_0403_0201.into(),
-            reply_key: 1.into(),
+            reply_key: 0x1807_1605_1403_1201.into(),
             output_capacity: 2.into(),
             function: 3.into(),
-            input_bytes: 4.into(),
-            sequence: 5.into(),
-            flags: 6.into(),
+            flags: 4.into(),
+            input_bytes: 5.into(),
+            sequence: 6.into(),
         },
         &[
             &[1, 2, 3, 4, 5, 6, 7, 8],
-            &[1, 0, 0, 0, 2, 0, 0, 0, 3, 0, 0, 0, 4, 0, 0, 0, 5, 0, 0, 0, 6, 0, 0, 0],
+            &[0x01, 0x12, 0x03, 0x14, 0x05, 0x16, 0x07, 0x18],
+            &[2, 0, 0, 0, 3, 0, 4, 0, 5, 0, 0, 0, 6, 0, 0, 0],
         ],
     );
     assert_eq!((OUTPUT_IN_PLACE, INPUT_IN_PLACE), (1, 2));
@@ -470,7 +476,7 @@ fn invocation_structs() {
             output_key: 1.into(),
             output_bytes: 2.into(),
         },
-        &[&[1, 2, 3, 4, 5, 6, 7, 8], &[1, 0, 0, 0, 2, 0, 0, 0]],
+        &[&[1, 2, 3, 4, 5, 6, 7, 8], &[1, 0, 0, 0, 0, 0, 0, 0], &[2, 0, 0, 0]],
     );
     is(&FailureDetail { needed_bytes: 1.into() }, &[&[1, 0, 0, 0, 0, 0, 0, 0]]);
     assert_eq!((HEADER_SPACE, MAX_SLOTS), (64, 1024));

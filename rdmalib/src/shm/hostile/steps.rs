@@ -29,7 +29,7 @@ pub(super) enum Key {
     Of(usize),
     /// One that [`Step::Lie`] may have made.
     Forged(u32),
-    Any(u32),
+    Any(u64),
 }
 
 /// What is posted.
@@ -133,7 +133,7 @@ fn key() -> impl Strategy<Value = Key> {
     prop_oneof![
         8 => (0..REGIONS).prop_map(Key::Of),
         3 => (0..ENTRIES).prop_map(Key::Forged),
-        1 => prop_oneof![Just(0), Just(KEYS as u32), any::<u32>()].prop_map(Key::Any),
+        1 => prop_oneof![Just(0), Just(KEYS as u64), any::<u32>().prop_map(u64::from), any::<u64>()].prop_map(Key::Any),
     ]
 }
 

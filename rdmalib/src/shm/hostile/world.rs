@@ -139,7 +139,7 @@ impl End {
     pub(super) fn telling_words(&self) -> (Vec<usize>, Vec<u64>) {
         let ring = self.ring_word(0);
         let places = (ring..ring + words_needed(RING_DEPTH)).chain(0..8 * WORDS_PER_KEY);
-        let keys = self.names.iter().map(|name| u64::from(name.key));
+        let keys = self.names.iter().map(|name| name.key);
         let limit = segment(0).0 + segment(0).1;
         let values = (self.names.iter().map(|name| name.addr))
             .chain(keys.clone())
@@ -176,10 +176,10 @@ impl End {
         start.wrapping_add_signed(offset)
     }
 
-    fn key(&self, key: Key) -> u32 {
+    fn key(&self, key: Key) -> u64 {
         match key {
             Key::Of(number) => self.names[number].key,
-            Key::Forged(entry) => KEYS as u32 | entry, // its first generation
+            Key::Forged(entry) => KEYS as u64 | u64::from(entry), // its first generation
             Key::Any(key) => key,
         }
     }
@@ -361,7 +361,7 @@ impl World {
                 let end = &self.ends[end];
                 let (key, start) = (end.key(key), end.address(start));
                 let entry = WORDS_PER_KEY * (key as usize & (KEYS - 1));
-                end.store(entry, u64::from(key) << 32 | u64::from(access));
+                end.store(entry, key << 32 | u64::from(access));
                 end.store(entry + 1, start);
                 end.store(entry + 2, bytes);
             }
@@ -404,7 +404,7 @@ impl World {
         }
         end.store(at + 1, u64::from(bytes) << 32 | u64::from(tag));
         end.store(at + 2, to.addr);
-        end.store(at + 3, to.key.into());
+        end.store(at + 3, to.key);
         end.store(at, u64::from(stamp) << 32 | u64::from(immediate));
     }
 

@@ -19,11 +19,28 @@ fn is_refused(client: &mut End, to: RemoteAddress, target: &Region) {
 }
 
 pub fn a_wrong_key_changes_no_memory(fixture: &Fixture) {
-    for wrong in [1, 1 << 13, u32::MAX / 2] {
+    for wrong in [1, 1 << 13, u64::from(u32::MAX / 2)] {
         let (server, mut client) = ends(fixture);
         let target = server.region(64);
         let at = target.remote();
         is_refused(&mut client, RemoteAddress { key: at.key.wrapping_add(wrong), ..at }, &target);
+    }
+}
+
+/// While posting where the provider's keys are narrower, else like any wrong key.
+pub fn a_key_wider_than_any_that_is_handed_out_changes_no_memory(fixture: &Fixture) {
+    for wide in [1 << 32, 1 << 63] {
+        let (server, mut client) = ends(fixture);
+        let target = server.region(64);
+        let source = client.region(16);
+        source.fill(0..16, 0xff).unwrap();
+        let to = RemoteAddress { key: target.remote().key | wide, ..target.remote() };
+        let operation = write(&source, 0..16, to);
+        match client.pair.post(&WorkRequest { id: 1, operation, flags: Flags::SIGNALED }) {
+            Ok(()) => assert_eq!(next(&mut client.sends).status, Status::RemoteAccessError),
+            Err(error) => assert!(matches!(error, Error::RemoteAccess), "{error:?}"),
+        }
+        assert_eq!(bytes(&target), [0; 64]);
     }
 }
 

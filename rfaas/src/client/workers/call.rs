@@ -21,7 +21,7 @@ pub(in crate::client) struct Call<'a> {
     /// Bytes that the function may return: as many, unless its output stays in place.
     pub(in crate::client) capacity: u32,
     /// Of the request.
-    pub(in crate::client) flags: u32,
+    pub(in crate::client) flags: u16,
     /// The only slot for it, if input and output are there.
     pub(in crate::client) place: Option<Place>,
 }
@@ -75,10 +75,11 @@ impl<'a> Call<'a> {
             reply_addr: self.reply.addr.into(),
             reply_key: self.reply.key.into(),
             output_capacity: self.capacity.into(),
-            function: self.function.into(),
+            // Below MAX_FUNCTIONS: the executor's list was checked.
+            function: (self.function as u16).into(),
+            flags: self.flags.into(),
             input_bytes: self.input_bytes.into(),
             sequence: sequence.into(),
-            flags: self.flags.into(),
         }
     }
 
