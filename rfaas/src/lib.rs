@@ -30,14 +30,42 @@
 //! }
 //! ```
 
+mod assembly;
+mod bell;
+mod buffer;
+mod cause;
 mod client;
+mod database;
+mod deployed;
+mod deployment;
 mod error;
+mod executor;
+mod executor_manager;
+mod failover;
+mod grantor;
+mod held_lease;
+mod in_place;
+mod keepalive;
+mod lease;
+mod lease_handle;
+mod library;
+mod pending;
+mod request;
+mod resource_manager;
+mod session;
+mod specification;
 
-pub use client::{
-    Client, Completed, Deployment, Ending, Executor, Failed, Function, InPlaceCall, InPlaceResult,
-    Input, Lease, LeaseRequest, Output, Pending, Phases,
-};
+pub use buffer::{Input, Output};
+pub use client::Client;
+pub use deployed::Function;
+pub use deployment::{Deployment, Phases};
 pub use error::{Error, Exit, Result, describe};
+pub use executor::Executor;
+pub use executor_manager::Ending;
+pub use in_place::{InPlaceCall, InPlaceResult};
+pub use lease::Lease;
+pub use pending::{Completed, Failed, Pending};
+pub use request::LeaseRequest;
 pub use rfaas_call::Spin;
 pub use rfaas_config::{
     ConfigError, DeviceEntry, Devices, ExecutorEntry, ExecutorsDatabase, OpenDevice,

@@ -1,9 +1,20 @@
-//! How a function is called over a connection.
+//! How a function is called over a connection, from both ends.
+//!
+//! ```text
+//!   caller ──request: WRITE with immediate──▶ a slot of the callee's worker ──▶ function
+//!          ◀──reply: WRITE with immediate──── its output
+//! ```
+//! The [`caller`] half posts requests and waits for replies. The `callee` half reads requests, checks them, and replies.
+//! Both pass their time by one policy ([`Backoff`]). Neither knows leases, managers or sessions: whoever uses them owns
+//! the connections and is asked why they end.
 //!
 //! This crate is internal: applications use `rfaas`.
 
+mod backoff;
+pub mod caller;
 mod sharing;
 mod spin;
 
+pub use backoff::{Awaited, Backoff, Pause};
 pub use sharing::Sharing;
 pub use spin::Spin;

@@ -80,6 +80,11 @@ pub struct LeaseTerms {
 const _: () = assert!(size_of::<LeaseTerms>() == 228);
 
 impl LeaseTerms {
+    /// Returns the number of the lease; `None` in a claim without a resource manager.
+    pub fn id(&self) -> Option<LeaseId> {
+        LeaseId::new(self.lease.get())
+    }
+
     /// Whether `other` is the same lease: the same terms, except for its end, which a renewal moves.
     pub fn same_lease(&self, other: &LeaseTerms) -> bool {
         LeaseTerms { expires_at_ms: other.expires_at_ms, ..*self } == *other

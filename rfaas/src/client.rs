@@ -1,0 +1,126 @@
+//! A client: acquires leases, through a resource manager or straight from the executor managers of a list.
+
+use std::fmt;
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::sync::Arc;
+
+use rfaas_config::{ExecutorsDatabase, OpenDevice};
+use rfaas_protocol::lease::{ClientName, MAX_CLIENT_NAME_BYTES};
+
+use crate::error::{Error, Result};
+use crate::executor_manager::Candidate;
+use crate::grantor::{Grantor, Source};
+use crate::held_lease::HeldLease;
+use crate::lease::Lease;
+use crate::request::LeaseRequest;
+use crate::resource_manager::ResourceManager;
+
+/// Name that leases are billed under unless the client has one.
+const ANONYMOUS: &str = "anonymous";
+
+/// Leases cores: through a resource manager, or straight from the executor managers of a list. Several threads may use it.
+///
+/// A process that is forked while there is a client neither uses nor ends what is its parent's: every call there is
+/// [`Error::Forked`], also of leases and executors. It connects a client of its own.
+///
+/// ```no_run
+/// use rfaas::{Client, Devices, LeaseRequest};
+///
+/// # fn example() -> rfaas::Result<()> {
+/// let devices = Devices::load("config/devices.json")?;
+/// let client = Client::connect(devices.open("shm0")?, "127.0.0.1:10000")?;
+/// let lease = client.lease(LeaseRequest::new(2, 512))?; // 2 cores, 512 MB
+/// println!("{} cores on {} until {:?}", lease.cores(), lease.node(), lease.expires_at());
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct Client {
+    grantor: Arc<Grantor>,
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut out = f.debug_struct("Client");
+        out.field("name", self.grantor.name()).field("device", &self.grantor.device().device);
+        match self.grantor.source() {
+            Source::Manager(manager) => out.field("resource_manager", &manager.addresses()),
+            Source::Database(entries) => out.field("executor_managers", &entries.len()),
+        };
+        out.finish()
+    }
+}
+
+impl Client {
+    /// Connects to the resource manager at `address` (`host:port`), anonymously. If the host has several addresses, all are tried.
+    pub fn connect(device: OpenDevice, address: impl ToSocketAddrs + fmt::Debug) -> Result<Self> {
+        Self::connect_as(device, address, ANONYMOUS)
+    }
+
+    /// Connects to the resource manager at `address` (`host:port`); leases are billed to `name`,
+    /// which has at most 64 bytes.
+    pub fn connect_as(
+        device: OpenDevice,
+        address: impl ToSocketAddrs + fmt::Debug,
+        name: &str,
+    ) -> Result<Self> {
+        let name = client_name(name)?;
+        let manager = ResourceManager::connect(&device, resolve(address)?)?;
+        Ok(Client::new(device, name, Source::Manager(Box::new(manager))))
+    }
+
+    /// Without a resource manager: leases are taken at the executor managers of `database`, in
+    /// order, which must run without one too. Nothing is connected yet.
+    pub fn with_executors(device: OpenDevice, database: ExecutorsDatabase) -> Result<Self> {
+        let name = client_name(ANONYMOUS)?;
+        Ok(Client::new(device, name, Source::Database(database.executors)))
+    }
+
+    fn new(device: OpenDevice, name: ClientName, source: Source) -> Self {
+        Client { grantor: Arc::new(Grantor::new(device, name, source)) }
+    }
+
+    /// Leases cores of some node. Without a resource manager the node is chosen when the lease is
+    /// deployed: the first of those with enough cores and memory that takes it.
+    pub fn lease(&self, request: LeaseRequest) -> Result<Lease> {
+        self.take(self.grantor.lease(&request)?, &request)
+    }
+
+    fn take(&self, candidates: Vec<Candidate>, request: &LeaseRequest) -> Result<Lease> {
+        let grantor = Arc::clone(&self.grantor);
+        HeldLease::new(grantor, candidates, request.timeout).map(Lease::from_inner)
+    }
+
+    /// Leases cores of up to `max_nodes` nodes, which together have what `request` asks for: one lease
+    /// for each, memory divided in proportion to their cores. All are granted or none; from then on each
+    /// has a life of its own. One node is preferred to several.
+    ///
+    /// ```no_run
+    /// # fn example(client: &rfaas::Client) -> rfaas::Result<()> {
+    /// let request = rfaas::LeaseRequest::new(64, 4096).max_nodes(4);
+    /// let mut executors = Vec::new();
+    /// for lease in client.lease_many(request)? {
+    ///     println!("{} cores on {}", lease.cores(), lease.node());
+    ///     executors.push(lease.deploy("libfunctions.so")?);
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn lease_many(&self, request: LeaseRequest) -> Result<Vec<Lease>> {
+        let parts = self.grantor.lease_many(&request)?;
+        parts.into_iter().map(|candidates| self.take(candidates, &request)).collect()
+    }
+}
+
+fn client_name(name: &str) -> Result<ClientName> {
+    const { assert!(MAX_CLIENT_NAME_BYTES == 64) }; // as the next line says
+    ClientName::new(name).ok_or(Error::Invalid("the name of a client has at most 64 bytes"))
+}
+
+/// Returns the addresses that `address` stands for, at least one.
+fn resolve(address: impl ToSocketAddrs + fmt::Debug) -> Result<Vec<SocketAddr>> {
+    let failed = |reason: String| Error::Address { address: format!("{address:?}"), reason };
+    let found: Vec<SocketAddr> =
+        address.to_socket_addrs().map_err(|error| failed(error.to_string()))?.collect();
+    if found.is_empty() { Err(failed("the name has no address".into())) } else { Ok(found) }
+}

@@ -1,0 +1,299 @@
+//! A deployed lease as an application has it: makes functions and buffers, and invokes.
+//!
+//! Elsewhere: the process behind it (`deployed`), calls in place (`in_place`), going on elsewhere (`failover`), what
+//! happens between a call and its result (`rfaas_call`).
+
+use std::fmt;
+use std::sync::Arc;
+
+use rfaas_call::caller::{Call, Failure, Submitted};
+use rfaas_protocol::lease::{EndReason, LeaseId};
+use rfaas_protocol::node::Bill;
+
+use crate::buffer::{Input, Output};
+use crate::cause::Cause;
+use crate::deployed::{DeployedExecutor, Function};
+use crate::deployment::{Deployment, Phases};
+use crate::error::{Error, Result};
+use crate::failover::Failover;
+use crate::in_place::InPlaceCall;
+use crate::lease::Lease;
+use crate::pending::{Failed, Pending};
+
+/// A leased, deployed executor: a process on another node that has the library loaded, with one worker for each leased
+/// core.
+///
+/// A call past its time limit costs its worker. The next call that finds nothing in flight, or no worker left, starts a
+/// new process first, as [`restart`](Self::restart) does. A process that a function has crashed or ended is not
+/// replaced unasked: calls say how it ended.
+///
+/// Dropping it ends the process and, if no [`Lease`] handle is left, gives the lease back without waiting for the bill.
+/// Invocations that are still in flight then fail.
+///
+/// ```no_run
+/// # fn example(lease: &rfaas::Lease) -> rfaas::Result<()> {
+/// let mut executor = lease.deploy("target/release/libfunctions.so")?;
+/// let function = executor.function("empty")?; // echoes its input
+/// let (mut input, mut output) = (executor.input(5)?, executor.output(64)?);
+/// input.write(0, b"hello")?;
+/// let bytes = executor.invoke(&function, &input, &mut output)?;
+/// assert_eq!(output.to_vec(..bytes)?, b"hello");
+/// # Ok(())
+/// # }
+/// ```
+pub struct Executor {
+    inner: DeployedExecutor,
+}
+
+impl fmt::Debug for Executor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut out = f.debug_struct("Executor");
+        out.field("node", &self.node()).field("lease", &self.lease_id().get());
+        out.field("workers", &self.workers()).field("functions", &self.functions().len());
+        out.field("running", &!self.inner.is_stopped()).finish()
+    }
+}
+
+impl Executor {
+    pub(crate) fn new(inner: DeployedExecutor) -> Self {
+        Executor { inner }
+    }
+
+    /// Returns the number of worker threads, one for each leased core.
+    pub fn workers(&self) -> usize {
+        usize::from(self.inner.lease().cores())
+    }
+
+    /// Returns the names of the functions in the library, sorted.
+    pub fn functions(&self) -> &[String] {
+        self.inner.functions()
+    }
+
+    /// Returns how long the parts of the deployment took, or of the last restart.
+    pub fn phases(&self) -> &Phases {
+        self.inner.phases()
+    }
+
+    /// Returns what it was deployed with.
+    pub fn deployment(&self) -> &Deployment {
+        &self.inner.specification().deployment
+    }
+
+    /// Returns the number of the lease.
+    pub fn lease_id(&self) -> LeaseId {
+        self.inner.lease_id()
+    }
+
+    /// Returns the name of the node.
+    pub fn node(&self) -> &str {
+        self.inner.lease().node()
+    }
+
+    /// Returns a handle of the lease: to deploy it again after this executor has crashed and was dropped, or to ask
+    /// when it ends. While a handle lives, dropping the executor does not give the lease back.
+    pub fn lease(&self) -> Lease {
+        Lease::from_inner(Arc::clone(self.inner.lease()))
+    }
+
+    /// Finds the function called `name`.
+    pub fn function(&self, name: &str) -> Result<Function> {
+        self.inner.function(name)
+    }
+
+    /// Allocates memory for an input of `bytes` bytes, registered, zeroed, 64-byte aligned.
+    pub fn input(&self, bytes: usize) -> Result<Input> {
+        let specification = self.inner.specification();
+        Input::allocate(&specification.domain, specification.origin, bytes)
+    }
+
+    /// Allocates memory for an output of up to `bytes` bytes, registered, zeroed, 64-byte aligned.
+    pub fn output(&self, bytes: usize) -> Result<Output> {
+        let specification = self.inner.specification();
+        Output::allocate(&specification.domain, specification.origin, bytes)
+    }
+
+    /// Calls `function` with `input` on a worker that has the least to do, and blocks until its result is in `output`.
+    /// Returns the bytes of output.
+    ///
+    /// With asynchronous invocations in all slots it first waits for one of them.
+    ///
+    /// Input and output are borrowed until the result is there, so neither can be changed meanwhile.
+    // Not inlined into applications: the path below is compiled here, once and as a whole.
+    pub fn invoke(
+        &mut self,
+        function: &Function,
+        input: &Input,
+        output: &mut Output,
+    ) -> Result<usize> {
+        self.inner.invoke(function, input, output)
+    }
+
+    /// Calls `function` once for each of `inputs`, each time on the worker that has the least to do, so that all
+    /// workers are at work. Blocks until all results are in `outputs`, of which there are as many. Returns the bytes of
+    /// each output.
+    ///
+    /// If calls fail, the error is that of the first in the list; nothing is in flight any more then.
+    ///
+    /// ```no_run
+    /// # fn example(executor: &mut rfaas::Executor, parts: &[Vec<u8>]) -> rfaas::Result<()> {
+    /// let function = executor.function("sum")?;
+    /// let (mut inputs, mut outputs) = (Vec::new(), Vec::new());
+    /// for part in parts {
+    ///     let mut input = executor.input(part.len())?;
+    ///     input.write(0, part)?;
+    ///     inputs.push(input);
+    ///     outputs.push(executor.output(8)?);
+    /// }
+    /// let sizes = executor.invoke_all(&function, &inputs, &mut outputs)?;
+    /// for (output, bytes) in outputs.iter().zip(sizes) {
+    ///     println!("{:?}", output.to_vec(..bytes)?);
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn invoke_all(
+        &mut self,
+        function: &Function,
+        inputs: &[Input],
+        outputs: &mut [Output],
+    ) -> Result<Vec<usize>> {
+        if inputs.len() != outputs.len() {
+            return Err(Error::Invalid("there are as many outputs as inputs"));
+        }
+        let calls: Vec<Call<'_>> = inputs
+            .iter()
+            .zip(outputs.iter())
+            .map(|(input, output)| self.inner.check(function, input, output))
+            .collect::<Result<_>>()?;
+        let mut outcomes = Vec::with_capacity(calls.len());
+        let posted = self.inner.replacing(|caller| caller.call_all(&calls, &mut outcomes));
+        // All are read, also after an error: reading a failed one takes its output from its worker.
+        let mut sizes = Ok(Vec::with_capacity(outcomes.len()));
+        for (outcome, output) in outcomes.into_iter().zip(outputs) {
+            match (self.inner.finish(outcome, output), &mut sizes) {
+                (Ok(bytes), Ok(sizes)) => sizes.push(bytes),
+                (Err(error), Ok(_)) => sizes = Err(error),
+                (_, Err(_)) => {}
+            }
+        }
+        let sizes = sizes?;
+        posted.map(|()| sizes)
+    }
+
+    /// Starts a call of `function` on a worker that has the least to do and returns at once, unless workers were lost
+    /// and the executor is replaced first. The buffers come back with the result, or with the error:
+    /// [`Error::AllSlotsBusy`] if each slot of each worker has an invocation in flight.
+    ///
+    /// ```no_run
+    /// # fn prepare() {}
+    /// # fn example(executor: &mut rfaas::Executor) -> rfaas::Result<()> {
+    /// let function = executor.function("empty")?;
+    /// let (input, output) = (executor.input(64)?, executor.output(64)?);
+    /// let pending = executor.submit(&function, input, output)?;
+    /// prepare(); // the next one, while this one runs
+    /// let completed = pending.wait()?; // or `pending.await?`
+    /// println!("{:?}", completed.output.to_vec(..completed.bytes)?);
+    /// let (input, output) = (completed.input, completed.output); // to be used again
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn submit(
+        &mut self,
+        function: &Function,
+        input: Input,
+        output: Output,
+    ) -> Result<Pending, Failed> {
+        let submitted = self
+            .inner
+            .check(function, &input, &output)
+            .and_then(|call| self.inner.replacing(|caller| Submitted::submit(caller, &call)));
+        match submitted {
+            Ok(submitted) => {
+                let origin = input.origin;
+                Ok(Pending::new(submitted.owning((input.buffer, output.buffer)), origin))
+            }
+            Err(error) => Err(Failed { error, input, output }),
+        }
+    }
+
+    /// Calls `function` as [`invoke`](Self::invoke) does, and again if executor, node or lease is lost: on a new
+    /// process, on the same lease if that still lives, else on a new one like it of the same client. So the function
+    /// may run more than once. Buffers and functions stay valid; [`lease`](Self::lease) and [`node`](Self::node) are
+    /// then the new ones. It also moves, before anything fails, when the end of the lease was announced and nothing is
+    /// in flight.
+    ///
+    /// It goes on until `failover_timeout` after the first loss; then the error is that of the last try. What the
+    /// function does itself is an error at once: that it crashed, ended the process, returned too much, or ran past its
+    /// time limit, which it would elsewhere too, at the caller's cost. An executor that was killed is replaced once in
+    /// a call.
+    ///
+    /// ```no_run
+    /// # fn example(executor: &mut rfaas::Executor) -> rfaas::Result<()> {
+    /// let function = executor.function("sum")?;
+    /// let (input, mut output) = (executor.input(1024)?, executor.output(8)?);
+    /// let bytes = executor.invoke_idempotent(&function, &input, &mut output)?;
+    /// println!("{:?}, from {}", output.to_vec(..bytes)?, executor.node());
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn invoke_idempotent(
+        &mut self,
+        function: &Function,
+        input: &Input,
+        output: &mut Output,
+    ) -> Result<usize> {
+        Failover { executor: &mut self.inner, function, input, output }.invoke()
+    }
+
+    /// Begins a call of `function` in place, with `input_bytes` bytes of input, on a worker that has the least to do:
+    /// [`Error::AllSlotsBusy`] if each slot of each has an invocation in flight. Unlike [`invoke`](Self::invoke), whose
+    /// input and output are copied, it costs the same at any size. On a network device, where memory cannot be shared,
+    /// it costs as much as `invoke`.
+    ///
+    /// It borrows the executor until call and result are dropped. A loop reuses them
+    /// ([`InPlaceResult::again`](crate::InPlaceResult::again)).
+    ///
+    /// ```no_run
+    /// # fn example(executor: &mut rfaas::Executor, frames: &[Vec<u8>]) -> rfaas::Result<()> {
+    /// let function = executor.function("detect")?;
+    /// let mut call = executor.in_place(&function, 16 << 20)?;
+    /// for frame in frames {
+    ///     call.write(0, frame)?; // or render it there, through `as_mut_ptr`
+    ///     let result = call.invoke()?;
+    ///     println!("{:?}", result.to_vec(..result.len().min(100))?);
+    ///     call = result.again(16 << 20)?;
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    /// Nothing else can be called meanwhile:
+    ///
+    /// ```compile_fail,E0499
+    /// # fn example(executor: &mut rfaas::Executor) -> rfaas::Result<()> {
+    /// let function = executor.function("detect")?;
+    /// let first = executor.in_place(&function, 64)?;
+    /// let second = executor.in_place(&function, 64)?; // error: `first` borrows the executor
+    /// first.invoke()?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn in_place(&mut self, function: &Function, input_bytes: usize) -> Result<InPlaceCall<'_>> {
+        InPlaceCall::begin(&mut self.inner, function, input_bytes)
+    }
+
+    /// Ends the executor process, whatever its functions do, and starts a new one with the same library on the same
+    /// lease. Buffers and functions stay valid; what the library kept in memory is gone. Invocations in flight fail
+    /// with [`Error::WorkerLost`].
+    ///
+    /// After an error there is no process; the next call, or another restart, tries again.
+    pub fn restart(&mut self) -> Result<()> {
+        self.inner.restart()
+    }
+
+    /// Gives the lease back and waits for its bill; the executor process is then gone.
+    pub fn release(self) -> Result<Bill> {
+        let bill = self.inner.lease().release()?;
+        self.inner.caller().close(Failure::Ended(Cause::LeaseEnded(EndReason::Released)));
+        bill.ok_or(Error::ExecutorGone)
+    }
+}

@@ -1,0 +1,111 @@
+//! Who grants the leases of a client, and what all of them share.
+
+use std::time::Duration;
+
+use rdmalib::ForkMark;
+use rfaas_config::{ExecutorEntry, OpenDevice};
+use rfaas_protocol::lease::{ClientName, Token, Unusable};
+
+use crate::database;
+use crate::error::{Error, Result};
+use crate::executor_manager::Candidate;
+use crate::keepalive::Keepalive;
+use crate::request::LeaseRequest;
+use crate::resource_manager::ResourceManager;
+
+/// Where leases come from.
+pub(crate) enum Source {
+    /// A resource manager grants them.
+    Manager(Box<ResourceManager>),
+    /// Nobody grants them: an executor manager without a resource manager takes whoever comes.
+    Database(Vec<ExecutorEntry>),
+}
+
+/// What a client and its leases share.
+pub(crate) struct Grantor {
+    device: OpenDevice,
+    name: ClientName,
+    source: Source,
+    keepalive: Keepalive,
+    /// The process that has it and all that is made with it. A child that inherits them has neither.
+    process: ForkMark,
+}
+
+impl Grantor {
+    pub(crate) fn new(device: OpenDevice, name: ClientName, source: Source) -> Self {
+        let process = ForkMark::new();
+        Grantor { device, name, source, keepalive: Keepalive::default(), process }
+    }
+
+    /// Fails in a child that has inherited it.
+    pub(crate) fn check_process(&self) -> Result<()> {
+        Ok(self.process.check()?)
+    }
+
+    pub(crate) fn device(&self) -> &OpenDevice {
+        &self.device
+    }
+
+    pub(crate) fn name(&self) -> &ClientName {
+        &self.name
+    }
+
+    pub(crate) fn source(&self) -> &Source {
+        &self.source
+    }
+
+    pub(crate) fn keepalive(&self) -> &Keepalive {
+        &self.keepalive
+    }
+
+    /// Asks for a lease on one node. Returns where it may be claimed.
+    pub(crate) fn lease(&self, request: &LeaseRequest) -> Result<Vec<Candidate>> {
+        self.check_process()?;
+        request.validate()?;
+        if request.max_nodes > 1 {
+            return Err(Error::Invalid("a lease is of one node: use `lease_many` for several"));
+        }
+        match &self.source {
+            Source::Manager(manager) => manager.lease(&self.device, request, self.name),
+            Source::Database(entries) => database::lease(entries, request, self.name),
+        }
+    }
+
+    /// Asks for leases on several nodes. Returns where each may be claimed.
+    pub(crate) fn lease_many(&self, request: &LeaseRequest) -> Result<Vec<Vec<Candidate>>> {
+        self.check_process()?;
+        request.validate()?;
+        match &self.source {
+            Source::Manager(manager) => {
+                let granted = manager.lease(&self.device, request, self.name)?;
+                Ok(granted.into_iter().map(|candidate| vec![candidate]).collect())
+            }
+            Source::Database(entries) => database::divide(entries, request, self.name),
+        }
+    }
+
+    /// Gives back a lease that was not claimed.
+    pub(crate) fn give_back(&self, token: Token) {
+        if let Source::Manager(manager) = &self.source {
+            manager.give_back(token);
+        }
+    }
+
+    /// Exchanges the lease of `token`, which could not be used, for one like it on another node; `None` if nobody
+    /// grants one.
+    pub(crate) fn replace(&self, token: Token, because: Unusable) -> Option<Candidate> {
+        let Source::Manager(manager) = &self.source else { return None };
+        manager
+            .replace(&self.device, token, because)
+            .inspect_err(|error| tracing::debug!(%error, "no lease elsewhere"))
+            .ok()
+    }
+
+    /// Returns a token of the same lease until `timeout` from now, if it would end before.
+    pub(crate) fn renew(&self, token: Token, timeout: Duration) -> Result<Token> {
+        match &self.source {
+            Source::Manager(manager) => manager.renew(&self.device, token, timeout),
+            Source::Database(_) => Ok(database::renew(token, timeout)),
+        }
+    }
+}

@@ -1,0 +1,265 @@
+//! A lease as its handles and its executor hold it together.
+//!
+//! ```text
+//!   granted ──deploy──▶ claimed (connected to its executor manager) ──release, expiry, …──▶ over
+//!      │  ▲└renew                 ▲└renew
+//!      └──release, drop──▶ over (the resource manager is told)
+//! ```
+//! The last of them to be dropped gives it back, there and then.
+//!
+//! Elsewhere: its stages, claiming it, telling its end (`lease_handle`), what an application sees (`lease`).
+
+use std::mem;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use rfaas_config::OpenDevice;
+use rfaas_protocol::lease::{EndReason, LeaseId, LeaseTerms, Token, Unusable};
+use rfaas_protocol::node::Bill;
+
+use crate::cause::Cause;
+use crate::error::{Error, Result};
+use crate::executor_manager::{Candidate, Ending};
+use crate::grantor::Grantor;
+use crate::lease_handle::{LeaseHandle, LeaseState, Stage};
+use crate::request::LeaseRequest;
+
+/// Longest wait for an executor manager to take a renewal.
+const RENEW_TIMEOUT: Duration = Duration::from_secs(5);
+/// Longest wait for a bill: the manager stops the executor within half a second.
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The lease.
+pub(crate) struct HeldLease {
+    grantor: Arc<Grantor>,
+    cores: u16,
+    /// In MB.
+    memory: u32,
+    /// The time that was asked for.
+    timeout: Duration,
+    /// Renewals move it.
+    expires_at: Mutex<SystemTime>,
+    /// Known from the grant on if there is a resource manager.
+    granted: Option<LeaseId>,
+    first_node: String,
+    /// Its number and node, once it was claimed.
+    claimed: OnceLock<(LeaseId, String)>,
+    handle: Arc<LeaseHandle>,
+}
+
+impl HeldLease {
+    pub(crate) fn new(
+        grantor: Arc<Grantor>,
+        candidates: Vec<Candidate>,
+        timeout: Duration,
+    ) -> Result<Arc<Self>> {
+        let first = candidates.first().ok_or(Error::Invalid("a lease is for some node"))?;
+        let terms = &first.token.terms;
+        Ok(Arc::new(HeldLease {
+            cores: u16::try_from(terms.cores.get())
+                .map_err(|_| Error::Invalid("a lease has at most 65535 cores"))?,
+            memory: terms.memory.get(),
+            timeout,
+            expires_at: Mutex::new(end_of(&first.token)),
+            granted: terms.id(),
+            first_node: first.node.clone(),
+            claimed: OnceLock::new(),
+            handle: Arc::new(LeaseHandle::new(candidates)),
+            grantor,
+        }))
+    }
+
+    pub(crate) fn expires_at(&self) -> SystemTime {
+        *self.expires_at.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns its end, once that is announced or has come.
+    pub(crate) fn ending(&self) -> Option<Ending> {
+        self.check_process().ok()?;
+        self.handle.ending()
+    }
+
+    pub(crate) fn memory(&self) -> u32 {
+        self.memory
+    }
+
+    /// Fails in a child that has inherited it. To be asked before a lock is taken, which a thread may hold that the
+    /// child does not have.
+    pub(crate) fn check_process(&self) -> Result<()> {
+        Ok(self.grantor.check_process()?)
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, LeaseState> {
+        self.handle.lock()
+    }
+
+    /// Returns what outlives it: for what is not to keep the lease.
+    pub(crate) fn handle(&self) -> &Arc<LeaseHandle> {
+        &self.handle
+    }
+
+    pub(crate) fn device(&self) -> &OpenDevice {
+        self.grantor.device()
+    }
+
+    pub(crate) fn cores(&self) -> u16 {
+        self.cores
+    }
+
+    pub(crate) fn id(&self) -> Option<LeaseId> {
+        self.claimed.get().map(|(id, _)| *id).or(self.granted)
+    }
+
+    pub(crate) fn node(&self) -> &str {
+        self.claimed.get().map_or(&self.first_node, |(_, node)| node)
+    }
+
+    /// Notes that it was claimed as `id` at `node`. A lease is claimed once and stays so.
+    pub(crate) fn claimed(&self, id: LeaseId, node: &str) {
+        self.claimed.set((id, node.to_owned())).ok();
+    }
+
+    /// Notes that its executor was dropped.
+    pub(crate) fn undeployed(&self) {
+        self.lock().undeployed();
+    }
+
+    pub(crate) fn release(&self) -> Result<Option<Bill>> {
+        self.check_process()?;
+        self.handle.tell_nobody();
+        let mut state = self.lock();
+        match mem::replace(&mut state.stage, Stage::Over(EndReason::Released)) {
+            Stage::Granted(candidates) => {
+                self.give_back(&candidates);
+                Ok(None)
+            }
+            Stage::Claimed(mut manager) => {
+                let bill = manager.release(RELEASE_TIMEOUT);
+                if let Some(Cause::LeaseEnded(reason)) = manager.over() {
+                    state.stage = Stage::Over(reason);
+                }
+                Ok(Some(bill?))
+            }
+            Stage::Over(reason) => {
+                state.stage = Stage::Over(reason);
+                Err(Error::LeaseEnded { reason })
+            }
+        }
+    }
+
+    /// Acquires another lease like this one, of the same client. Where there is a choice, its own node is asked last.
+    pub(crate) fn another(&self) -> Result<Arc<HeldLease>> {
+        let request = LeaseRequest::new(self.cores.into(), self.memory).timeout(self.timeout);
+        let candidates = self.grantor.lease(&request)?;
+        let lease = HeldLease::new(Arc::clone(&self.grantor), candidates, self.timeout)?;
+        if let Stage::Granted(candidates) = &mut lease.lock().stage {
+            candidates.sort_by_key(|candidate| candidate.node == self.node());
+        }
+        Ok(lease)
+    }
+
+    /// Whether it is claimed, and will be for a while as far as is known.
+    pub(crate) fn lives(&self) -> bool {
+        match &mut self.lock().stage {
+            Stage::Claimed(manager) => {
+                manager.poll();
+                manager.over().is_none() && manager.ending().is_none()
+            }
+            Stage::Granted(_) | Stage::Over(_) => false,
+        }
+    }
+
+    pub(crate) fn renew(&self, timeout: Duration) -> Result<SystemTime> {
+        if timeout < Duration::from_millis(1) {
+            return Err(Error::Invalid("a lease is renewed for at least one millisecond"));
+        }
+        let token = match &self.lock().stage {
+            Stage::Granted(candidates) => candidates.first().map(|candidate| candidate.token),
+            Stage::Claimed(manager) => match manager.over() {
+                Some(cause) => return Err(cause.into()),
+                None => Some(*manager.token()),
+            },
+            Stage::Over(reason) => return Err(Error::LeaseEnded { reason: *reason }),
+        };
+        let token = token.ok_or(Error::Invalid("a lease is for some node"))?;
+        // Without the lock: the executor manager waits for signs of life meanwhile.
+        let renewed = self.grantor.renew(token, timeout)?;
+        let mut state = self.lock();
+        let end = match &mut state.stage {
+            Stage::Granted(candidates) => {
+                for candidate in candidates {
+                    // There is one, or they are unsigned and differ in the node's name only.
+                    let end = renewed.terms.expires_at_ms;
+                    candidate.token = match self.granted {
+                        Some(_) => renewed,
+                        None => {
+                            let terms = candidate.token.terms;
+                            Token::unsigned(LeaseTerms { expires_at_ms: end, ..terms })
+                        }
+                    };
+                }
+                end_of(&renewed)
+            }
+            Stage::Claimed(manager) => manager.renew(renewed, Instant::now() + RENEW_TIMEOUT)?,
+            Stage::Over(reason) => return Err(Error::LeaseEnded { reason: *reason }),
+        };
+        *self.expires_at.lock().unwrap_or_else(PoisonError::into_inner) = end;
+        Ok(end)
+    }
+
+    /// Has the keepalive thread poll the lease, which was just claimed.
+    pub(crate) fn keep_alive(&self, state: &mut LeaseState) {
+        let Some(manager) = state.manager() else { return };
+        if let Err(error) = self.grantor.keepalive().watch(&self.handle, manager) {
+            // Calls and waits still give signs of life; an idle application does not.
+            tracing::error!(%error, "no thread speaks for this lease: it may be taken for dead");
+        }
+    }
+
+    /// Treats it as lost: gives it back as far as that is possible without waiting.
+    pub(crate) fn give_up(&self) {
+        let mut state = self.lock();
+        if let Stage::Claimed(manager) = &mut state.stage {
+            let reason = match (manager.over(), manager.ending()) {
+                (Some(Cause::LeaseEnded(reason)), _) | (_, Some(Ending { reason, .. })) => reason,
+                _ => EndReason::NodeLost,
+            };
+            manager.release_without_bill();
+            state.stage = Stage::Over(reason);
+        }
+    }
+
+    /// Exchanges it for a lease like it on another node, if there is one and a resource manager to grant it.
+    pub(crate) fn replace(&self, candidates: &[Candidate], because: Unusable) -> Option<Candidate> {
+        let (Some(_), [candidate, ..]) = (self.granted, candidates) else { return None };
+        self.grantor.replace(candidate.token, because)
+    }
+
+    /// Tells the resource manager, if there is one, that the lease is not needed.
+    fn give_back(&self, candidates: &[Candidate]) {
+        if let (Some(_), [candidate, ..]) = (self.granted, candidates) {
+            self.grantor.give_back(candidate.token);
+        }
+    }
+}
+
+impl Drop for HeldLease {
+    /// Gives the lease back: this was its last holder.
+    fn drop(&mut self) {
+        if self.check_process().is_err() {
+            return; // the parent has it still
+        }
+        self.handle.tell_nobody();
+        let stage = mem::replace(&mut self.lock().stage, Stage::Over(EndReason::Released));
+        match stage {
+            Stage::Granted(candidates) => self.give_back(&candidates),
+            Stage::Claimed(mut manager) => manager.release_without_bill(),
+            Stage::Over(_) => {}
+        }
+    }
+}
+
+/// When the lease of `token` ends.
+fn end_of(token: &Token) -> SystemTime {
+    UNIX_EPOCH + Duration::from_millis(token.terms.expires_at_ms.get())
+}

@@ -1,0 +1,100 @@
+//! What an application asks for.
+
+use std::time::Duration;
+
+use crate::error::{Error, Result};
+
+/// What to lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LeaseRequest {
+    pub(crate) cores: u32,
+    pub(crate) memory: u32,
+    pub(crate) timeout: Duration,
+    pub(crate) max_nodes: u32,
+}
+
+impl LeaseRequest {
+    /// `cores` cores, one worker each, and `memory` MB for all together, for an hour, on one node.
+    pub fn new(cores: u32, memory: u32) -> Self {
+        LeaseRequest { cores, memory, timeout: Duration::from_secs(3600), max_nodes: 1 }
+    }
+
+    /// For `timeout` from the grant on, at least a millisecond.
+    #[must_use]
+    pub fn timeout(self, timeout: Duration) -> Self {
+        LeaseRequest { timeout, ..self }
+    }
+
+    /// On up to `max_nodes` nodes, at least one, with a lease on each; for
+    /// [`Client::lease_many`](crate::Client::lease_many).
+    #[must_use]
+    pub fn max_nodes(self, max_nodes: u32) -> Self {
+        LeaseRequest { max_nodes, ..self }
+    }
+
+    /// Checks what no manager could honour.
+    pub(crate) fn validate(&self) -> Result<()> {
+        if self.cores == 0 || self.memory == 0 || self.timeout < Duration::from_millis(1) {
+            return Err(Error::Invalid(
+                "a lease has at least one core, one MB of memory and one millisecond",
+            ));
+        }
+        if self.max_nodes == 0 {
+            return Err(Error::Invalid("a request is met on at least one node"));
+        }
+        Ok(())
+    }
+
+    /// The share of the memory that goes with `cores` of the cores, rounded up.
+    pub(crate) fn memory_of(&self, cores: u32) -> u32 {
+        let share = (u64::from(self.memory) * u64::from(cores)).div_ceil(self.cores.into());
+        u32::try_from(share).expect("at most the whole, if `cores` is")
+    }
+
+    /// How many of the cores `memory` is enough for.
+    pub(crate) fn cores_with(&self, memory: u32) -> u32 {
+        let cores = u64::from(memory) * u64::from(self.cores) / u64::from(self.memory);
+        u32::try_from(cores).unwrap_or(u32::MAX).min(self.cores)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_divided_in_proportion_and_rounded_up() {
+        let request = LeaseRequest::new(3, 100);
+        assert_eq!([1, 2, 3].map(|cores| request.memory_of(cores)), [34, 67, 100]);
+        assert_eq!(LeaseRequest::new(u32::MAX, u32::MAX).memory_of(u32::MAX), u32::MAX);
+    }
+
+    #[test]
+    fn memory_is_enough_for_the_cores_whose_share_it_holds_and_for_no_more() {
+        for (cores, memory) in [(3, 100), (7, 5), (1, 1), (u32::MAX, 1), (5, u32::MAX)] {
+            let request = LeaseRequest::new(cores, memory);
+            for has in [0, 1, 4, 33, 34, 66, 67, 99, 100, 101, u32::MAX] {
+                let enough = request.cores_with(has);
+                assert!(enough == 0 || request.memory_of(enough) <= has, "{request:?} {has}");
+                assert!(
+                    enough == cores || request.memory_of(enough + 1) > has,
+                    "{request:?} {has}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused() {
+        let good = LeaseRequest::new(1, 1);
+        assert!(good.validate().is_ok());
+        for bad in [
+            LeaseRequest::new(0, 1),
+            LeaseRequest::new(1, 0),
+            good.timeout(Duration::ZERO),
+            good.max_nodes(0),
+        ] {
+            assert!(matches!(bad.validate(), Err(Error::Invalid(_))), "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,312 @@
+//! The client's connection to the resource manager: asks for leases and for more time, gives back leases
+//! that were not used.
+//!
+//! * ONCE MORE - if the connection ends while a question is asked, the manager may be being started again:
+//!   it is waited for a while, and the question is asked once more on a new connection. That is safe: a
+//!   lease that was granted on a connection which ends, and that nobody claimed, ends with it, and a renewal
+//!   may be repeated.
+//! * KEYLESS - tokens are shown without their keys: whoever listens at the resource manager's address cannot claim a
+//!   lease with what it is told.
+//! * HOSTILE - numbers in an answer are checked; what was granted with impossible ones is given back.
+//!
+//! One question at a time: who asks holds the connection until the answer is there. A lease that is
+//! dropped meanwhile waits in the outbox; whoever lets go of the connection sends what is in there.
+
+use std::net::SocketAddr;
+use std::ops::RangeInclusive;
+use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rfaas_config::OpenDevice;
+use rfaas_protocol::channel::{Channel, ChannelError, Incoming};
+use rfaas_protocol::lease::{
+    self, ClientName, FromClient, LeaseGranted, LeaseRelease, LeaseRenew, LeaseReplace, ToClient,
+    Token, Unusable,
+};
+use rfaas_protocol::reach::reach;
+use rfaas_protocol::{Empty, Malformed, Role};
+
+use crate::error::{Error, Result};
+use crate::executor_manager::Candidate;
+use crate::request::LeaseRequest;
+
+const WHAT: &str = "the resource manager";
+/// Longest wait for a connection.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a manager that was there is tried to be reached again: one that is started again reads its
+/// state within a second.
+const RETURN_TIMEOUT: Duration = Duration::from_secs(3);
+/// Pauses between tries, doubling.
+const RETURN_PAUSES: RangeInclusive<Duration> =
+    Duration::from_millis(5)..=Duration::from_millis(200);
+/// Longest wait for an answer; a manager decides in microseconds.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The connection.
+pub(crate) struct ResourceManager {
+    /// All addresses of its name, at least one.
+    addresses: Vec<SocketAddr>,
+    conversation: Mutex<Conversation>,
+    /// Leases to give back.
+    outbox: Mutex<Vec<Token>>,
+}
+
+struct Conversation {
+    channel: Channel,
+    /// Number of the last question.
+    request: u32,
+}
+
+impl ResourceManager {
+    pub(crate) fn connect(device: &OpenDevice, addresses: Vec<SocketAddr>) -> Result<Self> {
+        let conversation = Conversation { channel: open(device, &addresses)?, request: 0 };
+        let (conversation, outbox) = (Mutex::new(conversation), Mutex::default());
+        Ok(ResourceManager { addresses, conversation, outbox })
+    }
+
+    /// Returns the addresses of the resource manager.
+    pub(crate) fn addresses(&self) -> &[SocketAddr] {
+        &self.addresses
+    }
+
+    /// Asks for leases that meet `request` together: one for each node, in order.
+    pub(crate) fn lease(
+        &self,
+        device: &OpenDevice,
+        request: &LeaseRequest,
+        client: ClientName,
+    ) -> Result<Vec<Candidate>> {
+        let granted = self.ask(device, request.max_nodes, |number| {
+            FromClient::Request(lease::LeaseRequest {
+                request: number.into(),
+                cores: request.cores.into(),
+                memory: request.memory.into(),
+                timeout_ms: wire_ms(request.timeout).into(),
+                max_nodes: request.max_nodes.into(),
+                client,
+            })
+        })?;
+        check(&granted, request)
+            .inspect_err(|_| granted.iter().for_each(|part| self.give_back(part.token)))?;
+        granted.iter().map(candidate).collect()
+    }
+
+    /// Asks for more time; returns the new token.
+    pub(crate) fn renew(
+        &self,
+        device: &OpenDevice,
+        token: Token,
+        timeout: Duration,
+    ) -> Result<Token> {
+        let granted = self.ask(device, 1, |number| {
+            let timeout_ms = wire_ms(timeout).into();
+            let token = token.without_key(); // KEYLESS
+            FromClient::Renew(LeaseRenew { request: number.into(), timeout_ms, token })
+        })?;
+        let renewed = granted.first().map(|granted| granted.token);
+        renewed
+            .filter(|renewed| renewed.terms.same_lease(&token.terms))
+            .map(|renewed| renewed.with_key_of(&token))
+            .ok_or(Malformed::Field("lease").into())
+    }
+
+    /// Asks for a lease like that of `token`, which could not be used, on another node. After an error that is as
+    /// before.
+    pub(crate) fn replace(
+        &self,
+        device: &OpenDevice,
+        token: Token,
+        because: Unusable,
+    ) -> Result<Candidate> {
+        let granted = self.ask(device, 1, |number| {
+            let token = token.without_key(); // KEYLESS
+            let because = because.to_wire();
+            FromClient::Replace(LeaseReplace { request: number.into(), token, because })
+        })?;
+        let replaced = granted.first().ok_or(Malformed::Field("part of an answer"))?;
+        let (old, new) = (&token.terms, &replaced.token.terms);
+        let alike = (new.cores, new.memory) == (old.cores, old.memory) && new.id().is_some();
+        if !alike {
+            self.give_back(replaced.token);
+            return Err(Malformed::Field("terms of another lease").into()); // HOSTILE
+        }
+        candidate(replaced)
+    }
+
+    /// ONCE MORE. Asks `question`, given its number; at most `most` leases answer it.
+    fn ask(
+        &self,
+        device: &OpenDevice,
+        most: u32,
+        question: impl Fn(u32) -> FromClient,
+    ) -> Result<Vec<LeaseGranted>> {
+        let mut conversation = self.lock();
+        let mut answer = conversation.ask(most, &question);
+        if let Err(Error::Connection { .. }) = answer {
+            conversation.channel = self.reach_again(device)?;
+            answer = conversation.ask(most, &question);
+        }
+        drop(conversation);
+        self.flush();
+        answer
+    }
+
+    /// ONCE MORE. A new connection, by [`RETURN_TIMEOUT`].
+    fn reach_again(&self, device: &OpenDevice) -> Result<Channel> {
+        let start = Instant::now();
+        let mut pause = *RETURN_PAUSES.start();
+        loop {
+            match open(device, &self.addresses) {
+                Err(error @ Error::Unreachable { .. }) => {
+                    if start.elapsed() + pause > RETURN_TIMEOUT {
+                        return Err(error);
+                    }
+                    tracing::debug!(%error, "the resource manager is tried again");
+                }
+                opened => return opened,
+            }
+            thread::sleep(pause);
+            pause = (2 * pause).min(*RETURN_PAUSES.end());
+        }
+    }
+
+    /// Gives back a lease that was not claimed. Does not wait.
+    pub(crate) fn give_back(&self, token: Token) {
+        self.outbox.lock().unwrap_or_else(PoisonError::into_inner).push(token);
+        self.flush();
+    }
+
+    /// Sends what is in the outbox, unless whoever has the connection does so afterwards.
+    fn flush(&self) {
+        loop {
+            let mut conversation = match self.conversation.try_lock() {
+                Ok(conversation) => conversation,
+                Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+                Err(TryLockError::WouldBlock) => return,
+            };
+            let tokens =
+                std::mem::take(&mut *self.outbox.lock().unwrap_or_else(PoisonError::into_inner));
+            if tokens.is_empty() {
+                return;
+            }
+            tokens.into_iter().for_each(|token| conversation.give_back(token));
+            // Once more: one that came since found the connection taken and left it to us.
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Conversation> {
+        self.conversation.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Conversation {
+    fn ask(
+        &mut self,
+        most: u32,
+        question: impl Fn(u32) -> FromClient,
+    ) -> Result<Vec<LeaseGranted>> {
+        self.request = self.request.wrapping_add(1);
+        let question = question(self.request);
+        let mut parts: Vec<LeaseGranted> = Vec::new();
+        let answer = self.channel.send(&question).map_err(failed);
+        let answer = answer.and_then(|()| self.take_answer(most, &mut parts));
+        if answer.is_err() && matches!(question, FromClient::Request(_) | FromClient::Replace(_)) {
+            parts.drain(..).for_each(|part| self.give_back(part.token));
+        }
+        answer.map(|()| parts)
+    }
+
+    /// Takes grants into `parts` until there are as many as they say there are.
+    fn take_answer(&mut self, most: u32, parts: &mut Vec<LeaseGranted>) -> Result<()> {
+        let start = Instant::now();
+        loop {
+            let left = ANSWER_TIMEOUT.saturating_sub(start.elapsed());
+            match self.channel.receive(left) {
+                Ok(Incoming::Message(ToClient::Granted(granted))) => {
+                    if granted.request.get() != self.request {
+                        // The answer to a question that was given up: nobody knows of this lease.
+                        self.give_back(granted.token);
+                        continue;
+                    }
+                    let (part, count) = (granted.part.get(), granted.parts.get());
+                    let expected = usize::from(part) == parts.len()
+                        && part < count
+                        && u32::from(count) <= most
+                        && parts.first().is_none_or(|first| first.parts == granted.parts);
+                    parts.push(granted);
+                    if !expected {
+                        return Err(Malformed::Field("part of an answer").into()); // HOSTILE
+                    }
+                    if parts.len() == usize::from(count) {
+                        return Ok(());
+                    }
+                }
+                Ok(Incoming::Message(ToClient::Refused(refused))) => {
+                    if refused.request.get() == self.request {
+                        let reason = refused.reason.get()?.to_owned();
+                        return Err(Error::LeaseRefused { reason });
+                    }
+                }
+                Ok(Incoming::Written { .. }) => return Err(Malformed::Field("message kind").into()),
+                Err(ChannelError::TimedOut { .. }) => {
+                    return Err(Error::NoAnswer { what: WHAT, after: ANSWER_TIMEOUT });
+                }
+                Err(source) => return Err(failed(source)),
+            }
+        }
+    }
+
+    fn give_back(&mut self, token: Token) {
+        let (lease, token) = (token.terms.lease.get(), token.without_key()); // KEYLESS
+        match self.channel.send(&FromClient::Release(LeaseRelease { token })) {
+            Ok(()) => tracing::debug!(lease, "lease given back"),
+            // An unclaimed lease ends with the connection, and at the latest when its time is over.
+            Err(error) => tracing::debug!(%error, lease, "lease not given back"),
+        }
+    }
+}
+
+/// Where a lease that was granted may be claimed.
+fn candidate(granted: &LeaseGranted) -> Result<Candidate> {
+    let LeaseGranted { manager, token, .. } = *granted;
+    let node = token.terms.node.get()?.to_owned();
+    Ok(Candidate { node, addresses: vec![manager.into()], token })
+}
+
+/// HOSTILE. Whether `parts` are leases, and together what was asked for.
+fn check(parts: &[LeaseGranted], request: &LeaseRequest) -> Result<(), Malformed> {
+    let mut cores = 0;
+    for terms in parts.iter().map(|part| &part.token.terms) {
+        terms.node.get()?;
+        terms.id().ok_or(Malformed::Field("lease"))?;
+        let part = u16::try_from(terms.cores.get()).map_err(|_| Malformed::Field("cores"))?;
+        if part == 0 || terms.memory.get() == 0 {
+            return Err(Malformed::Field("cores or memory"));
+        }
+        cores += u64::from(part);
+    }
+    if cores != u64::from(request.cores) {
+        return Err(Malformed::Field("sum of cores"));
+    }
+    Ok(())
+}
+
+fn failed(source: ChannelError) -> Error {
+    Error::Connection { what: WHAT, source }
+}
+
+fn wire_ms(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn open(device: &OpenDevice, addresses: &[SocketAddr]) -> Result<Channel> {
+    let from = device.device.ip_address();
+    let reached = reach(from, addresses, CONNECT_TIMEOUT, |address, limit| {
+        let mut channel = Channel::new(&device.device, device.entry.default_receive_buffer_size)?;
+        channel.expect_listener(device.trusted_user);
+        channel.connect(address, Role::Lease, &Empty {}, limit)?;
+        Ok(channel)
+    });
+    reached.map_err(|source| Error::unreachable(WHAT, addresses, source))
+}
