@@ -1,4 +1,4 @@
-//! What the benchmarks share: flags, warm-up, histogram, report.
+//! What the benchmarks share: flags, warm-up, statistics, report.
 //!
 //! ```text
 //!   flags + benchmark.json ──▶ Plan ──▶ a program's loop ──▶ Samples ──▶ Report: table, --json, CSV

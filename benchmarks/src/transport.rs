@@ -1,14 +1,14 @@
 //! The ping-pong below the function service: the writes of an invocation without what calls the function.
 //!
 //! ```text
-//!   us    payload ──write with immediate──▶ slot   peer: another process of this program
+//!   own   payload ──write with immediate──▶ slot   peer: another process of this program
 //!         output  ◀──write with immediate── slot
 //! ```
-//! The payload, its alignment, the flags and the two ways of waiting are those of an invocation, so that the
-//! difference between the two is what the service costs: its header, too. The peer sends the slot back without
-//! copying it: a function's work is not the transport's.
+//! The payload, its alignment, the flags and both ways of waiting are those of an invocation, so the difference between
+//! the two is the cost of the service, which includes its header. The peer sends the slot back without copying it,
+//! because the work of a function is not the transport's.
 //!
-//! * TOGETHER - the peer ends when the connection does, and is killed when its starter dies.
+//! The peer ends when the connection does, and is killed when its starter dies.
 
 use std::hint::spin_loop;
 use std::net::SocketAddr;
@@ -20,7 +20,7 @@ use rdmalib::{
     Access, CompletionQueue, Device, Domain, Flags, Operation, QueuePair, QueuePairConfig, Region,
     RemoteAddress, Source, Status, WorkCompletion, WorkRequest,
 };
-use rfaas_call::{Sharing, Spin};
+use rfaas_call::{Awaited, Backoff, Pause, Sharing, Spin};
 use rfaas_protocol::invocation::HEADER_SPACE;
 use testkit::program::{Failure, describe};
 
@@ -32,8 +32,8 @@ use crate::plan::Plan;
 const TIMEOUT: Duration = Duration::from_secs(60);
 /// Longest wait for the peer process to connect.
 const START_TIMEOUT: Duration = Duration::from_secs(20);
-/// Pause between two looks at whether the peer process still runs, while it starts.
-const LOOK_AGAIN: Duration = Duration::from_millis(50);
+/// Pause between two checks whether the peer process still runs, while it starts.
+const CHECK_AGAIN: Duration = Duration::from_millis(50);
 /// Posted receives: one message is under way at a time, the others are as many as a worker has to spare.
 const RECEIVES: u32 = 32;
 /// Completions taken from the queue at a time, as client and worker do it.
@@ -42,10 +42,6 @@ const BATCH: usize = 16;
 const SEND_DEPTH: u32 = 32;
 /// Every so many requests one is signalled, as the service does it to free its queue.
 const SIGNAL_EVERY: u32 = SEND_DEPTH / 2;
-/// Polls without a find before others get the core; as the client's blocking wait does it.
-const FREE_POLLS: u32 = 2048;
-const YIELD_EVERY: u32 = 64;
-const LOOK_EVERY: u32 = 1024;
 
 /// Why the ping-pong ended.
 #[derive(Debug, thiserror::Error)]
@@ -58,7 +54,7 @@ enum Broken {
     Rdma(#[from] rdmalib::Error),
 }
 
-/// Our side.
+/// The side that measures.
 #[derive(Debug)]
 pub struct Transport {
     link: Link, // first: its requests name the regions below
@@ -89,7 +85,7 @@ impl Transport {
 
         let start = Instant::now();
         let request = loop {
-            match listener.next(LOOK_AGAIN).map_err(later)? {
+            match listener.next(CHECK_AGAIN).map_err(later)? {
                 Some(request) => break request,
                 None if peer.has_ended() => return Err(Failure::later("the peer process ended")),
                 None if start.elapsed() > START_TIMEOUT => {
@@ -173,8 +169,8 @@ struct Link {
     /// Whether the other end needs the CPU that this one spins on.
     sharing: Sharing,
     sent: u32,
-    /// A message has used up a receive, which is posted again when the next is under way.
-    owes_receive: bool,
+    /// A message has used up a receive, which is posted again after the next message is sent.
+    receive_to_repost: bool,
     /// Room for the largest message that goes inline.
     inline: Vec<u8>,
 }
@@ -202,7 +198,7 @@ impl Link {
             spin: plan.spin(),
             sharing: Sharing::default(),
             sent: 0,
-            owes_receive: false,
+            receive_to_repost: false,
             inline: vec![0; max_inline_data as usize],
         })
     }
@@ -230,7 +226,7 @@ impl Link {
             operation: Operation::Write { source, to, immediate: Some(0) },
             flags,
         })?;
-        if std::mem::take(&mut self.owes_receive) {
+        if std::mem::take(&mut self.receive_to_repost) {
             self.queue_pair.post_receive(0, None)?;
         }
         Ok(())
@@ -239,13 +235,19 @@ impl Link {
     /// Waits for the peer's next message.
     #[inline]
     fn next(&mut self) -> Result<u32, Broken> {
-        let mut polls = 0u32;
-        let mut since = None;
+        let mut backoff = Backoff::new(self.spin, Awaited::Result);
+        let mut begun = None;
         loop {
             let taken = self.completions.poll(&mut self.batch);
             if taken == 0 {
-                polls = polls.wrapping_add(1);
-                self.pause(polls, &mut since)?;
+                match backoff.fruitless(self.sharing.is_likely()) {
+                    Pause::Spin => {
+                        self.completions.stay_awake();
+                        spin_loop();
+                    }
+                    Pause::Yield => std::thread::yield_now(),
+                    Pause::Look => self.look(&mut backoff, &mut begun)?,
+                }
                 continue;
             }
             let mut message = None;
@@ -257,54 +259,21 @@ impl Link {
                 }
             }
             if let Some(bytes) = message {
-                if self.yields(polls) {
-                    self.sharing.yielded();
-                } else if polls > 0 {
-                    self.sharing.spun();
-                }
-                self.owes_receive = true;
+                backoff.fruitful(self.sharing.is_likely(), &mut self.sharing);
+                self.receive_to_repost = true;
                 return Ok(bytes);
             }
         }
     }
 
-    /// Whether nothing but polling is done after so many polls that found nothing.
-    #[inline]
-    fn is_free(&self, polls: u32) -> bool {
-        polls < FREE_POLLS && !self.sharing.is_likely()
-    }
-
-    /// Whether the CPU is given away after so many.
-    #[inline]
-    fn yields(&self, polls: u32) -> bool {
-        let rounds = polls.is_multiple_of(YIELD_EVERY) && !polls.is_multiple_of(LOOK_EVERY);
-        !self.is_free(polls) && rounds
-    }
-
-    /// What happens between two polls, the `polls`th of which found nothing.
-    #[inline]
-    fn pause(&mut self, polls: u32, since: &mut Option<Instant>) -> Result<(), Broken> {
-        let looks =
-            self.spin == Spin::Never || (!self.is_free(polls) && polls.is_multiple_of(LOOK_EVERY));
-        if !looks {
-            if self.yields(polls) {
-                std::thread::yield_now();
-            } else {
-                self.completions.stay_awake();
-                spin_loop();
-            }
-            return Ok(());
-        }
-        let waited = since.get_or_insert_with(Instant::now).elapsed();
-        if waited > TIMEOUT {
+    /// Reads the clock, and sleeps if the time to spin is over. `begun` is when it was read first in this wait.
+    fn look(&mut self, backoff: &mut Backoff, begun: &mut Option<Instant>) -> Result<(), Broken> {
+        let now = Instant::now();
+        if now.duration_since(*begun.get_or_insert(now)) > TIMEOUT {
             return Err(Broken::Silent);
         }
-        let sleeps = match self.spin {
-            Spin::Always => false,
-            Spin::Never => true,
-            Spin::For(time) => waited >= time,
-        };
-        if sleeps {
+        if backoff.looked(now) {
+            backoff.sleeps();
             self.completions.wait(Some(TIMEOUT))?;
         }
         Ok(())
