@@ -20,9 +20,10 @@ use rdmalib::{
     Access, CompletionQueue, Device, Domain, Flags, Operation, QueuePair, QueuePairConfig, Region,
     RemoteAddress, Source, Status, WorkCompletion, WorkRequest,
 };
+use rfaas::describe;
 use rfaas_call::{Awaited, Backoff, Pause, Sharing, Spin};
+use rfaas_program::Failure;
 use rfaas_protocol::invocation::HEADER_SPACE;
-use testkit::program::{Failure, describe};
 
 use crate::machine::{End, settle_down};
 use crate::peer::{Peer, die_with_the_starter};
