@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use rfaas::{Executor, Function, InPlaceCall, InPlaceResult};
-use testkit::program::Failure;
+use rfaas_program::Failure;
 
 use crate::pattern;
 use crate::service::Known;

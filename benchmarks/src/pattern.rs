@@ -3,7 +3,7 @@
 //! Every repetition stamps its number over the start of the payload (and the end, where both fit), which is
 //! cheap at any size; the whole payload is compared once a run.
 
-use testkit::program::Failure;
+use rfaas_program::Failure;
 
 /// Bytes of a stamp.
 const STAMP_BYTES: usize = 8;

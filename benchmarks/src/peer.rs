@@ -6,7 +6,7 @@ use std::process::{Child, Command};
 
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
-use testkit::program::Failure;
+use rfaas_program::Failure;
 
 /// A process, which does not outlive this value.
 #[derive(Debug)]

@@ -1,8 +1,9 @@
 //! What a run does: the configuration file, overridden by flags, on an open device.
 
 use rfaas::Spin;
+use rfaas::describe;
 use rfaas_config::{BenchmarkConfig, Devices, OpenDevice};
-use testkit::program::{Failure, describe};
+use rfaas_program::Failure;
 
 use crate::cli::Measure;
 

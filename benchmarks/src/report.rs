@@ -5,8 +5,8 @@ use std::io::{BufWriter, Write};
 use std::path::Path;
 
 use rfaas::Bill;
+use rfaas_program::{Failure, print};
 use serde_json::{Map, Value, json};
-use testkit::program::{Failure, print};
 
 use crate::machine::Machine;
 use crate::plan::Plan;

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use rfaas::{Client, Deployment, Executor, Input, LeaseRequest, Output};
 use rfaas_config::ExecutorsDatabase;
+use rfaas_program::Failure;
 use testkit::Binaries;
-use testkit::program::Failure;
 
 use crate::cli::Service;
 use crate::pattern;

@@ -2,8 +2,8 @@
 
 use std::fmt;
 
+use rfaas_program::Failure;
 use serde::Serialize;
-use testkit::program::Failure;
 
 use crate::effort::Effort;
 use benchmarks::samples::Samples;

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use testkit::program::Failure;
+use rfaas_program::Failure;
 
 use crate::effort::Effort;
 use benchmarks::pattern;

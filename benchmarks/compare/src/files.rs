@@ -4,8 +4,8 @@ use std::fs;
 use std::path::Path;
 
 use rdmalib::Provider;
+use rfaas_program::Failure;
 use serde_json::{Value, json};
-use testkit::program::Failure;
 
 use crate::contender::Id;
 use crate::ratios::Ratio;

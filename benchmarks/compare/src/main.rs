@@ -6,9 +6,10 @@ use std::process::ExitCode;
 use clap::{Parser, value_parser};
 use compare::files::{self, Told};
 use compare::{Effort, Role, Settings, plots, ratios, table};
+use rfaas::describe;
 use rfaas_config::Devices;
+use rfaas_program::{self as program, Failure};
 use testkit::interrupt::stop_clusters_on_signals;
-use testkit::program::{self, Failure, describe};
 
 /// Compares, on this machine and in one run: what the machine can do at most, this project's transport and function
 /// service, and what else there is. It starts everything that it needs, and leaves out what is not installed.
@@ -43,7 +44,7 @@ struct Cli {
 }
 
 fn main() -> ExitCode {
-    program::run(|cli: &Cli| cli.verbose, run)
+    program::run(|cli: &Cli| program::level(cli.verbose), run)
 }
 
 fn run(cli: Cli) -> Result<(), Failure> {
@@ -55,7 +56,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
     if let Some(directory) = &cli.output_dir {
         files::make(directory)?; // before minutes of measuring
     }
-    stop_clusters_on_signals(None).map_err(Failure::later)?;
+    let _signals = stop_clusters_on_signals(None).map_err(Failure::later)?;
     let (effort, payloads) = match cli.quick {
         true => (Effort::QUICK, compare::QUICK_PAYLOADS.to_vec()),
         false => (Effort::FULL, compare::PAYLOADS.to_vec()),

@@ -4,11 +4,12 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use rfaas::describe;
 use rfaas::{
     Client, Deployment, Executor, Function, InPlaceCall, InPlaceResult, Lease, LeaseRequest,
 };
 use rfaas_config::{DeviceEntry, Devices};
-use testkit::program::{Failure, describe};
+use rfaas_program::Failure;
 use testkit::{LocalCluster, Options, TestDevices};
 
 use crate::PAYLOADS;

@@ -8,7 +8,7 @@ use plotters::coord::Shift;
 use plotters::coord::ranged1d::{Ranged, ValueFormatter};
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
-use testkit::program::Failure;
+use rfaas_program::Failure;
 
 use crate::contender::{Id, Kind};
 use crate::files::{Told, unwritable};

@@ -5,7 +5,7 @@ use std::thread;
 
 use rdmalib::Provider;
 use rfaas_config::Devices;
-use testkit::program::Failure;
+use rfaas_program::Failure;
 
 use crate::contender::{Contender, NotMeasured};
 use crate::effort::Effort;

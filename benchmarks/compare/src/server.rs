@@ -12,7 +12,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::process::{Command, Stdio};
 
 use clap::ValueEnum;
-use testkit::program::Failure;
+use rfaas_program::Failure;
 
 use crate::{floors, peers};
 use benchmarks::machine::{End, settle_down};

@@ -9,7 +9,7 @@ use benchmarks::service::{self, Buffers};
 use benchmarks::{Measure, Plan, Report, Samples, Service};
 use clap::{Parser, value_parser};
 use rfaas::Client;
-use testkit::program::{self, Failure};
+use rfaas_program::{self as program, Failure};
 
 /// Measures cold starts: each repetition leases cores, deploys the library, calls the function once on each core
 /// and releases the lease.
@@ -36,7 +36,7 @@ const ORDER: [&str; 7] =
     ["lease", "connect", "submit", "spawn_connect", "initialize", "execute", "total"];
 
 fn main() -> ExitCode {
-    program::run(|cli: &Cli| cli.measure.verbose, run)
+    program::run(|cli: &Cli| program::level(cli.measure.verbose), run)
 }
 
 fn run(cli: Cli) -> Result<(), Failure> {

@@ -5,10 +5,11 @@ use std::time::{Duration, Instant};
 
 use benchmarks::machine::Machine;
 use clap::{Parser, value_parser};
+use rfaas::describe;
+use rfaas_program::{self as program, Failure};
 use serde_json::json;
 use testkit::interrupt::stop_clusters_on_signals;
 use testkit::procfs::Stat;
-use testkit::program::{self, Failure, describe};
 use testkit::{LocalCluster, Options};
 
 /// Measures what an idle cluster costs: starts one on this machine and prints how much of a core its managers
@@ -31,11 +32,11 @@ struct Cli {
 }
 
 fn main() -> ExitCode {
-    program::run(|cli: &Cli| cli.verbose, run)
+    program::run(|cli: &Cli| program::level(cli.verbose), run)
 }
 
 fn run(cli: Cli) -> Result<(), Failure> {
-    stop_clusters_on_signals(None).map_err(Failure::later)?;
+    let _signals = stop_clusters_on_signals(None).map_err(Failure::later)?;
     let options = Options { rdma_sleep: !cli.poll, ..Options::default() };
     let mut cluster =
         LocalCluster::start(options).map_err(|error| Failure::later(describe(&error)))?;

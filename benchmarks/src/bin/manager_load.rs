@@ -20,7 +20,9 @@ use benchmarks::machine::Machine;
 use benchmarks::samples::{Samples, Statistics};
 use clap::{Parser, value_parser};
 use rdmalib::Device;
+use rfaas::describe;
 use rfaas_config::ClusterSecret;
+use rfaas_program::{self as program, Failure};
 use rfaas_protocol::channel::{Channel, ChannelError, Incoming};
 use rfaas_protocol::lease::{
     ClientName, EndReason, FromClient, LeaseGranted, LeaseRequest, NodeName, ToClient,
@@ -34,7 +36,6 @@ use serde_json::{Value, json};
 use testkit::http::Http;
 use testkit::interrupt::stop_clusters_on_signals;
 use testkit::procfs::Stat;
-use testkit::program::{self, Failure, describe};
 use testkit::{LocalCluster, Options};
 
 /// Longest wait for anything.
@@ -84,11 +85,11 @@ struct Row {
 }
 
 fn main() -> ExitCode {
-    program::run(|cli: &Cli| cli.verbose, run)
+    program::run(|cli: &Cli| program::level(cli.verbose), run)
 }
 
 fn run(cli: Cli) -> Result<(), Failure> {
-    stop_clusters_on_signals(None).map_err(Failure::later)?;
+    let _signals = stop_clusters_on_signals(None).map_err(Failure::later)?;
     let rows = [measure(&cli, false)?, measure(&cli, true)?];
     let Cli { nodes, clients, seconds, .. } = cli;
     if cli.json {

@@ -8,7 +8,7 @@ use benchmarks::report::write_csv;
 use benchmarks::service::{self, Buffers};
 use benchmarks::{Measure, Plan, Report, Samples, Service};
 use clap::Parser;
-use testkit::program::{self, Failure};
+use rfaas_program::{self as program, Failure};
 
 /// Measures invocations on several cores at once: each repetition calls the function on every worker and waits for
 /// all results.
@@ -25,7 +25,7 @@ struct Cli {
 }
 
 fn main() -> ExitCode {
-    program::run(|cli: &Cli| cli.measure.verbose, run)
+    program::run(|cli: &Cli| program::level(cli.measure.verbose), run)
 }
 
 fn run(cli: Cli) -> Result<(), Failure> {

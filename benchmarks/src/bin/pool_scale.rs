@@ -18,12 +18,12 @@ use clap::{Parser, value_parser};
 use resource_manager::pool::{
     Action, Ask, Capacity, EndReport, Grant, LinkId, NodeSpec, Now, Pool, Run,
 };
+use rfaas_program::{self as program, Failure};
 use rfaas_protocol::lease::EndReason;
 use rfaas_protocol::node::Bill;
 use serde::Serialize;
 use serde_json::json;
 use testkit::procfs::Stat;
-use testkit::program::{self, Failure};
 
 const CORES: u32 = 16;
 const MEMORY: u32 = 16 * 4096;
@@ -72,7 +72,7 @@ struct Row {
 }
 
 fn main() -> ExitCode {
-    program::run(|cli: &Cli| cli.verbose, run)
+    program::run(|cli: &Cli| program::level(cli.verbose), run)
 }
 
 fn run(cli: Cli) -> Result<(), Failure> {

@@ -9,7 +9,7 @@ use benchmarks::report::write_csv;
 use benchmarks::transport::{self, Transport};
 use benchmarks::{Measure, Plan, Report, Samples, pattern};
 use clap::Parser;
-use testkit::program::{self, Failure};
+use rfaas_program::{self as program, Failure};
 
 /// Measures the transport alone: writes with immediate data to another process and back, on the same device,
 /// with the same buffers and the same way of waiting as an invocation. It starts that process itself.
@@ -24,7 +24,7 @@ struct Cli {
 }
 
 fn main() -> ExitCode {
-    program::run(|cli: &Cli| cli.measure.verbose, run)
+    program::run(|cli: &Cli| program::level(cli.measure.verbose), run)
 }
 
 fn run(cli: Cli) -> Result<(), Failure> {

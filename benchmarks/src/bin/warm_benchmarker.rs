@@ -10,7 +10,7 @@ use benchmarks::service::{self, Buffers, Known};
 use benchmarks::{Measure, Plan, Report, Samples, Service, pattern};
 use clap::Parser;
 use rfaas::{Executor, Function};
-use testkit::program::{self, Failure};
+use rfaas_program::{self as program, Failure};
 
 /// How many bytes of the last output are shown, as in the tutorial.
 const SHOWN_BYTES: usize = 100;
@@ -31,7 +31,7 @@ struct Cli {
 }
 
 fn main() -> ExitCode {
-    program::run(|cli: &Cli| cli.measure.verbose, run)
+    program::run(|cli: &Cli| program::level(cli.measure.verbose), run)
 }
 
 fn run(cli: Cli) -> Result<(), Failure> {

@@ -2,6 +2,7 @@
 //!
 //! Elsewhere: making the thumbnail (`function.rs`, which is what runs on the core).
 
+use std::env;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -10,8 +11,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use rfaas::{Client, Deployment, LeaseRequest, Spin};
 use rfaas_config::{BenchmarkConfig, Devices, ExecutorsDatabase};
-use testkit::Binaries;
-use testkit::program::{self, Failure};
+use rfaas_program::{self as program, Failure};
 use thumbnailer::MAX_THUMBNAIL_BYTES;
 
 /// Makes a thumbnail of a JPEG or PNG image on a leased core.
@@ -45,7 +45,7 @@ struct Cli {
 }
 
 fn main() -> ExitCode {
-    program::run(|cli: &Cli| cli.verbose, run)
+    program::run(|cli: &Cli| program::level(cli.verbose), run)
 }
 
 fn run(cli: Cli) -> Result<(), Failure> {
@@ -78,7 +78,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
 fn make(cli: &Cli, image: &[u8]) -> Result<Vec<u8>, Failure> {
     let library = match &cli.functions {
         Some(file) => file.clone(),
-        None => Binaries::beside_this_program().library("thumbnailer").map_err(Failure::input)?,
+        None => env::current_exe().map_err(Failure::later)?.with_file_name("libthumbnailer.so"),
     };
     let settings = BenchmarkConfig::load(&cli.config)?;
     let spin = Spin::from_hot_timeout_ms(settings.benchmark.hot_timeout).unwrap_or(Spin::Never);

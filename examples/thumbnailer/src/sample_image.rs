@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
-use testkit::program::{self, Failure};
+use rfaas_program::{self as program, Failure};
 use thumbnailer::sample;
 
 /// Writes a JPEG image as large as a photograph, always the same.
@@ -23,7 +23,7 @@ struct Cli {
 }
 
 fn main() -> ExitCode {
-    program::run(|_: &Cli| false, run)
+    program::run(|_: &Cli| program::level(false), run)
 }
 
 fn run(cli: Cli) -> Result<(), Failure> {

@@ -87,6 +87,11 @@ impl fmt::Display for Failure {
     }
 }
 
+/// The level of a program that is no server: warnings and worse or, with `verbose`, everything down to debug.
+pub fn level(verbose: bool) -> &'static str {
+    if verbose { "debug" } else { "warn" }
+}
+
 /// Runs a program: starts its log, parses its command line, and reports how it ended. `level` is what it
 /// logs unless `RUST_LOG` says otherwise.
 pub fn run<C: Parser>(

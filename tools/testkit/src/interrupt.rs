@@ -50,9 +50,24 @@ pub(crate) fn stopped(directory: &Path) {
     clusters().remove(directory);
 }
 
+/// The end of a program whose clusters signals stop. To be dropped last: where a signal is ending the process, that does
+/// not return, because the program's own end would come before that of its managers, and its failure is only that they
+/// are being stopped.
+#[derive(Debug)]
+#[must_use = "the program is to end after its managers"]
+pub struct EndAfterClusters(());
+
+impl Drop for EndAfterClusters {
+    fn drop(&mut self) {
+        while ENDING.load(Ordering::Acquire) {
+            std::thread::park();
+        }
+    }
+}
+
 /// From now on SIGINT, SIGTERM and SIGHUP stop the clusters of this process and then end it, with `status` or, without
-/// one, as a shell tells that signal (128 and its number).
-pub fn stop_clusters_on_signals(status: Option<i32>) -> io::Result<()> {
+/// one, with the status that a shell has for that signal (128 and its number).
+pub fn stop_clusters_on_signals(status: Option<i32>) -> io::Result<EndAfterClusters> {
     // Handlers, not a blocked mask that is waited on: programs that are started would inherit the mask.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
     let mut signals = {
@@ -89,15 +104,8 @@ pub fn stop_clusters_on_signals(status: Option<i32>) -> io::Result<()> {
         drop(stopping); // it is not waited for
         std::process::exit(status);
     };
-    std::thread::Builder::new().name("signals".into()).spawn(watch).map(drop)
-}
-
-/// Does not return if a signal is ending this process: the program's own end would come before that of its managers,
-/// and what it failed of is only that they are being stopped.
-pub(crate) fn leave_the_end_to_the_signal() {
-    while ENDING.load(Ordering::Acquire) {
-        std::thread::park();
-    }
+    std::thread::Builder::new().name("signals".into()).spawn(watch)?;
+    Ok(EndAfterClusters(()))
 }
 
 /// Whether all managers stopped when told to.

@@ -5,7 +5,6 @@
 //! | --- | --- |
 //! | a cluster | [`cluster`], [`process`], [`procfs`], [`http`], [`interrupt`], [`binaries`], [`test_devices`] |
 //! | tests alone | [`run`], [`wait`], [`service`], [`functions`], [`waiting`], [`leftovers`] |
-//! | programs | [`program`] |
 //!
 //! What is for tests alone panics where a test fails.
 //!
@@ -20,7 +19,6 @@ pub mod interrupt;
 pub mod leftovers;
 pub mod process;
 pub mod procfs;
-pub mod program;
 pub mod run;
 pub mod service;
 mod settings;

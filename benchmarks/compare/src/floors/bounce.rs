@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::yield_now;
 
-use testkit::program::Failure;
+use rfaas_program::Failure;
 
 use crate::contender::{Contender, Id, NotMeasured, Round};
 use crate::echo::{Echo, measure};

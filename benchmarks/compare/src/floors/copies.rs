@@ -2,7 +2,7 @@
 
 use std::hint::black_box;
 
-use testkit::program::Failure;
+use rfaas_program::Failure;
 
 use crate::PAYLOADS;
 use crate::contender::{Contender, Id, NotMeasured, Round};

@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use std::process::Stdio;
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use testkit::program::Failure;
+use rfaas_program::Failure;
 
 use crate::contender::{Contender, Id, NotMeasured, Round};
 use crate::echo::{Echo, measure};

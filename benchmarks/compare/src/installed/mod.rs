@@ -15,7 +15,7 @@ use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use testkit::program::Failure;
+use rfaas_program::Failure;
 
 use super::contender::NotMeasured;
 use super::server::os;

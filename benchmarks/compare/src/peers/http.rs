@@ -13,7 +13,7 @@ use http_body_util::{BodyExt, Full};
 use hyper::Request;
 use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper_util::rt::TokioIo;
-use testkit::program::Failure;
+use rfaas_program::Failure;
 use tokio::runtime::Runtime;
 
 use crate::PAYLOADS;

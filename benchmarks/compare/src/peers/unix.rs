@@ -4,7 +4,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 
-use testkit::program::Failure;
+use rfaas_program::Failure;
 
 use crate::PAYLOADS;
 use crate::contender::{Contender, Id, NotMeasured, Round};

@@ -5,9 +5,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
+use rfaas::describe;
 use rfaas_config::shell;
+use rfaas_program::{self as program, Failure};
 use testkit::interrupt::stop_clusters_on_signals;
-use testkit::program::{self, Failure, describe};
 use testkit::{Binaries, LocalCluster, Options};
 
 /// Runs a resource manager and an executor manager on this machine until Ctrl-C.
@@ -35,11 +36,11 @@ struct Cli {
 }
 
 fn main() -> ExitCode {
-    program::run(|cli: &Cli| cli.verbose, run)
+    program::run(|cli: &Cli| program::level(cli.verbose), run)
 }
 
 fn run(cli: Cli) -> Result<(), Failure> {
-    stop_clusters_on_signals(Some(0)).map_err(Failure::later)?;
+    let _signals = stop_clusters_on_signals(Some(0)).map_err(Failure::later)?;
     let options = Options {
         cores: cli.cores,
         memory: cli.memory,

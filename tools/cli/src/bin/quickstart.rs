@@ -7,11 +7,12 @@ use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use clap::Parser;
+use rfaas::describe;
 use rfaas::{Deployment, LeaseRequest};
 use rfaas_config::shell;
+use rfaas_program::{self as program, Failure};
 use serde_json::{Value, json};
 use testkit::interrupt::stop_clusters_on_signals;
-use testkit::program::{self, Failure, describe};
 use testkit::{Binaries, LocalCluster, Options};
 
 /// Calls of `empty` while the worker spins, and while it sleeps between them.
@@ -43,11 +44,11 @@ struct Cli {
 }
 
 fn main() -> ExitCode {
-    program::run(|cli: &Cli| cli.verbose, run)
+    program::run(|cli: &Cli| program::level(cli.verbose), run)
 }
 
 fn run(cli: Cli) -> Result<(), Failure> {
-    stop_clusters_on_signals(None).map_err(Failure::later)?;
+    let _signals = stop_clusters_on_signals(None).map_err(Failure::later)?;
     let binaries = Binaries::beside_this_program();
     let output = cli.output.clone().unwrap_or_else(|| binaries.directory().join("thumbnail.jpg"));
     let options = Options { binaries: binaries.clone(), ..Options::default() };

@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
-use testkit::program::{self, Failure, describe};
+use rfaas::describe;
+use rfaas_program::{self as program, Failure};
 
 /// Writes the device database of this machine: its active RDMA devices, or the embedded device "shm0" if
 /// there are none.
@@ -28,7 +29,7 @@ struct Cli {
 }
 
 fn main() -> ExitCode {
-    program::run(|cli: &Cli| cli.verbose, generate)
+    program::run(|cli: &Cli| program::level(cli.verbose), generate)
 }
 
 fn generate(cli: Cli) -> Result<(), Failure> {

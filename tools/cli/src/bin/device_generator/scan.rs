@@ -72,7 +72,7 @@ fn inline_limit(entry: &DeviceEntry) -> u32 {
     match asking.open() {
         Ok(open) => open.device.limits().max_inline_data,
         Err(error) => {
-            tracing::warn!("inline data is left off: {}", crate::program::describe(&error));
+            tracing::warn!("inline data is left off: {}", rfaas::describe(&error));
             0
         }
     }
