@@ -6,7 +6,7 @@
 //!                                                            └─▶ held back, in order ──helper thread──▲
 //! ```
 //! [`QueuePair::inject`](crate::QueuePair::inject) puts a script before one queue pair, and the variable
-//! [`VARIABLE`] one before every queue pair of a process. It works above the providers, so on each alike.
+//! [`VARIABLE`] one before every queue pair of a process. It works above the providers, and so alike on each.
 //! * REPEATABLE - which fault a request has follows from the script, the request's number and its length
 //!   alone, not from time or threads. Requests that were refused (a full queue) have no number.
 //! * ORDER - a reliable connection keeps order: what is posted behind a request that is held back is held
@@ -18,10 +18,9 @@
 //! programs do when the *other program* did not say something, said it twice, or said nonsense, and
 //! when it was late or went away.
 //!
-//! Elsewhere: carrying faults out (`lane`), requests that outlive the call that posted them (`owned`).
+//! Elsewhere: carrying faults out (`lane`).
 
 mod lane;
-mod owned;
 
 use std::collections::BTreeMap;
 use std::env;
@@ -29,7 +28,7 @@ use std::str::FromStr;
 use std::sync::OnceLock;
 use std::time::Duration;
 
-pub(crate) use lane::Faulty;
+pub(crate) use lane::{Faulty, Request};
 
 /// Environment variable with a script for every queue pair of the process, each with a stream of its
 /// own; see [`Script::from_str`].

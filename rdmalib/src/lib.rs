@@ -10,36 +10,38 @@
 //!     └──▶ Listener ──▶ ConnectRequest
 //! ```
 //! The crate knows nothing of leases or functions; nothing above it knows devices.
+//!
+//! Inside there are four layers, and each imports only those above it in this list:
+//! * `types`: plain types, which all others speak in
+//! * `contract`: what a provider's objects guarantee
+//! * `providers`: `shm` (the embedded device: shared memory of one host) and `verbs` (RDMA devices), and
+//!   the one enum over them
+//! * `facade`: the objects of the picture
+//!
+//! `process`, `events`, `waiting` and `sync` serve all of them; `faults` stands between facade and
+//! providers.
 
-pub mod completion;
-pub mod connection;
-mod debug;
-pub mod device;
-pub mod error;
+mod contract;
 mod events;
+mod facade;
 #[cfg(feature = "faults")]
 pub mod faults;
-pub mod memory;
-pub mod process;
-pub mod queue_pair;
-mod shm;
+mod process;
+mod providers;
 mod sync;
-mod verbs;
+mod types;
 mod waiting;
 
-pub use {
-    completion::{CompletionQueue, Notify, Opcode, Status, Waker, WorkCompletion},
-    connection::{
-        ConnectRequest, Listener, MAX_ACCEPT_DATA, MAX_CONNECT_DATA, MAX_REJECT_DATA, PrivateData,
-    },
-    device::{Device, DeviceSpec, Limits, Provider},
-    error::{Error, Result},
-    memory::{Access, Domain, Region, RemoteAddress, RemoteMapping, Slice},
-    process::ForkMark,
-    queue_pair::{
-        Flags, Operation, QueuePair, QueuePairConfig, ReceiveQueue, RnrRetry, SendQueue, Source,
-        State, WorkRequest,
-    },
-    shm::{limit_peers, refuse_descriptors},
-    waiting::{Peer, WaitingList},
+pub use facade::{
+    CompletionQueue, ConnectRequest, Device, Domain, Listener, Operation, QueuePair, ReceiveQueue,
+    Region, RemoteMapping, SendQueue, Slice, Source, Waker, WorkRequest,
 };
+pub use process::ForkMark;
+pub use providers::shm::{limit_peers, refuse_descriptors};
+pub use types::work;
+pub use types::{
+    Access, Capabilities, DeviceSpec, Error, Flags, Limits, MAX_ACCEPT_DATA, MAX_CONNECT_DATA,
+    MAX_REJECT_DATA, Notify, Opcode, Peer, PrivateData, Provider, QueuePairConfig, RemoteAddress,
+    Result, RnrRetry, State, Status, WorkCompletion,
+};
+pub use waiting::WaitingList;

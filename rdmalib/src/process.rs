@@ -20,8 +20,8 @@ use std::sync::OnceLock;
 
 use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap_anonymous};
 
-use crate::error::{Error, Result};
 use crate::sync::{AtomicU32, Ordering};
+use crate::types::{Error, Result};
 
 /// Bytes of the page; the kernel rounds up to its own.
 const PAGE_BYTES: NonZeroUsize = NonZeroUsize::new(4096).expect("it is not zero");
@@ -160,6 +160,12 @@ impl<T> Drop for Owned<T> {
             unsafe { ManuallyDrop::drop(&mut self.value) };
         }
     }
+}
+
+/// Returns a number that nothing else in this process has: for queue pairs, whatever their provider.
+pub(crate) fn next_number() -> u32 {
+    static NEXT_NUMBER: AtomicU32 = AtomicU32::new(1);
+    NEXT_NUMBER.fetch_add(1, Ordering::Relaxed)
 }
 
 #[cfg(test)]

@@ -11,19 +11,8 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::Hash;
-use std::net::IpAddr;
 
-/// Who is at the other end, as far as the device knows and the peer cannot choose.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[non_exhaustive]
-pub enum Peer {
-    /// Processes of this user of this machine (embedded device): the kernel says so.
-    User(u32),
-    /// Whoever has this address of the RDMA network.
-    Address(IpAddr),
-    /// The device does not know.
-    Unknown,
-}
+use crate::types::Peer;
 
 /// Those that wait, in the order in which they came.
 #[derive(Debug)]

@@ -9,7 +9,7 @@
 //! it takes the arrival. In place of a large payload, an arrival carries the words that its owner
 //! needs to help with copying.
 //!
-//! The word with the sequence number is stored last, with Release, and loaded with Acquire: whoever
+//! PUBLISH: the word with the sequence number is stored last, with Release, and loaded with Acquire: whoever
 //! sees an arrival sees its payload.
 
 use crate::sync::{AtomicU64, Ordering};
@@ -48,7 +48,7 @@ impl Head {
     /// Reads that of the arrival in `entry`.
     #[inline]
     pub(crate) fn read(entry: &[AtomicU64]) -> Head {
-        Head(entry[0].load(Ordering::Acquire)) // payload before sequence number
+        Head(entry[0].load(Ordering::Acquire)) // PUBLISH
     }
 
     #[inline]
@@ -69,7 +69,7 @@ impl Arrival {
         }
         entry[1].store(u64::from(self.bytes) << 32 | u64::from(tag), Ordering::Relaxed);
         let head = u64::from(sequence) << 32 | u64::from(self.immediate);
-        entry[0].store(head, Ordering::Release); // payload before sequence number
+        entry[0].store(head, Ordering::Release); // PUBLISH
     }
 
     /// Reads the arrival in `entry`, whose head is `head`. The values are the peer's and may be lies.

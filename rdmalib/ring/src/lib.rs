@@ -21,11 +21,13 @@
 //!
 //! The two ends may live in different processes and do not trust each other: everything shared is a
 //! 64-bit atomic, indices are masked, each side keeps its own counters and reads a word once.
+//! * PUBLISH (`arrival`): the sequence number is stored after the payload, with Release: a completion
+//!   that is seen has its bytes.
 //! * POST: `POSTED` is stored with Release in `post` and loaded with Acquire in `may_push`: a peer that
 //!   sees the count sees the receive.
-//! * RING WAKE: `arm` stores, fences, then reads the arrivals; `push` stores an arrival, fences, then
+//! * WAKE: `arm` stores, fences, then reads the arrivals; `push` stores an arrival, fences, then
 //!   reads `ARMED`. Both fences are SeqCst, so at least one of the two sees the other.
-//! * AWAKE: for an owner that spins, `push` omits the fence of RING WAKE, which waits until the arrival
+//! * AWAKE: for an owner that spins, `push` omits the fence of WAKE, which waits until the arrival
 //!   has left the processor. An owner that sleeps after all clears `AWAKE` first, and its next sleep is
 //!   short: every arrival of a peer that had not seen the change is there at its end.
 //!
@@ -317,7 +319,7 @@ impl<W: Words> ArrivalTaker<W> {
     /// sleeps.
     pub fn arm(&self, arm: Arm) {
         self.words.words()[ARMED].store(arm as u64, Ordering::Relaxed);
-        fence(Ordering::SeqCst); // RING WAKE
+        fence(Ordering::SeqCst); // WAKE
     }
 }
 
@@ -458,7 +460,7 @@ impl<W: Words> ArrivalPusher<W> {
     /// Whether the owner sleeps on what was pushed last; true once for each sleep.
     #[inline]
     fn is_to_be_woken(&self, solicited: bool) -> bool {
-        fence(Ordering::SeqCst); // RING WAKE
+        fence(Ordering::SeqCst); // WAKE
         let word = &self.words.words()[ARMED];
         let armed = word.load(Ordering::Relaxed);
         if armed == Arm::Any as u64 || (armed == Arm::Solicited as u64 && solicited) {

@@ -13,11 +13,48 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::SigSet;
 
-use super::owned::OwnedRequest;
 use super::{Fault, MAX_DELAY, Script};
-use crate::error::Result;
-use crate::memory::{RemoteAddress, Slice};
-use crate::queue_pair::{Flags, Operation, SendQueue, Source, State, WorkRequest};
+use crate::contract::SendQueue as _;
+use crate::providers::{AnyRegion, AnySendQueue, each};
+use crate::types::work::{Operation, Slice, Source, WorkRequest};
+use crate::types::{Flags, RemoteAddress, Result, State};
+
+/// A request on memory that it can share.
+pub(crate) type Request<'a> = WorkRequest<&'a Arc<AnyRegion>, &'a [u8]>;
+
+/// A request that outlives the call that posted it: regions stay registered, inline data is copied.
+type OwnedRequest = WorkRequest<Arc<AnyRegion>, Box<[u8]>>;
+
+fn owned(request: &Request<'_>) -> OwnedRequest {
+    request.map(|region| (*region).clone(), |bytes| (*bytes).into())
+}
+
+/// The provider's send queue behind the script.
+#[derive(Debug)]
+struct Plain(AnySendQueue);
+
+impl Plain {
+    fn number(&self) -> u32 {
+        each!(&self.0, send => send.number())
+    }
+
+    fn state(&self) -> State {
+        each!(&self.0, send => send.state())
+    }
+
+    fn disconnect(&mut self) {
+        each!(&mut self.0, send => send.disconnect());
+    }
+
+    fn check_room(&self, ahead: u32) -> Result<()> {
+        each!(&self.0, send => send.check_room(ahead))
+    }
+
+    fn post(&mut self, request: &Request<'_>) -> Result<()> {
+        let request = request.map(|region| &***region, |bytes| *bytes);
+        each!(&mut self.0, send => send.post(&request))
+    }
+}
 
 /// A send queue behind a script.
 #[derive(Debug)]
@@ -34,7 +71,7 @@ type SharedLane = Arc<Mutex<Option<Lane>>>;
 /// The way to the peer.
 #[derive(Debug)]
 struct Lane {
-    send: SendQueue,
+    send: Plain,
     held: VecDeque<Held>,
     /// A helper thread hands out what is held.
     helped: bool,
@@ -63,8 +100,8 @@ impl Faulty {
     }
 
     /// Puts `send` behind the script.
-    pub(crate) fn fill(&mut self, send: SendQueue) {
-        *lock(&self.lane) = Some(Lane { send, held: VecDeque::new(), helped: false });
+    pub(crate) fn fill(&mut self, send: AnySendQueue) {
+        *lock(&self.lane) = Some(Lane { send: Plain(send), held: VecDeque::new(), helped: false });
     }
 
     /// Begins with another script. What is held back stays so.
@@ -74,8 +111,8 @@ impl Faulty {
     }
 
     /// Lets `f` use the send queue itself.
-    pub(crate) fn with<R>(&self, f: impl FnOnce(&mut SendQueue) -> R) -> R {
-        self.with_lane(|lane| f(&mut lane.send))
+    pub(crate) fn with<R>(&self, f: impl FnOnce(&mut AnySendQueue) -> R) -> R {
+        self.with_lane(|lane| f(&mut lane.send.0))
     }
 
     fn with_lane<R>(&self, f: impl FnOnce(&mut Lane) -> R) -> R {
@@ -90,9 +127,9 @@ impl Faulty {
         });
     }
 
-    pub(crate) fn post(&mut self, request: &WorkRequest<'_>) -> Result<()> {
-        let source = source(&request.operation);
-        let fault = source.and_then(|source| self.script.fault(self.taken, length(source)));
+    pub(crate) fn post(&mut self, request: &Request<'_>) -> Result<()> {
+        let length = length(&request.operation);
+        let fault = length.and_then(|bytes| self.script.fault(self.taken, bytes));
         self.with_lane(|lane| {
             if let Some(fault) = fault {
                 let number = (lane.send.number(), self.taken);
@@ -104,17 +141,8 @@ impl Faulty {
             }
             Ok(())
         })?;
-        self.taken += u64::from(source.is_some());
+        self.taken += u64::from(length.is_some());
         Ok(())
-    }
-
-    pub(crate) fn post_list(&mut self, requests: &[WorkRequest<'_>]) -> (usize, Result<()>) {
-        for (posted, request) in requests.iter().enumerate() {
-            if let Err(error) = self.post(request) {
-                return (posted, Err(error));
-            }
-        }
-        (requests.len(), Ok(()))
     }
 }
 
@@ -127,7 +155,7 @@ impl Drop for Faulty {
 }
 
 impl Lane {
-    fn post(&mut self, request: &WorkRequest<'_>, fault: Option<Fault>) -> Result<()> {
+    fn post(&mut self, request: &Request<'_>, fault: Option<Fault>) -> Result<()> {
         if self.send.state() == State::Init {
             return self.send.post(request); // the provider says why not
         }
@@ -138,7 +166,7 @@ impl Lane {
             Some(Fault::Drop) => self.put(&nothing(request)),
             Some(Fault::Truncate(bytes)) => self.put(&truncated(request, bytes)),
             Some(Fault::Delay(delay)) => {
-                self.hold(Step::Post(OwnedRequest::new(request)), delay.min(MAX_DELAY));
+                self.hold(Step::Post(owned(request)), delay.min(MAX_DELAY));
                 Ok(())
             }
             Some(Fault::Duplicate) => {
@@ -160,11 +188,11 @@ impl Lane {
     }
 
     /// Posts `request`, now or behind what is held back. ORDER
-    fn put(&mut self, request: &WorkRequest<'_>) -> Result<()> {
+    fn put(&mut self, request: &Request<'_>) -> Result<()> {
         if self.held.is_empty() {
             return self.send.post(request);
         }
-        self.hold(Step::Post(OwnedRequest::new(request)), Duration::ZERO);
+        self.hold(Step::Post(owned(request)), Duration::ZERO);
         Ok(())
     }
 
@@ -181,18 +209,18 @@ impl Lane {
             }
             match &first.step {
                 Step::Disconnect => self.send.disconnect(),
-                Step::Post(request) => match self.send.post(&request.as_request()) {
-                    Ok(()) => {}
-                    Err(error) => {
+                Step::Post(request) => {
+                    let request = request.map(|region| region, |bytes| &**bytes);
+                    if let Err(error) = self.send.post(&request) {
                         // Too late to refuse it: it ends as a request does that fails later.
                         tracing::warn!(%error, "a late request was refused; the connection ends");
                         self.send.disconnect();
-                        let flushed = self.send.post(&nothing(&request.as_request()));
+                        let flushed = self.send.post(&nothing(&request));
                         if let Err(error) = flushed {
                             tracing::warn!(%error, "and it does not complete");
                         }
                     }
-                },
+                }
             }
             self.held.pop_front();
         }
@@ -229,32 +257,25 @@ fn help(shared: &SharedLane) {
     }
 }
 
-/// Where the bytes of a request that may have a fault come from.
-fn source<'a>(operation: &Operation<'a>) -> Option<Source<'a>> {
-    match *operation {
-        Operation::Send { source, .. } | Operation::Write { source, .. } => Some(source),
+/// Returns how many bytes a request moves, if it may have a fault.
+fn length<M>(operation: &Operation<M, &[u8]>) -> Option<usize> {
+    match operation {
+        Operation::Send { source, .. } | Operation::Write { source, .. } => Some(source.len()),
         Operation::Read { .. } | Operation::FetchAdd { .. } | Operation::CompareSwap { .. } => None,
-    }
-}
-
-fn length(source: Source<'_>) -> usize {
-    match source {
-        Source::Region(slice) => slice.bytes,
-        Source::Inline(bytes) => bytes.len(),
     }
 }
 
 /// A request that completes as `request` does and that the peer sees nothing of: a write of no bytes
 /// needs no key and no receive (InfiniBand specification 1.4, C9-88).
-fn nothing<'a>(request: &WorkRequest<'_>) -> WorkRequest<'a> {
-    let (source, to) = (Source::Inline(&[]), RemoteAddress::default());
+fn nothing<'a>(request: &Request<'_>) -> Request<'a> {
+    let (source, to) = (Source::Inline(&[][..]), RemoteAddress::default());
     let operation = Operation::Write { source, to, immediate: None };
     WorkRequest { id: request.id, operation, flags: request.flags }
 }
 
 /// The first `most` bytes of `request`.
-fn truncated<'a>(request: &WorkRequest<'a>, most: usize) -> WorkRequest<'a> {
-    let cut = |source| match source {
+fn truncated<'a>(request: &Request<'a>, most: usize) -> Request<'a> {
+    let cut = |source: Source<&'a Arc<AnyRegion>, &'a [u8]>| match source {
         Source::Region(slice) => Source::Region(Slice { bytes: slice.bytes.min(most), ..slice }),
         Source::Inline(bytes) => Source::Inline(&bytes[..bytes.len().min(most)]),
     };

@@ -13,7 +13,6 @@
 // A fact that does not hold panics; that is what a test does.
 #![allow(clippy::unwrap_used)]
 
-mod differences;
 mod ends;
 mod facts;
 mod peer;
@@ -21,7 +20,7 @@ mod peer;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use libtest_mimic::{Arguments, Completion, Trial};
-use rdmalib::{DeviceSpec, Provider, Status};
+use rdmalib::{Capabilities, Device, DeviceSpec, Provider, Status};
 
 /// Devices of the two ends of a connection.
 #[derive(Clone, Debug)]
@@ -30,21 +29,25 @@ pub struct Fixture {
     pub server: DeviceSpec,
     /// Who connects.
     pub client: DeviceSpec,
+    /// How the provider differs from others. All other facts are the same on all of them.
+    pub capabilities: Capabilities,
 }
 
 impl Fixture {
     fn new(server: &DeviceSpec, client: &DeviceSpec) -> Self {
-        Fixture { server: server.clone(), client: client.clone() }
+        let device = Device::open(server).expect("the devices of a fixture open");
+        let capabilities = device.capabilities();
+        Fixture { server: server.clone(), client: client.clone(), capabilities }
     }
 
-    /// What `status` counts as, where a provider is known to give another.
+    /// What `status` counts as, where a message longer than its receive may end with another.
     pub fn status(&self, status: Status) -> Status {
-        differences::as_elsewhere(self.server.provider, status)
-    }
-
-    /// Whether a peer's memory can be mapped; if not, asking for it tells so.
-    pub fn maps_remote_memory(&self) -> bool {
-        differences::maps_remote_memory(self.server.provider)
+        match status {
+            _ if self.capabilities.exact_length_errors => status,
+            Status::RemoteOperationError => Status::RemoteInvalidRequest,
+            Status::Other(2) => Status::LocalLengthError, // IBV_WC_LOC_QP_OP_ERR
+            _ => status,
+        }
     }
 
     /// `times`, or a twentieth of it where a round costs a hundred times more.

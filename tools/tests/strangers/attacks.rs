@@ -263,7 +263,7 @@ impl Stranger {
     }
 }
 
-/// The embedded device's name for `address` (`rdmalib/src/shm/handshake/names.rs`).
+/// The embedded device's name for `address` (`rdmalib/src/providers/shm/handshake/names.rs`).
 fn name(address: SocketAddr) -> io::Result<UnixAddr> {
     UnixAddr::from_abstract_name(format!("rdmalib-shm/{address}"))
 }
@@ -276,7 +276,7 @@ fn socket(address: SocketAddr) -> io::Result<UnixStream> {
 }
 
 /// Where the ring is in the memory that a request brings, how deep it is, and the bytes of both: as the device lays it
-/// out (`rdmalib/src/shm/arena.rs`). What is wrong here is told by [`accepted`].
+/// out (`rdmalib/src/providers/shm/arena.rs`). What is wrong here is told by [`accepted`].
 const RING_OFFSET: u64 = 8192 * 32;
 const RING_DEPTH: u32 = 32;
 const ARENA_BYTES: i64 = RING_OFFSET as i64 + (64 << 10);

@@ -11,7 +11,7 @@
 //! * MEANT - an attack that does nothing proves nothing: each says how often it did what it does (`attacks`).
 //! * GIVEN BACK - when strangers are gone, so is what managers spent on them (`spent`).
 //!
-//! Elsewhere: what the device makes of hostile bytes (`rdmalib/src/shm/hostile.rs`).
+//! Elsewhere: what the device makes of hostile bytes (`rdmalib/src/providers/shm/hostile.rs`).
 
 #![allow(clippy::unwrap_used)] // what does not hold panics; that is what a test does
 

@@ -16,7 +16,7 @@ fn map(
     access: Access,
 ) -> Option<RemoteMapping> {
     let mapping = end.pair.map_remote(at, bytes, access).unwrap();
-    assert_eq!(mapping.is_some(), fixture.maps_remote_memory());
+    assert_eq!(mapping.is_some(), fixture.capabilities.maps_remote_memory);
     mapping
 }
 
@@ -110,8 +110,8 @@ pub fn a_mapping_that_the_key_does_not_allow_is_refused_and_harms_nothing(fixtur
         (unreadable.remote(), 64, BOTH),
     ] {
         match client.pair.map_remote(at, bytes, access) {
-            Err(Error::RemoteAccess) => assert!(fixture.maps_remote_memory()),
-            Ok(None) => assert!(!fixture.maps_remote_memory()),
+            Err(Error::RemoteAccess) => assert!(fixture.capabilities.maps_remote_memory),
+            Ok(None) => assert!(!fixture.capabilities.maps_remote_memory),
             other => panic!("{at:?} {bytes} {access:?}: {other:?}"),
         }
     }
@@ -169,14 +169,14 @@ pub fn nothing_is_mapped_without_a_connection(fixture: &Fixture) {
     let (_, other) = open(fixture);
     let mut unconnected = End::new(&other, &QueuePairConfig::default());
     match unconnected.pair.map_remote(target.remote(), 64, BOTH) {
-        Err(Error::InvalidArgument(_)) => assert!(fixture.maps_remote_memory()),
-        Ok(None) => assert!(!fixture.maps_remote_memory()),
+        Err(Error::InvalidArgument(_)) => assert!(fixture.capabilities.maps_remote_memory),
+        Ok(None) => assert!(!fixture.capabilities.maps_remote_memory),
         other => panic!("{other:?}"),
     }
     client.pair.disconnect();
     match client.pair.map_remote(target.remote(), 64, BOTH) {
-        Err(Error::Disconnected) => assert!(fixture.maps_remote_memory()),
-        Ok(None) => assert!(!fixture.maps_remote_memory()),
+        Err(Error::Disconnected) => assert!(fixture.capabilities.maps_remote_memory),
+        Ok(None) => assert!(!fixture.capabilities.maps_remote_memory),
         other => panic!("{other:?}"),
     }
 }

@@ -1,4 +1,4 @@
-//! Writes `rdmalib/src/verbs/bindings/{types,ibverbs,rdmacm}.rs` from the headers of rdma-core, or,
+//! Writes `rdmalib/src/providers/verbs/bindings/{types,ibverbs,rdmacm}.rs` from the headers of rdma-core, or,
 //! with `--check`, compares what it would write with what is there.
 //!
 //! ```text
@@ -178,9 +178,9 @@ fn main() -> ExitCode {
 fn run(check: bool) -> Result<bool> {
     let include = require_headers()?;
     let directory = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("../../../rdmalib/src/verbs/bindings")
+        .join("../../../rdmalib/src/providers/verbs/bindings")
         .canonicalize()
-        .context("rdmalib/src/verbs/bindings is missing")?;
+        .context("rdmalib/src/providers/verbs/bindings is missing")?;
     let builder = || builder(include.as_deref());
     let files = [
         ("types.rs", types(builder())?),
@@ -195,12 +195,12 @@ fn run(check: bool) -> Result<bool> {
         } else if fs::read_to_string(&path).ok().as_deref() != Some(&text) {
             same = false;
             eprintln!(
-                "rdmalib/src/verbs/bindings/{name} is not what the headers of rdma-core {RDMA_CORE} give"
+                "rdmalib/src/providers/verbs/bindings/{name} is not what the headers of rdma-core {RDMA_CORE} give"
             );
         }
     }
     if !same {
-        eprintln!("generate, and see `git diff rdmalib/src/verbs/bindings`:");
+        eprintln!("generate, and see `git diff rdmalib/src/providers/verbs/bindings`:");
         eprintln!("    cargo run --locked --manifest-path tools/gate/verbs_bindings/Cargo.toml");
     }
     Ok(same)

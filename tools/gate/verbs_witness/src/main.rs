@@ -1,4 +1,4 @@
-//! A second opinion on `rdmalib/src/verbs/bindings/types.rs`: is each struct as large, each field
+//! A second opinion on `rdmalib/src/providers/verbs/bindings/types.rs`: is each struct as large, each field
 //! where, and each constant what it is in `rdma-sys`, a crate that others made?
 //!
 //! rdma-sys generates its bindings with an older bindgen from the headers installed here, and writes
@@ -7,7 +7,7 @@
 
 #[allow(dead_code, non_camel_case_types)]
 #[rustfmt::skip]
-#[path = "../../../../rdmalib/src/verbs/bindings/types.rs"]
+#[path = "../../../../rdmalib/src/providers/verbs/bindings/types.rs"]
 mod ours;
 
 use std::mem::{align_of, offset_of, size_of};

@@ -1,0 +1,113 @@
+//! Completion queues: finished work requests of one or several queue pairs, taken by spinning
+//! ([`CompletionQueue::poll`]) or asleep ([`CompletionQueue::wait`]).
+//!
+//! To sleep without `wait`: arm, poll again, sleep. A completion that lands before
+//! [`arm`](CompletionQueue::arm) makes nothing readable.
+
+use std::fmt;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Duration;
+
+use super::Device;
+use crate::contract::{CompletionQueue as _, Device as _, Waker as _};
+use crate::process::Owned;
+use crate::providers::{AnyCompletionQueue, AnyWaker, each, each_into};
+use crate::types::{Notify, Result, WorkCompletion};
+
+/// Ends a wait on a completion queue from any thread, for example for a shutdown.
+#[derive(Clone)]
+pub struct Waker(Owned<AnyWaker>);
+
+impl Waker {
+    /// Makes the queue's descriptor readable: a wait under way returns, or else the next one does.
+    pub fn wake(&self) {
+        if self.0.is_ours() {
+            each!(&*self.0, waker => waker.wake());
+        }
+    }
+}
+
+/// A completion queue. One poller at a time, checked at compile time: polling takes `&mut self`.
+pub struct CompletionQueue {
+    pub(super) inner: Owned<AnyCompletionQueue>,
+}
+
+impl CompletionQueue {
+    pub(super) fn new(device: &Device, capacity: u32) -> Result<Self> {
+        device.inner.check()?;
+        let inner = each_into!(&*device.inner, device => device.completion_queue(capacity)?);
+        Ok(CompletionQueue { inner: Owned::new(inner) })
+    }
+
+    /// Takes up to `out.len()` completions and returns how many. Never waits, makes no system call.
+    #[inline]
+    pub fn poll(&mut self, out: &mut [WorkCompletion]) -> usize {
+        if !self.inner.is_ours() {
+            return 0;
+        }
+        each!(&mut *self.inner, queue => queue.poll(out))
+    }
+
+    /// Takes one completion, if there is one.
+    #[inline]
+    pub fn poll_one(&mut self) -> Option<WorkCompletion> {
+        let mut one = [WorkCompletion::default()];
+        (self.poll(&mut one) == 1).then_some(one[0])
+    }
+
+    /// Says that polls follow, and no wait for the time being: a peer on the embedded device then need not
+    /// check whether a thread sleeps here. The first wait after that is short, and the first
+    /// [`arm`](Self::arm) takes a millisecond. Costs nothing if it has been said already.
+    #[inline]
+    pub fn stay_awake(&mut self) {
+        if self.inner.is_ours() {
+            each!(&mut *self.inner, queue => queue.stay_awake());
+        }
+    }
+
+    /// Asks for one event on [`as_fd`](AsFd::as_fd) when the next completion lands. Completions that
+    /// landed before need not be announced: after arming, poll once more before sleeping.
+    pub fn arm(&mut self, notify: Notify) -> Result<()> {
+        self.inner.check()?;
+        each!(&mut *self.inner, queue => queue.arm(notify))
+    }
+
+    /// Consumes the events that made the descriptor readable; does not wait. To be called after
+    /// the descriptor was readable, before arming again.
+    pub fn acknowledge(&mut self) -> Result<()> {
+        self.inner.check()?;
+        each!(&mut *self.inner, queue => queue.acknowledge())
+    }
+
+    /// Sleeps until a completion may be there, [`Waker::wake`] was called, or `timeout` has passed
+    /// (`None`: no limit). Arms, polls again and acknowledges by itself. A return is a reason to
+    /// poll, not a promise that a completion is there.
+    pub fn wait(&mut self, timeout: Option<Duration>) -> Result<()> {
+        self.inner.check()?;
+        each!(&mut *self.inner, queue => queue.wait(timeout))
+    }
+
+    /// Returns a handle that ends a wait from another thread.
+    pub fn waker(&self) -> Waker {
+        Waker(self.inner.also(each_into!(&*self.inner, queue => queue.waker())))
+    }
+}
+
+/// Readable when an armed queue has an event: for `poll(2)`, `epoll(7)` or an async runtime.
+impl AsFd for CompletionQueue {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        each!(&*self.inner, queue => queue.as_fd())
+    }
+}
+
+impl fmt::Debug for CompletionQueue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CompletionQueue").finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Waker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Waker")
+    }
+}

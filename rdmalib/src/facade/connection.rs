@@ -1,0 +1,127 @@
+//! How two queue pairs meet: a listener, requests that it accepts or rejects, private data both ways.
+//!
+//! Every connection is connection-managed (`rdma_cm(7)`): the connector passes up to
+//! [`MAX_CONNECT_DATA`](crate::MAX_CONNECT_DATA) bytes, an acceptance carries up to
+//! [`MAX_ACCEPT_DATA`](crate::MAX_ACCEPT_DATA), a rejection up to
+//! [`MAX_REJECT_DATA`](crate::MAX_REJECT_DATA). The numbers are those of RDMA_PS_TCP on InfiniBand and hold
+//! on every provider.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Duration;
+
+use super::{Device, QueuePair};
+use crate::contract::{ConnectRequest as _, Device as _, Listener as _};
+use crate::process::Owned;
+use crate::providers::{AnyConnectRequest, AnyListener, each, each_into, each_optional};
+use crate::types::{Peer, Result};
+
+/// Waits for connections at one address.
+pub struct Listener {
+    inner: Owned<AnyListener>,
+}
+
+impl Listener {
+    pub(super) fn new(device: &Device, addr: SocketAddr) -> Result<Self> {
+        device.inner.check()?;
+        let inner = each_into!(&*device.inner, device => device.listen(addr)?);
+        Ok(Listener { inner: Owned::new(inner) })
+    }
+
+    /// Returns the address where it listens, with the port that was chosen.
+    pub fn local_addr(&self) -> SocketAddr {
+        each!(&*self.inner, listener => listener.local_addr())
+    }
+
+    /// Returns the next request, if there is one now. Never waits for a peer, and does bounded work whatever
+    /// peers do: after some work without a request it returns `None`, and the descriptor stays readable.
+    pub fn try_next(&mut self) -> Result<Option<ConnectRequest>> {
+        self.inner.check()?;
+        let request = each_optional!(&mut *self.inner, listener => listener.try_next()?);
+        Ok(request.map(ConnectRequest::new))
+    }
+
+    /// Returns the next request within `timeout`, or `None`.
+    pub fn next(&mut self, timeout: Duration) -> Result<Option<ConnectRequest>> {
+        self.inner.check()?;
+        let request = each_optional!(&mut *self.inner, listener => listener.next(timeout)?);
+        Ok(request.map(ConnectRequest::new))
+    }
+}
+
+/// Readable when [`Listener::try_next`] may have a request.
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        each!(&*self.inner, listener => listener.as_fd())
+    }
+}
+
+impl fmt::Debug for Listener {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Listener({})", self.local_addr())
+    }
+}
+
+/// A peer that wants to connect. Dropping it rejects it without private data.
+pub struct ConnectRequest {
+    inner: Option<Owned<AnyConnectRequest>>, // None once it was answered
+}
+
+impl ConnectRequest {
+    fn new(inner: AnyConnectRequest) -> Self {
+        ConnectRequest { inner: Some(Owned::new(inner)) }
+    }
+
+    fn inner(&self) -> &AnyConnectRequest {
+        self.inner.as_ref().expect("taken only by the calls that consume the request")
+    }
+
+    /// Returns what the peer passed to [`QueuePair::connect`].
+    pub fn private_data(&self) -> &[u8] {
+        each!(self.inner(), request => request.private_data())
+    }
+
+    /// Returns who it is, as far as the device knows; for logs.
+    pub fn peer(&self) -> String {
+        each!(self.inner(), request => request.peer())
+    }
+
+    /// Returns whom limits count it for: something that the peer cannot choose.
+    pub fn origin(&self) -> Peer {
+        each!(self.inner(), request => request.origin())
+    }
+
+    /// Connects the peer to `queue_pair` (in state `Init`, receives posted), passing back
+    /// `private_data` (at most [`MAX_ACCEPT_DATA`](crate::MAX_ACCEPT_DATA) bytes). If this fails, the peer is
+    /// refused.
+    pub fn accept(mut self, queue_pair: &mut QueuePair, private_data: &[u8]) -> Result<()> {
+        let request = self.inner.take().expect("a request is answered once");
+        queue_pair.sending().accept(request.into_ours()?, private_data)
+    }
+
+    /// Refuses the peer, passing it `private_data` (at most [`MAX_REJECT_DATA`](crate::MAX_REJECT_DATA)
+    /// bytes).
+    pub fn reject(mut self, private_data: &[u8]) -> Result<()> {
+        self.answer_no(private_data)
+    }
+
+    fn answer_no(&mut self, private_data: &[u8]) -> Result<()> {
+        let Some(request) = self.inner.take() else { return Ok(()) };
+        each!(request.into_ours()?, request => request.reject(private_data))
+    }
+}
+
+impl Drop for ConnectRequest {
+    fn drop(&mut self) {
+        if let Err(error) = self.answer_no(&[]) {
+            tracing::debug!(%error, "a refusal did not reach the connector");
+        }
+    }
+}
+
+impl fmt::Debug for ConnectRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ConnectRequest({})", self.peer())
+    }
+}

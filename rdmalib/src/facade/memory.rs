@@ -1,0 +1,327 @@
+//! Registered memory: [`Domain`] allocates [`Region`]s, a [`RemoteAddress`] names one of a peer, and a
+//! [`RemoteMapping`] maps part of one where the provider can. Work requests on regions.
+//!
+//! A peer may write a region's bytes at any moment. So nothing here gives a reference to them: they
+//! are copied in and out through raw pointers, and a second read may return other bytes.
+
+#![allow(unsafe_code)]
+
+use std::fmt;
+use std::marker::PhantomData;
+use std::ops::Range;
+use std::ptr;
+
+use super::Device;
+use crate::contract::{
+    Device as _, Domain as _, Memory, ProviderTypes, Region as _, RemoteMemory as _,
+};
+use crate::process::Owned;
+use crate::providers::{AnyDomain, AnyRegion, AnyRemoteMemory, each, each_into};
+use crate::sync::{AtomicU64, Ordering, compiler_fence};
+use crate::types::{Access, Error, RemoteAddress, Result, work};
+
+/// A checked range of a [`Region`]: the scatter/gather element of a work request
+/// ([`Region::slice`]).
+pub type Slice<'a> = work::Slice<&'a Region>;
+
+/// Where the bytes of a send or write come from.
+pub type Source<'a> = work::Source<&'a Region, &'a [u8]>;
+
+/// What a work request does.
+pub type Operation<'a> = work::Operation<&'a Region, &'a [u8]>;
+
+/// One request for the send queue.
+pub type WorkRequest<'a> = work::WorkRequest<&'a Region, &'a [u8]>;
+
+/// A protection domain. A cheap handle; the domain lives as long as the last object in it.
+#[derive(Clone)]
+pub struct Domain {
+    pub(crate) inner: Owned<AnyDomain>,
+}
+
+impl Domain {
+    pub(super) fn new(device: &Device) -> Result<Self> {
+        device.inner.check()?;
+        let inner = each_into!(&*device.inner, device => device.domain()?);
+        Ok(Domain { inner: Owned::new(inner) })
+    }
+
+    pub(super) fn fixed(device: &Device, bytes: usize) -> Result<Self> {
+        device.inner.check()?;
+        let inner = each_into!(&*device.inner, device => device.fixed_domain(bytes)?);
+        Ok(Domain { inner: Owned::new(inner) })
+    }
+
+    /// Allocates and registers `bytes` bytes (at least one) of zeroed, page-aligned memory.
+    pub fn allocate(&self, bytes: usize, access: Access) -> Result<Region> {
+        if bytes == 0 {
+            return Err(Error::InvalidArgument("a memory region has at least one byte"));
+        }
+        if access.contains(Access::REMOTE_WRITE) || access.contains(Access::REMOTE_ATOMIC) {
+            // ibv_reg_mr(3): remote write and atomics require local write.
+            if !access.contains(Access::LOCAL_WRITE) {
+                return Err(Error::InvalidArgument("remote write and atomics require LOCAL_WRITE"));
+            }
+        }
+        self.inner.check()?;
+        let inner = each_into!(&*self.inner, domain => domain.allocate(bytes, access)?);
+        #[cfg(feature = "faults")]
+        let inner = std::sync::Arc::new(inner);
+        Ok(Region { inner: Owned::new(inner) })
+    }
+}
+
+/// Registered memory. Dropping it revokes its key: requests that still name it then fail, they do
+/// not touch memory.
+pub struct Region {
+    #[cfg(not(feature = "faults"))]
+    inner: Owned<AnyRegion>,
+    /// Shared with requests that are held back.
+    #[cfg(feature = "faults")]
+    inner: Owned<std::sync::Arc<AnyRegion>>,
+}
+
+impl Region {
+    #[inline]
+    fn inner(&self) -> &AnyRegion {
+        &self.inner
+    }
+
+    /// The memory, for a request that is held back: its key is revoked when both are dropped.
+    #[cfg(feature = "faults")]
+    pub(super) fn shared(&self) -> &std::sync::Arc<AnyRegion> {
+        &self.inner
+    }
+
+    /// Length in bytes, as it was asked for.
+    #[allow(clippy::len_without_is_empty)] // never empty
+    #[inline]
+    pub fn len(&self) -> usize {
+        each!(self.inner(), region => region.len())
+    }
+
+    /// First byte, page-aligned. Valid while the region lives; who dereferences it must expect that
+    /// a peer with the key changes the bytes at any time.
+    #[inline]
+    pub fn as_ptr(&self) -> *mut u8 {
+        each!(self.inner(), region => region.as_ptr())
+    }
+
+    /// How a peer names the region's first byte.
+    #[inline]
+    pub fn remote(&self) -> RemoteAddress {
+        each!(self.inner(), region => region.remote())
+    }
+
+    /// `range` of this region as the local side of a work request.
+    #[inline]
+    pub fn slice(&self, range: Range<usize>) -> Result<Slice<'_>> {
+        self.check(range.start, range.len())?;
+        if range.start > range.end {
+            return Err(Error::InvalidArgument("range ends before it starts"));
+        }
+        Ok(Slice { region: self, offset: range.start, bytes: range.len() })
+    }
+
+    /// Copies bytes out, from `offset` on.
+    #[inline]
+    pub fn read(&self, offset: usize, out: &mut [u8]) -> Result<()> {
+        self.bytes().read(offset, out)
+    }
+
+    /// Copies `bytes` in, at `offset`. Takes `&self`: exclusive use cannot be promised anyway,
+    /// since peers with the key write too.
+    #[inline]
+    pub fn write(&self, offset: usize, bytes: &[u8]) -> Result<()> {
+        self.inner.check()?;
+        self.bytes().write(offset, bytes)
+    }
+
+    /// Sets `range` to `value`.
+    pub fn fill(&self, range: Range<usize>, value: u8) -> Result<()> {
+        self.inner.check()?;
+        self.bytes().fill(range, value)
+    }
+
+    /// Reads an aligned counter that peers add to; `offset` is a multiple of 8.
+    #[inline]
+    pub fn load_u64(&self, offset: usize) -> Result<u64> {
+        Ok(self.counter(offset)?.load(Ordering::Acquire))
+    }
+
+    /// Sets an aligned counter that peers look at; `offset` is a multiple of 8. What a peer adds at the
+    /// same time may be lost, or undo it: a card is atomic only with itself.
+    #[inline]
+    pub fn store_u64(&self, offset: usize, value: u64) -> Result<()> {
+        self.inner.check()?;
+        self.counter(offset)?.store(value, Ordering::Release);
+        Ok(())
+    }
+
+    fn counter(&self, offset: usize) -> Result<&AtomicU64> {
+        self.check(offset, 8)?;
+        if !offset.is_multiple_of(8) {
+            return Err(Error::InvalidArgument("a 64-bit counter is 8-byte aligned"));
+        }
+        // SAFETY: inside the region, checked.
+        let at = unsafe { self.as_ptr().add(offset) };
+        // SAFETY: eight aligned bytes of a live region (page-aligned plus a multiple of 8); peers
+        // change them atomically or, if they do not, make the value arbitrary.
+        Ok(unsafe { AtomicU64::from_ptr(at.cast()) })
+    }
+
+    #[inline]
+    fn check(&self, offset: usize, bytes: usize) -> Result<()> {
+        self.bytes().check(offset, bytes)
+    }
+
+    #[inline]
+    fn bytes(&self) -> Bytes<'_> {
+        Bytes { first: self.as_ptr(), len: self.len(), owner: PhantomData }
+    }
+}
+
+/// A range of a peer's memory that is mapped into this process
+/// ([`SendQueue::map_remote`](crate::SendQueue::map_remote)): its bytes are used where they are, without a
+/// request. Unmapped when dropped.
+///
+/// Who writes here and tells the peer by a request on the same connection has written before the peer sees
+/// that request, and what the peer has written before one of its own is seen after its completion. There is
+/// no other order.
+///
+/// A mapping is not a key: when the owner drops its region, or the connection ends, it stays, and so do the
+/// bytes; the owner has then perhaps given the memory to something else. So it is to be used only while
+/// both sides have agreed that it may be, and an owner does not make it possible for whom it does not trust
+/// with its whole domain.
+pub struct RemoteMapping {
+    memory: Owned<AnyRemoteMemory>,
+    access: Access,
+}
+
+impl RemoteMapping {
+    /// `memory` is mapped for `access`.
+    pub(crate) fn new(memory: AnyRemoteMemory, access: Access) -> Self {
+        RemoteMapping { memory: Owned::new(memory), access }
+    }
+
+    /// Length in bytes, as it was asked for.
+    #[allow(clippy::len_without_is_empty)] // never empty
+    #[inline]
+    pub fn len(&self) -> usize {
+        each!(&*self.memory, memory => memory.len())
+    }
+
+    /// First byte, with the alignment that it has in the peer's region. Valid while the mapping lives; who
+    /// dereferences it must expect that the peer changes the bytes at any time. It never faults, except
+    /// that without [`Access::REMOTE_WRITE`] a write does.
+    #[inline]
+    pub fn as_ptr(&self) -> *mut u8 {
+        each!(&*self.memory, memory => memory.as_ptr())
+    }
+
+    /// Copies bytes out, from `offset` on. An error unless mapped with [`Access::REMOTE_READ`].
+    #[inline]
+    pub fn read(&self, offset: usize, out: &mut [u8]) -> Result<()> {
+        self.allows(Access::REMOTE_READ)?.read(offset, out)
+    }
+
+    /// Copies `bytes` in, at `offset`. An error unless mapped with [`Access::REMOTE_WRITE`].
+    #[inline]
+    pub fn write(&self, offset: usize, bytes: &[u8]) -> Result<()> {
+        self.allows(Access::REMOTE_WRITE)?.write(offset, bytes)
+    }
+
+    /// Sets `range` to `value`. An error unless mapped with [`Access::REMOTE_WRITE`].
+    pub fn fill(&self, range: Range<usize>, value: u8) -> Result<()> {
+        self.allows(Access::REMOTE_WRITE)?.fill(range, value)
+    }
+
+    #[inline]
+    fn allows(&self, access: Access) -> Result<Bytes<'_>> {
+        self.memory.check()?;
+        if !self.access.contains(access) {
+            return Err(Error::InvalidArgument("the memory was not mapped for this access"));
+        }
+        Ok(Bytes { first: self.as_ptr(), len: self.len(), owner: PhantomData })
+    }
+}
+
+/// The bytes of an owner that is borrowed: memory that others may change at any time, copied through raw
+/// pointers.
+#[derive(Clone, Copy)]
+struct Bytes<'a> {
+    first: *mut u8,
+    len: usize,
+    owner: PhantomData<&'a ()>,
+}
+
+impl Bytes<'_> {
+    #[inline]
+    fn read(self, offset: usize, out: &mut [u8]) -> Result<()> {
+        self.check(offset, out.len())?;
+        // SAFETY: `offset` is inside the memory, checked; its owner keeps it mapped.
+        let from = unsafe { self.first.add(offset) };
+        // SAFETY: `out.len()` bytes from there are inside, checked; `out` is ours alone.
+        unsafe { ptr::copy_nonoverlapping(from, out.as_mut_ptr(), out.len()) };
+        // The compiler may not read the memory again in place of the copy: a peer may have changed it.
+        compiler_fence(Ordering::SeqCst);
+        Ok(())
+    }
+
+    #[inline]
+    fn write(self, offset: usize, bytes: &[u8]) -> Result<()> {
+        self.check(offset, bytes.len())?;
+        // SAFETY: `offset` is inside the memory, checked; its owner keeps it mapped, and writable: a
+        // region always is, a mapping was asked.
+        let to = unsafe { self.first.add(offset) };
+        // SAFETY: `bytes.len()` bytes from there are inside, checked; no reference to them exists,
+        // and a racing peer only makes the bytes arbitrary.
+        unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len()) };
+        Ok(())
+    }
+
+    fn fill(self, range: Range<usize>, value: u8) -> Result<()> {
+        self.check(range.start, range.len())?;
+        // SAFETY: the range starts inside the memory, checked; writable as in `write`.
+        let to = unsafe { self.first.add(range.start) };
+        // SAFETY: as in `write`.
+        unsafe { ptr::write_bytes(to, value, range.len()) };
+        Ok(())
+    }
+
+    #[inline]
+    fn check(self, offset: usize, bytes: usize) -> Result<()> {
+        match offset.checked_add(bytes) {
+            Some(end) if end <= self.len => Ok(()),
+            _ => Err(Error::OutOfBounds { offset, bytes, region_bytes: self.len }),
+        }
+    }
+}
+
+impl<'a, P: ProviderTypes> Memory<'a, P> for &'a Region
+where
+    &'a AnyRegion: Memory<'a, P>,
+{
+    #[inline]
+    fn of_provider(self) -> Option<&'a P::Region> {
+        self.inner().of_provider()
+    }
+}
+
+impl fmt::Debug for Domain {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Domain").finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Region {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Region({} bytes)", self.len())
+    }
+}
+
+impl fmt::Debug for RemoteMapping {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "RemoteMapping({} bytes)", self.len())
+    }
+}

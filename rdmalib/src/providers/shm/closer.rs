@@ -1,0 +1,354 @@
+//! Descriptors that peers have a part in are closed by threads of their own: close(2) may take as long as a peer
+//! likes.
+//!
+//! A descriptor that a peer passed may be a socket that lingers or a file whose filesystem is a process of the peer's,
+//! and a message that nobody has read may hold such descriptors. Who closes the last one waits in the kernel,
+//! and no signal ends that. The last one of a domain's file gives back its pages, which takes a second for some GiB.
+//!
+//! * ELSEWHERE - so such a descriptor is kept in a [`ClosedLater`], which hands it over when it is
+//!   dropped. Nobody waits for these threads, also not at the end of the process, where nothing
+//!   lingers.
+//! * APART - what may take for ever has threads of its own ([`Closing::Unsure`]). A thread that it takes is lost until
+//!   the peer lets go, and when all are, such descriptors wait, and then stay open; all others are closed as
+//!   ever. A descriptor cannot be taken back from the queue: refusing it closes it. Nor can it be told which
+//!   will take long: to ask for its kind (`fstatfs(2)`) may take as long.
+//! * WATCHED - one thread of a kind works, and another waits beside it while there is more to do. Is the first one
+//!   [`SLOW`], the other goes on in its place, and has one more start to watch it.
+
+use std::collections::VecDeque;
+use std::io;
+use std::net::Shutdown;
+use std::ops::Deref;
+use std::os::fd::{AsFd, BorrowedFd, IntoRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::SigSet;
+
+use super::received::holds_descriptors;
+use super::unread::forget_read;
+use crate::process::ForkMark;
+
+/// Threads of a kind (APART) that close at the same time. One is enough unless somebody means harm.
+const MOST_THREADS: usize = 8;
+/// How long a thread that was woken waits for more: a connection that ends has several descriptors,
+/// others often end with it, and whoever ends them has better things to do than to wake a thread
+/// for each.
+const TOGETHER: Duration = Duration::from_millis(1);
+/// It waits for no more than these: a process may have 1,024 descriptors unless told otherwise.
+const MANY: usize = 64;
+/// How long a thread may close one descriptor before another goes on with the others: some thousand times what closing
+/// takes.
+const SLOW: Duration = Duration::from_millis(50);
+/// How often it is looked whether peers have read what they were sent.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// Descriptors of a kind that wait to be closed: more than connections that end at once. What comes on top is never
+/// closed.
+const MOST_WAITING: usize = 4096;
+
+/// A descriptor that is closed after it was dropped (ELSEWHERE).
+#[derive(Debug)]
+pub(super) struct ClosedLater<T: Descriptor>(Option<T>);
+
+/// What a [`ClosedLater`] holds.
+pub(super) trait Descriptor {
+    /// What happens at once when it is dropped; what is to be closed. Never waits.
+    fn end(self) -> Option<Closing>;
+}
+
+/// A descriptor that is to be closed.
+#[derive(Debug)]
+pub(super) enum Closing {
+    /// Takes no longer than giving back memory does.
+    Soon(OwnedFd),
+    /// May take as long as a peer likes.
+    Unsure(OwnedFd),
+}
+
+/// A domain's file, ours or a peer's that was found to be one.
+impl Descriptor for OwnedFd {
+    fn end(self) -> Option<Closing> {
+        Some(Closing::Soon(self))
+    }
+}
+
+/// A descriptor of a peer's choice: nothing is done to it that could wait for the peer.
+#[derive(Debug)]
+pub(super) struct Passed(pub(super) OwnedFd);
+
+impl Descriptor for Passed {
+    fn end(self) -> Option<Closing> {
+        Some(Closing::Unsure(self.0))
+    }
+}
+
+impl AsFd for Passed {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// A connection of ours: the peer hears of its end.
+impl Descriptor for UnixStream {
+    fn end(self) -> Option<Closing> {
+        let _ = self.shutdown(Shutdown::Both); // ENOTCONN: the peer was faster
+        Some(match holds_descriptors(&self) {
+            true => Closing::Unsure(self.into()),
+            false => Closing::Soon(self.into()),
+        })
+    }
+}
+
+impl<T: Descriptor> From<T> for ClosedLater<T> {
+    fn from(descriptor: T) -> Self {
+        ClosedLater(Some(descriptor))
+    }
+}
+
+impl<T: Descriptor> ClosedLater<T> {
+    /// The same descriptor, as another kind.
+    pub(super) fn map<U: Descriptor>(mut self, into: impl FnOnce(T) -> U) -> ClosedLater<U> {
+        ClosedLater(self.0.take().map(into))
+    }
+}
+
+impl<T: Descriptor> Deref for ClosedLater<T> {
+    type Target = T;
+
+    #[inline]
+    fn deref(&self) -> &T {
+        self.0.as_ref().expect("there until it is dropped")
+    }
+}
+
+impl<T: Descriptor + AsFd> AsFd for ClosedLater<T> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        (**self).as_fd()
+    }
+}
+
+impl<T: Descriptor> Drop for ClosedLater<T> {
+    fn drop(&mut self) {
+        if let Some(closing) = self.0.take().and_then(T::end) {
+            close(closing);
+        }
+    }
+}
+
+/// The threads of this process.
+#[derive(Debug)]
+struct Closers {
+    mark: ForkMark,
+    soon: Closer,
+    unsure: Closer, // APART
+}
+
+/// Threads, and what they have to do.
+#[derive(Debug, Default)]
+struct Closer {
+    work: Mutex<Work>,
+    more: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Work {
+    waiting: VecDeque<OwnedFd>,
+    threads: usize,
+    /// Those that do not work, from before they start.
+    idle: usize,
+    /// Counts up whenever another thread begins to work; who began before that has stopped.
+    turn: u64,
+    /// Since when the thread that works has closed the same descriptor; `None`: none works.
+    busy_since: Option<Instant>,
+    /// When to look again at what peers have not read, if some is kept.
+    look_at: Option<Instant>,
+}
+
+impl Work {
+    /// When an idle thread is to begin to work (WATCHED).
+    fn due(&self, now: Instant) -> Option<Instant> {
+        let due = self.busy_since.map_or(now, |since| since + SLOW);
+        (!self.waiting.is_empty()).then_some(due)
+    }
+}
+
+/// The threads, unless they are another process's: a child has none of its parent's.
+fn closers() -> Option<&'static Closers> {
+    static CLOSERS: OnceLock<Closers> = OnceLock::new();
+    let closers = CLOSERS.get_or_init(|| Closers {
+        mark: ForkMark::new(),
+        soon: Closer::default(),
+        unsure: Closer::default(),
+    });
+    closers.mark.is_here().then_some(closers)
+}
+
+/// Has a descriptor closed. Does not wait.
+fn close(closing: Closing) {
+    let Some(closers) = closers() else { return };
+    let (closer, descriptor) = match closing {
+        Closing::Soon(descriptor) => (&closers.soon, descriptor),
+        Closing::Unsure(descriptor) => (&closers.unsure, descriptor),
+    };
+    let mut work = closer.work();
+    if work.waiting.len() >= MOST_WAITING {
+        drop(work);
+        tracing::error!(
+            "descriptors of peers cannot be closed: too many take too long; one is left open"
+        );
+        let _ = descriptor.into_raw_fd();
+        return;
+    }
+    work.waiting.push_back(descriptor);
+    closer.watch(&mut work);
+    // Who has slept since there was nothing has to know; who was told before waits for that many at most.
+    let wake = matches!(work.waiting.len(), 1 | MANY);
+    drop(work);
+    if wake {
+        closer.more.notify_one();
+    }
+}
+
+/// Has sockets that peers have not read looked at from now on, until there are none. Does not wait.
+pub(super) fn look_for_unread() {
+    let Some(closers) = closers() else { return };
+    let mut work = closers.soon.work();
+    if work.look_at.is_none() {
+        work.look_at = Some(Instant::now() + LOOK_AGAIN);
+        closers.soon.watch(&mut work);
+        drop(work);
+        closers.soon.more.notify_one();
+    }
+}
+
+impl Closer {
+    fn work(&self) -> MutexGuard<'_, Work> {
+        self.work.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// WATCHED. There is an idle thread from now on, if there may be one.
+    fn watch(&'static self, work: &mut Work) {
+        if work.idle == 0 && work.threads < MOST_THREADS {
+            match self.start_thread() {
+                Ok(()) => (work.threads, work.idle) = (work.threads + 1, 1),
+                Err(error) => tracing::error!(%error, "no thread to close descriptors of peers"), // the next one tries
+            }
+        }
+    }
+
+    fn start_thread(&'static self) -> io::Result<()> {
+        thread::Builder::new().name("rdma-close".into()).spawn(|| self.run()).map(drop)
+    }
+
+    fn run(&'static self) {
+        // Signals are for the program's own threads.
+        let _ = SigSet::all().thread_block();
+        let mut work = self.work();
+        loop {
+            work = self.wait(work);
+            work.idle -= 1;
+            work.turn += 1;
+            let turn = work.turn;
+            if work.idle > 0 && (work.waiting.len() > 1 || work.look_at.is_some()) {
+                self.more.notify_one(); // it may sleep without a limit, which was this thread's to keep
+            }
+            while work.turn == turn {
+                work.busy_since = None;
+                let Some(descriptor) = work.waiting.pop_front() else { break };
+                work.busy_since = Some(Instant::now());
+                if !work.waiting.is_empty() {
+                    self.watch(&mut work);
+                }
+                drop(work);
+                drop(descriptor);
+                work = self.work();
+            }
+            work.idle += 1;
+        }
+    }
+
+    /// Waits until there is something to close and nobody else who does; looks again at what peers have not read.
+    fn wait<'a>(&'a self, mut work: MutexGuard<'a, Work>) -> MutexGuard<'a, Work> {
+        loop {
+            let now = Instant::now();
+            let due = work.due(now);
+            if work.look_at.is_some_and(|at| at <= now) {
+                work.look_at = None; // unless one comes meanwhile
+                drop(work);
+                let more = forget_read();
+                work = self.work();
+                if more {
+                    work.look_at.get_or_insert(now + LOOK_AGAIN);
+                }
+            } else if due.is_some_and(|due| due <= now) {
+                if work.busy_since.is_some() {
+                    return work;
+                }
+                let few = |work: &mut Work| work.waiting.len() < MANY;
+                let together = self.more.wait_timeout_while(work, TOGETHER, few);
+                work = together.unwrap_or_else(PoisonError::into_inner).0;
+                if work.busy_since.is_none() && !work.waiting.is_empty() {
+                    return work;
+                }
+            } else {
+                work = match due.into_iter().chain(work.look_at).min() {
+                    Some(at) => {
+                        let waited = self.more.wait_timeout(work, at - now);
+                        waited.unwrap_or_else(PoisonError::into_inner).0
+                    }
+                    None => self.more.wait(work).unwrap_or_else(PoisonError::into_inner),
+                };
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "../../../tests/embedded/lingering.rs"]
+mod lingering;
+
+#[cfg(test)]
+mod tests {
+    use nix::fcntl::OFlag;
+    use nix::unistd::{pipe2, read};
+
+    use super::lingering::lingering;
+    use super::*;
+    use crate::events::readable_before;
+
+    /// Only a failing test waits so long.
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    #[test]
+    fn a_descriptor_is_closed_although_none_is_dropped_behind_it() {
+        for round in 0..20 {
+            let (reader, writer) = pipe2(OFlag::O_NONBLOCK).unwrap();
+            drop(ClosedLater::from(writer));
+            readable_before(&reader, Instant::now() + PATIENCE).unwrap();
+            assert_eq!(read(&reader, &mut [0]), Ok(0), "the end of the pipe, round {round}");
+        }
+    }
+
+    #[test]
+    fn what_waits_behind_a_descriptor_that_is_stuck_is_closed_although_none_is_dropped_behind_it() {
+        let pause = Duration::from_millis(10); // longer than TOGETHER, and shorter than SLOW
+        let mut others = Vec::new();
+        for between in [Duration::ZERO, pause, pause] {
+            let ((passed, other), (reader, writer)) =
+                (lingering(), pipe2(OFlag::O_NONBLOCK).unwrap());
+            others.push(other);
+            drop(ClosedLater::from(Passed(passed.into())));
+            thread::sleep(between);
+            drop(ClosedLater::from(Passed(writer)));
+            readable_before(&reader, Instant::now() + PATIENCE).unwrap();
+            assert_eq!(read(&reader, &mut [0]), Ok(0), "the end of the pipe");
+            let work = closers().unwrap().unsure.work();
+            assert!(
+                work.threads - work.idle >= others.len(),
+                "nothing was stuck: this shows nothing"
+            );
+        }
+    }
+}

@@ -1,0 +1,301 @@
+//! What poster, poller and helper thread share of one queue pair.
+//!
+//! * STATE - `Core::state` only goes forward; the step to `Error` is made once, by whoever notices
+//!   first: a failed request, `disconnect`, or a thread that sees the peer's socket end.
+//! * IDS - ids are stored before `receives_posted` (Release) and loaded after it (Acquire).
+//!
+//! Elsewhere: finished sends (`sent`), how a completion queue reads it all (`source`), posting (`queue_pair`),
+//! carrying out (`one_sided`).
+
+mod sent;
+mod source;
+
+use std::fmt;
+use std::os::fd::AsRawFd;
+use std::sync::{Arc, OnceLock};
+
+use nix::errno::Errno;
+use nix::sys::socket::{MsgFlags, recv, send};
+
+use self::sent::{Sent, SentRing};
+pub(super) use self::source::Source;
+use super::arena::Map;
+use super::closer::ClosedLater;
+use super::completion::Shared;
+use super::engine::EngineHandle;
+use super::handshake::peer_of;
+use super::mapping::Part;
+use super::peer_arena::{PeerArena, PeerFile};
+use super::shared_copy::Job;
+use super::unread::Connected;
+use crate::sync::{AtomicU32, AtomicU64, Ordering};
+use crate::types::{Error, Flags, Opcode, QueuePairConfig, RemoteAddress, Result, State, Status};
+use rdmalib_ring::{Arrival, TurnSlot, close};
+
+const INIT: u32 = 0;
+const CONNECTED: u32 = 1;
+const ERROR: u32 = 2;
+
+/// Arrival tags: the peer's operation, as bits.
+pub(super) const TAG_IMMEDIATE: u32 = 1;
+pub(super) const TAG_WRITE: u32 = 2;
+pub(super) const TAG_TOO_LONG: u32 = 4;
+pub(super) const TAG_SHARED: u32 = 8;
+
+/// What every thread that deals with a queue pair shares.
+pub(crate) struct Core {
+    number: u32,
+    state: AtomicU32,
+    /// Where the domain's memory is: of payloads that land.
+    memory: Arc<Map>,
+    inbox: Part,
+    ring_offset: u64,
+    ring_depth: u32,
+    receive_depth: u32,
+    /// This process's own count: the one in the ring is writable by the peer.
+    receives_posted: AtomicU32,
+    receives_taken: AtomicU32,
+    receive_ids: Box<[AtomicU64]>,
+    sent: SentRing,
+    send_completions: Arc<Shared>,
+    receive_completions: Arc<Shared>,
+    halves: AtomicU32,
+    socket: OnceLock<ClosedLater<Connected>>,
+    peer: OnceLock<Peer>,
+    engine: Arc<EngineHandle>,
+}
+
+/// What is known once there is a connection.
+#[derive(Debug)]
+struct Peer {
+    /// Its memory, for large writes of its.
+    file: PeerFile,
+    slot: Arc<TurnSlot<Part>>,
+}
+
+/// Short: completion queues and queue pairs refer to each other.
+impl fmt::Debug for Core {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Core({}, {:?})", self.number, self.state())
+    }
+}
+
+impl Core {
+    /// Sets places in both completion queues aside and shows up there; `ring` is the receive ring
+    /// and its offset in the domain.
+    pub(super) fn new(
+        send: &Arc<Shared>,
+        receive: &Arc<Shared>,
+        config: &QueuePairConfig,
+        memory: &Arc<Map>,
+        (ring_offset, inbox): (u64, Part),
+        engine: Arc<EngineHandle>,
+    ) -> Result<Arc<Self>> {
+        send.reserve(config.send_depth)?;
+        if let Err(error) = receive.reserve(config.receive_depth) {
+            send.unreserve(config.send_depth);
+            return Err(error);
+        }
+        let ring_depth = config.receive_depth.next_power_of_two();
+        let core = Arc::new(Core {
+            number: crate::process::next_number(),
+            state: AtomicU32::new(INIT),
+            memory: memory.clone(),
+            inbox,
+            ring_offset,
+            ring_depth,
+            receive_depth: config.receive_depth,
+            receives_posted: AtomicU32::new(0),
+            receives_taken: AtomicU32::new(0),
+            receive_ids: (0..ring_depth).map(|_| AtomicU64::new(0)).collect(),
+            sent: SentRing::new(config.send_depth),
+            send_completions: send.clone(),
+            receive_completions: receive.clone(),
+            halves: AtomicU32::new(2),
+            socket: OnceLock::new(),
+            peer: OnceLock::new(),
+            engine,
+        });
+        receive.attach(&core);
+        if !Arc::ptr_eq(send, receive) {
+            send.attach(&core);
+        }
+        Ok(core)
+    }
+
+    pub(crate) fn number(&self) -> u32 {
+        self.number
+    }
+
+    #[inline]
+    pub(crate) fn state(&self) -> State {
+        match self.state.load(Ordering::Acquire) {
+            INIT => State::Init,
+            CONNECTED => State::Connected,
+            _ => State::Error,
+        }
+    }
+
+    /// Offset and depth of the receive ring.
+    pub(crate) fn ring(&self) -> (u64, u32) {
+        (self.ring_offset, self.ring_depth)
+    }
+
+    /// Whether one more request fits, after `posted`.
+    #[inline]
+    pub(super) fn check_send_room(&self, posted: u32) -> Result<()> {
+        self.sent.check_room(posted)
+    }
+
+    /// Whether one more receive fits. For the one who posts receives, as is `note_receive`.
+    #[inline]
+    pub(super) fn check_receive_room(&self) -> Result<()> {
+        let posted = self.receives_posted.load(Ordering::Relaxed); // only the caller stores it
+        if posted.wrapping_sub(self.receives_taken.load(Ordering::Acquire)) >= self.receive_depth {
+            return Err(Error::QueueFull { depth: self.receive_depth });
+        }
+        Ok(())
+    }
+
+    /// Counts a receive that is posted next, under `id`.
+    #[inline]
+    pub(super) fn note_receive(&self, id: u64) {
+        let posted = self.receives_posted.load(Ordering::Relaxed);
+        self.receive_ids[(posted & (self.ring_depth - 1)) as usize].store(id, Ordering::Relaxed);
+        self.receives_posted.store(posted.wrapping_add(1), Ordering::Release); // IDS
+        if self.state() == State::Error {
+            self.receive_completions.notify(true); // it is flushed at once: a sleeper must see it
+        }
+    }
+
+    /// Hands a backlog to the helper thread.
+    pub(super) fn help(&self, backlog: Arc<super::queue_pair::Backlog>) {
+        self.engine.help(backlog);
+    }
+
+    /// From `Init` to `Connected`, over `socket`.
+    pub(super) fn connected(self: &Arc<Self>, socket: ClosedLater<Connected>) -> Result<()> {
+        if self.socket.set(socket).is_err() {
+            return Err(Error::InvalidArgument("queue pair was connected before"));
+        }
+        let socket = self.socket.get().expect("just set");
+        let _ = self.state.compare_exchange(INIT, CONNECTED, Ordering::AcqRel, Ordering::Acquire);
+        self.receive_completions.changed(); // the turn slot is known
+        self.receive_completions.watch(self, socket)?;
+        self.engine.watch(self, socket)
+    }
+
+    /// Who is at the other end, once it is connected.
+    pub(crate) fn peer(&self) -> Option<String> {
+        self.socket.get().map(|socket| peer_of(socket))
+    }
+
+    /// Into the error state: the peer is told, everything outstanding is flushed. STATE
+    pub(crate) fn fail(&self) {
+        if self.state.swap(ERROR, Ordering::AcqRel) == ERROR {
+            return;
+        }
+        close(&self.inbox); // at once, not only when the peer's helper sees the socket's end
+        if let Some(socket) = self.socket.get() {
+            let _ = socket.shutdown(std::net::Shutdown::Both); // ENOTCONN: the peer was faster
+        }
+        self.send_completions.notify(true);
+        self.receive_completions.notify(true);
+    }
+
+    /// Wakes the peer, who sleeps. A full socket has woken it already.
+    #[cold]
+    pub(super) fn ring_doorbell(&self) {
+        if let Some(socket) = self.socket.get() {
+            let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+            let _ = send(socket.as_raw_fd(), &[1], flags); // a broken socket is seen by its watchers
+        }
+    }
+
+    /// Takes the bytes that a peer woke us with; sees its end.
+    pub(super) fn take_doorbells(&self) {
+        let Some(socket) = self.socket.get() else { return };
+        let mut bytes = [0; 64];
+        // Not until empty: a peer that floods its own queue must not hold ours.
+        for _ in 0..4 {
+            match recv(socket.as_raw_fd(), &mut bytes, MsgFlags::MSG_DONTWAIT) {
+                Ok(n) if n == bytes.len() => {}
+                Ok(0) => {
+                    self.receive_completions.unwatch(socket);
+                    return self.fail();
+                }
+                Ok(_) | Err(Errno::EAGAIN | Errno::EINTR) => return,
+                Err(_) => {
+                    self.receive_completions.unwatch(socket);
+                    return self.fail();
+                }
+            }
+        }
+    }
+
+    /// Keeps the peer's memory and the turn slot, before the state becomes `Connected`.
+    pub(super) fn set_peer(&self, file: PeerFile, slot: Arc<TurnSlot<Part>>) {
+        let _ = self.peer.set(Peer { file, slot }); // a queue pair connects once
+    }
+
+    /// The memory of the receive ring.
+    pub(super) fn inbox(&self) -> &Part {
+        &self.inbox
+    }
+
+    /// Copies its part of a large write, which the arrival `large` announces, with its payload in `ring` from
+    /// word `payload` on. Whether all of it is there.
+    fn help_with(
+        &self,
+        large: &Arrival,
+        (ring, payload): (&Part, usize),
+        peer: &mut Option<PeerArena>,
+    ) -> bool {
+        let Some((addr, key)) = large.carried_to else { return true };
+        let to = RemoteAddress { addr, key };
+        let Some(job) = Job::read(ring, payload, large.bytes as usize) else {
+            return true; // a lie: then it is as if the bytes had been written elsewhere
+        };
+        if peer.is_none() {
+            *peer = self.peer.get().and_then(|peer| PeerArena::new(peer.file.clone()).ok());
+        }
+        // Without the peer's memory it is left to the peer.
+        if let Some(peer) = peer {
+            job.copy(ring, payload, |offset, bytes| {
+                let from = peer.at(job.from.checked_add(offset as u64)?, bytes)?;
+                Some((from.cast_const(), self.memory.landing(to.offset(offset as u64), bytes)?))
+            });
+        }
+        job.is_done(ring, payload)
+    }
+
+    /// Puts a finished send where the poller finds it. Called by one thread at a time (the
+    /// ownership hand-off).
+    #[inline]
+    pub(super) fn finish(&self, id: u64, index: u32, opcode: Opcode, status: Status) {
+        self.sent.push(index, Sent { id, opcode, status });
+        self.send_completions.notify(status != Status::Success);
+    }
+
+    /// To be called when a half is dropped; with the second one the queue pair is gone.
+    pub(super) fn half_dropped(&self) {
+        if self.halves.fetch_sub(1, Ordering::AcqRel) != 1 {
+            return;
+        }
+        self.fail();
+        self.engine.unwatch(self.number);
+        if let Some(socket) = self.socket.get() {
+            self.receive_completions.unwatch(socket);
+        }
+        self.send_completions.detach(self);
+        self.receive_completions.detach(self);
+        self.send_completions.unreserve(self.sent.depth());
+        self.receive_completions.unreserve(self.receive_depth);
+    }
+}
+
+/// Whether a request that ended with `status` shows in the completion queue.
+#[inline]
+pub(super) fn completes(flags: Flags, status: Status) -> bool {
+    flags.contains(Flags::SIGNALED) || status != Status::Success
+}

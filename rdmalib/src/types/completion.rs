@@ -1,0 +1,77 @@
+//! How work requests end.
+
+/// How a work request ended; names follow `enum ibv_wc_status`, `ibv_poll_cq(3)`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Status {
+    /// Carried out.
+    #[default]
+    Success,
+    /// A message was longer than the receive buffer it went to.
+    LocalLengthError,
+    /// The local region does not allow it, or was freed.
+    LocalProtectionError,
+    /// The queue pair went into the error state before this request was carried out: the peer
+    /// disconnected or died, or an earlier request failed.
+    Flushed,
+    /// The peer could not take the request (a message longer than its buffer).
+    RemoteInvalidRequest,
+    /// The remote key, range or access right was refused.
+    RemoteAccessError,
+    /// The peer failed while carrying it out.
+    RemoteOperationError,
+    /// The peer did not answer.
+    RetryExceeded,
+    /// The peer had posted no receive, as often as the queue pair was told to try.
+    RnrRetryExceeded,
+    /// Any other failure, with the provider's number.
+    Other(u32),
+}
+
+/// What a completion completes; `enum ibv_wc_opcode`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Opcode {
+    /// A send of ours.
+    #[default]
+    Send,
+    /// A write of ours, with or without immediate data.
+    Write,
+    /// A read of ours.
+    Read,
+    /// A fetch-add of ours.
+    FetchAdd,
+    /// A compare-swap of ours.
+    CompareSwap,
+    /// A posted receive took a peer's send.
+    Receive,
+    /// A posted receive was used up by a peer's write with immediate data.
+    ReceiveWithImmediate,
+}
+
+/// One finished work request. With a [`Status`] other than success only `id`, `status` and
+/// `queue_pair` mean something.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WorkCompletion {
+    /// The `id` that the request was posted with.
+    pub id: u64,
+    /// How it ended.
+    pub status: Status,
+    /// What it was.
+    pub opcode: Opcode,
+    /// Receives: bytes that the peer sent or wrote.
+    pub bytes: u32,
+    /// Receives: immediate data, in host byte order, if the peer sent any.
+    pub immediate: Option<u32>,
+    /// Number of the queue pair; [`QueuePair::number`](crate::QueuePair::number).
+    pub queue_pair: u32,
+}
+
+/// Which completions ring the bell; `ibv_req_notify_cq(3)`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Notify {
+    /// The next one.
+    Any,
+    /// The next receive whose sender set [`Flags::SOLICITED`](crate::Flags::SOLICITED), or the next
+    /// error.
+    Solicited,
+}

@@ -1,0 +1,86 @@
+//! What a device is opened from, and what it can do.
+
+use std::{fmt, net::IpAddr, str::FromStr};
+
+use super::error::{Error, Result};
+
+/// Which implementation drives a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Provider {
+    /// libibverbs and librdmacm: InfiniBand, RoCE, SoftRoCE.
+    Verbs,
+    /// The embedded device: shared memory between processes of one host.
+    Shm,
+}
+
+impl fmt::Display for Provider {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Provider::Verbs => "verbs",
+            Provider::Shm => "shm",
+        })
+    }
+}
+
+impl FromStr for Provider {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        match name {
+            "verbs" => Ok(Provider::Verbs),
+            "shm" => Ok(Provider::Shm),
+            _ => Err(Error::InvalidArgument("provider is neither \"verbs\" nor \"shm\"")),
+        }
+    }
+}
+
+/// What is needed to open a device: one entry of the device database.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceSpec {
+    /// Name; for verbs as `ibv_devices` prints it, free for shm.
+    pub name: String,
+    /// Which implementation opens it.
+    pub provider: Provider,
+    /// Address of the interface that belongs to the device: where listeners bind, from where
+    /// connections go out. On shm only a name: all processes of one network namespace that use the
+    /// same address and port meet.
+    pub ip_address: IpAddr,
+    /// Largest inline payload to ask of the device, in bytes; 0 disables inline data.
+    pub max_inline_data: u32,
+}
+
+/// What a device can do; requests beyond it are refused with an error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Limits {
+    /// Largest inline payload, in bytes.
+    pub max_inline_data: u32,
+    /// Most work requests that one send or receive queue holds.
+    pub max_queue_depth: u32,
+    /// Most entries of one completion queue.
+    pub max_completion_entries: u32,
+}
+
+/// How a device's provider differs from others. What is not here is the same on all of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Capabilities {
+    /// A peer's memory can be mapped ([`SendQueue::map_remote`](crate::SendQueue::map_remote)). Not
+    /// where a network lies between.
+    pub maps_remote_memory: bool,
+    /// The kernel names the user at the other end, so that
+    /// [`expect_listener`](crate::QueuePair::expect_listener) has an effect and a [`Peer`](crate::Peer)
+    /// is a user. Elsewhere a peer is a machine.
+    pub knows_users: bool,
+    /// Peers share the memory of a domain, so that
+    /// [`fixed_domain`](crate::Device::fixed_domain) differs from a domain.
+    pub shares_domain_memory: bool,
+    /// Widest remote key that is handed out, in bits.
+    pub key_bits: u32,
+    /// A message that is longer than its receive ends with
+    /// [`RemoteInvalidRequest`](crate::Status::RemoteInvalidRequest) at the sender and
+    /// [`LocalLengthError`](crate::Status::LocalLengthError) at the receiver. Some RDMA devices (SoftRoCE)
+    /// report [`RemoteOperationError`](crate::Status::RemoteOperationError) and
+    /// [`Other`](crate::Status::Other)`(2)` instead.
+    pub exact_length_errors: bool,
+}

@@ -1,0 +1,247 @@
+//! What can go wrong below a work completion: opening, registering, connecting, posting.
+//!
+//! A work request that fails *after* it was posted is not an [`Error`]: it is a
+//! [`WorkCompletion`](crate::WorkCompletion) whose [`Status`](crate::Status) says why.
+
+use std::{io, net::IpAddr, net::SocketAddr, time::Duration};
+
+use nix::errno::Errno;
+
+use super::connection::PrivateData;
+use super::device::Provider;
+
+/// The result of every fallible call of this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// One variant for each decision that a caller may take.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The device cannot be opened on this machine; another device may.
+    #[error("device {device:?} cannot be opened by provider {provider}: {reason}")]
+    DeviceUnavailable {
+        /// Name as given in the device database.
+        device: String,
+        /// Provider that was asked.
+        provider: Provider,
+        /// Why, and what to do.
+        reason: String,
+    },
+    /// Another listener has this address; choose another port or stop it.
+    #[error(
+        "address {0} is already in use: stop the program that listens there or choose another port"
+    )]
+    AddressInUse(SocketAddr),
+    /// Nobody listens at this address (yet); retry later or check the address.
+    #[error("nobody listens at {0}: check the address, the port and that the program there runs")]
+    ConnectionRefused(SocketAddr),
+    /// Somebody listens, but so many connect that there was no place in the listener's queue; retry later.
+    #[error(
+        "no place in the queue of the listener at {to} within {after:?}: too many connect at once; try again later"
+    )]
+    ListenerQueueFull {
+        /// Address that was tried.
+        to: SocketAddr,
+        /// How long.
+        after: Duration,
+    },
+    /// Somebody listens, but has as many connections that wait as it takes, and others came later; retry later.
+    #[error("the program at {0} has too many connections that wait; try again later")]
+    TooManyConnections(SocketAddr),
+    /// Somebody listens, but has no descriptor or address space for one more connection; retry later.
+    #[error(
+        "the program at {0} has no file descriptor or address space left for another connection: raise its limits \
+         (ulimit -n, ulimit -v), or try again later"
+    )]
+    ListenerExhausted(SocketAddr),
+    /// Somebody listened, and closed the connection before it answered: it is ending, or took the request for
+    /// that of another program.
+    #[error(
+        "the program at {0} closed the connection before it answered: it may have ended just now, or be another \
+         program or version"
+    )]
+    ConnectionDropped(SocketAddr),
+    /// Somebody else listens at this address than should; nothing was sent there.
+    #[error(
+        "user {listens} listens at {to}, not user {expected}, whom this device's entry trusts: end what runs there"
+    )]
+    WrongUser {
+        /// The address.
+        to: SocketAddr,
+        /// Whose process listens there.
+        listens: u32,
+        /// Whose should.
+        expected: u32,
+    },
+    /// The address cannot be reached from the device; check the address and the network.
+    #[error(
+        "{to} cannot be reached from {from}: {reason}; check that both are on one RDMA network"
+    )]
+    Unreachable {
+        /// Address of the device that the connection should come from.
+        from: IpAddr,
+        /// Address that was tried.
+        to: SocketAddr,
+        /// What the connection manager said.
+        reason: String,
+    },
+    /// The listener's application refused the connection; its private data may say why.
+    #[error("the connection was rejected by the peer")]
+    Rejected {
+        /// What the peer passed to [`ConnectRequest::reject`](crate::ConnectRequest::reject).
+        private_data: PrivateData,
+    },
+    /// The deadline passed first; the operation had no effect that the caller sees.
+    #[error("{what} timed out after {after:?}")]
+    TimedOut {
+        /// The operation that was waited for.
+        what: &'static str,
+        /// How long.
+        after: Duration,
+    },
+    /// The connection has ended; connect again.
+    #[error("the connection has ended")]
+    Disconnected,
+    /// As many requests as the queue holds are outstanding; poll completions, then retry.
+    #[error("queue full: {depth} requests are outstanding")]
+    QueueFull {
+        /// Depth given when the queue pair was made.
+        depth: u32,
+    },
+    /// Inline data is larger than the queue pair allows; use a registered region instead.
+    #[error("{bytes} bytes are too many for inline data: this queue pair allows {max}")]
+    InlineTooLarge {
+        /// Bytes given.
+        bytes: usize,
+        /// Bytes allowed.
+        max: usize,
+    },
+    /// A range does not lie inside its memory region.
+    #[error(
+        "range of {bytes} bytes at offset {offset} is outside of a region of {region_bytes} bytes"
+    )]
+    OutOfBounds {
+        /// First byte, from the region's start.
+        offset: usize,
+        /// Length of the range.
+        bytes: usize,
+        /// Length of the region.
+        region_bytes: usize,
+    },
+    /// The key does not allow what was asked of the peer's memory, or not all of it.
+    #[error("the peer's key does not allow this access to this range of its memory")]
+    RemoteAccess,
+    /// More private data than the handshake carries.
+    #[error("{bytes} bytes of private data are too many: this message carries {max}")]
+    PrivateDataTooLong {
+        /// Bytes given.
+        bytes: usize,
+        /// Bytes allowed.
+        max: usize,
+    },
+    /// The completion queue could overflow if this queue pair used it.
+    #[error("completion queue holds {capacity} entries, the queue pairs on it would need {needed}")]
+    CompletionQueueTooSmall {
+        /// Entries asked for when it was made.
+        capacity: u32,
+        /// Sum of the depths of the queues that complete into it.
+        needed: u32,
+    },
+    /// An argument that no device can honour.
+    #[error("invalid argument: {0}")]
+    InvalidArgument(&'static str),
+    /// The domain has as many regions as its key table holds; free some.
+    #[error("no memory key is left: a protection domain holds {max} regions")]
+    OutOfKeys {
+        /// Size of the key table.
+        max: usize,
+    },
+    /// The device did not take the memory; usually more than this process may lock.
+    #[error(
+        "registering {bytes} bytes of memory failed (locked memory: {}); raise the limit, \
+         e.g. ulimit -l unlimited, or LimitMEMLOCK=infinity in a systemd unit",
+        limit.map_or("no limit".into(), |limit| format!("at most {limit} bytes"))
+    )]
+    Registration {
+        /// Bytes that should have been registered.
+        bytes: usize,
+        /// Bytes that this process may lock (`RLIMIT_MEMLOCK`); `None`: any.
+        limit: Option<u64>,
+        /// The error of `ibv_reg_mr`.
+        #[source]
+        source: io::Error,
+    },
+    /// This process, or the system, has no file descriptor left.
+    #[error(
+        "{call} failed: no file descriptor is left; raise the limit (ulimit -n), or use fewer connections"
+    )]
+    OutOfDescriptors {
+        /// Name of the call.
+        call: &'static str,
+        /// Its error.
+        #[source]
+        source: io::Error,
+    },
+    /// As many descriptors as a process may have open were passed by processes of this user and not read by who
+    /// should; until they are, none of its processes can pass any.
+    #[error(
+        "{call} failed: too many descriptors that this user's processes have passed to others were not read by them; \
+         end the processes that do not read, or raise the limit (ulimit -n)"
+    )]
+    TooManyUnread {
+        /// Name of the call.
+        call: &'static str,
+        /// Its error.
+        #[source]
+        source: io::Error,
+    },
+    /// The limit of file sizes is too small: on the embedded device it counts for shared memory too.
+    #[error(
+        "{bytes} bytes of shared memory are more than this process's limit of file sizes ({limit} bytes): raise it, \
+         e.g. ulimit -f unlimited, or LimitFSIZE=infinity in a systemd unit"
+    )]
+    FileSizeLimit {
+        /// Size that the memory file should have had.
+        bytes: u64,
+        /// The limit (`RLIMIT_FSIZE`).
+        limit: u64,
+    },
+    /// This process has no address space for more memory, or more than a bound of peers' memory.
+    #[error(
+        "no address space is left to map {bytes} bytes of memory; raise the limit (ulimit -v), or use less"
+    )]
+    OutOfAddresses {
+        /// Bytes that should have been mapped.
+        bytes: usize,
+    },
+    /// What was made before a fork is the parent's: in the child it does nothing. Open a device in the child.
+    #[error(
+        "this process was forked from the one that opened the device, whose connections and memory are not its \
+         own: open a device in this process, or fork before opening one"
+    )]
+    Forked,
+    /// The peer broke the wire protocol; the connection is not used further.
+    #[error("peer broke the connection protocol: {0}")]
+    Protocol(&'static str),
+    /// A system or library call failed.
+    #[error("{call} failed")]
+    Os {
+        /// Name of the call.
+        call: &'static str,
+        /// Its error.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl Error {
+    /// The error of `call`: an [`Error::Os`], unless it has a variant of its own.
+    pub(crate) fn os(call: &'static str, source: impl Into<io::Error>) -> Self {
+        let source = source.into();
+        match source.raw_os_error().map(Errno::from_raw) {
+            Some(Errno::EMFILE | Errno::ENFILE) => Error::OutOfDescriptors { call, source },
+            Some(Errno::ETOOMANYREFS) => Error::TooManyUnread { call, source },
+            _ => Error::Os { call, source },
+        }
+    }
+}

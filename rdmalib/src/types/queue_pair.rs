@@ -1,0 +1,55 @@
+//! Settings and states of a queue pair.
+
+use std::time::Duration;
+
+/// How often a request is tried while the peer has posted no receive (`rnr_retry_count`,
+/// `rdma_connect(3)`: 0 to 6 times, 7 is for ever).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RnrRetry {
+    /// So many times after the first, `rnr_timer` apart; 0 to 6.
+    Times(u8),
+    /// Until the peer posts a receive or the connection ends.
+    Forever,
+}
+
+/// Sizes and behaviour of a queue pair, fixed when it is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct QueuePairConfig {
+    /// Most outstanding requests of the send queue. A request leaves the count when its own or a
+    /// later signalled completion is polled.
+    pub send_depth: u32,
+    /// Most posted receives, counted until their completions are polled.
+    pub receive_depth: u32,
+    /// Largest inline payload, in bytes; at most the device's limit.
+    pub max_inline_data: u32,
+    /// What happens while the peer has posted no receive.
+    pub rnr_retry: RnrRetry,
+    /// Pause between two such tries. On verbs the receiving side's counts: it is what asks for the
+    /// pause, in steps from 10 µs to 655 ms, rounded up.
+    pub rnr_timer: Duration,
+}
+
+impl Default for QueuePairConfig {
+    /// 64 requests each way, no inline data, patient with a slow receiver. The timer is InfiniBand's
+    /// code 12, which is what most drivers default to.
+    fn default() -> Self {
+        QueuePairConfig {
+            send_depth: 64,
+            receive_depth: 64,
+            max_inline_data: 0,
+            rnr_retry: RnrRetry::Forever,
+            rnr_timer: Duration::from_micros(640),
+        }
+    }
+}
+
+/// Where a queue pair is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// Made, not connected.
+    Init,
+    /// Connected.
+    Connected,
+    /// Over: every request is, or will be, completed with [`Status::Flushed`](crate::Status::Flushed).
+    Error,
+}
