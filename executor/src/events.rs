@@ -9,7 +9,8 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::beat::BeatError;
 use crate::library::{Library, LoadError};
-use crate::worker::{End, StartError};
+use crate::worker::StartError;
+use rfaas_call::callee::ServiceEnd;
 
 /// Something happened in another thread.
 #[derive(Debug)]
@@ -23,7 +24,7 @@ pub enum Event {
         /// Its index.
         worker: usize,
         /// Why.
-        end: Result<End, StartError>,
+        end: Result<ServiceEnd, StartError>,
     },
     /// No thread of a worker is left.
     WorkersJoined,

@@ -30,17 +30,17 @@ use nix::sys::signal::Signal;
 use nix::sys::stat::Mode;
 use nix::unistd::{alarm, dup2_stdin, getppid};
 use rdmalib::{Access, Device, Region};
-use rfaas_protocol::assignment::{Assignment, FORSAKEN};
+use rfaas_protocol::assignment::{Assignment, MANAGER_LOST};
 use rfaas_protocol::channel::{Channel, ChannelError};
 use rfaas_protocol::session::{ExecutorHello, FromExecutor, FunctionEntry, LoadFailed};
 use rfaas_protocol::{Role, Text};
 
 use crate::beat::BeatError;
-use crate::crew::{Crew, CrewError};
 use crate::dial::{DIAL_TIMEOUT, in_full};
 use crate::events::{Event, Notifier, events};
 use crate::library::{Library, LoadError};
 use crate::plan::{BadAssignment, Plan};
+use crate::pool::{PoolError, WorkerPool};
 use crate::signals::Signals;
 use crate::watch::{News, Watch};
 use crate::worker::StartError;
@@ -49,15 +49,14 @@ mod account;
 mod beat;
 mod clock;
 mod cpus;
-mod crew;
 mod dial;
 mod events;
-mod layout;
 #[allow(unsafe_code)] // foreign code: see there
 mod library;
 mod limits;
 mod meter;
 mod plan;
+mod pool;
 #[allow(unsafe_code)] // signal handlers: see there
 mod signals;
 mod spin;
@@ -111,7 +110,7 @@ impl Error {
 /// How an executor ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ended {
-    /// Exit status: 0, [`LOAD_FAILED`] or [`FORSAKEN`].
+    /// Exit status: 0, [`LOAD_FAILED`] or [`MANAGER_LOST`].
     pub status: i32,
     /// No code of the library runs any more, so that the process may end in the orderly way ([`leave`]).
     pub orderly: bool,
@@ -122,7 +121,7 @@ enum Stop {
     /// The lease is over, or one of those we work for is gone.
     Over(&'static str),
     /// The manager is silent: if it is not dead, it is to know why we end.
-    Forsaken,
+    ManagerLost,
     /// A function has ended the thread of this worker.
     ThreadEnded(usize),
     /// The library is of no use.
@@ -148,13 +147,13 @@ pub fn run(assignment: Assignment) -> Result<Ended, Error> {
     limits::set(plan.open_files, plan.workers.len());
     let device = Device::open(&plan.device).map_err(|error| Error::Device(in_full(&error)))?;
     let (notifier, events) = events().map_err(|error| os(&error))?;
-    let manager_ends = crew::manager_ends(&device, &plan).map_err(|error| os(&error))?;
+    let manager_ends = pool::manager_ends(&device, &plan).map_err(|error| os(&error))?;
     beat::start(&plan, &device, &manager_ends, &notifier).map_err(|error| os(&error))?;
     let (client, code) = dial_client(&plan, &device)?;
-    let crew = Crew::start(&plan, &device, &manager_ends, &notifier);
-    let crew = crew.map_err(|error: CrewError| Error::failed("cannot start workers", &error))?;
+    let pool = WorkerPool::start(&plan, &device, &manager_ends, &notifier);
+    let pool = pool.map_err(|error: PoolError| Error::failed("cannot start workers", &error))?;
     let watch = Watch::new(signals, events, client, manager_ends);
-    Executor { plan, crew, watch, notifier, loading: false }.run(code)
+    Executor { plan, pool, watch, notifier, loading: false }.run(code)
 }
 
 /// Whether `news` is a reason to end.
@@ -219,7 +218,7 @@ fn dial_client(plan: &Plan, device: &Device) -> Result<(Channel, Region), Error>
 /// The main thread, connected.
 struct Executor {
     plan: Arc<Plan>,
-    crew: Crew,
+    pool: WorkerPool,
     watch: Watch,
     notifier: Notifier,
     /// A constructor of the library may be running. It holds the dynamic loader's lock, which the end
@@ -238,9 +237,9 @@ impl Executor {
                 tracing::debug!(lease = self.plan.lease, why, "ending");
                 (0, None)
             }
-            Stop::Forsaken => {
+            Stop::ManagerLost => {
                 tracing::debug!(lease = self.plan.lease, "the executor manager is silent: ending");
-                (FORSAKEN, None)
+                (MANAGER_LOST, None)
             }
             Stop::ThreadEnded(worker) => self.abort(worker),
             Stop::Load(error) => {
@@ -250,7 +249,7 @@ impl Executor {
             Stop::Failed(error) => (error.exit_status(), Some(error)),
         };
         end_at_last();
-        let stopped = self.crew.stop(&mut self.watch);
+        let stopped = self.pool.stop(&mut self.watch);
         let stopped = stopped.map_err(|error| Error::failed("cannot stop workers", &error))?;
         let orderly = stopped && !self.loading;
         match failed {
@@ -262,7 +261,7 @@ impl Executor {
     fn work(&mut self, code: Region) -> Result<std::convert::Infallible, Stop> {
         let code = self.receive_code(&code)?;
         let library = Arc::new(self.load(code)?);
-        self.crew.begin(&library);
+        self.pool.begin(&library);
         self.list_functions(&library)?;
         tracing::debug!(
             lease = self.plan.lease,
@@ -280,13 +279,13 @@ impl Executor {
 
     /// Settles for workers whose call takes long, unless there is none left to make it.
     fn look_at_workers(&mut self) -> Result<(), Stop> {
-        if self.crew.vanished().is_some() {
+        if self.pool.vanished().is_some() {
             self.next(Duration::ZERO)?; // its last word, if it had one, came before the thread's end
-            if let Some(worker) = self.crew.vanished() {
+            if let Some(worker) = self.pool.vanished() {
                 return Err(Stop::ThreadEnded(worker));
             }
         }
-        self.crew.settle_long_calls();
+        self.pool.settle_long_calls();
         Ok(())
     }
 
@@ -298,8 +297,8 @@ impl Executor {
             worker,
             "a function has ended its worker's thread: aborting"
         );
-        self.crew.write_off(worker);
-        let _ = self.crew.stop(&mut self.watch); // what others have used is counted, if that is possible
+        self.pool.write_off(worker);
+        let _ = self.pool.stop(&mut self.watch); // what others have used is counted, if that is possible
         std::process::abort()
     }
 
@@ -410,13 +409,13 @@ impl Executor {
                     tracing::debug!(%error, "client gone");
                     return Err(Stop::Over("the client is gone"));
                 }
-                News::Event(Event::BeatEnded(BeatError::Silent)) => return Err(Stop::Forsaken),
+                News::Event(Event::BeatEnded(BeatError::Silent)) => return Err(Stop::ManagerLost),
                 News::Event(Event::BeatEnded(error)) => {
                     return Err(Error::failed("cannot give signs of life", &error).into());
                 }
                 News::Event(Event::WorkerEnded { worker, end }) => {
-                    crew::log_end(worker, &end);
-                    self.crew.ended(worker);
+                    pool::log_end(worker, &end);
+                    self.pool.ended(worker);
                     // One that does not start is missed by the client, which waits for all.
                     if let Err(error) = end {
                         return Err(worker_failed(worker, &error).into());

@@ -7,12 +7,12 @@ use std::time::Duration;
 use nix::unistd::{SysconfVar, sysconf};
 use rdmalib::DeviceSpec;
 use rfaas_call::Spin;
+use rfaas_call::callee::{BadLayout, Layout};
 use rfaas_protocol::Secret;
 use rfaas_protocol::assignment::Assignment;
 use rfaas_protocol::heartbeat::Heartbeat;
 
 use crate::dial::DIAL_TIMEOUT;
-use crate::layout::{BadLayout, Layout};
 
 /// What is wrong with an assignment.
 #[derive(Debug, thiserror::Error)]

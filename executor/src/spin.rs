@@ -1,39 +1,25 @@
-//! When an idle worker spins, lets others run, looks at the clock, or sleeps. Pure.
+//! When an idle worker spins, lets others run, reads the clock, sleeps, or moves to another core. Pure.
 //!
-//! ```text
-//!   work ──▶ spin, clock each 1000 polls ──50 µs without work──▶ spin a little, yield, clock ──▶ sleep
-//!    ▲                                                                                  │ time limit
-//!    └──────────────────────────────── work ────────────────────────────────────────────┘ passed
-//! ```
-//! A worker that was just used is likely used again at once, so at first nothing but the completion
-//! queue is looked at. Later each turn gives the core away once: where there are fewer cores than
-//! threads that spin (a client on the same machine), the one with work gets to run. Where that is
-//! so shows in how long it takes to get the core back; there, workers give it away from the start, and
-//! try another core. It also shows in work that only comes when the core was given away ([`Sharing`]): a client that
-//! gives it back soon.
+//! The policy is that of all that wait ([`Backoff`]). A worker differs in that it has no deadline, and in that it notices
+//! whether others want its core: where there are fewer cores than threads that spin, a client on the same machine may have
+//! none. That shows in how long a yield takes, and in requests that only come when the core was given away ([`Sharing`]).
+//! Such a worker yields from the start, and tries another core.
 
-use rfaas_call::{Sharing, Spin};
+use std::time::{Duration, Instant};
 
-use crate::clock::MS;
+use rfaas_call::{Awaited, Backoff, Pause, Sharing, Spin};
 
-/// Polls between two looks at the clock: about 40 µs, against 25 ns for the look.
-const POLLS_A_CLOCK: u32 = 1_000;
-/// Time without work after which a worker lets others run, in ns.
-const YIELD_AFTER_NS: u64 = 50_000;
-/// Polls between two yields: about as long as a yield takes when nobody else wants the core.
-const POLLS_A_YIELD: u32 = 32;
-
-/// A yield, and the polls before it, that took longer than this gave the core to somebody else, in ns. Far
-/// more than they take alone (2 µs), and less than the shortest turn of the Linux scheduler.
-const YIELD_TOOK_LONG_NS: u64 = 20_000;
-/// How long a core counts as wanted by others after that, in ns.
-const CROWDED_NS: u64 = 100 * MS;
-/// Yields in a row that took long before a worker moves: one alone may have been an interrupt, or the
-/// hypervisor; who shares a core sees nothing else.
+/// A yield, and the polls before it, that took longer than this gave the core to somebody else. It is far more than they
+/// take alone (2 µs), and less than the shortest turn of the Linux scheduler.
+const YIELD_TOOK_LONG: Duration = Duration::from_micros(20);
+/// How long a core counts as wanted by others after that.
+const CROWDED: Duration = Duration::from_millis(100);
+/// Yields in a row that took long before a worker moves: one alone may have been an interrupt, or the hypervisor; a worker
+/// that shares a core sees nothing else.
 const YIELDS_A_MOVE: u32 = 4;
-/// Shortest time between two moves to another core, in ns: a move costs some microseconds, and where all
-/// cores are crowded it is in vain.
-const MOVE_EACH_NS: u64 = 10 * MS;
+/// Shortest time between two moves to another core: a move costs some microseconds, and where all cores are crowded it is
+/// in vain.
+const MOVE_EACH: Duration = Duration::from_millis(10);
 
 /// What to do after a poll that found nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,133 +34,143 @@ pub enum Idle {
     Sleep,
 }
 
-/// Counts the polls of one worker since it last had work.
+/// The waits of one worker.
 #[derive(Debug)]
 pub struct Spinner {
-    /// Spinning time after the last work, in ns; `u64::MAX` is 584 years, that is always.
-    limit_ns: u64,
-    worked_at_ns: u64,
-    /// There was work since the last look at the clock.
-    worked: bool,
-    polls: u32,
-    yields: bool,
-    sleeps: bool,
-    looked_at_ns: u64,
-    /// Until when others want the core, as far as is known; and whether they did at the last look.
-    crowded_until_ns: u64,
-    crowded: bool,
+    backoff: Backoff,
     /// Whether the client needs the core that is spun on.
     sharing: Sharing,
+    /// Others want the core, or the client does: yields are due from the start.
+    early: bool,
+    sleeps: bool,
+    /// There was work since the last reading of the clock.
+    worked: bool,
     /// The last thing other than polling was a yield, and there was no work since.
     yielded: bool,
+    /// The last reading of the clock.
+    looked_at: Option<Instant>,
+    /// Until when others want the core, as far as is known; and whether they did at the last reading.
+    crowded_until: Option<Instant>,
+    crowded: bool,
     /// Yields in a row that took long, or are likely to have given the core to the client.
     long_yields: u32,
     /// When it is worth trying another core again.
-    move_after_ns: u64,
+    move_after: Option<Instant>,
 }
 
 impl Spinner {
-    /// For a worker that starts at `now_ns`, and then counts as one that just had work: its client
-    /// leased it to use it.
-    pub fn new(spin: Spin, now_ns: u64) -> Self {
-        let limit_ns = match spin {
-            Spin::Always => u64::MAX,
-            Spin::Never => 0,
-            Spin::For(time) => {
-                u64::try_from(time.as_millis()).unwrap_or(u64::MAX).saturating_mul(MS)
-            }
-        };
+    /// Begins with a worker that counts as one that just had work: its client leased it to use it.
+    pub fn new(spin: Spin) -> Self {
+        let backoff = Backoff::new(spin, Awaited::Request);
         Spinner {
-            limit_ns,
-            worked_at_ns: now_ns,
-            worked: false,
-            polls: 0,
-            yields: false,
-            sleeps: limit_ns == 0,
-            looked_at_ns: now_ns,
-            crowded_until_ns: 0,
-            crowded: false,
+            sleeps: backoff.never_spins(),
+            backoff,
             sharing: Sharing::default(),
+            early: false,
+            worked: false,
             yielded: false,
+            looked_at: None,
+            crowded_until: None,
+            crowded: false,
             long_yields: 0,
-            move_after_ns: 0,
+            move_after: None,
         }
     }
 
-    /// There was work until now. When that was, the next look at the clock tells well enough: it comes after
-    /// so few polls that no time limit, in milliseconds, notices.
+    /// There was work until now. The next reading of the clock tells well enough when that was: it comes after so few
+    /// polls that no time limit, in milliseconds, notices.
     #[inline]
     pub fn worked(&mut self) {
-        if self.polls > 0 {
-            self.sharing.spun();
-        } else if self.yielded {
-            self.sharing.yielded();
-        }
+        self.backoff.fruitful(self.early, &mut self.sharing);
         self.yielded = false;
         self.worked = true;
-        self.polls = 0;
-        self.yields = self.crowded || self.sharing.is_likely();
-        self.sleeps = self.limit_ns == 0;
+        self.early = self.crowded || self.sharing.is_likely();
+        self.sleeps = self.backoff.never_spins();
     }
 
-    /// A poll found nothing: what next?
+    /// A poll found nothing. Returns what to do next.
     #[inline]
     pub fn idle(&mut self) -> Idle {
         if self.sleeps {
             return Idle::Sleep;
         }
-        self.polls += 1;
-        if self.polls < if self.yields { POLLS_A_YIELD } else { POLLS_A_CLOCK } {
-            return Idle::Poll;
+        match self.backoff.fruitless(self.early) {
+            Pause::Spin => Idle::Poll,
+            Pause::Look => {
+                self.yielded = false;
+                Idle::Clock
+            }
+            Pause::Yield => {
+                self.yielded = true;
+                Idle::Yield
+            }
         }
-        self.polls = 0;
-        self.yielded = self.yields;
-        if self.yields { Idle::Yield } else { Idle::Clock }
     }
 
-    /// What time it is; to be told when [`idle`](Self::idle) asks for it. Returns whether to move to
-    /// another core: others want this one. Not more often than each 10 ms.
-    pub fn time_is(&mut self, now_ns: u64) -> bool {
-        let mut moves = false;
+    /// What time it is; to be told when [`idle`](Self::idle) asks for it. Returns whether to move to another core, since
+    /// others want this one: at most once in 10 ms.
+    pub fn time_is(&mut self, now: Instant) -> bool {
+        let moves = self.yielded && self.gave_the_core_away(now);
+        self.worked = false;
+        self.looked_at = Some(now);
+        self.sleeps = self.backoff.looked(now);
+        self.crowded = self.crowded_until.is_some_and(|until| now < until);
+        self.early = self.crowded || self.sharing.is_likely();
+        moves
+    }
+
+    /// Notes what the last yield says about the core. Returns whether to move.
+    fn gave_the_core_away(&mut self, now: Instant) -> bool {
         // With work in between, how long it took says nothing.
-        let took_long = !self.worked
-            && self.yields
-            && now_ns.saturating_sub(self.looked_at_ns) > YIELD_TOOK_LONG_NS;
+        let took = self.looked_at.map(|at| now.saturating_duration_since(at));
+        let took_long = !self.worked && took.is_some_and(|took| took > YIELD_TOOK_LONG);
         if took_long {
-            self.crowded_until_ns = now_ns.saturating_add(CROWDED_NS);
+            self.crowded_until = Some(now + CROWDED);
         }
-        let shares = self.yielded && self.sharing.is_likely();
-        if took_long || shares {
+        if took_long || self.sharing.is_likely() {
             self.long_yields += 1;
-            if self.long_yields >= YIELDS_A_MOVE && now_ns >= self.move_after_ns {
-                moves = true;
+            let may_move = self.move_after.is_none_or(|after| now >= after);
+            if self.long_yields >= YIELDS_A_MOVE && may_move {
                 self.long_yields = 0;
-                self.move_after_ns = now_ns.saturating_add(MOVE_EACH_NS);
+                self.move_after = Some(now + MOVE_EACH);
+                return true;
             }
         } else if !self.worked {
             self.long_yields = 0;
         }
-        if self.worked {
-            self.worked = false;
-            self.worked_at_ns = now_ns;
-        }
-        self.looked_at_ns = now_ns;
-        let without_work_ns = now_ns.saturating_sub(self.worked_at_ns);
-        self.crowded = now_ns < self.crowded_until_ns;
-        self.yields = without_work_ns >= YIELD_AFTER_NS || self.crowded || self.sharing.is_likely();
-        self.sleeps = without_work_ns >= self.limit_ns;
-        moves
+        false
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
+    const MS: u64 = 1_000_000;
+    /// Polls before the first yield of a worker that has its core for itself.
+    const FREE_POLLS: u32 = 2048;
+
+    /// Time in nanoseconds, from some moment on.
+    struct Clock(Instant);
+
+    impl Clock {
+        fn new() -> Self {
+            Clock(Instant::now())
+        }
+
+        fn at(&self, ns: u64) -> Instant {
+            self.0 + Duration::from_nanos(ns)
+        }
+    }
+
     /// Polls in vain, each costing `poll_ns`, until the worker sleeps or `until_ns` has come.
-    fn idle_until(spinner: &mut Spinner, now: &mut u64, poll_ns: u64, until_ns: u64) -> Vec<Idle> {
+    fn idle_until(
+        clock: &Clock,
+        spinner: &mut Spinner,
+        now: &mut u64,
+        poll_ns: u64,
+        until_ns: u64,
+    ) -> Vec<Idle> {
         let mut seen = vec![];
         while *now < until_ns {
             *now += poll_ns;
@@ -185,7 +181,7 @@ mod tests {
             match idle {
                 Idle::Poll => {}
                 Idle::Clock | Idle::Yield => {
-                    spinner.time_is(*now);
+                    spinner.time_is(clock.at(*now));
                 }
                 Idle::Sleep => break,
             }
@@ -195,15 +191,15 @@ mod tests {
 
     #[test]
     fn always_hot_never_sleeps() {
-        let mut spinner = Spinner::new(Spin::Always, 0);
-        let seen = idle_until(&mut spinner, &mut 0, MS, 3_600_000 * MS);
+        let mut spinner = Spinner::new(Spin::Always);
+        let seen = idle_until(&Clock::new(), &mut spinner, &mut 0, MS, 3_600_000 * MS);
         assert!(!seen.contains(&Idle::Sleep));
-        assert_eq!(seen.last(), Some(&Idle::Yield));
+        assert!(seen.contains(&Idle::Yield));
     }
 
     #[test]
     fn always_warm_sleeps_at_once_also_after_work() {
-        let mut spinner = Spinner::new(Spin::Never, 5);
+        let mut spinner = Spinner::new(Spin::Never);
         assert_eq!(spinner.idle(), Idle::Sleep);
         spinner.worked();
         assert_eq!(spinner.idle(), Idle::Sleep);
@@ -211,13 +207,13 @@ mod tests {
 
     #[test]
     fn a_timeout_of_3000_ms_spins_for_3_s_after_the_last_work_each_time() {
-        let spin = Spin::from_hot_timeout_ms(3_000).unwrap();
-        let mut spinner = Spinner::new(spin, 0);
+        let clock = Clock::new();
+        let mut spinner = Spinner::new(Spin::from_hot_timeout_ms(3_000).unwrap());
         let mut now = 0;
         for _ in 0..3 {
             let start = now;
             spinner.worked();
-            let seen = idle_until(&mut spinner, &mut now, 100, start + 10_000 * MS);
+            let seen = idle_until(&clock, &mut spinner, &mut now, 100, start + 10_000 * MS);
             assert_eq!(seen.last(), Some(&Idle::Sleep));
             let spun = now - start;
             assert!((3_000 * MS..3_001 * MS).contains(&spun), "{spun} ns");
@@ -230,16 +226,16 @@ mod tests {
             Spin::from_hot_timeout_ms(40_000),
             Some(Spin::For(Duration::from_millis(40_000)))
         );
-        let mut spinner = Spinner::new(Spin::from_hot_timeout_ms(i64::MAX).unwrap(), 0);
-        let seen = idle_until(&mut spinner, &mut 0, 1_000_000, 60_000 * MS);
+        let mut spinner = Spinner::new(Spin::from_hot_timeout_ms(i64::MAX).unwrap());
+        let seen = idle_until(&Clock::new(), &mut spinner, &mut 0, 1_000_000, 60_000 * MS);
         assert!(!seen.contains(&Idle::Sleep));
     }
 
     #[test]
     fn a_busy_worker_neither_yields_nor_reads_the_clock() {
-        let mut spinner = Spinner::new(Spin::Always, 0);
+        let mut spinner = Spinner::new(Spin::Always);
         for _ in 0..10_000 {
-            for _ in 0..POLLS_A_CLOCK - 1 {
+            for _ in 0..FREE_POLLS - 1 {
                 assert_eq!(spinner.idle(), Idle::Poll);
             }
             spinner.worked();
@@ -248,15 +244,16 @@ mod tests {
 
     #[test]
     fn a_worker_without_work_yields_from_50_us_on_and_stops_when_it_has_work() {
-        let mut spinner = Spinner::new(Spin::Always, 0);
-        let mut now = 0;
-        let seen = idle_until(&mut spinner, &mut now, 10, YIELD_AFTER_NS);
-        assert!(seen.iter().all(|idle| *idle == Idle::Clock), "{seen:?}");
-        let seen = idle_until(&mut spinner, &mut now, 10, 2 * YIELD_AFTER_NS);
-        assert!(seen.ends_with(&[Idle::Yield, Idle::Yield]), "{seen:?}");
+        let clock = Clock::new();
+        let mut spinner = Spinner::new(Spin::Always);
+        let (mut now, yields_from) = (0, u64::from(FREE_POLLS) * 25);
+        let seen = idle_until(&clock, &mut spinner, &mut now, 25, yields_from);
+        assert_eq!(seen, [Idle::Clock]);
+        let seen = idle_until(&clock, &mut spinner, &mut now, 25, 2 * yields_from);
+        assert!(seen.starts_with(&[Idle::Yield, Idle::Yield]), "{seen:?}");
         spinner.worked();
         assert_eq!(spinner.idle(), Idle::Poll);
-        assert!(!spinner.yields);
+        assert!(!spinner.early);
     }
 
     /// The first thing other than polling that a worker does after work.
@@ -266,28 +263,31 @@ mod tests {
     }
 
     #[test]
-    fn who_waited_for_the_core_gives_it_away_soon_after_work_for_a_while() {
-        let mut spinner = Spinner::new(Spin::Always, 0);
+    fn a_worker_that_waited_for_its_core_gives_it_away_soon_after_work_for_a_while() {
+        let clock = Clock::new();
+        let mut spinner = Spinner::new(Spin::Always);
         let mut now = 0;
-        idle_until(&mut spinner, &mut now, 10, 2 * YIELD_AFTER_NS);
+        idle_until(&clock, &mut spinner, &mut now, 10, 100_000);
         assert_eq!(first_after_work(&mut spinner), Idle::Clock, "nobody else wants it");
-        spinner.time_is(now);
+        spinner.time_is(clock.at(now));
 
-        let until = now + 2 * YIELD_AFTER_NS;
-        idle_until(&mut spinner, &mut now, 10, until);
+        let until = now + 100_000;
+        idle_until(&clock, &mut spinner, &mut now, 10, until);
         while spinner.idle() != Idle::Yield {}
         now += MS; // somebody else had it
-        spinner.time_is(now);
+        spinner.time_is(clock.at(now));
         assert_eq!(first_after_work(&mut spinner), Idle::Yield);
-        spinner.time_is(now + CROWDED_NS - 1);
+        let crowded = CROWDED.as_nanos() as u64;
+        spinner.time_is(clock.at(now + crowded - 1));
         assert_eq!(first_after_work(&mut spinner), Idle::Yield);
-        spinner.time_is(now + CROWDED_NS);
+        spinner.time_is(clock.at(now + crowded));
         assert_eq!(first_after_work(&mut spinner), Idle::Clock);
     }
 
-    /// The client has the core while it is given away, and at no other time; each turn takes it 3 µs. Returns when
-    /// the worker moved.
+    /// The client has the core while it is given away, and at no other time; each turn takes it 3 µs. Returns when the
+    /// worker moved.
     fn serve_a_client_on_the_same_core(
+        clock: &Clock,
         spinner: &mut Spinner,
         now: &mut u64,
         calls: u32,
@@ -303,7 +303,7 @@ mod tests {
                     Idle::Clock => {}
                     Idle::Sleep => panic!("always hot"),
                 }
-                if spinner.time_is(*now) {
+                if spinner.time_is(clock.at(*now)) {
                     moves.push(*now / MS);
                 }
                 if spinner.yielded {
@@ -316,13 +316,15 @@ mod tests {
 
     #[test]
     fn a_worker_whose_work_only_comes_with_yields_yields_soon_after_work_and_tries_other_cores() {
-        let mut spinner = Spinner::new(Spin::Always, 0);
+        let clock = Clock::new();
+        let mut spinner = Spinner::new(Spin::Always);
         let mut now = 0;
-        assert!(serve_a_client_on_the_same_core(&mut spinner, &mut now, 10).is_empty());
-        assert!(now > 10 * YIELD_AFTER_NS, "{now} ns: it does not yet know");
-        serve_a_client_on_the_same_core(&mut spinner, &mut now, 100);
+        let moves = serve_a_client_on_the_same_core(&clock, &mut spinner, &mut now, 10);
+        assert!(moves.is_empty());
+        assert!(now > 10 * 40_000, "{now} ns: it does not yet know");
+        serve_a_client_on_the_same_core(&clock, &mut spinner, &mut now, 100);
         let before = now;
-        let moves = serve_a_client_on_the_same_core(&mut spinner, &mut now, 10_000);
+        let moves = serve_a_client_on_the_same_core(&clock, &mut spinner, &mut now, 10_000);
         let a_call = (now - before) / 10_000;
         assert!(a_call < 4_500, "{a_call} ns a call, of which 3,640 are necessary");
         assert!(moves.len() > 2 && moves.windows(2).all(|two| two[1] - two[0] >= 10), "{moves:?}");
@@ -335,23 +337,30 @@ mod tests {
         assert_eq!(first_after_work(&mut spinner), Idle::Clock);
     }
 
+    /// Polls until the worker yields, and tells it then that it is `ns`.
+    fn yields_until(clock: &Clock, spinner: &mut Spinner, ns: u64) -> bool {
+        while spinner.idle() != Idle::Yield {}
+        spinner.time_is(clock.at(ns))
+    }
+
     #[test]
     fn a_worker_that_has_to_share_its_core_moves_at_most_each_10_ms() {
-        let mut spinner = Spinner::new(Spin::Always, 0);
-        assert!(!spinner.time_is(YIELD_AFTER_NS));
-        let mut now = YIELD_AFTER_NS;
+        let clock = Clock::new();
+        let long = YIELD_TOOK_LONG.as_nanos() as u64 + 1;
+        let mut spinner = Spinner::new(Spin::Always);
+        let mut now = 0;
+        spinner.time_is(clock.at(now));
         for n in 1..100 {
             // Long now and then, but not several times in a row: it has the core for itself.
-            now += if n % 3 == 0 { 2_000 } else { YIELD_TOOK_LONG_NS + 1 };
-            assert!(!spinner.time_is(now));
+            now += if n % 3 == 0 { 2_000 } else { long };
+            assert!(!yields_until(&clock, &mut spinner, now));
         }
-        let mut spinner = Spinner::new(Spin::Always, 0);
-        assert!(!spinner.time_is(YIELD_AFTER_NS));
-        let mut now = 2 * YIELD_AFTER_NS;
-        let mut moves = vec![];
+        let mut spinner = Spinner::new(Spin::Always);
+        spinner.time_is(clock.at(0));
+        let (mut now, mut moves) = (0, vec![]);
         while now < 35 * MS {
-            now += YIELD_TOOK_LONG_NS + 1;
-            if spinner.time_is(now) {
+            now += long;
+            if yields_until(&clock, &mut spinner, now) {
                 moves.push(now / MS);
             }
         }

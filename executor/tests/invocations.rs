@@ -94,7 +94,7 @@ fn an_unknown_function_is_an_answer() {
     let functions = session.functions.len() as u32;
     let echo = session.function("echo");
     let worker = &mut session.workers[0];
-    for function in [functions, u32::MAX] {
+    for function in [functions, u16::MAX.into()] {
         worker.submit(2, function, b"abc");
         let reply = worker.reply().unwrap();
         assert_eq!((reply.slot, reply.status), (2, ReplyStatus::UnknownFunction));

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use common::{DEADLINE, Session, Setup, compile, eventually, faulty, spawn};
 use rfaas_protocol::assignment::Assignment;
-use rfaas_protocol::assignment::FORSAKEN;
+use rfaas_protocol::assignment::MANAGER_LOST;
 use zerocopy::IntoBytes;
 
 /// Milliseconds in nanoseconds.
@@ -85,7 +85,7 @@ fn it_ends_when_its_manager_is_silent_and_not_before() {
     let setup = Setup { heartbeat_ms: 20, silence_ms: SILENCE_MS, ..Setup::default() };
     let mut session = Session::start(&setup, &faulty());
     let silent = outlives_beats(&mut session);
-    assert_eq!(session.exit_status().code(), Some(FORSAKEN));
+    assert_eq!(session.exit_status().code(), Some(MANAGER_LOST));
     assert!(silent.elapsed() >= SILENCE, "{:?}", silent.elapsed());
 }
 

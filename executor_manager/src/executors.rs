@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use rdmalib::{ConnectRequest, Device};
 use rfaas_protocol::Secret;
-use rfaas_protocol::assignment::{AssignedDevice, Assignment, FORSAKEN, HexSecret};
+use rfaas_protocol::assignment::{AssignedDevice, Assignment, HexSecret, MANAGER_LOST};
 use rfaas_protocol::channel::refuse;
 use rfaas_protocol::heartbeat::{Beats, Heartbeat};
 use rfaas_protocol::lease::LeaseId;
@@ -237,7 +237,7 @@ impl Executors {
             .filter_map(|(&lease, running)| {
                 let exit = match running.process.try_reap()? {
                     Exit::Signal(_) if running.silent => Exit::Silent,
-                    Exit::Status(FORSAKEN) if running.may_miss_us_until >= Some(now) => {
+                    Exit::Status(MANAGER_LOST) if running.may_miss_us_until >= Some(now) => {
                         Exit::Silent // of us: we were stopped
                     }
                     exit => exit,

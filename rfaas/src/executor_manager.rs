@@ -5,7 +5,7 @@
 //!   connect ──allocate──▶ running ──ExecutorExited──▶ not running ──allocate──▶ …
 //!                └──LeaseEnding with grace 0, silence, or the connection's end──▶ over
 //! ```
-//! Before anything is shown, the peer has proved to be the lease's node; what is shown then is of use on this connection
+//! PROVED - before anything is shown, the peer has proved to be the lease's node; what is shown then is of use on this connection
 //! only (`rfaas_protocol`, `proof`).
 //!
 //! From the first executor on both sides give signs of life. A thread that waits here gives them meanwhile; for an

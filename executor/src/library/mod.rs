@@ -28,13 +28,12 @@ use std::time::Duration;
 use libloading::os::unix::{Library as Handle, RTLD_GLOBAL, RTLD_NOW};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use rdmalib::ForkMark;
+use rfaas_call::callee::{Slot, SlotMemory};
 use rfaas_protocol::library::{LibraryError, exported_functions};
 
-use crate::layout::Slot;
+mod guards;
 
-mod memory;
-
-pub use memory::{MAX_GUARDS, Memory};
+pub use guards::{GuardedMemory, MAX_GUARDS};
 
 /// What a function is: `uint32_t name(void *input, uint32_t input_bytes, void *output)`. Typed as one
 /// that may unwind, which C++ can do, so that [`enter`] is where that ends.
@@ -130,7 +129,7 @@ impl Function {
     /// Calls it with the first `input_bytes` bytes of the slot's input. Returns how many bytes of
     /// output it says it wrote, which may be any number.
     #[inline]
-    pub fn call(self, memory: &Memory, slot: Slot, input_bytes: u32) -> u32 {
+    pub fn call(self, memory: &SlotMemory, slot: Slot, input_bytes: u32) -> u32 {
         let (input, output) = memory.pointers(slot, input_bytes);
         enter(self.0, input.cast(), input_bytes, output.cast())
     }

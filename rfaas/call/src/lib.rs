@@ -4,13 +4,14 @@
 //!   caller ──request: WRITE with immediate──▶ a slot of the callee's worker ──▶ function
 //!          ◀──reply: WRITE with immediate──── its output
 //! ```
-//! The [`caller`] half posts requests and waits for replies. The `callee` half reads requests, checks them, and replies.
+//! The [`caller`] half posts requests and waits for replies. The [`callee`] half reads requests, checks them, and replies.
 //! Both pass their time by one policy ([`Backoff`]). Neither knows leases, managers or sessions: whoever uses them owns
 //! the connections and is asked why they end.
 //!
 //! This crate is internal: applications use `rfaas`.
 
 mod backoff;
+pub mod callee;
 pub mod caller;
 mod sharing;
 mod spin;

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 /// Exit status of an executor that has ended because its manager gave no sign of life: `EX_TEMPFAIL` of
 /// sysexits.h, "temporary failure; the user is invited to retry". A manager that was only stopped finds
 /// it when it goes on.
-pub const FORSAKEN: i32 = 75;
+pub const MANAGER_LOST: i32 = 75;
 
 /// Everything an executor needs to know.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -14,6 +14,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use rdmalib::{CompletionQueue, Device, Waker};
+use rfaas_call::callee::{ServiceEnd, request_queue};
 
 use crate::account::{Account, Published};
 use crate::clock::{MS, ticks};
@@ -24,7 +25,7 @@ use crate::limits;
 use crate::plan::Plan;
 use crate::sync::{AtomicBool, Ordering};
 use crate::watch::{News, Watch};
-use crate::worker::{self, Connection, End, Shared, StartError, Worker, locked};
+use crate::worker::{self, StartError, Worker, WorkerShare, locked};
 
 /// Time that a worker has at its end until the manager has its last counts.
 const CLOSE_TIMEOUT: Duration = Duration::from_millis(150);
@@ -50,7 +51,7 @@ struct Member {
 
 /// All workers.
 #[derive(Debug)]
-pub struct Crew {
+pub struct WorkerPool {
     members: Vec<Member>,
     threads: Vec<JoinHandle<()>>,
     stop: Arc<AtomicBool>,
@@ -58,7 +59,7 @@ pub struct Crew {
 }
 
 /// What a worker's thread starts with.
-struct Start {
+struct WorkerStart {
     index: u16,
     cpu: Option<usize>,
     plan: Arc<Plan>,
@@ -66,7 +67,7 @@ struct Start {
     max_guards: usize,
     account: Arc<Mutex<Account>>,
     published: Arc<Published>,
-    invocations: CompletionQueue,
+    requests: CompletionQueue,
     library: Receiver<Arc<Library>>,
     task: Arc<OnceLock<PathBuf>>,
     stop: Arc<AtomicBool>,
@@ -78,7 +79,7 @@ pub fn manager_ends(device: &Device, plan: &Plan) -> rdmalib::Result<CompletionQ
     device.completion_queue(plan.workers.len() as u32 + 1) // at most 65,536
 }
 
-impl Crew {
+impl WorkerPool {
     /// Starts a thread for each worker of the plan, which dials manager and client and then waits for
     /// the library. What becomes of it is told to `notifier`.
     pub fn start(
@@ -86,7 +87,7 @@ impl Crew {
         device: &Device,
         manager_ends: &CompletionQueue,
         notifier: &Notifier,
-    ) -> Result<Crew, CrewError> {
+    ) -> Result<WorkerPool, PoolError> {
         let domain = device.domain()?;
         let max_guards = MAX_GUARDS / plan.workers.len();
         let stack_bytes = limits::stack_bytes();
@@ -96,11 +97,11 @@ impl Crew {
         for (index, cpu) in plan.workers.iter().enumerate() {
             let account = Arc::new(Mutex::new(Account::new(device, &domain, manager_ends)?));
             let published = Arc::new(Published::default());
-            let invocations = worker::invocations(device, &plan.layout)?;
-            let waker = invocations.waker();
+            let requests = request_queue(device, &plan.layout)?;
+            let waker = requests.waker();
             let (library, receiver) = mpsc::channel();
             let task = Arc::new(OnceLock::new());
-            let start = Start {
+            let start = WorkerStart {
                 index: index as u16, // at most 65,535
                 cpu: *cpu,
                 plan: plan.clone(),
@@ -108,7 +109,7 @@ impl Crew {
                 max_guards,
                 account: account.clone(),
                 published: published.clone(),
-                invocations,
+                requests,
                 library: receiver,
                 task: task.clone(),
                 stop: stop.clone(),
@@ -121,7 +122,7 @@ impl Crew {
             })?);
             members.push(Member { account, published, waker, library, task, ended: false });
         }
-        Ok(Crew { members, threads, stop, notifier: notifier.clone() })
+        Ok(WorkerPool { members, threads, stop, notifier: notifier.clone() })
     }
 
     /// Lets the workers begin.
@@ -238,7 +239,7 @@ impl Member {
 
 /// Why workers could not be started.
 #[derive(Debug, thiserror::Error)]
-pub enum CrewError {
+pub enum PoolError {
     /// The device cannot provide what they need.
     #[error(transparent)]
     Device(#[from] rdmalib::Error),
@@ -248,9 +249,9 @@ pub enum CrewError {
 }
 
 /// Logs how a worker ended, for who looks for it: a client may cut one off at any time.
-pub fn log_end(worker: usize, end: &Result<End, StartError>) {
+pub fn log_end(worker: usize, end: &Result<ServiceEnd, StartError>) {
     match end {
-        Ok(End::Stopped) => {}
+        Ok(ServiceEnd::Stopped) => {}
         Ok(end) => tracing::debug!(worker, %end, "worker ended"),
         Err(error) => tracing::debug!(worker, %error, "worker did not start"),
     }
@@ -263,7 +264,7 @@ fn task_of_this_thread() -> Option<PathBuf> {
 }
 
 /// The life of a worker's thread.
-fn work(start: Start) -> Result<End, StartError> {
+fn work(start: WorkerStart) -> Result<ServiceEnd, StartError> {
     if let Some(task) = task_of_this_thread() {
         let _ = start.task.set(task); // nobody else does
     }
@@ -275,14 +276,13 @@ fn work(start: Start) -> Result<End, StartError> {
         None => Cpus::of_this_thread().ok(), // unknown: it stays where the scheduler puts it
     };
     let (plan, account) = (&start.plan, &start.account);
-    let mut connection =
-        Connection::new(&start.device, plan.layout, start.max_guards, &start.invocations)?;
+    let mut connection = worker::prepare(&start.device, plan, start.max_guards, &start.requests)?;
     locked(account).connect(plan)?;
-    connection.connect(plan, start.index)?;
-    let Ok(library) = start.library.recv() else { return Ok(End::Stopped) };
-    let shared = Shared { account, published: &start.published, stop: &start.stop };
-    let mut worker = Worker::new(connection, start.invocations, &library, plan.spin, cpus, shared);
-    let end = worker.serve();
+    worker::connect(&mut connection, plan, start.index)?;
+    let Ok(library) = start.library.recv() else { return Ok(ServiceEnd::Stopped) };
+    let share = WorkerShare { account, published: &start.published, stop: &start.stop };
+    let mut worker = Worker::new(&library, plan.spin, cpus, share);
+    let end = worker.serve(connection, start.requests);
     let totals = worker.meter().used().totals();
     if !locked(account).close(&totals, CLOSE_TIMEOUT) {
         tracing::debug!(worker = start.index, ?totals, "the manager does not have the last counts");

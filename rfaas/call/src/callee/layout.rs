@@ -6,14 +6,13 @@
 //!   outputs:  | slack | reply detail …… to 64 | output …… | guard page |       one a slot, the client may read
 //!             ^ slot × stride                 ^ 64-byte aligned     ^ page-aligned
 //! ```
-//! * END - an output area ends where its guard page starts (less the padding to 64 bytes). The function
-//!   interface tells a function no capacity, so one that writes more than was agreed runs into the
-//!   guard and is stopped there, instead of writing over the results of other invocations.
-//! * ROOM - an area has room for at least as much as an input: a function that answers with what it was
-//!   given is refused with its reply ("output too large"), not stopped, where the agreed output is
-//!   smaller than the input.
+//! * An output area ends where its guard page starts, less the padding to 64 bytes. The function interface tells a
+//!   function no capacity, so one that writes more than was agreed runs into the guard and is stopped there, instead of
+//!   writing over the results of other calls.
+//! * An area has room for at least as much as an input. So a function that answers with what it was given, where the
+//!   agreed output is smaller than the input, is refused with its reply ("output too large") and not stopped.
 //!
-//! Elsewhere: the memory itself (`library::memory`).
+//! Elsewhere: the memory itself (`memory`), placing the guard pages (`executor`).
 
 use std::ops::Range;
 
@@ -44,14 +43,14 @@ pub enum BadLayout {
 pub struct Slot(u16);
 
 impl Slot {
-    /// Its number.
+    /// Returns its number.
     #[inline]
     pub fn number(self) -> u16 {
         self.0
     }
 }
 
-/// The memory plan of one worker; all of an executor's workers have the same.
+/// The memory layout of one worker. All workers of an executor have the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Layout {
     slots: u16,
@@ -65,8 +64,8 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// For `slots` invocations at a time, of at most these sizes, on a machine with pages of
-    /// `page_bytes` (a power of two).
+    /// Lays out memory for `slots` calls at a time, of at most these sizes, on a machine with pages of `page_bytes` (a
+    /// power of two).
     pub fn new(
         slots: u16,
         input_bytes: u32,
@@ -87,7 +86,7 @@ impl Layout {
     fn checked(slots: u16, input_bytes: u32, output_bytes: u32, page: usize) -> Option<Layout> {
         let lines = |bytes: u32| (bytes as usize).checked_next_multiple_of(HEADER_SPACE);
         let slot_stride = lines(input_bytes)?.checked_add(HEADER_SPACE)?;
-        let output_lines = lines(input_bytes.max(output_bytes))?; // ROOM
+        let output_lines = lines(input_bytes.max(output_bytes))?; // room for an input
         let used = output_lines.checked_add(HEADER_SPACE)?.checked_next_multiple_of(page)?;
         let area_stride = used.checked_add(page)?;
         slot_stride.checked_mul(usize::from(slots))?;
@@ -98,73 +97,73 @@ impl Layout {
             output_bytes,
             slot_stride: u32::try_from(slot_stride).ok()?,
             area_stride,
-            output_offset: used - output_lines, // END
+            output_offset: used - output_lines, // it ends at the guard
             page_bytes: page,
         })
     }
 
-    /// Number of slots.
+    /// Returns the number of slots.
     pub fn slots(&self) -> u16 {
         self.slots
     }
 
-    /// Largest input, in bytes.
+    /// Returns the size of the largest input, in bytes.
     #[inline]
     pub fn input_bytes(&self) -> u32 {
         self.input_bytes
     }
 
-    /// Largest output, in bytes.
+    /// Returns the size of the largest output, in bytes.
     #[inline]
     pub fn output_bytes(&self) -> u32 {
         self.output_bytes
     }
 
-    /// Distance between two slots, in bytes.
+    /// Returns the distance between two slots, in bytes.
     pub fn slot_stride(&self) -> u32 {
         self.slot_stride
     }
 
-    /// Size of all input slots, in bytes.
+    /// Returns the size of all input slots, in bytes.
     pub fn inputs_len(&self) -> usize {
         usize::from(self.slots) * self.slot_stride as usize
     }
 
-    /// Size of all output areas and their guards, in bytes.
+    /// Returns the size of all output areas and their guards, in bytes.
     pub fn outputs_len(&self) -> usize {
         usize::from(self.slots) * self.area_stride
     }
 
-    /// The slot of this number.
+    /// Returns the slot of this number.
     #[inline]
     pub fn slot(&self, number: u32) -> Option<Slot> {
         u16::try_from(number).ok().filter(|slot| *slot < self.slots).map(Slot)
     }
 
-    /// Where the header of `slot` is, among the inputs.
+    /// Returns where the header of `slot` is, among the inputs.
     #[inline]
     pub fn header(&self, slot: Slot) -> usize {
         self.input(slot) - size_of::<RequestHeader>()
     }
 
-    /// Where the input of `slot` starts, among the inputs.
+    /// Returns where the input of `slot` starts, among the inputs.
     #[inline]
     pub fn input(&self, slot: Slot) -> usize {
         usize::from(slot.0) * self.slot_stride as usize + HEADER_SPACE
     }
 
-    /// Where the detail of a reply from `slot` is, among the outputs.
+    /// Returns where the detail of a reply from `slot` is, among the outputs.
     pub fn detail(&self, slot: Slot) -> usize {
         self.output(slot) - HEADER_SPACE
     }
 
-    /// Where the output of `slot` starts, among the outputs.
+    /// Returns where the output of `slot` starts, among the outputs.
     #[inline]
     pub fn output(&self, slot: Slot) -> usize {
         usize::from(slot.0) * self.area_stride + self.output_offset
     }
 
-    /// The guard pages among the outputs, one behind each.
+    /// Returns the guard pages among the outputs, one behind each.
     pub fn guards(&self) -> impl Iterator<Item = Range<usize>> {
         let (stride, page) = (self.area_stride, self.page_bytes);
         (1..=usize::from(self.slots)).map(move |next| next * stride - page..next * stride)

@@ -1,0 +1,101 @@
+//! The memory of one worker that functions read and write: input slots and output areas.
+//!
+//! Bytes in it change at any time, since a caller writes its slots when it likes. So there are no references to it:
+//! only pointers for functions, and copies.
+
+use rdmalib::{Access, Domain, Region, RemoteAddress, Slice};
+use rfaas_protocol::Bytes;
+use rfaas_protocol::invocation::RequestHeader;
+use zerocopy::FromBytes;
+
+use super::layout::{Layout, Slot};
+
+/// Input slots and output areas, laid out as [`Layout`] says.
+#[derive(Debug)]
+pub struct SlotMemory {
+    layout: Layout,
+    inputs: Region,
+    /// Dropped last of all that is in its domain. So a caller that reads an output in place finds it as it was, also
+    /// when this worker has ended (`rdmalib`'s shared memory, LAST).
+    outputs: Region,
+}
+
+impl SlotMemory {
+    /// Allocates it in `domain`: inputs that the caller may write and read, and outputs that it may read, which is what
+    /// it takes to use them in place.
+    pub fn new(domain: &Domain, layout: Layout) -> rdmalib::Result<SlotMemory> {
+        let inputs = Access::LOCAL_WRITE | Access::REMOTE_WRITE | Access::REMOTE_READ;
+        Ok(SlotMemory {
+            layout,
+            inputs: domain.allocate(layout.inputs_len(), inputs)?,
+            outputs: domain.allocate(layout.outputs_len(), Access::REMOTE_READ)?,
+        })
+    }
+
+    /// Returns the layout that this memory follows.
+    #[inline]
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// Returns how the caller names the first byte of slot 0.
+    pub fn remote_inputs(&self) -> RemoteAddress {
+        self.inputs.remote()
+    }
+
+    /// Returns all output areas and the guard pages behind them.
+    pub fn outputs(&self) -> &Region {
+        &self.outputs
+    }
+
+    /// Returns the header that is in `slot` now. It is to be read once, and not again.
+    #[inline]
+    pub(super) fn header(&self, slot: Slot) -> rdmalib::Result<RequestHeader> {
+        let mut bytes = [0; size_of::<RequestHeader>()];
+        self.inputs.read(self.layout.header(slot), &mut bytes)?;
+        Ok(RequestHeader::read_from_bytes(&bytes).expect("any 32 bytes are a RequestHeader"))
+    }
+
+    /// Returns the first `bytes` bytes of output in `slot`, to be sent.
+    #[inline]
+    pub(super) fn output(&self, slot: Slot, bytes: u32) -> rdmalib::Result<Slice<'_>> {
+        let start = self.layout.output(slot);
+        self.outputs.slice(start..start + bytes as usize)
+    }
+
+    /// Copies the first bytes of output in `slot` to `out`.
+    pub(super) fn read_output(&self, slot: Slot, out: &mut [u8]) -> rdmalib::Result<()> {
+        self.outputs.read(self.layout.output(slot), out)
+    }
+
+    /// Puts `detail`, of at most 64 bytes, in front of the output of `slot`, to be sent.
+    pub(super) fn detail(&self, slot: Slot, detail: &impl Bytes) -> rdmalib::Result<Slice<'_>> {
+        let start = self.layout.detail(slot);
+        self.outputs.write(start, detail.as_bytes())?;
+        self.outputs.slice(start..start + size_of_val(detail))
+    }
+
+    /// Returns how the caller names the first byte of output in `slot`.
+    #[inline]
+    pub(super) fn remote_output(&self, slot: Slot) -> RemoteAddress {
+        self.outputs.remote().offset(self.layout.output(slot) as u64)
+    }
+
+    /// Returns where a function finds `input_bytes` bytes of input in `slot`, and where its output goes. Both lie
+    /// inside of this memory, are aligned to 64 bytes, and are valid as long as it lives.
+    ///
+    /// # Panics
+    ///
+    /// If there is no such slot or no room for such an input, which a callee checks before it calls.
+    #[inline]
+    pub fn pointers(&self, slot: Slot, input_bytes: u32) -> (*mut u8, *mut u8) {
+        assert!(
+            slot.number() < self.layout.slots() && input_bytes <= self.layout.input_bytes(),
+            "the callee checks what a caller asks for"
+        );
+        (
+            self.inputs.as_ptr().wrapping_add(self.layout.input(slot)),
+            self.outputs.as_ptr().wrapping_add(self.layout.output(slot)),
+        )
+    }
+}
