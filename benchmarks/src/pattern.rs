@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn a_difference_is_told_with_its_place() {
+    fn a_difference_is_reported_with_its_place() {
         let sent = payload(300);
         assert!(compare(7, 0, &sent, &sent).is_ok());
         let mut got = sent.clone();

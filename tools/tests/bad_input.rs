@@ -84,7 +84,7 @@ fn a_missing_file_is_named() {
 }
 
 #[test]
-fn malformed_json_is_told_with_line_and_column() {
+fn malformed_json_is_reported_with_line_and_column() {
     let _guard = one_at_a_time();
     let scene = Scene::new();
     let malformed = scene.path().join("malformed.json");
@@ -279,7 +279,7 @@ fn a_file_that_is_no_function_library_is_named_with_what_is_wrong() {
 }
 
 #[test]
-fn a_library_that_lacks_a_dependency_is_told_with_its_name() {
+fn a_library_that_lacks_a_dependency_is_reported_with_its_name() {
     let _guard = one_at_a_time();
     let scene = Scene::new();
     let cluster = cluster(Options::default());
@@ -300,7 +300,7 @@ fn a_library_that_lacks_a_dependency_is_told_with_its_name() {
 }
 
 #[test]
-fn a_payload_larger_than_the_slot_is_told_with_both_sizes() {
+fn a_payload_larger_than_the_slot_is_reported_with_both_sizes() {
     let _guard = one_at_a_time();
     let scene = Scene::new();
     let cluster = cluster(Options::default());

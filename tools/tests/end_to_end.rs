@@ -115,7 +115,7 @@ fn one_two_and_eight_workers_answer_in_parallel() {
 }
 
 #[test]
-fn a_cold_start_is_told_by_phases() {
+fn a_cold_start_is_reported_by_phases() {
     let _guard = one_at_a_time();
     let cluster = cluster(Options::default());
     let file = cluster.directory().join("cold.csv");

@@ -105,7 +105,7 @@ fn outcome(pending: Pending) -> rfaas::Result<Vec<u8>> {
 }
 
 #[test]
-fn a_killed_executor_is_told_and_the_lease_deploys_again() {
+fn a_killed_executor_is_reported_and_the_lease_deploys_again() {
     let _guard = one_at_a_time();
     let scene = Scene::new();
     let lease = scene.client.lease(LeaseRequest::new(1, 64)).unwrap();
@@ -125,7 +125,7 @@ fn a_killed_executor_is_told_and_the_lease_deploys_again() {
 }
 
 #[test]
-fn a_killed_executor_manager_takes_its_executors_along_and_that_is_told() {
+fn a_killed_executor_manager_takes_its_executors_along_and_that_is_reported() {
     let _guard = one_at_a_time();
     let mut scene = Scene::new();
     let mut executor = scene.deploy(&warm());
@@ -223,7 +223,7 @@ fn tells_of_the_outage(error: &Error) -> bool {
 
 #[test]
 #[ignore = "needs RDMA devices and a link to take down (RDMA_TEST_DEVICES, RDMA_TEST_LINK)"]
-fn a_link_that_is_down_for_ten_seconds_is_told_or_survived() {
+fn a_link_that_is_down_for_ten_seconds_is_reported_or_survived() {
     let _guard = one_at_a_time();
     assert!(test_devices::are_rdma(), "{} is not set", test_devices::VARIABLE);
     let scene = Scene::new();

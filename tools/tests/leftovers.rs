@@ -166,7 +166,7 @@ fn nothing_is_left_after_the_executor_manager_is_killed() {
 }
 
 #[test]
-fn executors_end_with_an_executor_manager_that_is_told_to_stop() {
+fn executors_end_with_an_executor_manager_that_is_asked_to_stop() {
     let _guard = one_at_a_time();
     for resource_manager in [true, false] {
         let scene = Scene::new();

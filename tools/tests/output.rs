@@ -53,7 +53,7 @@ fn without_a_reader(command: &mut Command) {
 }
 
 #[test]
-fn help_and_version_on_a_full_disk_are_told_in_one_line() {
+fn help_and_version_on_a_full_disk_are_reported_in_one_line() {
     let _guard = one_at_a_time();
     for name in PROGRAMS {
         for flag in ["--help", "--version"] {
@@ -68,7 +68,7 @@ fn help_and_version_on_a_full_disk_are_told_in_one_line() {
 }
 
 #[test]
-fn a_wrong_flag_is_told_to_whoever_still_listens() {
+fn a_wrong_flag_is_reported_wherever_somebody_still_reads() {
     let _guard = one_at_a_time();
     for name in PROGRAMS {
         let full = File::options().write(true).open("/dev/full").unwrap();

@@ -305,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_about_verbs_is_told_of_verbs_devices_only() {
+    fn what_is_about_verbs_is_reported_of_verbs_devices_only() {
         let rows = vec![row(Id::WriteLat, 8, &[10.0]), row(Id::Service, 8, &[12.0])];
         let results = Results { rows, ..Results::default() };
         let of = |provider| ratios(&results, &[("any".into(), provider)]);

@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn a_percentile_that_a_run_does_not_have_is_not_told() {
+    fn a_percentile_that_a_run_does_not_have_is_not_reported() {
         let round = |p99| Round {
             repetitions: 1,
             p50: 10.0,

@@ -62,7 +62,7 @@ fn is_whole(row: &Value, payloads: &[u32]) {
 }
 
 #[test]
-fn everybody_is_measured_in_each_run_and_told() {
+fn everybody_is_measured_in_each_run_and_reported() {
     let directory = tempfile::tempdir().unwrap();
     let directory = directory.path();
     let runs = RUNS.to_string();

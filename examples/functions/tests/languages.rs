@@ -131,7 +131,7 @@ fn sort_u32_sorts_all_whole_numbers() {
 }
 
 #[test]
-fn spin_us_takes_as_long_as_it_is_told() {
+fn spin_us_takes_as_long_as_it_is_asked_to() {
     for_each_language(|functions| {
         let start = Instant::now();
         assert_eq!(functions.call("spin_us", &20_000_u32.to_ne_bytes()), b"");

@@ -335,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn a_program_that_ignores_sigterm_is_killed_and_told() {
+    fn a_program_that_ignores_sigterm_is_killed_and_reported() {
         let keeper = Keeper::start().unwrap();
         let mut process = keeper
             .spawn(&shell("trap '' TERM; echo ready >&2; while :; do sleep 1; done"))

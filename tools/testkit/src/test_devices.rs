@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn what_names_no_devices_is_told_with_an_example() {
+    fn what_names_no_devices_is_reported_with_an_example() {
         for list in ["", "rxe0", "rxe0=", "=192.168.77.1", "rxe0=here", "a=::1 b=::2 c=::3"] {
             let error = TestDevices::parse(list).unwrap_err().to_string();
             assert!(error.starts_with("RDMA_TEST_DEVICES=\""), "{error}");

@@ -15,7 +15,7 @@ fn number(bytes: &[u8]) -> u32 {
 }
 
 #[test]
-fn invocation_65_537_on_one_connection_is_like_the_first_one_a1_a15() {
+fn invocation_65_537_on_one_connection_is_like_the_first_one() {
     let _guard = one_at_a_time();
     let scene = Scene::small();
     let mut executor = scene.deploy(1, &warm());
@@ -33,7 +33,7 @@ fn invocation_65_537_on_one_connection_is_like_the_first_one_a1_a15() {
 }
 
 #[test]
-fn several_invocations_in_flight_run_once_each_and_keep_their_inputs_a2_a3() {
+fn several_invocations_in_flight_run_once_each_and_keep_their_inputs() {
     let _guard = one_at_a_time();
     let scene = Scene::small();
     for spin in [Spin::Always, Spin::Never] {
@@ -66,7 +66,7 @@ fn how_it_ended(error: &Error) -> Option<Exit> {
 }
 
 #[test]
-fn a_function_that_ends_its_process_is_an_error_that_says_how_a4() {
+fn a_function_that_ends_its_process_is_an_error_that_says_how() {
     let _guard = one_at_a_time();
     let scene = Scene::small();
     let library = faulty(scene.directory.path());
@@ -96,7 +96,7 @@ fn a_function_that_ends_its_process_is_an_error_that_says_how_a4() {
 }
 
 #[test]
-fn a_crash_is_told_whoever_still_has_the_connections_a4() {
+fn a_crash_is_reported_whoever_still_holds_the_connections() {
     let _guard = one_at_a_time();
     let scene = Scene::small();
     let library = faulty(scene.directory.path());
@@ -125,7 +125,7 @@ fn a_crash_is_told_whoever_still_has_the_connections_a4() {
 }
 
 #[test]
-fn a_function_that_becomes_another_program_is_an_error_and_the_lease_ends_as_ever_a4() {
+fn a_function_that_becomes_another_program_is_an_error_and_the_lease_ends_as_ever() {
     let _guard = one_at_a_time();
     let scene = Scene::small();
     let mut executor = scene.deploy(1, &warm());
@@ -137,7 +137,7 @@ fn a_function_that_becomes_another_program_is_an_error_and_the_lease_ends_as_eve
 }
 
 #[test]
-fn calls_of_an_executor_that_was_dropped_are_billed_a4() {
+fn calls_of_an_executor_that_was_dropped_are_billed() {
     let _guard = one_at_a_time();
     let scene = Scene::small();
     let http = scene.cluster.http().unwrap();
@@ -158,7 +158,7 @@ fn calls_of_an_executor_that_was_dropped_are_billed_a4() {
 }
 
 #[test]
-fn invocations_in_flight_fail_with_the_one_that_crashed_a4_a9() {
+fn invocations_in_flight_fail_with_the_one_that_crashed() {
     let _guard = one_at_a_time();
     let scene = Scene::small();
     let mut executor = scene.deploy(2, &warm());
@@ -173,7 +173,7 @@ fn invocations_in_flight_fail_with_the_one_that_crashed_a4_a9() {
 }
 
 #[test]
-fn a_result_that_does_not_fit_is_an_error_and_the_worker_goes_on_a5() {
+fn a_result_that_does_not_fit_is_an_error_and_the_worker_goes_on() {
     let _guard = one_at_a_time();
     let scene = Scene::small();
     let mut executor = scene.deploy(1, &warm());
@@ -194,7 +194,7 @@ fn a_result_that_does_not_fit_is_an_error_and_the_worker_goes_on_a5() {
 }
 
 #[test]
-fn an_input_larger_than_the_slot_is_an_error_and_is_not_sent_a6() {
+fn an_input_larger_than_the_slot_is_an_error_and_is_not_sent() {
     let _guard = one_at_a_time();
     let scene = Scene::small();
     let mut executor = scene.deploy(1, &warm().input_bytes(100).output_bytes(200));
@@ -211,7 +211,7 @@ fn an_input_larger_than_the_slot_is_an_error_and_is_not_sent_a6() {
 }
 
 #[test]
-fn an_invocation_that_never_ends_runs_into_its_time_limit_a8() {
+fn an_invocation_that_never_ends_runs_into_its_time_limit() {
     let _guard = one_at_a_time();
     let scene = Scene::small();
     let limit = Duration::from_secs(1); // many times what `echo` takes, also on a busy machine
@@ -236,7 +236,7 @@ fn an_invocation_that_never_ends_runs_into_its_time_limit_a8() {
 }
 
 #[test]
-fn blocking_calls_between_asynchronous_ones_get_their_own_results_a10() {
+fn blocking_calls_between_asynchronous_ones_get_their_own_results() {
     let _guard = one_at_a_time();
     let scene = Scene::small();
     let mut executor = scene.deploy(2, &warm().slots(4));
@@ -253,7 +253,7 @@ fn blocking_calls_between_asynchronous_ones_get_their_own_results_a10() {
 }
 
 #[test]
-fn calls_over_all_workers_go_on_past_the_receives_of_one_a11() {
+fn calls_over_all_workers_go_on_past_the_receives_of_one() {
     let _guard = one_at_a_time();
     let scene = Scene::new(Options { cores: 3, ..Options::default() });
     let mut executor = scene.deploy(3, &warm());
@@ -277,7 +277,7 @@ fn calls_over_all_workers_go_on_past_the_receives_of_one_a11() {
 }
 
 #[test]
-fn finished_asynchronous_calls_leave_nothing_in_memory_a12() {
+fn finished_asynchronous_calls_leave_nothing_in_memory() {
     let _guard = one_at_a_time();
     let scene = Scene::small();
     let mut executor = scene.deploy(1, &warm());
@@ -310,7 +310,7 @@ fn resident_bytes() -> usize {
 }
 
 #[test]
-fn single_calls_use_a_worker_that_is_free_a13() {
+fn single_calls_use_a_worker_that_is_free() {
     let _guard = one_at_a_time();
     let scene = Scene::small();
     let mut executor = scene.deploy(2, &warm());
@@ -325,7 +325,7 @@ fn single_calls_use_a_worker_that_is_free_a13() {
 }
 
 #[test]
-fn payloads_around_the_inline_limit_arrive_whole_a14() {
+fn payloads_around_the_inline_limit_arrive_whole() {
     let _guard = one_at_a_time();
     let scene = Scene::small();
     let mut device = scene.cluster.open_device().unwrap();
@@ -344,7 +344,7 @@ fn payloads_around_the_inline_limit_arrive_whole_a14() {
 }
 
 #[test]
-fn more_calls_in_flight_than_a_queue_used_to_hold_all_end_a16() {
+fn more_calls_in_flight_than_a_queue_used_to_hold_all_end() {
     let _guard = one_at_a_time();
     let scene = Scene::small();
     let mut executor = scene.deploy(1, &warm().slots(200));

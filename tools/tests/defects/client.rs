@@ -14,7 +14,7 @@ use testkit::service::{call, call_with_room, deploy, warm};
 use testkit::wait::{one_at_a_time, rounds};
 
 #[test]
-fn a_missing_library_is_an_error_d2() {
+fn a_missing_library_is_an_error() {
     let _guard = one_at_a_time();
     let scene = Scene::small();
     let lease = scene.client.lease(LeaseRequest::new(1, 64)).unwrap();
@@ -28,7 +28,7 @@ fn a_missing_library_is_an_error_d2() {
 }
 
 #[test]
-fn the_client_runs_no_code_of_the_library_d2() {
+fn the_client_runs_no_code_of_the_library() {
     let _guard = one_at_a_time();
     let scene = Scene::small();
     let marks = scene.directory.path().join("marks");
@@ -57,7 +57,7 @@ fn the_client_runs_no_code_of_the_library_d2() {
 }
 
 #[test]
-fn only_functions_that_the_library_exports_are_callable_d3() {
+fn only_functions_that_the_library_exports_are_callable() {
     let _guard = one_at_a_time();
     let scene = Scene::small();
     let source = scene.directory.path().join("symbols.c");
@@ -94,7 +94,7 @@ fn only_functions_that_the_library_exports_are_callable_d3() {
 }
 
 #[test]
-fn more_than_64_workers_all_answer_d4() {
+fn more_than_64_workers_all_answer() {
     let _guard = one_at_a_time();
     let scene = Scene::new(Options { cores: 80, memory: 4096, ..Options::default() });
     let deployment = warm().slots(1).input_bytes(64).output_bytes(64);
@@ -118,7 +118,7 @@ fn more_than_64_workers_all_answer_d4() {
 }
 
 #[test]
-fn an_executor_that_cannot_be_started_is_a_refusal_d5_e9() {
+fn an_executor_that_cannot_be_started_is_a_refusal() {
     let _guard = one_at_a_time();
     let unusable = tempfile::tempdir().unwrap();
     let program = unusable.path().join("executor");
@@ -137,7 +137,7 @@ fn an_executor_that_cannot_be_started_is_a_refusal_d5_e9() {
 }
 
 #[test]
-fn an_executor_that_never_connects_or_ends_at_once_is_an_error_in_time_d5() {
+fn an_executor_that_never_connects_or_ends_at_once_is_an_error_in_time() {
     let _guard = one_at_a_time();
     for (script, limit) in [("exec sleep 600", 500), ("exit 7", 60_000)] {
         let fake = tempfile::tempdir().unwrap();
@@ -160,7 +160,7 @@ fn an_executor_that_never_connects_or_ends_at_once_is_an_error_in_time_d5() {
 }
 
 #[test]
-fn a_release_ends_although_the_executor_manager_has_died_d5() {
+fn a_release_ends_although_the_executor_manager_has_died() {
     let _guard = one_at_a_time();
     let mut scene = Scene::small();
     let executor = scene.deploy(1, &warm());
@@ -171,7 +171,7 @@ fn a_release_ends_although_the_executor_manager_has_died_d5() {
 }
 
 #[test]
-fn ipv6_and_long_names_work_d6() {
+fn ipv6_and_long_names_work() {
     let _guard = one_at_a_time();
     let address = "::1".parse().unwrap();
     let node = "n".repeat(128);
@@ -184,7 +184,7 @@ fn ipv6_and_long_names_work_d6() {
 }
 
 #[test]
-fn more_workers_than_a_device_posts_receives_work_d7() {
+fn more_workers_than_a_device_posts_receives_work() {
     let _guard = one_at_a_time();
     let scene = Scene::new(Options { cores: 6, ..Options::default() });
     let mut device = scene.cluster.open_device().unwrap();
@@ -205,7 +205,7 @@ fn more_workers_than_a_device_posts_receives_work_d7() {
 }
 
 #[test]
-fn a_run_that_ends_well_says_nothing_on_standard_error_d8() {
+fn a_run_that_ends_well_says_nothing_on_standard_error() {
     let _guard = one_at_a_time();
     let scene = Scene::small();
     for name in ["warm_benchmarker", "cold_benchmarker", "parallel_invocations"] {
@@ -218,7 +218,7 @@ fn a_run_that_ends_well_says_nothing_on_standard_error_d8() {
 }
 
 #[test]
-fn buffers_can_be_made_and_dropped_without_end_d9() {
+fn buffers_can_be_made_and_dropped_without_end() {
     let _guard = one_at_a_time();
     let scene = Scene::small();
     let mut executor = scene.deploy(1, &warm());
@@ -233,7 +233,7 @@ fn buffers_can_be_made_and_dropped_without_end_d9() {
 }
 
 #[test]
-fn a_lease_follows_a_release_without_a_pause_c1_c10() {
+fn a_lease_follows_a_release_without_a_pause() {
     let _guard = one_at_a_time();
     let scene = Scene::small();
     let library = adder(scene.directory.path(), "add1", 1);

@@ -35,7 +35,7 @@ fn granted(http: &Http, ask: &Value) -> (u64, Value) {
 }
 
 #[test]
-fn a_lease_gives_back_what_it_took_and_not_what_another_did_c1() {
+fn a_lease_gives_back_what_it_took_and_not_what_another_did() {
     let _guard = one_at_a_time();
     let scene = Scene::new(Options { cores: 3, ..Options::default() });
     let library = faulty(scene.directory.path());
@@ -53,7 +53,7 @@ fn a_lease_gives_back_what_it_took_and_not_what_another_did_c1() {
 }
 
 #[test]
-fn a_lease_that_is_given_back_twice_is_credited_and_billed_once_c2() {
+fn a_lease_that_is_given_back_twice_is_credited_and_billed_once() {
     let _guard = one_at_a_time();
     let scene = Scene::new(Options { cores: 4, ..Options::default() });
     let http = scene.cluster.http().unwrap().clone();
@@ -94,7 +94,7 @@ fn vanishes_with_a_lease(scene: &Scene, cores: u32) {
 }
 
 #[test]
-fn cores_come_back_from_who_does_not_use_them_c3() {
+fn cores_come_back_from_clients_that_do_not_use_them() {
     let _guard = one_at_a_time();
     let scene = Scene::small();
     let http = scene.cluster.http().unwrap().clone();
@@ -123,7 +123,7 @@ fn cores_come_back_from_who_does_not_use_them_c3() {
 }
 
 #[test]
-fn a_node_is_leased_as_a_whole_and_its_clients_vanish_again_and_again_c4_c5() {
+fn a_node_is_leased_as_a_whole_and_its_clients_vanish_again_and_again() {
     let _guard = one_at_a_time();
     let scene = Scene::small();
     for _ in 0..rounds(30) {
@@ -142,7 +142,7 @@ fn a_node_is_leased_as_a_whole_and_its_clients_vanish_again_and_again_c4_c5() {
 }
 
 #[test]
-fn a_node_takes_leases_whether_it_came_before_it_was_added_or_came_back_c6() {
+fn a_node_takes_leases_whether_it_came_before_it_was_added_or_came_back() {
     let _guard = one_at_a_time();
     let mut scene = Scene::small();
     let http = scene.cluster.http().unwrap().clone();
@@ -175,7 +175,7 @@ fn a_node_takes_leases_whether_it_came_before_it_was_added_or_came_back_c6() {
 }
 
 #[test]
-fn a_removed_node_takes_no_leases_and_ends_those_it_has_c7() {
+fn a_removed_node_takes_no_leases_and_ends_those_it_has() {
     let _guard = one_at_a_time();
     let scene = Scene::small();
     let http = scene.cluster.http().unwrap();
@@ -200,7 +200,7 @@ fn a_removed_node_takes_no_leases_and_ends_those_it_has_c7() {
 }
 
 #[test]
-fn a_lease_of_nothing_or_of_less_is_refused_and_changes_nothing_c8() {
+fn a_lease_of_nothing_or_of_less_is_refused_and_changes_nothing() {
     let _guard = one_at_a_time();
     let scene = Scene::small();
     let http = scene.cluster.http().unwrap();
@@ -236,7 +236,7 @@ fn a_lease_of_nothing_or_of_less_is_refused_and_changes_nothing_c8() {
 }
 
 #[test]
-fn one_connection_has_more_leases_than_a_queue_used_to_hold_c9() {
+fn one_connection_has_more_leases_than_a_queue_used_to_hold() {
     let _guard = one_at_a_time();
     let scene = Scene::small();
     // The original stopped at 33.
@@ -254,7 +254,7 @@ fn one_connection_has_more_leases_than_a_queue_used_to_hold_c9() {
 }
 
 #[test]
-fn http_and_rdma_at_once_never_lease_more_than_there_is_c11() {
+fn http_and_rdma_at_once_never_lease_more_than_there_is() {
     let _guard = one_at_a_time();
     let scene = Scene::new(Options { cores: 4, memory: 400, ..Options::default() });
     let http = scene.cluster.http().unwrap();
@@ -302,7 +302,7 @@ fn http_and_rdma_at_once_never_lease_more_than_there_is_c11() {
 }
 
 #[test]
-fn a_lease_that_no_node_has_room_for_is_met_from_several_or_not_at_all_c12() {
+fn a_lease_that_no_node_has_room_for_is_met_from_several_or_not_at_all() {
     let _guard = one_at_a_time();
     let scene = Scene::new(Options { nodes: 3, cores: 2, memory: 400, ..Options::default() });
     let whole = || {
@@ -333,7 +333,7 @@ fn a_lease_that_no_node_has_room_for_is_met_from_several_or_not_at_all_c12() {
 }
 
 #[test]
-fn who_has_no_token_of_this_cluster_gets_nothing_c13() {
+fn a_client_without_a_token_of_this_cluster_gets_nothing() {
     let _guard = one_at_a_time();
     let scene = Scene::small();
     let http = scene.cluster.http().unwrap();

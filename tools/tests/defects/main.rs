@@ -1,21 +1,18 @@
-//! Defects of the original that can be provoked from outside: each test provokes one, whose number ends its name, and
-//! shows the right behaviour.
+//! What can go wrong with calls, clients, leases, nodes and time, provoked from outside: each test provokes one thing, and
+//! shows what happens instead.
 //!
 //! Tests of other files show the rest.
 //!
-//! | defect | where |
+//! | what goes wrong | where |
 //! | --- | --- |
-//! | A7 | what a client that breaks the protocol sends: `executor/tests/invocations.rs` |
-//! | B3, B4 | `executor_manager/src/allocations/tests.rs` (times of more than 32 bits), `executor_manager/tests/leases.rs` (a forged bill) |
-//! | C3, C10 | also a client that is killed, at every moment: `kill_matrix` |
-//! | C11 | also the database is written whenever nodes change: `resource_manager/tests/start_and_stop.rs` |
-//! | C13 | also an altered token: `rfaas/protocol/tests/protocol.rs`; an impostor of a node: `resource_manager/tests/end_to_end.rs` |
-//! | C14 | an input database that cannot be read: `resource_manager/tests/start_and_stop.rs`, `tools/tests/bad_input.rs` |
-//! | D1 | `a_cold_start_is_told_by_phases` in `end_to_end` |
-//! | E2, E8 | dead executors, orphans: `leftovers`, `kill_matrix` |
-//! | E9 | with D5, in `client` |
-//! | E15 | also the end of a resource manager: `kill_matrix` |
-//! | E19 | a node that falls silent, and a link that goes down: `kill_matrix` (stopped processes), `faults` |
+//! | a client breaks the protocol | `executor/tests/invocations.rs` |
+//! | times of more than 32 bits; a forged bill | `executor_manager/src/allocations/tests.rs`, `executor_manager/tests/leases.rs` |
+//! | a client or manager is killed, at every moment; processes are stopped | `kill_matrix` |
+//! | the database of nodes cannot be read, or is not written when nodes change | `resource_manager/tests/start_and_stop.rs`, `bad_input` |
+//! | an altered token; an impostor of a node | `rfaas/protocol/tests`, `resource_manager/tests/end_to_end.rs` |
+//! | the phases of a cold start are not measured | `end_to_end` |
+//! | executors outlive their manager, or die unnoticed | `leftovers`, `kill_matrix` |
+//! | a node falls silent, a link goes down | `faults`, `kill_matrix` |
 
 #![allow(clippy::unwrap_used)] // in what tests share: a failed test is what it is for
 

@@ -13,7 +13,7 @@ use testkit::service::{call, deploy, warm};
 use testkit::wait::{eventually, one_at_a_time, rounds};
 
 #[test]
-fn the_first_request_on_a_new_connection_is_answered_e3() {
+fn the_first_request_on_a_new_connection_is_answered() {
     let _guard = one_at_a_time();
     for rdma_sleep in [true, false] {
         let scene = Scene::new(Options { cores: 8, rdma_sleep, ..Options::default() });
@@ -39,7 +39,7 @@ fn the_first_request_on_a_new_connection_is_answered_e3() {
 }
 
 #[test]
-fn an_idle_client_does_not_slow_down_the_others_e5() {
+fn an_idle_client_does_not_slow_down_the_others() {
     let _guard = one_at_a_time();
     let scene = Scene::small();
     let idle = deploy(&scene.client, 1, &library("functions"), &warm());
@@ -63,7 +63,7 @@ fn an_idle_client_does_not_slow_down_the_others_e5() {
 }
 
 #[test]
-fn an_executor_manager_with_another_secret_says_so_and_the_others_go_on_e15() {
+fn an_executor_manager_with_another_secret_says_so_and_the_others_go_on() {
     let _guard = one_at_a_time();
     let scene = Scene::small();
     // As the node's own, except for the secret and the port.

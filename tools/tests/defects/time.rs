@@ -11,7 +11,7 @@ use testkit::service::{call, warm};
 use testkit::wait::{eventually, one_at_a_time};
 
 #[test]
-fn a_positive_hot_timeout_spins_that_long_and_then_sleeps_b1() {
+fn a_positive_hot_timeout_spins_that_long_and_then_sleeps() {
     let _guard = one_at_a_time();
     let scene = Scene::small();
     let hot = Duration::from_millis(300);
@@ -36,7 +36,7 @@ fn a_positive_hot_timeout_spins_that_long_and_then_sleeps_b1() {
 }
 
 #[test]
-fn the_bill_of_a_short_lease_is_whole_b2_b3() {
+fn the_bill_of_a_short_lease_is_whole() {
     let _guard = one_at_a_time();
     let scene = Scene::small();
     let ms = 1_000_000;
@@ -77,7 +77,7 @@ fn booked(scene: &Scene, lease: u64) -> serde_json::Value {
 }
 
 #[test]
-fn what_was_used_is_billed_however_the_client_ends_b2() {
+fn what_was_used_is_billed_however_the_client_ends() {
     let _guard = one_at_a_time();
     let scene = Scene::small();
     // Dropped without a release.
@@ -111,7 +111,7 @@ fn what_was_used_is_billed_however_the_client_ends_b2() {
 }
 
 #[test]
-fn a_lease_without_a_call_is_billed_too_b5() {
+fn a_lease_without_a_call_is_billed_too() {
     let _guard = one_at_a_time();
     let scene = Scene::small();
     let executor = scene.deploy(1, &warm());

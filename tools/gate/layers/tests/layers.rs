@@ -141,7 +141,7 @@ fn a_provider_that_imports_the_other_breaks_the_rule() {
 }
 
 #[test]
-fn a_file_without_a_layer_and_a_rule_about_nothing_are_told() {
+fn a_file_without_a_layer_and_a_rule_about_nothing_are_reported() {
     let files = [("a/lib.rs", "mod b; mod c;"), ("a/b.rs", ""), ("a/c.rs", "use crate::b;")];
     assert_eq!(broken("modules a\n  b\n  lib\n", &files), ["a/c.rs is in no layer"]);
     assert_eq!(broken("modules x\n  *\n", &files), ["x has no modules"]);
@@ -151,7 +151,7 @@ fn a_file_without_a_layer_and_a_rule_about_nothing_are_told() {
 }
 
 #[test]
-fn a_circle_of_files_is_told_once() {
+fn a_circle_of_files_is_reported_once() {
     let files = |back: &'static str| {
         let (b, c) = ("use crate::c;", "use crate::d;");
         [("a/lib.rs", "mod b; mod c; mod d;"), ("a/b.rs", b), ("a/c.rs", c), ("a/d.rs", back)]
