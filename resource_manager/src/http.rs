@@ -325,8 +325,8 @@ async fn healthz(State(api): State<Api>) -> Answer {
 
 async fn show_metrics(State(api): State<Api>) -> Answer {
     let events = api.events.clone();
-    let snapshot = api.ask(move |pool, _, _| metrics::Snapshot::of(pool, &events)).await?;
-    Ok(([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], snapshot.render()).into_response())
+    let metrics = api.ask(move |pool, _, _| metrics::Metrics::of(pool, &events)).await?;
+    Ok(([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], metrics.render()).into_response())
 }
 
 async fn openapi() -> Response {

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use rfaas_protocol::lease::EndReason;
 
-use crate::pool::{LeaseState, NodeState, Pool, Sums, Totals};
+use crate::pool::{LeaseState, NodeState, NodeSums, Pool, Totals};
 
-/// Media type of [`Snapshot::render`]'s text.
+/// Media type of [`Metrics::render`]'s text.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 const REASONS: [EndReason; 7] = [
@@ -52,20 +52,20 @@ impl Events {
 
 /// What is shown, taken at one moment.
 #[derive(Clone, Debug, Default)]
-pub struct Snapshot {
+pub struct Metrics {
     nodes: [u64; 4],
     leases: [u64; 3],
-    sums: Sums,
+    sums: NodeSums,
     totals: Totals,
     counts: Counts,
 }
 
 const LEASES: [LeaseState; 3] = [LeaseState::Granted, LeaseState::Active, LeaseState::Ending];
 
-impl Snapshot {
+impl Metrics {
     /// Counts, without going through what there is.
     pub fn of(pool: &Pool, events: &Events) -> Self {
-        Snapshot {
+        Metrics {
             nodes: NodeState::ALL.map(|state| pool.count_nodes(state) as u64),
             leases: LEASES.map(|state| pool.count_leases(state) as u64),
             sums: pool.sums(),

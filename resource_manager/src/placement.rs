@@ -21,16 +21,16 @@ use std::collections::BinaryHeap;
 use crate::pool::Capacity;
 
 const NOTHING: Capacity = Capacity { cores: 0, memory: 0 };
-/// Entries of a knot, so that it is a cache line.
+/// Entries of a node, so that it is a cache line.
 const FAN: usize = 8;
 
-/// What is free below a knot: at places, or most of it below other knots.
+/// What is free below a node: at places, or most of it below other nodes.
 #[derive(Clone, Copy, Debug)]
 #[repr(align(64))]
-struct Knot([Capacity; FAN]);
+struct TreeNode([Capacity; FAN]);
 
-impl Knot {
-    const EMPTY: Knot = Knot([NOTHING; FAN]);
+impl TreeNode {
+    const EMPTY: TreeNode = TreeNode([NOTHING; FAN]);
 
     fn most(&self) -> Capacity {
         self.0.iter().fold(NOTHING, |most, entry| larger(most, *entry))
@@ -39,30 +39,30 @@ impl Knot {
 
 /// What is free at each place. Places are numbered from 0; one that was never set has nothing.
 #[derive(Clone, Debug)]
-pub struct Places {
-    /// The tree, from the places up. Entry `i` of a level is about knot `i` of the level below; the top has
-    /// one knot.
-    levels: Vec<Vec<Knot>>,
+pub struct FreeTree {
+    /// The tree, from the places up. Entry `i` of a level is about node `i` of the level below; the top has
+    /// one node.
+    levels: Vec<Vec<TreeNode>>,
 }
 
-impl Default for Places {
+impl Default for FreeTree {
     fn default() -> Self {
-        Places { levels: vec![vec![Knot::EMPTY]] }
+        FreeTree { levels: vec![vec![TreeNode::EMPTY]] }
     }
 }
 
-impl Places {
+impl FreeTree {
     /// Sets what is free at a place.
     pub fn set(&mut self, place: usize, free: Capacity) {
         self.make_room(place);
         let (mut at, mut most) = (place, free);
         for level in &mut self.levels {
-            let knot = &mut level[at / FAN];
-            if knot.0[at % FAN] == most {
+            let node = &mut level[at / FAN];
+            if node.0[at % FAN] == most {
                 return; // nor does anything above change
             }
-            knot.0[at % FAN] = most;
-            (at, most) = (at / FAN, knot.most());
+            node.0[at % FAN] = most;
+            (at, most) = (at / FAN, node.most());
         }
     }
 
@@ -76,9 +76,9 @@ impl Places {
         self.first_below(self.levels.len() - 1, 0, wanted)
     }
 
-    fn first_below(&self, level: usize, knot: usize, wanted: Capacity) -> Option<usize> {
-        let entries = self.levels[level][knot].0.iter().enumerate();
-        let fitting = entries.filter(|(_, most)| most.holds(wanted)).map(|(at, _)| knot * FAN + at);
+    fn first_below(&self, level: usize, node: usize, wanted: Capacity) -> Option<usize> {
+        let entries = self.levels[level][node].0.iter().enumerate();
+        let fitting = entries.filter(|(_, most)| most.holds(wanted)).map(|(at, _)| node * FAN + at);
         match level.checked_sub(1) {
             None => fitting.min(),
             Some(below) => fitting.into_iter().find_map(|at| self.first_below(below, at, wanted)),
@@ -92,8 +92,8 @@ impl Places {
         let mut left = wanted.cores;
         // Entries by what they could take at most: when a place is the first of them, none takes more.
         let mut entries = BinaryHeap::new();
-        let entries_of = |knot: &Knot, level: usize, first: usize| {
-            let takes = knot.0.map(|most| takes(most, wanted)).into_iter().enumerate();
+        let entries_of = |node: &TreeNode, level: usize, first: usize| {
+            let takes = node.0.map(|most| takes(most, wanted)).into_iter().enumerate();
             takes.map(move |(at, takes)| (takes, Reverse(first + at), level))
         };
         entries.extend(entries_of(self.top(), self.levels.len() - 1, 0));
@@ -110,29 +110,29 @@ impl Places {
         (left == 0).then_some(chosen)
     }
 
-    fn top(&self) -> &Knot {
+    fn top(&self) -> &TreeNode {
         &self.levels[self.levels.len() - 1][0]
     }
 
     fn make_room(&mut self, place: usize) {
-        let mut knots = place / FAN + 1; // needed in this level
-        if knots <= self.levels[0].len() {
+        let mut nodes = place / FAN + 1; // needed in this level
+        if nodes <= self.levels[0].len() {
             return;
         }
         for level in 0.. {
             if level == self.levels.len() {
                 let below = &self.levels[level - 1];
-                let mut knot = Knot::EMPTY;
-                knot.0[0] = below[0].most(); // that was the top; the others are new and empty
-                self.levels.push(vec![knot]);
+                let mut node = TreeNode::EMPTY;
+                node.0[0] = below[0].most(); // that was the top; the others are new and empty
+                self.levels.push(vec![node]);
             }
-            if self.levels[level].len() < knots {
-                self.levels[level].resize(knots, Knot::EMPTY);
+            if self.levels[level].len() < nodes {
+                self.levels[level].resize(nodes, TreeNode::EMPTY);
             }
             if self.levels[level].len() == 1 {
                 return;
             }
-            knots = self.levels[level].len().div_ceil(FAN);
+            nodes = self.levels[level].len().div_ceil(FAN);
         }
     }
 }
@@ -165,28 +165,28 @@ mod tests {
         Capacity { cores, memory }
     }
 
-    fn places(free: &[(u32, u32)]) -> Places {
-        let mut places = Places::default();
-        free.iter().enumerate().for_each(|(at, free)| places.set(at, capacity(*free)));
-        places
+    fn tree(free: &[(u32, u32)]) -> FreeTree {
+        let mut tree = FreeTree::default();
+        free.iter().enumerate().for_each(|(at, free)| tree.set(at, capacity(*free)));
+        tree
     }
 
     #[test]
     fn the_first_place_with_enough_of_both_is_taken() {
-        let places = places(&[(1, 4096), (8, 256), (4, 1024)]);
-        let first = |cores, memory| places.first(Capacity { cores, memory });
+        let tree = tree(&[(1, 4096), (8, 256), (4, 1024)]);
+        let first = |cores, memory| tree.first(Capacity { cores, memory });
         assert_eq!(first(1, 256), Some(0));
         assert_eq!(first(2, 256), Some(1));
         assert_eq!(first(2, 512), Some(2));
         assert_eq!((first(9, 1), first(2, 2048)), (None, None));
-        assert_eq!(places.most(), Capacity { cores: 8, memory: 4096 });
-        assert_eq!(Places::default().first(Capacity { cores: 1, memory: 1 }), None);
+        assert_eq!(tree.most(), Capacity { cores: 8, memory: 4096 });
+        assert_eq!(FreeTree::default().first(Capacity { cores: 1, memory: 1 }), None);
     }
 
     #[test]
     fn a_split_takes_most_first_and_memory_with_the_cores() {
-        let places = places(&[(1, 4096), (8, 256), (4, 1024), (2, 1)]);
-        let split = |cores, memory, parts| places.split(Capacity { cores, memory }, parts);
+        let tree = tree(&[(1, 4096), (8, 256), (4, 1024), (2, 1)]);
+        let split = |cores, memory, parts| tree.split(Capacity { cores, memory }, parts);
         let part = |place, cores, memory| (place, Capacity { cores, memory });
         assert_eq!(split(10, 100, 2), Some(vec![part(1, 8, 80), part(2, 2, 20)]));
         assert_eq!(split(12, 100, 2), Some(vec![part(1, 8, 67), part(2, 4, 34)]), "rounded up");
@@ -232,7 +232,7 @@ mod tests {
             parts in 1..5_usize,
         ) {
             let wanted = capacity(wanted);
-            let (mut tree, mut naive) = (Places::default(), vec![(0, 0); 70]);
+            let (mut tree, mut naive) = (FreeTree::default(), vec![(0, 0); 70]);
             for (place, free) in changes {
                 tree.set(place, capacity(free));
                 naive[place] = free;

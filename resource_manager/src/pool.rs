@@ -4,354 +4,607 @@
 //! ```text
 //!   node    registered ──connected──▶ ready ──connection ends──▶ lost ──connected──▶ ready
 //!           any ──remove──▶ draining ──last lease ended──▶ forgotten
-//!   lease   granted ──claimed──▶ active ──told to end──▶ ending ──▶ ended (a bill, no lease)
+//!   lease   granted ──claimed──▶ active ──asked to end──▶ ending ──▶ ended (a bill, no lease)
 //!              └────────────────────┴── expired, not claimed in time, given back, node lost ──▶ ended
+//!
+//!   Pool decides ─▶ Holdings keep together: NodeTable, LeaseTable, Shares, Distrust
 //! ```
 //! * CAPACITY - the leases of a node together never exceed its cores and memory. Only `Node::take` and
 //!   `Node::give` change what is leased.
-//! * ONCE - a lease ends once: `Pool::finish` alone removes it, books its one bill and gives its
-//!   capacity back.
-//! * PROVISIONAL - a bill that the node did not report (it was lost, or never claimed) is booked with
-//!   what is known, and replaced, not repeated, if the node reports later.
-//! * BOUNDED - a lease in any state has a deadline; at it the lease ends or gets a later one
-//!   because its state changed, or because it was renewed. So every lease ends without any message.
+//! * ONE END - a lease ends once: `Holdings::finish` alone removes it, books its one bill and gives its
+//!   capacity back. A bill that the node did not report (it was lost, or the lease was never claimed) is
+//!   booked with what is known, and replaced if the node reports later.
+//! * DEADLINE - a lease in any state has a deadline. At it, the lease ends, or gets a later one because its
+//!   state changed or because it was renewed. So every lease ends without any message.
 //! * DURABLE - all that a later run needs is in the changes that were taken, and nothing that was ever
-//!   granted is granted again: ids only go up.
+//!   granted is granted again.
 //!
-//! Where a node and this program do not agree, the rules in `reporting` decide.
+//! Where a node and this program do not agree about a lease, these rules decide:
+//! 1. A lease that has ended here stays ended. The node is asked to end it; its bill replaces a provisional one.
+//! 2. A lease in use here that a node which is back does not report has ended there.
+//! 3. A lease of an earlier run of the node's executor manager has ended with that run.
+//! 4. What is not as it was granted, or never was, the node is asked to end. It is not billed.
+//! 5. A lease of an earlier state, which was lost, is taken over if it fits.
 //!
-//! Elsewhere: which node a lease goes to (`placement`), connections (`nodes`, `clients`), tokens, bills
-//! that are final. The only side effect here is log lines: a lease's life passes through these files.
+//! Each table changes what it owns. What concerns more than one of them is decided here and done by `holdings`. Elsewhere: which
+//! node a lease goes to (`placement`), connections (`node_links`, `client_links`), tokens, bills that are
+//! final. The only side effect here is log lines: a lease's life passes through these files.
 
+mod action;
 mod ask;
 mod bills;
 mod deadlines;
 mod distrust;
-mod ending;
 mod fair_use;
-mod granting;
+mod holdings;
 mod lease;
-mod membership;
+mod lease_table;
+mod limits;
 mod node;
-mod nodes;
+mod node_index;
+mod node_table;
 mod record;
-mod reporting;
-mod restart;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeSet, HashMap};
-use std::ops::Bound;
-use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
 
-use rfaas_protocol::lease::{EndReason, LeaseId};
+use rdmalib::Peer;
+use rfaas_protocol::lease::{EndReason, LeaseId, Unusable};
+use rfaas_protocol::node::Bill;
 
-pub use ask::{Ask, Denied, NotRenewed};
-use bills::OpenBills;
-use deadlines::Deadlines;
-use distrust::Distrust;
-pub use distrust::{MOST_OF_ONE, NotReplaced, TRIED_LAST};
+pub use action::{Action, LinkId, Now, Totals};
+use ask::check_timeout;
+pub use ask::{Ask, Denied, NotRenewed, NotReplaced};
+pub use distrust::{MOST_OF_ONE, TRIED_LAST};
 use fair_use::Shares;
 pub use fair_use::{FairUse, Limit, Who};
-use granting::unclaimed;
-pub use lease::{Grant, LeaseState, LeaseView, Terms};
-use lease::{Lease, State};
-use node::Node;
+use holdings::Holdings;
+pub use lease::{EndReport, Grant, LeaseState, LeaseView, Terms};
+use lease::{Lease, LeasePhase};
+use lease_table::{LeaseTable, Reported};
+pub use limits::*;
 pub use node::{Capacity, Conflict, NodeSpec, NodeState, NodeView, Removal, Run};
-pub use nodes::Sums;
-use nodes::{Nodes, Slot};
+use node_index::NodeSlot;
+pub use node_index::NodeSums;
+use node_table::{NodeDue, canonical};
 pub use record::{Billed, Changes, LeaseRecord, NodeRecord, Snapshot};
-pub use reporting::EndReport;
-use restart::Unsaved;
-
-/// Most cores of a node or lease: an executor's assignment counts its workers in 16 bits.
-pub const MAX_CORES: u32 = u16::MAX as u32;
-/// Most nodes of a request: it is answered by as many messages at once, half of what may be under way to a
-/// peer (`rfaas_protocol::channel`).
-pub const MAX_NODES: u32 = 32;
-/// Longest lease.
-pub const MAX_TIMEOUT: Duration = Duration::from_secs(30 * 24 * 3600);
-/// How long a lease lasts if the request does not say.
-pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(3600);
-/// Longest grace period of a node's withdrawal.
-pub const MAX_GRACE: Duration = Duration::from_secs(24 * 3600);
-/// Grace period of a withdrawal that does not name one.
-pub const DEFAULT_GRACE: Duration = Duration::from_secs(5);
-
-/// How long after a start of this program nodes may take to register again before their leases end:
-/// twice the longest pause between two tries of an executor manager to reconnect (5 s).
-pub const RESTART_RETURN: Duration = Duration::from_secs(10);
-/// How long a node that came back may take to report the leases that it still holds; it does so at
-/// once, so this is generous.
-pub const RECLAIM: Duration = Duration::from_secs(3);
-/// How long after its client has gone an unclaimed lease is kept, since its claim may be under way
-/// from the node.
-pub const CLAIM_IN_FLIGHT: Duration = Duration::from_secs(2);
-/// How long after its expiry an active lease may take to be reported as ended: the node ends it by
-/// its own clock, and is told only if it did not.
-pub const EXPIRY_MARGIN: Duration = Duration::from_secs(2);
-/// How long after the grace period a node may take to report a lease as ended, before that is
-/// taken as given: ten times what it waits before it kills an executor (500 ms).
-pub const END_MARGIN: Duration = Duration::from_secs(5);
-/// Pause before a node's host name is looked up again after it was not found.
-pub const RESOLVE_AGAIN: Duration = Duration::from_secs(5);
-
-/// One moment on both clocks: deadlines run on the first, tokens and bills show the second.
-#[derive(Clone, Copy, Debug)]
-pub struct Now {
-    /// For deadlines.
-    pub monotonic: Instant,
-    /// For people and tokens.
-    pub wall: SystemTime,
-}
-
-impl Now {
-    /// This moment.
-    pub fn read() -> Self {
-        Now { monotonic: Instant::now(), wall: SystemTime::now() }
-    }
-
-    /// When the other clock will show `wall`; this moment if it has.
-    fn until(self, wall: SystemTime) -> Instant {
-        self.monotonic + wall.duration_since(self.wall).unwrap_or_default()
-    }
-}
-
-/// Names a connection of an executor manager, while it lasts and never again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct LinkId(pub u64);
-
-/// What is to be done, in this order.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Action {
-    /// Tell the node to end a lease.
-    EndLease {
-        /// Its connection.
-        link: LinkId,
-        /// The lease.
-        lease: LeaseId,
-        /// Why.
-        reason: EndReason,
-        /// How long running invocations may go on.
-        grace: Duration,
-    },
-    /// Tell the node that the end of a lease was booked.
-    AcknowledgeEnd {
-        /// Its connection.
-        link: LinkId,
-        /// The lease.
-        lease: LeaseId,
-    },
-    /// Tell the node what it may lease out now.
-    TellCapacity {
-        /// Its connection.
-        link: LinkId,
-        /// The new values.
-        capacity: Capacity,
-    },
-    /// End the node's connection, telling it why.
-    Close {
-        /// Its connection.
-        link: LinkId,
-        /// For its log.
-        reason: String,
-    },
-    /// Look up the node's address and report it with [`Pool::resolved`].
-    Resolve {
-        /// The node.
-        node: Arc<str>,
-        /// Host name.
-        host: Arc<str>,
-    },
-    /// The set of nodes changed: the executors database is to be written.
-    NodesChanged,
-}
-
-/// Events since the start, for `/metrics`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Totals {
-    /// Leases granted, or taken over from an earlier run of this manager.
-    pub granted: u64,
-    /// Requests that could not be met.
-    pub denied: u64,
-    /// Leases ended, by [`EndReason`] as it was first known; index is its number.
-    pub ended: [u64; 8],
-}
 
 /// All nodes and leases of a cluster.
 #[derive(Debug)]
 pub struct Pool {
-    nodes: Nodes,
-    leases: HashMap<LeaseId, Lease>,
-    /// Their ids in order.
-    ids: BTreeSet<LeaseId>,
-    /// How many are in each state.
-    states: [usize; LeaseState::ALL.len()],
-    /// The deadline of each lease (BOUNDED).
-    deadlines: Deadlines,
-    open_bills: OpenBills,
-    distrust: Distrust,
-    unsaved: Unsaved,
-    shares: Shares,
+    held: Holdings,
     /// How long a node whose connection ended may stay away before its leases end.
     node_return: Duration,
-    /// First id of this state: smaller ones are of a state that was lost. Of those from it to the next one,
-    /// all have ended that are neither leases nor open bills.
-    first_id: LeaseId,
-    next_id: LeaseId,
-    totals: Totals,
 }
 
 impl Pool {
     /// An empty pool. Leases of a node whose connection has ended last for `node_return` without it.
-    ///
-    /// Lease ids count up from the wall clock's microseconds since the Unix epoch. So a manager that
-    /// starts again does not reuse an id unless it granted more than one lease a microsecond all the
-    /// time before, or the clock was set back over its whole life; and they are below 2^53 until the
-    /// year 2255, so JSON readers that only know floating-point numbers keep them exact.
     pub fn new(now: Now, node_return: Duration) -> Self {
-        let micros = now.wall.duration_since(SystemTime::UNIX_EPOCH).map_or(1, |d| d.as_micros());
-        let first = u64::try_from(micros).ok().and_then(LeaseId::new);
-        let first_id = first.unwrap_or(LeaseId(std::num::NonZeroU64::MIN));
-        Pool {
-            nodes: Nodes::default(),
-            leases: HashMap::new(),
-            ids: BTreeSet::new(),
-            states: Default::default(),
-            deadlines: Deadlines::default(),
-            open_bills: OpenBills::default(),
-            distrust: Distrust::default(),
-            unsaved: Unsaved::default(),
-            shares: Shares::default(),
-            node_return,
-            first_id,
-            next_id: first_id,
-            totals: Totals::default(),
-        }
+        Pool { held: Holdings::new(LeaseTable::new(now)), node_return }
     }
 
-    /// Has it keep to these rules from now on; at the start, before anything is asked of it. Leases of an earlier run
-    /// have the time of one to be claimed, and that of their nodes to come back.
-    pub fn with_rules(mut self, now: Now, rules: FairUse) -> Self {
-        self.shares = Shares::new(now, rules, self.leases.values());
-        let claim_by = now.monotonic + rules.claim_timeout.max(RESTART_RETURN);
-        let ids: Vec<_> = self.leases.keys().copied().collect();
-        for id in ids {
-            let Some(lease) = self.leases.get_mut(&id) else { continue };
-            lease.claim_by = claim_by;
-            // Others end sooner, with their client's connection, unless they are renewed.
-            if let State::Granted { then: EndReason::Expired } = lease.state {
-                let (state, deadline) = unclaimed(now, &lease.terms, claim_by);
-                self.set_state(id, state, deadline);
-            }
+    /// The pool of a run that goes on where the last one stopped. Nodes whose executor manager has not
+    /// registered again count as lost; if it does not within [`RESTART_RETURN`], their leases end.
+    pub fn restore(now: Now, node_return: Duration, snapshot: Snapshot) -> Self {
+        let leases = LeaseTable::of_state(now, snapshot.first_id, snapshot.last_id);
+        let mut held = Holdings::new(leases);
+        snapshot.nodes.into_iter().for_each(|record| held.nodes.restore(record));
+        for bill in &snapshot.bills {
+            held.leases.restore_bill(now, bill);
         }
+        let strays = snapshot.leases.into_iter().filter_map(|record| held.take_back(now, record));
+        let strays: Vec<_> = strays.collect();
+        held.leases.all_saved();
+        for stray in strays {
+            held.end_stray(now, stray);
+        }
+        for slot in held.nodes.expect_back(now) {
+            held.forget_node(slot, &mut Vec::new()); // nobody is connected who would be told
+        }
+        Pool { held, node_return }
+    }
+
+    /// Has the pool keep to these rules from now on. To be called at the start, before anything is asked of
+    /// it: leases of an earlier run have the time of one to be claimed, and that of their nodes to come back.
+    pub fn with_rules(mut self, now: Now, rules: FairUse) -> Self {
+        self.held.shares = Shares::new(now, rules, self.held.leases.iter());
+        let claim_by = now.monotonic + rules.claim_timeout.max(RESTART_RETURN);
+        self.held.leases.set_claim_by(now, claim_by);
         self
     }
 
+    /// What changed since this was last called. To be made durable before anything is said or done
+    /// about it.
+    pub fn take_changes(&mut self) -> Changes {
+        self.held.take_changes()
+    }
+
+    // What there is.
+
     /// Where ids of this state begin: a store keeps it from the first run on.
     pub fn first_id(&self) -> LeaseId {
-        self.first_id
+        self.held.leases.first_id()
     }
 
     /// Whether this was a lease once and is none any more.
     pub fn has_ended(&self, id: LeaseId) -> bool {
-        let granted = (self.first_id..self.next_id).contains(&id);
-        (granted && !self.leases.contains_key(&id)) || self.open_bills.get(id).is_some()
-    }
-
-    /// When [`tick`](Self::tick) has something to do next, if nothing else happens.
-    pub fn next_deadline(&self) -> Option<Instant> {
-        let node = self.nodes.first_deadline().map(|(at, _)| at);
-        let forgiven = self.distrust.first_deadline();
-        node.into_iter().chain(self.deadlines.first()).chain(forgiven).min()
-    }
-
-    /// Does what was due by `now`.
-    pub fn tick(&mut self, now: Now, out: &mut Vec<Action>) {
-        self.forgive(now.monotonic);
-        while let Some((at, slot)) = self.nodes.first_deadline()
-            && at <= now.monotonic
-        {
-            self.node_due(now, slot, out);
-        }
-        while let Some(id) = self.deadlines.due(now.monotonic, &self.leases) {
-            self.lease_due(now, id, out);
-        }
-    }
-
-    /// Everything about the nodes, by name.
-    pub fn nodes(&self) -> Vec<NodeView> {
-        self.nodes.after(None).map(Node::view).collect()
-    }
-
-    /// The first `most` of those whose names come after `name`, or of all.
-    pub fn nodes_after(&self, name: Option<&str>, most: usize) -> Vec<NodeView> {
-        self.nodes.after(name).take(most).map(Node::view).collect()
-    }
-
-    /// One node.
-    pub fn node(&self, name: &str) -> Option<NodeView> {
-        self.nodes.named(name).map(|node| node.view())
-    }
-
-    /// Leases that have not ended, oldest first.
-    pub fn leases(&self) -> Vec<LeaseView> {
-        self.leases_after(None, usize::MAX)
-    }
-
-    /// The first `most` of those after `id`, or of all.
-    pub fn leases_after(&self, id: Option<LeaseId>, most: usize) -> Vec<LeaseView> {
-        let start = id.map_or(Bound::Unbounded, Bound::Excluded);
-        let after = self.ids.range((start, Bound::Unbounded));
-        after.take(most).filter_map(|id| self.lease(*id)).collect()
-    }
-
-    /// One lease that has not ended.
-    pub fn lease(&self, id: LeaseId) -> Option<LeaseView> {
-        self.leases.get(&id).map(Lease::view)
-    }
-
-    /// How many leases are in `state`.
-    pub fn count_leases(&self, state: LeaseState) -> usize {
-        self.states[state as usize]
-    }
-
-    /// How many nodes are in `state`.
-    pub fn count_nodes(&self, state: NodeState) -> usize {
-        self.nodes.count(state)
-    }
-
-    /// What the nodes that are ready have together.
-    pub fn sums(&self) -> Sums {
-        self.nodes.sums()
+        self.held.leases.has_ended(id)
     }
 
     /// Whether this lease was granted, and neither was claimed nor has ended.
     pub fn is_unclaimed(&self, id: LeaseId) -> bool {
-        self.leases.get(&id).is_some_and(|lease| matches!(lease.state, State::Granted { .. }))
+        self.held.leases.get(id).is_some_and(Lease::is_unclaimed)
+    }
+
+    /// One lease that has not ended.
+    pub fn lease(&self, id: LeaseId) -> Option<LeaseView> {
+        self.held.leases.get(id).map(Lease::view)
+    }
+
+    /// Leases that have not ended, oldest first.
+    pub fn leases(&self) -> Vec<LeaseView> {
+        self.held.leases.after(None, usize::MAX)
+    }
+
+    /// The first `most` leases after `id`, or of all.
+    pub fn leases_after(&self, id: Option<LeaseId>, most: usize) -> Vec<LeaseView> {
+        self.held.leases.after(id, most)
+    }
+
+    /// One node.
+    pub fn node(&self, name: &str) -> Option<NodeView> {
+        self.held.nodes.named(name).map(|node| node.view())
+    }
+
+    /// All nodes, by name.
+    pub fn nodes(&self) -> Vec<NodeView> {
+        self.nodes_after(None, usize::MAX)
+    }
+
+    /// The first `most` nodes whose names come after `name`, or of all.
+    pub fn nodes_after(&self, name: Option<&str>, most: usize) -> Vec<NodeView> {
+        self.held.nodes.after(name).take(most).map(|node| node.view()).collect()
+    }
+
+    /// The number of leases in `state`.
+    pub fn count_leases(&self, state: LeaseState) -> usize {
+        self.held.leases.count(state)
+    }
+
+    /// The number of nodes in `state`.
+    pub fn count_nodes(&self, state: NodeState) -> usize {
+        self.held.nodes.count(state)
+    }
+
+    /// What the nodes that are ready have together.
+    pub fn sums(&self) -> NodeSums {
+        self.held.nodes.sums()
     }
 
     /// Events since the start.
     pub fn totals(&self) -> Totals {
-        self.totals
+        self.held.totals
     }
 
-    fn leases_on(&self, slot: Slot) -> Vec<LeaseId> {
-        self.nodes.get(slot).map(|node| node.leases.iter().copied().collect()).unwrap_or_default()
+    // What is due.
+
+    /// When [`tick`](Self::tick) has something to do next, if nothing else happens.
+    pub fn next_deadline(&self) -> Option<Instant> {
+        let node = self.held.nodes.first_deadline().map(|(at, _)| at);
+        let forgiven = self.held.distrust.first_deadline();
+        node.into_iter().chain(self.held.leases.first_deadline()).chain(forgiven).min()
+    }
+
+    /// Does what was due by `now`.
+    pub fn tick(&mut self, now: Now, out: &mut Vec<Action>) {
+        for slot in self.held.distrust.due(now.monotonic) {
+            self.held.nodes.set_tried_last(slot, false);
+        }
+        while let Some((at, slot)) = self.held.nodes.first_deadline()
+            && at <= now.monotonic
+        {
+            self.node_due(now, slot, out);
+        }
+        while let Some(id) = self.held.leases.due(now.monotonic) {
+            self.lease_due(now, id, out);
+        }
+    }
+
+    fn node_due(&mut self, now: Now, slot: NodeSlot, out: &mut Vec<Action>) {
+        let Some(due) = self.held.nodes.due(now, slot, out) else { return };
+        for id in self.held.nodes.leases_on(slot) {
+            let unseen = self.held.leases.get(id).is_some_and(|lease| lease.unseen_since.is_some());
+            if unseen && due == NodeDue::EndUnreported {
+                tracing::warn!(lease = %id, "its node is back and does not report it: it has ended there");
+            }
+            if unseen || due == NodeDue::GiveUp {
+                self.held.finish(now, id, EndReason::NodeLost, None, out);
+            }
+        }
+    }
+
+    fn lease_due(&mut self, now: Now, id: LeaseId, out: &mut Vec<Action>) {
+        let Some(lease) = self.held.leases.get(id) else { return };
+        match lease.phase {
+            LeasePhase::Granted { then: EndReason::Unclaimed } if self.held.is_away(lease.slot) => {
+                // Nobody could tell of its claim. If its node does not come back, the lease ends with that.
+                let claim_by = now.monotonic + self.held.shares.claim_timeout();
+                self.held.leases.wait_for_claim(now, id, claim_by);
+            }
+            LeasePhase::Granted { then } => self.held.finish(now, id, then, None, out),
+            LeasePhase::Active => {
+                self.held.begin_ending(now, id, EndReason::Expired, Duration::ZERO, out);
+            }
+            LeasePhase::Ending { reason, .. } => {
+                tracing::warn!(lease = %id, node = ?lease.node, "the node did not report the end of a lease in time");
+                self.held.finish(now, id, reason, None, out);
+            }
+        }
+    }
+
+    // What clients ask for.
+
+    /// Grants leases that meet `ask`, all of it or nothing: one on a node that has room for it,
+    /// else one on each of as many nodes as it may be met from.
+    pub fn request(&mut self, now: Now, ask: &Ask) -> Result<Vec<Grant>, Denied> {
+        match self.try_request(now, ask)? {
+            Some(grants) => Ok(grants),
+            None => self.request_again(now, ask),
+        }
+    }
+
+    /// Grants leases likewise. Returns `None` if there is no room as far as is known, but would be if less
+    /// were leased: then it is worth hearing what nodes have said meanwhile, and to call
+    /// [`request_again`](Self::request_again).
+    pub fn try_request(&mut self, now: Now, ask: &Ask) -> Result<Option<Vec<Grant>>, Denied> {
+        let granted = self.admit(now, ask).and_then(|()| self.place(now, ask));
+        let granted = granted.and_then(|granted| match granted {
+            None if !self.held.nodes.fits_when_empty(ask) => {
+                Err(Denied::NoRoom(self.held.nodes.why_no_room(ask)))
+            }
+            _ => Ok(granted),
+        });
+        granted.inspect_err(|denied| self.note_denied(ask, denied))
+    }
+
+    /// Answers what [`try_request`](Self::try_request) has not.
+    pub fn request_again(&mut self, now: Now, ask: &Ask) -> Result<Vec<Grant>, Denied> {
+        let granted = self.place(now, ask);
+        let granted = granted.and_then(|placed| {
+            placed.ok_or_else(|| Denied::NoRoom(self.held.nodes.why_no_room(ask)))
+        });
+        granted.inspect_err(|denied| self.note_denied(ask, denied))
+    }
+
+    /// Counts a request, and refuses it if its client may not have it.
+    fn admit(&mut self, now: Now, ask: &Ask) -> Result<(), Denied> {
+        self.held.shares.count(now, ask)?;
+        self.held.shares.check_timeout(ask.timeout)?;
+        self.held.shares.check(ask, 1)?; // before the room, which is another's business
+        Ok(())
+    }
+
+    /// Grants it if there is room and its client may have it.
+    fn place(&mut self, now: Now, ask: &Ask) -> Result<Option<Vec<Grant>>, Denied> {
+        let parts = self.held.nodes.place(ask);
+        self.held.shares.check(ask, parts.as_ref().map_or(1, Vec::len))?;
+        let claim_by = now.monotonic + self.held.shares.claim_timeout();
+        let mut grant = |(slot, part)| self.held.grant(now, ask, slot, part, claim_by);
+        Ok(parts.map(|parts| parts.into_iter().filter_map(&mut grant).collect()))
+    }
+
+    fn note_denied(&mut self, ask: &Ask, denied: &Denied) {
+        self.held.totals.denied += 1;
+        tracing::info!(client = ?ask.client, reason = %denied, "lease denied");
+    }
+
+    /// Moves the end of a lease that has not ended to `timeout` from now, never nearer; returns it as it
+    /// is then. It is a request of the lease's client, and of `peer`, who asks.
+    pub fn renew(
+        &mut self,
+        now: Now,
+        id: LeaseId,
+        timeout: Duration,
+        peer: Option<Peer>,
+    ) -> Result<Grant, NotRenewed> {
+        check_timeout(timeout).map_err(NotRenewed::Timeout)?;
+        self.held.shares.check_timeout(timeout)?;
+        let over = match self.has_ended(id) {
+            true => NotRenewed::Ended(id),
+            false => NotRenewed::Unknown(id),
+        };
+        let lease = self.held.leases.get(id).ok_or(over)?;
+        self.held.shares.count(now, &lease.renewal(timeout, peer))?;
+        let node = self.held.nodes.get(lease.slot).ok_or(NotRenewed::NoAddress(id))?;
+        lease.may_renew(now, node.stopping)?;
+        let manager = node.manager().ok_or(NotRenewed::NoAddress(id))?;
+        self.held.leases.renew(now, id, timeout);
+        let lease = self.held.leases.get(id).ok_or(NotRenewed::Ended(id))?;
+        let (terms, node) = (lease.terms.clone(), lease.node.clone());
+        tracing::info!(lease = %id, ?node, client = ?terms.client, ?timeout, "lease renewed");
+        Ok(Grant { terms, node, manager })
+    }
+
+    /// Exchanges a lease that nobody has claimed for one like it, until the same time, on another node; the client of
+    /// `origin` says that it could not use it. It is a request of that client, and the new lease is to be claimed when
+    /// the old one was: who exchanges leases again and again holds them no longer than others.
+    pub fn replace(
+        &mut self,
+        now: Now,
+        id: LeaseId,
+        because: Unusable,
+        origin: Peer,
+        out: &mut Vec<Action>,
+    ) -> Result<Grant, NotReplaced> {
+        let lease = self.held.leases.get(id).filter(|lease| lease.is_unclaimed());
+        let lease = lease.ok_or(NotReplaced::NotUnclaimed(id))?;
+        let (slot, wanted, node) = (lease.slot, lease.terms.holds(), lease.node.clone());
+        let left = lease.terms.expires_at.duration_since(now.wall).unwrap_or_default();
+        let ask = Ask::new(wanted.cores, wanted.memory, left, &lease.terms.client);
+        let ask = ask.map_err(|_| NotReplaced::NotUnclaimed(id))?; // its time is over
+        let ask = Ask { while_connected: lease.while_connected, peer: lease.peer, ..ask };
+        let claim_by = lease.claim_by;
+        self.held.shares.count(now, &ask.clone().by(origin))?;
+        self.try_last(now, slot, origin);
+        let elsewhere = self.held.nodes.place_elsewhere(wanted, slot);
+        let grant = elsewhere.and_then(|other| self.held.grant(now, &ask, other, wanted, claim_by));
+        let Capacity { cores, memory } = wanted;
+        let grant = grant.ok_or(NotReplaced::NoRoom { cores, memory })?;
+        tracing::info!(lease = %id, by = %grant.terms.lease, from = %node, to = %grant.node, why = because.in_words(), "lease replaced");
+        self.held.finish(now, id, EndReason::Released, None, out);
+        Ok(grant)
+    }
+
+    /// Has other nodes tried before the one in `slot`, which a client of `origin` could not use.
+    fn try_last(&mut self, now: Now, slot: NodeSlot, origin: Peer) {
+        for forgiven in self.held.distrust.take(now.monotonic, slot, origin) {
+            self.held.nodes.set_tried_last(forgiven, false);
+        }
+        if let Some(node) = self.held.nodes.set_tried_last(slot, true) {
+            tracing::warn!(%node, by = ?origin, "a client could not use a lease on this node: for {TRIED_LAST:?} it is tried last");
+        }
+    }
+
+    /// Ends a lease on demand: at once if it was not claimed, else its node is asked to. Returns its
+    /// state afterwards, `None` if it never existed. Repeating it changes nothing.
+    pub fn end_lease(
+        &mut self,
+        now: Now,
+        id: LeaseId,
+        reason: EndReason,
+        out: &mut Vec<Action>,
+    ) -> Option<LeaseState> {
+        self.held.begin_ending(now, id, reason, Duration::ZERO, out);
+        let ended = self.has_ended(id).then_some(LeaseState::Ended);
+        self.lease(id).map(|lease| lease.state).or(ended)
+    }
+
+    /// The client that was granted these leases is gone: those that it did not claim end soon.
+    pub fn client_gone(&mut self, now: Now, leases: impl IntoIterator<Item = LeaseId>) {
+        self.held.leases.client_gone(now, leases);
+    }
+
+    // How leases end.
+
+    // How nodes come, change and leave.
+
+    /// Adds a node, or takes over what changed of a known one. A node that is being withdrawn is
+    /// taken back; leases that were asked to end still do.
+    pub fn add_node(
+        &mut self,
+        now: Now,
+        spec: NodeSpec,
+        out: &mut Vec<Action>,
+    ) -> Result<NodeView, Conflict> {
+        self.held.nodes.add(now, spec, out)
+    }
+
+    /// Withdraws a node: it gets no new leases, those in use are asked to end within `grace`, the
+    /// others end. It is forgotten with its last lease. Repeated, it can only shorten the grace.
+    pub fn remove_node(
+        &mut self,
+        now: Now,
+        name: &str,
+        grace: Duration,
+        out: &mut Vec<Action>,
+    ) -> Removal {
+        let Some((slot, connected)) = self.held.nodes.withdraw(name, out) else {
+            tracing::info!(node = ?name, "no node of this name is known, so none is removed");
+            return Removal::Unknown;
+        };
+        let leases = self.held.nodes.leases_on(slot);
+        tracing::info!(node = name, ?grace, leases = leases.len(), "node is being removed");
+        for id in leases {
+            match self.is_unclaimed(id) || connected {
+                true => self.held.begin_ending(now, id, EndReason::Withdrawn, grace, out),
+                false => self.held.finish(now, id, EndReason::NodeLost, None, out),
+            }
+        }
+        match self.held.nodes.named(name) {
+            Some(node) if !node.is_drained() => Removal::Draining,
+            Some(_) => {
+                self.held.forget_node(slot, out);
+                Removal::Removed
+            }
+            None => Removal::Removed, // with its last lease
+        }
+    }
+
+    /// An executor manager that knows the cluster secret registers `name`; the leases of another run of it have
+    /// ended with that. `Err` tells it why not: also if clients would not be sent to where it listens.
+    pub fn node_connected(
+        &mut self,
+        now: Now,
+        name: &str,
+        run: Run,
+        link: LinkId,
+        out: &mut Vec<Action>,
+    ) -> Result<Capacity, String> {
+        let run = Run { address: canonical(run.address), ..run };
+        let (slot, started_anew) = self.held.nodes.may_register(name, run)?;
+        if started_anew {
+            for id in self.held.nodes.leases_on(slot) {
+                tracing::warn!(lease = %id, "its executor manager was started anew: the lease ended with the last one");
+                self.held.finish(now, id, EndReason::NodeLost, None, out);
+            }
+        }
+        let leases = self.held.nodes.leases_on(slot);
+        let held = leases.iter().filter_map(|id| self.held.leases.get(*id));
+        let unseen = held.filter(|lease| lease.unseen_since.is_some()).count();
+        // A node that was being withdrawn is gone with its last lease.
+        let capacity = self.held.nodes.register(now, (name, slot), run, link, unseen, out)?;
+        for id in leases {
+            // What was claimed meanwhile is to be reported now.
+            self.held.leases.wait_for_claim(now, id, now.monotonic + RECLAIM);
+        }
+        tracing::info!(node = name, leases = unseen, "executor manager connected");
+        Ok(capacity)
+    }
+
+    /// The executor manager on `link` is to stop within `grace`: there are no new leases on its node while
+    /// it is connected. It ends those in use itself; others cannot be claimed any more.
+    pub fn draining(&mut self, now: Now, link: LinkId, grace: Duration, out: &mut Vec<Action>) {
+        let Some((slot, node)) = self.held.nodes.on(link) else { return };
+        if node.stopping {
+            return;
+        }
+        let (node, leases) = (node.spec.name(), node.leases.len());
+        tracing::info!(?node, ?grace, leases, "executor manager is stopping");
+        self.held.nodes.change(slot, |node| node.stopping = true);
+        for id in self.held.nodes.leases_on(slot) {
+            if self.is_unclaimed(id) {
+                self.held.finish(now, id, EndReason::Shutdown, None, out);
+            }
+        }
+    }
+
+    /// The clock of the executor manager on `link` is `ahead_ms` milliseconds ahead of ours; negative: behind.
+    pub fn clock(&mut self, link: LinkId, ahead_ms: i64) {
+        self.held.nodes.set_clock(link, ahead_ms);
+    }
+
+    /// The connection of a node's executor manager has ended, for whatever reason. Its leases may
+    /// go on without it, so it has some time to come back.
+    pub fn node_disconnected(&mut self, now: Now, link: LinkId, out: &mut Vec<Action>) {
+        let Some((slot, node)) = self.held.nodes.on(link) else { return }; // it was removed before
+        let (leases, draining) = (node.leases.len(), node.draining);
+        tracing::warn!(node = ?node.spec.name(), leases, "connection to the executor manager ended");
+        let give_up_at = (leases > 0).then_some(now.monotonic + self.node_return);
+        self.held.nodes.disconnect(now, slot, give_up_at, out);
+        for id in self.held.nodes.leases_on(slot) {
+            match draining {
+                true => self.held.finish(now, id, EndReason::NodeLost, None, out),
+                false => self.held.leases.lose_sight(now, id),
+            }
+        }
+    }
+
+    /// The answer to [`Action::Resolve`]: the addresses of `host`, none if it was not found. If there are
+    /// several, the one counts at which its executor manager listens.
+    pub fn resolved(
+        &mut self,
+        now: Now,
+        node: &str,
+        host: &str,
+        found: impl IntoIterator<Item = IpAddr>,
+    ) {
+        self.held.nodes.resolved(now, node, host, found);
+    }
+
+    // What nodes report of leases.
+
+    /// The node on `link` reports that a lease is in use: for the first time, or again after a
+    /// reconnection.
+    pub fn claimed(&mut self, now: Now, link: LinkId, terms: &Terms, out: &mut Vec<Action>) {
+        let Some((slot, node)) = self.held.nodes.on(link) else { return };
+        let (id, node) = (terms.lease, node.spec.name());
+        let end = match self.held.leases.reported(slot, terms) {
+            Reported::Granted => self.held.leases.in_use(now, id),
+            Reported::Otherwise => {
+                tracing::warn!(lease = %id, ?node, "the node holds a lease that was granted otherwise: it is told to end it");
+                Some((EndReason::Withdrawn, Duration::ZERO))
+            }
+            Reported::OpenBill(billed) => {
+                // It was claimed just as it ended here, or its node was thought lost.
+                tracing::warn!(lease = %id, ?node, "the node holds a lease that has ended: it is told to end it");
+                Some((billed.reason, Duration::ZERO))
+            }
+            Reported::Earlier | Reported::Ended | Reported::Unknown => {
+                let taken_over = self.take_over(now, slot, terms, out);
+                (!taken_over).then_some((EndReason::Withdrawn, Duration::ZERO))
+            }
+        };
+        if let Some((reason, grace)) = end {
+            out.push(Action::EndLease { link, lease: id, reason, grace });
+        }
+    }
+
+    /// Takes over a running lease of an earlier state, if it is one and fits. Leases that nobody claimed
+    /// yet make room for it.
+    fn take_over(
+        &mut self,
+        now: Now,
+        slot: NodeSlot,
+        terms: &Terms,
+        out: &mut Vec<Action>,
+    ) -> bool {
+        let Some(node) = self.held.nodes.get(slot) else { return false };
+        let (lease, name) = (terms.lease, node.spec.name().clone());
+        let fits = lease < self.first_id()
+            && terms.expires_at > now.wall
+            && terms.instance == node.instance
+            && node.state() != NodeState::Draining;
+        let Some(spare) = self.held.spare(slot, terms.holds()).filter(|_| fits) else {
+            tracing::warn!(%lease, node = ?name, "the node holds a lease that is not known here: it is told to end it");
+            return false;
+        };
+        for id in spare {
+            self.held.finish(now, id, EndReason::Withdrawn, None, out);
+        }
+        tracing::info!(%lease, node = ?name, client = ?terms.client, "lease of an earlier state taken over");
+        let phase = (LeasePhase::Active, now.until(terms.expires_at) + EXPIRY_MARGIN);
+        let lease = Lease {
+            claimed_at: Some(now.wall),
+            seen_from: Some(now.monotonic),
+            ..Lease::new(now, terms.clone(), (name, slot), phase)
+        };
+        self.held.insert(now, lease);
+        true
+    }
+
+    /// The node on `link` reports what a lease has used so far.
+    pub fn used(&mut self, link: LinkId, id: LeaseId, bill: Bill) {
+        let Some((slot, _)) = self.held.nodes.on(link) else { return };
+        self.held.leases.used(slot, id, countable(bill));
+    }
+
+    /// The node on `link` reports that a lease has ended, and what it used. Acknowledged also if it
+    /// is no news, since the node repeats it until it is.
+    pub fn ended(&mut self, now: Now, link: LinkId, report: &EndReport, out: &mut Vec<Action>) {
+        let Some((slot, node)) = self.held.nodes.on(link) else { return };
+        let &EndReport { ref terms, reason, bill } = report;
+        let (id, name, bill) = (terms.lease, node.spec.name(), countable(bill));
+        // Before a connection is closed because this was a removed node's last lease.
+        out.push(Action::AcknowledgeEnd { link, lease: id });
+        let billed = Billed::new(terms, name.clone(), bill, reason, now.wall);
+        match self.held.leases.reported(slot, terms) {
+            Reported::Granted => self.held.finish(now, id, reason, Some(bill), out),
+            Reported::OpenBill(known) if known.is_of(&billed) => match known.reported {
+                true => tracing::debug!(lease = %id, "already billed"),
+                false => self.held.leases.book(now, billed),
+            },
+            Reported::Earlier => self.held.leases.book(now, billed),
+            Reported::Ended => tracing::debug!(lease = %id, "already billed"),
+            Reported::Otherwise | Reported::OpenBill(_) | Reported::Unknown => {
+                tracing::warn!(lease = %id, node = ?name, "the node reports the end of a lease that was not granted so: it is not billed");
+            }
+        }
     }
 }
 
-/// Whether `name` can name a node or a client: `Err` says what is wrong with it.
-fn check_name(what: &str, name: &str, max_bytes: usize) -> Result<(), String> {
-    if name.is_empty() {
-        return Err(format!("{what} is empty"));
-    }
-    if name.len() > max_bytes {
-        return Err(format!("{what} has {} bytes; at most {max_bytes} are possible", name.len()));
-    }
-    if name.chars().any(char::is_control) {
-        return Err(format!("{what} contains a control character"));
-    }
-    Ok(())
+/// A bill as it can be believed: what is in an executor's memory, its functions may write.
+fn countable(bill: Bill) -> Bill {
+    Bill { invocations: bill.invocations.get().min(Bill::MOST_INVOCATIONS).into(), ..bill }
 }

@@ -8,7 +8,7 @@ use rfaas_protocol::lease::{EndReason, LeaseId, MAX_CLIENT_NAME_BYTES};
 
 use super::fair_use::Limit;
 use super::node::Capacity;
-use super::{MAX_CORES, MAX_NODES, MAX_TIMEOUT, check_name};
+use super::{MAX_CORES, MAX_NODES, MAX_TIMEOUT};
 
 /// A request for a lease that can be met in principle.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,6 +56,25 @@ impl Ask {
     pub fn while_connected(self) -> Self {
         Ask { while_connected: true, ..self }
     }
+
+    /// The number of parts that it may be met in: a part has a core at least.
+    pub(super) fn most_parts(&self) -> usize {
+        usize::try_from(self.max_nodes.min(self.wanted.cores)).unwrap_or(1)
+    }
+}
+
+/// Whether `name` can name a node or a client: `Err` says what is wrong with it.
+pub(super) fn check_name(what: &str, name: &str, max_bytes: usize) -> Result<(), String> {
+    if name.is_empty() {
+        return Err(format!("{what} is empty"));
+    }
+    if name.len() > max_bytes {
+        return Err(format!("{what} has {} bytes; at most {max_bytes} are possible", name.len()));
+    }
+    if name.chars().any(char::is_control) {
+        return Err(format!("{what} contains a control character"));
+    }
+    Ok(())
 }
 
 /// Whether a lease can last so long from now; `Err` says how long it may.
@@ -104,6 +123,25 @@ pub enum NotRenewed {
     #[error("{0}")]
     Timeout(String),
     /// Longer than it may be.
+    #[error(transparent)]
+    Limit(#[from] Limit),
+}
+
+/// Why there is no other lease in exchange for one: it is as before.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NotReplaced {
+    /// It is not one that was granted and not claimed yet.
+    #[error("lease {0} is not one that waits to be claimed")]
+    NotUnclaimed(LeaseId),
+    /// There is no room elsewhere.
+    #[error("no other node has {cores} cores and {memory} MB free now")]
+    NoRoom {
+        /// Cores of the lease.
+        cores: u32,
+        /// Memory of the lease, in MB.
+        memory: u32,
+    },
+    /// The client has asked too often.
     #[error(transparent)]
     Limit(#[from] Limit),
 }

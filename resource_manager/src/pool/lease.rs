@@ -1,6 +1,6 @@
 //! A lease: its terms, its state, what is known of its use.
 //!
-//! Elsewhere: how leases are granted (`granting`), reported by nodes (`reporting`), ended (`ending`).
+//! Elsewhere: all leases and how they change (`lease_table`), what they take (`pool`).
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -10,9 +10,10 @@ use rdmalib::Peer;
 use rfaas_protocol::lease::{ClientName, EndReason, LeaseId, LeaseTerms, NodeName};
 use rfaas_protocol::node::Bill;
 
+use super::ask::{Ask, NotRenewed};
 use super::node::Capacity;
-use super::nodes::Slot;
-use super::{LeaseRecord, Now};
+use super::node_index::NodeSlot;
+use super::{END_MARGIN, EXPIRY_MARGIN, LeaseRecord, MAX_TIMEOUT, Now, RESTART_RETURN};
 
 /// What a lease gives to whom. As its node reports it: [`LeaseTerms`] that were read and make sense.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -80,6 +81,17 @@ impl Grant {
     }
 }
 
+/// What a node reports about the end of a lease.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EndReport {
+    /// The lease.
+    pub terms: Terms,
+    /// Why it ended.
+    pub reason: EndReason,
+    /// What it used.
+    pub bill: Bill,
+}
+
 /// A lease's state as people see it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LeaseState {
@@ -87,7 +99,7 @@ pub enum LeaseState {
     Granted,
     /// Claimed.
     Active,
-    /// Told to end; its node has not reported yet that it did.
+    /// Asked to end; its node has not reported the end yet.
     Ending,
     /// Ended: there is a bill.
     Ended,
@@ -130,22 +142,32 @@ pub struct LeaseView {
     pub expires_at: SystemTime,
 }
 
+/// A lease's state, with what follows at its deadline.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum State {
+pub(super) enum LeasePhase {
     /// At its deadline it ends as `then`.
     Granted { then: EndReason },
-    /// At its deadline its node is told to end it.
+    /// At its deadline its node is asked to end it.
     Active,
-    /// Its node was told, or will be when it is back. At its deadline it ends without a report.
+    /// Its node was asked to end it, or will be when it is back. At its deadline it ends without a report.
     Ending { reason: EndReason, grace_ends: Now },
 }
 
-impl State {
+impl LeasePhase {
+    /// The phase of a lease that is to be claimed by then, and its deadline.
+    pub(super) fn unclaimed(now: Now, terms: &Terms, claim_by: Instant) -> (Self, Instant) {
+        let expires = now.until(terms.expires_at);
+        match claim_by < expires {
+            true => (LeasePhase::Granted { then: EndReason::Unclaimed }, claim_by),
+            false => (LeasePhase::Granted { then: EndReason::Expired }, expires),
+        }
+    }
+
     pub(super) fn shown(self) -> LeaseState {
         match self {
-            State::Granted { .. } => LeaseState::Granted,
-            State::Active => LeaseState::Active,
-            State::Ending { .. } => LeaseState::Ending,
+            LeasePhase::Granted { .. } => LeaseState::Granted,
+            LeasePhase::Active => LeaseState::Active,
+            LeasePhase::Ending { .. } => LeaseState::Ending,
         }
     }
 }
@@ -155,7 +177,7 @@ pub(super) struct Lease {
     pub(super) terms: Terms,
     pub(super) node: Arc<str>,
     /// Where that node is kept; it stays as long as it has leases.
-    pub(super) slot: Slot,
+    pub(super) slot: NodeSlot,
     pub(super) granted_at: SystemTime,
     /// Who asked for it, in this run of the program.
     pub(super) peer: Option<Peer>,
@@ -169,13 +191,91 @@ pub(super) struct Lease {
     pub(super) unseen_since: Option<Instant>,
     /// What it has used, as its node last said.
     pub(super) used: Bill,
-    /// Counted in [`Pool::states`](super::Pool); changed by [`Pool::set_state`](super::Pool) only.
-    pub(super) state: State,
-    /// Also in [`Pool::deadlines`](super::Pool); changed by [`Pool::set_state`](super::Pool) only.
+    /// Counted by the table of leases, which alone changes it.
+    pub(super) phase: LeasePhase,
+    /// Likewise.
     pub(super) deadline: Instant,
 }
 
 impl Lease {
+    /// A lease that is granted now, of which nothing else is known.
+    pub(super) fn new(
+        now: Now,
+        terms: Terms,
+        (node, slot): (Arc<str>, NodeSlot),
+        (phase, deadline): (LeasePhase, Instant),
+    ) -> Self {
+        Lease {
+            terms,
+            node,
+            slot,
+            granted_at: now.wall,
+            peer: None,
+            while_connected: false,
+            claim_by: now.monotonic,
+            claimed_at: None,
+            seen_from: None,
+            unseen_since: None,
+            used: Bill::default(),
+            phase,
+            deadline,
+        }
+    }
+
+    /// A lease of an earlier run of this program, whose node is in `slot`. Nobody has seen it since.
+    pub(super) fn restored(now: Now, record: LeaseRecord, slot: NodeSlot) -> Self {
+        let LeaseRecord { terms, node, granted_at, while_connected, claimed_at, ending, used } =
+            record;
+        let expires = now.until(terms.expires_at);
+        let (phase, deadline) = match ending {
+            Some((reason, grace_ends)) => {
+                let ends = now.until(grace_ends);
+                let grace_ends = Now { monotonic: ends, wall: grace_ends };
+                let deadline = ends.min(expires + EXPIRY_MARGIN) + END_MARGIN;
+                (LeasePhase::Ending { reason, grace_ends }, deadline)
+            }
+            None if claimed_at.is_some() => (LeasePhase::Active, expires + EXPIRY_MARGIN),
+            // Its connection has ended. If it was claimed, its node tells so when it is back.
+            None if while_connected => {
+                let then = EndReason::ClientGone;
+                (LeasePhase::Granted { then }, expires.min(now.monotonic + RESTART_RETURN))
+            }
+            None => (LeasePhase::Granted { then: EndReason::Expired }, expires),
+        };
+        Lease {
+            granted_at,
+            while_connected,
+            claim_by: now.monotonic + MAX_TIMEOUT,
+            claimed_at,
+            unseen_since: claimed_at.map(|_| now.monotonic),
+            used,
+            ..Lease::new(now, terms, (node, slot), (phase, deadline))
+        }
+    }
+
+    /// Whether nobody has claimed it yet.
+    pub(super) fn is_unclaimed(&self) -> bool {
+        matches!(self.phase, LeasePhase::Granted { .. })
+    }
+
+    /// The request that a renewal for `timeout` from now is, which `peer` makes.
+    pub(super) fn renewal(&self, timeout: Duration, peer: Option<Peer>) -> Ask {
+        let wanted = self.terms.holds();
+        let (client, while_connected) = (self.terms.client.clone(), self.while_connected);
+        Ask { wanted, timeout, max_nodes: 1, while_connected, client, peer }
+    }
+
+    /// Whether it may get more time from a node that is not `stopping`.
+    pub(super) fn may_renew(&self, now: Now, stopping: bool) -> Result<(), NotRenewed> {
+        let lease = self.terms.lease;
+        match self.phase {
+            LeasePhase::Ending { reason, .. } => Err(NotRenewed::Ending { lease, reason }),
+            _ if self.terms.expires_at <= now.wall => Err(NotRenewed::Ended(lease)),
+            _ if stopping => Err(NotRenewed::Ending { lease, reason: EndReason::Shutdown }),
+            LeasePhase::Granted { .. } | LeasePhase::Active => Ok(()),
+        }
+    }
+
     pub(super) fn view(&self) -> LeaseView {
         LeaseView {
             lease: self.terms.lease,
@@ -183,7 +283,7 @@ impl Lease {
             node: self.node.clone(),
             cores: self.terms.cores,
             memory: self.terms.memory,
-            state: self.state.shown(),
+            state: self.phase.shown(),
             granted_at: self.granted_at,
             expires_at: self.terms.expires_at,
         }
@@ -196,9 +296,9 @@ impl Lease {
             granted_at: self.granted_at,
             while_connected: self.while_connected,
             claimed_at: self.claimed_at,
-            ending: match self.state {
-                State::Ending { reason, grace_ends } => Some((reason, grace_ends.wall)),
-                State::Granted { .. } | State::Active => None,
+            ending: match self.phase {
+                LeasePhase::Ending { reason, grace_ends } => Some((reason, grace_ends.wall)),
+                LeasePhase::Granted { .. } | LeasePhase::Active => None,
             },
             used: self.used,
         }

@@ -1,6 +1,6 @@
 //! A node: what it may lease out, what of it is leased, whether its executor manager is connected.
 //!
-//! Elsewhere: how nodes come, change and leave (`membership`), all of them together (`nodes`).
+//! Elsewhere: all nodes, how they come, change and leave (`node_table`).
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
@@ -10,12 +10,13 @@ use std::time::{Duration, Instant};
 use rfaas_protocol::Clock;
 use rfaas_protocol::lease::{LeaseId, MAX_NODE_NAME_BYTES};
 
+use super::ask::check_name;
 use super::lease::Lease;
-use super::{Action, LinkId, MAX_CORES, NodeRecord, Now, check_name};
+use super::{Action, LinkId, MAX_CORES, NodeRecord, Now};
 
 /// How long a look-up of a host name may take before it is started again: longer than a resolver
 /// tries by default (`resolv.conf(5)`: 5 s, twice, up to three servers).
-const RESOLVE_PATIENCE: Duration = Duration::from_secs(45);
+const RESOLVE_TIME: Duration = Duration::from_secs(45);
 
 /// Cores, and memory in MB.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -268,9 +269,10 @@ impl Node {
     }
 
     /// Counts a lease (CAPACITY); the caller has seen that there is room.
-    pub(super) fn take(&mut self, id: LeaseId, holds: Capacity) {
+    pub(super) fn take(&mut self, lease: &Lease) {
+        let holds = lease.terms.holds();
         debug_assert!(self.free().holds(holds), "seen by the caller");
-        if self.leases.insert(id) {
+        if self.leases.insert(lease.terms.lease) {
             self.leased.cores += holds.cores;
             self.leased.memory += holds.memory;
         }
@@ -289,6 +291,11 @@ impl Node {
             Connection::Up { link, .. } => Some(link),
             Connection::Never | Connection::Lost { .. } => None,
         }
+    }
+
+    /// Where clients reach its executor manager, if that is known as a number.
+    pub(super) fn manager(&self) -> Option<SocketAddr> {
+        Some(SocketAddr::new(self.ip?, self.spec.port))
     }
 
     pub(super) fn state(&self) -> NodeState {
@@ -311,12 +318,11 @@ impl Node {
 
     /// Whether clients would be sent to where its executor manager listens.
     pub(super) fn is_where_it_says(&self) -> bool {
-        let sent_to = self.ip.map(|ip| SocketAddr::new(ip, self.spec.port));
-        sent_to.is_some() && sent_to == self.listens
+        self.manager().is_some() && self.manager() == self.listens
     }
 
-    /// Notes what its clock says, and tells once if it is wrong.
-    pub(super) fn clock(&mut self, ahead_ms: i64) {
+    /// Notes what its clock says, and logs once that it is wrong.
+    pub(super) fn set_clock(&mut self, ahead_ms: i64) {
         let off = |ms: i64| u128::from(ms.unsigned_abs()) >= Clock::AGREE.as_millis();
         let was_off = self.clock_ahead_ms.replace(ahead_ms).is_some_and(off);
         if off(ahead_ms) && !was_off {
@@ -328,7 +334,7 @@ impl Node {
     }
 
     /// Whether nothing keeps a node that is being withdrawn.
-    pub(super) fn drained(&self) -> bool {
+    pub(super) fn is_drained(&self) -> bool {
         self.draining && self.leases.is_empty()
     }
 
@@ -344,7 +350,7 @@ impl Node {
     /// Has the address looked up if it is a host name that a client needs soon.
     pub(super) fn resolve(&mut self, now: Now, out: &mut Vec<Action>) {
         if self.ip.is_none() && self.link().is_some() {
-            self.resolve_at = Some(now.monotonic + RESOLVE_PATIENCE);
+            self.resolve_at = Some(now.monotonic + RESOLVE_TIME);
             let (node, host) = (self.spec.name.clone(), self.spec.address.clone());
             out.push(Action::Resolve { node, host });
         } else {

@@ -5,8 +5,8 @@
 //! ```
 //! Pure data; writing and reading it is the store's business. Whoever carries out the pool's actions
 //! first makes the changes durable that were taken with them: nothing is told before it is certain.
-//! * LAZY - losing changes that are not urgent loses nothing that anybody was told: what a lease used in
-//!   its last period, and that it was claimed, which its node reports again.
+//! Losing changes that are not urgent loses nothing that anybody was told: what a lease used in its last
+//! period, and that it was claimed, which its node reports again.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -72,6 +72,36 @@ pub struct Billed {
     pub reported: bool,
 }
 
+impl Billed {
+    /// A bill that is final, of a lease that was claimed.
+    pub(super) fn new(
+        terms: &Terms,
+        node: Arc<str>,
+        bill: Bill,
+        reason: EndReason,
+        ended_at: SystemTime,
+    ) -> Self {
+        Billed {
+            lease: terms.lease,
+            client: terms.client.clone(),
+            node,
+            cores: terms.cores,
+            memory: terms.memory,
+            bill,
+            ended_at,
+            reason,
+            claimed: true,
+            reported: true,
+        }
+    }
+
+    /// Whether both are bills of the same lease, as far as that is seen.
+    pub(super) fn is_of(&self, other: &Billed) -> bool {
+        let of = |billed: &Billed| (billed.lease, billed.cores, billed.memory);
+        of(self) == of(other) && (&self.node, &self.client) == (&other.node, &other.client)
+    }
+}
+
 /// What changed since changes were last taken; to be made durable together or not at all.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Changes {
@@ -82,7 +112,7 @@ pub struct Changes {
     pub leases: BTreeMap<LeaseId, Option<LeaseRecord>>,
     /// Bills in the order in which they were booked. One for a lease that has a bill replaces it.
     pub bills: Vec<Billed>,
-    /// Whether actions and answers depend on them. Others may wait (LAZY).
+    /// Whether actions and answers depend on them. Others may wait.
     pub urgent: bool,
 }
 

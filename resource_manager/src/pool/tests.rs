@@ -7,7 +7,8 @@ mod nodes;
 mod renewing;
 mod restarting;
 
-use rfaas_protocol::node::Bill;
+use std::sync::Arc;
+use std::time::SystemTime;
 
 use super::*;
 
@@ -97,7 +98,7 @@ impl World {
     /// followed by the node's.
     fn bill(&self, grant: &Grant) -> Option<Billed> {
         let of_lease = |bill: &&Billed| bill.lease == grant.terms.lease;
-        let bills: Vec<_> = self.pool.unsaved.bills.iter().filter(of_lease).collect();
+        let bills: Vec<_> = self.pool.held.leases.unsaved_bills().iter().filter(of_lease).collect();
         let final_before = bills.iter().rev().skip(1).any(|bill| bill.reported);
         assert!(!final_before, "billed twice");
         bills.last().map(|bill| (*bill).clone())
@@ -288,7 +289,7 @@ fn a_lease_that_is_ending_is_told_again_when_its_node_is_back() {
 
 /// A lease that an earlier run granted, running on `node`.
 fn earlier(world: &World, node: &str, cores: u32) -> Grant {
-    let lease = LeaseId::new(world.pool.first_id.get() - 1).unwrap();
+    let lease = LeaseId::new(world.pool.first_id().get() - 1).unwrap();
     let (expires_at, client) = (world.now.wall + HOUR, "old".into());
     let terms = Terms { lease, cores, memory: 1, expires_at, instance: 1, client };
     Grant { terms, node: node.into(), manager: ([10, 0, 0, 1], 10_005).into() }
@@ -374,6 +375,6 @@ fn a_later_run_starts_above_the_ids_of_an_earlier_one() {
         world.pass(SECOND);
     }
     let later = Pool::new(world.now, NODE_RETURN);
-    assert!(Some(later.first_id) > last);
-    assert!(later.first_id.get() < 1 << 53);
+    assert!(Some(later.first_id()) > last);
+    assert!(later.first_id().get() < 1 << 53);
 }

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant, SystemTime};
 use rdmalib::Peer;
 use resource_manager::pool::{
     Action, Ask, Billed, Capacity, Changes, Denied, END_MARGIN, EXPIRY_MARGIN, EndReport, FairUse,
-    Grant, LeaseState, LeaseView, LinkId, NodeSpec, NodeState, NotReplaced, Now, Pool, RECLAIM,
-    RESTART_RETURN, Run, Sums, Terms,
+    Grant, LeaseState, LeaseView, LinkId, NodeSpec, NodeState, NodeSums, NotReplaced, Now, Pool,
+    RECLAIM, RESTART_RETURN, Run, Terms,
 };
 use rfaas_protocol::lease::{EndReason, LeaseId, Unusable};
 use rfaas_protocol::node::Bill;
@@ -495,7 +495,7 @@ impl World {
             let all = leases.iter().filter(|lease| lease.state == state).count();
             assert_eq!(self.pool.count_leases(state), all, "{state:?}");
         }
-        let (nodes, mut sums) = (self.pool.nodes(), Sums::default());
+        let (nodes, mut sums) = (self.pool.nodes(), NodeSums::default());
         for state in NodeState::ALL {
             let all = nodes.iter().filter(|node| node.state == state).count();
             assert_eq!(self.pool.count_nodes(state), all, "{state:?}");

@@ -69,7 +69,7 @@ fn what_fits_nowhere_else_goes_to_nodes_that_are_tried_last_also_in_parts() {
     };
     assert_eq!(parts(&mut world, 2), ["01", "02"]);
     assert_eq!(parts(&mut world, 3), ["00", "01", "02"]);
-    assert_eq!(world.pool.nodes.most_free(), Capacity { cores: 1, memory: 64 });
+    assert_eq!(world.pool.held.nodes.most_free(), Capacity { cores: 1, memory: 64 });
 }
 
 #[test]
@@ -96,19 +96,19 @@ fn one_user_s_word_holds_for_a_few_nodes_at_a_time() {
         grant = world.replace(&grant, 1).unwrap();
     }
     world.pool.end_lease(world.now, grant.terms.lease, EndReason::Released, &mut world.out);
-    let last = world.pool.nodes.iter().filter(|(_, node)| node.tried_last).count();
+    let last = world.pool.held.nodes.iter().filter(|(_, node)| node.tried_last).count();
     assert_eq!(last, MOST_OF_ONE);
     // Another's word does not cost him his.
     let honest = world.request(1, 1, HOUR).unwrap();
     world.replace(&honest, 2).unwrap();
-    let last = world.pool.nodes.iter().filter(|(_, node)| node.tried_last).count();
+    let last = world.pool.held.nodes.iter().filter(|(_, node)| node.tried_last).count();
     assert_eq!(last, MOST_OF_ONE + 1);
     let removed = (0..count).map(|number| format!("{number:02}"));
     for name in removed {
         world.pool.remove_node(world.now, &name, Duration::ZERO, &mut world.out);
     }
     assert_eq!(
-        world.pool.distrust.first_deadline(),
+        world.pool.held.distrust.first_deadline(),
         None,
         "nothing is kept of nodes that are gone"
     );

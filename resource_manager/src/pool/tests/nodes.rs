@@ -233,8 +233,8 @@ fn a_withdrawn_node_whose_executor_manager_was_started_anew_is_gone() {
     world.active(1, link);
     world.disconnect(link);
     // Withdrawn while it is away, leases would end at once: as if by another run of this program.
-    let slot = world.pool.nodes.find("a").unwrap();
-    world.pool.nodes.change(slot, |node| node.draining = true);
+    let slot = world.pool.held.nodes.find("a").unwrap();
+    world.pool.held.nodes.change(slot, |node| node.draining = true);
     let refused = world.pool.node_connected(world.now, "a", run(2), LinkId(9), &mut world.out);
     assert!(refused.unwrap_err().contains("POST /add?node=a"));
     assert!(world.pool.nodes().is_empty());
