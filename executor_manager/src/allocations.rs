@@ -7,33 +7,40 @@
 //!               │           ▼
 //!      (start failed)   stopping ─▶ process gone ─▶ billed, free
 //! ```
-//! * CHECKED - a claim changes nothing before everything about it was found possible.
+//! * A claim changes nothing before everything about it was found possible.
 //! * CAPACITY - cores and memory of all leases together never exceed what the node may lease out
 //!   when a claim is accepted, and are free again only when the lease's process is gone.
-//! * ONCE - a lease that was claimed ends once, with one bill, whatever events come twice or late.
+//! * ONE END - a lease that was claimed ends once, with one bill, whatever events come twice or late.
 //! * CLAMPED - executors run foreign code and write their own counters, so a bill never exceeds the
 //!   cores times the time they were held, and never falls behind what it was before.
 //!
-//! How leases begin is in `claims`, how they end in `ends`.
-//!
-//! Elsewhere: tokens and sizes (`request`), processes (`spawn`), counters (`accounting`), telling the
-//! resource manager until it has understood (`upstream`).
+//! One lease is in `held`, what the node has and what of it is taken in `room`, the events and actions in
+//! `events`. Elsewhere: tokens and sizes (`request`), processes (`spawn`), counters (`accounting`), telling
+//! the resource manager until it has understood (`upstream`).
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 
-use rfaas_protocol::allocation::ToClient;
 use rfaas_protocol::heartbeat::Heartbeat;
+use rfaas_protocol::allocation::{Allocated, RefusedBecause, Released, Renewed, ToClient};
 use rfaas_protocol::lease::{EndReason, LeaseId, LeaseTerms};
-use rfaas_protocol::node::{Bill, LeaseUsed};
+use rfaas_protocol::node::{LeaseEnded, LeaseUsed};
 
 use crate::cpus::CpuPool;
 use crate::ended::EndedLeases;
+use crate::request::{Deployment, Refusal};
 
-mod claims;
-mod ends;
 mod events;
+mod held;
+#[cfg(test)]
+mod model;
+mod room;
+#[cfg(test)]
+mod tests;
+
 pub use events::{Action, Capacity, ClientId, Event, Exit, Usage};
+use held::{ExecutorProcess, HeldLease, LeaseEnd, ending_message};
+use room::Room;
 
 /// Longest time that a deadline is computed for. A token may name any date; ten years from now is
 /// as good as never and cannot overflow a clock.
@@ -47,77 +54,20 @@ const UNCLAIMED_END: Duration = Duration::from_secs(24 * 3600);
 /// renewed that at the resource manager, and the end was faster than the news.
 const RENEWED_UNSEEN: Duration = Duration::from_secs(3600);
 
-/// The executor process of a lease, as far as is known here.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Process {
-    Absent,
-    Starting,
-    Running,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Ending {
-    at: Instant,
-    reason: EndReason,
-    /// The client asked for the bill.
-    bill_client: bool,
-}
-
-#[derive(Debug)]
-struct Held {
-    terms: LeaseTerms,
-    /// `None` once its connection has ended.
-    client: Option<ClientId>,
-    claimed_at: Instant,
-    /// When the token expires. `None` if the lease was numbered here: no token names it.
-    expires: Option<Instant>,
-    /// When and why it ends if nothing comes before.
-    ends: (Instant, EndReason),
-    process: Process,
-    /// An executor was started once: the lease is in use and will be billed.
-    confirmed: bool,
-    pins: Option<Vec<usize>>,
-    /// Of executors that are gone.
-    usage: Usage,
-    /// Of the one that runs: the most that was seen of each counter.
-    counted: Usage,
-    /// Hot polling that the resource manager was told of, in ns.
-    polling_told: u64,
-    ending: Option<Ending>,
-}
-
-impl Held {
-    /// What it used until `now`, by what was counted. CLAMPED.
-    fn bill(&mut self, now: Instant) -> Bill {
-        let until = self.ending.map_or(now.min(self.ends.0), |ending| ending.at);
-        let allocated = until.saturating_duration_since(self.claimed_at);
-        let usage = self.usage.plus(self.counted);
-        let bill = usage.bill(self.terms.cores.get(), allocated, self.polling_told);
-        self.polling_told = bill.hot_polling_ns.get();
-        bill
-    }
-
-    /// `terms`, in which 0 stands for the lease that the connection holds.
-    fn named(&self, terms: &LeaseTerms) -> LeaseTerms {
-        let lease = if terms.lease.get() == 0 { self.terms.lease } else { terms.lease };
-        LeaseTerms { lease, ..*terms }
-    }
-}
+const NO_LEASE: &str = "this connection holds no lease";
 
 /// All leases of this node.
 #[derive(Debug)]
 pub struct Allocations {
-    capacity: Option<Capacity>,
-    used_cores: u32,
-    used_memory: u32,
-    leases: BTreeMap<LeaseId, Held>,
+    room: Room,
+    leases: BTreeMap<LeaseId, HeldLease>,
     by_client: HashMap<ClientId, LeaseId>,
     ended: EndedLeases,
-    cpus: Option<CpuPool>,
+    /// The number of the next lease that no token names.
     next_number: u64,
     /// What clients are told that the node expects of them.
     heartbeat: Heartbeat,
-    /// Since the manager is to stop: when the last lease ends.
+    /// When the last lease ends, once the manager is to stop.
     draining: Option<Instant>,
 }
 
@@ -125,13 +75,10 @@ impl Allocations {
     /// No leases and, until [`Event::Capacity`], nothing to lease. With `cpus`, workers are pinned.
     pub fn new(cpus: Option<CpuPool>, heartbeat: Heartbeat) -> Self {
         Allocations {
-            capacity: None,
-            used_cores: 0,
-            used_memory: 0,
+            room: Room::new(cpus),
             leases: BTreeMap::new(),
             by_client: HashMap::new(),
             ended: EndedLeases::new(),
-            cpus,
             next_number: 1,
             heartbeat,
             draining: None,
@@ -141,7 +88,7 @@ impl Allocations {
     /// Takes in what happened at `now`, and appends what is to be done.
     pub fn apply(&mut self, now: Instant, event: Event, out: &mut Vec<Action>) {
         match event {
-            Event::Capacity(capacity) => self.capacity = Some(capacity),
+            Event::Capacity(capacity) => self.room.set(capacity),
             Event::Claim { client, terms, time_left, deployment } => {
                 match self.claim(now, client, terms, time_left, &deployment) {
                     Ok(lease) => out.push(self.start(lease, client, deployment)),
@@ -152,14 +99,7 @@ impl Allocations {
             Event::StartFailed { lease, reason } => self.start_failed(now, lease, reason, out),
             Event::Exited { lease, exit, usage } => self.exited(now, lease, exit, usage, out),
             Event::Release(client) => self.release(now, client, out),
-            Event::ClientGone(client) => {
-                if let Some(lease) = self.by_client.remove(&client) {
-                    if let Some(held) = self.leases.get_mut(&lease) {
-                        held.client = None;
-                    }
-                    self.end(now, lease, now, EndReason::ClientGone, out);
-                }
-            }
+            Event::ClientGone(client) => self.client_gone(now, client, out),
             Event::End { lease, reason, grace } => self.end_after(now, lease, reason, grace, out),
             Event::Renew { client, terms, time_left } => {
                 let answer = match self.renew(now, client, &terms, time_left) {
@@ -188,8 +128,8 @@ impl Allocations {
     pub fn used(&mut self, now: Instant, counted: impl Fn(LeaseId) -> Usage) -> Vec<LeaseUsed> {
         let in_use = self.leases.iter_mut().filter(|(_, held)| held.confirmed);
         let used = in_use.map(|(&lease, held)| {
-            if held.process == Process::Running {
-                held.counted = held.counted.max(counted(lease));
+            if held.process == ExecutorProcess::Running {
+                held.count(counted(lease));
             }
             LeaseUsed { lease: lease.get().into(), bill: held.bill(now) }
         });
@@ -207,12 +147,128 @@ impl Allocations {
     }
 
     /// What is free; nothing before the first [`Event::Capacity`].
+    #[cfg(test)]
     pub fn free(&self) -> Capacity {
-        let all = self.capacity.unwrap_or(Capacity { cores: 0, memory: 0 });
-        Capacity {
-            // Less than what is used, if the operator has taken some back since.
-            cores: all.cores.saturating_sub(self.used_cores),
-            memory: all.memory.saturating_sub(self.used_memory),
+        self.room.free()
+    }
+
+    // How a lease begins: its claim is checked, its executor started, and started again once it has exited.
+
+    /// Finds out whether the claim can be met, then takes what it needs.
+    fn claim(
+        &mut self,
+        now: Instant,
+        client: ClientId,
+        terms: LeaseTerms,
+        time_left: Duration,
+        deployment: &Deployment,
+    ) -> Result<LeaseId, Refusal> {
+        if let Some(&lease) = self.by_client.get(&client) {
+            return self.claim_again(lease, &terms, deployment);
+        }
+        if self.draining.is_some() {
+            return Err(Refusal::draining());
+        }
+        let signed = LeaseId::new(terms.lease.get());
+        let numbered_here = LeaseId::new(self.next_number).expect("counts up from 1");
+        let lease = signed.unwrap_or(numbered_here);
+        if self.ended.contains(lease) {
+            return Err(has_ended(lease));
+        }
+        if self.leases.contains_key(&lease) {
+            let reason = format!("lease {lease} is in use by another connection");
+            return Err(Refusal::new(RefusedBecause::BadRequest, reason));
+        }
+        let wanted = Capacity { cores: terms.cores.get(), memory: terms.memory.get() };
+        deployment.check(wanted.cores, wanted.memory)?;
+        self.room.check(wanted)?;
+
+        self.next_number += u64::from(signed.is_none());
+        let taken = self.room.take(wanted);
+        let ends_at = now + time_left.min(FAR);
+        let held = HeldLease::new((lease, terms), client, now, ends_at, signed.is_some(), taken);
+        self.leases.insert(lease, held);
+        self.by_client.insert(client, lease);
+        Ok(lease)
+    }
+
+    /// Checks a claim of another executor for a lease whose first one is gone.
+    fn claim_again(
+        &self,
+        lease: LeaseId,
+        terms: &LeaseTerms,
+        deployment: &Deployment,
+    ) -> Result<LeaseId, Refusal> {
+        let bad = |reason: String| Err(Refusal::new(RefusedBecause::BadRequest, reason));
+        let held = self.leases.get(&lease).ok_or_else(|| has_ended(lease))?;
+        if !held.is_of(terms) {
+            return bad(format!("this connection holds lease {lease}: open another for another"));
+        }
+        if held.ending.is_some() {
+            return Err(has_ended(lease));
+        }
+        if held.process != ExecutorProcess::Absent {
+            return bad(format!("an executor of lease {lease} is running"));
+        }
+        deployment.check(held.terms.cores.get(), held.terms.memory.get())?;
+        Ok(lease)
+    }
+
+    fn start(&mut self, lease: LeaseId, client: ClientId, deployment: Deployment) -> Action {
+        let held = self.leases.get_mut(&lease).expect("`claim` returned it");
+        held.process = ExecutorProcess::Starting;
+        let workers =
+            u16::try_from(held.terms.cores.get()).expect("checked by `Deployment::check`");
+        Action::Start { lease, client, deployment, workers, pins: held.taken.pins.clone() }
+    }
+
+    fn started(&mut self, now: Instant, lease: LeaseId, out: &mut Vec<Action>) {
+        let Some(held) = self.leases.get_mut(&lease) else { return };
+        if held.process != ExecutorProcess::Starting {
+            return;
+        }
+        held.process = ExecutorProcess::Running;
+        if !held.confirmed {
+            held.confirmed = true;
+            out.push(Action::Claimed(held.terms));
+        }
+        if held.ending.is_some() {
+            out.push(Action::Stop(lease));
+            return;
+        }
+        let Some(client) = held.client else { return };
+        let allocated = Allocated {
+            lease: lease.get().into(),
+            heartbeat_ms: self.heartbeat.period_ms().into(),
+            silence_ms: self.heartbeat.silence_ms().into(),
+        };
+        out.push(Action::Tell(client, ToClient::Allocated(allocated)));
+        let (at, reason) = held.ends;
+        if reason != EndReason::Expired {
+            // Its end was brought forward after it was claimed.
+            let left = at.saturating_duration_since(now);
+            out.push(Action::Tell(client, ending_message(reason, left)));
+        }
+    }
+
+    fn start_failed(
+        &mut self,
+        now: Instant,
+        lease: LeaseId,
+        reason: String,
+        out: &mut Vec<Action>,
+    ) {
+        let Some(held) = self.leases.get_mut(&lease) else { return };
+        if held.process != ExecutorProcess::Starting {
+            return;
+        }
+        held.process = ExecutorProcess::Absent;
+        if let Some(client) = held.client {
+            let refusal = Refusal::new(RefusedBecause::SpawnFailed, reason);
+            out.push(Action::Tell(client, refusal.message()));
+        }
+        if held.ending.is_some() || !held.confirmed {
+            self.finish(now, lease, out);
         }
     }
 
@@ -225,21 +281,167 @@ impl Allocations {
         out: &mut Vec<Action>,
     ) {
         let Some(held) = self.leases.get_mut(&lease) else { return };
-        if held.process != Process::Running {
+        if held.process != ExecutorProcess::Running {
             return;
         }
-        held.process = Process::Absent;
-        let counted = std::mem::take(&mut held.counted).max(usage);
-        held.usage = held.usage.plus(counted);
+        held.exited(usage);
         if held.ending.is_some() {
             self.finish(now, lease, out);
         } else if let Some(client) = held.client {
             out.push(Action::Tell(client, exit.message()));
         }
     }
+
+    // How a lease is renewed and how it ends: its process is stopped, then it is billed and free.
+
+    /// Moves the end of the lease that `client` holds, never to an earlier time.
+    fn renew(
+        &mut self,
+        now: Instant,
+        client: ClientId,
+        terms: &LeaseTerms,
+        time_left: Duration,
+    ) -> Result<Renewed, Refusal> {
+        let refused = |because, reason: String| Err(Refusal::new(because, reason));
+        let held = self.by_client.get(&client).and_then(|lease| self.leases.get_mut(lease));
+        let Some(held) = held else {
+            return refused(RefusedBecause::LeaseEnded, NO_LEASE.into());
+        };
+        let lease = held.id;
+        if !held.is_of(terms) {
+            let reason = format!("this connection holds lease {lease}, not the one of this token");
+            return refused(RefusedBecause::BadRequest, reason);
+        }
+        if self.draining.is_some() {
+            return Err(Refusal::draining());
+        }
+        if held.ending.is_some() || held.ends.1 != EndReason::Expired {
+            let reason = format!("lease {lease} is being ended");
+            return refused(RefusedBecause::LeaseEnded, reason);
+        }
+        let expires_at_ms = held.renew(terms, now + time_left.min(FAR));
+        Ok(Renewed { expires_at_ms: expires_at_ms.into() })
+    }
+
+    /// The manager is to stop: every lease ends after `grace` at the latest, and no other begins.
+    fn drain(&mut self, now: Instant, grace: Duration, out: &mut Vec<Action>) {
+        let deadline = now + grace.min(FAR);
+        self.draining = Some(self.draining.map_or(deadline, |earlier| earlier.min(deadline)));
+        for lease in self.leases.keys().copied().collect::<Vec<_>>() {
+            self.end_after(now, lease, EndReason::Shutdown, grace, out);
+        }
+    }
+
+    fn release(&mut self, now: Instant, client: ClientId, out: &mut Vec<Action>) {
+        let Some(&lease) = self.by_client.get(&client) else {
+            let refusal = Refusal::new(RefusedBecause::LeaseEnded, NO_LEASE);
+            out.push(Action::Tell(client, refusal.message()));
+            return;
+        };
+        self.end(now, lease, now, EndReason::Released, out);
+    }
+
+    fn client_gone(&mut self, now: Instant, client: ClientId, out: &mut Vec<Action>) {
+        let Some(lease) = self.by_client.remove(&client) else { return };
+        if let Some(held) = self.leases.get_mut(&lease) {
+            held.client = None;
+        }
+        self.end(now, lease, now, EndReason::ClientGone, out);
+    }
+
+    /// Ends a lease after `grace` at the latest.
+    fn end_after(
+        &mut self,
+        now: Instant,
+        lease: LeaseId,
+        reason: EndReason,
+        grace: Duration,
+        out: &mut Vec<Action>,
+    ) {
+        let Some(held) = self.leases.get_mut(&lease) else {
+            // Its claim may still be on the way.
+            self.ended.remember(lease, now, now + UNCLAIMED_END);
+            return;
+        };
+        if grace.is_zero() {
+            self.end(now, lease, now, reason, out);
+            return;
+        }
+        let deadline = now + grace.min(FAR);
+        if held.ending.is_some() || deadline >= held.ends.0 {
+            return; // it ends before that anyway
+        }
+        held.ends = (deadline, reason);
+        // A client whose executor is starting is told with the answer to its claim.
+        let waits = held.process == ExecutorProcess::Starting;
+        if let Some(client) = held.client.filter(|_| !waits) {
+            out.push(Action::Tell(client, ending_message(reason, grace)));
+        }
+    }
+
+    fn end_what_is_due(&mut self, now: Instant, out: &mut Vec<Action>) {
+        let due = |held: &&HeldLease| held.ending.is_none() && held.ends.0 <= now;
+        let due = self.leases.values().filter(due).map(|held| (held.id, held.ends));
+        for (lease, (at, reason)) in due.collect::<Vec<_>>() {
+            self.end(now, lease, at, reason, out);
+        }
+    }
+
+    /// Ends `lease` as of `at`: its process is stopped, and when that is gone it is billed. Only the first
+    /// end counts (ONE END); a release that comes second is still answered with the bill.
+    fn end(
+        &mut self,
+        now: Instant,
+        lease: LeaseId,
+        at: Instant,
+        reason: EndReason,
+        out: &mut Vec<Action>,
+    ) {
+        let Some(held) = self.leases.get_mut(&lease) else { return };
+        let released = reason == EndReason::Released;
+        if let Some(ending) = &mut held.ending {
+            ending.bill_client |= released;
+            return;
+        }
+        held.ending = Some(LeaseEnd { at, reason, bill_client: released });
+        if let Some(client) = held.client.filter(|_| !released) {
+            out.push(Action::Tell(client, ending_message(reason, Duration::ZERO)));
+        }
+        match held.process {
+            ExecutorProcess::Absent => self.finish(now, lease, out),
+            ExecutorProcess::Starting => {}
+            ExecutorProcess::Running => out.push(Action::Stop(lease)),
+        }
+    }
+
+    /// Frees what the lease held, now that no process of it is left, and bills it if it was in use.
+    fn finish(&mut self, now: Instant, lease: LeaseId, out: &mut Vec<Action>) {
+        let Some(mut held) = self.leases.remove(&lease) else { return };
+        self.room.give_back(&held.taken);
+        if let Some(client) = held.client {
+            self.by_client.remove(&client);
+        }
+        // Without an end, or without a client, a claim that came to nothing may be tried again.
+        let Some(ending) = held.ending else { return };
+        if !held.confirmed && ending.reason == EndReason::ClientGone {
+            return;
+        }
+        if let Some(expires) = held.expires {
+            self.ended.remember(lease, now, expires.max(now + RENEWED_UNSEEN));
+        }
+        if !held.confirmed {
+            return;
+        }
+        let bill = held.bill(ending.at);
+        let reason = ending.reason.to_wire();
+        out.push(Action::Ended(LeaseEnded { terms: held.terms, reason, bill }));
+        // Afterwards: a client that has its bill may ask for the next lease at once.
+        if let Some(client) = held.client.filter(|_| ending.bill_client) {
+            out.push(Action::Tell(client, ToClient::Released(Released { bill })));
+        }
+    }
 }
 
-#[cfg(test)]
-mod model;
-#[cfg(test)]
-mod tests;
+fn has_ended(lease: LeaseId) -> Refusal {
+    Refusal::new(RefusedBecause::LeaseEnded, format!("lease {lease} has ended"))
+}

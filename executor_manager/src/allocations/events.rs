@@ -60,11 +60,11 @@ impl Usage {
     }
 
     /// The bill of `cores` held for `allocated`. CLAMPED: what was counted beyond that is not billed,
-    /// polling first, but for the `polling_told` before, in ns; nor are more calls than there was time for.
-    pub fn bill(self, cores: u32, allocated: Duration, polling_told: u64) -> Bill {
+    /// polling first, but for the `polling_reported` before, in ns; nor are more calls than there was time for.
+    pub fn bill(self, cores: u32, allocated: Duration, polling_reported: u64) -> Bill {
         let allocated_ns = u64::try_from(allocated.as_nanos()).unwrap_or(u64::MAX);
         let most = allocated_ns.saturating_mul(cores.into());
-        let execution_ns = self.execution_ns.min(most.saturating_sub(polling_told));
+        let execution_ns = self.execution_ns.min(most.saturating_sub(polling_reported));
         Bill {
             allocated_ns: allocated_ns.into(),
             hot_polling_ns: self.hot_polling_ns.min(most - execution_ns).into(),

@@ -9,12 +9,12 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use proptest::prelude::*;
 use rfaas_protocol::allocation::{RefusedBecause, ToClient};
 use rfaas_protocol::lease::{NodeName, Token};
-use rfaas_protocol::node::LeaseEnded;
+use rfaas_protocol::node::{Bill, LeaseEnded};
 
 use super::tests::{HEARTBEAT, deployment, terms};
 use super::*;
 use crate::identity::Identity;
-use crate::request::{Authority, Refusal};
+use crate::request::Authority;
 
 const CAPACITY: Capacity = Capacity { cores: 4, memory: 400 };
 const SECRET: &[u8] = b"secret of the model";
@@ -438,7 +438,8 @@ proptest! {
         prop_assert!(world.clients.iter().all(|&client| world.allocations.lease_of(client).is_none()));
         prop_assert_eq!(world.allocations.next_deadline(), None);
         prop_assert_eq!(world.allocations.free(), world.capacity);
-        prop_assert_eq!(world.allocations.cpus.as_ref().map(CpuPool::in_use), Some(0));
+        let nothing = Capacity { cores: 0, memory: 0 };
+        prop_assert_eq!(world.allocations.room.taken(), (nothing, Some(0)));
         prop_assert!(world.allocations.used(world.now, |_| FORGED).is_empty());
         for (lease, known) in &world.leases {
             prop_assert_eq!(known.claimed, known.ended, "lease {}", lease);

@@ -2,11 +2,9 @@
 
 use super::*;
 use rfaas_protocol::Secret;
-use rfaas_protocol::allocation::{ExecutorExited, RefusedBecause, Released, Renewed, ToClient};
+use rfaas_protocol::allocation::ExecutorExited;
 use rfaas_protocol::lease::{ClientName, NodeName};
 use rfaas_protocol::node::Bill;
-
-use crate::request::Deployment;
 
 const SECOND: Duration = Duration::from_secs(1);
 pub(super) const HEARTBEAT: Heartbeat =
