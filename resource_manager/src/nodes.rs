@@ -13,6 +13,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
@@ -279,10 +280,8 @@ impl Nodes {
         out: &mut Vec<Action>,
     ) -> Result<Result<(Arc<str>, Capacity), String>, ChannelError> {
         let name = register.node.get()?;
-        let instance = register.instance.get();
-        if instance == 0 {
-            return Err(Malformed::Field("instance").into());
-        }
+        let instance = NonZeroU64::new(register.instance.get());
+        let instance = instance.ok_or(Malformed::Field("instance"))?;
         if !register.verify(nonces, &self.secret) {
             let why = "the cluster secret is not this resource manager's: \
                        resource_manager_secret there must be rdma-secret here";
@@ -449,7 +448,7 @@ fn read_terms(wire: &LeaseTerms, node: &str) -> Result<Terms, Malformed> {
         cores,
         memory,
         expires_at: UNIX_EPOCH.checked_add(expires_at).ok_or(Malformed::Field("expires_at_ms"))?,
-        instance: wire.instance.get(),
+        instance: NonZeroU64::new(wire.instance.get()),
         client: client.into(),
     })
 }

@@ -180,7 +180,7 @@ impl Cluster {
             cluster.pool.add_node(now, spec, &mut cluster.actions).map_err(Failure::later)?;
             let link = LinkId(number.into());
             let address = ([10, 0, 0, 1], 10_005).into();
-            let run = Run { instance: 1, address, clock_ahead_ms: 0 };
+            let run = Run { instance: std::num::NonZeroU64::MIN, address, clock_ahead_ms: 0 };
             cluster
                 .pool
                 .node_connected(now, &name, run, link, &mut cluster.actions)

@@ -9,6 +9,7 @@ mod requests;
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::num::NonZeroU64;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -133,7 +134,7 @@ impl World {
             .tell(move |pool, now, out| {
                 let link = LinkId(node.as_bytes()[0].into());
                 let address = SocketAddr::from(([192, 168, 0, 29], 10_005));
-                let run = Run { instance: 1, address, clock_ahead_ms: 0 };
+                let run = Run { instance: NonZeroU64::MIN, address, clock_ahead_ms: 0 };
                 pool.node_connected(now, node, run, link, out).unwrap();
             })
             .unwrap();

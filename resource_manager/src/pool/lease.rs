@@ -3,6 +3,7 @@
 //! Elsewhere: all leases and how they change (`lease_table`), what they take (`pool`).
 
 use std::net::SocketAddr;
+use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -27,7 +28,7 @@ pub struct Terms {
     /// End, in whole milliseconds.
     pub expires_at: SystemTime,
     /// For which run of the node's executor manager it holds.
-    pub instance: u64,
+    pub instance: Option<NonZeroU64>,
     /// Whom it is billed to.
     pub client: Arc<str>,
 }
@@ -74,7 +75,7 @@ impl Grant {
             cores: self.terms.cores.into(),
             memory: self.terms.memory.into(),
             expires_at_ms: u64::try_from(expires_at.as_millis()).unwrap_or(u64::MAX).into(),
-            instance: self.terms.instance.into(),
+            instance: self.terms.instance.map_or(0, NonZeroU64::get).into(),
             node: NodeName::new(&self.node).expect("checked when the node was added"),
             client: ClientName::new(&self.terms.client).expect("checked by Ask::new"),
         }

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -164,7 +165,7 @@ fn in_seconds(ms: i64) -> i64 {
 #[derive(Clone, Copy, Debug)]
 pub struct Run {
     /// Its number: leases of another one have ended.
-    pub instance: u64,
+    pub instance: NonZeroU64,
     /// Where it listens.
     pub address: SocketAddr,
     /// How far its clock is ahead of ours, in milliseconds.
@@ -214,8 +215,8 @@ pub(super) struct Node {
     /// When to look the address up again.
     pub(super) resolve_at: Option<Instant>,
     pub(super) connection: Connection,
-    /// Which run of its executor manager registered last; 0: none did.
-    pub(super) instance: u64,
+    /// Which run of its executor manager registered last.
+    pub(super) instance: Option<NonZeroU64>,
     /// Where that listens; `None`: none has registered with this run of ours.
     pub(super) listens: Option<SocketAddr>,
     /// How far its clock is ahead of ours, as long as it is connected.
@@ -237,7 +238,7 @@ impl Node {
             spec,
             resolve_at: None,
             connection: Connection::Never,
-            instance: 0,
+            instance: None,
             listens: None,
             clock_ahead_ms: None,
             tried_last: false,
@@ -252,8 +253,8 @@ impl Node {
     pub(super) fn restored(record: NodeRecord) -> Self {
         let NodeRecord { spec, instance, draining } = record;
         let connection = match instance {
-            0 => Connection::Never,
-            _ => Connection::Lost { give_up_at: None },
+            None => Connection::Never,
+            Some(_) => Connection::Lost { give_up_at: None },
         };
         Node { instance, draining, connection, ..Node::new(spec) }
     }

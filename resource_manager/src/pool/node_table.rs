@@ -279,12 +279,9 @@ impl NodeTable {
         if node.link().is_some() {
             return Err(format!("node {name} is already connected: is its name used twice?"));
         }
-        if run.instance == 0 {
-            return Err("its instance is 0, which stands for none".into());
-        }
         match node.spec.differs_from(run.address) {
             Some(why) => Err(why),
-            None => Ok((slot, node.instance != run.instance)),
+            None => Ok((slot, node.instance != Some(run.instance))),
         }
     }
 
@@ -303,7 +300,7 @@ impl NodeTable {
         let node = self.slots.get_mut(slot.0).and_then(Option::as_mut);
         let node = node.ok_or_else(|| not_known(name))?;
         let before = Indexed::of(node);
-        if std::mem::replace(&mut node.instance, run.instance) != run.instance {
+        if node.instance.replace(run.instance) != Some(run.instance) {
             unsaved.insert(name.into());
         }
         let reclaim_by = (unseen > 0).then_some(now.monotonic + RECLAIM);

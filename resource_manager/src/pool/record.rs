@@ -9,6 +9,7 @@
 //! period, and that it was claimed, which its node reports again.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -22,8 +23,8 @@ use super::{NodeSpec, Terms};
 pub struct NodeRecord {
     /// What the operator said.
     pub spec: NodeSpec,
-    /// Which run of its executor manager registered last; 0: none ever did.
-    pub instance: u64,
+    /// Which run of its executor manager registered last.
+    pub instance: Option<NonZeroU64>,
     /// Whether the operator has withdrawn it.
     pub draining: bool,
 }

@@ -7,6 +7,7 @@ mod nodes;
 mod renewing;
 mod restarting;
 
+use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -111,7 +112,7 @@ impl World {
 
 /// A run of the executor manager of a node here.
 fn run(instance: u64) -> Run {
-    Run { instance, address: ([10, 0, 0, 1], 10_005).into(), clock_ahead_ms: 0 }
+    Run { instance: NonZeroU64::new(instance).unwrap(), address: ([10, 0, 0, 1], 10_005).into(), clock_ahead_ms: 0 }
 }
 
 /// How long a node may stay away.
@@ -291,7 +292,7 @@ fn a_lease_that_is_ending_is_told_again_when_its_node_is_back() {
 fn earlier(world: &World, node: &str, cores: u32) -> Grant {
     let lease = LeaseId::new(world.pool.first_id().get() - 1).unwrap();
     let (expires_at, client) = (world.now.wall + HOUR, "old".into());
-    let terms = Terms { lease, cores, memory: 1, expires_at, instance: 1, client };
+    let terms = Terms { lease, cores, memory: 1, expires_at, instance: NonZeroU64::new(1), client };
     Grant { terms, node: node.into(), manager: ([10, 0, 0, 1], 10_005).into() }
 }
 

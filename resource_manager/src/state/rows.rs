@@ -5,6 +5,7 @@
 //! whoever changes a shape or a meaning raises [`FORMAT`]. Times are in µs since the Unix epoch, memory is
 //! in MB.
 
+use std::num::NonZeroU64;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use redb::TableDefinition;
@@ -24,7 +25,7 @@ pub(super) const FORMAT_KEY: &str = "format";
 /// Key of the first id of a lease in this state.
 pub(super) const FIRST_ID_KEY: &str = "first_id";
 
-/// Address, port, cores, memory, instance of its executor manager, whether it is withdrawn.
+/// Address, port, cores, memory, instance of its executor manager (0: none), whether it is withdrawn.
 type NodeRow<'a> = (&'a str, u16, u32, u32, u64, bool);
 /// Nodes by name.
 pub(super) const NODES: TableDefinition<&str, NodeRow<'static>> = TableDefinition::new("nodes");
@@ -99,14 +100,14 @@ fn bill((allocated_ns, hot_polling_ns, execution_ns, invocations): BillFields) -
 pub(super) fn node_row(node: &NodeRecord) -> NodeRow<'_> {
     let NodeRecord { spec, instance, draining } = node;
     let Capacity { cores, memory } = spec.capacity();
-    (spec.address(), spec.port(), cores, memory, *instance, *draining)
+    (spec.address(), spec.port(), cores, memory, number(*instance), *draining)
 }
 
 pub(super) fn node(name: &str, row: NodeRow<'_>) -> Result<NodeRecord, StateError> {
     let (address, port, cores, memory, instance, draining) = row;
     let spec = NodeSpec::new(name, address, port, Capacity { cores, memory })
         .map_err(|wrong| StateError::Row(format!("node {name:?}: {wrong}")))?;
-    Ok(NodeRecord { spec, instance, draining })
+    Ok(NodeRecord { spec, instance: NonZeroU64::new(instance), draining })
 }
 
 pub(super) fn lease_row(lease: &LeaseRecord) -> LeaseRow<'_> {
@@ -115,7 +116,7 @@ pub(super) fn lease_row(lease: &LeaseRecord) -> LeaseRow<'_> {
         node,
         &terms.client,
         (terms.cores, terms.memory),
-        terms.instance,
+        number(terms.instance),
         micros(*granted_at),
         micros(terms.expires_at),
         *while_connected,
@@ -138,7 +139,7 @@ pub(super) fn lease(id: u64, row: LeaseRow<'_>) -> Result<LeaseRecord, StateErro
             cores,
             memory,
             expires_at: time(expires_at),
-            instance,
+            instance: NonZeroU64::new(instance),
             client: client.into(),
         },
         node: node.into(),
@@ -174,4 +175,9 @@ pub(super) fn billed(
         claimed,
         reported,
     })
+}
+
+/// An instance as rows have it: 0 for none.
+fn number(instance: Option<NonZeroU64>) -> u64 {
+    instance.map_or(0, NonZeroU64::get)
 }

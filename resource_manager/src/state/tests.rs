@@ -1,5 +1,6 @@
 //! A state file: what was committed is there, what is none of ours is refused.
 
+use std::num::NonZeroU64;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
@@ -29,7 +30,7 @@ fn place() -> (TempDir, PathBuf) {
 fn node(name: &str, draining: bool) -> NodeRecord {
     let capacity = Capacity { cores: 4, memory: u32::MAX };
     let spec = NodeSpec::new(name, "node.example", 10_005, capacity).unwrap();
-    NodeRecord { spec, instance: u64::MAX, draining }
+    NodeRecord { spec, instance: NonZeroU64::new(u64::MAX), draining }
 }
 
 fn lease(lease: u64) -> LeaseRecord {
@@ -39,7 +40,7 @@ fn lease(lease: u64) -> LeaseRecord {
             cores: 1,
             memory: 2,
             expires_at: at(3),
-            instance: 4,
+            instance: NonZeroU64::new(4),
             client: "c".into(),
         },
         node: "a".into(),

@@ -1,6 +1,7 @@
 //! Executor managers that lose, repeat, reorder, ignore and forget.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::num::NonZeroU64;
 
 use resource_manager::pool::{EndReport, LinkId, Now, Terms};
 use rfaas_protocol::lease::{EndReason, LeaseId};
@@ -15,7 +16,7 @@ pub enum Report {
 
 /// An executor manager.
 pub struct Manager {
-    pub instance: u64,
+    pub instance: NonZeroU64,
     pub link: Option<LinkId>,
     /// Whether it does what it is told, and minds the time.
     pub obeys: bool,
@@ -33,7 +34,7 @@ pub struct Manager {
 impl Manager {
     pub fn new() -> Self {
         Manager {
-            instance: 1,
+            instance: NonZeroU64::MIN,
             link: None,
             obeys: true,
             stopping: false,
@@ -52,7 +53,7 @@ impl Manager {
 
     /// It was killed and started again: it remembers nothing.
     pub fn restarted(&mut self) {
-        let instance = self.instance + 1;
+        let instance = self.instance.saturating_add(1);
         *self = Manager { instance, ..Manager::new() };
     }
 
@@ -74,7 +75,7 @@ impl Manager {
     /// A client shows its token.
     pub fn claim(&mut self, now: Now, terms: &Terms) {
         let ended = self.ended.contains(&terms.lease);
-        let refused = self.stopping || ended || terms.instance != self.instance;
+        let refused = self.stopping || ended || terms.instance != Some(self.instance);
         if !refused && terms.expires_at > now.wall {
             self.holds.entry(terms.lease).or_insert((terms.clone(), Bill::default()));
             self.say(Report::Claimed(terms.clone()));

@@ -218,7 +218,7 @@ fn a_lease_that_differs_from_what_was_granted_is_ended_there_and_not_billed() {
         |terms| terms.cores += 1,
         |terms| terms.memory -= 1,
         |terms| terms.client = "another".into(),
-        |terms| terms.instance += 1,
+        |terms| terms.instance = NonZeroU64::new(2),
     ];
     for change in differ {
         let mut other = grant.clone();
