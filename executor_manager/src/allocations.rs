@@ -21,8 +21,8 @@
 use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 
-use rfaas_protocol::heartbeat::Heartbeat;
 use rfaas_protocol::allocation::{Allocated, RefusedBecause, Released, Renewed, ToClient};
+use rfaas_protocol::heartbeat::Heartbeat;
 use rfaas_protocol::lease::{EndReason, LeaseId, LeaseTerms};
 use rfaas_protocol::node::{LeaseEnded, LeaseUsed};
 

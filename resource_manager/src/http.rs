@@ -34,9 +34,9 @@ use axum::routing::{get, post};
 use axum::{Router, middleware};
 use http_body_util::BodyExt;
 use rdmalib::Peer;
+use rfaas_api as api;
 use rfaas_protocol::lease::{EndReason, LeaseId, Token};
 use serde::Serialize;
-use serde_json::json;
 use tokio::sync::Semaphore;
 
 use crate::commands::{Commands, Stopped};
@@ -47,7 +47,7 @@ use bills::Bills;
 pub use guard::Access;
 use guard::Ends;
 use input::Params;
-use output::{EndedJson, GrantJson, LeaseJson, LeaseList, NodeJson, NodeList, RemovedJson};
+use output::{LeaseList, NodeList};
 use pages::{Format, READ_ALL, Rows};
 pub use serve::{MAX_CONNECTIONS, serve};
 
@@ -62,8 +62,6 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const READS: usize = 4;
 /// Sums of bills that are made at a time: each looks at all bills.
 const SUMS: usize = 4;
-/// What this interface is, for programs.
-const OPENAPI: &str = include_str!("../openapi.json");
 
 /// What handlers need.
 #[derive(Clone)]
@@ -85,7 +83,7 @@ type Answer = Result<Response, Failure>;
 
 impl IntoResponse for Failure {
     fn into_response(self) -> Response {
-        (self.0, Json(json!({ "error": self.1 }))).into_response()
+        (self.0, Json(api::Error { error: self.1 })).into_response()
     }
 }
 
@@ -160,7 +158,7 @@ async fn within<T>(time: Duration, work: impl Future<Output = T>) -> Result<T, F
     tokio::time::timeout(time, work).await.map_err(late)
 }
 
-/// All routes; `openapi.json` describes the same.
+/// All routes; [`OPENAPI`](api::OPENAPI) describes the same.
 pub fn router(api: Api) -> Router {
     let guard = middleware::from_fn_with_state(api.access.clone(), guard::check);
     Router::new()
@@ -185,7 +183,7 @@ async fn add(State(api): State<Api>, uri: Uri, body: Body) -> Answer {
     let spec = input::add(&uri, &read(body).await?)?;
     let added = api.ask(move |pool, now, out| pool.add_node(now, spec, out)).await?;
     let node = added.map_err(|why| conflict(why.to_string()))?;
-    Ok(ok(NodeJson::from(node)))
+    Ok(ok(output::node(node)))
 }
 
 async fn remove(State(api): State<Api>, uri: Uri, body: Body) -> Answer {
@@ -193,11 +191,11 @@ async fn remove(State(api): State<Api>, uri: Uri, body: Body) -> Answer {
     let name = node.clone();
     let removal = api.ask(move |pool, now, out| pool.remove_node(now, &name, grace, out)).await?;
     let state = match removal {
-        Removal::Removed => "removed",
-        Removal::Draining => "draining",
-        Removal::Unknown => "unknown",
+        Removal::Removed => api::RemovedState::Removed,
+        Removal::Draining => api::RemovedState::Draining,
+        Removal::Unknown => api::RemovedState::Unknown,
     };
-    Ok(ok(RemovedJson { node, state }))
+    Ok(ok(api::RemovedNode { node, state }))
 }
 
 async fn nodes(State(api): State<Api>, uri: Uri) -> Answer {
@@ -209,7 +207,8 @@ async fn node(State(api): State<Api>, path: Result<Path<String>, PathRejection>)
     let name = path_text(path)?;
     let wanted = name.clone();
     let node = api.ask(move |pool, _, _| pool.node(&wanted)).await?;
-    Ok(ok(NodeJson::from(node.ok_or_else(|| not_found(format!("node {name:?} is not known")))?)))
+    let node = node.ok_or_else(|| not_found(format!("node {name:?} is not known")))?;
+    Ok(ok(output::node(node)))
 }
 
 async fn request_lease(
@@ -218,7 +217,7 @@ async fn request_lease(
     uri: Uri,
     body: Body,
 ) -> Answer {
-    let input::LeaseRequest { ask, in_parts } = input::lease(&uri, &read(body).await?)?;
+    let (ask, in_parts) = input::lease(&uri, &read(body).await?)?;
     let ask = ask.by(Peer::Address(ends.counts_as()));
     let granted = api.ask(move |pool, now, _| pool.request(now, &ask)).await?;
     let grants = granted.map_err(|denied| match denied {
@@ -228,11 +227,11 @@ async fn request_lease(
         _ => conflict(denied.to_string()),
     })?;
     let grant = match in_parts {
-        true => GrantJson::in_parts(&grants, &api.secret),
-        false => grants.first().map(|grant| GrantJson::new(grant, &api.secret)),
+        true => output::grant_in_parts(&grants, &api.secret),
+        false => grants.first().map(|grant| output::grant(grant, &api.secret)),
     };
     let grant = grant.expect("a request is met by one lease at least");
-    let place = [(header::LOCATION, format!("/leases/{}", grant.id()))];
+    let place = [(header::LOCATION, format!("/leases/{}", grant.id))];
     Ok((StatusCode::CREATED, place, Json(grant)).into_response())
 }
 
@@ -256,7 +255,7 @@ async fn renew_lease(
         }
         _ => conflict(why.to_string()),
     })?;
-    Ok(ok(GrantJson::new(&grant, &api.secret)))
+    Ok(ok(output::grant(&grant, &api.secret)))
 }
 
 async fn leases(State(api): State<Api>, uri: Uri) -> Answer {
@@ -267,8 +266,9 @@ async fn leases(State(api): State<Api>, uri: Uri) -> Answer {
 async fn lease(State(api): State<Api>, path: Result<Path<String>, PathRejection>) -> Answer {
     let id = path_text(path)?;
     let lease = lease_id(&id)?;
-    if let Some(found) = api.ask(move |pool, _, _| pool.lease(lease)).await? {
-        return Ok(ok(LeaseJson::from(found)));
+    let found = api.ask(move |pool, _, _| pool.lease(lease)).await?;
+    if let Some(found) = found.and_then(output::lease) {
+        return Ok(ok(found));
     }
     match api.read(move |durable| durable.bill(lease)).await? {
         Some(bill) => {
@@ -302,7 +302,7 @@ async fn end_lease(
         .ask(move |pool, now, out| pool.end_lease(now, lease, EndReason::Withdrawn, out))
         .await?;
     let state = ended.ok_or_else(|| unknown_lease(&id))?;
-    Ok(ok(EndedJson::new(lease.get(), state)))
+    Ok(ok(output::ended(lease, state)))
 }
 
 async fn billing(State(api): State<Api>, uri: Uri) -> Answer {
@@ -320,7 +320,7 @@ async fn billing(State(api): State<Api>, uri: Uri) -> Answer {
 /// Healthy is a loop that answers.
 async fn healthz(State(api): State<Api>) -> Answer {
     api.ask(|_, _, _| ()).await?;
-    Ok(ok(json!({ "status": "ok" })))
+    Ok(ok(api::Health { status: api::HealthStatus::Ok }))
 }
 
 async fn show_metrics(State(api): State<Api>) -> Answer {
@@ -330,7 +330,7 @@ async fn show_metrics(State(api): State<Api>) -> Answer {
 }
 
 async fn openapi() -> Response {
-    ([(header::CONTENT_TYPE, "application/json")], OPENAPI).into_response()
+    ([(header::CONTENT_TYPE, "application/json")], api::OPENAPI).into_response()
 }
 
 async fn unknown_path(uri: Uri) -> Failure {

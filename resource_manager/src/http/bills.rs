@@ -1,12 +1,12 @@
-//! Bills over HTTP: one by one or summed up by client, as JSON or as a table. Names and units are fixed for
-//! users.
+//! Bills over HTTP: one by one or summed up by client, as JSON or as a table.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use rfaas_api as api;
+use rfaas_protocol::lease::EndReason;
 use rfaas_protocol::node::Bill;
-use serde::Serialize;
 
 use super::output::rfc3339;
 use super::pages::{Pages, ROWS, Row, cell};
@@ -17,26 +17,7 @@ use crate::state::{Cursor, MANY, State};
 /// Nanoseconds in a millisecond.
 const NS_PER_MS: u64 = 1_000_000;
 
-/// One bill: an object in JSON, a line in a table.
-#[derive(Debug, Serialize)]
-pub(super) struct BillRow {
-    lease: u64,
-    client: Arc<str>,
-    node: Arc<str>,
-    cores: u32,
-    memory: u32,
-    allocated_ms: u64,
-    hot_polling_ns: u64,
-    execution_ns: u64,
-    invocations: u64,
-    ended_at: String,
-    reason: &'static str,
-    allocated_core_ms: u64,
-    allocated_mb_ms: u64,
-    provisional: bool,
-}
-
-impl Row for BillRow {
+impl Row for api::Bill {
     const COLUMNS: &'static [&'static str] = &[
         "lease",
         "client",
@@ -57,31 +38,41 @@ impl Row for BillRow {
     fn guard(&mut self) {
         for text in [&mut self.client, &mut self.node] {
             if let Some(guarded) = cell(text) {
-                *text = guarded.into();
+                *text = guarded;
             }
         }
     }
 }
 
-impl From<Billed> for BillRow {
-    fn from(billed: Billed) -> Self {
-        BillRow {
-            lease: billed.lease.get(),
-            allocated_ms: billed.bill.allocated_ns.get() / NS_PER_MS,
-            hot_polling_ns: billed.bill.hot_polling_ns.get(),
-            execution_ns: billed.bill.execution_ns.get(),
-            invocations: billed.bill.invocations.get(),
-            ended_at: rfc3339(billed.ended_at),
-            reason: billed.reason.name(),
-            allocated_core_ms: times_ms(billed.cores, &billed.bill),
-            allocated_mb_ms: times_ms(billed.memory, &billed.bill),
-            // A lease that nobody claimed has used nothing, whatever comes.
-            provisional: billed.claimed && !billed.reported,
-            client: billed.client,
-            node: billed.node,
-            cores: billed.cores,
-            memory: billed.memory,
-        }
+fn row(billed: Billed) -> api::Bill {
+    api::Bill {
+        lease: billed.lease.get(),
+        allocated_ms: billed.bill.allocated_ns.get() / NS_PER_MS,
+        hot_polling_ns: billed.bill.hot_polling_ns.get(),
+        execution_ns: billed.bill.execution_ns.get(),
+        invocations: billed.bill.invocations.get(),
+        ended_at: rfc3339(billed.ended_at),
+        reason: reason(billed.reason),
+        allocated_core_ms: times_ms(billed.cores, &billed.bill),
+        allocated_mb_ms: times_ms(billed.memory, &billed.bill),
+        // A lease that nobody claimed has used nothing, whatever comes.
+        provisional: billed.claimed && !billed.reported,
+        client: billed.client.to_string(),
+        node: billed.node.to_string(),
+        cores: billed.cores,
+        memory: billed.memory,
+    }
+}
+
+fn reason(reason: EndReason) -> api::Reason {
+    match reason {
+        EndReason::Released => api::Reason::Released,
+        EndReason::Expired => api::Reason::Expired,
+        EndReason::ClientGone => api::Reason::ClientGone,
+        EndReason::Withdrawn => api::Reason::Withdrawn,
+        EndReason::NodeLost => api::Reason::NodeLost,
+        EndReason::Shutdown => api::Reason::Shutdown,
+        EndReason::Unclaimed => api::Reason::Unclaimed,
     }
 }
 
@@ -91,19 +82,7 @@ fn times_ms(amount: u32, bill: &Bill) -> u64 {
     u64::try_from(ns / u128::from(NS_PER_MS)).unwrap_or(u64::MAX)
 }
 
-/// All bills of one client.
-#[derive(Debug, Default, Serialize)]
-pub(super) struct ClientRow {
-    client: Arc<str>,
-    leases: u64,
-    allocated_core_ms: u64,
-    allocated_mb_ms: u64,
-    hot_polling_ns: u64,
-    execution_ns: u64,
-    invocations: u64,
-}
-
-impl Row for ClientRow {
+impl Row for api::ClientBill {
     const COLUMNS: &'static [&'static str] = &[
         "client",
         "leases",
@@ -116,24 +95,23 @@ impl Row for ClientRow {
 
     fn guard(&mut self) {
         if let Some(guarded) = cell(&self.client) {
-            self.client = guarded.into();
+            self.client = guarded;
         }
     }
 }
 
-impl ClientRow {
-    fn add(&mut self, billed: &Billed) {
-        let Billed { cores, memory, bill, .. } = billed;
-        for (sum, more) in [
-            (&mut self.leases, 1),
-            (&mut self.allocated_core_ms, times_ms(*cores, bill)),
-            (&mut self.allocated_mb_ms, times_ms(*memory, bill)),
-            (&mut self.hot_polling_ns, bill.hot_polling_ns.get()),
-            (&mut self.execution_ns, bill.execution_ns.get()),
-            (&mut self.invocations, bill.invocations.get()),
-        ] {
-            *sum = sum.saturating_add(more);
-        }
+/// Adds a bill to the sum of its client's.
+fn add(sum: &mut api::ClientBill, billed: &Billed) {
+    let Billed { cores, memory, bill, .. } = billed;
+    for (sum, more) in [
+        (&mut sum.leases, 1),
+        (&mut sum.allocated_core_ms, times_ms(*cores, bill)),
+        (&mut sum.allocated_mb_ms, times_ms(*memory, bill)),
+        (&mut sum.hot_polling_ns, bill.hot_polling_ns.get()),
+        (&mut sum.execution_ns, bill.execution_ns.get()),
+        (&mut sum.invocations, bill.invocations.get()),
+    ] {
+        *sum = sum.saturating_add(more);
     }
 }
 
@@ -168,8 +146,8 @@ impl Bills {
     }
 
     /// Their sums by client.
-    pub(super) async fn by_client(mut self) -> Result<Vec<ClientRow>, Failure> {
-        let mut sums = Sums::default();
+    pub(super) async fn by_client(mut self) -> Result<Vec<api::ClientBill>, Failure> {
+        let mut sums = ClientSums::default();
         loop {
             let (bills, more) = self.read(MANY).await?;
             bills.iter().for_each(|billed| sums.add(billed));
@@ -181,13 +159,13 @@ impl Bills {
 }
 
 impl Pages for Bills {
-    type Row = BillRow;
+    type Row = api::Bill;
 
-    async fn next(&mut self) -> Result<Vec<BillRow>, Failure> {
+    async fn next(&mut self) -> Result<Vec<api::Bill>, Failure> {
         let mut rows = Vec::new();
         loop {
             let (bills, more) = self.read(ROWS - rows.len()).await?;
-            rows.extend(bills.into_iter().map(BillRow::from));
+            rows.extend(bills.into_iter().map(row));
             if !more || rows.len() == ROWS {
                 return Ok(rows);
             }
@@ -197,13 +175,15 @@ impl Pages for Bills {
 
 /// Sums of bills, by client.
 #[derive(Default)]
-struct Sums(BTreeMap<Arc<str>, ClientRow>);
+struct ClientSums(BTreeMap<Arc<str>, api::ClientBill>);
 
-impl Sums {
+impl ClientSums {
     fn add(&mut self, billed: &Billed) {
-        let client = billed.client.clone();
-        let row = self.0.entry(client.clone());
-        row.or_insert_with(|| ClientRow { client, ..ClientRow::default() }).add(billed);
+        let sum = self.0.entry(billed.client.clone()).or_insert_with(|| api::ClientBill {
+            client: billed.client.to_string(),
+            ..api::ClientBill::default()
+        });
+        add(sum, billed);
     }
 }
 
@@ -214,6 +194,7 @@ mod tests {
     use axum::extract;
     use http_body_util::BodyExt;
     use rfaas_protocol::lease::{EndReason, LeaseId};
+    use serde::Serialize;
 
     use super::*;
     use crate::commands::commands;
@@ -268,22 +249,22 @@ mod tests {
 
     #[test]
     fn a_row_has_the_same_columns_and_keys() {
-        let bill = BillRow::from(billed(1, "a, \"b\""));
-        assert_eq!(keys(&bill), BillRow::COLUMNS);
-        let bills = vec![bill, BillRow::from(billed(2, "=HYPERLINK(\"http://x\")"))];
+        let bill = row(billed(1, "a, \"b\""));
+        assert_eq!(keys(&bill), api::Bill::COLUMNS);
+        let bills = vec![bill, row(billed(2, "=HYPERLINK(\"http://x\")"))];
         let table = Format::Csv.write(bills, true, true).unwrap();
         let table = String::from_utf8(table).unwrap();
         let lines: Vec<_> = table.split_terminator("\r\n").collect();
-        assert_eq!(lines[0], BillRow::COLUMNS.join(","));
+        assert_eq!(lines[0], api::Bill::COLUMNS.join(","));
         let rest = "n,2,3,4,5,6,7,1970-01-01T00:00:00.00";
         let expected = [
             format!(r#"1,"a, ""b""",{rest}1Z,released,9,13,false"#),
             format!(r#"2,"'=HYPERLINK(""http://x"")",{rest}2Z,released,9,13,false"#),
         ];
         assert_eq!(lines[1..], expected, "a formula is shown as text");
-        assert_eq!(keys(&ClientRow::default()), ClientRow::COLUMNS);
-        let empty = Format::Csv.write(Vec::<ClientRow>::new(), true, true).unwrap();
-        assert_eq!(empty, (ClientRow::COLUMNS.join(",") + "\r\n").into_bytes());
+        assert_eq!(keys(&api::ClientBill::default()), api::ClientBill::COLUMNS);
+        let empty = Format::Csv.write(Vec::<api::ClientBill>::new(), true, true).unwrap();
+        assert_eq!(empty, (api::ClientBill::COLUMNS.join(",") + "\r\n").into_bytes());
     }
 
     #[test]
@@ -294,7 +275,7 @@ mod tests {
         let bills = vec![billed(1, "b"), billed(2, "a"), billed(3, "b"), huge(4), huge(5)];
         state.commit(&Changes { bills, ..Changes::default() }).unwrap();
         let by_client = |client, since| {
-            let mut sums = Sums::default();
+            let mut sums = ClientSums::default();
             state.for_each_bill(client, since, |billed| sums.add(&billed)).unwrap();
             sums.0.into_values().collect::<Vec<_>>()
         };
@@ -308,10 +289,10 @@ mod tests {
         let late = by_client(Some("b"), Some(since));
         assert_eq!(late.iter().map(|row| row.leases).collect::<Vec<_>>(), [1]);
         let mut provisional = Vec::new();
-        let note = |bill| provisional.push(BillRow::from(bill).provisional);
+        let note = |bill| provisional.push(row(bill).provisional);
         state.for_each_bill(Some("b"), None, note).unwrap();
         assert_eq!(provisional, [false, true]);
         let unclaimed = Billed { claimed: false, reported: false, ..billed(9, "b") };
-        assert!(!BillRow::from(unclaimed).provisional, "nothing more will be known");
+        assert!(!row(unclaimed).provisional, "nothing more will be known");
     }
 }

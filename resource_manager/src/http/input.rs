@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 use axum::extract::Query;
 use axum::http::Uri;
 use axum::http::header::{self, HeaderMap};
+use rfaas_api as api;
 use rfaas_protocol::lease::Token;
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
 use serde_json::error::Category;
@@ -86,11 +87,21 @@ impl Fields {
         }
     }
 
-    /// How long a lease is to last.
-    fn timeout(&mut self) -> Result<Duration, String> {
+    /// A number of fewer bits.
+    fn small<N: Into<u64> + TryFrom<u64>>(
+        &mut self,
+        name: &str,
+        range: RangeInclusive<N>,
+    ) -> Result<Option<N>, String> {
+        let (min, max) = range.into_inner();
+        let number = self.whole(name, min.into()..=max.into())?;
+        Ok(number.and_then(|number| N::try_from(number).ok()))
+    }
+
+    /// How long a lease is to last, in milliseconds.
+    fn timeout_ms(&mut self) -> Result<Option<u64>, String> {
         let max = u64::try_from(MAX_TIMEOUT.as_millis()).unwrap_or(u64::MAX);
-        let timeout = self.whole("timeout_ms", 1..=max)?;
-        Ok(timeout.map_or(DEFAULT_TIMEOUT, Duration::from_millis))
+        self.whole("timeout_ms", 1..=max)
     }
 
     fn finish(self) -> Result<(), String> {
@@ -171,27 +182,28 @@ fn well_encoded(query: &str) -> Result<(), String> {
     std::str::from_utf8(&decoded).map(drop).map_err(|error| wrong(&error.to_string()))
 }
 
+fn node_body(body: &[u8]) -> Result<api::NewNode, String> {
+    let mut fields = Fields::parse(body)?;
+    let node = api::NewNode {
+        ip_address: required("ip_address", fields.text("ip_address")?)?,
+        port: required("port", fields.small("port", 1..=u16::MAX)?)?,
+        cores: required("cores", fields.small("cores", 1..=MAX_CORES)?)?,
+        memory: required("memory", fields.small("memory", 1..=u32::MAX)?)?,
+    };
+    fields.finish()?;
+    Ok(node)
+}
+
 /// `POST /add?node=NAME`.
 pub(super) fn add(uri: &Uri, body: &[u8]) -> Result<NodeSpec, String> {
     let mut params = Params::parse(uri)?;
     let name = params.node()?;
     params.finish()?;
-    let mut fields = Fields::parse(body)?;
-    let address = required("ip_address", fields.text("ip_address")?)?;
-    let port = required("port", fields.whole("port", 1..=u16::MAX.into())?)?;
-    let cores = required("cores", fields.whole("cores", 1..=MAX_CORES.into())?)?;
-    let memory = required("memory", fields.whole("memory", 1..=u32::MAX.into())?)?;
-    fields.finish()?;
-    if address.parse::<IpAddr>().is_err() {
-        return Err(format!("field \"ip_address\" must be an IP address, not {address:?}"));
+    let api::NewNode { ip_address, port, cores, memory } = node_body(body)?;
+    if ip_address.parse::<IpAddr>().is_err() {
+        return Err(format!("field \"ip_address\" must be an IP address, not {ip_address:?}"));
     }
-    let small = "within the range just checked";
-    let port = u16::try_from(port).expect(small);
-    let capacity = Capacity {
-        cores: u32::try_from(cores).expect(small),
-        memory: u32::try_from(memory).expect(small),
-    };
-    NodeSpec::new(&name, &address, port, capacity)
+    NodeSpec::new(&name, &ip_address, port, Capacity { cores, memory })
 }
 
 /// `POST /remove?node=NAME&grace_ms=N`: the node and the grace period. The body may be anything that
@@ -217,43 +229,48 @@ pub(super) fn remove(uri: &Uri, body: &[u8]) -> Result<(String, Duration), Strin
     Ok((name, grace))
 }
 
-/// What a request for a lease says.
-pub(super) struct LeaseRequest {
-    pub(super) ask: Ask,
-    /// It may be met from several nodes.
-    pub(super) in_parts: bool,
+fn lease_body(body: &[u8]) -> Result<api::LeaseRequest, String> {
+    let mut fields = Fields::parse(body)?;
+    let request = api::LeaseRequest {
+        cores: required("cores", fields.small("cores", 1..=MAX_CORES)?)?,
+        memory: required("memory", fields.small("memory", 1..=u32::MAX)?)?,
+        max_nodes: fields.small("max_nodes", 1..=MAX_NODES)?,
+        timeout_ms: fields.timeout_ms()?,
+        client: fields.text("client")?,
+    };
+    fields.finish()?;
+    Ok(request)
 }
 
-/// `POST /leases`.
-pub(super) fn lease(uri: &Uri, body: &[u8]) -> Result<LeaseRequest, String> {
+/// `POST /leases`: what is asked for, and whether it may be met from several nodes.
+pub(super) fn lease(uri: &Uri, body: &[u8]) -> Result<(Ask, bool), String> {
     Params::parse(uri)?.finish()?;
+    let request = lease_body(body)?;
+    let client = request.client.as_deref().unwrap_or(NAMELESS);
+    let ask = Ask::new(request.cores, request.memory, timeout(request.timeout_ms), client)?;
+    let max_nodes = request.max_nodes.unwrap_or(1);
+    Ok((ask.on_nodes(max_nodes)?, max_nodes > 1))
+}
+
+fn renewal_body(body: &[u8]) -> Result<api::Renewal, String> {
     let mut fields = Fields::parse(body)?;
-    let cores = required("cores", fields.whole("cores", 1..=MAX_CORES.into())?)?;
-    let memory = required("memory", fields.whole("memory", 1..=u32::MAX.into())?)?;
-    let max_nodes = fields.whole("max_nodes", 1..=MAX_NODES.into())?.unwrap_or(1);
-    let timeout = fields.timeout()?;
-    let client = fields.text("client")?;
+    let token = required("token", fields.text("token")?)?;
+    let timeout_ms = fields.timeout_ms()?;
     fields.finish()?;
-    let small = "within the range just checked";
-    let ask = Ask::new(
-        u32::try_from(cores).expect(small),
-        u32::try_from(memory).expect(small),
-        timeout,
-        client.as_deref().unwrap_or(NAMELESS),
-    )?;
-    let ask = ask.on_nodes(u32::try_from(max_nodes).expect(small))?;
-    Ok(LeaseRequest { ask, in_parts: max_nodes > 1 })
+    Ok(api::Renewal { token, timeout_ms })
 }
 
 /// `POST /leases/ID/renew`: the token, and for how long.
 pub(super) fn renewal(uri: &Uri, body: &[u8]) -> Result<(Token, Duration), String> {
     Params::parse(uri)?.finish()?;
-    let mut fields = Fields::parse(body)?;
-    let token = required("token", fields.text("token")?)?;
-    let timeout = fields.timeout()?;
-    fields.finish()?;
+    let api::Renewal { token, timeout_ms } = renewal_body(body)?;
     let token = Token::from_text(&token).map_err(|_| "field \"token\" is not a lease's token")?;
-    Ok((token, timeout))
+    Ok((token, timeout(timeout_ms)))
+}
+
+/// How long a lease is to last.
+fn timeout(ms: Option<u64>) -> Duration {
+    ms.map_or(DEFAULT_TIMEOUT, Duration::from_millis)
 }
 
 /// The token that a request shows, as `Authorization: Bearer TOKEN`.

@@ -1,76 +1,59 @@
-//! What goes out over HTTP: the JSON of nodes and leases. Names and units are fixed for users.
+//! What goes out over HTTP: nodes and leases as the bodies that `rfaas_api` defines.
 //!
 //! Elsewhere: bills (`bills`).
 
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use rfaas_api as api;
 use rfaas_protocol::lease::{LeaseId, Token};
-use serde::Serialize;
 use time::OffsetDateTime;
 
 use super::pages::{Pages, ROWS, Row};
 use super::{Api, Failure};
-use crate::pool::{Grant, LeaseState, LeaseView, NodeView};
+use crate::pool::{Grant, LeaseState, LeaseView, NodeState, NodeView};
 
-/// Serialised here only, so that no token gets into another type by accident.
-#[derive(Debug, Serialize)]
-pub(super) struct GrantJson {
-    id: u64,
-    node: Arc<str>,
-    address: String,
-    port: u16,
-    cores: u32,
-    memory: u32,
-    expires_at: String,
-    token: String,
-    /// All of a request that could be met from several nodes, this one first.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    parts: Option<Vec<GrantJson>>,
-}
-
-impl GrantJson {
-    pub(super) fn id(&self) -> u64 {
-        self.id
-    }
-
-    /// The answer to a request that could be met from several nodes.
-    pub(super) fn in_parts(grants: &[Grant], secret: &[u8]) -> Option<Self> {
-        let parts = grants.iter().map(|grant| GrantJson::new(grant, secret)).collect();
-        Some(GrantJson { parts: Some(parts), ..GrantJson::new(grants.first()?, secret) })
-    }
-
-    pub(super) fn new(grant: &Grant, secret: &[u8]) -> Self {
-        GrantJson {
-            id: grant.terms.lease.get(),
-            node: grant.node.clone(),
-            address: grant.manager.ip().to_string(),
-            port: grant.manager.port(),
-            cores: grant.terms.cores,
-            memory: grant.terms.memory,
-            expires_at: rfc3339(grant.terms.expires_at),
-            token: Token::sign(grant.to_wire(), secret).to_text(),
-            parts: None,
-        }
+/// A grant with its token, signed with the cluster secret.
+pub(super) fn grant(grant: &Grant, secret: &[u8]) -> api::Grant {
+    api::Grant {
+        id: grant.terms.lease.get(),
+        node: grant.node.to_string(),
+        address: grant.manager.ip().to_string(),
+        port: grant.manager.port(),
+        cores: grant.terms.cores,
+        memory: grant.terms.memory,
+        expires_at: rfc3339(grant.terms.expires_at),
+        token: Token::sign(grant.to_wire(), secret).to_text(),
+        parts: None,
     }
 }
 
-#[derive(Debug, Serialize)]
-pub(super) struct NodeJson {
-    node: Arc<str>,
-    ip_address: Arc<str>,
-    port: u16,
-    cores: u32,
-    free_cores: u32,
-    memory: u32,
-    free_memory: u32,
-    state: &'static str,
-    /// Only of a node that is connected.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    clock_ahead_s: Option<i64>,
+/// The answer to a request that could be met from several nodes.
+pub(super) fn grant_in_parts(grants: &[Grant], secret: &[u8]) -> Option<api::Grant> {
+    let parts = grants.iter().map(|part| grant(part, secret)).collect();
+    Some(api::Grant { parts: Some(parts), ..grant(grants.first()?, secret) })
 }
 
-impl Row for NodeJson {}
+pub(super) fn node(node: NodeView) -> api::Node {
+    api::Node {
+        node: node.spec.name().to_string(),
+        ip_address: node.spec.address().to_string(),
+        port: node.spec.port(),
+        cores: node.spec.capacity().cores,
+        free_cores: node.free.cores,
+        memory: node.spec.capacity().memory,
+        free_memory: node.free.memory,
+        state: match node.state {
+            NodeState::Registered => api::NodeState::Registered,
+            NodeState::Ready => api::NodeState::Ready,
+            NodeState::Draining => api::NodeState::Draining,
+            NodeState::Lost => api::NodeState::Lost,
+        },
+        clock_ahead_s: node.clock_ahead_s,
+    }
+}
+
+impl Row for api::Node {}
 
 /// All nodes, by name.
 pub(super) struct NodeList {
@@ -85,46 +68,37 @@ impl NodeList {
 }
 
 impl Pages for NodeList {
-    type Row = NodeJson;
+    type Row = api::Node;
 
-    async fn next(&mut self) -> Result<Vec<NodeJson>, Failure> {
+    async fn next(&mut self) -> Result<Vec<api::Node>, Failure> {
         let after = self.after.clone();
         let nodes =
             self.api.ask(move |pool, _, _| pool.nodes_after(after.as_deref(), ROWS)).await?;
         self.after = nodes.last().map(|node| node.spec.name().clone());
-        Ok(nodes.into_iter().map(NodeJson::from).collect())
+        Ok(nodes.into_iter().map(node).collect())
     }
 }
 
-impl From<NodeView> for NodeJson {
-    fn from(node: NodeView) -> Self {
-        NodeJson {
-            node: node.spec.name().clone(),
-            ip_address: node.spec.address().clone(),
-            port: node.spec.port(),
-            cores: node.spec.capacity().cores,
-            free_cores: node.free.cores,
-            memory: node.spec.capacity().memory,
-            free_memory: node.free.memory,
-            state: node.state.name(),
-            clock_ahead_s: node.clock_ahead_s,
-        }
-    }
+/// A lease that has not ended; `None` for one that has.
+pub(super) fn lease(lease: LeaseView) -> Option<api::Lease> {
+    Some(api::Lease {
+        id: lease.lease.get(),
+        client: lease.client.to_string(),
+        node: lease.node.to_string(),
+        cores: lease.cores,
+        memory: lease.memory,
+        state: match lease.state {
+            LeaseState::Granted => api::LeaseState::Granted,
+            LeaseState::Active => api::LeaseState::Active,
+            LeaseState::Ending => api::LeaseState::Ending,
+            LeaseState::Ended => return None,
+        },
+        granted_at: rfc3339(lease.granted_at),
+        expires_at: rfc3339(lease.expires_at),
+    })
 }
 
-#[derive(Debug, Serialize)]
-pub(super) struct LeaseJson {
-    id: u64,
-    client: Arc<str>,
-    node: Arc<str>,
-    cores: u32,
-    memory: u32,
-    state: &'static str,
-    granted_at: String,
-    expires_at: String,
-}
-
-impl Row for LeaseJson {}
+impl Row for api::Lease {}
 
 /// All leases that have not ended, oldest first.
 pub(super) struct LeaseList {
@@ -139,49 +113,23 @@ impl LeaseList {
 }
 
 impl Pages for LeaseList {
-    type Row = LeaseJson;
+    type Row = api::Lease;
 
-    async fn next(&mut self) -> Result<Vec<LeaseJson>, Failure> {
+    async fn next(&mut self) -> Result<Vec<api::Lease>, Failure> {
         let after = self.after;
         let leases = self.api.ask(move |pool, _, _| pool.leases_after(after, ROWS)).await?;
         self.after = leases.last().map(|lease| lease.lease);
-        Ok(leases.into_iter().map(LeaseJson::from).collect())
+        Ok(leases.into_iter().filter_map(lease).collect())
     }
 }
 
-impl From<LeaseView> for LeaseJson {
-    fn from(lease: LeaseView) -> Self {
-        LeaseJson {
-            id: lease.lease.get(),
-            client: lease.client,
-            node: lease.node,
-            cores: lease.cores,
-            memory: lease.memory,
-            state: lease.state.name(),
-            granted_at: rfc3339(lease.granted_at),
-            expires_at: rfc3339(lease.expires_at),
-        }
-    }
-}
-
-/// Answer to a lease's end.
-#[derive(Debug, Serialize)]
-pub(super) struct EndedJson {
-    pub(super) id: u64,
-    pub(super) state: &'static str,
-}
-
-impl EndedJson {
-    pub(super) fn new(id: u64, state: LeaseState) -> Self {
-        EndedJson { id, state: state.name() }
-    }
-}
-
-/// Answer to a node's withdrawal.
-#[derive(Debug, Serialize)]
-pub(super) struct RemovedJson {
-    pub(super) node: String,
-    pub(super) state: &'static str,
+/// What became of a lease that was to end.
+pub(super) fn ended(lease: LeaseId, state: LeaseState) -> api::EndedLease {
+    let state = match state {
+        LeaseState::Ended => api::EndedState::Ended,
+        LeaseState::Granted | LeaseState::Active | LeaseState::Ending => api::EndedState::Ending,
+    };
+    api::EndedLease { id: lease.get(), state }
 }
 
 /// RFC 3339 in UTC, always with milliseconds.

@@ -112,7 +112,11 @@ impl World {
 
 /// A run of the executor manager of a node here.
 fn run(instance: u64) -> Run {
-    Run { instance: NonZeroU64::new(instance).unwrap(), address: ([10, 0, 0, 1], 10_005).into(), clock_ahead_ms: 0 }
+    Run {
+        instance: NonZeroU64::new(instance).unwrap(),
+        address: ([10, 0, 0, 1], 10_005).into(),
+        clock_ahead_ms: 0,
+    }
 }
 
 /// How long a node may stay away.

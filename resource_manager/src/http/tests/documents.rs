@@ -53,6 +53,9 @@ fn every_path_that_openapi_json_describes_is_there_and_no_other() {
             if described {
                 let answers = methods[method]["responses"].as_object().unwrap();
                 assert!(answers.contains_key(&status.to_string()), "{method} {path}: {status}");
+                if let Ok(answer) = serde_json::from_str(&text) {
+                    check_answer(&document, &methods[method], status, &answer);
+                }
                 count += 1;
             }
         }
@@ -75,7 +78,7 @@ fn every_reference_in_openapi_json_leads_somewhere() {
             _ => {}
         }
     }
-    let document: Value = serde_json::from_str(OPENAPI).unwrap();
+    let document: Value = serde_json::from_str(rfaas_api::OPENAPI).unwrap();
     let mut found = Vec::new();
     references(&document, &mut found);
     assert!(!found.is_empty());
@@ -83,4 +86,120 @@ fn every_reference_in_openapi_json_leads_somewhere() {
         let pointer = reference.strip_prefix('#').unwrap();
         assert!(document.pointer(pointer).is_some(), "{reference}");
     }
+}
+
+/// Fails unless `answer` is one that the description of a route's `method` allows.
+fn check_answer(document: &Value, method: &Value, status: u16, answer: &Value) {
+    let response = resolved(document, &method["responses"][status.to_string()]);
+    let schema = &response["content"]["application/json"]["schema"];
+    assert!(!schema.is_null(), "{method} does not describe {status}");
+    if let Err(why) = check(document, schema, answer) {
+        panic!("{status} of {}: {why}: {answer}", method["operationId"]);
+    }
+}
+
+/// What a reference leads to.
+fn resolved<'a>(document: &'a Value, value: &'a Value) -> &'a Value {
+    match value.get("$ref").and_then(Value::as_str) {
+        Some(reference) => document.pointer(reference.trim_start_matches('#')).unwrap(),
+        None => value,
+    }
+}
+
+/// Whether `value` has the shape of `schema`: all fields that it must have, no others, and their types.
+fn check(document: &Value, schema: &Value, value: &Value) -> Result<(), String> {
+    let schema = resolved(document, schema);
+    if let Some(any) = schema.get("oneOf").and_then(Value::as_array) {
+        let fits = any.iter().any(|schema| check(document, schema, value).is_ok());
+        return if fits { Ok(()) } else { Err("none of oneOf".into()) };
+    }
+    if let Some(values) = schema.get("enum").and_then(Value::as_array)
+        && !values.contains(value)
+    {
+        return Err(format!("{value} is none of {values:?}"));
+    }
+    let fits = match schema["type"].as_str() {
+        Some("string") => value.is_string(),
+        Some("boolean") => value.is_boolean(),
+        Some("integer") => {
+            let bounds = ["minimum", "maximum"].map(|bound| schema.get(bound)?.as_f64());
+            let number = value.as_f64();
+            (value.is_u64() || value.is_i64())
+                && bounds[0].is_none_or(|least| number >= Some(least))
+                && bounds[1].is_none_or(|most| number <= Some(most))
+        }
+        Some("array") => {
+            let items = value.as_array().ok_or("not an array")?;
+            return items.iter().try_for_each(|item| check(document, &schema["items"], item));
+        }
+        Some("object") => {
+            let Some(properties) = schema.get("properties").and_then(Value::as_object) else {
+                return if value.is_object() { Ok(()) } else { Err("not an object".into()) };
+            };
+            let fields = value.as_object().ok_or("not an object")?;
+            let required = schema["required"].as_array().cloned().unwrap_or_default();
+            if let Some(missing) =
+                required.iter().find(|name| !fields.contains_key(name.as_str().unwrap()))
+            {
+                return Err(format!("{missing} is missing"));
+            }
+            return fields.iter().try_for_each(|(name, value)| {
+                let schema = properties.get(name).ok_or(format!("{name} is not described"))?;
+                check(document, schema, value).map_err(|why| format!("{name}: {why}"))
+            });
+        }
+        other => return Err(format!("a schema of type {other:?}")),
+    };
+    if fits { Ok(()) } else { Err(format!("{value} is not {schema}")) }
+}
+
+#[test]
+fn answers_have_the_shape_that_openapi_json_describes() {
+    let world = World::new();
+    let (_, document) = world.call("GET", "/openapi.json", "");
+    let call = |method: &str, path: &str, route: &str, body: &str, expected: u16| {
+        let (status, answer) = world.call(method, path, body);
+        assert_eq!(status, expected, "{method} {path}: {answer}");
+        let described = &document["paths"][route][method.to_lowercase()];
+        check_answer(&document, described, status, &answer);
+        answer
+    };
+    call("POST", "/add?node=a", "/add", NODE, 200);
+    call("POST", "/add?node=a", "/add", "{}", 400);
+    world.connect("a");
+    let node = call("GET", "/nodes/a", "/nodes/{name}", "", 200);
+    assert!(node["clock_ahead_s"].is_i64(), "{node}");
+    call("GET", "/nodes", "/nodes", "", 200);
+    call("GET", "/nodes/b", "/nodes/{name}", "", 404);
+    let ask = r#"{"cores":1,"memory":1,"timeout_ms":60000,"max_nodes":2,"client":"c"}"#;
+    let grant = call("POST", "/leases", "/leases", ask, 201);
+    assert!(grant["parts"].is_array(), "{grant}");
+    call("POST", "/leases", "/leases", ask, 409);
+    call("GET", "/leases", "/leases", "", 200);
+    let (id, token) = (&grant["id"], &grant["token"]);
+    let lease = format!("/leases/{id}");
+    call("GET", &lease, "/leases/{id}", "", 200);
+    let body = json!({ "token": token }).to_string();
+    call("POST", &format!("{lease}/renew"), "/leases/{id}/renew", &body, 200);
+    call("POST", "/leases/1/renew", "/leases/{id}/renew", &body, 403);
+    call("DELETE", &lease, "/leases/{id}", "", 200);
+    call("GET", &lease, "/leases/{id}", "", 404);
+    let bills = call("GET", "/billing", "/billing", "", 200);
+    let bill: rfaas_api::Bill = serde_json::from_value(bills[0].clone()).unwrap();
+    assert_eq!((&*bill.client, bill.reason), ("c", rfaas_api::Reason::Withdrawn));
+    call("GET", "/billing?by=client", "/billing", "", 200);
+    call("POST", "/remove?node=a", "/remove", "", 200);
+    call("GET", "/healthz", "/healthz", "", 200);
+}
+
+#[test]
+fn bounds_that_openapi_json_describes_are_those_that_are_checked() {
+    use crate::pool::{DEFAULT_TIMEOUT, MAX_CORES, MAX_NODES, MAX_TIMEOUT};
+
+    let document: Value = serde_json::from_str(rfaas_api::OPENAPI).unwrap();
+    let request = &document["components"]["schemas"]["LeaseRequest"]["properties"];
+    assert_eq!(request["cores"]["maximum"], json!(MAX_CORES));
+    assert_eq!(request["max_nodes"]["maximum"], json!(MAX_NODES));
+    assert_eq!(request["timeout_ms"]["maximum"], json!(MAX_TIMEOUT.as_millis() as u64));
+    assert_eq!(request["timeout_ms"]["default"], json!(DEFAULT_TIMEOUT.as_millis() as u64));
 }

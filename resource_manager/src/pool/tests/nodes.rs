@@ -213,10 +213,16 @@ fn a_node_that_registers_as_another_instance_has_lost_its_leases() {
     assert!(matches!(world.billed(&unclaimed), Some((EndReason::NodeLost, 0))));
     assert_eq!(world.free("a").cores, 3);
     let grant = world.request(1, 1, HOUR).unwrap();
-    assert_eq!((active.terms.instance, grant.terms.instance), (NonZeroU64::new(1), NonZeroU64::new(2)));
+    assert_eq!(
+        (active.terms.instance, grant.terms.instance),
+        (NonZeroU64::new(1), NonZeroU64::new(2))
+    );
     assert_eq!(grant.to_wire().instance.get(), 2);
     world.actions();
-    let replayed = Grant { terms: Terms { instance: NonZeroU64::new(1), ..grant.terms.clone() }, ..grant.clone() };
+    let replayed = Grant {
+        terms: Terms { instance: NonZeroU64::new(1), ..grant.terms.clone() },
+        ..grant.clone()
+    };
     world.claim(&replayed, LinkId(9));
     let told = end_lease(LinkId(9), &grant, EndReason::Withdrawn, Duration::ZERO);
     assert_eq!(world.actions(), [told]);

@@ -1,0 +1,168 @@
+//! Leases: what is asked for, granted, renewed and ended.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// A request for a lease.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct LeaseRequest {
+    /// Cores.
+    #[cfg_attr(feature = "openapi", schema(minimum = 1, maximum = 65535))]
+    pub cores: u32,
+    /// Memory in MB.
+    #[cfg_attr(feature = "openapi", schema(minimum = 1, maximum = 4294967295_u64, format = Int64))]
+    pub memory: u32,
+    /// How long the lease lasts, in milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(
+        feature = "openapi",
+        schema(minimum = 1, maximum = 2592000000_u64, default = 3600000, nullable = false)
+    )]
+    pub timeout_ms: Option<u64>,
+    /// If no node has room for all of it: on how many it may be met, each with a lease of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(
+        feature = "openapi",
+        schema(minimum = 1, maximum = 32, default = 1, nullable = false)
+    )]
+    pub max_nodes: Option<u32>,
+    /// Whom to bill.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(
+        feature = "openapi",
+        schema(min_length = 1, max_length = 64, default = "http", nullable = false)
+    )]
+    pub client: Option<String>,
+}
+
+/// A lease that was granted or renewed.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Grant {
+    /// Its id.
+    pub id: u64,
+    /// Its node.
+    pub node: String,
+    /// Address of the node's executor manager.
+    pub address: String,
+    /// Port of the node's executor manager.
+    #[cfg_attr(feature = "openapi", schema(minimum = 1, maximum = 65535))]
+    pub port: u16,
+    /// Cores.
+    #[cfg_attr(feature = "openapi", schema(minimum = 1, maximum = 65535))]
+    pub cores: u32,
+    /// Memory in MB.
+    #[cfg_attr(feature = "openapi", schema(minimum = 1, maximum = 4294967295_u64, format = Int64))]
+    pub memory: u32,
+    /// When it ends. RFC 3339, UTC, with milliseconds.
+    #[cfg_attr(feature = "openapi", schema(format = DateTime))]
+    pub expires_at: String,
+    /// base64url without padding. Whoever holds it may use the lease.
+    pub token: String,
+    /// If `max_nodes` was more than 1: all leases that together meet the request, this one first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(nullable = false, no_recursion))]
+    pub parts: Option<Vec<Grant>>,
+}
+
+/// Without the token, so that no log has one by accident.
+impl fmt::Debug for Grant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Grant")
+            .field("id", &self.id)
+            .field("node", &self.node)
+            .field("address", &self.address)
+            .field("port", &self.port)
+            .field("cores", &self.cores)
+            .field("memory", &self.memory)
+            .field("expires_at", &self.expires_at)
+            .field("parts", &self.parts)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A request for more time. The lease is in the path.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Renewal {
+    /// The token of the lease, as it was granted or last renewed.
+    pub token: String,
+    /// How long the lease lasts from now on, in milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(
+        feature = "openapi",
+        schema(minimum = 1, maximum = 2592000000_u64, default = 3600000, nullable = false)
+    )]
+    pub timeout_ms: Option<u64>,
+}
+
+/// Without the token, so that no log has one by accident.
+impl fmt::Debug for Renewal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Renewal").field("timeout_ms", &self.timeout_ms).finish_non_exhaustive()
+    }
+}
+
+/// A lease that has not ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Lease {
+    /// Its id.
+    pub id: u64,
+    /// Whom it is billed to.
+    pub client: String,
+    /// Its node.
+    pub node: String,
+    /// Cores.
+    #[cfg_attr(feature = "openapi", schema(minimum = 1, maximum = 65535))]
+    pub cores: u32,
+    /// Memory in MB.
+    #[cfg_attr(feature = "openapi", schema(minimum = 1, maximum = 4294967295_u64, format = Int64))]
+    pub memory: u32,
+    /// Its state.
+    pub state: LeaseState,
+    /// When it began. RFC 3339, UTC, with milliseconds.
+    #[cfg_attr(feature = "openapi", schema(format = DateTime))]
+    pub granted_at: String,
+    /// When it ends. RFC 3339, UTC, with milliseconds.
+    #[cfg_attr(feature = "openapi", schema(format = DateTime))]
+    pub expires_at: String,
+}
+
+/// The state of a lease that has not ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub enum LeaseState {
+    /// Its token was given out and not shown to the node yet.
+    Granted,
+    /// Claimed.
+    Active,
+    /// Asked to end; its node has not reported the end yet.
+    Ending,
+}
+
+/// The answer to a lease's end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct EndedLease {
+    /// Its id.
+    pub id: u64,
+    /// What became of it.
+    pub state: EndedState,
+}
+
+/// What became of a lease that was to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub enum EndedState {
+    /// Its node was asked to end it.
+    Ending,
+    /// There is a bill.
+    Ended,
+}
