@@ -19,6 +19,6 @@ fn openapi_json_is_generated_from_the_types() {
     assert!(
         generated == OPENAPI,
         "openapi.json is not what the types of this crate have. Write it anew, and look at what changed:\n  \
-         {WRITE}=1 cargo test -p rfaas_api --features openapi --test openapi"
+         {WRITE}=1 cargo test -p rfaas_api --test openapi"
     );
 }

@@ -14,7 +14,6 @@
 pub mod binaries;
 pub mod cluster;
 pub mod functions;
-pub mod http;
 pub mod interrupt;
 pub mod leftovers;
 pub mod process;
@@ -28,6 +27,6 @@ pub mod waiting;
 
 pub use binaries::Binaries;
 pub use cluster::{ClusterError, LocalCluster, Options};
-pub use http::Http;
+pub use rfaas_api::client::{self as http, Http};
 pub use settings::DEVICE;
 pub use test_devices::TestDevices;
