@@ -1,8 +1,10 @@
-//! Writes `rdmalib/src/providers/verbs/bindings/{types,ibverbs,rdmacm}.rs` from the headers of rdma-core, or,
-//! with `--check`, compares what it would write with what is there.
+//! Writes `rdmalib/src/providers/verbs/bindings/{types,ibverbs,rdmacm}.rs` and the witness's
+//! `layouts.rs` from the headers of rdma-core, or, with `--check`, compares what it would write with what
+//! is there.
 //!
 //! ```text
 //!   infiniband/verbs.h, rdma/rdma_cma.h ─▶ types.rs    what crosses the boundary: structs, constants
+//!                                       ├▶ layouts.rs  assertions: sizes and offsets of types.rs
 //!                                       ├▶ ibverbs.rs  struct Ibverbs: a table of functions
 //!                                       └▶ rdmacm.rs   struct Rdmacm: likewise
 //! ```
@@ -25,6 +27,10 @@ use bindgen::{Builder, EnumVariation, Formatter, RustEdition, RustTarget};
 /// The release of rdma-core whose headers are bound. To move on: change this, generate, read the
 /// difference, and run `tools/gate/verbs_witness` if it knows that release.
 const RDMA_CORE: &str = "44.0";
+
+/// Where the bindings live, and where the assertions of their layouts do.
+const BINDINGS: &str = "rdmalib/src/providers/verbs/bindings";
+const WITNESS: &str = "tools/gate/verbs_witness/src";
 
 /// Where the sizes and offsets are asserted. Elsewhere they follow from the same declarations.
 const MACHINE: &str = "x86_64";
@@ -177,30 +183,27 @@ fn main() -> ExitCode {
 /// Whether what is committed is (now) what the headers say.
 fn run(check: bool) -> Result<bool> {
     let include = require_headers()?;
-    let directory = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("../../../rdmalib/src/providers/verbs/bindings")
-        .canonicalize()
-        .context("rdmalib/src/providers/verbs/bindings is missing")?;
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../..");
     let builder = || builder(include.as_deref());
+    let (types, layouts) = types(builder())?;
     let files = [
-        ("types.rs", types(builder())?),
-        ("ibverbs.rs", functions(builder(), "Ibverbs", IBVERBS, &[])?),
-        ("rdmacm.rs", functions(builder(), "Rdmacm", RDMACM, &["use libc::sockaddr;"])?),
+        (BINDINGS, "types.rs", types),
+        (WITNESS, "layouts.rs", layouts),
+        (BINDINGS, "ibverbs.rs", functions(builder(), "Ibverbs", IBVERBS, &[])?),
+        (BINDINGS, "rdmacm.rs", functions(builder(), "Rdmacm", RDMACM, &["use libc::sockaddr;"])?),
     ];
     let mut same = true;
-    for (name, text) in files {
-        let path = directory.join(name);
+    for (directory, name, text) in files {
+        let path = root.join(directory).join(name);
         if !check {
             fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
         } else if fs::read_to_string(&path).ok().as_deref() != Some(&text) {
             same = false;
-            eprintln!(
-                "rdmalib/src/providers/verbs/bindings/{name} is not what the headers of rdma-core {RDMA_CORE} give"
-            );
+            eprintln!("{directory}/{name} is not what the headers of rdma-core {RDMA_CORE} give");
         }
     }
     if !same {
-        eprintln!("generate, and see `git diff rdmalib/src/providers/verbs/bindings`:");
+        eprintln!("generate, and see `git diff {BINDINGS} {WITNESS}`:");
         eprintln!("    cargo run --locked --manifest-path tools/gate/verbs_bindings/Cargo.toml");
     }
     Ok(same)
@@ -249,7 +252,7 @@ fn release() -> Result<String> {
     bail!("libibverbs.pc is missing, which says the release of rdma-core; {PACKAGES}")
 }
 
-/// What the three files have in common.
+/// What the files have in common.
 fn builder(include: Option<&Path>) -> Builder {
     let builder = bindgen::builder()
         .header_contents("rdma_core.h", HEADERS)
@@ -271,7 +274,8 @@ fn builder(include: Option<&Path>) -> Builder {
     }
 }
 
-fn types(builder: Builder) -> Result<String> {
+/// Returns the types, and the assertions of their layouts, which only the witness needs.
+fn types(builder: Builder) -> Result<(String, String)> {
     let builder =
         [LIBC, FIELDLESS, INNARDS].concat().into_iter().fold(builder, Builder::blocklist_type);
     let builder = OBJECTS.iter().fold(builder, |builder, name| builder.no_copy(*name));
@@ -284,18 +288,23 @@ fn types(builder: Builder) -> Result<String> {
             ))
         },
     );
+    let text = generate(builder)?;
     // `pthread_mutex_t`, and with it half of the layouts, is the machine's own.
     let ours = format!("#[cfg(target_arch = \"{MACHINE}\")]");
-    let text = generate(builder)?;
-    let mut lines = Vec::new();
+    let (mut types, mut layouts) = (Vec::new(), vec!["use super::ours::*;", ""]);
+    let mut in_block = false;
     for line in text.lines() {
         if line == "const _: () = {" {
-            lines.insert(lines.len() - 1, &*ours); // before the block's own attribute
+            let attribute = types.pop().context("bindgen wrote a block without its attribute")?;
+            layouts.extend([&*ours, attribute]);
+            in_block = true;
         }
-        lines.push(line);
+        let part = if in_block { &mut layouts } else { &mut types };
+        part.push(line);
+        in_block &= line != "};";
     }
-    ensure!(lines.contains(&&*ours), "bindgen wrote no assertion of a layout that we recognise");
-    Ok(lines.join("\n") + "\n")
+    ensure!(layouts.len() > 2, "bindgen wrote no assertion of a layout that we recognise");
+    Ok((types.join("\n") + "\n", header() + &layouts.join("\n") + "\n"))
 }
 
 fn functions(builder: Builder, table: &str, names: &[&str], uses: &[&str]) -> Result<String> {
@@ -316,13 +325,16 @@ fn functions(builder: Builder, table: &str, names: &[&str], uses: &[&str]) -> Re
 
 fn generate(builder: Builder) -> Result<String> {
     let text = builder.generate().context("bindgen failed")?.to_string();
-    let header = format!(
+    Ok(header() + &text)
+}
+
+fn header() -> String {
+    format!(
         "// SPDX-License-Identifier: (GPL-2.0 OR BSD-2-Clause)\n\
          // Generated by bindgen 0.73 from the headers of rdma-core {RDMA_CORE}, used here under their BSD\n\
          // licence (LICENSE.rdma-core). Do not edit; to generate again:\n\
          //     cargo run --locked --manifest-path tools/gate/verbs_bindings/Cargo.toml\n\n"
-    );
-    Ok(header + &text)
+    )
 }
 
 /// What bindgen cannot know about types it does not see.

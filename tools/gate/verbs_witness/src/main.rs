@@ -10,6 +10,11 @@
 #[path = "../../../../rdmalib/src/providers/verbs/bindings/types.rs"]
 mod ours;
 
+// The layouts that bindgen read from the headers; that this compiles is the comparison.
+#[allow(clippy::all)]
+#[rustfmt::skip]
+mod layouts;
+
 use std::mem::{align_of, offset_of, size_of};
 use std::process::ExitCode;
 

@@ -44,32 +44,6 @@ pub struct ibv_gid__bindgen_ty_1 {
     pub subnet_prefix: __be64,
     pub interface_id: __be64,
 }
-#[cfg(target_arch = "x86_64")]
-#[allow(clippy::unnecessary_operation, clippy::identity_op)]
-const _: () = {
-    [
-        "Size of ibv_gid__bindgen_ty_1",
-    ][::std::mem::size_of::<ibv_gid__bindgen_ty_1>() - 16usize];
-    [
-        "Alignment of ibv_gid__bindgen_ty_1",
-    ][::std::mem::align_of::<ibv_gid__bindgen_ty_1>() - 8usize];
-    [
-        "Offset of field: ibv_gid__bindgen_ty_1::subnet_prefix",
-    ][::std::mem::offset_of!(ibv_gid__bindgen_ty_1, subnet_prefix) - 0usize];
-    [
-        "Offset of field: ibv_gid__bindgen_ty_1::interface_id",
-    ][::std::mem::offset_of!(ibv_gid__bindgen_ty_1, interface_id) - 8usize];
-};
-#[cfg(target_arch = "x86_64")]
-#[allow(clippy::unnecessary_operation, clippy::identity_op)]
-const _: () = {
-    ["Size of ibv_gid"][::std::mem::size_of::<ibv_gid>() - 16usize];
-    ["Alignment of ibv_gid"][::std::mem::align_of::<ibv_gid>() - 8usize];
-    ["Offset of field: ibv_gid::raw"][::std::mem::offset_of!(ibv_gid, raw) - 0usize];
-    [
-        "Offset of field: ibv_gid::global",
-    ][::std::mem::offset_of!(ibv_gid, global) - 0usize];
-};
 impl Default for ibv_gid {
     fn default() -> Self {
         let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
@@ -143,132 +117,6 @@ pub struct ibv_device_attr {
     pub local_ca_ack_delay: u8,
     pub phys_port_cnt: u8,
 }
-#[cfg(target_arch = "x86_64")]
-#[allow(clippy::unnecessary_operation, clippy::identity_op)]
-const _: () = {
-    ["Size of ibv_device_attr"][::std::mem::size_of::<ibv_device_attr>() - 232usize];
-    ["Alignment of ibv_device_attr"][::std::mem::align_of::<ibv_device_attr>() - 8usize];
-    [
-        "Offset of field: ibv_device_attr::fw_ver",
-    ][::std::mem::offset_of!(ibv_device_attr, fw_ver) - 0usize];
-    [
-        "Offset of field: ibv_device_attr::node_guid",
-    ][::std::mem::offset_of!(ibv_device_attr, node_guid) - 64usize];
-    [
-        "Offset of field: ibv_device_attr::sys_image_guid",
-    ][::std::mem::offset_of!(ibv_device_attr, sys_image_guid) - 72usize];
-    [
-        "Offset of field: ibv_device_attr::max_mr_size",
-    ][::std::mem::offset_of!(ibv_device_attr, max_mr_size) - 80usize];
-    [
-        "Offset of field: ibv_device_attr::page_size_cap",
-    ][::std::mem::offset_of!(ibv_device_attr, page_size_cap) - 88usize];
-    [
-        "Offset of field: ibv_device_attr::vendor_id",
-    ][::std::mem::offset_of!(ibv_device_attr, vendor_id) - 96usize];
-    [
-        "Offset of field: ibv_device_attr::vendor_part_id",
-    ][::std::mem::offset_of!(ibv_device_attr, vendor_part_id) - 100usize];
-    [
-        "Offset of field: ibv_device_attr::hw_ver",
-    ][::std::mem::offset_of!(ibv_device_attr, hw_ver) - 104usize];
-    [
-        "Offset of field: ibv_device_attr::max_qp",
-    ][::std::mem::offset_of!(ibv_device_attr, max_qp) - 108usize];
-    [
-        "Offset of field: ibv_device_attr::max_qp_wr",
-    ][::std::mem::offset_of!(ibv_device_attr, max_qp_wr) - 112usize];
-    [
-        "Offset of field: ibv_device_attr::device_cap_flags",
-    ][::std::mem::offset_of!(ibv_device_attr, device_cap_flags) - 116usize];
-    [
-        "Offset of field: ibv_device_attr::max_sge",
-    ][::std::mem::offset_of!(ibv_device_attr, max_sge) - 120usize];
-    [
-        "Offset of field: ibv_device_attr::max_sge_rd",
-    ][::std::mem::offset_of!(ibv_device_attr, max_sge_rd) - 124usize];
-    [
-        "Offset of field: ibv_device_attr::max_cq",
-    ][::std::mem::offset_of!(ibv_device_attr, max_cq) - 128usize];
-    [
-        "Offset of field: ibv_device_attr::max_cqe",
-    ][::std::mem::offset_of!(ibv_device_attr, max_cqe) - 132usize];
-    [
-        "Offset of field: ibv_device_attr::max_mr",
-    ][::std::mem::offset_of!(ibv_device_attr, max_mr) - 136usize];
-    [
-        "Offset of field: ibv_device_attr::max_pd",
-    ][::std::mem::offset_of!(ibv_device_attr, max_pd) - 140usize];
-    [
-        "Offset of field: ibv_device_attr::max_qp_rd_atom",
-    ][::std::mem::offset_of!(ibv_device_attr, max_qp_rd_atom) - 144usize];
-    [
-        "Offset of field: ibv_device_attr::max_ee_rd_atom",
-    ][::std::mem::offset_of!(ibv_device_attr, max_ee_rd_atom) - 148usize];
-    [
-        "Offset of field: ibv_device_attr::max_res_rd_atom",
-    ][::std::mem::offset_of!(ibv_device_attr, max_res_rd_atom) - 152usize];
-    [
-        "Offset of field: ibv_device_attr::max_qp_init_rd_atom",
-    ][::std::mem::offset_of!(ibv_device_attr, max_qp_init_rd_atom) - 156usize];
-    [
-        "Offset of field: ibv_device_attr::max_ee_init_rd_atom",
-    ][::std::mem::offset_of!(ibv_device_attr, max_ee_init_rd_atom) - 160usize];
-    [
-        "Offset of field: ibv_device_attr::atomic_cap",
-    ][::std::mem::offset_of!(ibv_device_attr, atomic_cap) - 164usize];
-    [
-        "Offset of field: ibv_device_attr::max_ee",
-    ][::std::mem::offset_of!(ibv_device_attr, max_ee) - 168usize];
-    [
-        "Offset of field: ibv_device_attr::max_rdd",
-    ][::std::mem::offset_of!(ibv_device_attr, max_rdd) - 172usize];
-    [
-        "Offset of field: ibv_device_attr::max_mw",
-    ][::std::mem::offset_of!(ibv_device_attr, max_mw) - 176usize];
-    [
-        "Offset of field: ibv_device_attr::max_raw_ipv6_qp",
-    ][::std::mem::offset_of!(ibv_device_attr, max_raw_ipv6_qp) - 180usize];
-    [
-        "Offset of field: ibv_device_attr::max_raw_ethy_qp",
-    ][::std::mem::offset_of!(ibv_device_attr, max_raw_ethy_qp) - 184usize];
-    [
-        "Offset of field: ibv_device_attr::max_mcast_grp",
-    ][::std::mem::offset_of!(ibv_device_attr, max_mcast_grp) - 188usize];
-    [
-        "Offset of field: ibv_device_attr::max_mcast_qp_attach",
-    ][::std::mem::offset_of!(ibv_device_attr, max_mcast_qp_attach) - 192usize];
-    [
-        "Offset of field: ibv_device_attr::max_total_mcast_qp_attach",
-    ][::std::mem::offset_of!(ibv_device_attr, max_total_mcast_qp_attach) - 196usize];
-    [
-        "Offset of field: ibv_device_attr::max_ah",
-    ][::std::mem::offset_of!(ibv_device_attr, max_ah) - 200usize];
-    [
-        "Offset of field: ibv_device_attr::max_fmr",
-    ][::std::mem::offset_of!(ibv_device_attr, max_fmr) - 204usize];
-    [
-        "Offset of field: ibv_device_attr::max_map_per_fmr",
-    ][::std::mem::offset_of!(ibv_device_attr, max_map_per_fmr) - 208usize];
-    [
-        "Offset of field: ibv_device_attr::max_srq",
-    ][::std::mem::offset_of!(ibv_device_attr, max_srq) - 212usize];
-    [
-        "Offset of field: ibv_device_attr::max_srq_wr",
-    ][::std::mem::offset_of!(ibv_device_attr, max_srq_wr) - 216usize];
-    [
-        "Offset of field: ibv_device_attr::max_srq_sge",
-    ][::std::mem::offset_of!(ibv_device_attr, max_srq_sge) - 220usize];
-    [
-        "Offset of field: ibv_device_attr::max_pkeys",
-    ][::std::mem::offset_of!(ibv_device_attr, max_pkeys) - 224usize];
-    [
-        "Offset of field: ibv_device_attr::local_ca_ack_delay",
-    ][::std::mem::offset_of!(ibv_device_attr, local_ca_ack_delay) - 226usize];
-    [
-        "Offset of field: ibv_device_attr::phys_port_cnt",
-    ][::std::mem::offset_of!(ibv_device_attr, phys_port_cnt) - 227usize];
-};
 impl Default for ibv_device_attr {
     fn default() -> Self {
         let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
@@ -320,31 +168,6 @@ pub union ibv_async_event__bindgen_ty_1 {
     pub wq: *mut ibv_wq,
     pub port_num: ::std::os::raw::c_int,
 }
-#[cfg(target_arch = "x86_64")]
-#[allow(clippy::unnecessary_operation, clippy::identity_op)]
-const _: () = {
-    [
-        "Size of ibv_async_event__bindgen_ty_1",
-    ][::std::mem::size_of::<ibv_async_event__bindgen_ty_1>() - 8usize];
-    [
-        "Alignment of ibv_async_event__bindgen_ty_1",
-    ][::std::mem::align_of::<ibv_async_event__bindgen_ty_1>() - 8usize];
-    [
-        "Offset of field: ibv_async_event__bindgen_ty_1::cq",
-    ][::std::mem::offset_of!(ibv_async_event__bindgen_ty_1, cq) - 0usize];
-    [
-        "Offset of field: ibv_async_event__bindgen_ty_1::qp",
-    ][::std::mem::offset_of!(ibv_async_event__bindgen_ty_1, qp) - 0usize];
-    [
-        "Offset of field: ibv_async_event__bindgen_ty_1::srq",
-    ][::std::mem::offset_of!(ibv_async_event__bindgen_ty_1, srq) - 0usize];
-    [
-        "Offset of field: ibv_async_event__bindgen_ty_1::wq",
-    ][::std::mem::offset_of!(ibv_async_event__bindgen_ty_1, wq) - 0usize];
-    [
-        "Offset of field: ibv_async_event__bindgen_ty_1::port_num",
-    ][::std::mem::offset_of!(ibv_async_event__bindgen_ty_1, port_num) - 0usize];
-};
 impl Default for ibv_async_event__bindgen_ty_1 {
     fn default() -> Self {
         let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
@@ -354,18 +177,6 @@ impl Default for ibv_async_event__bindgen_ty_1 {
         }
     }
 }
-#[cfg(target_arch = "x86_64")]
-#[allow(clippy::unnecessary_operation, clippy::identity_op)]
-const _: () = {
-    ["Size of ibv_async_event"][::std::mem::size_of::<ibv_async_event>() - 16usize];
-    ["Alignment of ibv_async_event"][::std::mem::align_of::<ibv_async_event>() - 8usize];
-    [
-        "Offset of field: ibv_async_event::element",
-    ][::std::mem::offset_of!(ibv_async_event, element) - 0usize];
-    [
-        "Offset of field: ibv_async_event::event_type",
-    ][::std::mem::offset_of!(ibv_async_event, event_type) - 8usize];
-};
 impl Default for ibv_async_event {
     fn default() -> Self {
         let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
@@ -451,22 +262,6 @@ pub union ibv_wc__bindgen_ty_1 {
     pub imm_data: __be32,
     pub invalidated_rkey: u32,
 }
-#[cfg(target_arch = "x86_64")]
-#[allow(clippy::unnecessary_operation, clippy::identity_op)]
-const _: () = {
-    [
-        "Size of ibv_wc__bindgen_ty_1",
-    ][::std::mem::size_of::<ibv_wc__bindgen_ty_1>() - 4usize];
-    [
-        "Alignment of ibv_wc__bindgen_ty_1",
-    ][::std::mem::align_of::<ibv_wc__bindgen_ty_1>() - 4usize];
-    [
-        "Offset of field: ibv_wc__bindgen_ty_1::imm_data",
-    ][::std::mem::offset_of!(ibv_wc__bindgen_ty_1, imm_data) - 0usize];
-    [
-        "Offset of field: ibv_wc__bindgen_ty_1::invalidated_rkey",
-    ][::std::mem::offset_of!(ibv_wc__bindgen_ty_1, invalidated_rkey) - 0usize];
-};
 impl Default for ibv_wc__bindgen_ty_1 {
     fn default() -> Self {
         let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
@@ -476,40 +271,6 @@ impl Default for ibv_wc__bindgen_ty_1 {
         }
     }
 }
-#[cfg(target_arch = "x86_64")]
-#[allow(clippy::unnecessary_operation, clippy::identity_op)]
-const _: () = {
-    ["Size of ibv_wc"][::std::mem::size_of::<ibv_wc>() - 48usize];
-    ["Alignment of ibv_wc"][::std::mem::align_of::<ibv_wc>() - 8usize];
-    ["Offset of field: ibv_wc::wr_id"][::std::mem::offset_of!(ibv_wc, wr_id) - 0usize];
-    ["Offset of field: ibv_wc::status"][::std::mem::offset_of!(ibv_wc, status) - 8usize];
-    [
-        "Offset of field: ibv_wc::opcode",
-    ][::std::mem::offset_of!(ibv_wc, opcode) - 12usize];
-    [
-        "Offset of field: ibv_wc::vendor_err",
-    ][::std::mem::offset_of!(ibv_wc, vendor_err) - 16usize];
-    [
-        "Offset of field: ibv_wc::byte_len",
-    ][::std::mem::offset_of!(ibv_wc, byte_len) - 20usize];
-    [
-        "Offset of field: ibv_wc::qp_num",
-    ][::std::mem::offset_of!(ibv_wc, qp_num) - 28usize];
-    [
-        "Offset of field: ibv_wc::src_qp",
-    ][::std::mem::offset_of!(ibv_wc, src_qp) - 32usize];
-    [
-        "Offset of field: ibv_wc::wc_flags",
-    ][::std::mem::offset_of!(ibv_wc, wc_flags) - 36usize];
-    [
-        "Offset of field: ibv_wc::pkey_index",
-    ][::std::mem::offset_of!(ibv_wc, pkey_index) - 40usize];
-    ["Offset of field: ibv_wc::slid"][::std::mem::offset_of!(ibv_wc, slid) - 42usize];
-    ["Offset of field: ibv_wc::sl"][::std::mem::offset_of!(ibv_wc, sl) - 44usize];
-    [
-        "Offset of field: ibv_wc::dlid_path_bits",
-    ][::std::mem::offset_of!(ibv_wc, dlid_path_bits) - 45usize];
-};
 impl Default for ibv_wc {
     fn default() -> Self {
         let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
@@ -537,26 +298,6 @@ pub struct ibv_mw_bind_info {
     pub length: u64,
     pub mw_access_flags: ::std::os::raw::c_uint,
 }
-#[cfg(target_arch = "x86_64")]
-#[allow(clippy::unnecessary_operation, clippy::identity_op)]
-const _: () = {
-    ["Size of ibv_mw_bind_info"][::std::mem::size_of::<ibv_mw_bind_info>() - 32usize];
-    [
-        "Alignment of ibv_mw_bind_info",
-    ][::std::mem::align_of::<ibv_mw_bind_info>() - 8usize];
-    [
-        "Offset of field: ibv_mw_bind_info::mr",
-    ][::std::mem::offset_of!(ibv_mw_bind_info, mr) - 0usize];
-    [
-        "Offset of field: ibv_mw_bind_info::addr",
-    ][::std::mem::offset_of!(ibv_mw_bind_info, addr) - 8usize];
-    [
-        "Offset of field: ibv_mw_bind_info::length",
-    ][::std::mem::offset_of!(ibv_mw_bind_info, length) - 16usize];
-    [
-        "Offset of field: ibv_mw_bind_info::mw_access_flags",
-    ][::std::mem::offset_of!(ibv_mw_bind_info, mw_access_flags) - 24usize];
-};
 impl Default for ibv_mw_bind_info {
     fn default() -> Self {
         let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
@@ -572,16 +313,6 @@ pub struct ibv_pd {
     pub context: *mut ibv_context,
     pub handle: u32,
 }
-#[cfg(target_arch = "x86_64")]
-#[allow(clippy::unnecessary_operation, clippy::identity_op)]
-const _: () = {
-    ["Size of ibv_pd"][::std::mem::size_of::<ibv_pd>() - 16usize];
-    ["Alignment of ibv_pd"][::std::mem::align_of::<ibv_pd>() - 8usize];
-    [
-        "Offset of field: ibv_pd::context",
-    ][::std::mem::offset_of!(ibv_pd, context) - 0usize];
-    ["Offset of field: ibv_pd::handle"][::std::mem::offset_of!(ibv_pd, handle) - 8usize];
-};
 impl Default for ibv_pd {
     fn default() -> Self {
         let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
@@ -602,25 +333,6 @@ pub struct ibv_mr {
     pub lkey: u32,
     pub rkey: u32,
 }
-#[cfg(target_arch = "x86_64")]
-#[allow(clippy::unnecessary_operation, clippy::identity_op)]
-const _: () = {
-    ["Size of ibv_mr"][::std::mem::size_of::<ibv_mr>() - 48usize];
-    ["Alignment of ibv_mr"][::std::mem::align_of::<ibv_mr>() - 8usize];
-    [
-        "Offset of field: ibv_mr::context",
-    ][::std::mem::offset_of!(ibv_mr, context) - 0usize];
-    ["Offset of field: ibv_mr::pd"][::std::mem::offset_of!(ibv_mr, pd) - 8usize];
-    ["Offset of field: ibv_mr::addr"][::std::mem::offset_of!(ibv_mr, addr) - 16usize];
-    [
-        "Offset of field: ibv_mr::length",
-    ][::std::mem::offset_of!(ibv_mr, length) - 24usize];
-    [
-        "Offset of field: ibv_mr::handle",
-    ][::std::mem::offset_of!(ibv_mr, handle) - 32usize];
-    ["Offset of field: ibv_mr::lkey"][::std::mem::offset_of!(ibv_mr, lkey) - 36usize];
-    ["Offset of field: ibv_mr::rkey"][::std::mem::offset_of!(ibv_mr, rkey) - 40usize];
-};
 impl Default for ibv_mr {
     fn default() -> Self {
         let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
@@ -642,29 +354,6 @@ pub struct ibv_global_route {
     pub hop_limit: u8,
     pub traffic_class: u8,
 }
-#[cfg(target_arch = "x86_64")]
-#[allow(clippy::unnecessary_operation, clippy::identity_op)]
-const _: () = {
-    ["Size of ibv_global_route"][::std::mem::size_of::<ibv_global_route>() - 24usize];
-    [
-        "Alignment of ibv_global_route",
-    ][::std::mem::align_of::<ibv_global_route>() - 8usize];
-    [
-        "Offset of field: ibv_global_route::dgid",
-    ][::std::mem::offset_of!(ibv_global_route, dgid) - 0usize];
-    [
-        "Offset of field: ibv_global_route::flow_label",
-    ][::std::mem::offset_of!(ibv_global_route, flow_label) - 16usize];
-    [
-        "Offset of field: ibv_global_route::sgid_index",
-    ][::std::mem::offset_of!(ibv_global_route, sgid_index) - 20usize];
-    [
-        "Offset of field: ibv_global_route::hop_limit",
-    ][::std::mem::offset_of!(ibv_global_route, hop_limit) - 21usize];
-    [
-        "Offset of field: ibv_global_route::traffic_class",
-    ][::std::mem::offset_of!(ibv_global_route, traffic_class) - 22usize];
-};
 impl Default for ibv_global_route {
     fn default() -> Self {
         let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
@@ -685,33 +374,6 @@ pub struct ibv_ah_attr {
     pub is_global: u8,
     pub port_num: u8,
 }
-#[cfg(target_arch = "x86_64")]
-#[allow(clippy::unnecessary_operation, clippy::identity_op)]
-const _: () = {
-    ["Size of ibv_ah_attr"][::std::mem::size_of::<ibv_ah_attr>() - 32usize];
-    ["Alignment of ibv_ah_attr"][::std::mem::align_of::<ibv_ah_attr>() - 8usize];
-    [
-        "Offset of field: ibv_ah_attr::grh",
-    ][::std::mem::offset_of!(ibv_ah_attr, grh) - 0usize];
-    [
-        "Offset of field: ibv_ah_attr::dlid",
-    ][::std::mem::offset_of!(ibv_ah_attr, dlid) - 24usize];
-    [
-        "Offset of field: ibv_ah_attr::sl",
-    ][::std::mem::offset_of!(ibv_ah_attr, sl) - 26usize];
-    [
-        "Offset of field: ibv_ah_attr::src_path_bits",
-    ][::std::mem::offset_of!(ibv_ah_attr, src_path_bits) - 27usize];
-    [
-        "Offset of field: ibv_ah_attr::static_rate",
-    ][::std::mem::offset_of!(ibv_ah_attr, static_rate) - 28usize];
-    [
-        "Offset of field: ibv_ah_attr::is_global",
-    ][::std::mem::offset_of!(ibv_ah_attr, is_global) - 29usize];
-    [
-        "Offset of field: ibv_ah_attr::port_num",
-    ][::std::mem::offset_of!(ibv_ah_attr, port_num) - 30usize];
-};
 impl Default for ibv_ah_attr {
     fn default() -> Self {
         let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
@@ -738,27 +400,6 @@ pub struct ibv_qp_cap {
     pub max_recv_sge: u32,
     pub max_inline_data: u32,
 }
-#[cfg(target_arch = "x86_64")]
-#[allow(clippy::unnecessary_operation, clippy::identity_op)]
-const _: () = {
-    ["Size of ibv_qp_cap"][::std::mem::size_of::<ibv_qp_cap>() - 20usize];
-    ["Alignment of ibv_qp_cap"][::std::mem::align_of::<ibv_qp_cap>() - 4usize];
-    [
-        "Offset of field: ibv_qp_cap::max_send_wr",
-    ][::std::mem::offset_of!(ibv_qp_cap, max_send_wr) - 0usize];
-    [
-        "Offset of field: ibv_qp_cap::max_recv_wr",
-    ][::std::mem::offset_of!(ibv_qp_cap, max_recv_wr) - 4usize];
-    [
-        "Offset of field: ibv_qp_cap::max_send_sge",
-    ][::std::mem::offset_of!(ibv_qp_cap, max_send_sge) - 8usize];
-    [
-        "Offset of field: ibv_qp_cap::max_recv_sge",
-    ][::std::mem::offset_of!(ibv_qp_cap, max_recv_sge) - 12usize];
-    [
-        "Offset of field: ibv_qp_cap::max_inline_data",
-    ][::std::mem::offset_of!(ibv_qp_cap, max_inline_data) - 16usize];
-};
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct ibv_qp_init_attr {
@@ -770,35 +411,6 @@ pub struct ibv_qp_init_attr {
     pub qp_type: ibv_qp_type,
     pub sq_sig_all: ::std::os::raw::c_int,
 }
-#[cfg(target_arch = "x86_64")]
-#[allow(clippy::unnecessary_operation, clippy::identity_op)]
-const _: () = {
-    ["Size of ibv_qp_init_attr"][::std::mem::size_of::<ibv_qp_init_attr>() - 64usize];
-    [
-        "Alignment of ibv_qp_init_attr",
-    ][::std::mem::align_of::<ibv_qp_init_attr>() - 8usize];
-    [
-        "Offset of field: ibv_qp_init_attr::qp_context",
-    ][::std::mem::offset_of!(ibv_qp_init_attr, qp_context) - 0usize];
-    [
-        "Offset of field: ibv_qp_init_attr::send_cq",
-    ][::std::mem::offset_of!(ibv_qp_init_attr, send_cq) - 8usize];
-    [
-        "Offset of field: ibv_qp_init_attr::recv_cq",
-    ][::std::mem::offset_of!(ibv_qp_init_attr, recv_cq) - 16usize];
-    [
-        "Offset of field: ibv_qp_init_attr::srq",
-    ][::std::mem::offset_of!(ibv_qp_init_attr, srq) - 24usize];
-    [
-        "Offset of field: ibv_qp_init_attr::cap",
-    ][::std::mem::offset_of!(ibv_qp_init_attr, cap) - 32usize];
-    [
-        "Offset of field: ibv_qp_init_attr::qp_type",
-    ][::std::mem::offset_of!(ibv_qp_init_attr, qp_type) - 52usize];
-    [
-        "Offset of field: ibv_qp_init_attr::sq_sig_all",
-    ][::std::mem::offset_of!(ibv_qp_init_attr, sq_sig_all) - 56usize];
-};
 impl Default for ibv_qp_init_attr {
     fn default() -> Self {
         let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
@@ -874,90 +486,6 @@ pub struct ibv_qp_attr {
     pub alt_timeout: u8,
     pub rate_limit: u32,
 }
-#[cfg(target_arch = "x86_64")]
-#[allow(clippy::unnecessary_operation, clippy::identity_op)]
-const _: () = {
-    ["Size of ibv_qp_attr"][::std::mem::size_of::<ibv_qp_attr>() - 144usize];
-    ["Alignment of ibv_qp_attr"][::std::mem::align_of::<ibv_qp_attr>() - 8usize];
-    [
-        "Offset of field: ibv_qp_attr::qp_state",
-    ][::std::mem::offset_of!(ibv_qp_attr, qp_state) - 0usize];
-    [
-        "Offset of field: ibv_qp_attr::cur_qp_state",
-    ][::std::mem::offset_of!(ibv_qp_attr, cur_qp_state) - 4usize];
-    [
-        "Offset of field: ibv_qp_attr::path_mtu",
-    ][::std::mem::offset_of!(ibv_qp_attr, path_mtu) - 8usize];
-    [
-        "Offset of field: ibv_qp_attr::path_mig_state",
-    ][::std::mem::offset_of!(ibv_qp_attr, path_mig_state) - 12usize];
-    [
-        "Offset of field: ibv_qp_attr::qkey",
-    ][::std::mem::offset_of!(ibv_qp_attr, qkey) - 16usize];
-    [
-        "Offset of field: ibv_qp_attr::rq_psn",
-    ][::std::mem::offset_of!(ibv_qp_attr, rq_psn) - 20usize];
-    [
-        "Offset of field: ibv_qp_attr::sq_psn",
-    ][::std::mem::offset_of!(ibv_qp_attr, sq_psn) - 24usize];
-    [
-        "Offset of field: ibv_qp_attr::dest_qp_num",
-    ][::std::mem::offset_of!(ibv_qp_attr, dest_qp_num) - 28usize];
-    [
-        "Offset of field: ibv_qp_attr::qp_access_flags",
-    ][::std::mem::offset_of!(ibv_qp_attr, qp_access_flags) - 32usize];
-    [
-        "Offset of field: ibv_qp_attr::cap",
-    ][::std::mem::offset_of!(ibv_qp_attr, cap) - 36usize];
-    [
-        "Offset of field: ibv_qp_attr::ah_attr",
-    ][::std::mem::offset_of!(ibv_qp_attr, ah_attr) - 56usize];
-    [
-        "Offset of field: ibv_qp_attr::alt_ah_attr",
-    ][::std::mem::offset_of!(ibv_qp_attr, alt_ah_attr) - 88usize];
-    [
-        "Offset of field: ibv_qp_attr::pkey_index",
-    ][::std::mem::offset_of!(ibv_qp_attr, pkey_index) - 120usize];
-    [
-        "Offset of field: ibv_qp_attr::alt_pkey_index",
-    ][::std::mem::offset_of!(ibv_qp_attr, alt_pkey_index) - 122usize];
-    [
-        "Offset of field: ibv_qp_attr::en_sqd_async_notify",
-    ][::std::mem::offset_of!(ibv_qp_attr, en_sqd_async_notify) - 124usize];
-    [
-        "Offset of field: ibv_qp_attr::sq_draining",
-    ][::std::mem::offset_of!(ibv_qp_attr, sq_draining) - 125usize];
-    [
-        "Offset of field: ibv_qp_attr::max_rd_atomic",
-    ][::std::mem::offset_of!(ibv_qp_attr, max_rd_atomic) - 126usize];
-    [
-        "Offset of field: ibv_qp_attr::max_dest_rd_atomic",
-    ][::std::mem::offset_of!(ibv_qp_attr, max_dest_rd_atomic) - 127usize];
-    [
-        "Offset of field: ibv_qp_attr::min_rnr_timer",
-    ][::std::mem::offset_of!(ibv_qp_attr, min_rnr_timer) - 128usize];
-    [
-        "Offset of field: ibv_qp_attr::port_num",
-    ][::std::mem::offset_of!(ibv_qp_attr, port_num) - 129usize];
-    [
-        "Offset of field: ibv_qp_attr::timeout",
-    ][::std::mem::offset_of!(ibv_qp_attr, timeout) - 130usize];
-    [
-        "Offset of field: ibv_qp_attr::retry_cnt",
-    ][::std::mem::offset_of!(ibv_qp_attr, retry_cnt) - 131usize];
-    [
-        "Offset of field: ibv_qp_attr::rnr_retry",
-    ][::std::mem::offset_of!(ibv_qp_attr, rnr_retry) - 132usize];
-    [
-        "Offset of field: ibv_qp_attr::alt_port_num",
-    ][::std::mem::offset_of!(ibv_qp_attr, alt_port_num) - 133usize];
-    [
-        "Offset of field: ibv_qp_attr::alt_timeout",
-    ][::std::mem::offset_of!(ibv_qp_attr, alt_timeout) - 134usize];
-    [
-        "Offset of field: ibv_qp_attr::rate_limit",
-    ][::std::mem::offset_of!(ibv_qp_attr, rate_limit) - 136usize];
-};
 impl Default for ibv_qp_attr {
     fn default() -> Self {
         let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
@@ -994,17 +522,6 @@ pub struct ibv_sge {
     pub length: u32,
     pub lkey: u32,
 }
-#[cfg(target_arch = "x86_64")]
-#[allow(clippy::unnecessary_operation, clippy::identity_op)]
-const _: () = {
-    ["Size of ibv_sge"][::std::mem::size_of::<ibv_sge>() - 16usize];
-    ["Alignment of ibv_sge"][::std::mem::align_of::<ibv_sge>() - 8usize];
-    ["Offset of field: ibv_sge::addr"][::std::mem::offset_of!(ibv_sge, addr) - 0usize];
-    [
-        "Offset of field: ibv_sge::length",
-    ][::std::mem::offset_of!(ibv_sge, length) - 8usize];
-    ["Offset of field: ibv_sge::lkey"][::std::mem::offset_of!(ibv_sge, lkey) - 12usize];
-};
 #[repr(C)]
 #[derive(Copy, Clone)]
 pub struct ibv_send_wr {
@@ -1025,22 +542,6 @@ pub union ibv_send_wr__bindgen_ty_1 {
     pub imm_data: __be32,
     pub invalidate_rkey: u32,
 }
-#[cfg(target_arch = "x86_64")]
-#[allow(clippy::unnecessary_operation, clippy::identity_op)]
-const _: () = {
-    [
-        "Size of ibv_send_wr__bindgen_ty_1",
-    ][::std::mem::size_of::<ibv_send_wr__bindgen_ty_1>() - 4usize];
-    [
-        "Alignment of ibv_send_wr__bindgen_ty_1",
-    ][::std::mem::align_of::<ibv_send_wr__bindgen_ty_1>() - 4usize];
-    [
-        "Offset of field: ibv_send_wr__bindgen_ty_1::imm_data",
-    ][::std::mem::offset_of!(ibv_send_wr__bindgen_ty_1, imm_data) - 0usize];
-    [
-        "Offset of field: ibv_send_wr__bindgen_ty_1::invalidate_rkey",
-    ][::std::mem::offset_of!(ibv_send_wr__bindgen_ty_1, invalidate_rkey) - 0usize];
-};
 impl Default for ibv_send_wr__bindgen_ty_1 {
     fn default() -> Self {
         let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
@@ -1063,23 +564,6 @@ pub struct ibv_send_wr__bindgen_ty_2__bindgen_ty_1 {
     pub remote_addr: u64,
     pub rkey: u32,
 }
-#[cfg(target_arch = "x86_64")]
-#[allow(clippy::unnecessary_operation, clippy::identity_op)]
-const _: () = {
-    [
-        "Size of ibv_send_wr__bindgen_ty_2__bindgen_ty_1",
-    ][::std::mem::size_of::<ibv_send_wr__bindgen_ty_2__bindgen_ty_1>() - 16usize];
-    [
-        "Alignment of ibv_send_wr__bindgen_ty_2__bindgen_ty_1",
-    ][::std::mem::align_of::<ibv_send_wr__bindgen_ty_2__bindgen_ty_1>() - 8usize];
-    [
-        "Offset of field: ibv_send_wr__bindgen_ty_2__bindgen_ty_1::remote_addr",
-    ][::std::mem::offset_of!(ibv_send_wr__bindgen_ty_2__bindgen_ty_1, remote_addr)
-        - 0usize];
-    [
-        "Offset of field: ibv_send_wr__bindgen_ty_2__bindgen_ty_1::rkey",
-    ][::std::mem::offset_of!(ibv_send_wr__bindgen_ty_2__bindgen_ty_1, rkey) - 8usize];
-};
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]
 pub struct ibv_send_wr__bindgen_ty_2__bindgen_ty_2 {
@@ -1088,30 +572,6 @@ pub struct ibv_send_wr__bindgen_ty_2__bindgen_ty_2 {
     pub swap: u64,
     pub rkey: u32,
 }
-#[cfg(target_arch = "x86_64")]
-#[allow(clippy::unnecessary_operation, clippy::identity_op)]
-const _: () = {
-    [
-        "Size of ibv_send_wr__bindgen_ty_2__bindgen_ty_2",
-    ][::std::mem::size_of::<ibv_send_wr__bindgen_ty_2__bindgen_ty_2>() - 32usize];
-    [
-        "Alignment of ibv_send_wr__bindgen_ty_2__bindgen_ty_2",
-    ][::std::mem::align_of::<ibv_send_wr__bindgen_ty_2__bindgen_ty_2>() - 8usize];
-    [
-        "Offset of field: ibv_send_wr__bindgen_ty_2__bindgen_ty_2::remote_addr",
-    ][::std::mem::offset_of!(ibv_send_wr__bindgen_ty_2__bindgen_ty_2, remote_addr)
-        - 0usize];
-    [
-        "Offset of field: ibv_send_wr__bindgen_ty_2__bindgen_ty_2::compare_add",
-    ][::std::mem::offset_of!(ibv_send_wr__bindgen_ty_2__bindgen_ty_2, compare_add)
-        - 8usize];
-    [
-        "Offset of field: ibv_send_wr__bindgen_ty_2__bindgen_ty_2::swap",
-    ][::std::mem::offset_of!(ibv_send_wr__bindgen_ty_2__bindgen_ty_2, swap) - 16usize];
-    [
-        "Offset of field: ibv_send_wr__bindgen_ty_2__bindgen_ty_2::rkey",
-    ][::std::mem::offset_of!(ibv_send_wr__bindgen_ty_2__bindgen_ty_2, rkey) - 24usize];
-};
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct ibv_send_wr__bindgen_ty_2__bindgen_ty_3 {
@@ -1119,27 +579,6 @@ pub struct ibv_send_wr__bindgen_ty_2__bindgen_ty_3 {
     pub remote_qpn: u32,
     pub remote_qkey: u32,
 }
-#[cfg(target_arch = "x86_64")]
-#[allow(clippy::unnecessary_operation, clippy::identity_op)]
-const _: () = {
-    [
-        "Size of ibv_send_wr__bindgen_ty_2__bindgen_ty_3",
-    ][::std::mem::size_of::<ibv_send_wr__bindgen_ty_2__bindgen_ty_3>() - 16usize];
-    [
-        "Alignment of ibv_send_wr__bindgen_ty_2__bindgen_ty_3",
-    ][::std::mem::align_of::<ibv_send_wr__bindgen_ty_2__bindgen_ty_3>() - 8usize];
-    [
-        "Offset of field: ibv_send_wr__bindgen_ty_2__bindgen_ty_3::ah",
-    ][::std::mem::offset_of!(ibv_send_wr__bindgen_ty_2__bindgen_ty_3, ah) - 0usize];
-    [
-        "Offset of field: ibv_send_wr__bindgen_ty_2__bindgen_ty_3::remote_qpn",
-    ][::std::mem::offset_of!(ibv_send_wr__bindgen_ty_2__bindgen_ty_3, remote_qpn)
-        - 8usize];
-    [
-        "Offset of field: ibv_send_wr__bindgen_ty_2__bindgen_ty_3::remote_qkey",
-    ][::std::mem::offset_of!(ibv_send_wr__bindgen_ty_2__bindgen_ty_3, remote_qkey)
-        - 12usize];
-};
 impl Default for ibv_send_wr__bindgen_ty_2__bindgen_ty_3 {
     fn default() -> Self {
         let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
@@ -1149,25 +588,6 @@ impl Default for ibv_send_wr__bindgen_ty_2__bindgen_ty_3 {
         }
     }
 }
-#[cfg(target_arch = "x86_64")]
-#[allow(clippy::unnecessary_operation, clippy::identity_op)]
-const _: () = {
-    [
-        "Size of ibv_send_wr__bindgen_ty_2",
-    ][::std::mem::size_of::<ibv_send_wr__bindgen_ty_2>() - 32usize];
-    [
-        "Alignment of ibv_send_wr__bindgen_ty_2",
-    ][::std::mem::align_of::<ibv_send_wr__bindgen_ty_2>() - 8usize];
-    [
-        "Offset of field: ibv_send_wr__bindgen_ty_2::rdma",
-    ][::std::mem::offset_of!(ibv_send_wr__bindgen_ty_2, rdma) - 0usize];
-    [
-        "Offset of field: ibv_send_wr__bindgen_ty_2::atomic",
-    ][::std::mem::offset_of!(ibv_send_wr__bindgen_ty_2, atomic) - 0usize];
-    [
-        "Offset of field: ibv_send_wr__bindgen_ty_2::ud",
-    ][::std::mem::offset_of!(ibv_send_wr__bindgen_ty_2, ud) - 0usize];
-};
 impl Default for ibv_send_wr__bindgen_ty_2 {
     fn default() -> Self {
         let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
@@ -1187,33 +607,6 @@ pub union ibv_send_wr__bindgen_ty_3 {
 pub struct ibv_send_wr__bindgen_ty_3__bindgen_ty_1 {
     pub remote_srqn: u32,
 }
-#[cfg(target_arch = "x86_64")]
-#[allow(clippy::unnecessary_operation, clippy::identity_op)]
-const _: () = {
-    [
-        "Size of ibv_send_wr__bindgen_ty_3__bindgen_ty_1",
-    ][::std::mem::size_of::<ibv_send_wr__bindgen_ty_3__bindgen_ty_1>() - 4usize];
-    [
-        "Alignment of ibv_send_wr__bindgen_ty_3__bindgen_ty_1",
-    ][::std::mem::align_of::<ibv_send_wr__bindgen_ty_3__bindgen_ty_1>() - 4usize];
-    [
-        "Offset of field: ibv_send_wr__bindgen_ty_3__bindgen_ty_1::remote_srqn",
-    ][::std::mem::offset_of!(ibv_send_wr__bindgen_ty_3__bindgen_ty_1, remote_srqn)
-        - 0usize];
-};
-#[cfg(target_arch = "x86_64")]
-#[allow(clippy::unnecessary_operation, clippy::identity_op)]
-const _: () = {
-    [
-        "Size of ibv_send_wr__bindgen_ty_3",
-    ][::std::mem::size_of::<ibv_send_wr__bindgen_ty_3>() - 4usize];
-    [
-        "Alignment of ibv_send_wr__bindgen_ty_3",
-    ][::std::mem::align_of::<ibv_send_wr__bindgen_ty_3>() - 4usize];
-    [
-        "Offset of field: ibv_send_wr__bindgen_ty_3::xrc",
-    ][::std::mem::offset_of!(ibv_send_wr__bindgen_ty_3, xrc) - 0usize];
-};
 impl Default for ibv_send_wr__bindgen_ty_3 {
     fn default() -> Self {
         let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
@@ -1236,26 +629,6 @@ pub struct ibv_send_wr__bindgen_ty_4__bindgen_ty_1 {
     pub rkey: u32,
     pub bind_info: ibv_mw_bind_info,
 }
-#[cfg(target_arch = "x86_64")]
-#[allow(clippy::unnecessary_operation, clippy::identity_op)]
-const _: () = {
-    [
-        "Size of ibv_send_wr__bindgen_ty_4__bindgen_ty_1",
-    ][::std::mem::size_of::<ibv_send_wr__bindgen_ty_4__bindgen_ty_1>() - 48usize];
-    [
-        "Alignment of ibv_send_wr__bindgen_ty_4__bindgen_ty_1",
-    ][::std::mem::align_of::<ibv_send_wr__bindgen_ty_4__bindgen_ty_1>() - 8usize];
-    [
-        "Offset of field: ibv_send_wr__bindgen_ty_4__bindgen_ty_1::mw",
-    ][::std::mem::offset_of!(ibv_send_wr__bindgen_ty_4__bindgen_ty_1, mw) - 0usize];
-    [
-        "Offset of field: ibv_send_wr__bindgen_ty_4__bindgen_ty_1::rkey",
-    ][::std::mem::offset_of!(ibv_send_wr__bindgen_ty_4__bindgen_ty_1, rkey) - 8usize];
-    [
-        "Offset of field: ibv_send_wr__bindgen_ty_4__bindgen_ty_1::bind_info",
-    ][::std::mem::offset_of!(ibv_send_wr__bindgen_ty_4__bindgen_ty_1, bind_info)
-        - 16usize];
-};
 impl Default for ibv_send_wr__bindgen_ty_4__bindgen_ty_1 {
     fn default() -> Self {
         let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
@@ -1272,25 +645,6 @@ pub struct ibv_send_wr__bindgen_ty_4__bindgen_ty_2 {
     pub hdr_sz: u16,
     pub mss: u16,
 }
-#[cfg(target_arch = "x86_64")]
-#[allow(clippy::unnecessary_operation, clippy::identity_op)]
-const _: () = {
-    [
-        "Size of ibv_send_wr__bindgen_ty_4__bindgen_ty_2",
-    ][::std::mem::size_of::<ibv_send_wr__bindgen_ty_4__bindgen_ty_2>() - 16usize];
-    [
-        "Alignment of ibv_send_wr__bindgen_ty_4__bindgen_ty_2",
-    ][::std::mem::align_of::<ibv_send_wr__bindgen_ty_4__bindgen_ty_2>() - 8usize];
-    [
-        "Offset of field: ibv_send_wr__bindgen_ty_4__bindgen_ty_2::hdr",
-    ][::std::mem::offset_of!(ibv_send_wr__bindgen_ty_4__bindgen_ty_2, hdr) - 0usize];
-    [
-        "Offset of field: ibv_send_wr__bindgen_ty_4__bindgen_ty_2::hdr_sz",
-    ][::std::mem::offset_of!(ibv_send_wr__bindgen_ty_4__bindgen_ty_2, hdr_sz) - 8usize];
-    [
-        "Offset of field: ibv_send_wr__bindgen_ty_4__bindgen_ty_2::mss",
-    ][::std::mem::offset_of!(ibv_send_wr__bindgen_ty_4__bindgen_ty_2, mss) - 10usize];
-};
 impl Default for ibv_send_wr__bindgen_ty_4__bindgen_ty_2 {
     fn default() -> Self {
         let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
@@ -1300,22 +654,6 @@ impl Default for ibv_send_wr__bindgen_ty_4__bindgen_ty_2 {
         }
     }
 }
-#[cfg(target_arch = "x86_64")]
-#[allow(clippy::unnecessary_operation, clippy::identity_op)]
-const _: () = {
-    [
-        "Size of ibv_send_wr__bindgen_ty_4",
-    ][::std::mem::size_of::<ibv_send_wr__bindgen_ty_4>() - 48usize];
-    [
-        "Alignment of ibv_send_wr__bindgen_ty_4",
-    ][::std::mem::align_of::<ibv_send_wr__bindgen_ty_4>() - 8usize];
-    [
-        "Offset of field: ibv_send_wr__bindgen_ty_4::bind_mw",
-    ][::std::mem::offset_of!(ibv_send_wr__bindgen_ty_4, bind_mw) - 0usize];
-    [
-        "Offset of field: ibv_send_wr__bindgen_ty_4::tso",
-    ][::std::mem::offset_of!(ibv_send_wr__bindgen_ty_4, tso) - 0usize];
-};
 impl Default for ibv_send_wr__bindgen_ty_4 {
     fn default() -> Self {
         let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
@@ -1325,36 +663,6 @@ impl Default for ibv_send_wr__bindgen_ty_4 {
         }
     }
 }
-#[cfg(target_arch = "x86_64")]
-#[allow(clippy::unnecessary_operation, clippy::identity_op)]
-const _: () = {
-    ["Size of ibv_send_wr"][::std::mem::size_of::<ibv_send_wr>() - 128usize];
-    ["Alignment of ibv_send_wr"][::std::mem::align_of::<ibv_send_wr>() - 8usize];
-    [
-        "Offset of field: ibv_send_wr::wr_id",
-    ][::std::mem::offset_of!(ibv_send_wr, wr_id) - 0usize];
-    [
-        "Offset of field: ibv_send_wr::next",
-    ][::std::mem::offset_of!(ibv_send_wr, next) - 8usize];
-    [
-        "Offset of field: ibv_send_wr::sg_list",
-    ][::std::mem::offset_of!(ibv_send_wr, sg_list) - 16usize];
-    [
-        "Offset of field: ibv_send_wr::num_sge",
-    ][::std::mem::offset_of!(ibv_send_wr, num_sge) - 24usize];
-    [
-        "Offset of field: ibv_send_wr::opcode",
-    ][::std::mem::offset_of!(ibv_send_wr, opcode) - 28usize];
-    [
-        "Offset of field: ibv_send_wr::send_flags",
-    ][::std::mem::offset_of!(ibv_send_wr, send_flags) - 32usize];
-    [
-        "Offset of field: ibv_send_wr::wr",
-    ][::std::mem::offset_of!(ibv_send_wr, wr) - 40usize];
-    [
-        "Offset of field: ibv_send_wr::qp_type",
-    ][::std::mem::offset_of!(ibv_send_wr, qp_type) - 72usize];
-};
 impl Default for ibv_send_wr {
     fn default() -> Self {
         let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
@@ -1372,24 +680,6 @@ pub struct ibv_recv_wr {
     pub sg_list: *mut ibv_sge,
     pub num_sge: ::std::os::raw::c_int,
 }
-#[cfg(target_arch = "x86_64")]
-#[allow(clippy::unnecessary_operation, clippy::identity_op)]
-const _: () = {
-    ["Size of ibv_recv_wr"][::std::mem::size_of::<ibv_recv_wr>() - 32usize];
-    ["Alignment of ibv_recv_wr"][::std::mem::align_of::<ibv_recv_wr>() - 8usize];
-    [
-        "Offset of field: ibv_recv_wr::wr_id",
-    ][::std::mem::offset_of!(ibv_recv_wr, wr_id) - 0usize];
-    [
-        "Offset of field: ibv_recv_wr::next",
-    ][::std::mem::offset_of!(ibv_recv_wr, next) - 8usize];
-    [
-        "Offset of field: ibv_recv_wr::sg_list",
-    ][::std::mem::offset_of!(ibv_recv_wr, sg_list) - 16usize];
-    [
-        "Offset of field: ibv_recv_wr::num_sge",
-    ][::std::mem::offset_of!(ibv_recv_wr, num_sge) - 24usize];
-};
 impl Default for ibv_recv_wr {
     fn default() -> Self {
         let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
@@ -1416,41 +706,6 @@ pub struct ibv_qp {
     pub cond: pthread_cond_t,
     pub events_completed: u32,
 }
-#[cfg(target_arch = "x86_64")]
-#[allow(clippy::unnecessary_operation, clippy::identity_op)]
-const _: () = {
-    ["Size of ibv_qp"][::std::mem::size_of::<ibv_qp>() - 160usize];
-    ["Alignment of ibv_qp"][::std::mem::align_of::<ibv_qp>() - 8usize];
-    [
-        "Offset of field: ibv_qp::context",
-    ][::std::mem::offset_of!(ibv_qp, context) - 0usize];
-    [
-        "Offset of field: ibv_qp::qp_context",
-    ][::std::mem::offset_of!(ibv_qp, qp_context) - 8usize];
-    ["Offset of field: ibv_qp::pd"][::std::mem::offset_of!(ibv_qp, pd) - 16usize];
-    [
-        "Offset of field: ibv_qp::send_cq",
-    ][::std::mem::offset_of!(ibv_qp, send_cq) - 24usize];
-    [
-        "Offset of field: ibv_qp::recv_cq",
-    ][::std::mem::offset_of!(ibv_qp, recv_cq) - 32usize];
-    ["Offset of field: ibv_qp::srq"][::std::mem::offset_of!(ibv_qp, srq) - 40usize];
-    [
-        "Offset of field: ibv_qp::handle",
-    ][::std::mem::offset_of!(ibv_qp, handle) - 48usize];
-    [
-        "Offset of field: ibv_qp::qp_num",
-    ][::std::mem::offset_of!(ibv_qp, qp_num) - 52usize];
-    ["Offset of field: ibv_qp::state"][::std::mem::offset_of!(ibv_qp, state) - 56usize];
-    [
-        "Offset of field: ibv_qp::qp_type",
-    ][::std::mem::offset_of!(ibv_qp, qp_type) - 60usize];
-    ["Offset of field: ibv_qp::mutex"][::std::mem::offset_of!(ibv_qp, mutex) - 64usize];
-    ["Offset of field: ibv_qp::cond"][::std::mem::offset_of!(ibv_qp, cond) - 104usize];
-    [
-        "Offset of field: ibv_qp::events_completed",
-    ][::std::mem::offset_of!(ibv_qp, events_completed) - 152usize];
-};
 impl Default for ibv_qp {
     fn default() -> Self {
         let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
@@ -1467,23 +722,6 @@ pub struct ibv_comp_channel {
     pub fd: ::std::os::raw::c_int,
     pub refcnt: ::std::os::raw::c_int,
 }
-#[cfg(target_arch = "x86_64")]
-#[allow(clippy::unnecessary_operation, clippy::identity_op)]
-const _: () = {
-    ["Size of ibv_comp_channel"][::std::mem::size_of::<ibv_comp_channel>() - 16usize];
-    [
-        "Alignment of ibv_comp_channel",
-    ][::std::mem::align_of::<ibv_comp_channel>() - 8usize];
-    [
-        "Offset of field: ibv_comp_channel::context",
-    ][::std::mem::offset_of!(ibv_comp_channel, context) - 0usize];
-    [
-        "Offset of field: ibv_comp_channel::fd",
-    ][::std::mem::offset_of!(ibv_comp_channel, fd) - 8usize];
-    [
-        "Offset of field: ibv_comp_channel::refcnt",
-    ][::std::mem::offset_of!(ibv_comp_channel, refcnt) - 12usize];
-};
 impl Default for ibv_comp_channel {
     fn default() -> Self {
         let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
@@ -1506,33 +744,6 @@ pub struct ibv_cq {
     pub comp_events_completed: u32,
     pub async_events_completed: u32,
 }
-#[cfg(target_arch = "x86_64")]
-#[allow(clippy::unnecessary_operation, clippy::identity_op)]
-const _: () = {
-    ["Size of ibv_cq"][::std::mem::size_of::<ibv_cq>() - 128usize];
-    ["Alignment of ibv_cq"][::std::mem::align_of::<ibv_cq>() - 8usize];
-    [
-        "Offset of field: ibv_cq::context",
-    ][::std::mem::offset_of!(ibv_cq, context) - 0usize];
-    [
-        "Offset of field: ibv_cq::channel",
-    ][::std::mem::offset_of!(ibv_cq, channel) - 8usize];
-    [
-        "Offset of field: ibv_cq::cq_context",
-    ][::std::mem::offset_of!(ibv_cq, cq_context) - 16usize];
-    [
-        "Offset of field: ibv_cq::handle",
-    ][::std::mem::offset_of!(ibv_cq, handle) - 24usize];
-    ["Offset of field: ibv_cq::cqe"][::std::mem::offset_of!(ibv_cq, cqe) - 28usize];
-    ["Offset of field: ibv_cq::mutex"][::std::mem::offset_of!(ibv_cq, mutex) - 32usize];
-    ["Offset of field: ibv_cq::cond"][::std::mem::offset_of!(ibv_cq, cond) - 72usize];
-    [
-        "Offset of field: ibv_cq::comp_events_completed",
-    ][::std::mem::offset_of!(ibv_cq, comp_events_completed) - 120usize];
-    [
-        "Offset of field: ibv_cq::async_events_completed",
-    ][::std::mem::offset_of!(ibv_cq, async_events_completed) - 124usize];
-};
 impl Default for ibv_cq {
     fn default() -> Self {
         let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
@@ -1553,18 +764,6 @@ pub struct _ibv_device_ops {
     >,
     pub _dummy2: ::std::option::Option<unsafe extern "C" fn(context: *mut ibv_context)>,
 }
-#[cfg(target_arch = "x86_64")]
-#[allow(clippy::unnecessary_operation, clippy::identity_op)]
-const _: () = {
-    ["Size of _ibv_device_ops"][::std::mem::size_of::<_ibv_device_ops>() - 16usize];
-    ["Alignment of _ibv_device_ops"][::std::mem::align_of::<_ibv_device_ops>() - 8usize];
-    [
-        "Offset of field: _ibv_device_ops::_dummy1",
-    ][::std::mem::offset_of!(_ibv_device_ops, _dummy1) - 0usize];
-    [
-        "Offset of field: _ibv_device_ops::_dummy2",
-    ][::std::mem::offset_of!(_ibv_device_ops, _dummy2) - 8usize];
-};
 #[repr(C)]
 #[derive(Debug)]
 pub struct ibv_device {
@@ -1576,33 +775,6 @@ pub struct ibv_device {
     pub dev_path: [::std::os::raw::c_char; 256usize],
     pub ibdev_path: [::std::os::raw::c_char; 256usize],
 }
-#[cfg(target_arch = "x86_64")]
-#[allow(clippy::unnecessary_operation, clippy::identity_op)]
-const _: () = {
-    ["Size of ibv_device"][::std::mem::size_of::<ibv_device>() - 664usize];
-    ["Alignment of ibv_device"][::std::mem::align_of::<ibv_device>() - 8usize];
-    [
-        "Offset of field: ibv_device::_ops",
-    ][::std::mem::offset_of!(ibv_device, _ops) - 0usize];
-    [
-        "Offset of field: ibv_device::node_type",
-    ][::std::mem::offset_of!(ibv_device, node_type) - 16usize];
-    [
-        "Offset of field: ibv_device::transport_type",
-    ][::std::mem::offset_of!(ibv_device, transport_type) - 20usize];
-    [
-        "Offset of field: ibv_device::name",
-    ][::std::mem::offset_of!(ibv_device, name) - 24usize];
-    [
-        "Offset of field: ibv_device::dev_name",
-    ][::std::mem::offset_of!(ibv_device, dev_name) - 88usize];
-    [
-        "Offset of field: ibv_device::dev_path",
-    ][::std::mem::offset_of!(ibv_device, dev_path) - 152usize];
-    [
-        "Offset of field: ibv_device::ibdev_path",
-    ][::std::mem::offset_of!(ibv_device, ibdev_path) - 408usize];
-};
 impl Default for ibv_device {
     fn default() -> Self {
         let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
@@ -1742,108 +914,6 @@ pub struct ibv_context_ops {
         unsafe extern "C" fn() -> *mut ::std::os::raw::c_void,
     >,
 }
-#[cfg(target_arch = "x86_64")]
-#[allow(clippy::unnecessary_operation, clippy::identity_op)]
-const _: () = {
-    ["Size of ibv_context_ops"][::std::mem::size_of::<ibv_context_ops>() - 256usize];
-    ["Alignment of ibv_context_ops"][::std::mem::align_of::<ibv_context_ops>() - 8usize];
-    [
-        "Offset of field: ibv_context_ops::_compat_query_device",
-    ][::std::mem::offset_of!(ibv_context_ops, _compat_query_device) - 0usize];
-    [
-        "Offset of field: ibv_context_ops::_compat_query_port",
-    ][::std::mem::offset_of!(ibv_context_ops, _compat_query_port) - 8usize];
-    [
-        "Offset of field: ibv_context_ops::_compat_alloc_pd",
-    ][::std::mem::offset_of!(ibv_context_ops, _compat_alloc_pd) - 16usize];
-    [
-        "Offset of field: ibv_context_ops::_compat_dealloc_pd",
-    ][::std::mem::offset_of!(ibv_context_ops, _compat_dealloc_pd) - 24usize];
-    [
-        "Offset of field: ibv_context_ops::_compat_reg_mr",
-    ][::std::mem::offset_of!(ibv_context_ops, _compat_reg_mr) - 32usize];
-    [
-        "Offset of field: ibv_context_ops::_compat_rereg_mr",
-    ][::std::mem::offset_of!(ibv_context_ops, _compat_rereg_mr) - 40usize];
-    [
-        "Offset of field: ibv_context_ops::_compat_dereg_mr",
-    ][::std::mem::offset_of!(ibv_context_ops, _compat_dereg_mr) - 48usize];
-    [
-        "Offset of field: ibv_context_ops::alloc_mw",
-    ][::std::mem::offset_of!(ibv_context_ops, alloc_mw) - 56usize];
-    [
-        "Offset of field: ibv_context_ops::bind_mw",
-    ][::std::mem::offset_of!(ibv_context_ops, bind_mw) - 64usize];
-    [
-        "Offset of field: ibv_context_ops::dealloc_mw",
-    ][::std::mem::offset_of!(ibv_context_ops, dealloc_mw) - 72usize];
-    [
-        "Offset of field: ibv_context_ops::_compat_create_cq",
-    ][::std::mem::offset_of!(ibv_context_ops, _compat_create_cq) - 80usize];
-    [
-        "Offset of field: ibv_context_ops::poll_cq",
-    ][::std::mem::offset_of!(ibv_context_ops, poll_cq) - 88usize];
-    [
-        "Offset of field: ibv_context_ops::req_notify_cq",
-    ][::std::mem::offset_of!(ibv_context_ops, req_notify_cq) - 96usize];
-    [
-        "Offset of field: ibv_context_ops::_compat_cq_event",
-    ][::std::mem::offset_of!(ibv_context_ops, _compat_cq_event) - 104usize];
-    [
-        "Offset of field: ibv_context_ops::_compat_resize_cq",
-    ][::std::mem::offset_of!(ibv_context_ops, _compat_resize_cq) - 112usize];
-    [
-        "Offset of field: ibv_context_ops::_compat_destroy_cq",
-    ][::std::mem::offset_of!(ibv_context_ops, _compat_destroy_cq) - 120usize];
-    [
-        "Offset of field: ibv_context_ops::_compat_create_srq",
-    ][::std::mem::offset_of!(ibv_context_ops, _compat_create_srq) - 128usize];
-    [
-        "Offset of field: ibv_context_ops::_compat_modify_srq",
-    ][::std::mem::offset_of!(ibv_context_ops, _compat_modify_srq) - 136usize];
-    [
-        "Offset of field: ibv_context_ops::_compat_query_srq",
-    ][::std::mem::offset_of!(ibv_context_ops, _compat_query_srq) - 144usize];
-    [
-        "Offset of field: ibv_context_ops::_compat_destroy_srq",
-    ][::std::mem::offset_of!(ibv_context_ops, _compat_destroy_srq) - 152usize];
-    [
-        "Offset of field: ibv_context_ops::post_srq_recv",
-    ][::std::mem::offset_of!(ibv_context_ops, post_srq_recv) - 160usize];
-    [
-        "Offset of field: ibv_context_ops::_compat_create_qp",
-    ][::std::mem::offset_of!(ibv_context_ops, _compat_create_qp) - 168usize];
-    [
-        "Offset of field: ibv_context_ops::_compat_query_qp",
-    ][::std::mem::offset_of!(ibv_context_ops, _compat_query_qp) - 176usize];
-    [
-        "Offset of field: ibv_context_ops::_compat_modify_qp",
-    ][::std::mem::offset_of!(ibv_context_ops, _compat_modify_qp) - 184usize];
-    [
-        "Offset of field: ibv_context_ops::_compat_destroy_qp",
-    ][::std::mem::offset_of!(ibv_context_ops, _compat_destroy_qp) - 192usize];
-    [
-        "Offset of field: ibv_context_ops::post_send",
-    ][::std::mem::offset_of!(ibv_context_ops, post_send) - 200usize];
-    [
-        "Offset of field: ibv_context_ops::post_recv",
-    ][::std::mem::offset_of!(ibv_context_ops, post_recv) - 208usize];
-    [
-        "Offset of field: ibv_context_ops::_compat_create_ah",
-    ][::std::mem::offset_of!(ibv_context_ops, _compat_create_ah) - 216usize];
-    [
-        "Offset of field: ibv_context_ops::_compat_destroy_ah",
-    ][::std::mem::offset_of!(ibv_context_ops, _compat_destroy_ah) - 224usize];
-    [
-        "Offset of field: ibv_context_ops::_compat_attach_mcast",
-    ][::std::mem::offset_of!(ibv_context_ops, _compat_attach_mcast) - 232usize];
-    [
-        "Offset of field: ibv_context_ops::_compat_detach_mcast",
-    ][::std::mem::offset_of!(ibv_context_ops, _compat_detach_mcast) - 240usize];
-    [
-        "Offset of field: ibv_context_ops::_compat_async_event",
-    ][::std::mem::offset_of!(ibv_context_ops, _compat_async_event) - 248usize];
-};
 #[repr(C)]
 #[derive(Debug)]
 pub struct ibv_context {
@@ -1855,33 +925,6 @@ pub struct ibv_context {
     pub mutex: pthread_mutex_t,
     pub abi_compat: *mut ::std::os::raw::c_void,
 }
-#[cfg(target_arch = "x86_64")]
-#[allow(clippy::unnecessary_operation, clippy::identity_op)]
-const _: () = {
-    ["Size of ibv_context"][::std::mem::size_of::<ibv_context>() - 328usize];
-    ["Alignment of ibv_context"][::std::mem::align_of::<ibv_context>() - 8usize];
-    [
-        "Offset of field: ibv_context::device",
-    ][::std::mem::offset_of!(ibv_context, device) - 0usize];
-    [
-        "Offset of field: ibv_context::ops",
-    ][::std::mem::offset_of!(ibv_context, ops) - 8usize];
-    [
-        "Offset of field: ibv_context::cmd_fd",
-    ][::std::mem::offset_of!(ibv_context, cmd_fd) - 264usize];
-    [
-        "Offset of field: ibv_context::async_fd",
-    ][::std::mem::offset_of!(ibv_context, async_fd) - 268usize];
-    [
-        "Offset of field: ibv_context::num_comp_vectors",
-    ][::std::mem::offset_of!(ibv_context, num_comp_vectors) - 272usize];
-    [
-        "Offset of field: ibv_context::mutex",
-    ][::std::mem::offset_of!(ibv_context, mutex) - 280usize];
-    [
-        "Offset of field: ibv_context::abi_compat",
-    ][::std::mem::offset_of!(ibv_context, abi_compat) - 320usize];
-};
 impl Default for ibv_context {
     fn default() -> Self {
         let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
@@ -1920,21 +963,6 @@ pub struct rdma_ib_addr {
     pub dgid: ibv_gid,
     pub pkey: __be16,
 }
-#[cfg(target_arch = "x86_64")]
-#[allow(clippy::unnecessary_operation, clippy::identity_op)]
-const _: () = {
-    ["Size of rdma_ib_addr"][::std::mem::size_of::<rdma_ib_addr>() - 40usize];
-    ["Alignment of rdma_ib_addr"][::std::mem::align_of::<rdma_ib_addr>() - 8usize];
-    [
-        "Offset of field: rdma_ib_addr::sgid",
-    ][::std::mem::offset_of!(rdma_ib_addr, sgid) - 0usize];
-    [
-        "Offset of field: rdma_ib_addr::dgid",
-    ][::std::mem::offset_of!(rdma_ib_addr, dgid) - 16usize];
-    [
-        "Offset of field: rdma_ib_addr::pkey",
-    ][::std::mem::offset_of!(rdma_ib_addr, pkey) - 32usize];
-};
 impl Default for rdma_ib_addr {
     fn default() -> Self {
         let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
@@ -1959,28 +987,6 @@ pub union rdma_addr__bindgen_ty_1 {
     pub src_sin6: sockaddr_in6,
     pub src_storage: sockaddr_storage,
 }
-#[cfg(target_arch = "x86_64")]
-#[allow(clippy::unnecessary_operation, clippy::identity_op)]
-const _: () = {
-    [
-        "Size of rdma_addr__bindgen_ty_1",
-    ][::std::mem::size_of::<rdma_addr__bindgen_ty_1>() - 128usize];
-    [
-        "Alignment of rdma_addr__bindgen_ty_1",
-    ][::std::mem::align_of::<rdma_addr__bindgen_ty_1>() - 8usize];
-    [
-        "Offset of field: rdma_addr__bindgen_ty_1::src_addr",
-    ][::std::mem::offset_of!(rdma_addr__bindgen_ty_1, src_addr) - 0usize];
-    [
-        "Offset of field: rdma_addr__bindgen_ty_1::src_sin",
-    ][::std::mem::offset_of!(rdma_addr__bindgen_ty_1, src_sin) - 0usize];
-    [
-        "Offset of field: rdma_addr__bindgen_ty_1::src_sin6",
-    ][::std::mem::offset_of!(rdma_addr__bindgen_ty_1, src_sin6) - 0usize];
-    [
-        "Offset of field: rdma_addr__bindgen_ty_1::src_storage",
-    ][::std::mem::offset_of!(rdma_addr__bindgen_ty_1, src_storage) - 0usize];
-};
 impl Default for rdma_addr__bindgen_ty_1 {
     fn default() -> Self {
         let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
@@ -1998,28 +1004,6 @@ pub union rdma_addr__bindgen_ty_2 {
     pub dst_sin6: sockaddr_in6,
     pub dst_storage: sockaddr_storage,
 }
-#[cfg(target_arch = "x86_64")]
-#[allow(clippy::unnecessary_operation, clippy::identity_op)]
-const _: () = {
-    [
-        "Size of rdma_addr__bindgen_ty_2",
-    ][::std::mem::size_of::<rdma_addr__bindgen_ty_2>() - 128usize];
-    [
-        "Alignment of rdma_addr__bindgen_ty_2",
-    ][::std::mem::align_of::<rdma_addr__bindgen_ty_2>() - 8usize];
-    [
-        "Offset of field: rdma_addr__bindgen_ty_2::dst_addr",
-    ][::std::mem::offset_of!(rdma_addr__bindgen_ty_2, dst_addr) - 0usize];
-    [
-        "Offset of field: rdma_addr__bindgen_ty_2::dst_sin",
-    ][::std::mem::offset_of!(rdma_addr__bindgen_ty_2, dst_sin) - 0usize];
-    [
-        "Offset of field: rdma_addr__bindgen_ty_2::dst_sin6",
-    ][::std::mem::offset_of!(rdma_addr__bindgen_ty_2, dst_sin6) - 0usize];
-    [
-        "Offset of field: rdma_addr__bindgen_ty_2::dst_storage",
-    ][::std::mem::offset_of!(rdma_addr__bindgen_ty_2, dst_storage) - 0usize];
-};
 impl Default for rdma_addr__bindgen_ty_2 {
     fn default() -> Self {
         let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
@@ -2034,19 +1018,6 @@ impl Default for rdma_addr__bindgen_ty_2 {
 pub union rdma_addr__bindgen_ty_3 {
     pub ibaddr: rdma_ib_addr,
 }
-#[cfg(target_arch = "x86_64")]
-#[allow(clippy::unnecessary_operation, clippy::identity_op)]
-const _: () = {
-    [
-        "Size of rdma_addr__bindgen_ty_3",
-    ][::std::mem::size_of::<rdma_addr__bindgen_ty_3>() - 40usize];
-    [
-        "Alignment of rdma_addr__bindgen_ty_3",
-    ][::std::mem::align_of::<rdma_addr__bindgen_ty_3>() - 8usize];
-    [
-        "Offset of field: rdma_addr__bindgen_ty_3::ibaddr",
-    ][::std::mem::offset_of!(rdma_addr__bindgen_ty_3, ibaddr) - 0usize];
-};
 impl Default for rdma_addr__bindgen_ty_3 {
     fn default() -> Self {
         let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
@@ -2056,15 +1027,6 @@ impl Default for rdma_addr__bindgen_ty_3 {
         }
     }
 }
-#[cfg(target_arch = "x86_64")]
-#[allow(clippy::unnecessary_operation, clippy::identity_op)]
-const _: () = {
-    ["Size of rdma_addr"][::std::mem::size_of::<rdma_addr>() - 296usize];
-    ["Alignment of rdma_addr"][::std::mem::align_of::<rdma_addr>() - 8usize];
-    [
-        "Offset of field: rdma_addr::addr",
-    ][::std::mem::offset_of!(rdma_addr, addr) - 256usize];
-};
 impl Default for rdma_addr {
     fn default() -> Self {
         let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
@@ -2081,21 +1043,6 @@ pub struct rdma_route {
     pub path_rec: *mut ibv_sa_path_rec,
     pub num_paths: ::std::os::raw::c_int,
 }
-#[cfg(target_arch = "x86_64")]
-#[allow(clippy::unnecessary_operation, clippy::identity_op)]
-const _: () = {
-    ["Size of rdma_route"][::std::mem::size_of::<rdma_route>() - 312usize];
-    ["Alignment of rdma_route"][::std::mem::align_of::<rdma_route>() - 8usize];
-    [
-        "Offset of field: rdma_route::addr",
-    ][::std::mem::offset_of!(rdma_route, addr) - 0usize];
-    [
-        "Offset of field: rdma_route::path_rec",
-    ][::std::mem::offset_of!(rdma_route, path_rec) - 296usize];
-    [
-        "Offset of field: rdma_route::num_paths",
-    ][::std::mem::offset_of!(rdma_route, num_paths) - 304usize];
-};
 impl Default for rdma_route {
     fn default() -> Self {
         let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
@@ -2110,17 +1057,6 @@ impl Default for rdma_route {
 pub struct rdma_event_channel {
     pub fd: ::std::os::raw::c_int,
 }
-#[cfg(target_arch = "x86_64")]
-#[allow(clippy::unnecessary_operation, clippy::identity_op)]
-const _: () = {
-    ["Size of rdma_event_channel"][::std::mem::size_of::<rdma_event_channel>() - 4usize];
-    [
-        "Alignment of rdma_event_channel",
-    ][::std::mem::align_of::<rdma_event_channel>() - 4usize];
-    [
-        "Offset of field: rdma_event_channel::fd",
-    ][::std::mem::offset_of!(rdma_event_channel, fd) - 0usize];
-};
 #[repr(C)]
 pub struct rdma_cm_id {
     pub verbs: *mut ibv_context,
@@ -2139,57 +1075,6 @@ pub struct rdma_cm_id {
     pub pd: *mut ibv_pd,
     pub qp_type: ibv_qp_type,
 }
-#[cfg(target_arch = "x86_64")]
-#[allow(clippy::unnecessary_operation, clippy::identity_op)]
-const _: () = {
-    ["Size of rdma_cm_id"][::std::mem::size_of::<rdma_cm_id>() - 416usize];
-    ["Alignment of rdma_cm_id"][::std::mem::align_of::<rdma_cm_id>() - 8usize];
-    [
-        "Offset of field: rdma_cm_id::verbs",
-    ][::std::mem::offset_of!(rdma_cm_id, verbs) - 0usize];
-    [
-        "Offset of field: rdma_cm_id::channel",
-    ][::std::mem::offset_of!(rdma_cm_id, channel) - 8usize];
-    [
-        "Offset of field: rdma_cm_id::context",
-    ][::std::mem::offset_of!(rdma_cm_id, context) - 16usize];
-    [
-        "Offset of field: rdma_cm_id::qp",
-    ][::std::mem::offset_of!(rdma_cm_id, qp) - 24usize];
-    [
-        "Offset of field: rdma_cm_id::route",
-    ][::std::mem::offset_of!(rdma_cm_id, route) - 32usize];
-    [
-        "Offset of field: rdma_cm_id::ps",
-    ][::std::mem::offset_of!(rdma_cm_id, ps) - 344usize];
-    [
-        "Offset of field: rdma_cm_id::port_num",
-    ][::std::mem::offset_of!(rdma_cm_id, port_num) - 348usize];
-    [
-        "Offset of field: rdma_cm_id::event",
-    ][::std::mem::offset_of!(rdma_cm_id, event) - 352usize];
-    [
-        "Offset of field: rdma_cm_id::send_cq_channel",
-    ][::std::mem::offset_of!(rdma_cm_id, send_cq_channel) - 360usize];
-    [
-        "Offset of field: rdma_cm_id::send_cq",
-    ][::std::mem::offset_of!(rdma_cm_id, send_cq) - 368usize];
-    [
-        "Offset of field: rdma_cm_id::recv_cq_channel",
-    ][::std::mem::offset_of!(rdma_cm_id, recv_cq_channel) - 376usize];
-    [
-        "Offset of field: rdma_cm_id::recv_cq",
-    ][::std::mem::offset_of!(rdma_cm_id, recv_cq) - 384usize];
-    [
-        "Offset of field: rdma_cm_id::srq",
-    ][::std::mem::offset_of!(rdma_cm_id, srq) - 392usize];
-    [
-        "Offset of field: rdma_cm_id::pd",
-    ][::std::mem::offset_of!(rdma_cm_id, pd) - 400usize];
-    [
-        "Offset of field: rdma_cm_id::qp_type",
-    ][::std::mem::offset_of!(rdma_cm_id, qp_type) - 408usize];
-};
 impl Default for rdma_cm_id {
     fn default() -> Self {
         let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
@@ -2212,39 +1097,6 @@ pub struct rdma_conn_param {
     pub srq: u8,
     pub qp_num: u32,
 }
-#[cfg(target_arch = "x86_64")]
-#[allow(clippy::unnecessary_operation, clippy::identity_op)]
-const _: () = {
-    ["Size of rdma_conn_param"][::std::mem::size_of::<rdma_conn_param>() - 24usize];
-    ["Alignment of rdma_conn_param"][::std::mem::align_of::<rdma_conn_param>() - 8usize];
-    [
-        "Offset of field: rdma_conn_param::private_data",
-    ][::std::mem::offset_of!(rdma_conn_param, private_data) - 0usize];
-    [
-        "Offset of field: rdma_conn_param::private_data_len",
-    ][::std::mem::offset_of!(rdma_conn_param, private_data_len) - 8usize];
-    [
-        "Offset of field: rdma_conn_param::responder_resources",
-    ][::std::mem::offset_of!(rdma_conn_param, responder_resources) - 9usize];
-    [
-        "Offset of field: rdma_conn_param::initiator_depth",
-    ][::std::mem::offset_of!(rdma_conn_param, initiator_depth) - 10usize];
-    [
-        "Offset of field: rdma_conn_param::flow_control",
-    ][::std::mem::offset_of!(rdma_conn_param, flow_control) - 11usize];
-    [
-        "Offset of field: rdma_conn_param::retry_count",
-    ][::std::mem::offset_of!(rdma_conn_param, retry_count) - 12usize];
-    [
-        "Offset of field: rdma_conn_param::rnr_retry_count",
-    ][::std::mem::offset_of!(rdma_conn_param, rnr_retry_count) - 13usize];
-    [
-        "Offset of field: rdma_conn_param::srq",
-    ][::std::mem::offset_of!(rdma_conn_param, srq) - 14usize];
-    [
-        "Offset of field: rdma_conn_param::qp_num",
-    ][::std::mem::offset_of!(rdma_conn_param, qp_num) - 16usize];
-};
 impl Default for rdma_conn_param {
     fn default() -> Self {
         let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
@@ -2263,27 +1115,6 @@ pub struct rdma_ud_param {
     pub qp_num: u32,
     pub qkey: u32,
 }
-#[cfg(target_arch = "x86_64")]
-#[allow(clippy::unnecessary_operation, clippy::identity_op)]
-const _: () = {
-    ["Size of rdma_ud_param"][::std::mem::size_of::<rdma_ud_param>() - 56usize];
-    ["Alignment of rdma_ud_param"][::std::mem::align_of::<rdma_ud_param>() - 8usize];
-    [
-        "Offset of field: rdma_ud_param::private_data",
-    ][::std::mem::offset_of!(rdma_ud_param, private_data) - 0usize];
-    [
-        "Offset of field: rdma_ud_param::private_data_len",
-    ][::std::mem::offset_of!(rdma_ud_param, private_data_len) - 8usize];
-    [
-        "Offset of field: rdma_ud_param::ah_attr",
-    ][::std::mem::offset_of!(rdma_ud_param, ah_attr) - 16usize];
-    [
-        "Offset of field: rdma_ud_param::qp_num",
-    ][::std::mem::offset_of!(rdma_ud_param, qp_num) - 48usize];
-    [
-        "Offset of field: rdma_ud_param::qkey",
-    ][::std::mem::offset_of!(rdma_ud_param, qkey) - 52usize];
-};
 impl Default for rdma_ud_param {
     fn default() -> Self {
         let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
@@ -2308,22 +1139,6 @@ pub union rdma_cm_event__bindgen_ty_1 {
     pub conn: rdma_conn_param,
     pub ud: rdma_ud_param,
 }
-#[cfg(target_arch = "x86_64")]
-#[allow(clippy::unnecessary_operation, clippy::identity_op)]
-const _: () = {
-    [
-        "Size of rdma_cm_event__bindgen_ty_1",
-    ][::std::mem::size_of::<rdma_cm_event__bindgen_ty_1>() - 56usize];
-    [
-        "Alignment of rdma_cm_event__bindgen_ty_1",
-    ][::std::mem::align_of::<rdma_cm_event__bindgen_ty_1>() - 8usize];
-    [
-        "Offset of field: rdma_cm_event__bindgen_ty_1::conn",
-    ][::std::mem::offset_of!(rdma_cm_event__bindgen_ty_1, conn) - 0usize];
-    [
-        "Offset of field: rdma_cm_event__bindgen_ty_1::ud",
-    ][::std::mem::offset_of!(rdma_cm_event__bindgen_ty_1, ud) - 0usize];
-};
 impl Default for rdma_cm_event__bindgen_ty_1 {
     fn default() -> Self {
         let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
@@ -2333,27 +1148,6 @@ impl Default for rdma_cm_event__bindgen_ty_1 {
         }
     }
 }
-#[cfg(target_arch = "x86_64")]
-#[allow(clippy::unnecessary_operation, clippy::identity_op)]
-const _: () = {
-    ["Size of rdma_cm_event"][::std::mem::size_of::<rdma_cm_event>() - 80usize];
-    ["Alignment of rdma_cm_event"][::std::mem::align_of::<rdma_cm_event>() - 8usize];
-    [
-        "Offset of field: rdma_cm_event::id",
-    ][::std::mem::offset_of!(rdma_cm_event, id) - 0usize];
-    [
-        "Offset of field: rdma_cm_event::listen_id",
-    ][::std::mem::offset_of!(rdma_cm_event, listen_id) - 8usize];
-    [
-        "Offset of field: rdma_cm_event::event",
-    ][::std::mem::offset_of!(rdma_cm_event, event) - 16usize];
-    [
-        "Offset of field: rdma_cm_event::status",
-    ][::std::mem::offset_of!(rdma_cm_event, status) - 20usize];
-    [
-        "Offset of field: rdma_cm_event::param",
-    ][::std::mem::offset_of!(rdma_cm_event, param) - 24usize];
-};
 impl Default for rdma_cm_event {
     fn default() -> Self {
         let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
