@@ -28,6 +28,15 @@ impl Waker {
 }
 
 /// A completion queue. One poller at a time, checked at compile time: polling takes `&mut self`.
+/// ```compile_fail,E0499
+/// # use rdmalib::*;
+/// fn two_pollers(queue: &mut CompletionQueue) {
+///     std::thread::scope(|scope| {
+///         scope.spawn(|| queue.poll_one());
+///         scope.spawn(|| queue.poll_one());
+///     });
+/// }
+/// ```
 pub struct CompletionQueue {
     pub(super) inner: Owned<AnyCompletionQueue>,
 }

@@ -63,7 +63,16 @@ impl fmt::Debug for Listener {
     }
 }
 
-/// A peer that wants to connect. Dropping it rejects it without private data.
+/// A peer that wants to connect. Dropping the request rejects it without private data.
+///
+/// A request is answered once:
+/// ```compile_fail,E0382
+/// # use rdmalib::*;
+/// fn answered_twice(request: ConnectRequest, pair: &mut QueuePair) {
+///     let _ = request.accept(pair, &[]);
+///     let _ = request.reject(&[]);
+/// }
+/// ```
 pub struct ConnectRequest {
     inner: Option<Owned<AnyConnectRequest>>, // None once it was answered
 }

@@ -71,8 +71,18 @@ impl Domain {
     }
 }
 
-/// Registered memory. Dropping it revokes its key: requests that still name it then fail, they do
-/// not touch memory.
+/// Registered memory. Dropping it revokes its key: requests that still name it then fail and do not
+/// touch memory.
+///
+/// A region cannot be dropped before a request on it is posted:
+/// ```compile_fail,E0505
+/// # use rdmalib::*;
+/// fn dropped_too_early(region: Region, pair: &mut QueuePair) {
+///     let slice = region.slice(0..8).unwrap();
+///     drop(region);
+///     let _ = pair.post_receive(1, Some(slice));
+/// }
+/// ```
 pub struct Region {
     #[cfg(not(feature = "faults"))]
     inner: Owned<AnyRegion>,

@@ -199,7 +199,14 @@ impl QueuePair {
     }
 
     /// Returns the two halves, for two threads. The connection ends when the sending half is dropped or
-    /// both are.
+    /// both are. The queue pair is not used as a whole any more:
+    /// ```compile_fail,E0382
+    /// # use rdmalib::*;
+    /// fn used_after_the_split(pair: QueuePair) {
+    ///     let (send, receive) = pair.split();
+    ///     pair.state();
+    /// }
+    /// ```
     pub fn split(self) -> (SendQueue, ReceiveQueue) {
         (self.send, self.receive)
     }
