@@ -30,21 +30,15 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::resource::{Resource, getrlimit};
 
 use super::mapping::{Mapping, Part, SharedFile};
-use super::space::{SEGMENTS, Space, place, segment};
+use super::space::{
+    DATA_START, GENERATIONS, KEY_INDEX_BITS, KEYS, PAGE, SEGMENTS, Space, WORDS_PER_KEY, place,
+    segment,
+};
 use crate::contract;
 use crate::sync::{AtomicBool, AtomicU64, Ordering};
 use crate::types::{Access, Error, RemoteAddress, Result};
 use rdmalib_ring::Words;
 
-/// Regions of one domain; the low bits of a key. More than any program of ours registers.
-pub(super) const KEYS: usize = 1 << KEY_INDEX_BITS;
-const KEY_INDEX_BITS: u32 = 13;
-/// Generations of one slot: the high bits of a key, without 0.
-const GENERATIONS: u32 = (1 << (32 - KEY_INDEX_BITS)) - 1;
-pub(super) const WORDS_PER_KEY: usize = 4;
-pub(super) const PAGE: u64 = 4096;
-/// First byte behind the key table.
-pub(super) const DATA_START: u64 = (KEYS * WORDS_PER_KEY * 8) as u64;
 const TOO_LARGE: Error = Error::InvalidArgument("a region of this size is not addressable");
 
 /// The memory of a domain, at its owner.

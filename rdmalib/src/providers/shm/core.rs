@@ -5,14 +5,14 @@
 //! * IDS - ids are stored before `receives_posted` (Release) and loaded after it (Acquire).
 //!
 //! Elsewhere: finished sends (`sent`), how a completion queue reads it all (`source`), posting (`queue_pair`),
-//! carrying out (`one_sided`).
+//! carrying out (`link`).
 
 mod sent;
 mod source;
 
 use std::fmt;
 use std::os::fd::AsRawFd;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
 
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, recv, send};
@@ -21,10 +21,10 @@ use self::sent::{Sent, SentRing};
 pub(super) use self::source::Source;
 use super::arena::Map;
 use super::closer::ClosedLater;
-use super::completion::Shared;
-use super::engine::EngineHandle;
-use super::handshake::peer_of;
+use super::engine::{EngineHandle, Late, Watched};
 use super::mapping::Part;
+use super::members::{Member, QueueMembers};
+use super::peer::peer_of;
 use super::peer_arena::{PeerArena, PeerFile};
 use super::shared_copy::Job;
 use super::unread::Connected;
@@ -57,8 +57,8 @@ pub(crate) struct Core {
     receives_taken: AtomicU32,
     receive_ids: Box<[AtomicU64]>,
     sent: SentRing,
-    send_completions: Arc<Shared>,
-    receive_completions: Arc<Shared>,
+    send_completions: Arc<QueueMembers<Core>>,
+    receive_completions: Arc<QueueMembers<Core>>,
     halves: AtomicU32,
     socket: OnceLock<ClosedLater<Connected>>,
     peer: OnceLock<Peer>,
@@ -84,8 +84,8 @@ impl Core {
     /// Sets places in both completion queues aside and shows up there; `ring` is the receive ring
     /// and its offset in the domain.
     pub(super) fn new(
-        send: &Arc<Shared>,
-        receive: &Arc<Shared>,
+        send: &Arc<QueueMembers<Core>>,
+        receive: &Arc<QueueMembers<Core>>,
         config: &QueuePairConfig,
         memory: &Arc<Map>,
         (ring_offset, inbox): (u64, Part),
@@ -168,9 +168,9 @@ impl Core {
         }
     }
 
-    /// Hands a backlog to the helper thread.
-    pub(super) fn help(&self, backlog: Arc<super::queue_pair::Backlog>) {
-        self.engine.help(backlog);
+    /// Hands work that waits for the peer to the helper thread.
+    pub(super) fn help(&self, late: Arc<dyn Late>) {
+        self.engine.help(late);
     }
 
     /// From `Init` to `Connected`, over `socket`.
@@ -182,7 +182,8 @@ impl Core {
         let _ = self.state.compare_exchange(INIT, CONNECTED, Ordering::AcqRel, Ordering::Acquire);
         self.receive_completions.changed(); // the turn slot is known
         self.receive_completions.watch(self, socket)?;
-        self.engine.watch(self, socket)
+        let watched: Weak<Self> = Arc::downgrade(self);
+        self.engine.watch(self.number, watched, socket)
     }
 
     /// Who is at the other end, once it is connected.
@@ -209,27 +210,6 @@ impl Core {
         if let Some(socket) = self.socket.get() {
             let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
             let _ = send(socket.as_raw_fd(), &[1], flags); // a broken socket is seen by its watchers
-        }
-    }
-
-    /// Takes the bytes that a peer woke us with; sees its end.
-    pub(super) fn take_doorbells(&self) {
-        let Some(socket) = self.socket.get() else { return };
-        let mut bytes = [0; 64];
-        // Not until empty: a peer that floods its own queue must not hold ours.
-        for _ in 0..4 {
-            match recv(socket.as_raw_fd(), &mut bytes, MsgFlags::MSG_DONTWAIT) {
-                Ok(n) if n == bytes.len() => {}
-                Ok(0) => {
-                    self.receive_completions.unwatch(socket);
-                    return self.fail();
-                }
-                Ok(_) | Err(Errno::EAGAIN | Errno::EINTR) => return,
-                Err(_) => {
-                    self.receive_completions.unwatch(socket);
-                    return self.fail();
-                }
-            }
         }
     }
 
@@ -291,6 +271,38 @@ impl Core {
         self.receive_completions.detach(self);
         self.send_completions.unreserve(self.sent.depth());
         self.receive_completions.unreserve(self.receive_depth);
+    }
+}
+
+impl Member for Core {
+    fn number(&self) -> u32 {
+        self.number
+    }
+
+    fn take_doorbells(&self) {
+        let Some(socket) = self.socket.get() else { return };
+        let mut bytes = [0; 64];
+        // Not until empty: a peer that floods its own queue must not hold ours.
+        for _ in 0..4 {
+            match recv(socket.as_raw_fd(), &mut bytes, MsgFlags::MSG_DONTWAIT) {
+                Ok(n) if n == bytes.len() => {}
+                Ok(0) => {
+                    self.receive_completions.unwatch(socket);
+                    return self.fail();
+                }
+                Ok(_) | Err(Errno::EAGAIN | Errno::EINTR) => return,
+                Err(_) => {
+                    self.receive_completions.unwatch(socket);
+                    return self.fail();
+                }
+            }
+        }
+    }
+}
+
+impl Watched for Core {
+    fn peer_ended(&self) {
+        self.fail();
     }
 }
 

@@ -5,6 +5,7 @@
 //! with requests whose receiver was not ready. It sleeps otherwise.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
@@ -13,22 +14,34 @@ use std::time::{Duration, Instant};
 use nix::sys::epoll::EpollFlags;
 use nix::sys::signal::SigSet;
 
-use super::core::Core;
-use super::queue_pair::Backlog;
 use crate::events::Events;
 use crate::types::{Error, Result};
 
+/// What the helper is told of: the end of its peer's process or connection.
+pub(super) trait Watched: Send + Sync {
+    /// The peer has ended.
+    fn peer_ended(&self);
+}
+
+/// Work that waits for a peer.
+pub(super) trait Late: Send + Sync {
+    /// How long it waits before the first try.
+    fn first_try_after(&self) -> Duration;
+
+    /// Tries again; returns when to come back, or `None` when nothing waits any more.
+    fn try_again(&self, now: Instant) -> Option<Instant>;
+}
+
 /// What other threads use of the helper.
-#[derive(Debug)]
 pub(crate) struct Engine {
     events: Events,
     shared: Mutex<Shared>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct Shared {
-    connections: HashMap<u32, Weak<Core>>,
-    late: Vec<Arc<Backlog>>,
+    connections: HashMap<u32, Weak<dyn Watched>>,
+    late: Vec<Arc<dyn Late>>,
     stop: bool,
 }
 
@@ -64,16 +77,27 @@ impl Drop for EngineHandle {
     }
 }
 
+impl fmt::Debug for Engine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Engine")
+    }
+}
+
 impl Engine {
     fn shared(&self) -> MutexGuard<'_, Shared> {
         self.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Watches for the end of a connection.
-    pub(super) fn watch(&self, core: &Arc<Core>, socket: &UnixStream) -> Result<()> {
-        self.shared().connections.insert(core.number(), Arc::downgrade(core));
+    /// Watches for the end of connection `number`, and tells `watched` of it.
+    pub(super) fn watch(
+        &self,
+        number: u32,
+        watched: Weak<dyn Watched>,
+        socket: &UnixStream,
+    ) -> Result<()> {
+        self.shared().connections.insert(number, watched);
         let flags = EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLONESHOT;
-        self.events.add(socket, core.number(), flags)
+        self.events.add(socket, number, flags)
     }
 
     /// Stops watching; the socket leaves the epoll set when it is closed.
@@ -82,15 +106,15 @@ impl Engine {
     }
 
     /// Carries on with a queue pair whose receiver was not ready.
-    pub(super) fn help(&self, backlog: Arc<Backlog>) {
-        self.shared().late.push(backlog);
+    pub(super) fn help(&self, late: Arc<dyn Late>) {
+        self.shared().late.push(late);
         self.events.wake();
     }
 
     fn run(&self) {
         // Signals are for the program's own threads.
         let _ = SigSet::all().thread_block();
-        let mut late: Vec<(Instant, Arc<Backlog>)> = Vec::new();
+        let mut late: Vec<(Instant, Arc<dyn Late>)> = Vec::new();
         loop {
             self.sleep_until(late.iter().map(|(due, _)| *due).min());
             let now = Instant::now();
@@ -98,13 +122,13 @@ impl Engine {
             if shared.stop {
                 return;
             }
-            late.extend(shared.late.drain(..).map(|backlog| (now + backlog.rnr_timer(), backlog)));
+            late.extend(shared.late.drain(..).map(|work| (now + work.first_try_after(), work)));
             drop(shared);
             late = late
                 .into_iter()
-                .filter_map(|(due, backlog)| {
-                    let due = if due > now { Some(due) } else { backlog.progress(now) };
-                    due.map(|due| (due, backlog))
+                .filter_map(|(due, work)| {
+                    let due = if due > now { Some(due) } else { work.try_again(now) };
+                    due.map(|due| (due, work))
                 })
                 .collect();
         }
@@ -113,9 +137,9 @@ impl Engine {
     fn sleep_until(&self, due: Option<Instant>) {
         let timeout = due.map(|due| due.saturating_duration_since(Instant::now()));
         let slept = self.events.sleep(timeout, |number| {
-            let core = self.shared().connections.get(&number).and_then(Weak::upgrade);
-            if let Some(core) = core {
-                core.fail();
+            let watched = self.shared().connections.get(&number).and_then(Weak::upgrade);
+            if let Some(watched) = watched {
+                watched.peer_ended();
             }
         });
         if let Err(error) = slept {

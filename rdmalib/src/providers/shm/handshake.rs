@@ -33,6 +33,7 @@ use super::Shm;
 use super::closer::{ClosedLater, Passed};
 use super::device::MAX_QUEUE_DEPTH;
 use super::link::Link;
+use super::peer::{origin, peer_of};
 use super::peer_arena::{PeerArena, PeerFile};
 use super::queue_pair::SendQueue;
 use super::unread::Connected;
@@ -41,12 +42,7 @@ use crate::events::readable_before;
 use crate::types::{Error, MAX_ACCEPT_DATA, MAX_REJECT_DATA, Peer, PrivateData, Result, State};
 use rdmalib_ring::{ArrivalPusher, Side, words_needed};
 
-/// Whose process is at the other end.
-fn origin(socket: &UnixStream) -> Peer {
-    getsockopt(socket, PeerCredentials).map_or(Peer::Unknown, |peer| Peer::User(peer.uid()))
-}
-
-/// The way to the peer at the other end of `socket`, which sent `message`.
+/// Makes the link to the peer at the other end of `socket`, which sent `message`.
 fn link(message: &Message, file: Option<ClosedLater<Passed>>, socket: &UnixStream) -> Result<Link> {
     let file = file.ok_or(Error::Protocol("the peer sent no memory"))?;
     let depth = message.ring_depth;
@@ -137,14 +133,6 @@ fn open_socket(to: SocketAddr, deadline: Instant) -> Result<Option<ClosedLater<U
     let socket = ClosedLater::from(UnixStream::from(socket));
     socket.set_nonblocking(true).map_err(|e| Error::os("fcntl", e))?;
     Ok(Some(socket))
-}
-
-/// Who is at the other end of `socket`.
-pub(super) fn peer_of(socket: &UnixStream) -> String {
-    match getsockopt(socket, PeerCredentials) {
-        Ok(peer) => format!("process {} of user {}", peer.pid(), peer.uid()),
-        Err(_) => "unknown process".into(),
-    }
 }
 
 /// A connector that waits for an answer.

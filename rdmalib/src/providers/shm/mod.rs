@@ -16,9 +16,10 @@
 //!   is mapped at most
 //! * `queue_pair` - posting; `link` - carrying out a request; `copy` - its bytes; `shared_copy` - those of
 //!   a large write, with the receiver's help
-//! * `core`, `completion` - finished work and who is told of it
+//! * `core`, `completion` - finished work; `members` - which queue pairs a queue shows, and sleeping
+//! * `peer` - who is at the other end
 //! * `device` - what is made first
-//! * `engine` - what happens unasked (sleeping is in `crate::events`)
+//! * `engine` - what happens unasked
 //! * `handshake` - how two processes meet; `received` - messages with descriptors; `closer` - descriptors that peers
 //!   have a part in are closed; `unread` - what peers do not read has a bound
 
@@ -35,6 +36,8 @@ mod handshake;
 mod hostile;
 mod link;
 mod mapping;
+mod members;
+mod peer;
 mod peer_arena;
 mod queue_pair;
 mod received;

@@ -12,10 +12,10 @@ use nix::sys::stat::fstat;
 use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
 
 use super::addresses::{Account, Charge, FREE_SEGMENTS};
-use super::arena::{DATA_START, PAGE, permits};
+use super::arena::permits;
 use super::closer::{ClosedLater, Passed};
 use super::mapping::{Mapping, Part, SharedFile};
-use super::space::{place, segment};
+use super::space::{DATA_START, PAGE, place, segment};
 use crate::types::{Access, Error, Peer, RemoteAddress, Result};
 use rdmalib_ring::Words;
 

@@ -20,6 +20,7 @@ use super::arena::{Arena, RegionMemory};
 use super::completion::CompletionQueue;
 use super::core::Core;
 use super::device::{Domain, MAX_INLINE_DATA, MAX_QUEUE_DEPTH};
+use super::engine::Late;
 use super::link::{Link, MAX_BYTES, Outcome, OwnedWork, PostedWork, Work};
 use super::mapping::Part;
 use crate::contract::{self, Memory};
@@ -64,8 +65,8 @@ pub(super) fn queue_pair(
     let ring_depth = config.receive_depth.next_power_of_two();
     let (ring_offset, ring) = domain.arena.allocate(8 * words_needed(ring_depth))?;
     let core = Core::new(
-        send.shared(),
-        receive.shared(),
+        send.members(),
+        receive.members(),
         config,
         domain.arena.map(),
         (ring_offset, ring.clone()),
@@ -116,9 +117,19 @@ impl Backlog {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Tries again; returns when to come back, or `None` when nothing waits any more and the poster
-    /// has the link again. For the helper thread.
-    pub(super) fn progress(&self, now: Instant) -> Option<Instant> {
+    /// Whether a request that found no receive `tries` times has to fail.
+    fn exhausted(&self, tries: u8) -> bool {
+        matches!(self.rnr_retry, RnrRetry::Times(retries) if tries > retries)
+    }
+}
+
+impl Late for Backlog {
+    fn first_try_after(&self) -> Duration {
+        self.rnr_timer
+    }
+
+    /// When nothing waits any more, the poster has the link again.
+    fn try_again(&self, now: Instant) -> Option<Instant> {
         let mut queue = self.queue();
         let Waiting { helper, works, tries } = &mut *queue;
         while let Some(work) = works.front() {
@@ -142,15 +153,6 @@ impl Backlog {
         }
         helper.give_back();
         None
-    }
-
-    /// Whether a request that found no receive `tries` times has to fail.
-    fn exhausted(&self, tries: u8) -> bool {
-        matches!(self.rnr_retry, RnrRetry::Times(retries) if tries > retries)
-    }
-
-    pub(super) fn rnr_timer(&self) -> Duration {
-        self.rnr_timer
     }
 }
 

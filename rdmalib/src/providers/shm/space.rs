@@ -8,7 +8,15 @@
 //! reach far. One that is too small for what is asked for stays closed until something fits.
 //! * ONE SEGMENT - ranges of different segments are never joined: each range is mapped in one piece.
 
-use super::arena::DATA_START;
+/// Regions of one domain; the low bits of a key. More than any program of ours registers.
+pub(super) const KEYS: usize = 1 << KEY_INDEX_BITS;
+pub(super) const KEY_INDEX_BITS: u32 = 13;
+/// Generations of one slot: the high bits of a key, without 0.
+pub(super) const GENERATIONS: u32 = (1 << (32 - KEY_INDEX_BITS)) - 1;
+pub(super) const WORDS_PER_KEY: usize = 4;
+pub(super) const PAGE: u64 = 4096;
+/// First byte behind the key table.
+pub(super) const DATA_START: u64 = (KEYS * WORDS_PER_KEY * 8) as u64;
 
 /// Size of segment 0.
 const FIRST_BYTES: u64 = 1 << 20;

@@ -6,9 +6,9 @@
 use std::sync::Arc;
 
 use super::super::arena::Map;
-use super::super::completion::Shared;
 use super::super::copy::{copy_carried, payload};
 use super::super::mapping::Part;
+use super::super::members::QueueMembers;
 use super::super::peer_arena::PeerArena;
 use super::{Core, TAG_IMMEDIATE, TAG_SHARED, TAG_TOO_LONG, TAG_WRITE};
 use crate::sync::Ordering;
@@ -27,7 +27,7 @@ pub(in super::super) struct Source {
 }
 
 impl Source {
-    pub(in super::super) fn new(core: Arc<Core>, queue: &Arc<Shared>) -> Self {
+    pub(in super::super) fn new(core: Arc<Core>, queue: &Arc<QueueMembers<Core>>) -> Self {
         let arrivals = Arc::ptr_eq(&core.receive_completions, queue)
             .then(|| ArrivalTaker::new(core.inbox.clone(), core.ring_depth));
         let sends = Arc::ptr_eq(&core.send_completions, queue);

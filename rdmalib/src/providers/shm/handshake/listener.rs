@@ -17,10 +17,11 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use super::super::Shm;
 use super::super::closer::{ClosedLater, Passed};
 use super::super::link::Link;
+use super::super::peer::{origin, peer_of};
 use super::super::unread;
 use super::message::{CONNECT, CROWDED, EXHAUSTED, Message, receive_message, send_message};
 use super::names::bind;
-use super::{ConnectRequest, link, origin, peer_of};
+use super::{ConnectRequest, link};
 use crate::contract;
 use crate::events::readable_before;
 use crate::types::{Error, MAX_CONNECT_DATA, PrivateData, Result};

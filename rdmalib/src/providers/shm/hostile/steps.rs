@@ -3,8 +3,8 @@
 use proptest::collection::vec;
 use proptest::prelude::*;
 
-use super::super::arena::KEYS;
 use super::super::core::{TAG_IMMEDIATE, TAG_SHARED, TAG_TOO_LONG, TAG_WRITE};
+use super::super::space::KEYS;
 use super::world::REGIONS;
 use rdmalib_ring::{CARRIED, Way};
 

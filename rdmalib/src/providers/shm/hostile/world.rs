@@ -4,13 +4,13 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::super::arena::{Arena, KEYS, WORDS_PER_KEY};
+use super::super::arena::Arena;
 use super::super::completion::CompletionQueue;
 use super::super::core::TAG_SHARED;
 use super::super::mapping::Mapping;
 use super::super::queue_pair::{ReceiveQueue, SendQueue, queue_pair};
 use super::super::shared_copy::{Job, MIN_BYTES};
-use super::super::space::segment;
+use super::super::space::{KEYS, WORDS_PER_KEY, segment};
 use super::steps::{Key, Place, Step, Verb};
 use crate::contract::{
     CompletionQueue as _, ConnectRequest as _, Device as _, Listener as _, ReceiveQueue as _,
