@@ -5,13 +5,12 @@
 //!   Meter ──(worker, before each call)──▶ Published ──(main thread, if a call takes long)─┐
 //!     └──(worker, at most each 100 ms, before sleeping, at its end)──────────────────▶ Account ──▶ manager
 //! ```
-//! * ONCE - `billed` is what the manager was sent, and only the difference to it is sent. Who settles,
+//! * BILLED ONCE - `billed` is what the manager was sent, and only the difference to it is sent. The thread that settles,
 //!   the worker or the main thread in its place, holds the account.
-//! * CLOSED - after the last word nothing is added.
+//! * After the last settlement nothing is added.
 //!
-//! A function that runs for long, or never returns, keeps its worker from settling. Then the main
-//! thread does: it sees in [`Published`] what the worker had used when the call began, and since when it
-//! runs.
+//! A function that runs for long, or never returns, keeps its worker from settling. Then the main thread does: it sees in
+//! [`Published`] what the worker had used when the call began, and since when it runs.
 
 use std::time::Duration;
 
@@ -47,17 +46,17 @@ pub struct Published {
 }
 
 impl Published {
-    /// A call begins at `now`, when so much had been `used`; all in ticks.
+    /// Shows that a call begins at `now`, when so much had been `used`; all in ticks.
     #[inline]
     pub fn begin(&self, used: &Used, now: u64) {
         self.hot_polling.store(used.hot_polling, Ordering::Relaxed);
         self.execution.store(used.execution, Ordering::Relaxed);
         self.invocations.store(used.invocations, Ordering::Relaxed);
-        // Release: who sees the call sees what was used at its beginning.
+        // Release: a thread that sees the call sees what was used at its beginning.
         self.calls_since.store(now, Ordering::Release);
     }
 
-    /// The call has returned.
+    /// Shows that the call has returned.
     #[inline]
     pub fn end(&self) {
         self.calls_since.store(0, Ordering::Release);
@@ -67,7 +66,7 @@ impl Published {
     /// by now, counting the call's time but not yet the call.
     ///
     /// A call that ends at this very moment may count twice here; `since` makes up for that with what
-    /// follows (ONCE), and the manager bounds the bill by the time the lease lasted.
+    /// follows (BILLED ONCE), and the manager bounds the bill by the time the lease lasted.
     pub fn in_call(&self, longer_than_ns: u64, now: u64) -> Option<Totals> {
         let since = self.calls_since.load(Ordering::Acquire);
         let passed = now.saturating_sub(since);
@@ -132,14 +131,14 @@ impl Account {
     /// Connects to the manager.
     pub fn connect(&mut self, plan: &Plan) -> Result<(), DialError> {
         self.counters = Some(dial_manager(&mut self.queue_pair, plan, DIAL_TIMEOUT)?);
-        self.look(); // what the first look at a queue costs is paid before the first invocation
+        self.poll(); // what the first poll of a queue costs is paid before the first call
         Ok(())
     }
 
     /// Adds what `totals` are ahead of what the manager was sent, unless the last settlement is still
     /// on its way: then the next one takes it along. Never waits.
     pub fn settle(&mut self, totals: &Totals) {
-        self.look();
+        self.poll();
         let Some(counters) = self.counters.filter(|_| !self.outstanding && !self.closed) else {
             return;
         };
@@ -164,11 +163,11 @@ impl Account {
         self.outstanding = true;
     }
 
-    /// The last word: settles `totals` and waits until the manager has them, for at most `timeout`.
+    /// Settles for the last time: `totals` and waits until the manager has them, for at most `timeout`.
     /// Whether it has.
     pub fn close(&mut self, totals: &Totals, timeout: Duration) -> bool {
-        /// Time between two looks: the manager's device answers without its processor.
-        const LOOK_EACH: Duration = Duration::from_micros(20);
+        /// Time between two polls: the manager's device answers without its processor.
+        const POLL_EACH: Duration = Duration::from_micros(20);
         let deadline_ns =
             now_ns().saturating_add(u64::try_from(timeout.as_nanos()).unwrap_or(u64::MAX));
         while !self.closed && self.counters.is_some() {
@@ -176,7 +175,7 @@ impl Account {
             if !self.outstanding || now_ns() >= deadline_ns {
                 break;
             }
-            std::thread::sleep(LOOK_EACH);
+            std::thread::sleep(POLL_EACH);
         }
         let done = !self.closed && totals.since(&self.billed) == Totals::default();
         self.closed = true;
@@ -200,7 +199,7 @@ impl Account {
     }
 
     /// Notes what became of the settlement on its way.
-    fn look(&mut self) {
+    fn poll(&mut self) {
         let mut done = [WorkCompletion::default(); COUNTERS];
         let taken = self.sent.poll(&mut done);
         for completion in &done[..taken] {

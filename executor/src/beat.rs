@@ -1,12 +1,12 @@
-//! Signs of life: ours to the executor manager, and its to us. A thread with a connection of its own
-//! adds to one counter in the manager's memory and looks at another, once a period.
+//! Signs of life: the executor's to its manager, and the manager's to the executor. A thread with a connection of its own
+//! adds to one counter in the manager's memory and reads another, once a period.
 //!
 //! ```text
 //!   beat ──add 1──▶ executor's beats │ manager's memory
-//!        ──add 0──▶ manager's beats  │  ──old value──▶ unmoved for too long: silent
+//!        ──add 0──▶ manager's beats  │  ──old value──▶ unchanged for too long: silent
 //! ```
-//! It begins before the client is dialled, so that an executor that is stopped there is missed too. It is
-//! on no worker's way, and goes on until the process ends, whatever functions do.
+//! It begins before the client is dialled, so that an executor that is stopped there is missed too. No worker waits for
+//! it, and it goes on until the process ends, whatever functions do.
 //!
 //! Elsewhere: the end of the connection (`watch`, as for those of the workers).
 
@@ -25,9 +25,9 @@ use crate::dial::{DialError, dial_manager};
 use crate::events::{Event, Notifier};
 use crate::plan::Plan;
 
-/// Additions under way at a time: ours, and the look at the manager's.
+/// Additions under way at a time: to our counter, and of nothing to the manager's, which reads it.
 const ADDITIONS: u32 = 2;
-/// Where old values go: first that of our own beats, which nobody needs, then the manager's.
+/// Where old values go: first that of our own counter, which nobody needs, then that of the manager's.
 const OLD_VALUES_BYTES: usize = 16;
 const MANAGER_AT: usize = 8;
 
@@ -37,13 +37,13 @@ pub enum BeatError {
     /// The manager did not take the connection.
     #[error(transparent)]
     Dial(#[from] DialError),
-    /// The device cannot provide what it takes.
+    /// The device cannot provide what is needed.
     #[error(transparent)]
     Device(#[from] rdmalib::Error),
-    /// No thread.
+    /// There is no thread.
     #[error("cannot start a thread: {0}")]
     Thread(#[from] io::Error),
-    /// The manager gave none.
+    /// The manager gave no sign of life.
     #[error("the executor manager gives no sign of life")]
     Silent,
 }
@@ -56,31 +56,31 @@ pub fn start(
     ends: &CompletionQueue,
     notifier: &Notifier,
 ) -> Result<(), BeatError> {
-    let mut link = Link::new(device, ends)?;
+    let mut connection = BeatConnection::new(device, ends)?;
     let (plan, notifier) = (plan.clone(), notifier.clone());
     thread::Builder::new().name("beat".into()).spawn(move || {
-        if let Err(error) = beat(&mut link, &plan) {
+        if let Err(error) = beat(&mut connection, &plan) {
             notifier.tell(Event::BeatEnded(error));
         }
     })?;
     Ok(())
 }
 
-/// Beats until the connection ends, which the main thread hears of by itself, or the manager is silent.
-fn beat(link: &mut Link, plan: &Plan) -> Result<(), BeatError> {
-    let counters = dial_manager(&mut link.queue_pair, plan, plan.first_dial_timeout)?;
+/// Gives signs of life until the connection ends, which the main thread learns by itself, or the manager is silent.
+fn beat(connection: &mut BeatConnection, plan: &Plan) -> Result<(), BeatError> {
+    let counters = dial_manager(&mut connection.queue_pair, plan, plan.first_dial_timeout)?;
     let mut beats = Beats::new(plan.heartbeat);
-    while link.send(counters) {
+    while connection.send(counters) {
         thread::sleep(plan.heartbeat.period);
-        if beats.silent(link.managers_beats()?) {
+        if beats.silent(connection.managers_beats()?) {
             return Err(BeatError::Silent);
         }
     }
     Ok(())
 }
 
-/// The connection.
-struct Link {
+/// The connection to the counters.
+struct BeatConnection {
     queue_pair: QueuePair, // first: fields drop in order, and its requests name the region below
     sent: CompletionQueue,
     old_values: Region,
@@ -88,8 +88,8 @@ struct Link {
     ended: bool,
 }
 
-impl Link {
-    fn new(device: &Device, ends: &CompletionQueue) -> rdmalib::Result<Link> {
+impl BeatConnection {
+    fn new(device: &Device, ends: &CompletionQueue) -> rdmalib::Result<BeatConnection> {
         let config = QueuePairConfig {
             send_depth: ADDITIONS,
             receive_depth: 1,
@@ -100,11 +100,11 @@ impl Link {
         let mut queue_pair = QueuePair::new(&domain, &sent, ends, &config)?;
         queue_pair.post_receive(0, None)?; // never used: it is flushed when the connection ends
         let old_values = domain.allocate(OLD_VALUES_BYTES, Access::LOCAL_WRITE)?;
-        Ok(Link { queue_pair, sent, old_values, outstanding: false, ended: false })
+        Ok(BeatConnection { queue_pair, sent, old_values, outstanding: false, ended: false })
     }
 
-    /// Gives a sign of life and asks for the manager's, unless the last one is still on its way. `false`
-    /// if the connection has ended.
+    /// Gives a sign of life and reads the manager's, unless the last one is still on its way. Returns false if the
+    /// connection has ended.
     fn send(&mut self, counters: RemoteAddress) -> bool {
         if !self.outstanding && !self.ended {
             self.outstanding = true;
@@ -123,7 +123,7 @@ impl Link {
         !self.ended
     }
 
-    /// The manager's beats, as they were last seen.
+    /// Returns the manager's beats, as they were last read.
     fn managers_beats(&mut self) -> rdmalib::Result<u64> {
         let mut done = [WorkCompletion::default(); ADDITIONS as usize];
         let taken = self.sent.poll(&mut done);

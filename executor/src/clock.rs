@@ -1,4 +1,4 @@
-//! Time as this program counts it: nanoseconds for whoever waits, ticks for who counts on the hot path.
+//! Time as this program counts it: nanoseconds for threads that wait, ticks for counting on the hot path.
 //!
 //! A tick is the processor's time-stamp counter where the kernel itself keeps time by it: then it counts at
 //! one rate, also while the processor sleeps, and the same on all cores (`current_clocksource` of sysfs;
@@ -35,7 +35,7 @@ struct Moment {
 /// Where both clocks were when the program started; `None` if ticks are nanoseconds.
 static START: OnceLock<Option<Moment>> = OnceLock::new();
 
-/// Chooses what ticks are. For the start of the program: whoever is earlier decides, and there is no change.
+/// Chooses what ticks are. To be called at the start of the program; the first call decides.
 pub fn start() {
     start_of_ticks();
 }

@@ -1,4 +1,4 @@
-//! Why a connection could not be made, in words for people.
+//! Dialling manager and client, and why a connection could not be made, in words for people.
 
 use std::error::Error;
 use std::net::SocketAddr;
@@ -30,7 +30,7 @@ pub struct DialError {
 }
 
 impl DialError {
-    /// `peer` at `addr` did not take the connection.
+    /// Makes one of `error`: `peer` at `addr` did not take the connection.
     pub fn new(peer: &'static str, addr: SocketAddr, error: &RdmaError) -> Self {
         let refusal = match error {
             RdmaError::Rejected { private_data } => refusal(private_data.as_slice()),
@@ -39,13 +39,13 @@ impl DialError {
         DialError { peer, addr, why: refusal.unwrap_or_else(|| in_full(error)) }
     }
 
-    /// `peer` at `addr` took it, but with an answer that means nothing.
+    /// Makes one of `error`: `peer` at `addr` took the connection, but with an answer that means nothing.
     pub fn malformed(peer: &'static str, addr: SocketAddr, error: &Malformed) -> Self {
         DialError { peer, addr, why: error.to_string() }
     }
 }
 
-/// Connects to the listener at `to`, within `timeout`. Tries again if others who connect at the same time have taken
+/// Connects to the listener at `to`, within `timeout`. Tries again if others that connect at the same time have taken
 /// this one's place: it has done nothing wrong, and nothing has happened yet.
 pub fn dial(
     queue_pair: &mut QueuePair,
@@ -86,7 +86,7 @@ pub fn dial_manager(
     Ok(RemoteAddress { addr: counters.addr.get(), key: counters.key.get() })
 }
 
-/// An error with its causes, on one line.
+/// Describes an error with its causes, on one line.
 pub fn in_full(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
@@ -97,7 +97,7 @@ pub fn in_full(error: &dyn Error) -> String {
     text
 }
 
-/// The words of a rejection, if there are any.
+/// Returns the words of a rejection, if there are any.
 fn refusal(private_data: &[u8]) -> Option<String> {
     let refusal: Refusal = parse_prefix(private_data).ok()?;
     let words = refusal.get().ok().filter(|words| !words.is_empty())?;

@@ -1,4 +1,4 @@
-//! What other threads tell the main thread: a channel with a bell that `poll(2)` hears.
+//! The events of other threads, for the main thread: a channel with a bell that `poll(2)` waits for.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -6,11 +6,11 @@ use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender};
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
+use rfaas_call::callee::ServiceEnd;
 
 use crate::beat::BeatError;
 use crate::library::{Library, LoadError};
 use crate::worker::StartError;
-use rfaas_call::callee::ServiceEnd;
 
 /// Something happened in another thread.
 #[derive(Debug)]
@@ -21,9 +21,9 @@ pub enum Event {
     BeatEnded(BeatError),
     /// A worker's thread is done; its account is closed.
     WorkerEnded {
-        /// Its index.
+        /// The worker's index.
         worker: usize,
-        /// Why.
+        /// Why it ended.
         end: Result<ServiceEnd, StartError>,
     },
     /// No thread of a worker is left.
@@ -44,7 +44,7 @@ pub struct Notifier {
     bell: Arc<EventFd>,
 }
 
-/// Both ends.
+/// Makes both ends.
 pub fn events() -> io::Result<(Notifier, Events)> {
     let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
     let bell = Arc::new(EventFd::from_flags(flags)?);
@@ -53,9 +53,9 @@ pub fn events() -> io::Result<(Notifier, Events)> {
 }
 
 impl Notifier {
-    /// Tells the main thread.
+    /// Hands the main thread an event.
     pub fn tell(&self, event: Event) {
-        // Nobody listens any more only when the process is about to end.
+        // The main thread listens until the process is about to end.
         if self.queue.send(event).is_ok() {
             // Fails only if the counter is full: then the bell rings anyway.
             let _ = self.bell.write(1);
@@ -64,8 +64,7 @@ impl Notifier {
 }
 
 impl Events {
-    /// The next event, if there is one. Rung off before looking: an event that comes after the look
-    /// rings again.
+    /// Returns the next event, if there is one. The bell is silenced before that: an event that comes later rings again.
     pub fn next(&self) -> Option<Event> {
         let _ = self.bell.read(); // would block: it did not ring
         let event = self.queue.try_recv().ok();

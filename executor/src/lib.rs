@@ -10,13 +10,12 @@
 //!   watch: signals, client, manager, workers                   │
 //!   end ───────────── stop ───────────────────────────────────▶ last counts
 //! ```
-//! * BOUNDED - it ends when its manager tells it to (SIGTERM), when its client or its manager is gone or silent,
-//!   within 300 ms, whatever the functions do, and within a second even if they keep it from that; and
-//!   with its manager at once (the kernel sees to that).
-//! * WHOLE - it works with all its threads or not at all: when one panics, or a function ends that of its worker,
-//!   it aborts, and the manager tells the client.
-//! * ALONE - a process holds one client's code and connections. It gets its secrets on standard input and
-//!   leaves no file behind.
+//! * BOUNDED END - it ends when its manager asks it to (SIGTERM) and when its client or its manager is gone or silent:
+//!   within 300 ms, whatever the functions do, and within a second even if they keep it from that. It ends with its
+//!   manager at once, which the kernel ensures.
+//! * WHOLE - it works with all its threads or not at all: when one panics, or a function ends that of its worker, it
+//!   aborts, and the manager tells the client.
+//! * A process holds one client's code and connections. It gets its secrets on standard input and leaves no file behind.
 //!
 //! Elsewhere: one invocation (`worker`), foreign code (`library`), what an assignment may say (`plan`).
 
@@ -72,7 +71,7 @@ const CONTROL_RECEIVES: u32 = 4;
 const CODE_TIMEOUT: Duration = Duration::from_secs(40);
 /// Time that the client has to read why its library was not loaded.
 const LAST_WORDS: Duration = Duration::from_secs(1);
-/// Time between two looks at calls that take long.
+/// Time between two checks for calls that take long.
 const TICK: Duration = Duration::from_secs(1);
 
 /// Exit status of an executor whose library could not be loaded; its client knows why.
@@ -118,9 +117,9 @@ pub struct Ended {
 
 /// Why work stops before its end.
 enum Stop {
-    /// The lease is over, or one of those we work for is gone.
+    /// The lease is over, or client or manager is gone.
     Over(&'static str),
-    /// The manager is silent: if it is not dead, it is to know why we end.
+    /// The manager is silent. If it is not dead, it is to know why the executor ends.
     ManagerLost,
     /// A function has ended the thread of this worker.
     ThreadEnded(usize),
@@ -167,14 +166,14 @@ fn is_the_end(news: &News) -> bool {
     }
 }
 
-/// BOUNDED. Has the kernel end this process in a second, wherever it is then. A constructor that hangs
+/// Has the kernel end this process in a second, wherever it is then (BOUNDED END). A constructor that hangs
 /// holds the dynamic loader's lock, for which every thread waits that uses a thread-local variable
 /// for the first time (`__cxa_thread_atexit_impl` of glibc): logging does, and so do channels.
 fn end_at_last() {
     alarm::set(1);
 }
 
-/// ALONE. Closes the assignment, with its secrets: what functions start would have it as standard input.
+/// Closes the assignment, with its secrets: what functions start would have it as standard input.
 fn forget_input() -> nix::Result<()> {
     let nothing = open("/dev/null", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?;
     dup2_stdin(nothing)
@@ -271,14 +270,14 @@ impl Executor {
         );
         loop {
             match self.next(TICK)? {
-                News::Nothing => self.look_at_workers()?,
+                News::Nothing => self.check_workers()?,
                 _ => return Err(Stop::Over("the client broke the protocol")),
             }
         }
     }
 
     /// Settles for workers whose call takes long, unless there is none left to make it.
-    fn look_at_workers(&mut self) -> Result<(), Stop> {
+    fn check_workers(&mut self) -> Result<(), Stop> {
         if self.pool.vanished().is_some() {
             self.next(Duration::ZERO)?; // its last word, if it had one, came before the thread's end
             if let Some(worker) = self.pool.vanished() {
@@ -289,7 +288,7 @@ impl Executor {
         Ok(())
     }
 
-    /// WHOLE. Locks that the thread of `worker` held stay locked, so no other code of the library runs.
+    /// Aborts (WHOLE). Locks that the thread of `worker` held stay locked, so no other code of the library runs.
     fn abort(&mut self, worker: usize) -> ! {
         end_at_last();
         tracing::error!(
@@ -403,7 +402,7 @@ impl Executor {
                 end_at_last(); // before anything that may wait, such as a log line
             }
             match news {
-                News::Signal => return Err(Stop::Over("told to")),
+                News::Signal => return Err(Stop::Over("asked to")),
                 News::ManagerGone => return Err(Stop::Over("the executor manager is gone")),
                 News::ClientGone(error) => {
                     tracing::debug!(%error, "client gone");

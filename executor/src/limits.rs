@@ -1,8 +1,8 @@
 //! Limits of resources, so that functions find those that the operator has set for the executor manager.
 //!
-//! * NO CORE - a crash leaves no core file: it would be as large as everything that is mapped, hold one
-//!   client's data, and keep the crash from being told until it is written. PR_SET_DUMPABLE would do the same, but
-//!   take from functions what they may read of themselves in `/proc`, and debuggers.
+//! A crash leaves no core file: it would be as large as everything that is mapped, hold one client's data, and delay the
+//! news of the crash until it is written. PR_SET_DUMPABLE would do the same, but take from functions what they may read of
+//! themselves in `/proc`, and debuggers.
 //!
 //! Elsewhere: all other limits, which pass from the manager to this process as they are.
 
@@ -23,10 +23,10 @@ const MAX_STACK_BYTES: u64 = 64 << 30;
 /// Smallest, in bytes: for the worker itself.
 const MIN_STACK_BYTES: u64 = 256 << 10;
 
-/// Sets the limits of this process, of which the manager was started with a soft limit of `open_files`
-/// descriptors and has raised that.
+/// Sets the limits of this process. Its manager was started with a soft limit of `open_files` descriptors and has raised
+/// that.
 pub fn set(open_files: u64, workers: usize) {
-    let core = setrlimit(Resource::RLIMIT_CORE, 0, 0); // NO CORE: nor can a function raise it again
+    let core = setrlimit(Resource::RLIMIT_CORE, 0, 0); // nor can a function raise it again
     let files = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, hard)| {
         setrlimit(Resource::RLIMIT_NOFILE, descriptors(open_files, workers, hard), hard)
     });
@@ -35,13 +35,13 @@ pub fn set(open_files: u64, workers: usize) {
     }
 }
 
-/// The soft limit of descriptors: what the operator has set, unless that is too little for the workers.
+/// Returns the soft limit of descriptors: what the operator has set, unless that is too little for the workers.
 fn descriptors(open_files: rlim_t, workers: usize, hard: rlim_t) -> rlim_t {
     let needed = OWN_DESCRIPTORS + DESCRIPTORS_PER_WORKER * workers as u64;
     open_files.max(needed).min(hard)
 }
 
-/// Stack of a worker, in bytes: what pthread_create(3) gives a thread.
+/// Returns the stack of a worker, in bytes: what pthread_create(3) gives a thread.
 pub fn stack_bytes() -> usize {
     let soft = getrlimit(Resource::RLIMIT_STACK).map_or(RLIM_INFINITY, |(soft, _)| soft);
     stack(soft)

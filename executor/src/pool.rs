@@ -1,8 +1,8 @@
-//! The workers of an executor: started, given the library, watched, ended.
+//! The worker pool of an executor: workers are started, given the library, watched, ended.
 //!
 //! ```text
-//!   thread ──told its end (`WorkerEnded`)──▶ thread_local destructors ──▶ joined ──▶ destructors of the process
-//!      └──gone without a word: a function has ended it ──▶ the process ends (`vanished`)
+//!   thread ──reports its end (`WorkerEnded`)──▶ thread_local destructors ──▶ joined ──▶ destructors of the process
+//!      └──gone without a report: a function has ended it ──▶ the process ends (`vanished`)
 //! ```
 
 use std::fs;
@@ -73,7 +73,7 @@ struct WorkerStart {
     stop: Arc<AtomicBool>,
 }
 
-/// A completion queue for the ends of the connections to the manager: the workers', and that of the signs
+/// Makes a completion queue for the ends of the connections to the manager: the workers', and that of the signs
 /// of life.
 pub fn manager_ends(device: &Device, plan: &Plan) -> rdmalib::Result<CompletionQueue> {
     device.completion_queue(plan.workers.len() as u32 + 1) // at most 65,536
@@ -81,7 +81,7 @@ pub fn manager_ends(device: &Device, plan: &Plan) -> rdmalib::Result<CompletionQ
 
 impl WorkerPool {
     /// Starts a thread for each worker of the plan, which dials manager and client and then waits for
-    /// the library. What becomes of it is told to `notifier`.
+    /// the library. `notifier` gets what becomes of it.
     pub fn start(
         plan: &Arc<Plan>,
         device: &Device,
@@ -132,15 +132,15 @@ impl WorkerPool {
         }
     }
 
-    /// A worker has ended.
+    /// Notes that a worker has ended.
     pub fn ended(&mut self, worker: usize) {
         if let Some(member) = self.members.get_mut(worker) {
             member.ended = true;
         }
     }
 
-    /// A worker whose thread is no more and that has not told its end, as far as was heard: a function has ended
-    /// the thread, by a raw exit(2), or with seccomp(2).
+    /// Returns a worker whose thread is no more and has not reported its end, as far as is known: a function has ended the
+    /// thread, by a raw exit(2), or with seccomp(2).
     pub fn vanished(&self) -> Option<usize> {
         let gone = |member: &Member| {
             let task = member.task.get().filter(|_| !member.ended);
@@ -149,8 +149,8 @@ impl WorkerPool {
         self.members.iter().position(gone)
     }
 
-    /// `worker` has vanished in a call: settles for what it had used before. When in the call it ended nobody
-    /// knows.
+    /// Settles for what `worker`, which has vanished in a call, had used before it. When in the call it ended is not
+    /// known.
     pub fn write_off(&mut self, worker: usize) {
         if let Some(member) = self.members.get_mut(worker) {
             member.ended = true;
@@ -169,8 +169,8 @@ impl WorkerPool {
         }
     }
 
-    /// Ends all workers within 300 ms and settles for those that do not end by themselves. Whether all
-    /// did, and their threads too. Nothing cuts it short: the client's end and the manager's word come
+    /// Ends all workers within 300 ms and settles for those that do not end by themselves. Returns
+    /// whether all did, and their threads too. Nothing cuts it short: the client's end and the manager's signal come
     /// together, and the last counts are on their way.
     pub fn stop(&mut self, watch: &mut Watch) -> io::Result<bool> {
         self.stop.store(true, Ordering::Relaxed);
@@ -206,7 +206,7 @@ impl WorkerPool {
     }
 
     /// Waits until the threads of all workers, which have ended, are no more: so that destructors of the library's
-    /// thread_local objects have run before those of its static ones. Whether they were by `deadline`.
+    /// thread_local objects have run before those of its static ones. Returns whether they were by `deadline`.
     fn join(&mut self, watch: &mut Watch, deadline: Instant) -> io::Result<bool> {
         let (threads, notifier) = (std::mem::take(&mut self.threads), self.notifier.clone());
         // On a thread of its own, since such a destructor may hang.
@@ -243,12 +243,12 @@ pub enum PoolError {
     /// The device cannot provide what they need.
     #[error(transparent)]
     Device(#[from] rdmalib::Error),
-    /// No thread.
+    /// There is no thread.
     #[error("cannot start a worker thread: {0}")]
     Thread(#[from] io::Error),
 }
 
-/// Logs how a worker ended, for who looks for it: a client may cut one off at any time.
+/// Logs how a worker ended, at a low level: a client may cut one off at any time.
 pub fn log_end(worker: usize, end: &Result<ServiceEnd, StartError>) {
     match end {
         Ok(ServiceEnd::Stopped) => {}
@@ -257,7 +257,7 @@ pub fn log_end(worker: usize, end: &Result<ServiceEnd, StartError>) {
     }
 }
 
-/// Where this thread is to be found as long as it lives. `None`: nobody will miss it.
+/// Returns where this thread is to be found as long as it lives. `None`: nothing will miss it.
 fn task_of_this_thread() -> Option<PathBuf> {
     // A link to "PID/task/TID", in the numbers of whichever namespace this /proc shows.
     Some(Path::new("/proc").join(fs::read_link("/proc/thread-self").ok()?))

@@ -4,12 +4,11 @@
 //!   SIGTERM, SIGINT, SIGHUP ──handler──▶ sent by the manager?  ──yes──▶ eventfd ──▶ watch
 //!                                              └──no: nothing
 //! ```
-//! A program that a function starts inherits what is blocked and what is ignored, but no handler
-//! (execve(2)). So the manager's word arrives in a handler.
-//! * WORD - this process ends on its manager's word. A signal that somebody else sends to everybody (a
-//!   terminal to its group, systemd to a control group) reaches the manager too, which lets calls finish
-//!   and then gives its word.
-//! * FORKED - in a process that a function has forked, these signals do what they do by default.
+//! A program that a function starts inherits what is blocked and what is ignored, but no handler (execve(2)). So the
+//! manager's signal arrives in a handler.
+//! * This process ends on its manager's signal. A signal that another process sends to everybody (a terminal to its group,
+//!   systemd to a control group) reaches the manager too, which lets calls finish and then sends its own.
+//! * In a process that a function has forked, these signals do what they do by default.
 //!
 //! Elsewhere: how this process ends (`watch`, and the library's `run`).
 
@@ -37,7 +36,7 @@ struct Door {
 
 static DOOR: OnceLock<Door> = OnceLock::new();
 
-/// The manager's word, as something to wait for.
+/// The manager's signal, as something to wait for.
 #[derive(Debug)]
 pub struct Signals {
     bell: &'static EventFd,
@@ -100,7 +99,7 @@ extern "C" fn on_signal(number: c_int, info: *mut siginfo_t, _context: *mut c_vo
         if Pid::this() != door.this {
             end_by(number); // FORKED
         } else if sender(info) == door.manager {
-            let _ = door.bell.write(1); // WORD. EAGAIN: it has been told 2⁶⁴ times
+            let _ = door.bell.write(1); // EAGAIN: it has been rung 2⁶⁴ times
         }
     }
     Errno::set_raw(errno);

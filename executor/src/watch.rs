@@ -1,19 +1,19 @@
 //! Everything that the main thread waits for, in one place.
 //!
 //! ```text
-//!   manager's word ──┐
+//!   signals ─────────┐
 //!   other threads ───┤
 //!   client ──────────┼──▶ next ──▶ News
 //!   manager ─────────┘
 //! ```
-//! The end of client and manager is told once each.
+//! The ends of client and manager are reported once each.
 
 use std::io;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::poll::{PollFd, PollFlags, PollTimeout};
 use rdmalib::{CompletionQueue, Notify};
 use rfaas_protocol::channel::{Channel, ChannelError, Incoming};
 use rfaas_protocol::{Malformed, MessageKind};
@@ -24,9 +24,9 @@ use crate::signals::Signals;
 /// What happened.
 #[derive(Debug)]
 pub enum News {
-    /// The manager tells us to end, with a signal.
+    /// The manager asks this process to end, with a signal.
     Signal,
-    /// Another thread tells something.
+    /// Another thread has an event.
     Event(Event),
     /// The client wrote so many bytes.
     Written(u32),
@@ -67,7 +67,7 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// Waits for these.
+    /// Makes one that waits for these.
     pub fn new(
         signals: Signals,
         events: Events,
@@ -77,16 +77,16 @@ impl Watch {
         Watch { signals, events, client, manager, client_gone: false, manager_gone: false }
     }
 
-    /// What happens next, within `timeout`.
+    /// Returns what happens next, within `timeout`.
     pub fn next(&mut self, timeout: Duration) -> io::Result<News> {
         let start = Instant::now();
         loop {
-            if let Some(news) = self.look()? {
+            if let Some(news) = self.poll()? {
                 return Ok(news);
             }
             self.arm()?;
-            // Look again: what came before `arm` rang no bell, and we would sleep on it.
-            if let Some(news) = self.look()? {
+            // Polled again: what came before `arm` rang no bell, and the thread would sleep on it.
+            if let Some(news) = self.poll()? {
                 return Ok(news);
             }
             let left = timeout.saturating_sub(start.elapsed());
@@ -97,7 +97,8 @@ impl Watch {
         }
     }
 
-    fn look(&mut self) -> io::Result<Option<News>> {
+    /// Returns what has happened by now.
+    fn poll(&mut self) -> io::Result<Option<News>> {
         if self.signals.take()? {
             return Ok(Some(News::Signal));
         }
@@ -145,7 +146,7 @@ impl Watch {
         }
         let mut fds: Vec<PollFd> =
             fds.into_iter().map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
-        match poll(&mut fds, timeout) {
+        match nix::poll::poll(&mut fds, timeout) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(errno) => return Err(errno.into()),
         }

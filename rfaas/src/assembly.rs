@@ -54,14 +54,14 @@ pub(crate) struct Ready {
     pub(crate) functions: Vec<String>,
 }
 
-/// Somebody who showed the session's secret.
+/// A peer that showed the session's secret.
 enum Caller {
     Executor(ExecutorHello),
     Worker(WorkerHello),
 }
 
 impl<'a> Assembly<'a> {
-    /// For an executor with `cores` workers that shows `session`.
+    /// Begins one for an executor with `cores` workers that shows `session`.
     pub(crate) fn new(
         device: &'a OpenDevice,
         cores: u16,
@@ -82,7 +82,7 @@ impl<'a> Assembly<'a> {
         })
     }
 
-    /// Takes in whoever dialled, or refuses it. An error is one of our own device.
+    /// Accepts the peer that dialled, or refuses it. An error is one of our own device.
     pub(crate) fn admit(&mut self, request: ConnectRequest) -> Result<()> {
         match self.identify(request.private_data()) {
             Ok(Caller::Executor(hello)) => self.admit_executor(request, &hello),
@@ -95,7 +95,7 @@ impl<'a> Assembly<'a> {
         }
     }
 
-    /// Who dialled, or why it is refused.
+    /// Returns which peer dialled, or why it is refused.
     fn identify(&self, private_data: &[u8]) -> Result<Caller, String> {
         let text = |malformed: Malformed| malformed.to_string();
         let (role, body) = Hello::parse(private_data).map_err(text)?;
@@ -118,7 +118,7 @@ impl<'a> Assembly<'a> {
         }
     }
 
-    /// Why the numbers of a worker cannot be, if they cannot.
+    /// Checks the numbers of a worker. An error says why they cannot be.
     fn check_worker(&self, hello: &WorkerHello) -> Result<(), String> {
         let index = usize::from(hello.worker.get());
         match self.workers.get(index) {
@@ -164,7 +164,7 @@ impl<'a> Assembly<'a> {
         Ok(())
     }
 
-    /// Takes what the executor has sent. False once its connection has ended.
+    /// Takes what the executor has sent. Returns false once its connection has ended.
     pub(crate) fn read_control(&mut self) -> Result<bool> {
         let Some(control) = &mut self.control else { return Ok(true) };
         loop {
@@ -188,17 +188,17 @@ impl<'a> Assembly<'a> {
         }
     }
 
-    /// Whether executor and all workers have dialled.
+    /// Returns whether executor and all workers have dialled.
     pub(crate) fn is_connected(&self) -> bool {
         self.control.is_some() && self.workers.iter().all(Option::is_some)
     }
 
-    /// How long the executor took to load the library, once it has named all functions.
+    /// Returns how long the executor took to load the library, once it has named all functions.
     pub(crate) fn loaded_in(&self) -> Option<Duration> {
         self.control.as_ref()?.loaded_in
     }
 
-    /// What is waited for, in words.
+    /// Returns what is waited for, in words.
     pub(crate) fn missing(&self) -> String {
         let connected = self.workers.iter().flatten().count();
         match &self.control {
@@ -210,7 +210,7 @@ impl<'a> Assembly<'a> {
         }
     }
 
-    /// To be called once it is connected and loaded.
+    /// Returns everything. To be called once it is connected and loaded.
     pub(crate) fn finish(self) -> Ready {
         let control = self.control.expect("called once the executor is connected");
         let (workers, receives) = self

@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::executor_manager::Candidate;
 use crate::request::LeaseRequest;
 
-/// Those of `entries` that have what `request` asks for, in order.
+/// Returns those of `entries` that have what `request` asks for, in order.
 pub(crate) fn lease(
     entries: &[ExecutorEntry],
     request: &LeaseRequest,

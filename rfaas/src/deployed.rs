@@ -59,7 +59,7 @@ impl Drop for LeaseInUse {
 
 /// The lease, the process, and what it was made from.
 pub(crate) struct DeployedExecutor {
-    // Fields drop in order: the manager is told first, so that it does not take the end for a failure.
+    // Fields drop in order: the manager learns of it first, so that it does not take the end for a failure.
     lease: LeaseInUse,
     caller: Caller<LeaseEnd>,
     /// Its end makes the executor process exit. `None`: stopped, to be replaced.

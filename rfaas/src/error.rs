@@ -37,7 +37,7 @@ pub enum Error {
     /// No connection: the program is not running there, or the address is wrong.
     #[error("{what} at {address} cannot be reached")]
     Unreachable {
-        /// Who was called.
+        /// Which program was called.
         what: &'static str,
         /// Where.
         address: SocketAddr,
@@ -48,7 +48,7 @@ pub enum Error {
     /// A manager accepted the connection but answered nothing; try again later.
     #[error("{what} did not answer within {after:?}")]
     NoAnswer {
-        /// Who was asked.
+        /// Which program was asked.
         what: &'static str,
         /// How long was waited.
         after: Duration,
@@ -98,8 +98,8 @@ pub enum Error {
         /// In the manager's words.
         reason: String,
     },
-    /// Somebody listens at the node's address who is not the node, or does not know its cluster's secret; nothing was
-    /// shown to it.
+    /// A process listens at the node's address that is not the node, or does not know its cluster's secret. Nothing was
+    /// sent to it.
     #[error(
         "who listens at {address} could not prove to be node {node} ({peer}); nothing was sent there"
     )]
@@ -108,7 +108,7 @@ pub enum Error {
         node: String,
         /// Its address.
         address: SocketAddr,
-        /// Who listens there, as far as that is known.
+        /// Which process listens there, as far as that is known.
         peer: String,
     },
     /// The executor ended before it was ready: a crash while the library was loaded.

@@ -1,4 +1,4 @@
-//! Who grants the leases of a client, and what all of them share.
+//! Where the leases of a client come from, and what all of them share.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use crate::resource_manager::ResourceManager;
 pub(crate) enum Source {
     /// A resource manager grants them.
     Manager(Box<ResourceManager>),
-    /// Nobody grants them: an executor manager without a resource manager takes whoever comes.
+    /// Nobody grants them: an executor manager without a resource manager takes any client.
     Database(Vec<ExecutorEntry>),
 }
 

@@ -9,7 +9,7 @@
 //! nobody else has it (a thread that has it gives signs of life while it waits), and never touches the path of a call.
 //! Each lease wakes it for its own signs of life and its manager's, and for no other's.
 //!
-//! Elsewhere: what is sent and what news mean (`executor_manager`), who is told of an end (`lease_handle`).
+//! Elsewhere: what is sent and what news mean (`executor_manager`), telling the application of an end (`lease_handle`).
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -36,7 +36,7 @@ pub(crate) struct Keepalive {
     thread: Mutex<Option<Arc<Keeper>>>,
 }
 
-/// What the thread has, and how it is told of leases.
+/// What the thread has, and how it gets leases.
 #[derive(Debug)]
 struct Keeper {
     /// The process that has the thread.

@@ -1,9 +1,9 @@
-//! What becomes of a lease, and who is told of its end. Shared by those that hold the lease and by those that keep no
-//! lease alive: the keepalive thread and calls in flight.
+//! The life of a lease and its end. It is shared by what holds the lease and by what keeps no lease alive: the keepalive
+//! thread and calls in flight.
 //!
-//! * A lease is given back when its last holder drops it, there and then. So those that only look at it have this and
+//! * A lease is given back when its last holder drops it, there and then. So what only observes it has this and
 //!   not the lease, and nobody calls foreign code with the lock held.
-//! * An end is told once, whoever learned of it first.
+//! * The application is told of an end once, whichever thread learned of it first.
 //! * NEXT NODE - a node that refuses the claim, or cannot be reached, is not the end of the lease: the resource manager
 //!   exchanges it for one on another node.
 //!
@@ -38,7 +38,7 @@ pub(crate) struct LeaseHandle {
     end: Mutex<KnownEnd>,
 }
 
-/// What changes in the life of a lease. Locked while it is being deployed or released.
+/// What changes while a lease lives. Locked while it is being deployed or released.
 #[derive(Debug)]
 pub(crate) struct LeaseState {
     pub(crate) stage: Stage,
@@ -53,7 +53,7 @@ pub(crate) enum Stage {
     Over(EndReason),
 }
 
-/// What is known of the end, and who wants to know. Locked for a moment only.
+/// What is known of the end, and what is to be done about it. Locked for a moment only.
 #[derive(Debug, Default)]
 struct KnownEnd {
     ending: Option<Ending>,
@@ -106,7 +106,7 @@ impl Owner for LeaseEnd {
 }
 
 impl LeaseHandle {
-    /// Of a lease that was just granted.
+    /// Makes one for a lease that was just granted.
     pub(crate) fn new(candidates: Vec<Candidate>) -> Self {
         let state = LeaseState { stage: Stage::Granted(candidates), deployed: false };
         LeaseHandle { state: Mutex::new(state), end: Mutex::default() }
@@ -116,7 +116,7 @@ impl LeaseHandle {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// `None`: somebody deploys, renews or releases the lease, or looks at it just now.
+    /// `None`: another thread deploys, renews, releases or polls the lease just now.
     fn try_lock(&self) -> Option<MutexGuard<'_, LeaseState>> {
         match self.state.try_lock() {
             Ok(state) => Some(state),
@@ -186,7 +186,7 @@ impl LeaseHandle {
         }
     }
 
-    /// Nobody is told any more.
+    /// Drops what was to be called with the end.
     pub(crate) fn tell_nobody(&self) {
         let tell = self.end().tell.take();
         drop(tell); // foreign code: after the lock

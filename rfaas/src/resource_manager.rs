@@ -1,16 +1,15 @@
 //! The client's connection to the resource manager: asks for leases and for more time, gives back leases
 //! that were not used.
 //!
-//! * ONCE MORE - if the connection ends while a question is asked, the manager may be being started again:
-//!   it is waited for a while, and the question is asked once more on a new connection. That is safe: a
-//!   lease that was granted on a connection which ends, and that nobody claimed, ends with it, and a renewal
-//!   may be repeated.
-//! * KEYLESS - tokens are shown without their keys: whoever listens at the resource manager's address cannot claim a
-//!   lease with what it is told.
-//! * HOSTILE - numbers in an answer are checked; what was granted with impossible ones is given back.
+//! * ASKED ONCE MORE - if the connection ends while a question is asked, the manager may be being started again. The
+//!   client waits for it for a while, and asks once more on a new connection. That is safe: a lease that was granted on a
+//!   connection which ends, and that nobody claimed, ends with it, and a renewal may be repeated.
+//! * Tokens are shown without their keys: a process that listens at the resource manager's address cannot claim a lease
+//!   with what it is sent.
+//! * Numbers in an answer are checked. What was granted with impossible ones is given back.
 //!
-//! One question at a time: who asks holds the connection until the answer is there. A lease that is
-//! dropped meanwhile waits in the outbox; whoever lets go of the connection sends what is in there.
+//! One question at a time: the thread that asks holds the connection until the answer is there. A lease that is dropped
+//! meanwhile waits in the outbox; the thread that lets go of the connection sends what is in there.
 
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
@@ -101,7 +100,7 @@ impl ResourceManager {
     ) -> Result<Token> {
         let granted = self.ask(device, 1, |number| {
             let timeout_ms = wire_ms(timeout).into();
-            let token = token.without_key(); // KEYLESS
+            let token = token.without_key();
             FromClient::Renew(LeaseRenew { request: number.into(), timeout_ms, token })
         })?;
         let renewed = granted.first().map(|granted| granted.token);
@@ -120,7 +119,7 @@ impl ResourceManager {
         because: Unusable,
     ) -> Result<Candidate> {
         let granted = self.ask(device, 1, |number| {
-            let token = token.without_key(); // KEYLESS
+            let token = token.without_key();
             let because = because.to_wire();
             FromClient::Replace(LeaseReplace { request: number.into(), token, because })
         })?;
@@ -129,12 +128,12 @@ impl ResourceManager {
         let alike = (new.cores, new.memory) == (old.cores, old.memory) && new.id().is_some();
         if !alike {
             self.give_back(replaced.token);
-            return Err(Malformed::Field("terms of another lease").into()); // HOSTILE
+            return Err(Malformed::Field("terms of another lease").into());
         }
         candidate(replaced)
     }
 
-    /// ONCE MORE. Asks `question`, given its number; at most `most` leases answer it.
+    /// Asks `question` (ASKED ONCE MORE), given its number; at most `most` leases answer it.
     fn ask(
         &self,
         device: &OpenDevice,
@@ -152,7 +151,7 @@ impl ResourceManager {
         answer
     }
 
-    /// ONCE MORE. A new connection, by [`RETURN_TIMEOUT`].
+    /// Makes a new connection (ASKED ONCE MORE), by [`RETURN_TIMEOUT`].
     fn reach_again(&self, device: &OpenDevice) -> Result<Channel> {
         let start = Instant::now();
         let mut pause = *RETURN_PAUSES.start();
@@ -177,7 +176,7 @@ impl ResourceManager {
         self.flush();
     }
 
-    /// Sends what is in the outbox, unless whoever has the connection does so afterwards.
+    /// Sends what is in the outbox, unless the thread that has the connection does so afterwards.
     fn flush(&self) {
         loop {
             let mut conversation = match self.conversation.try_lock() {
@@ -236,7 +235,7 @@ impl Conversation {
                         && parts.first().is_none_or(|first| first.parts == granted.parts);
                     parts.push(granted);
                     if !expected {
-                        return Err(Malformed::Field("part of an answer").into()); // HOSTILE
+                        return Err(Malformed::Field("part of an answer").into());
                     }
                     if parts.len() == usize::from(count) {
                         return Ok(());
@@ -258,7 +257,7 @@ impl Conversation {
     }
 
     fn give_back(&mut self, token: Token) {
-        let (lease, token) = (token.terms.lease.get(), token.without_key()); // KEYLESS
+        let (lease, token) = (token.terms.lease.get(), token.without_key());
         match self.channel.send(&FromClient::Release(LeaseRelease { token })) {
             Ok(()) => tracing::debug!(lease, "lease given back"),
             // An unclaimed lease ends with the connection, and at the latest when its time is over.
@@ -267,14 +266,14 @@ impl Conversation {
     }
 }
 
-/// Where a lease that was granted may be claimed.
+/// Returns where a lease that was granted may be claimed.
 fn candidate(granted: &LeaseGranted) -> Result<Candidate> {
     let LeaseGranted { manager, token, .. } = *granted;
     let node = token.terms.node.get()?.to_owned();
     Ok(Candidate { node, addresses: vec![manager.into()], token })
 }
 
-/// HOSTILE. Whether `parts` are leases, and together what was asked for.
+/// Checks that `parts` are leases, and together what was asked for.
 fn check(parts: &[LeaseGranted], request: &LeaseRequest) -> Result<(), Malformed> {
     let mut cores = 0;
     for terms in parts.iter().map(|part| &part.token.terms) {

@@ -1,4 +1,4 @@
-//! A control connection: messages of [this crate](crate) over one queue pair.
+//! A control connection: messages of this crate over one queue pair.
 //!
 //! ```text
 //!   send ──▶ [send slots] ──▶ queue pair ──▶ peer          a slot is free again when its send completed
@@ -6,16 +6,16 @@
 //! ```
 //! Each channel has its own completion queue, whose descriptor tells of this peer alone, and its own
 //! protection domain, so that a peer reaches only what was registered for it.
-//! * BOUNDED - slots and receives are allocated once. A peer that floods fills its receives and then
-//!   waits; one that takes nothing fills our slots and then [`ChannelError::Busy`] is ours to handle.
-//! * FIXED - a peer of the embedded device shares the memory of the domain; that of a manager's channels is as large
-//!   as their messages need from the start, and stays so.
-//! * ORDER - the end of the connection is told after every message that arrived before it: receives
-//!   complete in the order of arrival, so the end is the first receive that failed, not a failed send.
-//! * HOSTILE - received bytes are copied out of the registered memory once, then parsed.
+//! * Slots and receives are allocated once. A peer that floods fills its receives and then waits. A peer that takes
+//!   nothing fills our slots, and then the user of the channel handles [`ChannelError::Busy`].
+//! * A peer of the embedded device shares the memory of the domain. That of a manager's channels is as large as their
+//!   messages need from the start, and stays so.
+//! * The end of the connection is reported after every message that arrived before it: receives complete in the order of
+//!   arrival, so the end is the first receive that failed, not a failed send.
+//! * Received bytes are copied out of the registered memory once, then parsed.
 //!
-//! Elsewhere: what the messages mean; deciding what to do with a peer that misbehaves; invocations,
-//! which use queue pairs directly.
+//! Elsewhere: what the messages mean; deciding what to do with a peer that misbehaves; calls, which use queue pairs
+//! directly.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -58,7 +58,7 @@ pub enum ChannelError {
     /// The peer refused the connection, in its words.
     #[error("the peer refused the connection: {0}")]
     Refused(String),
-    /// Somebody listens there who did not prove to be who is meant; it was told nothing.
+    /// A process listens there that did not prove to be the one that is meant. Nothing was sent to it.
     #[error(
         "who listens at {address} ({}) did not prove to know the cluster's secret: that of both sides must be the same, \
          or somebody passes for the other side",
@@ -67,7 +67,7 @@ pub enum ChannelError {
     Unproved {
         /// The address.
         address: SocketAddr,
-        /// Who that is, as far as the device knows.
+        /// Which process that is, as far as the device knows.
         peer: Option<String>,
     },
     /// The peer sent bytes that are no message; do not talk to it any further.
@@ -117,12 +117,12 @@ pub enum Incoming<M> {
     },
 }
 
-/// A receive that a peer used up and that was not looked at yet.
+/// A receive that a peer used up and that was not taken yet.
 #[derive(Clone, Copy, Debug)]
 struct Arrival {
     buffer: u32,
     bytes: u32,
-    /// Of a write; a message has none.
+    /// The immediate data of a write; a message has none.
     written: Option<u32>,
 }
 
@@ -158,7 +158,7 @@ impl Channel {
     }
 
     /// The same, for messages only: nothing else can be registered in its [`domain`](Self::domain), and a peer cannot
-    /// make that larger. FIXED
+    /// make that larger.
     pub fn of_messages(device: &Device, receive_depth: u32) -> Result<Channel, ChannelError> {
         let depth = receive_depth as usize;
         // Slots, receive buffers, and the device's own of each receive, which is less; each in whole pages.
@@ -182,7 +182,7 @@ impl Channel {
             send_depth: SEND_SLOTS,
             receive_depth,
             max_inline_data: 0,
-            // A slow peer is not a broken one: whoever needs its answer has a deadline.
+            // A slow peer is not a broken one: whatever needs its answer has a deadline.
             rnr_retry: RnrRetry::Forever,
             ..QueuePairConfig::default()
         };
@@ -213,13 +213,13 @@ impl Channel {
         &self.domain
     }
 
-    /// Has [`connect`](Self::connect) refuse whoever listens there and is not of this user, where the device knows
+    /// Has [`connect`](Self::connect) refuse a listener that is not of this user, where the device knows
     /// users. Nothing is sent to it.
     pub fn expect_listener(&mut self, user: Option<u32>) {
         self.queue_pair.expect_listener(user);
     }
 
-    /// Who is at the other end, as far as the device knows; for people.
+    /// Returns which process is at the other end, as far as the device knows; for people.
     pub fn peer(&self) -> Option<String> {
         self.queue_pair.peer()
     }
@@ -290,7 +290,7 @@ impl Channel {
         self.slot_used(slot, posted)
     }
 
-    /// Waits until the peer has everything that was sent, for at most `timeout`; zero only looks.
+    /// Waits until the peer has everything that was sent, for at most `timeout`; with zero it does not wait.
     /// For a last word before [`disconnect`](Self::disconnect), which cuts off what is under way.
     pub fn flush(&mut self, timeout: Duration) -> Result<(), ChannelError> {
         let start = Instant::now();
@@ -315,7 +315,7 @@ impl Channel {
         let Some(arrival) = self.arrived.pop_front() else {
             return if self.is_over() { Err(ChannelError::Disconnected) } else { Ok(None) };
         };
-        // HOSTILE. The length is the device's word, but the bytes are the peer's: one copy.
+        // The length is the device's word, but the bytes are the peer's: one copy.
         let mut copy = [0; MAX_MESSAGE_BYTES];
         let len = (arrival.bytes as usize).min(MAX_MESSAGE_BYTES);
         if arrival.written.is_none() {
@@ -323,7 +323,7 @@ impl Channel {
             self.receive_buffers.read(start, &mut copy[..len])?;
         }
         if let Err(error) = self.post_receive(arrival.buffer) {
-            // The connection is over; what arrived before is still delivered (ORDER).
+            // The connection is over; what arrived before is still delivered.
             tracing::debug!(%error, "receive not posted again");
         }
         if let Some(immediate) = arrival.written {
@@ -371,7 +371,7 @@ impl Channel {
     }
 
     /// Lets messages and writes from now on meet the faults of `script`; the first of them is number 0.
-    /// What the peer is not told, told twice, told late or told in part, it has to live with.
+    /// The peer has to cope with messages that are lost, doubled, late or cut.
     #[cfg(feature = "faults")]
     pub fn inject(&mut self, script: rdmalib::faults::Script) {
         self.queue_pair.inject(script);

@@ -4,17 +4,17 @@
 //!   we      ──beat──────beat──────beat──▶          one in every period
 //!   peer    ──heard─────heard   ·    ·    · silent  nothing for so long: as good as dead
 //! ```
-//! A process that was killed is known at once, from its connection. One that is stopped, that hangs, or
-//! whose network is gone only by its silence; from then on it is treated the same.
+//! That a process was killed is known at once, from its connection. That it is stopped, hangs, or has lost its network is
+//! known only by its silence. From then on it is treated the same.
 
 use std::time::{Duration, Instant};
 
-/// How often a side says something, and after which silence it is given up.
+/// How often a side gives a sign of life, and after which silence it is given up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Heartbeat {
-    /// Between two signs of life.
+    /// Time between two signs of life.
     pub period: Duration,
-    /// Longest time without one.
+    /// Longest time without a sign of life.
     pub silence: Duration,
 }
 
@@ -24,7 +24,7 @@ impl Heartbeat {
     /// A side is given up after at least so many periods, so that one beat that is late does no harm.
     pub const FEWEST_PERIODS: u32 = 2;
 
-    /// From what a configuration or a peer says, in milliseconds; what is too short is made longer.
+    /// Takes what a configuration or a peer says, in milliseconds. What is too short is made longer.
     pub fn from_ms(period_ms: u32, silence_ms: u32) -> Self {
         let period_ms = period_ms.max(Self::SHORTEST_PERIOD_MS);
         let silence_ms = silence_ms.max(period_ms.saturating_mul(Self::FEWEST_PERIODS));
@@ -34,12 +34,12 @@ impl Heartbeat {
         }
     }
 
-    /// The period in milliseconds, for the wire.
+    /// Returns the period in milliseconds, for the wire.
     pub fn period_ms(&self) -> u32 {
         u32::try_from(self.period.as_millis()).unwrap_or(u32::MAX)
     }
 
-    /// The silence in milliseconds, for the wire.
+    /// Returns the silence in milliseconds, for the wire.
     pub fn silence_ms(&self) -> u32 {
         u32::try_from(self.silence.as_millis()).unwrap_or(u32::MAX)
     }
@@ -59,13 +59,13 @@ impl Pulse {
         Pulse { heartbeat, heard: now, beat_at: now }
     }
 
-    /// The peer said something.
+    /// Notes that the peer said something.
     pub fn heard(&mut self, now: Instant) {
         self.heard = self.heard.max(now);
     }
 
-    /// Whether a beat is to be sent; told once a period. To be asked before [`silent`](Self::silent):
-    /// who is late for its own beat was stopped, and judges nobody by a time in which it did not look.
+    /// Returns whether a sign of life is to be sent, once a period. To be asked before [`silent`](Self::silent): a process
+    /// that is late for its own sign of life was stopped itself, and the time in which it read nothing does not count.
     pub fn beat(&mut self, now: Instant) -> bool {
         let due = now >= self.beat_at;
         if now >= self.beat_at + self.heartbeat.period {
@@ -77,43 +77,42 @@ impl Pulse {
         due
     }
 
-    /// For how long the peer has been silent, if that is too long. To be asked after everything that it
-    /// sent was taken: nobody is silent whose words wait to be read.
+    /// Returns for how long the peer has been silent, if that is too long. To be asked after everything that it sent was
+    /// taken: a peer whose messages are still unread is not silent.
     pub fn silent(&self, now: Instant) -> Option<Duration> {
         let silence = now.saturating_duration_since(self.heard);
         (silence >= self.heartbeat.silence).then_some(silence)
     }
 
-    /// When there is something to do at the latest.
+    /// Returns when there is something to do at the latest.
     pub fn deadline(&self) -> Instant {
         self.beat_at.min(self.heard + self.heartbeat.silence)
     }
 }
 
-/// The signs of life of a peer that counts them up in memory. They are looked at once a period, and it is
-/// judged by looks that found nothing new, not by the time between them: who was stopped itself has not
-/// looked.
+/// The signs of life of a peer that counts them up in memory. They are read once a period. The peer is silent after so many
+/// readings that found nothing new, however much time lies between them: a process that was stopped itself has not read.
 #[derive(Clone, Copy, Debug)]
 pub struct Beats {
-    /// `None` before the first look, which is none to judge by.
+    /// `None` before the first reading, which says nothing.
     seen: Option<u64>,
-    idle_looks: u32,
-    most_idle_looks: u32,
+    idle_readings: u32,
+    most_idle_readings: u32,
 }
 
 impl Beats {
-    /// Begins with the first look.
+    /// Begins with the first reading.
     pub fn new(heartbeat: Heartbeat) -> Self {
         let looks = heartbeat.silence.as_nanos().div_ceil(heartbeat.period.as_nanos().max(1));
-        let most_idle_looks = u32::try_from(looks).unwrap_or(u32::MAX);
-        Beats { seen: None, idle_looks: 0, most_idle_looks }
+        let most_idle_readings = u32::try_from(looks).unwrap_or(u32::MAX);
+        Beats { seen: None, idle_readings: 0, most_idle_readings }
     }
 
-    /// Looks at the count; whether the peer is silent for too long.
+    /// Takes a reading of the count. Returns whether the peer has been silent for too long.
     pub fn silent(&mut self, count: u64) -> bool {
         let idle = self.seen.replace(count) == Some(count);
-        self.idle_looks = if idle { self.idle_looks.saturating_add(1) } else { 0 };
-        self.idle_looks >= self.most_idle_looks
+        self.idle_readings = if idle { self.idle_readings.saturating_add(1) } else { 0 };
+        self.idle_readings >= self.most_idle_readings
     }
 }
 

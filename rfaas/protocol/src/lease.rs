@@ -96,7 +96,7 @@ impl LeaseTerms {
     }
 }
 
-/// Terms and the resource manager's word for them. Shows that the lease was granted, not that its holder is who it
+/// Terms and the resource manager's signature. They show that the lease was granted, not that its holder is the one it
 /// was granted to.
 #[derive(Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
@@ -390,7 +390,7 @@ pub enum Unusable {
     Refused = 1,
     /// Its node could not be reached, or did not answer.
     Unreachable = 2,
-    /// Who listens at its node's address could not prove to be it.
+    /// The process that listens at its node's address could not prove to be the node.
     Unproved = 3,
 }
 

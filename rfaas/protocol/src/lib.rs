@@ -1,4 +1,5 @@
-//! What crosses the network between client, managers and executors: one module a conversation.
+//! The messages of client, managers and executors: one module a conversation. This crate is internal: applications use
+//! `rfaas`.
 //!
 //! ```text
 //!   lease        client ──▶ resource_manager            asks for cores, gets a signed token
@@ -11,8 +12,8 @@
 //! Integers are little-endian and structs have neither padding nor alignment, so their bytes are the
 //! message. Every connection opens with a [`Hello`] in its private data; after that a message is a
 //! [`kind`](MessageKind) and its struct, at most [`MAX_MESSAGE_BYTES`] in all. Bytes from a peer are
-//! hostile: a message that does not parse is an error of that peer, never a panic. How peers prove who they are is
-//! in `proof`.
+//! hostile: a message that does not parse is an error of that peer, never a panic. How peers prove their identity is in
+//! `proof`.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -37,8 +38,7 @@ pub use proof::{Clock, Nonce, Nonces, Proof};
 
 /// Version of all conversations together. Peers of another version are refused by name.
 pub const VERSION: u16 = 6;
-/// Oldest version of a client that is listened to: what it says without a proof means what it did. It cannot claim
-/// leases.
+/// Oldest version of a client that is accepted: what it says without a proof means what it did. It cannot claim leases.
 pub const OLDEST_CLIENT: u16 = 4;
 
 /// Largest message on a control connection, in bytes: the longest struct (an allocation request)
@@ -80,7 +80,7 @@ pub enum Malformed {
     Field(&'static str),
 }
 
-/// Who connects, and to what end.
+/// The role of a peer that connects, and what it wants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u16)]
 pub enum Role {
@@ -111,14 +111,14 @@ pub struct Hello {
 const _: () = assert!(size_of::<Hello>() == 8);
 
 impl Hello {
-    /// Private data: this hello, then `body`.
+    /// Returns private data: a hello, then `body`.
     pub fn with(role: Role, body: &impl Bytes) -> Vec<u8> {
         let hello =
             Hello { magic: MAGIC.into(), version: VERSION.into(), role: (role as u16).into() };
         [hello.as_bytes(), body.as_bytes()].concat()
     }
 
-    /// The role, and the bytes behind the hello; of a client, also if its release is older.
+    /// Returns the role, and the bytes behind the hello. A client may be of an older release.
     pub fn parse(private_data: &[u8]) -> Result<(Role, &[u8]), Malformed> {
         let (hello, rest) = Hello::read_from_prefix(private_data).map_err(|_| Malformed::Magic)?;
         if hello.magic.get() != MAGIC {

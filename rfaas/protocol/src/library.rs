@@ -32,12 +32,12 @@ use image::{Image, Name};
 
 mod image;
 
-/// Largest library, in bytes: its size is told in 32 bits.
+/// Largest library, in bytes: its size has 32 bits on the wire.
 pub const MAX_LIBRARY_BYTES: u64 = u32::MAX as u64;
 
 type Header = elf::FileHeader64<Endianness>;
 
-/// Why bytes cannot be used as a function library. Names no file: whoever read one does.
+/// Why bytes cannot be used as a function library. It names no file: the program that has read one does.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum LibraryError {
@@ -70,7 +70,7 @@ pub enum LibraryError {
         "exports no functions: a function is extern \"C\" and visible (Rust: #[unsafe(no_mangle)])"
     )]
     NoFunctions,
-    /// All that it exports has longer names than can be told.
+    /// All that it exports has longer names than a message can hold.
     #[error(
         "exports only functions with names of more than {MAX_FUNCTION_NAME_BYTES} bytes: export them under shorter ones"
     )]

@@ -1,16 +1,16 @@
-//! Who is who: both ends of a connection prove that they know a secret, and neither shows it.
+//! Proofs of identity: both ends of a connection prove that they know a secret, and neither shows it.
 //!
 //! ```text
 //!   node ──Hello, nonce──▶ resource manager        client ──Hello, lease, nonce──▶ node
 //!        ◀──nonce, proof──                                ◀──nonce, proof──         knows the cluster
 //!        ──Register, proof──▶  cluster secret             ──Allocate, proof──▶      secret: lease key
 //! ```
-//! Who was called proves itself first, in its acceptance, so that costs no round trip; who called says nothing
-//! before it has checked that. A proof is a HMAC-SHA256 (RFC 2104) over a label, both nonces of this connection and
-//! what is said. So it is worth nothing on another connection, in the other direction, or beside another message.
-//! * HERE - who is called proves that it is *at the address that was called*: who listens in another's place cannot
+//! The called side proves itself first, in its acceptance, so that costs no round trip. The calling side says nothing
+//! before it has checked that. A proof is a HMAC-SHA256 (RFC 2104) over a label, both nonces of this connection and the
+//! message. So it is worth nothing on another connection, in the other direction, or beside another message.
+//! * The called side proves that it is *at the address that was called*: a process that listens in another's place cannot
 //!   have the real one answer for it.
-//! * SAME TIME - proofs and secrets are compared in the same time, wherever they differ.
+//! * Proofs and secrets are compared in the same time, wherever they differ.
 
 use std::fmt;
 use std::hint::black_box;
@@ -29,7 +29,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 pub struct Nonce(pub [u8; 16]);
 
 impl Nonce {
-    /// A fresh one.
+    /// Draws a fresh one.
     pub fn generate() -> Self {
         Nonce(random())
     }
@@ -38,22 +38,22 @@ impl Nonce {
 /// The nonces of both ends of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Nonces {
-    /// Of who called.
+    /// The nonce of the calling side.
     pub caller: Nonce,
-    /// Of who was called.
+    /// The nonce of the called side.
     pub called: Nonce,
 }
 
-/// That its sender knows a secret.
+/// Proves that its sender knows a secret.
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct Proof([u8; 32]);
 
 impl Proof {
-    /// None: where there is no secret to know.
+    /// No proof, where there is no secret to know.
     pub const NONE: Proof = Proof([0; 32]);
 
-    /// That whoever knows `secret` says `said` as `label` on the connection of these nonces.
+    /// Proves that somebody who knows `secret` says `said` as `label` on the connection of these nonces.
     pub(super) fn new(secret: &[u8], label: &[u8], nonces: &Nonces, said: &[&[u8]]) -> Self {
         Proof(proof(secret, label, nonces, said).finalize().into_bytes().into())
     }
@@ -70,7 +70,7 @@ impl Proof {
     }
 }
 
-/// SAME TIME.
+/// Compares in the same time, wherever they differ.
 impl PartialEq for Proof {
     fn eq(&self, other: &Self) -> bool {
         same(&self.0, &other.0)
@@ -106,7 +106,7 @@ pub(super) fn half(mac: Hmac<Sha256>) -> [u8; 16] {
     half
 }
 
-/// SAME TIME. Whether `a` and `b` are the same.
+/// Returns whether `a` and `b` are the same, in the same time wherever they differ.
 pub(super) fn same<const N: usize>(a: &[u8; N], b: &[u8; N]) -> bool {
     // Looked at whole: the compiler may not stop at the first difference.
     let differ = a.iter().zip(b).fold(0, |differ, (a, b)| black_box(differ | (a ^ b)));

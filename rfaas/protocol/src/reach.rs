@@ -1,10 +1,10 @@
 //! Reaching a program by a name that has several addresses: each is tried, as `ssh` and `curl` do. A name is often both
 //! ::1 and 127.0.0.1, or the address of a node's Ethernet and that of its IPoIB, and a program listens on one of them.
 //!
-//! * IN TIME - all tries together take the time that one may: each has an equal share of what is left.
-//! * TOLD - what none of them answered is told for each.
+//! All tries together take the time that one may: each has an equal share of what is left. If none succeeds, the error
+//! says why for each.
 //!
-//! Elsewhere: looking names up (`config::resolve`).
+//! Elsewhere: looking names up (`rfaas_config`).
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -12,9 +12,8 @@ use std::time::{Duration, Instant};
 
 use crate::channel::ChannelError;
 
-/// Calls `connect` with the `addresses` of one program until one is reached, all of them within
-/// `limit`. Addresses of the family of `from`, the device's own, come first; a device has no way to
-/// others.
+/// Calls `connect` with the `addresses` of one program until one is reached, all of them within `limit`. Addresses of the
+/// family of `from`, the device's own, come first; a device has no way to others.
 pub fn reach<T>(
     from: IpAddr,
     addresses: &[SocketAddr],
@@ -26,7 +25,7 @@ pub fn reach<T>(
     let deadline = Instant::now() + limit;
     let mut tried = Vec::new();
     for (left, address) in (1..=addresses.len() as u32).rev().zip(addresses) {
-        let share = deadline.saturating_duration_since(Instant::now()) / left; // IN TIME
+        let share = deadline.saturating_duration_since(Instant::now()) / left;
         match connect(address, share) {
             Ok(reached) => return Ok(reached),
             Err(error) => tried.push(Tried { address, error }),
@@ -34,7 +33,7 @@ pub fn reach<T>(
     }
     Err(match tried.pop() {
         Some(only) if tried.is_empty() => only.error,
-        last => ChannelError::NoneReached(tried.into_iter().chain(last).collect()), // TOLD
+        last => ChannelError::NoneReached(tried.into_iter().chain(last).collect()),
     })
 }
 
@@ -55,7 +54,7 @@ impl fmt::Display for Tried {
     }
 }
 
-/// All of them, for a sentence.
+/// Lists all of them, for a sentence.
 pub(crate) fn list(tried: &[Tried]) -> String {
     let tried: Vec<String> = tried.iter().map(Tried::to_string).collect();
     tried.join("; ")

@@ -1,7 +1,7 @@
 //! A shared object as the dynamic loader sees it: what its segments map and its dynamic section names.
 //! Section headers, which the loader does not need and some files do not have, are not looked at.
 //!
-//! * HOSTILE - the file may be anything. Every table is found through the segments that hold it and cut where
+//! * The file may be anything. Every table is found through the segments that hold it and cut where
 //!   they end; every loop is over a part of the file, and none is inside another.
 
 use object::Endianness;
