@@ -7,7 +7,7 @@
 
 #![allow(clippy::unwrap_used)] // in what tests share: a failed test is what it is for
 
-use std::net::{Ipv4Addr, TcpListener};
+use std::net::Ipv4Addr;
 use std::path::Path;
 use std::process::Command;
 
@@ -35,7 +35,6 @@ impl Shell {
         }
         let [_, a, b, _] = std::process::id().to_be_bytes();
         let devices = devices_at(Ipv4Addr::new(127, 77, a, b).into());
-        let http = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         Shell {
             directory: tempfile::tempdir().unwrap(),
             variables: vec![
@@ -44,7 +43,6 @@ impl Shell {
                 ("client", devices.client.name.clone()),
                 ("server", devices.server.name.clone()),
                 ("address", devices.server.ip_address.to_string()),
-                ("http", http.to_string()),
             ],
             devices,
         }
@@ -66,6 +64,22 @@ impl Shell {
     /// Types a command that keeps running. `exec`: a signal is for the program, not the shell around it.
     fn leaves_running(&self, line: &str) -> Running {
         start(self.command(&format!("exec env {line}")))
+    }
+
+    /// Waits until a resource manager serves HTTP; `$http` is then the port that it has chosen.
+    fn learns_http_port(&mut self, manager: &mut Running) {
+        let mut port = None;
+        eventually("the resource manager serves HTTP", || {
+            assert!(!manager.has_said_all(), "it has ended: {}", manager.words());
+            let words = manager.words();
+            let whole = words.split_inclusive('\n').filter_map(|line| line.strip_suffix('\n'));
+            let mut addresses =
+                whole.filter_map(|line| Some(line.split_once("HTTP interface at")?.1));
+            port =
+                addresses.find_map(|address| Some(address.rsplit_once(':')?.1.trim().to_owned()));
+            port.is_some()
+        });
+        self.variables.push(("http", port.unwrap()));
     }
 
     /// Makes the device database, as the tutorial does; the generator finds the addresses of RDMA devices.
@@ -129,17 +143,17 @@ fn the_tutorial_works_without_a_resource_manager() {
 #[test]
 fn the_tutorial_works_with_all_three_components() {
     let _guard = one_at_a_time();
-    let shell = Shell::new();
+    let mut shell = Shell::new();
     shell.makes_devices();
     let before = Leftovers::list(Path::new("/nowhere"));
     shell.types(
         r#"jq --arg device "$server" '.config.rdma_device = $device' $src/config/resource_manager.json |
-           jq --argjson port "$http" '.config.http_network_port = $port' > resource_manager.json"#,
+           jq '.config.http_network_port = 0' > resource_manager.json"#,
     );
     let mut resources = shell.leaves_running(
         "$build/resource_manager -c resource_manager.json --device-database server_devices.json",
     );
-    resources.says("HTTP interface at");
+    shell.learns_http_port(&mut resources);
     shell.types(
         r#"curl -sSf http://127.0.0.1:$http/add\?node\=exec-mgr-node -X POST -d '{"ip_address": "'$address'", "port": 10005, "cores": 1, "memory": 512}'"#,
     );
@@ -169,18 +183,18 @@ fn the_tutorial_works_with_all_three_components() {
 #[test]
 fn the_resource_manager_starts_with_the_tutorials_database() {
     let _guard = one_at_a_time();
-    let shell = Shell::new();
+    let mut shell = Shell::new();
     shell.makes_devices();
     shell.types(
         r#"jq --arg device "$server" '.config.rdma_device = $device' $src/config/resource_manager.json |
-           jq --argjson port "$http" '.config.http_network_port = $port' > resource_manager.json"#,
+           jq '.config.http_network_port = 0' > resource_manager.json"#,
     );
     shell.types(r#"jq --arg address "$address" '.executors[0].address = $address' $src/config/executors_database.json > executors_database.json"#);
     let mut manager = shell.leaves_running(
         "$build/resource_manager -c resource_manager.json --device-database server_devices.json \
          -i executors_database.json",
     );
-    manager.says("HTTP interface at");
+    shell.learns_http_port(&mut manager);
     let nodes = shell.types("curl -sSf http://127.0.0.1:$http/nodes | jq -r '.[0].node'");
     assert_eq!(nodes.stdout.trim(), "exec-mgr-node");
     ctrl_c(manager);
