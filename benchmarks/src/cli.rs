@@ -1,4 +1,4 @@
-//! Flags that several benchmarks have: those of the tutorial, and a few more. Flags override the
+//! Flags that several benchmarks have: the tutorial's, and a few more. Flags override the
 //! configuration file.
 
 use std::path::PathBuf;
@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::Args;
 use clap::value_parser;
 
-/// What is measured, how often, and how it is told: flags of every benchmark.
+/// What is measured, how often, and how it is reported: flags of every benchmark.
 #[derive(Clone, Debug, Args)]
 pub struct Measure {
     /// Settings of the benchmark; config/README.md explains every key.
@@ -39,7 +39,7 @@ pub struct Measure {
     pub verbose: bool,
 }
 
-/// What is deployed, and where: flags of the benchmarks of the function service.
+/// What is deployed, and where: flags of benchmarks of the function service.
 #[derive(Clone, Debug, Args)]
 pub struct Service {
     /// Function to call.

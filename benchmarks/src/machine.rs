@@ -1,4 +1,4 @@
-//! The machine a figure was measured on: without it a figure means nothing.
+//! The machine that a figure was measured on.
 
 use std::fmt;
 use std::fs;
@@ -70,7 +70,7 @@ pub fn cpu_of(end: End) -> Option<usize> {
 }
 
 fn settle(thread: Pid, end: End) {
-    // Of the CPUs of this thread: those of another may have been narrowed down already.
+    // From the CPUs of this thread: another thread may be settled already.
     let only = sched_getaffinity(Pid::from_raw(0)).and_then(|cpus| {
         let mut only = CpuSet::new();
         chosen(&cpus, end).map_or(Ok(()), |cpu| only.set(cpu))?;
@@ -84,7 +84,7 @@ fn settle(thread: Pid, end: End) {
 
 fn warn(errno: Errno) {
     let what = "warning: an end of the ping-pong has no CPU of its own";
-    let _ = writeln!(io::stderr(), "{what}: {errno}"); // it is for people, and nobody may be there
+    let _ = writeln!(io::stderr(), "{what}: {errno}"); // a warning that cannot be printed is lost
 }
 
 fn chosen(cpus: &CpuSet, end: End) -> Option<usize> {

@@ -1,7 +1,7 @@
-//! What payloads are made of, so that a result can be told from any other one.
+//! The contents of payloads, which distinguish each result from any other.
 //!
-//! Every repetition stamps its number over the start of the payload (and the end, where both fit), which is
-//! cheap at any size; the whole payload is compared once a run.
+//! Every repetition stamps its number over the start of the payload, and over the end where both fit, which is cheap
+//! at any size. The whole payload is compared once a run.
 
 use rfaas_program::Failure;
 
@@ -70,7 +70,7 @@ pub fn compare(number: u64, offset: usize, sent: &[u8], got: &[u8]) -> Result<()
     }
 }
 
-/// A payload whose bytes tell their offsets, for the comparison of a whole one.
+/// A payload whose bytes depend on their offsets, for the comparison of a whole one.
 pub fn payload(len: usize) -> Vec<u8> {
     // 251 is prime: a shift by any power of two, the usual mistake, shows.
     (0..len).map(|offset| (offset % 251) as u8).collect()
@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn a_difference_is_reported_with_its_place() {
+    fn a_difference_is_reported_with_its_offset() {
         let sent = payload(300);
         assert!(compare(7, 0, &sent, &sent).is_ok());
         let mut got = sent.clone();

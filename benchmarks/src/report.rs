@@ -1,4 +1,4 @@
-//! What a benchmark tells: a table for people, or one JSON object; and every sample as CSV.
+//! The report of a benchmark: a table or one JSON object, and every sample as CSV.
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -61,17 +61,17 @@ impl Report {
 
     /// The time of one round trip.
     pub fn round_trip(&mut self, samples: &Samples) {
-        let told = samples.statistics();
-        self.set("round_trip_ns", json!(told));
-        self.rows.push(("round trip".into(), told));
+        let statistics = samples.statistics();
+        self.set("round_trip_ns", json!(statistics));
+        self.rows.push(("round trip".into(), statistics));
     }
 
-    /// The time of one phase; phases are told in the order in which they come here.
+    /// Adds the time of one phase. The report keeps the order of these calls.
     pub fn phase(&mut self, name: &str, samples: &Samples) {
-        let told = samples.statistics();
+        let statistics = samples.statistics();
         let phases = self.json.entry("phases_us").or_insert_with(|| Value::Object(Map::new()));
-        phases[name] = json!(told.microseconds());
-        self.rows.push((name.replace('_', " "), told));
+        phases[name] = json!(statistics.microseconds());
+        self.rows.push((name.replace('_', " "), statistics));
     }
 
     /// What the run was billed.
@@ -87,9 +87,9 @@ impl Report {
 
     /// The tutorial's line.
     pub fn summary(&self, samples: &Samples) -> String {
-        let told = samples.statistics();
+        let statistics = samples.statistics();
         let repetitions = samples.each().len();
-        let (average, median) = (told.mean as f64 / 1000.0, told.p50 as f64 / 1000.0);
+        let (average, median) = (statistics.mean as f64 / 1000.0, statistics.p50 as f64 / 1000.0);
         format!("Executed {repetitions} repetitions, avg {average} usec/iter, median {median}")
     }
 
@@ -99,9 +99,9 @@ impl Report {
         for column in ["min", "mean", "p50", "p90", "p99", "p99.9", "max"] {
             table += &format!("{column:>12}");
         }
-        for (name, told) in &self.rows {
+        for (name, statistics) in &self.rows {
             table += &format!("\n{name:>14}");
-            for ns in told.columns() {
+            for ns in statistics.columns() {
                 table += &format!("{:>12.3}", ns as f64 / 1000.0);
             }
         }

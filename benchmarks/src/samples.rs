@@ -108,22 +108,25 @@ mod tests {
 
     #[test]
     fn percentiles_are_exact() {
-        let told = samples((1..=100_000).rev()).statistics();
-        assert_eq!((told.min, told.mean, told.max), (1, 50_000, 100_000));
-        assert_eq!((told.p50, told.p90, told.p99, told.p999), (50_000, 90_000, 99_000, 99_900));
+        let statistics = samples((1..=100_000).rev()).statistics();
+        assert_eq!((statistics.min, statistics.mean, statistics.max), (1, 50_000, 100_000));
+        assert_eq!(
+            (statistics.p50, statistics.p90, statistics.p99, statistics.p999),
+            (50_000, 90_000, 99_000, 99_900)
+        );
     }
 
     #[test]
     fn a_single_sample_is_every_percentile() {
-        let told = samples([12_345]).statistics();
-        assert_eq!(told.columns(), [12_345; 7]);
-        assert_eq!(told.microseconds().p50, 12.345);
+        let statistics = samples([12_345]).statistics();
+        assert_eq!(statistics.columns(), [12_345; 7]);
+        assert_eq!(statistics.microseconds().p50, 12.345);
     }
 
     #[test]
     fn no_samples_are_all_zero_and_a_zero_or_endless_one_is_no_panic() {
         assert_eq!(samples([]).statistics().columns(), [0; 7]);
-        let told = samples([0, u64::MAX]).statistics();
-        assert_eq!((told.min, told.max), (0, u64::MAX));
+        let statistics = samples([0, u64::MAX]).statistics();
+        assert_eq!((statistics.min, statistics.max), (0, u64::MAX));
     }
 }

@@ -83,7 +83,7 @@ pub fn library(flags: &Service) -> Result<PathBuf, Failure> {
 pub struct Buffers {
     /// Inputs, one for each worker.
     pub inputs: Vec<Input>,
-    /// Outputs likewise.
+    /// Outputs, one for each worker.
     pub outputs: Vec<Output>,
     known: Known,
 }

@@ -127,7 +127,7 @@ impl Transport {
 
 /// The other side, in its own process: answers until the connection ends.
 pub fn be_the_peer(plan: &Plan, starter: SocketAddr) -> Result<(), Failure> {
-    die_with_the_starter()?; // had it died before, there would be nobody to connect to
+    die_with_the_starter()?; // had it died before, connecting would fail
     let device = &plan.device.device;
     let parts = || {
         let domain = device.domain()?;
@@ -204,7 +204,7 @@ impl Link {
         })
     }
 
-    /// Writes the bytes `message` of `region` and tells the peer. Small ones go inline, as an invocation's do.
+    /// Writes the bytes `message` of `region` with immediate data. Small ones go inline, as those of an invocation do.
     #[inline]
     fn write(
         &mut self,

@@ -1,4 +1,4 @@
-//! Who is compared: a name, its settings, and how one cell of its row is measured.
+//! A contender: its name, its settings, and how one cell of its row is measured.
 
 use std::fmt;
 
@@ -20,7 +20,7 @@ pub enum Kind {
     Peer,
 }
 
-/// Everybody who is compared, in the order of the table; those of ours, and verbs tools, once per device.
+/// All contenders, in the order of the table. Our own, and the verbs tools, are there once a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Id {
@@ -101,9 +101,9 @@ impl fmt::Display for Id {
     }
 }
 
-/// One who is compared.
+/// A contender.
 pub trait Contender: Sync {
-    /// Who it is.
+    /// Its identity.
     fn id(&self) -> Id;
 
     /// Its device, if it is there once per device.
@@ -111,7 +111,7 @@ pub trait Contender: Sync {
         None
     }
 
-    /// How it is set up, for people who judge whether that is fair.
+    /// Its setup, for readers who judge whether that is fair.
     fn settings(&self) -> String;
 
     /// Payloads that it is measured with, in bytes.
@@ -124,7 +124,7 @@ pub trait Contender: Sync {
 /// Why there is no figure.
 #[derive(Debug)]
 pub enum NotMeasured {
-    /// It cannot run here, which its row tells.
+    /// It cannot run here; its row says why.
     NotRun(String),
     /// Something is broken, which ends the program.
     Failed(Failure),
@@ -154,16 +154,16 @@ pub struct Round {
 }
 
 impl Round {
-    /// Of `samples`. A percentile that is only the largest of them is not told.
+    /// The round trips `samples`. A percentile that is only the largest of them is left out.
     pub fn of(samples: Samples) -> Self {
-        let told = samples.statistics();
+        let statistics = samples.statistics();
         let count = samples.each().len();
         Round {
             repetitions: count as u64,
-            p50: told.p50 as f64,
+            p50: statistics.p50 as f64,
             is_mean: false,
-            p99: (count >= 100).then_some(told.p99 as f64),
-            p999: (count >= 1000).then_some(told.p999 as f64),
+            p99: (count >= 100).then_some(statistics.p99 as f64),
+            p999: (count >= 1000).then_some(statistics.p999 as f64),
             each: samples.each().to_vec(),
         }
     }

@@ -8,7 +8,7 @@ use crate::effort::Effort;
 use benchmarks::pattern;
 use benchmarks::samples::Samples;
 
-/// Somebody who sends a payload there and back.
+/// Sends a payload there and back.
 pub trait Echo {
     /// Puts `bytes` at `offset` of what is sent next.
     fn write(&mut self, offset: usize, bytes: &[u8]) -> Result<(), Failure>;
@@ -33,7 +33,7 @@ pub fn measure(echo: &mut impl Echo, payload: u32, effort: Effort) -> Result<Sam
     Ok(samples)
 }
 
-/// [`measure`] for who returns no more than the stamps that tell whose a result is.
+/// [`measure`] for a contender that returns no more than the stamps of a payload.
 pub fn sample(echo: &mut impl Echo, payload: u32, effort: Effort) -> Result<Samples, Failure> {
     let len = payload as usize; // u32 to usize: 64-bit machines only
     let mut number = 0;

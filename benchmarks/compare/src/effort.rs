@@ -30,7 +30,7 @@ impl Effort {
         done >= self.most || (done >= self.least && spent >= self.time)
     }
 
-    /// Round trips of `payload` bytes for a program that must be told before how many: as many as fit into the
+    /// Round trips of `payload` bytes for a program that must know the number before: as many as fit into the
     /// time if each takes a microsecond and its bytes are copied four times at 4 GB/s.
     pub fn planned(self, payload: u32) -> u32 {
         let each = Duration::from_nanos(1000 + u64::from(payload));

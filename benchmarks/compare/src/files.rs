@@ -13,9 +13,9 @@ use crate::results::{Cell, Rates, Results, Row};
 use crate::{SHOWN, Settings};
 use benchmarks::machine::Machine;
 
-/// What a run of the program has to tell.
+/// All that a run of the program has measured.
 #[derive(Clone, Debug)]
-pub struct Told {
+pub struct Comparison {
     /// Where it ran.
     pub machine: Machine,
     /// How many runs there were.
@@ -28,7 +28,7 @@ pub struct Told {
     pub results: Results,
     /// What they mean beside each other.
     pub ratios: Vec<Ratio>,
-    /// How round trips of [`SHOWN`] bytes are distributed, of those who tell each of them.
+    /// Distributions of round trips of [`SHOWN`] bytes, for contenders that report each of them.
     pub distributions: Vec<Distribution>,
 }
 
@@ -43,7 +43,7 @@ pub struct Distribution {
     pub points: Vec<(f64, u64)>,
 }
 
-impl Told {
+impl Comparison {
     /// Of `results`, on this machine.
     pub fn of(
         settings: &Settings,
@@ -54,7 +54,7 @@ impl Told {
     ) -> Self {
         let distributions = results.rows.iter().filter_map(distribution).collect();
         let (machine, runs) = (Machine::this(), settings.runs);
-        Told { machine, runs, quick, devices, results, ratios, distributions }
+        Comparison { machine, runs, quick, devices, results, ratios, distributions }
     }
 
     /// One object.
@@ -81,7 +81,7 @@ impl Told {
     }
 }
 
-/// Shares that are told: every half percent, and the tail.
+/// Shares that are written: every half percent, and the tail.
 fn shares() -> impl Iterator<Item = f64> {
     let body = (0..=198).map(|half| f64::from(half) / 200.0);
     body.chain([0.992, 0.994, 0.996, 0.998, 0.999, 0.9995, 0.9999, 1.0])
@@ -102,15 +102,15 @@ pub fn make(directory: &Path) -> Result<(), Failure> {
 }
 
 /// Writes JSON and CSV files into `directory`.
-pub fn write(directory: &Path, told: &Told) -> Result<(), Failure> {
+pub fn write(directory: &Path, comparison: &Comparison) -> Result<(), Failure> {
     for (name, text) in [
-        ("compare.json", format!("{:#}\n", told.json())),
-        ("round_trips.csv", round_trips(&told.results.rows)),
-        ("distribution.csv", distributions(&told.distributions)),
-        ("in_flight.csv", rates("in_flight", "per_second", &told.results.in_flight)),
-        ("scaling.csv", rates("workers", "per_second", &told.results.scaling)),
-        ("write_bandwidth.csv", rates("bytes", "bytes_per_second", &told.results.bandwidth)),
-        ("ratios.csv", ratios(&told.ratios)),
+        ("compare.json", format!("{:#}\n", comparison.json())),
+        ("round_trips.csv", round_trips(&comparison.results.rows)),
+        ("distribution.csv", distributions(&comparison.distributions)),
+        ("in_flight.csv", rates("in_flight", "per_second", &comparison.results.in_flight)),
+        ("scaling.csv", rates("workers", "per_second", &comparison.results.scaling)),
+        ("write_bandwidth.csv", rates("bytes", "bytes_per_second", &comparison.results.bandwidth)),
+        ("ratios.csv", ratios(&comparison.ratios)),
     ] {
         let file = directory.join(name);
         fs::write(&file, text).map_err(unwritable(&file))?;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, value_parser};
-use compare::files::{self, Told};
+use compare::files::{self, Comparison};
 use compare::{Effort, Role, Settings, plots, ratios, table};
 use rfaas::describe;
 use rfaas_config::Devices;
@@ -64,11 +64,11 @@ fn run(cli: Cli) -> Result<(), Failure> {
     let settings = Settings { devices: cli.devices, runs: cli.runs, effort, payloads };
     let (results, devices) = compare::run(&settings, &database)?;
     let ratios = ratios::ratios(&results, &devices);
-    let told = Told::of(&settings, cli.quick, results, devices, ratios);
+    let comparison = Comparison::of(&settings, cli.quick, results, devices, ratios);
     if let Some(directory) = &cli.output_dir {
-        files::write(directory, &told)?;
-        plots::draw(directory, &told)?;
+        files::write(directory, &comparison)?;
+        plots::draw(directory, &comparison)?;
     }
-    let text = if cli.json { told.json().to_string() } else { table::table(&told) };
+    let text = if cli.json { comparison.json().to_string() } else { table::table(&comparison) };
     program::print(text + "\n")
 }

@@ -69,7 +69,7 @@ impl Wait {
     }
 }
 
-/// A cluster on one device, which sleeps while nobody leases.
+/// A cluster on one device, which sleeps while there is no lease.
 #[derive(Debug)]
 pub struct Site {
     cluster: LocalCluster,

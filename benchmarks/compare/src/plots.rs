@@ -12,7 +12,7 @@ use plotters::style::text_anchor::{HPos, Pos, VPos};
 use rfaas_program::Failure;
 
 use crate::contender::{Id, Kind};
-use crate::files::{Told, unwritable};
+use crate::files::{Comparison, unwritable};
 use crate::results::{Rates, Row, Spread};
 use crate::table::{count, size, time};
 
@@ -27,10 +27,10 @@ const FAINT: f64 = 0.45;
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 type Broken = DrawingAreaErrorKind<std::io::Error>;
 type Drawn = Result<(), Broken>;
-type Plot = fn(&Area<'_>, &Told) -> Drawn;
+type Plot = fn(&Area<'_>, &Comparison) -> Drawn;
 
 /// Draws all that there are figures for into `directory`.
-pub fn draw(directory: &Path, told: &Told) -> Result<(), Failure> {
+pub fn draw(directory: &Path, comparison: &Comparison) -> Result<(), Failure> {
     let plots: [(&str, Plot); 4] = [
         ("round_trips.svg", round_trips),
         ("distribution.svg", distribution),
@@ -43,7 +43,7 @@ pub fn draw(directory: &Path, told: &Told) -> Result<(), Failure> {
         {
             let whole = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();
             whole.fill(&WHITE).map_err(unwritable(&file))?;
-            plot(&whole, told).map_err(unwritable(&file))?;
+            plot(&whole, comparison).map_err(unwritable(&file))?;
             whole.present().map_err(unwritable(&file))?;
         }
         fs::write(&file, lighter(&svg)).map_err(unwritable(&file))?;
@@ -93,9 +93,9 @@ impl Line {
     }
 }
 
-fn round_trips(area: &Area<'_>, told: &Told) -> Drawn {
+fn round_trips(area: &Area<'_>, comparison: &Comparison) -> Drawn {
     let line = |row: &Row| {
-        let mut line = Line::of(row, &told.devices);
+        let mut line = Line::of(row, &comparison.devices);
         for (&payload, cell) in &row.cells {
             let at = f64::from(payload);
             line.points.extend(cell.p50().map(|p50| (at, p50.median)));
@@ -103,10 +103,10 @@ fn round_trips(area: &Area<'_>, told: &Told) -> Drawn {
         }
         line
     };
-    let lines: Vec<_> = told.results.rows.iter().map(line).collect();
+    let lines: Vec<_> = comparison.results.rows.iter().map(line).collect();
     let (x, y) = (span(&lines, |point| point.0), span(&lines, |point| point.1));
     let title = "Round trip by payload: median (line) and 99th percentile (×)";
-    let (chart, legend_area) = frame(area, title, told)?;
+    let (chart, legend_area) = frame(area, title, comparison)?;
     let mut chart = builder(&chart).build_cartesian_2d(
         (x.0 / 1.5..x.1 * 1.5).log_scale().base(4.0),
         (y.0 / 1.5..y.1 * 1.5).log_scale(),
@@ -117,18 +117,18 @@ fn round_trips(area: &Area<'_>, told: &Told) -> Drawn {
     legend(&legend_area, &lines)
 }
 
-fn distribution(area: &Area<'_>, told: &Told) -> Drawn {
+fn distribution(area: &Area<'_>, comparison: &Comparison) -> Drawn {
     let line = |of: &crate::files::Distribution| {
-        let row = told.results.rows.iter().find(|row| row.name == of.name)?;
-        let mut line = Line::of(row, &told.devices);
+        let row = comparison.results.rows.iter().find(|row| row.name == of.name)?;
+        let mut line = Line::of(row, &comparison.devices);
         let shown = of.points.iter().filter(|(share, _)| *share <= 0.999);
         line.points = shown.map(|&(share, ns)| (ns.max(1) as f64, share)).collect();
         Some(line)
     };
-    let lines: Vec<_> = told.distributions.iter().filter_map(line).collect();
+    let lines: Vec<_> = comparison.distributions.iter().filter_map(line).collect();
     let x = span(&lines, |point| point.0);
     let title = "Round trips of 64 B that take no longer than a time, up to the 99.9th percentile";
-    let (chart, legend_area) = frame(area, title, told)?;
+    let (chart, legend_area) = frame(area, title, comparison)?;
     let mut chart =
         builder(&chart).build_cartesian_2d((x.0 / 1.2..x.1 * 1.2).log_scale(), 0.0..1.0)?;
     let percent = |share: &f64| format!("{:.0} %", share * 100.0);
@@ -137,11 +137,11 @@ fn distribution(area: &Area<'_>, told: &Told) -> Drawn {
     legend(&legend_area, &lines)
 }
 
-fn in_flight(area: &Area<'_>, told: &Told) -> Drawn {
-    let lines: Vec<_> = told.results.in_flight.iter().enumerate().map(rates).collect();
+fn in_flight(area: &Area<'_>, comparison: &Comparison) -> Drawn {
+    let lines: Vec<_> = comparison.results.in_flight.iter().enumerate().map(rates).collect();
     let (x, y) = (span(&lines, |point| point.0), span(&lines, |point| point.1));
     let title = "Invocations of 64 B per second by number in flight, one worker; bars: all runs";
-    let (chart, legend_area) = frame(area, title, told)?;
+    let (chart, legend_area) = frame(area, title, comparison)?;
     let mut chart = builder(&chart)
         .build_cartesian_2d((x.0 / 1.2..x.1 * 1.2).log_scale().base(2.0), 0.0..y.1 * 1.15)?;
     let number = |number: &f64| format!("{number:.0}");
@@ -154,11 +154,11 @@ fn in_flight(area: &Area<'_>, told: &Told) -> Drawn {
     legend(&legend_area, &lines)
 }
 
-fn scaling(area: &Area<'_>, told: &Told) -> Drawn {
-    let lines: Vec<_> = told.results.scaling.iter().enumerate().map(rates).collect();
+fn scaling(area: &Area<'_>, comparison: &Comparison) -> Drawn {
+    let lines: Vec<_> = comparison.results.scaling.iter().enumerate().map(rates).collect();
     let (x, y) = (span(&lines, |point| point.0), span(&lines, |point| point.1));
     let title = "Invocations of 64 B per second by workers, 16 in flight on each; bars: all runs";
-    let (chart, legend_area) = frame(area, title, told)?;
+    let (chart, legend_area) = frame(area, title, comparison)?;
     let mut chart = builder(&chart).build_cartesian_2d(0.0..x.1 + 1.0, 0.0..y.1 * 1.15)?;
     let number = |number: &f64| match number.fract() {
         0.0 => format!("{number:.0}"),
@@ -190,12 +190,16 @@ fn rates((number, rates): (usize, &Rates)) -> Line {
 }
 
 /// Title, facts, and what is left for the chart and for its legend.
-fn frame<'a>(area: &Area<'a>, title: &str, told: &Told) -> Result<(Area<'a>, Area<'a>), Broken> {
+fn frame<'a>(
+    area: &Area<'a>,
+    title: &str,
+    comparison: &Comparison,
+) -> Result<(Area<'a>, Area<'a>), Broken> {
     let facts = format!(
         "{}; {} runs{}",
-        told.machine,
-        told.runs,
-        if told.quick { ", QUICK: too few repetitions for figures" } else { "" }
+        comparison.machine,
+        comparison.runs,
+        if comparison.quick { ", QUICK: too few repetitions for figures" } else { "" }
     );
     let style = |size: i32, colour: &RGBColor| {
         ("sans-serif", size).into_font().color(colour).pos(Pos::new(HPos::Left, VPos::Top))

@@ -1,4 +1,4 @@
-//! What was measured, run by run, and what is told of it.
+//! What was measured, run by run, and its medians.
 //!
 //! * ONE RUN - a ratio has both of its figures from the same run; what is told of figures and ratios is the median
 //!   of all runs, and how far they lie apart.
@@ -38,7 +38,7 @@ impl Spread {
 /// A contender and its rounds.
 #[derive(Clone, Debug, Serialize)]
 pub struct Row {
-    /// Who it is.
+    /// Its identity.
     pub id: Id,
     /// What it is.
     pub kind: Kind,
@@ -70,21 +70,21 @@ impl Cell {
         Spread::of(self.0.iter().map(|round| round.p99).collect::<Option<Vec<_>>>()?)
     }
 
-    /// 99.9th percentile in ns, likewise.
+    /// 99.9th percentile in ns, if it has one.
     pub fn p999(&self) -> Option<Spread> {
         Spread::of(self.0.iter().map(|round| round.p999).collect::<Option<Vec<_>>>()?)
     }
 
-    /// Whether what is told as p50 is a mean.
+    /// Whether the p50 is a mean.
     pub fn is_mean(&self) -> bool {
         self.0.iter().any(|round| round.is_mean)
     }
 }
 
-/// Cells as they are told.
+/// Cells as they are written.
 fn as_list<S: Serializer>(cells: &BTreeMap<u32, Cell>, to: S) -> Result<S::Ok, S::Error> {
     #[derive(Serialize)]
-    struct Told {
+    struct Shown {
         payload_bytes: u32,
         repetitions: u64,
         #[serde(skip_serializing_if = "std::ops::Not::not")]
@@ -95,7 +95,7 @@ fn as_list<S: Serializer>(cells: &BTreeMap<u32, Cell>, to: S) -> Result<S::Ok, S
     }
     let mut list = to.serialize_seq(Some(cells.len()))?;
     for (&payload_bytes, cell) in cells {
-        list.serialize_element(&Told {
+        list.serialize_element(&Shown {
             payload_bytes,
             repetitions: cell.0.iter().map(|round| round.repetitions).sum(),
             p50_is_mean: cell.is_mean(),
@@ -148,13 +148,13 @@ impl Rates {
 
 fn as_rates<S: Serializer>(by: &BTreeMap<u32, Vec<f64>>, to: S) -> Result<S::Ok, S::Error> {
     #[derive(Serialize)]
-    struct Told {
+    struct Shown {
         number: u32,
         per_second: Option<Spread>,
     }
     let mut list = to.serialize_seq(Some(by.len()))?;
     for (&number, runs) in by {
-        list.serialize_element(&Told { number, per_second: Spread::of(runs.clone()) })?;
+        list.serialize_element(&Shown { number, per_second: Spread::of(runs.clone()) })?;
     }
     list.end()
 }

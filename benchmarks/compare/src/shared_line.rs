@@ -4,7 +4,7 @@
 //! (`rdmalib`) gives no peer's memory away as a reference, so the floor maps its own page: a sealed memfd, whose
 //! descriptor the other process inherits and maps too.
 //!
-//! * SEALED - the page cannot shrink, whoever has the descriptor: touching it never raises SIGBUS.
+//! * SEALED - the page cannot shrink, whichever process has the descriptor: touching it never raises SIGBUS.
 //! * ATOMIC - the page is reached only through `&AtomicU64`, by both processes.
 
 #![allow(unsafe_code)]

@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use crate::PAYLOADS;
 use crate::contender::Kind;
-use crate::files::Told;
+use crate::files::Comparison;
 use crate::ratios::{Aim, Ratio};
 use crate::results::{Cell, Rates, Row, Spread};
 
@@ -13,31 +13,31 @@ const NAME: usize = 32;
 const COLUMN: usize = 10;
 
 /// All of it.
-pub fn table(told: &Told) -> String {
+pub fn table(comparison: &Comparison) -> String {
     let mut out = format!(
         "compare: {} runs on {}\nclient on the first CPU, server on the last; medians of the runs' percentiles{}\n",
-        told.runs,
-        told.machine,
-        if told.quick { "; QUICK: too few repetitions for figures" } else { "" },
+        comparison.runs,
+        comparison.machine,
+        if comparison.quick { "; QUICK: too few repetitions for figures" } else { "" },
     );
-    by_payload(&mut out, "p50", &told.results.rows, Cell::p50);
-    not_run(&mut out, &told.results.rows);
-    by_payload(&mut out, "p99", &told.results.rows, Cell::p99);
-    by_payload(&mut out, "p99.9", &told.results.rows, Cell::p999);
-    spreads(&mut out, &told.results.rows);
+    by_payload(&mut out, "p50", &comparison.results.rows, Cell::p50);
+    not_run(&mut out, &comparison.results.rows);
+    by_payload(&mut out, "p99", &comparison.results.rows, Cell::p99);
+    by_payload(&mut out, "p99.9", &comparison.results.rows, Cell::p999);
+    spreads(&mut out, &comparison.results.rows);
     rates(
         &mut out,
         "invocations per second, 64 B, by number in flight, one worker",
-        &told.results.in_flight,
+        &comparison.results.in_flight,
     );
-    rates(&mut out, "invocations per second, 64 B, by workers", &told.results.scaling);
+    rates(&mut out, "invocations per second, 64 B, by workers", &comparison.results.scaling);
     rates(
         &mut out,
         "ib_write_bw, bytes per second, by bytes of a message",
-        &told.results.bandwidth,
+        &comparison.results.bandwidth,
     );
-    ratios(&mut out, &told.ratios);
-    settings(&mut out, &told.results.rows);
+    ratios(&mut out, &comparison.ratios);
+    settings(&mut out, &comparison.results.rows);
     out
 }
 
@@ -190,9 +190,9 @@ mod tests {
     #[test]
     fn figures_have_three_digits_and_a_unit() {
         let times = [140.4, 999.6, 1234.0, 51_234.0, 123_456.0, 5_898_480.0, 12_345_678.0];
-        let told = times.map(time);
+        let texts = times.map(time);
         assert_eq!(
-            told,
+            texts,
             ["140 ns", "1.00 µs", "1.23 µs", "51.2 µs", "123 µs", "5.90 ms", "12.3 ms"]
         );
         assert_eq!([8, 1024, 65_536, 16 << 20].map(size), ["8 B", "1 KiB", "64 KiB", "16 MiB"]);

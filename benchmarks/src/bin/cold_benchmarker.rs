@@ -28,7 +28,7 @@ struct Cli {
     pause: u64,
 }
 
-/// Phases in the order of the samples file: those of the original, then what it did not measure.
+/// Phases in the order of the samples file: the original's, then those that it did not measure.
 const COLUMNS: [&str; 7] =
     ["connect", "submit", "spawn_connect", "initialize", "execute", "lease", "total"];
 /// Phases in the order in which they happen.

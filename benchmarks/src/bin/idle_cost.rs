@@ -1,4 +1,4 @@
-//! What a cluster costs while nobody uses it: processor time of both managers.
+//! The cost of an idle cluster: processor time of both managers.
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -58,7 +58,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
     cluster.stop().map_err(|error| Failure::later(describe(&error)))?;
 
     let text = if cli.json {
-        let told = json!({
+        let object = json!({
             "benchmark": "idle_cost",
             "rdma_sleep": !cli.poll,
             "seconds": elapsed,
@@ -67,7 +67,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
             "both_percent": both,
             "machine": Machine::this(),
         });
-        format!("{told}\n")
+        format!("{object}\n")
     } else {
         let machine = Machine::this();
         let mut table = format!("idle_cost: {elapsed:.1} s, percent of a core\non {machine}\n\n");

@@ -93,7 +93,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
     let rows = [measure(&cli, false)?, measure(&cli, true)?];
     let Cli { nodes, clients, seconds, .. } = cli;
     if cli.json {
-        let told = json!({
+        let object = json!({
             "benchmark": "manager_load",
             "nodes": nodes,
             "clients": clients,
@@ -101,7 +101,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
             "states": rows,
             "machine": Machine::this(),
         });
-        return program::print(format!("{told}\n"));
+        return program::print(format!("{object}\n"));
     }
     let mut table = format!(
         "manager_load: {nodes} nodes, {clients} clients, {seconds} s\non {}\n\n",
@@ -158,7 +158,7 @@ fn measure(cli: &Cli, on_disk: bool) -> Result<Row, Failure> {
         Ok::<_, Failure>((samples, after?.since(&before?, end - start)))
     })
     .inspect_err(|_| {
-        let _ = writeln!(std::io::stderr(), "{}", cluster.logs()); // if nobody takes it: the error matters more
+        let _ = writeln!(std::io::stderr(), "{}", cluster.logs()); // if this fails: the error matters more
     })?;
     drop(nodes);
     cluster.stop().map_err(|error| Failure::later(describe(&error)))?;
@@ -222,7 +222,7 @@ fn get(http: &Http, path: &str) -> Result<Value, Failure> {
     http.get(path).map(|answer| answer.body).map_err(Failure::later)
 }
 
-/// Simulated executor managers, by name. Whoever has a lease speaks for its node.
+/// Simulated executor managers, by name. The client that has a lease answers for its node.
 struct Nodes(BTreeMap<String, Mutex<Channel>>);
 
 impl Nodes {

@@ -89,14 +89,14 @@ fn run(cli: Cli) -> Result<(), Failure> {
     }
     drop(progress);
     if cli.json {
-        let told = json!({
+        let object = json!({
             "benchmark": "pool_scale",
             "leases": cli.leases,
             "seed": cli.seed,
             "sizes": rows,
             "machine": Machine::this(),
         });
-        return program::print(format!("{told}\n"));
+        return program::print(format!("{object}\n"));
     }
     let mut table = format!(
         "pool_scale: {} leases opened, claimed and closed\non {}\n\n",

@@ -45,7 +45,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
     }
     drop(progress);
     compare_once(&mut transport, &plan)?;
-    drop(transport); // before anything is told: the peer is gone by then
+    drop(transport); // before anything is printed: the peer is gone by then
 
     let mut report = Report::new("transport_benchmarker", &plan, None);
     report.round_trip(&samples);

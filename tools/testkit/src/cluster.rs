@@ -3,14 +3,14 @@
 //!
 //! ```text
 //!   a temporary directory: devices.json, server_devices.json, resource_manager.json, …
-//!     ├──▶ resource_manager   free ports, told in its log       (or none: --skip-resource-manager)
+//!     ├──▶ resource_manager   free ports, from its log        (or none: --skip-resource-manager)
 //!     └──▶ executor_manager   a node of the wanted size ──▶ executor, executor, …       (one, or several)
 //! ```
 //! Nodes are numbered from 0; what does not say which is about that one.
-//! * PRIVATE - ports, files and names of nodes are its own: several clusters run side by side.
-//! * READY - [`LocalCluster::start`] returns when leases can be had, or tells why not, with the logs.
-//! * GONE - dropping it ends its programs and removes its files; so does the death of this process,
-//!   where the machine has `setpriv`.
+//! * Its ports, files and names of nodes are its own, so several clusters run side by side.
+//! * [`LocalCluster::start`] returns when leases can be acquired, or says why not, with the logs.
+//! * Dropping it ends its programs and removes its files. So does the death of this process, where the machine has
+//!   `setpriv`.
 
 mod error;
 mod options;
@@ -39,7 +39,7 @@ pub use options::Options;
 
 /// Longest wait for a manager to be ready. Generous: tests run on loaded machines.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
-/// Longest wait for a manager to stop: it gives its executors half a second each. Generous likewise.
+/// Longest wait for a manager to stop, which gives its executors half a second each. Generous as well.
 const STOP_TIMEOUT: Duration = Duration::from_secs(30);
 /// How many ports are tried for the executor manager, whose port must be known before it starts.
 const PORT_ATTEMPTS: u32 = 8;
@@ -103,7 +103,7 @@ impl LocalCluster {
         })
     }
 
-    /// Unlike the resource manager's, which are told in its log, these ports must be known before: they are in the
+    /// Unlike the resource manager's, which are read from its log, these ports must be known before: they are in the
     /// executors database that the resource manager starts with.
     fn choose_executor_manager_ports(&mut self) {
         for node in &mut self.settings.nodes {
@@ -192,7 +192,7 @@ impl LocalCluster {
             arguments: arguments.into_iter().chain(verbose).collect(),
             path: path.unwrap_or_else(|| self.path_with_binaries()),
             directory: self.directory().to_owned(),
-            tell: self.options.tell,
+            show: self.options.show_logs,
         };
         let manager = self.keeper.spawn(&launch).map_err(os("starting a manager"))?;
         interrupt::runs(self.directory(), manager.id());
@@ -327,7 +327,7 @@ impl LocalCluster {
     }
 
     /// Stops all managers in order, and their executors with them. An error if one of them did not stop
-    /// when told to, or ended with a failure.
+    /// when asked to, or ended with a failure.
     pub fn stop(mut self) -> Result<(), ClusterError> {
         for manager in self.managers() {
             let running = manager.exit_status().is_none();
@@ -359,7 +359,7 @@ fn private_directory() -> Result<TempDir, ClusterError> {
         .map_err(os("making the cluster's directory"))
 }
 
-/// Waits until `manager` logs a line with `awaited` in it, from which `read` gets what it tells.
+/// Waits until `manager` logs a line with `awaited` in it, and returns what `read` gets from the rest of it.
 fn await_line<T>(
     manager: &mut Process,
     awaited: &'static str,
@@ -367,7 +367,7 @@ fn await_line<T>(
 ) -> Result<T, ClusterError> {
     let found = manager.wait_for(patience(START_TIMEOUT), |line| read(line.split_once(awaited)?.1));
     found.ok_or_else(|| {
-        manager.wait(Duration::from_millis(100)); // so that its exit status is told, if it ended
+        manager.wait(Duration::from_millis(100)); // so that the error has its exit status, if it has ended
         let log = manager.log();
         match log.lines().find_map(|line| line.strip_prefix("error: ")) {
             Some(reason) => {
@@ -383,7 +383,7 @@ fn port_at_end(rest: &str) -> Option<u16> {
     rest.trim_end().rsplit(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
 }
 
-/// A port that most likely nobody uses: below the range that systems choose from by themselves
+/// A port that most likely is free: below the range that systems choose from by themselves
 /// (`ip_local_port_range`, ip(7), starts at 32768).
 fn any_port() -> u16 {
     let random = RandomState::new().build_hasher().finish();

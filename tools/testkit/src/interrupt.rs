@@ -1,7 +1,7 @@
-//! What Ctrl-C does to a program with local clusters: their managers are stopped and their directories removed before
-//! it ends. Destructors do that otherwise, but a signal runs none.
+//! Ctrl-C in a program with local clusters: their managers are stopped and their directories removed before it ends.
+//! Destructors do that otherwise, but a signal runs none.
 //!
-//! * ONCE MORE - a second signal ends the program at once; the managers then die with it (`process`).
+//! A second signal ends the program at once. The managers then die with it (`process`).
 
 use std::collections::BTreeMap;
 use std::future::poll_fn;
@@ -18,10 +18,10 @@ use nix::unistd::Pid;
 use rfaas_program::{LAST_LINES, log};
 use tokio::signal::unix::{SignalKind, signal};
 
-/// Longest wait for managers that were told to stop.
+/// Longest wait for managers that were asked to stop.
 const GRACE: Duration = Duration::from_secs(10);
-/// How often they are looked at.
-const LOOK_AGAIN: Duration = Duration::from_millis(10);
+/// Pause between two checks whether they have.
+const CHECK_AGAIN: Duration = Duration::from_millis(10);
 
 /// Clusters of this process: their directories, and the ids of the processes that they have started.
 static CLUSTERS: Mutex<BTreeMap<PathBuf, Vec<u32>>> = Mutex::new(BTreeMap::new());
@@ -108,7 +108,7 @@ pub fn stop_clusters_on_signals(status: Option<i32>) -> io::Result<EndAfterClust
     Ok(EndAfterClusters(()))
 }
 
-/// Whether all managers stopped when told to.
+/// Whether all managers stopped when asked to.
 fn stop_clusters() -> bool {
     let clusters = clusters(); // kept: no further cluster starts from here on
     // Started later, stopped earlier: the executor manager before the resource manager, which books its bills.
@@ -134,7 +134,7 @@ fn stop(process: Pid) -> bool {
             let _ = kill(process, Signal::SIGKILL);
             return false;
         }
-        std::thread::sleep(LOOK_AGAIN);
+        std::thread::sleep(CHECK_AGAIN);
     }
     true
 }

@@ -1,9 +1,9 @@
 //! One program that a cluster started: its log, its end.
 //!
-//! * NO ORPHAN - it is killed when this program dies, however that happens: it is started through
-//!   `setpriv --pdeathsig` (util-linux), from a thread that lives as long as the cluster, because the
-//!   kernel sends that signal when the starting *thread* ends (`PR_SET_PDEATHSIG(2const)`).
-//! * REAPED - it is waited for before its value is gone.
+//! * It is killed when this program dies, however that happens: it is started through `setpriv --pdeathsig`
+//!   (util-linux), from a thread that lives as long as the cluster, because the kernel sends that signal when the
+//!   starting *thread* ends (`PR_SET_PDEATHSIG(2const)`).
+//! * It is waited for before its value is gone.
 
 use std::collections::VecDeque;
 use std::ffi::OsString;
@@ -20,8 +20,8 @@ use std::{fmt, io};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-/// How often a process that was told to stop is looked at.
-const LOOK_AGAIN: Duration = Duration::from_millis(5);
+/// Pause between two checks whether a process that was asked to stop has ended.
+const CHECK_AGAIN: Duration = Duration::from_millis(5);
 
 /// Lines of a program's log that are kept, the last ones: some 15 MB of a cluster that runs for weeks.
 const MOST_LINES: usize = 100_000;
@@ -33,8 +33,8 @@ pub(crate) struct Launch {
     pub arguments: Vec<OsString>,
     pub path: OsString,
     pub directory: PathBuf,
-    /// Whether what it logs goes to our standard error too.
-    pub tell: bool,
+    /// Whether its log goes to the standard error of this program too.
+    pub show: bool,
 }
 
 impl Launch {
@@ -57,7 +57,7 @@ impl Launch {
             .env("NO_COLOR", "1")
             .env_remove("RUST_LOG")
             .current_dir(&self.directory)
-            .process_group(0) // Ctrl-C at a terminal is for us, who then stop them in order
+            .process_group(0) // Ctrl-C at a terminal is for this program, which then stops them in order
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped());
@@ -84,7 +84,7 @@ impl Keeper {
                     }
                     other => other,
                 };
-                // Nobody waits for the answer only if the thread that asked has panicked.
+                // The answer is lost only if the thread that asked has panicked.
                 let _ = answer.send(child);
             }
         })?;
@@ -97,7 +97,7 @@ impl Keeper {
         let requests = self.requests.as_ref().ok_or_else(gone)?;
         requests.send((launch.clone(), answer)).map_err(|_| gone())?;
         let child = child.recv().map_err(|_| gone())??;
-        Ok(Process::new(launch.name(), child, launch.tell))
+        Ok(Process::new(launch.name(), child, launch.show))
     }
 }
 
@@ -120,10 +120,10 @@ pub struct Process {
 }
 
 impl Process {
-    fn new(name: String, mut child: Child, tell: bool) -> Self {
+    fn new(name: String, mut child: Child, show: bool) -> Self {
         let log = Log::default();
         if let Some(stderr) = child.stderr.take() {
-            log.follow(stderr, tell.then(|| name.clone()));
+            log.follow(stderr, show.then(|| name.clone()));
         }
         Process { name, child, ended: None, log }
     }
@@ -178,7 +178,7 @@ impl Process {
     /// Sends it `signal`, if it still runs.
     pub fn signal(&mut self, signal: Signal) {
         if self.exit_status().is_none() {
-            // It may have ended since: then there is nobody to tell.
+            // It may have ended since: then there is nothing to do.
             let _ = kill(Pid::from_raw(self.child.id().cast_signed()), signal);
         }
     }
@@ -187,7 +187,7 @@ impl Process {
     pub fn wait(&mut self, timeout: Duration) -> Option<ExitStatus> {
         let deadline = Instant::now() + timeout;
         while self.exit_status().is_none() && Instant::now() < deadline {
-            std::thread::sleep(LOOK_AGAIN);
+            std::thread::sleep(CHECK_AGAIN);
         }
         self.ended
     }
@@ -229,7 +229,7 @@ impl fmt::Display for Process {
     }
 }
 
-/// It did not stop when told to.
+/// It did not stop when asked to.
 #[derive(Debug, thiserror::Error)]
 #[error("{name} had not stopped {after:?} after SIGTERM and was killed")]
 pub struct NotStopped {
@@ -268,7 +268,7 @@ impl Log {
             for line in BufReader::new(stream).split(b'\n').map_while(Result::ok) {
                 let line = String::from_utf8_lossy(&line).into_owned();
                 if let Some(name) = &name {
-                    let _ = writeln!(io::stderr(), "{name}: {line}"); // nobody reads it: it is kept
+                    let _ = writeln!(io::stderr(), "{name}: {line}"); // if this fails: the line is kept
                 }
                 log.lock().push(line);
                 log.0.1.notify_all();
@@ -298,7 +298,7 @@ mod tests {
             arguments: vec!["-c".into(), script.into()],
             path: std::env::var_os("PATH").unwrap(),
             directory: std::env::temp_dir(),
-            tell: false,
+            show: false,
         }
     }
 

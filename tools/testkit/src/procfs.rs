@@ -1,4 +1,4 @@
-//! Processes of this machine as `/proc` tells them, proc(5). Each may be gone a moment later.
+//! Processes of this machine, from `/proc`, proc(5). Each may be gone a moment later.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use nix::unistd::{SysconfVar, sysconf};
 
-/// What `/proc/ID/stat` says of a process, proc_pid_stat(5).
+/// The fields of `/proc/ID/stat`, proc_pid_stat(5).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stat {
     /// Name of its program, cut to 15 bytes.

@@ -195,7 +195,7 @@ impl Running {
     /// Waits until it has said `words` on standard error, which must be before [`deadline`] and its end.
     pub fn says(&mut self, words: &str) {
         eventually(&format!("{} says {words:?}", self.command), || {
-            let ended = self.has_said_all(); // looked at first: its last words count
+            let ended = self.has_said_all(); // checked first: what it says last counts
             let said = self.stderr.so_far();
             assert!(!ended || said.contains(words), "{} ended: {said}", self.command);
             said.contains(words)

@@ -43,7 +43,7 @@ pub struct BadVariable {
 }
 
 impl TestDevices {
-    /// Those of the environment, or the embedded device at `address`.
+    /// Returns the devices of the environment, or the embedded device at `address`.
     pub fn chosen(address: IpAddr) -> Result<Self, BadVariable> {
         match env::var_os(VARIABLE) {
             None => Ok(Self::embedded(address)),

@@ -1,11 +1,11 @@
-//! How long tests wait, and for what.
+//! Waiting in tests, with a limit.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::test_devices::{are_rdma, patience};
 
-/// Longest that anything here takes, unless it hangs.
+/// The longest time that anything in a test takes, unless it hangs.
 pub fn deadline() -> Duration {
     patience(Duration::from_secs(120))
 }
@@ -23,12 +23,12 @@ pub fn rounds(times: u32) -> u32 {
     if are_rdma() { times / 10 } else { times }
 }
 
-/// Waits until `done` says so, which must be before [`deadline`].
+/// Waits until `done` returns true, which must be before [`deadline`].
 pub fn eventually(what: &str, done: impl FnMut() -> bool) {
     eventually_or(what, deadline(), done, String::new);
 }
 
-/// Waits until `done` says so, which must be before `limit`; a failure is told with the `state`.
+/// Waits until `done` returns true, which must be before `limit`. A failure names the `state`.
 pub fn eventually_or(
     what: &str,
     limit: Duration,

@@ -1,5 +1,5 @@
-//! A function library that waits: at a call of `wait`, or while it is loaded, until it is told to go on. So a fault
-//! can come at that moment and not earlier or later.
+//! A function library that waits, at a call of `wait` or while it is loaded, until a test lets it go on. So a test can
+//! put a fault at exactly that moment.
 
 use std::path::{Path, PathBuf};
 
@@ -59,18 +59,18 @@ impl Waiting {
         self.make("hold");
     }
 
-    /// Waits until somebody runs `wait` or loads the library.
+    /// Waits until `wait` runs or the library is being loaded.
     pub fn is_running(&self) {
         let running = self.directory().join("running");
         eventually("the function runs", || running.exists());
     }
 
-    /// Whoever waits goes on, and who comes later does not wait.
+    /// Lets what waits go on. Later calls do not wait.
     pub fn let_return(&self) {
         self.make("return");
     }
 
-    /// As if nobody had been here.
+    /// Removes all its files, as at the beginning.
     pub fn reset(&self) {
         for file in ["hold", "running", "return"] {
             // Not there: then that is how it shall be.

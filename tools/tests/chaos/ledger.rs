@@ -19,14 +19,14 @@ const AMOUNTS: [&str; 3] = ["hot_polling_ns", "execution_ns", "invocations"];
 
 /// What the lives of one client came to.
 #[derive(Default)]
-pub struct Told {
+pub struct Received {
     leases: Vec<u64>,
     /// By lease: milliseconds of allocation, [`AMOUNTS`].
     bills: BTreeMap<u64, (u64, [u64; 3])>,
     pub errors: BTreeMap<String, usize>,
 }
 
-impl Told {
+impl Received {
     /// Adds what a life of the client has said.
     pub fn add(&mut self, client: &Finished) {
         self.leases.extend(client.said("lease").iter().map(|id| id.parse::<u64>().unwrap()));
@@ -34,7 +34,7 @@ impl Told {
             let numbers: Vec<u64> = line.split(' ').map(|number| number.parse().unwrap()).collect();
             let [lease, allocated_ns, amounts @ ..] = &numbers[..] else { panic!("{line}") };
             let bill = (allocated_ns / 1_000_000, amounts.try_into().unwrap());
-            assert_eq!(self.bills.insert(*lease, bill), None, "told twice");
+            assert_eq!(self.bills.insert(*lease, bill), None, "received twice");
         }
         for error in client.said("error") {
             *self.errors.entry(error).or_default() += 1;
@@ -46,14 +46,19 @@ impl Told {
 #[derive(Debug, Default)]
 pub struct Outcome {
     pub leases: usize,
-    pub told: usize,
+    pub received: usize,
     pub provisional: usize,
     pub unknown: usize,
 }
 
 /// Compares what clients were told, by their names, with `bills` and `sums`, the answers of `/billing`. At most `lost`
 /// grants were not heard by anybody.
-pub fn compare(told: &BTreeMap<String, Told>, bills: &Value, sums: &Value, lost: usize) -> Outcome {
+pub fn compare(
+    received: &BTreeMap<String, Received>,
+    bills: &Value,
+    sums: &Value,
+    lost: usize,
+) -> Outcome {
     let bills = bills.as_array().expect("a list of bills");
     let mut booked: BTreeMap<u64, &Value> = BTreeMap::new();
     for bill in bills {
@@ -61,15 +66,15 @@ pub fn compare(told: &BTreeMap<String, Told>, bills: &Value, sums: &Value, lost:
         assert!(booked.insert(lease, bill).is_none(), "lease {lease} is billed twice: {bills:?}");
     }
     let mut outcome = Outcome::default();
-    for (client, told) in told {
-        for lease in &told.leases {
+    for (client, received) in received {
+        for lease in &received.leases {
             let bill = booked.remove(lease);
             let bill = bill.unwrap_or_else(|| panic!("ONE BILL: {lease} of {client} has none"));
             assert_eq!(bill["client"], *client, "{bill}");
             outcome.leases += 1;
             outcome.provisional += usize::from(is_provisional(bill) && bill["allocated_ms"] != 0);
-            if let Some(amounts) = told.bills.get(lease) {
-                outcome.told += 1;
+            if let Some(amounts) = received.bills.get(lease) {
+                outcome.received += 1;
                 is_as_told(bill, *amounts);
             }
         }
@@ -92,7 +97,7 @@ fn is_provisional(bill: &Value) -> bool {
 fn is_as_told(bill: &Value, (allocated_ms, amounts): (u64, [u64; 3])) {
     let booked = AMOUNTS.map(|amount| bill[amount].as_u64().unwrap());
     if is_provisional(bill) {
-        let within = booked.iter().zip(&amounts).all(|(booked, told)| booked <= told);
+        let within = booked.iter().zip(&amounts).all(|(booked, received)| booked <= received);
         assert!(within, "AS TOLD: {amounts:?} were told, more is booked: {bill}");
     } else {
         assert_eq!(booked, amounts, "AS TOLD: {bill}");

@@ -29,7 +29,7 @@ use serde_json::Value;
 use testkit::test_devices::patience;
 use testkit::{LocalCluster, Options};
 
-use ledger::Told;
+use ledger::Received;
 use schedule::{Fault, Strike, Victim, schedule};
 use testkit::leftovers::Leftovers;
 use testkit::run::{Finished, Running, ended_by};
@@ -101,7 +101,7 @@ struct Run {
     progress: (Instant, u32),
     /// What earlier lives have come to.
     cycles_before: u32,
-    told: BTreeMap<String, Told>,
+    received: BTreeMap<String, Received>,
     strikes: BTreeMap<String, usize>,
     /// How many grants nobody may have heard of.
     lost: usize,
@@ -138,7 +138,7 @@ impl Run {
             away: Vec::new(),
             progress: (Instant::now(), 0),
             cycles_before: 0,
-            told: BTreeMap::new(),
+            received: BTreeMap::new(),
             strikes: BTreeMap::new(),
             lost: 0,
         };
@@ -294,7 +294,7 @@ impl Run {
             || self.state(),
         );
         let finished = running.finish();
-        self.told.entry(client::name(number)).or_default().add(&finished);
+        self.received.entry(client::name(number)).or_default().add(&finished);
         finished
     }
 
@@ -306,13 +306,13 @@ impl Run {
         let limit = patience(client::LEASE_TIMEOUT + STANDSTILL);
         eventually_or("all capacity is free", limit, || self.is_idle(), || self.state());
         let [bills, sums] = ["/billing", "/billing?by=client"].map(|path| self.get(path).unwrap());
-        let outcome = ledger::compare(&self.told, &bills, &sums, self.lost);
+        let outcome = ledger::compare(&self.received, &bills, &sums, self.lost);
         println!("  faults: {:?}", self.strikes);
         let mut errors = BTreeMap::<&str, usize>::new();
-        for (error, times) in self.told.values().flat_map(|told| &told.errors) {
+        for (error, times) in self.received.values().flat_map(|received| &received.errors) {
             *errors.entry(error).or_default() += times;
         }
-        println!("  told to clients: {errors:?}");
+        println!("  received by clients: {errors:?}");
         println!("  {outcome:?} in {} s", self.begun.elapsed().as_secs());
         let Run { cluster, before, files, .. } = self;
         cluster.stop().unwrap();

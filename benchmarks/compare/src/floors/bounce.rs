@@ -18,7 +18,7 @@ use benchmarks::peer::Peer;
 /// Word of the line that the client writes, and the one in which the other process answers.
 const REQUEST: usize = 0;
 const ANSWER: usize = 1;
-/// Looks at the line before others get the core: with a core of its own nobody ever gets there.
+/// Reads of the line before the core is yielded, which an end with a core of its own never reaches.
 const FREE_LOOKS: u32 = 1 << 16;
 
 /// The floor of every hot round trip.

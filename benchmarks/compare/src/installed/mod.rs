@@ -1,6 +1,6 @@
 //! Other people's measuring programs, where they are installed: their two ends, pinned as ours, and their output.
 //!
-//! What they need is told in their row; nothing about them ends the comparison.
+//! Their row says what they need. A failure of theirs does not end the comparison.
 //!
 //! * BOTH END - neither end outlives a measurement or this program.
 
@@ -25,7 +25,7 @@ use benchmarks::machine::{End, cpu_of};
 const START_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest time of a whole measurement.
 const TIMEOUT: Duration = Duration::from_secs(60);
-/// Pause between two looks at a running end.
+/// Pause between two checks of a running end.
 const LOOK_AGAIN: Duration = Duration::from_millis(2);
 /// Start a program that dies with us, on a CPU of its own; both become that program.
 const LAUNCHERS: [&str; 2] = ["setpriv", "taskset"];
@@ -68,7 +68,7 @@ impl Tool {
             if succeeded {
                 return Ok(out);
             }
-            // Until the server listens, the client says that nobody does.
+            // Until the server listens, the client cannot connect.
             if start.elapsed() > START_TIMEOUT || server.has_ended() {
                 let (_, servers) = server.printed();
                 return Err(self.not_run(&[&err, &out, &servers]));

@@ -90,7 +90,7 @@ fn run(
     tool.run(|port| end(port, None), |port| end(port, Some(device.ip_address)))
 }
 
-/// What it tells of one way.
+/// Its figures of one way.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Latencies {
     repetitions: u64,

@@ -10,7 +10,7 @@ const TOOL: Tool = Tool {
     package: "ucx-utils",
     environment: &[("UCX_TLS", "posix,self")],
 };
-/// Percentiles that are asked for, each in a measurement of its own: it tells one at a time.
+/// Percentiles that are asked for, each in a measurement of its own: it reports one at a time.
 const MEDIAN: &str = "50";
 const TAIL: &str = "99";
 
@@ -86,7 +86,7 @@ impl Contender for Ucx {
     }
 }
 
-/// What it tells of one measurement.
+/// Its figures of one measurement.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Line {
     repetitions: u64,

@@ -45,7 +45,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
         cores: cli.cores,
         memory: cli.memory,
         pin_threads: cli.pin_threads,
-        tell: cli.verbose,
+        show_logs: cli.verbose,
         resource_manager: !cli.skip_resource_manager,
         binaries: cli.binaries.map_or_else(Binaries::beside_this_program, Binaries::in_directory),
         ..Options::default()

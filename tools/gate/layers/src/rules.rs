@@ -145,7 +145,7 @@ fn broken_by_modules(directory: &Path, layers: &[Layer], arrows: &[Arrow]) -> Ve
     broken
 }
 
-/// The circles of files in `directory`, each told once.
+/// The circles of files in `directory`, each once.
 fn circles(directory: &Path, arrows: &[Arrow]) -> Vec<String> {
     let mut next: BTreeMap<&Path, Vec<&Path>> = BTreeMap::new();
     for arrow in arrows {

@@ -1,4 +1,4 @@
-//! What a cluster on this machine is to be like.
+//! Options of a cluster on this machine.
 
 use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr};
@@ -11,11 +11,11 @@ use crate::binaries::Binaries;
 use crate::settings::Settings;
 use crate::test_devices::{TestDevices, patience};
 
-/// Silence after which somebody is given up, unless a test is about that. The 5 s that are shipped are too short on
-/// one core that is busy with other things: an executor that starts there was taken for silent.
+/// Silence after which a peer is given up, unless a test is about that. The 5 s that are shipped are too short on one
+/// core that is busy with other things: an executor that starts there is treated as silent.
 const PATIENT_SILENCE: Duration = Duration::from_secs(30);
 
-/// What a cluster is to be like.
+/// Options of a cluster.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// How many nodes it has, at least one, all alike.
@@ -31,7 +31,7 @@ pub struct Options {
     pub keeps_state: bool,
     /// Signs of life between all of its programs and clients.
     pub heartbeat: Heartbeat,
-    /// How long leases may last after an executor manager was told to stop.
+    /// How long leases may last after an executor manager was asked to stop.
     pub drain: Duration,
     /// How long an executor manager whose connection has ended may stay away before its leases end.
     pub node_return: Duration,
@@ -41,7 +41,7 @@ pub struct Options {
     pub rdma_sleep: bool,
     /// The cluster secret.
     pub secret: u32,
-    /// Name of the node; those of further ones have a number behind it.
+    /// Name of the node. Names of further nodes have a number behind it.
     pub node: String,
     /// Address of the embedded device, IPv4 or IPv6; on it an address is only a name. Not used on the devices
     /// that the environment names ([`test_devices`](crate::test_devices)).
@@ -52,8 +52,8 @@ pub struct Options {
     pub max_inline_data: u32,
     /// Whether managers log everything down to debug.
     pub talkative: bool,
-    /// Whether what managers log, and with that what functions print, goes to this program's standard error too.
-    pub tell: bool,
+    /// Whether the logs of managers, and with them what functions print, go to the standard error of this program too.
+    pub show_logs: bool,
     /// Where the programs are.
     pub binaries: Binaries,
     /// `PATH` of the executor manager, which starts `executor` from it; by default the binaries' directory
@@ -62,7 +62,7 @@ pub struct Options {
 }
 
 impl Default for Options {
-    /// A node of two cores and 1024 MB, sleeping managers, a resource manager that keeps its state. Who is silent is
+    /// A node of two cores and 1024 MB, sleeping managers, a resource manager that keeps its state. A silent peer is
     /// given up later than as shipped.
     fn default() -> Self {
         let manager = ResourceManagerNode::default();
@@ -83,7 +83,7 @@ impl Default for Options {
             devices: None,
             max_inline_data: 0,
             talkative: true,
-            tell: false,
+            show_logs: false,
             binaries: Binaries::beside_this_program(),
             executor_path: None,
         }
@@ -91,7 +91,7 @@ impl Default for Options {
 }
 
 impl Options {
-    /// The usual cluster that gives up who is silent for a second: for tests that stop processes.
+    /// The usual cluster, which gives up a peer that is silent for a second: for tests that stop processes.
     pub fn impatient() -> Self {
         Options {
             heartbeat: Heartbeat {

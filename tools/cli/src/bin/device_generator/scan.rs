@@ -25,7 +25,7 @@ const EMBEDDED_ADDRESS: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ScanError {
-    /// The system does not tell.
+    /// The system does not give the facts.
     #[error("{what}: {source}")]
     Os {
         /// What was read.
