@@ -7,15 +7,15 @@
 //!     │
 //!   providers: shm, verbs                              know the plain types and this contract
 //! ```
-//! A provider is a folder under `providers` with a type that implements [`ProviderTypes`], and one line
-//! in each list of `providers/mod.rs`. What all providers have in common is tested by the facts in
-//! `tests/conformance`; what may differ, and how, is a field of [`Capabilities`].
+//! A provider is a folder under `providers` with a type that implements [`ProviderTypes`], and one
+//! line in each list of `providers/mod.rs`. What all providers have in common is tested by the
+//! facts in `tests/conformance`; what may differ, and how, is a field of [`Capabilities`].
 //!
 //! For all objects:
 //! * A call either does what it says or returns an error and changes nothing.
 //! * Nothing waits, except `connect`, `next` and `wait`, which have a time limit.
-//! * Bytes and messages of a peer may be lies; they never cause a panic or an access outside of memory
-//!   that is registered for them.
+//! * Bytes and messages of a peer may be lies; they never cause a panic or an access outside of
+//!   memory that is registered for them.
 //! * Handles are cheap to clone; an object keeps alive what it was made from.
 //! * What is [hot](SendQueue::post) makes no system call and takes no lock while the peer keeps up.
 
@@ -42,11 +42,12 @@ pub(crate) trait ProviderTypes: Sized {
     type Listener: Listener<Self>;
     type ConnectRequest: ConnectRequest<Self>;
 
-    /// Opens the device that `spec` describes, or says why not and what to do (`DeviceUnavailable`).
+    /// Opens the device that `spec` describes, or says why not and what to do
+    /// (`DeviceUnavailable`).
     fn open(spec: &DeviceSpec) -> Result<Self::Device>;
 
-    /// Makes the two halves of a queue pair in state `Init`. Sets aside room in the completion queues, so
-    /// that they cannot overflow.
+    /// Makes the two halves of a queue pair in state `Init`. Sets aside room in the completion
+    /// queues, so that they cannot overflow.
     fn queue_pair(
         domain: &Self::Domain,
         send: &Self::CompletionQueue,
@@ -63,8 +64,8 @@ pub(crate) trait Device<P: ProviderTypes>: Clone {
     fn capabilities(&self) -> Capabilities;
     /// A protection domain whose memory grows as it is used.
     fn domain(&self) -> Result<P::Domain>;
-    /// A domain that no peer can make larger than `bytes` bytes, in whole pages for each region and each
-    /// queue pair's receives.
+    /// A domain that no peer can make larger than `bytes` bytes, in whole pages for each region and
+    /// each queue pair's receives.
     fn fixed_domain(&self, bytes: usize) -> Result<P::Domain>;
     /// A completion queue for the queues of several queue pairs with `capacity` requests in all.
     fn completion_queue(&self, capacity: u32) -> Result<P::CompletionQueue>;
@@ -72,11 +73,11 @@ pub(crate) trait Device<P: ProviderTypes>: Clone {
     fn listen(&self, addr: SocketAddr) -> Result<P::Listener>;
 }
 
-/// A protection domain. A peer reaches the regions of the domain whose queue pair it is connected to,
-/// and no others.
+/// A protection domain. A peer reaches the regions of the domain whose queue pair it is connected
+/// to, and no others.
 pub(crate) trait Domain<P: ProviderTypes>: Clone {
-    /// Registers `bytes` bytes of zeroed, page-aligned memory, with a key that no earlier region of the
-    /// domain has had for long. Remote rights come with `LOCAL_WRITE`.
+    /// Registers `bytes` bytes of zeroed, page-aligned memory, with a key that no earlier region of
+    /// the domain has had for long. Remote rights come with `LOCAL_WRITE`.
     fn allocate(&self, bytes: usize, access: Access) -> Result<P::Region>;
 }
 
@@ -101,8 +102,9 @@ pub(crate) trait RemoteMemory {
 
 /// Finished requests of one or several queue pairs.
 pub(crate) trait CompletionQueue<P: ProviderTypes> {
-    /// Takes up to `out.len()` completions and returns how many. Those of one queue come in the order of
-    /// posting; what a peer sent before a connection's end comes before what the end flushes.
+    /// Takes up to `out.len()` completions and returns how many. Those of one queue come in the
+    /// order of posting; what a peer sent before a connection's end comes before what the end
+    /// flushes.
     fn poll(&mut self, out: &mut [WorkCompletion]) -> usize;
     /// Says that polls follow and no wait.
     fn stay_awake(&mut self);
@@ -148,11 +150,11 @@ pub(crate) trait SendQueue<P: ProviderTypes> {
     ) -> Result<PrivateData>;
     /// Ends the connection: the requests of both sides are flushed. Idempotent.
     fn disconnect(&mut self);
-    /// Posts one request. Checks it once ([`WorkRequest::check`]). Requests are carried out in order, each
-    /// wholly or not at all; a failed one ends the connection.
+    /// Posts one request. Checks it once ([`WorkRequest::check`]). Requests are carried out in
+    /// order, each wholly or not at all; a failed one ends the connection.
     fn post<'a, M: Memory<'a, P>>(&mut self, request: &WorkRequest<M, &'a [u8]>) -> Result<()>;
-    /// Posts in order, with one doorbell where the device can. Returns how many were posted, and the error
-    /// that stopped it.
+    /// Posts in order, with one doorbell where the device can. Returns how many were posted, and
+    /// the error that stopped it.
     fn post_list<'a, M: Memory<'a, P>>(
         &mut self,
         requests: &[WorkRequest<M, &'a [u8]>],
@@ -172,7 +174,8 @@ pub(crate) trait SendQueue<P: ProviderTypes> {
 
 /// The half of a queue pair that posts receives.
 pub(crate) trait ReceiveQueue<P: ProviderTypes> {
-    /// Posts a receive: for a peer's send that goes to `buffer`, or for a write with immediate data.
+    /// Posts a receive: for a peer's send that goes to `buffer`, or for a write with immediate
+    /// data.
     fn post<'a, M: Memory<'a, P>>(&mut self, id: u64, buffer: Option<Slice<M>>) -> Result<()>;
 }
 

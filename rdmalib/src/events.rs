@@ -1,5 +1,5 @@
-//! How a thread sleeps: an epoll set with an eventfd in it, for descriptors and other threads of this
-//! process; or until one descriptor is readable.
+//! How a thread sleeps: on an epoll set with an eventfd in it, for descriptors and other threads of
+//! this process; or until one descriptor is readable.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
@@ -37,7 +37,7 @@ impl Events {
         self.epoll.add(fd, EpollEvent::new(flags, number)).map_err(|e| Error::os("epoll_ctl", e))
     }
 
-    /// Wakes the sleeper when `fd` is as `flags` say; it is told `number`.
+    /// Wakes the sleeper when `fd` is ready as `flags` say; the sleeper gets `number`.
     pub(crate) fn add(&self, fd: impl AsFd, number: u32, flags: EpollFlags) -> Result<()> {
         self.watch(fd, number.into(), flags)
     }
@@ -53,8 +53,8 @@ impl Events {
         let _ = self.event.write(1); // EAGAIN: the counter is at its maximum, so it is awake already
     }
 
-    /// Sleeps for at most `timeout` (`None`: no limit) and hands out the numbers of what is ready. A
-    /// [`wake`](Self::wake) has no number.
+    /// Sleeps for at most `timeout` (`None`: no limit) and hands out the numbers of what is ready.
+    /// A [`wake`](Self::wake) has no number.
     pub(crate) fn sleep(
         &self,
         timeout: Option<Duration>,

@@ -1,22 +1,27 @@
-//! Faults by script, for tests: what a queue pair's sends and writes meet on their way (feature `faults`).
+//! Faults by script, for tests: what a queue pair's sends and writes meet on their way (feature
+//! `faults`).
 //!
 //! ```text
 //!   Script: "request 3 is dropped", or seed and chances ──┐
 //!   post ──▶ Faulty ──which fault has request n?──────────▶ Lane ──▶ provider's send queue ──▶ peer
 //!                                                            └─▶ held back, in order ──helper thread──▲
 //! ```
-//! [`QueuePair::inject`](crate::QueuePair::inject) puts a script before one queue pair, and the variable
-//! [`VARIABLE`] one before every queue pair of a process. It works above the providers, and so alike on each.
-//! * REPEATABLE - which fault a request has follows from the script, the request's number and its length
-//!   alone, not from time or threads. Requests that were refused (a full queue) have no number.
-//! * ORDER - a reliable connection keeps order: what is posted behind a request that is held back is held
-//!   back behind it.
-//! * ONE COMPLETION - whatever its fault, a request that was taken completes as often as without: once
-//!   if it was signalled. Only the copies of a duplicate both complete if the connection ends under them.
+//! [`QueuePair::inject`](crate::QueuePair::inject) puts a script before one queue pair, and the
+//! variable [`VARIABLE`] one before every queue pair of a process. It works above the providers,
+//! and so alike on each.
 //!
-//! A reliable connection never loses, repeats or cuts a message by itself: what is under test is what
-//! programs do when the *other program* did not say something, said it twice, or said nonsense, and
-//! when it was late or went away.
+//! The fault of a request follows from the script, the request's number and its length alone, not
+//! from time or threads. Requests that were refused (a full queue) have no number.
+//!
+//! A reliable connection keeps order: what is posted behind a request that is held back is held
+//! back behind it.
+//!
+//! Whatever its fault, a request that was taken completes as often as without: once if it was
+//! signalled. Only the copies of a duplicate both complete if the connection ends under them.
+//!
+//! A reliable connection never loses, repeats or cuts a message by itself. Under test is what
+//! programs do when the *other program* did not send something, sent it twice, or sent nonsense,
+//! and when it was late or went away.
 //!
 //! Elsewhere: carrying faults out (`lane`).
 
@@ -30,8 +35,8 @@ use std::time::Duration;
 
 pub(crate) use lane::{Faulty, Request};
 
-/// Environment variable with a script for every queue pair of the process, each with a stream of its
-/// own; see [`Script::from_str`].
+/// Environment variable with a script for every queue pair of the process, each with a stream of
+/// its own; see [`Script::from_str`].
 pub const VARIABLE: &str = "RDMALIB_FAULTS";
 
 /// Longest delay; longer ones are cut. A helper thread sleeps that long, perhaps for nobody.
@@ -40,9 +45,9 @@ pub const MAX_DELAY: Duration = Duration::from_secs(60);
 /// What happens to one send, write, or write with immediate data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// The peer never sees it, and uses up no receive. The poster is told success: a write of no bytes goes
-    /// in its place, and so the completion of a send has the opcode of a write. What is wrong with the request
-    /// itself stays unseen, too.
+    /// The peer never sees the request, and uses up no receive. It completes with success: a write
+    /// of no bytes goes in its place, so the completion of a send has the opcode of a write. An
+    /// error in the request itself stays unseen, too.
     Drop,
     /// It, and everything posted after it, goes so much later.
     Delay(Duration),
@@ -79,18 +84,19 @@ pub struct Script {
     chances: Chances,
 }
 
-/// A script that says what cannot be.
+/// Why a text or numbers are no script.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct InvalidScript(String);
 
 impl Script {
-    /// No faults.
+    /// Makes a script without faults.
     pub fn new() -> Script {
         Script::default()
     }
 
-    /// Faults by chance. The same seed gives the same faults to the same sequence of requests.
+    /// Makes a script of faults by chance. The same seed gives the same faults to the same sequence
+    /// of requests.
     pub fn random(seed: u64, chances: Chances) -> Result<Script, InvalidScript> {
         let Chances { drop, delay, duplicate, truncate, disconnect, .. } = chances;
         let all = [drop, delay, duplicate, truncate, disconnect];
@@ -103,7 +109,7 @@ impl Script {
         Ok(Script { at: BTreeMap::new(), seed, chances })
     }
 
-    /// Also `fault` for request `number`; the first send or write posted from now on is number 0.
+    /// Adds `fault` for request `number`; the first send or write posted from now on is number 0.
     #[must_use]
     pub fn at(mut self, number: u64, fault: Fault) -> Script {
         self.at.insert(number, fault);
@@ -115,7 +121,7 @@ impl Script {
         Script { seed: random(self.seed, number.into()), ..self.clone() }
     }
 
-    /// What happens to request `number`, of `bytes` bytes. REPEATABLE
+    /// Returns what happens to request `number`, of `bytes` bytes.
     pub fn fault(&self, number: u64, bytes: usize) -> Option<Fault> {
         if let Some(fault) = self.at.get(&number) {
             return Some(*fault);
@@ -145,8 +151,8 @@ impl Script {
     }
 }
 
-/// Number `index` of the sequence that begins with `seed`: SplitMix64 (Steele, Lea, Flood: "Fast splittable
-/// pseudorandom number generators", OOPSLA 2014; constants as in Vigna's splitmix64.c).
+/// Number `index` of the sequence that begins with `seed`: SplitMix64 (Steele, Lea, Flood: "Fast
+/// splittable pseudorandom number generators", OOPSLA 2014; constants as in Vigna's splitmix64.c).
 fn random(seed: u64, index: u64) -> u64 {
     let step = index.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     let z = seed.wrapping_add(step);
@@ -155,8 +161,8 @@ fn random(seed: u64, index: u64) -> u64 {
     z ^ (z >> 31)
 }
 
-/// Reads `seed=7,drop=0.01,delay=0.05:20ms,duplicate=0.01,truncate=0.005,disconnect=0.001`: a seed, and
-/// any of the chances. Delays are in us, ms or s.
+/// Reads `seed=7,drop=0.01,delay=0.05:20ms,duplicate=0.01,truncate=0.005,disconnect=0.001`: a seed,
+/// and any of the chances. Delays are in us, ms or s.
 impl FromStr for Script {
     type Err = InvalidScript;
 
@@ -210,7 +216,7 @@ fn duration(text: &str) -> Option<Duration> {
 /// What [`VARIABLE`] said when the first device was opened.
 static ENVIRONMENT: OnceLock<Option<Script>> = OnceLock::new();
 
-/// Reads [`VARIABLE`], the first time; for who opens a device.
+/// Reads [`VARIABLE`] the first time that a device is opened.
 pub(crate) fn read_environment() -> Result<(), InvalidScript> {
     if ENVIRONMENT.get().is_some() {
         return Ok(());
@@ -282,7 +288,8 @@ mod tests {
             count(|f| matches!(f, Fault::Truncate(0..100))),
             count(|f| *f == Fault::Disconnect),
         ] {
-            // 100 of 1000 expected, standard deviation 9.5. The sequence is fixed: no luck is needed.
+            // 100 of 1000 expected, standard deviation 9.5. The sequence is fixed: no luck is
+            // needed.
             assert!((70..130).contains(&counted), "{counted}");
         }
     }

@@ -9,12 +9,12 @@
 //!     ├──▶ CompletionQueue ◀── finished work requests of one or several queue pairs
 //!     └──▶ Listener ──▶ ConnectRequest
 //! ```
-//! The crate knows nothing of leases or functions; nothing above it knows devices. It is an internal
-//! crate: applications use `rfaas`.
+//! The crate knows nothing of leases or functions; nothing above it knows devices. It is an
+//! internal crate: applications use `rfaas`.
 //!
 //! # Example
-//! Two ends in one process, on the embedded device. The server offers 64 bytes; the client writes into
-//! them and announces that with immediate data.
+//! Two ends in one process, on the embedded device. The server offers 64 bytes; the client writes
+//! into them and announces that with immediate data.
 //! ```
 //! use std::time::Duration;
 //!
@@ -91,8 +91,8 @@
 //! Inside there are four layers, and each imports only those above it in this list:
 //! * `types`: plain types, which all others speak in
 //! * `contract`: what a provider's objects guarantee
-//! * `providers`: `shm` (the embedded device: shared memory of one host) and `verbs` (RDMA devices), and
-//!   the one enum over them
+//! * `providers`: `shm` (the embedded device: shared memory of one host) and `verbs` (RDMA
+//!   devices), and the one enum over them
 //! * `facade`: the objects of the picture
 //!
 //! `process`, `events`, `waiting` and `sync` serve all of them; `faults` stands between facade and

@@ -1,15 +1,17 @@
-//! Whether this is still the process that made something, at the price of one load: a process that was forked has
-//! the same memory, descriptors and connections, and must not use them.
+//! Tells the process that made something from one that was forked from it, at the price of one
+//! load. A forked process has the same memory, descriptors and connections, and must not use them.
 //!
 //! ```text
 //!   ForkMark::new() ─▶ number in a page that the kernel empties in children ─▶ is_here: the same number?
 //! ```
-//! The page is emptied by fork(2) itself (`MADV_WIPEONFORK`, Linux 4.14), so it also tells of a raw system call that
-//! runs no handlers of pthread_atfork(3). A child that shares its parent's memory, as of vfork(2), is not told from it.
+//! fork(2) itself empties the page (`MADV_WIPEONFORK`, Linux 4.14), so this also works for a raw
+//! system call that runs no handlers of pthread_atfork(3). A child that shares its parent's memory,
+//! as after vfork(2), is not told from it.
 //!
-//! * LEFT - in a child the objects of this crate that it inherits do nothing, and calls say why ([`Error::Forked`]);
-//!   dropped, they are forgotten: no lock that another thread of the parent held at the fork is waited for,
-//!   nothing shared is written, nobody is told. Their memory and descriptors go with the child.
+//! In a child the objects of this crate that it inherits do nothing, and calls return
+//! [`Error::Forked`]. When they are dropped, they are forgotten: no lock is waited for that another
+//! thread of the parent held at the fork, nothing shared is written, no peer is told. Their memory
+//! and descriptors go with the child.
 
 #![allow(unsafe_code)]
 
@@ -26,13 +28,14 @@ use crate::types::{Error, Result};
 /// Bytes of the page; the kernel rounds up to its own.
 const PAGE_BYTES: NonZeroUsize = NonZeroUsize::new(4096).expect("it is not zero");
 
-/// Number of the next process that makes a mark, counted on through forks, so that no child has its parent's.
+/// Number of the next process that makes a mark, counted on through forks, so that no child has its
+/// parent's.
 static NEXT: AtomicU32 = AtomicU32::new(1);
 
 /// In place of the page where there is none: older kernels, no memory. Then no fork is noticed.
 static NO_PAGE: AtomicU32 = AtomicU32::new(0);
 
-/// What a process that is forked from this one does not have.
+/// A mark of this process that a process forked from it does not have.
 #[derive(Clone, Copy, Debug)]
 pub struct ForkMark {
     page: &'static AtomicU32,
@@ -40,7 +43,7 @@ pub struct ForkMark {
 }
 
 impl ForkMark {
-    /// The mark of the process that calls this. A child may make its own.
+    /// Makes the mark of the calling process. A child may make its own.
     pub fn new() -> Self {
         let page = page();
         let number = match page.load(Ordering::Relaxed) {
@@ -56,13 +59,13 @@ impl ForkMark {
         ForkMark { page, number }
     }
 
-    /// Whether this is the process that made the mark, and not one that was forked from it.
+    /// Returns whether this is the process that made the mark, and not one that was forked from it.
     #[inline]
     pub fn is_here(&self) -> bool {
         self.page.load(Ordering::Relaxed) == self.number
     }
 
-    /// [`Error::Forked`] unless it is.
+    /// Returns [`Error::Forked`] in a process that was forked from the one that made the mark.
     #[inline]
     pub fn check(&self) -> Result<()> {
         if self.is_here() { Ok(()) } else { Err(Error::Forked) }
@@ -87,11 +90,12 @@ fn map() -> nix::Result<&'static AtomicU32> {
     let page = unsafe { mmap_anonymous(None, PAGE_BYTES, protection, MapFlags::MAP_PRIVATE) }?;
     // SAFETY: the page was just mapped, holds nothing yet, and only children find it emptied.
     unsafe { madvise(page, PAGE_BYTES.get(), MmapAdvise::MADV_WIPEONFORK) }?;
-    // SAFETY: the page is aligned, zeroed, and never unmapped; it is reached through this atomic only.
+    // SAFETY: the page is aligned, zeroed, and never unmapped; it is reached through this atomic
+    // only.
     Ok(unsafe { page.cast::<AtomicU32>().as_ref() })
 }
 
-/// Something of the process that made it (LEFT).
+/// Something that belongs to the process that made it.
 #[derive(Debug)]
 pub(crate) struct Owned<T> {
     mark: ForkMark,
@@ -162,7 +166,8 @@ impl<T> Drop for Owned<T> {
     }
 }
 
-/// Returns a number that nothing else in this process has: for queue pairs, whatever their provider.
+/// Returns a number that nothing else in this process has: for queue pairs, whatever their
+/// provider.
 pub(crate) fn next_number() -> u32 {
     static NEXT_NUMBER: AtomicU32 = AtomicU32::new(1);
     NEXT_NUMBER.fetch_add(1, Ordering::Relaxed)

@@ -1,11 +1,11 @@
-//! Who takes up room before it has shown what for, and who goes when there is no more: what keeps one peer
-//! from locking out the others.
+//! A list of peers that wait, with a bound: it keeps one peer from locking out the others.
 //!
-//! * OLDEST - whoever comes finds room: the oldest of its own peer goes if that has its share or
-//!   most of all, else the oldest of the peer that has most. So who says soon what it wants is
-//!   served, also next to a peer that fills all places again and again, and also if it is of the
-//!   same user.
-//! * INDEXED - nothing here looks at all that wait, however many there are.
+//! A newcomer always finds room. If its own peer has its share, or has most of all, the oldest of
+//! its own peer leaves; otherwise the oldest of the peer that has most. So a connection that soon
+//! says what it wants is served, also next to a peer that fills all places again and again, and
+//! also if it is of the same user.
+//!
+//! No call walks through all that wait, however many there are.
 //!
 //! Pure: what it is that waits, and what becomes of it, is the caller's.
 
@@ -14,7 +14,7 @@ use std::hash::Hash;
 
 use crate::types::Peer;
 
-/// Those that wait, in the order in which they came.
+/// Waiting keys, in the order in which they came, each with the peer that it counts for.
 #[derive(Debug)]
 pub struct WaitingList<K> {
     of_peer: usize,
@@ -30,7 +30,8 @@ pub struct WaitingList<K> {
 }
 
 impl<K: Copy + Eq + Hash> WaitingList<K> {
-    /// Nobody yet. There is room for `in_all` (at least one), and for `of_peer` of one peer.
+    /// Makes an empty list with room for `in_all` keys (at least one), and for `of_peer` of one
+    /// peer.
     pub fn new(of_peer: usize, in_all: usize) -> Self {
         let in_all = in_all.max(1);
         WaitingList {
@@ -44,28 +45,28 @@ impl<K: Copy + Eq + Hash> WaitingList<K> {
         }
     }
 
-    /// How many wait.
+    /// Returns how many wait.
     pub fn len(&self) -> usize {
         self.places.len()
     }
 
-    /// Whether nobody waits.
+    /// Returns whether nothing waits.
     pub fn is_empty(&self) -> bool {
         self.places.is_empty()
     }
 
-    /// Who has waited longest.
+    /// Returns the key that has waited longest.
     pub fn oldest(&self) -> Option<K> {
         self.waiting.values().next().copied()
     }
 
-    /// Those of `peer`, who has waited longest first.
+    /// Returns the keys of `peer`; the one that has waited longest comes first.
     pub fn oldest_of(&self, peer: Peer) -> impl Iterator<Item = K> + '_ {
         self.peers.get(&peer).into_iter().flat_map(BTreeMap::values).copied()
     }
 
-    /// OLDEST. Of whom one has to go before one of `newcomer` is added; `None` if there is room. If
-    /// `full`, there is none for other reasons.
+    /// Returns the peer of which one key has to leave before one of `newcomer` is added; `None` if
+    /// there is room. `full`: there is no room for another reason.
     pub fn crowded(&self, newcomer: Peer, full: bool) -> Option<Peer> {
         let its = self.count(newcomer);
         if its >= self.of_peer {
@@ -78,11 +79,11 @@ impl<K: Copy + Eq + Hash> WaitingList<K> {
         Some(if its == most { newcomer } else { peer })
     }
 
-    /// OLDEST. Adds `who`, of `peer`; returns who has to go for it, and does not wait any more. Nobody
-    /// has to for one that waits already: it is the one that has come last then.
+    /// Adds `who`, of `peer`. Returns the key that has left for it. A key that waits already takes
+    /// no other's place, and counts as the one that came last.
     #[must_use]
     pub fn add(&mut self, who: K, peer: Peer) -> Option<K> {
-        self.remove(who); // first, so that it takes only its own place
+        self.remove(who); // first, so that it leaves only its own place
         let gone = self.crowded(peer, false).and_then(|from| self.oldest_of(from).next());
         gone.inspect(|gone| self.remove(*gone));
         self.places.insert(who, (peer, self.next));
@@ -95,7 +96,7 @@ impl<K: Copy + Eq + Hash> WaitingList<K> {
         gone
     }
 
-    /// `who` counts as the one that has come last, if it waits.
+    /// Makes `who`, if it waits, the one that came last.
     pub fn refresh(&mut self, who: K) {
         let Some((peer, number)) = self.places.get_mut(&who) else { return };
         let (of_peer, before) = (self.peers.entry(*peer).or_default(), *number);
@@ -107,7 +108,7 @@ impl<K: Copy + Eq + Hash> WaitingList<K> {
         self.next += 1;
     }
 
-    /// `who` does not wait any more.
+    /// Removes `who`; without effect if it does not wait.
     pub fn remove(&mut self, who: K) {
         let Some((peer, number)) = self.places.remove(&who) else { return };
         self.waiting.remove(&number);

@@ -9,8 +9,8 @@
 //! it takes the arrival. In place of a large payload, an arrival carries the words that its owner
 //! needs to help with copying.
 //!
-//! PUBLISH: the word with the sequence number is stored last, with Release, and loaded with Acquire: whoever
-//! sees an arrival sees its payload.
+//! PUBLISH: the word with the sequence number is stored last, with Release, and loaded with
+//! Acquire: whoever sees an arrival sees its payload.
 
 use crate::sync::{AtomicU64, Ordering};
 
@@ -72,7 +72,8 @@ impl Arrival {
         entry[0].store(head, Ordering::Release); // PUBLISH
     }
 
-    /// Reads the arrival in `entry`, whose head is `head`. The values are the peer's and may be lies.
+    /// Reads the arrival in `entry`, whose head is `head`. The values are the peer's and may be
+    /// lies.
     #[inline]
     pub(crate) fn read(entry: &[AtomicU64], head: Head) -> Arrival {
         let body = entry[1].load(Ordering::Relaxed);

@@ -4,8 +4,8 @@
 //! ```text
 //!   PosterEnd ──give──▶ HelperEnd ──give_back──▶ PosterEnd
 //! ```
-//! HAND-OFF: the flag is stored with Release by the end that lets go, and loaded with Acquire by the
-//! end that takes. Only the current holder changes it, so one end at most uses the state.
+//! HAND-OFF: the flag is stored with Release by the end that lets go, and loaded with Acquire by
+//! the end that takes. Only the current holder changes it, so one end at most uses the state.
 
 #![allow(unsafe_code)]
 

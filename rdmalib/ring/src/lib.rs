@@ -13,26 +13,27 @@
 //!   from word 48  receives   [place, key|bytes] × depth       owner ──▶ peer
 //!   then          arrivals   one after the other, × depth     peer ──▶ owner
 //! ```
-//! Arrival `i` belongs to receive `i`. The peer may push it once that receive is posted, and the owner
-//! posts receive `i + depth` only after it took arrival `i`. So neither side ever waits here, and an
-//! empty poll reads no index of the other side. An arrival goes through the shared turn slot when it
-//! is the peer's turn to write there, and otherwise into the next place of the ring, where its sequence
-//! number counts the arrivals of the ring.
+//! Arrival `i` belongs to receive `i`. The peer may push it once that receive is posted, and the
+//! owner posts receive `i + depth` only after it took arrival `i`. So neither side ever waits here,
+//! and an empty poll reads no index of the other side. An arrival goes through the shared turn slot
+//! when it is the peer's turn to write there, and otherwise into the next place of the ring, where
+//! its sequence number counts the arrivals of the ring.
 //!
 //! The two ends may live in different processes and do not trust each other: everything shared is a
 //! 64-bit atomic, indices are masked, each side keeps its own counters and reads a word once.
-//! * PUBLISH (`arrival`): the sequence number is stored after the payload, with Release: a completion
-//!   that is seen has its bytes.
-//! * POST: `POSTED` is stored with Release in `post` and loaded with Acquire in `may_push`: a peer that
-//!   sees the count sees the receive.
+//! * PUBLISH (`arrival`): the sequence number is stored after the payload, with Release: a
+//!   completion that is seen has its bytes.
+//! * POST: `POSTED` is stored with Release in `post` and loaded with Acquire in `may_push`: a peer
+//!   that sees the count sees the receive.
 //! * WAKE: `arm` stores, fences, then reads the arrivals; `push` stores an arrival, fences, then
 //!   reads `ARMED`. Both fences are SeqCst, so at least one of the two sees the other.
 //! * AWAKE: for an owner that spins, `push` omits the fence of WAKE, which waits until the arrival
-//!   has left the processor. An owner that sleeps after all clears `AWAKE` first, and its next sleep is
-//!   short: every arrival of a peer that had not seen the change is there at its end.
+//!   has left the processor. An owner that sleeps after all clears `AWAKE` first, and its next
+//!   sleep is short: every arrival of a peer that had not seen the change is there at its end.
 //!
-//! Elsewhere: the words of an arrival (`arrival`), whose turn it is to write the slot (`turn_slot`),
-//! a state that two threads hand over (`handoff`). In `rdmalib`: the bytes of a message, and sleeping.
+//! Elsewhere: the words of an arrival (`arrival`), whose turn it is to write the slot
+//! (`turn_slot`), a state that two threads hand over (`handoff`). In `rdmalib`: the bytes of a
+//! message, and sleeping.
 
 mod arrival;
 mod handoff;
@@ -171,8 +172,8 @@ pub struct ArrivalTaker<W> {
     taken: u32,
     /// How many places of the ring were used.
     from_ring: u32,
-    /// Nothing is taken without it (TAKE ORDER in `turn_slot`): before it is known, and after a receive
-    /// was given up.
+    /// Nothing is taken without it (TAKE ORDER in `turn_slot`): before it is known, and after a
+    /// receive was given up.
     slot: Option<TurnTaker<W>>,
     given_up: bool,
     /// Whether the last arrival came through the turn slot.
@@ -197,8 +198,8 @@ impl<W: Words> ArrivalTaker<W> {
         }
     }
 
-    /// Takes arrivals from the connection's turn slot too, from now on. `may_pause`: the first poll after
-    /// a send may be delayed.
+    /// Takes arrivals from the connection's turn slot too, from now on. `may_pause`: the first poll
+    /// after a send may be delayed.
     pub fn connect(&mut self, slot: &Arc<TurnSlot<W>>, may_pause: bool) {
         if self.given_up {
             return;
@@ -246,8 +247,9 @@ impl<W: Words> ArrivalTaker<W> {
         (head.sequence() == self.from_ring.wrapping_add(1)).then_some(head)
     }
 
-    /// Takes the next arrival, if it is there. The caller makes sure that its receive was posted, and
-    /// copies a carried payload from [`payload`](Self::payload) before it calls [`done`](Self::done).
+    /// Takes the next arrival, if it is there. The caller makes sure that its receive was posted,
+    /// and copies a carried payload from [`payload`](Self::payload) before it calls
+    /// [`done`](Self::done).
     #[inline(always)] // so that what it has read stays in registers
     pub fn take(&mut self) -> Option<Arrival> {
         self.slot.as_ref()?;
@@ -282,8 +284,8 @@ impl<W: Words> ArrivalTaker<W> {
         }
     }
 
-    /// Returns where the payload of the arrival that was taken last is: memory, first word. Valid until
-    /// [`done`](Self::done).
+    /// Returns where the payload of the arrival that was taken last is: memory, first word. Valid
+    /// until [`done`](Self::done).
     #[inline]
     pub fn payload(&self) -> (&W, usize) {
         let (memory, word) = match &self.slot {
@@ -303,8 +305,8 @@ impl<W: Words> ArrivalTaker<W> {
         }
     }
 
-    /// Gives up the next receive. Nothing is taken after that, because the next arrival would be the
-    /// one for that receive.
+    /// Gives up the next receive. Nothing is taken after that, because the next arrival would be
+    /// the one for that receive.
     pub fn skip(&mut self) {
         (self.slot, self.given_up) = (None, true);
         self.taken = self.taken.wrapping_add(1);
@@ -326,8 +328,8 @@ impl<W: Words> ArrivalTaker<W> {
 /// How an arrival travels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Way {
-    /// In a place of its own, which stays as it is until the owner has posted a receive for the next
-    /// arrival there.
+    /// In a place of its own, which stays as it is until the owner has posted a receive for the
+    /// next arrival there.
     Ring,
     /// In the slot that the peer writes next.
     TurnSlot,
@@ -388,8 +390,8 @@ impl<W: Words> ArrivalPusher<W> {
         self.posted_seen != self.pushed
     }
 
-    /// Returns the receive of the next arrival, which there is ([`may_push`](Self::may_push)). The values
-    /// are the owner's and may be lies.
+    /// Returns the receive of the next arrival, which there is ([`may_push`](Self::may_push)). The
+    /// values are the owner's and may be lies.
     #[inline]
     pub fn receive(&self) -> Receive {
         let words = self.words.words();
@@ -421,8 +423,9 @@ impl<W: Words> ArrivalPusher<W> {
         }
     }
 
-    /// Returns where the payload of the next arrival goes, if it travels that way: memory, first word.
-    /// There is room for [`MAX_CARRIED`] bytes, once [`may_push`](Self::may_push) has said yes.
+    /// Returns where the payload of the next arrival goes, if it travels that way: memory, first
+    /// word. There is room for [`MAX_CARRIED`] bytes, once [`may_push`](Self::may_push) has said
+    /// yes.
     #[inline]
     pub fn payload(&self, way: Way) -> (&W, usize) {
         let (memory, word) = match (&self.slot, way) {
@@ -432,9 +435,9 @@ impl<W: Words> ArrivalPusher<W> {
         (memory, word + PAYLOAD)
     }
 
-    /// Pushes the next arrival, for which there is a receive ([`may_push`](Self::may_push)), by the way
-    /// that [`way`](Self::way) returned for it, or by the ring. Returns whether the owner sleeps and must be
-    /// woken.
+    /// Pushes the next arrival, for which there is a receive ([`may_push`](Self::may_push)), by the
+    /// way that [`way`](Self::way) returned for it, or by the ring. Returns whether the owner
+    /// sleeps and must be woken.
     #[inline]
     pub fn push(&mut self, way: Way, arrival: Arrival, solicited: bool) -> bool {
         let words = self.words.words();

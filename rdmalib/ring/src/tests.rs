@@ -98,7 +98,8 @@ mod model {
         });
     }
 
-    /// The peer does not fill a place again before its owner has read it and posted another receive.
+    /// The peer does not fill a place again before its owner has read it and posted another
+    /// receive.
     #[test]
     fn loom_a_carried_payload_stays_until_its_receive_is_posted_again() {
         loom::model(|| {

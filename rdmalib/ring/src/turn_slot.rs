@@ -4,12 +4,13 @@
 //!   connector ──sends: writes an arrival──▶ acceptor ──sends its own──▶ connector …
 //! ```
 //! A cache line that one processor writes and another reads moves to the reader. Before the first
-//! processor can write it again, it has to fetch it back. With a ring each way, two ends that answer
-//! each other wait for both moves, each way: four transfers a round trip. In one slot that the last
-//! reader writes next it is two. So an arrival goes through the slot if its sender owns the slot, and
-//! through the ring otherwise, for example when many arrivals are under way.
-//! * TURN: only the end that owns the slot writes it. An end owns it again when it has taken what the
-//!   peer sent. The poller stores `owned` with Release after that, the poster loads it with Acquire.
+//! processor can write it again, it has to fetch it back. With a ring each way, two ends that
+//! answer each other wait for both moves, each way: four transfers a round trip. In one slot that
+//! the last reader writes next it is two. So an arrival goes through the slot if its sender owns
+//! the slot, and through the ring otherwise, for example when many arrivals are under way.
+//! * TURN: only the end that owns the slot writes it. An end owns it again when it has taken what
+//!   the peer sent. The poller stores `owned` with Release after that, the poster loads it with
+//!   Acquire.
 //! * TAKE ORDER: the sequence number in the slot is the arrival's number among all arrivals, so
 //!   arrivals that went through the ring before it are taken first. If the slot and the ring both
 //!   hold an arrival, either the slot's was sent first, or its number is not due yet. A poller that
@@ -48,7 +49,8 @@ impl Side {
         }
     }
 
-    /// Returns the sequence number that this side writes for arrival `number`. SENDER BIT, TAKE ORDER.
+    /// Returns the sequence number that this side writes for arrival `number`. SENDER BIT, TAKE
+    /// ORDER.
     #[inline]
     pub fn sequence(self, number: u32) -> u32 {
         let side = match self {

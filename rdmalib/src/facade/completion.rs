@@ -64,9 +64,9 @@ impl CompletionQueue {
         (self.poll(&mut one) == 1).then_some(one[0])
     }
 
-    /// Says that polls follow, and no wait for the time being: a peer on the embedded device then need not
-    /// check whether a thread sleeps here. The first wait after that is short, and the first
-    /// [`arm`](Self::arm) takes a millisecond. Costs nothing if it has been said already.
+    /// Says that polls follow, and no wait for the time being: a peer on the embedded device then
+    /// need not check whether a thread sleeps here. The first wait after that is short, and the
+    /// first [`arm`](Self::arm) takes a millisecond. Costs nothing if it has been said already.
     #[inline]
     pub fn stay_awake(&mut self) {
         if self.inner.is_ours() {
@@ -74,8 +74,8 @@ impl CompletionQueue {
         }
     }
 
-    /// Asks for one event on [`as_fd`](AsFd::as_fd) when the next completion lands. Completions that
-    /// landed before need not be announced: after arming, poll once more before sleeping.
+    /// Asks for one event on [`as_fd`](AsFd::as_fd) when the next completion lands. Completions
+    /// that landed before need not be announced: after arming, poll once more before sleeping.
     pub fn arm(&mut self, notify: Notify) -> Result<()> {
         self.inner.check()?;
         each!(&mut *self.inner, queue => queue.arm(notify))

@@ -1,10 +1,11 @@
-//! How two queue pairs meet: a listener, requests that it accepts or rejects, private data both ways.
+//! How two queue pairs meet: a listener, requests that it accepts or rejects, private data both
+//! ways.
 //!
 //! Every connection is connection-managed (`rdma_cm(7)`): the connector passes up to
 //! [`MAX_CONNECT_DATA`](crate::MAX_CONNECT_DATA) bytes, an acceptance carries up to
 //! [`MAX_ACCEPT_DATA`](crate::MAX_ACCEPT_DATA), a rejection up to
-//! [`MAX_REJECT_DATA`](crate::MAX_REJECT_DATA). The numbers are those of RDMA_PS_TCP on InfiniBand and hold
-//! on every provider.
+//! [`MAX_REJECT_DATA`](crate::MAX_REJECT_DATA). The numbers are those of RDMA_PS_TCP on InfiniBand
+//! and hold on every provider.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -34,8 +35,9 @@ impl Listener {
         each!(&*self.inner, listener => listener.local_addr())
     }
 
-    /// Returns the next request, if there is one now. Never waits for a peer, and does bounded work whatever
-    /// peers do: after some work without a request it returns `None`, and the descriptor stays readable.
+    /// Returns the next request, if there is one now. Never waits for a peer, and does bounded work
+    /// whatever peers do: after some work without a request it returns `None`, and the descriptor
+    /// stays readable.
     pub fn try_next(&mut self) -> Result<Option<ConnectRequest>> {
         self.inner.check()?;
         let request = each_optional!(&mut *self.inner, listener => listener.try_next()?);
@@ -102,15 +104,15 @@ impl ConnectRequest {
     }
 
     /// Connects the peer to `queue_pair` (in state `Init`, receives posted), passing back
-    /// `private_data` (at most [`MAX_ACCEPT_DATA`](crate::MAX_ACCEPT_DATA) bytes). If this fails, the peer is
-    /// refused.
+    /// `private_data` (at most [`MAX_ACCEPT_DATA`](crate::MAX_ACCEPT_DATA) bytes). If this fails,
+    /// the peer is refused.
     pub fn accept(mut self, queue_pair: &mut QueuePair, private_data: &[u8]) -> Result<()> {
         let request = self.inner.take().expect("a request is answered once");
         queue_pair.sending().accept(request.into_ours()?, private_data)
     }
 
-    /// Refuses the peer, passing it `private_data` (at most [`MAX_REJECT_DATA`](crate::MAX_REJECT_DATA)
-    /// bytes).
+    /// Refuses the peer, passing it `private_data` (at most
+    /// [`MAX_REJECT_DATA`](crate::MAX_REJECT_DATA) bytes).
     pub fn reject(mut self, private_data: &[u8]) -> Result<()> {
         self.answer_no(private_data)
     }

@@ -68,15 +68,15 @@ impl Device {
     }
 
     /// Makes a protection domain whose memory does not grow: for regions and queue pairs that need
-    /// `bytes` bytes at most, each region and each queue pair's receives in whole pages. Where peers
-    /// share the domain's memory ([`Capabilities::shares_domain_memory`]), none of them can make it
-    /// larger; elsewhere it is a domain like any other.
+    /// `bytes` bytes at most, each region and each queue pair's receives in whole pages. Where
+    /// peers share the domain's memory ([`Capabilities::shares_domain_memory`]), none of them can
+    /// make it larger; elsewhere it is a domain like any other.
     pub fn fixed_domain(&self, bytes: usize) -> Result<Domain> {
         Domain::fixed(self, bytes)
     }
 
-    /// Makes a completion queue for up to `capacity` entries: the sum of the depths of all queues that
-    /// complete into it.
+    /// Makes a completion queue for up to `capacity` entries: the sum of the depths of all queues
+    /// that complete into it.
     pub fn completion_queue(&self, capacity: u32) -> Result<CompletionQueue> {
         CompletionQueue::new(self, capacity)
     }

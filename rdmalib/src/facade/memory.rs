@@ -1,5 +1,5 @@
-//! Registered memory: [`Domain`] allocates [`Region`]s, a [`RemoteAddress`] names one of a peer, and a
-//! [`RemoteMapping`] maps part of one where the provider can. Work requests on regions.
+//! Registered memory: [`Domain`] allocates [`Region`]s, a [`RemoteAddress`] names one of a peer,
+//! and a [`RemoteMapping`] maps part of one where the provider can. Work requests on regions.
 //!
 //! A peer may write a region's bytes at any moment. So nothing here gives a reference to them: they
 //! are copied in and out through raw pointers, and a second read may return other bytes.
@@ -103,27 +103,27 @@ impl Region {
         &self.inner
     }
 
-    /// Length in bytes, as it was asked for.
+    /// Returns the length in bytes, as it was asked for.
     #[allow(clippy::len_without_is_empty)] // never empty
     #[inline]
     pub fn len(&self) -> usize {
         each!(self.inner(), region => region.len())
     }
 
-    /// First byte, page-aligned. Valid while the region lives; who dereferences it must expect that
-    /// a peer with the key changes the bytes at any time.
+    /// Returns the first byte, page-aligned. Valid while the region lives. A peer with the key may
+    /// change the bytes at any time.
     #[inline]
     pub fn as_ptr(&self) -> *mut u8 {
         each!(self.inner(), region => region.as_ptr())
     }
 
-    /// How a peer names the region's first byte.
+    /// Returns how a peer names the region's first byte.
     #[inline]
     pub fn remote(&self) -> RemoteAddress {
         each!(self.inner(), region => region.remote())
     }
 
-    /// `range` of this region as the local side of a work request.
+    /// Returns `range` of this region as the local side of a work request.
     #[inline]
     pub fn slice(&self, range: Range<usize>) -> Result<Slice<'_>> {
         self.check(range.start, range.len())?;
@@ -139,8 +139,8 @@ impl Region {
         self.bytes().read(offset, out)
     }
 
-    /// Copies `bytes` in, at `offset`. Takes `&self`: exclusive use cannot be promised anyway,
-    /// since peers with the key write too.
+    /// Copies `bytes` in, at `offset`. Takes `&self`, because use is not exclusive anyway: peers
+    /// with the key write too.
     #[inline]
     pub fn write(&self, offset: usize, bytes: &[u8]) -> Result<()> {
         self.inner.check()?;
@@ -159,8 +159,8 @@ impl Region {
         Ok(self.counter(offset)?.load(Ordering::Acquire))
     }
 
-    /// Sets an aligned counter that peers look at; `offset` is a multiple of 8. What a peer adds at the
-    /// same time may be lost, or undo it: a card is atomic only with itself.
+    /// Sets an aligned counter that peers read; `offset` is a multiple of 8. What a peer adds at
+    /// the same time may be lost, or may undo this: a card is atomic only with itself.
     #[inline]
     pub fn store_u64(&self, offset: usize, value: u64) -> Result<()> {
         self.inner.check()?;
@@ -192,16 +192,16 @@ impl Region {
 }
 
 /// A range of a peer's memory that is mapped into this process
-/// ([`SendQueue::map_remote`](crate::SendQueue::map_remote)): its bytes are used where they are, without a
-/// request. Unmapped when dropped.
+/// ([`SendQueue::map_remote`](crate::SendQueue::map_remote)): its bytes are used where they are,
+/// without a request. Dropping it unmaps them.
 ///
-/// Who writes here and tells the peer by a request on the same connection has written before the peer sees
-/// that request, and what the peer has written before one of its own is seen after its completion. There is
-/// no other order.
+/// What is written here before a request on the same connection is there when the peer sees that
+/// request. What the peer has written before a request of its own is there after its completion.
+/// There is no other order.
 ///
-/// A mapping is not a key: when the owner drops its region, or the connection ends, it stays, and so do the
-/// bytes; the owner has then perhaps given the memory to something else. So it is to be used only while
-/// both sides have agreed that it may be, and an owner does not make it possible for whom it does not trust
+/// A mapping is not a key. It stays, with the bytes, when the owner drops its region or the
+/// connection ends; by then the owner may use the memory for something else. So a mapping is used
+/// only while both sides have agreed on it, and an owner allows it only to peers that it trusts
 /// with its whole domain.
 pub struct RemoteMapping {
     memory: Owned<AnyRemoteMemory>,
@@ -214,16 +214,16 @@ impl RemoteMapping {
         RemoteMapping { memory: Owned::new(memory), access }
     }
 
-    /// Length in bytes, as it was asked for.
+    /// Returns the length in bytes, as it was asked for.
     #[allow(clippy::len_without_is_empty)] // never empty
     #[inline]
     pub fn len(&self) -> usize {
         each!(&*self.memory, memory => memory.len())
     }
 
-    /// First byte, with the alignment that it has in the peer's region. Valid while the mapping lives; who
-    /// dereferences it must expect that the peer changes the bytes at any time. It never faults, except
-    /// that without [`Access::REMOTE_WRITE`] a write does.
+    /// Returns the first byte, with the alignment that it has in the peer's region. Valid while the
+    /// mapping lives. The peer may change the bytes at any time. No access faults, except a write
+    /// without [`Access::REMOTE_WRITE`].
     #[inline]
     pub fn as_ptr(&self) -> *mut u8 {
         each!(&*self.memory, memory => memory.as_ptr())
@@ -256,8 +256,7 @@ impl RemoteMapping {
     }
 }
 
-/// The bytes of an owner that is borrowed: memory that others may change at any time, copied through raw
-/// pointers.
+/// Memory of a borrowed owner, which others may change at any time; copied through raw pointers.
 #[derive(Clone, Copy)]
 struct Bytes<'a> {
     first: *mut u8,
@@ -273,7 +272,8 @@ impl Bytes<'_> {
         let from = unsafe { self.first.add(offset) };
         // SAFETY: `out.len()` bytes from there are inside, checked; `out` is ours alone.
         unsafe { ptr::copy_nonoverlapping(from, out.as_mut_ptr(), out.len()) };
-        // The compiler may not read the memory again in place of the copy: a peer may have changed it.
+        // The compiler may not read the memory again in place of the copy: a peer may have changed
+        // it.
         compiler_fence(Ordering::SeqCst);
         Ok(())
     }
@@ -281,8 +281,8 @@ impl Bytes<'_> {
     #[inline]
     fn write(self, offset: usize, bytes: &[u8]) -> Result<()> {
         self.check(offset, bytes.len())?;
-        // SAFETY: `offset` is inside the memory, checked; its owner keeps it mapped, and writable: a
-        // region always is, a mapping was asked.
+        // SAFETY: `offset` is inside the memory, checked; its owner keeps it mapped, and writable:
+        // a region always is, a mapping was asked.
         let to = unsafe { self.first.add(offset) };
         // SAFETY: `bytes.len()` bytes from there are inside, checked; no reference to them exists,
         // and a racing peer only makes the bytes arbitrary.

@@ -1,5 +1,5 @@
-//! The safe facade: what applications use. Each object is one of some provider (`crate::providers`),
-//! together with the mark of the process that made it (`crate::process`).
+//! The safe facade: what applications use. Each object is one of some provider
+//! (`crate::providers`), together with the mark of the process that made it (`crate::process`).
 
 mod completion;
 mod connection;

@@ -77,8 +77,9 @@ impl SendSide {
 pub struct ReceiveQueue(Owned<AnyReceiveQueue>);
 
 impl QueuePair {
-    /// Makes a queue pair in state `Init`, in `domain`, whose requests complete into `send_completions` and
-    /// `receive_completions` (which may be the same). Queues and domain must be of one device.
+    /// Makes a queue pair in state `Init`, in `domain`, whose requests complete into
+    /// `send_completions` and `receive_completions` (which may be the same). Queues and domain must
+    /// be of one device.
     pub fn new(
         domain: &Domain,
         send_completions: &CompletionQueue,
@@ -119,15 +120,16 @@ impl QueuePair {
         self.send.inject(script);
     }
 
-    /// Has [`connect`](Self::connect) refuse a listener that is not of this user, before anything is sent to
-    /// it. The kernel knows the user on the embedded device; on verbs a peer is a machine, and this has no
-    /// effect ([`Capabilities::knows_users`](crate::Capabilities::knows_users)).
+    /// Has [`connect`](Self::connect) refuse a listener that is not of this user, before anything
+    /// is sent to it. The kernel knows the user on the embedded device; on verbs a peer is a
+    /// machine, and this has no effect
+    /// ([`Capabilities::knows_users`](crate::Capabilities::knows_users)).
     pub fn expect_listener(&mut self, user: Option<u32>) {
         self.listener = user;
     }
 
-    /// Returns who is at the other end of a connection, as far as the device knows; for logs. On verbs
-    /// nothing but the address that was connected to is known.
+    /// Returns who is at the other end of a connection, as far as the device knows; for logs. On
+    /// verbs nothing but the address that was connected to is known.
     pub fn peer(&self) -> Option<String> {
         self.send.0.with(|send| each!(send, send => send.peer()))
     }
@@ -156,7 +158,8 @@ impl QueuePair {
         &mut self.send
     }
 
-    /// Returns the number that this queue pair has in completions; unique in this process while it lives.
+    /// Returns the number that this queue pair has in completions; unique in this process while it
+    /// lives.
     pub fn number(&self) -> u32 {
         self.send.number()
     }
@@ -198,8 +201,8 @@ impl QueuePair {
         self.receive.post(id, buffer)
     }
 
-    /// Returns the two halves, for two threads. The connection ends when the sending half is dropped or
-    /// both are. The queue pair is not used as a whole any more:
+    /// Returns the two halves, for two threads. The connection ends when the sending half is
+    /// dropped or both are. The queue pair is not used as a whole any more:
     /// ```compile_fail,E0382
     /// # use rdmalib::*;
     /// fn used_after_the_split(pair: QueuePair) {
@@ -250,8 +253,8 @@ impl SendQueue {
         }
     }
 
-    /// Posts requests in order, with one doorbell where the device can. Returns how many were posted,
-    /// and the error that stopped it.
+    /// Posts requests in order, with one doorbell where the device can. Returns how many were
+    /// posted, and the error that stopped it.
     pub fn post_list(&mut self, requests: &[WorkRequest<'_>]) -> (usize, Result<()>) {
         if let Err(error) = self.0.check() {
             return (0, Err(error));
@@ -270,11 +273,12 @@ impl SendQueue {
         }
     }
 
-    /// Maps `bytes` bytes (at least one) of the peer's memory into this process, if its key allows `access`
-    /// to all of them: [`Access::REMOTE_READ`], [`Access::REMOTE_WRITE`] or both. `None` where the provider
-    /// cannot ([`Capabilities::maps_remote_memory`](crate::Capabilities::maps_remote_memory)). Otherwise it
-    /// makes system calls and, unlike a request that is refused, [`Error::RemoteAccess`] leaves the
-    /// connection as it is.
+    /// Maps `bytes` bytes (at least one) of the peer's memory into this process, if its key allows
+    /// `access` to all of them: [`Access::REMOTE_READ`], [`Access::REMOTE_WRITE`] or both. `None`
+    /// where the provider cannot
+    /// ([`Capabilities::maps_remote_memory`](crate::Capabilities::maps_remote_memory)). Otherwise
+    /// it makes system calls and, unlike a request that is refused, [`Error::RemoteAccess`] leaves
+    /// the connection as it is.
     ///
     /// The key is checked now and not again: see [`RemoteMapping`].
     pub fn map_remote(
@@ -296,8 +300,8 @@ impl SendQueue {
         Ok(mapped.map(|memory| RemoteMapping::new(memory, access)))
     }
 
-    /// Lets sends and writes from now on meet the faults of `script`, in place of one that was given
-    /// before. Reads and atomics have no faults; they wait behind a request that is late.
+    /// Lets sends and writes from now on meet the faults of `script`, in place of one that was
+    /// given before. Reads and atomics have no faults; they wait behind a request that is late.
     #[cfg(feature = "faults")]
     pub fn inject(&mut self, script: faults::Script) {
         if !self.0.is_ours() {

@@ -1,10 +1,11 @@
 //! Carrying faults out: what stands between a poster and its provider's send queue.
 //!
-//! The poster posts by itself as long as nothing is held back. From the first request that is, a helper
-//! thread hands out what is due until nothing is left: a poster who sleeps on its completion queue has
-//! its late request sent all the same.
-//! * ROOM - what is held back and what is outstanding fit into the provider's queue together: a request
-//!   that was taken is not refused later for want of a place.
+//! The poster posts by itself as long as nothing is held back. From the first request that is, a
+//! helper thread hands out what is due until nothing is left: a poster that sleeps on its
+//! completion queue has its late request sent all the same.
+//!
+//! What is held back and what is outstanding fit into the provider's queue together: a request that
+//! was taken is not refused later for want of a place.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -159,7 +160,7 @@ impl Lane {
         if self.send.state() == State::Init {
             return self.send.post(request); // the provider says why not
         }
-        let held = self.held.len() as u32; // at most the queue's depth: ROOM
+        let held = self.held.len() as u32; // at most the queue's depth
         self.send.check_room(held)?;
         match fault {
             None => self.put(request),
@@ -171,7 +172,7 @@ impl Lane {
             }
             Some(Fault::Duplicate) => {
                 if self.send.check_room(held + 1).is_ok() {
-                    // ONE COMPLETION. It is the later copy's, so that it frees the places of both.
+                    // The one completion is the later copy's, so that it frees the places of both.
                     self.put(&WorkRequest { flags: request.flags - Flags::SIGNALED, ..*request })?;
                 }
                 self.put(request)
@@ -187,7 +188,7 @@ impl Lane {
         }
     }
 
-    /// Posts `request`, now or behind what is held back. ORDER
+    /// Posts `request`, now or behind what is held back.
     fn put(&mut self, request: &Request<'_>) -> Result<()> {
         if self.held.is_empty() {
             return self.send.post(request);
@@ -265,8 +266,8 @@ fn length<M>(operation: &Operation<M, &[u8]>) -> Option<usize> {
     }
 }
 
-/// A request that completes as `request` does and that the peer sees nothing of: a write of no bytes
-/// needs no key and no receive (InfiniBand specification 1.4, C9-88).
+/// A request that completes as `request` does and that the peer sees nothing of: a write of no
+/// bytes needs no key and no receive (InfiniBand specification 1.4, C9-88).
 fn nothing<'a>(request: &Request<'_>) -> Request<'a> {
     let (source, to) = (Source::Inline(&[][..]), RemoteAddress::default());
     let operation = Operation::Write { source, to, immediate: None };

@@ -122,8 +122,8 @@ fn a_child_neither_uses_nor_ends_what_it_inherits() {
     let [mut one, mut other] = connected();
     write(&mut one, &mut other, 1);
     write(&mut other, &mut one, 2);
-    // SAFETY: the child uses what glibc makes usable after a fork (memory, threads of its own) and what this
-    // module promises, and ends without running what the test's process would at its end.
+    // SAFETY: the child uses what glibc makes usable after a fork (memory, threads of its own) and
+    // what this module promises, and ends without running what the test's process would at its end.
     match unsafe { fork() }.unwrap() {
         ForkResult::Child => {
             let facts =

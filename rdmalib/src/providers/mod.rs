@@ -1,8 +1,8 @@
-//! The providers, and the one enum over them: what a facade object holds is [`Any`] of the providers'
-//! objects, matched once a call. This is the only place where a provider is chosen.
+//! The providers, and the one enum over them: what a facade object holds is [`Any`] of the
+//! providers' objects, matched once a call. This is the only place where a provider is chosen.
 //!
-//! A provider is added here with a module, a variant of `Any`, a type in each alias, and an arm in each
-//! macro; the compiler names the places.
+//! A provider is added here with a module, a variant of `Any`, a type in each alias, and an arm in
+//! each macro; the compiler names the places.
 //!
 //! Elsewhere: what a provider's objects guarantee (`crate::contract`).
 

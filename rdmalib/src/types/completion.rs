@@ -1,6 +1,6 @@
 //! How work requests end.
 
-/// How a work request ended; names follow `enum ibv_wc_status`, `ibv_poll_cq(3)`.
+/// How a work request ended. Names follow `enum ibv_wc_status`, `ibv_poll_cq(3)`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Status {
@@ -22,9 +22,9 @@ pub enum Status {
     RemoteOperationError,
     /// The peer did not answer.
     RetryExceeded,
-    /// The peer had posted no receive, as often as the queue pair was told to try.
+    /// The peer had posted no receive, and all tries were used up ([`RnrRetry`](crate::RnrRetry)).
     RnrRetryExceeded,
-    /// Any other failure, with the provider's number.
+    /// Any other failure, with the provider's own number.
     Other(u32),
 }
 
@@ -48,8 +48,8 @@ pub enum Opcode {
     ReceiveWithImmediate,
 }
 
-/// One finished work request. With a [`Status`] other than success only `id`, `status` and
-/// `queue_pair` mean something.
+/// One finished work request. With a [`Status`] other than `Success`, only `id`, `status` and
+/// `queue_pair` have a meaning.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct WorkCompletion {
     /// The `id` that the request was posted with.
@@ -66,7 +66,7 @@ pub struct WorkCompletion {
     pub queue_pair: u32,
 }
 
-/// Which completions ring the bell; `ibv_req_notify_cq(3)`.
+/// Which completions make an armed completion queue readable; `ibv_req_notify_cq(3)`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Notify {
     /// The next one.

@@ -11,8 +11,8 @@ pub const MAX_ACCEPT_DATA: usize = 196;
 /// Most private data in a rejection, in bytes; `rdma_reject(3)`.
 pub const MAX_REJECT_DATA: usize = 148;
 
-/// Private data of a handshake message. May be longer than what the peer passed, then padded with
-/// zeros (verbs does not carry the length): a reader knows how much it expects.
+/// Private data of a handshake message. On verbs, which does not carry the length, it may be longer
+/// than what the peer passed, padded with zeros: a reader has to know how much it expects.
 #[derive(Clone, PartialEq, Eq)]
 pub struct PrivateData(Box<[u8]>);
 
@@ -28,7 +28,7 @@ impl PrivateData {
         PrivateData(Box::default())
     }
 
-    /// The bytes.
+    /// Returns the bytes.
     pub fn as_slice(&self) -> &[u8] {
         &self.0
     }
@@ -44,9 +44,9 @@ impl std::fmt::Debug for PrivateData {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum Peer {
-    /// Processes of this user of this machine (embedded device): the kernel says so.
+    /// Processes of this user of this machine, as the kernel says (embedded device).
     User(u32),
-    /// Whoever has this address of the RDMA network.
+    /// The machine with this address of the RDMA network.
     Address(IpAddr),
     /// The device does not know.
     Unknown,

@@ -34,22 +34,22 @@ impl FromStr for Provider {
     }
 }
 
-/// What is needed to open a device: one entry of the device database.
+/// Describes a device to open: one entry of the device database.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeviceSpec {
     /// Name; for verbs as `ibv_devices` prints it, free for shm.
     pub name: String,
     /// Which implementation opens it.
     pub provider: Provider,
-    /// Address of the interface that belongs to the device: where listeners bind, from where
-    /// connections go out. On shm only a name: all processes of one network namespace that use the
-    /// same address and port meet.
+    /// Address of the device's network interface: listeners bind it, and connections come from it.
+    /// On shm it is only a name: processes of one network namespace that use the same address and
+    /// port meet.
     pub ip_address: IpAddr,
     /// Largest inline payload to ask of the device, in bytes; 0 disables inline data.
     pub max_inline_data: u32,
 }
 
-/// What a device can do; requests beyond it are refused with an error.
+/// How much a device takes. Requests beyond it are refused with an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Limits {
@@ -69,8 +69,8 @@ pub struct Capabilities {
     /// where a network lies between.
     pub maps_remote_memory: bool,
     /// The kernel names the user at the other end, so that
-    /// [`expect_listener`](crate::QueuePair::expect_listener) has an effect and a [`Peer`](crate::Peer)
-    /// is a user. Elsewhere a peer is a machine.
+    /// [`expect_listener`](crate::QueuePair::expect_listener) has an effect and a
+    /// [`Peer`](crate::Peer) is a user. Elsewhere a peer is a machine.
     pub knows_users: bool,
     /// Peers share the memory of a domain, so that
     /// [`fixed_domain`](crate::Device::fixed_domain) differs from a domain.
@@ -79,8 +79,8 @@ pub struct Capabilities {
     pub key_bits: u32,
     /// A message that is longer than its receive ends with
     /// [`RemoteInvalidRequest`](crate::Status::RemoteInvalidRequest) at the sender and
-    /// [`LocalLengthError`](crate::Status::LocalLengthError) at the receiver. Some RDMA devices (SoftRoCE)
-    /// report [`RemoteOperationError`](crate::Status::RemoteOperationError) and
+    /// [`LocalLengthError`](crate::Status::LocalLengthError) at the receiver. Some RDMA devices
+    /// (SoftRoCE) report [`RemoteOperationError`](crate::Status::RemoteOperationError) and
     /// [`Other`](crate::Status::Other)`(2)` instead.
     pub exact_length_errors: bool,
 }

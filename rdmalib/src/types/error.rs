@@ -10,10 +10,10 @@ use nix::errno::Errno;
 use super::connection::PrivateData;
 use super::device::Provider;
 
-/// The result of every fallible call of this crate.
+/// The result of a fallible call of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// One variant for each decision that a caller may take.
+/// Why a call failed: one variant for each decision that a caller may take.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -35,7 +35,8 @@ pub enum Error {
     /// Nobody listens at this address (yet); retry later or check the address.
     #[error("nobody listens at {0}: check the address, the port and that the program there runs")]
     ConnectionRefused(SocketAddr),
-    /// Somebody listens, but so many connect that there was no place in the listener's queue; retry later.
+    /// The listener's queue had no place within the time limit, because so many connect; retry
+    /// later.
     #[error(
         "no place in the queue of the listener at {to} within {after:?}: too many connect at once; try again later"
     )]
@@ -45,32 +46,33 @@ pub enum Error {
         /// How long.
         after: Duration,
     },
-    /// Somebody listens, but has as many connections that wait as it takes, and others came later; retry later.
+    /// The listener turned the connection away: as many as it takes were waiting, and others came
+    /// later. Retry later.
     #[error("the program at {0} has too many connections that wait; try again later")]
     TooManyConnections(SocketAddr),
-    /// Somebody listens, but has no descriptor or address space for one more connection; retry later.
+    /// The listener has no descriptor or address space for one more connection; retry later.
     #[error(
         "the program at {0} has no file descriptor or address space left for another connection: raise its limits \
          (ulimit -n, ulimit -v), or try again later"
     )]
     ListenerExhausted(SocketAddr),
-    /// Somebody listened, and closed the connection before it answered: it is ending, or took the request for
-    /// that of another program.
+    /// The listener closed the connection before it answered: it is ending, or it is another
+    /// program.
     #[error(
         "the program at {0} closed the connection before it answered: it may have ended just now, or be another \
          program or version"
     )]
     ConnectionDropped(SocketAddr),
-    /// Somebody else listens at this address than should; nothing was sent there.
+    /// A process of another user than expected listens at this address; nothing was sent to it.
     #[error(
         "user {listens} listens at {to}, not user {expected}, whom this device's entry trusts: end what runs there"
     )]
     WrongUser {
         /// The address.
         to: SocketAddr,
-        /// Whose process listens there.
+        /// User id of the process that listens there.
         listens: u32,
-        /// Whose should.
+        /// User id that was expected.
         expected: u32,
     },
     /// The address cannot be reached from the device; check the address and the network.
@@ -182,8 +184,8 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
-    /// As many descriptors as a process may have open were passed by processes of this user and not read by who
-    /// should; until they are, none of its processes can pass any.
+    /// Processes of this user have passed as many descriptors as a process may have open, and the
+    /// receivers have not read them. Until they do, no process of this user can pass any.
     #[error(
         "{call} failed: too many descriptors that this user's processes have passed to others were not read by them; \
          end the processes that do not read, or raise the limit (ulimit -n)"
@@ -195,7 +197,8 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
-    /// The limit of file sizes is too small: on the embedded device it counts for shared memory too.
+    /// The limit of file sizes is too small: on the embedded device it applies to shared memory
+    /// too.
     #[error(
         "{bytes} bytes of shared memory are more than this process's limit of file sizes ({limit} bytes): raise it, \
          e.g. ulimit -f unlimited, or LimitFSIZE=infinity in a systemd unit"
@@ -206,7 +209,8 @@ pub enum Error {
         /// The limit (`RLIMIT_FSIZE`).
         limit: u64,
     },
-    /// This process has no address space for more memory, or more than a bound of peers' memory.
+    /// This process has no address space for more memory, or has reached its bound of peers'
+    /// memory.
     #[error(
         "no address space is left to map {bytes} bytes of memory; raise the limit (ulimit -v), or use less"
     )]
@@ -214,7 +218,7 @@ pub enum Error {
         /// Bytes that should have been mapped.
         bytes: usize,
     },
-    /// What was made before a fork is the parent's: in the child it does nothing. Open a device in the child.
+    /// The object was made before a fork and belongs to the parent. Open a device in the child.
     #[error(
         "this process was forked from the one that opened the device, whose connections and memory are not its \
          own: open a device in this process, or fork before opening one"

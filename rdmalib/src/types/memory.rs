@@ -21,8 +21,8 @@ bitflags::bitflags! {
 pub struct RemoteAddress {
     /// Address as the device of the owner understands it.
     pub addr: u64,
-    /// Remote key (rkey) of the region that holds it. A provider may hand out keys of fewer bits; one that
-    /// does not fit is refused as a wrong key is.
+    /// Remote key (rkey) of the region that holds it. A provider may hand out keys of fewer bits;
+    /// one that does not fit is refused as a wrong key is.
     pub key: u64,
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 /// `rdma_connect(3)`: 0 to 6 times, 7 is for ever).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RnrRetry {
-    /// So many times after the first, `rnr_timer` apart; 0 to 6.
+    /// So many more tries after the first, `rnr_timer` apart; 0 to 6.
     Times(u8),
     /// Until the peer posts a receive or the connection ends.
     Forever,
@@ -22,16 +22,16 @@ pub struct QueuePairConfig {
     pub receive_depth: u32,
     /// Largest inline payload, in bytes; at most the device's limit.
     pub max_inline_data: u32,
-    /// What happens while the peer has posted no receive.
+    /// How often a request is tried while the peer has posted no receive.
     pub rnr_retry: RnrRetry,
-    /// Pause between two such tries. On verbs the receiving side's counts: it is what asks for the
-    /// pause, in steps from 10 µs to 655 ms, rounded up.
+    /// Pause between two such tries. On verbs the value of the receiving side counts, because that
+    /// asks for the pause: in steps from 10 µs to 655 ms, rounded up.
     pub rnr_timer: Duration,
 }
 
 impl Default for QueuePairConfig {
-    /// 64 requests each way, no inline data, patient with a slow receiver. The timer is InfiniBand's
-    /// code 12, which is what most drivers default to.
+    /// Returns 64 requests each way, no inline data, and tries for ever while the peer has posted
+    /// no receive, 640 µs apart (InfiniBand's code 12, the default of most drivers).
     fn default() -> Self {
         QueuePairConfig {
             send_depth: 64,
@@ -50,6 +50,7 @@ pub enum State {
     Init,
     /// Connected.
     Connected,
-    /// Over: every request is, or will be, completed with [`Status::Flushed`](crate::Status::Flushed).
+    /// Over: every request is, or will be, completed with
+    /// [`Status::Flushed`](crate::Status::Flushed).
     Error,
 }

@@ -21,10 +21,11 @@ bitflags::bitflags! {
         const SOLICITED = 2;
         /// Starts after all earlier reads and atomics of this queue have finished.
         const FENCE = 4;
-        /// The bytes of a write with immediate data may arrive as late as when the receiver polls its
-        /// completion. Until the receiver has answered, no other request for these bytes is posted, and
-        /// the source bytes stay as they are, also when the request has completed. The embedded device
-        /// then moves small and large writes faster; other devices ignore this flag.
+        /// The bytes of a write with immediate data may arrive as late as when the receiver polls
+        /// its completion. Until the receiver has answered, no other request for these bytes is
+        /// posted, and the source bytes stay as they are, also when the request has completed. The
+        /// embedded device then moves small and large writes faster; other devices ignore this
+        /// flag.
         const WITH_COMPLETION = 8;
     }
 }
@@ -56,8 +57,8 @@ pub enum Operation<M, B> {
         /// Immediate data for the receiver's completion, in host byte order.
         immediate: Option<u32>,
     },
-    /// One-sided: the bytes go to `to`. With immediate data they also use up a receive and complete at
-    /// the peer.
+    /// One-sided: the bytes go to `to`. With immediate data they also use up a receive and complete
+    /// at the peer.
     Write {
         /// The bytes; may be empty.
         source: Source<M, B>,
@@ -82,8 +83,8 @@ pub enum Operation<M, B> {
         /// What is added, wrapping.
         add: u64,
     },
-    /// Replaces an aligned 64-bit word of the peer if it has the expected value; the old value lands
-    /// in `into`.
+    /// Replaces an aligned 64-bit word of the peer if it has the expected value; the old value
+    /// lands in `into`.
     CompareSwap {
         /// Eight bytes for the old value, in host byte order.
         into: Slice<M>,
@@ -189,8 +190,9 @@ pub(crate) struct MessageLimits {
 }
 
 impl<M: Copy, B: AsRef<[u8]> + Copy> WorkRequest<M, B> {
-    /// Checks what can be checked before a request is posted: memory, lengths, and the shape of atomics.
-    /// `memory` returns a region as the provider has it, or why the queue pair cannot use it.
+    /// Checks what can be checked before a request is posted: memory, lengths, and the shape of
+    /// atomics. `memory` returns a region as the provider has it, or why the queue pair cannot use
+    /// it.
     #[inline]
     pub(crate) fn check<N>(
         &self,

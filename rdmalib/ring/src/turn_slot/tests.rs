@@ -45,7 +45,8 @@ fn carried(n: u32) -> Arrival {
     Arrival { immediate: n, bytes: arrival::MAX_CARRIED as u32, tag: n & 0xff, carried_to }
 }
 
-/// Pushes [`carried`] with a payload of its number, for which there is a receive. Whether to wake the owner.
+/// Pushes [`carried`] with a payload of its number, for which there is a receive. Whether to wake
+/// the owner.
 fn push(end: &mut ArrivalPusher<Memory>, way: Way, n: u32) -> bool {
     assert!(end.may_push(), "posted before");
     let (memory, word) = end.payload(way);
@@ -85,8 +86,8 @@ mod model {
     use super::*;
     use crate::Arm;
 
-    /// Poster and poller of the end that answers are two threads. Bytes that are copied as `bytes` are here: the
-    /// model fails if somebody writes while somebody else reads or writes.
+    /// Poster and poller of the end that answers are two threads. Bytes that are copied as `bytes`
+    /// are here: the model fails if somebody writes while somebody else reads or writes.
     #[test]
     fn loom_only_the_end_whose_turn_it_is_touches_the_slot() {
         loom::model(|| {
@@ -159,7 +160,8 @@ mod model {
         }
     }
 
-    /// The poller may not have seen yet that its poster has sent through the slot, which is owned again.
+    /// The poller may not have seen yet that its poster has sent through the slot, which is owned
+    /// again.
     #[test]
     fn loom_an_answer_through_the_slot_comes_before_the_next_through_the_ring() {
         loom::model(|| {
@@ -378,7 +380,8 @@ mod facts {
         }
     }
 
-    /// The peer may send both ways before the poller, in another thread, knows that they are connected.
+    /// The peer may send both ways before the poller, in another thread, knows that they are
+    /// connected.
     #[test]
     fn nothing_is_taken_before_the_slot_is_known() {
         let [mut a, b] = connection(4, 4);

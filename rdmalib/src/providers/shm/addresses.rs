@@ -1,21 +1,22 @@
-//! How many of this process's addresses mappings of peers' memory may take. A file with nothing in it costs
-//! its owner nothing, whatever its size; to map it costs addresses here, of which a process has 128 TiB.
+//! Bounds on the addresses of this process that mappings of peers' memory take. A file with nothing
+//! in it costs its owner nothing, whatever its size. Mapping it costs addresses here, of which a
+//! process has 128 TiB.
 //!
-//! * BOUNDED - what a peer makes us map beyond its first [`FREE_SEGMENTS`] segments is counted for it, for its
-//!   user, and in all, until it is unmapped; beyond a bound nothing is mapped, and the access fails. A segment that
-//!   is mapped again, since its file has grown, counts twice until the smaller mapping has gone.
+//! BOUNDED: what a peer makes this process map beyond its first [`FREE_SEGMENTS`] segments is
+//! counted for the peer, for its user, and in all, until it is unmapped. Beyond a bound nothing is
+//! mapped, and the access fails. A segment that is mapped again because its file has grown counts
+//! twice until the smaller mapping has gone.
 //!
-//! * CHARGED - memory counts for the control group of who touches it first, also in a file of a
-//!   peer's: where the peer has written nothing, what we write to its receives, or read for a copy,
-//!   becomes memory of ours until all let go of the file. The peer chooses where, so of each peer
-//!   it is as much as can be mapped: the first segments, with the table of keys before them, and
-//!   what the bounds allow beyond. A process that exchanges nothing but messages has that made
-//!   small ([`limit_peers`]), and bounds how many peers it has: it is of each connection, so those of
-//!   a user add up, and what became memory stays, after the connection too, for as long as the
-//!   peer keeps its file.
+//! The kernel charges memory to the control group of the process that touches it first, also in a
+//! peer's file: where the peer has written nothing, what we write to its receives, or read for a
+//! copy, becomes our memory until all processes let go of the file. The peer chooses where. So for
+//! each peer it is at most as much as can be mapped: the first segments, with the key table before
+//! them, and what the bounds allow beyond. A process that only exchanges messages makes that small
+//! ([`limit_peers`]) and bounds how many peers it has. The amounts of one user's connections add
+//! up. What became memory stays, after the connection too, for as long as the peer keeps its file.
 //!
-//! The first segments are not counted, so no user keeps the control connections of its own other processes,
-//! or of anybody, from working; how many connections there are has a bound of its own.
+//! The first segments are not counted, so no user can keep the control connections of other
+//! processes from working. The number of connections has a bound of its own.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -23,21 +24,24 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use crate::sync::{AtomicU64, Ordering};
 use crate::types::Peer;
 
-/// Segments of a domain that are not counted: 15 MiB together, in which a control connection lies as a whole.
+/// Segments of a domain that are not counted: 15 MiB together, in which a control connection lies
+/// as a whole.
 pub(super) const FREE_SEGMENTS: usize = 4;
-/// Of one peer, unless told otherwise: more than any node has memory, so that every domain that is really used fits.
+/// Most bytes of one peer by default: more than any node has memory, so that every real domain
+/// fits.
 pub(super) const MOST_OF_PEER: u64 = 1 << 40;
-/// Of all peers of one user: several such domains.
+/// Most bytes of all peers of one user: several such domains.
 const MOST_OF_USER: u64 = 8 << 40;
-/// Of all peers: half of what a process has, so that the other half is left for everything else.
+/// Most bytes of all peers: half of what a process has.
 const MOST: u64 = 64 << 40;
 
-/// Of one peer that connects from now on.
+/// Most bytes of a peer that connects from now on.
 static OF_PEER: AtomicU64 = AtomicU64::new(MOST_OF_PEER);
 
-/// Of the memory of each peer that connects from now on, embedded devices of this process reach the first 15 MiB and
-/// `bytes` beyond, and so a peer cannot make it take more for the file of a connection; those of several add up. For a
-/// process whose peers need no more.
+/// Bounds how much of a peer's memory this process maps, on embedded devices, for peers that
+/// connect from now on: the first 15 MiB and `bytes` beyond. A peer then cannot make this process
+/// be charged for more by one connection. For a process whose peers need no more; other providers
+/// map no peer's memory.
 pub fn limit_peers(bytes: u64) {
     OF_PEER.store(bytes.min(MOST_OF_PEER), Ordering::Relaxed);
 }

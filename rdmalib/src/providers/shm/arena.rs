@@ -4,23 +4,25 @@
 //!   offset 0            key table: KEYS × [key|access, offset, bytes, unused]
 //!   then                segments: regions and rings, page-aligned; the file grows, it never shrinks
 //! ```
-//! The owner maps segment by segment (`space`), and so does a peer, when it first uses what is in one; it finds
-//! a region through the table. So no descriptor travels for a registration.
+//! The owner maps segment by segment (`space`). So does a peer, when it first uses something in a
+//! segment; it finds a region through the table. So no descriptor travels for a registration.
 //!
-//! A remote address is an offset in the file. Whoever has the file can write all of it, the table
-//! included: a peer is kept inside the *domain* by the kernel and inside a *region* by its own
-//! device only. Tenants that must not trust each other get domains of their own.
-//! * SEALED - the file cannot shrink (F_SEAL_SHRINK, `memfd_create(2)`), so no access that was inside
-//!   once can fault later. Checked on every file that a peer sends.
-//! * FIXED - a peer has the file too and could make it grow by as many pages as there are, which hold up whoever waits
-//!   for one of them; whose domain needs no more than is known when it is made has it sealed (F_SEAL_GROW).
-//! * REVOKE - dropping a region clears its key before its memory is given back. A peer that has just
-//!   checked the key may still finish the copy that it is in; a network card would have it finished before
-//!   the key is gone. Memory that must not change after a peer was cut off is not to be handed out again.
-//!   A range that a peer has mapped by itself (`map_remote`) stays mapped there, as its segment does.
-//! * LAST - the last region of a domain of which nothing else is left is not given back: nobody can get its
-//!   place any more, and a peer that has it mapped keeps its bytes as they were.
-//! * FRESH - a table slot's next key differs from its last ones by a generation.
+//! A remote address is an offset in the file. A process that has the file can write all of it, the
+//! table included: the kernel keeps a peer inside the *domain*, and only the peer's own device
+//! keeps it inside a *region*. Tenants that must not trust each other get domains of their own.
+//! * SEALED: the file cannot shrink (F_SEAL_SHRINK, `memfd_create(2)`), so no access that was
+//!   inside once can fault later. Checked on every file that a peer sends.
+//! * FIXED: a peer has the file too, and could make it grow by as many pages as the machine has. A
+//!   domain whose size is known when it is made is sealed against that (F_SEAL_GROW).
+//!
+//! Dropping a region clears its key before its memory is given back. A peer that has just checked
+//! the key may still finish the copy that it is in; a network card would have finished it before
+//! the key is gone. Memory that must not change after a peer was cut off is not to be handed out
+//! again. A range that a peer has mapped by itself (`map_remote`) stays mapped there, as its
+//! segment does. The last region of a domain of which nothing else is left is not given back:
+//! nobody can get its place any more, and a peer that has it mapped keeps its bytes as they were.
+//!
+//! The next key of a table slot differs from its last ones by a generation.
 
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -49,7 +51,7 @@ pub(crate) struct Arena {
     books: Mutex<Books>,
 }
 
-/// Where the file is mapped; also for those who outlive the domain.
+/// Where the file is mapped; also for objects that outlive the domain.
 #[derive(Debug)]
 pub(crate) struct Map {
     table: Mapping,
@@ -121,9 +123,9 @@ impl Arena {
         self.books.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A range of whole pages, zeroed; returns its offset. Regions are released again; a ring's place is
-    /// not used again while the domain lives, since a peer that has not noticed the end of the connection
-    /// may still write there.
+    /// A range of whole pages, zeroed; returns its offset. Regions are released again; a ring's
+    /// place is not used again while the domain lives, since a peer that has not noticed the end of
+    /// the connection may still write there.
     pub(super) fn allocate(&self, bytes: usize) -> Result<(u64, Part)> {
         let rounded = (bytes as u64).checked_next_multiple_of(PAGE).ok_or(TOO_LARGE)?;
         let mut books = self.books();
@@ -182,7 +184,7 @@ impl Arena {
             }
             None => return Err(Error::OutOfKeys { max: KEYS }),
         };
-        // FRESH. Generation 0 is skipped so that no key is 0.
+        // Generation 0 is skipped so that no key is 0.
         let last = &mut books.generations[usize::from(index)];
         *last = *last % GENERATIONS + 1;
         let key = *last << KEY_INDEX_BITS | u32::from(index);
@@ -195,7 +197,7 @@ impl Arena {
 
     fn revoke_key(&self, key: u32) {
         let index = key as usize & (KEYS - 1);
-        self.map.table.words()[WORDS_PER_KEY * index].store(0, Ordering::Release); // REVOKE
+        self.map.table.words()[WORDS_PER_KEY * index].store(0, Ordering::Release); // before the memory is given back
         self.books().free_keys.push(index as u16);
     }
 }
@@ -297,7 +299,7 @@ impl contract::Region for Region {
 impl Drop for Region {
     fn drop(&mut self) {
         self.0.revoked.store(true, Ordering::Release);
-        self.0.arena.revoke_key(self.0.key); // REVOKE
+        self.0.arena.revoke_key(self.0.key); // before the memory is given back
     }
 }
 
@@ -339,12 +341,12 @@ impl Drop for RegionMemory {
     fn drop(&mut self) {
         if Arc::strong_count(&self.arena) > 1 {
             self.arena.release(self.offset, self.bytes);
-        } // else LAST: the file goes as a whole
+        } // else the file goes as a whole
     }
 }
 
-/// Not beyond the limit of file sizes, which counts for memory files too: the kernel would end the process
-/// (SIGXFSZ, `setrlimit(2)`).
+/// Not beyond the limit of file sizes, which counts for memory files too: the kernel would end the
+/// process (SIGXFSZ, `setrlimit(2)`).
 fn set_len(file: &OwnedFd, bytes: u64) -> Result<()> {
     match getrlimit(Resource::RLIMIT_FSIZE) {
         Ok((limit, _)) if bytes > limit => return Err(Error::FileSizeLimit { bytes, limit }),
@@ -469,8 +471,8 @@ mod tests {
     }
 
     proptest! {
-        /// The table may say what it likes: what a peer is to be given lies in a segment, and what we are
-        /// to have of a peer lies in its file.
+        /// The table may say what it likes: what a peer is to be given lies in a segment, and what
+        /// we are to have of a peer lies in its file.
         #[test]
         fn whatever_the_table_says_a_place_is_inside_of_a_mapping(
             range in prop_oneof![Just((0, u64::MAX)), any::<(u64, u64)>()],

@@ -1,19 +1,24 @@
-//! Descriptors that peers have a part in are closed by threads of their own: close(2) may take as long as a peer
-//! likes.
+//! Threads that close the descriptors that peers have a part in, because close(2) may take as long
+//! as a peer likes.
 //!
-//! A descriptor that a peer passed may be a socket that lingers or a file whose filesystem is a process of the peer's,
-//! and a message that nobody has read may hold such descriptors. Who closes the last one waits in the kernel,
-//! and no signal ends that. The last one of a domain's file gives back its pages, which takes a second for some GiB.
+//! A descriptor that a peer passed may be a socket that lingers, or a file whose filesystem is a
+//! process of the peer. A message that nobody has read may hold such descriptors. The thread that
+//! closes the last one waits in the kernel, and no signal ends that. Closing the last descriptor of
+//! a domain's file gives back its pages, which takes a second for some GiB.
 //!
-//! * ELSEWHERE - so such a descriptor is kept in a [`ClosedLater`], which hands it over when it is
-//!   dropped. Nobody waits for these threads, also not at the end of the process, where nothing
-//!   lingers.
-//! * APART - what may take for ever has threads of its own ([`Closing::Unsure`]). A thread that it takes is lost until
-//!   the peer lets go, and when all are, such descriptors wait, and then stay open; all others are closed as
-//!   ever. A descriptor cannot be taken back from the queue: refusing it closes it. Nor can it be told which
-//!   will take long: to ask for its kind (`fstatfs(2)`) may take as long.
-//! * WATCHED - one thread of a kind works, and another waits beside it while there is more to do. Is the first one
-//!   [`SLOW`], the other goes on in its place, and has one more start to watch it.
+//! So such a descriptor is kept in a [`ClosedLater`], which hands it to a thread when it is
+//! dropped. Nothing waits for these threads, also not at the end of the process, where nothing
+//! lingers.
+//!
+//! What may take for ever has threads of its own ([`Closing::Unsure`]). A thread that is caught is
+//! lost until the peer lets go. When all of them are, such descriptors wait, and then stay open;
+//! all others are closed as usual. A descriptor cannot be taken back from the queue, because
+//! refusing it closes it. Nor can we ask which one will take long: asking for its kind
+//! (`fstatfs(2)`) may take as long.
+//!
+//! One thread of a kind works, and another waits beside it while there is more to do. When the
+//! first has closed the same descriptor for [`SLOW`], the other takes over, and one more is started
+//! to watch it.
 
 use std::collections::VecDeque;
 use std::io;
@@ -31,24 +36,24 @@ use super::received::holds_descriptors;
 use super::unread::forget_read;
 use crate::process::ForkMark;
 
-/// Threads of a kind (APART) that close at the same time. One is enough unless somebody means harm.
+/// Threads of a kind that close at the same time. One is enough unless a peer means harm.
 const MOST_THREADS: usize = 8;
 /// How long a thread that was woken waits for more: a connection that ends has several descriptors,
 /// others often end with it, and whoever ends them has better things to do than to wake a thread
 /// for each.
 const TOGETHER: Duration = Duration::from_millis(1);
-/// It waits for no more than these: a process may have 1,024 descriptors unless told otherwise.
+/// It waits for no more than these: a process may have 1,024 descriptors by default.
 const MANY: usize = 64;
-/// How long a thread may close one descriptor before another goes on with the others: some thousand times what closing
-/// takes.
+/// How long a thread may close one descriptor before another goes on with the others: some thousand
+/// times what closing takes.
 const SLOW: Duration = Duration::from_millis(50);
 /// How often it is looked whether peers have read what they were sent.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
-/// Descriptors of a kind that wait to be closed: more than connections that end at once. What comes on top is never
-/// closed.
+/// Descriptors of a kind that wait to be closed: more than connections that end at once. What comes
+/// on top is never closed.
 const MOST_WAITING: usize = 4096;
 
-/// A descriptor that is closed after it was dropped (ELSEWHERE).
+/// A descriptor that is closed after it was dropped.
 #[derive(Debug)]
 pub(super) struct ClosedLater<T: Descriptor>(Option<T>);
 
@@ -142,7 +147,7 @@ impl<T: Descriptor> Drop for ClosedLater<T> {
 struct Closers {
     mark: ForkMark,
     soon: Closer,
-    unsure: Closer, // APART
+    unsure: Closer,
 }
 
 /// Threads, and what they have to do.
@@ -158,7 +163,7 @@ struct Work {
     threads: usize,
     /// Those that do not work, from before they start.
     idle: usize,
-    /// Counts up whenever another thread begins to work; who began before that has stopped.
+    /// Counts up whenever another thread begins to work; a thread that began before has stopped.
     turn: u64,
     /// Since when the thread that works has closed the same descriptor; `None`: none works.
     busy_since: Option<Instant>,
@@ -167,7 +172,7 @@ struct Work {
 }
 
 impl Work {
-    /// When an idle thread is to begin to work (WATCHED).
+    /// When an idle thread is to begin to work.
     fn due(&self, now: Instant) -> Option<Instant> {
         let due = self.busy_since.map_or(now, |since| since + SLOW);
         (!self.waiting.is_empty()).then_some(due)
@@ -203,7 +208,8 @@ fn close(closing: Closing) {
     }
     work.waiting.push_back(descriptor);
     closer.watch(&mut work);
-    // Who has slept since there was nothing has to know; who was told before waits for that many at most.
+    // A thread that has slept since there was nothing is woken; one that was woken before waits for
+    // that many at most.
     let wake = matches!(work.waiting.len(), 1 | MANY);
     drop(work);
     if wake {
@@ -211,7 +217,7 @@ fn close(closing: Closing) {
     }
 }
 
-/// Has sockets that peers have not read looked at from now on, until there are none. Does not wait.
+/// Has a thread check sockets that peers have not read, until there are none. Does not wait.
 pub(super) fn look_for_unread() {
     let Some(closers) = closers() else { return };
     let mut work = closers.soon.work();
@@ -228,7 +234,7 @@ impl Closer {
         self.work.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// WATCHED. There is an idle thread from now on, if there may be one.
+    /// There is an idle thread from now on, if there may be one.
     fn watch(&'static self, work: &mut Work) {
         if work.idle == 0 && work.threads < MOST_THREADS {
             match self.start_thread() {
@@ -269,7 +275,8 @@ impl Closer {
         }
     }
 
-    /// Waits until there is something to close and nobody else who does; looks again at what peers have not read.
+    /// Waits until there is something to close and no other thread does; checks again what peers
+    /// have not read.
     fn wait<'a>(&'a self, mut work: MutexGuard<'a, Work>) -> MutexGuard<'a, Work> {
         loop {
             let now = Instant::now();

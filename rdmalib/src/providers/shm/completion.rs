@@ -2,8 +2,8 @@
 //! whose arrivals and finished sends they show.
 //!
 //! NAP: a poller that spins says so once (`stay_awake`) and spares its peers a fence (AWAKE in
-//! `rdmalib_ring`). A peer that has not seen that this was taken back does not wake anybody, so the sleep
-//! after that is a short one.
+//! `rdmalib_ring`). A peer that has not seen that this was taken back does not wake anybody, so the
+//! sleep after that is a short one.
 //!
 //! Elsewhere: the list, and sleeping (`members`); what a queue pair has to show (`core`).
 
@@ -19,8 +19,8 @@ use crate::sync::{Ordering, fence};
 use crate::types::{Notify, Result, WorkCompletion};
 use rdmalib_ring::Arm;
 
-/// The sleep after having been awake. What a processor has stored, others see within microseconds: it is
-/// written out in order, whatever else the processor does, also when it is interrupted.
+/// The sleep after having been awake. What a processor has stored, others see within microseconds:
+/// it is written out in order, whatever else the processor does, also when it is interrupted.
 const NAP: Duration = Duration::from_millis(1);
 
 /// Ends a wait from another thread.
@@ -39,7 +39,7 @@ pub(crate) struct CompletionQueue {
     members: Arc<QueueMembers<Core>>,
     sources: Vec<Source>,
     seen: u32,
-    /// Peers were told that nobody sleeps here (NAP).
+    /// Peers know that no thread sleeps here (NAP).
     awake: bool,
     /// Where the next poll starts, so that a busy queue pair does not starve the others.
     next: usize,
@@ -96,7 +96,8 @@ impl CompletionQueue {
         self.sources.iter_mut().for_each(|source| source.connect(alone));
     }
 
-    /// [`ArrivalTaker::places_used`](rdmalib_ring::ArrivalTaker::places_used) of the queue pair `number`.
+    /// [`ArrivalTaker::places_used`](rdmalib_ring::ArrivalTaker::places_used) of the queue pair
+    /// `number`.
     #[cfg(test)]
     pub(super) fn places_used(&self, number: u32) -> u32 {
         self.sources.iter().find(|s| s.core().number() == number).map_or(0, Source::places_used)

@@ -1,11 +1,12 @@
 //! What poster, poller and helper thread share of one queue pair.
 //!
-//! * STATE - `Core::state` only goes forward; the step to `Error` is made once, by whoever notices
-//!   first: a failed request, `disconnect`, or a thread that sees the peer's socket end.
-//! * IDS - ids are stored before `receives_posted` (Release) and loaded after it (Acquire).
+//! The state only goes forward. The step to `Error` is made once, by the first to notice: a failed
+//! request, `disconnect`, or a thread that sees the peer's socket end.
 //!
-//! Elsewhere: finished sends (`sent`), how a completion queue reads it all (`source`), posting (`queue_pair`),
-//! carrying out (`link`).
+//! Ids of receives are stored before `receives_posted` (Release) and loaded after it (Acquire).
+//!
+//! Elsewhere: finished sends (`sent`), how a completion queue reads it all (`source`), posting
+//! (`queue_pair`), carrying out (`link`).
 
 mod sent;
 mod source;
@@ -147,7 +148,7 @@ impl Core {
         self.sent.check_room(posted)
     }
 
-    /// Whether one more receive fits. For the one who posts receives, as is `note_receive`.
+    /// Whether one more receive fits. For the thread that posts receives, as is `note_receive`.
     #[inline]
     pub(super) fn check_receive_room(&self) -> Result<()> {
         let posted = self.receives_posted.load(Ordering::Relaxed); // only the caller stores it
@@ -162,7 +163,7 @@ impl Core {
     pub(super) fn note_receive(&self, id: u64) {
         let posted = self.receives_posted.load(Ordering::Relaxed);
         self.receive_ids[(posted & (self.ring_depth - 1)) as usize].store(id, Ordering::Relaxed);
-        self.receives_posted.store(posted.wrapping_add(1), Ordering::Release); // IDS
+        self.receives_posted.store(posted.wrapping_add(1), Ordering::Release); // the id before the count
         if self.state() == State::Error {
             self.receive_completions.notify(true); // it is flushed at once: a sleeper must see it
         }
@@ -191,7 +192,7 @@ impl Core {
         self.socket.get().map(|socket| peer_of(socket))
     }
 
-    /// Into the error state: the peer is told, everything outstanding is flushed. STATE
+    /// Goes into the error state, once: the peer learns it, everything outstanding is flushed.
     pub(crate) fn fail(&self) {
         if self.state.swap(ERROR, Ordering::AcqRel) == ERROR {
             return;
@@ -204,7 +205,7 @@ impl Core {
         self.receive_completions.notify(true);
     }
 
-    /// Wakes the peer, who sleeps. A full socket has woken it already.
+    /// Wakes the peer, which sleeps. A full socket has woken it already.
     #[cold]
     pub(super) fn ring_doorbell(&self) {
         if let Some(socket) = self.socket.get() {
@@ -223,8 +224,8 @@ impl Core {
         &self.inbox
     }
 
-    /// Copies its part of a large write, which the arrival `large` announces, with its payload in `ring` from
-    /// word `payload` on. Whether all of it is there.
+    /// Copies its part of a large write, which the arrival `large` announces, with its payload in
+    /// `ring` from word `payload` on. Whether all of it is there.
     fn help_with(
         &self,
         large: &Arrival,

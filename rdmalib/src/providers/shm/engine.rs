@@ -1,8 +1,8 @@
 //! The helper thread of an open device: does what a network card and the kernel do by themselves.
 //!
-//! It notices that a peer has closed its socket (also because it was killed) and puts the queue pair
-//! into the error state, so that a poller who never makes a system call sees it; and it carries on
-//! with requests whose receiver was not ready. It sleeps otherwise.
+//! It notices that a peer has closed its socket (also because the peer was killed) and puts the
+//! queue pair into the error state, so that a poller that never makes a system call sees it. It
+//! carries on with requests whose receiver was not ready. It sleeps otherwise.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -17,7 +17,7 @@ use nix::sys::signal::SigSet;
 use crate::events::Events;
 use crate::types::{Error, Result};
 
-/// What the helper is told of: the end of its peer's process or connection.
+/// A queue pair whose peer the helper watches.
 pub(super) trait Watched: Send + Sync {
     /// The peer has ended.
     fn peer_ended(&self);

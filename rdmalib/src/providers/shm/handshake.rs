@@ -1,14 +1,15 @@
 //! How two processes of one host meet: an abstract Unix socket named after the address, one message
-//! each way with the descriptor of the sender's domain, then the socket stays as doorbell and as the
+//! each way with the descriptor of the sender's domain. Then the socket stays as doorbell and as
 //! sign of life: the kernel closes it when its process ends, however it ends.
 //!
-//! Abstract sockets (`unix(7)`) leave no file behind and belong to a network namespace, as addresses
-//! do. They have no permissions: as with TCP on localhost, any local user may connect, and what a
-//! peer says is checked before it is believed.
+//! Abstract sockets (`unix(7)`) leave no file behind and belong to a network namespace, as
+//! addresses do. They have no permissions: as with TCP on localhost, any local user may connect,
+//! and what a peer says is checked before it is used.
 //!
-//! * CAUSE - who is turned away is told by what, if it still listens.
+//! A connector that is turned away is told why, if it still listens.
 //!
-//! Elsewhere: waiting for connectors (`listener`), the messages (`message`), the name of the socket (`names`).
+//! Elsewhere: waiting for connectors (`listener`), the messages (`message`), the name of the socket
+//! (`names`).
 
 mod listener;
 mod message;
@@ -101,7 +102,7 @@ impl SendQueue {
     }
 }
 
-/// CAUSE. That somebody listened is known: nobody does is another error.
+/// A listener was there: the error differs from the one for an address where nobody listens.
 fn dropped(error: Error, to: SocketAddr) -> Error {
     match error {
         Error::Disconnected => Error::ConnectionDropped(to),
@@ -109,7 +110,7 @@ fn dropped(error: Error, to: SocketAddr) -> Error {
     }
 }
 
-/// `None`: the listener's queue was full until the deadline.
+/// Returns a connected socket. `None`: the listener's queue was full until the deadline.
 fn open_socket(to: SocketAddr, deadline: Instant) -> Result<Option<ClosedLater<UnixStream>>> {
     use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
     let address =
@@ -118,7 +119,7 @@ fn open_socket(to: SocketAddr, deadline: Instant) -> Result<Option<ClosedLater<U
         .map_err(|e| Error::os("socket", e))?;
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
-        // In the kernel's queue, in which who came first is first; zero would be for ever.
+        // The kernel's queue is first come, first served; zero would mean for ever.
         let left_us = left.as_micros().clamp(1, 1 << 40) as i64;
         let limit = TimeVal::new(left_us / 1_000_000, left_us % 1_000_000);
         setsockopt(&socket, SendTimeout, &limit).map_err(|e| Error::os("setsockopt", e))?;

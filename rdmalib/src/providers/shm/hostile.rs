@@ -1,13 +1,14 @@
-//! Tests of the whole device against a peer that writes what it likes into all memory that it has: both
-//! ends of a connection do, each into the other's domain and into its own.
+//! Tests of the whole device against a peer that writes what it likes into all memory that it has:
+//! both ends of a connection do, each into the other's domain and into its own.
 //!
 //! ```text
 //!   canaries │ this end ◀── scribbles, forged arrivals, lies in the key table ──▶ other end │ canaries
 //!            │     └── one completion queue ──┐
 //!            │ bystander: domains and a connection of its own, in the same process
 //! ```
-//! What is forged looks right as often as not: next sequence number, keys and addresses of regions, of their
-//! ends, of the ring, of the end of what is mapped. Elsewhere: the two ends (`world`), the steps (`steps`).
+//! What is forged looks right as often as not: next sequence number, keys and addresses of regions,
+//! of their ends, of the ring, of the end of what is mapped. Elsewhere: the two ends (`world`), the
+//! steps (`steps`).
 
 mod steps;
 mod world;
@@ -85,8 +86,8 @@ proptest! {
         }
     }
 
-    /// A peer that writes anything anywhere spoils the domain that it was given, and nothing else of the
-    /// process: no panic, no fault, no completion too many, none missing, none out of turn.
+    /// A peer that writes anything anywhere spoils the domain that it was given, and nothing else
+    /// of the process: no panic, no fault, no completion too many, none missing, none out of turn.
     #[test]
     fn a_peer_that_scribbles_over_everything_gets_no_further_than_the_domain(steps in steps(true)) {
         let mut scene = Scene::new();

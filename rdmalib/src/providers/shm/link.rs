@@ -1,17 +1,17 @@
 //! The link to a peer, and carrying out one work request on it: straight into and out of the peer's
-//! mapped memory, then, for what the receiver is told of, into its ring.
+//! mapped memory, then, for what completes at the receiver, into its ring.
 //!
 //! A request either has its whole effect or none: keys, ranges and rights are checked first, and a
 //! request that needs a receive is not begun before there is one.
 //!
-//! LANDING: a small write that may come with its completion ([`Flags::WITH_COMPLETION`]) travels inside
-//! its arrival. The receiver's device copies the bytes to their place when the receiver polls the
-//! completion, before it sees it. A receiver that polls the bytes instead of the completion would not
-//! find them, and what its sender writes to the same place meanwhile they would undo; so this is for
-//! requests that allow it.
+//! LANDING: a small write that may come with its completion ([`Flags::WITH_COMPLETION`]) travels
+//! inside its arrival. The receiver's device copies the bytes to their place when the receiver
+//! polls the completion, before it sees it. A receiver that polls the bytes instead of the
+//! completion would not find them, and what its sender writes to the same place meanwhile they
+//! would undo; so this is for requests that allow it.
 //!
-//! Elsewhere: copying (`copy`), large writes that both ends copy (`shared_copy`), the receiver's side
-//! (`core`).
+//! Elsewhere: copying (`copy`), large writes that both ends copy (`shared_copy`), the receiver's
+//! side (`core`).
 
 #![allow(unsafe_code)]
 
@@ -48,8 +48,8 @@ pub(super) enum Outcome {
     NotReady,
 }
 
-/// A request that was checked, with its number in the send queue. `B` holds inline bytes: borrowed from
-/// the poster, or owned.
+/// A request that was checked, with its number in the send queue. `B` holds inline bytes: borrowed
+/// from the poster, or owned.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Work<M, B> {
     pub(super) index: u32,
@@ -228,7 +228,8 @@ impl Link {
         Ok(Outcome::Done)
     }
 
-    /// Lets `change` change the peer's word `at`, and puts the old value that it returns into `into`.
+    /// Lets `change` change the peer's word `at`, and puts the old value that it returns into
+    /// `into`.
     fn atomic(
         &mut self,
         into: &LocalSlice<'_>,

@@ -17,7 +17,7 @@ use crate::sync::AtomicU64;
 use crate::types::{Error, Result};
 use rdmalib_ring::Words;
 
-/// A domain's file: whoever gives it back last gives back its pages.
+/// A domain's file. Its pages are given back with the last reference.
 pub(super) type SharedFile = Arc<ClosedLater<OwnedFd>>;
 
 /// Shared memory that is mapped into this process; unmapped when dropped.
@@ -43,7 +43,7 @@ impl Mapping {
         Self::protected(file, offset, bytes, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE)
     }
 
-    /// Likewise, but a write here faults: for memory that is only looked at.
+    /// Maps likewise, but a write here faults: for memory that is only read.
     pub(super) fn read_only(file: &SharedFile, offset: u64, bytes: usize) -> Result<Self> {
         Self::protected(file, offset, bytes, ProtFlags::PROT_READ)
     }

@@ -1,12 +1,13 @@
-//! The queue pairs that complete into one completion queue, and waking the thread that sleeps on it.
+//! The queue pairs that complete into one completion queue, and waking the thread that sleeps on
+//! it.
 //!
 //! Sleeping uses one epoll set, the descriptor that users see: the sockets of all connected queue
 //! pairs (a peer sends a byte when it finds `ARMED` set, and its end is seen there too) and one
-//! eventfd for what happens in this process. Nothing a peer does to its socket can block us: we only
-//! use it with MSG_DONTWAIT.
+//! eventfd for what happens in this process. Nothing a peer does to its socket can block us: we
+//! only use it with MSG_DONTWAIT.
 //!
-//! * MEMBERS: `generation` is raised with Release after the list has changed, and loaded with Acquire by
-//!   the poller, who then copies the list.
+//! * MEMBERS: `generation` is raised with Release after the list has changed, and loaded with
+//!   Acquire by the poller, who then copies the list.
 //! * LOCAL WAKE: as WAKE (`rdmalib_ring`), for completions that this process makes itself.
 
 use std::os::fd::{AsFd, BorrowedFd};
@@ -125,8 +126,8 @@ impl<M: Member> QueueMembers<M> {
         self.members().all.clone()
     }
 
-    /// Says when a sleeper is to be told of completions made in this process. To be followed by a fence
-    /// (LOCAL WAKE).
+    /// Sets which completions of this process wake a sleeper. To be followed by a
+    /// fence (LOCAL WAKE).
     pub(super) fn set_armed(&self, arm: Arm) {
         self.armed.store(arm as u32, Ordering::Relaxed);
     }

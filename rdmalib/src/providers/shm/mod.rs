@@ -8,20 +8,21 @@
 //! ```
 //! The sender's CPU does what a network card would: it checks the remote key against the table in
 //! the target's arena, copies, and fills the target's ring. The target's CPU does nothing until it
-//! polls. No system call on the way, unless the target sleeps.
+//! polls. No system call is made, unless the target sleeps.
 //!
-//! * crate `rdmalib_ring` - posted receives one way, arrivals the other, in a ring or in the shared turn
-//!   slot; and the ownership hand-off between poster and helper
-//! * `arena` - memory and keys at their owner, `peer_arena` at a peer, `mapping`; `addresses` - how much of peers
-//!   is mapped at most
-//! * `queue_pair` - posting; `link` - carrying out a request; `copy` - its bytes; `shared_copy` - those of
-//!   a large write, with the receiver's help
-//! * `core`, `completion` - finished work; `members` - which queue pairs a queue shows, and sleeping
-//! * `peer` - who is at the other end
-//! * `device` - what is made first
-//! * `engine` - what happens unasked
-//! * `handshake` - how two processes meet; `received` - messages with descriptors; `closer` - descriptors that peers
-//!   have a part in are closed; `unread` - what peers do not read has a bound
+//! * crate `rdmalib_ring`: posted receives one way, arrivals the other, in a ring or in the shared
+//!   turn slot; the ownership hand-off between poster and helper
+//! * `device`: the device and its protection domains
+//! * `arena`: memory and keys at their owner; `space`: layout of the file; `peer_arena`: a peer's
+//!   domain; `mapping`: mapped memory; `addresses`: bounds on it
+//! * `queue_pair`: posting; `link`: carrying out a request; `copy`: its bytes; `shared_copy`: the
+//!   bytes of a large write, with the receiver's help
+//! * `core`: what the threads share of a queue pair; `completion`: polling; `members`: which queue
+//!   pairs a completion queue shows, and sleeping
+//! * `engine`: the helper thread
+//! * `handshake`: how two processes meet; `peer`: who is at the other end; `received`: messages
+//!   with descriptors; `closer`: closing descriptors that peers have a part in; `unread`:
+//!   acceptances that peers do not read
 
 mod addresses;
 mod arena;

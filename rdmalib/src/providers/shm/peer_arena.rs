@@ -1,9 +1,10 @@
 //! A peer's domain, mapped here: what a remote address and key lead to.
 //!
 //! The file is the peer's, so its table may lie: every place is checked against the mapping, and a
-//! file that could shrink or fault (SEALED, `arena`) is refused.
-//! * AS NEEDED - the key table is mapped at once, a segment of the domain (`space`) when something in it is first
-//!   used, and counted (`addresses`): a file may say that it is as large as it likes.
+//! file that could shrink or fault is refused (SEALED, `arena`).
+//!
+//! The key table is mapped at once, a segment of the domain (`space`) when something in it is first
+//! used, and counted (`addresses`): a file may claim any size.
 
 use std::sync::Arc;
 
@@ -110,8 +111,8 @@ impl PeerArena {
         permits(self.table.words(), at, bytes, access)
     }
 
-    /// Maps the peer's `bytes` bytes at `at` by themselves, if its key allows `access` to all of them. What
-    /// follows the range on its last page is mapped with it, and not reached.
+    /// Maps the peer's `bytes` bytes at `at` by themselves, if its key allows `access` to all of
+    /// them. What follows the range on its last page is mapped with it, and not reached.
     pub(crate) fn map(&mut self, at: RemoteAddress, bytes: usize, access: Access) -> Result<Part> {
         if !self.permits(at, bytes, access) {
             return Err(Error::RemoteAccess);
@@ -130,7 +131,8 @@ impl PeerArena {
         Ok(Part::new(mapping, start, bytes).expect("mapped as asked"))
     }
 
-    /// Where the peer's `bytes` bytes at `addr` are mapped, if `key` allows `access` to all of them.
+    /// Where the peer's `bytes` bytes at `addr` are mapped, if `key` allows `access` to all of
+    /// them.
     #[inline]
     pub(crate) fn translate(
         &mut self,
@@ -144,8 +146,8 @@ impl PeerArena {
         self.at(at.addr, bytes)
     }
 
-    /// Where `bytes` bytes from `offset` on are mapped, whatever the table says: for what the peer wants to
-    /// be read there.
+    /// Where `bytes` bytes from `offset` on are mapped, whatever the table says: for what the peer
+    /// wants to be read there.
     #[inline]
     pub(super) fn at(&mut self, offset: u64, bytes: usize) -> Option<*mut u8> {
         let last = self.windows.first().and_then(|window| window.at(offset, bytes));
@@ -155,7 +157,7 @@ impl PeerArena {
         self.find(offset, bytes)
     }
 
-    /// AS NEEDED.
+    /// Finds the segment, or maps it now.
     #[cold]
     fn find(&mut self, offset: u64, bytes: usize) -> Option<*mut u8> {
         match self.windows.iter().position(|window| window.at(offset, bytes).is_some()) {
@@ -165,7 +167,8 @@ impl PeerArena {
         self.windows.first()?.at(offset, bytes)
     }
 
-    /// Maps the segment that has these bytes, if there is one: perhaps again, since the file has grown.
+    /// Maps the segment that has these bytes, if there is one: perhaps again, since the file has
+    /// grown.
     fn open(&mut self, offset: u64, bytes: usize) -> Option<()> {
         let (number, start, len) = self.segment_of(offset, bytes)?;
         let charge = self.file.charge(number, len)?;
@@ -176,7 +179,8 @@ impl PeerArena {
         Some(())
     }
 
-    /// The segment that these bytes lie in as a whole, where it starts, and how much of it the file has.
+    /// The segment that these bytes lie in as a whole, where it starts, and how much of it the file
+    /// has.
     fn segment_of(&self, offset: u64, bytes: usize) -> Option<(usize, u64, usize)> {
         let (number, _) = place(offset)?;
         let (start, len) = segment(number);

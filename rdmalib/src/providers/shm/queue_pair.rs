@@ -1,14 +1,14 @@
-//! Queue pairs of the embedded device: who owns what.
+//! Queue pairs of the embedded device: what each thread owns.
 //!
 //! ```text
-//!   SendQueue (poster) ──carries out at once──▶ peer's memory and ring        `one_sided`
+//!   SendQueue (poster) ──carries out at once──▶ peer's memory and ring        `link`
 //!        │ receiver not ready: hand-off         ▲
 //!        └──▶ Backlog ──helper thread, again and again─┘                       `engine`
 //!   ReceiveQueue (poster) ──▶ own ring ◀── peer
 //!   Core: what poster, poller, helper share ──▶ Source (poller): arrivals and finished sends
 //! ```
-//! Posting never waits: a request whose receiver is not ready goes to the backlog, and so does every
-//! later one, in order, until the helper has carried them all out and hands the link back.
+//! Posting never waits. A request whose receiver is not ready goes to the backlog, and so does
+//! every later one, in order, until the helper has carried them all out and hands the link back.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;

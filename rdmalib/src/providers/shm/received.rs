@@ -1,14 +1,15 @@
-//! Looking at a message and the descriptors that come with it: all of them, also those of a message that was cut
-//! short.
+//! Reading a message and the descriptors that come with it: all of them, also those of a message
+//! that was cut short.
 //!
-//! * OURS - whatever the kernel has installed in this process has an owner before anything is looked at: a
-//!   peer chooses how many descriptors it passes, and a process runs out of them.
-//! * LOOKED AT - a message is only looked at, and taken once it is known that everything that came
-//!   with it has an owner: what there is no room for, the kernel closes there and then, and that
-//!   may take long (`closer`).
+//! Every descriptor that the kernel has installed in this process gets an owner before anything
+//! else is looked at: a peer chooses how many it passes, and a process can run out of them.
 //!
-//! Not by nix: it returns an error for a control message that was cut (`MSG_CTRUNC`) in place of what the
-//! kernel has installed by then.
+//! A message is first copied and left in the socket. It is taken once everything that came with it
+//! is known to have an owner: the kernel closes on the spot what there is no room for, and that may
+//! take long (`closer`).
+//!
+//! The code does not use nix, which returns an error for a control message that was cut
+//! (`MSG_CTRUNC`) in place of the descriptors that the kernel has installed.
 
 #![allow(unsafe_code)]
 
@@ -22,7 +23,8 @@ use nix::sys::socket::{MsgFlags, recv, recvmsg};
 
 use super::closer::{ClosedLater, Passed};
 
-/// Descriptors that the kernel installs of one message, at most: one is needed, and one more tells of others.
+/// Descriptors that the kernel installs of one message, at most: one is needed, and one more tells
+/// of others.
 const MOST: usize = 2;
 
 /// Room for one control message, as `cmsg(3)` lays it out: the data follows the header.
@@ -33,7 +35,7 @@ struct Control {
     descriptors: [RawFd; MOST],
 }
 
-/// What has come.
+/// A message, and the descriptors that came with it.
 #[derive(Debug)]
 pub(super) struct Received {
     pub(super) bytes: usize,
@@ -42,7 +44,7 @@ pub(super) struct Received {
     pub(super) cut: bool,
 }
 
-/// Copies what there is into `data` and leaves it there (LOOKED AT); does not wait.
+/// Copies the next message into `data` and leaves it in the socket; does not wait.
 pub(super) fn look(socket: &UnixStream, data: &mut [u8]) -> Result<Received, Errno> {
     // SAFETY: plain integers, for which zero is a value.
     let mut control: Control = unsafe { mem::zeroed() };
@@ -61,8 +63,8 @@ pub(super) fn look(socket: &UnixStream, data: &mut [u8]) -> Result<Received, Err
     Ok(Received { bytes, files, cut: message.msg_flags & libc::MSG_CTRUNC != 0 })
 }
 
-/// Whether descriptors may be among what came over `socket` and was not taken, which is over; then closing it closes
-/// them. What comes without any is taken.
+/// Whether descriptors may be among what came over `socket` and was not taken, which is over; then
+/// closing it closes them. What comes without any is taken.
 pub(super) fn holds_descriptors(socket: &UnixStream) -> bool {
     /// Enough for what a peer that follows the protocol has said.
     const LOOKS: usize = 16;
@@ -83,18 +85,20 @@ pub(super) fn holds_descriptors(socket: &UnixStream) -> bool {
     true
 }
 
-/// Has the kernel refuse descriptors that the other end of `socket` passes from now on, where it can (Linux 6.16);
-/// returns whether it does. Those of messages that were sent before are not touched.
+/// Makes the kernel refuse descriptors that the other end of `socket` passes from now on, where it
+/// can (Linux 6.16 and later), and returns whether it does. Messages that were sent before keep
+/// theirs.
 pub fn refuse_descriptors(socket: &UnixStream) -> bool {
     const SO_PASSRIGHTS: libc::c_int = 83; // asm-generic/socket.h
     let (no, bytes): (libc::c_int, _) = (0, size_of::<libc::c_int>() as libc::socklen_t);
     let (fd, value) = (socket.as_raw_fd(), (&raw const no).cast());
-    // SAFETY: an integer of this frame and its size. An older kernel says that it does not know the option.
+    // SAFETY: an integer of this frame and its size. An older kernel says that it does not know the
+    // option.
     unsafe { libc::setsockopt(fd, libc::SOL_SOCKET, SO_PASSRIGHTS, value, bytes) == 0 }
 }
 
 impl Control {
-    /// OURS. The descriptors in the first `len` bytes, which the kernel has written.
+    /// Takes ownership of the descriptors in the first `len` bytes, which the kernel has written.
     fn take(&self, len: usize) -> Vec<ClosedLater<Passed>> {
         let head = mem::offset_of!(Control, descriptors);
         let is_ours = len >= head

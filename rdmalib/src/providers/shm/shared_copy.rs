@@ -5,26 +5,30 @@
 //!   sender    announces ─▶ takes chunk after chunk ─▶ done
 //!   receiver      polls ─▶ takes chunk after chunk ─▶ all COPIED? ─▶ completion
 //! ```
-//! One processor does not fill the memory's bandwidth, and a receiver that waits for the bytes has nothing
-//! else to do. Whoever has time takes the next chunk; a receiver that is busy or asleep leaves all of them to
-//! the sender, whose request is carried out without it.
-//! * LAST WORD - a chunk is counted when it is in place (Release); the receiver sees the completion after all
-//!   are (Acquire).
-//! * HOSTILE - the words are the peer's too: a chunk's place is checked by who copies it, and nobody takes
-//!   more chunks than there are. Who lies about them only spoils its own message.
+//! One processor does not fill the memory's bandwidth, and a receiver that waits for the bytes has
+//! nothing else to do. A side that has time takes the next chunk; a receiver that is busy or asleep
+//! leaves all of them to the sender, whose request is carried out without it.
 //!
-//! For writes that may come with their completion ([`Flags::WITH_COMPLETION`]): whoever posts them leaves the
-//! source alone until the answer, since the receiver may still be reading it.
+//! A chunk is counted when it is in place (Release); the receiver sees the completion after all of
+//! them are (Acquire).
+//!
+//! HOSTILE: the words are the peer's too. The side that copies a chunk checks its place, and
+//! neither takes more chunks than there are. A peer that lies about them only spoils its own
+//! message.
+//!
+//! For writes that may come with their completion
+//! ([`Flags::WITH_COMPLETION`](crate::Flags::WITH_COMPLETION)): their poster leaves the source
+//! alone until the answer, since the receiver may still be reading it.
 
 use super::copy::copy;
 use crate::sync::{AtomicU64, Ordering};
 use rdmalib_ring::Words;
 
-/// Least size for which it pays, in bytes: below, fetching the words from the other processor takes longer
-/// than what is saved (measured on an Intel Xeon: 64 KiB 1.7 × as fast, 16 KiB slower).
+/// Least size for which it pays, in bytes: below, fetching the words from the other processor takes
+/// longer than what is saved.
 pub(super) const MIN_BYTES: usize = 48 << 10;
-/// Smallest and largest chunk, in bytes: a quarter of the whole in between. Fewer and larger ones would leave
-/// one side waiting for the other's last, more of them cost a word's way each.
+/// Smallest and largest chunk, in bytes; in between, a quarter of the whole. With fewer chunks one
+/// side would wait for the other's last, and each chunk costs a transfer of a word.
 const MIN_CHUNK: usize = 16 << 10;
 const MAX_CHUNK: usize = 512 << 10;
 
@@ -70,8 +74,8 @@ impl Job {
         self.bytes.div_ceil(self.chunk) as u64
     }
 
-    /// Copies chunks until none is left; `place` says where one is: from, to. A chunk without a place is
-    /// left out.
+    /// Copies chunks until none is left; `place` says where one is: from, to. A chunk without a
+    /// place is left out.
     pub(super) fn copy(
         &self,
         ring: &impl Words,
@@ -89,14 +93,14 @@ impl Job {
             if let Some((from, to)) = place(offset, bytes) {
                 copy(from, to, bytes);
             }
-            words[COPIED].fetch_add(1, Ordering::Release); // LAST WORD
+            words[COPIED].fetch_add(1, Ordering::Release); // the chunk before the count
         }
     }
 
     /// Whether all chunks are in place.
     pub(super) fn is_done(&self, ring: &impl Words, word: usize) -> bool {
         let copied: &AtomicU64 = &ring.words()[word + COPIED];
-        copied.load(Ordering::Acquire) >= self.chunks() // LAST WORD
+        copied.load(Ordering::Acquire) >= self.chunks()
     }
 }
 

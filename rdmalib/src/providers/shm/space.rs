@@ -1,12 +1,13 @@
-//! Which parts of a domain's file are free. Pure; `arena` keeps the file and its mappings in step.
+//! Layout of a domain's file: where segments lie, and which parts of the open ones are free. Pure:
+//! `arena` keeps the file and its mappings in step.
 //!
 //! ```text
 //!   | key table | segment 0 (1 MiB) | segment 1 (2 MiB) | segment 2 (4 MiB) | …
 //! ```
-//! A segment is opened, that is mapped as a whole, when first needed, and stays where it is. So memory
-//! that was handed out never moves, an address leads to its place without a search, and few segments
-//! reach far. One that is too small for what is asked for stays closed until something fits.
-//! * ONE SEGMENT - ranges of different segments are never joined: each range is mapped in one piece.
+//! A segment is opened, that is mapped as a whole, when first needed, and stays where it is. So
+//! memory that was handed out never moves, an address leads to its place without a search, and few
+//! segments reach far. A segment that is too small for a request stays closed until something fits.
+//! Ranges of different segments are never joined, so each range is mapped in one piece.
 
 /// Regions of one domain; the low bits of a key. More than any program of ours registers.
 pub(super) const KEYS: usize = 1 << KEY_INDEX_BITS;
@@ -81,7 +82,7 @@ impl Space {
         }
     }
 
-    /// Joins the free range at `at` with the next one, if they are adjacent (ONE SEGMENT).
+    /// Joins the free range at `at` with the next one, if they are adjacent and of one segment.
     fn join(&mut self, at: usize) {
         let Some(&(next, next_bytes)) = self.free.get(at + 1) else { return };
         let (offset, bytes) = self.free[at];

@@ -1,15 +1,16 @@
-//! Acceptances that connectors have not read. The kernel counts the descriptor in each for the user of this process,
-//! and when as many are under way as a process may have open (`RLIMIT_NOFILE`), no process of that user can pass any
-//! more (`ETOOMANYREFS`, `unix(7)`): neither this one, nor an executor.
+//! Acceptances that connectors have not read. The kernel counts the descriptor in each for the user
+//! of this process. When as many are under way as a process may have open (`RLIMIT_NOFILE`), no
+//! process of that user can pass any more (`ETOOMANYREFS`, `unix(7)`): neither this one, nor an
+//! executor.
 //!
-//! * BOUNDED - closing the connection takes nothing back: only that the connector reads, or closes
-//!   its end. So the socket of a connection that ends unread is kept, to see when that is, and
-//!   further connectors of a user who has so many unread, of connections that have ended or
-//!   not, are turned away.
+//! BOUNDED: closing the connection takes nothing back. Only the connector can, by reading or by
+//! closing its end. So the socket of a connection that ends unread is kept, to see when that
+//! happens. A further connector of a user with too many unread acceptances is turned away, whether
+//! their connections live or have ended.
 //!
-//! What is read is known from the socket, in which nothing is left then (`SIOCOUTQ`). A byte that was to wake a
-//! peer, and which that has not taken yet, looks the same: then it counts a little longer. Once seen read, a
-//! connection is not looked at again.
+//! The socket says what is read: then nothing is left in it (`SIOCOUTQ`). A byte that woke a peer
+//! and that it has not taken yet looks the same, and counts a little longer. A connection that was
+//! once seen read is not checked again.
 
 #![allow(unsafe_code)]
 
@@ -25,21 +26,22 @@ use crate::types::Peer;
 
 /// Unread acceptances of one user's connectors. Ours read theirs at once, so few are.
 const MOST_OF_USER: usize = 64;
-/// Of all users: a fourth of the descriptors that a process has unless told otherwise. A user of whom there is
-/// none is let in also then.
+/// Most unread acceptances of all users: a fourth of the descriptors that a process has by default.
+/// A user of whom there is none is let in also then.
 const MOST: usize = 256;
 
-/// How often it is looked again whether a user who had too many has read some: a look costs a system call for each.
+/// Pause before it is checked again whether a user with too many has read some: a check costs a
+/// system call for each.
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
-/// Acceptances that had not been read when they were looked at last.
+/// Acceptances that had not been read at the last check.
 #[derive(Debug, Default)]
 struct Unread {
     /// Of connections that have ended.
     ended: Vec<(Peer, ClosedLater<UnixStream>)>,
     /// Of connections that have not, or that had been read then.
     live: Vec<(Peer, Weak<UnixStream>)>,
-    /// Users who had too many, and when that was.
+    /// Users with too many, and when that was.
     full: Vec<(Peer, Instant)>,
 }
 
@@ -72,7 +74,7 @@ impl Unread {
 /// The socket of a connection.
 #[derive(Debug)]
 pub(super) struct Connected {
-    /// Shared only for as long as [`UNREAD`] is looked at.
+    /// Shared only while [`UNREAD`] is checked.
     socket: Arc<UnixStream>,
     /// Whom an acceptance is sent to.
     accepted: Option<Peer>,

@@ -1,7 +1,7 @@
 //! The objects of librdmacm, each owned once: event channels and connection identifiers.
 //!
-//! Queue pairs are not made through them (`rdma_create_qp`), because ours exist, with receives posted,
-//! before it is known who the peer is: the identifier only says how to modify one
+//! Queue pairs are not made through them (`rdma_create_qp`), because ours exist, with receives
+//! posted, before it is known who the peer is: the identifier only says how to modify one
 //! ([`CmId::attributes`]), as rdma_connect(3) describes for "user-managed" queue pairs. The library
 //! may have a context of its own for the same device; numbers of queue pairs are the device's.
 
@@ -147,7 +147,7 @@ pub(super) struct Event {
     /// Reads and atomics of this side that the peer can answer at once.
     pub(super) initiator_depth: u8,
     pub(super) private_data: Vec<u8>,
-    /// Who connects, if this is a connection request.
+    /// The connector, if this is a connection request.
     pub(super) connector: Option<CmId>,
 }
 
@@ -252,7 +252,7 @@ impl CmId {
         check(unsafe { self.library().cm.rdma_accept(self.raw.as_ptr(), &raw mut parameters) })
     }
 
-    /// Tells who accepted that this side is ready.
+    /// Tells the acceptor that this side is ready.
     pub(super) fn establish(&mut self) -> io::Result<()> {
         // SAFETY: a live identifier.
         check(unsafe { self.library().cm.rdma_establish(self.raw.as_ptr()) })
@@ -306,7 +306,8 @@ impl CmId {
         Ok((attributes, mask as ibv_qp_attr_mask))
     }
 
-    /// Name of the device that it is bound to, and which of its ports; `None` if it is bound to none.
+    /// Name of the device that it is bound to, and which of its ports; `None` if it is bound to
+    /// none.
     pub(super) fn device(&self) -> Option<(String, u8)> {
         // SAFETY: a live identifier.
         let id = unsafe { self.raw.as_ref() };
@@ -347,8 +348,8 @@ impl CmId {
 
 impl Drop for CmId {
     fn drop(&mut self) {
-        // SAFETY: made by the library, destroyed only here; all its events are acknowledged, so this
-        // does not wait for us.
+        // SAFETY: made by the library, destroyed only here; all its events are acknowledged, so
+        // this does not wait for us.
         let returned = unsafe { self.library().cm.rdma_destroy_id(self.raw.as_ptr()) };
         if let Err(error) = check(returned) {
             tracing::error!(%error, "rdma_destroy_id failed; the kernel frees it with the process");

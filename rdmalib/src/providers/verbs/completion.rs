@@ -1,12 +1,12 @@
 //! Completion queues: the device's, and from which queue pair and request each completion comes.
 //!
-//! A request carries in its `wr_id` the queue pair's number and its index ([`Tag`]), the only fields that
-//! a failed completion is sure to have (ibv_poll_cq(3)). Sleeping uses one epoll set: the device's
-//! channel of events and an eventfd for what happens in this process.
+//! A request carries in its `wr_id` the queue pair's number and its index ([`Tag`]), the only
+//! fields that a failed completion is sure to have (ibv_poll_cq(3)). Sleeping uses one epoll set:
+//! the device's channel of events and an eventfd for what happens in this process.
 //!
-//! * MEMBERS - `generation` is raised with Release after the list has changed, loaded with Acquire by
-//!   the poller after it took completions: who posted was a member before.
-//! * LEAVING - drivers may leave the completions of a destroyed queue pair in the queue
+//! * MEMBERS: `generation` is raised with Release after the list has changed, and loaded with
+//!   Acquire by the poller after it took completions: a queue pair that posted was a member before.
+//! * LEAVING: drivers may leave the completions of a destroyed queue pair in the queue
 //!   (ibv_destroy_qp(3) does not say). They take room until the poller has once found the queue
 //!   empty; the device's queue is twice as large as asked for, so that this room is seldom missed.
 
@@ -205,7 +205,7 @@ impl CompletionQueue {
         Some(completion)
     }
 
-    /// The device cannot go on with this queue: nor can whoever completes into it.
+    /// The device cannot go on with this queue, and so no queue pair that completes into it can.
     #[cold]
     fn broken(&mut self) -> usize {
         self.follow();

@@ -25,11 +25,11 @@ use super::{Device, Verbs};
 use crate::contract;
 use crate::types::{Error, MAX_ACCEPT_DATA, MAX_REJECT_DATA, Peer, PrivateData, Result, State};
 
-/// Events of the connection manager looked at in one call, before its caller has its turn.
+/// Events of the connection manager that one call handles.
 const EVENTS: usize = 64;
 
-/// Reasons for a rejection (InfiniBand specification 1.4, table 111): nobody listens; the application
-/// refused.
+/// Reasons for a rejection (InfiniBand specification 1.4, table 111): nobody listens; the
+/// application refused.
 const REJECT_INVALID_SERVICE_ID: i32 = 8;
 const REJECT_CONSUMER: i32 = 28;
 

@@ -1,17 +1,18 @@
-//! What the threads that deal with one queue pair share: its life, its connection, and which requests
-//! are outstanding.
+//! What the threads that deal with one queue pair share: its life, its connection, and which
+//! requests are outstanding.
 //!
 //! ```text
 //!   INIT ──accept──▶ ACCEPTED ──the peer is ready──▶ CONNECTED ──┐
 //!     └─────────────connect───────────────────────────▲         ├──▶ ERROR
 //!                                                               │ failed request, disconnect, event
 //! ```
-//! * STATE - only goes forward; the step to `ERROR` is made once, by whoever notices first. Between
+//! * The state only goes forward; the step to `ERROR` is made once, by the first to notice. Between
 //!   ACCEPTED and CONNECTED sends are kept, since the peer's device would not take them yet
 //!   and ours would try again only after its timeout; the step and the posting of what was kept
 //!   happen under the lock, so their order stays.
-//! * KICK - some drivers (SoftRoCE) flush only what was posted before the queue pair failed. Who posts
-//!   looks at the state after posting, and if it is ERROR makes the step again: SeqCst between both.
+//! * KICK: some drivers (SoftRoCE) flush only what was posted before the queue pair failed. A
+//!   poster reads the state after posting, and if it is ERROR makes the step again: SeqCst between
+//!   both.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -37,8 +38,8 @@ const ERROR: u32 = 3;
 /// Time for an acknowledgement before a request is sent again: code 14 is 4.096 µs · 2^14 = 67 ms
 /// (InfiniBand specification 1.4, 9.9.2.1.1), which perftest and most applications use.
 const ACK_TIMEOUT: u8 = 14;
-/// How often it is sent again. One less than the most there is, which SoftRoCE takes as "for ever". With
-/// the timeout, a silent peer is given up after 0.5 to 2 seconds.
+/// How often it is sent again. One less than the most there is, which SoftRoCE takes as "for ever".
+/// With the timeout, a silent peer is given up after 0.5 to 2 seconds.
 pub(super) const RETRY_COUNT: u8 = 6;
 /// `rnr_retry_count` for "for ever"; rdma_connect(3).
 const RNR_FOREVER: u8 = 7;
@@ -205,8 +206,8 @@ impl Core {
         }
     }
 
-    /// The `wr_id` of the request with this index, noted as `id`, if there is room for it. For the one
-    /// who posts to that queue, who then posts it or asks again for the same index.
+    /// The `wr_id` of the request with this index, noted as `id`, if there is room for it. For the
+    /// one who posts to that queue, who then posts it or asks again for the same index.
     #[inline]
     pub(super) fn note(&self, kind: Kind, index: u32, id: u64) -> Result<u64> {
         self.places(kind).note(index, id)?;
@@ -305,7 +306,7 @@ impl Core {
         self.watch(made)
     }
 
-    /// STATE
+    /// Makes a step forward.
     fn advance(&self, from: u32, to: u32) -> Result<()> {
         match self.state.compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire) {
             Ok(_) => Ok(()),
@@ -346,16 +347,16 @@ impl Core {
             .and_then(|()| self.advance(ACCEPTED, CONNECTED));
         drop(control);
         if let Err(error) = made {
-            // Also if the peer's first request was refused by the device: then it has failed already.
+            // Also if the peer's first request was refused by the device: then it has failed
+            // already.
             tracing::debug!(%error, "a connection ended before it was established");
             self.fail();
         }
     }
 
-    /// Into the error state: everything outstanding is flushed. STATE
-    ///
-    /// The peer is not told: where its request was what failed here, the device has refused it, and
-    /// must have its say before the connection manager's word overtakes it.
+    /// Into the error state: everything outstanding is flushed. Made once. The connection manager
+    /// does not tell the peer: where its request was what failed here, the device has refused it,
+    /// and must have its say before the connection manager's word overtakes it.
     pub(super) fn fail(&self) {
         if self.state.swap(ERROR, Ordering::SeqCst) == ERROR {
             return;
@@ -375,7 +376,7 @@ impl Core {
         self.receive_completions.wake();
     }
 
-    /// As `fail`, and the peer is told.
+    /// As `fail`, and tells the peer.
     pub(super) fn disconnect(&self) {
         self.fail();
         let mut control = self.control();
@@ -421,7 +422,8 @@ impl Core {
     fn connection_event(&self, event: &Event) {
         match event.kind {
             RDMA_CM_EVENT_ESTABLISHED => self.established(),
-            // Only says that the numbers of the connection may be used again, or that addresses moved.
+            // Only says that the numbers of the connection may be used again, or that addresses
+            // moved.
             RDMA_CM_EVENT_TIMEWAIT_EXIT | RDMA_CM_EVENT_ADDR_CHANGE => {}
             RDMA_CM_EVENT_DEVICE_REMOVAL => {
                 tracing::warn!("the device of a connection was removed; it ends");

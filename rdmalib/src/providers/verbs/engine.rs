@@ -1,8 +1,9 @@
-//! The helper thread of an open device: reads what the connection manager and the device say unasked.
+//! The helper thread of an open device: reads what the connection manager and the device say
+//! unasked.
 //!
-//! It puts a queue pair whose peer has gone into the error state, so that a poller who never makes a
-//! system call sees it, and tells the operator of the device's events (ibv_get_async_event(3)). It
-//! sleeps otherwise.
+//! It puts a queue pair whose peer has gone into the error state, so that a poller that never makes
+//! a system call sees it, and tells the operator of the device's events (ibv_get_async_event(3)).
+//! It sleeps otherwise.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};

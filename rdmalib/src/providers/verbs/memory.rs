@@ -1,5 +1,5 @@
-//! Memory regions: mapped here, registered with the device (`ibv_reg_mr(3)`), and gone in the reverse
-//! order.
+//! Memory regions: mapped here, registered with the device (`ibv_reg_mr(3)`), and gone in the
+//! reverse order.
 
 #![allow(unsafe_code)]
 

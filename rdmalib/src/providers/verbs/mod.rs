@@ -4,10 +4,11 @@
 //!   application ── post, poll ──▶ driver (libibverbs) ──▶ device ──▶ the peer's device
 //!   helper thread ◀── events of connections (librdmacm), of the device
 //! ```
-//! * `bindings` - generated; `library` - loading; `objects`, `memory`, `cm` - each object of the two
-//!   libraries, owned once
+//! * `bindings` - generated; `library` - loading; `objects`, `memory`, `cm` - each object of the
+//!   two libraries, owned once
 //! * `posting` - requests in the device's words; `completion` - and back; `status` - the words
-//! * `core` - what the threads share of a queue pair, `places` - its requests; `connect` - how two meet
+//! * `core` - what the threads share of a queue pair, `places` - its requests; `connect` - how two
+//!   meet
 //! * `engine` - what happens unasked
 //!
 //! Unsafe code is in `library`, `objects`, `memory`, `cm`, `posting` and `status`.

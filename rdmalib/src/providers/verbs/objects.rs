@@ -130,7 +130,8 @@ impl Context {
         // SAFETY: an open context, and room for the event. The descriptor does not block.
         let returned =
             unsafe { self.library.verbs.ibv_get_async_event(self.raw.as_ptr(), raw.as_mut_ptr()) };
-        // SAFETY: zeroed is a value (null pointers and numbers), and if there was an event it is filled.
+        // SAFETY: zeroed is a value (null pointers and numbers), and if there was an event it is
+        // filled.
         (returned == 0).then(|| AsyncEvent { raw: unsafe { raw.assume_init() }, context: self })
     }
 }
@@ -401,7 +402,8 @@ impl RawQueuePair {
         check(returned).map_err(|e| Error::os("ibv_modify_qp", e))
     }
 
-    /// Posts a chain of requests; `ibv_post_send(3)`. `Err`: the first that was not posted, and why.
+    /// Posts a chain of requests; `ibv_post_send(3)`. `Err`: the first that was not posted, and
+    /// why.
     ///
     /// # Safety
     /// `first` starts a null-terminated chain whose elements name memory by keys of the device, or,
@@ -421,8 +423,8 @@ impl RawQueuePair {
         check(returned).map_err(|error| (bad, error))
     }
 
-    /// Posts one receive; `ibv_post_recv(3)`. A buffer is memory named by a key of the device, which
-    /// the device checks.
+    /// Posts one receive; `ibv_post_recv(3)`. A buffer is memory named by a key of the device,
+    /// which the device checks.
     #[inline]
     pub(super) fn post_receive(&self, id: u64, buffer: Option<ibv_sge>) -> io::Result<()> {
         // SAFETY: as in `post_send`.

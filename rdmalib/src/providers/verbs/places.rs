@@ -1,9 +1,9 @@
 //! Which requests of a queue are outstanding, under which ids, and how a completion finds its own.
 //!
-//! * RETIRE - a request leaves its queue when its own or a later completion is polled: `retired`
+//! * RETIRE: a request leaves its queue when its own or a later completion is polled: `retired`
 //!   store(Release) in `retire`, load(Acquire) in `note`.
-//! * IDS - an id is stored before its request is posted; the device's own ordering between posting and
-//!   completing (verbs(7)) lets the poller see it.
+//! * IDS: an id is stored before its request is posted; the device's own ordering between posting
+//!   and completing (verbs(7)) lets the poller see it.
 
 use crate::sync::{AtomicU32, AtomicU64, Ordering};
 use crate::types::{Error, Result};
@@ -15,8 +15,8 @@ pub(super) enum Kind {
     Receive,
 }
 
-/// What a `wr_id` says: the queue pair's number in the high half, then one bit for the queue, then the
-/// low 31 bits of the request's index.
+/// What a `wr_id` says: the queue pair's number in the high half, then one bit for the queue, then
+/// the low 31 bits of the request's index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Tag {
     pub(super) number: u32,
@@ -108,8 +108,8 @@ mod tests {
     }
 
     proptest! {
-        /// From any index on, around the end of the numbers too: a queue takes `depth` requests, and a
-        /// completion frees its own place and those before it.
+        /// From any index on, around the end of the numbers too: a queue takes `depth` requests,
+        /// and a completion frees its own place and those before it.
         #[test]
         fn as_many_requests_fit_as_the_queue_is_deep(
             start: u32,

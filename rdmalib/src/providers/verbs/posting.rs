@@ -180,7 +180,8 @@ impl SendQueue {
         &self.device
     }
 
-    /// Checks `request`, the `ahead`th after those posted, and fills it into `place`, which is empty.
+    /// Checks `request`, the `ahead`th after those posted, and fills it into `place`, which is
+    /// empty.
     #[inline]
     fn prepare<'a, M: Memory<'a, Verbs>>(
         &self,

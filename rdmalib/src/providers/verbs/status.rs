@@ -51,8 +51,8 @@ pub(super) fn immediate(completion: &ibv_wc) -> Option<u32> {
     (completion.wc_flags & IBV_WC_WITH_IMM != 0).then(|| u32::from_be(data))
 }
 
-/// Pauses that a receiver that is not ready can ask for, in microseconds: code `n + 1` is the `n`th;
-/// code 0 is 655.36 ms (InfiniBand specification 1.4, table 46).
+/// Pauses that a receiver that is not ready can ask for, in microseconds: code `n + 1` is the
+/// `n`th; code 0 is 655.36 ms (InfiniBand specification 1.4, table 46).
 const RNR_TIMERS: [u32; 31] = [
     10, 20, 30, 40, 60, 80, 120, 160, 240, 320, 480, 640, 960, 1280, 1920, 2560, 3840, 5120, 7680,
     10_240, 15_360, 20_480, 30_720, 40_960, 61_440, 81_920, 122_880, 163_840, 245_760, 327_680,

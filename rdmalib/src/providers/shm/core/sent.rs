@@ -1,12 +1,13 @@
-//! Finished sends on their way from whoever carried them out to the poller.
+//! Finished sends on their way from the thread that carried them out to the poller.
 //!
-//! * RETIRE - a request leaves the send queue when its own or a later completion is polled:
-//!   `retired` store(Release) in `take`, load(Acquire) in `check_room`.
+//! A request leaves the send queue when its own or a later completion is polled: `retired` is
+//! stored with Release in `take` and loaded with Acquire in `check_room`.
 
 use crate::sync::{AtomicU32, AtomicU64, Ordering};
 use crate::types::{Error, Opcode, Result, Status};
 
-/// Those of one queue pair. Whoever carries out requests pushes, the poller takes, the poster asks for room.
+/// The finished sends of one queue pair. The thread that carries out requests pushes, the poller
+/// takes, the poster asks for room.
 #[derive(Debug)]
 pub(super) struct SentRing {
     depth: u32,
@@ -69,7 +70,7 @@ impl SentRing {
     /// Whether one more request fits, after `posted`.
     #[inline]
     pub(super) fn check_room(&self, posted: u32) -> Result<()> {
-        let retired = self.retired.load(Ordering::Acquire); // RETIRE
+        let retired = self.retired.load(Ordering::Acquire);
         if posted.wrapping_sub(retired) >= self.depth {
             return Err(Error::QueueFull { depth: self.depth });
         }
@@ -102,7 +103,7 @@ impl SentRing {
         let entry = &self.entries[(head & self.mask) as usize];
         let (id, what) = (entry.id.load(Ordering::Relaxed), entry.what.load(Ordering::Relaxed));
         let index = (what >> 32) as u32;
-        self.retired.store(index.wrapping_add(1), Ordering::Release); // RETIRE
+        self.retired.store(index.wrapping_add(1), Ordering::Release);
         Some(Sent {
             id,
             opcode: OPCODES[(what >> 16 & 0xffff) as usize],

@@ -1,7 +1,7 @@
 //! A queue pair as a completion queue sees it: arrivals, finished sends, and what is flushed.
 //!
-//! * DRAIN - after `Error` was seen (Acquire) arrivals are looked at once more before anything is
-//!   flushed: what a peer sent before it left is not lost.
+//! DRAIN: after `Error` was seen (Acquire), arrivals are polled once more before anything is
+//! flushed. What a peer sent before it left is not lost.
 
 use std::sync::Arc;
 
@@ -50,7 +50,8 @@ impl Source {
         }
     }
 
-    /// Polls the turn slot too, if there is a connection by now. `alone`: no other queue pair is polled.
+    /// Polls the turn slot too, if there is a connection by now. `alone`: no other queue pair is
+    /// polled.
     pub(in super::super) fn connect(&mut self, alone: bool) {
         if let (Some(arrivals), Some(peer)) = (&mut self.arrivals, self.core.peer.get()) {
             arrivals.connect(&peer.slot, alone);
@@ -89,7 +90,8 @@ impl Source {
         taken
     }
 
-    /// Whether [`take_arrival`](Self::take_arrival) is worth calling: all that a poll in vain looks at.
+    /// Whether [`take_arrival`](Self::take_arrival) is worth calling: all that a poll in vain looks
+    /// at.
     #[inline]
     fn something_arrived(&mut self) -> bool {
         self.arrivals.as_mut().is_some_and(ArrivalTaker::ready) || self.core.state() == State::Error
@@ -121,13 +123,14 @@ impl Source {
         })
     }
 
-    /// Fills `out` with the next completion of a receive, if there is one. Straight into its place: what is
-    /// written in small pieces and then moved in large ones waits in the processor's store buffer.
+    /// Fills `out` with the next completion of a receive, if there is one. Straight into its place:
+    /// what is written in small pieces and then moved in large ones waits in the processor's store
+    /// buffer.
     #[inline]
     fn take_arrival(&mut self, out: &mut WorkCompletion) -> bool {
         let Some(arrivals) = &mut self.arrivals else { return false };
         if arrivals.taken() == self.core.receives_posted.load(Ordering::Acquire) {
-            return false; // IDS
+            return false;
         }
         match arrivals.take() {
             Some(arrival) if arrival.tag & TAG_SHARED == 0 => {
@@ -235,9 +238,10 @@ impl Source {
     }
 }
 
-/// Copies the `bytes` bytes of a carried payload, in a ring or the turn slot from word `payload_word` on, to
-/// where the peer wants them (LANDING in `link`). What the peer may not write, and what was freed since it
-/// was allowed to, stays as it is: as if the write had come before that.
+/// Copies the `bytes` bytes of a carried payload, in a ring or the turn slot from word
+/// `payload_word` on, to where the peer wants them (LANDING in `link`). What the peer may not
+/// write, and what was freed since it was allowed to, stays as it is: as if the write had come
+/// before that.
 #[inline]
 fn land(memory: &Map, ring: &Part, payload_word: usize, to: RemoteAddress, bytes: usize) {
     if bytes > MAX_CARRIED {

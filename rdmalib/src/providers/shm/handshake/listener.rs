@@ -1,8 +1,8 @@
-//! Who waits for connectors: takes them, hears what they want, and forgets those that do not say it.
+//! The listener: takes connectors, reads their requests, and forgets those that send none.
 //!
-//! * FAIR - a call looks at so many events ([`EVENTS`]), not for as long as there are any; connectors that have
-//!   not said what they want have a bound, in all and for each user, and make room for others.
-//! * CAUSE - who is turned away is told by what, if it still listens.
+//! One call handles at most [`EVENTS`] events, so its caller has its turn whatever connectors do.
+//! Connectors without a request have a bound, in all and for each user, and make room for others. A
+//! connector that is turned away is told why, if it still listens.
 
 use std::collections::HashMap;
 use std::io;
@@ -27,14 +27,14 @@ use crate::events::readable_before;
 use crate::types::{Error, MAX_CONNECT_DATA, PrivateData, Result};
 use crate::waiting::WaitingList;
 
-/// A connector that has not said what it wants by then is forgotten.
+/// A connector that has sent no request for so long is forgotten.
 const HALF_OPEN_LIMIT: Duration = Duration::from_secs(5);
-/// Connectors that are waited for at once. Ours send their request together with connecting, so few are; and
-/// each costs a descriptor, of which a process has 1,024 unless told otherwise.
+/// Most connectors without a request. Ours send it when they connect, so there are few; and each
+/// costs a descriptor, of which a process has 1,024 by default.
 const MAX_HALF_OPEN: usize = 256;
-/// Likewise, of one user.
+/// Most of one user.
 const MAX_HALF_OPEN_OF_USER: usize = 64;
-/// Connectors and messages looked at in one call, before its caller has its turn: some 0.2 ms.
+/// Connectors and messages that one call handles: some 0.2 ms.
 const EVENTS: usize = 64;
 const LISTENER: u64 = u64::MAX;
 
@@ -44,7 +44,7 @@ pub(crate) struct Listener {
     socket: UnixListener,
     addr: SocketAddr,
     epoll: Epoll,
-    /// Connectors that have not said what they want, and since when.
+    /// Connectors that have sent no request, and since when.
     half_open: HashMap<u64, (ClosedLater<UnixStream>, Instant)>,
     /// The same, in the order in which they came.
     waiting: WaitingList<u64>,
@@ -92,7 +92,8 @@ impl contract::Listener<Shm> for Listener {
         }
     }
 
-    /// FAIR. `None`: there is none now, or it is the caller's turn; then the descriptor stays readable.
+    /// `None`: there is no request now, or it is the caller's turn; then the descriptor stays
+    /// readable.
     fn try_next(&mut self) -> Result<Option<ConnectRequest>> {
         let now = Instant::now();
         self.forget_late(now);
@@ -131,7 +132,7 @@ impl Listener {
         if unread::may_be_full() && unread::is_full(origin(&socket), now) {
             let peer = peer_of(&socket);
             tracing::warn!(peer, "turned away: its user's processes do not read acceptances");
-            tell(&socket, CROWDED); // CAUSE
+            tell(&socket, CROWDED);
             return Ok(None);
         }
         let socket = match hear(socket) {
@@ -160,7 +161,7 @@ impl Listener {
         }
         match (Error::os("accept", error), self.waiting.oldest()) {
             (Error::OutOfDescriptors { .. }, Some(oldest)) => {
-                self.turn_away(oldest); // who has waited without a word has had its time
+                self.turn_away(oldest); // it has waited longest without a request
                 Ok(())
             }
             (error, _) => Err(error),
@@ -186,7 +187,7 @@ impl Listener {
         Some(socket)
     }
 
-    /// CAUSE.
+    /// Tells a connector why it is turned away.
     fn turn_away(&mut self, id: u64) {
         if let Some(socket) = self.forget(id) {
             tell(&socket, CROWDED);
@@ -194,7 +195,7 @@ impl Listener {
     }
 }
 
-/// What a connector has said.
+/// What a connector has sent.
 enum Heard {
     Request(Box<ConnectRequest>),
     /// Nothing so far.
@@ -217,7 +218,7 @@ fn hear(socket: ClosedLater<UnixStream>) -> Heard {
         }
         Err(error) => {
             if let Error::OutOfDescriptors { .. } | Error::OutOfAddresses { .. } = error {
-                tell(&socket, EXHAUSTED); // CAUSE
+                tell(&socket, EXHAUSTED);
             }
             if let Error::OutOfDescriptors { .. } = error {
                 return Heard::Failed(error);

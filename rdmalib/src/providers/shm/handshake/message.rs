@@ -1,7 +1,7 @@
 //! The two messages of a handshake, with the descriptors that come with them.
 //!
-//! * ELSEWHERE - what a peer may have passed is closed by other threads (`closer`), and what it passes beside its
-//!   memory is not taken.
+//! What a peer may have passed is closed by other threads (`closer`), and what it passes beside its
+//! memory is not taken.
 
 use std::io::IoSlice;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
@@ -17,7 +17,8 @@ use crate::types::{Error, MAX_ACCEPT_DATA, PrivateData, Result};
 
 /// First words of every message: name and version of this handshake.
 const MAGIC: u64 = u64::from_le_bytes(*b"rdmashm3");
-/// More than a peer that follows the protocol has to say before it is connected: a few times that it wakes us.
+/// More than a peer that follows the protocol has to say before it is connected: a few times that
+/// it wakes us.
 const EARLY_BYTES: usize = 64;
 const TOO_MANY_FILES: Error = Error::Protocol("the peer passes more than its memory");
 
@@ -112,15 +113,16 @@ pub(super) fn receive_message(
         (Some(_), true) => return Err(TOO_MANY_FILES),
         _ => {}
     }
-    // LOOKED AT: the same bytes, and we have the file.
+    // The same bytes again (`received`), and we have the file.
     let taken = recv(socket.as_raw_fd(), &mut bytes, MsgFlags::MSG_DONTWAIT);
     taken.map_err(|e| Error::os("recv", e))?;
     expect_no_files(socket)?;
     Ok(Some((message, file)))
 }
 
-/// Why no descriptor came of a message that has some, although there is room for two. This process may have no more;
-/// and if it may, a security module does not let it have this one: that is the peer's doing, and nothing is wrong here.
+/// Why no descriptor came of a message that has some, although there is room for two. This process
+/// may have no more; and if it may, a security module does not let it have this one: that is the
+/// peer's doing, and nothing is wrong here.
 fn why_none_came(socket: &UnixStream) -> Error {
     match socket.try_clone() {
         Err(error) if error.raw_os_error() == Some(libc::EMFILE) => Error::os("recvmsg", error),
@@ -128,8 +130,8 @@ fn why_none_came(socket: &UnixStream) -> Error {
     }
 }
 
-/// From now on the peer passes no descriptors, and has not passed any with what it has sent already: reading what
-/// wakes us would close them there and then.
+/// From now on the peer passes no descriptors, and has not passed any with what it has sent
+/// already: reading what wakes us would close them there and then.
 fn expect_no_files(socket: &UnixStream) -> Result<()> {
     refuse_descriptors(socket);
     let mut bytes = [0; EARLY_BYTES];

@@ -1,9 +1,9 @@
-//! What a listener is called: an abstract socket named after its address.
+//! The name of a listener: an abstract socket named after its address.
 //!
-//! Names belong to who comes first, whoever that is. A port that a program is told to listen at may be taken from it,
-//! and then it says so.
-//! * OTHERWISE - where no port is told and others have taken those that are tried, the listener gets an address that
-//!   nobody can have taken before: on this device addresses are nothing but names.
+//! A name belongs to the process that takes it first. Another process may have taken the port that
+//! a program is configured to listen at, and then the program reports that. Where no port is
+//! configured and others have taken those that are tried, the listener gets an address that nobody
+//! can have taken before: on this device addresses are only names.
 
 use crate::types::{Error, Result};
 use std::hash::{BuildHasher, RandomState};
@@ -17,12 +17,13 @@ use std::os::unix::net::{SocketAddr as UnixAddr, UnixListener};
 const NAME: &str = "rdmalib-shm";
 /// Where ephemeral ports are taken from (RFC 6335, section 6).
 const EPHEMERAL: RangeInclusive<u16> = 49152..=65535;
-/// Ports that are tried. Each costs a system call, and so many in a row are taken only if somebody means harm.
+/// Ports that are tried. Each costs a system call, and so many in a row are taken only if somebody
+/// means harm.
 const TRIES: u32 = 64;
 /// First byte of addresses that mean something on one site only (RFC 4193).
 const LOCAL: u8 = 0xfd;
 
-/// The name of the socket of whoever listens at `addr`.
+/// Returns the name of the socket of the listener at `addr`.
 pub(super) fn name_of(addr: SocketAddr) -> String {
     format!("{NAME}/{addr}")
 }
@@ -45,7 +46,7 @@ fn bind_to(addr: SocketAddr) -> Result<(UnixListener, SocketAddr)> {
     }
 }
 
-/// A port of `ports` that is free at `ip`, or another address (OTHERWISE).
+/// A port of `ports` that is free at `ip`, or another address.
 fn bind_free(ip: IpAddr, ports: RangeInclusive<u16>) -> Result<(UnixListener, SocketAddr)> {
     // Start somewhere else in each process, so that few tries are in vain.
     let start = std::process::id().wrapping_mul(0x9e37) ^ crate::process::next_number();

@@ -159,8 +159,8 @@ impl End {
         self.send.core().ring().0 as usize / 8 + word
     }
 
-    /// Where the next arrival is, if it comes that way, or one `ahead` of it. The turn slot is in the
-    /// connector's memory.
+    /// Where the next arrival is, if it comes that way, or one `ahead` of it. The turn slot is in
+    /// the connector's memory.
     fn arrival_word(&self, way: Way, ahead: u32) -> usize {
         self.ring_word(match way {
             Way::Ring => arrival_word(self.from_ring.wrapping_add(ahead), RING_DEPTH - 1),
@@ -265,7 +265,8 @@ impl End {
         }
     }
 
-    /// Frees SPARE. If it was freed, its place goes to another region, of which the peer has no key.
+    /// Frees SPARE. If it was freed, its place goes to another region, of which the peer has no
+    /// key.
     fn replace(&mut self) {
         if self.regions[SPARE].take().is_none() && self.successor.is_none() {
             let successor = self.domain.allocate(KINDS[SPARE].0, Access::all()).unwrap();
@@ -321,8 +322,8 @@ impl World {
         World::on(device.unwrap(), None)
     }
 
-    /// Domains and a connection of its own, on the same device; its first end completes into the queue
-    /// of ours.
+    /// Domains and a connection of its own, on the same device; its first end completes into the
+    /// queue of ours.
     pub(super) fn neighbour(&self) -> World {
         World::on(self.device.clone(), Some(&self.queues[0]))
     }
