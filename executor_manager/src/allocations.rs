@@ -21,6 +21,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 
+use rfaas_protocol::Capacity;
 use rfaas_protocol::allocation::{Allocated, RefusedBecause, Released, Renewed, ToClient};
 use rfaas_protocol::heartbeat::Heartbeat;
 use rfaas_protocol::lease::{EndReason, LeaseId, LeaseTerms};
@@ -38,7 +39,7 @@ mod room;
 #[cfg(test)]
 mod tests;
 
-pub use events::{Action, Capacity, ClientId, Event, Exit, Usage};
+pub use events::{Action, ClientId, Event, Exit, Usage};
 use held::{ExecutorProcess, HeldLease, LeaseEnd, ending_message};
 use room::Room;
 

@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 
 use nix::sys::sysinfo::sysinfo;
 use rfaas_config::ExecutorManagerNode;
+use rfaas_protocol::Capacity;
 
 use crate::Error;
-use crate::allocations::Capacity;
 
 /// What to lease if nobody else says: as configured, else what this process may use of the machine.
 pub fn own(node: &ExecutorManagerNode) -> Result<Capacity, Error> {

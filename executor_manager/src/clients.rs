@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 
 use rdmalib::{ConnectRequest, Device, Peer, WaitingList};
 use rfaas_program::inherited::descriptor_limit;
+use rfaas_program::poll_loop::{DESCRIPTORS_PER_CONNECTION, in_full};
 use rfaas_protocol::Empty;
 use rfaas_protocol::allocation::{FromClient, LeaseEnding, NodeProof, RefusedBecause, ToClient};
 use rfaas_protocol::channel::{Channel, ChannelError, Incoming, refuse};
@@ -27,7 +28,6 @@ use rfaas_protocol::heartbeat::{Heartbeat, Pulse};
 use rfaas_protocol::lease::EndReason;
 
 use crate::allocations::ClientId;
-use crate::in_full;
 use crate::request::{Opening, Refusal};
 
 /// Time for the first valid message. Our clients send it at once.
@@ -39,8 +39,6 @@ pub const CLAIM_SOMETHING: Duration = Duration::from_secs(30);
 pub const MOST_WAITING: usize = 256;
 /// Of these, most of one peer: a user of this machine, or an address.
 pub const MOST_WAITING_OF_PEER: usize = 128;
-/// Descriptors that one connection may use on any provider, rounded up.
-const DESCRIPTORS_PER_CONNECTION: u64 = 8;
 /// Messages taken from one client before the next has its turn.
 const TURN: usize = 8;
 /// Receives posted on a connection: a client has at most two messages and some beats under way.
@@ -236,18 +234,17 @@ impl Clients {
         }
     }
 
-    /// The descriptors, in the order of [`acknowledge`](Clients::acknowledge).
-    pub fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        self.connected.values().map(|client| client.channel.as_fd())
+    /// The descriptors, at which armed connections announce news.
+    pub fn descriptors(&self) -> impl Iterator<Item = (ClientId, BorrowedFd<'_>)> {
+        self.connected.iter().map(|(id, client)| (*id, client.channel.as_fd()))
     }
 
-    /// Takes back the announcements of the descriptors that were `readable`.
-    pub fn acknowledge(&mut self, readable: impl Iterator<Item = bool>) {
-        for (client, readable) in self.connected.values_mut().zip(readable) {
-            if readable && let Err(error) = client.channel.acknowledge() {
-                tracing::debug!(peer = client.peer, %error, "client's event cannot be taken");
-                client.channel.disconnect();
-            }
+    /// Takes back the announcement of a client.
+    pub fn acknowledge(&mut self, id: ClientId) {
+        let Some(client) = self.connected.get_mut(&id) else { return };
+        if let Err(error) = client.channel.acknowledge() {
+            tracing::debug!(peer = client.peer, %error, "client's event cannot be taken");
+            client.channel.disconnect();
         }
     }
 

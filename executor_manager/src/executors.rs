@@ -16,9 +16,9 @@ use rfaas_protocol::lease::LeaseId;
 
 use crate::accounting::{AcceptError, Account};
 use crate::allocations::{Exit, Usage};
-use crate::in_full;
 use crate::request::Deployment;
 use crate::spawn::{self, Executor, Launcher};
+use rfaas_program::poll_loop::in_full;
 
 /// Processes of others that are reaped before everybody else has a turn.
 const STRANGERS: usize = 64;

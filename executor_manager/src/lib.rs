@@ -14,10 +14,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::prctl::set_dumpable;
 use rfaas_config::{Devices, ExecutorManagerConfig, SECRET_VARIABLE};
 use rfaas_program::inherited::raise_descriptor_limit;
+use rfaas_program::poll_loop::{Acceptor, Bell, Idle, in_full};
+use rfaas_protocol::Capacity;
 use rfaas_protocol::lease::NodeName;
 
 mod accounting;
@@ -39,13 +40,13 @@ mod signals;
 mod spawn;
 mod upstream;
 
-use allocations::{Allocations, Capacity, Event};
+use allocations::{Allocations, Event};
 use clients::Clients;
 use cpus::CpuPool;
 use executors::Executors;
 use identity::Identity;
 use lives::Lives;
-use manager::Manager;
+use manager::{ACCEPT_BATCH, Manager};
 use request::Authority;
 use signals::Signals;
 use spawn::Launcher;
@@ -128,9 +129,7 @@ pub fn run(options: &Options) -> Result<(), Error> {
     let address = listener.local_addr();
     tracing::info!("Listening on device {}, address {address}", device.name());
 
-    let wake = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)
-        .map_err(|errno| Error::os("creating an eventfd", errno))?;
-    let wake = Arc::new(wake);
+    let bell = Bell::new().map_err(|errno| Error::os("creating an eventfd", errno))?;
     let heartbeat = node.heartbeat();
     let mut allocations = Allocations::new(cpus, heartbeat);
     hide_environment();
@@ -144,8 +143,8 @@ pub fn run(options: &Options) -> Result<(), Error> {
         let secret = node.secret().map_err(|error| Error::Start(error.to_string()))?;
         let identity = Arc::new(Identity::new(name, address, &secret));
         let authority = Authority::ResourceManager(Arc::clone(&identity));
-        let wake = Arc::clone(&wake);
-        let mut upstream = Upstream::new(opened, node.clone(), identity, wake, Instant::now());
+        let bell = bell.clone();
+        let mut upstream = Upstream::new(opened, node.clone(), identity, bell, Instant::now());
         if options.wait {
             upstream.wait();
         }
@@ -156,25 +155,18 @@ pub fn run(options: &Options) -> Result<(), Error> {
         lives: Lives::new(Instant::now()),
         executors: Executors::new(device, address, launcher, heartbeat, open_files),
         upstream,
-        listener,
+        acceptor: Acceptor::new(listener, ACCEPT_BATCH),
         allocations,
         authority,
         signals,
-        wake,
-        sleep: node.rdma_sleep,
-        listener_paused: None,
+        bell,
+        idle: if node.rdma_sleep { Idle::Sleep } else { Idle::Poll },
         drain: Duration::from_millis(node.drain_ms.into()),
         stopping: None,
         strangers: true,
         interrupts: 0,
     };
     manager.run()
-}
-
-/// `error` and what caused it, in one line: a message alone does not say what the system said.
-fn in_full(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(Some(error), |error| error.source());
-    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 /// With the secret in the environment, closes environment and memory of this process to others of the same

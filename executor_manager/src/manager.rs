@@ -6,22 +6,23 @@
 //!        ▲ poll(2) until the next deadline                                                  │
 //!        └──────────────────────────────────────────────────────── processes, messages ◀────┘
 //! ```
-//! * ARMED - arm, look again, sleep: whatever came before a descriptor was armed is found by the pass
-//!   between arming and sleeping. A pass that made a connection is followed by another one, since that
-//!   connection was not there to be armed.
-//! * CAUSE FIRST - news of the resource manager are applied before messages of clients that were
-//!   taken earlier, so a lease never arrives before the registration that allowed it.
+//! * A pass that made a connection is followed by another one, since that connection was not there to be
+//!   armed.
+//! * News of the resource manager are applied before messages of clients that were taken earlier, so a lease
+//!   never arrives before the registration that allowed it.
+//!
+//! Elsewhere: how the loop waits (`rfaas_program::poll_loop`), its end (`stop`).
 
 use std::collections::VecDeque;
-use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::Arc;
+use std::os::fd::AsFd;
 use std::time::{Duration, Instant, SystemTime};
 
-use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::eventfd::EventFd;
-use rdmalib::{ConnectRequest, Listener};
+use rdmalib::ConnectRequest;
 use rfaas_program::log::MEASURED;
+use rfaas_program::poll_loop::{
+    Acceptor, Bell, Idle, Pass, PollLoop, Sources, WaitError, Wakeups, in_full, run,
+};
+use rfaas_protocol::Capacity;
 use rfaas_protocol::accounting::AccountingHello;
 use rfaas_protocol::allocation::{Allocate, ClaimHello, FromClient, Renew};
 use rfaas_protocol::channel::refuse;
@@ -29,22 +30,36 @@ use rfaas_protocol::lease::{EndReason, LeaseId};
 use rfaas_protocol::node::LeaseEnded;
 use rfaas_protocol::{Hello, Malformed, Role, parse_prefix};
 
-use crate::allocations::{Action, Allocations, Capacity, ClientId, Event};
+use crate::Error;
+use crate::allocations::{Action, Allocations, ClientId, Event};
 use crate::clients::{Clients, Heard};
 use crate::executors::Executors;
 use crate::lives::Lives;
 use crate::request::{Authority, Opening, Refusal};
 use crate::signals::Signals;
 use crate::upstream::{News, Upstream};
-use crate::{Error, in_full};
 
 mod stop;
 pub use stop::Stopping;
 
-/// Pause after the listener failed, which it does when descriptors run out.
-const LISTENER_PAUSE: Duration = Duration::from_millis(100);
 /// Connections taken before everybody else has a turn.
-const CONNECTIONS: usize = 32;
+pub const ACCEPT_BATCH: usize = 32;
+
+/// Something that the loop waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// SIGINT, SIGTERM, SIGHUP, SIGCHLD.
+    Signals,
+    /// Helper threads.
+    Bell,
+    /// Connections.
+    Listener,
+    /// The resource manager.
+    Upstream,
+    /// A client.
+    Client(ClientId),
+}
+
 /// What the loop is made of; put together by [`run`](crate::run).
 #[derive(Debug)]
 pub struct Manager {
@@ -57,19 +72,17 @@ pub struct Manager {
     /// None without a resource manager.
     pub upstream: Option<Upstream>,
     /// Where clients and executors connect.
-    pub listener: Listener,
+    pub acceptor: Acceptor,
     /// Who holds what.
     pub allocations: Allocations,
     /// Whose tokens count.
     pub authority: Authority,
     /// SIGINT, SIGTERM, SIGHUP, SIGCHLD.
     pub signals: Signals,
-    /// Written to by helper threads.
-    pub wake: Arc<EventFd>,
-    /// Sleep while nothing happens; false: poll all the time.
-    pub sleep: bool,
-    /// Not before this time is the listener looked at.
-    pub listener_paused: Option<Instant>,
+    /// Rung by helper threads.
+    pub bell: Bell,
+    /// Whether to sleep while nothing happens.
+    pub idle: Idle,
     /// How long leases may last after the first signal.
     pub drain: Duration,
     /// Set by the first signal.
@@ -83,32 +96,24 @@ pub struct Manager {
 impl Manager {
     /// Runs until a signal stops it.
     pub fn run(mut self) -> Result<(), Error> {
-        loop {
-            if self.sleep {
-                self.arm();
-            }
-            let worked = self.pass()?;
-            if self.stopped()? {
-                return Ok(());
-            }
-            self.wait(worked)?;
-        }
+        let idle = self.idle;
+        run(&mut self, idle)
     }
 
     /// Does everything that can be done now; returns whether there was anything.
-    fn pass(&mut self) -> Result<bool, Error> {
+    fn work(&mut self) -> Result<bool, Error> {
         let now = Instant::now();
         let mut events = VecDeque::new();
         let seen = self.signals.take().map_err(|errno| Error::os("reading signals", errno))?;
         if seen.stop {
             self.stop(seen.interrupts, now, &mut events)?;
         }
-        let _ = self.wake.read(); // empty is fine: it does not block
+        self.bell.silence();
         let mut worked = seen.stop || seen.child;
         worked |= self.take_connections(now);
         let heard = self.clients.receive(now);
         worked |= !heard.is_empty();
-        worked |= self.take_news(now, &mut events)?; // CAUSE FIRST
+        worked |= self.take_news(now, &mut events)?; // before the messages of clients
         self.process(&mut events);
         for heard in heard {
             match heard {
@@ -117,7 +122,7 @@ impl Manager {
             }
             self.process(&mut events); // one by one: answers keep the order of the questions
         }
-        if self.executors.tick(now) || seen.child || !self.sleep {
+        if self.executors.tick(now) || seen.child || self.idle == Idle::Poll {
             events.extend(self.executors.reap().into_iter().map(|gone| {
                 if self.lives.admit(now, gone.lease) {
                     tracing::info!(name: MEASURED, lease = %gone.lease, exit = ?gone.exit, "executor is gone");
@@ -250,22 +255,12 @@ impl Manager {
     }
 
     fn take_connections(&mut self, now: Instant) -> bool {
-        if self.listener_paused.is_some_and(|until| now < until) {
-            return false;
+        let mut taken = 0;
+        while let Some(request) = self.acceptor.next(now, taken) {
+            taken += 1;
+            self.connect(request, now);
         }
-        self.listener_paused = None;
-        for taken in 0..CONNECTIONS {
-            match self.listener.try_next() {
-                Ok(None) => return taken > 0,
-                Ok(Some(request)) => self.connect(request, now),
-                Err(error) => {
-                    tracing::warn!(error = in_full(&error), "a connection could not be taken");
-                    self.listener_paused = Some(now + LISTENER_PAUSE);
-                    return taken > 0;
-                }
-            }
-        }
-        true
+        taken > 0
     }
 
     fn connect(&mut self, request: ConnectRequest, now: Instant) {
@@ -276,7 +271,8 @@ impl Manager {
         });
         match hello {
             Ok((Role::Allocation, _, hello)) => {
-                let (opening, proof) = self.authority.answer(hello, self.listener.local_addr());
+                let (opening, proof) =
+                    self.authority.answer(hello, self.acceptor.listener().local_addr());
                 self.clients.accept(request, opening, &proof, now);
             }
             Ok((Role::Accounting, Some(hello), _)) => self.executors.accept(hello.secret, request),
@@ -297,7 +293,7 @@ impl Manager {
         let any = !news.is_empty();
         for news in news {
             match news {
-                News::Reached => {} // work enough not to sleep before it is armed (ARMED)
+                News::Reached => {} // work enough not to sleep before it is armed (it was not there to be armed)
                 News::Registered { cores, memory } => {
                     events.push_back(Event::Capacity(Capacity { cores, memory }));
                     self.allocations.in_use().for_each(|terms| upstream.claimed(terms));
@@ -321,11 +317,46 @@ impl Manager {
         }
         Ok(any)
     }
+}
+
+impl PollLoop for Manager {
+    type Source = Source;
+    type Error = Error;
 
     fn arm(&mut self) {
         self.clients.arm();
         if let Some(upstream) = &mut self.upstream {
             upstream.arm();
+        }
+    }
+
+    /// Looks at everything, whoever had news: there are few clients.
+    fn pass(&mut self, _: Wakeups<Source>) -> Result<Pass, Error> {
+        let worked = self.work()?;
+        Ok(match (self.stopped()?, worked) {
+            (true, _) => Pass::Stop,
+            (false, true) => Pass::Again,
+            (false, false) => Pass::Done,
+        })
+    }
+
+    fn sources<'a>(&'a self, sources: &mut Sources<'a, Source>) {
+        sources.add(Source::Signals, self.signals.as_fd());
+        sources.add(Source::Bell, self.bell.as_fd());
+        self.acceptor.add_to(Source::Listener, sources);
+        if let Some(descriptor) = self.upstream.as_ref().and_then(Upstream::descriptor) {
+            sources.add(Source::Upstream, descriptor);
+        }
+        for (client, descriptor) in self.clients.descriptors() {
+            sources.add(Source::Client(client), descriptor);
+        }
+    }
+
+    fn acknowledge(&mut self, source: Source) {
+        match source {
+            Source::Signals | Source::Bell | Source::Listener => {} // each pass takes them
+            Source::Upstream => self.upstream.iter_mut().for_each(Upstream::acknowledge),
+            Source::Client(client) => self.clients.acknowledge(client),
         }
     }
 
@@ -337,7 +368,7 @@ impl Manager {
             self.executors.next_deadline(),
             self.clients.next_deadline(),
             self.lives.next_deadline(),
-            self.listener_paused,
+            self.acceptor.paused_until(),
             stopping,
             upstream,
         ]
@@ -345,49 +376,13 @@ impl Manager {
         .flatten()
         .min()
     }
-
-    /// Sleeps until something happens or is due; only looks if the last pass found work, since there
-    /// may be more.
-    fn wait(&mut self, worked: bool) -> Result<(), Error> {
-        let timeout = if !self.sleep {
-            std::thread::yield_now(); // polling: other processes of this node get their turn
-            PollTimeout::ZERO
-        } else if worked {
-            PollTimeout::ZERO
-        } else {
-            timeout(self.next_deadline(Instant::now()), Instant::now())
-        };
-        let upstream = self.upstream.as_ref().and_then(Upstream::descriptor);
-        let listener = self.listener_paused.is_none().then(|| self.listener.as_fd());
-        let mut polled: Vec<PollFd> = [Some(self.signals.as_fd()), Some(self.wake.as_fd())]
-            .into_iter()
-            .chain([listener, upstream])
-            .flatten()
-            .chain(self.clients.descriptors())
-            .map(|fd: BorrowedFd| PollFd::new(fd, PollFlags::POLLIN))
-            .collect();
-        match poll(&mut polled, timeout) {
-            Ok(_) | Err(Errno::EINTR) => {}
-            Err(errno) => return Err(Error::os("waiting for events", errno)),
-        }
-        let fixed = 2 + usize::from(listener.is_some());
-        let readable: Vec<bool> =
-            polled[fixed..].iter().map(|fd| fd.any().unwrap_or(true)).collect();
-        let mut readable = readable.into_iter();
-        if upstream.is_some() && readable.next() == Some(true) {
-            self.upstream.iter_mut().for_each(Upstream::acknowledge);
-        }
-        self.clients.acknowledge(readable);
-        Ok(())
-    }
 }
 
-/// Time until `deadline` for `poll(2)`, rounded up so that it is over when poll returns.
-fn timeout(deadline: Option<Instant>, now: Instant) -> PollTimeout {
-    let Some(deadline) = deadline else { return PollTimeout::NONE };
-    let left = deadline.saturating_duration_since(now);
-    let ms = left.as_micros().div_ceil(1000).min(i32::MAX as u128);
-    PollTimeout::try_from(ms as i32).unwrap_or(PollTimeout::MAX)
+/// Waiting for events failed.
+impl From<WaitError> for Error {
+    fn from(WaitError(errno): WaitError) -> Self {
+        Error::os("waiting for events", errno)
+    }
 }
 
 fn log_bill(ended: &LeaseEnded) {
@@ -402,22 +397,4 @@ fn log_bill(ended: &LeaseEnded) {
         invocations = ended.bill.invocations.get(),
         "lease ended"
     );
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_sleep_is_never_shorter_than_the_deadline_is_away() {
-        let now = Instant::now();
-        assert_eq!(timeout(None, now), PollTimeout::NONE);
-        assert_eq!(timeout(Some(now), now), PollTimeout::ZERO);
-        for (us, ms) in [(1, 1), (1000, 1), (1001, 2), (499_999, 500)] {
-            let deadline = now + Duration::from_micros(us);
-            assert_eq!(timeout(Some(deadline), now), PollTimeout::from(ms as u16));
-        }
-        let far = now + Duration::from_secs(1 << 32);
-        assert_eq!(timeout(Some(far), now), PollTimeout::try_from(i32::MAX).unwrap());
-    }
 }

@@ -19,8 +19,8 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant, SystemTime};
 
-use nix::sys::eventfd::EventFd;
 use rfaas_config::{ExecutorManagerNode, OpenDevice};
+use rfaas_program::poll_loop::{Bell, in_full};
 use rfaas_protocol::channel::{Channel, ChannelError, Incoming};
 use rfaas_protocol::heartbeat::{Heartbeat, Pulse};
 use rfaas_protocol::lease::{EndReason, LeaseId, LeaseTerms};
@@ -32,7 +32,6 @@ use rfaas_protocol::{Clock, Malformed, Nonces};
 
 use crate::clock::ClusterClock;
 use crate::identity::Identity;
-use crate::in_full;
 
 mod dial;
 pub use dial::DialError;
@@ -71,7 +70,7 @@ pub enum News {
 }
 
 #[derive(Debug)]
-enum State {
+enum UpstreamState {
     Waiting { until: Instant },
     Dialing { answer: mpsc::Receiver<Dialed> },
     Registering { channel: Channel, since: Instant },
@@ -84,8 +83,8 @@ pub struct Upstream {
     device: OpenDevice,
     target: ExecutorManagerNode,
     identity: Arc<Identity>,
-    wake: Arc<EventFd>,
-    state: State,
+    bell: Bell,
+    state: UpstreamState,
     /// As the resource manager said last.
     heartbeat: Heartbeat,
     backoff: Duration,
@@ -107,12 +106,12 @@ pub struct Upstream {
 
 impl Upstream {
     /// Will dial the resource manager of `target`, as `identity`, at the first
-    /// [`pump`](Upstream::pump). `wake` is written to when [`pump`](Upstream::pump) is due.
+    /// [`pump`](Upstream::pump). `bell` is rung when [`pump`](Upstream::pump) is due.
     pub fn new(
         device: OpenDevice,
         target: ExecutorManagerNode,
         identity: Arc<Identity>,
-        wake: Arc<EventFd>,
+        bell: Bell,
         now: Instant,
     ) -> Self {
         let heartbeat = target.heartbeat();
@@ -120,8 +119,8 @@ impl Upstream {
             device,
             target,
             identity,
-            wake,
-            state: State::Waiting { until: now },
+            bell,
+            state: UpstreamState::Waiting { until: now },
             heartbeat,
             backoff: BACKOFF.0,
             clock: ClusterClock::default(),
@@ -169,7 +168,7 @@ impl Upstream {
     /// Sends `message` now if there is room for it: a client that is told of an end next may ask the
     /// resource manager for what became free.
     fn report(&mut self, message: FromNode) {
-        if let State::Registered { channel, .. } = &mut self.state {
+        if let UpstreamState::Registered { channel, .. } = &mut self.state {
             self.outgoing.push_back(message);
             if let Err(error) = send_waiting(&mut self.outgoing, channel) {
                 tracing::debug!(%error, "not sent; the next `pump` fails for the same reason");
@@ -189,18 +188,20 @@ impl Upstream {
 
     /// Whether the node is registered now.
     pub fn is_registered(&self) -> bool {
-        matches!(self.state, State::Registered { .. })
+        matches!(self.state, UpstreamState::Registered { .. })
     }
 
     /// Takes what arrived, sends what waits, connects again when it is time. Never waits.
     pub fn pump(&mut self, now: Instant) -> Vec<News> {
         let mut news = Vec::new();
         // The state is moved out and put back, so that an early return means: lost.
-        match std::mem::replace(&mut self.state, State::Waiting { until: now }) {
-            State::Waiting { until } if now < until => self.state = State::Waiting { until },
-            State::Waiting { .. } => self.dial(now),
-            State::Dialing { answer } => match answer.try_recv() {
-                Err(mpsc::TryRecvError::Empty) => self.state = State::Dialing { answer },
+        match std::mem::replace(&mut self.state, UpstreamState::Waiting { until: now }) {
+            UpstreamState::Waiting { until } if now < until => {
+                self.state = UpstreamState::Waiting { until }
+            }
+            UpstreamState::Waiting { .. } => self.dial(now),
+            UpstreamState::Dialing { answer } => match answer.try_recv() {
+                Err(mpsc::TryRecvError::Empty) => self.state = UpstreamState::Dialing { answer },
                 Ok(Ok((channel, nonces))) => {
                     self.register(channel, &nonces, now);
                     news.push(News::Reached);
@@ -208,10 +209,12 @@ impl Upstream {
                 Ok(Err(error)) => self.not_reached(error, now, &mut news),
                 Err(mpsc::TryRecvError::Disconnected) => self.lost("the helper thread ended", now),
             },
-            State::Registering { channel, since } => {
+            UpstreamState::Registering { channel, since } => {
                 self.await_registration(channel, since, now, &mut news);
             }
-            State::Registered { channel, pulse } => self.converse(channel, pulse, now, &mut news),
+            UpstreamState::Registered { channel, pulse } => {
+                self.converse(channel, pulse, now, &mut news)
+            }
         }
         news
     }
@@ -219,10 +222,10 @@ impl Upstream {
     /// When [`pump`](Upstream::pump) is due at the latest, if no descriptor tells before.
     pub fn next_deadline(&self, now: Instant) -> Option<Instant> {
         match &self.state {
-            State::Waiting { until } => Some(*until),
-            State::Dialing { .. } => None, // the helper wakes us, and its waits end
-            State::Registering { since, .. } => Some(*since + self.heartbeat.silence),
-            State::Registered { pulse, .. } => {
+            UpstreamState::Waiting { until } => Some(*until),
+            UpstreamState::Dialing { .. } => None, // the helper wakes us, and its waits end
+            UpstreamState::Registering { since, .. } => Some(*since + self.heartbeat.silence),
+            UpstreamState::Registered { pulse, .. } => {
                 let next = pulse.deadline();
                 Some(if self.outgoing.is_empty() { next } else { next.min(now + SEND_AGAIN) })
             }
@@ -242,16 +245,15 @@ impl Upstream {
     /// What to poll.
     pub fn descriptor(&self) -> Option<BorrowedFd<'_>> {
         match &self.state {
-            State::Registering { channel, .. } | State::Registered { channel, .. } => {
-                Some(channel.as_fd())
-            }
-            State::Waiting { .. } | State::Dialing { .. } => None,
+            UpstreamState::Registering { channel, .. }
+            | UpstreamState::Registered { channel, .. } => Some(channel.as_fd()),
+            UpstreamState::Waiting { .. } | UpstreamState::Dialing { .. } => None,
         }
     }
 
     fn with_channel(&mut self, call: fn(&mut Channel) -> Result<(), ChannelError>) {
-        if let State::Registering { channel, .. } | State::Registered { channel, .. } =
-            &mut self.state
+        if let UpstreamState::Registering { channel, .. }
+        | UpstreamState::Registered { channel, .. } = &mut self.state
             && let Err(error) = call(channel)
         {
             tracing::debug!(%error, "resource manager's queue failed");
@@ -262,15 +264,15 @@ impl Upstream {
     /// NEVER BLOCKS.
     fn dial(&mut self, now: Instant) {
         let (sender, answer) = mpsc::channel();
-        let (device, target, wake) = (self.device.clone(), self.target.clone(), self.wake.clone());
+        let (device, target, bell) = (self.device.clone(), self.target.clone(), self.bell.clone());
         let secret = self.identity.secret.clone();
         let helper = std::thread::Builder::new().name("dial".into()).spawn(move || {
             // Nobody takes the result if the manager has stopped in the meantime.
             let _ = sender.send(connect(&device, &target, &secret));
-            let _ = wake.write(1);
+            bell.ring();
         });
         match helper {
-            Ok(_detached) => self.state = State::Dialing { answer },
+            Ok(_detached) => self.state = UpstreamState::Dialing { answer },
             Err(error) => self.lost(&in_full(&DialError::Thread(error)), now),
         }
     }
@@ -280,7 +282,7 @@ impl Upstream {
         let Identity { name, instance, address, secret, .. } = &*self.identity;
         let register = Register::new(*name, instance.get(), *address, nonces, secret);
         match channel.send(&FromNode::Register(register)) {
-            Ok(()) => self.state = State::Registering { channel, since: now },
+            Ok(()) => self.state = UpstreamState::Registering { channel, since: now },
             Err(error) => self.lost(&in_full(&error), now),
         }
     }
@@ -294,7 +296,7 @@ impl Upstream {
     ) {
         match channel.try_receive() {
             Ok(None) if now < since + self.heartbeat.silence => {
-                self.state = State::Registering { channel, since };
+                self.state = UpstreamState::Registering { channel, since };
             }
             Ok(None) => self.lost("no answer to the registration", now),
             // Its answer waits until its disk has the registration; that may take longer than a period.
@@ -307,7 +309,8 @@ impl Upstream {
                 let drain = self.draining.map(|deadline| draining(now, deadline));
                 self.outgoing = drain.into_iter().chain(ends).collect();
                 news.push(self.registered(&granted, now));
-                self.state = State::Registered { channel, pulse: Pulse::new(self.heartbeat, now) };
+                self.state =
+                    UpstreamState::Registered { channel, pulse: Pulse::new(self.heartbeat, now) };
             }
             Ok(Some(Incoming::Message(ToNode::Refused(refused)))) => self.refused(&refused, now),
             Ok(Some(other)) => {
@@ -354,7 +357,7 @@ impl Upstream {
         if let Err(error) = send_waiting(&mut self.outgoing, &mut channel) {
             return self.lost(&in_full(&error), now);
         }
-        self.state = State::Registered { channel, pulse };
+        self.state = UpstreamState::Registered { channel, pulse };
     }
 
     fn take_in(
@@ -431,7 +434,7 @@ impl Upstream {
 
     fn retry(&mut self, now: Instant) {
         self.outgoing.clear();
-        self.state = State::Waiting { until: now + self.backoff };
+        self.state = UpstreamState::Waiting { until: now + self.backoff };
         self.backoff = (2 * self.backoff).min(BACKOFF.1);
     }
 }

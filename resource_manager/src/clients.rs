@@ -21,6 +21,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rdmalib::{ConnectRequest, Device, Peer, WaitingList};
+use rfaas_program::poll_loop::Idle;
 use rfaas_protocol::channel::{Channel, ChannelError};
 use rfaas_protocol::lease::{
     EndReason, FromClient, LeaseGranted, LeaseId, LeaseRefused, LeaseRelease, LeaseRenew,
@@ -29,7 +30,7 @@ use rfaas_protocol::lease::{
 use rfaas_protocol::{Empty, Malformed};
 use zerocopy::little_endian::U32;
 
-use crate::link::{Outbox, Turn, Waiting, take_messages};
+use crate::link::{Outbox, Turn, take_messages};
 use crate::pool::{Action, Ask, Grant, LinkId, MAX_NODES, Now, Pool};
 
 /// Whom a lease is billed to if the client gives no name.
@@ -112,12 +113,12 @@ pub(crate) struct Clients {
     /// Answers to send with [`deliver`](Self::deliver), in order (DURABLE FIRST).
     answers: Vec<(LinkId, ToClient)>,
     secret: Arc<[u8]>,
-    waiting: Waiting,
+    idle: Idle,
 }
 
 impl Clients {
     /// None yet; there may be `most`, and those that leave for up to `batch` that come in a pass.
-    pub(crate) fn new(secret: Arc<[u8]>, waiting: Waiting, most: usize, batch: usize) -> Self {
+    pub(crate) fn new(secret: Arc<[u8]>, idle: Idle, most: usize, batch: usize) -> Self {
         Clients {
             links: BTreeMap::new(),
             staying: WaitingList::new((most / 2).min(MOST_OF_PEER), most),
@@ -126,7 +127,7 @@ impl Clients {
             aside: Vec::new(),
             answers: Vec::new(),
             secret,
-            waiting,
+            idle,
         }
     }
 
@@ -229,7 +230,7 @@ impl Clients {
         let ClientLink { channel, origin, outbox, leases, granted } = link;
         let (secret, answers, aside) = (&self.secret, &mut self.answers, &mut self.aside);
         let mut heard = false;
-        let turn = take_messages(channel, self.waiting, most, |_, message| {
+        let turn = take_messages(channel, self.idle, most, |_, message| {
             heard = true;
             let answer = match message {
                 FromClient::Request(request) => {

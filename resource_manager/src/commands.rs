@@ -9,11 +9,9 @@
 //! the executors database.
 
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
-use nix::errno::Errno;
-use nix::sys::eventfd::{EfdFlags, EventFd};
+use rfaas_program::poll_loop::Bell;
 use tokio::sync::oneshot;
 
 use crate::pool::{Action, Now, Pool};
@@ -41,19 +39,18 @@ pub struct Stopped;
 #[derive(Clone)]
 pub struct Commands {
     queue: Sender<Command>,
-    bell: Arc<EventFd>,
+    bell: Bell,
 }
 
 /// The loop's end.
 pub struct Inbox {
     queue: Receiver<Command>,
-    bell: Arc<EventFd>,
+    bell: Bell,
 }
 
 /// Both ends. Fails only if the process has no descriptor left.
 pub fn commands() -> nix::Result<(Commands, Inbox)> {
-    let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
-    let bell = Arc::new(EventFd::from_flags(flags)?);
+    let bell = Bell::new()?;
     let (sender, receiver) = channel();
     Ok((Commands { queue: sender, bell: bell.clone() }, Inbox { queue: receiver, bell }))
 }
@@ -90,10 +87,7 @@ impl Commands {
 
     fn send(&self, command: Command) -> Result<(), Stopped> {
         self.queue.send(command).map_err(|_| Stopped)?;
-        match self.bell.write(1) {
-            Ok(_) | Err(Errno::EAGAIN) => {} // EAGAIN: it has been ringing 2^64 times already
-            Err(errno) => tracing::error!(%errno, "the loop cannot be woken"),
-        }
+        self.bell.ring();
         Ok(())
     }
 }
@@ -106,7 +100,7 @@ impl Inbox {
 
     /// Silences the bell; before looking for commands, so that none is missed.
     pub fn acknowledge(&self) {
-        let _ = self.bell.read(); // EAGAIN: it did not ring
+        self.bell.silence();
     }
 }
 

@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 
+use rfaas_program::poll_loop::Idle;
 use rfaas_protocol::channel::{Channel, ChannelError, Incoming};
 use rfaas_protocol::{Malformed, MessageKind};
 
@@ -15,24 +16,15 @@ pub(crate) enum Turn {
     Again,
 }
 
-/// Whether the loop sleeps between turns.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Waiting {
-    /// On descriptors, which must be armed.
-    Asleep,
-    /// It polls all the time.
-    Polling,
-}
-
 /// Hands up to `most` messages of one peer to `handle`. Any `Err` ends this connection, and only
 /// this one.
 pub(crate) fn take_messages<M: MessageKind>(
     channel: &mut Channel,
-    waiting: Waiting,
+    idle: Idle,
     most: usize,
     mut handle: impl FnMut(&mut Channel, M) -> Result<(), ChannelError>,
 ) -> Result<Turn, ChannelError> {
-    let mut armed = waiting == Waiting::Polling;
+    let mut armed = idle == Idle::Poll;
     let mut taken = 0;
     while taken < most {
         match channel.try_receive::<M>()? {

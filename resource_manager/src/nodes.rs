@@ -18,6 +18,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use rdmalib::{ConnectRequest, Device, Peer, WaitingList};
+use rfaas_program::poll_loop::Idle;
 use rfaas_protocol::channel::{Channel, ChannelError};
 use rfaas_protocol::heartbeat::{Heartbeat, Pulse};
 use rfaas_protocol::lease::{EndReason, LeaseId, LeaseTerms, Reason};
@@ -27,7 +28,7 @@ use rfaas_protocol::node::{
 };
 use rfaas_protocol::{Clock, Malformed, Nonces};
 
-use crate::link::{Outbox, Turn, Waiting, take_messages};
+use crate::link::{Outbox, Turn, take_messages};
 use crate::metrics::Events;
 use crate::pool::{Action, Ask, Capacity, EndReport, LinkId, MAX_TIMEOUT, Now, Pool, Run, Terms};
 
@@ -77,7 +78,7 @@ pub(crate) struct Nodes {
     links: BTreeMap<LinkId, NodeLink>,
     secret: Arc<[u8]>,
     heartbeat: Heartbeat,
-    waiting: Waiting,
+    idle: Idle,
     events: Arc<Events>,
     /// Those that have not registered, also those that were refused.
     unregistered: WaitingList<LinkId>,
@@ -92,7 +93,7 @@ impl Nodes {
     pub(crate) fn new(
         secret: Arc<[u8]>,
         heartbeat: Heartbeat,
-        waiting: Waiting,
+        idle: Idle,
         events: Arc<Events>,
         most: usize,
     ) -> Self {
@@ -101,7 +102,7 @@ impl Nodes {
             links: BTreeMap::new(),
             secret,
             heartbeat,
-            waiting,
+            idle,
             events,
             unregistered: WaitingList::new(unregistered / 2, unregistered),
             leaving: Vec::new(),
@@ -177,7 +178,7 @@ impl Nodes {
         // Out of the map, since a registration may concern another connection too.
         let Some(mut link) = self.links.remove(&id) else { return Turn::Done };
         let NodeLink { channel, outbox, phase } = &mut link;
-        let turn = take_messages(channel, self.waiting, TURN, |channel, message| {
+        let turn = take_messages(channel, self.idle, TURN, |channel, message| {
             if let Phase::Registered { pulse, .. } = phase {
                 pulse.heard(now.monotonic);
             }

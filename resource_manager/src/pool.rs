@@ -51,6 +51,7 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use rdmalib::Peer;
+pub use rfaas_protocol::Capacity;
 use rfaas_protocol::lease::{EndReason, LeaseId, Unusable};
 use rfaas_protocol::node::Bill;
 
@@ -65,7 +66,7 @@ pub use lease::{EndReport, Grant, LeaseState, LeaseView, Terms};
 use lease::{Lease, LeasePhase};
 use lease_table::{LeaseTable, Reported};
 pub use limits::*;
-pub use node::{Capacity, Conflict, NodeSpec, NodeState, NodeView, Removal, Run};
+pub use node::{Conflict, NodeSpec, NodeState, NodeView, Removal, Run};
 use node_index::NodeSlot;
 pub use node_index::NodeSums;
 use node_table::{NodeDue, canonical};

@@ -1,6 +1,5 @@
-//! The loop: one thread owns the listener, all connections and the pool. It sleeps until one of them
-//! has news, a command comes or a deadline is due; then it hands news and time to the pool, has the ledger
-//! commit what changed, and carries out what the pool says.
+//! The loop: one thread owns the listener, all connections and the pool. A pass hands news and time to the
+//! pool, has the ledger commit what changed, and carries out what the pool says.
 //!
 //! ```text
 //!   poll(2) ──▶ accept ──▶ turns of peers ──▶ nodes are heard, if anybody asks ──┐
@@ -10,7 +9,7 @@
 //!      │         commit ──▶ actions ──▶ answers over RDMA ──▶ answers over HTTP ──┐
 //!      └──────────────────────────────────────────────────────────────────────────┘
 //! ```
-//! With `rdma-sleep` false it looks at everything again and again instead, without sleeping.
+//! Elsewhere: how the loop waits (`rfaas_program::poll_loop`).
 //!
 //! DURABLE FIRST - nothing leaves this loop, to a node, a client or over HTTP, before the changes that it tells
 //! of are committed ([`Ledger`]). Signs of life and refusals of connections tell of none.
@@ -21,13 +20,14 @@ mod tests;
 use std::collections::BTreeSet;
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::Context;
-use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rdmalib::{ConnectRequest, Device, Listener};
 use rfaas_program::inherited::descriptor_limit;
+use rfaas_program::poll_loop::{
+    Acceptor, DESCRIPTORS_PER_CONNECTION, Idle, Pass, PollLoop, Sources, Wakeups, run,
+};
 use rfaas_protocol::channel::refuse;
 use rfaas_protocol::heartbeat::Heartbeat;
 use rfaas_protocol::node::NodeHello;
@@ -37,7 +37,7 @@ use crate::clients::Clients;
 use crate::commands::{Answer, Command, Commands, Inbox, Work};
 use crate::executors::Export;
 use crate::ledger::Ledger;
-use crate::link::{Turn, Waiting};
+use crate::link::Turn;
 use crate::metrics::Events;
 use crate::nodes::{Nodes, message_of};
 use crate::pool::{Action, LinkId, Now, Pool};
@@ -49,10 +49,6 @@ const ACCEPT_BATCH: usize = 32;
 /// and of one of them.
 const MESSAGES: usize = 1024;
 const MESSAGES_OF_CLIENT: usize = 64;
-/// Pause after the listener failed (no descriptor is left, say), so that the loop does not spin on it.
-const LISTEN_AGAIN: Duration = Duration::from_millis(200);
-/// Descriptors that one connection may use on any provider, rounded up.
-const DESCRIPTORS_PER_CONNECTION: u64 = 8;
 /// Descriptors for everything else: files, HTTP connections (256), device.
 const OTHER_DESCRIPTORS: u64 = 512;
 /// Most connections, whatever the limit of descriptors.
@@ -64,7 +60,7 @@ const NOT_COMMITTED: &str = "the state could not be written, so nothing can be p
 
 /// Something that the loop waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Source {
+pub(crate) enum Source {
     Commands,
     Listener,
     Node(LinkId),
@@ -74,7 +70,7 @@ enum Source {
 /// What a resource manager serves with.
 pub(crate) struct Server {
     device: Device,
-    listener: Listener,
+    acceptor: Acceptor,
     inbox: Inbox,
     /// For those who look up addresses.
     commands: Commands,
@@ -84,10 +80,9 @@ pub(crate) struct Server {
     clients: Clients,
     export: Option<Export>,
     heartbeat: Heartbeat,
-    waiting: Waiting,
+    idle: Idle,
     max_connections: usize,
     next_link: u64,
-    listen_again: Option<Instant>,
     /// Who has news, or may have.
     due: BTreeSet<Source>,
 }
@@ -110,82 +105,39 @@ impl Server {
         events: Arc<Events>,
         Terms { secret, heartbeat, sleep }: Terms,
     ) -> Self {
-        let waiting = if sleep { Waiting::Asleep } else { Waiting::Polling };
+        let idle = if sleep { Idle::Sleep } else { Idle::Poll };
         let max_connections = max_connections();
         Server {
             device,
-            listener,
+            acceptor: Acceptor::new(listener, accept_batch(max_connections)),
             inbox,
             commands,
             pool,
             ledger,
-            nodes: Nodes::new(secret.clone(), heartbeat, waiting, events, max_connections),
+            nodes: Nodes::new(secret.clone(), heartbeat, idle, events, max_connections),
             // A quarter is for nodes only.
             clients: Clients::new(
                 secret,
-                waiting,
+                idle,
                 max_connections - max_connections / 4,
                 accept_batch(max_connections),
             ),
             export,
             heartbeat,
-            waiting,
+            idle,
             max_connections,
             next_link: 0,
-            listen_again: None,
-            due: BTreeSet::from([Source::Commands, Source::Listener]),
+            due: BTreeSet::new(),
         }
     }
 
     /// Serves until it is told to stop. The connections end with it; leases in use do not.
     pub(crate) fn run(mut self) -> anyhow::Result<()> {
-        self.serve()?;
+        let idle = self.idle;
+        run(&mut self, idle)?;
         self.ledger.close().context(NOT_COMMITTED)?;
         self.write_database();
         Ok(())
-    }
-
-    fn serve(&mut self) -> anyhow::Result<()> {
-        let mut actions = Vec::new();
-        let mut answers = Vec::new();
-        loop {
-            let now = Now::read();
-            let due = std::mem::take(&mut self.due);
-            if due.contains(&Source::Listener)
-                && self.listen_again.is_none_or(|at| at <= now.monotonic)
-            {
-                self.accept(now);
-            }
-            self.turns(now, &due, &mut actions);
-            let (work, stop) = match due.contains(&Source::Commands) {
-                true => self.take_commands(),
-                false => (Vec::new(), false),
-            };
-            if !work.is_empty() || self.clients.has_aside() {
-                // Once a pass, however many ask.
-                self.nodes.hear(now, &mut self.pool, &mut actions);
-            }
-            let done = work.into_iter().map(|work| work(&mut self.pool, now, &mut actions));
-            answers.extend(done);
-            self.clients.answer_aside(now, &mut self.pool);
-            self.make_way(now, &mut actions);
-            self.due.extend(self.nodes.unheard().map(Source::Node));
-            // After what peers said: nobody is taken for silent whose words wait to be read.
-            self.pool.tick(now, &mut actions);
-            self.nodes.tick(now, &mut self.pool, &mut actions);
-            self.settle(now, &mut actions)?;
-            answers.drain(..).for_each(|answer: Answer| answer());
-            if stop {
-                return Ok(());
-            }
-            match self.waiting {
-                Waiting::Asleep => self.sleep()?,
-                Waiting::Polling => {
-                    std::thread::yield_now();
-                    self.due = self.sources().collect();
-                }
-            }
-        }
     }
 
     /// Takes what those who are due have sent, and what those who leave have.
@@ -212,91 +164,22 @@ impl Server {
         nodes.chain(self.clients.leaving().map(Source::Client))
     }
 
-    fn sources(&self) -> impl Iterator<Item = Source> {
+    fn all_sources(&self) -> impl Iterator<Item = Source> {
         let nodes = self.nodes.channels().map(|(id, _)| Source::Node(id));
         let clients = self.clients.channels().map(|(id, _)| Source::Client(id));
         [Source::Commands, Source::Listener].into_iter().chain(nodes).chain(clients)
     }
 
-    /// Sleeps until a descriptor is readable or a deadline has come, and notes who is due. Does not
-    /// sleep if somebody is already.
-    fn sleep(&mut self) -> anyhow::Result<()> {
-        let now = Instant::now();
-        let deadlines = [
-            self.pool.next_deadline(),
-            self.nodes.next_deadline(),
-            self.ledger.next_deadline(),
-            self.listen_again,
-            (!self.due.is_empty()).then_some(now),
-        ];
-        let listening = self.listen_again.is_none_or(|at| at <= now);
-        let timeout = match deadlines.into_iter().flatten().min() {
-            None => PollTimeout::NONE,
-            Some(at) => {
-                // Rounded up: a loop that wakes before its deadline would spin until it.
-                let wait = at.saturating_duration_since(now) + Duration::from_micros(999);
-                PollTimeout::try_from(wait.as_millis()).unwrap_or(PollTimeout::MAX)
-            }
-        };
-        let mut sources = vec![Source::Commands];
-        let mut fds = vec![PollFd::new(self.inbox.as_fd(), PollFlags::POLLIN)];
-        if listening {
-            sources.push(Source::Listener);
-            fds.push(PollFd::new(self.listener.as_fd(), PollFlags::POLLIN));
-        }
-        for (id, channel) in self.nodes.channels() {
-            sources.push(Source::Node(id));
-            fds.push(PollFd::new(channel.as_fd(), PollFlags::POLLIN));
-        }
-        for (id, channel) in self.clients.channels() {
-            sources.push(Source::Client(id));
-            fds.push(PollFd::new(channel.as_fd(), PollFlags::POLLIN));
-        }
-        match poll(&mut fds, timeout) {
-            Ok(_) => {}
-            Err(Errno::EINTR) => return Ok(()),
-            Err(errno) => return Err(errno).context("poll(2) failed"),
-        }
-        let rang = |fd: &PollFd| fd.any().unwrap_or(true);
-        let ready: Vec<Source> =
-            sources.into_iter().zip(&fds).filter(|(_, fd)| rang(fd)).map(|(s, _)| s).collect();
-        drop(fds);
-        if self.listen_again.is_some() {
-            self.due.insert(Source::Listener); // `accept` sees whether it is time
-        }
-        for source in ready {
-            let acknowledged = match source {
-                Source::Commands => {
-                    self.inbox.acknowledge();
-                    Ok(())
-                }
-                Source::Listener => Ok(()),
-                Source::Node(id) => self.nodes.acknowledge(id),
-                Source::Client(id) => self.clients.acknowledge(id),
-            };
-            if let Err(error) = acknowledged {
-                tracing::debug!(%error, ?source, "event not acknowledged"); // its turn tells more
-            }
-            self.due.insert(source);
-        }
-        Ok(())
-    }
-
     /// Takes the peers that want to connect.
     fn accept(&mut self, now: Now) {
-        self.listen_again = None;
-        for _ in 0..accept_batch(self.max_connections) {
-            match self.listener.try_next() {
-                Ok(Some(request)) => self.take_peer(now, request),
-                Ok(None) => return,
-                Err(error) => {
-                    tracing::warn!(%error, "a connection could not be taken");
-                    self.listen_again = Some(now.monotonic + LISTEN_AGAIN);
-                    return;
-                }
-            }
+        let mut taken = 0;
+        while let Some(request) = self.acceptor.next(now.monotonic, taken) {
+            taken += 1;
+            self.take_peer(now, request);
         }
-        self.due.insert(Source::Listener);
+        if self.acceptor.may_have_more(taken) {
+            self.due.insert(Source::Listener);
+        }
     }
 
     fn take_peer(&mut self, now: Now, request: ConnectRequest) {
@@ -328,7 +211,7 @@ impl Server {
         let id = LinkId(self.next_link);
         let (source, accepted) = match hello {
             Some(hello) => {
-                let address = self.listener.local_addr();
+                let address = self.acceptor.listener().local_addr();
                 let accepted = self.nodes.accept(now, id, &self.device, request, &hello, address);
                 (Source::Node(id), accepted)
             }
@@ -419,6 +302,87 @@ impl Server {
         if let Err(error) = export.write(&self.pool.nodes()) {
             tracing::error!(%error, "the executors database could not be written; its old state is kept");
         }
+    }
+}
+
+impl PollLoop for Server {
+    type Source = Source;
+    type Error = anyhow::Error;
+
+    fn pass(&mut self, wakeups: Wakeups<Source>) -> anyhow::Result<Pass> {
+        let now = Now::read();
+        let news = match wakeups {
+            Wakeups::All => self.all_sources().collect(),
+            Wakeups::Of(news) => news,
+        };
+        self.due.extend(news);
+        let due = std::mem::take(&mut self.due);
+        if due.contains(&Source::Listener) || self.acceptor.paused_until().is_some() {
+            self.accept(now);
+        }
+        let mut actions = Vec::new();
+        self.turns(now, &due, &mut actions);
+        let (work, stop) = match due.contains(&Source::Commands) {
+            true => self.take_commands(),
+            false => (Vec::new(), false),
+        };
+        if !work.is_empty() || self.clients.has_aside() {
+            // Once a pass, however many ask.
+            self.nodes.hear(now, &mut self.pool, &mut actions);
+        }
+        let done = work.into_iter().map(|work| work(&mut self.pool, now, &mut actions));
+        let answers: Vec<Answer> = done.collect();
+        self.clients.answer_aside(now, &mut self.pool);
+        self.make_way(now, &mut actions);
+        self.due.extend(self.nodes.unheard().map(Source::Node));
+        // After what peers said: a peer whose messages are still unread is not taken for silent.
+        self.pool.tick(now, &mut actions);
+        self.nodes.tick(now, &mut self.pool, &mut actions);
+        self.settle(now, &mut actions)?;
+        answers.into_iter().for_each(|answer| answer());
+        Ok(match (stop, self.due.is_empty()) {
+            (true, _) => Pass::Stop,
+            (false, true) => Pass::Done,
+            (false, false) => Pass::Again,
+        })
+    }
+
+    fn sources<'a>(&'a self, sources: &mut Sources<'a, Source>) {
+        sources.add(Source::Commands, self.inbox.as_fd());
+        self.acceptor.add_to(Source::Listener, sources);
+        for (id, channel) in self.nodes.channels() {
+            sources.add(Source::Node(id), channel.as_fd());
+        }
+        for (id, channel) in self.clients.channels() {
+            sources.add(Source::Client(id), channel.as_fd());
+        }
+    }
+
+    fn acknowledge(&mut self, source: Source) {
+        let acknowledged = match source {
+            Source::Commands => {
+                self.inbox.acknowledge();
+                Ok(())
+            }
+            Source::Listener => Ok(()),
+            Source::Node(id) => self.nodes.acknowledge(id),
+            Source::Client(id) => self.clients.acknowledge(id),
+        };
+        if let Err(error) = acknowledged {
+            tracing::debug!(%error, ?source, "event not acknowledged"); // its turn tells more
+        }
+    }
+
+    fn next_deadline(&self, _: Instant) -> Option<Instant> {
+        [
+            self.pool.next_deadline(),
+            self.nodes.next_deadline(),
+            self.ledger.next_deadline(),
+            self.acceptor.paused_until(),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
     }
 }
 

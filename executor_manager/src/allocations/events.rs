@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
+use rfaas_protocol::Capacity;
 use rfaas_protocol::allocation::{ExecutorExited, ToClient};
 use rfaas_protocol::lease::{EndReason, LeaseId, LeaseTerms};
 use rfaas_protocol::node::{Bill, LeaseEnded};
@@ -17,15 +18,6 @@ const NS_A_CALL: u64 = 10;
 /// Names a client's connection. Never used twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ClientId(pub u64);
-
-/// What a node may lease out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Capacity {
-    /// Cores.
-    pub cores: u32,
-    /// Memory in MB.
-    pub memory: u32,
-}
 
 /// What executors of a lease counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -3,9 +3,9 @@
 //! CAPACITY - the cores and memory of all leases together never exceed what the node may lease out when a
 //! claim is accepted.
 
+use rfaas_protocol::Capacity;
 use rfaas_protocol::allocation::RefusedBecause;
 
-use super::Capacity;
 use crate::cpus::CpuPool;
 use crate::request::Refusal;
 
@@ -29,7 +29,7 @@ pub(super) struct Taken {
 impl Room {
     /// Nothing to lease until [`set`](Self::set). With `cpus`, workers are pinned.
     pub(super) fn new(cpus: Option<CpuPool>) -> Self {
-        Room { all: None, taken: Capacity { cores: 0, memory: 0 }, cpus }
+        Room { all: None, taken: Capacity::NOTHING, cpus }
     }
 
     /// Sets what there is. It may be less than what is taken.
@@ -39,7 +39,7 @@ impl Room {
 
     /// What is free: nothing as long as nobody has said what there is.
     pub(super) fn free(&self) -> Capacity {
-        let all = self.all.unwrap_or(Capacity { cores: 0, memory: 0 });
+        let all = self.all.unwrap_or(Capacity::NOTHING);
         Capacity {
             cores: all.cores.saturating_sub(self.taken.cores),
             memory: all.memory.saturating_sub(self.taken.memory),

@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rdmalib::Peer;
+use rfaas_protocol::Capacity;
 use rfaas_protocol::lease::{EndReason, LeaseId, MAX_CLIENT_NAME_BYTES};
 
 use super::fair_use::Limit;
-use super::node::Capacity;
 use super::{MAX_CORES, MAX_NODES, MAX_TIMEOUT};
 
 /// A request for a lease that can be met in principle.

@@ -5,6 +5,7 @@
 
 use std::time::{Duration, Instant};
 
+use rfaas_protocol::Capacity;
 use rfaas_protocol::lease::{EndReason, LeaseId};
 use rfaas_protocol::node::Bill;
 
@@ -13,7 +14,6 @@ use super::distrust::Distrust;
 use super::fair_use::Shares;
 use super::lease::{Grant, Lease, LeasePhase, Terms, whole_ms};
 use super::lease_table::{LeaseChanges, LeaseTable};
-use super::node::Capacity;
 use super::node_index::NodeSlot;
 use super::node_table::NodeTable;
 use super::{Action, Billed, Changes, LeaseRecord, Now, Totals};

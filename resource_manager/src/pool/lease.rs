@@ -8,11 +8,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rdmalib::Peer;
+use rfaas_protocol::Capacity;
 use rfaas_protocol::lease::{ClientName, EndReason, LeaseId, LeaseTerms, NodeName};
 use rfaas_protocol::node::Bill;
 
 use super::ask::{Ask, NotRenewed};
-use super::node::Capacity;
 use super::node_index::NodeSlot;
 use super::{END_MARGIN, EXPIRY_MARGIN, LeaseRecord, MAX_TIMEOUT, Now, RESTART_RETURN};
 

@@ -8,8 +8,8 @@ use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rfaas_protocol::Clock;
 use rfaas_protocol::lease::{LeaseId, MAX_NODE_NAME_BYTES};
+use rfaas_protocol::{Capacity, Clock};
 
 use super::ask::check_name;
 use super::lease::Lease;
@@ -18,22 +18,6 @@ use super::{Action, LinkId, MAX_CORES, NodeRecord, Now};
 /// How long a look-up of a host name may take before it is started again: longer than a resolver
 /// tries by default (`resolv.conf(5)`: 5 s, twice, up to three servers).
 const RESOLVE_TIME: Duration = Duration::from_secs(45);
-
-/// Cores, and memory in MB.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Capacity {
-    /// Cores.
-    pub cores: u32,
-    /// Memory in MB.
-    pub memory: u32,
-}
-
-impl Capacity {
-    /// Whether `wanted` fits into it.
-    pub fn holds(self, wanted: Capacity) -> bool {
-        self.cores >= wanted.cores && self.memory >= wanted.memory
-    }
-}
 
 /// A node as the operator describes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -244,7 +228,7 @@ impl Node {
             tried_last: false,
             draining: false,
             stopping: false,
-            leased: Capacity { cores: 0, memory: 0 },
+            leased: Capacity::NOTHING,
             leases: BTreeSet::new(),
         }
     }

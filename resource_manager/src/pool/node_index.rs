@@ -6,8 +6,10 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Instant;
 
+use rfaas_protocol::Capacity;
+
 use super::LinkId;
-use super::node::{Capacity, Node, NodeState};
+use super::node::{Node, NodeState};
 use crate::placement::{FreeTree, larger};
 
 /// Where a node is kept as long as it is known. Placement tries nodes in this order. A new node takes

@@ -9,11 +9,12 @@ use std::ops::Bound;
 use std::sync::Arc;
 use std::time::Instant;
 
+use rfaas_protocol::Capacity;
 use rfaas_protocol::lease::LeaseId;
 
 use super::ask::Ask;
 use super::lease::Lease;
-use super::node::{Capacity, Conflict, Connection, Node, NodeSpec, NodeState, NodeView, Run};
+use super::node::{Conflict, Connection, Node, NodeSpec, NodeState, NodeView, Run};
 use super::node_index::{Indexed, NodeIndex, NodeSlot};
 use super::{Action, LinkId, NodeRecord, NodeSums, Now, RECLAIM, RESOLVE_AGAIN, RESTART_RETURN};
 

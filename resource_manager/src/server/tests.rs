@@ -7,6 +7,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::{Condvar, Mutex};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use embedded::device;
 use redb::StorageBackend;
@@ -201,7 +202,7 @@ fn taken<T: Send>(server: &mut Server, connect: impl FnOnce() -> T + Send) -> T 
 
 /// Takes what peers have sent; what they are told is sent.
 fn turns(server: &mut Server) {
-    let (due, mut actions) = (server.sources().collect(), Vec::new());
+    let (due, mut actions) = (server.all_sources().collect(), Vec::new());
     server.turns(Now::read(), &due, &mut actions);
     server.settle(Now::read(), &mut actions).unwrap();
 }

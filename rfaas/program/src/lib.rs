@@ -8,7 +8,7 @@
 //! Standard descriptors that are closed when a program starts are `/dev/null` before `main` runs: the
 //! standard library sees to that, so no connection is ever taken for standard error.
 //!
-//! Elsewhere: how lines get to standard error (`log`).
+//! Elsewhere: how lines get to standard error (`log`), the loop of both managers (`poll_loop`, feature `serve`).
 
 use std::fmt;
 use std::io::{self, Write};
@@ -22,6 +22,8 @@ use rfaas_config::ConfigError;
 mod command_line;
 pub mod inherited;
 pub mod log;
+#[cfg(feature = "serve")]
+pub mod poll_loop;
 
 /// Longest wait of a program that ends for its last lines to be taken. Who reads a log takes a line in
 /// milliseconds, and who does not read it is not waited for by those who watch the program's end.

@@ -24,6 +24,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 pub mod accounting;
 pub mod allocation;
 pub mod assignment;
+mod capacity;
 pub mod channel;
 pub mod heartbeat;
 pub mod invocation;
@@ -34,6 +35,7 @@ mod proof;
 pub mod reach;
 pub mod session;
 
+pub use capacity::Capacity;
 pub use proof::{Clock, Nonce, Nonces, Proof};
 
 /// Version of all conversations together. Peers of another version are refused by name.
