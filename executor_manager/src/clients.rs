@@ -2,15 +2,15 @@
 //! take up room.
 //!
 //! ```text
-//!   waiting (patience runs) ──claims──▶ holding (heartbeats both ways) ──lease ends──▶ waiting
+//!   waiting (its time runs) ──claims──▶ holding (heartbeats both ways) ──lease ends──▶ waiting
 //! ```
-//! * PATIENCE - a connection that says nothing valid for [`SAY_SOMETHING`] or holds no lease for
+//! * A connection that says nothing valid for [`SAY_SOMETHING`] or holds no lease for
 //!   [`CLAIM_SOMETHING`] is dropped. Only so many may wait for that, of one peer and in all; then those that have
 //!   waited longest go for those that come, after what they have sent by then was taken.
-//! * ALIVE - who holds a lease is told a sign of life in every period, and dropped when it was silent for
-//!   too long. Nobody is silent whose words wait to be read.
-//! * ALONE - what a client does wrong ends its own connection and no other.
-//! * TURNS - a client that floods gets [`TURN`] messages taken, then the next one has its turn.
+//! * ALIVE - a client that holds a lease is sent a sign of life in every period, and dropped when it was silent
+//!   for too long. A client whose messages are still unread is not silent.
+//! * HOSTILE - what a client does wrong ends its own connection and no other.
+//! * Of a client that floods, [`TURN`] messages are taken, then the next one has its turn.
 //!
 //! Elsewhere: what a message does (`manager`, `allocations`).
 
@@ -74,7 +74,7 @@ struct Client {
 enum Standing {
     /// It holds no lease, and is dropped at this time.
     Waiting { until: Instant },
-    /// It holds one. ALIVE.
+    /// It holds one, and signs of life are expected of it.
     Holding(Pulse),
 }
 
@@ -161,8 +161,8 @@ impl Clients {
         self.connected.get(&id).map_or(Peer::Unknown, |client| client.origin)
     }
 
-    /// Takes what arrived, beats, and drops connections whose time is up. TURNS: returns with something as
-    /// long as there may be more.
+    /// Takes what arrived, beats, and drops connections whose time is up. Returns something as long as
+    /// there may be more.
     pub fn receive(&mut self, now: Instant) -> Vec<Heard> {
         let mut heard = Vec::new();
         let mut gone = Vec::new();
@@ -367,7 +367,7 @@ mod tests {
 
     use super::*;
 
-    const PATIENCE: Duration = Duration::from_secs(30);
+    const LONG: Duration = Duration::from_secs(30);
 
     /// A client of `clients`, connected at `now`.
     fn connected(clients: &mut Clients, listener: &mut Listener, now: Instant) -> Channel {
@@ -375,10 +375,10 @@ mod tests {
         std::thread::scope(|scope| {
             let connecting = scope.spawn(move || {
                 let mut channel = Channel::new(&device, RECEIVES).unwrap();
-                channel.connect(address, Role::Allocation, &Empty {}, PATIENCE).unwrap();
+                channel.connect(address, Role::Allocation, &Empty {}, LONG).unwrap();
                 channel
             });
-            let request = listener.next(PATIENCE).unwrap().unwrap();
+            let request = listener.next(LONG).unwrap().unwrap();
             clients.accept(request, Opening::Old, &NodeProof::none(), now);
             connecting.join().unwrap()
         })

@@ -202,7 +202,7 @@ impl Executors {
         due
     }
 
-    /// ALIVE.
+    /// Kills executors that are silent (ALIVE).
     fn beat(&mut self, now: Instant) {
         for (lease, running) in &mut self.running {
             let silent = running.beats.silent(running.account.beat());

@@ -31,7 +31,7 @@ mod ended;
 mod environment;
 mod executors;
 mod identity;
-mod lives;
+mod lease_log;
 mod manager;
 mod output;
 mod request;
@@ -45,7 +45,7 @@ use clients::Clients;
 use cpus::CpuPool;
 use executors::Executors;
 use identity::Identity;
-use lives::Lives;
+use lease_log::LeaseLog;
 use manager::{ACCEPT_BATCH, Manager};
 use request::Authority;
 use signals::Signals;
@@ -152,7 +152,7 @@ pub fn run(options: &Options) -> Result<(), Error> {
     };
     let manager = Manager {
         clients: Clients::new(device.clone(), heartbeat),
-        lives: Lives::new(Instant::now()),
+        lease_log: LeaseLog::new(Instant::now()),
         executors: Executors::new(device, address, launcher, heartbeat, open_files),
         upstream,
         acceptor: Acceptor::new(listener, ACCEPT_BATCH),

@@ -34,7 +34,7 @@ use crate::Error;
 use crate::allocations::{Action, Allocations, ClientId, Event};
 use crate::clients::{Clients, Heard};
 use crate::executors::Executors;
-use crate::lives::Lives;
+use crate::lease_log::LeaseLog;
 use crate::request::{Authority, Opening, Refusal};
 use crate::signals::Signals;
 use crate::upstream::{News, Upstream};
@@ -66,7 +66,7 @@ pub struct Manager {
     /// Clients first: fields drop in order, and executors go with their leases.
     pub clients: Clients,
     /// What is told of leases.
-    pub lives: Lives,
+    pub lease_log: LeaseLog,
     /// The processes.
     pub executors: Executors,
     /// None without a resource manager.
@@ -124,7 +124,7 @@ impl Manager {
         }
         if self.executors.tick(now) || seen.child || self.idle == Idle::Poll {
             events.extend(self.executors.reap().into_iter().map(|gone| {
-                if self.lives.admit(now, gone.lease) {
+                if self.lease_log.admit(now, gone.lease) {
                     tracing::info!(name: MEASURED, lease = %gone.lease, exit = ?gone.exit, "executor is gone");
                 }
                 Event::Exited { lease: gone.lease, exit: gone.exit, usage: gone.usage }
@@ -138,7 +138,7 @@ impl Manager {
         worked |= !events.is_empty();
         events.push_back(Event::Time);
         self.process(&mut events);
-        for (peer, lines) in self.lives.due(now) {
+        for (peer, lines) in self.lease_log.due(now) {
             tracing::warn!(
                 ?peer,
                 "{lines} lines about leases and executors of one peer were dropped: too many"
@@ -169,17 +169,17 @@ impl Manager {
                 }
             }
             Action::Start { lease, client, deployment, workers, pins } => {
-                self.lives.belongs(lease, self.clients.origin(client));
-                let told = self.lives.admit(now, lease);
+                self.lease_log.belongs(lease, self.clients.origin(client));
+                let logged = self.lease_log.admit(now, lease);
                 match self.executors.start(lease, &deployment, workers, pins) {
                     Ok(pid) => {
-                        if told {
+                        if logged {
                             tracing::info!(name: MEASURED, %lease, client = client.0, pid, workers, "executor started");
                         }
                         events.push_front(Event::Started(lease));
                     }
                     Err(reason) => {
-                        if told {
+                        if logged {
                             tracing::error!(name: MEASURED, %lease, "{reason}");
                         }
                         events.push_front(Event::StartFailed { lease, reason }); // the lease may go on
@@ -189,7 +189,7 @@ impl Manager {
             Action::Stop(lease) => self.executors.stop(lease, now),
             Action::Claimed(terms) => {
                 let lease = LeaseId::new(terms.lease.get());
-                if lease.is_some_and(|lease| self.lives.admit(now, lease)) {
+                if lease.is_some_and(|lease| self.lease_log.admit(now, lease)) {
                     tracing::info!(name: MEASURED,
                         lease = terms.lease.get(), client = ?terms.client,
                         cores = terms.cores.get(), memory = terms.memory.get(), "lease claimed"
@@ -201,10 +201,10 @@ impl Manager {
             }
             Action::Ended(ended) => {
                 if let Some(lease) = LeaseId::new(ended.terms.lease.get()) {
-                    if self.lives.admit(now, lease) {
+                    if self.lease_log.admit(now, lease) {
                         log_bill(&ended);
                     }
-                    self.lives.ended(lease);
+                    self.lease_log.ended(lease);
                 }
                 if let Some(upstream) = &mut self.upstream {
                     upstream.ended(ended);
@@ -367,7 +367,7 @@ impl PollLoop for Manager {
             self.allocations.next_deadline(),
             self.executors.next_deadline(),
             self.clients.next_deadline(),
-            self.lives.next_deadline(),
+            self.lease_log.next_deadline(),
             self.acceptor.paused_until(),
             stopping,
             upstream,

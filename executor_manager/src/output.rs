@@ -5,13 +5,12 @@
 //!   executor, its functions ──socket: stdout──▶ its thread "output" ──lines, limited by lease──▶ log
 //!                           ──socket: stderr──▶
 //! ```
-//! * APART - no executor has a descriptor of the manager's. Who floods the socket waits at it, or loses lines;
-//!   who changes its mode, closes it or leaves it to a daemon changes nothing here.
-//! * ALONE - what is read of an executor is read by a thread of its own. Whatever becomes of that, no other
-//!   lease's output waits for it, nor the manager's loop, nor its end beyond [`LAST_WORDS`].
-//! * BYTES - descriptors that are passed over a socket are refused where the kernel can, and
+//! * No executor has a descriptor of the manager's. One that floods its socket waits at it, or loses
+//!   lines; one that changes its mode, closes it or leaves it to a daemon changes nothing here.
+//! * The output of an executor is read by a thread of its own. Whatever becomes of that thread, no other lease's output waits for it, nor the manager's loop, nor its end beyond [`LAST_WORDS`].
+//! * Descriptors that are passed over a socket are refused where the kernel can, and
 //!   elsewhere discarded with the bytes that they come with.
-//! * LAST WORDS - when an executor was reaped, what is in its sockets is read once more, and then they are
+//! * When an executor was reaped, what is in its sockets is read once more, and then they are
 //!   closed, whoever still holds them.
 //!
 //! Sockets, not pipes: who writes to a pipe holds the lock of the pipe while the kernel copies his bytes, which
@@ -157,7 +156,7 @@ impl Outputs {
 }
 
 impl Drop for Outputs {
-    /// ALONE: the readers are not joined.
+    /// The readers are not joined: nothing waits for them.
     fn drop(&mut self) {
         let read = self.readers.lock();
         drop(self.readers.fewer.wait_timeout_while(read, LAST_WORDS, |count| *count > 0));
@@ -247,7 +246,7 @@ impl Reader {
         }
     }
 
-    /// Reads what is still there, and tells what was not told yet. LAST WORDS.
+    /// Reads what is still there, and passes on what was not passed on yet.
     fn finish(mut self, buffer: &mut [u8]) {
         let now = Instant::now();
         for stream in &mut self.streams {

@@ -3,10 +3,10 @@
 //!
 //! A program inherits which signals are blocked and ignored from whoever starts it (execve(2)). This one sets both
 //! itself.
-//! * OURS - two kinds of signals are blocked, and no others: those that are read here, and SIGXFSZ, which would end
+//! * Two kinds of signals are blocked, and no others: those that are read here, and SIGXFSZ, which would end
 //!   the program at the limit of file sizes. SIGCHLD is never ignored. If it were, the kernel would reap executors
 //!   by itself, and their process ids could be given to other processes while they are still in use here.
-//! * NOHUP - a SIGHUP that is ignored, as nohup(1) has it, stays ignored.
+//! * A SIGHUP that is ignored, as nohup(1) has it, stays ignored.
 
 use std::os::fd::{AsFd, BorrowedFd};
 
@@ -37,13 +37,13 @@ impl Signals {
     pub fn block() -> nix::Result<Self> {
         // SAFETY: the default disposition runs no code of this program, and none of it relies on another
         // disposition of SIGCHLD.
-        unsafe { signal(Signal::SIGCHLD, SigHandler::SigDfl) }?; // OURS
+        unsafe { signal(Signal::SIGCHLD, SigHandler::SigDfl) }?;
         let mut set = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM, Signal::SIGCHLD]);
         if !is_ignored(Signal::SIGHUP as i32) {
-            set.add(Signal::SIGHUP); // NOHUP: also an ignored one could be read
+            set.add(Signal::SIGHUP); // an ignored one could be read, too
         }
         let mut blocked = set;
-        blocked.add(Signal::SIGXFSZ); // OURS: a write beyond the limit of file sizes then fails
+        blocked.add(Signal::SIGXFSZ); // a write beyond the limit of file sizes then fails
         blocked.thread_set_mask()?;
         let fd = SignalFd::with_flags(&set, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
         Ok(Signals { fd })

@@ -4,10 +4,10 @@
 //!   start ─▶ running ──stop: SIGTERM──▶ terminating ──500 ms: SIGKILL──▶ killed
 //!               └──────────────┴──────────── exits ─────────────────────────┴──▶ reaped
 //! ```
-//! * ISOLATED - an executor gets its assignment on standard input, sockets of its own (`output`) as standard
+//! * An executor gets its assignment on standard input, sockets of its own (`output`) as standard
 //!   output and error, no descriptor of the manager, no signal blocked or ignored, and of the environment what
 //!   is listed (`environment`).
-//! * GROUP - it leads a session, and in it a process group, which it can leave for no other: the terminal of
+//! * It leads a session, and in it a process group, which it can leave for no other: the terminal of
 //!   whoever started the manager is out of its reach. The group is killed as a whole before its leader is
 //!   reaped: what a function forked does not outlive the lease unless it left the group, and no signal can hit
 //!   a stranger that was given a freed process id.
@@ -145,7 +145,7 @@ impl Launcher {
         Ok(Executor { pid, stage: Stage::Running, _output: output })
     }
 
-    /// ISOLATED, GROUP.
+    /// The executor leads a session of its own and inherits nothing but what is said at the top of this file.
     fn prepare(
         &self,
         input: &File,
@@ -255,7 +255,7 @@ impl Executor {
     /// Kills it and everything that it started.
     pub fn kill(&mut self, now: Instant) {
         if self.stage != Stage::Reaped {
-            // GROUP. Fails for who is gone.
+            // The whole group. It fails for a process that is gone.
             let _ = killpg(self.pid, Signal::SIGKILL);
             self.stage = Stage::Killed { look_at: now + LOOK_AGAIN };
         }
@@ -304,7 +304,7 @@ impl Executor {
             // ignored: it is gone, and how is not known.
             Err(_) => Exit::Status(-1),
         };
-        // GROUP. The zombie keeps the group's number until the second wait.
+        // The whole group. The zombie keeps the group's number until the second wait.
         let _ = killpg(self.pid, Signal::SIGKILL);
         let _ = waitid(Id::Pid(self.pid), look);
         self.stage = Stage::Reaped;

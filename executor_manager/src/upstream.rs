@@ -5,9 +5,9 @@
 //!      ▲ 100 ms … 1 s │ failed                │ refused, silent │ ended, silent
 //!      └──────────────┴───────────────────────┴─────────────────┘
 //! ```
-//! * NEVER BLOCKS - looking up a name and connecting may wait, so a helper thread does them and
+//! * Nothing here blocks: looking up a name and connecting may wait, so a helper thread does them and
 //!   wakes the loop with the result.
-//! * ONCE - the end of a lease is kept, and sent again on every new connection, until the resource
+//! * ONE END - the end of a lease is kept, and sent again on every new connection, until the resource
 //!   manager has acknowledged it.
 //! * ALIVE - each side says something in every period that the resource manager set; one that was silent
 //!   for too long is lost. With each of ours goes what the leases in use have used so far.
@@ -100,7 +100,7 @@ pub struct Upstream {
     told: Option<String>,
     /// Waiting to be sent on this connection.
     outgoing: VecDeque<FromNode>,
-    /// ONCE, by lease.
+    /// Ends that the resource manager has not acknowledged, by lease (ONE END).
     unacknowledged: BTreeMap<u64, LeaseEnded>,
 }
 
@@ -261,7 +261,7 @@ impl Upstream {
         }
     }
 
-    /// NEVER BLOCKS.
+    /// In a thread, since this may wait.
     fn dial(&mut self, now: Instant) {
         let (sender, answer) = mpsc::channel();
         let (device, target, bell) = (self.device.clone(), self.target.clone(), self.bell.clone());

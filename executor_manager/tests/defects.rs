@@ -1,10 +1,6 @@
-//! Defects of the original's executor manager that can be provoked from outside: each test provokes those
-//! whose numbers end its name, and shows the right behaviour.
-//!
-//! Tests of other files show the rest. `leases`: E1 pinning, E4 and E5 everything while polling, E7 a
-//! stubborn executor, E8 signals, E9 a missing executor, E10 hostile numbers, E13 a second request, E14 who
-//! may count. `upstream`: E15 a resource manager that refuses or is gone. `silence`: E19 hosts that say
-//! nothing. The executor's own tests: E8 its manager is killed, E17 libraries and signals.
+//! What can go wrong with executors, clients and the resource manager, provoked from outside: each test provokes one
+//! thing, and shows what happens instead. Tests of other files show the rest: `leases`, `upstream`, `silence`, and the
+//! executor's own tests.
 
 mod common;
 
@@ -35,7 +31,7 @@ fn exists(pid: i32) -> bool {
 }
 
 #[test]
-fn a_dead_executor_is_reaped_and_told_asleep_and_polling_e2() {
+fn a_dead_executor_is_reaped_and_told_asleep_and_polling() {
     for node in nodes(OBEDIENT) {
         let mut client = node.client();
         client.claim(unsigned(4));
@@ -54,7 +50,7 @@ fn a_dead_executor_is_reaped_and_told_asleep_and_polling_e2() {
 }
 
 #[test]
-fn a_request_that_comes_with_its_connection_is_answered_e3() {
+fn a_request_that_comes_with_its_connection_is_answered() {
     for node in nodes("exit 0") {
         for _ in 0..50 {
             let (because, _) = node.client().refused(allocate(unsigned(0)));
@@ -64,7 +60,7 @@ fn a_request_that_comes_with_its_connection_is_answered_e3() {
 }
 
 #[test]
-fn more_requests_than_are_taken_at_once_are_all_answered_e6_e13() {
+fn more_requests_than_are_taken_at_once_are_all_answered() {
     for node in nodes("exit 0") {
         let mut clients: Vec<_> = (0..8).map(|_| node.client()).collect();
         for client in &mut clients {
@@ -90,7 +86,7 @@ fn more_requests_than_are_taken_at_once_are_all_answered_e6_e13() {
 }
 
 #[test]
-fn an_executor_that_cannot_be_run_is_a_refusal_e9() {
+fn an_executor_that_cannot_be_run_is_a_refusal() {
     let setup = Setup::apart();
     setup.script(OBEDIENT);
     let node = setup.start();
@@ -111,7 +107,7 @@ fn an_executor_that_cannot_be_run_is_a_refusal_e9() {
 }
 
 #[test]
-fn clients_that_go_while_their_messages_are_taken_harm_nobody_e12() {
+fn clients_that_go_while_their_messages_are_taken_harm_nobody() {
     for node in nodes(OBEDIENT) {
         let mut good = node.client();
         good.claim(unsigned(1));
@@ -137,7 +133,7 @@ fn clients_that_go_while_their_messages_are_taken_harm_nobody_e12() {
 }
 
 #[test]
-fn executors_get_secrets_that_nobody_guesses_e14() {
+fn executors_get_secrets_that_nobody_guesses() {
     let node = Node::alone(OBEDIENT);
     let mut client = node.client();
     let mut seen = BTreeSet::new();
@@ -157,7 +153,7 @@ fn first(secrets: &BTreeSet<[u8; 16]>, i: usize) -> Option<u8> {
 }
 
 #[test]
-fn a_resource_manager_that_rejects_or_talks_nonsense_is_dialed_again_e15() {
+fn a_resource_manager_that_rejects_or_talks_nonsense_is_dialed_again() {
     let mut manager = ResourceManager::new();
     let mut node = manager.node(OBEDIENT).start();
     let mut link = manager.register();
@@ -192,7 +188,7 @@ impl rfaas_protocol::MessageKind for Nonsense {
 }
 
 #[test]
-fn a_node_leaves_no_files_and_no_processes_e8_e18() {
+fn a_node_leaves_no_files_and_no_processes() {
     for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGKILL] {
         // The kernel ends executors with their manager if they ask for it, as ours do; a script cannot.
         let mut node = Node::alone(OBEDIENT);
@@ -217,7 +213,7 @@ fn a_node_leaves_no_files_and_no_processes_e8_e18() {
 }
 
 #[test]
-fn a_lease_whose_client_host_says_nothing_any_more_ends_e19() {
+fn a_lease_whose_client_host_says_nothing_any_more_ends() {
     let mut setup = Setup::new(OBEDIENT);
     (setup.heartbeat_ms, setup.silence_ms) = (50, 300);
     let node = setup.start();

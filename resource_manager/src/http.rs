@@ -2,12 +2,11 @@
 //!
 //! Handlers check what came in, send the rest to the server's loop as one piece of work and wait for
 //! its answer; they hold no state. So a request either changes everything it should or nothing.
-//! * JSON - every answer is JSON, errors are `{"error":"…"}`; `/metrics` is Prometheus' text, bills also CSV. Bodies
+//! * Every answer is JSON, errors are `{"error":"…"}`; `/metrics` is Prometheus' text, bills also CSV. Bodies
 //!   are read as JSON also if they are said to be a form, as `curl -d` does.
-//! * NO PAGE, OURS - who may change something (`guard`).
-//! * LIMITED - bodies, connections and the time of a request are bounded (`serve`), and the memory
-//!   and the time for an answer (`pages`).
-//!
+//! * Who may change something is decided before any handler runs (`guard`).
+//! * BOUNDED - bodies, connections and the time of a request have bounds (`serve`), and so have the memory and
+//!   the time for an answer (`pages`).
 //! * DURABLE FIRST - an answer comes after the commit of what it tells (`ledger`); bills are read from what was
 //!   committed, beside the loop.
 //!
@@ -57,7 +56,7 @@ pub const MAX_BODY_BYTES: usize = 64 * 1024;
 const MAX_DISCARDED_BYTES: usize = 1 << 20;
 /// How long a client may take to send a request's head, and again to send its body; also how long
 /// a connection is kept without a request.
-const PATIENCE: Duration = Duration::from_secs(10);
+const REQUEST_TIME: Duration = Duration::from_secs(10);
 /// Pages of bills that are read at a time, each by a thread: more wait for their turn, so that lookups come in between.
 const READS: usize = 4;
 /// Sums of bills that are made at a time: each looks at all bills.
@@ -150,7 +149,7 @@ impl Api {
 
 /// What comes of `work` if it is done soon.
 async fn in_time<T>(work: impl Future<Output = T>) -> Result<T, Failure> {
-    within(PATIENCE, work).await
+    within(REQUEST_TIME, work).await
 }
 
 async fn within<T>(time: Duration, work: impl Future<Output = T>) -> Result<T, Failure> {
@@ -366,7 +365,7 @@ fn path_text(path: Result<Path<String>, PathRejection>) -> Result<String, Failur
     path.map(|Path(text)| text).map_err(|rejection| Failure::from(rejection.body_text()))
 }
 
-/// The whole body (LIMITED). What is too long is read on for a while and thrown away, since a client
+/// Reads the whole body, up to a bound. What is too long is read on for a while and thrown away, since a client
 /// that still writes would find the connection cut instead of the answer.
 async fn read(mut body: Body) -> Result<Vec<u8>, Failure> {
     let whole = async {
@@ -386,7 +385,7 @@ async fn read(mut body: Body) -> Result<Vec<u8>, Failure> {
         }
         Ok(bytes)
     };
-    match tokio::time::timeout(PATIENCE, whole).await {
+    match tokio::time::timeout(REQUEST_TIME, whole).await {
         Ok(read) => read,
         Err(_) => Err(Failure(StatusCode::REQUEST_TIMEOUT, "the body did not come in time".into())),
     }

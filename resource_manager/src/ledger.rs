@@ -22,16 +22,16 @@ use crate::state::{State, StateError};
 pub(crate) struct Ledger {
     state: Arc<State>,
     events: Arc<Events>,
-    /// Longest that changes wait which nobody was told of and nothing depends on.
-    patience: Duration,
+    /// Longest time that changes wait on which nothing depends.
+    delay: Duration,
     pending: Changes,
     /// When those of them that wait have to be committed.
     due: Option<Instant>,
 }
 
 impl Ledger {
-    pub(crate) fn new(state: Arc<State>, events: Arc<Events>, patience: Duration) -> Self {
-        Ledger { state, events, patience, pending: Changes::default(), due: None }
+    pub(crate) fn new(state: Arc<State>, events: Arc<Events>, delay: Duration) -> Self {
+        Ledger { state, events, delay, pending: Changes::default(), due: None }
     }
 
     /// Takes what changed. When this returns, everything that actions or answers depend on is durable.
@@ -43,7 +43,7 @@ impl Ledger {
         if self.pending.is_empty() {
             return Ok(());
         }
-        let due = *self.due.get_or_insert(now.monotonic + self.patience);
+        let due = *self.due.get_or_insert(now.monotonic + self.delay);
         if urgent || due <= now.monotonic { self.commit() } else { Ok(()) }
     }
 

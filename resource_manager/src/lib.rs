@@ -7,21 +7,21 @@
 //! Two threads: the loop (`server`) owns all that changes, the other serves HTTP and takes signals. It is
 //! not on the path of an invocation, and leases in use go on without it.
 //!
-//! ONE WRITER - pool and state have one writer, the loop's thread; everybody else asks it (`commands`), or
-//! reads what was committed (`state`).
+//! Pool and state have one writer, the loop's thread. Everybody else asks it (`commands`), or reads what was
+//! committed (`state`).
 
 pub mod commands;
-pub mod executors;
+pub mod executors_database;
 pub mod http;
 pub mod metrics;
 pub mod placement;
 pub mod pool;
 pub mod state;
 
-mod clients;
+mod client_links;
 mod ledger;
 mod link;
-mod nodes;
+mod node_links;
 mod server;
 
 use std::net::{SocketAddr, TcpListener};
@@ -43,11 +43,11 @@ use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use commands::{Commands, commands};
-use executors::Export;
+use executors_database::Export;
 use ledger::Ledger;
 use metrics::Events;
 use pool::{FairUse, NodeSpec, Now, Pool};
-use server::{Server, Terms};
+use server::{ClusterTerms, Server};
 use state::State;
 
 /// Exit status after a second signal: 128 + SIGINT, as shells have it.
@@ -103,7 +103,7 @@ fn start(options: &Options) -> anyhow::Result<(Server, HttpThread)> {
         set_dumpable(false).context("prctl(PR_SET_DUMPABLE)")?;
     }
     let nodes = match &options.input_database {
-        Some(path) => executors::load(path)?,
+        Some(path) => executors_database::load(path)?,
         None => Vec::new(),
     };
     let export = options.output_database.as_deref().map(Export::open).transpose()?;
@@ -157,7 +157,7 @@ fn start(options: &Options) -> anyhow::Result<(Server, HttpThread)> {
     let http = HttpThread::start(http, api, commands.clone())?;
     tracing::info!("Listening on device {}, address {}", device.name(), listener.local_addr());
     tracing::info!("HTTP interface at {http_address}");
-    let terms = Terms { secret, heartbeat, sleep: config.rdma_sleep };
+    let terms = ClusterTerms { secret, heartbeat, sleep: config.rdma_sleep };
     let ends = (commands, inbox);
     Ok((Server::new((device, listener), ends, (pool, ledger), export, events, terms), http))
 }

@@ -7,9 +7,9 @@
 //!      ╱       ╲            ╱       ╲
 //!  (1, 4096) (8, 256)   (4, 1024)  (0, 0)    places: nodes, in the order in which they were added
 //! ```
-//! * FIRST FIT - the first place on which all of it fits.
-//! * FEWEST - what fits on none is split over the places that can take most of it, so that no other
-//!   choice would need fewer.
+//! * A request goes to the first place on which all of it fits.
+//! * What fits on none is split over the places that can take most of it, so that no other choice would need
+//!   fewer.
 //!
 //! The tree (of eights, not of twos as in the picture) leaves out what cannot fit, so both look at a path
 //! or two of it. Where many places have cores without memory next to others with memory without cores,
@@ -20,11 +20,11 @@ use std::collections::BinaryHeap;
 
 use crate::pool::Capacity;
 
-const NOTHING: Capacity = Capacity { cores: 0, memory: 0 };
-/// Entries of a node, so that it is a cache line.
+const NOTHING: Capacity = Capacity::NOTHING;
+/// Entries of a tree node, so that it is a cache line.
 const FAN: usize = 8;
 
-/// What is free below a node: at places, or most of it below other nodes.
+/// What is free below a tree node: at places, or most of it below other tree nodes.
 #[derive(Clone, Copy, Debug)]
 #[repr(align(64))]
 struct TreeNode([Capacity; FAN]);
@@ -40,8 +40,8 @@ impl TreeNode {
 /// What is free at each place. Places are numbered from 0; one that was never set has nothing.
 #[derive(Clone, Debug)]
 pub struct FreeTree {
-    /// The tree, from the places up. Entry `i` of a level is about node `i` of the level below; the top has
-    /// one node.
+    /// The tree, from the places up. Entry `i` of a level is about tree node `i` of the level below; the
+    /// top has one tree node.
     levels: Vec<Vec<TreeNode>>,
 }
 
@@ -71,7 +71,7 @@ impl FreeTree {
         self.top().most()
     }
 
-    /// The first place where `wanted` fits (FIRST FIT).
+    /// The first place where `wanted` fits.
     pub fn first(&self, wanted: Capacity) -> Option<usize> {
         self.first_below(self.levels.len() - 1, 0, wanted)
     }
@@ -86,7 +86,7 @@ impl FreeTree {
     }
 
     /// Where `wanted` goes in up to `parts` parts, at least one core each; memory in proportion to cores,
-    /// rounded up (FEWEST). None if it does not go.
+    /// rounded up. None if it does not go.
     pub fn split(&self, wanted: Capacity, parts: usize) -> Option<Vec<(usize, Capacity)>> {
         let mut chosen = Vec::new();
         let mut left = wanted.cores;

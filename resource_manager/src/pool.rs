@@ -14,9 +14,9 @@
 //! * ONE END - a lease ends once: `Holdings::finish` alone removes it, books its one bill and gives its
 //!   capacity back. A bill that the node did not report (it was lost, or the lease was never claimed) is
 //!   booked with what is known, and replaced if the node reports later.
-//! * DEADLINE - a lease in any state has a deadline. At it, the lease ends, or gets a later one because its
+//! * A lease in any state has a deadline. At it, the lease ends, or gets a later one because its
 //!   state changed or because it was renewed. So every lease ends without any message.
-//! * DURABLE - all that a later run needs is in the changes that were taken, and nothing that was ever
+//! * All that a later run needs is in the changes that were taken, and nothing that was ever
 //!   granted is granted again.
 //!
 //! Where a node and this program do not agree about a lease, these rules decide:

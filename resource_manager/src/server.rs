@@ -33,13 +33,13 @@ use rfaas_protocol::heartbeat::Heartbeat;
 use rfaas_protocol::node::NodeHello;
 use rfaas_protocol::{Hello, Role, parse_prefix};
 
-use crate::clients::Clients;
+use crate::client_links::ClientLinks;
 use crate::commands::{Answer, Command, Commands, Inbox, Work};
-use crate::executors::Export;
+use crate::executors_database::Export;
 use crate::ledger::Ledger;
 use crate::link::Turn;
 use crate::metrics::Events;
-use crate::nodes::{Nodes, message_of};
+use crate::node_links::{NodeLinks, message_of};
 use crate::pool::{Action, LinkId, Now, Pool};
 
 /// Most connections taken before peers have their turn again. There are fewer where there is less
@@ -76,8 +76,8 @@ pub(crate) struct Server {
     commands: Commands,
     pool: Pool,
     ledger: Ledger,
-    nodes: Nodes,
-    clients: Clients,
+    nodes: NodeLinks,
+    clients: ClientLinks,
     export: Option<Export>,
     heartbeat: Heartbeat,
     idle: Idle,
@@ -88,7 +88,7 @@ pub(crate) struct Server {
 }
 
 /// What a server is told about its cluster.
-pub(crate) struct Terms {
+pub(crate) struct ClusterTerms {
     /// Signs leases, proves nodes.
     pub(crate) secret: Arc<[u8]>,
     pub(crate) heartbeat: Heartbeat,
@@ -103,7 +103,7 @@ impl Server {
         (pool, ledger): (Pool, Ledger),
         export: Option<Export>,
         events: Arc<Events>,
-        Terms { secret, heartbeat, sleep }: Terms,
+        ClusterTerms { secret, heartbeat, sleep }: ClusterTerms,
     ) -> Self {
         let idle = if sleep { Idle::Sleep } else { Idle::Poll };
         let max_connections = max_connections();
@@ -114,9 +114,9 @@ impl Server {
             commands,
             pool,
             ledger,
-            nodes: Nodes::new(secret.clone(), heartbeat, idle, events, max_connections),
+            nodes: NodeLinks::new(secret.clone(), heartbeat, idle, events, max_connections),
             // A quarter is for nodes only.
-            clients: Clients::new(
+            clients: ClientLinks::new(
                 secret,
                 idle,
                 max_connections - max_connections / 4,

@@ -4,15 +4,15 @@
 //!   start ◀──snapshot── tables ◀──commit── ledger: changes of the pool     one transaction, then it is on the disk
 //!                          └──bills──▶ http: what was committed last, without asking the loop
 //! ```
-//! * WHOLE - changes that are committed together are there together, or none of them is, whenever the
+//! * Changes that are committed together are there together, or none of them is, whenever the
 //!   program is killed or the machine fails. That is redb's doing: pages are copied when written, and the
 //!   root is replaced last.
-//! * BOUNDED - of leases that nobody claimed, which anybody can have as many of as there is time, the last
-//!   [`MAX_UNCLAIMED`] bills are kept; all others for ever.
-//! * OURS - a file is only written if it is a state file of a format that is known here, and while no
+//! * BOUNDED - anybody can have leases granted that nobody claims. Of these the last [`MAX_UNCLAIMED`] bills are
+//!   kept, of all others each.
+//! * A file is only written if it is a state file of a format that is known here, and while no
 //!   other process has it open. A new one appears under its name when it is complete.
 //!
-//! Elsewhere: what the tables are (`rows`), when to commit (`ledger`), the nodes as JSON (`executors`).
+//! Elsewhere: what the tables are (`rows`), when to commit (`ledger`), the nodes as JSON (`executors_database`).
 
 mod rows;
 #[cfg(test)]
@@ -31,7 +31,7 @@ use redb::{
 };
 use rfaas_protocol::lease::LeaseId;
 
-use crate::executors::place;
+use crate::executors_database::place;
 use crate::pool::{Billed, Changes, MAX_TIMEOUT, Snapshot};
 use rows::{BILLS, ENDED_AT, FIRST_ID_KEY, FORMAT, FORMAT_KEY, LEASES, META, NODES, UNCLAIMED};
 
@@ -187,7 +187,7 @@ impl State {
         Ok(transaction.commit()?)
     }
 
-    /// Makes `changes` durable: they are on the disk when this returns (WHOLE).
+    /// Makes `changes` durable: they are on the disk when this returns, all of them.
     pub fn commit(&self, changes: &Changes) -> Result<(), StateError> {
         let transaction = self.database.begin_write()?;
         write(&transaction, changes)?;
@@ -345,7 +345,7 @@ fn builder(path: &Path) -> Builder {
 }
 
 /// Makes an empty state file at `path`, replacing one of no bytes: complete before it has its name, so that
-/// a start that is interrupted leaves nothing that the next one stumbles over (OURS).
+/// a start that is interrupted leaves nothing that the next one stumbles over.
 fn create(path: &Path, replace: bool) -> anyhow::Result<()> {
     let directory = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,

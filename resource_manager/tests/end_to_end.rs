@@ -160,7 +160,7 @@ fn one_connection_gets_as_many_leases_as_it_asks_for() {
     let _node = Node::ready(manager.rdma, "a");
     let mut client = Client::new(manager.rdma);
     for _ in 0..150 {
-        client.lease(1, 1); // original defect C9: the 33rd hangs
+        client.lease(1, 1); // the 33rd hangs
     }
     for _ in 0..100 {
         let ToClient::Refused(refused) = client.ask(1, 1, 1000) else { panic!("over-committed") };

@@ -1,12 +1,11 @@
 //! Who may change something over HTTP.
 //!
 //! There are no users and no passwords yet, so what counts is where a request comes from: the machine, and the program.
-//! * OURS - requests from this machine change something, and those from machines that the operator has named. Others
+//! * Requests from this machine may change something, and those from machines that the operator has named. Others
 //!   may read. What a proxy on this machine passes on, and says so, is from elsewhere.
-//! * NO PAGE - a request that a web page had a browser send changes nothing, whoever sits before the browser, which may
-//!   run on this machine.
+//! * A request that a web page had a browser send changes nothing, also if the browser runs on this machine.
 //!
-//! How NO PAGE tells a page from `curl`. Browsers put `Origin` into every request that may change
+//! How a page is told from `curl`: browsers put `Origin` into every request that may change
 //! something, also into those of a page of the same origin, and a page cannot leave it out or forge
 //! it: so whatever has one is refused. `Sec-Fetch-Site` says the same where there is no TLS in
 //! between. That would do; what follows guards against a browser that knows neither:

@@ -5,10 +5,10 @@
 //!        ▲ asked for when the last one has gone on its way
 //! ```
 //! * BOUNDED - of a list, however long, a page is in memory as rows and another as text. The loop is
-//!   asked for a page at a time, so that it serves others in between. Whoever does not read it all in
+//!   asked for a page at a time, so that it serves others in between. A client that does not read it all in
 //!   time finds it cut off. Only sums of bills are in memory as a whole until then, a row for each
 //!   client.
-//! * ENDS - the client has a time for all pages together, and each page has a time to be looked up. So
+//! * The client has a time for all pages together, and each page has a time to be looked up. So
 //!   nothing limits a whole list but the number of its rows: whoever has many bills gets them all.
 //!
 //! A list that fits into one page is of one moment. In a longer one each row is as it was when its page was read.

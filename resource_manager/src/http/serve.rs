@@ -4,8 +4,8 @@
 //!   accept ─▶ room? ──▶ hyper over `Timed`: what is not read in time ends the connection
 //!               └ no: of the peer that has most, the connection that has asked for nothing for longest makes it
 //! ```
-//! * LIMITED - so many connections in all, and of one other machine. A client has a time for a
-//!   request's head, for its body (`http`), to read on (here), and for a long answer (`pages`).
+//! * BOUNDED - there are so many connections in all, and so many of one other machine. A client has a time for
+//!   a request's head, for its body (`http`), to read on (here), and for a long answer (`pages`).
 //!   None of them waits for another's connection: when there is no room, it is made at once. A
 //!   client that waits for its answer makes it last.
 
@@ -32,7 +32,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::AbortHandle;
 use tokio::time::Sleep;
 
-use super::PATIENCE;
+use super::REQUEST_TIME;
 use super::guard::Ends;
 
 /// Most connections at a time; one more has another cut. Fewer where few descriptors may be open.
@@ -46,7 +46,7 @@ const ACCEPT_AGAIN: Duration = Duration::from_millis(200);
 const BUFFER_BYTES: usize = 64 * 1024;
 /// How long a client may take to read as much as that, or the rest of an answer. The slowest that is served so reads 6
 /// KiB/s.
-const READ_ON: Duration = PATIENCE;
+const READ_ON: Duration = REQUEST_TIME;
 
 /// Serves `router` to whoever connects, for ever.
 pub async fn serve(listener: TcpListener, router: Router) {
@@ -70,7 +70,7 @@ pub async fn serve(listener: TcpListener, router: Router) {
         let service = TowerToHyperService::new(router);
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
-            .header_read_timeout(PATIENCE)
+            .header_read_timeout(REQUEST_TIME)
             .half_close(true) // who has closed the sending side waits for the answer
             .max_buf_size(BUFFER_BYTES)
             .serve_connection(TokioIo::new(stream), service);
@@ -185,12 +185,12 @@ struct Connections {
 }
 
 /// Of one connection, as long as it is there.
-struct Place {
+struct ConnectionPlace {
     connections: Arc<Connections>,
     id: u64,
 }
 
-impl Drop for Place {
+impl Drop for ConnectionPlace {
     fn drop(&mut self) {
         lock(&self.connections.open).1.remove(&self.id);
     }
@@ -212,13 +212,13 @@ impl Connections {
         self.most.div_ceil(4)
     }
 
-    fn place(self: &Arc<Self>, peer: IpAddr) -> (Place, SharedTurn) {
+    fn place(self: &Arc<Self>, peer: IpAddr) -> (ConnectionPlace, SharedTurn) {
         let turn = Arc::new(Mutex::new(Turn::new(false)));
         let mut open = lock(&self.open);
         open.0 += 1;
         let id = open.0;
         open.1.insert(id, Connection { peer, turn: turn.clone(), task: None });
-        (Place { connections: self.clone(), id }, turn)
+        (ConnectionPlace { connections: self.clone(), id }, turn)
     }
 
     fn started(&self, id: u64, task: AbortHandle) {

@@ -1,9 +1,9 @@
 //! Nodes that clients could not use: they are tried last for a while, and the client gets another one.
 //!
-//! * LAST, NOT NEVER - it only changes the order in which nodes are tried. Who lies about a node takes nothing from
-//!   anybody: it is used like every other one when the others are full.
-//! * BOUNDED - each user's word holds for a few nodes at a time, the oldest of which is forgiven for a new one, so
-//!   that nobody orders a cluster as he likes.
+//! * It only changes the order in which nodes are tried. A lie about a node takes nothing from anybody: the node is
+//!   used like every other one when the others are full.
+//! * BOUNDED - each user's word holds for a few nodes at a time. The oldest of them is forgiven for a new one, so
+//!   that nobody orders a cluster as it likes.
 //!
 //! Elsewhere: where a lease goes then (`node_index`, `placement`).
 

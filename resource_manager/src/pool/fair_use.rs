@@ -4,9 +4,9 @@
 //! under whatever name: the user or the machine ([`Ask::by`](super::Ask::by)). What a stranger
 //! holds under a name takes nothing from others of that name. Who asked is not kept in the state:
 //! after a restart of the program, leases of before count for all who ask under their names.
-//! * WITHIN - what is granted with a limit is within it, for who asks.
-//! * BOUNDED - whom nothing is known of that matters any more is forgotten; there are never more than [`MOST_KNOWN`]
-//!   of the others.
+//! * What is granted with a limit is within it, for the peer that asks.
+//! * BOUNDED - a peer of which nothing is known that matters any more is forgotten. Of the others, there are never
+//!   more than [`MOST_KNOWN`] that hold no lease.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -113,9 +113,9 @@ pub enum Limit {
     },
 }
 
-/// What is known of one.
+/// What a peer holds and has asked for.
 #[derive(Debug)]
-struct Known {
+struct PeerUse {
     cores: u64,
     memory: u64,
     leases: u64,
@@ -128,7 +128,7 @@ struct Known {
 #[derive(Debug, Default)]
 pub(super) struct Shares {
     rules: FairUse,
-    known: HashMap<Who, Known>,
+    known: HashMap<Who, PeerUse>,
     /// How many of these hold leases.
     holders: usize,
     /// When those that hold nothing were last gone through.
@@ -157,9 +157,9 @@ impl Shares {
         [cores, memory, leases, requests_per_second].iter().any(Option::is_some)
     }
 
-    fn of(&mut self, now: Instant, who: Who) -> &mut Known {
+    fn of(&mut self, now: Instant, who: Who) -> &mut PeerUse {
         let requests = f64::from(self.rules.requests_per_second.unwrap_or(0));
-        let none = Known { cores: 0, memory: 0, leases: 0, requests, at: now };
+        let none = PeerUse { cores: 0, memory: 0, leases: 0, requests, at: now };
         self.known.entry(who).or_insert(none)
     }
 
@@ -171,7 +171,7 @@ impl Shares {
         }
     }
 
-    /// Counts a request (WITHIN).
+    /// Counts a request, or refuses it.
     pub(super) fn count(&mut self, now: Now, ask: &Ask) -> Result<(), Limit> {
         let Some(most) = self.rules.requests_per_second else { return Ok(()) };
         let now = now.monotonic;
@@ -208,7 +208,7 @@ impl Shares {
         }
     }
 
-    /// Whether `leases` more leases may be held, which are what `ask` wants (WITHIN).
+    /// Whether `leases` more leases may be held, which are what `ask` wants.
     pub(super) fn check(&self, ask: &Ask, leases: usize) -> Result<(), Limit> {
         if !self.is_limited() {
             return Ok(());
@@ -217,7 +217,7 @@ impl Shares {
         let who = who(&ask.client, ask.peer);
         let its_name = ask.peer.map(|_| Who::Client(ask.client.clone()));
         let known = [Some(&who), its_name.as_ref()].map(|who| self.known.get(who?));
-        let held = |of: fn(&Known) -> u64| known.into_iter().flatten().map(of).sum::<u64>();
+        let held = |of: fn(&PeerUse) -> u64| known.into_iter().flatten().map(of).sum::<u64>();
         for (key, what, most, held, more) in [
             ("cores", "cores", cores, held(|known| known.cores), ask.wanted.cores.into()),
             ("memory", "MB", memory, held(|known| known.memory), ask.wanted.memory.into()),

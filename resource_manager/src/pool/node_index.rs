@@ -1,6 +1,6 @@
 //! Finds nodes without looking at all of them: by connection, by deadline, and by what is free.
 //!
-//! INDEXED - every index says of a node what the node itself says. Only the table (`node_table`) changes
+//! Every index says of a node what the node itself says. Only the table (`node_table`) changes
 //! nodes, and it calls [`NodeIndex::update`] after each change.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -17,7 +17,7 @@ use crate::placement::{FreeTree, larger};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct NodeSlot(pub(super) usize);
 
-const NOTHING: Capacity = Capacity { cores: 0, memory: 0 };
+const NOTHING: Capacity = Capacity::NOTHING;
 
 /// What the indexes know of a node.
 #[derive(PartialEq, Eq)]
@@ -99,7 +99,7 @@ pub(super) struct NodeIndex {
 }
 
 impl NodeIndex {
-    /// Brings the indexes up to date with a change of the node in `slot` (INDEXED).
+    /// Brings the indexes up to date with a change of the node in `slot`.
     pub(super) fn update(&mut self, slot: NodeSlot, before: &Indexed, after: &Indexed) {
         if before.state != after.state {
             before.state.into_iter().for_each(|state| self.states[state as usize] -= 1);

@@ -49,7 +49,7 @@ impl NodeTable {
         self.index.update(slot, &Indexed::NO_NODE, &indexed);
     }
 
-    /// Changes a node. The indexes follow (INDEXED).
+    /// Changes a node. The indexes follow.
     pub(super) fn change<T>(
         &mut self,
         slot: NodeSlot,

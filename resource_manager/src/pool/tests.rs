@@ -141,7 +141,7 @@ fn a_lease_returns_exactly_what_it_took() {
     assert_eq!(world.free("a"), Capacity { cores: 0, memory: 1022 });
     world.report(&one, link, EndReason::Released, 5);
     world.report(&two, link, EndReason::Released, 5);
-    assert!(world.request(3, 1024, HOUR).is_ok(), "original defect C1: refused");
+    assert!(world.request(3, 1024, HOUR).is_ok(), "refused");
 }
 
 #[test]
@@ -152,7 +152,7 @@ fn an_end_that_is_reported_again_is_acknowledged_and_credits_nothing() {
     for _ in 0..3 {
         world.report(&grant, link, EndReason::Released, 7);
         assert_eq!(world.actions(), [acknowledge(link, &grant)]);
-        assert_eq!(world.free("a").cores, 4, "original defect C2: grew");
+        assert_eq!(world.free("a").cores, 4, "grew");
     }
     assert_eq!(world.billed(&grant), Some((EndReason::Released, 7)));
     assert_eq!(world.pool.totals().ended.iter().sum::<u64>(), 1);
@@ -167,7 +167,7 @@ fn an_unclaimed_lease_ends_at_its_expiry() {
     assert_eq!(world.state(&grant), Some(LeaseState::Granted));
     world.pass(Duration::from_millis(1));
     assert_eq!(world.billed(&grant), Some((EndReason::Expired, 0)));
-    assert_eq!(world.free("a").cores, 1, "original defect C3: never returned");
+    assert_eq!(world.free("a").cores, 1, "never returned");
 }
 
 #[test]

@@ -115,7 +115,7 @@ impl World {
         let listener = device.listen(0).unwrap();
         let address = listener.local_addr();
         let heartbeat = Heartbeat::from_ms(60_000, 600_000); // not in between
-        let terms = Terms { secret: SECRET.into(), heartbeat, sleep: true };
+        let terms = ClusterTerms { secret: SECRET.into(), heartbeat, sleep: true };
         let ends = (commands.clone(), inbox);
         let server = Server::new((device, listener), ends, (pool, ledger), None, events, terms);
         (World { disk, state, commands, address, server: None }, server)

@@ -84,7 +84,7 @@ fn clients_that_send_slowly_keep_nobody_out() {
 fn a_client_that_does_not_read_on_is_cut_off() {
     let world = World::new();
     let (mut stream, asked) = does_not_read(&world);
-    thread::sleep(PATIENCE + Duration::from_secs(2));
+    thread::sleep(REQUEST_TIME + Duration::from_secs(2));
     stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
     let mut rest = Vec::new();
     match stream.read_to_end(&mut rest) {

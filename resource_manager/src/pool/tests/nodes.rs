@@ -8,7 +8,7 @@ use super::*;
 fn a_node_may_register_before_it_is_added_after_it_was_and_again() {
     let mut world = World::new();
     let refused = world.pool.node_connected(world.now, "a", run(1), LinkId(9), &mut world.out);
-    assert!(refused.unwrap_err().contains("POST /add?node=a"), "original defect C6: stuck");
+    assert!(refused.unwrap_err().contains("POST /add?node=a"), "stuck");
     let first = world.node("a", 1, 64);
     assert!(world.pool.node_connected(world.now, "a", run(1), LinkId(9), &mut world.out).is_err());
     world.disconnect(first);
@@ -26,7 +26,7 @@ fn a_removed_node_drains_and_is_forgotten_with_its_last_lease() {
     let unclaimed = world.request(1, 1, HOUR).unwrap();
     let grace = 30 * SECOND;
     let removal = world.pool.remove_node(world.now, "a", grace, &mut world.out);
-    assert_eq!(removal, Removal::Draining, "original defect C7: not implemented");
+    assert_eq!(removal, Removal::Draining, "not implemented");
     let told = end_lease(link, &active, EndReason::Withdrawn, grace);
     assert_eq!(world.actions(), [Action::NodesChanged, told]);
     assert_eq!(world.billed(&unclaimed), Some((EndReason::Withdrawn, 0)));

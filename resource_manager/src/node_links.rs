@@ -5,9 +5,9 @@
 //!             └── silent, refused ──▶ closing ──▶ dropped
 //! ```
 //! * PROVED - nothing that comes before a registration with the right proof reaches the pool.
-//! * ALONE - one registered connection a node. A second is refused while the first is alive.
-//! * DURABLE FIRST - what a node is told of leases, also that it is registered, goes through actions, which
-//!   the loop carries out when what they tell of is committed.
+//! * A node has one registered connection. A second is refused while the first is alive.
+//! * DURABLE FIRST - what a node is told of leases, also that it is registered, goes through actions. The loop
+//!   carries them out when what they tell of is committed.
 //!
 //! Elsewhere: what a report changes (`pool`); which messages there are (`rfaas_protocol::node`).
 
@@ -34,16 +34,16 @@ use crate::pool::{Action, Ask, Capacity, EndReport, LinkId, MAX_TIMEOUT, Now, Po
 
 /// How long a peer may take to say who it is.
 const GREETING: Duration = Duration::from_secs(5);
-/// Peers that are not registered, in all: more executor managers than start in the same moment. Who comes takes the
-/// place of the oldest; ours register at once. There are fewer where there is less room: an eighth of it. One peer
-/// has half of them.
+/// Peers that are not registered, in all: more executor managers than start in the same moment. A peer that comes
+/// takes the place of the oldest; ours register at once. There are fewer where there is less room: an eighth of
+/// it. One peer has half of them.
 const MOST_UNREGISTERED: usize = 256;
 /// How long a refusal has to arrive before its connection is cut.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 /// Messages taken from one executor manager before the others have their turn.
 const TURN: usize = 64;
-/// Messages that wait for one that is slow: many times what a pass of the loop has for it. They are
-/// about its leases, so it is not told less.
+/// Messages that wait for a slow executor manager: many times what a pass of the loop has for it. They are
+/// about its leases, so none is left out.
 const MOST_WAITING: usize = 4096;
 /// Messages that an executor manager may be ahead: after a reconnection it reports all its leases.
 const RECEIVES: u32 = 256;
@@ -73,8 +73,8 @@ impl NodeLink {
     }
 }
 
-/// All of them.
-pub(crate) struct Nodes {
+/// All connections of executor managers.
+pub(crate) struct NodeLinks {
     links: BTreeMap<LinkId, NodeLink>,
     secret: Arc<[u8]>,
     heartbeat: Heartbeat,
@@ -88,7 +88,7 @@ pub(crate) struct Nodes {
     unheard: Vec<LinkId>,
 }
 
-impl Nodes {
+impl NodeLinks {
     /// None yet; there may be `most` connections together with those of clients.
     pub(crate) fn new(
         secret: Arc<[u8]>,
@@ -98,7 +98,7 @@ impl Nodes {
         most: usize,
     ) -> Self {
         let unregistered = (most / 8).clamp(2, MOST_UNREGISTERED);
-        Nodes {
+        NodeLinks {
             links: BTreeMap::new(),
             secret,
             heartbeat,

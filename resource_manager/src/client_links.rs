@@ -3,16 +3,15 @@
 //! depend on it.
 //!
 //! Clients are not known to the cluster, so their connections are bounded.
-//! * ROOM - so many connections in all, and of one peer (a user or an address). When there is no
-//!   room, one of the peer that has most goes for one that comes: the one that has been silent
-//!   longest, unless it waits for the claim of a lease. It has a last turn, and stays if it is
-//!   granted something then. Our clients connect again when they ask.
-//! * ONCE A PASS - a request that would fit if less were leased is set aside until what nodes have
-//!   said by then was heard, once for all of them. One that never fits is refused at once.
-//! * KEYLESS - the key of a lease goes out once, with its grant: a renewal is answered without it, and
-//!   a lease is exchanged or given back on the connection only that it was granted on, where it is
-//!   known until it has ended. A token is shown here without its key, and so proves nothing: who has
-//!   seen one ends no lease with it on a connection of its own.
+//! * BOUNDED - there are so many connections in all, and so many of one peer (a user or an address). When there
+//!   is no room, a connection of the peer that has most makes room for one that comes: the one that has been
+//!   silent longest, unless it waits for the claim of a lease. It has a last turn, and stays if it is granted
+//!   something then. Our clients connect again when they ask.
+//! * A request that would fit if less were leased is set aside. When nodes were heard, which is done once a pass
+//!   for all of these requests, it is answered. A request that never fits is refused at once.
+//! * The key of a lease goes out once, with its grant. A renewal is answered without it. A lease is exchanged or
+//!   given back only on the connection that it was granted on, where it is known until it has ended. A token is
+//!   shown here without its key and so proves nothing: nobody ends another's lease by showing it elsewhere.
 //! * DURABLE FIRST - an answer waits until the loop has committed what it tells of.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -93,38 +92,38 @@ impl Granted {
 }
 
 /// A request that is answered when nodes were heard.
-struct Aside {
+struct SetAside {
     link: LinkId,
     request: U32,
     ask: Ask,
 }
 
-/// All of them.
-pub(crate) struct Clients {
+/// All connections of clients.
+pub(crate) struct ClientLinks {
     links: BTreeMap<LinkId, ClientLink>,
-    /// Those that do not have to go, by silence (ROOM); who was looked at and stays comes last.
+    /// Those that do not have to go, by silence. One that was considered and stays comes last.
     staying: WaitingList<LinkId>,
     /// Those that have their last turn.
     leaving: Vec<LinkId>,
     /// Connections that there may be, also while some of them leave.
     most: usize,
-    /// Requests of this pass, in order (ONCE A PASS).
-    aside: Vec<Aside>,
+    /// Requests of this pass that were set aside, in order.
+    set_aside: Vec<SetAside>,
     /// Answers to send with [`deliver`](Self::deliver), in order (DURABLE FIRST).
     answers: Vec<(LinkId, ToClient)>,
     secret: Arc<[u8]>,
     idle: Idle,
 }
 
-impl Clients {
+impl ClientLinks {
     /// None yet; there may be `most`, and those that leave for up to `batch` that come in a pass.
     pub(crate) fn new(secret: Arc<[u8]>, idle: Idle, most: usize, batch: usize) -> Self {
-        Clients {
+        ClientLinks {
             links: BTreeMap::new(),
             staying: WaitingList::new((most / 2).min(MOST_OF_PEER), most),
             leaving: Vec::new(),
             most: most + batch,
-            aside: Vec::new(),
+            set_aside: Vec::new(),
             answers: Vec::new(),
             secret,
             idle,
@@ -141,7 +140,7 @@ impl Clients {
         self.links.iter().map(|(id, link)| (*id, &link.channel))
     }
 
-    /// ROOM. Makes room for one of `newcomer`, if there is none or all connections together are
+    /// Makes room for one of `newcomer`, if there is none or all connections together are
     /// `full`. False if that cannot be done.
     pub(crate) fn make_room(
         &mut self,
@@ -196,7 +195,7 @@ impl Clients {
         self.leaving.iter().copied()
     }
 
-    /// ROOM. Drops those that have had their last turn, unless they were granted something then: so
+    /// Drops those that have had their last turn, unless they were granted something then: so
     /// others leave after the next pass.
     pub(crate) fn make_way(&mut self, now: Now, pool: &mut Pool) {
         for id in std::mem::take(&mut self.leaving) {
@@ -228,7 +227,7 @@ impl Clients {
     ) -> Turn {
         let Some(link) = self.links.get_mut(&id) else { return Turn::Done };
         let ClientLink { channel, origin, outbox, leases, granted } = link;
-        let (secret, answers, aside) = (&self.secret, &mut self.answers, &mut self.aside);
+        let (secret, answers, aside) = (&self.secret, &mut self.answers, &mut self.set_aside);
         let mut heard = false;
         let turn = take_messages(channel, self.idle, most, |_, message| {
             heard = true;
@@ -236,13 +235,15 @@ impl Clients {
                 FromClient::Request(request) => {
                     let number = request.request;
                     match answer(now, &request, *origin, pool)? {
-                        Answer::Granted(grants) => {
+                        Outcome::Granted(grants) => {
                             *granted = true;
                             let grants = note_grants(number, &grants, secret, pool, leases);
                             answers.extend(grants.map(|granted| (id, granted)));
                         }
-                        Answer::Refused(why) => answers.push((id, refused(number, &why))),
-                        Answer::Aside(ask) => aside.push(Aside { link: id, request: number, ask }),
+                        Outcome::Refused(why) => answers.push((id, refused(number, &why))),
+                        Outcome::Aside(ask) => {
+                            aside.push(SetAside { link: id, request: number, ask })
+                        }
                     }
                     return Ok(());
                 }
@@ -271,12 +272,12 @@ impl Clients {
     /// Whether requests wait for nodes to be heard, and then for
     /// [`answer_aside`](Self::answer_aside).
     pub(crate) fn has_aside(&self) -> bool {
-        !self.aside.is_empty()
+        !self.set_aside.is_empty()
     }
 
-    /// ONCE A PASS. Answers the requests that were set aside.
+    /// Answers the requests that were set aside, now that nodes were heard.
     pub(crate) fn answer_aside(&mut self, now: Now, pool: &mut Pool) {
-        for Aside { link: id, request, ask } in std::mem::take(&mut self.aside) {
+        for SetAside { link: id, request, ask } in std::mem::take(&mut self.set_aside) {
             let Some(link) = self.links.get_mut(&id) else { continue };
             match pool.request_again(now, &ask) {
                 Ok(grants) => {
@@ -319,7 +320,7 @@ impl Clients {
 }
 
 /// What becomes of a request.
-enum Answer {
+enum Outcome {
     Granted(Vec<Grant>),
     Refused(String),
     /// It is known when nodes were heard.
@@ -332,7 +333,7 @@ fn answer(
     request: &LeaseRequest,
     origin: Peer,
     pool: &mut Pool,
-) -> Result<Answer, Malformed> {
+) -> Result<Outcome, Malformed> {
     let client = match request.client.get()? {
         "" => NAMELESS,
         name => name,
@@ -342,11 +343,11 @@ fn answer(
         .and_then(|ask| ask.on_nodes(request.max_nodes.get()))
         .map(|ask| ask.while_connected().by(origin));
     Ok(match ask {
-        Err(wrong) => Answer::Refused(wrong),
+        Err(wrong) => Outcome::Refused(wrong),
         Ok(ask) => match pool.try_request(now, &ask) {
-            Err(denied) => Answer::Refused(denied.to_string()),
-            Ok(Some(grants)) => Answer::Granted(grants),
-            Ok(None) => Answer::Aside(ask),
+            Err(denied) => Outcome::Refused(denied.to_string()),
+            Ok(Some(grants)) => Outcome::Granted(grants),
+            Ok(None) => Outcome::Aside(ask),
         },
     })
 }
@@ -382,7 +383,7 @@ fn renew(
     let timeout = Duration::from_millis(wanted.timeout_ms.get());
     Ok(match pool.renew(now, lease, timeout, Some(origin)) {
         Ok(grant) => {
-            // KEYLESS
+            // The key went out with the grant.
             let token = Token::sign(grant.to_wire(), secret).without_key();
             granted_part(wanted.request, &grant, (0, 1), token)
         }
@@ -434,8 +435,8 @@ fn refused(request: U32, why: &str) -> ToClient {
     ToClient::Refused(LeaseRefused { request, reason: Reason::truncated(why) })
 }
 
-/// Ends the lease whose token is shown, if it was granted on this connection or the token has its key
-/// (KEYLESS). It may have been claimed: the client does not know if the answer was lost. For any other,
+/// Ends the lease whose token is shown, if it was granted on this connection or the token has its
+/// key. It may have been claimed: the client does not know if the answer was lost. For any other,
 /// or one that has ended, nothing changes.
 fn give_back(
     now: Now,

@@ -1,7 +1,7 @@
-//! The log of leases' lives: so many lines for each of those who can bring them about, a client's user or machine, and
+//! The log of leases' lease_log: so many lines for each of those who can bring them about, a client's user or machine, and
 //! so many for all of them. Pure, but for the lines.
 //!
-//! * APART - who starts and ends executors without pause uses up its own lines: others' leases are told as ever.
+//! * A peer that starts and ends executors without pause uses up its own lines: others' leases are logged as ever.
 //! * BOUNDED - the lines of all have a budget too, and a part of it is for those who say little. Remembered are the
 //!   leases that there are, and at most [`REMEMBERED`] peers; further ones share a budget.
 //!
@@ -32,7 +32,7 @@ const SWEEP_AGAIN: Duration = Duration::from_secs(1);
 
 /// Decides which lines are told.
 #[derive(Debug)]
-pub struct Lives {
+pub struct LeaseLog {
     leases: BTreeMap<LeaseId, Peer>,
     peers: HashMap<Peer, Said>,
     of_all: Budget,
@@ -58,11 +58,11 @@ impl Said {
     }
 }
 
-impl Lives {
+impl LeaseLog {
     /// Nobody has said anything.
     pub fn new(now: Instant) -> Self {
         let of_all = Budget::new(now, BURST_OF_ALL, PER_SECOND_OF_ALL);
-        Lives { leases: BTreeMap::new(), peers: HashMap::new(), of_all, sweep_at: now }
+        LeaseLog { leases: BTreeMap::new(), peers: HashMap::new(), of_all, sweep_at: now }
     }
 
     /// From now on `lease` is that of a client of `peer`.
@@ -101,7 +101,7 @@ impl Lives {
         admitted
     }
 
-    /// When [`due`](Lives::due) has something at the earliest.
+    /// When [`due`](LeaseLog::due) has something at the earliest.
     pub fn next_deadline(&self) -> Option<Instant> {
         let held_back = self.peers.values().filter(|said| said.dropped > 0);
         held_back.map(|said| said.tell).min()
@@ -124,67 +124,67 @@ mod tests {
         LeaseId::new(number).unwrap()
     }
 
-    fn told(lives: &mut Lives, now: Instant, number: u64) -> u32 {
-        (0..1000).filter(|_| lives.admit(now, lease(number))).count() as u32
+    fn told(lease_log: &mut LeaseLog, now: Instant, number: u64) -> u32 {
+        (0..1000).filter(|_| lease_log.admit(now, lease(number))).count() as u32
     }
 
     #[test]
     fn who_starts_leases_without_pause_silences_its_own_lines_only() {
         let start = Instant::now();
-        let mut lives = Lives::new(start);
+        let mut lease_log = LeaseLog::new(start);
         for number in 1..=100 {
-            lives.belongs(lease(number), Peer::User(7));
+            lease_log.belongs(lease(number), Peer::User(7));
         }
-        lives.belongs(lease(200), Peer::User(8));
-        let all: u32 = (1..=100).map(|number| told(&mut lives, start, number)).sum();
+        lease_log.belongs(lease(200), Peer::User(8));
+        let all: u32 = (1..=100).map(|number| told(&mut lease_log, start, number)).sum();
         assert_eq!(all, BURST, "however many leases it has");
-        assert_eq!(told(&mut lives, start, 200), BURST);
-        assert_eq!(told(&mut lives, start + Duration::from_secs(1), 1), PER_SECOND);
-        lives.ended(lease(200));
-        assert!(lives.admit(start, lease(200)), "of nobody that is known");
+        assert_eq!(told(&mut lease_log, start, 200), BURST);
+        assert_eq!(told(&mut lease_log, start + Duration::from_secs(1), 1), PER_SECOND);
+        lease_log.ended(lease(200));
+        assert!(lease_log.admit(start, lease(200)), "of nobody that is known");
     }
 
     #[test]
     fn what_is_dropped_is_told_with_a_count_after_a_while() {
         let start = Instant::now();
-        let mut lives = Lives::new(start);
-        assert_eq!(lives.next_deadline(), None);
-        lives.belongs(lease(1), Peer::User(7));
-        told(&mut lives, start, 1);
-        let deadline = lives.next_deadline().unwrap();
+        let mut lease_log = LeaseLog::new(start);
+        assert_eq!(lease_log.next_deadline(), None);
+        lease_log.belongs(lease(1), Peer::User(7));
+        told(&mut lease_log, start, 1);
+        let deadline = lease_log.next_deadline().unwrap();
         assert_eq!(deadline, start + TELL_AGAIN);
-        assert_eq!(lives.due(start), []);
-        assert_eq!(lives.due(deadline), [(Peer::User(7), 1000 - u64::from(BURST))]);
-        assert_eq!(lives.due(deadline + TELL_AGAIN), []);
-        assert_eq!(lives.next_deadline(), None);
+        assert_eq!(lease_log.due(start), []);
+        assert_eq!(lease_log.due(deadline), [(Peer::User(7), 1000 - u64::from(BURST))]);
+        assert_eq!(lease_log.due(deadline + TELL_AGAIN), []);
+        assert_eq!(lease_log.next_deadline(), None);
     }
 
     #[test]
     fn all_together_are_bounded_and_a_quiet_one_is_heard() {
         let start = Instant::now();
-        let mut lives = Lives::new(start);
+        let mut lease_log = LeaseLog::new(start);
         let peers = 2 * REMEMBERED as u32;
         let mut all = 0;
         for user in 0..peers {
-            lives.belongs(lease(1), Peer::User(user));
-            all += (0..BURST).filter(|_| lives.admit(start, lease(1))).count() as u32;
+            lease_log.belongs(lease(1), Peer::User(user));
+            all += (0..BURST).filter(|_| lease_log.admit(start, lease(1))).count() as u32;
         }
         assert!(all <= BURST_OF_ALL, "{all}");
-        assert!(lives.peers.len() <= REMEMBERED + 1, "{}", lives.peers.len());
+        assert!(lease_log.peers.len() <= REMEMBERED + 1, "{}", lease_log.peers.len());
 
-        let mut lives = Lives::new(start);
+        let mut lease_log = LeaseLog::new(start);
         for user in 0..100 {
-            lives.belongs(lease(1), Peer::User(user));
-            told(&mut lives, start, 1);
+            lease_log.belongs(lease(1), Peer::User(user));
+            told(&mut lease_log, start, 1);
         }
         for second in 1..60 {
             let now = start + Duration::from_secs(second);
             for user in 0..100 {
-                lives.belongs(lease(1), Peer::User(user));
-                told(&mut lives, now, 1);
+                lease_log.belongs(lease(1), Peer::User(user));
+                told(&mut lease_log, now, 1);
             }
-            lives.belongs(lease(2), Peer::User(1000));
-            assert!(lives.admit(now, lease(2)), "after {second} s");
+            lease_log.belongs(lease(2), Peer::User(1000));
+            assert!(lease_log.admit(now, lease(2)), "after {second} s");
         }
     }
 }
