@@ -66,7 +66,7 @@ pub struct Allocations {
     ended: EndedLeases,
     /// The number of the next lease that no token names.
     next_number: u64,
-    /// What clients are told that the node expects of them.
+    /// The signs of life that the node expects of clients.
     heartbeat: Heartbeat,
     /// When the last lease ends, once the manager is to stop.
     draining: Option<Instant>,

@@ -37,7 +37,7 @@ pub const CLAIM_SOMETHING: Duration = Duration::from_secs(30);
 /// Most connections without a lease: a few for each core of a large node, and few enough not to
 /// exhaust its descriptors.
 pub const MOST_WAITING: usize = 256;
-/// Of these, most of one peer: a user of this machine, or an address.
+/// Most of these connections of one peer: a user of this machine, or an address.
 pub const MOST_WAITING_OF_PEER: usize = 128;
 /// Messages taken from one client before the next has its turn.
 const TURN: usize = 8;
@@ -84,13 +84,13 @@ pub struct Clients {
     device: Device,
     heartbeat: Heartbeat,
     connected: BTreeMap<ClientId, Client>,
-    /// Those that hold no lease.
+    /// Clients that hold no lease.
     waiting: WaitingList<ClientId>,
     next: u64,
 }
 
 impl Clients {
-    /// None yet; they will connect to `device`, and beat as `heartbeat` says.
+    /// No clients yet. They will connect to `device`, and beat as `heartbeat` says.
     pub fn new(device: Device, heartbeat: Heartbeat) -> Self {
         let most = most_waiting();
         let waiting = WaitingList::new(most.div_ceil(2).min(MOST_WAITING_OF_PEER), most);
@@ -137,7 +137,7 @@ impl Clients {
         self.note_waiting(id, origin, now);
     }
 
-    /// Notes that `id` waits; who has to go for that has its last turn.
+    /// Notes that `id` waits. The client that has to go for that has its last turn.
     fn note_waiting(&mut self, id: ClientId, origin: Peer, now: Instant) {
         let gone = self.waiting.add(id, origin);
         if let Some(client) = gone.and_then(|gone| self.connected.get_mut(&gone)) {
@@ -259,7 +259,7 @@ impl Clients {
     }
 }
 
-/// How many may wait, as far as there are descriptors: half of them are for leases.
+/// The number of clients that may wait, as far as there are descriptors: half of these are for leases.
 fn most_waiting() -> usize {
     let most = descriptor_limit() / 2 / DESCRIPTORS_PER_CONNECTION;
     usize::try_from(most).unwrap_or(MOST_WAITING).clamp(2, MOST_WAITING)

@@ -12,7 +12,7 @@ use rfaas_protocol::Clock;
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ClusterClock {
     heard: Option<(Instant, SystemTime)>,
-    /// The operator was told that it differs from ours.
+    /// It was logged that it differs from ours.
     told: bool,
 }
 

@@ -18,7 +18,7 @@ pub struct EndedLeases {
 }
 
 impl EndedLeases {
-    /// None yet.
+    /// No lease has ended yet.
     pub fn new() -> Self {
         EndedLeases { until: HashMap::new(), sweep_at: LEAST_SWEEP }
     }

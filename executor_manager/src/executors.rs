@@ -62,7 +62,7 @@ pub struct Gone {
 }
 
 impl Executors {
-    /// None yet. They will use `device`, and reach this manager at `manager`.
+    /// No executors yet. They will use `device`, and reach this manager at `manager`.
     pub fn new(
         device: Device,
         manager: SocketAddr,
@@ -146,7 +146,7 @@ impl Executors {
         self.running.get(&lease).map(|running| running.account.read()).unwrap_or_default()
     }
 
-    /// How many processes there are.
+    /// The number of processes.
     pub fn len(&self) -> usize {
         self.running.len()
     }

@@ -1,5 +1,5 @@
-//! The log of leases' lease_log: so many lines for each of those who can bring them about, a client's user or machine, and
-//! so many for all of them. Pure, but for the lines.
+//! What is logged of leases: so many lines for each peer that can bring them about, a client's user or machine, and so
+//! many for all of them. Pure, but for the lines.
 //!
 //! * A peer that starts and ends executors without pause uses up its own lines: others' leases are logged as ever.
 //! * BOUNDED - the lines of all have a budget too, and a part of it is for those who say little. Remembered are the
@@ -18,7 +18,7 @@ use rfaas_protocol::lease::LeaseId;
 const BURST: u32 = 400;
 /// Lines that it may have a second, on and on.
 const PER_SECOND: u32 = 20;
-/// The same of all together, as of five such peers: at 200 bytes a line, some 1.7 GB a day.
+/// The same for all peers together, as for five such peers: at 200 bytes a line, some 1.7 GB a day.
 const BURST_OF_ALL: u32 = 5 * BURST;
 const PER_SECOND_OF_ALL: u32 = 5 * PER_SECOND;
 /// The part of [`BURST_OF_ALL`] for peers that have used at most a tenth of their own.
@@ -30,7 +30,7 @@ const REMEMBERED: usize = 4096;
 /// Time between two looks for those that need not be.
 const SWEEP_AGAIN: Duration = Duration::from_secs(1);
 
-/// Decides which lines are told.
+/// Decides which lines are logged.
 #[derive(Debug)]
 pub struct LeaseLog {
     leases: BTreeMap<LeaseId, Peer>,
@@ -75,7 +75,7 @@ impl LeaseLog {
         self.leases.remove(&lease);
     }
 
-    /// Whether a line about `lease` may be told; counts it otherwise.
+    /// Whether a line about `lease` may be logged; counts it otherwise.
     pub fn admit(&mut self, now: Instant, lease: LeaseId) -> bool {
         let peer = self.leases.get(&lease).copied().unwrap_or(Peer::Unknown);
         self.admit_of(now, peer)
@@ -107,7 +107,7 @@ impl LeaseLog {
         held_back.map(|said| said.tell).min()
     }
 
-    /// How many lines were dropped of whom, as far as it is time to tell that.
+    /// The numbers of lines that were dropped, by peer, as far as it is time to log them.
     pub fn due(&mut self, now: Instant) -> Vec<(Peer, u64)> {
         let dropped = |said: &mut Said| {
             (said.dropped > 0 && said.tell <= now).then(|| std::mem::take(&mut said.dropped))

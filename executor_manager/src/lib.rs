@@ -84,7 +84,7 @@ pub struct Options {
     pub config: ExecutorManagerConfig,
     /// The devices of this machine.
     pub devices: Devices,
-    /// Lease without a resource manager, to whoever asks.
+    /// Lease without a resource manager, to every client that asks.
     pub skip_resource_manager: bool,
     /// Wait for a resource manager that is not there yet.
     pub wait: bool,

@@ -65,17 +65,17 @@ pub enum Source {
 pub struct Manager {
     /// Clients first: fields drop in order, and executors go with their leases.
     pub clients: Clients,
-    /// What is told of leases.
+    /// What is logged of leases.
     pub lease_log: LeaseLog,
     /// The processes.
     pub executors: Executors,
-    /// None without a resource manager.
+    /// The resource manager, unless this node leases without one.
     pub upstream: Option<Upstream>,
     /// Where clients and executors connect.
     pub acceptor: Acceptor,
-    /// Who holds what.
+    /// Decides who holds what.
     pub allocations: Allocations,
-    /// Whose tokens count.
+    /// Decides whose tokens count.
     pub authority: Authority,
     /// SIGINT, SIGTERM, SIGHUP, SIGCHLD.
     pub signals: Signals,
@@ -89,7 +89,7 @@ pub struct Manager {
     pub stopping: Option<Stopping>,
     /// Children that this manager did not start may be waiting to be reaped.
     pub strangers: bool,
-    /// How often SIGINT came.
+    /// The number of SIGINTs that came.
     pub interrupts: u32,
 }
 
@@ -241,14 +241,14 @@ impl Manager {
         Ok(Event::Claim { client, terms, time_left, deployment: allocate.into() })
     }
 
-    /// Of a lease that this connection holds, whose holder was proved with its claim.
+    /// A renewal of the lease that this connection holds; its holder was proved with its claim.
     fn renewal(&self, client: ClientId, Renew { signed, clock }: &Renew) -> Result<Event, Refusal> {
         let held = self.allocations.lease_of(client);
         let time_left = self.authority.admit(signed, *clock, held, self.time())?;
         Ok(Event::Renew { client, terms: signed.terms, time_left })
     }
 
-    /// By the clock that leases end by.
+    /// The time by the clock that leases end by.
     fn time(&self) -> SystemTime {
         let upstream = self.upstream.as_ref();
         upstream.map_or_else(SystemTime::now, |upstream| upstream.time(Instant::now()))
@@ -330,7 +330,7 @@ impl PollLoop for Manager {
         }
     }
 
-    /// Looks at everything, whoever had news: there are few clients.
+    /// Serves all that there is, whatever had news: there are few clients.
     fn pass(&mut self, _: Wakeups<Source>) -> Result<Pass, Error> {
         let worked = self.work()?;
         Ok(match (self.stopped()?, worked) {

@@ -63,7 +63,7 @@ pub struct Outputs {
     readers: Arc<Readers>,
 }
 
-/// How many threads there are.
+/// The number of threads.
 #[derive(Debug, Default)]
 struct Readers {
     count: Mutex<usize>,

@@ -27,7 +27,7 @@ const MB: u128 = 1 << 20;
 pub struct Refusal {
     /// What the client may decide on.
     pub because: RefusedBecause,
-    /// In words.
+    /// The reason in words.
     pub reason: String,
 }
 
@@ -54,16 +54,16 @@ impl Refusal {
 /// Whose tokens count on this node.
 #[derive(Debug)]
 pub enum Authority {
-    /// Those that the resource manager signed with the cluster secret for this run of this node.
+    /// Tokens count that the resource manager signed with the cluster secret for this run of this node.
     ResourceManager(Arc<Identity>),
-    /// Nobody signs: whoever reaches this node may claim what is free.
+    /// Nobody signs: every client that reaches this node may claim what is free.
     Anyone,
 }
 
 /// How a client has opened its connection.
 #[derive(Clone, Copy, Debug)]
 pub enum Opening {
-    /// As older releases do, which prove nothing.
+    /// It proves nothing, as clients of older releases.
     Old,
     /// For no lease that was granted.
     Unsigned,
@@ -71,7 +71,7 @@ pub enum Opening {
     Lease {
         /// The key.
         key: LeaseKey,
-        /// Of the connection.
+        /// The nonces of the connection.
         nonces: Nonces,
     },
 }

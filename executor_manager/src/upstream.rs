@@ -63,7 +63,7 @@ pub enum News {
         /// How long invocations may go on.
         grace: Duration,
     },
-    /// What leases in use have used so far is to be [told](Upstream::used).
+    /// What leases in use have used so far is to be [reported](Upstream::used).
     UsedIsDue,
     /// It could not be reached, and never was.
     NeverReached(DialError),
@@ -85,7 +85,7 @@ pub struct Upstream {
     identity: Arc<Identity>,
     bell: Bell,
     state: UpstreamState,
-    /// As the resource manager said last.
+    /// The signs of life that the resource manager asked for last.
     heartbeat: Heartbeat,
     backoff: Duration,
     /// What the resource manager's says, by which leases end.
@@ -94,10 +94,10 @@ pub struct Upstream {
     draining: Option<Instant>,
     /// It was connected once, or is to be waited for.
     reached: bool,
-    /// The operator was told what is wrong with the secret.
+    /// What is wrong with the secret was logged.
     warned: bool,
-    /// The last failure that the operator was told of; each is told once.
-    told: Option<String>,
+    /// The last failure that was logged; each is logged once.
+    logged: Option<String>,
     /// Waiting to be sent on this connection.
     outgoing: VecDeque<FromNode>,
     /// Ends that the resource manager has not acknowledged, by lease (ONE END).
@@ -127,13 +127,13 @@ impl Upstream {
             draining: None,
             reached: false,
             warned: false,
-            told: None,
+            logged: None,
             outgoing: VecDeque::new(),
             unacknowledged: BTreeMap::new(),
         }
     }
 
-    /// Has it be waited for, if it is not there at first.
+    /// Has the resource manager be waited for, if it is not there at first.
     pub fn wait(&mut self) {
         self.reached = true;
     }
@@ -150,8 +150,7 @@ impl Upstream {
         self.report(FromNode::Ended(ended));
     }
 
-    /// Tells what leases have used so far, unless the resource manager has not even taken what it was told
-    /// before.
+    /// Reports what leases have used so far, unless the resource manager has not even taken the report before.
     pub fn used(&mut self, used: Vec<LeaseUsed>) {
         if self.outgoing.is_empty() {
             used.into_iter().for_each(|used| self.report(FromNode::Used(used)));
@@ -165,7 +164,7 @@ impl Upstream {
         self.report(draining(now, deadline));
     }
 
-    /// Sends `message` now if there is room for it: a client that is told of an end next may ask the
+    /// Sends `message` now if there is room for it: a client that learns of an end next may ask the
     /// resource manager for what became free.
     fn report(&mut self, message: FromNode) {
         if let UpstreamState::Registered { channel, .. } = &mut self.state {
@@ -304,7 +303,7 @@ impl Upstream {
                 self.await_registration(channel, since, now, news);
             }
             Ok(Some(Incoming::Message(ToNode::Registered(granted)))) => {
-                (self.told, self.backoff) = (None, BACKOFF.0);
+                (self.logged, self.backoff) = (None, BACKOFF.0);
                 let ends = self.unacknowledged.values().copied().map(FromNode::Ended);
                 let drain = self.draining.map(|deadline| draining(now, deadline));
                 self.outgoing = drain.into_iter().chain(ends).collect();
@@ -426,9 +425,9 @@ impl Upstream {
 
     /// Once for each failure, not at every attempt.
     fn tell_operator(&mut self, text: &str) {
-        if self.told.as_deref() != Some(text) {
+        if self.logged.as_deref() != Some(text) {
             tracing::warn!("{text}");
-            self.told = Some(text.to_owned());
+            self.logged = Some(text.to_owned());
         }
     }
 
@@ -439,7 +438,7 @@ impl Upstream {
     }
 }
 
-/// That no lease is to be granted any more, told at `now`.
+/// The message that no lease is to be granted any more, sent at `now`.
 fn draining(now: Instant, deadline: Instant) -> FromNode {
     let left = deadline.saturating_duration_since(now).as_millis();
     let grace_ms = u32::try_from(left).unwrap_or(u32::MAX).into();

@@ -1,6 +1,5 @@
 //! Connections of clients: they ask for leases, give them back, and exchange what they cannot use.
-//! What an unclaimed lease is worth to a client ends with its connection; claimed leases do not
-//! depend on it.
+//! An unclaimed lease ends soon after the connection that it was granted on; claimed leases do not depend on it.
 //!
 //! Clients are not known to the cluster, so their connections are bounded.
 //! * BOUNDED - there are so many connections in all, and so many of one peer (a user or an address). When there
@@ -63,7 +62,7 @@ struct ClientLink {
 #[derive(Debug, Default)]
 struct Granted {
     leases: BTreeSet<LeaseId>,
-    /// How many there are when they are gone through next.
+    /// The number of leases at which those that have ended are dropped next.
     sweep_at: usize,
     /// Up to this one they were claimed, or have ended.
     claimed_to: Option<LeaseId>,
@@ -101,9 +100,9 @@ struct SetAside {
 /// All connections of clients.
 pub(crate) struct ClientLinks {
     links: BTreeMap<LinkId, ClientLink>,
-    /// Those that do not have to go, by silence. One that was considered and stays comes last.
+    /// Connections that do not have to go, by silence. One that was considered and stays comes last.
     staying: WaitingList<LinkId>,
-    /// Those that have their last turn.
+    /// Connections that have their last turn.
     leaving: Vec<LinkId>,
     /// Connections that there may be, also while some of them leave.
     most: usize,
@@ -116,7 +115,7 @@ pub(crate) struct ClientLinks {
 }
 
 impl ClientLinks {
-    /// None yet; there may be `most`, and those that leave for up to `batch` that come in a pass.
+    /// No connections yet. There may be `most`, and besides those that leave for up to `batch` that come in a pass.
     pub(crate) fn new(secret: Arc<[u8]>, idle: Idle, most: usize, batch: usize) -> Self {
         ClientLinks {
             links: BTreeMap::new(),
@@ -130,7 +129,7 @@ impl ClientLinks {
         }
     }
 
-    /// How many do not have to go.
+    /// The number of connections that do not have to go.
     pub(crate) fn len(&self) -> usize {
         self.staying.len()
     }
@@ -161,7 +160,7 @@ impl ClientLinks {
             }
             self.staying.refresh(*id); // so that others are looked at for the next one
         }
-        // Who does not claim its leases keeps nobody else out, and gets no more connections itself.
+        // A client that does not claim its leases keeps nobody else out, and gets no more connections itself.
         let Some(oldest) = silent.first().filter(|_| from != newcomer) else { return false };
         tracing::debug!(?from, "connection of a client that does not claim its leases makes room");
         self.drop_link(now, *oldest, &ChannelError::Disconnected, pool);
@@ -184,13 +183,13 @@ impl ClientLinks {
         Ok(())
     }
 
-    /// Notes one that does not have to go, after room was made for it.
+    /// Notes a connection that does not have to go, after room was made for it.
     fn stay(&mut self, id: LinkId, origin: Peer) {
         let gone = self.staying.add(id, origin);
         debug_assert_eq!(gone, None, "there was room");
     }
 
-    /// Those that are to have their last turn.
+    /// Connections that are to have their last turn.
     pub(crate) fn leaving(&self) -> impl Iterator<Item = LinkId> + '_ {
         self.leaving.iter().copied()
     }

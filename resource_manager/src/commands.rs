@@ -5,8 +5,8 @@
 //!   http handler ──Work──▶ channel ──▶ loop: work(pool) ▶ actions ▶ database ▶ answer ──oneshot──▶ handler
 //!                  bell ─▶ eventfd ─▶ (poll)
 //! ```
-//! An answer is sent after the actions were carried out: who hears that a node was added finds it in
-//! the executors database.
+//! An answer is sent after the actions were carried out: when a node was added, it is in the executors database
+//! before the answer says so.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -16,7 +16,7 @@ use tokio::sync::oneshot;
 
 use crate::pool::{Action, Now, Pool};
 
-/// Sends an answer to whoever waits for it.
+/// Sends an answer to the one that waits for it.
 pub type Answer = Box<dyn FnOnce() + Send>;
 
 /// Something to do with the pool; its answer is sent when the actions have been carried out.

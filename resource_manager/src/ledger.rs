@@ -3,9 +3,9 @@
 //! ```text
 //!   pool ──take_changes──▶ pending ──urgent, or a period old──▶ one commit ──▶ actions, answers
 //! ```
-//! DURABLE FIRST - the loop settles with the ledger before it carries out an action or sends an answer.
-//! Whatever anybody was told is there after a crash. If a commit fails, nobody is told anything: the loop
-//! ends, since it could not keep what it would promise from then on; leases in use go on without it.
+//! DURABLE FIRST - the loop settles with the ledger before it carries out an action or sends an answer. So what
+//! was sent is still known after a crash. If a commit fails, nothing is sent and the loop ends, since it could
+//! not keep what it would promise; leases in use go on without it.
 //!
 //! All that came in one pass of the loop is one commit: a disk that needs milliseconds for each is then
 //! no limit on leases per second, only on how soon each is granted.

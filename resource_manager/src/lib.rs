@@ -91,7 +91,7 @@ pub fn run(options: &Options) -> Result<(), Error> {
     served.and(stopped).map_err(Error::Run)
 }
 
-/// Reads and opens everything, so that what is wrong is told before anything is served.
+/// Reads and opens everything, so that what is wrong is reported before anything is served.
 fn start(options: &Options) -> anyhow::Result<(Server, HttpThread)> {
     raise_descriptor_limit()?;
     let config = ResourceManagerConfig::load(&options.config)?.config;
@@ -114,7 +114,7 @@ fn start(options: &Options) -> anyhow::Result<(Server, HttpThread)> {
     let http = TcpListener::bind(&addresses[..])
         .with_context(|| format!("HTTP cannot be served at {}", listed(&addresses)))?;
     let http_address = http.local_addr().context("HTTP address")?;
-    // Last: who starts a manager twice is told of the ports.
+    // Last: an operator who starts a manager twice reads about the ports.
     let configured =
         Some(Path::new(&config.state_file)).filter(|path| !path.as_os_str().is_empty());
     let state_file = options.state_file.as_deref().or(configured);

@@ -1,4 +1,4 @@
-//! Connections of executor managers: who both sides are is proved first, then they report and are told.
+//! Connections of executor managers: both sides prove who they are, then nodes report and are asked to do things.
 //!
 //! ```text
 //!   accepted with our proof ──Register──▶ registered ──silent, malformed, gone──▶ dropped
@@ -80,16 +80,16 @@ pub(crate) struct NodeLinks {
     heartbeat: Heartbeat,
     idle: Idle,
     events: Arc<Events>,
-    /// Those that have not registered, also those that were refused.
+    /// Connections that have not registered, also those that were refused.
     unregistered: WaitingList<LinkId>,
-    /// Those that have their last turn: others have come.
+    /// Connections that have their last turn, since others have come.
     leaving: Vec<LinkId>,
-    /// Had more to say than `hear` took.
+    /// Connections with more messages than `hear` took.
     unheard: Vec<LinkId>,
 }
 
 impl NodeLinks {
-    /// None yet; there may be `most` connections together with those of clients.
+    /// No connections yet. There may be `most` together with those of clients.
     pub(crate) fn new(
         secret: Arc<[u8]>,
         heartbeat: Heartbeat,
@@ -124,7 +124,7 @@ impl NodeLinks {
         self.unregistered.crowded(newcomer, false).is_some()
     }
 
-    /// Those that are to have their last turn.
+    /// Connections that are to have their last turn.
     pub(crate) fn leaving(&self) -> impl Iterator<Item = LinkId> + '_ {
         self.leaving.iter().copied()
     }
@@ -207,7 +207,7 @@ impl NodeLinks {
         }
     }
 
-    /// Those that had more to say than [`hear`](Self::hear) took; they are to be served again.
+    /// Connections with more messages than [`hear`](Self::hear) took; they are to be served again.
     pub(crate) fn unheard(&mut self) -> impl Iterator<Item = LinkId> + '_ {
         self.unheard.drain(..)
     }
@@ -270,7 +270,7 @@ impl NodeLinks {
         Ok(())
     }
 
-    /// Registers the node that a peer says it is. The inner `Err` is what it is told.
+    /// Registers the node that a peer says it is. The inner `Err` is the reason that it is sent.
     fn register(
         &mut self,
         now: Now,
@@ -305,7 +305,7 @@ impl NodeLinks {
         })
     }
 
-    /// Tells a node something. A node that cannot be told is lost.
+    /// Sends a message to a node. A node that takes none is lost.
     pub(crate) fn send(
         &mut self,
         now: Now,
@@ -409,7 +409,7 @@ fn refuse(name: &str, why: String) -> String {
     why
 }
 
-/// What a node is told on this action of the pool, if it is a message.
+/// The message to a node that an action of the pool means, if it means one.
 pub(crate) fn message_of(action: &Action, heartbeat: Heartbeat) -> Option<(LinkId, ToNode)> {
     Some(match *action {
         Action::EndLease { link, lease, reason, grace } => {

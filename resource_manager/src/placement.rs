@@ -148,7 +148,7 @@ fn share(wanted: Capacity, cores: u32) -> u32 {
     u32::try_from(share).unwrap_or(u32::MAX) // not more than all of it
 }
 
-/// How many of `wanted`'s cores can go, with their share of memory, where `free` is free.
+/// The number of `wanted`'s cores that fit, with their share of memory, where `free` is free.
 fn takes(free: Capacity, wanted: Capacity) -> u32 {
     let by_memory =
         u64::from(free.memory) * u64::from(wanted.cores) / u64::from(wanted.memory.max(1));

@@ -43,7 +43,7 @@ use crate::node_links::{NodeLinks, message_of};
 use crate::pool::{Action, LinkId, Now, Pool};
 
 /// Most connections taken before peers have their turn again. There are fewer where there is less
-/// room, an eighth of it: who has just come is heard before it makes room for many others.
+/// room, an eighth of it: a peer that has just come is heard before it makes room for many others.
 const ACCEPT_BATCH: usize = 32;
 /// Messages of clients taken before nodes have their turn again, as long as each client has one;
 /// and of one of them.
@@ -87,7 +87,7 @@ pub(crate) struct Server {
     due: BTreeSet<Source>,
 }
 
-/// What a server is told about its cluster.
+/// What a server knows of its cluster from its settings.
 pub(crate) struct ClusterTerms {
     /// Signs leases, proves nodes.
     pub(crate) secret: Arc<[u8]>,
@@ -131,7 +131,7 @@ impl Server {
         }
     }
 
-    /// Serves until it is told to stop. The connections end with it; leases in use do not.
+    /// Serves until it is asked to stop. The connections end with it; leases in use do not.
     pub(crate) fn run(mut self) -> anyhow::Result<()> {
         let idle = self.idle;
         run(&mut self, idle)?;
@@ -395,7 +395,7 @@ fn accept_batch(max_connections: usize) -> usize {
     (max_connections / 8).clamp(1, ACCEPT_BATCH)
 }
 
-/// How many connections the limit of descriptors allows.
+/// The number of connections that the limit of descriptors allows.
 fn max_connections() -> usize {
     let descriptors = descriptor_limit().saturating_sub(OTHER_DESCRIPTORS);
     let connections = descriptors / DESCRIPTORS_PER_CONNECTION;

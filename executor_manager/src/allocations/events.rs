@@ -1,4 +1,4 @@
-//! The words between [`Allocations`](super::Allocations) and the loop around it: what happened, what
+//! What passes between [`Allocations`](super::Allocations) and the loop around it: what happened, what
 //! is to be done, and the figures in both.
 
 use std::time::Duration;
@@ -51,7 +51,7 @@ impl Usage {
         }
     }
 
-    /// The bill of `cores` held for `allocated`. CLAMPED: what was counted beyond that is not billed,
+    /// The bill of `cores` held for `allocated`. What was counted beyond that is not billed (CLAMPED),
     /// polling first, but for the `polling_reported` before, in ns; nor are more calls than there was time for.
     pub fn bill(self, cores: u32, allocated: Duration, polling_reported: u64) -> Bill {
         let allocated_ns = u64::try_from(allocated.as_nanos()).unwrap_or(u64::MAX);
@@ -78,7 +78,7 @@ pub enum Exit {
 }
 
 impl Exit {
-    /// What the client is told.
+    /// The message to the client.
     pub fn message(self) -> ToClient {
         let (signal, status, silent) = match self {
             Exit::Signal(signal) => (signal, 0, 0),
@@ -102,7 +102,7 @@ pub enum Event {
     Claim {
         /// Its connection.
         client: ClientId,
-        /// Of the token; lease 0 is given the next free number.
+        /// The terms of the token. Terms that name no lease get the next free number.
         terms: LeaseTerms,
         /// Until the token expires.
         time_left: Duration,
@@ -120,7 +120,7 @@ pub enum Event {
     },
     /// The process is gone and reaped.
     Exited {
-        /// Of this lease.
+        /// The lease.
         lease: LeaseId,
         /// How it ended.
         exit: Exit,
@@ -144,7 +144,7 @@ pub enum Event {
     Renew {
         /// Its connection.
         client: ClientId,
-        /// Of the token.
+        /// The terms of the token.
         terms: LeaseTerms,
         /// Until the token expires.
         time_left: Duration,

@@ -45,7 +45,7 @@ pub(super) struct HeldLease {
     usage: Usage,
     /// The most that was seen of each counter of the executor that runs.
     counted: Usage,
-    /// Hot polling that the resource manager was told of, in ns.
+    /// Hot polling that was reported to the resource manager, in ns.
     polling_reported: u64,
     pub(super) ending: Option<LeaseEnd>,
 }
@@ -117,7 +117,7 @@ impl HeldLease {
     }
 }
 
-/// What a client is told whose lease ends in `left` (rounded up), or has ended if nothing is left.
+/// The message to a client whose lease ends in `left` (rounded up), or has ended if nothing is left.
 pub(super) fn ending_message(reason: EndReason, left: Duration) -> ToClient {
     let grace_ms = u32::try_from(left.as_micros().div_ceil(1000)).unwrap_or(u32::MAX);
     ToClient::LeaseEnding(LeaseEnding { reason: reason.to_wire(), grace_ms: grace_ms.into() })

@@ -1,6 +1,7 @@
 //! Reaching the resource manager, which may wait: for the name service, and for an answer.
 //!
-//! PROVED - it proves that it knows the cluster secret, at the address that was called, before it is told anything.
+//! PROVED - the resource manager proves that it knows the cluster secret, at the address that was called, before it is
+//! sent anything.
 
 use std::time::Duration;
 

@@ -39,7 +39,7 @@ use super::Failure;
 #[derive(Clone, Debug, Default)]
 pub struct Access {
     changes_from: Arc<[AddressRange]>,
-    /// In small letters. No addresses.
+    /// Names of this machine, in small letters; no addresses.
     names: Arc<[String]>,
 }
 
@@ -92,7 +92,7 @@ pub struct Ends {
 const NETWORK_BITS: u32 = 64;
 
 impl Ends {
-    /// Of a connection from `peer` that was taken at `local`.
+    /// The ends of a connection from `peer` that was taken at `local`.
     pub fn new(peer: SocketAddr, local: SocketAddr) -> Self {
         let (peer, local) = (peer.ip().to_canonical(), local.ip().to_canonical());
         // Only this machine has connections to a loopback address.
@@ -207,7 +207,7 @@ fn foreign_type(headers: &HeaderMap) -> Option<String> {
 mod tests {
     use super::*;
 
-    /// Of a machine called so, HTTP being served at `address`.
+    /// The names of a machine called so that serves HTTP at `address`.
     fn on(address: &str, machine: &str) -> Access {
         Access::on(&[], [address, machine].into_iter().map(str::to_owned))
     }

@@ -35,7 +35,7 @@ pub(super) const READ_ALL: Duration = Duration::from_secs(60);
 
 /// A list that is read in pages.
 pub(super) trait Pages: Send + 'static {
-    /// What it is of.
+    /// The type of its rows.
     type Row: Row;
 
     /// The next rows; fewer than [`ROWS`], perhaps none, are the last.
@@ -102,13 +102,13 @@ impl Format {
     }
 }
 
-/// Answers with all of `pages`. What fails before there is anything to say is told; later, the
+/// Answers with all of `pages`. A failure before the first page is answered as an error; later, the
 /// answer is cut off, so that nobody takes a part for the whole.
 pub(super) async fn answer(pages: impl Pages, format: Format) -> Answer {
     answer_within(READ_ALL, pages, format).await
 }
 
-/// Likewise, to a client that takes `patience` to read it.
+/// Likewise, to a client that may take `patience` to read it.
 async fn answer_within(patience: Duration, mut pages: impl Pages, format: Format) -> Answer {
     let rows = within(READ_ALL, pages.next()).await??;
     let whole = rows.len() < ROWS;
@@ -154,7 +154,7 @@ fn failed(error: io::Error) -> Failure {
     Failure(StatusCode::INTERNAL_SERVER_ERROR, error.to_string())
 }
 
-/// A list that there is already.
+/// A list that is in memory.
 pub(super) struct Rows<R>(vec::IntoIter<R>);
 
 impl<R> Rows<R> {

@@ -48,7 +48,7 @@ const BUFFER_BYTES: usize = 64 * 1024;
 /// KiB/s.
 const READ_ON: Duration = REQUEST_TIME;
 
-/// Serves `router` to whoever connects, for ever.
+/// Serves `router` to all that connect, for ever.
 pub async fn serve(listener: TcpListener, router: Router) {
     let connections = Arc::new(Connections::new(most_connections()));
     let router = router.layer(middleware::from_fn(watch));
@@ -184,7 +184,7 @@ struct Connections {
     open: Mutex<(u64, BTreeMap<u64, Connection>)>,
 }
 
-/// Of one connection, as long as it is there.
+/// The place of one connection, as long as it is there.
 struct ConnectionPlace {
     connections: Arc<Connections>,
     id: u64,

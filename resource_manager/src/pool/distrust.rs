@@ -19,7 +19,7 @@ use super::node_index::NodeSlot;
 pub const TRIED_LAST: Duration = Duration::from_secs(30);
 /// Nodes that one user's word holds for at a time: a few more than a client tries for one lease.
 pub const MOST_OF_ONE: usize = 8;
-/// Nodes that all words together hold for: they are looked at one by one.
+/// Nodes that all words together hold for. Few, since they are searched one by one.
 const MOST: usize = 256;
 
 #[derive(Debug)]
@@ -39,7 +39,7 @@ impl Distrust {
         self.0.first().map(|word| word.until) // all last equally long
     }
 
-    /// Takes `origin`'s word against the node in `slot`; returns those that are forgiven for it.
+    /// Takes `origin`'s word against the node in `slot`; returns the nodes that are forgiven for it.
     pub(super) fn take(&mut self, now: Instant, slot: NodeSlot, origin: Peer) -> Vec<NodeSlot> {
         self.0.retain(|word| word.slot != slot);
         let of_origin = |word: &Word| word.origin == origin;

@@ -1,7 +1,7 @@
 //! What one client may hold and ask for, and how long a lease waits for its claim.
 //!
-//! A client chooses its name itself, and may choose another's. So limits hold for whoever asks,
-//! under whatever name: the user or the machine ([`Ask::by`](super::Ask::by)). What a stranger
+//! A client chooses its name itself, and may choose another's. So limits hold for the peer that asks, under
+//! whatever name: the user or the machine ([`Ask::by`](super::Ask::by)). What a stranger
 //! holds under a name takes nothing from others of that name. Who asked is not kept in the state:
 //! after a restart of the program, leases of before count for all who ask under their names.
 //! * What is granted with a limit is within it, for the peer that asks.
@@ -29,11 +29,11 @@ const SECOND: Duration = Duration::from_secs(1);
 pub struct FairUse {
     /// How long a lease waits for its claim.
     pub claim_timeout: Duration,
-    /// Cores of all leases of one; `None`: as many as there are.
+    /// Cores of all leases of one peer; `None`: as many as there are.
     pub cores: Option<u32>,
-    /// Memory of all leases of one, in MB.
+    /// Memory of all leases of one peer, in MB.
     pub memory: Option<u32>,
-    /// Leases of one.
+    /// Leases of one peer.
     pub leases: Option<u32>,
     /// How far in the future a lease may end.
     pub timeout: Option<Duration>,
@@ -129,7 +129,7 @@ struct PeerUse {
 pub(super) struct Shares {
     rules: FairUse,
     known: HashMap<Who, PeerUse>,
-    /// How many of these hold leases.
+    /// The number of them that hold leases.
     holders: usize,
     /// When those that hold nothing were last gone through.
     swept: Option<Instant>,

@@ -49,7 +49,7 @@ impl Terms {
     }
 }
 
-/// As tokens have it: whole milliseconds, of which the last may be cut short.
+/// The time in whole milliseconds, rounded down, as tokens have it.
 pub(super) fn whole_ms(at: SystemTime) -> SystemTime {
     let since = at.duration_since(UNIX_EPOCH).unwrap_or_default();
     at - Duration::from_nanos((since.subsec_nanos() % 1_000_000).into())
@@ -107,11 +107,11 @@ pub enum LeaseState {
 }
 
 impl LeaseState {
-    /// All, in order.
+    /// All states, in order.
     pub const ALL: [LeaseState; 4] =
         [LeaseState::Granted, LeaseState::Active, LeaseState::Ending, LeaseState::Ended];
 
-    /// As JSON names it.
+    /// Its name in JSON.
     pub fn name(self) -> &'static str {
         match self {
             LeaseState::Granted => "granted",

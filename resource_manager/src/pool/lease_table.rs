@@ -27,7 +27,7 @@ use super::{Billed, CLAIM_IN_FLIGHT, END_MARGIN, EXPIRY_MARGIN, LeaseRecord, Now
 #[derive(Debug)]
 pub(super) struct LeaseTable {
     leases: HashMap<LeaseId, Lease>,
-    /// Their ids in order.
+    /// The ids of these leases, in order.
     ids: BTreeSet<LeaseId>,
     /// The number of leases in each state.
     states: [usize; LeaseState::ALL.len()],
@@ -58,9 +58,9 @@ pub(super) struct LeaseChanges {
 
 /// What a node's report is about, as far as leases are known here.
 pub(super) enum Reported<'a> {
-    /// A lease that was granted so.
+    /// A lease that was granted with these terms.
     Granted,
-    /// A lease that was granted otherwise.
+    /// A lease that was granted with other terms, or on another node.
     Otherwise,
     /// One that has ended, whose bill may still change.
     OpenBill(&'a Billed),
@@ -68,7 +68,7 @@ pub(super) enum Reported<'a> {
     Earlier,
     /// One that has ended; its bill is final.
     Ended,
-    /// None that ever was.
+    /// No lease that ever was.
     Unknown,
 }
 
@@ -186,7 +186,7 @@ impl LeaseTable {
         self.unsaved.urgent = true;
     }
 
-    /// Likewise for a bill that the store has.
+    /// Remembers a bill that the store has, likewise.
     pub(super) fn restore_bill(&mut self, now: Now, billed: &Billed) {
         self.open_bills.book(now, self.first_id, billed);
     }
@@ -312,8 +312,8 @@ impl LeaseTable {
         self.unsaved.lease(id);
     }
 
-    /// Has a claimed lease end within `grace`. Returns why it ends, if its node is to be told; that is so
-    /// unless it ends as soon already.
+    /// Has a claimed lease end within `grace`. Returns why it ends, if its node is to be asked; it is not
+    /// if the lease ends as soon already.
     pub(super) fn begin_ending(
         &mut self,
         now: Now,
@@ -359,7 +359,7 @@ impl UnsavedLeases {
         self.urgent = true;
     }
 
-    /// Likewise, if nobody is told of it.
+    /// Likewise, for a change that no action or answer depends on.
     fn lease_lazily(&mut self, id: LeaseId) {
         self.leases.insert(id);
     }

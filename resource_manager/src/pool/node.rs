@@ -112,11 +112,11 @@ pub enum NodeState {
 }
 
 impl NodeState {
-    /// All of them.
+    /// All states.
     pub const ALL: [NodeState; 4] =
         [NodeState::Registered, NodeState::Ready, NodeState::Draining, NodeState::Lost];
 
-    /// As JSON names it.
+    /// Its name in JSON.
     pub fn name(self) -> &'static str {
         match self {
             NodeState::Registered => "registered",
@@ -140,7 +140,7 @@ pub struct NodeView {
     pub clock_ahead_s: Option<i64>,
 }
 
-/// As people are told it: [`Clock::ahead_of`].
+/// Milliseconds in whole seconds, as people read them.
 fn in_seconds(ms: i64) -> i64 {
     ms / 1000
 }

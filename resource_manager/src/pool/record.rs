@@ -3,10 +3,9 @@
 //! ```text
 //!   Pool ──take_changes──▶ Changes ──▶ a store ──▶ Snapshot ──restore──▶ Pool of the next run
 //! ```
-//! Pure data; writing and reading it is the store's business. Whoever carries out the pool's actions
-//! first makes the changes durable that were taken with them: nothing is told before it is certain.
-//! Losing changes that are not urgent loses nothing that anybody was told: what a lease used in its last
-//! period, and that it was claimed, which its node reports again.
+//! Pure data; writing and reading it is the store's business. The changes that were taken with actions are made
+//! durable before the actions are carried out (DURABLE FIRST). Changes that are not urgent may be lost: what a
+//! lease used in its last period, and that it was claimed, which its node reports again.
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU64;
