@@ -2,11 +2,20 @@
 
 use std::time::Duration;
 
-use crate::error::{Error, Result};
 use rfaas_call::Spin;
 use rfaas_protocol::invocation::MAX_SLOTS;
 
+use crate::error::{Error, Result};
+
 /// What a deployment is made with. The default suits small payloads and lowest latency.
+///
+/// ```
+/// use rfaas::{Deployment, Spin};
+///
+/// // Few large calls, on cores that are not to spin in between.
+/// let deployment = Deployment::new().input_bytes(64 << 20).slots(1).spin(Spin::Never);
+/// assert_eq!(deployment.output_bytes, 1 << 20); // as by default
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Deployment {
@@ -24,12 +33,12 @@ pub struct Deployment {
     pub invocation_timeout: Duration,
     /// Longest time from asking for executors to their being ready.
     pub start_timeout: Duration,
-    /// How long an idempotent call goes on to look for an executor after its own was lost.
+    /// How long an idempotent call tries to find an executor after its own was lost.
     pub failover_timeout: Duration,
 }
 
 impl Default for Deployment {
-    /// 1 MiB of input and output, four slots, always hot, a minute an invocation, half a minute to
+    /// Returns 1 MiB of input and output, four slots, always hot, a minute an invocation, half a minute to
     /// start, as long to start elsewhere.
     fn default() -> Self {
         Deployment {
@@ -45,7 +54,7 @@ impl Default for Deployment {
 }
 
 impl Deployment {
-    /// [`Deployment::default`].
+    /// Returns [`Deployment::default`].
     pub fn new() -> Self {
         Self::default()
     }

@@ -81,7 +81,7 @@ impl Lease {
     }
 
     /// Has the lease last until `timeout` from now, if it would end before; returns when it ends. The
-    /// managers may refuse ([`Error::LeaseRefused`]): the lease then ends when it would have.
+    /// managers may refuse ([`Error::LeaseRefused`](crate::Error::LeaseRefused)): the lease then ends when it would have.
     pub fn renew(&self, timeout: Duration) -> Result<SystemTime> {
         self.inner.check_process()?;
         self.inner.renew(timeout)

@@ -29,6 +29,31 @@
 //!     Ok(())
 //! }
 //! ```
+//!
+//! # What there is
+//! * [`Client`] acquires a [`Lease`], and that [deploys](Lease::deploy) an [`Executor`], which makes calls.
+//! * [`Executor::invoke`] blocks, [`Executor::submit`] returns a future ([`Pending`]), [`Executor::in_place`] copies
+//!   nothing, [`Executor::invoke_idempotent`] goes on elsewhere when a node is lost.
+//! * [`Input`] and [`Output`] are registered memory. The type system keeps them apart from calls in flight.
+//! * [`Error`] has a variant for each decision that an application may take.
+//!
+//! # Function libraries
+//! A function library is a shared object for Linux. Each function that it exports can be called by its symbol's name:
+//! ```c
+//! // returns the bytes of output, written to `output`; input and output are at least 64-byte aligned
+//! uint32_t name(void *input, uint32_t input_bytes, void *output);
+//! ```
+//! The same in Rust, in a crate of type `cdylib`:
+//! ```
+//! #[unsafe(no_mangle)]
+//! pub extern "C" fn name(input: *mut u8, input_bytes: u32, output: *mut u8) -> u32 {
+//!     0 // no output
+//! }
+//! ```
+//! Several threads may call a function at once, one for each worker. How many bytes fit at `output` is for caller and
+//! function to agree on: returning more is an error of that call, writing more destroys the executor. A child that a
+//! function forks has neither input nor output if the node's device is an RDMA device (`ibv_fork_init(3)`): it is to be
+//! given a copy of what it needs.
 
 mod assembly;
 mod bell;
@@ -68,14 +93,16 @@ pub use pending::{Completed, Failed, Pending};
 pub use request::LeaseRequest;
 pub use rfaas_call::Spin;
 pub use rfaas_config::{
-    ConfigError, DeviceEntry, Devices, ExecutorEntry, ExecutorsDatabase, OpenDevice,
+    ConfigError, DeviceEntry, Devices, ExecutorEntry, ExecutorsDatabase, Invalid, OpenDevice,
+    TrustedUser,
 };
 pub use rfaas_protocol::Malformed;
 pub use rfaas_protocol::allocation::RefusedBecause;
 pub use rfaas_protocol::channel::ChannelError;
-pub use rfaas_protocol::lease::EndReason;
+pub use rfaas_protocol::lease::{EndReason, LeaseId};
 pub use rfaas_protocol::library::LibraryError;
 pub use rfaas_protocol::node::Bill;
+pub use rfaas_protocol::reach::Tried;
 
 /// The programs in README.md, which compile.
 #[cfg(doctest)]

@@ -1,10 +1,20 @@
-//! What an application asks for.
+//! What an application asks for when it leases cores.
 
 use std::time::Duration;
 
 use crate::error::{Error, Result};
 
 /// What to lease.
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use rfaas::LeaseRequest;
+///
+/// // 8 cores and 4 GB on at most two nodes, for ten minutes
+/// let request = LeaseRequest::new(8, 4096).max_nodes(2).timeout(Duration::from_secs(600));
+/// # let _ = request;
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LeaseRequest {
     pub(crate) cores: u32,
@@ -14,18 +24,18 @@ pub struct LeaseRequest {
 }
 
 impl LeaseRequest {
-    /// `cores` cores, one worker each, and `memory` MB for all together, for an hour, on one node.
+    /// Asks for `cores` cores, one worker each, and `memory` MB for all together, for an hour, on one node.
     pub fn new(cores: u32, memory: u32) -> Self {
         LeaseRequest { cores, memory, timeout: Duration::from_secs(3600), max_nodes: 1 }
     }
 
-    /// For `timeout` from the grant on, at least a millisecond.
+    /// Asks for a lease of `timeout`, at least a millisecond, from the grant on.
     #[must_use]
     pub fn timeout(self, timeout: Duration) -> Self {
         LeaseRequest { timeout, ..self }
     }
 
-    /// On up to `max_nodes` nodes, at least one, with a lease on each; for
+    /// Allows up to `max_nodes` nodes, at least one, with a lease on each; for
     /// [`Client::lease_many`](crate::Client::lease_many).
     #[must_use]
     pub fn max_nodes(self, max_nodes: u32) -> Self {
@@ -45,7 +55,7 @@ impl LeaseRequest {
         Ok(())
     }
 
-    /// The share of the memory that goes with `cores` of the cores, rounded up.
+    /// Returns the share of the memory that goes with `cores` of the cores, rounded up.
     pub(crate) fn memory_of(&self, cores: u32) -> u32 {
         let share = (u64::from(self.memory) * u64::from(cores)).div_ceil(self.cores.into());
         u32::try_from(share).expect("at most the whole, if `cores` is")

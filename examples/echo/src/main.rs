@@ -24,7 +24,7 @@ struct Cli {
 
 fn echo(Cli { text, device_database, manager, functions }: Cli) -> anyhow::Result<()> {
     let devices = Devices::load(device_database).context("--device-database")?;
-    let client = Client::connect(devices.open("")?, manager).context("--manager")?;
+    let client = Client::connect(devices.open_only()?, manager).context("--manager")?;
     let lease = client.lease(LeaseRequest::new(1, 128))?; // 1 core, 128 MB
     let mut executor = lease.deploy(functions).context("--functions")?;
     let empty = executor.function("empty")?;

@@ -1,43 +1,43 @@
-//! Whether two that spin for each other share a CPU, learned from how their waits end. Pure.
+//! Whether two threads that spin for each other share a CPU, learned from how their waits end. Pure.
 //!
-//! Who spins keeps the CPU from the other, who could end the wait. Then what is waited for is there after a yield, and
-//! never while spinning: each wait costs the time that is spun before the first yield, dozens of times what a
-//! call takes. So who notices that yields earlier, which tells nothing where each has a CPU of its own: there
-//! most waits end while spinning, and a yield that nobody takes is short.
+//! A thread that spins keeps the CPU from the other one, which could end the wait. Then what is waited for is there after a
+//! yield, and never while spinning: each wait costs the time that is spun before the first yield, dozens of times what a
+//! call takes. A thread that notices that yields earlier. Where each thread has a CPU of its own, most waits end while
+//! spinning, and a yield that no thread takes is short.
 
-/// How many waits that ended with a yield make it likely: so many that chance does not, where a yield takes half of
-/// the time between two looks.
+/// How many waits that ended with a yield make it likely. Chance does not bring so many where a yield takes half of the
+/// time between two polls.
 const LIKELY: u32 = 32;
-/// And how many are remembered, so that a few waits that end otherwise (the scheduler took the CPU away while one was
+/// How many are remembered, so that a few waits that end otherwise (the scheduler took the CPU away while one was
 /// spinning) do not change it.
 const REMEMBERED: u32 = 2 * LIKELY;
-/// What one of those counts.
+/// What one wait that ended while spinning counts.
 const SPUN_COUNTS: u32 = 8;
-/// Every so many waits one does not yield early: if it ends while spinning, what was learned was wrong, or is over.
+/// One of so many waits does not yield early. If it ends while spinning, what was learned was wrong, or is over.
 const TRY_EVERY: u32 = 256;
 
-/// What one side has learned. Its cost where nothing is shared: a comparison a wait.
+/// What one side has learned. Where nothing is shared it costs a comparison a wait.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Sharing {
-    /// How much speaks for it, at most [`REMEMBERED`].
+    /// How much evidence there is, at most [`REMEMBERED`].
     score: u32,
     /// Waits since it became likely.
     waits: u32,
 }
 
 impl Sharing {
-    /// Whether to yield early in the wait that begins now.
+    /// Returns whether to yield early in the wait that begins now.
     #[inline]
     pub fn is_likely(&self) -> bool {
         self.score >= LIKELY && !self.tries()
     }
 
-    /// This wait is one that finds out whether spinning would do.
+    /// Returns whether this wait is to find out whether spinning would do.
     fn tries(&self) -> bool {
         self.waits % TRY_EVERY == TRY_EVERY - 1
     }
 
-    /// A wait has ended: what was waited for came while spinning.
+    /// Notes that what was waited for came while spinning.
     #[inline]
     pub fn spun(&mut self) {
         if self.score > 0 {
@@ -52,7 +52,7 @@ impl Sharing {
         self.count();
     }
 
-    /// A wait has ended: what was waited for was there at the first look after a yield.
+    /// Notes that what was waited for was there at the first poll after a yield.
     #[cold]
     pub fn yielded(&mut self) {
         self.score = (self.score + 1).min(REMEMBERED);

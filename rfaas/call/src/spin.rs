@@ -1,20 +1,20 @@
-//! The `hot_timeout` of configurations and messages: whether who has nothing to do spins or sleeps.
+//! The `hot_timeout` of configurations and messages: whether a thread that waits spins or sleeps.
 
 use std::time::Duration;
 
-/// How long who waits for work or for a result spins before sleeping.
+/// How long a thread that waits, for work or for a result, spins before it sleeps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Spin {
-    /// Spins always: lowest latency, a core for every worker and for every blocked caller.
+    /// Spins always. It has the lowest latency, and takes a core for every worker and for every blocked caller.
     Always,
-    /// Sleeps at once: no time of a core while idle, some microseconds more for each invocation.
+    /// Sleeps at once. It takes no time of a core while idle, and some microseconds more for each invocation.
     Never,
     /// Spins so long after the last invocation, then sleeps. Counted in whole milliseconds.
     For(Duration),
 }
 
 impl Spin {
-    /// Reads a `hot_timeout`: −1 always, 0 never, else milliseconds. Other negative numbers mean
+    /// Reads a `hot_timeout`: −1 is always, 0 never, and a positive number milliseconds. Other negative numbers mean
     /// nothing.
     pub fn from_hot_timeout_ms(hot_timeout_ms: i64) -> Option<Spin> {
         match hot_timeout_ms {
@@ -24,7 +24,7 @@ impl Spin {
         }
     }
 
-    /// The number that stands for it; part of a millisecond counts as a whole one.
+    /// Returns the number that stands for it. Part of a millisecond counts as a whole one.
     pub fn hot_timeout_ms(self) -> i64 {
         match self {
             Spin::Always => -1,

@@ -58,7 +58,7 @@ pub enum TrustedUser {
 }
 
 impl TrustedUser {
-    /// Its number; an error if this machine does not know its name.
+    /// Returns its number. Fails if this machine does not know its name.
     pub fn id(&self) -> Result<u32, String> {
         let name = match self {
             TrustedUser::Id(id) => return Ok(*id),
@@ -93,7 +93,7 @@ impl fmt::Debug for OpenDevice {
 }
 
 impl Devices {
-    /// A database that is in no file.
+    /// Makes a database that is in no file.
     pub fn new(devices: Vec<DeviceEntry>) -> Self {
         Devices { devices, path: "device database".into() }
     }
@@ -104,25 +104,39 @@ impl Devices {
         Ok(Devices { path: path.to_owned(), ..Self::read(path)? })
     }
 
-    /// The entry of device `name`. The empty name stands for the only device, if there is but one.
+    /// Returns the entry of device `name`, as settings have it: one that is empty chooses [the only
+    /// device](Self::only).
     pub fn get(&self, name: &str) -> Result<&DeviceEntry, ConfigError> {
-        let available = || self.devices.iter().map(|entry| entry.name.clone()).collect();
         if name.is_empty() {
-            let [only] = &self.devices[..] else {
-                return Err(ConfigError::NoDeviceChosen {
-                    path: self.path.clone(),
-                    available: available(),
-                });
-            };
-            return Ok(only);
+            return self.only();
         }
         self.devices.iter().find(|entry| entry.name == name).ok_or_else(|| {
             ConfigError::UnknownDevice {
                 path: self.path.clone(),
                 name: name.to_owned(),
-                available: available(),
+                available: self.names(),
             }
         })
+    }
+
+    /// Returns the entry of the only device. Fails unless there is exactly one.
+    pub fn only(&self) -> Result<&DeviceEntry, ConfigError> {
+        match &self.devices[..] {
+            [only] => Ok(only),
+            _ => Err(ConfigError::NoDeviceChosen {
+                path: self.path.clone(),
+                available: self.names(),
+            }),
+        }
+    }
+
+    fn names(&self) -> Vec<String> {
+        self.devices.iter().map(|entry| entry.name.clone()).collect()
+    }
+
+    /// Opens the only device. Fails unless there is exactly one.
+    pub fn open_only(&self) -> Result<OpenDevice, ConfigError> {
+        self.only()?.open()
     }
 
     /// Opens device `name`, found as by [`get`](Self::get).

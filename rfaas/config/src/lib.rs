@@ -1,4 +1,5 @@
-//! Settings: one struct for each JSON file in `config/`, read with its `load`.
+//! Settings: one struct for each JSON file in `config/`, read with its `load`. This crate is internal: applications use
+//! `rfaas`.
 //!
 //! ```text
 //!   file ──serde──▶ struct ──validate──▶ T::load(path)      else one line that names file and key
@@ -28,7 +29,7 @@ mod secret;
 pub mod shell;
 
 pub use benchmark::{BenchmarkConfig, BenchmarkNode, BenchmarkRun};
-pub use devices::{DeviceEntry, Devices, OpenDevice};
+pub use devices::{DeviceEntry, Devices, OpenDevice, TrustedUser};
 pub use executor_manager::{ExecutorManagerConfig, ExecutorManagerNode, ExecutorSettings};
 pub use executors::{ExecutorEntry, ExecutorsDatabase};
 pub use resource_manager::{

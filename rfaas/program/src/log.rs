@@ -1,15 +1,15 @@
-//! The log of a program: lines on standard error, which nobody waits for.
+//! The log of a program: lines on standard error, for which no thread waits.
 //!
 //! ```text
 //!   tracing::info!, … ──▶ one line, escaped ──▶ limiter ──▶ queue ──▶ thread "log" ──▶ standard error
 //! ```
-//! * NEVER IN THE WAY - whoever logs neither waits for standard error nor learns that it cannot be written.
-//!   It may be a full disk, a pipe whose reader has gone, or one that nobody reads. What is lost is counted,
-//!   and the count is told when writing works again.
-//! * ONE EVENT, ONE LINE - text of peers and functions cannot end a line, nor command a terminal.
+//! * A thread that logs neither waits for standard error nor learns that it cannot be written. It may be a full disk, a
+//!   pipe whose reader has gone, or one that nobody reads. What is lost is counted, and the count is logged when writing
+//!   works again.
+//! * An event is one line: text of peers and functions cannot end a line, nor command a terminal.
 //!
-//! Elsewhere: what may wait and what is lost (`queue`), what is told once with a count (`limiter`); what of the
-//! [`MEASURED`] events is told, where they come from.
+//! Elsewhere: what may wait and what is lost (`queue`), what is logged once with a count (`limiter`). Which of the
+//! [`MEASURED`] events are logged is decided where they come from.
 
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::fmt::Display;
@@ -36,8 +36,8 @@ use queue::Queue;
 /// The place of the program that an event comes from.
 type Kind = Identifier;
 
-/// Name of an event of which whoever logs it takes care that there are not too many, for each of those who can
-/// bring it about: a budget of the place in the program, which they would share, does not apply to it.
+/// Name of an event that is limited where it is logged, for each peer that can cause it. The budget of a place in the
+/// program, which the peers would share, does not apply to it.
 pub const MEASURED: &str = "measured";
 
 /// The log of this process.
@@ -53,7 +53,7 @@ pub(super) fn start() -> io::Result<()> {
     Ok(())
 }
 
-/// Logs what the program tells by `tracing`, from `level` on; `RUST_LOG` overrides.
+/// Logs the events of `tracing`, from `level` on; `RUST_LOG` overrides.
 pub(super) fn subscribe(level: &str) {
     let Some(queue) = LOG.get() else { return };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
@@ -68,7 +68,7 @@ pub(super) fn subscribe(level: &str) {
         .init();
 }
 
-/// Tells of the end of the program in one line, behind what was logged before.
+/// Reports the end of the program in one line, behind what was logged before.
 pub fn complain(error: &impl Display) {
     if let Some(queue) = LOG.get() {
         queue.push_counts();
@@ -76,7 +76,7 @@ pub fn complain(error: &impl Display) {
     }
 }
 
-/// Ends the log: tells what was held back, and waits until everything is written, but not longer than `within`.
+/// Ends the log: logs what was held back, and waits until everything is written, but not longer than `within`.
 pub fn finish(within: Duration) {
     if let Some(queue) = LOG.get() {
         queue.push_counts();
@@ -119,7 +119,7 @@ impl<'a> MakeWriter<'a> for Events {
         Event { to: self, kind: None }
     }
 
-    /// Who asks for more than the operator's level gets all of it; what is logged anyway is limited.
+    /// Events below the usual level are logged without limit, since the operator has asked for them; others are limited.
     fn make_writer_for(&'a self, metadata: &Metadata<'_>) -> Event<'a> {
         let limited = *metadata.level() <= Level::INFO && metadata.name() != MEASURED;
         Event { to: self, kind: limited.then(|| metadata.callsite()) }

@@ -37,12 +37,12 @@ pub type Reason = Text<240>;
 pub struct LeaseId(pub NonZeroU64);
 
 impl LeaseId {
-    /// `id`, if it is not zero.
+    /// Returns the lease of this number, if it is not zero.
     pub fn new(id: u64) -> Option<Self> {
         NonZeroU64::new(id).map(LeaseId)
     }
 
-    /// The number.
+    /// Returns the number.
     pub fn get(self) -> u64 {
         self.0.get()
     }
@@ -265,12 +265,12 @@ impl EndReason {
         })
     }
 
-    /// The wire form.
+    /// Returns the wire form.
     pub fn to_wire(self) -> U16 {
         (self as u16).into()
     }
 
-    /// As JSON and logs name it.
+    /// Returns its name in JSON and logs.
     pub fn name(self) -> &'static str {
         match self {
             EndReason::Released => "released",

@@ -117,19 +117,19 @@ impl Register {
     const LABEL: &[u8] = b"rFaaS node v5";
 }
 
-/// What a lease used; all times in nanoseconds.
+/// What a lease used. Times are in nanoseconds; `get` of a field returns its number.
 #[derive(
     Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
 )]
 #[repr(C)]
 pub struct Bill {
-    /// From the claim to the end, once (not times cores).
+    /// Time from the claim to the end, once and not times cores.
     pub allocated_ns: U64,
-    /// Workers spinning without work, summed over workers.
+    /// Time that workers spun without work, summed over workers.
     pub hot_polling_ns: U64,
-    /// Functions running, summed over workers.
+    /// Time that functions ran, summed over workers.
     pub execution_ns: U64,
-    /// Functions called.
+    /// Number of calls.
     pub invocations: U64,
 }
 const _: () = assert!(size_of::<Bill>() == 32);

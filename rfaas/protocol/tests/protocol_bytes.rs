@@ -135,10 +135,10 @@ fn a_hello_is_magic_version_and_role() {
         (Role::Worker, 6),
     ] {
         let hello = Hello::with(role, &Empty {});
-        assert_eq!(hello, [b'r', b'F', b'a', b'S', 5, 0, number, 0]);
+        assert_eq!(hello, [b'r', b'F', b'a', b'S', 6, 0, number, 0]);
     }
     let hello = Hello::with(Role::Accounting, &AccountingHello { secret: SECRET });
-    assert_eq!(hello, b"rFaS\x05\0\x04\x000123456789abcdef");
+    assert_eq!(hello, b"rFaS\x06\0\x04\x000123456789abcdef");
 }
 
 #[test]

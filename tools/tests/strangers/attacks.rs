@@ -167,7 +167,7 @@ pub fn act() {
         Attack::Garbage => stranger.connect(managers, |mut socket| socket.write_all(&[b'x'; 224])),
         Attack::HalfOpen => drop(stranger.hold(HALF_OPEN, |number| socket(managers[number % 2]))),
         Attack::Waiting => {
-            let device = Devices::load(told(DEVICES)).unwrap().open("").unwrap();
+            let device = Devices::load(told(DEVICES)).unwrap().open_only().unwrap();
             stranger.hold(2 * WAITING, |number| {
                 let role = ROLES[number % 2];
                 let mut channel = Channel::new(&device.device, 16).map_err(io::Error::other)?;
@@ -196,7 +196,7 @@ pub fn act() {
             stranger.hold(HOARD, |_| {
                 if connected.get().is_none() {
                     // Turned away while others of this user leave too much unread.
-                    let device = devices.open("").unwrap();
+                    let device = devices.open_only().unwrap();
                     let client = Client::connect_as(device, managers[0], "hoarder");
                     let _ = connected.set(client.map_err(io::Error::other)?);
                 }
