@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Shm;
-use super::core::{Core, Source};
+use super::core::{Core, PairPoller};
 use super::members::QueueMembers;
 use crate::contract;
 use crate::sync::{Ordering, fence};
@@ -37,7 +37,7 @@ impl contract::Waker for Waker {
 #[derive(Debug)]
 pub(crate) struct CompletionQueue {
     members: Arc<QueueMembers<Core>>,
-    sources: Vec<Source>,
+    pollers: Vec<PairPoller>,
     seen: u32,
     /// Peers know that no thread sleeps here (NAP).
     awake: bool,
@@ -48,7 +48,7 @@ pub(crate) struct CompletionQueue {
 impl CompletionQueue {
     pub(crate) fn new(capacity: u32) -> Result<Self> {
         let members = Arc::new(QueueMembers::new(capacity)?);
-        Ok(CompletionQueue { members, sources: Vec::new(), seen: 0, awake: false, next: 0 })
+        Ok(CompletionQueue { members, pollers: Vec::new(), seen: 0, awake: false, next: 0 })
     }
 
     pub(crate) fn members(&self) -> &Arc<QueueMembers<Core>> {
@@ -57,20 +57,20 @@ impl CompletionQueue {
 
     fn poll_all(&mut self, out: &mut [WorkCompletion]) -> usize {
         let mut taken = 0;
-        for _ in 0..self.sources.len() {
+        for _ in 0..self.pollers.len() {
             if taken == out.len() {
                 break;
             }
-            if self.next >= self.sources.len() {
+            if self.next >= self.pollers.len() {
                 self.next = 0;
             }
-            taken += self.sources[self.next].poll(&mut out[taken..]);
+            taken += self.pollers[self.next].poll(&mut out[taken..]);
             self.next += 1;
         }
         taken
     }
 
-    /// Brings `sources` up to date with the members.
+    /// Brings `pollers` up to date with the members.
     #[inline]
     fn follow(&mut self) {
         let generation = self.members.generation(); // MEMBERS
@@ -83,42 +83,42 @@ impl CompletionQueue {
     #[cold]
     fn refresh(&mut self) {
         let members = self.members.all();
-        self.sources
-            .retain(|source| members.iter().any(|core| core.number() == source.core().number()));
+        self.pollers
+            .retain(|poller| members.iter().any(|core| core.number() == poller.core().number()));
         for core in &members {
-            if !self.sources.iter().any(|s| s.core().number() == core.number()) {
-                let source = Source::new(core.clone(), &self.members);
-                source.stay_awake(self.awake);
-                self.sources.push(source);
+            if !self.pollers.iter().any(|s| s.core().number() == core.number()) {
+                let poller = PairPoller::new(core.clone(), &self.members);
+                poller.stay_awake(self.awake);
+                self.pollers.push(poller);
             }
         }
-        let alone = self.sources.len() == 1;
-        self.sources.iter_mut().for_each(|source| source.connect(alone));
+        let alone = self.pollers.len() == 1;
+        self.pollers.iter_mut().for_each(|poller| poller.connect(alone));
     }
 
     /// [`ArrivalTaker::places_used`](rdmalib_ring::ArrivalTaker::places_used) of the queue pair
     /// `number`.
     #[cfg(test)]
     pub(super) fn places_used(&self, number: u32) -> u32 {
-        self.sources.iter().find(|s| s.core().number() == number).map_or(0, Source::places_used)
+        self.pollers.iter().find(|s| s.core().number() == number).map_or(0, PairPoller::places_used)
     }
 
     #[cold]
     fn set_awake(&mut self, awake: bool) {
         self.awake = awake;
-        self.sources.iter().for_each(|source| source.stay_awake(awake));
+        self.pollers.iter().for_each(|poller| poller.stay_awake(awake));
         fence(Ordering::SeqCst); // NAP: it counts from now
     }
 
     fn set_armed(&self, arm: Arm) {
         self.members.set_armed(arm);
-        self.sources.iter().for_each(|source| source.arm(arm));
+        self.pollers.iter().for_each(|poller| poller.arm(arm));
         fence(Ordering::SeqCst); // LOCAL WAKE
     }
 
     fn ready(&mut self) -> bool {
         self.follow();
-        self.sources.iter_mut().any(Source::ready)
+        self.pollers.iter_mut().any(PairPoller::ready)
     }
 
     fn take_events(&mut self, timeout: Option<Duration>) -> Result<()> {
@@ -130,7 +130,7 @@ impl contract::CompletionQueue<Shm> for CompletionQueue {
     #[inline]
     fn poll(&mut self, out: &mut [WorkCompletion]) -> usize {
         self.follow();
-        match self.sources.as_mut_slice() {
+        match self.pollers.as_mut_slice() {
             [only] => only.poll(out),
             _ => self.poll_all(out),
         }

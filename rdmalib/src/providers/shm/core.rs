@@ -5,11 +5,11 @@
 //!
 //! Ids of receives are stored before `receives_posted` (Release) and loaded after it (Acquire).
 //!
-//! Elsewhere: finished sends (`sent`), how a completion queue reads it all (`source`), posting
+//! Elsewhere: finished sends (`sent`), how a completion queue reads it all (`poller`), posting
 //! (`queue_pair`), carrying out (`link`).
 
+mod poller;
 mod sent;
-mod source;
 
 use std::fmt;
 use std::os::fd::AsRawFd;
@@ -18,8 +18,8 @@ use std::sync::{Arc, OnceLock, Weak};
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, recv, send};
 
+pub(super) use self::poller::PairPoller;
 use self::sent::{Sent, SentRing};
-pub(super) use self::source::Source;
 use super::arena::Map;
 use super::closer::ClosedLater;
 use super::engine::{EngineHandle, Late, Watched};

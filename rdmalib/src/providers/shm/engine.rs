@@ -35,11 +35,11 @@ pub(super) trait Late: Send + Sync {
 /// What other threads use of the helper.
 pub(crate) struct Engine {
     events: Events,
-    shared: Mutex<Shared>,
+    state: Mutex<EngineState>,
 }
 
 #[derive(Default)]
-struct Shared {
+struct EngineState {
     connections: HashMap<u32, Weak<dyn Watched>>,
     late: Vec<Arc<dyn Late>>,
     stop: bool,
@@ -52,7 +52,7 @@ pub(crate) struct EngineHandle(Arc<Engine>);
 
 impl EngineHandle {
     pub(crate) fn start() -> Result<Self> {
-        let engine = Arc::new(Engine { events: Events::new()?, shared: Mutex::default() });
+        let engine = Arc::new(Engine { events: Events::new()?, state: Mutex::default() });
         let helper = engine.clone();
         thread::Builder::new()
             .name("rdma-shm".into())
@@ -72,7 +72,7 @@ impl std::ops::Deref for EngineHandle {
 
 impl Drop for EngineHandle {
     fn drop(&mut self) {
-        self.0.shared().stop = true;
+        self.0.state().stop = true;
         self.0.events.wake();
     }
 }
@@ -84,8 +84,8 @@ impl fmt::Debug for Engine {
 }
 
 impl Engine {
-    fn shared(&self) -> MutexGuard<'_, Shared> {
-        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> MutexGuard<'_, EngineState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Watches for the end of connection `number`, and tells `watched` of it.
@@ -95,19 +95,19 @@ impl Engine {
         watched: Weak<dyn Watched>,
         socket: &UnixStream,
     ) -> Result<()> {
-        self.shared().connections.insert(number, watched);
+        self.state().connections.insert(number, watched);
         let flags = EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLONESHOT;
         self.events.add(socket, number, flags)
     }
 
     /// Stops watching; the socket leaves the epoll set when it is closed.
     pub(super) fn unwatch(&self, number: u32) {
-        self.shared().connections.remove(&number);
+        self.state().connections.remove(&number);
     }
 
     /// Carries on with a queue pair whose receiver was not ready.
     pub(super) fn help(&self, late: Arc<dyn Late>) {
-        self.shared().late.push(late);
+        self.state().late.push(late);
         self.events.wake();
     }
 
@@ -118,12 +118,12 @@ impl Engine {
         loop {
             self.sleep_until(late.iter().map(|(due, _)| *due).min());
             let now = Instant::now();
-            let mut shared = self.shared();
-            if shared.stop {
+            let mut state = self.state();
+            if state.stop {
                 return;
             }
-            late.extend(shared.late.drain(..).map(|work| (now + work.first_try_after(), work)));
-            drop(shared);
+            late.extend(state.late.drain(..).map(|work| (now + work.first_try_after(), work)));
+            drop(state);
             late = late
                 .into_iter()
                 .filter_map(|(due, work)| {
@@ -137,7 +137,7 @@ impl Engine {
     fn sleep_until(&self, due: Option<Instant>) {
         let timeout = due.map(|due| due.saturating_duration_since(Instant::now()));
         let slept = self.events.sleep(timeout, |number| {
-            let watched = self.shared().connections.get(&number).and_then(Weak::upgrade);
+            let watched = self.state().connections.get(&number).and_then(Weak::upgrade);
             if let Some(watched) = watched {
                 watched.peer_ended();
             }

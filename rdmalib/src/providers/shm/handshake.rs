@@ -34,6 +34,7 @@ use super::Shm;
 use super::closer::{ClosedLater, Passed};
 use super::device::MAX_QUEUE_DEPTH;
 use super::link::Link;
+use super::mapping::SharedFile;
 use super::peer::{origin, peer_of};
 use super::peer_arena::{PeerArena, PeerFile};
 use super::queue_pair::SendQueue;
@@ -56,49 +57,54 @@ fn link(message: &Message, file: Option<ClosedLater<Passed>>, socket: &UnixStrea
     Ok(Link::new(memory, ring))
 }
 
-impl SendQueue {
-    /// Connects to the listener at `to`; see [`QueuePair::connect`](crate::QueuePair::connect).
-    pub(super) fn connect_to(
-        &mut self,
-        to: SocketAddr,
-        listener: Option<u32>,
-        private_data: &PrivateData,
-        timeout: Duration,
-    ) -> Result<PrivateData> {
-        let deadline = Instant::now() + timeout;
-        let late = || Error::TimedOut { what: "connecting", after: timeout };
-        let full = || Error::ListenerQueueFull { to, after: timeout };
-        let socket = open_socket(to, deadline)?.ok_or_else(full)?;
-        if let Some(expected) = listener {
-            // Of the process that listens: unix(7), SO_PEERCRED.
-            let peer = getsockopt(&socket, PeerCredentials);
-            let listens = peer.map_err(|e| Error::os("getsockopt", e))?.uid();
-            if listens != expected {
-                return Err(Error::WrongUser { to, listens, expected });
-            }
+/// A connection that the listener has accepted.
+pub(super) struct Accepted {
+    pub(super) link: Link,
+    pub(super) socket: ClosedLater<Connected>,
+    pub(super) private_data: PrivateData,
+}
+
+/// Connects the receive ring `ring` of the domain `file` to the listener at `to`, if that is of user
+/// `listener`; see [`QueuePair::connect`](crate::QueuePair::connect).
+pub(super) fn connect_to(
+    (file, ring): (&SharedFile, (u64, u32)),
+    to: SocketAddr,
+    listener: Option<u32>,
+    private_data: &PrivateData,
+    timeout: Duration,
+) -> Result<Accepted> {
+    let deadline = Instant::now() + timeout;
+    let late = || Error::TimedOut { what: "connecting", after: timeout };
+    let full = || Error::ListenerQueueFull { to, after: timeout };
+    let socket = open_socket(to, deadline)?.ok_or_else(full)?;
+    if let Some(expected) = listener {
+        // Of the process that listens: unix(7), SO_PEERCRED.
+        let peer = getsockopt(&socket, PeerCredentials);
+        let listens = peer.map_err(|e| Error::os("getsockopt", e))?.uid();
+        if listens != expected {
+            return Err(Error::WrongUser { to, listens, expected });
         }
-        let request = Message::new(CONNECT, self.core().ring(), private_data);
-        send_message(&socket, &request, Some(self.arena().file())).map_err(|e| dropped(e, to))?;
-        let (answer, file) = loop {
-            match receive_message(&socket) {
-                Ok(Some(answer)) => break answer,
-                Ok(None) if !readable_before(&socket, deadline)? => return Err(late()),
-                Ok(None) => {}
-                Err(error) => return Err(dropped(error, to)),
-            }
-        };
-        match answer.kind {
-            ACCEPT => {
-                let private_data = answer.private_data(MAX_ACCEPT_DATA)?;
-                self.set_link(link(&answer, file, &socket)?, Side::Connector);
-                self.core().connected(socket.map(Connected::to_listener))?;
-                Ok(private_data)
-            }
-            REJECT => Err(Error::Rejected { private_data: answer.private_data(MAX_REJECT_DATA)? }),
-            CROWDED => Err(Error::TooManyConnections(to)),
-            EXHAUSTED => Err(Error::ListenerExhausted(to)),
-            _ => Err(Error::Protocol("unknown answer to a connection request")),
+    }
+    let request = Message::new(CONNECT, ring, private_data);
+    send_message(&socket, &request, Some(file)).map_err(|e| dropped(e, to))?;
+    let (answer, file) = loop {
+        match receive_message(&socket) {
+            Ok(Some(answer)) => break answer,
+            Ok(None) if !readable_before(&socket, deadline)? => return Err(late()),
+            Ok(None) => {}
+            Err(error) => return Err(dropped(error, to)),
         }
+    };
+    match answer.kind {
+        ACCEPT => {
+            let private_data = answer.private_data(MAX_ACCEPT_DATA)?;
+            let link = link(&answer, file, &socket)?;
+            Ok(Accepted { link, socket: socket.map(Connected::to_listener), private_data })
+        }
+        REJECT => Err(Error::Rejected { private_data: answer.private_data(MAX_REJECT_DATA)? }),
+        CROWDED => Err(Error::TooManyConnections(to)),
+        EXHAUSTED => Err(Error::ListenerExhausted(to)),
+        _ => Err(Error::Protocol("unknown answer to a connection request")),
     }
 }
 

@@ -5,7 +5,7 @@
 //!        │ receiver not ready: hand-off         ▲
 //!        └──▶ Backlog ──helper thread, again and again─┘                       `engine`
 //!   ReceiveQueue (poster) ──▶ own ring ◀── peer
-//!   Core: what poster, poller, helper share ──▶ Source (poller): arrivals and finished sends
+//!   Core: what poster, poller, helper share ──▶ PairPoller (poller): arrivals and finished sends
 //! ```
 //! Posting never waits. A request whose receiver is not ready goes to the backlog, and so does
 //! every later one, in order, until the helper has carried them all out and hands the link back.
@@ -21,6 +21,7 @@ use super::completion::CompletionQueue;
 use super::core::Core;
 use super::device::{Domain, MAX_INLINE_DATA, MAX_QUEUE_DEPTH};
 use super::engine::Late;
+use super::handshake::connect_to;
 use super::link::{Link, MAX_BYTES, Outcome, OwnedWork, PostedWork, Work};
 use super::mapping::Part;
 use crate::contract::{self, Memory};
@@ -251,7 +252,11 @@ impl contract::SendQueue<Shm> for SendQueue {
         private_data: &PrivateData,
         timeout: Duration,
     ) -> Result<PrivateData> {
-        self.connect_to(to, listener, private_data, timeout)
+        let ours = (self.arena.file(), self.core.ring());
+        let accepted = connect_to(ours, to, listener, private_data, timeout)?;
+        self.set_link(accepted.link, Side::Connector);
+        self.core.connected(accepted.socket)?;
+        Ok(accepted.private_data)
     }
 
     fn disconnect(&mut self) {

@@ -36,7 +36,7 @@ const BATCH: usize = 16;
 
 /// What queue pairs and wakers know of a completion queue.
 #[derive(Debug)]
-pub(super) struct Shared {
+pub(super) struct SharedQueue {
     events: Events,
     raw: Arc<RawCompletionQueue>,
     device_capacity: u32,
@@ -52,7 +52,7 @@ struct Members {
     needed: u32,
 }
 
-impl Shared {
+impl SharedQueue {
     fn members(&self) -> MutexGuard<'_, Members> {
         self.members.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -82,12 +82,12 @@ impl Shared {
 /// Places in a completion queue, set aside for a queue of a queue pair.
 #[derive(Debug)]
 pub(super) struct Reservation {
-    queue: Arc<Shared>,
+    queue: Arc<SharedQueue>,
     entries: u32,
 }
 
 impl Reservation {
-    pub(super) fn new(queue: &Arc<Shared>, entries: u32) -> Result<Self> {
+    pub(super) fn new(queue: &Arc<SharedQueue>, entries: u32) -> Result<Self> {
         let mut members = queue.members();
         let needed = members.needed.saturating_add(entries);
         let occupied = needed.saturating_add(queue.leaving.load(Ordering::Acquire));
@@ -109,7 +109,7 @@ impl Drop for Reservation {
 
 /// Ends a wait from another thread.
 #[derive(Clone, Debug)]
-pub(crate) struct Waker(Arc<Shared>);
+pub(crate) struct Waker(Arc<SharedQueue>);
 
 impl contract::Waker for Waker {
     fn wake(&self) {
@@ -120,7 +120,7 @@ impl contract::Waker for Waker {
 /// The poller's end.
 #[derive(Debug)]
 pub(crate) struct CompletionQueue {
-    shared: Arc<Shared>,
+    shared: Arc<SharedQueue>,
     /// The members, by number.
     cores: Vec<Arc<Core>>,
     seen: u32,
@@ -151,7 +151,14 @@ impl CompletionQueue {
         let members = Mutex::new(Members { cores: Vec::new(), capacity, needed: 0 });
         let (generation, leaving) = (AtomicU32::new(0), AtomicU32::new(0));
         Ok(CompletionQueue {
-            shared: Arc::new(Shared { events, raw, device_capacity, generation, leaving, members }),
+            shared: Arc::new(SharedQueue {
+                events,
+                raw,
+                device_capacity,
+                generation,
+                leaving,
+                members,
+            }),
             cores: Vec::new(),
             seen: 0,
             last: 0,
@@ -160,7 +167,7 @@ impl CompletionQueue {
         })
     }
 
-    pub(super) fn shared(&self) -> &Arc<Shared> {
+    pub(super) fn shared(&self) -> &Arc<SharedQueue> {
         &self.shared
     }
 

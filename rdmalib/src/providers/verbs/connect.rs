@@ -19,7 +19,7 @@ use nix::errno::Errno;
 
 use super::bindings::types::*;
 use super::cm::{CmId, Event, EventChannel, Parameters};
-use super::core::RETRY_COUNT;
+use super::core::{Core, RETRY_COUNT};
 use super::posting::SendQueue;
 use super::{Device, Verbs};
 use crate::contract;
@@ -37,38 +37,36 @@ fn errno(error: &io::Error) -> Option<Errno> {
     error.raw_os_error().map(Errno::from_raw)
 }
 
-impl SendQueue {
-    /// Connects to the listener at `to`; see [`QueuePair::connect`](crate::QueuePair::connect).
-    pub(super) fn connect_to(
-        &mut self,
-        to: SocketAddr,
-        private_data: &PrivateData,
-        timeout: Duration,
-    ) -> Result<PrivateData> {
-        let device = self.device();
-        let from = device.address();
-        let mut attempt = Attempt { from, to, timeout, deadline: Instant::now() + timeout };
-        let channel = device.event_channel()?;
-        let mut id = CmId::new(&channel)?;
-        id.resolve_address(SocketAddr::new(from, 0), to, attempt.left())
-            .map_err(|error| attempt.unreachable(&error.to_string()))?;
-        attempt.expect(&channel, RDMA_CM_EVENT_ADDR_RESOLVED)?;
-        id.resolve_route(attempt.left())
-            .map_err(|error| attempt.unreachable(&error.to_string()))?;
-        attempt.expect(&channel, RDMA_CM_EVENT_ROUTE_RESOLVED)?;
-        id.connect(Parameters {
-            queue_pair: self.core().device_number(),
-            private_data: private_data.as_slice(),
-            responder_resources: device.responder_resources(),
-            initiator_depth: device.initiator_depth(),
-            retry_count: RETRY_COUNT,
-            rnr_retry_count: self.core().rnr_retry(),
-        })
+/// Connects the queue pair of `core`, of `device`, to the listener at `to`; see
+/// [`QueuePair::connect`](crate::QueuePair::connect).
+pub(super) fn connect_to(
+    core: &Arc<Core>,
+    device: &Device,
+    to: SocketAddr,
+    private_data: &PrivateData,
+    timeout: Duration,
+) -> Result<PrivateData> {
+    let from = device.address();
+    let mut attempt = Attempt { from, to, timeout, deadline: Instant::now() + timeout };
+    let channel = device.event_channel()?;
+    let mut id = CmId::new(&channel)?;
+    id.resolve_address(SocketAddr::new(from, 0), to, attempt.left())
         .map_err(|error| attempt.unreachable(&error.to_string()))?;
-        let answer = attempt.expect(&channel, RDMA_CM_EVENT_CONNECT_RESPONSE)?;
-        self.core().connect(id)?;
-        PrivateData::new(&answer.private_data, MAX_ACCEPT_DATA)
-    }
+    attempt.expect(&channel, RDMA_CM_EVENT_ADDR_RESOLVED)?;
+    id.resolve_route(attempt.left()).map_err(|error| attempt.unreachable(&error.to_string()))?;
+    attempt.expect(&channel, RDMA_CM_EVENT_ROUTE_RESOLVED)?;
+    id.connect(Parameters {
+        queue_pair: core.device_number(),
+        private_data: private_data.as_slice(),
+        responder_resources: device.responder_resources(),
+        initiator_depth: device.initiator_depth(),
+        retry_count: RETRY_COUNT,
+        rnr_retry_count: core.rnr_retry(),
+    })
+    .map_err(|error| attempt.unreachable(&error.to_string()))?;
+    let answer = attempt.expect(&channel, RDMA_CM_EVENT_CONNECT_RESPONSE)?;
+    core.connect(id)?;
+    PrivateData::new(&answer.private_data, MAX_ACCEPT_DATA)
 }
 
 /// Connecting, as far as errors tell of it.

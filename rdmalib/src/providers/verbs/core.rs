@@ -20,7 +20,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::Device;
 use super::bindings::types::*;
 use super::cm::{CmId, Event};
-use super::completion::{Reservation, Shared};
+use super::completion::{Reservation, SharedQueue};
 use super::engine::EngineHandle;
 use super::objects::{ProtectionDomain, RawQueuePair, Sizes};
 use super::places::{Kind, Places, Tag};
@@ -54,8 +54,8 @@ pub(super) struct DeviceQueuePair {
 impl DeviceQueuePair {
     pub(super) fn new(
         domain: &Arc<ProtectionDomain>,
-        send: &Arc<Shared>,
-        receive: &Arc<Shared>,
+        send: &Arc<SharedQueue>,
+        receive: &Arc<SharedQueue>,
         sizes: Sizes,
     ) -> Result<Self> {
         let places = [
@@ -93,8 +93,8 @@ pub(super) struct Core {
     state: AtomicU32,
     send: Places,
     receive: Places,
-    send_completions: Arc<Shared>,
-    receive_completions: Arc<Shared>,
+    send_completions: Arc<SharedQueue>,
+    receive_completions: Arc<SharedQueue>,
     control: Mutex<Control>,
     rnr_retry: u8,
     rnr_timer: u8,
@@ -113,8 +113,8 @@ impl fmt::Debug for Core {
 impl Core {
     pub(super) fn new(
         queue_pair: Arc<DeviceQueuePair>,
-        send: &Arc<Shared>,
-        receive: &Arc<Shared>,
+        send: &Arc<SharedQueue>,
+        receive: &Arc<SharedQueue>,
         config: &QueuePairConfig,
         device: &Device,
     ) -> Result<Arc<Self>> {

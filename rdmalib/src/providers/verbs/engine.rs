@@ -28,11 +28,11 @@ const DEVICE: u32 = u32::MAX;
 struct Engine {
     events: Events,
     name: String,
-    shared: Mutex<Shared>,
+    state: Mutex<EngineState>,
 }
 
 #[derive(Debug, Default)]
-struct Shared {
+struct EngineState {
     /// By the device's number.
     queue_pairs: HashMap<u32, Weak<Core>>,
     stop: bool,
@@ -46,11 +46,8 @@ pub(super) struct EngineHandle(Arc<Engine>);
 impl EngineHandle {
     /// Starts the helper of the device called `name`, which stays open until the helper has ended.
     pub(super) fn start(context: Arc<Context>, name: &str) -> Result<Self> {
-        let engine = Arc::new(Engine {
-            events: Events::new()?,
-            name: name.into(),
-            shared: Mutex::default(),
-        });
+        let engine =
+            Arc::new(Engine { events: Events::new()?, name: name.into(), state: Mutex::default() });
         engine.events.add(context.async_fd(), DEVICE, EpollFlags::EPOLLIN)?;
         let helper = engine.clone();
         thread::Builder::new()
@@ -62,7 +59,7 @@ impl EngineHandle {
 
     /// Tells `core` what the device says of it.
     pub(super) fn watch_events(&self, core: &Arc<Core>) {
-        self.0.shared().queue_pairs.insert(core.device_number(), Arc::downgrade(core));
+        self.0.state().queue_pairs.insert(core.device_number(), Arc::downgrade(core));
     }
 
     /// Tells `core` also what arrives at `channel`, the channel of its connection.
@@ -77,30 +74,30 @@ impl EngineHandle {
 
     /// Forgets `core`; its channel leaves the epoll set when it is closed.
     pub(super) fn unwatch(&self, core: &Core) {
-        self.0.shared().queue_pairs.remove(&core.device_number());
+        self.0.state().queue_pairs.remove(&core.device_number());
     }
 }
 
 impl Drop for EngineHandle {
     fn drop(&mut self) {
-        self.0.shared().stop = true;
+        self.0.state().stop = true;
         self.0.events.wake();
     }
 }
 
 impl Engine {
-    fn shared(&self) -> MutexGuard<'_, Shared> {
-        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> MutexGuard<'_, EngineState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn core(&self, number: u32) -> Option<Arc<Core>> {
-        self.shared().queue_pairs.get(&number).and_then(Weak::upgrade)
+        self.state().queue_pairs.get(&number).and_then(Weak::upgrade)
     }
 
     fn run(&self, context: &Context) {
         // Signals are for the program's own threads.
         let _ = SigSet::all().thread_block();
-        while !self.shared().stop {
+        while !self.state().stop {
             let slept = self.events.sleep(None, |number| match number {
                 DEVICE => self.take_device_events(context),
                 number => {
@@ -141,7 +138,7 @@ impl Engine {
         match event.kind() {
             IBV_EVENT_DEVICE_FATAL | IBV_EVENT_CQ_ERR => {
                 tracing::error!(device, "{text}; the connections of the device end");
-                let all: Vec<_> = self.shared().queue_pairs.values().cloned().collect();
+                let all: Vec<_> = self.state().queue_pairs.values().cloned().collect();
                 all.iter().filter_map(Weak::upgrade).for_each(|core| core.disconnect());
             }
             IBV_EVENT_PORT_ERR => tracing::warn!(device, "{text}: the port is down"),

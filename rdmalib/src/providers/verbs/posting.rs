@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use super::bindings::types::*;
 use super::completion::CompletionQueue;
+use super::connect::connect_to;
 use super::core::{Core, DeviceQueuePair};
 use super::memory::Registered;
 use super::objects::{ProtectionDomain, Sizes};
@@ -249,7 +250,7 @@ impl contract::SendQueue<Verbs> for SendQueue {
         private_data: &PrivateData,
         timeout: Duration,
     ) -> Result<PrivateData> {
-        self.connect_to(to, private_data, timeout)
+        connect_to(&self.core, &self.device, to, private_data, timeout)
     }
 
     fn disconnect(&mut self) {

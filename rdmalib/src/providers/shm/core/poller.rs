@@ -17,7 +17,7 @@ use rdmalib_ring::{Arm, Arrival, ArrivalTaker, MAX_CARRIED};
 
 /// A queue pair as a completion queue sees it: the poller's counters.
 #[derive(Debug)]
-pub(in super::super) struct Source {
+pub(in super::super) struct PairPoller {
     core: Arc<Core>,
     arrivals: Option<ArrivalTaker<Part>>,
     sends: bool,
@@ -26,12 +26,12 @@ pub(in super::super) struct Source {
     peer: Option<PeerArena>,
 }
 
-impl Source {
+impl PairPoller {
     pub(in super::super) fn new(core: Arc<Core>, queue: &Arc<QueueMembers<Core>>) -> Self {
         let arrivals = Arc::ptr_eq(&core.receive_completions, queue)
             .then(|| ArrivalTaker::new(core.inbox.clone(), core.ring_depth));
         let sends = Arc::ptr_eq(&core.send_completions, queue);
-        Source { core, arrivals, sends, sent_head: 0, peer: None }
+        PairPoller { core, arrivals, sends, sent_head: 0, peer: None }
     }
 
     pub(in super::super) fn core(&self) -> &Core {
