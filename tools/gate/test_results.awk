@@ -1,5 +1,5 @@
 # What became of each test, from what `cargo test` and test programs print: "failed TAB PROGRAM: TEST" for each that
-# failed anywhere, and "ignored TAB TEST TAB REASON" for each that nobody ran. tools/check shows it at its end.
+# failed anywhere, and "ignored TAB TEST TAB REASON" for each that was never run. tools/check shows it at its end.
 
 function finish() {
     if (program != "" && !summed) print "failed\t" program ": ended before its tests had"
