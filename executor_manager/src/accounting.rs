@@ -31,7 +31,7 @@ const PAGE: usize = 4096;
 
 /// The counters of one executor process.
 #[derive(Debug)]
-pub struct Account {
+pub struct ExecutorAccount {
     secret: Secret,
     connections: Vec<QueuePair>, // first: fields drop in order, and these reach the rest
     /// Was made for a connector that did not wait for it.
@@ -46,7 +46,7 @@ pub struct Account {
     domain: Domain,
 }
 
-impl Account {
+impl ExecutorAccount {
     /// Counters at zero, for a process of `workers` workers.
     pub fn new(device: &Device, workers: u16) -> rdmalib::Result<Self> {
         let most_connections = u32::from(workers) + OTHERS;
@@ -55,7 +55,7 @@ impl Account {
             domain.allocate(COUNTERS_BYTES, Access::LOCAL_WRITE | Access::REMOTE_ATOMIC)?;
         let depths = 2 * most_connections; // one send and one receive each, see `accept`
         let completions = device.completion_queue(depths)?;
-        Ok(Account {
+        Ok(ExecutorAccount {
             secret: Secret::generate(),
             connections: Vec::new(),
             spare: None,
@@ -171,7 +171,7 @@ mod tests {
     fn who_does_not_wait_to_be_connected_takes_no_place() {
         let device = device();
         let mut listener = device.listen(0).unwrap();
-        let mut account = Account::new(&device, WORKERS).unwrap();
+        let mut account = ExecutorAccount::new(&device, WORKERS).unwrap();
         let domain = device.domain().unwrap();
         for _ in 0..HASTY {
             let request = hasty(&device, &domain, &mut listener);
@@ -183,7 +183,7 @@ mod tests {
 
     #[test]
     fn a_process_cannot_make_the_memory_of_its_counters_larger() {
-        let _account = Account::new(&device(), WORKERS).unwrap();
+        let _account = ExecutorAccount::new(&device(), WORKERS).unwrap();
         let fixed = std::fs::read_dir("/proc/self/fd").unwrap().any(|entry| {
             let path = entry.unwrap().path();
             let is_domain = std::fs::read_link(&path)

@@ -40,7 +40,7 @@ mod room;
 mod tests;
 
 pub use events::{Action, ClientId, Event, Exit, Usage};
-use held::{ExecutorProcess, HeldLease, LeaseEnd, ending_message};
+use held::{ExecutorProcess, NodeLease, PendingEnd, ending_message};
 use room::Room;
 
 /// Longest time that a deadline is computed for. A token may name any date; ten years from now is
@@ -61,7 +61,7 @@ const NO_LEASE: &str = "this connection holds no lease";
 #[derive(Debug)]
 pub struct Allocations {
     room: Room,
-    leases: BTreeMap<LeaseId, HeldLease>,
+    leases: BTreeMap<LeaseId, NodeLease>,
     by_client: HashMap<ClientId, LeaseId>,
     ended: EndedLeases,
     /// The number of the next lease that no token names.
@@ -187,7 +187,7 @@ impl Allocations {
         self.next_number += u64::from(signed.is_none());
         let taken = self.room.take(wanted);
         let ends_at = now + time_left.min(FAR);
-        let held = HeldLease::new((lease, terms), client, now, ends_at, signed.is_some(), taken);
+        let held = NodeLease::new((lease, terms), client, now, ends_at, signed.is_some(), taken);
         self.leases.insert(lease, held);
         self.by_client.insert(client, lease);
         Ok(lease)
@@ -381,7 +381,7 @@ impl Allocations {
     }
 
     fn end_what_is_due(&mut self, now: Instant, out: &mut Vec<Action>) {
-        let due = |held: &&HeldLease| held.ending.is_none() && held.ends.0 <= now;
+        let due = |held: &&NodeLease| held.ending.is_none() && held.ends.0 <= now;
         let due = self.leases.values().filter(due).map(|held| (held.id, held.ends));
         for (lease, (at, reason)) in due.collect::<Vec<_>>() {
             self.end(now, lease, at, reason, out);
@@ -404,7 +404,7 @@ impl Allocations {
             ending.bill_client |= released;
             return;
         }
-        held.ending = Some(LeaseEnd { at, reason, bill_client: released });
+        held.ending = Some(PendingEnd { at, reason, bill_client: released });
         if let Some(client) = held.client.filter(|_| !released) {
             out.push(Action::Tell(client, ending_message(reason, Duration::ZERO)));
         }

@@ -14,10 +14,10 @@ use rfaas_protocol::channel::refuse;
 use rfaas_protocol::heartbeat::{Beats, Heartbeat};
 use rfaas_protocol::lease::LeaseId;
 
-use crate::accounting::{AcceptError, Account};
+use crate::accounting::{AcceptError, ExecutorAccount};
 use crate::allocations::{Exit, Usage};
 use crate::request::Deployment;
-use crate::spawn::{self, Executor, Launcher};
+use crate::spawn::{self, ExecutorChild, Launcher};
 use rfaas_program::poll_loop::in_full;
 
 /// Processes of others that are reaped before everybody else has a turn.
@@ -25,8 +25,8 @@ const STRANGERS: usize = 64;
 
 #[derive(Debug)]
 struct Running {
-    process: Executor, // first: it is killed before its counters go
-    account: Account,
+    process: ExecutorChild, // first: it is killed before its counters go
+    account: ExecutorAccount,
     /// Of the process; that it was started is the first.
     beats: Beats,
     /// It was killed for its silence.
@@ -90,7 +90,7 @@ impl Executors {
         workers: u16,
         pins: Option<Vec<usize>>,
     ) -> Result<i32, String> {
-        let account = Account::new(&self.device, workers)
+        let account = ExecutorAccount::new(&self.device, workers)
             .map_err(|error| format!("no counters for the executor: {}", in_full(&error)))?;
         let spec = self.device.spec();
         let assignment = Assignment {

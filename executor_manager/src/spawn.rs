@@ -131,7 +131,7 @@ impl Launcher {
     }
 
     /// Starts an executor for `assignment`.
-    pub fn start(&self, assignment: &Assignment) -> Result<Executor, StartError> {
+    pub fn start(&self, assignment: &Assignment) -> Result<ExecutorChild, StartError> {
         let program = self.find()?;
         // A file and not a pipe: it takes an assignment of any length at once.
         let input = assignment_file(assignment).map_err(StartError::Assignment)?;
@@ -142,7 +142,7 @@ impl Launcher {
         let arguments = [CString::from(c"executor")];
         let pid = posix_spawn(&program, &actions, &attributes, &arguments, &self.environment)
             .map_err(failed)?;
-        Ok(Executor { pid, stage: Stage::Running, _output: output })
+        Ok(ExecutorChild { pid, stage: Stage::Running, _output: output })
     }
 
     /// The executor leads a session of its own and inherits nothing but what is said at the top of this file.
@@ -230,20 +230,20 @@ enum Stage {
 
 /// A process that was started and not reaped. Dropping it kills it.
 #[derive(Debug)]
-pub struct Executor {
+pub struct ExecutorChild {
     pid: Pid,
     stage: Stage,
     /// What it left in its sockets is read when this is dropped, which is when it was reaped.
     _output: Output,
 }
 
-impl Executor {
+impl ExecutorChild {
     /// Its process id.
     pub fn pid(&self) -> i32 {
         self.pid.as_raw()
     }
 
-    /// Asks it to send its counters and exit; [`tick`](Executor::tick) kills it if it does not.
+    /// Asks it to send its counters and exit; [`tick`](ExecutorChild::tick) kills it if it does not.
     pub fn stop(&mut self, now: Instant) {
         if self.stage == Stage::Running {
             // A zombie takes the signal too, so this cannot fail before it is reaped.
@@ -266,7 +266,7 @@ impl Executor {
         self.stage == Stage::Running
     }
 
-    /// When [`tick`](Executor::tick) is due at the latest.
+    /// When [`tick`](ExecutorChild::tick) is due at the latest.
     pub fn deadline(&self) -> Option<Instant> {
         match self.stage {
             Stage::Terminating { kill_at } => Some(kill_at),
@@ -312,7 +312,7 @@ impl Executor {
     }
 }
 
-impl Drop for Executor {
+impl Drop for ExecutorChild {
     fn drop(&mut self) {
         self.kill(Instant::now());
         self.try_reap(); // if it is too early for that, init reaps it after us

@@ -234,13 +234,13 @@ impl ClientLinks {
                 FromClient::Request(request) => {
                     let number = request.request;
                     match answer(now, &request, *origin, pool)? {
-                        Outcome::Granted(grants) => {
+                        RequestOutcome::Granted(grants) => {
                             *granted = true;
                             let grants = note_grants(number, &grants, secret, pool, leases);
                             answers.extend(grants.map(|granted| (id, granted)));
                         }
-                        Outcome::Refused(why) => answers.push((id, refused(number, &why))),
-                        Outcome::Aside(ask) => {
+                        RequestOutcome::Refused(why) => answers.push((id, refused(number, &why))),
+                        RequestOutcome::Aside(ask) => {
                             aside.push(SetAside { link: id, request: number, ask })
                         }
                     }
@@ -319,7 +319,7 @@ impl ClientLinks {
 }
 
 /// What becomes of a request.
-enum Outcome {
+enum RequestOutcome {
     Granted(Vec<Grant>),
     Refused(String),
     /// It is known when nodes were heard.
@@ -332,7 +332,7 @@ fn answer(
     request: &LeaseRequest,
     origin: Peer,
     pool: &mut Pool,
-) -> Result<Outcome, Malformed> {
+) -> Result<RequestOutcome, Malformed> {
     let client = match request.client.get()? {
         "" => NAMELESS,
         name => name,
@@ -342,11 +342,11 @@ fn answer(
         .and_then(|ask| ask.on_nodes(request.max_nodes.get()))
         .map(|ask| ask.while_connected().by(origin));
     Ok(match ask {
-        Err(wrong) => Outcome::Refused(wrong),
+        Err(wrong) => RequestOutcome::Refused(wrong),
         Ok(ask) => match pool.try_request(now, &ask) {
-            Err(denied) => Outcome::Refused(denied.to_string()),
-            Ok(Some(grants)) => Outcome::Granted(grants),
-            Ok(None) => Outcome::Aside(ask),
+            Err(denied) => RequestOutcome::Refused(denied.to_string()),
+            Ok(Some(grants)) => RequestOutcome::Granted(grants),
+            Ok(None) => RequestOutcome::Aside(ask),
         },
     })
 }

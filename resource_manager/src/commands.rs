@@ -17,10 +17,10 @@ use tokio::sync::oneshot;
 use crate::pool::{Action, Now, Pool};
 
 /// Sends an answer to the one that waits for it.
-pub type Answer = Box<dyn FnOnce() + Send>;
+pub type SendAnswer = Box<dyn FnOnce() + Send>;
 
 /// Something to do with the pool; its answer is sent when the actions have been carried out.
-pub type Work = Box<dyn FnOnce(&mut Pool, Now, &mut Vec<Action>) -> Answer + Send>;
+pub type Work = Box<dyn FnOnce(&mut Pool, Now, &mut Vec<Action>) -> SendAnswer + Send>;
 
 /// What the loop is sent.
 pub enum Command {

@@ -39,9 +39,9 @@ use serde::Serialize;
 use tokio::sync::Semaphore;
 
 use crate::commands::{Commands, Stopped};
-use crate::metrics::{self, Events};
+use crate::metrics::{self, LoopEvents};
 use crate::pool::{Action, Denied, Limit, NotRenewed, Now, Pool, Removal};
-use crate::state::{State as Durable, StateError};
+use crate::state::{StateError, StateFile as Durable};
 use bills::Bills;
 pub use guard::Access;
 use guard::Ends;
@@ -67,7 +67,7 @@ const SUMS: usize = 4;
 pub struct Api {
     commands: Commands,
     durable: Arc<Durable>,
-    events: Arc<Events>,
+    events: Arc<LoopEvents>,
     secret: Arc<[u8]>,
     access: Access,
     reads: Arc<Semaphore>,
@@ -78,7 +78,7 @@ pub struct Api {
 #[derive(Debug)]
 struct Failure(StatusCode, String);
 
-type Answer = Result<Response, Failure>;
+type HttpResult = Result<Response, Failure>;
 
 impl IntoResponse for Failure {
     fn into_response(self) -> Response {
@@ -105,7 +105,7 @@ impl Api {
     pub fn new(
         commands: Commands,
         durable: Arc<Durable>,
-        events: Arc<Events>,
+        events: Arc<LoopEvents>,
         secret: Arc<[u8]>,
         access: Access,
     ) -> Self {
@@ -178,14 +178,14 @@ pub fn router(api: Api) -> Router {
         .with_state(api)
 }
 
-async fn add(State(api): State<Api>, uri: Uri, body: Body) -> Answer {
+async fn add(State(api): State<Api>, uri: Uri, body: Body) -> HttpResult {
     let spec = input::add(&uri, &read(body).await?)?;
     let added = api.ask(move |pool, now, out| pool.add_node(now, spec, out)).await?;
     let node = added.map_err(|why| conflict(why.to_string()))?;
     Ok(ok(output::node(node)))
 }
 
-async fn remove(State(api): State<Api>, uri: Uri, body: Body) -> Answer {
+async fn remove(State(api): State<Api>, uri: Uri, body: Body) -> HttpResult {
     let (node, grace) = input::remove(&uri, &read(body).await?)?;
     let name = node.clone();
     let removal = api.ask(move |pool, now, out| pool.remove_node(now, &name, grace, out)).await?;
@@ -197,12 +197,12 @@ async fn remove(State(api): State<Api>, uri: Uri, body: Body) -> Answer {
     Ok(ok(api::RemovedNode { node, state }))
 }
 
-async fn nodes(State(api): State<Api>, uri: Uri) -> Answer {
+async fn nodes(State(api): State<Api>, uri: Uri) -> HttpResult {
     Params::parse(&uri)?.finish()?;
     pages::answer(NodeList::new(api), Format::Json).await
 }
 
-async fn node(State(api): State<Api>, path: Result<Path<String>, PathRejection>) -> Answer {
+async fn node(State(api): State<Api>, path: Result<Path<String>, PathRejection>) -> HttpResult {
     let name = path_text(path)?;
     let wanted = name.clone();
     let node = api.ask(move |pool, _, _| pool.node(&wanted)).await?;
@@ -215,7 +215,7 @@ async fn request_lease(
     Extension(ends): Extension<Ends>,
     uri: Uri,
     body: Body,
-) -> Answer {
+) -> HttpResult {
     let (ask, in_parts) = input::lease(&uri, &read(body).await?)?;
     let ask = ask.by(Peer::Address(ends.counts_as()));
     let granted = api.ask(move |pool, now, _| pool.request(now, &ask)).await?;
@@ -240,7 +240,7 @@ async fn renew_lease(
     path: Result<Path<String>, PathRejection>,
     uri: Uri,
     body: Body,
-) -> Answer {
+) -> HttpResult {
     let lease = lease_id(&path_text(path)?)?;
     let (token, timeout) = input::renewal(&uri, &read(body).await?)?;
     api.is_token_of(lease, &token)?;
@@ -257,12 +257,12 @@ async fn renew_lease(
     Ok(ok(output::grant(&grant, &api.secret)))
 }
 
-async fn leases(State(api): State<Api>, uri: Uri) -> Answer {
+async fn leases(State(api): State<Api>, uri: Uri) -> HttpResult {
     Params::parse(&uri)?.finish()?;
     pages::answer(LeaseList::new(api), Format::Json).await
 }
 
-async fn lease(State(api): State<Api>, path: Result<Path<String>, PathRejection>) -> Answer {
+async fn lease(State(api): State<Api>, path: Result<Path<String>, PathRejection>) -> HttpResult {
     let id = path_text(path)?;
     let lease = lease_id(&id)?;
     let found = api.ask(move |pool, _, _| pool.lease(lease)).await?;
@@ -283,7 +283,7 @@ async fn end_lease(
     Extension(ends): Extension<Ends>,
     path: Result<Path<String>, PathRejection>,
     headers: HeaderMap,
-) -> Answer {
+) -> HttpResult {
     let id = path_text(path)?;
     let lease = lease_id(&id)?;
     match input::shown_token(&headers)? {
@@ -304,7 +304,7 @@ async fn end_lease(
     Ok(ok(output::ended(lease, state)))
 }
 
-async fn billing(State(api): State<Api>, uri: Uri) -> Answer {
+async fn billing(State(api): State<Api>, uri: Uri) -> HttpResult {
     let input::Billing { client, since, by_client, format } = input::billing(&uri)?;
     let bills = Bills::new(api.clone(), client, since);
     if !by_client {
@@ -317,12 +317,12 @@ async fn billing(State(api): State<Api>, uri: Uri) -> Answer {
 }
 
 /// Healthy is a loop that answers.
-async fn healthz(State(api): State<Api>) -> Answer {
+async fn healthz(State(api): State<Api>) -> HttpResult {
     api.ask(|_, _, _| ()).await?;
     Ok(ok(api::Health { status: api::HealthStatus::Ok }))
 }
 
-async fn show_metrics(State(api): State<Api>) -> Answer {
+async fn show_metrics(State(api): State<Api>) -> HttpResult {
     let events = api.events.clone();
     let metrics = api.ask(move |pool, _, _| metrics::Metrics::of(pool, &events)).await?;
     Ok(([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], metrics.render()).into_response())

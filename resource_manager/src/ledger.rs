@@ -13,15 +13,15 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::metrics::Events;
+use crate::metrics::LoopEvents;
 use crate::pool::{Changes, Now};
-use crate::state::{State, StateError};
+use crate::state::{StateError, StateFile};
 
 /// Keeps changes until they are committed.
 #[derive(Debug)]
 pub(crate) struct Ledger {
-    state: Arc<State>,
-    events: Arc<Events>,
+    state: Arc<StateFile>,
+    events: Arc<LoopEvents>,
     /// Longest time that changes wait on which nothing depends.
     delay: Duration,
     pending: Changes,
@@ -30,7 +30,7 @@ pub(crate) struct Ledger {
 }
 
 impl Ledger {
-    pub(crate) fn new(state: Arc<State>, events: Arc<Events>, delay: Duration) -> Self {
+    pub(crate) fn new(state: Arc<StateFile>, events: Arc<LoopEvents>, delay: Duration) -> Self {
         Ledger { state, events, delay, pending: Changes::default(), due: None }
     }
 

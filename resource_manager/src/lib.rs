@@ -45,10 +45,10 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use commands::{Commands, commands};
 use executors_database::Export;
 use ledger::Ledger;
-use metrics::Events;
+use metrics::LoopEvents;
 use pool::{FairUse, NodeSpec, Now, Pool};
 use server::{ClusterTerms, Server};
-use state::State;
+use state::StateFile;
 
 /// Exit status after a second signal: 128 + SIGINT, as shells have it.
 const INTERRUPTED: i32 = 130;
@@ -119,11 +119,11 @@ fn start(options: &Options) -> anyhow::Result<(Server, HttpThread)> {
         Some(Path::new(&config.state_file)).filter(|path| !path.as_os_str().is_empty());
     let state_file = options.state_file.as_deref().or(configured);
     let state = Arc::new(match state_file {
-        Some(path) => State::open(path)?,
-        None => State::in_memory().context("state in memory")?,
+        Some(path) => StateFile::open(path)?,
+        None => StateFile::in_memory().context("state in memory")?,
     });
 
-    let events = Arc::new(Events::default());
+    let events = Arc::new(LoopEvents::default());
     let heartbeat = config.heartbeat();
     let mut ledger = Ledger::new(state.clone(), events.clone(), heartbeat.period);
     let node_return = Duration::from_millis(config.node_return_ms.into());
@@ -178,7 +178,7 @@ fn rules(config: &ResourceManagerNode) -> FairUse {
 
 /// The pool that the state is of, with `imported` nodes added; committed.
 fn restore(
-    state: &State,
+    state: &StateFile,
     ledger: &mut Ledger,
     node_return: Duration,
     imported: Vec<NodeSpec>,

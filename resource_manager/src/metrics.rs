@@ -23,7 +23,7 @@ const REASONS: [EndReason; 7] = [
 
 /// What happens in the loop beside the pool, counted since the start.
 #[derive(Debug, Default)]
-pub struct Events(Mutex<Counts>);
+pub struct LoopEvents(Mutex<Counts>);
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Counts {
@@ -32,7 +32,7 @@ struct Counts {
     silent_nodes: u64,
 }
 
-impl Events {
+impl LoopEvents {
     /// The state was committed, which took so long.
     pub fn committed(&self, took: Duration) {
         let mut counts = self.lock();
@@ -64,7 +64,7 @@ const LEASES: [LeaseState; 3] = [LeaseState::Granted, LeaseState::Active, LeaseS
 
 impl Metrics {
     /// Counts, without going through what there is.
-    pub fn of(pool: &Pool, events: &Events) -> Self {
+    pub fn of(pool: &Pool, events: &LoopEvents) -> Self {
         Metrics {
             nodes: NodeState::ALL.map(|state| pool.count_nodes(state) as u64),
             leases: LEASES.map(|state| pool.count_leases(state) as u64),

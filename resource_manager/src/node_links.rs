@@ -29,7 +29,7 @@ use rfaas_protocol::node::{
 use rfaas_protocol::{Clock, Malformed, Nonces};
 
 use crate::link::{Outbox, Turn, take_messages};
-use crate::metrics::Events;
+use crate::metrics::LoopEvents;
 use crate::pool::{Action, Ask, Capacity, EndReport, LinkId, MAX_TIMEOUT, Now, Pool, Run, Terms};
 
 /// How long a peer may take to say who it is.
@@ -79,7 +79,7 @@ pub(crate) struct NodeLinks {
     secret: Arc<[u8]>,
     heartbeat: Heartbeat,
     idle: Idle,
-    events: Arc<Events>,
+    events: Arc<LoopEvents>,
     /// Connections that have not registered, also those that were refused.
     unregistered: WaitingList<LinkId>,
     /// Connections that have their last turn, since others have come.
@@ -94,7 +94,7 @@ impl NodeLinks {
         secret: Arc<[u8]>,
         heartbeat: Heartbeat,
         idle: Idle,
-        events: Arc<Events>,
+        events: Arc<LoopEvents>,
         most: usize,
     ) -> Self {
         let unregistered = (most / 8).clamp(2, MOST_UNREGISTERED);

@@ -63,7 +63,7 @@ use fair_use::Shares;
 pub use fair_use::{FairUse, Limit, Who};
 use holdings::Holdings;
 pub use lease::{EndReport, Grant, LeaseState, LeaseView, Terms};
-use lease::{Lease, LeasePhase};
+use lease::{GrantedLease, LeasePhase};
 use lease_table::{LeaseTable, Reported};
 pub use limits::*;
 pub use node::{Conflict, NodeSpec, NodeState, NodeView, Removal, Run};
@@ -136,12 +136,12 @@ impl Pool {
 
     /// Whether this lease was granted, and neither was claimed nor has ended.
     pub fn is_unclaimed(&self, id: LeaseId) -> bool {
-        self.held.leases.get(id).is_some_and(Lease::is_unclaimed)
+        self.held.leases.get(id).is_some_and(GrantedLease::is_unclaimed)
     }
 
     /// One lease that has not ended.
     pub fn lease(&self, id: LeaseId) -> Option<LeaseView> {
-        self.held.leases.get(id).map(Lease::view)
+        self.held.leases.get(id).map(GrantedLease::view)
     }
 
     /// Leases that have not ended, oldest first.
@@ -566,10 +566,10 @@ impl Pool {
         }
         tracing::info!(%lease, node = ?name, client = ?terms.client, "lease of an earlier state taken over");
         let phase = (LeasePhase::Active, now.until(terms.expires_at) + EXPIRY_MARGIN);
-        let lease = Lease {
+        let lease = GrantedLease {
             claimed_at: Some(now.wall),
             seen_from: Some(now.monotonic),
-            ..Lease::new(now, terms.clone(), (name, slot), phase)
+            ..GrantedLease::new(now, terms.clone(), (name, slot), phase)
         };
         self.held.insert(now, lease);
         true

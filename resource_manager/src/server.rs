@@ -34,11 +34,11 @@ use rfaas_protocol::node::NodeHello;
 use rfaas_protocol::{Hello, Role, parse_prefix};
 
 use crate::client_links::ClientLinks;
-use crate::commands::{Answer, Command, Commands, Inbox, Work};
+use crate::commands::{Command, Commands, Inbox, SendAnswer, Work};
 use crate::executors_database::Export;
 use crate::ledger::Ledger;
 use crate::link::Turn;
-use crate::metrics::Events;
+use crate::metrics::LoopEvents;
 use crate::node_links::{NodeLinks, message_of};
 use crate::pool::{Action, LinkId, Now, Pool};
 
@@ -102,7 +102,7 @@ impl Server {
         (commands, inbox): (Commands, Inbox),
         (pool, ledger): (Pool, Ledger),
         export: Option<Export>,
-        events: Arc<Events>,
+        events: Arc<LoopEvents>,
         ClusterTerms { secret, heartbeat, sleep }: ClusterTerms,
     ) -> Self {
         let idle = if sleep { Idle::Sleep } else { Idle::Poll };
@@ -331,7 +331,7 @@ impl PollLoop for Server {
             self.nodes.hear(now, &mut self.pool, &mut actions);
         }
         let done = work.into_iter().map(|work| work(&mut self.pool, now, &mut actions));
-        let answers: Vec<Answer> = done.collect();
+        let answers: Vec<SendAnswer> = done.collect();
         self.clients.answer_aside(now, &mut self.pool);
         self.make_way(now, &mut actions);
         self.due.extend(self.nodes.unheard().map(Source::Node));

@@ -91,11 +91,11 @@ from_redb!(CommitError DatabaseError StorageError TableError TransactionError);
 
 /// An open state. The loop's thread writes it, any may read.
 #[derive(Debug)]
-pub struct State {
+pub struct StateFile {
     database: Database,
 }
 
-impl State {
+impl StateFile {
     /// The state in the file at `path`, which is created if it is not there.
     pub fn open(path: &Path) -> anyhow::Result<Self> {
         let shown = path.display();
@@ -129,7 +129,7 @@ impl State {
             Some(FORMAT) => {
                 let opened = with_all_tables(&database);
                 opened.with_context(|| format!("{shown}: cannot be written"))?;
-                Ok(State { database })
+                Ok(StateFile { database })
             }
             Some(newer) => bail!(
                 "{shown}: has format {newer}, and this program knows only {FORMAT}: it was written by a \
@@ -148,7 +148,7 @@ impl State {
     pub fn with_backend(backend: impl StorageBackend) -> Result<Self, StateError> {
         let database = Builder::new().set_cache_size(CACHE_BYTES).create_with_backend(backend)?;
         begin(&database)?;
-        Ok(State { database })
+        Ok(StateFile { database })
     }
 
     /// What the last run left; `None` if this is the first.

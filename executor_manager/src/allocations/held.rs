@@ -19,7 +19,7 @@ pub(super) enum ExecutorProcess {
 
 /// The end of a lease whose process may not be gone yet.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct LeaseEnd {
+pub(super) struct PendingEnd {
     pub(super) at: Instant,
     pub(super) reason: EndReason,
     /// The client asked for the bill.
@@ -27,7 +27,7 @@ pub(super) struct LeaseEnd {
 }
 
 #[derive(Debug)]
-pub(super) struct HeldLease {
+pub(super) struct NodeLease {
     pub(super) id: LeaseId,
     pub(super) terms: LeaseTerms,
     /// `None` once its connection has ended.
@@ -47,10 +47,10 @@ pub(super) struct HeldLease {
     counted: Usage,
     /// Hot polling that was reported to the resource manager, in ns.
     polling_reported: u64,
-    pub(super) ending: Option<LeaseEnd>,
+    pub(super) ending: Option<PendingEnd>,
 }
 
-impl HeldLease {
+impl NodeLease {
     /// The lease `id` with these terms, claimed by `client` at `now` until `ends_at`. `is_signed`: a token
     /// names it.
     pub(super) fn new(
@@ -61,7 +61,7 @@ impl HeldLease {
         is_signed: bool,
         taken: Taken,
     ) -> Self {
-        HeldLease {
+        NodeLease {
             id,
             terms: LeaseTerms { lease: id.get().into(), ..terms },
             client: Some(client),

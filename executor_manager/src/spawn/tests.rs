@@ -66,7 +66,7 @@ impl Scripted {
         Scripted { directory, launcher }
     }
 
-    fn start(&self) -> Executor {
+    fn start(&self) -> ExecutorChild {
         let _writing = WRITING.lock().unwrap();
         self.launcher.start(&assignment(2)).unwrap()
     }
@@ -92,7 +92,7 @@ fn wait_for<T>(mut look: impl FnMut() -> Option<T>) -> T {
     }
 }
 
-fn reap(executor: &mut Executor) -> Exit {
+fn reap(executor: &mut ExecutorChild) -> Exit {
     wait_for(|| executor.try_reap())
 }
 

@@ -12,7 +12,7 @@ use super::output::rfc3339;
 use super::pages::{Pages, ROWS, Row, cell};
 use super::{Api, Failure};
 use crate::pool::Billed;
-use crate::state::{Cursor, MANY, State};
+use crate::state::{Cursor, MANY, StateFile};
 
 /// Nanoseconds in a millisecond.
 const NS_PER_MS: u64 = 1_000_000;
@@ -139,7 +139,7 @@ impl Bills {
     async fn read(&mut self, most: usize) -> Result<(Vec<Billed>, bool), Failure> {
         let Some(at) = self.at else { return Ok((Vec::new(), false)) };
         let (client, until) = (self.client.clone(), self.until);
-        let read = move |state: &State| state.bills(client.as_deref(), at, until, most);
+        let read = move |state: &StateFile| state.bills(client.as_deref(), at, until, most);
         let (bills, next) = self.api.read(read).await?;
         self.at = next;
         Ok((bills, next.is_some()))
@@ -226,7 +226,7 @@ mod tests {
     fn a_sum_has_its_turn_until_it_is_made_not_until_it_is_read() {
         const CLIENTS: usize = 2 * ROWS + 1;
         let (commands, _inbox) = commands().unwrap();
-        let state = Arc::new(State::in_memory().unwrap());
+        let state = Arc::new(StateFile::in_memory().unwrap());
         let bills = (1..=CLIENTS as u64).map(|n| billed(n, &format!("client-{n}"))).collect();
         state.commit(&Changes { bills, ..Changes::default() }).unwrap();
         let api = Api::new(commands, state, Arc::default(), b"42"[..].into(), Access::default());
@@ -269,7 +269,7 @@ mod tests {
 
     #[test]
     fn sums_are_those_of_a_clients_bills_and_never_overflow() {
-        let state = State::in_memory().unwrap();
+        let state = StateFile::in_memory().unwrap();
         let huge = Bill { execution_ns: u64::MAX.into(), ..Bill::default() };
         let huge = |lease| Billed { bill: huge, ..billed(lease, "huge") };
         let bills = vec![billed(1, "b"), billed(2, "a"), billed(3, "b"), huge(4), huge(5)];

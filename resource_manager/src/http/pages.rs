@@ -25,7 +25,7 @@ use http_body_util::channel::{Channel, Sender};
 use hyper::body::Frame;
 use serde::Serialize;
 
-use super::{Answer, Failure, within};
+use super::{Failure, HttpResult, within};
 
 /// Rows of a page: as text some 150 KiB.
 pub(super) const ROWS: usize = 512;
@@ -104,12 +104,12 @@ impl Format {
 
 /// Answers with all of `pages`. A failure before the first page is answered as an error; later, the
 /// answer is cut off, so that nobody takes a part for the whole.
-pub(super) async fn answer(pages: impl Pages, format: Format) -> Answer {
+pub(super) async fn answer(pages: impl Pages, format: Format) -> HttpResult {
     answer_within(READ_ALL, pages, format).await
 }
 
 /// Likewise, to a client that may take `patience` to read it.
-async fn answer_within(patience: Duration, mut pages: impl Pages, format: Format) -> Answer {
+async fn answer_within(patience: Duration, mut pages: impl Pages, format: Format) -> HttpResult {
     let rows = within(READ_ALL, pages.next()).await??;
     let whole = rows.len() < ROWS;
     let text = format.write(rows, true, whole).map_err(failed)?;

@@ -1,7 +1,7 @@
 //! Connections over HTTP: taken, bounded, and cut when they cost too much.
 //!
 //! ```text
-//!   accept ─▶ room? ──▶ hyper over `Timed`: what is not read in time ends the connection
+//!   accept ─▶ room? ──▶ hyper over `TimedStream`: what is not read in time ends the connection
 //!               └ no: of the peer that has most, the connection that has asked for nothing for longest makes it
 //! ```
 //! * BOUNDED - there are so many connections in all, and so many of one other machine. A client has a time for
@@ -65,7 +65,7 @@ pub async fn serve(listener: TcpListener, router: Router) {
         let ends = Ends::new(peer, local);
         connections.make_room(ends);
         let (place, turn) = connections.place(ends.counts_as());
-        let stream = Timed { stream, unread: None };
+        let stream = TimedStream { stream, unread: None };
         let router = router.clone().layer(Extension(turn)).layer(Extension(ends));
         let service = TowerToHyperService::new(router);
         let connection = http1::Builder::new()
@@ -172,7 +172,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner) // whole after each statement
 }
 
-struct Connection {
+struct HttpConnection {
     peer: IpAddr,
     turn: SharedTurn,
     task: Option<AbortHandle>,
@@ -181,7 +181,7 @@ struct Connection {
 struct Connections {
     /// Most at a time.
     most: usize,
-    open: Mutex<(u64, BTreeMap<u64, Connection>)>,
+    open: Mutex<(u64, BTreeMap<u64, HttpConnection>)>,
 }
 
 /// The place of one connection, as long as it is there.
@@ -217,7 +217,7 @@ impl Connections {
         let mut open = lock(&self.open);
         open.0 += 1;
         let id = open.0;
-        open.1.insert(id, Connection { peer, turn: turn.clone(), task: None });
+        open.1.insert(id, HttpConnection { peer, turn: turn.clone(), task: None });
         (ConnectionPlace { connections: self.clone(), id }, turn)
     }
 
@@ -254,13 +254,13 @@ impl Connections {
 }
 
 /// A stream whose reader at the other end has to read on.
-struct Timed {
+struct TimedStream {
     stream: TcpStream,
     /// What the peer is to make room for: bytes that it has since, and until when.
     unread: Option<(usize, Pin<Box<Sleep>>)>,
 }
 
-impl Timed {
+impl TimedStream {
     /// Whether the peer has not read on in time.
     fn is_late(&mut self, context: &mut Context<'_>) -> bool {
         let (_, deadline) =
@@ -288,7 +288,7 @@ impl Timed {
     }
 }
 
-impl AsyncRead for Timed {
+impl AsyncRead for TimedStream {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -298,7 +298,7 @@ impl AsyncRead for Timed {
     }
 }
 
-impl AsyncWrite for Timed {
+impl AsyncWrite for TimedStream {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,

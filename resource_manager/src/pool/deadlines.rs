@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use rfaas_protocol::lease::LeaseId;
 
-use super::lease::Lease;
+use super::lease::GrantedLease;
 
 /// Deadlines of so many leases are kept whether they hold or not.
 const FEW: usize = 64;
@@ -20,7 +20,12 @@ pub(super) struct Deadlines(BinaryHeap<Reverse<(Instant, LeaseId)>>);
 
 impl Deadlines {
     /// Notes the deadline of a lease, which holds as long as it is the lease's.
-    pub(super) fn insert(&mut self, at: Instant, id: LeaseId, leases: &HashMap<LeaseId, Lease>) {
+    pub(super) fn insert(
+        &mut self,
+        at: Instant,
+        id: LeaseId,
+        leases: &HashMap<LeaseId, GrantedLease>,
+    ) {
         if self.0.len() > FEW + 4 * leases.len() {
             self.0.retain(|Reverse(deadline)| holds(deadline, leases));
         }
@@ -36,7 +41,7 @@ impl Deadlines {
     pub(super) fn due(
         &mut self,
         now: Instant,
-        leases: &HashMap<LeaseId, Lease>,
+        leases: &HashMap<LeaseId, GrantedLease>,
     ) -> Option<LeaseId> {
         while let Some(Reverse(first)) = self.0.peek() {
             let (at, id) = *first;
@@ -53,6 +58,6 @@ impl Deadlines {
     }
 }
 
-fn holds((at, id): &(Instant, LeaseId), leases: &HashMap<LeaseId, Lease>) -> bool {
+fn holds((at, id): &(Instant, LeaseId), leases: &HashMap<LeaseId, GrantedLease>) -> bool {
     leases.get(id).is_some_and(|lease| lease.deadline == *at)
 }

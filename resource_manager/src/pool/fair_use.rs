@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use rdmalib::Peer;
 
 use super::ask::Ask;
-use super::lease::Lease;
+use super::lease::GrantedLease;
 use super::{MAX_TIMEOUT, Now};
 
 /// Most clients that hold nothing of which the requests of the last second are known, besides those that hold leases.
@@ -140,7 +140,7 @@ impl Shares {
     pub(super) fn new<'a>(
         now: Now,
         rules: FairUse,
-        leases: impl Iterator<Item = &'a Lease>,
+        leases: impl Iterator<Item = &'a GrantedLease>,
     ) -> Self {
         let mut shares = Shares { rules, ..Shares::default() };
         leases.for_each(|lease| shares.take(now.monotonic, lease));
@@ -232,7 +232,7 @@ impl Shares {
         Ok(())
     }
 
-    pub(super) fn take(&mut self, now: Instant, lease: &Lease) {
+    pub(super) fn take(&mut self, now: Instant, lease: &GrantedLease) {
         if !self.is_limited() {
             return;
         }
@@ -243,7 +243,7 @@ impl Shares {
         self.holders += usize::from(known.leases == 1);
     }
 
-    pub(super) fn give(&mut self, lease: &Lease) {
+    pub(super) fn give(&mut self, lease: &GrantedLease) {
         if !self.is_limited() {
             return;
         }

@@ -12,7 +12,7 @@ use rfaas_protocol::node::Bill;
 use super::ask::Ask;
 use super::distrust::Distrust;
 use super::fair_use::Shares;
-use super::lease::{Grant, Lease, LeasePhase, Terms, whole_ms};
+use super::lease::{Grant, GrantedLease, LeasePhase, Terms, whole_ms};
 use super::lease_table::{LeaseChanges, LeaseTable};
 use super::node_index::NodeSlot;
 use super::node_table::NodeTable;
@@ -51,7 +51,7 @@ impl Holdings {
         };
         let slot = self.nodes.find(&record.node).filter(fits);
         match slot.filter(|_| self.leases.get(record.terms.lease).is_none()) {
-            Some(slot) => self.insert(now, Lease::restored(now, record, slot)),
+            Some(slot) => self.insert(now, GrantedLease::restored(now, record, slot)),
             None => return Some(record),
         }
         None
@@ -108,18 +108,18 @@ impl Holdings {
             timeout = ?ask.timeout, "lease granted"
         );
         let phase = LeasePhase::unclaimed(now, &terms, claim_by);
-        let granted = Lease {
+        let granted = GrantedLease {
             peer: ask.peer,
             while_connected: ask.while_connected,
             claim_by,
-            ..Lease::new(now, terms.clone(), (node.clone(), slot), phase)
+            ..GrantedLease::new(now, terms.clone(), (node.clone(), slot), phase)
         };
         self.insert(now, granted);
         Some(Grant { terms, node, manager })
     }
 
     /// Books a new lease on its node, which has room for it.
-    pub(super) fn insert(&mut self, now: Now, lease: Lease) {
+    pub(super) fn insert(&mut self, now: Now, lease: GrantedLease) {
         self.shares.take(now.monotonic, &lease);
         self.nodes.take(&lease);
         self.totals.granted += 1;

@@ -174,7 +174,7 @@ impl LeasePhase {
 }
 
 #[derive(Debug)]
-pub(super) struct Lease {
+pub(super) struct GrantedLease {
     pub(super) terms: Terms,
     pub(super) node: Arc<str>,
     /// Where that node is kept; it stays as long as it has leases.
@@ -198,7 +198,7 @@ pub(super) struct Lease {
     pub(super) deadline: Instant,
 }
 
-impl Lease {
+impl GrantedLease {
     /// A lease that is granted now, of which nothing else is known.
     pub(super) fn new(
         now: Now,
@@ -206,7 +206,7 @@ impl Lease {
         (node, slot): (Arc<str>, NodeSlot),
         (phase, deadline): (LeasePhase, Instant),
     ) -> Self {
-        Lease {
+        GrantedLease {
             terms,
             node,
             slot,
@@ -243,14 +243,14 @@ impl Lease {
             }
             None => (LeasePhase::Granted { then: EndReason::Expired }, expires),
         };
-        Lease {
+        GrantedLease {
             granted_at,
             while_connected,
             claim_by: now.monotonic + MAX_TIMEOUT,
             claimed_at,
             unseen_since: claimed_at.map(|_| now.monotonic),
             used,
-            ..Lease::new(now, terms, (node, slot), (phase, deadline))
+            ..GrantedLease::new(now, terms, (node, slot), (phase, deadline))
         }
     }
 

@@ -20,13 +20,13 @@ use rfaas_protocol::node::Bill;
 
 use super::bills::OpenBills;
 use super::deadlines::Deadlines;
-use super::lease::{Lease, LeasePhase, LeaseState, LeaseView, Terms, whole_ms};
+use super::lease::{GrantedLease, LeasePhase, LeaseState, LeaseView, Terms, whole_ms};
 use super::node_index::NodeSlot;
 use super::{Billed, CLAIM_IN_FLIGHT, END_MARGIN, EXPIRY_MARGIN, LeaseRecord, Now};
 
 #[derive(Debug)]
 pub(super) struct LeaseTable {
-    leases: HashMap<LeaseId, Lease>,
+    leases: HashMap<LeaseId, GrantedLease>,
     /// The ids of these leases, in order.
     ids: BTreeSet<LeaseId>,
     /// The number of leases in each state.
@@ -112,11 +112,11 @@ impl LeaseTable {
         id
     }
 
-    pub(super) fn get(&self, id: LeaseId) -> Option<&Lease> {
+    pub(super) fn get(&self, id: LeaseId) -> Option<&GrantedLease> {
         self.leases.get(&id)
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = &Lease> {
+    pub(super) fn iter(&self) -> impl Iterator<Item = &GrantedLease> {
         self.leases.values()
     }
 
@@ -124,7 +124,7 @@ impl LeaseTable {
     pub(super) fn after(&self, id: Option<LeaseId>, most: usize) -> Vec<LeaseView> {
         let start = id.map_or(Bound::Unbounded, Bound::Excluded);
         let after = self.ids.range((start, Bound::Unbounded)).take(most);
-        after.filter_map(|id| self.leases.get(id)).map(Lease::view).collect()
+        after.filter_map(|id| self.leases.get(id)).map(GrantedLease::view).collect()
     }
 
     /// The number of leases in `state`.
@@ -162,7 +162,7 @@ impl LeaseTable {
         }
     }
 
-    pub(super) fn insert(&mut self, lease: Lease) {
+    pub(super) fn insert(&mut self, lease: GrantedLease) {
         let id = lease.terms.lease;
         self.deadlines.insert(lease.deadline, id, &self.leases);
         self.states[lease.phase.shown() as usize] += 1;
@@ -171,7 +171,7 @@ impl LeaseTable {
         self.unsaved.lease(id);
     }
 
-    pub(super) fn remove(&mut self, id: LeaseId) -> Option<Lease> {
+    pub(super) fn remove(&mut self, id: LeaseId) -> Option<GrantedLease> {
         let lease = self.leases.remove(&id)?;
         self.states[lease.phase.shown() as usize] -= 1;
         self.ids.remove(&id);
@@ -342,7 +342,7 @@ impl LeaseTable {
     /// What changed since this was last called.
     pub(super) fn take_unsaved(&mut self) -> LeaseChanges {
         let UnsavedLeases { leases, bills, urgent } = std::mem::take(&mut self.unsaved);
-        let record = |id: LeaseId| (id, self.leases.get(&id).map(Lease::record));
+        let record = |id: LeaseId| (id, self.leases.get(&id).map(GrantedLease::record));
         LeaseChanges { leases: leases.into_iter().map(record).collect(), bills, urgent }
     }
 

@@ -12,7 +12,7 @@ use rfaas_protocol::lease::{LeaseId, MAX_NODE_NAME_BYTES};
 use rfaas_protocol::{Capacity, Clock};
 
 use super::ask::check_name;
-use super::lease::Lease;
+use super::lease::GrantedLease;
 use super::{Action, LinkId, MAX_CORES, NodeRecord, Now};
 
 /// How long a look-up of a host name may take before it is started again: longer than a resolver
@@ -182,7 +182,7 @@ pub struct Conflict {
 
 /// The connection of a node's executor manager.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Connection {
+pub(super) enum NodeConnection {
     /// There was none yet.
     Never,
     /// Connected; leases from before must be reported again by then.
@@ -198,7 +198,7 @@ pub(super) struct Node {
     pub(super) ip: Option<IpAddr>,
     /// When to look the address up again.
     pub(super) resolve_at: Option<Instant>,
-    pub(super) connection: Connection,
+    pub(super) connection: NodeConnection,
     /// Which run of its executor manager registered last.
     pub(super) instance: Option<NonZeroU64>,
     /// Where that listens; `None`: none has registered with this run of ours.
@@ -221,7 +221,7 @@ impl Node {
             ip: spec.ip(),
             spec,
             resolve_at: None,
-            connection: Connection::Never,
+            connection: NodeConnection::Never,
             instance: None,
             listens: None,
             clock_ahead_ms: None,
@@ -237,8 +237,8 @@ impl Node {
     pub(super) fn restored(record: NodeRecord) -> Self {
         let NodeRecord { spec, instance, draining } = record;
         let connection = match instance {
-            None => Connection::Never,
-            Some(_) => Connection::Lost { give_up_at: None },
+            None => NodeConnection::Never,
+            Some(_) => NodeConnection::Lost { give_up_at: None },
         };
         Node { instance, draining, connection, ..Node::new(spec) }
     }
@@ -254,7 +254,7 @@ impl Node {
     }
 
     /// Counts a lease (CAPACITY); the caller has seen that there is room.
-    pub(super) fn take(&mut self, lease: &Lease) {
+    pub(super) fn take(&mut self, lease: &GrantedLease) {
         let holds = lease.terms.holds();
         debug_assert!(self.free().holds(holds), "seen by the caller");
         if self.leases.insert(lease.terms.lease) {
@@ -264,7 +264,7 @@ impl Node {
     }
 
     /// Counts a lease no longer (CAPACITY).
-    pub(super) fn give(&mut self, lease: &Lease) {
+    pub(super) fn give(&mut self, lease: &GrantedLease) {
         if self.leases.remove(&lease.terms.lease) {
             self.leased.cores -= lease.terms.cores;
             self.leased.memory -= lease.terms.memory;
@@ -273,8 +273,8 @@ impl Node {
 
     pub(super) fn link(&self) -> Option<LinkId> {
         match self.connection {
-            Connection::Up { link, .. } => Some(link),
-            Connection::Never | Connection::Lost { .. } => None,
+            NodeConnection::Up { link, .. } => Some(link),
+            NodeConnection::Never | NodeConnection::Lost { .. } => None,
         }
     }
 
@@ -286,9 +286,9 @@ impl Node {
     pub(super) fn state(&self) -> NodeState {
         match self.connection {
             _ if self.draining || self.stopping => NodeState::Draining,
-            Connection::Up { .. } if self.is_where_it_says() => NodeState::Ready,
-            Connection::Up { .. } | Connection::Never => NodeState::Registered,
-            Connection::Lost { .. } => NodeState::Lost,
+            NodeConnection::Up { .. } if self.is_where_it_says() => NodeState::Ready,
+            NodeConnection::Up { .. } | NodeConnection::Never => NodeState::Registered,
+            NodeConnection::Lost { .. } => NodeState::Lost,
         }
     }
 
@@ -325,9 +325,9 @@ impl Node {
 
     pub(super) fn deadline(&self) -> Option<Instant> {
         let connection = match self.connection {
-            Connection::Never => None,
-            Connection::Up { reclaim_by, .. } => reclaim_by,
-            Connection::Lost { give_up_at } => give_up_at,
+            NodeConnection::Never => None,
+            NodeConnection::Up { reclaim_by, .. } => reclaim_by,
+            NodeConnection::Lost { give_up_at } => give_up_at,
         };
         connection.into_iter().chain(self.resolve_at).min()
     }

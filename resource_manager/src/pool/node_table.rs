@@ -13,8 +13,8 @@ use rfaas_protocol::Capacity;
 use rfaas_protocol::lease::LeaseId;
 
 use super::ask::Ask;
-use super::lease::Lease;
-use super::node::{Conflict, Connection, Node, NodeSpec, NodeState, NodeView, Run};
+use super::lease::GrantedLease;
+use super::node::{Conflict, Node, NodeConnection, NodeSpec, NodeState, NodeView, Run};
 use super::node_index::{Indexed, NodeIndex, NodeSlot};
 use super::{Action, LinkId, NodeRecord, NodeSums, Now, RECLAIM, RESOLVE_AGAIN, RESTART_RETURN};
 
@@ -165,12 +165,12 @@ impl NodeTable {
     }
 
     /// Counts a new lease on its node.
-    pub(super) fn take(&mut self, lease: &Lease) {
+    pub(super) fn take(&mut self, lease: &GrantedLease) {
         self.change(lease.slot, |node| node.take(lease));
     }
 
     /// Counts a lease no longer. Returns whether its node was waiting for that alone to be forgotten.
-    pub(super) fn give(&mut self, lease: &Lease) -> bool {
+    pub(super) fn give(&mut self, lease: &GrantedLease) -> bool {
         let drained = self.change(lease.slot, |node| {
             node.give(lease);
             node.is_drained()
@@ -266,7 +266,7 @@ impl NodeTable {
         self.by_name.remove(name);
         self.vacant.insert(slot);
         self.unsaved.insert(name.clone());
-        if let Connection::Up { link, .. } = node.connection {
+        if let NodeConnection::Up { link, .. } = node.connection {
             out.push(Action::Close { link, reason: format!("node {name} was removed") });
         }
         tracing::info!(node = ?name, "node removed");
@@ -305,7 +305,7 @@ impl NodeTable {
             unsaved.insert(name.into());
         }
         let reclaim_by = (unseen > 0).then_some(now.monotonic + RECLAIM);
-        node.connection = Connection::Up { link, reclaim_by };
+        node.connection = NodeConnection::Up { link, reclaim_by };
         node.listens = Some(run.address);
         node.set_clock(run.clock_ahead_ms);
         node.ip = node.spec.ip(); // a host name may mean another machine by now
@@ -325,7 +325,7 @@ impl NodeTable {
         out: &mut Vec<Action>,
     ) {
         self.change(slot, |node| {
-            node.connection = Connection::Lost { give_up_at };
+            node.connection = NodeConnection::Lost { give_up_at };
             node.stopping = false;
             node.resolve(now, out);
         });
@@ -380,9 +380,9 @@ impl NodeTable {
                 node.resolve(now, out);
             }
             let (due, what) = match &mut node.connection {
-                Connection::Never => return None,
-                Connection::Up { reclaim_by, .. } => (reclaim_by, NodeDue::EndUnreported),
-                Connection::Lost { give_up_at } => (give_up_at, NodeDue::GiveUp),
+                NodeConnection::Never => return None,
+                NodeConnection::Up { reclaim_by, .. } => (reclaim_by, NodeDue::EndUnreported),
+                NodeConnection::Lost { give_up_at } => (give_up_at, NodeDue::GiveUp),
             };
             due.take_if(|at| *at <= now.monotonic).map(|_| what)
         });
@@ -402,7 +402,7 @@ impl NodeTable {
         let slots: Vec<_> = self.iter().map(|(slot, _)| slot).collect();
         let drained = slots.into_iter().filter(|slot| {
             let drained = self.change(*slot, |node| {
-                if let Connection::Lost { give_up_at } = &mut node.connection
+                if let NodeConnection::Lost { give_up_at } = &mut node.connection
                     && !node.leases.is_empty()
                 {
                     *give_up_at = Some(now.monotonic + RESTART_RETURN);

@@ -24,7 +24,7 @@ use rfaas_protocol::{Bytes, Empty, MessageKind, Nonce};
 use super::*;
 use crate::commands::{Stopped, commands};
 use crate::pool::{Capacity, NodeSpec};
-use crate::state::State;
+use crate::state::StateFile;
 
 /// Longest that anything may take.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -84,7 +84,7 @@ impl StorageBackend for Backend {
 /// A server with node `a`, on a disk.
 struct World {
     disk: Disk,
-    state: Arc<State>,
+    state: Arc<StateFile>,
     commands: Commands,
     address: SocketAddr,
     server: Option<JoinHandle<anyhow::Result<()>>>,
@@ -101,14 +101,14 @@ impl World {
     fn paused() -> (Self, Server) {
         let disk = Disk(Arc::new((Mutex::new(Sync::Done), Condvar::new())));
         let backend = Backend(InMemoryBackend::new(), disk.clone());
-        let state = Arc::new(State::with_backend(backend).unwrap());
+        let state = Arc::new(StateFile::with_backend(backend).unwrap());
         let now = Now::read();
         let mut pool = Pool::new(now, Duration::from_secs(10));
         state.begin(pool.first_id()).unwrap();
         let capacity = Capacity { cores: 4, memory: 64 };
         let spec = NodeSpec::new("a", "127.0.0.1", 10_005, capacity).unwrap();
         pool.add_node(now, spec, &mut Vec::new()).unwrap();
-        let events = Arc::new(Events::default());
+        let events = Arc::new(LoopEvents::default());
         let mut ledger = Ledger::new(state.clone(), events.clone(), Duration::from_secs(1));
         ledger.settle(now, pool.take_changes()).unwrap();
         let (device, (commands, inbox)) = (device(), commands().unwrap());

@@ -67,7 +67,7 @@ fn bill(lease: u64, ended_at: u64, reported: bool) -> Billed {
     }
 }
 
-fn bills(state: &State, since: u64) -> Vec<Billed> {
+fn bills(state: &StateFile, since: u64) -> Vec<Billed> {
     let mut bills = Vec::new();
     state.for_each_bill(None, Some(at(since)), |bill| bills.push(bill)).unwrap();
     bills
@@ -80,7 +80,7 @@ fn booking(bills: &[Billed]) -> Changes {
 
 /// What is wrong with the file at `path`.
 fn refusal(path: &Path) -> String {
-    let refusal = format!("{:#}", State::open(path).unwrap_err());
+    let refusal = format!("{:#}", StateFile::open(path).unwrap_err());
     assert!(refusal.contains(&path.display().to_string()), "{refusal}");
     assert!(!refusal.contains('\n'), "{refusal}");
     refusal
@@ -89,7 +89,7 @@ fn refusal(path: &Path) -> String {
 #[test]
 fn what_was_committed_is_there_in_the_next_run() {
     let (_directory, path) = place();
-    let state = State::open(&path).unwrap();
+    let state = StateFile::open(&path).unwrap();
     assert_eq!(state.snapshot(at(0)).unwrap(), None, "the first run");
     state.begin(id(7)).unwrap();
     let mut changes = Changes::default();
@@ -106,7 +106,7 @@ fn what_was_committed_is_there_in_the_next_run() {
     state.commit(&changes).unwrap();
     drop(state);
 
-    let state = State::open(&path).unwrap();
+    let state = StateFile::open(&path).unwrap();
     let snapshot = state.snapshot(at(0)).unwrap().unwrap();
     let expected = Snapshot {
         nodes: vec![node("a", false), node("b", true)],
@@ -122,7 +122,7 @@ fn what_was_committed_is_there_in_the_next_run() {
 
 #[test]
 fn a_lease_has_one_bill_and_a_later_one_replaces_it() {
-    let state = State::in_memory().unwrap();
+    let state = StateFile::in_memory().unwrap();
     state.commit(&booking(&[bill(1, 10, false), bill(2, 10, true)])).unwrap();
     state.commit(&booking(&[bill(1, 30, true)])).unwrap();
     assert_eq!(bills(&state, 0), [bill(2, 10, true), bill(1, 30, true)]);
@@ -134,7 +134,7 @@ fn a_lease_has_one_bill_and_a_later_one_replaces_it() {
 #[test]
 fn bills_of_leases_that_nobody_claimed_are_there_among_the_others_for_a_while() {
     let (_directory, path) = place();
-    let state = State::open(&path).unwrap();
+    let state = StateFile::open(&path).unwrap();
     let unclaimed = |lease, ended_at| Billed { claimed: false, ..bill(lease, ended_at, false) };
     let all = [unclaimed(5, 10), bill(2, 20, true), unclaimed(3, 20), bill(9, 30, true)];
     state.commit(&booking(&all[2..])).unwrap();
@@ -166,13 +166,13 @@ fn bills_of_leases_that_nobody_claimed_are_there_among_the_others_for_a_while() 
     assert_eq!(oldest, Some(first + 3 * MAX_UNCLAIMED), "the last are kept");
     assert_eq!(bills(&state, 0).iter().filter(|bill| bill.claimed).count(), 3, "for ever");
     drop(state);
-    let last = State::open(&path).unwrap().snapshot(at(0)).unwrap();
+    let last = StateFile::open(&path).unwrap().snapshot(at(0)).unwrap();
     assert_eq!(last, None, "it was not begun");
 }
 
 #[test]
 fn a_page_looks_at_so_many_bills_whosever_they_are_and_goes_on_behind_them() {
-    let state = State::in_memory().unwrap();
+    let state = StateFile::in_memory().unwrap();
     let others = MOST_LOOKED_AT as u64;
     let unclaimed = |bill| Billed { claimed: false, ..bill };
     let named = |bill| Billed { client: "rare".into(), ..bill };
@@ -203,17 +203,17 @@ fn a_page_looks_at_so_many_bills_whosever_they_are_and_goes_on_behind_them() {
 #[test]
 fn the_number_of_a_lease_that_nobody_claimed_is_not_used_again() {
     let (_directory, path) = place();
-    let state = State::open(&path).unwrap();
+    let state = StateFile::open(&path).unwrap();
     state.begin(id(7)).unwrap();
     state.commit(&booking(&[Billed { claimed: false, ..bill(33, 50, false) }])).unwrap();
     drop(state);
-    let snapshot = State::open(&path).unwrap().snapshot(at(0)).unwrap().unwrap();
+    let snapshot = StateFile::open(&path).unwrap().snapshot(at(0)).unwrap().unwrap();
     assert_eq!(snapshot.last_id, Some(id(33)));
     assert_eq!(snapshot.bills.len(), 1, "a report may still come");
 
     // Also when so many others have ended since that its bill is not kept.
     let (_directory, path) = place();
-    let state = State::open(&path).unwrap();
+    let state = StateFile::open(&path).unwrap();
     state.begin(id(7)).unwrap();
     let last = id(10 * MAX_UNCLAIMED);
     let many = (8..2 * MAX_UNCLAIMED + 8).map(|n| bill(n, n, false));
@@ -227,7 +227,7 @@ fn the_number_of_a_lease_that_nobody_claimed_is_not_used_again() {
 
 #[test]
 fn a_commit_takes_twice_as_many_unclaimed_bills_away_as_it_adds_at_most() {
-    let state = State::in_memory().unwrap();
+    let state = StateFile::in_memory().unwrap();
     let unclaimed = |n| Billed { claimed: false, ..bill(n, n, false) };
     let too_many = MAX_UNCLAIMED + 5;
     let transaction = state.database.begin_write().unwrap();
@@ -248,7 +248,7 @@ fn a_commit_takes_twice_as_many_unclaimed_bills_away_as_it_adds_at_most() {
 #[test]
 fn a_file_of_before_bills_of_unclaimed_leases_had_a_table_is_taken_over() {
     let (_directory, path) = place();
-    let state = State::open(&path).unwrap();
+    let state = StateFile::open(&path).unwrap();
     state.begin(id(7)).unwrap();
     let transaction = state.database.begin_write().unwrap();
     transaction.delete_table(UNCLAIMED).unwrap();
@@ -256,7 +256,7 @@ fn a_file_of_before_bills_of_unclaimed_leases_had_a_table_is_taken_over() {
     transaction.open_table(before).unwrap().insert(1, (2, true)).unwrap();
     transaction.commit().unwrap();
     drop(state);
-    let state = State::open(&path).unwrap();
+    let state = StateFile::open(&path).unwrap();
     assert!(state.database.begin_read().unwrap().open_table(before).is_err(), "it is gone");
     assert_eq!(state.snapshot(at(0)).unwrap().map(|snapshot| snapshot.first_id), Some(id(7)));
     assert_eq!(bills(&state, 0), []);
@@ -267,18 +267,18 @@ fn a_link_leads_to_the_state_file() {
     let (directory, path) = place();
     let link = directory.path().join("link");
     std::os::unix::fs::symlink("state", &link).unwrap();
-    State::open(&link).unwrap().begin(id(3)).unwrap();
+    StateFile::open(&link).unwrap().begin(id(3)).unwrap();
     assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
-    assert!(State::open(&path).unwrap().snapshot(at(0)).unwrap().is_some());
+    assert!(StateFile::open(&path).unwrap().snapshot(at(0)).unwrap().is_some());
     fs::write(&path, "").unwrap();
-    State::open(&link).unwrap();
+    StateFile::open(&link).unwrap();
     assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
     assert!(fs::metadata(&path).unwrap().len() > 0);
 }
 
 #[test]
 fn bills_since_a_time_begin_there_in_the_order_in_which_leases_ended() {
-    let state = State::in_memory().unwrap();
+    let state = StateFile::in_memory().unwrap();
     let all = [bill(5, 10, true), bill(1, 20, true), bill(2, 20, true), bill(4, 30, true)];
     state.commit(&booking(&[all[3].clone(), all[1].clone()])).unwrap();
     state.commit(&booking(&[all[2].clone(), all[0].clone()])).unwrap();
@@ -292,7 +292,7 @@ fn bills_since_a_time_begin_there_in_the_order_in_which_leases_ended() {
 
 #[test]
 fn a_snapshot_has_bills_of_earlier_states_and_none_that_nobody_reports_any_more() {
-    let state = State::in_memory().unwrap();
+    let state = StateFile::in_memory().unwrap();
     state.begin(id(10)).unwrap();
     let day = Duration::from_secs(24 * 3600);
     let now = UNIX_EPOCH + 1000 * day;
@@ -306,7 +306,7 @@ fn a_snapshot_has_bills_of_earlier_states_and_none_that_nobody_reports_any_more(
 
 #[test]
 fn any_time_and_number_that_a_peer_may_name_is_kept() {
-    let state = State::in_memory().unwrap();
+    let state = StateFile::in_memory().unwrap();
     state.begin(id(1)).unwrap();
     let mut endless = lease(u64::MAX);
     endless.terms.expires_at = UNIX_EPOCH + Duration::from_millis(u64::MAX);
@@ -321,10 +321,10 @@ fn any_time_and_number_that_a_peer_may_name_is_kept() {
 #[test]
 fn a_state_file_has_one_writer() {
     let (_directory, path) = place();
-    let first = State::open(&path).unwrap();
+    let first = StateFile::open(&path).unwrap();
     assert!(refusal(&path).contains("another resource manager has it open"));
     drop(first);
-    State::open(&path).unwrap();
+    StateFile::open(&path).unwrap();
 }
 
 #[test]
@@ -350,7 +350,7 @@ fn a_file_that_is_no_state_file_is_refused_and_stays_as_it_is() {
 #[test]
 fn a_file_of_a_newer_format_is_refused_by_its_number() {
     let (_directory, path) = place();
-    State::open(&path).unwrap();
+    StateFile::open(&path).unwrap();
     let database = Builder::new().open(&path).unwrap();
     let transaction = database.begin_write().unwrap();
     transaction.open_table(META).unwrap().insert(FORMAT_KEY, FORMAT + 1).unwrap();
@@ -363,8 +363,8 @@ fn a_file_of_a_newer_format_is_refused_by_its_number() {
 fn an_empty_file_becomes_a_state_file_and_nothing_else_is_left() {
     let (directory, path) = place();
     fs::write(&path, "").unwrap();
-    State::open(&path).unwrap().begin(id(3)).unwrap();
-    let snapshot = State::open(&path).unwrap().snapshot(at(0)).unwrap();
+    StateFile::open(&path).unwrap().begin(id(3)).unwrap();
+    let snapshot = StateFile::open(&path).unwrap().snapshot(at(0)).unwrap();
     assert_eq!(snapshot.map(|snapshot| snapshot.first_id), Some(id(3)));
     assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
 }
@@ -372,7 +372,7 @@ fn an_empty_file_becomes_a_state_file_and_nothing_else_is_left() {
 #[test]
 fn a_damaged_file_is_refused_in_one_line() {
     let (_directory, path) = place();
-    let state = State::open(&path).unwrap();
+    let state = StateFile::open(&path).unwrap();
     state.begin(id(1)).unwrap();
     for number in 0..200_u64 {
         let name: Arc<str> = format!("node-{number}").into();
@@ -386,7 +386,7 @@ fn a_damaged_file_is_refused_in_one_line() {
     let mut damaged = good.clone();
     damaged.iter_mut().skip(middle / 4096 * 4096).take(4096).for_each(|byte| *byte = !*byte);
     fs::write(&path, damaged).unwrap();
-    match State::open(&path) {
+    match StateFile::open(&path) {
         Err(error) => assert!(!format!("{error:#}").contains('\n'), "{error:#}"),
         // A page that was given up since: nothing is missing.
         Ok(state) => assert_eq!(state.snapshot(at(0)).unwrap().unwrap().nodes.len(), 200),
