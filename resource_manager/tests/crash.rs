@@ -21,6 +21,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
+use rfaas_api::Renewal;
 use rfaas_protocol::channel::{Channel, ChannelError, Incoming};
 use rfaas_protocol::lease::{EndReason, NodeName, Token};
 use rfaas_protocol::node::{Bill, FromNode, LeaseClaimed, LeaseEnded, Register, ToNode};
@@ -102,8 +103,7 @@ impl Operator {
 }
 
 fn node_json(cores: u64) -> String {
-    json!({"ip_address": "127.0.0.1", "port": 10_005, "cores": cores, "memory": 4_000_000})
-        .to_string()
+    support::new_node(cores.try_into().unwrap(), 4_000_000)
 }
 
 /// What was acknowledged of a lease.
@@ -140,9 +140,10 @@ impl Batch {
                 self.renewing = Some(id);
                 let lease = self.leases.get_mut(&id).unwrap();
                 let token = lease.token.unwrap().to_text();
-                let body = json!({"token": token, "timeout_ms": 7_200_000 + random.below(9999)});
+                let timeout_ms = Some(7_200_000 + random.below(9999));
+                let body = serde_json::to_string(&Renewal { token, timeout_ms }).unwrap();
                 let target = format!("/leases/{id}/renew");
-                let (status, answer) = call(at, "POST", &target, &body.to_string())?;
+                let (status, answer) = call(at, "POST", &target, &body)?;
                 match status {
                     200 => lease.expires_at = answer["expires_at"].as_str().unwrap().into(),
                     409 => {} // its node ended it meanwhile

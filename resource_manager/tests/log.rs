@@ -96,8 +96,8 @@ fn what_clients_and_strangers_provoke_is_told_a_few_times_and_then_counted() {
     };
     let text = || String::from_utf8(log.lock().unwrap().clone()).unwrap();
     let begun = Instant::now();
-    let body = json!({"ip_address": "127.0.0.1", "port": 10_005, "cores": 1, "memory": 64});
-    assert_eq!(support::http(http, "POST", "/add?node=a", &body.to_string()).unwrap().0, 200);
+    let body = support::new_node(1, 64);
+    assert_eq!(support::http(http, "POST", "/add?node=a", &body).unwrap().0, 200);
     let _node = Node::ready(rdma, "a");
     // The same refusal 3000 times, and 2000 that differ; executors at the wrong door.
     let mut client = Client::new(rdma);

@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 pub use embedded::device;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use rfaas_api::NewNode;
 use rfaas_config::ClusterSecret;
 use rfaas_protocol::channel::{Channel, ChannelError, Incoming};
 use rfaas_protocol::lease::{
@@ -87,6 +88,12 @@ impl Files {
     pub fn output(&self, arguments: &[&str]) -> Output {
         self.command(arguments).output().unwrap()
     }
+}
+
+/// The body that adds a node on this machine.
+pub fn new_node(cores: u32, memory: u32) -> String {
+    let node = NewNode { ip_address: LOCALHOST.to_string(), port: 10_005, cores, memory };
+    serde_json::to_string(&node).unwrap()
 }
 
 /// A running resource manager; killed when dropped.
@@ -182,10 +189,8 @@ impl Manager {
 
     /// Adds a node as the tutorial does.
     pub fn add(&self, node: &str, cores: u32, memory: u32) {
-        let body = json!({
-            "ip_address": "127.0.0.1", "port": 10_005, "cores": cores, "memory": memory,
-        });
-        let answer = self.call("POST", &format!("/add?node={node}"), &body.to_string());
+        let body = new_node(cores, memory);
+        let answer = self.call("POST", &format!("/add?node={node}"), &body);
         assert_eq!(answer.0, 200, "{answer:?}");
     }
 
