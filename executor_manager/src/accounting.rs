@@ -1,9 +1,9 @@
-//! Counters that the workers of one executor process add to, remotely: where their time goes; and the
-//! signs of life that the process and this manager give each other.
+//! Counters that the workers of one executor process add to remotely, and the signs of life that the process
+//! and this manager give each other.
 //!
 //! Each process has a protection domain of its own with nothing in it but its counters, so the worst
-//! that it can write is its own bill, which is [clamped](crate::allocations::Usage::bill). Who shows
-//! the secret of its assignment is let in, as often as it has workers.
+//! that it can write is its own bill, which is [clamped](crate::allocations::Usage::bill). A peer that
+//! shows the secret of the assignment is let in, as often as the process has workers.
 //!
 //! * FIXED - the process shares the domain's memory, so that is as large as it has to be from the start; nothing
 //!   that the process does takes more of it. A place that a connector did not wait for is the next one's.

@@ -373,7 +373,7 @@ impl Allocations {
             return; // it ends before that anyway
         }
         held.ends = (deadline, reason);
-        // A client whose executor is starting is told with the answer to its claim.
+        // A client whose executor is starting gets this with the answer to its claim.
         let waits = held.process == ExecutorProcess::Starting;
         if let Some(client) = held.client.filter(|_| !waits) {
             out.push(Action::Tell(client, ending_message(reason, grace)));

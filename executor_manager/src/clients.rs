@@ -58,7 +58,7 @@ pub enum Heard {
 struct Client {
     channel: Channel,
     peer: String,
-    /// Whom it is counted for.
+    /// The peer that it is counted for.
     origin: Peer,
     opening: Opening,
     standing: Standing,
@@ -156,7 +156,7 @@ impl Clients {
         self.connected.get(&id).map(|client| &client.opening)
     }
 
-    /// Whose a client is.
+    /// The peer that a client is counted for.
     pub fn origin(&self, id: ClientId) -> Peer {
         self.connected.get(&id).map_or(Peer::Unknown, |client| client.origin)
     }
@@ -323,7 +323,7 @@ impl Client {
                 Ok(None) => return true,
                 Ok(Some(Incoming::Message(message))) => {
                     let first = !std::mem::replace(&mut self.spoke, true);
-                    let more_time = first && !self.last_turn; // who has to go does not stay for a first word
+                    let more_time = first && !self.last_turn; // a client that has to go does not stay for a first message
                     if more_time && let Standing::Waiting { until } = &mut self.standing {
                         *until = self.connected + CLAIM_SOMETHING;
                     }

@@ -1,6 +1,6 @@
 //! The environment of executors, by allow-list: what a shell gives every program, and what libraries for
 //! computing read. Functions are foreign code, and environments hold secrets: the cluster's, and tokens
-//! and keys of whoever started the manager.
+//! and keys of the user who started the manager.
 //!
 //! Elsewhere: the setting `executor.environment`, which adds names (`rfaas_config`).
 

@@ -214,8 +214,8 @@ impl Executors {
         }
     }
 
-    /// Reaps processes that this one has not started: those of whoever has become it with exec(2), and, as
-    /// process 1 of a container, those that functions left behind. Whether there may be more.
+    /// Reaps processes that this program has not started: those of a program that has become it with exec(2), and,
+    /// as process 1 of a container, those that functions left behind. Returns whether there may be more.
     pub fn reap_strangers(&self) -> bool {
         for _ in 0..STRANGERS {
             let Some(gone) = spawn::ended_child() else { return false };

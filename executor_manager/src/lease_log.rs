@@ -2,8 +2,8 @@
 //! many for all of them. Pure, but for the lines.
 //!
 //! * A peer that starts and ends executors without pause uses up its own lines: others' leases are logged as ever.
-//! * BOUNDED - the lines of all have a budget too, and a part of it is for those who say little. Remembered are the
-//!   leases that there are, and at most [`REMEMBERED`] peers; further ones share a budget.
+//! * BOUNDED - the lines of all have a budget too, and a part of it is for peers that use little. The leases that
+//!   there are and at most [`REMEMBERED`] peers are remembered; further ones share a budget.
 //!
 //! Elsewhere: what functions write (`output::limit`), what a place of the program says (`rfaas_program::log`).
 
@@ -59,7 +59,7 @@ impl Said {
 }
 
 impl LeaseLog {
-    /// Nobody has said anything.
+    /// No line was logged yet.
     pub fn new(now: Instant) -> Self {
         let of_all = Budget::new(now, BURST_OF_ALL, PER_SECOND_OF_ALL);
         LeaseLog { leases: BTreeMap::new(), peers: HashMap::new(), of_all, sweep_at: now }
@@ -90,7 +90,7 @@ impl LeaseLog {
         let peer = if full { Peer::Unknown } else { peer };
         let said = self.peers.entry(peer).or_insert_with(|| Said::nothing(now));
         let kept = if said.budget.is_quiet(now) { 0 } else { FOR_QUIET };
-        // Its own is used also if there is nothing of all: who goes on is not quiet.
+        // Its own is used also if there is nothing of all: a peer that goes on is not quiet.
         let admitted = said.budget.take(now, 1, 0) && self.of_all.take(now, 1, kept);
         if !admitted {
             if said.dropped == 0 {

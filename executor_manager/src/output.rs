@@ -11,11 +11,11 @@
 //! * Descriptors that are passed over a socket are refused where the kernel can, and
 //!   elsewhere discarded with the bytes that they come with.
 //! * When an executor was reaped, what is in its sockets is read once more, and then they are
-//!   closed, whoever still holds them.
+//!   closed, also if a process still holds them.
 //!
-//! Sockets, not pipes: who writes to a pipe holds the lock of the pipe while the kernel copies his bytes, which
-//! takes for ever if they lie in memory that he never supplies; who reads or closes the other end waits for the
-//! lock, and cannot be killed. The price is that `/dev/stdout` cannot be opened by that name.
+//! Sockets, not pipes: a writer holds the lock of a pipe while the kernel copies its bytes, which takes for ever if
+//! they lie in memory that it never supplies. A reader, or a process that closes the other end, waits for the lock
+//! and cannot be killed. The price is that `/dev/stdout` cannot be opened by that name.
 //!
 //! Elsewhere: what a lease may say (`limit`), lines (`lines`), how all lines of the log are limited and escaped
 //! (`rfaas_program::log`).

@@ -51,7 +51,7 @@ impl Refusal {
     }
 }
 
-/// Whose tokens count on this node.
+/// The authority whose tokens count on this node.
 #[derive(Debug)]
 pub enum Authority {
     /// Tokens count that the resource manager signed with the cluster secret for this run of this node.

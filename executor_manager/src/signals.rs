@@ -1,7 +1,7 @@
 //! Signals as something to poll: the loop learns from one descriptor that it is to stop, or that a
 //! child has changed.
 //!
-//! A program inherits which signals are blocked and ignored from whoever starts it (execve(2)). This one sets both
+//! A program inherits which signals are blocked and ignored from its parent (execve(2)). This one sets both
 //! itself.
 //! * Two kinds of signals are blocked, and no others: those that are read here, and SIGXFSZ, which would end
 //!   the program at the limit of file sizes. SIGCHLD is never ignored. If it were, the kernel would reap executors

@@ -7,8 +7,8 @@
 //! * An executor gets its assignment on standard input, sockets of its own (`output`) as standard
 //!   output and error, no descriptor of the manager, no signal blocked or ignored, and of the environment what
 //!   is listed (`environment`).
-//! * It leads a session, and in it a process group, which it can leave for no other: the terminal of
-//!   whoever started the manager is out of its reach. The group is killed as a whole before its leader is
+//! * It leads a session, and in it a process group, which it can leave for no other: the terminal
+//!   that the manager was started from is out of its reach. The group is killed as a whole before its leader is
 //!   reaped: what a function forked does not outlive the lease unless it left the group, and no signal can hit
 //!   a stranger that was given a freed process id.
 //!
@@ -46,7 +46,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(100);
 /// Name of the program.
 const PROGRAM: &str = "executor";
 
-/// Which descriptors may be open at the start where nobody says: those below the fewest that a manager starts
+/// Descriptors that may be open at the start where the system does not say: those below the fewest that a manager starts
 /// with. Numbers beyond the limit could not be closed.
 const GUESSED_DESCRIPTORS: RawFd = FEWEST_DESCRIPTORS as RawFd;
 
@@ -92,7 +92,7 @@ pub struct Launcher {
     /// Where this program is: the last place to look.
     beside: Option<PathBuf>,
     environment: Vec<CString>,
-    /// Open when this was made. Ours are closed on exec anyway; whoever started the manager may have
+    /// Open when this was made. Ours are closed on exec anyway; the parent of the manager may have
     /// left it some that are not.
     inherited: Vec<RawFd>,
     outputs: Outputs,

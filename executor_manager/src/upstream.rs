@@ -37,7 +37,7 @@ mod dial;
 pub use dial::DialError;
 use dial::{Dialed, connect};
 
-/// First and longest pause before dialing again. Whoever adds the node, or starts the resource manager
+/// First and longest pause before dialing again. An operator who adds the node, or starts the resource manager
 /// again, waits for it to appear.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
 /// How soon messages that the connection had no room for are tried again.
@@ -138,8 +138,8 @@ impl Upstream {
         self.reached = true;
     }
 
-    /// Tells that a lease is in use. Without a connection nothing is kept: who holds the leases tells
-    /// them all after [`News::Registered`].
+    /// Reports that a lease is in use. Without a connection nothing is kept: the loop reports all leases after
+    /// [`News::Registered`].
     pub fn claimed(&mut self, terms: &LeaseTerms) {
         self.report(FromNode::Claimed(LeaseClaimed { terms: *terms }));
     }
@@ -407,7 +407,7 @@ impl Upstream {
     }
 
     fn not_reached(&mut self, error: DialError, now: Instant, news: &mut Vec<News>) {
-        // Who passes for the resource manager does not end what waits for the real one.
+        // An impostor of the resource manager does not end what waits for the real one.
         if self.reached || error.is_impostor() {
             self.lost(&in_full(&error), now);
         } else {

@@ -31,7 +31,7 @@ use zerocopy::little_endian::U32;
 use crate::link::{Outbox, Turn, take_messages};
 use crate::pool::{Action, Ask, Grant, LinkId, MAX_NODES, Now, Pool};
 
-/// Whom a lease is billed to if the client gives no name.
+/// The client that a lease is billed to if the request gives no name.
 const NAMELESS: &str = "rdma";
 /// Messages that a client may be ahead.
 const RECEIVES: u32 = 16;
@@ -49,7 +49,7 @@ const SWEEP: usize = 64;
 
 struct ClientLink {
     channel: Channel,
-    /// Whose it is.
+    /// The peer that it is counted for.
     origin: Peer,
     outbox: Outbox<ToClient>,
     leases: Granted,

@@ -32,7 +32,7 @@ pub(crate) fn take_messages<M: MessageKind>(
                 taken += 1;
                 handle(channel, message)?;
             }
-            // Nobody was given a key to write with.
+            // No peer was given a key to write with.
             Some(Incoming::Written { .. }) => return Err(Malformed::Field("kind").into()),
             None if armed => return Ok(Turn::Done),
             // Look again: a message that landed before `arm` is not announced.

@@ -102,7 +102,7 @@ impl Pool {
             held.end_stray(now, stray);
         }
         for slot in held.nodes.expect_back(now) {
-            held.forget_node(slot, &mut Vec::new()); // nobody is connected who would be told
+            held.forget_node(slot, &mut Vec::new()); // no node is connected
         }
         Pool { held, node_return }
     }
@@ -230,7 +230,7 @@ impl Pool {
         let Some(lease) = self.held.leases.get(id) else { return };
         match lease.phase {
             LeasePhase::Granted { then: EndReason::Unclaimed } if self.held.is_away(lease.slot) => {
-                // Nobody could tell of its claim. If its node does not come back, the lease ends with that.
+                // Its claim could not be reported. If its node does not come back, the lease ends with that.
                 let claim_by = now.monotonic + self.held.shares.claim_timeout();
                 self.held.leases.wait_for_claim(now, id, claim_by);
             }
@@ -302,7 +302,7 @@ impl Pool {
     }
 
     /// Moves the end of a lease that has not ended to `timeout` from now, never nearer; returns it as it
-    /// is then. It is a request of the lease's client, and of `peer`, who asks.
+    /// is then. It is a request of the lease's client, made by `peer`.
     pub fn renew(
         &mut self,
         now: Now,
@@ -330,7 +330,7 @@ impl Pool {
 
     /// Exchanges a lease that nobody has claimed for one like it, until the same time, on another node; the client of
     /// `origin` says that it could not use it. It is a request of that client, and the new lease is to be claimed when
-    /// the old one was: who exchanges leases again and again holds them no longer than others.
+    /// the old one was: a client that exchanges leases again and again holds them no longer than others.
     pub fn replace(
         &mut self,
         now: Now,

@@ -72,7 +72,7 @@ pub(crate) struct Server {
     device: Device,
     acceptor: Acceptor,
     inbox: Inbox,
-    /// For those who look up addresses.
+    /// For threads that look up addresses.
     commands: Commands,
     pool: Pool,
     ledger: Ledger,
@@ -83,7 +83,7 @@ pub(crate) struct Server {
     idle: Idle,
     max_connections: usize,
     next_link: u64,
-    /// Who has news, or may have.
+    /// Sources that have news, or may have.
     due: BTreeSet<Source>,
 }
 
@@ -140,7 +140,7 @@ impl Server {
         Ok(())
     }
 
-    /// Takes what those who are due have sent, and what those who leave have.
+    /// Takes what the connections that are due, and those that leave, have sent.
     fn turns(&mut self, now: Now, due: &BTreeSet<Source>, actions: &mut Vec<Action>) {
         let leaving: Vec<_> = self.leaving().filter(|source| !due.contains(source)).collect();
         let all = || due.iter().chain(&leaving).copied();

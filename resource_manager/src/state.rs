@@ -35,8 +35,8 @@ use crate::executors_database::place;
 use crate::pool::{Billed, Changes, MAX_TIMEOUT, Snapshot};
 use rows::{BILLS, ENDED_AT, FIRST_ID_KEY, FORMAT, FORMAT_KEY, LEASES, META, NODES, UNCLAIMED};
 
-/// How long another process may have the file, and how often that is looked at: who starts a manager again
-/// after it was killed may be faster than its end.
+/// How long another process may have the file, and how often that is checked: a manager that was killed may
+/// still be there when it is started again.
 const ENDING: Duration = Duration::from_secs(1);
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
@@ -47,7 +47,7 @@ pub(crate) const MANY: usize = 4096;
 const CACHE_BYTES: usize = 64 << 20;
 
 /// Bills of leases that nobody claimed that are kept: so many take some 2 MB of the file, and are more
-/// than a person reads. Who adds one to as many takes the oldest away, and one more if there are more
+/// than a person reads. A new one beyond them replaces the oldest, and takes one more away if there are more
 /// (of a program that kept more): no commit takes much longer than what it is to commit.
 pub const MAX_UNCLAIMED: u64 = 1 << 14;
 
@@ -361,7 +361,7 @@ fn create(path: &Path, replace: bool) -> anyhow::Result<()> {
         file.persist(path)?;
     } else {
         match file.persist_noclobber(path) {
-            // Another one was faster: whose it is, opening it tells.
+            // Another process was faster. Opening the file says whose it is.
             Err(error) if error.error.kind() == io::ErrorKind::AlreadyExists => {}
             persisted => drop(persisted?),
         }

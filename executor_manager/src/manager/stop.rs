@@ -1,5 +1,5 @@
 //! The manager's own end: in order on a signal, when no lease is left or their grace is over, however often
-//! that is asked for (by a batch system, by systemd); at once on the second SIGINT, of somebody who waits.
+//! that is asked for (by a batch system, by systemd); at once on the second SIGINT, which a person sends.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};

@@ -22,7 +22,7 @@ const BURST_OF_ALL: u32 = 1 << 20;
 /// leases one after the other that each use up their burst.
 const BYTES_OF_ALL_PER_SECOND: u32 = 32_000;
 /// The part of [`BURST_OF_ALL`] that is only for leases which are quiet: they have used at most a tenth of their own
-/// bursts. So those who write much do not keep them from the log.
+/// bursts. So leases that write much do not keep them from the log.
 const FOR_QUIET: u32 = BURST_OF_ALL / 4;
 /// Bytes of a line around what the executor wrote: time, level, lease, stream.
 const AROUND_BYTES: usize = 100;

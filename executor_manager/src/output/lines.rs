@@ -16,7 +16,7 @@ impl<S: Read + AsFd + Send> Source for S {}
 pub(super) struct Stream {
     name: &'static str,
     pub(super) from: Box<dyn Source>,
-    /// Of a line whose end has not come.
+    /// The beginning of a line whose end has not come.
     line: Vec<u8>,
     /// More of it came than is passed on.
     cut: bool,

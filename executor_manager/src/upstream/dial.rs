@@ -22,7 +22,7 @@ pub enum DialError {
     /// The configured address cannot be resolved.
     #[error(transparent)]
     Address(#[from] ConfigError),
-    /// Nobody there, or refused.
+    /// Nothing listens there, or it refused.
     #[error(transparent)]
     Channel(#[from] ChannelError),
     /// There is no address.
@@ -34,7 +34,7 @@ pub enum DialError {
 }
 
 impl DialError {
-    /// Whether somebody is there who does not know the cluster secret.
+    /// Whether the peer there does not know the cluster secret.
     pub fn is_impostor(&self) -> bool {
         match self {
             DialError::Channel(ChannelError::Unproved { .. }) => true,

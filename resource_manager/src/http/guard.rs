@@ -84,11 +84,11 @@ pub struct Ends {
     pub peer: IpAddr,
     /// Whether it is of this machine.
     pub is_local: bool,
-    /// Whether the request was passed on by a proxy, for whoever it may be.
+    /// Whether the request was passed on by a proxy.
     pub is_forwarded: bool,
 }
 
-/// Bits of an IPv6 address that tell a network from others. Whoever is in it takes as many addresses as it likes.
+/// Bits of an IPv6 address that tell a network from others. A machine in it takes as many addresses as it likes.
 const NETWORK_BITS: u32 = 64;
 
 impl Ends {
@@ -100,12 +100,12 @@ impl Ends {
         Ends { peer, is_local, is_forwarded: false }
     }
 
-    /// Whether it is somebody of this machine who asks.
+    /// Whether the request comes from this machine.
     pub fn is_ours(&self) -> bool {
         self.is_local && !self.is_forwarded
     }
 
-    /// For whom limits count: this machine, by whatever address of its own it asks, another one, or a network of IPv6.
+    /// The machine that limits count for: this one, by whatever address of its own it asks, another one, or a network of IPv6.
     pub fn counts_as(&self) -> IpAddr {
         match self.peer {
             _ if self.is_local => Ipv4Addr::LOCALHOST.into(),

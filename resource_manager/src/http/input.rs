@@ -22,10 +22,10 @@ use crate::pool::{
     NodeSpec,
 };
 
-/// Whom a lease is billed to if the request gives no name.
+/// The client that a lease is billed to if the request gives no name.
 const NAMELESS: &str = "http";
 
-/// The fields of a JSON object. Each is given once and taken once; what is left at the end nobody knows.
+/// The fields of a JSON object. Each is given once and taken once; what is left at the end is not known.
 #[derive(Debug)]
 struct Fields(Map<String, Value>);
 

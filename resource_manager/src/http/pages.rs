@@ -9,7 +9,7 @@
 //!   time finds it cut off. Only sums of bills are in memory as a whole until then, a row for each
 //!   client.
 //! * The client has a time for all pages together, and each page has a time to be looked up. So
-//!   nothing limits a whole list but the number of its rows: whoever has many bills gets them all.
+//!   nothing limits a whole list but the number of its rows: a client with many bills gets them all.
 //!
 //! A list that fits into one page is of one moment. In a longer one each row is as it was when its page was read.
 

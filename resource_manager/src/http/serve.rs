@@ -71,7 +71,7 @@ pub async fn serve(listener: TcpListener, router: Router) {
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(REQUEST_TIME)
-            .half_close(true) // who has closed the sending side waits for the answer
+            .half_close(true) // a client that has closed its sending side waits for the answer
             .max_buf_size(BUFFER_BYTES)
             .serve_connection(TokioIo::new(stream), service);
         let id = place.id;
@@ -87,7 +87,7 @@ pub async fn serve(listener: TcpListener, router: Router) {
     }
 }
 
-/// Whom a connection waits for, and since when.
+/// Which side a connection waits for, and since when.
 #[derive(Clone, Copy, Debug)]
 struct Turn {
     /// For this program: a request has come as a whole, and there is no answer yet. Else for its client.

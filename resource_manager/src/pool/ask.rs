@@ -22,7 +22,7 @@ pub struct Ask {
 }
 
 impl Ask {
-    /// Checks a request: memory in MB, `client` is whom to bill. `Err` says which field is wrong and
+    /// Checks a request: memory in MB, `client` is billed. `Err` says which field is wrong and
     /// what it may be.
     pub fn new(cores: u32, memory: u32, timeout: Duration, client: &str) -> Result<Self, String> {
         if !(1..=MAX_CORES).contains(&cores) {
@@ -46,13 +46,13 @@ impl Ask {
         Ok(Ask { max_nodes, ..self })
     }
 
-    /// Notes who asks. Limits hold for it under whatever name.
+    /// Notes the peer that asks. Limits hold for it under whatever name.
     pub fn by(self, peer: Peer) -> Self {
         Ask { peer: Some(peer), ..self }
     }
 
-    /// For a client on a connection, with whose end its unclaimed leases end ([`super::Pool::client_gone`]);
-    /// the end of this program is one too.
+    /// Has unclaimed leases end with the connection of their client ([`super::Pool::client_gone`]); the end of
+    /// this program ends it too.
     pub fn while_connected(self) -> Self {
         Ask { while_connected: true, ..self }
     }

@@ -25,7 +25,7 @@ const MOST: usize = 256;
 #[derive(Debug)]
 struct Word {
     slot: NodeSlot,
-    /// Whose.
+    /// The peer whose word it is.
     origin: Peer,
     until: Instant,
 }

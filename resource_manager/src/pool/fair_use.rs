@@ -2,8 +2,9 @@
 //!
 //! A client chooses its name itself, and may choose another's. So limits hold for the peer that asks, under
 //! whatever name: the user or the machine ([`Ask::by`](super::Ask::by)). What a stranger
-//! holds under a name takes nothing from others of that name. Who asked is not kept in the state:
-//! after a restart of the program, leases of before count for all who ask under their names.
+//! holds under a name takes nothing from others of that name. The peer that asked is not
+//! kept in the state: after a restart of the program, leases of before count for all peers that ask under their
+//! names.
 //! * What is granted with a limit is within it, for the peer that asks.
 //! * BOUNDED - a peer of which nothing is known that matters any more is forgotten. Of the others, there are never
 //!   more than [`MOST_KNOWN`] that hold no lease.
@@ -55,10 +56,10 @@ impl Default for FairUse {
     }
 }
 
-/// Whom a limit is for.
+/// The peer or client that a limit is for.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Who {
-    /// A name that leases are billed to, where nothing else is known of who asks.
+    /// A name that leases are billed to, where nothing else is known of the peer that asks.
     Client(Arc<str>),
     /// A user or a machine, under whatever name.
     Peer(Peer),
@@ -82,7 +83,7 @@ pub enum Limit {
     /// What may be held at a time.
     #[error("{who} may hold {most} {what} at a time (limits.{key}) and holds {held}")]
     Held {
-        /// For whom.
+        /// The peer or client that it is for.
         who: Who,
         /// Key in the settings: `cores`, `memory`, `leases`.
         key: &'static str,
@@ -106,7 +107,7 @@ pub enum Limit {
         "{who} may ask for {most} leases in a second (limits.requests_per_second): ask again later"
     )]
     Rate {
-        /// For whom.
+        /// The peer or client that it is for.
         who: Who,
         /// The limit.
         most: u32,
@@ -198,7 +199,7 @@ impl Shares {
         self.known.len() - self.holders >= MOST_KNOWN
     }
 
-    /// Forgets those whose requests of the last second are none. That takes as long as there are
+    /// Forgets peers that made no request in the last second. That takes as long as there are
     /// many, so it is done once a second.
     fn sweep(&mut self, now: Instant) {
         let is_recent = |at: Instant| now.saturating_duration_since(at) < SECOND;
@@ -259,7 +260,7 @@ impl Shares {
     }
 }
 
-/// Whom a lease counts for.
+/// The peer or client that a lease counts for.
 fn who(client: &Arc<str>, peer: Option<Peer>) -> Who {
     peer.map_or_else(|| Who::Client(client.clone()), Who::Peer)
 }

@@ -16,7 +16,7 @@ use super::ask::{Ask, NotRenewed};
 use super::node_index::NodeSlot;
 use super::{END_MARGIN, EXPIRY_MARGIN, LeaseRecord, MAX_TIMEOUT, Now, RESTART_RETURN};
 
-/// What a lease gives to whom. As its node reports it: [`LeaseTerms`] that were read and make sense.
+/// What a lease gives, and to which client: [`LeaseTerms`] that were read and make sense.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Terms {
     /// The lease.
@@ -29,7 +29,7 @@ pub struct Terms {
     pub expires_at: SystemTime,
     /// For which run of the node's executor manager it holds.
     pub instance: Option<NonZeroU64>,
-    /// Whom it is billed to.
+    /// The client that it is billed to.
     pub client: Arc<str>,
 }
 
@@ -127,7 +127,7 @@ impl LeaseState {
 pub struct LeaseView {
     /// Its id.
     pub lease: LeaseId,
-    /// Whom it is billed to.
+    /// The client that it is billed to.
     pub client: Arc<str>,
     /// Its node.
     pub node: Arc<str>,
@@ -180,7 +180,7 @@ pub(super) struct GrantedLease {
     /// Where that node is kept; it stays as long as it has leases.
     pub(super) slot: NodeSlot,
     pub(super) granted_at: SystemTime,
-    /// Who asked for it, in this run of the program.
+    /// The peer that asked for it, in this run of the program.
     pub(super) peer: Option<Peer>,
     pub(super) while_connected: bool,
     /// When it ends if nobody has claimed it.

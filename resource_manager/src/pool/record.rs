@@ -31,7 +31,7 @@ pub struct NodeRecord {
 /// A lease that has not ended, likewise.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LeaseRecord {
-    /// What it gives to whom.
+    /// What it gives, and to which client.
     pub terms: Terms,
     /// On which node.
     pub node: Arc<str>,
@@ -52,7 +52,7 @@ pub struct LeaseRecord {
 pub struct Billed {
     /// The lease.
     pub lease: LeaseId,
-    /// Who pays.
+    /// The client that pays.
     pub client: Arc<str>,
     /// Where it was.
     pub node: Arc<str>,

@@ -2,7 +2,7 @@
 //!
 //! Keys and values are tuples in redb's encoding (little-endian numbers, lengths before texts). redb
 //! keeps the types with each table and compares them, so a row is never read as one of another shape;
-//! whoever changes a shape or a meaning raises [`FORMAT`]. Times are in µs since the Unix epoch, memory is
+//! a change of a shape or a meaning raises [`FORMAT`]. Times are in µs since the Unix epoch, memory is
 //! in MB.
 
 use std::num::NonZeroU64;
