@@ -47,7 +47,7 @@ fn submit(worker: &mut Worker, slot: u16, function: u32, bytes: usize) {
 /// Where the output of a reply is, and how much.
 fn place(reply: &Reply) -> (RemoteAddress, usize) {
     assert_eq!(reply.status, ReplyStatus::Ok);
-    let detail = InPlaceDetail::read_from_bytes(&reply.output).expect("16 bytes came back");
+    let detail = InPlaceDetail::read_from_bytes(&reply.output).expect("a detail came back");
     let at = RemoteAddress { addr: detail.output_addr.get(), key: detail.output_key.get() };
     assert_eq!(at.addr % 64, 0);
     (at, detail.output_bytes.get() as usize)

@@ -33,8 +33,18 @@ pub struct InPlaceCall<'a> {
     len: usize,
 }
 
-/// The result of a call in place, where the function wrote it. It stays there as long as this lives, even
-/// if the executor ends.
+/// The result of a call in place, where the function wrote it. It stays there as long as this lives, even if the executor
+/// ends. The next call gives it up:
+///
+/// ```compile_fail,E0382
+/// # fn example(call: rfaas::InPlaceCall<'_>) -> rfaas::Result<()> {
+/// let result = call.invoke()?;
+/// let next = result.again(64)?;
+/// println!("{:?}", result.to_vec(..)?); // error: its memory is the next call's
+/// # next.invoke()?;
+/// # Ok(())
+/// # }
+/// ```
 #[must_use = "it keeps the executor borrowed"]
 pub struct InPlaceResult<'a> {
     held: Held<'a>,

@@ -103,6 +103,7 @@ impl Layout {
     }
 
     /// Returns the number of slots.
+    #[inline]
     pub fn slots(&self) -> u16 {
         self.slots
     }
@@ -153,6 +154,7 @@ impl Layout {
     }
 
     /// Returns where the detail of a reply from `slot` is, among the outputs.
+    #[inline]
     pub fn detail(&self, slot: Slot) -> usize {
         self.output(slot) - HEADER_SPACE
     }

@@ -64,11 +64,13 @@ impl SlotMemory {
     }
 
     /// Copies the first bytes of output in `slot` to `out`.
+    #[inline]
     pub(super) fn read_output(&self, slot: Slot, out: &mut [u8]) -> rdmalib::Result<()> {
         self.outputs.read(self.layout.output(slot), out)
     }
 
     /// Puts `detail`, of at most 64 bytes, in front of the output of `slot`, to be sent.
+    #[inline]
     pub(super) fn detail(&self, slot: Slot, detail: &impl Bytes) -> rdmalib::Result<Slice<'_>> {
         let start = self.layout.detail(slot);
         self.outputs.write(start, detail.as_bytes())?;

@@ -55,6 +55,7 @@ impl Memory {
         Ok(Box::new(Memory { region, domain: domain.clone() }))
     }
 
+    #[inline]
     fn capacity(&self) -> usize {
         self.region.len() - HEADER_SPACE
     }
@@ -64,6 +65,7 @@ impl Memory {
         self.region.write(HEADER_SPACE + offset, bytes)
     }
 
+    #[inline]
     fn read(&self, offset: usize, out: &mut [u8]) -> Result<()> {
         self.check(offset, out.len())?;
         self.region.read(HEADER_SPACE + offset, out)
@@ -80,6 +82,7 @@ impl Memory {
     }
 
     /// Errors count from the first byte of the buffer, not of the region.
+    #[inline]
     fn check(&self, offset: usize, bytes: usize) -> Result<()> {
         check_range(offset, bytes, self.capacity())
     }
@@ -131,11 +134,13 @@ impl InputBuffer {
 
     /// Bytes that a call sends.
     #[allow(clippy::len_without_is_empty)] // a size that was asked for, not a collection
+    #[inline]
     pub fn len(&self) -> usize {
         self.len
     }
 
     /// Bytes that fit.
+    #[inline]
     pub fn capacity(&self) -> usize {
         self.memory.capacity()
     }
@@ -158,6 +163,7 @@ impl InputBuffer {
     }
 
     /// Copies bytes out, from `offset` on, filling `out`. Fails if there are not as many.
+    #[inline]
     pub fn read(&self, offset: usize, out: &mut [u8]) -> Result<()> {
         self.memory.read(offset, out)
     }
@@ -211,6 +217,7 @@ impl OutputBuffer {
 
     /// Bytes that fit. The call returns how many there are.
     #[allow(clippy::len_without_is_empty)] // a size that was asked for, not a collection
+    #[inline]
     pub fn len(&self) -> usize {
         self.memory.capacity()
     }
@@ -226,6 +233,7 @@ impl OutputBuffer {
     }
 
     /// Copies bytes out, from `offset` on, filling `out`. Fails if there are not as many.
+    #[inline]
     pub fn read(&self, offset: usize, out: &mut [u8]) -> Result<()> {
         self.memory.read(offset, out)
     }
