@@ -44,7 +44,8 @@ const FLAGS: &[&str] = &["ibv_access_flags", "ibv_qp_attr_mask", "ibv_send_flags
 fn main() {
     println!("cargo::rerun-if-changed={TYPES}");
     println!("cargo::rerun-if-changed=build.rs");
-    let types = fs::read_to_string(TYPES).expect("the bindings are in rdmalib/src/providers/verbs/bindings");
+    let types = fs::read_to_string(TYPES)
+        .expect("the bindings are in rdmalib/src/providers/verbs/bindings");
     let calls = calls(&types);
     let file = Path::new(&env::var_os("OUT_DIR").expect("set by cargo")).join("calls.rs");
     fs::write(file, calls).expect("cargo made OUT_DIR");
