@@ -122,8 +122,8 @@ impl<'a> Assembly<'a> {
     fn check_worker(&self, hello: &WorkerHello) -> Result<(), String> {
         let index = usize::from(hello.worker.get());
         match self.workers.get(index) {
-            None => return Err(format!("there is no worker {index} in this lease")),
-            Some(Some(_)) => return Err(format!("worker {index} is connected already")),
+            None => Err(format!("there is no worker {index} in this lease")),
+            Some(Some(_)) => Err(format!("worker {index} is connected already")),
             Some(None) => self.needs.check(hello),
         }
     }

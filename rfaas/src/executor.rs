@@ -197,6 +197,7 @@ impl Executor {
     /// # Ok(())
     /// # }
     /// ```
+    #[expect(clippy::result_large_err, reason = "a failed call gives its buffers back")]
     pub fn submit(
         &mut self,
         function: &Function,

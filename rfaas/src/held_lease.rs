@@ -86,7 +86,7 @@ impl HeldLease {
     /// Fails in a child that has inherited it. To be asked before a lock is taken, which a thread may hold that the
     /// child does not have.
     pub(crate) fn check_process(&self) -> Result<()> {
-        Ok(self.grantor.check_process()?)
+        self.grantor.check_process()
     }
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, LeaseState> {

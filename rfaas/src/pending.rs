@@ -94,12 +94,14 @@ impl Pending {
     }
 
     /// Blocks until the invocation has ended, as the deployment's [`Spin`](crate::Spin) says.
+    #[expect(clippy::result_large_err, reason = "a failed call gives its buffers back")]
     pub fn wait(self) -> Result<Completed, Failed> {
         completed(self.call.wait(), self.origin)
     }
 }
 
 /// Turns what a call comes to into what an application sees.
+#[expect(clippy::result_large_err, reason = "a failed call gives its buffers back")]
 fn completed((result, buffers): Finished<Cause>, origin: Origin) -> Result<Completed, Failed> {
     let (input, output): Buffers = buffers;
     let (input, output) = (Input { buffer: input, origin }, Output { buffer: output, origin });
@@ -115,6 +117,7 @@ impl Future for Pending {
     /// # Panics
     ///
     /// If it was polled to its end before.
+    #[expect(clippy::result_large_err, reason = "a failed call gives its buffers back")]
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let origin = self.origin;
         self.call.poll(context).map(|finished| completed(finished, origin))
