@@ -203,8 +203,9 @@ impl SendQueue {
     }
 
     /// Carries `work` out on the link, or hands it to the helper.
-    #[inline(never)]
-    fn carry_out(&mut self, work: &PostedWork<'_>) -> Result<()> {
+    #[inline(never)] // takes `work` by value: the hot path then need not have it in memory
+    fn carry_out(&mut self, work: PostedWork<'_>) -> Result<()> {
+        let work = &work;
         let outcome = self.link.with(|link| match link {
             Some(link) => Ok(link.carry_out(&self.core, work)),
             None => Err(Error::InvalidArgument("queue pair is not connected")),
@@ -273,7 +274,7 @@ impl contract::SendQueue<Shm> for SendQueue {
             link.as_mut().is_some_and(|link| link.carry(&self.core, &work)) // the hot path
         });
         if carried != Some(true) {
-            self.carry_out(&work)?;
+            self.carry_out(work)?;
         } else if request.flags.contains(Flags::SIGNALED) {
             self.core.finish(request.id, self.posted, Opcode::Write, Status::Success);
         }
