@@ -141,13 +141,12 @@ impl<'a> InPlaceCall<'a> {
     /// [`Error::WorkerLost`](crate::Error::WorkerLost), or the reason, and the next
     /// [`Executor::in_place`](crate::Executor::in_place) finds another.
     pub fn invoke(self) -> Result<InPlaceResult<'a>> {
-        let InPlaceCall { held, len } = self;
-        let Held { executor, function, mut mapped } = held;
-        let len = match &mut mapped {
-            Some(slot) => executor.call_in_place(slot, &function, len)?,
-            None => executor.call_with_bounce_buffers(&function, len)?,
+        let InPlaceCall { mut held, len } = self;
+        let Held { executor, function, mapped } = &mut held; // moved once, not in pieces
+        let len = match mapped {
+            Some(slot) => executor.call_in_place(slot, function, len)?,
+            None => executor.call_with_bounce_buffers(function, len)?,
         };
-        let held = Held { executor, function, mapped };
         Ok(InPlaceResult { held, len })
     }
 }
