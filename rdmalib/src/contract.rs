@@ -11,8 +11,9 @@
 //! line in each list of `providers/mod.rs`. What all providers have in common is tested by the
 //! facts in `tests/conformance`; what may differ, and how, is a field of [`Capabilities`].
 //!
-//! For all objects:
-//! * A call either does what it says or returns an error and changes nothing.
+//! For all objects (the front page of the crate says more, for its users):
+//! * A call either does what it says or returns an error and changes nothing. (A connection that
+//!   fails halfway uses its queue pair up.)
 //! * Nothing waits, except `connect`, `next` and `wait`, which have a time limit.
 //! * Bytes and messages of a peer may be lies; they never cause a panic or an access outside of
 //!   memory that is registered for them.

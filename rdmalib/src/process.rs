@@ -9,9 +9,9 @@
 //! as after vfork(2), is not told from it.
 //!
 //! In a child the objects of this crate that it inherits do nothing, and calls return
-//! [`Error::Forked`]. When they are dropped, they are forgotten: no lock is waited for that another
-//! thread of the parent held at the fork, nothing shared is written, no peer is told. Their memory
-//! and descriptors go with the child.
+//! [`Error::Forked`]; only reading a region is not checked. When they are dropped, they are
+//! forgotten: no lock is waited for that another thread of the parent held at the fork, nothing
+//! shared is written, no peer is told. Their memory and descriptors go with the child.
 
 #![allow(unsafe_code)]
 
@@ -36,6 +36,10 @@ static NEXT: AtomicU32 = AtomicU32::new(1);
 static NO_PAGE: AtomicU32 = AtomicU32::new(0);
 
 /// A mark of this process that a process forked from it does not have.
+///
+/// The objects of this crate have one each ([what a forked child may do](crate#forked-processes)).
+/// It is public for crates above that have threads, locks or libraries of their own, which a child
+/// does not have either: the client library, the engine of a call, the executor.
 #[derive(Clone, Copy, Debug)]
 pub struct ForkMark {
     page: &'static AtomicU32,
@@ -43,7 +47,8 @@ pub struct ForkMark {
 }
 
 impl ForkMark {
-    /// Makes the mark of the calling process. A child may make its own.
+    /// Makes the mark of the calling process. A child may make its own. Where the kernel cannot
+    /// help (before Linux 4.14, or without memory), children are not told from their parent.
     pub fn new() -> Self {
         let page = page();
         let number = match page.load(Ordering::Relaxed) {

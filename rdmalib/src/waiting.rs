@@ -14,7 +14,15 @@ use std::hash::Hash;
 
 use crate::types::Peer;
 
-/// Waiting keys, in the order in which they came, each with the peer that it counts for.
+/// Waiting keys, in the order in which they came, each with the peer that it counts for. There is a
+/// bound for each peer and one for all, and it keeps one peer from locking out the others.
+///
+/// A newcomer always finds room. If its own peer has its share, or has most of all, the oldest key
+/// of its own peer leaves; otherwise the oldest of the peer that has most.
+///
+/// The listener of the embedded device uses it for connectors that have sent no request yet. It is
+/// public for the two managers of rFaaS, which bound their connections with it. What a key stands
+/// for, and what becomes of it, is the user's.
 #[derive(Debug)]
 pub struct WaitingList<K> {
     of_peer: usize,
@@ -79,8 +87,9 @@ impl<K: Copy + Eq + Hash> WaitingList<K> {
         Some(if its == most { newcomer } else { peer })
     }
 
-    /// Adds `who`, of `peer`. Returns the key that has left for it. A key that waits already takes
-    /// no other's place, and counts as the one that came last.
+    /// Adds `who`, of `peer`, as the one that came last. Returns the key that had to leave to make
+    /// room, if one had to: whatever it stands for is the caller's to end. Adding a key that waits
+    /// already moves it to the end, and none leaves.
     #[must_use]
     pub fn add(&mut self, who: K, peer: Peer) -> Option<K> {
         self.remove(who); // first, so that it leaves only its own place

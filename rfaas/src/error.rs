@@ -18,7 +18,16 @@ use rfaas_protocol::session::MAX_FUNCTION_NAME_BYTES;
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Why a lease, a deployment or an invocation failed. Print it with its
-/// [`source`](std::error::Error::source)s.
+/// [`source`](std::error::Error::source)s ([`describe`]). [The front page](crate#what-to-do-about-an-error)
+/// sorts the variants by what to do.
+///
+/// Four ends look alike:
+/// * [`WorkerLost`](Self::WorkerLost): this call's worker was given up, because of another call or a
+///   restart. The lease lives, and the next call goes on.
+/// * [`ExecutorSilent`](Self::ExecutorSilent): the process hung and was ended. The lease lives; restart.
+/// * [`ExecutorGone`](Self::ExecutorGone): the connections ended, and nobody said why: node, manager or
+///   network failed. Take the lease for lost.
+/// * [`LeaseEnded`](Self::LeaseEnded): the manager said that the lease is over, and why.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -155,7 +164,7 @@ pub enum Error {
         /// Bytes that fit.
         capacity: usize,
     },
-    /// The function, or a range given for a buffer, belongs to another executor.
+    /// The function or the buffer belongs to another executor.
     #[error("this {0} belongs to another executor")]
     Foreign(&'static str),
     /// Every slot of every worker has an invocation in flight; wait for one of them.
@@ -190,16 +199,18 @@ pub enum Error {
         /// `invocation_timeout` of the deployment.
         after: Duration,
     },
-    /// The worker of this invocation was given up; it may have run or not.
+    /// The worker of this invocation was given up: its executor was dropped, restarted, or replaced because
+    /// of another call, or it broke the protocol. The function may have run or not. If the executor is still
+    /// there, call again: the lease lives.
     #[error("the worker was lost: {reason}")]
     WorkerLost {
         /// Why.
         reason: &'static str,
     },
-    /// The node, its manager or the way there failed.
+    /// The node, its manager or the way there failed. The function may have run or not. Ask for another lease.
     #[error("the executor is gone: its node or its executor manager failed")]
     ExecutorGone,
-    /// The lease is over. Ask for another one.
+    /// The lease is over, as its manager has said, or as this application has wanted. Ask for another one.
     #[error("the lease has ended: {}", reason.name())]
     LeaseEnded {
         /// Why.

@@ -95,18 +95,24 @@ impl Executor {
         Lease::from_inner(Arc::clone(self.inner.lease()))
     }
 
-    /// Finds the function called `name`.
+    /// Finds the function called `name`. Fails with [`Error::UnknownFunction`], which lists those that there are.
     pub fn function(&self, name: &str) -> Result<Function> {
         self.inner.function(name)
     }
 
-    /// Allocates memory for an input of `bytes` bytes, registered, zeroed, 64-byte aligned.
+    /// Allocates memory for an input of `bytes` bytes, registered, zeroed, 64-byte aligned. It may be used again and
+    /// again, also after a restart.
+    ///
+    /// Fails with [`Error::Rdma`] if the device or this process has no room for it, [`Error::Invalid`] if nothing has,
+    /// [`Error::Forked`] in a child. Whether a call takes an input so large, only the call says
+    /// ([`Error::InputTooLarge`]).
     pub fn input(&self, bytes: usize) -> Result<Input> {
         let specification = self.inner.specification();
         Input::allocate(&specification.domain, specification.origin, bytes)
     }
 
-    /// Allocates memory for an output of up to `bytes` bytes, registered, zeroed, 64-byte aligned.
+    /// Allocates memory for an output of up to `bytes` bytes, registered, zeroed, 64-byte aligned. Fails as
+    /// [`input`](Self::input) does. What does not fit is [`Error::OutputTooLarge`] of the call.
     pub fn output(&self, bytes: usize) -> Result<Output> {
         let specification = self.inner.specification();
         Output::allocate(&specification.domain, specification.origin, bytes)
@@ -117,7 +123,15 @@ impl Executor {
     ///
     /// With asynchronous invocations in all slots it first waits for one of them.
     ///
-    /// Input and output are borrowed until the result is there, so neither can be changed meanwhile.
+    /// Input and output are borrowed until the result is there, so neither can be changed meanwhile. After an error the
+    /// output has no particular content.
+    ///
+    /// # Errors
+    /// * [`Error::InputTooLarge`], [`Error::Foreign`], [`Error::Forked`]: nothing was called.
+    /// * [`Error::OutputTooLarge`]: the function has run.
+    /// * [`Error::FunctionCrashed`], [`Error::FunctionExited`], [`Error::ExecutorSilent`], [`Error::WorkerLost`],
+    ///   [`Error::TimeLimit`], [`Error::ExecutorGone`], [`Error::LeaseEnded`]: it may have run or not.
+    /// * If the process is replaced first, also those of [`restart`](Self::restart); then nothing was called.
     // Not inlined into applications: the path below is compiled here, once and as a whole.
     pub fn invoke(
         &mut self,
@@ -287,11 +301,16 @@ impl Executor {
     /// with [`Error::WorkerLost`].
     ///
     /// After an error there is no process; the next call, or another restart, tries again.
+    ///
+    /// # Errors
+    /// [`Error::LeaseEnded`], [`Error::ExecutorGone`]: lease anew. [`Error::StartFailed`], [`Error::StartTimeout`],
+    /// [`Error::LoadFailed`], [`Error::AllocationRefused`], [`Error::NoAnswer`]: it did not start this time.
     pub fn restart(&mut self) -> Result<()> {
         self.inner.restart()
     }
 
-    /// Gives the lease back and waits for its bill; the executor process is then gone.
+    /// Gives the lease back and waits for its bill; the executor process is then gone. Fails as
+    /// [`Lease::release`] does.
     pub fn release(self) -> Result<Bill> {
         let bill = self.inner.lease().release()?;
         self.inner.caller().close(Failure::Ended(Cause::LeaseEnded(EndReason::Released)));

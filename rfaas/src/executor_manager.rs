@@ -37,13 +37,13 @@ use crate::error::{Error, Exit, Result};
 
 const WHAT: &str = "the executor manager";
 
-/// A lease ends before it was given back: its node is being withdrawn, or its time is over, or its node
-/// was lost.
+/// The end of a lease that was not given back: its node is being withdrawn, or its time is over, or its node
+/// was lost. Told by [`Lease::on_ending`](crate::Lease::on_ending) and [`Lease::ending`](crate::Lease::ending).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ending {
     /// Why.
     pub reason: EndReason,
-    /// Then it is over.
+    /// When the lease ends. Calls in flight then fail.
     pub at: Instant,
 }
 

@@ -21,8 +21,8 @@ use crate::lease_handle::OnEnding;
 use crate::specification::DeploymentSpecification;
 use crate::{library, session};
 
-/// A leased share of a node. The lease ends when it is released, when its time is over, or when the last handle and
-/// executor are dropped.
+/// A leased share of a node. The lease ends when it is released, when its time is over, when the last handle and
+/// executor are dropped, or when node or operator end it ([`on_ending`](Self::on_ending)).
 ///
 /// ```no_run
 /// # fn example(client: &rfaas::Client) -> rfaas::Result<()> {
@@ -58,14 +58,19 @@ impl Lease {
         Lease { inner }
     }
 
-    /// Returns its number. Without a resource manager none until the lease is deployed; with one, another if it is then
-    /// found a place on another node.
+    /// Returns its number.
+    ///
+    /// With a resource manager there is one at once. The first deployment may change it: if the node does not take the
+    /// lease, another node is found, and the lease there has another number. Without a resource manager there is none
+    /// until the lease is deployed.
     pub fn id(&self) -> Option<LeaseId> {
         self.inner.id()
     }
 
-    /// Returns the name of its node. Until the lease is deployed that may change: if the node does not take it, another one
-    /// is found. Without a resource manager it is then the first node that will be tried.
+    /// Returns the name of its node.
+    ///
+    /// The first deployment may change it: if the node does not take the lease, another one is found. Without a
+    /// resource manager it is, until then, the first node that will be tried.
     pub fn node(&self) -> &str {
         self.inner.node()
     }
@@ -80,20 +85,40 @@ impl Lease {
         self.inner.expires_at()
     }
 
-    /// Has the lease last until `timeout` from now, if it would end before; returns when it ends. The
-    /// managers may refuse ([`Error::LeaseRefused`](crate::Error::LeaseRefused)): the lease then ends when it would have.
+    /// Has the lease last until `timeout` from now, if it would end before; returns when it ends. After an error it
+    /// ends when it would have.
+    ///
+    /// # Errors
+    /// [`Error::LeaseRefused`](crate::Error::LeaseRefused): a manager does not want it.
+    /// [`Error::LeaseEnded`](crate::Error::LeaseEnded): it is too late.
+    /// [`Error::Invalid`](crate::Error::Invalid): less than a millisecond. The managers may also not be reached.
     pub fn renew(&self, timeout: Duration) -> Result<SystemTime> {
         self.inner.check_process()?;
         self.inner.renew(timeout)
     }
 
-    /// Starts an executor that has the function library at `path`, with the default [`Deployment`].
+    /// Starts an executor that has the function library at `path`, with the default [`Deployment`]. The file is one of
+    /// this machine: it is read here and sent to the node. Fails as [`deploy_with`](Self::deploy_with) does.
     pub fn deploy(&self, path: impl AsRef<Path>) -> Result<Executor> {
         self.deploy_with(path, &Deployment::default())
     }
 
-    /// Starts an executor that has the function library at `path`. The lease runs one at a time; it
-    /// can be deployed again after a failure, or when the last executor was dropped.
+    /// Starts an executor that has the function library at `path`. The file is one of this machine: it is read here and
+    /// sent to the node. The lease runs one at a time; it can be deployed again after a failure, or when the last
+    /// executor was dropped.
+    ///
+    /// # Errors
+    /// * [`Error::LibraryUnreadable`](crate::Error::LibraryUnreadable), [`Error::Library`](crate::Error::Library): the
+    ///   file; nothing was sent. [`Error::LoadFailed`](crate::Error::LoadFailed): the node cannot load it.
+    /// * [`Error::AlreadyDeployed`](crate::Error::AlreadyDeployed), [`Error::Invalid`](crate::Error::Invalid).
+    /// * [`Error::Unreachable`](crate::Error::Unreachable), [`Error::Unproved`](crate::Error::Unproved),
+    ///   [`Error::AllocationRefused`](crate::Error::AllocationRefused): the node, after others were tried as far as
+    ///   there are some.
+    /// * [`Error::StartFailed`](crate::Error::StartFailed), [`Error::StartTimeout`](crate::Error::StartTimeout): the
+    ///   process.
+    /// * [`Error::LeaseEnded`](crate::Error::LeaseEnded), [`Error::ExecutorGone`](crate::Error::ExecutorGone): the
+    ///   lease.
+    /// * [`Error::Rdma`](crate::Error::Rdma): this machine; for example, the [port](crate::DeviceEntry::port) is taken.
     ///
     /// ```no_run
     /// # fn example(lease: &rfaas::Lease) -> rfaas::Result<()> {
@@ -119,11 +144,13 @@ impl Lease {
         Ok(Executor::new(DeployedExecutor::new(lease, specification, started)))
     }
 
-    /// Calls `tell`, once, when it becomes known that the lease ends without having been given back: its node is being
-    /// withdrawn or its executor manager stopped, and then there is some time left; or its time is over, or its node is
-    /// lost. It is called at once if that is known already, else from the thread that gives signs of life for all leases
-    /// of the client. So `tell` must not take long, and a lease whose handle `tell` owns is not given back by itself. A
-    /// later call takes the place of an earlier one.
+    /// Calls `tell`, once, when it becomes known that the lease ends without having been given back. If its node is
+    /// withdrawn or its executor manager stops, there is some time left until [`Ending::at`]. If its time is over or
+    /// its node is lost, there is none.
+    ///
+    /// If the end is known already, `tell` is called at once, in this thread. Otherwise it is called in the thread that
+    /// gives signs of life for all leases of the client, so it must not take long. A later `on_ending` replaces an
+    /// earlier one. If `tell` owns a handle of the lease, dropping the other handles does not give the lease back.
     ///
     /// What to do until the deadline: let calls finish, start no long ones, lease elsewhere.
     ///
@@ -146,13 +173,17 @@ impl Lease {
         self.inner.handle().on_ending(OnEnding(Box::new(tell)));
     }
 
-    /// Returns the end of a deployed lease, once it is announced or has come.
+    /// Returns the end of a deployed lease, once it is announced or has come. `None` before, and in a forked child.
     pub fn ending(&self) -> Option<Ending> {
         self.inner.ending()
     }
 
     /// Gives the lease back and waits for its bill; none if it was never deployed. An executor that
     /// still runs on it is stopped.
+    ///
+    /// After an error there is no lease either: [`Error::LeaseEnded`](crate::Error::LeaseEnded) if it was over before,
+    /// [`Error::NoAnswer`](crate::Error::NoAnswer), [`Error::ExecutorGone`](crate::Error::ExecutorGone) or
+    /// [`Error::Connection`](crate::Error::Connection) if the bill did not come.
     pub fn release(self) -> Result<Option<Bill>> {
         self.inner.release()
     }

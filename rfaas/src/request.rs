@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 ///
 /// use rfaas::LeaseRequest;
 ///
-/// // 8 cores and 4 GB on at most two nodes, for ten minutes
+/// // 8 cores and 4096 MB on at most two nodes, for ten minutes
 /// let request = LeaseRequest::new(8, 4096).max_nodes(2).timeout(Duration::from_secs(600));
 /// # let _ = request;
 /// ```
@@ -24,7 +24,8 @@ pub struct LeaseRequest {
 }
 
 impl LeaseRequest {
-    /// Asks for `cores` cores, one worker each, and `memory` MB for all together, for an hour, on one node.
+    /// Asks for `cores` cores, one worker each, and `memory` MB (of 2²⁰ bytes) for all together, for an hour, on one
+    /// node.
     pub fn new(cores: u32, memory: u32) -> Self {
         LeaseRequest { cores, memory, timeout: Duration::from_secs(3600), max_nodes: 1 }
     }

@@ -18,7 +18,8 @@ use crate::process::Owned;
 use crate::providers::{AnyConnectRequest, AnyListener, each, each_into, each_optional};
 use crate::types::{Peer, Result};
 
-/// Waits for connections at one address.
+/// Waits for connections at one address ([`Device::listen`]). Dropping it gives the address back;
+/// connectors whose requests were not taken get an error.
 pub struct Listener {
     inner: Owned<AnyListener>,
 }
@@ -30,7 +31,8 @@ impl Listener {
         Ok(Listener { inner: Owned::new(inner) })
     }
 
-    /// Returns the address where it listens, with the port that was chosen.
+    /// Returns the address where it listens, with the port that was chosen: what connectors are to
+    /// be told.
     pub fn local_addr(&self) -> SocketAddr {
         each!(&*self.inner, listener => listener.local_addr())
     }
@@ -38,13 +40,20 @@ impl Listener {
     /// Returns the next request, if there is one now. Never waits for a peer, and does bounded work
     /// whatever peers do: after some work without a request it returns `None`, and the descriptor
     /// stays readable.
+    ///
+    /// # Errors
+    /// The listener goes on after an error; one connector may be gone.
+    /// [`Error::OutOfDescriptors`](crate::Error::OutOfDescriptors): this process has none for
+    /// another connection. [`Error::DeviceUnavailable`](crate::Error::DeviceUnavailable): the
+    /// device was removed (verbs); listen again. [`Error::Os`](crate::Error::Os).
     pub fn try_next(&mut self) -> Result<Option<ConnectRequest>> {
         self.inner.check()?;
         let request = each_optional!(&mut *self.inner, listener => listener.try_next()?);
         Ok(request.map(ConnectRequest::new))
     }
 
-    /// Returns the next request within `timeout`, or `None`.
+    /// Returns the next request within `timeout`, or `None`. Errors are those of
+    /// [`try_next`](Self::try_next).
     pub fn next(&mut self, timeout: Duration) -> Result<Option<ConnectRequest>> {
         self.inner.check()?;
         let request = each_optional!(&mut *self.inner, listener => listener.next(timeout)?);
@@ -65,7 +74,8 @@ impl fmt::Debug for Listener {
     }
 }
 
-/// A peer that wants to connect. Dropping the request rejects it without private data.
+/// A peer that wants to connect. Dropping the request rejects it without private data. It may be
+/// kept, and answered in another thread, but the peer waits only as long as its time limit.
 ///
 /// A request is answered once:
 /// ```compile_fail,E0382
@@ -88,7 +98,8 @@ impl ConnectRequest {
         self.inner.as_ref().expect("taken only by the calls that consume the request")
     }
 
-    /// Returns what the peer passed to [`QueuePair::connect`].
+    /// Returns what the peer passed to [`QueuePair::connect`]; on verbs padded with zeros
+    /// ([`PrivateData`](crate::PrivateData)).
     pub fn private_data(&self) -> &[u8] {
         each!(self.inner(), request => request.private_data())
     }
@@ -98,21 +109,40 @@ impl ConnectRequest {
         each!(self.inner(), request => request.peer())
     }
 
-    /// Returns whom limits count it for: something that the peer cannot choose.
+    /// Returns the user or machine that per-peer limits apply to: something that the peer cannot
+    /// choose.
     pub fn origin(&self) -> Peer {
         each!(self.inner(), request => request.origin())
     }
 
     /// Connects the peer to `queue_pair` (in state `Init`, receives posted), passing back
-    /// `private_data` (at most [`MAX_ACCEPT_DATA`](crate::MAX_ACCEPT_DATA) bytes). If this fails,
-    /// the peer is refused.
+    /// `private_data` (at most [`MAX_ACCEPT_DATA`](crate::MAX_ACCEPT_DATA) bytes). After `Ok`,
+    /// requests may be posted at once, although the peer may not have read the answer yet.
+    ///
+    /// If this fails, the peer is refused (on verbs perhaps only when `queue_pair` is dropped), and
+    /// `queue_pair` can be used for another request only if its [`state`](QueuePair::state) is
+    /// still [`State::Init`](crate::State::Init).
+    ///
+    /// # Errors
+    /// [`Error::Disconnected`](crate::Error::Disconnected): the peer did not wait. If it gives up
+    /// just now, the result may also be `Ok`, and the connection ends at once.
+    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument): `queue_pair` was connected
+    /// before, or is of another provider than the listener.
+    /// [`Error::PrivateDataTooLong`](crate::Error::PrivateDataTooLong).
+    /// [`Error::TooManyUnread`](crate::Error::TooManyUnread) (shm).
+    /// [`Error::Os`](crate::Error::Os).
     pub fn accept(mut self, queue_pair: &mut QueuePair, private_data: &[u8]) -> Result<()> {
         let request = self.inner.take().expect("a request is answered once");
         queue_pair.sending().accept(request.into_ours()?, private_data)
     }
 
     /// Refuses the peer, passing it `private_data` (at most
-    /// [`MAX_REJECT_DATA`](crate::MAX_REJECT_DATA) bytes).
+    /// [`MAX_REJECT_DATA`](crate::MAX_REJECT_DATA) bytes): its connect is
+    /// [`Error::Rejected`](crate::Error::Rejected).
+    ///
+    /// # Errors
+    /// [`Error::PrivateDataTooLong`](crate::Error::PrivateDataTooLong); or the answer did not reach
+    /// the peer. It is refused in any case.
     pub fn reject(mut self, private_data: &[u8]) -> Result<()> {
         self.answer_no(private_data)
     }

@@ -21,6 +21,12 @@ pub struct Device {
 
 impl Device {
     /// Opens the device that `spec` describes.
+    ///
+    /// # Errors
+    /// [`Error::DeviceUnavailable`](crate::Error::DeviceUnavailable): it is not there or cannot be
+    /// used; the text says why and what to do.
+    /// [`Error::OutOfDescriptors`](crate::Error::OutOfDescriptors) or
+    /// [`Error::Os`](crate::Error::Os): this process has no room for it.
     pub fn open(spec: &DeviceSpec) -> Result<Device> {
         #[cfg(feature = "faults")]
         crate::faults::read_environment().map_err(|error| Error::DeviceUnavailable {
@@ -62,27 +68,53 @@ impl Device {
     }
 
     /// Makes a protection domain: regions and queue pairs of one domain belong together, and a peer
-    /// reaches only the regions of the domain whose queue pair it is connected to.
+    /// reaches only the regions of the domain whose queue pair it is connected to. Its memory grows
+    /// as it is used.
+    ///
+    /// # Errors
+    /// Only for want of descriptors, memory or address space.
     pub fn domain(&self) -> Result<Domain> {
         Domain::new(self)
     }
 
-    /// Makes a protection domain whose memory does not grow: for regions and queue pairs that need
-    /// `bytes` bytes at most, each region and each queue pair's receives in whole pages. Where
-    /// peers share the domain's memory ([`Capabilities::shares_domain_memory`]), none of them can
-    /// make it larger; elsewhere it is a domain like any other.
+    /// Makes a protection domain for `bytes` bytes, which nobody can make larger. Where peers share
+    /// the memory of a domain ([`Capabilities::shares_domain_memory`], the embedded device), a peer
+    /// could otherwise make it use as much memory as the machine has. Elsewhere it is a domain like
+    /// any other, and `bytes` is ignored.
+    ///
+    /// `bytes` is the sum of all regions and queue pairs, each in whole pages of 4096 bytes. A
+    /// queue pair takes 144 bytes for each receive, their number rounded up to a power of two, and
+    /// 384 more. Dropping a region gives its bytes back, dropping a queue pair does not. Memory
+    /// that was never written takes none of the machine.
+    ///
+    /// # Errors
+    /// As [`domain`](Self::domain), and [`Error::InvalidArgument`](crate::Error::InvalidArgument)
+    /// if so much cannot be addressed. When it is full, [`Domain::allocate`] and
+    /// [`QueuePair::new`](crate::QueuePair::new) return
+    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument); there may be room for somewhat
+    /// more than `bytes`.
     pub fn fixed_domain(&self, bytes: usize) -> Result<Domain> {
         Domain::fixed(self, bytes)
     }
 
     /// Makes a completion queue for up to `capacity` entries: the sum of the depths of all queues
-    /// that complete into it.
+    /// that complete into it. So it cannot overflow.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) if `capacity` is 0 or beyond
+    /// [`Limits::max_completion_entries`]; or for want of descriptors or memory.
     pub fn completion_queue(&self, capacity: u32) -> Result<CompletionQueue> {
         CompletionQueue::new(self, capacity)
     }
 
-    /// Listens for connections at this device's address. `port` 0 chooses a free one, which
-    /// [`Listener::local_addr`] returns.
+    /// Listens for connections at this device's address. `port` 0 chooses a free one.
+    /// [`Listener::local_addr`] returns address and port. (If other programs have taken so many
+    /// ports that it finds none, the embedded device also makes up an address.)
+    ///
+    /// # Errors
+    /// [`Error::AddressInUse`](crate::Error::AddressInUse);
+    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) for an address that is none of its
+    /// own (`0.0.0.0`, on shm); [`Error::Os`](crate::Error::Os).
     pub fn listen(&self, port: u16) -> Result<Listener> {
         Listener::new(self, SocketAddr::new(self.spec.ip_address, port))
     }

@@ -33,7 +33,19 @@ pub type Operation<'a> = work::Operation<&'a Region, &'a [u8]>;
 /// One request for the send queue.
 pub type WorkRequest<'a> = work::WorkRequest<&'a Region, &'a [u8]>;
 
-/// A protection domain. A cheap handle; the domain lives as long as the last object in it.
+/// A protection domain: what the peers of its queue pairs can reach. A cheap handle; the domain
+/// lives as long as the last object in it.
+///
+/// How much a key protects depends on the provider:
+/// * On RDMA devices the card checks key, range and rights of every access. A peer without a key
+///   can only guess (keys have 32 bits), and a wrong guess ends its connection.
+/// * On the embedded device the peer's own copy of this library checks them. A peer that is another
+///   program can read and write **all** memory of the domain, keys or not, and no memory outside of
+///   it. It can make the memory of a domain grow, unless the domain is
+///   [fixed](Device::fixed_domain).
+///
+/// So peers that must not reach each other's memory get domains of their own. What a peer writes in
+/// its domain never makes this process panic or access memory outside.
 #[derive(Clone)]
 pub struct Domain {
     pub(crate) inner: Owned<AnyDomain>,
@@ -52,7 +64,14 @@ impl Domain {
         Ok(Domain { inner: Owned::new(inner) })
     }
 
-    /// Allocates and registers `bytes` bytes (at least one) of zeroed, page-aligned memory.
+    /// Allocates and registers `bytes` bytes (at least one) of zeroed, page-aligned memory. It
+    /// takes whole pages.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`]: no bytes, more than can be addressed or than a
+    /// [fixed domain](Device::fixed_domain) has left, or remote rights without `LOCAL_WRITE`
+    /// ([`Access`]). On shm [`Error::OutOfKeys`], [`Error::OutOfAddresses`],
+    /// [`Error::FileSizeLimit`]; on verbs [`Error::Registration`], [`Error::Os`].
     pub fn allocate(&self, bytes: usize, access: Access) -> Result<Region> {
         if bytes == 0 {
             return Err(Error::InvalidArgument("a memory region has at least one byte"));
@@ -72,8 +91,25 @@ impl Domain {
 }
 
 /// Registered memory. Dropping it revokes its key: requests that still name it then fail and do not
-/// touch memory.
+/// touch memory. (On the embedded device a peer that is just copying finishes its copy.)
 ///
+/// # Reading and writing the bytes
+/// A peer may change the bytes at any moment, so nothing here gives a reference to them, and nobody
+/// may make one.
+/// * [`read`](Self::read), [`write`](Self::write) and [`fill`](Self::fill) are plain copies: not
+///   atomic at any size, not ordered. While somebody else changes the bytes, they may see some old
+///   and some new ones, and a second read may return others. So copy once, then check the copy.
+/// * **A completion orders.** Bytes that a request has moved are there once its completion was
+///   polled, whichever thread polled it and then told the reader. Bytes that were written before a
+///   request was posted are what it sends.
+/// * **No byte tells of another.** Bytes of one write land in any order, the last one perhaps
+///   first, and with [`Flags::WITH_COMPLETION`](crate::Flags::WITH_COMPLETION) perhaps none before
+///   the completion is polled. So do not poll them; ask for immediate data.
+/// * [`load_u64`](Self::load_u64) (Acquire) and [`store_u64`](Self::store_u64) (Release) are atomic
+///   among the threads of this process. A counter that peers change with atomics alone may be
+///   polled: its value is never torn. It orders no other bytes of a peer.
+///
+/// # Life
 /// A region cannot be dropped before a request on it is posted:
 /// ```compile_fail,E0505
 /// # use rdmalib::*;
@@ -110,8 +146,9 @@ impl Region {
         each!(self.inner(), region => region.len())
     }
 
-    /// Returns the first byte, page-aligned. Valid while the region lives. A peer with the key may
-    /// change the bytes at any time.
+    /// Returns the first byte, page-aligned. Valid while the region lives, and may be read and
+    /// written whatever [`Access`] says. A peer with the key may change the bytes at any time, so
+    /// they are used through raw pointers and never through a reference.
     #[inline]
     pub fn as_ptr(&self) -> *mut u8 {
         each!(self.inner(), region => region.as_ptr())
@@ -123,7 +160,8 @@ impl Region {
         each!(self.inner(), region => region.remote())
     }
 
-    /// Returns `range` of this region as the local side of a work request.
+    /// Returns `range` of this region as the local side of a work request. Fails if the range is
+    /// not inside ([`Error::OutOfBounds`]) or ends before it starts ([`Error::InvalidArgument`]).
     #[inline]
     pub fn slice(&self, range: Range<usize>) -> Result<Slice<'_>> {
         self.check(range.start, range.len())?;
@@ -133,34 +171,38 @@ impl Region {
         Ok(Slice { region: self, offset: range.start, bytes: range.len() })
     }
 
-    /// Copies bytes out, from `offset` on.
+    /// Copies bytes out, from `offset` on. Fails if they are not all inside
+    /// ([`Error::OutOfBounds`]).
     #[inline]
     pub fn read(&self, offset: usize, out: &mut [u8]) -> Result<()> {
         self.bytes().read(offset, out)
     }
 
     /// Copies `bytes` in, at `offset`. Takes `&self`, because use is not exclusive anyway: peers
-    /// with the key write too.
+    /// with the key write too. Fails if they do not all fit ([`Error::OutOfBounds`]), or in a
+    /// forked child.
     #[inline]
     pub fn write(&self, offset: usize, bytes: &[u8]) -> Result<()> {
         self.inner.check()?;
         self.bytes().write(offset, bytes)
     }
 
-    /// Sets `range` to `value`.
+    /// Sets `range` to `value`. Fails as [`write`](Self::write) does.
     pub fn fill(&self, range: Range<usize>, value: u8) -> Result<()> {
         self.inner.check()?;
         self.bytes().fill(range, value)
     }
 
-    /// Reads an aligned counter that peers add to; `offset` is a multiple of 8.
+    /// Reads an aligned counter that peers add to (Acquire); `offset` is a multiple of 8. Fails
+    /// otherwise ([`Error::InvalidArgument`]), and if it is not inside ([`Error::OutOfBounds`]).
     #[inline]
     pub fn load_u64(&self, offset: usize) -> Result<u64> {
         Ok(self.counter(offset)?.load(Ordering::Acquire))
     }
 
-    /// Sets an aligned counter that peers read; `offset` is a multiple of 8. What a peer adds at
-    /// the same time may be lost, or may undo this: a card is atomic only with itself.
+    /// Sets an aligned counter that peers read (Release); `offset` is a multiple of 8. Not atomic
+    /// against a peer's atomics: one of two simultaneous updates may be lost. (A card is atomic
+    /// only with itself.) Fails as [`load_u64`](Self::load_u64) does, and in a forked child.
     #[inline]
     pub fn store_u64(&self, offset: usize, value: u64) -> Result<()> {
         self.inner.check()?;
@@ -222,8 +264,8 @@ impl RemoteMapping {
     }
 
     /// Returns the first byte, with the alignment that it has in the peer's region. Valid while the
-    /// mapping lives. The peer may change the bytes at any time. No access faults, except a write
-    /// without [`Access::REMOTE_WRITE`].
+    /// mapping lives. The peer may change the bytes at any time. Writing without
+    /// [`Access::REMOTE_WRITE`] raises SIGSEGV; reading never faults.
     #[inline]
     pub fn as_ptr(&self) -> *mut u8 {
         each!(&*self.memory, memory => memory.as_ptr())

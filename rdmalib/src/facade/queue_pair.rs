@@ -24,9 +24,40 @@ use crate::types::{
     State,
 };
 
-/// One end of a connection. Dropping it disconnects: the peer's requests are flushed.
+/// One end of a connection, where work requests are posted. Dropping it disconnects.
 ///
-/// There is one poster at a time:
+/// ```text
+///   new ────▶ Init ──connect / accept──▶ Connected ──failed request, disconnect, peer gone──▶ Error
+///    post      refused                    carried out                                     flushed
+///    receive   taken                      taken                                           flushed
+/// ```
+/// A queue pair connects once. After its end another one is made.
+///
+/// # Posting
+/// * In `Init`, receives may be posted, and should be: the peer may send at once when it is
+///   connected. Posting anything else is [`Error::InvalidArgument`].
+/// * In `Connected`, requests are carried out in order. One for which the peer has posted no
+///   receive waits ([`RnrRetry`]), and so do all behind it. Posting never waits.
+/// * In `Error`, posts succeed as long as there is room, and complete with
+///   [`Status::Flushed`](crate::Status::Flushed). (A queue pair that never was connected and is
+///   over may refuse them instead, with [`Error::InvalidArgument`].)
+///
+/// # Ending a connection
+/// [`disconnect`](Self::disconnect), and dropping the sending half or the whole, end the connection
+/// at both ends at once:
+/// * What arrived here before is still completed, and so are requests of this end that have been
+///   carried out; everything else that is posted, here and there, is flushed. A request that was on
+///   its way may or may not have taken effect.
+/// * After `disconnect` completions can be polled as before. Completions of a queue pair that was
+///   *dropped* are lost if they were not polled.
+///
+/// So, to lose nothing: have the last request [signalled](crate::Flags::SIGNALED) and poll its
+/// completion. With it the bytes are at the peer, which gets its own completion, if there is one,
+/// before its requests are flushed. Whether the peer's *program* has seen it, only an answer of the
+/// program says. Then disconnect, poll until every receive has been flushed if their ids or buffers
+/// matter, and drop the queue pair.
+///
+/// # One poster at a time
 /// ```compile_fail,E0499
 /// # use rdmalib::*;
 /// fn two_posters(pair: &mut QueuePair, request: &WorkRequest<'_>) {
@@ -43,7 +74,8 @@ pub struct QueuePair {
     listener: Option<u32>,
 }
 
-/// The half of a queue pair that sends, writes and reads.
+/// The half of a queue pair that sends, writes and reads ([`QueuePair::split`]). Dropping it ends
+/// the connection, as [dropping a queue pair](QueuePair#ending-a-connection) does.
 pub struct SendQueue(Owned<SendSide>);
 
 /// A provider's send queue, perhaps behind a script of faults.
@@ -73,13 +105,21 @@ impl SendSide {
     }
 }
 
-/// The half of a queue pair that posts receives.
+/// The half of a queue pair that posts receives ([`QueuePair::split`]). Dropping it ends nothing:
+/// receives that were posted stay so.
 pub struct ReceiveQueue(Owned<AnyReceiveQueue>);
 
 impl QueuePair {
     /// Makes a queue pair in state `Init`, in `domain`, whose requests complete into
     /// `send_completions` and `receive_completions` (which may be the same). Queues and domain must
     /// be of one device.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] if a size of `config` is beyond the device's
+    /// [`Limits`](crate::Limits), a number of retries is more than 6, or an object is of another
+    /// device. [`Error::CompletionQueueTooSmall`] if the depths do not fit into what other queue
+    /// pairs leave of a completion queue. On shm also what [`Domain::allocate`] returns, because
+    /// the receives lie in the domain.
     pub fn new(
         domain: &Domain,
         send_completions: &CompletionQueue,
@@ -128,8 +168,9 @@ impl QueuePair {
         self.listener = user;
     }
 
-    /// Returns who is at the other end of a connection, as far as the device knows; for logs. On
-    /// verbs nothing but the address that was connected to is known.
+    /// Returns who is at the other end of a connection, as far as the device knows; for logs.
+    /// `None` before there is a connection, and on verbs, where nothing but the address that was
+    /// connected to is known.
     pub fn peer(&self) -> Option<String> {
         self.send.0.with(|send| each!(send, send => send.peer()))
     }
@@ -137,6 +178,25 @@ impl QueuePair {
     /// Connects to the listener at `to`, passing it `private_data` (at most
     /// [`MAX_CONNECT_DATA`] bytes). Returns what it passed back when it
     /// accepted. Waits for at most `timeout`. Receives should be posted before.
+    ///
+    /// After an error [`state`](Self::state) says whether this queue pair can be used: it is still
+    /// [`State::Init`] unless the connection failed after the listener had accepted. In any other
+    /// state it is used up.
+    ///
+    /// # Errors
+    /// * [`Error::ConnectionRefused`], [`Error::Unreachable`], [`Error::ListenerQueueFull`]: the
+    ///   listener was not reached.
+    /// * [`Error::WrongUser`]: it was, but is not whom
+    ///   [`expect_listener`](Self::expect_listener) names.
+    /// * [`Error::Rejected`], [`Error::TooManyConnections`], [`Error::ListenerExhausted`],
+    ///   [`Error::ConnectionDropped`]: it did not accept.
+    /// * [`Error::TimedOut`]: it did not answer in time. Its program may still find the request, or
+    ///   have accepted it just now: its accept then fails, or the connection ends there at once.
+    /// * [`Error::InvalidArgument`]: this queue pair was connected before.
+    ///   [`Error::PrivateDataTooLong`]: nothing was sent. [`Error::Protocol`]: the answer makes no
+    ///   sense.
+    /// * [`Error::OutOfDescriptors`], [`Error::TooManyUnread`], [`Error::OutOfAddresses`],
+    ///   [`Error::Os`]: this machine has not what it takes.
     pub fn connect(
         &mut self,
         to: SocketAddr,
@@ -158,18 +218,21 @@ impl QueuePair {
         &mut self.send
     }
 
-    /// Returns the number that this queue pair has in completions; unique in this process while it
-    /// lives.
+    /// Returns the number that this queue pair has in completions. No other queue pair of this
+    /// process, on whatever device, has it while this one lives. A number comes again only after
+    /// 2³² others. Numbers rise, with gaps.
     pub fn number(&self) -> u32 {
         self.send.number()
     }
 
-    /// Returns where it is in its life. A peer's end is noticed without polling.
+    /// Returns where it is in its life. A peer's end is noticed without polling. It makes no system
+    /// call.
     pub fn state(&self) -> State {
         self.send.state()
     }
 
-    /// Ends the connection: both sides' outstanding requests are flushed. Idempotent.
+    /// Ends the connection: both sides' outstanding requests are flushed
+    /// ([what becomes of which](Self#ending-a-connection)). Idempotent. It does not wait.
     pub fn disconnect(&mut self) {
         self.send.disconnect();
     }
@@ -201,8 +264,8 @@ impl QueuePair {
         self.receive.post(id, buffer)
     }
 
-    /// Returns the two halves, for two threads. The connection ends when the sending half is
-    /// dropped or both are. The queue pair is not used as a whole any more:
+    /// Returns the two halves, for two threads. Dropping the sending half ends the connection;
+    /// dropping only the receiving half does not. The queue pair is not used as a whole any more:
     /// ```compile_fail,E0382
     /// # use rdmalib::*;
     /// fn used_after_the_split(pair: QueuePair) {
@@ -242,7 +305,19 @@ impl SendQueue {
     }
 
     /// Posts one request. Never waits. `Err` means that it was not posted and will not complete;
-    /// a later failure shows in its completion.
+    /// a later failure shows in its completion. What the states of a queue pair do to a post is
+    /// [told there](QueuePair#posting).
+    ///
+    /// A request takes a place until its own or a later completion is polled, and only
+    /// [signalled](crate::Flags::SIGNALED) requests and failed ones have a completion. So signal at
+    /// least one in every [`send_depth`](QueuePairConfig::send_depth).
+    ///
+    /// # Errors
+    /// [`Error::QueueFull`]: poll completions and try again. [`Error::InlineTooLarge`].
+    /// [`Error::InvalidArgument`]: not connected yet, memory of another domain or device, too many
+    /// bytes, or an atomic that is misaligned or whose `into` has not 8 bytes. On verbs
+    /// [`Error::RemoteAccess`] for a key that is too wide, and [`Error::Os`] for what its driver
+    /// refuses.
     #[inline]
     pub fn post(&mut self, request: &WorkRequest<'_>) -> Result<()> {
         self.0.check()?;
@@ -254,7 +329,8 @@ impl SendQueue {
     }
 
     /// Posts requests in order, with one doorbell where the device can. Returns how many were
-    /// posted, and the error that stopped it.
+    /// posted, and the error that stopped it: the first so many of `requests` will complete, the
+    /// others were not posted. Errors are those of [`post`](Self::post).
     pub fn post_list(&mut self, requests: &[WorkRequest<'_>]) -> (usize, Result<()>) {
         if let Err(error) = self.0.check() {
             return (0, Err(error));
@@ -281,6 +357,12 @@ impl SendQueue {
     /// the connection as it is.
     ///
     /// The key is checked now and not again: see [`RemoteMapping`].
+    ///
+    /// # Errors
+    /// [`Error::RemoteAccess`]: the key does not allow it. [`Error::OutOfAddresses`]: this process
+    /// has no room, or may map no more of this peer ([`limit_peers`](crate::limit_peers)).
+    /// [`Error::Disconnected`]: the connection is over. [`Error::InvalidArgument`]: there is none
+    /// yet, or `access` or `bytes` is nothing that can be mapped.
     pub fn map_remote(
         &mut self,
         at: RemoteAddress,
@@ -330,8 +412,18 @@ fn shared<'a>(request: &WorkRequest<'a>) -> faults::Request<'a> {
 }
 
 impl ReceiveQueue {
-    /// Posts a receive: for a peer's send that goes to `buffer`, or for one write with immediate
-    /// data, which needs none.
+    /// Posts a receive, also before the queue pair is connected. It is used up by the next send
+    /// (stored in `buffer`) or the next write with immediate data (ignores `buffer`). `id` comes
+    /// back in the completion.
+    ///
+    /// A buffer needs [`Access::LOCAL_WRITE`], and is left alone until the completion. A send fails
+    /// at both ends if it is longer than `buffer`, or if the buffer's region was dropped. `None` is
+    /// a buffer of no bytes: for writes with immediate data, and sends of nothing.
+    ///
+    /// # Errors
+    /// [`Error::QueueFull`]: poll completions and try again. [`Error::InvalidArgument`]: memory of
+    /// another domain or device, too many bytes, or (on shm; on verbs its completion fails) without
+    /// `LOCAL_WRITE`. On verbs [`Error::Os`] for what its driver refuses.
     #[inline]
     pub fn post(&mut self, id: u64, buffer: Option<Slice<'_>>) -> Result<()> {
         self.0.check()?;

@@ -12,7 +12,8 @@ pub const MAX_ACCEPT_DATA: usize = 196;
 pub const MAX_REJECT_DATA: usize = 148;
 
 /// Private data of a handshake message. On verbs, which does not carry the length, it may be longer
-/// than what the peer passed, padded with zeros: a reader has to know how much it expects.
+/// than what the peer passed, padded with zeros: a reader has to know how much it expects. It is
+/// what a peer says, and so to be checked. `Debug` shows only its length.
 #[derive(Clone, PartialEq, Eq)]
 pub struct PrivateData(Box<[u8]>);
 

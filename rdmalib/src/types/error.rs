@@ -13,11 +13,30 @@ use super::device::Provider;
 /// The result of a fallible call of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Why a call failed: one variant for each decision that a caller may take.
+/// Why a call failed: one variant for each decision that a caller may take. [The front
+/// page](crate#what-to-do-about-an-error) sorts them by what to do.
+///
+/// An error is about the call. A request that was posted and then fails is a
+/// [`Status`](crate::Status). Some look alike:
+/// * [`RemoteAccess`](Self::RemoteAccess) refuses a call, and the connection goes on;
+///   [`Status::RemoteAccessError`](crate::Status::RemoteAccessError) ends a request and its
+///   connection.
+/// * [`Rejected`](Self::Rejected) is an application's answer;
+///   [`ConnectionRefused`](Self::ConnectionRefused) means that there is no listener;
+///   [`TooManyConnections`](Self::TooManyConnections) and
+///   [`ListenerExhausted`](Self::ListenerExhausted) are a listener's answer that its application
+///   never saw; [`ListenerQueueFull`](Self::ListenerQueueFull) means that not even the listener saw
+///   the connection; [`ConnectionDropped`](Self::ConnectionDropped) means that it went without an
+///   answer.
+/// * [`TimedOut`](Self::TimedOut) says that no answer came, [`Disconnected`](Self::Disconnected)
+///   that none will.
+/// * [`OutOfDescriptors`](Self::OutOfDescriptors) is this process's limit,
+///   [`TooManyUnread`](Self::TooManyUnread) is the user's, because of processes that do not read.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The device cannot be opened on this machine; another device may.
+    /// The device cannot be opened on this machine; another device may. On verbs also: it was
+    /// removed while a listener waited on it.
     #[error("device {device:?} cannot be opened by provider {provider}: {reason}")]
     DeviceUnavailable {
         /// Name as given in the device database.
@@ -35,8 +54,8 @@ pub enum Error {
     /// Nobody listens at this address (yet); retry later or check the address.
     #[error("nobody listens at {0}: check the address, the port and that the program there runs")]
     ConnectionRefused(SocketAddr),
-    /// The listener's queue had no place within the time limit, because so many connect; retry
-    /// later.
+    /// The listener's queue had no place within the time limit, because so many connect, or because
+    /// its program does not ask for requests; retry later. Only on shm.
     #[error(
         "no place in the queue of the listener at {to} within {after:?}: too many connect at once; try again later"
     )]
@@ -46,24 +65,27 @@ pub enum Error {
         /// How long.
         after: Duration,
     },
-    /// The listener turned the connection away: as many as it takes were waiting, and others came
-    /// later. Retry later.
+    /// The listener turned the connection away, before its program saw it: too many connections
+    /// wait there that have sent no request yet, or too many of this user have not read that they
+    /// were accepted. Retry later. Only on shm.
     #[error("the program at {0} has too many connections that wait; try again later")]
     TooManyConnections(SocketAddr),
-    /// The listener has no descriptor or address space for one more connection; retry later.
+    /// The listener has no descriptor or address space for one more connection; retry later. Only
+    /// on shm.
     #[error(
         "the program at {0} has no file descriptor or address space left for another connection: raise its limits \
          (ulimit -n, ulimit -v), or try again later"
     )]
     ListenerExhausted(SocketAddr),
-    /// The listener closed the connection before it answered: it is ending, or it is another
-    /// program.
+    /// The listener closed the connection before it answered: it is ending, accepting failed there,
+    /// or it is another program. Only on shm.
     #[error(
         "the program at {0} closed the connection before it answered: it may have ended just now, or be another \
          program or version"
     )]
     ConnectionDropped(SocketAddr),
-    /// A process of another user than expected listens at this address; nothing was sent to it.
+    /// A process of another user than expected listens at this address; nothing was sent to it
+    /// ([`expect_listener`](crate::QueuePair::expect_listener)). Only on shm.
     #[error(
         "user {listens} listens at {to}, not user {expected}, whom this device's entry trusts: end what runs there"
     )]
@@ -75,7 +97,8 @@ pub enum Error {
         /// User id that was expected.
         expected: u32,
     },
-    /// The address cannot be reached from the device; check the address and the network.
+    /// The address cannot be reached from the device; check the address and the network. Only on
+    /// verbs.
     #[error(
         "{to} cannot be reached from {from}: {reason}; check that both are on one RDMA network"
     )]
@@ -93,7 +116,8 @@ pub enum Error {
         /// What the peer passed to [`ConnectRequest::reject`](crate::ConnectRequest::reject).
         private_data: PrivateData,
     },
-    /// The deadline passed first; the operation had no effect that the caller sees.
+    /// The deadline passed first; the operation had no effect that the caller sees. A listener may
+    /// see a connection that comes and ends ([`connect`](crate::QueuePair::connect)).
     #[error("{what} timed out after {after:?}")]
     TimedOut {
         /// The operation that was waited for.
@@ -101,10 +125,12 @@ pub enum Error {
         /// How long.
         after: Duration,
     },
-    /// The connection has ended; connect again.
+    /// The connection has ended; connect again, with another queue pair.
     #[error("the connection has ended")]
     Disconnected,
-    /// As many requests as the queue holds are outstanding; poll completions, then retry.
+    /// As many requests as the queue holds are outstanding; poll completions, then retry. If none
+    /// ever comes, no request was [signalled](crate::Flags::SIGNALED), or the peer posts no
+    /// receives.
     #[error("queue full: {depth} requests are outstanding")]
     QueueFull {
         /// Depth given when the queue pair was made.
@@ -130,7 +156,9 @@ pub enum Error {
         /// Length of the region.
         region_bytes: usize,
     },
-    /// The key does not allow what was asked of the peer's memory, or not all of it.
+    /// The key does not allow what was asked of the peer's memory, or not all of it
+    /// ([`map_remote`](crate::SendQueue::map_remote)); or it is wider than any key of the device (a
+    /// post, on verbs). Nothing has changed.
     #[error("the peer's key does not allow this access to this range of its memory")]
     RemoteAccess,
     /// More private data than the handshake carries.
@@ -149,16 +177,17 @@ pub enum Error {
         /// Sum of the depths of the queues that complete into it.
         needed: u32,
     },
-    /// An argument that no device can honour.
+    /// An argument that the device cannot honour, or a call out of turn (a queue pair that is not
+    /// connected, or was before).
     #[error("invalid argument: {0}")]
     InvalidArgument(&'static str),
-    /// The domain has as many regions as its key table holds; free some.
+    /// The domain has as many regions as its key table holds; drop some. Only on shm.
     #[error("no memory key is left: a protection domain holds {max} regions")]
     OutOfKeys {
         /// Size of the key table.
         max: usize,
     },
-    /// The device did not take the memory; usually more than this process may lock.
+    /// The device did not take the memory; usually more than this process may lock. Only on verbs.
     #[error(
         "registering {bytes} bytes of memory failed (locked memory: {}); raise the limit, \
          e.g. ulimit -l unlimited, or LimitMEMLOCK=infinity in a systemd unit",
@@ -185,7 +214,8 @@ pub enum Error {
         source: io::Error,
     },
     /// Processes of this user have passed as many descriptors as a process may have open, and the
-    /// receivers have not read them. Until they do, no process of this user can pass any.
+    /// receivers have not read them. Until they do, no process of this user can pass any. Only on
+    /// shm, where connecting and accepting pass one.
     #[error(
         "{call} failed: too many descriptors that this user's processes have passed to others were not read by them; \
          end the processes that do not read, or raise the limit (ulimit -n)"
@@ -198,7 +228,7 @@ pub enum Error {
         source: io::Error,
     },
     /// The limit of file sizes is too small: on the embedded device it applies to shared memory
-    /// too.
+    /// too. Only on shm.
     #[error(
         "{bytes} bytes of shared memory are more than this process's limit of file sizes ({limit} bytes): raise it, \
          e.g. ulimit -f unlimited, or LimitFSIZE=infinity in a systemd unit"
@@ -209,8 +239,8 @@ pub enum Error {
         /// The limit (`RLIMIT_FSIZE`).
         limit: u64,
     },
-    /// This process has no address space for more memory, or has reached its bound of peers'
-    /// memory.
+    /// This process has no address space for more memory, or has reached its bound of peers' memory
+    /// ([`limit_peers`](crate::limit_peers)). Only on shm.
     #[error(
         "no address space is left to map {bytes} bytes of memory; raise the limit (ulimit -v), or use less"
     )]
@@ -218,13 +248,14 @@ pub enum Error {
         /// Bytes that should have been mapped.
         bytes: usize,
     },
-    /// The object was made before a fork and belongs to the parent. Open a device in the child.
+    /// The object was made before a fork and belongs to the parent. Open a device in the child
+    /// ([what a child may do](crate#forked-processes)).
     #[error(
         "this process was forked from the one that opened the device, whose connections and memory are not its \
          own: open a device in this process, or fork before opening one"
     )]
     Forked,
-    /// The peer broke the wire protocol; the connection is not used further.
+    /// The peer broke the wire protocol, or is another version; the connection is not used further.
     #[error("peer broke the connection protocol: {0}")]
     Protocol(&'static str),
     /// A system or library call failed.

@@ -12,20 +12,24 @@ pub enum RnrRetry {
     Forever,
 }
 
-/// Sizes and behaviour of a queue pair, fixed when it is made.
+/// Sizes and behaviour of a queue pair, fixed when it is made. Depths are from 1 to
+/// [`Limits::max_queue_depth`](crate::Limits::max_queue_depth).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct QueuePairConfig {
     /// Most outstanding requests of the send queue. A request leaves the count when its own or a
-    /// later signalled completion is polled.
+    /// later completion of the queue is polled. So at least one in every `send_depth` requests is
+    /// [signalled](crate::Flags::SIGNALED).
     pub send_depth: u32,
     /// Most posted receives, counted until their completions are polled.
     pub receive_depth: u32,
-    /// Largest inline payload, in bytes; at most the device's limit.
+    /// Largest inline payload, in bytes; at most
+    /// [`Limits::max_inline_data`](crate::Limits::max_inline_data).
     pub max_inline_data: u32,
     /// How often a request is tried while the peer has posted no receive.
     pub rnr_retry: RnrRetry,
-    /// Pause between two such tries. On verbs the value of the receiving side counts, because that
-    /// asks for the pause: in steps from 10 µs to 655 ms, rounded up.
+    /// Pause between two such tries. On shm that of the sending side counts. On verbs that of the
+    /// receiving side does, because that asks for the pause: in steps from 10 µs to 655 ms, rounded
+    /// up.
     pub rnr_timer: Duration,
 }
 
@@ -43,14 +47,15 @@ impl Default for QueuePairConfig {
     }
 }
 
-/// Where a queue pair is in its life.
+/// Where a queue pair is in its life ([picture](crate::QueuePair)). It only goes forward.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
-    /// Made, not connected.
+    /// Made, not connected. Receives may be posted; posting anything else is
+    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument).
     Init,
     /// Connected.
     Connected,
-    /// Over: every request is, or will be, completed with
-    /// [`Status::Flushed`](crate::Status::Flushed).
+    /// Over: what arrived before still completes; every other request, also one that is posted from
+    /// now on, completes with [`Status::Flushed`](crate::Status::Flushed).
     Error,
 }

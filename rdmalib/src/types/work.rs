@@ -1,5 +1,9 @@
 //! Work requests: one shape from the application to a provider's wire.
 //!
+//! Applications use the aliases [`crate::WorkRequest`], [`crate::Operation`], [`crate::Source`] and
+//! [`crate::Slice`], which are these types for a [`Region`](crate::Region). The parameters are for
+//! the layers of this crate.
+//!
 //! ```text
 //!   WorkRequest<&Region, &[u8]>      an application posts it            (crate::WorkRequest)
 //!        │ check: once, by the provider that it is posted to
@@ -16,21 +20,32 @@ bitflags::bitflags! {
     #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
     pub struct Flags: u32 {
         /// Completes with an entry in the send completion queue. Without it only a failure does.
+        ///
+        /// An unsignalled request has succeeded when a later one of the same queue completes with
+        /// success. A request takes a place in the send queue until its own or a later completion
+        /// is polled. So at least one in every
+        /// [`send_depth`](crate::QueuePairConfig::send_depth) requests is signalled, and
+        /// completions are polled: otherwise every further post is
+        /// [`QueueFull`](crate::Error::QueueFull), for ever.
         const SIGNALED = 1;
-        /// Wakes a receiver that waits for [`Notify::Solicited`](crate::Notify::Solicited).
+        /// Wakes a receiver that waits for [`Notify::Solicited`](crate::Notify::Solicited). For
+        /// sends, and writes with immediate data.
         const SOLICITED = 2;
-        /// Starts after all earlier reads and atomics of this queue have finished.
+        /// Starts after all earlier reads and atomics of this queue have finished. Without it a
+        /// request on an RDMA device may overtake them; on the embedded device it never does.
         const FENCE = 4;
-        /// The bytes of a write with immediate data may arrive as late as when the receiver polls
-        /// its completion. Until the receiver has answered, no other request for these bytes is
-        /// posted, and the source bytes stay as they are, also when the request has completed. The
-        /// embedded device then moves small and large writes faster; other devices ignore this
-        /// flag.
+        /// For writes with immediate data. You promise: the receiver reads the bytes only after it
+        /// has polled the completion; until it answers, you neither change the source nor post
+        /// another request for the same destination. The embedded device may then copy later or
+        /// with the receiver's help, and so faster. Your own completion of the request is not the
+        /// answer. Inline bytes are copied while posting, and so are free at once. Other devices
+        /// ignore this flag.
         const WITH_COMPLETION = 8;
     }
 }
 
-/// A checked range of registered memory: the scatter/gather element of a work request.
+/// A checked range of registered memory: the scatter/gather element of a work request. Made by
+/// [`Region::slice`](crate::Region::slice).
 #[derive(Clone, Copy)]
 pub struct Slice<M> {
     pub(crate) region: M,
@@ -38,19 +53,23 @@ pub struct Slice<M> {
     pub(crate) bytes: usize,
 }
 
-/// Where the bytes of a send or write come from.
+/// Where the bytes of a send or write come from. `M` is a reference to a region, `B` the bytes.
 #[derive(Clone, Copy, Debug)]
 pub enum Source<M, B> {
-    /// Registered memory, which must stay as it is until the request has completed.
+    /// Registered memory, which must stay as it is until the request has completed. If it changes
+    /// before, the peer gets arbitrary bytes, and nothing else happens.
     Region(Slice<M>),
-    /// Any memory, copied while posting; at most `max_inline_data` bytes.
+    /// Any memory, copied while posting; at most
+    /// [`max_inline_data`](crate::QueuePairConfig::max_inline_data) bytes.
     Inline(B),
 }
 
-/// What a work request does.
+/// What a work request does. `M` is a reference to a region, `B` inline bytes. The rights that it
+/// needs are at [`Access`](crate::Access).
 #[derive(Clone, Copy, Debug)]
 pub enum Operation<M, B> {
-    /// Two-sided: the bytes go to the receive that the peer posted first.
+    /// Two-sided: the bytes go to the receive that the peer posted first. If there is none, the
+    /// request waits, as [`RnrRetry`](crate::RnrRetry) says.
     Send {
         /// The message.
         source: Source<M, B>,
@@ -58,7 +77,8 @@ pub enum Operation<M, B> {
         immediate: Option<u32>,
     },
     /// One-sided: the bytes go to `to`. With immediate data they also use up a receive and complete
-    /// at the peer.
+    /// at the peer; if there is none, the request waits, as for a send. Without, the peer does not
+    /// notice.
     Write {
         /// The bytes; may be empty.
         source: Source<M, B>,
@@ -97,7 +117,7 @@ pub enum Operation<M, B> {
     },
 }
 
-/// One request for the send queue.
+/// One request for the send queue. `M` is a reference to a region, `B` inline bytes.
 #[derive(Clone, Copy, Debug)]
 pub struct WorkRequest<M, B> {
     /// Returned in the completion; free for the caller.

@@ -9,7 +9,7 @@ pub enum Spin {
     Always,
     /// Sleeps at once. It takes no time of a core while idle, and some microseconds more for each invocation.
     Never,
-    /// Spins so long after the last invocation, then sleeps. Counted in whole milliseconds.
+    /// Spins for this long after the last invocation, then sleeps. Workers round it up to whole milliseconds.
     For(Duration),
 }
 

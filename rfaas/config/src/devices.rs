@@ -29,7 +29,7 @@ pub struct DeviceEntry {
     pub name: String,
     /// Address of the interface that belongs to the device.
     pub ip_address: IpAddr,
-    /// Port that clients wait for their executors at; 0: any free one.
+    /// Port on which a client listens for its executors; 0: any free one.
     #[serde(default)]
     pub port: u16,
     /// Largest payload, in bytes, that is sent inline; 0 disables inline data.
@@ -41,8 +41,9 @@ pub struct DeviceEntry {
     /// Which implementation drives it.
     #[serde(default = "verbs", with = "provider")]
     pub provider: Provider,
-    /// For shm: whose processes managers are, by name or number. Who else listens at a manager's address is told
-    /// nothing. `None`: whoever listens there, as with TCP on one machine.
+    /// For shm: the user, by name or number, that managers run as. Clients and executor managers then connect only to
+    /// processes of this user, and send nothing to another that listens at a manager's address. `None`: to any process
+    /// that listens there, as with TCP on one machine.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trusted_user: Option<TrustedUser>,
 }

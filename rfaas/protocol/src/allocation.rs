@@ -204,6 +204,7 @@ pub enum RefusedBecause {
 
 impl RefusedBecause {
     /// Reads the wire form.
+    #[doc(hidden)]
     pub fn from_wire(value: U16) -> Result<Self, Malformed> {
         Ok(match value.get() {
             1 => RefusedBecause::BadToken,
@@ -217,6 +218,7 @@ impl RefusedBecause {
     }
 
     /// The wire form.
+    #[doc(hidden)]
     pub fn to_wire(self) -> U16 {
         (self as u16).into()
     }

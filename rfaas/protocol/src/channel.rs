@@ -84,7 +84,7 @@ pub enum ChannelError {
         /// How long.
         after: Duration,
     },
-    /// The peer does not take our messages: [`Channel::flush`] and try again, or give it up.
+    /// The peer does not take our messages: as many as may be are under way. Try again later, or give it up.
     #[error("the peer does not take messages: {SEND_SLOTS} are under way")]
     Busy,
     /// The peer has several addresses, and was reached at none.

@@ -252,6 +252,7 @@ pub enum EndReason {
 
 impl EndReason {
     /// Reads the wire form.
+    #[doc(hidden)]
     pub fn from_wire(value: U16) -> Result<Self, Malformed> {
         Ok(match value.get() {
             1 => EndReason::Released,
@@ -266,6 +267,7 @@ impl EndReason {
     }
 
     /// Returns the wire form.
+    #[doc(hidden)]
     pub fn to_wire(self) -> U16 {
         (self as u16).into()
     }

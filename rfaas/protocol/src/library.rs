@@ -85,7 +85,7 @@ pub enum LibraryError {
     TooLarge {
         /// Its size.
         bytes: u64,
-        /// [`MAX_LIBRARY_BYTES`].
+        /// Most that there may be, 2³² − 1.
         max: u64,
     },
     /// It is no file that could be read to its end.

@@ -38,10 +38,16 @@ const MOST: u64 = 64 << 40;
 /// Most bytes of a peer that connects from now on.
 static OF_PEER: AtomicU64 = AtomicU64::new(MOST_OF_PEER);
 
-/// Bounds how much of a peer's memory this process maps, on embedded devices, for peers that
-/// connect from now on: the first 15 MiB and `bytes` beyond. A peer then cannot make this process
-/// be charged for more by one connection. For a process whose peers need no more; other providers
-/// map no peer's memory.
+/// Bounds the memory of peers that this process maps: per connection, at most the first 15 MiB of
+/// the peer's domain and `bytes` bytes more, where 1 TiB is the default and the most. Affects new
+/// connections. No effect on verbs, where no peer's memory is mapped.
+///
+/// A process is charged for pages of a peer's memory that it is the first to touch, and the peer
+/// chooses where that is. So a process whose peers only exchange small messages with it, as the
+/// managers of rFaaS do, calls this once before it connects to anybody. A request beyond the bound
+/// fails with [`RemoteAccessError`](crate::Status::RemoteAccessError), and
+/// [`map_remote`](crate::SendQueue::map_remote) with
+/// [`OutOfAddresses`](crate::Error::OutOfAddresses).
 pub fn limit_peers(bytes: u64) {
     OF_PEER.store(bytes.min(MOST_OF_PEER), Ordering::Relaxed);
 }

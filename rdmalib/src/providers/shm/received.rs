@@ -88,6 +88,9 @@ pub(super) fn holds_descriptors(socket: &UnixStream) -> bool {
 /// Makes the kernel refuse descriptors that the other end of `socket` passes from now on, where it
 /// can (Linux 6.16 and later), and returns whether it does. Messages that were sent before keep
 /// theirs.
+///
+/// The embedded device uses it on its own sockets. It is public for the executor manager, which
+/// reads the output of functions from sockets. It has nothing to do with devices.
 pub fn refuse_descriptors(socket: &UnixStream) -> bool {
     const SO_PASSRIGHTS: libc::c_int = 83; // asm-generic/socket.h
     let (no, bytes): (libc::c_int, _) = (0, size_of::<libc::c_int>() as libc::socklen_t);
