@@ -26,7 +26,7 @@ use crate::cause::Cause;
 use crate::deployment::Phases;
 use crate::error::{Error, Result};
 use crate::held_lease::HeldLease;
-use crate::lease_handle::LeaseEnd;
+use crate::lease_core::LeaseEnd;
 use crate::session::{self, Started};
 use crate::specification::DeploymentSpecification;
 

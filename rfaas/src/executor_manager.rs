@@ -2,11 +2,11 @@
 //! notes what the manager tells in between.
 //!
 //! ```text
-//!   connect ──allocate──▶ running ──ExecutorExited──▶ not running ──allocate──▶ …
+//!   connect ──request_executor──▶ running ──ExecutorExited──▶ not running ──request_executor──▶ …
 //!                └──LeaseEnding with grace 0, silence, or the connection's end──▶ over
 //! ```
-//! PROVED - before anything is shown, the peer has proved to be the lease's node; what is shown then is of use on this connection
-//! only (`rfaas_protocol`, `proof`).
+//! PROVED - the peer proves that it is the lease's node before it is shown a claim. A claim is of use on this
+//! connection only (`rfaas_protocol`, `proof`).
 //!
 //! From the first executor on both sides give signs of life. A thread that waits here gives them meanwhile; for an
 //! application that does something else, the keepalive thread does.
@@ -154,7 +154,7 @@ impl ExecutorManager {
     }
 
     /// Asks for an executor as `request` says. Returns the number of the lease.
-    pub(crate) fn allocate(
+    pub(crate) fn request_executor(
         &mut self,
         request: &ExecutorRequest,
         deadline: Instant,

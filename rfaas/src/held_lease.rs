@@ -7,7 +7,7 @@
 //! ```
 //! The last of them to be dropped gives it back, there and then.
 //!
-//! Elsewhere: its stages, claiming it, telling its end (`lease_handle`), what an application sees (`lease`).
+//! Elsewhere: its stages, claiming it, telling its end (`lease_core`), what an application sees (`lease`).
 
 use std::mem;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -21,7 +21,7 @@ use crate::cause::Cause;
 use crate::error::{Error, Result};
 use crate::executor_manager::{Candidate, Ending};
 use crate::grantor::Grantor;
-use crate::lease_handle::{LeaseHandle, LeaseState, Stage};
+use crate::lease_core::{LeaseCore, LeaseState, Stage};
 use crate::request::LeaseRequest;
 
 /// Longest wait for an executor manager to take a renewal.
@@ -44,7 +44,7 @@ pub(crate) struct HeldLease {
     first_node: String,
     /// Its number and node, once it was claimed.
     claimed: OnceLock<(LeaseId, String)>,
-    handle: Arc<LeaseHandle>,
+    core: Arc<LeaseCore>,
 }
 
 impl HeldLease {
@@ -64,7 +64,7 @@ impl HeldLease {
             granted: terms.id(),
             first_node: first.node.clone(),
             claimed: OnceLock::new(),
-            handle: Arc::new(LeaseHandle::new(candidates)),
+            core: Arc::new(LeaseCore::new(candidates)),
             grantor,
         }))
     }
@@ -76,7 +76,7 @@ impl HeldLease {
     /// Returns its end, once that is announced or has come.
     pub(crate) fn ending(&self) -> Option<Ending> {
         self.check_process().ok()?;
-        self.handle.ending()
+        self.core.ending()
     }
 
     pub(crate) fn memory(&self) -> u32 {
@@ -90,12 +90,12 @@ impl HeldLease {
     }
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, LeaseState> {
-        self.handle.lock()
+        self.core.lock()
     }
 
-    /// Returns what outlives it: for what is not to keep the lease.
-    pub(crate) fn handle(&self) -> &Arc<LeaseHandle> {
-        &self.handle
+    /// Returns its state, for what is not to keep the lease.
+    pub(crate) fn core(&self) -> &Arc<LeaseCore> {
+        &self.core
     }
 
     pub(crate) fn device(&self) -> &OpenDevice {
@@ -126,7 +126,7 @@ impl HeldLease {
 
     pub(crate) fn release(&self) -> Result<Option<Bill>> {
         self.check_process()?;
-        self.handle.tell_nobody();
+        self.core.tell_nobody();
         let mut state = self.lock();
         match mem::replace(&mut state.stage, Stage::Over(EndReason::Released)) {
             Stage::Granted(candidates) => {
@@ -210,7 +210,7 @@ impl HeldLease {
     /// Has the keepalive thread poll the lease, which was just claimed.
     pub(crate) fn keep_alive(&self, state: &mut LeaseState) {
         let Some(manager) = state.manager() else { return };
-        if let Err(error) = self.grantor.keepalive().watch(&self.handle, manager) {
+        if let Err(error) = self.grantor.keepalive().watch(&self.core, manager) {
             // Calls and waits still give signs of life; an idle application does not.
             tracing::error!(%error, "no thread speaks for this lease: it may be taken for dead");
         }
@@ -249,7 +249,7 @@ impl Drop for HeldLease {
         if self.check_process().is_err() {
             return; // the parent has it still
         }
-        self.handle.tell_nobody();
+        self.core.tell_nobody();
         let stage = mem::replace(&mut self.lock().stage, Stage::Over(EndReason::Released));
         match stage {
             Stage::Granted(candidates) => self.give_back(&candidates),

@@ -9,7 +9,7 @@
 //! nobody else has it (a thread that has it gives signs of life while it waits), and never touches the path of a call.
 //! Each lease wakes it for its own signs of life and its manager's, and for no other's.
 //!
-//! Elsewhere: what is sent and what news mean (`executor_manager`), telling the application of an end (`lease_handle`).
+//! Elsewhere: what is sent and what news mean (`executor_manager`), telling the application of an end (`lease_core`).
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -23,7 +23,7 @@ use rdmalib::ForkMark;
 
 use crate::bell::ring;
 use crate::executor_manager::{ExecutorManager, Polled};
-use crate::lease_handle::LeaseHandle;
+use crate::lease_core::LeaseCore;
 
 /// How soon a lease that somebody else had is polled again.
 const BUSY: Duration = Duration::from_millis(10);
@@ -54,7 +54,7 @@ struct Inbox {
 /// A lease that is polled.
 #[derive(Debug)]
 struct Member {
-    lease: Weak<LeaseHandle>,
+    lease: Weak<LeaseCore>,
     /// A copy of its connection's, so that the thread can sleep on it while somebody else has the lease.
     descriptor: OwnedFd,
     /// When to poll it at the latest.
@@ -67,7 +67,7 @@ impl Keepalive {
     /// Polls `lease`, whose connection is `manager`, from now on.
     pub(crate) fn watch(
         &self,
-        lease: &Arc<LeaseHandle>,
+        lease: &Arc<LeaseCore>,
         manager: &mut ExecutorManager,
     ) -> io::Result<()> {
         let mut thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);

@@ -17,7 +17,7 @@ use crate::error::Result;
 use crate::executor::Executor;
 use crate::executor_manager::Ending;
 use crate::held_lease::HeldLease;
-use crate::lease_handle::OnEnding;
+use crate::lease_core::OnEnding;
 use crate::specification::DeploymentSpecification;
 use crate::{library, session};
 
@@ -170,7 +170,7 @@ impl Lease {
         if self.inner.check_process().is_err() {
             return; // the parent has it, and is told
         }
-        self.inner.handle().on_ending(OnEnding(Box::new(tell)));
+        self.inner.core().on_ending(OnEnding(Box::new(tell)));
     }
 
     /// Returns the end of a deployed lease, once it is announced or has come. `None` before, and in a forked child.

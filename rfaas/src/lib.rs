@@ -134,7 +134,7 @@ mod held_lease;
 mod in_place;
 mod keepalive;
 mod lease;
-mod lease_handle;
+mod lease_core;
 mod library;
 mod pending;
 mod request;

@@ -10,7 +10,7 @@ use rfaas_call::caller::{Buffers, Finished, PendingCall};
 use crate::buffer::{Input, Origin, Output};
 use crate::cause::Cause;
 use crate::error::{Error, describe};
-use crate::lease_handle::LeaseEnd;
+use crate::lease_core::LeaseEnd;
 
 /// An invocation that has been submitted.
 ///

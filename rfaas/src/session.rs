@@ -23,7 +23,7 @@ use crate::deployment::Phases;
 use crate::error::{Error, Exit, Result};
 use crate::executor_manager::ExecutorRequest;
 use crate::held_lease::HeldLease;
-use crate::lease_handle::{Claim, LeaseEnd, LeaseState};
+use crate::lease_core::{Claim, LeaseEnd, LeaseState};
 use crate::specification::DeploymentSpecification;
 
 /// A wait for connections is cut short so often, to hear what the manager and the executor say.
@@ -92,7 +92,7 @@ fn launch(
     let mut assembly = Assembly::new(device, lease.cores(), session, specification)?;
     let replace: &dyn Fn(&[_], _) -> _ = &|candidates, because| lease.replace(candidates, because);
     let claim = Claim { device, request: &request, deadline, replace };
-    let (lease_id, node) = state.claim(&claim, &mut phases)?;
+    let (lease_id, node) = state.start_executor(&claim, &mut phases)?;
     if let Some(node) = node {
         lease.claimed(lease_id, &node);
         lease.keep_alive(state);
@@ -105,7 +105,7 @@ fn launch(
 
     let ready = assembly.finish();
     let driver = Driver::new(ready.completions, ready.receives);
-    lease.handle().wake_at_end(driver.waker());
+    lease.core().wake_at_end(driver.waker());
     let limits = CallLimits {
         spin: deployment.spin,
         timeout: deployment.invocation_timeout,
@@ -113,7 +113,7 @@ fn launch(
     };
     let workers = Workers::new(ready.workers, limits.timeout);
     Ok(Started {
-        calls: Calls::new(workers, driver, limits, LeaseEnd::of(lease.handle())),
+        calls: Calls::new(workers, driver, limits, LeaseEnd::of(lease.core())),
         control: ready.control,
         functions: ready.functions,
         lease_id,

@@ -1,5 +1,5 @@
-//! The life of a lease and its end. It is shared by what holds the lease and by what keeps no lease alive: the keepalive
-//! thread and calls in flight.
+//! The state of a lease, and its end. Only `HeldLease` keeps the lease; observers, the keepalive thread and calls in
+//! flight, have a `Weak` of the state.
 //!
 //! * A lease is given back when its last holder drops it, there and then. So what only observes it has this and
 //!   not the lease, and nobody calls foreign code with the lock held.
@@ -31,9 +31,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// is trouble of another kind, or ours.
 const MOST_NODES: usize = 4;
 
-/// One lease.
+/// State of a lease. Only `HeldLease` keeps the lease; observers have a `Weak` of this.
 #[derive(Debug)]
-pub(crate) struct LeaseHandle {
+pub(crate) struct LeaseCore {
     state: Mutex<LeaseState>,
     end: Mutex<KnownEnd>,
 }
@@ -71,7 +71,7 @@ impl std::fmt::Debug for OnEnding {
     }
 }
 
-/// What is needed to claim a lease.
+/// What is needed to start an executor on a lease, which claims it first if it was only granted.
 pub(crate) struct Claim<'a> {
     pub(crate) device: &'a OpenDevice,
     pub(crate) request: &'a ExecutorRequest,
@@ -82,10 +82,10 @@ pub(crate) struct Claim<'a> {
 
 /// Why calls on the executor of a lease end. It keeps no lease alive: neither does a call that nobody waits for.
 #[derive(Debug)]
-pub(crate) struct LeaseEnd(Weak<LeaseHandle>);
+pub(crate) struct LeaseEnd(Weak<LeaseCore>);
 
 impl LeaseEnd {
-    pub(crate) fn of(lease: &Arc<LeaseHandle>) -> Self {
+    pub(crate) fn of(lease: &Arc<LeaseCore>) -> Self {
         LeaseEnd(Arc::downgrade(lease))
     }
 }
@@ -105,11 +105,11 @@ impl Owner for LeaseEnd {
     }
 }
 
-impl LeaseHandle {
+impl LeaseCore {
     /// Makes one for a lease that was just granted.
     pub(crate) fn new(candidates: Vec<Candidate>) -> Self {
         let state = LeaseState { stage: Stage::Granted(candidates), deployed: false };
-        LeaseHandle { state: Mutex::new(state), end: Mutex::default() }
+        LeaseCore { state: Mutex::new(state), end: Mutex::default() }
     }
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, LeaseState> {
@@ -231,9 +231,9 @@ impl LeaseHandle {
 }
 
 impl LeaseState {
-    /// Has the executor manager start an executor. The lease is claimed afterwards. Notes how long it took in `phases`.
-    /// Returns the lease's number, and its node if it was claimed just now.
-    pub(crate) fn claim(
+    /// Has the executor manager start an executor. If the lease was only granted, this claims it. Notes how long it
+    /// took in `phases`. Returns the lease's number, and its node if it was claimed just now.
+    pub(crate) fn start_executor(
         &mut self,
         claim: &Claim<'_>,
         phases: &mut Phases,
@@ -249,7 +249,7 @@ impl LeaseState {
                     let missing = "the executor before it has not ended yet".into();
                     return Err(Error::StartTimeout { after: start.elapsed(), missing });
                 }
-                let id = manager.allocate(claim.request, claim.deadline)?;
+                let id = manager.request_executor(claim.request, claim.deadline)?;
                 phases.submit = start.elapsed();
                 Ok((id, None))
             }
@@ -340,7 +340,7 @@ fn claim_first(
         phases.connect = start.elapsed();
         let claimed = connected.and_then(|mut manager| {
             let start = Instant::now();
-            let id = manager.allocate(claim.request, claim.deadline)?;
+            let id = manager.request_executor(claim.request, claim.deadline)?;
             phases.submit = start.elapsed();
             Ok((id, manager))
         });
