@@ -301,7 +301,7 @@ impl<W: Words> ArrivalTaker<W> {
         if let Some(slot) = &mut self.slot
             && self.by_slot
         {
-            slot.taken();
+            slot.take_ownership();
         }
     }
 

@@ -98,7 +98,9 @@ impl<W: Words> TurnSlot<W> {
     /// Sends `arrival`, the peer's number `number`. For the poster, if the slot is owned.
     #[inline]
     pub(crate) fn send(&self, arrival: Arrival, number: u32) {
-        self.owned.store(false, Ordering::Relaxed); // ours until the next line
+        // We still own the slot here: the peer takes over only when it sees the sequence number
+        // stored below.
+        self.owned.store(false, Ordering::Relaxed);
         arrival.write(self.entry(), self.side.sequence(number));
     }
 }
@@ -178,16 +180,16 @@ impl<W: Words> TurnTaker<W> {
         Arrival::read(self.slot.entry(), head)
     }
 
-    /// Where the arrival is between `read` and `taken`: memory, first word.
+    /// Where the arrival is between `read` and `take_ownership`: memory, first word.
     #[inline]
     pub(crate) fn place(&self) -> (&W, usize) {
         debug_assert!(!self.slot.is_owned(), "the poster may be writing there");
         self.slot.place()
     }
 
-    /// The arrival is not read any more: this end owns the slot.
+    /// Takes the ownership of the slot, whose arrival is not read any more.
     #[inline]
-    pub(crate) fn taken(&mut self) {
+    pub(crate) fn take_ownership(&mut self) {
         self.delay = match self.early {
             true => (self.delay + TOO_EARLY).min(MOST_PAUSES * PARTS),
             false => self.delay.saturating_sub(1),

@@ -4,11 +4,11 @@
 //! A request either has its whole effect or none: keys, ranges and rights are checked first, and a
 //! request that needs a receive is not begun before there is one.
 //!
-//! LANDING: a small write that may come with its completion ([`Flags::WITH_COMPLETION`]) travels
-//! inside its arrival. The receiver's device copies the bytes to their place when the receiver
-//! polls the completion, before it sees it. A receiver that polls the bytes instead of the
-//! completion would not find them, and what its sender writes to the same place meanwhile they
-//! would undo; so this is for requests that allow it.
+//! A small write that may come with its completion ([`Flags::WITH_COMPLETION`]) travels inside its
+//! arrival. The receiver's device copies the bytes to their place when the receiver polls the
+//! completion, before it sees it. A receiver that polls the bytes instead of the completion would
+//! not find them, and what its sender writes to the same place meanwhile they would undo; so this
+//! is for requests that allow it.
 //!
 //! Elsewhere: copying (`copy`), large writes that both ends copy (`shared_copy`), the receiver's
 //! side (`core`).
@@ -130,11 +130,11 @@ impl Link {
         Link { memory, ring }
     }
 
-    /// Carries out a small write with immediate data that may come with its completion, inside its
-    /// arrival (LANDING): the hot path. `false`: nothing has happened, and whatever the reason is,
-    /// [`carry_out`](Self::carry_out) does what is to be done.
+    /// Carries out a small write with immediate data inside its arrival, if the request allows that
+    /// ([`Flags::WITH_COMPLETION`]) and nothing is in the way: the hot path. Does not complete the
+    /// request. On `false` nothing was done, and the caller uses [`carry_out`](Self::carry_out).
     #[inline]
-    pub(super) fn carry(&mut self, core: &Core, work: &PostedWork<'_>) -> bool {
+    pub(super) fn try_write_in_arrival(&mut self, core: &Core, work: &PostedWork<'_>) -> bool {
         let Operation::Write { source, to, immediate: Some(immediate) } = work.request.operation
         else {
             return false;

@@ -270,8 +270,9 @@ impl contract::SendQueue<Shm> for SendQueue {
         let arena = &self.arena;
         let request = request.check(self.limits, |region| memory_in(arena, region))?;
         let work = Work { index: self.posted, request };
+        // The hot path.
         let carried = self.link.with(|link| {
-            link.as_mut().is_some_and(|link| link.carry(&self.core, &work)) // the hot path
+            link.as_mut().is_some_and(|link| link.try_write_in_arrival(&self.core, &work))
         });
         if carried != Some(true) {
             self.carry_out(work)?;

@@ -127,7 +127,7 @@ mod tests {
                         posted = posted.wrapping_add(1);
                     }
                 }
-                // One completion for all of them: the others were not signalled.
+                // One completion for all of them: the others were not signaled.
                 let outstanding = posted.wrapping_sub(done);
                 if complete > 0 && outstanding > 0 {
                     done = done.wrapping_add(complete.min(outstanding));

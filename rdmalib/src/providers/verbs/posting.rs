@@ -352,7 +352,7 @@ impl contract::ReceiveQueue<Verbs> for ReceiveQueue {
         let wr_id = self.core.note(Kind::Receive, self.posted, id)?;
         self.queue_pair.post_receive(wr_id, element).map_err(refused)?;
         self.posted = self.posted.wrapping_add(1);
-        self.core.posted(); // KICK
+        self.core.posted();
         Ok(())
     }
 }

@@ -123,9 +123,9 @@ impl PairPoller {
         })
     }
 
-    /// Fills `out` with the next completion of a receive, if there is one. Straight into its place:
-    /// what is written in small pieces and then moved in large ones waits in the processor's store
-    /// buffer.
+    /// Fills `out` with the next completion of a receive, if there is one. It is written straight
+    /// into its place and not moved there: store-to-load forwarding fails for loads of another size
+    /// than the stores, which costs some ten cycles.
     #[inline]
     fn take_arrival(&mut self, out: &mut WorkCompletion) -> bool {
         let Some(arrivals) = &mut self.arrivals else { return false };
@@ -239,9 +239,9 @@ impl PairPoller {
 }
 
 /// Copies the `bytes` bytes of a carried payload, in a ring or the turn slot from word
-/// `payload_word` on, to where the peer wants them (LANDING in `link`). What the peer may not
-/// write, and what was freed since it was allowed to, stays as it is: as if the write had come
-/// before that.
+/// `payload_word` on, to where the peer wants them (top of `link`). What the peer may not write,
+/// and what was freed since it was allowed to, stays as it is: as if the write had come before
+/// that.
 #[inline]
 fn land(memory: &Map, ring: &Part, payload_word: usize, to: RemoteAddress, bytes: usize) {
     if bytes > MAX_CARRIED {
