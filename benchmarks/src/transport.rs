@@ -274,7 +274,7 @@ impl Link {
             return Err(Broken::Silent);
         }
         if backoff.looked(now) {
-            backoff.sleeps();
+            backoff.about_to_sleep();
             self.completions.wait(Some(TIMEOUT))?;
         }
         Ok(())

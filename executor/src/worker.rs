@@ -1,7 +1,8 @@
 //! A worker thread's part in a call: calls the function, counts, and passes the time between calls.
 //!
 //! * Slots, areas, receives and the library exist before the first call. Per call there is no allocation, lock, log line
-//!   or system call, and one clock reading, after the reply.
+//!   or system call. Time is counted in ticks (`clock`), which are read at each poll that finds nothing and after each
+//!   reply, and never from finding a request to its reply.
 //! * A function may fork, and both processes return from it. The child has this worker's connection too, and ends here.
 //!
 //! Elsewhere: reading requests and replying (`rfaas_call::callee`), when to sleep (`spin`), counting (`meter`,

@@ -26,8 +26,8 @@ use nix::unistd::Pid;
 use rdmalib::{Access, ConnectRequest, Device, Domain, RemoteAddress};
 use rfaas_call::Spin;
 use rfaas_call::caller::{
-    Accepted, Call, CallError, CallLimits, Caller, Calls, Driver, End, Failure, InputBuffer,
-    OutputBuffer, Owner, SlotNeeds, Workers, completion_queue,
+    Accepted, Call, CallError, CallLimits, Called, Caller, Calls, Driver, End, Failure,
+    InputBuffer, OutputBuffer, Owner, SlotNeeds, Workers, completion_queue,
 };
 use rfaas_protocol::channel::{Channel, Incoming};
 use rfaas_protocol::session::{ExecutorHello, FromExecutor, WorkerHello};
@@ -253,7 +253,9 @@ impl CallerOfY {
         self.input.write(0, bytes)?;
         let (function, most) = (self.functions[which], MOST_BYTES as usize);
         let call = Call::new(function, &self.input, &self.output, most);
-        let outcome = self.caller.call(&call)?.expect("nothing was replaced");
+        let Called::Done(outcome) = self.caller.call(&call)? else {
+            panic!("connections must be replaced")
+        };
         let bytes = self.caller.read_outcome(outcome, &mut self.output)?;
         Ok(self.output.to_vec(..bytes)?)
     }

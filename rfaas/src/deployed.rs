@@ -15,7 +15,9 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rfaas_call::caller::{Call, CallError, Called, Caller, Failure, MappedSlot, Outcome};
+use rfaas_call::caller::{
+    Call, CallError, CallResult, Called, Caller, Failure, MappedSlot, Outcome,
+};
 use rfaas_protocol::Malformed;
 use rfaas_protocol::channel::Channel;
 use rfaas_protocol::invocation::InPlaceDetail;
@@ -59,7 +61,8 @@ impl Drop for LeaseInUse {
 
 /// The lease, the process, and what it was made from.
 pub(crate) struct DeployedExecutor {
-    // Fields drop in order: the manager learns of it first, so that it does not take the end for a failure.
+    // Dropped first: if this is the last holder, the manager hears the release before the connections end, and does
+    // not report a failure.
     lease: LeaseInUse,
     caller: Caller<LeaseEnd>,
     /// Its end makes the executor process exit. `None`: stopped, to be replaced.
@@ -186,15 +189,15 @@ impl DeployedExecutor {
         self.replacing(|caller| caller.call(call))
     }
 
-    /// Does `what` with the caller, replacing the process first if `what` asks for that (`None`).
+    /// Does `what` with the caller, replacing the process first if `what` asks for that.
     #[inline]
     pub(crate) fn replacing<T>(
         &mut self,
-        mut what: impl FnMut(&mut Caller<LeaseEnd>) -> Called<T, Cause>,
+        mut what: impl FnMut(&mut Caller<LeaseEnd>) -> CallResult<T, Cause>,
     ) -> Result<T> {
         loop {
             if !self.is_stopped()
-                && let Some(done) = what(&mut self.caller)?
+                && let Called::Done(done) = what(&mut self.caller)?
             {
                 return Ok(done);
             }

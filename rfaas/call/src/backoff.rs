@@ -5,9 +5,10 @@
 //!   FREE_POLLS polls ──▶ look at the clock ──▶ polls, with a yield and a look now and then
 //!   (hot: no clock)              └── the spinning time is over ──▶ sleep, poll, look, sleep …
 //! ```
-//! What is waited for usually comes in the first phase, which reads no clock and makes no system call. Where two
-//! threads that wait for each other share a CPU, it never does, since one spins on the CPU that the other needs: there
-//! the first phase is short ([`Sharing`]).
+//! What is waited for usually comes in the first phase, in which this policy asks for no clock and no system call. (A
+//! worker counts its own time, and reads the time-stamp counter for that.) Where two threads that wait for each other
+//! share a CPU, it never comes then, since one spins on the CPU that the other needs: there the first phase is short
+//! ([`Sharing`]).
 //!
 //! Callers that wait for results and workers that wait for requests use the same policy. They differ in one number
 //! ([`Awaited`]).
@@ -18,7 +19,7 @@ use crate::sharing::Sharing;
 use crate::spin::Spin;
 
 /// Fruitless polls before the first look at the clock: some 50 µs, an empty poll and the pause after it taking about
-/// 25 ns. A hot round trip takes a few microseconds.
+/// 25 ns. A hot round trip takes less than one microsecond on one machine, and some microseconds between two.
 const FREE_POLLS: u32 = 2048;
 /// Polls between two looks at the clock after that. [`FREE_POLLS`] is a multiple, so the first look comes right then.
 const LOOK_EVERY: u32 = 1024;
@@ -119,7 +120,7 @@ impl Backoff {
     }
 
     /// The thread is about to sleep: it is to look at the clock after the next poll that finds nothing.
-    pub fn sleeps(&mut self) {
+    pub fn about_to_sleep(&mut self) {
         self.polls = FREE_POLLS - 1;
     }
 
@@ -230,7 +231,7 @@ mod tests {
         waits.fruitful(false, &mut alone());
         assert!(!waits.looked(now + 2 * ms));
         assert!(waits.looked(now + 4 * ms));
-        waits.sleeps();
+        waits.about_to_sleep();
         assert_eq!(waits.fruitless(false), Pause::Look);
     }
 

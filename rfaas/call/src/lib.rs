@@ -5,8 +5,9 @@
 //!          ◀──reply: WRITE with immediate──── its output
 //! ```
 //! The [`caller`] half posts requests and waits for replies. The [`callee`] half reads requests, checks them, and replies.
-//! Both pass their time by one policy ([`Backoff`]). Neither knows leases, managers or sessions: whoever uses them owns
-//! the connections and is asked why they end.
+//! A caller passes the time by one policy ([`Backoff`]). A callee leaves that to its [`Service`](callee::Service), which
+//! in an executor has the same policy. Neither half knows leases or managers, and all that it knows of a session is the
+//! hello with which a worker connects. Whoever uses them owns the connections and is asked why they end.
 //!
 //! This crate is internal: applications use `rfaas`.
 

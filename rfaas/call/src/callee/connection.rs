@@ -1,8 +1,8 @@
 //! The connection to a caller, as its callee has it: the slots that requests arrive in, and the replies.
 //!
-//! * RECEIVES TO SPARE - at most one request a slot is under way, and a request's receive is posted again before the next
-//!   one is looked at. So more receives than slots are never used up by a caller that keeps to its slots; one that does
-//!   not, waits.
+//! * There are more receives than slots. At most one request a slot is under way, and a request's receive is posted
+//!   again before the next one is looked at. So a caller that keeps to its slots never uses them up; one that does not,
+//!   waits.
 //! * An output area is written again when its slot is used again. That is after the caller has seen the reply, and has
 //!   read the output if that stays in place. So its write is done, and no send completion has to be waited for.
 
@@ -27,9 +27,9 @@ use super::requests::KeptHeader;
 
 /// Completions taken from the queue at a time.
 const BATCH: usize = 16;
-/// Receives posted beyond the number of slots (RECEIVES TO SPARE).
+/// Receives posted beyond the number of slots.
 const SPARE_RECEIVES: u32 = 31;
-/// Fewest replies that the send queue holds: enough that not every one needs to be signalled.
+/// Fewest replies that the send queue holds: enough that not every one needs to be signaled.
 const MIN_SEND_DEPTH: u32 = 64;
 /// Time that a caller has to take replies when the send queue is full. One that keeps to its slots never fills it.
 const REPLY_TIMEOUT: Duration = Duration::from_secs(1);
@@ -37,7 +37,7 @@ const REPLY_TIMEOUT: Duration = Duration::from_secs(1);
 /// Returns the queue depths of a worker with `slots` slots: sends, receives.
 fn depths(slots: u16) -> (u32, u32) {
     let slots = u32::from(slots);
-    // Twice, because a reply leaves the queue only when a later signalled one has completed.
+    // Twice, because a reply leaves the queue only when a later signaled one has completed.
     ((2 * slots).max(MIN_SEND_DEPTH), slots + SPARE_RECEIVES)
 }
 
@@ -54,9 +54,9 @@ pub struct CallerConnection<M> {
     memory: M,
     /// Where small outputs are copied to be sent inline.
     inline: Box<[u8]>,
-    /// Replies since the last signalled one.
+    /// Replies since the last signaled one.
     unsignaled: u32,
-    signal_each: u32,
+    signal_every: u32,
 }
 
 impl<M: Deref<Target = SlotMemory>> CallerConnection<M> {
@@ -87,7 +87,7 @@ impl<M: Deref<Target = SlotMemory>> CallerConnection<M> {
             memory,
             inline: vec![0; config.max_inline_data as usize].into(),
             unsignaled: 0,
-            signal_each: send_depth / 4,
+            signal_every: send_depth / 4,
         })
     }
 
@@ -156,17 +156,17 @@ impl<M: Deref<Target = SlotMemory>> CallerConnection<M> {
         }
     }
 
-    /// Returns the flags of the next reply. One of so many is signalled, which makes room for those before. The caller
+    /// Returns the flags of the next reply. One of so many is signaled, which makes room for those before. The caller
     /// may sleep, so all ring its bell.
     #[inline]
     fn flags(&mut self) -> Flags {
         let flags = Flags::SOLICITED | Flags::WITH_COMPLETION;
         self.unsignaled += 1;
-        if self.unsignaled < self.signal_each {
+        if self.unsignaled < self.signal_every {
             return flags;
         }
         self.unsignaled = 0;
-        // What is there from the last signalled one makes room now; a failure also ends the receives.
+        // What is there from the last signaled one makes room now; a failure also ends the receives.
         self.sent.poll(&mut [WorkCompletion::default(); BATCH]);
         flags | Flags::SIGNALED
     }
@@ -256,7 +256,7 @@ fn post_when_there_is_room(
     request: &WorkRequest<'_>,
     is_stopped: impl Fn() -> bool,
 ) -> Result<(), ServiceEnd> {
-    // Signalled, so that a queue full of unsignalled replies comes to an end.
+    // Signaled, so that a queue full of unsignaled replies comes to an end.
     let request = WorkRequest { flags: request.flags | Flags::SIGNALED, ..*request };
     let deadline = Instant::now() + REPLY_TIMEOUT;
     loop {

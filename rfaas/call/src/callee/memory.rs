@@ -16,7 +16,7 @@ pub struct SlotMemory {
     layout: Layout,
     inputs: Region,
     /// Dropped last of all that is in its domain. So a caller that reads an output in place finds it as it was, also
-    /// when this worker has ended (`rdmalib`'s shared memory, LAST).
+    /// when this worker has ended: the embedded device never uses the memory of a domain's last region again.
     outputs: Region,
 }
 

@@ -11,7 +11,7 @@ use super::layout::Slot;
 use super::memory::SlotMemory;
 
 /// A request, as it is carried out. Its numbers are the processor's own and not those of the wire, which have no
-/// alignment: what is written in pieces of one size and read in others waits in the processor's store buffer.
+/// alignment. Store-to-load forwarding fails for loads of another size than the stores, which costs some ten cycles.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Request {
     pub(super) slot: Slot,

@@ -29,9 +29,8 @@ use super::call::Call;
 use super::driver::Driver;
 use super::outcome::{CallError, Failure, Outcome, Owner};
 use super::reactor::Reactor;
-use super::tickets::Ticket;
 use super::wait::Wait;
-use super::workers::Workers;
+use super::workers::{Posted, Workers};
 use crate::spin::Spin;
 
 /// A follower checks for its outcome so often even if nobody wakes it: a leader's waits have deadlines of their own.
@@ -241,8 +240,8 @@ fn wait_for_tasks<O: Owner>(calls: Arc<Calls<O>>) {
     }
 }
 
-/// A caller that posts and waits, alone or not.
-pub(super) trait Drive {
+/// A caller that makes progress, alone or not: it posts calls, and passes time until they are resolved.
+pub(super) trait Progress {
     /// What its owner says when a connection has ended.
     type Cause: Copy + Debug + PartialEq;
 
@@ -250,7 +249,7 @@ pub(super) trait Drive {
     fn workers(&mut self) -> &mut Workers<Self::Cause>;
 
     /// Posts `call`, [`Workers::post`].
-    fn post(&mut self, call: &Call<'_>) -> Result<Option<Ticket>, CallError<Self::Cause>>;
+    fn post(&mut self, call: &Call<'_>) -> Result<Posted, CallError<Self::Cause>>;
 
     /// Passes time. Something may have happened after it.
     fn advance(&mut self);
@@ -273,7 +272,7 @@ impl<'a, O: Owner> Exclusive<'a, O> {
     }
 }
 
-impl<O: Owner> Drive for Exclusive<'_, O> {
+impl<O: Owner> Progress for Exclusive<'_, O> {
     type Cause = O::Cause;
 
     #[inline]
@@ -283,7 +282,7 @@ impl<O: Owner> Drive for Exclusive<'_, O> {
 
     /// The first reading of the clock gives the deadline. On the hot path there is none.
     #[inline]
-    fn post(&mut self, call: &Call<'_>) -> Result<Option<Ticket>, CallError<O::Cause>> {
+    fn post(&mut self, call: &Call<'_>) -> Result<Posted, CallError<O::Cause>> {
         self.in_flight.workers.post(call, None, &mut self.woken)
     }
 
@@ -352,14 +351,14 @@ impl<'a, O: Owner> Locked<'a, O> {
     }
 }
 
-impl<O: Owner> Drive for Locked<'_, O> {
+impl<O: Owner> Progress for Locked<'_, O> {
     type Cause = O::Cause;
 
     fn workers(&mut self) -> &mut Workers<O::Cause> {
         &mut self.in_flight().workers
     }
 
-    fn post(&mut self, call: &Call<'_>) -> Result<Option<Ticket>, CallError<O::Cause>> {
+    fn post(&mut self, call: &Call<'_>) -> Result<Posted, CallError<O::Cause>> {
         // With a deadline, since a leader that sleeps now may not read the clock for long.
         self.with_workers(|workers, woken| {
             let deadline = workers.deadline(Instant::now());
@@ -403,7 +402,7 @@ fn check_deadlines<O: Owner>(
     wait.looked(now, next);
 }
 
-/// Wakes tasks. Never called with a lock held (WAKERS OUTSIDE).
+/// Wakes tasks. Never called with a lock held, since a waker runs foreign code (`tickets`).
 fn wake(woken: Vec<Waker>) {
     woken.into_iter().for_each(Waker::wake);
 }

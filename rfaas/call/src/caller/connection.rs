@@ -3,9 +3,8 @@
 //! ```text
 //!   accept ──▶ Call ──header and input, or the input alone──▶ slot of the worker ──reply──▶ read_reply
 //! ```
-//! * RECEIVES TO SPARE - a receive is posted for each slot, and more to spare than replies are read before their
-//!   receives are posted again (`driver`). A request in each slot, and as many whose completion is still to come, fit
-//!   the send queue.
+//! * A receive is posted for each slot, and more to spare than replies are read before their receives are posted again
+//!   (`driver`). A request in each slot, and as many whose completion is still to come, fit the send queue.
 //! * Whatever a worker says is checked. What is wrong with it is told to the caller, which cuts the connection.
 //! * Memory of the worker is mapped once and kept for later calls. A call that uses a mapping holds it too, since the
 //!   worker may be given up meanwhile.
@@ -43,8 +42,8 @@ struct Depths {
 }
 
 impl Depths {
-    /// Those of a worker with `slots` slots, on a device with queues of at most `limit` entries (RECEIVES TO SPARE).
-    /// Where a send queue is too short for that, some calls wait for others.
+    /// Those of a worker with `slots` slots, on a device with queues of at most `limit` entries. Where a send queue is
+    /// too short for two requests a slot, some calls wait for others.
     fn new(slots: u16, limit: u32) -> Self {
         let slots = u32::from(slots);
         Depths { send: (2 * slots).max(32).min(limit), receive: slots + SPARE_RECEIVES }
@@ -119,7 +118,7 @@ pub struct WorkerConnection {
     pub(super) slots: Slots,
     alive: bool,
     /// Writes since the last that completes.
-    unsignalled: u32,
+    unsignaled: u32,
     signal_every: u32,
     max_inline: usize,
     mappings: Mappings,
@@ -173,7 +172,7 @@ impl Accepted {
             area,
             slots: Slots::new(area.count),
             alive: true,
-            unsignalled: 0,
+            unsignaled: 0,
             signal_every: depths.signal_every(),
             max_inline: (limits.max_inline_data as usize).min(MAX_INLINE),
             mappings: Mappings::default(),
@@ -265,7 +264,8 @@ impl WorkerConnection {
     }
 
     /// Writes a request to `to`: what is in `input` from `start` on, which fits [`MAX_INLINE`].
-    #[inline(never)] // its copy is cleared at each call
+    // Not inlined: zeroing the 512-byte buffer must not cost requests that are not sent inline.
+    #[inline(never)]
     fn write_inline(
         &mut self,
         index: usize,
@@ -288,14 +288,14 @@ impl WorkerConnection {
         to: RemoteAddress,
         immediate: RequestImmediate,
     ) -> rdmalib::Result<()> {
-        let completes = self.unsignalled + 1 >= self.signal_every;
+        let completes = self.unsignaled + 1 >= self.signal_every;
         let signaled = if completes { Flags::SIGNALED } else { Flags::empty() };
         self.send.post(&WorkRequest {
             id: index as u64,
             operation: Operation::Write { source, to, immediate: Some(immediate.to_wire()) },
             flags: signaled | Flags::SOLICITED | Flags::WITH_COMPLETION,
         })?;
-        self.unsignalled = if completes { 0 } else { self.unsignalled + 1 };
+        self.unsignaled = if completes { 0 } else { self.unsignaled + 1 };
         Ok(())
     }
 

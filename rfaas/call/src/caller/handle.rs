@@ -9,13 +9,33 @@ use std::ops::Deref;
 use std::sync::Arc;
 
 use super::call::Call;
-use super::calls::{Calls, Drive, Exclusive, Locked};
+use super::calls::{Calls, Exclusive, Locked, Progress};
 use super::outcome::{CallError, Failure, Outcome, Owner};
 use super::tickets::Ticket;
+use super::workers::Posted;
 use crate::spin::Spin;
 
-/// What a call or several come to. `None`: the connections must be replaced first.
-pub type Called<T, C> = Result<Option<T>, CallError<C>>;
+/// Whether something was done with the connections.
+#[derive(Debug)]
+pub enum Called<T> {
+    /// It was, and this came of it.
+    Done(T),
+    /// It was not: they must be replaced first.
+    MustReplace,
+}
+
+impl<T> Called<T> {
+    /// Returns what `then` makes of what is done.
+    pub fn map<U>(self, then: impl FnOnce(T) -> U) -> Called<U> {
+        match self {
+            Called::Done(done) => Called::Done(then(done)),
+            Called::MustReplace => Called::MustReplace,
+        }
+    }
+}
+
+/// What a call, or several, come to.
+pub type CallResult<T, C> = Result<Called<T>, CallError<C>>;
 
 /// The calls of one owner. They are its own until the first asynchronous call is lent them.
 #[derive(Debug)]
@@ -49,7 +69,7 @@ impl<O: Owner> Caller<O> {
 
     /// Posts `call` as soon as there is a slot, and waits for its outcome. After an error no worker has it.
     #[inline]
-    pub fn call(&mut self, call: &Call<'_>) -> Called<Outcome<O::Cause>, O::Cause> {
+    pub fn call(&mut self, call: &Call<'_>) -> CallResult<Outcome<O::Cause>, O::Cause> {
         match self.alone() {
             Some(calls) => call_one(&mut Exclusive::new(calls), call),
             None => call_one(&mut Locked::new(self), call),
@@ -74,7 +94,7 @@ impl<O: Owner> Caller<O> {
         &mut self,
         calls: &[Call<'_>],
         outcomes: &mut Vec<Outcome<O::Cause>>,
-    ) -> Called<(), O::Cause> {
+    ) -> CallResult<(), O::Cause> {
         match self.alone() {
             Some(alone) => call_all(&mut Exclusive::new(alone), calls, outcomes),
             None => call_all(&mut Locked::new(self), calls, outcomes),
@@ -82,16 +102,19 @@ impl<O: Owner> Caller<O> {
     }
 
     /// Posts `call` without waiting; [`CallError::Busy`] if each slot of each worker has a call in flight.
-    pub(super) fn submit(&mut self, call: &Call<'_>) -> Called<Ticket, O::Cause> {
+    pub(super) fn submit(&mut self, call: &Call<'_>) -> CallResult<Ticket, O::Cause> {
         let mut locked = Locked::waiting(self, Spin::Never);
         if locked.workers().must_be_replaced() {
-            return Ok(None);
+            return Ok(Called::MustReplace);
         }
-        if let Some(ticket) = locked.post(call)? {
-            return Ok(Some(ticket));
+        if let Posted::Ticket(ticket) = locked.post(call)? {
+            return Ok(Called::Done(ticket));
         }
         locked.poll_once(); // replies may be there that nobody has seen
-        locked.post(call)?.ok_or(CallError::Busy).map(Some)
+        match locked.post(call)? {
+            Posted::Ticket(ticket) => Ok(Called::Done(ticket)),
+            Posted::Busy => Err(CallError::Busy),
+        }
     }
 }
 
@@ -120,42 +143,42 @@ impl<O: Owner> Drop for Caller<O> {
 /// Posts `call` and waits for its outcome, unless the connections must be replaced first.
 #[inline]
 fn call_one<C: Copy + Debug + PartialEq>(
-    drive: &mut impl Drive<Cause = C>,
+    progress: &mut impl Progress<Cause = C>,
     call: &Call<'_>,
-) -> Called<Outcome<C>, C> {
-    if drive.workers().must_be_replaced() {
-        return Ok(None);
+) -> CallResult<Outcome<C>, C> {
+    if progress.workers().must_be_replaced() {
+        return Ok(Called::MustReplace);
     }
-    post_and_wait(drive, call).map(Some)
+    post_and_wait(progress, call).map(Called::Done)
 }
 
 /// Posts `call` as soon as there is a slot and waits for its outcome.
 #[inline]
 fn post_and_wait<C: Copy + Debug + PartialEq>(
-    drive: &mut impl Drive<Cause = C>,
+    progress: &mut impl Progress<Cause = C>,
     call: &Call<'_>,
 ) -> Result<Outcome<C>, CallError<C>> {
     let ticket = loop {
-        match drive.post(call)? {
-            Some(ticket) => break ticket,
-            None => drive.advance(),
+        match progress.post(call)? {
+            Posted::Ticket(ticket) => break ticket,
+            Posted::Busy => progress.advance(),
         }
     };
     loop {
-        if let Some(outcome) = drive.workers().tickets.take(ticket) {
+        if let Some(outcome) = progress.workers().tickets.take(ticket) {
             return Ok(outcome);
         }
-        drive.advance();
+        progress.advance();
     }
 }
 
 fn call_all<C: Copy + Debug + PartialEq>(
-    drive: &mut impl Drive<Cause = C>,
+    progress: &mut impl Progress<Cause = C>,
     calls: &[Call<'_>],
     outcomes: &mut Vec<Outcome<C>>,
-) -> Called<(), C> {
-    if drive.workers().must_be_replaced() {
-        return Ok(None);
+) -> CallResult<(), C> {
+    if progress.workers().must_be_replaced() {
+        return Ok(Called::MustReplace);
     }
     let mut in_flight = VecDeque::new();
     let mut rest = calls.iter();
@@ -163,12 +186,12 @@ fn call_all<C: Copy + Debug + PartialEq>(
     let mut failed = Ok(());
     loop {
         while let Some(call) = next {
-            match drive.post(call) {
-                Ok(Some(ticket)) => {
+            match progress.post(call) {
+                Ok(Posted::Ticket(ticket)) => {
                     in_flight.push_back(ticket);
                     next = rest.next();
                 }
-                Ok(None) => break,
+                Ok(Posted::Busy) => break,
                 Err(error) => {
                     failed = Err(error);
                     next = None;
@@ -177,14 +200,14 @@ fn call_all<C: Copy + Debug + PartialEq>(
         }
         // Outcomes are taken in order; that does not keep slots from being used again.
         while let Some(outcome) =
-            in_flight.front().and_then(|ticket| drive.workers().tickets.take(*ticket))
+            in_flight.front().and_then(|ticket| progress.workers().tickets.take(*ticket))
         {
             in_flight.pop_front();
             outcomes.push(outcome);
         }
         if in_flight.is_empty() && next.is_none() {
-            return failed.map(Some);
+            return failed.map(Called::Done);
         }
-        drive.advance();
+        progress.advance();
     }
 }

@@ -13,8 +13,8 @@ use zerocopy::FromBytes;
 
 use super::buffer::{InputBuffer, OutputBuffer};
 use super::call::{Call, Place};
-use super::calls::{Drive, Locked};
-use super::handle::{Called, Caller};
+use super::calls::{Locked, Progress};
+use super::handle::{CallResult, Called, Caller};
 use super::outcome::{CallError, Failure, Outcome, Owner};
 use super::workers::Found;
 use crate::spin::Spin;
@@ -43,10 +43,10 @@ enum Unusable {
 
 impl MappedSlot {
     /// Finds a free slot; [`CallError::Busy`] if there is none. `None` inside: the provider maps no memory.
-    pub fn find<O: Owner>(caller: &Caller<O>) -> Called<Option<MappedSlot>, O::Cause> {
+    pub fn find<O: Owner>(caller: &Caller<O>) -> CallResult<Option<MappedSlot>, O::Cause> {
         let mut locked = Locked::waiting(caller, Spin::Never);
         if locked.workers().must_be_replaced() {
-            return Ok(None);
+            return Ok(Called::MustReplace);
         }
         let mut polled = false;
         loop {
@@ -54,7 +54,7 @@ impl MappedSlot {
                 Found::Slot(place, inputs) => {
                     let input_offset = locked.workers().input_offset(place);
                     let slot = |inputs| MappedSlot { place, inputs, input_offset, output: None };
-                    return Ok(Some(inputs.map(slot)));
+                    return Ok(Called::Done(inputs.map(slot)));
                 }
                 Found::Busy if polled => return Err(CallError::Busy),
                 Found::Busy => {

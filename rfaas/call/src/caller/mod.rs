@@ -28,7 +28,7 @@ pub use call::{Call, Place};
 pub use calls::{CallLimits, Calls};
 pub use connection::{Accepted, SlotNeeds, WorkerConnection, completion_queue};
 pub use driver::Driver;
-pub use handle::{Called, Caller};
+pub use handle::{CallResult, Called, Caller};
 pub use in_place::MappedSlot;
 pub use outcome::{CallError, End, Failure, Outcome, Owner};
 pub use pending::{Finished, PendingCall, Submitted};

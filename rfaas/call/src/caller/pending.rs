@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use super::call::Call;
-use super::calls::{Calls, Drive, Locked};
-use super::handle::{Called, Caller};
+use super::calls::{Calls, Locked, Progress};
+use super::handle::{CallResult, Caller};
 use super::outcome::{CallError, Outcome, Owner};
 use super::tickets::{Buffers, Ticket};
 
@@ -18,9 +18,9 @@ pub struct Submitted<O: Owner> {
 
 impl<O: Owner> Submitted<O> {
     /// Posts `call` without waiting; [`CallError::Busy`] if each slot of each worker has a call in flight.
-    pub fn submit(caller: &mut Caller<O>, call: &Call<'_>) -> Called<Self, O::Cause> {
-        let ticket = caller.submit(call)?;
-        Ok(ticket.map(|ticket| Submitted { calls: Arc::clone(caller.lend()), ticket }))
+    pub fn submit(caller: &mut Caller<O>, call: &Call<'_>) -> CallResult<Self, O::Cause> {
+        let called = caller.submit(call)?;
+        Ok(called.map(|ticket| Submitted { calls: Arc::clone(caller.lend()), ticket }))
     }
 
     /// Takes the buffers of the call.

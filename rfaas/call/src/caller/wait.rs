@@ -37,7 +37,7 @@ impl Wait {
             None
         };
         if self.sleep.is_some() {
-            self.backoff.sleeps();
+            self.backoff.about_to_sleep();
         }
     }
 

@@ -33,6 +33,15 @@ use super::tickets::{Ticket, Tickets};
 /// How long the owner may take to learn the cause after a connection has ended.
 const CAUSE_WAIT: Duration = Duration::from_secs(1);
 
+/// What posting a call comes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Posted {
+    /// It has a ticket: its worker has it, or it waits for the cause of lost connections (CAUSE AWAITED).
+    Ticket(Ticket),
+    /// It has none: all slots are in use.
+    Busy,
+}
+
 /// Result of what a caller of these does.
 type Result<T, C> = std::result::Result<T, CallError<C>>;
 
@@ -125,15 +134,15 @@ impl<C: Copy + Debug + PartialEq> Workers<C> {
         !matches!(self.cause, Cause::Known(_)) && self.tickets.any_waiting()
     }
 
-    /// Posts `call` to the worker with the least to do. `None`: all slots are in use. An error is about all workers or
-    /// about the call; if something goes wrong with one worker, the call goes to the next.
+    /// Posts `call` to the worker with the least to do. An error is about all workers or about the call; if something
+    /// goes wrong with one worker, the call goes to the next.
     #[inline]
     pub fn post(
         &mut self,
         call: &Call<'_>,
         deadline: Option<Instant>,
         woken: &mut Vec<Waker>,
-    ) -> Result<Option<Ticket>, C> {
+    ) -> Result<Posted, C> {
         if let Some(place) = call.place {
             return self.post_in_place(place, call, deadline, woken);
         }
@@ -143,20 +152,21 @@ impl<C: Copy + Debug + PartialEq> Workers<C> {
             }
             let Some(index) = self.choose() else {
                 if self.alive > 0 {
-                    return Ok(None);
+                    return Ok(Posted::Busy);
                 }
+                // No worker is left and the check above found no known cause, so it is awaited (CAUSE AWAITED).
                 let ticket = self.tickets.issue(call.room, deadline);
-                self.pending_at_disconnect.push(ticket); // CAUSE AWAITED, else it would be known
-                return Ok(Some(ticket));
+                self.pending_at_disconnect.push(ticket);
+                return Ok(Posted::Ticket(ticket));
             };
             self.last = index;
             match self.workers[index].post(index, call) {
                 Ok(()) => {
                     let ticket = self.tickets.issue(call.room, deadline);
                     self.workers[index].slots.occupy_next(ticket);
-                    return Ok(Some(ticket));
+                    return Ok(Posted::Ticket(ticket));
                 }
-                Err(rdmalib::Error::QueueFull { .. }) => return Ok(None),
+                Err(rdmalib::Error::QueueFull { .. }) => return Ok(Posted::Busy),
                 Err(rdmalib::Error::Disconnected) => self.lose(index, None, woken),
                 Err(error) => return Err(error.into()),
             }
@@ -375,7 +385,7 @@ impl<C: Copy + Debug + PartialEq> Workers<C> {
         call: &Call<'_>,
         deadline: Option<Instant>,
         woken: &mut Vec<Waker>,
-    ) -> Result<Option<Ticket>, C> {
+    ) -> Result<Posted, C> {
         loop {
             if let Cause::Known(failure) = self.cause {
                 return Err(CallError::Failed(failure));
@@ -389,9 +399,9 @@ impl<C: Copy + Debug + PartialEq> Workers<C> {
                 Ok(()) => {
                     let ticket = self.tickets.issue(call.room, deadline);
                     self.workers[place.worker].slots.occupy(place.slot, ticket);
-                    return Ok(Some(ticket));
+                    return Ok(Posted::Ticket(ticket));
                 }
-                Err(rdmalib::Error::QueueFull { .. }) => return Ok(None),
+                Err(rdmalib::Error::QueueFull { .. }) => return Ok(Posted::Busy),
                 Err(rdmalib::Error::Disconnected) => self.lose(place.worker, None, woken),
                 Err(error) => return Err(error.into()),
             }
@@ -400,18 +410,14 @@ impl<C: Copy + Debug + PartialEq> Workers<C> {
 
     /// Returns a ticket for the cause: the worker of `call` is gone, and the call is not posted.
     #[cold]
-    fn post_to_lost(
-        &mut self,
-        call: &Call<'_>,
-        deadline: Option<Instant>,
-    ) -> Result<Option<Ticket>, C> {
+    fn post_to_lost(&mut self, call: &Call<'_>, deadline: Option<Instant>) -> Result<Posted, C> {
         if self.cause == Cause::None {
             let reason = "it was given up before this call, whose input it held";
             return Err(CallError::Failed(Failure::WorkerLost(reason)));
         }
         let ticket = self.tickets.issue(call.room, deadline);
         self.pending_at_disconnect.push(ticket); // CAUSE AWAITED
-        Ok(Some(ticket))
+        Ok(Posted::Ticket(ticket))
     }
 
     /// Maps the output of `place`, `bytes` bytes that its worker says have stayed at `at`.
