@@ -1,11 +1,11 @@
 //! Dialling manager and client, and why a connection could not be made, in words for people.
 
-use std::error::Error;
 use std::net::SocketAddr;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use rdmalib::{Error as RdmaError, PrivateData, QueuePair, RemoteAddress};
+use rfaas_program::in_full;
 use rfaas_protocol::accounting::{AccountingHello, Counters};
 use rfaas_protocol::{Hello, Malformed, Refusal, Role, parse_prefix};
 
@@ -84,17 +84,6 @@ pub fn dial_manager(
     let counters: Counters = parse_prefix(answer.as_slice())
         .map_err(|source| DialError::malformed(PEER, plan.manager, &source))?;
     Ok(RemoteAddress { addr: counters.addr.get(), key: counters.key.get() })
-}
-
-/// Describes an error with its causes, on one line.
-pub fn in_full(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }
 
 /// Returns the words of a rejection, if there are any.

@@ -29,13 +29,14 @@ use nix::sys::signal::Signal;
 use nix::sys::stat::Mode;
 use nix::unistd::{alarm, dup2_stdin, getppid};
 use rdmalib::{Access, Device, Region};
+use rfaas_program::in_full;
 use rfaas_protocol::assignment::{Assignment, MANAGER_LOST};
 use rfaas_protocol::channel::{Channel, ChannelError};
 use rfaas_protocol::session::{ExecutorHello, FromExecutor, FunctionEntry, LoadFailed};
 use rfaas_protocol::{Role, Text};
 
 use crate::beat::BeatError;
-use crate::dial::{DIAL_TIMEOUT, in_full};
+use crate::dial::DIAL_TIMEOUT;
 use crate::events::{Event, Notifier, events};
 use crate::library::{Library, LoadError};
 use crate::plan::{BadAssignment, Plan};

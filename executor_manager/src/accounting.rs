@@ -140,18 +140,14 @@ impl From<rdmalib::Error> for AcceptError {
 }
 
 #[cfg(test)]
-#[path = "../../rdmalib/tests/embedded/mod.rs"]
-mod embedded;
-
-#[cfg(test)]
 mod tests {
     use std::time::Duration;
 
     use nix::fcntl::{FcntlArg, SealFlag, fcntl};
     use rdmalib::Listener;
 
-    use super::embedded::device;
     use super::*;
+    use crate::test_device::device;
 
     /// More than there would be room for.
     const HASTY: usize = 300;

@@ -117,7 +117,11 @@ impl Allocations {
 
     /// When [`Event::Time`] is due at the latest.
     pub fn next_deadline(&self) -> Option<Instant> {
-        self.leases.values().filter(|held| held.ending.is_none()).map(|held| held.ends.0).min()
+        self.leases
+            .values()
+            .filter(|held| held.pending_end.is_none())
+            .map(|held| held.planned_end.0)
+            .min()
     }
 
     /// The leases in use, for a resource manager that lost sight of them.
@@ -205,7 +209,7 @@ impl Allocations {
         if !held.is_of(terms) {
             return bad(format!("this connection holds lease {lease}: open another for another"));
         }
-        if held.ending.is_some() {
+        if held.pending_end.is_some() {
             return Err(has_ended(lease));
         }
         if held.process != ExecutorProcess::Absent {
@@ -233,7 +237,7 @@ impl Allocations {
             held.confirmed = true;
             out.push(Action::Claimed(held.terms));
         }
-        if held.ending.is_some() {
+        if held.pending_end.is_some() {
             out.push(Action::Stop(lease));
             return;
         }
@@ -244,7 +248,7 @@ impl Allocations {
             silence_ms: self.heartbeat.silence_ms().into(),
         };
         out.push(Action::Tell(client, ToClient::Allocated(allocated)));
-        let (at, reason) = held.ends;
+        let (at, reason) = held.planned_end;
         if reason != EndReason::Expired {
             // Its end was brought forward after it was claimed.
             let left = at.saturating_duration_since(now);
@@ -268,7 +272,7 @@ impl Allocations {
             let refusal = Refusal::new(RefusedBecause::SpawnFailed, reason);
             out.push(Action::Tell(client, refusal.message()));
         }
-        if held.ending.is_some() || !held.confirmed {
+        if held.pending_end.is_some() || !held.confirmed {
             self.finish(now, lease, out);
         }
     }
@@ -286,7 +290,7 @@ impl Allocations {
             return;
         }
         held.exited(usage);
-        if held.ending.is_some() {
+        if held.pending_end.is_some() {
             self.finish(now, lease, out);
         } else if let Some(client) = held.client {
             out.push(Action::Tell(client, exit.message()));
@@ -316,7 +320,7 @@ impl Allocations {
         if self.draining.is_some() {
             return Err(Refusal::draining());
         }
-        if held.ending.is_some() || held.ends.1 != EndReason::Expired {
+        if held.pending_end.is_some() || held.planned_end.1 != EndReason::Expired {
             let reason = format!("lease {lease} is being ended");
             return refused(RefusedBecause::LeaseEnded, reason);
         }
@@ -369,10 +373,10 @@ impl Allocations {
             return;
         }
         let deadline = now + grace.min(FAR);
-        if held.ending.is_some() || deadline >= held.ends.0 {
+        if held.pending_end.is_some() || deadline >= held.planned_end.0 {
             return; // it ends before that anyway
         }
-        held.ends = (deadline, reason);
+        held.planned_end = (deadline, reason);
         // A client whose executor is starting gets this with the answer to its claim.
         let waits = held.process == ExecutorProcess::Starting;
         if let Some(client) = held.client.filter(|_| !waits) {
@@ -381,8 +385,8 @@ impl Allocations {
     }
 
     fn end_what_is_due(&mut self, now: Instant, out: &mut Vec<Action>) {
-        let due = |held: &&NodeLease| held.ending.is_none() && held.ends.0 <= now;
-        let due = self.leases.values().filter(due).map(|held| (held.id, held.ends));
+        let due = |held: &&NodeLease| held.pending_end.is_none() && held.planned_end.0 <= now;
+        let due = self.leases.values().filter(due).map(|held| (held.id, held.planned_end));
         for (lease, (at, reason)) in due.collect::<Vec<_>>() {
             self.end(now, lease, at, reason, out);
         }
@@ -400,11 +404,11 @@ impl Allocations {
     ) {
         let Some(held) = self.leases.get_mut(&lease) else { return };
         let released = reason == EndReason::Released;
-        if let Some(ending) = &mut held.ending {
+        if let Some(ending) = &mut held.pending_end {
             ending.bill_client |= released;
             return;
         }
-        held.ending = Some(PendingEnd { at, reason, bill_client: released });
+        held.pending_end = Some(PendingEnd { at, reason, bill_client: released });
         if let Some(client) = held.client.filter(|_| !released) {
             out.push(Action::Tell(client, ending_message(reason, Duration::ZERO)));
         }
@@ -423,11 +427,11 @@ impl Allocations {
             self.by_client.remove(&client);
         }
         // Without an end, or without a client, a claim that came to nothing may be tried again.
-        let Some(ending) = held.ending else { return };
+        let Some(ending) = held.pending_end else { return };
         if !held.confirmed && ending.reason == EndReason::ClientGone {
             return;
         }
-        if let Some(expires) = held.expires {
+        if let Some(expires) = held.token_expires {
             self.ended.remember(lease, now, expires.max(now + RENEWED_UNSEEN));
         }
         if !held.confirmed {

@@ -19,8 +19,9 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use rdmalib::{ConnectRequest, Device, Peer, WaitingList};
+use rfaas_program::in_full;
 use rfaas_program::inherited::descriptor_limit;
-use rfaas_program::poll_loop::{DESCRIPTORS_PER_CONNECTION, in_full};
+use rfaas_program::poll_loop::DESCRIPTORS_PER_CONNECTION;
 use rfaas_protocol::Empty;
 use rfaas_protocol::allocation::{FromClient, LeaseEnding, NodeProof, RefusedBecause, ToClient};
 use rfaas_protocol::channel::{Channel, ChannelError, Incoming, refuse};
@@ -362,10 +363,11 @@ impl Client {
 
 #[cfg(test)]
 mod tests {
-    use rdmalib::{DeviceSpec, Listener, Provider};
+    use rdmalib::Listener;
     use rfaas_protocol::Role;
 
     use super::*;
+    use crate::test_device::device;
 
     const LONG: Duration = Duration::from_secs(30);
 
@@ -386,13 +388,7 @@ mod tests {
 
     #[test]
     fn who_has_to_go_does_not_stay_for_a_first_word_that_claims_nothing() {
-        let spec = DeviceSpec {
-            name: "shm0".into(),
-            provider: Provider::Shm,
-            ip_address: "127.0.0.1".parse().unwrap(),
-            max_inline_data: 0,
-        };
-        let device = Device::open(&spec).unwrap();
+        let device = device();
         let mut listener = device.listen(0).unwrap();
         let mut clients = Clients::new(device, Heartbeat::from_ms(1000, 5000));
         clients.waiting = WaitingList::new(1, 1);

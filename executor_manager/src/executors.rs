@@ -18,7 +18,7 @@ use crate::accounting::{AcceptError, ExecutorAccount};
 use crate::allocations::{Exit, Usage};
 use crate::request::Deployment;
 use crate::spawn::{self, ExecutorChild, Launcher};
-use rfaas_program::poll_loop::in_full;
+use rfaas_program::in_full;
 
 /// Processes of others that are reaped before everybody else has a turn.
 const STRANGERS: usize = 64;

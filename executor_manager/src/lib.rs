@@ -16,8 +16,9 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::sys::prctl::set_dumpable;
 use rfaas_config::{Devices, ExecutorManagerConfig, SECRET_VARIABLE};
+use rfaas_program::in_full;
 use rfaas_program::inherited::raise_descriptor_limit;
-use rfaas_program::poll_loop::{Acceptor, Bell, Idle, in_full};
+use rfaas_program::poll_loop::{Acceptor, Bell, Idle};
 use rfaas_protocol::Capacity;
 use rfaas_protocol::lease::NodeName;
 
@@ -38,6 +39,8 @@ mod request;
 #[allow(unsafe_code)] // one call: see there
 mod signals;
 mod spawn;
+#[cfg(test)]
+mod test_device;
 mod upstream;
 
 use allocations::{Allocations, Event};

@@ -18,9 +18,10 @@ use std::os::fd::AsFd;
 use std::time::{Duration, Instant, SystemTime};
 
 use rdmalib::ConnectRequest;
+use rfaas_program::in_full;
 use rfaas_program::log::MEASURED;
 use rfaas_program::poll_loop::{
-    Acceptor, Bell, Idle, Pass, PollLoop, Sources, WaitError, Wakeups, in_full, run,
+    Acceptor, Bell, Idle, Pass, PollLoop, Sources, WaitError, Wakeups, run,
 };
 use rfaas_protocol::Capacity;
 use rfaas_protocol::accounting::AccountingHello;

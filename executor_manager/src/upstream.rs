@@ -20,7 +20,8 @@ use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant, SystemTime};
 
 use rfaas_config::{ExecutorManagerNode, OpenDevice};
-use rfaas_program::poll_loop::{Bell, in_full};
+use rfaas_program::in_full;
+use rfaas_program::poll_loop::Bell;
 use rfaas_protocol::channel::{Channel, ChannelError, Incoming};
 use rfaas_protocol::heartbeat::{Heartbeat, Pulse};
 use rfaas_protocol::lease::{EndReason, LeaseId, LeaseTerms};

@@ -387,8 +387,6 @@ impl Pool {
         self.held.leases.client_gone(now, leases);
     }
 
-    // How leases end.
-
     // How nodes come, change and leave.
 
     /// Adds a node, or takes over what changed of a known one. A node that is being withdrawn is

@@ -34,9 +34,9 @@ pub(super) struct NodeLease {
     pub(super) client: Option<ClientId>,
     pub(super) claimed_at: Instant,
     /// When the token expires. `None` if the lease was numbered here: no token names it.
-    pub(super) expires: Option<Instant>,
+    pub(super) token_expires: Option<Instant>,
     /// When and why it ends if nothing comes before.
-    pub(super) ends: (Instant, EndReason),
+    pub(super) planned_end: (Instant, EndReason),
     pub(super) process: ExecutorProcess,
     /// An executor was started once: the lease is in use and will be billed.
     pub(super) confirmed: bool,
@@ -47,7 +47,8 @@ pub(super) struct NodeLease {
     counted: Usage,
     /// Hot polling that was reported to the resource manager, in ns.
     polling_reported: u64,
-    pub(super) ending: Option<PendingEnd>,
+    /// Its end, once it has come, while its process may not be gone yet.
+    pub(super) pending_end: Option<PendingEnd>,
 }
 
 impl NodeLease {
@@ -66,15 +67,15 @@ impl NodeLease {
             terms: LeaseTerms { lease: id.get().into(), ..terms },
             client: Some(client),
             claimed_at: now,
-            expires: is_signed.then_some(ends_at),
-            ends: (ends_at, EndReason::Expired),
+            token_expires: is_signed.then_some(ends_at),
+            planned_end: (ends_at, EndReason::Expired),
             process: ExecutorProcess::Absent,
             confirmed: false,
             taken,
             usage: Usage::default(),
             counted: Usage::default(),
             polling_reported: 0,
-            ending: None,
+            pending_end: None,
         }
     }
 
@@ -87,8 +88,8 @@ impl NodeLease {
 
     /// Moves the end to `ends_at`, never to an earlier time; returns the end that its terms then have.
     pub(super) fn renew(&mut self, terms: &LeaseTerms, ends_at: Instant) -> u64 {
-        self.ends.0 = self.ends.0.max(ends_at);
-        self.expires = self.expires.map(|expires| expires.max(ends_at));
+        self.planned_end.0 = self.planned_end.0.max(ends_at);
+        self.token_expires = self.token_expires.map(|expires| expires.max(ends_at));
         let expires_at_ms = self.terms.expires_at_ms.get().max(terms.expires_at_ms.get());
         self.terms.expires_at_ms = expires_at_ms.into();
         expires_at_ms
@@ -108,7 +109,7 @@ impl NodeLease {
 
     /// What it used until `now`, by what was counted (CLAMPED).
     pub(super) fn bill(&mut self, now: Instant) -> Bill {
-        let until = self.ending.map_or(now.min(self.ends.0), |ending| ending.at);
+        let until = self.pending_end.map_or(now.min(self.planned_end.0), |ending| ending.at);
         let allocated = until.saturating_duration_since(self.claimed_at);
         let usage = self.usage.plus(self.counted);
         let bill = usage.bill(self.terms.cores.get(), allocated, self.polling_reported);

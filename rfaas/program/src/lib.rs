@@ -145,6 +145,12 @@ fn not_printed(error: &io::Error) -> Failure {
     Failure::later(format!("standard output: {error}"))
 }
 
+/// Returns `error` and what caused it, in one line: a message alone does not say what the system said.
+pub fn in_full(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -23,6 +23,8 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use rdmalib::{ConnectRequest, Listener};
 
+use crate::in_full;
+
 /// Descriptors that one connection may use on any provider, rounded up.
 pub const DESCRIPTORS_PER_CONNECTION: u64 = 8;
 
@@ -231,12 +233,6 @@ impl AsFd for Bell {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
-}
-
-/// `error` and what caused it, in one line: a message alone does not say what the system said.
-pub fn in_full(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(Some(error), |error| error.source());
-    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 #[cfg(test)]
