@@ -41,7 +41,7 @@ const RECEIVES: u32 = 32;
 const BATCH: usize = 16;
 /// Requests that may be under way before one completes with an entry.
 const SEND_DEPTH: u32 = 32;
-/// Every so many requests one is signalled, as the service does it to free its queue.
+/// Every so many requests one is signaled, as the service does it to free its queue.
 const SIGNAL_EVERY: u32 = SEND_DEPTH / 2;
 
 /// Why the ping-pong ended.
@@ -255,7 +255,7 @@ impl Link {
             for done in &self.batch[..taken] {
                 match (done.status, done.immediate) {
                     (Status::Success, Some(_)) => message = Some(done.bytes),
-                    (Status::Success, None) => {} // a signalled write of ours
+                    (Status::Success, None) => {} // a signaled write of ours
                     (status, _) => return Err(Broken::Ended(status)),
                 }
             }

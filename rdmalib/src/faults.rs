@@ -17,7 +17,7 @@
 //! back behind it.
 //!
 //! Whatever its fault, a request that was taken completes as often as without: once if it was
-//! signalled. Only the copies of a duplicate both complete if the connection ends under them.
+//! signaled. Only the copies of a duplicate both complete if the connection ends under them.
 //!
 //! A reliable connection never loses, repeats or cuts a message by itself. Under test is what
 //! programs do when the *other program* did not send something, sent it twice, or sent nonsense,

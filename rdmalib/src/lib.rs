@@ -31,7 +31,7 @@
 //! * **A failed request ends the connection**, at both ends.
 //! * **The end comes last.** What arrived before a connection ended is completed before the rest is
 //!   [flushed](Status::Flushed). Every request that was posted completes or is flushed, except
-//!   unsignalled requests that succeed.
+//!   unsignaled requests that succeed.
 //! * **A peer may lie.** Its bytes and messages never cause a panic, nor an access outside of
 //!   memory that is registered for it. What it may do inside is said at [`Domain`].
 //! * **Objects keep alive what they were made from.** A device closes with its last object, a
@@ -48,7 +48,7 @@
 //!   completion, with immediate data.
 //! * Never change the source of a request, nor use the buffer of a receive, before its completion.
 //! * Never post more than [`send_depth`](QueuePairConfig::send_depth) requests without one that is
-//!   [signalled](Flags::SIGNALED).
+//!   [signaled](Flags::SIGNALED).
 //! * Never drop a queue pair while completions matter that were not polled
 //!   ([how to end](QueuePair#ending-a-connection)).
 //! * Never share a domain among peers that must not reach each other's memory.

@@ -51,7 +51,7 @@ use crate::types::{
 /// * After `disconnect` completions can be polled as before. Completions of a queue pair that was
 ///   *dropped* are lost if they were not polled.
 ///
-/// So, to lose nothing: have the last request [signalled](crate::Flags::SIGNALED) and poll its
+/// So, to lose nothing: have the last request [signaled](crate::Flags::SIGNALED) and poll its
 /// completion. With it the bytes are at the peer, which gets its own completion, if there is one,
 /// before its requests are flushed. Whether the peer's *program* has seen it, only an answer of the
 /// program says. Then disconnect, poll until every receive has been flushed if their ids or buffers
@@ -309,7 +309,7 @@ impl SendQueue {
     /// [told there](QueuePair#posting).
     ///
     /// A request takes a place until its own or a later completion is polled, and only
-    /// [signalled](crate::Flags::SIGNALED) requests and failed ones have a completion. So signal at
+    /// [signaled](crate::Flags::SIGNALED) requests and failed ones have a completion. So signal at
     /// least one in every [`send_depth`](QueuePairConfig::send_depth).
     ///
     /// # Errors

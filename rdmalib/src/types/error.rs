@@ -129,7 +129,7 @@ pub enum Error {
     #[error("the connection has ended")]
     Disconnected,
     /// As many requests as the queue holds are outstanding; poll completions, then retry. If none
-    /// ever comes, no request was [signalled](crate::Flags::SIGNALED), or the peer posts no
+    /// ever comes, no request was [signaled](crate::Flags::SIGNALED), or the peer posts no
     /// receives.
     #[error("queue full: {depth} requests are outstanding")]
     QueueFull {

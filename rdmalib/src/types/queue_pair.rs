@@ -18,7 +18,7 @@ pub enum RnrRetry {
 pub struct QueuePairConfig {
     /// Most outstanding requests of the send queue. A request leaves the count when its own or a
     /// later completion of the queue is polled. So at least one in every `send_depth` requests is
-    /// [signalled](crate::Flags::SIGNALED).
+    /// [signaled](crate::Flags::SIGNALED).
     pub send_depth: u32,
     /// Most posted receives, counted until their completions are polled.
     pub receive_depth: u32,

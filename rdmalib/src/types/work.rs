@@ -21,10 +21,10 @@ bitflags::bitflags! {
     pub struct Flags: u32 {
         /// Completes with an entry in the send completion queue. Without it only a failure does.
         ///
-        /// An unsignalled request has succeeded when a later one of the same queue completes with
+        /// An unsignaled request has succeeded when a later one of the same queue completes with
         /// success. A request takes a place in the send queue until its own or a later completion
         /// is polled. So at least one in every
-        /// [`send_depth`](crate::QueuePairConfig::send_depth) requests is signalled, and
+        /// [`send_depth`](crate::QueuePairConfig::send_depth) requests is signaled, and
         /// completions are polled: otherwise every further post is
         /// [`QueueFull`](crate::Error::QueueFull), for ever.
         const SIGNALED = 1;

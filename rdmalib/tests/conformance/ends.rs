@@ -45,7 +45,7 @@ impl End {
         self.pair.post(&WorkRequest { id, operation, flags }).unwrap();
     }
 
-    /// Posts it signalled and waits for its completion.
+    /// Posts it signaled and waits for its completion.
     pub fn run(&mut self, operation: Operation<'_>) -> Status {
         self.post(77, operation, Flags::SIGNALED);
         let done = next(&mut self.sends);

@@ -324,7 +324,7 @@ pub fn starting_processes_leaves_memory_where_it_is(fixture: &Fixture) {
     }
 }
 
-pub fn unsignalled_requests_do_not_complete(fixture: &Fixture) {
+pub fn unsignaled_requests_do_not_complete(fixture: &Fixture) {
     let (server, mut client) = ends(fixture);
     let (source, target) = (client.region(8), server.region(8));
     for id in 0..20 {

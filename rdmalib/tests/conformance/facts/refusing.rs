@@ -153,7 +153,7 @@ pub fn a_message_longer_than_its_receive_fails_both_sides(fixture: &Fixture) {
     assert_eq!(server.pair.state(), State::Error);
 }
 
-pub fn an_unsignalled_request_that_fails_completes(fixture: &Fixture) {
+pub fn an_unsignaled_request_that_fails_completes(fixture: &Fixture) {
     let (server, mut client) = ends(fixture);
     let (source, target) = (client.region(8), server.region(8));
     client.post(1, write(&source, 0..8, target.remote()), Flags::empty());
