@@ -1,7 +1,7 @@
 //! Functions on leased cores of other nodes, called in microseconds: the client library.
 //!
-//! An application leases cores, deploys a library of functions there, and calls them by writing
-//! their input straight into the memory of a worker that is already polling.
+//! An application leases cores, deploys a library of functions there, and calls them: one write
+//! brings the input straight to a worker that is already polling.
 //!
 //! # A first program
 //! It needs a resource manager and an executor manager to be running. The script
