@@ -5,12 +5,13 @@
 //!   Meter ──(worker, before each call)──▶ Published ──(main thread, if a call takes long)─┐
 //!     └──(worker, at most each 100 ms, before sleeping, at its end)──────────────────▶ Account ──▶ manager
 //! ```
-//! * BILLED ONCE - `billed` is what the manager was sent, and only the difference to it is sent. The thread that settles,
-//!   the worker or the main thread in its place, holds the account.
+//! * BILLED ONCE - `billed` is what the manager was sent, and only the difference to it is sent.
+//!   The thread that settles, the worker or the main thread in its place, holds the account.
 //! * After the last settlement nothing is added.
 //!
-//! A function that runs for long, or never returns, keeps its worker from settling. Then the main thread does: it sees in
-//! [`Published`] what the worker had used when the call began, and since when it runs.
+//! A function that runs for long, or never returns, keeps its worker from settling. Then the main
+//! thread does: it sees in [`Published`] what the worker had used when the call began, and since
+//! when it runs.
 
 use std::time::Duration;
 

@@ -1,5 +1,6 @@
-//! Signs of life: the executor's to its manager, and the manager's to the executor. A thread with a connection of its own
-//! adds to one counter in the manager's memory and reads another, once a period.
+//! Signs of life: the executor's to its manager, and the manager's to the executor. A thread with a
+//! connection of its own adds to one counter in the manager's memory and reads another, once a
+//! period.
 //!
 //! ```text
 //!   beat ──add 1──▶ executor's beats │ manager's memory

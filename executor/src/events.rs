@@ -64,7 +64,8 @@ impl Notifier {
 }
 
 impl Events {
-    /// Returns the next event, if there is one. The bell is silenced before that: an event that comes later rings again.
+    /// Returns the next event, if there is one. The bell is silenced before that: an event that
+    /// comes later rings again.
     pub fn next(&self) -> Option<Event> {
         let _ = self.bell.read(); // would block: it did not ring
         let event = self.queue.try_recv().ok();

@@ -15,7 +15,8 @@
 //!   manager at once, which the kernel ensures.
 //! * WHOLE - it works with all its threads or not at all: when one panics, or a function ends that of its worker, it
 //!   aborts, and the manager tells the client.
-//! * A process holds one client's code and connections. It gets its secrets on standard input and leaves no file behind.
+//! * A process holds one client's code and connections. It gets its secrets on standard input and
+//!   leaves no file behind.
 //!
 //! Elsewhere: one invocation (`worker`), foreign code (`library`), what an assignment may say (`plan`).
 

@@ -1,8 +1,8 @@
 //! Limits of resources, so that functions find those that the operator has set for the executor manager.
 //!
-//! A crash leaves no core file: it would be as large as everything that is mapped, hold one client's data, and delay the
-//! news of the crash until it is written. PR_SET_DUMPABLE would do the same, but take from functions what they may read of
-//! themselves in `/proc`, and debuggers.
+//! A crash leaves no core file: it would be as large as everything that is mapped, hold one
+//! client's data, and delay the news of the crash until it is written. PR_SET_DUMPABLE would do the
+//! same, but take from functions what they may read of themselves in `/proc`, and debuggers.
 //!
 //! Elsewhere: all other limits, which pass from the manager to this process as they are.
 
@@ -23,8 +23,8 @@ const MAX_STACK_BYTES: u64 = 64 << 30;
 /// Smallest, in bytes: for the worker itself.
 const MIN_STACK_BYTES: u64 = 256 << 10;
 
-/// Sets the limits of this process. Its manager was started with a soft limit of `open_files` descriptors and has raised
-/// that.
+/// Sets the limits of this process. Its manager was started with a soft limit of `open_files`
+/// descriptors and has raised that.
 pub fn set(open_files: u64, workers: usize) {
     let core = setrlimit(Resource::RLIMIT_CORE, 0, 0); // nor can a function raise it again
     let files = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, hard)| {

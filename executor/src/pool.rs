@@ -139,8 +139,8 @@ impl WorkerPool {
         }
     }
 
-    /// Returns a worker whose thread is no more and has not reported its end, as far as is known: a function has ended the
-    /// thread, by a raw exit(2), or with seccomp(2).
+    /// Returns a worker whose thread is no more and has not reported its end, as far as is known: a
+    /// function has ended the thread, by a raw exit(2), or with seccomp(2).
     pub fn vanished(&self) -> Option<usize> {
         let gone = |member: &Member| {
             let task = member.task.get().filter(|_| !member.ended);

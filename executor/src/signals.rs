@@ -6,8 +6,9 @@
 //! ```
 //! A program that a function starts inherits what is blocked and what is ignored, but no handler (execve(2)). So the
 //! manager's signal arrives in a handler.
-//! * This process ends on its manager's signal. A signal that another process sends to everybody (a terminal to its group,
-//!   systemd to a control group) reaches the manager too, which lets calls finish and then sends its own.
+//! * This process ends on its manager's signal. A signal that another process sends to everybody (a
+//!   terminal to its group, systemd to a control group) reaches the manager too, which lets calls
+//!   finish and then sends its own.
 //! * In a process that a function has forked, these signals do what they do by default.
 //!
 //! Elsewhere: how this process ends (`watch`, and the library's `run`).

@@ -1,24 +1,25 @@
 //! When an idle worker spins, lets others run, reads the clock, sleeps, or moves to another core. Pure.
 //!
-//! The policy is that of all that wait ([`Backoff`]). A worker differs in that it has no deadline, and in that it notices
-//! whether others want its core: where there are fewer cores than threads that spin, a client on the same machine may have
-//! none. That shows in how long a yield takes, and in requests that only come when the core was given away ([`Sharing`]).
-//! Such a worker yields from the start, and tries another core.
+//! The policy is that of all that wait ([`Backoff`]). A worker differs in that it has no deadline,
+//! and in that it notices whether others want its core: where there are fewer cores than threads
+//! that spin, a client on the same machine may have none. That shows in how long a yield takes, and
+//! in requests that only come when the core was given away ([`Sharing`]). Such a worker yields from
+//! the start, and tries another core.
 
 use std::time::{Duration, Instant};
 
 use rfaas_call::{Awaited, Backoff, Pause, Sharing, Spin};
 
-/// A yield, and the polls before it, that took longer than this gave the core to somebody else. It is far more than they
-/// take alone (2 µs), and less than the shortest turn of the Linux scheduler.
+/// A yield, and the polls before it, that took longer than this gave the core to somebody else. It
+/// is far more than they take alone (2 µs), and less than the shortest turn of the Linux scheduler.
 const YIELD_TOOK_LONG: Duration = Duration::from_micros(20);
 /// How long a core counts as wanted by others after that.
 const CROWDED: Duration = Duration::from_millis(100);
-/// Yields in a row that took long before a worker moves: one alone may have been an interrupt, or the hypervisor; a worker
-/// that shares a core sees nothing else.
+/// Yields in a row that took long before a worker moves: one alone may have been an interrupt, or
+/// the hypervisor; a worker that shares a core sees nothing else.
 const YIELDS_A_MOVE: u32 = 4;
-/// Shortest time between two moves to another core: a move costs some microseconds, and where all cores are crowded it is
-/// in vain.
+/// Shortest time between two moves to another core: a move costs some microseconds, and where all
+/// cores are crowded it is in vain.
 const MOVE_EACH: Duration = Duration::from_millis(10);
 
 /// What to do after a poll that found nothing.
@@ -107,8 +108,8 @@ impl Spinner {
         }
     }
 
-    /// What time it is; to be told when [`idle`](Self::idle) asks for it. Returns whether to move to another core, since
-    /// others want this one: at most once in 10 ms.
+    /// What time it is; to be told when [`idle`](Self::idle) asks for it. Returns whether to move
+    /// to another core, since others want this one: at most once in 10 ms.
     pub fn time_is(&mut self, now: Instant) -> bool {
         let moves = self.yielded && self.gave_the_core_away(now);
         self.worked = false;

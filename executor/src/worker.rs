@@ -1,8 +1,9 @@
 //! A worker thread's part in a call: calls the function, counts, and passes the time between calls.
 //!
-//! * Slots, areas, receives and the library exist before the first call. Per call there is no allocation, lock, log line
-//!   or system call. Time is counted in ticks (`clock`), which are read at each poll that finds nothing and after each
-//!   reply, and never from finding a request to its reply.
+//! * Slots, areas, receives and the library exist before the first call. Per call there is no
+//!   allocation, lock, log line or system call. Time is counted in ticks (`clock`), which are read
+//!   at each poll that finds nothing and after each reply, and never from finding a request to its
+//!   reply.
 //! * A function may fork, and both processes return from it. The child has this worker's connection too, and ends here.
 //!
 //! Elsewhere: reading requests and replying (`rfaas_call::callee`), when to sleep (`spin`), counting (`meter`,
@@ -45,8 +46,8 @@ pub enum StartError {
 /// The connection to the client.
 pub type Connection = CallerConnection<GuardedMemory>;
 
-/// Makes an unconnected one, whose requests complete into `requests`. It is in a protection domain of its own: the client
-/// reaches this worker's slots with it, and nothing else.
+/// Makes an unconnected one, whose requests complete into `requests`. It is in a protection domain
+/// of its own: the client reaches this worker's slots with it, and nothing else.
 pub fn prepare(
     device: &Device,
     plan: &Plan,

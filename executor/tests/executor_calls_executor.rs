@@ -6,8 +6,9 @@
 //!   (as X's client         this test program again                the program `executor`, which dials X
 //!    and manager)          callee half + caller half              as it would dial a client
 //! ```
-//! X is a process that serves calls with the executor's own parts (`executor::run`). The thread that serves a call holds
-//! the caller half of X's connection to Y. X started Y and owns it: why Y has ended, the engine asks X.
+//! X is a process that serves calls with the executor's own parts (`executor::run`). The thread
+//! that serves a call holds the caller half of X's connection to Y. X started Y and owns it: why Y
+//! has ended, the engine asks X.
 
 #![allow(clippy::unwrap_used)] // in helpers too: what fails there is the test
 #![allow(unsafe_code)] // a function of a library gives pointers: see `relay`

@@ -7,7 +7,8 @@
 //! ```
 //! * No executor has a descriptor of the manager's. One that floods its socket waits at it, or loses
 //!   lines; one that changes its mode, closes it or leaves it to a daemon changes nothing here.
-//! * The output of an executor is read by a thread of its own. Whatever becomes of that thread, no other lease's output waits for it, nor the manager's loop, nor its end beyond [`LAST_WORDS`].
+//! * The output of an executor is read by a thread of its own. Whatever becomes of that thread, no
+//!   other lease's output waits for it, nor the manager's loop, nor its end beyond [`LAST_WORDS`].
 //! * Descriptors that are passed over a socket are refused where the kernel can, and
 //!   elsewhere discarded with the bytes that they come with.
 //! * When an executor was reaped, what is in its sockets is read once more, and then they are

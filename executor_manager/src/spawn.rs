@@ -46,8 +46,8 @@ const LOOK_AGAIN: Duration = Duration::from_millis(100);
 /// Name of the program.
 const PROGRAM: &str = "executor";
 
-/// Descriptors that may be open at the start where the system does not say: those below the fewest that a manager starts
-/// with. Numbers beyond the limit could not be closed.
+/// Descriptors that may be open at the start where the system does not say: those below the fewest
+/// that a manager starts with. Numbers beyond the limit could not be closed.
 const GUESSED_DESCRIPTORS: RawFd = FEWEST_DESCRIPTORS as RawFd;
 
 /// Has the child lead a session, and with that a process group: `POSIX_SPAWN_SETSID`, which nix has no name for

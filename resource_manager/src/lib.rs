@@ -81,8 +81,9 @@ pub enum Error {
 
 /// Runs a resource manager until SIGINT, SIGTERM or SIGHUP. To be called before there is another thread.
 pub fn run(options: &Options) -> Result<(), Error> {
-    // The program that started it may have blocked the signals that stop it; threads inherit the mask. With SIGXFSZ blocked, a
-    // write beyond the limit of file sizes fails, instead of ending the program.
+    // The program that started it may have blocked the signals that stop it; threads inherit the
+    // mask. With SIGXFSZ blocked, a write beyond the limit of file sizes fails, instead of ending
+    // the program.
     let mask = SigSet::from_iter([nix::sys::signal::Signal::SIGXFSZ]);
     let mask = mask.thread_set_mask().context("signals cannot be unblocked");
     let (server, http) = mask.and_then(|()| start(options)).map_err(Error::Start)?;

@@ -26,9 +26,10 @@
 //! 4. What is not as it was granted, or never was, the node is asked to end. It is not billed.
 //! 5. A lease of an earlier state, which was lost, is taken over if it fits.
 //!
-//! Each table changes what it owns. What concerns more than one of them is decided here and done by `holdings`. Elsewhere: which
-//! node a lease goes to (`placement`), connections (`node_links`, `client_links`), tokens, bills that are
-//! final. The only side effect here is log lines: a lease's life passes through these files.
+//! Each table changes what it owns. What concerns more than one of them is decided here and done by
+//! `holdings`. Elsewhere: which node a lease goes to (`placement`), connections (`node_links`,
+//! `client_links`), tokens, bills that are final. The only side effect here is log lines: a lease's
+//! life passes through these files.
 
 mod action;
 mod ask;

@@ -18,7 +18,8 @@ use crate::resource_manager::ResourceManager;
 /// Name that leases are billed under unless the client has one.
 const ANONYMOUS: &str = "anonymous";
 
-/// Leases cores: through a resource manager, or straight from the executor managers of a list. Several threads may use it.
+/// Leases cores: through a resource manager, or straight from the executor managers of a list.
+/// Several threads may use it.
 ///
 /// A process that is forked while there is a client neither uses nor ends what is its parent's: every call there is
 /// [`Error::Forked`], also of leases and executors. It connects a client of its own.
@@ -52,7 +53,8 @@ impl fmt::Debug for Client {
 }
 
 impl Client {
-    /// Connects to the resource manager at `address` (`host:port`), anonymously. If the host has several addresses, all are tried.
+    /// Connects to the resource manager at `address` (`host:port`), anonymously. If the host has
+    /// several addresses, all are tried.
     pub fn connect(device: OpenDevice, address: impl ToSocketAddrs + fmt::Debug) -> Result<Self> {
         Self::connect_as(device, address, ANONYMOUS)
     }

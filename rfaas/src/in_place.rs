@@ -6,11 +6,12 @@
 //!      a free slot: written                a header there, where the output is back: read
 //!      dropping either frees the slot
 //! ```
-//! Where the provider maps no memory of a peer, the same calls work with bounce buffers of the executor's own, which are
-//! sent and received as usual.
-//! * A result stays as it was for as long as it lives, also if its executor ends meanwhile: the mapping keeps the memory,
-//!   and its last owner leaves it alone.
-//! * Call and result borrow the executor, so nobody else posts meanwhile. The slot stays theirs, and its output as it is.
+//! Where the provider maps no memory of a peer, the same calls work with bounce buffers of the
+//! executor's own, which are sent and received as usual.
+//! * A result stays as it was for as long as it lives, also if its executor ends meanwhile: the
+//!   mapping keeps the memory, and its last owner leaves it alone.
+//! * Call and result borrow the executor, so nobody else posts meanwhile. The slot stays theirs,
+//!   and its output as it is.
 //!
 //! Elsewhere: slots, mappings, checking what the worker says (`rfaas_call`).
 
@@ -33,8 +34,8 @@ pub struct InPlaceCall<'a> {
     len: usize,
 }
 
-/// The result of a call in place, where the function wrote it. It stays there as long as this lives, even if the executor
-/// ends. The next call gives it up:
+/// The result of a call in place, where the function wrote it. It stays there as long as this
+/// lives, even if the executor ends. The next call gives it up:
 ///
 /// ```compile_fail,E0382
 /// # fn example(call: rfaas::InPlaceCall<'_>) -> rfaas::Result<()> {

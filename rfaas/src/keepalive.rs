@@ -5,9 +5,10 @@
 //!   claimed ──watch──▶ members: arm, poll again, sleep until news, a sign of life is due, or the bell rings
 //!                        └── over, or the last holder dropped ──▶ forgotten
 //! ```
-//! One thread for all leases of a client, from its first claim to its end. It keeps no lease alive, takes a lease only if
-//! nobody else has it (a thread that has it gives signs of life while it waits), and never touches the path of a call.
-//! Each lease wakes it for its own signs of life and its manager's, and for no other's.
+//! One thread for all leases of a client, from its first claim to its end. It keeps no lease alive,
+//! takes a lease only if nobody else has it (a thread that has it gives signs of life while it
+//! waits), and never touches the path of a call. Each lease wakes it for its own signs of life and
+//! its manager's, and for no other's.
 //!
 //! Elsewhere: what is sent and what news mean (`executor_manager`), telling the application of an end (`lease_core`).
 

@@ -27,8 +27,8 @@ use crate::executor_manager::{Candidate, Ending, ExecutorManager, ExecutorReques
 /// Longest wait for a connection to an executor manager.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Nodes that a lease is claimed at, one after the other, before the claim fails (NEXT NODE). If so many fail at once, it
-/// is trouble of another kind, or ours.
+/// Nodes that a lease is claimed at, one after the other, before the claim fails (NEXT NODE). If so
+/// many fail at once, it is trouble of another kind, or ours.
 const MOST_NODES: usize = 4;
 
 /// State of a lease. Only `HeldLease` keeps the lease; observers have a `Weak` of this.

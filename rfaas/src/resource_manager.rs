@@ -1,9 +1,10 @@
 //! The client's connection to the resource manager: asks for leases and for more time, gives back leases
 //! that were not used.
 //!
-//! * ASKED ONCE MORE - if the connection ends while a question is asked, the manager may be being started again. The
-//!   client waits for it for a while, and asks once more on a new connection. That is safe: a lease that was granted on a
-//!   connection which ends, and that nobody claimed, ends with it, and a renewal may be repeated.
+//! * ASKED ONCE MORE - if the connection ends while a question is asked, the manager may be being
+//!   started again. The client waits for it for a while, and asks once more on a new connection.
+//!   That is safe: a lease that was granted on a connection which ends, and that nobody claimed,
+//!   ends with it, and a renewal may be repeated.
 //! * Tokens are shown without their keys: a process that listens at the resource manager's address cannot claim a lease
 //!   with what it is sent.
 //! * Numbers in an answer are checked. What was granted with impossible ones is given back.

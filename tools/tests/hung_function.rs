@@ -1,5 +1,5 @@
-//! A function that never returns costs its caller one call: it ends at its time limit, its process with it, and the same
-//! executor serves on.
+//! A function that never returns costs its caller one call: it ends at its time limit, its process
+//! with it, and the same executor serves on.
 
 #![allow(clippy::unwrap_used)] // in what tests share: a failed test is what it is for
 

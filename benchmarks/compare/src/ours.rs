@@ -31,8 +31,9 @@ const LIBRARY: &str = "functions";
 const LEASED_MB: u32 = 256;
 /// Payload of throughputs, and of warm round trips, in bytes.
 const SMALL: u32 = 64;
-/// Invocations of one list, which workers go through with all slots in use: filling and draining them takes a small part
-/// of its time, and its buffers, each on a page of its own, fit into the caches.
+/// Invocations of one list, which workers go through with all slots in use: filling and draining
+/// them takes a small part of its time, and its buffers, each on a page of its own, fit into the
+/// caches.
 const LIST: u32 = 256;
 /// Slots of each worker where the number of workers is what changes.
 const SCALING_SLOTS: u16 = 16;

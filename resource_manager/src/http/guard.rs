@@ -105,7 +105,8 @@ impl Ends {
         self.is_local && !self.is_forwarded
     }
 
-    /// The machine that limits count for: this one, by whatever address of its own it asks, another one, or a network of IPv6.
+    /// The machine that limits count for: this one, by whatever address of its own it asks, another
+    /// one, or a network of IPv6.
     pub fn counts_as(&self) -> IpAddr {
         match self.peer {
             _ if self.is_local => Ipv4Addr::LOCALHOST.into(),

@@ -4,10 +4,11 @@
 //!   caller ──request: WRITE with immediate──▶ a slot of the callee's worker ──▶ function
 //!          ◀──reply: WRITE with immediate──── its output
 //! ```
-//! The [`caller`] half posts requests and waits for replies. The [`callee`] half reads requests, checks them, and replies.
-//! A caller passes the time by one policy ([`Backoff`]). A callee leaves that to its [`Service`](callee::Service), which
-//! in an executor has the same policy. Neither half knows leases or managers, and all that it knows of a session is the
-//! hello with which a worker connects. Whoever uses them owns the connections and is asked why they end.
+//! The [`caller`] half posts requests and waits for replies. The [`callee`] half reads requests,
+//! checks them, and replies. A caller passes the time by one policy ([`Backoff`]). A callee leaves
+//! that to its [`Service`](callee::Service), which in an executor has the same policy. Neither half
+//! knows leases or managers, and all that it knows of a session is the hello with which a worker
+//! connects. Whoever uses them owns the connections and is asked why they end.
 //!
 //! This crate is internal: applications use `rfaas`.
 

@@ -1,9 +1,10 @@
 //! Whether two threads that spin for each other share a CPU, learned from how their waits end. Pure.
 //!
-//! A thread that spins keeps the CPU from the other one, which could end the wait. Then what is waited for is there after a
-//! yield, and never while spinning: each wait costs the time that is spun before the first yield, dozens of times what a
-//! call takes. A thread that notices that yields earlier. Where each thread has a CPU of its own, most waits end while
-//! spinning, and a yield that no thread takes is short.
+//! A thread that spins keeps the CPU from the other one, which could end the wait. Then what is
+//! waited for is there after a yield, and never while spinning: each wait costs the time that is
+//! spun before the first yield, dozens of times what a call takes. A thread that notices that
+//! yields earlier. Where each thread has a CPU of its own, most waits end while spinning, and a
+//! yield that no thread takes is short.
 
 /// How many waits that ended with a yield make it likely. Chance does not bring so many where a yield takes half of the
 /// time between two polls.

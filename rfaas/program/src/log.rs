@@ -3,9 +3,9 @@
 //! ```text
 //!   tracing::info!, … ──▶ one line, escaped ──▶ limiter ──▶ queue ──▶ thread "log" ──▶ standard error
 //! ```
-//! * A thread that logs neither waits for standard error nor learns that it cannot be written. It may be a full disk, a
-//!   pipe whose reader has gone, or one that nobody reads. What is lost is counted, and the count is logged when writing
-//!   works again.
+//! * A thread that logs neither waits for standard error nor learns that it cannot be written. It
+//!   may be a full disk, a pipe whose reader has gone, or one that nobody reads. What is lost is
+//!   counted, and the count is logged when writing works again.
 //! * An event is one line: text of peers and functions cannot end a line, nor command a terminal.
 //!
 //! Elsewhere: what may wait and what is lost (`queue`), what is logged once with a count (`limiter`). Which of the
@@ -119,7 +119,8 @@ impl<'a> MakeWriter<'a> for Events {
         Event { to: self, kind: None }
     }
 
-    /// Events below the usual level are logged without limit, since the operator has asked for them; others are limited.
+    /// Events below the usual level are logged without limit, since the operator has asked for
+    /// them; others are limited.
     fn make_writer_for(&'a self, metadata: &Metadata<'_>) -> Event<'a> {
         let limited = *metadata.level() <= Level::INFO && metadata.name() != MEASURED;
         Event { to: self, kind: limited.then(|| metadata.callsite()) }

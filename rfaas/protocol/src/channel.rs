@@ -10,8 +10,9 @@
 //!   nothing fills our slots, and then the user of the channel handles [`ChannelError::Busy`].
 //! * A peer of the embedded device shares the memory of the domain. That of a manager's channels is as large as their
 //!   messages need from the start, and stays so.
-//! * The end of the connection is reported after every message that arrived before it: receives complete in the order of
-//!   arrival, so the end is the first receive that failed, not a failed send.
+//! * The end of the connection is reported after every message that arrived before it: receives
+//!   complete in the order of arrival, so the end is the first receive that failed, not a failed
+//!   send.
 //! * Received bytes are copied out of the registered memory once, then parsed.
 //!
 //! Elsewhere: what the messages mean; deciding what to do with a peer that misbehaves; calls, which use queue pairs

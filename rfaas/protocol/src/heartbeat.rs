@@ -4,8 +4,8 @@
 //!   we      ──beat──────beat──────beat──▶          one in every period
 //!   peer    ──heard─────heard   ·    ·    · silent  nothing for so long: as good as dead
 //! ```
-//! That a process was killed is known at once, from its connection. That it is stopped, hangs, or has lost its network is
-//! known only by its silence. From then on it is treated the same.
+//! That a process was killed is known at once, from its connection. That it is stopped, hangs, or
+//! has lost its network is known only by its silence. From then on it is treated the same.
 
 use std::time::{Duration, Instant};
 
@@ -64,8 +64,9 @@ impl Pulse {
         self.heard = self.heard.max(now);
     }
 
-    /// Returns whether a sign of life is to be sent, once a period. To be asked before [`silent`](Self::silent): a process
-    /// that is late for its own sign of life was stopped itself, and the time in which it read nothing does not count.
+    /// Returns whether a sign of life is to be sent, once a period. To be asked before
+    /// [`silent`](Self::silent): a process that is late for its own sign of life was stopped
+    /// itself, and the time in which it read nothing does not count.
     pub fn beat(&mut self, now: Instant) -> bool {
         let due = now >= self.beat_at;
         if now >= self.beat_at + self.heartbeat.period {
@@ -77,8 +78,8 @@ impl Pulse {
         due
     }
 
-    /// Returns for how long the peer has been silent, if that is too long. To be asked after everything that it sent was
-    /// taken: a peer whose messages are still unread is not silent.
+    /// Returns for how long the peer has been silent, if that is too long. To be asked after
+    /// everything that it sent was taken: a peer whose messages are still unread is not silent.
     pub fn silent(&self, now: Instant) -> Option<Duration> {
         let silence = now.saturating_duration_since(self.heard);
         (silence >= self.heartbeat.silence).then_some(silence)
@@ -90,8 +91,9 @@ impl Pulse {
     }
 }
 
-/// The signs of life of a peer that counts them up in memory. They are read once a period. The peer is silent after so many
-/// readings that found nothing new, however much time lies between them: a process that was stopped itself has not read.
+/// The signs of life of a peer that counts them up in memory. They are read once a period. The peer
+/// is silent after so many readings that found nothing new, however much time lies between them: a
+/// process that was stopped itself has not read.
 #[derive(Clone, Copy, Debug)]
 pub struct Beats {
     /// `None` before the first reading, which says nothing.

@@ -8,8 +8,8 @@
 //! The called side proves itself first, in its acceptance, so that costs no round trip. The calling side says nothing
 //! before it has checked that. A proof is a HMAC-SHA256 (RFC 2104) over a label, both nonces of this connection and the
 //! message. So it is worth nothing on another connection, in the other direction, or beside another message.
-//! * The called side proves that it is *at the address that was called*: a process that listens in another's place cannot
-//!   have the real one answer for it.
+//! * The called side proves that it is *at the address that was called*: a process that listens in
+//!   another's place cannot have the real one answer for it.
 //! * Proofs and secrets are compared in the same time, wherever they differ.
 
 use std::fmt;

@@ -12,8 +12,9 @@ use std::time::{Duration, Instant};
 
 use crate::channel::ChannelError;
 
-/// Calls `connect` with the `addresses` of one program until one is reached, all of them within `limit`. Addresses of the
-/// family of `from`, the device's own, come first; a device has no way to others.
+/// Calls `connect` with the `addresses` of one program until one is reached, all of them within
+/// `limit`. Addresses of the family of `from`, the device's own, come first; a device has no way to
+/// others.
 pub fn reach<T>(
     from: IpAddr,
     addresses: &[SocketAddr],

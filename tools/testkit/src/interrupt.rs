@@ -50,9 +50,9 @@ pub(crate) fn stopped(directory: &Path) {
     clusters().remove(directory);
 }
 
-/// The end of a program whose clusters signals stop. To be dropped last: where a signal is ending the process, that does
-/// not return, because the program's own end would come before that of its managers, and its failure is only that they
-/// are being stopped.
+/// The end of a program whose clusters signals stop. To be dropped last: where a signal is ending
+/// the process, that does not return, because the program's own end would come before that of its
+/// managers, and its failure is only that they are being stopped.
 #[derive(Debug)]
 #[must_use = "the program is to end after its managers"]
 pub struct EndAfterClusters(());

@@ -249,8 +249,8 @@ pub fn command(name: &str, arguments: impl IntoIterator<Item = impl AsRef<OsStr>
     command
 }
 
-/// The transport benchmark on the device of clients. It needs no cluster: the shipped files are enough, with that device
-/// in them, which are put into `directory`.
+/// The transport benchmark on the device of clients. It needs no cluster: the shipped files are
+/// enough, with that device in them, which are put into `directory`.
 pub fn transport_benchmarker(directory: &Path) -> Command {
     let devices = devices_at(Ipv4Addr::LOCALHOST.into());
     let text = std::fs::read_to_string(source("config/benchmark.json")).expect("it is shipped");

@@ -1,6 +1,6 @@
-//! Chaos: clients lease, call and give back on a cluster of several nodes, while its processes are killed and stopped at
-//! random, the resource manager included. In the end all capacity is free, nothing is left, and every lease has one
-//! bill, the one that its client was told.
+//! Chaos: clients lease, call and give back on a cluster of several nodes, while its processes are
+//! killed and stopped at random, the resource manager included. In the end all capacity is free,
+//! nothing is left, and every lease has one bill, the one that its client was told.
 //!
 //! ```text
 //! cargo test -p tools --test chaos                                some 200 lease cycles
@@ -8,7 +8,8 @@
 //! ```
 //! * SEED - which process is killed or stopped after which cycle is made of the seed alone (`schedule`); it is printed
 //!   first, and with a failure.
-//! * TYPED - a client goes on after any error that says what happened; every other ends it and fails the run (`client`).
+//! * TYPED - a client goes on after any error that says what happened; every other ends it and
+//!   fails the run (`client`).
 //! * LEDGER - what clients were granted and told is compared with what is billed (`ledger`).
 //!
 //! Elsewhere: every process at every moment, one at a time (`kill_matrix`).

@@ -1,5 +1,5 @@
-//! What can go wrong with calls, clients, leases, nodes and time, provoked from outside: each test provokes one thing, and
-//! shows what happens instead.
+//! What can go wrong with calls, clients, leases, nodes and time, provoked from outside: each test
+//! provokes one thing, and shows what happens instead.
 //!
 //! Tests of other files show the rest.
 //!

@@ -23,8 +23,8 @@ use testkit::service::{call, warm};
 use testkit::wait::deadline;
 use testkit::waiting::Waiting;
 
-/// Environment variables: the moment at which it waits, its cluster's files, its library, and where the files are that it
-/// looks for.
+/// Environment variables: the moment at which it waits, its cluster's files, its library, and where
+/// the files are that it looks for.
 const MOMENT: &str = "KILL_MATRIX_MOMENT";
 const CONFIG: &str = "KILL_MATRIX_CONFIG";
 const DEVICES: &str = "KILL_MATRIX_DEVICES";

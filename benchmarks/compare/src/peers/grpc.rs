@@ -36,7 +36,8 @@ use benchmarks::peer::Peer;
 /// Largest message, instead of 4 MiB; and what may be under way before the receiver makes room, instead of 64 KiB.
 const MOST_BYTES: usize = 64 << 20;
 const WINDOW_BYTES: u32 = 64 << 20;
-/// Bytes of a frame, instead of 16 KiB, which takes a third longer for 64 KiB; the largest, 16 MiB, is slower for 16 MiB.
+/// Bytes of a frame, instead of 16 KiB, which takes a third longer for 64 KiB; the largest, 16 MiB,
+/// is slower for 16 MiB.
 const FRAME_BYTES: u32 = 1 << 20;
 /// The method that echoes.
 const METHOD: &str = "/compare.Echo/Echo";

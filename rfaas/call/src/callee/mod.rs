@@ -5,8 +5,8 @@
 //!        │ none                                                                                              │
 //!        └▶ Service::idle: spins, yields or sleeps                          Service::answered, receive again ◀┘
 //! ```
-//! One thread, one connection, one request after the other, in the order of arrival. How the function is called and what
-//! happens between calls is the [`Service`]'s.
+//! One thread, one connection, one request after the other, in the order of arrival. How the
+//! function is called and what happens between calls is the [`Service`]'s.
 
 mod connection;
 mod end;

@@ -25,8 +25,9 @@ pub trait Service {
     /// A request was found.
     fn arrived(&mut self);
 
-    /// Calls the function of this number with the first `input_bytes` bytes of input in `slot`. Returns how many bytes of
-    /// output it says it wrote, which may be any number; `None` if there is no such function.
+    /// Calls the function of this number with the first `input_bytes` bytes of input in `slot`.
+    /// Returns how many bytes of output it says it wrote, which may be any number; `None` if there
+    /// is no such function.
     fn call(
         &mut self,
         function: u32,

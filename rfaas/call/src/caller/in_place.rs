@@ -78,8 +78,9 @@ impl MappedSlot {
         self.output.as_ref().map(|(_, output)| &**output)
     }
 
-    /// Calls `function` with the first `input_bytes` bytes of the slot, and takes up to `most` bytes of output. `header`
-    /// and `reply` are where its header is sent from and where its reply goes. Returns the bytes of output.
+    /// Calls `function` with the first `input_bytes` bytes of the slot, and takes up to `most`
+    /// bytes of output. `header` and `reply` are where its header is sent from and where its reply
+    /// goes. Returns the bytes of output.
     #[inline]
     pub fn call<O: Owner>(
         &mut self,

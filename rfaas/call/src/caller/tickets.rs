@@ -1,4 +1,5 @@
-//! Calls from when they are posted until their outcome is taken by the thread or task that asked: a slab of tickets. Pure.
+//! Calls from when they are posted until their outcome is taken by the thread or task that asked: a
+//! slab of tickets. Pure.
 //!
 //! ```text
 //!   issue ──▶ waiting ──resolve──▶ done ──take──▶ free

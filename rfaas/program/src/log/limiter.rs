@@ -1,8 +1,9 @@
 //! Limits a log: what repeats is logged once with a count, so that no peer can fill a disk. Pure.
 //!
-//! A line that was logged a few times is counted from then on. Lines that differ but come from the same place of the
-//! program, such as the refusals of a client that never asks for the same twice, share a budget. The first line of those
-//! that were held back is logged again with how many there were.
+//! A line that was logged a few times is counted from then on. Lines that differ but come from the
+//! same place of the program, such as the refusals of a client that never asks for the same twice,
+//! share a budget. The first line of those that were held back is logged again with how many there
+//! were.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, Hash, RandomState};

@@ -1,8 +1,8 @@
 //! Lines on their way to standard error: a queue of bounded size, and the thread that writes it.
 //!
-//! A thread that pushes holds the lock for as long as it takes to copy a line. The writing thread takes all lines at once
-//! and writes them without the lock. Lines for which there is no room, and lines that cannot be written, are
-//! dropped and counted.
+//! A thread that pushes holds the lock for as long as it takes to copy a line. The writing thread
+//! takes all lines at once and writes them without the lock. Lines for which there is no room, and
+//! lines that cannot be written, are dropped and counted.
 //!
 //! Not `tracing-appender`: its queue is bounded in lines alone, a line that cannot be written is lost without
 //! being counted, and the count of the others is for the program to fetch, not in the log.
