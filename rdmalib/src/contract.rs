@@ -41,7 +41,7 @@ pub(crate) trait ProviderTypes: Sized {
     type ReceiveQueue: ReceiveQueue<Self>;
     type RemoteMemory: RemoteMemory;
     type Listener: Listener<Self>;
-    type ConnectRequest: ConnectRequest<Self>;
+    type ConnectRequest: ConnectRequest;
 
     /// Opens the device that `spec` describes, or says why not and what to do
     /// (`DeviceUnavailable`).
@@ -149,6 +149,8 @@ pub(crate) trait SendQueue<P: ProviderTypes> {
         private_data: &PrivateData,
         timeout: Duration,
     ) -> Result<PrivateData>;
+    /// Connects to the peer that made `request`, which is refused if this fails.
+    fn accept(&mut self, request: P::ConnectRequest, private_data: &PrivateData) -> Result<()>;
     /// Ends the connection: the requests of both sides are flushed. Idempotent.
     fn disconnect(&mut self);
     /// Posts one request. Checks it once ([`WorkRequest::check`]). Requests are carried out in
@@ -193,15 +195,13 @@ pub(crate) trait Listener<P: ProviderTypes> {
 }
 
 /// A peer that wants to connect and waits for an answer.
-pub(crate) trait ConnectRequest<P: ProviderTypes> {
+pub(crate) trait ConnectRequest {
     /// What it passed.
     fn private_data(&self) -> &[u8];
     /// Who it is, as far as the device knows; for logs.
     fn peer(&self) -> String;
     /// Whom limits count it for: something that the peer cannot choose.
     fn origin(&self) -> Peer;
-    /// Connects it to the queue pair of `queue`. If this fails, the peer is refused.
-    fn accept(self, queue: &mut P::SendQueue, private_data: &[u8]) -> Result<()>;
     /// Refuses it.
-    fn reject(self, private_data: &[u8]) -> Result<()>;
+    fn reject(self, private_data: &PrivateData) -> Result<()>;
 }

@@ -161,7 +161,6 @@
 //! | [`Peer`] | a user | an address |
 //! | [`PrivateData`] | as long as it was passed | padded with zeros |
 //! | [`rnr_timer`](QueuePairConfig::rnr_timer) | that of the sender | that of the receiver, in steps |
-//! | a receive buffer without [`LOCAL_WRITE`](Access::LOCAL_WRITE) | refused when it is posted | fails when a message is put there |
 //! | a key that is too wide | fails in the completion ([`RemoteAccessError`](Status::RemoteAccessError)) | refused when it is posted ([`Error::RemoteAccess`]) |
 //! | [`Flags::WITH_COMPLETION`], [`CompletionQueue::stay_awake`], [`limit_peers`] | have an effect | have none |
 //!
@@ -200,9 +199,10 @@
 //! * dropping an object forgets it: no peer is told, and nothing is given back before the child
 //!   ends;
 //! * what tells facts (a device's name, limits, a region's length) goes on doing so;
-//! * regions are not to be read, which is not checked: on RDMA devices their memory may be missing
-//!   in the child (SIGSEGV), on the embedded device the parent and its peers change it. Nor is a
-//!   descriptor ([`AsFd`](std::os::fd::AsFd)) to be used: it is the parent's, too.
+//! * the pointers of regions and mappings ([`Region::as_ptr`]) are not to be used, which is not
+//!   checked: on RDMA devices the memory may be missing in the child (SIGSEGV), on the embedded
+//!   device the parent and its peers change it. Nor is a descriptor
+//!   ([`AsFd`](std::os::fd::AsFd)) to be used: it is the parent's, too.
 //!
 //! The child may open a device and begin anew. A child of vfork(2) is not told from its parent, and
 //! before Linux 4.14 no child is.

@@ -9,9 +9,10 @@
 //! as after vfork(2), is not told from it.
 //!
 //! In a child the objects of this crate that it inherits do nothing, and calls return
-//! [`Error::Forked`]; only reading a region is not checked. When they are dropped, they are
-//! forgotten: no lock is waited for that another thread of the parent held at the fork, nothing
-//! shared is written, no peer is told. Their memory and descriptors go with the child.
+//! [`Error::Forked`]; only the use of a pointer to memory, or of a descriptor, is not checked. When
+//! they are dropped, they are forgotten: no lock is waited for that another thread of the parent
+//! held at the fork, nothing shared is written, no peer is told. Their memory and descriptors go
+//! with the child.
 
 #![allow(unsafe_code)]
 
@@ -171,8 +172,8 @@ impl<T> Drop for Owned<T> {
     }
 }
 
-/// Returns a number that nothing else in this process has: for queue pairs, whatever their
-/// provider.
+/// Returns a number that nothing else in this process has: for devices and queue pairs, whatever
+/// their provider.
 pub(crate) fn next_number() -> u32 {
     static NEXT_NUMBER: AtomicU32 = AtomicU32::new(1);
     NEXT_NUMBER.fetch_add(1, Ordering::Relaxed)

@@ -52,6 +52,7 @@ impl Waker {
 /// }
 /// ```
 pub struct CompletionQueue {
+    pub(super) device: u32,
     pub(super) inner: Owned<AnyCompletionQueue>,
 }
 
@@ -59,7 +60,7 @@ impl CompletionQueue {
     pub(super) fn new(device: &Device, capacity: u32) -> Result<Self> {
         device.inner.check()?;
         let inner = each_into!(&*device.inner, device => device.completion_queue(capacity)?);
-        Ok(CompletionQueue { inner: Owned::new(inner) })
+        Ok(CompletionQueue { device: device.number, inner: Owned::new(inner) })
     }
 
     /// Takes up to `out.len()` completions, into the first entries of `out`, and returns how many.

@@ -3,8 +3,8 @@
 //!
 //! Every connection is connection-managed (`rdma_cm(7)`): the connector passes up to
 //! [`MAX_CONNECT_DATA`](crate::MAX_CONNECT_DATA) bytes, an acceptance carries up to
-//! [`MAX_ACCEPT_DATA`](crate::MAX_ACCEPT_DATA), a rejection up to
-//! [`MAX_REJECT_DATA`](crate::MAX_REJECT_DATA). The numbers are those of RDMA_PS_TCP on InfiniBand
+//! [`MAX_ACCEPT_DATA`], a rejection up to
+//! [`MAX_REJECT_DATA`]. The numbers are those of RDMA_PS_TCP on InfiniBand
 //! and hold on every provider.
 
 use std::fmt;
@@ -16,11 +16,12 @@ use super::{Device, QueuePair};
 use crate::contract::{ConnectRequest as _, Device as _, Listener as _};
 use crate::process::Owned;
 use crate::providers::{AnyConnectRequest, AnyListener, each, each_into, each_optional};
-use crate::types::{Peer, Result};
+use crate::types::{Error, MAX_ACCEPT_DATA, MAX_REJECT_DATA, Peer, PrivateData, Result};
 
 /// Waits for connections at one address ([`Device::listen`]). Dropping it gives the address back;
 /// connectors whose requests were not taken get an error.
 pub struct Listener {
+    device: u32,
     inner: Owned<AnyListener>,
 }
 
@@ -28,7 +29,7 @@ impl Listener {
     pub(super) fn new(device: &Device, addr: SocketAddr) -> Result<Self> {
         device.inner.check()?;
         let inner = each_into!(&*device.inner, device => device.listen(addr)?);
-        Ok(Listener { inner: Owned::new(inner) })
+        Ok(Listener { device: device.number, inner: Owned::new(inner) })
     }
 
     /// Returns the address where it listens, with the port that was chosen: what connectors are to
@@ -43,13 +44,13 @@ impl Listener {
     ///
     /// # Errors
     /// The listener goes on after an error; one connector may be gone.
-    /// [`Error::OutOfDescriptors`](crate::Error::OutOfDescriptors): this process has none for
-    /// another connection. [`Error::DeviceUnavailable`](crate::Error::DeviceUnavailable): the
-    /// device was removed (verbs); listen again. [`Error::Os`](crate::Error::Os).
+    /// [`Error::OutOfDescriptors`]: this process has none for
+    /// another connection. [`Error::DeviceUnavailable`]: the
+    /// device was removed (verbs); listen again. [`Error::Os`].
     pub fn try_next(&mut self) -> Result<Option<ConnectRequest>> {
         self.inner.check()?;
         let request = each_optional!(&mut *self.inner, listener => listener.try_next()?);
-        Ok(request.map(ConnectRequest::new))
+        Ok(self.request(request))
     }
 
     /// Returns the next request within `timeout`, or `None`. Errors are those of
@@ -57,7 +58,12 @@ impl Listener {
     pub fn next(&mut self, timeout: Duration) -> Result<Option<ConnectRequest>> {
         self.inner.check()?;
         let request = each_optional!(&mut *self.inner, listener => listener.next(timeout)?);
-        Ok(request.map(ConnectRequest::new))
+        Ok(self.request(request))
+    }
+
+    fn request(&self, inner: Option<AnyConnectRequest>) -> Option<ConnectRequest> {
+        let device = self.device;
+        inner.map(|inner| ConnectRequest { device, inner: Some(Owned::new(inner)) })
     }
 }
 
@@ -86,70 +92,73 @@ impl fmt::Debug for Listener {
 /// }
 /// ```
 pub struct ConnectRequest {
+    device: u32,
     inner: Option<Owned<AnyConnectRequest>>, // None once it was answered
 }
 
 impl ConnectRequest {
-    fn new(inner: AnyConnectRequest) -> Self {
-        ConnectRequest { inner: Some(Owned::new(inner)) }
-    }
-
-    fn inner(&self) -> &AnyConnectRequest {
+    fn inner(&self) -> &Owned<AnyConnectRequest> {
         self.inner.as_ref().expect("taken only by the calls that consume the request")
     }
 
     /// Returns what the peer passed to [`QueuePair::connect`]; on verbs padded with zeros
     /// ([`PrivateData`](crate::PrivateData)).
     pub fn private_data(&self) -> &[u8] {
-        each!(self.inner(), request => request.private_data())
+        each!(&**self.inner(), request => request.private_data())
     }
 
     /// Returns who it is, as far as the device knows; for logs.
     pub fn peer(&self) -> String {
-        each!(self.inner(), request => request.peer())
+        each!(&**self.inner(), request => request.peer())
     }
 
     /// Returns the user or machine that per-peer limits apply to: something that the peer cannot
     /// choose.
     pub fn origin(&self) -> Peer {
-        each!(self.inner(), request => request.origin())
+        each!(&**self.inner(), request => request.origin())
     }
 
     /// Connects the peer to `queue_pair` (in state `Init`, receives posted), passing back
-    /// `private_data` (at most [`MAX_ACCEPT_DATA`](crate::MAX_ACCEPT_DATA) bytes). After `Ok`,
-    /// requests may be posted at once, although the peer may not have read the answer yet.
+    /// `private_data` (at most [`MAX_ACCEPT_DATA`] bytes). After `Ok`, requests may be posted at
+    /// once, although the peer may not have read the answer yet.
     ///
     /// If this fails, the peer is refused (on verbs perhaps only when `queue_pair` is dropped), and
     /// `queue_pair` can be used for another request only if its [`state`](QueuePair::state) is
     /// still [`State::Init`](crate::State::Init).
     ///
     /// # Errors
-    /// [`Error::Disconnected`](crate::Error::Disconnected): the peer did not wait. If it gives up
+    /// [`Error::Disconnected`]: the peer did not wait. If it gives up
     /// just now, the result may also be `Ok`, and the connection ends at once.
-    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument): `queue_pair` was connected
-    /// before, or is of another provider than the listener.
-    /// [`Error::PrivateDataTooLong`](crate::Error::PrivateDataTooLong).
-    /// [`Error::TooManyUnread`](crate::Error::TooManyUnread) (shm).
-    /// [`Error::Os`](crate::Error::Os).
+    /// [`Error::InvalidArgument`]: `queue_pair` was connected
+    /// before, or is of another device than the listener.
+    /// [`Error::PrivateDataTooLong`].
+    /// [`Error::TooManyUnread`] (shm).
+    /// [`Error::Os`].
     pub fn accept(mut self, queue_pair: &mut QueuePair, private_data: &[u8]) -> Result<()> {
+        let private_data = PrivateData::new(private_data, MAX_ACCEPT_DATA)?;
+        queue_pair.check_unconnected()?;
+        if queue_pair.device != self.device {
+            return Err(Error::InvalidArgument("queue pair is not of the listener's device"));
+        }
         let request = self.inner.take().expect("a request is answered once");
-        queue_pair.sending().accept(request.into_ours()?, private_data)
+        queue_pair.accept(request.into_ours()?, &private_data)
     }
 
     /// Refuses the peer, passing it `private_data` (at most
-    /// [`MAX_REJECT_DATA`](crate::MAX_REJECT_DATA) bytes): its connect is
-    /// [`Error::Rejected`](crate::Error::Rejected).
+    /// [`MAX_REJECT_DATA`] bytes): its connect is
+    /// [`Error::Rejected`].
     ///
     /// # Errors
-    /// [`Error::PrivateDataTooLong`](crate::Error::PrivateDataTooLong); or the answer did not reach
+    /// [`Error::PrivateDataTooLong`]; or the answer did not reach
     /// the peer. It is refused in any case.
     pub fn reject(mut self, private_data: &[u8]) -> Result<()> {
         self.answer_no(private_data)
     }
 
     fn answer_no(&mut self, private_data: &[u8]) -> Result<()> {
+        let private_data = PrivateData::new(private_data, MAX_REJECT_DATA)?;
         let Some(request) = self.inner.take() else { return Ok(()) };
-        each!(request.into_ours()?, request => request.reject(private_data))
+        each!(request.into_ours()?, request => request.reject(&private_data))
     }
 }
 

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use super::{CompletionQueue, Domain, Listener};
 use crate::contract::Device as _;
-use crate::process::Owned;
+use crate::process::{Owned, next_number};
 use crate::providers::{self, AnyDevice, each};
 #[cfg(feature = "faults")]
 use crate::types::Error;
@@ -16,6 +16,8 @@ use crate::types::{Capabilities, DeviceSpec, Limits, Provider, Result};
 #[derive(Clone)]
 pub struct Device {
     spec: DeviceSpec,
+    /// The same in clones, and in all that is made from it.
+    pub(super) number: u32,
     pub(crate) inner: Owned<AnyDevice>,
 }
 
@@ -34,7 +36,8 @@ impl Device {
             provider: spec.provider,
             reason: error.to_string(),
         })?;
-        Ok(Device { spec: spec.clone(), inner: Owned::new(providers::open(spec)?) })
+        let inner = Owned::new(providers::open(spec)?);
+        Ok(Device { spec: spec.clone(), number: next_number(), inner })
     }
 
     /// Returns the entry that the device was opened from.

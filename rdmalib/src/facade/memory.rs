@@ -48,6 +48,7 @@ pub type WorkRequest<'a> = work::WorkRequest<&'a Region, &'a [u8]>;
 /// its domain never makes this process panic or access memory outside.
 #[derive(Clone)]
 pub struct Domain {
+    pub(super) device: u32,
     pub(crate) inner: Owned<AnyDomain>,
 }
 
@@ -55,13 +56,13 @@ impl Domain {
     pub(super) fn new(device: &Device) -> Result<Self> {
         device.inner.check()?;
         let inner = each_into!(&*device.inner, device => device.domain()?);
-        Ok(Domain { inner: Owned::new(inner) })
+        Ok(Domain { device: device.number, inner: Owned::new(inner) })
     }
 
     pub(super) fn fixed(device: &Device, bytes: usize) -> Result<Self> {
         device.inner.check()?;
         let inner = each_into!(&*device.inner, device => device.fixed_domain(bytes)?);
-        Ok(Domain { inner: Owned::new(inner) })
+        Ok(Domain { device: device.number, inner: Owned::new(inner) })
     }
 
     /// Allocates and registers `bytes` bytes (at least one) of zeroed, page-aligned memory. It
@@ -147,8 +148,9 @@ impl Region {
     }
 
     /// Returns the first byte, page-aligned. Valid while the region lives, and may be read and
-    /// written whatever [`Access`] says. A peer with the key may change the bytes at any time, so
-    /// they are used through raw pointers and never through a reference.
+    /// written whatever [`Access`] says, but not
+    /// [in a forked child](crate#forked-processes). A peer with the key may change the bytes at any
+    /// time, so they are used through raw pointers and never through a reference.
     #[inline]
     pub fn as_ptr(&self) -> *mut u8 {
         each!(self.inner(), region => region.as_ptr())
@@ -164,7 +166,7 @@ impl Region {
     /// not inside ([`Error::OutOfBounds`]) or ends before it starts ([`Error::InvalidArgument`]).
     #[inline]
     pub fn slice(&self, range: Range<usize>) -> Result<Slice<'_>> {
-        self.check(range.start, range.len())?;
+        self.bytes().check(range.start, range.len())?;
         if range.start > range.end {
             return Err(Error::InvalidArgument("range ends before it starts"));
         }
@@ -172,29 +174,26 @@ impl Region {
     }
 
     /// Copies bytes out, from `offset` on. Fails if they are not all inside
-    /// ([`Error::OutOfBounds`]).
+    /// ([`Error::OutOfBounds`]), or in a forked child.
     #[inline]
     pub fn read(&self, offset: usize, out: &mut [u8]) -> Result<()> {
-        self.bytes().read(offset, out)
+        self.own_bytes()?.read(offset, out)
     }
 
     /// Copies `bytes` in, at `offset`. Takes `&self`, because use is not exclusive anyway: peers
-    /// with the key write too. Fails if they do not all fit ([`Error::OutOfBounds`]), or in a
-    /// forked child.
+    /// with the key write too. Fails as [`read`](Self::read) does.
     #[inline]
     pub fn write(&self, offset: usize, bytes: &[u8]) -> Result<()> {
-        self.inner.check()?;
-        self.bytes().write(offset, bytes)
+        self.own_bytes()?.write(offset, bytes)
     }
 
-    /// Sets `range` to `value`. Fails as [`write`](Self::write) does.
+    /// Sets `range` to `value`. Fails as [`read`](Self::read) does.
     pub fn fill(&self, range: Range<usize>, value: u8) -> Result<()> {
-        self.inner.check()?;
-        self.bytes().fill(range, value)
+        self.own_bytes()?.fill(range, value)
     }
 
     /// Reads an aligned counter that peers add to (Acquire); `offset` is a multiple of 8. Fails
-    /// otherwise ([`Error::InvalidArgument`]), and if it is not inside ([`Error::OutOfBounds`]).
+    /// otherwise ([`Error::InvalidArgument`]), and as [`read`](Self::read) does.
     #[inline]
     pub fn load_u64(&self, offset: usize) -> Result<u64> {
         Ok(self.counter(offset)?.load(Ordering::Acquire))
@@ -202,16 +201,15 @@ impl Region {
 
     /// Sets an aligned counter that peers read (Release); `offset` is a multiple of 8. Not atomic
     /// against a peer's atomics: one of two simultaneous updates may be lost. (A card is atomic
-    /// only with itself.) Fails as [`load_u64`](Self::load_u64) does, and in a forked child.
+    /// only with itself.) Fails as [`load_u64`](Self::load_u64) does.
     #[inline]
     pub fn store_u64(&self, offset: usize, value: u64) -> Result<()> {
-        self.inner.check()?;
         self.counter(offset)?.store(value, Ordering::Release);
         Ok(())
     }
 
     fn counter(&self, offset: usize) -> Result<&AtomicU64> {
-        self.check(offset, 8)?;
+        self.own_bytes()?.check(offset, 8)?;
         if !offset.is_multiple_of(8) {
             return Err(Error::InvalidArgument("a 64-bit counter is 8-byte aligned"));
         }
@@ -222,9 +220,11 @@ impl Region {
         Ok(unsafe { AtomicU64::from_ptr(at.cast()) })
     }
 
+    /// The bytes, in the process that made the region.
     #[inline]
-    fn check(&self, offset: usize, bytes: usize) -> Result<()> {
-        self.bytes().check(offset, bytes)
+    fn own_bytes(&self) -> Result<Bytes<'_>> {
+        self.inner.check()?;
+        Ok(self.bytes())
     }
 
     #[inline]

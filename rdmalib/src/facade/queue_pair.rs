@@ -31,7 +31,8 @@ use crate::types::{
 ///    post      refused                    carried out                                     flushed
 ///    receive   taken                      taken                                           flushed
 /// ```
-/// A queue pair connects once. After its end another one is made.
+/// A queue pair connects once. After its end another one is made. One that is disconnected before
+/// it was connected is over, too.
 ///
 /// # Posting
 /// * In `Init`, receives may be posted, and should be: the peer may send at once when it is
@@ -39,8 +40,7 @@ use crate::types::{
 /// * In `Connected`, requests are carried out in order. One for which the peer has posted no
 ///   receive waits ([`RnrRetry`]), and so do all behind it. Posting never waits.
 /// * In `Error`, posts succeed as long as there is room, and complete with
-///   [`Status::Flushed`](crate::Status::Flushed). (A queue pair that never was connected and is
-///   over may refuse them instead, with [`Error::InvalidArgument`].)
+///   [`Status::Flushed`](crate::Status::Flushed), also if the queue pair never was connected.
 ///
 /// # Ending a connection
 /// [`disconnect`](Self::disconnect), and dropping the sending half or the whole, end the connection
@@ -70,6 +70,7 @@ use crate::types::{
 pub struct QueuePair {
     send: SendQueue,
     receive: ReceiveQueue,
+    pub(super) device: u32,
     /// The user whose process has to listen where this connects to.
     listener: Option<u32>,
 }
@@ -132,6 +133,9 @@ impl QueuePair {
         domain.inner.check()?;
         send_completions.inner.check()?;
         receive_completions.inner.check()?;
+        if [send_completions.device, receive_completions.device] != [domain.device; 2] {
+            return Err(Error::InvalidArgument("completion queue is not of the domain's device"));
+        }
         let (send, receive) = providers::queue_pair(
             &domain.inner,
             &send_completions.inner,
@@ -140,7 +144,7 @@ impl QueuePair {
         )?;
         let send = SendQueue(Owned::new(SendSide::Plain(send)));
         let receive = ReceiveQueue(Owned::new(receive));
-        let queue_pair = QueuePair { send, receive, listener: None };
+        let queue_pair = QueuePair { send, receive, device: domain.device, listener: None };
         #[cfg(feature = "faults")]
         let queue_pair = queue_pair.inject_from_environment();
         Ok(queue_pair)
@@ -204,18 +208,29 @@ impl QueuePair {
         timeout: Duration,
     ) -> Result<PrivateData> {
         let private_data = PrivateData::new(private_data, MAX_CONNECT_DATA)?;
-        if self.state() != State::Init {
-            return Err(Error::InvalidArgument("queue pair was connected before"));
-        }
-        self.send.0.check()?;
+        self.check_unconnected()?;
         let listener = self.listener;
         self.send.0.with_mut(
             |send| each!(send, send => send.connect(to, listener, &private_data, timeout)),
         )
     }
 
-    pub(super) fn sending(&mut self) -> &mut SendQueue {
-        &mut self.send
+    /// Whether it can be connected.
+    pub(super) fn check_unconnected(&self) -> Result<()> {
+        self.send.0.check()?;
+        if self.state() != State::Init {
+            return Err(Error::InvalidArgument("queue pair was connected before, or is over"));
+        }
+        Ok(())
+    }
+
+    /// Connects the peer that made `request`.
+    pub(super) fn accept(
+        &mut self,
+        request: AnyConnectRequest,
+        private_data: &PrivateData,
+    ) -> Result<()> {
+        self.send.0.with_mut(|send| providers::accept(request, send, private_data))
     }
 
     /// Returns the number that this queue pair has in completions. No other queue pair of this
@@ -398,11 +413,6 @@ impl SendQueue {
             faulty.fill(send);
         }
     }
-
-    /// Connects the peer that made `request`.
-    pub(super) fn accept(&mut self, request: AnyConnectRequest, private_data: &[u8]) -> Result<()> {
-        self.0.with_mut(|send| providers::accept(request, send, private_data))
-    }
 }
 
 /// `request`, on memory that it can share.
@@ -422,8 +432,7 @@ impl ReceiveQueue {
     ///
     /// # Errors
     /// [`Error::QueueFull`]: poll completions and try again. [`Error::InvalidArgument`]: memory of
-    /// another domain or device, too many bytes, or (on shm; on verbs its completion fails) without
-    /// `LOCAL_WRITE`. On verbs [`Error::Os`] for what its driver refuses.
+    /// another domain or device or without `LOCAL_WRITE`, or too many bytes. On verbs [`Error::Os`] for what its driver refuses.
     #[inline]
     pub fn post(&mut self, id: u64, buffer: Option<Slice<'_>>) -> Result<()> {
         self.0.check()?;

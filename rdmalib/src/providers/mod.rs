@@ -11,8 +11,8 @@ pub(crate) mod verbs;
 
 use self::shm::Shm;
 use self::verbs::Verbs;
-use crate::contract::{ConnectRequest as _, Memory, ProviderTypes};
-use crate::types::{DeviceSpec, Error, Provider, QueuePairConfig, Result};
+use crate::contract::{Memory, ProviderTypes, SendQueue as _};
+use crate::types::{DeviceSpec, Error, PrivateData, Provider, QueuePairConfig, Result};
 
 /// An object of one of the providers.
 #[derive(Clone, Debug)]
@@ -96,11 +96,11 @@ pub(crate) fn queue_pair(
 pub(crate) fn accept(
     request: AnyConnectRequest,
     queue: &mut AnySendQueue,
-    private_data: &[u8],
+    private_data: &PrivateData,
 ) -> Result<()> {
     match (request, queue) {
-        (Any::Shm(request), Any::Shm(queue)) => request.accept(queue, private_data),
-        (Any::Verbs(request), Any::Verbs(queue)) => request.accept(queue, private_data),
+        (Any::Shm(request), Any::Shm(queue)) => queue.accept(request, private_data),
+        (Any::Verbs(request), Any::Verbs(queue)) => queue.accept(request, private_data),
         _ => Err(Error::InvalidArgument("queue pair is of another device than the listener")),
     }
 }

@@ -174,7 +174,7 @@ impl Core {
         self.engine.help(late);
     }
 
-    /// From `Init` to `Connected`, over `socket`.
+    /// From `Init` to `Connected`, over `socket`; or to `Error`, if that cannot be watched.
     pub(super) fn connected(self: &Arc<Self>, socket: ClosedLater<Connected>) -> Result<()> {
         if self.socket.set(socket).is_err() {
             return Err(Error::InvalidArgument("queue pair was connected before"));
@@ -182,9 +182,15 @@ impl Core {
         let socket = self.socket.get().expect("just set");
         let _ = self.state.compare_exchange(INIT, CONNECTED, Ordering::AcqRel, Ordering::Acquire);
         self.receive_completions.changed(); // the turn slot is known
-        self.receive_completions.watch(self, socket)?;
-        let watched: Weak<Self> = Arc::downgrade(self);
-        self.engine.watch(self.number, watched, socket)
+        let this: Weak<Self> = Arc::downgrade(self);
+        let watched = self
+            .receive_completions
+            .watch(self, socket)
+            .and_then(|()| self.engine.watch(self.number, this, socket));
+        if watched.is_err() {
+            self.fail();
+        }
+        watched
     }
 
     /// Who is at the other end, once it is connected.

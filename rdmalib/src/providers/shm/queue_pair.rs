@@ -17,13 +17,15 @@ use std::time::{Duration, Instant};
 
 use super::Shm;
 use super::arena::{Arena, RegionMemory};
+use super::closer::ClosedLater;
 use super::completion::CompletionQueue;
 use super::core::Core;
 use super::device::{Domain, MAX_INLINE_DATA, MAX_QUEUE_DEPTH};
 use super::engine::Late;
-use super::handshake::connect_to;
+use super::handshake::{ConnectRequest, connect_to};
 use super::link::{Link, MAX_BYTES, Outcome, OwnedWork, PostedWork, Work};
-use super::mapping::Part;
+use super::mapping::{Part, SharedFile};
+use super::unread::Connected;
 use crate::contract::{self, Memory};
 use crate::types::work::{MessageLimits, Slice, WorkRequest};
 use crate::types::{
@@ -175,17 +177,24 @@ pub(crate) struct SendQueue {
 }
 
 impl SendQueue {
-    pub(crate) fn core(&self) -> &Arc<Core> {
+    #[cfg(test)]
+    pub(super) fn core(&self) -> &Arc<Core> {
         &self.core
     }
 
-    pub(crate) fn arena(&self) -> &Arc<Arena> {
-        &self.arena
+    /// The receive ring, and the file of the domain that it is in.
+    fn place(&self) -> (&SharedFile, (u64, u32)) {
+        (self.arena.file(), self.core.ring())
     }
 
-    /// Gives the poster its link to the peer, and poster and poller the turn slot, before the state
-    /// becomes `Connected`.
-    pub(crate) fn set_link(&mut self, mut link: Link, side: Side) {
+    /// Connected to the peer at the other end of `link` and `socket`. Poster and poller have the
+    /// turn slot before the state becomes `Connected`.
+    fn connected(
+        &mut self,
+        mut link: Link,
+        socket: ClosedLater<Connected>,
+        side: Side,
+    ) -> Result<()> {
         let connector_ring = match side {
             Side::Connector => self.core.inbox(),
             Side::Acceptor => link.ring.memory(),
@@ -194,6 +203,7 @@ impl SendQueue {
         link.ring.connect(slot.clone());
         self.core.set_peer(link.memory.file().clone(), slot);
         self.link.with(|state| *state = Some(link)).expect("nothing was posted before");
+        self.core.connected(socket)
     }
 
     /// How the next arrival would go; `None` while requests wait.
@@ -208,6 +218,10 @@ impl SendQueue {
         let work = &work;
         let outcome = self.link.with(|link| match link {
             Some(link) => Ok(link.carry_out(&self.core, work)),
+            None if self.core.state() == State::Error => {
+                self.core.finish(work.request.id, work.index, work.opcode(), Status::Flushed);
+                Ok(Outcome::Done)
+            }
             None => Err(Error::InvalidArgument("queue pair is not connected")),
         });
         match outcome.transpose()? {
@@ -253,11 +267,14 @@ impl contract::SendQueue<Shm> for SendQueue {
         private_data: &PrivateData,
         timeout: Duration,
     ) -> Result<PrivateData> {
-        let ours = (self.arena.file(), self.core.ring());
-        let accepted = connect_to(ours, to, listener, private_data, timeout)?;
-        self.set_link(accepted.link, Side::Connector);
-        self.core.connected(accepted.socket)?;
-        Ok(accepted.private_data)
+        let (link, socket, answer) = connect_to(self.place(), to, listener, private_data, timeout)?;
+        self.connected(link, socket, Side::Connector)?;
+        Ok(answer)
+    }
+
+    fn accept(&mut self, request: ConnectRequest, private_data: &PrivateData) -> Result<()> {
+        let (link, socket) = request.accept(self.place(), private_data)?;
+        self.connected(link, socket, Side::Acceptor)
     }
 
     fn disconnect(&mut self) {

@@ -20,10 +20,9 @@ use nix::errno::Errno;
 use super::bindings::types::*;
 use super::cm::{CmId, Event, EventChannel, Parameters};
 use super::core::{Core, RETRY_COUNT};
-use super::posting::SendQueue;
 use super::{Device, Verbs};
 use crate::contract;
-use crate::types::{Error, MAX_ACCEPT_DATA, MAX_REJECT_DATA, Peer, PrivateData, Result, State};
+use crate::types::{Error, MAX_ACCEPT_DATA, MAX_REJECT_DATA, Peer, PrivateData, Result};
 
 /// Events of the connection manager that one call handles.
 const EVENTS: usize = 64;
@@ -65,8 +64,9 @@ pub(super) fn connect_to(
     })
     .map_err(|error| attempt.unreachable(&error.to_string()))?;
     let answer = attempt.expect(&channel, RDMA_CM_EVENT_CONNECT_RESPONSE)?;
+    let private_data = PrivateData::new(&answer.private_data, MAX_ACCEPT_DATA)?;
     core.connect(id)?;
-    PrivateData::new(&answer.private_data, MAX_ACCEPT_DATA)
+    Ok(private_data)
 }
 
 /// Connecting, as far as errors tell of it.
@@ -194,7 +194,7 @@ pub(crate) struct ConnectRequest {
     initiator_depth: u8,
 }
 
-impl contract::ConnectRequest<Verbs> for ConnectRequest {
+impl contract::ConnectRequest for ConnectRequest {
     fn private_data(&self) -> &[u8] {
         &self.private_data
     }
@@ -207,12 +207,19 @@ impl contract::ConnectRequest<Verbs> for ConnectRequest {
         self.id.peer().map_or(Peer::Unknown, |peer| Peer::Address(peer.ip().to_canonical()))
     }
 
-    fn accept(mut self, queue_pair: &mut SendQueue, private_data: &[u8]) -> Result<()> {
-        let private_data = PrivateData::new(private_data, MAX_ACCEPT_DATA)?;
-        let (core, device) = (queue_pair.core(), queue_pair.device());
-        if core.state() != State::Init {
-            return Err(Error::InvalidArgument("queue pair was connected before"));
-        }
+    fn reject(mut self, private_data: &PrivateData) -> Result<()> {
+        self.id.reject(private_data.as_slice()).map_err(|e| Error::os("rdma_reject", e))
+    }
+}
+
+impl ConnectRequest {
+    /// Connects the peer to the queue pair of `core`, of `device`.
+    pub(super) fn accept(
+        mut self,
+        core: &Arc<Core>,
+        device: &Device,
+        private_data: &PrivateData,
+    ) -> Result<()> {
         // A channel of its own: what happens to the connection is not the listener's business.
         self.id.migrate(device.event_channel()?)?;
         core.accept(self.id, |id| {
@@ -230,10 +237,5 @@ impl contract::ConnectRequest<Verbs> for ConnectRequest {
                 _ => Error::os("rdma_accept", error),
             })
         })
-    }
-
-    fn reject(mut self, private_data: &[u8]) -> Result<()> {
-        let private_data = PrivateData::new(private_data, MAX_REJECT_DATA)?;
-        self.id.reject(private_data.as_slice()).map_err(|e| Error::os("rdma_reject", e))
     }
 }

@@ -31,6 +31,7 @@ pub(crate) struct MemoryRegion {
     memory: NonNull<u8>,
     local_key: u32,
     remote_key: u32,
+    access: Access,
     domain: Arc<ProtectionDomain>,
 }
 
@@ -70,7 +71,12 @@ impl MemoryRegion {
         let region = unsafe { raw.as_ref() };
         let (local_key, remote_key) = (region.lkey, region.rkey);
         let memory = memory.cast();
-        Ok(MemoryRegion { raw, bytes, memory, local_key, remote_key, domain: domain.clone() })
+        let domain = domain.clone();
+        Ok(MemoryRegion { raw, bytes, memory, local_key, remote_key, access, domain })
+    }
+
+    pub(super) fn access(&self) -> Access {
+        self.access
     }
 
     /// Returns address and local key of the first byte, as work requests name it.

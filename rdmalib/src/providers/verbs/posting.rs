@@ -12,9 +12,9 @@ use std::time::Duration;
 
 use super::bindings::types::*;
 use super::completion::CompletionQueue;
-use super::connect::connect_to;
+use super::connect::{ConnectRequest, connect_to};
 use super::core::{Core, DeviceQueuePair};
-use super::memory::Registered;
+use super::memory::{MemoryRegion, Registered};
 use super::objects::{ProtectionDomain, Sizes};
 use super::places::Kind;
 use super::{Domain, NeverMapped, Verbs};
@@ -173,14 +173,6 @@ fn rkey(at: RemoteAddress) -> Result<u32> {
 }
 
 impl SendQueue {
-    pub(super) fn core(&self) -> &Arc<Core> {
-        &self.core
-    }
-
-    pub(super) fn device(&self) -> &super::Device {
-        &self.device
-    }
-
     /// Checks `request`, the `ahead`th after those posted, and fills it into `place`, which is
     /// empty.
     #[inline]
@@ -190,8 +182,9 @@ impl SendQueue {
         ahead: u32,
         place: &mut DeviceRequest,
     ) -> Result<WorkRequest<Registered, &'a [u8]>> {
-        let request =
-            request.check(self.limits, |region| registered(region, &self.queue_pair.domain))?;
+        let request = request.check(self.limits, |region| {
+            Ok(region_in(&self.queue_pair.domain, region)?.registered())
+        })?;
         place.fill(&request)?;
         let index = self.posted.wrapping_add(ahead);
         place.request.wr_id = self.core.note(Kind::Send, index, request.id)?;
@@ -251,6 +244,10 @@ impl contract::SendQueue<Verbs> for SendQueue {
         timeout: Duration,
     ) -> Result<PrivateData> {
         connect_to(&self.core, &self.device, to, private_data, timeout)
+    }
+
+    fn accept(&mut self, request: ConnectRequest, private_data: &PrivateData) -> Result<()> {
+        request.accept(&self.core, &self.device, private_data)
     }
 
     fn disconnect(&mut self) {
@@ -345,8 +342,11 @@ impl contract::ReceiveQueue<Verbs> for ReceiveQueue {
             if slice.bytes > MAX_BYTES {
                 return Err(Error::InvalidArgument("one receive takes at most 2 GiB"));
             }
-            let region = registered(slice.region, &self.queue_pair.domain)?;
-            Ok(element(&slice.map(|_| region)))
+            let region = region_in(&self.queue_pair.domain, slice.region)?;
+            if !region.access().contains(Access::LOCAL_WRITE) {
+                return Err(Error::InvalidArgument("a receive buffer needs LOCAL_WRITE"));
+            }
+            Ok(element(&slice.map(|_| region.registered())))
         };
         let element = buffer.map(received).transpose()?;
         let wr_id = self.core.note(Kind::Receive, self.posted, id)?;
@@ -388,19 +388,19 @@ fn refused(error: io::Error) -> Error {
     Error::os("posting a work request", error)
 }
 
-/// Returns the memory of `region` in the device's words, if that is in `domain`.
+/// Returns `region`, if it is in `domain`.
 #[inline]
-fn registered<'a, M: Memory<'a, Verbs>>(
-    region: M,
+fn region_in<'a, M: Memory<'a, Verbs>>(
     domain: &ProtectionDomain,
-) -> Result<Registered> {
+    region: M,
+) -> Result<&'a MemoryRegion> {
     let Some(region) = region.of_provider() else {
         return Err(Error::InvalidArgument("memory region is of another device"));
     };
     if !region.is_in(domain) {
         return Err(Error::InvalidArgument("memory region is of another protection domain"));
     }
-    Ok(region.registered())
+    Ok(region)
 }
 
 /// Returns the scatter/gather element of `slice`, which has at most [`MAX_BYTES`].

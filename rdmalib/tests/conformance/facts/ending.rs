@@ -164,6 +164,28 @@ pub fn after_the_end_everything_posted_is_flushed(fixture: &Fixture) {
     assert!(matches!(again, Err(Error::InvalidArgument(_))), "{again:?}");
 }
 
+pub fn a_queue_pair_that_ends_before_it_is_connected_flushes_too(fixture: &Fixture) {
+    let (_, device) = open(fixture);
+    let mut end = End::new(&device, &QueuePairConfig::default());
+    end.post_receives(1..2);
+    end.pair.disconnect();
+    assert_eq!(end.pair.state(), State::Error);
+    end.post_receives(2..3);
+    for id in 1..3 {
+        let done = sleep(&mut end.receives);
+        assert_eq!((done.id, done.status), (id, Status::Flushed));
+    }
+    let message = Operation::Send { source: Source::Inline(&[]), immediate: None };
+    for (id, flags) in [(3, Flags::SIGNALED), (4, Flags::empty())] {
+        end.post(id, message, flags);
+        let done = sleep(&mut end.sends);
+        assert_eq!((done.id, done.status), (id, Status::Flushed));
+    }
+    let (_listener, to) = listen(&device);
+    let connected = end.pair.connect(to, &[], PATIENCE);
+    assert!(matches!(connected, Err(Error::InvalidArgument(_))), "{connected:?}");
+}
+
 pub fn after_a_disconnect_the_peer_writes_nothing(fixture: &Fixture) {
     for _ in 0..100 {
         let (mut server, mut client) = ends(fixture);

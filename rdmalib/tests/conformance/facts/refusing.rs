@@ -124,6 +124,18 @@ pub fn a_read_into_protected_memory_fails(fixture: &Fixture) {
     assert!(bytes(&into).iter().all(|byte| *byte == 0));
 }
 
+pub fn a_receive_into_protected_memory_is_refused(fixture: &Fixture) {
+    let (mut server, mut client) = ends(fixture);
+    let protected = server.domain.allocate(64, Access::REMOTE_READ).unwrap();
+    let refused = server.pair.post_receive(1, Some(protected.slice(0..8).unwrap()));
+    assert!(matches!(refused, Err(Error::InvalidArgument(_))), "{refused:?}");
+    // Nothing was posted, and nothing was harmed.
+    server.post_receives(2..3);
+    let message = Operation::Send { source: Source::Inline(&[]), immediate: None };
+    assert_eq!(client.run(message), Status::Success);
+    assert_eq!(next(&mut server.receives).id, 2);
+}
+
 pub fn a_misaligned_atomic_is_refused(fixture: &Fixture) {
     let (server, mut client) = ends(fixture);
     let (word, old) = (server.region(64), client.region(8));
@@ -219,6 +231,30 @@ pub fn memory_of_another_domain_cannot_be_posted(fixture: &Fixture) {
     let operation = write(&foreign, 0..8, target.remote());
     assert!(client.pair.post(&WorkRequest { id: 0, operation, flags: Flags::empty() }).is_err());
     assert!(client.pair.post_receive(0, Some(foreign.slice(0..8).unwrap())).is_err());
+}
+
+pub fn objects_of_two_devices_do_not_fit_together(fixture: &Fixture) {
+    let (server, client) = open(fixture); // also where it is the same device: it is opened twice
+    let config = QueuePairConfig::default();
+    let mut ends = [End::new(&server, &config), End::new(&client, &config)];
+    let [one, other] = &ends;
+    for (sends, receives) in [(&one.sends, &other.receives), (&other.sends, &one.receives)] {
+        let mixed = QueuePair::new(&one.domain, sends, receives, &config);
+        assert!(matches!(mixed, Err(Error::InvalidArgument(_))), "{mixed:?}");
+    }
+    let (mut listener, to) = listen(&server);
+    let mut connector = End::new(&client, &config);
+    std::thread::scope(|scope| {
+        let refused = scope.spawn(|| connector.pair.connect(to, &[], PATIENCE));
+        let request = listener.next(PATIENCE).unwrap().expect("a connector comes");
+        let accepted = request.accept(&mut ends[1].pair, &[]);
+        assert!(matches!(accepted, Err(Error::InvalidArgument(_))), "{accepted:?}");
+        let refused = refused.join().expect("connecting does not panic");
+        assert!(matches!(refused, Err(Error::Rejected { .. })), "{refused:?}");
+    });
+    for end in [&ends[0], &ends[1], &connector] {
+        assert_eq!(end.pair.state(), State::Init);
+    }
 }
 
 pub fn a_completion_queue_cannot_overflow(fixture: &Fixture) {

@@ -21,7 +21,7 @@ use super::super::peer::{origin, peer_of};
 use super::super::unread;
 use super::message::{CONNECT, CROWDED, EXHAUSTED, Message, receive_message, send_message};
 use super::names::bind;
-use super::{ConnectRequest, link};
+use super::request::ConnectRequest;
 use crate::contract;
 use crate::events::readable_before;
 use crate::types::{Error, MAX_CONNECT_DATA, PrivateData, Result};
@@ -214,7 +214,7 @@ fn hear(socket: ClosedLater<UnixStream>) -> Heard {
     };
     match request {
         Ok((private_data, link)) => {
-            Heard::Request(Box::new(ConnectRequest { socket, link, private_data }))
+            Heard::Request(Box::new(ConnectRequest::new(socket, link, private_data)))
         }
         Err(error) => {
             if let Error::OutOfDescriptors { .. } | Error::OutOfAddresses { .. } = error {
@@ -246,5 +246,5 @@ fn check_request(
         return Err(Error::Protocol("not a connection request"));
     }
     let private_data = message.private_data(MAX_CONNECT_DATA)?;
-    Ok((private_data, link(message, file, socket)?))
+    Ok((private_data, message.link(file, socket)?))
 }

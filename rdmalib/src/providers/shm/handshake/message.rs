@@ -12,8 +12,13 @@ use nix::sys::socket::{ControlMessage, MsgFlags, recv, sendmsg};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::super::closer::{ClosedLater, Passed};
+use super::super::device::MAX_QUEUE_DEPTH;
+use super::super::link::Link;
+use super::super::peer::origin;
+use super::super::peer_arena::{PeerArena, PeerFile};
 use super::super::received::{look, refuse_descriptors};
 use crate::types::{Error, MAX_ACCEPT_DATA, PrivateData, Result};
+use rdmalib_ring::{ArrivalPusher, words_needed};
 
 /// First words of every message: name and version of this handshake.
 const MAGIC: u64 = u64::from_le_bytes(*b"rdmashm3");
@@ -63,6 +68,23 @@ impl Message {
         bytes
             .ok_or(Error::Protocol("private data length"))
             .and_then(|bytes| PrivateData::new(bytes, max))
+    }
+
+    /// Makes the link to the peer at the other end of `socket`, which sent this message and `file`.
+    pub(super) fn link(
+        &self,
+        file: Option<ClosedLater<Passed>>,
+        socket: &UnixStream,
+    ) -> Result<Link> {
+        let file = file.ok_or(Error::Protocol("the peer sent no memory"))?;
+        let depth = self.ring_depth;
+        if !depth.is_power_of_two() || depth > MAX_QUEUE_DEPTH {
+            return Err(Error::Protocol("ring depth"));
+        }
+        let memory = PeerArena::new(PeerFile::new(file, origin(socket))?)?;
+        let ring = memory.map_ring(self.ring_offset, 8 * words_needed(depth))?;
+        let ring = ArrivalPusher::new(ring, depth).ok_or(Error::Protocol("ring size"))?;
+        Ok(Link::new(memory, ring))
     }
 }
 

@@ -13,8 +13,7 @@ use super::super::shared_copy::{Job, MIN_BYTES};
 use super::super::space::{KEYS, WORDS_PER_KEY, segment};
 use super::steps::{Key, Place, Step, Verb};
 use crate::contract::{
-    CompletionQueue as _, ConnectRequest as _, Device as _, Listener as _, ReceiveQueue as _,
-    SendQueue as _,
+    CompletionQueue as _, Device as _, Listener as _, ReceiveQueue as _, SendQueue as _,
 };
 // The steps go through the device itself; what they need around it, through the facade.
 use crate::facade::{Device, Domain, Operation, Region, RemoteMapping, Source, WorkRequest};
@@ -335,12 +334,12 @@ impl World {
         let address = (device.ip_address(), 0).into();
         let mut listener = shm.listen(address).unwrap();
         let to = listener.local_addr();
-        let no_data = || PrivateData::new(&[], 0).unwrap();
+        let no_data = PrivateData::nothing;
         let [server, client] = &mut ends;
         std::thread::scope(|scope| {
             scope.spawn(|| client.send.connect(to, None, &no_data(), PATIENCE).unwrap());
             let request = listener.next(PATIENCE).unwrap().expect("a connector comes");
-            request.accept(&mut server.send, &[]).unwrap();
+            server.send.accept(request, &no_data()).unwrap();
         });
         World { device, ends, queues }
     }
