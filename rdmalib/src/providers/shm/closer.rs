@@ -21,19 +21,18 @@
 //! to watch it.
 
 use std::collections::VecDeque;
-use std::io;
+use std::io::{self, IoSliceMut};
 use std::net::Shutdown;
 use std::ops::Deref;
-use std::os::fd::{AsFd, BorrowedFd, IntoRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::SigSet;
+use nix::sys::socket::{MsgFlags, recv, recvmsg};
 
-use super::received::holds_descriptors;
-use super::unread::forget_read;
 use crate::process::ForkMark;
 
 /// Threads of a kind that close at the same time. One is enough unless a peer means harm.
@@ -47,8 +46,8 @@ const MANY: usize = 64;
 /// How long a thread may close one descriptor before another goes on with the others: some thousand
 /// times what closing takes.
 const SLOW: Duration = Duration::from_millis(50);
-/// How often it is looked whether peers have read what they were sent.
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// Pause between two calls of what is [checked again](check_later).
+const CHECK_AGAIN: Duration = Duration::from_secs(1);
 /// Descriptors of a kind that wait to be closed: more than connections that end at once. What comes
 /// on top is never closed.
 const MOST_WAITING: usize = 4096;
@@ -104,6 +103,28 @@ impl Descriptor for UnixStream {
             false => Closing::Soon(self.into()),
         })
     }
+}
+
+/// Whether descriptors may be among what came over `socket` and was not taken, which is over; then
+/// closing it closes them. What comes without any is taken.
+fn holds_descriptors(socket: &UnixStream) -> bool {
+    /// Enough for what a peer that follows the protocol has said.
+    const LOOKS: usize = 16;
+    let mut bytes = [0; 256];
+    for _ in 0..LOOKS {
+        // Without room for descriptors the kernel installs none, and says that it would have.
+        let (flags, mut parts) =
+            (MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT, [IoSliceMut::new(&mut bytes)]);
+        match recvmsg::<()>(socket.as_raw_fd(), &mut parts, None, flags) {
+            Ok(message) if message.flags.contains(MsgFlags::MSG_CTRUNC) => return true,
+            Ok(message) if message.bytes > 0 => {
+                let seen = message.bytes;
+                let _ = recv(socket.as_raw_fd(), &mut bytes[..seen], MsgFlags::MSG_DONTWAIT);
+            }
+            _ => return false,
+        }
+    }
+    true
 }
 
 impl<T: Descriptor> From<T> for ClosedLater<T> {
@@ -167,8 +188,8 @@ struct Work {
     turn: u64,
     /// Since when the thread that works has closed the same descriptor; `None`: none works.
     busy_since: Option<Instant>,
-    /// When to look again at what peers have not read, if some is kept.
-    look_at: Option<Instant>,
+    /// What to check again, and when.
+    check: Option<(Instant, Check)>,
 }
 
 impl Work {
@@ -217,12 +238,16 @@ fn close(closing: Closing) {
     }
 }
 
-/// Has a thread check sockets that peers have not read, until there are none. Does not wait.
-pub(super) fn look_for_unread() {
+/// Closes what can be closed by now; whether there is more.
+type Check = fn() -> bool;
+
+/// Has a thread call `check` every second, until it returns false. There is one such function. Does
+/// not wait.
+pub(super) fn check_later(check: Check) {
     let Some(closers) = closers() else { return };
     let mut work = closers.soon.work();
-    if work.look_at.is_none() {
-        work.look_at = Some(Instant::now() + LOOK_AGAIN);
+    if work.check.is_none() {
+        work.check = Some((Instant::now() + CHECK_AGAIN, check));
         closers.soon.watch(&mut work);
         drop(work);
         closers.soon.more.notify_one();
@@ -257,7 +282,7 @@ impl Closer {
             work.idle -= 1;
             work.turn += 1;
             let turn = work.turn;
-            if work.idle > 0 && (work.waiting.len() > 1 || work.look_at.is_some()) {
+            if work.idle > 0 && (work.waiting.len() > 1 || work.check.is_some()) {
                 self.more.notify_one(); // it may sleep without a limit, which was this thread's to keep
             }
             while work.turn == turn {
@@ -275,19 +300,19 @@ impl Closer {
         }
     }
 
-    /// Waits until there is something to close and no other thread does; checks again what peers
-    /// have not read.
+    /// Waits until there is something to close and no other thread does; meanwhile calls what is to
+    /// be checked again.
     fn wait<'a>(&'a self, mut work: MutexGuard<'a, Work>) -> MutexGuard<'a, Work> {
         loop {
             let now = Instant::now();
             let due = work.due(now);
-            if work.look_at.is_some_and(|at| at <= now) {
-                work.look_at = None; // unless one comes meanwhile
+            let check_due = work.check.take_if(|(at, _)| *at <= now); // a new one may come meanwhile
+            if let Some((_, check)) = check_due {
                 drop(work);
-                let more = forget_read();
+                let more = check();
                 work = self.work();
                 if more {
-                    work.look_at.get_or_insert(now + LOOK_AGAIN);
+                    work.check.get_or_insert((now + CHECK_AGAIN, check));
                 }
             } else if due.is_some_and(|due| due <= now) {
                 if work.busy_since.is_some() {
@@ -300,7 +325,7 @@ impl Closer {
                     return work;
                 }
             } else {
-                work = match due.into_iter().chain(work.look_at).min() {
+                work = match due.into_iter().chain(work.check.map(|(at, _)| at)).min() {
                     Some(at) => {
                         let waited = self.more.wait_timeout(work, at - now);
                         waited.unwrap_or_else(PoisonError::into_inner).0

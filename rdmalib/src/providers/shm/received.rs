@@ -13,13 +13,11 @@
 
 #![allow(unsafe_code)]
 
-use std::io::IoSliceMut;
 use std::mem;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 
 use nix::errno::Errno;
-use nix::sys::socket::{MsgFlags, recv, recvmsg};
 
 use super::closer::{ClosedLater, Passed};
 
@@ -61,28 +59,6 @@ pub(super) fn look(socket: &UnixStream, data: &mut [u8]) -> Result<Received, Err
     let bytes = Errno::result(count)? as usize; // not negative, just checked
     let files = control.take(message.msg_controllen);
     Ok(Received { bytes, files, cut: message.msg_flags & libc::MSG_CTRUNC != 0 })
-}
-
-/// Whether descriptors may be among what came over `socket` and was not taken, which is over; then
-/// closing it closes them. What comes without any is taken.
-pub(super) fn holds_descriptors(socket: &UnixStream) -> bool {
-    /// Enough for what a peer that follows the protocol has said.
-    const LOOKS: usize = 16;
-    let mut bytes = [0; 256];
-    for _ in 0..LOOKS {
-        // Without room for descriptors the kernel installs none, and says that it would have.
-        let (flags, mut parts) =
-            (MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT, [IoSliceMut::new(&mut bytes)]);
-        match recvmsg::<()>(socket.as_raw_fd(), &mut parts, None, flags) {
-            Ok(message) if message.flags.contains(MsgFlags::MSG_CTRUNC) => return true,
-            Ok(message) if message.bytes > 0 => {
-                let seen = message.bytes;
-                let _ = recv(socket.as_raw_fd(), &mut bytes[..seen], MsgFlags::MSG_DONTWAIT);
-            }
-            _ => return false,
-        }
-    }
-    true
 }
 
 /// Makes the kernel refuse descriptors that the other end of `socket` passes from now on, where it

@@ -21,7 +21,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use super::closer::{ClosedLater, Closing, Descriptor, look_for_unread};
+use super::closer::{ClosedLater, Closing, Descriptor, check_later};
 use crate::types::Peer;
 
 /// Unread acceptances of one user's connectors. Ours read theirs at once, so few are.
@@ -95,7 +95,7 @@ impl Connected {
     pub(super) fn is_accepted(&self) {
         if let Some(peer) = self.accepted {
             unread().live.push((peer, Arc::downgrade(&self.socket)));
-            look_for_unread();
+            check_later(forget_read);
         }
     }
 }
@@ -125,7 +125,7 @@ impl Descriptor for Connected {
                 unread.live.retain(|(_, socket)| socket.strong_count() > 0); // this one counts once
                 unread.ended.push((peer, socket.into())); // BOUNDED
                 drop(unread);
-                look_for_unread();
+                check_later(forget_read);
                 None
             }
             _ => {
@@ -160,7 +160,7 @@ pub(super) fn may_be_full() -> bool {
 }
 
 /// Lets go of what was read meanwhile; whether there is more.
-pub(super) fn forget_read() -> bool {
+fn forget_read() -> bool {
     let mut unread = unread();
     unread.forget_read();
     unread.len() > 0
