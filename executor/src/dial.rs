@@ -5,7 +5,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rdmalib::{Error as RdmaError, PrivateData, QueuePair, RemoteAddress};
-use rfaas_program::in_full;
+use rfaas_program::describe;
 use rfaas_protocol::accounting::{AccountingHello, Counters};
 use rfaas_protocol::{Hello, Malformed, Refusal, Role, parse_prefix};
 
@@ -36,7 +36,7 @@ impl DialError {
             RdmaError::Rejected { private_data } => refusal(private_data.as_slice()),
             _ => None,
         };
-        DialError { peer, addr, why: refusal.unwrap_or_else(|| in_full(error)) }
+        DialError { peer, addr, why: refusal.unwrap_or_else(|| describe(error)) }
     }
 
     /// Makes one of `error`: `peer` at `addr` took the connection, but with an answer that means nothing.

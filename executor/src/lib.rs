@@ -30,7 +30,7 @@ use nix::sys::signal::Signal;
 use nix::sys::stat::Mode;
 use nix::unistd::{alarm, dup2_stdin, getppid};
 use rdmalib::{Access, Device, Region};
-use rfaas_program::in_full;
+use rfaas_program::describe;
 use rfaas_protocol::assignment::{Assignment, MANAGER_LOST};
 use rfaas_protocol::channel::{Channel, ChannelError};
 use rfaas_protocol::session::{ExecutorHello, FromExecutor, FunctionEntry, LoadFailed};
@@ -104,7 +104,7 @@ impl Error {
     }
 
     fn failed(what: &str, error: &dyn std::error::Error) -> Self {
-        Error::Failed(format!("{what}: {}", in_full(error)))
+        Error::Failed(format!("{what}: {}", describe(error)))
     }
 }
 
@@ -146,7 +146,7 @@ pub fn run(assignment: Assignment) -> Result<Ended, Error> {
     let signals = Signals::listen().map_err(|error| os(&error))?;
     end_with_parent()?;
     limits::set(plan.open_files, plan.workers.len());
-    let device = Device::open(&plan.device).map_err(|error| Error::Device(in_full(&error)))?;
+    let device = Device::open(&plan.device).map_err(|error| Error::Device(describe(&error)))?;
     let (notifier, events) = events().map_err(|error| os(&error))?;
     let manager_ends = pool::manager_ends(&device, &plan).map_err(|error| os(&error))?;
     beat::start(&plan, &device, &manager_ends, &notifier).map_err(|error| os(&error))?;
@@ -377,7 +377,7 @@ impl Executor {
 
     /// Tells the client, and stays until it has heard.
     fn tell_load_failed(&mut self, error: &LoadError) {
-        let reason = in_full(error);
+        let reason = describe(error);
         tracing::debug!(lease = self.plan.lease, reason, "library not loaded");
         let message = FromExecutor::LoadFailed(LoadFailed { reason: Text::truncated(&reason) });
         if let Err(error) = self.watch.client.send(&message) {

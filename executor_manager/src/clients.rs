@@ -19,7 +19,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use rdmalib::{ConnectRequest, Device, Peer, WaitingList};
-use rfaas_program::in_full;
+use rfaas_program::describe;
 use rfaas_program::inherited::descriptor_limit;
 use rfaas_program::poll_loop::DESCRIPTORS_PER_CONNECTION;
 use rfaas_protocol::Empty;
@@ -110,7 +110,7 @@ impl Clients {
         let mut channel = match Channel::of_messages(&self.device, RECEIVES) {
             Ok(channel) => channel,
             Err(error) => {
-                let error = in_full(&error);
+                let error = describe(&error);
                 tracing::warn!(error, peer, "no room for another client");
                 refuse(request, &format!("this node cannot take another client: {error}"));
                 return;
@@ -123,7 +123,7 @@ impl Clients {
                 return;
             }
             Err(error) => {
-                tracing::warn!(error = in_full(&error), peer, "a client could not be connected");
+                tracing::warn!(error = describe(&error), peer, "a client could not be connected");
                 return;
             }
         }

@@ -18,7 +18,7 @@ use crate::accounting::{AcceptError, ExecutorAccount};
 use crate::allocations::{Exit, Usage};
 use crate::request::Deployment;
 use crate::spawn::{self, ExecutorChild, Launcher};
-use rfaas_program::in_full;
+use rfaas_program::describe;
 
 /// Processes of others that are reaped before everybody else has a turn.
 const STRANGERS: usize = 64;
@@ -91,7 +91,7 @@ impl Executors {
         pins: Option<Vec<usize>>,
     ) -> Result<i32, String> {
         let account = ExecutorAccount::new(&self.device, workers)
-            .map_err(|error| format!("no counters for the executor: {}", in_full(&error)))?;
+            .map_err(|error| format!("no counters for the executor: {}", describe(&error)))?;
         let spec = self.device.spec();
         let assignment = Assignment {
             lease: lease.get(),
@@ -168,7 +168,7 @@ impl Executors {
                 tracing::debug!(%lease, "an executor did not wait to be connected");
             }
             Err(AcceptError::Rdma(error)) => {
-                let error = in_full(&error);
+                let error = describe(&error);
                 tracing::warn!(%lease, error, "an executor cannot count its time here");
             }
         }

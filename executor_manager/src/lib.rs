@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::sys::prctl::set_dumpable;
 use rfaas_config::{Devices, ExecutorManagerConfig, SECRET_VARIABLE};
-use rfaas_program::in_full;
+use rfaas_program::describe;
 use rfaas_program::inherited::raise_descriptor_limit;
 use rfaas_program::poll_loop::{Acceptor, Bell, Idle};
 use rfaas_protocol::Capacity;
@@ -125,10 +125,10 @@ pub fn run(options: &Options) -> Result<(), Error> {
     }
     rfaas_protocol::channel::limit_peers_to_messages();
     let opened = options.devices.open(&node.rdma_device);
-    let opened = opened.map_err(|error| Error::Start(in_full(&error)))?;
+    let opened = opened.map_err(|error| Error::Start(describe(&error)))?;
     let device = opened.device.clone();
     let listener = device.listen(node.rdma_device_port);
-    let listener = listener.map_err(|error| Error::Start(in_full(&error)))?;
+    let listener = listener.map_err(|error| Error::Start(describe(&error)))?;
     let address = listener.local_addr();
     tracing::info!("Listening on device {}, address {address}", device.name());
 
@@ -190,7 +190,7 @@ mod tests {
     #[test]
     fn an_error_is_told_with_its_causes() {
         let source = rdmalib::Error::Os { call: "bind", source: Errno::EACCES.into() };
-        let told = in_full(&source);
+        let told = describe(&source);
         assert!(told.starts_with("bind failed: ") && told.contains("ermission"), "{told}");
     }
 }

@@ -18,7 +18,7 @@ use std::os::fd::AsFd;
 use std::time::{Duration, Instant, SystemTime};
 
 use rdmalib::ConnectRequest;
-use rfaas_program::in_full;
+use rfaas_program::describe;
 use rfaas_program::log::MEASURED;
 use rfaas_program::poll_loop::{
     Acceptor, Bell, Idle, Pass, PollLoop, Sources, WaitError, Wakeups, run,
@@ -311,7 +311,7 @@ impl Manager {
                     upstream.used(self.allocations.used(now, counted));
                 }
                 News::NeverReached(error) => {
-                    let why = in_full(&error);
+                    let why = describe(&error);
                     return Err(Error::Start(format!("cannot reach the resource manager: {why}")));
                 }
             }

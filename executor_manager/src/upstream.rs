@@ -20,7 +20,7 @@ use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant, SystemTime};
 
 use rfaas_config::{ExecutorManagerNode, OpenDevice};
-use rfaas_program::in_full;
+use rfaas_program::describe;
 use rfaas_program::poll_loop::Bell;
 use rfaas_protocol::channel::{Channel, ChannelError, Incoming};
 use rfaas_protocol::heartbeat::{Heartbeat, Pulse};
@@ -273,7 +273,7 @@ impl Upstream {
         });
         match helper {
             Ok(_detached) => self.state = UpstreamState::Dialing { answer },
-            Err(error) => self.lost(&in_full(&DialError::Thread(error)), now),
+            Err(error) => self.lost(&describe(&DialError::Thread(error)), now),
         }
     }
 
@@ -283,7 +283,7 @@ impl Upstream {
         let register = Register::new(*name, instance.get(), *address, nonces, secret);
         match channel.send(&FromNode::Register(register)) {
             Ok(()) => self.state = UpstreamState::Registering { channel, since: now },
-            Err(error) => self.lost(&in_full(&error), now),
+            Err(error) => self.lost(&describe(&error), now),
         }
     }
 
@@ -316,7 +316,7 @@ impl Upstream {
             Ok(Some(other)) => {
                 self.lost(&format!("unexpected before registration: {other:?}"), now)
             }
-            Err(error) => self.lost(&in_full(&error), now),
+            Err(error) => self.lost(&describe(&error), now),
         }
     }
 
@@ -338,13 +338,13 @@ impl Upstream {
                     pulse.heard(now);
                     let heartbeat = self.heartbeat;
                     if let Err(error) = self.take_in(incoming, now, news) {
-                        return self.lost(&in_full(&error), now);
+                        return self.lost(&describe(&error), now);
                     }
                     if self.heartbeat != heartbeat {
                         pulse = Pulse::new(self.heartbeat, now);
                     }
                 }
-                Err(error) => return self.lost(&in_full(&error), now),
+                Err(error) => return self.lost(&describe(&error), now),
             }
         }
         if pulse.beat(now) {
@@ -355,7 +355,7 @@ impl Upstream {
             return self.lost(&format!("silent for {:?}", self.heartbeat.silence), now);
         }
         if let Err(error) = send_waiting(&mut self.outgoing, &mut channel) {
-            return self.lost(&in_full(&error), now);
+            return self.lost(&describe(&error), now);
         }
         self.state = UpstreamState::Registered { channel, pulse };
     }
@@ -410,7 +410,7 @@ impl Upstream {
     fn not_reached(&mut self, error: DialError, now: Instant, news: &mut Vec<News>) {
         // An impostor of the resource manager does not end what waits for the real one.
         if self.reached || error.is_impostor() {
-            self.lost(&in_full(&error), now);
+            self.lost(&describe(&error), now);
         } else {
             self.retry(now);
             news.push(News::NeverReached(error));

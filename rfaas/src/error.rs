@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use rfaas_config::ConfigError;
+use rfaas_config::{ConfigError, ProgramError};
 use rfaas_protocol::Malformed;
 use rfaas_protocol::allocation::RefusedBecause;
 use rfaas_protocol::channel::ChannelError;
@@ -18,7 +18,7 @@ use rfaas_protocol::session::MAX_FUNCTION_NAME_BYTES;
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Why a lease, a deployment or an invocation failed. Print it with its
-/// [`source`](std::error::Error::source)s ([`describe`]). [The front page](crate#what-to-do-about-an-error)
+/// [`source`](std::error::Error::source)s ([`describe`](crate::describe)). [The front page](crate#what-to-do-about-an-error)
 /// sorts the variants by what to do.
 ///
 /// Four ends look alike:
@@ -251,6 +251,23 @@ impl From<rdmalib::Error> for Error {
     }
 }
 
+impl ProgramError for Error {
+    fn is_wrong_input(&self) -> bool {
+        matches!(
+            self,
+            Error::Config(_)
+                | Error::Address { .. }
+                | Error::Unreachable { .. }
+                | Error::Invalid(_)
+                | Error::LibraryUnreadable { .. }
+                | Error::Library { .. }
+                | Error::LoadFailed { .. }
+                | Error::UnknownFunction { .. }
+                | Error::InputTooLarge { .. }
+        )
+    }
+}
+
 /// Most functions that a message lists; a large C++ library has thousands.
 const LISTED: usize = 20;
 
@@ -285,20 +302,6 @@ impl fmt::Display for NoSuchFunction<'_> {
 /// 5.1: names follow their lengths).
 fn is_mangled(symbol: &str, name: &str) -> bool {
     symbol.starts_with("_Z") && symbol.contains(&format!("{}{name}", name.len()))
-}
-
-/// `error` and what caused it, in one line. A cause that the text above it already tells is left out.
-pub fn describe(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let more = error.to_string();
-        if !text.contains(&more) {
-            text = format!("{text}: {more}");
-        }
-        cause = error.source();
-    }
-    text
 }
 
 /// How an executor process ended.
@@ -416,17 +419,5 @@ mod tests {
             let text = error.to_string();
             assert!(text.contains(option) && text.len() < 250, "{text}");
         }
-    }
-
-    #[test]
-    fn a_cause_is_told_once() {
-        #[derive(Debug, thiserror::Error)]
-        #[error("open failed")]
-        struct Open(#[source] std::io::Error);
-        #[derive(Debug, thiserror::Error)]
-        #[error("device: {0}")]
-        struct Device(#[source] Open);
-        let error = Device(Open(std::io::Error::other("busy")));
-        assert_eq!(describe(&error), "device: open failed: busy");
     }
 }

@@ -146,7 +146,7 @@ pub use buffer::{Input, Output};
 pub use client::Client;
 pub use deployed::Function;
 pub use deployment::{Deployment, Phases};
-pub use error::{Error, Exit, Result, describe};
+pub use error::{Error, Exit, Result};
 pub use executor::Executor;
 pub use executor_manager::Ending;
 pub use in_place::{InPlaceCall, InPlaceResult};
@@ -156,7 +156,7 @@ pub use request::LeaseRequest;
 pub use rfaas_call::Spin;
 pub use rfaas_config::{
     ConfigError, DeviceEntry, Devices, ExecutorEntry, ExecutorsDatabase, Invalid, OpenDevice,
-    TrustedUser,
+    TrustedUser, describe,
 };
 pub use rfaas_protocol::Malformed;
 pub use rfaas_protocol::allocation::RefusedBecause;

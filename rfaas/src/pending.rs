@@ -6,10 +6,11 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use rfaas_call::caller::{Buffers, Finished, PendingCall};
+use rfaas_config::describe;
 
 use crate::buffer::{Input, Origin, Output};
 use crate::cause::Cause;
-use crate::error::{Error, describe};
+use crate::error::Error;
 use crate::lease_core::LeaseEnd;
 
 /// An invocation that has been submitted.

@@ -1,5 +1,5 @@
-//! Settings: one struct for each JSON file in `config/`, read with its `load`. This crate is internal: applications use
-//! `rfaas`.
+//! Settings: one struct for each JSON file in `config/`, read with its `load`; and how a program
+//! reports an error. This crate is internal: applications use `rfaas`.
 //!
 //! ```text
 //!   file ──serde──▶ struct ──validate──▶ T::load(path)      else one line that names file and key
@@ -24,6 +24,7 @@ mod benchmark;
 mod devices;
 mod executor_manager;
 mod executors;
+mod report;
 mod resource_manager;
 mod secret;
 pub mod shell;
@@ -32,6 +33,7 @@ pub use benchmark::{BenchmarkConfig, BenchmarkNode, BenchmarkRun};
 pub use devices::{DeviceEntry, Devices, OpenDevice, TrustedUser};
 pub use executor_manager::{ExecutorManagerConfig, ExecutorManagerNode, ExecutorSettings};
 pub use executors::{ExecutorEntry, ExecutorsDatabase};
+pub use report::{ProgramError, describe};
 pub use resource_manager::{
     AddressRange, ClientLimits, ResourceManagerConfig, ResourceManagerNode,
 };

@@ -17,13 +17,15 @@ use std::time::Duration;
 
 use clap::Parser;
 
-use rfaas_config::ConfigError;
+use rfaas_config::ProgramError;
 
 mod command_line;
 pub mod inherited;
 pub mod log;
 #[cfg(feature = "serve")]
 pub mod poll_loop;
+
+pub use rfaas_config::describe;
 
 /// Longest wait of a program that ends for its last lines to be taken. Who reads a log takes a line in
 /// milliseconds, and who does not read it is not waited for by those who watch the program's end.
@@ -53,30 +55,10 @@ impl Failure {
     }
 }
 
-/// Whether the caller of the service gave something wrong, or it failed later.
-#[cfg(feature = "client")]
-impl From<rfaas::Error> for Failure {
-    fn from(error: rfaas::Error) -> Self {
-        use rfaas::Error as E;
-        let text = rfaas::describe(&error);
-        match error {
-            E::Config(_)
-            | E::Address { .. }
-            | E::Unreachable { .. }
-            | E::Invalid(_)
-            | E::LibraryUnreadable { .. }
-            | E::Library { .. }
-            | E::LoadFailed { .. }
-            | E::UnknownFunction { .. }
-            | E::InputTooLarge { .. } => Failure::input(text),
-            _ => Failure::later(text),
-        }
-    }
-}
-
-impl From<ConfigError> for Failure {
-    fn from(error: ConfigError) -> Self {
-        Failure::input(error) // its causes are in its message
+impl<E: ProgramError> From<E> for Failure {
+    fn from(error: E) -> Self {
+        let message = describe(&error);
+        if error.is_wrong_input() { Failure::input(message) } else { Failure::later(message) }
     }
 }
 
@@ -143,12 +125,6 @@ pub fn print(text: impl fmt::Display) -> Result<(), Failure> {
 
 fn not_printed(error: &io::Error) -> Failure {
     Failure::later(format!("standard output: {error}"))
-}
-
-/// Returns `error` and what caused it, in one line: a message alone does not say what the system said.
-pub fn in_full(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(Some(error), |error| error.source());
-    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 #[cfg(test)]

@@ -23,7 +23,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use rdmalib::{ConnectRequest, Listener};
 
-use crate::in_full;
+use crate::describe;
 
 /// Descriptors that one connection may use on any provider, rounded up.
 pub const DESCRIPTORS_PER_CONNECTION: u64 = 8;
@@ -179,7 +179,7 @@ impl Acceptor {
         }
         self.paused_until = None;
         self.listener.try_next().unwrap_or_else(|error| {
-            tracing::warn!(error = in_full(&error), "a connection could not be taken");
+            tracing::warn!(error = describe(&error), "a connection could not be taken");
             self.paused_until = Some(now + LISTEN_AGAIN);
             None
         })
