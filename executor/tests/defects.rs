@@ -1,7 +1,7 @@
-//! Defects of the original's executor that can be provoked from outside: each test provokes those whose
-//! numbers end its name, and shows the right behaviour.
+//! Defects of the original's executor that can be provoked from outside. Each test provokes one and
+//! shows the right behaviour.
 //!
-//! `lifecycle` shows the rest: E8 it dies with its manager, E17 libraries that cannot be loaded, signals.
+//! Elsewhere: it dies with its manager, libraries that cannot be loaded, signals (`lifecycle`).
 
 #![allow(clippy::unwrap_used)] // in what tests share: a failed test is what it is for
 
@@ -30,7 +30,7 @@ fn open(session: &Session) -> (Vec<String>, Vec<String>) {
 }
 
 #[test]
-fn workers_share_one_library_however_many_they_are_e17() {
+fn workers_share_one_library_however_many_they_are() {
     let library = |workers| {
         let mut session = Session::start(&Setup { workers, ..Setup::default() }, &faulty());
         let echo = session.function("echo");
@@ -45,16 +45,14 @@ fn workers_share_one_library_however_many_they_are_e17() {
 }
 
 #[test]
-fn a_worker_whose_connection_is_gone_is_gone_too_e17() {
+fn a_worker_whose_connection_is_gone_is_gone_too() {
     for hot_timeout_ms in [-1, 0] {
         let setup = Setup { workers: 2, hot_timeout_ms, ..Setup::default() };
         let mut session = Session::start(&setup, &faulty());
         let echo = session.function("echo");
         assert!(threads(&session).contains(&"worker-0".into()));
         drop(session.workers.remove(0));
-        eventually("the end of the worker", || {
-            (!threads(&session).contains(&"worker-0".into())).then_some(())
-        });
+        eventually("the end of the worker", || !threads(&session).contains(&"worker-0".into()));
         assert_eq!(session.workers[0].call(echo, b"abc"), b"abc");
     }
 }

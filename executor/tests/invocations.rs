@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{DEADLINE, Reply, Session, Setup, eventually, faulty};
+use common::{DEADLINE, Reply, Session, Setup, faulty, wait_for};
 use rdmalib::{Flags, Operation, Source, Status, WorkRequest};
 use rfaas_protocol::invocation::ReplyStatus;
 use zerocopy::IntoBytes;
@@ -287,7 +287,7 @@ fn a_client_that_takes_no_replies_is_cut_off() {
     let cut_off = (0..200).any(|_| {
         let header = worker.header(0, echo, 0);
         worker.submit_with(header, 0, b"");
-        let sent = eventually("the request is sent, or the connection ends", || {
+        let sent = wait_for("the request is sent, or the connection ends", || {
             worker.queue.wait(Some(DEADLINE)).unwrap();
             std::iter::from_fn(|| worker.queue.poll_one()).find(|done| done.id == 1)
         });

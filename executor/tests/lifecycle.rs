@@ -8,7 +8,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use common::{DEADLINE, Session, Setup, compile, eventually, faulty, spawn};
+use common::{DEADLINE, Session, Setup, compile, eventually, faulty, spawn, wait_for};
 use rfaas_protocol::assignment::Assignment;
 use rfaas_protocol::assignment::MANAGER_LOST;
 use zerocopy::IntoBytes;
@@ -58,7 +58,7 @@ fn it_gives_signs_of_life_whatever_its_functions_do() {
     let mut session = Session::start(&setup, &faulty());
     start_call(&mut session, "spin_forever", &[]);
     let before = session.manager.executors_beats();
-    eventually("ten beats", || (session.manager.executors_beats() >= before + 10).then_some(()));
+    eventually("ten beats", || session.manager.executors_beats() >= before + 10);
 }
 
 /// A limit of silence that a busy machine does not reach between two signs of life.
@@ -107,7 +107,7 @@ fn it_gives_signs_of_life_before_its_client_answers() {
         if let Some(request) = session.manager.listener.try_next().unwrap() {
             session.manager.accept(&session.device, request);
         }
-        (session.manager.executors_beats() >= 10).then_some(())
+        session.manager.executors_beats() >= 10
     });
 }
 
@@ -120,7 +120,7 @@ fn it_ends_also_while_a_function_hangs_and_counts_the_time_until_then() {
         let counted = session.manager.execution_ns();
         start_call(&mut session, function, &[]);
         // While it runs it is counted now and then; at the end the time since then is.
-        let told = eventually("it is counted", || {
+        let told = wait_for("it is counted", || {
             Some(session.manager.execution_ns()).filter(|&told| told > counted + 10 * MS)
         });
         std::thread::sleep(Duration::from_millis(300));
@@ -137,7 +137,7 @@ fn a_long_call_is_counted_while_it_runs_and_once() {
     let mut session = serving();
     let sleep_ms = session.function("sleep_ms");
     session.workers[0].submit(0, sleep_ms, 2500u32.as_bytes());
-    eventually("execution is counted", || (session.manager.execution_ns() > 0).then_some(()));
+    eventually("execution is counted", || session.manager.execution_ns() > 0);
     assert_eq!(session.manager.invocations(), 0, "the call has not returned yet");
     session.workers[0].reply().unwrap();
     session.workers[0].call(sleep_ms, 100u32.as_bytes());
@@ -155,7 +155,7 @@ fn execution_is_counted_in_full_and_with_no_polling_in_a_warm_worker() {
         session.workers[0].call(sleep_ms, 50u32.as_bytes());
     }
     // Counted when the worker goes to sleep, not only at its end.
-    eventually("the calls are counted", || (session.manager.invocations() == 3).then_some(()));
+    eventually("the calls are counted", || session.manager.invocations() == 3);
     assert!(session.manager.execution_ns() >= 150 * MS);
     let polled = session.manager.hot_polling_ns();
     std::thread::sleep(Duration::from_millis(300));
@@ -167,9 +167,7 @@ fn a_hot_worker_is_counted_as_polling_while_it_has_no_work() {
     let session = Session::start(&Setup { hot_timeout_ms: -1, ..Setup::default() }, &faulty());
     for _ in 0..3 {
         let before = session.manager.hot_polling_ns();
-        eventually("more polling", || {
-            (session.manager.hot_polling_ns() >= before + 90 * MS).then_some(())
-        });
+        eventually("more polling", || session.manager.hot_polling_ns() >= before + 90 * MS);
     }
     assert_eq!(session.manager.execution_ns(), 0);
 }
@@ -187,7 +185,7 @@ fn a_hot_timeout_polls_that_long_after_each_invocation_then_sleeps() {
             let before = session.manager.hot_polling_ns();
             std::thread::sleep(Duration::from_millis(250));
             let now = session.manager.hot_polling_ns();
-            (now == before && now >= polled + 400 * MS).then_some(())
+            now == before && now >= polled + 400 * MS
         });
         polled = session.manager.hot_polling_ns();
     }
@@ -403,7 +401,7 @@ fn a_manager_that_refuses_its_connections_ends_it_with_its_words() {
     // For its signs of life, and perhaps for the worker, whichever is first: one is enough.
     let request = session.manager.listener.next(DEADLINE).unwrap().expect("it dials");
     rfaas_protocol::channel::refuse(request, "no such executor");
-    eventually("it ends", || {
+    wait_for("it ends", || {
         if let Some(request) = session.manager.listener.next(Duration::from_millis(1)).unwrap() {
             rfaas_protocol::channel::refuse(request, "no such executor");
         }
@@ -440,5 +438,5 @@ fn it_dies_with_its_manager() {
         || std::fs::read_to_string(&status).is_ok_and(|status| !status.contains("State:\tZ"));
     assert!(alive());
     session.child.kill().unwrap();
-    eventually("the end of the executor", || (!alive()).then_some(()));
+    eventually("the end of the executor", || !alive());
 }

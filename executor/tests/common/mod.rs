@@ -20,9 +20,12 @@ use rfaas_protocol::{Empty, Hello, Role, Secret, parse_prefix};
 #[path = "../../../rdmalib/tests/embedded/mod.rs"]
 mod embedded;
 mod manager;
+#[path = "../../../rdmalib/tests/embedded/wait.rs"]
+mod wait;
 mod worker;
 pub use embedded::device;
 pub use manager::*;
+pub use wait::{eventually, wait_for};
 pub use worker::*;
 
 /// Longest wait for something that has to happen; far longer than it takes on a busy machine.
@@ -53,18 +56,6 @@ pub fn compile_to(source: &str, library: &Path, options: &[&str]) -> PathBuf {
 /// The library of functions that misbehave.
 pub fn faulty() -> Vec<u8> {
     compile("../tools/testkit/functions/faulty.c", &[])
-}
-
-/// Waits until `happened`.
-pub fn eventually<T>(what: &str, mut happened: impl FnMut() -> Option<T>) -> T {
-    let start = Instant::now();
-    loop {
-        if let Some(value) = happened() {
-            return value;
-        }
-        assert!(start.elapsed() < DEADLINE, "{what}: not within {DEADLINE:?}");
-        std::thread::sleep(Duration::from_millis(1));
-    }
 }
 
 /// What a test wants of its executor.
@@ -225,8 +216,7 @@ impl Session {
         eventually("all connections", || {
             self.accept_next(setup, code);
             // One more for the signs of life.
-            (self.manager.connections.len() == workers + 1 && self.workers.len() == workers)
-                .then_some(())
+            self.manager.connections.len() == workers + 1 && self.workers.len() == workers
         });
         self.workers.sort_by_key(|worker| worker.hello.worker.get());
     }
@@ -236,7 +226,7 @@ impl Session {
     pub fn connect_control(&mut self, setup: &Setup, code: &[u8], time: Duration) {
         eventually("the executor's connection", || {
             self.accept_next(setup, code);
-            self.control.is_some().then_some(())
+            self.control.is_some()
         });
         let start = Instant::now();
         while start.elapsed() < time {
@@ -330,5 +320,5 @@ impl Drop for Session {
 }
 
 pub fn exit_status(child: &mut Child) -> ExitStatus {
-    eventually("the end of the executor", || child.try_wait().unwrap())
+    wait_for("the end of the executor", || child.try_wait().unwrap())
 }

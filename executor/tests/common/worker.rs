@@ -13,7 +13,7 @@ use rfaas_protocol::invocation::{
 use rfaas_protocol::session::WorkerHello;
 use zerocopy::{FromBytes, IntoBytes};
 
-use super::{DEADLINE, eventually};
+use super::{DEADLINE, wait_for};
 
 /// A reply, as the client saw it.
 #[derive(Debug, PartialEq, Eq)]
@@ -177,7 +177,7 @@ impl Worker {
 
     /// Whether the worker ends the connection.
     pub fn ends(&mut self) -> bool {
-        eventually("the end of the connection", || {
+        wait_for("the end of the connection", || {
             while let Some(done) = self.queue.poll_one() {
                 if done.status != Status::Success {
                     return Some(true);

@@ -1,5 +1,8 @@
 //! Shell scripts as executors.
 
+#[path = "../../../rdmalib/tests/embedded/wait.rs"]
+mod wait;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -11,9 +14,7 @@ use rfaas_protocol::assignment::{AssignedDevice, HexSecret};
 use tempfile::TempDir;
 
 use super::*;
-
-/// Long enough for any machine; only a failing test waits for it.
-const PATIENCE: Duration = Duration::from_secs(30);
+use wait::{eventually, wait_for};
 
 /// Held while a script is written and while a process is started: a process that another test starts
 /// at that moment would keep the script open for writing, and such a file cannot be run (ETXTBSY).
@@ -77,23 +78,12 @@ impl Scripted {
 
     /// What the script wrote to `name`, once it is complete: scripts end a file by renaming it.
     fn read(&self, name: &str) -> String {
-        wait_for(|| fs::read_to_string(self.path(name)).ok())
-    }
-}
-
-fn wait_for<T>(mut look: impl FnMut() -> Option<T>) -> T {
-    let start = Instant::now();
-    loop {
-        if let Some(found) = look() {
-            return found;
-        }
-        assert!(start.elapsed() < PATIENCE, "nothing came");
-        std::thread::sleep(Duration::from_millis(2));
+        wait_for(name, || fs::read_to_string(self.path(name)).ok())
     }
 }
 
 fn reap(executor: &mut ExecutorChild) -> Exit {
-    wait_for(|| executor.try_reap())
+    wait_for("the end of the process", || executor.try_reap())
 }
 
 fn exists(pid: i32) -> bool {
@@ -177,7 +167,7 @@ fn what_a_function_forked_is_gone_with_its_executor() {
     let mut executor = scripted.start();
     let child: i32 = scripted.read("pid").trim().parse().unwrap();
     reap(&mut executor);
-    wait_for(|| (!exists(child)).then_some(()));
+    eventually("the end of its child", || !exists(child));
 }
 
 #[test]
@@ -211,7 +201,7 @@ fn an_executor_that_is_dropped_is_killed() {
     let executor = scripted.start();
     let pid: i32 = scripted.read("pid").trim().parse().unwrap();
     drop(executor);
-    wait_for(|| (!exists(pid)).then_some(()));
+    eventually("the end of its process", || !exists(pid));
 }
 
 #[test]

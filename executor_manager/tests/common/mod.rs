@@ -28,10 +28,13 @@ mod client;
 #[path = "../../../rdmalib/tests/embedded/mod.rs"]
 mod embedded;
 mod resource_manager;
+#[path = "../../../rdmalib/tests/embedded/wait.rs"]
+mod wait;
 pub use client::*;
 pub use embedded::*;
 #[allow(unused_imports)] // each test binary uses its part
 pub use resource_manager::*;
+pub use wait::*;
 
 /// Only a failing test waits so long.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -48,17 +51,6 @@ while :; do sleep 0.01; done";
 pub const STUBBORN: &str = "trap '' TERM
 echo $$ >> $DIR/pids
 while :; do sleep 0.01; done";
-
-pub fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let start = Instant::now();
-    loop {
-        if let Some(found) = look() {
-            return found;
-        }
-        assert!(start.elapsed() < PATIENCE, "{what}: did not come");
-        std::thread::sleep(Duration::from_millis(2));
-    }
-}
 
 /// Whether a process runs; a zombie does not.
 pub fn runs(pid: i32) -> bool {

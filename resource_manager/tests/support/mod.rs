@@ -6,6 +6,8 @@
 
 #[path = "../../../rdmalib/tests/embedded/mod.rs"]
 pub mod embedded;
+#[path = "../../../rdmalib/tests/embedded/wait.rs"]
+mod wait;
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
@@ -32,6 +34,7 @@ use rfaas_protocol::node::{
 use rfaas_protocol::{Clock, Empty, Nonce, Nonces, Role, parse_prefix};
 use serde_json::{Value, json};
 use tempfile::TempDir;
+pub use wait::wait_for;
 
 /// Longest that anything may take; far more than it does, since machines may be busy.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -266,18 +269,6 @@ fn unchunked(mut chunks: &str) -> Option<String> {
         }
         body += rest.get(..length)?;
         chunks = rest.get(length..)?.strip_prefix("\r\n")?;
-    }
-}
-
-/// Asks until there is an answer.
-pub fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        if let Some(found) = look() {
-            return found;
-        }
-        assert!(Instant::now() < deadline, "waited in vain for: {what}");
-        std::thread::sleep(Duration::from_millis(5));
     }
 }
 

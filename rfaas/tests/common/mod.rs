@@ -4,13 +4,18 @@
 #![allow(clippy::unwrap_used)] // in helpers too: what fails there is the test
 #![allow(dead_code)] // each test program uses its part
 
+#[path = "../../../rdmalib/tests/embedded/wait.rs"]
+mod wait;
 mod worker;
+
+#[allow(unused_imports)] // likewise
+pub use wait::eventually;
 
 use std::net::SocketAddr;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rdmalib::{Access, Device, DeviceSpec, Provider};
 use rfaas::{Client, Executor, Lease, LeaseRequest};
@@ -153,15 +158,6 @@ fn another_device() -> Device {
         max_inline_data: 0,
     };
     Device::open(&spec).unwrap()
-}
-
-/// Waits until `holds`; a failure if that takes too long.
-pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !holds() {
-        assert!(start.elapsed() < LONG, "not within {LONG:?}: {what}");
-        thread::sleep(Duration::from_millis(1));
-    }
 }
 
 impl Node {
