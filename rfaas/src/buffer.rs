@@ -108,7 +108,7 @@ impl Input {
 
     /// Sets all bytes that are sent to `value`.
     pub fn fill(&mut self, value: u8) {
-        self.buffer.fill(value);
+        self.buffer.fill(self.len(), value).expect("as many bytes as fit");
     }
 
     /// Copies `bytes` in, from `offset` on. Fails if they do not fit.
@@ -136,12 +136,12 @@ impl Output {
     /// Returns how many bytes fit. A call returns how many there are after it.
     #[allow(clippy::len_without_is_empty)] // a size that was asked for, not a collection
     pub fn len(&self) -> usize {
-        self.buffer.len()
+        self.buffer.capacity()
     }
 
     /// Sets all bytes to `value`.
     pub fn fill(&mut self, value: u8) {
-        self.buffer.fill(value);
+        self.buffer.fill(self.len(), value).expect("as many bytes as fit");
     }
 
     /// Copies `bytes` in, from `offset` on. Fails if they do not fit.

@@ -5,7 +5,7 @@
 //! bytes: they are copied in and out.
 
 use std::fmt;
-use std::ops::{Bound, RangeBounds};
+use std::ops::{Bound, Deref, RangeBounds};
 
 use rdmalib::{Access, Domain, Error, Region, RemoteAddress, Result, Slice};
 use zerocopy::{FromBytes, IntoBytes};
@@ -20,20 +20,38 @@ const WRITABLE: Access = Access::LOCAL_WRITE.union(Access::REMOTE_WRITE);
 
 /// The input of a call.
 pub struct InputBuffer {
-    memory: Box<Memory>,
+    memory: Box<CallMemory>,
     len: usize,
 }
 
 /// Where the output of a call lands.
 pub struct OutputBuffer {
-    memory: Box<Memory>,
+    memory: Box<CallMemory>,
 }
 
-/// A region with header space, addressed behind it. Boxed, since buffers travel by value: with a
-/// result, with an error.
-struct Memory {
+/// What inputs and outputs have alike: a region with header space, addressed behind it. Boxed, since
+/// buffers travel by value: with a result, with an error.
+pub struct CallMemory {
     region: Region,
     domain: Domain,
+}
+
+impl Deref for InputBuffer {
+    type Target = CallMemory;
+
+    #[inline]
+    fn deref(&self) -> &CallMemory {
+        &self.memory
+    }
+}
+
+impl Deref for OutputBuffer {
+    type Target = CallMemory;
+
+    #[inline]
+    fn deref(&self) -> &CallMemory {
+        &self.memory
+    }
 }
 
 impl fmt::Debug for InputBuffer {
@@ -44,40 +62,44 @@ impl fmt::Debug for InputBuffer {
 
 impl fmt::Debug for OutputBuffer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Output({} bytes)", self.len())
+        write!(f, "Output({} bytes)", self.capacity())
     }
 }
 
-impl Memory {
+impl CallMemory {
     fn allocate(domain: &Domain, bytes: usize, access: Access) -> Result<Box<Self>> {
         let bytes = bytes.saturating_add(HEADER_SPACE); // no machine has as much as that
         let region = domain.allocate(bytes, access)?;
-        Ok(Box::new(Memory { region, domain: domain.clone() }))
+        Ok(Box::new(CallMemory { region, domain: domain.clone() }))
     }
 
+    /// Returns how many bytes fit.
     #[inline]
-    fn capacity(&self) -> usize {
+    pub fn capacity(&self) -> usize {
         self.region.len() - HEADER_SPACE
     }
 
-    fn write(&self, offset: usize, bytes: &[u8]) -> Result<()> {
+    /// Copies `bytes` in, from `offset` on. Fails if they do not fit.
+    pub fn write(&self, offset: usize, bytes: &[u8]) -> Result<()> {
         self.check(offset, bytes.len())?;
         self.region.write(HEADER_SPACE + offset, bytes)
     }
 
+    /// Copies bytes out, from `offset` on, filling `out`. Fails if there are not as many.
     #[inline]
-    fn read(&self, offset: usize, out: &mut [u8]) -> Result<()> {
+    pub fn read(&self, offset: usize, out: &mut [u8]) -> Result<()> {
         self.check(offset, out.len())?;
         self.region.read(HEADER_SPACE + offset, out)
     }
 
-    fn fill(&self, bytes: usize, value: u8) {
-        self.region
-            .fill(HEADER_SPACE..HEADER_SPACE + bytes, value)
-            .expect("a buffer is not longer than its region");
+    /// Sets the first `bytes` bytes, of those that fit, to `value`.
+    pub fn fill(&self, bytes: usize, value: u8) -> Result<()> {
+        self.check(0, bytes)?;
+        self.region.fill(HEADER_SPACE..HEADER_SPACE + bytes, value)
     }
 
-    fn to_vec(&self, range: impl RangeBounds<usize>) -> Result<Vec<u8>> {
+    /// Returns a copy of the bytes in `range`. Fails if there are not as many.
+    pub fn to_vec(&self, range: impl RangeBounds<usize>) -> Result<Vec<u8>> {
         copy_range(range, self.capacity(), |start, out| self.read(start, out))
     }
 
@@ -87,7 +109,8 @@ impl Memory {
         check_range(offset, bytes, self.capacity())
     }
 
-    fn as_ptr(&self) -> *mut u8 {
+    /// Returns the address of the first byte.
+    pub fn as_ptr(&self) -> *mut u8 {
         self.region.as_ptr().wrapping_add(HEADER_SPACE)
     }
 }
@@ -125,84 +148,52 @@ pub fn copy_range<E: From<Error>>(
 }
 
 impl InputBuffer {
-    /// Memory for an input of `bytes` bytes, zeroed.
+    /// Allocates memory for an input of `bytes` bytes, zeroed.
     pub fn allocate(domain: &Domain, bytes: usize) -> Result<Self> {
         // Only our own device reads it.
-        let memory = Memory::allocate(domain, bytes, Access::empty())?;
+        let memory = CallMemory::allocate(domain, bytes, Access::empty())?;
         Ok(InputBuffer { memory, len: bytes })
     }
 
-    /// Bytes that a call sends.
+    /// Returns how many bytes a call sends.
     #[allow(clippy::len_without_is_empty)] // a size that was asked for, not a collection
     #[inline]
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Bytes that fit.
-    #[inline]
-    pub fn capacity(&self) -> usize {
-        self.memory.capacity()
-    }
-
-    /// Sends `len` bytes from now on, at most [`capacity`](Self::capacity).
+    /// Has calls send `len` bytes from now on, at most [`capacity`](CallMemory::capacity).
     pub fn set_len(&mut self, len: usize) -> Result<()> {
-        self.memory.check(0, len)?;
+        self.check(0, len)?;
         self.len = len;
         Ok(())
-    }
-
-    /// Sets all bytes that are sent to `value`.
-    pub fn fill(&mut self, value: u8) {
-        self.memory.fill(self.len, value);
-    }
-
-    /// Copies `bytes` in, from `offset` on. Fails if they do not fit.
-    pub fn write(&mut self, offset: usize, bytes: &[u8]) -> Result<()> {
-        self.memory.write(offset, bytes)
-    }
-
-    /// Copies bytes out, from `offset` on, filling `out`. Fails if there are not as many.
-    #[inline]
-    pub fn read(&self, offset: usize, out: &mut [u8]) -> Result<()> {
-        self.memory.read(offset, out)
-    }
-
-    /// Returns a copy of the bytes in `range`. Fails if there are not as many.
-    pub fn to_vec(&self, range: impl RangeBounds<usize>) -> Result<Vec<u8>> {
-        self.memory.to_vec(range)
-    }
-
-    /// The address of the first byte.
-    pub fn as_ptr(&self) -> *mut u8 {
-        self.memory.as_ptr()
     }
 
     /// Puts `header` in front of the bytes.
     #[inline]
     pub(super) fn set_header(&self, header: &RequestHeader) -> Result<()> {
-        self.memory.region.write(HEADER_OFFSET, header.as_bytes())
+        self.region.write(HEADER_OFFSET, header.as_bytes())
     }
 
-    /// What is sent: from `start` on, which is where the header is, or behind it.
+    /// Returns what is sent: from `start` on, which is where the header is, or behind it.
     #[inline]
     pub(super) fn message(&self, start: usize) -> Result<Slice<'_>> {
-        self.memory.region.slice(start..HEADER_SPACE + self.len)
+        self.region.slice(start..HEADER_SPACE + self.len)
     }
 
     /// Copies what is sent from `start` on to the front of `out`, which is long enough, and returns that part.
     #[inline]
     pub(super) fn copy_message<'a>(&self, start: usize, out: &'a mut [u8]) -> Result<&'a [u8]> {
         let out = &mut out[..HEADER_SPACE - start + self.len];
-        self.memory.region.read(start, out)?;
+        self.region.read(start, out)?;
         Ok(out)
     }
 }
 
 impl OutputBuffer {
-    /// Memory for an output of up to `bytes` bytes, zeroed.
+    /// Allocates memory for an output of up to `bytes` bytes, zeroed.
     pub fn allocate(domain: &Domain, bytes: usize) -> Result<Self> {
-        Ok(OutputBuffer { memory: Memory::allocate(domain, bytes, WRITABLE)? })
+        Ok(OutputBuffer { memory: CallMemory::allocate(domain, bytes, WRITABLE)? })
     }
 
     /// Takes the right to write here from everybody who has it, by moving to memory under a new key: a worker that
@@ -215,49 +206,16 @@ impl OutputBuffer {
         }
     }
 
-    /// Bytes that fit. The call returns how many there are.
-    #[allow(clippy::len_without_is_empty)] // a size that was asked for, not a collection
-    #[inline]
-    pub fn len(&self) -> usize {
-        self.memory.capacity()
-    }
-
-    /// Sets all bytes to `value`.
-    pub fn fill(&mut self, value: u8) {
-        self.memory.fill(self.len(), value);
-    }
-
-    /// Copies `bytes` in, from `offset` on. Fails if they do not fit.
-    pub fn write(&mut self, offset: usize, bytes: &[u8]) -> Result<()> {
-        self.memory.write(offset, bytes)
-    }
-
-    /// Copies bytes out, from `offset` on, filling `out`. Fails if there are not as many.
-    #[inline]
-    pub fn read(&self, offset: usize, out: &mut [u8]) -> Result<()> {
-        self.memory.read(offset, out)
-    }
-
-    /// Returns a copy of the bytes in `range`. Fails if there are not as many.
-    pub fn to_vec(&self, range: impl RangeBounds<usize>) -> Result<Vec<u8>> {
-        self.memory.to_vec(range)
-    }
-
-    /// The address of the first byte.
-    pub fn as_ptr(&self) -> *const u8 {
-        self.memory.as_ptr()
-    }
-
-    /// Where a worker writes the result.
+    /// Returns where a worker writes the result.
     #[inline]
     pub(super) fn remote(&self) -> RemoteAddress {
-        self.memory.region.remote().offset(HEADER_SPACE as u64)
+        self.region.remote().offset(HEADER_SPACE as u64)
     }
 
-    /// What a worker left in the header space with a failure. Its bytes: any number.
+    /// Returns what a worker left in the header space with a failure. Its bytes: any number.
     pub(super) fn failure_detail(&self) -> Result<FailureDetail> {
         let mut bytes = [0; size_of::<FailureDetail>()];
-        self.memory.region.read(0, &mut bytes)?;
+        self.region.read(0, &mut bytes)?;
         Ok(FailureDetail::read_from_bytes(&bytes).expect("the array has its size"))
     }
 }

@@ -40,7 +40,7 @@ impl<'a> Call<'a> {
     /// Makes a call with `input`, which was checked to fit a slot. `most` is what a worker writes at most.
     #[inline]
     pub fn new(function: u32, input: &'a InputBuffer, output: &OutputBuffer, most: usize) -> Self {
-        let capacity = wire(output.len().min(most));
+        let capacity = wire(output.capacity().min(most));
         Call {
             function,
             input,

@@ -103,7 +103,7 @@ impl<O: Owner> Calls<O> {
             Outcome::Bytes(bytes) => Ok(bytes as usize),
             Outcome::OutputTooLarge => Err(CallError::OutputTooLarge {
                 needed: output.failure_detail()?.needed_bytes.get(),
-                capacity: output.len().min(self.limits.output_bytes),
+                capacity: output.capacity().min(self.limits.output_bytes),
             }),
             Outcome::UnknownFunction => Err(CallError::UnknownFunction),
             Outcome::Malformed => Err(CallError::Malformed),

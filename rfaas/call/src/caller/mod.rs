@@ -23,7 +23,7 @@ mod tickets;
 mod wait;
 mod workers;
 
-pub use buffer::{InputBuffer, OutputBuffer, check_range, copy_range};
+pub use buffer::{CallMemory, InputBuffer, OutputBuffer, check_range, copy_range};
 pub use call::{Call, Place};
 pub use calls::{CallLimits, Calls};
 pub use connection::{Accepted, SlotNeeds, WorkerConnection, completion_queue};
