@@ -14,8 +14,8 @@ use rfaas_protocol::session::{
 };
 use rfaas_protocol::{Empty, Hello, Malformed, Role, Secret, parse_prefix};
 
+use crate::deployment::DeploymentSpecification;
 use crate::error::{Error, Result};
-use crate::specification::DeploymentSpecification;
 
 const WHAT: &str = "the executor";
 /// Messages that the executor may be ahead of us: one for each function of a usual library.

@@ -7,7 +7,7 @@
 //! ```
 //! A thread in a function that never returns can only be ended with its process. So a worker is not repaired: the
 //! process is replaced as a whole, on the same lease, and what the application has made for it stays valid
-//! (`specification`).
+//! (`deployment`).
 //!
 //! Elsewhere: what an application sees (`executor`), starting a process (`session`), moving to another lease
 //! (`failover`), how a call is made (`rfaas_call`).
@@ -25,12 +25,11 @@ use rfaas_protocol::lease::LeaseId;
 
 use crate::buffer::{Input, Origin, Output};
 use crate::cause::Cause;
-use crate::deployment::Phases;
+use crate::deployment::{DeploymentSpecification, Phases};
 use crate::error::{Error, Result};
 use crate::held_lease::HeldLease;
 use crate::lease_core::LeaseEnd;
 use crate::session::{self, Started};
-use crate::specification::DeploymentSpecification;
 
 /// Why there are bounce buffers.
 const BOUNCE_BUFFERS: &str = "made when a call in place begins";

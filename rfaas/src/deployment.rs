@@ -1,10 +1,14 @@
-//! What an application may choose about a deployment, and how long its parts took.
+//! What an application may choose about a deployment, what stays of it when one executor process is
+//! replaced by another, and how long its parts took.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use rdmalib::Domain;
 use rfaas_call::Spin;
 use rfaas_protocol::invocation::MAX_SLOTS;
 
+use crate::buffer::Origin;
 use crate::error::{Error, Result};
 
 /// What a deployment is made with. The default suits small payloads and lowest latency.
@@ -112,6 +116,19 @@ impl Deployment {
         }
         Ok(())
     }
+}
+
+/// What an executor is deployed from, on its lease or elsewhere. What an application has made for an executor belongs
+/// to this and not to the process, so buffers and functions outlive the process, and any number of processes can be
+/// started one after the other.
+#[derive(Debug)]
+pub(crate) struct DeploymentSpecification {
+    /// The library.
+    pub(crate) code: Arc<[u8]>,
+    pub(crate) deployment: Deployment,
+    /// The domain of all buffers, and of the connections to whichever workers there are.
+    pub(crate) domain: Domain,
+    pub(crate) origin: Origin,
 }
 
 /// How long the parts of the last start took; their sum is the whole.

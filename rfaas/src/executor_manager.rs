@@ -31,7 +31,6 @@ use rfaas_protocol::node::Bill;
 use rfaas_protocol::reach::reach;
 use rfaas_protocol::{Clock, Empty, Malformed, Nonces, Proof, Role, Secret, parse_prefix};
 
-use crate::bell::ring;
 use crate::cause::Cause;
 use crate::error::{Error, Exit, Result};
 
@@ -438,6 +437,11 @@ impl ExecutorManager {
             }
         }))
     }
+}
+
+/// Wakes the thread that sleeps on `bell`.
+pub(crate) fn ring(bell: &EventFd) {
+    let _ = bell.write(1); // fails only if it has been ringing 2^64 times already
 }
 
 /// Readable when a connection that was [polled](ExecutorManager::poll_armed) has news.

@@ -22,8 +22,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use rdmalib::ForkMark;
 
-use crate::bell::ring;
-use crate::executor_manager::{ExecutorManager, Polled};
+use crate::executor_manager::{ExecutorManager, Polled, ring};
 use crate::lease_core::LeaseCore;
 
 /// How soon a lease that somebody else had is polled again.

@@ -12,13 +12,12 @@ use rfaas_protocol::node::Bill;
 
 use crate::buffer::Origin;
 use crate::deployed::DeployedExecutor;
-use crate::deployment::Deployment;
+use crate::deployment::{Deployment, DeploymentSpecification};
 use crate::error::Result;
 use crate::executor::Executor;
 use crate::executor_manager::Ending;
 use crate::held_lease::HeldLease;
 use crate::lease_core::OnEnding;
-use crate::specification::DeploymentSpecification;
 use crate::{library, session};
 
 /// A leased share of a node. The lease ends when it is released, when its time is over, when the last handle and

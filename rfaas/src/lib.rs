@@ -118,7 +118,6 @@
 //! given a copy of what it needs.
 
 mod assembly;
-mod bell;
 mod buffer;
 mod cause;
 mod client;
@@ -140,7 +139,6 @@ mod pending;
 mod request;
 mod resource_manager;
 mod session;
-mod specification;
 
 pub use buffer::{Input, Output};
 pub use client::Client;

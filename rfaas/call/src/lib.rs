@@ -16,8 +16,6 @@ mod backoff;
 pub mod callee;
 pub mod caller;
 mod sharing;
-mod spin;
 
-pub use backoff::{Awaited, Backoff, Pause};
+pub use backoff::{Awaited, Backoff, Pause, Spin};
 pub use sharing::Sharing;
-pub use spin::Spin;

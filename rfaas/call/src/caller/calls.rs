@@ -26,12 +26,11 @@ use rdmalib::ForkMark;
 
 use super::buffer::OutputBuffer;
 use super::call::Call;
-use super::driver::Driver;
+use super::driver::{Driver, Wait};
 use super::outcome::{CallError, Failure, Outcome, Owner};
 use super::reactor::Reactor;
-use super::wait::Wait;
 use super::workers::{Posted, Workers};
-use crate::spin::Spin;
+use crate::backoff::Spin;
 
 /// A follower checks for its outcome so often even if nobody wakes it: a leader's waits have deadlines of their own.
 const FOLLOW: Duration = Duration::from_secs(1);

@@ -1,24 +1,27 @@
 //! What it takes to see completions: the queue and the receiving halves of all connections of a caller.
+//! How a caller waits for them: how it spins ([`Backoff`]), and how long it sleeps ([`Wait`]).
 //!
 //! There is one [`Driver`] for all that wait, and only one thread at a time has it. So no completion is seen twice, and
 //! whoever has it resolves what comes, no matter who asked for it.
 
+use std::fmt::Debug;
 use std::task::Waker;
 use std::thread;
-use std::time::Duration;
-
-use std::fmt::Debug;
+use std::time::{Duration, Instant};
 
 use rdmalib::{CompletionQueue, ReceiveQueue, WorkCompletion};
 
 use super::connection::{receive_id, replier};
-use super::wait::Wait;
-use super::workers::Workers;
-use crate::backoff::Pause;
+use super::workers::{Next, Workers};
+use crate::backoff::{Awaited, Backoff, Pause, Spin};
 use crate::sharing::Sharing;
 
 /// Completions taken from the queue at a time.
 const BATCH: usize = 16;
+/// Longest sleep, after which deadlines are checked again.
+const LONGEST_SLEEP: Duration = Duration::from_secs(1);
+/// Sleep while the cause of a lost connection is awaited, which rings no bell here.
+const NAP: Duration = Duration::from_millis(1);
 
 /// The queue and the receiving halves.
 #[derive(Debug)]
@@ -120,5 +123,78 @@ impl Driver {
                 receives.post(receive_id(worker), None).ok();
             }
         }
+    }
+}
+
+/// One wait of a caller.
+#[derive(Debug)]
+pub(super) struct Wait {
+    backoff: Backoff,
+    /// How long to sleep before the next poll.
+    sleep: Option<Duration>,
+}
+
+impl Wait {
+    pub(super) fn new(spin: Spin) -> Self {
+        Wait { backoff: Backoff::new(spin, Awaited::Result), sleep: None }
+    }
+
+    /// The clock was read: it is `now`, and `next` happens by itself.
+    pub(super) fn looked(&mut self, now: Instant, next: Next) {
+        let spun = self.backoff.looked(now);
+        self.sleep = if next.cause_awaited {
+            Some(NAP)
+        } else if spun {
+            let left =
+                next.deadline.map_or(LONGEST_SLEEP, |until| until.saturating_duration_since(now));
+            Some(left.min(LONGEST_SLEEP))
+        } else {
+            None
+        };
+        if self.sleep.is_some() {
+            self.backoff.about_to_sleep();
+        }
+    }
+
+    /// Returns how long to sleep before the next poll, once.
+    #[inline]
+    fn take_sleep(&mut self) -> Option<Duration> {
+        self.sleep.take()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOTHING: Next = Next { deadline: None, cause_awaited: false };
+
+    #[test]
+    fn a_warm_wait_sleeps_until_the_next_deadline_once() {
+        let now = Instant::now();
+        let mut wait = Wait::new(Spin::Never);
+        let deadline = Some(now + Duration::from_millis(5));
+        wait.looked(now, Next { deadline, ..NOTHING });
+        assert_eq!(wait.take_sleep(), Some(Duration::from_millis(5)));
+        assert_eq!(wait.take_sleep(), None);
+        wait.looked(now, NOTHING);
+        assert_eq!(wait.take_sleep(), Some(LONGEST_SLEEP));
+    }
+
+    #[test]
+    fn a_hot_wait_does_not_sleep() {
+        let now = Instant::now();
+        let mut wait = Wait::new(Spin::Always);
+        wait.looked(now, NOTHING);
+        wait.looked(now + Duration::from_secs(100), NOTHING);
+        assert_eq!(wait.take_sleep(), None);
+    }
+
+    #[test]
+    fn while_a_cause_is_awaited_every_wait_is_a_nap() {
+        let mut wait = Wait::new(Spin::Always);
+        wait.looked(Instant::now(), Next { cause_awaited: true, ..NOTHING });
+        assert_eq!(wait.take_sleep(), Some(NAP));
+        assert_eq!(wait.backoff.fruitless(false), Pause::Look);
     }
 }

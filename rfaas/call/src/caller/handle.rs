@@ -13,7 +13,7 @@ use super::calls::{Calls, Exclusive, Locked, Progress};
 use super::outcome::{CallError, Failure, Outcome, Owner};
 use super::tickets::Ticket;
 use super::workers::Posted;
-use crate::spin::Spin;
+use crate::backoff::Spin;
 
 /// Whether something was done with the connections.
 #[derive(Debug)]

@@ -17,7 +17,7 @@ use super::calls::{Locked, Progress};
 use super::handle::{CallResult, Called, Caller};
 use super::outcome::{CallError, Failure, Outcome, Owner};
 use super::workers::Found;
-use crate::spin::Spin;
+use crate::backoff::Spin;
 
 /// A slot of a worker, and the memory that goes with it.
 #[derive(Debug)]

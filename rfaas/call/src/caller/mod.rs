@@ -20,7 +20,6 @@ mod pending;
 mod reactor;
 mod slots;
 mod tickets;
-mod wait;
 mod workers;
 
 pub use buffer::{CallMemory, InputBuffer, OutputBuffer, check_range, copy_range};
