@@ -22,9 +22,9 @@ use rdmalib::{
 use rfaas_protocol::accounting::{EXECUTION_NS, HOT_POLLING_NS, INVOCATIONS};
 
 use crate::clock::{MS, now_ns, ns_of};
-use crate::dial::{DIAL_TIMEOUT, DialError, dial_manager};
+use crate::dial::{DialError, dial_manager};
 use crate::meter::{Totals, Used};
-use crate::plan::Plan;
+use crate::plan::{DIAL_TIMEOUT, Plan};
 use crate::sync::{AtomicU64, Ordering};
 
 /// Time between two settlements of a busy worker.

@@ -23,7 +23,6 @@ use rfaas_protocol::accounting::{EXECUTOR_BEATS, MANAGER_BEATS};
 use rfaas_protocol::heartbeat::Beats;
 
 use crate::dial::{DialError, dial_manager};
-use crate::events::{Event, Notifier};
 use crate::plan::Plan;
 
 /// Additions under way at a time: to our counter, and of nothing to the manager's, which reads it.
@@ -49,19 +48,19 @@ pub enum BeatError {
     Silent,
 }
 
-/// Starts the thread, which dials the manager and tells `notifier` when it is silent. The end of its
+/// Starts the thread, which dials the manager and calls `ended` when it is silent. The end of its
 /// connection completes into `ends`.
 pub fn start(
     plan: &Arc<Plan>,
     device: &Device,
     ends: &CompletionQueue,
-    notifier: &Notifier,
+    ended: impl FnOnce(BeatError) + Send + 'static,
 ) -> Result<(), BeatError> {
     let mut connection = BeatConnection::new(device, ends)?;
-    let (plan, notifier) = (plan.clone(), notifier.clone());
+    let plan = plan.clone();
     thread::Builder::new().name("beat".into()).spawn(move || {
         if let Err(error) = beat(&mut connection, &plan) {
-            notifier.tell(Event::BeatEnded(error));
+            ended(error);
         }
     })?;
     Ok(())

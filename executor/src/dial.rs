@@ -11,10 +11,6 @@ use rfaas_protocol::{Hello, Malformed, Refusal, Role, parse_prefix};
 
 use crate::plan::Plan;
 
-/// Most time that the executor manager or the client has to accept a connection, however many workers
-/// come at once. Both wait for us.
-pub const DIAL_TIMEOUT: Duration = Duration::from_secs(5);
-
 /// Pause before the first new try where others crowd; each one is twice as long as the last.
 const FIRST_PAUSE: Duration = Duration::from_millis(2);
 /// The longest one.
@@ -102,6 +98,7 @@ mod tests {
     use rdmalib::{Device, DeviceSpec, Provider, QueuePairConfig};
 
     use super::*;
+    use crate::plan::DIAL_TIMEOUT;
 
     #[test]
     fn who_is_dropped_because_others_crowd_tries_again() {

@@ -37,10 +37,9 @@ use rfaas_protocol::session::{ExecutorHello, FromExecutor, FunctionEntry, LoadFa
 use rfaas_protocol::{Role, Text};
 
 use crate::beat::BeatError;
-use crate::dial::DIAL_TIMEOUT;
 use crate::events::{Event, Notifier, events};
 use crate::library::{Library, LoadError};
-use crate::plan::{BadAssignment, Plan};
+use crate::plan::{BadAssignment, DIAL_TIMEOUT, Plan};
 use crate::pool::{PoolError, WorkerPool};
 use crate::signals::Signals;
 use crate::watch::{News, Watch};
@@ -149,7 +148,9 @@ pub fn run(assignment: Assignment) -> Result<Ended, Error> {
     let device = Device::open(&plan.device).map_err(|error| Error::Device(describe(&error)))?;
     let (notifier, events) = events().map_err(|error| os(&error))?;
     let manager_ends = pool::manager_ends(&device, &plan).map_err(|error| os(&error))?;
-    beat::start(&plan, &device, &manager_ends, &notifier).map_err(|error| os(&error))?;
+    let beat_ended = notifier.clone();
+    let beat_ended = move |error| beat_ended.tell(Event::BeatEnded(error));
+    beat::start(&plan, &device, &manager_ends, beat_ended).map_err(|error| os(&error))?;
     let (client, code) = dial_client(&plan, &device)?;
     let pool = WorkerPool::start(&plan, &device, &manager_ends, &notifier);
     let pool = pool.map_err(|error: PoolError| Error::failed("cannot start workers", &error))?;

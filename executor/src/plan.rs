@@ -12,7 +12,9 @@ use rfaas_protocol::Secret;
 use rfaas_protocol::assignment::Assignment;
 use rfaas_protocol::heartbeat::Heartbeat;
 
-use crate::dial::DIAL_TIMEOUT;
+/// Most time that the executor manager or the client has to accept a connection, however many workers
+/// come at once. Both wait for us.
+pub const DIAL_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What is wrong with an assignment.
 #[derive(Debug, thiserror::Error)]

@@ -19,10 +19,10 @@ use rfaas_call::callee::{Callee, CallerConnection, Service, ServiceEnd, Slot, Sl
 use crate::account::{Account, Published, SETTLE_EACH_NS};
 use crate::clock::{ticks, ticks_of};
 use crate::cpus::Cpus;
-use crate::dial::{DIAL_TIMEOUT, DialError, dial};
+use crate::dial::{DialError, dial};
 use crate::library::{GuardedMemory, Library, leave_forked};
 use crate::meter::Meter;
-use crate::plan::Plan;
+use crate::plan::{DIAL_TIMEOUT, Plan};
 use crate::spin::{Idle, Spinner};
 use crate::sync::{AtomicBool, Ordering};
 

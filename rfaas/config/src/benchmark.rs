@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::{ConfigError, File, Invalid, require, resource_manager};
+use super::file::{ConfigError, File, Invalid, require, resource_manager};
 
 /// Settings of a benchmark.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -8,7 +8,7 @@ use rdmalib::{Device, DeviceSpec, Provider};
 use rfaas_protocol::channel::MOST_RECEIVES;
 use serde::{Deserialize, Serialize};
 
-use super::{ConfigError, File, Invalid, require};
+use super::file::{ConfigError, File, Invalid, require};
 
 /// The device database.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]

@@ -5,10 +5,12 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::{
-    ClusterSecret, ConfigError, EXECUTOR_MANAGER_PORT, File, Invalid, SECRET_VARIABLE, SecretValue,
-    require, require_heartbeat, require_node_name, resource_manager,
+use super::file::{
+    ConfigError, EXECUTOR_MANAGER_PORT, File, Invalid, require, require_heartbeat,
+    require_node_name, resource_manager,
 };
+use super::resource_manager::ResourceManagerNode;
+use super::secret::{ClusterSecret, SECRET_VARIABLE, SecretValue};
 use rfaas_protocol::heartbeat::Heartbeat;
 
 /// Settings of an executor manager.
@@ -139,12 +141,12 @@ fn usual_port() -> u16 {
 
 /// As in the resource manager's settings.
 fn usual_heartbeat_ms() -> u32 {
-    super::ResourceManagerNode::default().heartbeat_ms
+    ResourceManagerNode::default().heartbeat_ms
 }
 
 /// As in the resource manager's settings.
 fn usual_silence_ms() -> u32 {
-    super::ResourceManagerNode::default().silence_ms
+    ResourceManagerNode::default().silence_ms
 }
 
 /// Long enough for most calls that run, short enough for a batch system that wants its node back.

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::{ConfigError, File, Invalid, require, require_node_name, resolve};
+use super::file::{ConfigError, File, Invalid, require, require_node_name, resolve};
 
 /// The nodes that a resource manager starts with, or that a client without one tries in order.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

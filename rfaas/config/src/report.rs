@@ -2,7 +2,7 @@
 
 use std::error::Error;
 
-use crate::ConfigError;
+use super::file::ConfigError;
 
 /// An error that may end a program.
 pub trait ProgramError: Error {

@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{
-    ClusterSecret, ConfigError, File, Invalid, RESOURCE_MANAGER_PORT, SecretValue, require,
-    require_heartbeat, resolve,
+use super::file::{
+    ConfigError, File, Invalid, RESOURCE_MANAGER_PORT, require, require_heartbeat, resolve,
 };
+use super::secret::{ClusterSecret, SecretValue};
 use rfaas_protocol::heartbeat::Heartbeat;
 
 /// Settings of a resource manager.

@@ -20,7 +20,7 @@ use std::sync::Arc;
 use serde::de::{Unexpected, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::{ConfigError, read_bounded};
+use super::file::{ConfigError, read_bounded};
 use crate::shell;
 
 /// Environment variable with the cluster secret.

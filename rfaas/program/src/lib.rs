@@ -13,7 +13,6 @@
 use std::fmt;
 use std::io::{self, Write};
 use std::process::ExitCode;
-use std::time::Duration;
 
 use clap::Parser;
 
@@ -25,11 +24,8 @@ pub mod log;
 #[cfg(feature = "serve")]
 pub mod poll_loop;
 
+pub use log::LAST_LINES;
 pub use rfaas_config::describe;
-
-/// Longest wait of a program that ends for its last lines to be taken. Who reads a log takes a line in
-/// milliseconds, and who does not read it is not waited for by those who watch the program's end.
-pub const LAST_LINES: Duration = Duration::from_secs(1);
 
 /// Why a program ends early.
 #[derive(Debug)]

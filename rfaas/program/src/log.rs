@@ -21,7 +21,6 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use tracing::callsite::Identifier;
 use tracing::{Level, Metadata};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
@@ -31,14 +30,15 @@ mod limiter;
 mod queue;
 
 pub use budget::Budget;
-use queue::Queue;
-
-/// The place of the program that an event comes from.
-type Kind = Identifier;
+use queue::{Kind, Queue};
 
 /// Name of an event that is limited where it is logged, for each peer that can cause it. The budget of a place in the
 /// program, which the peers would share, does not apply to it.
 pub const MEASURED: &str = "measured";
+
+/// Longest wait of a program that ends for its last lines to be taken. Who reads a log takes a line in
+/// milliseconds, and who does not read it is not waited for by those who watch the program's end.
+pub const LAST_LINES: Duration = Duration::from_secs(1);
 
 /// The log of this process.
 static LOG: OnceLock<Arc<Queue>> = OnceLock::new();
@@ -97,7 +97,7 @@ fn panicked(info: &PanicHookInfo<'_>) {
             queue.push(None, &escaped(line, false));
         }
     }
-    queue.flush(super::LAST_LINES); // the process may end with this thread
+    queue.flush(LAST_LINES); // the process may end with this thread
 }
 
 /// Where `tracing` writes events.

@@ -13,10 +13,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{SigSet, SigmaskHow};
+use tracing::callsite::Identifier;
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
 
-use super::Kind;
 use super::limiter::Limiter;
 
 /// Lines that may wait to be written: more than a manager with a thousand leases says when all of them end.
@@ -32,6 +32,9 @@ const TOGETHER: Duration = Duration::from_millis(1);
 /// Written at a time, unless a line is longer: `PIPE_BUF`, so that lines of several programs that share a pipe
 /// stay whole.
 const AT_ONCE: usize = 4096;
+
+/// The place of the program that an event comes from.
+pub(super) type Kind = Identifier;
 
 /// The queue.
 pub(super) struct Queue {
