@@ -5,7 +5,7 @@
 //!   Meter ──(worker, before each call)──▶ Published ──(main thread, if a call takes long)─┐
 //!     └──(worker, at most each 100 ms, before sleeping, at its end)──────────────────▶ Account ──▶ manager
 //! ```
-//! * BILLED ONCE - `billed` is what the manager was sent, and only the difference to it is sent.
+//! * Time is billed once: `billed` is what the manager was sent, and only the difference to it is sent.
 //!   The thread that settles, the worker or the main thread in its place, holds the account.
 //! * After the last settlement nothing is added.
 //!
@@ -67,7 +67,7 @@ impl Published {
     /// by now, counting the call's time but not yet the call.
     ///
     /// A call that ends at this very moment may count twice here; `since` makes up for that with what
-    /// follows (BILLED ONCE), and the manager bounds the bill by the time the lease lasted.
+    /// follows, since only the difference is billed, and the manager bounds the bill by the time the lease lasted.
     pub fn in_call(&self, longer_than_ns: u64, now: u64) -> Option<Totals> {
         let since = self.calls_since.load(Ordering::Acquire);
         let passed = now.saturating_sub(since);

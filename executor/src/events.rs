@@ -10,11 +10,11 @@ use rfaas_call::callee::ServiceEnd;
 
 use crate::beat::BeatError;
 use crate::library::{Library, LoadError};
-use crate::worker::StartError;
+use crate::worker::WorkerStartError;
 
 /// Something happened in another thread.
 #[derive(Debug)]
-pub enum Event {
+pub enum ThreadEvent {
     /// The loader is done.
     Loaded(Result<Library, LoadError>),
     /// There are no signs of life between executor and manager any more.
@@ -24,7 +24,7 @@ pub enum Event {
         /// The worker's index.
         worker: usize,
         /// Why it ended.
-        end: Result<ServiceEnd, StartError>,
+        end: Result<ServiceEnd, WorkerStartError>,
     },
     /// No thread of a worker is left.
     WorkersJoined,
@@ -32,29 +32,29 @@ pub enum Event {
 
 /// The main thread's end.
 #[derive(Debug)]
-pub struct Events {
-    queue: Receiver<Event>,
+pub struct ThreadEvents {
+    queue: Receiver<ThreadEvent>,
     bell: Arc<EventFd>,
 }
 
 /// Another thread's end.
 #[derive(Clone, Debug)]
 pub struct Notifier {
-    queue: Sender<Event>,
+    queue: Sender<ThreadEvent>,
     bell: Arc<EventFd>,
 }
 
 /// Makes both ends.
-pub fn events() -> io::Result<(Notifier, Events)> {
+pub fn events() -> io::Result<(Notifier, ThreadEvents)> {
     let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
     let bell = Arc::new(EventFd::from_flags(flags)?);
     let (sender, receiver) = mpsc::channel();
-    Ok((Notifier { queue: sender, bell: bell.clone() }, Events { queue: receiver, bell }))
+    Ok((Notifier { queue: sender, bell: bell.clone() }, ThreadEvents { queue: receiver, bell }))
 }
 
 impl Notifier {
     /// Hands the main thread an event.
-    pub fn tell(&self, event: Event) {
+    pub fn tell(&self, event: ThreadEvent) {
         // The main thread listens until the process is about to end.
         if self.queue.send(event).is_ok() {
             // Fails only if the counter is full: then the bell rings anyway.
@@ -63,10 +63,10 @@ impl Notifier {
     }
 }
 
-impl Events {
+impl ThreadEvents {
     /// Returns the next event, if there is one. The bell is silenced before that: an event that
     /// comes later rings again.
-    pub fn next(&self) -> Option<Event> {
+    pub fn next(&self) -> Option<ThreadEvent> {
         let _ = self.bell.read(); // would block: it did not ring
         let event = self.queue.try_recv().ok();
         if event.is_some() {
@@ -76,7 +76,7 @@ impl Events {
     }
 }
 
-impl AsFd for Events {
+impl AsFd for ThreadEvents {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.bell.as_fd()
     }

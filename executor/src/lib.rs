@@ -10,10 +10,10 @@
 //!   watch: signals, client, manager, workers                   │
 //!   end ───────────── stop ───────────────────────────────────▶ last counts
 //! ```
-//! * BOUNDED END - it ends when its manager asks it to (SIGTERM) and when its client or its manager is gone or silent:
+//! * It ends when its manager asks it to (SIGTERM) and when its client or its manager is gone or silent:
 //!   within 300 ms, whatever the functions do, and within a second even if they keep it from that. It ends with its
 //!   manager at once, which the kernel ensures.
-//! * WHOLE - it works with all its threads or not at all: when one panics, or a function ends that of its worker, it
+//! * It works with all its threads or not at all: when one panics, or a function ends that of its worker, it
 //!   aborts, and the manager tells the client.
 //! * A process holds one client's code and connections. It gets its secrets on standard input and
 //!   leaves no file behind.
@@ -37,13 +37,13 @@ use rfaas_protocol::session::{ExecutorHello, FromExecutor, FunctionEntry, LoadFa
 use rfaas_protocol::{Role, Text};
 
 use crate::beat::BeatError;
-use crate::events::{Event, Notifier, events};
+use crate::events::{Notifier, ThreadEvent, events};
 use crate::library::{Library, LoadError};
 use crate::plan::{BadAssignment, DIAL_TIMEOUT, Plan};
 use crate::pool::{PoolError, WorkerPool};
 use crate::signals::Signals;
 use crate::watch::{News, Watch};
-use crate::worker::StartError;
+use crate::worker::WorkerStartError;
 
 mod account;
 mod beat;
@@ -149,7 +149,7 @@ pub fn run(assignment: Assignment) -> Result<Ended, Error> {
     let (notifier, events) = events().map_err(|error| os(&error))?;
     let manager_ends = pool::manager_ends(&device, &plan).map_err(|error| os(&error))?;
     let beat_ended = notifier.clone();
-    let beat_ended = move |error| beat_ended.tell(Event::BeatEnded(error));
+    let beat_ended = move |error| beat_ended.tell(ThreadEvent::BeatEnded(error));
     beat::start(&plan, &device, &manager_ends, beat_ended).map_err(|error| os(&error))?;
     let (client, code) = dial_client(&plan, &device)?;
     let pool = WorkerPool::start(&plan, &device, &manager_ends, &notifier);
@@ -162,14 +162,16 @@ pub fn run(assignment: Assignment) -> Result<Ended, Error> {
 fn is_the_end(news: &News) -> bool {
     match news {
         News::Signal | News::ManagerGone | News::ClientGone(_) => true,
-        News::Event(Event::BeatEnded(_) | Event::WorkerEnded { end: Err(_), .. }) => true,
-        News::Event(Event::Loaded(_) | Event::WorkerEnded { end: Ok(_), .. }) => false,
-        News::Event(Event::WorkersJoined) => false,
+        News::Event(ThreadEvent::BeatEnded(_) | ThreadEvent::WorkerEnded { end: Err(_), .. }) => {
+            true
+        }
+        News::Event(ThreadEvent::Loaded(_) | ThreadEvent::WorkerEnded { end: Ok(_), .. }) => false,
+        News::Event(ThreadEvent::WorkersJoined) => false,
         News::Written(_) | News::Nothing => false,
     }
 }
 
-/// Has the kernel end this process in a second, wherever it is then (BOUNDED END). A constructor that hangs
+/// Has the kernel end this process in a second, wherever it is then. A constructor that hangs
 /// holds the dynamic loader's lock, for which every thread waits that uses a thread-local variable
 /// for the first time (`__cxa_thread_atexit_impl` of glibc): logging does, and so do channels.
 fn end_at_last() {
@@ -291,7 +293,7 @@ impl Executor {
         Ok(())
     }
 
-    /// Aborts (WHOLE). Locks that the thread of `worker` held stay locked, so no other code of the library runs.
+    /// Aborts. Locks that the thread of `worker` held stay locked, so no other code of the library runs.
     fn abort(&mut self, worker: usize) -> ! {
         end_at_last();
         tracing::error!(
@@ -335,11 +337,11 @@ impl Executor {
         std::thread::Builder::new()
             .name("loader".into())
             .stack_size(limits::stack_bytes()) // constructors are functions too
-            .spawn(move || notifier.tell(Event::Loaded(Library::load(&code))))
+            .spawn(move || notifier.tell(ThreadEvent::Loaded(Library::load(&code))))
             .map_err(|error| Error::failed("cannot start the loader", &error))?;
         loop {
             match self.next(TICK)? {
-                News::Event(Event::Loaded(loaded)) => {
+                News::Event(ThreadEvent::Loaded(loaded)) => {
                     self.loading = false;
                     return loaded.map_err(Stop::Load);
                 }
@@ -411,11 +413,13 @@ impl Executor {
                     tracing::debug!(%error, "client gone");
                     return Err(Stop::Over("the client is gone"));
                 }
-                News::Event(Event::BeatEnded(BeatError::Silent)) => return Err(Stop::ManagerLost),
-                News::Event(Event::BeatEnded(error)) => {
+                News::Event(ThreadEvent::BeatEnded(BeatError::Silent)) => {
+                    return Err(Stop::ManagerLost);
+                }
+                News::Event(ThreadEvent::BeatEnded(error)) => {
                     return Err(Error::failed("cannot give signs of life", &error).into());
                 }
-                News::Event(Event::WorkerEnded { worker, end }) => {
+                News::Event(ThreadEvent::WorkerEnded { worker, end }) => {
                     pool::log_end(worker, &end);
                     self.pool.ended(worker);
                     // One that does not start is missed by the client, which waits for all.
@@ -429,6 +433,6 @@ impl Executor {
     }
 }
 
-fn worker_failed(worker: usize, error: &StartError) -> Error {
+fn worker_failed(worker: usize, error: &WorkerStartError) -> Error {
     Error::failed(&format!("worker {worker} could not start"), error)
 }

@@ -19,13 +19,13 @@ use rfaas_call::callee::{ServiceEnd, request_queue};
 use crate::account::{Account, Published};
 use crate::clock::{MS, ticks};
 use crate::cpus::{Cpus, pin};
-use crate::events::{Event, Notifier};
+use crate::events::{Notifier, ThreadEvent};
 use crate::library::{Library, MAX_GUARDS};
 use crate::limits;
 use crate::plan::Plan;
 use crate::sync::{AtomicBool, Ordering};
 use crate::watch::{News, Watch};
-use crate::worker::{self, StartError, Worker, WorkerShare, locked};
+use crate::worker::{self, Worker, WorkerShare, WorkerStartError, locked};
 
 /// Time that a worker has at its end until the manager has its last counts.
 const CLOSE_TIMEOUT: Duration = Duration::from_millis(150);
@@ -39,7 +39,7 @@ const LONG_CALL_NS: u64 = 500 * MS;
 
 /// One worker, as the main thread sees it.
 #[derive(Debug)]
-struct Member {
+struct WorkerHandle {
     account: Arc<Mutex<Account>>,
     published: Arc<Published>,
     waker: Waker,
@@ -52,7 +52,7 @@ struct Member {
 /// All workers.
 #[derive(Debug)]
 pub struct WorkerPool {
-    members: Vec<Member>,
+    members: Vec<WorkerHandle>,
     threads: Vec<JoinHandle<()>>,
     stop: Arc<AtomicBool>,
     notifier: Notifier,
@@ -118,9 +118,9 @@ impl WorkerPool {
             let thread = thread::Builder::new().name(format!("worker-{index}"));
             threads.push(thread.stack_size(stack_bytes).spawn(move || {
                 let end = work(start);
-                notifier.tell(Event::WorkerEnded { worker: index, end });
+                notifier.tell(ThreadEvent::WorkerEnded { worker: index, end });
             })?);
-            members.push(Member { account, published, waker, library, task, ended: false });
+            members.push(WorkerHandle { account, published, waker, library, task, ended: false });
         }
         Ok(WorkerPool { members, threads, stop, notifier: notifier.clone() })
     }
@@ -142,7 +142,7 @@ impl WorkerPool {
     /// Returns a worker whose thread is no more and has not reported its end, as far as is known: a
     /// function has ended the thread, by a raw exit(2), or with seccomp(2).
     pub fn vanished(&self) -> Option<usize> {
-        let gone = |member: &Member| {
+        let gone = |member: &WorkerHandle| {
             let task = member.task.get().filter(|_| !member.ended);
             task.is_some_and(|task| matches!(fs::exists(task), Ok(false)))
         };
@@ -182,7 +182,7 @@ impl WorkerPool {
         let deadline = start + STOP_TIMEOUT;
         while self.members.iter().any(|member| !member.ended) {
             match watch.next(deadline.saturating_duration_since(Instant::now()))? {
-                News::Event(Event::WorkerEnded { worker, end }) => {
+                News::Event(ThreadEvent::WorkerEnded { worker, end }) => {
                     log_end(worker, &end);
                     self.ended(worker);
                 }
@@ -214,11 +214,11 @@ impl WorkerPool {
             for thread in threads {
                 let _ = thread.join(); // a panic has ended the process
             }
-            notifier.tell(Event::WorkersJoined);
+            notifier.tell(ThreadEvent::WorkersJoined);
         })?;
         loop {
             match watch.next(deadline.saturating_duration_since(Instant::now()))? {
-                News::Event(Event::WorkersJoined) => return Ok(true),
+                News::Event(ThreadEvent::WorkersJoined) => return Ok(true),
                 News::Nothing => return Ok(false),
                 _ => {}
             }
@@ -226,7 +226,7 @@ impl WorkerPool {
     }
 }
 
-impl Member {
+impl WorkerHandle {
     /// Does something with the account, unless the worker has it.
     fn with_account<T>(&self, f: impl FnOnce(&mut Account) -> T) -> Option<T> {
         match self.account.try_lock() {
@@ -249,7 +249,7 @@ pub enum PoolError {
 }
 
 /// Logs how a worker ended, at a low level: a client may cut one off at any time.
-pub fn log_end(worker: usize, end: &Result<ServiceEnd, StartError>) {
+pub fn log_end(worker: usize, end: &Result<ServiceEnd, WorkerStartError>) {
     match end {
         Ok(ServiceEnd::Stopped) => {}
         Ok(end) => tracing::debug!(worker, %end, "worker ended"),
@@ -264,7 +264,7 @@ fn task_of_this_thread() -> Option<PathBuf> {
 }
 
 /// The life of a worker's thread.
-fn work(start: WorkerStart) -> Result<ServiceEnd, StartError> {
+fn work(start: WorkerStart) -> Result<ServiceEnd, WorkerStartError> {
     if let Some(task) = task_of_this_thread() {
         let _ = start.task.set(task); // nobody else does
     }

@@ -18,7 +18,7 @@ use rdmalib::{CompletionQueue, Notify};
 use rfaas_protocol::channel::{Channel, ChannelError, Incoming};
 use rfaas_protocol::{Malformed, MessageKind};
 
-use crate::events::{Event, Events};
+use crate::events::{ThreadEvent, ThreadEvents};
 use crate::signals::Signals;
 
 /// What happened.
@@ -27,7 +27,7 @@ pub enum News {
     /// The manager asks this process to end, with a signal.
     Signal,
     /// Another thread has an event.
-    Event(Event),
+    Event(ThreadEvent),
     /// The client wrote so many bytes.
     Written(u32),
     /// The client is gone, or does not follow the protocol.
@@ -57,7 +57,7 @@ impl MessageKind for NoMessage {
 #[derive(Debug)]
 pub struct Watch {
     signals: Signals,
-    events: Events,
+    events: ThreadEvents,
     /// The connection to the client.
     pub client: Channel,
     /// Where the ends of the connections to the manager complete.
@@ -70,7 +70,7 @@ impl Watch {
     /// Makes one that waits for these.
     pub fn new(
         signals: Signals,
-        events: Events,
+        events: ThreadEvents,
         client: Channel,
         manager: CompletionQueue,
     ) -> Self {

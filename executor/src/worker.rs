@@ -28,7 +28,7 @@ use crate::sync::{AtomicBool, Ordering};
 
 /// Why a worker did not start.
 #[derive(Debug, thiserror::Error)]
-pub enum StartError {
+pub enum WorkerStartError {
     /// A peer does not answer.
     #[error(transparent)]
     Dial(#[from] DialError),
@@ -53,8 +53,8 @@ pub fn prepare(
     plan: &Plan,
     max_guards: usize,
     requests: &CompletionQueue,
-) -> Result<Connection, StartError> {
-    let failed = |what| move |source| StartError::Device { what, source };
+) -> Result<Connection, WorkerStartError> {
+    let failed = |what| move |source| WorkerStartError::Device { what, source };
     let domain = device.domain().map_err(failed("protection domain"))?;
     let memory = GuardedMemory::new(&domain, plan.layout, max_guards).map_err(failed("slots"))?;
     Connection::new(device, &domain, memory, requests).map_err(failed("connection"))

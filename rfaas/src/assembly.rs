@@ -29,11 +29,11 @@ pub(crate) struct Assembly<'a> {
     needs: SlotNeeds,
     workers: Vec<Option<Accepted>>,
     completions: CompletionQueue,
-    control: Option<Control>,
+    control: Option<DialledExecutor>,
 }
 
 /// The executor process, once it has dialled.
-struct Control {
+struct DialledExecutor {
     channel: Channel,
     /// Stays until the executor has read it.
     _code: Region,
@@ -55,7 +55,7 @@ pub(crate) struct Ready {
 }
 
 /// A peer that showed the session's secret.
-enum Caller {
+enum Dialler {
     Executor(ExecutorHello),
     Worker(WorkerHello),
 }
@@ -85,8 +85,8 @@ impl<'a> Assembly<'a> {
     /// Accepts the peer that dialled, or refuses it. An error is one of our own device.
     pub(crate) fn admit(&mut self, request: ConnectRequest) -> Result<()> {
         match self.identify(request.private_data()) {
-            Ok(Caller::Executor(hello)) => self.admit_executor(request, &hello),
-            Ok(Caller::Worker(hello)) => self.admit_worker(request, &hello),
+            Ok(Dialler::Executor(hello)) => self.admit_executor(request, &hello),
+            Ok(Dialler::Worker(hello)) => self.admit_worker(request, &hello),
             Err(why) => {
                 tracing::debug!(peer = request.peer(), why, "connection refused");
                 refuse(request, &why);
@@ -96,25 +96,25 @@ impl<'a> Assembly<'a> {
     }
 
     /// Returns which peer dialled, or why it is refused.
-    fn identify(&self, private_data: &[u8]) -> Result<Caller, String> {
+    fn identify(&self, private_data: &[u8]) -> Result<Dialler, String> {
         let text = |malformed: Malformed| malformed.to_string();
         let (role, body) = Hello::parse(private_data).map_err(text)?;
         let caller = match role {
-            Role::Executor => Caller::Executor(parse_prefix(body).map_err(text)?),
-            Role::Worker => Caller::Worker(parse_prefix(body).map_err(text)?),
+            Role::Executor => Dialler::Executor(parse_prefix(body).map_err(text)?),
+            Role::Worker => Dialler::Worker(parse_prefix(body).map_err(text)?),
             _ => return Err("this client waits for its executor".into()),
         };
-        let (Caller::Executor(ExecutorHello { session, .. })
-        | Caller::Worker(WorkerHello { session, .. })) = &caller;
+        let (Dialler::Executor(ExecutorHello { session, .. })
+        | Dialler::Worker(WorkerHello { session, .. })) = &caller;
         if *session != self.session {
             return Err("wrong session secret".into());
         }
         match &caller {
-            Caller::Executor(_) if self.control.is_some() => {
+            Dialler::Executor(_) if self.control.is_some() => {
                 Err("the executor is connected already".into())
             }
-            Caller::Executor(_) => Ok(caller),
-            Caller::Worker(hello) => self.check_worker(hello).map(|()| caller),
+            Dialler::Executor(_) => Ok(caller),
+            Dialler::Worker(hello) => self.check_worker(hello).map(|()| caller),
         }
     }
 
@@ -144,7 +144,7 @@ impl<'a> Assembly<'a> {
             Ok(()) | Err(ChannelError::Disconnected) => {} // `read_control` tells
             Err(source) => return Err(failed(source)),
         }
-        self.control = Some(Control {
+        self.control = Some(DialledExecutor {
             channel,
             _code: code,
             functions: Vec::new(),
@@ -229,7 +229,7 @@ impl<'a> Assembly<'a> {
     }
 }
 
-impl Control {
+impl DialledExecutor {
     fn read(&mut self, incoming: Incoming<FromExecutor>) -> Result<()> {
         match incoming {
             Incoming::Message(FromExecutor::Function(entry)) => self.add(&entry),

@@ -43,8 +43,8 @@ pub struct Client {
 impl fmt::Debug for Client {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut out = f.debug_struct("Client");
-        out.field("name", self.grantor.name()).field("device", &self.grantor.device().device);
-        match self.grantor.source() {
+        out.field("name", &self.grantor.name).field("device", &self.grantor.device.device);
+        match &self.grantor.source {
             Source::Manager(manager) => out.field("resource_manager", &manager.addresses()),
             Source::Database(entries) => out.field("executor_managers", &entries.len()),
         };

@@ -17,9 +17,9 @@ use rfaas_protocol::session::MAX_FUNCTION_NAME_BYTES;
 /// The result of every fallible call of the client library.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Why a lease, a deployment or an invocation failed. Print it with its
-/// [`source`](std::error::Error::source)s ([`describe`](crate::describe)). [The front page](crate#what-to-do-about-an-error)
-/// sorts the variants by what to do.
+/// Why a lease, a deployment or an invocation failed. [`describe`](crate::describe) tells it with its
+/// [`source`](std::error::Error::source)s. [The front page](crate#what-to-do-about-an-error) sorts the
+/// variants by what to do.
 ///
 /// Four ends look alike:
 /// * [`WorkerLost`](Self::WorkerLost): this call's worker was given up, because of another call or a

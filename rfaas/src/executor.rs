@@ -61,7 +61,7 @@ impl Executor {
 
     /// Returns the number of worker threads, one for each leased core.
     pub fn workers(&self) -> usize {
-        usize::from(self.inner.lease().cores())
+        usize::from(self.inner.lease().cores)
     }
 
     /// Returns the names of the functions in the library, sorted.

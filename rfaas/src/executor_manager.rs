@@ -101,7 +101,7 @@ pub(crate) struct ExecutorManager {
 }
 
 /// A message that somebody waits for.
-enum Answer {
+enum ManagerAnswer {
     Allocated(LeaseId),
     Refused { because: RefusedBecause, reason: String },
     Released(Bill),
@@ -174,16 +174,16 @@ impl ExecutorManager {
         self.send(&FromClient::Allocate(claim))?;
         loop {
             match self.answer(deadline)? {
-                Answer::Allocated(lease) => {
+                ManagerAnswer::Allocated(lease) => {
                     self.running = true;
                     self.exit = None;
                     return Ok(lease);
                 }
-                Answer::Refused { because, reason } => {
+                ManagerAnswer::Refused { because, reason } => {
                     let node = self.node.clone();
                     return Err(Error::AllocationRefused { node, because, reason });
                 }
-                Answer::Released(_) | Answer::Renewed(_) => {}
+                ManagerAnswer::Released(_) | ManagerAnswer::Renewed(_) => {}
             }
         }
     }
@@ -194,16 +194,18 @@ impl ExecutorManager {
         self.send(&FromClient::Renew(Renew { signed, clock }))?;
         loop {
             match self.answer(deadline)? {
-                Answer::Renewed(end) => {
+                ManagerAnswer::Renewed(end) => {
                     self.token = token;
                     return Ok(end);
                 }
-                Answer::Refused { because: RefusedBecause::LeaseEnded, .. } => {
+                ManagerAnswer::Refused { because: RefusedBecause::LeaseEnded, .. } => {
                     let reason = self.ending.map_or(EndReason::Expired, |ending| ending.reason);
                     return Err(Error::LeaseEnded { reason });
                 }
-                Answer::Refused { reason, .. } => return Err(Error::LeaseRefused { reason }),
-                Answer::Allocated(_) | Answer::Released(_) => {}
+                ManagerAnswer::Refused { reason, .. } => {
+                    return Err(Error::LeaseRefused { reason });
+                }
+                ManagerAnswer::Allocated(_) | ManagerAnswer::Released(_) => {}
             }
         }
     }
@@ -244,7 +246,7 @@ impl ExecutorManager {
         let deadline = Instant::now() + timeout;
         self.send(&FromClient::Release(Empty {}))?;
         loop {
-            if let Answer::Released(bill) = self.answer(deadline)? {
+            if let ManagerAnswer::Released(bill) = self.answer(deadline)? {
                 return Ok(bill);
             }
         }
@@ -345,7 +347,7 @@ impl ExecutorManager {
     }
 
     /// The next answer, by `deadline`.
-    fn answer(&mut self, deadline: Instant) -> Result<Answer> {
+    fn answer(&mut self, deadline: Instant) -> Result<ManagerAnswer> {
         let start = Instant::now();
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
@@ -362,7 +364,7 @@ impl ExecutorManager {
     }
 
     /// Notes what arrives next within `timeout`; an answer is returned.
-    fn next(&mut self, timeout: Duration) -> Option<Answer> {
+    fn next(&mut self, timeout: Duration) -> Option<ManagerAnswer> {
         let beat = self.pulse.as_ref().map(|pulse| {
             pulse.deadline().saturating_duration_since(Instant::now()).max(Duration::from_millis(1))
         });
@@ -374,7 +376,10 @@ impl ExecutorManager {
         answer
     }
 
-    fn note(&mut self, received: Result<Incoming<ToClient>, ChannelError>) -> Option<Answer> {
+    fn note(
+        &mut self,
+        received: Result<Incoming<ToClient>, ChannelError>,
+    ) -> Option<ManagerAnswer> {
         if let (Ok(_), Some(pulse)) = (&received, &mut self.pulse) {
             pulse.heard(Instant::now());
         }
@@ -397,23 +402,23 @@ impl ExecutorManager {
         })
     }
 
-    fn read(&mut self, message: ToClient) -> Result<Option<Answer>, Malformed> {
+    fn read(&mut self, message: ToClient) -> Result<Option<ManagerAnswer>, Malformed> {
         Ok(Some(match message {
             ToClient::Allocated(allocated) => {
                 let (period, silence) = (allocated.heartbeat_ms.get(), allocated.silence_ms.get());
                 let heartbeat = Heartbeat::from_ms(period, silence);
                 self.pulse.get_or_insert(Pulse::new(heartbeat, Instant::now()));
                 let lease = LeaseId::new(allocated.lease.get());
-                Answer::Allocated(lease.ok_or(Malformed::Field("lease"))?)
+                ManagerAnswer::Allocated(lease.ok_or(Malformed::Field("lease"))?)
             }
-            ToClient::Refused(refused) => Answer::Refused {
+            ToClient::Refused(refused) => ManagerAnswer::Refused {
                 because: RefusedBecause::from_wire(refused.because)?,
                 reason: refused.reason.get()?.to_owned(),
             },
-            ToClient::Released(released) => Answer::Released(released.bill),
+            ToClient::Released(released) => ManagerAnswer::Released(released.bill),
             ToClient::Renewed(renewed) => {
                 let end = Duration::from_millis(renewed.expires_at_ms.get());
-                Answer::Renewed(UNIX_EPOCH.checked_add(end).ok_or(Malformed::Field("end"))?)
+                ManagerAnswer::Renewed(UNIX_EPOCH.checked_add(end).ok_or(Malformed::Field("end"))?)
             }
             ToClient::Heartbeat(_) => return Ok(None),
             ToClient::ExecutorExited(ExecutorExited { signal, status, silent }) => {

@@ -9,7 +9,7 @@
 //! * A call is repeated only after a loss that is not its own doing: a function that crashes, ends or overruns its
 //!   process here would do so everywhere.
 //! * Buffers and functions belong to the deployment specification and stay valid wherever the executor goes.
-//! * MOVES FIRST - if the end of a lease was announced, the new executor is ready before the old one is let go: a node
+//! * If the end of a lease was announced, the new executor is ready before the old one is let go: a node
 //!   that is taken back costs no failed call.
 
 use std::mem;
@@ -124,7 +124,7 @@ impl Failover<'_> {
         recovered.map_err(Setback::before_a_call)
     }
 
-    /// Moves away (MOVES FIRST) from a lease whose end was announced, if that fails no call.
+    /// Moves away from a lease whose end was announced, if that fails no call.
     fn leave_in_time(&mut self) {
         let Some(ending) = self.executor.lease().ending() else { return };
         let now = Instant::now();

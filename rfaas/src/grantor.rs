@@ -23,10 +23,10 @@ pub(crate) enum Source {
 
 /// What a client and its leases share.
 pub(crate) struct Grantor {
-    device: OpenDevice,
-    name: ClientName,
-    source: Source,
-    keepalive: Keepalive,
+    pub(crate) device: OpenDevice,
+    pub(crate) name: ClientName,
+    pub(crate) source: Source,
+    pub(crate) keepalive: Keepalive,
     /// The process that has it and all that is made with it. A child that inherits them has neither.
     process: ForkMark,
 }
@@ -40,22 +40,6 @@ impl Grantor {
     /// Fails in a child that has inherited it.
     pub(crate) fn check_process(&self) -> Result<()> {
         Ok(self.process.check()?)
-    }
-
-    pub(crate) fn device(&self) -> &OpenDevice {
-        &self.device
-    }
-
-    pub(crate) fn name(&self) -> &ClientName {
-        &self.name
-    }
-
-    pub(crate) fn source(&self) -> &Source {
-        &self.source
-    }
-
-    pub(crate) fn keepalive(&self) -> &Keepalive {
-        &self.keepalive
     }
 
     /// Asks for a lease on one node. Returns where it may be claimed.

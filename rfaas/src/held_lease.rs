@@ -21,7 +21,7 @@ use crate::cause::Cause;
 use crate::error::{Error, Result};
 use crate::executor_manager::{Candidate, Ending};
 use crate::grantor::Grantor;
-use crate::lease_core::{LeaseCore, LeaseState, Stage};
+use crate::lease_core::{LeaseCore, LeaseStage, LeaseUse};
 use crate::request::LeaseRequest;
 
 /// Longest wait for an executor manager to take a renewal.
@@ -32,9 +32,9 @@ const RELEASE_TIMEOUT: Duration = Duration::from_secs(10);
 /// The lease.
 pub(crate) struct HeldLease {
     grantor: Arc<Grantor>,
-    cores: u16,
+    pub(crate) cores: u16,
     /// In MB.
-    memory: u32,
+    pub(crate) memory: u32,
     /// The time that was asked for.
     timeout: Duration,
     /// Renewals move it.
@@ -44,7 +44,8 @@ pub(crate) struct HeldLease {
     first_node: String,
     /// Its number and node, once it was claimed.
     claimed: OnceLock<(LeaseId, String)>,
-    core: Arc<LeaseCore>,
+    /// Its state, for what is not to keep the lease.
+    pub(crate) core: Arc<LeaseCore>,
 }
 
 impl HeldLease {
@@ -79,31 +80,18 @@ impl HeldLease {
         self.core.ending()
     }
 
-    pub(crate) fn memory(&self) -> u32 {
-        self.memory
-    }
-
     /// Fails in a child that has inherited it. To be asked before a lock is taken, which a thread may hold that the
     /// child does not have.
     pub(crate) fn check_process(&self) -> Result<()> {
         self.grantor.check_process()
     }
 
-    pub(crate) fn lock(&self) -> MutexGuard<'_, LeaseState> {
+    pub(crate) fn lock(&self) -> MutexGuard<'_, LeaseUse> {
         self.core.lock()
     }
 
-    /// Returns its state, for what is not to keep the lease.
-    pub(crate) fn core(&self) -> &Arc<LeaseCore> {
-        &self.core
-    }
-
     pub(crate) fn device(&self) -> &OpenDevice {
-        self.grantor.device()
-    }
-
-    pub(crate) fn cores(&self) -> u16 {
-        self.cores
+        &self.grantor.device
     }
 
     pub(crate) fn id(&self) -> Option<LeaseId> {
@@ -121,27 +109,27 @@ impl HeldLease {
 
     /// Notes that its executor was dropped.
     pub(crate) fn undeployed(&self) {
-        self.lock().undeployed();
+        self.lock().deployed = false;
     }
 
     pub(crate) fn release(&self) -> Result<Option<Bill>> {
         self.check_process()?;
         self.core.tell_nobody();
         let mut state = self.lock();
-        match mem::replace(&mut state.stage, Stage::Over(EndReason::Released)) {
-            Stage::Granted(candidates) => {
+        match mem::replace(&mut state.stage, LeaseStage::Over(EndReason::Released)) {
+            LeaseStage::Granted(candidates) => {
                 self.give_back(&candidates);
                 Ok(None)
             }
-            Stage::Claimed(mut manager) => {
+            LeaseStage::Claimed(mut manager) => {
                 let bill = manager.release(RELEASE_TIMEOUT);
                 if let Some(Cause::LeaseEnded(reason)) = manager.over() {
-                    state.stage = Stage::Over(reason);
+                    state.stage = LeaseStage::Over(reason);
                 }
                 Ok(Some(bill?))
             }
-            Stage::Over(reason) => {
-                state.stage = Stage::Over(reason);
+            LeaseStage::Over(reason) => {
+                state.stage = LeaseStage::Over(reason);
                 Err(Error::LeaseEnded { reason })
             }
         }
@@ -152,7 +140,7 @@ impl HeldLease {
         let request = LeaseRequest::new(self.cores.into(), self.memory).timeout(self.timeout);
         let candidates = self.grantor.lease(&request)?;
         let lease = HeldLease::new(Arc::clone(&self.grantor), candidates, self.timeout)?;
-        if let Stage::Granted(candidates) = &mut lease.lock().stage {
+        if let LeaseStage::Granted(candidates) = &mut lease.lock().stage {
             candidates.sort_by_key(|candidate| candidate.node == self.node());
         }
         Ok(lease)
@@ -161,11 +149,11 @@ impl HeldLease {
     /// Whether it is claimed, and will be for a while as far as is known.
     pub(crate) fn lives(&self) -> bool {
         match &mut self.lock().stage {
-            Stage::Claimed(manager) => {
+            LeaseStage::Claimed(manager) => {
                 manager.poll();
                 manager.over().is_none() && manager.ending().is_none()
             }
-            Stage::Granted(_) | Stage::Over(_) => false,
+            LeaseStage::Granted(_) | LeaseStage::Over(_) => false,
         }
     }
 
@@ -174,19 +162,19 @@ impl HeldLease {
             return Err(Error::Invalid("a lease is renewed for at least one millisecond"));
         }
         let token = match &self.lock().stage {
-            Stage::Granted(candidates) => candidates.first().map(|candidate| candidate.token),
-            Stage::Claimed(manager) => match manager.over() {
+            LeaseStage::Granted(candidates) => candidates.first().map(|candidate| candidate.token),
+            LeaseStage::Claimed(manager) => match manager.over() {
                 Some(cause) => return Err(cause.into()),
                 None => Some(*manager.token()),
             },
-            Stage::Over(reason) => return Err(Error::LeaseEnded { reason: *reason }),
+            LeaseStage::Over(reason) => return Err(Error::LeaseEnded { reason: *reason }),
         };
         let token = token.ok_or(Error::Invalid("a lease is for some node"))?;
         // Without the lock: the executor manager waits for signs of life meanwhile.
         let renewed = self.grantor.renew(token, timeout)?;
         let mut state = self.lock();
         let end = match &mut state.stage {
-            Stage::Granted(candidates) => {
+            LeaseStage::Granted(candidates) => {
                 for candidate in candidates {
                     // There is one, or they are unsigned and differ in the node's name only.
                     let end = renewed.terms.expires_at_ms;
@@ -200,17 +188,19 @@ impl HeldLease {
                 }
                 end_of(&renewed)
             }
-            Stage::Claimed(manager) => manager.renew(renewed, Instant::now() + RENEW_TIMEOUT)?,
-            Stage::Over(reason) => return Err(Error::LeaseEnded { reason: *reason }),
+            LeaseStage::Claimed(manager) => {
+                manager.renew(renewed, Instant::now() + RENEW_TIMEOUT)?
+            }
+            LeaseStage::Over(reason) => return Err(Error::LeaseEnded { reason: *reason }),
         };
         *self.expires_at.lock().unwrap_or_else(PoisonError::into_inner) = end;
         Ok(end)
     }
 
     /// Has the keepalive thread poll the lease, which was just claimed.
-    pub(crate) fn keep_alive(&self, state: &mut LeaseState) {
+    pub(crate) fn keep_alive(&self, state: &mut LeaseUse) {
         let Some(manager) = state.manager() else { return };
-        if let Err(error) = self.grantor.keepalive().watch(&self.core, manager) {
+        if let Err(error) = self.grantor.keepalive.watch(&self.core, manager) {
             // Calls and waits still give signs of life; an idle application does not.
             tracing::error!(%error, "no thread speaks for this lease: it may be taken for dead");
         }
@@ -219,13 +209,13 @@ impl HeldLease {
     /// Treats it as lost: gives it back as far as that is possible without waiting.
     pub(crate) fn give_up(&self) {
         let mut state = self.lock();
-        if let Stage::Claimed(manager) = &mut state.stage {
+        if let LeaseStage::Claimed(manager) = &mut state.stage {
             let reason = match (manager.over(), manager.ending()) {
                 (Some(Cause::LeaseEnded(reason)), _) | (_, Some(Ending { reason, .. })) => reason,
                 _ => EndReason::NodeLost,
             };
             manager.release_without_bill();
-            state.stage = Stage::Over(reason);
+            state.stage = LeaseStage::Over(reason);
         }
     }
 
@@ -250,11 +240,11 @@ impl Drop for HeldLease {
             return; // the parent has it still
         }
         self.core.tell_nobody();
-        let stage = mem::replace(&mut self.lock().stage, Stage::Over(EndReason::Released));
+        let stage = mem::replace(&mut self.lock().stage, LeaseStage::Over(EndReason::Released));
         match stage {
-            Stage::Granted(candidates) => self.give_back(&candidates),
-            Stage::Claimed(mut manager) => manager.release_without_bill(),
-            Stage::Over(_) => {}
+            LeaseStage::Granted(candidates) => self.give_back(&candidates),
+            LeaseStage::Claimed(mut manager) => manager.release_without_bill(),
+            LeaseStage::Over(_) => {}
         }
     }
 }

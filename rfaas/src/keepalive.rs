@@ -47,13 +47,13 @@ struct Keeper {
 
 #[derive(Debug, Default)]
 struct Inbox {
-    newcomers: Vec<Member>,
+    newcomers: Vec<WatchedLease>,
     stop: bool,
 }
 
 /// A lease that is polled.
 #[derive(Debug)]
-struct Member {
+struct WatchedLease {
     lease: Weak<LeaseCore>,
     /// A copy of its connection's, so that the thread can sleep on it while somebody else has the lease.
     descriptor: OwnedFd,
@@ -78,7 +78,7 @@ impl Keepalive {
         let (lease, until) = (Arc::downgrade(lease), Instant::now());
         let descriptor = manager.as_fd().try_clone_to_owned()?;
         manager.ring_on_news(Arc::clone(&keeper.bell));
-        keeper.inbox().newcomers.push(Member { lease, descriptor, until, busy: false });
+        keeper.inbox().newcomers.push(WatchedLease { lease, descriptor, until, busy: false });
         ring(&keeper.bell);
         Ok(())
     }
@@ -115,7 +115,7 @@ impl Keeper {
     }
 
     /// Sleeps until a connection has news, the bell rings, or it is time; marks the members that this concerns.
-    fn sleep(&self, members: &mut [Member]) {
+    fn sleep(&self, members: &mut [WatchedLease]) {
         let timeout = match members.iter().map(|member| member.until).min() {
             None => PollTimeout::NONE,
             Some(until) => {
@@ -124,7 +124,7 @@ impl Keeper {
                 PollTimeout::try_from(left + Duration::from_micros(999)).unwrap_or(PollTimeout::MAX)
             }
         };
-        let wanted = |member: &Member| match member.busy {
+        let wanted = |member: &WatchedLease| match member.busy {
             true => PollFlags::empty(),
             false => PollFlags::POLLIN,
         };
@@ -149,7 +149,7 @@ impl Keeper {
 }
 
 /// Polls the `members` whose time has come, and forgets those that are over.
-fn poll_members(members: &mut Vec<Member>) {
+fn poll_members(members: &mut Vec<WatchedLease>) {
     let now = Instant::now();
     members.retain_mut(|member| {
         if member.until > now {

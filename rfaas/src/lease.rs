@@ -48,7 +48,7 @@ impl fmt::Debug for Lease {
         };
         let left = self.expires_at().duration_since(SystemTime::now()).unwrap_or_default();
         out.field("node", &self.node()).field("cores", &self.cores());
-        out.field("memory_mb", &self.inner.memory()).field("time_left", &left).finish()
+        out.field("memory_mb", &self.inner.memory).field("time_left", &left).finish()
     }
 }
 
@@ -76,7 +76,7 @@ impl Lease {
 
     /// Returns the number of its cores.
     pub fn cores(&self) -> u32 {
-        self.inner.cores().into()
+        self.inner.cores.into()
     }
 
     /// Returns when it ends by itself.
@@ -169,7 +169,7 @@ impl Lease {
         if self.inner.check_process().is_err() {
             return; // the parent has it, and is told
         }
-        self.inner.core().on_ending(OnEnding(Box::new(tell)));
+        self.inner.core.on_ending(OnEnding(Box::new(tell)));
     }
 
     /// Returns the end of a deployed lease, once it is announced or has come. `None` before, and in a forked child.

@@ -4,7 +4,7 @@
 //! * A lease is given back when its last holder drops it, there and then. So what only observes it has this and
 //!   not the lease, and nobody calls foreign code with the lock held.
 //! * The application is told of an end once, whichever thread learned of it first.
-//! * NEXT NODE - a node that refuses the claim, or cannot be reached, is not the end of the lease: the resource manager
+//! * A node that refuses the claim, or cannot be reached, is not the end of the lease: the resource manager
 //!   exchanges it for one on another node.
 //!
 //! Elsewhere: holding and giving back (`held_lease`), the connection that is claimed (`executor_manager`).
@@ -27,27 +27,27 @@ use crate::executor_manager::{Candidate, Ending, ExecutorManager, ExecutorReques
 /// Longest wait for a connection to an executor manager.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Nodes that a lease is claimed at, one after the other, before the claim fails (NEXT NODE). If so
+/// Nodes that a lease is claimed at, one after the other, before the claim fails. If so
 /// many fail at once, it is trouble of another kind, or ours.
 const MOST_NODES: usize = 4;
 
 /// State of a lease. Only `HeldLease` keeps the lease; observers have a `Weak` of this.
 #[derive(Debug)]
 pub(crate) struct LeaseCore {
-    state: Mutex<LeaseState>,
+    state: Mutex<LeaseUse>,
     end: Mutex<KnownEnd>,
 }
 
 /// What changes while a lease lives. Locked while it is being deployed or released.
 #[derive(Debug)]
-pub(crate) struct LeaseState {
-    pub(crate) stage: Stage,
-    /// An executor exists.
-    deployed: bool,
+pub(crate) struct LeaseUse {
+    pub(crate) stage: LeaseStage,
+    /// The lease belongs to an executor.
+    pub(crate) deployed: bool,
 }
 
 #[derive(Debug)]
-pub(crate) enum Stage {
+pub(crate) enum LeaseStage {
     Granted(Vec<Candidate>),
     Claimed(Box<ExecutorManager>),
     Over(EndReason),
@@ -108,16 +108,16 @@ impl Owner for LeaseEnd {
 impl LeaseCore {
     /// Makes one for a lease that was just granted.
     pub(crate) fn new(candidates: Vec<Candidate>) -> Self {
-        let state = LeaseState { stage: Stage::Granted(candidates), deployed: false };
+        let state = LeaseUse { stage: LeaseStage::Granted(candidates), deployed: false };
         LeaseCore { state: Mutex::new(state), end: Mutex::default() }
     }
 
-    pub(crate) fn lock(&self) -> MutexGuard<'_, LeaseState> {
+    pub(crate) fn lock(&self) -> MutexGuard<'_, LeaseUse> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// `None`: another thread deploys, renews, releases or polls the lease just now.
-    fn try_lock(&self) -> Option<MutexGuard<'_, LeaseState>> {
+    fn try_lock(&self) -> Option<MutexGuard<'_, LeaseUse>> {
         match self.state.try_lock() {
             Ok(state) => Some(state),
             Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
@@ -133,12 +133,12 @@ impl LeaseCore {
     /// is being released or deployed, nothing is known.
     fn ask_cause(&self) -> Option<Cause> {
         match &mut self.try_lock()?.stage {
-            Stage::Granted(_) => None,
-            Stage::Claimed(manager) => {
+            LeaseStage::Granted(_) => None,
+            LeaseStage::Claimed(manager) => {
                 manager.poll();
                 manager.cause()
             }
-            Stage::Over(reason) => Some(Cause::LeaseEnded(*reason)),
+            LeaseStage::Over(reason) => Some(Cause::LeaseEnded(*reason)),
         }
     }
 
@@ -146,9 +146,9 @@ impl LeaseCore {
     /// no system call.
     fn noted_cause(&self) -> Option<Cause> {
         match &self.try_lock()?.stage {
-            Stage::Granted(_) => None,
-            Stage::Claimed(manager) => manager.cause(),
-            Stage::Over(reason) => Some(Cause::LeaseEnded(*reason)),
+            LeaseStage::Granted(_) => None,
+            LeaseStage::Claimed(manager) => manager.cause(),
+            LeaseStage::Over(reason) => Some(Cause::LeaseEnded(*reason)),
         }
     }
 
@@ -161,7 +161,7 @@ impl LeaseCore {
     /// The end of the lease, once it is announced or has come. Never waits.
     pub(crate) fn ending(&self) -> Option<Ending> {
         if let Some(mut state) = self.try_lock()
-            && let Stage::Claimed(manager) = &mut state.stage
+            && let LeaseStage::Claimed(manager) = &mut state.stage
         {
             manager.poll();
             self.note(manager.ending());
@@ -196,7 +196,7 @@ impl LeaseCore {
     pub(crate) fn poll(&self) -> Polled {
         let (polled, over) = {
             let Some(mut state) = self.try_lock() else { return Polled::Busy };
-            let Stage::Claimed(manager) = &mut state.stage else { return Polled::Over };
+            let LeaseStage::Claimed(manager) = &mut state.stage else { return Polled::Over };
             let polled = manager.poll_armed();
             self.note(manager.ending());
             (polled, manager.cause().is_some())
@@ -230,7 +230,7 @@ impl LeaseCore {
     }
 }
 
-impl LeaseState {
+impl LeaseUse {
     /// Has the executor manager start an executor. If the lease was only granted, this claims it. Notes how long it
     /// took in `phases`. Returns the lease's number, and its node if it was claimed just now.
     pub(crate) fn start_executor(
@@ -242,8 +242,8 @@ impl LeaseState {
             return Err(Error::AlreadyDeployed);
         }
         match &mut self.stage {
-            Stage::Over(reason) => Err(Error::LeaseEnded { reason: *reason }),
-            Stage::Claimed(manager) => {
+            LeaseStage::Over(reason) => Err(Error::LeaseEnded { reason: *reason }),
+            LeaseStage::Claimed(manager) => {
                 let start = Instant::now();
                 if !manager.wait_for_exit(claim.deadline)? {
                     let missing = "the executor before it has not ended yet".into();
@@ -253,10 +253,10 @@ impl LeaseState {
                 phases.submit = start.elapsed();
                 Ok((id, None))
             }
-            Stage::Granted(candidates) => {
+            LeaseStage::Granted(candidates) => {
                 let (id, manager) = claim_somewhere(candidates, claim, phases)?;
                 let node = manager.node().to_owned();
-                self.stage = Stage::Claimed(Box::new(manager));
+                self.stage = LeaseStage::Claimed(Box::new(manager));
                 Ok((id, Some(node)))
             }
         }
@@ -265,23 +265,13 @@ impl LeaseState {
     /// The manager of a claimed lease.
     pub(crate) fn manager(&mut self) -> Option<&mut ExecutorManager> {
         match &mut self.stage {
-            Stage::Claimed(manager) => Some(manager),
-            Stage::Granted(_) | Stage::Over(_) => None,
+            LeaseStage::Claimed(manager) => Some(manager),
+            LeaseStage::Granted(_) | LeaseStage::Over(_) => None,
         }
-    }
-
-    /// The lease belongs to an executor from now on.
-    pub(crate) fn deployed(&mut self) {
-        self.deployed = true;
-    }
-
-    /// The executor has gone, or makes room for its successor.
-    pub(crate) fn undeployed(&mut self) {
-        self.deployed = false;
     }
 }
 
-/// Claims the lease at one of `candidates`, or one like it at another node (NEXT NODE). `candidates` are then those of
+/// Claims the lease at one of `candidates`, or one like it at another node. `candidates` are then those of
 /// that.
 fn claim_somewhere(
     candidates: &mut Vec<Candidate>,

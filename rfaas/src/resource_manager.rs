@@ -1,7 +1,7 @@
 //! The client's connection to the resource manager: asks for leases and for more time, gives back leases
 //! that were not used.
 //!
-//! * ASKED ONCE MORE - if the connection ends while a question is asked, the manager may be being
+//! * If the connection ends while a question is asked, the manager may be being
 //!   started again. The client waits for it for a while, and asks once more on a new connection.
 //!   That is safe: a lease that was granted on a connection which ends, and that nobody claimed,
 //!   ends with it, and a renewal may be repeated.
@@ -134,7 +134,7 @@ impl ResourceManager {
         candidate(replaced)
     }
 
-    /// Asks `question` (ASKED ONCE MORE), given its number; at most `most` leases answer it.
+    /// Asks `question`, once more after a lost connection, given its number; at most `most` leases answer it.
     fn ask(
         &self,
         device: &OpenDevice,
@@ -152,7 +152,7 @@ impl ResourceManager {
         answer
     }
 
-    /// Makes a new connection (ASKED ONCE MORE), by [`RETURN_TIMEOUT`].
+    /// Makes a new connection, after one that was lost, by [`RETURN_TIMEOUT`].
     fn reach_again(&self, device: &OpenDevice) -> Result<Channel> {
         let start = Instant::now();
         let mut pause = *RETURN_PAUSES.start();

@@ -23,7 +23,7 @@ use crate::deployment::{DeploymentSpecification, Phases};
 use crate::error::{Error, Exit, Result};
 use crate::executor_manager::ExecutorRequest;
 use crate::held_lease::HeldLease;
-use crate::lease_core::{Claim, LeaseEnd, LeaseState};
+use crate::lease_core::{Claim, LeaseEnd, LeaseUse};
 
 /// A wait for connections is cut short so often, to hear what the manager and the executor say.
 const TICK: Duration = Duration::from_millis(1);
@@ -50,7 +50,7 @@ pub(crate) fn start(
 ) -> Result<Started> {
     let mut state = lease.lock();
     let started = launch(lease, &mut state, specification, timeout)?;
-    state.deployed();
+    state.deployed = true;
     Ok(started)
 }
 
@@ -61,15 +61,15 @@ pub(crate) fn start_again(
     timeout: Duration,
 ) -> Result<Started> {
     let mut state = lease.lock();
-    state.undeployed();
+    state.deployed = false;
     let started = launch(lease, &mut state, specification, timeout);
-    state.deployed(); // also after a failure: the same executor has the lease
+    state.deployed = true; // also after a failure: the same executor has the lease
     started
 }
 
 fn launch(
     lease: &Arc<HeldLease>,
-    state: &mut LeaseState,
+    state: &mut LeaseUse,
     specification: &DeploymentSpecification,
     timeout: Duration,
 ) -> Result<Started> {
@@ -88,7 +88,7 @@ fn launch(
         code_bytes: wire(specification.code.len()),
         slots: deployment.slots,
     };
-    let mut assembly = Assembly::new(device, lease.cores(), session, specification)?;
+    let mut assembly = Assembly::new(device, lease.cores, session, specification)?;
     let replace: &dyn Fn(&[_], _) -> _ = &|candidates, because| lease.replace(candidates, because);
     let claim = Claim { device, request: &request, deadline, replace };
     let (lease_id, node) = state.start_executor(&claim, &mut phases)?;
@@ -100,11 +100,11 @@ fn launch(
     if !assemble(&mut assembly, &mut listener, state, deadline, &mut phases)? {
         return Err(Error::StartTimeout { after: timeout, missing: assembly.missing() });
     }
-    tracing::info!(lease = %lease_id, workers = lease.cores(), "executor ready");
+    tracing::info!(lease = %lease_id, workers = lease.cores, "executor ready");
 
     let ready = assembly.finish();
     let driver = Driver::new(ready.completions, ready.receives);
-    lease.core().wake_at_end(driver.waker());
+    lease.core.wake_at_end(driver.waker());
     let limits = CallLimits {
         spin: deployment.spin,
         timeout: deployment.invocation_timeout,
@@ -112,7 +112,7 @@ fn launch(
     };
     let workers = Workers::new(ready.workers, limits.timeout);
     Ok(Started {
-        calls: Calls::new(workers, driver, limits, LeaseEnd::of(lease.core())),
+        calls: Calls::new(workers, driver, limits, LeaseEnd::of(&lease.core)),
         control: ready.control,
         functions: ready.functions,
         lease_id,
@@ -125,7 +125,7 @@ fn launch(
 fn assemble(
     assembly: &mut Assembly<'_>,
     listener: &mut Listener,
-    state: &mut LeaseState,
+    state: &mut LeaseUse,
     deadline: Instant,
     phases: &mut Phases,
 ) -> Result<bool> {
@@ -158,7 +158,7 @@ fn assemble(
 }
 
 /// Returns how the executor ended, if it did. Fails if the lease did.
-fn poll_manager(state: &mut LeaseState) -> Result<Option<Exit>> {
+fn poll_manager(state: &mut LeaseUse) -> Result<Option<Exit>> {
     let Some(manager) = state.manager() else { return Ok(None) };
     manager.poll();
     match manager.over() {
@@ -168,7 +168,7 @@ fn poll_manager(state: &mut LeaseState) -> Result<Option<Exit>> {
 }
 
 /// Returns how the executor ended, whose connection has.
-fn wait_for_exit(state: &mut LeaseState) -> Result<Exit> {
+fn wait_for_exit(state: &mut LeaseUse) -> Result<Exit> {
     let Some(manager) = state.manager() else { return Ok(Exit::Unknown) };
     manager.wait_for_exit(Instant::now() + EXIT_NEWS)?;
     Ok(manager.exit().unwrap_or(Exit::Unknown))

@@ -6,8 +6,8 @@
 //! Leases and registrations are signed with it (HMAC-SHA256), so whoever can guess it can lease
 //! everything.
 //!
-//! * SAME - a line end behind it is no part of it, wherever it stands: tools that write files and environments put one
-//!   there, or take it away, and a cluster has one secret.
+//! A line end behind it is no part of it, wherever it stands: tools that write files and environments
+//! put one there, or take it away, and a cluster has one secret.
 
 use std::ffi::OsStr;
 use std::fmt;
@@ -159,7 +159,7 @@ impl ClusterSecret {
     }
 }
 
-/// SAME. `secret` without the line ends behind it.
+/// Returns `secret` without the line ends behind it.
 fn trimmed(mut secret: &[u8]) -> &[u8] {
     while let [rest @ .., b'\n' | b'\r'] = secret {
         secret = rest;

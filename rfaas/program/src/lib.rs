@@ -1,9 +1,9 @@
 //! What every program does the same way: read its command line, log, print its result, and end with one
 //! line and the right exit status.
 //!
-//! * ONE LINE - whatever ends a program early is one line on standard error, `error: …`.
-//! * STATUS - 2 for what the caller got wrong (a flag, file, device, address), 1 for what went wrong
-//!   later.
+//! * Whatever ends a program early is one line on standard error, `error: …`.
+//! * The exit status is 2 for what the caller got wrong (a flag, file, device, address), and 1 for what
+//!   went wrong later.
 //!
 //! Standard descriptors that are closed when a program starts are `/dev/null` before `main` runs: the
 //! standard library sees to that, so no connection is ever taken for standard error.

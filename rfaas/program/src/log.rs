@@ -61,7 +61,7 @@ pub(super) fn subscribe(level: &str) {
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .without_time() // the queue writes it: the limiter compares lines
-        .with_writer(Events { queue: queue.clone(), colours })
+        .with_writer(LogWriter { queue: queue.clone(), colours })
         .with_ansi(colours)
         .with_target(false)
         .log_internal_errors(false)
@@ -101,33 +101,33 @@ fn panicked(info: &PanicHookInfo<'_>) {
 }
 
 /// Where `tracing` writes events.
-struct Events {
+struct LogWriter {
     queue: Arc<Queue>,
     colours: bool,
 }
 
 /// Where it writes one.
-struct Event<'a> {
-    to: &'a Events,
+struct EventWriter<'a> {
+    to: &'a LogWriter,
     kind: Option<Kind>,
 }
 
-impl<'a> MakeWriter<'a> for Events {
-    type Writer = Event<'a>;
+impl<'a> MakeWriter<'a> for LogWriter {
+    type Writer = EventWriter<'a>;
 
-    fn make_writer(&'a self) -> Event<'a> {
-        Event { to: self, kind: None }
+    fn make_writer(&'a self) -> EventWriter<'a> {
+        EventWriter { to: self, kind: None }
     }
 
     /// Events below the usual level are logged without limit, since the operator has asked for
     /// them; others are limited.
-    fn make_writer_for(&'a self, metadata: &Metadata<'_>) -> Event<'a> {
+    fn make_writer_for(&'a self, metadata: &Metadata<'_>) -> EventWriter<'a> {
         let limited = *metadata.level() <= Level::INFO && metadata.name() != MEASURED;
-        Event { to: self, kind: limited.then(|| metadata.callsite()) }
+        EventWriter { to: self, kind: limited.then(|| metadata.callsite()) }
     }
 }
 
-impl Write for Event<'_> {
+impl Write for EventWriter<'_> {
     /// Takes a whole event. Never fails: `tracing` would tell of that with `eprintln!`, which panics.
     fn write(&mut self, event: &[u8]) -> io::Result<usize> {
         let text = String::from_utf8_lossy(event);
@@ -220,7 +220,7 @@ mod tests {
     fn events_that_are_measured_where_they_come_from_are_not_limited_again() {
         let written = Written::default();
         let queue = Queue::start(written.clone()).unwrap();
-        let events = Events { queue: queue.clone(), colours: false };
+        let events = LogWriter { queue: queue.clone(), colours: false };
         let subscriber = tracing_subscriber::fmt().with_writer(events).with_ansi(false).finish();
         tracing::subscriber::with_default(subscriber, || {
             for i in 0..1000 {

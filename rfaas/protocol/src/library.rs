@@ -1,24 +1,5 @@
-//! Function libraries: what they export, and how a function is called.
-//!
-//! A function library is a shared object for Linux. Each function that it exports can be called by
-//! its symbol's name:
-//!
-//! ```c
-//! // -> bytes of output, written to `output`; input and output are at least 64-byte aligned
-//! uint32_t name(void *input, uint32_t input_bytes, void *output);
-//! ```
-//! The same in Rust, in a crate of type `cdylib`:
-//!
-//! ```
-//! #[unsafe(no_mangle)]
-//! pub extern "C" fn name(input: *mut u8, input_bytes: u32, output: *mut u8) -> u32 {
-//!     0 // no output
-//! }
-//! ```
-//! A function may be called by several threads at once, one a worker. How many bytes fit at `output`
-//! is the caller's and the function's to agree on: returning more is an error of that invocation,
-//! writing more destroys the executor. A child that a function forks has neither input nor output if the
-//! node's device is an RDMA device (`ibv_fork_init(3)`): it is given a copy of what it needs.
+//! Function libraries: what they export. What a function is, and how it is called, the front page of
+//! `rfaas` says.
 //!
 //! Libraries are read, not loaded, here: constructors of foreign code run in executors only.
 //! Elsewhere: loading and calling them; finding what they export (`image`).

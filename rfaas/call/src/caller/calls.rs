@@ -9,7 +9,7 @@
 //!               None ──▶ follower: waits on `changed`, for its outcome or for the driver
 //!               the reactor thread is one more of them, on behalf of tasks that sleep
 //! ```
-//! * DRIVER HANDED ON - a leader that has what it wanted puts the driver back and wakes the followers, one of which
+//! * A leader that has what it wanted puts the driver back and wakes the followers, one of which
 //!   takes it. A leader never goes with a follower left behind. The reactor, which the first task that has to sleep
 //!   starts, also waits as a follower until it can lead.
 //!
@@ -191,7 +191,7 @@ impl<O: Owner> Calls<O> {
         }
     }
 
-    /// Wakes the followers, which check for their outcome and for the driver (DRIVER HANDED ON).
+    /// Wakes the followers, which check for their outcome and for the driver.
     fn hand_on(&self, in_flight: &InFlight<O>) {
         if in_flight.followers > 0 {
             self.changed.notify_all();

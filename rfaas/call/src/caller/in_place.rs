@@ -32,7 +32,7 @@ pub struct MappedSlot {
 }
 
 /// Why there is no output although the worker said so.
-enum Unusable {
+enum NoOutput {
     /// What it said cannot be.
     Breach(&'static str),
     /// Its connection has ended since.
@@ -100,13 +100,13 @@ impl MappedSlot {
         };
         let outcome = match self.find_output(caller, reply, detail_bytes, most) {
             Ok(bytes) => return Ok(bytes),
-            Err(Unusable::Here(error)) => return Err(error.into()),
-            Err(Unusable::Breach(breach)) => {
+            Err(NoOutput::Here(error)) => return Err(error.into()),
+            Err(NoOutput::Breach(breach)) => {
                 let worker = self.place.worker;
                 caller.with_workers(|workers, woken| workers.breach(worker, breach, woken));
                 Outcome::Failed(Failure::WorkerLost(breach))
             }
-            Err(Unusable::Gone) => {
+            Err(NoOutput::Gone) => {
                 let worker = self.place.worker;
                 caller.with_workers(|workers, woken| workers.gone(worker, woken));
                 caller.call_in_place(&call)? // there is no worker to call: it tells why
@@ -124,16 +124,16 @@ impl MappedSlot {
         reply: &OutputBuffer,
         detail_bytes: usize,
         most: usize,
-    ) -> Result<usize, Unusable> {
+    ) -> Result<usize, NoOutput> {
         if detail_bytes != size_of::<InPlaceDetail>() {
-            return Err(Unusable::Breach("it answered a call in place with something else"));
+            return Err(NoOutput::Breach("it answered a call in place with something else"));
         }
         let mut detail = [0; size_of::<InPlaceDetail>()];
-        reply.read(0, &mut detail).map_err(Unusable::Here)?;
+        reply.read(0, &mut detail).map_err(NoOutput::Here)?;
         let detail = InPlaceDetail::read_from_bytes(&detail).expect("the array has its size");
         let bytes = detail.output_bytes.get() as usize;
         if bytes > most {
-            return Err(Unusable::Breach("it answered with more bytes than an output has"));
+            return Err(NoOutput::Breach("it answered with more bytes than an output has"));
         }
         let at = RemoteAddress { addr: detail.output_addr.get(), key: detail.output_key.get() };
         let known = self.output.as_ref().is_some_and(|(known, _)| *known == at);
@@ -149,17 +149,17 @@ impl MappedSlot {
         caller: &Caller<O>,
         at: RemoteAddress,
         most: usize,
-    ) -> Result<(), Unusable> {
+    ) -> Result<(), NoOutput> {
         if !at.addr.is_multiple_of(HEADER_SPACE as u64) {
-            return Err(Unusable::Breach("its output is not aligned to 64 bytes"));
+            return Err(NoOutput::Breach("its output is not aligned to 64 bytes"));
         }
         let output = caller.with_workers(|workers, _| workers.output(self.place, at, most));
         let output = output.map_err(|error| match error {
-            rdmalib::Error::Disconnected => Unusable::Gone,
+            rdmalib::Error::Disconnected => NoOutput::Gone,
             rdmalib::Error::RemoteAccess => {
-                Unusable::Breach("its output is where its key does not open")
+                NoOutput::Breach("its output is where its key does not open")
             }
-            error => Unusable::Here(error),
+            error => NoOutput::Here(error),
         })?;
         self.output = Some((at, output));
         Ok(())

@@ -9,7 +9,7 @@
 //! results that nobody asks for never keep others from calling.
 //! * The buffers of an abandoned call live here until it is resolved, because its worker may write to them until
 //!   then.
-//! * WAKERS OUTSIDE - a waker runs foreign code, when it is woken and when it is dropped. Wakers leave through return
+//! * A waker runs foreign code, when it is woken and when it is dropped. Wakers leave through return
 //!   values and `woken`, and are used without any lock held.
 
 use std::task::Waker;
@@ -45,7 +45,7 @@ pub struct Tickets<C> {
 
 #[derive(Debug)]
 struct Entry<C> {
-    stage: Stage<C>,
+    stage: TicketStage<C>,
     /// Bytes that fit into its output.
     capacity: u32,
     /// When it runs out of time, once a clock has been read for it.
@@ -56,7 +56,7 @@ struct Entry<C> {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Stage<C> {
+enum TicketStage<C> {
     Free,
     Waiting,
     Done(Outcome<C>),
@@ -81,7 +81,7 @@ impl<C: Copy + PartialEq> Tickets<C> {
             None => self.grow(),
         };
         let entry = &mut self.entries[ticket.0 as usize];
-        entry.stage = Stage::Waiting;
+        entry.stage = TicketStage::Waiting;
         entry.capacity = capacity;
         entry.deadline = deadline;
         ticket
@@ -99,14 +99,14 @@ impl<C: Copy + PartialEq> Tickets<C> {
         let entry = &mut self.entries[ticket.0 as usize];
         self.resolved += 1;
         if entry.abandoned.take().is_some() {
-            entry.stage = Stage::Free;
+            entry.stage = TicketStage::Free;
             self.free.push(ticket);
             return;
         }
-        entry.stage = Stage::Done(outcome);
+        entry.stage = TicketStage::Done(outcome);
         if let Some(waker) = entry.waker.take() {
             self.watched -= 1;
-            woken.push(waker); // WAKERS OUTSIDE
+            woken.push(waker); // foreign code: not here
         }
     }
 
@@ -114,14 +114,14 @@ impl<C: Copy + PartialEq> Tickets<C> {
     #[inline]
     pub fn take(&mut self, ticket: Ticket) -> Option<Outcome<C>> {
         let entry = &mut self.entries[ticket.0 as usize];
-        let Stage::Done(outcome) = entry.stage else { return None };
-        entry.stage = Stage::Free;
+        let TicketStage::Done(outcome) = entry.stage else { return None };
+        entry.stage = TicketStage::Free;
         self.free.push(ticket);
         Some(outcome)
     }
 
-    /// Has `waker` woken when `ticket`, which waits, is resolved. Returns the waker that it replaces (WAKERS
-    /// OUTSIDE).
+    /// Has `waker` woken when `ticket`, which waits, is resolved. Returns the waker that it
+    /// replaces, to be dropped without a lock.
     pub fn watch(&mut self, ticket: Ticket, waker: Waker) -> Option<Waker> {
         let previous = self.entries[ticket.0 as usize].waker.replace(waker);
         self.watched += usize::from(previous.is_none());
@@ -129,7 +129,7 @@ impl<C: Copy + PartialEq> Tickets<C> {
     }
 
     /// Frees `ticket`, whose outcome nobody will take, at once or when it is resolved. Returns what is not needed any
-    /// more (WAKERS OUTSIDE).
+    /// more, to be dropped without a lock.
     pub fn abandon(
         &mut self,
         ticket: Ticket,
@@ -159,7 +159,7 @@ impl<C: Copy + PartialEq> Tickets<C> {
     pub fn deadlines(&mut self, deadline: Option<Instant>) -> Option<Instant> {
         self.entries
             .iter_mut()
-            .filter(|entry| entry.stage == Stage::Waiting)
+            .filter(|entry| entry.stage == TicketStage::Waiting)
             .filter_map(|entry| {
                 entry.deadline = entry.deadline.or(deadline);
                 entry.deadline
@@ -170,18 +170,19 @@ impl<C: Copy + PartialEq> Tickets<C> {
     /// Returns whether `ticket` waits and is out of time.
     pub fn expired(&self, ticket: Ticket, now: Instant) -> bool {
         let entry = &self.entries[ticket.0 as usize];
-        entry.stage == Stage::Waiting && entry.deadline.is_some_and(|deadline| deadline <= now)
+        entry.stage == TicketStage::Waiting
+            && entry.deadline.is_some_and(|deadline| deadline <= now)
     }
 
     /// Returns whether any waits.
     pub fn any_waiting(&self) -> bool {
-        self.entries.iter().any(|entry| entry.stage == Stage::Waiting)
+        self.entries.iter().any(|entry| entry.stage == TicketStage::Waiting)
     }
 
     /// Returns all that wait.
     pub fn waiting(&self) -> Vec<Ticket> {
         let waits = |(i, entry): (usize, &Entry<C>)| {
-            (entry.stage == Stage::Waiting).then_some(Ticket(i as u32))
+            (entry.stage == TicketStage::Waiting).then_some(Ticket(i as u32))
         };
         self.entries.iter().enumerate().filter_map(waits).collect()
     }
@@ -190,7 +191,7 @@ impl<C: Copy + PartialEq> Tickets<C> {
         let index =
             u32::try_from(self.entries.len()).expect("fewer tickets than buffers in memory");
         self.entries.push(Entry {
-            stage: Stage::Free,
+            stage: TicketStage::Free,
             capacity: 0,
             deadline: None,
             waker: None,

@@ -9,7 +9,7 @@
 //! replaces all of them before the next call ([`Workers::must_be_replaced`]).
 //! * CUT FIRST - a worker is disconnected before any of its calls is resolved as failed, and the output of each gets
 //!   another key. So a late reply cannot land in a buffer that its owner uses again.
-//! * CAUSE AWAITED - a connection that ends does not say why. The owner learns it elsewhere, a little later: the calls
+//! * A connection that ends does not say why. The owner learns it elsewhere, a little later: the calls
 //!   that were pending at the disconnect wait for it, for at most [`CAUSE_WAIT`]. What the owner has noted also counts
 //!   while connections live, because a process that a function has forked may hold them.
 //! * A slot that was found for a call in place is not taken out of the free ones. The application's call in place
@@ -36,7 +36,7 @@ const CAUSE_WAIT: Duration = Duration::from_secs(1);
 /// What posting a call comes to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Posted {
-    /// It has a ticket: its worker has it, or it waits for the cause of lost connections (CAUSE AWAITED).
+    /// It has a ticket: its worker has it, or it waits for the cause of lost connections.
     Ticket(Ticket),
     /// It has none: all slots are in use.
     Busy,
@@ -47,7 +47,7 @@ type Result<T, C> = std::result::Result<T, CallError<C>>;
 
 /// What is known of the cause of lost connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Cause<C> {
+enum KnownCause<C> {
     /// No connection has ended, or not all have and the callee lives.
     None,
     /// The owner is asked for it since then. The calls that were pending at the disconnect wait for it.
@@ -87,7 +87,7 @@ pub struct Workers<C> {
     /// The worker that was used last. While it has nothing else to do, it is the one that certainly spins.
     last: usize,
     limit: Duration,
-    cause: Cause<C>,
+    cause: KnownCause<C>,
     /// Calls whose connection is gone, until the cause is known.
     pending_at_disconnect: Vec<Ticket>,
 }
@@ -103,7 +103,7 @@ impl<C: Copy + Debug + PartialEq> Workers<C> {
             tickets: Tickets::with_capacity(slots),
             last: 0,
             limit,
-            cause: Cause::None,
+            cause: KnownCause::None,
             pending_at_disconnect: Vec::new(),
         }
     }
@@ -123,15 +123,15 @@ impl<C: Copy + Debug + PartialEq> Workers<C> {
     #[cold]
     fn is_replaceable(&self) -> bool {
         match self.cause {
-            Cause::None => !self.tickets.any_waiting(),
-            Cause::Awaited(_) => false,
-            Cause::Known(failure) => matches!(failure, Failure::WorkerLost(_)),
+            KnownCause::None => !self.tickets.any_waiting(),
+            KnownCause::Awaited(_) => false,
+            KnownCause::Known(failure) => matches!(failure, Failure::WorkerLost(_)),
         }
     }
 
     /// Whether calls are in flight and the callee has not ended as far as is known.
     pub fn are_at_work(&self) -> bool {
-        !matches!(self.cause, Cause::Known(_)) && self.tickets.any_waiting()
+        !matches!(self.cause, KnownCause::Known(_)) && self.tickets.any_waiting()
     }
 
     /// Posts `call` to the worker with the least to do. An error is about all workers or about the call; if something
@@ -147,14 +147,14 @@ impl<C: Copy + Debug + PartialEq> Workers<C> {
             return self.post_in_place(place, call, deadline, woken);
         }
         loop {
-            if let Cause::Known(failure) = self.cause {
+            if let KnownCause::Known(failure) = self.cause {
                 return Err(CallError::Failed(failure));
             }
             let Some(index) = self.choose() else {
                 if self.alive > 0 {
                     return Ok(Posted::Busy);
                 }
-                // No worker is left and the check above found no known cause, so it is awaited (CAUSE AWAITED).
+                // No worker is left and the check above found no known cause, so it is awaited.
                 let ticket = self.tickets.issue(call.room, deadline);
                 self.pending_at_disconnect.push(ticket);
                 return Ok(Posted::Ticket(ticket));
@@ -235,8 +235,8 @@ impl<C: Copy + Debug + PartialEq> Workers<C> {
     ) -> Next {
         match (self.cause, noted) {
             // What it has answered before its end may only just be there: to be polled once more.
-            (Cause::None, Some(End::Process(_))) => {
-                self.cause = Cause::Awaited(now);
+            (KnownCause::None, Some(End::Process(_))) => {
+                self.cause = KnownCause::Awaited(now);
                 let deadline = self.tickets.deadlines(self.deadline(now));
                 return Next { deadline, cause_awaited: true };
             }
@@ -251,23 +251,23 @@ impl<C: Copy + Debug + PartialEq> Workers<C> {
             self.cut_late(now, woken);
             next = self.tickets.deadlines(deadline);
         }
-        if let Cause::Awaited(since) = self.cause {
+        if let KnownCause::Awaited(since) = self.cause {
             let cause = ask();
             let waited_long = now.saturating_duration_since(since) >= CAUSE_WAIT;
             if cause.is_some() || waited_long {
                 self.learn(cause, woken);
             }
         }
-        Next { deadline: next, cause_awaited: matches!(self.cause, Cause::Awaited(_)) }
+        Next { deadline: next, cause_awaited: matches!(self.cause, KnownCause::Awaited(_)) }
     }
 
     /// Cuts all workers and fails what is still in flight, because of `failure` unless another reason is known already.
     pub fn close(&mut self, failure: Failure<C>, woken: &mut Vec<Waker>) {
         let failure = match self.cause {
-            Cause::Known(earlier) => earlier,
-            Cause::None | Cause::Awaited(_) => failure,
+            KnownCause::Known(earlier) => earlier,
+            KnownCause::None | KnownCause::Awaited(_) => failure,
         };
-        self.cause = Cause::Known(failure);
+        self.cause = KnownCause::Known(failure);
         self.workers.clear(); // CUT FIRST: dropping the sending half ends the connection
         self.alive = 0;
         self.pending_at_disconnect.clear(); // they are resolved with all others that wait
@@ -307,7 +307,7 @@ impl<C: Copy + Debug + PartialEq> Workers<C> {
             }
             return self.out_of_workers(failure);
         }
-        if let Cause::Known(failure) = self.cause {
+        if let KnownCause::Known(failure) = self.cause {
             for ticket in tickets {
                 self.tickets.resolve(ticket, Outcome::Failed(failure), woken);
             }
@@ -315,8 +315,8 @@ impl<C: Copy + Debug + PartialEq> Workers<C> {
         }
         self.pending_at_disconnect.extend(tickets);
         // Also if there are none: whoever calls next is told the cause.
-        if self.cause == Cause::None {
-            self.cause = Cause::Awaited(Instant::now());
+        if self.cause == KnownCause::None {
+            self.cause = KnownCause::Awaited(Instant::now());
         }
     }
 
@@ -328,8 +328,8 @@ impl<C: Copy + Debug + PartialEq> Workers<C> {
 
     /// If no worker is left, calls fail with `failure` from now on, unless a cause is awaited.
     fn out_of_workers(&mut self, failure: Failure<C>) {
-        if self.alive == 0 && self.cause == Cause::None {
-            self.cause = Cause::Known(failure);
+        if self.alive == 0 && self.cause == KnownCause::None {
+            self.cause = KnownCause::Known(failure);
         }
     }
 
@@ -339,8 +339,8 @@ impl<C: Copy + Debug + PartialEq> Workers<C> {
             return self.close(Failure::Ended(cause), woken); // it concerns all workers
         }
         self.cause = match self.alive {
-            0 => Cause::Known(Failure::Disconnected),
-            _ => Cause::None, // one connection failed, the callee lives: the others go on
+            0 => KnownCause::Known(Failure::Disconnected),
+            _ => KnownCause::None, // one connection failed, the callee lives: the others go on
         };
         for ticket in std::mem::take(&mut self.pending_at_disconnect) {
             self.tickets.resolve(ticket, Outcome::Failed(Failure::Disconnected), woken);
@@ -351,7 +351,7 @@ impl<C: Copy + Debug + PartialEq> Workers<C> {
     /// something goes wrong with one worker, the next is tried.
     pub fn find(&mut self, woken: &mut Vec<Waker>) -> Result<Found, C> {
         loop {
-            if let Cause::Known(failure) = self.cause {
+            if let KnownCause::Known(failure) = self.cause {
                 return Err(CallError::Failed(failure));
             }
             let Some(index) = self.choose() else {
@@ -387,7 +387,7 @@ impl<C: Copy + Debug + PartialEq> Workers<C> {
         woken: &mut Vec<Waker>,
     ) -> Result<Posted, C> {
         loop {
-            if let Cause::Known(failure) = self.cause {
+            if let KnownCause::Known(failure) = self.cause {
                 return Err(CallError::Failed(failure));
             }
             let worker = &mut self.workers[place.worker]; // they stay in their places until the cause is known
@@ -411,12 +411,12 @@ impl<C: Copy + Debug + PartialEq> Workers<C> {
     /// Returns a ticket for the cause: the worker of `call` is gone, and the call is not posted.
     #[cold]
     fn post_to_lost(&mut self, call: &Call<'_>, deadline: Option<Instant>) -> Result<Posted, C> {
-        if self.cause == Cause::None {
+        if self.cause == KnownCause::None {
             let reason = "it was given up before this call, whose input it held";
             return Err(CallError::Failed(Failure::WorkerLost(reason)));
         }
         let ticket = self.tickets.issue(call.room, deadline);
-        self.pending_at_disconnect.push(ticket); // CAUSE AWAITED
+        self.pending_at_disconnect.push(ticket); // until the cause is known
         Ok(Posted::Ticket(ticket))
     }
 

@@ -31,7 +31,7 @@ const SAMPLE_BYTES: usize = 500;
 #[derive(Debug)]
 pub(super) struct Limiter<Kind> {
     lines: HashMap<u64, Line>,
-    kinds: HashMap<Kind, Place>,
+    kinds: HashMap<Kind, CallSite>,
     /// Its keys are chosen at random, so that nobody finds lines that pass for each other.
     hashing: RandomState,
     /// Nothing is due before.
@@ -49,7 +49,7 @@ struct Line {
 
 /// A place of the program: what it may still say.
 #[derive(Debug)]
-struct Place {
+struct CallSite {
     budget: Budget,
     held_back: Option<HeldBack>,
 }
@@ -82,7 +82,7 @@ impl Line {
     }
 }
 
-impl Place {
+impl CallSite {
     fn due(&self) -> Option<Instant> {
         self.held_back.as_ref().map(|held_back| held_back.since + WINDOW)
     }
@@ -112,7 +112,7 @@ impl<Kind: Eq + Hash> Limiter<Kind> {
                 return false;
             }
         }
-        let new = || Place { budget: Budget::new(now, BURST, PER_SECOND), held_back: None };
+        let new = || CallSite { budget: Budget::new(now, BURST, PER_SECOND), held_back: None };
         let place = self.kinds.entry(kind).or_insert_with(new);
         if !place.budget.take(now, 1, 0) {
             HeldBack::add(&mut place.held_back, now, line);
@@ -149,7 +149,7 @@ impl<Kind: Eq + Hash> Limiter<Kind> {
             }
         }
         let lines = self.lines.values().map(Line::due);
-        self.earliest = lines.chain(self.kinds.values().filter_map(Place::due)).min();
+        self.earliest = lines.chain(self.kinds.values().filter_map(CallSite::due)).min();
         due
     }
 
