@@ -145,9 +145,9 @@ mod tests {
 
     use nix::fcntl::{FcntlArg, SealFlag, fcntl};
     use rdmalib::Listener;
+    use rdmalib_testing::device;
 
     use super::*;
-    use crate::test_device::device;
 
     /// More than there would be room for.
     const HASTY: usize = 300;

@@ -364,10 +364,10 @@ impl Client {
 #[cfg(test)]
 mod tests {
     use rdmalib::Listener;
+    use rdmalib_testing::device;
     use rfaas_protocol::Role;
 
     use super::*;
-    use crate::test_device::device;
 
     const LONG: Duration = Duration::from_secs(30);
 

@@ -39,8 +39,6 @@ mod request;
 #[allow(unsafe_code)] // one call: see there
 mod signals;
 mod spawn;
-#[cfg(test)]
-mod test_device;
 mod upstream;
 
 use allocations::{Allocations, Event};

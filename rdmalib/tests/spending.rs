@@ -3,10 +3,6 @@
 
 #![allow(clippy::unwrap_used)] // in helpers too: what fails there is the test
 
-mod embedded;
-#[path = "embedded/lingering.rs"]
-mod lingering;
-
 use std::io::{IoSlice, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -16,8 +12,6 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use embedded::{device, name};
-use lingering::{LINGERING, lingering};
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -27,6 +21,7 @@ use rdmalib::{
     CompletionQueue, ConnectRequest, Device, Domain, Error, Listener, Peer, QueuePair,
     QueuePairConfig,
 };
+use rdmalib_testing::{LINGERING, device, lingering, name};
 
 /// How long what must happen is waited for; only reached when it does not.
 const PATIENCE: Duration = Duration::from_secs(30);

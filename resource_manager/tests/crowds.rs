@@ -10,11 +10,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use rdmalib::Device;
+use rdmalib_testing::{many_descriptors, name};
 use rfaas_protocol::channel::{Channel, ChannelError, Incoming};
 use rfaas_protocol::lease::{ClientName, FromClient, LeaseRequest, ToClient};
 use rfaas_protocol::node::NodeHello;
 use rfaas_protocol::{Empty, Nonce, Role};
-use support::embedded::{many_descriptors, name};
 use support::{Client, Files, Manager, Node, PATIENCE, device};
 
 /// What is logged of a node that goes for others, and not because its time is up.

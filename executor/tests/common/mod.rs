@@ -12,20 +12,15 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rdmalib::{Access, ConnectRequest, Device, Listener, RemoteAddress};
+pub use rdmalib_testing::{device, eventually, wait_for};
 use rfaas_protocol::assignment::{AssignedDevice, Assignment, HexSecret};
 use rfaas_protocol::channel::{Channel, Incoming};
 use rfaas_protocol::session::{ExecutorHello, FromExecutor, WorkerHello};
 use rfaas_protocol::{Empty, Hello, Role, Secret, parse_prefix};
 
-#[path = "../../../rdmalib/tests/embedded/mod.rs"]
-mod embedded;
 mod manager;
-#[path = "../../../rdmalib/tests/embedded/wait.rs"]
-mod wait;
 mod worker;
-pub use embedded::device;
 pub use manager::*;
-pub use wait::{eventually, wait_for};
 pub use worker::*;
 
 /// Longest wait for something that has to happen; far longer than it takes on a busy machine.

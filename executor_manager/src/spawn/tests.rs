@@ -1,20 +1,17 @@
 //! Shell scripts as executors.
 
-#[path = "../../../rdmalib/tests/embedded/wait.rs"]
-mod wait;
-
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Mutex;
 
+use rdmalib_testing::{eventually, wait_for};
 use rfaas_protocol::Secret;
 use rfaas_protocol::assignment::{AssignedDevice, HexSecret};
 use tempfile::TempDir;
 
 use super::*;
-use wait::{eventually, wait_for};
 
 /// Held while a script is written and while a process is started: a process that another test starts
 /// at that moment would keep the script open for writing, and such a file cannot be run (ETXTBSY).

@@ -25,16 +25,11 @@ use rfaas_protocol::{Hello, Role, Secret, parse_prefix};
 use tempfile::TempDir;
 
 mod client;
-#[path = "../../../rdmalib/tests/embedded/mod.rs"]
-mod embedded;
 mod resource_manager;
-#[path = "../../../rdmalib/tests/embedded/wait.rs"]
-mod wait;
 pub use client::*;
-pub use embedded::*;
+pub use rdmalib_testing::*;
 #[allow(unused_imports)] // each test binary uses its part
 pub use resource_manager::*;
-pub use wait::*;
 
 /// Only a failing test waits so long.
 pub const PATIENCE: Duration = Duration::from_secs(30);

@@ -1,15 +1,12 @@
 //! DURABLE FIRST, with a store that takes its time and one that fails.
 
-#[path = "../../../rdmalib/tests/embedded/mod.rs"]
-mod embedded;
-
 use std::io;
 use std::net::SocketAddr;
 use std::sync::{Condvar, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use embedded::device;
+use rdmalib_testing::device;
 use redb::StorageBackend;
 use redb::backends::InMemoryBackend;
 use rfaas_protocol::channel::{Channel, ChannelError, Incoming};

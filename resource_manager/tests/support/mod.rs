@@ -4,11 +4,6 @@
 #![allow(dead_code)] // each test program uses a part
 #![allow(clippy::unwrap_used)] // a test's way to fail, in functions that are no tests too
 
-#[path = "../../../rdmalib/tests/embedded/mod.rs"]
-pub mod embedded;
-#[path = "../../../rdmalib/tests/embedded/wait.rs"]
-mod wait;
-
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
@@ -18,9 +13,9 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-pub use embedded::device;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+pub use rdmalib_testing::{device, wait_for};
 use rfaas_api::NewNode;
 use rfaas_config::ClusterSecret;
 use rfaas_protocol::channel::{Channel, ChannelError, Incoming};
@@ -34,7 +29,6 @@ use rfaas_protocol::node::{
 use rfaas_protocol::{Clock, Empty, Nonce, Nonces, Role, parse_prefix};
 use serde_json::{Value, json};
 use tempfile::TempDir;
-pub use wait::wait_for;
 
 /// Longest that anything may take; far more than it does, since machines may be busy.
 pub const PATIENCE: Duration = Duration::from_secs(60);

@@ -2,18 +2,15 @@
 
 #![allow(clippy::unwrap_used)] // in helpers too: what fails there is the test
 
-#[path = "../../../rdmalib/tests/embedded/mod.rs"]
-mod embedded;
-
 use std::os::fd::AsFd;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use embedded::device;
 use rdmalib::{
     Access, CompletionQueue, Device, Domain, Flags, Listener, Operation, QueuePair,
     QueuePairConfig, RemoteAddress, Source, Status, WorkRequest,
 };
+use rdmalib_testing::device;
 use rfaas_protocol::accounting::Counters;
 use rfaas_protocol::channel::{Channel, ChannelError, Incoming, limit_peers_to_messages, refuse};
 use rfaas_protocol::lease::{ClientName, LeaseRequest};

@@ -6,7 +6,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rdmalib::faults::{Chances, Fault, Script};
-use rdmalib::{Access, Device, DeviceSpec, Listener, Provider};
+use rdmalib::{Access, Device, Listener};
+use rdmalib_testing::device;
 use rfaas_protocol::channel::{Channel, ChannelError, Incoming};
 use rfaas_protocol::node::{LeaseEndedAck, ToNode};
 use rfaas_protocol::{Empty, Malformed, Role};
@@ -23,13 +24,7 @@ struct Server {
 
 impl Server {
     fn new() -> Server {
-        let spec = DeviceSpec {
-            name: "shm0".into(),
-            provider: Provider::Shm,
-            ip_address: "127.0.0.1".parse().unwrap(),
-            max_inline_data: 0,
-        };
-        let device = Device::open(&spec).unwrap();
+        let device = device();
         let listener = device.listen(0).unwrap();
         Server { device, listener }
     }

@@ -4,12 +4,7 @@
 #![allow(clippy::unwrap_used)] // in helpers too: what fails there is the test
 #![allow(dead_code)] // each test program uses its part
 
-#[path = "../../../rdmalib/tests/embedded/wait.rs"]
-mod wait;
 mod worker;
-
-#[allow(unused_imports)] // likewise
-pub use wait::eventually;
 
 use std::net::SocketAddr;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -17,7 +12,9 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use rdmalib::{Access, Device, DeviceSpec, Provider};
+use rdmalib::{Access, Device, Provider};
+#[allow(unused_imports)] // each test program uses its part
+pub use rdmalib_testing::eventually;
 use rfaas::{Client, Executor, Lease, LeaseRequest};
 use rfaas_config::{DeviceEntry, ExecutorEntry, ExecutorsDatabase, OpenDevice};
 use rfaas_protocol::allocation::{
@@ -147,17 +144,6 @@ pub fn open_device() -> OpenDevice {
     }
     .open()
     .unwrap()
-}
-
-/// A separate handle, as another process would open it.
-fn another_device() -> Device {
-    let spec = DeviceSpec {
-        name: "shm0".into(),
-        provider: Provider::Shm,
-        ip_address: "127.0.0.1".parse().unwrap(),
-        max_inline_data: 0,
-    };
-    Device::open(&spec).unwrap()
 }
 
 impl Node {
@@ -292,7 +278,7 @@ fn lock(shared: &Mutex<Shared>) -> MutexGuard<'_, Shared> {
 
 /// The executor manager: one client after the other.
 fn serve(start: &Start, shared: &Arc<Mutex<Shared>>, address: &Sender<SocketAddr>) {
-    let device = another_device();
+    let device = rdmalib_testing::device(); // as another process would open it
     let mut listener = device.listen(0).unwrap();
     address.send(listener.local_addr()).unwrap();
     while !lock(shared).stop {

@@ -338,15 +338,11 @@ impl Closer {
 }
 
 #[cfg(test)]
-#[path = "../../../tests/embedded/lingering.rs"]
-mod lingering;
-
-#[cfg(test)]
 mod tests {
     use nix::fcntl::OFlag;
     use nix::unistd::{pipe2, read};
+    use rdmalib_testing::lingering;
 
-    use super::lingering::lingering;
     use super::*;
     use crate::events::readable_before;
 
