@@ -4,8 +4,8 @@
 //! ```text
 //!   PosterEnd ──give──▶ HelperEnd ──give_back──▶ PosterEnd
 //! ```
-//! HAND-OFF: the flag is stored with Release by the end that lets go, and loaded with Acquire by
-//! the end that takes. Only the current holder changes it, so one end at most uses the state.
+//! The flag is stored with Release by the end that lets go, and loaded with Acquire by the end that
+//! takes. Only the current holder changes it, so one end at most uses the state.
 
 #![allow(unsafe_code)]
 
@@ -22,7 +22,7 @@ struct Handoff<T> {
     state: UnsafeCell<T>,
 }
 
-// SAFETY: the state is reached only through the two ends, which hand it over (HAND-OFF), so it is
+// SAFETY: the state is reached only through the two ends, which hand it over by the flag, so it is
 // never used by two threads at once; `T: Send` lets it change threads.
 unsafe impl<T: Send> Sync for Handoff<T> {}
 
@@ -44,7 +44,7 @@ impl<T> PosterEnd<T> {
     #[inline]
     pub fn with<R>(&mut self, f: impl FnOnce(&mut T) -> R) -> Option<R> {
         if self.0.with_helper.load(Ordering::Acquire) {
-            return None; // HAND-OFF
+            return None;
         }
         // SAFETY: the flag says poster, only the poster's end could change that (`give`), and that
         // end is borrowed exclusively here; the helper's end does not touch the state meanwhile.
@@ -53,7 +53,7 @@ impl<T> PosterEnd<T> {
 
     /// Hands the state to the helper. Without effect if the helper holds it already.
     pub fn give(&mut self) {
-        self.0.with_helper.store(true, Ordering::Release); // HAND-OFF
+        self.0.with_helper.store(true, Ordering::Release);
     }
 }
 
@@ -61,7 +61,7 @@ impl<T> HelperEnd<T> {
     /// Runs `f` on the state. `None` if the poster holds it.
     pub fn with<R>(&mut self, f: impl FnOnce(&mut T) -> R) -> Option<R> {
         if !self.0.with_helper.load(Ordering::Acquire) {
-            return None; // HAND-OFF
+            return None;
         }
         // SAFETY: as in `PosterEnd::with`, with the sides exchanged.
         Some(with_cell(&self.0.state, |state| f(unsafe { &mut *state })))
@@ -70,7 +70,7 @@ impl<T> HelperEnd<T> {
     /// Hands the state back to the poster. Without effect if the poster holds it already.
     pub fn give_back(&mut self) {
         if self.0.with_helper.load(Ordering::Acquire) {
-            self.0.with_helper.store(false, Ordering::Release); // HAND-OFF
+            self.0.with_helper.store(false, Ordering::Release);
         }
     }
 }

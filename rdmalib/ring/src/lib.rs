@@ -23,8 +23,8 @@
 //! 64-bit atomic, indices are masked, each side keeps its own counters and reads a word once.
 //! * PUBLISH (`arrival`): the sequence number is stored after the payload, with Release: a
 //!   completion that is seen has its bytes.
-//! * POST: `POSTED` is stored with Release in `post` and loaded with Acquire in `may_push`: a peer
-//!   that sees the count sees the receive.
+//! * `POSTED` is stored with Release in `post` and loaded with Acquire in `may_push`: a peer that
+//!   sees the count sees the receive.
 //! * WAKE: `arm` stores, fences, then reads the arrivals; `push` stores an arrival, fences, then
 //!   reads `ARMED`. Both fences are SeqCst, so at least one of the two sees the other.
 //! * AWAKE: for an owner that spins, `push` omits the fence of WAKE, which waits until the arrival
@@ -154,7 +154,7 @@ impl<W: Words> ReceivePoster<W> {
             words[at + 1].store(key_bytes, Ordering::Relaxed);
         }
         self.posted = self.posted.wrapping_add(1);
-        words[POSTED].store(u64::from(self.posted), Ordering::Release); // POST
+        words[POSTED].store(u64::from(self.posted), Ordering::Release); // after the receive
         self.posted
     }
 }
@@ -407,7 +407,7 @@ impl<W: Words> ArrivalPusher<W> {
     /// The owner's line is read once for all receives that it has posted since.
     #[inline]
     fn read_posted(&mut self) {
-        let posted = self.words.words()[POSTED].load(Ordering::Acquire) as u32; // POST
+        let posted = self.words.words()[POSTED].load(Ordering::Acquire) as u32; // before the receive
         // More than `depth` ahead is a lie; the ring would still be safe, its order not.
         if posted.wrapping_sub(self.pushed) <= self.mask + 1 {
             self.posted_seen = posted;

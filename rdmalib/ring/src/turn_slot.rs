@@ -8,20 +8,20 @@
 //! answer each other wait for both moves, each way: four transfers a round trip. In one slot that
 //! the last reader writes next it is two. So an arrival goes through the slot if its sender owns
 //! the slot, and through the ring otherwise, for example when many arrivals are under way.
-//! * TURN: only the end that owns the slot writes it. An end owns it again when it has taken what
-//!   the peer sent. The poller stores `owned` with Release after that, the poster loads it with
+//! * Only the end that owns the slot writes it. An end owns it again when it has taken what the
+//!   peer sent. The poller stores `owned` with Release after that, the poster loads it with
 //!   Acquire.
 //! * TAKE ORDER: the sequence number in the slot is the arrival's number among all arrivals, so
 //!   arrivals that went through the ring before it are taken first. If the slot and the ring both
 //!   hold an arrival, either the slot's was sent first, or its number is not due yet. A poller that
 //!   finds an arrival in the ring therefore polls the slot once more. A poller that does not know
 //!   the slot yet takes nothing, because the peer may be faster.
-//! * SENDER BIT: the highest bit of a sequence number names the writer. So no end takes its own
+//! * The highest bit of a sequence number, the sender bit, names the writer. So no end takes its own
 //!   arrival for an answer, and the zeroes of fresh memory are no arrival of the connector, which
 //!   owns the slot at first.
-//! * FIRST-POLL DELAY: a poll while the peer is about to write takes the lines away from the peer,
-//!   which costs more than a late poll. So the first poll after a send waits for as long as earlier
-//!   polls have shown to be right.
+//! * A poll while the peer is about to write takes the lines away from the peer, which costs more
+//!   than a late poll. So the first poll after a send waits for the first-poll delay: as long as
+//!   earlier polls have shown to be right.
 
 use std::hint::spin_loop;
 use std::sync::Arc;
@@ -49,8 +49,8 @@ impl Side {
         }
     }
 
-    /// Returns the sequence number that this side writes for arrival `number`. SENDER BIT, TAKE
-    /// ORDER.
+    /// Returns the sequence number that this side writes for arrival `number` (TAKE ORDER), with the
+    /// sender bit.
     #[inline]
     pub fn sequence(self, number: u32) -> u32 {
         let side = match self {
@@ -67,7 +67,7 @@ pub struct TurnSlot<W> {
     memory: W,
     word: usize,
     side: Side,
-    /// Whether this end may write it (TURN).
+    /// Whether this end may write it.
     owned: AtomicBool,
 }
 
@@ -92,7 +92,7 @@ impl<W: Words> TurnSlot<W> {
     /// Whether this end may write it.
     #[inline]
     pub(crate) fn is_owned(&self) -> bool {
-        self.owned.load(Ordering::Acquire) // TURN
+        self.owned.load(Ordering::Acquire) // with `take_ownership`
     }
 
     /// Sends `arrival`, the peer's number `number`. For the poster, if the slot is owned.
@@ -156,7 +156,7 @@ impl<W: Words> TurnTaker<W> {
         sent
     }
 
-    /// FIRST-POLL DELAY.
+    /// Waits for the first-poll delay.
     #[inline]
     fn pause(&self) {
         if self.may_pause {
@@ -195,7 +195,7 @@ impl<W: Words> TurnTaker<W> {
             false => self.delay.saturating_sub(1),
         };
         (self.first, self.early) = (true, false);
-        self.slot.owned.store(true, Ordering::Release); // TURN
+        self.slot.owned.store(true, Ordering::Release); // after reading the arrival
     }
 }
 

@@ -1,9 +1,9 @@
 //! Completion queues of the embedded device: no memory of their own, but a list of the queue pairs
 //! whose arrivals and finished sends they show.
 //!
-//! NAP: a poller that spins says so once (`stay_awake`) and spares its peers a fence (AWAKE in
+//! A poller that spins says so once (`stay_awake`) and spares its peers a fence (AWAKE in
 //! `rdmalib_ring`). A peer that has not seen that this was taken back does not wake anybody, so the
-//! sleep after that is a short one.
+//! sleep after that is a short one ([`NAP`]).
 //!
 //! Elsewhere: the list, and sleeping (`members`); what a queue pair has to show (`core`).
 
@@ -39,7 +39,7 @@ pub(crate) struct CompletionQueue {
     members: Arc<QueueMembers<Core>>,
     pollers: Vec<PairPoller>,
     seen: u32,
-    /// Peers know that no thread sleeps here (NAP).
+    /// Peers know that no thread sleeps here.
     awake: bool,
     /// Where the next poll starts, so that a busy queue pair does not starve the others.
     next: usize,
@@ -107,7 +107,7 @@ impl CompletionQueue {
     fn set_awake(&mut self, awake: bool) {
         self.awake = awake;
         self.pollers.iter().for_each(|poller| poller.stay_awake(awake));
-        fence(Ordering::SeqCst); // NAP: it counts from now
+        fence(Ordering::SeqCst); // a sleep of `NAP` counts from now
     }
 
     fn set_armed(&self, arm: Arm) {

@@ -6,9 +6,9 @@
 //!
 //! * MEMBERS: `generation` is raised with Release after the list has changed, and loaded with
 //!   Acquire by the poller after it took completions: a queue pair that posted was a member before.
-//! * LEAVING: drivers may leave the completions of a destroyed queue pair in the queue
-//!   (ibv_destroy_qp(3) does not say). They take room until the poller has once found the queue
-//!   empty; the device's queue is twice as large as asked for, so that this room is seldom missed.
+//! * Drivers may leave the completions of a destroyed queue pair in the queue (ibv_destroy_qp(3)
+//!   does not say). They take room until the poller has once found the queue empty (`leaving`). The
+//!   device's queue is twice as large as asked for, so that this room is seldom missed.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -103,7 +103,7 @@ impl Reservation {
 impl Drop for Reservation {
     fn drop(&mut self) {
         self.queue.members().needed -= self.entries;
-        self.queue.leaving.fetch_add(self.entries, Ordering::Release); // LEAVING
+        self.queue.leaving.fetch_add(self.entries, Ordering::Release);
     }
 }
 
@@ -144,7 +144,7 @@ impl fmt::Debug for Batch {
 impl CompletionQueue {
     /// `most`: entries that the device can have in one queue.
     pub(super) fn new(context: &Arc<Context>, capacity: u32, most: u32) -> Result<Self> {
-        let device_capacity = capacity.saturating_mul(2).min(most); // LEAVING
+        let device_capacity = capacity.saturating_mul(2).min(most); // see the top
         let raw = Arc::new(RawCompletionQueue::new(context, device_capacity as i32)?);
         let events = Events::new()?;
         events.add(raw.fd(), CHANNEL, EpollFlags::EPOLLIN)?;
@@ -257,7 +257,7 @@ impl contract::CompletionQueue<Verbs> for CompletionQueue {
             }
             if found < room {
                 if leaving > 0 {
-                    self.shared.leaving.fetch_sub(leaving, Ordering::Release); // LEAVING
+                    self.shared.leaving.fetch_sub(leaving, Ordering::Release);
                 }
                 break;
             }

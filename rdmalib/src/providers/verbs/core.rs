@@ -10,9 +10,9 @@
 //!   ACCEPTED and CONNECTED sends are kept, since the peer's device would not take them yet
 //!   and ours would try again only after its timeout; the step and the posting of what was kept
 //!   happen under the lock, so their order stays.
-//! * KICK: some drivers (SoftRoCE) flush only what was posted before the queue pair failed. A
-//!   poster reads the state after posting, and if it is ERROR makes the step again: SeqCst between
-//!   both.
+//! * Some drivers (SoftRoCE) flush only what was posted before the queue pair failed. A poster reads
+//!   the state after posting, and if it is ERROR makes the step again (`kick`). There is a SeqCst
+//!   fence between posting and reading, and the step is SeqCst.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -237,10 +237,10 @@ impl Core {
         None
     }
 
-    /// To be called after posting: lets the device flush what came too late to be flushed. KICK
+    /// To be called after posting: lets the device flush what came too late to be flushed.
     #[inline]
     pub(super) fn posted(&self) {
-        fence(Ordering::SeqCst); // KICK
+        fence(Ordering::SeqCst); // between posting and reading the state
         if self.state.load(Ordering::Relaxed) == ERROR {
             self.kick();
         }

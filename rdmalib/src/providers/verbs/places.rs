@@ -1,9 +1,9 @@
 //! Which requests of a queue are outstanding, under which ids, and how a completion finds its own.
 //!
-//! * RETIRE: a request leaves its queue when its own or a later completion is polled: `retired`
-//!   store(Release) in `retire`, load(Acquire) in `note`.
-//! * IDS: an id is stored before its request is posted; the device's own ordering between posting
-//!   and completing (verbs(7)) lets the poller see it.
+//! * A request leaves its queue when its own or a later completion is polled: `retired` is stored
+//!   with Release in `retire` and loaded with Acquire in `check`.
+//! * An id is stored before its request is posted. The device's own ordering between posting and
+//!   completing (verbs(7)) lets the poller see it.
 
 use crate::sync::{AtomicU32, AtomicU64, Ordering};
 use crate::types::{Error, Result};
@@ -46,7 +46,7 @@ impl Tag {
 pub(super) struct Places {
     depth: u32,
     ids: Box<[AtomicU64]>,
-    /// Requests whose place is free again. RETIRE
+    /// Requests whose place is free again.
     retired: AtomicU32,
 }
 
@@ -65,7 +65,7 @@ impl Places {
     #[inline]
     pub(super) fn check(&self, index: u32) -> Result<()> {
         if index.wrapping_sub(self.retired.load(Ordering::Acquire)) >= self.depth {
-            return Err(Error::QueueFull { depth: self.depth }); // RETIRE
+            return Err(Error::QueueFull { depth: self.depth });
         }
         Ok(())
     }
@@ -74,7 +74,7 @@ impl Places {
     #[inline]
     pub(super) fn note(&self, index: u32, id: u64) -> Result<()> {
         self.check(index)?;
-        self.id(index).store(id, Ordering::Relaxed); // IDS
+        self.id(index).store(id, Ordering::Relaxed);
         Ok(())
     }
 
@@ -82,7 +82,7 @@ impl Places {
     #[inline]
     pub(super) fn retire(&self, tag: Tag) -> u64 {
         let low = tag.index;
-        let id = self.id(low).load(Ordering::Relaxed); // IDS
+        let id = self.id(low).load(Ordering::Relaxed);
         let retired = self.retired.load(Ordering::Relaxed); // only the poller stores it
         // At most `depth` are outstanding, far less than 2^31: the low bits are enough.
         let ahead = low.wrapping_sub(retired) & !RECEIVE_BIT;
