@@ -14,7 +14,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use rdmalib::{CompletionQueue, Device, Waker};
-use rfaas_call::callee::{ServiceEnd, request_queue};
+use rfaas_call::callee::{Callee, ServiceEnd, request_queue};
 
 use crate::account::{Account, Published};
 use crate::clock::{MS, ticks};
@@ -282,10 +282,13 @@ fn work(start: WorkerStart) -> Result<ServiceEnd, WorkerStartError> {
     let Ok(library) = start.library.recv() else { return Ok(ServiceEnd::Stopped) };
     let share = WorkerShare { account, published: &start.published, stop: &start.stop };
     let mut worker = Worker::new(&library, plan.spin, cpus, share);
-    let end = worker.serve(connection, start.requests);
+    let mut callee = Callee::new(connection, start.requests);
+    let end = worker.serve(&mut callee);
     let totals = worker.meter().used().totals();
     if !locked(account).close(&totals, CLOSE_TIMEOUT) {
         tracing::debug!(worker = start.index, ?totals, "the manager does not have the last counts");
     }
+    // Only now: it may take long to take down, which is not time of the worker.
+    drop(callee);
     Ok(end)
 }

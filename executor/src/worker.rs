@@ -117,10 +117,10 @@ impl<'a> Worker<'a> {
         }
     }
 
-    /// Serves the requests of `connection`, which complete into `requests`, until that ends or `stop` is set. The
-    /// account is not yet closed then; [`Meter::used`] has what is due.
-    pub fn serve(&mut self, connection: Connection, requests: CompletionQueue) -> ServiceEnd {
-        let end = Callee::new(connection, requests).serve(self);
+    /// Serves the requests of `callee` until its connection ends or `stop` is set. The account is not
+    /// yet closed then; [`Meter::used`] has what is due.
+    pub fn serve(&mut self, callee: &mut Callee<GuardedMemory>) -> ServiceEnd {
+        let end = callee.serve(self);
         self.meter.polled(ticks());
         end
     }

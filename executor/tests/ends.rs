@@ -147,3 +147,18 @@ fn the_last_counts_are_sent_whoever_ends_it_and_however_often_it_is_told() {
         assert_eq!(session.manager.invocations(), 2, "round {round}");
     }
 }
+
+#[test]
+fn the_manager_has_the_last_counts_before_the_client_sees_the_end_of_a_worker() {
+    // Hot, so that nothing is settled before the end but each 100 ms.
+    let setup = Setup { hot_timeout_ms: -1, slots: 64, ..Setup::default() };
+    for round in 0..20 {
+        let mut session = Session::start(&setup, &faulty());
+        let echo = session.function("echo");
+        session.workers[0].call(echo, b"abc");
+        session.terminate();
+        assert!(session.workers[0].ends());
+        assert_eq!(session.manager.invocations(), 1, "round {round}");
+        assert_eq!(session.exit_status().code(), Some(0));
+    }
+}
