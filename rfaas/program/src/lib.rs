@@ -8,7 +8,7 @@
 //! Standard descriptors that are closed when a program starts are `/dev/null` before `main` runs: the
 //! standard library sees to that, so no connection is ever taken for standard error.
 //!
-//! Elsewhere: how lines get to standard error (`log`), the loop of both managers (`poll_loop`, feature `serve`).
+//! Elsewhere: how lines get to standard error (`log`), the loop of both managers (`poll_loop`).
 
 use std::fmt;
 use std::io::{self, Write};
@@ -21,7 +21,6 @@ use rfaas_config::ProgramError;
 mod command_line;
 pub mod inherited;
 pub mod log;
-#[cfg(feature = "serve")]
 pub mod poll_loop;
 
 pub use log::LAST_LINES;
