@@ -8,13 +8,14 @@
 //!   providers: shm, verbs                              know the plain types and this contract
 //! ```
 //! A provider is a folder under `providers` with a type that implements [`ProviderTypes`], and one
-//! line in each list of `providers/mod.rs`. What all providers have in common is tested by the
+//! line in each list of `providers/mod.rs`, with the arms that the compiler then asks for. What all providers have in common is tested by the
 //! facts in `tests/conformance`; what may differ, and how, is a field of [`Capabilities`].
 //!
 //! For all objects (the front page of the crate says more, for its users):
 //! * A call either does what it says or returns an error and changes nothing. (A connection that
 //!   fails halfway uses its queue pair up.)
-//! * Nothing waits, except `connect`, `next` and `wait`, which have a time limit.
+//! * Nothing waits, except `connect`, `next` and `wait`, which have a time limit, and `arm`, which
+//!   pauses for a millisecond after [`stay_awake`](CompletionQueue::stay_awake).
 //! * Bytes and messages of a peer may be lies; they never cause a panic or an access outside of
 //!   memory that is registered for them.
 //! * Handles are cheap to clone; an object keeps alive what it was made from.
