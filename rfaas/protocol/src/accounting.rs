@@ -5,30 +5,23 @@
 //! manager's, to which it adds nothing, whether the manager still counts them up.
 
 use zerocopy::little_endian::U64;
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use super::Secret;
+use super::{Secret, wire};
 
-/// Behind the [`Hello`](super::Hello) of a worker.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
-)]
-#[repr(C)]
-pub struct AccountingHello {
-    /// From the executor's assignment.
-    pub secret: Secret,
-}
+wire! {
+    /// Behind the [`Hello`](super::Hello) of a worker.
+    pub struct AccountingHello [16 bytes] {
+        /// From the executor's assignment.
+        pub secret: Secret,
+    }
 
-/// Private data of the acceptance: where the counters of the executor are.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
-)]
-#[repr(C)]
-pub struct Counters {
-    /// Remote address of the first.
-    pub addr: U64,
-    /// Its key.
-    pub key: U64,
+    /// Private data of the acceptance: where the counters of the executor are.
+    pub struct Counters [16 bytes] {
+        /// Remote address of the first.
+        pub addr: U64,
+        /// Its key.
+        pub key: U64,
+    }
 }
 
 /// Offset of the time spent spinning without work, in ns.

@@ -7,25 +7,23 @@
 
 use std::net::SocketAddr;
 
+use zerocopy::IntoBytes;
 use zerocopy::little_endian::{I32, I64, U16, U32, U64};
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::lease::{LeaseKey, Reason, SignedTerms, Token};
 use super::node::Bill;
-use super::{Clock, Empty, Malformed, Nonce, Nonces, Proof, Secret, WireAddress, messages};
+use super::{Clock, Empty, Malformed, Nonce, Nonces, Proof, Secret, WireAddress, messages, wire};
 
-/// Behind the [`Hello`](super::Hello) of a client: which lease the connection is for.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
-)]
-#[repr(C)]
-pub struct ClaimHello {
-    /// The lease, as in its [terms](super::lease::LeaseTerms); 0 without a resource manager.
-    pub lease: U64,
-    /// Likewise.
-    pub instance: U64,
-    /// To be answered for. A client of an older release has none: zeros.
-    pub nonce: Nonce,
+wire! {
+    /// Behind the [`Hello`](super::Hello) of a client: which lease the connection is for.
+    pub struct ClaimHello [32 bytes] {
+        /// The lease, as in its [terms](super::lease::LeaseTerms); 0 without a resource manager.
+        pub lease: U64,
+        /// Likewise.
+        pub instance: U64,
+        /// To be answered for. A client of an older release has none: zeros.
+        pub nonce: Nonce,
+    }
 }
 const _: () = assert!(size_of::<ClaimHello>() + 8 <= rdmalib::MAX_CONNECT_DATA);
 
@@ -42,15 +40,13 @@ impl ClaimHello {
     }
 }
 
-/// Private data of the acceptance: the executor manager proves itself.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
-)]
-#[repr(C)]
-pub struct NodeProof {
-    /// To be answered for by claims.
-    pub nonce: Nonce,
-    proof: Proof,
+wire! {
+    /// Private data of the acceptance: the executor manager proves itself.
+    pub struct NodeProof [48 bytes] {
+        /// To be answered for by claims.
+        pub nonce: Nonce,
+        proof: Proof,
+    }
 }
 const _: () = assert!(size_of::<NodeProof>() <= rdmalib::MAX_ACCEPT_DATA);
 
@@ -84,36 +80,33 @@ impl NodeProof {
     const LABEL: &[u8] = b"rFaaS executor manager v5";
 }
 
-/// Claims a lease and asks for its executor. May be sent again on the same connection once the
-/// executor has exited.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
-)]
-#[repr(C)]
-pub struct Allocate {
-    /// The lease.
-    pub signed: SignedTerms,
-    /// What the client's clock says, which an unsigned claim ends by.
-    pub clock: Clock,
-    /// Where the client waits for its executor and workers.
-    pub client: WireAddress,
-    /// What they must show there.
-    pub session: Secret,
-    /// Polling mode: −1 always hot, 0 always warm, else milliseconds of spinning after the last
-    /// invocation.
-    pub hot_timeout_ms: I64,
-    /// Largest input of an invocation, in bytes.
-    pub input_bytes: U32,
-    /// Largest output of an invocation, in bytes.
-    pub output_bytes: U32,
-    /// Size of the function library, in bytes.
-    pub code_bytes: U32,
-    /// Input slots of each worker: invocations in flight.
-    pub slots: U16,
-    /// By the lease's key; none without a resource manager.
-    pub proof: Proof,
+wire! {
+    /// Claims a lease and asks for its executor. May be sent again on the same connection once the
+    /// executor has exited.
+    pub struct Allocate [340 bytes] {
+        /// The lease.
+        pub signed: SignedTerms,
+        /// What the client's clock says, which an unsigned claim ends by.
+        pub clock: Clock,
+        /// Where the client waits for its executor and workers.
+        pub client: WireAddress,
+        /// What they must show there.
+        pub session: Secret,
+        /// Polling mode: −1 always hot, 0 always warm, else milliseconds of spinning after the last
+        /// invocation.
+        pub hot_timeout_ms: I64,
+        /// Largest input of an invocation, in bytes.
+        pub input_bytes: U32,
+        /// Largest output of an invocation, in bytes.
+        pub output_bytes: U32,
+        /// Size of the function library, in bytes.
+        pub code_bytes: U32,
+        /// Input slots of each worker: invocations in flight.
+        pub slots: U16,
+        /// By the lease's key; none without a resource manager.
+        pub proof: Proof,
+    }
 }
-const _: () = assert!(size_of::<Allocate>() == 340);
 
 impl Allocate {
     /// The same, proved to come from the holder of `key` on the connection of `nonces`.
@@ -135,53 +128,39 @@ impl Allocate {
     const LABEL: &[u8] = b"rFaaS client v5";
 }
 
-/// The executor process was started; it dials next.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
-)]
-#[repr(C)]
-pub struct Allocated {
-    /// The lease: of the token, or a new number if there is no resource manager.
-    pub lease: U64,
-    /// How often each side says something while the lease is held, in milliseconds.
-    pub heartbeat_ms: U32,
-    /// Silence after which the other side is given up, in milliseconds.
-    pub silence_ms: U32,
-}
+wire! {
+    /// The executor process was started; it dials next.
+    pub struct Allocated [16 bytes] {
+        /// The lease: of the token, or a new number if there is no resource manager.
+        pub lease: U64,
+        /// How often each side says something while the lease is held, in milliseconds.
+        pub heartbeat_ms: U32,
+        /// Silence after which the other side is given up, in milliseconds.
+        pub silence_ms: U32,
+    }
 
-/// More time for the lease that this connection holds, whose holder was proved: shows what its renewal was answered
-/// with.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
-)]
-#[repr(C)]
-pub struct Renew {
-    /// Of the same lease, with a later end.
-    pub signed: SignedTerms,
-    /// What the client's clock says, which an unsigned claim ends by.
-    pub clock: Clock,
-}
+    /// More time for the lease that this connection holds, whose holder was proved: shows what its renewal was answered
+    /// with.
+    pub struct Renew [252 bytes] {
+        /// Of the same lease, with a later end.
+        pub signed: SignedTerms,
+        /// What the client's clock says, which an unsigned claim ends by.
+        pub clock: Clock,
+    }
 
-/// The lease ends later now.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
-)]
-#[repr(C)]
-pub struct Renewed {
-    /// End, in milliseconds since the Unix epoch.
-    pub expires_at_ms: U64,
-}
+    /// The lease ends later now.
+    pub struct Renewed [8 bytes] {
+        /// End, in milliseconds since the Unix epoch.
+        pub expires_at_ms: U64,
+    }
 
-/// A claim was refused. If the lease was claimed before on this connection it still is.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
-)]
-#[repr(C)]
-pub struct AllocateRefused {
-    /// [`RefusedBecause`].
-    pub because: U16,
-    /// In words.
-    pub reason: Reason,
+    /// A claim was refused. If the lease was claimed before on this connection it still is.
+    pub struct AllocateRefused [244 bytes] {
+        /// [`RefusedBecause`].
+        pub because: U16,
+        /// In words.
+        pub reason: Reason,
+    }
 }
 
 /// Why a claim was refused, as far as a client may decide on it.
@@ -224,41 +203,31 @@ impl RefusedBecause {
     }
 }
 
-/// The executor process has ended: a function crashed it or called `exit`, or it and its manager lost
-/// sight of each other.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
-)]
-#[repr(C)]
-pub struct ExecutorExited {
-    /// Signal that killed it, or 0.
-    pub signal: I32,
-    /// Exit status, if no signal did.
-    pub status: I32,
-    /// 1: it gave no sign of life and was killed, or saw none of its manager's and ended; else 0.
-    pub silent: U16,
-}
+wire! {
+    /// The executor process has ended: a function crashed it or called `exit`, or it and its manager lost
+    /// sight of each other.
+    pub struct ExecutorExited [10 bytes] {
+        /// Signal that killed it, or 0.
+        pub signal: I32,
+        /// Exit status, if no signal did.
+        pub status: I32,
+        /// 1: it gave no sign of life and was killed, or saw none of its manager's and ended; else 0.
+        pub silent: U16,
+    }
 
-/// The lease ends soon: no new invocations after the deadline.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
-)]
-#[repr(C)]
-pub struct LeaseEnding {
-    /// [`EndReason`](super::lease::EndReason).
-    pub reason: U16,
-    /// Time left, in milliseconds; 0: it has ended.
-    pub grace_ms: U32,
-}
+    /// The lease ends soon: no new invocations after the deadline.
+    pub struct LeaseEnding [6 bytes] {
+        /// [`EndReason`](super::lease::EndReason).
+        pub reason: U16,
+        /// Time left, in milliseconds; 0: it has ended.
+        pub grace_ms: U32,
+    }
 
-/// The lease has ended on the client's request; this is its bill.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
-)]
-#[repr(C)]
-pub struct Released {
-    /// What it used.
-    pub bill: Bill,
+    /// The lease has ended on the client's request; this is its bill.
+    pub struct Released [32 bytes] {
+        /// What it used.
+        pub bill: Bill,
+    }
 }
 
 messages! {

@@ -20,37 +20,33 @@
 //! header and reply only exposes a peer that answers twice.
 
 use zerocopy::little_endian::{U16, U32, U64};
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use super::Malformed;
+use super::{Malformed, wire};
 
 /// Space in front of every input and output: a cache line, so that the data is aligned to one.
 pub const HEADER_SPACE: usize = 64;
 /// Most input slots of one worker: what the immediate can name.
 pub const MAX_SLOTS: usize = 1 << 10;
 
-/// What a client writes in front of an input: which function, and where the output goes.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
-)]
-#[repr(C)]
-pub struct RequestHeader {
-    /// First byte of the output, behind [`HEADER_SPACE`] bytes that are the worker's too.
-    pub reply_addr: U64,
-    /// Key of that place.
-    pub reply_key: U64,
-    /// Bytes that fit there.
-    pub output_capacity: U32,
-    /// Index of the function.
-    pub function: U16,
-    /// [`INPUT_IN_PLACE`] and [`OUTPUT_IN_PLACE`], or zero; other bits are not used.
-    pub flags: U16,
-    /// Bytes of input.
-    pub input_bytes: U32,
-    /// Number of this use of the slot; its low byte returns in the reply.
-    pub sequence: U32,
+wire! {
+    /// What a client writes in front of an input: which function, and where the output goes.
+    pub struct RequestHeader [32 bytes] {
+        /// First byte of the output, behind [`HEADER_SPACE`] bytes that are the worker's too.
+        pub reply_addr: U64,
+        /// Key of that place.
+        pub reply_key: U64,
+        /// Bytes that fit there.
+        pub output_capacity: U32,
+        /// Index of the function.
+        pub function: U16,
+        /// [`INPUT_IN_PLACE`] and [`OUTPUT_IN_PLACE`], or zero; other bits are not used.
+        pub flags: U16,
+        /// Bytes of input.
+        pub input_bytes: U32,
+        /// Number of this use of the slot; its low byte returns in the reply.
+        pub sequence: U32,
+    }
 }
-const _: () = assert!(size_of::<RequestHeader>() == 32);
 const _: () = assert!(crate::session::MAX_FUNCTIONS <= 1 << 16, "an index has 16 bits");
 
 /// The output stays in the worker's memory; an [`InPlaceDetail`] is written in its stead. The capacity is
@@ -155,28 +151,21 @@ impl ReplyImmediate {
     }
 }
 
-/// Written to the start of the output's header space with a reply that is not [`ReplyStatus::Ok`].
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
-)]
-#[repr(C)]
-pub struct FailureDetail {
-    /// Output too large: bytes that the function returned.
-    pub needed_bytes: U64,
-}
+wire! {
+    /// Written to the start of the output's header space with a reply that is not [`ReplyStatus::Ok`].
+    pub struct FailureDetail [8 bytes] {
+        /// Output too large: bytes that the function returned.
+        pub needed_bytes: U64,
+    }
 
-/// Written to where the output would go, with a reply that is [`ReplyStatus::Ok`] to a request with
-/// [`OUTPUT_IN_PLACE`].
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
-)]
-#[repr(C)]
-pub struct InPlaceDetail {
-    /// First byte of the output, in the worker's memory; a multiple of 64.
-    pub output_addr: U64,
-    /// Key of that place, which allows reading as many bytes as the deployment has for an output.
-    pub output_key: U64,
-    /// Bytes of output.
-    pub output_bytes: U32,
+    /// Written to where the output would go, with a reply that is [`ReplyStatus::Ok`] to a request with
+    /// [`OUTPUT_IN_PLACE`].
+    pub struct InPlaceDetail [20 bytes] {
+        /// First byte of the output, in the worker's memory; a multiple of 64.
+        pub output_addr: U64,
+        /// Key of that place, which allows reading as many bytes as the deployment has for an output.
+        pub output_key: U64,
+        /// Bytes of output.
+        pub output_bytes: U32,
+    }
 }
-const _: () = assert!(size_of::<InPlaceDetail>() == 20);

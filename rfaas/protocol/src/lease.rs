@@ -17,7 +17,7 @@ use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::proof::{half, keyed, same};
-use super::{Malformed, Text, WireAddress, messages};
+use super::{Malformed, Text, WireAddress, messages, wire};
 
 /// Longest node name, in bytes: a DNS name has at most 253 (RFC 1035, 2.3.4); names of cluster nodes
 /// are short. Longer ones are refused, never cut.
@@ -54,30 +54,27 @@ impl std::fmt::Display for LeaseId {
     }
 }
 
-/// What a lease grants: the signed part of a token.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
-)]
-#[repr(C)]
-pub struct LeaseTerms {
-    /// [`LeaseId`]; 0 in a claim without a resource manager.
-    pub lease: U64,
-    /// Cores: one worker each.
-    pub cores: U32,
-    /// Memory of all its executors together, in MB.
-    pub memory: U32,
-    /// End, in milliseconds since the Unix epoch.
-    pub expires_at_ms: U64,
-    /// Which run of the node's executor manager it holds for
-    /// ([`Register::instance`](super::node::Register)): what was claimed there ended with it, and cannot
-    /// be claimed again at the next. 0 in a claim without a resource manager.
-    pub instance: U64,
-    /// Where it holds.
-    pub node: NodeName,
-    /// Whom it is billed to.
-    pub client: ClientName,
+wire! {
+    /// What a lease grants: the signed part of a token.
+    pub struct LeaseTerms [228 bytes] {
+        /// [`LeaseId`]; 0 in a claim without a resource manager.
+        pub lease: U64,
+        /// Cores: one worker each.
+        pub cores: U32,
+        /// Memory of all its executors together, in MB.
+        pub memory: U32,
+        /// End, in milliseconds since the Unix epoch.
+        pub expires_at_ms: U64,
+        /// Which run of the node's executor manager it holds for
+        /// ([`Register::instance`](super::node::Register)): what was claimed there ended with it, and cannot
+        /// be claimed again at the next. 0 in a claim without a resource manager.
+        pub instance: U64,
+        /// Where it holds.
+        pub node: NodeName,
+        /// Whom it is billed to.
+        pub client: ClientName,
+    }
 }
-const _: () = assert!(size_of::<LeaseTerms>() == 228);
 
 impl LeaseTerms {
     /// Returns the number of the lease; `None` in a claim without a resource manager.
@@ -286,103 +283,78 @@ impl EndReason {
     }
 }
 
-/// Asks for a lease.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
-)]
-#[repr(C)]
-pub struct LeaseRequest {
-    /// Chosen by the client, returned in the answer.
-    pub request: U32,
-    /// Cores, at least one.
-    pub cores: U32,
-    /// Memory in MB, at least one.
-    pub memory: U32,
-    /// How long, in milliseconds, at least one.
-    pub timeout_ms: U64,
-    /// On how many nodes it may be met; each is a lease of its own, and either all are granted or none.
-    pub max_nodes: U32,
-    /// Whom to bill.
-    pub client: ClientName,
-}
-const _: () = assert!(size_of::<LeaseRequest>() == 90);
+wire! {
+    /// Asks for a lease.
+    pub struct LeaseRequest [90 bytes] {
+        /// Chosen by the client, returned in the answer.
+        pub request: U32,
+        /// Cores, at least one.
+        pub cores: U32,
+        /// Memory in MB, at least one.
+        pub memory: U32,
+        /// How long, in milliseconds, at least one.
+        pub timeout_ms: U64,
+        /// On how many nodes it may be met; each is a lease of its own, and either all are granted or none.
+        pub max_nodes: U32,
+        /// Whom to bill.
+        pub client: ClientName,
+    }
 
-/// Asks for more time for a lease that has not ended; answered by a grant with a new token, which
-/// has no key, or refused.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
-)]
-#[repr(C)]
-pub struct LeaseRenew {
-    /// Chosen by the client, returned in the answer.
-    pub request: U32,
-    /// How long from now on, in milliseconds, at least one.
-    pub timeout_ms: U64,
-    /// The lease, shown by its token.
-    pub token: Token,
-}
-const _: () = assert!(size_of::<LeaseRenew>() == 272);
+    /// Asks for more time for a lease that has not ended; answered by a grant with a new token, which
+    /// has no key, or refused.
+    pub struct LeaseRenew [272 bytes] {
+        /// Chosen by the client, returned in the answer.
+        pub request: U32,
+        /// How long from now on, in milliseconds, at least one.
+        pub timeout_ms: U64,
+        /// The lease, shown by its token.
+        pub token: Token,
+    }
 
-/// Gives a lease back that was not claimed, or asks the manager to end one that was. Our clients show
-/// the token without its key, since they cannot know that it is the resource manager that they tell:
-/// then it counts on the connection only that the lease was granted on, and there until the lease has
-/// ended. So neither who listens in the resource manager's place nor who reads what goes between client
-/// and node can end a lease with what it learns from this, a renewal or a claim. Where the connection
-/// was lost meanwhile, a lease that nobody claimed has ended with it.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
-)]
-#[repr(C)]
-pub struct LeaseRelease {
-    /// The lease, shown by its token.
-    pub token: Token,
-}
+    /// Gives a lease back that was not claimed, or asks the manager to end one that was. Our clients show
+    /// the token without its key, since they cannot know that it is the resource manager that they tell:
+    /// then it counts on the connection only that the lease was granted on, and there until the lease has
+    /// ended. So neither who listens in the resource manager's place nor who reads what goes between client
+    /// and node can end a lease with what it learns from this, a renewal or a claim. Where the connection
+    /// was lost meanwhile, a lease that nobody claimed has ended with it.
+    pub struct LeaseRelease [260 bytes] {
+        /// The lease, shown by its token.
+        pub token: Token,
+    }
 
-/// A lease was granted, or renewed. A request that was met from several nodes is answered by as many.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
-)]
-#[repr(C)]
-pub struct LeaseGranted {
-    /// Of the request.
-    pub request: U32,
-    /// Which of the request's leases it is, from 0.
-    pub part: U16,
-    /// How many there are: at least one.
-    pub parts: U16,
-    /// Executor manager to show the token to.
-    pub manager: WireAddress,
-    /// The lease.
-    pub token: Token,
-}
+    /// A lease was granted, or renewed. A request that was met from several nodes is answered by as many.
+    pub struct LeaseGranted [286 bytes] {
+        /// Of the request.
+        pub request: U32,
+        /// Which of the request's leases it is, from 0.
+        pub part: U16,
+        /// How many there are: at least one.
+        pub parts: U16,
+        /// Executor manager to show the token to.
+        pub manager: WireAddress,
+        /// The lease.
+        pub token: Token,
+    }
 
-/// A lease was refused; nothing was changed.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
-)]
-#[repr(C)]
-pub struct LeaseRefused {
-    /// Of the request.
-    pub request: U32,
-    /// Why.
-    pub reason: Reason,
-}
+    /// A lease was refused; nothing was changed.
+    pub struct LeaseRefused [246 bytes] {
+        /// Of the request.
+        pub request: U32,
+        /// Why.
+        pub reason: Reason,
+    }
 
-/// Asks for a lease like one that could not be used, on another node, in exchange for it, on the connection that it
-/// was granted on; answered by a grant, or refused, and then it is as before. Its node is then tried last for a while.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
-)]
-#[repr(C)]
-pub struct LeaseReplace {
-    /// Chosen by the client, returned in the answer.
-    pub request: U32,
-    /// The lease, shown by its token.
-    pub token: Token,
-    /// [`Unusable`].
-    pub because: U16,
+    /// Asks for a lease like one that could not be used, on another node, in exchange for it, on the connection that it
+    /// was granted on; answered by a grant, or refused, and then it is as before. Its node is then tried last for a while.
+    pub struct LeaseReplace [266 bytes] {
+        /// Chosen by the client, returned in the answer.
+        pub request: U32,
+        /// The lease, shown by its token.
+        pub token: Token,
+        /// [`Unusable`].
+        pub because: U16,
+    }
 }
-const _: () = assert!(size_of::<LeaseReplace>() == 266);
 
 /// Why a lease could not be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -38,6 +38,21 @@ pub mod session;
 pub use capacity::Capacity;
 pub use proof::{Clock, Nonce, Nonces, Proof};
 
+/// Defines structs whose bytes are their wire form, and how many these are.
+macro_rules! wire {
+    ($($(#[$doc:meta])* pub struct $name:ident [$bytes:literal bytes] $fields:tt)*) => { $(
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[derive(zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable)]
+        #[derive(zerocopy::KnownLayout, zerocopy::Unaligned)]
+        #[repr(C)]
+        pub struct $name $fields
+
+        const _: [(); $bytes] = [(); size_of::<$name>()];
+    )* };
+}
+pub(crate) use wire;
+
 /// Version of all conversations together. Peers of another version are refused by name.
 pub const VERSION: u16 = 6;
 /// Oldest version of a client that is accepted: what it says without a proof means what it did. It cannot claim leases.
@@ -100,17 +115,14 @@ pub enum Role {
     Worker = 6,
 }
 
-/// Opens a connection: the first bytes of its private data.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
-)]
-#[repr(C)]
-pub struct Hello {
-    magic: U32,
-    version: U16,
-    role: U16,
+wire! {
+    /// Opens a connection: the first bytes of its private data.
+    pub struct Hello [8 bytes] {
+        magic: U32,
+        version: U16,
+        role: U16,
+    }
 }
-const _: () = assert!(size_of::<Hello>() == 8);
 
 impl Hello {
     /// Returns private data: a hello, then `body`.
@@ -161,12 +173,10 @@ pub fn parse_prefix<T: Bytes>(bytes: &[u8]) -> Result<T, Malformed> {
     })
 }
 
-/// Nothing: for a hello without a body.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
-)]
-#[repr(C)]
-pub struct Empty {}
+wire! {
+    /// Nothing: for a hello without a body.
+    pub struct Empty [0 bytes] {}
+}
 
 /// Why a connection was refused: the private data of a rejection, in people's words.
 pub type Refusal = Text<120>;
@@ -212,14 +222,12 @@ impl<const N: usize> fmt::Debug for Text<N> {
     }
 }
 
-/// An IP address and port; IPv4 as IPv4-mapped IPv6 (RFC 4291, 2.5.5.2).
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
-)]
-#[repr(C)]
-pub struct WireAddress {
-    ip: [u8; 16],
-    port: U16,
+wire! {
+    /// An IP address and port; IPv4 as IPv4-mapped IPv6 (RFC 4291, 2.5.5.2).
+    pub struct WireAddress [18 bytes] {
+        ip: [u8; 16],
+        port: U16,
+    }
 }
 
 impl From<SocketAddr> for WireAddress {

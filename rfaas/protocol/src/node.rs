@@ -11,28 +11,24 @@ use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::lease::{LeaseTerms, NodeName, Reason};
-use super::{Clock, Nonce, Nonces, Proof, WireAddress, messages};
+use super::{Clock, Nonce, Nonces, Proof, WireAddress, messages, wire};
 
-/// Behind the [`Hello`](super::Hello) of a node.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
-)]
-#[repr(C)]
-pub struct NodeHello {
-    /// To be answered for.
-    pub nonce: Nonce,
+wire! {
+    /// Behind the [`Hello`](super::Hello) of a node.
+    pub struct NodeHello [16 bytes] {
+        /// To be answered for.
+        pub nonce: Nonce,
+    }
 }
 const _: () = assert!(size_of::<NodeHello>() + 8 <= rdmalib::MAX_CONNECT_DATA);
 
-/// Private data of the acceptance: the resource manager proves itself.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
-)]
-#[repr(C)]
-pub struct ManagerProof {
-    /// To be answered for by the registration.
-    pub nonce: Nonce,
-    proof: Proof,
+wire! {
+    /// Private data of the acceptance: the resource manager proves itself.
+    pub struct ManagerProof [48 bytes] {
+        /// To be answered for by the registration.
+        pub nonce: Nonce,
+        proof: Proof,
+    }
 }
 const _: () = assert!(size_of::<ManagerProof>() <= rdmalib::MAX_ACCEPT_DATA);
 
@@ -58,23 +54,20 @@ impl ManagerProof {
     const LABEL: &[u8] = b"rFaaS manager v5";
 }
 
-/// Registers a node under its name.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
-)]
-#[repr(C)]
-pub struct Register {
-    /// Name, as given to `/add` or in the executors database.
-    pub node: NodeName,
-    /// Chosen at random by each run of an executor manager, never 0: leases of another run have ended.
-    pub instance: U64,
-    /// Where it listens: must be what was given to `/add`, or clients would be sent elsewhere.
-    pub address: WireAddress,
-    /// What its clock says.
-    pub clock: Clock,
-    proof: Proof,
+wire! {
+    /// Registers a node under its name.
+    pub struct Register [196 bytes] {
+        /// Name, as given to `/add` or in the executors database.
+        pub node: NodeName,
+        /// Chosen at random by each run of an executor manager, never 0: leases of another run have ended.
+        pub instance: U64,
+        /// Where it listens: must be what was given to `/add`, or clients would be sent elsewhere.
+        pub address: WireAddress,
+        /// What its clock says.
+        pub clock: Clock,
+        proof: Proof,
+    }
 }
-const _: () = assert!(size_of::<Register>() == 196);
 
 impl Register {
     /// The registration of the node of this name, which listens at `address`, on the connection of `nonces`.
@@ -151,104 +144,74 @@ impl fmt::Debug for Bill {
     }
 }
 
-/// A client showed its token: the lease is in use. Sent again for each lease held after a
-/// reconnection.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
-)]
-#[repr(C)]
-pub struct LeaseClaimed {
-    /// Its terms.
-    pub terms: LeaseTerms,
-}
+wire! {
+    /// A client showed its token: the lease is in use. Sent again for each lease held after a
+    /// reconnection.
+    pub struct LeaseClaimed [228 bytes] {
+        /// Its terms.
+        pub terms: LeaseTerms,
+    }
 
-/// A lease ended and its processes are gone. Sent again until acknowledged.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
-)]
-#[repr(C)]
-pub struct LeaseEnded {
-    /// Its terms.
-    pub terms: LeaseTerms,
-    /// [`EndReason`](super::lease::EndReason).
-    pub reason: U16,
-    /// What it used.
-    pub bill: Bill,
-}
+    /// A lease ended and its processes are gone. Sent again until acknowledged.
+    pub struct LeaseEnded [262 bytes] {
+        /// Its terms.
+        pub terms: LeaseTerms,
+        /// [`EndReason`](super::lease::EndReason).
+        pub reason: U16,
+        /// What it used.
+        pub bill: Bill,
+    }
 
-/// What a lease that is in use has used so far; sent in every period, so that not more than that is lost
-/// with the node.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
-)]
-#[repr(C)]
-pub struct LeaseUsed {
-    /// The lease.
-    pub lease: U64,
-    /// What it used since its claim.
-    pub bill: Bill,
-}
+    /// What a lease that is in use has used so far; sent in every period, so that not more than that is lost
+    /// with the node.
+    pub struct LeaseUsed [40 bytes] {
+        /// The lease.
+        pub lease: U64,
+        /// What it used since its claim.
+        pub bill: Bill,
+    }
 
-/// The executor manager is to stop: no lease is to be granted here any more.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
-)]
-#[repr(C)]
-pub struct Draining {
-    /// How long its leases may still last, in milliseconds.
-    pub grace_ms: U32,
-}
+    /// The executor manager is to stop: no lease is to be granted here any more.
+    pub struct Draining [4 bytes] {
+        /// How long its leases may still last, in milliseconds.
+        pub grace_ms: U32,
+    }
 
-/// The end of a lease was taken into the books.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
-)]
-#[repr(C)]
-pub struct LeaseEndedAck {
-    /// The lease.
-    pub lease: U64,
-}
+    /// The end of a lease was taken into the books.
+    pub struct LeaseEndedAck [8 bytes] {
+        /// The lease.
+        pub lease: U64,
+    }
 
-/// The node is known and may get leases.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
-)]
-#[repr(C)]
-pub struct Registered {
-    /// Cores that it may lease out, as the operator set them.
-    pub cores: U32,
-    /// Memory likewise, in MB.
-    pub memory: U32,
-    /// How often each side says something, in milliseconds.
-    pub heartbeat_ms: U32,
-    /// Silence after which the other side is given up, in milliseconds.
-    pub silence_ms: U32,
-    /// What the resource manager's clock says, by which leases end.
-    pub clock: Clock,
-}
+    /// The node is known and may get leases.
+    pub struct Registered [24 bytes] {
+        /// Cores that it may lease out, as the operator set them.
+        pub cores: U32,
+        /// Memory likewise, in MB.
+        pub memory: U32,
+        /// How often each side says something, in milliseconds.
+        pub heartbeat_ms: U32,
+        /// Silence after which the other side is given up, in milliseconds.
+        pub silence_ms: U32,
+        /// What the resource manager's clock says, by which leases end.
+        pub clock: Clock,
+    }
 
-/// The node may not register; the connection ends.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
-)]
-#[repr(C)]
-pub struct RegisterRefused {
-    /// Why.
-    pub reason: Reason,
-}
+    /// The node may not register; the connection ends.
+    pub struct RegisterRefused [242 bytes] {
+        /// Why.
+        pub reason: Reason,
+    }
 
-/// Ends a lease: stop its executors, report its bill.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
-)]
-#[repr(C)]
-pub struct EndLease {
-    /// The lease.
-    pub lease: U64,
-    /// [`EndReason`](super::lease::EndReason).
-    pub reason: U16,
-    /// How long running invocations may go on, in milliseconds.
-    pub grace_ms: U32,
+    /// Ends a lease: stop its executors, report its bill.
+    pub struct EndLease [14 bytes] {
+        /// The lease.
+        pub lease: U64,
+        /// [`EndReason`](super::lease::EndReason).
+        pub reason: U16,
+        /// How long running invocations may go on, in milliseconds.
+        pub grace_ms: U32,
+    }
 }
 
 messages! {

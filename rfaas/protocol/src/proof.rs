@@ -21,6 +21,8 @@ use sha2::Sha256;
 use zerocopy::little_endian::U64;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
+use super::wire;
+
 /// Random bytes, fresh for each end of each connection.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
@@ -120,14 +122,12 @@ pub(super) fn random<const N: usize>() -> [u8; N] {
     bytes
 }
 
-/// What a wall clock says, in milliseconds since the Unix epoch.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
-)]
-#[repr(C)]
-pub struct Clock {
-    /// Milliseconds.
-    pub ms: U64,
+wire! {
+    /// What a wall clock says, in milliseconds since the Unix epoch.
+    pub struct Clock [8 bytes] {
+        /// Milliseconds.
+        pub ms: U64,
+    }
 }
 
 impl Clock {

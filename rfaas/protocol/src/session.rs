@@ -9,43 +9,38 @@
 //! ```
 
 use zerocopy::little_endian::{U16, U32, U64};
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use super::{Secret, Text, messages};
+use super::{Secret, Text, messages, wire};
 
-/// Behind the [`Hello`](super::Hello) of an executor process.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
-)]
-#[repr(C)]
-pub struct ExecutorHello {
-    /// From the client's allocation request.
-    pub session: Secret,
-    /// Where the library is to be written.
-    pub code_addr: U64,
-    /// Key of that place.
-    pub code_key: U64,
+wire! {
+    /// Behind the [`Hello`](super::Hello) of an executor process.
+    pub struct ExecutorHello [32 bytes] {
+        /// From the client's allocation request.
+        pub session: Secret,
+        /// Where the library is to be written.
+        pub code_addr: U64,
+        /// Key of that place.
+        pub code_key: U64,
+    }
 }
 const _: () = assert!(size_of::<ExecutorHello>() + 8 <= rdmalib::MAX_CONNECT_DATA);
 
-/// Behind the [`Hello`](super::Hello) of a worker.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
-)]
-#[repr(C)]
-pub struct WorkerHello {
-    /// From the client's allocation request.
-    pub session: Secret,
-    /// Index, from 0.
-    pub worker: U16,
-    /// Number of input slots.
-    pub slots: U16,
-    /// Distance between two slots, in bytes.
-    pub slot_stride: U32,
-    /// First byte of slot 0 (its header space); a multiple of 64.
-    pub input_addr: U64,
-    /// Key of all slots.
-    pub input_key: U64,
+wire! {
+    /// Behind the [`Hello`](super::Hello) of a worker.
+    pub struct WorkerHello [40 bytes] {
+        /// From the client's allocation request.
+        pub session: Secret,
+        /// Index, from 0.
+        pub worker: U16,
+        /// Number of input slots.
+        pub slots: U16,
+        /// Distance between two slots, in bytes.
+        pub slot_stride: U32,
+        /// First byte of slot 0 (its header space); a multiple of 64.
+        pub input_addr: U64,
+        /// Key of all slots.
+        pub input_key: U64,
+    }
 }
 const _: () = assert!(size_of::<WorkerHello>() + 8 <= rdmalib::MAX_CONNECT_DATA);
 
@@ -55,28 +50,22 @@ pub const MAX_FUNCTION_NAME_BYTES: usize = 512;
 /// Most functions of a library: a client keeps the names of all.
 pub const MAX_FUNCTIONS: usize = 1 << 16;
 
-/// One function of the library. Sent in order of index, all of them, before anything else.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
-)]
-#[repr(C)]
-pub struct FunctionEntry {
-    /// Number to call it by, from 0.
-    pub index: U32,
-    /// How many there are in all.
-    pub count: U32,
-    /// Symbol.
-    pub name: Text<MAX_FUNCTION_NAME_BYTES>,
-}
+wire! {
+    /// One function of the library. Sent in order of index, all of them, before anything else.
+    pub struct FunctionEntry [522 bytes] {
+        /// Number to call it by, from 0.
+        pub index: U32,
+        /// How many there are in all.
+        pub count: U32,
+        /// Symbol.
+        pub name: Text<MAX_FUNCTION_NAME_BYTES>,
+    }
 
-/// The library could not be loaded.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
-)]
-#[repr(C)]
-pub struct LoadFailed {
-    /// What the loader said.
-    pub reason: Text<512>,
+    /// The library could not be loaded.
+    pub struct LoadFailed [514 bytes] {
+        /// What the loader said.
+        pub reason: Text<512>,
+    }
 }
 
 messages! {
