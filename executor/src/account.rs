@@ -74,7 +74,7 @@ impl Published {
         (since != 0 && ns_of(passed) >= longer_than_ns).then(|| self.used_and(passed))
     }
 
-    /// What the worker had used when its last call began, whatever became of that.
+    /// Returns what the worker had used when its last call began, whatever became of that.
     pub fn before_call(&self) -> Totals {
         self.used_and(0)
     }

@@ -52,7 +52,7 @@ fn choose() -> Option<Moment> {
     (source.trim() == "tsc").then(counter).flatten().map(|ticks| Moment { ticks, ns: now_ns() })
 }
 
-/// The time-stamp counter, on processors that have one.
+/// Returns the time-stamp counter, on processors that have one.
 #[inline]
 fn counter() -> Option<u64> {
     #[cfg(target_arch = "x86_64")]
@@ -73,12 +73,12 @@ pub fn ticks() -> u64 {
     }
 }
 
-/// How many nanoseconds so many ticks take.
+/// Returns how many nanoseconds so many ticks take.
 pub fn ns_of(ticks: u64) -> u64 {
     scaled(ticks, |passed| (passed.ns, passed.ticks))
 }
 
-/// How many ticks take so many nanoseconds.
+/// Returns how many ticks take so many nanoseconds.
 pub fn ticks_of(ns: u64) -> u64 {
     scaled(ns, |passed| (passed.ticks, passed.ns))
 }

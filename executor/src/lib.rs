@@ -158,7 +158,7 @@ pub fn run(assignment: Assignment) -> Result<Ended, Error> {
     Executor { plan, pool, watch, notifier, loading: false }.run(code)
 }
 
-/// Whether `news` is a reason to end.
+/// Returns whether `news` is a reason to end.
 fn is_the_end(news: &News) -> bool {
     match news {
         News::Signal | News::ManagerGone | News::ClientGone(_) => true,
@@ -306,7 +306,7 @@ impl Executor {
         std::process::abort()
     }
 
-    /// The client's code, copied out of the memory that it can write.
+    /// Returns the client's code, copied out of the memory that it can write.
     fn receive_code(&mut self, region: &Region) -> Result<Vec<u8>, Stop> {
         match self.next(CODE_TIMEOUT)? {
             News::Written(bytes) if bytes == self.plan.code_bytes => {}
@@ -396,7 +396,7 @@ impl Executor {
         }
     }
 
-    /// What happens next that is not the end of everything, within `timeout`.
+    /// Returns what happens next that is not the end of everything, within `timeout`.
     fn next(&mut self, timeout: Duration) -> Result<News, Stop> {
         let deadline = Instant::now() + timeout;
         loop {

@@ -23,7 +23,7 @@ pub struct Totals {
 }
 
 impl Totals {
-    /// What was used since `earlier`; nothing where `earlier` is ahead.
+    /// Returns what was used since `earlier`; nothing where `earlier` is ahead.
     #[must_use]
     pub fn since(&self, earlier: &Totals) -> Totals {
         Totals {
@@ -71,7 +71,7 @@ impl Meter {
         Meter { used: Used::default(), mark: now }
     }
 
-    /// What was used until the mark.
+    /// Returns what was used until the mark.
     #[inline]
     pub fn used(&self) -> &Used {
         &self.used

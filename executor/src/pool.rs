@@ -263,7 +263,7 @@ fn task_of_this_thread() -> Option<PathBuf> {
     Some(Path::new("/proc").join(fs::read_link("/proc/thread-self").ok()?))
 }
 
-/// The life of a worker's thread.
+/// Runs a worker's thread from its begin to its end.
 fn work(start: WorkerStart) -> Result<ServiceEnd, WorkerStartError> {
     if let Some(task) = task_of_this_thread() {
         let _ = start.task.set(task); // nobody else does

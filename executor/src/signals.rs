@@ -61,7 +61,7 @@ impl Signals {
         Ok(Signals { bell: &door.bell })
     }
 
-    /// Whether the manager has given its word since the last look. Never waits.
+    /// Returns whether the manager has given its word since the last look. Never waits.
     pub fn take(&self) -> io::Result<bool> {
         match self.bell.read() {
             Ok(_) => Ok(true),
@@ -106,7 +106,7 @@ extern "C" fn on_signal(number: c_int, info: *mut siginfo_t, _context: *mut c_vo
     Errno::set_raw(errno);
 }
 
-/// The process that sent the signal.
+/// Returns the process that sent the signal.
 fn sender(info: *mut siginfo_t) -> Pid {
     // SAFETY: the kernel passes a valid siginfo_t to a handler with SA_SIGINFO (nix sets that flag for
     // such a handler), which lives until the handler returns; nobody else has it.

@@ -108,8 +108,8 @@ impl Spinner {
         }
     }
 
-    /// What time it is; to be told when [`idle`](Self::idle) asks for it. Returns whether to move
-    /// to another core, since others want this one: at most once in 10 ms.
+    /// Takes the time, to be told when [`idle`](Self::idle) asks for it. Returns whether
+    /// to move to another core, since others want this one: at most once in 10 ms.
     pub fn time_is(&mut self, now: Instant) -> bool {
         let moves = self.yielded && self.gave_the_core_away(now);
         self.worked = false;
@@ -257,7 +257,7 @@ mod tests {
         assert!(!spinner.early);
     }
 
-    /// The first thing other than polling that a worker does after work.
+    /// Returns the first thing other than polling that a worker does after work.
     fn first_after_work(spinner: &mut Spinner) -> Idle {
         spinner.worked();
         std::iter::repeat_with(|| spinner.idle()).find(|idle| *idle != Idle::Poll).unwrap()
@@ -285,8 +285,8 @@ mod tests {
         assert_eq!(first_after_work(&mut spinner), Idle::Clock);
     }
 
-    /// The client has the core while it is given away, and at no other time; each turn takes it 3 µs. Returns when the
-    /// worker moved.
+    /// The client has the core while it is given away, and at no other time; each turn
+    /// takes it 3 µs. Returns when the worker moved.
     fn serve_a_client_on_the_same_core(
         clock: &Clock,
         spinner: &mut Spinner,

@@ -47,8 +47,8 @@ pub(crate) fn lease(
     Ok(candidates)
 }
 
-/// What `request` asks for, from one of `entries` if one has it, else divided: for each part, who may be
-/// asked for it.
+/// Returns what `request` asks for, from one of `entries` if one has it, else divided: for each
+/// part, who may be asked for it.
 pub(crate) fn divide(
     entries: &[ExecutorEntry],
     request: &LeaseRequest,
@@ -94,7 +94,7 @@ fn shares<'a>(
     (left == 0).then_some(parts)
 }
 
-/// The claim of `token`, until `timeout` from now if it ends before.
+/// Returns the claim of `token`, until `timeout` from now if it ends before.
 pub(crate) fn renew(token: Token, timeout: Duration) -> Token {
     let end = end_ms(timeout).max(token.terms.expires_at_ms.get());
     Token::unsigned(LeaseTerms { expires_at_ms: end.into(), ..token.terms })

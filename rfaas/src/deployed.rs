@@ -121,7 +121,7 @@ impl DeployedExecutor {
         &self.phases
     }
 
-    /// Whether there is no executor process, by our own will.
+    /// Returns whether there is no executor process, by our own will.
     #[inline]
     pub(crate) fn is_stopped(&self) -> bool {
         self.control.is_none()

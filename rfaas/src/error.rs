@@ -298,8 +298,8 @@ impl fmt::Display for NoSuchFunction<'_> {
     }
 }
 
-/// Whether `symbol` is what a C++ compiler makes of a function `name` that is not `extern "C"` (Itanium C++ ABI,
-/// 5.1: names follow their lengths).
+/// Returns whether `symbol` is what a C++ compiler makes of a function `name` that is not `extern
+/// "C"` (Itanium C++ ABI, 5.1: names follow their lengths).
 fn is_mangled(symbol: &str, name: &str) -> bool {
     symbol.starts_with("_Z") && symbol.contains(&format!("{}{name}", name.len()))
 }
@@ -343,7 +343,7 @@ impl fmt::Display for Exit {
     }
 }
 
-/// Names of the signals that functions die of; signal(7), x86 and Arm.
+/// Returns the names of the signals that functions die of; signal(7), x86 and Arm.
 fn signal_name(number: i32) -> Option<&'static str> {
     Some(match number {
         4 => "SIGILL, illegal instruction",

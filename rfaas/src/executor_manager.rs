@@ -210,7 +210,7 @@ impl ExecutorManager {
         }
     }
 
-    /// What the lease is claimed with.
+    /// Returns what the lease is claimed with.
     pub(crate) fn token(&self) -> &Token {
         &self.token
     }
@@ -236,7 +236,7 @@ impl ExecutorManager {
         }
     }
 
-    /// Name of its node.
+    /// Returns the name of its node.
     pub(crate) fn node(&self) -> &str {
         &self.node
     }
@@ -313,7 +313,7 @@ impl ExecutorManager {
         self.bell.iter().for_each(|bell| ring(bell));
     }
 
-    /// How the executor ended, if it did.
+    /// Returns how the executor ended, if it did.
     pub(crate) fn exit(&self) -> Option<Exit> {
         self.exit
     }
@@ -328,12 +328,12 @@ impl ExecutorManager {
         }
     }
 
-    /// Why the lease is over, if it is.
+    /// Returns why the lease is over, if it is.
     pub(crate) fn over(&self) -> Option<Cause> {
         self.over
     }
 
-    /// The end of the lease, once it is announced or has come.
+    /// Returns the end of the lease, once it is announced or has come.
     pub(crate) fn ending(&self) -> Option<Ending> {
         self.ending
     }
@@ -346,7 +346,7 @@ impl ExecutorManager {
         self.channel.send(message).map_err(|source| Error::Connection { what: WHAT, source })
     }
 
-    /// The next answer, by `deadline`.
+    /// Returns the next answer, by `deadline`.
     fn answer(&mut self, deadline: Instant) -> Result<ManagerAnswer> {
         let start = Instant::now();
         loop {

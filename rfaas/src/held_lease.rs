@@ -146,7 +146,7 @@ impl HeldLease {
         Ok(lease)
     }
 
-    /// Whether it is claimed, and will be for a while as far as is known.
+    /// Returns whether it is claimed, and will be for a while as far as is known.
     pub(crate) fn lives(&self) -> bool {
         match &mut self.lock().stage {
             LeaseStage::Claimed(manager) => {
@@ -249,7 +249,7 @@ impl Drop for HeldLease {
     }
 }
 
-/// When the lease of `token` ends.
+/// Returns when the lease of `token` ends.
 fn end_of(token: &Token) -> SystemTime {
     UNIX_EPOCH + Duration::from_millis(token.terms.expires_at_ms.get())
 }

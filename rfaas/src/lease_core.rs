@@ -158,7 +158,7 @@ impl LeaseCore {
         self.end().waker = Some(waker);
     }
 
-    /// The end of the lease, once it is announced or has come. Never waits.
+    /// Returns the end of the lease, once it is announced or has come. Never waits.
     pub(crate) fn ending(&self) -> Option<Ending> {
         if let Some(mut state) = self.try_lock()
             && let LeaseStage::Claimed(manager) = &mut state.stage
@@ -262,7 +262,7 @@ impl LeaseUse {
         }
     }
 
-    /// The manager of a claimed lease.
+    /// Returns the manager of a claimed lease.
     pub(crate) fn manager(&mut self) -> Option<&mut ExecutorManager> {
         match &mut self.stage {
             LeaseStage::Claimed(manager) => Some(manager),
@@ -295,7 +295,7 @@ fn claim_somewhere(
     Err(refused.unwrap_or(Error::Invalid("a lease is for some node")))
 }
 
-/// What `error` says of a node, if another one may do better.
+/// Returns what `error` says of a node, if another one may do better.
 fn unusable(error: &Error) -> Option<Unusable> {
     use RefusedBecause::{BadRequest, BadToken, Draining, LeaseEnded, NoCapacity, SpawnFailed};
     match error {

@@ -13,7 +13,7 @@ use nix::libc::{O_NOCTTY, O_NONBLOCK};
 use crate::error::{Error, Result};
 use rfaas_protocol::library::{LibraryError, MAX_LIBRARY_BYTES, exported_functions};
 
-/// The library at `path`, if it is one.
+/// Returns the library at `path`, if it is one.
 pub(crate) fn read(path: &Path) -> Result<Vec<u8>> {
     let unreadable = |source| Error::LibraryUnreadable { path: path.to_owned(), source };
     let unusable = |source| Error::Library { path: path.to_owned(), source };
@@ -28,7 +28,7 @@ pub(crate) fn read(path: &Path) -> Result<Vec<u8>> {
     Ok(code)
 }
 
-/// The size of a file that may be read.
+/// Returns the size of a file that may be read.
 fn sendable(metadata: &Metadata) -> Result<u64, LibraryError> {
     if !metadata.is_file() {
         return Err(LibraryError::NotFile { found: kind(metadata.file_type()) });

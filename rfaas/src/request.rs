@@ -62,7 +62,7 @@ impl LeaseRequest {
         u32::try_from(share).expect("at most the whole, if `cores` is")
     }
 
-    /// How many of the cores `memory` is enough for.
+    /// Returns how many of the cores `memory` is enough for.
     pub(crate) fn cores_with(&self, memory: u32) -> u32 {
         let cores = u64::from(memory) * u64::from(self.cores) / u64::from(self.memory);
         u32::try_from(cores).unwrap_or(u32::MAX).min(self.cores)

@@ -47,7 +47,7 @@ fn forked<T>(result: Result<T, Error>) -> bool {
     matches!(result, Err(Error::Forked))
 }
 
-/// Number of the first that is false.
+/// Returns the number of the first that is false.
 fn first_wrong(held: &[bool]) -> i32 {
     held.iter().position(|held| !held).map_or(0, |at| at as i32 + 1)
 }

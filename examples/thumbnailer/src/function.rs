@@ -55,7 +55,7 @@ pub fn thumbnail(image: &[u8]) -> ImageResult<Vec<u8>> {
     Ok(jpeg)
 }
 
-/// The pixels of `image`, and how they have to be turned to be upright.
+/// Returns the pixels of `image`, and how they have to be turned to be upright.
 fn decode(image: &[u8]) -> ImageResult<(DynamicImage, Orientation)> {
     let mut reader = ImageReader::new(Cursor::new(image)).with_guessed_format()?;
     match reader.format() {

@@ -14,7 +14,8 @@ const QUALITY: u8 = 92;
 /// Largest deviation of a pixel's brightness from the picture: the grain of a high ISO setting.
 const GRAIN: u32 = 24;
 
-/// The bytes of a JPEG file of `width` × `height` pixels: an evening sky over hills, with grain.
+/// Returns the bytes of a JPEG file of `width` × `height` pixels: an evening sky over hills, with
+/// grain.
 ///
 /// # Errors
 /// A side of 0 pixels, or of more than the 65535 that JPEG has room for.
@@ -30,8 +31,8 @@ pub fn photograph(width: u32, height: u32) -> ImageResult<Vec<u8>> {
     Ok(jpeg)
 }
 
-/// The picture without grain. Coordinates run to 1 in both directions, so that it looks the same in
-/// every size.
+/// Returns the picture without grain. Coordinates run to 1 in both directions, so that it looks the
+/// same in every size.
 fn paint(x: u32, y: u32, width: u32, height: u32) -> Rgb<u8> {
     let (u, v) = (x as f32 / width as f32, y as f32 / height as f32);
     let (sun_u, sun_v) = ((u - 0.7) * width as f32 / height as f32, v - 0.35);

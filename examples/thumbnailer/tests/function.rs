@@ -148,7 +148,7 @@ fn a_png_that_claims_four_thousand_megapixels_is_refused() {
     assert!(call(&file).is_empty());
 }
 
-/// The checksum of a PNG chunk.
+/// Returns the checksum of a PNG chunk.
 fn crc32(bytes: &[u8]) -> u32 {
     !bytes.iter().fold(!0, |crc, &byte| {
         (0..8).fold(crc ^ u32::from(byte), |crc, _| (crc >> 1) ^ (0xedb8_8320 * (crc & 1)))

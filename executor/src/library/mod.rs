@@ -109,12 +109,12 @@ impl Library {
         })
     }
 
-    /// Names of the functions, in the order of their numbers.
+    /// Returns the names of the functions, in the order of their numbers.
     pub fn names(&self) -> &[String] {
         &self.names
     }
 
-    /// The function of this number.
+    /// Returns the function of this number.
     #[inline]
     pub fn function(&self, number: u32) -> Option<Function> {
         self.functions.get(number as usize).copied()
@@ -145,8 +145,8 @@ extern "C" fn enter(function: Foreign, input: *mut c_void, bytes: u32, output: *
     function(input, bytes, output)
 }
 
-/// The function called `name` of a loaded library. `None` if the loader does not know it, or its resolver (an
-/// ifunc's) finds none for this processor.
+/// Returns the function called `name` of a loaded library. `None` if the loader does not know it,
+/// or its resolver (an ifunc's) finds none for this processor.
 fn find(library: &Handle, name: &str) -> Option<Function> {
     // SAFETY: the symbol is code that the library defines (`exported_functions`), and that its functions have
     // this type is what a client promises by sending a library: the machine code itself does not tell. One
@@ -168,7 +168,7 @@ fn in_memory_file(bytes: &[u8]) -> Result<OwnedFd, LoadError> {
     Ok(file.into())
 }
 
-/// What the loader said, without the path, which means nothing to the client.
+/// Returns what the loader said, without the path, which means nothing to the client.
 fn loaders_words(error: &libloading::Error, path: &str) -> String {
     let words = std::error::Error::source(error).unwrap_or(error).to_string();
     words.replace(path, "the library")

@@ -58,7 +58,7 @@ pub struct Http {
 }
 
 impl Http {
-    /// The interface at `base`, `http://HOST:PORT`.
+    /// Makes a client of the interface at `base`, `http://HOST:PORT`.
     pub fn at(base: impl Into<String>) -> Self {
         let agent = ureq::Agent::config_builder()
             .timeout_global(Some(TIMEOUT))

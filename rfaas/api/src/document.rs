@@ -12,7 +12,7 @@ use crate::{
     RemovedNode, Renewal,
 };
 
-/// The description as text, as it is checked in.
+/// Returns the description as text, as it is checked in.
 pub fn text() -> String {
     let mut text = Document::openapi().to_pretty_json().expect("it is made of types of JSON");
     text.push('\n');

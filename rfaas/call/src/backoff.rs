@@ -143,7 +143,7 @@ impl Backoff {
         self.since = None;
     }
 
-    /// The clock was read: it is `now`. Returns whether the spinning time is over.
+    /// Notes that the clock was read: it is `now`. Returns whether the spinning time is over.
     pub fn looked(&mut self, now: Instant) -> bool {
         let since = *self.since.get_or_insert(now);
         match self.spin {
@@ -158,7 +158,7 @@ impl Backoff {
         self.polls = FREE_POLLS - 1;
     }
 
-    /// Whether a thread sleeps without spinning first.
+    /// Returns whether a thread sleeps without spinning first.
     #[inline]
     pub fn never_spins(&self) -> bool {
         self.spin == Spin::Never || self.spin == Spin::For(Duration::ZERO)
@@ -177,7 +177,7 @@ mod tests {
         Sharing::default()
     }
 
-    /// What `n` polls that find nothing lead to: looks, yields.
+    /// Returns what `n` polls that find nothing lead to: looks, yields.
     fn polls(waits: &mut Backoff, n: u32) -> (u32, u32) {
         let mut counts = (0, 0);
         for _ in 0..n {

@@ -73,7 +73,7 @@ impl BenchmarkConfig {
 }
 
 impl BenchmarkNode {
-    /// Where the resource manager is, if there is one: all addresses of its name.
+    /// Returns where the resource manager is, if there is one: all addresses of its name.
     pub fn resource_manager(&self) -> Result<Option<Vec<SocketAddr>>, ConfigError> {
         resource_manager(&self.resource_manager_address, self.resource_manager_port)
     }

@@ -197,7 +197,7 @@ impl File for Devices {
     }
 }
 
-/// What the original's generator writes.
+/// Returns what the original's generator writes.
 fn default_receives() -> u32 {
     32
 }

@@ -92,12 +92,12 @@ impl ExecutorManagerConfig {
 }
 
 impl ExecutorManagerNode {
-    /// Where the resource manager is, if there is one: all addresses of its name.
+    /// Returns where the resource manager is, if there is one: all addresses of its name.
     pub fn resource_manager(&self) -> Result<Option<Vec<SocketAddr>>, ConfigError> {
         resource_manager(&self.resource_manager_address, self.resource_manager_port)
     }
 
-    /// The cluster secret, from wherever it is configured.
+    /// Returns the cluster secret, from wherever it is configured.
     pub fn secret(&self) -> Result<ClusterSecret, ConfigError> {
         ClusterSecret::load(&self.resource_manager_secret, &self.secret_file)
     }
@@ -139,17 +139,18 @@ fn usual_port() -> u16 {
     EXECUTOR_MANAGER_PORT
 }
 
-/// As in the resource manager's settings.
+/// Returns that of the resource manager's settings.
 fn usual_heartbeat_ms() -> u32 {
     ResourceManagerNode::default().heartbeat_ms
 }
 
-/// As in the resource manager's settings.
+/// Returns that of the resource manager's settings.
 fn usual_silence_ms() -> u32 {
     ResourceManagerNode::default().silence_ms
 }
 
-/// Long enough for most calls that run, short enough for a batch system that wants its node back.
+/// Returns a time that is long enough for most calls that run, short enough for a batch system that
+/// wants its node back.
 fn usual_drain_ms() -> u32 {
     2000
 }

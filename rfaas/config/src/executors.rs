@@ -39,7 +39,7 @@ impl ExecutorsDatabase {
 }
 
 impl ExecutorEntry {
-    /// Where its executor manager listens: at one of these.
+    /// Returns where its executor manager listens: at one of these.
     pub fn socket_addrs(&self) -> Result<Vec<SocketAddr>, ConfigError> {
         resolve(&self.address, self.port)
     }

@@ -98,7 +98,8 @@ impl fmt::Display for Invalid {
     }
 }
 
-/// Where a file was looked for, if that is not clear from its path: many defaults are relative.
+/// Returns where a file was looked for, if that is not clear from its path: many defaults are
+/// relative.
 fn looked_in(path: &Path, reason: &io::Error) -> String {
     if path.is_absolute() || reason.kind() != io::ErrorKind::NotFound {
         return String::new();
@@ -107,7 +108,8 @@ fn looked_in(path: &Path, reason: &io::Error) -> String {
     here.map(|here| format!(", in the directory {}", here.display())).unwrap_or_default()
 }
 
-/// The addresses that `host` (an IP address or a name) and `port` stand for, at least one, in the name service's order.
+/// Returns the addresses that `host` (an IP address or a name) and `port` stand for, at least one,
+/// in the name service's order.
 pub fn resolve(host: &str, port: u16) -> Result<Vec<SocketAddr>, ConfigError> {
     let failed = |reason: String| ConfigError::Address { address: host.to_owned(), reason };
     if host.is_empty() {
@@ -126,7 +128,7 @@ pub fn resolve(host: &str, port: u16) -> Result<Vec<SocketAddr>, ConfigError> {
 /// Largest file of settings or secret that is read, in bytes: a database of some 10,000 nodes fits.
 const MOST_BYTES: u64 = 4 << 20;
 
-/// The content of `path`, which may be a device without an end.
+/// Returns the content of `path`, which may be a device without an end.
 pub(super) fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     fs::File::open(path)?.take(MOST_BYTES + 1).read_to_end(&mut bytes)?;
@@ -163,7 +165,8 @@ pub(super) trait File: DeserializeOwned {
     }
 }
 
-/// serde's error with the position where ours has it, and the key in front unless the text names it.
+/// Returns serde's error with the position where ours has it, and the key in front unless the text
+/// names it.
 fn syntax(path: &Path, key: &str, error: &serde_json::Error) -> ConfigError {
     let (line, column) = (error.line(), error.column());
     let text = error.to_string();
@@ -175,7 +178,7 @@ fn syntax(path: &Path, key: &str, error: &serde_json::Error) -> ConfigError {
     ConfigError::Syntax { path: path.to_owned(), line, column, message }
 }
 
-/// `names` for a sentence.
+/// Lists `names` for a sentence.
 fn list(names: &[String]) -> String {
     if names.is_empty() { "none".into() } else { names.join(", ") }
 }
@@ -209,8 +212,8 @@ pub(super) fn require_heartbeat(heartbeat_ms: u32, silence_ms: u32) -> Result<()
     )
 }
 
-/// The addresses of the manager that `address` and `port` of a configuration name: none if the address is empty, port 0
-/// being the usual port.
+/// Returns the addresses of the manager that `address` and `port` of a configuration name: none if
+/// the address is empty, port 0 being the usual port.
 pub(super) fn resource_manager(
     address: &str,
     port: u16,

@@ -107,17 +107,17 @@ impl ResourceManagerConfig {
 }
 
 impl ResourceManagerNode {
-    /// Where to serve HTTP: the first of these that is an address of this machine.
+    /// Returns where to serve HTTP: the first of these that is an address of this machine.
     pub fn http_addresses(&self) -> Result<Vec<SocketAddr>, ConfigError> {
         resolve(&self.http_network_address, self.http_network_port)
     }
 
-    /// The cluster secret, from wherever it is configured.
+    /// Returns the cluster secret, from wherever it is configured.
     pub fn secret(&self) -> Result<ClusterSecret, ConfigError> {
         ClusterSecret::load(&self.rdma_secret, &self.secret_file)
     }
 
-    /// How long a lease lasts that nobody claims.
+    /// Returns how long a lease lasts that nobody claims.
     pub fn claim_timeout(&self) -> Duration {
         Duration::from_millis(self.claim_timeout_ms.into())
     }
@@ -165,7 +165,7 @@ pub struct AddressRange {
 }
 
 impl AddressRange {
-    /// Whether `address` is one of them.
+    /// Returns whether `address` is one of them.
     pub fn contains(&self, address: IpAddr) -> bool {
         // An IPv4 peer of an IPv6 socket is one of IPv4.
         let ((mine, bits), (other, other_bits)) = (bits(self.first), bits(address.to_canonical()));
@@ -177,7 +177,7 @@ impl AddressRange {
 /// Bits before the IPv4 address in one of IPv6 that stands for it, `::ffff:192.168.0.29`.
 const MAPPED_BITS: u8 = 96;
 
-/// An address as a number, and how many bits it has.
+/// Returns an address as a number, and how many bits it has.
 fn bits(address: IpAddr) -> (u128, u32) {
     match address {
         IpAddr::V4(v4) => (v4.to_bits().into(), 32),

@@ -41,7 +41,7 @@ impl From<u32> for SecretValue {
 }
 
 impl Default for SecretValue {
-    /// That of the tutorial.
+    /// Returns that of the tutorial.
     fn default() -> Self {
         42.into()
     }
@@ -100,8 +100,8 @@ pub struct ClusterSecret {
 }
 
 impl ClusterSecret {
-    /// The secret of a program whose configuration has `value` and `file` (empty: none): that of the
-    /// environment if there is one, else that in the file, else the value.
+    /// Returns the secret of a program whose configuration has `value` and `file` (empty: none):
+    /// that of the environment if there is one, else that in the file, else the value.
     pub fn load(value: &SecretValue, file: &str) -> Result<Self, ConfigError> {
         let environment = std::env::var_os(SECRET_VARIABLE).unwrap_or_default();
         if !trimmed(environment.as_bytes()).is_empty() {
@@ -113,12 +113,12 @@ impl ClusterSecret {
         Self::read(Path::new(file))
     }
 
-    /// The secret that `value` stands for, whatever environment and files say.
+    /// Returns the secret that `value` stands for, whatever environment and files say.
     pub fn of(value: &SecretValue) -> Self {
         Self::judged(value.0.as_bytes(), "the configuration")
     }
 
-    /// The content of a file.
+    /// Returns the content of a file.
     fn read(path: &Path) -> Result<Self, ConfigError> {
         let failed = |reason| ConfigError::Read { path: path.to_owned(), reason };
         let bytes = read_bounded(path).map_err(failed)?;
@@ -148,12 +148,12 @@ impl ClusterSecret {
         ClusterSecret { bytes: bytes.into(), warning }
     }
 
-    /// The key of signatures.
+    /// Returns the key of signatures.
     pub fn bytes(&self) -> &Arc<[u8]> {
         &self.bytes
     }
 
-    /// What the operator should know about it.
+    /// Returns what the operator should know about it.
     pub fn warning(&self) -> Option<&str> {
         self.warning.as_deref()
     }

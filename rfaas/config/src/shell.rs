@@ -3,8 +3,8 @@
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 
-/// `word` as a POSIX shell takes it for one word: as it is where no shell would change it, else
-/// quoted. What is no text is quoted as bash, zsh and POSIX 2024 do it.
+/// Returns `word` as a POSIX shell takes it for one word: as it is where no shell would change it,
+/// else quoted. What is no text is quoted as bash, zsh and POSIX 2024 do it.
 pub fn word(word: impl AsRef<OsStr>) -> String {
     let word = word.as_ref();
     let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"_-./:,+@%=".contains(byte);
@@ -24,7 +24,7 @@ pub fn word(word: impl AsRef<OsStr>) -> String {
     }
 }
 
-/// A command line of `words`.
+/// Returns a command line of `words`.
 pub fn line<W: AsRef<OsStr>>(words: impl IntoIterator<Item = W>) -> String {
     words.into_iter().map(word).collect::<Vec<_>>().join(" ")
 }

@@ -1,7 +1,7 @@
 //! What the programs say about a command line that they do not understand: the same, in one line.
 
-/// `text`, in which clap tells what is wrong, in one line and without the words `error: ` in front: what is
-/// wrong, clap's hint at what was meant, and where to read more.
+/// Returns `text`, in which clap tells what is wrong, in one line and without the words `error: `
+/// in front: what is wrong, clap's hint at what was meant, and where to read more.
 pub(super) fn complaint(text: &str) -> String {
     let paragraphs = text.trim_start_matches("error: ").split("\n\n");
     let mut said: Vec<String> = paragraphs

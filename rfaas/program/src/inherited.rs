@@ -31,19 +31,19 @@ pub fn raise_descriptor_limit() -> Result<u64, TooFewDescriptors> {
     if now < FEWEST_DESCRIPTORS { Err(TooFewDescriptors { limit: now }) } else { Ok(soft) }
 }
 
-/// How many descriptors this process may have open now. 1024, which POSIX systems have had for long, where the
-/// system does not say.
+/// Returns how many descriptors this process may have open now. 1024, which POSIX systems have had
+/// for long, where the system does not say.
 pub fn descriptor_limit() -> u64 {
     getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft)
 }
 
-/// Whether this process ignores the signal of this number, which is what nohup(1) has it do with SIGHUP. Where
-/// `/proc` is not mounted, no signal counts as ignored.
+/// Returns whether this process ignores the signal of this number, which is what nohup(1) has it do
+/// with SIGHUP. Where `/proc` is not mounted, no signal counts as ignored.
 pub fn is_ignored(signal: i32) -> bool {
     std::fs::read_to_string("/proc/self/status").is_ok_and(|status| ignores(&status, signal))
 }
 
-/// `SigIgn` of proc_pid_status(5): hex digits, of which the lowest bit is signal 1.
+/// Reads `SigIgn` of proc_pid_status(5): hex digits, of which the lowest bit is signal 1.
 fn ignores(status: &str, signal: i32) -> bool {
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
     let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());

@@ -34,17 +34,17 @@ pub struct Failure {
 }
 
 impl Failure {
-    /// The caller's mistake, which repeating does not mend: exit status 2.
+    /// Makes one of a mistake of the caller, which repeating does not mend: exit status 2.
     pub fn input(message: impl fmt::Display) -> Self {
         Failure { status: 2, message: message.to_string() }
     }
 
-    /// What failed although the input was right: exit status 1.
+    /// Makes one of something that failed although the input was right: exit status 1.
     pub fn later(message: impl fmt::Display) -> Self {
         Failure { status: 1, message: message.to_string() }
     }
 
-    /// The exit status.
+    /// Returns the exit status.
     pub fn status(&self) -> u8 {
         self.status
     }
@@ -66,7 +66,8 @@ impl fmt::Display for Failure {
     }
 }
 
-/// The level of a program that is no server: warnings and worse or, with `verbose`, everything down to debug.
+/// Returns the level of a program that is no server: warnings and worse or, with `verbose`,
+/// everything down to debug.
 pub fn level(verbose: bool) -> &'static str {
     if verbose { "debug" } else { "warn" }
 }

@@ -141,8 +141,9 @@ impl Write for EventWriter<'_> {
     }
 }
 
-/// `text` as one line without control characters, or marks that change the direction of writing. `colours`:
-/// our own escape sequences are in it, and those of others are gone already (`tracing` escapes them).
+/// Returns `text` as one line without control characters, or marks that change the direction of
+/// writing. `colours`: our own escape sequences are in it, and those of others are gone already
+/// (`tracing` escapes them).
 fn escaped(text: &str, colours: bool) -> String {
     let mut line = String::with_capacity(text.len());
     for c in text.chars() {

@@ -85,7 +85,7 @@ pub trait PollLoop {
     /// Takes back the announcement of a source that had news.
     fn acknowledge(&mut self, source: Self::Source);
 
-    /// When the next pass is due at the latest.
+    /// Returns when the next pass is due at the latest.
     fn next_deadline(&self, now: Instant) -> Option<Instant>;
 }
 
@@ -144,7 +144,8 @@ fn wait<M: PollLoop>(manager: &mut M, timeout: PollTimeout) -> Result<Vec<M::Sou
     Ok(news)
 }
 
-/// Time until `deadline` for `poll(2)`, rounded up so that it is over when poll returns.
+/// Returns the time until `deadline` for `poll(2)`, rounded up so that it is over when poll
+/// returns.
 fn timeout(deadline: Option<Instant>, now: Instant) -> PollTimeout {
     let Some(deadline) = deadline else { return PollTimeout::NONE };
     let left = deadline.saturating_duration_since(now);
@@ -167,12 +168,12 @@ impl Acceptor {
         Acceptor { listener, batch, paused_until: None }
     }
 
-    /// The listener.
+    /// Returns the listener.
     pub fn listener(&self) -> &Listener {
         &self.listener
     }
 
-    /// The next connection that waits, if this pass has `taken` fewer than a batch.
+    /// Returns the next connection that waits, if this pass has `taken` fewer than a batch.
     pub fn next(&mut self, now: Instant, taken: usize) -> Option<ConnectRequest> {
         if taken >= self.batch || self.paused_until.is_some_and(|until| now < until) {
             return None;
@@ -185,12 +186,12 @@ impl Acceptor {
         })
     }
 
-    /// Whether a pass that has taken so many left some that may wait.
+    /// Returns whether a pass that has taken so many left some that may wait.
     pub fn may_have_more(&self, taken: usize) -> bool {
         taken >= self.batch
     }
 
-    /// When the pause after a failure is over.
+    /// Returns when the pause after a failure is over.
     pub fn paused_until(&self) -> Option<Instant> {
         self.paused_until
     }
@@ -208,7 +209,7 @@ impl Acceptor {
 pub struct Bell(Arc<EventFd>);
 
 impl Bell {
-    /// A bell that was not rung. Fails only if the process has no descriptor left.
+    /// Makes a bell that was not rung. Fails only if the process has no descriptor left.
     pub fn new() -> nix::Result<Self> {
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
         Ok(Bell(Arc::new(EventFd::from_flags(flags)?)))

@@ -28,13 +28,13 @@ wire! {
 const _: () = assert!(size_of::<ClaimHello>() + 8 <= rdmalib::MAX_CONNECT_DATA);
 
 impl ClaimHello {
-    /// For the lease of `token`.
+    /// Makes one for the lease of `token`.
     pub fn new(token: &Token) -> Self {
         let terms = &token.terms;
         ClaimHello { lease: terms.lease, instance: terms.instance, nonce: Nonce::generate() }
     }
 
-    /// The key of the lease, by who knows the cluster secret.
+    /// Returns the key of the lease, for who knows the cluster secret.
     pub fn key(&self, secret: &[u8]) -> LeaseKey {
         LeaseKey::derive(self.lease, self.instance, secret)
     }
@@ -65,12 +65,13 @@ impl NodeProof {
         NodeProof { nonce: Nonce::generate(), proof: Proof::NONE }
     }
 
-    /// The nonces of the connection.
+    /// Returns the nonces of the connection.
     pub fn nonces(&self, hello: &ClaimHello) -> Nonces {
         Nonces { caller: hello.nonce, called: self.nonce }
     }
 
-    /// Whether who was called at `address` with `hello` knows the lease's key, without having been told.
+    /// Returns whether who was called at `address` with `hello` knows the lease's key, without
+    /// having been told.
     pub fn verify(&self, hello: &ClaimHello, address: SocketAddr, key: &LeaseKey) -> bool {
         let address = WireAddress::from(address);
         let nonces = self.nonces(hello);
@@ -109,18 +110,18 @@ wire! {
 }
 
 impl Allocate {
-    /// The same, proved to come from the holder of `key` on the connection of `nonces`.
+    /// Returns the same, proved to come from the holder of `key` on the connection of `nonces`.
     pub fn proved(self, key: &LeaseKey, nonces: &Nonces) -> Self {
         let proof = Proof::new(key.as_bytes(), Self::LABEL, nonces, &[self.said()]);
         Allocate { proof, ..self }
     }
 
-    /// Whether the holder of `key` said all of this on the connection of `nonces`.
+    /// Returns whether the holder of `key` said all of this on the connection of `nonces`.
     pub fn verify(&self, key: &LeaseKey, nonces: &Nonces) -> bool {
         self.proof.verify(key.as_bytes(), Self::LABEL, nonces, &[self.said()])
     }
 
-    /// All but the proof.
+    /// Returns all but the proof.
     fn said(&self) -> &[u8] {
         &self.as_bytes()[..size_of::<Self>() - size_of::<Proof>()]
     }
@@ -196,7 +197,7 @@ impl RefusedBecause {
         })
     }
 
-    /// The wire form.
+    /// Returns the wire form.
     #[doc(hidden)]
     pub fn to_wire(self) -> U16 {
         (self as u16).into()

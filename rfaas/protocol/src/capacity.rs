@@ -13,7 +13,7 @@ impl Capacity {
     /// No cores and no memory.
     pub const NOTHING: Capacity = Capacity { cores: 0, memory: 0 };
 
-    /// Whether `wanted` fits into it.
+    /// Returns whether `wanted` fits into it.
     pub fn holds(self, wanted: Capacity) -> bool {
         self.cores >= wanted.cores && self.memory >= wanted.memory
     }

@@ -152,14 +152,14 @@ impl std::fmt::Debug for Channel {
 }
 
 impl Channel {
-    /// An unconnected channel, on which a peer may be `receive_depth` messages or writes (at least one)
-    /// ahead of us before it has to wait. Costs 1 KiB of registered memory for each.
+    /// Makes an unconnected channel, on which a peer may be `receive_depth` messages or writes (at
+    /// least one) ahead of us before it has to wait. Costs 1 KiB of registered memory for each.
     pub fn new(device: &Device, receive_depth: u32) -> Result<Channel, ChannelError> {
         Self::in_domain(device, device.domain()?, receive_depth)
     }
 
-    /// The same, for messages only: nothing else can be registered in its [`domain`](Self::domain), and a peer cannot
-    /// make that larger.
+    /// Makes one for messages only: nothing else can be registered in its [`domain`](Self::domain),
+    /// and a peer cannot make that larger.
     pub fn of_messages(device: &Device, receive_depth: u32) -> Result<Channel, ChannelError> {
         let depth = receive_depth as usize;
         // Slots, receive buffers, and the device's own of each receive, which is less; each in whole pages.
@@ -209,7 +209,7 @@ impl Channel {
         Ok(channel)
     }
 
-    /// Domain to register memory in that this one peer may reach.
+    /// Returns the domain to register memory in that this one peer may reach.
     pub fn domain(&self) -> &Domain {
         &self.domain
     }
@@ -307,7 +307,7 @@ impl Channel {
         }
     }
 
-    /// What arrived first and was not taken yet, if anything. Never waits.
+    /// Returns what arrived first and was not taken yet, if anything. Never waits.
     /// [`ChannelError::Disconnected`] once everything that arrived was taken.
     pub fn try_receive<M: MessageKind>(&mut self) -> Result<Option<Incoming<M>>, ChannelError> {
         if self.arrived.is_empty() {
@@ -333,7 +333,7 @@ impl Channel {
         Ok(Some(Incoming::Message(M::decode(&copy[..len])?)))
     }
 
-    /// What arrives next, within `timeout`.
+    /// Returns what arrives next, within `timeout`.
     pub fn receive<M: MessageKind>(
         &mut self,
         timeout: Duration,
@@ -360,8 +360,8 @@ impl Channel {
         Ok(self.completions.acknowledge()?)
     }
 
-    /// Whether messages can be sent: false before a connection and from its end on, even while
-    /// messages that arrived before it wait to be taken.
+    /// Returns whether messages can be sent: false before a connection and from its end on, even
+    /// while messages that arrived before it wait to be taken.
     pub fn is_connected(&self) -> bool {
         !self.ended && self.queue_pair.state() == State::Connected
     }
@@ -378,7 +378,7 @@ impl Channel {
         self.queue_pair.inject(script);
     }
 
-    /// A free send slot, after looking whether sends have completed.
+    /// Returns a free send slot, after looking whether sends have completed.
     fn take_slot(&mut self) -> Result<u32, ChannelError> {
         self.poll();
         if self.ended || self.send_failed {
@@ -403,8 +403,8 @@ impl Channel {
         Ok(())
     }
 
-    /// Whether nothing can arrive any more. Without a posted receive none can fail, so then the
-    /// state has to tell.
+    /// Returns whether nothing can arrive any more. Without a posted receive none can fail, so then
+    /// the state has to tell.
     fn is_over(&self) -> bool {
         self.arrived.is_empty()
             && (self.ended || (self.posted == 0 && self.queue_pair.state() == State::Error))
@@ -477,7 +477,7 @@ pub fn refuse(request: ConnectRequest, why: &str) {
     }
 }
 
-/// The peer's words in a rejection, fit for a terminal, if there are any.
+/// Returns the peer's words in a rejection, fit for a terminal, if there are any.
 fn refusal(private_data: &[u8]) -> Option<String> {
     let refusal: Refusal = parse_prefix(private_data).ok()?;
     let text = refusal.get().ok().filter(|text| !text.is_empty())?;

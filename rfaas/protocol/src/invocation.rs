@@ -56,8 +56,8 @@ pub const OUTPUT_IN_PLACE: u16 = 1;
 pub const INPUT_IN_PLACE: u16 = 2;
 
 impl RequestHeader {
-    /// Bytes of the message that brings it: itself, and the input unless that is in place. `None` if it
-    /// has flags that are not known.
+    /// Returns the bytes of the message that brings it: itself, and the input unless that is in place.
+    /// `None` if it has flags that are not known.
     #[inline]
     pub fn message_bytes(&self) -> Option<u64> {
         let whole = size_of::<Self>() as u64 + u64::from(self.input_bytes.get());
@@ -70,7 +70,7 @@ impl RequestHeader {
         }
     }
 
-    /// Whether the output stays where the function writes it.
+    /// Returns whether the output stays where the function writes it.
     #[inline]
     pub fn output_stays(&self) -> bool {
         self.flags.get() & OUTPUT_IN_PLACE != 0
@@ -91,7 +91,7 @@ pub struct RequestImmediate {
 const AGAIN: u32 = 1 << 31;
 
 impl RequestImmediate {
-    /// `again << 31 | slot`.
+    /// Returns `again << 31 | slot`.
     #[inline]
     pub fn to_wire(self) -> u32 {
         debug_assert!(self.slot < AGAIN);
@@ -131,7 +131,7 @@ pub struct ReplyImmediate {
 }
 
 impl ReplyImmediate {
-    /// `sequence << 24 | status << 16 | slot`.
+    /// Returns `sequence << 24 | status << 16 | slot`.
     #[inline]
     pub fn to_wire(self) -> u32 {
         u32::from(self.slot) | (self.status as u32) << 16 | u32::from(self.sequence) << 24

@@ -82,12 +82,13 @@ impl LeaseTerms {
         LeaseId::new(self.lease.get())
     }
 
-    /// Whether `other` is the same lease: the same terms, except for its end, which a renewal moves.
+    /// Returns whether `other` is the same lease: the same terms, except for its end, which a
+    /// renewal moves.
     pub fn same_lease(&self, other: &LeaseTerms) -> bool {
         LeaseTerms { expires_at_ms: other.expires_at_ms, ..*self } == *other
     }
 
-    /// Whether it has ended at `now`.
+    /// Returns whether it has ended at `now`.
     pub fn expired(&self, now: SystemTime) -> bool {
         now >= UNIX_EPOCH + Duration::from_millis(self.expires_at_ms.get())
     }
@@ -105,7 +106,8 @@ pub struct SignedTerms {
 const _: () = assert!(size_of::<SignedTerms>() == 244);
 
 impl SignedTerms {
-    /// Whether the cluster secret signed exactly these terms; takes the same time for every wrong one.
+    /// Returns whether the cluster secret signed exactly these terms; takes the same time for every
+    /// wrong one.
     pub fn verify(&self, secret: &[u8]) -> bool {
         mac(&self.terms, secret).verify_truncated_left(&self.mac).is_ok()
     }
@@ -125,7 +127,7 @@ pub struct LeaseKey([u8; 16]);
 impl LeaseKey {
     const NONE: LeaseKey = LeaseKey([0; 16]);
 
-    /// Of this lease, for this run of its node. A renewed lease has the same.
+    /// Makes the key of this lease, for this run of its node. A renewed lease has the same.
     pub fn derive(lease: U64, instance: U64, secret: &[u8]) -> Self {
         let mut mac = keyed(secret, b"rFaaS lease key v5");
         mac.update(lease.as_bytes());
@@ -159,40 +161,41 @@ impl Token {
         Token { terms, key, mac: half(mac(&terms, secret)) }
     }
 
-    /// A claim without a signature, for executor managers that run without a resource manager.
+    /// Makes a claim without a signature, for executor managers that run without a resource
+    /// manager.
     pub fn unsigned(terms: LeaseTerms) -> Self {
         Token { terms, key: LeaseKey::NONE, mac: [0; 16] }
     }
 
-    /// Whether the cluster secret signed exactly these terms, and the key is theirs; takes the same time for every
-    /// wrong one.
+    /// Returns whether the cluster secret signed exactly these terms, and the key is theirs; takes
+    /// the same time for every wrong one.
     pub fn verify(&self, secret: &[u8]) -> bool {
         let key = LeaseKey::derive(self.terms.lease, self.terms.instance, secret);
         same(&self.key.0, &key.0) & self.signed().verify(secret)
     }
 
-    /// What a node is shown.
+    /// Returns what a node is shown.
     pub fn signed(&self) -> SignedTerms {
         SignedTerms { terms: self.terms, mac: self.mac }
     }
 
-    /// What a resource manager is shown, which nobody can claim the lease with.
+    /// Returns what a resource manager is shown, which nobody can claim the lease with.
     pub fn without_key(&self) -> Self {
         Token { key: LeaseKey::NONE, ..*self }
     }
 
-    /// With the key of `token`, whose lease this is: a renewal is answered without it.
+    /// Returns it with the key of `token`, whose lease this is: a renewal is answered without it.
     #[must_use]
     pub fn with_key_of(&self, token: &Token) -> Self {
         Token { key: token.key, ..*self }
     }
 
-    /// For proofs between client and node.
+    /// Returns the key, for proofs between client and node.
     pub fn key(&self) -> &LeaseKey {
         &self.key
     }
 
-    /// Text form for HTTP: base64url without padding (RFC 4648, 5).
+    /// Returns the text form for HTTP: base64url without padding (RFC 4648, 5).
     pub fn to_text(&self) -> String {
         URL_SAFE_NO_PAD.encode(self.as_bytes())
     }
@@ -379,12 +382,12 @@ impl Unusable {
         })
     }
 
-    /// The wire form.
+    /// Returns the wire form.
     pub fn to_wire(self) -> U16 {
         (self as u16).into()
     }
 
-    /// What the node did, in words.
+    /// Returns what the node did, in words.
     pub fn in_words(self) -> &'static str {
         match self {
             Unusable::Refused => "it refused the claim",

@@ -191,14 +191,14 @@ pub struct Text<const N: usize> {
 }
 
 impl<const N: usize> Text<N> {
-    /// `text`, or `None` if it is longer than `N` bytes.
+    /// Returns `text`, or `None` if it is longer than `N` bytes.
     pub fn new(text: &str) -> Option<Self> {
         let mut bytes = [0; N];
         bytes.get_mut(..text.len())?.copy_from_slice(text.as_bytes());
         Some(Text { len: u16::try_from(text.len()).ok()?.into(), bytes })
     }
 
-    /// As much of `text` as fits: for explanations, never for names.
+    /// Returns as much of `text` as fits: for explanations, never for names.
     pub fn truncated(text: &str) -> Self {
         let mut end = text.len().min(N);
         while !text.is_char_boundary(end) {
@@ -207,7 +207,7 @@ impl<const N: usize> Text<N> {
         Text::new(&text[..end]).unwrap_or(Text { len: 0.into(), bytes: [0; N] })
     }
 
-    /// The text; an error if the peer's bytes are none.
+    /// Returns the text; an error if the peer's bytes are none.
     pub fn get(&self) -> Result<&str, Malformed> {
         self.bytes
             .get(..usize::from(self.len.get()))
@@ -252,7 +252,7 @@ impl From<WireAddress> for SocketAddr {
 pub struct Secret(pub [u8; 16]);
 
 impl Secret {
-    /// A fresh one from the system's random source.
+    /// Draws a fresh one from the system's random source.
     pub fn generate() -> Self {
         Secret(proof::random())
     }
@@ -274,7 +274,7 @@ impl fmt::Debug for Secret {
 
 /// A set of messages that one side of a conversation sends.
 pub trait MessageKind: Sized {
-    /// Wire form: the kind, then the struct.
+    /// Returns the wire form: the kind, then the struct.
     fn encode(&self) -> Vec<u8>;
     /// Reads a whole message.
     fn decode(bytes: &[u8]) -> Result<Self, Malformed>;

@@ -86,9 +86,10 @@ impl From<object::read::Error> for LibraryError {
     }
 }
 
-/// The callable functions of a library, by name, sorted: those that `dlsym` finds, however they came there,
-/// without `_init` and `_fini`, which are the linker's. A symbol of more than [`MAX_FUNCTION_NAME_BYTES`]
-/// bytes, or whose name is not UTF-8, cannot be called; neither can an old version of one (`name@VERSION`).
+/// Returns the callable functions of a library, by name, sorted: those that `dlsym` finds, however
+/// they came there, without `_init` and `_fini`, which are the linker's. A symbol of more than
+/// [`MAX_FUNCTION_NAME_BYTES`] bytes, or whose name is not UTF-8, cannot be called; neither can an
+/// old version of one (`name@VERSION`).
 pub fn exported_functions(library: &[u8]) -> Result<Vec<String>, LibraryError> {
     if !library.starts_with(&elf::ELFMAG) {
         return Err(LibraryError::NotElf);
@@ -128,7 +129,7 @@ pub fn exported_functions(library: &[u8]) -> Result<Vec<String>, LibraryError> {
     }
 }
 
-/// Word size and byte order, which decide how the rest is read.
+/// Checks word size and byte order, which decide how the rest is read.
 fn check_class(library: &[u8]) -> Result<(), LibraryError> {
     let other = |found: &str| Err(LibraryError::OtherArchitecture { found: found.into() });
     match library {

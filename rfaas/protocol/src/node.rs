@@ -42,8 +42,8 @@ impl ManagerProof {
         ManagerProof { nonce, proof }
     }
 
-    /// Whether who was called at `address` with `hello` is a resource manager of this secret; then the nonces of
-    /// the connection.
+    /// Returns whether who was called at `address` with `hello` is a resource manager of this
+    /// secret; then the nonces of the connection.
     pub fn verify(&self, hello: &NodeHello, address: SocketAddr, secret: &[u8]) -> Option<Nonces> {
         let nonces = Nonces { caller: hello.nonce, called: self.nonce };
         let address = WireAddress::from(address);
@@ -70,7 +70,8 @@ wire! {
 }
 
 impl Register {
-    /// The registration of the node of this name, which listens at `address`, on the connection of `nonces`.
+    /// Makes the registration of the node of this name, which listens at `address`, on the
+    /// connection of `nonces`.
     pub fn new(
         node: NodeName,
         instance: u64,
@@ -92,17 +93,18 @@ impl Register {
         Register { proof: Proof::new(secret, Self::LABEL, nonces, &[self.said()]), ..self }
     }
 
-    /// The same, said at another time.
+    /// Returns the same, said at another time.
     pub fn at(self, clock: Clock, nonces: &Nonces, secret: &[u8]) -> Self {
         Register { clock, ..self }.proved(nonces, secret)
     }
 
-    /// Whether its sender knows the cluster secret, and said all of this on the connection of `nonces`.
+    /// Returns whether its sender knows the cluster secret, and said all of this on the connection
+    /// of `nonces`.
     pub fn verify(&self, nonces: &Nonces, secret: &[u8]) -> bool {
         self.proof.verify(secret, Self::LABEL, nonces, &[self.said()])
     }
 
-    /// All but the proof.
+    /// Returns all but the proof.
     fn said(&self) -> &[u8] {
         &self.as_bytes()[..size_of::<Self>() - size_of::<Proof>()]
     }

@@ -60,7 +60,7 @@ impl Proof {
         Proof(proof(secret, label, nonces, said).finalize().into_bytes().into())
     }
 
-    /// Whether it is that.
+    /// Returns whether it is that.
     pub(super) fn verify(
         &self,
         secret: &[u8],
@@ -94,14 +94,15 @@ fn proof(secret: &[u8], label: &[u8], nonces: &Nonces, said: &[&[u8]]) -> Hmac<S
     mac
 }
 
-/// A HMAC that no other use of the secret can be mistaken for: no label begins with another one.
+/// Returns a HMAC that no other use of the secret can be mistaken for: no label begins with another
+/// one.
 pub(super) fn keyed(secret: &[u8], label: &[u8]) -> Hmac<Sha256> {
     let mut mac = Hmac::<Sha256>::new_from_slice(secret).expect("HMAC takes keys of any length");
     mac.update(label);
     mac
 }
 
-/// The first half of a HMAC: 128 bits (RFC 2104, 5).
+/// Returns the first half of a HMAC: 128 bits (RFC 2104, 5).
 pub(super) fn half(mac: Hmac<Sha256>) -> [u8; 16] {
     let [half @ .., _, _, _, _, _, _, _, _, _, _, _, _, _, _, _, _]: [u8; 32] =
         mac.finalize().into_bytes().into();
@@ -115,7 +116,7 @@ pub(super) fn same<const N: usize>(a: &[u8; N], b: &[u8; N]) -> bool {
     black_box(differ) == 0
 }
 
-/// Bytes from the system's random source.
+/// Returns bytes from the system's random source.
 pub(super) fn random<const N: usize>() -> [u8; N] {
     let mut bytes = [0; N];
     getrandom::fill(&mut bytes).expect("Linux always has a random source (getrandom(2))");
@@ -135,18 +136,18 @@ impl Clock {
     /// and bills are not that exact.
     pub const AGREE: Duration = Duration::from_secs(1);
 
-    /// This machine's, now.
+    /// Reads this machine's clock.
     pub fn now() -> Self {
         SystemTime::now().into()
     }
 
-    /// What it says, as a time.
+    /// Returns what it says, as a time.
     pub fn time(self) -> SystemTime {
         UNIX_EPOCH + Duration::from_millis(self.ms.get())
     }
 
-    /// How far it is ahead of one that says `other`, in milliseconds; negative: behind. People are told whole
-    /// seconds: what it says was under way for a part of one.
+    /// Returns how far it is ahead of one that says `other`, in milliseconds; negative: behind.
+    /// People are told whole seconds: what it says was under way for a part of one.
     pub fn ahead_of(self, other: SystemTime) -> i64 {
         let difference = i128::from(self.ms.get()) - i128::from(Clock::from(other).ms.get());
         i64::try_from(difference).unwrap_or(if difference > 0 { i64::MAX } else { i64::MIN })

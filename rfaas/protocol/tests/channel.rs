@@ -508,7 +508,7 @@ fn a_write_that_the_peer_does_not_allow_ends_the_connection_of_both() {
     assert_eq!(bytes, [0; 64]);
 }
 
-/// Whether `channel`'s descriptor becomes readable in time.
+/// Returns whether `channel`'s descriptor becomes readable in time.
 fn readable(channel: &Channel, timeout: Duration) -> bool {
     use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
     let mut fds = [PollFd::new(channel.as_fd(), PollFlags::POLLIN)];

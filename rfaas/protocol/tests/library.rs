@@ -72,13 +72,13 @@ fn without_sections(library: &[u8]) -> Vec<u8> {
     library
 }
 
-/// Where the program headers are, each of 56 bytes.
+/// Returns where the program headers are, each of 56 bytes.
 fn program_headers(library: &[u8]) -> impl Iterator<Item = usize> {
     let (first, count) = (number(library, 32, 8), number(library, 56, 2));
     (0..count).map(move |index| first + 56 * index)
 }
 
-/// Where the bytes end that are loaded.
+/// Returns where the bytes end that are loaded.
 fn end_of_segments(library: &[u8]) -> usize {
     let loaded = program_headers(library).filter(|at| number(library, *at, 4) == 1);
     loaded.map(|at| number(library, at + 8, 8) + number(library, at + 32, 8)).max().unwrap()

@@ -67,7 +67,7 @@ pub(crate) fn answering(
     resource_manager(move |_, message| Does::Answers(answers(message)))
 }
 
-/// How many leases were given back, when the client has gone.
+/// Returns how many leases were given back, when the client has gone.
 fn given_back(client: Client, told: &Receiver<FromClient>) -> usize {
     drop(client);
     told.iter().filter(|told| matches!(told, FromClient::Release(_))).count()

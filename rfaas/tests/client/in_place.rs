@@ -8,7 +8,7 @@ use rfaas::{Deployment, Error, Spin};
 use crate::buffers;
 use crate::common::{Node, eventually};
 
-/// Bytes that differ between calls and with their place.
+/// Returns bytes that differ between calls and with their place.
 fn pattern(bytes: usize, call: usize) -> Vec<u8> {
     (0..bytes).map(|i| (i * 31 % 251 + call) as u8).collect()
 }

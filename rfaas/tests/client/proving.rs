@@ -119,7 +119,7 @@ fn deploy(client: &Client) -> Error {
     lease.deploy_with(library(), &deployment).unwrap_err()
 }
 
-/// Why leases were said to be of no use.
+/// Returns why leases were said to be of no use.
 fn exchanges(told: &Receiver<FromClient>) -> Vec<Unusable> {
     told.iter()
         .filter_map(|told| match told {

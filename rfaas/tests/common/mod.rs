@@ -110,7 +110,7 @@ struct Shared {
 }
 
 impl Shared {
-    /// Why the next claim or renewal is refused, if it is.
+    /// Returns why the next claim or renewal is refused, if it is.
     fn refuses(&mut self) -> Option<RefusedBecause> {
         self.refusals = self.refusals.checked_sub(1)?;
         self.because

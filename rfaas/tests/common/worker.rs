@@ -237,7 +237,7 @@ impl Worker {
         self.reply(slot, header, reply_addr(header, 0), output.len(), ReplyStatus::Ok, slot);
     }
 
-    /// Where the output of `slot` is.
+    /// Returns where the output of `slot` is.
     fn output(&self, slot: u16) -> RemoteAddress {
         let at = usize::from(slot) * self.output_stride + HEADER_SPACE;
         self.outputs.remote().offset(at as u64)
@@ -339,7 +339,7 @@ impl Worker {
     }
 }
 
-/// Where the output goes, and some bytes further.
+/// Returns where the output goes, and some bytes further.
 fn reply_addr(header: &RequestHeader, further: i64) -> RemoteAddress {
     let addr = header.reply_addr.get().wrapping_add_signed(further);
     RemoteAddress { addr, key: header.reply_key.get() }

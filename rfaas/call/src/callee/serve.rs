@@ -19,7 +19,7 @@ const BATCH: usize = 16;
 /// Its methods are called on the path of a call, in this order: `arrived`, `call`, `answered`. Functions of a generic
 /// type, they are compiled into that path.
 pub trait Service {
-    /// Whether the callee is to end.
+    /// Returns whether the callee is to end.
     fn is_stopped(&self) -> bool;
 
     /// A request was found.
@@ -36,7 +36,7 @@ pub trait Service {
         input_bytes: u32,
     ) -> Option<u32>;
 
-    /// The reply is on its way.
+    /// Notes that the reply is on its way.
     fn answered(&mut self);
 
     /// A poll of `requests` found nothing: spins, lets others run, or sleeps.

@@ -114,17 +114,18 @@ impl<O: Owner> Calls<O> {
         }
     }
 
-    /// Whether all connections are to be replaced before the next call ([`Workers::must_be_replaced`]).
+    /// Returns whether all connections are to be replaced before the next call
+    /// ([`Workers::must_be_replaced`]).
     pub fn must_be_replaced(&self) -> bool {
         self.lock().workers.must_be_replaced()
     }
 
-    /// Whether calls are in flight on a callee that has not ended as far as is known.
+    /// Returns whether calls are in flight on a callee that has not ended as far as is known.
     pub fn are_at_work(&self) -> bool {
         self.lock().workers.are_at_work()
     }
 
-    /// Whether any call waits for its outcome.
+    /// Returns whether any call waits for its outcome.
     pub fn any_waiting(&self) -> bool {
         self.lock().workers.tickets.any_waiting()
     }
@@ -244,7 +245,7 @@ pub(super) trait Progress {
     /// What its owner says when a connection has ended.
     type Cause: Copy + Debug + PartialEq;
 
-    /// What it posts to and takes outcomes from.
+    /// Returns what it posts to and takes outcomes from.
     fn workers(&mut self) -> &mut Workers<Self::Cause>;
 
     /// Posts `call`, [`Workers::post`].

@@ -194,26 +194,26 @@ pub(super) fn worker_of(completion: &WorkCompletion) -> usize {
     completion.id as u32 as usize // the low half; the bit above it is the kind
 }
 
-/// Whether `completion` is of a write, which has made room in the send queue.
+/// Returns whether `completion` is of a write, which has made room in the send queue.
 #[inline]
 pub(super) fn is_write(completion: &WorkCompletion) -> bool {
     completion.id & RECEIVE == 0
 }
 
-/// The id of the receives of `worker`.
+/// Returns the id of the receives of `worker`.
 #[inline]
 pub(super) fn receive_id(worker: usize) -> u64 {
     RECEIVE | worker as u64
 }
 
 impl WorkerConnection {
-    /// Whether it was not cut.
+    /// Returns whether it was not cut.
     #[inline]
     pub(super) fn is_alive(&self) -> bool {
         self.alive
     }
 
-    /// Number of its slots.
+    /// Returns the number of its slots.
     pub(super) fn slot_count(&self) -> u16 {
         self.area.count
     }

@@ -11,11 +11,12 @@ pub trait Owner {
     /// Why no call can succeed any more.
     type Cause: Copy + Debug + PartialEq;
 
-    /// The end, if it was noted already. Never waits and makes no system call: a waiting caller asks every 50 µs
-    /// or so.
+    /// Returns the end, if it was noted already. Never waits and makes no system call: a waiting
+    /// caller asks every 50 µs or so.
     fn noted(&self) -> Option<End<Self::Cause>>;
 
-    /// The cause of an end, if it can be learned now. Never waits. Asked after a connection has ended.
+    /// Returns the cause of an end, if it can be learned now. Never waits. Asked after a connection
+    /// has ended.
     fn ask(&self) -> Option<Self::Cause>;
 }
 

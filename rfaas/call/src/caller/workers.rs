@@ -113,8 +113,9 @@ impl<C: Copy + Debug + PartialEq> Workers<C> {
         now.checked_add(self.limit)
     }
 
-    /// Whether all connections are to be replaced before the next call: workers were given up, the callee has not ended
-    /// by itself as far as is known, and replacing it costs no call in flight or is the only way on.
+    /// Returns whether all connections are to be replaced before the next call: workers were given
+    /// up, the callee has not ended by itself as far as is known, and replacing it costs no call in
+    /// flight or is the only way on.
     #[inline]
     pub fn must_be_replaced(&self) -> bool {
         self.alive < self.count && self.is_replaceable()
@@ -129,7 +130,7 @@ impl<C: Copy + Debug + PartialEq> Workers<C> {
         }
     }
 
-    /// Whether calls are in flight and the callee has not ended as far as is known.
+    /// Returns whether calls are in flight and the callee has not ended as far as is known.
     pub fn are_at_work(&self) -> bool {
         !matches!(self.cause, KnownCause::Known(_)) && self.tickets.any_waiting()
     }

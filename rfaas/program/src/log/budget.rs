@@ -15,12 +15,12 @@ pub struct Budget {
 }
 
 impl Budget {
-    /// `most` at once, and `per_second`, which is not 0, on and on.
+    /// Makes a budget of `most` at once, and `per_second`, which is not 0, on and on.
     pub fn new(now: Instant, most: u32, per_second: u32) -> Self {
         Budget { left: most, most, per_second, filled: now }
     }
 
-    /// What is left at `now`.
+    /// Returns what is left at `now`.
     pub fn left(&mut self, now: Instant) -> u32 {
         let rate = u128::from(self.per_second);
         let elapsed = now.saturating_duration_since(self.filled).as_nanos();
@@ -36,12 +36,12 @@ impl Budget {
         self.left
     }
 
-    /// Whether all of it is left at `now`.
+    /// Returns whether all of it is left at `now`.
     pub fn is_full(&mut self, now: Instant) -> bool {
         self.left(now) == self.most
     }
 
-    /// Whether at most a tenth of it is used at `now`.
+    /// Returns whether at most a tenth of it is used at `now`.
     pub fn is_quiet(&mut self, now: Instant) -> bool {
         self.left(now) >= self.most / 10 * 9
     }

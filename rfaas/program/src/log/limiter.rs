@@ -100,7 +100,7 @@ impl<Kind> Default for Limiter<Kind> {
 }
 
 impl<Kind: Eq + Hash> Limiter<Kind> {
-    /// Whether `line` is to be told; counts it otherwise.
+    /// Returns whether `line` is to be told; counts it otherwise.
     pub(super) fn admit(&mut self, now: Instant, kind: Kind, line: &str) -> bool {
         let hash = self.hashing.hash_one(line);
         let known = self.lines.get_mut(&hash);
@@ -127,7 +127,7 @@ impl<Kind: Eq + Hash> Limiter<Kind> {
         true
     }
 
-    /// The counts that are due; forgets lines that did not come again.
+    /// Returns the counts that are due; forgets lines that did not come again.
     pub(super) fn due(&mut self, now: Instant) -> Vec<String> {
         let mut due = Vec::new();
         if self.earliest.is_none_or(|earliest| now < earliest) {
@@ -153,14 +153,14 @@ impl<Kind: Eq + Hash> Limiter<Kind> {
         due
     }
 
-    /// The counts that were not told yet, for a program that ends.
+    /// Returns the counts that were not told yet, for a program that ends.
     pub(super) fn rest(&mut self, now: Instant) -> Vec<String> {
         let lines = self.lines.values_mut().map(|line| &mut line.held_back);
         let kinds = self.kinds.values_mut().map(|place| &mut place.held_back);
         lines.chain(kinds).filter_map(Option::take).map(|held_back| held_back.told(now)).collect()
     }
 
-    /// When [`due`](Self::due) has something to do next.
+    /// Returns when [`due`](Self::due) has something to do next.
     pub(super) fn next_deadline(&self) -> Option<Instant> {
         self.earliest
     }

@@ -76,13 +76,13 @@ impl State {
         self.lines += 1;
     }
 
-    /// Whether half of what may wait does.
+    /// Returns whether half of what may wait does.
     fn is_half_full(&self) -> bool {
         self.lines > MOST_LINES / 2 || self.waiting.len() > MOST_BYTES / 2
     }
 }
 
-/// `text` with the time in front.
+/// Returns `text` with the time in front.
 fn dated(text: &str) -> String {
     let mut line = String::with_capacity(text.len() + 30);
     let _ = SystemTime.format_time(&mut Writer::new(&mut line)); // a string takes everything
@@ -90,7 +90,7 @@ fn dated(text: &str) -> String {
 }
 
 impl Queue {
-    /// An empty queue, and a thread that writes it to `sink`.
+    /// Makes an empty queue, and starts a thread that writes it to `sink`.
     pub(super) fn start(sink: impl Write + Send + 'static) -> io::Result<Arc<Self>> {
         Self::gathering(TOGETHER, sink)
     }
@@ -247,7 +247,7 @@ fn write_lines(sink: &mut impl Write, mut lines: &[u8], torn: &mut bool) -> u64 
     0
 }
 
-/// Length of the lines at the front of `lines` that are written at once: one at least.
+/// Returns the length of the lines at the front of `lines` that are written at once: one at least.
 fn next_piece(lines: &[u8]) -> usize {
     let end = |bytes: &[u8]| bytes.iter().rposition(|byte| *byte == b'\n').map(|at| at + 1);
     let whole = end(&lines[..lines.len().min(AT_ONCE)]);

@@ -66,12 +66,13 @@ impl<'a> Image<'a> {
         })
     }
 
-    /// Whether it is a program that happens to be position-independent, which the loader does not take.
+    /// Returns whether it is a program that happens to be position-independent, which the loader
+    /// does not take.
     pub(super) fn is_program(&self) -> bool {
         self.flags & elf::DF_1_PIE.0 != 0
     }
 
-    /// Names of the code that `dlsym` finds, in the order of the table.
+    /// Returns the names of the code that `dlsym` finds, in the order of the table.
     pub(super) fn functions(&self) -> impl Iterator<Item = Result<Name<'a>, LibraryError>> {
         let found = |(index, symbol): &(usize, &'a Symbol)| self.is_found(*index, symbol);
         self.symbols.iter().enumerate().filter(found).map(|(_, symbol)| self.name(symbol))
@@ -85,8 +86,8 @@ impl<'a> Image<'a> {
             && self.is_code(symbol)
     }
 
-    /// Whether it is a function, or one of which the assembler was not told that it is one. The linker's
-    /// own marks (`_end`) have no type either, but lie elsewhere.
+    /// Returns whether it is a function, or one of which the assembler was not told that it is one.
+    /// The linker's own marks (`_end`) have no type either, but lie elsewhere.
     fn is_code(&self, symbol: &Symbol) -> bool {
         match symbol.st_type() {
             elf::STT_FUNC | elf::STT_GNU_IFUNC => true,
@@ -162,7 +163,7 @@ impl<'a> Segments<'a> {
         self.all.iter().filter(move |segment| segment.p_type(endian) == elf::PT_LOAD)
     }
 
-    /// What is mapped at `address`, as far as its segment comes from the file.
+    /// Returns what is mapped at `address`, as far as its segment comes from the file.
     fn at(&self, address: u64) -> Option<&'a [u8]> {
         self.loaded().find_map(|segment| {
             let offset = address.checked_sub(segment.p_vaddr(self.endian))?;
@@ -212,7 +213,7 @@ impl<'a> Segments<'a> {
         Some(found)
     }
 
-    /// Where code is mapped.
+    /// Returns where code is mapped.
     fn code(&self) -> Ranges {
         let executable = self
             .loaded()
@@ -240,7 +241,7 @@ impl Ranges {
     }
 }
 
-/// The first `count` entries of a table that begins at `bytes`.
+/// Returns the first `count` entries of a table that begins at `bytes`.
 fn entries<'a, T: pod::Pod>(
     bytes: &'a [u8],
     count: usize,

@@ -12,7 +12,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 struct Disk(Arc<Mutex<(Vec<u8>, Option<usize>)>>);
 
 impl Disk {
-    /// It takes `bytes` more and is full then.
+    /// Makes one that takes `bytes` more and is full then.
     fn with_room(bytes: usize) -> Self {
         Disk(Arc::new(Mutex::new((Vec::new(), Some(bytes)))))
     }
