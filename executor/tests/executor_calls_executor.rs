@@ -172,7 +172,7 @@ struct CallerOfY {
     input: InputBuffer,
     output: OutputBuffer,
     /// Numbers of `echo` and `sleep_forever`.
-    functions: [u32; 2],
+    functions: [u16; 2],
     _control: Channel,
 }
 
@@ -225,7 +225,7 @@ impl CallerOfY {
         }
         let (mut control, Accepted { connection, receives }) = (control.unwrap(), worker.unwrap());
         let names = function_names(&mut control);
-        let number = |name| names.iter().position(|n| n == name).unwrap() as u32;
+        let number = |name| names.iter().position(|n| n == name).unwrap() as u16;
         let limits = CallLimits {
             spin: Spin::Always,
             timeout: DEADLINE,

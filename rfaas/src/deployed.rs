@@ -37,7 +37,7 @@ const BOUNCE_BUFFERS: &str = "made when a call in place begins";
 /// A function of one executor, found by name once.
 #[derive(Clone)]
 pub struct Function {
-    index: u32,
+    index: u16,
     origin: Origin,
 }
 
@@ -140,7 +140,7 @@ impl DeployedExecutor {
             name: name.to_owned(),
             available: self.functions.clone(),
         })?;
-        let index = u32::try_from(index).expect("the wire counts functions in 32 bits");
+        let index = u16::try_from(index).expect("MAX_FUNCTIONS fits 16 bits");
         Ok(Function { index, origin: self.specification.origin })
     }
 

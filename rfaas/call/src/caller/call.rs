@@ -19,7 +19,7 @@ pub struct Place {
 #[derive(Clone, Copy, Debug)]
 pub struct Call<'a> {
     /// Number of the function.
-    pub function: u32,
+    pub function: u16,
     /// The buffer that is sent.
     pub input: &'a InputBuffer,
     /// Bytes of input for the function.
@@ -39,7 +39,7 @@ pub struct Call<'a> {
 impl<'a> Call<'a> {
     /// Makes a call with `input`, which was checked to fit a slot. `most` is what a worker writes at most.
     #[inline]
-    pub fn new(function: u32, input: &'a InputBuffer, output: &OutputBuffer, most: usize) -> Self {
+    pub fn new(function: u16, input: &'a InputBuffer, output: &OutputBuffer, most: usize) -> Self {
         let capacity = wire(output.capacity().min(most));
         Call {
             function,
@@ -57,7 +57,7 @@ impl<'a> Call<'a> {
     /// comes back to `reply` says where the output is, which has at most `most` bytes.
     #[inline]
     pub fn in_place(
-        function: u32,
+        function: u16,
         place: Place,
         head: &'a InputBuffer,
         input_bytes: usize,
@@ -80,8 +80,7 @@ impl<'a> Call<'a> {
             reply_addr: self.reply.addr.into(),
             reply_key: self.reply.key.into(),
             output_capacity: self.capacity.into(),
-            // Below MAX_FUNCTIONS: the executor's list was checked.
-            function: (self.function as u16).into(),
+            function: self.function.into(),
             flags: self.flags.into(),
             input_bytes: self.input_bytes.into(),
             sequence: sequence.into(),

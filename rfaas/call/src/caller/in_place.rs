@@ -85,7 +85,7 @@ impl MappedSlot {
     pub fn call<O: Owner>(
         &mut self,
         caller: &mut Caller<O>,
-        function: u32,
+        function: u16,
         input_bytes: usize,
         (header, reply): (&InputBuffer, &mut OutputBuffer),
         most: usize,

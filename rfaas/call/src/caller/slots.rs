@@ -34,7 +34,7 @@ struct SlotState {
 /// What a request says besides its input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KeptRequest {
-    pub function: u32,
+    pub function: u16,
     pub reply: RemoteAddress,
     pub capacity: u32,
 }
