@@ -1,10 +1,10 @@
-//! Facts about the pool: leases here, nodes, renewals and restarts in files of their own. The model in the
-//! crate's `tests/pool_model.rs` checks its invariants on random events.
+//! Facts about the pool that the model (`tests/pool_model` of this crate) does not know: what it does
+//! in which order, what it says, and what it makes of other states. Leases are here, nodes, limits and
+//! restarts in files of their own.
 
 mod distrust;
 mod fair_use;
 mod nodes;
-mod renewing;
 mod restarting;
 
 use std::num::NonZeroU64;
@@ -133,61 +133,6 @@ fn acknowledge(link: LinkId, grant: &Grant) -> Action {
 }
 
 #[test]
-fn a_lease_returns_exactly_what_it_took() {
-    let mut world = World::new();
-    let link = world.node("a", 3, 1024);
-    let one = world.active(1, link);
-    let two = world.active(2, link);
-    assert_eq!(world.free("a"), Capacity { cores: 0, memory: 1022 });
-    world.report(&one, link, EndReason::Released, 5);
-    world.report(&two, link, EndReason::Released, 5);
-    assert!(world.request(3, 1024, HOUR).is_ok(), "refused");
-}
-
-#[test]
-fn an_end_that_is_reported_again_is_acknowledged_and_credits_nothing() {
-    let mut world = World::new();
-    let link = world.node("a", 4, 1024);
-    let grant = world.active(2, link);
-    for _ in 0..3 {
-        world.report(&grant, link, EndReason::Released, 7);
-        assert_eq!(world.actions(), [acknowledge(link, &grant)]);
-        assert_eq!(world.free("a").cores, 4, "grew");
-    }
-    assert_eq!(world.billed(&grant), Some((EndReason::Released, 7)));
-    assert_eq!(world.pool.totals().ended.iter().sum::<u64>(), 1);
-}
-
-#[test]
-fn an_unclaimed_lease_ends_at_its_expiry() {
-    let mut world = World::new();
-    world.node("a", 1, 64);
-    let grant = world.request(1, 64, 10 * SECOND).unwrap();
-    world.pass(10 * SECOND - Duration::from_millis(1));
-    assert_eq!(world.state(&grant), Some(LeaseState::Granted));
-    world.pass(Duration::from_millis(1));
-    assert_eq!(world.billed(&grant), Some((EndReason::Expired, 0)));
-    assert_eq!(world.free("a").cores, 1, "never returned");
-}
-
-#[test]
-fn an_unclaimed_lease_ends_soon_after_its_client_and_a_claimed_one_does_not() {
-    let mut world = World::new();
-    let link = world.node("a", 3, 64);
-    let claimed = world.active(1, link);
-    let under_way = world.request(1, 1, HOUR).unwrap();
-    let unclaimed = world.request(1, 1, HOUR).unwrap();
-    let all = [&claimed, &under_way, &unclaimed].map(|grant| grant.terms.lease);
-    world.pool.client_gone(world.now, all);
-    world.pass(CLAIM_IN_FLIGHT / 2);
-    world.claim(&under_way, link);
-    world.pass(CLAIM_IN_FLIGHT);
-    assert_eq!(world.state(&claimed), Some(LeaseState::Active));
-    assert_eq!(world.state(&under_way), Some(LeaseState::Active));
-    assert_eq!(world.billed(&unclaimed), Some((EndReason::ClientGone, 0)));
-}
-
-#[test]
 fn an_active_lease_that_its_node_does_not_end_is_ended_within_bounds() {
     let mut world = World::new();
     let link = world.node("a", 1, 64);
@@ -205,25 +150,6 @@ fn an_active_lease_that_its_node_does_not_end_is_ended_within_bounds() {
 }
 
 #[test]
-fn a_late_report_replaces_a_bill_that_was_a_guess() {
-    let mut world = World::new();
-    let link = world.node("a", 1, 64);
-    let grant = world.active(1, link);
-    world.disconnect(link);
-    world.pass(NODE_RETURN);
-    assert!(matches!(world.billed(&grant), Some((EndReason::NodeLost, _))));
-    let link = world.connect("a");
-    world.actions();
-    world.claim(&grant, link); // it still runs there
-    let told = end_lease(link, &grant, EndReason::NodeLost, Duration::ZERO);
-    assert_eq!(world.actions(), [told]);
-    world.report(&grant, link, EndReason::ClientGone, 99);
-    assert_eq!(world.billed(&grant), Some((EndReason::ClientGone, 99)));
-    world.report(&grant, link, EndReason::Released, 1);
-    assert_eq!(world.billed(&grant), Some((EndReason::ClientGone, 99)), "a reported bill is final");
-}
-
-#[test]
 fn a_bill_has_no_more_calls_than_can_be_counted() {
     let mut world = World::new();
     let link = world.node("a", 1, 64);
@@ -238,58 +164,6 @@ fn a_bill_has_no_more_calls_than_can_be_counted() {
         EndReport { terms: grant.terms.clone(), reason: EndReason::Released, bill: forged };
     world.pool.ended(world.now, link, &report, &mut world.out);
     assert_eq!(world.bill(&grant).unwrap().bill.invocations.get(), 1 << 53);
-}
-
-#[test]
-fn a_deleted_lease_ends_once_however_often_it_is_deleted() {
-    let mut world = World::new();
-    let link = world.node("a", 2, 64);
-    let active = world.active(1, link);
-    let unclaimed = world.request(1, 1, HOUR).unwrap();
-    let delete = |world: &mut World, grant: &Grant| {
-        let (now, id) = (world.now, grant.terms.lease);
-        world.pool.end_lease(now, id, EndReason::Withdrawn, &mut world.out)
-    };
-    assert_eq!(delete(&mut world, &active), Some(LeaseState::Ending));
-    let told = end_lease(link, &active, EndReason::Withdrawn, Duration::ZERO);
-    assert_eq!(world.actions(), [told]);
-    assert_eq!(delete(&mut world, &active), Some(LeaseState::Ending));
-    assert_eq!(world.actions(), []);
-    for _ in 0..2 {
-        assert_eq!(delete(&mut world, &unclaimed), Some(LeaseState::Ended));
-        assert_eq!(world.free("a").cores, 1);
-    }
-    world.report(&active, link, EndReason::Withdrawn, 1);
-    assert_eq!(delete(&mut world, &active), Some(LeaseState::Ended));
-    let never = LeaseId::new(1).unwrap();
-    let ended = world.pool.end_lease(world.now, never, EndReason::Withdrawn, &mut world.out);
-    assert_eq!(ended, None);
-}
-
-#[test]
-fn a_node_that_claims_a_lease_that_has_ended_is_told_to_end_it() {
-    let mut world = World::new();
-    let link = world.node("a", 1, 64);
-    let grant = world.request(1, 1, HOUR).unwrap();
-    world.pool.end_lease(world.now, grant.terms.lease, EndReason::Withdrawn, &mut world.out);
-    world.claim(&grant, link);
-    let told = end_lease(link, &grant, EndReason::Withdrawn, Duration::ZERO);
-    assert_eq!(world.actions(), [told]);
-    assert_eq!(world.free("a").cores, 1);
-}
-
-#[test]
-fn a_lease_that_is_ending_is_told_again_when_its_node_is_back() {
-    let mut world = World::new();
-    let link = world.node("a", 1, 64);
-    let grant = world.active(1, link);
-    world.disconnect(link);
-    world.pool.end_lease(world.now, grant.terms.lease, EndReason::Withdrawn, &mut world.out);
-    assert_eq!(world.actions(), []);
-    let link = world.connect("a");
-    world.claim(&grant, link);
-    let told = end_lease(link, &grant, EndReason::Withdrawn, Duration::ZERO);
-    assert_eq!(world.actions(), [told]);
 }
 
 /// A lease that an earlier run granted, running on `node`.
@@ -341,20 +215,6 @@ fn the_end_of_a_lease_of_an_earlier_run_is_billed() {
 }
 
 #[test]
-fn a_lease_that_was_never_granted_is_neither_taken_over_nor_billed() {
-    let mut world = World::new();
-    let link = world.node("a", 2, 64);
-    let mut forged = world.request(1, 1, HOUR).unwrap();
-    forged.terms.lease = LeaseId::new(forged.terms.lease.get() + 1000).unwrap();
-    world.claim(&forged, link);
-    let told = end_lease(link, &forged, EndReason::Withdrawn, Duration::ZERO);
-    assert_eq!(world.actions(), [told]);
-    world.report(&forged, link, EndReason::Released, 1);
-    assert_eq!(world.actions(), [acknowledge(link, &forged)]);
-    assert_eq!(world.billed(&forged), None);
-}
-
-#[test]
 fn a_refusal_says_what_is_missing() {
     let mut world = World::new();
     let why = |world: &mut World, cores| world.request(cores, 32, HOUR).unwrap_err().to_string();
@@ -382,4 +242,58 @@ fn a_later_run_starts_above_the_ids_of_an_earlier_one() {
     let later = Pool::new(world.now, NODE_RETURN);
     assert!(Some(later.first_id()) > last);
     assert!(later.first_id().get() < 1 << 53);
+}
+
+#[test]
+fn what_was_granted_is_renewed_for_a_time_that_is_possible() {
+    let mut world = World::new();
+    world.node("a", 1, 64);
+    let lease = world.request(1, 1, HOUR).unwrap().terms.lease;
+    let mut renew = |lease, timeout| world.pool.renew(world.now, lease, timeout, None);
+    for timeout in [Duration::ZERO, MAX_TIMEOUT * 2] {
+        assert!(matches!(renew(lease, timeout), Err(NotRenewed::Timeout(_))));
+    }
+    let never = LeaseId::new(1).unwrap();
+    assert_eq!(renew(never, HOUR), Err(NotRenewed::Unknown(never)));
+}
+
+#[test]
+fn tokens_and_the_pool_know_the_end_of_a_lease_to_the_same_millisecond() {
+    let mut world = World::new();
+    world.now.wall += Duration::from_nanos(1_999_999);
+    world.node("a", 2, 64);
+    let grant = world.request(1, 1, SECOND).unwrap();
+    let expires_at_ms = grant.to_wire().expires_at_ms.get();
+    let since = grant.terms.expires_at.duration_since(SystemTime::UNIX_EPOCH).unwrap();
+    assert_eq!(since, Duration::from_millis(expires_at_ms));
+}
+
+fn ask(cores: u32, memory: u32, max_nodes: u32) -> Ask {
+    Ask::new(cores, memory, HOUR, "somebody").unwrap().on_nodes(max_nodes).unwrap()
+}
+
+#[test]
+fn a_request_is_met_from_one_node_if_one_has_room_else_from_few_or_not_at_all() {
+    let mut world = World::new();
+    for (name, cores) in [("a", 1), ("b", 4), ("c", 2)] {
+        world.node(name, cores, 64);
+    }
+    let request = |world: &mut World, ask: &Ask| -> Option<Vec<(String, u32, u32)>> {
+        let grants = world.pool.request(world.now, ask).ok()?;
+        let part = |g: &Grant| (g.node.to_string(), g.terms.cores, g.terms.memory);
+        Some(grants.iter().map(part).collect())
+    };
+    assert_eq!(request(&mut world, &ask(5, 10, 1)), None);
+    assert_eq!(request(&mut world, &ask(7, 10, 2)), None, "all or nothing");
+    assert_eq!(world.pool.leases(), []);
+    let one = request(&mut world, &ask(2, 10, 3));
+    assert_eq!(one, Some(vec![("b".into(), 2, 10)]), "where it fits whole");
+    let parts = request(&mut world, &ask(3, 10, 3));
+    assert_eq!(parts, Some(vec![("b".into(), 2, 7), ("c".into(), 1, 4)]));
+    assert_eq!(world.pool.leases().len(), 3, "each is a lease");
+    let changes = world.pool.take_changes();
+    assert_eq!(changes.leases.len(), 3);
+    let why = world.pool.request(world.now, &ask(3, 10, 2)).unwrap_err().to_string();
+    assert!(why.starts_with("no 2 ready nodes together have 3 cores and 10 MB free"), "{why}");
+    assert!(ask(1, 1, 1).on_nodes(0).is_err() && ask(1, 1, 1).on_nodes(MAX_NODES + 1).is_err());
 }

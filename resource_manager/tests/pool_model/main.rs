@@ -1,11 +1,12 @@
-//! The pool under random events, with executor managers that lose, repeat, reorder, ignore and forget, and
-//! with a resource manager that is killed at any moment: its invariants hold after each event, and in the
-//! end everything is free and billed once.
+//! The pool under random events, with executor managers that lose, repeat, reorder, ignore and
+//! forget, and with a resource manager that is killed at any moment: its invariants hold after each
+//! event, and in the end everything is free and billed once.
 //!
 //! `PROPTEST_CASES=100000 cargo test -p resource_manager --test pool_model` is the long run.
 
 #![allow(clippy::unwrap_used)] // a test's way to fail, in functions that are no tests too
 
+mod lifetimes;
 mod managers;
 mod store;
 mod world;
@@ -89,8 +90,7 @@ enum Op {
     Forge {
         node: usize,
         lease: usize,
-        beyond: u64,
-        cores: u32,
+        lie: Lie,
     },
     Pass {
         ms: u64,
@@ -103,6 +103,30 @@ enum Op {
         committed: bool,
         down_ms: u64,
     },
+}
+
+/// What is not as it was granted.
+#[derive(Clone, Copy, Debug)]
+enum Lie {
+    Node,
+    Id { beyond: u64 },
+    Cores,
+    Memory,
+    Client,
+    Instance,
+    Expiry,
+}
+
+fn lie() -> impl Strategy<Value = Lie> {
+    prop_oneof![
+        Just(Lie::Node),
+        (1..1_000_u64).prop_map(|beyond| Lie::Id { beyond }),
+        Just(Lie::Cores),
+        Just(Lie::Memory),
+        Just(Lie::Client),
+        Just(Lie::Instance),
+        Just(Lie::Expiry),
+    ]
 }
 
 fn op() -> impl Strategy<Value = Op> {
@@ -131,8 +155,7 @@ fn op() -> impl Strategy<Value = Op> {
         16 => (node(), 0..8_usize, any::<bool>())
             .prop_map(|(node, which, again)| Op::Deliver { node, which, again }),
         1 => (node(), 0..8_usize).prop_map(|(node, which)| Op::Lose { node, which }),
-        2 => (node(), lease(), prop_oneof![Just(0), 0..1_000_u64], 0..4_u32)
-            .prop_map(|(node, lease, beyond, cores)| Op::Forge { node, lease, beyond, cores }),
+        3 => (node(), lease(), lie()).prop_map(|(node, lease, lie)| Op::Forge { node, lease, lie }),
         4 => (0..8_000_u64).prop_map(|ms| Op::Pass { ms }),
         2 => Just(Op::Flush),
         2 => (any::<bool>(), 0..8_000_u64)

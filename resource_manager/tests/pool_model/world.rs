@@ -5,19 +5,20 @@ use std::time::{Duration, Instant, SystemTime};
 
 use rdmalib::Peer;
 use resource_manager::pool::{
-    Action, Ask, Billed, Capacity, Changes, Denied, END_MARGIN, EXPIRY_MARGIN, EndReport, FairUse,
-    Grant, LeaseState, LeaseView, LinkId, NodeSpec, NodeState, NodeSums, NotReplaced, Now, Pool,
-    RECLAIM, RESTART_RETURN, Run, Terms,
+    Action, Ask, Billed, Capacity, Changes, Denied, EXPIRY_MARGIN, EndReport, FairUse, Grant,
+    LeaseState, LeaseView, LinkId, NodeSpec, NodeState, NodeSums, NotRenewed, NotReplaced, Now,
+    Pool, Run, Terms,
 };
 use rfaas_protocol::lease::{EndReason, LeaseId, Unusable};
 use rfaas_protocol::node::Bill;
 
+use super::lifetimes::Lifetimes;
 use super::managers::{Manager, Report};
 use super::store::Store;
-use super::{NODES, Op};
+use super::{Lie, NODES, Op};
 
 const NODE_RETURN: Duration = Duration::from_millis(1_500);
-const CLAIM_TIMEOUT: Duration = Duration::from_secs(5);
+pub const CLAIM_TIMEOUT: Duration = Duration::from_secs(5);
 /// Cores that the one client here may hold.
 const MOST_CORES: u32 = 10;
 
@@ -48,8 +49,7 @@ pub struct World {
     /// Changes that may wait.
     waiting: Vec<Changes>,
     now: Now,
-    /// When the resource manager was last started.
-    started: SystemTime,
+    lifetimes: Lifetimes,
     /// When each node last came or went.
     moved: [SystemTime; NODES],
     crash: Option<Crash>,
@@ -57,7 +57,7 @@ pub struct World {
     links: u64,
     clients: Vec<Client>,
     /// Ends that were acknowledged, which are not to be forgotten.
-    acknowledged: BTreeMap<LeaseId, Bill>,
+    acknowledged: BTreeMap<LeaseId, EndReport>,
 }
 
 fn name(node: usize) -> String {
@@ -78,7 +78,7 @@ impl World {
             pool,
             waiting: Vec::new(),
             now,
-            started: wall,
+            lifetimes: Lifetimes::new(wall),
             moved: [wall; NODES],
             crash: None,
             managers: (0..NODES).map(|_| Manager::new()).collect(),
@@ -140,7 +140,9 @@ impl World {
                 let ask = Ask::new(cores, memory, timeout, "c").unwrap();
                 let ask = ask.on_nodes(max_nodes).unwrap();
                 let ask = if while_connected { ask.while_connected() } else { ask };
-                return self.request(&ask, Capacity { cores, memory }, max_nodes);
+                let grants = self.request(&ask, Capacity { cores, memory }, max_nodes);
+                self.lifetimes.granted(now.wall, while_connected, &grants);
+                return grants;
             }
             Op::Renew { lease, timeout_ms } => return self.renew(lease, timeout_ms),
             Op::Replace { lease, origin } => return self.replace(lease, origin, out),
@@ -163,19 +165,21 @@ impl World {
                 }
             }
             Op::Delete { lease } => {
-                if let Some(id) = self.id(lease) {
-                    self.pool.end_lease(now, id, EndReason::Withdrawn, out);
+                if let Some(at) = self.client(lease) {
+                    self.delete(at, out);
                 }
             }
-            Op::ClientGone { lease } => self.pool.client_gone(now, self.id(lease)),
+            Op::ClientGone { lease } => {
+                let lease = self.id(lease).and_then(|id| self.pool.lease(id));
+                self.pool.client_gone(now, lease.as_ref().map(|lease| lease.lease));
+                lease.iter().for_each(|lease| self.lifetimes.client_gone(now.wall, lease));
+            }
             Op::Deliver { node, which, again } => self.deliver(node, which, again, out),
             Op::Lose { node, which } => {
                 let under_way = &mut self.managers[node].under_way;
                 which.checked_rem(under_way.len()).map(|at| under_way.remove(at));
             }
-            Op::Forge { node, lease, beyond, cores } => {
-                self.forge(node, lease, beyond, cores, out);
-            }
+            Op::Forge { node, lease, lie } => self.forge(node, lease, lie, out),
             Op::Pass { ms } => {
                 self.pass(Duration::from_millis(ms));
                 self.pool.tick(self.now, out);
@@ -278,18 +282,53 @@ impl World {
     fn renew(&mut self, lease: usize, timeout_ms: u64) -> Vec<Grant> {
         let Some(at) = self.client(lease) else { return Vec::new() };
         let before = &self.clients[at].grant;
-        let id = before.terms.lease;
-        let state = self.pool.lease(id).map(|lease| lease.state);
+        let (id, manager) = (before.terms.lease, &self.managers[node_of(before)]);
+        let lease = self.pool.lease(id);
+        let state = lease.as_ref().map(|lease| lease.state);
+        let is_over = lease.as_ref().is_none_or(|lease| lease.expires_at <= self.now.wall);
+        let is_stopping = manager.stopping && manager.link.is_some();
         let timeout = Duration::from_millis(timeout_ms);
         match self.pool.renew(self.now, id, timeout, None) {
             Ok(renewed) => {
-                assert!(matches!(state, Some(LeaseState::Granted | LeaseState::Active)));
-                assert!(renewed.terms.expires_at >= before.terms.expires_at);
-                assert!(renewed.terms.expires_at >= self.now.wall + timeout);
+                let lease = lease.expect("it has not ended");
+                assert!(matches!(lease.state, LeaseState::Granted | LeaseState::Active));
+                assert!(!is_over && !is_stopping, "too late");
+                let expires_at = lease.expires_at.max(self.now.wall + timeout);
+                let terms = Terms { expires_at, ..before.terms.clone() };
+                assert_eq!(renewed, Grant { terms, ..before.clone() });
+                self.lifetimes.renewed(id);
                 vec![renewed]
             }
-            Err(_) => Vec::new(),
+            Err(error) => {
+                assert!(match error {
+                    NotRenewed::Ended(_) => is_over,
+                    NotRenewed::Ending { .. } => is_stopping || state == Some(LeaseState::Ending),
+                    other => panic!("{other}"),
+                });
+                Vec::new()
+            }
         }
+    }
+
+    /// A lease is to end, which is said twice.
+    fn delete(&mut self, at: usize, out: &mut Vec<Action>) {
+        let grant = &self.clients[at].grant;
+        let (id, node) = (grant.terms.lease, &self.managers[node_of(grant)]);
+        let before = self.pool.lease(id).map(|lease| lease.state);
+        let after = match before {
+            Some(LeaseState::Active | LeaseState::Ending) => LeaseState::Ending,
+            _ => LeaseState::Ended,
+        };
+        let reason = EndReason::Withdrawn;
+        assert_eq!(self.pool.end_lease(self.now, id, reason, out), Some(after));
+        let said = out.len();
+        if before == Some(LeaseState::Active) {
+            assert_eq!(said, usize::from(node.link.is_some()), "its node is asked to end it");
+        }
+        assert_eq!(self.pool.end_lease(self.now, id, reason, out), Some(after));
+        assert_eq!(out.len(), said, "repeating it changes nothing");
+        let never = LeaseId::new(1).unwrap();
+        assert_eq!(self.pool.end_lease(self.now, never, reason, out), None);
     }
 
     /// A client could not use its lease, or says so.
@@ -312,10 +351,14 @@ impl World {
                 assert_eq!((new.cores, new.memory), (old.cores, old.memory));
                 assert_eq!(Some(new.expires_at), granted, "until the same time");
                 assert!(self.pool.has_ended(id), "it has both");
+                let node = node_of(&self.clients[at].grant);
+                let connected = self.managers[node].link.map(|_| self.moved[node]);
+                self.lifetimes.exchanged(id, new.lease, connected.unwrap_or(self.now.wall));
                 vec![other]
             }
             Err(NotReplaced::NoRoom { .. }) => {
                 assert!(!elsewhere, "there is room elsewhere");
+                assert_eq!(state, Some(LeaseState::Granted));
                 assert_eq!(self.pool.lease(id).map(|lease| lease.state), state, "it has neither");
                 Vec::new()
             }
@@ -337,30 +380,65 @@ impl World {
             false => manager.under_way.remove(at),
         };
         match report {
-            Report::Claimed(terms) => self.pool.claimed(self.now, link, &terms, out),
+            Report::Claimed(terms) => self.claimed(link, &terms, out),
             Report::Used(lease, bill) => self.pool.used(link, lease, bill),
             Report::Ended(report) => self.pool.ended(self.now, link, &report, out),
         }
     }
 
-    fn forge(&mut self, node: usize, lease: usize, beyond: u64, cores: u32, out: &mut Vec<Action>) {
+    /// A node reports that a lease of its own is in use: it is, or the node is told to end it.
+    fn claimed(&mut self, link: LinkId, terms: &Terms, out: &mut Vec<Action>) {
+        let id = terms.lease;
+        let state = |pool: &Pool| pool.lease(id).map(|lease| lease.state);
+        let goes_on = matches!(state(&self.pool), Some(LeaseState::Granted | LeaseState::Active));
+        let said = out.len();
+        self.pool.claimed(self.now, link, terms, out);
+        match out[said..] {
+            [] => assert_eq!((goes_on, state(&self.pool)), (true, Some(LeaseState::Active))),
+            [Action::EndLease { link: to, lease, reason, .. }] => {
+                assert_eq!((goes_on, to, lease), (false, link, id));
+                let guess = self.store.bills.get(&id).filter(|billed| !billed.reported);
+                assert!(guess.is_none_or(|billed| billed.reason == reason), "not why it ended");
+            }
+            ref other => panic!("{other:?}"),
+        }
+    }
+
+    fn forge(&mut self, node: usize, lease: usize, lie: Lie, out: &mut Vec<Action>) {
         let (Some(link), Some(at)) = (self.managers[node].link, self.client(lease)) else { return };
         let mut terms = self.clients[at].grant.terms.clone();
-        terms.cores += cores;
-        terms.lease = LeaseId::new(terms.lease.get() + beyond).unwrap();
-        let holds = |terms: &Terms| (terms.lease, terms.cores, terms.memory);
+        match lie {
+            Lie::Node => {}
+            Lie::Id { beyond } => {
+                terms.lease = LeaseId::new(terms.lease.get() + beyond).unwrap();
+            }
+            Lie::Cores => terms.cores += 1,
+            Lie::Memory => terms.memory += 1,
+            Lie::Client => terms.client = "another".into(),
+            Lie::Instance => terms.instance = terms.instance.map(|i| i.saturating_add(1)),
+            Lie::Expiry => terms.expires_at += Duration::from_secs(3600),
+        }
+        let before = self.pool.lease(terms.lease);
+        // These two are not in a bill.
+        let is_seen = matches!(lie, Lie::Instance | Lie::Expiry) && before.is_some();
+        let of = |terms: &Terms| (terms.lease, terms.cores, terms.memory, terms.client.clone());
         let mut grants = self.clients.iter().map(|client| &client.grant);
-        if grants.any(|grant| node_of(grant) == node && holds(&grant.terms) == holds(&terms)) {
+        let is_true = |grant: &Grant| node_of(grant) == node && of(&grant.terms) == of(&terms);
+        if grants.any(is_true) && !is_seen {
             return; // that would be the truth
         }
         self.pool.claimed(self.now, link, &terms, out);
+        let told = matches!(out[..], [Action::EndLease { lease, .. }] if lease == terms.lease);
+        assert!(told, "it goes on: {out:?}");
         let bill = Bill { invocations: FORGED.into(), ..Bill::default() };
         self.pool.used(LinkId(u64::MAX), terms.lease, bill);
+        let lease = terms.lease;
         let report = EndReport { terms, reason: EndReason::Released, bill };
         let mut answer = Vec::new();
         self.pool.ended(self.now, link, &report, &mut answer);
         // It is acknowledged, but not to the executor manager, which has not said it.
         assert!(matches!(answer[..], [Action::AcknowledgeEnd { .. }]), "it has ended something");
+        assert_eq!(self.pool.lease(lease), before, "it has changed something");
     }
 
     fn flush(&mut self) {
@@ -374,6 +452,8 @@ impl World {
         loop {
             let changes = self.pool.take_changes();
             let urgent = changes.urgent;
+            let guesses = changes.bills.iter().filter(|billed| !billed.reported);
+            guesses.for_each(|billed| self.lifetimes.check_guess(billed));
             self.waiting.push(changes);
             let crash = self.crash.take();
             if urgent && crash.is_none_or(|crash| crash.committed) {
@@ -411,7 +491,7 @@ impl World {
         self.waiting.clear();
         self.managers.iter_mut().for_each(Manager::disconnected);
         self.pass(down);
-        self.started = self.now.wall;
+        self.lifetimes.restarted(self.now.wall);
         let pool = Pool::restore(self.now, NODE_RETURN, self.store.snapshot());
         self.pool = pool.with_rules(self.now, rules());
         assert!(self.pool.leases().iter().map(|l| l.lease).eq(self.store.live()), "not restored");
@@ -420,6 +500,9 @@ impl World {
     fn act(&mut self, action: Action, out: &mut Vec<Action>) {
         match action {
             Action::EndLease { link, lease, reason, .. } => {
+                let of_lease = self.pool.lease(lease).filter(|_| reason == EndReason::Expired);
+                let is_due = |lease: LeaseView| lease.expires_at + EXPIRY_MARGIN <= self.now.wall;
+                assert!(of_lease.is_none_or(is_due), "its node ends it by its own clock");
                 if let Some(manager) = self.manager(link).filter(|manager| manager.obeys) {
                     manager.end(lease, reason);
                 }
@@ -427,7 +510,7 @@ impl World {
             Action::AcknowledgeEnd { link, lease } => {
                 let report = self.manager(link).and_then(|m| m.unacknowledged.remove(&lease));
                 if let Some(report) = report {
-                    self.acknowledged.insert(lease, report.bill);
+                    self.acknowledged.insert(lease, report);
                 }
             }
             Action::Close { link, .. } => {
@@ -444,22 +527,13 @@ impl World {
     }
 
     /// What always holds.
-    fn check(&self) {
+    fn check(&mut self) {
         let leases = self.pool.leases();
         let mut held: BTreeMap<&str, (u32, u32)> = BTreeMap::new();
         for lease in &leases {
             let (cores, memory) = held.entry(&lease.node).or_default();
             *cores += lease.cores;
             *memory += lease.memory;
-            let latest = lease.expires_at.max(self.started) + EXPIRY_MARGIN + END_MARGIN;
-            assert!(self.now.wall < latest, "lease {} outlived its bound", lease.lease);
-            // Its node was there all the time to tell of its claim.
-            let node = lease.node[5..].parse::<usize>().expect("see `name`");
-            let since = lease.granted_at.max(self.started + RESTART_RETURN).max(self.moved[node]);
-            let is_there = self.managers[node].link.is_some();
-            let claim_by = since + CLAIM_TIMEOUT.max(RECLAIM);
-            let is_late = lease.state == LeaseState::Granted && self.now.wall >= claim_by;
-            assert!(!(is_there && is_late), "lease {} was not claimed", lease.lease);
         }
         self.check_counts(&leases);
         for node in self.pool.nodes() {
@@ -482,11 +556,16 @@ impl World {
         assert_eq!(open, live.len() as u64, "ended twice");
         let forged = |bill: &Billed| bill.bill.invocations.get() == FORGED;
         assert!(!self.store.bills.values().any(forged), "billed what was not granted");
-        for (lease, bill) in &self.acknowledged {
-            let kept = self.store.bills.get(lease);
-            let known = kept.is_some_and(|kept| kept.reported && kept.bill == *bill);
-            assert!(known, "the bill of {lease} was acknowledged and is not there");
+        for (lease, report) in &self.acknowledged {
+            let kept = self.store.bills.get(lease).filter(|kept| kept.reported && kept.claimed);
+            let known = kept.map(|kept| (kept.bill, kept.reason));
+            assert_eq!(known, Some((report.bill, report.reason)), "the bill of {lease} is lost");
         }
+        let (managers, moved) = (&self.managers, &self.moved);
+        self.lifetimes.check(self.now.wall, leases, |node| {
+            let node = node[5..].parse::<usize>().expect("see `name`");
+            managers[node].link.map(|_| moved[node])
+        });
     }
 
     /// What is counted is what there is.

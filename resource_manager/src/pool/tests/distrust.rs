@@ -73,19 +73,6 @@ fn what_fits_nowhere_else_goes_to_nodes_that_are_tried_last_also_in_parts() {
 }
 
 #[test]
-fn a_lease_is_not_exchanged_for_one_on_its_own_node_nor_once_it_is_in_use_or_over() {
-    let mut world = World::new();
-    let link = world.node("a", 2, 64);
-    let (grant, used) = (world.request(1, 1, HOUR).unwrap(), world.active(1, link));
-    assert_eq!(world.replace(&grant, 1), Err(NotReplaced::NoRoom { cores: 1, memory: 1 }));
-    assert_eq!(world.state(&grant), Some(LeaseState::Granted), "it is as before");
-    let lease = used.terms.lease;
-    assert_eq!(world.replace(&used, 1), Err(NotReplaced::NotUnclaimed(lease)));
-    world.report(&used, link, EndReason::Released, 1);
-    assert_eq!(world.replace(&used, 1), Err(NotReplaced::NotUnclaimed(lease)));
-}
-
-#[test]
 fn one_user_s_word_holds_for_a_few_nodes_at_a_time() {
     let mut world = World::new();
     let count = MOST_OF_ONE + 3;

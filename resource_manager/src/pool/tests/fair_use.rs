@@ -6,49 +6,11 @@ use rfaas_protocol::lease::Unusable;
 use super::super::fair_use::MOST_KNOWN;
 use super::*;
 
-const CLAIM: Duration = Duration::from_secs(10);
-
 fn world(rules: FairUse) -> World {
     let mut world = World::new();
     let pool = std::mem::replace(&mut world.pool, Pool::new(world.now, NODE_RETURN));
     world.pool = pool.with_rules(world.now, rules);
     world
-}
-
-fn claims_in_time() -> World {
-    world(FairUse { claim_timeout: CLAIM, ..FairUse::default() })
-}
-
-#[test]
-fn a_lease_that_nobody_claims_ends_in_time_and_one_that_is_claimed_does_not() {
-    let mut world = claims_in_time();
-    let link = world.node("a", 3, 64);
-    let unclaimed = world.request(1, 1, HOUR).unwrap();
-    let late = world.request(1, 1, HOUR).unwrap();
-    let short = world.request(1, 1, SECOND).unwrap();
-    world.pass(CLAIM - Duration::from_millis(1));
-    assert_eq!(world.billed(&short), Some((EndReason::Expired, 0)));
-    assert_eq!(world.state(&unclaimed), Some(LeaseState::Granted));
-    world.claim(&late, link);
-    world.pass(Duration::from_millis(1));
-    assert_eq!(world.billed(&unclaimed), Some((EndReason::Unclaimed, 0)));
-    assert!(!world.bill(&unclaimed).unwrap().claimed);
-    world.pass(2 * CLAIM);
-    assert_eq!(world.state(&late), Some(LeaseState::Active));
-    assert_eq!(world.free("a").cores, 2);
-}
-
-#[test]
-fn renewing_a_lease_is_not_claiming_it() {
-    let mut world = claims_in_time();
-    world.node("a", 1, 64);
-    let grant = world.request(1, 1, HOUR).unwrap();
-    for _ in 0..3 {
-        world.pass(CLAIM / 4);
-        world.pool.renew(world.now, grant.terms.lease, HOUR, None).unwrap();
-    }
-    world.pass(CLAIM / 4);
-    assert_eq!(world.billed(&grant), Some((EndReason::Unclaimed, 0)));
 }
 
 #[test]
@@ -66,20 +28,6 @@ fn a_lease_whose_claim_nobody_could_tell_of_waits_for_its_node() {
     world.pass(RECLAIM);
     assert_eq!(world.state(&claimed), Some(LeaseState::Active));
     assert_eq!(world.billed(&unclaimed), Some((EndReason::Unclaimed, 0)));
-}
-
-#[test]
-fn a_lease_that_was_claimed_just_as_it_ended_is_ended_there_and_billed_as_its_node_says() {
-    let mut world = claims_in_time();
-    let link = world.node("a", 1, 64);
-    let grant = world.request(1, 1, HOUR).unwrap();
-    world.pass(CLAIM);
-    world.claim(&grant, link);
-    let told = end_lease(link, &grant, EndReason::Unclaimed, Duration::ZERO);
-    assert_eq!(world.actions(), [told]);
-    world.report(&grant, link, EndReason::Unclaimed, 5);
-    assert_eq!(world.billed(&grant), Some((EndReason::Unclaimed, 5)));
-    assert!(world.bill(&grant).unwrap().claimed);
 }
 
 fn ask(client: &str, user: u32, cores: u32) -> Ask {
@@ -207,23 +155,6 @@ fn renewing_and_exchanging_a_lease_are_requests_too() {
     world.pass(SECOND);
     let replaced = world.pool.replace(world.now, lease, refused, you, &mut world.out);
     assert_eq!(replaced, Err(NotReplaced::NoRoom { cores: 1, memory: 1 }));
-}
-
-#[test]
-fn a_lease_that_is_exchanged_is_to_be_claimed_when_the_first_one_was() {
-    let mut world = claims_in_time();
-    world.node("a", 1, 64);
-    world.node("b", 1, 64);
-    let mut grant = world.request(1, 1, HOUR).unwrap();
-    for _ in 0..3 {
-        world.pass(CLAIM / 4);
-        let (lease, user) = (grant.terms.lease, Peer::User(1));
-        let replaced =
-            world.pool.replace(world.now, lease, Unusable::Refused, user, &mut world.out);
-        grant = replaced.unwrap();
-    }
-    world.pass(CLAIM / 4);
-    assert_eq!(world.billed(&grant), Some((EndReason::Unclaimed, 0)));
 }
 
 #[test]

@@ -132,35 +132,6 @@ fn a_restart_ends_the_connections_that_unclaimed_leases_depend_on() {
 }
 
 #[test]
-fn what_has_ended_stays_ended_after_a_restart_and_is_billed_once() {
-    let (mut world, mut kept) = (World::new(), Kept::default());
-    let link = world.node("a", 4, 64);
-    let lost = world.active(2, link);
-    let ended = world.active(1, link);
-    world.report(&ended, link, EndReason::Released, 5);
-    world.disconnect(link);
-    world.pass(NODE_RETURN);
-    restart(&mut world, &mut kept);
-    assert_eq!(world.pool.leases(), []);
-    for grant in [&lost, &ended] {
-        assert!(world.pool.has_ended(grant.terms.lease));
-    }
-    let link = world.connect("a");
-    world.claim(&lost, link);
-    world.claim(&ended, link);
-    let told = |grant, reason| end_lease(link, grant, reason, Duration::ZERO);
-    let (node_lost, unknown) = (EndReason::NodeLost, EndReason::Withdrawn);
-    assert_eq!(world.actions(), [told(&lost, node_lost), told(&ended, unknown)]);
-    world.report(&lost, link, EndReason::ClientGone, 9);
-    world.report(&lost, link, EndReason::ClientGone, 9);
-    world.report(&ended, link, EndReason::ClientGone, 9);
-    let changes = world.pool.take_changes();
-    let bills: Vec<_> =
-        changes.bills.iter().map(|b| (b.lease, b.bill.allocated_ns.get())).collect();
-    assert_eq!(bills, [(lost.terms.lease, 9)]);
-}
-
-#[test]
 fn ids_go_on_above_all_earlier_ones_even_if_the_clock_was_set_back() {
     let (mut world, mut kept) = (World::new(), Kept::default());
     world.node("a", 4, 64);
@@ -207,30 +178,6 @@ fn only_what_somebody_is_told_of_is_urgent() {
     world.disconnect(link);
     world.pool.draining(world.now, link, SECOND, &mut world.out);
     assert_eq!(urgent(&mut world), None);
-}
-
-#[test]
-fn a_lease_that_differs_from_what_was_granted_is_ended_there_and_not_billed() {
-    let mut world = World::new();
-    let link = world.node("a", 4, 64);
-    let grant = world.request(2, 2, HOUR).unwrap();
-    let differ: [fn(&mut Terms); 4] = [
-        |terms| terms.cores += 1,
-        |terms| terms.memory -= 1,
-        |terms| terms.client = "another".into(),
-        |terms| terms.instance = NonZeroU64::new(2),
-    ];
-    for change in differ {
-        let mut other = grant.clone();
-        change(&mut other.terms);
-        world.claim(&other, link);
-        let told = end_lease(link, &grant, EndReason::Withdrawn, Duration::ZERO);
-        assert_eq!(world.actions(), [told]);
-        world.report(&other, link, EndReason::Released, 7);
-        assert_eq!(world.actions(), [acknowledge(link, &grant)]);
-        assert_eq!(world.state(&grant), Some(LeaseState::Granted));
-    }
-    assert_eq!(world.billed(&grant), None);
 }
 
 #[test]
