@@ -2,7 +2,7 @@
 //! around the allocations: processes that exist, tokens that clients hold, runs of the manager one after
 //! the other, and what the resource manager was told. Time is the model's.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -111,6 +111,10 @@ struct Known {
     held: bool,
     claimed: u32,
     ended: u32,
+    /// The resource manager ended it before anybody had claimed it.
+    withdrawn: bool,
+    /// The CPUs of its workers, from the first start of a claim until its end.
+    pins: Vec<usize>,
     /// When it was claimed, and when its time is over, as its client was told.
     claimed_at: Option<Instant>,
     expires: Option<Instant>,
@@ -203,12 +207,13 @@ impl World {
         (terms, admitted)
     }
 
-    fn apply(&mut self, event: Event) {
+    fn apply(&mut self, event: Event) -> Vec<Action> {
         let mut out = Vec::new();
         self.allocations.apply(self.now, event.clone(), &mut out);
-        for action in out {
-            self.check(&event, action);
+        for action in &out {
+            self.check(&event, action.clone());
         }
+        out
     }
 
     fn check(&mut self, event: &Event, action: Action) {
@@ -226,6 +231,8 @@ impl World {
                         };
                         assert_eq!(self.draining, None, "renewed although it is to stop");
                         let end = Some(self.now + *time_left);
+                        let held = self.allocations.lease_of(client);
+                        assert_eq!(held, LeaseId::new(terms.lease.get()), "another holds it");
                         let known = self.known(terms.lease.get());
                         assert!(known.held && known.ended == 0, "renewed after its end");
                         known.expires = known.expires.max(end);
@@ -235,8 +242,9 @@ impl World {
             }
             Action::Start { lease, workers, pins, .. } => {
                 assert_eq!(u32::from(workers), terms_of(lease.get()).cores.get());
-                assert_eq!(pins.map(|pins| pins.len()), Some(usize::from(workers)));
-                self.check_start(event, lease.get());
+                let pins = pins.expect("workers are pinned here");
+                assert_eq!(pins.len(), usize::from(workers));
+                self.check_start(event, lease.get(), pins);
             }
             Action::Stop(lease) => {
                 let known = self.known(lease.get());
@@ -252,17 +260,19 @@ impl World {
         }
     }
 
-    fn check_start(&mut self, event: &Event, lease: u64) {
+    fn check_start(&mut self, event: &Event, lease: u64, pins: Vec<usize>) {
         let Event::Claim { time_left, .. } = event else { panic!("{event:?}") };
         let (now, capacity, draining) = (self.now, self.capacity, self.draining);
         assert_eq!(terms_of(lease).instance.get(), self.run, "of another run");
         let known = self.known(lease);
         assert_eq!(known.process, Process::None, "two processes for lease {lease}");
-        assert_eq!(known.ended, 0, "started after its end");
+        assert!(known.ended == 0 && !known.withdrawn, "started after its end");
         known.process = Process::Starting;
         if std::mem::replace(&mut known.held, true) {
+            assert_eq!(known.pins, pins, "a lease keeps its CPUs");
             return;
         }
+        known.pins = pins;
         assert_eq!(draining, None, "a new lease although it is to stop");
         (known.claimed_at, known.expires) = (Some(now), Some(now + *time_left));
         let held = || self.leases.iter().filter(|(_, known)| known.held);
@@ -270,6 +280,30 @@ impl World {
         let memory: u32 = held().map(|(&id, _)| terms_of(id).memory.get()).sum();
         assert!(cores <= capacity.cores, "{cores} cores leased of {capacity:?}");
         assert!(memory <= capacity.memory, "{memory} MB leased of {capacity:?}");
+        let pins: Vec<_> = held().flat_map(|(_, known)| &known.pins).collect();
+        let cpus: BTreeSet<_> = pins.iter().collect();
+        assert_eq!(pins.len(), cpus.len(), "two workers on one CPU: {pins:?}");
+    }
+
+    /// A client shows its token. What is refused changes nothing.
+    fn claim(&mut self, client: ClientId, terms: LeaseTerms, time_left: Duration) {
+        let lease = terms.lease.get();
+        let before = (self.allocations.free(), self.allocations.lease_of(client));
+        let known = self.known(lease);
+        let is_over = known.ended > 0 || known.withdrawn;
+        let event = Event::Claim { client, terms, time_left, deployment: deployment() };
+        let refused = self.apply(event).into_iter().find_map(|action| match action {
+            Action::Tell(_, ToClient::Refused(refused)) => Some(refused.because),
+            _ => None,
+        });
+        let Some(because) = refused else {
+            assert_eq!(self.known(lease).process, Process::Starting, "neither taken nor refused");
+            return;
+        };
+        assert_eq!((self.allocations.free(), self.allocations.lease_of(client)), before);
+        if is_over && before.1.is_none() && self.draining.is_none() {
+            assert_eq!(because, RefusedBecause::LeaseEnded.to_wire());
+        }
     }
 
     fn check_end(&mut self, ended: &LeaseEnded) {
@@ -296,8 +330,7 @@ impl World {
                 let (terms, admitted) = self.show(self.number(lease, runs_ago), ms);
                 let client = self.clients[client];
                 if let Ok(time_left) = admitted {
-                    let deployment = deployment();
-                    self.apply(Event::Claim { client, terms, time_left, deployment });
+                    self.claim(client, terms, time_left);
                 }
             }
             Step::Renew { client, lease, runs_ago, ms } => {
@@ -311,18 +344,25 @@ impl World {
             }
             Step::StartDone { lease, works } => self.start_done(self.number(lease, 0), works),
             Step::ExitDone { lease, exit } => self.exit_done(self.number(lease, 0), exit),
-            Step::Release { client } => self.apply(Event::Release(self.clients[client])),
+            Step::Release { client } => {
+                self.apply(Event::Release(self.clients[client]));
+            }
             Step::Gone { client } => {
                 let gone = std::mem::replace(&mut self.clients[client], ClientId(self.next_client));
                 self.next_client += 1;
                 self.apply(Event::ClientGone(gone));
                 self.apply(Event::ClientGone(gone));
             }
-            Step::End { lease, runs_ago, grace_ms } => self.apply(Event::End {
-                lease: LeaseId::new(self.number(lease, runs_ago)).unwrap(),
-                reason: EndReason::Withdrawn,
-                grace: Duration::from_millis(grace_ms),
-            }),
+            Step::End { lease, runs_ago, grace_ms } => {
+                let lease = self.number(lease, runs_ago);
+                let known = self.known(lease);
+                known.withdrawn |= !known.held;
+                self.apply(Event::End {
+                    lease: LeaseId::new(lease).unwrap(),
+                    reason: EndReason::Withdrawn,
+                    grace: Duration::from_millis(grace_ms),
+                });
+            }
             Step::Wait { ms } => {
                 self.now += Duration::from_millis(ms);
                 self.report_used(); // before what is due is done

@@ -192,38 +192,6 @@ fn a_crashed_executor_is_told_and_the_lease_may_start_another() {
 }
 
 #[test]
-fn a_second_claim_of_a_running_lease_is_refused_and_changes_nothing() {
-    let mut node = Node::new();
-    node.lease(A, 7, 2);
-    assert_eq!(refusal(&node.claim(A, terms(7, 2, 100))), RefusedBecause::BadRequest);
-    assert_eq!(refusal(&node.claim(B, terms(7, 2, 100))), RefusedBecause::BadRequest);
-    assert_eq!(node.allocations.free().cores, 2);
-    assert!(node.allocations.lease_of(B).is_none());
-}
-
-#[test]
-fn an_ended_lease_cannot_be_claimed_again() {
-    let mut node = Node::new();
-    let lease = node.lease(A, 7, 2);
-    node.apply(Event::Release(A));
-    assert_eq!(refusal(&node.claim(A, terms(7, 2, 100))), RefusedBecause::LeaseEnded);
-    node.exit(lease, Usage::default());
-    for client in [A, B] {
-        assert_eq!(refusal(&node.claim(client, terms(7, 2, 100))), RefusedBecause::LeaseEnded);
-    }
-    node.apply(Event::End {
-        lease: LeaseId::new(8).unwrap(),
-        reason: EndReason::Withdrawn,
-        grace: SECOND,
-    });
-    assert_eq!(
-        refusal(&node.claim(B, terms(8, 2, 100))),
-        RefusedBecause::LeaseEnded,
-        "unclaimed end"
-    );
-}
-
-#[test]
 fn what_does_not_fit_is_refused_with_what_is_free_and_fits_after_a_release() {
     let mut node = Node::new();
     let lease = node.lease(A, 7, 3);
@@ -306,37 +274,6 @@ fn a_release_that_crosses_an_expiry_still_gets_the_bill() {
     let out = node.exit(lease, Usage::default());
     assert!(matches!(out[1], Action::Tell(A, ToClient::Released(_))));
     assert_eq!(ended(&out).0, EndReason::Expired);
-}
-
-#[test]
-fn shutdown_ends_everything_and_takes_no_more() {
-    let mut node = Node::new();
-    let (first, second) = (node.lease(A, 7, 1), node.lease(B, 8, 1));
-    let out = node.apply(Event::Drain { grace: Duration::ZERO });
-    assert_eq!(told_ending(&out), Some((EndReason::Shutdown, 0)));
-    assert!(out.contains(&Action::Stop(first)) && out.contains(&Action::Stop(second)));
-    assert_eq!(refusal(&node.claim(ClientId(3), terms(9, 1, 100))), RefusedBecause::Draining);
-    for lease in [first, second] {
-        assert_eq!(ended(&node.exit(lease, Usage::default())).0, EndReason::Shutdown);
-    }
-    assert!(node.allocations.is_empty());
-}
-
-#[test]
-fn pinned_workers_of_two_leases_never_share_a_cpu() {
-    let mut node = Node {
-        allocations: Allocations::new(Some(CpuPool::new(0..4)), HEARTBEAT),
-        now: Instant::now(),
-    };
-    node.apply(Event::Capacity(Capacity { cores: 4, memory: 1000 }));
-    let mut seen = Vec::new();
-    for (client, number) in [(A, 7), (B, 8)] {
-        let out = node.claim(client, terms(number, 2, 100));
-        let [Action::Start { pins: Some(pins), .. }] = &out[..] else { panic!("{out:?}") };
-        seen.extend(pins.clone());
-    }
-    seen.sort_unstable();
-    assert_eq!(seen, [0, 1, 2, 3]);
 }
 
 #[test]
@@ -473,17 +410,6 @@ fn only_who_holds_a_lease_that_is_not_being_ended_renews_it() {
     node.now += SECOND;
     node.apply(Event::Time);
     assert_eq!(refusal(&node.apply(asked(A, 7, 1))), RefusedBecause::LeaseEnded);
-}
-
-#[test]
-fn a_lease_that_ended_before_its_renewal_came_is_not_claimed_by_the_new_token() {
-    let mut node = Node::new();
-    let lease = node.lease(A, 7, 1);
-    node.now += 60 * SECOND;
-    node.apply(Event::Time);
-    node.exit(lease, Usage::default());
-    node.now += 60 * SECOND; // the first token has expired
-    assert_eq!(refusal(&node.claim(B, terms(7, 1, 100))), RefusedBecause::LeaseEnded);
 }
 
 #[test]
