@@ -1,5 +1,5 @@
-//! Peers that only take up room: they connect and hang up, say nothing, or claim nothing. A client that wants
-//! something is served beside them.
+//! Many clients, and peers that only take up room: they connect and hang up, say nothing, or claim
+//! nothing. A client that wants something is served beside them.
 #![allow(clippy::unwrap_used)] // clippy does not see that all of this is test code
 
 mod common;
@@ -10,7 +10,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use common::*;
-use rfaas_protocol::allocation::{FromClient, ToClient};
+use nix::sys::signal::Signal;
+use rfaas_protocol::allocation::{FromClient, RefusedBecause, ToClient};
 use rfaas_protocol::channel::{Channel, ChannelError};
 use rfaas_protocol::{Empty, Role};
 
@@ -90,4 +91,66 @@ fn who_says_nothing_keeps_nobody_waiting() {
     let mut client = Client::connect(node.address);
     let answer = client.ask(allocate(unsigned(1)));
     assert!(matches!(answer, ToClient::Allocated(_)), "{answer:?}");
+}
+
+#[test]
+fn a_request_that_comes_with_its_connection_is_answered() {
+    for node in nodes("exit 0") {
+        for _ in 0..50 {
+            let (because, _) = node.client().refused(allocate(unsigned(0)));
+            assert_eq!(because, RefusedBecause::BadRequest);
+        }
+    }
+}
+
+#[test]
+fn more_requests_than_are_taken_at_once_are_all_answered() {
+    for node in nodes("exit 0") {
+        let mut clients: Vec<_> = (0..8).map(|_| node.client()).collect();
+        for client in &mut clients {
+            client.refused(allocate(unsigned(0))); // connected
+        }
+        node.signal(Signal::SIGSTOP);
+        for client in &mut clients {
+            for _ in 0..30 {
+                client.send(&FromClient::Allocate(allocate(unsigned(0))));
+            }
+        }
+        node.signal(Signal::SIGCONT);
+        for client in &mut clients {
+            for _ in 0..30 {
+                assert!(matches!(client.next(), ToClient::Refused(_)));
+            }
+        }
+        drop(clients);
+        node.client().refused(allocate(unsigned(0)));
+        let log = node.log();
+        assert!(!log.contains(" WARN ") && !log.contains(" ERROR "), "an end is no error:\n{log}");
+    }
+}
+
+#[test]
+fn clients_that_go_while_their_messages_are_taken_harm_nobody() {
+    for node in nodes(OBEDIENT) {
+        let mut good = node.client();
+        good.claim(unsigned(1));
+        for round in 0..30 {
+            let mut client = node.client();
+            for _ in 0..round % 4 {
+                client.send(&FromClient::Allocate(allocate(unsigned(1))));
+                client.send(&FromClient::Release(Empty {}));
+            }
+            if round % 2 == 0 {
+                client.channel.disconnect();
+            }
+        }
+        good.release();
+        let mut client = node.client();
+        wait_for("all cores", || match client.ask(allocate(unsigned(4))) {
+            ToClient::Allocated(_) => Some(()),
+            _ => None,
+        });
+        client.release();
+        node.stop();
+    }
 }

@@ -1,26 +1,15 @@
-//! Clients and a resource manager whose messages are lost, come twice, or are cut: what a node makes
-//! of them.
+//! Clients and a resource manager whose messages are lost, come twice, are cut or are nonsense: what a
+//! node makes of them.
 
 mod common;
 
 use common::*;
 use rdmalib::faults::{Fault, Script};
 use rfaas_protocol::allocation::{FromClient, ToClient};
+use rfaas_protocol::channel::refuse;
 use rfaas_protocol::lease::EndReason;
-use rfaas_protocol::node::{EndLease, FromNode, LeaseEndedAck, ToNode};
-use rfaas_protocol::{Clock, Empty};
-
-fn ack(lease: u64) -> ToNode {
-    ToNode::EndedAck(LeaseEndedAck { lease: lease.into() })
-}
-
-fn withdrawn(lease: u64) -> ToNode {
-    ToNode::EndLease(EndLease {
-        lease: lease.into(),
-        reason: EndReason::Withdrawn.to_wire(),
-        grace_ms: 0.into(),
-    })
-}
+use rfaas_protocol::node::{FromNode, ToNode};
+use rfaas_protocol::{Clock, Empty, Malformed, MessageKind};
 
 /// Waits until the node has taken what was sent to it: it answers its heartbeats in order.
 fn taken(link: &mut NodeLink) {
@@ -32,22 +21,17 @@ fn taken(link: &mut NodeLink) {
 
 #[test]
 fn an_end_whose_acknowledgement_was_lost_is_reported_again_with_the_same_bill() {
-    let mut manager = ResourceManager::new();
-    let node = manager.node(OBEDIENT).start();
-    let mut link = manager.register();
-    let mut client = node.client();
-    client.claim(link.signed(77, 2));
-    assert_eq!(link.claimed(), 77);
+    let (mut manager, node, mut link, mut client) = in_use(OBEDIENT, 2);
     let bill = client.release();
     assert_eq!(link.ended(), (77, EndReason::Released, bill));
     link.channel.inject(Script::new().at(0, Fault::Drop));
-    link.send(&ack(77));
+    link.acknowledge(77);
     taken(&mut link);
     drop(link);
 
     let mut link = manager.register();
     assert_eq!(link.ended(), (77, EndReason::Released, bill));
-    link.send(&ack(77));
+    link.acknowledge(77);
     taken(&mut link);
     drop(link);
 
@@ -58,9 +42,7 @@ fn an_end_whose_acknowledgement_was_lost_is_reported_again_with_the_same_bill() 
 
 #[test]
 fn an_acknowledgement_that_comes_twice_is_one() {
-    let mut manager = ResourceManager::new();
-    let node = manager.node(OBEDIENT).start();
-    let mut link = manager.register();
+    let (_manager, node, mut link) = registered(OBEDIENT);
     let mut client = node.client();
     link.channel.inject(Script::new().at(0, Fault::Duplicate));
     for lease in [77, 78] {
@@ -68,7 +50,7 @@ fn an_acknowledgement_that_comes_twice_is_one() {
         assert_eq!(link.claimed(), lease);
         client.release();
         assert_eq!(link.ended().0, lease);
-        link.send(&ack(lease));
+        link.acknowledge(lease);
     }
     taken(&mut link);
     node.stop();
@@ -76,18 +58,13 @@ fn an_acknowledgement_that_comes_twice_is_one() {
 
 #[test]
 fn a_lease_that_is_withdrawn_twice_ends_once() {
-    let mut manager = ResourceManager::new();
-    let node = manager.node(OBEDIENT).start();
-    let mut link = manager.register();
-    let mut client = node.client();
-    client.claim(link.signed(77, 2));
-    assert_eq!(link.claimed(), 77);
+    let (_manager, node, mut link, mut client) = in_use(OBEDIENT, 2);
     link.channel.inject(Script::new().at(0, Fault::Duplicate));
-    link.send(&withdrawn(77));
+    link.end(77, EndReason::Withdrawn, 0);
     assert_eq!(client.ending(), (EndReason::Withdrawn, 0));
     let (lease, reason, _) = link.ended();
     assert_eq!((lease, reason), (77, EndReason::Withdrawn));
-    link.send(&ack(77));
+    link.acknowledge(77);
     taken(&mut link); // and no second report
     client.claim(link.signed(78, 4)); // all is free
     node.stop();
@@ -95,14 +72,9 @@ fn a_lease_that_is_withdrawn_twice_ends_once() {
 
 #[test]
 fn a_word_of_the_resource_manager_that_is_cut_costs_the_connection_and_no_lease() {
-    let mut manager = ResourceManager::new();
-    let mut node = manager.node(OBEDIENT).start();
-    let mut link = manager.register();
-    let mut client = node.client();
-    client.claim(link.signed(77, 2));
-    assert_eq!(link.claimed(), 77);
+    let (mut manager, mut node, mut link, mut client) = in_use(OBEDIENT, 2);
     link.channel.inject(Script::new().at(0, Fault::Truncate(4)));
-    link.send(&withdrawn(77));
+    link.end(77, EndReason::Withdrawn, 0);
     node.wait_for_log("no connection to the resource manager");
     let mut link = manager.register();
     assert_eq!(link.claimed(), 77);
@@ -112,16 +84,11 @@ fn a_word_of_the_resource_manager_that_is_cut_costs_the_connection_and_no_lease(
 
 #[test]
 fn a_release_that_comes_twice_is_billed_once() {
-    let mut manager = ResourceManager::new();
-    let node = manager.node(OBEDIENT).start();
-    let mut link = manager.register();
-    let mut client = node.client();
-    client.claim(link.signed(77, 2));
-    assert_eq!(link.claimed(), 77);
+    let (_manager, node, mut link, mut client) = in_use(OBEDIENT, 2);
     client.channel.inject(Script::new().at(0, Fault::Duplicate));
     let bill = client.release();
     assert_eq!(link.ended(), (77, EndReason::Released, bill));
-    link.send(&ack(77));
+    link.acknowledge(77);
     taken(&mut link);
     node.client().claim(link.signed(78, 4)); // all is free
     assert_eq!(link.claimed(), 78);
@@ -129,9 +96,7 @@ fn a_release_that_comes_twice_is_billed_once() {
 
 #[test]
 fn a_claim_that_comes_twice_holds_its_cores_once() {
-    let mut manager = ResourceManager::new();
-    let node = manager.node(OBEDIENT).start();
-    let mut link = manager.register();
+    let (_manager, node, mut link) = registered(OBEDIENT);
     let mut client = node.client_for(&link.signed(77, 2));
     client.channel.inject(Script::new().at(0, Fault::Duplicate));
     client.claim(link.signed(77, 2));
@@ -160,4 +125,34 @@ fn a_truncated_claim_ends_its_connection_and_no_other() {
     }
     stays.release();
     stays.claim(unsigned(4)); // nothing was taken by what was cut
+}
+
+#[test]
+fn a_resource_manager_that_rejects_or_talks_nonsense_is_dialed_again() {
+    let (mut manager, mut node, mut link, mut client) = in_use(OBEDIENT, 1);
+    link.channel.send(&Nonsense).unwrap();
+    link.channel.flush(PATIENCE).unwrap();
+    drop(link);
+    let request = manager.listener.next(PATIENCE).unwrap().expect("it dials again");
+    refuse(request, "not now");
+    node.wait_for_log("not now");
+    let mut link = manager.register();
+    assert_eq!(link.claimed(), 77, "and the lease goes on");
+    client.release();
+    assert_eq!(link.ended().1, EndReason::Released);
+    link.acknowledge(77);
+    node.stop();
+}
+
+/// Bytes that are no message.
+struct Nonsense;
+
+impl MessageKind for Nonsense {
+    fn encode(&self) -> Vec<u8> {
+        vec![0xff; 500]
+    }
+
+    fn decode(_: &[u8]) -> Result<Self, Malformed> {
+        Ok(Nonsense)
+    }
 }

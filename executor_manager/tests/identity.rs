@@ -113,9 +113,7 @@ fn a_node_whose_resource_manager_is_somebody_else_when_it_starts_waits_for_the_r
 
 #[test]
 fn a_node_proves_to_be_that_of_the_lease_at_its_own_address() {
-    let mut manager = ResourceManager::new();
-    let node = manager.node(OBEDIENT).start();
-    let link = manager.register();
+    let (_manager, node, link) = registered(OBEDIENT);
     let token = link.signed(77, 1);
     let (hello, answer) = open(node.address, ClaimHello::new(&token));
     let proof: NodeProof = parse_prefix(answer.1.as_slice()).unwrap();
@@ -135,9 +133,7 @@ fn open<B: Bytes>(address: SocketAddr, hello: B) -> (B, (Channel, PrivateData)) 
 
 #[test]
 fn a_claim_that_was_seen_is_of_no_use_on_another_connection() {
-    let mut manager = ResourceManager::new();
-    let node = manager.node(OBEDIENT).start();
-    let mut link = manager.register();
+    let (_manager, node, mut link) = registered(OBEDIENT);
     let token = link.signed(77, 1);
     let mut client = node.client_for(&token);
     let seen = client.proved(allocate(token));

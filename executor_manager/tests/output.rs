@@ -8,30 +8,30 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::process::Command;
 
-use common::{Client, Node, OBEDIENT, Setup, allocate, device, runs, unsigned, wait_for};
+use common::{Client, Node, OBEDIENT, ResourceManager, allocate, runs, unsigned, wait_for};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-/// Has clients claim, be refused and release at a manager that `set_up` changed the command of, whose log so
-/// cannot tell where it listens; then it is stopped in order.
+/// Has clients claim, be refused and release at a manager that `set_up` changed the command of; then it
+/// is stopped in order. Its log cannot tell where it listens, so it tells its resource manager.
 fn serves(what: &str, set_up: impl FnOnce(&mut Command)) {
-    let setup = Setup::new(OBEDIENT);
+    let mut manager = ResourceManager::new();
+    let setup = manager.node(OBEDIENT);
     let mut command = setup.command();
-    let port = device().listen(0).unwrap().local_addr().port(); // free again
-    let config = setup.config();
-    let config =
-        config.replace("\"rdma_device_port\": 0", &format!("\"rdma_device_port\": {port}"));
-    fs::write(setup.path("executor_manager.json"), config).unwrap();
     set_up(&mut command);
     let mut process = command.spawn().unwrap();
-    let mut client = wait_for(what, || Client::try_connect(([127, 0, 0, 1], port).into()));
+    let mut link = manager.register();
+    let mut client = Client::connect(link.address);
     // It logs some thousand lines at level debug.
     for _ in 0..300 {
         client.refused(allocate(unsigned(0)));
     }
-    for _ in 0..5 {
-        client.claim(unsigned(1));
+    for lease in 1..=5 {
+        client.claim(link.signed(lease, 1));
+        assert_eq!(link.claimed(), lease);
         client.release();
+        assert_eq!(link.ended().0, lease);
+        link.acknowledge(lease);
     }
     assert!(process.try_wait().unwrap().is_none(), "{what}: it goes on");
     drop(client);

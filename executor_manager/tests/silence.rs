@@ -27,6 +27,26 @@ fn node(executor: &str, silence_ms: u32) -> Node {
     setup.start()
 }
 
+/// Likewise, and a client with a lease on it, whose executor runs.
+fn claimed_on(executor: &str, silence_ms: u32) -> (Node, Client, i32) {
+    let node = node(executor, silence_ms);
+    let mut client = node.client();
+    client.claim(unsigned(1));
+    let executor = node.executors(1)[0];
+    (node, client, executor)
+}
+
+/// Stops the manager for longer than it waits for a sign of life, which the client gives it.
+fn stop_while_it_beats(node: &Node, client: &mut Client) {
+    node.signal(Signal::SIGSTOP);
+    let stopped = Instant::now();
+    while stopped.elapsed() < LONG {
+        std::thread::sleep(150 * MS); // not more than there is room for while nobody takes them
+        client.beat();
+    }
+    node.signal(Signal::SIGCONT);
+}
+
 #[test]
 fn a_client_that_is_silent_loses_its_lease_as_if_it_were_gone() {
     let mut node = node(OBEDIENT, SILENCE_MS);
@@ -64,17 +84,8 @@ fn a_client_that_beats_keeps_its_lease_and_hears_that_its_node_is_there() {
 
 #[test]
 fn a_manager_that_was_stopped_reads_what_waits_before_it_judges() {
-    let node = node(OBEDIENT, SILENCE_MS);
-    let mut client = node.client();
-    client.claim(unsigned(1));
-    let executor = node.executors(1)[0];
-    node.signal(Signal::SIGSTOP);
-    let stopped = Instant::now();
-    while stopped.elapsed() < LONG {
-        std::thread::sleep(150 * MS); // not more than there is room for while nobody takes them
-        client.beat();
-    }
-    node.signal(Signal::SIGCONT);
+    let (node, mut client, executor) = claimed_on(OBEDIENT, SILENCE_MS);
+    stop_while_it_beats(&node, &mut client);
     client.heartbeat();
     client.release();
     assert!(!runs(executor));
@@ -82,10 +93,7 @@ fn a_manager_that_was_stopped_reads_what_waits_before_it_judges() {
 
 #[test]
 fn a_manager_that_was_stopped_judges_nobody_by_that_time() {
-    let node = node(OBEDIENT, SILENCE_MS);
-    let mut client = node.client();
-    client.claim(unsigned(1));
-    node.executors(1);
+    let (node, mut client, _) = claimed_on(OBEDIENT, SILENCE_MS);
     node.signal(Signal::SIGSTOP);
     std::thread::sleep(LONG);
     node.signal(Signal::SIGCONT);
@@ -112,20 +120,14 @@ const MISSES_ITS_MANAGER: &str =
 
 #[test]
 fn an_exit_status_is_told_as_it_is_by_a_manager_that_gave_signs_of_life() {
-    let node = node(MISSES_ITS_MANAGER, 60_000);
-    let mut client = node.client();
-    client.claim(unsigned(1));
-    node.executors(1);
+    let (node, mut client, _) = claimed_on(MISSES_ITS_MANAGER, 60_000);
     std::fs::write(node.setup.path("end"), "").unwrap();
     assert_eq!(exits_as_one_that_misses_its_manager(&node, &mut client), (0, 75, 0));
 }
 
 #[test]
 fn an_executor_that_missed_its_manager_is_believed_by_one_that_was_stopped() {
-    let node = node(MISSES_ITS_MANAGER, SILENCE_MS);
-    let mut client = node.client();
-    client.claim(unsigned(1));
-    node.executors(1);
+    let (node, mut client, _) = claimed_on(MISSES_ITS_MANAGER, SILENCE_MS);
     node.signal(Signal::SIGSTOP);
     std::thread::sleep(LONG);
     std::fs::write(node.setup.path("end"), "").unwrap();
@@ -161,9 +163,7 @@ fn an_executor_that_gives_no_sign_of_life_is_killed_and_another_may_be_started()
 
 #[test]
 fn an_executor_that_beats_goes_on_and_sees_that_its_manager_does() {
-    let node = node(OBEDIENT, SILENCE_MS);
-    let mut client = node.client();
-    client.claim(unsigned(1));
+    let (node, mut client, _) = claimed_on(OBEDIENT, SILENCE_MS);
     let assignment = node.assignment();
     assert_eq!((assignment.heartbeat_ms, assignment.silence_ms), (50, SILENCE_MS));
     let mut executor = Worker::connect(node.address, assignment.manager_secret.0).unwrap();
@@ -183,19 +183,10 @@ fn an_executor_that_beats_goes_on_and_sees_that_its_manager_does() {
 
 #[test]
 fn a_manager_that_was_stopped_looks_afresh_at_its_executors() {
-    let node = node(OBEDIENT, SILENCE_MS);
-    let mut client = node.client();
-    client.claim(unsigned(1));
+    let (node, mut client, pid) = claimed_on(OBEDIENT, SILENCE_MS);
     let assignment = node.assignment();
     let mut executor = Worker::connect(node.address, assignment.manager_secret.0).unwrap();
-    let pid = node.executors(1)[0];
-    node.signal(Signal::SIGSTOP);
-    let stopped = Instant::now();
-    while stopped.elapsed() < LONG {
-        std::thread::sleep(150 * MS); // not more than there is room for while nobody takes them
-        client.beat();
-    }
-    node.signal(Signal::SIGCONT);
+    stop_while_it_beats(&node, &mut client);
     for _ in 0..10 {
         executor.fetch_add(EXECUTOR_BEATS, 1);
         client.beat();

@@ -12,33 +12,19 @@ use rfaas_protocol::accounting::{EXECUTION_NS, INVOCATIONS};
 use rfaas_protocol::allocation::{FromClient, RefusedBecause, ToClient};
 use rfaas_protocol::channel::Incoming;
 use rfaas_protocol::lease::{EndReason, NodeName, Reason, Token};
-use rfaas_protocol::node::{EndLease, FromNode, LeaseEndedAck, RegisterRefused, ToNode};
+use rfaas_protocol::node::{FromNode, RegisterRefused, ToNode};
 use rfaas_protocol::{Clock, Empty};
-
-fn end(lease: u64, reason: EndReason, grace_ms: u32) -> ToNode {
-    ToNode::EndLease(EndLease {
-        lease: lease.into(),
-        reason: reason.to_wire(),
-        grace_ms: grace_ms.into(),
-    })
-}
-
-fn ack(lease: u64) -> ToNode {
-    ToNode::EndedAck(LeaseEndedAck { lease: lease.into() })
-}
 
 #[test]
 fn a_node_registers_reports_claim_and_end_and_keeps_in_touch() {
-    let mut manager = ResourceManager::new();
-    let mut node = manager.node(OBEDIENT).start();
-    let mut link = manager.register();
+    let (_manager, mut node, mut link) = registered(OBEDIENT);
     node.wait_for_log("registered as exec-mgr-node: 4 cores, 1024 MB");
     let mut client = node.client();
     assert_eq!(client.claim(link.signed(77, 2)), 77);
     assert_eq!(link.claimed(), 77);
     let bill = client.release();
     assert_eq!(link.ended(), (77, EndReason::Released, bill));
-    link.send(&ack(77));
+    link.acknowledge(77);
     for _ in 0..3 {
         assert!(matches!(link.next(), FromNode::Heartbeat(_)));
         link.send(&ToNode::Heartbeat(Clock::now()));
@@ -48,9 +34,7 @@ fn a_node_registers_reports_claim_and_end_and_keeps_in_touch() {
 
 #[test]
 fn a_weak_secret_is_warned_of_once_it_is_in_use() {
-    let mut manager = ResourceManager::new();
-    let mut node = manager.node(OBEDIENT).start();
-    let link = manager.register();
+    let (mut manager, mut node, link) = registered(OBEDIENT);
     node.wait_for_log("the cluster secret from the configuration is weak");
     drop(link);
     let _link = manager.register();
@@ -60,9 +44,7 @@ fn a_weak_secret_is_warned_of_once_it_is_in_use() {
 
 #[test]
 fn an_end_is_reported_before_the_client_has_its_bill() {
-    let mut manager = ResourceManager::new();
-    let node = manager.node(OBEDIENT).start();
-    let mut link = manager.register();
+    let (_manager, node, mut link) = registered(OBEDIENT);
     let mut client = node.client();
     for lease in 1..=20 {
         client.claim(link.signed(lease, 4));
@@ -72,15 +54,13 @@ fn an_end_is_reported_before_the_client_has_its_bill() {
         let reported = std::iter::from_fn(|| link.channel.try_receive::<FromNode>().unwrap())
             .any(|report| matches!(report, Incoming::Message(FromNode::Ended(_))));
         assert!(reported, "lease {lease}");
-        link.send(&ack(lease));
+        link.acknowledge(lease);
     }
 }
 
 #[test]
 fn a_token_is_good_for_one_claim_on_the_node_it_names() {
-    let mut manager = ResourceManager::new();
-    let node = manager.node(OBEDIENT).start();
-    let mut link = manager.register();
+    let (_manager, node, mut link) = registered(OBEDIENT);
     let (mut client, mut other) = (node.client(), node.client());
     let mut elsewhere = link.terms(77, 1, hour());
     elsewhere.node = NodeName::new("elsewhere").unwrap();
@@ -106,8 +86,8 @@ fn a_token_is_good_for_one_claim_on_the_node_it_names() {
         assert_eq!(client.refused(allocate(link.signed(77, 1))).0, RefusedBecause::LeaseEnded);
     }
     assert_eq!(link.ended().0, 77);
-    link.send(&end(78, EndReason::Withdrawn, 0)); // before its claim
-    link.send(&ack(77));
+    link.end(78, EndReason::Withdrawn, 0); // before its claim
+    link.acknowledge(77);
     link.next();
     wait_for("the end of an unclaimed lease", || {
         let mut client = node.client();
@@ -123,14 +103,9 @@ fn a_token_is_good_for_one_claim_on_the_node_it_names() {
 
 #[test]
 fn a_withdrawn_lease_ends_after_its_grace() {
-    let mut manager = ResourceManager::new();
-    let node = manager.node(OBEDIENT).start();
-    let mut link = manager.register();
-    let mut client = node.client();
-    client.claim(link.signed(77, 2));
-    link.claimed();
+    let (_manager, node, mut link, mut client) = in_use(OBEDIENT, 2);
     let pid = node.executors(1)[0];
-    link.send(&end(77, EndReason::Withdrawn, 500));
+    link.end(77, EndReason::Withdrawn, 500);
     assert_eq!(client.ending(), (EndReason::Withdrawn, 500));
     assert!(runs(pid));
     assert_eq!(client.ending(), (EndReason::Withdrawn, 0));
@@ -140,16 +115,14 @@ fn a_withdrawn_lease_ends_after_its_grace() {
     assert!(!runs(pid));
     client.claim(link.signed(78, 4));
     link.claimed();
-    link.send(&end(78, EndReason::Withdrawn, 0));
+    link.end(78, EndReason::Withdrawn, 0);
     assert_eq!(client.ending(), (EndReason::Withdrawn, 0));
     assert_eq!(link.ended().0, 78);
 }
 
 #[test]
 fn leases_survive_the_resource_manager_and_are_reported_to_the_next_one() {
-    let mut manager = ResourceManager::new();
-    let mut node = manager.node(OBEDIENT).start();
-    let mut link = manager.register();
+    let (mut manager, mut node, mut link) = registered(OBEDIENT);
     let (mut stays, mut ends) = (node.client(), node.client());
     stays.claim(link.signed(77, 2));
     ends.claim(link.signed(78, 1));
@@ -170,7 +143,7 @@ fn leases_survive_the_resource_manager_and_are_reported_to_the_next_one() {
         }
         other => panic!("{other:?}"),
     }
-    link.send(&ack(78));
+    link.acknowledge(78);
     assert!(matches!(link.next(), FromNode::Heartbeat(_))); // by then it has the acknowledgement
     link.send(&ToNode::Heartbeat(Clock::now()));
     link.next();
@@ -184,12 +157,7 @@ fn leases_survive_the_resource_manager_and_are_reported_to_the_next_one() {
 
 #[test]
 fn a_lease_that_ends_while_nobody_listens_is_billed_later() {
-    let mut manager = ResourceManager::new();
-    let mut node = manager.node(OBEDIENT).start();
-    let mut link = manager.register();
-    let mut client = node.client();
-    client.claim(link.signed(77, 2));
-    link.claimed();
+    let (mut manager, mut node, link, mut client) = in_use(OBEDIENT, 2);
     drop(link);
     node.wait_for_log("no connection to the resource manager");
     let bill = client.release();
@@ -245,12 +213,7 @@ fn a_resource_manager_that_falls_silent_is_given_up_and_dialed_again() {
 
 #[test]
 fn a_stopping_node_sends_its_bills_first() {
-    let mut manager = ResourceManager::new();
-    let mut node = manager.node(STUBBORN).start();
-    let mut link = manager.register();
-    let mut client = node.client();
-    client.claim(link.signed(77, 2));
-    link.claimed();
+    let (_manager, mut node, mut link, mut client) = in_use(STUBBORN, 2);
     node.executors(1);
     node.signal(Signal::SIGTERM);
     assert_eq!(link.draining(), 200);
@@ -258,18 +221,13 @@ fn a_stopping_node_sends_its_bills_first() {
     assert_eq!(client.ending(), (EndReason::Shutdown, 0));
     let (lease, reason, _) = link.ended();
     assert_eq!((lease, reason), (77, EndReason::Shutdown));
-    link.send(&ack(77));
+    link.acknowledge(77);
     assert_eq!(node.wait().code(), Some(0), "{}", node.log());
 }
 
 #[test]
 fn a_stopping_node_does_not_wait_for_a_resource_manager_that_is_gone() {
-    let mut manager = ResourceManager::new();
-    let mut node = manager.node(OBEDIENT).start();
-    let mut link = manager.register();
-    let mut client = node.client();
-    client.claim(link.signed(77, 2));
-    link.claimed();
+    let (manager, mut node, link, _client) = in_use(OBEDIENT, 2);
     drop((link, manager));
     node.wait_for_log("no connection to the resource manager");
     node.signal(Signal::SIGTERM);
@@ -297,7 +255,7 @@ fn a_stopping_node_says_so_to_the_next_resource_manager_too() {
     client.ending();
     client.release();
     assert_eq!(link.ended().0, 77);
-    link.send(&ack(77));
+    link.acknowledge(77);
     assert_eq!(node.wait().code(), Some(0), "{}", node.log());
 }
 
@@ -334,9 +292,7 @@ fn what_a_lease_uses_is_told_while_it_is_used() {
 
 #[test]
 fn a_renewed_lease_is_reported_with_its_new_end() {
-    let mut manager = ResourceManager::new();
-    let node = manager.node(OBEDIENT).start();
-    let mut link = manager.register();
+    let (mut manager, node, mut link) = registered(OBEDIENT);
     let mut client = node.client();
     let lasts = |link: &NodeLink, ms| link.terms(77, 1, Duration::from_millis(ms));
     let (short, long) = (lasts(&link, 3000), lasts(&link, 600_000));
@@ -354,7 +310,7 @@ fn a_renewed_lease_is_reported_with_its_new_end() {
         FromNode::Claimed(claimed) => assert_eq!(claimed.terms, long),
         other => panic!("{other:?}"),
     }
-    link.send(&end(77, EndReason::Withdrawn, 60_000));
+    link.end(77, EndReason::Withdrawn, 60_000);
     assert_eq!(client.ending(), (EndReason::Withdrawn, 60_000));
     let refused = client.renew(Token::sign(long, SECRET)).unwrap_err();
     assert_eq!(refused.0, RefusedBecause::LeaseEnded, "it is being withdrawn");
@@ -385,9 +341,7 @@ fn a_node_that_was_stopped_reads_what_waits_before_it_gives_up_its_resource_mana
 
 #[test]
 fn claims_and_releases_in_quick_succession_are_each_reported_in_order() {
-    let mut manager = ResourceManager::new();
-    let node = manager.node(OBEDIENT).start();
-    let mut link = manager.register();
+    let (_manager, node, mut link) = registered(OBEDIENT);
     let mut client = node.client();
     for lease in 1..=60 {
         client.claim(link.signed(lease, 4));
@@ -398,7 +352,7 @@ fn claims_and_releases_in_quick_succession_are_each_reported_in_order() {
         assert_eq!(link.claimed(), lease);
         let (ended, reason, _) = link.ended();
         assert_eq!((ended, reason), (lease, EndReason::Released));
-        link.send(&ack(lease));
+        link.acknowledge(lease);
     }
     std::thread::sleep(Duration::from_millis(10));
     node.stop();
@@ -406,9 +360,7 @@ fn claims_and_releases_in_quick_succession_are_each_reported_in_order() {
 
 #[test]
 fn a_token_of_before_a_restart_of_the_node_is_refused_by_the_next_one() {
-    let mut manager = ResourceManager::new();
-    let node = manager.node(OBEDIENT).start();
-    let link = manager.register();
+    let (mut manager, node, link) = registered(OBEDIENT);
     let (used, unused) = (link.signed(77, 1), link.signed(78, 1));
     let mut client = node.client();
     client.claim(used);

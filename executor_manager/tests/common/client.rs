@@ -65,23 +65,14 @@ impl Client {
         Client::connect_for(address, 0, 0)
     }
 
-    /// Likewise, if somebody listens there.
-    pub fn try_connect(address: SocketAddr) -> Option<Self> {
-        Client::open(address, 0, 0).ok()
-    }
-
     /// For this lease, of this run of its node; which proves itself.
     pub fn connect_for(address: SocketAddr, lease: u64, instance: u64) -> Self {
-        Client::open(address, lease, instance).unwrap()
-    }
-
-    fn open(address: SocketAddr, lease: u64, instance: u64) -> Result<Self, ChannelError> {
-        let mut channel = Channel::new(&device(), 16)?;
+        let mut channel = Channel::new(&device(), 16).unwrap();
         let nonce = Nonce::generate();
         let hello = ClaimHello { lease: lease.into(), instance: instance.into(), nonce };
-        let answer = channel.connect(address, Role::Allocation, &hello, PATIENCE)?;
+        let answer = channel.connect(address, Role::Allocation, &hello, PATIENCE).unwrap();
         let proof: NodeProof = parse_prefix(answer.as_slice()).unwrap();
-        Ok(Client { channel, address, hello, nonces: proof.nonces(&hello), holds: false })
+        Client { channel, address, hello, nonces: proof.nonces(&hello), holds: false }
     }
 
     pub fn send(&mut self, message: &FromClient) {

@@ -282,6 +282,15 @@ impl Node {
     }
 }
 
+/// A node that sleeps while there is nothing to do, and one that polls.
+pub fn nodes(executor: &str) -> [Node; 2] {
+    [true, false].map(|sleep| {
+        let mut setup = Setup::new(executor);
+        setup.sleep = sleep;
+        setup.start()
+    })
+}
+
 impl Drop for Node {
     fn drop(&mut self) {
         if std::thread::panicking() {

@@ -7,11 +7,11 @@ use rdmalib::{Device, Listener};
 use rfaas_protocol::channel::{Channel, Incoming};
 use rfaas_protocol::lease::{EndReason, LeaseTerms, Token};
 use rfaas_protocol::node::{
-    Bill, FromNode, LeaseUsed, ManagerProof, NodeHello, Registered, ToNode,
+    Bill, EndLease, FromNode, LeaseEndedAck, LeaseUsed, ManagerProof, NodeHello, Registered, ToNode,
 };
 use rfaas_protocol::{Clock, Hello, Role, parse_prefix};
 
-use super::{NODE, PATIENCE, SECRET, Setup, device, hour, terms};
+use super::{Client, NODE, Node, PATIENCE, SECRET, Setup, device, hour, terms};
 
 /// The test as resource manager.
 pub struct ResourceManager {
@@ -84,6 +84,23 @@ impl ResourceManager {
     }
 }
 
+/// A node that is registered, and its resource manager.
+pub fn registered(executor: &str) -> (ResourceManager, Node, NodeLink) {
+    let mut manager = ResourceManager::new();
+    let node = manager.node(executor).start();
+    let link = manager.register();
+    (manager, node, link)
+}
+
+/// Likewise, and a client to which lease 77 with so many cores is granted, and which has claimed it.
+pub fn in_use(executor: &str, cores: u32) -> (ResourceManager, Node, NodeLink, Client) {
+    let (manager, node, mut link) = registered(executor);
+    let mut client = node.client();
+    assert_eq!(client.claim(link.signed(77, cores)), 77);
+    assert_eq!(link.claimed(), 77);
+    (manager, node, link, client)
+}
+
 pub struct NodeLink {
     pub channel: Channel,
     /// Of the executor manager that registered.
@@ -104,6 +121,17 @@ impl NodeLink {
 
     pub fn send(&mut self, message: &ToNode) {
         self.channel.send(message).unwrap();
+    }
+
+    /// Has the node end a lease.
+    pub fn end(&mut self, lease: u64, reason: EndReason, grace_ms: u32) {
+        let (lease, reason) = (lease.into(), reason.to_wire());
+        self.send(&ToNode::EndLease(EndLease { lease, reason, grace_ms: grace_ms.into() }));
+    }
+
+    /// Acknowledges the end of a lease.
+    pub fn acknowledge(&mut self, lease: u64) {
+        self.send(&ToNode::EndedAck(LeaseEndedAck { lease: lease.into() }));
     }
 
     /// The next message, of any kind.
