@@ -29,7 +29,7 @@ use rfaas_protocol::node::{LeaseEnded, LeaseUsed};
 
 use crate::cpus::CpuPool;
 use crate::ended::EndedLeases;
-use crate::request::{Deployment, Refusal};
+use crate::request::{Deployment, RequestRefusal};
 
 mod events;
 mod held;
@@ -167,12 +167,12 @@ impl Allocations {
         terms: LeaseTerms,
         time_left: Duration,
         deployment: &Deployment,
-    ) -> Result<LeaseId, Refusal> {
+    ) -> Result<LeaseId, RequestRefusal> {
         if let Some(&lease) = self.by_client.get(&client) {
             return self.claim_again(lease, &terms, deployment);
         }
         if self.draining.is_some() {
-            return Err(Refusal::draining());
+            return Err(RequestRefusal::draining());
         }
         let signed = LeaseId::new(terms.lease.get());
         let numbered_here = LeaseId::new(self.next_number).expect("counts up from 1");
@@ -182,7 +182,7 @@ impl Allocations {
         }
         if self.leases.contains_key(&lease) {
             let reason = format!("lease {lease} is in use by another connection");
-            return Err(Refusal::new(RefusedBecause::BadRequest, reason));
+            return Err(RequestRefusal::new(RefusedBecause::BadRequest, reason));
         }
         let wanted = Capacity { cores: terms.cores.get(), memory: terms.memory.get() };
         deployment.check(wanted.cores, wanted.memory)?;
@@ -203,8 +203,8 @@ impl Allocations {
         lease: LeaseId,
         terms: &LeaseTerms,
         deployment: &Deployment,
-    ) -> Result<LeaseId, Refusal> {
-        let bad = |reason: String| Err(Refusal::new(RefusedBecause::BadRequest, reason));
+    ) -> Result<LeaseId, RequestRefusal> {
+        let bad = |reason: String| Err(RequestRefusal::new(RefusedBecause::BadRequest, reason));
         let held = self.leases.get(&lease).ok_or_else(|| has_ended(lease))?;
         if !held.is_of(terms) {
             return bad(format!("this connection holds lease {lease}: open another for another"));
@@ -269,7 +269,7 @@ impl Allocations {
         }
         held.process = ExecutorProcess::Absent;
         if let Some(client) = held.client {
-            let refusal = Refusal::new(RefusedBecause::SpawnFailed, reason);
+            let refusal = RequestRefusal::new(RefusedBecause::SpawnFailed, reason);
             out.push(Action::Tell(client, refusal.message()));
         }
         if held.pending_end.is_some() || !held.confirmed {
@@ -306,8 +306,8 @@ impl Allocations {
         client: ClientId,
         terms: &LeaseTerms,
         time_left: Duration,
-    ) -> Result<Renewed, Refusal> {
-        let refused = |because, reason: String| Err(Refusal::new(because, reason));
+    ) -> Result<Renewed, RequestRefusal> {
+        let refused = |because, reason: String| Err(RequestRefusal::new(because, reason));
         let held = self.by_client.get(&client).and_then(|lease| self.leases.get_mut(lease));
         let Some(held) = held else {
             return refused(RefusedBecause::LeaseEnded, NO_LEASE.into());
@@ -318,7 +318,7 @@ impl Allocations {
             return refused(RefusedBecause::BadRequest, reason);
         }
         if self.draining.is_some() {
-            return Err(Refusal::draining());
+            return Err(RequestRefusal::draining());
         }
         if held.pending_end.is_some() || held.planned_end.1 != EndReason::Expired {
             let reason = format!("lease {lease} is being ended");
@@ -339,7 +339,7 @@ impl Allocations {
 
     fn release(&mut self, now: Instant, client: ClientId, out: &mut Vec<Action>) {
         let Some(&lease) = self.by_client.get(&client) else {
-            let refusal = Refusal::new(RefusedBecause::LeaseEnded, NO_LEASE);
+            let refusal = RequestRefusal::new(RefusedBecause::LeaseEnded, NO_LEASE);
             out.push(Action::Tell(client, refusal.message()));
             return;
         };
@@ -447,6 +447,6 @@ impl Allocations {
     }
 }
 
-fn has_ended(lease: LeaseId) -> Refusal {
-    Refusal::new(RefusedBecause::LeaseEnded, format!("lease {lease} has ended"))
+fn has_ended(lease: LeaseId) -> RequestRefusal {
+    RequestRefusal::new(RefusedBecause::LeaseEnded, format!("lease {lease} has ended"))
 }

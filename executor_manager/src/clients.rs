@@ -29,7 +29,7 @@ use rfaas_protocol::heartbeat::{Heartbeat, Pulse};
 use rfaas_protocol::lease::EndReason;
 
 use crate::allocations::ClientId;
-use crate::request::{Opening, Refusal};
+use crate::request::{Opening, RequestRefusal};
 
 /// Time for the first valid message. Our clients send it at once.
 pub const SAY_SOMETHING: Duration = Duration::from_secs(5);
@@ -281,7 +281,7 @@ impl Client {
                     return true; // the next time it has a lease or goes
                 }
                 let why = "too many clients wait to claim a lease on this node: try again later";
-                let refused = Refusal::new(RefusedBecause::NoCapacity, why).message();
+                let refused = RequestRefusal::new(RefusedBecause::NoCapacity, why).message();
                 let told = self.channel.send(&refused);
                 tracing::debug!(client = id.0, peer = self.peer, ?told, "client makes room");
                 return false;
@@ -345,7 +345,7 @@ impl Client {
                 Err(ChannelError::Malformed(_)) if matches!(self.opening, Opening::Old) => {
                     let why = "the release of this client is too old: it cannot prove that the lease is its own; use \
                                the same release on both sides";
-                    let refusal = Refusal::new(RefusedBecause::BadToken, why).message();
+                    let refusal = RequestRefusal::new(RefusedBecause::BadToken, why).message();
                     if let Err(error) = self.channel.send(&refusal) {
                         tracing::debug!(client = id.0, peer = self.peer, %error, "client dropped");
                         return false;

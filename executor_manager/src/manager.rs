@@ -36,7 +36,7 @@ use crate::allocations::{Action, Allocations, ClientId, Event};
 use crate::clients::{Clients, Heard};
 use crate::executors::Executors;
 use crate::lease_log::LeaseLog;
-use crate::request::{Authority, Opening, Refusal};
+use crate::request::{Authority, Opening, RequestRefusal};
 use crate::signals::Signals;
 use crate::upstream::{News, Upstream};
 
@@ -235,7 +235,7 @@ impl Manager {
         }
     }
 
-    fn claim(&self, client: ClientId, allocate: &Allocate) -> Result<Event, Refusal> {
+    fn claim(&self, client: ClientId, allocate: &Allocate) -> Result<Event, RequestRefusal> {
         let opening = self.clients.opening(client).unwrap_or(&Opening::Old);
         let time_left = self.authority.admit_claim(allocate, opening, self.time())?;
         let terms = allocate.signed.terms;
@@ -243,7 +243,11 @@ impl Manager {
     }
 
     /// A renewal of the lease that this connection holds; its holder was proved with its claim.
-    fn renewal(&self, client: ClientId, Renew { signed, clock }: &Renew) -> Result<Event, Refusal> {
+    fn renewal(
+        &self,
+        client: ClientId,
+        Renew { signed, clock }: &Renew,
+    ) -> Result<Event, RequestRefusal> {
         let held = self.allocations.lease_of(client);
         let time_left = self.authority.admit(signed, *clock, held, self.time())?;
         Ok(Event::Renew { client, terms: signed.terms, time_left })

@@ -96,12 +96,12 @@ impl Drop for Counted {
 
 /// The output of one executor; dropped when that is reaped.
 #[derive(Debug)]
-pub struct Output {
+pub struct ExecutorOutput {
     /// Tells the reader, if there is one.
     ended: Option<Arc<EventFd>>,
 }
 
-impl Drop for Output {
+impl Drop for ExecutorOutput {
     fn drop(&mut self) {
         if let Some(ended) = &self.ended {
             let _ = ended.write(1); // its first, for which there is room
@@ -111,7 +111,7 @@ impl Drop for Output {
 
 /// What an executor is to have as its standard output and error.
 #[derive(Debug)]
-pub struct Ends {
+pub struct StandardStreams {
     /// Standard output.
     pub stdout: OwnedFd,
     /// Standard error.
@@ -121,7 +121,7 @@ pub struct Ends {
 impl Outputs {
     /// Sockets for an executor of `lease`, which are read from now on. If they cannot be, it writes to nowhere: no
     /// lease fails for that.
-    pub fn follow(&self, lease: u64) -> io::Result<(Output, Ends)> {
+    pub fn follow(&self, lease: u64) -> io::Result<(ExecutorOutput, StandardStreams)> {
         let now = Instant::now();
         let limit = self.limits.lock().unwrap_or_else(PoisonError::into_inner).of(lease, now);
         // The book of limits has one, we have one, and each reader.
@@ -135,15 +135,15 @@ impl Outputs {
     }
 
     /// Sockets, and a reader of them.
-    fn start(&self, limit: Arc<LeaseLimit>) -> io::Result<(Output, Ends)> {
+    fn start(&self, limit: Arc<LeaseLimit>) -> io::Result<(ExecutorOutput, StandardStreams)> {
         let (out, stdout) = stream("stdout")?;
         let (error, stderr) = stream("stderr")?;
         let output = self.read(vec![out, error], limit)?;
-        Ok((output, Ends { stdout: stdout.into(), stderr: stderr.into() }))
+        Ok((output, StandardStreams { stdout: stdout.into(), stderr: stderr.into() }))
     }
 
     /// Starts a reader.
-    fn read(&self, streams: Vec<Stream>, limit: Arc<LeaseLimit>) -> io::Result<Output> {
+    fn read(&self, streams: Vec<Stream>, limit: Arc<LeaseLimit>) -> io::Result<ExecutorOutput> {
         let ended = Arc::new(EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?);
         let _counted = Counted::new(&self.readers);
         let pace = Pace::new(Instant::now());
@@ -152,7 +152,7 @@ impl Outputs {
             .name("output".into())
             .stack_size(STACK_BYTES)
             .spawn(move || reader.run())?;
-        Ok(Output { ended: Some(ended) })
+        Ok(ExecutorOutput { ended: Some(ended) })
     }
 }
 
@@ -165,11 +165,11 @@ impl Drop for Outputs {
 }
 
 /// What an executor gets that is not followed because of `error`.
-fn to_nowhere(lease: u64, error: &io::Error) -> io::Result<(Output, Ends)> {
+fn to_nowhere(lease: u64, error: &io::Error) -> io::Result<(ExecutorOutput, StandardStreams)> {
     tracing::warn!(lease, %error, "what this executor writes is not read");
     let nowhere = File::options().write(true).open("/dev/null")?;
     let stderr = nowhere.try_clone()?.into();
-    Ok((Output { ended: None }, Ends { stdout: nowhere.into(), stderr }))
+    Ok((ExecutorOutput { ended: None }, StandardStreams { stdout: nowhere.into(), stderr }))
 }
 
 /// A stream, and the end of it that an executor gets.

@@ -24,22 +24,22 @@ const MB: u128 = 1 << 20;
 
 /// Why a claim is not met.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Refusal {
+pub struct RequestRefusal {
     /// What the client may decide on.
     pub because: RefusedBecause,
     /// The reason in words.
     pub reason: String,
 }
 
-impl Refusal {
+impl RequestRefusal {
     /// A refusal with its reason in words.
     pub fn new(because: RefusedBecause, reason: impl Into<String>) -> Self {
-        Refusal { because, reason: reason.into() }
+        RequestRefusal { because, reason: reason.into() }
     }
 
     /// A node that is to stop takes nothing on.
     pub fn draining() -> Self {
-        Refusal::new(RefusedBecause::Draining, "this node is being shut down")
+        RequestRefusal::new(RefusedBecause::Draining, "this node is being shut down")
     }
 
     /// The answer to the client; a reason that is too long for it is cut.
@@ -98,7 +98,7 @@ impl Authority {
         allocate: &Allocate,
         opening: &Opening,
         now: SystemTime,
-    ) -> Result<Duration, Refusal> {
+    ) -> Result<Duration, RequestRefusal> {
         let time_left = self.admit(&allocate.signed, allocate.clock, None, now)?;
         let proved = match (self, opening) {
             (Authority::Anyone, _) => true,
@@ -107,7 +107,7 @@ impl Authority {
         };
         match proved {
             true => Ok(time_left),
-            false => Err(Refusal::new(
+            false => Err(RequestRefusal::new(
                 RefusedBecause::BadToken,
                 "the client did not prove that the lease is its own on this connection",
             )),
@@ -122,8 +122,8 @@ impl Authority {
         clock: Clock,
         held: Option<LeaseId>,
         now: SystemTime,
-    ) -> Result<Duration, Refusal> {
-        let bad = |reason: String| Err(Refusal::new(RefusedBecause::BadToken, reason));
+    ) -> Result<Duration, RequestRefusal> {
+        let bad = |reason: String| Err(RequestRefusal::new(RefusedBecause::BadToken, reason));
         let lease = token.terms.lease.get();
         match self {
             Authority::ResourceManager(identity) => {
@@ -143,7 +143,7 @@ impl Authority {
                 }
                 if token.terms.instance.get() != identity.instance.get() {
                     let reason = "the lease was granted before this executor manager was started";
-                    return Err(Refusal::new(RefusedBecause::LeaseEnded, reason));
+                    return Err(RequestRefusal::new(RefusedBecause::LeaseEnded, reason));
                 }
             }
             Authority::Anyone if lease != 0 && held.is_none_or(|held| held.get() != lease) => {
@@ -160,7 +160,7 @@ impl Authority {
         let end = UNIX_EPOCH + Duration::from_millis(token.terms.expires_at_ms.get());
         match end.duration_since(now) {
             Ok(left) if !left.is_zero() => Ok(left),
-            _ => Err(Refusal::new(RefusedBecause::LeaseEnded, "the lease has expired")),
+            _ => Err(RequestRefusal::new(RefusedBecause::LeaseEnded, "the lease has expired")),
         }
     }
 }
@@ -200,8 +200,8 @@ impl From<&Allocate> for Deployment {
 
 impl Deployment {
     /// Whether an executor with these numbers can exist in a lease of `cores` and `memory` (MB).
-    pub fn check(&self, cores: u32, memory: u32) -> Result<(), Refusal> {
-        let bad = |reason: String| Err(Refusal::new(RefusedBecause::BadRequest, reason));
+    pub fn check(&self, cores: u32, memory: u32) -> Result<(), RequestRefusal> {
+        let bad = |reason: String| Err(RequestRefusal::new(RefusedBecause::BadRequest, reason));
         if cores == 0 || cores > u32::from(u16::MAX) {
             return bad(format!("a lease has 1 to {} cores, not {cores}", u16::MAX));
         }
@@ -306,11 +306,11 @@ mod tests {
         token: &Token,
         held: Option<LeaseId>,
         ms: u64,
-    ) -> Result<Duration, Refusal> {
+    ) -> Result<Duration, RequestRefusal> {
         authority.admit(&token.signed(), at(ms).into(), held, at(ms))
     }
 
-    fn because(result: Result<Duration, Refusal>) -> RefusedBecause {
+    fn because(result: Result<Duration, RequestRefusal>) -> RefusedBecause {
         result.unwrap_err().because
     }
 

@@ -34,7 +34,7 @@ use rfaas_protocol::assignment::Assignment;
 
 use crate::allocations::Exit;
 use crate::environment;
-use crate::output::{Ends, Output, Outputs};
+use crate::output::{ExecutorOutput, Outputs, StandardStreams};
 
 /// Time between SIGTERM and SIGKILL: enough to send the counters of every worker, short enough for
 /// the cores to be free within a second.
@@ -59,7 +59,7 @@ const SHOWN_PATH: usize = 100;
 
 /// Why an executor could not be started.
 #[derive(Debug, thiserror::Error)]
-pub enum StartError {
+pub enum SpawnError {
     /// No directory of `PATH` has it, nor our own; the operator must set it.
     #[error(
         "cannot start `{PROGRAM}`: not found in PATH={path} nor beside executor_manager; add the \
@@ -126,18 +126,18 @@ impl Launcher {
     }
 
     /// Whether there is an executor to start.
-    pub fn check(&self) -> Result<(), StartError> {
+    pub fn check(&self) -> Result<(), SpawnError> {
         self.find().map(drop)
     }
 
     /// Starts an executor for `assignment`.
-    pub fn start(&self, assignment: &Assignment) -> Result<ExecutorChild, StartError> {
+    pub fn start(&self, assignment: &Assignment) -> Result<ExecutorChild, SpawnError> {
         let program = self.find()?;
         // A file and not a pipe: it takes an assignment of any length at once.
-        let input = assignment_file(assignment).map_err(StartError::Assignment)?;
+        let input = assignment_file(assignment).map_err(SpawnError::Assignment)?;
         let failed =
-            |errno: Errno| StartError::Exec { program: program.clone(), reason: errno.into() };
-        let (output, ends) = self.outputs.follow(assignment.lease).map_err(StartError::Output)?;
+            |errno: Errno| SpawnError::Exec { program: program.clone(), reason: errno.into() };
+        let (output, ends) = self.outputs.follow(assignment.lease).map_err(SpawnError::Output)?;
         let (actions, attributes) = self.prepare(&input, &ends).map_err(failed)?;
         let arguments = [CString::from(c"executor")];
         let pid = posix_spawn(&program, &actions, &attributes, &arguments, &self.environment)
@@ -149,7 +149,7 @@ impl Launcher {
     fn prepare(
         &self,
         input: &File,
-        ends: &Ends,
+        ends: &StandardStreams,
     ) -> nix::Result<(PosixSpawnFileActions, PosixSpawnAttr)> {
         let mut actions = PosixSpawnFileActions::init()?;
         actions.add_dup2(input.as_raw_fd(), 0)?;
@@ -172,7 +172,7 @@ impl Launcher {
     }
 
     /// The first `executor` in `PATH` that can be run, as `execvp` chooses; else the one beside this program.
-    fn find(&self) -> Result<PathBuf, StartError> {
+    fn find(&self) -> Result<PathBuf, SpawnError> {
         let mut unusable = None;
         for directory in std::env::split_paths(&self.search).chain(self.beside.clone()) {
             let program = directory.join(PROGRAM);
@@ -185,8 +185,8 @@ impl Launcher {
             }
         }
         Err(match unusable {
-            Some((program, errno)) => StartError::Exec { program, reason: errno.into() },
-            None => StartError::NotFound { path: shown(&self.search) },
+            Some((program, errno)) => SpawnError::Exec { program, reason: errno.into() },
+            None => SpawnError::NotFound { path: shown(&self.search) },
         })
     }
 }
@@ -234,7 +234,7 @@ pub struct ExecutorChild {
     pid: Pid,
     stage: Stage,
     /// What it left in its sockets is read when this is dropped, which is when it was reaped.
-    _output: Output,
+    _output: ExecutorOutput,
 }
 
 impl ExecutorChild {

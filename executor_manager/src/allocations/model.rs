@@ -196,7 +196,7 @@ impl World {
     }
 
     /// The terms of `lease` for so long from now on, and for how long its token entitles here.
-    fn show(&self, lease: u64, ms: u64) -> (LeaseTerms, Result<Duration, Refusal>) {
+    fn show(&self, lease: u64, ms: u64) -> (LeaseTerms, Result<Duration, RequestRefusal>) {
         let expires_at_ms = (self.now - self.started).as_millis() as u64 + ms;
         let terms = LeaseTerms { expires_at_ms: expires_at_ms.into(), ..terms_of(lease) };
         let signed = Token::sign(terms, SECRET).signed();

@@ -7,7 +7,7 @@ use rfaas_protocol::Capacity;
 use rfaas_protocol::allocation::RefusedBecause;
 
 use crate::cpus::CpuPool;
-use crate::request::Refusal;
+use crate::request::RequestRefusal;
 
 #[derive(Debug)]
 pub(super) struct Room {
@@ -47,8 +47,8 @@ impl Room {
     }
 
     /// Whether `wanted` is free (CAPACITY).
-    pub(super) fn check(&self, wanted: Capacity) -> Result<(), Refusal> {
-        let none = |reason: String| Err(Refusal::new(RefusedBecause::NoCapacity, reason));
+    pub(super) fn check(&self, wanted: Capacity) -> Result<(), RequestRefusal> {
+        let none = |reason: String| Err(RequestRefusal::new(RefusedBecause::NoCapacity, reason));
         let Some(all) = self.all else {
             return none("this node has not registered with its resource manager yet".into());
         };

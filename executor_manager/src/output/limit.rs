@@ -62,17 +62,17 @@ impl Limits {
 #[derive(Debug)]
 pub(super) struct LeaseLimit {
     lease: u64,
-    limit: Mutex<Limit>,
+    left: Mutex<Budgets>,
     of_all: Arc<Mutex<Budget>>,
 }
 
 impl LeaseLimit {
     fn new(lease: u64, of_all: Arc<Mutex<Budget>>, now: Instant) -> Self {
-        LeaseLimit { lease, limit: Mutex::new(Limit::new(now)), of_all }
+        LeaseLimit { lease, left: Mutex::new(Budgets::new(now)), of_all }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Limit> {
-        self.limit.lock().unwrap_or_else(PoisonError::into_inner) // numbers that fit in any order
+    fn lock(&self) -> MutexGuard<'_, Budgets> {
+        self.left.lock().unwrap_or_else(PoisonError::into_inner) // numbers that fit in any order
     }
 
     /// Logs `line`, or counts it.
@@ -127,19 +127,20 @@ impl LeaseLimit {
     }
 }
 
+/// What a lease may still have passed on, and how much was dropped.
 #[derive(Debug)]
-struct Limit {
+struct Budgets {
     lines: Budget,
     bytes: Budget,
     dropped: u64,
     tell: Instant,
 }
 
-impl Limit {
+impl Budgets {
     fn new(now: Instant) -> Self {
         let lines = Budget::new(now, BURST_LINES, LINES_PER_SECOND);
         let bytes = Budget::new(now, BURST_BYTES, BYTES_PER_SECOND);
-        Limit { lines, bytes, dropped: 0, tell: now }
+        Budgets { lines, bytes, dropped: 0, tell: now }
     }
 
     /// Whether a line of `bytes` may be passed on; counts it otherwise.

@@ -8,14 +8,14 @@ use std::os::fd::AsFd;
 pub(super) const LINE_BYTES: usize = 1000;
 
 /// Where a stream is read from, without waiting.
-pub(super) trait Source: Read + AsFd + Send {}
+pub(super) trait Readable: Read + AsFd + Send {}
 
-impl<S: Read + AsFd + Send> Source for S {}
+impl<S: Read + AsFd + Send> Readable for S {}
 
 /// What an executor writes to one of its standard descriptors.
 pub(super) struct Stream {
     name: &'static str,
-    pub(super) from: Box<dyn Source>,
+    pub(super) from: Box<dyn Readable>,
     /// The beginning of a line whose end has not come.
     line: Vec<u8>,
     /// More of it came than is passed on.
@@ -30,7 +30,7 @@ pub(super) struct Line<'a> {
 }
 
 impl Stream {
-    pub(super) fn new(name: &'static str, from: impl Source + 'static) -> Self {
+    pub(super) fn new(name: &'static str, from: impl Readable + 'static) -> Self {
         Stream { name, from: Box::new(from), line: Vec::new(), cut: false }
     }
 

@@ -94,7 +94,7 @@ impl Read for Stuck {
 }
 
 /// An executor of `lease` whose reader hangs in a read; it goes on when what is returned is dropped.
-fn stuck(outputs: &Outputs, lease: u64) -> (Output, Sender<()>) {
+fn stuck(outputs: &Outputs, lease: u64) -> (ExecutorOutput, Sender<()>) {
     let (ready, mut to) = UnixStream::pair().unwrap();
     to.write_all(b"x").unwrap();
     let ((begun, has_begun), (let_go, held)) = (channel(), channel());
