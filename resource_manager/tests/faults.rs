@@ -78,11 +78,17 @@ fn lease(manager: &Manager) -> (Token, u64) {
     (token, token.terms.lease.get())
 }
 
+/// A resource manager, its node `a` whose messages meet `script`, and a lease on it with its id.
+fn leased(script: Script) -> (Manager, Channel, Token, u64) {
+    let manager = manager();
+    let node = registered(node(&manager, "a", script));
+    let (token, id) = lease(&manager);
+    (manager, node, token, id)
+}
+
 #[test]
 fn a_duplicated_end_is_billed_once() {
-    let manager = manager();
-    let mut node = registered(node(&manager, "a", Script::new().at(2, Fault::Duplicate)));
-    let (token, id) = lease(&manager);
+    let (manager, mut node, token, id) = leased(Script::new().at(2, Fault::Duplicate));
     node.send(&claimed(&token)).unwrap();
     node.send(&end(&token)).unwrap();
     acknowledged(&mut node, &token);
@@ -93,9 +99,7 @@ fn a_duplicated_end_is_billed_once() {
 
 #[test]
 fn a_duplicated_claim_is_one_claim() {
-    let manager = manager();
-    let mut node = registered(node(&manager, "a", Script::new().at(1, Fault::Duplicate)));
-    let (token, id) = lease(&manager);
+    let (manager, mut node, token, id) = leased(Script::new().at(1, Fault::Duplicate));
     node.send(&claimed(&token)).unwrap();
     manager.wait_lease(id, "active");
     assert_eq!(manager.get("/nodes/a")["free_cores"], 1);
@@ -106,9 +110,7 @@ fn a_duplicated_claim_is_one_claim() {
 
 #[test]
 fn an_end_whose_claim_was_lost_is_billed() {
-    let manager = manager();
-    let mut node = registered(node(&manager, "a", Script::new().at(1, Fault::Drop)));
-    let (token, id) = lease(&manager);
+    let (manager, mut node, token, id) = leased(Script::new().at(1, Fault::Drop));
     node.send(&claimed(&token)).unwrap();
     node.send(&end(&token)).unwrap();
     acknowledged(&mut node, &token);
@@ -118,9 +120,7 @@ fn an_end_whose_claim_was_lost_is_billed() {
 
 #[test]
 fn an_end_that_was_lost_with_its_connection_is_billed_when_it_is_reported_again() {
-    let manager = manager();
-    let mut first = registered(node(&manager, "a", Script::new().at(2, Fault::Disconnect)));
-    let (token, id) = lease(&manager);
+    let (manager, mut first, token, id) = leased(Script::new().at(2, Fault::Disconnect));
     first.send(&claimed(&token)).unwrap();
     first.flush(PATIENCE).unwrap();
     first.send(&end(&token)).unwrap();
@@ -135,9 +135,7 @@ fn an_end_that_was_lost_with_its_connection_is_billed_when_it_is_reported_again(
 #[test]
 fn a_late_end_frees_nothing_before_it_comes() {
     const LATE: Duration = Duration::from_millis(300);
-    let manager = manager();
-    let mut node = registered(node(&manager, "a", Script::new().at(2, Fault::Delay(LATE))));
-    let (token, id) = lease(&manager);
+    let (manager, mut node, token, id) = leased(Script::new().at(2, Fault::Delay(LATE)));
     node.send(&claimed(&token)).unwrap();
     let start = Instant::now();
     node.send(&end(&token)).unwrap();
@@ -165,9 +163,7 @@ fn a_truncated_registration_ends_its_connection_only() {
 
 #[test]
 fn a_truncated_end_costs_the_connection_and_not_the_bill() {
-    let manager = manager();
-    let mut first = registered(node(&manager, "a", Script::new().at(2, Fault::Truncate(50))));
-    let (token, id) = lease(&manager);
+    let (manager, mut first, token, id) = leased(Script::new().at(2, Fault::Truncate(50)));
     first.send(&claimed(&token)).unwrap();
     first.send(&end(&token)).unwrap();
     ended(&mut first);
