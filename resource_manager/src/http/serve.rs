@@ -64,9 +64,9 @@ pub async fn serve(listener: TcpListener, router: Router) {
         let Ok(local) = stream.local_addr() else { continue }; // it is gone
         let ends = Ends::new(peer, local);
         connections.make_room(ends);
-        let (place, turn) = connections.place(ends.counts_as());
+        let (place, side) = connections.place(ends.counts_as());
         let stream = TimedStream { stream, unread: None };
-        let router = router.clone().layer(Extension(turn)).layer(Extension(ends));
+        let router = router.clone().layer(Extension(side)).layer(Extension(ends));
         let service = TowerToHyperService::new(router);
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
@@ -89,15 +89,15 @@ pub async fn serve(listener: TcpListener, router: Router) {
 
 /// Which side a connection waits for, and since when.
 #[derive(Clone, Copy, Debug)]
-struct Turn {
+struct Side {
     /// For this program: a request has come as a whole, and there is no answer yet. Else for its client.
     is_ours: bool,
     since: Instant,
 }
 
-impl Turn {
+impl Side {
     fn new(is_ours: bool) -> Self {
-        Turn { is_ours, since: Instant::now() }
+        Side { is_ours, since: Instant::now() }
     }
 
     /// The least is the first to go: of those that have waited for their client for more than a moment, and
@@ -108,38 +108,38 @@ impl Turn {
     }
 }
 
-type SharedTurn = Arc<Mutex<Turn>>;
+type SharedSide = Arc<Mutex<Side>>;
 
 /// Notes when a request has come as a whole and when it is answered. What comes slowly, or is refused before it has all
 /// come, moves nothing.
-async fn watch(Extension(turn): Extension<SharedTurn>, request: Request, next: Next) -> Response {
+async fn watch(Extension(side): Extension<SharedSide>, request: Request, next: Next) -> Response {
     let request = request.map(|body| {
-        let watched = Watched { body, turn: turn.clone() };
+        let watched = Watched { body, side: side.clone() };
         if watched.body.is_end_stream() {
             watched.note_whole();
         }
         Body::new(watched)
     });
     let answer = next.run(request).await;
-    let mut turn = lock(&turn);
-    if turn.is_ours {
-        *turn = Turn::new(false);
+    let mut side = lock(&side);
+    if side.is_ours {
+        *side = Side::new(false);
     }
-    drop(turn);
+    drop(side);
     answer
 }
 
 /// A request's body whose end is noted.
 struct Watched {
     body: Body,
-    turn: SharedTurn,
+    side: SharedSide,
 }
 
 impl Watched {
     fn note_whole(&self) {
-        let mut turn = lock(&self.turn);
-        if !turn.is_ours {
-            *turn = Turn::new(true);
+        let mut side = lock(&self.side);
+        if !side.is_ours {
+            *side = Side::new(true);
         }
     }
 }
@@ -174,7 +174,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 struct HttpConnection {
     peer: IpAddr,
-    turn: SharedTurn,
+    side: SharedSide,
     task: Option<AbortHandle>,
 }
 
@@ -212,13 +212,13 @@ impl Connections {
         self.most.div_ceil(4)
     }
 
-    fn place(self: &Arc<Self>, peer: IpAddr) -> (ConnectionPlace, SharedTurn) {
-        let turn = Arc::new(Mutex::new(Turn::new(false)));
+    fn place(self: &Arc<Self>, peer: IpAddr) -> (ConnectionPlace, SharedSide) {
+        let side = Arc::new(Mutex::new(Side::new(false)));
         let mut open = lock(&self.open);
         open.0 += 1;
         let id = open.0;
-        open.1.insert(id, HttpConnection { peer, turn: turn.clone(), task: None });
-        (ConnectionPlace { connections: self.clone(), id }, turn)
+        open.1.insert(id, HttpConnection { peer, side: side.clone(), task: None });
+        (ConnectionPlace { connections: self.clone(), id }, side)
     }
 
     fn started(&self, id: u64, task: AbortHandle) {
@@ -244,7 +244,7 @@ impl Connections {
         };
         let its = open.iter().filter(|(_, connection)| Some(connection.peer) == from);
         let now = Instant::now();
-        let first = its.min_by_key(|(_, connection)| lock(&connection.turn).rank(now));
+        let first = its.min_by_key(|(_, connection)| lock(&connection.side).rank(now));
         let first = first.map(|(id, _)| *id);
         if let Some(connection) = first.and_then(|id| open.remove(&id)) {
             tracing::debug!(peer = %connection.peer, "an HTTP connection was cut to make room");
@@ -344,7 +344,7 @@ mod tests {
         let here = of("127.0.0.1", true);
         let all: Vec<_> =
             (0..MAX_CONNECTIONS).map(|_| connections.place(here.counts_as())).collect();
-        let set = |at: usize, is_ours| *lock(&all[at].1) = Turn::new(is_ours);
+        let set = |at: usize, is_ours| *lock(&all[at].1) = Side::new(is_ours);
         set(0, true); // it waits longest, but for us
         set(1, false); // it has just been answered
         let mut newer = Vec::new();
