@@ -1,5 +1,5 @@
-//! Who holds what: nodes, their leases and deadlines. Pure: events and the time come in, [`Action`]s and
-//! [`Changes`] go out.
+//! Who holds what: nodes, their leases and deadlines. Pure: events and the time come in, [`Action`]s
+//! and [`Changes`] go out.
 //!
 //! ```text
 //!   node    registered ──connected──▶ ready ──connection ends──▶ lost ──connected──▶ ready
@@ -7,29 +7,24 @@
 //!   lease   granted ──claimed──▶ active ──asked to end──▶ ending ──▶ ended (a bill, no lease)
 //!              └────────────────────┴── expired, not claimed in time, given back, node lost ──▶ ended
 //!
-//!   Pool decides ─▶ Holdings keep together: NodeTable, LeaseTable, Shares, Distrust
+//!   Pool: what is asked, who comes and goes ─▶ Holdings: what is reported and due, what follows
+//!                                               ─▶ NodeTable, LeaseTable, Shares, Distrust
 //! ```
-//! * CAPACITY - the leases of a node together never exceed its cores and memory. Only `Node::take` and
-//!   `Node::give` change what is leased.
-//! * ONE END - a lease ends once: `Holdings::finish` alone removes it, books its one bill and gives its
-//!   capacity back. A bill that the node did not report (it was lost, or the lease was never claimed) is
-//!   booked with what is known, and replaced if the node reports later.
+//! * CAPACITY - the leases of a node together never exceed its cores and memory. Only `Node::take`
+//!   and `Node::give` change what is leased.
+//! * ONE END - a lease ends once: `Holdings::finish` alone removes it, books its one bill and gives
+//!   its capacity back. A bill that the node did not report (it was lost, or the lease was never
+//!   claimed) is booked with what is known, and replaced if the node reports later.
 //! * A lease in any state has a deadline. At it, the lease ends, or gets a later one because its
 //!   state changed or because it was renewed. So every lease ends without any message.
 //! * All that a later run needs is in the changes that were taken, and nothing that was ever
 //!   granted is granted again.
 //!
-//! Where a node and this program do not agree about a lease, these rules decide:
-//! 1. A lease that has ended here stays ended. The node is asked to end it; its bill replaces a provisional one.
-//! 2. A lease in use here that a node which is back does not report has ended there.
-//! 3. A lease of an earlier run of the node's executor manager has ended with that run.
-//! 4. What is not as it was granted, or never was, the node is asked to end. It is not billed.
-//! 5. A lease of an earlier state, which was lost, is taken over if it fits.
-//!
-//! Each table changes what it owns. What concerns more than one of them is decided here and done by
-//! `holdings`. Elsewhere: which node a lease goes to (`placement`), connections (`node_links`,
-//! `client_links`), tokens, bills that are final. The only side effect here is log lines: a lease's
-//! life passes through these files.
+//! Each table changes what it owns. Here is decided what clients and operators ask for, and what
+//! becomes of a node that comes or leaves; `holdings` does what concerns more than one table, also
+//! when a node reports and when time passes. Elsewhere: which node a lease goes to (`placement`),
+//! connections (`node_links`, `client_links`), tokens, bills that are final. The only side effect here
+//! is log lines: a lease's life passes through these files.
 
 mod action;
 mod ask;
@@ -63,14 +58,13 @@ pub use distrust::{MOST_OF_ONE, TRIED_LAST};
 use fair_use::Shares;
 pub use fair_use::{FairUse, Limit, Who};
 use holdings::Holdings;
+use lease::GrantedLease;
 pub use lease::{EndReport, Grant, LeaseState, LeaseView, Terms};
-use lease::{GrantedLease, LeasePhase};
-use lease_table::{LeaseTable, Reported};
+use lease_table::LeaseTable;
 pub use limits::*;
 pub use node::{Conflict, NodeSpec, NodeState, NodeView, Removal, Run};
-use node_index::NodeSlot;
 pub use node_index::NodeSums;
-use node_table::{NodeDue, canonical};
+use node_table::canonical;
 pub use record::{Billed, Changes, LeaseRecord, NodeRecord, Snapshot};
 
 /// All nodes and leases of a cluster.
@@ -90,22 +84,7 @@ impl Pool {
     /// The pool of a run that goes on where the last one stopped. Nodes whose executor manager has not
     /// registered again count as lost; if it does not within [`RESTART_RETURN`], their leases end.
     pub fn restore(now: Now, node_return: Duration, snapshot: Snapshot) -> Self {
-        let leases = LeaseTable::of_state(now, snapshot.first_id, snapshot.last_id);
-        let mut held = Holdings::new(leases);
-        snapshot.nodes.into_iter().for_each(|record| held.nodes.restore(record));
-        for bill in &snapshot.bills {
-            held.leases.restore_bill(now, bill);
-        }
-        let strays = snapshot.leases.into_iter().filter_map(|record| held.take_back(now, record));
-        let strays: Vec<_> = strays.collect();
-        held.leases.all_saved();
-        for stray in strays {
-            held.end_stray(now, stray);
-        }
-        for slot in held.nodes.expect_back(now) {
-            held.forget_node(slot, &mut Vec::new()); // no node is connected
-        }
-        Pool { held, node_return }
+        Pool { held: Holdings::restore(now, snapshot), node_return }
     }
 
     /// Has the pool keep to these rules from now on. To be called at the start, before anything is asked of
@@ -194,56 +173,12 @@ impl Pool {
 
     /// When [`tick`](Self::tick) has something to do next, if nothing else happens.
     pub fn next_deadline(&self) -> Option<Instant> {
-        let node = self.held.nodes.first_deadline().map(|(at, _)| at);
-        let forgiven = self.held.distrust.first_deadline();
-        node.into_iter().chain(self.held.leases.first_deadline()).chain(forgiven).min()
+        self.held.next_deadline()
     }
 
     /// Does what was due by `now`.
     pub fn tick(&mut self, now: Now, out: &mut Vec<Action>) {
-        for slot in self.held.distrust.due(now.monotonic) {
-            self.held.nodes.set_tried_last(slot, false);
-        }
-        while let Some((at, slot)) = self.held.nodes.first_deadline()
-            && at <= now.monotonic
-        {
-            self.node_due(now, slot, out);
-        }
-        while let Some(id) = self.held.leases.due(now.monotonic) {
-            self.lease_due(now, id, out);
-        }
-    }
-
-    fn node_due(&mut self, now: Now, slot: NodeSlot, out: &mut Vec<Action>) {
-        let Some(due) = self.held.nodes.due(now, slot, out) else { return };
-        for id in self.held.nodes.leases_on(slot) {
-            let unseen = self.held.leases.get(id).is_some_and(|lease| lease.unseen_since.is_some());
-            if unseen && due == NodeDue::EndUnreported {
-                tracing::warn!(lease = %id, "its node is back and does not report it: it has ended there");
-            }
-            if unseen || due == NodeDue::GiveUp {
-                self.held.finish(now, id, EndReason::NodeLost, None, out);
-            }
-        }
-    }
-
-    fn lease_due(&mut self, now: Now, id: LeaseId, out: &mut Vec<Action>) {
-        let Some(lease) = self.held.leases.get(id) else { return };
-        match lease.phase {
-            LeasePhase::Granted { then: EndReason::Unclaimed } if self.held.is_away(lease.slot) => {
-                // Its claim could not be reported. If its node does not come back, the lease ends with that.
-                let claim_by = now.monotonic + self.held.shares.claim_timeout();
-                self.held.leases.wait_for_claim(now, id, claim_by);
-            }
-            LeasePhase::Granted { then } => self.held.finish(now, id, then, None, out),
-            LeasePhase::Active => {
-                self.held.begin_ending(now, id, EndReason::Expired, Duration::ZERO, out);
-            }
-            LeasePhase::Ending { reason, .. } => {
-                tracing::warn!(lease = %id, node = ?lease.node, "the node did not report the end of a lease in time");
-                self.held.finish(now, id, reason, None, out);
-            }
-        }
+        self.held.tick(now, out);
     }
 
     // What clients ask for.
@@ -349,7 +284,7 @@ impl Pool {
         let ask = Ask { while_connected: lease.while_connected, peer: lease.peer, ..ask };
         let claim_by = lease.claim_by;
         self.held.shares.count(now, &ask.clone().by(origin))?;
-        self.try_last(now, slot, origin);
+        self.held.try_last(now, slot, origin);
         let elsewhere = self.held.nodes.place_elsewhere(wanted, slot);
         let grant = elsewhere.and_then(|other| self.held.grant(now, &ask, other, wanted, claim_by));
         let Capacity { cores, memory } = wanted;
@@ -357,16 +292,6 @@ impl Pool {
         tracing::info!(lease = %id, by = %grant.terms.lease, from = %node, to = %grant.node, why = because.in_words(), "lease replaced");
         self.held.finish(now, id, EndReason::Released, None, out);
         Ok(grant)
-    }
-
-    /// Has other nodes tried before the one in `slot`, which a client of `origin` could not use.
-    fn try_last(&mut self, now: Now, slot: NodeSlot, origin: Peer) {
-        for forgiven in self.held.distrust.take(now.monotonic, slot, origin) {
-            self.held.nodes.set_tried_last(forgiven, false);
-        }
-        if let Some(node) = self.held.nodes.set_tried_last(slot, true) {
-            tracing::warn!(%node, by = ?origin, "a client could not use a lease on this node: for {TRIED_LAST:?} it is tried last");
-        }
     }
 
     /// Ends a lease on demand: at once if it was not claimed, else its node is asked to. Returns its
@@ -518,93 +443,17 @@ impl Pool {
     /// The node on `link` reports that a lease is in use: for the first time, or again after a
     /// reconnection.
     pub fn claimed(&mut self, now: Now, link: LinkId, terms: &Terms, out: &mut Vec<Action>) {
-        let Some((slot, node)) = self.held.nodes.on(link) else { return };
-        let (id, node) = (terms.lease, node.spec.name());
-        let end = match self.held.leases.reported(slot, terms) {
-            Reported::Granted => self.held.leases.in_use(now, id),
-            Reported::Otherwise => {
-                tracing::warn!(lease = %id, ?node, "the node holds a lease that was granted otherwise: it is told to end it");
-                Some((EndReason::Withdrawn, Duration::ZERO))
-            }
-            Reported::OpenBill(billed) => {
-                // It was claimed just as it ended here, or its node was thought lost.
-                tracing::warn!(lease = %id, ?node, "the node holds a lease that has ended: it is told to end it");
-                Some((billed.reason, Duration::ZERO))
-            }
-            Reported::Earlier | Reported::Ended | Reported::Unknown => {
-                let taken_over = self.take_over(now, slot, terms, out);
-                (!taken_over).then_some((EndReason::Withdrawn, Duration::ZERO))
-            }
-        };
-        if let Some((reason, grace)) = end {
-            out.push(Action::EndLease { link, lease: id, reason, grace });
-        }
-    }
-
-    /// Takes over a running lease of an earlier state, if it is one and fits. Leases that nobody claimed
-    /// yet make room for it.
-    fn take_over(
-        &mut self,
-        now: Now,
-        slot: NodeSlot,
-        terms: &Terms,
-        out: &mut Vec<Action>,
-    ) -> bool {
-        let Some(node) = self.held.nodes.get(slot) else { return false };
-        let (lease, name) = (terms.lease, node.spec.name().clone());
-        let fits = lease < self.first_id()
-            && terms.expires_at > now.wall
-            && terms.instance == node.instance
-            && node.state() != NodeState::Draining;
-        let Some(spare) = self.held.spare(slot, terms.holds()).filter(|_| fits) else {
-            tracing::warn!(%lease, node = ?name, "the node holds a lease that is not known here: it is told to end it");
-            return false;
-        };
-        for id in spare {
-            self.held.finish(now, id, EndReason::Withdrawn, None, out);
-        }
-        tracing::info!(%lease, node = ?name, client = ?terms.client, "lease of an earlier state taken over");
-        let phase = (LeasePhase::Active, now.until(terms.expires_at) + EXPIRY_MARGIN);
-        let lease = GrantedLease {
-            claimed_at: Some(now.wall),
-            seen_from: Some(now.monotonic),
-            ..GrantedLease::new(now, terms.clone(), (name, slot), phase)
-        };
-        self.held.insert(now, lease);
-        true
+        self.held.claimed(now, link, terms, out);
     }
 
     /// The node on `link` reports what a lease has used so far.
     pub fn used(&mut self, link: LinkId, id: LeaseId, bill: Bill) {
-        let Some((slot, _)) = self.held.nodes.on(link) else { return };
-        self.held.leases.used(slot, id, countable(bill));
+        self.held.used(link, id, bill);
     }
 
     /// The node on `link` reports that a lease has ended, and what it used. Acknowledged also if it
     /// is no news, since the node repeats it until it is.
     pub fn ended(&mut self, now: Now, link: LinkId, report: &EndReport, out: &mut Vec<Action>) {
-        let Some((slot, node)) = self.held.nodes.on(link) else { return };
-        let &EndReport { ref terms, reason, bill } = report;
-        let (id, name, bill) = (terms.lease, node.spec.name(), countable(bill));
-        // Before a connection is closed because this was a removed node's last lease.
-        out.push(Action::AcknowledgeEnd { link, lease: id });
-        let billed = Billed::new(terms, name.clone(), bill, reason, now.wall);
-        match self.held.leases.reported(slot, terms) {
-            Reported::Granted => self.held.finish(now, id, reason, Some(bill), out),
-            Reported::OpenBill(known) if known.is_of(&billed) => match known.reported {
-                true => tracing::debug!(lease = %id, "already billed"),
-                false => self.held.leases.book(now, billed),
-            },
-            Reported::Earlier => self.held.leases.book(now, billed),
-            Reported::Ended => tracing::debug!(lease = %id, "already billed"),
-            Reported::Otherwise | Reported::OpenBill(_) | Reported::Unknown => {
-                tracing::warn!(lease = %id, node = ?name, "the node reports the end of a lease that was not granted so: it is not billed");
-            }
-        }
+        self.held.ended(now, link, report, out);
     }
-}
-
-/// A bill as it can be believed: what is in an executor's memory, its functions may write.
-fn countable(bill: Bill) -> Bill {
-    Bill { invocations: bill.invocations.get().min(Bill::MOST_INVOCATIONS).into(), ..bill }
 }
