@@ -40,7 +40,7 @@ use tokio::sync::Semaphore;
 
 use crate::commands::{Commands, Stopped};
 use crate::metrics::{self, LoopEvents};
-use crate::pool::{Action, Denied, Limit, NotRenewed, Now, Pool, Removal};
+use crate::pool::{Action, Denied, Limit, NotRenewed, Now, Pool};
 use crate::state::{StateError, StateFile as Durable};
 use bills::Bills;
 pub use guard::Access;
@@ -188,12 +188,7 @@ async fn add(State(api): State<Api>, uri: Uri, body: Body) -> HttpResult {
 async fn remove(State(api): State<Api>, uri: Uri, body: Body) -> HttpResult {
     let (node, grace) = input::remove(&uri, &read(body).await?)?;
     let name = node.clone();
-    let removal = api.ask(move |pool, now, out| pool.remove_node(now, &name, grace, out)).await?;
-    let state = match removal {
-        Removal::Removed => api::RemovedState::Removed,
-        Removal::Draining => api::RemovedState::Draining,
-        Removal::Unknown => api::RemovedState::Unknown,
-    };
+    let state = api.ask(move |pool, now, out| pool.remove_node(now, &name, grace, out)).await?;
     Ok(ok(api::RemovedNode { node, state }))
 }
 

@@ -47,6 +47,7 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use rdmalib::Peer;
+pub use rfaas_api::{NodeState, RemovedState};
 pub use rfaas_protocol::Capacity;
 use rfaas_protocol::lease::{EndReason, LeaseId, Unusable};
 use rfaas_protocol::node::Bill;
@@ -62,7 +63,7 @@ use lease::GrantedLease;
 pub use lease::{EndReport, Grant, LeaseState, LeaseView, Terms};
 use lease_table::LeaseTable;
 pub use limits::*;
-pub use node::{Conflict, NodeSpec, NodeState, NodeView, Removal, Run};
+pub use node::{Conflict, NodeSpec, NodeView, Run};
 pub use node_index::NodeSums;
 use node_table::canonical;
 pub use record::{Billed, Changes, LeaseRecord, NodeRecord, Snapshot};
@@ -334,10 +335,10 @@ impl Pool {
         name: &str,
         grace: Duration,
         out: &mut Vec<Action>,
-    ) -> Removal {
+    ) -> RemovedState {
         let Some((slot, connected)) = self.held.nodes.withdraw(name, out) else {
             tracing::info!(node = ?name, "no node of this name is known, so none is removed");
-            return Removal::Unknown;
+            return RemovedState::Unknown;
         };
         let leases = self.held.nodes.leases_on(slot);
         tracing::info!(node = name, ?grace, leases = leases.len(), "node is being removed");
@@ -348,12 +349,12 @@ impl Pool {
             }
         }
         match self.held.nodes.named(name) {
-            Some(node) if !node.is_drained() => Removal::Draining,
+            Some(node) if !node.is_drained() => RemovedState::Draining,
             Some(_) => {
                 self.held.forget_node(slot, out);
-                Removal::Removed
+                RemovedState::Removed
             }
-            None => Removal::Removed, // with its last lease
+            None => RemovedState::Removed, // with its last lease
         }
     }
 

@@ -11,7 +11,7 @@ use time::OffsetDateTime;
 
 use super::pages::{Pages, ROWS, Row};
 use super::{Api, Failure};
-use crate::pool::{Grant, LeaseState, LeaseView, NodeState, NodeView};
+use crate::pool::{Grant, LeaseState, LeaseView, NodeView};
 
 /// A grant with its token, signed with the cluster secret.
 pub(super) fn grant(grant: &Grant, secret: &[u8]) -> api::Grant {
@@ -43,12 +43,7 @@ pub(super) fn node(node: NodeView) -> api::Node {
         free_cores: node.free.cores,
         memory: node.spec.capacity().memory,
         free_memory: node.free.memory,
-        state: match node.state {
-            NodeState::Registered => api::NodeState::Registered,
-            NodeState::Ready => api::NodeState::Ready,
-            NodeState::Draining => api::NodeState::Draining,
-            NodeState::Lost => api::NodeState::Lost,
-        },
+        state: node.state,
         clock_ahead_s: node.clock_ahead_s,
     }
 }

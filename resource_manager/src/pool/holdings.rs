@@ -17,6 +17,7 @@
 use std::time::{Duration, Instant};
 
 use rdmalib::Peer;
+use rfaas_api::NodeState;
 use rfaas_protocol::Capacity;
 use rfaas_protocol::lease::{EndReason, LeaseId};
 use rfaas_protocol::node::Bill;
@@ -26,7 +27,6 @@ use super::distrust::Distrust;
 use super::fair_use::Shares;
 use super::lease::{EndReport, Grant, GrantedLease, LeasePhase, Terms, whole_ms};
 use super::lease_table::{LeaseChanges, LeaseTable, Reported};
-use super::node::NodeState;
 use super::node_index::NodeSlot;
 use super::node_table::{NodeDue, NodeTable};
 use super::{

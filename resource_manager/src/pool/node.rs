@@ -8,6 +8,7 @@ use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use rfaas_api::NodeState;
 use rfaas_protocol::lease::{LeaseId, MAX_NODE_NAME_BYTES};
 use rfaas_protocol::{Capacity, Clock};
 
@@ -98,35 +99,6 @@ impl NodeSpec {
     }
 }
 
-/// A node's state as people see it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum NodeState {
-    /// Known; its executor manager has not connected, or its host name was not found yet.
-    Registered,
-    /// Takes leases.
-    Ready,
-    /// Being withdrawn, or its executor manager is stopping: no new leases.
-    Draining,
-    /// Its executor manager was connected and is not any more.
-    Lost,
-}
-
-impl NodeState {
-    /// All states.
-    pub const ALL: [NodeState; 4] =
-        [NodeState::Registered, NodeState::Ready, NodeState::Draining, NodeState::Lost];
-
-    /// Its name in JSON.
-    pub fn name(self) -> &'static str {
-        match self {
-            NodeState::Registered => "registered",
-            NodeState::Ready => "ready",
-            NodeState::Draining => "draining",
-            NodeState::Lost => "lost",
-        }
-    }
-}
-
 /// A node as people see it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeView {
@@ -154,17 +126,6 @@ pub struct Run {
     pub address: SocketAddr,
     /// How far its clock is ahead of ours, in milliseconds.
     pub clock_ahead_ms: i64,
-}
-
-/// What became of a node that was to be removed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Removal {
-    /// It was known, and is not any more.
-    Removed,
-    /// It was not known: removed before, or never added.
-    Unknown,
-    /// It is, until its leases have ended.
-    Draining,
 }
 
 /// A change that cannot be made while leases hold more than would be left.

@@ -6,10 +6,11 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Instant;
 
+use rfaas_api::NodeState;
 use rfaas_protocol::Capacity;
 
 use super::LinkId;
-use super::node::{Node, NodeState};
+use super::node::Node;
 use crate::placement::{FreeTree, larger};
 
 /// Where a node is kept as long as it is known. Placement tries nodes in this order. A new node takes

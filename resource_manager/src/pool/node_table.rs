@@ -9,12 +9,13 @@ use std::ops::Bound;
 use std::sync::Arc;
 use std::time::Instant;
 
+use rfaas_api::NodeState;
 use rfaas_protocol::Capacity;
 use rfaas_protocol::lease::LeaseId;
 
 use super::ask::Ask;
 use super::lease::GrantedLease;
-use super::node::{Conflict, Node, NodeConnection, NodeSpec, NodeState, NodeView, Run};
+use super::node::{Conflict, Node, NodeConnection, NodeSpec, NodeView, Run};
 use super::node_index::{Indexed, NodeIndex, NodeSlot};
 use super::{Action, LinkId, NodeRecord, NodeSums, Now, RECLAIM, RESOLVE_AGAIN, RESTART_RETURN};
 

@@ -53,7 +53,7 @@ pub struct Node {
 }
 
 /// The state of a node.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub enum NodeState {
@@ -65,6 +65,22 @@ pub enum NodeState {
     Draining,
     /// Its executor manager was connected and is not any more.
     Lost,
+}
+
+impl NodeState {
+    /// All states.
+    pub const ALL: [NodeState; 4] =
+        [NodeState::Registered, NodeState::Ready, NodeState::Draining, NodeState::Lost];
+
+    /// Its name in JSON.
+    pub fn name(self) -> &'static str {
+        match self {
+            NodeState::Registered => "registered",
+            NodeState::Ready => "ready",
+            NodeState::Draining => "draining",
+            NodeState::Lost => "lost",
+        }
+    }
 }
 
 /// The answer to a node's withdrawal.

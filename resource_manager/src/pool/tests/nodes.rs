@@ -26,13 +26,13 @@ fn a_removed_node_drains_and_is_forgotten_with_its_last_lease() {
     let unclaimed = world.request(1, 1, HOUR).unwrap();
     let grace = 30 * SECOND;
     let removal = world.pool.remove_node(world.now, "a", grace, &mut world.out);
-    assert_eq!(removal, Removal::Draining, "not implemented");
+    assert_eq!(removal, RemovedState::Draining, "not implemented");
     let told = end_lease(link, &active, EndReason::Withdrawn, grace);
     assert_eq!(world.actions(), [Action::NodesChanged, told]);
     assert_eq!(world.billed(&unclaimed), Some((EndReason::Withdrawn, 0)));
     assert!(world.request(1, 1, HOUR).is_err(), "no new leases");
     let again = world.pool.remove_node(world.now, "a", grace, &mut world.out);
-    assert_eq!(again, Removal::Draining);
+    assert_eq!(again, RemovedState::Draining);
     assert_eq!(world.actions(), [Action::NodesChanged], "the same again tells the node nothing");
     world.pool.remove_node(world.now, "a", SECOND, &mut world.out);
     let sooner = end_lease(link, &active, EndReason::Withdrawn, SECOND);
@@ -42,7 +42,7 @@ fn a_removed_node_drains_and_is_forgotten_with_its_last_lease() {
     let closed = Action::Close { link, reason: "node a was removed".into() };
     assert_eq!(world.actions(), [acknowledge(link, &active), closed]);
     let gone = world.pool.remove_node(world.now, "a", grace, &mut world.out);
-    assert_eq!(gone, Removal::Unknown);
+    assert_eq!(gone, RemovedState::Unknown);
     assert_eq!(world.actions(), [], "unknown: nothing changes");
 }
 
@@ -64,7 +64,7 @@ fn a_node_that_is_not_connected_is_removed_at_once() {
     let grant = world.active(1, link);
     world.disconnect(link);
     let removal = world.pool.remove_node(world.now, "a", HOUR, &mut world.out);
-    assert_eq!(removal, Removal::Removed);
+    assert_eq!(removal, RemovedState::Removed);
     assert!(matches!(world.billed(&grant), Some((EndReason::NodeLost, _))));
     assert!(world.pool.nodes().is_empty());
 }
