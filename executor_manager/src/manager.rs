@@ -284,7 +284,7 @@ impl Manager {
             Ok((Role::Lease, ..)) => {
                 refuse(
                     request,
-                    "this is an executor manager: leases are had at the resource manager",
+                    "this is an executor manager: leases are granted by the resource manager",
                 );
             }
             Ok(_) => refuse(request, "this is an executor manager"),

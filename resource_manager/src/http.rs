@@ -41,7 +41,7 @@ use tokio::sync::Semaphore;
 use crate::commands::{Commands, Stopped};
 use crate::metrics::{self, LoopEvents};
 use crate::pool::{Action, Denied, Limit, NotRenewed, Now, Pool};
-use crate::state::{StateError, StateFile as Durable};
+use crate::state::{StateError, StateFile};
 use bills::Bills;
 pub use guard::Access;
 use guard::Ends;
@@ -66,7 +66,7 @@ const SUMS: usize = 4;
 #[derive(Clone)]
 pub struct Api {
     commands: Commands,
-    durable: Arc<Durable>,
+    durable: Arc<StateFile>,
     events: Arc<LoopEvents>,
     secret: Arc<[u8]>,
     access: Access,
@@ -104,7 +104,7 @@ impl Api {
     /// secret, and change something for those that `access` allows to.
     pub fn new(
         commands: Commands,
-        durable: Arc<Durable>,
+        durable: Arc<StateFile>,
         events: Arc<LoopEvents>,
         secret: Arc<[u8]>,
         access: Access,
@@ -131,7 +131,7 @@ impl Api {
     /// it has one of [`READS`] turns until it ends itself, and reads a page at most.
     async fn read<T: Send + 'static>(
         &self,
-        read: impl FnOnce(&Durable) -> Result<T, StateError> + Send + 'static,
+        read: impl FnOnce(&StateFile) -> Result<T, StateError> + Send + 'static,
     ) -> Result<T, Failure> {
         let turn = in_time(self.reads.clone().acquire_owned()).await?;
         let durable = self.durable.clone();

@@ -66,7 +66,7 @@ impl World {
         let runtime = runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
         let address = listener.local_addr().unwrap();
-        let (durable, events) = (Arc::new(Durable::in_memory().unwrap()), Arc::default());
+        let (durable, events) = (Arc::new(StateFile::in_memory().unwrap()), Arc::default());
         let ledger = Ledger::new(durable.clone(), Arc::clone(&events), Duration::from_secs(1));
         let api = Api::new(commands.clone(), durable, events, Arc::from(&b"42"[..]), access);
         let (stop, stopped) = oneshot::channel();

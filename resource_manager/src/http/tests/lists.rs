@@ -59,7 +59,7 @@ fn a_list_of_many_pages_is_whole_and_in_order() {
 #[test]
 fn a_read_has_its_turn_until_it_ends_also_when_nobody_waits_for_it() {
     let (commands, _inbox) = commands().unwrap();
-    let durable = Arc::new(Durable::in_memory().unwrap());
+    let durable = Arc::new(StateFile::in_memory().unwrap());
     let secret = Arc::from(&b"42"[..]);
     let api = Api::new(commands, durable, Arc::default(), secret, Access::default());
     let runtime = runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -68,7 +68,7 @@ fn a_read_has_its_turn_until_it_ends_also_when_nobody_waits_for_it() {
         let (begin, begun) = oneshot::channel();
         let reader = api.clone();
         let request = tokio::spawn(async move {
-            let slow = move |_: &Durable| {
+            let slow = move |_: &StateFile| {
                 begin.send(()).unwrap();
                 let _ = ended.recv();
                 Ok(())
