@@ -2,10 +2,9 @@
 //! and whether that is what `layers.rules` allows.
 //!
 //! ```text
-//!   source text ─ lexer ─▶ tokens ─ source ─▶ what a file says ─ modules ─▶ arrows from file to file ─ rules ─▶ what is broken
+//!   source text ─ source ─▶ what a file says ─ modules ─▶ arrows from file to file ─ rules ─▶ what is broken
 //! ```
 
-mod lexer;
 mod modules;
 mod rules;
 mod source;

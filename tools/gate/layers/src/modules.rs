@@ -3,13 +3,13 @@
 //! A path is followed through re-exports to the file that defines what it names: `use crate::Error` of a crate whose
 //! `lib.rs` says `pub use error::Error` leads to `error.rs`.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 
-use crate::source::{self, Item, Said};
+use crate::source::{self, Said};
 
 /// A target of a package: a library, a program.
 #[derive(Clone, Debug)]
@@ -22,15 +22,12 @@ pub struct Target {
 
 type Id = usize;
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Module {
     file: PathBuf,
     parent: Option<Id>,
     children: BTreeMap<String, Id>,
-    /// What it defines itself.
-    defines: BTreeSet<String>,
-    /// What it imports: name and path.
-    imports: Vec<(String, Vec<String>)>,
+    said: Said,
 }
 
 /// An arrow from a file to one that it imports something of, or declares as its module.
@@ -52,8 +49,7 @@ pub struct Modules {
     root: PathBuf,
     modules: Vec<Module>,
     libraries: BTreeMap<String, Id>,
-    /// What each module says of others, and where.
-    said: Vec<(Id, Said)>,
+    /// Modules, those that they declare, and where.
     declared: Vec<(Id, Id, usize)>,
 }
 
@@ -65,82 +61,47 @@ impl Modules {
     pub fn read(root: &Path, targets: &[Target]) -> anyhow::Result<Self> {
         let mut all = Modules { root: root.to_owned(), ..Modules::default() };
         for target in targets {
-            let id = all.add(None, target.root.clone());
+            let directory = target.root.parent().unwrap_or(root);
+            let id = all.add(None, target.root.clone(), directory, None)?;
             if let Some(name) = &target.library {
                 all.libraries.insert(name.clone(), id);
             }
-            let directory = target.root.parent().unwrap_or(root).to_owned();
-            all.load(id, &directory)?;
         }
         Ok(all)
     }
 
-    fn add(&mut self, parent: Option<Id>, file: PathBuf) -> Id {
-        self.modules.push(Module { file, parent, ..Module::default() });
-        self.modules.len() - 1
-    }
-
-    /// Reads the file of module `id`, whose submodules are in `directory`.
-    fn load(&mut self, id: Id, directory: &Path) -> anyhow::Result<()> {
-        let file = self.modules[id].file.clone();
-        let text = fs::read_to_string(self.root.join(&file))
-            .with_context(|| format!("{} cannot be read", file.display()))?;
-        let mut inline: BTreeMap<Vec<String>, Id> = BTreeMap::from([(Vec::new(), id)]);
-        for said in source::read(&text) {
-            let within = inline[&said.within];
-            let line = said.line;
-            match said.item {
-                Item::Module { ref name, ref path } => {
-                    let directory = said.within.iter().fold(directory.to_owned(), |d, m| d.join(m));
-                    let (file, below) = self.file_of(&file, &directory, name, path.as_deref())?;
-                    let child = self.add(Some(within), file);
-                    self.modules[within].children.insert(name.clone(), child);
-                    self.declared.push((within, child, line));
-                    self.load(child, &below)?;
-                }
-                Item::InlineModule { name } => {
-                    let child = self.add(Some(within), file.clone());
-                    self.modules[within].children.insert(name.clone(), child);
-                    inline.insert([said.within, vec![name]].concat(), child);
-                }
-                Item::Definition { name, exported } => {
-                    if exported {
-                        let root = self.root_of(within);
-                        let path = self.path_of(within, &name);
-                        self.modules[root].imports.push((name.clone(), path));
-                    }
-                    self.modules[within].defines.insert(name);
-                }
-                Item::Use { ref path, ref name } => {
-                    self.modules[within].imports.push((name.clone(), path.clone()));
-                    self.said.push((within, said));
-                }
-                Item::Mention { .. } => self.said.push((within, said)),
-            }
-        }
-        Ok(())
-    }
-
-    /// The file of module `name` declared in `file`, and the directory of its own submodules.
-    fn file_of(
-        &self,
-        file: &Path,
+    /// Adds a module that says `said` or, if it is a whole file, what is in there, with its submodules: their files
+    /// are in `directory`.
+    fn add(
+        &mut self,
+        parent: Option<Id>,
+        file: PathBuf,
         directory: &Path,
-        name: &str,
-        path: Option<&str>,
-    ) -> anyhow::Result<(PathBuf, PathBuf)> {
-        if let Some(path) = path {
-            let found = normal(&file.parent().unwrap_or(Path::new("")).join(path));
-            let below = found.parent().unwrap_or(Path::new("")).to_owned();
-            return Ok((found, below));
+        said: Option<Said>,
+    ) -> anyhow::Result<Id> {
+        let said = match said {
+            Some(said) => said,
+            None => fs::read_to_string(self.root.join(&file))
+                .map_err(anyhow::Error::from)
+                .and_then(|text| Ok(source::read(&text)?))
+                .with_context(|| format!("{} cannot be read", file.display()))?,
+        };
+        let id = self.modules.len();
+        self.modules.push(Module { file: file.clone(), parent, children: BTreeMap::new(), said });
+        for (name, line, inside) in std::mem::take(&mut self.modules[id].said.modules) {
+            let below = directory.join(&name);
+            let mut places = [below.with_extension("rs"), below.join("mod.rs")].into_iter();
+            let own = match &inside {
+                Some(_) => file.clone(),
+                None => places
+                    .find(|place| self.root.join(place).is_file())
+                    .with_context(|| format!("{}: module {name} has no file", file.display()))?,
+            };
+            let child = self.add(Some(id), own, &below, inside)?;
+            self.modules[id].children.insert(name, child);
+            self.declared.push((id, child, line));
         }
-        let below = directory.join(name);
-        for found in [directory.join(format!("{name}.rs")), below.join("mod.rs")] {
-            if self.root.join(&found).is_file() {
-                return Ok((found, below));
-            }
-        }
-        bail!("{}: module {name} has no file", file.display())
+        Ok(id)
     }
 
     fn root_of(&self, mut id: Id) -> Id {
@@ -148,19 +109,6 @@ impl Modules {
             id = parent;
         }
         id
-    }
-
-    /// `crate::…::name` of what module `id` has as `name`.
-    fn path_of(&self, mut id: Id, name: &str) -> Vec<String> {
-        let mut path = vec![name.to_owned()];
-        while let Some(parent) = self.modules[id].parent {
-            let own = self.modules[parent].children.iter().find(|(_, child)| **child == id);
-            path.extend(own.map(|(name, _)| name.clone()));
-            id = parent;
-        }
-        path.push("crate".into());
-        path.reverse();
-        path
     }
 
     /// All arrows between files, sorted; one for each pair.
@@ -174,13 +122,11 @@ impl Modules {
                 *entry = (*entry).min((only_declared, line));
             }
         };
-        for (id, said) in &self.said {
-            let to = match &said.item {
-                Item::Use { path, .. } | Item::Mention { path } => self.resolve(*id, path, 0),
-                _ => None,
-            };
-            if let Some(to) = to {
-                arrow(*id, to, said.line, false);
+        for (id, module) in self.modules.iter().enumerate() {
+            for (path, line) in &module.said.paths {
+                if let Some(to) = self.resolve(id, path, 0) {
+                    arrow(id, to, *line, false);
+                }
             }
         }
         for (parent, child, line) in &self.declared {
@@ -214,8 +160,11 @@ impl Modules {
                     return self.walk(id, path, depth);
                 }
                 // A name that is imported as itself (`use serde;`) leads nowhere here.
-                let imported =
-                    module.imports.iter().find(|(known, path)| known == name && *path != [name]);
+                let imported = module
+                    .said
+                    .imports
+                    .iter()
+                    .find(|(known, path)| known == name && *path != [name]);
                 if let Some((_, to)) = imported {
                     return self.resolve(id, &[to, rest].concat(), depth + 1);
                 }
@@ -232,17 +181,20 @@ impl Modules {
                 id = *child;
                 continue;
             }
-            if module.defines.contains(name) {
+            if module.said.defines.contains(name) {
                 return Some(id);
             }
             let rest = &path[at + 1..];
-            let imported =
-                module.imports.iter().find(|(known, to)| known == name && *to != [name.clone()]);
+            let imported = module
+                .said
+                .imports
+                .iter()
+                .find(|(known, to)| known == name && *to != [name.clone()]);
             if let Some((_, to)) = imported {
                 // What is re-exported from a crate that is not ours counts as this module's.
                 return self.resolve(id, &[to, rest].concat(), depth + 1).or(Some(id));
             }
-            let globs = module.imports.iter().filter(|(known, _)| known == "*");
+            let globs = module.said.imports.iter().filter(|(known, _)| known == "*");
             let mut from_globs = globs
                 .filter_map(|(_, to)| self.resolve(id, to, depth + 1))
                 .filter(|target| *target != id && self.provides(*target, name, depth + 1));
@@ -258,22 +210,7 @@ impl Modules {
         let module = &self.modules[id];
         depth <= LONGEST
             && (module.children.contains_key(name)
-                || module.defines.contains(name)
-                || module.imports.iter().any(|(known, _)| known == name))
+                || module.said.defines.contains(name)
+                || module.said.imports.iter().any(|(known, _)| known == name))
     }
-}
-
-/// `a/b/../c` as `a/c`.
-fn normal(path: &Path) -> PathBuf {
-    let mut normal = PathBuf::new();
-    for part in path.components() {
-        match part.as_os_str().to_str() {
-            Some("..") => {
-                normal.pop();
-            }
-            Some(".") => {}
-            _ => normal.push(part),
-        }
-    }
-    normal
 }

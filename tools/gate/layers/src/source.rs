@@ -1,268 +1,174 @@
 //! What one file says of modules: which it declares, what it imports, what it defines. Code under `#[cfg(test)]` is
 //! left out: tests may look at everything.
 
-use crate::lexer::{Token, tokens};
+use std::collections::BTreeSet;
 
-/// Names of modules, from the file's own module down: those that the file has in braces.
-pub type Inline = Vec<String>;
+use proc_macro2::{Ident, TokenStream, TokenTree};
+use syn::ext::IdentExt;
+use syn::visit::{self, Visit};
+use syn::{Attribute, Item, ItemMod, Meta, UseTree};
 
-/// A thing that a file says.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Item {
-    /// `mod name;`, in a file of its own, which `#[path]` may name.
-    Module { name: String, path: Option<String> },
-    /// `mod name { … }`.
-    InlineModule { name: String },
-    /// `use path as name;` A glob has the name `*`.
-    Use { path: Vec<String>, name: String },
-    /// `crate::a::B` in code, or `a::B` where `a` may be a module.
-    Mention { path: Vec<String> },
-    /// `struct Name`, `fn name`, …; a macro may be exported to the root of its crate.
-    Definition { name: String, exported: bool },
-}
+/// Names of a path, from its first.
+pub type Names = Vec<String>;
 
-/// An item, the module that it is in, and its line.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// What a module says.
+#[derive(Debug, Default)]
 pub struct Said {
-    pub within: Inline,
-    pub item: Item,
-    pub line: usize,
+    /// Modules that it declares, each with its line and, if it is in braces, what it says.
+    pub modules: Vec<(String, usize, Option<Said>)>,
+    /// What it defines itself.
+    pub defines: BTreeSet<String>,
+    /// What it imports: name and path. A glob has the name `*`.
+    pub imports: Vec<(String, Names)>,
+    /// All paths, in imports and in code, each with its line.
+    pub paths: Vec<(Names, usize)>,
 }
 
-/// All that `text` says.
-pub fn read(text: &str) -> Vec<Said> {
-    let mut reader = Reader { tokens: tokens(text), at: 0, within: Vec::new(), said: Vec::new() };
-    reader.items(None);
-    reader.said
+/// All that `text`, the text of a file, says.
+pub fn read(text: &str) -> syn::Result<Said> {
+    let mut said = Said::default();
+    said.items(&syn::parse_file(text)?.items);
+    Ok(said)
 }
 
-const DEFINES: [&str; 9] =
-    ["struct", "enum", "union", "trait", "type", "fn", "const", "static", "macro_rules"];
+impl Said {
+    fn items(&mut self, items: &[Item]) {
+        for item in items {
+            self.defines.extend(name_of(item));
+            self.visit_item(item);
+        }
+    }
 
-struct Reader {
-    tokens: Vec<Token>,
-    at: usize,
-    within: Inline,
-    said: Vec<Said>,
+    fn import(&mut self, line: usize, mut path: Names, tree: &UseTree) {
+        let (last, name) = match tree {
+            UseTree::Path(tree) => {
+                path.push(text(&tree.ident));
+                return self.import(line, path, &tree.tree);
+            }
+            UseTree::Group(group) => {
+                return group.items.iter().for_each(|tree| self.import(line, path.clone(), tree));
+            }
+            UseTree::Glob(_) => (None, Some("*".to_owned())),
+            UseTree::Name(tree) => (Some(text(&tree.ident)), None),
+            UseTree::Rename(tree) => (Some(text(&tree.ident)), Some(text(&tree.rename))),
+        };
+        path.extend(last.filter(|last| last != "self" || path.is_empty()));
+        let name = name.or_else(|| path.last().cloned()).unwrap_or_default();
+        self.imports.push((name, path.clone()));
+        self.paths.push((path, line));
+    }
+
+    fn mention(&mut self, path: &[&Ident]) {
+        if let [first, _, ..] = path {
+            let line = first.span().start().line;
+            self.paths.push((path.iter().map(|name| text(name)).collect(), line));
+        }
+    }
 }
 
-/// What the attributes in front of an item say.
-#[derive(Default)]
-struct Attributes {
-    test: bool,
-    path: Option<String>,
-    exported: bool,
+/// Visits nodes with attributes, unless they are for tests only.
+macro_rules! unless_for_tests {
+    ($($visit:ident $node:ident)*) => {
+        $(fn $visit(&mut self, node: &'a syn::$node) {
+            if !is_test(&node.attrs) {
+                visit::$visit(self, node);
+            }
+        })*
+    };
 }
 
-impl Reader {
-    fn text(&self, ahead: usize) -> &str {
-        self.tokens.get(self.at + ahead).map_or("", |token| &token.text)
+impl<'a> Visit<'a> for Said {
+    unless_for_tests! {
+        visit_item_const ItemConst visit_item_enum ItemEnum visit_item_fn ItemFn visit_item_impl ItemImpl
+        visit_item_macro ItemMacro visit_item_static ItemStatic visit_item_struct ItemStruct
+        visit_item_trait ItemTrait visit_item_type ItemType visit_item_union ItemUnion
+        visit_impl_item_const ImplItemConst visit_impl_item_fn ImplItemFn visit_trait_item_fn TraitItemFn
+        visit_field Field visit_variant Variant visit_arm Arm visit_field_value FieldValue
+        visit_local Local visit_expr_block ExprBlock visit_stmt_macro StmtMacro
     }
 
-    fn next(&mut self) -> String {
-        let text = self.text(0).to_owned();
-        self.at += 1;
-        text
+    fn visit_item_mod(&mut self, module: &'a ItemMod) {
+        if !is_test(&module.attrs) {
+            let inside = module.content.as_ref().map(|(_, items)| {
+                let mut said = Said::default();
+                said.items(items);
+                said
+            });
+            let line = module.mod_token.span.start().line;
+            self.modules.push((text(&module.ident), line, inside));
+        }
     }
 
-    fn say(&mut self, line: usize, item: Item) {
-        self.said.push(Said { within: self.within.clone(), item, line });
+    fn visit_item_use(&mut self, item: &'a syn::ItemUse) {
+        if !is_test(&item.attrs) {
+            self.import(item.use_token.span.start().line, Names::new(), &item.tree);
+        }
     }
 
-    fn line(&self) -> usize {
-        self.tokens.get(self.at).map_or(0, |token| token.line)
+    fn visit_path(&mut self, path: &'a syn::Path) {
+        if path.leading_colon.is_none() {
+            self.mention(&path.segments.iter().map(|segment| &segment.ident).collect::<Vec<_>>());
+        }
+        visit::visit_path(self, path);
     }
 
-    /// Reads until the brace that ends `module`, or until the end of the file.
-    fn items(&mut self, module: Option<&str>) {
-        let mut attributes = Attributes::default();
-        let mut depth = 0;
-        while self.at < self.tokens.len() {
-            let line = self.line();
-            match self.text(0) {
-                "#" if self.text(1) == "[" || (self.text(1) == "!" && self.text(2) == "[") => {
-                    self.attribute(&mut attributes);
+    /// What is within a macro is not parsed: paths are names with `::` between them.
+    fn visit_token_stream(&mut self, tokens: &'a TokenStream) {
+        let tokens: Vec<TokenTree> = tokens.clone().into_iter().collect();
+        let mut path = Vec::new();
+        let mut colons = 0;
+        for token in &tokens {
+            match token {
+                TokenTree::Punct(punct) if punct.as_char() == ':' => {
+                    colons += 1;
                     continue;
                 }
-                _ if attributes.test => {
-                    self.skip_item();
-                    attributes = Attributes::default();
-                    continue;
-                }
-                "mod" if self.text(2) == ";" => {
-                    let (name, path) = (self.text(1).to_owned(), attributes.path.take());
-                    self.say(line, Item::Module { name, path });
-                    self.at += 3;
-                }
-                "mod" if self.text(2) == "{" => {
-                    let name = self.text(1).to_owned();
-                    self.say(line, Item::InlineModule { name: name.clone() });
-                    self.at += 3;
-                    self.within.push(name.clone());
-                    self.items(Some(&name));
-                    self.within.pop();
-                }
-                "use" if self.text(1) != "<" => {
-                    // not `impl Trait + use<'a>`
-                    self.at += 1;
-                    self.use_tree(line, &[]);
-                }
-                "extern" if self.text(1) == "crate" => self.at += 2,
-                "{" | "(" | "[" => {
-                    depth += 1;
-                    self.at += 1;
-                }
-                ")" | "]" => {
-                    depth -= 1;
-                    self.at += 1;
-                }
-                "}" => {
-                    self.at += 1;
-                    if depth == 0 && module.is_some() {
-                        return;
-                    }
-                    depth -= 1;
-                }
-                "pub" | "unsafe" | "async" => {
-                    self.at += 1;
-                    if self.text(0) == "(" {
-                        self.skip_group(); // pub(crate)
-                    }
-                    continue; // the attributes are for what follows
-                }
-                "const" if self.at > 0 && self.tokens[self.at - 1].text == "*" => self.at += 1,
-                word if DEFINES.contains(&word) => {
-                    let name = if self.text(1) == "!" { self.text(2) } else { self.text(1) };
-                    let item =
-                        Item::Definition { name: name.to_owned(), exported: attributes.exported };
-                    if depth == 0 {
-                        self.say(line, item);
-                    }
-                    self.at += 1;
-                }
-                _ => self.mention(line),
+                TokenTree::Ident(name) if colons == 2 => path.push(name),
+                TokenTree::Ident(name) => self.mention(&std::mem::replace(&mut path, vec![name])),
+                _ => self.mention(&std::mem::take(&mut path)),
             }
-            attributes = Attributes::default();
+            if let TokenTree::Group(group) = token {
+                Visit::visit_token_stream(self, &group.stream());
+            }
+            colons = 0;
         }
+        self.mention(&path);
     }
 
-    /// `#[…]`, of which what concerns modules is kept.
-    fn attribute(&mut self, attributes: &mut Attributes) {
-        while self.text(0) != "[" {
-            self.at += 1;
-        }
-        let start = self.at;
-        self.skip_group();
-        let words: Vec<&str> = self.tokens[start + 1..self.at].iter().map(|t| &*t.text).collect();
-        match words.first() {
-            Some(&"cfg") => attributes.test |= words.contains(&"test") && !words.contains(&"not"),
-            Some(&"test") => attributes.test = true,
-            Some(&"macro_export") => attributes.exported = true,
-            Some(&"path") => {
-                attributes.path = words.get(2).and_then(|w| w.strip_prefix('"')).map(str::to_owned);
-            }
-            _ => {}
-        }
-    }
+    fn visit_attribute(&mut self, _: &'a Attribute) {}
 
-    /// Skips `(…)`, `[…]` or `{…}`, with what is in it.
-    fn skip_group(&mut self) {
-        let mut depth = 0;
-        while self.at < self.tokens.len() {
-            match &*self.next() {
-                "(" | "[" | "{" => depth += 1,
-                ")" | "]" | "}" => depth -= 1,
-                _ => {}
-            }
-            if depth == 0 {
-                return;
-            }
-        }
-    }
+    fn visit_visibility(&mut self, _: &'a syn::Visibility) {}
+}
 
-    /// Skips an item, field or statement: up to its `;`, its block, or its `,`.
-    fn skip_item(&mut self) {
-        let (mut field, mut import) = (true, false);
-        while self.at < self.tokens.len() {
-            match self.text(0) {
-                "{" if !import => return self.skip_group(),
-                "(" | "[" | "{" => {
-                    self.skip_group();
-                    continue;
-                }
-                "," if field => {
-                    self.at += 1;
-                    return;
-                }
-                "}" | ")" | "]" => return, // it ends with what it is in
-                ";" => {
-                    self.at += 1;
-                    return;
-                }
-                "use" => import = true,
-                word if DEFINES.contains(&word) || ["impl", "mod"].contains(&word) => field = false,
-                _ => {}
-            }
-            self.at += 1;
-        }
-    }
+/// What an item defines.
+fn name_of(item: &Item) -> Option<String> {
+    let name = match item {
+        Item::Const(item) => &item.ident,
+        Item::Enum(item) => &item.ident,
+        Item::Fn(item) => &item.sig.ident,
+        Item::Macro(item) => item.ident.as_ref()?,
+        Item::Static(item) => &item.ident,
+        Item::Struct(item) => &item.ident,
+        Item::Trait(item) => &item.ident,
+        Item::Type(item) => &item.ident,
+        Item::Union(item) => &item.ident,
+        _ => return None,
+    };
+    Some(text(name))
+}
 
-    /// What follows `use`, up to its `;` or, within braces, up to a comma or brace.
-    fn use_tree(&mut self, line: usize, prefix: &[String]) {
-        let mut path = prefix.to_vec();
-        loop {
-            match &*self.next() {
-                "::" | "$" => {}
-                "{" => {
-                    while !["}", ""].contains(&self.text(0)) {
-                        self.use_tree(line, &path);
-                        if self.text(0) == "," {
-                            self.at += 1;
-                        }
-                    }
-                    self.at += 1;
-                    return;
-                }
-                "*" => {
-                    self.say(line, Item::Use { path, name: "*".into() });
-                    return;
-                }
-                word => {
-                    if word != "self" || path.is_empty() {
-                        path.push(word.to_owned());
-                    }
-                    let name = match self.text(0) {
-                        "::" => continue,
-                        "as" => {
-                            self.at += 2;
-                            self.tokens[self.at - 1].text.clone()
-                        }
-                        _ => path.last().cloned().unwrap_or_default(),
-                    };
-                    self.say(line, Item::Use { path, name });
-                    return;
-                }
-            }
+fn is_test(attributes: &[Attribute]) -> bool {
+    attributes.iter().any(|attribute| match &attribute.meta {
+        Meta::List(list) if list.path.is_ident("cfg") => {
+            let tokens = list.tokens.to_string();
+            let has =
+                |word| tokens.split(|c: char| !c.is_alphanumeric() && c != '"').any(|w| w == word);
+            has("test") && !has("not")
         }
-    }
+        meta => meta.path().is_ident("test"),
+    })
+}
 
-    /// One token of code, or the whole path that begins here.
-    fn mention(&mut self, line: usize) {
-        let first = self.next();
-        let in_a_path = self.at >= 2 && self.tokens[self.at - 2].text == "::";
-        if in_a_path
-            || self.text(0) != "::"
-            || !first.starts_with(|c: char| c.is_alphabetic() || c == '_')
-        {
-            return;
-        }
-        let mut path = vec![first];
-        while self.text(0) == "::"
-            && self.text(1).starts_with(|c: char| c.is_alphabetic() || c == '_')
-        {
-            path.push(self.text(1).to_owned());
-            self.at += 2;
-        }
-        self.say(line, Item::Mention { path });
-    }
+fn text(name: &Ident) -> String {
+    name.unraw().to_string()
 }

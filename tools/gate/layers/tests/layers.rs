@@ -58,7 +58,10 @@ fn nested_braces_super_and_paths_in_code_are_followed() {
              mod inner { use super::super::e::E; }",
         ),
         ("a/c.rs", "pub mod two; pub struct One;"),
-        ("a/c/two.rs", "pub struct Three; fn f() -> super::One { let _: crate::e::E; d::<u8>() }"),
+        (
+            "a/c/two.rs",
+            "pub struct Three; fn f() -> super::One { let _: crate::r#e::E; d::<u8>() }",
+        ),
         ("a/d.rs", ""),
         ("a/e.rs", "pub struct E;"),
     ]);
@@ -103,7 +106,8 @@ fn comments_strings_other_crates_and_tests_are_no_imports() {
         (
             "a/b.rs",
             "//! crate::c::C\n\
-             use std::fs; /* use crate::c; */ const S: &str = \"use crate::c;\";\n\
+             use std::fs; /* /* */ use crate::c; */ const S: &str = \"\\\" use crate::c;\";\n\
+             const R: &str = r#\"use \"crate::c;\"#; const C: char = '\\'';\n\
              #[cfg(test)] use crate::c::{C}; #[cfg(test)] mod tests { use crate::c::C; }\n\
              struct S { #[cfg(test)] seen: crate::c::C, other: u8 }\n\
              #[cfg(all(test, unix))] fn t<A, B>() { crate::c::f() } fn f(b: &'static str) {}",
