@@ -6,7 +6,18 @@ use std::path::PathBuf;
 use clap::Args;
 use clap::value_parser;
 
-/// What is measured, how often, and how it is reported: flags of every benchmark.
+/// What is printed and logged: flags of every benchmark.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct Printing {
+    /// Print one JSON object and nothing else.
+    #[arg(long)]
+    pub json: bool,
+    /// Log more, to standard error; RUST_LOG overrides.
+    #[arg(short, long)]
+    pub verbose: bool,
+}
+
+/// What is measured, how often, and how it is reported: flags of benchmarks that have a configuration file.
 #[derive(Clone, Debug, Args)]
 pub struct Measure {
     /// Settings of the benchmark; config/README.md explains every key.
@@ -31,12 +42,9 @@ pub struct Measure {
     /// Write every sample to this file, as CSV with times in nanoseconds.
     #[arg(long, value_name = "FILE")]
     pub output_stats: Option<PathBuf>,
-    /// Print one JSON object and nothing else.
-    #[arg(long)]
-    pub json: bool,
-    /// Log more, to standard error; RUST_LOG overrides.
-    #[arg(short, long)]
-    pub verbose: bool,
+    /// What is printed and logged.
+    #[command(flatten)]
+    pub printing: Printing,
 }
 
 /// What is deployed, and where: flags of benchmarks of the function service.

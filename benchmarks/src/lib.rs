@@ -1,7 +1,7 @@
 //! What the benchmarks share: flags, warm-up, statistics, report.
 //!
 //! ```text
-//!   flags + benchmark.json ──▶ Plan ──▶ a program's loop ──▶ Samples ──▶ Report: table, --json, CSV
+//!   flags + benchmark.json ──▶ RunPlan ──▶ a program's loop ──▶ Samples ──▶ Report: table, --json, CSV
 //! ```
 //! | program | measures |
 //! | --- | --- |
@@ -9,16 +9,17 @@
 //! | `warm_benchmarker`, `cold_benchmarker`, `parallel_invocations` | one invocation after the other; the way to the first; several workers |
 //! | `idle_cost`, `pool_scale`, `manager_load` | what managers cost, and how many leases they grant |
 //!
-//! * CLEAN CLOCK - nothing but the measured call is between two clock readings; patterns, checks and
+//! * Nothing but the measured call is between two clock readings; patterns, checks and
 //!   progress come after the second.
-//! * SAME BYTES - what comes back is compared with what was sent, so that a figure is never one of a broken
+//! * What comes back is compared with what was sent, so that a figure is never one of a broken
 //!   run.
 //!
 //! Elsewhere: floors, ours and what others use beside each other in one run (`compare`, a crate of its own for what it
 //! depends on), starting a cluster to measure (`tools`), the calls that are measured (`rfaas`, `rdmalib`).
 
+pub mod calls;
 pub mod cli;
-pub mod in_place;
+pub mod echo;
 pub mod machine;
 pub mod pattern;
 pub mod peer;
@@ -29,7 +30,7 @@ pub mod samples;
 pub mod service;
 pub mod transport;
 
-pub use cli::{Measure, Service};
-pub use plan::Plan;
+pub use cli::{Measure, Printing, Service};
+pub use plan::RunPlan;
 pub use report::Report;
 pub use samples::{Samples, Statistics};

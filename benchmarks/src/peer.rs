@@ -1,6 +1,6 @@
 //! The other process of a ping-pong.
 //!
-//! * TOGETHER - it does not outlive the value that stands for it, nor the thread that started it.
+//! It does not outlive the value that stands for it, nor the thread that started it.
 
 use std::process::{Child, Command};
 
@@ -10,14 +10,14 @@ use rfaas_program::Failure;
 
 /// A process, which does not outlive this value.
 #[derive(Debug)]
-pub struct Peer(Child);
+pub struct PeerProcess(Child);
 
-impl Peer {
+impl PeerProcess {
     /// Starts `command`, which says where its input and output are.
     pub fn start(mut command: Command) -> Result<Self, Failure> {
         let child = command.spawn();
         child
-            .map(Peer)
+            .map(PeerProcess)
             .map_err(|error| Failure::later(format!("the peer process did not start: {error}")))
     }
 
@@ -27,7 +27,7 @@ impl Peer {
     }
 }
 
-impl Drop for Peer {
+impl Drop for PeerProcess {
     fn drop(&mut self) {
         // Both fail only if it has ended already.
         let _ = self.0.kill();

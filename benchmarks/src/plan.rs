@@ -1,15 +1,18 @@
 //! What a run does: the configuration file, overridden by flags, on an open device.
 
-use rfaas::Spin;
-use rfaas::describe;
+use std::time::Duration;
+
+use rfaas::{Spin, describe};
 use rfaas_config::{BenchmarkConfig, Devices, OpenDevice};
 use rfaas_program::Failure;
 
 use crate::cli::Measure;
+use crate::progress::ProgressBar;
+use crate::samples::Samples;
 
 /// A run, ready to start.
 #[derive(Debug)]
-pub struct Plan {
+pub struct RunPlan {
     /// The configuration file.
     pub settings: BenchmarkConfig,
     /// Device to measure on.
@@ -24,7 +27,7 @@ pub struct Plan {
     pub hot_timeout_ms: i64,
 }
 
-impl Plan {
+impl RunPlan {
     /// Reads the files that `flags` name and opens the device.
     pub fn of(flags: &Measure) -> Result<Self, Failure> {
         let settings = BenchmarkConfig::load(&flags.config).map_err(input)?;
@@ -32,7 +35,7 @@ impl Plan {
             .and_then(|devices| devices.open(&settings.config.rdma_device))
             .map_err(input)?;
         let run = &settings.benchmark;
-        Ok(Plan {
+        Ok(RunPlan {
             payload_bytes: flags.size,
             repetitions: flags.repetitions.unwrap_or(run.repetitions),
             warmup_repetitions: flags.warmup_repetitions.unwrap_or(run.warmup_repetitions),
@@ -40,6 +43,23 @@ impl Plan {
             settings,
             device,
         })
+    }
+
+    /// Warms up, and then measures: `once` is given the number of a repetition, and returns how long it took.
+    pub fn measure(
+        &self,
+        mut once: impl FnMut(u64) -> Result<Duration, Failure>,
+    ) -> Result<Samples, Failure> {
+        for number in 0..self.warmup_repetitions {
+            once(number.into())?;
+        }
+        let mut samples = Samples::with_capacity(self.repetitions as usize);
+        let mut progress = ProgressBar::of(self.repetitions.into());
+        for number in 0..self.repetitions {
+            samples.record(once(number.into())?);
+            progress.step();
+        }
+        Ok(samples)
     }
 
     /// [`hot_timeout_ms`](Self::hot_timeout_ms) as a choice.
@@ -54,7 +74,12 @@ impl Plan {
     }
 }
 
-/// Wrong settings.
+/// Wrong settings, with their causes.
 pub fn input(error: impl std::error::Error) -> Failure {
     Failure::input(describe(&error))
+}
+
+/// What failed although the settings were right, with its causes.
+pub fn later(error: impl std::error::Error) -> Failure {
+    Failure::later(describe(&error))
 }

@@ -10,7 +10,7 @@ const WIDTH: usize = 40;
 
 /// Counts repetitions.
 #[derive(Debug)]
-pub struct Progress {
+pub struct ProgressBar {
     /// The beginning; `None` if there is no bar.
     begun: Option<Instant>,
     all: u64,
@@ -18,11 +18,11 @@ pub struct Progress {
     every: u64,
 }
 
-impl Progress {
+impl ProgressBar {
     /// A bar for `all` repetitions; invisible unless standard error is a terminal.
     pub fn of(all: u64) -> Self {
         let begun = stderr().is_terminal().then(Instant::now);
-        Progress { begun, all, done: 0, every: (all / UPDATES).max(1) }
+        ProgressBar { begun, all, done: 0, every: (all / UPDATES).max(1) }
     }
 
     /// Counts one repetition.
@@ -37,7 +37,7 @@ impl Progress {
     }
 }
 
-impl Drop for Progress {
+impl Drop for ProgressBar {
     fn drop(&mut self) {
         if self.begun.is_some() {
             draw("");

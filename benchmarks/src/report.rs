@@ -8,8 +8,9 @@ use rfaas::Bill;
 use rfaas_program::{Failure, print};
 use serde_json::{Map, Value, json};
 
+use crate::cli::{Measure, Printing};
 use crate::machine::Machine;
-use crate::plan::Plan;
+use crate::plan::RunPlan;
 use crate::samples::{Samples, Statistics};
 
 /// Results, as they are collected.
@@ -23,7 +24,7 @@ pub struct Report {
 impl Report {
     /// A report of `benchmark`, with what every one says about its run; `function` is what was called, if
     /// anything.
-    pub fn new(benchmark: &str, plan: &Plan, function: Option<&str>) -> Self {
+    pub fn new(benchmark: &str, plan: &RunPlan, function: Option<&str>) -> Self {
         let device = &plan.device.device;
         let machine = Machine::this();
         let mode = match plan.hot_timeout_ms {
@@ -108,18 +109,29 @@ impl Report {
         table
     }
 
-    /// Prints the object, or `text` and the table.
-    pub fn print(&self, as_json: bool, text: &str) -> Result<(), Failure> {
-        print(if as_json {
-            format!("{}\n", Value::Object(self.json.clone()))
-        } else {
-            format!("{text}{}\n", self.table())
-        })
+    /// Writes all samples if `flags` name a file for them: a column for each of `columns`. Then prints the object, or
+    /// `text` and the table.
+    pub fn finish(
+        self,
+        flags: &Measure,
+        columns: &[(&str, &Samples)],
+        text: &str,
+    ) -> Result<(), Failure> {
+        if let Some(file) = &flags.output_stats {
+            write_csv(file, columns)?;
+        }
+        let table = format!("{text}{}\n", self.table());
+        print_one(flags.printing, Value::Object(self.json), table)
     }
 }
 
+/// Prints `object` or, for people, `table`.
+pub fn print_one(printing: Printing, object: Value, table: String) -> Result<(), Failure> {
+    print(if printing.json { format!("{object}\n") } else { table })
+}
+
 /// Writes every sample to `file`: a row for each repetition, a column for each of `columns`, in ns.
-pub fn write_csv(file: &Path, columns: &[(&str, &Samples)]) -> Result<(), Failure> {
+fn write_csv(file: &Path, columns: &[(&str, &Samples)]) -> Result<(), Failure> {
     let write = || {
         let mut out = BufWriter::new(File::create(file)?);
         let names: Vec<_> = columns.iter().map(|(name, _)| *name).collect();

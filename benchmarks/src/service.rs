@@ -8,40 +8,15 @@ use rfaas_program::Failure;
 use testkit::Binaries;
 
 use crate::cli::Service;
+use crate::echo::Known;
 use crate::pattern;
-use crate::plan::{Plan, input};
+use crate::plan::{RunPlan, input};
 
 /// Name of the shipped library.
 const SHIPPED: &str = "functions";
-/// The function whose output is known: its input.
-const ECHO: &str = "empty";
-/// The one that returns only what is stamped of it.
-const EDGES: &str = "edges";
-
-/// What is known of a function's output.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Known {
-    /// It is the input.
-    All,
-    /// It is as long as the input, and the same where that is stamped.
-    Stamps,
-    /// Nothing.
-    Nothing,
-}
-
-impl Known {
-    /// Of the function of this name.
-    pub fn of(function: &str) -> Self {
-        match function {
-            ECHO => Known::All,
-            EDGES => Known::Stamps,
-            _ => Known::Nothing,
-        }
-    }
-}
 
 /// A client of the resource manager or, with an executors database, of the executor managers in it.
-pub fn connect(plan: &Plan, flags: &Service) -> Result<Client, Failure> {
+pub fn connect(plan: &RunPlan, flags: &Service) -> Result<Client, Failure> {
     if let Some(file) = &flags.executors_database {
         let database = ExecutorsDatabase::load(file).map_err(input)?;
         return Client::with_executors(plan.device.clone(), database).map_err(Failure::from);
@@ -55,13 +30,20 @@ pub fn connect(plan: &Plan, flags: &Service) -> Result<Client, Failure> {
     Client::connect(plan.device.clone(), &manager[..]).map_err(Failure::from)
 }
 
+/// Leases `cores` cores and deploys the library there.
+pub fn deploy(plan: &RunPlan, flags: &Service, cores: u32) -> Result<Executor, Failure> {
+    let library = library(flags)?;
+    let lease = connect(plan, flags)?.lease(request(plan, cores))?;
+    Ok(lease.deploy_with(&library, &deployment(plan, flags))?)
+}
+
 /// What is asked for: `cores`, and the configured memory.
-pub fn request(plan: &Plan, cores: u32) -> LeaseRequest {
+pub fn request(plan: &RunPlan, cores: u32) -> LeaseRequest {
     LeaseRequest::new(cores, plan.settings.benchmark.memory)
 }
 
 /// How executors are deployed.
-pub fn deployment(plan: &Plan, flags: &Service) -> Deployment {
+pub fn deployment(plan: &RunPlan, flags: &Service) -> Deployment {
     let bytes = flags.slot_bytes.unwrap_or(plan.payload_bytes);
     Deployment::default()
         .input_bytes(bytes as usize)
@@ -78,25 +60,18 @@ pub fn library(flags: &Service) -> Result<PathBuf, Failure> {
     }
 }
 
-/// An input and an output for each worker. If the function is one whose result is known, each result is checked.
+/// An input and an output for each worker.
 #[derive(Debug)]
 pub struct Buffers {
     /// Inputs, one for each worker.
     pub inputs: Vec<Input>,
     /// Outputs, one for each worker.
     pub outputs: Vec<Output>,
-    known: Known,
 }
 
 impl Buffers {
-    /// For payloads of this run, which `function` is called with on `workers` workers. Inputs hold ones, as the
-    /// tutorial has it.
-    pub fn new(
-        plan: &Plan,
-        executor: &Executor,
-        function: &str,
-        workers: u32,
-    ) -> Result<Self, Failure> {
+    /// For payloads of this run on `workers` workers. Inputs hold ones, as the tutorial has it.
+    pub fn new(plan: &RunPlan, executor: &Executor, workers: u32) -> Result<Self, Failure> {
         let one = |_| {
             let mut input = executor.input(plan.payload_len())?;
             input.fill(1);
@@ -104,17 +79,12 @@ impl Buffers {
         };
         let pairs = (0..workers).map(one).collect::<Result<Vec<_>, Failure>>()?;
         let (inputs, outputs) = pairs.into_iter().unzip();
-        Ok(Buffers { inputs, outputs, known: Known::of(function) })
+        Ok(Buffers { inputs, outputs })
     }
 
-    /// How far results can be checked.
-    pub fn known(&self) -> Known {
-        self.known
-    }
-
-    /// Stamps each input with a number that no other one of this run has.
-    pub fn stamp(&mut self, repetition: u64) -> Result<(), Failure> {
-        if self.known == Known::Nothing {
+    /// Stamps each input with a number that no other one of this run has, if that can be checked.
+    pub fn stamp(&mut self, known: Known, repetition: u64) -> Result<(), Failure> {
+        if known == Known::Nothing {
             return Ok(());
         }
         let first = repetition * self.inputs.len() as u64;
@@ -125,9 +95,9 @@ impl Buffers {
         })
     }
 
-    /// Fails unless each result, of the size given, is that of its own input.
-    pub fn check(&self, sizes: &[usize], repetition: u64) -> Result<(), Failure> {
-        if self.known == Known::Nothing {
+    /// Fails unless each result, of the size given, is that of its own input, if so much is known.
+    pub fn check(&self, known: Known, sizes: &[usize], repetition: u64) -> Result<(), Failure> {
+        if known == Known::Nothing {
             return Ok(());
         }
         let first = repetition * self.inputs.len() as u64;

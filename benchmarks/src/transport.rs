@@ -20,14 +20,14 @@ use rdmalib::{
     Access, CompletionQueue, Device, Domain, Flags, Operation, QueuePair, QueuePairConfig, Region,
     RemoteAddress, Source, Status, WorkCompletion, WorkRequest,
 };
-use rfaas::describe;
 use rfaas_call::{Awaited, Backoff, Pause, Sharing, Spin};
 use rfaas_program::Failure;
 use rfaas_protocol::invocation::HEADER_SPACE;
 
+use crate::echo::Echo;
 use crate::machine::{End, settle_down};
-use crate::peer::{Peer, die_with_the_starter};
-use crate::plan::Plan;
+use crate::peer::{PeerProcess, die_with_the_starter};
+use crate::plan::{RunPlan, input, later};
 
 /// Longest wait for a peer that answers at all.
 const TIMEOUT: Duration = Duration::from_secs(60);
@@ -58,31 +58,31 @@ enum Broken {
 /// The side that measures.
 #[derive(Debug)]
 pub struct Transport {
-    link: Link, // first: its requests name the regions below
+    end: PingPongEnd, // first: its requests name the regions below
     source: Region,
     output: Region,
     payload_bytes: usize,
-    _peer: Peer,
+    _peer: PeerProcess,
 }
 
 impl Transport {
     /// Starts the peer with `command`, this program with the flags of a peer except its address.
-    pub fn start(plan: &Plan, mut command: Command) -> Result<Self, Failure> {
+    pub fn start(plan: &RunPlan, mut command: Command) -> Result<Self, Failure> {
         let device = &plan.device.device;
-        let mut listener = device.listen(plan.device.entry.port).map_err(bad_device)?;
+        let mut listener = device.listen(plan.device.entry.port).map_err(input)?;
         command.arg("--peer").arg(listener.local_addr().to_string());
         command.stdin(Stdio::null()).stdout(Stdio::null());
-        let mut peer = Peer::start(command)?;
+        let mut peer = PeerProcess::start(command)?;
 
-        let parts = || {
+        let parts = || -> rdmalib::Result<_> {
             let domain = device.domain()?;
             let source = domain.allocate(HEADER_SPACE + plan.payload_len(), Access::empty())?;
             let landing = Access::LOCAL_WRITE | Access::REMOTE_WRITE;
             let output = domain.allocate(HEADER_SPACE + plan.payload_len(), landing)?;
-            let link = Link::new(device, &domain, plan)?;
-            Ok((link, source, output))
+            let end = PingPongEnd::new(device, &domain, plan)?;
+            Ok((end, source, output))
         };
-        let (mut link, source, output) = parts().map_err(later::<rdmalib::Error>)?;
+        let (mut end, source, output) = parts().map_err(later)?;
 
         let start = Instant::now();
         let request = loop {
@@ -95,73 +95,72 @@ impl Transport {
                 None => {}
             }
         };
-        link.peer = read_address(request.private_data())
+        end.peer = read_address(request.private_data())
             .ok_or_else(|| Failure::later("the peer process sent no address"))?;
-        request.accept(&mut link.queue_pair, &wire_address(output.remote())).map_err(later)?;
+        request.accept(&mut end.queue_pair, &wire_address(output.remote())).map_err(later)?;
         if plan.spin() != Spin::Never {
             settle_down(End::First); // after the peer was started, which would inherit it
         }
-        Ok(Transport { link, source, output, payload_bytes: plan.payload_len(), _peer: peer })
+        Ok(Transport { end, source, output, payload_bytes: plan.payload_len(), _peer: peer })
     }
+}
 
-    /// Puts `bytes` at `offset` of the payload.
-    pub fn write(&self, offset: usize, bytes: &[u8]) -> Result<(), Failure> {
+impl Echo for Transport {
+    fn write(&mut self, offset: usize, bytes: &[u8]) -> Result<(), Failure> {
         self.source.write(HEADER_SPACE + offset, bytes).map_err(later)
     }
 
-    /// Reads what came back, from `offset` on.
-    pub fn read(&self, offset: usize, out: &mut [u8]) -> Result<(), Failure> {
-        self.output.read(HEADER_SPACE + offset, out).map_err(later)
+    #[inline]
+    fn round_trip(&mut self) -> Result<usize, Failure> {
+        let payload = HEADER_SPACE..HEADER_SPACE + self.payload_bytes;
+        let to = self.end.peer.offset(HEADER_SPACE as u64);
+        self.end.write(&self.source, payload, to).map_err(later)?;
+        self.end.next().map_err(later)?;
+        Ok(self.payload_bytes)
     }
 
-    /// There and back.
-    #[inline]
-    pub fn round_trip(&mut self) -> Result<(), Failure> {
-        let payload = HEADER_SPACE..HEADER_SPACE + self.payload_bytes;
-        let to = self.link.peer.offset(HEADER_SPACE as u64);
-        self.link.write(&self.source, payload, to).map_err(later)?;
-        self.link.next().map_err(later)?;
-        Ok(())
+    fn read(&self, offset: usize, out: &mut [u8]) -> Result<(), Failure> {
+        self.output.read(HEADER_SPACE + offset, out).map_err(later)
     }
 }
 
 /// The other side, in its own process: answers until the connection ends.
-pub fn be_the_peer(plan: &Plan, starter: SocketAddr) -> Result<(), Failure> {
+pub fn be_the_peer(plan: &RunPlan, starter: SocketAddr) -> Result<(), Failure> {
     die_with_the_starter()?; // had it died before, connecting would fail
     let device = &plan.device.device;
-    let parts = || {
+    let parts = || -> rdmalib::Result<_> {
         let domain = device.domain()?;
         let landing = Access::LOCAL_WRITE | Access::REMOTE_WRITE;
         let slot = domain.allocate(HEADER_SPACE + plan.payload_len(), landing)?;
-        let mut link = Link::new(device, &domain, plan)?;
+        let mut end = PingPongEnd::new(device, &domain, plan)?;
         let answer =
-            link.queue_pair.connect(starter, &wire_address(slot.remote()), START_TIMEOUT)?;
-        Ok((link, slot, answer))
+            end.queue_pair.connect(starter, &wire_address(slot.remote()), START_TIMEOUT)?;
+        Ok((end, slot, answer))
     };
-    let (mut link, slot, answer) = parts().map_err(later::<rdmalib::Error>)?;
-    link.peer = read_address(answer.as_slice())
+    let (mut end, slot, answer) = parts().map_err(later)?;
+    end.peer = read_address(answer.as_slice())
         .ok_or_else(|| Failure::later("the starter sent no address"))?;
     if plan.spin() != Spin::Never {
         settle_down(End::Last);
     }
 
     let payload = HEADER_SPACE..HEADER_SPACE + plan.payload_len();
-    let to = link.peer.offset(HEADER_SPACE as u64);
+    let to = end.peer.offset(HEADER_SPACE as u64);
     loop {
-        match link.next() {
+        match end.next() {
             Ok(_) => {}
             Err(Broken::Ended(_)) => return Ok(()),
             // The starter may take its time between two repetitions.
             Err(Broken::Silent) => continue,
             Err(error) => return Err(later(error)),
         }
-        link.write(&slot, payload.clone(), to).map_err(later)?;
+        end.write(&slot, payload.clone(), to).map_err(later)?;
     }
 }
 
 /// A queue pair and how its completions are waited for.
 #[derive(Debug)]
-struct Link {
+struct PingPongEnd {
     queue_pair: QueuePair,
     completions: CompletionQueue,
     batch: [WorkCompletion; BATCH],
@@ -176,8 +175,8 @@ struct Link {
     inline: Vec<u8>,
 }
 
-impl Link {
-    fn new(device: &Device, domain: &Domain, plan: &Plan) -> rdmalib::Result<Self> {
+impl PingPongEnd {
+    fn new(device: &Device, domain: &Domain, plan: &RunPlan) -> rdmalib::Result<Self> {
         let max_inline_data =
             plan.device.entry.max_inline_data.min(device.limits().max_inline_data);
         let completions = device.completion_queue(SEND_DEPTH + RECEIVES)?;
@@ -191,7 +190,7 @@ impl Link {
         for _ in 0..RECEIVES {
             queue_pair.post_receive(0, None)?;
         }
-        Ok(Link {
+        Ok(PingPongEnd {
             queue_pair,
             completions,
             batch: [WorkCompletion::default(); BATCH],
@@ -293,14 +292,6 @@ fn read_address(bytes: &[u8]) -> Option<RemoteAddress> {
     let (addr, rest) = bytes.split_first_chunk()?;
     let (key, _) = rest.split_first_chunk()?;
     Some(RemoteAddress { addr: u64::from_le_bytes(*addr), key: u64::from_le_bytes(*key) })
-}
-
-fn bad_device(error: rdmalib::Error) -> Failure {
-    Failure::input(describe(&error))
-}
-
-fn later<E: std::error::Error>(error: E) -> Failure {
-    Failure::later(describe(&error))
 }
 
 #[cfg(test)]

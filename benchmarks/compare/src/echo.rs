@@ -1,35 +1,19 @@
-//! The measured call, for everybody the same: a payload goes there and comes back.
+//! How often the measured call is made.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use rfaas_program::Failure;
 
 use crate::effort::Effort;
-use benchmarks::pattern;
+pub use benchmarks::echo::Echo;
+use benchmarks::echo::{Known, compare_once, once};
 use benchmarks::samples::Samples;
-
-/// Sends a payload there and back.
-pub trait Echo {
-    /// Puts `bytes` at `offset` of what is sent next.
-    fn write(&mut self, offset: usize, bytes: &[u8]) -> Result<(), Failure>;
-
-    /// What a caller has done before the call, such as building a request. Not measured.
-    fn prepare(&mut self) -> Result<(), Failure> {
-        Ok(())
-    }
-
-    /// There and back: what is measured. Returns how many bytes came back.
-    fn round_trip(&mut self) -> Result<usize, Failure>;
-
-    /// Reads what came back, from `offset` on.
-    fn read(&self, offset: usize, out: &mut [u8]) -> Result<(), Failure>;
-}
 
 /// Measures round trips of `payload` bytes. Each result is checked to be its own, and one whole payload is
 /// compared in the end.
 pub fn measure(echo: &mut impl Echo, payload: u32, effort: Effort) -> Result<Samples, Failure> {
     let samples = sample(echo, payload, effort)?;
-    compare_once(echo, payload)?;
+    compare_once(echo, payload as usize, 0)?; // a number that no repetition has
     Ok(samples)
 }
 
@@ -39,12 +23,12 @@ pub fn sample(echo: &mut impl Echo, payload: u32, effort: Effort) -> Result<Samp
     let mut number = 0;
     repeat(effort.warm_up(), || {
         number += 1;
-        once(echo, len, number)
+        once(echo, Known::Stamps, len, number)
     })?;
     let mut samples = Samples::with_capacity(effort.most as usize);
     repeat(effort, || {
         number += 1;
-        let took = once(echo, len, number)?;
+        let took = once(echo, Known::Stamps, len, number)?;
         samples.record(took);
         Ok(took)
     })?;
@@ -65,32 +49,10 @@ pub fn repeat<T>(
     Ok(())
 }
 
-fn once(echo: &mut impl Echo, len: usize, number: u64) -> Result<Duration, Failure> {
-    pattern::write_stamp(len, number, |offset, bytes| echo.write(offset, bytes))?;
-    echo.prepare()?;
-    let start = Instant::now();
-    let returned = echo.round_trip();
-    let took = start.elapsed();
-    pattern::compare_length(number, len, returned?)?;
-    pattern::check_stamp(len, number, |offset, out| echo.read(offset, out))?;
-    Ok(took)
-}
-
-/// Fails unless one whole payload of `payload` bytes comes back as it was sent.
-pub fn compare_once(echo: &mut impl Echo, payload: u32) -> Result<(), Failure> {
-    let (len, number) = (payload as usize, 0); // not one of those that are counted
-    let sent = pattern::payload(len);
-    echo.write(0, &sent)?;
-    echo.prepare()?;
-    let returned = echo.round_trip()?;
-    pattern::compare_length(number, len, returned)?;
-    let mut got = vec![0; len];
-    echo.read(0, &mut got)?;
-    pattern::compare(number, 0, &sent, &got)
-}
-
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     /// Returns what it was given, or after some calls something else.

@@ -6,10 +6,10 @@
 //!                            the other process goes to the last CPU
 //!   Round, Round, … ──▶ Results ──▶ table (or one JSON object), compare.json, *.csv, *.svg
 //! ```
-//! * IN TURN - everything is measured once a run, and nothing while something else is: what changes about the machine
+//! * Everything is measured once a run, and nothing while something else is: what changes about the machine
 //!   changes for all.
-//! * ONE RUN - ratios are computed within a run; medians and spread are over runs (`results`).
-//! * TOLD - how everybody is set up is printed, and why who is missing was not run. Only a failure of ours, or of what
+//! * Ratios are computed within a run; medians and spread are over runs (`results`).
+//! * How each contender is set up is printed, and why one that is missing was not run. Only a failure of ours, or of what
 //!   is built in, ends the program.
 //!
 //! | contender | other process | file |

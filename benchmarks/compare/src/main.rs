@@ -3,10 +3,11 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use benchmarks::Printing;
+use benchmarks::plan::input;
 use clap::{Parser, value_parser};
 use compare::files::{self, Comparison};
 use compare::{Effort, Role, Settings, plots, ratios, table};
-use rfaas::describe;
 use rfaas_config::Devices;
 use rfaas_program::{self as program, Failure};
 use testkit::interrupt::stop_clusters_on_signals;
@@ -32,27 +33,22 @@ struct Cli {
     /// Write compare.json, tables as CSV and plots as SVG into this directory, which is made if need be.
     #[arg(long, value_name = "DIR")]
     output_dir: Option<PathBuf>,
-    /// Print one JSON object and nothing else.
-    #[arg(long)]
-    json: bool,
-    /// Log more, to standard error; RUST_LOG overrides.
-    #[arg(short, long)]
-    verbose: bool,
+    #[command(flatten)]
+    printing: Printing,
     /// Be the other process of a contender.
     #[arg(long, value_name = "CONTENDER", hide = true)]
     serve: Option<Role>,
 }
 
 fn main() -> ExitCode {
-    program::run(|cli: &Cli| program::level(cli.verbose), run)
+    program::run(|cli: &Cli| program::level(cli.printing.verbose), run)
 }
 
 fn run(cli: Cli) -> Result<(), Failure> {
     if let Some(role) = cli.serve {
         return role.serve();
     }
-    let database =
-        Devices::load(&cli.device_database).map_err(|error| Failure::input(describe(&error)))?;
+    let database = Devices::load(&cli.device_database).map_err(input)?;
     if let Some(directory) = &cli.output_dir {
         files::make(directory)?; // before minutes of measuring
     }
@@ -69,6 +65,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
         files::write(directory, &comparison)?;
         plots::draw(directory, &comparison)?;
     }
-    let text = if cli.json { comparison.json().to_string() } else { table::table(&comparison) };
+    let text =
+        if cli.printing.json { comparison.json().to_string() } else { table::table(&comparison) };
     program::print(text + "\n")
 }

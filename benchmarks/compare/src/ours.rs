@@ -4,21 +4,20 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use rfaas::describe;
-use rfaas::{
-    Client, Deployment, Executor, Function, InPlaceCall, InPlaceResult, Lease, LeaseRequest,
-};
+use rfaas::{Client, Deployment, Executor, Function, Lease, LeaseRequest};
 use rfaas_config::{DeviceEntry, Devices};
 use rfaas_program::Failure;
 use testkit::{LocalCluster, Options, TestDevices};
 
 use crate::PAYLOADS;
 use crate::contender::{Contender, Id, NotMeasured, Round};
-use crate::echo::{Echo, compare_once, measure, repeat, sample};
+use crate::echo::{measure, repeat, sample};
 use crate::effort::Effort;
-use benchmarks::cli::Measure;
+use benchmarks::calls::{Calls, CallsInPlace};
+use benchmarks::cli::{Measure, Printing};
+use benchmarks::echo::{Known, compare_once};
 use benchmarks::machine::{End, cpu_of, move_to, settle_down, settle_process};
-use benchmarks::plan::{Plan, input};
+use benchmarks::plan::{RunPlan, input, later};
 use benchmarks::service::Buffers;
 use benchmarks::transport;
 
@@ -90,8 +89,8 @@ impl Site {
             devices: Some(TestDevices { client: device.clone(), server: device.clone() }),
             ..Options::default()
         };
-        let cluster = LocalCluster::start(options).map_err(|error| later(&error))?;
-        let library = cluster.library(LIBRARY).map_err(|error| Failure::input(describe(&error)))?;
+        let cluster = LocalCluster::start(options).map_err(later)?;
+        let library = cluster.library(LIBRARY).map_err(input)?;
         Ok(Site { cluster, library, device })
     }
 
@@ -102,11 +101,11 @@ impl Site {
 
     /// Stops its programs.
     pub fn stop(self) -> Result<(), Failure> {
-        self.cluster.stop().map_err(|error| later(&error))
+        self.cluster.stop().map_err(later)
     }
 
-    fn plan(&self, payload: u32, wait: Wait) -> Result<Plan, Failure> {
-        Plan::of(&Measure {
+    fn plan(&self, payload: u32, wait: Wait) -> Result<RunPlan, Failure> {
+        RunPlan::of(&Measure {
             config: self.cluster.benchmark(),
             device_database: self.cluster.devices(),
             size: payload,
@@ -114,17 +113,13 @@ impl Site {
             warmup_repetitions: None,
             hot_timeout: Some(wait.hot_timeout_ms()),
             output_stats: None,
-            json: false,
-            verbose: false,
+            printing: Printing { json: false, verbose: false },
         })
     }
 
     /// The other end of the transport: the program that measures it alone.
-    fn transport_peer(&self, plan: &Plan) -> Result<Command, Failure> {
-        let mut command = self
-            .cluster
-            .benchmark_command("transport_benchmarker")
-            .map_err(|error| Failure::input(describe(&error)))?;
+    fn transport_peer(&self, plan: &RunPlan) -> Result<Command, Failure> {
+        let mut command = self.cluster.benchmark_command("transport_benchmarker").map_err(input)?;
         command.arg("--size").arg(plan.payload_bytes.to_string());
         command.arg("--hot-timeout").arg(plan.hot_timeout_ms.to_string());
         Ok(command)
@@ -132,7 +127,7 @@ impl Site {
 
     fn deploy(
         &self,
-        plan: &Plan,
+        plan: &RunPlan,
         workers: u32,
         slots: u16,
     ) -> Result<(Lease, Executor, Function), Failure> {
@@ -176,21 +171,21 @@ impl Site {
 
 /// Invocations per second of long lists; making them and checking their results takes none of that time.
 fn per_second(
-    plan: &Plan,
+    plan: &RunPlan,
     mut executor: Executor,
     function: &Function,
     effort: Effort,
 ) -> Result<f64, Failure> {
-    let mut buffers = Buffers::new(plan, &executor, FUNCTION, LIST)?;
+    let mut buffers = Buffers::new(plan, &executor, LIST)?;
     let mut number = 0;
     let mut lists = |effort: Effort| {
         let (mut done, mut spent) = (0.0, Duration::ZERO);
         repeat(effort, || {
-            buffers.stamp(number)?;
+            buffers.stamp(Known::All, number)?;
             let start = Instant::now();
             let sizes = executor.invoke_all(function, &buffers.inputs, &mut buffers.outputs);
             spent += start.elapsed();
-            buffers.check(&sizes?, number)?;
+            buffers.check(Known::All, &sizes?, number)?;
             number += 1;
             done += f64::from(LIST);
             Ok(())
@@ -239,33 +234,11 @@ impl Contender for Transport<'_> {
         if self.wait == Wait::Warm {
             settle_down(End::Last); // which the other process inherits; hot ends settle down by themselves
         }
-        let transport = transport::Transport::start(&plan, peer)?;
+        let mut transport = transport::Transport::start(&plan, peer)?;
         if let Some(first) = first {
             move_to(first);
         }
-        let mut echo = Writes { transport, payload: plan.payload_len() };
-        Ok(Round::of(measure(&mut echo, payload, effort)?))
-    }
-}
-
-struct Writes {
-    transport: transport::Transport,
-    payload: usize,
-}
-
-impl Echo for Writes {
-    fn write(&mut self, offset: usize, bytes: &[u8]) -> Result<(), Failure> {
-        self.transport.write(offset, bytes)
-    }
-
-    #[inline]
-    fn round_trip(&mut self) -> Result<usize, Failure> {
-        self.transport.round_trip()?;
-        Ok(self.payload)
-    }
-
-    fn read(&self, offset: usize, out: &mut [u8]) -> Result<(), Failure> {
-        self.transport.read(offset, out)
+        Ok(Round::of(measure(&mut transport, payload, effort)?))
     }
 }
 
@@ -303,36 +276,13 @@ impl Contender for Service<'_> {
 
     fn measure(&self, payload: u32, effort: Effort) -> Result<Round, NotMeasured> {
         let plan = self.site.plan(payload, self.wait)?;
-        let (_lease, executor, function) = self.site.deploy(&plan, 1, 1)?;
-        let buffers = Buffers::new(&plan, &executor, FUNCTION, 1)?;
-        let mut calls = Calls { executor, function, buffers };
+        let (_lease, mut executor, function) = self.site.deploy(&plan, 1, 1)?;
+        let mut calls = Calls::new(&plan, &mut executor, &function)?;
         self.site.settle();
         let samples = measure(&mut calls, payload, effort)?;
-        drop(calls.buffers);
-        calls.executor.release().map_err(Failure::from)?;
+        drop(calls);
+        executor.release().map_err(Failure::from)?;
         Ok(Round::of(samples))
-    }
-}
-
-struct Calls {
-    executor: Executor,
-    function: Function,
-    buffers: Buffers,
-}
-
-impl Echo for Calls {
-    fn write(&mut self, offset: usize, bytes: &[u8]) -> Result<(), Failure> {
-        self.buffers.inputs[0].write(offset, bytes).map_err(Failure::from)
-    }
-
-    #[inline]
-    fn round_trip(&mut self) -> Result<usize, Failure> {
-        let (input, output) = (&self.buffers.inputs[0], &mut self.buffers.outputs[0]);
-        self.executor.invoke(&self.function, input, output).map_err(Failure::from)
-    }
-
-    fn read(&self, offset: usize, out: &mut [u8]) -> Result<(), Failure> {
-        self.buffers.outputs[0].read(offset, out).map_err(Failure::from)
     }
 }
 
@@ -372,68 +322,12 @@ impl Contender for InPlace<'_> {
         let samples = sample(&mut calls, payload, effort)?;
         drop(calls);
         // All of a payload comes back from the function that returns all.
-        compare_once(&mut CallsInPlace::new(&mut executor, &echo, plan.payload_len())?, payload)?;
+        compare_once(
+            &mut CallsInPlace::new(&mut executor, &echo, plan.payload_len())?,
+            payload as usize,
+            0,
+        )?;
         executor.release().map_err(Failure::from)?;
         Ok(Round::of(samples))
     }
-}
-
-/// One call after the other in the same memory.
-struct CallsInPlace<'a> {
-    /// Which of them is there; `None` after a failure.
-    state: Option<InPlaceState<'a>>,
-    payload: usize,
-}
-
-enum InPlaceState<'a> {
-    Call(InPlaceCall<'a>),
-    Result(InPlaceResult<'a>),
-}
-
-impl<'a> CallsInPlace<'a> {
-    fn new(
-        executor: &'a mut Executor,
-        function: &Function,
-        payload: usize,
-    ) -> Result<Self, Failure> {
-        let call = executor.in_place(function, payload)?;
-        Ok(CallsInPlace { state: Some(InPlaceState::Call(call)), payload })
-    }
-
-    /// The next call: the one that is there, or another after the result that is.
-    fn take(&mut self) -> Result<InPlaceCall<'a>, Failure> {
-        match self.state.take() {
-            Some(InPlaceState::Call(call)) => Ok(call),
-            Some(InPlaceState::Result(result)) => Ok(result.again(self.payload)?),
-            None => Err(Failure::later("a call in place failed before")),
-        }
-    }
-}
-
-impl Echo for CallsInPlace<'_> {
-    fn write(&mut self, offset: usize, bytes: &[u8]) -> Result<(), Failure> {
-        let mut call = self.take()?;
-        call.write(offset, bytes)?;
-        self.state = Some(InPlaceState::Call(call));
-        Ok(())
-    }
-
-    #[inline]
-    fn round_trip(&mut self) -> Result<usize, Failure> {
-        let result = self.take()?.invoke()?;
-        let len = result.len();
-        self.state = Some(InPlaceState::Result(result));
-        Ok(len)
-    }
-
-    fn read(&self, offset: usize, out: &mut [u8]) -> Result<(), Failure> {
-        match &self.state {
-            Some(InPlaceState::Result(result)) => Ok(result.read(offset, out)?),
-            _ => Err(Failure::later("no result is there")),
-        }
-    }
-}
-
-fn later(error: &dyn std::error::Error) -> Failure {
-    Failure::later(describe(error))
 }

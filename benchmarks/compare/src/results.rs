@@ -1,7 +1,7 @@
 //! What was measured, run by run, and its medians.
 //!
-//! * ONE RUN - a ratio has both of its figures from the same run; what is told of figures and ratios is the median
-//!   of all runs, and how far they lie apart.
+//! A ratio has both of its figures from the same run. Of figures and ratios the median of all runs is printed, and how
+//! far they lie apart.
 
 use std::collections::BTreeMap;
 

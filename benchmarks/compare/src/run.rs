@@ -21,7 +21,7 @@ use crate::peers::http::Http;
 use crate::peers::unix::Unix;
 use crate::results::{Rates, Results, Row};
 use crate::{PAYLOADS, SHOWN};
-use benchmarks::progress::Progress;
+use benchmarks::progress::ProgressBar;
 
 /// Invocations in flight on one worker.
 const IN_FLIGHT: [u16; 7] = [1, 2, 4, 8, 16, 32, 64];
@@ -66,7 +66,7 @@ pub fn run(
         all.filter(|payload| settings.payloads.contains(payload)).collect::<Vec<_>>()
     };
     let cells: usize = contenders.iter().map(|contender| payloads(&**contender).len()).sum();
-    let mut progress = Progress::of(u64::from(settings.runs) * cells as u64);
+    let mut progress = ProgressBar::of(u64::from(settings.runs) * cells as u64);
     let mut skipped = BTreeSet::new();
     for _ in 0..settings.runs {
         for (at, contender) in contenders.iter().enumerate() {

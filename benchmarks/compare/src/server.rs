@@ -16,7 +16,7 @@ use rfaas_program::Failure;
 
 use crate::{floors, peers};
 use benchmarks::machine::{End, settle_down};
-use benchmarks::peer::{Peer, die_with_the_starter};
+use benchmarks::peer::{PeerProcess, die_with_the_starter};
 
 /// What the other process does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -37,17 +37,17 @@ pub enum Role {
 
 impl Role {
     /// Starts a process that has it, with `end` as its standard input.
-    pub fn start(self, end: OwnedFd) -> Result<Peer, Failure> {
+    pub fn start(self, end: OwnedFd) -> Result<PeerProcess, Failure> {
         self.start_with(end, Stdio::null())
     }
 
     /// The same with `out` as its standard output.
-    pub fn start_with(self, end: OwnedFd, out: Stdio) -> Result<Peer, Failure> {
+    pub fn start_with(self, end: OwnedFd, out: Stdio) -> Result<PeerProcess, Failure> {
         let program = std::env::current_exe().map_err(os("this program's file"))?;
         let name = self.to_possible_value().expect("no role is hidden from the command line");
         let mut command = Command::new(program);
         command.arg("--serve").arg(name.get_name()).stdin(Stdio::from(end)).stdout(out);
-        Peer::start(command)
+        PeerProcess::start(command)
     }
 
     /// Has it, in this process, until it is killed or its connection ends.

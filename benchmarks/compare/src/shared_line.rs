@@ -5,7 +5,7 @@
 //! descriptor the other process inherits and maps too.
 //!
 //! * SEALED - the page cannot shrink, whichever process has the descriptor: touching it never raises SIGBUS.
-//! * ATOMIC - the page is reached only through `&AtomicU64`, by both processes.
+//! * The page is reached only through `&AtomicU64`, by both processes.
 
 #![allow(unsafe_code)]
 
@@ -71,8 +71,7 @@ impl SharedLine {
         // SAFETY: in bounds of the page (just checked), which is mapped as long as `self` lives.
         let word = unsafe { first.add(number) };
         // SAFETY: aligned, since the page is; mapped readable and writable as long as `self` lives and backed by a
-        // file of that size (SEALED); any bytes are a valid u64, and no process reaches them but through atomics
-        // (ATOMIC).
+        // file of that size (SEALED); any bytes are a valid u64, and no process reaches them but through atomics.
         unsafe { word.as_ref() }
     }
 }

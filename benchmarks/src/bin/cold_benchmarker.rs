@@ -3,10 +3,10 @@
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use benchmarks::progress::Progress;
-use benchmarks::report::write_csv;
+use benchmarks::echo::Known;
+use benchmarks::progress::ProgressBar;
 use benchmarks::service::{self, Buffers};
-use benchmarks::{Measure, Plan, Report, Samples, Service};
+use benchmarks::{Measure, Report, RunPlan, Samples, Service};
 use clap::{Parser, value_parser};
 use rfaas::Client;
 use rfaas_program::{self as program, Failure};
@@ -36,11 +36,11 @@ const ORDER: [&str; 7] =
     ["lease", "connect", "submit", "spawn_connect", "initialize", "execute", "total"];
 
 fn main() -> ExitCode {
-    program::run(|cli: &Cli| program::level(cli.measure.verbose), run)
+    program::run(|cli: &Cli| program::level(cli.measure.printing.verbose), run)
 }
 
 fn run(cli: Cli) -> Result<(), Failure> {
-    let plan = Plan::of(&cli.measure)?;
+    let plan = RunPlan::of(&cli.measure)?;
     let library = service::library(&cli.service)?;
     let client = service::connect(&plan, &cli.service)?;
     let start = ColdStart { plan: &plan, cli: &cli, client: &client, library: &library };
@@ -50,7 +50,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
     }
     let repetitions = plan.repetitions as usize;
     let mut columns = COLUMNS.map(|name| (name, Samples::with_capacity(repetitions)));
-    let mut progress = Progress::of(plan.repetitions.into());
+    let mut progress = ProgressBar::of(plan.repetitions.into());
     for number in 0..plan.repetitions {
         let times = start.once(number.into())?;
         for ((_, samples), time) in columns.iter_mut().zip(times) {
@@ -68,15 +68,13 @@ fn run(cli: Cli) -> Result<(), Failure> {
             columns.iter().find(|(column, _)| *column == name).expect("both lists have all names");
         report.phase(name, samples);
     }
-    if let Some(file) = &cli.measure.output_stats {
-        write_csv(file, &columns.each_ref().map(|(name, samples)| (*name, samples)))?;
-    }
-    report.print(cli.measure.json, "")
+    let columns = columns.each_ref().map(|(name, samples)| (*name, samples));
+    report.finish(&cli.measure, &columns, "")
 }
 
 /// What a repetition needs.
 struct ColdStart<'a> {
-    plan: &'a Plan,
+    plan: &'a RunPlan,
     cli: &'a Cli,
     client: &'a Client,
     library: &'a std::path::Path,
@@ -94,13 +92,13 @@ impl ColdStart<'_> {
         let deployed = begin.elapsed();
 
         let function = executor.function(&self.cli.service.name)?;
-        let mut buffers =
-            Buffers::new(self.plan, &executor, &self.cli.service.name, self.cli.cores)?;
-        buffers.stamp(number)?;
+        let mut buffers = Buffers::new(self.plan, &executor, self.cli.cores)?;
+        let known = Known::of(&self.cli.service.name);
+        buffers.stamp(known, number)?;
         let ready = Instant::now();
         let sizes = executor.invoke_all(&function, &buffers.inputs, &mut buffers.outputs);
         let execute = ready.elapsed();
-        buffers.check(&sizes?, number)?;
+        buffers.check(known, &sizes?, number)?;
 
         let phases = *executor.phases();
         executor.release()?;

@@ -3,9 +3,11 @@
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use benchmarks::Printing;
 use benchmarks::machine::Machine;
+use benchmarks::plan::later;
+use benchmarks::report::print_one;
 use clap::{Parser, value_parser};
-use rfaas::describe;
 use rfaas_program::{self as program, Failure};
 use serde_json::json;
 use testkit::interrupt::stop_clusters_on_signals;
@@ -23,23 +25,18 @@ struct Cli {
     /// Let the managers poll ("rdma-sleep": false) instead of sleeping.
     #[arg(long)]
     poll: bool,
-    /// Print one JSON object and nothing else.
-    #[arg(long)]
-    json: bool,
-    /// Log more, to standard error; RUST_LOG overrides.
-    #[arg(short, long)]
-    verbose: bool,
+    #[command(flatten)]
+    printing: Printing,
 }
 
 fn main() -> ExitCode {
-    program::run(|cli: &Cli| program::level(cli.verbose), run)
+    program::run(|cli: &Cli| program::level(cli.printing.verbose), run)
 }
 
 fn run(cli: Cli) -> Result<(), Failure> {
     let _signals = stop_clusters_on_signals(None).map_err(Failure::later)?;
     let options = Options { rdma_sleep: !cli.poll, ..Options::default() };
-    let mut cluster =
-        LocalCluster::start(options).map_err(|error| Failure::later(describe(&error)))?;
+    let mut cluster = LocalCluster::start(options).map_err(later)?;
     let managers = [
         ("resource_manager", cluster.resource_manager().map(|manager| manager.id())),
         ("executor_manager", cluster.executor_manager().map(|manager| manager.id())),
@@ -55,26 +52,22 @@ fn run(cli: Cli) -> Result<(), Failure> {
     let elapsed = start.elapsed().as_secs_f64();
     let percent = [0, 1].map(|manager| 100.0 * (after[manager] - before[manager]) / elapsed);
     let both = percent.iter().sum::<f64>();
-    cluster.stop().map_err(|error| Failure::later(describe(&error)))?;
+    cluster.stop().map_err(later)?;
 
-    let text = if cli.json {
-        let object = json!({
-            "benchmark": "idle_cost",
-            "rdma_sleep": !cli.poll,
-            "seconds": elapsed,
-            "resource_manager_percent": percent[0],
-            "executor_manager_percent": percent[1],
-            "both_percent": both,
-            "machine": Machine::this(),
-        });
-        format!("{object}\n")
-    } else {
-        let machine = Machine::this();
-        let mut table = format!("idle_cost: {elapsed:.1} s, percent of a core\non {machine}\n\n");
-        for ((name, _), percent) in managers.iter().zip(percent) {
-            table += &format!("{name:>18}{percent:>8.2}\n");
-        }
-        table + &format!("{:>18}{both:>8.2}\n", "both")
-    };
-    program::print(text)
+    let machine = Machine::this();
+    let object = json!({
+        "benchmark": "idle_cost",
+        "rdma_sleep": !cli.poll,
+        "seconds": elapsed,
+        "resource_manager_percent": percent[0],
+        "executor_manager_percent": percent[1],
+        "both_percent": both,
+        "machine": machine,
+    });
+    let mut table = format!("idle_cost: {elapsed:.1} s, percent of a core\non {machine}\n\n");
+    for ((name, _), percent) in managers.iter().zip(percent) {
+        table += &format!("{name:>18}{percent:>8.2}\n");
+    }
+    table += &format!("{:>18}{both:>8.2}\n", "both");
+    print_one(cli.printing, object, table)
 }

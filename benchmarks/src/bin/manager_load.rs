@@ -16,11 +16,13 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use benchmarks::Printing;
 use benchmarks::machine::Machine;
+use benchmarks::plan::later;
+use benchmarks::report::print_one;
 use benchmarks::samples::{Samples, Statistics};
 use clap::{Parser, value_parser};
 use rdmalib::Device;
-use rfaas::describe;
 use rfaas_config::ClusterSecret;
 use rfaas_program::{self as program, Failure};
 use rfaas_protocol::channel::{Channel, ChannelError, Incoming};
@@ -39,7 +41,7 @@ use testkit::procfs::Stat;
 use testkit::{LocalCluster, Options};
 
 /// Longest wait for anything.
-const PATIENCE: Duration = Duration::from_secs(30);
+const LONGEST_WAIT: Duration = Duration::from_secs(30);
 /// Leases before the measured ones.
 const WARM_UP: Duration = Duration::from_millis(500);
 /// How often executor managers look for news: they are not what is measured.
@@ -64,12 +66,8 @@ struct Cli {
     /// How long to measure, in seconds.
     #[arg(long, value_name = "S", default_value_t = 5, value_parser = value_parser!(u64).range(1..))]
     seconds: u64,
-    /// Print one JSON object and nothing else.
-    #[arg(long)]
-    json: bool,
-    /// Log more, to standard error; RUST_LOG overrides.
-    #[arg(short, long)]
-    verbose: bool,
+    #[command(flatten)]
+    printing: Printing,
 }
 
 /// What was measured with the state at one place.
@@ -85,28 +83,24 @@ struct Row {
 }
 
 fn main() -> ExitCode {
-    program::run(|cli: &Cli| program::level(cli.verbose), run)
+    program::run(|cli: &Cli| program::level(cli.printing.verbose), run)
 }
 
 fn run(cli: Cli) -> Result<(), Failure> {
     let _signals = stop_clusters_on_signals(None).map_err(Failure::later)?;
     let rows = [measure(&cli, false)?, measure(&cli, true)?];
-    let Cli { nodes, clients, seconds, .. } = cli;
-    if cli.json {
-        let object = json!({
-            "benchmark": "manager_load",
-            "nodes": nodes,
-            "clients": clients,
-            "seconds": seconds,
-            "states": rows,
-            "machine": Machine::this(),
-        });
-        return program::print(format!("{object}\n"));
-    }
-    let mut table = format!(
-        "manager_load: {nodes} nodes, {clients} clients, {seconds} s\non {}\n\n",
-        Machine::this()
-    );
+    let Cli { nodes, clients, seconds, printing } = cli;
+    let machine = Machine::this();
+    let object = json!({
+        "benchmark": "manager_load",
+        "nodes": nodes,
+        "clients": clients,
+        "seconds": seconds,
+        "states": rows,
+        "machine": machine,
+    });
+    let mut table =
+        format!("manager_load: {nodes} nodes, {clients} clients, {seconds} s\non {machine}\n\n");
     table += &format!("{:>8}{:>12}{:>14}{:>14}", "state", "leases/s", "grant p50 µs", "p99 µs");
     table += &format!("{:>15}{:>12}{:>15}\n", "leases/commit", "commit µs", "manager cores");
     for row in &rows {
@@ -116,13 +110,13 @@ fn run(cli: Cli) -> Result<(), Failure> {
         let Row { leases_per_commit, commit_us, manager_cores, .. } = row;
         table += &format!("{leases_per_commit:>15.1}{commit_us:>12.0}{manager_cores:>15.2}\n");
     }
-    program::print(table)
+    print_one(printing, object, table)
 }
 
 fn measure(cli: &Cli, on_disk: bool) -> Result<Row, Failure> {
     let options = Options { keeps_state: on_disk, secret: SECRET, ..Options::default() };
-    let mut cluster = LocalCluster::start(options).map_err(|e| Failure::later(describe(&e)))?;
-    let device = cluster.open_device().map_err(|e| Failure::later(describe(&e)))?.device;
+    let mut cluster = LocalCluster::start(options).map_err(later)?;
+    let device = cluster.open_device().map_err(later)?.device;
     let none = || Failure::later("the cluster has no resource manager");
     let http = cluster.http().ok_or_else(none)?.clone();
     let address = cluster.resource_manager_address().ok_or_else(none)?;
@@ -161,7 +155,7 @@ fn measure(cli: &Cli, on_disk: bool) -> Result<Row, Failure> {
         let _ = writeln!(std::io::stderr(), "{}", cluster.logs()); // if this fails: the error matters more
     })?;
     drop(nodes);
-    cluster.stop().map_err(|error| Failure::later(describe(&error)))?;
+    cluster.stop().map_err(later)?;
     let state = if on_disk { "disk" } else { "memory" };
     Ok(figures.row(state, device.provider().to_string(), &samples))
 }
@@ -232,7 +226,6 @@ impl Nodes {
         http: &Http,
         count: u32,
     ) -> Result<Self, Failure> {
-        let failed = |error: ChannelError| Failure::later(format!("a simulated node: {error}"));
         let mut nodes = BTreeMap::new();
         for number in 0..count {
             let name = format!("simulated-{number}");
@@ -242,7 +235,7 @@ impl Nodes {
             http.post(&format!("/add?node={name}"), &spec).map_err(Failure::later)?;
             nodes.insert(
                 name.clone(),
-                Mutex::new(register(device, manager, &name).map_err(failed)?),
+                Mutex::new(register(device, manager, &name).map_err(node_failed)?),
             );
         }
         Ok(Nodes(nodes))
@@ -250,7 +243,6 @@ impl Nodes {
 
     /// Takes what the manager says to nodes, and gives signs of life, until the end.
     fn hear(&self, stopped: impl Fn() -> bool) -> Result<(), Failure> {
-        let failed = |error: ChannelError| Failure::later(format!("a simulated node: {error}"));
         let mut beat_at = Instant::now();
         while !stopped() {
             let beat = beat_at <= Instant::now();
@@ -259,9 +251,9 @@ impl Nodes {
             }
             for channel in self.0.values() {
                 let mut channel = channel.lock().unwrap_or_else(PoisonError::into_inner);
-                while channel.try_receive::<ToNode>().map_err(failed)?.is_some() {}
+                while channel.try_receive::<ToNode>().map_err(node_failed)?.is_some() {}
                 if beat {
-                    channel.send(&FromNode::Heartbeat(Clock::now())).map_err(failed)?;
+                    channel.send(&FromNode::Heartbeat(Clock::now())).map_err(node_failed)?;
                 }
             }
             thread::sleep(LOOK_AGAIN);
@@ -286,7 +278,7 @@ impl Nodes {
                 while channel.try_receive::<ToNode>()?.is_some() {}
                 match channel.send(&message) {
                     // So many leases of one node are ahead of the manager.
-                    Err(ChannelError::Busy) if start.elapsed() < PATIENCE => drop(channel),
+                    Err(ChannelError::Busy) if start.elapsed() < LONGEST_WAIT => drop(channel),
                     sent => break sent?,
                 }
                 thread::sleep(LOOK_AGAIN);
@@ -296,10 +288,14 @@ impl Nodes {
     }
 }
 
+fn node_failed(error: ChannelError) -> Failure {
+    Failure::later(format!("a simulated node: {error}"))
+}
+
 fn register(device: &Device, manager: SocketAddr, name: &str) -> Result<Channel, ChannelError> {
     let mut channel = Channel::new(device, RECEIVES)?;
     let hello = NodeHello { nonce: Nonce::generate() };
-    let answer = channel.connect(manager, Role::Node, &hello, PATIENCE)?;
+    let answer = channel.connect(manager, Role::Node, &hello, LONGEST_WAIT)?;
     let proof: ManagerProof = parse_prefix(answer.as_slice())?;
     let nonces = Nonces { caller: hello.nonce, called: proof.nonce };
     let secret = ClusterSecret::of(&SECRET.into());
@@ -307,7 +303,7 @@ fn register(device: &Device, manager: SocketAddr, name: &str) -> Result<Channel,
     let register = Register::new(name, 1, address, &nonces, secret.bytes());
     channel.send(&FromNode::Register(register))?;
     loop {
-        match channel.receive(PATIENCE)? {
+        match channel.receive(LONGEST_WAIT)? {
             Incoming::Message(ToNode::Registered(_)) => return Ok(channel),
             Incoming::Message(ToNode::Refused(refused)) => {
                 return Err(ChannelError::Refused(refused.reason.get()?.to_owned()));
@@ -328,9 +324,8 @@ fn lease_until(
     stopped: impl Fn() -> bool,
 ) -> Result<Timed, Failure> {
     let failed = |error: ChannelError| Failure::later(format!("a client: {error}"));
-    let node_failed = |error: ChannelError| Failure::later(format!("a simulated node: {error}"));
     let mut channel = Channel::new(device, RECEIVES).map_err(failed)?;
-    channel.connect(manager, Role::Lease, &Empty {}, PATIENCE).map_err(failed)?;
+    channel.connect(manager, Role::Lease, &Empty {}, LONGEST_WAIT).map_err(failed)?;
     let request = FromClient::Request(LeaseRequest {
         request: 1.into(),
         cores: 1.into(),
@@ -343,7 +338,7 @@ fn lease_until(
     while !stopped() {
         let start = Instant::now();
         channel.send(&request).map_err(failed)?;
-        match channel.receive(PATIENCE).map_err(failed)? {
+        match channel.receive(LONGEST_WAIT).map_err(failed)? {
             Incoming::Message(ToClient::Granted(granted)) => {
                 let now = Instant::now();
                 timed.push((now, now - start));

@@ -12,8 +12,10 @@
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use benchmarks::Printing;
 use benchmarks::machine::Machine;
-use benchmarks::progress::Progress;
+use benchmarks::progress::ProgressBar;
+use benchmarks::report::print_one;
 use clap::{Parser, value_parser};
 use resource_manager::pool::{
     Action, Ask, Capacity, EndReport, Grant, LinkId, NodeSpec, Now, Pool, Run,
@@ -48,12 +50,8 @@ struct Cli {
     /// Seed of the random choices.
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
-    /// Print one JSON object and nothing else.
-    #[arg(long)]
-    json: bool,
-    /// Log more, to standard error; RUST_LOG overrides.
-    #[arg(short, long)]
-    verbose: bool,
+    #[command(flatten)]
+    printing: Printing,
 }
 
 /// What was measured with one number of nodes.
@@ -72,11 +70,11 @@ struct Row {
 }
 
 fn main() -> ExitCode {
-    program::run(|cli: &Cli| program::level(cli.verbose), run)
+    program::run(|cli: &Cli| program::level(cli.printing.verbose), run)
 }
 
 fn run(cli: Cli) -> Result<(), Failure> {
-    let mut progress = Progress::of(cli.leases * cli.nodes.len() as u64);
+    let mut progress = ProgressBar::of(cli.leases * cli.nodes.len() as u64);
     let mut rows: Vec<Row> = Vec::new();
     let mut clusters = Vec::new();
     for &nodes in &cli.nodes {
@@ -88,21 +86,16 @@ fn run(cli: Cli) -> Result<(), Failure> {
         rows.push(row);
     }
     drop(progress);
-    if cli.json {
-        let object = json!({
-            "benchmark": "pool_scale",
-            "leases": cli.leases,
-            "seed": cli.seed,
-            "sizes": rows,
-            "machine": Machine::this(),
-        });
-        return program::print(format!("{object}\n"));
-    }
-    let mut table = format!(
-        "pool_scale: {} leases opened, claimed and closed\non {}\n\n",
-        cli.leases,
-        Machine::this()
-    );
+    let machine = Machine::this();
+    let object = json!({
+        "benchmark": "pool_scale",
+        "leases": cli.leases,
+        "seed": cli.seed,
+        "sizes": rows,
+        "machine": machine,
+    });
+    let mut table =
+        format!("pool_scale: {} leases opened, claimed and closed\non {machine}\n\n", cli.leases);
     table += &format!("{:>8}{:>12}{:>12}{:>14}", "nodes", "open", "leases/s", "ns/operation");
     table += &format!("{:>9}{:>9}{:>13}{:>13}\n", "growth", "of log2", "bytes/node", "bytes/lease");
     let bytes = |bytes: Option<u64>| bytes.map_or("–".into(), |bytes| bytes.to_string());
@@ -112,14 +105,14 @@ fn run(cli: Cli) -> Result<(), Failure> {
         table += &format!("{operation_ns:>14.0}{:>9.2}{:>9.2}", row.growth, row.log2_growth);
         table += &format!("{:>13}{:>13}\n", bytes(row.bytes_per_node), bytes(row.bytes_per_lease));
     }
-    program::print(table)
+    print_one(cli.printing, object, table)
 }
 
 fn measure(
     clusters: &mut Vec<Cluster>,
     nodes: u32,
     &Cli { leases, seed, .. }: &Cli,
-    progress: &mut Progress,
+    progress: &mut ProgressBar,
 ) -> Result<Row, Failure> {
     let mut random = Random(seed);
     let before = resident();

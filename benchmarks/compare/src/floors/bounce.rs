@@ -13,7 +13,7 @@ use crate::effort::Effort;
 use crate::server::{Role, os};
 use crate::shared_line::SharedLine;
 use benchmarks::machine::{End, settle_down};
-use benchmarks::peer::Peer;
+use benchmarks::peer::PeerProcess;
 
 /// Word of the line that the client writes, and the one in which the other process answers.
 const REQUEST: usize = 0;
@@ -51,7 +51,7 @@ struct Client {
     line: SharedLine,
     word: [u8; size_of::<u64>()],
     answer: u64,
-    _peer: Peer,
+    _peer: PeerProcess,
 }
 
 impl Echo for Client {

@@ -13,7 +13,7 @@ use crate::echo::{Echo, measure};
 use crate::effort::Effort;
 use crate::server::{Role, os};
 use benchmarks::machine::{End, settle_down};
-use benchmarks::peer::Peer;
+use benchmarks::peer::PeerProcess;
 
 /// The floor of every warm round trip.
 #[derive(Debug)]
@@ -55,7 +55,7 @@ struct Client {
     woken: File,
     word: [u8; size_of::<u64>()],
     answer: [u8; size_of::<u64>()],
-    _peer: Peer,
+    _peer: PeerProcess,
 }
 
 /// What is written to an eventfd is what is read from it, if it was zero before.

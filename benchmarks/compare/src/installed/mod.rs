@@ -2,7 +2,7 @@
 //!
 //! Their row says what they need. A failure of theirs does not end the comparison.
 //!
-//! * BOTH END - neither end outlives a measurement or this program.
+//! * Neither end outlives a measurement or this program.
 
 pub mod libfabric;
 pub mod perftest;
@@ -142,7 +142,7 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        self.end(); // BOTH END
+        self.end();
     }
 }
 

@@ -13,7 +13,6 @@ use std::task::{Context, Poll};
 use axum::http::{self, uri::PathAndQuery};
 use bytes::{Buf, BufMut, Bytes};
 use hyper_util::rt::TokioIo;
-use rfaas::describe;
 use rfaas_program::Failure;
 use tokio::runtime::Runtime;
 use tonic::body::Body;
@@ -31,7 +30,8 @@ use crate::echo::{Echo, measure};
 use crate::effort::Effort;
 use crate::server::{Role, os};
 use benchmarks::machine::{End, settle_down};
-use benchmarks::peer::Peer;
+use benchmarks::peer::PeerProcess;
+use benchmarks::plan::later;
 
 /// Largest message, instead of 4 MiB; and what may be under way before the receiver makes room, instead of 64 KiB.
 const MOST_BYTES: usize = 64 << 20;
@@ -91,7 +91,7 @@ impl Contender for Grpc {
                 (runtime.block_on(connect_unix(&endpoint, ours)), peer)
             }
         };
-        let grpc = tonic::client::Grpc::new(channel.map_err(|e| Failure::later(describe(&e)))?)
+        let grpc = tonic::client::Grpc::new(channel.map_err(later)?)
             .max_decoding_message_size(MOST_BYTES)
             .max_encoding_message_size(MOST_BYTES);
         let mut client = Client {
@@ -139,7 +139,7 @@ struct Client {
     payload: Vec<u8>,
     request: Option<Request<Bytes>>,
     answer: Bytes,
-    _peer: Peer,
+    _peer: PeerProcess,
 }
 
 impl Echo for Client {
@@ -157,7 +157,7 @@ impl Echo for Client {
         let request = self.request.take().expect("`prepare` is called before each call");
         let grpc = &mut self.grpc;
         let answer = self.runtime.block_on(async {
-            grpc.ready().await.map_err(|error| Failure::later(describe(&error)))?;
+            grpc.ready().await.map_err(later)?;
             let method = PathAndQuery::from_static(METHOD);
             grpc.unary(request, method, Raw).await.map_err(os("gRPC"))
         });

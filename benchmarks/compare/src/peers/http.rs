@@ -22,7 +22,7 @@ use crate::echo::{Echo, measure};
 use crate::effort::Effort;
 use crate::server::{Role, os};
 use benchmarks::machine::{End, settle_down};
-use benchmarks::peer::Peer;
+use benchmarks::peer::PeerProcess;
 
 /// The web's way.
 #[derive(Debug)]
@@ -83,7 +83,7 @@ struct Client {
     payload: Vec<u8>,
     request: Option<Request<Full<Bytes>>>,
     answer: Bytes,
-    _peer: Peer,
+    _peer: PeerProcess,
 }
 
 impl Echo for Client {

@@ -12,7 +12,7 @@ use crate::echo::{Echo, measure};
 use crate::effort::Effort;
 use crate::server::{Role, os};
 use benchmarks::machine::{End, settle_down};
-use benchmarks::peer::Peer;
+use benchmarks::peer::PeerProcess;
 
 /// Bytes of the length in front of a message.
 const PREFIX_BYTES: usize = size_of::<u32>();
@@ -49,7 +49,7 @@ struct Client {
     stream: UnixStream,
     message: Vec<u8>,
     answer: Vec<u8>,
-    _peer: Peer,
+    _peer: PeerProcess,
 }
 
 impl Echo for Client {
