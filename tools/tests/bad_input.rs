@@ -4,6 +4,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::MutexGuard;
 
 use serde_json::json;
 use testkit::functions::{adder, c_library};
@@ -50,12 +51,14 @@ fn changed(directory: &Path, file: &str, from: &str, to: &str) -> PathBuf {
 struct Scene {
     directory: tempfile::TempDir,
     before: Leftovers,
+    _alone: MutexGuard<'static, ()>,
 }
 
 impl Scene {
     fn new() -> Self {
+        let alone = one_at_a_time();
         let directory = tempfile::tempdir().unwrap();
-        Scene { directory, before: Leftovers::list(Path::new("/nowhere")) }
+        Scene { directory, before: Leftovers::list(Path::new("/nowhere")), _alone: alone }
     }
 
     fn path(&self) -> &Path {
@@ -69,7 +72,6 @@ impl Scene {
 
 #[test]
 fn a_missing_file_is_named() {
-    let _guard = one_at_a_time();
     let scene = Scene::new();
     let missing = scene.path().join("missing.json");
     for (name, config) in PROGRAMS {
@@ -85,7 +87,6 @@ fn a_missing_file_is_named() {
 
 #[test]
 fn malformed_json_is_reported_with_line_and_column() {
-    let _guard = one_at_a_time();
     let scene = Scene::new();
     let malformed = scene.path().join("malformed.json");
     fs::write(&malformed, "{\n  \"config\": {,\n}\n").unwrap();
@@ -102,7 +103,6 @@ fn malformed_json_is_reported_with_line_and_column() {
 
 #[test]
 fn an_unknown_key_is_named() {
-    let _guard = one_at_a_time();
     let scene = Scene::new();
     for (name, config) in PROGRAMS {
         let file =
@@ -116,7 +116,6 @@ fn an_unknown_key_is_named() {
 
 #[test]
 fn an_unknown_device_is_named_with_those_there_are() {
-    let _guard = one_at_a_time();
     let scene = Scene::new();
     for (name, config) in PROGRAMS {
         let file = changed(scene.path(), config, "\"shm0\"", "\"mlx5_9\"");
@@ -127,7 +126,6 @@ fn an_unknown_device_is_named_with_those_there_are() {
 
 #[test]
 fn a_device_that_this_machine_cannot_open_is_named() {
-    let _guard = one_at_a_time();
     let scene = Scene::new();
     let devices = changed(scene.path(), "devices.json", "\"shm\"", "\"verbs\"");
     for (name, config) in PROGRAMS {
@@ -140,7 +138,6 @@ fn a_device_that_this_machine_cannot_open_is_named() {
 
 #[test]
 fn a_port_in_use_is_named() {
-    let _guard = one_at_a_time();
     let scene = Scene::new();
     let cluster = cluster(Options::default());
     let with = |name: &str, config: &Path| with_files(name, config, &cluster.devices());
@@ -163,7 +160,6 @@ fn a_port_in_use_is_named() {
 
 #[test]
 fn an_unreachable_manager_is_named() {
-    let _guard = one_at_a_time();
     let scene = Scene::new();
     // Nobody listens at this address of the embedded device.
     let devices = changed(scene.path(), "devices.json", "127.0.0.1", "127.66.1.2");
@@ -184,7 +180,6 @@ fn an_unreachable_manager_is_named() {
 
 #[test]
 fn wrong_flags_are_named() {
-    let _guard = one_at_a_time();
     let scene = Scene::new();
     for (name, _) in PROGRAMS {
         run(command(name, ["--no-such-flag"])).is_bad_input(&["--no-such-flag"]);
@@ -236,7 +231,6 @@ fn benchmark(cluster: &LocalCluster, library: &Path, flags: &[&str]) -> Finished
 
 #[test]
 fn an_unknown_function_is_named_with_those_there_are() {
-    let _guard = one_at_a_time();
     let scene = Scene::new();
     let cluster = cluster(Options::default());
     benchmark(&cluster, &library("functions"), &["--name", "emtpy"])
@@ -247,7 +241,6 @@ fn an_unknown_function_is_named_with_those_there_are() {
 
 #[test]
 fn a_file_that_is_no_function_library_is_named_with_what_is_wrong() {
-    let _guard = one_at_a_time();
     let scene = Scene::new();
     let cluster = cluster(Options::default());
     let bad = |file: &Path, words: &[&str]| {
@@ -280,7 +273,6 @@ fn a_file_that_is_no_function_library_is_named_with_what_is_wrong() {
 
 #[test]
 fn a_library_that_lacks_a_dependency_is_reported_with_its_name() {
-    let _guard = one_at_a_time();
     let scene = Scene::new();
     let cluster = cluster(Options::default());
     let dependency = adder(scene.path(), "below", 1);
@@ -301,7 +293,6 @@ fn a_library_that_lacks_a_dependency_is_reported_with_its_name() {
 
 #[test]
 fn a_payload_larger_than_the_slot_is_reported_with_both_sizes() {
-    let _guard = one_at_a_time();
     let scene = Scene::new();
     let cluster = cluster(Options::default());
     benchmark(&cluster, &library("functions"), &["-s", "128", "--slot-bytes", "64"])
@@ -312,7 +303,6 @@ fn a_payload_larger_than_the_slot_is_reported_with_both_sizes() {
 
 #[test]
 fn a_node_with_missing_mistyped_or_negative_fields_is_refused_and_changes_nothing() {
-    let _guard = one_at_a_time();
     let scene = Scene::new();
     let cluster = cluster(Options::default());
     let http = cluster.http().unwrap();

@@ -10,6 +10,7 @@
 use std::io::Write;
 use std::net::Ipv4Addr;
 use std::process::Command;
+use std::sync::MutexGuard;
 use std::sync::mpsc::channel;
 use std::time::Duration;
 
@@ -18,7 +19,7 @@ use rfaas::{Client, Deployment, Error, Executor, LeaseRequest, Pending};
 use rfaas_protocol::channel::Channel;
 use rfaas_protocol::{Empty, Role};
 use testkit::run::{ended_by, kill_9, run, start};
-use testkit::service::{call, cluster, deploy, devices_at, warm};
+use testkit::service::{all_is_free, call, cluster, deploy, devices_at, warm};
 use testkit::test_devices::{self, patience};
 use testkit::wait::{deadline, eventually, one_at_a_time};
 use testkit::waiting::Waiting;
@@ -37,14 +38,16 @@ struct Scene {
     cluster: LocalCluster,
     client: Client,
     waiting: Waiting,
+    _alone: MutexGuard<'static, ()>, // last: the next test begins when everything is gone
 }
 
 impl Scene {
     fn new() -> Self {
+        let alone = one_at_a_time();
         let waiting = Waiting::build();
         let cluster = cluster(Options::default());
         let client = cluster.client().unwrap();
-        Scene { cluster, client, waiting }
+        Scene { cluster, client, waiting, _alone: alone }
     }
 
     fn deploy(&self, deployment: &Deployment) -> Executor {
@@ -69,11 +72,7 @@ impl Scene {
     /// Waits until the node leases all of its cores again, and runs nothing.
     fn is_idle(&self) {
         eventually("executors are gone", || self.cluster.executors_running().is_empty());
-        let http = self.cluster.http().unwrap();
-        eventually("the node is ready, its cores are free", || {
-            let node = http.get("/nodes").unwrap().body[0].clone();
-            node["state"] == "ready" && node["free_cores"] == node["cores"]
-        });
+        all_is_free(&self.cluster);
     }
 
     /// The node is idle before long, and `client` gets another lease there that works.
@@ -106,7 +105,6 @@ fn outcome(pending: Pending) -> rfaas::Result<Vec<u8>> {
 
 #[test]
 fn a_killed_executor_is_reported_and_the_lease_deploys_again() {
-    let _guard = one_at_a_time();
     let scene = Scene::new();
     let lease = scene.client.lease(LeaseRequest::new(1, 64)).unwrap();
     let mut executor = lease.deploy_with(scene.waiting.library(), &warm()).unwrap();
@@ -126,7 +124,6 @@ fn a_killed_executor_is_reported_and_the_lease_deploys_again() {
 
 #[test]
 fn a_killed_executor_manager_takes_its_executors_along_and_that_is_reported() {
-    let _guard = one_at_a_time();
     let mut scene = Scene::new();
     let mut executor = scene.deploy(&warm());
     let pending = scene.invocation(&mut executor);
@@ -144,7 +141,6 @@ fn a_killed_executor_manager_takes_its_executors_along_and_that_is_reported() {
 
 #[test]
 fn a_killed_resource_manager_does_not_disturb_calls_and_grants_leases_when_it_is_back() {
-    let _guard = one_at_a_time();
     let mut scene = Scene::new();
     let mut executor = scene.deploy(&warm());
     let pending = scene.invocation(&mut executor);
@@ -168,7 +164,6 @@ fn a_killed_resource_manager_does_not_disturb_calls_and_grants_leases_when_it_is
 
 #[test]
 fn a_killed_client_frees_its_cores() {
-    let _guard = one_at_a_time();
     let scene = Scene::new();
     let mut benchmark = scene.cluster.benchmark_command("warm_benchmarker").unwrap();
     benchmark.args(["--name", "wait", "--hot-timeout", "0"]);
@@ -224,7 +219,6 @@ fn tells_of_the_outage(error: &Error) -> bool {
 #[test]
 #[ignore = "needs RDMA devices and a link to take down (RDMA_TEST_DEVICES, RDMA_TEST_LINK)"]
 fn a_link_that_is_down_for_ten_seconds_is_reported_or_survived() {
-    let _guard = one_at_a_time();
     assert!(test_devices::are_rdma(), "{} is not set", test_devices::VARIABLE);
     let scene = Scene::new();
     let mut executor = scene.deploy(&warm().invocation_timeout(INVOCATION_TIMEOUT));

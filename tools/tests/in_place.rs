@@ -11,7 +11,7 @@ use rfaas::{Error, Executor, Spin};
 use testkit::functions::faulty;
 use testkit::leftovers::Leftovers;
 use testkit::run::{kill_9, library, run};
-use testkit::service::{call_with_room, cluster, deploy, warm};
+use testkit::service::{all_is_free, call_with_room, cluster, deploy, warm};
 use testkit::test_devices::patience;
 use testkit::wait::{eventually, one_at_a_time, rounds};
 use testkit::waiting::Waiting;
@@ -94,11 +94,7 @@ fn a_call_in_place_ends_as_one_that_is_sent() {
                 let next = in_place(&mut executor, "echo", &[5; 64]).map_err(|e| e.to_string());
                 let after = sent(&mut executor, "echo", &[6; 64]).map_err(|e| e.to_string());
                 drop(executor);
-                let http = cluster.http().unwrap();
-                eventually("its core is free for the next one", || {
-                    let nodes = http.get("/nodes").unwrap().body;
-                    nodes[0]["free_cores"] == nodes[0]["cores"]
-                });
+                all_is_free(&cluster);
                 (ended, next, after)
             });
             assert_eq!(ended[0], ended[1], "{function}");

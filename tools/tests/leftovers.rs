@@ -5,6 +5,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::MutexGuard;
 
 use nix::sys::signal::Signal;
 use rfaas::Error;
@@ -12,7 +13,7 @@ use testkit::leftovers::{Leftovers, is_of_this_build};
 use testkit::run::{
     Running, command, ended_by, kill_9, library, run, start, system_tool, transport_benchmarker,
 };
-use testkit::service::{call, cluster, deploy, warm};
+use testkit::service::{all_is_free, call, cluster, deploy, warm};
 use testkit::wait::{eventually, one_at_a_time};
 use testkit::{LocalCluster, Options, procfs};
 
@@ -23,13 +24,15 @@ struct Scene {
     /// Where the test's programs put temporary files: empty before and after.
     temporary: tempfile::TempDir,
     before: Leftovers,
+    _alone: MutexGuard<'static, ()>,
 }
 
 impl Scene {
     fn new() -> Self {
+        let alone = one_at_a_time();
         let temporary = tempfile::tempdir().unwrap();
         let before = Leftovers::list(temporary.path());
-        Scene { temporary, before }
+        Scene { temporary, before, _alone: alone }
     }
 
     /// To be called when the cluster is gone: then everything is.
@@ -49,11 +52,7 @@ impl Scene {
 /// Waits until `cluster` is as it was before any client came: no executor, all cores free.
 fn is_idle_again(cluster: &LocalCluster) {
     eventually("executors are gone", || cluster.executors_running().is_empty());
-    let http = cluster.http().unwrap();
-    eventually("cores are free", || {
-        let nodes = http.get("/nodes").unwrap().body;
-        nodes[0]["free_cores"] == nodes[0]["cores"] && nodes[0]["free_memory"] == nodes[0]["memory"]
-    });
+    all_is_free(cluster);
 }
 
 /// Files in the directory that the managers have as theirs for temporary files.
@@ -66,7 +65,6 @@ fn files_of(cluster: &LocalCluster) -> Vec<PathBuf> {
 
 #[test]
 fn nothing_is_left_after_runs_that_end_well() {
-    let _guard = one_at_a_time();
     let scene = Scene::new();
     let cluster = cluster(Options::default());
     let files = files_of(&cluster);
@@ -83,7 +81,6 @@ fn nothing_is_left_after_runs_that_end_well() {
 
 #[test]
 fn nothing_is_left_after_a_benchmark_is_interrupted() {
-    let _guard = one_at_a_time();
     let scene = Scene::new();
     let cluster = cluster(Options::default());
     let files = files_of(&cluster);
@@ -103,7 +100,6 @@ fn nothing_is_left_after_a_benchmark_is_interrupted() {
 
 #[test]
 fn the_peer_of_the_transport_benchmark_ends_with_it() {
-    let _guard = one_at_a_time();
     let files = tempfile::tempdir().unwrap();
     let scene = Scene::new();
     for signal in [Signal::SIGINT, Signal::SIGKILL] {
@@ -120,7 +116,6 @@ fn the_peer_of_the_transport_benchmark_ends_with_it() {
 
 #[test]
 fn nothing_is_left_after_an_executor_is_killed() {
-    let _guard = one_at_a_time();
     let scene = Scene::new();
     let cluster = cluster(Options::default());
     let client = cluster.client().unwrap();
@@ -141,7 +136,6 @@ fn nothing_is_left_after_an_executor_is_killed() {
 
 #[test]
 fn nothing_is_left_after_the_executor_manager_is_killed() {
-    let _guard = one_at_a_time();
     let scene = Scene::new();
     let mut cluster = cluster(Options::default());
     let client = cluster.client().unwrap();
@@ -167,7 +161,6 @@ fn nothing_is_left_after_the_executor_manager_is_killed() {
 
 #[test]
 fn executors_end_with_an_executor_manager_that_is_asked_to_stop() {
-    let _guard = one_at_a_time();
     for resource_manager in [true, false] {
         let scene = Scene::new();
         let cluster = cluster(Options { resource_manager, ..Options::default() });
@@ -183,7 +176,6 @@ fn executors_end_with_an_executor_manager_that_is_asked_to_stop() {
 
 #[test]
 fn nothing_is_left_after_everything_is_killed_at_once() {
-    let _guard = one_at_a_time();
     let scene = Scene::new();
     let mut cluster = cluster(Options::default());
     let running = start(scene.benchmark(&cluster, "warm_benchmarker", "1000000"));
@@ -200,7 +192,6 @@ fn nothing_is_left_after_everything_is_killed_at_once() {
 
 #[test]
 fn an_interrupted_cluster_takes_everything_with_it() {
-    let _guard = one_at_a_time();
     for signal in [Signal::SIGINT, Signal::SIGTERM] {
         let scene = Scene::new();
         let running = start_cluster(&scene);
@@ -212,7 +203,6 @@ fn an_interrupted_cluster_takes_everything_with_it() {
 
 #[test]
 fn the_processes_of_a_killed_cluster_die_with_it() {
-    let _guard = one_at_a_time();
     system_tool("setpriv");
     let scene = Scene::new();
     let idle = Leftovers::list(Path::new("/nowhere"));

@@ -9,7 +9,7 @@ use rfaas::Executor;
 use testkit::Options;
 use testkit::functions::faulty;
 use testkit::run::kill_9;
-use testkit::service::{cluster, deploy, warm};
+use testkit::service::{all_is_free, cluster, deploy, warm};
 use testkit::wait::{eventually, one_at_a_time};
 
 /// A call that takes `ms` milliseconds, with its own result.
@@ -57,11 +57,7 @@ fn idempotent_calls_go_on_when_the_executor_or_its_manager_is_killed() {
     assert_ne!(executor.lease_id(), lease);
     assert_eq!(executor.lease().id(), Some(executor.lease_id()));
     executor.release().unwrap();
-    let http = cluster.http().unwrap();
-    eventually("all cores are free", || {
-        let nodes = http.get("/nodes").unwrap().body;
-        nodes[0]["free_cores"] == nodes[0]["cores"]
-    });
+    all_is_free(&cluster);
     eventually("no process is left", || cluster.executors_running().is_empty());
     drop(client);
     cluster.stop().unwrap();

@@ -5,13 +5,13 @@
 //!   client's thread   ┌▶ getppid ──▶ call `mark`: getppid in the worker ──▶ call `echo` 10,000 times ─┐
 //!                     └──────────────────────── until told to stop ◀──────────────────────────────────┘
 //! ```
-//! * ROUND - the calls of a thread between two getppid of its own are those of one round; nothing else makes that call.
-//! * DISTURBED - a wait that takes longer than some 50 µs gives the CPU away now and then
+//! * The calls of a thread between two getppid of its own are those of one round; nothing else makes that call.
+//! * A wait that takes longer than some 50 µs gives the CPU away now and then
 //!   (sched_yield): nobody can answer faster whose CPU somebody else has. Each side has a CPU of
 //!   its own here, but so has the rest of the machine. So a round may have such calls, and no
 //!   others; and there must be one without any. A call that hot invocations make by themselves is
 //!   in every round.
-//! * FRESH - each stop of a traced thread looks to it as if its CPU were crowded, so that it yields more for 100 ms
+//! * Each stop of a traced thread looks to it as if its CPU were crowded, so that it yields more for 100 ms
 //!   (`executor/src/spin.rs`), which stops it again. So a trace is short, and there are many.
 
 #![allow(clippy::unwrap_used)] // in what tests share: a failed test is what it is for
@@ -155,7 +155,7 @@ fn ten_thousand_hot_invocations_make_no_system_call_on_either_side() {
             if rounds.iter().any(|round| round.is_empty()) {
                 break;
             }
-            disturbed += rounds.len(); // DISTURBED
+            disturbed += rounds.len();
             assert!(
                 begin.elapsed() < deadline(),
                 "the {side} yields in each of {disturbed} rounds; the last: {:?}",

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use rfaas::{Client, Deployment, Executor, LeaseRequest, Spin};
 
+use crate::wait::eventually;
 use crate::{LocalCluster, Options, TestDevices};
 
 /// A running cluster.
@@ -15,6 +16,18 @@ pub fn cluster(options: Options) -> LocalCluster {
 /// The devices that these tests run on, the embedded one at `address`.
 pub fn devices_at(address: IpAddr) -> TestDevices {
     TestDevices::chosen(address).unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// Waits until the first node of `cluster` is ready and nobody holds anything of it.
+pub fn all_is_free(cluster: &LocalCluster) {
+    let http = cluster.http().expect("it has a resource manager");
+    eventually("the node is ready, all of it is free", || {
+        let nodes = http.get("/nodes").unwrap_or_else(|error| panic!("{error}")).body;
+        let node = &nodes[0];
+        node["state"] == "ready"
+            && node["free_cores"] == node["cores"]
+            && node["free_memory"] == node["memory"]
+    });
 }
 
 /// A small deployment that sleeps while idle: most tests are not about spinning.

@@ -1,12 +1,12 @@
 //! What clients were granted and told, and what the resource manager has billed: compared in the end.
 //!
-//! * ONE BILL - each lease that a client was granted has exactly one.
-//! * AS TOLD - a client that was told a bill was told the one that is booked. It may have been told more than that if
+//! * Each lease that a client was granted has exactly one bill.
+//! * A client that was told a bill was told the one that is booked. It may have been told more than that if
 //!   its node was killed before it could report the same: what is booked then is what was reported last, and marked
 //!   provisional.
-//! * NO OTHER - a bill for a lease that nobody knows of is for one that was granted to somebody who was killed then, or
+//! * Another bill, for a lease that nobody knows of, is for one that was granted to somebody who was killed then, or
 //!   by a manager that was: it was never used.
-//! * SUMS - of a client as the resource manager adds them up, and of its single bills.
+//! * The sums of a client, as the resource manager adds them up, are those of its single bills.
 
 use std::collections::BTreeMap;
 
@@ -69,7 +69,7 @@ pub fn compare(
     for (client, received) in received {
         for lease in &received.leases {
             let bill = booked.remove(lease);
-            let bill = bill.unwrap_or_else(|| panic!("ONE BILL: {lease} of {client} has none"));
+            let bill = bill.unwrap_or_else(|| panic!("lease {lease} of {client} has no bill"));
             assert_eq!(bill["client"], *client, "{bill}");
             outcome.leases += 1;
             outcome.provisional += usize::from(is_provisional(bill) && bill["allocated_ms"] != 0);
@@ -82,10 +82,10 @@ pub fn compare(
     for bill in booked.values() {
         outcome.unknown += 1;
         let unused = bill["allocated_ms"] == 0 && AMOUNTS.iter().all(|amount| bill[amount] == 0);
-        assert!(unused, "NO OTHER: nobody was granted {bill}");
+        assert!(unused, "nobody was granted {bill}");
     }
     let unknown = outcome.unknown;
-    assert!(unknown <= lost, "NO OTHER: {unknown} bills are nobody's, {lost} grants were lost");
+    assert!(unknown <= lost, "{unknown} bills are nobody's, {lost} grants were lost");
     add_up(bills, sums);
     outcome
 }
@@ -98,10 +98,13 @@ fn is_as_told(bill: &Value, (allocated_ms, amounts): (u64, [u64; 3])) {
     let booked = AMOUNTS.map(|amount| bill[amount].as_u64().unwrap());
     if is_provisional(bill) {
         let within = booked.iter().zip(&amounts).all(|(booked, received)| booked <= received);
-        assert!(within, "AS TOLD: {amounts:?} were told, more is booked: {bill}");
+        assert!(within, "{amounts:?} were told, more is booked: {bill}");
     } else {
-        assert_eq!(booked, amounts, "AS TOLD: {bill}");
-        assert_eq!(bill["allocated_ms"], allocated_ms, "AS TOLD: {bill}");
+        assert_eq!(booked, amounts, "the client was told something else: {bill}");
+        assert_eq!(
+            bill["allocated_ms"], allocated_ms,
+            "the client was told something else: {bill}"
+        );
     }
 }
 
@@ -117,11 +120,11 @@ fn add_up(bills: &[Value], sums: &Value) {
         }
     }
     let sums = sums.as_array().expect("a list of sums");
-    assert_eq!(sums.len(), expected.len(), "SUMS: {sums:?}");
+    assert_eq!(sums.len(), expected.len(), "sums: {sums:?}");
     for sum in sums {
         let keys =
             ["leases", "allocated_core_ms", "allocated_mb_ms", AMOUNTS[0], AMOUNTS[1], AMOUNTS[2]];
         let found = keys.map(|key| sum[key].as_u64().unwrap_or_else(|| panic!("no {key}: {sum}")));
-        assert_eq!(Some(&found), expected.get(sum["client"].as_str().unwrap()), "SUMS: {sum}");
+        assert_eq!(Some(&found), expected.get(sum["client"].as_str().unwrap()), "sums: {sum}");
     }
 }

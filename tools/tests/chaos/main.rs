@@ -6,11 +6,11 @@
 //! cargo test -p tools --test chaos                                some 200 lease cycles
 //! CHAOS_SEED=$RANDOM CHAOS_CYCLES=2000 cargo test -p tools --test chaos
 //! ```
-//! * SEED - which process is killed or stopped after which cycle is made of the seed alone (`schedule`); it is printed
+//! * Which process is killed or stopped after which cycle is made of the seed alone (`schedule`); it is printed
 //!   first, and with a failure.
-//! * TYPED - a client goes on after any error that says what happened; every other ends it and
+//! * A client goes on after any error that says what happened; every other ends it and
 //!   fails the run (`client`).
-//! * LEDGER - what clients were granted and told is compared with what is billed (`ledger`).
+//! * What clients were granted and told is compared with what is billed (`ledger`).
 //!
 //! Elsewhere: every process at every moment, one at a time (`kill_matrix`).
 

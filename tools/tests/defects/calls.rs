@@ -8,7 +8,7 @@ use testkit::Options;
 use super::{Scene, result, submit};
 use testkit::functions::faulty;
 use testkit::service::{call, call_with_room, deploy, warm};
-use testkit::wait::{eventually, one_at_a_time};
+use testkit::wait::eventually;
 
 fn number(bytes: &[u8]) -> u32 {
     u32::from_ne_bytes(bytes.try_into().unwrap())
@@ -16,7 +16,6 @@ fn number(bytes: &[u8]) -> u32 {
 
 #[test]
 fn invocation_65_537_on_one_connection_is_like_the_first_one() {
-    let _guard = one_at_a_time();
     let scene = Scene::small();
     let mut executor = scene.deploy(1, &warm());
     let function = executor.function("count").unwrap();
@@ -34,7 +33,6 @@ fn invocation_65_537_on_one_connection_is_like_the_first_one() {
 
 #[test]
 fn several_invocations_in_flight_run_once_each_and_keep_their_inputs() {
-    let _guard = one_at_a_time();
     let scene = Scene::small();
     for spin in [Spin::Always, Spin::Never] {
         let mut executor = scene.deploy(1, &warm().spin(spin).slots(8));
@@ -67,7 +65,6 @@ fn how_it_ended(error: &Error) -> Option<Exit> {
 
 #[test]
 fn a_function_that_ends_its_process_is_an_error_that_says_how() {
-    let _guard = one_at_a_time();
     let scene = Scene::small();
     let library = faulty(scene.directory.path());
     let lease = scene.client.lease(LeaseRequest::new(1, 64)).unwrap();
@@ -97,7 +94,6 @@ fn a_function_that_ends_its_process_is_an_error_that_says_how() {
 
 #[test]
 fn a_crash_is_reported_whoever_still_holds_the_connections() {
-    let _guard = one_at_a_time();
     let scene = Scene::small();
     let library = faulty(scene.directory.path());
     let lease = scene.client.lease(LeaseRequest::new(2, 64)).unwrap();
@@ -126,7 +122,6 @@ fn a_crash_is_reported_whoever_still_holds_the_connections() {
 
 #[test]
 fn a_function_that_becomes_another_program_is_an_error_and_the_lease_ends_as_ever() {
-    let _guard = one_at_a_time();
     let scene = Scene::small();
     let mut executor = scene.deploy(1, &warm());
     let error = call(&mut executor, "become_another_program", &[]).unwrap_err();
@@ -138,7 +133,6 @@ fn a_function_that_becomes_another_program_is_an_error_and_the_lease_ends_as_eve
 
 #[test]
 fn calls_of_an_executor_that_was_dropped_are_billed() {
-    let _guard = one_at_a_time();
     let scene = Scene::small();
     let http = scene.cluster.http().unwrap();
     for round in 1..=5 {
@@ -159,7 +153,6 @@ fn calls_of_an_executor_that_was_dropped_are_billed() {
 
 #[test]
 fn invocations_in_flight_fail_with_the_one_that_crashed() {
-    let _guard = one_at_a_time();
     let scene = Scene::small();
     let mut executor = scene.deploy(2, &warm());
     let sleeping = submit(&mut executor, "sleep_forever", &[0; 4]).unwrap();
@@ -174,7 +167,6 @@ fn invocations_in_flight_fail_with_the_one_that_crashed() {
 
 #[test]
 fn a_result_that_does_not_fit_is_an_error_and_the_worker_goes_on() {
-    let _guard = one_at_a_time();
     let scene = Scene::small();
     let mut executor = scene.deploy(1, &warm());
     for needed in [65u32, 4097, u32::MAX] {
@@ -195,7 +187,6 @@ fn a_result_that_does_not_fit_is_an_error_and_the_worker_goes_on() {
 
 #[test]
 fn an_input_larger_than_the_slot_is_an_error_and_is_not_sent() {
-    let _guard = one_at_a_time();
     let scene = Scene::small();
     let mut executor = scene.deploy(1, &warm().input_bytes(100).output_bytes(200));
     let error = call(&mut executor, "echo", &[1; 101]).unwrap_err();
@@ -212,7 +203,6 @@ fn an_input_larger_than_the_slot_is_an_error_and_is_not_sent() {
 
 #[test]
 fn an_invocation_that_never_ends_runs_into_its_time_limit() {
-    let _guard = one_at_a_time();
     let scene = Scene::small();
     let limit = Duration::from_secs(1); // many times what `echo` takes, also on a busy machine
     for function in ["sleep_forever", "spin_forever"] {
@@ -237,7 +227,6 @@ fn an_invocation_that_never_ends_runs_into_its_time_limit() {
 
 #[test]
 fn blocking_calls_between_asynchronous_ones_get_their_own_results() {
-    let _guard = one_at_a_time();
     let scene = Scene::small();
     let mut executor = scene.deploy(2, &warm().slots(4));
     for round in 0..50u8 {
@@ -254,7 +243,6 @@ fn blocking_calls_between_asynchronous_ones_get_their_own_results() {
 
 #[test]
 fn calls_over_all_workers_go_on_past_the_receives_of_one() {
-    let _guard = one_at_a_time();
     let scene = Scene::new(Options { cores: 3, ..Options::default() });
     let mut executor = scene.deploy(3, &warm());
     let function = executor.function("echo").unwrap();
@@ -278,7 +266,6 @@ fn calls_over_all_workers_go_on_past_the_receives_of_one() {
 
 #[test]
 fn finished_asynchronous_calls_leave_nothing_in_memory() {
-    let _guard = one_at_a_time();
     let scene = Scene::small();
     let mut executor = scene.deploy(1, &warm());
     let function = executor.function("echo").unwrap();
@@ -311,7 +298,6 @@ fn resident_bytes() -> usize {
 
 #[test]
 fn single_calls_use_a_worker_that_is_free() {
-    let _guard = one_at_a_time();
     let scene = Scene::small();
     let mut executor = scene.deploy(2, &warm());
     let occupied = submit(&mut executor, "sleep_forever", &[0; 4]).unwrap();
@@ -326,7 +312,6 @@ fn single_calls_use_a_worker_that_is_free() {
 
 #[test]
 fn payloads_around_the_inline_limit_arrive_whole() {
-    let _guard = one_at_a_time();
     let scene = Scene::small();
     let mut device = scene.cluster.open_device().unwrap();
     device.entry.max_inline_data = 128;
@@ -345,7 +330,6 @@ fn payloads_around_the_inline_limit_arrive_whole() {
 
 #[test]
 fn more_calls_in_flight_than_a_queue_used_to_hold_all_end() {
-    let _guard = one_at_a_time();
     let scene = Scene::small();
     let mut executor = scene.deploy(1, &warm().slots(200));
     for round in 0..3u8 {

@@ -11,11 +11,10 @@ use super::Scene;
 use testkit::functions::{adder, c_library, faulty};
 use testkit::run::{library, run};
 use testkit::service::{call, call_with_room, deploy, warm};
-use testkit::wait::{one_at_a_time, rounds};
+use testkit::wait::rounds;
 
 #[test]
 fn a_missing_library_is_an_error() {
-    let _guard = one_at_a_time();
     let scene = Scene::small();
     let lease = scene.client.lease(LeaseRequest::new(1, 64)).unwrap();
     let error = lease.deploy("missing.so").unwrap_err();
@@ -29,7 +28,6 @@ fn a_missing_library_is_an_error() {
 
 #[test]
 fn the_client_runs_no_code_of_the_library() {
-    let _guard = one_at_a_time();
     let scene = Scene::small();
     let marks = scene.directory.path().join("marks");
     fs::create_dir(&marks).unwrap();
@@ -58,7 +56,6 @@ fn the_client_runs_no_code_of_the_library() {
 
 #[test]
 fn only_functions_that_the_library_exports_are_callable() {
-    let _guard = one_at_a_time();
     let scene = Scene::small();
     let source = scene.directory.path().join("symbols.c");
     fs::write(
@@ -95,7 +92,6 @@ fn only_functions_that_the_library_exports_are_callable() {
 
 #[test]
 fn more_than_64_workers_all_answer() {
-    let _guard = one_at_a_time();
     let scene = Scene::new(Options { cores: 80, memory: 4096, ..Options::default() });
     let deployment = warm().slots(1).input_bytes(64).output_bytes(64);
     let mut executor = scene.deploy(80, &deployment);
@@ -119,7 +115,6 @@ fn more_than_64_workers_all_answer() {
 
 #[test]
 fn an_executor_that_cannot_be_started_is_a_refusal() {
-    let _guard = one_at_a_time();
     let unusable = tempfile::tempdir().unwrap();
     let program = unusable.path().join("executor");
     fs::write(&program, "#!/nowhere/sh\n").unwrap();
@@ -138,7 +133,6 @@ fn an_executor_that_cannot_be_started_is_a_refusal() {
 
 #[test]
 fn an_executor_that_never_connects_or_ends_at_once_is_an_error_in_time() {
-    let _guard = one_at_a_time();
     for (script, limit) in [("exec sleep 600", 500), ("exit 7", 60_000)] {
         let fake = tempfile::tempdir().unwrap();
         let program = fake.path().join("executor");
@@ -161,7 +155,6 @@ fn an_executor_that_never_connects_or_ends_at_once_is_an_error_in_time() {
 
 #[test]
 fn a_release_ends_although_the_executor_manager_has_died() {
-    let _guard = one_at_a_time();
     let mut scene = Scene::small();
     let executor = scene.deploy(1, &warm());
     scene.cluster.executor_manager().unwrap().kill();
@@ -172,7 +165,6 @@ fn a_release_ends_although_the_executor_manager_has_died() {
 
 #[test]
 fn ipv6_and_long_names_work() {
-    let _guard = one_at_a_time();
     let address = "::1".parse().unwrap();
     let node = "n".repeat(128);
     let scene = Scene::new(Options { address, node: node.clone(), ..Options::default() });
@@ -185,7 +177,6 @@ fn ipv6_and_long_names_work() {
 
 #[test]
 fn more_workers_than_a_device_posts_receives_work() {
-    let _guard = one_at_a_time();
     let scene = Scene::new(Options { cores: 6, ..Options::default() });
     let mut device = scene.cluster.open_device().unwrap();
     device.entry.default_receive_buffer_size = 1;
@@ -206,7 +197,6 @@ fn more_workers_than_a_device_posts_receives_work() {
 
 #[test]
 fn a_run_that_ends_well_says_nothing_on_standard_error() {
-    let _guard = one_at_a_time();
     let scene = Scene::small();
     for name in ["warm_benchmarker", "cold_benchmarker", "parallel_invocations"] {
         let mut benchmark = scene.cluster.benchmark_command(name).unwrap();
@@ -219,7 +209,6 @@ fn a_run_that_ends_well_says_nothing_on_standard_error() {
 
 #[test]
 fn buffers_can_be_made_and_dropped_without_end() {
-    let _guard = one_at_a_time();
     let scene = Scene::small();
     let mut executor = scene.deploy(1, &warm());
     // 20 GiB in all, and more regions than any device has keys for.
@@ -234,7 +223,6 @@ fn buffers_can_be_made_and_dropped_without_end() {
 
 #[test]
 fn a_lease_follows_a_release_without_a_pause() {
-    let _guard = one_at_a_time();
     let scene = Scene::small();
     let library = adder(scene.directory.path(), "add1", 1);
     // All cores of the node each time: none may be missing afterwards, and no claim may come too early.

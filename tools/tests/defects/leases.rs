@@ -15,7 +15,7 @@ use super::Scene;
 use testkit::functions::faulty;
 use testkit::run::library;
 use testkit::service::{call, deploy, warm};
-use testkit::wait::{deadline, eventually, one_at_a_time, rounds};
+use testkit::wait::{deadline, eventually, rounds};
 
 /// The node, as the resource manager shows it.
 fn node(http: &Http) -> Value {
@@ -36,7 +36,6 @@ fn granted(http: &Http, ask: &Value) -> (u64, Value) {
 
 #[test]
 fn a_lease_gives_back_what_it_took_and_not_what_another_did() {
-    let _guard = one_at_a_time();
     let scene = Scene::new(Options { cores: 3, ..Options::default() });
     let library = faulty(scene.directory.path());
     for round in 0..3 {
@@ -54,7 +53,6 @@ fn a_lease_gives_back_what_it_took_and_not_what_another_did() {
 
 #[test]
 fn a_lease_that_is_given_back_twice_is_credited_and_billed_once() {
-    let _guard = one_at_a_time();
     let scene = Scene::new(Options { cores: 4, ..Options::default() });
     let http = scene.cluster.http().unwrap().clone();
     let other = deploy(&scene.client, 1, &library("functions"), &warm());
@@ -95,7 +93,6 @@ fn vanishes_with_a_lease(scene: &Scene, cores: u32) {
 
 #[test]
 fn cores_come_back_from_clients_that_do_not_use_them() {
-    let _guard = one_at_a_time();
     let scene = Scene::small();
     let http = scene.cluster.http().unwrap().clone();
     // Never claimed, and its time is over.
@@ -124,7 +121,6 @@ fn cores_come_back_from_clients_that_do_not_use_them() {
 
 #[test]
 fn a_node_is_leased_as_a_whole_and_its_clients_vanish_again_and_again() {
-    let _guard = one_at_a_time();
     let scene = Scene::small();
     for _ in 0..rounds(30) {
         let client = scene.cluster.client().unwrap();
@@ -143,7 +139,6 @@ fn a_node_is_leased_as_a_whole_and_its_clients_vanish_again_and_again() {
 
 #[test]
 fn a_node_takes_leases_whether_it_came_before_it_was_added_or_came_back() {
-    let _guard = one_at_a_time();
     let mut scene = Scene::small();
     let http = scene.cluster.http().unwrap().clone();
     let name = node(&http)["node"].as_str().unwrap().to_owned();
@@ -176,7 +171,6 @@ fn a_node_takes_leases_whether_it_came_before_it_was_added_or_came_back() {
 
 #[test]
 fn a_removed_node_takes_no_leases_and_ends_those_it_has() {
-    let _guard = one_at_a_time();
     let scene = Scene::small();
     let http = scene.cluster.http().unwrap();
     let name = node(http)["node"].as_str().unwrap().to_owned();
@@ -201,7 +195,6 @@ fn a_removed_node_takes_no_leases_and_ends_those_it_has() {
 
 #[test]
 fn a_lease_of_nothing_or_of_less_is_refused_and_changes_nothing() {
-    let _guard = one_at_a_time();
     let scene = Scene::small();
     let http = scene.cluster.http().unwrap();
     let before = http.get("/nodes").unwrap();
@@ -237,7 +230,6 @@ fn a_lease_of_nothing_or_of_less_is_refused_and_changes_nothing() {
 
 #[test]
 fn one_connection_has_more_leases_than_a_queue_used_to_hold() {
-    let _guard = one_at_a_time();
     let scene = Scene::small();
     // The original stopped at 33.
     for _ in 0..rounds(1000) {
@@ -255,7 +247,6 @@ fn one_connection_has_more_leases_than_a_queue_used_to_hold() {
 
 #[test]
 fn http_and_rdma_at_once_never_lease_more_than_there_is() {
-    let _guard = one_at_a_time();
     let scene = Scene::new(Options { cores: 4, memory: 400, ..Options::default() });
     let http = scene.cluster.http().unwrap();
     let most = 4;
@@ -303,7 +294,6 @@ fn http_and_rdma_at_once_never_lease_more_than_there_is() {
 
 #[test]
 fn a_lease_that_no_node_has_room_for_is_met_from_several_or_not_at_all() {
-    let _guard = one_at_a_time();
     let scene = Scene::new(Options { nodes: 3, cores: 2, memory: 400, ..Options::default() });
     let whole = || {
         let nodes = scene.cluster.http().unwrap().get("/nodes").unwrap().body;
@@ -334,7 +324,6 @@ fn a_lease_that_no_node_has_room_for_is_met_from_several_or_not_at_all() {
 
 #[test]
 fn a_client_without_a_token_of_this_cluster_gets_nothing() {
-    let _guard = one_at_a_time();
     let scene = Scene::small();
     let http = scene.cluster.http().unwrap();
     // None at all: the client makes its claim up, as it may where there is no resource manager.

@@ -22,25 +22,29 @@ mod leases;
 mod nodes;
 mod time;
 
+use std::sync::MutexGuard;
+
 use rfaas::{Client, Deployment, Error, Executor, Pending};
 use testkit::{LocalCluster, Options};
 
 use testkit::functions::faulty;
-use testkit::service::{cluster, deploy};
-use testkit::wait::eventually;
+use testkit::service::{all_is_free, cluster, deploy};
+use testkit::wait::one_at_a_time;
 
 /// A cluster, a client and the functions that misbehave.
 struct Scene {
     cluster: LocalCluster,
     client: Client,
     directory: tempfile::TempDir,
+    _alone: MutexGuard<'static, ()>, // last: the next test begins when everything is gone
 }
 
 impl Scene {
     fn new(options: Options) -> Self {
+        let alone = one_at_a_time();
         let cluster = cluster(options);
         let client = cluster.client().unwrap();
-        Scene { cluster, client, directory: tempfile::tempdir().unwrap() }
+        Scene { cluster, client, directory: tempfile::tempdir().unwrap(), _alone: alone }
     }
 
     /// A node of two cores.
@@ -52,13 +56,9 @@ impl Scene {
         deploy(&self.client, cores, &faulty(self.directory.path()), deployment)
     }
 
-    /// Waits until nobody holds a core of the node.
+    /// Waits until nobody holds anything of the node.
     fn is_free(&self) {
-        let http = self.cluster.http().unwrap();
-        eventually("all cores are free", || {
-            let nodes = http.get("/nodes").unwrap().body;
-            nodes[0]["free_cores"] == nodes[0]["cores"]
-        });
+        all_is_free(&self.cluster);
     }
 
     fn ends(self) {

@@ -10,11 +10,10 @@ use testkit::test_devices::patience;
 use super::Scene;
 use testkit::run::{command, library, start};
 use testkit::service::{call, deploy, warm};
-use testkit::wait::{eventually, one_at_a_time, rounds};
+use testkit::wait::{eventually, rounds};
 
 #[test]
 fn the_first_request_on_a_new_connection_is_answered() {
-    let _guard = one_at_a_time();
     for rdma_sleep in [true, false] {
         let scene = Scene::new(Options { cores: 8, rdma_sleep, ..Options::default() });
         // A client sends its request the moment it is connected; many come at once.
@@ -40,7 +39,6 @@ fn the_first_request_on_a_new_connection_is_answered() {
 
 #[test]
 fn an_idle_client_does_not_slow_down_the_others() {
-    let _guard = one_at_a_time();
     let scene = Scene::small();
     let idle = deploy(&scene.client, 1, &library("functions"), &warm());
     // The original waited 100 ms in each round of its loop once it had a client. What is claimed here has no token:
@@ -64,7 +62,6 @@ fn an_idle_client_does_not_slow_down_the_others() {
 
 #[test]
 fn an_executor_manager_with_another_secret_says_so_and_the_others_go_on() {
-    let _guard = one_at_a_time();
     let scene = Scene::small();
     // As the node's own, except for the secret and the port.
     let mut config =

@@ -8,11 +8,10 @@ use testkit::test_devices::patience;
 use super::Scene;
 use testkit::run::{kill_9, library, start};
 use testkit::service::{call, warm};
-use testkit::wait::{eventually, one_at_a_time};
+use testkit::wait::eventually;
 
 #[test]
 fn a_positive_hot_timeout_spins_that_long_and_then_sleeps() {
-    let _guard = one_at_a_time();
     let scene = Scene::small();
     let hot = Duration::from_millis(300);
     let held = Duration::from_millis(1500);
@@ -37,7 +36,6 @@ fn a_positive_hot_timeout_spins_that_long_and_then_sleeps() {
 
 #[test]
 fn the_bill_of_a_short_lease_is_whole() {
-    let _guard = one_at_a_time();
     let scene = Scene::small();
     let ms = 1_000_000;
     // Far below the second that the original's executors waited before they reported anything.
@@ -78,7 +76,6 @@ fn booked(scene: &Scene, lease: u64) -> serde_json::Value {
 
 #[test]
 fn what_was_used_is_billed_however_the_client_ends() {
-    let _guard = one_at_a_time();
     let scene = Scene::small();
     // Dropped without a release.
     let mut executor = scene.deploy(1, &warm());
@@ -112,7 +109,6 @@ fn what_was_used_is_billed_however_the_client_ends() {
 
 #[test]
 fn a_lease_without_a_call_is_billed_too() {
-    let _guard = one_at_a_time();
     let scene = Scene::small();
     let executor = scene.deploy(1, &warm());
     let lease = executor.lease_id().get();

@@ -7,11 +7,11 @@
 //!                                                                   the configured limit is over
 //! × { idle lease, during allocation, hot invocation, warm invocation }       when
 //! ```
-//! * ITS MOMENT - the fault comes while the library is being loaded, or while its function runs, and not earlier or
+//! * The fault comes while the library is being loaded, or while its function runs, and not earlier or
 //!   later: both wait for a file ([`testkit::waiting`]). During allocation is while it is loaded.
-//! * OTHERS - the client is a process of its own (`client`), like the others; this one only watches, over HTTP and in
+//! * The client is a process of its own (`client`), like the others; this one only watches, over HTTP and in
 //!   `/proc`.
-//! * IN TIME - the limits are those that the project promises: [`RECOVERY`], and the silence that is configured. That
+//! * The limits are those that the project promises: [`RECOVERY`], and the silence that is configured. That
 //!   is a promise of being correct, not one of being fast: a lease that is not free then was forgotten.
 //!
 //! Elsewhere: many faults at random (`chaos`), a link that goes down (`faults`).

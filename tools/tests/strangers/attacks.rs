@@ -128,7 +128,7 @@ impl Attack {
         }
     }
 
-    /// MEANT. Waits for the end of a stranger that makes it; what it did, for people.
+    /// Waits for the end of a stranger that makes it; what it did, for people.
     pub fn did(self, stranger: Running) -> String {
         let finished = stranger.finish().success();
         let did: u64 = finished.said(DID).first().expect("it says what it did").parse().unwrap();
@@ -305,7 +305,7 @@ fn memory(bytes: i64) -> OwnedFd {
     memory
 }
 
-/// MEANT. A request with `memory` is what the device takes for one: else this has to follow it. And the memory that
+/// A request with `memory` is what the device takes for one: else this has to follow it. And the memory that
 /// comes with the answer cannot be made larger.
 fn accepted(manager: SocketAddr, role: Role, memory: &OwnedFd) {
     let socket = socket(manager).unwrap();
@@ -352,7 +352,7 @@ fn unread(stranger: &mut Stranger, managers: [SocketAddr; 2]) {
     let count =
         |kind: u32| answers.iter().filter(|bytes| bytes[20..] == kind.to_ne_bytes()).count();
     let (accepted, crowded) = (count(2), count(4));
-    assert!(accepted > 0 && crowded > 0, "{accepted} accepted, {crowded} turned away"); // MEANT
+    assert!(accepted > 0 && crowded > 0, "{accepted} accepted, {crowded} turned away");
 }
 
 /// The beginning of an answer, which stays where it is.

@@ -46,7 +46,7 @@ impl Honest {
         Honest { client, http, library: library("functions") }
     }
 
-    /// SERVED. Goes on until `over`, at least once.
+    /// Goes on until `over`, at least once.
     pub fn until(&mut self, what: &str, over: impl Fn() -> bool) -> Served {
         let mut served = Served::default();
         loop {

@@ -7,9 +7,9 @@
 //! cargo test -p tools --test strangers                        each attack for two seconds
 //! STRANGERS_SECONDS=60 cargo test -p tools --test strangers
 //! ```
-//! * SERVED - every cycle of the honest client ends well, and every question over HTTP is answered (`honest`).
-//! * MEANT - an attack that does nothing proves nothing: each says how often it did what it does (`attacks`).
-//! * GIVEN BACK - when strangers are gone, so is what managers spent on them (`spent`).
+//! * Every cycle of the honest client ends well, and every question over HTTP is answered (`honest`).
+//! * An attack that does nothing proves nothing: each says how often it did what it does (`attacks`).
+//! * When strangers are gone, so is what managers spent on them (`spent`).
 //!
 //! Elsewhere: what the device makes of hostile bytes (`rdmalib/src/providers/shm/hostile.rs`).
 
@@ -36,8 +36,8 @@ use attacks::{Attack, Target};
 use honest::{Honest, Served};
 use spent::Spent;
 use testkit::run::{Running, start};
-use testkit::service::cluster;
-use testkit::wait::{deadline, eventually, eventually_or};
+use testkit::service::{all_is_free, cluster};
+use testkit::wait::{deadline, eventually_or};
 
 /// Environment variable: how long each attack takes.
 const SECONDS: &str = "STRANGERS_SECONDS";
@@ -96,11 +96,7 @@ fn strangers() {
         spent = spent.is_given_back(what, &scene.cluster);
     }
     println!("after: {}", spent.told());
-    let http = scene.cluster.http().unwrap();
-    eventually("all cores are free", || {
-        let nodes = http.get("/nodes").unwrap().body;
-        nodes[0]["free_cores"] == nodes[0]["cores"]
-    });
+    all_is_free(&scene.cluster);
     drop(honest);
     scene.cluster.stop().unwrap();
 }

@@ -50,7 +50,7 @@ impl Spent {
         Spent { managers, lines: lines(cluster).len(), at: Instant::now() }
     }
 
-    /// GIVEN BACK. Waits until what managers hold is what this says, after `what`; returns what
+    /// Waits until what managers hold is what this says, after `what`; returns what
     /// they had logged meanwhile.
     pub fn is_given_back(&self, what: &str, cluster: &LocalCluster) -> Self {
         let now = || self.managers.iter().map(|manager| Holds::of(manager.name, manager.id));

@@ -8,10 +8,10 @@
 //!                                       ├▶ ibverbs.rs  struct Ibverbs: a table of functions
 //!                                       └▶ rdmacm.rs   struct Rdmacm: likewise
 //! ```
-//! * LISTED - only what is named below is bound, and what that is made of.
-//! * PLAIN - a C enum is an integer and constants: the library and the device may return any value.
-//! * SAME - the same headers give the same bytes; headers of another release are refused.
-//! * SPARSE - a struct that only passes by as a pointer has no fields here. `ibv_port_attr` is not
+//! * Only what is named below is bound, and what that is made of.
+//! * A C enum is an integer and constants: the library and the device may return any value.
+//! * The same headers give the same bytes; headers of another release are refused.
+//! * A struct that only passes by as a pointer has no fields here. `ibv_port_attr` is not
 //!   bound at all: it grew between releases, and `ibv_query_port` writes as much as it knows.
 //!
 //! Exit status: 0 done (or equal), 1 different, 2 the bindings cannot be generated here.
@@ -117,7 +117,7 @@ const TYPES: &[&str] = &[
     "rdma_event_channel",
 ];
 
-/// SPARSE: types that are only ever pointed at.
+/// Types that are only ever pointed at, and have no fields here.
 const FIELDLESS: &[&str] = &[
     "_compat_ibv_port_attr",
     "ibv_ah",
@@ -209,7 +209,7 @@ fn run(check: bool) -> Result<bool> {
     Ok(same)
 }
 
-/// SAME. Refuses to go on with other headers than those that were bound, or without libclang.
+/// Refuses to go on with other headers than those that were bound, or without libclang.
 ///
 /// Returns where the C compiler keeps headers of its own (`stddef.h`): libclang is often installed
 /// without its own.
@@ -263,7 +263,7 @@ fn builder(include: Option<&Path>) -> Builder {
         .disable_header_comment()
         .generate_comments(false)
         .wrap_unsafe_ops(true)
-        .default_enum_style(EnumVariation::Consts) // PLAIN
+        .default_enum_style(EnumVariation::Consts) // integers: any value may come
         .prepend_enum_name(false)
         .derive_debug(true)
         .derive_default(true);
@@ -279,7 +279,7 @@ fn types(builder: Builder) -> Result<(String, String)> {
     let builder =
         [LIBC, FIELDLESS, INNARDS].concat().into_iter().fold(builder, Builder::blocklist_type);
     let builder = OBJECTS.iter().fold(builder, |builder, name| builder.no_copy(*name));
-    let builder = TYPES.iter().fold(builder, Builder::allowlist_type); // LISTED
+    let builder = TYPES.iter().fold(builder, Builder::allowlist_type);
     let builder = FIELDLESS.iter().fold(
         builder.raw_line(format!("use libc::{{{}}};", LIBC.join(", "))),
         |builder, name| {
@@ -314,7 +314,7 @@ fn functions(builder: Builder, table: &str, names: &[&str], uses: &[&str]) -> Re
         .dynamic_library_name(table)
         .dynamic_link_require_all(true);
     let builder = uses.iter().fold(builder, |builder, line| builder.raw_line(*line));
-    let builder = names.iter().fold(builder, Builder::allowlist_function); // LISTED
+    let builder = names.iter().fold(builder, Builder::allowlist_function);
     let text = generate(builder)?;
     for name in names {
         let symbol = format!("b\"{name}\\0\"");
