@@ -4,6 +4,7 @@
 //!   crates                        layers of crates, the lowest first: one may use those below it
 //!     a
 //!     b c | d                       … and those of its group: b and c may use each other, neither may use d
+//!   never a b: c d                a and b use neither c nor d, although these are below them
 //!   modules some/src              the same for the files of a directory: `x` is x.rs and what is in x/
 //!     x
 //!     *                             all that is not named
@@ -24,6 +25,8 @@ type Layer = Vec<Vec<String>>;
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Rules {
     crates: Vec<Layer>,
+    /// A crate, and one that it does not use.
+    never: Vec<(String, String)>,
     /// Directories of modules, and their layers.
     modules: Vec<(PathBuf, Vec<Layer>)>,
     /// Directories whose files have no circle.
@@ -54,6 +57,9 @@ impl Rules {
                     rules.modules.push((directory.into(), Vec::new()));
                     layers = rules.modules.last_mut().map(|(_, layers)| layers);
                 }
+                ["never", ..] => rules
+                    .never
+                    .extend(pairs(line).with_context(|| format!("line {number}: never a b: c d"))?),
                 ["acyclic", directory] => rules.acyclic.push(directory.into()),
                 _ => bail!("line {number}: {line:?} is no rule"),
             }
@@ -89,10 +95,30 @@ impl Rules {
                 if place(used).is_some_and(|to| !may_use(from, to)) {
                     broken.push(format!("crate {name} depends on {used}, which is not below it"));
                 }
+                if self.never.contains(&(name.clone(), used.clone())) {
+                    broken.push(format!("crate {name} depends on {used}, which it never may"));
+                }
+            }
+        }
+        for (name, used) in &self.never {
+            for unknown in [name, used].into_iter().filter(|name| !crates.contains_key(*name)) {
+                broken.push(format!("`never` names {unknown}, which is no crate"));
             }
         }
         broken
     }
+}
+
+/// All pairs of `never a b: c d`.
+fn pairs(line: &str) -> Option<Vec<(String, String)>> {
+    let (users, used) = line.strip_prefix("never")?.split_once(':')?;
+    let of = |user: &str| {
+        used.split_whitespace()
+            .map(move |used| (user.to_owned(), used.to_owned()))
+            .collect::<Vec<_>>()
+    };
+    let pairs: Vec<_> = users.split_whitespace().flat_map(of).collect();
+    (!pairs.is_empty()).then_some(pairs)
 }
 
 /// Layer and group of the first that names it; of `*` if none does.

@@ -5,8 +5,9 @@ use std::collections::BTreeSet;
 
 use proc_macro2::{Ident, TokenStream, TokenTree};
 use syn::ext::IdentExt;
+use syn::punctuated::Punctuated;
 use syn::visit::{self, Visit};
-use syn::{Attribute, Item, ItemMod, Meta, UseTree};
+use syn::{Attribute, Item, ItemMod, Meta, Token, UseTree};
 
 /// Names of a path, from its first.
 pub type Names = Vec<String>;
@@ -160,13 +161,22 @@ fn name_of(item: &Item) -> Option<String> {
 fn is_test(attributes: &[Attribute]) -> bool {
     attributes.iter().any(|attribute| match &attribute.meta {
         Meta::List(list) if list.path.is_ident("cfg") => {
-            let tokens = list.tokens.to_string();
-            let has =
-                |word| tokens.split(|c: char| !c.is_alphanumeric() && c != '"').any(|w| w == word);
-            has("test") && !has("not")
+            list.parse_args().is_ok_and(|condition| needs_test(&condition))
         }
         meta => meta.path().is_ident("test"),
     })
+}
+
+/// Whether a condition of `cfg` holds in tests only.
+fn needs_test(condition: &Meta) -> bool {
+    let Meta::List(list) = condition else { return condition.path().is_ident("test") };
+    let parts = list.parse_args_with(Punctuated::<Meta, Token![,]>::parse_terminated);
+    let Ok(parts) = parts else { return false };
+    match () {
+        () if list.path.is_ident("all") => parts.iter().any(needs_test),
+        () if list.path.is_ident("any") => parts.iter().all(needs_test),
+        () => false,
+    }
 }
 
 fn text(name: &Ident) -> String {

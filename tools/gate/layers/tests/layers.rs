@@ -190,6 +190,41 @@ fn a_crate_that_depends_on_one_above_or_beside_it_breaks_the_rule() {
 }
 
 #[test]
+fn a_crate_never_uses_one_that_is_below_it_but_kept_from_it() {
+    let rules = Rules::parse("crates\n  low\n  middle\n  top\nnever top: low\n").unwrap();
+    let broken = |uses: &[&str]| {
+        let of = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect();
+        let crates = [("low", of(&[])), ("middle", of(&["low"])), ("top", of(uses))];
+        rules.broken(&crates.map(|(name, uses)| (name.to_owned(), uses)).into(), &[])
+    };
+    assert!(broken(&["middle"]).is_empty());
+    assert_eq!(broken(&["middle", "low"]), ["crate top depends on low, which it never may"]);
+
+    let unknown = Rules::parse("never gone: low\n").unwrap();
+    let crates = [("low".to_owned(), BTreeSet::new())].into();
+    let broken = unknown.broken(&crates, &[]);
+    assert!(broken.contains(&"`never` names gone, which is no crate".to_owned()));
+    assert!(Rules::parse("never low\n").is_err());
+}
+
+#[test]
+fn only_code_that_no_build_but_a_test_has_is_left_out() {
+    let import = |condition: &str| {
+        let text = format!("#[cfg({condition})] use crate::c::C;");
+        !imports(&[("a/lib.rs", "mod b; mod c;"), ("a/b.rs", &text), ("a/c.rs", "pub struct C;")])
+            .is_empty()
+    };
+    for left_out in ["test", "all(test, not(loom))", "any(test, all(test, unix))"] {
+        assert!(!import(left_out), "{left_out}");
+    }
+    for seen in
+        ["not(test)", "any(test, feature = \"faults\")", "feature = \"test\"", "all(unix, loom)"]
+    {
+        assert!(import(seen), "{seen}");
+    }
+}
+
+#[test]
 fn a_module_without_a_file_is_an_error() {
     let root = tempfile::tempdir().unwrap();
     fs::write(root.path().join("lib.rs"), "mod lost;").unwrap();
