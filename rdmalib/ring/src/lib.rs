@@ -39,6 +39,7 @@ mod arrival;
 mod handoff;
 pub mod sync;
 mod turn_slot;
+mod words;
 
 use std::sync::Arc;
 
@@ -48,6 +49,7 @@ pub use self::handoff::{HelperEnd, PosterEnd, hand_off};
 use self::sync::{AtomicU64, Ordering, compiler_fence, fence};
 use self::turn_slot::TurnTaker;
 pub use self::turn_slot::{Side, TurnSlot};
+pub use self::words::Words;
 
 const POSTED: usize = 0;
 /// Two cache lines on: the adjacent-line prefetcher would make them one.
@@ -59,22 +61,6 @@ const AWAKE: usize = 18;
 pub const TURN_SLOT: usize = 32;
 const RECEIVES: usize = TURN_SLOT + arrival::WORDS;
 const WORDS_PER_RECEIVE: usize = 2;
-
-/// Memory that a ring lies in: at least [`words_needed`] words, zero at first.
-pub trait Words {
-    /// Returns all words.
-    fn words(&self) -> &[AtomicU64];
-
-    /// Starts to fetch the line of `word`; only a hint.
-    #[inline]
-    fn prefetch(&self, _word: usize) {}
-}
-
-impl Words for Arc<Vec<AtomicU64>> {
-    fn words(&self) -> &[AtomicU64] {
-        self
-    }
-}
 
 /// Returns the size of a ring, in words, for `depth` (a power of two) receives.
 pub const fn words_needed(depth: u32) -> usize {

@@ -26,9 +26,9 @@
 use std::hint::spin_loop;
 use std::sync::Arc;
 
-use crate::Words;
 use crate::arrival::{self, Arrival, Head, SECOND_LINE};
 use crate::sync::{AtomicBool, AtomicU64, Ordering};
+use crate::words::Words;
 
 /// Which end of a connection this is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

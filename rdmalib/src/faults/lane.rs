@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::SigSet;
 
-use super::{Fault, MAX_DELAY, Script};
+use super::script::{Fault, MAX_DELAY, Script};
 use crate::contract::SendQueue as _;
 use crate::providers::{AnyRegion, AnySendQueue, each};
 use crate::types::work::{Operation, Slice, Source, WorkRequest};
