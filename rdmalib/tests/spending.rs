@@ -1,5 +1,6 @@
-//! What a peer that speaks the embedded device's handshake by itself can make a process spend: descriptors,
-//! addresses, the listener's time. Counted before and after, so the tests run one after the other.
+//! What a peer that speaks the embedded device's handshake by itself can make a process spend:
+//! descriptors, addresses, the listener's time. Counted before and after, so the tests run one after
+//! the other.
 
 #![allow(clippy::unwrap_used)] // in helpers too: what fails there is the test
 
@@ -32,7 +33,8 @@ const MESSAGE: usize = 224;
 const CONNECT: u32 = 1;
 const CROWDED: u32 = 4;
 const EXHAUSTED: u32 = 5;
-/// Users of whom there are no other processes, not even of another run of this test: from here on by process id.
+/// Users of whom there are no other processes, not even of another run of this test: this number
+/// plus the process id.
 const NOBODY_ELSE: u32 = 10_000_000;
 /// Acceptances of one user that may be unread.
 const UNREAD_KEPT: usize = 64;
@@ -49,12 +51,8 @@ fn descriptors() -> usize {
     std::fs::read_dir("/proc/self/fd").unwrap().count()
 }
 
-/// No more are open than before: what peers have a part in is closed a little later.
-fn all_closed(before: usize) {
-    at_most(before);
-}
-
-/// Waits until no more than `most` descriptors are open.
+/// Waits until no more than `most` descriptors are open: what peers have a part in is closed a
+/// little later.
 fn at_most(most: usize) {
     let deadline = Instant::now() + PATIENCE;
     while descriptors() > most {
@@ -185,7 +183,7 @@ fn descriptors_that_come_with_a_request_are_ours_and_closed_however_many() {
             assert_eq!(drain(&mut listener), usize::from(asked_for));
         }
     }
-    all_closed(before);
+    at_most(before);
 }
 
 #[test]
@@ -219,7 +217,7 @@ fn descriptors_that_come_with_an_answer_or_a_doorbell_are_closed_too() {
     let raw = answerer.join().unwrap();
     end.completions.wait(Some(Duration::from_millis(10))).unwrap();
     drop(end);
-    all_closed(before);
+    at_most(before);
     drop(raw);
 }
 
@@ -246,7 +244,7 @@ fn a_file_is_not_mapped_as_large_as_it_says() {
     assert!(grown <= PEERS * MOST_PER_PEER, "{grown} bytes for {PEERS} peers");
     serve_an_honest_one(&device, &mut listener);
     drop(ends);
-    all_closed(before);
+    at_most(before);
     // A few threads: those of the honest one may leave their stacks in the allocator's cache,
     // and those that close stay.
     assert!(mappings() <= maps + 64, "{} mappings were {maps}", mappings());
@@ -269,7 +267,7 @@ fn who_hangs_up_again_and_again_has_its_turn_and_no_more() {
         assert!(has_news(&listener), "all of them were taken in one turn");
         assert_eq!(drain(&mut listener), 0);
     }
-    all_closed(before);
+    at_most(before);
     serve_an_honest_one(&device, &mut listener);
 }
 
@@ -335,7 +333,7 @@ fn nobody_waits_until_what_a_peer_passed_is_closed() {
     assert!(start.elapsed() < LINGERING, "waited for a peer");
     assert_ne!(somebody_closes(), Some(false), "nothing lingered: this shows nothing");
     drop((others, file));
-    all_closed(before);
+    at_most(before);
 }
 
 #[test]
@@ -364,10 +362,10 @@ fn what_is_never_closed_keeps_nothing_else_open() {
         dial(&listener).write_all(&[b'x'; MESSAGE]).unwrap();
         assert_eq!(drain(&mut listener), 0);
     }
-    all_closed(before);
+    at_most(before);
     assert_ne!(somebody_closes(), Some(false), "nothing lingered: this shows nothing");
     drop(others);
-    all_closed(before - 2 * STUCK);
+    at_most(before - 2 * STUCK);
 }
 
 #[test]
@@ -431,8 +429,8 @@ fn a_full_queue_is_told_as_one() {
     drop(full);
 }
 
-/// Runs the test `name` as another user, one without rights: what the kernel grants root it does not show. Whether it
-/// did; it does not if it is not root's to do.
+/// Runs the test `name` as another user without rights, because root is exempt from the limit. Returns
+/// whether it did: only root can.
 fn as_another_user(name: &str) -> bool {
     if !nix::unistd::getuid().is_root() {
         return false;
@@ -490,11 +488,12 @@ fn acceptances_that_nobody_reads_are_few_and_keep_nobody_from_passing_descriptor
     unread[0].0.read_exact(&mut answer).unwrap();
     until_there_is_room(|| accept_under(LIMIT).1.map(Result::unwrap));
     drop(unread);
-    all_closed(before);
+    at_most(before);
     serve_an_honest_one(&device, &mut listener);
 }
 
-/// Connects until somebody is accepted: whether there is room again is not looked at for each connector.
+/// Connects until somebody is accepted: not for each connector it is checked whether there is room
+/// again.
 fn until_there_is_room<T>(mut accept: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + PATIENCE;
     loop {
@@ -539,7 +538,7 @@ fn acceptances_that_nobody_reads_are_as_few_while_their_connections_live() {
     drop(silent);
     until_there_is_room(|| accept().1);
     drop((live, _live));
-    all_closed(before);
+    at_most(before);
     serve_an_honest_one(&device, &mut listener);
 }
 
@@ -560,7 +559,8 @@ fn a_listener_without_descriptors_tells_who_connects() {
     let mut socket = dial(&listener);
     let file = sparse(KEY_TABLE + (1 << 20));
     send_with(&socket, &message(CONNECT), &[file.as_raw_fd()]);
-    // The lowest that is free: for the connection, and then none is left for what comes with the request.
+    // The lowest that is free. The connection takes it, and none is left for the descriptor that
+    // comes with the request.
     let free = file.try_clone().unwrap().as_raw_fd() as u64;
     let taken = limited(Resource::RLIMIT_NOFILE, free + 1, || listener.try_next());
     assert!(matches!(taken, Err(Error::OutOfDescriptors { .. })), "its own program is told too");

@@ -41,7 +41,8 @@ impl Peer {
         Peer::start_with(role, device, to, &[])
     }
 
-    /// With these environment variables; what it says on standard error is kept for [`error`](Self::error).
+    /// With these environment variables; what it says on standard error is kept for
+    /// [`error`](Self::error).
     pub fn start_with(
         role: &str,
         device: &DeviceSpec,
