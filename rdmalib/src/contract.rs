@@ -7,9 +7,10 @@
 //!     │
 //!   providers: shm, verbs                              know the plain types and this contract
 //! ```
-//! A provider is a folder under `providers` with a type that implements [`ProviderTypes`], and one
-//! line in each list of `providers/mod.rs`, with the arms that the compiler then asks for. What all providers have in common is tested by the
-//! facts in `tests/conformance`; what may differ, and how, is a field of [`Capabilities`].
+//! A provider is a folder under `providers` with types that implement these traits, beginning with
+//! [`Device`], and one line in each list of `providers/mod.rs`, with the arms that the compiler then
+//! asks for. What all providers have in common is tested by the facts in `tests/conformance`. What
+//! may differ, and how, is a field of [`Capabilities`] or a row on the crate's front page.
 //!
 //! For all objects (the front page of the crate says more, for its users):
 //! * A call either does what it says or returns an error and changes nothing. (A connection that
@@ -31,56 +32,49 @@ use crate::types::{
     RemoteAddress, Result, State, WorkCompletion,
 };
 
-/// A provider: the family of its objects.
-pub(crate) trait ProviderTypes: Sized {
-    type Device: Device<Self>;
-    type Domain: Domain<Self>;
-    type Region: Region;
-    type CompletionQueue: CompletionQueue<Self>;
-    type Waker: Waker;
-    type SendQueue: SendQueue<Self>;
-    type ReceiveQueue: ReceiveQueue<Self>;
-    type RemoteMemory: RemoteMemory;
-    type Listener: Listener<Self>;
-    type ConnectRequest: ConnectRequest;
+/// An open device. It closes with the last object that was made from it.
+pub(crate) trait Device: Clone {
+    type Domain: Domain<CompletionQueue = Self::CompletionQueue>;
+    type CompletionQueue: CompletionQueue;
+    type Listener: Listener;
 
     /// Opens the device that `spec` describes, or says why not and what to do
     /// (`DeviceUnavailable`).
-    fn open(spec: &DeviceSpec) -> Result<Self::Device>;
-
-    /// Makes the two halves of a queue pair in state `Init`. Sets aside room in the completion
-    /// queues, so that they cannot overflow.
-    fn queue_pair(
-        domain: &Self::Domain,
-        send: &Self::CompletionQueue,
-        receive: &Self::CompletionQueue,
-        config: &QueuePairConfig,
-    ) -> Result<(Self::SendQueue, Self::ReceiveQueue)>;
-}
-
-/// An open device. It closes with the last object that was made from it.
-pub(crate) trait Device<P: ProviderTypes>: Clone {
+    fn open(spec: &DeviceSpec) -> Result<Self>;
     /// What it takes; requests beyond are refused with an error.
     fn limits(&self) -> Limits;
     /// How it differs from other providers.
     fn capabilities(&self) -> Capabilities;
     /// A protection domain whose memory grows as it is used.
-    fn domain(&self) -> Result<P::Domain>;
+    fn domain(&self) -> Result<Self::Domain>;
     /// A domain that no peer can make larger than `bytes` bytes, in whole pages for each region and
     /// each queue pair's receives.
-    fn fixed_domain(&self, bytes: usize) -> Result<P::Domain>;
+    fn fixed_domain(&self, bytes: usize) -> Result<Self::Domain>;
     /// A completion queue for the queues of several queue pairs with `capacity` requests in all.
-    fn completion_queue(&self, capacity: u32) -> Result<P::CompletionQueue>;
+    fn completion_queue(&self, capacity: u32) -> Result<Self::CompletionQueue>;
     /// Listens at `addr`; port 0 chooses a free one.
-    fn listen(&self, addr: SocketAddr) -> Result<P::Listener>;
+    fn listen(&self, addr: SocketAddr) -> Result<Self::Listener>;
 }
 
 /// A protection domain. A peer reaches the regions of the domain whose queue pair it is connected
 /// to, and no others.
-pub(crate) trait Domain<P: ProviderTypes>: Clone {
+pub(crate) trait Domain: Clone {
+    type Region: Region;
+    type CompletionQueue: CompletionQueue;
+    type SendQueue: SendQueue<Region = Self::Region>;
+    type ReceiveQueue: ReceiveQueue<Region = Self::Region>;
+
     /// Registers `bytes` bytes of zeroed, page-aligned memory, with a key that no earlier region of
     /// the domain has had for long. Remote rights come with `LOCAL_WRITE`.
-    fn allocate(&self, bytes: usize, access: Access) -> Result<P::Region>;
+    fn allocate(&self, bytes: usize, access: Access) -> Result<Self::Region>;
+    /// Makes the two halves of a queue pair in state `Init`. Sets aside room in the completion
+    /// queues, so that they cannot overflow.
+    fn queue_pair(
+        &self,
+        send: &Self::CompletionQueue,
+        receive: &Self::CompletionQueue,
+        config: &QueuePairConfig,
+    ) -> Result<(Self::SendQueue, Self::ReceiveQueue)>;
 }
 
 /// Registered memory. Dropping it revokes its key before its memory is used for something else, and
@@ -103,7 +97,9 @@ pub(crate) trait RemoteMemory {
 }
 
 /// Finished requests of one or several queue pairs.
-pub(crate) trait CompletionQueue<P: ProviderTypes> {
+pub(crate) trait CompletionQueue {
+    type Waker: Waker;
+
     /// Takes up to `out.len()` completions and returns how many. Those of one queue come in the
     /// order of posting; what a peer sent before a connection's end comes before what the end
     /// flushes.
@@ -117,7 +113,7 @@ pub(crate) trait CompletionQueue<P: ProviderTypes> {
     /// Sleeps until there may be a completion, a waker was used, or `timeout` is over.
     fn wait(&mut self, timeout: Option<Duration>) -> Result<()>;
     /// Ends waits from another thread.
-    fn waker(&self) -> P::Waker;
+    fn waker(&self) -> Self::Waker;
     /// Readable when an armed queue has an event.
     fn as_fd(&self) -> BorrowedFd<'_>;
 }
@@ -129,13 +125,17 @@ pub(crate) trait Waker: Clone {
 }
 
 /// Memory of an application's request, which may be another provider's.
-pub(crate) trait Memory<'a, P: ProviderTypes>: Copy {
-    /// The region, if it is of provider `P`.
-    fn of_provider(self) -> Option<&'a P::Region>;
+pub(crate) trait Memory<'a, R>: Copy {
+    /// The region, if it is of the provider whose regions are `R`.
+    fn of_provider(self) -> Option<&'a R>;
 }
 
 /// The half of a queue pair that sends, writes and reads. Dropping it ends the connection.
-pub(crate) trait SendQueue<P: ProviderTypes> {
+pub(crate) trait SendQueue {
+    type Region: 'static;
+    type RemoteMemory: RemoteMemory;
+    type ConnectRequest: ConnectRequest;
+
     /// Number of the queue pair in completions; unique in this process while it lives.
     fn number(&self) -> u32;
     /// Notices a peer's end without a poll.
@@ -151,15 +151,18 @@ pub(crate) trait SendQueue<P: ProviderTypes> {
         timeout: Duration,
     ) -> Result<PrivateData>;
     /// Connects to the peer that made `request`, which is refused if this fails.
-    fn accept(&mut self, request: P::ConnectRequest, private_data: &PrivateData) -> Result<()>;
+    fn accept(&mut self, request: Self::ConnectRequest, private_data: &PrivateData) -> Result<()>;
     /// Ends the connection: the requests of both sides are flushed. Idempotent.
     fn disconnect(&mut self);
     /// Posts one request. Checks it once ([`WorkRequest::check`]). Requests are carried out in
     /// order, each wholly or not at all; a failed one ends the connection.
-    fn post<'a, M: Memory<'a, P>>(&mut self, request: &WorkRequest<M, &'a [u8]>) -> Result<()>;
+    fn post<'a, M: Memory<'a, Self::Region>>(
+        &mut self,
+        request: &WorkRequest<M, &'a [u8]>,
+    ) -> Result<()>;
     /// Posts in order, with one doorbell where the device can. Returns how many were posted, and
     /// the error that stopped it.
-    fn post_list<'a, M: Memory<'a, P>>(
+    fn post_list<'a, M: Memory<'a, Self::Region>>(
         &mut self,
         requests: &[WorkRequest<M, &'a [u8]>],
     ) -> (usize, Result<()>);
@@ -173,24 +176,32 @@ pub(crate) trait SendQueue<P: ProviderTypes> {
         at: RemoteAddress,
         bytes: usize,
         access: Access,
-    ) -> Result<Option<P::RemoteMemory>>;
+    ) -> Result<Option<Self::RemoteMemory>>;
 }
 
 /// The half of a queue pair that posts receives.
-pub(crate) trait ReceiveQueue<P: ProviderTypes> {
+pub(crate) trait ReceiveQueue {
+    type Region: 'static;
+
     /// Posts a receive: for a peer's send that goes to `buffer`, or for a write with immediate
     /// data.
-    fn post<'a, M: Memory<'a, P>>(&mut self, id: u64, buffer: Option<Slice<M>>) -> Result<()>;
+    fn post<'a, M: Memory<'a, Self::Region>>(
+        &mut self,
+        id: u64,
+        buffer: Option<Slice<M>>,
+    ) -> Result<()>;
 }
 
 /// Waits for connections at one address, which it gives back when dropped.
-pub(crate) trait Listener<P: ProviderTypes> {
+pub(crate) trait Listener {
+    type ConnectRequest: ConnectRequest;
+
     /// The address, with the port that was chosen.
     fn local_addr(&self) -> SocketAddr;
     /// The next request, if there is one now. Bounded work, whatever peers do.
-    fn try_next(&mut self) -> Result<Option<P::ConnectRequest>>;
+    fn try_next(&mut self) -> Result<Option<Self::ConnectRequest>>;
     /// The next request within `timeout`.
-    fn next(&mut self, timeout: Duration) -> Result<Option<P::ConnectRequest>>;
+    fn next(&mut self, timeout: Duration) -> Result<Option<Self::ConnectRequest>>;
     /// Readable when there may be a request.
     fn as_fd(&self) -> BorrowedFd<'_>;
 }

@@ -8,8 +8,7 @@ use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
-use super::Device;
-use crate::contract::{CompletionQueue as _, Device as _, Waker as _};
+use crate::contract::{CompletionQueue as _, Waker as _};
 use crate::process::Owned;
 use crate::providers::{AnyCompletionQueue, AnyWaker, each, each_into};
 use crate::types::{Notify, Result, WorkCompletion};
@@ -57,10 +56,8 @@ pub struct CompletionQueue {
 }
 
 impl CompletionQueue {
-    pub(super) fn new(device: &Device, capacity: u32) -> Result<Self> {
-        device.inner.check()?;
-        let inner = each_into!(&*device.inner, device => device.completion_queue(capacity)?);
-        Ok(CompletionQueue { device: device.number, inner: Owned::new(inner) })
+    pub(super) fn new(device: u32, inner: AnyCompletionQueue) -> Self {
+        CompletionQueue { device, inner: Owned::new(inner) }
     }
 
     /// Takes up to `out.len()` completions, into the first entries of `out`, and returns how many.

@@ -12,24 +12,22 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
-use super::{Device, QueuePair};
-use crate::contract::{ConnectRequest as _, Device as _, Listener as _};
+use super::QueuePair;
+use crate::contract::{ConnectRequest as _, Listener as _};
 use crate::process::Owned;
-use crate::providers::{AnyConnectRequest, AnyListener, each, each_into, each_optional};
+use crate::providers::{AnyConnectRequest, AnyListener, each, each_optional};
 use crate::types::{Error, MAX_ACCEPT_DATA, MAX_REJECT_DATA, Peer, PrivateData, Result};
 
-/// Waits for connections at one address ([`Device::listen`]). Dropping it gives the address back;
-/// connectors whose requests were not taken get an error.
+/// Waits for connections at one address ([`Device::listen`](crate::Device::listen)). Dropping it
+/// gives the address back; connectors whose requests were not taken get an error.
 pub struct Listener {
     device: u32,
     inner: Owned<AnyListener>,
 }
 
 impl Listener {
-    pub(super) fn new(device: &Device, addr: SocketAddr) -> Result<Self> {
-        device.inner.check()?;
-        let inner = each_into!(&*device.inner, device => device.listen(addr)?);
-        Ok(Listener { device: device.number, inner: Owned::new(inner) })
+    pub(super) fn new(device: u32, inner: AnyListener) -> Self {
+        Listener { device, inner: Owned::new(inner) }
     }
 
     /// Returns the address where it listens, with the port that was chosen: what connectors are to
@@ -44,9 +42,8 @@ impl Listener {
     ///
     /// # Errors
     /// The listener goes on after an error; one connector may be gone.
-    /// [`Error::OutOfDescriptors`]: this process has none for
-    /// another connection. [`Error::DeviceUnavailable`]: the
-    /// device was removed (verbs); listen again. [`Error::Os`].
+    /// [`Error::OutOfDescriptors`]: this process has none for another connection.
+    /// [`Error::DeviceUnavailable`]: the device was removed (verbs); listen again. [`Error::Os`].
     pub fn try_next(&mut self) -> Result<Option<ConnectRequest>> {
         self.inner.check()?;
         let request = each_optional!(&mut *self.inner, listener => listener.try_next()?);

@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use super::{CompletionQueue, Domain, Listener};
 use crate::contract::Device as _;
 use crate::process::{Owned, next_number};
-use crate::providers::{self, AnyDevice, each};
+use crate::providers::{self, AnyDevice, each, each_into};
 #[cfg(feature = "faults")]
 use crate::types::Error;
 use crate::types::{Capabilities, DeviceSpec, Limits, Provider, Result};
@@ -17,7 +17,7 @@ use crate::types::{Capabilities, DeviceSpec, Limits, Provider, Result};
 pub struct Device {
     spec: DeviceSpec,
     /// The same in clones, and in all that is made from it.
-    pub(super) number: u32,
+    number: u32,
     pub(crate) inner: Owned<AnyDevice>,
 }
 
@@ -77,7 +77,9 @@ impl Device {
     /// # Errors
     /// Only for want of descriptors, memory or address space.
     pub fn domain(&self) -> Result<Domain> {
-        Domain::new(self)
+        self.inner.check()?;
+        let inner = each_into!(&*self.inner, device => device.domain()?);
+        Ok(Domain::new(self.number, inner))
     }
 
     /// Makes a protection domain for `bytes` bytes, which nobody can make larger. Where peers share
@@ -97,7 +99,9 @@ impl Device {
     /// [`Error::InvalidArgument`](crate::Error::InvalidArgument); there may be room for somewhat
     /// more than `bytes`.
     pub fn fixed_domain(&self, bytes: usize) -> Result<Domain> {
-        Domain::fixed(self, bytes)
+        self.inner.check()?;
+        let inner = each_into!(&*self.inner, device => device.fixed_domain(bytes)?);
+        Ok(Domain::new(self.number, inner))
     }
 
     /// Makes a completion queue for up to `capacity` entries: the sum of the depths of all queues
@@ -107,7 +111,9 @@ impl Device {
     /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) if `capacity` is 0 or beyond
     /// [`Limits::max_completion_entries`]; or for want of descriptors or memory.
     pub fn completion_queue(&self, capacity: u32) -> Result<CompletionQueue> {
-        CompletionQueue::new(self, capacity)
+        self.inner.check()?;
+        let inner = each_into!(&*self.inner, device => device.completion_queue(capacity)?);
+        Ok(CompletionQueue::new(self.number, inner))
     }
 
     /// Listens for connections at this device's address. `port` 0 chooses a free one.
@@ -119,7 +125,10 @@ impl Device {
     /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) for an address that is none of its
     /// own (`0.0.0.0`, on shm); [`Error::Os`](crate::Error::Os).
     pub fn listen(&self, port: u16) -> Result<Listener> {
-        Listener::new(self, SocketAddr::new(self.spec.ip_address, port))
+        self.inner.check()?;
+        let addr = SocketAddr::new(self.spec.ip_address, port);
+        let inner = each_into!(&*self.inner, device => device.listen(addr)?);
+        Ok(Listener::new(self.number, inner))
     }
 }
 

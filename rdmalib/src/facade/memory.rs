@@ -11,10 +11,7 @@ use std::marker::PhantomData;
 use std::ops::Range;
 use std::ptr;
 
-use super::Device;
-use crate::contract::{
-    Device as _, Domain as _, Memory, ProviderTypes, Region as _, RemoteMemory as _,
-};
+use crate::contract::{Domain as _, Memory, Region as _, RemoteMemory as _};
 use crate::process::Owned;
 use crate::providers::{AnyDomain, AnyRegion, AnyRemoteMemory, each, each_into};
 use crate::sync::{AtomicU64, Ordering, compiler_fence};
@@ -42,7 +39,7 @@ pub type WorkRequest<'a> = work::WorkRequest<&'a Region, &'a [u8]>;
 /// * On the embedded device the peer's own copy of this library checks them. A peer that is another
 ///   program can read and write **all** memory of the domain, keys or not, and no memory outside of
 ///   it. It can make the memory of a domain grow, unless the domain is
-///   [fixed](Device::fixed_domain).
+///   [fixed](crate::Device::fixed_domain).
 ///
 /// So peers that must not reach each other's memory get domains of their own. What a peer writes in
 /// its domain never makes this process panic or access memory outside.
@@ -53,16 +50,8 @@ pub struct Domain {
 }
 
 impl Domain {
-    pub(super) fn new(device: &Device) -> Result<Self> {
-        device.inner.check()?;
-        let inner = each_into!(&*device.inner, device => device.domain()?);
-        Ok(Domain { device: device.number, inner: Owned::new(inner) })
-    }
-
-    pub(super) fn fixed(device: &Device, bytes: usize) -> Result<Self> {
-        device.inner.check()?;
-        let inner = each_into!(&*device.inner, device => device.fixed_domain(bytes)?);
-        Ok(Domain { device: device.number, inner: Owned::new(inner) })
+    pub(super) fn new(device: u32, inner: AnyDomain) -> Self {
+        Domain { device, inner: Owned::new(inner) }
     }
 
     /// Allocates and registers `bytes` bytes (at least one) of zeroed, page-aligned memory. It
@@ -70,7 +59,7 @@ impl Domain {
     ///
     /// # Errors
     /// [`Error::InvalidArgument`]: no bytes, more than can be addressed or than a
-    /// [fixed domain](Device::fixed_domain) has left, or remote rights without `LOCAL_WRITE`
+    /// [fixed domain](crate::Device::fixed_domain) has left, or remote rights without `LOCAL_WRITE`
     /// ([`Access`]). On shm [`Error::OutOfKeys`], [`Error::OutOfAddresses`],
     /// [`Error::FileSizeLimit`]; on verbs [`Error::Registration`], [`Error::Os`].
     pub fn allocate(&self, bytes: usize, access: Access) -> Result<Region> {
@@ -350,12 +339,12 @@ impl Bytes<'_> {
     }
 }
 
-impl<'a, P: ProviderTypes> Memory<'a, P> for &'a Region
+impl<'a, R> Memory<'a, R> for &'a Region
 where
-    &'a AnyRegion: Memory<'a, P>,
+    &'a AnyRegion: Memory<'a, R>,
 {
     #[inline]
-    fn of_provider(self) -> Option<&'a P::Region> {
+    fn of_provider(self) -> Option<&'a R> {
         self.inner().of_provider()
     }
 }

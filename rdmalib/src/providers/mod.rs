@@ -9,9 +9,7 @@
 pub(crate) mod shm;
 pub(crate) mod verbs;
 
-use self::shm::Shm;
-use self::verbs::Verbs;
-use crate::contract::{Memory, ProviderTypes, SendQueue as _};
+use crate::contract::{Device as _, Domain as _, Memory, SendQueue as _};
 use crate::types::{DeviceSpec, Error, PrivateData, Provider, QueuePairConfig, Result};
 
 /// An object of one of the providers.
@@ -67,8 +65,8 @@ pub(crate) use {each, each_into, each_optional};
 /// Opens the device that `spec` describes: here a provider is chosen.
 pub(crate) fn open(spec: &DeviceSpec) -> Result<AnyDevice> {
     Ok(match spec.provider {
-        Provider::Shm => Any::Shm(Shm::open(spec)?),
-        Provider::Verbs => Any::Verbs(Verbs::open(spec)?),
+        Provider::Shm => Any::Shm(shm::Device::open(spec)?),
+        Provider::Verbs => Any::Verbs(verbs::Device::open(spec)?),
     })
 }
 
@@ -81,11 +79,11 @@ pub(crate) fn queue_pair(
 ) -> Result<(AnySendQueue, AnyReceiveQueue)> {
     Ok(match (domain, send, receive) {
         (Any::Shm(domain), Any::Shm(send), Any::Shm(receive)) => {
-            let (send, receive) = Shm::queue_pair(domain, send, receive, config)?;
+            let (send, receive) = domain.queue_pair(send, receive, config)?;
             (Any::Shm(send), Any::Shm(receive))
         }
         (Any::Verbs(domain), Any::Verbs(send), Any::Verbs(receive)) => {
-            let (send, receive) = Verbs::queue_pair(domain, send, receive, config)?;
+            let (send, receive) = domain.queue_pair(send, receive, config)?;
             (Any::Verbs(send), Any::Verbs(receive))
         }
         _ => return Err(Error::InvalidArgument("completion queue is of another device")),
@@ -105,7 +103,7 @@ pub(crate) fn accept(
     }
 }
 
-impl<'a> Memory<'a, Shm> for &'a AnyRegion {
+impl<'a> Memory<'a, shm::Region> for &'a AnyRegion {
     #[inline]
     fn of_provider(self) -> Option<&'a shm::Region> {
         match self {
@@ -115,7 +113,7 @@ impl<'a> Memory<'a, Shm> for &'a AnyRegion {
     }
 }
 
-impl<'a> Memory<'a, Verbs> for &'a AnyRegion {
+impl<'a> Memory<'a, verbs::Region> for &'a AnyRegion {
     #[inline]
     fn of_provider(self) -> Option<&'a verbs::Region> {
         match self {

@@ -5,15 +5,15 @@
 //! `rdmalib_ring`). A peer that has not seen that this was taken back does not wake anybody, so the
 //! sleep after that is a short one ([`NAP`]).
 //!
-//! Elsewhere: the list, and sleeping (`members`); what a queue pair has to show (`core`).
+//! Elsewhere: the list, and sleeping (`members`); what a queue pair has to show (`poller`).
 
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::Shm;
-use super::core::{Core, PairPoller};
+use super::core::Core;
 use super::members::QueueMembers;
+use super::poller::PairPoller;
 use crate::contract;
 use crate::sync::{Ordering, fence};
 use crate::types::{Notify, Result, WorkCompletion};
@@ -126,7 +126,9 @@ impl CompletionQueue {
     }
 }
 
-impl contract::CompletionQueue<Shm> for CompletionQueue {
+impl contract::CompletionQueue for CompletionQueue {
+    type Waker = Waker;
+
     #[inline]
     fn poll(&mut self, out: &mut [WorkCompletion]) -> usize {
         self.follow();

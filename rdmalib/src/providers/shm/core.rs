@@ -3,13 +3,8 @@
 //! The state only goes forward. The step to `Error` is made once, by the first to notice: a failed
 //! request, `disconnect`, or a thread that sees the peer's socket end.
 //!
-//! Ids of receives are stored before `receives_posted` (Release) and loaded after it (Acquire).
-//!
-//! Elsewhere: finished sends (`sent`), how a completion queue reads it all (`poller`), posting
-//! (`queue_pair`), carrying out (`link`).
-
-mod poller;
-mod sent;
+//! Elsewhere: finished sends (`sent`), posted receives (`receives`), how a completion queue reads
+//! all of it (`poller`), posting (`queue_pair`), carrying out (`link`).
 
 use std::fmt;
 use std::os::fd::AsRawFd;
@@ -18,8 +13,6 @@ use std::sync::{Arc, OnceLock, Weak};
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, recv, send};
 
-pub(super) use self::poller::PairPoller;
-use self::sent::{Sent, SentRing};
 use super::arena::Map;
 use super::closer::ClosedLater;
 use super::engine::{EngineHandle, Late, Watched};
@@ -27,11 +20,16 @@ use super::mapping::Part;
 use super::members::{Member, QueueMembers};
 use super::peer::peer_of;
 use super::peer_arena::{PeerArena, PeerFile};
+use super::receives::Receives;
+use super::sent::{Sent, SentRing};
 use super::shared_copy::Job;
 use super::unread::Connected;
-use crate::sync::{AtomicU32, AtomicU64, Ordering};
+use crate::sync::{AtomicU32, Ordering};
 use crate::types::{Error, Flags, Opcode, QueuePairConfig, RemoteAddress, Result, State, Status};
 use rdmalib_ring::{Arrival, TurnSlot, close};
+
+/// Deepest send or receive queue: what common network cards offer.
+pub(super) const MAX_QUEUE_DEPTH: u32 = 16384;
 
 const INIT: u32 = 0;
 const CONNECTED: u32 = 1;
@@ -52,11 +50,7 @@ pub(crate) struct Core {
     inbox: Part,
     ring_offset: u64,
     ring_depth: u32,
-    receive_depth: u32,
-    /// This process's own count: the one in the ring is writable by the peer.
-    receives_posted: AtomicU32,
-    receives_taken: AtomicU32,
-    receive_ids: Box<[AtomicU64]>,
+    receives: Receives,
     sent: SentRing,
     send_completions: Arc<QueueMembers<Core>>,
     receive_completions: Arc<QueueMembers<Core>>,
@@ -97,18 +91,14 @@ impl Core {
             send.unreserve(config.send_depth);
             return Err(error);
         }
-        let ring_depth = config.receive_depth.next_power_of_two();
         let core = Arc::new(Core {
             number: crate::process::next_number(),
             state: AtomicU32::new(INIT),
             memory: memory.clone(),
             inbox,
             ring_offset,
-            ring_depth,
-            receive_depth: config.receive_depth,
-            receives_posted: AtomicU32::new(0),
-            receives_taken: AtomicU32::new(0),
-            receive_ids: (0..ring_depth).map(|_| AtomicU64::new(0)).collect(),
+            ring_depth: config.receive_depth.next_power_of_two(),
+            receives: Receives::new(config.receive_depth),
             sent: SentRing::new(config.send_depth),
             send_completions: send.clone(),
             receive_completions: receive.clone(),
@@ -124,6 +114,7 @@ impl Core {
         Ok(core)
     }
 
+    #[inline]
     pub(crate) fn number(&self) -> u32 {
         self.number
     }
@@ -142,28 +133,39 @@ impl Core {
         (self.ring_offset, self.ring_depth)
     }
 
-    /// Whether one more request fits, after `posted`.
     #[inline]
-    pub(super) fn check_send_room(&self, posted: u32) -> Result<()> {
-        self.sent.check_room(posted)
+    pub(super) fn receives(&self) -> &Receives {
+        &self.receives
     }
 
-    /// Whether one more receive fits. For the thread that posts receives, as is `note_receive`.
     #[inline]
-    pub(super) fn check_receive_room(&self) -> Result<()> {
-        let posted = self.receives_posted.load(Ordering::Relaxed); // only the caller stores it
-        if posted.wrapping_sub(self.receives_taken.load(Ordering::Acquire)) >= self.receive_depth {
-            return Err(Error::QueueFull { depth: self.receive_depth });
-        }
-        Ok(())
+    pub(super) fn sent(&self) -> &SentRing {
+        &self.sent
     }
 
-    /// Counts a receive that is posted next, under `id`.
+    pub(super) fn send_completions(&self) -> &Arc<QueueMembers<Core>> {
+        &self.send_completions
+    }
+
+    pub(super) fn receive_completions(&self) -> &Arc<QueueMembers<Core>> {
+        &self.receive_completions
+    }
+
+    /// Where the domain's memory is.
+    #[inline]
+    pub(super) fn memory(&self) -> &Map {
+        &self.memory
+    }
+
+    /// The shared turn slot, once there is a connection.
+    pub(super) fn turn_slot(&self) -> Option<&Arc<TurnSlot<Part>>> {
+        self.peer.get().map(|peer| &peer.slot)
+    }
+
+    /// Counts a receive that is posted next, under `id`. For the thread that posts receives.
     #[inline]
     pub(super) fn note_receive(&self, id: u64) {
-        let posted = self.receives_posted.load(Ordering::Relaxed);
-        self.receive_ids[(posted & (self.ring_depth - 1)) as usize].store(id, Ordering::Relaxed);
-        self.receives_posted.store(posted.wrapping_add(1), Ordering::Release); // the id before the count
+        self.receives.note(id);
         if self.state() == State::Error {
             self.receive_completions.notify(true); // it is flushed at once: a sleeper must see it
         }
@@ -232,7 +234,7 @@ impl Core {
 
     /// Copies its part of a large write, which the arrival `large` announces, with its payload in
     /// `ring` from word `payload` on. Whether all of it is there.
-    fn help_with(
+    pub(super) fn help_with(
         &self,
         large: &Arrival,
         (ring, payload): (&Part, usize),
@@ -277,7 +279,7 @@ impl Core {
         self.send_completions.detach(self);
         self.receive_completions.detach(self);
         self.send_completions.unreserve(self.sent.depth());
-        self.receive_completions.unreserve(self.receive_depth);
+        self.receive_completions.unreserve(self.receives.depth());
     }
 }
 

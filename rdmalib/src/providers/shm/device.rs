@@ -3,35 +3,34 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use super::Shm;
 use super::arena::{Arena, Region};
 use super::completion::CompletionQueue;
+use super::core::MAX_QUEUE_DEPTH;
 use super::engine::EngineHandle;
 use super::handshake::Listener;
+use super::queue_pair::{MAX_INLINE_DATA, ReceiveQueue, SendQueue, queue_pair};
 use crate::contract;
-use crate::types::{Access, Capabilities, DeviceSpec, Error, Limits, Result};
+use crate::types::{Access, Capabilities, DeviceSpec, Error, Limits, QueuePairConfig, Result};
 
-/// Deepest send or receive queue: what common network cards offer.
-pub(crate) const MAX_QUEUE_DEPTH: u32 = 16384;
-/// Inline data is copied while posting, as all data is here; the limit is that of common cards.
-pub(crate) const MAX_INLINE_DATA: u32 = 512;
 const MAX_COMPLETION_ENTRIES: u32 = 1 << 22;
 
 /// An open device.
 #[derive(Clone, Debug)]
 pub(crate) struct Device {
-    pub(super) engine: Arc<EngineHandle>,
+    engine: Arc<EngineHandle>,
     max_inline_data: u32,
 }
 
-impl Device {
-    pub(super) fn open(spec: &DeviceSpec) -> Result<Self> {
+impl contract::Device for Device {
+    type Domain = Domain;
+    type CompletionQueue = CompletionQueue;
+    type Listener = Listener;
+
+    fn open(spec: &DeviceSpec) -> Result<Self> {
         let max_inline_data = spec.max_inline_data.min(MAX_INLINE_DATA);
         Ok(Device { engine: Arc::new(EngineHandle::start()?), max_inline_data })
     }
-}
 
-impl contract::Device<Shm> for Device {
     fn limits(&self) -> Limits {
         Limits {
             max_inline_data: self.max_inline_data,
@@ -74,11 +73,25 @@ impl contract::Device<Shm> for Device {
 #[derive(Clone, Debug)]
 pub(crate) struct Domain {
     pub(super) arena: Arc<Arena>,
-    pub(super) device: Device,
+    device: Device,
 }
 
-impl contract::Domain<Shm> for Domain {
+impl contract::Domain for Domain {
+    type Region = Region;
+    type CompletionQueue = CompletionQueue;
+    type SendQueue = SendQueue;
+    type ReceiveQueue = ReceiveQueue;
+
     fn allocate(&self, bytes: usize, access: Access) -> Result<Region> {
         Region::new(&self.arena, bytes, access)
+    }
+
+    fn queue_pair(
+        &self,
+        send: &CompletionQueue,
+        receive: &CompletionQueue,
+        config: &QueuePairConfig,
+    ) -> Result<(SendQueue, ReceiveQueue)> {
+        queue_pair(&self.arena, &self.device.engine, send, receive, config)
     }
 }

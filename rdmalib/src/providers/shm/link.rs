@@ -11,7 +11,7 @@
 //! is for requests that allow it.
 //!
 //! Elsewhere: copying (`copy`), large writes that both ends copy (`shared_copy`), the receiver's
-//! side (`core`).
+//! side (`poller`).
 
 #![allow(unsafe_code)]
 

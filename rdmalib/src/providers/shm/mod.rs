@@ -17,8 +17,9 @@
 //!   domain; `mapping`: mapped memory; `addresses`: bounds on it
 //! * `queue_pair`: posting; `link`: carrying out a request; `copy`: its bytes; `shared_copy`: the
 //!   bytes of a large write, with the receiver's help
-//! * `core`: what the threads share of a queue pair; `completion`: polling; `members`: which queue
-//!   pairs a completion queue shows, and sleeping
+//! * `core`: what the threads share of a queue pair, with `sent` and `receives`; `completion`:
+//!   polling each queue pair (`poller`); `members`: which queue pairs a completion queue shows, and
+//!   sleeping
 //! * `engine`: the helper thread
 //! * `handshake`: how two processes meet; `peer`: who is at the other end; `received`: messages
 //!   with descriptors; `closer`: closing descriptors that peers have a part in; `unread`:
@@ -40,14 +41,14 @@ mod mapping;
 mod members;
 mod peer;
 mod peer_arena;
+mod poller;
 mod queue_pair;
 mod received;
+mod receives;
+mod sent;
 mod shared_copy;
 mod space;
 mod unread;
-
-use crate::contract::ProviderTypes;
-use crate::types::{DeviceSpec, QueuePairConfig, Result};
 
 pub use self::addresses::limit_peers;
 pub(crate) use self::arena::Region;
@@ -57,33 +58,3 @@ pub(crate) use self::handshake::{ConnectRequest, Listener};
 pub(crate) use self::mapping::Part;
 pub(crate) use self::queue_pair::{ReceiveQueue, SendQueue};
 pub use self::received::refuse_descriptors;
-
-/// The embedded device as a provider.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Shm {}
-
-impl ProviderTypes for Shm {
-    type Device = Device;
-    type Domain = Domain;
-    type Region = Region;
-    type CompletionQueue = CompletionQueue;
-    type Waker = Waker;
-    type SendQueue = SendQueue;
-    type ReceiveQueue = ReceiveQueue;
-    type RemoteMemory = Part;
-    type Listener = Listener;
-    type ConnectRequest = ConnectRequest;
-
-    fn open(spec: &DeviceSpec) -> Result<Device> {
-        Device::open(spec)
-    }
-
-    fn queue_pair(
-        domain: &Domain,
-        send: &CompletionQueue,
-        receive: &CompletionQueue,
-        config: &QueuePairConfig,
-    ) -> Result<(SendQueue, ReceiveQueue)> {
-        queue_pair::queue_pair(domain, send, receive, config)
-    }
-}

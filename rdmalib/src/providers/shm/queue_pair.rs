@@ -15,13 +15,11 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::Shm;
-use super::arena::{Arena, RegionMemory};
+use super::arena::{Arena, Region, RegionMemory};
 use super::closer::ClosedLater;
 use super::completion::CompletionQueue;
-use super::core::Core;
-use super::device::{Domain, MAX_INLINE_DATA, MAX_QUEUE_DEPTH};
-use super::engine::Late;
+use super::core::{Core, MAX_QUEUE_DEPTH};
+use super::engine::{EngineHandle, Late};
 use super::handshake::{ConnectRequest, connect_to};
 use super::link::{Link, MAX_BYTES, Outcome, OwnedWork, PostedWork, Work};
 use super::mapping::{Part, SharedFile};
@@ -36,9 +34,12 @@ use rdmalib_ring::{
     HelperEnd, NOWHERE, PosterEnd, Receive, ReceivePoster, Side, hand_off, turn_slot, words_needed,
 };
 
+/// Inline data is copied while posting, as all data is here; the limit is that of common cards.
+pub(super) const MAX_INLINE_DATA: u32 = 512;
+
 /// Returns the memory of `region`, if that is in `arena`.
 #[inline]
-fn memory_in<'a, M: Memory<'a, Shm>>(
+fn memory_in<'a, M: Memory<'a, Region>>(
     arena: &Arc<Arena>,
     region: M,
 ) -> Result<&'a Arc<RegionMemory>> {
@@ -51,9 +52,10 @@ fn memory_in<'a, M: Memory<'a, Shm>>(
     Ok(region.memory())
 }
 
-/// Makes the two halves of a queue pair.
+/// Makes the two halves of a queue pair, whose receives lie in `arena`.
 pub(super) fn queue_pair(
-    domain: &Domain,
+    arena: &Arc<Arena>,
+    engine: &Arc<EngineHandle>,
     send: &CompletionQueue,
     receive: &CompletionQueue,
     config: &QueuePairConfig,
@@ -66,14 +68,14 @@ pub(super) fn queue_pair(
         return Err(Error::InvalidArgument("max_inline_data is larger than the device's limit"));
     }
     let ring_depth = config.receive_depth.next_power_of_two();
-    let (ring_offset, ring) = domain.arena.allocate(8 * words_needed(ring_depth))?;
+    let (ring_offset, ring) = arena.allocate(8 * words_needed(ring_depth))?;
     let core = Core::new(
         send.members(),
         receive.members(),
         config,
-        domain.arena.map(),
+        arena.map(),
         (ring_offset, ring.clone()),
-        domain.device.engine.clone(),
+        engine.clone(),
     )?;
     let (poster, helper) = hand_off(None);
     let backlog = Arc::new(Backlog {
@@ -85,11 +87,11 @@ pub(super) fn queue_pair(
     let receive = ReceiveQueue {
         poster: ReceivePoster::new(ring, ring_depth),
         core: core.clone(),
-        arena: domain.arena.clone(),
+        arena: arena.clone(),
     };
     let send = SendQueue {
         limits: MessageLimits { inline: config.max_inline_data as usize, bytes: MAX_BYTES },
-        arena: domain.arena.clone(),
+        arena: arena.clone(),
         posted: 0,
         link: poster,
         backlog,
@@ -247,7 +249,11 @@ impl SendQueue {
     }
 }
 
-impl contract::SendQueue<Shm> for SendQueue {
+impl contract::SendQueue for SendQueue {
+    type Region = Region;
+    type RemoteMemory = Part;
+    type ConnectRequest = ConnectRequest;
+
     fn number(&self) -> u32 {
         self.core.number()
     }
@@ -282,8 +288,11 @@ impl contract::SendQueue<Shm> for SendQueue {
     }
 
     #[inline]
-    fn post<'a, M: Memory<'a, Shm>>(&mut self, request: &WorkRequest<M, &'a [u8]>) -> Result<()> {
-        self.core.check_send_room(self.posted)?;
+    fn post<'a, M: Memory<'a, Region>>(
+        &mut self,
+        request: &WorkRequest<M, &'a [u8]>,
+    ) -> Result<()> {
+        self.core.sent().check_room(self.posted)?;
         let arena = &self.arena;
         let request = request.check(self.limits, |region| memory_in(arena, region))?;
         let work = Work { index: self.posted, request };
@@ -300,7 +309,7 @@ impl contract::SendQueue<Shm> for SendQueue {
         Ok(())
     }
 
-    fn post_list<'a, M: Memory<'a, Shm>>(
+    fn post_list<'a, M: Memory<'a, Region>>(
         &mut self,
         requests: &[WorkRequest<M, &'a [u8]>],
     ) -> (usize, Result<()>) {
@@ -314,7 +323,7 @@ impl contract::SendQueue<Shm> for SendQueue {
 
     #[cfg(feature = "faults")]
     fn check_room(&self, ahead: u32) -> Result<()> {
-        self.core.check_send_room(self.posted.wrapping_add(ahead))
+        self.core.sent().check_room(self.posted.wrapping_add(ahead))
     }
 
     fn map_remote(
@@ -356,10 +365,12 @@ pub(crate) struct ReceiveQueue {
     poster: ReceivePoster<Part>,
 }
 
-impl contract::ReceiveQueue<Shm> for ReceiveQueue {
+impl contract::ReceiveQueue for ReceiveQueue {
+    type Region = Region;
+
     #[inline]
-    fn post<'a, M: Memory<'a, Shm>>(&mut self, id: u64, buffer: Option<Slice<M>>) -> Result<()> {
-        self.core.check_receive_room()?;
+    fn post<'a, M: Memory<'a, Region>>(&mut self, id: u64, buffer: Option<Slice<M>>) -> Result<()> {
+        self.core.receives().check_room()?;
         let receive = match buffer {
             None => NOWHERE,
             Some(slice) => {

@@ -20,7 +20,7 @@ use nix::errno::Errno;
 use super::bindings::types::*;
 use super::cm::{CmId, Event, EventChannel, Parameters};
 use super::core::{Core, RETRY_COUNT};
-use super::{Device, Verbs};
+use super::open::OpenDevice;
 use crate::contract;
 use crate::types::{Error, MAX_ACCEPT_DATA, MAX_REJECT_DATA, Peer, PrivateData, Result};
 
@@ -40,12 +40,12 @@ fn errno(error: &io::Error) -> Option<Errno> {
 /// [`QueuePair::connect`](crate::QueuePair::connect).
 pub(super) fn connect_to(
     core: &Arc<Core>,
-    device: &Device,
+    device: &OpenDevice,
     to: SocketAddr,
     private_data: &PrivateData,
     timeout: Duration,
 ) -> Result<PrivateData> {
-    let from = device.address();
+    let from = device.address;
     let mut attempt = Attempt { from, to, timeout, deadline: Instant::now() + timeout };
     let channel = device.event_channel()?;
     let mut id = CmId::new(&channel)?;
@@ -57,8 +57,8 @@ pub(super) fn connect_to(
     id.connect(Parameters {
         queue_pair: core.device_number(),
         private_data: private_data.as_slice(),
-        responder_resources: device.responder_resources(),
-        initiator_depth: device.initiator_depth(),
+        responder_resources: device.responder_resources,
+        initiator_depth: device.initiator_depth,
         retry_count: RETRY_COUNT,
         rnr_retry_count: core.rnr_retry(),
     })
@@ -120,11 +120,11 @@ pub(crate) struct Listener {
     id: CmId, // listens until it is dropped
     channel: Arc<EventChannel>,
     address: SocketAddr,
-    device: Device,
+    device: Arc<OpenDevice>,
 }
 
 impl Listener {
-    pub(super) fn new(device: &Device, address: SocketAddr) -> Result<Self> {
+    pub(super) fn new(device: &Arc<OpenDevice>, address: SocketAddr) -> Result<Self> {
         let channel = device.event_channel()?;
         let mut id = CmId::new(&channel)?;
         let refused = |call: &'static str, error: io::Error| match errno(&error) {
@@ -152,7 +152,9 @@ impl Listener {
     }
 }
 
-impl contract::Listener<Verbs> for Listener {
+impl contract::Listener for Listener {
+    type ConnectRequest = ConnectRequest;
+
     fn local_addr(&self) -> SocketAddr {
         self.address
     }
@@ -217,7 +219,7 @@ impl ConnectRequest {
     pub(super) fn accept(
         mut self,
         core: &Arc<Core>,
-        device: &Device,
+        device: &OpenDevice,
         private_data: &PrivateData,
     ) -> Result<()> {
         // A channel of its own: what happens to the connection is not the listener's business.
@@ -226,8 +228,8 @@ impl ConnectRequest {
             id.accept(Parameters {
                 queue_pair: core.device_number(),
                 private_data: private_data.as_slice(),
-                responder_resources: self.responder_resources.min(device.responder_resources()),
-                initiator_depth: self.initiator_depth.min(device.initiator_depth()),
+                responder_resources: self.responder_resources.min(device.responder_resources),
+                initiator_depth: self.initiator_depth.min(device.initiator_depth),
                 retry_count: RETRY_COUNT,
                 rnr_retry_count: core.rnr_retry(),
             })

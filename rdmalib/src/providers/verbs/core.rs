@@ -15,16 +15,16 @@
 //!   fence between posting and reading, and the step is SeqCst.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use super::Device;
 use super::bindings::types::*;
 use super::cm::{CmId, Event};
-use super::completion::{Reservation, SharedQueue};
-use super::engine::EngineHandle;
+use super::engine::{EngineHandle, Watched};
+use super::members::{Member, Reservation, SharedQueue};
 use super::objects::{ProtectionDomain, RawQueuePair, Sizes};
+use super::open::OpenDevice;
 use super::places::{Kind, Places, Tag};
-use super::posting::KeptSend;
+use super::request::KeptSend;
 use super::status;
 use crate::process::next_number;
 use crate::sync::{AtomicU32, Ordering, fence};
@@ -48,14 +48,14 @@ const RNR_FOREVER: u8 = 7;
 #[derive(Debug)]
 pub(super) struct DeviceQueuePair {
     raw: RawQueuePair, // first: a destroyed queue pair completes nothing any more
-    _places: [Reservation; 2],
+    _places: [Reservation<Core>; 2],
 }
 
 impl DeviceQueuePair {
     pub(super) fn new(
         domain: &Arc<ProtectionDomain>,
-        send: &Arc<SharedQueue>,
-        receive: &Arc<SharedQueue>,
+        send: &Arc<SharedQueue<Core>>,
+        receive: &Arc<SharedQueue<Core>>,
         sizes: Sizes,
     ) -> Result<Self> {
         let places = [
@@ -93,8 +93,8 @@ pub(super) struct Core {
     state: AtomicU32,
     send: Places,
     receive: Places,
-    send_completions: Arc<SharedQueue>,
-    receive_completions: Arc<SharedQueue>,
+    send_completions: Arc<SharedQueue<Core>>,
+    receive_completions: Arc<SharedQueue<Core>>,
     control: Mutex<Control>,
     rnr_retry: u8,
     rnr_timer: u8,
@@ -113,10 +113,10 @@ impl fmt::Debug for Core {
 impl Core {
     pub(super) fn new(
         queue_pair: Arc<DeviceQueuePair>,
-        send: &Arc<SharedQueue>,
-        receive: &Arc<SharedQueue>,
+        send: &Arc<SharedQueue<Core>>,
+        receive: &Arc<SharedQueue<Core>>,
         config: &QueuePairConfig,
-        device: &Device,
+        device: &OpenDevice,
     ) -> Result<Arc<Self>> {
         let core = Arc::new(Core {
             number: next_number(),
@@ -137,16 +137,17 @@ impl Core {
                 RnrRetry::Forever => RNR_FOREVER,
             },
             rnr_timer: status::rnr_timer_code(config.rnr_timer),
-            port: device.port(),
+            port: device.port,
             halves: AtomicU32::new(2),
-            engine: device.engine().clone(),
+            engine: device.engine.clone(),
         });
         core.initialise(&queue_pair)?;
         receive.attach(&core);
         if !Arc::ptr_eq(send, receive) {
             send.attach(&core);
         }
-        core.engine.watch_events(&core);
+        let watched: Weak<Self> = Arc::downgrade(&core);
+        core.engine.watch_events(core.device_number, watched);
         Ok(core)
     }
 
@@ -319,7 +320,9 @@ impl Core {
     fn watch(self: &Arc<Self>, made: Result<()>) -> Result<()> {
         let watched = made.and_then(|()| {
             let channel = self.control().id.as_ref().map(|id| id.channel().clone());
-            channel.map_or(Ok(()), |channel| self.engine.watch_connection(self, &channel))
+            channel.map_or(Ok(()), |channel| {
+                self.engine.watch_connection(self.device_number, &channel)
+            })
         });
         if watched.is_err() {
             self.disconnect();
@@ -401,8 +404,46 @@ impl Core {
         }
     }
 
-    /// Looks at what the connection manager has to say. For the helper thread.
-    pub(super) fn take_connection_events(&self) {
+    fn connection_event(&self, event: &Event) {
+        match event.kind {
+            RDMA_CM_EVENT_ESTABLISHED => self.established(),
+            // Only says that the numbers of the connection may be used again, or that addresses
+            // moved.
+            RDMA_CM_EVENT_TIMEWAIT_EXIT | RDMA_CM_EVENT_ADDR_CHANGE => {}
+            RDMA_CM_EVENT_DEVICE_REMOVAL => {
+                tracing::warn!("the device of a connection was removed; it ends");
+                self.disconnect();
+            }
+            // Disconnected; or, of one that was not established yet, any way to fail.
+            _ => self.disconnect(),
+        }
+    }
+
+    /// To be called when a half is dropped; with the second one the queue pair is gone.
+    pub(super) fn half_dropped(&self) {
+        if self.halves.fetch_sub(1, Ordering::AcqRel) != 1 {
+            return;
+        }
+        self.disconnect();
+        self.engine.unwatch(self.device_number);
+        self.send_completions.detach(self);
+        self.receive_completions.detach(self);
+        let mut control = self.control();
+        let (id, queue_pair) = (control.id.take(), control.queue_pair.take());
+        drop(control);
+        drop(id); // first, as in `Control`
+        drop(queue_pair);
+    }
+}
+
+impl Member for Core {
+    fn number(&self) -> u32 {
+        self.number
+    }
+}
+
+impl Watched for Core {
+    fn take_connection_events(&self) {
         let Some(channel) = self.control().id.as_ref().map(|id| id.channel().clone()) else {
             return;
         };
@@ -419,23 +460,7 @@ impl Core {
         }
     }
 
-    fn connection_event(&self, event: &Event) {
-        match event.kind {
-            RDMA_CM_EVENT_ESTABLISHED => self.established(),
-            // Only says that the numbers of the connection may be used again, or that addresses
-            // moved.
-            RDMA_CM_EVENT_TIMEWAIT_EXIT | RDMA_CM_EVENT_ADDR_CHANGE => {}
-            RDMA_CM_EVENT_DEVICE_REMOVAL => {
-                tracing::warn!("the device of a connection was removed; it ends");
-                self.disconnect();
-            }
-            // Disconnected; or, of one that was not established yet, any way to fail.
-            _ => self.disconnect(),
-        }
-    }
-
-    /// Looks at what the device says of this queue pair. For the helper thread.
-    pub(super) fn device_event(&self, kind: ibv_event_type) {
+    fn device_event(&self, kind: ibv_event_type) {
         match kind {
             IBV_EVENT_COMM_EST => {
                 // The peer's first message overtook the connection manager's.
@@ -451,20 +476,8 @@ impl Core {
         }
     }
 
-    /// To be called when a half is dropped; with the second one the queue pair is gone.
-    pub(super) fn half_dropped(&self) {
-        if self.halves.fetch_sub(1, Ordering::AcqRel) != 1 {
-            return;
-        }
+    fn device_failed(&self) {
         self.disconnect();
-        self.engine.unwatch(self);
-        self.send_completions.detach(self);
-        self.receive_completions.detach(self);
-        let mut control = self.control();
-        let (id, queue_pair) = (control.id.take(), control.queue_pair.take());
-        drop(control);
-        drop(id); // first, as in `Control`
-        drop(queue_pair);
     }
 }
 

@@ -6,6 +6,7 @@
 //! It sleeps otherwise.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
 use std::time::Duration;
@@ -15,7 +16,6 @@ use nix::sys::signal::SigSet;
 
 use super::bindings::types::*;
 use super::cm::EventChannel;
-use super::core::Core;
 use super::objects::{AsyncEvent, Context};
 use crate::events::Events;
 use crate::types::{Error, Result};
@@ -23,18 +23,27 @@ use crate::types::{Error, Result};
 /// Number of the device's own descriptor in the epoll set; those of queue pairs have 24 bits.
 const DEVICE: u32 = u32::MAX;
 
+/// A queue pair that the helper tells what is said of it.
+pub(super) trait Watched: Send + Sync {
+    /// The connection manager has something to say.
+    fn take_connection_events(&self);
+    /// The device says `kind` of this queue pair.
+    fn device_event(&self, kind: ibv_event_type);
+    /// The device cannot go on.
+    fn device_failed(&self);
+}
+
 /// What other threads use of the helper.
-#[derive(Debug)]
 struct Engine {
     events: Events,
     name: String,
     state: Mutex<EngineState>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct EngineState {
     /// By the device's number.
-    queue_pairs: HashMap<u32, Weak<Core>>,
+    queue_pairs: HashMap<u32, Weak<dyn Watched>>,
     stop: bool,
 }
 
@@ -57,14 +66,14 @@ impl EngineHandle {
         Ok(EngineHandle(engine))
     }
 
-    /// Tells `core` what the device says of it.
-    pub(super) fn watch_events(&self, core: &Arc<Core>) {
-        self.0.state().queue_pairs.insert(core.device_number(), Arc::downgrade(core));
+    /// Tells `watched` what the device says of its queue pair `number`.
+    pub(super) fn watch_events(&self, number: u32, watched: Weak<dyn Watched>) {
+        self.0.state().queue_pairs.insert(number, watched);
     }
 
-    /// Tells `core` also what arrives at `channel`, the channel of its connection.
-    pub(super) fn watch_connection(&self, core: &Core, channel: &EventChannel) -> Result<()> {
-        self.0.events.add(channel, core.device_number(), EpollFlags::EPOLLIN)
+    /// Tells it also of what arrives at `channel`, the channel of its connection.
+    pub(super) fn watch_connection(&self, number: u32, channel: &EventChannel) -> Result<()> {
+        self.0.events.add(channel, number, EpollFlags::EPOLLIN)
     }
 
     /// Stops reading `channel`, which is broken.
@@ -72,9 +81,9 @@ impl EngineHandle {
         self.0.events.remove(channel);
     }
 
-    /// Forgets `core`; its channel leaves the epoll set when it is closed.
-    pub(super) fn unwatch(&self, core: &Core) {
-        self.0.state().queue_pairs.remove(&core.device_number());
+    /// Forgets the queue pair; its channel leaves the epoll set when it is closed.
+    pub(super) fn unwatch(&self, number: u32) {
+        self.0.state().queue_pairs.remove(&number);
     }
 }
 
@@ -85,12 +94,18 @@ impl Drop for EngineHandle {
     }
 }
 
+impl fmt::Debug for Engine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Engine({})", self.name)
+    }
+}
+
 impl Engine {
     fn state(&self) -> MutexGuard<'_, EngineState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn core(&self, number: u32) -> Option<Arc<Core>> {
+    fn watched(&self, number: u32) -> Option<Arc<dyn Watched>> {
         self.state().queue_pairs.get(&number).and_then(Weak::upgrade)
     }
 
@@ -101,8 +116,8 @@ impl Engine {
             let slept = self.events.sleep(None, |number| match number {
                 DEVICE => self.take_device_events(context),
                 number => {
-                    if let Some(core) = self.core(number) {
-                        core.take_connection_events();
+                    if let Some(watched) = self.watched(number) {
+                        watched.take_connection_events();
                     }
                 }
             });
@@ -130,8 +145,8 @@ impl Engine {
         let (device, text) = (&self.name, event.text());
         if let Some(number) = event.queue_pair() {
             tracing::debug!(device, number, "{text}");
-            if let Some(core) = self.core(number) {
-                core.device_event(event.kind());
+            if let Some(watched) = self.watched(number) {
+                watched.device_event(event.kind());
             }
             return;
         }
@@ -139,7 +154,7 @@ impl Engine {
             IBV_EVENT_DEVICE_FATAL | IBV_EVENT_CQ_ERR => {
                 tracing::error!(device, "{text}; the connections of the device end");
                 let all: Vec<_> = self.state().queue_pairs.values().cloned().collect();
-                all.iter().filter_map(Weak::upgrade).for_each(|core| core.disconnect());
+                all.iter().filter_map(Weak::upgrade).for_each(|watched| watched.device_failed());
             }
             IBV_EVENT_PORT_ERR => tracing::warn!(device, "{text}: the port is down"),
             IBV_EVENT_PORT_ACTIVE => tracing::info!(device, "{text}: the port is up"),

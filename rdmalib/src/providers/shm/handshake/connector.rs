@@ -21,8 +21,8 @@ use super::names::name_of;
 use crate::events::readable_before;
 use crate::types::{Error, MAX_ACCEPT_DATA, MAX_REJECT_DATA, PrivateData, Result};
 
-/// Connects the receive ring `ring` of the domain `file` to the listener at `to`, if that is of user
-/// `listener`; see [`QueuePair::connect`](crate::QueuePair::connect).
+/// Connects the receive ring `ring` of the domain `file` to the listener at `to`, if that is of
+/// user `listener`; see [`QueuePair::connect`](crate::QueuePair::connect).
 pub(in super::super) fn connect_to(
     (file, ring): (&SharedFile, (u64, u32)),
     to: SocketAddr,

@@ -14,7 +14,6 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
-use super::super::Shm;
 use super::super::closer::{ClosedLater, Passed};
 use super::super::link::Link;
 use super::super::peer::{origin, peer_of};
@@ -71,7 +70,9 @@ impl Listener {
     }
 }
 
-impl contract::Listener<Shm> for Listener {
+impl contract::Listener for Listener {
+    type ConnectRequest = ConnectRequest;
+
     fn local_addr(&self) -> SocketAddr {
         self.addr
     }

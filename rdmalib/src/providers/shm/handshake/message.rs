@@ -12,7 +12,7 @@ use nix::sys::socket::{ControlMessage, MsgFlags, recv, sendmsg};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::super::closer::{ClosedLater, Passed};
-use super::super::device::MAX_QUEUE_DEPTH;
+use super::super::core::MAX_QUEUE_DEPTH;
 use super::super::link::Link;
 use super::super::peer::origin;
 use super::super::peer_arena::{PeerArena, PeerFile};

@@ -66,9 +66,9 @@ mod tests {
     use std::thread;
     use std::time::Duration;
 
-    use super::super::super::Shm;
+    use super::super::super::device::Device;
     use super::*;
-    use crate::contract::{Device as _, Listener as _, ProviderTypes, SendQueue as _};
+    use crate::contract::{Device as _, Domain as _, Listener as _, SendQueue as _};
     use crate::types::{DeviceSpec, Error, Provider, QueuePairConfig, State};
 
     /// Only a failing test waits so long.
@@ -76,7 +76,7 @@ mod tests {
 
     #[test]
     fn a_connection_that_cannot_be_watched_is_over() {
-        let device = Shm::open(&DeviceSpec {
+        let device = Device::open(&DeviceSpec {
             name: "shm0".into(),
             provider: Provider::Shm,
             ip_address: [127, 0, 0, 1].into(),
@@ -84,7 +84,7 @@ mod tests {
         })
         .unwrap();
         let (domain, queue) = (device.domain().unwrap(), device.completion_queue(256).unwrap());
-        let end = || Shm::queue_pair(&domain, &queue, &queue, &QueuePairConfig::default()).unwrap();
+        let end = || domain.queue_pair(&queue, &queue, &QueuePairConfig::default()).unwrap();
         let ((mut server, _receive), (mut client, _)) = (end(), end());
         let mut listener = device.listen(([127, 0, 0, 1], 0).into()).unwrap();
         let to = listener.local_addr();

@@ -8,12 +8,13 @@ use super::super::arena::Arena;
 use super::super::completion::CompletionQueue;
 use super::super::core::TAG_SHARED;
 use super::super::mapping::Mapping;
-use super::super::queue_pair::{ReceiveQueue, SendQueue, queue_pair};
+use super::super::queue_pair::{ReceiveQueue, SendQueue};
 use super::super::shared_copy::{Job, MIN_BYTES};
 use super::super::space::{KEYS, WORDS_PER_KEY, segment};
 use super::steps::{Key, Place, Step, Verb};
 use crate::contract::{
-    CompletionQueue as _, Device as _, Listener as _, ReceiveQueue as _, SendQueue as _,
+    CompletionQueue as _, Device as _, Domain as _, Listener as _, ReceiveQueue as _,
+    SendQueue as _,
 };
 // The steps go through the device itself; what they need around it, through the facade.
 use crate::facade::{Device, Domain, Operation, Region, RemoteMapping, Source, WorkRequest};
@@ -92,7 +93,7 @@ impl End {
     fn new(device: &Device, queue: &CompletionQueue) -> End {
         let domain = device.domain().unwrap();
         let Any::Shm(shm) = &*domain.inner else { unreachable!("an shm device") };
-        let (send, receive) = queue_pair(shm, queue, queue, &CONFIG()).unwrap();
+        let (send, receive) = shm.queue_pair(queue, queue, &CONFIG()).unwrap();
         let arena = shm.arena.clone();
         let regions = KINDS.map(|(bytes, access)| domain.allocate(bytes, access).unwrap());
         for kept in [PRIVATE, READABLE] {

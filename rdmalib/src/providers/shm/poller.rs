@@ -5,19 +5,18 @@
 
 use std::sync::Arc;
 
-use super::super::arena::Map;
-use super::super::copy::{copy_carried, payload};
-use super::super::mapping::Part;
-use super::super::members::QueueMembers;
-use super::super::peer_arena::PeerArena;
-use super::{Core, TAG_IMMEDIATE, TAG_SHARED, TAG_TOO_LONG, TAG_WRITE};
-use crate::sync::Ordering;
+use super::arena::Map;
+use super::copy::{copy_carried, payload};
+use super::core::{Core, TAG_IMMEDIATE, TAG_SHARED, TAG_TOO_LONG, TAG_WRITE};
+use super::mapping::Part;
+use super::members::QueueMembers;
+use super::peer_arena::PeerArena;
 use crate::types::{Opcode, RemoteAddress, State, Status, WorkCompletion};
 use rdmalib_ring::{Arm, Arrival, ArrivalTaker, MAX_CARRIED};
 
 /// A queue pair as a completion queue sees it: the poller's counters.
 #[derive(Debug)]
-pub(in super::super) struct PairPoller {
+pub(super) struct PairPoller {
     core: Arc<Core>,
     arrivals: Option<ArrivalTaker<Part>>,
     sends: bool,
@@ -27,24 +26,24 @@ pub(in super::super) struct PairPoller {
 }
 
 impl PairPoller {
-    pub(in super::super) fn new(core: Arc<Core>, queue: &Arc<QueueMembers<Core>>) -> Self {
-        let arrivals = Arc::ptr_eq(&core.receive_completions, queue)
-            .then(|| ArrivalTaker::new(core.inbox.clone(), core.ring_depth));
-        let sends = Arc::ptr_eq(&core.send_completions, queue);
+    pub(super) fn new(core: Arc<Core>, queue: &Arc<QueueMembers<Core>>) -> Self {
+        let arrivals = Arc::ptr_eq(core.receive_completions(), queue)
+            .then(|| ArrivalTaker::new(core.inbox().clone(), core.ring().1));
+        let sends = Arc::ptr_eq(core.send_completions(), queue);
         PairPoller { core, arrivals, sends, sent_head: 0, peer: None }
     }
 
-    pub(in super::super) fn core(&self) -> &Core {
+    pub(super) fn core(&self) -> &Core {
         &self.core
     }
 
-    pub(in super::super) fn arm(&self, arm: Arm) {
+    pub(super) fn arm(&self, arm: Arm) {
         if let Some(arrivals) = &self.arrivals {
             arrivals.arm(arm);
         }
     }
 
-    pub(in super::super) fn stay_awake(&self, awake: bool) {
+    pub(super) fn stay_awake(&self, awake: bool) {
         if let Some(arrivals) = &self.arrivals {
             arrivals.stay_awake(awake);
         }
@@ -52,28 +51,28 @@ impl PairPoller {
 
     /// Polls the turn slot too, if there is a connection by now. `alone`: no other queue pair is
     /// polled.
-    pub(in super::super) fn connect(&mut self, alone: bool) {
-        if let (Some(arrivals), Some(peer)) = (&mut self.arrivals, self.core.peer.get()) {
-            arrivals.connect(&peer.slot, alone);
+    pub(super) fn connect(&mut self, alone: bool) {
+        if let (Some(arrivals), Some(slot)) = (&mut self.arrivals, self.core.turn_slot()) {
+            arrivals.connect(slot, alone);
         }
     }
 
     /// [`ArrivalTaker::places_used`].
     #[cfg(test)]
-    pub(in super::super) fn places_used(&self) -> u32 {
+    pub(super) fn places_used(&self) -> u32 {
         self.arrivals.as_ref().map_or(0, ArrivalTaker::places_used)
     }
 
-    pub(in super::super) fn ready(&mut self) -> bool {
+    pub(super) fn ready(&mut self) -> bool {
         let receives = self.arrivals.as_mut().is_some_and(|arrivals| {
-            arrivals.taken() != self.core.receives_posted.load(Ordering::Acquire)
+            self.core.receives().has_more(arrivals.taken())
                 && (arrivals.ready() || self.core.state() == State::Error)
         });
-        receives || (self.sends && self.core.sent.has_more(self.sent_head))
+        receives || (self.sends && self.core.sent().has_more(self.sent_head))
     }
 
     #[inline]
-    pub(in super::super) fn poll(&mut self, out: &mut [WorkCompletion]) -> usize {
+    pub(super) fn poll(&mut self, out: &mut [WorkCompletion]) -> usize {
         let mut taken = 0;
         if self.sends {
             taken = self.take_sents(out);
@@ -111,7 +110,7 @@ impl PairPoller {
 
     #[inline]
     fn take_sent(&mut self) -> Option<WorkCompletion> {
-        let sent = self.core.sent.take(self.sent_head)?;
+        let sent = self.core.sent().take(self.sent_head)?;
         self.sent_head = self.sent_head.wrapping_add(1);
         Some(WorkCompletion {
             id: sent.id,
@@ -119,7 +118,7 @@ impl PairPoller {
             opcode: sent.opcode,
             bytes: 0,
             immediate: None,
-            queue_pair: self.core.number,
+            queue_pair: self.core.number(),
         })
     }
 
@@ -129,7 +128,7 @@ impl PairPoller {
     #[inline]
     fn take_arrival(&mut self, out: &mut WorkCompletion) -> bool {
         let Some(arrivals) = &mut self.arrivals else { return false };
-        if arrivals.taken() == self.core.receives_posted.load(Ordering::Acquire) {
+        if !self.core.receives().has_more(arrivals.taken()) {
             return false;
         }
         match arrivals.take() {
@@ -150,8 +149,8 @@ impl PairPoller {
             return false;
         }
         let arrival = taken.or_else(|| {
-            if let Some(peer) = self.core.peer.get() {
-                arrivals.connect(&peer.slot, false); // it may be new
+            if let Some(slot) = self.core.turn_slot() {
+                arrivals.connect(slot, false); // it may be new
             }
             arrivals.take() // DRAIN
         });
@@ -193,7 +192,7 @@ impl PairPoller {
             {
                 let to = RemoteAddress { addr, key };
                 let (ring, payload) = arrivals.payload();
-                land(&core.memory, ring, payload, to, arrival.bytes as usize);
+                land(core.memory(), ring, payload, to, arrival.bytes as usize);
             }
             arrivals.done();
         }
@@ -205,7 +204,7 @@ impl PairPoller {
             opcode: if is_write { Opcode::ReceiveWithImmediate } else { Opcode::Receive },
             bytes: arrival.bytes,
             immediate: (arrival.tag & TAG_IMMEDIATE != 0).then_some(arrival.immediate),
-            queue_pair: core.number,
+            queue_pair: core.number(),
         };
         if too_long {
             core.fail();
@@ -221,7 +220,7 @@ impl PairPoller {
             id: self.retire_receive(),
             status: Status::Flushed,
             opcode: Opcode::Receive,
-            queue_pair: self.core.number,
+            queue_pair: self.core.number(),
             ..WorkCompletion::default()
         };
     }
@@ -229,12 +228,8 @@ impl PairPoller {
     /// The id of the receive that was taken last, whose place is free again.
     #[inline]
     fn retire_receive(&self) -> u64 {
-        let core = &*self.core;
         let taken = self.arrivals.as_ref().map_or(0, ArrivalTaker::taken);
-        let index = taken.wrapping_sub(1) & (core.ring_depth - 1);
-        let id = core.receive_ids[index as usize].load(Ordering::Relaxed);
-        core.receives_taken.store(taken, Ordering::Release);
-        id
+        self.core.receives().retire(taken)
     }
 }
 
