@@ -1,13 +1,8 @@
-//! A list of peers that wait, with a bound: it keeps one peer from locking out the others.
-//!
-//! A newcomer always finds room. If its own peer has its share, or has most of all, the oldest of
-//! its own peer leaves; otherwise the oldest of the peer that has most. So a connection that soon
-//! says what it wants is served, also next to a peer that fills all places again and again, and
-//! also if it is of the same user.
+//! A list of peers that wait, with a bound: it keeps one peer from locking out the others. A
+//! connection that soon says what it wants is served, also next to a peer that fills all places
+//! again and again, and also if it is of the same user.
 //!
 //! No call walks through all that wait, however many there are.
-//!
-//! Pure: what it is that waits, and what becomes of it, is the caller's.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::Hash;

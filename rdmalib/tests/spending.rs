@@ -24,7 +24,7 @@ use rdmalib::{
 };
 use rdmalib_testing::{LINGERING, device, lingering, name};
 
-/// How long what must happen is waited for; only reached when it does not.
+/// Longest wait for what must happen; only a test that fails waits so long.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Bytes of the table of keys at the start of a domain.
 const KEY_TABLE: u64 = 8192 * 32;
@@ -132,7 +132,7 @@ fn has_news(listener: &Listener) -> bool {
     poll(&mut fds, PollTimeout::ZERO).unwrap() > 0
 }
 
-/// Takes all that there is, dropping the requests; how many there were.
+/// Takes and drops all requests that there are, and returns how many.
 fn drain(listener: &mut Listener) -> usize {
     let mut requests = 0;
     while has_news(listener) {
@@ -145,7 +145,7 @@ fn request(listener: &mut Listener) -> ConnectRequest {
     listener.next(PATIENCE).unwrap().expect("somebody connects")
 }
 
-/// Somebody who does as one should is served.
+/// A connector that follows the protocol is served.
 fn serve_an_honest_one(device: &Device, listener: &mut Listener) {
     let to = listener.local_addr();
     let other = device.clone();
@@ -293,7 +293,7 @@ fn who_says_nothing_makes_room_and_is_told_so() {
     assert!((&*youngest).read(&mut answer).is_err(), "the youngest still waits");
 }
 
-/// Whether a thread of this process is in close(2); `None` where the kernel does not tell.
+/// Whether a thread of this process is in close(2); `None` where the kernel does not say.
 fn somebody_closes() -> Option<bool> {
     let tasks = std::fs::read_dir("/proc/self/task").ok()?;
     let calls: Vec<_> = tasks
@@ -355,7 +355,7 @@ fn what_is_never_closed_keeps_nothing_else_open() {
         assert_eq!(drain(&mut listener), 0);
         others.push(other);
     }
-    // What is stuck, and those who want to be connected, honest or not, beside it.
+    // Connectors, honest or not, beside what is stuck.
     let before = descriptors();
     for _ in 0..2 * SILENT_KEPT {
         serve_an_honest_one(&device, &mut listener);
@@ -492,8 +492,8 @@ fn acceptances_that_nobody_reads_are_few_and_keep_nobody_from_passing_descriptor
     serve_an_honest_one(&device, &mut listener);
 }
 
-/// Connects until somebody is accepted: not for each connector it is checked whether there is room
-/// again.
+/// Connects until a connector is accepted: the listener does not check for each whether there is
+/// room again.
 fn until_there_is_room<T>(mut accept: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + PATIENCE;
     loop {

@@ -17,10 +17,10 @@ use rdmalib_ring::{FIRST_LINE, MAX_CARRIED};
 #[inline]
 pub(super) fn copy(from: *const u8, to: *mut u8, bytes: usize) {
     // SAFETY: both ranges were checked by the callers: local ones by `Region::slice`, those of a
-    // peer by `PeerArena::translate` or `PeerArena::at`, where a peer writes to by `Arena::landing`.
-    // They may overlap only if both name the same region through
-    // different mappings, at different addresses, so the ranges of addresses never overlap unless a
-    // request names its own region on both sides through one mapping, which no connection does.
+    // peer by `PeerArena::translate` or `PeerArena::at`, where a peer writes to by `Map::landing`.
+    // They may overlap only if both name the same region through different mappings, at different
+    // addresses, so the ranges of addresses never overlap unless a request names its own region on
+    // both sides through one mapping, which no connection does.
     unsafe { ptr::copy_nonoverlapping(from, to, bytes) }
 }
 

@@ -1,4 +1,4 @@
-//! However a peer ends, its other side learns of it, spinning or asleep, and nothing is left behind.
+//! However a peer ends, the other end notices, spinning or asleep, and nothing is left behind.
 
 use std::time::{Duration, Instant};
 

@@ -1,4 +1,5 @@
-//! A peer's memory, mapped: where the provider can, it is that memory; where not, it says so.
+//! Mapping a peer's memory: a provider that can map shows that memory, and another says that it
+//! cannot.
 
 use rdmalib::{Access, Error, Flags, QueuePairConfig, RemoteAddress, RemoteMapping, State, Status};
 
@@ -141,7 +142,7 @@ pub fn a_mapping_outlives_key_and_connection(fixture: &Fixture) {
     let mapping = map(fixture, &mut client, target.remote(), 64, BOTH);
     drop((target, server, client));
     if let Some(mapping) = mapping {
-        // Whatever is there now: it is memory, and what is read is not told from before.
+        // Whatever is there now, it is memory and can be read.
         mapping.read(0, &mut [0; 64]).unwrap();
         mapping.write(0, &[1; 64]).unwrap();
     }

@@ -27,7 +27,8 @@ pub fn a_large_write_is_whole_when_its_completion_comes(fixture: &Fixture) {
     writes_are_whole(fixture, Flags::SIGNALED | Flags::WITH_COMPLETION, lengths);
 }
 
-/// Writes each of `lengths` bytes to the same place, the next when the receiver has looked at the one before.
+/// Makes a write of each of `lengths` bytes to the same place, the next one after the receiver has
+/// checked the one before.
 fn writes_are_whole(
     fixture: &Fixture,
     flags: Flags,
@@ -48,7 +49,7 @@ fn writes_are_whole(
                 source.fill(0..most, round as u8).unwrap();
                 client.post(0, write_imm(&source, 0..bytes, to, round), flags);
                 assert_eq!(next(&mut client.sends).status, Status::Success);
-                // The server says that it has looked.
+                // The server says that it has checked it.
                 next(&mut client.receives);
                 client.post_receives(0..1);
             }
@@ -396,7 +397,8 @@ pub fn both_halves_work_in_two_threads(fixture: &Fixture) {
     assert_eq!(next(&mut client.receives).immediate, Some(5));
 }
 
-/// Each end posts in one thread and polls in another, close behind each other and far apart in turn.
+/// Each end posts in one thread and polls in another. In turn, the two are close behind each other
+/// and far apart.
 pub fn messages_that_cross_arrive_in_order_and_whole(fixture: &Fixture) {
     const SLOTS: u32 = 8;
     const MOST: usize = 96;

@@ -81,7 +81,7 @@ pub fn requests_behind_one_that_waits_keep_their_order(fixture: &Fixture) {
                 }
             }
         });
-        // Receives come in fits and starts, so that the sender runs out of them often.
+        // Receives are posted at intervals, so that the sender runs out of them often.
         let buffer = server.region(4);
         let mut posted = 0;
         for n in 0..MESSAGES {
@@ -110,7 +110,7 @@ pub fn an_armed_queue_wakes_its_sleeper(fixture: &Fixture) {
     let (mut server, mut client) = ends(fixture);
     server.post_receives(0..4);
     let message = Operation::Send { source: Source::Inline(&[]), immediate: None };
-    // Not armed: no bell.
+    // Not armed: nothing wakes the sleeper.
     assert_eq!(client.run(message), Status::Success);
     server.receives.acknowledge().unwrap();
     assert!(!readable(&server.receives, Duration::from_millis(30)));
@@ -215,7 +215,7 @@ pub fn no_event_is_slept_through_by_who_stayed_awake(fixture: &Fixture) {
     });
 }
 
-/// Sends `messages` messages to who sleeps between them, and does `before` each sleep.
+/// Sends `messages` messages to a thread that sleeps between them and does `before` each sleep.
 fn sleep_again_and_again(
     fixture: &Fixture,
     messages: u32,
