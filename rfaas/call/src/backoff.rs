@@ -19,7 +19,7 @@ use crate::sharing::Sharing;
 
 /// Fruitless polls before the first look at the clock: some 50 µs, an empty poll and the pause after it taking about
 /// 25 ns. A hot round trip takes less than one microsecond on one machine, and some microseconds between two.
-const FREE_POLLS: u32 = 2048;
+pub const FREE_POLLS: u32 = 2048;
 /// Polls between two looks at the clock after that. [`FREE_POLLS`] is a multiple, so the first look comes right then.
 const LOOK_EVERY: u32 = 1024;
 
@@ -134,8 +134,12 @@ impl Backoff {
     #[inline]
     pub fn fruitful(&mut self, early: bool, sharing: &mut Sharing) {
         let free = if early { self.awaited.yield_every() } else { FREE_POLLS };
-        if self.polls >= free && self.after_free_polls() == Pause::Yield {
-            sharing.yielded();
+        if self.polls >= free {
+            match self.after_free_polls() {
+                Pause::Yield => sharing.yielded(),
+                Pause::Spin => sharing.spun(),
+                Pause::Look => {} // in place of a yield
+            }
         } else if self.polls > 0 {
             sharing.spun();
         }
@@ -231,6 +235,18 @@ mod tests {
             waits.fruitful(sharing.is_likely(), &mut sharing);
         }
         assert_eq!(wait_on_a_shared_cpu(&mut sharing), FREE_POLLS + EVERY);
+    }
+
+    #[test]
+    fn what_comes_right_after_a_look_at_the_clock_teaches_nothing() {
+        let mut sharing = alone();
+        while !sharing.is_likely() {
+            wait_on_a_shared_cpu(&mut sharing);
+        }
+        let mut waits = Backoff::new(Spin::Always, Awaited::Result);
+        while waits.fruitless(true) != Pause::Look {}
+        waits.fruitful(true, &mut sharing);
+        assert!(sharing.is_likely());
     }
 
     #[test]

@@ -17,5 +17,5 @@ pub mod callee;
 pub mod caller;
 mod sharing;
 
-pub use backoff::{Awaited, Backoff, Pause, Spin};
+pub use backoff::{Awaited, Backoff, FREE_POLLS, Pause, Spin};
 pub use sharing::Sharing;
