@@ -145,12 +145,7 @@ fn clients_that_go_while_their_messages_are_taken_harm_nobody() {
             }
         }
         good.release();
-        let mut client = node.client();
-        wait_for("all cores", || match client.ask(allocate(unsigned(4))) {
-            ToClient::Allocated(_) => Some(()),
-            _ => None,
-        });
-        client.release();
+        wait_until_free(&node, 4);
         node.stop();
     }
 }

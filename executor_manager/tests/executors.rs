@@ -1,17 +1,20 @@
-//! Executors, as a node without a resource manager starts and ends them: one that cannot be run, one
-//! that dies, their secrets, and what they leave behind.
+//! Executors, as a node without a resource manager starts and ends them: those that cannot be run, that
+//! die or do not stop, their secrets and CPUs, and what they leave behind.
 
 mod common;
 
 use std::collections::BTreeSet;
-use std::fs::Permissions;
+use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use common::*;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use rfaas_protocol::allocation::{RefusedBecause, ToClient};
+use rfaas_protocol::Empty;
+use rfaas_protocol::allocation::{FromClient, RefusedBecause, ToClient};
+use rfaas_protocol::channel::Incoming;
+use rfaas_protocol::lease::Token;
 
 fn exists(pid: i32) -> bool {
     Path::new(&format!("/proc/{pid}")).exists()
@@ -24,12 +27,8 @@ fn a_dead_executor_is_reaped_and_told_asleep_and_polling() {
         client.claim(unsigned(4));
         let pid = node.executors(1)[0];
         kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
-        match client.next() {
-            ToClient::ExecutorExited(told) => {
-                assert_eq!((told.signal.get(), told.silent.get()), (Signal::SIGKILL as i32, 0));
-            }
-            other => panic!("{other:?}"),
-        }
+        let told = client.exited();
+        assert_eq!((told.signal.get(), told.silent.get()), (Signal::SIGKILL as i32, 0));
         assert!(!exists(pid), "not even as a zombie");
         client.release();
         node.client().claim(unsigned(4));
@@ -41,9 +40,8 @@ fn an_executor_that_cannot_be_run_is_a_refusal() {
     let setup = Setup::apart();
     setup.script(OBEDIENT);
     let node = setup.start();
-    std::fs::write(node.setup.path("executor"), "no program, and without the right to run")
-        .unwrap();
-    std::fs::set_permissions(node.setup.path("executor"), Permissions::from_mode(0o644)).unwrap();
+    fs::write(node.setup.path("executor"), "no program, and without the right to run").unwrap();
+    fs::set_permissions(node.setup.path("executor"), Permissions::from_mode(0o644)).unwrap();
     let mut client = node.client();
     for _ in 0..3 {
         let (because, reason) = client.refused(allocate(unsigned(4)));
@@ -90,11 +88,104 @@ fn a_node_leaves_no_files_and_no_processes() {
         } else {
             assert!(!runs(pid));
         }
-        let names: BTreeSet<_> = std::fs::read_dir(node.setup.directory.path())
+        let names: BTreeSet<_> = fs::read_dir(node.setup.directory.path())
             .unwrap()
             .map(|entry| entry.unwrap().file_name().into_string().unwrap())
             .collect();
         let ours = ["devices.json", "executor", "executor_manager.json", "log", "pids"];
         assert_eq!(names, ours.map(String::from).into(), "{signal}");
+    }
+}
+
+#[test]
+fn an_executor_missing_from_path_is_a_refusal_that_names_path() {
+    let setup = Setup::apart();
+    setup.script(OBEDIENT);
+    let node = setup.start();
+    fs::remove_file(node.setup.path("executor")).unwrap();
+    let mut client = node.client();
+    let (because, reason) = client.refused(allocate(unsigned(4)));
+    assert_eq!(because, RefusedBecause::SpawnFailed);
+    let path = format!("not found in PATH={}", node.setup.directory.path().display());
+    assert!(reason.contains(&path), "{reason}");
+    node.setup.script(OBEDIENT);
+    client.claim(unsigned(4));
+}
+
+#[test]
+fn a_crash_is_told_with_its_signal_and_the_lease_may_start_another() {
+    let node = Node::alone("kill -SEGV $$");
+    let mut client = node.client();
+    assert_eq!(client.claim(unsigned(4)), 1);
+    let told = client.exited();
+    assert_eq!((told.signal.get(), told.status.get()), (Signal::SIGSEGV as i32, 0));
+
+    let (because, _) = node.client().refused(allocate(unsigned(1)));
+    assert_eq!(because, RefusedBecause::NoCapacity, "the lease is still held");
+    node.setup.script("exit 7");
+    let token = Token::unsigned(terms(0, 4, 100, hour()));
+    let mut again = allocate(token);
+    again.signed.terms.expires_at_ms = 0.into();
+    assert_eq!(client.refused(again).0, RefusedBecause::LeaseEnded, "an expired token");
+    client.release();
+}
+
+#[test]
+fn an_executor_may_be_started_again_with_the_same_token_as_often_as_it_exits() {
+    let node = Node::alone("exit 7");
+    let mut client = node.client();
+    let token = unsigned(4);
+    for _ in 0..3 {
+        assert_eq!(client.claim(token), 1);
+        assert_eq!(client.exited().status.get(), 7);
+    }
+    node.setup.script(OBEDIENT);
+    assert_eq!(client.claim(token), 1);
+    let (because, _) = client.refused(allocate(token));
+    assert_eq!(because, RefusedBecause::BadRequest, "one is running");
+    client.release();
+}
+
+#[test]
+fn an_executor_that_ignores_sigterm_is_killed_and_the_release_answered() {
+    let node = Node::alone(STUBBORN);
+    let mut client = node.client();
+    client.claim(unsigned(1));
+    let pid = node.executors(1)[0];
+    client.release();
+    assert!(!runs(pid));
+    node.stop();
+}
+
+#[test]
+fn a_stubborn_executor_does_not_stall_other_clients() {
+    let node = Node::alone(STUBBORN);
+    let mut first = node.client();
+    first.claim(unsigned(1));
+    node.executors(1);
+    first.send(&FromClient::Release(Empty {}));
+    let mut second = node.client();
+    let (because, _) = second.refused(allocate(unsigned(0)));
+    assert_eq!(because, RefusedBecause::BadRequest);
+    // The second was answered while the first one's executor was still being stopped.
+    while let Some(told) = first.channel.try_receive::<ToClient>().unwrap() {
+        assert!(matches!(told, Incoming::Message(ToClient::Heartbeat(_))), "{told:?}");
+    }
+    assert!(matches!(first.next(), ToClient::Released(_)));
+}
+
+#[test]
+fn pinned_executors_get_cpus_of_their_own() {
+    let mut setup = Setup::new(OBEDIENT);
+    setup.pin_threads = true;
+    let node = setup.start();
+    let (mut first, mut second) = (node.client(), node.client());
+    first.claim(unsigned(1));
+    let one = node.assignment().pin_to.expect("pinned");
+    second.claim(unsigned(1));
+    let other = node.assignment().pin_to.expect("pinned");
+    assert_eq!((one.len(), other.len()), (1, 1));
+    if std::thread::available_parallelism().unwrap().get() > 1 {
+        assert_ne!(one, other);
     }
 }

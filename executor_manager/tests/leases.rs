@@ -10,28 +10,10 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rdmalib::Status;
 use rfaas_protocol::accounting::{COUNTERS_BYTES, EXECUTION_NS, HOT_POLLING_NS, INVOCATIONS};
-use rfaas_protocol::allocation::{ExecutorExited, FromClient, RefusedBecause, ToClient};
-use rfaas_protocol::channel::{Channel, ChannelError, Incoming};
+use rfaas_protocol::allocation::{FromClient, RefusedBecause, ToClient};
+use rfaas_protocol::channel::{Channel, ChannelError};
 use rfaas_protocol::lease::{EndReason, Token};
 use rfaas_protocol::{Empty, Malformed, MessageKind, Role, Secret};
-
-/// Claims and is told that the executor has exited.
-fn exited(client: &mut Client) -> ExecutorExited {
-    match client.next() {
-        ToClient::ExecutorExited(exited) => exited,
-        other => panic!("{other:?}"),
-    }
-}
-
-/// Waits until `cores` can be leased, by leasing and releasing them.
-fn wait_until_free(node: &Node, cores: u32) {
-    let mut client = node.client();
-    wait_for("free cores", || match client.ask(allocate(unsigned(cores))) {
-        ToClient::Allocated(_) => Some(()),
-        _ => None,
-    });
-    client.release();
-}
 
 #[test]
 fn a_lease_is_claimed_used_released_and_billed() {
@@ -138,83 +120,6 @@ fn a_client_that_disappears_frees_its_cores_and_its_executor_is_gone() {
     wait_until_free(&node, 4);
     assert!(!runs(pid));
     node.wait_for_log("client_gone");
-}
-
-#[test]
-fn an_executor_missing_from_path_is_a_refusal_that_names_path() {
-    let setup = Setup::apart();
-    setup.script(OBEDIENT);
-    let node = setup.start();
-    fs::remove_file(node.setup.path("executor")).unwrap();
-    let mut client = node.client();
-    let (because, reason) = client.refused(allocate(unsigned(4)));
-    assert_eq!(because, RefusedBecause::SpawnFailed);
-    let path = format!("not found in PATH={}", node.setup.directory.path().display());
-    assert!(reason.contains(&path), "{reason}");
-    node.setup.script(OBEDIENT);
-    client.claim(unsigned(4));
-}
-
-#[test]
-fn a_crash_is_told_with_its_signal_and_the_lease_may_start_another() {
-    let node = Node::alone("kill -SEGV $$");
-    let mut client = node.client();
-    assert_eq!(client.claim(unsigned(4)), 1);
-    let told = exited(&mut client);
-    assert_eq!((told.signal.get(), told.status.get()), (Signal::SIGSEGV as i32, 0));
-
-    let (because, _) = node.client().refused(allocate(unsigned(1)));
-    assert_eq!(because, RefusedBecause::NoCapacity, "the lease is still held");
-    node.setup.script("exit 7");
-    let token = Token::unsigned(terms(0, 4, 100, hour()));
-    let mut again = allocate(token);
-    again.signed.terms.expires_at_ms = 0.into();
-    assert_eq!(client.refused(again).0, RefusedBecause::LeaseEnded, "an expired token");
-    client.release();
-}
-
-#[test]
-fn an_executor_may_be_started_again_with_the_same_token_as_often_as_it_exits() {
-    let node = Node::alone("exit 7");
-    let mut client = node.client();
-    let token = unsigned(4);
-    for _ in 0..3 {
-        assert_eq!(client.claim(token), 1);
-        assert_eq!(exited(&mut client).status.get(), 7);
-    }
-    node.setup.script(OBEDIENT);
-    assert_eq!(client.claim(token), 1);
-    let (because, _) = client.refused(allocate(token));
-    assert_eq!(because, RefusedBecause::BadRequest, "one is running");
-    client.release();
-}
-
-#[test]
-fn an_executor_that_ignores_sigterm_is_killed_and_the_release_answered() {
-    let node = Node::alone(STUBBORN);
-    let mut client = node.client();
-    client.claim(unsigned(1));
-    let pid = node.executors(1)[0];
-    client.release();
-    assert!(!runs(pid));
-    node.stop();
-}
-
-#[test]
-fn a_stubborn_executor_does_not_stall_other_clients() {
-    let node = Node::alone(STUBBORN);
-    let mut first = node.client();
-    first.claim(unsigned(1));
-    node.executors(1);
-    first.send(&FromClient::Release(Empty {}));
-    let mut second = node.client();
-    let (because, _) = second.refused(allocate(unsigned(0)));
-    assert_eq!(because, RefusedBecause::BadRequest);
-    // The second was answered while the first one's executor was still being stopped.
-    while let Some(told) = first.channel.try_receive::<ToClient>().unwrap() {
-        assert!(matches!(told, Incoming::Message(ToClient::Heartbeat(_))), "{told:?}");
-    }
-    assert!(matches!(first.next(), ToClient::Released(_)));
 }
 
 #[test]
@@ -341,24 +246,8 @@ fn everything_works_while_polling() {
     assert!(!runs(pid));
     node.setup.script("kill -SEGV $$");
     client.claim(unsigned(2));
-    assert_eq!(exited(&mut client).signal.get(), Signal::SIGSEGV as i32);
+    assert_eq!(client.exited().signal.get(), Signal::SIGSEGV as i32);
     node.stop();
-}
-
-#[test]
-fn pinned_executors_get_cpus_of_their_own() {
-    let mut setup = Setup::new(OBEDIENT);
-    setup.pin_threads = true;
-    let node = setup.start();
-    let (mut first, mut second) = (node.client(), node.client());
-    first.claim(unsigned(1));
-    let one = node.assignment().pin_to.expect("pinned");
-    second.claim(unsigned(1));
-    let other = node.assignment().pin_to.expect("pinned");
-    assert_eq!((one.len(), other.len()), (1, 1));
-    if std::thread::available_parallelism().unwrap().get() > 1 {
-        assert_ne!(one, other);
-    }
 }
 
 #[test]
@@ -396,7 +285,7 @@ fn a_node_that_is_to_stop_takes_no_new_lease_and_ends_with_its_last_one() {
     }
     assert_eq!(holder.renew(unsigned(1)).unwrap_err().0, RefusedBecause::Draining);
     kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
-    assert_eq!(exited(&mut holder).signal.get(), Signal::SIGKILL as i32);
+    assert_eq!(holder.exited().signal.get(), Signal::SIGKILL as i32);
     assert_eq!(holder.claim(token), 1, "what is held may still be used");
     assert_eq!(holder.ending().0, EndReason::Shutdown);
     holder.release();

@@ -102,17 +102,10 @@ fn a_manager_that_was_stopped_judges_nobody_by_that_time() {
     client.release();
 }
 
-/// How the manager tells the end of an executor that exits as one does that misses its manager.
-fn exits_as_one_that_misses_its_manager(node: &Node, client: &mut Client) -> (i32, i32, u16) {
-    loop {
-        match client.next() {
-            ToClient::Heartbeat(_) => {}
-            ToClient::ExecutorExited(told) => {
-                return (told.signal.get(), told.status.get(), told.silent.get());
-            }
-            other => panic!("{other:?}\n{}", node.log()),
-        }
-    }
+/// Signal, status and silence with which the manager tells that an executor has exited.
+fn exit_told(client: &mut Client) -> (i32, i32, u16) {
+    let told = client.exited();
+    (told.signal.get(), told.status.get(), told.silent.get())
 }
 
 const MISSES_ITS_MANAGER: &str =
@@ -122,7 +115,7 @@ const MISSES_ITS_MANAGER: &str =
 fn an_exit_status_is_told_as_it_is_by_a_manager_that_gave_signs_of_life() {
     let (node, mut client, _) = claimed_on(MISSES_ITS_MANAGER, 60_000);
     std::fs::write(node.setup.path("end"), "").unwrap();
-    assert_eq!(exits_as_one_that_misses_its_manager(&node, &mut client), (0, 75, 0));
+    assert_eq!(exit_told(&mut client), (0, 75, 0));
 }
 
 #[test]
@@ -133,7 +126,7 @@ fn an_executor_that_missed_its_manager_is_believed_by_one_that_was_stopped() {
     std::fs::write(node.setup.path("end"), "").unwrap();
     std::thread::sleep(500 * MS);
     node.signal(Signal::SIGCONT);
-    let told = exits_as_one_that_misses_its_manager(&node, &mut client);
+    let told = exit_told(&mut client);
     assert_eq!(told, (Signal::SIGKILL as i32, 0, 1));
 }
 
@@ -147,12 +140,7 @@ fn an_executor_that_gives_no_sign_of_life_is_killed_and_another_may_be_started()
     let claims = Instant::now();
     assert_eq!(client.claim(token), 1);
     let pids = node.executors(2);
-    match client.next() {
-        ToClient::ExecutorExited(told) => {
-            assert_eq!((told.signal.get(), told.silent.get()), (Signal::SIGKILL as i32, 1));
-        }
-        other => panic!("{other:?}"),
-    }
+    assert_eq!(exit_told(&mut client), (Signal::SIGKILL as i32, 0, 1));
     assert!(claims.elapsed() >= SILENCE, "{:?}", claims.elapsed());
     wait_for("the end of both", || (!pids.iter().any(|&pid| runs(pid))).then_some(()));
     node.wait_for_log("executor is silent");

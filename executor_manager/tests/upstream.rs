@@ -279,7 +279,7 @@ fn what_a_lease_uses_is_told_while_it_is_used() {
 
     // Of the lease, not only of the executor that runs.
     kill(Pid::from_raw(node.executors(1)[0]), Signal::SIGKILL).unwrap();
-    assert!(matches!(client.next(), ToClient::ExecutorExited(_)));
+    client.exited();
     client.claim(link.signed(77, 2));
     let next = node.assignment();
     let mut worker = Worker::connect(next.manager, next.manager_secret.0).unwrap();

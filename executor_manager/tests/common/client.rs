@@ -4,7 +4,8 @@ use std::net::SocketAddr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rfaas_protocol::allocation::{
-    Allocate, AllocateRefused, ClaimHello, FromClient, NodeProof, RefusedBecause, Renew, ToClient,
+    Allocate, AllocateRefused, ClaimHello, ExecutorExited, FromClient, NodeProof, RefusedBecause,
+    Renew, ToClient,
 };
 use rfaas_protocol::channel::{Channel, ChannelError, Incoming};
 use rfaas_protocol::lease::{ClientName, EndReason, LeaseKey, LeaseTerms, NodeName, Token};
@@ -138,6 +139,14 @@ impl Client {
     pub fn claim(&mut self, token: Token) -> u64 {
         match self.ask(allocate(token)) {
             ToClient::Allocated(allocated) => allocated.lease.get(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Waits to be told that the executor has exited.
+    pub fn exited(&mut self) -> ExecutorExited {
+        match self.next() {
+            ToClient::ExecutorExited(exited) => exited,
             other => panic!("{other:?}"),
         }
     }

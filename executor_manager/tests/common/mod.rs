@@ -19,6 +19,7 @@ use rdmalib::{
 };
 use rfaas_config::SECRET_VARIABLE;
 use rfaas_protocol::accounting::{AccountingHello, Counters};
+use rfaas_protocol::allocation::ToClient;
 use rfaas_protocol::assignment::Assignment;
 use rfaas_protocol::lease::Token;
 use rfaas_protocol::{Hello, Role, Secret, parse_prefix};
@@ -280,6 +281,16 @@ impl Node {
         let terms = &token.terms;
         Client::connect_for(self.address, terms.lease.get(), terms.instance.get())
     }
+}
+
+/// Waits until `cores` can be leased, by leasing and releasing them.
+pub fn wait_until_free(node: &Node, cores: u32) {
+    let mut client = node.client();
+    wait_for("free cores", || match client.ask(allocate(unsigned(cores))) {
+        ToClient::Allocated(_) => Some(()),
+        _ => None,
+    });
+    client.release();
 }
 
 /// A node that sleeps while there is nothing to do, and one that polls.
