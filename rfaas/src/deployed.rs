@@ -53,7 +53,7 @@ pub(crate) struct LeaseInUse(pub(crate) Arc<HeldLease>);
 impl Drop for LeaseInUse {
     fn drop(&mut self) {
         if self.0.check_process().is_ok() {
-            self.0.undeployed();
+            self.0.lock().deployed = false;
         }
     }
 }

@@ -107,11 +107,6 @@ impl HeldLease {
         self.claimed.set((id, node.to_owned())).ok();
     }
 
-    /// Notes that its executor was dropped.
-    pub(crate) fn undeployed(&self) {
-        self.lock().deployed = false;
-    }
-
     pub(crate) fn release(&self) -> Result<Option<Bill>> {
         self.check_process()?;
         self.core.tell_nobody();

@@ -12,7 +12,7 @@ use zerocopy::little_endian::{I32, I64, U16, U32, U64};
 
 use super::lease::{LeaseKey, Reason, SignedTerms, Token};
 use super::node::Bill;
-use super::{Clock, Empty, Malformed, Nonce, Nonces, Proof, Secret, WireAddress, messages, wire};
+use super::{Clock, Empty, Nonce, Nonces, Proof, Secret, WireAddress, messages, numbered, wire};
 
 wire! {
     /// Behind the [`Hello`](super::Hello) of a client: which lease the connection is for.
@@ -164,43 +164,21 @@ wire! {
     }
 }
 
-/// Why a claim was refused, as far as a client may decide on it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u16)]
-pub enum RefusedBecause {
-    /// The token is not one of this cluster, or not for this node.
-    BadToken = 1,
-    /// The lease has expired, or was ended before.
-    LeaseEnded = 2,
-    /// Too few cores or too little memory is free.
-    NoCapacity = 3,
-    /// The request cannot be met anywhere (zero slots, sizes beyond limits).
-    BadRequest = 4,
-    /// The executor program could not be started.
-    SpawnFailed = 5,
-    /// The node is being withdrawn.
-    Draining = 6,
-}
-
-impl RefusedBecause {
-    /// Reads the wire form.
-    #[doc(hidden)]
-    pub fn from_wire(value: U16) -> Result<Self, Malformed> {
-        Ok(match value.get() {
-            1 => RefusedBecause::BadToken,
-            2 => RefusedBecause::LeaseEnded,
-            3 => RefusedBecause::NoCapacity,
-            4 => RefusedBecause::BadRequest,
-            5 => RefusedBecause::SpawnFailed,
-            6 => RefusedBecause::Draining,
-            _ => return Err(Malformed::Field("refusal")),
-        })
-    }
-
-    /// Returns the wire form.
-    #[doc(hidden)]
-    pub fn to_wire(self) -> U16 {
-        (self as u16).into()
+numbered! {
+    /// Why a claim was refused, as far as a client may decide on it.
+    pub enum RefusedBecause ("refusal") {
+        /// The token is not one of this cluster, or not for this node.
+        1 => BadToken,
+        /// The lease has expired, or was ended before.
+        2 => LeaseEnded,
+        /// Too few cores or too little memory is free.
+        3 => NoCapacity,
+        /// The request cannot be met anywhere (zero slots, sizes beyond limits).
+        4 => BadRequest,
+        /// The executor program could not be started.
+        5 => SpawnFailed,
+        /// The node is being withdrawn.
+        6 => Draining,
     }
 }
 

@@ -17,7 +17,7 @@ use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::proof::{half, keyed, same};
-use super::{Malformed, Text, WireAddress, messages, wire};
+use super::{Malformed, Text, WireAddress, messages, numbered, wire};
 
 /// Longest node name, in bytes: a DNS name has at most 253 (RFC 1035, 2.3.4); names of cluster nodes
 /// are short. Longer ones are refused, never cut.
@@ -230,48 +230,27 @@ fn mac(terms: &LeaseTerms, secret: &[u8]) -> Hmac<Sha256> {
     mac
 }
 
-/// Why a lease ended; also the `reason` of a bill.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u16)]
-pub enum EndReason {
-    /// The client gave it back.
-    Released = 1,
-    /// Its time was over.
-    Expired = 2,
-    /// The client disconnected or died.
-    ClientGone = 3,
-    /// The operator took the node back, or deleted the lease.
-    Withdrawn = 4,
-    /// The node or its executor manager was lost.
-    NodeLost = 5,
-    /// The executor manager is stopping.
-    Shutdown = 6,
-    /// Nobody claimed it in time.
-    Unclaimed = 7,
+numbered! {
+    /// Why a lease ended; also the `reason` of a bill.
+    pub enum EndReason ("end reason") {
+        /// The client gave it back.
+        1 => Released,
+        /// Its time was over.
+        2 => Expired,
+        /// The client disconnected or died.
+        3 => ClientGone,
+        /// The operator took the node back, or deleted the lease.
+        4 => Withdrawn,
+        /// The node or its executor manager was lost.
+        5 => NodeLost,
+        /// The executor manager is stopping.
+        6 => Shutdown,
+        /// Nobody claimed it in time.
+        7 => Unclaimed,
+    }
 }
 
 impl EndReason {
-    /// Reads the wire form.
-    #[doc(hidden)]
-    pub fn from_wire(value: U16) -> Result<Self, Malformed> {
-        Ok(match value.get() {
-            1 => EndReason::Released,
-            2 => EndReason::Expired,
-            3 => EndReason::ClientGone,
-            4 => EndReason::Withdrawn,
-            5 => EndReason::NodeLost,
-            6 => EndReason::Shutdown,
-            7 => EndReason::Unclaimed,
-            _ => return Err(Malformed::Field("end reason")),
-        })
-    }
-
-    /// Returns the wire form.
-    #[doc(hidden)]
-    pub fn to_wire(self) -> U16 {
-        (self as u16).into()
-    }
-
     /// Returns its name in JSON and logs.
     pub fn name(self) -> &'static str {
         match self {
@@ -359,34 +338,19 @@ wire! {
     }
 }
 
-/// Why a lease could not be used.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u16)]
-pub enum Unusable {
-    /// Its node refused the claim.
-    Refused = 1,
-    /// Its node could not be reached, or did not answer.
-    Unreachable = 2,
-    /// The process that listens at its node's address could not prove to be the node.
-    Unproved = 3,
+numbered! {
+    /// Why a lease could not be used.
+    pub enum Unusable ("why a lease cannot be used") {
+        /// Its node refused the claim.
+        1 => Refused,
+        /// Its node could not be reached, or did not answer.
+        2 => Unreachable,
+        /// The process that listens at its node's address could not prove to be the node.
+        3 => Unproved,
+    }
 }
 
 impl Unusable {
-    /// Reads the wire form.
-    pub fn from_wire(value: U16) -> Result<Self, Malformed> {
-        Ok(match value.get() {
-            1 => Unusable::Refused,
-            2 => Unusable::Unreachable,
-            3 => Unusable::Unproved,
-            _ => return Err(Malformed::Field("why a lease cannot be used")),
-        })
-    }
-
-    /// Returns the wire form.
-    pub fn to_wire(self) -> U16 {
-        (self as u16).into()
-    }
-
     /// Returns what the node did, in words.
     pub fn in_words(self) -> &'static str {
         match self {

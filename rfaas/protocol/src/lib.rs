@@ -53,6 +53,35 @@ macro_rules! wire {
 }
 pub(crate) use wire;
 
+/// Defines an enum of what one side may say in a field, each with its number: `number => Variant`. A
+/// number that is none of these is an error of the field that is named.
+macro_rules! numbered {
+    ($(#[$doc:meta])* pub enum $name:ident ($field:literal) { $($(#[$vdoc:meta])* $number:literal => $variant:ident,)* }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[repr(u16)]
+        pub enum $name { $($(#[$vdoc])* $variant = $number,)* }
+
+        impl $name {
+            /// Reads the wire form.
+            #[doc(hidden)]
+            pub fn from_wire(value: zerocopy::little_endian::U16) -> Result<Self, $crate::Malformed> {
+                match value.get() {
+                    $($number => Ok($name::$variant),)*
+                    _ => Err($crate::Malformed::Field($field)),
+                }
+            }
+
+            /// Returns the wire form.
+            #[doc(hidden)]
+            pub fn to_wire(self) -> zerocopy::little_endian::U16 {
+                (self as u16).into()
+            }
+        }
+    };
+}
+pub(crate) use numbered;
+
 /// Version of all conversations together. Peers of another version are refused by name.
 pub const VERSION: u16 = 6;
 /// Oldest version of a client that is accepted: what it says without a proof means what it did. It cannot claim leases.
