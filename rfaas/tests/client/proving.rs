@@ -237,7 +237,8 @@ fn a_manager_of_another_user_than_the_trusted_one_is_told_nothing() {
     let ours = nix::unistd::getuid().as_raw();
     let trusting = |user: u32| OpenDevice { trusted_user: Some(user), ..open_device() };
     // Somebody listens in the resource manager's place.
-    let mut listener = open_device().device.listen(0).unwrap();
+    let device = open_device().device;
+    let mut listener = device.listen(0).unwrap();
     let address = listener.local_addr();
     let error = Client::connect(trusting(ours + 1), address).unwrap_err();
     let Error::Unreachable { source, .. } = &error else { panic!("{error:?}") };
@@ -248,7 +249,7 @@ fn a_manager_of_another_user_than_the_trusted_one_is_told_nothing() {
     assert!(listener.next(Duration::from_millis(50)).unwrap().is_none(), "it was told something");
     thread::scope(|scope| {
         scope.spawn(|| {
-            let mut client = Channel::new(&open_device().device, 8).unwrap();
+            let mut client = Channel::new(&device, 8).unwrap();
             client.accept(listener.next(LONG).unwrap().unwrap(), &Empty {}).unwrap();
         });
         Client::connect(trusting(ours), address).unwrap();
