@@ -46,7 +46,7 @@ const SIGNAL_EVERY: u32 = SEND_DEPTH / 2;
 
 /// Why the ping-pong ended.
 #[derive(Debug, thiserror::Error)]
-enum Broken {
+enum PingPongFailure {
     #[error("the connection to the peer has ended ({0:?})")]
     Ended(Status),
     #[error("the peer did not answer within {TIMEOUT:?}")]
@@ -149,9 +149,9 @@ pub fn be_the_peer(plan: &RunPlan, starter: SocketAddr) -> Result<(), Failure> {
     loop {
         match end.next() {
             Ok(_) => {}
-            Err(Broken::Ended(_)) => return Ok(()),
+            Err(PingPongFailure::Ended(_)) => return Ok(()),
             // The starter may take its time between two repetitions.
-            Err(Broken::Silent) => continue,
+            Err(PingPongFailure::Silent) => continue,
             Err(error) => return Err(later(error)),
         }
         end.write(&slot, payload.clone(), to).map_err(later)?;
@@ -234,7 +234,7 @@ impl PingPongEnd {
 
     /// Waits for the peer's next message.
     #[inline]
-    fn next(&mut self) -> Result<u32, Broken> {
+    fn next(&mut self) -> Result<u32, PingPongFailure> {
         let mut backoff = Backoff::new(self.spin, Awaited::Result);
         let mut begun = None;
         loop {
@@ -255,7 +255,7 @@ impl PingPongEnd {
                 match (done.status, done.immediate) {
                     (Status::Success, Some(_)) => message = Some(done.bytes),
                     (Status::Success, None) => {} // a signaled write of ours
-                    (status, _) => return Err(Broken::Ended(status)),
+                    (status, _) => return Err(PingPongFailure::Ended(status)),
                 }
             }
             if let Some(bytes) = message {
@@ -267,10 +267,14 @@ impl PingPongEnd {
     }
 
     /// Reads the clock, and sleeps if the time to spin is over. `begun` is when it was read first in this wait.
-    fn look(&mut self, backoff: &mut Backoff, begun: &mut Option<Instant>) -> Result<(), Broken> {
+    fn look(
+        &mut self,
+        backoff: &mut Backoff,
+        begun: &mut Option<Instant>,
+    ) -> Result<(), PingPongFailure> {
         let now = Instant::now();
         if now.duration_since(*begun.get_or_insert(now)) > TIMEOUT {
-            return Err(Broken::Silent);
+            return Err(PingPongFailure::Silent);
         }
         if backoff.looked(now) {
             backoff.about_to_sleep();

@@ -25,8 +25,8 @@ const LEGEND_STEP: i32 = 24;
 const FAINT: f64 = 0.45;
 
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
-type Broken = DrawingAreaErrorKind<std::io::Error>;
-type Drawn = Result<(), Broken>;
+type DrawingFailure = DrawingAreaErrorKind<std::io::Error>;
+type Drawn = Result<(), DrawingFailure>;
 type Plot = fn(&Area<'_>, &Comparison) -> Drawn;
 
 /// Draws all that there are figures for into `directory`.
@@ -65,7 +65,7 @@ fn lighter(svg: &str) -> String {
 }
 
 /// Lines of a plot: whose, in which style, through which points.
-struct Line {
+struct Curve {
     name: String,
     style: ShapeStyle,
     dashed: bool,
@@ -76,11 +76,11 @@ struct Line {
     bars: Vec<(f64, f64, f64)>,
 }
 
-impl Line {
+impl Curve {
     fn of(row: &Row, devices: &[(String, rdmalib::Provider)]) -> Self {
         let first = devices.first().map(|(name, _)| name.as_str());
         let faint = row.device.is_some() && row.device.as_deref() != first;
-        Line {
+        Curve {
             name: row.name.clone(),
             style: colour(row.id)
                 .mix(if faint { FAINT } else { 1.0 })
@@ -95,7 +95,7 @@ impl Line {
 
 fn round_trips(area: &Area<'_>, comparison: &Comparison) -> Drawn {
     let line = |row: &Row| {
-        let mut line = Line::of(row, &comparison.devices);
+        let mut line = Curve::of(row, &comparison.devices);
         for (&payload, cell) in &row.cells {
             let at = f64::from(payload);
             line.points.extend(cell.p50().map(|p50| (at, p50.median)));
@@ -120,7 +120,7 @@ fn round_trips(area: &Area<'_>, comparison: &Comparison) -> Drawn {
 fn distribution(area: &Area<'_>, comparison: &Comparison) -> Drawn {
     let line = |of: &crate::files::Distribution| {
         let row = comparison.results.rows.iter().find(|row| row.name == of.name)?;
-        let mut line = Line::of(row, &comparison.devices);
+        let mut line = Curve::of(row, &comparison.devices);
         let shown = of.points.iter().filter(|(share, _)| *share <= 0.999);
         line.points = shown.map(|&(share, ns)| (ns.max(1) as f64, share)).collect();
         Some(line)
@@ -173,13 +173,13 @@ fn scaling(area: &Area<'_>, comparison: &Comparison) -> Drawn {
     legend(&legend_area, &lines)
 }
 
-fn rates((number, rates): (usize, &Rates)) -> Line {
+fn rates((number, rates): (usize, &Rates)) -> Curve {
     let each = rates
         .by
         .iter()
         .filter_map(|(&by, runs)| Some((f64::from(by), Spread::of(runs.iter().copied())?)));
     let each: Vec<_> = each.collect();
-    Line {
+    Curve {
         name: format!("invocation, {}", rates.device),
         style: colour(Id::Service).mix(if number == 0 { 1.0 } else { FAINT }).stroke_width(3),
         dashed: false,
@@ -194,7 +194,7 @@ fn frame<'a>(
     area: &Area<'a>,
     title: &str,
     comparison: &Comparison,
-) -> Result<(Area<'a>, Area<'a>), Broken> {
+) -> Result<(Area<'a>, Area<'a>), DrawingFailure> {
     let facts = format!(
         "{}; {} runs{}",
         comparison.machine,
@@ -242,7 +242,7 @@ where
 
 fn draw_line<X, Y>(
     chart: &mut ChartContext<'_, SVGBackend<'_>, Cartesian2d<X, Y>>,
-    line: &Line,
+    line: &Curve,
 ) -> Drawn
 where
     X: Ranged<ValueType = f64>,
@@ -267,7 +267,7 @@ where
     Ok(())
 }
 
-fn legend(area: &Area<'_>, lines: &[Line]) -> Drawn {
+fn legend(area: &Area<'_>, lines: &[Curve]) -> Drawn {
     let text = ("sans-serif", 14).into_font().color(&BLACK).pos(Pos::new(HPos::Left, VPos::Center));
     let drawn = lines.iter().filter(|line| !line.points.is_empty());
     for (line, at) in drawn.zip((0..).map(|number| 24 + LEGEND_STEP * number)) {
@@ -281,7 +281,7 @@ fn legend(area: &Area<'_>, lines: &[Line]) -> Drawn {
 }
 
 /// From the least to the most of what `of` takes from all that is drawn; never empty, and above zero.
-fn span(lines: &[Line], of: fn(&(f64, f64)) -> f64) -> (f64, f64) {
+fn span(lines: &[Curve], of: fn(&(f64, f64)) -> f64) -> (f64, f64) {
     let all = lines.iter().flat_map(|line| {
         let bars = line.bars.iter().map(|&(at, _, to)| (at, to));
         line.points.iter().chain(&line.marks).copied().chain(bars)
@@ -340,7 +340,7 @@ mod tests {
 
     #[test]
     fn a_span_holds_all_that_is_drawn_and_is_never_empty() {
-        let line = |points: &[(f64, f64)], marks: &[(f64, f64)]| Line {
+        let line = |points: &[(f64, f64)], marks: &[(f64, f64)]| Curve {
             name: String::new(),
             style: BLACK.stroke_width(1),
             dashed: false,
@@ -352,7 +352,7 @@ mod tests {
         assert_eq!(span(&lines, |point| point.0), (1.0, 64.0));
         assert_eq!(span(&lines, |point| point.1), (2.0, 100.0));
         assert_eq!(span(&lines[1..], |point| point.1), (1.0, 2.0));
-        let bars = Line { bars: vec![(1.0, 2.0, 300.0)], ..line(&[(1.0, 5.0)], &[]) };
+        let bars = Curve { bars: vec![(1.0, 2.0, 300.0)], ..line(&[(1.0, 5.0)], &[]) };
         assert_eq!(span(&[bars], |point| point.1), (5.0, 300.0));
     }
 }

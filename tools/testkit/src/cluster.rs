@@ -28,7 +28,7 @@ use tempfile::TempDir;
 
 use crate::http::Http;
 use crate::interrupt;
-use crate::process::{Keeper, Launch, Process};
+use crate::process::{Launch, Process, ProcessKeeper};
 use crate::procfs;
 use crate::settings::Settings;
 use crate::test_devices::{TestDevices, patience};
@@ -52,7 +52,7 @@ pub struct LocalCluster {
     executor_managers: Vec<Option<Process>>,
     resource_manager: Option<Process>,
     directory: TempDir,
-    keeper: Keeper,
+    keeper: ProcessKeeper,
     settings: Settings,
     http: Option<Http>,
     options: Options,
@@ -96,7 +96,7 @@ impl LocalCluster {
             executor_managers: settings.nodes.iter().map(|_| None).collect(),
             resource_manager: None,
             directory,
-            keeper: Keeper::start().map_err(os("starting a thread"))?,
+            keeper: ProcessKeeper::start().map_err(os("starting a thread"))?,
             settings,
             http: None,
             options,

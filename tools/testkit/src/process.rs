@@ -67,12 +67,12 @@ impl Launch {
 
 /// Starts programs that die with it.
 #[derive(Debug)]
-pub(crate) struct Keeper {
+pub(crate) struct ProcessKeeper {
     requests: Option<Sender<(Launch, Sender<io::Result<Child>>)>>,
     thread: Option<JoinHandle<()>>,
 }
 
-impl Keeper {
+impl ProcessKeeper {
     pub fn start() -> io::Result<Self> {
         let (requests, receiver) = channel::<(Launch, Sender<io::Result<Child>>)>();
         let thread = std::thread::Builder::new().name("keeper".into()).spawn(move || {
@@ -88,7 +88,7 @@ impl Keeper {
                 let _ = answer.send(child);
             }
         })?;
-        Ok(Keeper { requests: Some(requests), thread: Some(thread) })
+        Ok(ProcessKeeper { requests: Some(requests), thread: Some(thread) })
     }
 
     pub fn spawn(&self, launch: &Launch) -> io::Result<Process> {
@@ -101,7 +101,7 @@ impl Keeper {
     }
 }
 
-impl Drop for Keeper {
+impl Drop for ProcessKeeper {
     fn drop(&mut self) {
         self.requests = None; // ends the loop
         if let Some(thread) = self.thread.take() {
@@ -304,7 +304,7 @@ mod tests {
 
     #[test]
     fn of_a_long_log_the_end_is_kept_and_all_of_it_is_looked_at() {
-        let keeper = Keeper::start().unwrap();
+        let keeper = ProcessKeeper::start().unwrap();
         let last = MOST_LINES + 10;
         let script = format!("seq {last} >&2; sleep 60");
         let mut process = keeper.spawn(&shell(&script)).unwrap();
@@ -316,7 +316,7 @@ mod tests {
 
     #[test]
     fn a_logged_line_is_waited_for_and_kept() {
-        let keeper = Keeper::start().unwrap();
+        let keeper = ProcessKeeper::start().unwrap();
         let mut process =
             keeper.spawn(&shell("echo first >&2; echo port 12 >&2; sleep 60")).unwrap();
         let port = process
@@ -328,7 +328,7 @@ mod tests {
 
     #[test]
     fn waiting_for_a_line_ends_with_the_program() {
-        let keeper = Keeper::start().unwrap();
+        let keeper = ProcessKeeper::start().unwrap();
         let mut process = keeper.spawn(&shell("exit 3")).unwrap();
         assert_eq!(process.wait_for(Duration::from_secs(60), |_| Some(())), None);
         assert_eq!(process.wait(Duration::from_secs(60)).and_then(|s| s.code()), Some(3));
@@ -336,7 +336,7 @@ mod tests {
 
     #[test]
     fn a_program_that_ignores_sigterm_is_killed_and_reported() {
-        let keeper = Keeper::start().unwrap();
+        let keeper = ProcessKeeper::start().unwrap();
         let mut process = keeper
             .spawn(&shell("trap '' TERM; echo ready >&2; while :; do sleep 1; done"))
             .unwrap();
@@ -347,7 +347,7 @@ mod tests {
 
     #[test]
     fn programs_die_with_the_thread_that_keeps_them() {
-        let keeper = Keeper::start().unwrap();
+        let keeper = ProcessKeeper::start().unwrap();
         let mut process = keeper.spawn(&shell("echo ready >&2; exec sleep 60")).unwrap();
         assert_eq!(process.wait_for(Duration::from_secs(30), |_| Some(())), Some(()));
         drop(keeper);

@@ -41,20 +41,21 @@ impl Contender for Bounce {
 
     fn measure(&self, payload: u32, effort: Effort) -> Result<Round, NotMeasured> {
         let (line, file) = SharedLine::new().map_err(os("a shared page"))?;
-        let mut client = Client { line, word: [0; 8], answer: 0, _peer: Role::Bounce.start(file)? };
+        let mut client =
+            BouncingLine { line, word: [0; 8], answer: 0, _peer: Role::Bounce.start(file)? };
         settle_down(End::First);
         Ok(Round::of(measure(&mut client, payload, effort)?))
     }
 }
 
-struct Client {
+struct BouncingLine {
     line: SharedLine,
     word: [u8; size_of::<u64>()],
     answer: u64,
     _peer: PeerProcess,
 }
 
-impl Echo for Client {
+impl Echo for BouncingLine {
     fn write(&mut self, offset: usize, bytes: &[u8]) -> Result<(), Failure> {
         self.word[offset..offset + bytes.len()].copy_from_slice(bytes);
         Ok(())

@@ -36,7 +36,7 @@ impl Contender for Wake {
         let (wake, theirs) = pair()?;
         let (woken, their_out) = pair()?;
         let peer = Role::Eventfd.start_with(theirs, Stdio::from(their_out))?;
-        let mut client = Client { wake, woken, word: [0; 8], answer: [0; 8], _peer: peer };
+        let mut client = EventfdPair { wake, woken, word: [0; 8], answer: [0; 8], _peer: peer };
         settle_down(End::First);
         Ok(Round::of(measure(&mut client, payload, effort)?))
     }
@@ -50,7 +50,7 @@ fn pair() -> Result<(File, OwnedFd), Failure> {
     Ok((File::from(ours), theirs))
 }
 
-struct Client {
+struct EventfdPair {
     wake: File,
     woken: File,
     word: [u8; size_of::<u64>()],
@@ -59,7 +59,7 @@ struct Client {
 }
 
 /// What is written to an eventfd is what is read from it, if it was zero before.
-impl Echo for Client {
+impl Echo for EventfdPair {
     fn write(&mut self, offset: usize, bytes: &[u8]) -> Result<(), Failure> {
         self.word[offset..offset + bytes.len()].copy_from_slice(bytes);
         Ok(())

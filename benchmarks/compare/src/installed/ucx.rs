@@ -32,7 +32,12 @@ impl Ucx {
     }
 
     /// The percentile of one way, in µs, and how many there were.
-    fn one_way(self, payload: u32, effort: Effort, percentile: &str) -> Result<Line, NotMeasured> {
+    fn one_way(
+        self,
+        payload: u32,
+        effort: Effort,
+        percentile: &str,
+    ) -> Result<UcxFigures, NotMeasured> {
         let repetitions = effort.planned(payload);
         let client = |port: u16| {
             let mut arguments = vec!["127.0.0.1".to_owned(), "-f".into(), "-v".into()];
@@ -88,19 +93,19 @@ impl Contender for Ucx {
 
 /// Its figures of one measurement.
 #[derive(Clone, Copy, Debug, PartialEq)]
-struct Line {
+struct UcxFigures {
     repetitions: u64,
     percentile_us: f64,
 }
 
 /// The last line of `-f -v`: iterations, then the percentile, then means and bandwidths.
-fn parse(printed: &str) -> Option<Line> {
+fn parse(printed: &str) -> Option<UcxFigures> {
     let (header, line) = printed.trim_end().rsplit_once('\n')?;
     header.contains("_percentile_lat").then_some(())?;
     let mut fields = line.split(',');
     let repetitions = fields.next()?.trim().parse().ok()?;
     let percentile_us: f64 = fields.next()?.trim().parse().ok()?;
-    is_positive(percentile_us).then_some(Line { repetitions, percentile_us })
+    is_positive(percentile_us).then_some(UcxFigures { repetitions, percentile_us })
 }
 
 #[cfg(test)]
@@ -115,7 +120,7 @@ iterations,99.0_percentile_lat,avg_lat,overall_lat,avg_bw,overall_bw,avg_mr,over
 
     #[test]
     fn iterations_and_percentile_are_read_from_what_it_prints() {
-        let expected = Line { repetitions: 20_000, percentile_us: 0.5 };
+        let expected = UcxFigures { repetitions: 20_000, percentile_us: 0.5 };
         assert_eq!(parse(CAPTURED), Some(expected));
         // Its log comes first, if it logs.
         let logged =

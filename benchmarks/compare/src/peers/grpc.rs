@@ -94,7 +94,7 @@ impl Contender for Grpc {
         let grpc = tonic::client::Grpc::new(channel.map_err(later)?)
             .max_decoding_message_size(MOST_BYTES)
             .max_encoding_message_size(MOST_BYTES);
-        let mut client = Client {
+        let mut client = GrpcCaller {
             runtime,
             grpc,
             payload: vec![0; payload as usize],
@@ -133,7 +133,7 @@ async fn connect_unix(
     endpoint.connect_with_connector(connector).await
 }
 
-struct Client {
+struct GrpcCaller {
     runtime: Runtime,
     grpc: tonic::client::Grpc<Channel>,
     payload: Vec<u8>,
@@ -142,7 +142,7 @@ struct Client {
     _peer: PeerProcess,
 }
 
-impl Echo for Client {
+impl Echo for GrpcCaller {
     fn write(&mut self, offset: usize, bytes: &[u8]) -> Result<(), Failure> {
         self.payload[offset..offset + bytes.len()].copy_from_slice(bytes);
         Ok(())

@@ -49,7 +49,7 @@ impl Contender for Http {
         let peer = Role::Http.start(listener.into())?;
         let runtime = runtime()?;
         let sender = runtime.block_on(connect(at))?;
-        let mut client = Client {
+        let mut client = HttpCaller {
             runtime,
             sender,
             at,
@@ -76,7 +76,7 @@ async fn connect(at: SocketAddr) -> Result<SendRequest<Full<Bytes>>, Failure> {
     Ok(sender)
 }
 
-struct Client {
+struct HttpCaller {
     runtime: Runtime,
     sender: SendRequest<Full<Bytes>>,
     at: SocketAddr,
@@ -86,7 +86,7 @@ struct Client {
     _peer: PeerProcess,
 }
 
-impl Echo for Client {
+impl Echo for HttpCaller {
     fn write(&mut self, offset: usize, bytes: &[u8]) -> Result<(), Failure> {
         self.payload[offset..offset + bytes.len()].copy_from_slice(bytes);
         Ok(())

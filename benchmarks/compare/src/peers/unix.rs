@@ -39,20 +39,21 @@ impl Contender for Unix {
         let peer = Role::Unix.start(theirs.into())?;
         let mut message = payload.to_le_bytes().to_vec();
         message.resize(PREFIX_BYTES + payload as usize, 0);
-        let mut client = Client { stream, answer: vec![0; message.len()], message, _peer: peer };
+        let mut client =
+            SocketCaller { stream, answer: vec![0; message.len()], message, _peer: peer };
         settle_down(End::First);
         Ok(Round::of(measure(&mut client, payload, effort)?))
     }
 }
 
-struct Client {
+struct SocketCaller {
     stream: UnixStream,
     message: Vec<u8>,
     answer: Vec<u8>,
     _peer: PeerProcess,
 }
 
-impl Echo for Client {
+impl Echo for SocketCaller {
     fn write(&mut self, offset: usize, bytes: &[u8]) -> Result<(), Failure> {
         let at = PREFIX_BYTES + offset;
         self.message[at..at + bytes.len()].copy_from_slice(bytes);

@@ -16,7 +16,7 @@ use std::process::Command;
 use anyhow::{Context, bail};
 use serde_json::Value;
 
-pub use modules::{Arrow, Modules, Target};
+pub use modules::{Arrow, CrateRoot, Modules};
 pub use rules::Rules;
 
 /// Members of a workspace, each with the members that it depends on.
@@ -52,7 +52,7 @@ pub fn workspace(root: &Path) -> anyhow::Result<(Crates, Vec<Arrow>)> {
             let is_library = kinds.iter().any(|kind| kind.ends_with("lib"));
             if is_library || kinds.iter().any(|kind| kind == "bin") {
                 let library = is_library.then(|| text(&target["name"]).replace('-', "_"));
-                targets.push(Target { library, root: file });
+                targets.push(CrateRoot { library, root: file });
             }
         }
     }

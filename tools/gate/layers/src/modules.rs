@@ -9,25 +9,25 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 
-use crate::source::{self, Said};
+use crate::source::{self, Statements};
 
 /// A target of a package: a library, a program.
 #[derive(Clone, Debug)]
-pub struct Target {
+pub struct CrateRoot {
     /// What `use` calls it, if it is a library.
     pub library: Option<String>,
     /// The file that it begins with.
     pub root: PathBuf,
 }
 
-type Id = usize;
+type ModuleId = usize;
 
 #[derive(Debug)]
 struct Module {
     file: PathBuf,
-    parent: Option<Id>,
-    children: BTreeMap<String, Id>,
-    said: Said,
+    parent: Option<ModuleId>,
+    children: BTreeMap<String, ModuleId>,
+    said: Statements,
 }
 
 /// An arrow from a file to one that it imports something of, or declares as its module.
@@ -48,9 +48,9 @@ pub struct Arrow {
 pub struct Modules {
     root: PathBuf,
     modules: Vec<Module>,
-    libraries: BTreeMap<String, Id>,
+    libraries: BTreeMap<String, ModuleId>,
     /// Modules, those that they declare, and where.
-    declared: Vec<(Id, Id, usize)>,
+    declared: Vec<(ModuleId, ModuleId, usize)>,
 }
 
 /// Longest chain of re-exports that is followed: a circle of them ends there.
@@ -58,7 +58,7 @@ const LONGEST: usize = 32;
 
 impl Modules {
     /// Reads `targets`, whose files are under `root`.
-    pub fn read(root: &Path, targets: &[Target]) -> anyhow::Result<Self> {
+    pub fn read(root: &Path, targets: &[CrateRoot]) -> anyhow::Result<Self> {
         let mut all = Modules { root: root.to_owned(), ..Modules::default() };
         for target in targets {
             let directory = target.root.parent().unwrap_or(root);
@@ -74,11 +74,11 @@ impl Modules {
     /// are in `directory`.
     fn add(
         &mut self,
-        parent: Option<Id>,
+        parent: Option<ModuleId>,
         file: PathBuf,
         directory: &Path,
-        said: Option<Said>,
-    ) -> anyhow::Result<Id> {
+        said: Option<Statements>,
+    ) -> anyhow::Result<ModuleId> {
         let said = match said {
             Some(said) => said,
             None => fs::read_to_string(self.root.join(&file))
@@ -104,7 +104,7 @@ impl Modules {
         Ok(id)
     }
 
-    fn root_of(&self, mut id: Id) -> Id {
+    fn root_of(&self, mut id: ModuleId) -> ModuleId {
         while let Some(parent) = self.modules[id].parent {
             id = parent;
         }
@@ -114,7 +114,7 @@ impl Modules {
     /// All arrows between files, sorted; one for each pair.
     pub fn arrows(&self) -> Vec<Arrow> {
         let mut found: BTreeMap<(PathBuf, PathBuf), (bool, usize)> = BTreeMap::new();
-        let mut arrow = |from: Id, to: Id, line: usize, only_declared: bool| {
+        let mut arrow = |from: ModuleId, to: ModuleId, line: usize, only_declared: bool| {
             let (from, to) = (&self.modules[from].file, &self.modules[to].file);
             if from != to {
                 let entry =
@@ -139,7 +139,7 @@ impl Modules {
     }
 
     /// The module that defines what `path` names when module `id` says it; `None` if that is none of ours.
-    fn resolve(&self, id: Id, path: &[String], depth: usize) -> Option<Id> {
+    fn resolve(&self, id: ModuleId, path: &[String], depth: usize) -> Option<ModuleId> {
         if depth > LONGEST {
             return None;
         }
@@ -174,7 +174,7 @@ impl Modules {
     }
 
     /// The same for a path that begins in module `id`.
-    fn walk(&self, mut id: Id, path: &[String], depth: usize) -> Option<Id> {
+    fn walk(&self, mut id: ModuleId, path: &[String], depth: usize) -> Option<ModuleId> {
         for (at, name) in path.iter().enumerate() {
             let module = &self.modules[id];
             if let Some(child) = module.children.get(name) {
@@ -206,7 +206,7 @@ impl Modules {
         Some(id)
     }
 
-    fn provides(&self, id: Id, name: &str, depth: usize) -> bool {
+    fn provides(&self, id: ModuleId, name: &str, depth: usize) -> bool {
         let module = &self.modules[id];
         depth <= LONGEST
             && (module.children.contains_key(name)

@@ -14,9 +14,9 @@ pub type Names = Vec<String>;
 
 /// What a module says.
 #[derive(Debug, Default)]
-pub struct Said {
+pub struct Statements {
     /// Modules that it declares, each with its line and, if it is in braces, what it says.
-    pub modules: Vec<(String, usize, Option<Said>)>,
+    pub modules: Vec<(String, usize, Option<Statements>)>,
     /// What it defines itself.
     pub defines: BTreeSet<String>,
     /// What it imports: name and path. A glob has the name `*`.
@@ -26,13 +26,13 @@ pub struct Said {
 }
 
 /// All that `text`, the text of a file, says.
-pub fn read(text: &str) -> syn::Result<Said> {
-    let mut said = Said::default();
+pub fn read(text: &str) -> syn::Result<Statements> {
+    let mut said = Statements::default();
     said.items(&syn::parse_file(text)?.items);
     Ok(said)
 }
 
-impl Said {
+impl Statements {
     fn items(&mut self, items: &[Item]) {
         for item in items {
             self.defines.extend(name_of(item));
@@ -78,7 +78,7 @@ macro_rules! unless_for_tests {
     };
 }
 
-impl<'a> Visit<'a> for Said {
+impl<'a> Visit<'a> for Statements {
     unless_for_tests! {
         visit_item_const ItemConst visit_item_enum ItemEnum visit_item_fn ItemFn visit_item_impl ItemImpl
         visit_item_macro ItemMacro visit_item_static ItemStatic visit_item_struct ItemStruct
@@ -91,7 +91,7 @@ impl<'a> Visit<'a> for Said {
     fn visit_item_mod(&mut self, module: &'a ItemMod) {
         if !is_test(&module.attrs) {
             let inside = module.content.as_ref().map(|(_, items)| {
-                let mut said = Said::default();
+                let mut said = Statements::default();
                 said.items(items);
                 said
             });

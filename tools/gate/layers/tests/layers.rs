@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
-use layers::{Arrow, Modules, Rules, Target};
+use layers::{Arrow, CrateRoot, Modules, Rules};
 
 /// The arrows of a workspace of these files, of which each `NAME/lib.rs` is a library.
 fn arrows(files: &[(&str, &str)]) -> Vec<Arrow> {
@@ -17,7 +17,7 @@ fn arrows(files: &[(&str, &str)]) -> Vec<Arrow> {
         fs::create_dir_all(file.parent().unwrap()).unwrap();
         fs::write(file, text).unwrap();
         if let Some(library) = name.strip_suffix("/lib.rs") {
-            targets.push(Target { library: Some(library.to_owned()), root: name.into() });
+            targets.push(CrateRoot { library: Some(library.to_owned()), root: name.into() });
         }
     }
     Modules::read(root.path(), &targets).unwrap().arrows()
@@ -228,7 +228,7 @@ fn only_code_that_no_build_but_a_test_has_is_left_out() {
 fn a_module_without_a_file_is_an_error() {
     let root = tempfile::tempdir().unwrap();
     fs::write(root.path().join("lib.rs"), "mod lost;").unwrap();
-    let target = Target { library: None, root: Path::new("lib.rs").into() };
+    let target = CrateRoot { library: None, root: Path::new("lib.rs").into() };
     let error = Modules::read(root.path(), &[target]).unwrap_err();
     assert_eq!(error.to_string(), "lib.rs: module lost has no file");
 }

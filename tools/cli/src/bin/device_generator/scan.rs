@@ -46,7 +46,7 @@ pub enum ScanError {
 
 /// A device as the kernel knows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Found {
+struct FoundDevice {
     name: String,
     active: bool,
     interface: Option<String>,
@@ -81,7 +81,7 @@ fn inline_limit(entry: &DeviceEntry) -> u32 {
 fn select(
     wanted: &[String],
     port: u16,
-    found: &[Found],
+    found: &[FoundDevice],
     addresses: &[(String, IpAddr)],
 ) -> Result<Devices, ScanError> {
     let mut entries = Vec::new();
@@ -135,7 +135,7 @@ fn entry(name: &str, provider: Provider, ip_address: IpAddr, port: u16) -> Devic
 
 /// The address that connections to and from `device` use. A network interface may have several: IPv4 is
 /// preferred, as the rest of a cluster most likely uses it, and of each kind the first, its primary one.
-fn usable_address(device: &Found, addresses: &[(String, IpAddr)]) -> Result<IpAddr, String> {
+fn usable_address(device: &FoundDevice, addresses: &[(String, IpAddr)]) -> Result<IpAddr, String> {
     if !device.active {
         return Err("is not active (see `rdma link`)".into());
     }
@@ -155,7 +155,7 @@ fn usable_address(device: &Found, addresses: &[(String, IpAddr)]) -> Result<IpAd
 }
 
 /// The devices below `class`, by name; none where the kernel has no RDMA.
-fn devices_in(class: &Path) -> Result<Vec<Found>, ScanError> {
+fn devices_in(class: &Path) -> Result<Vec<FoundDevice>, ScanError> {
     let mut names = match fs::read_dir(class) {
         Ok(list) => list
             .map(|entry| entry.map(|entry| entry.file_name().to_string_lossy().into_owned()))
@@ -168,7 +168,7 @@ fn devices_in(class: &Path) -> Result<Vec<Found>, ScanError> {
     Ok(names.into_iter().map(|name| device_at(&class.join(&name), name)).collect())
 }
 
-fn device_at(directory: &Path, name: String) -> Found {
+fn device_at(directory: &Path, name: String) -> FoundDevice {
     let mut ports = entries(&directory.join("ports"));
     ports.sort();
     // `4: ACTIVE`; a device is as active as its most active port.
@@ -182,7 +182,7 @@ fn device_at(directory: &Path, name: String) -> Found {
         let first = entries(&directory.join("device/net")).into_iter().min()?;
         Some(first.file_name()?.to_string_lossy().into_owned())
     });
-    Found { name, active: port.is_some(), interface }
+    FoundDevice { name, active: port.is_some(), interface }
 }
 
 fn entries(directory: &Path) -> Vec<PathBuf> {
@@ -220,8 +220,8 @@ fn interface_addresses() -> Result<Vec<(String, IpAddr)>, ScanError> {
 mod tests {
     use super::*;
 
-    fn found(name: &str, active: bool, interface: &str) -> Found {
-        Found { name: name.into(), active, interface: Some(interface.into()) }
+    fn found(name: &str, active: bool, interface: &str) -> FoundDevice {
+        FoundDevice { name: name.into(), active, interface: Some(interface.into()) }
     }
 
     fn names(devices: &Devices) -> Vec<&str> {
