@@ -238,7 +238,8 @@ impl DeployedExecutor {
         let (header, reply) = self.bounce_buffers.as_mut().expect(BOUNCE_BUFFERS);
         let most = self.specification.deployment.output_bytes;
         let buffers = (&header.buffer, &mut reply.buffer);
-        let result = slot.call(&mut self.caller, function.index, bytes, buffers, most);
+        let outcome = slot.call(&mut self.caller, function.index, bytes, buffers, most)?;
+        let result = self.caller.read_outcome(outcome, &mut reply.buffer);
         self.noting_losses(result)
     }
 

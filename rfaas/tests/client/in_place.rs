@@ -253,6 +253,24 @@ fn past_its_time_limit_a_call_in_place_fails_and_the_next_has_a_new_executor() {
 }
 
 #[test]
+fn a_call_in_place_that_was_not_posted_ends_no_process() {
+    let deployment = Deployment::default().slots(2).invocation_timeout(Duration::from_secs(2));
+    let (node, mut executor) = Node::deployed(1, &deployment);
+    let never = executor.function("never").unwrap();
+    let empty = executor.function("empty").unwrap();
+    let (input, output) = buffers(&executor, &[1]);
+    let pending = executor.submit(&never, input, output).unwrap();
+    let call = executor.in_place(&empty, 1).unwrap();
+    assert!(matches!(pending.wait().unwrap_err().error, Error::TimeLimit { .. }));
+    let error = call.invoke().unwrap_err(); // its worker is gone, and so it was not posted
+    assert!(matches!(error, Error::WorkerLost { .. }), "{error}");
+    thread::sleep(Duration::from_millis(300)); // what ends a process ends it sooner
+    assert_eq!(node.running(), 1);
+    drop(executor.in_place(&empty, 1).unwrap());
+    assert_eq!(node.allocations(), 2, "the next call has it replaced");
+}
+
+#[test]
 fn after_a_restart_calls_in_place_are_in_the_new_executors_memory() {
     let (_node, mut executor) = Node::deployed(1, &Deployment::default());
     let empty = executor.function("empty").unwrap();

@@ -80,7 +80,8 @@ impl MappedSlot {
 
     /// Calls `function` with the first `input_bytes` bytes of the slot, and takes up to `most`
     /// bytes of output. `header` and `reply` are where its header is sent from and where its reply
-    /// goes. Returns the bytes of output.
+    /// goes. Returns the outcome, to be read with `reply`; an error if the call was not posted, or if
+    /// its output is too large or cannot be mapped.
     #[inline]
     pub fn call<O: Owner>(
         &mut self,
@@ -89,30 +90,30 @@ impl MappedSlot {
         input_bytes: usize,
         (header, reply): (&InputBuffer, &mut OutputBuffer),
         most: usize,
-    ) -> Result<usize, CallError<O::Cause>> {
+    ) -> Result<Outcome<O::Cause>, CallError<O::Cause>> {
         let call = Call::in_place(function, self.place, header, input_bytes, reply, most);
         let detail_bytes = match caller.call_in_place(&call)? {
             Outcome::OutputTooLarge => {
                 let needed = reply.failure_detail()?.needed_bytes.get();
                 return Err(CallError::OutputTooLarge { needed, capacity: most });
             }
-            outcome => caller.read_outcome(outcome, reply)?,
+            Outcome::Bytes(bytes) => bytes as usize,
+            outcome => return Ok(outcome),
         };
-        let outcome = match self.find_output(caller, reply, detail_bytes, most) {
-            Ok(bytes) => return Ok(bytes),
-            Err(NoOutput::Here(error)) => return Err(error.into()),
+        match self.find_output(caller, reply, detail_bytes, most) {
+            Ok(bytes) => Ok(Outcome::Bytes(bytes)),
+            Err(NoOutput::Here(error)) => Err(error.into()),
             Err(NoOutput::Breach(breach)) => {
                 let worker = self.place.worker;
                 caller.with_workers(|workers, woken| workers.breach(worker, breach, woken));
-                Outcome::Failed(Failure::WorkerLost(breach))
+                Ok(Outcome::Failed(Failure::WorkerLost(breach)))
             }
             Err(NoOutput::Gone) => {
                 let worker = self.place.worker;
                 caller.with_workers(|workers, woken| workers.gone(worker, woken));
-                caller.call_in_place(&call)? // there is no worker to call: it tells why
+                caller.call_in_place(&call) // there is no worker to call: it tells why
             }
-        };
-        caller.read_outcome(outcome, reply)
+        }
     }
 
     /// Checks where the output is, of at most `most` bytes, as the reply's detail in `reply` says. Returns how many
@@ -124,15 +125,15 @@ impl MappedSlot {
         reply: &OutputBuffer,
         detail_bytes: usize,
         most: usize,
-    ) -> Result<usize, NoOutput> {
+    ) -> Result<u32, NoOutput> {
         if detail_bytes != size_of::<InPlaceDetail>() {
             return Err(NoOutput::Breach("it answered a call in place with something else"));
         }
         let mut detail = [0; size_of::<InPlaceDetail>()];
         reply.read(0, &mut detail).map_err(NoOutput::Here)?;
         let detail = InPlaceDetail::read_from_bytes(&detail).expect("the array has its size");
-        let bytes = detail.output_bytes.get() as usize;
-        if bytes > most {
+        let bytes = detail.output_bytes.get();
+        if bytes as usize > most {
             return Err(NoOutput::Breach("it answered with more bytes than an output has"));
         }
         let at = RemoteAddress { addr: detail.output_addr.get(), key: detail.output_key.get() };
