@@ -57,7 +57,8 @@ pub fn prepare(
     let failed = |what| move |source| WorkerStartError::Device { what, source };
     let domain = device.domain().map_err(failed("protection domain"))?;
     let memory = GuardedMemory::new(&domain, plan.layout, max_guards).map_err(failed("slots"))?;
-    Connection::new(device, &domain, memory, requests).map_err(failed("connection"))
+    Connection::new(device, &domain, memory, requests)
+        .map_err(|(what, source)| WorkerStartError::Device { what, source })
 }
 
 /// Connects to the client as worker `index`.

@@ -61,13 +61,14 @@ pub struct CallerConnection<M> {
 
 impl<M: Deref<Target = SlotMemory>> CallerConnection<M> {
     /// Makes an unconnected one, whose requests complete into `requests`. `memory` is in `domain`, which nothing else
-    /// is in: the caller reaches the slots with it, and nothing else.
+    /// is in: the caller reaches the slots with it, and nothing else. An error says what the device could not provide.
     pub fn new(
         device: &Device,
         domain: &Domain,
         memory: M,
         requests: &CompletionQueue,
-    ) -> rdmalib::Result<Self> {
+    ) -> Result<Self, (&'static str, rdmalib::Error)> {
+        let failed = |what| move |error| (what, error);
         let (send_depth, receive_depth) = depths(memory.layout().slots());
         let config = QueuePairConfig {
             send_depth,
@@ -76,10 +77,11 @@ impl<M: Deref<Target = SlotMemory>> CallerConnection<M> {
             rnr_retry: RnrRetry::Forever, // a slow caller is not a broken one
             ..QueuePairConfig::default()
         };
-        let sent = device.completion_queue(send_depth)?;
-        let mut queue_pair = QueuePair::new(domain, &sent, requests, &config)?;
+        let sent = device.completion_queue(send_depth).map_err(failed("completion queue"))?;
+        let mut queue_pair =
+            QueuePair::new(domain, &sent, requests, &config).map_err(failed("queue pair"))?;
         for _ in 0..receive_depth {
-            queue_pair.post_receive(0, None)?;
+            queue_pair.post_receive(0, None).map_err(failed("receives"))?;
         }
         Ok(CallerConnection {
             queue_pair,
