@@ -19,21 +19,21 @@ pub struct Place {
 #[derive(Clone, Copy, Debug)]
 pub struct Call<'a> {
     /// Number of the function.
-    pub function: u16,
+    pub(super) function: u16,
     /// The buffer that is sent.
-    pub input: &'a InputBuffer,
+    pub(super) input: &'a InputBuffer,
     /// Bytes of input for the function.
-    pub input_bytes: u32,
+    pub(super) input_bytes: u32,
     /// Where the output goes.
-    pub reply: RemoteAddress,
+    pub(super) reply: RemoteAddress,
     /// Bytes that a worker may write there.
-    pub room: u32,
+    pub(super) room: u32,
     /// Bytes that the function may return. They are as many, unless its output stays in place.
-    pub capacity: u32,
+    pub(super) capacity: u32,
     /// Flags of the request's header.
-    pub flags: u16,
+    pub(super) flags: u16,
     /// The only slot that the call may use, if its input and output are there.
-    pub place: Option<Place>,
+    pub(super) place: Option<Place>,
 }
 
 impl<'a> Call<'a> {
@@ -56,7 +56,7 @@ impl<'a> Call<'a> {
     /// Makes a call in `place`, where `input_bytes` bytes of input are. Only a header is sent, that of `head`. What
     /// comes back to `reply` says where the output is, which has at most `most` bytes.
     #[inline]
-    pub fn in_place(
+    pub(super) fn in_place(
         function: u16,
         place: Place,
         head: &'a InputBuffer,
@@ -75,7 +75,7 @@ impl<'a> Call<'a> {
 
     /// Returns its header, for the use of a slot with this sequence number.
     #[inline]
-    pub fn header(&self, sequence: u32) -> RequestHeader {
+    pub(super) fn header(&self, sequence: u32) -> RequestHeader {
         RequestHeader {
             reply_addr: self.reply.addr.into(),
             reply_key: self.reply.key.into(),
@@ -90,7 +90,7 @@ impl<'a> Call<'a> {
     /// Returns what the worker keeps of it for a next call. A call in place has nothing of that kind, since its header
     /// is all that is sent; nor has a call without input, which would be a message of no bytes.
     #[inline]
-    pub fn kept_request(&self) -> Option<KeptRequest> {
+    pub(super) fn kept_request(&self) -> Option<KeptRequest> {
         let Call { function, reply, capacity, .. } = *self;
         (self.flags == 0 && self.input_bytes > 0).then_some(KeptRequest {
             function,

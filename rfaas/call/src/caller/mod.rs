@@ -23,7 +23,7 @@ mod tickets;
 mod workers;
 
 pub use buffer::{CallMemory, InputBuffer, OutputBuffer, check_range, copy_range};
-pub use call::{Call, Place};
+pub use call::Call;
 pub use calls::{CallLimits, Calls};
 pub use connection::{Accepted, SlotNeeds, WorkerConnection, completion_queue};
 pub use driver::Driver;

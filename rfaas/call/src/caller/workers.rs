@@ -109,7 +109,7 @@ impl<C: Copy + Debug + PartialEq> Workers<C> {
     }
 
     /// Returns when a call that is posted at `now` is out of time.
-    pub fn deadline(&self, now: Instant) -> Option<Instant> {
+    pub(super) fn deadline(&self, now: Instant) -> Option<Instant> {
         now.checked_add(self.limit)
     }
 
@@ -117,7 +117,7 @@ impl<C: Copy + Debug + PartialEq> Workers<C> {
     /// up, the callee has not ended by itself as far as is known, and replacing it costs no call in
     /// flight or is the only way on.
     #[inline]
-    pub fn must_be_replaced(&self) -> bool {
+    pub(super) fn must_be_replaced(&self) -> bool {
         self.alive < self.count && self.is_replaceable()
     }
 
@@ -131,14 +131,14 @@ impl<C: Copy + Debug + PartialEq> Workers<C> {
     }
 
     /// Returns whether calls are in flight and the callee has not ended as far as is known.
-    pub fn are_at_work(&self) -> bool {
+    pub(super) fn are_at_work(&self) -> bool {
         !matches!(self.cause, KnownCause::Known(_)) && self.tickets.any_waiting()
     }
 
     /// Posts `call` to the worker with the least to do. An error is about all workers or about the call; if something
     /// goes wrong with one worker, the call goes to the next.
     #[inline]
-    pub fn post(
+    pub(super) fn post(
         &mut self,
         call: &Call<'_>,
         deadline: Option<Instant>,
@@ -204,7 +204,7 @@ impl<C: Copy + Debug + PartialEq> Workers<C> {
 
     /// Applies a completion: a reply resolves its call, a failure loses its worker.
     #[inline]
-    pub fn apply(&mut self, completion: &WorkCompletion, woken: &mut Vec<Waker>) {
+    pub(super) fn apply(&mut self, completion: &WorkCompletion, woken: &mut Vec<Waker>) {
         let index = worker_of(completion);
         let Some(worker) = self.workers.get_mut(index).filter(|worker| worker.is_alive()) else {
             return; // a flushed request of a worker that was cut
@@ -227,7 +227,7 @@ impl<C: Copy + Debug + PartialEq> Workers<C> {
 
     /// Gives up the workers that are out of time `now`, and asks for the cause of lost connections with `ask`. `noted`
     /// is the end that the owner has noted. To be called when nothing was polled.
-    pub fn check_deadlines(
+    pub(super) fn check_deadlines(
         &mut self,
         now: Instant,
         noted: Option<End<C>>,
@@ -263,7 +263,7 @@ impl<C: Copy + Debug + PartialEq> Workers<C> {
     }
 
     /// Cuts all workers and fails what is still in flight, because of `failure` unless another reason is known already.
-    pub fn close(&mut self, failure: Failure<C>, woken: &mut Vec<Waker>) {
+    pub(super) fn close(&mut self, failure: Failure<C>, woken: &mut Vec<Waker>) {
         let failure = match self.cause {
             KnownCause::Known(earlier) => earlier,
             KnownCause::None | KnownCause::Awaited(_) => failure,
@@ -350,7 +350,7 @@ impl<C: Copy + Debug + PartialEq> Workers<C> {
 
     /// Finds a free slot of the worker with the least to do. An error is about all workers or about this process; if
     /// something goes wrong with one worker, the next is tried.
-    pub fn find(&mut self, woken: &mut Vec<Waker>) -> Result<Found, C> {
+    pub(super) fn find(&mut self, woken: &mut Vec<Waker>) -> Result<Found, C> {
         loop {
             if let KnownCause::Known(failure) = self.cause {
                 return Err(CallError::Failed(failure));
@@ -374,13 +374,13 @@ impl<C: Copy + Debug + PartialEq> Workers<C> {
     }
 
     /// Returns where the input of `place` is in the mapping of its worker's slots.
-    pub fn input_offset(&self, place: Place) -> usize {
+    pub(super) fn input_offset(&self, place: Place) -> usize {
         self.workers[place.worker].input_offset(place.slot)
     }
 
     /// Posts `call` to `place`, as [`Workers::post`] does to any slot. Its input is there, and nowhere else.
     #[inline(never)] // one branch is what it costs other calls
-    pub fn post_in_place(
+    pub(super) fn post_in_place(
         &mut self,
         place: Place,
         call: &Call<'_>,
@@ -422,7 +422,7 @@ impl<C: Copy + Debug + PartialEq> Workers<C> {
     }
 
     /// Maps the output of `place`, `bytes` bytes that its worker says have stayed at `at`.
-    pub fn output(
+    pub(super) fn output(
         &mut self,
         place: Place,
         at: RemoteAddress,
@@ -436,7 +436,7 @@ impl<C: Copy + Debug + PartialEq> Workers<C> {
 
     /// Cuts a worker that has answered something that cannot be.
     #[cold]
-    pub fn breach(&mut self, worker: usize, breach: &'static str, woken: &mut Vec<Waker>) {
+    pub(super) fn breach(&mut self, worker: usize, breach: &'static str, woken: &mut Vec<Waker>) {
         if self.workers.get(worker).is_some_and(|worker| worker.is_alive()) {
             tracing::warn!(worker, breach, "worker broke the protocol; it is cut off");
             self.lose(worker, Some(breach), woken);
@@ -445,7 +445,7 @@ impl<C: Copy + Debug + PartialEq> Workers<C> {
 
     /// Notes that the connection of `worker` has ended.
     #[cold]
-    pub fn gone(&mut self, worker: usize, woken: &mut Vec<Waker>) {
+    pub(super) fn gone(&mut self, worker: usize, woken: &mut Vec<Waker>) {
         if self.workers.get(worker).is_some_and(|worker| worker.is_alive()) {
             self.lose(worker, None, woken);
         }
