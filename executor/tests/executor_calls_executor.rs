@@ -99,7 +99,7 @@ fn manage_y(device: Device) -> std::net::SocketAddr {
     address
 }
 
-/// The error that X's engine had, and how long it took.
+/// The error that X's engine had.
 #[track_caller]
 fn error_of(answer: &[u8]) -> &str {
     let text = std::str::from_utf8(answer).unwrap();
@@ -179,7 +179,7 @@ struct CallerOfY {
 #[test]
 #[ignore = "it is process X of the other tests, which start it"]
 fn process_x() {
-    let files = env::var("RELAY_FILES").expect("the other tests start this one");
+    let Ok(files) = env::var("RELAY_FILES") else { return }; // all ignored tests were asked for
     let files = std::path::Path::new(&files);
     let y = CallerOfY::start(&files.join("y.so"), &files.join("pid"));
     assert!(Y.set(Mutex::new(y)).is_ok());
