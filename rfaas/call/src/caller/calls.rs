@@ -115,7 +115,7 @@ impl<O: Owner> Calls<O> {
     }
 
     /// Returns whether all connections are to be replaced before the next call
-    /// ([`Workers::must_be_replaced`]).
+    /// (`workers`).
     pub fn must_be_replaced(&self) -> bool {
         self.lock().workers.must_be_replaced()
     }
