@@ -303,6 +303,7 @@ impl Executor {
         );
         self.pool.write_off(worker);
         let _ = self.pool.stop(&mut self.watch); // what others have used is counted, if that is possible
+        rfaas_program::log::finish(rfaas_program::LAST_LINES);
         std::process::abort()
     }
 

@@ -150,8 +150,9 @@ impl WorkerPool {
     }
 
     /// Settles for what `worker`, which has vanished in a call, had used before it. When in the call it ended is not
-    /// known.
+    /// known. No thread is joined after that: the standard library panics over one that ended past it.
     pub fn write_off(&mut self, worker: usize) {
+        self.threads.clear();
         if let Some(member) = self.members.get_mut(worker) {
             member.ended = true;
             let totals = member.published.before_call();

@@ -6,6 +6,7 @@
 mod common;
 
 use std::fs;
+use std::io::Read;
 use std::os::unix::process::ExitStatusExt;
 
 use common::{Session, Setup, compile, eventually, faulty};
@@ -55,6 +56,10 @@ fn a_function_that_ends_its_thread_is_a_crash_and_the_call_costs_nothing() {
         start_call(&mut session, "end_thread");
         assert_eq!(session.exit_status().signal(), Some(6));
         assert_eq!(session.manager.invocations(), 1);
+        let mut log = String::new();
+        session.child.stderr.take().unwrap().read_to_string(&mut log).unwrap();
+        assert!(log.contains("has ended its worker's thread"), "{log}");
+        assert!(!log.contains("panicked"), "{log}");
         let more = session.manager.execution_ns() - counted;
         assert!(more < 1_000_000, "{more} ns for a call of which nobody knows how long it took");
         assert!(session.workers[0].ends());
