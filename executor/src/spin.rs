@@ -223,6 +223,13 @@ mod tests {
     }
 
     #[test]
+    fn with_the_longest_timeout_a_worker_does_not_sleep() {
+        let mut spinner = Spinner::new(Spin::from_hot_timeout_ms(i64::MAX).unwrap());
+        let seen = idle_until(&Clock::new(), &mut spinner, &mut 0, MS, 60_000 * MS);
+        assert!(!seen.contains(&Idle::Sleep));
+    }
+
+    #[test]
     fn a_busy_worker_neither_yields_nor_reads_the_clock() {
         let mut spinner = Spinner::new(Spin::Always);
         for _ in 0..10_000 {
