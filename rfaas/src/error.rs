@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use rfaas_config::{ConfigError, ProgramError};
+use rfaas_config::{ConfigError, ProgramError, describe};
 use rfaas_protocol::Malformed;
 use rfaas_protocol::allocation::RefusedBecause;
 use rfaas_protocol::channel::ChannelError;
@@ -18,7 +18,8 @@ use rfaas_protocol::session::MAX_FUNCTION_NAME_BYTES;
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Why a lease, a deployment or an invocation failed. [`describe`](crate::describe) tells it with its
-/// [`source`](std::error::Error::source)s. [The front page](crate#what-to-do-about-an-error) sorts the
+/// [`source`](std::error::Error::source)s, in one line. So does its `Debug`, which is what `unwrap` and a
+/// `main` that returns it show. [The front page](crate#what-to-do-about-an-error) sorts the
 /// variants by what to do.
 ///
 /// Four ends look alike:
@@ -28,7 +29,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// * [`ExecutorGone`](Self::ExecutorGone): the connections ended, and nobody said why: node, manager or
 ///   network failed. Take the lease for lost.
 /// * [`LeaseEnded`](Self::LeaseEnded): the manager said that the lease is over, and why.
-#[derive(Debug, thiserror::Error)]
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     // -- asking for a lease --
@@ -240,6 +241,12 @@ pub enum Error {
     /// The device refused.
     #[error(transparent)]
     Rdma(rdmalib::Error),
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&describe(self))
+    }
 }
 
 impl From<rdmalib::Error> for Error {

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
 
+use super::report::describe;
 use rfaas_protocol::heartbeat::Heartbeat;
 use rfaas_protocol::lease::MAX_NODE_NAME_BYTES;
 
@@ -17,8 +18,9 @@ pub const RESOURCE_MANAGER_PORT: u16 = 10_000;
 /// Port of an executor manager, unless told otherwise.
 pub const EXECUTOR_MANAGER_PORT: u16 = 10_005;
 
-/// What is wrong with the settings. Displays as one line that names the file and what in it.
-#[derive(Debug, thiserror::Error)]
+/// What is wrong with the settings. `Display` and `Debug`, which a `main` that returns it shows, are one line that
+/// names the file and what in it.
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum ConfigError {
     /// The file cannot be read.
@@ -81,6 +83,12 @@ pub enum ConfigError {
         /// What the resolver said.
         reason: String,
     },
+}
+
+impl fmt::Debug for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&describe(self))
+    }
 }
 
 /// A value that a key cannot have.
@@ -152,6 +160,10 @@ pub(super) trait File: DeserializeOwned {
 
     /// Reads `text`, which errors say is in `path`.
     fn parse(path: &Path, text: &[u8]) -> Result<Self, ConfigError> {
+        if text.trim_ascii().is_empty() {
+            let message = "the file is empty, which a failed command leaves with `>`".to_owned();
+            return Err(ConfigError::Syntax { path: path.to_owned(), line: 1, column: 1, message });
+        }
         let mut json = serde_json::Deserializer::from_slice(text);
         let value: Self = serde_path_to_error::deserialize(&mut json).map_err(|error| {
             let key = error.path().to_string();

@@ -267,7 +267,7 @@ fn malformed_json_has_line_and_column() {
     );
     assert_eq!(
         message("", |path| ExecutorsDatabase::load(path)),
-        "test.json: line 1, column 0: EOF while parsing a value"
+        "test.json: line 1, column 1: the file is empty, which a failed command leaves with `>`"
     );
     assert_eq!(
         message("{\"executors\": []} x", |path| ExecutorsDatabase::load(path)),

@@ -3,7 +3,9 @@
 use std::fmt::Debug;
 use std::time::Instant;
 
-use rfaas::{Bill, Deployment, EndReason, Ending, Error, LeaseRequest, Pending};
+use rfaas::{
+    Bill, Client, Deployment, Devices, EndReason, Ending, Error, LeaseRequest, Pending, describe,
+};
 
 use crate::buffers;
 use crate::common::{Node, library};
@@ -60,6 +62,24 @@ fn what_is_asked_for_and_told_is_shown_as_briefly() {
     let bill =
         Bill { execution_ns: 1_500_000_000.into(), invocations: 3.into(), ..Bill::default() };
     shows(&bill, &["execution: 1.5s", "invocations: 3"]);
+}
+
+#[test]
+fn an_error_shows_its_text_and_its_causes_where_main_returns_it() {
+    let missing = Devices::load("/nowhere/devices.json").unwrap_err();
+    let text = missing.to_string();
+    assert_eq!(format!("{missing:?}"), text);
+    assert_eq!(format!("{:?}", Error::from(missing)), text);
+    shows(&Error::FunctionCrashed { signal: 11 }, &["a function crashed", "SIGSEGV"]);
+
+    let (node, executor) = Node::deployed(1, &Deployment::new());
+    let unknown = executor.function("no_such_function").unwrap_err();
+    assert_eq!(format!("{unknown:?}"), unknown.to_string());
+    let nowhere = node.device.device.listen(0).unwrap().local_addr();
+    let unreachable = Client::connect(node.device.clone(), nowhere).unwrap_err();
+    let told = format!("{unreachable:?}");
+    assert_eq!(told, describe(&unreachable));
+    assert!(told.contains("cannot be reached") && told.contains("nobody listens at"), "{told}");
 }
 
 #[test]

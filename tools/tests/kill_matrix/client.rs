@@ -72,13 +72,25 @@ pub fn act() {
             assert!(bill.allocated_ns.get() > 0, "{bill:?}");
         }
         Err(error) => {
-            say("saw", format!("{error:?}"));
+            say("saw", seen(&error));
             drop(lease);
         }
     }
     say("free", "");
     wait_for(&files.join("again"));
     say("again", works(&client));
+}
+
+/// The variant of `error` with what it carries, if a fault of the matrix leads to it, otherwise its text.
+fn seen(error: &Error) -> String {
+    match error {
+        Error::ExecutorGone => "ExecutorGone".into(),
+        Error::ExecutorSilent => "ExecutorSilent".into(),
+        Error::FunctionCrashed { signal } => format!("FunctionCrashed {{ signal: {signal} }}"),
+        Error::LeaseEnded { reason } => format!("LeaseEnded {{ reason: {reason:?} }}"),
+        Error::StartFailed(how) => format!("StartFailed({how:?})"),
+        other => rfaas::describe(other),
+    }
 }
 
 /// Deploys and calls, such that the fault comes at `moment`. The executor, which has answered.
