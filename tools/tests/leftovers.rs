@@ -202,6 +202,35 @@ fn an_interrupted_cluster_takes_everything_with_it() {
 }
 
 #[test]
+fn further_signals_do_not_keep_an_interrupted_cluster_from_taking_everything_with_it() {
+    for signals in [[Signal::SIGTERM, Signal::SIGHUP], [Signal::SIGINT, Signal::SIGTERM]] {
+        let scene = Scene::new();
+        let running = start_cluster(&scene);
+        signals.map(|signal| running.signal(signal));
+        running.finish().success();
+        scene.ends_clean();
+    }
+}
+
+#[test]
+fn a_second_ctrl_c_ends_a_cluster_whose_managers_hang() {
+    system_tool("setpriv");
+    let scene = Scene::new();
+    let running = start_cluster(&scene);
+    for manager in children_of(running.id()) {
+        let manager = nix::unistd::Pid::from_raw(manager.cast_signed());
+        nix::sys::signal::kill(manager, Signal::SIGSTOP).unwrap();
+    }
+    // Two that come together count as one.
+    eventually("it has ended", || {
+        running.signal(Signal::SIGINT);
+        !procfs::is_running(running.id())
+    });
+    running.finish().success(); // after the first alone it would have failed: managers did not stop in time
+    scene.ends_clean();
+}
+
+#[test]
 fn the_processes_of_a_killed_cluster_die_with_it() {
     system_tool("setpriv");
     let scene = Scene::new();

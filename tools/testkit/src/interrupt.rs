@@ -1,7 +1,8 @@
 //! Ctrl-C in a program with local clusters: their managers are stopped and their directories removed before it ends.
 //! Destructors do that otherwise, but a signal runs none.
 //!
-//! A second signal ends the program at once. The managers then die with it (`process`).
+//! A second Ctrl-C (SIGINT) ends the program at once. The managers then die with it (`process`), and its directories
+//! are removed all the same.
 
 use std::collections::BTreeMap;
 use std::future::poll_fn;
@@ -92,6 +93,7 @@ pub fn stop_clusters_on_signals(status: Option<i32>) -> io::Result<EndAfterClust
         let first = next();
         ENDING.store(true, Ordering::Release); // before any manager stops: what fails then is no failure
         let status = status.unwrap_or(128 + first as i32);
+        let directories: Vec<_> = clusters().keys().cloned().collect();
         let stopping = std::thread::spawn(move || {
             let clean = stop_clusters();
             if !clean {
@@ -100,8 +102,12 @@ pub fn stop_clusters_on_signals(status: Option<i32>) -> io::Result<EndAfterClust
             log::finish(LAST_LINES);
             std::process::exit(if clean { status } else { 1 });
         });
-        next();
+        let mut interrupts = u32::from(first == Signal::SIGINT);
+        while interrupts < 2 {
+            interrupts += u32::from(next() == Signal::SIGINT);
+        }
         drop(stopping); // it is not waited for
+        remove(&directories);
         std::process::exit(status);
     };
     std::thread::Builder::new().name("signals".into()).spawn(watch)?;
@@ -116,11 +122,15 @@ fn stop_clusters() -> bool {
     for id in clusters.values().flat_map(|ids| ids.iter().rev()) {
         clean &= stop(Pid::from_raw(id.cast_signed()));
     }
-    for directory in clusters.keys() {
+    remove(clusters.keys());
+    clean
+}
+
+fn remove<'a>(directories: impl IntoIterator<Item = &'a PathBuf>) {
+    for directory in directories {
         // What is left of it is a temporary directory that the system clears.
         let _ = std::fs::remove_dir_all(directory);
     }
-    clean
 }
 
 fn stop(process: Pid) -> bool {
