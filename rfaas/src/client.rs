@@ -1,6 +1,7 @@
 //! A client: acquires leases, through a resource manager or straight from the executor managers of a list.
 
 use std::fmt;
+use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
 
@@ -122,7 +123,12 @@ fn client_name(name: &str) -> Result<ClientName> {
 /// Returns the addresses that `address` stands for, at least one.
 fn resolve(address: impl ToSocketAddrs + fmt::Debug) -> Result<Vec<SocketAddr>> {
     let failed = |reason: String| Error::Address { address: format!("{address:?}"), reason };
-    let found: Vec<SocketAddr> =
-        address.to_socket_addrs().map_err(|error| failed(error.to_string()))?.collect();
+    let found: Vec<SocketAddr> = address
+        .to_socket_addrs()
+        .map_err(|error| match error.kind() {
+            io::ErrorKind::InvalidInput => failed("it is not of the form host:port".into()),
+            _ => failed(error.to_string()),
+        })?
+        .collect();
     if found.is_empty() { Err(failed("the name has no address".into())) } else { Ok(found) }
 }

@@ -61,6 +61,11 @@ fn the_command_that_cluster_prints_can_be_pasted() {
     };
     eventually("the cluster tells what to try", || line().is_some());
 
+    let text = fs::read_to_string(&printed).unwrap();
+    let caller = text.lines().find(|line| line.starts_with("a caller of yours")).unwrap();
+    for words in ["/devices.json\"), open(\"shm0\")", "Client::connect(…, \"127."] {
+        assert!(caller.contains(words), "{words} is not in: {caller}");
+    }
     let pasted = format!("{} --repetitions 3 --hot-timeout 0", line().unwrap());
     let mut shell = Command::new("sh");
     shell.args(["-c", &pasted]).current_dir("/");

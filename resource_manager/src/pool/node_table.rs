@@ -153,14 +153,18 @@ impl NodeTable {
         } else if self.fits_when_empty(ask) {
             let most = self.index.most_free();
             format!(
-                "{on} {cores} cores and {memory} MB free now: at most {} cores and {} MB are free on one",
-                most.cores, most.memory
+                "{on} {} and {memory} MB free now: at most {} and {} MB are free on one",
+                counted(cores),
+                counted(most.cores),
+                most.memory
             )
         } else {
             let most = self.index.largest();
             format!(
-                "{on} {cores} cores and {memory} MB in all: the largest have {} cores and {} MB",
-                most.cores, most.memory
+                "{on} {} and {memory} MB in all: the largest have {} and {} MB",
+                counted(cores),
+                counted(most.cores),
+                most.memory
             )
         }
     }
@@ -433,4 +437,9 @@ fn not_known(name: &str) -> String {
 /// Where a run listens; an IPv4 address that is written as IPv6 is itself.
 pub(super) fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
+/// `cores` for people.
+fn counted(cores: u32) -> String {
+    if cores == 1 { "1 core".into() } else { format!("{cores} cores") }
 }

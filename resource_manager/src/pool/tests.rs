@@ -224,7 +224,7 @@ fn a_refusal_says_what_is_missing() {
     let link = world.connect("a");
     assert!(why(&mut world, 5).contains("largest have 4 cores and 64 MB"));
     world.active(3, link);
-    assert!(why(&mut world, 2).contains("at most 1 cores and 63 MB are free"));
+    assert!(why(&mut world, 2).contains("at most 1 core and 63 MB are free"));
     assert_eq!(world.pool.totals().denied, 4);
 }
 

@@ -5,10 +5,15 @@ use std::path::{Path, PathBuf};
 
 /// A program or library that should have been built.
 #[derive(Debug, thiserror::Error)]
-#[error("{name} is not in {}: build it first, `cargo build --workspace`", directory.display())]
+#[error("{name} is not in {}: build it first, `{}`", directory.display(), build(directory))]
 pub struct NotBuilt {
     name: String,
     directory: PathBuf,
+}
+
+/// What makes the programs in `directory`.
+fn build(directory: &Path) -> &'static str {
+    if directory.ends_with("release") { "cargo build --release" } else { "cargo build --workspace" }
 }
 
 /// The directory that holds what `cargo build` made.
@@ -67,8 +72,13 @@ mod tests {
 
     #[test]
     fn what_is_not_built_is_named_with_its_place() {
-        let binaries = Binaries::in_directory("/nowhere");
-        let error = binaries.library("functions").unwrap_err().to_string();
-        assert!(error.contains("libfunctions.so is not in /nowhere"), "{error}");
+        let error = |directory: &str| {
+            Binaries::in_directory(directory).library("functions").unwrap_err().to_string()
+        };
+        let debug = error("/nowhere");
+        assert!(debug.contains("libfunctions.so is not in /nowhere"), "{debug}");
+        assert!(debug.contains("cargo build --workspace"), "{debug}");
+        let release = error("/nowhere/release");
+        assert!(release.contains("cargo build --release"), "{release}");
     }
 }

@@ -64,6 +64,7 @@ fn print_usage(cluster: &LocalCluster) -> Result<(), Failure> {
     }
     text += &format!("executor manager   {}\n", cluster.executor_manager_address());
     text += &format!("configuration      {}\n", cluster.directory().display());
+    text += &format!("a caller of yours  {}\n", first_lines(cluster)?);
     let command = cluster.benchmark_command("warm_benchmarker").map_err(Failure::input)?;
     let example = shell::line(iter::once(command.get_program()).chain(command.get_args()));
     program::print(
@@ -71,4 +72,17 @@ fn print_usage(cluster: &LocalCluster) -> Result<(), Failure> {
             "\ntry: {example} -s 64\nCtrl-C stops it; with -v it shows what managers log and functions print\n"
         ),
     )
+}
+
+/// What a caller takes instead of what it has in README.md.
+fn first_lines(cluster: &LocalCluster) -> Result<String, Failure> {
+    let devices = cluster.devices();
+    let device = &cluster.client_device().map_err(Failure::input)?.name;
+    let client = match cluster.resource_manager_address() {
+        Some(at) => format!("Client::connect(…, \"{at}\")"),
+        None => {
+            format!("Client::with_executors(…, ExecutorsDatabase::load({:?}))", cluster.executors())
+        }
+    };
+    Ok(format!("Devices::load({devices:?}), open({device:?}), {client}"))
 }
