@@ -206,7 +206,7 @@ fn further_signals_do_not_keep_an_interrupted_cluster_from_taking_everything_wit
     for signals in [[Signal::SIGTERM, Signal::SIGHUP], [Signal::SIGINT, Signal::SIGTERM]] {
         let scene = Scene::new();
         let running = start_cluster(&scene);
-        signals.map(|signal| running.signal(signal));
+        signals.iter().for_each(|signal| running.signal(*signal));
         running.finish().success();
         scene.ends_clean();
     }

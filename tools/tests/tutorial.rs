@@ -117,6 +117,20 @@ fn is_the_tutorials_output(finished: &Finished) {
 }
 
 #[test]
+fn each_block_of_the_tutorial_sets_the_variables_that_it_uses() {
+    let text = std::fs::read_to_string(source("docs/tutorial.md")).unwrap();
+    for block in text.split("```sh\n").skip(1) {
+        let block = block.split("```").next().unwrap();
+        for name in ["device", "address"] {
+            let uses = block.contains(&format!("\"${name}"));
+            let sets = block.contains(&format!("{name}=$("));
+            let other = block.contains("$address_of_A"); // that the reader has of another host
+            assert!(uses == sets || (name == "address" && other), "{name}: {block}");
+        }
+    }
+}
+
+#[test]
 fn the_tutorial_works_without_a_resource_manager() {
     let _guard = one_at_a_time();
     let shell = Shell::new();
