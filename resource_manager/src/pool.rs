@@ -235,7 +235,7 @@ impl Pool {
 
     fn note_denied(&mut self, ask: &Ask, denied: &Denied) {
         self.held.totals.denied += 1;
-        tracing::info!(client = ?ask.client, reason = %denied, "lease denied");
+        tracing::info!(client = ?ask.client, reason = denied.to_string(), "lease denied");
     }
 
     /// Moves the end of a lease that has not ended to `timeout` from now, never nearer; returns it as it
