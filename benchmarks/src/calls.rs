@@ -1,5 +1,7 @@
 //! Calls of one function, one after the other: sent, and in place.
 
+use std::time::{Duration, Instant};
+
 use rfaas::{Executor, Function, InPlaceCall, InPlaceResult};
 use rfaas_program::Failure;
 
@@ -87,17 +89,21 @@ impl Echo for CallsInPlace<'_> {
         Ok(())
     }
 
-    fn prepare(&mut self) -> Result<(), Failure> {
-        self.state = Some(InPlaceState::Call(self.take()?));
-        Ok(())
+    fn round_trip(&mut self) -> Result<usize, Failure> {
+        self.timed_round_trip().map(|(_, len)| len)
     }
 
+    /// The call alone: that it is moved from and to where this keeps it is not measured.
     #[inline]
-    fn round_trip(&mut self) -> Result<usize, Failure> {
-        let result = self.take()?.invoke()?;
+    fn timed_round_trip(&mut self) -> Result<(Duration, usize), Failure> {
+        let call = self.take()?;
+        let start = Instant::now();
+        let result = call.invoke();
+        let took = start.elapsed();
+        let result = result?;
         let len = result.len();
         self.state = Some(InPlaceState::Result(result));
-        Ok(len)
+        Ok((took, len))
     }
 
     fn read(&self, offset: usize, out: &mut [u8]) -> Result<(), Failure> {

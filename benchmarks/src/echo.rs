@@ -19,6 +19,14 @@ pub trait Echo {
     /// There and back: what is measured. Returns how many bytes came back.
     fn round_trip(&mut self) -> Result<usize, Failure>;
 
+    /// Does a round trip. Returns how long it took, and how many bytes came back.
+    fn timed_round_trip(&mut self) -> Result<(Duration, usize), Failure> {
+        let start = Instant::now();
+        let returned = self.round_trip();
+        let took = start.elapsed();
+        Ok((took, returned?))
+    }
+
     /// Reads what came back, from `offset` on.
     fn read(&self, offset: usize, out: &mut [u8]) -> Result<(), Failure>;
 }
@@ -57,10 +65,7 @@ pub fn once(
         pattern::write_stamp(len, number, |offset, bytes| echo.write(offset, bytes))?;
     }
     echo.prepare()?;
-    let start = Instant::now();
-    let returned = echo.round_trip();
-    let took = start.elapsed();
-    let returned = returned?;
+    let (took, returned) = echo.timed_round_trip()?;
     if is_checked {
         pattern::compare_length(number, len, returned)?;
         pattern::check_stamp(len, number, |offset, out| echo.read(offset, out))?;
