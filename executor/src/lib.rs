@@ -66,6 +66,9 @@ mod worker;
 
 pub use library::{leave, leave_at_once};
 
+/// Longest wait for the manager to take the last lines of the log. It reads them while it runs.
+pub const LAST_LINES: Duration = Duration::from_millis(100);
+
 /// Receives of the control connection: the client writes once.
 const CONTROL_RECEIVES: u32 = 4;
 /// Time that the client has to write the code: 4 GB at 1 Gb/s.
@@ -303,7 +306,7 @@ impl Executor {
         );
         self.pool.write_off(worker);
         let _ = self.pool.stop(&mut self.watch); // what others have used is counted, if that is possible
-        rfaas_program::log::finish(rfaas_program::LAST_LINES);
+        rfaas_program::log::finish(LAST_LINES);
         std::process::abort()
     }
 

@@ -2,7 +2,6 @@
 
 use std::io::{self, IsTerminal, Read};
 use std::process::ExitCode;
-use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::Parser;
@@ -22,9 +21,6 @@ struct Cli {
 /// Largest assignment, in bytes: a pinned CPU for each of 65,535 workers, and room for the rest.
 const MAX_ASSIGNMENT_BYTES: u64 = 1 << 20;
 
-/// Longest wait for the manager to take the last lines of the log. It reads them while it runs.
-const LAST_LINES: Duration = Duration::from_millis(100);
-
 fn main() -> ExitCode {
     rfaas_program::run(|cli: &Cli| if cli.verbose { "debug" } else { "info" }, run)
 }
@@ -34,7 +30,7 @@ fn run(_: Cli) -> Result<(), Failure> {
     let assignment = read_assignment().map_err(|error| Failure::input(format!("{error:#}")))?;
     match executor::run(assignment) {
         Ok(ended) => {
-            log::finish(LAST_LINES);
+            log::finish(executor::LAST_LINES);
             if ended.orderly {
                 executor::leave(ended.status)
             }
@@ -42,7 +38,7 @@ fn run(_: Cli) -> Result<(), Failure> {
         }
         Err(error) => {
             log::complain(&error);
-            log::finish(LAST_LINES);
+            log::finish(executor::LAST_LINES);
             executor::leave_at_once(error.exit_status())
         }
     }
