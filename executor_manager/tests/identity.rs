@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
 use common::*;
-use rdmalib::{Listener, PrivateData};
+use rdmalib::{Device, Listener, PrivateData};
 use rfaas_protocol::allocation::{
     ClaimHello, FromClient, NodeProof, RefusedBecause, Renew, ToClient,
 };
@@ -23,12 +23,16 @@ use rfaas_protocol::{
 /// What an impostor says when a node calls it.
 type Answer = fn(&NodeHello, SocketAddr) -> Option<ManagerProof>;
 
-/// Takes a node's connection in the resource manager's place, and orders it about.
-fn pass_for_the_resource_manager(listener: &mut Listener, answer: Answer) -> Channel {
+/// Takes a node's connection in the resource manager's place, and orders it about. `listener` is of `device`.
+fn pass_for_the_resource_manager(
+    device: &Device,
+    listener: &mut Listener,
+    answer: Answer,
+) -> Channel {
     let address = listener.local_addr();
     let request = listener.next(PATIENCE).unwrap().expect("a node connects");
     let (_, body) = Hello::parse(request.private_data()).unwrap();
-    let mut channel = Channel::new(&device(), 64).unwrap();
+    let mut channel = Channel::new(device, 64).unwrap();
     match answer(&parse_prefix(body).unwrap(), address) {
         Some(proof) => channel.accept(request, &proof).unwrap(),
         None => channel.accept(request, &Empty {}).unwrap(),
@@ -64,7 +68,8 @@ fn who_passes_for_the_resource_manager_is_told_nothing_and_ends_no_lease() {
     assert_eq!(link.claimed(), 77);
     drop((link, manager));
 
-    let mut listener = device().listen(address.port()).unwrap();
+    let device = device();
+    let mut listener = device.listen(address.port()).unwrap();
     let impostors: [Answer; 3] = [
         |_, _| None,
         |hello, at| Some(ManagerProof::new(hello, at, b"another secret")),
@@ -75,7 +80,7 @@ fn who_passes_for_the_resource_manager_is_told_nothing_and_ends_no_lease() {
         },
     ];
     for answer in impostors.into_iter().chain(impostors) {
-        let mut channel = pass_for_the_resource_manager(&mut listener, answer);
+        let mut channel = pass_for_the_resource_manager(&device, &mut listener, answer);
         let told = channel.receive::<FromNode>(PATIENCE);
         assert!(matches!(told, Err(ChannelError::Disconnected)), "{told:?}");
     }
@@ -100,9 +105,10 @@ fn a_node_whose_resource_manager_is_somebody_else_when_it_starts_waits_for_the_r
     let address = manager.address();
     let setup = manager.node(OBEDIENT);
     drop(manager);
-    let mut listener = device().listen(address.port()).unwrap();
+    let device = device();
+    let mut listener = device.listen(address.port()).unwrap();
     let mut node = setup.start();
-    drop(pass_for_the_resource_manager(&mut listener, |_, _| None));
+    drop(pass_for_the_resource_manager(&device, &mut listener, |_, _| None));
     drop(listener);
     node.wait_for_log("did not prove to know the cluster's secret");
     let mut manager = ResourceManager::at(address.port());

@@ -152,6 +152,14 @@ fn a_client_that_disappears_ends_its_lease() {
 }
 
 #[test]
+fn a_lease_that_is_ending_cannot_be_claimed_again_and_its_holder_is_told_why() {
+    let mut node = Node::new();
+    node.lease(A, 7, 2);
+    node.apply(Event::Release(A));
+    assert_eq!(refusal(&node.claim(A, terms(7, 2, 100))), RefusedBecause::LeaseEnded);
+}
+
+#[test]
 fn a_withdrawn_lease_gets_its_grace_and_ends_for_the_reason_given() {
     let mut node = Node::new();
     let lease = node.lease(A, 7, 1);

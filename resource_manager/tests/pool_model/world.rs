@@ -395,10 +395,12 @@ impl World {
         self.pool.claimed(self.now, link, terms, out);
         match out[said..] {
             [] => assert_eq!((goes_on, state(&self.pool)), (true, Some(LeaseState::Active))),
-            [Action::EndLease { link: to, lease, reason, .. }] => {
+            [Action::EndLease { link: to, lease, reason, grace }] => {
                 assert_eq!((goes_on, to, lease), (false, link, id));
                 let guess = self.store.bills.get(&id).filter(|billed| !billed.reported);
                 assert!(guess.is_none_or(|billed| billed.reason == reason), "not why it ended");
+                let is_ending = state(&self.pool) == Some(LeaseState::Ending);
+                assert!(is_ending || grace.is_zero(), "{grace:?} for what has ended");
             }
             ref other => panic!("{other:?}"),
         }
@@ -428,8 +430,13 @@ impl World {
             return; // that would be the truth
         }
         self.pool.claimed(self.now, link, &terms, out);
-        let told = matches!(out[..], [Action::EndLease { lease, .. }] if lease == terms.lease);
-        assert!(told, "it goes on: {out:?}");
+        let [Action::EndLease { lease, reason, grace, .. }] = out[..] else {
+            panic!("it goes on: {out:?}");
+        };
+        assert_eq!((lease, grace), (terms.lease, Duration::ZERO));
+        let guess = self.store.bills.get(&lease).filter(|billed| !billed.reported);
+        let is_guess = guess.is_some_and(|billed| billed.reason == reason);
+        assert!(is_guess || reason == EndReason::Withdrawn, "{reason:?}");
         let bill = Bill { invocations: FORGED.into(), ..Bill::default() };
         self.pool.used(LinkId(u64::MAX), terms.lease, bill);
         let lease = terms.lease;
