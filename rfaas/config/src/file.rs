@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
 
-use super::report::describe;
+use super::report::{ProgramError, describe};
 use rfaas_protocol::heartbeat::Heartbeat;
 use rfaas_protocol::lease::MAX_NODE_NAME_BYTES;
 
@@ -83,6 +83,12 @@ pub enum ConfigError {
         /// What the resolver said.
         reason: String,
     },
+}
+
+impl ProgramError for ConfigError {
+    fn is_wrong_input(&self) -> bool {
+        true
+    }
 }
 
 impl fmt::Debug for ConfigError {

@@ -2,19 +2,11 @@
 
 use std::error::Error;
 
-use super::file::ConfigError;
-
 /// An error that may end a program.
 pub trait ProgramError: Error {
     /// Returns whether the program was given something wrong (a flag, file, device, address), which
     /// repeating does not mend.
     fn is_wrong_input(&self) -> bool;
-}
-
-impl ProgramError for ConfigError {
-    fn is_wrong_input(&self) -> bool {
-        true
-    }
 }
 
 /// Returns `error` and what caused it, in one line. A cause that the text before it already tells is
