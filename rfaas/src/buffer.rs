@@ -107,8 +107,13 @@ impl Input {
     }
 
     /// Sets all bytes that are sent to `value`.
+    ///
+    /// # Panics
+    /// In a forked child, which has no buffers.
     pub fn fill(&mut self, value: u8) {
-        self.buffer.fill(self.len(), value).expect("as many bytes as fit");
+        self.buffer
+            .fill(self.len(), value)
+            .expect("as many bytes as fit, in the process that made them");
     }
 
     /// Copies `bytes` in, from `offset` on. Fails if they do not fit.
@@ -140,8 +145,13 @@ impl Output {
     }
 
     /// Sets all bytes to `value`.
+    ///
+    /// # Panics
+    /// In a forked child, which has no buffers.
     pub fn fill(&mut self, value: u8) {
-        self.buffer.fill(self.len(), value).expect("as many bytes as fit");
+        self.buffer
+            .fill(self.len(), value)
+            .expect("as many bytes as fit, in the process that made them");
     }
 
     /// Copies `bytes` in, from `offset` on. Fails if they do not fit.

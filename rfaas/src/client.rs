@@ -126,7 +126,7 @@ fn resolve(address: impl ToSocketAddrs + fmt::Debug) -> Result<Vec<SocketAddr>> 
     let found: Vec<SocketAddr> = address
         .to_socket_addrs()
         .map_err(|error| match error.kind() {
-            io::ErrorKind::InvalidInput => failed("it is not of the form host:port".into()),
+            io::ErrorKind::InvalidInput => failed(format!("{error}; an address is host:port")),
             _ => failed(error.to_string()),
         })?
         .collect();

@@ -126,12 +126,13 @@ impl ConnectRequest {
     /// # Errors
     /// [`Error::Disconnected`]: the peer did not wait. If it gives up
     /// just now, the result may also be `Ok`, and the connection ends at once.
-    /// [`Error::InvalidArgument`]: `queue_pair` was connected
-    /// before, or is of another device than the listener.
+    /// [`Error::InvalidArgument`]: `queue_pair` was connected before or is over, or is of another
+    /// device than the listener.
     /// [`Error::PrivateDataTooLong`].
     /// [`Error::TooManyUnread`] (shm).
     /// [`Error::Os`].
     pub fn accept(mut self, queue_pair: &mut QueuePair, private_data: &[u8]) -> Result<()> {
+        self.inner().check()?; // in a forked child that is what is wrong
         let private_data = PrivateData::new(private_data, MAX_ACCEPT_DATA)?;
         queue_pair.check_unconnected()?;
         if queue_pair.device != self.device {
@@ -149,6 +150,7 @@ impl ConnectRequest {
     /// [`Error::PrivateDataTooLong`]; or the answer did not reach
     /// the peer. It is refused in any case.
     pub fn reject(mut self, private_data: &[u8]) -> Result<()> {
+        self.inner().check()?;
         self.answer_no(private_data)
     }
 

@@ -22,7 +22,8 @@ pub struct Device {
 }
 
 impl Device {
-    /// Opens the device that `spec` describes.
+    /// Opens the device that `spec` describes. Each call opens a device of its own: objects that are
+    /// made from two do not fit together, even if they are of the same hardware.
     ///
     /// # Errors
     /// [`Error::DeviceUnavailable`](crate::Error::DeviceUnavailable): it is not there or cannot be

@@ -196,7 +196,7 @@ impl QueuePair {
     ///   [`Error::ConnectionDropped`]: it did not accept.
     /// * [`Error::TimedOut`]: it did not answer in time. Its program may still find the request, or
     ///   have accepted it just now: its accept then fails, or the connection ends there at once.
-    /// * [`Error::InvalidArgument`]: this queue pair was connected before.
+    /// * [`Error::InvalidArgument`]: this queue pair was connected before, or is over.
     ///   [`Error::PrivateDataTooLong`]: nothing was sent. [`Error::Protocol`]: the answer makes no
     ///   sense.
     /// * [`Error::OutOfDescriptors`], [`Error::TooManyUnread`], [`Error::OutOfAddresses`],

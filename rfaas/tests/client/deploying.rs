@@ -263,7 +263,7 @@ fn a_manager_that_does_not_run_and_an_address_that_is_none_are_told_apart() {
     assert!(matches!(error, Error::Unreachable { address, .. } if address == nowhere), "{error}");
     let error = Client::connect(device.clone(), "no port").unwrap_err();
     assert!(matches!(error, Error::Address { .. }), "{error}");
-    assert!(error.to_string().contains("not of the form host:port"), "{error}");
+    assert!(error.to_string().contains("an address is host:port"), "{error}");
     let error = Client::connect_as(device, nowhere, &"x".repeat(65)).unwrap_err();
     assert!(matches!(error, Error::Invalid(_)), "{error}");
 }
