@@ -237,9 +237,10 @@ impl DeployedExecutor {
     ) -> Result<usize> {
         let (header, reply) = self.bounce_buffers.as_mut().expect(BOUNCE_BUFFERS);
         let most = self.specification.deployment.output_bytes;
-        let buffers = (&header.buffer, &mut reply.buffer);
-        let outcome = slot.call(&mut self.caller, function.index, bytes, buffers, most)?;
-        let result = self.caller.read_outcome(outcome, &mut reply.buffer);
+        let buffers = (&header.buffer, &reply.buffer);
+        let call = slot.request(function.index, bytes, buffers, most);
+        let outcome = self.caller.call_in_place(&call)?;
+        let result = slot.read_outcome(&mut self.caller, &call, outcome, &mut reply.buffer);
         self.noting_losses(result)
     }
 

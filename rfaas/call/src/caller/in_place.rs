@@ -78,42 +78,53 @@ impl MappedSlot {
         self.output.as_ref().map(|(_, output)| &**output)
     }
 
-    /// Calls `function` with the first `input_bytes` bytes of the slot, and takes up to `most`
-    /// bytes of output. `header` and `reply` are where its header is sent from and where its reply
-    /// goes. Returns the outcome, to be read with `reply`; an error if the call was not posted, or if
-    /// its output is too large or cannot be mapped.
+    /// Makes a call of `function` with the first `input_bytes` bytes of the slot and at most `most`
+    /// bytes of output, for [`Caller::call_in_place`]. `header` and `reply` are where its header is
+    /// sent from and where its reply goes.
     #[inline]
-    pub fn call<O: Owner>(
-        &mut self,
-        caller: &mut Caller<O>,
+    pub fn request<'a>(
+        &self,
         function: u16,
         input_bytes: usize,
-        (header, reply): (&InputBuffer, &mut OutputBuffer),
+        (header, reply): (&'a InputBuffer, &OutputBuffer),
         most: usize,
-    ) -> Result<Outcome<O::Cause>, CallError<O::Cause>> {
-        let call = Call::in_place(function, self.place, header, input_bytes, reply, most);
-        let detail_bytes = match caller.call_in_place(&call)? {
+    ) -> Call<'a> {
+        Call::in_place(function, self.place, header, input_bytes, reply, most)
+    }
+
+    /// Returns the bytes of output of `call`, whose outcome this is and whose reply went to `reply`,
+    /// or why there are none.
+    #[inline]
+    pub fn read_outcome<O: Owner>(
+        &mut self,
+        caller: &mut Caller<O>,
+        call: &Call<'_>,
+        outcome: Outcome<O::Cause>,
+        reply: &mut OutputBuffer,
+    ) -> Result<usize, CallError<O::Cause>> {
+        let most = call.capacity as usize;
+        let detail_bytes = match outcome {
             Outcome::OutputTooLarge => {
                 let needed = reply.failure_detail()?.needed_bytes.get();
                 return Err(CallError::OutputTooLarge { needed, capacity: most });
             }
-            Outcome::Bytes(bytes) => bytes as usize,
-            outcome => return Ok(outcome),
+            outcome => caller.read_outcome(outcome, reply)?,
         };
-        match self.find_output(caller, reply, detail_bytes, most) {
-            Ok(bytes) => Ok(Outcome::Bytes(bytes)),
-            Err(NoOutput::Here(error)) => Err(error.into()),
+        let outcome = match self.find_output(caller, reply, detail_bytes, most) {
+            Ok(bytes) => return Ok(bytes),
+            Err(NoOutput::Here(error)) => return Err(error.into()),
             Err(NoOutput::Breach(breach)) => {
                 let worker = self.place.worker;
                 caller.with_workers(|workers, woken| workers.breach(worker, breach, woken));
-                Ok(Outcome::Failed(Failure::WorkerLost(breach)))
+                Outcome::Failed(Failure::WorkerLost(breach))
             }
             Err(NoOutput::Gone) => {
                 let worker = self.place.worker;
                 caller.with_workers(|workers, woken| workers.gone(worker, woken));
-                caller.call_in_place(&call) // there is no worker to call: it tells why
+                caller.call_in_place(call)? // there is no worker to call: it tells why
             }
-        }
+        };
+        caller.read_outcome(outcome, reply)
     }
 
     /// Checks where the output is, of at most `most` bytes, as the reply's detail in `reply` says. Returns how many
@@ -125,15 +136,15 @@ impl MappedSlot {
         reply: &OutputBuffer,
         detail_bytes: usize,
         most: usize,
-    ) -> Result<u32, NoOutput> {
+    ) -> Result<usize, NoOutput> {
         if detail_bytes != size_of::<InPlaceDetail>() {
             return Err(NoOutput::Breach("it answered a call in place with something else"));
         }
         let mut detail = [0; size_of::<InPlaceDetail>()];
         reply.read(0, &mut detail).map_err(NoOutput::Here)?;
         let detail = InPlaceDetail::read_from_bytes(&detail).expect("the array has its size");
-        let bytes = detail.output_bytes.get();
-        if bytes as usize > most {
+        let bytes = detail.output_bytes.get() as usize;
+        if bytes > most {
             return Err(NoOutput::Breach("it answered with more bytes than an output has"));
         }
         let at = RemoteAddress { addr: detail.output_addr.get(), key: detail.output_key.get() };
