@@ -9,8 +9,8 @@
 //! * Everything is measured once a run, and nothing while something else is: what changes about the machine
 //!   changes for all.
 //! * Ratios are computed within a run; medians and spread are over runs (`results`).
-//! * How each contender is set up is printed, and why one that is missing was not run. Only a failure of ours, or of what
-//!   is built in, ends the program.
+//! * How each contender is set up is printed, and why one that is missing was not run. Only a failure
+//!   of ours, or of what is built in, ends the program.
 //!
 //! | contender | other process | file |
 //! | --- | --- | --- |

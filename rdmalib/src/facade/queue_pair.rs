@@ -432,7 +432,8 @@ impl ReceiveQueue {
     ///
     /// # Errors
     /// [`Error::QueueFull`]: poll completions and try again. [`Error::InvalidArgument`]: memory of
-    /// another domain or device or without `LOCAL_WRITE`, or too many bytes. On verbs [`Error::Os`] for what its driver refuses.
+    /// another domain or device or without `LOCAL_WRITE`, or too many bytes. On verbs
+    /// [`Error::Os`] for what its driver refuses.
     #[inline]
     pub fn post(&mut self, id: u64, buffer: Option<Slice<'_>>) -> Result<()> {
         self.0.check()?;

@@ -326,8 +326,9 @@ wire! {
         pub reason: Reason,
     }
 
-    /// Asks for a lease like one that could not be used, on another node, in exchange for it, on the connection that it
-    /// was granted on; answered by a grant, or refused, and then it is as before. Its node is then tried last for a while.
+    /// Asks for a lease like one that could not be used, on another node, in exchange for it, on the connection that
+    /// it was granted on; answered by a grant, or refused, and then it is as before. Its node is then
+    /// tried last for a while.
     pub struct LeaseReplace [266 bytes] {
         /// Chosen by the client, returned in the answer.
         pub request: U32,
