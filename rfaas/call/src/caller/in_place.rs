@@ -110,21 +110,35 @@ impl MappedSlot {
             }
             outcome => caller.read_outcome(outcome, reply)?,
         };
-        let outcome = match self.find_output(caller, reply, detail_bytes, most) {
-            Ok(bytes) => return Ok(bytes),
-            Err(NoOutput::Here(error)) => return Err(error.into()),
-            Err(NoOutput::Breach(breach)) => {
-                let worker = self.place.worker;
+        match self.find_output(caller, reply, detail_bytes, most) {
+            Ok(bytes) => Ok(bytes),
+            Err(why) => {
+                let outcome = self.without_output(caller, call, why)?;
+                caller.read_outcome(outcome, reply)
+            }
+        }
+    }
+
+    /// Returns the outcome of `call`, which has no output because of `why`.
+    #[cold]
+    fn without_output<O: Owner>(
+        &self,
+        caller: &mut Caller<O>,
+        call: &Call<'_>,
+        why: NoOutput,
+    ) -> Result<Outcome<O::Cause>, CallError<O::Cause>> {
+        let worker = self.place.worker;
+        match why {
+            NoOutput::Here(error) => Err(error.into()),
+            NoOutput::Breach(breach) => {
                 caller.with_workers(|workers, woken| workers.breach(worker, breach, woken));
-                Outcome::Failed(Failure::WorkerLost(breach))
+                Ok(Outcome::Failed(Failure::WorkerLost(breach)))
             }
-            Err(NoOutput::Gone) => {
-                let worker = self.place.worker;
+            NoOutput::Gone => {
                 caller.with_workers(|workers, woken| workers.gone(worker, woken));
-                caller.call_in_place(call)? // there is no worker to call: it tells why
+                caller.call_in_place(call) // there is no worker to call: it tells why
             }
-        };
-        caller.read_outcome(outcome, reply)
+        }
     }
 
     /// Checks where the output is, of at most `most` bytes, as the reply's detail in `reply` says. Returns how many
