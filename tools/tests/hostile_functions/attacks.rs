@@ -1,0 +1,125 @@
+//! What hostile functions do, what their client may see of it, and which of it nothing contains
+//! without isolation.
+
+use crate::libraries::CONSTRUCTORS;
+
+/// A hostile function or constructor.
+pub struct Attack {
+    /// Of the function; of a constructor, the macro that chooses it.
+    pub name: &'static str,
+    /// What it is given as its input, or that it is a constructor.
+    pub input: Input,
+    /// Beginnings of what its client may see.
+    pub sees: &'static [&'static str],
+    /// Whether that it worked is harm by itself.
+    pub harm: Harm,
+    /// Why it is not contained without isolation.
+    pub escapes: Option<&'static str>,
+}
+
+/// What a function is given.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Input {
+    /// Nothing that matters.
+    Any,
+    /// The port of the resource manager's HTTP interface.
+    HttpPort,
+    /// The files that the secret is in.
+    SecretFiles,
+    /// It is a constructor, and is loaded instead of called.
+    Load,
+}
+
+/// When an attack has done harm, besides what it does to managers, to others, and leaves behind.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Harm {
+    /// Never: it only ends or spoils its own process.
+    Own,
+    /// When the function says that it did anything.
+    Did,
+}
+
+const CRASHED: &[&str] = &["FunctionCrashed { signal: 11 }"];
+const HUNG: &[&str] = &["TimeLimit"];
+const ANSWERED: &[&str] = &["an answer"];
+/// What becomes of a process without its descriptors is not for it to say.
+const ANY_END: &[&str] = &[
+    "an answer",
+    "TimeLimit",
+    "WorkerLost",
+    "FunctionCrashed",
+    "FunctionExited",
+    "ExecutorSilent",
+    "ExecutorGone",
+    "Protocol",
+    "OutputTooLarge",
+];
+/// A limit that is met with a signal, or an allocation that fails in code that cannot go on.
+const ANSWERED_OR_ENDED: &[&str] = &["an answer", "FunctionCrashed", "FunctionExited"];
+/// Whoever killed the manager may see anything.
+const MANAGER_GONE: &[&str] = &["an answer", "ExecutorGone", "WorkerLost", "LeaseEnded", "nothing"];
+
+const MANAGERS_USER: &str = "it has the manager's user";
+const NO_LIMIT: &str = "it has no limit";
+
+const fn own(name: &'static str, sees: &'static [&'static str]) -> Attack {
+    Attack { name, input: Input::Any, sees, harm: Harm::Own, escapes: None }
+}
+
+const fn reach(name: &'static str, escapes: &'static str) -> Attack {
+    let (input, sees) = (Input::Any, ANSWERED);
+    Attack { name, input, sees, harm: Harm::Did, escapes: Some(escapes) }
+}
+
+const fn load(name: &'static str, sees: &'static [&'static str]) -> Attack {
+    Attack { name, input: Input::Load, sees, harm: Harm::Own, escapes: None }
+}
+
+/// All of them, in the order of the table.
+pub const ATTACKS: &[Attack] = &[
+    own("null_write", CRASHED),
+    own("wild_write", CRASHED),
+    own("write_before_input", ANY_END),
+    own("write_past_output", CRASHED),
+    own("infinite_loop", HUNG),
+    own("exit_now", &["FunctionExited { status: 7 }"]),
+    own("underscore_exit", &["FunctionExited { status: 8 }"]),
+    own("abort_now", &["FunctionCrashed { signal: 6 }"]),
+    // The runtime of the executor tells a guard page of a stack from other places, and aborts.
+    own("stack_overflow", &["FunctionCrashed { signal: 6 }", "FunctionCrashed { signal: 11 }"]),
+    own("long_jump", ANY_END),
+    own("uncaught_exception", &["FunctionCrashed { signal: 6 }"]),
+    own("own_handlers", HUNG),
+    own("block_signals", HUNG),
+    own("returned_size", &["OutputTooLarge"]),
+    own("scribble", ANY_END),
+    own("close_descriptors", ANY_END),
+    own("replace_descriptors", ANY_END),
+    own("take_descriptors", ANSWERED),
+    load(CONSTRUCTORS[0], &["StartFailed(Signal(11))"]),
+    load(CONSTRUCTORS[1], &["StartTimeout"]),
+    load(CONSTRUCTORS[2], &["StartFailed(Status(9))"]),
+    load(CONSTRUCTORS[3], &["an answer", "StartTimeout"]),
+    Attack { sees: ANSWERED_OR_ENDED, ..reach("fork_bomb", NO_LIMIT) },
+    Attack { sees: ANSWERED_OR_ENDED, ..reach("thread_bomb", NO_LIMIT) },
+    Attack { sees: ANSWERED_OR_ENDED, ..reach("memory_bomb", NO_LIMIT) },
+    Attack { sees: ANSWERED_OR_ENDED, ..reach("fill_disk", NO_LIMIT) },
+    Attack { escapes: Some("it leaves the group that is killed"), ..own("grandchild", ANSWERED) },
+    Attack {
+        escapes: Some("the tracer keeps its executor from being reaped"),
+        ..own("leave_a_tracer", ANSWERED)
+    },
+    reach("trace_managers", MANAGERS_USER),
+    reach("trace_tenants", MANAGERS_USER),
+    reach("memory_of_managers", MANAGERS_USER),
+    reach("memory_of_tenants", MANAGERS_USER),
+    Attack { input: Input::SecretFiles, ..reach("read_secret", MANAGERS_USER) },
+    reach("file_of_tenant", MANAGERS_USER),
+    reach("abstract_sockets", "they belong to the network namespace"),
+    Attack { input: Input::HttpPort, ..reach("http_interface", "it is open to its machine") },
+    reach("change_limits", MANAGERS_USER),
+    reach("change_priorities", MANAGERS_USER),
+    reach("change_affinity", NO_LIMIT),
+    Attack { sees: MANAGER_GONE, ..reach("kill_parent", MANAGERS_USER) },
+    Attack { sees: MANAGER_GONE, ..reach("kill_everything", MANAGERS_USER) },
+];

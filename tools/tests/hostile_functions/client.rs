@@ -1,0 +1,112 @@
+//! The client of a hostile function, in a process of its own: this test program again, told by its
+//! environment. It says on standard error what it got.
+//!
+//! ```text
+//!   got …        the kind of answer or error
+//!   after …      how long the call, or the deployment, took
+//!   answer …     what the function says that it did
+//! ```
+
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use rfaas::{Client, Devices, Error, LeaseRequest};
+use rfaas_config::BenchmarkConfig;
+use testkit::LocalCluster;
+use testkit::run::{Running, start};
+use testkit::service::{call_with_room, warm};
+
+use crate::attacks::{Attack, Input};
+
+/// Environment variables: the function, its input, its library, and its cluster's files.
+const FUNCTION: &str = "HOSTILE_FUNCTION";
+const INPUT: &str = "HOSTILE_INPUT";
+const LIBRARY: &str = "HOSTILE_LIBRARY";
+const CONFIG: &str = "HOSTILE_CONFIG";
+const DEVICES: &str = "HOSTILE_DEVICES";
+
+/// What it says.
+pub const GOT: &str = "got";
+pub const AFTER: &str = "after";
+pub const ANSWER: &str = "answer";
+
+/// Of all of its calls.
+const CALL_LIMIT: Duration = Duration::from_secs(2);
+const START_LIMIT: Duration = Duration::from_secs(3);
+/// Of its lease, in MB; what a memory bomb takes is many times as much.
+const MEMORY_MB: u32 = 64;
+const OUTPUT_BYTES: usize = 4096;
+
+/// Starts one that makes `attack`.
+pub fn spawn(attack: &Attack, input: &str, library: PathBuf, cluster: &LocalCluster) -> Running {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    let function = if attack.input == Input::Load { "echo" } else { attack.name };
+    command
+        .env(FUNCTION, function)
+        .env(INPUT, input)
+        .env(LIBRARY, library)
+        .env(CONFIG, cluster.benchmark())
+        .env(DEVICES, cluster.devices())
+        .env("TMPDIR", cluster.directory());
+    start(command)
+}
+
+/// Whether this process is such a client.
+pub fn is_wanted() -> bool {
+    std::env::var_os(FUNCTION).is_some()
+}
+
+/// Runs in the client.
+pub fn act() {
+    let told = |variable: &str| std::env::var(variable).unwrap();
+    let config = BenchmarkConfig::load(told(CONFIG)).unwrap().config;
+    let device = Devices::load(told(DEVICES)).unwrap().open(&config.rdma_device).unwrap();
+    let manager = config.resource_manager().unwrap().expect("the cluster has one");
+    let client = Client::connect(device, &manager[..]).unwrap();
+    let lease = client.lease(LeaseRequest::new(1, MEMORY_MB)).unwrap();
+
+    let deployment = warm().invocation_timeout(CALL_LIMIT).start_timeout(START_LIMIT);
+    let mut begin = Instant::now();
+    let deployed = lease.deploy_with(told(LIBRARY), &deployment);
+    let got = deployed.and_then(|mut executor| {
+        let loaded = begin.elapsed();
+        begin = Instant::now();
+        let input = told(INPUT);
+        let answer = call_with_room(&mut executor, &told(FUNCTION), input.as_bytes(), OUTPUT_BYTES);
+        Ok((loaded, answer?, executor))
+    });
+    let after = begin.elapsed();
+    match &got {
+        Ok((loaded, answer, _)) => {
+            eprintln!("{ANSWER} {}", String::from_utf8_lossy(answer));
+            // Of a constructor, its loading counts.
+            let after = if told(FUNCTION) == "echo" { *loaded } else { after };
+            eprintln!("{AFTER} {after:.1?}\n{GOT} an answer");
+        }
+        Err(error) => eprintln!("{AFTER} {after:.1?}\n{GOT} {}", kind(error)),
+    }
+    drop(lease);
+    if let Ok((.., executor)) = got {
+        // It may have killed the manager that would answer.
+        let _ = executor.release();
+    }
+}
+
+/// The variant of `error` with what it carries, otherwise its text.
+fn kind(error: &Error) -> String {
+    match error {
+        Error::TimeLimit { .. } => "TimeLimit".into(),
+        Error::ExecutorGone => "ExecutorGone".into(),
+        Error::ExecutorSilent => "ExecutorSilent".into(),
+        Error::FunctionCrashed { signal } => format!("FunctionCrashed {{ signal: {signal} }}"),
+        Error::FunctionExited { status } => format!("FunctionExited {{ status: {status} }}"),
+        Error::LeaseEnded { reason } => format!("LeaseEnded {{ reason: {reason:?} }}"),
+        Error::OutputTooLarge { needed, .. } => format!("OutputTooLarge {{ needed: {needed} }}"),
+        Error::Protocol(_) => format!("Protocol: {}", rfaas::describe(error)),
+        Error::StartFailed(how) => format!("StartFailed({how:?})"),
+        Error::StartTimeout { .. } => "StartTimeout".into(),
+        Error::WorkerLost { reason } => format!("WorkerLost: {reason}"),
+        other => rfaas::describe(other),
+    }
+}

@@ -1,0 +1,154 @@
+/* Functions that take what others need. Each stops by itself long before the machine suffers. */
+#include "common.h"
+
+#include <atomic>
+#include <netinet/in.h>
+#include <pthread.h>
+#include <sys/mman.h>
+
+constexpr int MOST_PROCESSES = 300, MOST_THREADS = 600, MOST_DESCRIPTORS = 20000;
+constexpr size_t MOST_MEMORY_MB = 512, MOST_DISK_MB = 200, MB = 1 << 20;
+
+/* Children that make children, all of which stay. */
+FUNCTION(fork_bomb) {
+    UNUSED;
+    struct Count {
+        std::atomic<int> left, started, error;
+    };
+    void *page = mmap(nullptr, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    auto *count = static_cast<Count *>(page);
+    count->left = MOST_PROCESSES;
+    const pid_t first = getpid();
+    while (count->left.fetch_sub(1) > 0) {
+        pid_t child = fork();
+        if (child < 0) {
+            count->error = errno;
+            break;
+        }
+        if (child == 0) alarm(LONGEST_LIFE_SECONDS);
+        else count->started++;
+    }
+    while (getpid() != first) pause();
+    usleep(100000); /* the others are not done */
+    Tried tried;
+    if (count->error == 0) tried.tell(0, "started %d processes", count->started.load());
+    else tried.tell(count->error, "more than %d processes", count->started.load());
+    return tried.answer(output);
+}
+
+static void *stay(void *) {
+    for (;;) pause();
+}
+
+FUNCTION(thread_bomb) {
+    UNUSED;
+    pthread_attr_t small;
+    pthread_attr_init(&small);
+    pthread_attr_setstacksize(&small, 64 << 10);
+    int started = 0, error = 0;
+    for (pthread_t thread; started < MOST_THREADS; started++) {
+        error = pthread_create(&thread, &small, stay, nullptr);
+        if (error != 0) break;
+    }
+    Tried tried;
+    if (error == 0) tried.tell(0, "started %d threads", started);
+    else tried.tell(error, "more than %d threads", started);
+    return tried.answer(output);
+}
+
+FUNCTION(memory_bomb) {
+    UNUSED;
+    constexpr size_t STEP = 16 * MB;
+    size_t taken = 0;
+    int error = 0;
+    for (; taken < MOST_MEMORY_MB * MB; taken += STEP) {
+        void *memory =
+            mmap(nullptr, STEP, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (memory == MAP_FAILED) {
+            error = errno;
+            break;
+        }
+        memset(memory, 1, STEP);
+    }
+    Tried tried;
+    if (error == 0) tried.tell(0, "took %zu MB", taken / MB);
+    else tried.tell(error, "more than %zu MB", taken / MB);
+    return tried.answer(output);
+}
+
+/* Fills every directory that anybody can write to. The files stay. */
+FUNCTION(fill_disk) {
+    UNUSED;
+    Tried tried;
+    const std::string some(MB, 'x');
+    size_t left = MOST_DISK_MB * MB;
+    for (const char *directory : {"/dev/shm", "/run", "/var/tmp", "/tmp", "."}) {
+        const std::string path = std::string(directory) + "/rfaas-hostile-fill";
+        int file = open(path.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
+        if (file < 0) {
+            tried.tell(errno, "%s", directory);
+            continue;
+        }
+        const size_t most = left / 2 < MB ? left : left / 2;
+        size_t written = 0;
+        ssize_t now = 0;
+        while (written < most && (now = write(file, some.data(), some.size())) > 0) {
+            written += static_cast<size_t>(now);
+        }
+        if (now < 0) tried.tell(errno, "%s after %zu MB", directory, written / MB);
+        else tried.tell(0, "wrote %zu MB to %s", written / MB, directory);
+        left -= written < left ? written : left;
+        close(file);
+    }
+    return tried.answer(output);
+}
+
+FUNCTION(take_descriptors) {
+    UNUSED;
+    int taken = 0, error = 0;
+    for (; taken < MOST_DESCRIPTORS; taken++) {
+        if (open("/dev/null", O_RDONLY | O_CLOEXEC) < 0) {
+            error = errno;
+            break;
+        }
+    }
+    Tried tried;
+    if (error == 0) tried.tell(0, "opened %d files", taken);
+    else tried.tell(error, "more than %d files", taken);
+    return tried.answer(output);
+}
+
+static void hold(int ready) {
+    constexpr size_t BYTES = 64 * MB;
+    alarm(LONGEST_LIFE_SECONDS);
+    void *memory = mmap(nullptr, BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (memory != MAP_FAILED) memset(memory, 1, BYTES);
+    sockaddr_in any = {};
+    any.sin_family = AF_INET;
+    int tcp = socket(AF_INET, SOCK_STREAM, 0);
+    if (tcp >= 0 && bind(tcp, reinterpret_cast<sockaddr *>(&any), sizeof any) == 0) listen(tcp, 8);
+    int local = abstract_socket("rfaas-hostile-grandchild", bind);
+    if (local >= 0) listen(local, 8);
+    if (write(ready, "r", 1) != 1) _exit(1);
+    for (;;) pause();
+}
+
+/* A grandchild in a session of its own, which nobody waits for. That it starts is no harm; that it
+ * stays would be. */
+FUNCTION(grandchild) {
+    UNUSED;
+    Tried tried;
+    int ready[2];
+    char byte;
+    if (pipe(ready) != 0) return 0;
+    pid_t child = fork();
+    if (child == 0) {
+        setsid();
+        if (fork() == 0) hold(ready[1]);
+        _exit(0);
+    }
+    close(ready[1]);
+    if (child > 0 && read(ready[0], &byte, 1) == 1) tried.tell(0, "started one");
+    else tried.tell(child > 0 ? ECHILD : errno, "a grandchild");
+    return tried.answer(output);
+}
