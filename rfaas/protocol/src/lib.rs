@@ -28,6 +28,7 @@ mod capacity;
 pub mod channel;
 pub mod heartbeat;
 pub mod invocation;
+pub mod isolation;
 pub mod lease;
 pub mod library;
 pub mod node;

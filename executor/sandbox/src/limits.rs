@@ -1,0 +1,52 @@
+//! Limits of resources (setrlimit(2)), hard ones: no function can raise them.
+//!
+//! Memory is limited by RLIMIT_DATA, which counts what is private and writable. RLIMIT_AS would count the buffers of the
+//! client too, which are shared and mapped as they are used, and reservations that are never used. Shared memory that a
+//! function makes by itself is not counted; only a control group would.
+//!
+//! Elsewhere: descriptors, stacks (the program `executor`), the size of `/tmp` (`view`).
+
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use rfaas_protocol::isolation::{Layer, SandboxSettings};
+
+use crate::error::{Error, failed};
+use crate::share::Share;
+
+/// Private memory of an executor before its share, in bytes: its program, libraries and their heaps.
+pub const OWN_MEMORY: u64 = 128 << 20;
+/// Processes and threads of one user, which is one executor: as many as a node has cores several times, and few enough
+/// that the node goes on while they spin.
+pub const MAX_TASKS: u64 = 1024;
+
+/// Sets all limits but that of file sizes.
+pub fn set(settings: &SandboxSettings, share: &Share) -> Result<(), Error> {
+    let memory = OWN_MEMORY.saturating_add(share.base).saturating_add(share.memory);
+    lower(Resource::RLIMIT_DATA, memory, "of memory")?;
+    if settings.layers.has(Layer::User) {
+        // It counts what the user has, who is shared by all executors without this layer.
+        lower(Resource::RLIMIT_NPROC, MAX_TASKS, "of processes")?;
+        if settings.rdma {
+            // Registered memory counts as locked, for which root has no limit.
+            let limit = (memory, memory);
+            setrlimit(Resource::RLIMIT_MEMLOCK, limit.0, limit.1)
+                .map_err(failed(Layer::Limits, "limit of locked memory"))?;
+        }
+    }
+    lower(Resource::RLIMIT_CORE, 0, "of core files")?;
+    lower(Resource::RLIMIT_RTPRIO, 0, "of real-time priorities")?;
+    lower(Resource::RLIMIT_NICE, 0, "of priorities")?;
+    lower(Resource::RLIMIT_MSGQUEUE, 0, "of message queues")
+}
+
+/// Sets the limit of file sizes, which memory files have too: those of the device are made before.
+pub fn set_file_size(share: &Share) -> Result<(), Error> {
+    let bytes = share.memory.saturating_add(share.base);
+    lower(Resource::RLIMIT_FSIZE, bytes, "of file sizes")
+}
+
+/// Sets both limits to `value`, unless they are lower.
+fn lower(resource: Resource, value: u64, what: &str) -> Result<(), Error> {
+    let (_, hard) = getrlimit(resource).map_err(failed(Layer::Limits, "getrlimit"))?;
+    let value = value.min(hard);
+    setrlimit(resource, value, value).map_err(failed(Layer::Limits, format!("limit {what}")))
+}

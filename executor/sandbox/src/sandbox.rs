@@ -1,0 +1,87 @@
+//! All layers together, in the order in which each still has the right to be put on.
+
+use std::path::PathBuf;
+
+use nix::sched::CloneFlags;
+use rfaas_protocol::isolation::{Layer, SandboxSettings};
+
+use crate::error::Error;
+use crate::share::Share;
+use crate::{files, limits, rights, syscalls, view};
+
+/// The layers of a node's executors.
+#[derive(Debug)]
+pub struct Sandbox {
+    /// With the view's directories where they really are.
+    settings: SandboxSettings,
+    /// Names of these that lead there by links, and where they lead.
+    links: Vec<(PathBuf, PathBuf)>,
+    filters: syscalls::Filters,
+}
+
+impl Sandbox {
+    /// Makes one with the layers of `settings`, which have to be there ([`probe`]).
+    pub fn new(mut settings: SandboxSettings) -> Sandbox {
+        let filters = syscalls::Filters::new(settings.network);
+        let mut links = Vec::new();
+        for path in &mut settings.view {
+            if let Ok(real) = path.canonicalize()
+                && real != *path
+            {
+                links.push((std::mem::replace(path, real.clone()), real));
+            }
+        }
+        Sandbox { settings, links, filters }
+    }
+
+    /// Enters what all executors share: namespaces and view. Once, in a process that executors are forked from, or
+    /// in an executor that was started by itself.
+    pub fn enter(&self) -> Result<(), Error> {
+        view::enter(&self.settings, &self.links)?;
+        rights::bound(self.settings.layers)?;
+        if self.settings.layers.has(Layer::Seccomp) { self.filters.deny_always() } else { Ok(()) }
+    }
+
+    /// Returns the namespaces that a process is to be cloned with: it is the first process of the executor's.
+    pub fn namespaces(&self) -> CloneFlags {
+        let flags = [
+            (Layer::PidNamespace, CloneFlags::CLONE_NEWPID),
+            (Layer::MountNamespace, CloneFlags::CLONE_NEWNS),
+            (Layer::IpcNamespace, CloneFlags::CLONE_NEWIPC),
+            (Layer::UtsNamespace, CloneFlags::CLONE_NEWUTS),
+        ];
+        let wanted = flags.into_iter().filter(|(layer, _)| self.settings.layers.has(*layer));
+        wanted.fold(CloneFlags::empty(), |all, (_, flag)| all | flag)
+    }
+
+    /// Gives this process, which was cloned with [`namespaces`](Sandbox::namespaces), its own `/proc` and `/tmp`.
+    pub fn furnish(&self, share: &Share) -> Result<(), Error> {
+        view::furnish(&self.settings, share)
+    }
+
+    /// Drops rights: from now on this process is as little trusted as what it will load.
+    pub fn confine(&self, share: &Share) -> Result<(), Error> {
+        let layers = self.settings.layers;
+        if layers.has(Layer::Limits) {
+            limits::set(&self.settings, share)?;
+        }
+        rights::drop_all(&self.settings, share.user)?;
+        files::restrict(&self.settings)?;
+        if layers.has(Layer::Seccomp) {
+            self.filters.deny_making()?;
+        }
+        Ok(())
+    }
+
+    /// Takes away what an executor needs only until it has connected: sockets, by the network policy, and files of
+    /// any size. For all threads of this process.
+    pub fn close(&self, share: &Share) -> Result<(), Error> {
+        if self.settings.layers.has(Layer::Seccomp) {
+            self.filters.deny_sockets()?;
+        }
+        if self.settings.layers.has(Layer::Limits) {
+            limits::set_file_size(share)?;
+        }
+        Ok(())
+    }
+}
