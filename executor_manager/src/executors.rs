@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::os::fd::BorrowedFd;
 use std::time::Instant;
 
 use rdmalib::{ConnectRequest, Device};
@@ -16,8 +17,8 @@ use rfaas_protocol::lease::LeaseId;
 
 use crate::accounting::{AcceptError, ExecutorAccount};
 use crate::allocations::{Exit, Usage};
+use crate::launch::{self, ExecutorChild, Launcher};
 use crate::request::Deployment;
-use crate::spawn::{self, ExecutorChild, Launcher};
 use rfaas_program::describe;
 
 /// Processes of others that are reaped before everybody else has a turn.
@@ -174,6 +175,12 @@ impl Executors {
         }
     }
 
+    /// What is readable when a process has ended, of each.
+    pub fn descriptors(&self) -> impl Iterator<Item = (LeaseId, BorrowedFd<'_>)> {
+        let running = self.running.iter();
+        running.filter_map(|(&lease, running)| Some((lease, running.process.descriptor()?)))
+    }
+
     /// When [`tick`](Executors::tick) is due at the latest.
     pub fn next_deadline(&self) -> Option<Instant> {
         let beat = (!self.running.is_empty()).then_some(self.beat_at);
@@ -218,12 +225,12 @@ impl Executors {
     /// as process 1 of a container, those that functions left behind. Returns whether there may be more.
     pub fn reap_strangers(&self) -> bool {
         for _ in 0..STRANGERS {
-            let Some(gone) = spawn::ended_child() else { return false };
+            let Some(gone) = launch::ended_child() else { return false };
             // One of ours, which ended just now: `reap` knows what to do, and there is a SIGCHLD for it.
             if self.running.values().any(|running| running.process.pid() == gone.as_raw()) {
                 return false;
             }
-            spawn::reap(gone);
+            launch::reap(gone);
         }
         true
     }
@@ -235,7 +242,7 @@ impl Executors {
             .running
             .iter_mut()
             .filter_map(|(&lease, running)| {
-                let exit = match running.process.try_reap()? {
+                let exit = match running.process.try_reap(now)? {
                     Exit::Signal(_) if running.silent => Exit::Silent,
                     Exit::Status(MANAGER_LOST) if running.may_miss_us_until >= Some(now) => {
                         Exit::Silent // of us: we were stopped

@@ -1,7 +1,7 @@
 //! The executor manager: leases this node's cores, starts, watches and bills executor processes.
 //!
 //! ```text
-//!   client ──Allocate, token──▶ clients ─▶ allocations ─▶ spawn ─▶ executor process
+//!   client ──Allocate, token──▶ clients ─▶ allocations ─▶ launch ─▶ executor process
 //!   executor's workers ──fetch-add──▶ accounting ─▶ bill ─▶ upstream ──▶ resource manager
 //! ```
 //! One thread does everything (`manager`); who holds what is decided by pure code (`allocations`).
@@ -32,13 +32,13 @@ mod ended;
 mod environment;
 mod executors;
 mod identity;
+mod launch;
 mod lease_log;
 mod manager;
 mod output;
 mod request;
 #[allow(unsafe_code)] // one call: see there
 mod signals;
-mod spawn;
 mod upstream;
 
 use allocations::{Allocations, Event};
@@ -46,11 +46,11 @@ use clients::Clients;
 use cpus::CpuPool;
 use executors::Executors;
 use identity::Identity;
+use launch::Launcher;
 use lease_log::LeaseLog;
 use manager::{ACCEPT_BATCH, Manager};
 use request::Authority;
 use signals::Signals;
-use spawn::Launcher;
 use upstream::Upstream;
 
 /// Why the manager ended. Displays as one line.
@@ -115,8 +115,7 @@ pub fn run(options: &Options) -> Result<(), Error> {
         None
     };
     let settings = &options.config.executor;
-    let launcher = Launcher::from_environment(options.verbose, &settings.environment)
-        .map_err(|error| Error::Start(format!("cannot read what executors write: {error}")))?;
+    let launcher = Launcher::from_environment(options.verbose, &settings.environment);
     launcher.check().map_err(|error| Error::Start(error.to_string()))?;
     if !Path::new("/proc/self/fd").exists() {
         tracing::warn!("/proc is not mounted: executors cannot load function libraries without it");

@@ -2,9 +2,9 @@
 //! [`Allocations`] decide.
 //!
 //! ```text
-//!   signals, listener, clients, resource manager, deadlines ──▶ events ─▶ Allocations ─▶ actions
-//!        ▲ poll(2) until the next deadline                                                  │
-//!        └──────────────────────────────────────────────────────── processes, messages ◀────┘
+//!   signals, listener, clients, executors, resource manager, deadlines ──▶ events ─▶ Allocations ─▶ actions
+//!        ▲ poll(2) until the next deadline                                                             │
+//!        └─────────────────────────────────────────────────────────────────── processes, messages ◀────┘
 //! ```
 //! * A pass that made a connection is followed by another one, since that connection was not there to be
 //!   armed.
@@ -59,6 +59,16 @@ pub enum Source {
     Upstream,
     /// A client.
     Client(ClientId),
+    /// The end of the executor of this lease.
+    Executor(LeaseId),
+}
+
+/// Whether an executor may have ended.
+fn has_end(wakeups: &Wakeups<Source>) -> bool {
+    match wakeups {
+        Wakeups::All => true,
+        Wakeups::Of(sources) => sources.iter().any(|source| matches!(source, Source::Executor(_))),
+    }
 }
 
 /// What the loop is made of; put together by [`run`](crate::run).
@@ -101,8 +111,8 @@ impl Manager {
         run(&mut self, idle)
     }
 
-    /// Does everything that can be done now; returns whether there was anything.
-    fn work(&mut self) -> Result<bool, Error> {
+    /// Does everything that can be done now; returns whether there was anything. `ended`: executors may have.
+    fn work(&mut self, ended: bool) -> Result<bool, Error> {
         let now = Instant::now();
         let mut events = VecDeque::new();
         let seen = self.signals.take().map_err(|errno| Error::os("reading signals", errno))?;
@@ -123,7 +133,7 @@ impl Manager {
             }
             self.process(&mut events); // one by one: answers keep the order of the questions
         }
-        if self.executors.tick(now) || seen.child || self.idle == Idle::Poll {
+        if self.executors.tick(now) || ended || seen.child {
             events.extend(self.executors.reap().into_iter().map(|gone| {
                 if self.lease_log.admit(now, gone.lease) {
                     tracing::info!(name: MEASURED, lease = %gone.lease, exit = ?gone.exit, "executor is gone");
@@ -335,9 +345,9 @@ impl PollLoop for Manager {
         }
     }
 
-    /// Serves all that there is, whatever had news: there are few clients.
-    fn pass(&mut self, _: Wakeups<Source>) -> Result<Pass, Error> {
-        let worked = self.work()?;
+    /// Serves all clients, whichever had news: there are few.
+    fn pass(&mut self, wakeups: Wakeups<Source>) -> Result<Pass, Error> {
+        let worked = self.work(has_end(&wakeups))?;
         Ok(match (self.stopped()?, worked) {
             (true, _) => Pass::Stop,
             (false, true) => Pass::Again,
@@ -355,11 +365,15 @@ impl PollLoop for Manager {
         for (client, descriptor) in self.clients.descriptors() {
             sources.add(Source::Client(client), descriptor);
         }
+        for (lease, descriptor) in self.executors.descriptors() {
+            sources.add(Source::Executor(lease), descriptor);
+        }
     }
 
     fn acknowledge(&mut self, source: Source) {
         match source {
-            Source::Signals | Source::Bell | Source::Listener => {} // each pass takes them
+            // Each pass takes them.
+            Source::Signals | Source::Bell | Source::Listener | Source::Executor(_) => {}
             Source::Upstream => self.upstream.iter_mut().for_each(Upstream::acknowledge),
             Source::Client(client) => self.clients.acknowledge(client),
         }

@@ -1,9 +1,9 @@
-//! Function libraries that tests build from C source.
+//! Function libraries, and a program, that tests build from C source.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::run::{run, source, system_tool};
+use crate::run::{Running, run, source, start, system_tool};
 
 /// Builds a function library from C source in `directory`.
 pub fn c_library(directory: &Path, name: &str, source: &Path, flags: &[&str]) -> PathBuf {
@@ -13,6 +13,20 @@ pub fn c_library(directory: &Path, name: &str, source: &Path, flags: &[&str]) ->
     cc.args(["-shared", "-fPIC", "-O1", "-o"]).arg(&library).arg(source).args(flags);
     run(cc).success();
     library
+}
+
+/// Another process that traces all threads of process `id`, until it is killed.
+pub fn tracer(directory: &Path, id: u32) -> Running {
+    system_tool("cc");
+    let program = directory.join("tracer");
+    let mut cc = Command::new("cc");
+    cc.arg("-o").arg(&program).arg(source("tools/testkit/programs/tracer.c"));
+    run(cc).success();
+    let mut tracer = Command::new(program);
+    tracer.arg(id.to_string());
+    let mut running = start(tracer);
+    running.says("traces");
+    running
 }
 
 /// The functions that misbehave, of `functions/faulty.c`.

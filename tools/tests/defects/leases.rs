@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use nix::sys::signal::Signal;
 use rfaas::{Client, Error, Lease, LeaseRequest};
 use rfaas_config::ExecutorsDatabase;
 use rfaas_protocol::allocation::RefusedBecause;
@@ -9,11 +10,11 @@ use rfaas_protocol::channel::{Channel, Incoming};
 use rfaas_protocol::lease::{self, ClientName, FromClient, ToClient, Token};
 use rfaas_protocol::{Empty, Role};
 use serde_json::{Value, json};
-use testkit::{Http, Options};
+use testkit::{Http, Options, procfs};
 
 use super::Scene;
-use testkit::functions::faulty;
-use testkit::run::library;
+use testkit::functions::{faulty, tracer};
+use testkit::run::{ended_by, kill_9, library};
 use testkit::service::{call, deploy, warm};
 use testkit::wait::{deadline, eventually, rounds};
 
@@ -190,6 +191,27 @@ fn a_removed_node_takes_no_leases_and_ends_those_it_has() {
     let error = call(&mut executor, "empty", &[1; 8]).unwrap_err();
     assert!(matches!(error, Error::LeaseEnded { .. }), "{error:?}");
     drop((executor, lease));
+    scene.ends();
+}
+
+#[test]
+fn the_cores_of_a_dead_executor_come_back_while_another_process_traces_it() {
+    let scene = Scene::new(Options::impatient());
+    let mut executor = scene.deploy(2, &warm());
+    assert_eq!(call(&mut executor, "echo", &[1; 8]).unwrap(), [1; 8]);
+    let [process] = scene.cluster.executors_running()[..] else { panic!("one executor") };
+    let tracer = tracer(scene.directory.path(), process);
+    kill_9(process);
+    call(&mut executor, "echo", &[1; 8]).unwrap_err();
+    drop(executor);
+    scene.is_free();
+    assert!(procfs::Stat::of(process).is_some(), "its tracer keeps it");
+    let mut executor = scene.deploy(2, &warm());
+    assert_eq!(call(&mut executor, "echo", &[2; 8]).unwrap(), [2; 8]);
+    executor.release().unwrap();
+    tracer.signal(Signal::SIGKILL);
+    assert!(ended_by(&tracer.finish(), Signal::SIGKILL));
+    eventually("it is reaped", || procfs::Stat::of(process).is_none());
     scene.ends();
 }
 

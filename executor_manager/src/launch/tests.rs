@@ -2,16 +2,24 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
+use std::time::{Duration, Instant};
 
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::stat::Mode;
+use nix::unistd::{Pid, mkfifo};
 use rdmalib_testing::{eventually, wait_for};
 use rfaas_protocol::Secret;
 use rfaas_protocol::assignment::{AssignedDevice, HexSecret};
 use tempfile::TempDir;
 
+use super::child::STOP_GRACE;
 use super::*;
+use crate::allocations::Exit;
 
 /// Held while a script is written and while a process is started: a process that another test starts
 /// at that moment would keep the script open for writing, and such a file cannot be run (ETXTBSY).
@@ -60,11 +68,11 @@ impl Scripted {
         fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
         let mut environment: Vec<_> = std::env::vars_os().collect();
         environment.push(("DIR".into(), directory.path().into()));
-        let launcher = Launcher::new(directory.path().into(), None, environment).unwrap();
+        let launcher = Launcher::new(directory.path().into(), None, environment);
         Scripted { directory, launcher }
     }
 
-    fn start(&self) -> ExecutorChild {
+    fn start(&mut self) -> ExecutorChild {
         let _writing = WRITING.lock().unwrap();
         self.launcher.start(&assignment(2)).unwrap()
     }
@@ -80,7 +88,7 @@ impl Scripted {
 }
 
 fn reap(executor: &mut ExecutorChild) -> Exit {
-    wait_for("the end of the process", || executor.try_reap())
+    wait_for("the end of the process", || executor.try_reap(Instant::now()))
 }
 
 fn exists(pid: i32) -> bool {
@@ -90,16 +98,16 @@ fn exists(pid: i32) -> bool {
 
 #[test]
 fn an_executor_that_exits_at_once_is_reaped_with_its_status() {
-    let scripted = Scripted::new("exit 3");
+    let mut scripted = Scripted::new("exit 3");
     let mut executor = scripted.start();
     assert_eq!(reap(&mut executor), Exit::Status(3));
-    assert_eq!(executor.try_reap(), None, "told once");
+    assert_eq!(executor.try_reap(Instant::now()), None, "told once");
     assert!(!Path::new(&format!("/proc/{}", executor.pid())).exists(), "no zombie is left");
 }
 
 #[test]
 fn an_executor_that_crashes_is_reaped_with_its_signal() {
-    let scripted = Scripted::new("kill -SEGV $$");
+    let mut scripted = Scripted::new("kill -SEGV $$");
     assert_eq!(reap(&mut scripted.start()), Exit::Signal(Signal::SIGSEGV as i32));
 }
 
@@ -107,7 +115,7 @@ fn an_executor_that_crashes_is_reaped_with_its_signal() {
 fn an_executor_that_is_asked_to_stop_may_finish_its_work() {
     let script = "trap 'mv $DIR/ready $DIR/flushed; exit 0' TERM; touch $DIR/ready; \
                   while :; do sleep 0.01; done";
-    let scripted = Scripted::new(script);
+    let mut scripted = Scripted::new(script);
     let mut executor = scripted.start();
     scripted.read("ready");
     let start = Instant::now();
@@ -121,13 +129,14 @@ fn an_executor_that_is_asked_to_stop_may_finish_its_work() {
 
 #[test]
 fn an_executor_that_ignores_sigterm_is_killed_after_the_grace() {
-    let scripted = Scripted::new("trap '' TERM; touch $DIR/ready; while :; do sleep 0.01; done");
+    let mut scripted =
+        Scripted::new("trap '' TERM; touch $DIR/ready; while :; do sleep 0.01; done");
     let mut executor = scripted.start();
     scripted.read("ready");
     let start = Instant::now();
     executor.stop(start);
     assert!(!executor.tick(start + STOP_GRACE - Duration::from_millis(1)), "not before its time");
-    assert_eq!(executor.try_reap(), None);
+    assert_eq!(executor.try_reap(Instant::now()), None);
     assert!(executor.tick(start + STOP_GRACE));
     assert_eq!(reap(&mut executor), Exit::Signal(Signal::SIGKILL as i32));
 }
@@ -136,7 +145,7 @@ fn an_executor_that_ignores_sigterm_is_killed_after_the_grace() {
 fn signals_that_the_manager_blocks_reach_the_executor() {
     let mask = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGCHLD]);
     mask.thread_block().unwrap();
-    let scripted = Scripted::new("touch $DIR/ready; while :; do sleep 0.01; done");
+    let mut scripted = Scripted::new("touch $DIR/ready; while :; do sleep 0.01; done");
     let mut executor = scripted.start();
     scripted.read("ready");
     executor.stop(Instant::now());
@@ -147,7 +156,7 @@ fn signals_that_the_manager_blocks_reach_the_executor() {
 fn an_executor_leads_a_session_of_its_own_and_has_no_terminal() {
     let script = "( : < /dev/tty ) 2>&- && echo terminal > $DIR/has; read line < /proc/self/stat
 echo \"$line\" > $DIR/s; mv $DIR/s $DIR/stat; while :; do sleep 0.01; done";
-    let scripted = Scripted::new(script);
+    let mut scripted = Scripted::new(script);
     let executor = scripted.start();
     let stat = scripted.read("stat");
     let fields: Vec<&str> = stat.rsplit(") ").next().unwrap().split(' ').collect();
@@ -160,7 +169,7 @@ echo \"$line\" > $DIR/s; mv $DIR/s $DIR/stat; while :; do sleep 0.01; done";
 #[test]
 fn what_a_function_forked_is_gone_with_its_executor() {
     let script = "sleep 1000 & echo $! > $DIR/child; mv $DIR/child $DIR/pid; kill -SEGV $$";
-    let scripted = Scripted::new(script);
+    let mut scripted = Scripted::new(script);
     let mut executor = scripted.start();
     let child: i32 = scripted.read("pid").trim().parse().unwrap();
     reap(&mut executor);
@@ -170,7 +179,7 @@ fn what_a_function_forked_is_gone_with_its_executor() {
 #[test]
 fn an_executor_gets_its_assignment_and_no_other_descriptor() {
     let script = "cat > $DIR/input; ls /proc/self/fd > $DIR/list; mv $DIR/list $DIR/descriptors";
-    let scripted = Scripted::new(script);
+    let mut scripted = Scripted::new(script);
     let secret_of_another = tempfile::tempfile().unwrap(); // std opens it with O_CLOEXEC, as we all do
     let mut executor = scripted.start();
     assert_eq!(reap(&mut executor), Exit::Status(0));
@@ -184,7 +193,7 @@ fn an_executor_gets_its_assignment_and_no_other_descriptor() {
 
 #[test]
 fn an_assignment_longer_than_a_pipe_holds_is_passed_whole_even_if_nobody_reads_it() {
-    let scripted = Scripted::new("exit 0");
+    let mut scripted = Scripted::new("exit 0");
     let started = {
         let _writing = WRITING.lock().unwrap();
         scripted.launcher.start(&assignment(u16::MAX))
@@ -192,9 +201,65 @@ fn an_assignment_longer_than_a_pipe_holds_is_passed_whole_even_if_nobody_reads_i
     assert_eq!(reap(&mut started.unwrap()), Exit::Status(0));
 }
 
+/// Another process that traces `pid`; it lets go when it is dropped.
+struct Tracer(Child);
+
+impl Tracer {
+    fn of(pid: i32, options: &[&str]) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let program = directory.path().join("tracer");
+        let source =
+            Path::new(env!("CARGO_MANIFEST_DIR")).join("../tools/testkit/programs/tracer.c");
+        let _writing = WRITING.lock().unwrap();
+        let compiled = Command::new("cc").arg("-o").arg(&program).arg(source).status().unwrap();
+        assert!(compiled.success());
+        let mut command = Command::new(program);
+        command.arg(pid.to_string()).args(options).stderr(Stdio::piped());
+        let mut tracer = command.spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(tracer.stderr.take().unwrap()).read_line(&mut line).unwrap();
+        assert_eq!(line, "traces\n");
+        Tracer(tracer)
+    }
+}
+
+impl Drop for Tracer {
+    fn drop(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+#[test]
+fn the_end_of_an_executor_that_another_process_traces_is_known() {
+    let killed = Exit::Signal(Signal::SIGKILL as i32);
+    for (options, end) in [(&[][..], killed), (&["exit"], killed), (&[], Exit::Status(3))] {
+        // Without a child, whose SIGCHLD its tracer would have to let through.
+        let script = "echo > $DIR/ready; read line < $DIR/go; exit 3";
+        let mut scripted = Scripted::new(script);
+        mkfifo(&scripted.path("go"), Mode::S_IRWXU).unwrap();
+        let mut executor = scripted.start();
+        scripted.read("ready");
+        let pid = executor.pid();
+        let tracer = Tracer::of(pid, options);
+        match end {
+            Exit::Status(_) => fs::write(scripted.path("go"), "\n").unwrap(),
+            _ => executor.kill(Instant::now()),
+        }
+        assert_eq!(reap(&mut executor), end);
+        assert!(Path::new(&format!("/proc/{pid}")).exists(), "it is there as long as its tracer");
+        drop(tracer);
+        eventually("it can be reaped", || {
+            super::reap(Pid::from_raw(pid));
+            !Path::new(&format!("/proc/{pid}")).exists()
+        });
+    }
+}
+
 #[test]
 fn an_executor_that_is_dropped_is_killed() {
-    let scripted = Scripted::new("trap '' TERM; echo $$ > $DIR/p; mv $DIR/p $DIR/pid; sleep 1000");
+    let mut scripted =
+        Scripted::new("trap '' TERM; echo $$ > $DIR/p; mv $DIR/p $DIR/pid; sleep 1000");
     let executor = scripted.start();
     let pid: i32 = scripted.read("pid").trim().parse().unwrap();
     drop(executor);
@@ -205,24 +270,21 @@ fn an_executor_that_is_dropped_is_killed() {
 fn a_missing_executor_is_an_error_that_names_path_and_remedy() {
     let empty = tempfile::tempdir().unwrap();
     fs::create_dir(empty.path().join(PROGRAM)).unwrap(); // a directory is no program
-    let launcher = Launcher::new(empty.path().into(), None, Vec::new()).unwrap();
+    let mut launcher = Launcher::new(empty.path().into(), None, Vec::new());
     let error = launcher.start(&assignment(1)).unwrap_err().to_string();
     let found = format!("cannot start `executor`: not found in PATH={}", empty.path().display());
     assert!(error.starts_with(&found), "{error}");
     assert!(error.contains("add the programs' directory"), "{error}");
 
     let long = "/nowhere".repeat(1000);
-    let error =
-        Launcher::new(long.into(), None, Vec::new()).unwrap().start(&assignment(1)).unwrap_err();
+    let error = Launcher::new(long.into(), None, Vec::new()).start(&assignment(1)).unwrap_err();
     assert!(error.to_string().len() <= 240, "must fit the answer to a client: {error}");
-    assert!(
-        Launcher::new(OsString::new(), None, Vec::new()).unwrap().start(&assignment(1)).is_err()
-    );
+    assert!(Launcher::new(OsString::new(), None, Vec::new()).start(&assignment(1)).is_err());
 }
 
 #[test]
 fn an_executor_that_cannot_be_run_is_an_error_that_names_it() {
-    let scripted = Scripted::new("exit 0");
+    let mut scripted = Scripted::new("exit 0");
     let program = scripted.path(PROGRAM);
     fs::write(&program, "#!/nowhere/sh\n").unwrap();
     let error = scripted.launcher.start(&assignment(1)).unwrap_err().to_string();

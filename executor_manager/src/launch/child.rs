@@ -1,0 +1,214 @@
+//! An executor process of this manager: told to stop, killed, reaped. Nothing here waits.
+//!
+//! ```text
+//!   running ──stop: SIGTERM──▶ terminating ──500 ms: SIGKILL──▶ killed
+//!      └──────────────┴──────────── ends ─────────────────────────┴──▶ reaped
+//! ```
+//! * Its end is known from its pidfd, at once. A process that traces it (ptrace(2), a debugger) has its exit
+//!   status first and keeps its parent from reaping it. Then the end counts as soon as no code of the
+//!   executor can run any more. What is left is reaped when its tracer lets go of it (`reap`).
+//! * Its process group is killed as a whole before its leader is reaped: what a function forked does not outlive
+//!   the lease unless it left the group, and no signal can hit a stranger that was given a freed process id.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{Signal, kill, killpg};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
+use nix::unistd::Pid;
+use rustix::process::{PidfdFlags, pidfd_open, pidfd_send_signal};
+
+use super::remains;
+use crate::allocations::Exit;
+use crate::output::ExecutorOutput;
+
+/// Time between SIGTERM and SIGKILL: enough to send the counters of every worker, short enough for
+/// the cores to be free within a second.
+pub const STOP_GRACE: Duration = Duration::from_millis(500);
+
+/// How often a killed process is looked at, besides when something tells of it.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
+
+/// How long the exit status may take to come after the end or the kill. The kernel takes microseconds;
+/// what takes longer is a tracer.
+const STATUS_WITHIN: Duration = Duration::from_millis(300);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Running,
+    Terminating { kill_at: Instant },
+    Killed { since: Instant, look_at: Instant },
+    Reaped,
+}
+
+/// A process that was started and not reaped. Dropping it kills it.
+#[derive(Debug)]
+pub struct ExecutorChild {
+    pid: Pid,
+    /// Readable when it has ended. None where the kernel has no pidfds (before Linux 5.3): then SIGCHLD tells.
+    pidfd: Option<OwnedFd>,
+    stage: Stage,
+    /// When its end was seen without its exit status.
+    unexplained: Option<Instant>,
+    /// What it left in its sockets is read when this is dropped, which is when it was reaped.
+    _output: ExecutorOutput,
+}
+
+impl ExecutorChild {
+    /// Watches child `pid` of this process, which was started just now and is reaped here only.
+    pub fn new(pid: Pid, output: ExecutorOutput) -> Self {
+        let pidfd = rustix::process::Pid::from_raw(pid.as_raw())
+            .and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
+        ExecutorChild { pid, pidfd, stage: Stage::Running, unexplained: None, _output: output }
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> i32 {
+        self.pid.as_raw()
+    }
+
+    /// What is readable when it has ended, until that was seen.
+    pub fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        let pidfd = self.pidfd.as_ref()?;
+        (self.stage != Stage::Reaped && self.unexplained.is_none()).then(|| pidfd.as_fd())
+    }
+
+    /// Asks it to send its counters and exit; [`tick`](ExecutorChild::tick) kills it if it does not.
+    pub fn stop(&mut self, now: Instant) {
+        if self.stage == Stage::Running {
+            self.signal(Signal::SIGTERM);
+            self.stage = Stage::Terminating { kill_at: now + STOP_GRACE };
+        }
+    }
+
+    /// Kills it and everything that it started.
+    pub fn kill(&mut self, now: Instant) {
+        let since = match self.stage {
+            Stage::Reaped => return,
+            Stage::Killed { since, .. } => since,
+            Stage::Running | Stage::Terminating { .. } => now,
+        };
+        self.signal(Signal::SIGKILL);
+        let _ = killpg(self.pid, Signal::SIGKILL); // fails for a group that is gone
+        self.stage = Stage::Killed { since, look_at: now + LOOK_AGAIN };
+    }
+
+    /// Sends the process a signal. A zombie takes it too, so this cannot fail before it is reaped.
+    fn signal(&self, signal: Signal) {
+        let _ = match (&self.pidfd, rustix::process::Signal::from_named_raw(signal as i32)) {
+            (Some(pidfd), Some(signal)) => pidfd_send_signal(pidfd, signal).is_ok(),
+            _ => kill(self.pid, signal).is_ok(),
+        };
+    }
+
+    /// Whether it was neither told to stop nor killed, as far as is known.
+    pub fn is_running(&self) -> bool {
+        self.stage == Stage::Running
+    }
+
+    /// When [`tick`](ExecutorChild::tick) is due at the latest.
+    pub fn deadline(&self) -> Option<Instant> {
+        let of_stage = match self.stage {
+            Stage::Terminating { kill_at } => Some(kill_at),
+            Stage::Killed { look_at, .. } => Some(look_at),
+            Stage::Running | Stage::Reaped => None,
+        };
+        let of_status = self.unexplained.map(|since| since + STATUS_WITHIN);
+        of_stage.into_iter().chain(of_status).min()
+    }
+
+    /// Does what is due at `now`; returns whether it was due.
+    pub fn tick(&mut self, now: Instant) -> bool {
+        let due = self.deadline().is_some_and(|deadline| deadline <= now);
+        match self.stage {
+            Stage::Terminating { kill_at } if kill_at <= now => {
+                tracing::warn!(
+                    pid = self.pid(),
+                    "executor ignored SIGTERM for {STOP_GRACE:?}: killing it; what it counted last \
+                     may be missing from the bill"
+                );
+                self.kill(now);
+            }
+            Stage::Killed { look_at, .. } if look_at <= now => self.kill(now),
+            _ => {}
+        }
+        due
+    }
+
+    /// Reaps it if it has exited, together with its group; returns how it ended, once.
+    pub fn try_reap(&mut self, now: Instant) -> Option<Exit> {
+        if self.stage == Stage::Reaped {
+            return None;
+        }
+        let look = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG;
+        let exited = match waitid(Id::Pid(self.pid), look | WaitPidFlag::WNOWAIT) {
+            Ok(WaitStatus::StillAlive) => self.end_without_status(now)?,
+            Ok(status) => exit_of(status),
+            // Reaped behind our back, as the kernel does for a parent that was started with SIGCHLD
+            // ignored: it is gone, and how is not known.
+            Err(_) => UNKNOWN,
+        };
+        // The whole group. The zombie keeps the group's number until the second wait.
+        let _ = killpg(self.pid, Signal::SIGKILL);
+        let _ = waitid(Id::Pid(self.pid), look);
+        self.stage = Stage::Reaped;
+        Some(exited)
+    }
+
+    /// Returns how it ended if it has, although nobody may reap it yet.
+    fn end_without_status(&mut self, now: Instant) -> Option<Exit> {
+        let ended = self.pidfd.as_ref().is_some_and(|pidfd| is_readable(pidfd.as_fd()));
+        let killed = match self.stage {
+            Stage::Killed { since, .. } => Some(since),
+            _ => None,
+        };
+        let since = if ended { Some(*self.unexplained.get_or_insert(now)) } else { killed };
+        if now < since? + STATUS_WITHIN || !(ended || remains::is_harmless(self.pid)) {
+            return None;
+        }
+        tracing::warn!(
+            pid = self.pid(),
+            "executor has ended and cannot be reaped: another process traces it, as a debugger does"
+        );
+        let killed = killed.map(|_| Exit::Signal(Signal::SIGKILL as i32));
+        remains::exit_status(self.pid).map(exit_of).or(killed).or(Some(UNKNOWN))
+    }
+}
+
+impl Drop for ExecutorChild {
+    fn drop(&mut self) {
+        let now = Instant::now();
+        self.kill(now);
+        self.try_reap(now); // if it is too early for that, init reaps it after us
+    }
+}
+
+/// How a process ended of which nobody can tell.
+const UNKNOWN: Exit = Exit::Status(-1);
+
+/// A child that has ended and is not reaped yet, if there is one.
+pub fn ended_child() -> Option<Pid> {
+    let look = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+    waitid(Id::All, look).ok()?.pid()
+}
+
+/// Reaps a child that has ended.
+pub fn reap(child: Pid) {
+    // Fails only if it is reaped already.
+    let _ = waitid(Id::Pid(child), WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG);
+}
+
+fn exit_of(status: WaitStatus) -> Exit {
+    match status {
+        WaitStatus::Signaled(_, signal, _) => Exit::Signal(signal as i32),
+        WaitStatus::Exited(_, status) => Exit::Status(status),
+        _ => UNKNOWN, // WEXITED reports nothing else
+    }
+}
+
+/// Whether `descriptor` is readable now.
+fn is_readable(descriptor: BorrowedFd<'_>) -> bool {
+    let mut polled = [PollFd::new(descriptor, PollFlags::POLLIN)];
+    poll(&mut polled, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
+}
