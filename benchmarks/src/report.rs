@@ -75,6 +75,14 @@ impl Report {
         self.rows.push((name.replace('_', " "), statistics));
     }
 
+    /// Adds what a phase, or all of them, take at least. The report keeps the order of these calls.
+    pub fn floor(&mut self, name: &str, samples: &Samples) {
+        let statistics = samples.statistics();
+        let floors = self.json.entry("floors_us").or_insert_with(|| Value::Object(Map::new()));
+        floors[name] = json!(statistics.microseconds());
+        self.rows.push((format!("({})", name.replace('_', " ")), statistics));
+    }
+
     /// What the run was billed.
     pub fn bill(&mut self, bill: &Bill) {
         let bill = json!({

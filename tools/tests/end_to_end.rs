@@ -125,6 +125,9 @@ fn a_cold_start_is_reported_by_phases() {
     for phase in ["lease", "connect", "submit", "spawn_connect", "initialize", "execute", "total"] {
         is_a_distribution(&told["phases_us"][phase]);
     }
+    for floor in ["fork", "exec_dlopen"] {
+        is_a_distribution(&told["floors_us"][floor]);
+    }
     let csv = std::fs::read_to_string(&file).unwrap();
     assert!(csv.starts_with("id,connect,submit,spawn_connect,initialize,execute,"), "{csv}");
     assert_eq!(csv.lines().count(), 4, "{csv}");

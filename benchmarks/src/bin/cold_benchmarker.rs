@@ -4,6 +4,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use benchmarks::echo::Known;
+use benchmarks::floor::Floor;
 use benchmarks::progress::ProgressBar;
 use benchmarks::service::{self, Buffers};
 use benchmarks::{Measure, Report, RunPlan, Samples, Service};
@@ -12,7 +13,8 @@ use rfaas::Client;
 use rfaas_program::{self as program, Failure};
 
 /// Measures cold starts: each repetition leases cores, deploys the library, calls the function once on each core
-/// and releases the lease.
+/// and releases the lease. In turn with it, the floors: a fork, and fork + exec + dlopen of a minimal
+/// C program with the same library (not measured where there is no C compiler, cc).
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Cli {
@@ -50,11 +52,18 @@ fn run(cli: Cli) -> Result<(), Failure> {
     }
     let repetitions = plan.repetitions as usize;
     let mut columns = COLUMNS.map(|name| (name, Samples::with_capacity(repetitions)));
+    let mut floor = Floor::start(&library)?;
+    let mut floors = [Samples::with_capacity(repetitions), Samples::with_capacity(repetitions)];
     let mut progress = ProgressBar::of(plan.repetitions.into());
     for number in 0..plan.repetitions {
         let times = start.once(number.into())?;
         for ((_, samples), time) in columns.iter_mut().zip(times) {
             samples.record(time);
+        }
+        if let Some(floor) = &mut floor {
+            let times = floor.once()?;
+            floors[0].record(times.fork);
+            floors[1].record(times.exec);
         }
         progress.step();
         std::thread::sleep(Duration::from_millis(cli.pause));
@@ -67,6 +76,10 @@ fn run(cli: Cli) -> Result<(), Failure> {
         let (_, samples) =
             columns.iter().find(|(column, _)| *column == name).expect("both lists have all names");
         report.phase(name, samples);
+    }
+    if floor.is_some() {
+        report.floor("fork", &floors[0]);
+        report.floor("exec_dlopen", &floors[1]);
     }
     let columns = columns.each_ref().map(|(name, samples)| (*name, samples));
     report.finish(&cli.measure, &columns, "")
