@@ -331,7 +331,7 @@ impl Client {
                     heard.push(Heard::Message(id, message));
                 }
                 Ok(Some(Incoming::Written { .. })) => {
-                    tracing::debug!(
+                    tracing::warn!(
                         peer = self.peer,
                         "client wrote where nothing is offered: dropped"
                     );
@@ -352,7 +352,8 @@ impl Client {
                     }
                 }
                 Err(error) => {
-                    tracing::debug!(peer = self.peer, %error, "client dropped");
+                    // Without its number, so that a peer that does it over and over is told of once.
+                    tracing::warn!(peer = self.peer, %error, "client dropped");
                     return false;
                 }
             }

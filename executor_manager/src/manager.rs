@@ -292,13 +292,13 @@ impl Manager {
             }
             Ok((Role::Accounting, Some(hello), _)) => self.executors.accept(hello.secret, request),
             Ok((Role::Lease, ..)) => {
-                refuse(
+                turn_away(
                     request,
                     "this is an executor manager: leases are granted by the resource manager",
                 );
             }
-            Ok(_) => refuse(request, "this is an executor manager"),
-            Err(error) => refuse(request, &error.to_string()),
+            Ok(_) => turn_away(request, "this is an executor manager"),
+            Err(error) => turn_away(request, &error.to_string()),
         }
     }
 
@@ -402,6 +402,11 @@ impl From<WaitError> for Error {
     fn from(WaitError(errno): WaitError) -> Self {
         Error::os("waiting for events", errno)
     }
+}
+
+fn turn_away(request: ConnectRequest, why: &str) {
+    tracing::warn!(peer = request.peer(), why, "connection refused");
+    refuse(request, why);
 }
 
 fn log_bill(ended: &LeaseEnded) {

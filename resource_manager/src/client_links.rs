@@ -309,10 +309,11 @@ impl ClientLinks {
     fn drop_link(&mut self, now: Now, id: LinkId, why: &ChannelError, pool: &mut Pool) {
         let Some(mut link) = self.links.remove(&id) else { return };
         self.staying.remove(id);
+        let peer = link.channel.peer();
         link.channel.disconnect();
         match why {
-            ChannelError::Disconnected => tracing::debug!("client disconnected"),
-            _ => tracing::warn!(%why, "connection of a client dropped"),
+            ChannelError::Disconnected => tracing::debug!(peer, "client disconnected"),
+            _ => tracing::warn!(peer, %why, "connection of a client dropped"),
         }
         pool.client_gone(now, link.leases.leases);
     }

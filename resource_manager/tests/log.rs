@@ -13,8 +13,10 @@ use std::time::Instant;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use rfaas_protocol::Role;
+use rfaas_protocol::channel::ChannelError;
 use rfaas_protocol::lease::ToClient;
+use rfaas_protocol::node::FromNode;
+use rfaas_protocol::{Clock, Role};
 use serde_json::json;
 use support::*;
 
@@ -108,6 +110,13 @@ fn what_clients_and_strangers_provoke_is_told_a_few_times_and_then_counted() {
     for _ in 0..20 {
         assert!(dial(rdma, Role::Accounting).is_err());
     }
+    // Clients that say what is no message of theirs.
+    for _ in 0..200 {
+        let mut client = Client::new(rdma);
+        client.channel.send(&FromNode::Heartbeat(Clock::now())).unwrap();
+        let end = client.channel.receive::<ToClient>(PATIENCE);
+        assert!(matches!(end, Err(ChannelError::Disconnected)), "{end:?}");
+    }
     let told = wait_for("the count", || {
         let text = text();
         let counted =
@@ -120,6 +129,8 @@ fn what_clients_and_strangers_provoke_is_told_a_few_times_and_then_counted() {
     // What there is for one place of the program, at once and with time, and the counts.
     let most = 500 + 25 * begun.elapsed().as_secs();
     assert!(denied as u64 <= most, "{denied} of 5000 refusals are in the log");
+    let malformed = text.lines().filter(|line| line.contains("of a client dropped")).count();
+    assert!((1..=25).contains(&malformed), "{malformed}\n{text}");
     let strangers = text.lines().filter(|line| line.contains("connection refused")).count();
     assert!((1..=25).contains(&strangers), "{strangers}\n{text}");
     stop(child);
