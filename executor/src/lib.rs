@@ -20,7 +20,7 @@
 //!
 //! Elsewhere: one invocation (`worker`), foreign code (`library`), what an assignment may say (`plan`).
 
-use std::io;
+use std::io::{self, Write};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -31,7 +31,7 @@ use nix::sys::stat::Mode;
 use nix::unistd::{alarm, dup2_stdin, getppid};
 use rdmalib::{Access, Device, Region};
 use rfaas_program::describe;
-use rfaas_protocol::assignment::{Assignment, MANAGER_LOST};
+use rfaas_protocol::assignment::{Assignment, FUNCTIONS_WRITE, MANAGER_LOST};
 use rfaas_protocol::channel::{Channel, ChannelError};
 use rfaas_protocol::session::{ExecutorHello, FromExecutor, FunctionEntry, LoadFailed};
 use rfaas_protocol::{Role, Text};
@@ -179,6 +179,13 @@ fn is_the_end(news: &News) -> bool {
 /// for the first time (`__cxa_thread_atexit_impl` of glibc): logging does, and so do channels.
 fn end_at_last() {
     alarm::set(1);
+}
+
+/// Ends the part of standard error that is for the operator: foreign code runs from here on, and may write there too.
+fn let_functions_write() {
+    rfaas_program::log::finish(LAST_LINES); // what was logged before comes before
+    // It fails only if nobody reads what is written there.
+    let _ = io::stderr().write_all(&[FUNCTIONS_WRITE]);
 }
 
 /// Closes the assignment, with its secrets: what functions start would have it as standard input.
@@ -338,6 +345,7 @@ impl Executor {
         // (`end_at_last`); so it ends in the orderly time.
         tracing::debug!(lease = self.plan.lease, bytes = code.len(), "loading the library");
         self.loading = true;
+        let_functions_write();
         std::thread::Builder::new()
             .name("loader".into())
             .stack_size(limits::stack_bytes()) // constructors are functions too

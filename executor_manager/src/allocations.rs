@@ -55,8 +55,6 @@ const UNCLAIMED_END: Duration = Duration::from_secs(24 * 3600);
 /// renewed that at the resource manager, and the end was faster than the news.
 const RENEWED_UNSEEN: Duration = Duration::from_secs(3600);
 
-const NO_LEASE: &str = "this connection holds no lease";
-
 /// All leases of this node.
 #[derive(Debug)]
 pub struct Allocations {
@@ -310,7 +308,7 @@ impl Allocations {
         let refused = |because, reason: String| Err(RequestRefusal::new(because, reason));
         let held = self.by_client.get(&client).and_then(|lease| self.leases.get_mut(lease));
         let Some(held) = held else {
-            return refused(RefusedBecause::LeaseEnded, NO_LEASE.into());
+            return Err(RequestRefusal::no_lease());
         };
         let lease = held.id;
         if !held.is_of(terms) {
@@ -339,8 +337,7 @@ impl Allocations {
 
     fn release(&mut self, now: Instant, client: ClientId, out: &mut Vec<Action>) {
         let Some(&lease) = self.by_client.get(&client) else {
-            let refusal = RequestRefusal::new(RefusedBecause::LeaseEnded, NO_LEASE);
-            out.push(Action::Tell(client, refusal.message()));
+            out.push(Action::Tell(client, RequestRefusal::no_lease().message()));
             return;
         };
         self.end(now, lease, now, EndReason::Released, out);

@@ -18,6 +18,7 @@ use rfaas_protocol::lease::LeaseId;
 use crate::accounting::{AcceptError, ExecutorAccount};
 use crate::allocations::{Exit, Usage};
 use crate::launch::{self, ExecutorChild, Launcher};
+use crate::output::Outputs;
 use crate::request::Deployment;
 use rfaas_program::describe;
 
@@ -42,7 +43,7 @@ struct Running {
 pub struct Executors {
     device: Device,
     manager: SocketAddr,
-    running: BTreeMap<LeaseId, Running>, // before the launcher, which waits for their last words
+    running: BTreeMap<LeaseId, Running>,
     launcher: Launcher,
     heartbeat: Heartbeat,
     /// Soft limit of descriptors that this manager was started with, for executors.
@@ -80,6 +81,11 @@ impl Executors {
             running: BTreeMap::new(),
             beat_at: Instant::now(),
         }
+    }
+
+    /// What they write.
+    pub fn outputs(&self) -> &Outputs {
+        self.launcher.outputs()
     }
 
     /// Starts the executor of `lease`, which has none; returns its process id, or an explanation for

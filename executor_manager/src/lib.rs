@@ -89,8 +89,6 @@ pub struct Options {
     pub skip_resource_manager: bool,
     /// Wait for a resource manager that is not there yet.
     pub wait: bool,
-    /// Executors log what they do.
-    pub verbose: bool,
 }
 
 /// Runs until SIGINT, SIGTERM or SIGHUP. To be called before there is another thread, since it blocks these
@@ -115,7 +113,7 @@ pub fn run(options: &Options) -> Result<(), Error> {
         None
     };
     let settings = &options.config.executor;
-    let launcher = Launcher::from_environment(options.verbose, &settings.environment);
+    let launcher = Launcher::from_environment(&settings.environment);
     launcher.check().map_err(|error| Error::Start(error.to_string()))?;
     if !Path::new("/proc/self/fd").exists() {
         tracing::warn!("/proc is not mounted: executors cannot load function libraries without it");
@@ -150,6 +148,7 @@ pub fn run(options: &Options) -> Result<(), Error> {
         }
         (authority, Some(upstream))
     };
+    launcher.outputs().ring_with_answers(bell.clone());
     let manager = Manager {
         clients: Clients::new(device.clone(), heartbeat),
         lease_log: LeaseLog::new(Instant::now()),

@@ -39,7 +39,6 @@ fn run(cli: Cli) -> Result<(), Failure> {
         devices: Devices::load(&cli.device_database)?,
         skip_resource_manager: cli.skip_resource_manager,
         wait: cli.wait,
-        verbose: cli.verbose,
     };
     executor_manager::run(&options).map_err(|error| match error {
         Error::Start(_) => Failure::input(error),

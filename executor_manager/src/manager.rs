@@ -25,7 +25,7 @@ use rfaas_program::poll_loop::{
 };
 use rfaas_protocol::Capacity;
 use rfaas_protocol::accounting::AccountingHello;
-use rfaas_protocol::allocation::{Allocate, ClaimHello, FromClient, Renew};
+use rfaas_protocol::allocation::{Allocate, ClaimHello, FromClient, Renew, ToClient};
 use rfaas_protocol::channel::refuse;
 use rfaas_protocol::lease::{EndReason, LeaseId};
 use rfaas_protocol::node::LeaseEnded;
@@ -146,6 +146,7 @@ impl Manager {
             self.strangers = self.executors.reap_strangers();
             worked |= self.strangers;
         }
+        worked |= self.answer_questions(now, &mut events);
         worked |= !events.is_empty();
         events.push_back(Event::Time);
         self.process(&mut events);
@@ -163,6 +164,9 @@ impl Manager {
     fn process(&mut self, events: &mut VecDeque<Event>) {
         let mut actions = Vec::new();
         while let Some(event) = events.pop_front() {
+            if let Event::ClientGone(client) = &event {
+                self.executors.outputs().forget(*client);
+            }
             self.allocations.apply(Instant::now(), event, &mut actions);
             for action in actions.drain(..) {
                 self.perform(action, events);
@@ -181,6 +185,7 @@ impl Manager {
             }
             Action::Start { lease, client, deployment, workers, pins } => {
                 self.lease_log.belongs(lease, self.clients.origin(client));
+                self.executors.outputs().keep(client, lease.get());
                 let logged = self.lease_log.admit(now, lease);
                 match self.executors.start(lease, &deployment, workers, pins) {
                     Ok(pid) => {
@@ -235,6 +240,12 @@ impl Manager {
             FromClient::Renew(renew) => self.renewal(client, &renew),
             FromClient::Release(_) => Ok(Event::Release(client)),
             FromClient::Heartbeat(_) => return, // that it came is all there is to it
+            FromClient::ReadOutput(read) => {
+                match self.executors.outputs().ask(Instant::now(), client, read.from.get()) {
+                    true => return, // it is answered when everything was read
+                    false => Err(RequestRefusal::no_lease()),
+                }
+            }
         };
         match event {
             Ok(event) => events.push_back(event),
@@ -261,6 +272,18 @@ impl Manager {
         let held = self.allocations.lease_of(client);
         let time_left = self.authority.admit(signed, *clock, held, self.time())?;
         Ok(Event::Renew { client, terms: signed.terms, time_left })
+    }
+
+    /// Tells clients what their functions have written; returns whether there was something to tell.
+    fn answer_questions(&mut self, now: Instant, events: &mut VecDeque<Event>) -> bool {
+        let answers = self.executors.outputs().answers(now);
+        let any = !answers.is_empty();
+        for (client, part) in answers {
+            if !self.clients.tell(client, &ToClient::OutputPart(part)) {
+                events.push_back(Event::ClientGone(client));
+            }
+        }
+        any
     }
 
     /// The time by the clock that leases end by.
@@ -385,6 +408,7 @@ impl PollLoop for Manager {
         [
             self.allocations.next_deadline(),
             self.executors.next_deadline(),
+            self.executors.outputs().next_deadline(),
             self.clients.next_deadline(),
             self.lease_log.next_deadline(),
             self.acceptor.paused_until(),

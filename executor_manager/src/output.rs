@@ -1,55 +1,55 @@
-//! What executors and their functions write on standard output and error: read from sockets of their own, and
-//! passed on to the log of the manager.
+//! What executors and their functions write on standard output and error: read from sockets of their own, and kept
+//! for the client of their lease.
 //!
 //! ```text
-//!   executor, its functions ──socket: stdout──▶ its thread "output" ──lines, limited by lease──▶ log
-//!                           ──socket: stderr──▶
+//!   executor, its functions ──socket: stdout──▶ its thread "output" ──▶ kept, by lease ──▶ client
+//!                           ──socket: stderr──▶       └── what the executor says first ──▶ log
 //! ```
-//! * No executor has a descriptor of the manager's. One that floods its socket waits at it, or loses
-//!   lines; one that changes its mode, closes it or leaves it to a daemon changes nothing here.
+//! * Nothing that a function writes gets into the log of the manager. What the program `executor`
+//!   says before it loads a library does: it is for the operator.
+//! * No executor has a descriptor of the manager's. One that floods its socket waits at it; one that
+//!   changes its mode, closes it or leaves it to a daemon changes nothing here.
 //! * The output of an executor is read by a thread of its own. Whatever becomes of that thread, no
-//!   other lease's output waits for it, nor the manager's loop, nor its end beyond [`LAST_WORDS`].
+//!   other lease's output waits for it, nor the manager's loop; a client's question at most
+//!   [`ANSWER_WITHIN`].
 //! * Descriptors that are passed over a socket are refused where the kernel can, and
 //!   elsewhere discarded with the bytes that they come with.
 //! * When an executor was reaped, what is in its sockets is read once more, and then they are
 //!   closed, also if a process still holds them.
+//! * A question is answered when everything was read that had been written when it came. So a client
+//!   reads what a function printed before it returned, and the last words of one that has crashed.
+//! * Output is kept for as long as the connection that claimed its lease: some time beyond the lease's end.
 //!
 //! Sockets, not pipes: a writer holds the lock of a pipe while the kernel copies its bytes, which takes for ever if
 //! they lie in memory that it never supplies. A reader, or a process that closes the other end, waits for the lock
 //! and cannot be killed. The price is that `/dev/stdout` cannot be opened by that name.
 //!
-//! Elsewhere: what a lease may say (`limit`), lines (`lines`), how all lines of the log are limited and escaped
-//! (`rfaas_program::log`).
+//! Elsewhere: how much is kept (`kept`), reading one executor (`reader`), its first lines (`lines`).
 
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
+use rfaas_program::poll_loop::Bell;
+use rfaas_protocol::allocation::{OutputPart, OutputStream};
 
-mod limit;
+use crate::allocations::ClientId;
+
+mod kept;
 mod lines;
+mod reader;
 
-use limit::{LeaseLimit, Limits};
-use lines::Stream;
+use kept::KeptOutputs;
+use reader::{Reader, Stream};
 
-/// Bytes read from an executor in a [`PERIOD`], and then no more before its end: one that floods costs a
-/// hundredth of a core to read.
-const READ_BYTES: usize = 1 << 20;
-const PERIOD: Duration = Duration::from_millis(100);
-/// What a read counts for at least, so that one byte after the other is no way around that.
-const READ_COST: usize = 1 << 10;
-/// Bytes read at once.
-const CHUNK: usize = 16 << 10;
-/// Bytes read of a stream whose executor is gone: more than a socket holds.
-const LAST_BYTES: usize = 1 << 20;
-/// Longest wait for the last words of executors when the manager ends.
-const LAST_WORDS: Duration = Duration::from_secs(1);
+/// Longest wait for the threads that read before a question is answered with what there is.
+pub const ANSWER_WITHIN: Duration = Duration::from_secs(1);
 /// Executors of one lease that are read at a time: one runs, and a few that are gone may have left much.
 const MOST_OF_A_LEASE: usize = 4;
 /// Executors that are read at a time, one a core of a large node. What further ones write is not read.
@@ -57,54 +57,90 @@ const MOST_READ: usize = 1024;
 /// Stack of a reader, for which formatting a line is the most that it does.
 const STACK_BYTES: usize = 256 << 10;
 
-/// Reads what executors write.
+/// Reads what executors write, and answers clients that ask for it.
 #[derive(Debug, Default)]
 pub struct Outputs {
-    limits: Mutex<Limits>,
-    readers: Arc<Readers>,
+    shared: Arc<Shared>,
 }
 
-/// The number of threads.
+/// What the manager's loop and the readers share.
 #[derive(Debug, Default)]
-struct Readers {
-    count: Mutex<usize>,
-    fewer: Condvar,
+struct Shared {
+    state: Mutex<State>,
+    /// Wakes the manager's loop.
+    bell: OnceLock<Bell>,
 }
 
-impl Readers {
-    fn lock(&self) -> MutexGuard<'_, usize> {
-        self.count.lock().unwrap_or_else(PoisonError::into_inner) // a number is always whole
+#[derive(Debug, Default)]
+struct State {
+    kept: KeptOutputs,
+    /// The lease of each connection that has claimed one.
+    leases: HashMap<ClientId, u64>,
+    /// One of a client at most.
+    questions: Vec<Question>,
+    /// How many questions were asked so far.
+    asked: u64,
+    /// By numbers that are never used twice.
+    readers: BTreeMap<u64, ReaderState>,
+    next_reader: u64,
+}
+
+/// A client's question that was not answered yet.
+#[derive(Debug)]
+struct Question {
+    client: ClientId,
+    lease: u64,
+    from: u64,
+    /// Its number.
+    number: u64,
+    /// When it is answered at the latest.
+    until: Instant,
+}
+
+/// What is known of the thread that reads an executor.
+#[derive(Debug)]
+struct ReaderState {
+    lease: u64,
+    /// It has read all that had been written when this question came.
+    has_read: u64,
+    /// The executor was reaped.
+    ended: bool,
+    /// Rings when one of these changes, and when there is a question.
+    bell: Arc<EventFd>,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner) // whole between two calls
+    }
+
+    fn wake_manager(&self) {
+        self.bell.get().iter().for_each(|bell| bell.ring());
     }
 }
 
-/// One of them, from before its start until it has closed everything.
-struct Counted(Arc<Readers>);
-
-impl Counted {
-    fn new(readers: &Arc<Readers>) -> Self {
-        *readers.lock() += 1;
-        Counted(readers.clone())
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        *self.0.lock() -= 1;
-        self.0.fewer.notify_all();
+impl State {
+    fn is_answerable(&self, question: &Question, now: Instant) -> bool {
+        let of_lease = |reader: &&ReaderState| reader.lease == question.lease;
+        let mut readers = self.readers.values().filter(of_lease);
+        now >= question.until || readers.all(|reader| reader.has_read >= question.number)
     }
 }
 
 /// The output of one executor; dropped when that is reaped.
 #[derive(Debug)]
 pub struct ExecutorOutput {
-    /// Tells the reader, if there is one.
-    ended: Option<Arc<EventFd>>,
+    /// Its reader, if there is one.
+    reader: Option<(Arc<Shared>, u64)>,
 }
 
 impl Drop for ExecutorOutput {
     fn drop(&mut self) {
-        if let Some(ended) = &self.ended {
-            let _ = ended.write(1); // its first, for which there is room
+        if let Some((shared, number)) = &self.reader
+            && let Some(reader) = shared.lock().readers.get_mut(number)
+        {
+            reader.ended = true;
+            ring(&reader.bell);
         }
     }
 }
@@ -119,48 +155,107 @@ pub struct StandardStreams {
 }
 
 impl Outputs {
+    /// Rings `bell` when [`answers`](Outputs::answers) may have some.
+    pub fn ring_with_answers(&self, bell: Bell) {
+        let _ = self.shared.bell.set(bell); // once, when the manager starts
+    }
+
     /// Sockets for an executor of `lease`, which are read from now on. If they cannot be, it writes to nowhere: no
     /// lease fails for that.
     pub fn follow(&self, lease: u64) -> io::Result<(ExecutorOutput, StandardStreams)> {
-        let now = Instant::now();
-        let limit = self.limits.lock().unwrap_or_else(PoisonError::into_inner).of(lease, now);
-        // The book of limits has one, we have one, and each reader.
-        let of_lease = Arc::strong_count(&limit) - 2;
-        let followed = if of_lease >= MOST_OF_A_LEASE || *self.readers.lock() >= MOST_READ {
+        let of_lease = |reader: &&ReaderState| reader.lease == lease;
+        let (of_lease, all) = {
+            let state = self.shared.lock();
+            (state.readers.values().filter(of_lease).count(), state.readers.len())
+        };
+        let followed = if of_lease >= MOST_OF_A_LEASE || all >= MOST_READ {
             Err(io::Error::other("too many are read still"))
         } else {
-            self.start(limit)
+            self.start(lease)
         };
         followed.or_else(|error| to_nowhere(lease, &error))
     }
 
     /// Sockets, and a reader of them.
-    fn start(&self, limit: Arc<LeaseLimit>) -> io::Result<(ExecutorOutput, StandardStreams)> {
-        let (out, stdout) = stream("stdout")?;
-        let (error, stderr) = stream("stderr")?;
-        let output = self.read(vec![out, error], limit)?;
+    fn start(&self, lease: u64) -> io::Result<(ExecutorOutput, StandardStreams)> {
+        let (out, stdout) = stream(OutputStream::Stdout)?;
+        let (error, stderr) = stream(OutputStream::Stderr)?;
+        let output = self.read(lease, vec![out, error])?;
         Ok((output, StandardStreams { stdout: stdout.into(), stderr: stderr.into() }))
     }
 
     /// Starts a reader.
-    fn read(&self, streams: Vec<Stream>, limit: Arc<LeaseLimit>) -> io::Result<ExecutorOutput> {
-        let ended = Arc::new(EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?);
-        let _counted = Counted::new(&self.readers);
-        let pace = Pace::new(Instant::now());
-        let reader = Reader { streams, limit, ended: ended.clone(), pace, _counted };
+    fn read(&self, lease: u64, streams: Vec<Stream>) -> io::Result<ExecutorOutput> {
+        let (reader, output) = self.reader(lease, streams)?;
         thread::Builder::new()
             .name("output".into())
             .stack_size(STACK_BYTES)
             .spawn(move || reader.run())?;
-        Ok(ExecutorOutput { ended: Some(ended) })
+        Ok(output)
     }
-}
 
-impl Drop for Outputs {
-    /// The readers are not joined: nothing waits for them.
-    fn drop(&mut self) {
-        let read = self.readers.lock();
-        drop(self.readers.fewer.wait_timeout_while(read, LAST_WORDS, |count| *count > 0));
+    /// Makes a reader that does not run yet.
+    fn reader(&self, lease: u64, streams: Vec<Stream>) -> io::Result<(Reader, ExecutorOutput)> {
+        let flags = EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC;
+        let bell = Arc::new(EventFd::from_flags(flags)?);
+        let mut state = self.shared.lock();
+        let number = state.next_reader;
+        state.next_reader += 1;
+        let (has_read, ended) = (state.asked, false); // its executor has written nothing yet
+        state.readers.insert(number, ReaderState { lease, has_read, ended, bell: bell.clone() });
+        drop(state);
+        let handle = ReaderHandle { shared: self.shared.clone(), number, lease, bell };
+        let output = ExecutorOutput { reader: Some((self.shared.clone(), number)) };
+        Ok((Reader::new(streams, handle, Instant::now()), output))
+    }
+
+    /// The output of `lease`, which `client` has claimed, is kept for it from now on, and that of its lease before not
+    /// any longer.
+    pub fn keep(&self, client: ClientId, lease: u64) {
+        let mut state = self.shared.lock();
+        if let Some(before) = state.leases.insert(client, lease).filter(|before| *before != lease) {
+            state.kept.forget(before);
+        }
+        state.kept.keep(lease);
+    }
+
+    /// `client` is gone, and nobody else may ask for its output.
+    pub fn forget(&self, client: ClientId) {
+        let mut state = self.shared.lock();
+        state.questions.retain(|question| question.client != client);
+        if let Some(lease) = state.leases.remove(&client) {
+            state.kept.forget(lease);
+        }
+    }
+
+    /// `client` asks for what comes after the first `from` bytes. False if it has claimed no lease.
+    pub fn ask(&self, now: Instant, client: ClientId, from: u64) -> bool {
+        let mut state = self.shared.lock();
+        let Some(&lease) = state.leases.get(&client) else { return false };
+        state.asked += 1;
+        let (number, until) = (state.asked, now + ANSWER_WITHIN);
+        state.questions.retain(|question| question.client != client);
+        state.questions.push(Question { client, lease, from, number, until });
+        let of_lease = state.readers.values().filter(|reader| reader.lease == lease);
+        of_lease.for_each(|reader| ring(&reader.bell));
+        true
+    }
+
+    /// The questions that can be answered at `now`, with their answers.
+    pub fn answers(&self, now: Instant) -> Vec<(ClientId, OutputPart)> {
+        let mut state = self.shared.lock();
+        let questions = std::mem::take(&mut state.questions);
+        let (answered, open) =
+            questions.into_iter().partition(|question| state.is_answerable(question, now));
+        state.questions = open;
+        let answer =
+            |question: Question| (question.client, state.kept.part(question.lease, question.from));
+        Vec::into_iter(answered).map(answer).collect()
+    }
+
+    /// When [`answers`](Outputs::answers) has some at the latest.
+    pub fn next_deadline(&self) -> Option<Instant> {
+        self.shared.lock().questions.iter().map(|question| question.until).min()
     }
 }
 
@@ -169,11 +264,11 @@ fn to_nowhere(lease: u64, error: &io::Error) -> io::Result<(ExecutorOutput, Stan
     tracing::warn!(lease, %error, "what this executor writes is not read");
     let nowhere = File::options().write(true).open("/dev/null")?;
     let stderr = nowhere.try_clone()?.into();
-    Ok((ExecutorOutput { ended: None }, StandardStreams { stdout: nowhere.into(), stderr }))
+    Ok((ExecutorOutput { reader: None }, StandardStreams { stdout: nowhere.into(), stderr }))
 }
 
 /// A stream, and the end of it that an executor gets.
-fn stream(name: &'static str) -> io::Result<(Stream, UnixStream)> {
+fn stream(name: OutputStream) -> io::Result<(Stream, UnixStream)> {
     let (from, to) = UnixStream::pair()?;
     from.set_nonblocking(true)?; // ours alone: the other end is a file of its own
     // Older kernels hold what is passed until a read discards it.
@@ -181,106 +276,48 @@ fn stream(name: &'static str) -> io::Result<(Stream, UnixStream)> {
     Ok((Stream::new(name, from), to))
 }
 
-/// The thread that reads one executor.
-struct Reader {
-    streams: Vec<Stream>,
-    limit: Arc<LeaseLimit>,
-    /// Rings when the executor was reaped.
-    ended: Arc<EventFd>,
-    pace: Pace,
-    _counted: Counted, // last: fields drop in order, and it is there until the others are closed
+fn ring(bell: &EventFd) {
+    let _ = bell.write(1); // fails only if it has been ringing 2^64 times already
 }
 
-impl Reader {
-    fn run(mut self) {
-        let mut buffer = vec![0; CHUNK];
-        loop {
-            match self.wait(Instant::now()) {
-                Ok(true) => return self.finish(&mut buffer),
-                Ok(false) => self.read(Instant::now(), &mut buffer),
-                Err(_) => thread::sleep(PERIOD), // no memory to wait with: reading goes on, if not as soon
-            }
-        }
-    }
-
-    fn may_read(&self) -> bool {
-        self.pace.left > 0 && !self.streams.is_empty()
-    }
-
-    /// When there is something to do, whatever the executor writes.
-    fn deadline(&self) -> Option<Instant> {
-        let read_on =
-            (self.pace.left == 0 && !self.streams.is_empty()).then_some(self.pace.read_on);
-        read_on.into_iter().chain(self.limit.deadline()).min()
-    }
-
-    /// Waits for something to read; returns whether the executor is gone.
-    fn wait(&self, now: Instant) -> nix::Result<bool> {
-        let mut polled = vec![PollFd::new(self.ended.as_fd(), PollFlags::POLLIN)];
-        if self.may_read() {
-            let streams = self.streams.iter();
-            polled.extend(streams.map(|s| PollFd::new(s.from.as_fd(), PollFlags::POLLIN)));
-        }
-        let timeout = self.deadline().map_or(PollTimeout::NONE, |deadline| {
-            let left = deadline.saturating_duration_since(now) + Duration::from_micros(999);
-            PollTimeout::try_from(left.as_millis()).unwrap_or(PollTimeout::MAX)
-        });
-        poll(&mut polled, timeout)?;
-        Ok(polled[0].any().unwrap_or(true))
-    }
-
-    /// Reads what is there, a chunk of each stream.
-    fn read(&mut self, now: Instant, buffer: &mut [u8]) {
-        let Reader { streams, limit, pace, .. } = self;
-        pace.elapse(now);
-        streams.retain_mut(|stream| {
-            let most = pace.left.min(buffer.len());
-            if most == 0 {
-                return true;
-            }
-            let read = stream.read(&mut buffer[..most], |line| limit.pass(now, line));
-            pace.left = pace.left.saturating_sub(read.unwrap_or(0).max(READ_COST));
-            read.is_some()
-        });
-        if limit.deadline().is_some_and(|at| at <= now) {
-            limit.tell_dropped(now);
-        }
-    }
-
-    /// Reads what is still there, and passes on what was not passed on yet.
-    fn finish(mut self, buffer: &mut [u8]) {
-        let now = Instant::now();
-        for stream in &mut self.streams {
-            let mut left = LAST_BYTES;
-            while let Some(read @ 1..) = stream.read(buffer, |line| self.limit.pass(now, line)) {
-                left = left.saturating_sub(read.max(READ_COST));
-                if left == 0 {
-                    break;
-                }
-            }
-            stream.end(|line| self.limit.pass(now, line));
-        }
-        self.limit.tell_dropped(now);
-    }
-}
-
-/// How much is read of one executor.
+/// What a reader has of the others: where its bytes go, and what it is to do. It is counted until this is dropped.
 #[derive(Debug)]
-struct Pace {
-    left: usize,
-    read_on: Instant,
+struct ReaderHandle {
+    shared: Arc<Shared>,
+    number: u64,
+    lease: u64,
+    bell: Arc<EventFd>,
 }
 
-impl Pace {
-    fn new(now: Instant) -> Self {
-        Pace { left: READ_BYTES, read_on: now + PERIOD }
+impl ReaderHandle {
+    /// The number of the last question, and whether the executor was reaped.
+    fn look(&self) -> (u64, bool) {
+        let _ = self.bell.read(); // before looking: what comes after that rings again
+        let state = self.shared.lock();
+        (state.asked, state.readers.get(&self.number).is_none_or(|reader| reader.ended))
     }
 
-    /// Gives back what time brings.
-    fn elapse(&mut self, now: Instant) {
-        if now >= self.read_on {
-            *self = Pace::new(now);
+    fn keep(&self, stream: OutputStream, bytes: &[u8]) {
+        self.shared.lock().kept.append(self.lease, stream, bytes);
+    }
+
+    /// Everything was read that had been written when question `number` came.
+    fn has_read(&self, number: u64) {
+        let mut state = self.shared.lock();
+        let Some(reader) = state.readers.get_mut(&self.number) else { return };
+        reader.has_read = number;
+        let awaited = state.questions.iter().any(|question| question.lease == self.lease);
+        drop(state);
+        if awaited {
+            self.shared.wake_manager();
         }
+    }
+}
+
+impl Drop for ReaderHandle {
+    fn drop(&mut self) {
+        self.shared.lock().readers.remove(&self.number);
+        self.shared.wake_manager();
     }
 }
 

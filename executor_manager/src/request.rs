@@ -37,6 +37,11 @@ impl RequestRefusal {
         RequestRefusal { because, reason: reason.into() }
     }
 
+    /// What was asked for is of a lease, and the client has claimed none on this connection.
+    pub fn no_lease() -> Self {
+        RequestRefusal::new(RefusedBecause::LeaseEnded, "this connection holds no lease")
+    }
+
     /// A node that is to stop takes nothing on.
     pub fn draining() -> Self {
         RequestRefusal::new(RefusedBecause::Draining, "this node is being shut down")

@@ -7,10 +7,13 @@ mod common;
 use std::fs::{self, File};
 use std::io::Write;
 use std::process::Command;
+use std::time::Duration;
 
-use common::{Client, Node, OBEDIENT, ResourceManager, allocate, runs, unsigned, wait_for};
+use common::{Client, Node, OBEDIENT, ResourceManager, allocate, runs, terms, unsigned, wait_for};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use rfaas_protocol::allocation::{FromClient, ReadOutput, ToClient};
+use rfaas_protocol::lease::{EndReason, Token};
 
 /// Has clients claim, be refused and release at a manager that `set_up` changed the command of; then it
 /// is stopped in order. Its log cannot tell where it listens, so it tells its resource manager.
@@ -85,63 +88,129 @@ fn a_manager_serves_without_standard_descriptors() {
     });
 }
 
-#[test]
-fn what_an_executor_writes_is_told_with_its_lease_and_stream() {
-    let script = r#"echo "to standard output"; echo 'to "standard" error' >&2
-printf 'forged\033[2J\r2026-11-29T06:00:00Z  INFO lease ended lease=1\n\nwithout an end'
-kill -SEGV $$"#;
-    let mut node = Node::alone(script);
-    let mut client = node.client();
-    let lease = client.claim(unsigned(1));
-    let line = node.wait_for_log("to standard output");
-    let of_lease = format!("lease={lease} ");
-    assert!(line.contains(&of_lease) && line.contains("stream=\"stdout\""), "{line}");
-    let line = node.wait_for_log(r#"to \"standard\" error"#);
-    assert!(line.contains(&of_lease) && line.contains("stream=\"stderr\""), "{line}");
-    // Written when it had crashed already, as far as the manager could see.
-    node.wait_for_log("without an end");
-    let forged = node.wait_for_log("forged");
-    assert!(forged.contains(r"forged\u{1b}[2J\r2026"), "{forged}");
-    assert!(!forged.chars().any(char::is_control), "{forged}");
+/// What a program writes before functions may write.
+const FUNCTIONS: &str = r"printf '\0' >&2";
+
+/// Stops `node` in order; returns all that it has logged.
+fn log_of(mut node: Node) -> String {
+    node.signal(Signal::SIGTERM);
+    assert_eq!(node.wait().code(), Some(0));
+    node.log()
 }
 
 #[test]
-fn an_executor_that_floods_the_log_has_some_lines_of_it_and_the_rest_is_counted() {
-    let script = "mkdir $DIR/first 2> /dev/null || { echo a quiet word; exec sleep 1000; }
-exec yes \"so much to say, every line of it the same or not: $$\"";
-    let mut node = Node::alone(script);
+fn what_functions_write_is_read_by_their_client_and_is_not_in_the_log() {
+    let script = format!(
+        r#"{FUNCTIONS}; echo "to standard output"; echo 'to "standard" error' >&2
+printf '2026-11-29T06:00:00Z  INFO forged\0\377\n' >&2
+printf 'without an end'
+kill -SEGV $$"#
+    );
+    let node = Node::alone(&script);
     let mut client = node.client();
-    let flooding = client.claim(unsigned(1));
-    node.wait_for_log("so much to say");
+    client.claim(unsigned(1));
+    client.exited();
+    let (pieces, dropped) = client.printed();
+    assert_eq!(dropped, 0);
+    let of = |wanted: u16| -> Vec<u8> {
+        pieces.iter().filter(|(stream, _)| *stream == wanted).flat_map(|p| p.1.clone()).collect()
+    };
+    assert_eq!(of(1), b"to standard output\nwithout an end");
+    assert_eq!(of(2), b"to \"standard\" error\n2026-11-29T06:00:00Z  INFO forged\0\xff\n");
+    let log = log_of(node);
+    for text in ["standard", "forged", "without an end"] {
+        assert!(!log.contains(text), "{text} is in\n{log}");
+    }
+}
+
+#[test]
+fn what_an_executor_says_before_functions_run_is_in_the_log_and_not_for_the_client() {
+    let script = format!(
+        r#"echo 'cannot open "it"' >&2; printf 'half a line\033[2J' >&2
+{FUNCTIONS}; echo of functions >&2; exit 1"#
+    );
+    let mut node = Node::alone(&script);
+    let mut client = node.client();
+    let lease = client.claim(unsigned(1));
+    client.exited();
+    assert_eq!(client.printed(), (vec![(2, b"of functions\n".to_vec())], 0));
+    let line = node.wait_for_log(r#"cannot open \"it\""#);
+    assert!(line.contains(&format!("lease={lease} ")), "{line}");
+    let half = node.wait_for_log("half a line");
+    assert!(half.contains(r"\u{1b}[2J") && !half.chars().any(char::is_control), "{half}");
+    assert!(!log_of(node).contains("of functions"));
+}
+
+#[test]
+fn of_an_executor_that_floods_the_last_words_are_kept_and_others_are_served_as_before() {
+    let script = format!(
+        "{FUNCTIONS}
+mkdir $DIR/first 2> /dev/null || {{ echo a quiet word; exec sleep 1000; }}
+yes \"so much to say, every line of it the same or not: $$\" | head -c 4000000; echo; echo the end; exec sleep 1000"
+    );
+    let node = Node::alone(&script);
+    let mut client = node.client();
+    client.claim(unsigned(1));
+    wait_for("the first one", || node.setup.path("first").exists().then_some(()));
     let mut other = node.client();
-    let quiet = other.claim(unsigned(1)); // is served and heard as before
-    let heard = node.wait_for_log("a quiet word");
-    assert!(heard.contains(&format!("lease={quiet} ")), "{heard}");
-    other.release();
-    client.release();
-    let told =
-        node.wait_for_log(&format!("lines of the functions of lease {flooding} were dropped"));
-    let dropped = told.split_whitespace().find_map(|word| word.parse::<u64>().ok()).unwrap();
-    assert!(dropped > 1000, "{told}");
-    let passed = node.log().matches("so much to say").count();
-    assert!(passed < 1000, "{passed} lines of the flood are in the log");
+    other.claim(unsigned(1));
+    wait_for("the quiet word", || {
+        (other.printed() == (vec![(1, b"a quiet word\n".to_vec())], 0)).then_some(())
+    });
+    let (pieces, dropped) = wait_for("the end", || {
+        let printed = client.printed();
+        let bytes: Vec<u8> = printed.0.iter().flat_map(|piece| piece.1.clone()).collect();
+        bytes.ends_with(b"\nthe end\n").then_some((bytes, printed.1))
+    });
+    assert_eq!(pieces.len() as u64 + dropped, 4_000_000 + 9);
+    assert!(pieces.len() <= 256 << 10, "{}", pieces.len());
+    assert!(!log_of(node).contains("so much to say"));
+}
+
+#[test]
+fn output_is_for_the_connection_that_claimed_its_lease_also_after_its_end() {
+    let node = Node::alone(&format!(
+        "trap 'echo stopped; exit 0' TERM; {FUNCTIONS}
+echo started; while :; do sleep 0.01; done"
+    ));
+    let mut stranger = node.client();
+    let mut client = node.client();
+    client.claim(Token::unsigned(terms(0, 1, 100, Duration::from_millis(500))));
+    let text = |client: &mut Client| -> String {
+        let pieces = client.printed().0.into_iter();
+        pieces.map(|piece| String::from_utf8(piece.1).unwrap()).collect()
+    };
+    wait_for("its words", || (text(&mut client) == "started\n").then_some(()));
+    stranger.send(&FromClient::ReadOutput(ReadOutput { from: 0.into() }));
+    let refused = stranger.next();
+    assert!(matches!(refused, ToClient::Refused(_)), "{refused:?}");
+    assert_eq!(client.ending().0, EndReason::Expired);
+    wait_for("its last words", || (text(&mut client) == "started\nstopped\n").then_some(()));
+    // Another lease on the same connection begins with nothing.
+    node.setup.script(&format!("{FUNCTIONS}; echo anew; exec sleep 1000"));
+    client.claim(unsigned(1));
+    wait_for("the other's words", || (text(&mut client) == "anew\n").then_some(()));
 }
 
 #[test]
 fn what_a_function_does_to_its_output_is_nobody_elses_trouble() {
     // It leaves a daemon with its streams, outside of its group, and then closes them itself.
-    let script = "trap 'exit 0' TERM; cat > /dev/null
+    let script = format!(
+        "trap 'exit 0' TERM; cat > /dev/null; {FUNCTIONS}
 setsid sh -c 'echo $$ > $DIR/daemon.new; mv $DIR/daemon.new $DIR/daemon; exec sleep 1000' &
 exec 2>&-; echo lost >&2; echo closed; exec >&-
-while :; do sleep 0.01; done";
-    let mut node = Node::alone(script);
+while :; do sleep 0.01; done"
+    );
+    let node = Node::alone(&script);
     let mut client = node.client();
     client.refused(allocate(unsigned(0))); // connected
     let descriptors =
         |node: &Node| fs::read_dir(format!("/proc/{}/fd", node.pid())).unwrap().count();
     let before = descriptors(&node);
     client.claim(unsigned(1));
-    node.wait_for_log("closed");
+    wait_for("its word", || {
+        (client.printed() == (vec![(1, b"closed\n".to_vec())], 0)).then_some(())
+    });
     let daemon = wait_for("its daemon", || fs::read_to_string(node.setup.path("daemon")).ok());
     let daemon: i32 = daemon.trim().parse().unwrap();
     assert!(descriptors(&node) > before);

@@ -19,6 +19,7 @@ use crate::failover::Failover;
 use crate::in_place::InPlaceCall;
 use crate::lease::Lease;
 use crate::pending::{Failed, Pending};
+use crate::printed::Printed;
 
 /// A leased, deployed executor: a process on another node that has the library loaded, with one worker for each leased
 /// core.
@@ -307,6 +308,31 @@ impl Executor {
     /// [`Error::LoadFailed`], [`Error::AllocationRefused`], [`Error::NoAnswer`]: it did not start this time.
     pub fn restart(&mut self) -> Result<()> {
         self.inner.restart()
+    }
+
+    /// Reads what functions have written on standard output and error so far, with descriptors or with their language's
+    /// own means as far as those have flushed it, in all processes that the lease has had. Everything that was written
+    /// before a result, a crash or another end was known to the caller is there.
+    ///
+    /// The node keeps the last 256 KiB, or less if many leases write much, and says how much it has dropped. It can be
+    /// read until the lease was given back; after another end of the lease for 30 s.
+    ///
+    /// ```no_run
+    /// # fn example(executor: &mut rfaas::Executor) -> rfaas::Result<()> {
+    /// let function = executor.function("simulate")?;
+    /// let (input, mut output) = (executor.input(1024)?, executor.output(8)?);
+    /// if let Err(error) = executor.invoke(&function, &input, &mut output) {
+    ///     eprintln!("{error}; its last words:\n{}", executor.printed()?);
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::NoAnswer`] after five seconds, [`Error::LeaseEnded`], [`Error::ExecutorGone`], [`Error::Connection`]:
+    /// the node is not to be asked.
+    pub fn printed(&self) -> Result<Printed> {
+        self.inner.lease().read_printed()
     }
 
     /// Gives the lease back and waits for its bill; the executor process is then gone. Fails as

@@ -21,8 +21,8 @@ use rfaas_call::Spin;
 
 use rfaas_config::OpenDevice;
 use rfaas_protocol::allocation::{
-    Allocate, ClaimHello, ExecutorExited, FromClient, LeaseEnding, NodeProof, RefusedBecause,
-    Renew, ToClient,
+    Allocate, ClaimHello, ExecutorExited, FromClient, LeaseEnding, NodeProof, OutputPart,
+    OutputStream, ReadOutput, RefusedBecause, Renew, ToClient,
 };
 use rfaas_protocol::channel::{Channel, ChannelError, Incoming};
 use rfaas_protocol::heartbeat::{Heartbeat, Pulse};
@@ -33,6 +33,7 @@ use rfaas_protocol::{Clock, Empty, Malformed, Nonces, Proof, Role, Secret, parse
 
 use crate::cause::Cause;
 use crate::error::{Error, Exit, Result};
+use crate::printed::Printed;
 
 const WHAT: &str = "the executor manager";
 
@@ -106,6 +107,7 @@ enum ManagerAnswer {
     Refused { because: RefusedBecause, reason: String },
     Released(Bill),
     Renewed(SystemTime),
+    Output(Box<OutputPart>),
 }
 
 impl ExecutorManager {
@@ -183,7 +185,9 @@ impl ExecutorManager {
                     let node = self.node.clone();
                     return Err(Error::AllocationRefused { node, because, reason });
                 }
-                ManagerAnswer::Released(_) | ManagerAnswer::Renewed(_) => {}
+                ManagerAnswer::Released(_)
+                | ManagerAnswer::Renewed(_)
+                | ManagerAnswer::Output(_) => {}
             }
         }
     }
@@ -205,9 +209,56 @@ impl ExecutorManager {
                 ManagerAnswer::Refused { reason, .. } => {
                     return Err(Error::LeaseRefused { reason });
                 }
-                ManagerAnswer::Allocated(_) | ManagerAnswer::Released(_) => {}
+                ManagerAnswer::Allocated(_)
+                | ManagerAnswer::Released(_)
+                | ManagerAnswer::Output(_) => {}
             }
         }
+    }
+
+    /// Reads what executors and functions of the lease have written so far, within `timeout`. Also when the lease is
+    /// over, as long as the connection is there.
+    pub(crate) fn read_printed(&mut self, timeout: Duration) -> Result<Printed> {
+        let (start, mut printed) = (Instant::now(), Printed::default());
+        let mut end = None; // what is written meanwhile is of the next time
+        loop {
+            let from = printed.end();
+            self.poll();
+            let sent = self.channel.send(&FromClient::ReadOutput(ReadOutput { from: from.into() }));
+            sent.map_err(|source| self.why_not(source))?;
+            let part = self.output_part(from, start, timeout)?;
+            let stream = OutputStream::from_wire(part.stream)?;
+            printed.add(part.at.get(), stream, part.bytes()?)?;
+            if printed.end() >= *end.get_or_insert(part.end.get()) || part.bytes()?.is_empty() {
+                return Ok(printed);
+            }
+        }
+    }
+
+    /// Returns the part of the output that was asked for, `timeout` after `start` at the latest.
+    fn output_part(
+        &mut self,
+        from: u64,
+        start: Instant,
+        timeout: Duration,
+    ) -> Result<Box<OutputPart>> {
+        loop {
+            let left = timeout.saturating_sub(start.elapsed());
+            match self.next(left) {
+                _ if left.is_zero() => return Err(Error::NoAnswer { what: WHAT, after: timeout }),
+                Some(ManagerAnswer::Output(part)) if part.from.get() == from => return Ok(part),
+                Some(ManagerAnswer::Refused { .. }) => return Err(Error::ExecutorGone),
+                _ if !self.channel.is_connected() => {
+                    return Err(self.why_not(ChannelError::Disconnected));
+                }
+                _ => {} // nothing yet, or what an earlier question was answered late
+            }
+        }
+    }
+
+    /// Returns why the manager cannot be asked any more: the end of the lease, or else `source`.
+    fn why_not(&self, source: ChannelError) -> Error {
+        self.over.map_or(Error::Connection { what: WHAT, source }, Error::from)
     }
 
     /// Returns what the lease is claimed with.
@@ -420,6 +471,7 @@ impl ExecutorManager {
                 let end = Duration::from_millis(renewed.expires_at_ms.get());
                 ManagerAnswer::Renewed(UNIX_EPOCH.checked_add(end).ok_or(Malformed::Field("end"))?)
             }
+            ToClient::OutputPart(part) => ManagerAnswer::Output(Box::new(part)),
             ToClient::Heartbeat(_) => return Ok(None),
             ToClient::ExecutorExited(ExecutorExited { signal, status, silent }) => {
                 self.running = false;

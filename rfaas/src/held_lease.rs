@@ -22,12 +22,15 @@ use crate::error::{Error, Result};
 use crate::executor_manager::{Candidate, Ending};
 use crate::grantor::Grantor;
 use crate::lease_core::{LeaseCore, LeaseStage, LeaseUse};
+use crate::printed::Printed;
 use crate::request::LeaseRequest;
 
 /// Longest wait for an executor manager to take a renewal.
 const RENEW_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest wait for a bill: the manager stops the executor within half a second.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest wait for all that functions have printed: the manager waits for a second at most before it answers.
+const PRINTED_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The lease.
 pub(crate) struct HeldLease {
@@ -190,6 +193,16 @@ impl HeldLease {
         };
         *self.expires_at.lock().unwrap_or_else(PoisonError::into_inner) = end;
         Ok(end)
+    }
+
+    /// Reads what executors and functions of the lease have written.
+    pub(crate) fn read_printed(&self) -> Result<Printed> {
+        self.check_process()?;
+        match &mut self.lock().stage {
+            LeaseStage::Granted(_) => Ok(Printed::default()),
+            LeaseStage::Claimed(manager) => manager.read_printed(PRINTED_TIMEOUT),
+            LeaseStage::Over(reason) => Err(Error::LeaseEnded { reason: *reason }),
+        }
     }
 
     /// Has the keepalive thread poll the lease, which was just claimed.

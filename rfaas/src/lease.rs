@@ -18,6 +18,7 @@ use crate::executor::Executor;
 use crate::executor_manager::Ending;
 use crate::held_lease::HeldLease;
 use crate::lease_core::OnEnding;
+use crate::printed::Printed;
 use crate::{library, session};
 
 /// A leased share of a node. The lease ends when it is released, when its time is over, when the last handle and
@@ -175,6 +176,12 @@ impl Lease {
     /// Returns the end of a deployed lease, once it is announced or has come. `None` before, and in a forked child.
     pub fn ending(&self) -> Option<Ending> {
         self.inner.ending()
+    }
+
+    /// Reads what functions have written on standard output and error, of all executors of the lease so far, as
+    /// [`Executor::printed`](crate::Executor::printed) does: also when one did not start, or has crashed.
+    pub fn printed(&self) -> Result<Printed> {
+        self.inner.read_printed()
     }
 
     /// Gives the lease back and waits for its bill; none if it was never deployed. An executor that

@@ -50,6 +50,7 @@
 //! * [`Executor::invoke`] blocks, [`Executor::submit`] returns a future ([`Pending`]), [`Executor::in_place`] copies
 //!   nothing, [`Executor::invoke_idempotent`] goes on elsewhere when a node is lost.
 //! * [`Input`] and [`Output`] are registered memory. The type system keeps them apart from calls in flight.
+//! * [`Executor::printed`] is what functions have written on standard output and error.
 //! * [`Error`] has a variant for each decision that an application may take.
 //!
 //! # Several calls at once
@@ -136,6 +137,7 @@ mod lease;
 mod lease_core;
 mod library;
 mod pending;
+mod printed;
 mod request;
 mod resource_manager;
 mod session;
@@ -150,6 +152,7 @@ pub use executor_manager::Ending;
 pub use in_place::{InPlaceCall, InPlaceResult};
 pub use lease::Lease;
 pub use pending::{Completed, Failed, Pending};
+pub use printed::Printed;
 pub use request::LeaseRequest;
 pub use rfaas_call::Spin;
 pub use rfaas_config::{
@@ -157,7 +160,7 @@ pub use rfaas_config::{
     TrustedUser, describe,
 };
 pub use rfaas_protocol::Malformed;
-pub use rfaas_protocol::allocation::RefusedBecause;
+pub use rfaas_protocol::allocation::{OutputStream, RefusedBecause};
 pub use rfaas_protocol::channel::ChannelError;
 pub use rfaas_protocol::lease::{EndReason, LeaseId};
 pub use rfaas_protocol::library::LibraryError;

@@ -85,13 +85,9 @@ struct Descriptors {
 
 impl Launcher {
     /// Starts executors from this process's `PATH`, else from its own directory, with what they get of its
-    /// environment, variables named `more` too. `verbose` makes them log what they do, unless `RUST_LOG`
-    /// says what to log.
-    pub fn from_environment(verbose: bool, more: &[String]) -> Self {
-        let mut environment = environment::of_executors(more);
-        if verbose && std::env::var_os("RUST_LOG").is_none() {
-            environment.push(("RUST_LOG".into(), "debug".into()));
-        }
+    /// environment, variables named `more` too.
+    pub fn from_environment(more: &[String]) -> Self {
+        let environment = environment::of_executors(more);
         let beside = std::env::current_exe().ok().and_then(|own| Some(own.parent()?.to_owned()));
         Launcher::new(std::env::var_os("PATH").unwrap_or_default(), beside, environment)
     }
@@ -108,6 +104,11 @@ impl Launcher {
             .collect();
         let program = Program { search, beside };
         Launcher { program, exec: Exec::new(environment), outputs: Outputs::default() }
+    }
+
+    /// What executors write.
+    pub fn outputs(&self) -> &Outputs {
+        &self.outputs
     }
 
     /// Whether there is an executor to start.

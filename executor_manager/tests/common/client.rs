@@ -4,8 +4,8 @@ use std::net::SocketAddr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rfaas_protocol::allocation::{
-    Allocate, AllocateRefused, ClaimHello, ExecutorExited, FromClient, NodeProof, RefusedBecause,
-    Renew, ToClient,
+    Allocate, AllocateRefused, ClaimHello, ExecutorExited, FromClient, NodeProof, ReadOutput,
+    RefusedBecause, Renew, ToClient,
 };
 use rfaas_protocol::channel::{Channel, ChannelError, Incoming};
 use rfaas_protocol::lease::{ClientName, EndReason, LeaseKey, LeaseTerms, NodeName, Token};
@@ -148,6 +148,32 @@ impl Client {
         match self.next() {
             ToClient::ExecutorExited(exited) => exited,
             other => panic!("{other:?}"),
+        }
+    }
+
+    /// Everything that was written in its lease and is kept, in pieces of one stream (1 or 2), and how many bytes
+    /// were dropped.
+    pub fn printed(&mut self) -> (Vec<(u16, Vec<u8>)>, u64) {
+        let (mut pieces, mut from, mut dropped, mut end) =
+            (Vec::<(u16, Vec<u8>)>::new(), 0, 0, None);
+        loop {
+            self.send(&FromClient::ReadOutput(ReadOutput { from: from.into() }));
+            let part = match self.next() {
+                ToClient::OutputPart(part) => part,
+                other => panic!("{other:?}"),
+            };
+            assert_eq!(part.from.get(), from);
+            dropped += part.at.get() - from;
+            let (stream, bytes) = (part.stream.get(), part.bytes().unwrap());
+            from = part.at.get() + bytes.len() as u64;
+            match pieces.last_mut().filter(|last| last.0 == stream) {
+                _ if bytes.is_empty() => {}
+                Some(last) => last.1.extend(bytes),
+                None => pieces.push((stream, bytes.to_vec())),
+            }
+            if bytes.is_empty() || from >= *end.get_or_insert(part.end.get()) {
+                return (pieces, dropped);
+            }
         }
     }
 

@@ -12,7 +12,9 @@ use zerocopy::little_endian::{I32, I64, U16, U32, U64};
 
 use super::lease::{LeaseKey, Reason, SignedTerms, Token};
 use super::node::Bill;
-use super::{Clock, Empty, Nonce, Nonces, Proof, Secret, WireAddress, messages, numbered, wire};
+use super::{
+    Clock, Empty, Malformed, Nonce, Nonces, Proof, Secret, WireAddress, messages, numbered, wire,
+};
 
 wire! {
     /// Behind the [`Hello`](super::Hello) of a client: which lease the connection is for.
@@ -207,6 +209,64 @@ wire! {
         /// What it used.
         pub bill: Bill,
     }
+
+    /// Asks for what executors and functions have written, in the lease that this connection holds or held last.
+    /// One question at a time: a later one takes the place of an earlier one that was not answered yet.
+    pub struct ReadOutput [8 bytes] {
+        /// Bytes of it that the client has, or knows to be dropped.
+        pub from: U64,
+    }
+
+    /// The next part of it: bytes of one stream. All bytes are counted, of both streams, in the order in which the
+    /// manager has read them.
+    pub struct OutputPart [1016 bytes] {
+        /// What was asked for.
+        pub from: U64,
+        /// How many bytes came before these. If that is more than was asked for, those between were dropped.
+        pub at: U64,
+        /// How many bytes there were by now, in all.
+        pub end: U64,
+        /// [`OutputStream`].
+        pub stream: U16,
+        /// How many of the bytes count. None: there is no further part by now.
+        len: U16,
+        bytes: [u8; MAX_PART_BYTES],
+    }
+}
+
+/// Most bytes of output in a message.
+pub const MAX_PART_BYTES: usize = 988;
+
+numbered! {
+    /// What an executor or a function has written to.
+    pub enum OutputStream ("output stream") {
+        /// Standard output.
+        1 => Stdout,
+        /// Standard error.
+        2 => Stderr,
+    }
+}
+
+impl OutputPart {
+    /// Makes one of `bytes`, which are [`MAX_PART_BYTES`] at most; further ones are left out.
+    pub fn new(from: u64, at: u64, end: u64, stream: OutputStream, bytes: &[u8]) -> Self {
+        let taken = &bytes[..bytes.len().min(MAX_PART_BYTES)];
+        let mut whole = [0; MAX_PART_BYTES];
+        whole[..taken.len()].copy_from_slice(taken);
+        OutputPart {
+            from: from.into(),
+            at: at.into(),
+            end: end.into(),
+            stream: stream.to_wire(),
+            len: (taken.len() as u16).into(), // MAX_PART_BYTES at most
+            bytes: whole,
+        }
+    }
+
+    /// Returns the bytes; an error if the peer says that there are more than fit.
+    pub fn bytes(&self) -> Result<&[u8], Malformed> {
+        self.bytes.get(..usize::from(self.len.get())).ok_or(Malformed::Field("output"))
+    }
 }
 
 messages! {
@@ -220,6 +280,8 @@ messages! {
         3 => Heartbeat(Empty),
         /// Moves its end.
         4 => Renew(Renew),
+        /// Asks for what functions wrote.
+        5 => ReadOutput(ReadOutput),
     }
 }
 messages! {
@@ -239,5 +301,7 @@ messages! {
         6 => Heartbeat(Empty),
         /// Answer to a renewal; the other is a refusal.
         7 => Renewed(Renewed),
+        /// Answer to a question for output.
+        8 => OutputPart(OutputPart),
     }
 }

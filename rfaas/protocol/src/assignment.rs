@@ -11,6 +11,11 @@ use serde::{Deserialize, Serialize};
 /// it when it goes on.
 pub const MANAGER_LOST: i32 = 75;
 
+/// What an executor writes to standard error before it lets foreign code run. What comes before is its own log, and
+/// goes to its manager's, for the operator. What comes behind is the lease's: nobody could tell whether a function has
+/// written it. No line of a log has this byte.
+pub const FUNCTIONS_WRITE: u8 = 0;
+
 /// Everything an executor needs to know.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -11,7 +11,7 @@ use rfaas_protocol::accounting::{
 };
 use rfaas_protocol::allocation::{
     self, Allocate, AllocateRefused, Allocated, ClaimHello, ExecutorExited, LeaseEnding, NodeProof,
-    RefusedBecause, Released, Renew, Renewed,
+    OutputPart, OutputStream, ReadOutput, RefusedBecause, Released, Renew, Renewed,
 };
 use rfaas_protocol::assignment::{AssignedDevice, Assignment, HexSecret};
 use rfaas_protocol::invocation::{
@@ -378,11 +378,28 @@ fn allocation_structs() {
     is(&ending, &[&[4, 0], &[0xe8, 3, 0, 0]]);
     let released = Released { bill: BILL };
     is(&released, &[&BILL_BYTES]);
+    let read = ReadOutput { from: 3.into() };
+    is(&read, &[&[3, 0, 0, 0, 0, 0, 0, 0]]);
+    let part = OutputPart::new(3, 4, 9, OutputStream::Stderr, b"oh no");
+    is(
+        &part,
+        &[
+            &[3, 0, 0, 0, 0, 0, 0, 0],
+            &[4, 0, 0, 0, 0, 0, 0, 0],
+            &[9, 0, 0, 0, 0, 0, 0, 0],
+            &[2, 0, 5, 0],
+            b"oh no",
+            &[0; 983],
+        ],
+    );
+    assert_eq!(part.bytes(), Ok(&b"oh no"[..]));
+    assert_eq!(OutputStream::Stdout.to_wire().get(), 1);
 
     says(&allocation::FromClient::Allocate(allocate), 1, &allocate);
     says(&allocation::FromClient::Release(Empty {}), 2, &Empty {});
     says(&allocation::FromClient::Heartbeat(Empty {}), 3, &Empty {});
     says(&allocation::FromClient::Renew(renew), 4, &renew);
+    says(&allocation::FromClient::ReadOutput(read), 5, &read);
     says(&allocation::ToClient::Allocated(allocated), 1, &allocated);
     says(&allocation::ToClient::Refused(refused), 2, &refused);
     says(&allocation::ToClient::ExecutorExited(exited), 3, &exited);
@@ -390,6 +407,7 @@ fn allocation_structs() {
     says(&allocation::ToClient::Released(released), 5, &released);
     says(&allocation::ToClient::Heartbeat(Empty {}), 6, &Empty {});
     says(&allocation::ToClient::Renewed(renewed), 7, &renewed);
+    says(&allocation::ToClient::OutputPart(part), 8, &part);
 }
 
 #[test]

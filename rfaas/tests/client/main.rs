@@ -12,6 +12,7 @@ mod granting;
 mod in_place;
 mod invoking;
 mod keeping;
+mod printing;
 mod proving;
 mod replacing;
 mod showing;

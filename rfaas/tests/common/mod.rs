@@ -18,8 +18,8 @@ pub use rdmalib_testing::eventually;
 use rfaas::{Client, Executor, Lease, LeaseRequest};
 use rfaas_config::{DeviceEntry, ExecutorEntry, ExecutorsDatabase, OpenDevice};
 use rfaas_protocol::allocation::{
-    Allocate, AllocateRefused, Allocated, ExecutorExited, FromClient, LeaseEnding, RefusedBecause,
-    Released, Renewed, ToClient,
+    Allocate, AllocateRefused, Allocated, ExecutorExited, FromClient, LeaseEnding, OutputPart,
+    OutputStream, RefusedBecause, Released, Renewed, ToClient,
 };
 use rfaas_protocol::channel::{Channel, ChannelError, Incoming, refuse};
 use rfaas_protocol::lease::{EndReason, Reason};
@@ -358,6 +358,13 @@ fn serve_client(start: &Start, shared: &Arc<Mutex<Shared>>, device: &Device, cli
                 client.send(&ToClient::Released(Released { bill })).ok();
             }
             Ok(Incoming::Message(FromClient::Heartbeat(_))) => lock(shared).heartbeats += 1,
+            Ok(Incoming::Message(FromClient::ReadOutput(read))) => {
+                // Ten bytes were dropped before these.
+                let (from, text) = (read.from.get(), b"printed");
+                let rest = &text[(from.saturating_sub(10) as usize).min(text.len())..];
+                let part = OutputPart::new(from, from.max(10), 17, OutputStream::Stderr, rest);
+                client.send(&ToClient::OutputPart(part)).ok();
+            }
             Ok(Incoming::Message(FromClient::Renew(renew))) => {
                 if let Some(because) = lock(shared).refuses() {
                     client.send(&refusal(because)).unwrap();

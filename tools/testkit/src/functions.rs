@@ -34,6 +34,12 @@ pub fn faulty(directory: &Path) -> PathBuf {
     c_library(directory, "faulty", &source("tools/testkit/functions/faulty.c"), &[])
 }
 
+/// The functions that print and that end their process, of `functions/ends.cpp`.
+pub fn ends(directory: &Path) -> PathBuf {
+    let source = source("tools/testkit/functions/ends.cpp");
+    c_library(directory, "ends", &source, &["-lstdc++"])
+}
+
 /// A library whose only function `name` returns its input with `add` added to each byte.
 pub fn adder(directory: &Path, name: &str, add: u8) -> PathBuf {
     let text = format!(

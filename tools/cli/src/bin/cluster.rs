@@ -30,7 +30,8 @@ struct Cli {
     /// Where the programs are; without it next to this one.
     #[arg(long, value_name = "DIR")]
     binaries: Option<PathBuf>,
-    /// Show what the managers log, and what functions print, on standard error.
+    /// Show what the managers log on standard error. What functions print is for their caller
+    /// (`Executor::printed`).
     #[arg(short, long)]
     verbose: bool,
 }

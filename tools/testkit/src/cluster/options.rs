@@ -52,7 +52,7 @@ pub struct Options {
     pub max_inline_data: u32,
     /// Whether managers log everything down to debug.
     pub talkative: bool,
-    /// Whether the logs of managers, and with them what functions print, go to the standard error of this program too.
+    /// Whether the logs of managers go to the standard error of this program too.
     pub show_logs: bool,
     /// Where the programs are.
     pub binaries: Binaries,
