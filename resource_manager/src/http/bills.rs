@@ -55,8 +55,9 @@ fn row(billed: Billed) -> api::Bill {
         reason: reason(billed.reason),
         allocated_core_ms: times_ms(billed.cores, &billed.bill),
         allocated_mb_ms: times_ms(billed.memory, &billed.bill),
-        // A lease that nobody claimed has used nothing, whatever comes.
-        provisional: billed.claimed && !billed.reported,
+        // A lease that nobody claimed has used nothing, whatever comes. Of one at a node that was lost, it is not
+        // known: the node may have had no time left to say that it was claimed.
+        provisional: !billed.reported && (billed.claimed || billed.reason == EndReason::NodeLost),
         client: billed.client.to_string(),
         node: billed.node.to_string(),
         cores: billed.cores,
@@ -293,6 +294,8 @@ mod tests {
         state.for_each_bill(Some("b"), None, note).unwrap();
         assert_eq!(provisional, [false, true]);
         let unclaimed = Billed { claimed: false, reported: false, ..billed(9, "b") };
-        assert!(!row(unclaimed).provisional, "nothing more will be known");
+        assert!(!row(unclaimed.clone()).provisional, "nothing more will be known");
+        let lost = Billed { reason: EndReason::NodeLost, ..unclaimed };
+        assert!(row(lost).provisional, "it may have been claimed just before");
     }
 }

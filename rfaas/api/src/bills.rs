@@ -42,7 +42,8 @@ pub struct Bill {
     #[cfg_attr(feature = "openapi", schema(minimum = 0))]
     pub allocated_mb_ms: u64,
     /// The node did not report it (yet): it may be replaced, and then ends later. Never so if nobody claimed
-    /// the lease; of those the last 16,384 bills at least are kept, and of all others each.
+    /// the lease, unless its node was lost, which may have had no time to say that it was claimed. Of those that
+    /// nobody claimed the last 16,384 bills at least are kept, and of all others each.
     pub provisional: bool,
 }
 
