@@ -15,6 +15,8 @@ pub struct Attack {
     pub harm: Harm,
     /// Why it is not contained without isolation.
     pub escapes: Option<&'static str>,
+    /// Why it is not contained in the sandbox.
+    pub escapes_sandbox: Option<&'static str>,
 }
 
 /// What a function is given.
@@ -63,16 +65,16 @@ const MANAGERS_USER: &str = "it has the manager's user";
 const NO_LIMIT: &str = "it has no limit";
 
 const fn own(name: &'static str, sees: &'static [&'static str]) -> Attack {
-    Attack { name, input: Input::Any, sees, harm: Harm::Own, escapes: None }
+    Attack { name, input: Input::Any, sees, harm: Harm::Own, escapes: None, escapes_sandbox: None }
 }
 
 const fn reach(name: &'static str, escapes: &'static str) -> Attack {
     let (input, sees) = (Input::Any, ANSWERED);
-    Attack { name, input, sees, harm: Harm::Did, escapes: Some(escapes) }
+    Attack { name, input, sees, harm: Harm::Did, escapes: Some(escapes), escapes_sandbox: None }
 }
 
 const fn load(name: &'static str, sees: &'static [&'static str]) -> Attack {
-    Attack { name, input: Input::Load, sees, harm: Harm::Own, escapes: None }
+    Attack { name, input: Input::Load, sees, harm: Harm::Own, escapes: None, escapes_sandbox: None }
 }
 
 /// All of them, in the order of the table.
@@ -103,6 +105,11 @@ pub const ATTACKS: &[Attack] = &[
     Attack { sees: ANSWERED_OR_ENDED, ..reach("fork_bomb", NO_LIMIT) },
     Attack { sees: ANSWERED_OR_ENDED, ..reach("thread_bomb", NO_LIMIT) },
     Attack { sees: ANSWERED_OR_ENDED, ..reach("memory_bomb", NO_LIMIT) },
+    Attack {
+        escapes_sandbox: Some("only a control group counts memory that is shared"),
+        sees: ANSWERED_OR_ENDED,
+        ..reach("shared_memory_bomb", NO_LIMIT)
+    },
     Attack { sees: ANSWERED_OR_ENDED, ..reach("fill_disk", NO_LIMIT) },
     Attack { escapes: Some("it leaves the group that is killed"), ..own("grandchild", ANSWERED) },
     Attack {
@@ -119,7 +126,10 @@ pub const ATTACKS: &[Attack] = &[
     Attack { input: Input::HttpPort, ..reach("http_interface", "it is open to its machine") },
     reach("change_limits", MANAGERS_USER),
     reach("change_priorities", MANAGERS_USER),
-    reach("change_affinity", NO_LIMIT),
+    Attack {
+        escapes_sandbox: Some("only a control group keeps it on its processors"),
+        ..reach("change_affinity", NO_LIMIT)
+    },
     Attack { sees: MANAGER_GONE, ..reach("kill_parent", MANAGERS_USER) },
     Attack { sees: MANAGER_GONE, ..reach("kill_everything", MANAGERS_USER) },
 ];

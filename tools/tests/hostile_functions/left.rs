@@ -67,7 +67,10 @@ impl Left {
             .collect();
         let mut marked = BTreeMap::<&str, usize>::new();
         for path in self.marked.difference(&before.marked) {
-            *marked.entry(path.rsplit('/').next().unwrap_or(path)).or_default() += 1;
+            let name = path.rsplit('/').next().unwrap_or(path);
+            *marked
+                .entry(name.trim_end_matches(|c: char| c == '-' || c.is_ascii_digit()))
+                .or_default() += 1;
         }
         left.extend(marked.into_iter().map(|(name, count)| format!("{count} × {name}")));
         for (now, before) in self.managers.iter().zip(&before.managers) {

@@ -47,6 +47,14 @@ impl Isolation {
         }
     }
 
+    /// Why `attack` is not contained.
+    fn escapes(self, attack: &Attack) -> Option<&'static str> {
+        match self {
+            Isolation::None => attack.escapes,
+            Isolation::Sandbox => attack.escapes_sandbox,
+        }
+    }
+
     /// Has a cluster isolate its executors so.
     pub fn apply(self, options: Options) -> Options {
         options
@@ -135,7 +143,7 @@ pub fn act(isolation: Isolation) {
     let unexpected: Vec<&str> = rows
         .iter()
         .filter(escapes)
-        .filter(|row| isolation == Isolation::Sandbox || row.attack.escapes.is_none())
+        .filter(|row| isolation.escapes(row.attack).is_none())
         .map(|row| row.attack.name)
         .collect();
     let escaped = rows.iter().filter(escapes).count();

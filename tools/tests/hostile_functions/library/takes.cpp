@@ -6,8 +6,8 @@
 #include <pthread.h>
 #include <sys/mman.h>
 
-constexpr int MOST_PROCESSES = 300, MOST_THREADS = 600, MOST_DESCRIPTORS = 20000;
-constexpr size_t MOST_MEMORY_MB = 512, MOST_DISK_MB = 200, MB = 1 << 20;
+constexpr int MOST_PROCESSES = 1100, MOST_THREADS = 1100, MOST_DESCRIPTORS = 20000;
+constexpr size_t MOST_MEMORY_MB = 384, MOST_DISK_MB = 200, MB = 1 << 20;
 
 /* Children that make children, all of which stay. */
 FUNCTION(fork_bomb) {
@@ -56,14 +56,13 @@ FUNCTION(thread_bomb) {
     return tried.answer(output);
 }
 
-FUNCTION(memory_bomb) {
-    UNUSED;
+/* Takes memory of this kind, a step at a time, and keeps it. */
+static uint32_t take_memory(int kind, void *output) {
     constexpr size_t STEP = 16 * MB;
     size_t taken = 0;
     int error = 0;
     for (; taken < MOST_MEMORY_MB * MB; taken += STEP) {
-        void *memory =
-            mmap(nullptr, STEP, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        void *memory = mmap(nullptr, STEP, PROT_READ | PROT_WRITE, kind | MAP_ANONYMOUS, -1, 0);
         if (memory == MAP_FAILED) {
             error = errno;
             break;
@@ -76,14 +75,26 @@ FUNCTION(memory_bomb) {
     return tried.answer(output);
 }
 
+FUNCTION(memory_bomb) {
+    UNUSED;
+    return take_memory(MAP_PRIVATE, output);
+}
+
+FUNCTION(shared_memory_bomb) {
+    UNUSED;
+    return take_memory(MAP_SHARED, output);
+}
+
 /* Fills every directory that anybody can write to. The files stay. */
 FUNCTION(fill_disk) {
     UNUSED;
     Tried tried;
     const std::string some(MB, 'x');
     size_t left = MOST_DISK_MB * MB;
+    int number = 0; /* directories may be the same one */
     for (const char *directory : {"/dev/shm", "/run", "/var/tmp", "/tmp", "."}) {
-        const std::string path = std::string(directory) + "/rfaas-hostile-fill";
+        const std::string name = "/rfaas-hostile-fill-" + std::to_string(++number);
+        const std::string path = directory + name;
         int file = open(path.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
         if (file < 0) {
             tried.tell(errno, "%s", directory);
