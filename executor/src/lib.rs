@@ -55,6 +55,8 @@ mod events;
 mod library;
 mod limits;
 mod meter;
+#[allow(unsafe_code)] // a signal handler, and the bounds of a stack: see there
+mod overflow;
 mod plan;
 mod pool;
 #[allow(unsafe_code)] // signal handlers: see there
@@ -146,6 +148,7 @@ pub fn run(assignment: Assignment) -> Result<Ended, Error> {
     forget_input().map_err(|errno| Error::failed("/dev/null", &errno))?;
     let os = |error: &dyn std::error::Error| Error::failed("cannot start", error);
     let signals = Signals::listen().map_err(|error| os(&error))?;
+    overflow::watch().map_err(|errno| os(&errno))?;
     end_with_parent()?;
     limits::set(plan.open_files, plan.workers.len());
     let device = Device::open(&plan.device).map_err(|error| Error::Device(describe(&error)))?;
@@ -349,7 +352,10 @@ impl Executor {
         std::thread::Builder::new()
             .name("loader".into())
             .stack_size(limits::stack_bytes()) // constructors are functions too
-            .spawn(move || notifier.tell(ThreadEvent::Loaded(Library::load(&code))))
+            .spawn(move || {
+                overflow::note_stack();
+                notifier.tell(ThreadEvent::Loaded(Library::load(&code)));
+            })
             .map_err(|error| Error::failed("cannot start the loader", &error))?;
         loop {
             match self.next(TICK)? {

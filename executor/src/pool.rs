@@ -22,6 +22,7 @@ use crate::cpus::{Cpus, pin};
 use crate::events::{Notifier, ThreadEvent};
 use crate::library::{Library, MAX_GUARDS};
 use crate::limits;
+use crate::overflow;
 use crate::plan::Plan;
 use crate::sync::{AtomicBool, Ordering};
 use crate::watch::{News, Watch};
@@ -266,6 +267,7 @@ fn task_of_this_thread() -> Option<PathBuf> {
 
 /// Runs a worker's thread from its begin to its end.
 fn work(start: WorkerStart) -> Result<ServiceEnd, WorkerStartError> {
+    overflow::note_stack();
     if let Some(task) = task_of_this_thread() {
         let _ = start.task.set(task); // nobody else does
     }

@@ -167,3 +167,14 @@ fn the_manager_has_the_last_counts_before_the_client_sees_the_end_of_a_worker() 
         assert_eq!(session.exit_status().code(), Some(0));
     }
 }
+
+#[test]
+fn an_exception_that_nobody_catches_says_what_it_is() {
+    let code = compile("tests/functions/throws.cpp", &[]);
+    let mut session = Session::start(&Setup::default(), &code);
+    start_call(&mut session, "throws");
+    assert_eq!(session.exit_status().signal(), Some(6));
+    let mut said = String::new();
+    session.child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    assert!(said.contains("nobody catches this"), "{said}");
+}

@@ -9,6 +9,7 @@ use std::time::Duration;
 use rfaas_config::{ConfigError, ProgramError, describe};
 use rfaas_protocol::Malformed;
 use rfaas_protocol::allocation::RefusedBecause;
+use rfaas_protocol::assignment::STACK_OVERFLOW;
 use rfaas_protocol::channel::ChannelError;
 use rfaas_protocol::lease::EndReason;
 use rfaas_protocol::library::LibraryError;
@@ -174,8 +175,8 @@ pub enum Error {
     )]
     AllSlotsBusy,
     /// A function killed the executor, and the invocations in flight with it. Restart it, or
-    /// deploy again. SIGABRT also stands for a C++ exception that left a function, and for a function
-    /// that ended its worker's thread instead of returning.
+    /// deploy again; [`Executor::printed`](crate::Executor::printed) may say more. SIGABRT also stands for a C++
+    /// exception that nobody caught, and for a function that ended its worker's thread instead of returning.
     #[error("a function crashed the executor: {}", Exit::Signal(*signal))]
     FunctionCrashed {
         /// The signal.
@@ -187,6 +188,14 @@ pub enum Error {
         /// The exit status.
         status: i32,
     },
+    /// A function has used up the stack of its worker: a recursion without an end, or one that is too deep for the limit
+    /// that the node's operator has set (`ulimit -s` of the executor manager). Restart the executor, or deploy again.
+    /// In a thread that a function has started, it is [`FunctionCrashed`](Self::FunctionCrashed) with SIGSEGV.
+    #[error(
+        "a function used up the stack of its worker, and ended the executor: a recursion without an end, or one too deep \
+         for the stack limit of the node (`ulimit -s` of its executor manager)"
+    )]
+    StackOverflow,
     /// The executor gave no sign of life, or saw none of its manager's: one of them was stopped, or hung.
     /// It was ended. Restart it, or deploy again.
     #[error("the executor and its manager gave each other no sign of life; it was ended")]
@@ -354,12 +363,13 @@ impl fmt::Display for Exit {
 fn signal_name(number: i32) -> Option<&'static str> {
     Some(match number {
         4 => "SIGILL, illegal instruction",
-        6 => "SIGABRT, aborted",
+        6 => "SIGABRT: abort, a failed assertion, or an exception that nobody caught",
         7 => "SIGBUS, bad memory access",
         8 => "SIGFPE, arithmetic error",
         9 => "SIGKILL, killed, perhaps for want of memory",
         11 => "SIGSEGV, bad memory access",
         15 => "SIGTERM, terminated",
+        STACK_OVERFLOW => "stack overflow",
         _ => return None,
     })
 }

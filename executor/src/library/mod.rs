@@ -16,6 +16,8 @@
 //! A library is loaded once and never unloaded: it may have started threads, or registered callbacks,
 //! whose code must stay.
 
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+use std::arch::naked_asm;
 use std::ffi::c_void;
 use std::fs::File;
 use std::io::{self, Write};
@@ -135,12 +137,49 @@ impl Function {
     }
 }
 
-/// Calls `function`. A C++ exception that leaves it ends here, with SIGABRT: an `extern "C"` function
-/// does not unwind, the compiler sees to that.
+/// Calls `function`. A C++ exception that nobody catches in it ends the process where it was thrown, with what
+/// it says on standard error and SIGABRT, as in a program of C++: who unwinds finds the end of the stack here, since
+/// this code has no unwind tables. With tables of Rust it would be caught, and what it says would be lost.
 ///
 /// What the function may do with the pointers: read and write the input, which has the length it is
 /// told, and write the output up to the agreed capacity. Both stay valid until it returns. Nobody here
 /// has a reference to either, so it may also do so badly; behind the output is a guard.
+#[cfg(target_arch = "x86_64")]
+#[unsafe(naked)]
+extern "C" fn enter(function: Foreign, input: *mut c_void, bytes: u32, output: *mut c_void) -> u32 {
+    // The arguments move up by one; the stack is aligned at the call.
+    naked_asm!(
+        "push rbp",
+        "mov rbp, rsp",
+        "mov rax, rdi",
+        "mov rdi, rsi",
+        "mov esi, edx",
+        "mov rdx, rcx",
+        "call rax",
+        "pop rbp",
+        "ret",
+    )
+}
+
+/// Likewise.
+#[cfg(target_arch = "aarch64")]
+#[unsafe(naked)]
+extern "C" fn enter(function: Foreign, input: *mut c_void, bytes: u32, output: *mut c_void) -> u32 {
+    naked_asm!(
+        "stp x29, x30, [sp, #-16]!",
+        "mov x29, sp",
+        "mov x8, x0",
+        "mov x0, x1",
+        "mov w1, w2",
+        "mov x2, x3",
+        "blr x8",
+        "ldp x29, x30, [sp], #16",
+        "ret",
+    )
+}
+
+/// Likewise, where the exception ends here, with SIGABRT alone: an `extern "C"` function does not unwind.
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 extern "C" fn enter(function: Foreign, input: *mut c_void, bytes: u32, output: *mut c_void) -> u32 {
     function(input, bytes, output)
 }

@@ -11,6 +11,10 @@ use serde::{Deserialize, Serialize};
 /// it when it goes on.
 pub const MANAGER_LOST: i32 = 75;
 
+/// Signal that an executor dies of when a function has used up the stack of its worker: SIGSTKFLT, "stack fault", which
+/// no kernel sends.
+pub const STACK_OVERFLOW: i32 = 16;
+
 /// What an executor writes to standard error before it lets foreign code run. What comes before is its own log, and
 /// goes to its manager's, for the operator. What comes behind is the lease's: nobody could tell whether a function has
 /// written it. No line of a log has this byte.

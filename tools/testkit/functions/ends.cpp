@@ -40,8 +40,8 @@ FUNCTION last_words(void *, uint32_t, void *) {
 }
 
 FUNCTION divide_by_zero(void *, uint32_t, void *) {
-    volatile int zero = 0;
-    return static_cast<uint32_t>(1 / zero);
+    volatile int dividend = 1, zero = 0;
+    return static_cast<uint32_t>(dividend / zero);
 }
 
 FUNCTION call_abort(void *, uint32_t, void *) { std::abort(); }

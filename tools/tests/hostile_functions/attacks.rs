@@ -87,8 +87,7 @@ pub const ATTACKS: &[Attack] = &[
     own("exit_now", &["FunctionExited { status: 7 }"]),
     own("underscore_exit", &["FunctionExited { status: 8 }"]),
     own("abort_now", &["FunctionCrashed { signal: 6 }"]),
-    // The runtime of the executor tells a guard page of a stack from other places, and aborts.
-    own("stack_overflow", &["FunctionCrashed { signal: 6 }", "FunctionCrashed { signal: 11 }"]),
+    own("stack_overflow", &["StackOverflow"]),
     own("long_jump", ANY_END),
     own("uncaught_exception", &["FunctionCrashed { signal: 6 }"]),
     own("own_handlers", HUNG),

@@ -104,6 +104,7 @@ fn kind(error: &Error) -> String {
         Error::LeaseEnded { reason } => format!("LeaseEnded {{ reason: {reason:?} }}"),
         Error::OutputTooLarge { needed, .. } => format!("OutputTooLarge {{ needed: {needed} }}"),
         Error::Protocol(_) => format!("Protocol: {}", rfaas::describe(error)),
+        Error::StackOverflow => "StackOverflow".into(),
         Error::StartFailed(how) => format!("StartFailed({how:?})"),
         Error::StartTimeout { .. } => "StartTimeout".into(),
         Error::WorkerLost { reason } => format!("WorkerLost: {reason}"),
