@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!   running ──worker given up, nothing else in flight──▶ stopped ──next call, restart──▶ running
-//!      │ process ended by itself: calls fail and say why         │ it fails: the next call tries again
+//!      │ process ended by itself: calls fail and say why,        │ it fails: the next call tries again
+//!      │ or, if the deployment says so, it is stopped            │
 //!      └──restart──▶ running, a new process                      └──drop──▶ the lease is free
 //! ```
 //! A thread in a function that never returns can only be ended with its process. So a worker is not repaired: the
@@ -13,6 +14,7 @@
 //! (`failover`), how a call is made (`rfaas_call`).
 
 use std::sync::Arc;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use rfaas_call::caller::{
@@ -76,6 +78,32 @@ pub(crate) struct DeployedExecutor {
     /// For calls in place, one after the other, once there was one. Where the worker's memory is mapped: a header to
     /// send and a place for the reply's detail. Elsewhere: input and output themselves.
     bounce_buffers: Option<(Input, Output)>,
+    pace: RestartPace,
+}
+
+/// How often a process that has ended by itself is replaced: a function that always fails would keep its node busy with
+/// starting processes.
+#[derive(Debug)]
+struct RestartPace {
+    /// When all that may be at once are there again.
+    full_at: Instant,
+}
+
+impl RestartPace {
+    /// Restarts that may be made at once, and the time that brings another.
+    const AT_ONCE: u32 = 5;
+    const EVERY: Duration = Duration::from_secs(1);
+
+    fn new(now: Instant) -> Self {
+        RestartPace { full_at: now }
+    }
+
+    /// Takes one; returns how long to wait before it is made.
+    fn take(&mut self, now: Instant) -> Duration {
+        let missing = self.full_at.saturating_duration_since(now);
+        self.full_at = self.full_at.max(now) + Self::EVERY;
+        missing.saturating_sub(Self::EVERY * (Self::AT_ONCE - 1))
+    }
 }
 
 impl DeployedExecutor {
@@ -94,6 +122,7 @@ impl DeployedExecutor {
             phases: started.phases,
             stays_until: None,
             bounce_buffers: None,
+            pace: RestartPace::new(Instant::now()),
         }
     }
 
@@ -188,20 +217,39 @@ impl DeployedExecutor {
         self.replacing(|caller| caller.call(call))
     }
 
-    /// Does `what` with the caller, replacing the process first if `what` asks for that.
+    /// Does `what` with the caller, replacing the process first if `what` asks for that, or fails since the process has
+    /// ended and the deployment asks for it. After such a failure, `what` has done nothing.
     #[inline]
     pub(crate) fn replacing<T>(
         &mut self,
         mut what: impl FnMut(&mut Caller<LeaseEnd>) -> CallResult<T, Cause>,
     ) -> Result<T> {
         loop {
-            if !self.is_stopped()
-                && let Called::Done(done) = what(&mut self.caller)?
-            {
-                return Ok(done);
+            if !self.is_stopped() {
+                match what(&mut self.caller) {
+                    Ok(Called::Done(done)) => return Ok(done),
+                    Ok(Called::MustReplace) => {}
+                    Err(error) => self.stop_after(error)?,
+                }
             }
             self.restart()?; // nothing is to be replaced right after it
         }
+    }
+
+    /// Stops the executor after `error`, if that says that the process has ended by itself and the deployment asks for
+    /// another; waits until it is time for that. Returns any other error.
+    #[cold]
+    fn stop_after(&mut self, error: CallError<Cause>) -> Result<()> {
+        let CallError::Failed(Failure::Ended(Cause::Exited(exit))) = error else {
+            return Err(error.into());
+        };
+        if !self.specification.deployment.restart {
+            return Err(error.into());
+        }
+        tracing::info!(lease = %self.lease_id, %exit, "executor has ended: it is replaced");
+        thread::sleep(self.pace.take(Instant::now()));
+        self.stop();
+        Ok(())
     }
 
     /// Makes the buffers that calls in place need beside the worker's memory, which is `mapped` or not.
@@ -342,5 +390,23 @@ impl DeployedExecutor {
         let (from, to) = (from.0.node(), self.lease.0.node());
         tracing::info!(from, to, lease = %self.lease_id, "executor moved");
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_few_restarts_are_made_at_once_and_then_one_a_second() {
+        let start = Instant::now();
+        let mut pace = RestartPace::new(start);
+        let waits =
+            |pace: &mut RestartPace, now| (0..7).map(|_| pace.take(now).as_secs()).collect();
+        let waited: Vec<_> = waits(&mut pace, start);
+        assert_eq!(waited, [0, 0, 0, 0, 0, 1, 2]);
+        let later = start + Duration::from_secs(3600);
+        let waited: Vec<_> = waits(&mut pace, later);
+        assert_eq!(waited, [0, 0, 0, 0, 0, 1, 2], "time brings no more than these");
     }
 }

@@ -39,11 +39,14 @@ pub struct Deployment {
     pub start_timeout: Duration,
     /// How long an idempotent call tries to find an executor after its own was lost.
     pub failover_timeout: Duration,
+    /// When a function has crashed or ended the process, the next call starts a new one first. The calls that were in
+    /// flight fail as without it.
+    pub restart: bool,
 }
 
 impl Default for Deployment {
     /// Returns 1 MiB of input and output, four slots, always hot, a minute an invocation, half a minute to
-    /// start, as long to start elsewhere.
+    /// start, as long to start elsewhere, and no restart unasked.
     fn default() -> Self {
         Deployment {
             input_bytes: 1 << 20,
@@ -53,6 +56,7 @@ impl Default for Deployment {
             invocation_timeout: Duration::from_secs(60),
             start_timeout: Duration::from_secs(30),
             failover_timeout: Duration::from_secs(30),
+            restart: false,
         }
     }
 }
@@ -103,6 +107,31 @@ impl Deployment {
     #[must_use]
     pub fn failover_timeout(self, failover_timeout: Duration) -> Self {
         Deployment { failover_timeout, ..self }
+    }
+
+    /// Sets [`restart`](Self::restart): whether the next call replaces a process that a function has ended. A function
+    /// that always fails costs a process each time, so after five of them there is one a second, for which a call waits.
+    ///
+    /// ```no_run
+    /// # fn example(lease: &rfaas::Lease, parts: &[Vec<u8>]) -> rfaas::Result<()> {
+    /// let deployment = rfaas::Deployment::new().restart(true);
+    /// let mut executor = lease.deploy_with("libfunctions.so", &deployment)?;
+    /// let parse = executor.function("parse")?;
+    /// let (mut input, mut output) = (executor.input(4096)?, executor.output(4096)?);
+    /// for part in parts {
+    ///     input.write(0, part)?;
+    ///     // One that crashes the parser costs this result and no other.
+    ///     match executor.invoke(&parse, &input, &mut output) {
+    ///         Ok(bytes) => println!("{bytes} bytes"),
+    ///         Err(error) => eprintln!("{error}: {}", executor.printed()?),
+    ///     }
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn restart(self, restart: bool) -> Self {
+        Deployment { restart, ..self }
     }
 
     /// Checks what the types cannot say.
@@ -168,6 +197,7 @@ mod tests {
             invocation_timeout,
             start_timeout,
             failover_timeout,
+            restart,
         } = Deployment::default();
         let mib = |bytes: usize| format!("{} MiB", bytes >> 20);
         let seconds = |time: Duration| format!("{} s", time.as_secs());
@@ -179,6 +209,7 @@ mod tests {
             ("invocation_timeout", seconds(invocation_timeout)),
             ("start_timeout", seconds(start_timeout)),
             ("failover_timeout", seconds(failover_timeout)),
+            ("restart", format!("`{restart}`")),
         ] {
             let row = format!("| `{option}` | {default} |");
             assert!(include_str!("../../docs/programming.md").contains(&row), "{row}");

@@ -6,7 +6,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use rfaas_call::caller::{Call, Failure, Submitted};
+use rfaas_call::caller::{Call, Called, Failure, Submitted};
 use rfaas_protocol::lease::{EndReason, LeaseId};
 use rfaas_protocol::node::Bill;
 
@@ -25,8 +25,8 @@ use crate::printed::Printed;
 /// core.
 ///
 /// A call past its time limit costs its worker. The next call that finds nothing in flight, or no worker left, starts a
-/// new process first, as [`restart`](Self::restart) does. A process that a function has crashed or ended is not
-/// replaced unasked: calls say how it ended.
+/// new process first, as [`restart`](Self::restart) does. A process that a function has crashed or ended is
+/// replaced by the next call if the deployment says so ([`Deployment::restart`]). Otherwise calls say how it ended.
 ///
 /// Dropping it ends the process and, if no [`Lease`] handle is left, gives the lease back without waiting for the bill.
 /// Invocations that are still in flight then fail.
@@ -130,7 +130,8 @@ impl Executor {
     /// # Errors
     /// * [`Error::InputTooLarge`], [`Error::Foreign`], [`Error::Forked`]: nothing was called.
     /// * [`Error::OutputTooLarge`]: the function has run.
-    /// * [`Error::FunctionCrashed`], [`Error::FunctionExited`], [`Error::ExecutorSilent`], [`Error::WorkerLost`],
+    /// * [`Error::FunctionCrashed`], [`Error::FunctionExited`], [`Error::StackOverflow`], [`Error::ExecutorSilent`],
+    ///   [`Error::WorkerLost`],
     ///   [`Error::TimeLimit`], [`Error::ExecutorGone`], [`Error::LeaseEnded`]: it may have run or not.
     /// * If the process is replaced first, also those of [`restart`](Self::restart); then nothing was called.
     // Not inlined into applications: the path below is compiled here, once and as a whole.
@@ -181,7 +182,12 @@ impl Executor {
             .map(|(input, output)| self.inner.check(function, input, output))
             .collect::<Result<_>>()?;
         let mut outcomes = Vec::with_capacity(calls.len());
-        let posted = self.inner.replacing(|caller| caller.call_all(&calls, &mut outcomes));
+        let posted = self.inner.replacing(|caller| match caller.call_all(&calls, &mut outcomes) {
+            // Some were posted: no process is to make these again.
+            Err(error) if !outcomes.is_empty() => Ok(Called::Done(Err(error))),
+            called => called.map(|called| called.map(Ok)),
+        });
+        let posted = posted.and_then(|posted| Ok(posted?));
         // All are read, also after an error: reading a failed one takes its output from its worker.
         let mut sizes = Ok(Vec::with_capacity(outcomes.len()));
         for (outcome, output) in outcomes.into_iter().zip(outputs) {

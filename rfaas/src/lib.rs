@@ -76,6 +76,7 @@
 //! | workers and blocked callers | spin always | [`Deployment::spin`] |
 //! | longest call | 60 s | [`Deployment::invocation_timeout`] |
 //! | longest start of an executor | 30 s | [`Deployment::start_timeout`] |
+//! | a process that a function has ended is replaced by the next call | no | [`Deployment::restart`] |
 //! | longest search for another executor, in an idempotent call | 30 s | [`Deployment::failover_timeout`] |
 //!
 //! Memory of leases and nodes is in MB of 2²⁰ bytes, which is the same as MiB. All other sizes are
@@ -87,7 +88,7 @@
 //! | call again; the function may have run | [`WorkerLost`](Error::WorkerLost), [`TimeLimit`](Error::TimeLimit): the next call replaces the process first, if nothing else is in flight |
 //! | wait for a call, then call again | [`AllSlotsBusy`](Error::AllSlotsBusy) |
 //! | call again with a larger buffer or deployment | [`OutputTooLarge`](Error::OutputTooLarge) (the function has run), [`InputTooLarge`](Error::InputTooLarge) |
-//! | [`restart`](Executor::restart), then call again; the lease lives | [`FunctionCrashed`](Error::FunctionCrashed), [`FunctionExited`](Error::FunctionExited), [`ExecutorSilent`](Error::ExecutorSilent) |
+//! | [`restart`](Executor::restart), then call again; with [`Deployment::restart`] the next call does so; the lease lives | [`FunctionCrashed`](Error::FunctionCrashed), [`FunctionExited`](Error::FunctionExited), [`StackOverflow`](Error::StackOverflow), [`ExecutorSilent`](Error::ExecutorSilent) |
 //! | lease anew, deploy, call again | [`ExecutorGone`](Error::ExecutorGone), [`LeaseEnded`](Error::LeaseEnded) |
 //! | ask later, or for less | [`LeaseRefused`](Error::LeaseRefused), [`AllocationRefused`](Error::AllocationRefused), [`NoAnswer`](Error::NoAnswer), [`Unreachable`](Error::Unreachable), [`Connection`](Error::Connection), [`StartTimeout`](Error::StartTimeout) |
 //! | correct the program or its settings | [`Invalid`](Error::Invalid), [`Config`](Error::Config), [`Address`](Error::Address), [`LibraryUnreadable`](Error::LibraryUnreadable), [`Library`](Error::Library), [`LoadFailed`](Error::LoadFailed), [`StartFailed`](Error::StartFailed), [`UnknownFunction`](Error::UnknownFunction), [`Foreign`](Error::Foreign), [`AlreadyDeployed`](Error::AlreadyDeployed) |

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use rfaas::{Client, Deployment, EndReason, Error, Executor, Function, LeaseRequest};
 use rfaas_config::ExecutorsDatabase;
 use rfaas_protocol::allocation::RefusedBecause;
+use rfaas_protocol::assignment::STACK_OVERFLOW;
 
 use crate::buffers;
 use crate::common::{Node, Start, eventually, library};
@@ -308,4 +309,57 @@ fn an_executor_that_was_killed_is_replaced_on_its_lease_once_in_a_call() {
         assert!(matches!(error, Error::FunctionCrashed { signal: 9 }), "{error}");
     });
     assert_eq!((first.allocations(), second.allocations()), (3, 0));
+}
+
+#[test]
+fn a_process_that_a_function_has_ended_is_replaced_by_the_next_call_if_the_deployment_says_so() {
+    let (node, mut executor) = Node::deployed(2, &Deployment::default().restart(true));
+    let [empty, segfault, exit, never] =
+        functions(&executor, ["empty", "segfault", "exit", "never"]);
+    let (input, mut output) = buffers(&executor, &[7]);
+    assert_eq!(executor.invoke(&empty, &input, &mut output).unwrap(), 1);
+    let error = executor.invoke(&segfault, &input, &mut output).unwrap_err();
+    assert!(matches!(error, Error::FunctionCrashed { signal: 11 }), "{error}");
+    assert_eq!(node.allocations(), 1, "not before the next call");
+    assert_eq!(executor.invoke(&empty, &input, &mut output).unwrap(), 1);
+    assert_eq!(output.to_vec(..1).unwrap(), [7]);
+    let error = executor.invoke(&exit, &input, &mut output).unwrap_err();
+    assert!(matches!(error, Error::FunctionExited { status: 3 }), "{error}");
+    // The other ways to call.
+    let inputs: Vec<_> = (0..5).map(|_| buffers(&executor, &[7]).0).collect();
+    let mut outputs: Vec<_> = (0..5).map(|_| executor.output(64).unwrap()).collect();
+    assert_eq!(executor.invoke_all(&empty, &inputs, &mut outputs).unwrap(), [1; 5]);
+    assert_eq!(node.allocations(), 3);
+    let in_flight: Vec<_> = (0..2)
+        .map(|_| {
+            let (input, output) = buffers(&executor, &[1]);
+            executor.submit(&never, input, output).unwrap()
+        })
+        .collect();
+    node.kill_executor(STACK_OVERFLOW);
+    for pending in in_flight {
+        let error = pending.wait().unwrap_err().error;
+        assert!(matches!(error, Error::StackOverflow), "{error}");
+    }
+    let (more_input, more_output) = buffers(&executor, &[9]);
+    let pending = executor.submit(&empty, more_input, more_output).unwrap();
+    assert_eq!(pending.wait().unwrap().bytes, 1);
+    assert_eq!(node.allocations(), 4);
+    let mut call = executor.in_place(&empty, 1).unwrap();
+    call.write(0, &[5]).unwrap();
+    assert_eq!(call.invoke().unwrap().to_vec(..).unwrap(), [5]);
+}
+
+#[test]
+fn calls_that_have_begun_are_not_made_again_by_a_restart() {
+    let (node, mut executor) = Node::deployed(1, &Deployment::default().restart(true).slots(1));
+    let [segfault, empty] = functions(&executor, ["segfault", "empty"]);
+    let inputs: Vec<_> = (0..3).map(|_| buffers(&executor, &[1]).0).collect();
+    let mut outputs: Vec<_> = (0..3).map(|_| executor.output(64).unwrap()).collect();
+    let error = executor.invoke_all(&segfault, &inputs, &mut outputs).unwrap_err();
+    assert!(matches!(error, Error::FunctionCrashed { signal: 11 }), "{error}");
+    assert_eq!(node.allocations(), 1);
+    let (input, mut output) = buffers(&executor, &[1]);
+    assert_eq!(executor.invoke(&empty, &input, &mut output).unwrap(), 1);
+    assert_eq!(node.allocations(), 2);
 }
