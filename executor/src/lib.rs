@@ -4,7 +4,7 @@
 //! ```text
 //!   main thread                                          worker threads
 //!   signs of life to the manager (on a thread: beat)
-//!   dial client ◀─ code ─ client                         dial manager (accounting), dial client (slots)
+//!   dial client ◀─ code ─ client, unless the node has it  dial manager (accounting), dial client (slots)
 //!   load the library (on a thread: constructors hang)          │
 //!   list its functions ─▶ client   ───── library ─────────────▶ serve invocations
 //!   watch: signals, client, manager, workers                   │
@@ -29,16 +29,18 @@ use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
 use nix::sys::stat::Mode;
 use nix::unistd::{alarm, dup2_stdin, getppid};
-use rdmalib::{Access, Device, Region};
+use rdmalib::{Access, Device, RemoteAddress};
 use rfaas_program::describe;
 use rfaas_protocol::assignment::{Assignment, FUNCTIONS_WRITE, MANAGER_LOST};
 use rfaas_protocol::channel::{Channel, ChannelError};
-use rfaas_protocol::session::{ExecutorHello, FromExecutor, FunctionEntry, LoadFailed};
+use rfaas_protocol::session::{
+    CodeDiffers, CodeFrom, ExecutorHello, FromExecutor, FunctionEntry, LoadFailed,
+};
 use rfaas_protocol::{Role, Text};
 
 use crate::beat::BeatError;
 use crate::events::{Notifier, ThreadEvent, events};
-use crate::library::{Library, LoadError};
+use crate::library::{Code, Library, LoadError, SealedFile};
 use crate::plan::{BadAssignment, DIAL_TIMEOUT, Plan};
 use crate::pool::{PoolError, WorkerPool};
 use crate::signals::Signals;
@@ -66,7 +68,7 @@ mod sync;
 mod watch;
 mod worker;
 
-pub use library::{leave, leave_at_once};
+pub use library::{GivenFile, Inherited, leave, leave_at_once};
 
 /// Longest wait for the manager to take the last lines of the log. It reads them while it runs.
 pub const LAST_LINES: Duration = Duration::from_millis(100);
@@ -141,8 +143,9 @@ impl From<Error> for Stop {
     }
 }
 
-/// Works for the lease of `assignment` until it ends.
-pub fn run(assignment: Assignment) -> Result<Ended, Error> {
+/// Works for the lease of `assignment` until it ends. `given`: the library's file, as far as this process was
+/// started with it.
+pub fn run(assignment: Assignment, given: GivenFile) -> Result<Ended, Error> {
     clock::start();
     let plan = Arc::new(Plan::try_from(assignment)?);
     forget_input().map_err(|errno| Error::failed("/dev/null", &errno))?;
@@ -157,7 +160,7 @@ pub fn run(assignment: Assignment) -> Result<Ended, Error> {
     let beat_ended = notifier.clone();
     let beat_ended = move |error| beat_ended.tell(ThreadEvent::BeatEnded(error));
     beat::start(&plan, &device, &manager_ends, beat_ended).map_err(|error| os(&error))?;
-    let (client, code) = dial_client(&plan, &device)?;
+    let (client, code) = dial_client(&plan, &device, given)?;
     let pool = WorkerPool::start(&plan, &device, &manager_ends, &notifier);
     let pool = pool.map_err(|error: PoolError| Error::failed("cannot start workers", &error))?;
     let watch = Watch::new(signals, events, client, manager_ends);
@@ -210,21 +213,31 @@ fn end_with_parent() -> Result<(), Error> {
     }
 }
 
-/// Connects to the client, offering it a place for its code.
-fn dial_client(plan: &Plan, device: &Device) -> Result<(Channel, Region), Error> {
+/// Connects to the client, offering it a place for its code unless that is given.
+fn dial_client(plan: &Plan, device: &Device, given: GivenFile) -> Result<(Channel, Code), Error> {
     let failed = |error: &dyn std::error::Error| {
         Error::failed(&format!("cannot connect to the client at {}", plan.client), error)
     };
     let mut channel = Channel::new(device, CONTROL_RECEIVES).map_err(|error| failed(&error))?;
-    let code = channel
-        .domain()
-        .allocate(plan.code_bytes as usize, Access::LOCAL_WRITE | Access::REMOTE_WRITE)
-        .map_err(|error| failed(&error))?;
-    let place = code.remote();
+    let from_client = |into| {
+        let access = Access::LOCAL_WRITE | Access::REMOTE_WRITE;
+        let region = channel.domain().allocate(plan.code_bytes as usize, access);
+        Ok::<_, Error>(Code::FromClient { region: region.map_err(|error| failed(&error))?, into })
+    };
+    let code = match given {
+        GivenFile::Absent => from_client(None)?,
+        GivenFile::Empty { file, filled } => from_client(Some((file, filled)))?,
+        GivenFile::Sealed(file) => Code::FromNode(file),
+    };
+    let (place, code_from) = match &code {
+        Code::FromClient { region, .. } => (region.remote(), CodeFrom::Client),
+        Code::FromNode(_) => (RemoteAddress { addr: 0, key: 0 }, CodeFrom::Node),
+    };
     let hello = ExecutorHello {
         session: plan.session,
         code_addr: place.addr.into(),
         code_key: place.key.into(),
+        code_from: code_from.to_wire(),
     };
     channel
         .connect(plan.client, Role::Executor, &hello, plan.first_dial_timeout)
@@ -244,7 +257,7 @@ struct Executor {
 }
 
 impl Executor {
-    fn run(mut self, code: Region) -> Result<Ended, Error> {
+    fn run(mut self, code: Code) -> Result<Ended, Error> {
         let stop = match self.work(code) {
             Err(stop) => stop,
             Ok(never) => match never {},
@@ -275,8 +288,10 @@ impl Executor {
         }
     }
 
-    fn work(&mut self, code: Region) -> Result<std::convert::Infallible, Stop> {
-        let code = self.receive_code(&code)?;
+    fn work(&mut self, code: Code) -> Result<std::convert::Infallible, Stop> {
+        if let Code::FromClient { .. } = code {
+            self.wait_for_code()?;
+        }
         let library = Arc::new(self.load(code)?);
         self.pool.begin(&library);
         self.list_functions(&library)?;
@@ -320,41 +335,40 @@ impl Executor {
         std::process::abort()
     }
 
-    /// Returns the client's code, copied out of the memory that it can write.
-    fn receive_code(&mut self, region: &Region) -> Result<Vec<u8>, Stop> {
+    /// Waits until the client has written its code.
+    fn wait_for_code(&mut self) -> Result<(), Stop> {
         match self.next(CODE_TIMEOUT)? {
-            News::Written(bytes) if bytes == self.plan.code_bytes => {}
+            News::Written(bytes) if bytes == self.plan.code_bytes => Ok(()),
             News::Written(bytes) => {
                 let expected = self.plan.code_bytes;
                 let what = format!("the client sent {bytes} bytes of code instead of {expected}");
-                return Err(Error::Failed(what).into());
+                Err(Error::Failed(what).into())
             }
             _ => {
                 let what = format!("the client sent no code within {CODE_TIMEOUT:?}");
-                return Err(Error::Failed(what).into());
+                Err(Error::Failed(what).into())
             }
         }
-        let mut code = vec![0; region.len()];
-        let read = region.read(0, &mut code);
-        read.map_err(|error| Error::failed("cannot read the code", &error))?;
-        Ok(code)
     }
 
-    /// Loads the library on a thread of its own: its constructors may take as long as they like, while
-    /// this thread still hears that the lease is over.
-    fn load(&mut self, code: Vec<u8>) -> Result<Library, Stop> {
+    /// Copies and loads the library on a thread of its own: that may take long, and its constructors as long as they
+    /// like, while this thread still hears that the lease is over.
+    fn load(&mut self, code: Code) -> Result<Library, Stop> {
         let notifier = self.notifier.clone();
         // Also the first log line of this thread, which a constructor that hangs would keep waiting
         // (`end_at_last`); so it ends in the orderly time.
-        tracing::debug!(lease = self.plan.lease, bytes = code.len(), "loading the library");
+        let (bytes, hash) = (self.plan.code_bytes, self.plan.code_hash);
+        let on_node = matches!(code, Code::FromNode(_));
+        tracing::debug!(lease = self.plan.lease, bytes, %hash, on_node, "loading the library");
         self.loading = true;
         let_functions_write();
+        let load = move || Library::load(SealedFile::of(code, bytes as usize, &hash)?);
         std::thread::Builder::new()
             .name("loader".into())
             .stack_size(limits::stack_bytes()) // constructors are functions too
             .spawn(move || {
                 overflow::note_stack();
-                notifier.tell(ThreadEvent::Loaded(Library::load(&code)));
+                notifier.tell(ThreadEvent::Loaded(load()));
             })
             .map_err(|error| Error::failed("cannot start the loader", &error))?;
         loop {
@@ -400,7 +414,10 @@ impl Executor {
     fn tell_load_failed(&mut self, error: &LoadError) {
         let reason = describe(error);
         tracing::debug!(lease = self.plan.lease, reason, "library not loaded");
-        let message = FromExecutor::LoadFailed(LoadFailed { reason: Text::truncated(&reason) });
+        let message = match *error {
+            LoadError::Differs { received } => FromExecutor::CodeDiffers(CodeDiffers { received }),
+            _ => FromExecutor::LoadFailed(LoadFailed { reason: Text::truncated(&reason) }),
+        };
         if let Err(error) = self.watch.client.send(&message) {
             tracing::debug!(%error, "the client could not be told");
             return;

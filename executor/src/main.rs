@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use clap::Parser;
+use executor::Inherited;
 use rfaas_program::{Failure, log};
 use rfaas_protocol::assignment::Assignment;
 
@@ -22,13 +23,18 @@ struct Cli {
 const MAX_ASSIGNMENT_BYTES: u64 = 1 << 20;
 
 fn main() -> ExitCode {
-    rfaas_program::run(|cli: &Cli| if cli.verbose { "debug" } else { "info" }, run)
+    let inherited = Inherited::at_start(); // before anything is opened
+    let level = |cli: &Cli| if cli.verbose { "debug" } else { "info" };
+    rfaas_program::run(level, |_| run(inherited))
 }
 
-fn run(_: Cli) -> Result<(), Failure> {
+fn run(inherited: Inherited) -> Result<(), Failure> {
     abort_on_panic();
     let assignment = read_assignment().map_err(|error| Failure::input(format!("{error:#}")))?;
-    match executor::run(assignment) {
+    let given = inherited
+        .take(assignment.library)
+        .map_err(|error| Failure::input(format!("the library's file: {error}")))?;
+    match executor::run(assignment, given) {
         Ok(ended) => {
             log::finish(executor::LAST_LINES);
             if ended.orderly {

@@ -11,6 +11,7 @@ use rfaas_call::callee::{BadLayout, Layout};
 use rfaas_protocol::Secret;
 use rfaas_protocol::assignment::Assignment;
 use rfaas_protocol::heartbeat::Heartbeat;
+use rfaas_protocol::library::LibraryHash;
 
 /// Most time that the executor manager or the client has to accept a connection, however many workers
 /// come at once. Both wait for us.
@@ -57,6 +58,8 @@ pub struct Plan {
     pub spin: Spin,
     /// Size of the function library, in bytes.
     pub code_bytes: u32,
+    /// What it is known by.
+    pub code_hash: LibraryHash,
     /// Soft limit of open descriptors that the manager was started with.
     pub open_files: u64,
     /// Signs of life between executor and manager.
@@ -114,6 +117,7 @@ impl TryFrom<Assignment> for Plan {
             layout: Layout::new(from.slots, from.input_bytes, from.output_bytes, page_bytes())?,
             spin,
             code_bytes: from.code_bytes,
+            code_hash: from.code_hash,
             open_files: from.open_files,
             heartbeat,
             first_dial_timeout: heartbeat.silence.min(DIAL_TIMEOUT),
@@ -141,6 +145,8 @@ mod tests {
                 "manager_secret": "000102030405060708090a0b0c0d0e0f", "client": "[::1]:4000",
                 "session_secret": "ffffffffffffffffffffffffffffffff", "workers": 2, "pin_to": null,
                 "slots": 4, "input_bytes": 64, "output_bytes": 64, "code_bytes": 9,
+                "code_hash": "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad",
+                "library": "absent",
                 "hot_timeout_ms": -1, "open_files": 1024, "heartbeat_ms": 1000, "silence_ms": 5000}"#,
         )
         .unwrap();
@@ -164,6 +170,8 @@ mod tests {
         for (change, words) in [
             (r#"{"workers": 0}"#, "workers"),
             (r#"{"code_bytes": 0}"#, "code_bytes"),
+            (r#"{"code_hash": "ab"}"#, "64 hex digits"),
+            (r#"{"library": "stolen"}"#, "stolen"),
             (r#"{"hot_timeout_ms": -2}"#, "hot_timeout_ms"),
             (r#"{"pin_to": [1]}"#, "one CPU for each of 2 workers"),
             (r#"{"slots": 0}"#, "0 input slots"),

@@ -17,6 +17,7 @@ use rfaas_protocol::lease::LeaseId;
 
 use crate::accounting::{AcceptError, ExecutorAccount};
 use crate::allocations::{Exit, Usage};
+use crate::cache::Library;
 use crate::launch::{self, ExecutorChild, Launcher};
 use crate::output::Outputs;
 use crate::request::Deployment;
@@ -94,6 +95,7 @@ impl Executors {
         &mut self,
         lease: LeaseId,
         deployment: &Deployment,
+        library: Library,
         workers: u16,
         pins: Option<Vec<usize>>,
     ) -> Result<i32, String> {
@@ -118,12 +120,15 @@ impl Executors {
             input_bytes: deployment.input_bytes,
             output_bytes: deployment.output_bytes,
             code_bytes: deployment.code_bytes,
+            code_hash: deployment.code_hash,
+            library: library.kind(),
             hot_timeout_ms: deployment.hot_timeout_ms,
             open_files: self.open_files,
             heartbeat_ms: self.heartbeat.period_ms(),
             silence_ms: self.heartbeat.silence_ms(),
         };
-        let process = self.launcher.start(&assignment).map_err(|error| error.to_string())?;
+        let process =
+            self.launcher.start(&assignment, library).map_err(|error| error.to_string())?;
         let pid = process.pid();
         if self.running.is_empty() {
             self.beat_at = Instant::now() + self.heartbeat.period;

@@ -3,6 +3,7 @@
 //! ```text
 //!   client ──Allocate, token──▶ clients ─▶ allocations ─▶ launch ─▶ executor process
 //!   executor's workers ──fetch-add──▶ accounting ─▶ bill ─▶ upstream ──▶ resource manager
+//!   executor ◀──library, or a file to fill──▶ cache
 //! ```
 //! One thread does everything (`manager`); who holds what is decided by pure code (`allocations`).
 //! Nothing here is on the path of an invocation.
@@ -24,6 +25,7 @@ use rfaas_protocol::lease::NodeName;
 
 mod accounting;
 mod allocations;
+mod cache;
 mod capacity;
 mod clients;
 mod clock;
@@ -42,6 +44,7 @@ mod signals;
 mod upstream;
 
 use allocations::{Allocations, Event};
+use cache::Cache;
 use clients::Clients;
 use cpus::CpuPool;
 use executors::Executors;
@@ -152,6 +155,7 @@ pub fn run(options: &Options) -> Result<(), Error> {
     let manager = Manager {
         clients: Clients::new(device.clone(), heartbeat),
         lease_log: LeaseLog::new(Instant::now()),
+        cache: Cache::new(u64::from(settings.cache_mb) << 20, settings.cache_sharing, bell.clone()),
         executors: Executors::new(device, address, launcher, heartbeat, open_files),
         upstream,
         acceptor: Acceptor::new(listener, ACCEPT_BATCH),

@@ -33,6 +33,7 @@ use rfaas_protocol::{Hello, Malformed, Role, parse_prefix};
 
 use crate::Error;
 use crate::allocations::{Action, Allocations, ClientId, Event};
+use crate::cache::{Cache, FillingId};
 use crate::clients::{Clients, Heard};
 use crate::executors::Executors;
 use crate::lease_log::LeaseLog;
@@ -61,6 +62,8 @@ pub enum Source {
     Client(ClientId),
     /// The end of the executor of this lease.
     Executor(LeaseId),
+    /// An executor that fills a library's file.
+    Filling(FillingId),
 }
 
 /// Whether an executor may have ended.
@@ -80,6 +83,8 @@ pub struct Manager {
     pub lease_log: LeaseLog,
     /// The processes.
     pub executors: Executors,
+    /// The libraries that are kept.
+    pub cache: Cache,
     /// The resource manager, unless this node leases without one.
     pub upstream: Option<Upstream>,
     /// Where clients and executors connect.
@@ -121,6 +126,7 @@ impl Manager {
         }
         self.bell.silence();
         let mut worked = seen.stop || seen.child;
+        worked |= self.cache.work(); // before clients: one of them may have waited for it
         worked |= self.take_connections(now);
         let heard = self.clients.receive(now);
         worked |= !heard.is_empty();
@@ -184,10 +190,12 @@ impl Manager {
                 }
             }
             Action::Start { lease, client, deployment, workers, pins } => {
-                self.lease_log.belongs(lease, self.clients.origin(client));
+                let origin = self.clients.origin(client);
+                self.lease_log.belongs(lease, origin);
                 self.executors.outputs().keep(client, lease.get());
                 let logged = self.lease_log.admit(now, lease);
-                match self.executors.start(lease, &deployment, workers, pins) {
+                let library = self.cache.open(&deployment, origin, self.upstream.is_some());
+                match self.executors.start(lease, &deployment, library, workers, pins) {
                     Ok(pid) => {
                         if logged {
                             tracing::info!(name: MEASURED, %lease, client = client.0, pid, workers, "executor started");
@@ -391,12 +399,16 @@ impl PollLoop for Manager {
         for (lease, descriptor) in self.executors.descriptors() {
             sources.add(Source::Executor(lease), descriptor);
         }
+        for (filling, descriptor) in self.cache.descriptors() {
+            sources.add(Source::Filling(filling), descriptor);
+        }
     }
 
     fn acknowledge(&mut self, source: Source) {
         match source {
             // Each pass takes them.
-            Source::Signals | Source::Bell | Source::Listener | Source::Executor(_) => {}
+            Source::Signals | Source::Bell | Source::Listener => {}
+            Source::Executor(_) | Source::Filling(_) => {}
             Source::Upstream => self.upstream.iter_mut().for_each(Upstream::acknowledge),
             Source::Client(client) => self.clients.acknowledge(client),
         }

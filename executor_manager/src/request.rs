@@ -14,7 +14,8 @@ use rfaas_protocol::allocation::{
     Allocate, AllocateRefused, ClaimHello, NodeProof, RefusedBecause, ToClient,
 };
 use rfaas_protocol::invocation::{HEADER_SPACE, MAX_SLOTS};
-use rfaas_protocol::lease::{LeaseId, LeaseKey, Reason, SignedTerms};
+use rfaas_protocol::lease::{ClientName, LeaseId, LeaseKey, Reason, SignedTerms};
+use rfaas_protocol::library::LibraryHash;
 use rfaas_protocol::{Clock, Nonce, Nonces, Secret};
 
 use crate::identity::Identity;
@@ -185,6 +186,10 @@ pub struct Deployment {
     pub output_bytes: u32,
     /// Size of the function library, in bytes.
     pub code_bytes: u32,
+    /// What it is known by.
+    pub code_hash: LibraryHash,
+    /// Name of the client whose it is, as in the terms of its lease.
+    pub owner: ClientName,
     /// Input slots of each worker.
     pub slots: u16,
 }
@@ -198,6 +203,8 @@ impl From<&Allocate> for Deployment {
             input_bytes: wire.input_bytes.get(),
             output_bytes: wire.output_bytes.get(),
             code_bytes: wire.code_bytes.get(),
+            code_hash: wire.code_hash,
+            owner: wire.signed.terms.client,
             slots: wire.slots.get(),
         }
     }
@@ -260,7 +267,7 @@ impl Deployment {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rfaas_protocol::lease::{ClientName, LeaseTerms, NodeName, Token};
+    use rfaas_protocol::lease::{LeaseTerms, NodeName, Token};
     use zerocopy::FromZeros;
 
     const SECRET: &[u8] = b"42";
@@ -286,6 +293,8 @@ mod tests {
             input_bytes: 1 << 20,
             output_bytes: 1 << 20,
             code_bytes: 50_000,
+            code_hash: LibraryHash([7; 32]),
+            owner: ClientName::new("someone").unwrap(),
             slots: 4,
         }
     }

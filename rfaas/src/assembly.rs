@@ -10,7 +10,7 @@ use rfaas_call::caller::{Accepted, SlotNeeds, WorkerConnection, completion_queue
 use rfaas_config::OpenDevice;
 use rfaas_protocol::channel::{Channel, ChannelError, Incoming, refuse};
 use rfaas_protocol::session::{
-    ExecutorHello, FromExecutor, FunctionEntry, MAX_FUNCTIONS, WorkerHello,
+    CodeFrom, ExecutorHello, FromExecutor, FunctionEntry, MAX_FUNCTIONS, WorkerHello,
 };
 use rfaas_protocol::{Empty, Hello, Malformed, Role, Secret, parse_prefix};
 
@@ -35,12 +35,12 @@ pub(crate) struct Assembly<'a> {
 /// The executor process, once it has dialled.
 struct DialledExecutor {
     channel: Channel,
-    /// Stays until the executor has read it.
-    _code: Region,
+    /// Stays until the executor has read it. `None`: its node has the library.
+    code: Option<Region>,
     functions: Vec<String>,
     count: Option<u32>,
-    /// When the code was sent.
-    sent: Instant,
+    /// When it had what it needs to load it.
+    begun: Instant,
     /// From there until the last function was named.
     loaded_in: Option<Duration>,
 }
@@ -56,7 +56,7 @@ pub(crate) struct Ready {
 
 /// A peer that showed the session's secret.
 enum Dialler {
-    Executor(ExecutorHello),
+    Executor(ExecutorHello, CodeFrom),
     Worker(WorkerHello),
 }
 
@@ -85,7 +85,7 @@ impl<'a> Assembly<'a> {
     /// Accepts the peer that dialled, or refuses it. An error is one of our own device.
     pub(crate) fn admit(&mut self, request: ConnectRequest) -> Result<()> {
         match self.identify(request.private_data()) {
-            Ok(Dialler::Executor(hello)) => self.admit_executor(request, &hello),
+            Ok(Dialler::Executor(hello, from)) => self.admit_executor(request, &hello, from),
             Ok(Dialler::Worker(hello)) => self.admit_worker(request, &hello),
             Err(why) => {
                 tracing::debug!(peer = request.peer(), why, "connection refused");
@@ -100,20 +100,23 @@ impl<'a> Assembly<'a> {
         let text = |malformed: Malformed| malformed.to_string();
         let (role, body) = Hello::parse(private_data).map_err(text)?;
         let caller = match role {
-            Role::Executor => Dialler::Executor(parse_prefix(body).map_err(text)?),
+            Role::Executor => {
+                let hello: ExecutorHello = parse_prefix(body).map_err(text)?;
+                Dialler::Executor(hello, CodeFrom::from_wire(hello.code_from).map_err(text)?)
+            }
             Role::Worker => Dialler::Worker(parse_prefix(body).map_err(text)?),
             _ => return Err("this client waits for its executor".into()),
         };
-        let (Dialler::Executor(ExecutorHello { session, .. })
+        let (Dialler::Executor(ExecutorHello { session, .. }, _)
         | Dialler::Worker(WorkerHello { session, .. })) = &caller;
         if *session != self.session {
             return Err("wrong session secret".into());
         }
         match &caller {
-            Dialler::Executor(_) if self.control.is_some() => {
+            Dialler::Executor(..) if self.control.is_some() => {
                 Err("the executor is connected already".into())
             }
-            Dialler::Executor(_) => Ok(caller),
+            Dialler::Executor(..) => Ok(caller),
             Dialler::Worker(hello) => self.check_worker(hello).map(|()| caller),
         }
     }
@@ -128,31 +131,48 @@ impl<'a> Assembly<'a> {
         }
     }
 
-    fn admit_executor(&mut self, request: ConnectRequest, hello: &ExecutorHello) -> Result<()> {
+    fn admit_executor(
+        &mut self,
+        request: ConnectRequest,
+        hello: &ExecutorHello,
+        code_from: CodeFrom,
+    ) -> Result<()> {
         let failed = |source| Error::Connection { what: WHAT, source };
         let mut channel = Channel::new(self.device, CONTROL_RECEIVES).map_err(failed)?;
-        let code = channel.domain().allocate(self.specification.code.len(), Access::empty())?;
-        code.write(0, &self.specification.code)?;
+        let code = match code_from {
+            CodeFrom::Client => Some(self.code_to_send(&channel)?),
+            CodeFrom::Node => None,
+        };
         if let Err(error) = channel.accept(request, &Empty {}) {
             // It is gone again, of which the manager tells.
             tracing::debug!(%error, "executor not connected");
             return Ok(());
         }
-        let to = RemoteAddress { addr: hello.code_addr.get(), key: hello.code_key.get() };
-        let bytes = u32::try_from(code.len()).expect("checked when the file was read");
-        match channel.write_with_immediate(&code, code.len(), to, bytes) {
-            Ok(()) | Err(ChannelError::Disconnected) => {} // `read_control` tells
-            Err(source) => return Err(failed(source)),
+        if let Some(code) = &code {
+            let to = RemoteAddress { addr: hello.code_addr.get(), key: hello.code_key.get() };
+            let bytes = u32::try_from(code.len()).expect("checked when the file was read");
+            match channel.write_with_immediate(code, code.len(), to, bytes) {
+                Ok(()) | Err(ChannelError::Disconnected) => {} // `read_control` tells
+                Err(source) => return Err(failed(source)),
+            }
         }
         self.control = Some(DialledExecutor {
             channel,
-            _code: code,
+            code,
             functions: Vec::new(),
             count: None,
-            sent: Instant::now(),
+            begun: Instant::now(),
             loaded_in: None,
         });
         Ok(())
+    }
+
+    /// Returns the library as memory that can be sent on `channel`.
+    fn code_to_send(&self, channel: &Channel) -> Result<Region> {
+        let code = &self.specification.library.code;
+        let region = channel.domain().allocate(code.len(), Access::empty())?;
+        region.write(0, code)?;
+        Ok(region)
     }
 
     fn admit_worker(&mut self, request: ConnectRequest, hello: &WorkerHello) -> Result<()> {
@@ -191,6 +211,11 @@ impl<'a> Assembly<'a> {
     /// Returns whether executor and all workers have dialled.
     pub(crate) fn is_connected(&self) -> bool {
         self.control.is_some() && self.workers.iter().all(Option::is_some)
+    }
+
+    /// Returns whether the executor was sent the library.
+    pub(crate) fn library_sent(&self) -> bool {
+        self.control.as_ref().is_some_and(|control| control.code.is_some())
     }
 
     /// Returns how long the executor took to load the library, once it has named all functions.
@@ -237,6 +262,7 @@ impl DialledExecutor {
                 let reason = failed.reason.get()?.replace(char::is_control, " ");
                 Err(Error::LoadFailed { reason })
             }
+            Incoming::Message(FromExecutor::CodeDiffers(_)) => Err(Error::LibraryGarbled),
             Incoming::Written { .. } => Err(Malformed::Field("message kind").into()),
         }
     }
@@ -253,7 +279,7 @@ impl DialledExecutor {
         }
         self.functions.push(entry.name.get()?.to_owned());
         if self.functions.len() == count as usize {
-            self.loaded_in = Some(self.sent.elapsed());
+            self.loaded_in = Some(self.begun.elapsed());
         }
         Ok(())
     }

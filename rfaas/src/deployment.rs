@@ -1,7 +1,6 @@
 //! What an application may choose about a deployment, what stays of it when one executor process is
 //! replaced by another, and how long its parts took.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use rdmalib::Domain;
@@ -10,6 +9,7 @@ use rfaas_protocol::invocation::MAX_SLOTS;
 
 use crate::buffer::Origin;
 use crate::error::{Error, Result};
+use crate::library::Library;
 
 /// What a deployment is made with. The default suits small payloads and lowest latency.
 ///
@@ -153,7 +153,7 @@ impl Deployment {
 #[derive(Debug)]
 pub(crate) struct DeploymentSpecification {
     /// The library.
-    pub(crate) code: Arc<[u8]>,
+    pub(crate) library: Library,
     pub(crate) deployment: Deployment,
     /// The domain of all buffers, and of the connections to whichever workers there are.
     pub(crate) domain: Domain,
@@ -171,8 +171,11 @@ pub struct Phases {
     /// From there until the executor and all its workers have connected, without the next part,
     /// which lies within.
     pub spawn_connect: Duration,
-    /// From sending the library until the executor has loaded it and named its functions.
+    /// From sending the library, or from learning that the node has it, until the executor has loaded it
+    /// and named its functions.
     pub initialize: Duration,
+    /// Whether the library was sent; not if the node had it.
+    pub library_sent: bool,
 }
 
 #[cfg(test)]

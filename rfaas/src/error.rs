@@ -99,6 +99,11 @@ pub enum Error {
         /// What its loader said.
         reason: String,
     },
+    /// What the executor received is not the library that was announced, so it was not loaded. Deploy again.
+    #[error(
+        "the executor did not receive the function library as it was sent; it was not loaded: deploy again"
+    )]
+    LibraryGarbled,
     /// The executor manager does not start an executor for this lease.
     #[error("node {node} refused the allocation: {reason}")]
     AllocationRefused {

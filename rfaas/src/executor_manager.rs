@@ -27,6 +27,7 @@ use rfaas_protocol::allocation::{
 use rfaas_protocol::channel::{Channel, ChannelError, Incoming};
 use rfaas_protocol::heartbeat::{Heartbeat, Pulse};
 use rfaas_protocol::lease::{EndReason, LeaseId, Token};
+use rfaas_protocol::library::LibraryHash;
 use rfaas_protocol::node::Bill;
 use rfaas_protocol::reach::reach;
 use rfaas_protocol::{Clock, Empty, Malformed, Nonces, Proof, Role, Secret, parse_prefix};
@@ -67,6 +68,7 @@ pub(crate) struct ExecutorRequest {
     pub(crate) input_bytes: u32,
     pub(crate) output_bytes: u32,
     pub(crate) code_bytes: u32,
+    pub(crate) code_hash: LibraryHash,
     pub(crate) slots: u16,
 }
 
@@ -169,6 +171,7 @@ impl ExecutorManager {
             input_bytes: request.input_bytes.into(),
             output_bytes: request.output_bytes.into(),
             code_bytes: request.code_bytes.into(),
+            code_hash: request.code_hash,
             slots: request.slots.into(),
             proof: Proof::NONE,
         };

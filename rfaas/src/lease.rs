@@ -98,18 +98,19 @@ impl Lease {
     }
 
     /// Starts an executor that has the function library at `path`, with the default [`Deployment`]. The file is one of
-    /// this machine: it is read here and sent to the node. Fails as [`deploy_with`](Self::deploy_with) does.
+    /// this machine: it is read here, and sent to the node unless that has it. Fails as [`deploy_with`](Self::deploy_with) does.
     pub fn deploy(&self, path: impl AsRef<Path>) -> Result<Executor> {
         self.deploy_with(path, &Deployment::default())
     }
 
-    /// Starts an executor that has the function library at `path`. The file is one of this machine: it is read here and
-    /// sent to the node. The lease runs one at a time; it can be deployed again after a failure, or when the last
+    /// Starts an executor that has the function library at `path`. The file is one of this machine: it is read here,
+    /// and sent to the node unless that has it. The lease runs one at a time; it can be deployed again after a failure, or when the last
     /// executor was dropped.
     ///
     /// # Errors
     /// * [`Error::LibraryUnreadable`](crate::Error::LibraryUnreadable), [`Error::Library`](crate::Error::Library): the
     ///   file; nothing was sent. [`Error::LoadFailed`](crate::Error::LoadFailed): the node cannot load it.
+    ///   [`Error::LibraryGarbled`](crate::Error::LibraryGarbled): other bytes have arrived.
     /// * [`Error::AlreadyDeployed`](crate::Error::AlreadyDeployed), [`Error::Invalid`](crate::Error::Invalid).
     /// * [`Error::Unreachable`](crate::Error::Unreachable), [`Error::Unproved`](crate::Error::Unproved),
     ///   [`Error::AllocationRefused`](crate::Error::AllocationRefused): the node, after others were tried as far as
@@ -134,7 +135,7 @@ impl Lease {
         self.inner.check_process()?;
         deployment.validate()?;
         let specification = DeploymentSpecification {
-            code: library::read(path.as_ref())?.into(),
+            library: library::read(path.as_ref())?,
             deployment: deployment.clone(),
             domain: self.inner.device().device.domain()?,
             origin: Origin::generate(),

@@ -90,7 +90,7 @@
 //! | call again with a larger buffer or deployment | [`OutputTooLarge`](Error::OutputTooLarge) (the function has run), [`InputTooLarge`](Error::InputTooLarge) |
 //! | [`restart`](Executor::restart), then call again; with [`Deployment::restart`] the next call does so; the lease lives | [`FunctionCrashed`](Error::FunctionCrashed), [`FunctionExited`](Error::FunctionExited), [`StackOverflow`](Error::StackOverflow), [`ExecutorSilent`](Error::ExecutorSilent) |
 //! | lease anew, deploy, call again | [`ExecutorGone`](Error::ExecutorGone), [`LeaseEnded`](Error::LeaseEnded) |
-//! | ask later, or for less | [`LeaseRefused`](Error::LeaseRefused), [`AllocationRefused`](Error::AllocationRefused), [`NoAnswer`](Error::NoAnswer), [`Unreachable`](Error::Unreachable), [`Connection`](Error::Connection), [`StartTimeout`](Error::StartTimeout) |
+//! | ask later, or for less | [`LeaseRefused`](Error::LeaseRefused), [`AllocationRefused`](Error::AllocationRefused), [`NoAnswer`](Error::NoAnswer), [`Unreachable`](Error::Unreachable), [`Connection`](Error::Connection), [`StartTimeout`](Error::StartTimeout), [`LibraryGarbled`](Error::LibraryGarbled) |
 //! | correct the program or its settings | [`Invalid`](Error::Invalid), [`Config`](Error::Config), [`Address`](Error::Address), [`LibraryUnreadable`](Error::LibraryUnreadable), [`Library`](Error::Library), [`LoadFailed`](Error::LoadFailed), [`StartFailed`](Error::StartFailed), [`UnknownFunction`](Error::UnknownFunction), [`Foreign`](Error::Foreign), [`AlreadyDeployed`](Error::AlreadyDeployed) |
 //! | give up, and tell the operator | [`Unproved`](Error::Unproved), [`Protocol`](Error::Protocol), most of [`Rdma`](Error::Rdma) |
 //! | connect a client in this process | [`Forked`](Error::Forked) |
@@ -107,7 +107,7 @@
 //! uint32_t name(void *input, uint32_t input_bytes, void *output);
 //! ```
 //! The same in Rust, in a crate of type `cdylib`. The library lies on the machine of the caller, and deploying sends
-//! it. So it is built for the kind of processor that both machines have.
+//! it, unless the node has kept it from an earlier deployment. So it is built for the kind of processor that both machines have.
 //! ```
 //! #[unsafe(no_mangle)]
 //! pub extern "C" fn name(input: *mut u8, input_bytes: u32, output: *mut u8) -> u32 {

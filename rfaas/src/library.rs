@@ -1,4 +1,4 @@
-//! The library file of a deployment: read whole, once, after it is known to be one that can be sent.
+//! The library file of a deployment: read whole and hashed, once, after it is known to be one that can be sent.
 //!
 //! What is no plain file, or larger than can be sent, is refused before any of it is read. No more
 //! is read than the file had when it was opened.
@@ -11,10 +11,24 @@ use std::path::Path;
 use nix::libc::{O_NOCTTY, O_NONBLOCK};
 
 use crate::error::{Error, Result};
-use rfaas_protocol::library::{LibraryError, MAX_LIBRARY_BYTES, exported_functions};
+use rfaas_protocol::library::{LibraryError, LibraryHash, MAX_LIBRARY_BYTES, exported_functions};
+
+/// A library that can be sent.
+pub(crate) struct Library {
+    /// Its file.
+    pub(crate) code: Vec<u8>,
+    /// What nodes know it by.
+    pub(crate) hash: LibraryHash,
+}
+
+impl std::fmt::Debug for Library {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Library({} bytes, {})", self.code.len(), self.hash)
+    }
+}
 
 /// Returns the library at `path`, if it is one.
-pub(crate) fn read(path: &Path) -> Result<Vec<u8>> {
+pub(crate) fn read(path: &Path) -> Result<Library> {
     let unreadable = |source| Error::LibraryUnreadable { path: path.to_owned(), source };
     let unusable = |source| Error::Library { path: path.to_owned(), source };
     // A pipe is opened without waiting for its other end, a terminal without becoming ours.
@@ -25,7 +39,7 @@ pub(crate) fn read(path: &Path) -> Result<Vec<u8>> {
     let code = read_all(file, bytes).map_err(unreadable)?;
     let code = code.ok_or_else(|| unusable(LibraryError::Changing))?;
     exported_functions(&code).map_err(unusable)?;
-    Ok(code)
+    Ok(Library { hash: LibraryHash::of(&code), code })
 }
 
 /// Returns the size of a file that may be read.

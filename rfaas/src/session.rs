@@ -1,7 +1,8 @@
-//! Starting an executor process: the lease is claimed, executor and workers dial back, the library is sent to them.
+//! Starting an executor process: the lease is claimed, executor and workers dial back, the library is sent unless the
+//! node has it.
 //!
 //! ```text
-//!   claim ──Allocated──▶ listen: executor ──▶ code is written ──▶ functions  ┐ in any order,
+//!   claim ──Allocated──▶ listen: executor ──▶ code, if wanted ──▶ functions  ┐ in any order,
 //!                        workers, one by one                                 ┘ until all are there
 //! ```
 //! * If anything goes wrong, connections made so far are dropped, at which the executor exits.
@@ -85,7 +86,8 @@ fn launch(
         spin: deployment.spin,
         input_bytes: wire(deployment.input_bytes),
         output_bytes: wire(deployment.output_bytes),
-        code_bytes: wire(specification.code.len()),
+        code_bytes: wire(specification.library.code.len()),
+        code_hash: specification.library.hash,
         slots: deployment.slots,
     };
     let mut assembly = Assembly::new(device, lease.cores, session, specification)?;
@@ -142,6 +144,7 @@ fn assemble(
         let connected = assembly.is_connected();
         if connected && let Some(loaded_in) = assembly.loaded_in() {
             phases.initialize = loaded_in;
+            phases.library_sent = assembly.library_sent();
             phases.spawn_connect = started.elapsed().saturating_sub(loaded_in);
             return Ok(true);
         }

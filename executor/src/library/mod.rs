@@ -2,7 +2,7 @@
 //! being held up by it. The only unsafe code of this program.
 //!
 //! ```text
-//!   code bytes ──▶ memfd ──dlopen /proc/self/fd/N──▶ functions, numbered in the order of their names
+//!   sealed file in memory (`file`) ──dlopen /proc/self/fd/N──▶ functions, numbered in the order of their names
 //! ```
 //! The library is the client's and may do whatever a process may: that is why it runs in a process
 //! of its own, which holds nothing but one client's lease. So nothing here tries to survive it. A
@@ -19,22 +19,22 @@
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 use std::arch::naked_asm;
 use std::ffi::c_void;
-use std::fs::File;
-use std::io::{self, Write};
+use std::io;
 use std::mem::ManuallyDrop;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
 use libloading::os::unix::{Library as Handle, RTLD_GLOBAL, RTLD_NOW};
-use nix::sys::memfd::{MFdFlags, memfd_create};
 use rdmalib::ForkMark;
 use rfaas_call::callee::{Slot, SlotMemory};
-use rfaas_protocol::library::{LibraryError, exported_functions};
+use rfaas_protocol::library::{LibraryError, LibraryHash, exported_functions};
 
+mod file;
 mod guards;
 
+pub use file::{Code, GivenFile, Inherited, SealedFile};
 pub use guards::{GuardedMemory, MAX_GUARDS};
 
 /// What a function is: `uint32_t name(void *input, uint32_t input_bytes, void *output)`. Typed as one
@@ -50,6 +50,14 @@ pub enum LoadError {
     /// The dynamic loader refused it, in its words: a missing dependency, an undefined symbol.
     #[error("{0}")]
     Loader(String),
+    /// What the client has sent is not what it had announced.
+    #[error(
+        "the code that came has the SHA-256 {received}, which is not the one that was announced"
+    )]
+    Differs {
+        /// What came.
+        received: LibraryHash,
+    },
     /// A file without a name has a path only there.
     #[error(
         "/proc is not mounted on this node: a function library is loaded through /proc/self/fd"
@@ -80,11 +88,10 @@ pub struct Library {
 
 impl Library {
     /// Loads the library whose file is `code`. Runs its constructors, once.
-    pub fn load(code: &[u8]) -> Result<Library, LoadError> {
+    pub fn load(code: SealedFile) -> Result<Library, LoadError> {
         let process = ForkMark::new();
-        let names = exported_functions(code)?;
-        let code = in_memory_file(code)?;
-        let path = format!("/proc/self/fd/{}", code.as_raw_fd());
+        let names = exported_functions(&code.map()?)?;
+        let path = format!("/proc/self/fd/{}", code.as_fd().as_raw_fd());
         // SAFETY: loading runs the library's constructors. They are the client's code in the
         // client's process, like its functions (module docs), and rely on nothing of ours.
         let handle = unsafe { Handle::open(Some(&path), RTLD_NOW | RTLD_GLOBAL) };
@@ -106,7 +113,7 @@ impl Library {
         Ok(Library {
             names,
             functions,
-            _code: ManuallyDrop::new(code),
+            _code: ManuallyDrop::new(code.into_descriptor()),
             _handle: ManuallyDrop::new(handle),
         })
     }
@@ -192,19 +199,6 @@ fn find(library: &Handle, name: &str) -> Option<Function> {
     // of another type computes nonsense in the client's own process. That it may be nothing is in the type.
     let symbol = unsafe { library.get::<Option<Foreign>>(name) };
     symbol.ok().and_then(|symbol| (*symbol).map(Function))
-}
-
-/// A file that exists in memory only, without a name, holding `bytes`.
-fn in_memory_file(bytes: &[u8]) -> Result<OwnedFd, LoadError> {
-    let failed = |call| move |source| LoadError::Memory { call, source };
-    // Where vm.memfd_noexec is set, code needs the flag; kernels before 6.3 do not know it.
-    let executable = MFdFlags::from_bits_retain(nix::libc::MFD_EXEC);
-    let fd = memfd_create(c"functions", MFdFlags::MFD_CLOEXEC | executable)
-        .or_else(|_| memfd_create(c"functions", MFdFlags::MFD_CLOEXEC))
-        .map_err(|errno| failed("memfd_create")(errno.into()))?;
-    let mut file = File::from(fd);
-    file.write_all(bytes).map_err(failed("write"))?;
-    Ok(file.into())
 }
 
 /// Returns what the loader said, without the path, which means nothing to the client.

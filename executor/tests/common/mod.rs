@@ -13,9 +13,10 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rdmalib::{Access, ConnectRequest, Device, Listener, RemoteAddress};
 pub use rdmalib_testing::{device, eventually, wait_for};
-use rfaas_protocol::assignment::{AssignedDevice, Assignment, HexSecret};
+use rfaas_protocol::assignment::{AssignedDevice, Assignment, HexSecret, LibraryFile};
 use rfaas_protocol::channel::{Channel, Incoming};
-use rfaas_protocol::session::{ExecutorHello, FromExecutor, WorkerHello};
+use rfaas_protocol::library::LibraryHash;
+use rfaas_protocol::session::{CodeFrom, ExecutorHello, FromExecutor, WorkerHello};
 use rfaas_protocol::{Empty, Hello, Role, Secret, parse_prefix};
 
 mod manager;
@@ -95,6 +96,8 @@ pub struct Session {
     pub child: Child,
     pub manager: Manager,
     pub control: Option<Channel>,
+    /// Where its code comes from, as it says.
+    pub code_from: Option<CodeFrom>,
     pub workers: Vec<Worker>,
     pub functions: Vec<String>,
     pub listener: Listener,
@@ -127,6 +130,8 @@ pub fn assignment(
         input_bytes: setup.input_bytes,
         output_bytes: setup.output_bytes,
         code_bytes: code.len() as u32,
+        code_hash: LibraryHash::of(code),
+        library: LibraryFile::Absent,
         hot_timeout_ms: setup.hot_timeout_ms,
         open_files: setup.open_files,
         heartbeat_ms: setup.heartbeat_ms,
@@ -199,6 +204,7 @@ impl Session {
             child,
             manager,
             control: None,
+            code_from: None,
             workers: vec![],
             functions: vec![],
             listener,
@@ -247,6 +253,12 @@ impl Session {
                 assert_eq!(hello.session, SESSION_SECRET);
                 let mut control = Channel::new(&self.device, 16).unwrap();
                 control.accept(request, &Empty {}).unwrap();
+                let from = CodeFrom::from_wire(hello.code_from).unwrap();
+                self.code_from = Some(from);
+                if from == CodeFrom::Node {
+                    self.control = Some(control);
+                    return;
+                }
                 let source = control.domain().allocate(code.len(), Access::empty()).unwrap();
                 source.write(0, code).unwrap();
                 let to = RemoteAddress { addr: hello.code_addr.get(), key: hello.code_key.get() };

@@ -4,6 +4,7 @@ use super::*;
 use rfaas_protocol::Secret;
 use rfaas_protocol::allocation::ExecutorExited;
 use rfaas_protocol::lease::{ClientName, NodeName};
+use rfaas_protocol::library::LibraryHash;
 use rfaas_protocol::node::Bill;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -32,6 +33,8 @@ pub(super) fn deployment() -> Deployment {
         input_bytes: 64,
         output_bytes: 64,
         code_bytes: 1000,
+        code_hash: LibraryHash([0; 32]),
+        owner: ClientName::new("someone").unwrap(),
         slots: 4,
     }
 }

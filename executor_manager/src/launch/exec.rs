@@ -1,13 +1,16 @@
 //! Starting a program with posix_spawn(3): nothing of this process passes to it but what is given.
 
 use std::ffi::{CStr, CString};
-use std::os::fd::{AsRawFd, RawFd};
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::path::Path;
 
+use nix::errno::Errno;
 use nix::spawn::{PosixSpawnAttr, PosixSpawnFileActions, PosixSpawnFlags, posix_spawn};
 use nix::sys::signal::SigSet;
 use nix::unistd::Pid;
 use rfaas_program::inherited::FEWEST_DESCRIPTORS;
+use rfaas_protocol::assignment::LIBRARY_DESCRIPTOR;
 
 use super::Descriptors;
 
@@ -35,20 +38,32 @@ impl Exec {
     }
 
     /// Starts an executor.
-    pub fn start(&self, program: &Path, descriptors: &Descriptors) -> nix::Result<Pid> {
-        let Descriptors { input, streams } = descriptors;
+    pub fn start(&self, program: &Path, descriptors: Descriptors) -> nix::Result<Pid> {
+        let Descriptors { input, streams, library } = descriptors;
         let standard = [input.as_raw_fd(), streams.stdout.as_raw_fd(), streams.stderr.as_raw_fd()];
-        self.spawn(program, &[c"executor"], standard)
+        self.spawn(program, &[c"executor"], standard, library)
     }
 
-    /// Starts `program`, which leads a session of its own, with these standard streams.
-    fn spawn(&self, program: &Path, arguments: &[&CStr], standard: [RawFd; 3]) -> nix::Result<Pid> {
+    /// Starts `program`, which leads a session of its own, with these standard streams, and `more` numbered from 3 on.
+    fn spawn(
+        &self,
+        program: &Path,
+        arguments: &[&CStr],
+        standard: [RawFd; 3],
+        more: Vec<OwnedFd>,
+    ) -> nix::Result<Pid> {
+        let beyond = LIBRARY_DESCRIPTOR + more.len() as RawFd; // a few
+        let more: io::Result<Vec<_>> = more.into_iter().map(|d| moved_beyond(beyond, d)).collect();
+        let more = more.map_err(|_| Errno::EMFILE)?;
         let mut actions = PosixSpawnFileActions::init()?;
         for (to, from) in (0..).zip(standard) {
             actions.add_dup2(from, to)?;
         }
         for &descriptor in &self.inherited {
             actions.add_close(descriptor)?;
+        }
+        for (to, from) in (LIBRARY_DESCRIPTOR..).zip(&more) {
+            actions.add_dup2(from.as_raw_fd(), to)?;
         }
         let mut attributes = PosixSpawnAttr::init()?;
         // The manager blocks the signals that it reads from a descriptor, std ignores SIGPIPE, and whoever
@@ -62,6 +77,14 @@ impl Exec {
         )?;
         posix_spawn(program, &actions, &attributes, arguments, &self.environment)
     }
+}
+
+/// Moves a descriptor beyond the numbers that descriptors get in a child, where it would be overwritten.
+fn moved_beyond(first: RawFd, descriptor: OwnedFd) -> io::Result<OwnedFd> {
+    if descriptor.as_raw_fd() >= first {
+        return Ok(descriptor);
+    }
+    moved_beyond(first, descriptor.try_clone()?) // a higher number, since this one is in use
 }
 
 /// Descriptors of this process beyond the standard ones; closing one in a child that is not open

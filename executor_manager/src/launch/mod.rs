@@ -4,7 +4,7 @@
 //!   Launcher::start ─▶ exec: posix_spawn(3) of the program `executor` ─▶ ExecutorChild (`child`)
 //! ```
 //! * An executor gets its assignment on standard input, sockets of its own (`output`) as standard
-//!   output and error, no descriptor of the manager, no signal blocked or ignored, and of the environment what
+//!   output and error, the library's file (`cache`), no other descriptor of the manager, no signal blocked or ignored, and of the environment what
 //!   is listed (`environment`).
 //! * It leads a session, and in it a process group, which it can leave for no other: the terminal
 //!   that the manager was started from is out of its reach.
@@ -15,6 +15,7 @@
 use std::ffi::{CString, OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Seek, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 
@@ -23,6 +24,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::unistd::{AccessFlags, access};
 use rfaas_protocol::assignment::Assignment;
 
+use crate::cache::Library;
 use crate::environment;
 use crate::output::{Outputs, StandardStreams};
 
@@ -81,6 +83,8 @@ struct Descriptors {
     /// The assignment, as standard input.
     input: File,
     streams: StandardStreams,
+    /// The library's file, as [`LIBRARY_DESCRIPTOR`](rfaas_protocol::assignment::LIBRARY_DESCRIPTOR) and the next.
+    library: Vec<OwnedFd>,
 }
 
 impl Launcher {
@@ -116,8 +120,12 @@ impl Launcher {
         self.program.find().map(drop)
     }
 
-    /// Starts an executor for `assignment`.
-    pub fn start(&mut self, assignment: &Assignment) -> Result<ExecutorChild, StartError> {
+    /// Starts an executor for `assignment`, which says what it has of `library`.
+    pub fn start(
+        &mut self,
+        assignment: &Assignment,
+        library: Library,
+    ) -> Result<ExecutorChild, StartError> {
         let program = self.program.find()?;
         // A file and not a pipe: it takes an assignment of any length at once.
         let input = assignment_file(assignment).map_err(StartError::Assignment)?;
@@ -125,7 +133,9 @@ impl Launcher {
             self.outputs.follow(assignment.lease).map_err(StartError::Output)?;
         let failed =
             |errno: Errno| StartError::Exec { program: program.clone(), reason: errno.into() };
-        let pid = self.exec.start(&program, &Descriptors { input, streams }).map_err(failed)?;
+        let library = library.into_descriptors();
+        let descriptors = Descriptors { input, streams, library };
+        let pid = self.exec.start(&program, descriptors).map_err(failed)?;
         Ok(ExecutorChild::new(pid, output))
     }
 }

@@ -14,7 +14,8 @@ use nix::sys::stat::Mode;
 use nix::unistd::{Pid, mkfifo};
 use rdmalib_testing::{eventually, wait_for};
 use rfaas_protocol::Secret;
-use rfaas_protocol::assignment::{AssignedDevice, HexSecret};
+use rfaas_protocol::assignment::{AssignedDevice, HexSecret, LibraryFile};
+use rfaas_protocol::library::LibraryHash;
 use tempfile::TempDir;
 
 use super::child::STOP_GRACE;
@@ -44,6 +45,8 @@ fn assignment(workers: u16) -> Assignment {
         input_bytes: 64,
         output_bytes: 64,
         code_bytes: 1000,
+        code_hash: LibraryHash([0; 32]),
+        library: LibraryFile::Absent,
         hot_timeout_ms: -1,
         open_files: 1024,
         heartbeat_ms: 1000,
@@ -74,7 +77,7 @@ impl Scripted {
 
     fn start(&mut self) -> ExecutorChild {
         let _writing = WRITING.lock().unwrap();
-        self.launcher.start(&assignment(2)).unwrap()
+        self.launcher.start(&assignment(2), Library::Absent).unwrap()
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -196,7 +199,7 @@ fn an_assignment_longer_than_a_pipe_holds_is_passed_whole_even_if_nobody_reads_i
     let mut scripted = Scripted::new("exit 0");
     let started = {
         let _writing = WRITING.lock().unwrap();
-        scripted.launcher.start(&assignment(u16::MAX))
+        scripted.launcher.start(&assignment(u16::MAX), Library::Absent)
     };
     assert_eq!(reap(&mut started.unwrap()), Exit::Status(0));
 }
@@ -271,15 +274,21 @@ fn a_missing_executor_is_an_error_that_names_path_and_remedy() {
     let empty = tempfile::tempdir().unwrap();
     fs::create_dir(empty.path().join(PROGRAM)).unwrap(); // a directory is no program
     let mut launcher = Launcher::new(empty.path().into(), None, Vec::new());
-    let error = launcher.start(&assignment(1)).unwrap_err().to_string();
+    let error = launcher.start(&assignment(1), Library::Absent).unwrap_err().to_string();
     let found = format!("cannot start `executor`: not found in PATH={}", empty.path().display());
     assert!(error.starts_with(&found), "{error}");
     assert!(error.contains("add the programs' directory"), "{error}");
 
     let long = "/nowhere".repeat(1000);
-    let error = Launcher::new(long.into(), None, Vec::new()).start(&assignment(1)).unwrap_err();
+    let error = Launcher::new(long.into(), None, Vec::new())
+        .start(&assignment(1), Library::Absent)
+        .unwrap_err();
     assert!(error.to_string().len() <= 240, "must fit the answer to a client: {error}");
-    assert!(Launcher::new(OsString::new(), None, Vec::new()).start(&assignment(1)).is_err());
+    assert!(
+        Launcher::new(OsString::new(), None, Vec::new())
+            .start(&assignment(1), Library::Absent)
+            .is_err()
+    );
 }
 
 #[test]
@@ -287,9 +296,9 @@ fn an_executor_that_cannot_be_run_is_an_error_that_names_it() {
     let mut scripted = Scripted::new("exit 0");
     let program = scripted.path(PROGRAM);
     fs::write(&program, "#!/nowhere/sh\n").unwrap();
-    let error = scripted.launcher.start(&assignment(1)).unwrap_err().to_string();
+    let error = scripted.launcher.start(&assignment(1), Library::Absent).unwrap_err().to_string();
     assert!(error.contains(&program.display().to_string()), "{error}");
     fs::set_permissions(&program, fs::Permissions::from_mode(0o644)).unwrap();
-    let error = scripted.launcher.start(&assignment(1)).unwrap_err().to_string();
+    let error = scripted.launcher.start(&assignment(1), Library::Absent).unwrap_err().to_string();
     assert!(error.contains("EACCES") || error.contains("ermission denied"), "{error}");
 }

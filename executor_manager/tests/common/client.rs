@@ -9,6 +9,7 @@ use rfaas_protocol::allocation::{
 };
 use rfaas_protocol::channel::{Channel, ChannelError, Incoming};
 use rfaas_protocol::lease::{ClientName, EndReason, LeaseKey, LeaseTerms, NodeName, Token};
+use rfaas_protocol::library::LibraryHash;
 use rfaas_protocol::node::Bill;
 use rfaas_protocol::{Clock, Empty, Nonce, Nonces, Proof, Role, Secret, parse_prefix};
 
@@ -47,6 +48,7 @@ pub fn allocate(token: Token) -> Allocate {
         input_bytes: 64.into(),
         output_bytes: 64.into(),
         code_bytes: 1000.into(),
+        code_hash: LibraryHash([0; 32]),
         slots: 4.into(),
     }
 }

@@ -69,7 +69,7 @@ pub struct ExecutorManagerNode {
 }
 
 /// How executors run.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ExecutorSettings {
     /// Must be false: executors are processes of this node.
@@ -82,6 +82,34 @@ pub struct ExecutorSettings {
     pub pin_threads: bool,
     /// Names of environment variables that executors get, besides the usual ones.
     pub environment: Vec<String>,
+    /// Most memory of the libraries that the node keeps, in MB; 0: it keeps none.
+    pub cache_mb: u32,
+    /// Who may find a library that the node keeps.
+    pub cache_sharing: CacheSharing,
+}
+
+impl Default for ExecutorSettings {
+    fn default() -> Self {
+        ExecutorSettings {
+            use_docker: false,
+            repetitions: 0,
+            warmup_iters: 0,
+            pin_threads: false,
+            environment: Vec::new(),
+            cache_mb: 256,
+            cache_sharing: CacheSharing::Tenant,
+        }
+    }
+}
+
+/// Who may find a library that a node keeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CacheSharing {
+    /// The client that it came from.
+    Tenant,
+    /// Every client, which can then find out by the time that it takes whether another one has used a library.
+    Cluster,
 }
 
 impl ExecutorManagerConfig {

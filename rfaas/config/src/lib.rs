@@ -21,7 +21,9 @@ pub mod shell;
 
 pub use benchmark::{BenchmarkConfig, BenchmarkNode, BenchmarkRun};
 pub use devices::{DeviceEntry, Devices, OpenDevice, TrustedUser};
-pub use executor_manager::{ExecutorManagerConfig, ExecutorManagerNode, ExecutorSettings};
+pub use executor_manager::{
+    CacheSharing, ExecutorManagerConfig, ExecutorManagerNode, ExecutorSettings,
+};
 pub use executors::{ExecutorEntry, ExecutorsDatabase};
 pub use file::{ConfigError, EXECUTOR_MANAGER_PORT, Invalid, RESOURCE_MANAGER_PORT, resolve};
 pub use report::{ProgramError, describe};

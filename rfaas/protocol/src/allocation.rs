@@ -11,6 +11,7 @@ use zerocopy::IntoBytes;
 use zerocopy::little_endian::{I32, I64, U16, U32, U64};
 
 use super::lease::{LeaseKey, Reason, SignedTerms, Token};
+use super::library::LibraryHash;
 use super::node::Bill;
 use super::{
     Clock, Empty, Malformed, Nonce, Nonces, Proof, Secret, WireAddress, messages, numbered, wire,
@@ -86,7 +87,7 @@ impl NodeProof {
 wire! {
     /// Claims a lease and asks for its executor. May be sent again on the same connection once the
     /// executor has exited.
-    pub struct Allocate [340 bytes] {
+    pub struct Allocate [372 bytes] {
         /// The lease.
         pub signed: SignedTerms,
         /// What the client's clock says, which an unsigned claim ends by.
@@ -104,6 +105,8 @@ wire! {
         pub output_bytes: U32,
         /// Size of the function library, in bytes.
         pub code_bytes: U32,
+        /// What it is known by: a node that has it wants no code.
+        pub code_hash: LibraryHash,
         /// Input slots of each worker: invocations in flight.
         pub slots: U16,
         /// By the lease's key; none without a resource manager.
@@ -128,7 +131,7 @@ impl Allocate {
         &self.as_bytes()[..size_of::<Self>() - size_of::<Proof>()]
     }
 
-    const LABEL: &[u8] = b"rFaaS client v5";
+    const LABEL: &[u8] = b"rFaaS client v7";
 }
 
 wire! {

@@ -1,10 +1,13 @@
-//! Executor manager to the executor process that it starts: one JSON object on standard input.
+//! Executor manager to the executor process that it starts: one JSON object on standard input, and the descriptors
+//! that it says are there.
 //!
 //! Not on the command line, because secrets there are visible to every user of the node.
 
 use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
+
+use crate::library::LibraryHash;
 
 /// Exit status of an executor that has ended because its manager gave no sign of life: `EX_TEMPFAIL` of
 /// sysexits.h, "temporary failure; the user is invited to retry". A manager that was only stopped finds
@@ -19,6 +22,26 @@ pub const STACK_OVERFLOW: i32 = 16;
 /// goes to its manager's, for the operator. What comes behind is the lease's: nobody could tell whether a function has
 /// written it. No line of a log has this byte.
 pub const FUNCTIONS_WRITE: u8 = 0;
+
+/// The descriptor that is the library's file, unless [`LibraryFile::Absent`].
+pub const LIBRARY_DESCRIPTOR: i32 = 3;
+
+/// The descriptor of which the other end is the manager's, if the library's file [is to be
+/// filled](LibraryFile::Empty). It is closed when the file is filled and sealed, before any code of the library runs.
+pub const FILLED_DESCRIPTOR: i32 = 4;
+
+/// What an executor is started with as the library's file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LibraryFile {
+    /// Nothing. The client sends the code, and the executor keeps it to itself.
+    Absent,
+    /// A file in memory, still empty. The client sends the code; the executor writes it there and seals it, for
+    /// others that come.
+    Empty,
+    /// A file in memory that has the library and is sealed. The client sends nothing.
+    Sealed,
+}
 
 /// Everything an executor needs to know.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,6 +71,10 @@ pub struct Assignment {
     pub output_bytes: u32,
     /// Size of the function library, in bytes.
     pub code_bytes: u32,
+    /// What it is known by.
+    pub code_hash: LibraryHash,
+    /// Its file, as far as that is here.
+    pub library: LibraryFile,
     /// Polling mode, as in [`Allocate`](super::allocation::Allocate).
     pub hot_timeout_ms: i64,
     /// Soft limit of open descriptors that the manager was started with: it raises its own.

@@ -6,7 +6,7 @@
 //!   node         executor_manager ◀─▶ resource_manager  registers, reports claims and bills
 //!   allocation   client ◀─▶ executor_manager            proves that it has the token, gets executors, gives them back
 //!   accounting   executor ──▶ executor_manager          where its time is counted
-//!   session      executor ──▶ client                    dials back, takes code, offers input slots
+//!   session      executor ──▶ client                    dials back, takes code if it has none, offers input slots
 //!   invocation   client ◀─▶ worker                      writes with immediate data; no server between
 //! ```
 //! Integers are little-endian and structs have neither padding nor alignment, so their bytes are the
@@ -84,7 +84,7 @@ macro_rules! numbered {
 pub(crate) use numbered;
 
 /// Version of all conversations together. Peers of another version are refused by name.
-pub const VERSION: u16 = 6;
+pub const VERSION: u16 = 7;
 /// Oldest version of a client that is accepted: what it says without a proof means what it did. It cannot claim leases.
 pub const OLDEST_CLIENT: u16 = 4;
 

@@ -2,7 +2,7 @@
 //! `rfaas` says.
 //!
 //! Libraries are read, not loaded, here: constructors of foreign code run in executors only.
-//! Elsewhere: loading and calling them; finding what they export (`image`).
+//! Elsewhere: loading and calling them; finding what they export (`image`); what one is known by (`hash`).
 
 use object::Endianness;
 use object::elf;
@@ -11,7 +11,10 @@ use object::read::elf::FileHeader;
 use crate::session::{MAX_FUNCTION_NAME_BYTES, MAX_FUNCTIONS};
 use image::{Image, Name};
 
+mod hash;
 mod image;
+
+pub use hash::{LibraryHash, LibraryHasher};
 
 /// Largest library, in bytes: its size has 32 bits on the wire.
 pub const MAX_LIBRARY_BYTES: u64 = u32::MAX as u64;

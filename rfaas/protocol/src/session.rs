@@ -1,29 +1,42 @@
-//! Executor to client: the executor process dials the client once, takes the code, answers with the
-//! functions in it; each worker dials once more and offers its input slots.
+//! Executor to client: the executor process dials the client once, takes the code unless its node has it, answers
+//! with the functions in it; each worker dials once more and offers its input slots.
 //!
 //! ```text
 //!   executor ──connect, ExecutorHello (where the code goes)──▶ client
-//!   executor ◀──write with immediate: the library────────────  client
-//!   executor ──Functions… or LoadFailed──────────────────────▶ client
+//!   executor ◀──write with immediate: the library, if wanted─  client
+//!   executor ──Functions…, LoadFailed or CodeDiffers─────────▶ client
 //!   worker   ──connect, WorkerHello (where the slots are)────▶ client       worker by worker
 //! ```
 
 use zerocopy::little_endian::{U16, U32, U64};
 
-use super::{Secret, Text, messages, wire};
+use super::library::LibraryHash;
+use super::{Secret, Text, messages, numbered, wire};
 
 wire! {
     /// Behind the [`Hello`](super::Hello) of an executor process.
-    pub struct ExecutorHello [32 bytes] {
+    pub struct ExecutorHello [34 bytes] {
         /// From the client's allocation request.
         pub session: Secret,
-        /// Where the library is to be written.
+        /// Where the library is to be written, if the client is to write it.
         pub code_addr: U64,
         /// Key of that place.
         pub code_key: U64,
+        /// [`CodeFrom`].
+        pub code_from: U16,
     }
 }
 const _: () = assert!(size_of::<ExecutorHello>() + 8 <= rdmalib::MAX_CONNECT_DATA);
+
+numbered! {
+    /// Who provides an executor with the library.
+    pub enum CodeFrom ("where the code comes from") {
+        /// The client writes it.
+        1 => Client,
+        /// The node has it. Nothing is to be written.
+        2 => Node,
+    }
+}
 
 wire! {
     /// Behind the [`Hello`](super::Hello) of a worker.
@@ -66,6 +79,12 @@ wire! {
         /// What the loader said.
         pub reason: Text<512>,
     }
+
+    /// The code that was written is not what was announced. It was not loaded.
+    pub struct CodeDiffers [32 bytes] {
+        /// What was written.
+        pub received: LibraryHash,
+    }
 }
 
 messages! {
@@ -75,5 +94,7 @@ messages! {
         1 => Function(FunctionEntry),
         /// No code.
         2 => LoadFailed(LoadFailed),
+        /// Other code.
+        3 => CodeDiffers(CodeDiffers),
     }
 }

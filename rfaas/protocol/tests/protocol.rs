@@ -239,7 +239,7 @@ fn a_peer_of_another_version_or_another_kind_is_recognised() {
     other[4..6].copy_from_slice(&(VERSION + 1).to_le_bytes());
     assert_eq!(Hello::parse(&other), Err(Malformed::Version { theirs: VERSION + 1 }));
     let text = Hello::parse(&other).unwrap_err().to_string();
-    assert!(text.contains("version 7") && text.contains("speaks 6"), "{text}");
+    assert!(text.contains("version 8") && text.contains("speaks 7"), "{text}");
 
     let mut other = hello.clone();
     other[0] ^= 1;
@@ -343,7 +343,7 @@ fn clients_of_the_release_before_are_listened_to_and_nobody_else_of_it() {
     ] {
         let mut hello = Hello::with(role, &Empty {});
         for (version, accepted) in
-            [(6, true), (5, listened_to), (4, listened_to), (3, false), (7, false)]
+            [(7, true), (6, listened_to), (4, listened_to), (3, false), (8, false)]
         {
             hello[4] = version;
             let theirs = version.into();

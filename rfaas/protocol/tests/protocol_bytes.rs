@@ -13,7 +13,7 @@ use rfaas_protocol::allocation::{
     self, Allocate, AllocateRefused, Allocated, ClaimHello, ExecutorExited, LeaseEnding, NodeProof,
     OutputPart, OutputStream, ReadOutput, RefusedBecause, Released, Renew, Renewed,
 };
-use rfaas_protocol::assignment::{AssignedDevice, Assignment, HexSecret};
+use rfaas_protocol::assignment::{AssignedDevice, Assignment, HexSecret, LibraryFile};
 use rfaas_protocol::invocation::{
     FailureDetail, HEADER_SPACE, INPUT_IN_PLACE, InPlaceDetail, MAX_SLOTS, OUTPUT_IN_PLACE,
     ReplyImmediate, ReplyStatus, RequestHeader, RequestImmediate,
@@ -22,12 +22,13 @@ use rfaas_protocol::lease::{
     self, ClientName, EndReason, LeaseGranted, LeaseRefused, LeaseRelease, LeaseRenew,
     LeaseReplace, LeaseRequest, LeaseTerms, NodeName, Reason, Token, Unusable,
 };
+use rfaas_protocol::library::LibraryHash;
 use rfaas_protocol::node::{
     self, Bill, Draining, EndLease, LeaseClaimed, LeaseEnded, LeaseEndedAck, LeaseUsed,
     ManagerProof, NodeHello, Register, RegisterRefused, Registered,
 };
 use rfaas_protocol::session::{
-    ExecutorHello, FromExecutor, FunctionEntry, LoadFailed, WorkerHello,
+    CodeDiffers, CodeFrom, ExecutorHello, FromExecutor, FunctionEntry, LoadFailed, WorkerHello,
 };
 use rfaas_protocol::{
     Bytes, Clock, Empty, Hello, MessageKind, Nonce, Nonces, OLDEST_CLIENT, Proof, Refusal, Role,
@@ -106,6 +107,12 @@ fn nonces() -> Nonces {
     Nonces { caller, called: Nonce(std::array::from_fn(|i| 16 + i as u8)) }
 }
 
+/// FIPS 180-2, B.1.
+const SHA256_OF_ABC: [u8; 32] = [
+    0xba, 0x78, 0x16, 0xbf, 0x8f, 0x01, 0xcf, 0xea, 0x41, 0x41, 0x40, 0xde, 0x5d, 0xae, 0x22, 0x23,
+    0xb0, 0x03, 0x61, 0xa3, 0x96, 0x17, 0x7a, 0x9c, 0xb4, 0x10, 0xff, 0x61, 0xf2, 0x00, 0x15, 0xad,
+];
+
 const CLOCK_BYTES: [u8; 8] = [0x7b, 0x68, 0xe5, 0xcf, 0x8b, 1, 0, 0];
 
 fn clock() -> Clock {
@@ -125,7 +132,7 @@ const SECRET: Secret = Secret(*b"0123456789abcdef");
 
 #[test]
 fn a_hello_is_magic_version_and_role() {
-    assert_eq!((VERSION, OLDEST_CLIENT), (6, 4));
+    assert_eq!((VERSION, OLDEST_CLIENT), (7, 4));
     for (role, number) in [
         (Role::Lease, 1),
         (Role::Node, 2),
@@ -135,10 +142,10 @@ fn a_hello_is_magic_version_and_role() {
         (Role::Worker, 6),
     ] {
         let hello = Hello::with(role, &Empty {});
-        assert_eq!(hello, [b'r', b'F', b'a', b'S', 6, 0, number, 0]);
+        assert_eq!(hello, [b'r', b'F', b'a', b'S', 7, 0, number, 0]);
     }
     let hello = Hello::with(Role::Accounting, &AccountingHello { secret: SECRET });
-    assert_eq!(hello, b"rFaS\x06\0\x04\x000123456789abcdef");
+    assert_eq!(hello, b"rFaS\x07\0\x04\x000123456789abcdef");
 }
 
 #[test]
@@ -338,15 +345,16 @@ fn allocation_structs() {
         input_bytes: 1.into(),
         output_bytes: 2.into(),
         code_bytes: 3.into(),
+        code_hash: LibraryHash::of(b"abc"),
         slots: 4.into(),
         proof: Proof::NONE,
     }
     .proved(token.key(), &nonces());
-    // Likewise over "rFaaS client v5", both nonces and all that is before it.
+    // Likewise over "rFaaS client v7", both nonces and all that is before it.
     let proof = [
-        0x79, 0x21, 0xd6, 0x51, 0x53, 0x23, 0xb3, 0x71, 0x13, 0xc2, 0x3a, 0x67, 0x43, 0xc3, 0x3c,
-        0xc8, 0x29, 0xe3, 0xa0, 0xbc, 0xec, 0xa1, 0x16, 0x2d, 0xd9, 0x1c, 0xfe, 0x22, 0x90, 0xda,
-        0xd8, 0xcb,
+        0x5f, 0xcd, 0xd0, 0xac, 0xf8, 0x7d, 0xe5, 0xb0, 0x10, 0x52, 0x72, 0x81, 0xfa, 0xa0, 0x47,
+        0x1a, 0x7f, 0x2a, 0xfa, 0x0f, 0x06, 0x7b, 0xe5, 0xd6, 0xc1, 0xef, 0x66, 0x48, 0xec, 0x00,
+        0x68, 0xf8,
     ];
     is(
         &allocate,
@@ -357,6 +365,7 @@ fn allocation_structs() {
             b"0123456789abcdef",
             &[0xff; 8],
             &[1, 0, 0, 0, 2, 0, 0, 0, 3, 0, 0, 0],
+            &SHA256_OF_ABC,
             &[4, 0],
             &proof,
         ],
@@ -439,8 +448,13 @@ fn reasons_of_an_exchange_are_numbered() {
 #[test]
 fn session_structs() {
     is(
-        &ExecutorHello { session: SECRET, code_addr: 1.into(), code_key: 2.into() },
-        &[b"0123456789abcdef", &[1, 0, 0, 0, 0, 0, 0, 0], &[2, 0, 0, 0, 0, 0, 0, 0]],
+        &ExecutorHello {
+            session: SECRET,
+            code_addr: 1.into(),
+            code_key: 2.into(),
+            code_from: CodeFrom::Client.to_wire(),
+        },
+        &[b"0123456789abcdef", &[1, 0, 0, 0, 0, 0, 0, 0], &[2, 0, 0, 0, 0, 0, 0, 0], &[1, 0]],
     );
     is(
         &WorkerHello {
@@ -465,6 +479,11 @@ fn session_structs() {
     is(&failed, &[&text::<512>("libm.so.6: no such file")]);
     says(&FromExecutor::Function(entry), 1, &entry);
     says(&FromExecutor::LoadFailed(failed), 2, &failed);
+    let differs = CodeDiffers { received: LibraryHash::of(b"abc") };
+    is(&differs, &[&SHA256_OF_ABC]);
+    says(&FromExecutor::CodeDiffers(differs), 3, &differs);
+    assert_eq!(CodeFrom::from_wire(2.into()), Ok(CodeFrom::Node));
+    assert!(CodeFrom::from_wire(0.into()).is_err() && CodeFrom::from_wire(3.into()).is_err());
 }
 
 #[test]
@@ -529,6 +548,8 @@ fn an_assignment_is_this_json() {
         input_bytes: 5,
         output_bytes: 6,
         code_bytes: 7,
+        code_hash: LibraryHash::of(b"abc"),
+        library: LibraryFile::Empty,
         hot_timeout_ms: -1,
         open_files: 1024,
         heartbeat_ms: 8,
@@ -548,6 +569,8 @@ fn an_assignment_is_this_json() {
         "input_bytes": 5,
         "output_bytes": 6,
         "code_bytes": 7,
+        "code_hash": "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad",
+        "library": "empty",
         "hot_timeout_ms": -1,
         "open_files": 1024,
         "heartbeat_ms": 8,

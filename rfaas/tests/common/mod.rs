@@ -24,7 +24,7 @@ use rfaas_protocol::allocation::{
 use rfaas_protocol::channel::{Channel, ChannelError, Incoming, refuse};
 use rfaas_protocol::lease::{EndReason, Reason};
 use rfaas_protocol::node::Bill;
-use rfaas_protocol::session::{ExecutorHello, FromExecutor, FunctionEntry, LoadFailed};
+use rfaas_protocol::session::{CodeFrom, ExecutorHello, FromExecutor, FunctionEntry, LoadFailed};
 use rfaas_protocol::{Empty, Hello, Role, Secret, Text};
 
 /// Ends what hangs; nothing here takes nearly as long.
@@ -469,6 +469,7 @@ fn control(start: &Start, shared: &Mutex<Shared>, device: &Device, allocate: &Al
         session,
         code_addr: code.remote().addr.into(),
         code_key: code.remote().key.into(),
+        code_from: CodeFrom::Client.to_wire(),
     };
     if *start == Start::Impostors {
         let mut impostor = Channel::new(device, 4).unwrap();

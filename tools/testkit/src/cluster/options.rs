@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
-use rfaas_config::ResourceManagerNode;
+use rfaas_config::{CacheSharing, ExecutorSettings, ResourceManagerNode};
 use rfaas_protocol::heartbeat::Heartbeat;
 
 use crate::binaries::Binaries;
@@ -37,6 +37,10 @@ pub struct Options {
     pub node_return: Duration,
     /// Whether workers are pinned to CPUs.
     pub pin_threads: bool,
+    /// Most memory of the libraries that a node keeps, in MB.
+    pub cache_mb: u32,
+    /// Who finds them.
+    pub cache_sharing: CacheSharing,
     /// Whether the managers sleep while there is nothing to do.
     pub rdma_sleep: bool,
     /// The cluster secret.
@@ -76,6 +80,8 @@ impl Default for Options {
             drain: Duration::from_secs(2), // as shipped
             node_return: Duration::from_millis(manager.node_return_ms.into()),
             pin_threads: false,
+            cache_mb: ExecutorSettings::default().cache_mb,
+            cache_sharing: CacheSharing::Tenant,
             rdma_sleep: true,
             secret: 42,
             node: "local-node".into(),
@@ -123,6 +129,8 @@ impl Options {
         manager.state_file = state_file.unwrap_or_default();
         for node in &mut settings.nodes {
             node.executor.pin_threads = self.pin_threads;
+            node.executor.cache_mb = self.cache_mb;
+            node.executor.cache_sharing = self.cache_sharing;
             let node = &mut node.config;
             node.resource_manager_secret = self.secret.into();
             node.rdma_sleep = self.rdma_sleep;

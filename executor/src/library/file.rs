@@ -1,0 +1,229 @@
+//! The file of a library: in memory, without a name, and sealed, so that it stays as it is for everybody who has it.
+//!
+//! ```text
+//!   the node has the library:   sealed file ─────────────────────────────────────────▶ loaded
+//!   it has not:                 client's code ──copied, hashed──▶ file ──sealed──▶ loaded
+//!                                                 (the manager's, if that keeps libraries: `filled` is closed)
+//! ```
+//! * The client can change its code at any time. What is hashed is the copy that becomes the file.
+//! * A file that is sealed can be read as a slice: its bytes cannot change, and it cannot shrink.
+//!
+//! Elsewhere: keeping files for others (the executor manager's `cache`).
+
+use std::ffi::c_void;
+use std::fs::File;
+use std::io::{self, Write};
+use std::num::NonZero;
+use std::ops::Deref;
+use std::os::fd::{AsFd, FromRawFd, OwnedFd, RawFd};
+use std::ptr::NonNull;
+
+use nix::fcntl::{FcntlArg, FdFlag, SealFlag, fcntl};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
+use rdmalib::Region;
+use rfaas_protocol::assignment::{FILLED_DESCRIPTOR, LIBRARY_DESCRIPTOR, LibraryFile};
+use rfaas_protocol::library::{LibraryHash, LibraryHasher};
+
+use super::LoadError;
+
+/// What makes a file stay as it is.
+const SEALS: SealFlag = SealFlag::F_SEAL_SEAL
+    .union(SealFlag::F_SEAL_SHRINK)
+    .union(SealFlag::F_SEAL_GROW)
+    .union(SealFlag::F_SEAL_WRITE);
+
+/// Bytes that are copied and hashed at a time: they stay in the processor's cache in between.
+const CHUNK: usize = 256 << 10;
+
+/// The file that an executor is given by its manager, if any.
+#[derive(Debug)]
+pub enum GivenFile {
+    /// None.
+    Absent,
+    /// One to be filled with the client's code.
+    Empty {
+        /// The file.
+        file: OwnedFd,
+        /// To be closed when it is sealed.
+        filled: OwnedFd,
+    },
+    /// One that has the library.
+    Sealed(OwnedFd),
+}
+
+/// Which of the descriptors for a [`GivenFile`] this process was started with.
+#[derive(Debug)]
+pub struct Inherited {
+    library: bool,
+    filled: bool,
+}
+
+impl Inherited {
+    /// Looks. To be called before this process opens anything, which could get these numbers.
+    pub fn at_start() -> Self {
+        Inherited { library: is_open(LIBRARY_DESCRIPTOR), filled: is_open(FILLED_DESCRIPTOR) }
+    }
+
+    /// Takes those that the assignment names. An error if they are not there.
+    pub fn take(self, library: LibraryFile) -> io::Result<GivenFile> {
+        let library_file = || take(self.library, LIBRARY_DESCRIPTOR);
+        Ok(match library {
+            LibraryFile::Absent => GivenFile::Absent,
+            LibraryFile::Empty => GivenFile::Empty {
+                file: library_file()?,
+                filled: take(self.filled, FILLED_DESCRIPTOR)?,
+            },
+            LibraryFile::Sealed => GivenFile::Sealed(library_file()?),
+        })
+    }
+}
+
+fn is_open(number: RawFd) -> bool {
+    // SAFETY: fcntl(2) with F_GETFD reads and writes no memory, whatever the number is.
+    unsafe { nix::libc::fcntl(number, nix::libc::F_GETFD) != -1 }
+}
+
+/// Takes a descriptor that this process was started with, if it `was_there`. What functions start does not inherit it.
+fn take(was_there: bool, number: RawFd) -> io::Result<OwnedFd> {
+    if !was_there {
+        return Err(nix::errno::Errno::EBADF.into());
+    }
+    // SAFETY: it was open before this process opened anything, so that no part of it has got this number; nobody else
+    // closes it; and `Inherited` is taken once.
+    let descriptor = unsafe { OwnedFd::from_raw_fd(number) };
+    fcntl(&descriptor, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
+    Ok(descriptor)
+}
+
+/// Where the code of a library comes from.
+#[derive(Debug)]
+pub enum Code {
+    /// The client writes it.
+    FromClient {
+        /// Where it does.
+        region: Region,
+        /// What becomes of it, and what is closed then. `None`: a file of our own.
+        into: Option<(OwnedFd, OwnedFd)>,
+    },
+    /// The node has it.
+    FromNode(OwnedFd),
+}
+
+/// A sealed file.
+#[derive(Debug)]
+pub struct SealedFile {
+    file: OwnedFd,
+    bytes: usize,
+}
+
+impl SealedFile {
+    /// Returns the file of the library that `announced` is the hash of, and which has `bytes` bytes.
+    pub fn of(code: Code, bytes: usize, announced: &LibraryHash) -> Result<Self, LoadError> {
+        match code {
+            Code::FromNode(file) => SealedFile::new(file, bytes),
+            Code::FromClient { region, into } => {
+                let (file, filled) = match into {
+                    Some((file, filled)) => (file, Some(filled)),
+                    None => (in_memory_file()?, None),
+                };
+                let mut file = File::from(file);
+                let received = copy(&region, &mut file)?;
+                if received != *announced {
+                    return Err(LoadError::Differs { received });
+                }
+                fcntl(&file, FcntlArg::F_ADD_SEALS(SEALS)).map_err(failed("fcntl"))?;
+                drop(filled); // the manager may have it now; no code of it has run
+                SealedFile::new(file.into(), bytes)
+            }
+        }
+    }
+
+    /// Checks that `file` is sealed and has `bytes` bytes.
+    fn new(file: OwnedFd, bytes: usize) -> Result<Self, LoadError> {
+        let seals = fcntl(&file, FcntlArg::F_GET_SEALS).map_err(failed("fcntl"))?;
+        let size = nix::sys::stat::fstat(&file).map_err(failed("fstat"))?.st_size;
+        let is_sealed = SealFlag::from_bits_truncate(seals).contains(SEALS);
+        if !is_sealed || usize::try_from(size) != Ok(bytes) {
+            let source = io::Error::other("the node's file is not the library that was announced");
+            return Err(LoadError::Memory { call: "taking the library of the node", source });
+        }
+        Ok(SealedFile { file, bytes })
+    }
+
+    /// Returns its bytes.
+    pub fn map(&self) -> Result<MappedFile<'_>, LoadError> {
+        let nothing = || failed("mmap")(nix::errno::Errno::EINVAL); // of a library without a byte
+        let bytes = NonZero::new(self.bytes).ok_or_else(nothing)?;
+        let flags = MapFlags::MAP_PRIVATE;
+        // SAFETY: a new mapping, at an address that the kernel chooses: it takes nobody's memory.
+        let first = unsafe { mmap(None, bytes, ProtFlags::PROT_READ, flags, &self.file, 0) };
+        Ok(MappedFile { first: first.map_err(failed("mmap"))?, bytes, _of: self })
+    }
+
+    /// Returns the descriptor.
+    pub fn into_descriptor(self) -> OwnedFd {
+        self.file
+    }
+}
+
+/// The bytes of a sealed file.
+pub struct MappedFile<'a> {
+    first: NonNull<c_void>,
+    bytes: NonZero<usize>,
+    _of: &'a SealedFile,
+}
+
+impl Deref for MappedFile<'_> {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        // SAFETY: so many bytes are mapped, readable, until this is dropped. They are those of a file that is sealed,
+        // whose size was looked at since: nobody can change them or take them away.
+        unsafe { std::slice::from_raw_parts(self.first.cast().as_ptr(), self.bytes.get()) }
+    }
+}
+
+impl Drop for MappedFile<'_> {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is ours, and no slice of it outlives this.
+        let unmapped = unsafe { munmap(self.first, self.bytes.get()) };
+        debug_assert!(unmapped.is_ok(), "a mapping of ours");
+    }
+}
+
+/// Appends the code in `region` to `file`; returns its hash.
+fn copy(region: &Region, file: &mut File) -> Result<LibraryHash, LoadError> {
+    let mut chunk = vec![0; CHUNK.min(region.len())];
+    let mut hasher = LibraryHasher::default();
+    for offset in (0..region.len()).step_by(CHUNK) {
+        let chunk = &mut chunk[..CHUNK.min(region.len() - offset)];
+        let memory = |source| LoadError::Memory { call: "reading the code", source };
+        region.read(offset, chunk).map_err(|error| memory(io::Error::other(error)))?;
+        hasher.update(chunk);
+        let written = file.write_all(chunk);
+        written.map_err(|source| LoadError::Memory { call: "write", source })?;
+    }
+    Ok(hasher.finish())
+}
+
+/// A file that exists in memory only, without a name, and can be sealed.
+fn in_memory_file() -> Result<OwnedFd, LoadError> {
+    let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+    // Where vm.memfd_noexec is set, code needs the flag; kernels before 6.3 do not know it.
+    let executable = MFdFlags::from_bits_retain(nix::libc::MFD_EXEC);
+    memfd_create(c"functions", flags | executable)
+        .or_else(|_| memfd_create(c"functions", flags))
+        .map_err(failed("memfd_create"))
+}
+
+fn failed(call: &'static str) -> impl Fn(nix::errno::Errno) -> LoadError {
+    move |errno| LoadError::Memory { call, source: errno.into() }
+}
+
+/// The descriptor.
+impl AsFd for SealedFile {
+    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
