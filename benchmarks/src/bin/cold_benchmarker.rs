@@ -1,7 +1,11 @@
 //! From nothing to the first result, again and again: lease, deployment, invocation, release.
 
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use benchmarks::echo::Known;
 use benchmarks::floor::Floor;
@@ -9,6 +13,7 @@ use benchmarks::progress::ProgressBar;
 use benchmarks::service::{self, Buffers};
 use benchmarks::{Measure, Report, RunPlan, Samples, Service};
 use clap::{Parser, value_parser};
+use nix::sys::memfd::{MFdFlags, memfd_create};
 use rfaas::Client;
 use rfaas_program::{self as program, Failure};
 
@@ -25,6 +30,10 @@ struct Cli {
     /// Cores to lease, a worker on each.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = value_parser!(u32).range(1..))]
     cores: u32,
+    /// Deploy a library that the node has never seen in each repetition. Otherwise the node keeps it from
+    /// the first one.
+    #[arg(long)]
+    first_ever: bool,
     /// Pause after each repetition.
     #[arg(long, value_name = "MS", default_value_t = 0)]
     pause: u64,
@@ -45,18 +54,21 @@ fn run(cli: Cli) -> Result<(), Failure> {
     let plan = RunPlan::of(&cli.measure)?;
     let library = service::library(&cli.service)?;
     let client = service::connect(&plan, &cli.service)?;
-    let start = ColdStart { plan: &plan, cli: &cli, client: &client, library: &library };
+    let mut libraries = Libraries::new(library.clone(), cli.first_ever)?;
+    let start = ColdStart { plan: &plan, cli: &cli, client: &client };
 
     for number in 0..plan.warmup_repetitions {
-        start.once(number.into())?;
+        start.once(&libraries.next()?, number.into())?;
     }
+    let mut sent = 0;
     let repetitions = plan.repetitions as usize;
     let mut columns = COLUMNS.map(|name| (name, Samples::with_capacity(repetitions)));
     let mut floor = Floor::start(&library)?;
     let mut floors = [Samples::with_capacity(repetitions), Samples::with_capacity(repetitions)];
     let mut progress = ProgressBar::of(plan.repetitions.into());
     for number in 0..plan.repetitions {
-        let times = start.once(number.into())?;
+        let (times, library_sent) = start.once(&libraries.next()?, number.into())?;
+        sent += u32::from(library_sent);
         for ((_, samples), time) in columns.iter_mut().zip(times) {
             samples.record(time);
         }
@@ -72,6 +84,8 @@ fn run(cli: Cli) -> Result<(), Failure> {
 
     let mut report = Report::new("cold_benchmarker", &plan, Some(&cli.service.name));
     report.set("workers", cli.cores);
+    report.set("library_bytes", libraries.bytes);
+    report.set("library_sent", sent); // in so many repetitions
     for name in ORDER {
         let (_, samples) =
             columns.iter().find(|(column, _)| *column == name).expect("both lists have all names");
@@ -82,7 +96,49 @@ fn run(cli: Cli) -> Result<(), Failure> {
         report.floor("exec_dlopen", &floors[1]);
     }
     let columns = columns.each_ref().map(|(name, samples)| (*name, samples));
-    report.finish(&cli.measure, &columns, "")
+    let note = format!(
+        "library of {} bytes: sent in {sent} of {} repetitions\n",
+        libraries.bytes, plan.repetitions
+    );
+    report.finish(&cli.measure, &columns, &note)
+}
+
+/// The library of each repetition.
+struct Libraries {
+    path: PathBuf,
+    bytes: u64,
+    fresh: Option<Fresh>,
+}
+
+/// A library that is another one each time: what is behind an ELF file's sections means nothing to the loader.
+struct Fresh {
+    code: Vec<u8>,
+    /// The one of the last repetition, in memory.
+    last: Option<File>,
+}
+
+impl Libraries {
+    /// The file at `path` each time, or if they are to be `first_ever`, one that differs.
+    fn new(path: PathBuf, first_ever: bool) -> Result<Self, Failure> {
+        let code = fs::read(&path);
+        let code = code.map_err(|error| Failure::input(format!("{}: {error}", path.display())))?;
+        let bytes = code.len() as u64;
+        Ok(Libraries { path, bytes, fresh: first_ever.then_some(Fresh { code, last: None }) })
+    }
+
+    /// The next one.
+    fn next(&mut self) -> Result<PathBuf, Failure> {
+        let Some(Fresh { code, last }) = &mut self.fresh else { return Ok(self.path.clone()) };
+        let failed = |error: io::Error| Failure::later(format!("a fresh library: {error}"));
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
+        let file = memfd_create(c"fresh", MFdFlags::MFD_CLOEXEC).map_err(|e| failed(e.into()))?;
+        let mut file = File::from(file);
+        let written = file.write_all(code).and_then(|()| file.write_all(&now.to_ne_bytes()));
+        written.map_err(failed)?;
+        let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+        *last = Some(file);
+        Ok(path.into())
+    }
 }
 
 /// What a repetition needs.
@@ -90,18 +146,17 @@ struct ColdStart<'a> {
     plan: &'a RunPlan,
     cli: &'a Cli,
     client: &'a Client,
-    library: &'a std::path::Path,
 }
 
 impl ColdStart<'_> {
-    /// One repetition: its times, in the order of [`COLUMNS`].
-    fn once(&self, number: u64) -> Result<[Duration; 7], Failure> {
+    /// One repetition: its times, in the order of [`COLUMNS`], and whether `library` was sent.
+    fn once(&self, library: &Path, number: u64) -> Result<([Duration; 7], bool), Failure> {
         let begin = Instant::now();
         let request = service::request(self.plan, self.cli.cores);
         let lease = self.client.lease(request)?;
         let leased = begin.elapsed();
         let deployment = service::deployment(self.plan, &self.cli.service);
-        let mut executor = lease.deploy_with(self.library, &deployment)?;
+        let mut executor = lease.deploy_with(library, &deployment)?;
         let deployed = begin.elapsed();
 
         let function = executor.function(&self.cli.service.name)?;
@@ -115,7 +170,7 @@ impl ColdStart<'_> {
 
         let phases = *executor.phases();
         executor.release()?;
-        Ok([
+        let times = [
             phases.connect,
             phases.submit,
             phases.spawn_connect,
@@ -123,6 +178,7 @@ impl ColdStart<'_> {
             execute,
             leased,
             deployed + execute,
-        ])
+        ];
+        Ok((times, phases.library_sent))
     }
 }
