@@ -120,6 +120,7 @@ pub const ATTACKS: &[Attack] = &[
     reach("memory_of_managers", MANAGERS_USER),
     reach("memory_of_tenants", MANAGERS_USER),
     Attack { input: Input::SecretFiles, ..reach("read_secret", MANAGERS_USER) },
+    Attack { escapes: None, ..reach("change_library", "") },
     reach("file_of_tenant", MANAGERS_USER),
     reach("abstract_sockets", "they belong to the network namespace"),
     Attack { input: Input::HttpPort, ..reach("http_interface", "it is open to its machine") },
