@@ -53,12 +53,12 @@ mod clock;
 mod cpus;
 mod dial;
 mod events;
+#[allow(unsafe_code)] // a signal handler, and the bounds of a stack: see there
+mod fatal;
 #[allow(unsafe_code)] // foreign code: see there
 mod library;
 mod limits;
 mod meter;
-#[allow(unsafe_code)] // a signal handler, and the bounds of a stack: see there
-mod overflow;
 mod plan;
 mod pool;
 #[allow(unsafe_code)] // signal handlers: see there
@@ -151,7 +151,7 @@ pub fn run(assignment: Assignment, given: GivenFile) -> Result<Ended, Error> {
     forget_input().map_err(|errno| Error::failed("/dev/null", &errno))?;
     let os = |error: &dyn std::error::Error| Error::failed("cannot start", error);
     let signals = Signals::listen().map_err(|error| os(&error))?;
-    overflow::watch().map_err(|errno| os(&errno))?;
+    fatal::watch().map_err(|errno| os(&errno))?;
     end_with_parent()?;
     limits::set(plan.open_files, plan.workers.len());
     let device = Device::open(&plan.device).map_err(|error| Error::Device(describe(&error)))?;
@@ -367,7 +367,7 @@ impl Executor {
             .name("loader".into())
             .stack_size(limits::stack_bytes()) // constructors are functions too
             .spawn(move || {
-                overflow::note_stack();
+                fatal::note_stack();
                 notifier.tell(ThreadEvent::Loaded(load()));
             })
             .map_err(|error| Error::failed("cannot start the loader", &error))?;

@@ -20,9 +20,9 @@ use crate::account::{Account, Published};
 use crate::clock::{MS, ticks};
 use crate::cpus::{Cpus, pin};
 use crate::events::{Notifier, ThreadEvent};
+use crate::fatal;
 use crate::library::{Library, MAX_GUARDS};
 use crate::limits;
-use crate::overflow;
 use crate::plan::Plan;
 use crate::sync::{AtomicBool, Ordering};
 use crate::watch::{News, Watch};
@@ -267,7 +267,7 @@ fn task_of_this_thread() -> Option<PathBuf> {
 
 /// Runs a worker's thread from its begin to its end.
 fn work(start: WorkerStart) -> Result<ServiceEnd, WorkerStartError> {
-    overflow::note_stack();
+    fatal::note_stack();
     if let Some(task) = task_of_this_thread() {
         let _ = start.task.set(task); // nobody else does
     }

@@ -8,6 +8,9 @@ mod common;
 use std::fs;
 use std::io::Read;
 use std::os::unix::process::ExitStatusExt;
+use std::process::{Command, Stdio};
+
+use rfaas_protocol::assignment::MEMORY_LIMIT;
 
 use common::{Session, Setup, compile, eventually, faulty};
 
@@ -177,4 +180,35 @@ fn an_exception_that_nobody_catches_says_what_it_is() {
     let mut said = String::new();
     session.child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
     assert!(said.contains("nobody catches this"), "{said}");
+}
+
+/// With `megabytes` of memory of its own at most, beside what the program and its threads take.
+fn limited(megabytes: u32) -> Session {
+    let (setup, code) = (Setup::default(), compile("tests/functions/memory.cpp", &[]));
+    let directory = tempfile::tempdir().unwrap();
+    let input = directory.path().join("assignment.json");
+    let mut session = Session::spawn_by(&setup, &code, |assignment| {
+        fs::write(&input, assignment).unwrap();
+        Command::new("sh")
+            .args(["-c", &format!(r#"ulimit -d {}; exec "$0" < "$1""#, megabytes << 10)])
+            .arg(env!("CARGO_BIN_EXE_executor"))
+            .arg(&input)
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap()
+    });
+    session.connect(&setup, &code);
+    session.functions = session.listed().unwrap();
+    session
+}
+
+#[test]
+fn a_function_that_does_not_expect_that_memory_is_refused_dies_of_a_signal_that_says_so() {
+    for function in ["take_all", "ask_for_too_much"] {
+        let mut session = limited(256);
+        let expects_it = session.function("expects_it");
+        assert_eq!(session.workers[0].call(expects_it, &[]), [1], "one that does goes on");
+        start_call(&mut session, function);
+        assert_eq!(session.exit_status().signal(), Some(MEMORY_LIMIT), "{function}");
+    }
 }

@@ -2,7 +2,7 @@
 
 use rfaas_call::caller::{CallError, Failure};
 use rfaas_protocol::Malformed;
-use rfaas_protocol::assignment::STACK_OVERFLOW;
+use rfaas_protocol::assignment::{MEMORY_LIMIT, STACK_OVERFLOW};
 use rfaas_protocol::lease::EndReason;
 
 use crate::error::{Error, Exit};
@@ -22,6 +22,7 @@ impl From<Cause> for Error {
     fn from(cause: Cause) -> Self {
         match cause {
             Cause::Exited(Exit::Signal(STACK_OVERFLOW)) => Error::StackOverflow,
+            Cause::Exited(Exit::Signal(MEMORY_LIMIT)) => Error::MemoryLimit,
             Cause::Exited(Exit::Signal(signal)) => Error::FunctionCrashed { signal },
             Cause::Exited(Exit::Status(status)) => Error::FunctionExited { status },
             Cause::Exited(Exit::Silent) => Error::ExecutorSilent,

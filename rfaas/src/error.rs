@@ -9,7 +9,7 @@ use std::time::Duration;
 use rfaas_config::{ConfigError, ProgramError, describe};
 use rfaas_protocol::Malformed;
 use rfaas_protocol::allocation::RefusedBecause;
-use rfaas_protocol::assignment::STACK_OVERFLOW;
+use rfaas_protocol::assignment::{MEMORY_LIMIT, STACK_OVERFLOW};
 use rfaas_protocol::channel::ChannelError;
 use rfaas_protocol::lease::EndReason;
 use rfaas_protocol::library::LibraryError;
@@ -201,6 +201,14 @@ pub enum Error {
          for the stack limit of the node (`ulimit -s` of its executor manager)"
     )]
     StackOverflow,
+    /// A function has ended the executor after memory was refused to it: all that the node lets the process have is used,
+    /// or it asked for more than that at once. Lease more memory, or use less; then restart the executor, or deploy
+    /// again. It ended as a program does that does not expect this: with a null pointer, an exception, an assertion.
+    #[error(
+        "a function ended the executor after memory was refused to it: it takes a lease with more memory \
+         (`LeaseRequest::new`), or a higher limit of the node (`ulimit` of its executor manager)"
+    )]
+    MemoryLimit,
     /// The executor gave no sign of life, or saw none of its manager's: one of them was stopped, or hung.
     /// It was ended. Restart it, or deploy again.
     #[error("the executor and its manager gave each other no sign of life; it was ended")]
@@ -375,6 +383,7 @@ fn signal_name(number: i32) -> Option<&'static str> {
         11 => "SIGSEGV, bad memory access",
         15 => "SIGTERM, terminated",
         STACK_OVERFLOW => "stack overflow",
+        MEMORY_LIMIT => "memory was refused",
         _ => return None,
     })
 }

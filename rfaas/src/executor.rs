@@ -130,8 +130,8 @@ impl Executor {
     /// # Errors
     /// * [`Error::InputTooLarge`], [`Error::Foreign`], [`Error::Forked`]: nothing was called.
     /// * [`Error::OutputTooLarge`]: the function has run.
-    /// * [`Error::FunctionCrashed`], [`Error::FunctionExited`], [`Error::StackOverflow`], [`Error::ExecutorSilent`],
-    ///   [`Error::WorkerLost`],
+    /// * [`Error::FunctionCrashed`], [`Error::FunctionExited`], [`Error::StackOverflow`], [`Error::MemoryLimit`],
+    ///   [`Error::ExecutorSilent`], [`Error::WorkerLost`],
     ///   [`Error::TimeLimit`], [`Error::ExecutorGone`], [`Error::LeaseEnded`]: it may have run or not.
     /// * If the process is replaced first, also those of [`restart`](Self::restart); then nothing was called.
     // Not inlined into applications: the path below is compiled here, once and as a whole.

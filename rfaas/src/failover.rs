@@ -70,9 +70,10 @@ impl Failover<'_> {
         let call = executor.check(function, input, output).map_err(Setback::Final)?;
         let outcome = executor.call(&call).map_err(|error| match error {
             // No worker got the call: whatever ended the executor, this was not it.
-            Error::FunctionCrashed { .. } | Error::FunctionExited { .. } | Error::StackOverflow => {
-                Setback::Lost(error)
-            }
+            Error::FunctionCrashed { .. }
+            | Error::FunctionExited { .. }
+            | Error::StackOverflow
+            | Error::MemoryLimit => Setback::Lost(error),
             error => Setback::before_a_call(error),
         })?;
         executor.finish(outcome, output).map_err(|error| match error {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use rfaas::{Client, Deployment, EndReason, Error, Executor, Function, LeaseRequest};
 use rfaas_config::ExecutorsDatabase;
 use rfaas_protocol::allocation::RefusedBecause;
-use rfaas_protocol::assignment::STACK_OVERFLOW;
+use rfaas_protocol::assignment::MEMORY_LIMIT;
 
 use crate::buffers;
 use crate::common::{Node, Start, eventually, library};
@@ -336,10 +336,10 @@ fn a_process_that_a_function_has_ended_is_replaced_by_the_next_call_if_the_deplo
             executor.submit(&never, input, output).unwrap()
         })
         .collect();
-    node.kill_executor(STACK_OVERFLOW);
+    node.kill_executor(MEMORY_LIMIT);
     for pending in in_flight {
         let error = pending.wait().unwrap_err().error;
-        assert!(matches!(error, Error::StackOverflow), "{error}");
+        assert!(matches!(error, Error::MemoryLimit), "{error}");
     }
     let (more_input, more_output) = buffers(&executor, &[9]);
     let pending = executor.submit(&empty, more_input, more_output).unwrap();

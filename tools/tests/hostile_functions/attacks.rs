@@ -57,7 +57,8 @@ const ANY_END: &[&str] = &[
     "OutputTooLarge",
 ];
 /// A limit that is met with a signal, or an allocation that fails in code that cannot go on.
-const ANSWERED_OR_ENDED: &[&str] = &["an answer", "FunctionCrashed", "FunctionExited"];
+const ANSWERED_OR_ENDED: &[&str] =
+    &["an answer", "FunctionCrashed", "FunctionExited", "MemoryLimit"];
 /// Whoever killed the manager may see anything.
 const MANAGER_GONE: &[&str] = &["an answer", "ExecutorGone", "WorkerLost", "LeaseEnded", "nothing"];
 

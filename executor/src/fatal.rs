@@ -1,14 +1,17 @@
-//! Stack overflow, told apart from other wrong accesses to memory.
+//! What a function died of, where the signal alone does not say it.
 //!
 //! ```text
-//!   SIGSEGV ──handler──▶ in the guard page of this thread's stack?  ──yes──▶ the process dies of STACK_OVERFLOW
-//!                                   └──no──▶ it dies of SIGSEGV, as without a handler
+//!   SIGSEGV, SIGABRT ──handler──▶ in the guard page of this thread's stack? ──yes──▶ the process dies of STACK_OVERFLOW
+//!                                     └──no──▶ memory was refused before? ──yes──▶ … of MEMORY_LIMIT
+//!                                                            └──no──▶ … of the same signal, as without a handler
 //! ```
 //! A signal of its own is news that reaches the client in any case: whoever waits for a process learns
-//! it. The kernel never sends that signal, so only a function that raises it itself deceives its own caller.
+//! it. The kernel sends neither to an executor, so only a function that raises it itself deceives its own caller.
+//! * Memory was refused: the last error of the thread is ENOMEM, which the C library leaves there when an allocation
+//!   fails. What a function then does of itself is to use a null pointer, or to end with an exception or an assertion.
 //! * The handler runs on the stack for signals that the standard library gives its threads. A thread that
 //!   a function has started has none: its overflow is SIGSEGV.
-//! * A function that handles SIGSEGV itself has taken the place of this handler.
+//! * A function that handles these signals itself has taken the place of this handler.
 //!
 //! Elsewhere: the signals that ask the process to end (`signals`).
 
@@ -18,23 +21,27 @@ use std::mem::MaybeUninit;
 use std::ops::Range;
 use std::ptr;
 
+use nix::errno::Errno;
 use nix::libc::{self, pthread_attr_t, siginfo_t};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, raise, sigaction, signal};
-use rfaas_protocol::assignment::STACK_OVERFLOW;
+use rfaas_protocol::assignment::{MEMORY_LIMIT, STACK_OVERFLOW};
 
 thread_local! {
     /// Where the guard page of this thread's stack is, once that is known.
     static GUARD: Cell<(usize, usize)> = const { Cell::new((0, 0)) };
 }
 
-/// Has SIGSEGV handled.
+/// Has the signals handled.
 pub fn watch() -> nix::Result<()> {
-    let handler = SigHandler::SigAction(on_fault);
+    let handler = SigHandler::SigAction(on_fatal);
     let action = SigAction::new(handler, SaFlags::SA_ONSTACK, SigSet::empty());
-    // SAFETY: the handler does only what signal-safety(7) allows: it reads a thread-local cell, which this program has
-    // from its start (`const`, no destructor), and makes system calls. What it replaces is the handler of the standard
-    // library, which would print a line and abort.
-    unsafe { sigaction(Signal::SIGSEGV, &action) }.map(drop)
+    for kind in [Signal::SIGSEGV, Signal::SIGABRT] {
+        // SAFETY: the handler does only what signal-safety(7) allows: it reads errno and a thread-local cell, which
+        // this program has from its start (`const`, no destructor), and makes system calls. What it replaces is the
+        // standard library's handler of SIGSEGV, which would print a line and abort.
+        unsafe { sigaction(kind, &action) }?;
+    }
+    Ok(())
 }
 
 /// Notes where the stack of this thread ends.
@@ -67,14 +74,15 @@ fn guard() -> Option<Range<usize>> {
     (stack == 0 && guarded == 0).then(|| lowest.saturating_sub(guard)..lowest.saturating_add(guard))
 }
 
-extern "C" fn on_fault(_: c_int, info: *mut siginfo_t, _: *mut c_void) {
+extern "C" fn on_fatal(number: c_int, info: *mut siginfo_t, _: *mut c_void) {
+    let refused = Errno::last_raw() == Errno::ENOMEM as i32; // before calls that may change it
     let (start, end) = GUARD.get();
-    if (start..end).contains(&address(info))
-        && let Ok(overflow) = Signal::try_from(STACK_OVERFLOW)
-    {
-        die_of(overflow);
+    if number == Signal::SIGSEGV as c_int && (start..end).contains(&address(info)) {
+        die_of(STACK_OVERFLOW);
+    } else if refused {
+        die_of(MEMORY_LIMIT);
     }
-    die_of(Signal::SIGSEGV); // if the other is blocked, or was of no concern
+    die_of(number); // if the other is blocked, or was of no concern
 }
 
 /// Returns the address that was accessed.
@@ -87,8 +95,9 @@ fn address(info: *mut siginfo_t) -> usize {
     unsafe { info.si_addr() }.addr()
 }
 
-/// Has the process die of `kind`: at once, or as soon as the handler returns if it is the signal that is handled.
-fn die_of(kind: Signal) {
+/// Has the process die of signal `number`: at once, or as soon as the handler returns if that signal is handled.
+fn die_of(number: c_int) {
+    let Ok(kind) = Signal::try_from(number) else { return };
     // SAFETY: the default disposition runs no code of this program.
     let _ = unsafe { signal(kind, SigHandler::SigDfl) };
     let _ = raise(kind);
