@@ -25,7 +25,7 @@ use rdmalib::Region;
 use rfaas_protocol::assignment::{FILLED_DESCRIPTOR, LIBRARY_DESCRIPTOR, LibraryFile};
 use rfaas_protocol::library::{LibraryHash, LibraryHasher};
 
-use super::LoadError;
+use super::error::LoadError;
 
 /// What makes a file stay as it is.
 const SEALS: SealFlag = SealFlag::F_SEAL_SEAL

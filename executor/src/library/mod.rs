@@ -19,7 +19,6 @@
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 use std::arch::naked_asm;
 use std::ffi::c_void;
-use std::io;
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
@@ -29,50 +28,19 @@ use std::time::Duration;
 use libloading::os::unix::{Library as Handle, RTLD_GLOBAL, RTLD_NOW};
 use rdmalib::ForkMark;
 use rfaas_call::callee::{Slot, SlotMemory};
-use rfaas_protocol::library::{LibraryError, LibraryHash, exported_functions};
+use rfaas_protocol::library::{LibraryError, exported_functions};
 
+mod error;
 mod file;
 mod guards;
 
+pub use error::LoadError;
 pub use file::{Code, GivenFile, Inherited, SealedFile};
 pub use guards::{GuardedMemory, MAX_GUARDS};
 
 /// What a function is: `uint32_t name(void *input, uint32_t input_bytes, void *output)`. Typed as one
 /// that may unwind, which C++ can do, so that [`enter`] is where that ends.
 type Foreign = extern "C-unwind" fn(*mut c_void, u32, *mut c_void) -> u32;
-
-/// Why a library cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum LoadError {
-    /// Its file is not one that could be called.
-    #[error("the library {0}")]
-    Library(#[from] LibraryError),
-    /// The dynamic loader refused it, in its words: a missing dependency, an undefined symbol.
-    #[error("{0}")]
-    Loader(String),
-    /// What the client has sent is not what it had announced.
-    #[error(
-        "the code that came has the SHA-256 {received}, which is not the one that was announced"
-    )]
-    Differs {
-        /// What came.
-        received: LibraryHash,
-    },
-    /// A file without a name has a path only there.
-    #[error(
-        "/proc is not mounted on this node: a function library is loaded through /proc/self/fd"
-    )]
-    NoProc,
-    /// It could not be put into memory.
-    #[error("{call} failed: {source}")]
-    Memory {
-        /// Name of the call.
-        call: &'static str,
-        /// Its error.
-        #[source]
-        source: io::Error,
-    },
-}
 
 /// A loaded function library.
 #[derive(Debug)]
