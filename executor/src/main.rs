@@ -1,11 +1,12 @@
 //! The program `executor`: see the library of this crate.
 
-use std::io::{self, IsTerminal, Read};
+use std::io::{self, IsTerminal};
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use clap::Parser;
-use executor::Inherited;
+use executor::{Inherited, zygote};
+use rfaas_program::local_channel::from_file;
 use rfaas_program::{Failure, log};
 use rfaas_protocol::assignment::Assignment;
 
@@ -19,10 +20,11 @@ struct Cli {
     verbose: bool,
 }
 
-/// Largest assignment, in bytes: a pinned CPU for each of 65,535 workers, and room for the rest.
-const MAX_ASSIGNMENT_BYTES: u64 = 1 << 20;
-
 fn main() -> ExitCode {
+    // Looked at before there is a log, whose thread a process that is cloned must not have.
+    if std::env::args_os().nth(1).is_some_and(|argument| argument == zygote::ARGUMENT) {
+        return zygote::serve(|handed| rfaas_program::run_forked("info", || run(handed)));
+    }
     let inherited = Inherited::at_start(); // before anything is opened
     let level = |cli: &Cli| if cli.verbose { "debug" } else { "info" };
     rfaas_program::run(level, |_| run(inherited))
@@ -55,12 +57,7 @@ fn read_assignment() -> anyhow::Result<Assignment> {
     if input.is_terminal() {
         bail!("executor_manager starts this program, with an assignment on standard input");
     }
-    let mut text = String::new();
-    input
-        .take(MAX_ASSIGNMENT_BYTES)
-        .read_to_string(&mut text)
-        .context("cannot read the assignment on standard input")?;
-    serde_json::from_str(&text).context("assignment on standard input")
+    from_file(input).context("assignment on standard input")
 }
 
 /// A panic of any thread is a bug of ours: the process ends, and the manager tells the client, instead

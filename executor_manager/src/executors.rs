@@ -186,21 +186,23 @@ impl Executors {
         }
     }
 
-    /// What is readable when a process has ended, of each.
-    pub fn descriptors(&self) -> impl Iterator<Item = (LeaseId, BorrowedFd<'_>)> {
-        let running = self.running.iter();
-        running.filter_map(|(&lease, running)| Some((lease, running.process.descriptor()?)))
+    /// What is readable when a process has ended, of all.
+    pub fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        let processes = self.running.values().flat_map(|running| running.process.descriptors());
+        processes.chain(self.launcher.descriptor())
     }
 
     /// When [`tick`](Executors::tick) is due at the latest.
     pub fn next_deadline(&self) -> Option<Instant> {
         let beat = (!self.running.is_empty()).then_some(self.beat_at);
-        self.running.values().filter_map(|running| running.process.deadline()).chain(beat).min()
+        let ends = self.running.values().filter_map(|running| running.process.deadline());
+        ends.chain(beat).chain(self.launcher.deadline()).min()
     }
 
-    /// Kills what did not stop in time or is silent; returns whether anything was due, so that it is worth looking
-    /// for processes that are gone.
+    /// Kills what did not stop in time or is silent, and keeps the launcher going; returns whether anything was due,
+    /// so that it is worth looking for processes that are gone.
     pub fn tick(&mut self, now: Instant) -> bool {
+        self.launcher.tick(now);
         let mut due = false;
         for running in self.running.values_mut() {
             due |= running.process.tick(now);

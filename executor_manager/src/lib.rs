@@ -16,11 +16,14 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sys::prctl::set_dumpable;
-use rfaas_config::{Devices, ExecutorManagerConfig, SECRET_VARIABLE};
+use rdmalib::Provider;
+use rfaas_config::{Devices, ExecutorManagerConfig, Launch, SECRET_VARIABLE};
 use rfaas_program::describe;
 use rfaas_program::inherited::raise_descriptor_limit;
 use rfaas_program::poll_loop::{Acceptor, Bell, Idle};
 use rfaas_protocol::Capacity;
+use rfaas_protocol::isolation::{Layer, NetworkPolicy, SandboxSettings, UserRange};
+use rfaas_protocol::launch::ZygoteSettings;
 use rfaas_protocol::lease::NodeName;
 
 mod accounting;
@@ -116,7 +119,7 @@ pub fn run(options: &Options) -> Result<(), Error> {
         None
     };
     let settings = &options.config.executor;
-    let launcher = Launcher::from_environment(&settings.environment);
+    let mut launcher = Launcher::from_environment(&settings.environment);
     launcher.check().map_err(|error| Error::Start(error.to_string()))?;
     if !Path::new("/proc/self/fd").exists() {
         tracing::warn!("/proc is not mounted: executors cannot load function libraries without it");
@@ -125,6 +128,9 @@ pub fn run(options: &Options) -> Result<(), Error> {
     let opened = options.devices.open(&node.rdma_device);
     let opened = opened.map_err(|error| Error::Start(describe(&error)))?;
     let device = opened.device.clone();
+    if settings.launch == Launch::Zygote {
+        launcher.use_zygote(zygote_settings(device.provider()));
+    }
     let listener = device.listen(node.rdma_device_port);
     let listener = listener.map_err(|error| Error::Start(describe(&error)))?;
     let address = listener.local_addr();
@@ -152,6 +158,7 @@ pub fn run(options: &Options) -> Result<(), Error> {
         (authority, Some(upstream))
     };
     launcher.outputs().ring_with_answers(bell.clone());
+    launcher.wait_until_ready();
     let manager = Manager {
         clients: Clients::new(device.clone(), heartbeat),
         lease_log: LeaseLog::new(Instant::now()),
@@ -170,6 +177,18 @@ pub fn run(options: &Options) -> Result<(), Error> {
         interrupts: 0,
     };
     manager.run()
+}
+
+/// What a zygote prepares for on a node whose device is of `provider`.
+fn zygote_settings(provider: Provider) -> ZygoteSettings {
+    let sandbox = SandboxSettings {
+        layers: [Layer::UserNamespace, Layer::PidNamespace].into_iter().collect(),
+        view: Vec::new(),
+        users: UserRange { first: 0, count: 0 },
+        network: NetworkPolicy::Host,
+        rdma: provider == Provider::Verbs,
+    };
+    ZygoteSettings { provider: provider.to_string(), sandbox }
 }
 
 /// With the secret in the environment, closes environment and memory of this process to others of the same

@@ -60,17 +60,17 @@ pub enum Source {
     Upstream,
     /// A client.
     Client(ClientId),
-    /// The end of the executor of this lease.
-    Executor(LeaseId),
     /// An executor that fills a library's file.
     Filling(FillingId),
+    /// The end of an executor, or what starts them.
+    Executors,
 }
 
 /// Whether an executor may have ended.
 fn has_end(wakeups: &Wakeups<Source>) -> bool {
     match wakeups {
         Wakeups::All => true,
-        Wakeups::Of(sources) => sources.iter().any(|source| matches!(source, Source::Executor(_))),
+        Wakeups::Of(sources) => sources.contains(&Source::Executors),
     }
 }
 
@@ -396,8 +396,8 @@ impl PollLoop for Manager {
         for (client, descriptor) in self.clients.descriptors() {
             sources.add(Source::Client(client), descriptor);
         }
-        for (lease, descriptor) in self.executors.descriptors() {
-            sources.add(Source::Executor(lease), descriptor);
+        for descriptor in self.executors.descriptors() {
+            sources.add(Source::Executors, descriptor);
         }
         for (filling, descriptor) in self.cache.descriptors() {
             sources.add(Source::Filling(filling), descriptor);
@@ -408,7 +408,7 @@ impl PollLoop for Manager {
         match source {
             // Each pass takes them.
             Source::Signals | Source::Bell | Source::Listener => {}
-            Source::Executor(_) | Source::Filling(_) => {}
+            Source::Executors | Source::Filling(_) => {}
             Source::Upstream => self.upstream.iter_mut().for_each(Upstream::acknowledge),
             Source::Client(client) => self.clients.acknowledge(client),
         }

@@ -53,6 +53,20 @@ fn an_executor_that_cannot_be_run_is_a_refusal() {
 }
 
 #[test]
+fn a_program_that_cannot_be_a_zygote_is_executed_for_each_lease() {
+    // As one of another release.
+    let mut setup = Setup::new(&format!("[ \"$1\" = zygote ] && exit 1\n{OBEDIENT}"));
+    setup.launch = "zygote";
+    let mut node = setup.start();
+    node.wait_for_log("no zygote");
+    let mut client = node.client();
+    client.claim(unsigned(1));
+    node.executors(1);
+    client.release();
+    node.stop();
+}
+
+#[test]
 fn executors_get_secrets_that_nobody_guesses() {
     let node = Node::alone(OBEDIENT);
     let mut client = node.client();

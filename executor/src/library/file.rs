@@ -52,30 +52,57 @@ pub enum GivenFile {
     Sealed(OwnedFd),
 }
 
-/// Which of the descriptors for a [`GivenFile`] this process was started with.
+/// The descriptors for a [`GivenFile`] that this process was started with.
 #[derive(Debug)]
 pub struct Inherited {
-    library: bool,
-    filled: bool,
+    library: Handed,
+    filled: Handed,
+}
+
+/// One of them.
+#[derive(Debug)]
+enum Handed {
+    /// There is none.
+    No,
+    /// This number was open at the start.
+    Number(RawFd),
+    /// This was passed.
+    Descriptor(OwnedFd),
 }
 
 impl Inherited {
     /// Looks. To be called before this process opens anything, which could get these numbers.
     pub fn at_start() -> Self {
-        Inherited { library: is_open(LIBRARY_DESCRIPTOR), filled: is_open(FILLED_DESCRIPTOR) }
+        let at = |number| if is_open(number) { Handed::Number(number) } else { Handed::No };
+        Inherited { library: at(LIBRARY_DESCRIPTOR), filled: at(FILLED_DESCRIPTOR) }
+    }
+
+    /// Has those that were passed to a process that was cloned, in the order of their numbers.
+    pub fn passed(descriptors: Vec<OwnedFd>) -> Self {
+        let mut descriptors = descriptors.into_iter();
+        let mut next = || descriptors.next().map_or(Handed::No, Handed::Descriptor);
+        Inherited { library: next(), filled: next() }
     }
 
     /// Takes those that the assignment names. An error if they are not there.
     pub fn take(self, library: LibraryFile) -> io::Result<GivenFile> {
-        let library_file = || take(self.library, LIBRARY_DESCRIPTOR);
         Ok(match library {
             LibraryFile::Absent => GivenFile::Absent,
-            LibraryFile::Empty => GivenFile::Empty {
-                file: library_file()?,
-                filled: take(self.filled, FILLED_DESCRIPTOR)?,
-            },
-            LibraryFile::Sealed => GivenFile::Sealed(library_file()?),
+            LibraryFile::Empty => {
+                GivenFile::Empty { file: self.library.take()?, filled: self.filled.take()? }
+            }
+            LibraryFile::Sealed => GivenFile::Sealed(self.library.take()?),
         })
+    }
+}
+
+impl Handed {
+    fn take(self) -> io::Result<OwnedFd> {
+        match self {
+            Handed::No => Err(nix::errno::Errno::EBADF.into()),
+            Handed::Number(number) => take(number),
+            Handed::Descriptor(descriptor) => Ok(descriptor),
+        }
     }
 }
 
@@ -84,11 +111,8 @@ fn is_open(number: RawFd) -> bool {
     unsafe { nix::libc::fcntl(number, nix::libc::F_GETFD) != -1 }
 }
 
-/// Takes a descriptor that this process was started with, if it `was_there`. What functions start does not inherit it.
-fn take(was_there: bool, number: RawFd) -> io::Result<OwnedFd> {
-    if !was_there {
-        return Err(nix::errno::Errno::EBADF.into());
-    }
+/// Takes a descriptor that this process was started with. What functions start does not inherit it.
+fn take(number: RawFd) -> io::Result<OwnedFd> {
     // SAFETY: it was open before this process opened anything, so that no part of it has got this number; nobody else
     // closes it; and `Inherited` is taken once.
     let descriptor = unsafe { OwnedFd::from_raw_fd(number) };

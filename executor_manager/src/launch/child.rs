@@ -4,11 +4,15 @@
 //!   running ──stop: SIGTERM──▶ terminating ──500 ms: SIGKILL──▶ killed
 //!      └──────────────┴──────────── ends ─────────────────────────┴──▶ reaped
 //! ```
-//! * Its end is known from its pidfd, at once. A process that traces it (ptrace(2), a debugger) has its exit
-//!   status first and keeps its parent from reaping it. Then the end counts as soon as no code of the
-//!   executor can run any more. What is left is reaped when its tracer lets go of it (`reap`).
-//! * Its process group is killed as a whole before its leader is reaped: what a function forked does not outlive
-//!   the lease unless it left the group, and no signal can hit a stranger that was given a freed process id.
+//! * Its end is known from its pidfd, at once. A process that traces it (ptrace(2), a debugger) has
+//!   its exit status first and keeps its parent from reaping it. Then the end counts as soon as no
+//!   code of the executor can run any more. What is left is reaped when its tracer lets go of it
+//!   (`reap`).
+//! * With a process namespace, this is the executor's guardian. What it reports before its end is
+//!   how the executor ended, and it is asked to have that stop.
+//! * Its process group is killed as a whole before its leader is reaped: what a function forked
+//!   does not outlive the lease unless it left the group, and no signal can hit a stranger that was
+//!   given a freed process id.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
@@ -17,9 +21,13 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
+use rfaas_program::local_channel::LocalChannel;
+use rfaas_protocol::Empty;
+use rfaas_protocol::launch::{FromGuardian, ToGuardian};
 use rustix::process::{PidfdFlags, pidfd_open, pidfd_send_signal};
 
 use super::remains;
+use super::zygote::Cloned;
 use crate::allocations::Exit;
 use crate::output::ExecutorOutput;
 
@@ -30,8 +38,8 @@ pub const STOP_GRACE: Duration = Duration::from_millis(500);
 /// How often a killed process is looked at, besides when something tells of it.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
-/// How long the exit status may take to come after the end or the kill. The kernel takes microseconds;
-/// what takes longer is a tracer.
+/// How long the exit status may take to come after the end or the kill. The kernel takes
+/// microseconds; what takes longer is a tracer.
 const STATUS_WITHIN: Duration = Duration::from_millis(300);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,21 +54,51 @@ enum Stage {
 #[derive(Debug)]
 pub struct ExecutorChild {
     pid: Pid,
-    /// Readable when it has ended. None where the kernel has no pidfds (before Linux 5.3): then SIGCHLD tells.
+    /// Readable when it has ended. None where the kernel has no pidfds (before Linux 5.3): then
+    /// SIGCHLD tells.
     pidfd: Option<OwnedFd>,
     stage: Stage,
-    /// When its end was seen without its exit status.
-    unexplained: Option<Instant>,
+    /// To the guardian, which this process then is.
+    guardian: Option<LocalChannel>,
+    /// What the guardian has reported.
+    report: Option<Exit>,
+    /// Its pidfd has told of the end.
+    ended: bool,
+    /// When it counts as ended without its exit status, once it was reported or told of.
+    written_off_at: Option<Instant>,
     /// What it left in its sockets is read when this is dropped, which is when it was reaped.
     _output: ExecutorOutput,
 }
 
 impl ExecutorChild {
     /// Watches child `pid` of this process, which was started just now and is reaped here only.
-    pub fn new(pid: Pid, output: ExecutorOutput) -> Self {
+    pub fn spawned(pid: Pid, output: ExecutorOutput) -> Self {
         let pidfd = rustix::process::Pid::from_raw(pid.as_raw())
             .and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
-        ExecutorChild { pid, pidfd, stage: Stage::Running, unexplained: None, _output: output }
+        ExecutorChild::new(pid, pidfd, None, output)
+    }
+
+    /// Watches one that was cloned, which is reaped here only, too.
+    pub fn cloned(cloned: Cloned, output: ExecutorOutput) -> Self {
+        ExecutorChild::new(cloned.pid, Some(cloned.pidfd), cloned.guardian, output)
+    }
+
+    fn new(
+        pid: Pid,
+        pidfd: Option<OwnedFd>,
+        guardian: Option<LocalChannel>,
+        output: ExecutorOutput,
+    ) -> Self {
+        ExecutorChild {
+            pid,
+            pidfd,
+            stage: Stage::Running,
+            guardian,
+            report: None,
+            ended: false,
+            written_off_at: None,
+            _output: output,
+        }
     }
 
     /// Its process id.
@@ -69,15 +107,22 @@ impl ExecutorChild {
     }
 
     /// What is readable when it has ended, until that was seen.
-    pub fn descriptor(&self) -> Option<BorrowedFd<'_>> {
-        let pidfd = self.pidfd.as_ref()?;
-        (self.stage != Stage::Reaped && self.unexplained.is_none()).then(|| pidfd.as_fd())
+    pub fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        let of_guardian = self.guardian.as_ref().map(AsFd::as_fd);
+        let of_process = self.pidfd.as_ref().filter(|_| !self.ended).map(AsFd::as_fd);
+        let wanted = self.stage != Stage::Reaped;
+        of_guardian.into_iter().chain(of_process).filter(move |_| wanted)
     }
 
-    /// Asks it to send its counters and exit; [`tick`](ExecutorChild::tick) kills it if it does not.
+    /// Asks it to send its counters and exit; [`tick`](ExecutorChild::tick) kills it if it does
+    /// not.
     pub fn stop(&mut self, now: Instant) {
         if self.stage == Stage::Running {
-            self.signal(Signal::SIGTERM);
+            match &self.guardian {
+                // Any signal could come from somebody else. One that cannot hear is killed later.
+                Some(guardian) => drop(guardian.send(&ToGuardian::Stop(Empty {}), &[])),
+                None => self.signal(Signal::SIGTERM),
+            }
             self.stage = Stage::Terminating { kill_at: now + STOP_GRACE };
         }
     }
@@ -114,8 +159,7 @@ impl ExecutorChild {
             Stage::Killed { look_at, .. } => Some(look_at),
             Stage::Running | Stage::Reaped => None,
         };
-        let of_status = self.unexplained.map(|since| since + STATUS_WITHIN);
-        of_stage.into_iter().chain(of_status).min()
+        of_stage.into_iter().chain(self.written_off_at).min()
     }
 
     /// Does what is due at `now`; returns whether it was due.
@@ -142,9 +186,11 @@ impl ExecutorChild {
             return None;
         }
         let look = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG;
-        let exited = match waitid(Id::Pid(self.pid), look | WaitPidFlag::WNOWAIT) {
+        let looked = waitid(Id::Pid(self.pid), look | WaitPidFlag::WNOWAIT);
+        self.hear(); // behind that: a guardian reports before it ends
+        let exited = match looked {
             Ok(WaitStatus::StillAlive) => self.end_without_status(now)?,
-            Ok(status) => exit_of(status),
+            Ok(status) => self.report.unwrap_or_else(|| exit_of(status)),
             // Reaped behind our back, as the kernel does for a parent that was started with SIGCHLD
             // ignored: it is gone, and how is not known.
             Err(_) => UNKNOWN,
@@ -156,15 +202,39 @@ impl ExecutorChild {
         Some(exited)
     }
 
+    /// Hears how its guardian says that it ended.
+    fn hear(&mut self) {
+        let Some(guardian) = &self.guardian else { return };
+        match guardian.try_receive() {
+            Ok(None) => {}
+            Ok(Some((FromGuardian::Ended(ended), _))) => {
+                self.report = Some(match ended.signal.get() {
+                    0 => Exit::Status(ended.status.get().cast_signed()),
+                    signal => Exit::Signal(signal.cast_signed()),
+                });
+                self.guardian = None;
+            }
+            Err(_) => self.guardian = None, // it was killed
+        }
+    }
+
     /// Returns how it ended if it has, although nobody may reap it yet.
     fn end_without_status(&mut self, now: Instant) -> Option<Exit> {
-        let ended = self.pidfd.as_ref().is_some_and(|pidfd| is_readable(pidfd.as_fd()));
+        self.ended |= self.pidfd.as_ref().is_some_and(|pidfd| is_readable(pidfd.as_fd()));
         let killed = match self.stage {
             Stage::Killed { since, .. } => Some(since),
             _ => None,
         };
-        let since = if ended { Some(*self.unexplained.get_or_insert(now)) } else { killed };
-        if now < since? + STATUS_WITHIN || !(ended || remains::is_harmless(self.pid)) {
+        if self.ended || self.report.is_some() {
+            self.written_off_at.get_or_insert(now + STATUS_WITHIN);
+        }
+        let over_at = self.written_off_at.or(killed.map(|since| since + STATUS_WITHIN))?;
+        if now < over_at {
+            return None;
+        }
+        if !self.ended && !remains::is_harmless(self.pid) {
+            // Its memory is large, or it was not killed and is at its end.
+            self.written_off_at = self.written_off_at.map(|_| now + LOOK_AGAIN);
             return None;
         }
         tracing::warn!(
@@ -172,7 +242,8 @@ impl ExecutorChild {
             "executor has ended and cannot be reaped: another process traces it, as a debugger does"
         );
         let killed = killed.map(|_| Exit::Signal(Signal::SIGKILL as i32));
-        remains::exit_status(self.pid).map(exit_of).or(killed).or(Some(UNKNOWN))
+        let left = || remains::exit_status(self.pid).map(exit_of);
+        self.report.or_else(left).or(killed).or(Some(UNKNOWN))
     }
 }
 

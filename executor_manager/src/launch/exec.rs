@@ -1,30 +1,41 @@
-//! Starting a program with posix_spawn(3): nothing of this process passes to it but what is given.
+//! Starting the program `executor` with posix_spawn(3), from `PATH` or from beside this program.
+//! Nothing of this process passes to it but what is given.
 
-use std::ffi::{CStr, CString};
+use std::ffi::{CStr, CString, OsStr, OsString};
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
-use std::path::Path;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::PathBuf;
 
 use nix::errno::Errno;
 use nix::spawn::{PosixSpawnAttr, PosixSpawnFileActions, PosixSpawnFlags, posix_spawn};
 use nix::sys::signal::SigSet;
-use nix::unistd::Pid;
+use nix::unistd::{AccessFlags, Pid, access};
 use rfaas_program::inherited::FEWEST_DESCRIPTORS;
 use rfaas_protocol::assignment::LIBRARY_DESCRIPTOR;
 
-use super::Descriptors;
+use super::{Descriptors, StartError};
+
+/// Name of the program.
+pub const PROGRAM: &str = "executor";
+
+/// Longest part of `PATH` in a message, so that what to do fits the answer to a client.
+const SHOWN_PATH: usize = 100;
 
 /// Descriptors that may be open at the start where the system does not say: those below the fewest
 /// that a manager starts with. Numbers beyond the limit could not be closed.
 const GUESSED_DESCRIPTORS: RawFd = FEWEST_DESCRIPTORS as RawFd;
 
-/// Has the child lead a session, and with that a process group: `POSIX_SPAWN_SETSID`, which nix has no name for
-/// (glibc 2.26, musl 1.1.22).
+/// Has the child lead a session, and with that a process group: `POSIX_SPAWN_SETSID`, which nix has
+/// no name for (glibc 2.26, musl 1.1.22).
 const SET_SESSION: PosixSpawnFlags = PosixSpawnFlags::from_bits_retain(0x80);
 
-/// What all programs get that this process starts.
+/// The program, and what it gets of this process.
 #[derive(Debug)]
 pub struct Exec {
+    search: OsString,
+    /// Where this program is: the last place to look.
+    beside: Option<PathBuf>,
     environment: Vec<CString>,
     /// Open when this was made. Ours are closed on exec anyway; the parent of the manager may have
     /// left it some that are not.
@@ -32,29 +43,57 @@ pub struct Exec {
 }
 
 impl Exec {
-    /// Starts programs with `environment`.
-    pub fn new(environment: Vec<CString>) -> Self {
-        Exec { environment, inherited: open_descriptors() }
+    /// Starts the program from a directory of `search`, else from `beside`, with `environment`.
+    pub fn new(
+        search: OsString,
+        beside: Option<PathBuf>,
+        environment: Vec<(OsString, OsString)>,
+    ) -> Self {
+        let environment = environment
+            .into_iter()
+            .map(|(name, value)| [name.into_vec(), value.into_vec()].join(&b'='))
+            .filter_map(|entry| CString::new(entry).ok()) // the environment has no NUL bytes
+            .collect();
+        Exec { search, beside, environment, inherited: open_descriptors() }
     }
 
     /// Starts an executor.
-    pub fn start(&self, program: &Path, descriptors: Descriptors) -> nix::Result<Pid> {
+    pub fn start(&self, descriptors: Descriptors) -> Result<Pid, StartError> {
         let Descriptors { input, streams, library } = descriptors;
         let standard = [input.as_raw_fd(), streams.stdout.as_raw_fd(), streams.stderr.as_raw_fd()];
-        self.spawn(program, &[c"executor"], standard, library)
+        self.spawn(&[c"executor"], standard, library)
     }
 
-    /// Starts `program`, which leads a session of its own, with these standard streams, and `more` numbered from 3 on.
+    /// Starts a zygote that talks over `channel`. What it has to say without that goes to the
+    /// standard error of this process.
+    pub fn start_zygote(&self, channel: BorrowedFd<'_>) -> Result<Pid, StartError> {
+        let standard = [channel.as_raw_fd(), 2, 2];
+        self.spawn(&[c"executor", c"zygote"], standard, Vec::new())
+    }
+
+    /// Starts the program, which leads a session of its own, with these standard streams, and `more`
+    /// numbered from 3 on.
     fn spawn(
         &self,
-        program: &Path,
         arguments: &[&CStr],
         standard: [RawFd; 3],
         more: Vec<OwnedFd>,
-    ) -> nix::Result<Pid> {
+    ) -> Result<Pid, StartError> {
+        let program = self.find()?;
         let beyond = LIBRARY_DESCRIPTOR + more.len() as RawFd; // a few
         let more: io::Result<Vec<_>> = more.into_iter().map(|d| moved_beyond(beyond, d)).collect();
-        let more = more.map_err(|_| Errno::EMFILE)?;
+        let spawned = more.map_err(|_| Errno::EMFILE).and_then(|more| {
+            let (actions, attributes) = self.prepare(standard, &more)?;
+            posix_spawn(&program, &actions, &attributes, arguments, &self.environment)
+        });
+        spawned.map_err(|errno: Errno| StartError::Exec { program, reason: errno.into() })
+    }
+
+    fn prepare(
+        &self,
+        standard: [RawFd; 3],
+        more: &[OwnedFd],
+    ) -> nix::Result<(PosixSpawnFileActions, PosixSpawnAttr)> {
         let mut actions = PosixSpawnFileActions::init()?;
         for (to, from) in (0..).zip(standard) {
             actions.add_dup2(from, to)?;
@@ -62,12 +101,13 @@ impl Exec {
         for &descriptor in &self.inherited {
             actions.add_close(descriptor)?;
         }
-        for (to, from) in (LIBRARY_DESCRIPTOR..).zip(&more) {
+        for (to, from) in (LIBRARY_DESCRIPTOR..).zip(more) {
             actions.add_dup2(from.as_raw_fd(), to)?;
         }
         let mut attributes = PosixSpawnAttr::init()?;
-        // The manager blocks the signals that it reads from a descriptor, std ignores SIGPIPE, and whoever
-        // started the manager may have had it ignore others; nobody inherits anything of it.
+        // The manager blocks the signals that it reads from a descriptor, std ignores SIGPIPE, and
+        // whoever started the manager may have had it ignore others; nobody inherits anything of
+        // it.
         attributes.set_sigmask(&SigSet::empty())?;
         attributes.set_sigdefault(&SigSet::all())?;
         attributes.set_flags(
@@ -75,7 +115,27 @@ impl Exec {
                 | PosixSpawnFlags::POSIX_SPAWN_SETSIGMASK
                 | PosixSpawnFlags::POSIX_SPAWN_SETSIGDEF,
         )?;
-        posix_spawn(program, &actions, &attributes, arguments, &self.environment)
+        Ok((actions, attributes))
+    }
+
+    /// The first `executor` in `PATH` that can be run, as `execvp` chooses; else the one beside
+    /// this program.
+    pub fn find(&self) -> Result<PathBuf, StartError> {
+        let mut unusable = None;
+        for directory in std::env::split_paths(&self.search).chain(self.beside.clone()) {
+            let program = directory.join(PROGRAM);
+            if !program.is_file() {
+                continue;
+            }
+            match access(&program, AccessFlags::X_OK) {
+                Ok(()) => return Ok(program),
+                Err(errno) => unusable = unusable.or(Some((program, errno))),
+            }
+        }
+        Err(match unusable {
+            Some((program, errno)) => StartError::Exec { program, reason: errno.into() },
+            None => StartError::NotFound { path: shown(&self.search) },
+        })
     }
 }
 
@@ -97,4 +157,12 @@ fn open_descriptors() -> Vec<RawFd> {
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
         .filter(|&descriptor| descriptor > 2)
         .collect()
+}
+
+fn shown(path: &OsStr) -> String {
+    let text = String::from_utf8_lossy(path.as_bytes());
+    match text.char_indices().nth(SHOWN_PATH) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.into_owned(),
+    }
 }

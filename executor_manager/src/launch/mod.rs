@@ -1,28 +1,28 @@
-//! Executor processes: how they come to be. Nothing here waits.
+//! Executor processes: how they come to be.
 //!
 //! ```text
-//!   Launcher::start ─▶ exec: posix_spawn(3) of the program `executor` ─▶ ExecutorChild (`child`)
+//!   Launcher::start ─▶ zygote: cloned from a process that waits ─▶ ExecutorChild (`child`)
+//!                      └─ there is none ─▶ exec: posix_spawn(3) ─▶ ExecutorChild
 //! ```
 //! * An executor gets its assignment on standard input, sockets of its own (`output`) as standard
-//!   output and error, the library's file (`cache`), no other descriptor of the manager, no signal blocked or ignored, and of the environment what
-//!   is listed (`environment`).
+//!   output and error, the library's file (`cache`), no other descriptor of the manager, no signal
+//!   blocked or ignored, and of the environment what is listed (`environment`).
 //! * It leads a session, and in it a process group, which it can leave for no other: the terminal
 //!   that the manager was started from is out of its reach.
+//! * It is a child of this process, however it was started, and dies with it.
 //!
-//! Elsewhere: its end (`child`), when to stop one (`allocations`). An executor asks the kernel itself to die
-//! with its manager.
+//! Elsewhere: its end (`child`), when to stop one (`allocations`).
 
-use std::ffi::{CString, OsStr, OsString};
+use std::ffi::OsString;
 use std::fs::File;
-use std::io::{self, Seek, Write};
-use std::os::fd::OwnedFd;
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::PathBuf;
+use std::time::Instant;
 
-use nix::errno::Errno;
-use nix::sys::memfd::{MFdFlags, memfd_create};
-use nix::unistd::{AccessFlags, access};
+use rfaas_program::local_channel::to_file;
 use rfaas_protocol::assignment::Assignment;
+use rfaas_protocol::launch::ZygoteSettings;
 
 use crate::cache::Library;
 use crate::environment;
@@ -31,15 +31,11 @@ use crate::output::{Outputs, StandardStreams};
 mod child;
 mod exec;
 mod remains;
+mod zygote;
 
 pub use child::{ExecutorChild, ended_child, reap};
-use exec::Exec;
-
-/// Name of the program.
-const PROGRAM: &str = "executor";
-
-/// Longest part of `PATH` in a message, so that what to do fits the answer to a client.
-const SHOWN_PATH: usize = 100;
+use exec::{Exec, PROGRAM};
+use zygote::Zygote;
 
 /// Why an executor could not be started.
 #[derive(Debug, thiserror::Error)]
@@ -72,8 +68,9 @@ pub enum StartError {
 /// Starts executors.
 #[derive(Debug)]
 pub struct Launcher {
-    program: Program,
     exec: Exec,
+    /// None: each is started by itself.
+    zygote: Option<Zygote>,
     outputs: Outputs,
 }
 
@@ -88,8 +85,8 @@ struct Descriptors {
 }
 
 impl Launcher {
-    /// Starts executors from this process's `PATH`, else from its own directory, with what they get of its
-    /// environment, variables named `more` too.
+    /// Starts executors from this process's `PATH`, else from its own directory, with what they get
+    /// of its environment, variables named `more` too.
     pub fn from_environment(more: &[String]) -> Self {
         let environment = environment::of_executors(more);
         let beside = std::env::current_exe().ok().and_then(|own| Some(own.parent()?.to_owned()));
@@ -101,13 +98,8 @@ impl Launcher {
         beside: Option<PathBuf>,
         environment: Vec<(OsString, OsString)>,
     ) -> Self {
-        let environment = environment
-            .into_iter()
-            .map(|(name, value)| [name.into_vec(), value.into_vec()].join(&b'='))
-            .filter_map(|entry| CString::new(entry).ok()) // the environment has no NUL bytes
-            .collect();
-        let program = Program { search, beside };
-        Launcher { program, exec: Exec::new(environment), outputs: Outputs::default() }
+        let exec = Exec::new(search, beside, environment);
+        Launcher { exec, zygote: None, outputs: Outputs::default() }
     }
 
     /// What executors write.
@@ -117,7 +109,40 @@ impl Launcher {
 
     /// Whether there is an executor to start.
     pub fn check(&self) -> Result<(), StartError> {
-        self.program.find().map(drop)
+        self.exec.find().map(drop)
+    }
+
+    /// Has executors cloned from a zygote from now on. To be called by the thread that calls
+    /// [`tick`](Launcher::tick) and lives as long as the process: what it starts dies with that
+    /// thread.
+    pub fn use_zygote(&mut self, settings: ZygoteSettings) {
+        let now = Instant::now();
+        self.zygote = Some(Zygote::new(settings, now));
+        self.tick(now);
+    }
+
+    /// Waits until the zygote is ready, if there is to be one, or lost.
+    pub fn wait_until_ready(&mut self) {
+        if let Some(zygote) = &mut self.zygote {
+            zygote.wait_until_ready(&self.exec);
+        }
+    }
+
+    /// Returns what is readable when [`tick`](Launcher::tick) has something to do.
+    pub fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        self.zygote.as_ref()?.descriptor()
+    }
+
+    /// When [`tick`](Launcher::tick) is due at the latest.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.zygote.as_ref()?.deadline()
+    }
+
+    /// Starts a zygote again that was lost, and hears what it says.
+    pub fn tick(&mut self, now: Instant) {
+        if let Some(zygote) = &mut self.zygote {
+            zygote.tick(&self.exec, now);
+        }
     }
 
     /// Starts an executor for `assignment`, which says what it has of `library`.
@@ -126,63 +151,15 @@ impl Launcher {
         assignment: &Assignment,
         library: Library,
     ) -> Result<ExecutorChild, StartError> {
-        let program = self.program.find()?;
-        // A file and not a pipe: it takes an assignment of any length at once.
-        let input = assignment_file(assignment).map_err(StartError::Assignment)?;
+        let input = to_file(c"assignment", assignment).map_err(StartError::Assignment)?;
         let (output, streams) =
             self.outputs.follow(assignment.lease).map_err(StartError::Output)?;
-        let failed =
-            |errno: Errno| StartError::Exec { program: program.clone(), reason: errno.into() };
-        let library = library.into_descriptors();
-        let descriptors = Descriptors { input, streams, library };
-        let pid = self.exec.start(&program, descriptors).map_err(failed)?;
-        Ok(ExecutorChild::new(pid, output))
-    }
-}
-
-/// Where the program is looked for.
-#[derive(Debug)]
-struct Program {
-    search: OsString,
-    /// Where this program is: the last place to look.
-    beside: Option<PathBuf>,
-}
-
-impl Program {
-    /// The first `executor` in `PATH` that can be run, as `execvp` chooses; else the one beside this program.
-    fn find(&self) -> Result<PathBuf, StartError> {
-        let mut unusable = None;
-        for directory in std::env::split_paths(&self.search).chain(self.beside.clone()) {
-            let program = directory.join(PROGRAM);
-            if !program.is_file() {
-                continue;
-            }
-            match access(&program, AccessFlags::X_OK) {
-                Ok(()) => return Ok(program),
-                Err(errno) => unusable = unusable.or(Some((program, errno))),
-            }
+        let descriptors = Descriptors { input, streams, library: library.into_descriptors() };
+        let zygote = self.zygote.as_mut();
+        if let Some(cloned) = zygote.and_then(|it| it.start(assignment.lease, &descriptors)) {
+            return Ok(ExecutorChild::cloned(cloned, output));
         }
-        Err(match unusable {
-            Some((program, errno)) => StartError::Exec { program, reason: errno.into() },
-            None => StartError::NotFound { path: shown(&self.search) },
-        })
-    }
-}
-
-/// The assignment as a file that exists only as a descriptor, which a child gets only as its input.
-fn assignment_file(assignment: &Assignment) -> io::Result<File> {
-    let json = serde_json::to_vec(assignment)?;
-    let mut file = File::from(memfd_create(c"assignment", MFdFlags::MFD_CLOEXEC)?);
-    file.write_all(&json)?;
-    file.rewind()?; // the offset is the child's too
-    Ok(file)
-}
-
-fn shown(path: &OsStr) -> String {
-    let text = String::from_utf8_lossy(path.as_bytes());
-    match text.char_indices().nth(SHOWN_PATH) {
-        Some((end, _)) => format!("{}…", &text[..end]),
-        None => text.into_owned(),
+        Ok(ExecutorChild::spawned(self.exec.start(descriptors)?, output))
     }
 }
 

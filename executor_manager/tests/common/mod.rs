@@ -65,6 +65,8 @@ pub struct Setup {
     /// Long, since the scripts give no sign of life.
     pub silence_ms: u32,
     pub drain_ms: u32,
+    /// How executors are started: a script is no zygote.
+    pub launch: &'static str,
     /// Variables that executors get.
     pub environment: Vec<String>,
     pub program: PathBuf,
@@ -100,6 +102,7 @@ impl Setup {
             heartbeat_ms: 1000,
             silence_ms: 60_000,
             drain_ms: 200,
+            launch: "exec",
             environment: vec!["DIR".into()],
             program: env!("CARGO_BIN_EXE_executor_manager").into(),
         }
@@ -128,7 +131,7 @@ impl Setup {
                 "resource_manager_address": "{address}", "resource_manager_port": {port},
                 "resource_manager_secret": 42, "rdma-sleep": {}, "cores": {}, "memory": {},
                 "heartbeat_ms": {}, "silence_ms": {}, "drain_ms": {}}},
-                "executor": {{"use_docker": false, "repetitions": 100, "warmup_iters": 0,
+                "executor": {{"launch": "{}", "use_docker": false, "repetitions": 100, "warmup_iters": 0,
                 "pin_threads": {}, "environment": {:?}}}}}"#,
             self.sleep,
             self.cores,
@@ -136,6 +139,7 @@ impl Setup {
             self.heartbeat_ms,
             self.silence_ms,
             self.drain_ms,
+            self.launch,
             self.pin_threads,
             self.environment
         )

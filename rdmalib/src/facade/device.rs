@@ -41,6 +41,15 @@ impl Device {
         Ok(Device { spec: spec.clone(), number: next_number(), inner })
     }
 
+    /// Loads what devices of `provider` need in a process, and opens none: processes that are
+    /// forked from this one have it.
+    ///
+    /// # Errors
+    /// What is missing and what to do, in people's words.
+    pub fn prepare(provider: Provider) -> std::result::Result<(), String> {
+        providers::prepare(provider)
+    }
+
     /// Returns the entry that the device was opened from.
     pub fn spec(&self) -> &DeviceSpec {
         &self.spec

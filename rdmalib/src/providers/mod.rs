@@ -70,6 +70,14 @@ pub(crate) fn open(spec: &DeviceSpec) -> Result<AnyDevice> {
     })
 }
 
+/// Loads what devices of `provider` need in a process.
+pub(crate) fn prepare(provider: Provider) -> std::result::Result<(), String> {
+    match provider {
+        Provider::Shm => Ok(()), // all of it is in the program
+        Provider::Verbs => verbs::prepare(),
+    }
+}
+
 /// Makes a queue pair out of objects that have to be of one provider.
 pub(crate) fn queue_pair(
     domain: &AnyDomain,

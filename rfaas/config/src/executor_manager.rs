@@ -68,10 +68,23 @@ pub struct ExecutorManagerNode {
     pub memory: Option<u32>,
 }
 
+/// How executors are started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Launch {
+    /// Each is cloned from a process in which the program is loaded.
+    #[default]
+    Zygote,
+    /// Each executes the program.
+    Exec,
+}
+
 /// How executors run.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ExecutorSettings {
+    /// How they are started.
+    pub launch: Launch,
     /// Must be false: executors are processes of this node.
     pub use_docker: bool,
     /// Accepted, without effect.
@@ -91,6 +104,7 @@ pub struct ExecutorSettings {
 impl Default for ExecutorSettings {
     fn default() -> Self {
         ExecutorSettings {
+            launch: Launch::default(),
             use_docker: false,
             repetitions: 0,
             warmup_iters: 0,

@@ -8,7 +8,8 @@
 //! Standard descriptors that are closed when a program starts are `/dev/null` before `main` runs: the
 //! standard library sees to that, so no connection is ever taken for standard error.
 //!
-//! Elsewhere: how lines get to standard error (`log`), the loop of both managers (`poll_loop`).
+//! Elsewhere: how lines get to standard error (`log`), the loop of both managers (`poll_loop`), what a manager and its
+//! processes say to each other (`local_channel`).
 
 use std::fmt;
 use std::io::{self, Write};
@@ -20,6 +21,7 @@ use rfaas_config::ProgramError;
 
 mod command_line;
 pub mod inherited;
+pub mod local_channel;
 pub mod log;
 pub mod poll_loop;
 
@@ -78,19 +80,32 @@ pub fn run<C: Parser>(
     level: impl FnOnce(&C) -> &'static str,
     main: impl FnOnce(C) -> Result<(), Failure>,
 ) -> ExitCode {
-    if let Err(error) = log::start() {
-        // Nobody can be told that this cannot be told either.
-        let _ = writeln!(io::stderr(), "error: the log cannot be started: {error}");
-        return ExitCode::FAILURE;
-    }
-    let ended = match C::try_parse() {
+    logged(|| match C::try_parse() {
         Ok(cli) => {
             log::subscribe(level(&cli));
             main(cli)
         }
         Err(told) => not_run(&told),
-    };
-    let status = ended.map_or_else(
+    })
+}
+
+/// Runs a program in a process that was forked, whose command line is that of another program. `level` is what
+/// it logs unless `RUST_LOG` says otherwise.
+pub fn run_forked(level: &str, main: impl FnOnce() -> Result<(), Failure>) -> ExitCode {
+    logged(|| {
+        log::subscribe(level);
+        main()
+    })
+}
+
+/// Runs `main` with a log, and reports how it ended.
+fn logged(main: impl FnOnce() -> Result<(), Failure>) -> ExitCode {
+    if let Err(error) = log::start() {
+        // Nobody can be told that this cannot be told either.
+        let _ = writeln!(io::stderr(), "error: the log cannot be started: {error}");
+        return ExitCode::FAILURE;
+    }
+    let status = main().map_or_else(
         |failure| {
             log::complain(&failure);
             failure.status

@@ -6,6 +6,7 @@
 //!   node         executor_manager ◀─▶ resource_manager  registers, reports claims and bills
 //!   allocation   client ◀─▶ executor_manager            proves that it has the token, gets executors, gives them back
 //!   accounting   executor ──▶ executor_manager          where its time is counted
+//!   launch       executor_manager ◀─▶ zygote, guardian  starts executors, tells how they ended
 //!   session      executor ──▶ client                    dials back, takes code if it has none, offers input slots
 //!   invocation   client ◀─▶ worker                      writes with immediate data; no server between
 //! ```
@@ -29,6 +30,7 @@ pub mod channel;
 pub mod heartbeat;
 pub mod invocation;
 pub mod isolation;
+pub mod launch;
 pub mod lease;
 pub mod library;
 pub mod node;

@@ -18,6 +18,9 @@ use rfaas_protocol::invocation::{
     FailureDetail, HEADER_SPACE, INPUT_IN_PLACE, InPlaceDetail, MAX_SLOTS, OUTPUT_IN_PLACE,
     ReplyImmediate, ReplyStatus, RequestHeader, RequestImmediate,
 };
+use rfaas_protocol::launch::{
+    Ended, FromGuardian, FromZygote, NotStarted, Speaks, Start, Started, ToGuardian, ToZygote,
+};
 use rfaas_protocol::lease::{
     self, ClientName, EndReason, LeaseGranted, LeaseRefused, LeaseRelease, LeaseRenew,
     LeaseReplace, LeaseRequest, LeaseTerms, NodeName, Reason, Token, Unusable,
@@ -484,6 +487,27 @@ fn session_structs() {
     says(&FromExecutor::CodeDiffers(differs), 3, &differs);
     assert_eq!(CodeFrom::from_wire(2.into()), Ok(CodeFrom::Node));
     assert!(CodeFrom::from_wire(0.into()).is_err() && CodeFrom::from_wire(3.into()).is_err());
+}
+
+#[test]
+fn launch_structs() {
+    let speaks = Speaks { version: 6.into() };
+    is(&speaks, &[&[6, 0]]);
+    let start = Start { lease: INSTANCE.into() };
+    is(&start, &[&INSTANCE_BYTES]);
+    let started = Started { pid: 0x0102_0304.into() };
+    is(&started, &[&[4, 3, 2, 1]]);
+    let not_started = NotStarted { reason: Text::truncated("no memory") };
+    is(&not_started, &[&text::<240>("no memory")]);
+    let ended = Ended { signal: 11.into(), status: 0.into() };
+    is(&ended, &[&[11, 0, 0, 0, 0, 0, 0, 0]]);
+    says(&ToZygote::Prepare(speaks), 1, &speaks);
+    says(&ToZygote::Start(start), 2, &start);
+    says(&FromZygote::Ready(speaks), 1, &speaks);
+    says(&FromZygote::Started(started), 2, &started);
+    says(&FromZygote::NotStarted(not_started), 3, &not_started);
+    says(&FromGuardian::Ended(ended), 1, &ended);
+    says(&ToGuardian::Stop(Empty {}), 1, &Empty {});
 }
 
 #[test]

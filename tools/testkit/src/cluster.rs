@@ -29,7 +29,7 @@ use tempfile::TempDir;
 use crate::http::Http;
 use crate::interrupt;
 use crate::process::{Launch, Process, ProcessKeeper};
-use crate::procfs;
+use crate::procfs::{self, Stat};
 use crate::settings::Settings;
 use crate::test_devices::{TestDevices, patience};
 
@@ -266,10 +266,18 @@ impl LocalCluster {
         self.executor_managers.get_mut(node)?.as_mut()
     }
 
-    /// Process ids of the executors that run now, of all nodes.
+    /// Process ids of the executors that run now, of all nodes. A guardian without an executor is one that ends.
     pub fn executors_running(&self) -> Vec<u32> {
         let managers = self.executor_managers.iter().flatten();
-        managers.flat_map(|manager| procfs::children(manager.id())).collect()
+        let children = managers.flat_map(|manager| procfs::children(manager.id()));
+        children.flat_map(executors_of).collect()
+    }
+
+    /// Process ids of the zygotes that run now, of all nodes.
+    pub fn zygotes_running(&self) -> Vec<u32> {
+        let managers = self.executor_managers.iter().flatten();
+        let children = managers.flat_map(|manager| procfs::children(manager.id()));
+        children.filter(|id| Stat::of(*id).is_some_and(|stat| stat.name == "zygote")).collect()
     }
 
     /// Program `name` of the built ones with the cluster's configuration files on its command line, as
@@ -349,6 +357,20 @@ impl Drop for LocalCluster {
             }
         }
         interrupt::stopped(self.directory());
+    }
+}
+
+/// The executors that child `id` of an executor manager stands for.
+fn executors_of(id: u32) -> Vec<u32> {
+    match Stat::of(id).map(|stat| stat.name).as_deref() {
+        None | Some("zygote") => Vec::new(),
+        Some("guardian") => {
+            let guarded = procfs::children(id);
+            let executor = |id: &u32| Stat::of(*id).is_some_and(|stat| stat.name == "executor");
+            let executors: Vec<_> = guarded.into_iter().filter(executor).collect();
+            if executors.is_empty() { vec![id] } else { executors }
+        }
+        Some(_) => vec![id],
     }
 }
 

@@ -62,6 +62,13 @@ pub fn children(parent: u32) -> Vec<u32> {
     all().filter(|id| Stat::of(*id).is_some_and(|stat| stat.parent == parent)).collect()
 }
 
+/// Id that process `id` has for itself: in its own process namespace, proc_pid_status(5).
+pub fn own_id(id: u32) -> Option<u32> {
+    let status = fs::read_to_string(format!("/proc/{id}/status")).ok()?;
+    let ids = status.lines().find_map(|line| line.strip_prefix("NSpid:"))?;
+    ids.split_whitespace().last()?.parse().ok()
+}
+
 /// Whether process `id` is there and has not ended.
 pub fn is_running(id: u32) -> bool {
     Stat::of(id).is_some_and(|stat| stat.is_running())
@@ -98,6 +105,7 @@ mod tests {
         let id = std::process::id();
         assert!(all().any(|other| other == id));
         assert!(is_running(id));
+        assert_eq!(own_id(id), Some(id));
         assert_eq!(program(id), std::env::current_exe().ok());
         assert!(!is_running(u32::MAX));
     }

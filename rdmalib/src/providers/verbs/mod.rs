@@ -36,4 +36,5 @@ pub(crate) use self::completion::{CompletionQueue, Waker};
 pub(crate) use self::connect::{ConnectRequest, Listener};
 pub(crate) use self::device::{Device, Domain};
 pub(crate) use self::memory::{MemoryRegion as Region, NeverMapped};
+pub(crate) use self::open::prepare;
 pub(crate) use self::posting::{ReceiveQueue, SendQueue};

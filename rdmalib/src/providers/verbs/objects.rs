@@ -51,6 +51,19 @@ unsafe impl Send for Context {}
 // SAFETY: as above.
 unsafe impl Sync for Context {}
 
+/// Has the drivers of this machine's devices loaded, which listing the devices does.
+pub(super) fn load_drivers(library: &Library) -> io::Result<()> {
+    let mut count = 0;
+    // SAFETY: `count` is ours.
+    let list = unsafe { library.verbs.ibv_get_device_list(&raw mut count) };
+    if list.is_null() {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the list is from above and not used any more.
+    unsafe { library.verbs.ibv_free_device_list(list) };
+    Ok(())
+}
+
 impl Context {
     /// Opens the device called `name`; `Ok(Err(names))` are those that there are if it is not one.
     pub(super) fn open(

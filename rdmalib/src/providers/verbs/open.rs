@@ -8,7 +8,9 @@ use nix::errno::Errno;
 use super::cm::{CmId, EventChannel};
 use super::engine::EngineHandle;
 use super::library::{Library, library};
-use super::objects::{Context, ProtectionDomain, RawCompletionQueue, RawQueuePair, Sizes};
+use super::objects::{
+    Context, ProtectionDomain, RawCompletionQueue, RawQueuePair, Sizes, load_drivers,
+};
 use crate::types::{DeviceSpec, Error, Limits, Provider, Result};
 
 /// Reads and atomics that one connection may have outstanding, at most: what common cards offer.
@@ -25,6 +27,11 @@ pub(super) struct OpenDevice {
     pub(super) initiator_depth: u8,
     pub(super) engine: Arc<EngineHandle>,
     pub(super) context: Arc<Context>,
+}
+
+/// Loads the libraries and the drivers of this machine's devices.
+pub(crate) fn prepare() -> Result<(), String> {
+    load_drivers(library()?).map_err(|error| format!("ibv_get_device_list failed: {error}"))
 }
 
 fn unavailable(name: &str, reason: impl Into<String>) -> Error {

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
-use rfaas_config::{CacheSharing, ExecutorSettings, ResourceManagerNode};
+use rfaas_config::{CacheSharing, ExecutorSettings, Launch, ResourceManagerNode};
 use rfaas_protocol::heartbeat::Heartbeat;
 
 use crate::binaries::Binaries;
@@ -35,6 +35,8 @@ pub struct Options {
     pub drain: Duration,
     /// How long an executor manager whose connection has ended may stay away before its leases end.
     pub node_return: Duration,
+    /// How executors are started.
+    pub launch: Launch,
     /// Whether workers are pinned to CPUs.
     pub pin_threads: bool,
     /// Most memory of the libraries that a node keeps, in MB.
@@ -79,6 +81,7 @@ impl Default for Options {
             heartbeat: Heartbeat { silence: PATIENT_SILENCE, ..manager.heartbeat() },
             drain: Duration::from_secs(2), // as shipped
             node_return: Duration::from_millis(manager.node_return_ms.into()),
+            launch: Launch::default(),
             pin_threads: false,
             cache_mb: ExecutorSettings::default().cache_mb,
             cache_sharing: CacheSharing::Tenant,
@@ -128,6 +131,7 @@ impl Options {
         manager.node_return_ms = milliseconds(self.node_return);
         manager.state_file = state_file.unwrap_or_default();
         for node in &mut settings.nodes {
+            node.executor.launch = self.launch;
             node.executor.pin_threads = self.pin_threads;
             node.executor.cache_mb = self.cache_mb;
             node.executor.cache_sharing = self.cache_sharing;

@@ -1,0 +1,230 @@
+//! The zygote: a process of this program with one thread, in which all is loaded that depends on no
+//! lease. Executors are cloned from it and need not load it again.
+//!
+//! ```text
+//!   executor_manager ──Start──▶ zygote ──clone3──▶ guardian ──fork──▶ executor
+//!          ▲                      │       └─ without a process namespace: executor
+//!          └──pid, pidfd──────────┘
+//! ```
+//! * A child is the manager's, not the zygote's (CLONE_PARENT), also when the zygote is dead.
+//! * ANSWERED - a child does nothing before the manager was told of it. If the zygote ends before
+//!   that, so does the child. A manager that got no answer can start another executor for the
+//!   lease.
+//! * It ends with its manager. Signals that are sent to everybody, as systemd does, do not end it:
+//!   its manager may be letting leases finish.
+//!
+//! The price: executors have the same addresses, since none has executed the program by itself.
+//! What one finds out about where its code is, it knows of the others.
+//!
+//! Elsewhere: what the manager does without it (`executor_manager`, `launch`), the executor
+//! (`run`).
+
+use std::fs::{self, File};
+use std::io::{self, Read, Write, stderr, stdin};
+use std::os::fd::{AsFd, OwnedFd};
+use std::process::ExitCode;
+
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
+use nix::sys::prctl::{set_name, set_pdeathsig};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::stat::Mode;
+use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout, setsid};
+use rdmalib::Device;
+use rfaas_program::describe;
+use rfaas_program::local_channel::{LocalChannel, LocalError, from_file, to_file};
+use rfaas_protocol::isolation::Layer;
+use rfaas_protocol::launch::{FromZygote, NotStarted, Speaks, Started, ToZygote, ZygoteSettings};
+use rfaas_protocol::{Text, VERSION};
+use rfaas_sandbox::{Launch, Sandbox, probe};
+
+use crate::library::{Inherited, leave_at_once};
+
+mod error;
+mod guardian;
+#[allow(unsafe_code)] // clone3, fork: see there
+mod sibling;
+
+use error::{ZygoteError, os};
+use sibling::{Cloned, clone_sibling};
+
+/// Argument of the program that makes a process a zygote. Only executor_manager starts one.
+pub const ARGUMENT: &str = "zygote";
+
+/// Name that a zygote has in `/proc`.
+const NAME: &std::ffi::CStr = c"zygote";
+
+/// Serves the manager, and returns when that has ended; in each child that becomes an executor,
+/// returns what `executor` returns. To be called before there is another thread.
+pub fn serve(executor: impl FnOnce(Inherited) -> ExitCode) -> ExitCode {
+    let served = Zygote::prepare().and_then(Zygote::serve);
+    let became = served.and_then(|child| child.map(Child::become_executor).transpose());
+    match became {
+        Ok(Some(inherited)) => executor(inherited),
+        Ok(None) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Of a process that has no log. That it cannot be told cannot be told either.
+            let _ = writeln!(stderr(), "error: {}", describe(&error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// A zygote that takes requests.
+struct Zygote {
+    manager: LocalChannel,
+    sandbox: Sandbox,
+    /// Each executor is in a process namespace, and has a guardian.
+    guarded: bool,
+}
+
+impl Zygote {
+    fn prepare() -> Result<Self, ZygoteError> {
+        let manager = LocalChannel::from(stdin().as_fd().try_clone_to_owned().map_err(os("dup"))?);
+        let nothing = open("/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty());
+        dup2_stdin(nothing.map_err(os("/dev/null"))?).map_err(os("dup2"))?;
+        let (first, files) = manager.receive::<ToZygote>(None)?;
+        let ToZygote::Prepare(speaks) = first else { return Err(ZygoteError::Order) };
+        if speaks.version.get() != VERSION {
+            return Err(ZygoteError::Version { theirs: speaks.version.get() });
+        }
+        let [settings] = <[OwnedFd; 1]>::try_from(files).map_err(|_| ZygoteError::Order)?;
+        let ZygoteSettings { provider, mut sandbox } =
+            from_file(File::from(settings)).map_err(os("settings"))?;
+
+        set_name(NAME).map_err(os("prctl"))?;
+        let asking = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP];
+        SigSet::from_iter(asking).thread_block().map_err(os("sigprocmask"))?;
+        let provider = provider.parse().map_err(|_| ZygoteError::Order)?;
+        Device::prepare(provider).map_err(ZygoteError::Device)?;
+        crate::clock::start();
+        let report = probe(&sandbox, Launch::Clone);
+        sandbox.layers = report.active;
+        let guarded = sandbox.layers.has(Layer::PidNamespace);
+        let sandbox = Sandbox::new(sandbox);
+        sandbox.enter()?;
+        // Behind that, which clears it.
+        set_pdeathsig(Signal::SIGKILL).map_err(os("prctl"))?;
+        if fs::read_dir("/proc/self/task").is_ok_and(|threads| threads.count() > 1) {
+            return Err(ZygoteError::Threads);
+        }
+        if !guarded && !sibling::knows_thread_ids() {
+            return Err(ZygoteError::ThreadIds);
+        }
+        let report = to_file(c"report", &report).map_err(os("memfd_create"))?;
+        let speaks = Speaks { version: VERSION.into() };
+        manager.send(&FromZygote::Ready(speaks), &[report.as_fd()])?;
+        Ok(Zygote { manager, sandbox, guarded })
+    }
+
+    /// Takes requests until the manager has ended. In a child, returns that.
+    fn serve(self) -> Result<Option<Child>, ZygoteError> {
+        loop {
+            match self.serve_one() {
+                Ok(None) => {}
+                Ok(Some((given, answered))) => {
+                    return Ok(Some(Child { zygote: self, given, answered }));
+                }
+                Err(ZygoteError::Channel(LocalError::Gone)) => return Ok(None),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Takes a request and clones the child. In that, returns what it needs.
+    fn serve_one(&self) -> Result<Option<(Given, io::PipeReader)>, ZygoteError> {
+        let (request, descriptors) = self.manager.receive(None)?;
+        let ToZygote::Start(_) = request else { return Err(ZygoteError::Order) };
+        let mut descriptors = descriptors.into_iter();
+        let mut next = || descriptors.next().ok_or(ZygoteError::Order);
+        let streams = Streams { input: next()?, output: next()?, error: next()? };
+        let given = Given { streams, lifeline: next()?, library: descriptors.collect() };
+        Ok(self.clone_child()?.map(|answered| (given, answered)))
+    }
+
+    /// Clones a child. Returns in it what becomes readable when the manager was told (ANSWERED).
+    fn clone_child(&self) -> Result<Option<io::PipeReader>, ZygoteError> {
+        let answer = |reason: &dyn std::error::Error| {
+            let reason = Text::truncated(&describe(reason));
+            self.manager.send(&FromZygote::NotStarted(NotStarted { reason }), &[])
+        };
+        let (answered, mut telling) = match io::pipe() {
+            Ok(ends) => ends,
+            Err(error) => return Ok(answer(&error).map(|()| None)?),
+        };
+        match clone_sibling(self.sandbox.namespaces()) {
+            Ok(Cloned::Child) => Ok(Some(answered)),
+            Ok(Cloned::Parent { pid, pidfd }) => {
+                drop(answered);
+                let started = Started { pid: pid.as_raw().unsigned_abs().into() };
+                self.manager.send(&FromZygote::Started(started), &[pidfd.as_fd()])?;
+                let _ = telling.write_all(&[0]); // fails only if the child has been killed
+                Ok(None)
+            }
+            Err(errno) => Ok(answer(&errno).map(|()| None)?),
+        }
+    }
+}
+
+/// The descriptors that come with a request.
+struct Given {
+    streams: Streams,
+    lifeline: OwnedFd,
+    /// The library's file, and what is closed when that is filled.
+    library: Vec<OwnedFd>,
+}
+
+/// The standard streams of an executor; its input is the assignment.
+struct Streams {
+    input: OwnedFd,
+    output: OwnedFd,
+    error: OwnedFd,
+}
+
+/// A cloned process, before it is an executor.
+struct Child {
+    zygote: Zygote,
+    given: Given,
+    answered: io::PipeReader,
+}
+
+impl Child {
+    /// Becomes an executor: a process with its own session and namespaces, the assignment as
+    /// standard input, and no other descriptor but those that are returned. A guardian stays behind,
+    /// if there is one.
+    fn become_executor(self) -> Result<Inherited, ZygoteError> {
+        let Child { zygote: Zygote { manager, sandbox: _, guarded }, given, mut answered } = self;
+        set_pdeathsig(Signal::SIGKILL).map_err(os("prctl"))?;
+        // Looked at behind that: a manager that ended before the call ends nobody.
+        if manager.is_gone() {
+            leave_at_once(1);
+        }
+        drop(manager);
+        lead_session()?;
+        if !matches!(answered.read(&mut [0]), Ok(1)) {
+            leave_at_once(1); // the zygote has ended
+        }
+        drop(answered);
+        let Given { streams, lifeline, library } = given;
+        let mut executors = (streams, library);
+        if guarded {
+            executors = guardian::leave_behind(LocalChannel::from(lifeline), executors)?;
+            lead_session()?;
+        }
+        let (streams, library) = executors;
+        dup2_stdin(&streams.input).map_err(os("dup2"))?;
+        dup2_stdout(&streams.output).map_err(os("dup2"))?;
+        dup2_stderr(&streams.error).map_err(os("dup2"))?;
+        set_name(c"executor").map_err(os("prctl"))?;
+        Ok(Inherited::passed(library))
+    }
+}
+
+/// Begins a session, and in it a process group: the terminal that the manager was started from is
+/// out of reach.
+fn lead_session() -> Result<(), ZygoteError> {
+    match setsid() {
+        Ok(_) => Ok(()),
+        Err(errno) => Err(os::<Errno>("setsid")(errno)),
+    }
+}

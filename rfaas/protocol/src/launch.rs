@@ -1,0 +1,109 @@
+//! Executor manager and the processes of the program `executor` that start executors for it, over
+//! sockets of their own.
+//!
+//! ```text
+//!   zygote ◀──Prepare + ZygoteSettings────────────────────────── manager     once
+//!   zygote ──Ready + IsolationReport───────────────────────────▶ manager     once
+//!   zygote ◀──Start + assignment, streams, lifeline, library──── manager     for each executor
+//!   zygote ──Started + pidfd, or NotStarted────────────────────▶ manager
+//!
+//!   guardian ◀──Stop──────────────────────────────────────────── manager     over the lifeline
+//!   guardian ──Ended───────────────────────────────────────────▶ manager
+//! ```
+//! What stands behind a plus is a descriptor. Settings, report and assignment are files in memory
+//! with a JSON object. The processes are parts of one release and of one machine, started by the
+//! manager. They trust each other.
+
+use serde::{Deserialize, Serialize};
+use zerocopy::little_endian::{U16, U32, U64};
+
+use super::isolation::SandboxSettings;
+use super::{Empty, Text, messages, wire};
+
+/// Largest JSON object that is passed, in bytes: an assignment with a pinned CPU for each of 65,535
+/// workers, and room for the rest.
+pub const MAX_JSON_BYTES: u64 = 1 << 20;
+
+/// What a zygote prepares for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ZygoteSettings {
+    /// `"verbs"` or `"shm"`: of the device that executors use.
+    pub provider: String,
+    /// How executors are isolated. Of the layers it takes those that are to be had.
+    pub sandbox: SandboxSettings,
+}
+
+wire! {
+    /// The first message of each side: this is what it speaks.
+    pub struct Speaks [2 bytes] {
+        /// Version of its protocol ([`VERSION`](super::VERSION)).
+        pub version: U16,
+    }
+
+    /// An executor is wanted. Its descriptors come with this, in this order: the assignment, standard
+    /// output, standard error, the guardian's end of the lifeline, and those of the library's file.
+    pub struct Start [8 bytes] {
+        /// Lease that it works for.
+        pub lease: U64,
+    }
+
+    /// The process that was wanted: a child of the manager, the guardian of an executor or the
+    /// executor itself. Its pidfd comes with this.
+    pub struct Started [4 bytes] {
+        /// Its process id.
+        pub pid: U32,
+    }
+
+    /// There is no process.
+    pub struct NotStarted [242 bytes] {
+        /// What the system said.
+        pub reason: Text<240>,
+    }
+
+    /// How an executor ended, of which its guardian is the parent.
+    pub struct Ended [8 bytes] {
+        /// Signal that killed it; 0: none did.
+        pub signal: U32,
+        /// Exit status, if no signal did.
+        pub status: U32,
+    }
+}
+
+messages! {
+    /// Zygote to executor manager.
+    pub enum FromZygote {
+        /// Once, first: it takes requests from now on.
+        1 => Ready(Speaks),
+        /// An answer.
+        2 => Started(Started),
+        /// Likewise.
+        3 => NotStarted(NotStarted),
+    }
+}
+
+messages! {
+    /// Executor manager to zygote.
+    pub enum ToZygote {
+        /// Once, first.
+        1 => Prepare(Speaks),
+        /// A request.
+        2 => Start(Start),
+    }
+}
+
+messages! {
+    /// Guardian to executor manager.
+    pub enum FromGuardian {
+        /// Once, last.
+        1 => Ended(Ended),
+    }
+}
+
+messages! {
+    /// Executor manager to guardian.
+    pub enum ToGuardian {
+        /// The executor is to be asked to end.
+        1 => Stop(Empty),
+    }
+}
