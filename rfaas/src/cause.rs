@@ -1,11 +1,23 @@
 //! Why an executor has no results any more, as the lease half knows it, and what calls that fail come to.
 
+use std::time::Instant;
+
 use rfaas_call::caller::{CallError, Failure};
 use rfaas_protocol::Malformed;
-use rfaas_protocol::assignment::{MEMORY_LIMIT, STACK_OVERFLOW};
+use rfaas_protocol::assignment::STACK_OVERFLOW;
 use rfaas_protocol::lease::EndReason;
 
 use crate::error::{Error, Exit};
+
+/// The end of a lease that was not given back: its node is being withdrawn, or its time is over, or its node
+/// was lost. Told by [`Lease::on_ending`](crate::Lease::on_ending) and [`Lease::ending`](crate::Lease::ending).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ending {
+    /// Why.
+    pub reason: EndReason,
+    /// When the lease ends. Calls in flight then fail.
+    pub at: Instant,
+}
 
 /// Why there is no executor any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,7 +34,7 @@ impl From<Cause> for Error {
     fn from(cause: Cause) -> Self {
         match cause {
             Cause::Exited(Exit::Signal(STACK_OVERFLOW)) => Error::StackOverflow,
-            Cause::Exited(Exit::Signal(MEMORY_LIMIT)) => Error::MemoryLimit,
+            Cause::Exited(Exit::MemoryRefused { leased_mb }) => Error::MemoryLimit { leased_mb },
             Cause::Exited(Exit::Signal(signal)) => Error::FunctionCrashed { signal },
             Cause::Exited(Exit::Status(status)) => Error::FunctionExited { status },
             Cause::Exited(Exit::Silent) => Error::ExecutorSilent,

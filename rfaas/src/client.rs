@@ -9,10 +9,10 @@ use rfaas_config::{ExecutorsDatabase, OpenDevice};
 use rfaas_protocol::lease::{ClientName, MAX_CLIENT_NAME_BYTES};
 
 use crate::error::{Error, Result};
-use crate::executor_manager::Candidate;
 use crate::grantor::{Grantor, Source};
 use crate::held_lease::HeldLease;
 use crate::lease::Lease;
+use crate::request::Candidate;
 use crate::request::LeaseRequest;
 use crate::resource_manager::ResourceManager;
 

@@ -9,7 +9,7 @@ use rfaas_config::ExecutorEntry;
 use rfaas_protocol::lease::{ClientName, LeaseTerms, NodeName, Token};
 
 use crate::error::{Error, Result};
-use crate::executor_manager::Candidate;
+use crate::request::Candidate;
 use crate::request::LeaseRequest;
 
 /// Returns those of `entries` that have what `request` asks for, in order.

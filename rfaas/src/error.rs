@@ -9,7 +9,7 @@ use std::time::Duration;
 use rfaas_config::{ConfigError, ProgramError, describe};
 use rfaas_protocol::Malformed;
 use rfaas_protocol::allocation::RefusedBecause;
-use rfaas_protocol::assignment::{MEMORY_LIMIT, STACK_OVERFLOW};
+use rfaas_protocol::assignment::STACK_OVERFLOW;
 use rfaas_protocol::channel::ChannelError;
 use rfaas_protocol::lease::EndReason;
 use rfaas_protocol::library::LibraryError;
@@ -205,10 +205,13 @@ pub enum Error {
     /// or it asked for more than that at once. Lease more memory, or use less; then restart the executor, or deploy
     /// again. It ended as a program does that does not expect this: with a null pointer, an exception, an assertion.
     #[error(
-        "a function ended the executor after memory was refused to it: it takes a lease with more memory \
-         (`LeaseRequest::new`), or a higher limit of the node (`ulimit` of its executor manager)"
+        "a function ended the executor after memory was refused to it: the lease has {leased_mb} MB; lease more \
+         (`LeaseRequest::new`), or raise the limit of the node (`ulimit` of its executor manager)"
     )]
-    MemoryLimit,
+    MemoryLimit {
+        /// Memory of the lease, in MB. The node may let a process have more, or less if its operator has set a limit.
+        leased_mb: u32,
+    },
     /// The executor gave no sign of life, or saw none of its manager's: one of them was stopped, or hung.
     /// It was ended. Restart it, or deploy again.
     #[error("the executor and its manager gave each other no sign of life; it was ended")]
@@ -340,6 +343,11 @@ pub enum Exit {
     Signal(i32),
     /// Exited with this status.
     Status(i32),
+    /// It ended after memory was refused to it.
+    MemoryRefused {
+        /// Memory of the lease, in MB.
+        leased_mb: u32,
+    },
     /// It gave no sign of life, or saw none of its manager's.
     Silent,
     /// It closed its connection, and its manager says nothing else.
@@ -366,6 +374,9 @@ impl fmt::Display for Exit {
                 None => write!(f, "signal {number}"),
             },
             Exit::Status(status) => write!(f, "exit status {status}"),
+            Exit::MemoryRefused { leased_mb } => {
+                write!(f, "memory was refused to it; the lease has {leased_mb} MB")
+            }
             Exit::Silent => f.write_str("it and its manager gave each other no sign of life"),
             Exit::Unknown => f.write_str("it closed its connection"),
         }
@@ -383,7 +394,6 @@ fn signal_name(number: i32) -> Option<&'static str> {
         11 => "SIGSEGV, bad memory access",
         15 => "SIGTERM, terminated",
         STACK_OVERFLOW => "stack overflow",
-        MEMORY_LIMIT => "memory was refused",
         _ => return None,
     })
 }

@@ -11,66 +11,31 @@
 //! From the first executor on both sides give signs of life. A thread that waits here gives them meanwhile; for an
 //! application that does something else, the keepalive thread does.
 
-use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use nix::sys::eventfd::EventFd;
-use rfaas_call::Spin;
 
 use rfaas_config::OpenDevice;
 use rfaas_protocol::allocation::{
     Allocate, ClaimHello, ExecutorExited, FromClient, LeaseEnding, NodeProof, OutputPart,
     OutputStream, ReadOutput, RefusedBecause, Renew, ToClient,
 };
+use rfaas_protocol::assignment::MEMORY_LIMIT;
 use rfaas_protocol::channel::{Channel, ChannelError, Incoming};
 use rfaas_protocol::heartbeat::{Heartbeat, Pulse};
 use rfaas_protocol::lease::{EndReason, LeaseId, Token};
-use rfaas_protocol::library::LibraryHash;
 use rfaas_protocol::node::Bill;
 use rfaas_protocol::reach::reach;
-use rfaas_protocol::{Clock, Empty, Malformed, Nonces, Proof, Role, Secret, parse_prefix};
+use rfaas_protocol::{Clock, Empty, Malformed, Nonces, Proof, Role, parse_prefix};
 
-use crate::cause::Cause;
+use crate::cause::{Cause, Ending};
 use crate::error::{Error, Exit, Result};
 use crate::printed::Printed;
+use crate::request::{Candidate, ExecutorRequest};
 
 const WHAT: &str = "the executor manager";
-
-/// The end of a lease that was not given back: its node is being withdrawn, or its time is over, or its node
-/// was lost. Told by [`Lease::on_ending`](crate::Lease::on_ending) and [`Lease::ending`](crate::Lease::ending).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Ending {
-    /// Why.
-    pub reason: EndReason,
-    /// When the lease ends. Calls in flight then fail.
-    pub at: Instant,
-}
-
-/// An executor manager that a lease may be claimed at.
-#[derive(Clone, Debug)]
-pub(crate) struct Candidate {
-    pub(crate) node: String,
-    /// At least one.
-    pub(crate) addresses: Vec<SocketAddr>,
-    pub(crate) token: Token,
-}
-
-/// What an executor is asked for with; what proves that it may be asked for is the connection's.
-#[derive(Debug)]
-pub(crate) struct ExecutorRequest {
-    /// Where the client listens for the executor.
-    pub(crate) client: SocketAddr,
-    /// What executor and workers show there.
-    pub(crate) session: Secret,
-    pub(crate) spin: Spin,
-    pub(crate) input_bytes: u32,
-    pub(crate) output_bytes: u32,
-    pub(crate) code_bytes: u32,
-    pub(crate) code_hash: LibraryHash,
-    pub(crate) slots: u16,
-}
 
 /// What a poll of a claimed lease comes to.
 pub(crate) enum Polled {
@@ -480,6 +445,9 @@ impl ExecutorManager {
                 self.running = false;
                 self.exit = Some(match (silent.get(), signal.get()) {
                     (1.., _) => Exit::Silent,
+                    (0, MEMORY_LIMIT) => {
+                        Exit::MemoryRefused { leased_mb: self.token.terms.memory.get() }
+                    }
                     (0, 0) => Exit::Status(status.get()),
                     (0, signal) => Exit::Signal(signal),
                 });

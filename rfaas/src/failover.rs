@@ -73,7 +73,7 @@ impl Failover<'_> {
             Error::FunctionCrashed { .. }
             | Error::FunctionExited { .. }
             | Error::StackOverflow
-            | Error::MemoryLimit => Setback::Lost(error),
+            | Error::MemoryLimit { .. } => Setback::Lost(error),
             error => Setback::before_a_call(error),
         })?;
         executor.finish(outcome, output).map_err(|error| match error {

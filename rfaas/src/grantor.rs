@@ -8,8 +8,8 @@ use rfaas_protocol::lease::{ClientName, Token, Unusable};
 
 use crate::database;
 use crate::error::{Error, Result};
-use crate::executor_manager::Candidate;
 use crate::keepalive::Keepalive;
+use crate::request::Candidate;
 use crate::request::LeaseRequest;
 use crate::resource_manager::ResourceManager;
 

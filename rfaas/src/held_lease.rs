@@ -17,13 +17,12 @@ use rfaas_config::OpenDevice;
 use rfaas_protocol::lease::{EndReason, LeaseId, LeaseTerms, Token, Unusable};
 use rfaas_protocol::node::Bill;
 
-use crate::cause::Cause;
+use crate::cause::{Cause, Ending};
 use crate::error::{Error, Result};
-use crate::executor_manager::{Candidate, Ending};
 use crate::grantor::Grantor;
 use crate::lease_core::{LeaseCore, LeaseStage, LeaseUse};
 use crate::printed::Printed;
-use crate::request::LeaseRequest;
+use crate::request::{Candidate, LeaseRequest};
 
 /// Longest wait for an executor manager to take a renewal.
 const RENEW_TIMEOUT: Duration = Duration::from_secs(5);

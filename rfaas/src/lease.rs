@@ -11,11 +11,11 @@ use rfaas_protocol::lease::LeaseId;
 use rfaas_protocol::node::Bill;
 
 use crate::buffer::Origin;
+use crate::cause::Ending;
 use crate::deployed::DeployedExecutor;
 use crate::deployment::{Deployment, DeploymentSpecification};
 use crate::error::Result;
 use crate::executor::Executor;
-use crate::executor_manager::Ending;
 use crate::held_lease::HeldLease;
 use crate::lease_core::OnEnding;
 use crate::printed::Printed;

@@ -19,10 +19,11 @@ use rfaas_protocol::allocation::RefusedBecause;
 use rfaas_protocol::channel::ChannelError;
 use rfaas_protocol::lease::{EndReason, LeaseId, Unusable};
 
-use crate::cause::Cause;
+use crate::cause::{Cause, Ending};
 use crate::deployment::Phases;
 use crate::error::{Error, Result};
-use crate::executor_manager::{Candidate, Ending, ExecutorManager, ExecutorRequest, Polled};
+use crate::executor_manager::{ExecutorManager, Polled};
+use crate::request::{Candidate, ExecutorRequest};
 
 /// Longest wait for a connection to an executor manager.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);

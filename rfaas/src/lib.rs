@@ -144,12 +144,12 @@ mod resource_manager;
 mod session;
 
 pub use buffer::{Input, Output};
+pub use cause::Ending;
 pub use client::Client;
 pub use deployed::Function;
 pub use deployment::{Deployment, Phases};
 pub use error::{Error, Exit, Result};
 pub use executor::Executor;
-pub use executor_manager::Ending;
 pub use in_place::{InPlaceCall, InPlaceResult};
 pub use lease::Lease;
 pub use pending::{Completed, Failed, Pending};

@@ -1,6 +1,12 @@
-//! What an application asks for when it leases cores.
+//! What an application asks for when it leases cores, and where and with what executors are asked for then.
 
+use std::net::SocketAddr;
 use std::time::Duration;
+
+use rfaas_call::Spin;
+use rfaas_protocol::Secret;
+use rfaas_protocol::lease::Token;
+use rfaas_protocol::library::LibraryHash;
 
 use crate::error::{Error, Result};
 
@@ -67,6 +73,30 @@ impl LeaseRequest {
         let cores = u64::from(memory) * u64::from(self.cores) / u64::from(self.memory);
         u32::try_from(cores).unwrap_or(u32::MAX).min(self.cores)
     }
+}
+
+/// An executor manager that a lease may be claimed at.
+#[derive(Clone, Debug)]
+pub(crate) struct Candidate {
+    pub(crate) node: String,
+    /// At least one.
+    pub(crate) addresses: Vec<SocketAddr>,
+    pub(crate) token: Token,
+}
+
+/// What an executor is asked for with; what proves that it may be asked for is the connection's.
+#[derive(Debug)]
+pub(crate) struct ExecutorRequest {
+    /// Where the client listens for the executor.
+    pub(crate) client: SocketAddr,
+    /// What executor and workers show there.
+    pub(crate) session: Secret,
+    pub(crate) spin: Spin,
+    pub(crate) input_bytes: u32,
+    pub(crate) output_bytes: u32,
+    pub(crate) code_bytes: u32,
+    pub(crate) code_hash: LibraryHash,
+    pub(crate) slots: u16,
 }
 
 #[cfg(test)]

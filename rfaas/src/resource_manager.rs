@@ -28,7 +28,7 @@ use rfaas_protocol::reach::reach;
 use rfaas_protocol::{Empty, Malformed, Role};
 
 use crate::error::{Error, Result};
-use crate::executor_manager::Candidate;
+use crate::request::Candidate;
 use crate::request::LeaseRequest;
 
 const WHAT: &str = "the resource manager";

@@ -22,9 +22,9 @@ use rfaas_protocol::lease::LeaseId;
 use crate::assembly::Assembly;
 use crate::deployment::{DeploymentSpecification, Phases};
 use crate::error::{Error, Exit, Result};
-use crate::executor_manager::ExecutorRequest;
 use crate::held_lease::HeldLease;
 use crate::lease_core::{Claim, LeaseEnd, LeaseUse};
+use crate::request::ExecutorRequest;
 
 /// A wait for connections is cut short so often, to hear what the manager and the executor say.
 const TICK: Duration = Duration::from_millis(1);

@@ -105,7 +105,7 @@ fn kind(error: &Error) -> String {
         Error::OutputTooLarge { needed, .. } => format!("OutputTooLarge {{ needed: {needed} }}"),
         Error::Protocol(_) => format!("Protocol: {}", rfaas::describe(error)),
         Error::StackOverflow => "StackOverflow".into(),
-        Error::MemoryLimit => "MemoryLimit".into(),
+        Error::MemoryLimit { .. } => "MemoryLimit".into(),
         Error::StartFailed(how) => format!("StartFailed({how:?})"),
         Error::StartTimeout { .. } => "StartTimeout".into(),
         Error::WorkerLost { reason } => format!("WorkerLost: {reason}"),
