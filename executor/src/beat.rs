@@ -48,18 +48,19 @@ pub enum BeatError {
     Silent,
 }
 
-/// Starts the thread, which dials the manager and calls `ended` when it is silent. The end of its
-/// connection completes into `ends`.
+/// Starts the thread, which dials the manager, calls `connected`, and `ended` when it is silent. The end
+/// of its connection completes into `ends`.
 pub fn start(
     plan: &Arc<Plan>,
     device: &Device,
     ends: &CompletionQueue,
+    connected: impl FnOnce() + Send + 'static,
     ended: impl FnOnce(BeatError) + Send + 'static,
 ) -> Result<(), BeatError> {
     let mut connection = BeatConnection::new(device, ends)?;
     let plan = plan.clone();
     thread::Builder::new().name("beat".into()).spawn(move || {
-        if let Err(error) = beat(&mut connection, &plan) {
+        if let Err(error) = beat(&mut connection, &plan, connected) {
             ended(error);
         }
     })?;
@@ -67,8 +68,13 @@ pub fn start(
 }
 
 /// Gives signs of life until the connection ends, which the main thread learns by itself, or the manager is silent.
-fn beat(connection: &mut BeatConnection, plan: &Plan) -> Result<(), BeatError> {
+fn beat(
+    connection: &mut BeatConnection,
+    plan: &Plan,
+    connected: impl FnOnce(),
+) -> Result<(), BeatError> {
     let counters = dial_manager(&mut connection.queue_pair, plan, plan.first_dial_timeout)?;
+    connected();
     let mut beats = Beats::new(plan.heartbeat);
     while connection.send(counters) {
         thread::sleep(plan.heartbeat.period);

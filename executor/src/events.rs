@@ -17,6 +17,8 @@ use crate::worker::WorkerStartError;
 pub enum ThreadEvent {
     /// The loader is done.
     Loaded(Result<Library, LoadError>),
+    /// A thread that connects has connected.
+    Connected,
     /// There are no signs of life between executor and manager any more.
     BeatEnded(BeatError),
     /// A worker's thread is done; its account is closed.

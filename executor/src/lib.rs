@@ -50,6 +50,7 @@ use crate::worker::WorkerStartError;
 mod account;
 mod beat;
 mod clock;
+mod confinement;
 mod cpus;
 mod dial;
 mod events;
@@ -69,6 +70,7 @@ mod watch;
 mod worker;
 pub mod zygote;
 
+pub use confinement::{Confinement, ConfinementError};
 pub use library::{GivenFile, Inherited, leave, leave_at_once};
 
 /// Longest wait for the manager to take the last lines of the log. It reads them while it runs.
@@ -145,8 +147,12 @@ impl From<Error> for Stop {
 }
 
 /// Works for the lease of `assignment` until it ends. `given`: the library's file, as far as this process was
-/// started with it.
-pub fn run(assignment: Assignment, given: GivenFile) -> Result<Ended, Error> {
+/// started with it. `confinement`: what this process is confined by.
+pub fn run(
+    assignment: Assignment,
+    given: GivenFile,
+    confinement: Option<Confinement>,
+) -> Result<Ended, Error> {
     clock::start();
     let plan = Arc::new(Plan::try_from(assignment)?);
     forget_input().map_err(|errno| Error::failed("/dev/null", &errno))?;
@@ -160,12 +166,17 @@ pub fn run(assignment: Assignment, given: GivenFile) -> Result<Ended, Error> {
     let manager_ends = pool::manager_ends(&device, &plan).map_err(|error| os(&error))?;
     let beat_ended = notifier.clone();
     let beat_ended = move |error| beat_ended.tell(ThreadEvent::BeatEnded(error));
-    beat::start(&plan, &device, &manager_ends, beat_ended).map_err(|error| os(&error))?;
+    let beat_connected = notifier.clone();
+    let beat_connected = move || beat_connected.tell(ThreadEvent::Connected);
+    beat::start(&plan, &device, &manager_ends, beat_connected, beat_ended)
+        .map_err(|error| os(&error))?;
     let (client, code) = dial_client(&plan, &device, given)?;
     let pool = WorkerPool::start(&plan, &device, &manager_ends, &notifier);
     let pool = pool.map_err(|error: PoolError| Error::failed("cannot start workers", &error))?;
     let watch = Watch::new(signals, events, client, manager_ends);
-    Executor { plan, pool, watch, notifier, loading: false }.run(code)
+    let connecting = plan.workers.len() + 1; // and the signs of life
+    let loading = false;
+    Executor { plan, pool, watch, notifier, confinement, connecting, loading }.run(code)
 }
 
 /// Returns whether `news` is a reason to end.
@@ -176,7 +187,7 @@ fn is_the_end(news: &News) -> bool {
             true
         }
         News::Event(ThreadEvent::Loaded(_) | ThreadEvent::WorkerEnded { end: Ok(_), .. }) => false,
-        News::Event(ThreadEvent::WorkersJoined) => false,
+        News::Event(ThreadEvent::Connected | ThreadEvent::WorkersJoined) => false,
         News::Written(_) | News::Nothing => false,
     }
 }
@@ -252,6 +263,10 @@ struct Executor {
     pool: WorkerPool,
     watch: Watch,
     notifier: Notifier,
+    /// `None`: this process is not confined.
+    confinement: Option<Confinement>,
+    /// Threads that have not connected yet.
+    connecting: usize,
     /// A constructor of the library may be running. It holds the dynamic loader's lock, which the end
     /// of a process in the orderly way would wait for.
     loading: bool,
@@ -293,6 +308,7 @@ impl Executor {
         if let Code::FromClient { .. } = code {
             self.wait_for_code()?;
         }
+        self.close()?;
         let library = Arc::new(self.load(code)?);
         self.pool.begin(&library);
         self.list_functions(&library)?;
@@ -336,18 +352,35 @@ impl Executor {
         std::process::abort()
     }
 
+    /// Takes sockets away, once all threads have connected.
+    fn close(&mut self) -> Result<(), Stop> {
+        let Some(confinement) = self.confinement.take() else { return Ok(()) };
+        while self.connecting > 0 {
+            match self.next(TICK)? {
+                News::Nothing => {}
+                _ => return Err(Stop::Over("the client broke the protocol")),
+            }
+        }
+        Ok(confinement.close().map_err(|error| Error::Failed(error.to_string()))?)
+    }
+
     /// Waits until the client has written its code.
     fn wait_for_code(&mut self) -> Result<(), Stop> {
-        match self.next(CODE_TIMEOUT)? {
-            News::Written(bytes) if bytes == self.plan.code_bytes => Ok(()),
-            News::Written(bytes) => {
-                let expected = self.plan.code_bytes;
-                let what = format!("the client sent {bytes} bytes of code instead of {expected}");
-                Err(Error::Failed(what).into())
-            }
-            _ => {
-                let what = format!("the client sent no code within {CODE_TIMEOUT:?}");
-                Err(Error::Failed(what).into())
+        let deadline = Instant::now() + CODE_TIMEOUT;
+        loop {
+            match self.next(deadline.saturating_duration_since(Instant::now()))? {
+                News::Written(bytes) if bytes == self.plan.code_bytes => return Ok(()),
+                News::Written(bytes) => {
+                    let expected = self.plan.code_bytes;
+                    let what =
+                        format!("the client sent {bytes} bytes of code instead of {expected}");
+                    return Err(Error::Failed(what).into());
+                }
+                News::Nothing if Instant::now() < deadline => {}
+                _ => {
+                    let what = format!("the client sent no code within {CODE_TIMEOUT:?}");
+                    return Err(Error::Failed(what).into());
+                }
             }
         }
     }
@@ -426,13 +459,14 @@ impl Executor {
         let deadline = Instant::now() + LAST_WORDS;
         // Ends when the time is up, or the client or the lease is gone.
         while let Ok(news) = self.next(deadline.saturating_duration_since(Instant::now())) {
-            if matches!(news, News::Nothing) {
+            if matches!(news, News::Nothing) && Instant::now() >= deadline {
                 return;
             }
         }
     }
 
-    /// Returns what happens next that is not the end of everything, within `timeout`.
+    /// Returns what happens next that is not the end of everything, within `timeout`; nothing also when another thread
+    /// has connected.
     fn next(&mut self, timeout: Duration) -> Result<News, Stop> {
         let deadline = Instant::now() + timeout;
         loop {
@@ -454,6 +488,10 @@ impl Executor {
                 }
                 News::Event(ThreadEvent::BeatEnded(error)) => {
                     return Err(Error::failed("cannot give signs of life", &error).into());
+                }
+                News::Event(ThreadEvent::Connected) => {
+                    self.connecting = self.connecting.saturating_sub(1);
+                    return Ok(News::Nothing);
                 }
                 News::Event(ThreadEvent::WorkerEnded { worker, end }) => {
                     pool::log_end(worker, &end);

@@ -4,11 +4,13 @@ use std::io::{self, IsTerminal};
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
-use clap::Parser;
-use executor::{Inherited, zygote};
+use clap::{Parser, Subcommand};
+use executor::{Confinement, ConfinementError, GivenFile, Inherited, zygote};
 use rfaas_program::local_channel::from_file;
 use rfaas_program::{Failure, log};
 use rfaas_protocol::assignment::Assignment;
+use rfaas_protocol::isolation::IsolationReport;
+use rfaas_sandbox::Launch;
 
 /// Runs the functions of one lease. Not to be started by hand: executor_manager starts it from PATH for
 /// each lease, with an assignment (one JSON object) on standard input, and ends it with the lease.
@@ -18,25 +20,76 @@ struct Cli {
     /// Log also what is of interest to developers; RUST_LOG overrides.
     #[arg(short, long)]
     verbose: bool,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+/// What an executor manager asks besides.
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Prints which layers of isolation this machine has, and why not the others, as a JSON object.
+    #[command(hide = true)]
+    Probe {
+        /// The layers that are wanted, as a JSON object.
+        settings: String,
+    },
+}
+
+/// What was done before there was a second thread.
+enum Prepared {
+    /// The answer to [`Command::Probe`].
+    Report(IsolationReport),
+    /// An executor.
+    Executor(Box<Assignment>, GivenFile, Option<Confinement>),
 }
 
 fn main() -> ExitCode {
-    // Looked at before there is a log, whose thread a process that is cloned must not have.
+    // Both before there is a log, whose thread neither a process that is cloned nor one that is confined may have.
     if std::env::args_os().nth(1).is_some_and(|argument| argument == zygote::ARGUMENT) {
-        return zygote::serve(|handed| rfaas_program::run_forked("info", || run(handed)));
+        return zygote::serve(|handed, sandbox| {
+            let prepared = executor(handed, |assignment| Confinement::inherit(sandbox, assignment));
+            rfaas_program::run_forked("info", || run(prepared))
+        });
     }
     let inherited = Inherited::at_start(); // before anything is opened
-    let level = |cli: &Cli| if cli.verbose { "debug" } else { "info" };
-    rfaas_program::run(level, |_| run(inherited))
+    let prepared = Cli::try_parse().ok().map(|cli| prepare(cli.command, inherited));
+    rfaas_program::run(
+        |cli: &Cli| if cli.verbose { "debug" } else { "info" },
+        |_| run(prepared.expect("its command line was read before")),
+    )
 }
 
-fn run(inherited: Inherited) -> Result<(), Failure> {
-    abort_on_panic();
+fn prepare(command: Option<Command>, inherited: Inherited) -> Result<Prepared, Failure> {
+    if let Some(Command::Probe { settings }) = command {
+        let settings = serde_json::from_str(&settings).map_err(Failure::input)?;
+        return Ok(Prepared::Report(rfaas_sandbox::probe(&settings, Launch::Exec)));
+    }
+    executor(inherited, Confinement::enter)
+}
+
+/// Reads the assignment and confines this process by it.
+fn executor(
+    inherited: Inherited,
+    confine: impl FnOnce(&Assignment) -> Result<Option<Confinement>, ConfinementError>,
+) -> Result<Prepared, Failure> {
     let assignment = read_assignment().map_err(|error| Failure::input(format!("{error:#}")))?;
     let given = inherited
         .take(assignment.library)
         .map_err(|error| Failure::input(format!("the library's file: {error}")))?;
-    match executor::run(assignment, given) {
+    let confinement = confine(&assignment).map_err(Failure::later)?;
+    Ok(Prepared::Executor(Box::new(assignment), given, confinement))
+}
+
+fn run(prepared: Result<Prepared, Failure>) -> Result<(), Failure> {
+    abort_on_panic();
+    let (assignment, given, confinement) = match prepared? {
+        Prepared::Report(report) => {
+            let text = serde_json::to_string(&report).map_err(Failure::later)?;
+            return rfaas_program::print(text);
+        }
+        Prepared::Executor(assignment, given, confinement) => (assignment, given, confinement),
+    };
+    match executor::run(*assignment, given, confinement) {
         Ok(ended) => {
             log::finish(executor::LAST_LINES);
             if ended.orderly {

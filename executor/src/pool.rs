@@ -71,6 +71,7 @@ struct WorkerStart {
     requests: CompletionQueue,
     library: Receiver<Arc<Library>>,
     task: Arc<OnceLock<PathBuf>>,
+    notifier: Notifier,
     stop: Arc<AtomicBool>,
 }
 
@@ -113,6 +114,7 @@ impl WorkerPool {
                 requests,
                 library: receiver,
                 task: task.clone(),
+                notifier: notifier.clone(),
                 stop: stop.clone(),
             };
             let notifier = notifier.clone();
@@ -282,6 +284,7 @@ fn work(start: WorkerStart) -> Result<ServiceEnd, WorkerStartError> {
     let mut connection = worker::prepare(&start.device, plan, start.max_guards, &start.requests)?;
     locked(account).connect(plan)?;
     worker::connect(&mut connection, plan, start.index)?;
+    start.notifier.tell(ThreadEvent::Connected);
     let Ok(library) = start.library.recv() else { return Ok(ServiceEnd::Stopped) };
     let share = WorkerShare { account, published: &start.published, stop: &start.stop };
     let mut worker = Worker::new(&library, plan.spin, cpus, share);

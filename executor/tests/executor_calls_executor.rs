@@ -187,7 +187,7 @@ fn process_x() {
     fs::write(files.join("address"), format!("{address:x}")).unwrap();
     // From here on it is an executor.
     let assignment = serde_json::from_reader(io::stdin()).unwrap();
-    let ended = executor::run(assignment, executor::GivenFile::Absent).expect("an executor");
+    let ended = executor::run(assignment, executor::GivenFile::Absent, None).expect("an executor");
     executor::leave_at_once(ended.status)
 }
 

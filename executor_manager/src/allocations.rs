@@ -222,7 +222,8 @@ impl Allocations {
         held.process = ExecutorProcess::Starting;
         let workers =
             u16::try_from(held.terms.cores.get()).expect("checked by `Deployment::check`");
-        Action::Start { lease, client, deployment, workers, pins: held.taken.pins.clone() }
+        let (memory, pins) = (held.terms.memory.get(), held.taken.pins.clone());
+        Action::Start { lease, client, deployment, workers, memory, pins }
     }
 
     fn started(&mut self, now: Instant, lease: LeaseId, out: &mut Vec<Action>) {

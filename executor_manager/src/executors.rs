@@ -3,16 +3,19 @@
 //! * ALIVE - while there are any, each is given a sign of life in every period and looked at for its own.
 //!   One that gave none for too long, stopped or hanging, is killed with everything that it started.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
 use std::time::Instant;
 
 use rdmalib::{ConnectRequest, Device};
 use rfaas_protocol::Secret;
-use rfaas_protocol::assignment::{AssignedDevice, Assignment, HexSecret, MANAGER_LOST};
+use rfaas_protocol::assignment::{
+    AssignedDevice, AssignedSandbox, Assignment, HexSecret, MANAGER_LOST,
+};
 use rfaas_protocol::channel::refuse;
 use rfaas_protocol::heartbeat::{Beats, Heartbeat};
+use rfaas_protocol::isolation::SandboxSettings;
 use rfaas_protocol::lease::LeaseId;
 
 use crate::accounting::{AcceptError, ExecutorAccount};
@@ -30,6 +33,8 @@ const STRANGERS: usize = 64;
 struct Running {
     process: ExecutorChild, // first: it is killed before its counters go
     account: ExecutorAccount,
+    /// Its number among those that run, if it is confined.
+    user: Option<u32>,
     /// Of the process; that it was started is the first.
     beats: Beats,
     /// It was killed for its silence.
@@ -46,6 +51,8 @@ pub struct Executors {
     manager: SocketAddr,
     running: BTreeMap<LeaseId, Running>,
     launcher: Launcher,
+    /// What confines those that are started by themselves; `None`: nobody is confined.
+    settings: Option<SandboxSettings>,
     heartbeat: Heartbeat,
     /// Soft limit of descriptors that this manager was started with, for executors.
     open_files: u64,
@@ -65,11 +72,11 @@ pub struct Gone {
 }
 
 impl Executors {
-    /// No executors yet. They will use `device`, and reach this manager at `manager`.
+    /// No executors yet. They will use `device`, reach this manager at `manager`, and be confined by `settings`.
     pub fn new(
         device: Device,
         manager: SocketAddr,
-        launcher: Launcher,
+        (launcher, settings): (Launcher, Option<SandboxSettings>),
         heartbeat: Heartbeat,
         open_files: u64,
     ) -> Self {
@@ -77,6 +84,7 @@ impl Executors {
             device,
             manager,
             launcher,
+            settings,
             heartbeat,
             open_files,
             running: BTreeMap::new(),
@@ -96,9 +104,10 @@ impl Executors {
         lease: LeaseId,
         deployment: &Deployment,
         library: Library,
-        workers: u16,
+        (workers, memory): (u16, u32),
         pins: Option<Vec<usize>>,
     ) -> Result<i32, String> {
+        let sandbox = self.sandbox(memory)?;
         let account = ExecutorAccount::new(&self.device, workers)
             .map_err(|error| format!("no counters for the executor: {}", describe(&error)))?;
         let spec = self.device.spec();
@@ -126,7 +135,9 @@ impl Executors {
             open_files: self.open_files,
             heartbeat_ms: self.heartbeat.period_ms(),
             silence_ms: self.heartbeat.silence_ms(),
+            sandbox,
         };
+        let user = assignment.sandbox.as_ref().map(|sandbox| sandbox.user);
         let process =
             self.launcher.start(&assignment, library).map_err(|error| error.to_string())?;
         let pid = process.pid();
@@ -134,9 +145,22 @@ impl Executors {
             self.beat_at = Instant::now() + self.heartbeat.period;
         }
         let beats = Beats::new(self.heartbeat);
-        let running = Running { process, account, beats, silent: false, may_miss_us_until: None };
+        let running =
+            Running { process, account, user, beats, silent: false, may_miss_us_until: None };
         self.running.insert(lease, running);
         Ok(pid)
+    }
+
+    /// Returns the sandbox of one more executor, of a lease of so much memory: with a user whom no other has.
+    fn sandbox(&self, memory: u32) -> Result<Option<AssignedSandbox>, String> {
+        let Some(settings) = &self.settings else { return Ok(None) };
+        let used: BTreeSet<u32> =
+            self.running.values().filter_map(|running| running.user).collect();
+        let user =
+            (0..settings.users.count).find(|user| !used.contains(user)).ok_or_else(|| {
+                format!("all {} users of executor.users have an executor", settings.users.count)
+            })?;
+        Ok(Some(AssignedSandbox { settings: settings.clone(), memory, user }))
     }
 
     /// Stops the executor of `lease`: asks it first, kills it later.

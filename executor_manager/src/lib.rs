@@ -16,13 +16,11 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sys::prctl::set_dumpable;
-use rdmalib::Provider;
 use rfaas_config::{Devices, ExecutorManagerConfig, Launch, SECRET_VARIABLE};
 use rfaas_program::describe;
 use rfaas_program::inherited::raise_descriptor_limit;
 use rfaas_program::poll_loop::{Acceptor, Bell, Idle};
 use rfaas_protocol::Capacity;
-use rfaas_protocol::isolation::{Layer, NetworkPolicy, SandboxSettings, UserRange};
 use rfaas_protocol::launch::ZygoteSettings;
 use rfaas_protocol::lease::NodeName;
 
@@ -37,6 +35,7 @@ mod ended;
 mod environment;
 mod executors;
 mod identity;
+mod isolation;
 mod launch;
 mod lease_log;
 mod manager;
@@ -128,8 +127,10 @@ pub fn run(options: &Options) -> Result<(), Error> {
     let opened = options.devices.open(&node.rdma_device);
     let opened = opened.map_err(|error| Error::Start(describe(&error)))?;
     let device = opened.device.clone();
+    let wanted = isolation::wanted(settings, device.provider())?;
     if settings.launch == Launch::Zygote {
-        launcher.use_zygote(zygote_settings(device.provider()));
+        let (provider, sandbox) = (device.provider().to_string(), wanted.clone());
+        launcher.use_zygote(ZygoteSettings { provider, sandbox });
     }
     let listener = device.listen(node.rdma_device_port);
     let listener = listener.map_err(|error| Error::Start(describe(&error)))?;
@@ -140,6 +141,8 @@ pub fn run(options: &Options) -> Result<(), Error> {
     let heartbeat = node.heartbeat();
     let mut allocations = Allocations::new(cpus, heartbeat);
     hide_environment();
+    launcher.wait_until_ready();
+    let isolation = isolation::settle(&mut launcher, settings, wanted)?;
     let (authority, upstream) = if options.skip_resource_manager {
         let capacity = capacity::own(node)?;
         let Capacity { cores, memory } = capacity;
@@ -150,20 +153,26 @@ pub fn run(options: &Options) -> Result<(), Error> {
         let secret = node.secret().map_err(|error| Error::Start(error.to_string()))?;
         let identity = Arc::new(Identity::new(name, address, &secret));
         let authority = Authority::ResourceManager(Arc::clone(&identity));
-        let bell = bell.clone();
-        let mut upstream = Upstream::new(opened, node.clone(), identity, bell, Instant::now());
+        let (layers, bell) = (isolation.active, bell.clone());
+        let mut upstream =
+            Upstream::new(opened, node.clone(), identity, layers, bell, Instant::now());
         if options.wait {
             upstream.wait();
         }
         (authority, Some(upstream))
     };
     launcher.outputs().ring_with_answers(bell.clone());
-    launcher.wait_until_ready();
     let manager = Manager {
         clients: Clients::new(device.clone(), heartbeat),
         lease_log: LeaseLog::new(Instant::now()),
         cache: Cache::new(u64::from(settings.cache_mb) << 20, settings.cache_sharing, bell.clone()),
-        executors: Executors::new(device, address, launcher, heartbeat, open_files),
+        executors: Executors::new(
+            device,
+            address,
+            (launcher, isolation.alone),
+            heartbeat,
+            open_files,
+        ),
         upstream,
         acceptor: Acceptor::new(listener, ACCEPT_BATCH),
         allocations,
@@ -177,18 +186,6 @@ pub fn run(options: &Options) -> Result<(), Error> {
         interrupts: 0,
     };
     manager.run()
-}
-
-/// What a zygote prepares for on a node whose device is of `provider`.
-fn zygote_settings(provider: Provider) -> ZygoteSettings {
-    let sandbox = SandboxSettings {
-        layers: [Layer::UserNamespace, Layer::PidNamespace].into_iter().collect(),
-        view: Vec::new(),
-        users: UserRange { first: 0, count: 0 },
-        network: NetworkPolicy::Host,
-        rdma: provider == Provider::Verbs,
-    };
-    ZygoteSettings { provider: provider.to_string(), sandbox }
 }
 
 /// With the secret in the environment, closes environment and memory of this process to others of the same

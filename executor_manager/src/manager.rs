@@ -189,13 +189,13 @@ impl Manager {
                     events.push_back(Event::ClientGone(client));
                 }
             }
-            Action::Start { lease, client, deployment, workers, pins } => {
+            Action::Start { lease, client, deployment, workers, memory, pins } => {
                 let origin = self.clients.origin(client);
                 self.lease_log.belongs(lease, origin);
                 self.executors.outputs().keep(client, lease.get());
                 let logged = self.lease_log.admit(now, lease);
                 let library = self.cache.open(&deployment, origin, self.upstream.is_some());
-                match self.executors.start(lease, &deployment, library, workers, pins) {
+                match self.executors.start(lease, &deployment, library, (workers, memory), pins) {
                     Ok(pid) => {
                         if logged {
                             tracing::info!(name: MEASURED, %lease, client = client.0, pid, workers, "executor started");

@@ -24,6 +24,7 @@ use rfaas_program::describe;
 use rfaas_program::poll_loop::Bell;
 use rfaas_protocol::channel::{Channel, ChannelError, Incoming};
 use rfaas_protocol::heartbeat::{Heartbeat, Pulse};
+use rfaas_protocol::isolation::Layers;
 use rfaas_protocol::lease::{EndReason, LeaseId, LeaseTerms};
 use rfaas_protocol::node::{
     Draining, FromNode, LeaseClaimed, LeaseEnded, LeaseUsed, Register, RegisterRefused, Registered,
@@ -84,6 +85,8 @@ pub struct Upstream {
     device: OpenDevice,
     target: ExecutorManagerNode,
     identity: Arc<Identity>,
+    /// What executors are isolated by.
+    isolation: Layers,
     bell: Bell,
     state: UpstreamState,
     /// The signs of life that the resource manager asked for last.
@@ -112,6 +115,7 @@ impl Upstream {
         device: OpenDevice,
         target: ExecutorManagerNode,
         identity: Arc<Identity>,
+        isolation: Layers,
         bell: Bell,
         now: Instant,
     ) -> Self {
@@ -120,6 +124,7 @@ impl Upstream {
             device,
             target,
             identity,
+            isolation,
             bell,
             state: UpstreamState::Waiting { until: now },
             heartbeat,
@@ -280,7 +285,11 @@ impl Upstream {
     fn register(&mut self, mut channel: Channel, nonces: &Nonces, now: Instant) {
         self.reached = true;
         let Identity { name, instance, address, secret, .. } = &*self.identity;
-        let register = Register::new(*name, instance.get(), *address, nonces, secret);
+        let register = Register::new(*name, instance.get(), *address, nonces, secret).isolated_by(
+            self.isolation,
+            nonces,
+            secret,
+        );
         match channel.send(&FromNode::Register(register)) {
             Ok(()) => self.state = UpstreamState::Registering { channel, since: now },
             Err(error) => self.lost(&describe(&error), now),

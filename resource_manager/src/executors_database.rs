@@ -111,7 +111,7 @@ mod tests {
     fn node(name: &str, state: NodeState) -> NodeView {
         let capacity = Capacity { cores: 4, memory: 512 };
         let spec = NodeSpec::new(name, "node.example", 10_005, capacity).unwrap();
-        NodeView { spec, free: capacity, state, clock_ahead_s: None }
+        NodeView { spec, free: capacity, state, clock_ahead_s: None, isolation: None }
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::fmt::Write;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use rfaas_protocol::isolation::Layer;
 use rfaas_protocol::lease::EndReason;
 
 use crate::pool::{LeaseState, NodeState, NodeSums, Pool, Totals};
@@ -97,6 +98,10 @@ impl Metrics {
         text.one("rfaas_memory_megabytes", "gauge", help, self.sums.memory);
         let help = "Memory of nodes that are ready that no lease holds, in MB.";
         text.one("rfaas_memory_free_megabytes", "gauge", help, self.sums.free_memory);
+        let help = "Nodes that are ready, by layer that isolates their executors.";
+        let layers: Vec<_> = Layer::ALL.iter().map(|layer| layer.name()).collect();
+        let isolated = &self.sums.isolated;
+        text.labelled("rfaas_nodes_isolated", "gauge", help, "layer", &layers, isolated);
         let counts = &self.counts;
         let help = "Times that the state was committed.";
         text.one("rfaas_state_commits_total", "counter", help, counts.commits);

@@ -298,7 +298,7 @@ impl NodeLinks {
         }
         let (address, clock_ahead_ms) =
             (register.address.into(), register.clock.ahead_of(now.wall));
-        let run = Run { instance, address, clock_ahead_ms };
+        let run = Run { instance, address, clock_ahead_ms, isolation: register.isolation() };
         Ok(match pool.node_connected(now, name, run, id, out) {
             Ok(capacity) => Ok((name.into(), capacity)),
             Err(why) => Err(refuse(name, why)),

@@ -21,6 +21,7 @@ use resource_manager::pool::{
     Action, Ask, Capacity, EndReport, Grant, LinkId, NodeSpec, Now, Pool, Run,
 };
 use rfaas_program::{self as program, Failure};
+use rfaas_protocol::isolation::Layers;
 use rfaas_protocol::lease::EndReason;
 use rfaas_protocol::node::Bill;
 use serde::Serialize;
@@ -173,7 +174,12 @@ impl Cluster {
             cluster.pool.add_node(now, spec, &mut cluster.actions).map_err(Failure::later)?;
             let link = LinkId(number.into());
             let address = ([10, 0, 0, 1], 10_005).into();
-            let run = Run { instance: std::num::NonZeroU64::MIN, address, clock_ahead_ms: 0 };
+            let run = Run {
+                instance: std::num::NonZeroU64::MIN,
+                address,
+                clock_ahead_ms: 0,
+                isolation: Layers::NONE,
+            };
             cluster
                 .pool
                 .node_connected(now, &name, run, link, &mut cluster.actions)

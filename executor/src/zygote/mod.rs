@@ -56,11 +56,11 @@ const NAME: &std::ffi::CStr = c"zygote";
 
 /// Serves the manager, and returns when that has ended; in each child that becomes an executor,
 /// returns what `executor` returns. To be called before there is another thread.
-pub fn serve(executor: impl FnOnce(Inherited) -> ExitCode) -> ExitCode {
+pub fn serve(executor: impl FnOnce(Inherited, Sandbox) -> ExitCode) -> ExitCode {
     let served = Zygote::prepare().and_then(Zygote::serve);
     let became = served.and_then(|child| child.map(Child::become_executor).transpose());
     match became {
-        Ok(Some(inherited)) => executor(inherited),
+        Ok(Some((inherited, sandbox))) => executor(inherited, sandbox),
         Ok(None) => ExitCode::SUCCESS,
         Err(error) => {
             // Of a process that has no log. That it cannot be told cannot be told either.
@@ -192,8 +192,8 @@ impl Child {
     /// Becomes an executor: a process with its own session and namespaces, the assignment as
     /// standard input, and no other descriptor but those that are returned. A guardian stays behind,
     /// if there is one.
-    fn become_executor(self) -> Result<Inherited, ZygoteError> {
-        let Child { zygote: Zygote { manager, sandbox: _, guarded }, given, mut answered } = self;
+    fn become_executor(self) -> Result<(Inherited, Sandbox), ZygoteError> {
+        let Child { zygote: Zygote { manager, sandbox, guarded }, given, mut answered } = self;
         set_pdeathsig(Signal::SIGKILL).map_err(os("prctl"))?;
         // Looked at behind that: a manager that ended before the call ends nobody.
         if manager.is_gone() {
@@ -216,7 +216,7 @@ impl Child {
         dup2_stdout(&streams.output).map_err(os("dup2"))?;
         dup2_stderr(&streams.error).map_err(os("dup2"))?;
         set_name(c"executor").map_err(os("prctl"))?;
-        Ok(Inherited::passed(library))
+        Ok((Inherited::passed(library), sandbox))
     }
 }
 

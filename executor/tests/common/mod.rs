@@ -136,6 +136,7 @@ pub fn assignment(
         open_files: setup.open_files,
         heartbeat_ms: setup.heartbeat_ms,
         silence_ms: setup.silence_ms,
+        sandbox: None,
     }
 }
 

@@ -174,6 +174,8 @@ pub enum Action {
         deployment: Deployment,
         /// Worker threads.
         workers: u16,
+        /// Memory of the lease, in MB.
+        memory: u32,
         /// CPU of each, if they are pinned.
         pins: Option<Vec<usize>>,
     },

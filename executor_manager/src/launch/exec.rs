@@ -73,7 +73,7 @@ impl Exec {
 
     /// Starts the program, which leads a session of its own, with these standard streams, and `more`
     /// numbered from 3 on.
-    fn spawn(
+    pub(super) fn spawn(
         &self,
         arguments: &[&CStr],
         standard: [RawFd; 3],

@@ -22,6 +22,7 @@ use std::time::Instant;
 
 use rfaas_program::local_channel::to_file;
 use rfaas_protocol::assignment::Assignment;
+use rfaas_protocol::isolation::{IsolationReport, SandboxSettings};
 use rfaas_protocol::launch::ZygoteSettings;
 
 use crate::cache::Library;
@@ -30,6 +31,7 @@ use crate::output::{Outputs, StandardStreams};
 
 mod child;
 mod exec;
+mod probe;
 mod remains;
 mod zygote;
 
@@ -57,6 +59,15 @@ pub enum StartError {
         /// What the system said.
         reason: io::Error,
     },
+    /// It does not say what it can be isolated by.
+    #[error(
+        "`{PROGRAM}` does not say which layers of isolation there are: {0}; it has to be of the \
+         same release"
+    )]
+    Probe(io::Error),
+    /// It cannot be cloned, and would lack a layer that is required if it were started by itself.
+    #[error("no zygote: `{PROGRAM}` by itself would lack a layer that executor.isolation requires")]
+    NoZygote,
     /// The assignment could not be passed on.
     #[error("cannot pass its assignment to `{PROGRAM}`: {0}")]
     Assignment(io::Error),
@@ -71,6 +82,8 @@ pub struct Launcher {
     exec: Exec,
     /// None: each is started by itself.
     zygote: Option<Zygote>,
+    /// None is started by itself.
+    only_cloned: bool,
     outputs: Outputs,
 }
 
@@ -99,7 +112,7 @@ impl Launcher {
         environment: Vec<(OsString, OsString)>,
     ) -> Self {
         let exec = Exec::new(search, beside, environment);
-        Launcher { exec, zygote: None, outputs: Outputs::default() }
+        Launcher { exec, zygote: None, only_cloned: false, outputs: Outputs::default() }
     }
 
     /// What executors write.
@@ -145,6 +158,21 @@ impl Launcher {
         }
     }
 
+    /// Returns which layers of isolation of `settings` its executors can have.
+    pub fn probe(&self, settings: &SandboxSettings) -> Result<IsolationReport, StartError> {
+        probe::probe(&self.exec, settings)
+    }
+
+    /// Returns what the zygote has found of these layers, if there is one.
+    pub fn report(&self) -> Option<&IsolationReport> {
+        self.zygote.as_ref()?.report()
+    }
+
+    /// Has no executor started by itself from now on, since that would lack a layer that is required.
+    pub fn require_zygote(&mut self) {
+        self.only_cloned = true;
+    }
+
     /// Starts an executor for `assignment`, which says what it has of `library`.
     pub fn start(
         &mut self,
@@ -158,6 +186,9 @@ impl Launcher {
         let zygote = self.zygote.as_mut();
         if let Some(cloned) = zygote.and_then(|it| it.start(assignment.lease, &descriptors)) {
             return Ok(ExecutorChild::cloned(cloned, output));
+        }
+        if self.only_cloned {
+            return Err(StartError::NoZygote);
         }
         Ok(ExecutorChild::spawned(self.exec.start(descriptors)?, output))
     }

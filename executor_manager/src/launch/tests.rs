@@ -51,6 +51,7 @@ fn assignment(workers: u16) -> Assignment {
         open_files: 1024,
         heartbeat_ms: 1000,
         silence_ms: 5000,
+        sandbox: None,
     }
 }
 

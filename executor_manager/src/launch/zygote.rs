@@ -92,6 +92,11 @@ impl Zygote {
         Zygote { settings, process: None, again_at: now, pause: FIRST_PAUSE }
     }
 
+    /// Returns what it has found of the layers of isolation, once it is ready.
+    pub fn report(&self) -> Option<&IsolationReport> {
+        self.process.as_ref()?.report.as_ref()
+    }
+
     /// Returns what is readable when [`tick`](Zygote::tick) has something to do.
     pub fn descriptor(&self) -> Option<BorrowedFd<'_>> {
         self.process.as_ref().map(|process| process.channel.as_fd())

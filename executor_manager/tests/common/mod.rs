@@ -131,7 +131,7 @@ impl Setup {
                 "resource_manager_address": "{address}", "resource_manager_port": {port},
                 "resource_manager_secret": 42, "rdma-sleep": {}, "cores": {}, "memory": {},
                 "heartbeat_ms": {}, "silence_ms": {}, "drain_ms": {}}},
-                "executor": {{"launch": "{}", "use_docker": false, "repetitions": 100, "warmup_iters": 0,
+                "executor": {{"launch": "{}", "isolation": "none", "use_docker": false, "repetitions": 100, "warmup_iters": 0,
                 "pin_threads": {}, "environment": {:?}}}}}"#,
             self.sleep,
             self.cores,

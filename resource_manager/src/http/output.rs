@@ -45,6 +45,7 @@ pub(super) fn node(node: NodeView) -> api::Node {
         free_memory: node.free.memory,
         state: node.state,
         clock_ahead_s: node.clock_ahead_s,
+        isolation: node.isolation.map(|layers| layers.iter().map(|l| l.name().into()).collect()),
     }
 }
 

@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use rfaas_protocol::isolation::{Layer, Layers};
 use serde_json::{Value, json};
 use tokio::runtime;
 use tokio::sync::oneshot;
@@ -134,7 +135,8 @@ impl World {
             .tell(move |pool, now, out| {
                 let link = LinkId(node.as_bytes()[0].into());
                 let address = SocketAddr::from(([192, 168, 0, 29], 10_005));
-                let run = Run { instance: NonZeroU64::MIN, address, clock_ahead_ms: 0 };
+                let isolation = [Layer::User, Layer::Seccomp].into_iter().collect();
+                let run = Run { instance: NonZeroU64::MIN, address, clock_ahead_ms: 0, isolation };
                 pool.node_connected(now, node, run, link, out).unwrap();
             })
             .unwrap();

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rfaas_api::NodeState;
+use rfaas_protocol::isolation::Layers;
 use rfaas_protocol::lease::{LeaseId, MAX_NODE_NAME_BYTES};
 use rfaas_protocol::{Capacity, Clock};
 
@@ -110,6 +111,8 @@ pub struct NodeView {
     pub state: NodeState,
     /// How far its clock is ahead of ours, in whole seconds, as long as it is connected.
     pub clock_ahead_s: Option<i64>,
+    /// What its executors are isolated by, as long as it is connected.
+    pub isolation: Option<Layers>,
 }
 
 /// Milliseconds in whole seconds, as people read them.
@@ -126,6 +129,8 @@ pub struct Run {
     pub address: SocketAddr,
     /// How far its clock is ahead of ours, in milliseconds.
     pub clock_ahead_ms: i64,
+    /// What its executors are isolated by.
+    pub isolation: Layers,
 }
 
 /// A change that cannot be made while leases hold more than would be left.
@@ -166,6 +171,8 @@ pub(super) struct Node {
     pub(super) listens: Option<SocketAddr>,
     /// How far its clock is ahead of ours, as long as it is connected.
     pub(super) clock_ahead_ms: Option<i64>,
+    /// What its executors are isolated by, as it said last.
+    pub(super) isolation: Layers,
     /// Clients could not use it, so others are tried before it.
     pub(super) tried_last: bool,
     /// The operator has withdrawn it.
@@ -186,6 +193,7 @@ impl Node {
             instance: None,
             listens: None,
             clock_ahead_ms: None,
+            isolation: Layers::NONE,
             tried_last: false,
             draining: false,
             stopping: false,
@@ -259,6 +267,7 @@ impl Node {
             free: self.free(),
             state: self.state(),
             clock_ahead_s: self.link().and(self.clock_ahead_ms).map(in_seconds),
+            isolation: self.link().map(|_| self.isolation),
         }
     }
 

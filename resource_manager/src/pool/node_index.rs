@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use rfaas_api::NodeState;
 use rfaas_protocol::Capacity;
+use rfaas_protocol::isolation::{Layer, Layers};
 
 use super::LinkId;
 use super::node::Node;
@@ -29,6 +30,7 @@ pub(super) struct Indexed {
     free: Capacity,
     whole: Capacity,
     tried_last: bool,
+    layers: Layers,
 }
 
 impl Indexed {
@@ -40,16 +42,17 @@ impl Indexed {
         free: NOTHING,
         whole: NOTHING,
         tried_last: false,
+        layers: Layers::NONE,
     };
 
     pub(super) fn of(node: &Node) -> Self {
         let (link, deadline, state) = (node.link(), node.deadline(), node.state());
-        let (free, whole) = match state {
-            NodeState::Ready => (node.free(), node.spec.capacity()),
-            _ => (NOTHING, NOTHING),
+        let (free, whole, layers) = match state {
+            NodeState::Ready => (node.free(), node.spec.capacity(), node.isolation),
+            _ => (NOTHING, NOTHING, Layers::NONE),
         };
         let tried_last = node.tried_last;
-        Indexed { link, deadline, state: Some(state), free, whole, tried_last }
+        Indexed { link, deadline, state: Some(state), free, whole, tried_last, layers }
     }
 
     /// What is free, if the node is tried first.
@@ -74,6 +77,8 @@ pub struct NodeSums {
     pub memory: u64,
     /// Memory that no lease holds, in MB.
     pub free_memory: u64,
+    /// Nodes with each layer of isolation, in the order of [`Layer::ALL`].
+    pub isolated: [u64; Layer::ALL.len()],
 }
 
 impl NodeSums {
@@ -127,7 +132,13 @@ impl NodeIndex {
         if before.whole != after.whole {
             self.whole.set(slot.0, after.whole);
         }
-        let NodeSums { cores, free_cores, memory, free_memory } = &mut self.sums;
+        let NodeSums { cores, free_cores, memory, free_memory, isolated } = &mut self.sums;
+        if before.layers != after.layers {
+            for (&layer, nodes) in Layer::ALL.iter().zip(isolated) {
+                let (was, is) = (before.layers.has(layer), after.layers.has(layer));
+                *nodes = *nodes + u64::from(is) - u64::from(was);
+            }
+        }
         for (sum, before, after) in [
             (cores, before.whole.cores, after.whole.cores),
             (free_cores, before.free.cores, after.free.cores),

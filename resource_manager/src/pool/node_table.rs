@@ -312,6 +312,7 @@ impl NodeTable {
         let reclaim_by = (unseen > 0).then_some(now.monotonic + RECLAIM);
         node.connection = NodeConnection::Up { link, reclaim_by };
         node.listens = Some(run.address);
+        node.isolation = run.isolation;
         node.set_clock(run.clock_ahead_ms);
         node.ip = node.spec.ip(); // a host name may mean another machine by now
         node.resolve(now, out);

@@ -11,6 +11,8 @@ use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use rfaas_protocol::isolation::Layers;
+
 use super::*;
 
 /// A pool whose clock the test owns.
@@ -116,6 +118,7 @@ fn run(instance: u64) -> Run {
         instance: NonZeroU64::new(instance).unwrap(),
         address: ([10, 0, 0, 1], 10_005).into(),
         clock_ahead_ms: 0,
+        isolation: Layers::NONE,
     }
 }
 

@@ -9,6 +9,7 @@ use resource_manager::pool::{
     LeaseState, LeaseView, LinkId, NodeSpec, NodeState, NodeSums, NotRenewed, NotReplaced, Now,
     Pool, Run, Terms,
 };
+use rfaas_protocol::isolation::Layers;
 use rfaas_protocol::lease::{EndReason, LeaseId, Unusable};
 use rfaas_protocol::node::Bill;
 
@@ -214,7 +215,8 @@ impl World {
         let link = LinkId(self.links);
         self.moved[node] = self.now.wall;
         let address = ([127, 0, 0, 1], 1).into();
-        let run = Run { instance: manager.instance, address, clock_ahead_ms: 0 };
+        let run =
+            Run { instance: manager.instance, address, clock_ahead_ms: 0, isolation: Layers::NONE };
         if self.pool.node_connected(self.now, &name(node), run, link, out).is_ok() {
             manager.connected(link);
         }

@@ -50,6 +50,10 @@ pub struct Node {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(nullable = false))]
     pub clock_ahead_s: Option<i64>,
+    /// What its executors are isolated by: names of layers. Only of a node that is connected.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(nullable = false))]
+    pub isolation: Option<Vec<String>>,
 }
 
 /// The state of a node.

@@ -1,7 +1,7 @@
 //! `executor_manager.json`.
 
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -12,6 +12,7 @@ use super::file::{
 use super::resource_manager::ResourceManagerNode;
 use super::secret::{ClusterSecret, SECRET_VARIABLE, SecretValue};
 use rfaas_protocol::heartbeat::Heartbeat;
+use rfaas_protocol::isolation::{Layer, Layers, NetworkPolicy, UserRange};
 
 /// Settings of an executor manager.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -99,6 +100,46 @@ pub struct ExecutorSettings {
     pub cache_mb: u32,
     /// Who may find a library that the node keeps.
     pub cache_sharing: CacheSharing,
+    /// How functions are kept from the rest of the node.
+    pub isolation: Isolation,
+    /// What they see besides the directories of the system, read-only.
+    pub view: Vec<PathBuf>,
+    /// User ids for executors, if the manager is root.
+    pub users: UserRange,
+    /// Sockets that functions may make; none: as the device needs it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub network: Option<NetworkPolicy>,
+}
+
+/// How functions are kept from the rest of the node.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Isolation {
+    /// Not at all.
+    None,
+    /// By the layers that there are.
+    #[default]
+    Sandbox,
+    /// Likewise, but not without these.
+    Require(Vec<Layer>),
+}
+
+impl Isolation {
+    /// Returns the layers that are wanted.
+    pub fn wanted(&self) -> Layers {
+        match self {
+            Isolation::None => Layers::NONE,
+            Isolation::Sandbox | Isolation::Require(_) => Layers::all(),
+        }
+    }
+
+    /// Returns the layers that have to be there.
+    pub fn required(&self) -> &[Layer] {
+        match self {
+            Isolation::None | Isolation::Sandbox => &[],
+            Isolation::Require(layers) => layers,
+        }
+    }
 }
 
 impl Default for ExecutorSettings {
@@ -112,6 +153,10 @@ impl Default for ExecutorSettings {
             environment: Vec::new(),
             cache_mb: 256,
             cache_sharing: CacheSharing::Tenant,
+            isolation: Isolation::default(),
+            view: Vec::new(),
+            users: UserRange::default(),
+            network: None,
         }
     }
 }
@@ -169,6 +214,18 @@ impl File for ExecutorManagerConfig {
                 "must not name RFAAS_SECRET: functions would have the secret of the cluster",
             )?;
         }
+        for path in &self.executor.view {
+            require(
+                path.is_absolute() && path.parent().is_some(),
+                "executor.view",
+                &format!("has {path:?}: each is the absolute path of a directory or a file, not /"),
+            )?;
+        }
+        let UserRange { first, count } = self.executor.users;
+        // The last id but one: -1 is none (setresuid(2)).
+        let fits = count > 0 && first.checked_add(count).is_some();
+        let ids = "must have a `first` from 1 and a `count` from 1, all of them below 4294967295";
+        require(first > 0 && fits, "executor.users", ids)?;
         require(
             !self.executor.use_docker,
             "executor.use_docker",

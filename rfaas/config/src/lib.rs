@@ -22,7 +22,7 @@ pub mod shell;
 pub use benchmark::{BenchmarkConfig, BenchmarkNode, BenchmarkRun};
 pub use devices::{DeviceEntry, Devices, OpenDevice, TrustedUser};
 pub use executor_manager::{
-    CacheSharing, ExecutorManagerConfig, ExecutorManagerNode, ExecutorSettings, Launch,
+    CacheSharing, ExecutorManagerConfig, ExecutorManagerNode, ExecutorSettings, Isolation, Launch,
 };
 pub use executors::{ExecutorEntry, ExecutorsDatabase};
 pub use file::{ConfigError, EXECUTOR_MANAGER_PORT, Invalid, RESOURCE_MANAGER_PORT, resolve};

@@ -9,9 +9,10 @@ use std::path::{Path, PathBuf};
 
 use rdmalib::Provider;
 use rfaas_config::{
-    BenchmarkConfig, ConfigError, Devices, ExecutorManagerConfig, ExecutorsDatabase,
+    BenchmarkConfig, ConfigError, Devices, ExecutorManagerConfig, ExecutorsDatabase, Isolation,
     ResourceManagerConfig, resolve,
 };
+use rfaas_protocol::isolation::{Layer, Layers, NetworkPolicy};
 use serde_json::{Value, json};
 
 fn shipped(name: &str) -> PathBuf {
@@ -189,7 +190,7 @@ fn every_key_is_in_the_readme_and_no_other() {
     let file = "resource_manager.json";
     assert_documented(file, loaded(ResourceManagerConfig::load(shipped(file))), &[]);
     let file = "executor_manager.json";
-    let optional = ["config.cores", "config.memory"];
+    let optional = ["config.cores", "config.memory", "executor.network"];
     assert_documented(file, loaded(ExecutorManagerConfig::load(shipped(file))), &optional);
     let file = "executors_database.json";
     assert_documented(file, loaded(ExecutorsDatabase::load(shipped(file))), &[]);
@@ -241,6 +242,38 @@ fn keys_that_are_left_out_have_their_defaults() {
     fs::write(&path, r#"{"config": {}}"#).unwrap();
     let manager = ResourceManagerConfig::load(&path).unwrap().config;
     assert_eq!((manager.rdma_device_port, manager.http_network_port), (10000, 5000));
+}
+
+#[test]
+fn isolation_is_none_what_there_is_or_what_is_required() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("test.json");
+    let load = |executor: &str| {
+        let text = format!(r#"{{"config": {{"node_name": "n"}}, "executor": {{{executor}}}}}"#);
+        fs::write(&path, text).unwrap();
+        ExecutorManagerConfig::load(&path).map(|config| config.executor)
+    };
+    let isolation = |value: &str| load(&format!(r#""isolation": {value}"#)).map(|e| e.isolation);
+    assert_eq!(load("").unwrap().isolation, Isolation::Sandbox);
+    assert_eq!(isolation(r#""none""#).unwrap().wanted(), Layers::NONE);
+    assert_eq!(isolation(r#""sandbox""#).unwrap().wanted(), Layers::all());
+    let required = isolation(r#"{"require": ["seccomp", "view"]}"#).unwrap();
+    assert_eq!(required.required(), [Layer::Seccomp, Layer::View]);
+    assert_eq!(required.wanted(), Layers::all());
+    assert_eq!(load(r#""network": "host""#).unwrap().network, Some(NetworkPolicy::Host));
+    for (wrong, words) in [
+        (r#""isolation": "some""#, "isolation"),
+        (r#""isolation": {"require": ["chroot"]}"#, "pid_namespace"),
+        (r#""view": ["opt"]"#, "executor.view"),
+        (r#""view": ["/"]"#, "executor.view"),
+        (r#""users": {"first": 0, "count": 1}"#, "executor.users"),
+        (r#""users": {"first": 1, "count": 0}"#, "executor.users"),
+        (r#""users": {"first": 4294967295, "count": 1}"#, "executor.users"),
+        (r#""network": "tcp""#, "network"),
+    ] {
+        let error = load(wrong).unwrap_err().to_string();
+        assert!(error.contains(words) && !error.contains('\n'), "{wrong}: {error}");
+    }
 }
 
 #[test]

@@ -7,6 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
+use super::isolation::SandboxSettings;
 use crate::library::LibraryHash;
 
 /// Exit status of an executor that has ended because its manager gave no sign of life: `EX_TEMPFAIL` of
@@ -87,6 +88,21 @@ pub struct Assignment {
     pub heartbeat_ms: u32,
     /// Silence after which the other side is given up, in milliseconds.
     pub silence_ms: u32,
+    /// What keeps it from the rest of the node; `None`: nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sandbox: Option<AssignedSandbox>,
+}
+
+/// The sandbox of an executor.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AssignedSandbox {
+    /// The layers that this node has, and what all its executors share.
+    pub settings: SandboxSettings,
+    /// Memory of the lease, in MB.
+    pub memory: u32,
+    /// Its number among the executors that run.
+    pub user: u32,
 }
 
 /// The manager's device entry.

@@ -191,6 +191,14 @@ pub struct UserRange {
     pub count: u32,
 }
 
+impl Default for UserRange {
+    /// Ids that others do not give away: beyond those of sssd (up to 2,000,200,000 by default) and of containers
+    /// (systemd-nspawn, subuid(5)), below the foreign ones of systemd (from 2,147,352,576).
+    fn default() -> Self {
+        UserRange { first: 2_100_000_000, count: 65_536 }
+    }
+}
+
 /// How the executors of a node are isolated.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

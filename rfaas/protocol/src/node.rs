@@ -10,6 +10,7 @@ use std::time::Duration;
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
+use super::isolation::Layers;
 use super::lease::{LeaseTerms, NodeName, Reason};
 use super::{Clock, Nonce, Nonces, Proof, WireAddress, messages, wire};
 
@@ -56,7 +57,7 @@ impl ManagerProof {
 
 wire! {
     /// Registers a node under its name.
-    pub struct Register [196 bytes] {
+    pub struct Register [200 bytes] {
         /// Name, as given to `/add` or in the executors database.
         pub node: NodeName,
         /// Chosen at random by each run of an executor manager, never 0: leases of another run have ended.
@@ -65,6 +66,8 @@ wire! {
         pub address: WireAddress,
         /// What its clock says.
         pub clock: Clock,
+        /// What its executors are isolated by: [`Layers::bits`].
+        isolation: U32,
         proof: Proof,
     }
 }
@@ -84,6 +87,7 @@ impl Register {
             instance: instance.into(),
             address: address.into(),
             clock: Clock::now(),
+            isolation: Layers::NONE.bits().into(),
             proof: Proof::NONE,
         }
         .proved(nonces, secret)
@@ -98,6 +102,16 @@ impl Register {
         Register { clock, ..self }.proved(nonces, secret)
     }
 
+    /// Returns the same, of a node whose executors are isolated by `layers`.
+    pub fn isolated_by(self, layers: Layers, nonces: &Nonces, secret: &[u8]) -> Self {
+        Register { isolation: layers.bits().into(), ..self }.proved(nonces, secret)
+    }
+
+    /// Returns what its executors are isolated by.
+    pub fn isolation(&self) -> Layers {
+        Layers::from_bits(self.isolation.get())
+    }
+
     /// Returns whether its sender knows the cluster secret, and said all of this on the connection
     /// of `nonces`.
     pub fn verify(&self, nonces: &Nonces, secret: &[u8]) -> bool {
@@ -109,7 +123,7 @@ impl Register {
         &self.as_bytes()[..size_of::<Self>() - size_of::<Proof>()]
     }
 
-    const LABEL: &[u8] = b"rFaaS node v5";
+    const LABEL: &[u8] = b"rFaaS node v7";
 }
 
 /// What a lease used. Times are in nanoseconds; `get` of a field returns its number.

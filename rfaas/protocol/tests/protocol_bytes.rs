@@ -18,6 +18,7 @@ use rfaas_protocol::invocation::{
     FailureDetail, HEADER_SPACE, INPUT_IN_PLACE, InPlaceDetail, MAX_SLOTS, OUTPUT_IN_PLACE,
     ReplyImmediate, ReplyStatus, RequestHeader, RequestImmediate,
 };
+use rfaas_protocol::isolation::{Layer, Layers};
 use rfaas_protocol::launch::{
     Ended, FromGuardian, FromZygote, NotStarted, Speaks, Start, Started, ToGuardian, ToZygote,
 };
@@ -279,14 +280,18 @@ fn node_structs() {
     let register =
         Register::new(NodeName::new("node-1").unwrap(), INSTANCE, address, &nonces(), b"42");
     let register = register.at(clock(), &nonces(), b"42");
-    // Likewise over "rFaaS node v5", both nonces and all that is before it.
+    let layers: Layers = [Layer::User, Layer::Seccomp].into_iter().collect();
+    let register = register.isolated_by(layers, &nonces(), b"42");
+    // Likewise over "rFaaS node v7", both nonces and all that is before it.
     let proof = [
-        0x84, 0x93, 0xdc, 0x36, 0xdb, 0xff, 0x6d, 0xab, 0xea, 0x78, 0x33, 0x93, 0xe8, 0xd7, 0x22,
-        0x1c, 0xc3, 0xd8, 0xc9, 0xf5, 0x14, 0xbc, 0xcd, 0x95, 0x0b, 0x6b, 0xbc, 0x2a, 0x71, 0x0e,
-        0x67, 0x35,
+        0x43, 0xb1, 0x65, 0x11, 0x3d, 0x83, 0x07, 0x96, 0x44, 0xdd, 0xe2, 0x6d, 0x9a, 0x9d, 0x4a,
+        0x86, 0xee, 0x61, 0x71, 0xc9, 0xa8, 0x36, 0x4d, 0x6a, 0x0c, 0x60, 0xbb, 0x8a, 0x84, 0x0a,
+        0xfa, 0x3e,
     ];
-    let at = WireAddress::from(address);
-    is(&register, &[&text::<128>("node-1"), &INSTANCE_BYTES, at.as_bytes(), &CLOCK_BYTES, &proof]);
+    let (at, isolation) = (WireAddress::from(address), [1, 0x40, 0, 0]);
+    let name = text::<128>("node-1");
+    is(&register, &[&name, &INSTANCE_BYTES, at.as_bytes(), &CLOCK_BYTES, &isolation, &proof]);
+    assert_eq!(register.isolation(), layers);
     is(&BILL, &[&BILL_BYTES]);
     let claimed = LeaseClaimed { terms: terms() };
     is(&claimed, &[&terms_bytes()]);
@@ -578,6 +583,7 @@ fn an_assignment_is_this_json() {
         open_files: 1024,
         heartbeat_ms: 8,
         silence_ms: 9,
+        sandbox: None,
     };
     let json = serde_json::json!({
         "lease": 7,

@@ -39,14 +39,6 @@ impl Isolation {
         }
     }
 
-    /// Why executors cannot be isolated so.
-    pub fn impossible(self) -> Option<&'static str> {
-        match self {
-            Isolation::None => None,
-            Isolation::Sandbox => Some("no sandbox in this tree"),
-        }
-    }
-
     /// Why `attack` is not contained.
     fn escapes(self, attack: &Attack) -> Option<&'static str> {
         match self {
@@ -57,7 +49,11 @@ impl Isolation {
 
     /// Has a cluster isolate its executors so.
     pub fn apply(self, options: Options) -> Options {
-        options
+        let isolation = match self {
+            Isolation::None => rfaas_config::Isolation::None,
+            Isolation::Sandbox => rfaas_config::Isolation::Sandbox,
+        };
+        Options { isolation, ..options }
     }
 
     /// Tells `command` that its process is to print this table.

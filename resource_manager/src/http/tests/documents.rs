@@ -23,6 +23,8 @@ fn metrics_are_text_that_prometheus_reads() {
         "rfaas_memory_megabytes 512",
         "rfaas_memory_free_megabytes 500",
         "rfaas_silent_nodes_total 0",
+        r#"rfaas_nodes_isolated{layer="seccomp"} 1"#,
+        r#"rfaas_nodes_isolated{layer="view"} 0"#,
     ] {
         assert!(text.lines().any(|l| l == line), "{line} is not in\n{text}");
     }
@@ -169,6 +171,7 @@ fn answers_have_the_shape_that_openapi_json_describes() {
     world.connect("a");
     let node = call("GET", "/nodes/a", "/nodes/{name}", "", 200);
     assert!(node["clock_ahead_s"].is_i64(), "{node}");
+    assert_eq!(node["isolation"], json!(["user", "seccomp"]));
     call("GET", "/nodes", "/nodes", "", 200);
     call("GET", "/nodes/b", "/nodes/{name}", "", 404);
     let ask = r#"{"cores":1,"memory":1,"timeout_ms":60000,"max_nodes":2,"client":"c"}"#;

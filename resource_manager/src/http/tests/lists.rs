@@ -18,7 +18,12 @@ fn a_list_of_many_pages_is_whole_and_in_order() {
                 pool.add_node(now, spec, out).unwrap();
             }
             let address = ([10, 0, 0, 1], 1).into();
-            let run = Run { instance: NonZeroU64::MIN, address, clock_ahead_ms: 0 };
+            let run = Run {
+                instance: NonZeroU64::MIN,
+                address,
+                clock_ahead_ms: 0,
+                isolation: Layers::NONE,
+            };
             pool.node_connected(now, "node-00000", run, LinkId(1), out).unwrap();
             let spec =
                 NodeSpec::new("node-00000", "10.0.0.1", 1, Capacity { cores: 9999, memory: 9999 });

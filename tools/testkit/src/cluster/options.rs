@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
-use rfaas_config::{CacheSharing, ExecutorSettings, Launch, ResourceManagerNode};
+use rfaas_config::{CacheSharing, ExecutorSettings, Isolation, Launch, ResourceManagerNode};
 use rfaas_protocol::heartbeat::Heartbeat;
 
 use crate::binaries::Binaries;
@@ -37,6 +37,8 @@ pub struct Options {
     pub node_return: Duration,
     /// How executors are started.
     pub launch: Launch,
+    /// How functions are kept from their node.
+    pub isolation: Isolation,
     /// Whether workers are pinned to CPUs.
     pub pin_threads: bool,
     /// Most memory of the libraries that a node keeps, in MB.
@@ -82,6 +84,7 @@ impl Default for Options {
             drain: Duration::from_secs(2), // as shipped
             node_return: Duration::from_millis(manager.node_return_ms.into()),
             launch: Launch::default(),
+            isolation: Isolation::default(),
             pin_threads: false,
             cache_mb: ExecutorSettings::default().cache_mb,
             cache_sharing: CacheSharing::Tenant,
@@ -132,6 +135,7 @@ impl Options {
         manager.state_file = state_file.unwrap_or_default();
         for node in &mut settings.nodes {
             node.executor.launch = self.launch;
+            node.executor.isolation = self.isolation.clone();
             node.executor.pin_threads = self.pin_threads;
             node.executor.cache_mb = self.cache_mb;
             node.executor.cache_sharing = self.cache_sharing;

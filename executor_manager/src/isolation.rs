@@ -1,0 +1,85 @@
+//! What keeps functions from the rest of this node: settled once, at the start.
+//!
+//! Executors that are cloned have the layers that the zygote has found, and others those that the program finds by
+//! itself: all but a process namespace.
+//!
+//! Elsewhere: the layers (`rfaas_sandbox`), putting them on (the program `executor`).
+
+use rdmalib::Provider;
+use rfaas_config::ExecutorSettings;
+use rfaas_protocol::isolation::{IsolationReport, Layer, Layers, NetworkPolicy, SandboxSettings};
+
+use crate::Error;
+use crate::launch::Launcher;
+
+/// What executors are isolated by.
+#[derive(Debug)]
+pub struct Isolation {
+    /// The layers of those that are started as configured.
+    pub active: Layers,
+    /// How those are confined that are started by themselves; `None`: nobody is confined.
+    pub alone: Option<SandboxSettings>,
+}
+
+/// Returns what `settings` want for executors that use a device of `provider`.
+pub fn wanted(settings: &ExecutorSettings, provider: Provider) -> Result<SandboxSettings, Error> {
+    for path in &settings.view {
+        path.metadata()
+            .map_err(|error| Error::Start(format!("executor.view: {}: {error}", path.display())))?;
+    }
+    let rdma = provider == Provider::Verbs;
+    let usual = if rdma { NetworkPolicy::Rdma } else { NetworkPolicy::None };
+    Ok(SandboxSettings {
+        layers: settings.isolation.wanted(),
+        view: settings.view.clone(),
+        users: settings.users,
+        network: settings.network.unwrap_or(usual),
+        rdma,
+    })
+}
+
+/// Returns how executors are confined: by those of the `wanted` layers that there are. It is logged.
+pub fn settle(
+    launcher: &mut Launcher,
+    settings: &ExecutorSettings,
+    wanted: SandboxSettings,
+) -> Result<Isolation, Error> {
+    if wanted.layers.is_empty() {
+        tracing::warn!("executor.isolation is none: functions have the rights of this process");
+        return Ok(Isolation { active: Layers::NONE, alone: None });
+    }
+    let alone = launcher.probe(&wanted).map_err(|error| Error::Start(error.to_string()))?;
+    let report = launcher.report().unwrap_or(&alone).clone();
+    let required = settings.isolation.required();
+    for &layer in required {
+        if !report.active.has(layer) {
+            let reason = reason(&report, layer);
+            return Err(Error::Start(format!(
+                "executor.isolation requires {layer}, which is not to be had here: {reason}"
+            )));
+        }
+    }
+    if required.iter().any(|&layer| !alone.active.has(layer)) {
+        launcher.require_zygote();
+    }
+    log(&report);
+    let alone = SandboxSettings { layers: alone.active, ..wanted };
+    Ok(Isolation { active: report.active, alone: Some(alone) })
+}
+
+fn reason(report: &IsolationReport, layer: Layer) -> &str {
+    let missing = report.missing.iter().find(|missing| missing.layer == layer);
+    missing.map_or("not known", |missing| &missing.reason)
+}
+
+fn log(report: &IsolationReport) {
+    let missing = report.missing.iter();
+    let missing: Vec<_> =
+        missing.map(|missing| format!("{} ({})", missing.layer, missing.reason)).collect();
+    let missing = if missing.is_empty() { "other layer".into() } else { missing.join(", ") };
+    if report.active.is_empty() {
+        tracing::warn!("functions have the rights of this process; there is no {missing}");
+    } else {
+        tracing::info!("executors are isolated by {}; there is no {missing}", report.active);
+    }
+}

@@ -1,0 +1,102 @@
+//! What isolates executors, from the outside: what a node says of it, what a function finds, what an operator may ask
+//! for. Each layer by itself is tested in `executor/sandbox`.
+
+#![allow(clippy::unwrap_used)] // in what tests share: a failed test is what it is for
+
+use std::fs;
+use std::path::Path;
+
+use nix::errno::Errno;
+use rfaas_config::Isolation;
+use rfaas_protocol::isolation::{Layer, Layers};
+use testkit::functions::c_library;
+use testkit::run::source;
+use testkit::service::{call, cluster, deploy, warm};
+use testkit::wait::one_at_a_time;
+use testkit::{LocalCluster, Options};
+
+/// What the function `reach` found.
+#[derive(Debug)]
+struct Found {
+    user: u32,
+    process: u32,
+    file: Errno,
+    socket: Errno,
+    namespace: Errno,
+}
+
+/// Has a function reach for `file` and more.
+fn reach(cluster: &LocalCluster, file: &Path) -> Found {
+    let directory = tempfile::tempdir().unwrap();
+    let code = source("tools/tests/isolation/reaching.c");
+    let library = c_library(directory.path(), "reaching", &code, &[]);
+    let client = cluster.client().unwrap();
+    let mut executor = deploy(&client, 1, &library, &warm());
+    let found = call(&mut executor, "reach", file.as_os_str().as_encoded_bytes()).unwrap();
+    let words: Vec<_> = found.chunks(4).map(|word| word.try_into().unwrap()).collect();
+    let [user, process, file, socket, namespace] = words[..] else { panic!("{words:?}") };
+    let number = u32::from_le_bytes;
+    let errno = |word| Errno::from_raw(number(word).cast_signed());
+    Found {
+        user: number(user),
+        process: number(process),
+        file: errno(file),
+        socket: errno(socket),
+        namespace: errno(namespace),
+    }
+}
+
+/// The layers that the node of `cluster` says that it has.
+fn layers(cluster: &LocalCluster) -> Layers {
+    let nodes = cluster.http().unwrap().get("/nodes").unwrap().body;
+    let names = nodes[0]["isolation"].as_array().unwrap().clone();
+    names.iter().map(|name| name.as_str().unwrap().parse::<Layer>().unwrap()).collect()
+}
+
+#[test]
+fn a_function_finds_the_layers_that_its_node_says_that_it_has() {
+    let _alone = one_at_a_time();
+    let directory = tempfile::tempdir_in("/var/tmp").unwrap();
+    let secret = directory.path().join("secret");
+    fs::write(&secret, "secret").unwrap();
+    let cluster = cluster(Options::default());
+    let layers = layers(&cluster);
+    assert!(layers.has(Layer::NoNewPrivileges), "it needs nothing: {layers}");
+    let found = reach(&cluster, &secret);
+    let own = nix::unistd::getuid().as_raw();
+    assert_eq!(found.user != own, layers.has(Layer::User), "{found:?} of {layers}");
+    assert_eq!(found.process < 16, layers.has(Layer::PidNamespace), "{found:?} of {layers}");
+    if layers.has(Layer::View) {
+        assert_eq!(found.file, Errno::ENOENT);
+    }
+    if layers.has(Layer::Seccomp) {
+        assert_eq!((found.socket, found.namespace), (Errno::EPERM, Errno::EPERM));
+    }
+}
+
+#[test]
+fn without_isolation_a_function_does_what_the_manager_may() {
+    let _alone = one_at_a_time();
+    let directory = tempfile::tempdir_in("/var/tmp").unwrap();
+    let file = directory.path().join("file");
+    fs::write(&file, "content").unwrap();
+    let cluster = cluster(Options { isolation: Isolation::None, ..Options::default() });
+    assert_eq!(layers(&cluster), Layers::NONE);
+    let found = reach(&cluster, &file);
+    assert_eq!(found.user, nix::unistd::getuid().as_raw());
+    let nothing = Errno::from_raw(0);
+    assert_eq!((found.file, found.socket), (nothing, nothing), "{found:?}");
+}
+
+#[test]
+fn a_manager_does_not_start_without_a_layer_that_is_required() {
+    let _alone = one_at_a_time();
+    // No manager has both: root needs no user namespace, and only root has users.
+    let both = vec![Layer::User, Layer::UserNamespace];
+    let refused =
+        LocalCluster::start(Options { isolation: Isolation::Require(both), ..Options::default() });
+    let error = refused.err().expect("no cluster").to_string();
+    assert!(error.contains("executor.isolation requires user"), "{error}");
+    let required = Isolation::Require(vec![Layer::NoNewPrivileges]);
+    drop(cluster(Options { isolation: required, ..Options::default() }));
+}
