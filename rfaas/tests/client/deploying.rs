@@ -121,6 +121,25 @@ fn a_library_that_cannot_be_loaded_is_told_in_the_loaders_words() {
 }
 
 #[test]
+fn a_library_that_the_node_has_is_announced_and_not_sent() {
+    for (start, sent) in [(Start::Well, true), (Start::HasLibrary, false)] {
+        let (_node, lease) = leased(start, 1);
+        let mut executor = lease.deploy(library()).unwrap();
+        assert_eq!(executor.phases().library_sent, sent);
+        let function = executor.function("empty").unwrap();
+        let (input, mut output) = (executor.input(8).unwrap(), executor.output(8).unwrap());
+        executor.invoke(&function, &input, &mut output).unwrap();
+    }
+}
+
+#[test]
+fn a_library_that_has_not_arrived_as_it_was_announced_is_an_error_of_its_own() {
+    let (_node, lease) = leased(Start::Differs, 1);
+    let error = lease.deploy(library()).unwrap_err();
+    assert!(matches!(error, Error::LibraryGarbled), "{error}");
+}
+
+#[test]
 fn a_manager_that_hangs_up_is_an_error() {
     let (_node, lease) = leased(Start::HangsUp, 1);
     let error = lease.deploy(library()).unwrap_err();

@@ -23,8 +23,11 @@ use rfaas_protocol::allocation::{
 };
 use rfaas_protocol::channel::{Channel, ChannelError, Incoming, refuse};
 use rfaas_protocol::lease::{EndReason, Reason};
+use rfaas_protocol::library::LibraryHash;
 use rfaas_protocol::node::Bill;
-use rfaas_protocol::session::{CodeFrom, ExecutorHello, FromExecutor, FunctionEntry, LoadFailed};
+use rfaas_protocol::session::{
+    CodeDiffers, CodeFrom, ExecutorHello, FromExecutor, FunctionEntry, LoadFailed,
+};
 use rfaas_protocol::{Empty, Hello, Role, Secret, Text};
 
 /// Ends what hangs; nothing here takes nearly as long.
@@ -69,6 +72,10 @@ pub enum Start {
     DiesLoading(i32),
     /// It cannot load the library.
     LoadFails,
+    /// Its node has the library, so it wants no code.
+    HasLibrary,
+    /// What it receives is not the library that was announced.
+    Differs,
     /// Impostors with a wrong secret dial first, then it does.
     Impostors,
     /// Workers offer impossible numbers first, then possible ones.
@@ -469,13 +476,20 @@ fn control(start: &Start, shared: &Mutex<Shared>, device: &Device, allocate: &Al
         session,
         code_addr: code.remote().addr.into(),
         code_key: code.remote().key.into(),
-        code_from: CodeFrom::Client.to_wire(),
+        code_from: match start {
+            Start::HasLibrary => CodeFrom::Node.to_wire(),
+            _ => CodeFrom::Client.to_wire(),
+        },
     };
     if *start == Start::Impostors {
         let mut impostor = Channel::new(device, 4).unwrap();
         let hello = hello(Secret::generate());
         let refused = impostor.connect(allocate.client.into(), Role::Executor, &hello, LONG);
         assert!(matches!(refused, Err(ChannelError::Refused(why)) if why.contains("secret")));
+        let mut confused = Channel::new(device, 4).unwrap();
+        let hello = ExecutorHello { session: allocate.session, code_from: 9.into(), ..hello };
+        let refused = confused.connect(allocate.client.into(), Role::Executor, &hello, LONG);
+        assert!(matches!(refused, Err(ChannelError::Refused(why)) if why.contains("code")));
         let mut stranger = Channel::new(device, 4).unwrap();
         let refused = stranger.connect(allocate.client.into(), Role::Lease, &Empty {}, LONG);
         assert!(matches!(refused, Err(ChannelError::Refused(_))));
@@ -485,9 +499,12 @@ fn control(start: &Start, shared: &Mutex<Shared>, device: &Device, allocate: &Al
     if channel.connect(allocate.client.into(), Role::Executor, &hello, LONG).is_err() {
         return exit;
     }
-    match channel.receive::<FromExecutor>(LONG) {
-        Ok(Incoming::Written { immediate, .. }) => assert_eq!(immediate, code_bytes),
-        _ => return exit,
+    let is_sent = *start != Start::HasLibrary;
+    if is_sent {
+        match channel.receive::<FromExecutor>(LONG) {
+            Ok(Incoming::Written { immediate, .. }) => assert_eq!(immediate, code_bytes),
+            _ => return exit,
+        }
     }
     match start {
         Start::DiesLoading(signal) => return Exit { signal: *signal, status: 0 },
@@ -497,11 +514,23 @@ fn control(start: &Start, shared: &Mutex<Shared>, device: &Device, allocate: &Al
             channel.flush(LONG).ok();
             return Exit { signal: 0, status: 1 };
         }
+        Start::Differs => {
+            let received = LibraryHash([7; 32]);
+            channel.send(&FromExecutor::CodeDiffers(CodeDiffers { received })).unwrap();
+            channel.flush(LONG).ok();
+            return Exit { signal: 0, status: 3 };
+        }
         _ => {}
     }
     let mut sent = vec![0; code_bytes as usize];
     code.read(0, &mut sent).unwrap();
-    assert_eq!(sent, std::fs::read(library()).unwrap(), "the library arrived as it is");
+    let shipped = std::fs::read(library()).unwrap();
+    assert_eq!(allocate.code_hash, LibraryHash::of(&shipped), "it was announced");
+    if is_sent {
+        assert_eq!(sent, shipped, "the library arrived as it is");
+    } else {
+        assert!(sent.iter().all(|byte| *byte == 0), "nothing was written, nor is it later");
+    }
     let extra = usize::from(*start == Start::TooManyFunctions);
     for index in 0..FUNCTIONS.len() + extra {
         let entry = FunctionEntry {
