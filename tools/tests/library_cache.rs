@@ -70,6 +70,26 @@ fn a_library_is_sent_once_by_each_client_and_once_by_all_where_they_share() {
 }
 
 #[test]
+fn a_library_is_kept_while_the_process_that_it_came_to_still_runs() {
+    let _guard = one_at_a_time();
+    let directory = tempfile::tempdir().unwrap();
+    let library = faulty(directory.path());
+    let cluster = cluster(Options::default());
+    let client = cluster.client().unwrap();
+    let mut first = deploy(&client, 1, &library, &warm());
+    assert!(first.phases().library_sent);
+    keep(&client, &library);
+    let mut second = deploy(&client, 1, &library, &warm());
+    assert!(!second.phases().library_sent);
+    check(&mut first);
+    check(&mut second);
+    first.release().unwrap();
+    check(&mut second);
+    second.release().unwrap();
+    cluster.stop().unwrap();
+}
+
+#[test]
 fn a_process_that_replaces_another_needs_no_code() {
     let _guard = one_at_a_time();
     let directory = tempfile::tempdir().unwrap();
