@@ -15,8 +15,16 @@ pub struct Attack {
     pub harm: Harm,
     /// Why it is not contained without isolation.
     pub escapes: Option<&'static str>,
-    /// Why it is not contained in the sandbox.
-    pub escapes_sandbox: Option<&'static str>,
+    /// Layers of the sandbox, of which each contains it.
+    pub layers: &'static [&'static str],
+}
+
+impl Attack {
+    /// Whether it is contained on a node with these layers.
+    pub fn is_contained_by(&self, active: &[String]) -> bool {
+        self.escapes.is_none()
+            || self.layers.iter().any(|layer| active.iter().any(|active| active == layer))
+    }
 }
 
 /// What a function is given.
@@ -42,7 +50,8 @@ pub enum Harm {
 }
 
 const CRASHED: &[&str] = &["FunctionCrashed { signal: 11 }"];
-const HUNG: &[&str] = &["TimeLimit"];
+/// What never returns.
+pub const HUNG: &[&str] = &["TimeLimit"];
 const ANSWERED: &[&str] = &["an answer"];
 /// What becomes of a process without its descriptors is not for it to say.
 const ANY_END: &[&str] = &[
@@ -56,7 +65,6 @@ const ANY_END: &[&str] = &[
     "Protocol",
     "OutputTooLarge",
 ];
-/// A limit that is met with a signal, or an allocation that fails in code that cannot go on.
 const ANSWERED_OR_ENDED: &[&str] =
     &["an answer", "FunctionCrashed", "FunctionExited", "MemoryLimit"];
 /// Whoever killed the manager may see anything.
@@ -66,16 +74,30 @@ const MANAGERS_USER: &str = "it has the manager's user";
 const NO_LIMIT: &str = "it has no limit";
 
 const fn own(name: &'static str, sees: &'static [&'static str]) -> Attack {
-    Attack { name, input: Input::Any, sees, harm: Harm::Own, escapes: None, escapes_sandbox: None }
+    Attack { name, input: Input::Any, sees, harm: Harm::Own, escapes: None, layers: &[] }
 }
 
-const fn reach(name: &'static str, escapes: &'static str) -> Attack {
+const fn reach(
+    name: &'static str,
+    escapes: &'static str,
+    layers: &'static [&'static str],
+) -> Attack {
     let (input, sees) = (Input::Any, ANSWERED);
-    Attack { name, input, sees, harm: Harm::Did, escapes: Some(escapes), escapes_sandbox: None }
+    Attack { name, input, sees, harm: Harm::Did, escapes: Some(escapes), layers }
+}
+
+/// One that may meet a limit with a signal, or with an allocation that fails in code that cannot go on.
+const fn take(name: &'static str, layers: &'static [&'static str]) -> Attack {
+    Attack { sees: ANSWERED_OR_ENDED, ..reach(name, NO_LIMIT, layers) }
 }
 
 const fn load(name: &'static str, sees: &'static [&'static str]) -> Attack {
-    Attack { name, input: Input::Load, sees, harm: Harm::Own, escapes: None, escapes_sandbox: None }
+    Attack { input: Input::Load, ..own(name, sees) }
+}
+
+const fn kill(name: &'static str) -> Attack {
+    let layers = &["user", "pid_namespace", "landlock_scopes"];
+    Attack { sees: MANAGER_GONE, ..reach(name, MANAGERS_USER, layers) }
 }
 
 /// All of them, in the order of the table.
@@ -102,35 +124,41 @@ pub const ATTACKS: &[Attack] = &[
     load(CONSTRUCTORS[1], &["StartTimeout"]),
     load(CONSTRUCTORS[2], &["StartFailed(Status(9))"]),
     load(CONSTRUCTORS[3], &["an answer", "StartTimeout"]),
-    Attack { sees: ANSWERED_OR_ENDED, ..reach("fork_bomb", NO_LIMIT) },
-    Attack { sees: ANSWERED_OR_ENDED, ..reach("thread_bomb", NO_LIMIT) },
-    Attack { sees: ANSWERED_OR_ENDED, ..reach("memory_bomb", NO_LIMIT) },
+    take("fork_bomb", &["user"]),
+    take("thread_bomb", &["user"]),
+    take("memory_bomb", &["limits"]),
+    // Only a control group would count it.
+    take("shared_memory_bomb", &[]),
+    take("fill_disk", &["view"]),
     Attack {
-        escapes_sandbox: Some("only a control group counts memory that is shared"),
-        sees: ANSWERED_OR_ENDED,
-        ..reach("shared_memory_bomb", NO_LIMIT)
+        escapes: Some("it leaves the group that is killed"),
+        layers: &["pid_namespace"],
+        ..own("grandchild", ANSWERED)
     },
-    Attack { sees: ANSWERED_OR_ENDED, ..reach("fill_disk", NO_LIMIT) },
-    Attack { escapes: Some("it leaves the group that is killed"), ..own("grandchild", ANSWERED) },
     Attack {
-        escapes: Some("the tracer keeps its executor from being reaped"),
+        escapes: Some("the tracer leaves the group that is killed"),
+        layers: &["pid_namespace"],
         ..own("leave_a_tracer", ANSWERED)
     },
-    reach("trace_managers", MANAGERS_USER),
-    reach("trace_tenants", MANAGERS_USER),
-    reach("memory_of_managers", MANAGERS_USER),
-    reach("memory_of_tenants", MANAGERS_USER),
-    Attack { input: Input::SecretFiles, ..reach("read_secret", MANAGERS_USER) },
-    Attack { escapes: None, ..reach("change_library", "") },
-    reach("file_of_tenant", MANAGERS_USER),
-    reach("abstract_sockets", "they belong to the network namespace"),
-    Attack { input: Input::HttpPort, ..reach("http_interface", "it is open to its machine") },
-    reach("change_limits", MANAGERS_USER),
-    reach("change_priorities", MANAGERS_USER),
+    reach("trace_managers", MANAGERS_USER, &["seccomp", "pid_namespace"]),
+    reach("trace_tenants", MANAGERS_USER, &["seccomp", "pid_namespace"]),
+    reach("memory_of_managers", MANAGERS_USER, &["user", "pid_namespace"]),
+    reach("memory_of_tenants", MANAGERS_USER, &["user", "not_dumpable", "pid_namespace"]),
     Attack {
-        escapes_sandbox: Some("only a control group keeps it on its processors"),
-        ..reach("change_affinity", NO_LIMIT)
+        input: Input::SecretFiles,
+        ..reach("read_secret", MANAGERS_USER, &["pid_namespace"]) // command lines are everybody's
     },
-    Attack { sees: MANAGER_GONE, ..reach("kill_parent", MANAGERS_USER) },
-    Attack { sees: MANAGER_GONE, ..reach("kill_everything", MANAGERS_USER) },
+    Attack { harm: Harm::Did, ..own("change_library", ANSWERED) },
+    reach("file_of_tenant", MANAGERS_USER, &["user", "view"]),
+    reach("abstract_sockets", "they belong to the network namespace", &["seccomp"]),
+    Attack {
+        input: Input::HttpPort,
+        ..reach("http_interface", "it is open to its machine", &["seccomp", "landlock_network"])
+    },
+    reach("change_limits", MANAGERS_USER, &["capabilities"]),
+    reach("change_priorities", MANAGERS_USER, &["capabilities"]),
+    // Only a control group would keep it on its processors.
+    reach("change_affinity", NO_LIMIT, &[]),
+    kill("kill_parent"),
+    kill("kill_everything"),
 ];

@@ -17,12 +17,14 @@ use testkit::LocalCluster;
 use testkit::run::{Running, start};
 use testkit::service::{call_with_room, warm};
 
-use crate::attacks::{Attack, Input};
+use crate::attacks::{Attack, HUNG, Input};
 
-/// Environment variables: the function, its input, its library, and its cluster's files.
+/// Environment variables: the function, its input, its library, the time limit of its calls, and its
+/// cluster's files.
 const FUNCTION: &str = "HOSTILE_FUNCTION";
 const INPUT: &str = "HOSTILE_INPUT";
 const LIBRARY: &str = "HOSTILE_LIBRARY";
+const MILLISECONDS: &str = "HOSTILE_MILLISECONDS";
 const CONFIG: &str = "HOSTILE_CONFIG";
 const DEVICES: &str = "HOSTILE_DEVICES";
 
@@ -31,8 +33,9 @@ pub const GOT: &str = "got";
 pub const AFTER: &str = "after";
 pub const ANSWER: &str = "answer";
 
-/// Of all of its calls.
-const CALL_LIMIT: Duration = Duration::from_secs(2);
+/// Of calls that never return, and of others, which do so also on a busy machine.
+const HUNG_LIMIT: Duration = Duration::from_secs(2);
+const CALL_LIMIT: Duration = Duration::from_secs(20);
 const START_LIMIT: Duration = Duration::from_secs(3);
 /// Of its lease, in MB; what a memory bomb takes is many times as much.
 const MEMORY_MB: u32 = 64;
@@ -42,10 +45,12 @@ const OUTPUT_BYTES: usize = 4096;
 pub fn spawn(attack: &Attack, input: &str, library: PathBuf, cluster: &LocalCluster) -> Running {
     let mut command = Command::new(std::env::current_exe().unwrap());
     let function = if attack.input == Input::Load { "echo" } else { attack.name };
+    let limit = if attack.sees == HUNG { HUNG_LIMIT } else { CALL_LIMIT };
     command
         .env(FUNCTION, function)
         .env(INPUT, input)
         .env(LIBRARY, library)
+        .env(MILLISECONDS, limit.as_millis().to_string())
         .env(CONFIG, cluster.benchmark())
         .env(DEVICES, cluster.devices())
         .env("TMPDIR", cluster.directory());
@@ -66,7 +71,8 @@ pub fn act() {
     let client = Client::connect(device, &manager[..]).unwrap();
     let lease = client.lease(LeaseRequest::new(1, MEMORY_MB)).unwrap();
 
-    let deployment = warm().invocation_timeout(CALL_LIMIT).start_timeout(START_LIMIT);
+    let limit = Duration::from_millis(told(MILLISECONDS).parse().unwrap());
+    let deployment = warm().invocation_timeout(limit).start_timeout(START_LIMIT);
     let mut begin = Instant::now();
     let deployed = lease.deploy_with(told(LIBRARY), &deployment);
     let got = deployed.and_then(|mut executor| {

@@ -13,8 +13,8 @@
 //!   minute.
 //! * Contained is what leaves managers, neighbour and next client as they were, leaves nothing
 //!   behind, and reaches nothing that is not of its lease (`table`).
-//! * In the sandbox every row has to be contained. Without isolation those that are said to be
-//!   (`attacks`); the others are shown.
+//! * A row has to be contained if the node has a layer of isolation that contains it, or none is needed
+//!   (`attacks`). The others are shown.
 //!
 //! Elsewhere: hostile clients and strangers (`strangers`), what a peer writes into shared memory
 //! (`rdmalib/src/providers/shm/hostile.rs`).

@@ -65,6 +65,13 @@ impl Scene {
         &self.neighbour.settled
     }
 
+    /// The layers of isolation that the node has.
+    pub fn layers(&self) -> Vec<String> {
+        let nodes = self.cluster.http().unwrap().get("/nodes").unwrap().body;
+        let layers = nodes[0]["isolation"].as_array().unwrap();
+        layers.iter().map(|layer| layer.as_str().unwrap().to_owned()).collect()
+    }
+
     /// The neighbour's p99 while nobody is hostile.
     pub fn in_peace(&mut self) -> Option<Duration> {
         let mut times = Vec::new();

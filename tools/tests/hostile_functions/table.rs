@@ -28,7 +28,7 @@ impl Isolation {
     pub fn fact(self) -> &'static str {
         match self {
             Isolation::None => "without_isolation_only_what_is_said_to_escape_escapes",
-            Isolation::Sandbox => "in_the_sandbox_every_hostile_function_is_contained",
+            Isolation::Sandbox => "in_the_sandbox_only_what_no_layer_contains_escapes",
         }
     }
 
@@ -36,14 +36,6 @@ impl Isolation {
         match self {
             Isolation::None => "none",
             Isolation::Sandbox => "sandbox",
-        }
-    }
-
-    /// Why `attack` is not contained.
-    fn escapes(self, attack: &Attack) -> Option<&'static str> {
-        match self {
-            Isolation::None => attack.escapes,
-            Isolation::Sandbox => attack.escapes_sandbox,
         }
     }
 
@@ -101,6 +93,12 @@ impl Row {
         (!why.is_empty()).then(|| why.join("; "))
     }
 
+    /// What it says that it was refused.
+    fn said(&self) -> String {
+        let refused = self.answer.starts_with("refused");
+        if refused { self.answer.clone() } else { String::new() }
+    }
+
     fn columns(&self) -> [String; 6] {
         let name = self.attack.name.to_lowercase();
         let constructor = self.attack.input == Input::Load;
@@ -112,7 +110,7 @@ impl Row {
             self.after.clone(),
             left,
             shown(self.p99),
-            [escaped.into(), self.reached().unwrap_or_default()].join(" ").trim().into(),
+            [escaped, &self.reached().unwrap_or_else(|| self.said())].join(" ").trim().into(),
         ]
     }
 }
@@ -127,19 +125,19 @@ pub fn act(isolation: Isolation) {
     let only = std::env::var(ONLY).unwrap_or_default();
     let mut scene = Scene::start(isolation);
     let peace = scene.in_peace();
-    let settled = scene.settled().to_owned();
+    let (settled, layers) = (scene.settled().to_owned(), scene.layers());
     let chosen = ATTACKS.iter().filter(|attack| attack.name.contains(&only));
     let rows: Vec<Row> = chosen.map(|attack| scene.row(attack)).collect();
     scene.end();
 
-    println!("\nhostile functions, isolation: {}", isolation.name());
+    println!("\nhostile functions, isolation: {} ({})", isolation.name(), layers.join(", "));
     println!("the neighbour {settled}; its p99 in peace: {}", shown(peace));
     print(&rows);
     let escapes = |row: &&Row| row.escaped();
     let unexpected: Vec<&str> = rows
         .iter()
         .filter(escapes)
-        .filter(|row| isolation.escapes(row.attack).is_none())
+        .filter(|row| row.attack.is_contained_by(&layers))
         .map(|row| row.attack.name)
         .collect();
     let escaped = rows.iter().filter(escapes).count();
