@@ -53,6 +53,8 @@ pub struct Executors {
     launcher: Launcher,
     /// What confines those that are started by themselves; `None`: nobody is confined.
     settings: Option<SandboxSettings>,
+    /// Where the search for a user begins.
+    next_user: u32,
     heartbeat: Heartbeat,
     /// Soft limit of descriptors that this manager was started with, for executors.
     open_files: u64,
@@ -85,6 +87,7 @@ impl Executors {
             manager,
             launcher,
             settings,
+            next_user: 0,
             heartbeat,
             open_files,
             running: BTreeMap::new(),
@@ -152,15 +155,16 @@ impl Executors {
     }
 
     /// Returns the sandbox of one more executor, of a lease of so much memory: with a user whom no other has.
-    fn sandbox(&self, memory: u32) -> Result<Option<AssignedSandbox>, String> {
+    fn sandbox(&mut self, memory: u32) -> Result<Option<AssignedSandbox>, String> {
         let Some(settings) = &self.settings else { return Ok(None) };
         let used: BTreeSet<u32> =
             self.running.values().filter_map(|running| running.user).collect();
-        let user =
-            (0..settings.users.count).find(|user| !used.contains(user)).ok_or_else(|| {
-                format!("all {} users of executor.users have an executor", settings.users.count)
-            })?;
-        Ok(Some(AssignedSandbox { settings: settings.clone(), memory, user }))
+        let count = settings.users.count;
+        let user = free_user(self.next_user, count, &used)
+            .ok_or_else(|| format!("all {count} users of executor.users have an executor"))?;
+        let sandbox = AssignedSandbox { settings: settings.clone(), memory, user };
+        self.next_user = user.wrapping_add(1);
+        Ok(Some(sandbox))
     }
 
     /// Stops the executor of `lease`: asks it first, kills it later.
@@ -294,5 +298,28 @@ impl Executors {
             self.running.remove(&gone.lease);
         }
         gone
+    }
+}
+
+/// Returns the first of `count` users from `next` on, and then from 0, that is not `used`. So one that was free is not
+/// taken at once: what a killed executor has left behind may still be ending, and counts for its user.
+fn free_user(next: u32, count: u32, used: &BTreeSet<u32>) -> Option<u32> {
+    let start = next.min(count);
+    (start..count).chain(0..start).find(|user| !used.contains(user))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_user_that_was_just_free_is_taken_last() {
+        let used = BTreeSet::from([1, 3]);
+        assert_eq!(free_user(0, 4, &used), Some(0));
+        assert_eq!(free_user(1, 4, &used), Some(2));
+        assert_eq!(free_user(3, 4, &used), Some(0));
+        assert_eq!(free_user(4, 4, &used), Some(0));
+        assert_eq!(free_user(u32::MAX, 4, &used), Some(0));
+        assert_eq!(free_user(2, 2, &BTreeSet::from([0, 1])), None);
     }
 }
