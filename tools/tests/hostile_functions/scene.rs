@@ -24,6 +24,8 @@ use crate::table::{Isolation, Row};
 const ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 71, 0, 4));
 /// A socket that some other program of the machine listens at.
 const OTHER: &str = "rfaas-hostile-other";
+/// The neighbour's file (`library/reaches.cpp`).
+const TENANT_FILE: &str = "/tmp/rfaas-hostile-tenant";
 /// The longest that what an attack has left may take to be gone; then it is left behind.
 const GONE: Duration = Duration::from_secs(3);
 /// The longest that a client may take; then it hangs.
@@ -204,6 +206,8 @@ impl Scene {
         let Scene { neighbour, client, cluster, .. } = self;
         drop((neighbour, client));
         cluster.stop().unwrap();
+        // Without isolation it is a file of the machine; in a sandbox it was never there.
+        let _ = std::fs::remove_file(TENANT_FILE);
     }
 }
 

@@ -292,6 +292,7 @@ FUNCTION(change_limits) {
         tried.tell(error, "raised %s", name);
     }
     for (auto &[process, name] : managers()) {
+        if (process == 1) continue; /* the guardian, which is of the same lease */
         struct rlimit theirs;
         int error = prlimit(process, RLIMIT_NOFILE, nullptr, &theirs) == 0 &&
                     prlimit(process, RLIMIT_NOFILE, &theirs, nullptr) == 0 ? 0 : errno;
