@@ -95,7 +95,8 @@ fn a_manager_does_not_start_without_a_layer_that_is_required() {
     let both = vec![Layer::User, Layer::UserNamespace];
     let refused =
         LocalCluster::start(Options { isolation: Isolation::Require(both), ..Options::default() });
-    let error = refused.err().expect("no cluster").to_string();
+    let Err(error) = refused else { panic!("it has started") };
+    let error = error.to_string();
     assert!(error.contains("executor.isolation requires user"), "{error}");
     let required = Isolation::Require(vec![Layer::NoNewPrivileges]);
     drop(cluster(Options { isolation: required, ..Options::default() }));
