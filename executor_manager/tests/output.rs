@@ -192,6 +192,14 @@ echo started; while :; do sleep 0.01; done"
     wait_for("the other's words", || (text(&mut client) == "anew\n").then_some(()));
 }
 
+/// The number of threads that read executors.
+fn readers(node: &Node) -> usize {
+    let tasks = fs::read_dir(format!("/proc/{}/task", node.pid())).unwrap();
+    // A thread may end between the two.
+    let name = |task: fs::DirEntry| fs::read_to_string(task.path().join("comm")).ok();
+    tasks.filter_map(|task| name(task.unwrap())).filter(|name| name.trim() == "output").count()
+}
+
 #[test]
 fn what_a_function_does_to_its_output_is_nobody_elses_trouble() {
     // It leaves a daemon with its streams, outside of its group, and then closes them itself.
@@ -203,19 +211,16 @@ while :; do sleep 0.01; done"
     );
     let node = Node::alone(&script);
     let mut client = node.client();
-    client.refused(allocate(unsigned(0))); // connected
-    let descriptors =
-        |node: &Node| fs::read_dir(format!("/proc/{}/fd", node.pid())).unwrap().count();
-    let before = descriptors(&node);
     client.claim(unsigned(1));
+    wait_for("their reader", || (readers(&node) == 1).then_some(())); // it names itself
     wait_for("its word", || {
         (client.printed() == (vec![(1, b"closed\n".to_vec())], 0)).then_some(())
     });
     let daemon = wait_for("its daemon", || fs::read_to_string(node.setup.path("daemon")).ok());
     let daemon: i32 = daemon.trim().parse().unwrap();
-    assert!(descriptors(&node) > before);
     client.release();
-    wait_for("the streams to be closed", || (descriptors(&node) <= before).then_some(()));
+    // It closes the streams first.
+    wait_for("the end of their reader", || (readers(&node) == 0).then_some(()));
     assert!(runs(daemon));
     kill(Pid::from_raw(daemon), Signal::SIGKILL).unwrap();
     node.stop();
