@@ -188,7 +188,10 @@ echo started; while :; do sleep 0.01; done"
     wait_for("its last words", || (text(&mut client) == "started\nstopped\n").then_some(()));
     // Another lease on the same connection begins with nothing.
     node.setup.script(&format!("{FUNCTIONS}; echo anew; exec sleep 1000"));
-    client.claim(unsigned(1));
+    wait_for("another lease", || match client.ask(allocate(unsigned(1))) {
+        ToClient::Allocated(_) => Some(()),
+        _ => None, // the process of the first is not gone yet
+    });
     wait_for("the other's words", || (text(&mut client) == "anew\n").then_some(()));
 }
 
