@@ -4,23 +4,34 @@
 //! It is compiled when it is needed. Where there is no C compiler, the floor is not measured, and the
 //! report says so.
 
+use std::fmt::Display;
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
 use rfaas_program::Failure;
-use tempfile::TempDir;
 
 const SOURCE: &str = include_str!("floor.c");
+
+/// Compiles the program `$1` and runs it with the library `$2`. A shell does this, since it removes
+/// what was compiled also when this process is killed: that ends the program's input.
+const SCRIPT: &str = r#"
+command -v cc >/dev/null || { echo none; exit; }
+directory=$(mktemp -d) || exit
+trap 'rm -rf "$directory"' EXIT
+trap exit HUP INT TERM
+printf %s "$1" | cc -O2 -x c -o "$directory/floor" - -ldl || exit
+echo ready
+"$directory/floor" "$2"
+"#;
 
 /// The C program, running. It ends with this value.
 #[derive(Debug)]
 pub struct Floor {
-    process: Child,
+    shell: Child,
     ask: Option<ChildStdin>,
     told: BufReader<ChildStdout>,
-    _directory: TempDir,
 }
 
 /// One measurement.
@@ -35,55 +46,51 @@ pub struct FloorTimes {
 impl Floor {
     /// Compiles and starts the program, whose second child loads `library`. `None`: there is no C compiler here.
     pub fn start(library: &Path) -> Result<Option<Floor>, Failure> {
-        let failed = |error| Failure::later(format!("the floor cannot be measured: {error}"));
-        let directory = tempfile::tempdir().map_err(failed)?;
-        let (source, program) = (directory.path().join("floor.c"), directory.path().join("floor"));
-        std::fs::write(&source, SOURCE).map_err(failed)?;
-        let compiler = Command::new("cc")
-            .args(["-O2", "-o"])
-            .args([&program, &source])
-            .arg("-ldl") // in libc itself since glibc 2.34
-            .stdin(Stdio::null())
-            .status();
-        match compiler {
-            Ok(status) if status.success() => {}
-            Ok(status) => return Err(Failure::later(format!("cc of the floor: {status}"))),
-            Err(_) => return Ok(None),
-        }
-        let mut process = Command::new(&program)
+        let mut shell = Command::new("sh")
+            .args(["-c", SCRIPT, "floor", SOURCE])
             .arg(library)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
-            .map_err(failed)?;
-        let ask = process.stdin.take();
-        let told = BufReader::new(process.stdout.take().expect("it is piped"));
-        Ok(Some(Floor { process, ask, told, _directory: directory }))
+            .map_err(|error| not_measured(&error))?;
+        let ask = shell.stdin.take();
+        let told = BufReader::new(shell.stdout.take().expect("it is piped"));
+        let mut floor = Floor { shell, ask, told };
+        match floor.line()?.as_str() {
+            "ready\n" => Ok(Some(floor)),
+            "none\n" => Ok(None),
+            _ => Err(not_measured(&"it was not compiled")),
+        }
     }
 
     /// Measures once.
     pub fn once(&mut self) -> Result<FloorTimes, Failure> {
-        let mut line = String::new();
-        self.ask
-            .as_mut()
-            .expect("taken when this is dropped")
-            .write_all(b"\n")
-            .and_then(|()| self.told.read_line(&mut line))
-            .map_err(|error| Failure::later(format!("the floor was not measured: {error}")))?;
+        let ask = self.ask.as_mut().expect("taken when this is dropped");
+        ask.write_all(b"\n").map_err(|error| not_measured(&error))?;
+        let line = self.line()?;
         let mut times = line.split_whitespace().map(|ns| ns.parse().map(Duration::from_nanos));
         match (times.next(), times.next()) {
             (Some(Ok(fork)), Some(Ok(exec))) => Ok(FloorTimes { fork, exec }),
-            _ => Err(Failure::later("the floor was not measured: a child of it failed")),
+            _ => Err(not_measured(&"a child of it failed")),
         }
+    }
+
+    fn line(&mut self) -> Result<String, Failure> {
+        let mut line = String::new();
+        self.told.read_line(&mut line).map_err(|error| not_measured(&error))?;
+        Ok(line)
     }
 }
 
 impl Drop for Floor {
     fn drop(&mut self) {
         drop(self.ask.take()); // it ends at the end of its input
-        let _ = self.process.kill();
-        let _ = self.process.wait();
+        let _ = self.shell.wait();
     }
+}
+
+fn not_measured(why: &dyn Display) -> Failure {
+    Failure::later(format!("the floor was not measured: {why}"))
 }
 
 #[cfg(test)]
