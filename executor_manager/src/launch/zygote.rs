@@ -17,6 +17,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags};
+use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::Pid;
 use rfaas_program::describe;
 use rfaas_program::local_channel::{LocalChannel, LocalError, from_file, to_file, wait};
@@ -244,10 +245,13 @@ impl Process {
     }
 }
 
-/// It is reaped with the children that this program has not started.
+/// It is gone with its value. One that takes longer to end is reaped with the children that this
+/// program has not started, or by init.
 impl Drop for Process {
     fn drop(&mut self) {
-        let _ = pidfd_send_signal(&self.pidfd, Signal::KILL); // fails if it has ended
+        self.end();
+        let look = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG;
+        let _ = waitid(Id::PIDFd(self.pidfd.as_fd()), look);
     }
 }
 
