@@ -74,6 +74,17 @@ pub fn is_running(id: u32) -> bool {
     Stat::of(id).is_some_and(|stat| stat.is_running())
 }
 
+/// Whether each thread of process `id` is stopped. A signal that stops a process does so thread by
+/// thread, as each is scheduled.
+pub fn is_stopped(id: u32) -> bool {
+    let threads = fs::read_dir(format!("/proc/{id}/task")).into_iter().flatten().flatten();
+    let mut states = threads.filter_map(|thread| {
+        let stat = fs::read_to_string(thread.path().join("stat")).ok()?;
+        Some(Stat::parse(&stat)?.state)
+    });
+    states.all(|state| state == 'T')
+}
+
 /// File that process `id` runs, if we may know.
 pub fn program(id: u32) -> Option<PathBuf> {
     fs::read_link(format!("/proc/{id}/exe")).ok()
@@ -104,7 +115,7 @@ mod tests {
     fn this_process_is_listed_runs_and_has_a_program() {
         let id = std::process::id();
         assert!(all().any(|other| other == id));
-        assert!(is_running(id));
+        assert!(is_running(id) && !is_stopped(id));
         assert_eq!(own_id(id), Some(id));
         assert_eq!(program(id), std::env::current_exe().ok());
         assert!(!is_running(u32::MAX));

@@ -216,6 +216,10 @@ impl<'a> Scene<'a> {
             Victim::Client => self.client.signal(signal),
             Victim::Executor => {
                 kill(Pid::from_raw(self.executor.cast_signed()), signal).expect("it runs");
+                if self.cell.fault == Fault::Stop {
+                    // Its worker could still answer the call that comes next.
+                    eventually("the executor has stopped", || procfs::is_stopped(self.executor));
+                }
             }
             Victim::ExecutorManager => self.cluster.executor_manager().unwrap().signal(signal),
             Victim::ResourceManager => self.cluster.resource_manager().unwrap().signal(signal),
