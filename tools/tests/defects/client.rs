@@ -1,9 +1,11 @@
 //! The client library and the benchmarks: what is deployed, how it starts, who is asked.
 
+use std::ffi::OsString;
 use std::fs;
 use std::time::Duration;
 
 use rfaas::{Client, Error, LeaseRequest};
+use rfaas_config::{Isolation, Launch};
 use rfaas_protocol::allocation::RefusedBecause;
 use testkit::{Options, procfs};
 
@@ -28,7 +30,8 @@ fn a_missing_library_is_an_error() {
 
 #[test]
 fn the_client_runs_no_code_of_the_library() {
-    let scene = Scene::small();
+    // Its constructor leaves a file.
+    let scene = Scene::new(Options { isolation: Isolation::None, ..Options::default() });
     let marks = scene.directory.path().join("marks");
     fs::create_dir(&marks).unwrap();
     let source = scene.directory.path().join("constructor.c");
@@ -114,6 +117,13 @@ fn more_than_64_workers_all_answer() {
     scene.ends();
 }
 
+/// Starts what is in `executor_path` by itself. A manager that wants to know which layers its
+/// executors have would not start with what is no executor.
+fn with_executors_of(executor_path: Option<OsString>) -> Options {
+    let (launch, isolation) = (Launch::Exec, Isolation::None);
+    Options { executor_path, launch, isolation, ..Options::default() }
+}
+
 #[test]
 fn an_executor_that_cannot_be_started_is_a_refusal() {
     let unusable = tempfile::tempdir().unwrap();
@@ -121,7 +131,7 @@ fn an_executor_that_cannot_be_started_is_a_refusal() {
     fs::write(&program, "#!/nowhere/sh\n").unwrap();
     fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     let executor_path = Some(unusable.path().into());
-    let scene = Scene::new(Options { executor_path, ..Options::default() });
+    let scene = Scene::new(with_executors_of(executor_path));
     let lease = scene.client.lease(LeaseRequest::new(1, 64)).unwrap();
     let error = lease.deploy_with(library("functions"), &warm()).unwrap_err();
     let Error::AllocationRefused { because, ref reason, .. } = error else { panic!("{error:?}") };
@@ -140,9 +150,9 @@ fn an_executor_that_never_connects_or_ends_at_once_is_an_error_in_time() {
         fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
         let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
         fs::set_permissions(&program, executable).unwrap();
-        let mut path = std::ffi::OsString::from(fake.path());
+        let mut path = OsString::from(fake.path());
         path.push(":/usr/bin:/bin");
-        let scene = Scene::new(Options { executor_path: Some(path), ..Options::default() });
+        let scene = Scene::new(with_executors_of(Some(path)));
         let lease = scene.client.lease(LeaseRequest::new(1, 64)).unwrap();
         let deployment = warm().start_timeout(Duration::from_millis(limit));
         let error = lease.deploy_with(library("functions"), &deployment).unwrap_err();
