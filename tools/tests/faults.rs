@@ -45,7 +45,7 @@ impl Scene {
     fn new() -> Self {
         let alone = one_at_a_time();
         let waiting = Waiting::build();
-        let cluster = cluster(Options::default());
+        let cluster = cluster(Options { view: waiting.view(), ..Options::default() });
         let client = cluster.client().unwrap();
         Scene { cluster, client, waiting, _alone: alone }
     }

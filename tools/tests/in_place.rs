@@ -139,7 +139,7 @@ fn an_executor_that_is_killed_in_a_call_in_place_is_an_error_and_leaves_nothing(
     let _guard = one_at_a_time();
     let waiting = Waiting::build();
     let before_all = Leftovers::list(waiting.directory());
-    let cluster = cluster(Options::default());
+    let cluster = cluster(Options { view: waiting.view(), ..Options::default() });
     let client = cluster.client().unwrap();
     let mut mapped = None;
     for round in 0..5u8 {

@@ -77,12 +77,17 @@ pub fn is_running(id: u32) -> bool {
 /// Whether each thread of process `id` is stopped. A signal that stops a process does so thread by
 /// thread, as each is scheduled.
 pub fn is_stopped(id: u32) -> bool {
-    let threads = fs::read_dir(format!("/proc/{id}/task")).into_iter().flatten().flatten();
-    let mut states = threads.filter_map(|thread| {
-        let stat = fs::read_to_string(thread.path().join("stat")).ok()?;
-        Some(Stat::parse(&stat)?.state)
-    });
-    states.all(|state| state == 'T')
+    threads(id).all(|thread| thread.state == 'T')
+}
+
+/// Names of the threads of process `id`.
+pub fn thread_names(id: u32) -> Vec<String> {
+    threads(id).map(|thread| thread.name).collect()
+}
+
+fn threads(id: u32) -> impl Iterator<Item = Stat> {
+    let entries = fs::read_dir(format!("/proc/{id}/task")).into_iter().flatten().flatten();
+    entries.filter_map(|entry| Stat::parse(&fs::read_to_string(entry.path().join("stat")).ok()?))
 }
 
 /// File that process `id` runs, if we may know.

@@ -199,7 +199,7 @@ impl<'a> Scene<'a> {
         if cell.moment == Moment::Allocation {
             waiting.hold_loading();
         }
-        let cluster = cluster(Options::impatient());
+        let cluster = cluster(Options { view: waiting.view(), ..Options::impatient() });
         let mut client = client::spawn(cell.moment, &cluster, waiting, files.path());
         match cell.moment {
             Moment::Idle => drop(hear(&mut client, "ready")),

@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use rfaas_config::{CacheSharing, ExecutorSettings, Isolation, Launch, ResourceManagerNode};
@@ -39,6 +40,8 @@ pub struct Options {
     pub launch: Launch,
     /// How functions are kept from their node.
     pub isolation: Isolation,
+    /// Directories that functions see besides the system's.
+    pub view: Vec<PathBuf>,
     /// Whether workers are pinned to CPUs.
     pub pin_threads: bool,
     /// Most memory of the libraries that a node keeps, in MB.
@@ -85,6 +88,7 @@ impl Default for Options {
             node_return: Duration::from_millis(manager.node_return_ms.into()),
             launch: Launch::default(),
             isolation: Isolation::default(),
+            view: Vec::new(),
             pin_threads: false,
             cache_mb: ExecutorSettings::default().cache_mb,
             cache_sharing: CacheSharing::Tenant,
@@ -136,6 +140,7 @@ impl Options {
         for node in &mut settings.nodes {
             node.executor.launch = self.launch;
             node.executor.isolation = self.isolation.clone();
+            node.executor.view = self.view.clone();
             node.executor.pin_threads = self.pin_threads;
             node.executor.cache_mb = self.cache_mb;
             node.executor.cache_sharing = self.cache_sharing;
