@@ -9,7 +9,8 @@
 //!               close    sockets                             after it has connected, before foreign code
 //! ```
 //! * A layer that was found is put on or the executor does not start: nothing here goes on without it.
-//! * What is refused fails with an error that the function sees (EPERM, EACCES, EROFS, ENOMEM). It never ends it.
+//! * What is refused fails with an error that the function sees (EPERM, EACCES, EROFS, ENOMEM). It does not end it, but
+//!   for a file that is larger than it may be: that is SIGXFSZ (setrlimit(2)).
 //! * Everything is for a process with one thread, but for [`Sandbox::close`], which is for all its threads.
 //!
 //! Elsewhere: names of layers (`rfaas_protocol::isolation`), starting processes (the program `executor`), settings

@@ -1,10 +1,13 @@
 //! Limits of resources (setrlimit(2)), hard ones: no function can raise them.
 //!
 //! Memory is limited by RLIMIT_DATA, which counts what is private and writable. RLIMIT_AS would count the buffers of the
-//! client too, which are shared and mapped as they are used, and reservations that are never used. Shared memory that a
-//! function makes by itself is not counted; only a control group would.
+//! client too, which are shared and mapped as they are used, and reservations that are never used. It holds for each
+//! process: a function that forks has as much again. Neither that is counted nor shared memory that a function makes by
+//! itself; only a control group would.
 //!
 //! Elsewhere: descriptors, stacks (the program `executor`), the size of `/tmp` (`view`).
+
+use std::fs;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use rfaas_protocol::isolation::{Layer, SandboxSettings};
@@ -17,6 +20,9 @@ pub const OWN_MEMORY: u64 = 128 << 20;
 /// Processes and threads of one user, which is one executor: as many as a node has cores several times, and few enough
 /// that the node goes on while they spin.
 pub const MAX_TASKS: u64 = 1024;
+
+/// Of proc_pid_oom_score_adj(5).
+const MOST_EXPENDABLE: &str = "1000";
 
 /// Sets all limits but that of file sizes.
 pub fn set(settings: &SandboxSettings, share: &Share) -> Result<(), Error> {
@@ -32,6 +38,8 @@ pub fn set(settings: &SandboxSettings, share: &Share) -> Result<(), Error> {
                 .map_err(failed(Layer::Limits, "limit of locked memory"))?;
         }
     }
+    // When the node has no memory left, functions end before anybody else. Without /proc, they do not.
+    let _ = fs::write("/proc/self/oom_score_adj", MOST_EXPENDABLE);
     lower(Resource::RLIMIT_CORE, 0, "of core files")?;
     lower(Resource::RLIMIT_RTPRIO, 0, "of real-time priorities")?;
     lower(Resource::RLIMIT_NICE, 0, "of priorities")?;

@@ -98,7 +98,7 @@ const ASK_PERSONALITY: u32 = 0xffff_ffff;
 /// The one that a program has anyway.
 const USUAL_PERSONALITY: u32 = 0;
 
-/// No socket is made, and none that is there is connected or waits for connections. Pairs are: they lead nowhere.
+/// No socket is made, and none that is there is connected or waits for connections. Pairs are made (`pairs`).
 const SOCKETS: &[c_long] = &[
     libc::SYS_socket,
     libc::SYS_connect,
@@ -130,8 +130,8 @@ impl Filters {
             never: filter(NEVER, &[]),
             making: filter(MAKING, &making()),
             sockets: match network {
-                NetworkPolicy::None => Some(filter(SOCKETS, &[])),
-                NetworkPolicy::Rdma => Some(filter(WAITING, &rdma_sockets())),
+                NetworkPolicy::None => Some(filter(SOCKETS, &pairs())),
+                NetworkPolicy::Rdma => Some(filter(WAITING, &[rdma_sockets(), pairs()].concat())),
                 NetworkPolicy::Host => None,
             },
         }
@@ -172,9 +172,25 @@ fn making() -> Vec<Step> {
     ]
 }
 
+/// Pairs of Unix sockets that are connected for good. One of datagrams is not: it can send to any
+/// abstract name of the node.
+fn pairs() -> Vec<Step> {
+    // In the kind of a socket, of datagrams and raw ones only: they are 2 and 3, streams 1,
+    // sequences of packets 5, and the flags are higher bits.
+    const DATAGRAMS: u32 = 2;
+    vec![
+        Step::is_call(libc::SYS_socketpair, To::Skip(0), To::Allow),
+        Step::LoadArgument(0),
+        Step::Is(libc::AF_UNIX as u32, To::Skip(0), To::Deny),
+        Step::LoadArgument(1),
+        Step::HasAny(DATAGRAMS, To::Deny, To::Allow),
+    ]
+}
+
+/// What is no call for a socket goes on to the steps behind these.
 fn rdma_sockets() -> Vec<Step> {
     vec![
-        Step::is_call(libc::SYS_socket, To::Skip(0), To::Allow),
+        Step::is_call(libc::SYS_socket, To::Skip(0), To::Skip(5)),
         Step::LoadArgument(0),
         Step::Is(libc::AF_NETLINK as u32, To::Skip(0), To::Deny),
         Step::LoadArgument(2),

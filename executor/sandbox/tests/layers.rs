@@ -6,7 +6,7 @@ use std::fs::{self, File};
 use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpListener, UdpSocket};
 use std::os::fd::AsRawFd;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::Path;
 use std::process::Command;
 use std::sync::mpsc;
@@ -313,6 +313,8 @@ fn networks(who: Who) -> Outcome {
         is_refused("UDP", udp(), ErrorKind::PermissionDenied)?;
         is_refused("a Unix socket", UnixListener::bind("/tmp/x"), ErrorKind::PermissionDenied)?;
         refused("netlink", netlink(SockProtocol::NetlinkRoute), Errno::EPERM)?;
+        // It could send to any abstract name of the node.
+        is_refused("a pair for datagrams", UnixDatagram::pair(), ErrorKind::PermissionDenied)?;
         UnixStream::pair().map(drop).map_err(|error| format!("a pair: {error}"))
     })?;
     sandboxed(who, &with(NetworkPolicy::Rdma), || {

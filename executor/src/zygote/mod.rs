@@ -98,6 +98,10 @@ impl Zygote {
         let provider = provider.parse().map_err(|_| ZygoteError::Order)?;
         Device::prepare(provider).map_err(ZygoteError::Device)?;
         crate::clock::start();
+        // Behind what loads libraries, and before the first fork.
+        if fs::read_dir("/proc/self/task").is_ok_and(|threads| threads.count() > 1) {
+            return Err(ZygoteError::Threads);
+        }
         let report = probe(&sandbox, Launch::Clone);
         sandbox.layers = report.active;
         let guarded = sandbox.layers.has(Layer::PidNamespace);
@@ -105,9 +109,6 @@ impl Zygote {
         sandbox.enter()?;
         // Behind that, which clears it.
         set_pdeathsig(Signal::SIGKILL).map_err(os("prctl"))?;
-        if fs::read_dir("/proc/self/task").is_ok_and(|threads| threads.count() > 1) {
-            return Err(ZygoteError::Threads);
-        }
         if !guarded && !sibling::knows_thread_ids() {
             return Err(ZygoteError::ThreadIds);
         }

@@ -22,7 +22,7 @@ use nix::unistd::Pid;
 use rfaas_program::describe;
 use rfaas_program::local_channel::{LocalChannel, LocalError, from_file, to_file, wait};
 use rfaas_protocol::VERSION;
-use rfaas_protocol::isolation::{IsolationReport, Layer};
+use rfaas_protocol::isolation::{IsolationReport, Layer, Layers};
 use rfaas_protocol::launch::{FromZygote, Speaks, Start, ToZygote, ZygoteSettings};
 use rustix::process::{PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
@@ -57,6 +57,8 @@ enum Trouble {
     Version(u16),
     #[error("it breaks the protocol")]
     Order,
+    #[error("it has no {0}, which the first one had")]
+    Fewer(Layer),
 }
 
 /// An executor that was cloned.
@@ -73,6 +75,8 @@ pub struct Cloned {
 pub struct Zygote {
     settings: ZygoteSettings,
     process: Option<Process>,
+    /// What the first one has found. None has less: a layer may fail to be found where memory is short.
+    settled: Option<Layers>,
     /// When the next one may be started.
     again_at: Instant,
     pause: Duration,
@@ -90,7 +94,7 @@ struct Process {
 impl Zygote {
     /// One that the first [`tick`](Zygote::tick) starts.
     pub fn new(settings: ZygoteSettings, now: Instant) -> Self {
-        Zygote { settings, process: None, again_at: now, pause: FIRST_PAUSE }
+        Zygote { settings, process: None, settled: None, again_at: now, pause: FIRST_PAUSE }
     }
 
     /// Returns what it has found of the layers of isolation, once it is ready.
@@ -124,10 +128,19 @@ impl Zygote {
             }
             None => {}
             Some(process) => match process.listen(now) {
-                Ok(true) => self.pause = FIRST_PAUSE,
-                Ok(false) => {}
+                Ok(Some(found)) => self.settle(found),
+                Ok(None) => {}
                 Err(trouble) => self.lose(&trouble),
             },
+        }
+    }
+
+    /// Goes on with a zygote that has `found` these layers, unless another one had more.
+    fn settle(&mut self, found: Layers) {
+        let settled = *self.settled.get_or_insert(found);
+        match settled.iter().find(|&layer| !found.has(layer)) {
+            None => self.pause = FIRST_PAUSE,
+            Some(missing) => self.lose(&Trouble::Fewer(missing)),
         }
     }
 
@@ -185,11 +198,11 @@ impl Process {
         self.report.is_some()
     }
 
-    /// Hears what it says unasked; returns whether it has become ready.
-    fn listen(&mut self, now: Instant) -> Result<bool, Trouble> {
+    /// Hears what it says unasked; returns what it has found when it becomes ready.
+    fn listen(&mut self, now: Instant) -> Result<Option<Layers>, Trouble> {
         match self.channel.try_receive()? {
             None if !self.is_ready() && now >= self.ready_by => Err(Trouble::NotReady),
-            None => Ok(false),
+            None => Ok(None),
             Some((FromZygote::Ready(speaks), files)) if !self.is_ready() => {
                 if speaks.version.get() != VERSION {
                     return Err(Trouble::Version(speaks.version.get()));
@@ -198,8 +211,7 @@ impl Process {
                 let report: IsolationReport =
                     from_file(File::from(report)).map_err(|_| Trouble::Order)?;
                 tracing::info!(layers = %report.active, "executors are cloned from a zygote");
-                self.report = Some(report);
-                Ok(true)
+                Ok(Some(self.report.insert(report).active))
             }
             Some(_) => Err(Trouble::Order),
         }
@@ -263,8 +275,7 @@ mod tests {
 
     use super::*;
 
-    #[test]
-    fn one_that_cannot_be_started_is_tried_less_and_less_often() {
+    fn zygote(now: Instant) -> Zygote {
         let sandbox = SandboxSettings {
             layers: Layers::NONE,
             view: Vec::new(),
@@ -272,10 +283,28 @@ mod tests {
             network: NetworkPolicy::Host,
             rdma: false,
         };
-        let settings = ZygoteSettings { provider: "shm".into(), sandbox };
+        Zygote::new(ZygoteSettings { provider: "shm".into(), sandbox }, now)
+    }
+
+    #[test]
+    fn one_that_has_fewer_layers_than_the_first_is_none() {
+        let mut zygote = zygote(Instant::now());
+        let layers = |layers: &[Layer]| layers.iter().copied().collect::<Layers>();
+        zygote.pause = LONGEST_PAUSE;
+        zygote.settle(layers(&[Layer::View, Layer::Limits]));
+        assert_eq!(zygote.pause, FIRST_PAUSE);
+        zygote.pause = LONGEST_PAUSE;
+        zygote.settle(layers(&[Layer::Limits]));
+        assert_eq!(zygote.pause, LONGEST_PAUSE, "the next one is not tried at once");
+        zygote.settle(layers(&[Layer::View, Layer::Limits, Layer::Seccomp]));
+        assert_eq!(zygote.pause, FIRST_PAUSE);
+    }
+
+    #[test]
+    fn one_that_cannot_be_started_is_tried_less_and_less_often() {
         let exec = Exec::new(OsString::new(), None, Vec::new()); // finds no program
         let mut now = Instant::now();
-        let mut zygote = Zygote::new(settings, now);
+        let mut zygote = zygote(now);
         let pauses: Vec<_> = (0..12)
             .map(|_| {
                 zygote.tick(&exec, now);

@@ -75,7 +75,9 @@ impl Reader {
                 return self.finish(&mut buffer);
             }
             while self.read(Instant::now(), &mut buffer) {}
-            self.handle.has_read(asked);
+            if self.deadline().is_none() {
+                self.handle.has_read(asked); // and it did not stop for its pace
+            }
         }
     }
 
