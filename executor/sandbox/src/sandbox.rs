@@ -20,7 +20,7 @@ pub struct Sandbox {
 }
 
 impl Sandbox {
-    /// Makes one with the layers of `settings`, which have to be there ([`probe`]).
+    /// Makes one with the layers of `settings`, which have to be there ([`probe`](crate::probe)).
     pub fn new(mut settings: SandboxSettings) -> Sandbox {
         let filters = syscalls::Filters::new(settings.network);
         let mut links = Vec::new();
