@@ -1,7 +1,7 @@
 //! What a function died of, where the signal alone does not say it.
 //!
 //! ```text
-//!   SIGSEGV, SIGABRT ──handler──▶ in the guard page of this thread's stack? ──yes──▶ the process dies of STACK_OVERFLOW
+//!   SIGSEGV, SIGABRT ──handler──▶ in the guard page of this thread's stack? ──yes──▶ it dies of STACK_OVERFLOW
 //!                                     └──no──▶ memory was refused before? ──yes──▶ … of MEMORY_LIMIT
 //!                                                            └──no──▶ … of the same signal, as without a handler
 //! ```

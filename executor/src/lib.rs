@@ -18,7 +18,8 @@
 //! * A process holds one client's code and connections. It gets its secrets on standard input and
 //!   leaves no file behind.
 //!
-//! Elsewhere: how the process comes to be (`zygote`), one invocation (`worker`), foreign code (`library`), what an assignment may say (`plan`).
+//! Elsewhere: how the process comes to be (`zygote`), one invocation (`worker`), foreign code (`library`),
+//! what an assignment may say (`plan`).
 
 use std::io::{self, Write};
 use std::sync::Arc;

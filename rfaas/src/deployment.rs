@@ -109,8 +109,9 @@ impl Deployment {
         Deployment { failover_timeout, ..self }
     }
 
-    /// Sets [`restart`](Self::restart): whether the next call replaces a process that a function has ended. A function
-    /// that always fails costs a process each time, so after five of them there is one a second, for which a call waits.
+    /// Sets [`restart`](Self::restart): whether the next call replaces a process that a function has ended. A
+    /// function that always fails costs a process each time, so after five of them there is one a second,
+    /// for which a call waits.
     ///
     /// ```no_run
     /// # fn example(lease: &rfaas::Lease, parts: &[Vec<u8>]) -> rfaas::Result<()> {

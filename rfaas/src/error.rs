@@ -193,17 +193,19 @@ pub enum Error {
         /// The exit status.
         status: i32,
     },
-    /// A function has used up the stack of its worker: a recursion without an end, or one that is too deep for the limit
-    /// that the node's operator has set (`ulimit -s` of the executor manager). Restart the executor, or deploy again.
-    /// In a thread that a function has started, it is [`FunctionCrashed`](Self::FunctionCrashed) with SIGSEGV.
+    /// A function has used up the stack of its worker: a recursion without an end, or one that is too deep
+    /// for the limit that the node's operator has set (`ulimit -s` of the executor manager). Restart the
+    /// executor, or deploy again. In a thread that a function has started, it is
+    /// [`FunctionCrashed`](Self::FunctionCrashed) with SIGSEGV.
     #[error(
         "a function used up the stack of its worker, and ended the executor: a recursion without an end, or one too deep \
          for the stack limit of the node (`ulimit -s` of its executor manager)"
     )]
     StackOverflow,
-    /// A function has ended the executor after memory was refused to it: all that the node lets the process have is used,
-    /// or it asked for more than that at once. Lease more memory, or use less; then restart the executor, or deploy
-    /// again. It ended as a program does that does not expect this: with a null pointer, an exception, an assertion.
+    /// A function has ended the executor after memory was refused to it: all that the node lets the process
+    /// have is used, or it asked for more than that at once. Lease more memory, or use less; then restart
+    /// the executor, or deploy again. It ended as a program does that does not expect this: with a null
+    /// pointer, an exception, an assertion.
     #[error(
         "a function ended the executor after memory was refused to it: the lease has {leased_mb} MB; lease more \
          (`LeaseRequest::new`), or raise the limit of the node (`ulimit` of its executor manager)"

@@ -311,7 +311,8 @@ impl Executor {
     ///
     /// # Errors
     /// [`Error::LeaseEnded`], [`Error::ExecutorGone`]: lease anew. [`Error::StartFailed`], [`Error::StartTimeout`],
-    /// [`Error::LoadFailed`], [`Error::LibraryGarbled`], [`Error::AllocationRefused`], [`Error::NoAnswer`]: it did not start this time.
+    /// [`Error::LoadFailed`], [`Error::LibraryGarbled`], [`Error::AllocationRefused`],
+    /// [`Error::NoAnswer`]: it did not start this time.
     pub fn restart(&mut self) -> Result<()> {
         self.inner.restart()
     }

@@ -98,14 +98,15 @@ impl Lease {
     }
 
     /// Starts an executor that has the function library at `path`, with the default [`Deployment`]. The file is one of
-    /// this machine: it is read here, and sent to the node unless that has it. Fails as [`deploy_with`](Self::deploy_with) does.
+    /// this machine: it is read here, and sent to the node unless that has it. Fails as
+    /// [`deploy_with`](Self::deploy_with) does.
     pub fn deploy(&self, path: impl AsRef<Path>) -> Result<Executor> {
         self.deploy_with(path, &Deployment::default())
     }
 
     /// Starts an executor that has the function library at `path`. The file is one of this machine: it is read here,
-    /// and sent to the node unless that has it. The lease runs one at a time; it can be deployed again after a failure, or when the last
-    /// executor was dropped.
+    /// and sent to the node unless that has it. The lease runs one at a time; it can be deployed again after
+    /// a failure, or when the last executor was dropped.
     ///
     /// # Errors
     /// * [`Error::LibraryUnreadable`](crate::Error::LibraryUnreadable), [`Error::Library`](crate::Error::Library): the

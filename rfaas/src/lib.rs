@@ -107,7 +107,8 @@
 //! uint32_t name(void *input, uint32_t input_bytes, void *output);
 //! ```
 //! The same in Rust, in a crate of type `cdylib`. The library lies on the machine of the caller, and deploying sends
-//! it, unless the node has kept it from an earlier deployment. So it is built for the kind of processor that both machines have.
+//! it, unless the node has kept it from an earlier deployment. So it is built for the kind of processor that
+//! both machines have.
 //! ```
 //! #[unsafe(no_mangle)]
 //! pub extern "C" fn name(input: *mut u8, input_bytes: u32, output: *mut u8) -> u32 {

@@ -1,9 +1,9 @@
 //! Limits of resources (setrlimit(2)), hard ones: no function can raise them.
 //!
-//! Memory is limited by RLIMIT_DATA, which counts what is private and writable. RLIMIT_AS would count the buffers of the
-//! client too, which are shared and mapped as they are used, and reservations that are never used. It holds for each
-//! process: a function that forks has as much again. Neither that is counted nor shared memory that a function makes by
-//! itself; only a control group would.
+//! Memory is limited by RLIMIT_DATA, which counts what is private and writable. RLIMIT_AS would count the
+//! buffers of the client too, which are shared and mapped as they are used, and reservations that are
+//! never used. The limit holds for each process: a function that forks has as much again for each. Shared
+//! memory that a function makes by itself is not counted. Only a control group would limit both.
 //!
 //! Elsewhere: descriptors, stacks (the program `executor`), the size of `/tmp` (`view`).
 

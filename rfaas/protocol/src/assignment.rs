@@ -19,8 +19,8 @@ pub const MANAGER_LOST: i32 = 75;
 /// no kernel sends.
 pub const STACK_OVERFLOW: i32 = 16;
 
-/// Signal that an executor dies of when a function has ended it after memory was refused: SIGPWR, which a kernel sends to
-/// process 1 alone.
+/// Signal that an executor dies of when a function has ended it after memory was refused: SIGPWR, which a
+/// kernel sends to process 1 alone.
 pub const MEMORY_LIMIT: i32 = 30;
 
 /// What an executor writes to standard error before it lets foreign code run. What comes before is its own log, and

@@ -33,7 +33,7 @@ struct Holds {
 
 impl Left {
     /// Lists it, with what is in `directory`. `managers` are children of this process that somebody
-    /// else waits for; others that have ended were orphans, for which process 1 has to wait.
+    /// else waits for. Others that have ended had lost their parent: process 1 has to wait for them.
     pub fn list(managers: &[u32], directory: &Path) -> Self {
         let mut processes = BTreeMap::new();
         for id in procfs::all().filter(|id| *id != std::process::id()) {
