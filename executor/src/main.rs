@@ -62,7 +62,8 @@ fn main() -> ExitCode {
 fn prepare(command: Option<Command>, inherited: Inherited) -> Result<Prepared, Failure> {
     if let Some(Command::Probe { settings }) = command {
         let settings = serde_json::from_str(&settings).map_err(Failure::input)?;
-        return Ok(Prepared::Report(rfaas_sandbox::probe(&settings, Launch::Exec)));
+        let report = rfaas_sandbox::probe(&settings, Launch::Exec).map_err(Failure::later)?;
+        return Ok(Prepared::Report(report));
     }
     executor(inherited, Confinement::enter)
 }

@@ -12,9 +12,10 @@ use rfaas_protocol::isolation::{Layer, Layers, NetworkPolicy, SandboxSettings};
 
 use crate::error::{Error, failed};
 
-/// Directories in which files may be written, made and removed, as far as their permissions allow it. In `/dev` and
-/// `/proc` there is nothing but what belongs to everybody and to this process. The last is in a view the first.
-const WRITABLE: [&str; 4] = ["/tmp", "/dev", "/proc", "/var/tmp"];
+/// Directories in which files may be written, made and removed, as far as their permissions allow it. In `/dev` there
+/// is nothing but what belongs to everybody. Of `/proc`, what is of this process; a process that it starts has to do
+/// without. The last is in a view the first.
+const WRITABLE: [&str; 4] = ["/tmp", "/dev", "/proc/self", "/var/tmp"];
 
 /// Puts on the layers of Landlock.
 pub fn restrict(settings: &SandboxSettings) -> Result<(), Error> {

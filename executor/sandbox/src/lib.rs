@@ -1,7 +1,7 @@
 //! The sandbox of executors: what keeps foreign code from the rest of a node.
 //!
 //! ```text
-//!   once        probe    tries each layer in a child, and says why one is not to be had
+//!   once        probe    tries each layer in a child, then all; says why one is not to be had
 //!               enter    namespaces that all executors share, and the view: a root of their own
 //!   each        clone    with `namespaces()`
 //!               furnish  own /proc, private /tmp             still with the rights to mount
@@ -32,8 +32,8 @@ mod syscalls;
 mod view;
 
 #[doc(hidden)]
-pub use attempt::attempt;
+pub use attempt::{Failure, attempt};
 pub use error::Error;
-pub use probe::{Launch, probe};
+pub use probe::{Launch, ProbeError, probe};
 pub use sandbox::Sandbox;
 pub use share::Share;

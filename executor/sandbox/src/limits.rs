@@ -32,10 +32,9 @@ pub fn set(settings: &SandboxSettings, share: &Share) -> Result<(), Error> {
         // It counts what the user has, who is shared by all executors without this layer.
         lower(Resource::RLIMIT_NPROC, MAX_TASKS, "of processes")?;
         if settings.rdma {
-            // Registered memory counts as locked, for which root has no limit.
-            let limit = (memory, memory);
-            setrlimit(Resource::RLIMIT_MEMLOCK, limit.0, limit.1)
-                .map_err(failed(Layer::Limits, "limit of locked memory"))?;
+            // Registered memory counts as locked, for which root has no limit, if it may raise this one.
+            setrlimit(Resource::RLIMIT_MEMLOCK, memory, memory)
+                .or_else(|_| lower(Resource::RLIMIT_MEMLOCK, memory, "of locked memory"))?;
         }
     }
     // When the node has no memory left, functions end before anybody else. Without /proc, they do not.

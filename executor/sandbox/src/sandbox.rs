@@ -9,6 +9,14 @@ use crate::error::Error;
 use crate::share::Share;
 use crate::{files, limits, rights, syscalls, view};
 
+/// Namespaces that each executor has of its own.
+pub const NAMESPACES: [(Layer, CloneFlags); 4] = [
+    (Layer::PidNamespace, CloneFlags::CLONE_NEWPID),
+    (Layer::MountNamespace, CloneFlags::CLONE_NEWNS),
+    (Layer::IpcNamespace, CloneFlags::CLONE_NEWIPC),
+    (Layer::UtsNamespace, CloneFlags::CLONE_NEWUTS),
+];
+
 /// The layers of a node's executors.
 #[derive(Debug)]
 pub struct Sandbox {
@@ -44,13 +52,7 @@ impl Sandbox {
 
     /// Returns the namespaces that a process is to be cloned with: it is the first process of the executor's.
     pub fn namespaces(&self) -> CloneFlags {
-        let flags = [
-            (Layer::PidNamespace, CloneFlags::CLONE_NEWPID),
-            (Layer::MountNamespace, CloneFlags::CLONE_NEWNS),
-            (Layer::IpcNamespace, CloneFlags::CLONE_NEWIPC),
-            (Layer::UtsNamespace, CloneFlags::CLONE_NEWUTS),
-        ];
-        let wanted = flags.into_iter().filter(|(layer, _)| self.settings.layers.has(*layer));
+        let wanted = NAMESPACES.into_iter().filter(|(layer, _)| self.settings.layers.has(*layer));
         wanted.fold(CloneFlags::empty(), |all, (_, flag)| all | flag)
     }
 

@@ -4,6 +4,8 @@
 //! * A list of what is denied, and not of what is allowed: functions are any code, with any C library.
 //! * clone3(2) fails with ENOSYS, since a filter cannot read its flags: C libraries use clone(2) then, whose flags are
 //!   looked at. So do calls of another architecture (32 bit, x32), whose numbers mean other calls.
+//! * A file stays readable for who has it: executors that have one user own the file of a library together, and none
+//!   can take it from others. So chmod(2) fails without that bit, and access control lists fail with ENOSYS.
 //!
 //! Elsewhere: what the kernel denies anyway to a process without capabilities (`rights`).
 
@@ -93,6 +95,13 @@ const NEW_NAMESPACES: libc::c_int = libc::CLONE_NEWNS
     | libc::CLONE_NEWPID
     | libc::CLONE_NEWNET;
 
+/// Calls that are younger than the numbers that libc knows; the same for all architectures.
+const SYS_FCHMODAT2: c_long = 452;
+const SYS_SETXATTRAT: c_long = 463;
+
+/// The mode bit with which its owner reads a file.
+const OWNER_READS: u32 = 0o400;
+
 /// The argument of personality(2) that asks for it and changes nothing.
 const ASK_PERSONALITY: u32 = 0xffff_ffff;
 /// The one that a program has anyway.
@@ -160,11 +169,27 @@ fn not_applied(error: seccompiler::Error) -> Error {
 }
 
 fn making() -> Vec<Step> {
+    #[cfg(target_arch = "x86_64")]
+    const CHMOD: c_long = libc::SYS_chmod;
+    #[cfg(not(target_arch = "x86_64"))]
+    const CHMOD: c_long = libc::SYS_fchmod; // there is no other
     vec![
         Step::is_call(libc::SYS_clone3, To::NoCall, To::Skip(0)),
         Step::is_call(libc::SYS_clone, To::Skip(0), To::Skip(2)),
         Step::LoadArgument(0),
         Step::HasAny(NEW_NAMESPACES as u32, To::Deny, To::Allow), // bits of an int
+        Step::is_call(libc::SYS_setxattr, To::NoCall, To::Skip(0)),
+        Step::is_call(libc::SYS_lsetxattr, To::NoCall, To::Skip(0)),
+        Step::is_call(libc::SYS_fsetxattr, To::NoCall, To::Skip(0)),
+        Step::is_call(SYS_SETXATTRAT, To::NoCall, To::Skip(0)),
+        Step::is_call(CHMOD, To::Skip(1), To::Skip(0)),
+        Step::is_call(libc::SYS_fchmod, To::Skip(0), To::Skip(2)),
+        Step::LoadArgument(1),
+        Step::HasAny(OWNER_READS, To::Allow, To::Deny),
+        Step::is_call(libc::SYS_fchmodat, To::Skip(1), To::Skip(0)),
+        Step::is_call(SYS_FCHMODAT2, To::Skip(0), To::Skip(2)),
+        Step::LoadArgument(2),
+        Step::HasAny(OWNER_READS, To::Allow, To::Deny),
         Step::is_call(libc::SYS_personality, To::Skip(0), To::Allow),
         Step::LoadArgument(0),
         Step::Is(ASK_PERSONALITY, To::Allow, To::Skip(0)),

@@ -1,7 +1,8 @@
 //! The view: a root directory of executors' own, read-only, with what programs need and nothing of the node's users.
 //!
 //! ```text
-//!   /usr /bin /lib… /sbin   the system's, read-only          /proc       the node's; each executor mounts its own
+//!   /usr /bin /lib… /sbin   the system's, read-only          /proc       the node's; each executor mounts its own, in
+//!                                                                        which root without a user changes nothing
 //!   /etc                    few files, copied                /tmp        each executor its own, bounded
 //!   /sys                    devices, classes, read-only      /dev/shm, /var/tmp ─▶ /tmp
 //!   /dev                    null, zero, full, random, urandom, infiniband
@@ -51,6 +52,8 @@ const ETC: [&str; 16] = [
 const MAX_COPIED: u64 = 16 << 20;
 /// Parts of `/sys` that libraries look for processors, memory and RDMA devices in. None has another file system inside.
 const SYS: [&str; 3] = ["devices", "class", "kernel/mm"];
+/// Parts of `/proc` that root may write without capabilities, and that change the whole node.
+const OF_THE_KERNEL: [&str; 5] = ["sys", "sysrq-trigger", "irq", "bus", "fs"];
 /// Device files. The last is there on machines with RDMA devices.
 const DEV: [&str; 6] = ["null", "zero", "full", "random", "urandom", "infiniband"];
 /// Links of `/dev`.
@@ -244,16 +247,21 @@ fn stand_in(path: &Path) -> Result<(), Error> {
     }
 }
 
-/// Mounts `/proc` and `/tmp` of an executor, in a mount namespace of its own.
+/// Mounts `/proc` and `/tmp` of an executor, in a mount namespace of its own. Without one, it sees the node's.
 pub fn furnish(settings: &SandboxSettings, share: &Share) -> Result<(), Error> {
     let layers = settings.layers;
+    let safe = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    if layers.has(Layer::PidNamespace) && layers.has(Layer::MountNamespace) {
+        mount(Some("proc"), "/proc", Some("proc"), safe | MsFlags::MS_NOEXEC, NONE)
+            .map_err(failed(Layer::PidNamespace, "mounting /proc"))?;
+    }
     if !layers.has(Layer::View) {
         return Ok(());
     }
-    let safe = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
-    if layers.has(Layer::PidNamespace) {
-        mount(Some("proc"), "/proc", Some("proc"), safe | MsFlags::MS_NOEXEC, NONE)
-            .map_err(failed(Layer::PidNamespace, "mounting /proc"))?;
+    if !layers.has(Layer::User) && geteuid().is_root() {
+        for name in OF_THE_KERNEL {
+            close_to_root(&Path::new("/proc").join(name))?;
+        }
     }
     // What the operator shows below /tmp would be hidden.
     let shown = settings.view.iter().filter(|path| path.starts_with("/tmp"));
@@ -270,6 +278,14 @@ pub fn furnish(settings: &SandboxSettings, share: &Share) -> Result<(), Error> {
         bind(&source, path, true).map_err(view(what()))?;
     }
     chdir("/tmp").map_err(view("chdir"))
+}
+
+/// Makes a part of `/proc` read-only, if it is there.
+fn close_to_root(path: &Path) -> Result<(), Error> {
+    if !path.exists() {
+        return Ok(());
+    }
+    bind(path, path, true).map_err(view(format!("making {} read-only", path.display())))
 }
 
 fn open_place(path: &Path) -> io::Result<File> {

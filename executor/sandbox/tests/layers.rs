@@ -6,6 +6,7 @@ use std::fs::{self, File};
 use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpListener, UdpSocket};
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::Path;
 use std::process::Command;
@@ -14,6 +15,7 @@ use std::time::Instant;
 
 use libtest_mimic::{Arguments, Failed, Trial};
 use nix::errno::Errno;
+use nix::fcntl::AT_FDCWD;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -21,12 +23,14 @@ use nix::sys::prctl::get_dumpable;
 use nix::sys::ptrace;
 use nix::sys::signal::kill;
 use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
+use nix::sys::stat::{FchmodatFlags, Mode, fchmod, fchmodat};
 use nix::unistd::{
     Gid, Pid, Uid, chroot, getgid, getpid, getppid, getuid, setgroups, sethostname, setresgid,
     setresuid,
 };
+use rfaas_protocol::isolation::IsolationReport;
 use rfaas_protocol::isolation::{Layer, Layers, NetworkPolicy, SandboxSettings, UserRange};
-use rfaas_sandbox::{Launch, Sandbox, Share, attempt, probe};
+use rfaas_sandbox::{Failure, Launch, Sandbox, Share};
 
 const MB: u64 = 1 << 20;
 const SHARE: Share = Share { memory: 32 * MB, base: 0, user: 3 };
@@ -43,6 +47,17 @@ enum Who {
     Nobody,
     /// An ordinary user where the kernel gives no user namespaces.
     Confined,
+    /// Root without CAP_SYS_ADMIN, as in many containers.
+    Contained,
+}
+
+/// Runs `f` in a child.
+fn attempt(f: impl FnOnce() -> Outcome) -> Outcome {
+    rfaas_sandbox::attempt(|| f().map_err(Failure::Refused)).map_err(|failure| failure.to_string())
+}
+
+fn probe(settings: &SandboxSettings, launch: Launch) -> Result<IsolationReport, String> {
+    rfaas_sandbox::probe(settings, launch).map_err(|error| error.to_string())
 }
 
 fn all() -> SandboxSettings {
@@ -63,6 +78,13 @@ fn only(layers: &[Layer]) -> SandboxSettings {
 fn become_user(who: Who) -> Outcome {
     let errno = |what: &'static str| move |errno: Errno| format!("{what}: {errno}");
     if who == Who::Root {
+        return Ok(());
+    }
+    if who == Who::Contained {
+        let admin = caps::Capability::CAP_SYS_ADMIN;
+        for set in [caps::CapSet::Effective, caps::CapSet::Permitted] {
+            caps::drop(None, set, admin).map_err(|error| error.to_string())?;
+        }
         return Ok(());
     }
     setgroups(&[]).map_err(errno("setgroups"))?;
@@ -94,7 +116,7 @@ fn sandboxed(who: Who, settings: &SandboxSettings, f: impl FnOnce() -> Outcome) 
     let text = |error: rfaas_sandbox::Error| error.to_string();
     attempt(|| {
         become_user(who)?;
-        let layers = probe(settings, Launch::Clone).active;
+        let layers = probe(settings, Launch::Clone)?.active;
         let sandbox = Sandbox::new(SandboxSettings { layers, ..settings.clone() });
         sandbox.enter().map_err(text)?;
         unshare(sandbox.namespaces()).map_err(|errno| errno.to_string())?;
@@ -403,10 +425,85 @@ fn landlock_keeps_signals_where_there_is_no_namespace(who: Who) -> Outcome {
     })
 }
 
+fn of_layers_that_exclude_each_other_one_is_left_out(_: Who) -> Outcome {
+    attempt(|| {
+        become_user(Who::Contained)?;
+        let report = probe(&all(), Launch::Clone)?;
+        let missing: Vec<_> = report.missing.iter().map(|missing| missing.layer).collect();
+        ensure(&format!("{:?}", report.missing), missing == [Layer::User])?;
+        ensure(
+            "the reason is told",
+            report.missing[0].reason.starts_with("not together with the others: setgroups"),
+        )
+    })?;
+    sandboxed(Who::Contained, &all(), work)
+}
+
+fn an_attempt_that_could_not_be_made_is_no_refusal(who: Who) -> Outcome {
+    attempt(|| {
+        become_user(who)?;
+        let files = nix::sys::resource::Resource::RLIMIT_NOFILE;
+        nix::sys::resource::setrlimit(files, 3, 3).map_err(|errno| errno.to_string())?;
+        match probe(&all(), Launch::Clone) {
+            Ok(report) => Err(format!("without descriptors there is a report: {report:?}")),
+            Err(error) => ensure(&error, error.contains("pipe: ")),
+        }
+    })
+}
+
+fn a_file_stays_readable_for_others_of_its_user(who: Who) -> Outcome {
+    sandboxed(who, &only(&[Layer::NoNewPrivileges, Layer::Seccomp]), || {
+        let file = memfd_create(c"library", MFdFlags::MFD_CLOEXEC).map_err(|e| e.to_string())?;
+        let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+        let to = |mode| fs::set_permissions(&path, fs::Permissions::from_mode(mode));
+        is_refused("chmod to nothing", to(0), ErrorKind::PermissionDenied)?;
+        let closed = fchmod(&file, Mode::S_IWUSR);
+        refused("fchmod to what is not readable", closed, Errno::EPERM)?;
+        let flags = FchmodatFlags::FollowSymlink;
+        let closed = fchmodat(AT_FDCWD, path.as_str(), Mode::empty(), flags);
+        refused("fchmodat to nothing", closed, Errno::EPERM)?;
+        to(0o400).map_err(|error| format!("chmod to read-only: {error}"))?;
+        fchmod(&file, Mode::S_IRWXU).map_err(|errno| format!("fchmod: {errno}"))
+    })
+}
+
+fn root_without_a_user_changes_nothing_of_the_kernel(_: Who) -> Outcome {
+    let tries = || {
+        let paths = ["/proc/sys/kernel/hostname", "/proc/sysrq-trigger"];
+        for path in paths.into_iter().filter(|path| Path::new(path).exists()) {
+            let opened = File::options().write(true).open(path);
+            let refused = opened.is_err_and(|error| {
+                matches!(error.kind(), ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem)
+            });
+            ensure(&format!("{path} cannot be written"), refused)?;
+        }
+        fs::write("/proc/self/comm", b"function").map_err(|error| format!("its name: {error}"))
+    };
+    let mut layers = Layers::all();
+    layers.remove(Layer::User);
+    for other in [Layer::LandlockFiles, Layer::View] {
+        let mut layers = layers;
+        layers.remove(other);
+        sandboxed(Who::Root, &SandboxSettings { layers, ..all() }, tries)
+            .map_err(|error| format!("without {other}: {error}"))?;
+    }
+    Ok(())
+}
+
+fn without_a_view_it_sees_its_own_processes_too(who: Who) -> Outcome {
+    let layers = [Layer::UserNamespace, Layer::MountNamespace, Layer::PidNamespace];
+    sandboxed(who, &only(&layers), || {
+        let processes = fs::read_dir("/proc").map_err(|error| error.to_string())?;
+        let processes =
+            processes.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok());
+        ensure("it sees itself and its parent alone", processes.count() <= 2)
+    })
+}
+
 fn an_ordinary_user_lacks_nothing_but_users(_: Who) -> Outcome {
     attempt(|| {
         become_user(Who::Nobody)?;
-        let report = probe(&all(), Launch::Clone);
+        let report = probe(&all(), Launch::Clone)?;
         let missing: Vec<_> = report.missing.iter().map(|missing| missing.layer).collect();
         ensure(&format!("{:?}", report.missing), missing == [Layer::User])
     })
@@ -415,7 +512,7 @@ fn an_ordinary_user_lacks_nothing_but_users(_: Who) -> Outcome {
 fn without_user_namespaces_the_rest_is_put_on_and_the_reason_is_told(_: Who) -> Outcome {
     attempt(|| {
         become_user(Who::Confined)?;
-        let report = probe(&all(), Launch::Clone);
+        let report = probe(&all(), Launch::Clone)?;
         let found = report.active;
         for layer in [Layer::Seccomp, Layer::NoNewPrivileges, Layer::NotDumpable, Layer::Limits] {
             ensure(&format!("{layer} is there: {:?}", report.missing), found.has(layer))?;
@@ -436,7 +533,7 @@ fn without_user_namespaces_the_rest_is_put_on_and_the_reason_is_told(_: Who) -> 
 fn an_executor_that_is_started_by_itself_has_all_but_process_ids(who: Who) -> Outcome {
     attempt(|| {
         become_user(who)?;
-        let report = probe(&all(), Launch::Exec);
+        let report = probe(&all(), Launch::Exec)?;
         ensure("no process ids", !report.active.has(Layer::PidNamespace))?;
         let sandbox = Sandbox::new(SandboxSettings { layers: report.active, ..all() });
         let text = |error: rfaas_sandbox::Error| error.to_string();
@@ -456,7 +553,7 @@ fn cost() -> Outcome {
             become_user(who)?;
             let text = |error: rfaas_sandbox::Error| error.to_string();
             let start = Instant::now();
-            let report = probe(&all(), Launch::Clone);
+            let report = probe(&all(), Launch::Clone)?;
             let probed = start.elapsed();
             let sandbox = Sandbox::new(SandboxSettings { layers: report.active, ..all() });
             let start = Instant::now();
@@ -531,7 +628,7 @@ fn trials(
     let reason = |who: Who| {
         attempt(|| {
             become_user(who)?;
-            let report = probe(&all(), Launch::Clone);
+            let report = probe(&all(), Launch::Clone)?;
             let missing = report.missing.iter().find(|missing| layers.contains(&missing.layer));
             missing.map_or(Ok(()), |missing| Err(format!("{}: {}", missing.layer, missing.reason)))
         })
@@ -583,6 +680,11 @@ fn main() {
         landlock_keeps_files_where_there_is_no_view BOTH [LandlockFiles];
         landlock_keeps_signals_where_there_is_no_namespace BOTH [LandlockScopes];
         an_ordinary_user_lacks_nothing_but_users ROOT [];
+        of_layers_that_exclude_each_other_one_is_left_out ROOT [User, View];
+        an_attempt_that_could_not_be_made_is_no_refusal BOTH [];
+        a_file_stays_readable_for_others_of_its_user BOTH [Seccomp];
+        root_without_a_user_changes_nothing_of_the_kernel ROOT [View, PidNamespace, LandlockFiles];
+        without_a_view_it_sees_its_own_processes_too BOTH [PidNamespace, MountNamespace];
         without_user_namespaces_the_rest_is_put_on_and_the_reason_is_told ROOT [];
         an_executor_that_is_started_by_itself_has_all_but_process_ids BOTH [View];
     }

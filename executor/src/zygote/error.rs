@@ -20,6 +20,9 @@ pub enum ZygoteError {
     /// What the devices need cannot be loaded.
     #[error("no RDMA devices: {0}")]
     Device(String),
+    /// It is not known which layers there are.
+    #[error(transparent)]
+    Probe(#[from] rfaas_sandbox::ProbeError),
     /// A layer that was found cannot be put on.
     #[error(transparent)]
     Sandbox(#[from] rfaas_sandbox::Error),

@@ -102,7 +102,7 @@ impl Zygote {
         if fs::read_dir("/proc/self/task").is_ok_and(|threads| threads.count() > 1) {
             return Err(ZygoteError::Threads);
         }
-        let report = probe(&sandbox, Launch::Clone);
+        let report = probe(&sandbox, Launch::Clone)?;
         sandbox.layers = report.active;
         let guarded = sandbox.layers.has(Layer::PidNamespace);
         let sandbox = Sandbox::new(sandbox);
