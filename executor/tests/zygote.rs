@@ -13,13 +13,13 @@ use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
 use rdmalib_testing::{eventually, wait_for};
 use rfaas_program::local_channel::{LocalChannel, from_file, to_file};
-use rfaas_protocol::VERSION;
 use rfaas_protocol::isolation::{
     IsolationReport, Layer, Layers, NetworkPolicy, SandboxSettings, UserRange,
 };
 use rfaas_protocol::launch::{
-    Ended, FromGuardian, FromZygote, Speaks, Start, ToZygote, ZygoteSettings,
+    Ended, FromGuardian, FromZygote, Speaks, Start, ToGuardian, ToZygote, ZygoteSettings,
 };
+use rfaas_protocol::{Empty, VERSION};
 
 struct Zygote {
     process: Child,
@@ -86,6 +86,11 @@ impl Zygote {
     }
 }
 
+/// Lets a child begin.
+fn go(lifeline: &LocalChannel) {
+    lifeline.send(&ToGuardian::Go(Empty {}), &[]).unwrap();
+}
+
 fn all_of(mut printed: UnixStream) -> String {
     let mut text = String::new();
     printed.read_to_string(&mut text).unwrap();
@@ -101,6 +106,7 @@ fn a_child_is_the_managers_and_its_end_is_told() {
     assert_eq!(layers, Layers::NONE);
     let (printed, lifeline) = zygote.ask();
     let child = zygote.started();
+    go(&lifeline);
     assert_eq!(waitpid(child, None).unwrap(), WaitStatus::Exited(child, BAD_INPUT));
     let text = all_of(printed);
     assert!(text.starts_with("error: assignment on standard input"), "{text}");
@@ -116,6 +122,7 @@ fn a_guardian_tells_how_its_executor_ended() {
     if layers.has(Layer::PidNamespace) {
         let (printed, lifeline) = zygote.ask();
         let child = zygote.started();
+        go(&lifeline);
         assert_eq!(waitpid(child, None).unwrap(), WaitStatus::Exited(child, 0));
         let (FromGuardian::Ended(told), _) = lifeline.receive(None).unwrap();
         assert_eq!(told, Ended { signal: 0.into(), status: (BAD_INPUT as u32).into() });
@@ -126,13 +133,28 @@ fn a_guardian_tells_how_its_executor_ended() {
 }
 
 #[test]
+fn a_child_that_is_not_let_go_does_nothing() {
+    for layers in [Layers::NONE, [Layer::UserNamespace, Layer::PidNamespace].into_iter().collect()]
+    {
+        let (zygote, _) = Zygote::ready(layers);
+        let (printed, lifeline) = zygote.ask();
+        let child = zygote.started();
+        drop(lifeline); // as of a manager that could not take its pidfd
+        assert_eq!(waitpid(child, None).unwrap(), WaitStatus::Exited(child, 1));
+        assert_eq!(all_of(printed), "");
+        zygote.ends();
+    }
+}
+
+#[test]
 fn a_child_of_which_nobody_was_told_does_nothing() {
     for layers in [Layers::NONE, [Layer::UserNamespace, Layer::PidNamespace].into_iter().collect()]
     {
         let (mut zygote, _) = Zygote::ready(layers);
-        let (printed, _lifeline) = zygote.ask();
-        // It takes the request, and cannot answer it.
+        let (printed, lifeline) = zygote.ask();
+        // It takes the request, and cannot answer it. A manager that has no answer lets nobody go.
         drop(std::mem::replace(&mut zygote.channel, LocalChannel::pair().unwrap().0));
+        drop(lifeline);
         assert_eq!(all_of(printed), "");
         zygote.ends();
     }
@@ -144,8 +166,9 @@ fn signals_that_everybody_gets_do_not_end_it() {
     for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
         kill(Pid::from_raw(zygote.process.id() as i32), signal).unwrap();
     }
-    let (_printed, _lifeline) = zygote.ask();
+    let (_printed, lifeline) = zygote.ask();
     let child = zygote.started();
+    go(&lifeline);
     assert_eq!(waitpid(child, None).unwrap(), WaitStatus::Exited(child, BAD_INPUT));
     zygote.ends();
 }

@@ -1,7 +1,7 @@
 //! What keeps functions from the rest of this node: settled once, at the start.
 //!
-//! Executors that are cloned have the layers that the zygote has found, and others those that the program finds by
-//! itself: all but a process namespace.
+//! Executors that are cloned have the layers that the zygote has found. One that is started by itself has those that the
+//! program finds: all but a process namespace. Where it would lack one, all are cloned.
 //!
 //! Elsewhere: the layers (`rfaas_sandbox`), putting them on (the program `executor`).
 
@@ -59,7 +59,7 @@ pub fn settle(
             )));
         }
     }
-    if required.iter().any(|&layer| !alone.active.has(layer)) {
+    if report.active.iter().any(|layer| !alone.active.has(layer)) {
         launcher.require_zygote();
     }
     log(&report);

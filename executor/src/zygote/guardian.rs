@@ -91,6 +91,7 @@ impl Guardian {
                 Ok(Some((ToGuardian::Stop(_), _))) => {
                     let _ = kill(self.executor, Signal::SIGTERM); // a zombie takes it too
                 }
+                Ok(Some((ToGuardian::Go(_), _))) => {} // it is going
                 Err(_) => return Ok(()),
             }
             self.sleep(status_by)?;

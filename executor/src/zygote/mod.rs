@@ -7,9 +7,8 @@
 //!          └──pid, pidfd──────────┘
 //! ```
 //! * A child is the manager's, not the zygote's (CLONE_PARENT), also when the zygote is dead.
-//! * ANSWERED - a child does nothing before the manager was told of it. If the zygote ends before
-//!   that, so does the child. A manager that got no answer can start another executor for the
-//!   lease.
+//! * ANSWERED - a child does nothing before the manager, which holds its pidfd then, lets it go. A
+//!   manager that got no answer closes the lifeline, and can start another executor for the lease.
 //! * It ends with its manager. Signals that are sent to everybody, as systemd does, do not end it:
 //!   its manager may be letting leases finish.
 //!
@@ -20,7 +19,7 @@
 //! (`run`).
 
 use std::fs::{self, File};
-use std::io::{self, Read, Write, stderr, stdin};
+use std::io::{Write, stderr, stdin};
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitCode;
 
@@ -34,7 +33,9 @@ use rdmalib::Device;
 use rfaas_program::describe;
 use rfaas_program::local_channel::{LocalChannel, LocalError, from_file, to_file};
 use rfaas_protocol::isolation::Layer;
-use rfaas_protocol::launch::{FromZygote, NotStarted, Speaks, Started, ToZygote, ZygoteSettings};
+use rfaas_protocol::launch::{
+    FromZygote, NotStarted, Speaks, Started, ToGuardian, ToZygote, ZygoteSettings,
+};
 use rfaas_protocol::{Text, VERSION};
 use rfaas_sandbox::{Launch, Sandbox, probe};
 
@@ -123,9 +124,7 @@ impl Zygote {
         loop {
             match self.serve_one() {
                 Ok(None) => {}
-                Ok(Some((given, answered))) => {
-                    return Ok(Some(Child { zygote: self, given, answered }));
-                }
+                Ok(Some(given)) => return Ok(Some(Child { zygote: self, given })),
                 Err(ZygoteError::Channel(LocalError::Gone)) => return Ok(None),
                 Err(error) => return Err(error),
             }
@@ -133,44 +132,38 @@ impl Zygote {
     }
 
     /// Takes a request and clones the child. In that, returns what it needs.
-    fn serve_one(&self) -> Result<Option<(Given, io::PipeReader)>, ZygoteError> {
+    fn serve_one(&self) -> Result<Option<Given>, ZygoteError> {
         let (request, descriptors) = self.manager.receive(None)?;
         let ToZygote::Start(_) = request else { return Err(ZygoteError::Order) };
         let mut descriptors = descriptors.into_iter();
         let mut next = || descriptors.next().ok_or(ZygoteError::Order);
         let streams = Streams { input: next()?, output: next()?, error: next()? };
-        let given = Given { streams, lifeline: next()?, library: descriptors.collect() };
-        Ok(self.clone_child()?.map(|answered| (given, answered)))
+        let lifeline = LocalChannel::from(next()?);
+        let given = Given { streams, lifeline, library: descriptors.collect() };
+        Ok(self.clone_child()?.then_some(given))
     }
 
-    /// Clones a child. Returns in it what becomes readable when the manager was told (ANSWERED).
-    fn clone_child(&self) -> Result<Option<io::PipeReader>, ZygoteError> {
-        let answer = |reason: &dyn std::error::Error| {
-            let reason = Text::truncated(&describe(reason));
-            self.manager.send(&FromZygote::NotStarted(NotStarted { reason }), &[])
-        };
-        let (answered, mut telling) = match io::pipe() {
-            Ok(ends) => ends,
-            Err(error) => return Ok(answer(&error).map(|()| None)?),
-        };
+    /// Clones a child, and answers the manager. Returns whether this is the child.
+    fn clone_child(&self) -> Result<bool, ZygoteError> {
         match clone_sibling(self.sandbox.namespaces()) {
-            Ok(Cloned::Child) => Ok(Some(answered)),
+            Ok(Cloned::Child) => return Ok(true),
             Ok(Cloned::Parent { pid, pidfd }) => {
-                drop(answered);
                 let started = Started { pid: pid.as_raw().unsigned_abs().into() };
                 self.manager.send(&FromZygote::Started(started), &[pidfd.as_fd()])?;
-                let _ = telling.write_all(&[0]); // fails only if the child has been killed
-                Ok(None)
             }
-            Err(errno) => Ok(answer(&errno).map(|()| None)?),
+            Err(errno) => {
+                let reason = Text::truncated(&describe(&errno));
+                self.manager.send(&FromZygote::NotStarted(NotStarted { reason }), &[])?;
+            }
         }
+        Ok(false)
     }
 }
 
 /// The descriptors that come with a request.
 struct Given {
     streams: Streams,
-    lifeline: OwnedFd,
+    lifeline: LocalChannel,
     /// The library's file, and what is closed when that is filled.
     library: Vec<OwnedFd>,
 }
@@ -186,7 +179,6 @@ struct Streams {
 struct Child {
     zygote: Zygote,
     given: Given,
-    answered: io::PipeReader,
 }
 
 impl Child {
@@ -194,22 +186,18 @@ impl Child {
     /// standard input, and no other descriptor but those that are returned. A guardian stays behind,
     /// if there is one.
     fn become_executor(self) -> Result<(Inherited, Sandbox), ZygoteError> {
-        let Child { zygote: Zygote { manager, sandbox, guarded }, given, mut answered } = self;
+        let Child { zygote: Zygote { manager, sandbox, guarded }, given } = self;
+        let Given { streams, lifeline, library } = given;
         set_pdeathsig(Signal::SIGKILL).map_err(os("prctl"))?;
-        // Looked at behind that: a manager that ended before the call ends nobody.
-        if manager.is_gone() {
+        lead_session()?;
+        // It is let go (ANSWERED). Behind that of the manager's end: one that ended before the call ends nobody.
+        if !matches!(lifeline.receive(None), Ok((ToGuardian::Go(_), _))) || manager.is_gone() {
             leave_at_once(1);
         }
         drop(manager);
-        lead_session()?;
-        if !matches!(answered.read(&mut [0]), Ok(1)) {
-            leave_at_once(1); // the zygote has ended
-        }
-        drop(answered);
-        let Given { streams, lifeline, library } = given;
         let mut executors = (streams, library);
         if guarded {
-            executors = guardian::leave_behind(LocalChannel::from(lifeline), executors)?;
+            executors = guardian::leave_behind(lifeline, executors)?;
             lead_session()?;
         }
         let (streams, library) = executors;

@@ -27,7 +27,7 @@ use rfaas_protocol::launch::{FromGuardian, ToGuardian};
 use rustix::process::{PidfdFlags, pidfd_open, pidfd_send_signal};
 
 use super::remains;
-use super::zygote::Cloned;
+use super::zygote::Going;
 use crate::allocations::Exit;
 use crate::output::ExecutorOutput;
 
@@ -79,8 +79,8 @@ impl ExecutorChild {
     }
 
     /// Watches one that was cloned, which is reaped here only, too.
-    pub fn cloned(cloned: Cloned, output: ExecutorOutput) -> Self {
-        ExecutorChild::new(cloned.pid, Some(cloned.pidfd), cloned.guardian, output)
+    pub fn cloned(going: Going, output: ExecutorOutput) -> Self {
+        ExecutorChild::new(going.pid, Some(going.pidfd), going.guardian, output)
     }
 
     fn new(

@@ -2,8 +2,10 @@
 //!
 //! ```text
 //!   Launcher::start ─▶ zygote: cloned from a process that waits ─▶ ExecutorChild (`child`)
-//!                      └─ there is none ─▶ exec: posix_spawn(3) ─▶ ExecutorChild
+//!                      ├─ there is none, and exec has all layers ─▶ exec: posix_spawn(3) ─▶ ExecutorChild
+//!                      └─ there is none ─▶ another one is waited for, for a moment
 //! ```
+//! * No executor lacks a layer of isolation that the node says that it has.
 //! * An executor gets its assignment on standard input, sockets of its own (`output`) as standard
 //!   output and error, the library's file (`cache`), no other descriptor of the manager, no signal
 //!   blocked or ignored, and of the environment what is listed (`environment`).
@@ -18,7 +20,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::PathBuf;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rfaas_program::local_channel::to_file;
 use rfaas_protocol::assignment::Assignment;
@@ -37,7 +39,7 @@ mod zygote;
 
 pub use child::{ExecutorChild, ended_child, reap};
 use exec::{Exec, PROGRAM};
-use zygote::Zygote;
+use zygote::{Cloned, READY_WITHIN, Zygote};
 
 /// Why an executor could not be started.
 #[derive(Debug, thiserror::Error)]
@@ -65,9 +67,11 @@ pub enum StartError {
          same release"
     )]
     Probe(io::Error),
-    /// It cannot be cloned, and would lack a layer that is required if it were started by itself.
-    #[error("no zygote: `{PROGRAM}` by itself would lack a layer that executor.isolation requires")]
-    NoZygote,
+    /// It cannot be cloned, and would lack a layer that the node has if it were started by itself.
+    #[error(
+        "cannot clone `{PROGRAM}`, which would lack a layer of isolation by itself: {0}; try again"
+    )]
+    NotCloned(String),
     /// The assignment could not be passed on.
     #[error("cannot pass its assignment to `{PROGRAM}`: {0}")]
     Assignment(io::Error),
@@ -76,13 +80,17 @@ pub enum StartError {
     Output(io::Error),
 }
 
+/// How long another zygote is waited for: a start takes a tenth of it. The loop waits for it, so clients
+/// have to be told soon.
+const ANOTHER_WITHIN: Duration = Duration::from_millis(500);
+
 /// Starts executors.
 #[derive(Debug)]
 pub struct Launcher {
     exec: Exec,
     /// None: each is started by itself.
     zygote: Option<Zygote>,
-    /// None is started by itself.
+    /// None is started by itself: it would lack a layer that others have.
     only_cloned: bool,
     outputs: Outputs,
 }
@@ -137,7 +145,7 @@ impl Launcher {
     /// Waits until the zygote is ready, if there is to be one, or lost.
     pub fn wait_until_ready(&mut self) {
         if let Some(zygote) = &mut self.zygote {
-            zygote.wait_until_ready(&self.exec);
+            zygote.wait_until_ready(&self.exec, READY_WITHIN);
         }
     }
 
@@ -168,7 +176,7 @@ impl Launcher {
         self.zygote.as_ref()?.report()
     }
 
-    /// Has no executor started by itself from now on, since that would lack a layer that is required.
+    /// Has no executor started by itself from now on, since that would lack a layer that others have.
     pub fn require_zygote(&mut self) {
         self.only_cloned = true;
     }
@@ -183,14 +191,22 @@ impl Launcher {
         let (output, streams) =
             self.outputs.follow(assignment.lease).map_err(StartError::Output)?;
         let descriptors = Descriptors { input, streams, library: library.into_descriptors() };
-        let zygote = self.zygote.as_mut();
-        if let Some(cloned) = zygote.and_then(|it| it.start(assignment.lease, &descriptors)) {
-            return Ok(ExecutorChild::cloned(cloned, output));
+        match self.clone_one(assignment.lease, &descriptors) {
+            Ok(cloned) => Ok(ExecutorChild::cloned(cloned.let_go(), output)),
+            Err(reason) if self.only_cloned => Err(StartError::NotCloned(reason)),
+            Err(_) => Ok(ExecutorChild::spawned(self.exec.start(descriptors)?, output)),
         }
-        if self.only_cloned {
-            return Err(StartError::NoZygote);
+    }
+
+    /// Has an executor of `lease` cloned, or returns why there is none.
+    fn clone_one(&mut self, lease: u64, descriptors: &Descriptors) -> Result<Cloned, String> {
+        let zygote = self.zygote.as_mut().ok_or("none is to be cloned")?;
+        let cloned = zygote.start(lease, descriptors);
+        if cloned.is_ok() || !self.only_cloned || zygote.is_ready() {
+            return cloned;
         }
-        Ok(ExecutorChild::spawned(self.exec.start(descriptors)?, output))
+        zygote.wait_until_ready(&self.exec, ANOTHER_WITHIN);
+        zygote.start(lease, descriptors)
     }
 }
 

@@ -5,9 +5,10 @@
 //!    ▲                 └── not ready in 5 s ─┬─ ended, or no answer in 500 ms
 //!    └──────────── after a pause ◀───────────┘  SIGKILL
 //! ```
-//! * While there is none, executors are started by themselves (`exec`), and the loop does not wait.
+//! * While there is none, executors are started by themselves (`exec`), unless they would lack a layer.
 //! * A request has one outcome. A zygote that does not answer in time is killed, and what it has
-//!   answered before its end counts. Without an answer its child does nothing (ANSWERED).
+//!   answered before its end counts. A child that is not let go does nothing (ANSWERED).
+//! * What fails on this side, for want of descriptors or memory, is not the zygote's fault: it stays.
 //!
 //! Elsewhere: the other end of the conversation (the program `executor`, `zygote`).
 
@@ -16,14 +17,15 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags};
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::Pid;
 use rfaas_program::describe;
 use rfaas_program::local_channel::{LocalChannel, LocalError, from_file, to_file, wait};
-use rfaas_protocol::VERSION;
 use rfaas_protocol::isolation::{IsolationReport, Layer, Layers};
-use rfaas_protocol::launch::{FromZygote, Speaks, Start, ToZygote, ZygoteSettings};
+use rfaas_protocol::launch::{FromZygote, Speaks, Start, ToGuardian, ToZygote, ZygoteSettings};
+use rfaas_protocol::{Empty, VERSION};
 use rustix::process::{PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::Descriptors;
@@ -61,13 +63,31 @@ enum Trouble {
     Fewer(Layer),
 }
 
-/// An executor that was cloned.
+/// An executor that was cloned. It waits to be [let go](Cloned::let_go), and ends if it is dropped instead.
 #[derive(Debug)]
 pub struct Cloned {
     pub pid: Pid,
     pub pidfd: OwnedFd,
+    lifeline: LocalChannel,
+    guarded: bool,
+}
+
+/// An executor that may begin.
+#[derive(Debug)]
+pub struct Going {
+    pub pid: Pid,
+    pub pidfd: OwnedFd,
     /// To its guardian, if it has one.
     pub guardian: Option<LocalChannel>,
+}
+
+impl Cloned {
+    /// Lets it begin. One that cannot be told ends, as its lifeline is closed.
+    pub fn let_go(self) -> Going {
+        let Cloned { pid, pidfd, lifeline, guarded } = self;
+        let told = lifeline.send(&ToGuardian::Go(Empty {}), &[]).is_ok();
+        Going { pid, pidfd, guardian: (told && guarded).then_some(lifeline) }
+    }
 }
 
 /// The zygote of this manager, if there is one.
@@ -144,11 +164,20 @@ impl Zygote {
         }
     }
 
-    /// Waits until it is ready or lost.
-    pub fn wait_until_ready(&mut self, exec: &Exec) {
+    /// Whether it can be asked for executors.
+    pub fn is_ready(&self) -> bool {
+        self.process.as_ref().is_some_and(Process::is_ready)
+    }
+
+    /// Waits until it is ready or lost, or the time is over.
+    pub fn wait_until_ready(&mut self, exec: &Exec, within: Duration) {
+        let end = Instant::now() + within;
         self.tick(exec, Instant::now());
         while let Some(process) = self.process.as_ref().filter(|process| !process.is_ready()) {
-            let left = process.ready_by.saturating_duration_since(Instant::now());
+            let left = process.ready_by.min(end).saturating_duration_since(Instant::now());
+            if left.is_zero() && end < process.ready_by {
+                return;
+            }
             let mut polled = [PollFd::new(process.channel.as_fd(), PollFlags::POLLIN)];
             if wait(&mut polled, Some(left)).is_err() {
                 return; // no memory to wait with; the loop goes on with it
@@ -157,15 +186,21 @@ impl Zygote {
         }
     }
 
-    /// Has an executor of `lease` cloned. `None`: nobody can do that now, and there is no executor.
-    pub fn start(&mut self, lease: u64, descriptors: &Descriptors) -> Option<Cloned> {
-        let process = self.process.as_ref().filter(|process| process.is_ready())?;
+    /// Has an executor of `lease` cloned, or returns why there is none.
+    pub fn start(&mut self, lease: u64, descriptors: &Descriptors) -> Result<Cloned, String> {
+        let process = self.process.as_ref().filter(|process| process.is_ready());
+        let process = process.ok_or_else(|| "there is no zygote yet".to_owned())?;
         match process.ask(lease, descriptors) {
-            Ok(Ok(cloned)) => return Some(cloned),
-            Ok(Err(reason)) => tracing::warn!(reason, "the zygote cannot clone an executor"),
-            Err(trouble) => self.lose(&trouble),
+            Ok(Ok(cloned)) => Ok(cloned),
+            Ok(Err(reason)) => {
+                tracing::warn!(reason, "cannot clone an executor");
+                Err(reason)
+            }
+            Err(trouble) => {
+                self.lose(&trouble);
+                Err(describe(&trouble))
+            }
         }
-        None
     }
 
     /// Is without one from now on.
@@ -173,7 +208,8 @@ impl Zygote {
         self.process = None;
         tracing::warn!(
             error = describe(trouble),
-            "no zygote: executors start by themselves, slower and less isolated, until there is one again"
+            "no zygote: executors wait for another one, or start by themselves, more slowly, if they \
+             lack no layer of isolation then"
         );
     }
 }
@@ -219,17 +255,30 @@ impl Process {
 
     /// Asks for an executor and waits for the answer: that, or why there is none.
     fn ask(&self, lease: u64, given: &Descriptors) -> Result<Result<Cloned, String>, Trouble> {
-        let (ours, guardians) = LocalChannel::pair().map_err(LocalError::from)?;
+        let (lifeline, theirs) = match LocalChannel::pair() {
+            Ok(ends) => ends,
+            Err(error) => return Ok(Err(format!("no lifeline: {error}"))),
+        };
         let StandardStreams { stdout, stderr } = &given.streams;
-        let first = [given.input.as_fd(), stdout.as_fd(), stderr.as_fd(), guardians.as_fd()];
+        let first = [given.input.as_fd(), stdout.as_fd(), stderr.as_fd(), theirs.as_fd()];
         let library = given.library.iter().map(AsFd::as_fd);
         let given: Vec<_> = first.into_iter().chain(library).collect();
-        self.channel.send(&ToZygote::Start(Start { lease: lease.into() }), &given)?;
-        drop(guardians);
+        match self.channel.send(&ToZygote::Start(Start { lease: lease.into() }), &given) {
+            // Nothing was sent.
+            Err(LocalError::Os(error)) => {
+                return Ok(Err(format!("cannot ask the zygote: {error}")));
+            }
+            sent => sent?,
+        }
+        drop(theirs);
         let answer = match self.channel.receive(Some(ANSWER_WITHIN)) {
             Err(LocalError::Late) => {
                 self.end();
                 self.channel.try_receive()?.ok_or(LocalError::Late)? // what it said before its end
+            }
+            // The answer has come, and its pidfd is lost. The child is not let go, and ends.
+            Err(LocalError::Os(error)) if error.raw_os_error() == Some(Errno::EMFILE as i32) => {
+                return Ok(Err(format!("no descriptor for its process: {error}")));
             }
             answer => answer?,
         };
@@ -239,8 +288,7 @@ impl Process {
                 let pid = i32::try_from(started.pid.get()).map_err(|_| Trouble::Order)?;
                 let guarded =
                     self.report.as_ref().is_some_and(|it| it.active.has(Layer::PidNamespace));
-                let guardian = guarded.then_some(ours);
-                Ok(Ok(Cloned { pid: Pid::from_raw(pid), pidfd, guardian }))
+                Ok(Ok(Cloned { pid: Pid::from_raw(pid), pidfd, lifeline, guarded }))
             }
             (FromZygote::NotStarted(answer), _) => {
                 Ok(Err(answer.reason.get().unwrap_or("unknown").to_owned()))

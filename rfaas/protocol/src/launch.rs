@@ -7,7 +7,8 @@
 //!   zygote ◀──Start + assignment, streams, lifeline, library──── manager     for each executor
 //!   zygote ──Started + pidfd, or NotStarted────────────────────▶ manager
 //!
-//!   guardian ◀──Stop──────────────────────────────────────────── manager     over the lifeline
+//!   child ◀──Go───────────────────────────────────────────────── manager     over the lifeline, once it has the pidfd
+//!   guardian ◀──Stop──────────────────────────────────────────── manager     likewise
 //!   guardian ──Ended───────────────────────────────────────────▶ manager
 //! ```
 //! What stands behind a plus is a descriptor. Settings, report and assignment are files in memory
@@ -101,9 +102,11 @@ messages! {
 }
 
 messages! {
-    /// Executor manager to guardian.
+    /// Executor manager to a process that was cloned, which becomes a guardian or an executor.
     pub enum ToGuardian {
         /// The executor is to be asked to end.
         1 => Stop(Empty),
+        /// Once, first, also to an executor that has no guardian: the manager has it now, and it may begin.
+        2 => Go(Empty),
     }
 }

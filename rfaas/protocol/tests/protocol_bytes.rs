@@ -513,6 +513,7 @@ fn launch_structs() {
     says(&FromZygote::NotStarted(not_started), 3, &not_started);
     says(&FromGuardian::Ended(ended), 1, &ended);
     says(&ToGuardian::Stop(Empty {}), 1, &Empty {});
+    says(&ToGuardian::Go(Empty {}), 2, &Empty {});
 }
 
 #[test]
