@@ -61,7 +61,7 @@ mod fatal;
 mod library;
 mod limits;
 mod meter;
-mod plan;
+pub mod plan;
 mod pool;
 #[allow(unsafe_code)] // signal handlers: see there
 mod signals;

@@ -34,13 +34,13 @@ mod cpus;
 mod ended;
 mod environment;
 mod executors;
-mod identity;
+pub mod identity;
 mod isolation;
 mod launch;
 mod lease_log;
 mod manager;
 mod output;
-mod request;
+pub mod request;
 #[allow(unsafe_code)] // one call: see there
 mod signals;
 mod upstream;
