@@ -1,4 +1,4 @@
-//! An input as a sequence of numbers and bytes. What is missing at its end is zero, so that every input means something.
+//! An input as a sequence of numbers and bytes. What is missing at its end is zero: every input means something.
 
 /// What is left of an input.
 pub(crate) struct Cursor<'a>(&'a [u8]);

@@ -1,5 +1,5 @@
-//! The handshake of the embedded device: any bytes with any descriptors, from who connects and from who listens, and then
-//! memory that says anything.
+//! The handshake of the embedded device: any bytes with any descriptors, from who connects and from who listens, and
+//! then memory that says anything.
 //!
 //! ```text
 //!   input ──▶ message, files (what they are, their words), bytes behind it ──▶ Listener, or QueuePair::connect

@@ -1,8 +1,8 @@
 //! The resource manager's HTTP interface: any bytes over a connection, answered as the program answers them, by a pool
 //! with one node and one lease.
 //!
-//! Whatever is asked, the connection is answered and ends; an answer is no failure of the server, and one that says what
-//! is wrong is JSON with a line for people.
+//! Whatever is asked, the connection is answered and ends. An answer is no failure of the server. One that says what is
+//! wrong is JSON with a line for people.
 
 use std::cell::Cell;
 use std::net::{Ipv4Addr, SocketAddr};

@@ -1,5 +1,5 @@
-//! What a lease is claimed and ended with: tokens, their text, signed terms, proofs. Who does not know the secret cannot
-//! make one, whatever it sends; who does can make one of any terms, and a node judges those.
+//! What a lease is claimed and ended with: tokens, their text, signed terms, proofs. Who does not know the secret
+//! cannot make one, whatever it sends; who does can make one of any terms, and a node judges those.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};

@@ -1,5 +1,5 @@
-//! Each target on its corpus, and on inputs that are close to that: the part of fuzzing that a gate has time for, and that
-//! is the same each time.
+//! Each target on its corpus, and on inputs that are close to that: the part of fuzzing that a gate has time for. It is
+//! the same each time.
 
 #![allow(clippy::unwrap_used)] // in helpers too: what fails there is the test
 
@@ -113,7 +113,7 @@ fn change(input: &mut Vec<u8>, others: &[Vec<u8>], random: &mut Xorshift) {
 /// What each target is reading, for who looks at a failure.
 static READING: Mutex<Vec<(&str, Vec<u8>)>> = Mutex::new(Vec::new());
 
-/// Ends the process at the first panic of any thread, with what was being read: a server keeps a panic of its own to itself.
+/// Ends the process at the first panic of any thread, with what was being read: a server keeps its panics to itself.
 fn abort_on_panic() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {

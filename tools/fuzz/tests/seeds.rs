@@ -1,5 +1,5 @@
-//! The part of the corpus that is bytes: a valid input of each kind, made from the types that it is read as. So a message
-//! that is new or has changed is in the corpus too. What fuzzing has found, and texts, are files beside these.
+//! The part of the corpus that is bytes: a valid input of each kind, made from the types that it is read as. So a
+//! message that is new or has changed is in the corpus too. What fuzzing has found, and texts, are files beside these.
 //!
 //! `RFAAS_WRITE_CORPUS=1 cargo test -p fuzz --test seeds` writes them.
 

@@ -54,17 +54,30 @@ fn run(cli: Cli) -> Result<(), Failure> {
     let options = Options { binaries: binaries.clone(), ..Options::default() };
     let cluster = LocalCluster::start(options).map_err(|error| Failure::input(describe(&error)))?;
 
+    let isolation = isolation(&cluster)?;
     let hot = call_empty(&cluster, HOT_CALLS, -1)?;
     let warm = call_empty(&cluster, WARM_CALLS, 0)?;
     let thumbnail = make_thumbnail(&cluster, &binaries, &output)?;
     let leases = leases(&cluster, 3)?;
     cluster.stop().map_err(|error| Failure::later(describe(&error)))?;
 
-    let told = json!({"hot": hot, "warm": warm, "thumbnail": thumbnail, "leases": leases});
+    let told = json!({
+        "hot": hot, "warm": warm, "thumbnail": thumbnail, "leases": leases, "isolation": isolation,
+    });
     program::print(match cli.json {
         true => format!("{told}\n"),
         false => summary(&told) + &next(&binaries),
     })
+}
+
+/// What isolates executors on this machine, as the cluster's node says.
+fn isolation(cluster: &LocalCluster) -> Result<Value, Failure> {
+    let http = cluster.http().ok_or_else(|| Failure::later("no resource manager"))?;
+    let nodes = http.get("/nodes").map_err(Failure::later)?.body;
+    match &nodes[0]["isolation"] {
+        layers @ Value::Array(_) => Ok(layers.clone()),
+        _ => Err(Failure::later(format!("the node does not say what isolates executors: {nodes}"))),
+    }
 }
 
 /// Has the shipped benchmark call `empty`; returns its figures.
@@ -191,6 +204,12 @@ fn summary(told: &Value) -> String {
         thumbnail["round_trip_ms"].as_f64().unwrap_or(0.0),
         thumbnail["output_file"].as_str().unwrap_or_default(),
     );
+    let layers = told["isolation"].as_array().map_or(&[][..], Vec::as_slice);
+    let layers: Vec<_> = layers.iter().filter_map(Value::as_str).collect();
+    text += &match &layers[..] {
+        [] => "nothing isolates functions from this machine\n".to_owned(),
+        some => format!("functions are isolated by {}\n", some.join(", ")),
+    };
     let bills = told["leases"]["billed"].as_array().map_or(&[][..], Vec::as_slice);
     let invocations: u64 = bills.iter().filter_map(|bill| bill["invocations"].as_u64()).sum();
     text + &format!(
