@@ -171,10 +171,12 @@ fn listed(addresses: &[SocketAddr]) -> String {
 
 /// What clients may hold, and how long a lease waits for its claim.
 fn rules(config: &ResourceManagerNode) -> FairUse {
-    let ClientLimits { cores, memory, leases, timeout_ms, requests_per_second } = config.limits;
+    let ClientLimits { cores, memory, leases, unclaimed, timeout_ms, requests_per_second } =
+        config.limits;
+    let unclaimed = Some(unclaimed);
     let timeout = timeout_ms.map(Duration::from_millis);
     let claim_timeout = config.claim_timeout();
-    FairUse { claim_timeout, cores, memory, leases, timeout, requests_per_second }
+    FairUse { claim_timeout, cores, memory, leases, unclaimed, timeout, requests_per_second }
 }
 
 /// The pool that the state is of, with `imported` nodes added; committed.

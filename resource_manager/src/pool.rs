@@ -220,14 +220,14 @@ impl Pool {
     fn admit(&mut self, now: Now, ask: &Ask) -> Result<(), Denied> {
         self.held.shares.count(now, ask)?;
         self.held.shares.check_timeout(ask.timeout)?;
-        self.held.shares.check(ask, 1)?; // before the room, which is another's business
+        self.held.shares.check(now.monotonic, ask, 1)?; // before the room, which is another's business
         Ok(())
     }
 
     /// Grants it if there is room and its client may have it.
     fn place(&mut self, now: Now, ask: &Ask) -> Result<Option<Vec<Grant>>, Denied> {
         let parts = self.held.nodes.place(ask);
-        self.held.shares.check(ask, parts.as_ref().map_or(1, Vec::len))?;
+        self.held.shares.check(now.monotonic, ask, parts.as_ref().map_or(1, Vec::len))?;
         let claim_by = now.monotonic + self.held.shares.claim_timeout();
         let mut grant = |(slot, part)| self.held.grant(now, ask, slot, part, claim_by);
         Ok(parts.map(|parts| parts.into_iter().filter_map(&mut grant).collect()))

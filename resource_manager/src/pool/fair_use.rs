@@ -6,6 +6,9 @@
 //! kept in the state: after a restart of the program, leases of before count for all peers that ask under their
 //! names.
 //! * What is granted with a limit is within it, for the peer that asks.
+//! * UNCLAIMED - leases that wait for their claim are limited in number. Those that waited in vain count on, and more,
+//!   by the time that they took from others; two hours bring all back. So nobody can hold a cluster with leases that
+//!   it never claims, whichever way it asks for them again.
 //! * BOUNDED - a peer of which nothing is known that matters any more is forgotten. Of the others, there are never
 //!   more than [`MOST_KNOWN`] that hold no lease.
 
@@ -20,10 +23,18 @@ use super::ask::Ask;
 use super::lease::GrantedLease;
 use super::{MAX_TIMEOUT, Now};
 
-/// Most clients that hold nothing of which the requests of the last second are known, besides those that hold leases.
+/// Most clients that hold nothing of which the requests of the last second, or leases that they have not claimed, are
+/// known, besides those that hold leases.
 pub(super) const MOST_KNOWN: usize = 1 << 16;
 /// Requests are counted over so long.
 const SECOND: Duration = Duration::from_secs(1);
+/// What a lease that waited in vain for the whole time counts, beside one that waits. Who claims none can hold 32
+/// leases for 10 s each (of the defaults), and after that one for 10 s in every two minutes.
+const IN_VAIN: f64 = 8.0;
+/// In so long, as many are forgiven as may wait: long beside the time for a claim, short enough for the next day's work.
+const FORGIVEN_IN: Duration = Duration::from_secs(3600);
+/// No more counts than so many times what may wait, so that all is forgiven in so many times [`FORGIVEN_IN`].
+const MOST_COUNTED: f64 = 2.0;
 
 /// The rules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +47,8 @@ pub struct FairUse {
     pub memory: Option<u32>,
     /// Leases of one peer.
     pub leases: Option<u32>,
+    /// Leases of one peer that wait for their claim, with those that have waited in vain (UNCLAIMED).
+    pub unclaimed: Option<u32>,
     /// How far in the future a lease may end.
     pub timeout: Option<Duration>,
     /// Requests for leases in a second.
@@ -50,9 +63,18 @@ impl Default for FairUse {
             cores: None,
             memory: None,
             leases: None,
+            unclaimed: None,
             timeout: None,
             requests_per_second: None,
         }
+    }
+}
+
+impl FairUse {
+    /// The part of the time for its claim that `lease` has left.
+    fn part_left(&self, now: Instant, lease: &GrantedLease) -> f64 {
+        let left = lease.claim_by.saturating_duration_since(now).as_secs_f64();
+        (left / self.claim_timeout.as_secs_f64()).min(1.0)
     }
 }
 
@@ -94,6 +116,18 @@ pub enum Limit {
         /// What it holds.
         held: u64,
     },
+    /// Leases that wait for their claim, or waited in vain.
+    #[error(
+        "{who} may have {most} leases that it has not claimed (limits.unclaimed): claim them \
+         (the first deployment does) or give them back; those that ended unclaimed count for up to \
+         two hours"
+    )]
+    Unclaimed {
+        /// The peer or client that it is for.
+        who: Who,
+        /// The limit.
+        most: u32,
+    },
     /// How far in the future a lease may end.
     #[error("timeout_ms is {}, and a lease may last {} ms (limits.timeout_ms): ask for less (LeaseRequest::timeout; an hour where none is given)", .asked.as_millis(), .most.as_millis())]
     Timeout {
@@ -123,6 +157,24 @@ struct PeerUse {
     /// Requests that it may make at once, and when that was so: it grows to the limit in a second.
     requests: f64,
     at: Instant,
+    /// Leases that wait for their claim or waited in vain (UNCLAIMED), and when they were so many. Each counts by the
+    /// part of the time for a claim that it may take or took.
+    unclaimed: f64,
+    unclaimed_at: Instant,
+}
+
+impl PeerUse {
+    /// The leases of [`unclaimed`](PeerUse::unclaimed) that still count, if there may be `most`.
+    fn unclaimed(&self, now: Instant, most: u32) -> f64 {
+        let since = now.saturating_duration_since(self.unclaimed_at).as_secs_f64();
+        (self.unclaimed - since * f64::from(most) / FORGIVEN_IN.as_secs_f64()).max(0.0)
+    }
+
+    fn add_unclaimed(&mut self, now: Instant, most: u32, leases: f64) {
+        let counted = self.unclaimed(now, most) + leases;
+        self.unclaimed = counted.clamp(0.0, MOST_COUNTED * f64::from(most));
+        self.unclaimed_at = now;
+    }
 }
 
 /// The rules, and who holds what.
@@ -154,14 +206,21 @@ impl Shares {
 
     /// Whether anything has to be known of anybody.
     fn is_limited(&self) -> bool {
-        let FairUse { cores, memory, leases, requests_per_second, .. } = self.rules;
-        [cores, memory, leases, requests_per_second].iter().any(Option::is_some)
+        let FairUse { cores, memory, leases, unclaimed, requests_per_second, .. } = self.rules;
+        [cores, memory, leases, unclaimed, requests_per_second].iter().any(Option::is_some)
     }
 
     fn of(&mut self, now: Instant, who: Who) -> &mut PeerUse {
         let requests = f64::from(self.rules.requests_per_second.unwrap_or(0));
-        let none = PeerUse { cores: 0, memory: 0, leases: 0, requests, at: now };
-        self.known.entry(who).or_insert(none)
+        self.known.entry(who).or_insert(PeerUse {
+            cores: 0,
+            memory: 0,
+            leases: 0,
+            requests,
+            at: now,
+            unclaimed: 0.0,
+            unclaimed_at: now,
+        })
     }
 
     /// Whether a lease may end so far in the future.
@@ -199,18 +258,21 @@ impl Shares {
         self.known.len() - self.holders >= MOST_KNOWN
     }
 
-    /// Forgets peers that made no request in the last second. That takes as long as there are
-    /// many, so it is done once a second.
+    /// Forgets peers that hold nothing, made no request in the last second and owe no claim. That takes as long as
+    /// there are many, so it is done once a second.
     fn sweep(&mut self, now: Instant) {
         let is_recent = |at: Instant| now.saturating_duration_since(at) < SECOND;
         if !self.swept.is_some_and(is_recent) {
             self.swept = Some(now);
-            self.known.retain(|_, known| known.leases > 0 || is_recent(known.at));
+            let most = self.rules.unclaimed.unwrap_or(0);
+            self.known.retain(|_, known| {
+                known.leases > 0 || is_recent(known.at) || known.unclaimed(now, most) > 0.0
+            });
         }
     }
 
     /// Whether `leases` more leases may be held, which are what `ask` wants.
-    pub(super) fn check(&self, ask: &Ask, leases: usize) -> Result<(), Limit> {
+    pub(super) fn check(&self, now: Instant, ask: &Ask, leases: usize) -> Result<(), Limit> {
         if !self.is_limited() {
             return Ok(());
         }
@@ -230,6 +292,13 @@ impl Shares {
                 return Err(Limit::Held { who, key, what, most, held });
             }
         }
+        if let Some(most) = self.rules.unclaimed {
+            let of = |known: &PeerUse| known.unclaimed(now, most);
+            let unclaimed: f64 = known.into_iter().flatten().map(of).sum();
+            if unclaimed + leases as f64 > f64::from(most) {
+                return Err(Limit::Unclaimed { who, most });
+            }
+        }
         Ok(())
     }
 
@@ -244,17 +313,48 @@ impl Shares {
         self.holders += usize::from(known.leases == 1);
     }
 
-    pub(super) fn give(&mut self, lease: &GrantedLease) {
+    /// Counts a lease that was [taken](Self::take) among those that wait for their claim. Returns what it counts there.
+    pub(super) fn wait_for_claim(&mut self, now: Instant, lease: &GrantedLease) -> f64 {
+        let Some(most) = self.rules.unclaimed.filter(|_| lease.is_unclaimed()) else { return 0.0 };
+        let part = self.rules.part_left(now, lease);
+        self.of(now, who(&lease.terms.client, lease.peer)).add_unclaimed(now, most, part);
+        part
+    }
+
+    /// `lease` is claimed: it waits no more, and did not in vain.
+    pub(super) fn claimed(&mut self, now: Instant, lease: &GrantedLease) {
+        self.end_wait(now, lease, 0.0);
+    }
+
+    /// `lease`, which has waited for its claim, counts what it took `in_vain` instead.
+    fn end_wait(&mut self, now: Instant, lease: &GrantedLease, in_vain: f64) {
+        let Some(most) = self.rules.unclaimed else { return };
+        if let Some(known) = self.known.get_mut(&who(&lease.terms.client, lease.peer)) {
+            known.add_unclaimed(now, most, IN_VAIN * in_vain - lease.counts_unclaimed);
+        }
+    }
+
+    pub(super) fn give(&mut self, now: Instant, lease: &GrantedLease) {
         if !self.is_limited() {
             return;
         }
+        if lease.is_unclaimed() {
+            let in_vain = lease.counts_unclaimed - self.rules.part_left(now, lease);
+            self.end_wait(now, lease, in_vain.max(0.0));
+        }
+        if self.is_full() {
+            self.sweep(now);
+        }
+        let is_full = self.is_full();
         let who = who(&lease.terms.client, lease.peer);
         let Some(known) = self.known.get_mut(&who) else { return };
         known.cores -= u64::from(lease.terms.cores);
         known.memory -= u64::from(lease.terms.memory);
         known.leases -= 1;
-        self.holders -= usize::from(known.leases == 0);
-        if known.leases == 0 && self.rules.requests_per_second.is_none() {
+        let (holds_none, owes) = (known.leases == 0, known.unclaimed > 0.0);
+        self.holders -= usize::from(holds_none);
+        let matters = self.rules.requests_per_second.is_some() || owes && !is_full;
+        if holds_none && !matters {
             self.known.remove(&who);
         }
     }

@@ -154,8 +154,9 @@ impl Holdings {
     }
 
     /// Books a new lease on its node, which has room for it.
-    fn insert(&mut self, now: Now, lease: GrantedLease) {
+    fn insert(&mut self, now: Now, mut lease: GrantedLease) {
         self.shares.take(now.monotonic, &lease);
+        lease.counts_unclaimed = self.shares.wait_for_claim(now.monotonic, &lease);
         self.nodes.take(&lease);
         self.totals.granted += 1;
         self.leases.insert(lease);
@@ -199,7 +200,7 @@ impl Holdings {
             lease = %id, node = ?lease.node, client = ?lease.terms.client, reason = reason.name(),
             allocated_ms = bill.allocated_ns.get() / 1_000_000, "lease ended"
         );
-        self.shares.give(&lease);
+        self.shares.give(now.monotonic, &lease);
         let drained = self.nodes.give(&lease);
         let (reported, claimed) = (report.is_some(), lease.claimed_at.is_some());
         let billed = Billed::new(&lease.terms, lease.node, bill, reason, now.wall);
@@ -305,7 +306,12 @@ impl Holdings {
         let Some((slot, node)) = self.nodes.on(link) else { return };
         let (id, node) = (terms.lease, node.spec.name());
         let end = match self.leases.reported(slot, terms) {
-            Reported::Granted => self.leases.in_use(now, id),
+            Reported::Granted => {
+                if let Some(lease) = self.leases.get(id).filter(|lease| lease.is_unclaimed()) {
+                    self.shares.claimed(now.monotonic, lease);
+                }
+                self.leases.in_use(now, id)
+            }
             Reported::Otherwise => {
                 tracing::warn!(lease = %id, ?node, "the node holds a lease that was granted otherwise: it is told to end it");
                 Some((EndReason::Withdrawn, Duration::ZERO))

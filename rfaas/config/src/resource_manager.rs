@@ -62,7 +62,7 @@ pub struct ResourceManagerNode {
 
 /// What one client may hold and ask for; `None`: as much as there is. Each limit holds for a client's name, and for the
 /// user or machine that asks under whatever name.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ClientLimits {
     /// Cores of all its leases.
@@ -71,10 +71,26 @@ pub struct ClientLimits {
     pub memory: Option<u32>,
     /// Leases.
     pub leases: Option<u32>,
+    /// Leases that wait for their claim, with those that have waited in vain.
+    pub unclaimed: u32,
     /// Time of a lease, also of a renewed one from then on, in milliseconds.
     pub timeout_ms: Option<u64>,
     /// Requests for leases in a second.
     pub requests_per_second: Option<u32>,
+}
+
+/// No limit but that of leases that nobody claims: eight of the largest requests at a time.
+impl Default for ClientLimits {
+    fn default() -> Self {
+        ClientLimits {
+            cores: None,
+            memory: None,
+            leases: None,
+            unclaimed: 256,
+            timeout_ms: None,
+            requests_per_second: None,
+        }
+    }
 }
 
 impl Default for ResourceManagerNode {
@@ -136,8 +152,9 @@ impl File for ResourceManagerConfig {
             "config.claim_timeout_ms",
             "must be at least 1 (ms)",
         )?;
-        let ClientLimits { cores, memory, leases, timeout_ms, requests_per_second } =
+        let ClientLimits { cores, memory, leases, unclaimed, timeout_ms, requests_per_second } =
             self.config.limits;
+        require(unclaimed > 0, "config.limits.unclaimed", "must be at least 1")?;
         for (key, limit) in [
             ("cores", cores.map(u64::from)),
             ("memory", memory.map(u64::from)),

@@ -83,6 +83,54 @@ fn a_request_in_parts_counts_all_of_them() {
 }
 
 #[test]
+fn leases_that_wait_for_their_claim_are_limited_and_those_that_are_claimed_are_not() {
+    let rules = FairUse { unclaimed: Some(2), claim_timeout: 10 * SECOND, ..FairUse::default() };
+    let mut world = world(rules);
+    let link = world.node("a", 64, 64);
+    let mine = ask("me", 1, 1);
+    for _ in 0..20 {
+        let grant = world.pool.request(world.now, &mine).unwrap().remove(0);
+        world.pass(SECOND);
+        world.claim(&grant, link);
+    }
+    for _ in 0..20 {
+        let grant = world.pool.request(world.now, &mine).unwrap().remove(0);
+        let (lease, reason) = (grant.terms.lease, EndReason::Released);
+        world.pool.end_lease(world.now, lease, reason, &mut world.out);
+    }
+    world.pool.request(world.now, &mine).unwrap();
+    world.pool.request(world.now, &mine).unwrap();
+    for name in ["me", "another name"] {
+        let limit = refusal(&mut world, &ask(name, 1, 1));
+        assert_eq!(limit, Limit::Unclaimed { who: Who::Peer(Peer::User(1)), most: 2 });
+        assert!(limit.to_string().contains("limits.unclaimed"), "{limit}");
+    }
+    world.pool.request(world.now, &ask("me", 2, 2)).unwrap();
+}
+
+#[test]
+fn who_claims_nothing_holds_little_of_a_cluster_over_the_time() {
+    let claim_timeout = 10 * SECOND;
+    let rules = FairUse { unclaimed: Some(8), claim_timeout, ..FairUse::default() };
+    let mut world = world(rules);
+    world.node("a", 64, 64);
+    let greedy = |world: &mut World, hours: u32| {
+        let mut seconds_held = 0;
+        for _ in 0..hours * 3600 {
+            while world.pool.request(world.now, &ask("me", 1, 1)).is_ok() {}
+            seconds_held += world.pool.leases().len();
+            world.pass(SECOND);
+        }
+        seconds_held
+    };
+    greedy(&mut world, 1);
+    let seconds_held = greedy(&mut world, 1);
+    assert!((1..=30).contains(&seconds_held), "one lease of 10 s in an hour: {seconds_held}");
+    let bystander = world.pool.request(world.now, &ask("you", 2, 1));
+    bystander.unwrap();
+}
+
+#[test]
 fn the_time_of_a_lease_is_limited_also_when_it_is_renewed() {
     let mut world = world(FairUse { timeout: Some(60 * SECOND), ..FairUse::default() });
     let link = world.node("a", 64, 64);
