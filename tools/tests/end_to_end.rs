@@ -125,9 +125,18 @@ fn a_cold_start_is_reported_by_phases() {
     for phase in ["lease", "connect", "submit", "spawn_connect", "initialize", "execute", "total"] {
         is_a_distribution(&told["phases_us"][phase]);
     }
-    for floor in ["fork", "exec_dlopen"] {
-        is_a_distribution(&told["floors_us"][floor]);
+    let is_verbs = std::env::var_os(testkit::test_devices::VARIABLE).is_some();
+    // On RDMA devices the floors need headers, which a machine may be without.
+    let floors = match told["floors_us"].as_object() {
+        Some(floors) => floors.keys().map(String::as_str).collect(),
+        None if is_verbs => Vec::new(),
+        None => panic!("the gate has a C compiler"),
+    };
+    for floor in &floors {
+        is_a_distribution(&told["floors_us"][*floor]);
     }
+    let least = if is_verbs { "exec_connect" } else { "exec_dlopen" };
+    assert!(floors.is_empty() || floors == [least, "fork"], "{floors:?}");
     let csv = std::fs::read_to_string(&file).unwrap();
     assert!(csv.starts_with("id,connect,submit,spawn_connect,initialize,execute,"), "{csv}");
     assert_eq!(csv.lines().count(), 4, "{csv}");

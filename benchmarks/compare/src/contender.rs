@@ -32,6 +32,10 @@ pub enum Id {
     Eventfd,
     /// `ib_write_lat`.
     WriteLat,
+    /// A C program's writes with immediate data, spinning.
+    VerbsPolling,
+    /// The same, sleeping.
+    VerbsSleeping,
     /// The ping-pong below the service, spinning.
     Transport,
     /// The same, sleeping.
@@ -62,7 +66,12 @@ impl Id {
     /// What it is.
     pub fn kind(self) -> Kind {
         match self {
-            Id::Bounce | Id::Copies | Id::Eventfd | Id::WriteLat => Kind::Floor,
+            Id::Bounce
+            | Id::Copies
+            | Id::Eventfd
+            | Id::WriteLat
+            | Id::VerbsPolling
+            | Id::VerbsSleeping => Kind::Floor,
             Id::Transport | Id::TransportWarm | Id::Service | Id::InPlace | Id::ServiceWarm => {
                 Kind::Ours
             }
@@ -85,6 +94,8 @@ impl fmt::Display for Id {
             Id::Copies => "two memcpy",
             Id::Eventfd => "eventfd ping-pong",
             Id::WriteLat => "ib_write_lat × 2",
+            Id::VerbsPolling => "verbs ping-pong, polling",
+            Id::VerbsSleeping => "verbs ping-pong, sleeping",
             Id::Transport => "transport, hot",
             Id::TransportWarm => "transport, warm",
             Id::Service => "invocation, hot",

@@ -17,6 +17,7 @@
 //! | cache-line bounce, eventfd ping-pong, two `memcpy` | this program, `--serve` | `floors` |
 //! | transport, invocation, also in place | `transport_benchmarker --peer`; `executor` of a cluster of this machine | `ours` |
 //! | Unix socket, gRPC, HTTP | this program, `--serve` | `peers` |
+//! | verbs ping-pong | a C program that is compiled here | `floors` |
 //! | UCX, libfabric, perftest | theirs, where they are installed | `installed` |
 //!
 //! A contender more is an [`Id`], a [`Contender`] and its place in the list of `run`; a ratio more is a line in `ratios`.

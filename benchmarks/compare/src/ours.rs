@@ -28,14 +28,21 @@ const EDGES: &str = "edges";
 const LIBRARY: &str = "functions";
 /// Memory that is leased, in MB: 16 MiB in and out, and room.
 const LEASED_MB: u32 = 256;
-/// Payload of throughputs, and of warm round trips, in bytes.
+/// Payload of throughputs, in bytes.
 const SMALL: u32 = 64;
+/// Payload that costs an RDMA device nothing beside its message, in bytes.
+const WORD: u32 = 8;
 /// Invocations of one list, which workers go through with all slots in use: filling and draining
 /// them takes a small part of its time, and its buffers, each on a page of its own, fit into the
 /// caches.
 const LIST: u32 = 256;
 /// Slots of each worker where the number of workers is what changes.
 const SCALING_SLOTS: u16 = 16;
+
+/// Payloads of warm round trips, in bytes.
+pub(crate) fn warm_payloads() -> Vec<u32> {
+    vec![WORD, SMALL]
+}
 
 /// How both sides wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,11 +64,11 @@ impl Wait {
     fn payloads(self) -> Vec<u32> {
         match self {
             Wait::Hot => PAYLOADS.to_vec(),
-            Wait::Warm => vec![SMALL],
+            Wait::Warm => warm_payloads(),
         }
     }
 
-    fn means(self) -> &'static str {
+    pub(crate) fn means(self) -> &'static str {
         match self {
             Wait::Hot => "both spin",
             Wait::Warm => "both sleep",

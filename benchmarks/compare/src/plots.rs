@@ -309,6 +309,8 @@ fn colour(id: Id) -> RGBColor {
         Id::Copies => RGBColor(120, 120, 120),
         Id::Eventfd => RGBColor(160, 150, 120),
         Id::WriteLat => RGBColor(90, 70, 70),
+        Id::VerbsPolling => RGBColor(100, 100, 80),
+        Id::VerbsSleeping => RGBColor(140, 140, 110),
         Id::Transport => RGBColor(90, 170, 240),
         Id::TransportWarm => RGBColor(120, 150, 190),
         Id::Service => RGBColor(10, 60, 180),

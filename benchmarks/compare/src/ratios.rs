@@ -94,7 +94,7 @@ const MIB: u32 = 1 << 20;
 /// Bytes that the two floors of a single word carry.
 const WORD: u32 = 8;
 
-const DEFINITIONS: [Definition; 15] = [
+const DEFINITIONS: [Definition; 17] = [
     Definition {
         name: "transport_64_over_bounce",
         what: "transport 64 B p50 / cache-line bounce p50",
@@ -206,6 +206,22 @@ const DEFINITIONS: [Definition; 15] = [
         aim: Aim::AtMost(1.25),
         provider: VERBS,
         figure: |run| run.over(Id::Service, Id::WriteLat, 8),
+    },
+    Definition {
+        name: "invocation_8_over_ping_pong",
+        what: "invocation 8 B p50 / verbs ping-pong 8 B p50, polling",
+        unit: "×",
+        aim: Aim::AtMost(1.1),
+        provider: VERBS,
+        figure: |run| run.over(Id::Service, Id::VerbsPolling, WORD),
+    },
+    Definition {
+        name: "warm_8_over_ping_pong",
+        what: "warm invocation 8 B p50 / verbs ping-pong 8 B p50, sleeping",
+        unit: "×",
+        aim: Aim::AtMost(1.1),
+        provider: VERBS,
+        figure: |run| run.over(Id::ServiceWarm, Id::VerbsSleeping, WORD),
     },
     Definition {
         name: "invocation_4_kib_over_write_lat",

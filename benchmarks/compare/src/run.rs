@@ -12,6 +12,7 @@ use crate::effort::Effort;
 use crate::floors::bounce::Bounce;
 use crate::floors::copies::Copies;
 use crate::floors::eventfd::Wake;
+use crate::floors::verbs::PingPong;
 use crate::installed::libfabric::Libfabric;
 use crate::installed::perftest::{WriteLat, write_bandwidth};
 use crate::installed::ucx::Ucx;
@@ -102,7 +103,10 @@ fn contenders<'a>(sites: &'a [Site]) -> Vec<Box<dyn Contender + 'a>> {
     let mut all: Vec<Box<dyn Contender>> = vec![Box::new(Bounce), Box::new(Copies), Box::new(Wake)];
     for site in sites {
         if is_verbs(&site) {
-            all.push(Box::new(WriteLat { device: site.device() }));
+            let device = site.device();
+            all.push(Box::new(WriteLat { device }));
+            all.push(Box::new(PingPong { device, wait: Wait::Hot }));
+            all.push(Box::new(PingPong { device, wait: Wait::Warm }));
         }
         for wait in [Wait::Hot, Wait::Warm] {
             all.push(Box::new(Transport { site, wait }));

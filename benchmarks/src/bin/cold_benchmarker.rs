@@ -8,18 +8,20 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use benchmarks::echo::Known;
-use benchmarks::floor::Floor;
+use benchmarks::floor::ColdFloor;
 use benchmarks::progress::ProgressBar;
 use benchmarks::service::{self, Buffers};
 use benchmarks::{Measure, Report, RunPlan, Samples, Service};
 use clap::{Parser, value_parser};
 use nix::sys::memfd::{MFdFlags, memfd_create};
+use rdmalib::Provider;
 use rfaas::Client;
 use rfaas_program::{self as program, Failure};
 
 /// Measures cold starts: each repetition leases cores, deploys the library, calls the function once on each core
 /// and releases the lease. In turn with it, the floors: a fork, and fork + exec + dlopen of a minimal
-/// C program with the same library (not measured where there is no C compiler, cc).
+/// C program with the same library, on an RDMA device fork + exec + rdma_connect (not measured where
+/// there is no C compiler, cc, or no header of rdma-core).
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Cli {
@@ -63,7 +65,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
     let mut sent = 0;
     let repetitions = plan.repetitions as usize;
     let mut columns = COLUMNS.map(|name| (name, Samples::with_capacity(repetitions)));
-    let mut floor = Floor::start(&library)?;
+    let (mut floor, least) = floor_of(&plan, &library)?;
     let mut floors = [Samples::with_capacity(repetitions), Samples::with_capacity(repetitions)];
     let mut progress = ProgressBar::of(plan.repetitions.into());
     for number in 0..plan.repetitions {
@@ -93,7 +95,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
     }
     if floor.is_some() {
         report.floor("fork", &floors[0]);
-        report.floor("exec_dlopen", &floors[1]);
+        report.floor(least, &floors[1]);
     }
     let columns = columns.each_ref().map(|(name, samples)| (*name, samples));
     let note = format!(
@@ -101,6 +103,15 @@ fn run(cli: Cli) -> Result<(), Failure> {
         libraries.bytes, plan.repetitions
     );
     report.finish(&cli.measure, &columns, &note)
+}
+
+/// The floor of a cold start on the device of `plan`, and its name in the report.
+fn floor_of(plan: &RunPlan, library: &Path) -> Result<(Option<ColdFloor>, &'static str), Failure> {
+    let device = &plan.device.device;
+    Ok(match device.spec().provider {
+        Provider::Verbs => (ColdFloor::connecting(device.ip_address())?, "exec_connect"),
+        Provider::Shm => (ColdFloor::loading(library)?, "exec_dlopen"),
+    })
 }
 
 /// The library of each repetition.

@@ -1,96 +1,106 @@
-//! The floor of a cold start: what the system takes to make a process, measured in turn with cold
-//! starts by a minimal C program (`floor.c`).
+//! Floors that are C programs: what the system takes to make a process (`process.c`), and what an RDMA device takes
+//! for a connection and for a write (`verbs.c`).
 //!
-//! It is compiled when it is needed. Where there is no C compiler, the floor is not measured, and the
-//! report says so.
+//! They are compiled when they are needed. Where there is no C compiler, or no header of an RDMA device, a floor is
+//! not measured, and the report says so.
 
-use std::fmt::Display;
-use std::io::{BufRead, BufReader, Write};
+use std::ffi::OsStr;
+use std::net::IpAddr;
 use std::path::Path;
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
 use rfaas_program::Failure;
 
-const SOURCE: &str = include_str!("floor.c");
+mod c_program;
 
-/// Compiles the program `$1` and runs it with the library `$2`. A shell does this, since it removes
-/// what was compiled also when this process is killed: that ends the program's input.
-const SCRIPT: &str = r#"
-command -v cc >/dev/null || { echo none; exit; }
-directory=$(mktemp -d) || exit
-trap 'rm -rf "$directory"' EXIT
-trap exit HUP INT TERM
-printf %s "$1" | cc -O2 -x c -o "$directory/floor" - -ldl || exit
-echo ready
-"$directory/floor" "$2"
-"#;
+use c_program::{CProgram, Source};
 
-/// The C program, running. It ends with this value.
+const PROCESS: Source =
+    Source { text: include_str!("process.c"), headers: "dlfcn.h", libraries: "-ldl" };
+const VERBS: Source = Source {
+    text: include_str!("verbs.c"),
+    headers: "rdma/rdma_cma.h infiniband/verbs.h",
+    libraries: "-lrdmacm -libverbs",
+};
+/// What is needed for the floors of RDMA devices.
+pub const VERBS_NEED: &str = "needs a C compiler and the headers of rdma-core (Debian packages librdmacm-dev, libibverbs-dev)";
+
+/// The floor of a cold start, measured in turn with cold starts.
 #[derive(Debug)]
-pub struct Floor {
-    shell: Child,
-    ask: Option<ChildStdin>,
-    told: BufReader<ChildStdout>,
-}
+pub struct ColdFloor(CProgram);
 
 /// One measurement.
 #[derive(Clone, Copy, Debug)]
 pub struct FloorTimes {
     /// Fork, exit and wait.
     pub fork: Duration,
-    /// Fork, exec, dlopen of the library, exit and wait.
+    /// Fork, exec, what a program does that does the least, exit and wait.
     pub exec: Duration,
 }
 
-impl Floor {
-    /// Compiles and starts the program, whose second child loads `library`. `None`: there is no C compiler here.
-    pub fn start(library: &Path) -> Result<Option<Floor>, Failure> {
-        let mut shell = Command::new("sh")
-            .args(["-c", SCRIPT, "floor", SOURCE])
-            .arg(library)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .map_err(|error| not_measured(&error))?;
-        let ask = shell.stdin.take();
-        let told = BufReader::new(shell.stdout.take().expect("it is piped"));
-        let mut floor = Floor { shell, ask, told };
-        match floor.line()?.as_str() {
-            "ready\n" => Ok(Some(floor)),
-            "none\n" => Ok(None),
-            _ => Err(not_measured(&"it was not compiled")),
-        }
+impl ColdFloor {
+    /// Of a program that loads `library`. `None`: it cannot be measured here.
+    pub fn loading(library: &Path) -> Result<Option<ColdFloor>, Failure> {
+        Ok(CProgram::start(PROCESS, &[library])?.map(ColdFloor))
+    }
+
+    /// Of a program that connects to another one on the RDMA device of `address`. `None`: it cannot be measured here.
+    pub fn connecting(address: IpAddr) -> Result<Option<ColdFloor>, Failure> {
+        Ok(CProgram::start(VERBS, &["cold".to_owned(), address.to_string()])?.map(ColdFloor))
     }
 
     /// Measures once.
     pub fn once(&mut self) -> Result<FloorTimes, Failure> {
-        let ask = self.ask.as_mut().expect("taken when this is dropped");
-        ask.write_all(b"\n").map_err(|error| not_measured(&error))?;
-        let line = self.line()?;
-        let mut times = line.split_whitespace().map(|ns| ns.parse().map(Duration::from_nanos));
-        match (times.next(), times.next()) {
-            (Some(Ok(fork)), Some(Ok(exec))) => Ok(FloorTimes { fork, exec }),
-            _ => Err(not_measured(&"a child of it failed")),
+        match self.0.ask("")?[..] {
+            [fork, exec] => Ok(FloorTimes {
+                fork: Duration::from_nanos(fork),
+                exec: Duration::from_nanos(exec),
+            }),
+            _ => Err(Failure::later("the floor of a cold start has not two figures")),
         }
     }
-
-    fn line(&mut self) -> Result<String, Failure> {
-        let mut line = String::new();
-        self.told.read_line(&mut line).map_err(|error| not_measured(&error))?;
-        Ok(line)
-    }
 }
 
-impl Drop for Floor {
-    fn drop(&mut self) {
-        drop(self.ask.take()); // it ends at the end of its input
-        let _ = self.shell.wait();
-    }
+/// How both ends of a [`VerbsPingPong`] wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Waiting {
+    /// They poll.
+    Hot,
+    /// They sleep.
+    Warm,
 }
 
-fn not_measured(why: &dyn Display) -> Failure {
-    Failure::later(format!("the floor was not measured: {why}"))
+/// Writes with immediate data there and back, each taking a receive of its target, between two processes that do
+/// nothing else: the floor of an invocation on an RDMA device.
+#[derive(Debug)]
+pub struct VerbsPingPong(CProgram);
+
+impl VerbsPingPong {
+    /// Starts both ends on the device of `address`. Payloads of `payload` bytes go with their request up to `inline`
+    /// bytes. `cpus`: of the end that asks, and of the other one. `None`: it cannot be measured here.
+    pub fn start(
+        address: IpAddr,
+        payload: u32,
+        inline: u32,
+        waiting: Waiting,
+        cpus: [usize; 2],
+    ) -> Result<Option<VerbsPingPong>, Failure> {
+        let wait = match waiting {
+            Waiting::Hot => "hot",
+            Waiting::Warm => "warm",
+        };
+        let numbers = [payload as usize, inline as usize].map(|number| number.to_string());
+        let cpus = cpus.map(|cpu| cpu.to_string());
+        let address = address.to_string();
+        let [payload, inline] = &numbers;
+        let arguments = ["ping", &address, payload, inline, wait, &cpus[0], &cpus[1]];
+        Ok(CProgram::start(VERBS, &arguments.map(OsStr::new))?.map(VerbsPingPong))
+    }
+
+    /// Measures so many round trips, in nanoseconds.
+    pub fn round_trips(&mut self, repetitions: u32) -> Result<Vec<u64>, Failure> {
+        self.0.ask(&repetitions.to_string())
+    }
 }
 
 #[cfg(test)]
@@ -100,7 +110,7 @@ mod tests {
     #[test]
     fn the_floor_is_measured_again_and_again() {
         let library = Path::new("libm.so.6");
-        let Some(mut floor) = Floor::start(library).unwrap() else {
+        let Some(mut floor) = ColdFloor::loading(library).unwrap() else {
             panic!("the gate has a C compiler");
         };
         for _ in 0..3 {
@@ -111,8 +121,18 @@ mod tests {
 
     #[test]
     fn a_library_that_cannot_be_loaded_is_no_measurement() {
-        let mut floor = Floor::start(Path::new("/nowhere.so")).unwrap().unwrap();
+        let mut floor = ColdFloor::loading(Path::new("/nowhere.so")).unwrap().unwrap();
         let error = floor.once().unwrap_err().to_string();
         assert!(error.contains("not measured"), "{error}");
+    }
+
+    #[test]
+    fn a_header_that_is_not_here_is_told_apart_from_a_program_that_is_wrong() {
+        let source = Source { text: "int main(void) { return 0; }", headers: "", libraries: "" };
+        let start = |source| CProgram::start(source, &["argument"]);
+        assert!(start(source).unwrap().is_some());
+        assert!(start(Source { headers: "stdio.h no/such.h", ..source }).unwrap().is_none());
+        let error = start(Source { text: "int main(", ..source }).unwrap_err().to_string();
+        assert!(error.contains("not compiled"), "{error}");
     }
 }

@@ -3,3 +3,4 @@
 pub mod bounce;
 pub mod copies;
 pub mod eventfd;
+pub mod verbs;
