@@ -3,13 +3,14 @@
 //! A container, a batch job or a systemd unit is a control group with limits of its own, and so may be each
 //! group that it is in; the smallest counts. Those of processor time are `available_parallelism`'s to know.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use nix::sys::sysinfo::sysinfo;
 use rfaas_config::ExecutorManagerNode;
 use rfaas_protocol::Capacity;
 
 use crate::Error;
+use crate::groups::{Mount, Version};
 
 /// What to lease if nobody else says: as configured, else what this process may use of the machine.
 pub fn own(node: &ExecutorManagerNode) -> Result<Capacity, Error> {
@@ -42,72 +43,20 @@ fn memory() -> Option<u32> {
 /// of both versions, proc_pid_mountinfo(5) and cgroups(7).
 fn group_limit(mounts: &str, groups: &str, read: impl Fn(&Path) -> Option<String>) -> Option<u64> {
     let limits = mounts.lines().filter_map(|line| {
-        let mount = Mount::parse(line)?;
-        let group = groups.lines().find_map(|line| mount.version.group(line))?;
-        let limit = |group: &Path| read(&group.join(mount.version.file()))?.trim().parse().ok();
-        mount.groups(group).iter().filter_map(|group| limit(group)).min()
+        let mount = Mount::parse(line, "memory")?;
+        let group = mount.group(groups, "memory")?;
+        let limit =
+            |group: &Path| read(&group.join(limit_file(mount.version)))?.trim().parse().ok();
+        mount.directories(group).iter().filter_map(|group| limit(group)).min()
     });
     limits.min()
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Version {
-    One,
-    Two,
-}
-
-impl Version {
-    /// The file of a group with its limit in bytes; of version 2 it says `max` if there is none.
-    fn file(self) -> &'static str {
-        match self {
-            Version::One => "memory.limit_in_bytes",
-            Version::Two => "memory.max",
-        }
-    }
-
-    /// The path in a line of `/proc/self/cgroup`, `NUMBER:CONTROLLERS:PATH`, if it is the one that limits memory.
-    fn group(self, line: &str) -> Option<&str> {
-        let mut fields = line.splitn(3, ':').skip(1);
-        let (controllers, path) = (fields.next()?, fields.next()?);
-        let ours = match self {
-            Version::One => controllers.split(',').any(|controller| controller == "memory"),
-            Version::Two => controllers.is_empty(),
-        };
-        ours.then_some(path)
-    }
-}
-
-/// Where a hierarchy of control groups is mounted.
-#[derive(Debug)]
-struct Mount<'a> {
-    version: Version,
-    /// The group that is mounted there.
-    root: &'a str,
-    at: &'a str,
-}
-
-impl<'a> Mount<'a> {
-    /// Reads a line of `/proc/self/mountinfo`: `ID PARENT DEVICE ROOT AT OPTIONS … - TYPE SOURCE OPTIONS`.
-    fn parse(line: &'a str) -> Option<Self> {
-        let (front, back) = line.split_once(" - ")?;
-        let mut front = front.split(' ').skip(3);
-        let (root, at) = (front.next()?, front.next()?);
-        let mut back = back.split(' ');
-        let (kind, options) = (back.next()?, back.nth(1)?);
-        let version = match kind {
-            "cgroup2" => Version::Two,
-            "cgroup" if options.split(',').any(|option| option == "memory") => Version::One,
-            _ => return None,
-        };
-        Some(Mount { version, root, at })
-    }
-
-    /// Directories of `group` and of all that it is in, as far as they are mounted here. A group that is
-    /// not, as in a container that sees only its own, is the mounted one.
-    fn groups(&self, group: &str) -> Vec<PathBuf> {
-        let at = Path::new(self.at);
-        let below = Path::new(group).strip_prefix(self.root).unwrap_or(Path::new(""));
-        below.ancestors().map(|group| at.join(group)).collect()
+/// The file of a group with its limit in bytes; of version 2 it says `max` if there is none.
+fn limit_file(version: Version) -> &'static str {
+    match version {
+        Version::One => "memory.limit_in_bytes",
+        Version::Two => "memory.max",
     }
 }
 

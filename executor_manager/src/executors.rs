@@ -8,10 +8,11 @@ use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
 use std::time::Instant;
 
+use nix::sys::signal::Signal;
 use rdmalib::{ConnectRequest, Device};
 use rfaas_protocol::Secret;
 use rfaas_protocol::assignment::{
-    AssignedDevice, AssignedSandbox, Assignment, HexSecret, MANAGER_LOST,
+    AssignedDevice, AssignedSandbox, Assignment, HexSecret, MANAGER_LOST, MEMORY_LIMIT,
 };
 use rfaas_protocol::channel::refuse;
 use rfaas_protocol::heartbeat::{Beats, Heartbeat};
@@ -21,6 +22,7 @@ use rfaas_protocol::lease::LeaseId;
 use crate::accounting::{AcceptError, ExecutorAccount};
 use crate::allocations::{Exit, Usage};
 use crate::cache::Library;
+use crate::groups::GroupMemory;
 use crate::launch::{self, ExecutorChild, Launcher};
 use crate::output::Outputs;
 use crate::request::Deployment;
@@ -288,7 +290,7 @@ impl Executors {
                     Exit::Status(MANAGER_LOST) if running.may_miss_us_until >= Some(now) => {
                         Exit::Silent // of us: we were stopped
                     }
-                    exit => exit,
+                    exit => with_memory(exit, || running.process.memory()),
                 };
                 // Only now: what it counted last has landed when its process is no more.
                 Some(Gone { lease, exit, usage: running.account.read() })
@@ -298,6 +300,21 @@ impl Executors {
             self.running.remove(&gone.lease);
         }
         gone
+    }
+}
+
+/// Returns how a process ended, with what its control group says if it had no memory: it has said so itself, or the
+/// kernel has killed a process of the group.
+fn with_memory(exit: Exit, memory: impl FnOnce() -> Option<GroupMemory>) -> Exit {
+    let Exit::Signal(signal) = exit else { return exit };
+    if ![MEMORY_LIMIT, Signal::SIGKILL as i32].contains(&signal) {
+        return exit;
+    }
+    match memory() {
+        Some(GroupMemory { limit, used, killed }) if killed || signal == MEMORY_LIMIT => {
+            Exit::Memory { limit, used }
+        }
+        _ => exit,
     }
 }
 
@@ -311,6 +328,19 @@ fn free_user(next: u32, count: u32, used: &BTreeSet<u32>) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_was_killed_for_want_of_memory_is_told_how_much_there_was() {
+        let kill = Signal::SIGKILL as i32;
+        let memory = |killed| move || Some(GroupMemory { limit: 7, used: 6, killed });
+        let told = Exit::Memory { limit: 7, used: 6 };
+        assert_eq!(with_memory(Exit::Signal(kill), memory(true)), told);
+        assert_eq!(with_memory(Exit::Signal(kill), memory(false)), Exit::Signal(kill));
+        assert_eq!(with_memory(Exit::Signal(MEMORY_LIMIT), memory(false)), told);
+        assert_eq!(with_memory(Exit::Signal(MEMORY_LIMIT), || None), Exit::Signal(MEMORY_LIMIT));
+        assert_eq!(with_memory(Exit::Signal(11), memory(true)), Exit::Signal(11));
+        assert_eq!(with_memory(Exit::Status(0), memory(true)), Exit::Status(0));
+    }
 
     #[test]
     fn a_user_that_was_just_free_is_taken_last() {

@@ -3,13 +3,16 @@
 //! Executors that are cloned have the layers that the zygote has found. One that is started by itself has those that the
 //! program finds: all but a process namespace. Where it would lack one, all are cloned.
 //!
-//! Elsewhere: the layers (`rfaas_sandbox`), putting them on (the program `executor`).
+//! Elsewhere: the layers (`rfaas_sandbox`), putting them on (the program `executor`), control groups (`groups`).
 
 use rdmalib::Provider;
 use rfaas_config::ExecutorSettings;
-use rfaas_protocol::isolation::{IsolationReport, Layer, Layers, NetworkPolicy, SandboxSettings};
+use rfaas_protocol::isolation::{
+    IsolationReport, Layer, Layers, MissingLayer, NetworkPolicy, SandboxSettings,
+};
 
 use crate::Error;
+use crate::groups::Groups;
 use crate::launch::Launcher;
 
 /// What executors are isolated by.
@@ -38,18 +41,38 @@ pub fn wanted(settings: &ExecutorSettings, provider: Provider) -> Result<Sandbox
     })
 }
 
+/// Returns what makes control groups of executors, or why there is none, and takes the layer out of the `wanted` ones of
+/// the program. To be called before there is another process, as this one may move to another group itself.
+pub fn groups(wanted: &mut SandboxSettings, pinned: bool) -> Option<Result<Groups, MissingLayer>> {
+    let layer = Layer::ControlGroup;
+    let is_wanted = wanted.layers.has(layer);
+    wanted.layers.remove(layer);
+    let missing = |reason| MissingLayer { layer, reason };
+    is_wanted.then(|| Groups::start(pinned).map_err(missing))
+}
+
 /// Returns how executors are confined: by those of the `wanted` layers that there are. It is logged.
 pub fn settle(
     launcher: &mut Launcher,
     settings: &ExecutorSettings,
     wanted: SandboxSettings,
+    groups: Option<Result<Groups, MissingLayer>>,
 ) -> Result<Isolation, Error> {
     if wanted.layers.is_empty() {
         tracing::warn!("executor.isolation is none: functions have the rights of this process");
         return Ok(Isolation { active: Layers::NONE, alone: None });
     }
     let alone = launcher.probe(&wanted).map_err(|error| Error::Start(error.to_string()))?;
-    let report = launcher.report().unwrap_or(&alone).clone();
+    let mut report = launcher.report().unwrap_or(&alone).clone();
+    let lacking = report.active.iter().any(|layer| !alone.active.has(layer));
+    match groups {
+        Some(Ok(groups)) => {
+            report.active.add(Layer::ControlGroup);
+            launcher.use_groups(groups);
+        }
+        Some(Err(missing)) => report.missing.push(missing),
+        None => {}
+    }
     let required = settings.isolation.required();
     for &layer in required {
         if !report.active.has(layer) {
@@ -59,7 +82,7 @@ pub fn settle(
             )));
         }
     }
-    if report.active.iter().any(|layer| !alone.active.has(layer)) {
+    if lacking {
         launcher.require_zygote();
     }
     log(&report);

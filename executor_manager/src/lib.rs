@@ -34,6 +34,7 @@ mod cpus;
 mod ended;
 mod environment;
 mod executors;
+mod groups;
 pub mod identity;
 mod isolation;
 mod launch;
@@ -127,7 +128,8 @@ pub fn run(options: &Options) -> Result<(), Error> {
     let opened = options.devices.open(&node.rdma_device);
     let opened = opened.map_err(|error| Error::Start(describe(&error)))?;
     let device = opened.device.clone();
-    let wanted = isolation::wanted(settings, device.provider())?;
+    let mut wanted = isolation::wanted(settings, device.provider())?;
+    let groups = isolation::groups(&mut wanted, settings.pin_threads);
     if settings.launch == Launch::Zygote {
         let (provider, sandbox) = (device.provider().to_string(), wanted.clone());
         launcher.use_zygote(ZygoteSettings { provider, sandbox });
@@ -142,7 +144,7 @@ pub fn run(options: &Options) -> Result<(), Error> {
     let mut allocations = Allocations::new(cpus, heartbeat);
     hide_environment();
     launcher.wait_until_ready();
-    let isolation = isolation::settle(&mut launcher, settings, wanted)?;
+    let isolation = isolation::settle(&mut launcher, settings, wanted, groups)?;
     let (authority, upstream) = if options.skip_resource_manager {
         let capacity = capacity::own(node)?;
         let Capacity { cores, memory } = capacity;

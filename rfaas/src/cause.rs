@@ -34,7 +34,9 @@ impl From<Cause> for Error {
     fn from(cause: Cause) -> Self {
         match cause {
             Cause::Exited(Exit::Signal(STACK_OVERFLOW)) => Error::StackOverflow,
-            Cause::Exited(Exit::MemoryRefused { leased_mb }) => Error::MemoryLimit { leased_mb },
+            Cause::Exited(Exit::MemoryRefused { leased_mb, memory }) => {
+                Error::MemoryLimit { leased_mb, memory }
+            }
             Cause::Exited(Exit::Signal(signal)) => Error::FunctionCrashed { signal },
             Cause::Exited(Exit::Status(status)) => Error::FunctionExited { status },
             Cause::Exited(Exit::Silent) => Error::ExecutorSilent,

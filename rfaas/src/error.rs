@@ -202,17 +202,20 @@ pub enum Error {
          for the stack limit of the node (`ulimit -s` of its executor manager)"
     )]
     StackOverflow,
-    /// A function has ended the executor after memory was refused to it: all that the node lets the process
-    /// have is used, or it asked for more than that at once. Lease more memory, or use less; then restart
-    /// the executor, or deploy again. It ended as a program does that does not expect this: with a null
-    /// pointer, an exception, an assertion.
+    /// The executor has ended for want of memory: all that the node lets it have is used, or a function asked
+    /// for more than that at once. Lease more memory, or use less; then restart the executor, or deploy
+    /// again. It ended as a program does that does not expect this, with a null pointer, an exception, an
+    /// assertion; or the kernel has ended it, since all processes of the lease together had no more.
     #[error(
-        "a function ended the executor after memory was refused to it: the lease has {leased_mb} MB; lease more \
-         (`LeaseRequest::new`), or raise the limit of the node (`ulimit` of its executor manager)"
+        "a function ended the executor after memory was refused to it: the lease has {leased_mb} MB{}; lease more \
+         (`LeaseRequest::new`), or raise the limit of the node (`ulimit` of its executor manager)",
+        used(.memory)
     )]
     MemoryLimit {
         /// Memory of the lease, in MB. The node may let a process have more, or less if its operator has set a limit.
         leased_mb: u32,
+        /// What all processes of the executor might have and had, if the node has control groups for executors.
+        memory: Option<ExecutorMemory>,
     },
     /// The executor gave no sign of life, or saw none of its manager's: one of them was stopped, or hung.
     /// It was ended. Restart it, or deploy again.
@@ -349,6 +352,8 @@ pub enum Exit {
     MemoryRefused {
         /// Memory of the lease, in MB.
         leased_mb: u32,
+        /// What its processes might have and had, if the node knows.
+        memory: Option<ExecutorMemory>,
     },
     /// It gave no sign of life, or saw none of its manager's.
     Silent,
@@ -368,6 +373,24 @@ impl Error {
     }
 }
 
+/// What the processes of an executor might have of memory, and had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ExecutorMemory {
+    /// Most that they might have together, in MB: that of the lease, and what an executor needs besides.
+    pub limit_mb: u64,
+    /// Most that they had at a time, in MB.
+    pub used_mb: u64,
+}
+
+/// Returns the end of a sentence about a limit of memory.
+fn used(memory: &Option<ExecutorMemory>) -> String {
+    memory.map_or_else(String::new, |ExecutorMemory { limit_mb, used_mb }| {
+        format!(
+            " (its processes had {used_mb} MB of {limit_mb}, with what an executor needs besides)"
+        )
+    })
+}
+
 impl fmt::Display for Exit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -376,8 +399,9 @@ impl fmt::Display for Exit {
                 None => write!(f, "signal {number}"),
             },
             Exit::Status(status) => write!(f, "exit status {status}"),
-            Exit::MemoryRefused { leased_mb } => {
-                write!(f, "memory was refused to it; the lease has {leased_mb} MB")
+            Exit::MemoryRefused { leased_mb, memory } => {
+                let used = used(memory);
+                write!(f, "memory was refused to it; the lease has {leased_mb} MB{used}")
             }
             Exit::Silent => f.write_str("it and its manager gave each other no sign of life"),
             Exit::Unknown => f.write_str("it closed its connection"),

@@ -31,7 +31,7 @@ use rfaas_protocol::reach::reach;
 use rfaas_protocol::{Clock, Empty, Malformed, Nonces, Proof, Role, parse_prefix};
 
 use crate::cause::{Cause, Ending};
-use crate::error::{Error, Exit, Result};
+use crate::error::{Error, ExecutorMemory, Exit, Result};
 use crate::printed::Printed;
 use crate::request::{Candidate, ExecutorRequest};
 
@@ -441,12 +441,14 @@ impl ExecutorManager {
             }
             ToClient::OutputPart(part) => ManagerAnswer::Output(Box::new(part)),
             ToClient::Heartbeat(_) => return Ok(None),
-            ToClient::ExecutorExited(ExecutorExited { signal, status, silent }) => {
+            ToClient::ExecutorExited(exited) => {
+                let ExecutorExited { signal, status, silent, .. } = exited;
                 self.running = false;
                 self.exit = Some(match (silent.get(), signal.get()) {
                     (1.., _) => Exit::Silent,
                     (0, MEMORY_LIMIT) => {
-                        Exit::MemoryRefused { leased_mb: self.token.terms.memory.get() }
+                        let leased_mb = self.token.terms.memory.get();
+                        Exit::MemoryRefused { leased_mb, memory: memory_of(&exited) }
                     }
                     (0, 0) => Exit::Status(status.get()),
                     (0, signal) => Exit::Signal(signal),
@@ -465,6 +467,12 @@ impl ExecutorManager {
             }
         }))
     }
+}
+
+/// Returns what the processes of an executor had of memory, if the node says so.
+fn memory_of(exited: &ExecutorExited) -> Option<ExecutorMemory> {
+    let (limit, used) = (exited.memory_limit.get(), exited.memory_used.get());
+    (limit > 0).then_some(ExecutorMemory { limit_mb: limit >> 20, used_mb: used >> 20 })
 }
 
 /// Wakes the thread that sleeps on `bell`.

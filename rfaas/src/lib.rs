@@ -149,7 +149,7 @@ pub use cause::Ending;
 pub use client::Client;
 pub use deployed::Function;
 pub use deployment::{Deployment, Phases};
-pub use error::{Error, Exit, Result};
+pub use error::{Error, ExecutorMemory, Exit, Result};
 pub use executor::Executor;
 pub use in_place::{InPlaceCall, InPlaceResult};
 pub use lease::Lease;

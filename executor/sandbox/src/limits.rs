@@ -3,7 +3,8 @@
 //! Memory is limited by RLIMIT_DATA, which counts what is private and writable. RLIMIT_AS would count the
 //! buffers of the client too, which are shared and mapped as they are used, and reservations that are
 //! never used. The limit holds for each process: a function that forks has as much again for each. Shared
-//! memory that a function makes by itself is not counted. Only a control group would limit both.
+//! memory that a function makes by itself is not counted. A control group limits both, where there is
+//! one (`groups` of the executor manager).
 //!
 //! Elsewhere: descriptors, stacks (the program `executor`), the size of `/tmp` (`view`).
 

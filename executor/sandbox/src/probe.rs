@@ -61,6 +61,7 @@ impl Probe<'_> {
             return refused(&format!("needs {other}"));
         }
         match layer {
+            Layer::ControlGroup => refused("the executor manager makes it"),
             Layer::User if !geteuid().is_root() => refused("needs root"),
             Layer::UserNamespace if may_mount() => refused("not needed: this user may mount"),
             Layer::PidNamespace if self.launch == Launch::Exec => {

@@ -60,9 +60,12 @@ fn probe(settings: &SandboxSettings, launch: Launch) -> Result<IsolationReport, 
     rfaas_sandbox::probe(settings, launch).map_err(|error| error.to_string())
 }
 
+/// All but what the executor manager makes.
 fn all() -> SandboxSettings {
+    let mut layers = Layers::all();
+    layers.remove(Layer::ControlGroup);
     SandboxSettings {
-        layers: Layers::all(),
+        layers,
         view: Vec::new(),
         users: USERS,
         network: NetworkPolicy::None,
@@ -479,7 +482,7 @@ fn root_without_a_user_changes_nothing_of_the_kernel(_: Who) -> Outcome {
         }
         fs::write("/proc/self/comm", b"function").map_err(|error| format!("its name: {error}"))
     };
-    let mut layers = Layers::all();
+    let mut layers = all().layers;
     layers.remove(Layer::User);
     for other in [Layer::LandlockFiles, Layer::View] {
         let mut layers = layers;

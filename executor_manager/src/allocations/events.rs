@@ -6,6 +6,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use rfaas_protocol::Capacity;
 use rfaas_protocol::allocation::{ExecutorExited, ToClient};
+use rfaas_protocol::assignment::MEMORY_LIMIT;
 use rfaas_protocol::lease::{EndReason, LeaseId, LeaseTerms};
 use rfaas_protocol::node::{Bill, LeaseEnded};
 
@@ -75,6 +76,13 @@ pub enum Exit {
     Status(i32),
     /// It gave no sign of life and was killed, or saw none of ours and ended.
     Silent,
+    /// It ended for want of memory, and its control group tells how much it had, in bytes.
+    Memory {
+        /// Most that it might have.
+        limit: u64,
+        /// Most that it had at a time.
+        used: u64,
+    },
 }
 
 impl Exit {
@@ -84,11 +92,18 @@ impl Exit {
             Exit::Signal(signal) => (signal, 0, 0),
             Exit::Status(status) => (0, status, 0),
             Exit::Silent => (Signal::SIGKILL as i32, 0, 1),
+            Exit::Memory { .. } => (MEMORY_LIMIT, 0, 0),
+        };
+        let (memory_limit, memory_used) = match self {
+            Exit::Memory { limit, used } => (limit, used),
+            _ => (0, 0),
         };
         ToClient::ExecutorExited(ExecutorExited {
             signal: signal.into(),
             status: status.into(),
             silent: silent.into(),
+            memory_limit: memory_limit.into(),
+            memory_used: memory_used.into(),
         })
     }
 }

@@ -187,7 +187,13 @@ fn a_crashed_executor_is_told_and_the_lease_may_start_another() {
     let usage = Usage { hot_polling_ns: 1, execution_ns: 2, invocations: 3 };
     node.now += SECOND;
     let out = node.apply(Event::Exited { lease, exit: Exit::Signal(11), usage });
-    let told = ExecutorExited { signal: 11.into(), status: 0.into(), silent: 0.into() };
+    let told = ExecutorExited {
+        signal: 11.into(),
+        status: 0.into(),
+        silent: 0.into(),
+        memory_limit: 0.into(),
+        memory_used: 0.into(),
+    };
     assert_eq!(out, [Action::Tell(A, ToClient::ExecutorExited(told))]);
     assert_eq!(node.allocations.free().cores, 2, "still claimed");
     assert_eq!(refusal(&node.claim(B, terms(7, 2, 100))), RefusedBecause::BadRequest);
@@ -453,7 +459,13 @@ fn an_executor_that_was_killed_for_its_silence_is_told_to_have_been_silent() {
     let mut node = Node::new();
     let lease = node.lease(A, 7, 1);
     let out = node.apply(Event::Exited { lease, exit: Exit::Silent, usage: Usage::default() });
-    let told = ExecutorExited { signal: 9.into(), status: 0.into(), silent: 1.into() };
+    let told = ExecutorExited {
+        signal: 9.into(),
+        status: 0.into(),
+        silent: 1.into(),
+        memory_limit: 0.into(),
+        memory_used: 0.into(),
+    };
     assert_eq!(out, [Action::Tell(A, ToClient::ExecutorExited(told))]);
     assert!(matches!(node.claim(A, terms(7, 1, 100))[..], [Action::Start { .. }]));
 }

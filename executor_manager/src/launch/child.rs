@@ -29,6 +29,7 @@ use rustix::process::{PidfdFlags, pidfd_open, pidfd_send_signal};
 use super::remains;
 use super::zygote::Going;
 use crate::allocations::Exit;
+use crate::groups::{Group, GroupMemory};
 use crate::output::ExecutorOutput;
 
 /// Time between SIGTERM and SIGKILL: enough to send the counters of every worker, short enough for
@@ -68,6 +69,8 @@ pub struct ExecutorChild {
     written_off_at: Option<Instant>,
     /// What it left in its sockets is read when this is dropped, which is when it was reaped.
     _output: ExecutorOutput,
+    /// What is left in it is killed when this is dropped.
+    group: Option<Group>,
 }
 
 impl ExecutorChild {
@@ -98,7 +101,19 @@ impl ExecutorChild {
             ended: false,
             written_off_at: None,
             _output: output,
+            group: None,
         }
+    }
+
+    /// It is in this control group.
+    pub fn in_group(mut self, group: Option<Group>) -> Self {
+        self.group = group;
+        self
+    }
+
+    /// Returns what its control group says of memory, if it is in one.
+    pub fn memory(&self) -> Option<GroupMemory> {
+        self.group.as_ref()?.memory()
     }
 
     /// Its process id.

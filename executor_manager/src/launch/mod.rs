@@ -12,6 +12,7 @@
 //! * It leads a session, and in it a process group, which it can leave for no other: the terminal
 //!   that the manager was started from is out of its reach.
 //! * It is a child of this process, however it was started, and dies with it.
+//! * It is in its control group, if there are any, before it does anything.
 //!
 //! Elsewhere: its end (`child`), when to stop one (`allocations`).
 
@@ -22,6 +23,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use nix::unistd::Pid;
 use rfaas_program::local_channel::to_file;
 use rfaas_protocol::assignment::Assignment;
 use rfaas_protocol::isolation::{IsolationReport, SandboxSettings};
@@ -29,6 +31,7 @@ use rfaas_protocol::launch::ZygoteSettings;
 
 use crate::cache::Library;
 use crate::environment;
+use crate::groups::{Group, Groups, limits_of};
 use crate::output::{Outputs, StandardStreams};
 
 mod child;
@@ -75,6 +78,9 @@ pub enum StartError {
     /// The assignment could not be passed on.
     #[error("cannot pass its assignment to `{PROGRAM}`: {0}")]
     Assignment(io::Error),
+    /// There is no control group for it.
+    #[error("cannot put `{PROGRAM}` in a control group: {0}")]
+    Group(io::Error),
     /// There are no sockets, or no thread, for what it writes.
     #[error("cannot read what `{PROGRAM}` writes: {0}")]
     Output(io::Error),
@@ -93,6 +99,8 @@ pub struct Launcher {
     /// None is started by itself: it would lack a layer that others have.
     only_cloned: bool,
     outputs: Outputs,
+    /// None: there are no control groups.
+    groups: Option<Groups>,
 }
 
 /// The descriptors that an executor starts with.
@@ -120,7 +128,8 @@ impl Launcher {
         environment: Vec<(OsString, OsString)>,
     ) -> Self {
         let exec = Exec::new(search, beside, environment);
-        Launcher { exec, zygote: None, only_cloned: false, outputs: Outputs::default() }
+        let outputs = Outputs::default();
+        Launcher { exec, zygote: None, only_cloned: false, outputs, groups: None }
     }
 
     /// What executors write.
@@ -181,6 +190,11 @@ impl Launcher {
         self.only_cloned = true;
     }
 
+    /// Has each executor in a control group of its own from now on.
+    pub fn use_groups(&mut self, groups: Groups) {
+        self.groups = Some(groups);
+    }
+
     /// Starts an executor for `assignment`, which says what it has of `library`.
     pub fn start(
         &mut self,
@@ -191,11 +205,35 @@ impl Launcher {
         let (output, streams) =
             self.outputs.follow(assignment.lease).map_err(StartError::Output)?;
         let descriptors = Descriptors { input, streams, library: library.into_descriptors() };
-        match self.clone_one(assignment.lease, &descriptors) {
-            Ok(cloned) => Ok(ExecutorChild::cloned(cloned.let_go(), output)),
-            Err(reason) if self.only_cloned => Err(StartError::NotCloned(reason)),
-            Err(_) => Ok(ExecutorChild::spawned(self.exec.start(descriptors)?, output)),
+        let group = self.group(assignment).map_err(StartError::Group)?;
+        let attach = |pid: Pid| {
+            let attached = group.as_ref().map(|group| group.attach(pid.as_raw()));
+            attached.unwrap_or(Ok(())).map_err(StartError::Group)
+        };
+        let child = match self.clone_one(assignment.lease, &descriptors) {
+            Ok(cloned) => {
+                attach(cloned.pid)?; // it has done nothing yet
+                ExecutorChild::cloned(cloned.let_go(), output)
+            }
+            Err(reason) if self.only_cloned => return Err(StartError::NotCloned(reason)),
+            Err(_) => {
+                let child = ExecutorChild::spawned(self.exec.start(descriptors)?, output);
+                // It runs no foreign code before it has connected, for which it waits for this thread.
+                attach(Pid::from_raw(child.pid()))?;
+                child
+            }
+        };
+        Ok(child.in_group(group))
+    }
+
+    /// Returns the group of an executor with this assignment, if there are groups.
+    fn group(&self, assignment: &Assignment) -> io::Result<Option<Group>> {
+        let Some(groups) = &self.groups else { return Ok(None) };
+        let group = groups.take()?;
+        if let Some(limits) = limits_of(assignment) {
+            group.limit(&limits)?;
         }
+        Ok(Some(group))
     }
 
     /// Has an executor of `lease` cloned, or returns why there is none.

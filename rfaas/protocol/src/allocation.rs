@@ -190,13 +190,18 @@ numbered! {
 wire! {
     /// The executor process has ended: a function crashed it or called `exit`, or it and its manager lost
     /// sight of each other.
-    pub struct ExecutorExited [10 bytes] {
+    pub struct ExecutorExited [26 bytes] {
         /// Signal that killed it, or 0.
         pub signal: I32,
         /// Exit status, if no signal did.
         pub status: I32,
         /// 1: it gave no sign of life and was killed, or saw none of its manager's and ended; else 0.
         pub silent: U16,
+        /// Most memory that its processes might have, in bytes, if it ended for want of memory
+        /// ([`MEMORY_LIMIT`](super::assignment::MEMORY_LIMIT)) and the node knows; else 0.
+        pub memory_limit: U64,
+        /// The most that they had at a time, in bytes, likewise.
+        pub memory_used: U64,
     }
 
     /// The lease ends soon: no new invocations after the deadline.

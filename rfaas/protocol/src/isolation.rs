@@ -60,6 +60,8 @@ layers! {
     13 => LandlockScopes "landlock_scopes",
     /// System calls that no function needs fail.
     14 => Seccomp "seccomp",
+    /// A control group: memory, processes and processors of all its processes together.
+    15 => ControlGroup "control_group",
 }
 
 impl fmt::Display for Layer {

@@ -389,8 +389,15 @@ fn allocation_structs() {
         reason: Reason::truncated("full"),
     };
     is(&refused, &[&[3, 0], &text::<240>("full")]);
-    let exited = ExecutorExited { signal: 11.into(), status: (-2).into(), silent: 1.into() };
-    is(&exited, &[&[11, 0, 0, 0], &[0xfe, 0xff, 0xff, 0xff], &[1, 0]]);
+    let exited = ExecutorExited {
+        signal: 11.into(),
+        status: (-2).into(),
+        silent: 1.into(),
+        memory_limit: 0x100.into(),
+        memory_used: 0xff.into(),
+    };
+    let (limit, used) = ([0, 1, 0, 0, 0, 0, 0, 0], [0xff, 0, 0, 0, 0, 0, 0, 0]);
+    is(&exited, &[&[11, 0, 0, 0], &[0xfe, 0xff, 0xff, 0xff], &[1, 0], &limit, &used]);
     let ending = LeaseEnding { reason: 4.into(), grace_ms: 1000.into() };
     is(&ending, &[&[4, 0], &[0xe8, 3, 0, 0]]);
     let released = Released { bill: BILL };

@@ -339,7 +339,8 @@ fn a_process_that_a_function_has_ended_is_replaced_by_the_next_call_if_the_deplo
     node.kill_executor(MEMORY_LIMIT);
     for pending in in_flight {
         let error = pending.wait().unwrap_err().error;
-        assert!(matches!(error, Error::MemoryLimit { leased_mb: 64 }), "{error}");
+        let told = matches!(error, Error::MemoryLimit { leased_mb: 64, memory: Some(_) });
+        assert!(told && error.to_string().contains("had 192 MB of 192"), "{error}");
     }
     let (more_input, more_output) = buffers(&executor, &[9]);
     let pending = executor.submit(&empty, more_input, more_output).unwrap();

@@ -30,6 +30,9 @@ use rfaas_protocol::session::{
 };
 use rfaas_protocol::{Empty, Hello, Role, Secret, Text};
 
+/// What executors of the node may have, in bytes, as it tells when one ends.
+pub const MEMORY_LIMIT_OF_EXECUTORS: u64 = 192 << 20;
+
 /// Ends what hangs; nothing here takes nearly as long.
 pub const LONG: Duration = Duration::from_secs(60);
 
@@ -327,6 +330,8 @@ fn serve_client(start: &Start, shared: &Arc<Mutex<Shared>>, device: &Device, cli
                 signal: exit.signal.into(),
                 status: exit.status.into(),
                 silent: u16::from(lock(shared).executor_silent).into(),
+                memory_limit: MEMORY_LIMIT_OF_EXECUTORS.into(),
+                memory_used: MEMORY_LIMIT_OF_EXECUTORS.into(),
             };
             client.send(&ToClient::ExecutorExited(message)).ok();
             // Afterwards: unlike a process, its threads may still be waiting for the client.

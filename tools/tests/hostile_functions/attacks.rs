@@ -124,20 +124,20 @@ pub const ATTACKS: &[Attack] = &[
     load(CONSTRUCTORS[1], &["StartTimeout"]),
     load(CONSTRUCTORS[2], &["StartFailed(Status(9))"]),
     load(CONSTRUCTORS[3], &["an answer", "StartTimeout"]),
-    take("fork_bomb", &["user"]),
-    take("thread_bomb", &["user"]),
-    take("memory_bomb", &["limits"]),
-    // Only a control group would count it.
-    take("shared_memory_bomb", &[]),
+    take("fork_bomb", &["user", "control_group"]),
+    take("thread_bomb", &["user", "control_group"]),
+    take("memory_bomb", &["limits", "control_group"]),
+    take("shared_memory_bomb", &["control_group"]),
+    take("forked_memory_bomb", &["control_group"]),
     take("fill_disk", &["view"]),
     Attack {
         escapes: Some("it leaves the group that is killed"),
-        layers: &["pid_namespace"],
+        layers: &["pid_namespace", "control_group"],
         ..own("grandchild", ANSWERED)
     },
     Attack {
         escapes: Some("the tracer leaves the group that is killed"),
-        layers: &["pid_namespace"],
+        layers: &["pid_namespace", "control_group"],
         ..own("leave_a_tracer", ANSWERED)
     },
     reach("trace_managers", MANAGERS_USER, &["seccomp", "pid_namespace"]),
@@ -157,8 +157,7 @@ pub const ATTACKS: &[Attack] = &[
     },
     reach("change_limits", MANAGERS_USER, &["capabilities"]),
     reach("change_priorities", MANAGERS_USER, &["capabilities"]),
-    // Only a control group would keep it on its processors.
-    reach("change_affinity", NO_LIMIT, &[]),
+    reach("change_affinity", NO_LIMIT, &["control_group"]),
     kill("kill_parent"),
     kill("kill_everything"),
 ];

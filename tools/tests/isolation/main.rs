@@ -3,16 +3,18 @@
 
 #![allow(clippy::unwrap_used)] // in what tests share: a failed test is what it is for
 
+use std::collections::BTreeSet;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
+use rfaas::{Error, ExecutorMemory};
 use rfaas_config::Isolation;
 use rfaas_protocol::isolation::{Layer, Layers};
-use testkit::functions::c_library;
+use testkit::functions::{c_library, faulty};
 use testkit::run::source;
 use testkit::service::{call, cluster, deploy, warm};
-use testkit::wait::one_at_a_time;
+use testkit::wait::{eventually, one_at_a_time};
 use testkit::{LocalCluster, Options};
 
 /// What the function `reach` found.
@@ -71,6 +73,78 @@ fn a_function_finds_the_layers_that_its_node_says_that_it_has() {
     }
     if layers.has(Layer::Seccomp) {
         assert_eq!((found.socket, found.namespace), (Errno::EPERM, Errno::EPERM));
+    }
+}
+
+/// The directories of control groups that process `id` is in below its manager's.
+fn groups_of(id: u32) -> BTreeSet<PathBuf> {
+    let text = fs::read_to_string(format!("/proc/{id}/cgroup")).unwrap();
+    let mut groups = BTreeSet::new();
+    for line in text.lines() {
+        let [_, controllers, path] = line.splitn(3, ':').collect::<Vec<_>>()[..] else { panic!() };
+        if path.contains("/rfaas-") {
+            let mounts =
+                [controllers, "unified", ""].map(|mount| format!("/sys/fs/cgroup/{mount}"));
+            let paths = mounts.map(|mount| PathBuf::from(mount + path));
+            groups.extend(paths.into_iter().find(|path| path.is_dir()));
+        }
+    }
+    groups
+}
+
+#[test]
+fn an_executor_has_a_control_group_of_its_own_and_none_is_left() {
+    let _alone = one_at_a_time();
+    let directory = tempfile::tempdir().unwrap();
+    let library = faulty(directory.path());
+    let mut cluster = cluster(Options { pin_threads: true, ..Options::default() });
+    let grouped = layers(&cluster).has(Layer::ControlGroup);
+    let client = cluster.client().unwrap();
+    let deployed = || deploy(&client, 1, &library, &warm());
+    let group = |cluster: &LocalCluster| {
+        let [executor] = cluster.executors_running()[..] else { panic!("one executor") };
+        let groups = groups_of(executor);
+        assert_eq!(!groups.is_empty(), grouped, "{groups:?}");
+        groups
+    };
+    let are_gone = |what: &str, groups: &BTreeSet<PathBuf>| {
+        eventually(what, || groups.iter().all(|group| !group.exists()));
+    };
+    let executor = deployed();
+    let first = group(&cluster);
+    executor.release().unwrap();
+    are_gone("the group of an executor that has ended", &first);
+    let executor = deployed();
+    let second = group(&cluster);
+    assert!(first.is_disjoint(&second), "none is used again");
+    cluster.executor_manager().unwrap().kill();
+    drop(executor);
+    eventually("the end of its executor", || cluster.executors_running().is_empty());
+    cluster.start_executor_manager().unwrap();
+    are_gone("the groups of a manager that was killed", &second);
+    let managers = second.iter().filter_map(|group| Some(group.parent()?.to_owned())).collect();
+    are_gone("its directories", &managers);
+    drop(client);
+    cluster.stop().unwrap();
+}
+
+#[test]
+fn who_was_ended_for_want_of_memory_is_told_how_much_there_was() {
+    let _alone = one_at_a_time();
+    let directory = tempfile::tempdir().unwrap();
+    let code = source("tools/tests/isolation/reaching.c");
+    let library = c_library(directory.path(), "reaching", &code, &[]);
+    let cluster = cluster(Options::default());
+    let grouped = layers(&cluster).has(Layer::ControlGroup);
+    let client = cluster.client().unwrap();
+    let mut executor = deploy(&client, 1, &library, &warm());
+    match call(&mut executor, "share_memory", &[0]) {
+        Err(Error::MemoryLimit { memory: Some(memory), .. }) if grouped => {
+            let ExecutorMemory { limit_mb, used_mb } = memory;
+            assert!(limit_mb > 128 && (limit_mb - 2..=limit_mb).contains(&used_mb), "{memory:?}");
+        }
+        Ok(_) if !grouped => {} // nobody counts shared memory
+        other => panic!("{other:?}"),
     }
 }
 

@@ -190,17 +190,26 @@ impl InputBuffer {
     }
 }
 
+/// Has the memory of `region` be there. On the embedded device, the control group of whoever touches it first is charged
+/// for it: here that of this process, and not that of the executor that writes an output.
+fn touch(region: &Region) -> Result<()> {
+    region.fill(0..region.len(), 0)
+}
+
 impl OutputBuffer {
     /// Allocates memory for an output of up to `bytes` bytes, zeroed.
     pub fn allocate(domain: &Domain, bytes: usize) -> Result<Self> {
-        Ok(OutputBuffer { memory: CallMemory::allocate(domain, bytes, WRITABLE)? })
+        let memory = CallMemory::allocate(domain, bytes, WRITABLE)?;
+        touch(&memory.region)?;
+        Ok(OutputBuffer { memory })
     }
 
     /// Takes the right to write here from everybody who has it, by moving to memory under a new key: a worker that
     /// was given up may not know it yet. What was written before is lost.
     pub(super) fn revoke(&mut self) {
         let memory = &mut self.memory;
-        match memory.domain.allocate(memory.region.len(), WRITABLE) {
+        let fresh = memory.domain.allocate(memory.region.len(), WRITABLE);
+        match fresh.and_then(|fresh| touch(&fresh).map(|()| fresh)) {
             Ok(fresh) => memory.region = fresh,
             Err(error) => tracing::warn!(%error, "output not moved away from a lost worker"),
         }

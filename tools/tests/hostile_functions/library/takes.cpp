@@ -2,9 +2,11 @@
 #include "common.h"
 
 #include <atomic>
+#include <csignal>
 #include <netinet/in.h>
 #include <pthread.h>
 #include <sys/mman.h>
+#include <sys/wait.h>
 
 constexpr int MOST_PROCESSES = 1100, MOST_THREADS = 1100, MOST_DESCRIPTORS = 20000;
 constexpr size_t MOST_MEMORY_MB = 2048, MOST_WRITTEN_MB = 384, MOST_DISK_MB = 200, MB = 1 << 20;
@@ -84,6 +86,45 @@ FUNCTION(memory_bomb) {
 FUNCTION(shared_memory_bomb) {
     UNUSED;
     return take_memory(MAP_SHARED, output);
+}
+
+/* Children that take memory together, each less than a process may have. */
+FUNCTION(forked_memory_bomb) {
+    UNUSED;
+    constexpr int CHILDREN = 8;
+    constexpr size_t EACH = 96 * MB;
+    struct Count {
+        std::atomic<int> done;
+    };
+    void *page = mmap(nullptr, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    auto *count = static_cast<Count *>(page);
+    pid_t children[CHILDREN];
+    int started = 0, ended = 0;
+    for (; started < CHILDREN; started++) {
+        pid_t child = children[started] = fork();
+        if (child < 0) break;
+        if (child > 0) continue;
+        alarm(LONGEST_LIFE_SECONDS);
+        void *memory = mmap(nullptr, EACH, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (memory == MAP_FAILED) _exit(1);
+        memset(memory, 1, EACH);
+        count->done++;
+        for (;;) pause();
+    }
+    while (ended + count->done < started) {
+        int status;
+        if (waitpid(-1, &status, WNOHANG) > 0) ended++;
+        usleep(1000);
+    }
+    const int done = count->done;
+    for (int i = 0; i < started; i++) {
+        kill(children[i], SIGKILL); /* one that has ended is not waited for by anybody else */
+    }
+    while (waitpid(-1, nullptr, 0) > 0) continue;
+    Tried tried;
+    if (done == CHILDREN) tried.tell(0, "took %zu MB in %d processes", done * EACH / MB, done);
+    else tried.tell(ENOMEM, "more than %zu MB in %d processes", done * EACH / MB, done);
+    return tried.answer(output);
 }
 
 /* Fills every directory that anybody can write to. The files stay. */
