@@ -2,11 +2,13 @@
 
 #![allow(clippy::unwrap_used)] // in helpers too: what fails there is the test
 
-use std::fs::File;
+use std::collections::BTreeSet;
+use std::fs::{self, File};
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitStatus, waitpid};
@@ -128,6 +130,30 @@ fn a_guardian_tells_how_its_executor_ended() {
         assert_eq!(told, Ended { signal: 0.into(), status: (BAD_INPUT as u32).into() });
         let text = all_of(printed);
         assert!(text.starts_with("error: assignment on standard input"), "{text}");
+    }
+    zygote.ends();
+}
+
+#[test]
+fn no_two_children_have_the_same_namespaces() {
+    let wanted = [Layer::UserNamespace, Layer::IpcNamespace, Layer::UtsNamespace];
+    let (zygote, layers) = Zygote::ready(wanted.into_iter().collect());
+    let mut lifelines = Vec::new();
+    for (layer, name) in [(Layer::IpcNamespace, "ipc"), (Layer::UtsNamespace, "uts")] {
+        let of = |id: u32| fs::read_link(format!("/proc/{id}/ns/{name}")).unwrap();
+        let mut seen = BTreeSet::from([of(std::process::id())]);
+        for pause in [0, 0, 50, 0] {
+            std::thread::sleep(Duration::from_millis(pause)); // time to make them before
+            let (_, lifeline) = zygote.ask();
+            let child = zygote.started();
+            seen.insert(of(child.as_raw().unsigned_abs()));
+            lifelines.push((child, lifeline));
+        }
+        assert_eq!(seen.len() == 5, layers.has(layer), "{seen:?}");
+    }
+    for (child, lifeline) in lifelines {
+        drop(lifeline);
+        waitpid(child, None).unwrap();
     }
     zygote.ends();
 }

@@ -56,6 +56,12 @@ impl Sandbox {
         wanted.fold(CloneFlags::empty(), |all, (_, flag)| all | flag)
     }
 
+    /// Returns those of them that a process can enter before it clones another one that is to have them: nothing in
+    /// them is of the process that enters.
+    pub fn enterable_before(&self) -> CloneFlags {
+        self.namespaces() & (CloneFlags::CLONE_NEWIPC | CloneFlags::CLONE_NEWUTS)
+    }
+
     /// Gives this process, which was cloned with [`namespaces`](Sandbox::namespaces), its own `/proc` and `/tmp`.
     pub fn furnish(&self, share: &Share) -> Result<(), Error> {
         view::furnish(&self.settings, share)

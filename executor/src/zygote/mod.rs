@@ -9,6 +9,8 @@
 //! * A child is the manager's, not the zygote's (CLONE_PARENT), also when the zygote is dead.
 //! * ANSWERED - a child does nothing before the manager, which holds its pidfd then, lets it go. A
 //!   manager that got no answer closes the lifeline, and can start another executor for the lease.
+//! * The namespaces of message queues and of the host name take longest to make. So the zygote enters new ones
+//!   while nobody waits for it, and the next child inherits them. No two children have the same.
 //! * It ends with its manager. Signals that are sent to everybody, as systemd does, do not end it:
 //!   its manager may be letting leases finish.
 //!
@@ -18,13 +20,16 @@
 //! Elsewhere: what the manager does without it (`executor_manager`, `launch`), the executor
 //! (`run`).
 
+use std::cell::Cell;
 use std::fs::{self, File};
 use std::io::{Write, stderr, stdin};
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
+use nix::sched::unshare;
 use nix::sys::prctl::{set_name, set_pdeathsig};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::stat::Mode;
@@ -55,6 +60,10 @@ pub const ARGUMENT: &str = "zygote";
 /// Name that a zygote has in `/proc`.
 const NAME: &std::ffi::CStr = c"zygote";
 
+/// After a child was cloned, before namespaces are made for the next: it needs the processor more, until it has
+/// connected.
+const FRESH_AFTER: Duration = Duration::from_millis(5);
+
 /// Serves the manager, and returns when that has ended; in each child that becomes an executor,
 /// returns what `executor` returns. To be called before there is another thread.
 pub fn serve(executor: impl FnOnce(Inherited, Sandbox) -> ExitCode) -> ExitCode {
@@ -77,6 +86,8 @@ struct Zygote {
     sandbox: Sandbox,
     /// Each executor is in a process namespace, and has a guardian.
     guarded: bool,
+    /// It is in namespaces that are the next child's, and in which nobody else has been.
+    fresh: Cell<bool>,
 }
 
 impl Zygote {
@@ -116,7 +127,8 @@ impl Zygote {
         let report = to_file(c"report", &report).map_err(os("memfd_create"))?;
         let speaks = Speaks { version: VERSION.into() };
         manager.send(&FromZygote::Ready(speaks), &[report.as_fd()])?;
-        Ok(Zygote { manager, sandbox, guarded })
+        let fresh = Cell::new(false);
+        Ok(Zygote { manager, sandbox, guarded, fresh })
     }
 
     /// Takes requests until the manager has ended. In a child, returns that.
@@ -133,7 +145,7 @@ impl Zygote {
 
     /// Takes a request and clones the child. In that, returns what it needs.
     fn serve_one(&self) -> Result<Option<Given>, ZygoteError> {
-        let (request, descriptors) = self.manager.receive(None)?;
+        let (request, descriptors) = self.next()?;
         let ToZygote::Start(_) = request else { return Err(ZygoteError::Order) };
         let mut descriptors = descriptors.into_iter();
         let mut next = || descriptors.next().ok_or(ZygoteError::Order);
@@ -143,9 +155,33 @@ impl Zygote {
         Ok(self.clone_child()?.then_some(given))
     }
 
+    /// Waits for a request. Meanwhile it makes namespaces for the next child.
+    fn next(&self) -> Result<(ToZygote, Vec<OwnedFd>), ZygoteError> {
+        if !self.fresh.get() {
+            match self.manager.receive(Some(FRESH_AFTER)) {
+                Err(LocalError::Late) => {}
+                received => return Ok(received?),
+            }
+            let _ = self.freshen(); // tried again with the request
+        }
+        Ok(self.manager.receive(None)?)
+    }
+
+    /// Enters namespaces that are the next child's, unless it is in such.
+    fn freshen(&self) -> nix::Result<()> {
+        if !self.fresh.get() {
+            unshare(self.sandbox.enterable_before())?;
+            self.fresh.set(true);
+        }
+        Ok(())
+    }
+
     /// Clones a child, and answers the manager. Returns whether this is the child.
     fn clone_child(&self) -> Result<bool, ZygoteError> {
-        match clone_sibling(self.sandbox.namespaces()) {
+        let rest = self.sandbox.namespaces() - self.sandbox.enterable_before();
+        let cloned = self.freshen().and_then(|()| clone_sibling(rest));
+        self.fresh.set(false); // they are the child's, if there is one
+        match cloned {
             Ok(Cloned::Child) => return Ok(true),
             Ok(Cloned::Parent { pid, pidfd }) => {
                 let started = Started { pid: pid.as_raw().unsigned_abs().into() };
@@ -186,7 +222,7 @@ impl Child {
     /// standard input, and no other descriptor but those that are returned. A guardian stays behind,
     /// if there is one.
     fn become_executor(self) -> Result<(Inherited, Sandbox), ZygoteError> {
-        let Child { zygote: Zygote { manager, sandbox, guarded }, given } = self;
+        let Child { zygote: Zygote { manager, sandbox, guarded, .. }, given } = self;
         let Given { streams, lifeline, library } = given;
         set_pdeathsig(Signal::SIGKILL).map_err(os("prctl"))?;
         lead_session()?;
