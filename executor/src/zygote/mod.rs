@@ -226,11 +226,16 @@ impl Child {
         let Given { streams, lifeline, library } = given;
         set_pdeathsig(Signal::SIGKILL).map_err(os("prctl"))?;
         lead_session()?;
-        // It is let go (ANSWERED). Behind that of the manager's end: one that ended before the call ends nobody.
-        if !matches!(lifeline.receive(None), Ok((ToGuardian::Go(_), _))) || manager.is_gone() {
+        // It is let go (ANSWERED).
+        let Ok((ToGuardian::Go(_), group)) = lifeline.receive(None) else { leave_at_once(1) };
+        // Behind the call above: a manager that ended before that ends nobody.
+        if manager.is_gone() {
             leave_at_once(1);
         }
         drop(manager);
+        for entrance in group {
+            File::from(entrance).write_all(b"0").map_err(os("moving into its control group"))?;
+        }
         let mut executors = (streams, library);
         if guarded {
             executors = guardian::leave_behind(lifeline, executors)?;

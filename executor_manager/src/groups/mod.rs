@@ -5,7 +5,9 @@
 //! ```
 //! * A group is of one executor, and never used again: memory that was charged to it may stay, as that of a library
 //!   that the node keeps.
-//! * Nothing on the way of a lease waits for a group: some are made ahead, and they are removed by the thread.
+//! * Nothing on the way of a lease waits for a group: some are made ahead, and they are removed by the thread. Nor for
+//!   moving into it: a process with one thread moves itself (`entrances`). That another one moves it waits until all
+//!   processors have passed through the kernel, some 13 ms (the kernel's `cgroup_threadgroup_rwsem`).
 //! * BOUNDED - [`MOST_GROUPS`], with those that cannot be removed yet. Beyond that no executor is started.
 //! * Those of a manager that was killed are removed by the next one (`hierarchy`).
 //!
@@ -79,8 +81,12 @@ enum Order {
 }
 
 /// The directories of a group, one in each hierarchy; of a manager that was killed, all that it has left in one.
-#[derive(Debug)]
-struct Place(Vec<PathBuf>);
+#[derive(Debug, Default)]
+struct Place {
+    paths: Vec<PathBuf>,
+    /// What a process writes to in order to move in.
+    entrances: Vec<File>,
+}
 
 /// What an executor may have.
 #[derive(Clone, Debug)]
@@ -129,8 +135,9 @@ impl Groups {
         let of_thread = Arc::clone(&shared);
         let thread = thread::Builder::new().name("groups".into());
         shared.state().count += stale.len();
-        let stale =
-            stale.into_iter().map(|Stale { paths, lock }| Retired::new(Place(paths), Some(lock)));
+        let stale = stale.into_iter().map(|Stale { paths, lock }| {
+            Retired::new(Place { paths, entrances: Vec::new() }, Some(lock))
+        });
         let stale = stale.collect();
         let thread = thread.spawn(move || of_thread.serve(&orders, stale));
         let thread = Some(thread.map_err(|error| format!("no thread: {error}"))?);
@@ -164,9 +171,14 @@ impl Drop for Groups {
 }
 
 impl Group {
-    /// Moves process `pid`, which has not made another one, into it.
+    /// Returns files with which a process that has one thread moves in, by writing `0` to each. Once.
+    pub fn entrances(&mut self) -> Vec<File> {
+        self.place.as_mut().map_or_else(Vec::new, |place| std::mem::take(&mut place.entrances))
+    }
+
+    /// Moves process `pid`, which has not made another one, into it. It takes milliseconds.
     pub fn attach(&self, pid: i32) -> io::Result<()> {
-        let mut paths = self.place.iter().flat_map(|place| &place.0);
+        let mut paths = self.place.iter().flat_map(|place| &place.paths);
         paths.try_for_each(|path| fs::write(path.join("cgroup.procs"), pid.to_string()))
     }
 
@@ -199,7 +211,7 @@ impl Shared {
 
     /// The directory of `place` for `controller`.
     fn find(&self, place: &Place, controller: &str) -> Option<(Version, PathBuf)> {
-        let places = self.hierarchies.iter().zip(&place.0);
+        let places = self.hierarchies.iter().zip(&place.paths);
         let mut found = places.filter(|(it, _)| it.controllers.contains(&controller));
         found.next().map(|(hierarchy, path)| (hierarchy.version, path.clone()))
     }
@@ -222,11 +234,16 @@ impl Shared {
     }
 
     fn make_numbered(&self, number: u64) -> io::Result<Place> {
-        let mut place = Place(Vec::new());
+        let mut place = Place::default();
         let made = self.hierarchies.iter().try_for_each(|hierarchy| {
             let path = hierarchy.directory.join(number.to_string());
             fs::create_dir(&path)?;
-            place.0.push(path);
+            let entrance = path.join(match hierarchy.version {
+                Version::One => "tasks",
+                Version::Two => "cgroup.procs", // it has no threads of their own
+            });
+            place.paths.push(path);
+            place.entrances.push(File::options().write(true).open(entrance)?);
             Ok(())
         });
         let made = made.and_then(|()| self.prepare(&place));
@@ -239,7 +256,7 @@ impl Shared {
 
     /// Sets what is the same for all: no swapping, and the number of processes.
     fn prepare(&self, place: &Place) -> io::Result<()> {
-        for (hierarchy, path) in self.hierarchies.iter().zip(&place.0) {
+        for (hierarchy, path) in self.hierarchies.iter().zip(&place.paths) {
             if hierarchy.controllers.contains(&"pids") {
                 fs::write(path.join("pids.max"), MOST_TASKS)?;
             }
@@ -357,12 +374,12 @@ fn limit_file(version: Version) -> &'static str {
 
 impl Place {
     fn kill(&self) {
-        self.0.iter().for_each(|path| leftover::kill(path));
+        self.paths.iter().for_each(|path| leftover::kill(path));
     }
 
     /// Removes it. What is removed already is no error.
     fn remove(&self) -> io::Result<()> {
-        let results = self.0.iter().map(|path| match fs::remove_dir(path) {
+        let results = self.paths.iter().map(|path| match fs::remove_dir(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             removed => removed,
         });
@@ -400,7 +417,7 @@ impl Retired {
         self.pause = LAST_RETRY.min(2 * self.pause);
         if !self.told && now.duration_since(self.since) >= BUSY_FOR {
             self.told = true;
-            let path = self.place.0.first().map(|path| path.display().to_string());
+            let path = self.place.paths.first().map(|path| path.display().to_string());
             tracing::warn!(path, %error, "a control group cannot be removed: a process there does not end");
         }
         false
@@ -427,7 +444,8 @@ mod tests {
         let busy = directory.path().join("1");
         fs::create_dir(&busy).unwrap();
         fs::write(busy.join("process"), "").unwrap(); // keeps it from being removed
-        let mut retired = Retired::new(Place(vec![busy.clone()]), None);
+        let mut retired =
+            Retired::new(Place { paths: vec![busy.clone()], entrances: Vec::new() }, None);
         let now = Instant::now();
         assert!(!retired.try_remove(now));
         fs::remove_dir_all(&busy).unwrap();

@@ -23,7 +23,6 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use nix::unistd::Pid;
 use rfaas_program::local_channel::to_file;
 use rfaas_protocol::assignment::Assignment;
 use rfaas_protocol::isolation::{IsolationReport, SandboxSettings};
@@ -205,21 +204,19 @@ impl Launcher {
         let (output, streams) =
             self.outputs.follow(assignment.lease).map_err(StartError::Output)?;
         let descriptors = Descriptors { input, streams, library: library.into_descriptors() };
-        let group = self.group(assignment).map_err(StartError::Group)?;
-        let attach = |pid: Pid| {
-            let attached = group.as_ref().map(|group| group.attach(pid.as_raw()));
-            attached.unwrap_or(Ok(())).map_err(StartError::Group)
-        };
+        let mut group = self.group(assignment).map_err(StartError::Group)?;
         let child = match self.clone_one(assignment.lease, &descriptors) {
             Ok(cloned) => {
-                attach(cloned.pid)?; // it has done nothing yet
-                ExecutorChild::cloned(cloned.let_go(), output)
+                let entrances = group.as_mut().map_or_else(Vec::new, Group::entrances);
+                ExecutorChild::cloned(cloned.let_go(&entrances), output)
             }
             Err(reason) if self.only_cloned => return Err(StartError::NotCloned(reason)),
             Err(_) => {
                 let child = ExecutorChild::spawned(self.exec.start(descriptors)?, output);
                 // It runs no foreign code before it has connected, for which it waits for this thread.
-                attach(Pid::from_raw(child.pid()))?;
+                if let Some(group) = &group {
+                    group.attach(child.pid()).map_err(StartError::Group)?;
+                }
                 child
             }
         };

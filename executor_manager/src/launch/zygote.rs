@@ -82,10 +82,12 @@ pub struct Going {
 }
 
 impl Cloned {
-    /// Lets it begin. One that cannot be told ends, as its lifeline is closed.
-    pub fn let_go(self) -> Going {
+    /// Lets it begin, in the control group that it moves into through `entrances`. One that cannot be told ends, as its
+    /// lifeline is closed.
+    pub fn let_go(self, entrances: &[File]) -> Going {
         let Cloned { pid, pidfd, lifeline, guarded } = self;
-        let told = lifeline.send(&ToGuardian::Go(Empty {}), &[]).is_ok();
+        let entrances: Vec<_> = entrances.iter().map(AsFd::as_fd).collect();
+        let told = lifeline.send(&ToGuardian::Go(Empty {}), &entrances).is_ok();
         Going { pid, pidfd, guardian: (told && guarded).then_some(lifeline) }
     }
 }

@@ -7,7 +7,7 @@
 //!   zygote ◀──Start + assignment, streams, lifeline, library──── manager     for each executor
 //!   zygote ──Started + pidfd, or NotStarted────────────────────▶ manager
 //!
-//!   child ◀──Go───────────────────────────────────────────────── manager     over the lifeline, once it has the pidfd
+//!   child ◀──Go + its group───────────────────────────────────── manager     over the lifeline, once it has the pidfd
 //!   guardian ◀──Stop──────────────────────────────────────────── manager     likewise
 //!   guardian ──Ended───────────────────────────────────────────▶ manager
 //! ```
@@ -106,7 +106,8 @@ messages! {
     pub enum ToGuardian {
         /// The executor is to be asked to end.
         1 => Stop(Empty),
-        /// Once, first, also to an executor that has no guardian: the manager has it now, and it may begin.
+        /// Once, first, also to an executor that has no guardian: the manager has it now, and it may begin. Before that it
+        /// moves into its control group, by writing `0` to each file that comes with this.
         2 => Go(Empty),
     }
 }
