@@ -22,6 +22,7 @@ mod invocations;
 mod library;
 mod local_channel;
 mod messages;
+mod replies;
 mod settings;
 mod tokens;
 
@@ -44,6 +45,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "library", run: library::run, variants: 20_000 },
     Target { name: "local_channel", run: local_channel::run, variants: 10_000 },
     Target { name: "messages", run: messages::run, variants: 20_000 },
+    Target { name: "replies", run: replies::run, variants: 1_000 },
     Target { name: "settings", run: settings::run, variants: 3_000 },
     Target { name: "tokens", run: tokens::run, variants: 10_000 },
 ];

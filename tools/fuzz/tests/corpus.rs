@@ -194,4 +194,4 @@ macro_rules! targets {
         }
     };
 }
-targets! { handshake http invocations library local_channel messages settings tokens }
+targets! { handshake http invocations library local_channel messages replies settings tokens }

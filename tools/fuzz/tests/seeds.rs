@@ -32,6 +32,7 @@ fn the_corpus_has_a_valid_input_of_each_kind() {
     local_channel(&mut seeds);
     invocations(&mut seeds);
     handshake(&mut seeds);
+    replies(&mut seeds);
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus");
     for ((target, name), bytes) in seeds {
         let path = folder.join(target).join(name);
@@ -248,5 +249,32 @@ fn handshake(seeds: &mut Seeds) {
         let head = [&[kind, files][..], &17_u16.to_le_bytes(), &message(says)].concat();
         let bytes = [&head[..], &asked, &asked, &table].concat();
         seeds.insert(("handshake", name.to_owned()), bytes);
+    }
+}
+
+/// Steps of a worker, as target `replies` reads them.
+fn replies(seeds: &mut Seeds) {
+    const REQUEST: [u8; 1] = [0];
+    let ok = |bytes: u8| vec![1, 0, bytes];
+    let failure = |status: u8| [&[2, status, 0, 0][..], &1000_u64.to_le_bytes()].concat();
+    let in_place = |bytes: u32| [&[3, 0, 0][..], &bytes.to_le_bytes(), &[0]].concat();
+    let call = |reply: Vec<u8>| [&REQUEST[..], &reply].concat();
+    let honest = [0_u8; 2];
+    for (name, kinds, lie, steps) in [
+        ("answers", 0, honest, vec![call(ok(8)), call(ok(0)), call(ok(192)), call(ok(9))]),
+        ("answers-too-much", 0, honest, vec![call(ok(255))]),
+        ("answers-twice", 0, honest, vec![call(ok(8)), ok(8)]),
+        ("fails", 0, honest, vec![call(failure(1)), call(failure(2)), call(failure(3))]),
+        ("fails-elsewhere", 0, honest, vec![[&REQUEST[..], &[2, 2, 1, 1], &[9; 8]].concat()]),
+        ("in-place", 15, honest, vec![call(in_place(8)), call(in_place(192)), call(in_place(0))]),
+        ("in-place-too-much", 15, honest, vec![call(in_place(u32::MAX))]),
+        ("in-place-fails", 15, honest, vec![call(failure(2))]),
+        ("writes", 0, honest, vec![[&REQUEST[..], &[4], &[0; 6], &[7; 64]].concat()]),
+        ("sends", 0, honest, vec![[&REQUEST[..], &[5, 1, 2, 3]].concat()]),
+        ("lies", 0, [20, 1], vec![call(ok(8))]),
+        ("says-nothing", 2, honest, vec![]),
+    ] {
+        let bytes = [&[kinds], &lie[..], &steps.concat()].concat();
+        seeds.insert(("replies", name.to_owned()), bytes);
     }
 }
