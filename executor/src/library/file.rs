@@ -18,20 +18,14 @@ use std::ops::Deref;
 use std::os::fd::{AsFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr::NonNull;
 
-use nix::fcntl::{FcntlArg, FdFlag, SealFlag, fcntl};
-use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use rdmalib::Region;
+use rfaas_program::sealed_file;
 use rfaas_protocol::assignment::{FILLED_DESCRIPTOR, LIBRARY_DESCRIPTOR, LibraryFile};
 use rfaas_protocol::library::{LibraryHash, LibraryHasher};
 
 use super::error::LoadError;
-
-/// What makes a file stay as it is.
-const SEALS: SealFlag = SealFlag::F_SEAL_SEAL
-    .union(SealFlag::F_SEAL_SHRINK)
-    .union(SealFlag::F_SEAL_GROW)
-    .union(SealFlag::F_SEAL_WRITE);
 
 /// Bytes that are copied and hashed at a time: they stay in the processor's cache in between.
 const CHUNK: usize = 256 << 10;
@@ -149,14 +143,17 @@ impl SealedFile {
             Code::FromClient { region, into } => {
                 let (file, filled) = match into {
                     Some((file, filled)) => (file, Some(filled)),
-                    None => (in_memory_file()?, None),
+                    None => {
+                        let file = sealed_file::create(c"functions");
+                        (file.map_err(failed("memfd_create"))?, None)
+                    }
                 };
                 let mut file = File::from(file);
                 let received = copy(&region, &mut file)?;
                 if received != *announced {
                     return Err(LoadError::Differs { received });
                 }
-                fcntl(&file, FcntlArg::F_ADD_SEALS(SEALS)).map_err(failed("fcntl"))?;
+                sealed_file::seal(&file).map_err(failed("fcntl"))?;
                 drop(filled); // the manager may have it now; no code of it has run
                 SealedFile::new(file.into(), bytes)
             }
@@ -165,13 +162,10 @@ impl SealedFile {
 
     /// Checks that `file` is sealed and has `bytes` bytes.
     fn new(file: OwnedFd, bytes: usize) -> Result<Self, LoadError> {
-        let seals = fcntl(&file, FcntlArg::F_GET_SEALS).map_err(failed("fcntl"))?;
-        let size = nix::sys::stat::fstat(&file).map_err(failed("fstat"))?.st_size;
-        let is_sealed = SealFlag::from_bits_truncate(seals).contains(SEALS);
-        if !is_sealed || usize::try_from(size) != Ok(bytes) {
-            let source = io::Error::other("the node's file is not the library that was announced");
-            return Err(LoadError::Memory { call: "taking the library of the node", source });
-        }
+        sealed_file::check(&file, bytes as u64).map_err(|error| LoadError::Memory {
+            call: "taking the library of the node",
+            source: io::Error::other(error),
+        })?;
         Ok(SealedFile { file, bytes })
     }
 
@@ -229,16 +223,6 @@ fn copy(region: &Region, file: &mut File) -> Result<LibraryHash, LoadError> {
         written.map_err(|source| LoadError::Memory { call: "write", source })?;
     }
     Ok(hasher.finish())
-}
-
-/// A file that exists in memory only, without a name, and can be sealed.
-fn in_memory_file() -> Result<OwnedFd, LoadError> {
-    let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
-    // Where vm.memfd_noexec is set, code needs the flag; kernels before 6.3 do not know it.
-    let executable = MFdFlags::from_bits_retain(nix::libc::MFD_EXEC);
-    memfd_create(c"functions", flags | executable)
-        .or_else(|_| memfd_create(c"functions", flags))
-        .map_err(failed("memfd_create"))
 }
 
 fn failed(call: &'static str) -> impl Fn(nix::errno::Errno) -> LoadError {

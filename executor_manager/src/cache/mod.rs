@@ -23,12 +23,12 @@ use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nix::fcntl::OFlag;
-use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::unistd::pipe2;
 use rdmalib::Peer;
 use rfaas_config::CacheSharing;
 use rfaas_program::inherited::descriptor_limit;
 use rfaas_program::poll_loop::Bell;
+use rfaas_program::sealed_file::{self, reopen};
 use rfaas_protocol::assignment::LibraryFile;
 
 use crate::request::Deployment;
@@ -37,7 +37,7 @@ mod entries;
 mod verify;
 
 use entries::{Entries, Key, Tenant};
-use verify::{Verifier, is_sealed, reopen};
+use verify::Verifier;
 
 /// Most libraries that are held, if the descriptors suffice: each costs one.
 const MOST_LIBRARIES: usize = 1024;
@@ -169,7 +169,7 @@ impl Cache {
 
     /// A file for an executor to fill, which is looked at when it is filled.
     fn empty(&mut self, key: Key) -> io::Result<Library> {
-        let file = memory_file()?;
+        let file = sealed_file::create(c"functions")?;
         let (filled, filled_by_executor) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
         let ours = file.try_clone()?;
         self.next += 1;
@@ -218,7 +218,7 @@ impl Cache {
 
     /// Has a file read that an executor has filled, if it may be kept.
     fn take_in(&mut self, Filling { key, file, .. }: Filling) {
-        if let Err(why) = is_sealed(&file, key.bytes) {
+        if let Err(why) = sealed_file::check(&file, key.bytes.into()) {
             tracing::debug!(hash = %key.hash, %why, "library not kept");
             return;
         }
@@ -245,14 +245,6 @@ impl Filling {
         let read = (&self.filled).read(&mut [0]);
         !matches!(read, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
     }
-}
-
-/// A file in memory that can be sealed, and code of which can run.
-fn memory_file() -> nix::Result<OwnedFd> {
-    let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
-    // Where vm.memfd_noexec is set, code needs the flag; kernels before 6.3 do not know it.
-    let executable = MFdFlags::from_bits_retain(nix::libc::MFD_EXEC);
-    memfd_create(c"functions", flags | executable).or_else(|_| memfd_create(c"functions", flags))
 }
 
 /// An eighth of the descriptors: the others are for clients and executors.

@@ -7,9 +7,9 @@ use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use rdmalib_testing::eventually;
 use rfaas_protocol::Secret;
 use rfaas_protocol::lease::ClientName;
+use rfaas_program::sealed_file::SEALS;
 use rfaas_protocol::library::LibraryHash;
 
-use super::verify::SEALS;
 use super::*;
 
 fn cache(bytes: u64) -> Cache {

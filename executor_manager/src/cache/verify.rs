@@ -6,13 +6,13 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::sync::mpsc::{self, Receiver, SyncSender};
 use std::thread;
 
-use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use rfaas_program::poll_loop::Bell;
+use rfaas_program::sealed_file::{self, NotSealed, reopen};
 use rfaas_protocol::library::{LibraryHash, LibraryHasher};
 
 use super::Key;
@@ -24,24 +24,12 @@ const CHUNK: usize = 256 << 10;
 /// Stack of the thread.
 const STACK_BYTES: usize = 256 << 10;
 
-/// What makes a file stay as it is.
-pub const SEALS: SealFlag = SealFlag::F_SEAL_SEAL
-    .union(SealFlag::F_SEAL_SHRINK)
-    .union(SealFlag::F_SEAL_GROW)
-    .union(SealFlag::F_SEAL_WRITE);
-
 /// Why a file is not kept.
 #[derive(Debug, thiserror::Error)]
 pub enum Unfit {
-    /// It can still change.
-    #[error("it is not sealed")]
-    NotSealed,
-    /// It is not as large as was announced.
-    #[error("it has {bytes} bytes")]
-    Size {
-        /// Its size.
-        bytes: u64,
-    },
+    /// It can still change, or is not as large as was announced.
+    #[error(transparent)]
+    NotSealed(#[from] NotSealed),
     /// It is another library.
     #[error("its SHA-256 is {hash}")]
     Differs {
@@ -99,26 +87,8 @@ impl Verifier {
     }
 }
 
-/// Checks that `file` is sealed and has `bytes` bytes: cheap, and no proof of what it is.
-pub fn is_sealed(file: &OwnedFd, bytes: u32) -> Result<(), Unfit> {
-    let seals = fcntl(file, FcntlArg::F_GET_SEALS).map_err(io::Error::from)?;
-    if !SealFlag::from_bits_truncate(seals).contains(SEALS) {
-        return Err(Unfit::NotSealed);
-    }
-    match u64::try_from(nix::sys::stat::fstat(file).map_err(io::Error::from)?.st_size) {
-        Ok(size) if size == u64::from(bytes) => Ok(()),
-        Ok(bytes) => Err(Unfit::Size { bytes }),
-        Err(_) => Err(Unfit::Size { bytes: 0 }),
-    }
-}
-
-/// Opens a file again, to be read only: whoever gets it shares neither place nor flags with others.
-pub fn reopen(file: &impl AsRawFd) -> io::Result<File> {
-    File::open(format!("/proc/self/fd/{}", file.as_raw_fd()))
-}
-
 fn verify(file: OwnedFd, key: &Key) -> Result<File, Unfit> {
-    is_sealed(&file, key.bytes)?;
+    sealed_file::check(&file, key.bytes.into())?;
     let file = reopen(&file)?;
     let mut hasher = LibraryHasher::default();
     let mut chunk = vec![0; CHUNK.min(key.bytes as usize)];
@@ -126,7 +96,7 @@ fn verify(file: OwnedFd, key: &Key) -> Result<File, Unfit> {
     while at < u64::from(key.bytes) {
         let read = file.read_at(&mut chunk, at)?;
         if read == 0 {
-            return Err(Unfit::Size { bytes: at });
+            return Err(NotSealed::Size { bytes: at }.into());
         }
         hasher.update(&chunk[..read]);
         at += read as u64;

@@ -9,7 +9,7 @@
 //! standard library sees to that, so no connection is ever taken for standard error.
 //!
 //! Elsewhere: how lines get to standard error (`log`), the loop of both managers (`poll_loop`), what a manager and its
-//! processes say to each other (`local_channel`).
+//! processes say to each other (`local_channel`), files that stay as they are (`sealed_file`).
 
 use std::fmt;
 use std::io::{self, Write};
@@ -24,6 +24,7 @@ pub mod inherited;
 pub mod local_channel;
 pub mod log;
 pub mod poll_loop;
+pub mod sealed_file;
 
 pub use log::LAST_LINES;
 pub use rfaas_config::describe;
