@@ -24,7 +24,7 @@ use rfaas_protocol::accounting::{EXECUTION_NS, HOT_POLLING_NS, INVOCATIONS};
 use crate::clock::{MS, now_ns, ns_of};
 use crate::dial::{DialError, dial_manager};
 use crate::meter::{Totals, Used};
-use crate::plan::{DIAL_TIMEOUT, Plan};
+use crate::plan::{DIAL_TIMEOUT, StandbyPlan};
 use crate::sync::{AtomicU64, Ordering};
 
 /// Time between two settlements of a busy worker.
@@ -130,7 +130,7 @@ impl Account {
     }
 
     /// Connects to the manager.
-    pub fn connect(&mut self, plan: &Plan) -> Result<(), DialError> {
+    pub fn connect(&mut self, plan: &StandbyPlan) -> Result<(), DialError> {
         self.counters = Some(dial_manager(&mut self.queue_pair, plan, DIAL_TIMEOUT)?);
         self.poll(); // what the first poll of a queue costs is paid before the first call
         Ok(())

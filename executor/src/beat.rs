@@ -6,7 +6,7 @@
 //!   beat ──add 1──▶ executor's beats │ manager's memory
 //!        ──add 0──▶ manager's beats  │  ──old value──▶ unchanged for too long: silent
 //! ```
-//! It begins before the client is dialled, so that an executor that is stopped there is missed too. No worker waits for
+//! It begins before there is a client to dial, so that an executor that is stopped there is missed too. No worker waits for
 //! it, and it goes on until the process ends, whatever functions do.
 //!
 //! Elsewhere: the end of the connection (`watch`, as for those of the workers).
@@ -23,7 +23,7 @@ use rfaas_protocol::accounting::{EXECUTOR_BEATS, MANAGER_BEATS};
 use rfaas_protocol::heartbeat::Beats;
 
 use crate::dial::{DialError, dial_manager};
-use crate::plan::Plan;
+use crate::plan::StandbyPlan;
 
 /// Additions under way at a time: to our counter, and of nothing to the manager's, which reads it.
 const ADDITIONS: u32 = 2;
@@ -51,7 +51,7 @@ pub enum BeatError {
 /// Starts the thread, which dials the manager, calls `connected`, and `ended` when it is silent. The end
 /// of its connection completes into `ends`.
 pub fn start(
-    plan: &Arc<Plan>,
+    plan: &Arc<StandbyPlan>,
     device: &Device,
     ends: &CompletionQueue,
     connected: impl FnOnce() + Send + 'static,
@@ -70,7 +70,7 @@ pub fn start(
 /// Gives signs of life until the connection ends, which the main thread learns by itself, or the manager is silent.
 fn beat(
     connection: &mut BeatConnection,
-    plan: &Plan,
+    plan: &StandbyPlan,
     connected: impl FnOnce(),
 ) -> Result<(), BeatError> {
     let counters = dial_manager(&mut connection.queue_pair, plan, plan.first_dial_timeout)?;

@@ -9,7 +9,7 @@ use rfaas_program::describe;
 use rfaas_protocol::accounting::{AccountingHello, Counters};
 use rfaas_protocol::{Hello, Malformed, Refusal, Role, parse_prefix};
 
-use crate::plan::Plan;
+use crate::plan::StandbyPlan;
 
 /// Pause before the first new try where others crowd; each one is twice as long as the last.
 const FIRST_PAUSE: Duration = Duration::from_millis(2);
@@ -70,7 +70,7 @@ pub fn dial(
 /// Connects to the counters of this executor at its manager, within `timeout`.
 pub fn dial_manager(
     queue_pair: &mut QueuePair,
-    plan: &Plan,
+    plan: &StandbyPlan,
     timeout: Duration,
 ) -> Result<RemoteAddress, DialError> {
     const PEER: &str = "executor manager";

@@ -17,8 +17,10 @@ use crate::worker::WorkerStartError;
 pub enum ThreadEvent {
     /// The loader is done.
     Loaded(Result<Library, LoadError>),
-    /// A thread that connects has connected.
-    Connected,
+    /// A thread has connected to the manager that does so without a lease.
+    CountsHere,
+    /// A worker has connected to manager and client.
+    WorkerConnected,
     /// There are no signs of life between executor and manager any more.
     BeatEnded(BeatError),
     /// A worker's thread is done; its account is closed.

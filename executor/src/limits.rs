@@ -23,14 +23,23 @@ const MAX_STACK_BYTES: u64 = 64 << 30;
 /// Smallest, in bytes: for the worker itself.
 const MIN_STACK_BYTES: u64 = 256 << 10;
 
-/// Sets the limits of this process. Its manager was started with a soft limit of `open_files`
-/// descriptors and has raised that.
-pub fn set(open_files: u64, workers: usize) {
+/// Sets the limits of this process that hold for every lease.
+pub fn set() {
     let core = setrlimit(Resource::RLIMIT_CORE, 0, 0); // nor can a function raise it again
+    note(core);
+}
+
+/// Sets the limit of descriptors for `workers`. The manager was started with a soft limit of `open_files`
+/// descriptors and has raised that.
+pub fn set_files(open_files: u64, workers: usize) {
     let files = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, hard)| {
         setrlimit(Resource::RLIMIT_NOFILE, descriptors(open_files, workers, hard), hard)
     });
-    if let Err(errno) = core.and(files) {
+    note(files);
+}
+
+fn note(set: nix::Result<()>) {
+    if let Err(errno) = set {
         tracing::debug!(%errno, "a limit stays as it is");
     }
 }

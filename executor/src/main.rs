@@ -5,15 +5,15 @@ use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use clap::{Parser, Subcommand};
-use executor::{Confinement, ConfinementError, GivenFile, Inherited, zygote};
+use executor::{Confinement, ConfinementError, Inherited, Work, zygote};
 use rfaas_program::local_channel::from_file;
 use rfaas_program::{Failure, log};
-use rfaas_protocol::assignment::Assignment;
+use rfaas_protocol::assignment::{Instructions, Standby};
 use rfaas_protocol::isolation::IsolationReport;
 use rfaas_sandbox::Launch;
 
 /// Runs the functions of one lease. Not to be started by hand: executor_manager starts it from PATH for
-/// each lease, with an assignment (one JSON object) on standard input, and ends it with the lease.
+/// each lease, with instructions (one JSON object) on standard input, and ends it with the lease.
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Cli {
@@ -40,14 +40,15 @@ enum Prepared {
     /// The answer to [`Command::Probe`].
     Report(IsolationReport),
     /// An executor.
-    Executor(Box<Assignment>, GivenFile, Option<Confinement>),
+    Executor(Box<Standby>, Box<Work>, Option<Confinement>),
 }
 
 fn main() -> ExitCode {
     // Both before there is a log, whose thread neither a process that is cloned nor one that is confined may have.
     if std::env::args_os().nth(1).is_some_and(|argument| argument == zygote::ARGUMENT) {
         return zygote::serve(|handed, sandbox| {
-            let prepared = executor(handed, |assignment| Confinement::inherit(sandbox, assignment));
+            let prepared =
+                executor(handed, |instructions| Confinement::inherit(sandbox, instructions));
             rfaas_program::run_forked("info", || run(prepared))
         });
     }
@@ -68,29 +69,36 @@ fn prepare(command: Option<Command>, inherited: Inherited) -> Result<Prepared, F
     executor(inherited, Confinement::enter)
 }
 
-/// Reads the assignment and confines this process by it.
+/// Reads the instructions and confines this process by them.
 fn executor(
     inherited: Inherited,
-    confine: impl FnOnce(&Assignment) -> Result<Option<Confinement>, ConfinementError>,
+    confine: impl FnOnce(&Instructions) -> Result<Option<Confinement>, ConfinementError>,
 ) -> Result<Prepared, Failure> {
-    let assignment = read_assignment().map_err(|error| Failure::input(format!("{error:#}")))?;
-    let given = inherited
-        .take(assignment.library)
-        .map_err(|error| Failure::input(format!("the library's file: {error}")))?;
-    let confinement = confine(&assignment).map_err(Failure::later)?;
-    Ok(Prepared::Executor(Box::new(assignment), given, confinement))
+    let instructions = read_instructions().map_err(|error| Failure::input(format!("{error:#}")))?;
+    let confinement = confine(&instructions);
+    let Instructions { standby, assignment } = instructions;
+    let work = match assignment {
+        Some(assignment) => {
+            let given = inherited.take(assignment.library);
+            given.map(|given| Work::Assigned(assignment, given)).map_err(|e| ("library's file", e))
+        }
+        None => inherited.channel().map(Work::Awaited).map_err(|e| ("manager's channel", e)),
+    };
+    let work = work.map_err(|(what, error)| Failure::input(format!("the {what}: {error}")))?;
+    let confinement = confinement.map_err(Failure::later)?;
+    Ok(Prepared::Executor(Box::new(standby), Box::new(work), confinement))
 }
 
 fn run(prepared: Result<Prepared, Failure>) -> Result<(), Failure> {
     abort_on_panic();
-    let (assignment, given, confinement) = match prepared? {
+    let (standby, work, confinement) = match prepared? {
         Prepared::Report(report) => {
             let text = serde_json::to_string(&report).map_err(Failure::later)?;
             return rfaas_program::print(text);
         }
-        Prepared::Executor(assignment, given, confinement) => (assignment, given, confinement),
+        Prepared::Executor(standby, work, confinement) => (standby, work, confinement),
     };
-    match executor::run(*assignment, given, confinement) {
+    match executor::run(*standby, *work, confinement) {
         Ok(ended) => {
             log::finish(executor::LAST_LINES);
             if ended.orderly {
@@ -106,12 +114,12 @@ fn run(prepared: Result<Prepared, Failure>) -> Result<(), Failure> {
     }
 }
 
-fn read_assignment() -> anyhow::Result<Assignment> {
+fn read_instructions() -> anyhow::Result<Instructions> {
     let input = io::stdin();
     if input.is_terminal() {
-        bail!("executor_manager starts this program, with an assignment on standard input");
+        bail!("executor_manager starts this program, with instructions on standard input");
     }
-    from_file(input).context("assignment on standard input")
+    from_file(input).context("instructions on standard input")
 }
 
 /// A panic of any thread is a bug of ours: the process ends, and the manager tells the client, instead

@@ -1,4 +1,4 @@
-//! The assignment, checked: everything that can be wrong with it is found here, before a device is
+//! Instructions and assignment, checked: everything that can be wrong with them is found here, before a device is
 //! opened or anybody dialled. Pure.
 
 use std::net::SocketAddr;
@@ -9,7 +9,7 @@ use rdmalib::DeviceSpec;
 use rfaas_call::Spin;
 use rfaas_call::callee::{BadLayout, Layout};
 use rfaas_protocol::Secret;
-use rfaas_protocol::assignment::Assignment;
+use rfaas_protocol::assignment::{Assignment, Standby};
 use rfaas_protocol::heartbeat::Heartbeat;
 use rfaas_protocol::library::LibraryHash;
 
@@ -35,17 +35,30 @@ pub enum BadAssignment {
     Layout(#[from] BadLayout),
 }
 
-/// What an executor is to do.
+/// What an executor needs before it has a lease.
 #[derive(Clone, Debug)]
-pub struct Plan {
-    /// Lease that it works for; for logs.
-    pub lease: u64,
+pub struct StandbyPlan {
     /// Device to open.
     pub device: DeviceSpec,
     /// Where time is counted.
     pub manager: SocketAddr,
     /// What workers show there.
     pub manager_secret: Secret,
+    /// Most workers, from 1.
+    pub most_workers: u16,
+    /// Soft limit of open descriptors that the manager was started with.
+    pub open_files: u64,
+    /// Signs of life between executor and manager.
+    pub heartbeat: Heartbeat,
+    /// Most time that manager and client have to accept the first connection: who takes longer is silent.
+    pub first_dial_timeout: Duration,
+}
+
+/// What an executor is to do.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Lease that it works for; for logs.
+    pub lease: u64,
     /// Client to dial.
     pub client: SocketAddr,
     /// What executor and workers show there.
@@ -60,23 +73,44 @@ pub struct Plan {
     pub code_bytes: u32,
     /// What it is known by.
     pub code_hash: LibraryHash,
-    /// Soft limit of open descriptors that the manager was started with.
-    pub open_files: u64,
-    /// Signs of life between executor and manager.
-    pub heartbeat: Heartbeat,
-    /// Most time that manager and client have to accept the first connection: who takes longer is silent.
-    pub first_dial_timeout: Duration,
+}
+
+fn bad(field: &'static str, value: String, expected: &str) -> BadAssignment {
+    BadAssignment::Field { field, value, expected: expected.into() }
+}
+
+impl TryFrom<Standby> for StandbyPlan {
+    type Error = BadAssignment;
+
+    fn try_from(from: Standby) -> Result<Self, BadAssignment> {
+        let provider = from.device.provider.parse().map_err(|_| {
+            bad("provider", format!("{:?}", from.device.provider), "\"verbs\" or \"shm\"")
+        })?;
+        if from.most_workers == 0 {
+            return Err(bad("most_workers", "0".into(), "an executor has at least one"));
+        }
+        let heartbeat = Heartbeat::from_ms(from.heartbeat_ms, from.silence_ms);
+        Ok(StandbyPlan {
+            device: DeviceSpec {
+                name: from.device.name,
+                provider,
+                ip_address: from.device.ip_address,
+                max_inline_data: from.device.max_inline_data,
+            },
+            manager: from.manager,
+            manager_secret: from.manager_secret.0,
+            most_workers: from.most_workers,
+            open_files: from.open_files,
+            heartbeat,
+            first_dial_timeout: heartbeat.silence.min(DIAL_TIMEOUT),
+        })
+    }
 }
 
 impl TryFrom<Assignment> for Plan {
     type Error = BadAssignment;
 
     fn try_from(from: Assignment) -> Result<Self, BadAssignment> {
-        let bad = |field, value: String, expected: &str| BadAssignment::Field {
-            field,
-            value,
-            expected: expected.into(),
-        };
         if from.workers == 0 {
             return Err(bad("workers", "0".into(), "an executor has at least one"));
         }
@@ -86,9 +120,6 @@ impl TryFrom<Assignment> for Plan {
         let spin = Spin::from_hot_timeout_ms(from.hot_timeout_ms).ok_or_else(|| {
             let expected = "−1 (always hot), 0 (always warm) or milliseconds";
             bad("hot_timeout_ms", from.hot_timeout_ms.to_string(), expected)
-        })?;
-        let provider = from.device.provider.parse().map_err(|_| {
-            bad("provider", format!("{:?}", from.device.provider), "\"verbs\" or \"shm\"")
         })?;
         let workers = match from.pin_to {
             None => vec![None; usize::from(from.workers)],
@@ -100,17 +131,8 @@ impl TryFrom<Assignment> for Plan {
                 return Err(bad("pin_to", format!("{cpus:?}"), &expected));
             }
         };
-        let heartbeat = Heartbeat::from_ms(from.heartbeat_ms, from.silence_ms);
         Ok(Plan {
             lease: from.lease,
-            device: DeviceSpec {
-                name: from.device.name,
-                provider,
-                ip_address: from.device.ip_address,
-                max_inline_data: from.device.max_inline_data,
-            },
-            manager: from.manager,
-            manager_secret: from.manager_secret.0,
             client: from.client,
             session: from.session_secret.0,
             workers,
@@ -118,10 +140,19 @@ impl TryFrom<Assignment> for Plan {
             spin,
             code_bytes: from.code_bytes,
             code_hash: from.code_hash,
-            open_files: from.open_files,
-            heartbeat,
-            first_dial_timeout: heartbeat.silence.min(DIAL_TIMEOUT),
         })
+    }
+}
+
+impl Plan {
+    /// Checks that an executor with `most` workers can carry this out.
+    pub fn fits(self, most: u16) -> Result<Self, BadAssignment> {
+        let workers = self.workers.len();
+        if workers > usize::from(most) {
+            let expected = format!("this executor has at most {most}");
+            return Err(bad("workers", workers.to_string(), &expected));
+        }
+        Ok(self)
     }
 }
 
@@ -138,37 +169,53 @@ fn page_bytes() -> usize {
 mod tests {
     use super::*;
 
-    fn assignment(change: &str) -> Result<Plan, String> {
-        let mut json: serde_json::Value = serde_json::from_str(
-            r#"{"lease": 7, "device": {"name": "shm0", "provider": "shm", "ip_address": "127.0.0.1",
+    /// A standby and an assignment, changed where they have the key.
+    fn plans(change: &str) -> Result<(StandbyPlan, Plan), String> {
+        let mut standby: serde_json::Value = serde_json::from_str(
+            r#"{"device": {"name": "shm0", "provider": "shm", "ip_address": "127.0.0.1",
                 "max_inline_data": 0}, "manager": "127.0.0.1:10005",
-                "manager_secret": "000102030405060708090a0b0c0d0e0f", "client": "[::1]:4000",
+                "manager_secret": "000102030405060708090a0b0c0d0e0f", "most_workers": 2,
+                "open_files": 1024, "heartbeat_ms": 1000, "silence_ms": 5000}"#,
+        )
+        .unwrap();
+        let mut assignment: serde_json::Value = serde_json::from_str(
+            r#"{"lease": 7, "memory": 512, "client": "[::1]:4000",
                 "session_secret": "ffffffffffffffffffffffffffffffff", "workers": 2, "pin_to": null,
                 "slots": 4, "input_bytes": 64, "output_bytes": 64, "code_bytes": 9,
                 "code_hash": "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad",
-                "library": "absent",
-                "hot_timeout_ms": -1, "open_files": 1024, "heartbeat_ms": 1000, "silence_ms": 5000}"#,
+                "library": "absent", "hot_timeout_ms": -1}"#,
         )
         .unwrap();
-        let change: serde_json::Value = serde_json::from_str(change).unwrap();
-        json.as_object_mut().unwrap().extend(change.as_object().unwrap().clone());
-        let assignment: Assignment = serde_json::from_value(json).map_err(|e| e.to_string())?;
-        Plan::try_from(assignment).map_err(|e| e.to_string())
+        let changes: serde_json::Value = serde_json::from_str(change).unwrap();
+        for (key, value) in changes.as_object().unwrap() {
+            let part = if standby.get(key).is_some() { &mut standby } else { &mut assignment };
+            part[key] = value.clone();
+        }
+        let standby: Standby = serde_json::from_value(standby).map_err(|e| e.to_string())?;
+        let assignment: Assignment =
+            serde_json::from_value(assignment).map_err(|e| e.to_string())?;
+        let standby = StandbyPlan::try_from(standby).map_err(|e| e.to_string())?;
+        let plan = Plan::try_from(assignment).and_then(|plan| plan.fits(standby.most_workers));
+        Ok((standby, plan.map_err(|e| e.to_string())?))
     }
 
     #[test]
     fn an_assignment_becomes_a_plan() {
-        let plan = assignment(r#"{"pin_to": [3, 5]}"#).unwrap();
+        let (standby, plan) = plans(r#"{"pin_to": [3, 5]}"#).unwrap();
         assert_eq!(plan.workers, [Some(3), Some(5)]);
         assert_eq!(plan.spin, Spin::Always);
         assert_eq!(plan.session.0, [0xff; 16]);
-        assert_eq!(assignment("{}").unwrap().workers, [None, None]);
+        assert_eq!(standby.first_dial_timeout, DIAL_TIMEOUT);
+        assert_eq!(plans("{}").unwrap().1.workers, [None, None]);
     }
 
     #[test]
     fn what_is_wrong_is_named() {
         for (change, words) in [
             (r#"{"workers": 0}"#, "workers"),
+            (r#"{"workers": 3}"#, "at most 2"),
+            (r#"{"most_workers": 0}"#, "most_workers"),
+            (r#"{"manager_secret": "abc"}"#, "32 hex digits"),
             (r#"{"code_bytes": 0}"#, "code_bytes"),
             (r#"{"code_hash": "ab"}"#, "64 hex digits"),
             (r#"{"library": "stolen"}"#, "stolen"),
@@ -180,7 +227,7 @@ mod tests {
             (r#"{"session_secret": "abc"}"#, "32 hex digits"),
             (r#"{"unheard": 1}"#, "unheard"),
         ] {
-            let error = assignment(change).unwrap_err();
+            let error = plans(change).unwrap_err();
             assert!(error.contains(words), "{change}: {error}");
         }
     }

@@ -1,6 +1,8 @@
-//! The worker pool of an executor: workers are started, given the library, watched, ended.
+//! The worker pool of an executor: workers are started, given a plan and the library, watched, ended.
 //!
 //! ```text
+//!   first worker ──dials the manager──▶ plan ──┐
+//!   the others                      plan ──────┴──dial manager, client──▶ library ──▶ serve
 //!   thread ──reports its end (`WorkerEnded`)──▶ thread_local destructors ──▶ joined ──▶ destructors of the process
 //!      └──gone without a report: a function has ended it ──▶ the process ends (`vanished`)
 //! ```
@@ -13,7 +15,7 @@ use std::sync::{Arc, Mutex, OnceLock, TryLockError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use rdmalib::{CompletionQueue, Device, Waker};
+use rdmalib::{CompletionQueue, Device, Domain, Waker};
 use rfaas_call::callee::{Callee, ServiceEnd, request_queue};
 
 use crate::account::{Account, Published};
@@ -23,7 +25,7 @@ use crate::events::{Notifier, ThreadEvent};
 use crate::fatal;
 use crate::library::{Library, MAX_GUARDS};
 use crate::limits;
-use crate::plan::Plan;
+use crate::plan::{Plan, StandbyPlan};
 use crate::sync::{AtomicBool, Ordering};
 use crate::watch::{News, Watch};
 use crate::worker::{self, Worker, WorkerShare, WorkerStartError, locked};
@@ -43,10 +45,12 @@ const LONG_CALL_NS: u64 = 500 * MS;
 struct WorkerHandle {
     account: Arc<Mutex<Account>>,
     published: Arc<Published>,
-    waker: Waker,
+    /// Once it has a plan.
+    waker: Option<Waker>,
+    tasks: Sender<Task>,
     library: Sender<Arc<Library>>,
     /// Its thread among those of this process, once that runs.
-    task: Arc<OnceLock<PathBuf>>,
+    place: Arc<OnceLock<PathBuf>>,
     ended: bool,
 }
 
@@ -57,75 +61,109 @@ pub struct WorkerPool {
     threads: Vec<JoinHandle<()>>,
     stop: Arc<AtomicBool>,
     notifier: Notifier,
+    standby: Arc<StandbyPlan>,
+    device: Device,
+    /// Of the connections to the manager.
+    domain: Domain,
 }
 
 /// What a worker's thread starts with.
 struct WorkerStart {
     index: u16,
-    cpu: Option<usize>,
-    plan: Arc<Plan>,
+    standby: Arc<StandbyPlan>,
     device: Device,
-    max_guards: usize,
     account: Arc<Mutex<Account>>,
     published: Arc<Published>,
-    requests: CompletionQueue,
+    tasks: Receiver<Task>,
     library: Receiver<Arc<Library>>,
-    task: Arc<OnceLock<PathBuf>>,
+    /// Set to where this thread is to be found.
+    place: Arc<OnceLock<PathBuf>>,
     notifier: Notifier,
     stop: Arc<AtomicBool>,
 }
 
-/// Makes a completion queue for the ends of the connections to the manager: the workers', and that of the signs
-/// of life.
-pub fn manager_ends(device: &Device, plan: &Plan) -> rdmalib::Result<CompletionQueue> {
-    device.completion_queue(plan.workers.len() as u32 + 1) // at most 65,536
+/// What a worker is to do.
+#[derive(Debug)]
+struct Task {
+    plan: Arc<Plan>,
+    requests: CompletionQueue,
+    max_guards: usize,
 }
 
 impl WorkerPool {
-    /// Starts a thread for each worker of the plan, which dials manager and client and then waits for
-    /// the library. `notifier` gets what becomes of it.
+    /// Starts the thread of the first worker, which dials the manager and then waits for its part. `notifier` gets
+    /// what becomes of it, and of the others. The ends of the connections to the manager complete into
+    /// `manager_ends`.
     pub fn start(
-        plan: &Arc<Plan>,
+        standby: &Arc<StandbyPlan>,
         device: &Device,
         manager_ends: &CompletionQueue,
         notifier: &Notifier,
     ) -> Result<WorkerPool, PoolError> {
-        let domain = device.domain()?;
+        let mut pool = WorkerPool {
+            members: Vec::new(),
+            threads: Vec::new(),
+            stop: Arc::new(AtomicBool::new(false)),
+            notifier: notifier.clone(),
+            standby: standby.clone(),
+            device: device.clone(),
+            domain: device.domain()?,
+        };
+        pool.start_worker(manager_ends)?;
+        Ok(pool)
+    }
+
+    /// Gives the workers their parts of `plan`: they dial the client, and all but the first the manager before.
+    pub fn assign(
+        &mut self,
+        plan: &Arc<Plan>,
+        manager_ends: &CompletionQueue,
+    ) -> Result<(), PoolError> {
         let max_guards = MAX_GUARDS / plan.workers.len();
-        let stack_bytes = limits::stack_bytes();
-        let stop = Arc::new(AtomicBool::new(false));
-        let mut members = Vec::with_capacity(plan.workers.len());
-        let mut threads = Vec::with_capacity(plan.workers.len());
-        for (index, cpu) in plan.workers.iter().enumerate() {
-            let account = Arc::new(Mutex::new(Account::new(device, &domain, manager_ends)?));
-            let published = Arc::new(Published::default());
-            let requests = request_queue(device, &plan.layout)?;
-            let waker = requests.waker();
-            let (library, receiver) = mpsc::channel();
-            let task = Arc::new(OnceLock::new());
-            let start = WorkerStart {
-                index: index as u16, // at most 65,535
-                cpu: *cpu,
-                plan: plan.clone(),
-                device: device.clone(),
-                max_guards,
-                account: account.clone(),
-                published: published.clone(),
-                requests,
-                library: receiver,
-                task: task.clone(),
-                notifier: notifier.clone(),
-                stop: stop.clone(),
-            };
-            let notifier = notifier.clone();
-            let thread = thread::Builder::new().name(format!("worker-{index}"));
-            threads.push(thread.stack_size(stack_bytes).spawn(move || {
-                let end = work(start);
-                notifier.tell(ThreadEvent::WorkerEnded { worker: index, end });
-            })?);
-            members.push(WorkerHandle { account, published, waker, library, task, ended: false });
+        for index in 0..plan.workers.len() {
+            if index == self.members.len() {
+                self.start_worker(manager_ends)?;
+            }
+            let requests = request_queue(&self.device, &plan.layout)?;
+            let member = &mut self.members[index];
+            member.waker = Some(requests.waker());
+            let task = Task { plan: plan.clone(), requests, max_guards };
+            let _ = member.tasks.send(task); // one that has ended needs none
         }
-        Ok(WorkerPool { members, threads, stop, notifier: notifier.clone() })
+        Ok(())
+    }
+
+    fn start_worker(&mut self, manager_ends: &CompletionQueue) -> Result<(), PoolError> {
+        let index = self.members.len();
+        let account = Account::new(&self.device, &self.domain, manager_ends)?;
+        let account = Arc::new(Mutex::new(account));
+        let published = Arc::new(Published::default());
+        let (tasks, of_worker) = mpsc::channel();
+        let (library, receiver) = mpsc::channel();
+        let place = Arc::new(OnceLock::new());
+        let start = WorkerStart {
+            index: index as u16, // at most 65,535
+            standby: self.standby.clone(),
+            device: self.device.clone(),
+            account: account.clone(),
+            published: published.clone(),
+            tasks: of_worker,
+            library: receiver,
+            place: place.clone(),
+            notifier: self.notifier.clone(),
+            stop: self.stop.clone(),
+        };
+        let notifier = self.notifier.clone();
+        let thread = thread::Builder::new().name(format!("worker-{index}"));
+        self.threads.push(thread.stack_size(limits::stack_bytes()).spawn(move || {
+            let end = work(start);
+            notifier.tell(ThreadEvent::WorkerEnded { worker: index, end });
+        })?);
+        let waker = None;
+        let member =
+            WorkerHandle { account, published, waker, tasks, library, place, ended: false };
+        self.members.push(member);
+        Ok(())
     }
 
     /// Lets the workers begin.
@@ -146,8 +184,8 @@ impl WorkerPool {
     /// function has ended the thread, by a raw exit(2), or with seccomp(2).
     pub fn vanished(&self) -> Option<usize> {
         let gone = |member: &WorkerHandle| {
-            let task = member.task.get().filter(|_| !member.ended);
-            task.is_some_and(|task| matches!(fs::exists(task), Ok(false)))
+            let place = member.place.get().filter(|_| !member.ended);
+            place.is_some_and(|place| matches!(fs::exists(place), Ok(false)))
         };
         self.members.iter().position(gone)
     }
@@ -179,8 +217,10 @@ impl WorkerPool {
     pub fn stop(&mut self, watch: &mut Watch) -> io::Result<bool> {
         self.stop.store(true, Ordering::Relaxed);
         self.members.iter_mut().for_each(|member| {
-            member.library = mpsc::channel().0; // one that still waits for the library waits in vain
-            member.waker.wake();
+            // One that still waits for its part or for the library waits in vain.
+            member.tasks = mpsc::channel().0;
+            member.library = mpsc::channel().0;
+            member.waker.iter().for_each(Waker::wake);
         });
         let start = Instant::now();
         let deadline = start + STOP_TIMEOUT;
@@ -262,7 +302,7 @@ pub fn log_end(worker: usize, end: &Result<ServiceEnd, WorkerStartError>) {
 }
 
 /// Returns where this thread is to be found as long as it lives. `None`: nothing will miss it.
-fn task_of_this_thread() -> Option<PathBuf> {
+fn place_of_this_thread() -> Option<PathBuf> {
     // A link to "PID/task/TID", in the numbers of whichever namespace this /proc shows.
     Some(Path::new("/proc").join(fs::read_link("/proc/thread-self").ok()?))
 }
@@ -270,29 +310,35 @@ fn task_of_this_thread() -> Option<PathBuf> {
 /// Runs a worker's thread from its begin to its end.
 fn work(start: WorkerStart) -> Result<ServiceEnd, WorkerStartError> {
     fatal::note_stack();
-    if let Some(task) = task_of_this_thread() {
-        let _ = start.task.set(task); // nobody else does
+    if let Some(place) = place_of_this_thread() {
+        let _ = start.place.set(place); // nobody else does
     }
-    let cpus = match start.cpu {
+    let (account, index) = (&start.account, start.index);
+    locked(account).connect(&start.standby)?;
+    if index == 0 {
+        start.notifier.tell(ThreadEvent::CountsHere);
+    }
+    let Ok(Task { plan, requests, max_guards }) = start.tasks.recv() else {
+        return Ok(ServiceEnd::Stopped);
+    };
+    let cpus = match plan.workers[usize::from(index)] {
         Some(cpu) => {
             pin(cpu);
             None
         }
         None => Cpus::of_this_thread().ok(), // unknown: it stays where the scheduler puts it
     };
-    let (plan, account) = (&start.plan, &start.account);
-    let mut connection = worker::prepare(&start.device, plan, start.max_guards, &start.requests)?;
-    locked(account).connect(plan)?;
-    worker::connect(&mut connection, plan, start.index)?;
-    start.notifier.tell(ThreadEvent::Connected);
+    let mut connection = worker::prepare(&start.device, &plan, max_guards, &requests)?;
+    worker::connect(&mut connection, &plan, index)?;
+    start.notifier.tell(ThreadEvent::WorkerConnected);
     let Ok(library) = start.library.recv() else { return Ok(ServiceEnd::Stopped) };
     let share = WorkerShare { account, published: &start.published, stop: &start.stop };
     let mut worker = Worker::new(&library, plan.spin, cpus, share);
-    let mut callee = Callee::new(connection, start.requests);
+    let mut callee = Callee::new(connection, requests);
     let end = worker.serve(&mut callee);
     let totals = worker.meter().used().totals();
     if !locked(account).close(&totals, CLOSE_TIMEOUT) {
-        tracing::debug!(worker = start.index, ?totals, "the manager does not have the last counts");
+        tracing::debug!(worker = index, ?totals, "the manager does not have the last counts");
     }
     // Only now: it may take long to take down, which is not time of the worker.
     drop(callee);

@@ -6,17 +6,21 @@
 //!   client ──────────┼──▶ next ──▶ News
 //!   manager ─────────┘
 //! ```
-//! The ends of client and manager are reported once each.
+//! * The ends of client and manager are reported once each.
+//! * As long as this process stands by, the manager is heard over a channel too, which is closed when there is an
+//!   assignment. The connection to the client is not connected then, and nothing comes of it.
 
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 use rdmalib::{CompletionQueue, Notify};
+use rfaas_program::local_channel::LocalChannel;
 use rfaas_protocol::channel::{Channel, ChannelError, Incoming};
-use rfaas_protocol::{Malformed, MessageKind};
+use rfaas_protocol::launch::{FromStandby, ToStandby};
+use rfaas_protocol::{Empty, Malformed, MessageKind};
 
 use crate::events::{ThreadEvent, ThreadEvents};
 use crate::signals::Signals;
@@ -32,8 +36,10 @@ pub enum News {
     Written(u32),
     /// The client is gone, or does not follow the protocol.
     ClientGone(ChannelError),
-    /// The executor manager ended an accounting connection: it is gone.
+    /// The executor manager ended an accounting connection, or the channel: it is gone.
     ManagerGone,
+    /// It has a lease for this process, which came with these.
+    Assigned(Vec<OwnedFd>),
     /// Nothing, until the time was up.
     Nothing,
 }
@@ -62,6 +68,8 @@ pub struct Watch {
     pub client: Channel,
     /// Where the ends of the connections to the manager complete.
     manager: CompletionQueue,
+    /// Where it says what to work for; `None`: that is known.
+    standby: Option<LocalChannel>,
     client_gone: bool,
     manager_gone: bool,
 }
@@ -73,8 +81,22 @@ impl Watch {
         events: ThreadEvents,
         client: Channel,
         manager: CompletionQueue,
+        standby: Option<LocalChannel>,
     ) -> Self {
-        Watch { signals, events, client, manager, client_gone: false, manager_gone: false }
+        let (client_gone, manager_gone) = (false, false);
+        Watch { signals, events, client, manager, standby, client_gone, manager_gone }
+    }
+
+    /// Returns where the ends of the connections to the manager complete.
+    pub fn manager_ends(&self) -> &CompletionQueue {
+        &self.manager
+    }
+
+    /// Tells the manager that this process stands by.
+    pub fn tell_ready(&self) {
+        if let Some(standby) = &self.standby {
+            let _ = standby.send(&FromStandby::Ready(Empty {}), &[]); // that it is gone is heard
+        }
     }
 
     /// Returns what happens next, within `timeout`.
@@ -120,6 +142,17 @@ impl Watch {
             self.manager_gone = true;
             return Ok(Some(News::ManagerGone));
         }
+        if let Some(standby) = &self.standby {
+            let said = standby.try_receive::<ToStandby>();
+            if !matches!(said, Ok(None)) {
+                self.standby = None;
+            }
+            return Ok(match said {
+                Ok(None) => None,
+                Ok(Some((ToStandby::Assign(_), given))) => Some(News::Assigned(given)),
+                Err(_) => Some(News::ManagerGone),
+            });
+        }
         Ok(None)
     }
 
@@ -138,6 +171,7 @@ impl Watch {
         let timeout = timeout + Duration::from_micros(999);
         let timeout = PollTimeout::try_from(timeout).unwrap_or(PollTimeout::MAX);
         let mut fds = vec![self.signals.as_fd(), self.events.as_fd()];
+        fds.extend(self.standby.as_ref().map(AsFd::as_fd));
         if !self.client_gone {
             fds.push(self.client.as_fd());
         }

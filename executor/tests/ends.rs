@@ -186,9 +186,9 @@ fn an_exception_that_nobody_catches_says_what_it_is() {
 fn limited(megabytes: u32) -> Session {
     let (setup, code) = (Setup::default(), compile("tests/functions/memory.cpp", &[]));
     let directory = tempfile::tempdir().unwrap();
-    let input = directory.path().join("assignment.json");
-    let mut session = Session::spawn_by(&setup, &code, |assignment| {
-        fs::write(&input, assignment).unwrap();
+    let input = directory.path().join("instructions.json");
+    let mut session = Session::spawn_by(&setup, &code, |instructions| {
+        fs::write(&input, instructions).unwrap();
         Command::new("sh")
             .args(["-c", &format!(r#"ulimit -d {}; exec "$0" < "$1""#, megabytes << 10)])
             .arg(env!("CARGO_BIN_EXE_executor"))

@@ -21,7 +21,7 @@ use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant};
 use std::{env, fs, io, slice, thread};
 
-use common::{DEADLINE, Manager, Session, Setup, assignment, compile, device, spawn, spawn_as};
+use common::{DEADLINE, Manager, Session, Setup, compile, device, instructions, spawn, spawn_as};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rdmalib::{Access, ConnectRequest, Device, Domain, RemoteAddress};
@@ -30,6 +30,7 @@ use rfaas_call::caller::{
     Accepted, Call, CallError, CallLimits, Called, Caller, Calls, Driver, End, Failure,
     InputBuffer, OutputBuffer, Owner, SlotNeeds, Workers, completion_queue,
 };
+use rfaas_protocol::assignment::Instructions;
 use rfaas_protocol::channel::{Channel, Incoming};
 use rfaas_protocol::session::{ExecutorHello, FromExecutor, WorkerHello};
 use rfaas_protocol::{Empty, Hello, Role, parse_prefix};
@@ -61,11 +62,11 @@ impl Pair {
         fs::write(path("y.so"), common::faulty()).unwrap();
         let manager_of_y = manage_y(device());
         let code = compile("tests/functions/relay.c", &[]);
-        let mut x = Session::spawn_by(&setup(), &code, |assignment| {
+        let mut x = Session::spawn_by(&setup(), &code, |instructions| {
             let mut command = Command::new(env::current_exe().unwrap());
             command.args(["process_x", "--exact", "--ignored", "--nocapture"]);
             command.env("RELAY_ADDRESS", path("address")).env("RELAY_FILES", files.path());
-            spawn_as(command.env("RELAY_MANAGER", manager_of_y.to_string()), assignment)
+            spawn_as(command.env("RELAY_MANAGER", manager_of_y.to_string()), instructions)
         });
         x.connect(&setup(), &code);
         x.functions = x.listed().expect("the library is loaded");
@@ -186,8 +187,10 @@ fn process_x() {
     let address = relay as extern "C" fn(u32, *const u8, u32, *mut u8) -> u32 as usize;
     fs::write(files.join("address"), format!("{address:x}")).unwrap();
     // From here on it is an executor.
-    let assignment = serde_json::from_reader(io::stdin()).unwrap();
-    let ended = executor::run(assignment, executor::GivenFile::Absent, None).expect("an executor");
+    let instructions: Instructions = serde_json::from_reader(io::stdin()).unwrap();
+    let assignment = instructions.assignment.expect("there is a lease");
+    let work = executor::Work::Assigned(assignment, executor::GivenFile::Absent);
+    let ended = executor::run(instructions.standby, work, None).expect("an executor");
     executor::leave_at_once(ended.status)
 }
 
@@ -197,8 +200,8 @@ impl CallerOfY {
         let (device, setup, code) = (device(), setup(), fs::read(library).unwrap());
         let mut listener = device.listen(0).unwrap();
         let manager = env::var("RELAY_MANAGER").unwrap().parse().unwrap();
-        let assignment = assignment(&setup, manager, listener.local_addr(), &code);
-        let child = spawn(&serde_json::to_string(&assignment).unwrap(), &[]);
+        let instructions = instructions(&setup, manager, listener.local_addr(), &code);
+        let child = spawn(&serde_json::to_string(&instructions).unwrap(), &[]);
         fs::write(pid, child.id().to_string()).unwrap();
 
         let domain = device.domain().unwrap();

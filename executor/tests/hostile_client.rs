@@ -21,10 +21,10 @@ const MEMORY_KIB: i64 = 256 << 10;
 fn two_gigabytes_of_code_that_are_announced_and_not_sent_take_no_memory() {
     let byte = [0x7f];
     let setup = Setup::default();
-    let mut session = Session::spawn_by(&setup, &byte, |assignment| {
+    let mut session = Session::spawn_by(&setup, &byte, |instructions| {
         let announced = format!("\"code_bytes\":{ANNOUNCED}");
-        let lies = assignment.replace("\"code_bytes\":1", &announced);
-        assert!(lies.contains(&announced), "{assignment}");
+        let lies = instructions.replace("\"code_bytes\":1", &announced);
+        assert!(lies.contains(&announced), "{instructions}");
         spawn(&lies, &setup.env)
     });
     session.connect_control(&setup, &byte, Duration::ZERO);

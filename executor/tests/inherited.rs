@@ -118,9 +118,9 @@ fn a_worker_has_as_much_stack_as_the_limit_says() {
     let code = compile("tests/functions/deep.c", &[]);
     let setup = Setup::default();
     let directory = tempfile::tempdir().unwrap();
-    let input = directory.path().join("assignment.json");
-    let mut session = Session::spawn_by(&setup, &code, |assignment| {
-        std::fs::write(&input, assignment).unwrap();
+    let input = directory.path().join("instructions.json");
+    let mut session = Session::spawn_by(&setup, &code, |instructions| {
+        std::fs::write(&input, instructions).unwrap();
         Command::new("sh")
             .args(["-c", r#"ulimit -S -s 40000; exec "$0" < "$1""#])
             .arg(env!("CARGO_BIN_EXE_executor"))
@@ -139,10 +139,10 @@ fn a_worker_has_as_much_stack_as_the_limit_says() {
 fn a_node_without_proc_is_told() {
     let (setup, code) = (Setup::default(), code());
     let hidden = r#"mount -t tmpfs none /proc && exec "$0""#;
-    let mut session = Session::spawn_by(&setup, &code, |assignment| {
+    let mut session = Session::spawn_by(&setup, &code, |instructions| {
         let mut unshare = Command::new("unshare");
         unshare.args(["--mount", "--map-root-user", "sh", "-c", hidden]);
-        common::spawn_as(unshare.arg(env!("CARGO_BIN_EXE_executor")), assignment)
+        common::spawn_as(unshare.arg(env!("CARGO_BIN_EXE_executor")), instructions)
     });
     session.connect(&setup, &code);
     let told = session.listed().unwrap_err();

@@ -33,10 +33,10 @@ fn file(code: &[u8], sealed: SealFlag) -> File {
 }
 
 /// An executor that is started with this file, and with this pipe's end if it is to fill it.
-fn spawn(assignment: &str, library: &File, filled: Option<&File>, setup: &Setup) -> Child {
-    let mut assignment: serde_json::Value = serde_json::from_str(assignment).unwrap();
+fn spawn(instructions: &str, library: &File, filled: Option<&File>, setup: &Setup) -> Child {
+    let mut instructions: serde_json::Value = serde_json::from_str(instructions).unwrap();
     let kind = if filled.is_some() { LibraryFile::Empty } else { LibraryFile::Sealed };
-    assignment["library"] = serde_json::to_value(kind).unwrap();
+    instructions["assignment"]["library"] = serde_json::to_value(kind).unwrap();
     let of_ours = |file: &File| format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd());
     let mut script = "exec \"$0\" 3<>".to_owned() + &of_ours(library);
     if let Some(filled) = filled {
@@ -48,15 +48,15 @@ fn spawn(assignment: &str, library: &File, filled: Option<&File>, setup: &Setup)
     let mut shell = Command::new("sh");
     shell.args(["-c", &script, env!("CARGO_BIN_EXE_executor")]);
     shell.envs(setup.env.iter().map(|(key, value)| (key, value)));
-    spawn_as(&mut shell, &assignment.to_string())
+    spawn_as(&mut shell, &instructions.to_string())
 }
 
 /// An executor that is to fill `library`; what it closes then is at its end for the one that is returned.
 fn spawn_to_fill(code: &[u8], library: &File, setup: &Setup) -> (Session, File) {
     let (filled, of_executor) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).unwrap();
     let of_executor = File::from(of_executor);
-    let session = Session::spawn_by(setup, code, |assignment| {
-        spawn(assignment, library, Some(&of_executor), setup)
+    let session = Session::spawn_by(setup, code, |instructions| {
+        spawn(instructions, library, Some(&of_executor), setup)
     });
     // The shell has opened its own by the time that the executor dials.
     wait_for("descriptor 4", || {
@@ -80,8 +80,9 @@ fn is_closed(mut filled: &File) -> bool {
 fn a_library_that_the_node_has_is_loaded_without_code_of_the_client() {
     let (setup, code) = (Setup::default(), faulty());
     let library = file(&code, seals());
-    let mut session =
-        Session::spawn_by(&setup, &code, |assignment| spawn(assignment, &library, None, &setup));
+    let mut session = Session::spawn_by(&setup, &code, |instructions| {
+        spawn(instructions, &library, None, &setup)
+    });
     session.connect(&setup, &code);
     assert_eq!(session.code_from, Some(CodeFrom::Node));
     session.functions = session.listed().unwrap();
@@ -135,8 +136,8 @@ fn a_file_that_can_change_or_is_of_another_size_is_not_loaded() {
         file(&code[1..], seals()),
         file(b"", seals()),
     ] {
-        let mut session = Session::spawn_by(&setup, &code, |assignment| {
-            spawn(assignment, &library, None, &setup)
+        let mut session = Session::spawn_by(&setup, &code, |instructions| {
+            spawn(instructions, &library, None, &setup)
         });
         session.connect(&setup, &code);
         let error = session.listed().unwrap_err();
@@ -149,11 +150,11 @@ fn a_file_that_can_change_or_is_of_another_size_is_not_loaded() {
 #[test]
 fn an_executor_that_is_not_given_the_file_it_is_told_of_says_so() {
     let (setup, code) = (Setup::default(), faulty());
-    let mut session = Session::spawn_by(&setup, &code, |assignment| {
-        let assignment = assignment.replace("\"absent\"", "\"sealed\"");
+    let mut session = Session::spawn_by(&setup, &code, |instructions| {
+        let instructions = instructions.replace("\"absent\"", "\"sealed\"");
         spawn_as(
             Command::new("sh").args(["-c", "exec \"$0\" 3<&-", env!("CARGO_BIN_EXE_executor")]),
-            &assignment,
+            &instructions,
         )
     });
     let mut said = String::new();

@@ -9,8 +9,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use common::{DEADLINE, Session, Setup, compile, eventually, faulty, spawn, wait_for};
-use rfaas_protocol::assignment::Assignment;
-use rfaas_protocol::assignment::MANAGER_LOST;
+use rfaas_protocol::assignment::{Instructions, MANAGER_LOST};
 use zerocopy::IntoBytes;
 
 /// Milliseconds in nanoseconds.
@@ -331,23 +330,25 @@ fn workers_are_pinned_to_the_cpus_of_the_assignment() {
 }
 
 #[test]
-fn a_bad_assignment_is_one_line_and_status_2() {
+fn bad_instructions_are_one_line_and_status_2() {
     let setup = Setup::default();
     let address = "127.0.0.1:1".parse().unwrap();
-    let mut good = common::assignment(&setup, address, address, b"code");
-    let json = |assignment: &Assignment| serde_json::to_string(assignment).unwrap();
+    let mut good = common::instructions(&setup, address, address, b"code");
+    let json = |good: &Instructions| serde_json::to_string(good).unwrap();
     let mut inputs = vec![
-        (String::new(), "assignment"),
-        ("{".into(), "assignment"),
-        ("[1, 2]".into(), "assignment"),
+        (String::new(), "instructions"),
+        ("{".into(), "instructions"),
+        ("[1, 2]".into(), "instructions"),
         (json(&good).replace("lease", "lise"), "lise"),
-        (json(&good)[..40].into(), "assignment"),
+        (json(&good)[..40].into(), "instructions"),
     ];
-    good.workers = 0;
+    good.assignment.as_mut().unwrap().workers = 0;
     inputs.push((json(&good), "workers"));
-    good.workers = 1;
-    good.device.provider = "verb".into();
+    good.assignment.as_mut().unwrap().workers = 1;
+    good.standby.device.provider = "verb".into();
     inputs.push((json(&good), "provider"));
+    good.assignment = None; // and no channel over which it comes
+    inputs.push((json(&good), "manager's channel"));
     for (input, words) in inputs {
         let child = spawn(&input, &[]);
         let output = child.wait_with_output().unwrap();
@@ -381,8 +382,8 @@ fn help_says_who_starts_it() {
 fn peers_that_are_not_there_are_one_line_and_status_1() {
     let setup = Setup::default();
     let address = "127.0.0.1:1".parse().unwrap();
-    let assignment = common::assignment(&setup, address, address, b"code");
-    let child = spawn(&serde_json::to_string(&assignment).unwrap(), &[]);
+    let instructions = common::instructions(&setup, address, address, b"code");
+    let child = spawn(&serde_json::to_string(&instructions).unwrap(), &[]);
     let output = child.wait_with_output().unwrap();
     let error = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1));
@@ -419,9 +420,9 @@ fn it_dies_with_its_manager() {
     let setup = Setup { hot_timeout_ms: -1, ..Setup::default() };
     let code = faulty();
     let dir = tempfile::tempdir().unwrap();
-    let input = dir.path().join("assignment.json");
-    let mut session = Session::spawn_by(&setup, &code, |assignment| {
-        std::fs::write(&input, assignment).unwrap();
+    let input = dir.path().join("instructions.json");
+    let mut session = Session::spawn_by(&setup, &code, |instructions| {
+        std::fs::write(&input, instructions).unwrap();
         // A shell in the manager's place.
         Command::new("sh")
             .args(["-c", r#""$0" < "$1" & echo $!; wait"#, env!("CARGO_BIN_EXE_executor")])

@@ -19,7 +19,7 @@ use rfaas_protocol::isolation::{
     IsolationReport, Layer, Layers, NetworkPolicy, SandboxSettings, UserRange,
 };
 use rfaas_protocol::launch::{
-    Ended, FromGuardian, FromZygote, Speaks, Start, ToGuardian, ToZygote, ZygoteSettings,
+    Ended, FromGuardian, FromZygote, Speaks, ToGuardian, ToZygote, ZygoteSettings,
 };
 use rfaas_protocol::{Empty, VERSION};
 
@@ -62,14 +62,14 @@ impl Zygote {
         (zygote, report.active)
     }
 
-    /// Asks for an executor, whose assignment is nonsense; returns what it prints, and its
+    /// Asks for an executor, whose instructions are nonsense; returns what it prints, and its
     /// lifeline.
     fn ask(&self) -> (UnixStream, LocalChannel) {
-        let input = to_file(c"assignment", &"nonsense").unwrap();
+        let input = to_file(c"instructions", &"nonsense").unwrap();
         let (printed, output) = UnixStream::pair().unwrap();
         let (lifeline, theirs) = LocalChannel::pair().unwrap();
         let given = [input.as_fd(), output.as_fd(), output.as_fd(), theirs.as_fd()];
-        self.channel.send(&ToZygote::Start(Start { lease: 1.into() }), &given).unwrap();
+        self.channel.send(&ToZygote::Start(Empty {}), &given).unwrap();
         (printed, lifeline)
     }
 
@@ -99,7 +99,7 @@ fn all_of(mut printed: UnixStream) -> String {
     text
 }
 
-/// The exit status of an executor whose assignment makes no sense.
+/// The exit status of an executor whose instructions make no sense.
 const BAD_INPUT: i32 = 2;
 
 #[test]
@@ -111,7 +111,7 @@ fn a_child_is_the_managers_and_its_end_is_told() {
     go(&lifeline);
     assert_eq!(waitpid(child, None).unwrap(), WaitStatus::Exited(child, BAD_INPUT));
     let text = all_of(printed);
-    assert!(text.starts_with("error: assignment on standard input"), "{text}");
+    assert!(text.starts_with("error: instructions on standard input"), "{text}");
     // An executor without a guardian does not have it; the zygote closes its own when it has answered.
     eventually("nobody has the lifeline", || lifeline.is_gone());
     zygote.ends();
@@ -129,7 +129,7 @@ fn a_guardian_tells_how_its_executor_ended() {
         let (FromGuardian::Ended(told), _) = lifeline.receive(None).unwrap();
         assert_eq!(told, Ended { signal: 0.into(), status: (BAD_INPUT as u32).into() });
         let text = all_of(printed);
-        assert!(text.starts_with("error: assignment on standard input"), "{text}");
+        assert!(text.starts_with("error: instructions on standard input"), "{text}");
     }
     zygote.ends();
 }

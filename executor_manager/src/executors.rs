@@ -12,7 +12,8 @@ use nix::sys::signal::Signal;
 use rdmalib::{ConnectRequest, Device};
 use rfaas_protocol::Secret;
 use rfaas_protocol::assignment::{
-    AssignedDevice, AssignedSandbox, Assignment, HexSecret, MANAGER_LOST, MEMORY_LIMIT,
+    AssignedDevice, AssignedSandbox, Assignment, HexSecret, Instructions, MANAGER_LOST, MEMORY_LIMIT,
+    Standby,
 };
 use rfaas_protocol::channel::refuse;
 use rfaas_protocol::heartbeat::{Beats, Heartbeat};
@@ -112,20 +113,14 @@ impl Executors {
         (workers, memory): (u16, u32),
         pins: Option<Vec<usize>>,
     ) -> Result<i32, String> {
-        let sandbox = self.sandbox(memory)?;
+        let sandbox = self.sandbox()?;
         let account = ExecutorAccount::new(&self.device, workers)
             .map_err(|error| format!("no counters for the executor: {}", describe(&error)))?;
-        let spec = self.device.spec();
+        let user = sandbox.as_ref().map(|sandbox| sandbox.user);
+        let standby = self.standby(&account, workers, sandbox);
         let assignment = Assignment {
             lease: lease.get(),
-            device: AssignedDevice {
-                name: spec.name.clone(),
-                provider: spec.provider.to_string(),
-                ip_address: spec.ip_address,
-                max_inline_data: spec.max_inline_data,
-            },
-            manager: self.manager,
-            manager_secret: HexSecret(account.secret()),
+            memory,
             client: deployment.client,
             session_secret: HexSecret(deployment.session),
             workers,
@@ -137,14 +132,10 @@ impl Executors {
             code_hash: deployment.code_hash,
             library: library.kind(),
             hot_timeout_ms: deployment.hot_timeout_ms,
-            open_files: self.open_files,
-            heartbeat_ms: self.heartbeat.period_ms(),
-            silence_ms: self.heartbeat.silence_ms(),
-            sandbox,
         };
-        let user = assignment.sandbox.as_ref().map(|sandbox| sandbox.user);
-        let process =
-            self.launcher.start(&assignment, library).map_err(|error| error.to_string())?;
+        let instructions = Instructions { standby, assignment: Some(assignment) };
+        let process = self.launcher.start(lease.get(), &instructions, library);
+        let process = process.map_err(|error| error.to_string())?;
         let pid = process.pid();
         if self.running.is_empty() {
             self.beat_at = Instant::now() + self.heartbeat.period;
@@ -156,15 +147,40 @@ impl Executors {
         Ok(pid)
     }
 
-    /// Returns the sandbox of one more executor, of a lease of so much memory: with a user whom no other has.
-    fn sandbox(&mut self, memory: u32) -> Result<Option<AssignedSandbox>, String> {
+    /// Returns what an executor of `most_workers` has to know before it has a lease.
+    fn standby(
+        &self,
+        account: &ExecutorAccount,
+        most_workers: u16,
+        sandbox: Option<AssignedSandbox>,
+    ) -> Standby {
+        let spec = self.device.spec();
+        Standby {
+            device: AssignedDevice {
+                name: spec.name.clone(),
+                provider: spec.provider.to_string(),
+                ip_address: spec.ip_address,
+                max_inline_data: spec.max_inline_data,
+            },
+            manager: self.manager,
+            manager_secret: HexSecret(account.secret()),
+            most_workers,
+            open_files: self.open_files,
+            heartbeat_ms: self.heartbeat.period_ms(),
+            silence_ms: self.heartbeat.silence_ms(),
+            sandbox,
+        }
+    }
+
+    /// Returns the sandbox of one more executor: with a user whom no other has.
+    fn sandbox(&mut self) -> Result<Option<AssignedSandbox>, String> {
         let Some(settings) = &self.settings else { return Ok(None) };
         let used: BTreeSet<u32> =
             self.running.values().filter_map(|running| running.user).collect();
         let count = settings.users.count;
         let user = free_user(self.next_user, count, &used)
             .ok_or_else(|| format!("all {count} users of executor.users have an executor"))?;
-        let sandbox = AssignedSandbox { settings: settings.clone(), memory, user };
+        let sandbox = AssignedSandbox { settings: settings.clone(), user };
         self.next_user = user.wrapping_add(1);
         Ok(Some(sandbox))
     }

@@ -73,7 +73,7 @@ fn executors_get_secrets_that_nobody_guesses() {
     let mut seen = BTreeSet::new();
     for _ in 0..5 {
         client.claim(unsigned(1));
-        seen.insert(node.assignment().manager_secret.0.0);
+        seen.insert(node.instructions().standby.manager_secret.0.0);
         client.release();
     }
     assert_eq!(seen.len(), 5);

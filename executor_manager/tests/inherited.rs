@@ -127,7 +127,7 @@ fn the_executor_learns_the_limit_of_descriptors_that_the_operator_has_set() {
     let node = Setup::new(OBEDIENT).start_after("ulimit -S -n 321");
     let mut client = node.client();
     client.claim(unsigned(1));
-    assert_eq!(node.assignment().open_files, 321);
+    assert_eq!(node.instructions().standby.open_files, 321);
 }
 
 #[test]
@@ -135,8 +135,8 @@ fn the_fewest_descriptors_serve_a_lease() {
     let node = Setup::new(OBEDIENT).start_after("ulimit -n 64");
     let mut client = node.client();
     client.claim(unsigned(1));
-    let assignment = node.assignment();
-    Worker::connect(assignment.manager, assignment.manager_secret.0).unwrap();
+    let standby = node.instructions().standby;
+    Worker::connect(standby.manager, standby.manager_secret.0).unwrap();
     client.release();
     node.stop();
 }

@@ -11,6 +11,7 @@ use nix::unistd::Pid;
 use rdmalib::Status;
 use rfaas_protocol::accounting::{COUNTERS_BYTES, EXECUTION_NS, HOT_POLLING_NS, INVOCATIONS};
 use rfaas_protocol::allocation::{FromClient, RefusedBecause, ToClient};
+use rfaas_protocol::assignment::Instructions;
 use rfaas_protocol::channel::{Channel, ChannelError};
 use rfaas_protocol::lease::{EndReason, Token};
 use rfaas_protocol::{Empty, Malformed, MessageKind, Role, Secret};
@@ -20,15 +21,16 @@ fn a_lease_is_claimed_used_released_and_billed() {
     let node = Node::alone(OBEDIENT);
     let mut client = node.client();
     assert_eq!(client.claim(unsigned(2)), 1);
-    let assignment = node.assignment();
+    let Instructions { standby, assignment } = node.instructions();
+    let assignment = assignment.unwrap();
     assert_eq!((assignment.lease, assignment.workers, assignment.slots), (1, 2, 4));
-    assert_eq!(assignment.manager, node.address);
+    assert_eq!((standby.manager, standby.most_workers), (node.address, 2));
     assert_eq!(assignment.client, "127.0.0.1:4000".parse().unwrap());
     assert_eq!(assignment.session_secret.0, Secret([9; 16]));
     assert_eq!(assignment.pin_to, None);
 
     for _ in 0..2 {
-        let mut worker = Worker::connect(assignment.manager, assignment.manager_secret.0).unwrap();
+        let mut worker = Worker::connect(standby.manager, standby.manager_secret.0).unwrap();
         assert_eq!(worker.add(HOT_POLLING_NS, 1_000), Status::Success);
         assert_eq!(worker.add(EXECUTION_NS, 200), Status::Success);
         assert_eq!(worker.add(INVOCATIONS, 3), Status::Success);
@@ -45,15 +47,15 @@ fn a_lease_is_claimed_used_released_and_billed() {
 
 #[test]
 fn what_an_executor_counts_when_it_is_told_to_stop_is_billed() {
-    let script = "cat > $DIR/assignment.$$ && mv $DIR/assignment.$$ $DIR/assignment
+    let script = "cat > $DIR/input.$$ && mv $DIR/input.$$ $DIR/instructions
         trap 'touch $DIR/told; while [ ! -e $DIR/counted ]; do sleep 0.005; done; exit 0' TERM
         touch $DIR/ready
         while :; do sleep 0.01; done";
     let node = Node::alone(script);
     let mut client = node.client();
     client.claim(unsigned(1));
-    let assignment = node.assignment();
-    let mut worker = Worker::connect(assignment.manager, assignment.manager_secret.0).unwrap();
+    let standby = node.instructions().standby;
+    let mut worker = Worker::connect(standby.manager, standby.manager_secret.0).unwrap();
     wait_for("the executor", || node.setup.path("ready").exists().then_some(()));
     client.send(&FromClient::Release(Empty {}));
     wait_for("SIGTERM", || node.setup.path("told").exists().then_some(()));
@@ -70,8 +72,8 @@ fn a_forged_bill_never_exceeds_the_cores_times_the_time() {
     let node = Node::alone(OBEDIENT);
     let mut client = node.client();
     client.claim(unsigned(2));
-    let assignment = node.assignment();
-    let mut worker = Worker::connect(assignment.manager, assignment.manager_secret.0).unwrap();
+    let standby = node.instructions().standby;
+    let mut worker = Worker::connect(standby.manager, standby.manager_secret.0).unwrap();
     assert_eq!(worker.add(HOT_POLLING_NS, u64::MAX), Status::Success);
     assert_eq!(worker.add(EXECUTION_NS, 1 << 60), Status::Success);
     // Nothing beyond its own counters can be written.
@@ -86,10 +88,10 @@ fn only_who_knows_the_secret_may_count_and_not_without_bound() {
     let node = Node::alone(OBEDIENT);
     let mut client = node.client();
     client.claim(unsigned(1));
-    let assignment = node.assignment();
+    let standby = node.instructions().standby;
     let refused = Worker::connect(node.address, Secret([0; 16]));
     assert!(matches!(refused.err(), Some(rdmalib::Error::Rejected { .. })));
-    let connect = || Worker::connect(node.address, assignment.manager_secret.0);
+    let connect = || Worker::connect(node.address, standby.manager_secret.0);
     let workers: Vec<_> = std::iter::from_fn(|| connect().ok()).take(100).collect();
     assert!((1..100).contains(&workers.len()), "{} connections", workers.len());
     client.release();

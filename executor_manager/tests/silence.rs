@@ -152,9 +152,9 @@ fn an_executor_that_gives_no_sign_of_life_is_killed_and_another_may_be_started()
 #[test]
 fn an_executor_that_beats_goes_on_and_sees_that_its_manager_does() {
     let (node, mut client, _) = claimed_on(OBEDIENT, SILENCE_MS);
-    let assignment = node.assignment();
-    assert_eq!((assignment.heartbeat_ms, assignment.silence_ms), (50, SILENCE_MS));
-    let mut executor = Worker::connect(node.address, assignment.manager_secret.0).unwrap();
+    let standby = node.instructions().standby;
+    assert_eq!((standby.heartbeat_ms, standby.silence_ms), (50, SILENCE_MS));
+    let mut executor = Worker::connect(node.address, standby.manager_secret.0).unwrap();
     let seen = executor.fetch_add(MANAGER_BEATS, 0);
     let start = Instant::now();
     while start.elapsed() < LONG {
@@ -172,8 +172,8 @@ fn an_executor_that_beats_goes_on_and_sees_that_its_manager_does() {
 #[test]
 fn a_manager_that_was_stopped_looks_afresh_at_its_executors() {
     let (node, mut client, pid) = claimed_on(OBEDIENT, SILENCE_MS);
-    let assignment = node.assignment();
-    let mut executor = Worker::connect(node.address, assignment.manager_secret.0).unwrap();
+    let standby = node.instructions().standby;
+    let mut executor = Worker::connect(node.address, standby.manager_secret.0).unwrap();
     stop_while_it_beats(&node, &mut client);
     for _ in 0..10 {
         executor.fetch_add(EXECUTOR_BEATS, 1);

@@ -266,7 +266,7 @@ fn what_a_lease_uses_is_told_while_it_is_used() {
     let mut link = manager.register_with(20, 60_000);
     let mut client = node.client();
     client.claim(link.signed(77, 2));
-    let first = node.assignment();
+    let first = node.instructions().standby;
     assert_eq!(link.claimed(), 77);
     let mut worker = Worker::connect(first.manager, first.manager_secret.0).unwrap();
     worker.fetch_add(INVOCATIONS, 3);
@@ -281,7 +281,7 @@ fn what_a_lease_uses_is_told_while_it_is_used() {
     kill(Pid::from_raw(node.executors(1)[0]), Signal::SIGKILL).unwrap();
     client.exited();
     client.claim(link.signed(77, 2));
-    let next = node.assignment();
+    let next = node.instructions().standby;
     let mut worker = Worker::connect(next.manager, next.manager_secret.0).unwrap();
     worker.fetch_add(INVOCATIONS, 4);
     wait_for("all calls", || (link.used().bill.invocations.get() == 7).then_some(()));

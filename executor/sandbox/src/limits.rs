@@ -10,7 +10,7 @@
 
 use std::fs;
 
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
 use rfaas_protocol::isolation::{Layer, SandboxSettings};
 
 use crate::error::{Error, failed};
@@ -25,17 +25,14 @@ pub const MAX_TASKS: u64 = 1024;
 /// Of proc_pid_oom_score_adj(5).
 const MOST_EXPENDABLE: &str = "1000";
 
-/// Sets all limits but that of file sizes.
-pub fn set(settings: &SandboxSettings, share: &Share) -> Result<(), Error> {
-    let memory = OWN_MEMORY.saturating_add(share.base).saturating_add(share.memory);
-    lower(Resource::RLIMIT_DATA, memory, "of memory")?;
+/// Sets all limits but those that depend on the share.
+pub fn set(settings: &SandboxSettings) -> Result<(), Error> {
     if settings.layers.has(Layer::User) {
         // It counts what the user has, who is shared by all executors without this layer.
         lower(Resource::RLIMIT_NPROC, MAX_TASKS, "of processes")?;
         if settings.rdma {
-            // Registered memory counts as locked, for which root has no limit, if it may raise this one.
-            setrlimit(Resource::RLIMIT_MEMLOCK, memory, memory)
-                .or_else(|_| lower(Resource::RLIMIT_MEMLOCK, memory, "of locked memory"))?;
+            // Registered memory counts as locked. Root has no limit, if it may raise this one; later nobody can.
+            let _ = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY);
         }
     }
     // When the node has no memory left, functions end before anybody else. Without /proc, they do not.
@@ -44,6 +41,16 @@ pub fn set(settings: &SandboxSettings, share: &Share) -> Result<(), Error> {
     lower(Resource::RLIMIT_RTPRIO, 0, "of real-time priorities")?;
     lower(Resource::RLIMIT_NICE, 0, "of priorities")?;
     lower(Resource::RLIMIT_MSGQUEUE, 0, "of message queues")
+}
+
+/// Sets the limits of memory.
+pub fn set_memory(settings: &SandboxSettings, share: &Share) -> Result<(), Error> {
+    let memory = OWN_MEMORY.saturating_add(share.base).saturating_add(share.memory);
+    lower(Resource::RLIMIT_DATA, memory, "of memory")?;
+    if settings.layers.has(Layer::User) && settings.rdma {
+        lower(Resource::RLIMIT_MEMLOCK, memory, "of locked memory")?;
+    }
+    Ok(())
 }
 
 /// Sets the limit of file sizes, which memory files have too: those of the device are made before.

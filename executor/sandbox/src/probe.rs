@@ -30,7 +30,7 @@ pub enum Launch {
 pub struct ProbeError(String);
 
 /// Share of an executor that is only tried.
-const TRIED: Share = Share { memory: 16 << 20, base: 16 << 20, user: 0 };
+const TRIED: Share = Share { memory: 16 << 20, base: 16 << 20 };
 
 /// Returns which of the wanted layers there are. To be called in a process with one thread.
 pub fn probe(settings: &SandboxSettings, launch: Launch) -> Result<IsolationReport, ProbeError> {
@@ -116,7 +116,7 @@ impl Probe<'_> {
                 enter(Layer::PidNamespace, CloneFlags::CLONE_NEWPID | mounts_of(&sandbox))
             });
             entered.map_err(|error| failure(&error))?;
-            attempt(|| sandbox.furnish(&TRIED).map_err(|error| failure(&error)))
+            attempt(|| sandbox.furnish(None).map_err(|error| failure(&error)))
         })
     }
 
@@ -184,8 +184,9 @@ fn put_on(sandbox: &Sandbox) -> Result<(), Error> {
 }
 
 fn put_on_entered(sandbox: &Sandbox) -> Result<(), Error> {
-    sandbox.furnish(&TRIED)?;
-    sandbox.confine(&TRIED)?;
+    sandbox.furnish(Some(TRIED.memory))?;
+    sandbox.confine(0)?;
+    sandbox.fit(&TRIED)?;
     sandbox.close(&TRIED)
 }
 

@@ -62,21 +62,36 @@ impl Sandbox {
         self.namespaces() & (CloneFlags::CLONE_NEWIPC | CloneFlags::CLONE_NEWUTS)
     }
 
-    /// Gives this process, which was cloned with [`namespaces`](Sandbox::namespaces), its own `/proc` and `/tmp`.
-    pub fn furnish(&self, share: &Share) -> Result<(), Error> {
-        view::furnish(&self.settings, share)
+    /// Gives this process, which was cloned with [`namespaces`](Sandbox::namespaces), its own `/proc` and `/tmp`, which
+    /// holds `memory` bytes or, as long as that is not known, few.
+    pub fn furnish(&self, memory: Option<u64>) -> Result<(), Error> {
+        view::furnish(&self.settings, memory)
     }
 
-    /// Drops rights: from now on this process is as little trusted as what it will load.
-    pub fn confine(&self, share: &Share) -> Result<(), Error> {
+    /// Has `/tmp` hold `memory` bytes. For a process of the same namespaces that has not dropped its rights.
+    pub fn grow(&self, memory: u64) -> Result<(), Error> {
+        view::grow(&self.settings, memory)
+    }
+
+    /// Drops rights: from now on this process is as little trusted as what it will load. It becomes `user` of the range,
+    /// which is its number among the executors that run.
+    pub fn confine(&self, user: u32) -> Result<(), Error> {
         let layers = self.settings.layers;
         if layers.has(Layer::Limits) {
-            limits::set(&self.settings, share)?;
+            limits::set(&self.settings)?;
         }
-        rights::drop_all(&self.settings, share.user)?;
+        rights::drop_all(&self.settings, user)?;
         files::restrict(&self.settings)?;
         if layers.has(Layer::Seccomp) {
             self.filters.deny_making()?;
+        }
+        Ok(())
+    }
+
+    /// Limits the memory of this process to its share.
+    pub fn fit(&self, share: &Share) -> Result<(), Error> {
+        if self.settings.layers.has(Layer::Limits) {
+            limits::set_memory(&self.settings, share)?;
         }
         Ok(())
     }

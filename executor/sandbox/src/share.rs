@@ -7,6 +7,4 @@ pub struct Share {
     pub memory: u64,
     /// What the executor itself needs besides, in bytes: stacks, buffers, the library.
     pub base: u64,
-    /// Its number among the executors that run: the user id of the range.
-    pub user: u32,
 }

@@ -25,7 +25,6 @@ use nix::unistd::{chdir, getegid, geteuid, pivot_root};
 use rfaas_protocol::isolation::{Layer, SandboxSettings};
 
 use crate::error::{Error, failed};
-use crate::share::Share;
 
 /// Directories of the system, where they are: programs, libraries and their data.
 const SYSTEM: [&str; 7] = ["usr", "bin", "sbin", "lib", "lib64", "lib32", "libx32"];
@@ -247,8 +246,9 @@ fn stand_in(path: &Path) -> Result<(), Error> {
     }
 }
 
-/// Mounts `/proc` and `/tmp` of an executor, in a mount namespace of its own. Without one, it sees the node's.
-pub fn furnish(settings: &SandboxSettings, share: &Share) -> Result<(), Error> {
+/// Mounts `/proc` and `/tmp` of an executor, in a mount namespace of its own. Without one, it sees the node's. `/tmp`
+/// holds `memory` bytes or, as long as that is not known, the least.
+pub fn furnish(settings: &SandboxSettings, memory: Option<u64>) -> Result<(), Error> {
     let layers = settings.layers;
     let safe = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
     if layers.has(Layer::PidNamespace) && layers.has(Layer::MountNamespace) {
@@ -266,8 +266,8 @@ pub fn furnish(settings: &SandboxSettings, share: &Share) -> Result<(), Error> {
     // What the operator shows below /tmp would be hidden.
     let shown = settings.view.iter().filter(|path| path.starts_with("/tmp"));
     let shown: Vec<_> = shown.map(|path| open_place(path).map(|file| (path, file))).collect();
-    let bytes = share.memory.max(MIN_TMP);
-    let options = format!("mode=1777,size={bytes},nr_inodes={TMP_FILES}");
+    let size = size_of_tmp(memory.unwrap_or(0));
+    let options = format!("mode=1777,{size},nr_inodes={TMP_FILES}");
     mount(Some("tmp"), "/tmp", Some("tmpfs"), safe, Some(options.as_str()))
         .map_err(view("mounting /tmp"))?;
     for entry in shown {
@@ -286,6 +286,20 @@ fn close_to_root(path: &Path) -> Result<(), Error> {
         return Ok(());
     }
     bind(path, path, true).map_err(view(format!("making {} read-only", path.display())))
+}
+
+/// Has the `/tmp` of this mount namespace hold `memory` bytes.
+pub fn grow(settings: &SandboxSettings, memory: u64) -> Result<(), Error> {
+    if !settings.layers.has(Layer::View) {
+        return Ok(());
+    }
+    let flags = MsFlags::MS_REMOUNT | MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    let size = size_of_tmp(memory);
+    mount(NONE, "/tmp", NONE, flags, Some(size.as_str())).map_err(view("resizing /tmp"))
+}
+
+fn size_of_tmp(memory: u64) -> String {
+    format!("size={}", memory.max(MIN_TMP))
 }
 
 fn open_place(path: &Path) -> io::Result<File> {

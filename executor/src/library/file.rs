@@ -21,6 +21,7 @@ use std::ptr::NonNull;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use rdmalib::Region;
+use rfaas_program::local_channel::LocalChannel;
 use rfaas_program::sealed_file;
 use rfaas_protocol::assignment::{FILLED_DESCRIPTOR, LIBRARY_DESCRIPTOR, LibraryFile};
 use rfaas_protocol::library::{LibraryHash, LibraryHasher};
@@ -46,7 +47,7 @@ pub enum GivenFile {
     Sealed(OwnedFd),
 }
 
-/// The descriptors for a [`GivenFile`] that this process was started with.
+/// The descriptors that this process was started with: for a [`GivenFile`], or a channel.
 #[derive(Debug)]
 pub struct Inherited {
     library: Handed,
@@ -76,6 +77,11 @@ impl Inherited {
         let mut descriptors = descriptors.into_iter();
         let mut next = || descriptors.next().map_or(Handed::No, Handed::Descriptor);
         Inherited { library: next(), filled: next() }
+    }
+
+    /// Takes the channel. An error if it is not there.
+    pub fn channel(self) -> io::Result<LocalChannel> {
+        self.library.take().map(LocalChannel::from)
     }
 
     /// Takes those that the assignment names. An error if they are not there.
@@ -162,9 +168,10 @@ impl SealedFile {
 
     /// Checks that `file` is sealed and has `bytes` bytes.
     fn new(file: OwnedFd, bytes: usize) -> Result<Self, LoadError> {
-        sealed_file::check(&file, bytes as u64).map_err(|error| LoadError::Memory {
-            call: "taking the library of the node",
-            source: io::Error::other(error),
+        sealed_file::check(&file, bytes as u64).map_err(|error| {
+            let source = format!("it is not the library that was announced: {error}");
+            let source = io::Error::other(source);
+            LoadError::Memory { call: "taking the library of the node", source }
         })?;
         Ok(SealedFile { file, bytes })
     }

@@ -10,8 +10,11 @@
 //!   that it does not handle: abort(3) would come to another end than elsewhere.
 //! * It says how the executor ended, and then ends. It ends with its manager, and reaps what
 //!   functions leave behind.
-//! * It has no secret and runs no foreign code.
+//! * It has no secret and runs no foreign code. It keeps its rights, and uses them once: when an executor that stands
+//!   by gets its lease, `/tmp` is made as large as that has memory, which the executor itself may not do.
 
+use std::fs::File;
+use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -22,7 +25,8 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, dup2_stderr, dup2_stdout};
 use rfaas_program::local_channel::{LocalChannel, wait};
-use rfaas_protocol::launch::{Ended, FromGuardian, ToGuardian};
+use rfaas_protocol::launch::{Ended, FromGuardian, Grow, ToGuardian};
+use rfaas_sandbox::Sandbox;
 use rustix::process::{PidfdFlags, pidfd_open};
 use zerocopy::little_endian::U32;
 
@@ -36,7 +40,11 @@ const STATUS_WITHIN: Duration = Duration::from_millis(200);
 
 /// Forks the executor off this process, which has one thread, and returns in it with what is the
 /// executor's. This process becomes its guardian, and keeps nothing of that.
-pub fn leave_behind<T>(lifeline: LocalChannel, executors: T) -> Result<T, ZygoteError> {
+pub fn leave_behind<T>(
+    lifeline: LocalChannel,
+    sandbox: &Sandbox,
+    executors: T,
+) -> Result<T, ZygoteError> {
     let ends = SigSet::from(Signal::SIGCHLD);
     ends.thread_block().map_err(os("sigprocmask"))?;
     match sibling::fork_child().map_err(os("fork"))? {
@@ -46,15 +54,16 @@ pub fn leave_behind<T>(lifeline: LocalChannel, executors: T) -> Result<T, Zygote
         }
         ForkResult::Parent { child } => {
             drop(executors);
-            let guardian = Guardian::new(lifeline, child, &ends);
+            let guardian = Guardian::new(lifeline, sandbox, child, &ends);
             guardian.and_then(|mut guardian| guardian.guard()).map_err(os("guarding"))?;
             leave_at_once(0)
         }
     }
 }
 
-struct Guardian {
+struct Guardian<'a> {
     lifeline: LocalChannel,
+    sandbox: &'a Sandbox,
     executor: Pid,
     /// Tells that a child has changed.
     signals: SignalFd,
@@ -64,8 +73,13 @@ struct Guardian {
     unexplained: Option<Instant>,
 }
 
-impl Guardian {
-    fn new(lifeline: LocalChannel, executor: Pid, ends: &SigSet) -> nix::Result<Self> {
+impl<'a> Guardian<'a> {
+    fn new(
+        lifeline: LocalChannel,
+        sandbox: &'a Sandbox,
+        executor: Pid,
+        ends: &SigSet,
+    ) -> nix::Result<Self> {
         set_name(c"guardian")?;
         let nothing = std::io::stdin();
         dup2_stdout(nothing.as_fd())?;
@@ -73,7 +87,7 @@ impl Guardian {
         let pidfd = rustix::process::Pid::from_raw(executor.as_raw())
             .and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
         let signals = SignalFd::with_flags(ends, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
-        Ok(Guardian { lifeline, executor, signals, pidfd, unexplained: None })
+        Ok(Guardian { lifeline, sandbox, executor, signals, pidfd, unexplained: None })
     }
 
     /// Returns when the executor has ended and the manager was told, or the manager has ended.
@@ -92,9 +106,19 @@ impl Guardian {
                     let _ = kill(self.executor, Signal::SIGTERM); // a zombie takes it too
                 }
                 Ok(Some((ToGuardian::Go(_), _))) => {} // it is going
+                Ok(Some((ToGuardian::Grow(grow), pipe))) => self.grow(grow, pipe),
                 Err(_) => return Ok(()),
             }
             self.sleep(status_by)?;
+        }
+    }
+
+    /// Has `/tmp` hold as much as the lease has memory. What comes with that is closed then.
+    fn grow(&self, grow: Grow, pipe: Vec<OwnedFd>) {
+        let memory = u64::from(grow.memory.get()) << 20;
+        if self.sandbox.grow(memory).is_err() {
+            // The executor ends then, and says why.
+            let _ = pipe.into_iter().try_for_each(|end| File::from(end).write_all(&[1]));
         }
     }
 

@@ -151,7 +151,7 @@ impl Zygote {
         let mut next = || descriptors.next().ok_or(ZygoteError::Order);
         let streams = Streams { input: next()?, output: next()?, error: next()? };
         let lifeline = LocalChannel::from(next()?);
-        let given = Given { streams, lifeline, library: descriptors.collect() };
+        let given = Given { streams, lifeline, more: descriptors.collect() };
         Ok(self.clone_child()?.then_some(given))
     }
 
@@ -200,8 +200,8 @@ impl Zygote {
 struct Given {
     streams: Streams,
     lifeline: LocalChannel,
-    /// The library's file, and what is closed when that is filled.
-    library: Vec<OwnedFd>,
+    /// The library's file and what is closed when that is filled, or the channel of one that stands by.
+    more: Vec<OwnedFd>,
 }
 
 /// The standard streams of an executor; its input is the assignment.
@@ -218,12 +218,12 @@ struct Child {
 }
 
 impl Child {
-    /// Becomes an executor: a process with its own session and namespaces, the assignment as
+    /// Becomes an executor: a process with its own session and namespaces, the instructions as
     /// standard input, and no other descriptor but those that are returned. A guardian stays behind,
     /// if there is one.
     fn become_executor(self) -> Result<(Inherited, Sandbox), ZygoteError> {
         let Child { zygote: Zygote { manager, sandbox, guarded, .. }, given } = self;
-        let Given { streams, lifeline, library } = given;
+        let Given { streams, lifeline, more } = given;
         set_pdeathsig(Signal::SIGKILL).map_err(os("prctl"))?;
         lead_session()?;
         // It is let go (ANSWERED).
@@ -236,17 +236,17 @@ impl Child {
         for entrance in group {
             File::from(entrance).write_all(b"0").map_err(os("moving into its control group"))?;
         }
-        let mut executors = (streams, library);
+        let mut executors = (streams, more);
         if guarded {
-            executors = guardian::leave_behind(lifeline, executors)?;
+            executors = guardian::leave_behind(lifeline, &sandbox, executors)?;
             lead_session()?;
         }
-        let (streams, library) = executors;
+        let (streams, more) = executors;
         dup2_stdin(&streams.input).map_err(os("dup2"))?;
         dup2_stdout(&streams.output).map_err(os("dup2"))?;
         dup2_stderr(&streams.error).map_err(os("dup2"))?;
         set_name(c"executor").map_err(os("prctl"))?;
-        Ok((Inherited::passed(library), sandbox))
+        Ok((Inherited::passed(more), sandbox))
     }
 }
 

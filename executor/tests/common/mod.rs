@@ -13,7 +13,9 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rdmalib::{Access, ConnectRequest, Device, Listener, RemoteAddress};
 pub use rdmalib_testing::{device, eventually, wait_for};
-use rfaas_protocol::assignment::{AssignedDevice, Assignment, HexSecret, LibraryFile};
+use rfaas_protocol::assignment::{
+    AssignedDevice, Assignment, HexSecret, Instructions, LibraryFile, Standby,
+};
 use rfaas_protocol::channel::{Channel, Incoming};
 use rfaas_protocol::library::LibraryHash;
 use rfaas_protocol::session::{CodeFrom, ExecutorHello, FromExecutor, WorkerHello};
@@ -106,14 +108,19 @@ pub struct Session {
 /// What a client hears about its library.
 pub type Listed = Result<Vec<String>, String>;
 
-pub fn assignment(
+pub fn instructions(
     setup: &Setup,
     manager: SocketAddr,
     client: SocketAddr,
     code: &[u8],
-) -> Assignment {
-    Assignment {
-        lease: 7,
+) -> Instructions {
+    let standby = standby(setup, manager, setup.workers);
+    Instructions { standby, assignment: Some(assignment(setup, client, code)) }
+}
+
+/// What an executor of `most_workers` knows before it has a lease.
+pub fn standby(setup: &Setup, manager: SocketAddr, most_workers: u16) -> Standby {
+    Standby {
         device: AssignedDevice {
             name: "shm0".into(),
             provider: "shm".into(),
@@ -122,6 +129,18 @@ pub fn assignment(
         },
         manager,
         manager_secret: HexSecret(MANAGER_SECRET),
+        most_workers,
+        open_files: setup.open_files,
+        heartbeat_ms: setup.heartbeat_ms,
+        silence_ms: setup.silence_ms,
+        sandbox: None,
+    }
+}
+
+pub fn assignment(setup: &Setup, client: SocketAddr, code: &[u8]) -> Assignment {
+    Assignment {
+        lease: 7,
+        memory: 512,
         client,
         session_secret: HexSecret(SESSION_SECRET),
         workers: setup.workers,
@@ -133,10 +152,6 @@ pub fn assignment(
         code_hash: LibraryHash::of(code),
         library: LibraryFile::Absent,
         hot_timeout_ms: setup.hot_timeout_ms,
-        open_files: setup.open_files,
-        heartbeat_ms: setup.heartbeat_ms,
-        silence_ms: setup.silence_ms,
-        sandbox: None,
     }
 }
 
@@ -192,14 +207,19 @@ impl Session {
         Session::spawn_by(setup, code, |assignment| spawn(assignment, &setup.env))
     }
 
-    /// Likewise, started by `spawn` with its assignment.
+    /// Likewise, started by `spawn` with its instructions.
     pub fn spawn_by(setup: &Setup, code: &[u8], spawn: impl FnOnce(&str) -> Child) -> Session {
         let device = device();
         let manager = Manager::new(&device);
         let listener = device.listen(0).unwrap();
-        let assignment =
-            assignment(setup, manager.listener.local_addr(), listener.local_addr(), code);
-        let child = spawn(&serde_json::to_string(&assignment).unwrap());
+        let instructions =
+            instructions(setup, manager.listener.local_addr(), listener.local_addr(), code);
+        let child = spawn(&serde_json::to_string(&instructions).unwrap());
+        Session::of(device, child, manager, listener)
+    }
+
+    /// An executor that is at the other ends of these.
+    pub fn of(device: Device, child: Child, manager: Manager, listener: Listener) -> Session {
         Session {
             device,
             child,
@@ -218,7 +238,8 @@ impl Session {
         eventually("all connections", || {
             self.accept_next(setup, code);
             // One more for the signs of life.
-            self.manager.connections.len() == workers + 1 && self.workers.len() == workers
+            let counting = self.manager.connections.len();
+            counting == workers + 1 && self.workers.len() == workers && self.control.is_some()
         });
         self.workers.sort_by_key(|worker| worker.hello.worker.get());
     }

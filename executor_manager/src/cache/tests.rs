@@ -5,9 +5,9 @@ use std::os::fd::AsRawFd;
 
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use rdmalib_testing::eventually;
+use rfaas_program::sealed_file::SEALS;
 use rfaas_protocol::Secret;
 use rfaas_protocol::lease::ClientName;
-use rfaas_program::sealed_file::SEALS;
 use rfaas_protocol::library::LibraryHash;
 
 use super::*;

@@ -17,9 +17,9 @@ const SLOT_EDGES: u64 = 16 << 10;
 /// Stack of a worker where there is no limit, in bytes.
 const UNLIMITED_STACK: u64 = 64 << 20;
 
-/// Returns what the group of an executor with this assignment may have; memory only if it is confined.
-pub fn limits_of(assignment: &Assignment) -> Option<GroupLimits> {
-    let leased = u64::from(assignment.sandbox.as_ref()?.memory) << 20;
+/// Returns what the group of an executor with this assignment may have.
+pub fn limits_of(assignment: &Assignment) -> GroupLimits {
+    let leased = u64::from(assignment.memory) << 20;
     let stack = getrlimit(Resource::RLIMIT_STACK).map_or(RLIM_INFINITY, |(soft, _)| soft);
     let stack = if stack == RLIM_INFINITY { UNLIMITED_STACK } else { stack };
     let stacks = (u64::from(assignment.workers) + processors()).saturating_mul(stack);
@@ -32,7 +32,7 @@ pub fn limits_of(assignment: &Assignment) -> Option<GroupLimits> {
         slots.saturating_mul(slot),
     ];
     let memory = parts.into_iter().fold(OWN_MEMORY, u64::saturating_add);
-    Some(GroupLimits { memory, cpus: assignment.pin_to.clone() })
+    GroupLimits { memory, cpus: assignment.pin_to.clone() }
 }
 
 fn processors() -> u64 {

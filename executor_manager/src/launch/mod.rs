@@ -6,7 +6,7 @@
 //!                      └─ there is none ─▶ another one is waited for, for a moment
 //! ```
 //! * No executor lacks a layer of isolation that the node says that it has.
-//! * An executor gets its assignment on standard input, sockets of its own (`output`) as standard
+//! * An executor gets its instructions on standard input, sockets of its own (`output`) as standard
 //!   output and error, the library's file (`cache`), no other descriptor of the manager, no signal
 //!   blocked or ignored, and of the environment what is listed (`environment`).
 //! * It leads a session, and in it a process group, which it can leave for no other: the terminal
@@ -24,7 +24,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use rfaas_program::local_channel::to_file;
-use rfaas_protocol::assignment::Assignment;
+use rfaas_protocol::assignment::Instructions;
 use rfaas_protocol::isolation::{IsolationReport, SandboxSettings};
 use rfaas_protocol::launch::ZygoteSettings;
 
@@ -74,9 +74,9 @@ pub enum StartError {
         "cannot clone `{PROGRAM}`, which would lack a layer of isolation by itself: {0}; try again"
     )]
     NotCloned(String),
-    /// The assignment could not be passed on.
-    #[error("cannot pass its assignment to `{PROGRAM}`: {0}")]
-    Assignment(io::Error),
+    /// The instructions could not be passed on.
+    #[error("cannot pass its instructions to `{PROGRAM}`: {0}")]
+    Instructions(io::Error),
     /// There is no control group for it.
     #[error("cannot put `{PROGRAM}` in a control group: {0}")]
     Group(io::Error),
@@ -105,7 +105,7 @@ pub struct Launcher {
 /// The descriptors that an executor starts with.
 #[derive(Debug)]
 struct Descriptors {
-    /// The assignment, as standard input.
+    /// The instructions, as standard input.
     input: File,
     streams: StandardStreams,
     /// The library's file, as [`LIBRARY_DESCRIPTOR`](rfaas_protocol::assignment::LIBRARY_DESCRIPTOR) and the next.
@@ -194,18 +194,18 @@ impl Launcher {
         self.groups = Some(groups);
     }
 
-    /// Starts an executor for `assignment`, which says what it has of `library`.
+    /// Starts an executor for `lease` with `instructions`, which say what it has of `library`.
     pub fn start(
         &mut self,
-        assignment: &Assignment,
+        lease: u64,
+        instructions: &Instructions,
         library: Library,
     ) -> Result<ExecutorChild, StartError> {
-        let input = to_file(c"assignment", assignment).map_err(StartError::Assignment)?;
-        let (output, streams) =
-            self.outputs.follow(assignment.lease).map_err(StartError::Output)?;
+        let input = to_file(c"instructions", instructions).map_err(StartError::Instructions)?;
+        let (output, streams) = self.outputs.follow(lease).map_err(StartError::Output)?;
         let descriptors = Descriptors { input, streams, library: library.into_descriptors() };
-        let mut group = self.group(assignment).map_err(StartError::Group)?;
-        let child = match self.clone_one(assignment.lease, &descriptors) {
+        let mut group = self.group(instructions).map_err(StartError::Group)?;
+        let child = match self.clone_one(&descriptors) {
             Ok(cloned) => {
                 let entrances = group.as_mut().map_or_else(Vec::new, Group::entrances);
                 ExecutorChild::cloned(cloned.let_go(&entrances), output)
@@ -223,25 +223,28 @@ impl Launcher {
         Ok(child.in_group(group))
     }
 
-    /// Returns the group of an executor with this assignment, if there are groups.
-    fn group(&self, assignment: &Assignment) -> io::Result<Option<Group>> {
+    /// Returns the group of an executor with these instructions, if there are groups. What it may have is limited if the
+    /// executor is confined, and has a lease.
+    fn group(&self, instructions: &Instructions) -> io::Result<Option<Group>> {
         let Some(groups) = &self.groups else { return Ok(None) };
         let group = groups.take()?;
-        if let Some(limits) = limits_of(assignment) {
-            group.limit(&limits)?;
+        if let Instructions { standby, assignment: Some(assignment) } = instructions
+            && standby.sandbox.is_some()
+        {
+            group.limit(&limits_of(assignment))?;
         }
         Ok(Some(group))
     }
 
-    /// Has an executor of `lease` cloned, or returns why there is none.
-    fn clone_one(&mut self, lease: u64, descriptors: &Descriptors) -> Result<Cloned, String> {
+    /// Has an executor cloned, or returns why there is none.
+    fn clone_one(&mut self, descriptors: &Descriptors) -> Result<Cloned, String> {
         let zygote = self.zygote.as_mut().ok_or("none is to be cloned")?;
-        let cloned = zygote.start(lease, descriptors);
+        let cloned = zygote.start(descriptors);
         if cloned.is_ok() || !self.only_cloned || zygote.is_ready() {
             return cloned;
         }
         zygote.wait_until_ready(&self.exec, ANOTHER_WITHIN);
-        zygote.start(lease, descriptors)
+        zygote.start(descriptors)
     }
 }
 

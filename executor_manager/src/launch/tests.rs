@@ -14,7 +14,7 @@ use nix::sys::stat::Mode;
 use nix::unistd::{Pid, mkfifo};
 use rdmalib_testing::{eventually, wait_for};
 use rfaas_protocol::Secret;
-use rfaas_protocol::assignment::{AssignedDevice, HexSecret, LibraryFile};
+use rfaas_protocol::assignment::{AssignedDevice, Assignment, HexSecret, LibraryFile, Standby};
 use rfaas_protocol::library::LibraryHash;
 use tempfile::TempDir;
 
@@ -26,9 +26,8 @@ use crate::allocations::Exit;
 /// at that moment would keep the script open for writing, and such a file cannot be run (ETXTBSY).
 static WRITING: Mutex<()> = Mutex::new(());
 
-fn assignment(workers: u16) -> Assignment {
-    Assignment {
-        lease: 7,
+fn instructions(workers: u16) -> Instructions {
+    let standby = Standby {
         device: AssignedDevice {
             name: "shm0".into(),
             provider: "shm".into(),
@@ -37,6 +36,15 @@ fn assignment(workers: u16) -> Assignment {
         },
         manager: "127.0.0.1:10005".parse().unwrap(),
         manager_secret: HexSecret(Secret([1; 16])),
+        most_workers: workers,
+        open_files: 1024,
+        heartbeat_ms: 1000,
+        silence_ms: 5000,
+        sandbox: None,
+    };
+    let assignment = Assignment {
+        lease: 7,
+        memory: 512,
         client: "127.0.0.1:4000".parse().unwrap(),
         session_secret: HexSecret(Secret([2; 16])),
         workers,
@@ -48,11 +56,8 @@ fn assignment(workers: u16) -> Assignment {
         code_hash: LibraryHash([0; 32]),
         library: LibraryFile::Absent,
         hot_timeout_ms: -1,
-        open_files: 1024,
-        heartbeat_ms: 1000,
-        silence_ms: 5000,
-        sandbox: None,
-    }
+    };
+    Instructions { standby, assignment: Some(assignment) }
 }
 
 /// A directory with an executor that does `script`, in which `$DIR` is the directory.
@@ -78,7 +83,7 @@ impl Scripted {
 
     fn start(&mut self) -> ExecutorChild {
         let _writing = WRITING.lock().unwrap();
-        self.launcher.start(&assignment(2), Library::Absent).unwrap()
+        self.launcher.start(7, &instructions(2), Library::Absent).unwrap()
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -181,14 +186,14 @@ fn what_a_function_forked_is_gone_with_its_executor() {
 }
 
 #[test]
-fn an_executor_gets_its_assignment_and_no_other_descriptor() {
+fn an_executor_gets_its_instructions_and_no_other_descriptor() {
     let script = "cat > $DIR/input; ls /proc/self/fd > $DIR/list; mv $DIR/list $DIR/descriptors";
     let mut scripted = Scripted::new(script);
     let secret_of_another = tempfile::tempfile().unwrap(); // std opens it with O_CLOEXEC, as we all do
     let mut executor = scripted.start();
     assert_eq!(reap(&mut executor), Exit::Status(0));
-    let parsed: Assignment = serde_json::from_str(&scripted.read("input")).unwrap();
-    assert_eq!(parsed, assignment(2));
+    let parsed: Instructions = serde_json::from_str(&scripted.read("input")).unwrap();
+    assert_eq!(parsed, instructions(2));
     let open: BTreeSet<String> = scripted.read("descriptors").lines().map(String::from).collect();
     // 3 is the directory that `ls` reads.
     assert_eq!(open, ["0", "1", "2", "3"].map(String::from).into());
@@ -196,11 +201,11 @@ fn an_executor_gets_its_assignment_and_no_other_descriptor() {
 }
 
 #[test]
-fn an_assignment_longer_than_a_pipe_holds_is_passed_whole_even_if_nobody_reads_it() {
+fn instructions_longer_than_a_pipe_holds_are_passed_whole_even_if_nobody_reads_it() {
     let mut scripted = Scripted::new("exit 0");
     let started = {
         let _writing = WRITING.lock().unwrap();
-        scripted.launcher.start(&assignment(u16::MAX), Library::Absent)
+        scripted.launcher.start(7, &instructions(u16::MAX), Library::Absent)
     };
     assert_eq!(reap(&mut started.unwrap()), Exit::Status(0));
 }
@@ -275,19 +280,19 @@ fn a_missing_executor_is_an_error_that_names_path_and_remedy() {
     let empty = tempfile::tempdir().unwrap();
     fs::create_dir(empty.path().join(PROGRAM)).unwrap(); // a directory is no program
     let mut launcher = Launcher::new(empty.path().into(), None, Vec::new());
-    let error = launcher.start(&assignment(1), Library::Absent).unwrap_err().to_string();
+    let error = launcher.start(7, &instructions(1), Library::Absent).unwrap_err().to_string();
     let found = format!("cannot start `executor`: not found in PATH={}", empty.path().display());
     assert!(error.starts_with(&found), "{error}");
     assert!(error.contains("add the programs' directory"), "{error}");
 
     let long = "/nowhere".repeat(1000);
     let error = Launcher::new(long.into(), None, Vec::new())
-        .start(&assignment(1), Library::Absent)
+        .start(7, &instructions(1), Library::Absent)
         .unwrap_err();
     assert!(error.to_string().len() <= 240, "must fit the answer to a client: {error}");
     assert!(
         Launcher::new(OsString::new(), None, Vec::new())
-            .start(&assignment(1), Library::Absent)
+            .start(7, &instructions(1), Library::Absent)
             .is_err()
     );
 }
@@ -297,9 +302,11 @@ fn an_executor_that_cannot_be_run_is_an_error_that_names_it() {
     let mut scripted = Scripted::new("exit 0");
     let program = scripted.path(PROGRAM);
     fs::write(&program, "#!/nowhere/sh\n").unwrap();
-    let error = scripted.launcher.start(&assignment(1), Library::Absent).unwrap_err().to_string();
+    let error =
+        scripted.launcher.start(7, &instructions(1), Library::Absent).unwrap_err().to_string();
     assert!(error.contains(&program.display().to_string()), "{error}");
     fs::set_permissions(&program, fs::Permissions::from_mode(0o644)).unwrap();
-    let error = scripted.launcher.start(&assignment(1), Library::Absent).unwrap_err().to_string();
+    let error =
+        scripted.launcher.start(7, &instructions(1), Library::Absent).unwrap_err().to_string();
     assert!(error.contains("EACCES") || error.contains("ermission denied"), "{error}");
 }

@@ -24,7 +24,7 @@ use nix::unistd::Pid;
 use rfaas_program::describe;
 use rfaas_program::local_channel::{LocalChannel, LocalError, from_file, to_file, wait};
 use rfaas_protocol::isolation::{IsolationReport, Layer, Layers};
-use rfaas_protocol::launch::{FromZygote, Speaks, Start, ToGuardian, ToZygote, ZygoteSettings};
+use rfaas_protocol::launch::{FromZygote, Speaks, ToGuardian, ToZygote, ZygoteSettings};
 use rfaas_protocol::{Empty, VERSION};
 use rustix::process::{PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
@@ -188,11 +188,11 @@ impl Zygote {
         }
     }
 
-    /// Has an executor of `lease` cloned, or returns why there is none.
-    pub fn start(&mut self, lease: u64, descriptors: &Descriptors) -> Result<Cloned, String> {
+    /// Has an executor cloned, or returns why there is none.
+    pub fn start(&mut self, descriptors: &Descriptors) -> Result<Cloned, String> {
         let process = self.process.as_ref().filter(|process| process.is_ready());
         let process = process.ok_or_else(|| "there is no zygote yet".to_owned())?;
-        match process.ask(lease, descriptors) {
+        match process.ask(descriptors) {
             Ok(Ok(cloned)) => Ok(cloned),
             Ok(Err(reason)) => {
                 tracing::warn!(reason, "cannot clone an executor");
@@ -256,7 +256,7 @@ impl Process {
     }
 
     /// Asks for an executor and waits for the answer: that, or why there is none.
-    fn ask(&self, lease: u64, given: &Descriptors) -> Result<Result<Cloned, String>, Trouble> {
+    fn ask(&self, given: &Descriptors) -> Result<Result<Cloned, String>, Trouble> {
         let (lifeline, theirs) = match LocalChannel::pair() {
             Ok(ends) => ends,
             Err(error) => return Ok(Err(format!("no lifeline: {error}"))),
@@ -265,7 +265,7 @@ impl Process {
         let first = [given.input.as_fd(), stdout.as_fd(), stderr.as_fd(), theirs.as_fd()];
         let library = given.library.iter().map(AsFd::as_fd);
         let given: Vec<_> = first.into_iter().chain(library).collect();
-        match self.channel.send(&ToZygote::Start(Start { lease: lease.into() }), &given) {
+        match self.channel.send(&ToZygote::Start(Empty {}), &given) {
             // Nothing was sent.
             Err(LocalError::Os(error)) => {
                 return Ok(Err(format!("cannot ask the zygote: {error}")));

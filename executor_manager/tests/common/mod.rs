@@ -20,7 +20,7 @@ use rdmalib::{
 use rfaas_config::SECRET_VARIABLE;
 use rfaas_protocol::accounting::{AccountingHello, Counters};
 use rfaas_protocol::allocation::ToClient;
-use rfaas_protocol::assignment::Assignment;
+use rfaas_protocol::assignment::{Assignment, Instructions};
 use rfaas_protocol::lease::Token;
 use rfaas_protocol::{Hello, Role, Secret, parse_prefix};
 use tempfile::TempDir;
@@ -37,10 +37,10 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 pub const NODE: &str = "exec-mgr-node";
 pub const SECRET: &[u8] = b"42";
 
-/// Keeps its assignment, runs until it is told to stop.
+/// Keeps its instructions, runs until it is told to stop.
 pub const OBEDIENT: &str = "trap 'exit 0' TERM
 echo $$ >> $DIR/pids
-cat > $DIR/assignment.$$ && mv $DIR/assignment.$$ $DIR/assignment
+cat > $DIR/input.$$ && mv $DIR/input.$$ $DIR/instructions
 while :; do sleep 0.01; done";
 
 /// Stops for SIGKILL only.
@@ -268,10 +268,15 @@ impl Node {
         })
     }
 
-    /// The assignment of the executor that was started last; taken.
+    /// The assignment of the executor that was started last; its instructions are taken.
     pub fn assignment(&self) -> Assignment {
-        let path = self.setup.path("assignment");
-        let text = wait_for("an assignment", || fs::read(&path).ok());
+        self.instructions().assignment.unwrap()
+    }
+
+    /// The instructions of the executor that was started last; taken.
+    pub fn instructions(&self) -> Instructions {
+        let path = self.setup.path("instructions");
+        let text = wait_for("instructions", || fs::read(&path).ok());
         fs::remove_file(path).unwrap();
         serde_json::from_slice(&text).unwrap()
     }

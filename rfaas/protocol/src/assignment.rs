@@ -1,6 +1,10 @@
 //! Executor manager to the executor process that it starts: one JSON object on standard input, and the descriptors
 //! that it says are there.
 //!
+//! ```text
+//!   Instructions { standby, assignment }      started for a lease
+//!   Instructions { standby }  … Assign        stands by until there is a lease (`launch`)
+//! ```
 //! Not on the command line, because secrets there are visible to every user of the node.
 
 use std::net::{IpAddr, SocketAddr};
@@ -48,18 +52,48 @@ pub enum LibraryFile {
     Sealed,
 }
 
-/// Everything an executor needs to know.
+/// What an executor is started with.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Assignment {
-    /// Lease that it works for; for logs.
-    pub lease: u64,
+pub struct Instructions {
+    /// What it has to know before it works.
+    pub standby: Standby,
+    /// What it works for; `None`: that comes later.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub assignment: Option<Assignment>,
+}
+
+/// What an executor has to know before there is a lease: enough to do everything that depends on none.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Standby {
     /// Device to open.
     pub device: AssignedDevice,
     /// Executor manager, for accounting.
     pub manager: SocketAddr,
     /// What workers show there, 32 hex digits.
     pub manager_secret: HexSecret,
+    /// Most worker threads that it will have.
+    pub most_workers: u16,
+    /// Soft limit of open descriptors that the manager was started with: it raises its own.
+    pub open_files: u64,
+    /// How often executor and manager give a [sign of life](super::accounting), in milliseconds.
+    pub heartbeat_ms: u32,
+    /// Silence after which the other side is given up, in milliseconds.
+    pub silence_ms: u32,
+    /// What keeps it from the rest of the node; `None`: nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sandbox: Option<AssignedSandbox>,
+}
+
+/// What an executor works for: a lease.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Assignment {
+    /// Its id; for logs.
+    pub lease: u64,
+    /// Its memory, in MB.
+    pub memory: u32,
     /// Client to dial.
     pub client: SocketAddr,
     /// What executor and workers show there, 32 hex digits.
@@ -82,15 +116,6 @@ pub struct Assignment {
     pub library: LibraryFile,
     /// Polling mode, as in [`Allocate`](super::allocation::Allocate).
     pub hot_timeout_ms: i64,
-    /// Soft limit of open descriptors that the manager was started with: it raises its own.
-    pub open_files: u64,
-    /// How often executor and manager give a [sign of life](super::accounting), in milliseconds.
-    pub heartbeat_ms: u32,
-    /// Silence after which the other side is given up, in milliseconds.
-    pub silence_ms: u32,
-    /// What keeps it from the rest of the node; `None`: nothing.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub sandbox: Option<AssignedSandbox>,
 }
 
 /// The sandbox of an executor.
@@ -99,8 +124,6 @@ pub struct Assignment {
 pub struct AssignedSandbox {
     /// The layers that this node has, and what all its executors share.
     pub settings: SandboxSettings,
-    /// Memory of the lease, in MB.
-    pub memory: u32,
     /// Its number among the executors that run.
     pub user: u32,
 }

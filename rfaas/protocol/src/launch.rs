@@ -4,24 +4,28 @@
 //! ```text
 //!   zygote ◀──Prepare + ZygoteSettings────────────────────────── manager     once
 //!   zygote ──Ready + IsolationReport───────────────────────────▶ manager     once
-//!   zygote ◀──Start + assignment, streams, lifeline, library──── manager     for each executor
+//!   zygote ◀──Start + instructions, streams, lifeline, more───── manager     for each executor
 //!   zygote ──Started + pidfd, or NotStarted────────────────────▶ manager
 //!
 //!   child ◀──Go + its group───────────────────────────────────── manager     over the lifeline, once it has the pidfd
+//!   guardian ◀──Grow + end of a pipe──────────────────────────── manager     likewise
 //!   guardian ◀──Stop──────────────────────────────────────────── manager     likewise
 //!   guardian ──Ended───────────────────────────────────────────▶ manager
+//!
+//!   executor ──Ready───────────────────────────────────────────▶ manager     if it stands by
+//!   executor ◀──Assign + assignment, pipe, library────────────── manager     once, last
 //! ```
-//! What stands behind a plus is a descriptor. Settings, report and assignment are files in memory
+//! What stands behind a plus is a descriptor. Settings, report, instructions and assignment are files in memory
 //! with a JSON object. The processes are parts of one release and of one machine, started by the
 //! manager. They trust each other.
 
 use serde::{Deserialize, Serialize};
-use zerocopy::little_endian::{U16, U32, U64};
+use zerocopy::little_endian::{U16, U32};
 
 use super::isolation::SandboxSettings;
 use super::{Empty, Text, messages, wire};
 
-/// Largest JSON object that is passed, in bytes: an assignment with a pinned CPU for each of 65,535
+/// Largest JSON object that is passed, in bytes: instructions with a pinned CPU for each of 65,535
 /// workers, and room for the rest.
 pub const MAX_JSON_BYTES: u64 = 1 << 20;
 
@@ -42,13 +46,6 @@ wire! {
         pub version: U16,
     }
 
-    /// An executor is wanted. Its descriptors come with this, in this order: the assignment, standard
-    /// output, standard error, the guardian's end of the lifeline, and those of the library's file.
-    pub struct Start [8 bytes] {
-        /// Lease that it works for.
-        pub lease: U64,
-    }
-
     /// The process that was wanted: a child of the manager, the guardian of an executor or the
     /// executor itself. Its pidfd comes with this.
     pub struct Started [4 bytes] {
@@ -60,6 +57,13 @@ wire! {
     pub struct NotStarted [242 bytes] {
         /// What the system said.
         pub reason: Text<240>,
+    }
+
+    /// The executor has got a lease. Its `/tmp` is to hold as much as that has memory. The end of a pipe comes with
+    /// this. It is closed when that is so, and written to if it cannot be.
+    pub struct Grow [4 bytes] {
+        /// Memory of the lease, in MB.
+        pub memory: U32,
     }
 
     /// How an executor ended, of which its guardian is the parent.
@@ -88,8 +92,10 @@ messages! {
     pub enum ToZygote {
         /// Once, first.
         1 => Prepare(Speaks),
-        /// A request.
-        2 => Start(Start),
+        /// An executor is wanted. Its descriptors come with this, in this order: the instructions, standard
+        /// output, standard error, the guardian's end of the lifeline; then those of the library's file or, if the
+        /// executor stands by, its end of the channel over which the assignment comes.
+        2 => Start(Empty),
     }
 }
 
@@ -109,5 +115,24 @@ messages! {
         /// Once, first, also to an executor that has no guardian: the manager has it now, and it may begin. Before that it
         /// moves into its control group, by writing `0` to each file that comes with this.
         2 => Go(Empty),
+        /// It has a lease.
+        3 => Grow(Grow),
+    }
+}
+
+messages! {
+    /// Executor that stands by to executor manager.
+    pub enum FromStandby {
+        /// Once: what does not depend on a lease is done.
+        1 => Ready(Empty),
+    }
+}
+
+messages! {
+    /// Executor manager to an executor that stands by.
+    pub enum ToStandby {
+        /// Once, last: there is a lease. The assignment comes with this, then the other end of the pipe of [`Grow`],
+        /// and the descriptors of the library's file. Foreign code has to wait for the end of the pipe.
+        1 => Assign(Empty),
     }
 }

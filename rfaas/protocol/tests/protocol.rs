@@ -81,6 +81,8 @@ fn decode_as_each(bytes: &[u8]) -> usize {
         + one::<launch::ToZygote>(bytes)
         + one::<launch::FromGuardian>(bytes)
         + one::<launch::ToGuardian>(bytes)
+        + one::<launch::FromStandby>(bytes)
+        + one::<launch::ToStandby>(bytes)
 }
 
 /// Lengths of all message bodies, so that random bytes are often of the right length.

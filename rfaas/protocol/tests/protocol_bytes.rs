@@ -13,14 +13,17 @@ use rfaas_protocol::allocation::{
     self, Allocate, AllocateRefused, Allocated, ClaimHello, ExecutorExited, LeaseEnding, NodeProof,
     OutputPart, OutputStream, ReadOutput, RefusedBecause, Released, Renew, Renewed,
 };
-use rfaas_protocol::assignment::{AssignedDevice, Assignment, HexSecret, LibraryFile};
+use rfaas_protocol::assignment::{
+    AssignedDevice, Assignment, HexSecret, Instructions, LibraryFile, Standby,
+};
 use rfaas_protocol::invocation::{
     FailureDetail, HEADER_SPACE, INPUT_IN_PLACE, InPlaceDetail, MAX_SLOTS, OUTPUT_IN_PLACE,
     ReplyImmediate, ReplyStatus, RequestHeader, RequestImmediate,
 };
 use rfaas_protocol::isolation::{Layer, Layers};
 use rfaas_protocol::launch::{
-    Ended, FromGuardian, FromZygote, NotStarted, Speaks, Start, Started, ToGuardian, ToZygote,
+    Ended, FromGuardian, FromStandby, FromZygote, Grow, NotStarted, Speaks, Started, ToGuardian,
+    ToStandby, ToZygote,
 };
 use rfaas_protocol::lease::{
     self, ClientName, EndReason, LeaseGranted, LeaseRefused, LeaseRelease, LeaseRenew,
@@ -505,8 +508,8 @@ fn session_structs() {
 fn launch_structs() {
     let speaks = Speaks { version: 6.into() };
     is(&speaks, &[&[6, 0]]);
-    let start = Start { lease: INSTANCE.into() };
-    is(&start, &[&INSTANCE_BYTES]);
+    let grow = Grow { memory: 0x0102_0304.into() };
+    is(&grow, &[&[4, 3, 2, 1]]);
     let started = Started { pid: 0x0102_0304.into() };
     is(&started, &[&[4, 3, 2, 1]]);
     let not_started = NotStarted { reason: Text::truncated("no memory") };
@@ -514,13 +517,16 @@ fn launch_structs() {
     let ended = Ended { signal: 11.into(), status: 0.into() };
     is(&ended, &[&[11, 0, 0, 0, 0, 0, 0, 0]]);
     says(&ToZygote::Prepare(speaks), 1, &speaks);
-    says(&ToZygote::Start(start), 2, &start);
+    says(&ToZygote::Start(Empty {}), 2, &Empty {});
     says(&FromZygote::Ready(speaks), 1, &speaks);
     says(&FromZygote::Started(started), 2, &started);
     says(&FromZygote::NotStarted(not_started), 3, &not_started);
     says(&FromGuardian::Ended(ended), 1, &ended);
     says(&ToGuardian::Stop(Empty {}), 1, &Empty {});
     says(&ToGuardian::Go(Empty {}), 2, &Empty {});
+    says(&ToGuardian::Grow(grow), 3, &grow);
+    says(&FromStandby::Ready(Empty {}), 1, &Empty {});
+    says(&ToStandby::Assign(Empty {}), 1, &Empty {});
 }
 
 #[test]
@@ -566,9 +572,8 @@ fn invocation_structs() {
 }
 
 #[test]
-fn an_assignment_is_this_json() {
-    let assignment = Assignment {
-        lease: 7,
+fn instructions_are_this_json() {
+    let standby = Standby {
         device: AssignedDevice {
             name: "shm0".into(),
             provider: "shm".into(),
@@ -577,6 +582,15 @@ fn an_assignment_is_this_json() {
         },
         manager: "127.0.0.1:10005".parse().unwrap(),
         manager_secret: HexSecret(SECRET),
+        most_workers: 3,
+        open_files: 1024,
+        heartbeat_ms: 8,
+        silence_ms: 9,
+        sandbox: None,
+    };
+    let assignment = Assignment {
+        lease: 7,
+        memory: 512,
         client: "[::1]:5".parse().unwrap(),
         session_secret: HexSecret(Secret([0xf0; 16])),
         workers: 2,
@@ -588,17 +602,26 @@ fn an_assignment_is_this_json() {
         code_hash: LibraryHash::of(b"abc"),
         library: LibraryFile::Empty,
         hot_timeout_ms: -1,
-        open_files: 1024,
-        heartbeat_ms: 8,
-        silence_ms: 9,
-        sandbox: None,
     };
-    let json = serde_json::json!({
+    let mut instructions = Instructions { standby, assignment: None };
+    let mut json = serde_json::json!({
+        "standby": {
+            "device": {"name": "shm0", "provider": "shm", "ip_address": "127.0.0.1",
+                "max_inline_data": 0},
+            "manager": "127.0.0.1:10005",
+            "manager_secret": "30313233343536373839616263646566",
+            "most_workers": 3,
+            "open_files": 1024,
+            "heartbeat_ms": 8,
+            "silence_ms": 9,
+        },
+    });
+    assert_eq!(serde_json::to_value(&instructions).unwrap(), json);
+    assert_eq!(serde_json::from_value::<Instructions>(json.clone()).unwrap(), instructions);
+    instructions.assignment = Some(assignment);
+    json["assignment"] = serde_json::json!({
         "lease": 7,
-        "device": {"name": "shm0", "provider": "shm", "ip_address": "127.0.0.1",
-            "max_inline_data": 0},
-        "manager": "127.0.0.1:10005",
-        "manager_secret": "30313233343536373839616263646566",
+        "memory": 512,
         "client": "[::1]:5",
         "session_secret": "f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0",
         "workers": 2,
@@ -610,10 +633,7 @@ fn an_assignment_is_this_json() {
         "code_hash": "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad",
         "library": "empty",
         "hot_timeout_ms": -1,
-        "open_files": 1024,
-        "heartbeat_ms": 8,
-        "silence_ms": 9,
     });
-    assert_eq!(serde_json::to_value(&assignment).unwrap(), json);
-    assert_eq!(serde_json::from_value::<Assignment>(json).unwrap(), assignment);
+    assert_eq!(serde_json::to_value(&instructions).unwrap(), json);
+    assert_eq!(serde_json::from_value::<Instructions>(json).unwrap(), instructions);
 }

@@ -1,0 +1,459 @@
+//! The main thread of an executor: stands by, carries out an assignment, and sees to its end.
+//!
+//! Foreign code runs behind [`close`](MainThread::close): all threads have connected before that, and nothing connects
+//! after it.
+//!
+//! Elsewhere: what is done before that (`run` of the crate), what it waits for (`watch`).
+
+use std::convert::Infallible;
+use std::fs::File;
+use std::io::{self, PipeReader, Write};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use nix::sys::prctl::set_name;
+use nix::unistd::alarm;
+use rdmalib::{Access, RemoteAddress};
+use rfaas_program::describe;
+use rfaas_program::local_channel::from_file;
+use rfaas_protocol::assignment::{Assignment, FUNCTIONS_WRITE, MANAGER_LOST};
+use rfaas_protocol::channel::ChannelError;
+use rfaas_protocol::session::{
+    CodeDiffers, CodeFrom, ExecutorHello, FromExecutor, FunctionEntry, LoadFailed,
+};
+use rfaas_protocol::{Role, Text};
+
+use crate::beat::BeatError;
+use crate::confinement::Confinement;
+use crate::events::{Notifier, ThreadEvent};
+use crate::library::{Code, GivenFile, Inherited, Library, LoadError, SealedFile};
+use crate::plan::{DIAL_TIMEOUT, Plan, StandbyPlan};
+use crate::pool::{self, WorkerPool};
+use crate::watch::{News, Watch};
+use crate::worker::WorkerStartError;
+use crate::{Assigned, Ended, Error, LAST_LINES, LOAD_FAILED, fatal, limits};
+
+/// Time that the client has to write the code: 4 GB at 1 Gb/s.
+const CODE_TIMEOUT: Duration = Duration::from_secs(40);
+/// Time that the client has to read why its library was not loaded.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+/// Time between two checks for calls that take long.
+const TICK: Duration = Duration::from_secs(1);
+/// Time between two wake-ups for nothing while this process stands by.
+const STANDBY_TICK: Duration = Duration::from_secs(3600);
+/// Threads that connect to the manager without a lease: the signs of life, and the first worker.
+const COUNT_HERE: usize = 2;
+
+/// Why work stops before its end.
+enum Stop {
+    /// The lease is over, or client or manager is gone.
+    Over(&'static str),
+    /// The manager is silent. If it is not dead, it is to know why the executor ends.
+    ManagerLost,
+    /// A function has ended the thread of this worker.
+    ThreadEnded(usize),
+    /// The library is of no use.
+    Load(LoadError),
+    /// Something broke.
+    Failed(Error),
+}
+
+impl From<Error> for Stop {
+    fn from(error: Error) -> Self {
+        Stop::Failed(error)
+    }
+}
+
+/// The main thread.
+pub struct MainThread {
+    standby: Arc<StandbyPlan>,
+    pool: WorkerPool,
+    watch: Watch,
+    notifier: Notifier,
+    /// `None`: this process is not confined.
+    confinement: Option<Confinement>,
+    /// For logs.
+    lease: Option<u64>,
+    /// Threads of those that connect without a lease that have not done so.
+    to_manager: usize,
+    /// Workers that have not connected yet.
+    to_client: usize,
+    /// A constructor of the library may be running. It holds the dynamic loader's lock, which the end
+    /// of a process in the orderly way would wait for.
+    loading: bool,
+}
+
+impl MainThread {
+    /// Makes one that waits for `watch`, and confines this process further if it is confined.
+    pub fn new(
+        standby: Arc<StandbyPlan>,
+        pool: WorkerPool,
+        watch: Watch,
+        notifier: Notifier,
+        confinement: Option<Confinement>,
+    ) -> Self {
+        MainThread {
+            standby,
+            pool,
+            watch,
+            notifier,
+            confinement,
+            lease: None,
+            to_manager: COUNT_HERE,
+            to_client: 0,
+            loading: false,
+        }
+    }
+
+    /// Carries out what is `assigned` or will be.
+    pub fn run(mut self, assigned: Option<Assigned>) -> Result<Ended, Error> {
+        let stop = match self.work(assigned) {
+            Err(stop) => stop,
+            Ok(never) => match never {},
+        };
+        let (status, failed) = match stop {
+            Stop::Over(why) => {
+                tracing::debug!(lease = self.lease, why, "ending");
+                (0, None)
+            }
+            Stop::ManagerLost => {
+                tracing::debug!(lease = self.lease, "the executor manager is silent: ending");
+                (MANAGER_LOST, None)
+            }
+            Stop::ThreadEnded(worker) => self.abort(worker),
+            Stop::Load(error) => {
+                self.tell_load_failed(&error);
+                (LOAD_FAILED, None)
+            }
+            Stop::Failed(error) => (error.exit_status(), Some(error)),
+        };
+        end_at_last();
+        let stopped = self.pool.stop(&mut self.watch);
+        let stopped = stopped.map_err(|error| Error::failed("cannot stop workers", &error))?;
+        let orderly = stopped && !self.loading;
+        match failed {
+            Some(error) => Err(error),
+            None => Ok(Ended { status, orderly }),
+        }
+    }
+
+    fn work(&mut self, assigned: Option<Assigned>) -> Result<Infallible, Stop> {
+        let Assigned { assignment, plan, given, grown } = match assigned {
+            Some(assigned) => assigned,
+            None => self.stand_by()?,
+        };
+        self.lease = Some(plan.lease);
+        if let Some(confinement) = &mut self.confinement {
+            confinement.fit(&assignment, grown).map_err(|error| failed(&error))?;
+        }
+        limits::set_files(self.standby.open_files, plan.workers.len());
+        let plan = Arc::new(plan);
+        self.to_client = plan.workers.len();
+        let assigned = self.pool.assign(&plan, self.watch.manager_ends());
+        assigned.map_err(|error| Error::failed("cannot start workers", &error))?;
+        let code = self.dial_client(&plan, given)?;
+        if let Code::FromClient { .. } = code {
+            self.wait_for_code(&plan)?;
+        }
+        self.close()?;
+        let library = Arc::new(self.load(&plan, code)?);
+        self.pool.begin(&library);
+        self.list_functions(&library)?;
+        tracing::debug!(
+            lease = self.lease,
+            workers = plan.workers.len(),
+            functions = library.names().len(),
+            "serving"
+        );
+        loop {
+            match self.next(TICK)? {
+                News::Nothing => self.check_workers()?,
+                _ => return Err(Stop::Over("the client broke the protocol")),
+            }
+        }
+    }
+
+    /// Waits for an assignment.
+    fn stand_by(&mut self) -> Result<Assigned, Stop> {
+        let _ = set_name(c"standby"); // for people, and a name is not too long
+        let mut ready = false;
+        let given = loop {
+            if !ready && self.to_manager == 0 {
+                ready = true;
+                self.watch.tell_ready();
+            }
+            match self.next(STANDBY_TICK)? {
+                News::Assigned(given) => break given,
+                News::Nothing => {}
+                _ => return Err(Stop::Over("the executor manager broke the protocol")),
+            }
+        };
+        let _ = set_name(c"executor");
+        assigned(given, &self.standby)
+    }
+
+    /// Connects to the client, offering it a place for its code unless that is `given`.
+    fn dial_client(&mut self, plan: &Plan, given: GivenFile) -> Result<Code, Error> {
+        let failed = |error: &dyn std::error::Error| {
+            Error::failed(&format!("cannot connect to the client at {}", plan.client), error)
+        };
+        let channel = &mut self.watch.client;
+        let from_client = |into| {
+            let access = Access::LOCAL_WRITE | Access::REMOTE_WRITE;
+            let region = channel.domain().allocate(plan.code_bytes as usize, access);
+            Ok::<_, Error>(Code::FromClient { region: region.map_err(|e| failed(&e))?, into })
+        };
+        let code = match given {
+            GivenFile::Absent => from_client(None)?,
+            GivenFile::Empty { file, filled } => from_client(Some((file, filled)))?,
+            GivenFile::Sealed(file) => Code::FromNode(file),
+        };
+        let (place, code_from) = match &code {
+            Code::FromClient { region, .. } => (region.remote(), CodeFrom::Client),
+            Code::FromNode(_) => (RemoteAddress { addr: 0, key: 0 }, CodeFrom::Node),
+        };
+        let hello = ExecutorHello {
+            session: plan.session,
+            code_addr: place.addr.into(),
+            code_key: place.key.into(),
+            code_from: code_from.to_wire(),
+        };
+        channel
+            .connect(plan.client, Role::Executor, &hello, self.standby.first_dial_timeout)
+            .map_err(|error| failed(&error))?;
+        Ok(code)
+    }
+
+    /// Settles for workers whose call takes long, unless there is none left to make it.
+    fn check_workers(&mut self) -> Result<(), Stop> {
+        if self.pool.vanished().is_some() {
+            self.next(Duration::ZERO)?; // its last word, if it had one, came before the thread's end
+            if let Some(worker) = self.pool.vanished() {
+                return Err(Stop::ThreadEnded(worker));
+            }
+        }
+        self.pool.settle_long_calls();
+        Ok(())
+    }
+
+    /// Aborts. Locks that the thread of `worker` held stay locked, so no other code of the library runs.
+    fn abort(&mut self, worker: usize) -> ! {
+        end_at_last();
+        tracing::error!(
+            lease = self.lease,
+            worker,
+            "a function has ended its worker's thread: aborting"
+        );
+        self.pool.write_off(worker);
+        let _ = self.pool.stop(&mut self.watch); // what others have used is counted, if that is possible
+        rfaas_program::log::finish(LAST_LINES);
+        std::process::abort()
+    }
+
+    /// Takes sockets away, once all threads have connected.
+    fn close(&mut self) -> Result<(), Stop> {
+        let Some(confinement) = self.confinement.take() else { return Ok(()) };
+        while self.to_manager + self.to_client > 0 {
+            match self.next(TICK)? {
+                News::Nothing => {}
+                _ => return Err(Stop::Over("the client broke the protocol")),
+            }
+        }
+        confinement.close().map_err(|error| failed(&error))
+    }
+
+    /// Waits until the client has written its code.
+    fn wait_for_code(&mut self, plan: &Plan) -> Result<(), Stop> {
+        let deadline = Instant::now() + CODE_TIMEOUT;
+        loop {
+            match self.next(deadline.saturating_duration_since(Instant::now()))? {
+                News::Written(bytes) if bytes == plan.code_bytes => return Ok(()),
+                News::Written(bytes) => {
+                    let expected = plan.code_bytes;
+                    let what =
+                        format!("the client sent {bytes} bytes of code instead of {expected}");
+                    return Err(Error::Failed(what).into());
+                }
+                News::Nothing if Instant::now() < deadline => {}
+                _ => {
+                    let what = format!("the client sent no code within {CODE_TIMEOUT:?}");
+                    return Err(Error::Failed(what).into());
+                }
+            }
+        }
+    }
+
+    /// Copies and loads the library on a thread of its own: that may take long, and its constructors as long as they
+    /// like, while this thread still hears that the lease is over.
+    fn load(&mut self, plan: &Plan, code: Code) -> Result<Library, Stop> {
+        let notifier = self.notifier.clone();
+        // Also the first log line of this thread, which a constructor that hangs would keep waiting
+        // (`end_at_last`); so it ends in the orderly time.
+        let (bytes, hash) = (plan.code_bytes, plan.code_hash);
+        let on_node = matches!(code, Code::FromNode(_));
+        tracing::debug!(lease = self.lease, bytes, %hash, on_node, "loading the library");
+        self.loading = true;
+        let_functions_write();
+        let load = move || Library::load(SealedFile::of(code, bytes as usize, &hash)?);
+        std::thread::Builder::new()
+            .name("loader".into())
+            .stack_size(limits::stack_bytes()) // constructors are functions too
+            .spawn(move || {
+                fatal::note_stack();
+                notifier.tell(ThreadEvent::Loaded(load()));
+            })
+            .map_err(|error| Error::failed("cannot start the loader", &error))?;
+        loop {
+            match self.next(TICK)? {
+                News::Event(ThreadEvent::Loaded(loaded)) => {
+                    self.loading = false;
+                    return loaded.map_err(Stop::Load);
+                }
+                News::Nothing => {}
+                _ => return Err(Stop::Over("the client broke the protocol")),
+            }
+        }
+    }
+
+    fn list_functions(&mut self, library: &Library) -> Result<(), Stop> {
+        let names = library.names();
+        for (index, name) in names.iter().enumerate() {
+            let name = Text::new(name).expect("longer names are not listed (`exported_functions`)");
+            let (index, count) = (index as u32, names.len() as u32); // an ELF file has fewer than 2³²
+            let entry = FunctionEntry { index: index.into(), count: count.into(), name };
+            let message = FromExecutor::Function(entry);
+            let sent = match self.watch.client.send(&message) {
+                // The client takes them one by one.
+                Err(ChannelError::Busy) => self
+                    .watch
+                    .client
+                    .flush(DIAL_TIMEOUT)
+                    .and_then(|()| self.watch.client.send(&message)),
+                other => other,
+            };
+            match sent {
+                Ok(()) => {}
+                Err(ChannelError::Disconnected) => return Err(Stop::Over("the client is gone")),
+                Err(error) => {
+                    return Err(Error::failed("cannot list the functions", &error).into());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Tells the client, and stays until it has heard.
+    fn tell_load_failed(&mut self, error: &LoadError) {
+        let reason = describe(error);
+        tracing::debug!(lease = self.lease, reason, "library not loaded");
+        let message = match *error {
+            LoadError::Differs { received } => FromExecutor::CodeDiffers(CodeDiffers { received }),
+            _ => FromExecutor::LoadFailed(LoadFailed { reason: Text::truncated(&reason) }),
+        };
+        if let Err(error) = self.watch.client.send(&message) {
+            tracing::debug!(%error, "the client could not be told");
+            return;
+        }
+        let deadline = Instant::now() + LAST_WORDS;
+        // Ends when the time is up, or the client or the lease is gone.
+        while let Ok(news) = self.next(deadline.saturating_duration_since(Instant::now())) {
+            if matches!(news, News::Nothing) && Instant::now() >= deadline {
+                return;
+            }
+        }
+    }
+
+    /// Returns what happens next that is not the end of everything, within `timeout`; nothing also when another thread
+    /// has connected.
+    fn next(&mut self, timeout: Duration) -> Result<News, Stop> {
+        let deadline = Instant::now() + timeout;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let news: io::Result<News> = self.watch.next(left);
+            let news = news.map_err(|error| Error::failed("cannot wait for news", &error))?;
+            if is_the_end(&news) {
+                end_at_last(); // before anything that may wait, such as a log line
+            }
+            match news {
+                News::Signal => return Err(Stop::Over("asked to")),
+                News::ManagerGone => return Err(Stop::Over("the executor manager is gone")),
+                News::ClientGone(error) => {
+                    tracing::debug!(%error, "client gone");
+                    return Err(Stop::Over("the client is gone"));
+                }
+                News::Event(ThreadEvent::BeatEnded(BeatError::Silent)) => {
+                    return Err(Stop::ManagerLost);
+                }
+                News::Event(ThreadEvent::BeatEnded(error)) => {
+                    return Err(Error::failed("cannot give signs of life", &error).into());
+                }
+                News::Event(ThreadEvent::CountsHere) => {
+                    self.to_manager = self.to_manager.saturating_sub(1);
+                    return Ok(News::Nothing);
+                }
+                News::Event(ThreadEvent::WorkerConnected) => {
+                    self.to_client = self.to_client.saturating_sub(1);
+                    return Ok(News::Nothing);
+                }
+                News::Event(ThreadEvent::WorkerEnded { worker, end }) => {
+                    pool::log_end(worker, &end);
+                    self.pool.ended(worker);
+                    // One that does not start is missed by the client, which waits for all.
+                    if let Err(error) = end {
+                        return Err(worker_failed(worker, &error).into());
+                    }
+                }
+                other => return Ok(other),
+            }
+        }
+    }
+}
+
+fn worker_failed(worker: usize, error: &WorkerStartError) -> Error {
+    Error::failed(&format!("worker {worker} could not start"), error)
+}
+
+/// Reads the assignment that came with the descriptors `given`.
+fn assigned(given: Vec<OwnedFd>, standby: &StandbyPlan) -> Result<Assigned, Stop> {
+    let odd = |error: io::Error| failed(&error);
+    let mut given = given.into_iter();
+    let mut next = || given.next().ok_or_else(|| io::Error::other("a descriptor is missing"));
+    let assignment = next().map_err(odd)?;
+    let grown = PipeReader::from(next().map_err(odd)?);
+    let assignment: Assignment = from_file(File::from(assignment)).map_err(odd)?;
+    let given = Inherited::passed(given.collect()).take(assignment.library).map_err(odd)?;
+    Ok(Assigned::new(assignment, given, Some(grown), standby).map_err(Error::from)?)
+}
+
+fn failed(error: &dyn std::error::Error) -> Stop {
+    Stop::Failed(Error::failed("the assignment", error))
+}
+
+/// Returns whether `news` is a reason to end.
+fn is_the_end(news: &News) -> bool {
+    match news {
+        News::Signal | News::ManagerGone | News::ClientGone(_) => true,
+        News::Event(ThreadEvent::BeatEnded(_) | ThreadEvent::WorkerEnded { end: Err(_), .. }) => {
+            true
+        }
+        News::Event(ThreadEvent::Loaded(_) | ThreadEvent::WorkerEnded { end: Ok(_), .. }) => false,
+        News::Event(ThreadEvent::CountsHere | ThreadEvent::WorkerConnected) => false,
+        News::Event(ThreadEvent::WorkersJoined) => false,
+        News::Assigned(_) | News::Written(_) | News::Nothing => false,
+    }
+}
+
+/// Has the kernel end this process in a second, wherever it is then. A constructor that hangs
+/// holds the dynamic loader's lock, for which every thread waits that uses a thread-local variable
+/// for the first time (`__cxa_thread_atexit_impl` of glibc): logging does, and so do channels.
+fn end_at_last() {
+    alarm::set(1);
+}
+
+/// Ends the part of standard error that is for the operator: foreign code runs from here on, and may write there too.
+fn let_functions_write() {
+    rfaas_program::log::finish(LAST_LINES); // what was logged before comes before
+    // It fails only if nobody reads what is written there.
+    let _ = io::stderr().write_all(&[FUNCTIONS_WRITE]);
+}

@@ -1,0 +1,133 @@
+//! An executor that stands by: it does all that depends on no lease, and waits for one.
+
+#![allow(clippy::unwrap_used)] // in helpers too: what fails there is the test
+
+mod common;
+
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use common::{DEADLINE, Manager, Session, Setup, assignment, device, faulty, standby};
+use rfaas_program::local_channel::{LocalChannel, to_file};
+use rfaas_protocol::Empty;
+use rfaas_protocol::assignment::Instructions;
+use rfaas_protocol::launch::{FromStandby, ToStandby};
+
+/// Workers that it is made for.
+const MOST_WORKERS: u16 = 3;
+
+struct Standing {
+    session: Session,
+    channel: LocalChannel,
+}
+
+/// Starts one, with the channel as descriptor 3, from a file in `directory`.
+fn spawn(setup: &Setup, manager: &Manager, channel: OwnedFd, directory: &Path) -> Child {
+    let input = directory.join("instructions.json");
+    let standby = standby(setup, manager.listener.local_addr(), MOST_WORKERS);
+    let instructions = Instructions { standby, assignment: None };
+    fs::write(&input, serde_json::to_string(&instructions).unwrap()).unwrap();
+    let mut shell = Command::new("sh");
+    shell.args(["-c", r#"exec 3<&0; exec "$0" < "$1""#, env!("CARGO_BIN_EXE_executor")]);
+    shell.arg(input).stdin(channel).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+/// The name of the process, proc_pid_comm(5).
+fn name(id: u32) -> String {
+    fs::read_to_string(format!("/proc/{id}/comm")).unwrap().trim().to_owned()
+}
+
+impl Standing {
+    fn new(setup: &Setup) -> Self {
+        let device = device();
+        let manager = Manager::new(&device);
+        let (channel, theirs) = LocalChannel::pair().unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let theirs = theirs.as_fd().try_clone_to_owned().unwrap();
+        let child = spawn(setup, &manager, theirs, directory.path());
+        let listener = device.listen(0).unwrap();
+        let mut session = Session::of(device, child, manager, listener);
+        for _ in 0..2 {
+            let request = session.manager.listener.next(DEADLINE).unwrap().expect("it dials");
+            session.manager.accept(&session.device, request);
+        }
+        let (FromStandby::Ready(_), _) = channel.receive(Some(DEADLINE)).unwrap();
+        assert_eq!(name(session.child.id()), "standby");
+        Standing { session, channel }
+    }
+
+    /// Gives it a lease of `setup`, whose `/tmp` grows when what is returned is dropped.
+    fn assign(&self, setup: &Setup, code: &[u8]) -> io::PipeWriter {
+        let assignment = assignment(setup, self.session.listener.local_addr(), code);
+        let file = to_file(c"assignment", &assignment).unwrap();
+        let (grown, growing) = io::pipe().unwrap();
+        let given = [file.as_fd(), grown.as_fd()];
+        self.channel.send(&ToStandby::Assign(Empty {}), &given).unwrap();
+        growing
+    }
+
+    fn said(&mut self) -> String {
+        let mut said = String::new();
+        self.session.child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+        said
+    }
+}
+
+#[test]
+fn it_serves_the_lease_that_comes() {
+    let code = faulty();
+    for workers in [1, MOST_WORKERS] {
+        let setup = Setup { workers, ..Setup::default() };
+        let mut standing = Standing::new(&setup);
+        drop(standing.assign(&setup, &code));
+        drop(standing.channel); // it has all that it needs
+        let session = &mut standing.session;
+        session.connect(&setup, &code);
+        session.functions = session.listed().unwrap();
+        let echo = session.function("echo");
+        for worker in &mut session.workers {
+            assert_eq!(worker.call(echo, b"abc"), b"abc");
+        }
+        assert_eq!(name(session.child.id()), "executor");
+        session.terminate();
+        assert_eq!(session.exit_status().code(), Some(0));
+        assert_eq!(session.manager.invocations(), u64::from(workers));
+    }
+}
+
+#[test]
+fn it_ends_with_its_manager_and_on_its_word() {
+    let setup = Setup::default();
+    let mut deserted = Standing::new(&setup);
+    drop(deserted.channel);
+    assert_eq!(deserted.session.exit_status().code(), Some(0));
+    let mut asked = Standing::new(&setup);
+    asked.session.terminate();
+    assert_eq!(asked.session.exit_status().code(), Some(0));
+    let mut cut_off = Standing::new(&setup);
+    cut_off.session.manager.connections.pop();
+    assert_eq!(cut_off.session.exit_status().code(), Some(0));
+}
+
+#[test]
+fn it_takes_no_assignment_that_it_is_not_made_for() {
+    let setup = Setup { workers: MOST_WORKERS + 1, ..Setup::default() };
+    let mut standing = Standing::new(&setup);
+    drop(standing.assign(&setup, b"code"));
+    assert_eq!(standing.session.exit_status().code(), Some(2));
+    let said = standing.said();
+    assert!(said.contains("at most 3") && said.lines().count() == 1, "{said}");
+}
+
+#[test]
+fn what_is_no_assignment_ends_it_in_one_line() {
+    let mut standing = Standing::new(&Setup::default());
+    let file: File = to_file(c"assignment", &"nonsense").unwrap();
+    standing.channel.send(&ToStandby::Assign(Empty {}), &[file.as_fd()]).unwrap();
+    assert_eq!(standing.session.exit_status().code(), Some(1));
+    let said = standing.said();
+    assert!(said.contains("the assignment") && said.lines().count() == 1, "{said}");
+}
