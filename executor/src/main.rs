@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use anyhow::{Context, bail};
 use clap::{Parser, Subcommand};
 use executor::{Confinement, ConfinementError, Inherited, Work, zygote};
+use nix::sys::prctl::set_name;
 use rfaas_program::local_channel::from_file;
 use rfaas_program::{Failure, log};
 use rfaas_protocol::assignment::{Instructions, Standby};
@@ -75,6 +76,7 @@ fn executor(
     confine: impl FnOnce(&Instructions) -> Result<Option<Confinement>, ConfinementError>,
 ) -> Result<Prepared, Failure> {
     let instructions = read_instructions().map_err(|error| Failure::input(format!("{error:#}")))?;
+    let _ = set_name(if instructions.assignment.is_some() { c"executor" } else { c"standby" });
     let confinement = confine(&instructions);
     let Instructions { standby, assignment } = instructions;
     let work = match assignment {

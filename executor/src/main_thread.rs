@@ -176,7 +176,6 @@ impl MainThread {
 
     /// Waits for an assignment.
     fn stand_by(&mut self) -> Result<Assigned, Stop> {
-        let _ = set_name(c"standby"); // for people, and a name is not too long
         let mut ready = false;
         let given = loop {
             if !ready && self.to_manager == 0 {
@@ -189,7 +188,7 @@ impl MainThread {
                 _ => return Err(Stop::Over("the executor manager broke the protocol")),
             }
         };
-        let _ = set_name(c"executor");
+        let _ = set_name(c"executor"); // it was "standby"
         assigned(given, &self.standby)
     }
 

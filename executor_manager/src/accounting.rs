@@ -39,6 +39,8 @@ pub struct ExecutorAccount {
     /// Queue pairs so far, with those that came to nothing.
     made: u32,
     most_connections: u32,
+    /// Connections that there is memory for.
+    room: u32,
     counters: Region,
     /// Signs of life that we gave.
     beats: u64,
@@ -47,7 +49,7 @@ pub struct ExecutorAccount {
 }
 
 impl ExecutorAccount {
-    /// Counters at zero, for a process of `workers` workers.
+    /// Counters at zero, for a process of at most `workers` workers.
     pub fn new(device: &Device, workers: u16) -> rdmalib::Result<Self> {
         let most_connections = u32::from(workers) + OTHERS;
         let domain = device.fixed_domain(PAGE * (1 + most_connections as usize))?; // FIXED
@@ -61,11 +63,17 @@ impl ExecutorAccount {
             spare: None,
             made: 0,
             most_connections,
+            room: most_connections,
             counters,
             beats: 0,
             completions,
             domain,
         })
+    }
+
+    /// Has the process have `workers` workers from now on, of those that it may have.
+    pub fn limit(&mut self, workers: u16) {
+        self.most_connections = (u32::from(workers) + OTHERS).min(self.room);
     }
 
     /// What the process must show.

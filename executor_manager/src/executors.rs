@@ -1,5 +1,10 @@
-//! The executor processes of this node, each with its counters, by the lease that it works for.
+//! The executor processes of this node, each with its counters: those that work, by their lease, and those that stand
+//! by until there is one.
 //!
+//! ```text
+//!   start ──▶ one stands by ──▶ it gets the assignment        (and is replaced when the lease is served)
+//!     └─────▶ none does ──────▶ a process is started with it
+//! ```
 //! * ALIVE - while there are any, each is given a sign of life in every period and looked at for its own.
 //!   One that gave none for too long, stopped or hanging, is killed with everything that it started.
 
@@ -10,10 +15,11 @@ use std::time::Instant;
 
 use nix::sys::signal::Signal;
 use rdmalib::{ConnectRequest, Device};
+use rfaas_program::describe;
 use rfaas_protocol::Secret;
 use rfaas_protocol::assignment::{
-    AssignedDevice, AssignedSandbox, Assignment, HexSecret, Instructions, MANAGER_LOST, MEMORY_LIMIT,
-    Standby,
+    AssignedDevice, AssignedSandbox, Assignment, HexSecret, Instructions, MANAGER_LOST,
+    MEMORY_LIMIT, Standby,
 };
 use rfaas_protocol::channel::refuse;
 use rfaas_protocol::heartbeat::{Beats, Heartbeat};
@@ -27,8 +33,16 @@ use crate::groups::GroupMemory;
 use crate::launch::{self, ExecutorChild, Launcher};
 use crate::output::Outputs;
 use crate::request::Deployment;
-use rfaas_program::describe;
 
+mod prewarm;
+mod standing;
+
+use prewarm::Prewarm;
+use standing::{READY_WITHIN, Standing};
+
+/// Most workers of a lease that one which stands by can have: its counters have room for so many. A lease of more
+/// workers takes longer to start anyway.
+const STANDBY_WORKERS: u16 = 64;
 /// Processes of others that are reaped before everybody else has a turn.
 const STRANGERS: usize = 64;
 
@@ -53,6 +67,8 @@ pub struct Executors {
     device: Device,
     manager: SocketAddr,
     running: BTreeMap<LeaseId, Running>,
+    standing: Vec<Standing>,
+    prewarm: Prewarm,
     launcher: Launcher,
     /// What confines those that are started by themselves; `None`: nobody is confined.
     settings: Option<SandboxSettings>,
@@ -78,13 +94,16 @@ pub struct Gone {
 
 impl Executors {
     /// No executors yet. They will use `device`, reach this manager at `manager`, and be confined by `settings`.
+    /// `prewarm` of them will stand by.
     pub fn new(
         device: Device,
         manager: SocketAddr,
         (launcher, settings): (Launcher, Option<SandboxSettings>),
         heartbeat: Heartbeat,
         open_files: u64,
+        prewarm: u32,
     ) -> Self {
+        let now = Instant::now();
         Executors {
             device,
             manager,
@@ -94,7 +113,9 @@ impl Executors {
             heartbeat,
             open_files,
             running: BTreeMap::new(),
-            beat_at: Instant::now(),
+            standing: Vec::new(),
+            prewarm: Prewarm::new(prewarm, now),
+            beat_at: now,
         }
     }
 
@@ -103,8 +124,8 @@ impl Executors {
         self.launcher.outputs()
     }
 
-    /// Starts the executor of `lease`, which has none; returns its process id, or an explanation for
-    /// client and operator.
+    /// Starts the executor of `lease`, which has none, or gives it one that stands by; returns its process id, or an
+    /// explanation for client and operator.
     pub fn start(
         &mut self,
         lease: LeaseId,
@@ -113,11 +134,7 @@ impl Executors {
         (workers, memory): (u16, u32),
         pins: Option<Vec<usize>>,
     ) -> Result<i32, String> {
-        let sandbox = self.sandbox()?;
-        let account = ExecutorAccount::new(&self.device, workers)
-            .map_err(|error| format!("no counters for the executor: {}", describe(&error)))?;
-        let user = sandbox.as_ref().map(|sandbox| sandbox.user);
-        let standby = self.standby(&account, workers, sandbox);
+        self.prewarm.rest(Instant::now());
         let assignment = Assignment {
             lease: lease.get(),
             memory,
@@ -133,18 +150,77 @@ impl Executors {
             library: library.kind(),
             hot_timeout_ms: deployment.hot_timeout_ms,
         };
+        while workers <= STANDBY_WORKERS
+            && let Some(at) = self.standing.iter().position(Standing::is_ready)
+        {
+            let standing = self.standing.swap_remove(at);
+            self.prewarm.taken();
+            match standing.assign(&assignment, &library) {
+                Ok(running) => {
+                    let pid = running.process.pid();
+                    tracing::debug!(%lease, pid, "an executor that stood by has the lease");
+                    self.running.insert(lease, running);
+                    return Ok(pid);
+                }
+                // It is ended with what it stands for, and reaped as a stranger.
+                Err(error) => tracing::debug!(%lease, %error, "an executor stands by no more"),
+            }
+        }
+        let sandbox = self.sandbox()?;
+        let account = self.account(workers)?;
+        let user = sandbox.as_ref().map(|sandbox| sandbox.user);
+        let standby = self.standby(&account, workers, sandbox);
         let instructions = Instructions { standby, assignment: Some(assignment) };
         let process = self.launcher.start(lease.get(), &instructions, library);
         let process = process.map_err(|error| error.to_string())?;
         let pid = process.pid();
-        if self.running.is_empty() {
+        let running = self.watched(process, account, user);
+        self.running.insert(lease, running);
+        Ok(pid)
+    }
+
+    /// Starts one that stands by.
+    fn start_standing(&mut self, now: Instant) -> Result<(), String> {
+        let sandbox = self.sandbox()?;
+        let mut account = self.account(STANDBY_WORKERS)?;
+        account.limit(1); // until it has a lease
+        let user = sandbox.as_ref().map(|sandbox| sandbox.user);
+        let standby = self.standby(&account, STANDBY_WORKERS, sandbox);
+        let started = self.launcher.start_standing(&Instructions { standby, assignment: None });
+        let (process, channel) = started.map_err(|error| error.to_string())?;
+        let running = self.watched(process, account, user);
+        self.standing.push(Standing::new(running, channel, now));
+        Ok(())
+    }
+
+    fn account(&self, workers: u16) -> Result<ExecutorAccount, String> {
+        ExecutorAccount::new(&self.device, workers)
+            .map_err(|error| format!("no counters for the executor: {}", describe(&error)))
+    }
+
+    /// Watches a process that was started just now.
+    fn watched(
+        &mut self,
+        process: ExecutorChild,
+        account: ExecutorAccount,
+        user: Option<u32>,
+    ) -> Running {
+        if self.all().next().is_none() {
             self.beat_at = Instant::now() + self.heartbeat.period;
         }
         let beats = Beats::new(self.heartbeat);
-        let running =
-            Running { process, account, user, beats, silent: false, may_miss_us_until: None };
-        self.running.insert(lease, running);
-        Ok(pid)
+        Running { process, account, user, beats, silent: false, may_miss_us_until: None }
+    }
+
+    /// All processes.
+    fn all(&self) -> impl Iterator<Item = &Running> {
+        self.running.values().chain(self.standing.iter().map(|standing| &standing.running))
+    }
+
+    /// All processes.
+    fn all_mut(&mut self) -> impl Iterator<Item = &mut Running> {
+        let standing = self.standing.iter_mut().map(|standing| &mut standing.running);
+        self.running.values_mut().chain(standing)
     }
 
     /// Returns what an executor of `most_workers` has to know before it has a lease.
@@ -175,8 +251,7 @@ impl Executors {
     /// Returns the sandbox of one more executor: with a user whom no other has.
     fn sandbox(&mut self) -> Result<Option<AssignedSandbox>, String> {
         let Some(settings) = &self.settings else { return Ok(None) };
-        let used: BTreeSet<u32> =
-            self.running.values().filter_map(|running| running.user).collect();
+        let used: BTreeSet<u32> = self.all().filter_map(|running| running.user).collect();
         let count = settings.users.count;
         let user = free_user(self.next_user, count, &used)
             .ok_or_else(|| format!("all {count} users of executor.users have an executor"))?;
@@ -194,9 +269,18 @@ impl Executors {
 
     /// Kills all of them, at once.
     pub fn kill_all(&mut self, now: Instant) {
-        for running in self.running.values_mut() {
-            running.process.kill(now);
-        }
+        self.all_mut().for_each(|running| running.process.kill(now));
+    }
+
+    /// Ends those that stand by; there will be no others.
+    pub fn end_standing(&mut self, now: Instant) {
+        self.prewarm.stop();
+        self.standing.iter_mut().for_each(|standing| standing.running.process.kill(now));
+    }
+
+    /// Whether none stands by, or is about to end that did.
+    pub fn none_stands(&self) -> bool {
+        self.standing.is_empty()
     }
 
     /// What the executor of `lease` has counted so far; nothing if there is none.
@@ -204,45 +288,49 @@ impl Executors {
         self.running.get(&lease).map(|running| running.account.read()).unwrap_or_default()
     }
 
-    /// The number of processes.
+    /// The number of processes that work for a lease.
     pub fn len(&self) -> usize {
         self.running.len()
     }
 
     /// Connects a thread of the executor that was given `secret`, or refuses it.
     pub fn accept(&mut self, secret: Secret, request: ConnectRequest) {
-        let found = self.running.iter_mut().find(|(_, running)| running.account.secret() == secret);
-        let Some((lease, running)) = found else {
+        let Some(running) = self.all_mut().find(|running| running.account.secret() == secret)
+        else {
             refuse(request, "no executor of this node was given this secret");
             return;
         };
+        let pid = running.process.pid();
         match running.account.accept(request) {
-            Ok(()) => tracing::debug!(%lease, "executor counts here"),
+            Ok(()) => tracing::debug!(pid, "executor counts here"),
             Err(AcceptError::TooMany(request)) => {
-                tracing::debug!(%lease, "an executor connects more often than it has workers");
+                tracing::debug!(pid, "an executor connects more often than it has workers");
                 refuse(*request, "all connections of this executor are there already");
             }
             Err(AcceptError::Rdma(rdmalib::Error::Disconnected)) => {
-                tracing::debug!(%lease, "an executor did not wait to be connected");
+                tracing::debug!(pid, "an executor did not wait to be connected");
             }
             Err(AcceptError::Rdma(error)) => {
                 let error = describe(&error);
-                tracing::warn!(%lease, error, "an executor cannot count its time here");
+                tracing::warn!(pid, error, "an executor cannot count its time here");
             }
         }
     }
 
-    /// What is readable when a process has ended, of all.
+    /// What is readable when a process has ended, of all, or one that is to stand by is ready.
     pub fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        let processes = self.running.values().flat_map(|running| running.process.descriptors());
-        processes.chain(self.launcher.descriptor())
+        let processes = self.all().flat_map(|running| running.process.descriptors());
+        let starting = self.standing.iter().filter_map(Standing::descriptor);
+        processes.chain(starting).chain(self.launcher.descriptor())
     }
 
     /// When [`tick`](Executors::tick) is due at the latest.
     pub fn next_deadline(&self) -> Option<Instant> {
-        let beat = (!self.running.is_empty()).then_some(self.beat_at);
-        let ends = self.running.values().filter_map(|running| running.process.deadline());
-        ends.chain(beat).chain(self.launcher.deadline()).min()
+        let beat = self.all().next().map(|_| self.beat_at);
+        let ends = self.all().filter_map(|running| running.process.deadline());
+        let ready = self.standing.iter().filter_map(Standing::ready_by);
+        let next = self.prewarm.due_at().filter(|_| self.launcher.can_start_standing());
+        ends.chain(ready).chain(beat).chain(next).chain(self.launcher.deadline()).min()
     }
 
     /// Kills what did not stop in time or is silent, and keeps the launcher going; returns whether anything was due,
@@ -250,17 +338,16 @@ impl Executors {
     pub fn tick(&mut self, now: Instant) -> bool {
         self.launcher.tick(now);
         let mut due = false;
-        for running in self.running.values_mut() {
-            due |= running.process.tick(now);
-        }
-        if !self.running.is_empty() && now >= self.beat_at {
+        self.all_mut().for_each(|running| due |= running.process.tick(now));
+        self.see_to_standing(now);
+        if self.all().next().is_some() && now >= self.beat_at {
             let Heartbeat { period, silence } = self.heartbeat;
             if now + period >= self.beat_at + silence {
                 tracing::debug!(
                     "no sign of life of ours for {silence:?}: executors may have ended"
                 );
                 let until = Some(now + silence);
-                self.running.values_mut().for_each(|running| running.may_miss_us_until = until);
+                self.all_mut().for_each(|running| running.may_miss_us_until = until);
             }
             self.beat_at = now + self.heartbeat.period;
             self.beat(now);
@@ -268,12 +355,34 @@ impl Executors {
         due
     }
 
+    /// Hears which are ready now that will stand by, kills those that are late, and starts another one if it is time.
+    fn see_to_standing(&mut self, now: Instant) {
+        for standing in &mut self.standing {
+            let pid = standing.running.process.pid();
+            if standing.hears_ready() {
+                tracing::debug!(pid, "an executor stands by");
+                self.prewarm.ready();
+            } else if standing.ready_by().is_some_and(|at| now >= at) {
+                tracing::warn!(pid, "an executor is not ready after {READY_WITHIN:?}: killing it");
+                standing.running.process.kill(now);
+            }
+        }
+        if self.launcher.can_start_standing() && self.prewarm.due_at().is_some_and(|at| now >= at) {
+            self.prewarm.started();
+            if let Err(reason) = self.start_standing(now)
+                && self.prewarm.lost(false, now)
+            {
+                tracing::warn!(reason, "cannot start an executor that stands by; trying again");
+            }
+        }
+    }
+
     /// Kills executors that are silent (ALIVE).
     fn beat(&mut self, now: Instant) {
-        for (lease, running) in &mut self.running {
+        for running in self.all_mut() {
             let silent = running.beats.silent(running.account.beat());
             if silent && running.process.is_running() {
-                tracing::warn!(%lease, pid = running.process.pid(), "executor is silent: killing it");
+                tracing::warn!(pid = running.process.pid(), "executor is silent: killing it");
                 running.process.kill(now);
                 running.silent = true;
             }
@@ -286,7 +395,7 @@ impl Executors {
         for _ in 0..STRANGERS {
             let Some(gone) = launch::ended_child() else { return false };
             // One of ours, which ended just now: `reap` knows what to do, and there is a SIGCHLD for it.
-            if self.running.values().any(|running| running.process.pid() == gone.as_raw()) {
+            if self.all().any(|running| running.process.pid() == gone.as_raw()) {
                 return false;
             }
             launch::reap(gone);
@@ -294,9 +403,19 @@ impl Executors {
         true
     }
 
-    /// Reaps the processes that are gone.
+    /// Reaps the processes that are gone; returns those that had a lease.
     pub fn reap(&mut self) -> Vec<Gone> {
         let now = Instant::now();
+        let Executors { standing, prewarm, .. } = self;
+        standing.retain_mut(|standing| {
+            let Some(exit) = standing.running.process.try_reap(now) else { return true };
+            let pid = standing.running.process.pid();
+            match prewarm.lost(standing.was_ready(), now) {
+                true => tracing::warn!(pid, ?exit, "an executor that stood by is gone"),
+                false => tracing::debug!(pid, ?exit, "another executor that stood by is gone"),
+            }
+            false
+        });
         let gone: Vec<_> = self
             .running
             .iter_mut()

@@ -174,6 +174,7 @@ pub fn run(options: &Options) -> Result<(), Error> {
             (launcher, isolation.alone),
             heartbeat,
             open_files,
+            settings.prewarm,
         ),
         upstream,
         acceptor: Acceptor::new(listener, ACCEPT_BATCH),

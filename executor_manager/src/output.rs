@@ -18,6 +18,7 @@
 //!   closed, also if a process still holds them.
 //! * A question is answered when everything was read that had been written when it came. So a client
 //!   reads what a function printed before it returned, and the last words of one that has crashed.
+//! * An executor that stands by writes for the operator alone, until it has a lease.
 //! * Output is kept for as long as the connection that claimed its lease: some time beyond the lease's end.
 //!
 //! Sockets, not pipes: a writer holds the lock of a pipe while the kernel copies its bytes, which takes for ever if
@@ -100,7 +101,8 @@ struct Question {
 /// What is known of the thread that reads an executor.
 #[derive(Debug)]
 struct ReaderState {
-    lease: u64,
+    /// `None`: its executor has none yet.
+    lease: Option<u64>,
     /// It has read all that had been written when this question came.
     has_read: u64,
     /// The executor was reaped.
@@ -120,8 +122,14 @@ impl Shared {
 }
 
 impl State {
+    /// Whether as many executors of `lease` are read as may be.
+    fn has_most(&self, lease: u64) -> bool {
+        let of_lease = self.readers.values().filter(|reader| reader.lease == Some(lease));
+        of_lease.count() >= MOST_OF_A_LEASE
+    }
+
     fn is_answerable(&self, question: &Question, now: Instant) -> bool {
-        let of_lease = |reader: &&ReaderState| reader.lease == question.lease;
+        let of_lease = |reader: &&ReaderState| reader.lease == Some(question.lease);
         let mut readers = self.readers.values().filter(of_lease);
         now >= question.until || readers.all(|reader| reader.has_read >= question.number)
     }
@@ -132,6 +140,19 @@ impl State {
 pub struct ExecutorOutput {
     /// Its reader, if there is one.
     reader: Option<(Arc<Shared>, u64)>,
+}
+
+impl ExecutorOutput {
+    /// What the executor writes from now on is that of `lease`, unless too many of that lease are read still.
+    pub fn belongs_to(&self, lease: u64) {
+        let Some((shared, number)) = &self.reader else { return };
+        let mut state = shared.lock();
+        if state.has_most(lease) {
+            tracing::warn!(lease, "what this executor writes is not kept: too many are read still");
+        } else if let Some(reader) = state.readers.get_mut(number) {
+            reader.lease = Some(lease);
+        }
+    }
 }
 
 impl Drop for ExecutorOutput {
@@ -160,15 +181,14 @@ impl Outputs {
         let _ = self.shared.bell.set(bell); // once, when the manager starts
     }
 
-    /// Sockets for an executor of `lease`, which are read from now on. If they cannot be, it writes to nowhere: no
-    /// lease fails for that.
-    pub fn follow(&self, lease: u64) -> io::Result<(ExecutorOutput, StandardStreams)> {
-        let of_lease = |reader: &&ReaderState| reader.lease == lease;
-        let (of_lease, all) = {
+    /// Sockets for an executor of `lease`, if it has one, which are read from now on. If they cannot be, it writes to
+    /// nowhere: no lease fails for that.
+    pub fn follow(&self, lease: Option<u64>) -> io::Result<(ExecutorOutput, StandardStreams)> {
+        let (too_many, all) = {
             let state = self.shared.lock();
-            (state.readers.values().filter(of_lease).count(), state.readers.len())
+            (lease.is_some_and(|lease| state.has_most(lease)), state.readers.len())
         };
-        let followed = if of_lease >= MOST_OF_A_LEASE || all >= MOST_READ {
+        let followed = if too_many || all >= MOST_READ {
             Err(io::Error::other("too many are read still"))
         } else {
             self.start(lease)
@@ -177,7 +197,7 @@ impl Outputs {
     }
 
     /// Sockets, and a reader of them.
-    fn start(&self, lease: u64) -> io::Result<(ExecutorOutput, StandardStreams)> {
+    fn start(&self, lease: Option<u64>) -> io::Result<(ExecutorOutput, StandardStreams)> {
         let (out, stdout) = stream(OutputStream::Stdout)?;
         let (error, stderr) = stream(OutputStream::Stderr)?;
         let output = self.read(lease, vec![out, error])?;
@@ -185,7 +205,7 @@ impl Outputs {
     }
 
     /// Starts a reader.
-    fn read(&self, lease: u64, streams: Vec<Stream>) -> io::Result<ExecutorOutput> {
+    fn read(&self, lease: Option<u64>, streams: Vec<Stream>) -> io::Result<ExecutorOutput> {
         let (reader, output) = self.reader(lease, streams)?;
         thread::Builder::new()
             .name("output".into())
@@ -195,7 +215,11 @@ impl Outputs {
     }
 
     /// Makes a reader that does not run yet.
-    fn reader(&self, lease: u64, streams: Vec<Stream>) -> io::Result<(Reader, ExecutorOutput)> {
+    fn reader(
+        &self,
+        lease: Option<u64>,
+        streams: Vec<Stream>,
+    ) -> io::Result<(Reader, ExecutorOutput)> {
         let flags = EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC;
         let bell = Arc::new(EventFd::from_flags(flags)?);
         let mut state = self.shared.lock();
@@ -204,7 +228,7 @@ impl Outputs {
         let (has_read, ended) = (state.asked, false); // its executor has written nothing yet
         state.readers.insert(number, ReaderState { lease, has_read, ended, bell: bell.clone() });
         drop(state);
-        let handle = ReaderHandle { shared: self.shared.clone(), number, lease, bell };
+        let handle = ReaderHandle { shared: self.shared.clone(), number, bell };
         let output = ExecutorOutput { reader: Some((self.shared.clone(), number)) };
         Ok((Reader::new(streams, handle, Instant::now()), output))
     }
@@ -236,7 +260,7 @@ impl Outputs {
         let (number, until) = (state.asked, now + ANSWER_WITHIN);
         state.questions.retain(|question| question.client != client);
         state.questions.push(Question { client, lease, from, number, until });
-        let of_lease = state.readers.values().filter(|reader| reader.lease == lease);
+        let of_lease = state.readers.values().filter(|reader| reader.lease == Some(lease));
         of_lease.for_each(|reader| ring(&reader.bell));
         true
     }
@@ -260,7 +284,10 @@ impl Outputs {
 }
 
 /// What an executor gets that is not followed because of `error`.
-fn to_nowhere(lease: u64, error: &io::Error) -> io::Result<(ExecutorOutput, StandardStreams)> {
+fn to_nowhere(
+    lease: Option<u64>,
+    error: &io::Error,
+) -> io::Result<(ExecutorOutput, StandardStreams)> {
     tracing::warn!(lease, %error, "what this executor writes is not read");
     let nowhere = File::options().write(true).open("/dev/null")?;
     let stderr = nowhere.try_clone()?.into();
@@ -285,7 +312,6 @@ fn ring(bell: &EventFd) {
 struct ReaderHandle {
     shared: Arc<Shared>,
     number: u64,
-    lease: u64,
     bell: Arc<EventFd>,
 }
 
@@ -297,8 +323,16 @@ impl ReaderHandle {
         (state.asked, state.readers.get(&self.number).is_none_or(|reader| reader.ended))
     }
 
+    /// The lease of its executor, if that has one.
+    fn lease(&self) -> Option<u64> {
+        self.shared.lock().readers.get(&self.number)?.lease
+    }
+
+    /// Keeps what functions have written. Without a lease there are none.
     fn keep(&self, stream: OutputStream, bytes: &[u8]) {
-        self.shared.lock().kept.append(self.lease, stream, bytes);
+        if let Some(lease) = self.lease() {
+            self.shared.lock().kept.append(lease, stream, bytes);
+        }
     }
 
     /// Everything was read that had been written when question `number` came.
@@ -306,7 +340,8 @@ impl ReaderHandle {
         let mut state = self.shared.lock();
         let Some(reader) = state.readers.get_mut(&self.number) else { return };
         reader.has_read = number;
-        let awaited = state.questions.iter().any(|question| question.lease == self.lease);
+        let lease = reader.lease;
+        let awaited = state.questions.iter().any(|question| Some(question.lease) == lease);
         drop(state);
         if awaited {
             self.shared.wake_manager();

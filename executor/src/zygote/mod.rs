@@ -245,7 +245,6 @@ impl Child {
         dup2_stdin(&streams.input).map_err(os("dup2"))?;
         dup2_stdout(&streams.output).map_err(os("dup2"))?;
         dup2_stderr(&streams.error).map_err(os("dup2"))?;
-        set_name(c"executor").map_err(os("prctl"))?;
         Ok((Inherited::passed(more), sandbox))
     }
 }

@@ -68,7 +68,17 @@ impl Library {
         }
     }
 
-    /// The descriptors, in the order of their numbers in the executor.
+    /// The descriptors, in the order in which an executor gets them.
+    pub fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        let (file, filled) = match self {
+            Library::Absent => (None, None),
+            Library::Empty { file, filled } => (Some(file), Some(filled)),
+            Library::Sealed(file) => (Some(file), None),
+        };
+        file.into_iter().chain(filled).map(AsFd::as_fd)
+    }
+
+    /// Likewise.
     pub fn into_descriptors(self) -> Vec<OwnedFd> {
         match self {
             Library::Absent => vec![],

@@ -14,6 +14,7 @@
 //!   does not outlive the lease unless it left the group, and no signal can hit a stranger that was
 //!   given a freed process id.
 
+use std::io::{self, PipeWriter};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -23,13 +24,14 @@ use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
 use rfaas_program::local_channel::LocalChannel;
 use rfaas_protocol::Empty;
-use rfaas_protocol::launch::{FromGuardian, ToGuardian};
+use rfaas_protocol::assignment::Assignment;
+use rfaas_protocol::launch::{FromGuardian, Grow, ToGuardian};
 use rustix::process::{PidfdFlags, pidfd_open, pidfd_send_signal};
 
 use super::remains;
 use super::zygote::Going;
 use crate::allocations::Exit;
-use crate::groups::{Group, GroupMemory};
+use crate::groups::{Group, GroupMemory, limits_of};
 use crate::output::ExecutorOutput;
 
 /// Time between SIGTERM and SIGKILL: enough to send the counters of every worker, short enough for
@@ -68,7 +70,7 @@ pub struct ExecutorChild {
     /// When it counts as ended without its exit status, once it was reported or told of.
     written_off_at: Option<Instant>,
     /// What it left in its sockets is read when this is dropped, which is when it was reaped.
-    _output: ExecutorOutput,
+    output: ExecutorOutput,
     /// What is left in it is killed when this is dropped.
     group: Option<Group>,
 }
@@ -100,7 +102,7 @@ impl ExecutorChild {
             report: None,
             ended: false,
             written_off_at: None,
-            _output: output,
+            output,
             group: None,
         }
     }
@@ -111,6 +113,11 @@ impl ExecutorChild {
         self
     }
 
+    /// Limits it to what the control group of an executor with this assignment may have, if it is in one.
+    pub fn limit(&self, assignment: &Assignment) -> io::Result<()> {
+        self.group.as_ref().map_or(Ok(()), |group| group.limit(&limits_of(assignment)))
+    }
+
     /// Returns what its control group says of memory, if it is in one.
     pub fn memory(&self) -> Option<GroupMemory> {
         self.group.as_ref()?.memory()
@@ -119,6 +126,17 @@ impl ExecutorChild {
     /// Its process id.
     pub fn pid(&self) -> i32 {
         self.pid.as_raw()
+    }
+
+    /// It has a lease of `memory` MB from now on: what it writes is that of the lease, and its `/tmp` holds so much
+    /// when `growing` is closed.
+    pub fn gets_lease(&mut self, lease: u64, memory: u32, growing: PipeWriter) {
+        self.output.belongs_to(lease);
+        if let Some(guardian) = &self.guardian {
+            let grow = ToGuardian::Grow(Grow { memory: memory.into() });
+            // Without a guardian there is no `/tmp` of its own. One that cannot hear has ended, or is about to.
+            let _ = guardian.send(&grow, &[growing.as_fd()]);
+        }
     }
 
     /// What is readable when it has ended, until that was seen.

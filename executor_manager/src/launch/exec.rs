@@ -59,9 +59,9 @@ impl Exec {
 
     /// Starts an executor.
     pub fn start(&self, descriptors: Descriptors) -> Result<Pid, StartError> {
-        let Descriptors { input, streams, library } = descriptors;
+        let Descriptors { input, streams, more } = descriptors;
         let standard = [input.as_raw_fd(), streams.stdout.as_raw_fd(), streams.stderr.as_raw_fd()];
-        self.spawn(&[c"executor"], standard, library)
+        self.spawn(&[c"executor"], standard, more)
     }
 
     /// Starts a zygote that talks over `channel`. What it has to say without that goes to the

@@ -23,9 +23,9 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use rfaas_program::local_channel::to_file;
+use rfaas_program::local_channel::{LocalChannel, to_file};
 use rfaas_protocol::assignment::Instructions;
-use rfaas_protocol::isolation::{IsolationReport, SandboxSettings};
+use rfaas_protocol::isolation::{IsolationReport, Layer, SandboxSettings};
 use rfaas_protocol::launch::ZygoteSettings;
 
 use crate::cache::Library;
@@ -108,8 +108,9 @@ struct Descriptors {
     /// The instructions, as standard input.
     input: File,
     streams: StandardStreams,
-    /// The library's file, as [`LIBRARY_DESCRIPTOR`](rfaas_protocol::assignment::LIBRARY_DESCRIPTOR) and the next.
-    library: Vec<OwnedFd>,
+    /// The library's file, as [`LIBRARY_DESCRIPTOR`](rfaas_protocol::assignment::LIBRARY_DESCRIPTOR) and the next; or
+    /// the channel of one that stands by.
+    more: Vec<OwnedFd>,
 }
 
 impl Launcher {
@@ -202,8 +203,8 @@ impl Launcher {
         library: Library,
     ) -> Result<ExecutorChild, StartError> {
         let input = to_file(c"instructions", instructions).map_err(StartError::Instructions)?;
-        let (output, streams) = self.outputs.follow(lease).map_err(StartError::Output)?;
-        let descriptors = Descriptors { input, streams, library: library.into_descriptors() };
+        let (output, streams) = self.outputs.follow(Some(lease)).map_err(StartError::Output)?;
+        let descriptors = Descriptors { input, streams, more: library.into_descriptors() };
         let mut group = self.group(instructions).map_err(StartError::Group)?;
         let child = match self.clone_one(&descriptors) {
             Ok(cloned) => {
@@ -234,6 +235,33 @@ impl Launcher {
             group.limit(&limits_of(assignment))?;
         }
         Ok(Some(group))
+    }
+
+    /// Whether [`start_standing`](Launcher::start_standing) starts something now: there is a zygote, and what its
+    /// executors have can be fitted to a lease that comes later. Their `/tmp` cannot without a guardian.
+    pub fn can_start_standing(&self) -> bool {
+        let report = self.zygote.as_ref().and_then(Zygote::report);
+        report.is_some_and(|report| {
+            report.active.has(Layer::PidNamespace) || !report.active.has(Layer::View)
+        })
+    }
+
+    /// Starts an executor that stands by, with `instructions`; returns it, and where it hears of its lease.
+    pub fn start_standing(
+        &mut self,
+        instructions: &Instructions,
+    ) -> Result<(ExecutorChild, LocalChannel), StartError> {
+        let input = to_file(c"instructions", instructions).map_err(StartError::Instructions)?;
+        let (channel, theirs) = LocalChannel::pair().map_err(StartError::Instructions)?;
+        let (output, streams) = self.outputs.follow(None).map_err(StartError::Output)?;
+        let descriptors = Descriptors { input, streams, more: vec![theirs.into()] };
+        let zygote = self.zygote.as_mut().ok_or_else(|| "none is to be cloned".to_owned());
+        let cloned = zygote.and_then(|zygote| zygote.start(&descriptors));
+        let cloned = cloned.map_err(StartError::NotCloned)?;
+        let mut group = self.group(instructions).map_err(StartError::Group)?;
+        let entrances = group.as_mut().map_or_else(Vec::new, Group::entrances);
+        let child = ExecutorChild::cloned(cloned.let_go(&entrances), output);
+        Ok((child.in_group(group), channel))
     }
 
     /// Has an executor cloned, or returns why there is none.

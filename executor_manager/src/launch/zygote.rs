@@ -263,8 +263,8 @@ impl Process {
         };
         let StandardStreams { stdout, stderr } = &given.streams;
         let first = [given.input.as_fd(), stdout.as_fd(), stderr.as_fd(), theirs.as_fd()];
-        let library = given.library.iter().map(AsFd::as_fd);
-        let given: Vec<_> = first.into_iter().chain(library).collect();
+        let more = given.more.iter().map(AsFd::as_fd);
+        let given: Vec<_> = first.into_iter().chain(more).collect();
         match self.channel.send(&ToZygote::Start(Empty {}), &given) {
             // Nothing was sent.
             Err(LocalError::Os(error)) => {

@@ -10,6 +10,8 @@ use crate::manager::Manager;
 
 /// Time for all executors to be gone when no lease is left: they are killed after a tenth of it.
 const STOP_WITHIN: Duration = Duration::from_secs(5);
+/// Time for those that stood by to be gone, which were killed before.
+const STANDING_WITHIN: Duration = Duration::from_secs(1);
 /// Time for the resource manager to acknowledge the last bills.
 const BILLS_WITHIN: Duration = Duration::from_secs(1);
 /// Time for clients to take their last messages.
@@ -57,6 +59,7 @@ impl Manager {
         if let Some(upstream) = &mut self.upstream {
             upstream.drain(now, leases_end);
         }
+        self.executors.end_standing(now);
         events.push_back(Event::Drain { grace });
         Ok(())
     }
@@ -73,6 +76,9 @@ impl Manager {
             return Ok(false);
         }
         let empty = *stopping.empty.get_or_insert(now);
+        if !self.executors.none_stands() && now < empty + STANDING_WITHIN {
+            return Ok(false); // killed; its end is news
+        }
         if let Some(upstream) = &self.upstream
             && upstream.unacknowledged() > 0
         {

@@ -138,14 +138,15 @@ impl Reader {
                 }
             }
         }
-        self.lines.end(|line| say(self.handle.lease, line));
+        let lease = self.handle.lease();
+        self.lines.end(|line| say(lease, line));
     }
 }
 
 /// Sees to `bytes`, which came on `stream`.
 fn take(handle: &ReaderHandle, lines: &mut ExecutorLines, stream: OutputStream, bytes: &[u8]) {
     let of_functions = match stream {
-        OutputStream::Stderr => lines.take(bytes, |line| say(handle.lease, line)),
+        OutputStream::Stderr => lines.take(bytes, |line| say(handle.lease(), line)),
         OutputStream::Stdout => bytes, // the executor itself prints nothing
     };
     if !of_functions.is_empty() {
@@ -154,7 +155,7 @@ fn take(handle: &ReaderHandle, lines: &mut ExecutorLines, stream: OutputStream, 
 }
 
 /// Logs what the executor says, for the operator. The place in the program is limited: not too many lines of all.
-fn say(lease: u64, text: &str) {
+fn say(lease: Option<u64>, text: &str) {
     tracing::info!(lease, text, "an executor says");
 }
 

@@ -19,7 +19,7 @@ const OTHER: ClientId = ClientId(2);
 /// A reader that does not run by itself, and the end of its stream that an executor has.
 fn reader(outputs: &Outputs) -> (Reader, ExecutorOutput, UnixStream) {
     let (from, to) = stream(OutputStream::Stdout).unwrap();
-    let (reader, output) = outputs.reader(7, vec![from]).unwrap();
+    let (reader, output) = outputs.reader(Some(7), vec![from]).unwrap();
     (reader, output, to)
 }
 
@@ -132,7 +132,7 @@ fn stuck(outputs: &Outputs, lease: u64) -> (ExecutorOutput, Sender<()>) {
     to.write_all(b"x").unwrap();
     let ((begun, has_begun), (let_go, held)) = (channel(), channel());
     let streams = vec![Stream::new(OutputStream::Stdout, Stuck { ready, begun, held })];
-    let output = outputs.read(lease, streams).unwrap();
+    let output = outputs.read(Some(lease), streams).unwrap();
     has_begun.recv_timeout(PATIENCE).unwrap();
     (output, let_go)
 }
@@ -143,7 +143,7 @@ fn a_stream_that_never_answers_keeps_no_other_lease_waiting_and_its_own_for_a_bo
     outputs.keep(CLIENT, 7);
     outputs.keep(OTHER, 8);
     let (hung, let_go) = stuck(&outputs, 7);
-    let (output, ends) = outputs.follow(8).unwrap();
+    let (output, ends) = outputs.follow(Some(8)).unwrap();
     File::from(ends.stdout).write_all(b"of another lease\n").unwrap();
     let asked = Instant::now();
     assert!(outputs.ask(asked, CLIENT, 0));
@@ -167,7 +167,7 @@ fn a_question_is_answered_with_all_that_was_written_before_it() {
     let outputs = Outputs::default();
     outputs.keep(CLIENT, 7);
     assert_eq!(ask(&outputs, CLIENT), b"", "nobody runs");
-    let (output, ends) = outputs.follow(7).unwrap();
+    let (output, ends) = outputs.follow(Some(7)).unwrap();
     let mut to = File::from(ends.stdout);
     let mut expected = Vec::<u8>::new();
     for line in 0..100 {
@@ -186,7 +186,7 @@ fn a_question_is_answered_with_all_that_was_written_before_it() {
 fn only_the_client_of_a_lease_reads_its_output_until_it_is_gone_or_has_another() {
     let outputs = Outputs::default();
     outputs.keep(CLIENT, 7);
-    let (output, ends) = outputs.follow(7).unwrap();
+    let (output, ends) = outputs.follow(Some(7)).unwrap();
     File::from(ends.stdout).write_all(b"of 7").unwrap();
     drop(output);
     assert!(!outputs.ask(Instant::now(), OTHER, 0), "it has no lease");
@@ -216,18 +216,18 @@ fn a_client_has_one_question_at_a_time() {
 fn a_lease_has_a_bounded_number_of_readers_and_others_have_theirs() {
     let outputs = Outputs::default();
     let hung: Vec<_> = (0..MOST_OF_A_LEASE).map(|_| stuck(&outputs, 7)).collect();
-    let (output, ends) = outputs.follow(7).unwrap();
+    let (output, ends) = outputs.follow(Some(7)).unwrap();
     File::from(ends.stdout).write_all(&[b'x'; 1 << 20]).unwrap(); // to nowhere, without waiting
     assert!(output.reader.is_none());
-    assert!(outputs.follow(8).unwrap().0.reader.is_some());
+    assert!(outputs.follow(Some(8)).unwrap().0.reader.is_some());
     drop(hung);
     wait_until("the end of the readers", || readers(&outputs) == 0);
-    assert!(outputs.follow(7).unwrap().0.reader.is_some(), "there is room again");
+    assert!(outputs.follow(Some(7)).unwrap().0.reader.is_some(), "there is room again");
 }
 
 #[test]
 fn an_executor_that_cannot_be_read_writes_to_nowhere_and_is_started() {
-    let (output, ends) = to_nowhere(7, &io::Error::from(io::ErrorKind::OutOfMemory)).unwrap();
+    let (output, ends) = to_nowhere(Some(7), &io::Error::from(io::ErrorKind::OutOfMemory)).unwrap();
     File::from(ends.stdout).write_all(&[b'x'; 1 << 20]).unwrap(); // without waiting
     File::from(ends.stderr).write_all(&[b'x'; 1 << 20]).unwrap();
     assert!(output.reader.is_none());

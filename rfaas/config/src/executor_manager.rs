@@ -14,6 +14,9 @@ use super::secret::{ClusterSecret, SECRET_VARIABLE, SecretValue};
 use rfaas_protocol::heartbeat::Heartbeat;
 use rfaas_protocol::isolation::{Layer, Layers, NetworkPolicy, UserRange};
 
+/// Most executors that stand by: those of a large node whose cores are all leased at once.
+const MOST_PREWARMED: u32 = 256;
+
 /// Settings of an executor manager.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -86,6 +89,8 @@ pub enum Launch {
 pub struct ExecutorSettings {
     /// How they are started.
     pub launch: Launch,
+    /// How many stand by, started before there is a lease for them.
+    pub prewarm: u32,
     /// Must be false: executors are processes of this node.
     pub use_docker: bool,
     /// Accepted, without effect.
@@ -146,6 +151,7 @@ impl Default for ExecutorSettings {
     fn default() -> Self {
         ExecutorSettings {
             launch: Launch::default(),
+            prewarm: 2,
             use_docker: false,
             repetitions: 0,
             warmup_iters: 0,
@@ -221,11 +227,20 @@ impl File for ExecutorManagerConfig {
                 &format!("has {path:?}: each is the absolute path of a directory or a file, not /"),
             )?;
         }
+        require(
+            self.executor.prewarm <= MOST_PREWARMED,
+            "executor.prewarm",
+            &format!("must be at most {MOST_PREWARMED}: each is a process that nobody uses yet"),
+        )?;
         let UserRange { first, count } = self.executor.users;
         // The last id but one: -1 is none (setresuid(2)).
         let fits = count > 0 && first.checked_add(count).is_some();
         let ids = "must have a `first` from 1 and a `count` from 1, all of them below 4294967295";
         require(first > 0 && fits, "executor.users", ids)?;
+        let suffices = self.executor.prewarm < count;
+        let more =
+            "must have a greater `count` than `executor.prewarm`: each that stands by has a user";
+        require(suffices, "executor.users", more)?;
         require(
             !self.executor.use_docker,
             "executor.use_docker",

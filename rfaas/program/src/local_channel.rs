@@ -143,6 +143,13 @@ impl From<OwnedFd> for LocalChannel {
     }
 }
 
+/// One end that is passed on.
+impl From<LocalChannel> for OwnedFd {
+    fn from(channel: LocalChannel) -> OwnedFd {
+        channel.0
+    }
+}
+
 impl AsFd for LocalChannel {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()

@@ -15,6 +15,7 @@
 mod error;
 mod options;
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::net::{IpAddr, SocketAddr};
@@ -266,18 +267,31 @@ impl LocalCluster {
         self.executor_managers.get_mut(node)?.as_mut()
     }
 
-    /// Process ids of the executors that run now, of all nodes. A guardian without an executor is one that ends.
+    /// Process ids of the executors that run now, of all nodes. A guardian without an executor is one that ends. Those
+    /// that stand by are not among them.
     pub fn executors_running(&self) -> Vec<u32> {
+        self.children().flat_map(executors_of).collect()
+    }
+
+    /// Process ids of the executors that stand by, of all nodes.
+    pub fn executors_standing(&self) -> Vec<u32> {
+        let named = |id: &u32| Stat::of(*id).is_some_and(|stat| stat.name == "standby");
+        let children: Vec<_> = self.children().collect();
+        let guarded = children.iter().flat_map(|id| procfs::children(*id));
+        let all: BTreeSet<_> = guarded.chain(children.iter().copied()).filter(named).collect();
+        all.into_iter().collect()
+    }
+
+    /// The processes that executor managers have started.
+    fn children(&self) -> impl Iterator<Item = u32> {
         let managers = self.executor_managers.iter().flatten();
-        let children = managers.flat_map(|manager| procfs::children(manager.id()));
-        children.flat_map(executors_of).collect()
+        managers.flat_map(|manager| procfs::children(manager.id()))
     }
 
     /// Process ids of the zygotes that run now, of all nodes.
     pub fn zygotes_running(&self) -> Vec<u32> {
-        let managers = self.executor_managers.iter().flatten();
-        let children = managers.flat_map(|manager| procfs::children(manager.id()));
-        children.filter(|id| Stat::of(*id).is_some_and(|stat| stat.name == "zygote")).collect()
+        let named = |id: &u32| Stat::of(*id).is_some_and(|stat| stat.name == "zygote");
+        self.children().filter(named).collect()
     }
 
     /// Program `name` of the built ones with the cluster's configuration files on its command line, as
@@ -363,12 +377,16 @@ impl Drop for LocalCluster {
 /// The executors that child `id` of an executor manager stands for.
 fn executors_of(id: u32) -> Vec<u32> {
     match Stat::of(id).map(|stat| stat.name).as_deref() {
-        None | Some("zygote") => Vec::new(),
+        None | Some("zygote" | "standby") => Vec::new(),
         Some("guardian") => {
-            let guarded = procfs::children(id);
-            let executor = |id: &u32| Stat::of(*id).is_some_and(|stat| stat.name == "executor");
-            let executors: Vec<_> = guarded.into_iter().filter(executor).collect();
-            if executors.is_empty() { vec![id] } else { executors }
+            let guarded = procfs::children(id).into_iter();
+            let guarded = guarded.filter_map(|id| Some((id, Stat::of(id)?.name)));
+            let (executors, others): (Vec<_>, Vec<_>) =
+                guarded.partition(|(_, name)| name == "executor");
+            if executors.is_empty() && others.is_empty() {
+                return vec![id];
+            }
+            executors.into_iter().map(|(id, _)| id).collect()
         }
         Some(_) => vec![id],
     }

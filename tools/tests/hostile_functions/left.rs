@@ -38,6 +38,9 @@ impl Left {
         let mut processes = BTreeMap::new();
         for id in procfs::all().filter(|id| *id != std::process::id()) {
             let Some(stat) = Stat::of(id) else { continue };
+            if stand_by(id, &stat.name) {
+                continue; // that it is there is nobody's doing, and another one than before may be
+            }
             if stat.is_running() {
                 processes.insert(id, stat.name);
             } else if stat.parent == std::process::id() && !managers.contains(&id) {
@@ -100,6 +103,16 @@ impl Left {
             // Sockets end with their processes.
             let _ = fs::remove_file(file);
         }
+    }
+}
+
+/// Whether a process stands by for the next lease, or guards one that does.
+fn stand_by(id: u32, name: &str) -> bool {
+    let is_standby = |id: &u32| Stat::of(*id).is_some_and(|stat| stat.name == "standby");
+    match name {
+        "standby" => true,
+        "guardian" => procfs::children(id).iter().any(is_standby),
+        _ => false,
     }
 }
 

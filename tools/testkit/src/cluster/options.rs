@@ -38,6 +38,8 @@ pub struct Options {
     pub node_return: Duration,
     /// How executors are started.
     pub launch: Launch,
+    /// How many of them stand by on each node.
+    pub prewarm: u32,
     /// How functions are kept from their node.
     pub isolation: Isolation,
     /// Directories that functions see besides the system's.
@@ -87,6 +89,7 @@ impl Default for Options {
             drain: Duration::from_secs(2), // as shipped
             node_return: Duration::from_millis(manager.node_return_ms.into()),
             launch: Launch::default(),
+            prewarm: ExecutorSettings::default().prewarm,
             isolation: Isolation::default(),
             view: Vec::new(),
             pin_threads: false,
@@ -139,6 +142,7 @@ impl Options {
         manager.state_file = state_file.unwrap_or_default();
         for node in &mut settings.nodes {
             node.executor.launch = self.launch;
+            node.executor.prewarm = self.prewarm;
             node.executor.isolation = self.isolation.clone();
             node.executor.view = self.view.clone();
             node.executor.pin_threads = self.pin_threads;

@@ -1,0 +1,218 @@
+//! When executors are started that stand by: pure, the caller has the clock and the processes.
+//!
+//! ```text
+//!   due ──▶ starting ──ready──▶ standing ──taken──▶ a lease has it
+//!    ▲          └──────── lost ────┘
+//!    └── after a pause, doubled ◀──┘
+//! ```
+//! * One is started at a time, and not within [`REST`] of the last start of any executor: a lease that is being
+//!   served does not compete with it.
+//! * One that is lost before a lease has it costs a pause, and each that is lost then a longer one, so that what makes
+//!   them fail is not met a thousand times.
+
+use std::time::{Duration, Instant};
+
+/// Time after a start before another one stands by: some ten times what a lease takes to its first result.
+pub const REST: Duration = Duration::from_millis(20);
+/// Pause after one is lost: the first one, doubled with each, and the longest.
+pub const FIRST_PAUSE: Duration = Duration::from_millis(100);
+pub const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+
+/// How many stand by, and when there is to be another one.
+#[derive(Debug)]
+pub struct Prewarm {
+    wanted: u32,
+    standing: u32,
+    starting: bool,
+    not_before: Instant,
+    pause: Duration,
+    /// When one was lost last, unless one was taken since.
+    lost_at: Option<Instant>,
+}
+
+impl Prewarm {
+    /// None yet, and `wanted` later.
+    pub fn new(wanted: u32, now: Instant) -> Self {
+        let (standing, starting, pause, lost_at) = (0, false, FIRST_PAUSE, None);
+        Prewarm { wanted, standing, starting, not_before: now, pause, lost_at }
+    }
+
+    /// When another one is to be started, if one is to be and nothing else happens before.
+    pub fn due_at(&self) -> Option<Instant> {
+        (!self.starting && self.standing < self.wanted).then_some(self.not_before)
+    }
+
+    /// One is being started.
+    pub fn started(&mut self) {
+        self.starting = true;
+    }
+
+    /// It is ready.
+    pub fn ready(&mut self) {
+        self.starting = false;
+        self.standing += 1;
+    }
+
+    /// A lease has one of those that stood by.
+    pub fn taken(&mut self) {
+        self.standing = self.standing.saturating_sub(1);
+        self.pause = FIRST_PAUSE;
+        self.lost_at = None;
+    }
+
+    /// An executor was started for a lease, or given one.
+    pub fn rest(&mut self, now: Instant) {
+        self.not_before = self.not_before.max(now + REST);
+    }
+
+    /// One has ended before a lease had it, or could not be started. `was_ready`: it stood by. Returns whether that is
+    /// news: it is the first since one was taken, or for a long time.
+    pub fn lost(&mut self, was_ready: bool, now: Instant) -> bool {
+        match was_ready {
+            true => self.standing = self.standing.saturating_sub(1),
+            false => self.starting = false,
+        }
+        let before = self.lost_at.replace(now);
+        let is_news = before.is_none_or(|at| now >= at + 2 * LONGEST_PAUSE);
+        if is_news {
+            self.pause = FIRST_PAUSE;
+        }
+        self.not_before = self.not_before.max(now + self.pause);
+        self.pause = LONGEST_PAUSE.min(2 * self.pause);
+        is_news
+    }
+
+    /// None is started from now on.
+    pub fn stop(&mut self) {
+        self.wanted = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Starts all that are due at `now`, each of which is ready at once; returns how many.
+    fn fill(prewarm: &mut Prewarm, now: Instant) -> u32 {
+        let mut filled = 0;
+        while prewarm.due_at().is_some_and(|at| at <= now) {
+            prewarm.started();
+            prewarm.ready();
+            filled += 1;
+        }
+        filled
+    }
+
+    #[test]
+    fn as_many_stand_as_are_wanted_and_one_is_started_at_a_time() {
+        let now = Instant::now();
+        let mut prewarm = Prewarm::new(2, now);
+        assert_eq!(prewarm.due_at(), Some(now));
+        prewarm.started();
+        assert_eq!(prewarm.due_at(), None);
+        prewarm.ready();
+        assert_eq!(fill(&mut prewarm, now), 1);
+        assert_eq!(prewarm.due_at(), None);
+        assert_eq!(Prewarm::new(0, now).due_at(), None);
+    }
+
+    #[test]
+    fn one_that_was_taken_is_replaced_when_the_lease_is_served() {
+        let mut now = Instant::now();
+        let mut prewarm = Prewarm::new(2, now);
+        fill(&mut prewarm, now);
+        prewarm.taken();
+        prewarm.rest(now);
+        assert_eq!(prewarm.due_at(), Some(now + REST));
+        now += REST / 2;
+        prewarm.rest(now); // another lease, for which there was none
+        assert_eq!(prewarm.due_at(), Some(now + REST));
+        assert_eq!(fill(&mut prewarm, now + REST), 1);
+    }
+
+    #[test]
+    fn those_that_are_lost_cost_longer_and_longer_pauses_and_are_news_once() {
+        let mut now = Instant::now();
+        let mut prewarm = Prewarm::new(1, now);
+        let mut lose = |prewarm: &mut Prewarm, was_ready: bool| {
+            prewarm.started();
+            if was_ready {
+                prewarm.ready();
+            }
+            let is_news = prewarm.lost(was_ready, now);
+            let pause = prewarm.due_at().unwrap() - now;
+            now += pause;
+            (is_news, pause)
+        };
+        let lost: Vec<_> = (0..12).map(|n| lose(&mut prewarm, n % 2 == 0)).collect();
+        let pauses: Vec<_> = lost.iter().map(|(_, pause)| *pause).collect();
+        assert_eq!(pauses[..3], [1, 2, 4].map(|times| times * FIRST_PAUSE));
+        assert_eq!(pauses[11], LONGEST_PAUSE);
+        assert_eq!(lost.iter().filter(|(is_news, _)| *is_news).count(), 1);
+        prewarm.started();
+        prewarm.ready();
+        prewarm.taken();
+        assert_eq!(lose(&mut prewarm, true), (true, FIRST_PAUSE), "it served a lease in between");
+        now += 2 * LONGEST_PAUSE;
+        prewarm.started();
+        prewarm.ready();
+        assert!(prewarm.lost(true, now), "one in a while is another matter");
+        assert_eq!(prewarm.due_at(), Some(now + FIRST_PAUSE));
+    }
+
+    #[test]
+    fn none_is_started_by_a_manager_that_stops() {
+        let now = Instant::now();
+        let mut prewarm = Prewarm::new(2, now);
+        fill(&mut prewarm, now);
+        prewarm.stop();
+        prewarm.lost(true, now);
+        prewarm.lost(true, now);
+        assert_eq!(prewarm.due_at(), None);
+    }
+
+    proptest! {
+        /// Whatever happens, never more stand by and start together than are wanted, and what is missing is due.
+        #[test]
+        fn there_are_never_too_many_and_what_is_missing_is_due(
+            wanted in 0u32..5, steps in prop::collection::vec((0u8..5, 0u64..5000), 0..200)
+        ) {
+            let mut now = Instant::now();
+            let mut prewarm = Prewarm::new(wanted, now);
+            let (mut standing, mut starting) = (0, false);
+            for (step, ms) in steps {
+                now += Duration::from_millis(ms);
+                match step {
+                    0 if prewarm.due_at().is_some_and(|at| at <= now) => {
+                        prop_assert!(!starting);
+                        prewarm.started();
+                        starting = true;
+                    }
+                    1 if starting => {
+                        prewarm.ready();
+                        (starting, standing) = (false, standing + 1);
+                    }
+                    2 if standing > 0 => {
+                        prewarm.taken();
+                        prewarm.rest(now);
+                        standing -= 1;
+                    }
+                    3 if starting => {
+                        prewarm.lost(false, now);
+                        starting = false;
+                    }
+                    4 if standing > 0 => {
+                        prewarm.lost(true, now);
+                        standing -= 1;
+                    }
+                    _ => {}
+                }
+                prop_assert!(standing + u32::from(starting) <= wanted);
+                prop_assert_eq!(prewarm.due_at().is_some(), !starting && standing < wanted);
+                prop_assert!(prewarm.due_at().is_none_or(|at| at <= now + LONGEST_PAUSE));
+            }
+        }
+    }
+}

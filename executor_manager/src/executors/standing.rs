@@ -1,0 +1,78 @@
+//! An executor that stands by: started without a lease, which comes over a channel.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::{Duration, Instant};
+
+use rfaas_program::local_channel::{LocalChannel, LocalError, to_file};
+use rfaas_protocol::Empty;
+use rfaas_protocol::assignment::Assignment;
+use rfaas_protocol::launch::{FromStandby, ToStandby};
+
+use super::Running;
+use crate::cache::Library;
+
+/// How long one may take until it stands by. It takes milliseconds; what takes longer are constructors of libraries.
+pub const READY_WITHIN: Duration = Duration::from_secs(10);
+
+/// A process that stands by, or will.
+#[derive(Debug)]
+pub struct Standing {
+    pub running: Running,
+    /// Where it hears what to work for.
+    channel: LocalChannel,
+    /// When it has to be ready; `None`: it is.
+    ready_by: Option<Instant>,
+}
+
+impl Standing {
+    /// Waits for one that was started at `now` to be ready.
+    pub fn new(running: Running, channel: LocalChannel, now: Instant) -> Self {
+        Standing { running, channel, ready_by: Some(now + READY_WITHIN) }
+    }
+
+    /// Whether a lease can have it, as far as is known.
+    pub fn is_ready(&self) -> bool {
+        self.was_ready() && self.running.process.is_running()
+    }
+
+    /// Whether it has ever said that it is ready.
+    pub fn was_ready(&self) -> bool {
+        self.ready_by.is_none()
+    }
+
+    /// When it has to be ready, if it is not.
+    pub fn ready_by(&self) -> Option<Instant> {
+        self.ready_by.filter(|_| self.running.process.is_running())
+    }
+
+    /// What is readable when it is ready, if it is not.
+    pub fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        self.ready_by().map(|_| self.channel.as_fd())
+    }
+
+    /// Whether it has become ready just now.
+    pub fn hears_ready(&mut self) -> bool {
+        let heard = || matches!(self.channel.try_receive(), Ok(Some((FromStandby::Ready(_), _))));
+        let ready = self.ready_by.is_some() && heard();
+        if ready {
+            self.ready_by = None;
+        }
+        ready
+    }
+
+    /// Gives it its lease. If that fails it is ended.
+    pub fn assign(self, assignment: &Assignment, library: &Library) -> Result<Running, LocalError> {
+        let Standing { mut running, channel, .. } = self;
+        let file = to_file(c"assignment", assignment)?;
+        let (grown, growing) = io::pipe()?;
+        running.process.gets_lease(assignment.lease, assignment.memory, growing);
+        running.account.limit(assignment.workers);
+        if running.user.is_some() {
+            running.process.limit(assignment)?; // it is confined
+        }
+        let given = [file.as_fd(), grown.as_fd()].into_iter().chain(library.descriptors());
+        channel.send(&ToStandby::Assign(Empty {}), &given.collect::<Vec<_>>())?;
+        Ok(running)
+    }
+}

@@ -1,0 +1,110 @@
+//! Executors that stand by: a lease has one at once, another one takes its place, and none is left in the end.
+
+#![allow(clippy::unwrap_used)] // in what tests share: a failed test is what it is for
+
+use std::fs;
+use std::path::Path;
+
+use rfaas::Executor;
+use testkit::functions::{c_library, faulty};
+use testkit::leftovers::Leftovers;
+use testkit::procfs::{self, Stat};
+use testkit::run::{kill_9, source};
+use testkit::service::{call, call_with_room, cluster, deploy, warm};
+use testkit::wait::{eventually, one_at_a_time};
+use testkit::{LocalCluster, Options};
+
+const NOWHERE: &str = "/nowhere";
+
+fn all_stand(cluster: &LocalCluster, count: usize) -> Vec<u32> {
+    eventually("they stand by", || cluster.executors_standing().len() == count);
+    cluster.executors_standing()
+}
+
+fn shell(executor: &mut Executor, command: &str) -> String {
+    let printed = call_with_room(executor, "shell", command.as_bytes(), 4096);
+    String::from_utf8(printed.unwrap()).unwrap()
+}
+
+#[test]
+fn a_lease_has_one_that_stood_by_and_another_one_takes_its_place() {
+    let _alone = one_at_a_time();
+    let directory = tempfile::tempdir().unwrap();
+    let before = Leftovers::list(Path::new(NOWHERE));
+    let cluster = cluster(Options::default());
+    let stood = all_stand(&cluster, 2);
+    let client = cluster.client().unwrap();
+    let library = faulty(directory.path());
+    for cores in [1, 2] {
+        let mut executor = deploy(&client, cores, &library, &warm());
+        let [process] = cluster.executors_running()[..] else { panic!("one executor") };
+        if cores == 1 {
+            assert!(stood.contains(&process), "{process} of {stood:?}");
+        }
+        assert_eq!(call(&mut executor, "echo", &[7; 8]).unwrap(), [7; 8]);
+        let now = all_stand(&cluster, 2);
+        assert!(!now.contains(&process));
+        let bill = executor.release().unwrap();
+        assert_eq!(bill.invocations.get(), 1);
+    }
+    drop(client);
+    cluster.stop().unwrap();
+    Leftovers::nothing_new_since(&before, Path::new(NOWHERE));
+}
+
+#[test]
+fn one_that_is_killed_is_replaced_and_costs_no_lease() {
+    let _alone = one_at_a_time();
+    let directory = tempfile::tempdir().unwrap();
+    let cluster = cluster(Options::default());
+    let client = cluster.client().unwrap();
+    for killed in all_stand(&cluster, 2) {
+        kill_9(killed);
+    }
+    let mut executor = deploy(&client, 1, &faulty(directory.path()), &warm());
+    assert_eq!(call(&mut executor, "echo", &[1]).unwrap(), [1]);
+    all_stand(&cluster, 2);
+    drop((executor, client));
+    cluster.stop().unwrap();
+}
+
+#[test]
+fn with_none_that_stand_by_a_lease_is_served_as_well() {
+    let _alone = one_at_a_time();
+    let directory = tempfile::tempdir().unwrap();
+    let cluster = cluster(Options { prewarm: 0, ..Options::default() });
+    let client = cluster.client().unwrap();
+    let mut executor = deploy(&client, 1, &faulty(directory.path()), &warm());
+    assert_eq!(call(&mut executor, "echo", &[1]).unwrap(), [1]);
+    assert!(cluster.executors_standing().is_empty());
+    drop((executor, client));
+    cluster.stop().unwrap();
+}
+
+/// What a function finds of its process that depends on the lease, and must not depend on when it was started.
+#[test]
+fn a_function_finds_the_same_whether_its_executor_stood_by_or_not() {
+    let _alone = one_at_a_time();
+    let directory = tempfile::tempdir().unwrap();
+    let source = source("executor/tests/functions/inherited.c");
+    let library = c_library(directory.path(), "inherited", &source, &[]);
+    let [stood, started] = [2, 0].map(|prewarm| {
+        let cluster = cluster(Options { prewarm, ..Options::default() });
+        all_stand(&cluster, prewarm as usize);
+        let client = cluster.client().unwrap();
+        let mut executor = deploy(&client, 1, &library, &warm());
+        let found = shell(
+            &mut executor,
+            "cat /proc/self/limits; grep -e Cap -e Sig -e NoNew -e Seccomp: /proc/self/status; \
+             df -k /tmp | awk '{print $2}'; ls /proc/self/fd; readlink /proc/self/fd/0; pwd",
+        );
+        let [process] = cluster.executors_running()[..] else { panic!("one executor") };
+        let files = procfs::open_files(process).len();
+        let threads = fs::read_dir(format!("/proc/{process}/task")).unwrap().count();
+        assert!(Stat::of(process).unwrap().name == "executor");
+        drop((executor, client));
+        cluster.stop().unwrap();
+        (found, files, threads)
+    });
+    assert_eq!(stood, started);
+}
