@@ -28,6 +28,17 @@ const NEVER: &[c_long] = &[
     libc::SYS_quotactl_fd,
     libc::SYS_swapon,
     libc::SYS_swapoff,
+    // Mounts, roots, namespaces: what makes executors needs no more of these than is in `MAKING`.
+    libc::SYS_umount2,
+    libc::SYS_pivot_root,
+    libc::SYS_chroot,
+    libc::SYS_open_tree,
+    libc::SYS_move_mount,
+    libc::SYS_fsopen,
+    libc::SYS_fsconfig,
+    libc::SYS_fsmount,
+    libc::SYS_fspick,
+    libc::SYS_setns,
     // Other processes.
     libc::SYS_ptrace,
     libc::SYS_process_vm_readv,
@@ -69,22 +80,8 @@ const NEVER: &[c_long] = &[
     libc::SYS_modify_ldt,
 ];
 
-/// Calls that make executors, and fail in them: mounts, roots, namespaces. clone(2) is below.
-const MAKING: &[c_long] = &[
-    libc::SYS_mount,
-    libc::SYS_umount2,
-    libc::SYS_pivot_root,
-    libc::SYS_chroot,
-    libc::SYS_open_tree,
-    libc::SYS_move_mount,
-    libc::SYS_fsopen,
-    libc::SYS_fsconfig,
-    libc::SYS_fsmount,
-    libc::SYS_fspick,
-    libc::SYS_mount_setattr,
-    libc::SYS_unshare,
-    libc::SYS_setns,
-];
+/// Calls that make executors, and fail in them; clone3(2) does too. Few, since each executor gets a filter of them.
+const MAKING: &[c_long] = &[libc::SYS_mount, libc::SYS_mount_setattr, libc::SYS_unshare];
 
 /// Namespaces that clone(2) could make.
 const NEW_NAMESPACES: libc::c_int = libc::CLONE_NEWNS
@@ -136,8 +133,8 @@ impl Filters {
     /// Makes them.
     pub fn new(network: NetworkPolicy) -> Filters {
         Filters {
-            never: filter(NEVER, &[]),
-            making: filter(MAKING, &making()),
+            never: filter(NEVER, &by_arguments()),
+            making: filter(MAKING, &[Step::is_call(libc::SYS_clone3, To::NoCall, To::Allow)]),
             sockets: match network {
                 NetworkPolicy::None => Some(filter(SOCKETS, &pairs())),
                 NetworkPolicy::Rdma => Some(filter(WAITING, &[rdma_sockets(), pairs()].concat())),
@@ -168,13 +165,13 @@ fn not_applied(error: seccompiler::Error) -> Error {
     failed(Layer::Seccomp, "seccomp")(io::Error::other(error.to_string()))
 }
 
-fn making() -> Vec<Step> {
+/// Calls that fail with some arguments, from the start too.
+fn by_arguments() -> Vec<Step> {
     #[cfg(target_arch = "x86_64")]
     const CHMOD: c_long = libc::SYS_chmod;
     #[cfg(not(target_arch = "x86_64"))]
     const CHMOD: c_long = libc::SYS_fchmod; // there is no other
     vec![
-        Step::is_call(libc::SYS_clone3, To::NoCall, To::Skip(0)),
         Step::is_call(libc::SYS_clone, To::Skip(0), To::Skip(2)),
         Step::LoadArgument(0),
         Step::HasAny(NEW_NAMESPACES as u32, To::Deny, To::Allow), // bits of an int
