@@ -47,6 +47,8 @@ pub enum ConfinementError {
 #[derive(Debug)]
 pub struct Confinement {
     sandbox: Sandbox,
+    /// Bytes of the libraries that are loaded before there is a lease.
+    preloaded: u64,
     share: Share,
     /// At its end when `/tmp` is as large as it has to be.
     grown: Option<PipeReader>,
@@ -77,11 +79,13 @@ impl Confinement {
     fn put_on(
         sandbox: Sandbox,
         assigned: &AssignedSandbox,
-        Instructions { assignment, .. }: &Instructions,
+        Instructions { standby, assignment }: &Instructions,
     ) -> Result<Confinement, ConfinementError> {
         sandbox.furnish(assignment.as_ref().map(memory))?;
         sandbox.confine(assigned.user)?;
-        Ok(Confinement { sandbox, share: Share { memory: 0, base: 0 }, grown: None })
+        let preloaded = standby.preload.iter().map(|library| u64::from(library.bytes)).sum();
+        let share = Share { memory: 0, base: 0 };
+        Ok(Confinement { sandbox, preloaded, share, grown: None })
     }
 
     /// Limits this process to what it may have for `assignment`. `grown`: at its end when somebody else has seen to
@@ -92,6 +96,7 @@ impl Confinement {
         grown: Option<PipeReader>,
     ) -> Result<(), ConfinementError> {
         self.share = share(assignment);
+        self.share.base = self.share.base.saturating_add(self.preloaded);
         self.grown = grown;
         Ok(self.sandbox.fit(&self.share)?)
     }

@@ -17,6 +17,8 @@ use crate::worker::WorkerStartError;
 pub enum ThreadEvent {
     /// The loader is done.
     Loaded(Result<Library, LoadError>),
+    /// It has loaded the operator's libraries.
+    Preloaded(Result<Vec<Library>, LoadError>),
     /// A thread has connected to the manager that does so without a lease.
     CountsHere,
     /// A worker has connected to manager and client.

@@ -23,7 +23,9 @@
 //! Elsewhere: how the process comes to be (`zygote`), what the main thread does (`main_thread`), one invocation
 //! (`worker`), foreign code (`library`), what an assignment may say (`plan`).
 
-use std::io::PipeReader;
+use std::fs::File;
+use std::io::{self, PipeReader};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -34,7 +36,7 @@ use nix::sys::stat::Mode;
 use nix::unistd::{dup2_stdin, getppid};
 use rdmalib::Device;
 use rfaas_program::describe;
-use rfaas_program::local_channel::LocalChannel;
+use rfaas_program::local_channel::{LocalChannel, from_file};
 use rfaas_protocol::assignment::{Assignment, Standby};
 use rfaas_protocol::channel::Channel;
 
@@ -123,8 +125,8 @@ pub struct Ended {
 pub enum Work {
     /// This is known from the start, and the library's file as far as this process was started with it.
     Assigned(Assignment, GivenFile),
-    /// It comes over this.
-    Awaited(LocalChannel),
+    /// It comes over this. Until then, the libraries whose files these are can be loaded.
+    Awaited(LocalChannel, Vec<OwnedFd>),
 }
 
 /// An assignment, checked, with what came with it.
@@ -147,17 +149,29 @@ impl Assigned {
         let plan = Plan::try_from(assignment.clone())?.fits(standby.most_workers)?;
         Ok(Assigned { assignment, plan, given, grown })
     }
+
+    /// Reads what has come with the descriptors `given`.
+    fn received(given: Vec<OwnedFd>, standby: &StandbyPlan) -> Result<Self, Error> {
+        let odd = |error: io::Error| Error::failed("the assignment", &error);
+        let mut given = given.into_iter();
+        let mut next = || given.next().ok_or_else(|| io::Error::other("a descriptor is missing"));
+        let assignment = next().map_err(odd)?;
+        let grown = PipeReader::from(next().map_err(odd)?);
+        let assignment: Assignment = from_file(File::from(assignment)).map_err(odd)?;
+        let given = Inherited::passed(given.collect()).take(assignment.library).map_err(odd)?;
+        Ok(Assigned::new(assignment, given, Some(grown), standby)?)
+    }
 }
 
 /// Works until the lease ends, or there is none any more to wait for. `confinement`: what this process is confined by.
 pub fn run(standby: Standby, work: Work, confinement: Option<Confinement>) -> Result<Ended, Error> {
     clock::start();
     let standby = Arc::new(StandbyPlan::try_from(standby)?);
-    let (assigned, channel) = match work {
+    let (assigned, channel, early) = match work {
         Work::Assigned(assignment, given) => {
-            (Some(Assigned::new(assignment, given, None, &standby)?), None)
+            (Some(Assigned::new(assignment, given, None, &standby)?), None, Vec::new())
         }
-        Work::Awaited(channel) => (None, Some(channel)),
+        Work::Awaited(channel, early) => (None, Some(channel), early),
     };
     forget_input().map_err(|errno| Error::failed("/dev/null", &errno))?;
     let os = |error: &dyn std::error::Error| Error::failed("cannot start", error);
@@ -179,7 +193,7 @@ pub fn run(standby: Standby, work: Work, confinement: Option<Confinement>) -> Re
     let pool = pool.map_err(|error: PoolError| Error::failed("cannot start workers", &error))?;
     let client = Channel::new(&device, CONTROL_RECEIVES).map_err(|error| os(&error))?;
     let watch = Watch::new(signals, events, client, manager_ends, channel);
-    MainThread::new(standby, pool, watch, notifier, confinement).run(assigned)
+    MainThread::new(standby, pool, watch, notifier, confinement).run(assigned, early)
 }
 
 /// Closes the instructions, with their secrets: what functions start would have it as standard input.

@@ -84,7 +84,11 @@ fn executor(
             let given = inherited.take(assignment.library);
             given.map(|given| Work::Assigned(assignment, given)).map_err(|e| ("library's file", e))
         }
-        None => inherited.channel().map(Work::Awaited).map_err(|e| ("manager's channel", e)),
+        None => {
+            let awaited = inherited.take_channel(standby.preload.len());
+            let awaited = awaited.map(|(channel, files)| Work::Awaited(channel, files));
+            awaited.map_err(|e| ("manager's channel", e))
+        }
     };
     let work = work.map_err(|(what, error)| Failure::input(format!("the {what}: {error}")))?;
     let confinement = confinement.map_err(Failure::later)?;

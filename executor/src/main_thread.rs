@@ -6,8 +6,7 @@
 //! Elsewhere: what is done before that (`run` of the crate), what it waits for (`watch`).
 
 use std::convert::Infallible;
-use std::fs::File;
-use std::io::{self, PipeReader, Write};
+use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,8 +15,7 @@ use nix::sys::prctl::set_name;
 use nix::unistd::alarm;
 use rdmalib::{Access, RemoteAddress};
 use rfaas_program::describe;
-use rfaas_program::local_channel::from_file;
-use rfaas_protocol::assignment::{Assignment, FUNCTIONS_WRITE, MANAGER_LOST};
+use rfaas_protocol::assignment::{FUNCTIONS_WRITE, MANAGER_LOST, PreloadedLibrary};
 use rfaas_protocol::channel::ChannelError;
 use rfaas_protocol::session::{
     CodeDiffers, CodeFrom, ExecutorHello, FromExecutor, FunctionEntry, LoadFailed,
@@ -27,7 +25,7 @@ use rfaas_protocol::{Role, Text};
 use crate::beat::BeatError;
 use crate::confinement::Confinement;
 use crate::events::{Notifier, ThreadEvent};
-use crate::library::{Code, GivenFile, Inherited, Library, LoadError, SealedFile};
+use crate::library::{Code, GivenFile, Library, LoadError, SealedFile};
 use crate::plan::{DIAL_TIMEOUT, Plan, StandbyPlan};
 use crate::pool::{self, WorkerPool};
 use crate::watch::{News, Watch};
@@ -79,6 +77,8 @@ pub struct MainThread {
     to_manager: usize,
     /// Workers that have not connected yet.
     to_client: usize,
+    /// Libraries of the operator, in the order of the instructions. Others than that of the lease stay loaded.
+    preloaded: Vec<Library>,
     /// A constructor of the library may be running. It holds the dynamic loader's lock, which the end
     /// of a process in the orderly way would wait for.
     loading: bool,
@@ -102,13 +102,14 @@ impl MainThread {
             lease: None,
             to_manager: COUNT_HERE,
             to_client: 0,
+            preloaded: Vec::new(),
             loading: false,
         }
     }
 
-    /// Carries out what is `assigned` or will be.
-    pub fn run(mut self, assigned: Option<Assigned>) -> Result<Ended, Error> {
-        let stop = match self.work(assigned) {
+    /// Carries out what is `assigned` or will be. `early`: files of the libraries that are loaded until then.
+    pub fn run(mut self, assigned: Option<Assigned>, early: Vec<OwnedFd>) -> Result<Ended, Error> {
+        let stop = match self.work(assigned, early) {
             Err(stop) => stop,
             Ok(never) => match never {},
         };
@@ -138,10 +139,17 @@ impl MainThread {
         }
     }
 
-    fn work(&mut self, assigned: Option<Assigned>) -> Result<Infallible, Stop> {
+    fn work(
+        &mut self,
+        assigned: Option<Assigned>,
+        early: Vec<OwnedFd>,
+    ) -> Result<Infallible, Stop> {
         let Assigned { assignment, plan, given, grown } = match assigned {
             Some(assigned) => assigned,
-            None => self.stand_by()?,
+            None => {
+                self.load_early(early)?;
+                self.stand_by()?
+            }
         };
         self.lease = Some(plan.lease);
         if let Some(confinement) = &mut self.confinement {
@@ -153,11 +161,14 @@ impl MainThread {
         let assigned = self.pool.assign(&plan, self.watch.manager_ends());
         assigned.map_err(|error| Error::failed("cannot start workers", &error))?;
         let code = self.dial_client(&plan, given)?;
-        if let Code::FromClient { .. } = code {
+        if let Some(Code::FromClient { .. }) = code {
             self.wait_for_code(&plan)?;
         }
         self.close()?;
-        let library = Arc::new(self.load(&plan, code)?);
+        let library = Arc::new(match code {
+            Some(code) => self.load(&plan, code)?,
+            None => self.publish(&plan)?,
+        });
         self.pool.begin(&library);
         self.list_functions(&library)?;
         tracing::debug!(
@@ -189,11 +200,12 @@ impl MainThread {
             }
         };
         let _ = set_name(c"executor"); // it was "standby"
-        assigned(given, &self.standby)
+        Ok(Assigned::received(given, &self.standby)?)
     }
 
-    /// Connects to the client, offering it a place for its code unless that is `given`.
-    fn dial_client(&mut self, plan: &Plan, given: GivenFile) -> Result<Code, Error> {
+    /// Connects to the client, offering it a place for its code unless that is `given`. Returns where the code comes
+    /// from; `None`: it is loaded.
+    fn dial_client(&mut self, plan: &Plan, given: GivenFile) -> Result<Option<Code>, Error> {
         let failed = |error: &dyn std::error::Error| {
             Error::failed(&format!("cannot connect to the client at {}", plan.client), error)
         };
@@ -204,13 +216,14 @@ impl MainThread {
             Ok::<_, Error>(Code::FromClient { region: region.map_err(|e| failed(&e))?, into })
         };
         let code = match given {
-            GivenFile::Absent => from_client(None)?,
-            GivenFile::Empty { file, filled } => from_client(Some((file, filled)))?,
-            GivenFile::Sealed(file) => Code::FromNode(file),
+            GivenFile::Absent => Some(from_client(None)?),
+            GivenFile::Empty { file, filled } => Some(from_client(Some((file, filled)))?),
+            GivenFile::Sealed(file) => Some(Code::FromNode(file)),
+            GivenFile::Preloaded => None,
         };
         let (place, code_from) = match &code {
-            Code::FromClient { region, .. } => (region.remote(), CodeFrom::Client),
-            Code::FromNode(_) => (RemoteAddress { addr: 0, key: 0 }, CodeFrom::Node),
+            Some(Code::FromClient { region, .. }) => (region.remote(), CodeFrom::Client),
+            Some(Code::FromNode(_)) | None => (RemoteAddress { addr: 0, key: 0 }, CodeFrom::Node),
         };
         let hello = ExecutorHello {
             session: plan.session,
@@ -295,14 +308,7 @@ impl MainThread {
         self.loading = true;
         let_functions_write();
         let load = move || Library::load(SealedFile::of(code, bytes as usize, &hash)?);
-        std::thread::Builder::new()
-            .name("loader".into())
-            .stack_size(limits::stack_bytes()) // constructors are functions too
-            .spawn(move || {
-                fatal::note_stack();
-                notifier.tell(ThreadEvent::Loaded(load()));
-            })
-            .map_err(|error| Error::failed("cannot start the loader", &error))?;
+        start_loader(move || notifier.tell(ThreadEvent::Loaded(load())))?;
         loop {
             match self.next(TICK)? {
                 News::Event(ThreadEvent::Loaded(loaded)) => {
@@ -313,6 +319,53 @@ impl MainThread {
                 _ => return Err(Stop::Over("the client broke the protocol")),
             }
         }
+    }
+
+    /// Loads the libraries of the operator, whose files are `early`, on such a thread.
+    fn load_early(&mut self, early: Vec<OwnedFd>) -> Result<(), Stop> {
+        if early.is_empty() {
+            return Ok(());
+        }
+        let (notifier, standby) = (self.notifier.clone(), self.standby.clone());
+        self.loading = true;
+        let load = move || {
+            let libraries = early.into_iter().zip(&standby.preload);
+            let load = |(file, library): (OwnedFd, &PreloadedLibrary)| {
+                let code = Code::FromNode(file);
+                Library::load_early(SealedFile::of(code, library.bytes as usize, &library.hash)?)
+            };
+            libraries.map(load).collect()
+        };
+        start_loader(move || notifier.tell(ThreadEvent::Preloaded(load())))?;
+        loop {
+            match self.next(TICK)? {
+                News::Event(ThreadEvent::Preloaded(loaded)) => {
+                    self.loading = false;
+                    self.preloaded = loaded.map_err(|error| {
+                        Error::failed("cannot load a library of executor.preload", &error)
+                    })?;
+                    return Ok(());
+                }
+                News::Nothing => {}
+                _ => return Err(Stop::Over("the executor manager broke the protocol")),
+            }
+        }
+    }
+
+    /// Takes the library of `plan` from those that were loaded before there was a lease.
+    fn publish(&mut self, plan: &Plan) -> Result<Library, Stop> {
+        let wanted = |library: &PreloadedLibrary| {
+            (library.hash, library.bytes) == (plan.code_hash, plan.code_bytes)
+        };
+        let at = self.standby.preload.iter().position(wanted);
+        let Some(at) = at.filter(|&at| at < self.preloaded.len()) else {
+            return Err(Error::Failed("the assignment: its library is not loaded".into()).into());
+        };
+        let library = self.preloaded.swap_remove(at);
+        tracing::debug!(lease = self.lease, hash = %plan.code_hash, "the library is loaded already");
+        let_functions_write();
+        library.publish().map_err(Stop::Load)?;
+        Ok(library)
     }
 
     fn list_functions(&mut self, library: &Library) -> Result<(), Stop> {
@@ -371,7 +424,7 @@ impl MainThread {
             let left = deadline.saturating_duration_since(Instant::now());
             let news: io::Result<News> = self.watch.next(left);
             let news = news.map_err(|error| Error::failed("cannot wait for news", &error))?;
-            if is_the_end(&news) {
+            if news.is_the_end() {
                 end_at_last(); // before anything that may wait, such as a log line
             }
             match news {
@@ -413,34 +466,21 @@ fn worker_failed(worker: usize, error: &WorkerStartError) -> Error {
     Error::failed(&format!("worker {worker} could not start"), error)
 }
 
-/// Reads the assignment that came with the descriptors `given`.
-fn assigned(given: Vec<OwnedFd>, standby: &StandbyPlan) -> Result<Assigned, Stop> {
-    let odd = |error: io::Error| failed(&error);
-    let mut given = given.into_iter();
-    let mut next = || given.next().ok_or_else(|| io::Error::other("a descriptor is missing"));
-    let assignment = next().map_err(odd)?;
-    let grown = PipeReader::from(next().map_err(odd)?);
-    let assignment: Assignment = from_file(File::from(assignment)).map_err(odd)?;
-    let given = Inherited::passed(given.collect()).take(assignment.library).map_err(odd)?;
-    Ok(Assigned::new(assignment, given, Some(grown), standby).map_err(Error::from)?)
+/// Starts a thread on which libraries are loaded.
+fn start_loader(load: impl FnOnce() + Send + 'static) -> Result<(), Error> {
+    std::thread::Builder::new()
+        .name("loader".into())
+        .stack_size(limits::stack_bytes()) // constructors are functions too
+        .spawn(move || {
+            fatal::note_stack();
+            load();
+        })
+        .map(drop)
+        .map_err(|error| Error::failed("cannot start the loader", &error))
 }
 
 fn failed(error: &dyn std::error::Error) -> Stop {
     Stop::Failed(Error::failed("the assignment", error))
-}
-
-/// Returns whether `news` is a reason to end.
-fn is_the_end(news: &News) -> bool {
-    match news {
-        News::Signal | News::ManagerGone | News::ClientGone(_) => true,
-        News::Event(ThreadEvent::BeatEnded(_) | ThreadEvent::WorkerEnded { end: Err(_), .. }) => {
-            true
-        }
-        News::Event(ThreadEvent::Loaded(_) | ThreadEvent::WorkerEnded { end: Ok(_), .. }) => false,
-        News::Event(ThreadEvent::CountsHere | ThreadEvent::WorkerConnected) => false,
-        News::Event(ThreadEvent::WorkersJoined) => false,
-        News::Assigned(_) | News::Written(_) | News::Nothing => false,
-    }
 }
 
 /// Has the kernel end this process in a second, wherever it is then. A constructor that hangs

@@ -9,7 +9,7 @@ use rdmalib::DeviceSpec;
 use rfaas_call::Spin;
 use rfaas_call::callee::{BadLayout, Layout};
 use rfaas_protocol::Secret;
-use rfaas_protocol::assignment::{Assignment, Standby};
+use rfaas_protocol::assignment::{Assignment, PreloadedLibrary, Standby};
 use rfaas_protocol::heartbeat::Heartbeat;
 use rfaas_protocol::library::LibraryHash;
 
@@ -52,6 +52,8 @@ pub struct StandbyPlan {
     pub heartbeat: Heartbeat,
     /// Most time that manager and client have to accept the first connection: who takes longer is silent.
     pub first_dial_timeout: Duration,
+    /// Libraries that are loaded before there is a lease.
+    pub preload: Vec<PreloadedLibrary>,
 }
 
 /// What an executor is to do.
@@ -103,6 +105,7 @@ impl TryFrom<Standby> for StandbyPlan {
             open_files: from.open_files,
             heartbeat,
             first_dial_timeout: heartbeat.silence.min(DIAL_TIMEOUT),
+            preload: from.preload,
         })
     }
 }

@@ -44,6 +44,23 @@ pub enum News {
     Nothing,
 }
 
+impl News {
+    /// Whether this is a reason to end.
+    pub fn is_the_end(&self) -> bool {
+        match self {
+            News::Signal | News::ManagerGone | News::ClientGone(_) => true,
+            News::Event(
+                ThreadEvent::BeatEnded(_) | ThreadEvent::WorkerEnded { end: Err(_), .. },
+            ) => true,
+            News::Event(ThreadEvent::Loaded(_) | ThreadEvent::Preloaded(_)) => false,
+            News::Event(ThreadEvent::WorkerEnded { end: Ok(_), .. }) => false,
+            News::Event(ThreadEvent::CountsHere | ThreadEvent::WorkerConnected) => false,
+            News::Event(ThreadEvent::WorkersJoined) => false,
+            News::Assigned(_) | News::Written(_) | News::Nothing => false,
+        }
+    }
+}
+
 /// What a client sends to an executor: no messages, it only writes the code.
 #[derive(Clone, Copy, Debug)]
 enum NoMessage {}

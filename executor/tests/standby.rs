@@ -5,16 +5,21 @@
 mod common;
 
 use std::fs::{self, File};
-use std::io::{self, Read};
-use std::os::fd::{AsFd, OwnedFd};
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-use common::{DEADLINE, Manager, Session, Setup, assignment, device, faulty, standby};
+use common::{
+    DEADLINE, Manager, Session, Setup, assignment, compile, device, eventually, faulty, standby,
+};
 use rfaas_program::local_channel::{LocalChannel, to_file};
+use rfaas_program::sealed_file;
 use rfaas_protocol::Empty;
-use rfaas_protocol::assignment::Instructions;
+use rfaas_protocol::assignment::{Instructions, LibraryFile, PreloadedLibrary};
 use rfaas_protocol::launch::{FromStandby, ToStandby};
+use rfaas_protocol::library::LibraryHash;
+use rfaas_protocol::session::CodeFrom;
 
 /// Workers that it is made for.
 const MOST_WORKERS: u16 = 3;
@@ -24,15 +29,37 @@ struct Standing {
     channel: LocalChannel,
 }
 
-/// Starts one, with the channel as descriptor 3, from a file in `directory`.
-fn spawn(setup: &Setup, manager: &Manager, channel: OwnedFd, directory: &Path) -> Child {
+/// Starts one, with the channel as descriptor 3 and the library to be loaded before as 4, from files in `directory`.
+fn spawn(
+    setup: &Setup,
+    manager: &Manager,
+    channel: OwnedFd,
+    early: Option<&[u8]>,
+    directory: &Path,
+) -> Child {
     let input = directory.join("instructions.json");
-    let standby = standby(setup, manager.listener.local_addr(), MOST_WORKERS);
+    let mut standby = standby(setup, manager.listener.local_addr(), MOST_WORKERS);
+    let library = early.map(|code| {
+        let preloaded = PreloadedLibrary { hash: LibraryHash::of(code), bytes: code.len() as u32 };
+        standby.preload.push(preloaded);
+        let mut file = File::from(sealed_file::create(c"early").unwrap());
+        file.write_all(code).unwrap();
+        sealed_file::seal(&file).unwrap();
+        file
+    });
     let instructions = Instructions { standby, assignment: None };
     fs::write(&input, serde_json::to_string(&instructions).unwrap()).unwrap();
+    let mut script = r#"exec 3<&0; exec "$0" < "$1""#.to_owned();
+    if let Some(library) = &library {
+        script += &format!(" 4< /proc/{}/fd/{}", std::process::id(), library.as_raw_fd());
+    }
     let mut shell = Command::new("sh");
-    shell.args(["-c", r#"exec 3<&0; exec "$0" < "$1""#, env!("CARGO_BIN_EXE_executor")]);
-    shell.arg(input).stdin(channel).stderr(Stdio::piped()).spawn().unwrap()
+    shell.args(["-c", &script, env!("CARGO_BIN_EXE_executor")]);
+    let child = shell.arg(input).stdin(channel).stderr(Stdio::piped()).spawn().unwrap();
+    eventually("the library is open", || {
+        library.is_none() || fs::exists(format!("/proc/{}/fd/4", child.id())).unwrap_or(false)
+    });
+    child
 }
 
 /// The name of the process, proc_pid_comm(5).
@@ -42,12 +69,17 @@ fn name(id: u32) -> String {
 
 impl Standing {
     fn new(setup: &Setup) -> Self {
+        Standing::with(setup, None)
+    }
+
+    /// One that has loaded `early`.
+    fn with(setup: &Setup, early: Option<&[u8]>) -> Self {
         let device = device();
         let manager = Manager::new(&device);
         let (channel, theirs) = LocalChannel::pair().unwrap();
         let directory = tempfile::tempdir().unwrap();
         let theirs = theirs.as_fd().try_clone_to_owned().unwrap();
-        let child = spawn(setup, &manager, theirs, directory.path());
+        let child = spawn(setup, &manager, theirs, early, directory.path());
         let listener = device.listen(0).unwrap();
         let mut session = Session::of(device, child, manager, listener);
         for _ in 0..2 {
@@ -61,7 +93,12 @@ impl Standing {
 
     /// Gives it a lease of `setup`, whose `/tmp` grows when what is returned is dropped.
     fn assign(&self, setup: &Setup, code: &[u8]) -> io::PipeWriter {
-        let assignment = assignment(setup, self.session.listener.local_addr(), code);
+        self.assign_with(setup, code, LibraryFile::Absent)
+    }
+
+    fn assign_with(&self, setup: &Setup, code: &[u8], library: LibraryFile) -> io::PipeWriter {
+        let mut assignment = assignment(setup, self.session.listener.local_addr(), code);
+        assignment.library = library;
         let file = to_file(c"assignment", &assignment).unwrap();
         let (grown, growing) = io::pipe().unwrap();
         let given = [file.as_fd(), grown.as_fd()];
@@ -96,6 +133,32 @@ fn it_serves_the_lease_that_comes() {
         assert_eq!(session.exit_status().code(), Some(0));
         assert_eq!(session.manager.invocations(), u64::from(workers));
     }
+}
+
+#[test]
+fn a_library_that_it_has_loaded_before_is_served_and_another_one_as_well() {
+    let setup = Setup::default();
+    let early = compile("tests/functions/inherited.c", &[]);
+    let mut standing = Standing::with(&setup, Some(&early));
+    let maps = format!("/proc/{}/maps", standing.session.child.id());
+    let mapped = || fs::read_to_string(&maps).unwrap().contains("/memfd:early");
+    assert!(mapped(), "before there is a lease");
+    drop(standing.assign_with(&setup, &early, LibraryFile::Preloaded));
+    let session = &mut standing.session;
+    session.connect(&setup, &early);
+    assert_eq!(session.code_from, Some(CodeFrom::Node), "nobody sends it");
+    session.functions = session.listed().unwrap();
+    let shell = session.function("shell");
+    assert_eq!(session.workers[0].call(shell, b"echo here"), b"here\n");
+
+    let other = faulty();
+    let mut standing = Standing::with(&setup, Some(&early));
+    drop(standing.assign(&setup, &other));
+    let session = &mut standing.session;
+    session.connect(&setup, &other);
+    session.functions = session.listed().unwrap();
+    let echo = session.function("echo");
+    assert_eq!(session.workers[0].call(echo, b"abc"), b"abc");
 }
 
 #[test]

@@ -32,6 +32,7 @@ use crate::cache::Library;
 use crate::groups::GroupMemory;
 use crate::launch::{self, ExecutorChild, Launcher};
 use crate::output::Outputs;
+use crate::preload::Preload;
 use crate::request::Deployment;
 
 mod prewarm;
@@ -69,6 +70,7 @@ pub struct Executors {
     running: BTreeMap<LeaseId, Running>,
     standing: Vec<Standing>,
     prewarm: Prewarm,
+    preload: Preload,
     launcher: Launcher,
     /// What confines those that are started by themselves; `None`: nobody is confined.
     settings: Option<SandboxSettings>,
@@ -94,14 +96,14 @@ pub struct Gone {
 
 impl Executors {
     /// No executors yet. They will use `device`, reach this manager at `manager`, and be confined by `settings`.
-    /// `prewarm` of them will stand by.
+    /// `prewarm` of them will stand by, and have the libraries of `preload` loaded.
     pub fn new(
         device: Device,
         manager: SocketAddr,
         (launcher, settings): (Launcher, Option<SandboxSettings>),
         heartbeat: Heartbeat,
         open_files: u64,
-        prewarm: u32,
+        (prewarm, preload): (u32, Preload),
     ) -> Self {
         let now = Instant::now();
         Executors {
@@ -115,6 +117,7 @@ impl Executors {
             running: BTreeMap::new(),
             standing: Vec::new(),
             prewarm: Prewarm::new(prewarm, now),
+            preload,
             beat_at: now,
         }
     }
@@ -185,8 +188,10 @@ impl Executors {
         let mut account = self.account(STANDBY_WORKERS)?;
         account.limit(1); // until it has a lease
         let user = sandbox.as_ref().map(|sandbox| sandbox.user);
-        let standby = self.standby(&account, STANDBY_WORKERS, sandbox);
-        let started = self.launcher.start_standing(&Instructions { standby, assignment: None });
+        let mut standby = self.standby(&account, STANDBY_WORKERS, sandbox);
+        standby.preload = self.preload.libraries().to_vec();
+        let instructions = Instructions { standby, assignment: None };
+        let started = self.launcher.start_standing(&instructions, self.preload.files());
         let (process, channel) = started.map_err(|error| error.to_string())?;
         let running = self.watched(process, account, user);
         self.standing.push(Standing::new(running, channel, now));
@@ -245,6 +250,7 @@ impl Executors {
             heartbeat_ms: self.heartbeat.period_ms(),
             silence_ms: self.heartbeat.silence_ms(),
             sandbox,
+            preload: Vec::new(),
         }
     }
 
@@ -258,6 +264,12 @@ impl Executors {
         let sandbox = AssignedSandbox { settings: settings.clone(), user };
         self.next_user = user.wrapping_add(1);
         Ok(Some(sandbox))
+    }
+
+    /// Returns the operator's library that `deployment` is of, if it is one.
+    pub fn preloaded(&self, deployment: &Deployment) -> Option<Library> {
+        let file = self.preload.find(deployment.code_hash, deployment.code_bytes)?;
+        Some(Library::Preloaded(file))
     }
 
     /// Stops the executor of `lease`: asks it first, kills it later.

@@ -41,6 +41,7 @@ mod launch;
 mod lease_log;
 mod manager;
 mod output;
+mod preload;
 pub mod request;
 #[allow(unsafe_code)] // one call: see there
 mod signals;
@@ -55,6 +56,7 @@ use identity::Identity;
 use launch::Launcher;
 use lease_log::LeaseLog;
 use manager::{ACCEPT_BATCH, Manager};
+use preload::Preload;
 use request::Authority;
 use signals::Signals;
 use upstream::Upstream;
@@ -119,6 +121,7 @@ pub fn run(options: &Options) -> Result<(), Error> {
         None
     };
     let settings = &options.config.executor;
+    let preload = Preload::read(&settings.preload)?;
     let mut launcher = Launcher::from_environment(&settings.environment);
     launcher.check().map_err(|error| Error::Start(error.to_string()))?;
     if !Path::new("/proc/self/fd").exists() {
@@ -174,7 +177,7 @@ pub fn run(options: &Options) -> Result<(), Error> {
             (launcher, isolation.alone),
             heartbeat,
             open_files,
-            settings.prewarm,
+            (settings.prewarm, preload),
         ),
         upstream,
         acceptor: Acceptor::new(listener, ACCEPT_BATCH),

@@ -194,7 +194,10 @@ impl Manager {
                 self.lease_log.belongs(lease, origin);
                 self.executors.outputs().keep(client, lease.get());
                 let logged = self.lease_log.admit(now, lease);
-                let library = self.cache.open(&deployment, origin, self.upstream.is_some());
+                let is_signed = self.upstream.is_some();
+                let library = self.executors.preloaded(&deployment);
+                let library =
+                    library.unwrap_or_else(|| self.cache.open(&deployment, origin, is_signed));
                 match self.executors.start(lease, &deployment, library, (workers, memory), pins) {
                     Ok(pid) => {
                         if logged {

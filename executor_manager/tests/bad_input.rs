@@ -52,6 +52,14 @@ fn a_missing_or_malformed_file_is_named() {
     });
     assert_names(&line, &["use_docker"]);
 
+    for (preload, named) in [("lib.so", "absolute"), ("/nowhere/lib.so", "No such file")] {
+        let line = complaint_about_config(|config| {
+            let key = format!("\"preload\": [{preload:?}], \"use_docker\"");
+            config.replace("\"use_docker\"", &key)
+        });
+        assert_names(&line, &["executor.preload", preload, named]);
+    }
+
     let setup = Setup::new("exit 0");
     let mut command = setup.command();
     fs::write(setup.path("devices.json"), "{").unwrap();

@@ -108,3 +108,24 @@ fn a_function_finds_the_same_whether_its_executor_stood_by_or_not() {
     });
     assert_eq!(stood, started);
 }
+
+#[test]
+fn a_library_of_the_operator_is_never_sent_and_loaded_before_there_is_a_lease() {
+    let _alone = one_at_a_time();
+    let directory = tempfile::tempdir().unwrap();
+    let library = faulty(directory.path());
+    for prewarm in [2, 0] {
+        let preload = vec![library.clone()];
+        let cluster = cluster(Options { prewarm, preload, ..Options::default() });
+        for stood in all_stand(&cluster, prewarm as usize) {
+            let maps = fs::read_to_string(format!("/proc/{stood}/maps")).unwrap();
+            assert!(maps.contains("/memfd:functions"), "{maps}");
+        }
+        let client = cluster.client().unwrap();
+        let mut executor = deploy(&client, 1, &library, &warm());
+        assert!(!executor.phases().library_sent, "with {prewarm} that stand by");
+        assert_eq!(call(&mut executor, "echo", &[1]).unwrap(), [1]);
+        drop((executor, client));
+        cluster.stop().unwrap();
+    }
+}

@@ -45,20 +45,17 @@ pub enum GivenFile {
     },
     /// One that has the library.
     Sealed(OwnedFd),
+    /// None: the library is loaded.
+    Preloaded,
 }
 
-/// The descriptors that this process was started with: for a [`GivenFile`], or a channel.
+/// The descriptors that this process was started with: for a [`GivenFile`], or a channel and files of libraries.
 #[derive(Debug)]
-pub struct Inherited {
-    library: Handed,
-    filled: Handed,
-}
+pub struct Inherited(Vec<Handed>);
 
 /// One of them.
 #[derive(Debug)]
 enum Handed {
-    /// There is none.
-    No,
     /// This number was open at the start.
     Number(RawFd),
     /// This was passed.
@@ -68,30 +65,36 @@ enum Handed {
 impl Inherited {
     /// Looks. To be called before this process opens anything, which could get these numbers.
     pub fn at_start() -> Self {
-        let at = |number| if is_open(number) { Handed::Number(number) } else { Handed::No };
-        Inherited { library: at(LIBRARY_DESCRIPTOR), filled: at(FILLED_DESCRIPTOR) }
+        let numbers = [LIBRARY_DESCRIPTOR, FILLED_DESCRIPTOR].into_iter();
+        Inherited(numbers.take_while(|&number| is_open(number)).map(Handed::Number).collect())
     }
 
     /// Has those that were passed to a process that was cloned, in the order of their numbers.
     pub fn passed(descriptors: Vec<OwnedFd>) -> Self {
-        let mut descriptors = descriptors.into_iter();
-        let mut next = || descriptors.next().map_or(Handed::No, Handed::Descriptor);
-        Inherited { library: next(), filled: next() }
+        Inherited(descriptors.into_iter().map(Handed::Descriptor).collect())
     }
 
-    /// Takes the channel. An error if it is not there.
-    pub fn channel(self) -> io::Result<LocalChannel> {
-        self.library.take().map(LocalChannel::from)
+    /// Takes the channel, and the files of `count` libraries. An error if they are not there.
+    pub fn take_channel(self, count: usize) -> io::Result<(LocalChannel, Vec<OwnedFd>)> {
+        let mut next = self.in_order();
+        let channel = LocalChannel::from(next()?);
+        let files: io::Result<_> = (0..count).map(|_| next()).collect();
+        Ok((channel, files?))
+    }
+
+    fn in_order(self) -> impl FnMut() -> io::Result<OwnedFd> {
+        let mut descriptors = self.0.into_iter();
+        move || descriptors.next().ok_or(nix::errno::Errno::EBADF)?.take()
     }
 
     /// Takes those that the assignment names. An error if they are not there.
     pub fn take(self, library: LibraryFile) -> io::Result<GivenFile> {
+        let mut next = self.in_order();
         Ok(match library {
             LibraryFile::Absent => GivenFile::Absent,
-            LibraryFile::Empty => {
-                GivenFile::Empty { file: self.library.take()?, filled: self.filled.take()? }
-            }
-            LibraryFile::Sealed => GivenFile::Sealed(self.library.take()?),
+            LibraryFile::Empty => GivenFile::Empty { file: next()?, filled: next()? },
+            LibraryFile::Sealed => GivenFile::Sealed(next()?),
+            LibraryFile::Preloaded => GivenFile::Preloaded,
         })
     }
 }
@@ -99,7 +102,6 @@ impl Inherited {
 impl Handed {
     fn take(self) -> io::Result<OwnedFd> {
         match self {
-            Handed::No => Err(nix::errno::Errno::EBADF.into()),
             Handed::Number(number) => take(number),
             Handed::Descriptor(descriptor) => Ok(descriptor),
         }

@@ -10,22 +10,23 @@
 //! how. What this module owes to its safe callers is that *they* give foreign code no pointer it
 //! may not use.
 //!
-//! Its symbols are there for all that it loads itself, its dependencies and plugins (`RTLD_GLOBAL`): it is the
-//! only library of the process, and there is nobody to keep it from.
+//! Its symbols are there for all that it loads itself, its dependencies and plugins (`RTLD_GLOBAL`). Libraries of the
+//! operator that were loaded before there was a lease are not: each keeps its symbols to itself (`RTLD_LOCAL`) until it
+//! is the one that is wanted.
 //!
 //! A library is loaded once and never unloaded: it may have started threads, or registered callbacks,
 //! whose code must stay.
 
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 use std::arch::naked_asm;
-use std::ffi::c_void;
+use std::ffi::{c_int, c_void};
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
-use libloading::os::unix::{Library as Handle, RTLD_GLOBAL, RTLD_NOW};
+use libloading::os::unix::{Library as Handle, RTLD_GLOBAL, RTLD_LOCAL, RTLD_NOW};
 use rdmalib::ForkMark;
 use rfaas_call::callee::{Slot, SlotMemory};
 use rfaas_protocol::library::{LibraryError, exported_functions};
@@ -38,6 +39,9 @@ pub use error::LoadError;
 pub use file::{Code, GivenFile, Inherited, SealedFile};
 pub use guards::{GuardedMemory, MAX_GUARDS};
 
+/// Of dlopen(3), which libloading has no name for: only what is loaded already is opened.
+const RTLD_NOLOAD: c_int = nix::libc::RTLD_NOLOAD;
+
 /// What a function is: `uint32_t name(void *input, uint32_t input_bytes, void *output)`. Typed as one
 /// that may unwind, which C++ can do, so that [`enter`] is where that ends.
 type Foreign = extern "C-unwind" fn(*mut c_void, u32, *mut c_void) -> u32;
@@ -49,7 +53,7 @@ pub struct Library {
     functions: Vec<Function>,
     /// Never closed: the loader knows a library by its path, so another library must not get this
     /// number while this one is loaded.
-    _code: ManuallyDrop<OwnedFd>,
+    code: ManuallyDrop<OwnedFd>,
     /// Never closed; see the module's words on unloading.
     _handle: ManuallyDrop<Handle>,
 }
@@ -57,12 +61,33 @@ pub struct Library {
 impl Library {
     /// Loads the library whose file is `code`. Runs its constructors, once.
     pub fn load(code: SealedFile) -> Result<Library, LoadError> {
+        Library::load_as(code, RTLD_GLOBAL)
+    }
+
+    /// Loads one that may be wanted later, and whose symbols are nobody else's until it is
+    /// [published](Self::publish).
+    pub fn load_early(code: SealedFile) -> Result<Library, LoadError> {
+        Library::load_as(code, RTLD_LOCAL)
+    }
+
+    /// Has its symbols found by what it loads itself, as if it was loaded now. Its constructors have run.
+    pub fn publish(&self) -> Result<(), LoadError> {
+        let path = format!("/proc/self/fd/{}", self.code.as_raw_fd());
+        let flags = RTLD_NOW | RTLD_NOLOAD | RTLD_GLOBAL;
+        // SAFETY: the library is loaded, so this runs no code of it (RTLD_NOLOAD).
+        let handle = unsafe { Handle::open(Some(&path), flags) };
+        let handle = handle.map_err(|error| LoadError::Loader(loaders_words(&error, &path)))?;
+        std::mem::forget(handle); // never closed, like the first one
+        Ok(())
+    }
+
+    fn load_as(code: SealedFile, scope: c_int) -> Result<Library, LoadError> {
         let process = ForkMark::new();
         let names = exported_functions(&code.map()?)?;
         let path = format!("/proc/self/fd/{}", code.as_fd().as_raw_fd());
         // SAFETY: loading runs the library's constructors. They are the client's code in the
         // client's process, like its functions (module docs), and rely on nothing of ours.
-        let handle = unsafe { Handle::open(Some(&path), RTLD_NOW | RTLD_GLOBAL) };
+        let handle = unsafe { Handle::open(Some(&path), RTLD_NOW | scope) };
         if !process.is_here() {
             leave_forked();
         }
@@ -81,7 +106,7 @@ impl Library {
         Ok(Library {
             names,
             functions,
-            _code: ManuallyDrop::new(code.into_descriptor()),
+            code: ManuallyDrop::new(code.into_descriptor()),
             _handle: ManuallyDrop::new(handle),
         })
     }

@@ -56,15 +56,17 @@ pub enum Library {
     },
     /// The library.
     Sealed(OwnedFd),
+    /// Likewise, one that executors which stand by have loaded.
+    Preloaded(OwnedFd),
 }
 
 impl Library {
-    /// How an assignment says it.
+    /// How the assignment of an executor that was started for it says it.
     pub fn kind(&self) -> LibraryFile {
         match self {
             Library::Absent => LibraryFile::Absent,
             Library::Empty { .. } => LibraryFile::Empty,
-            Library::Sealed(_) => LibraryFile::Sealed,
+            Library::Sealed(_) | Library::Preloaded(_) => LibraryFile::Sealed,
         }
     }
 
@@ -73,7 +75,7 @@ impl Library {
         let (file, filled) = match self {
             Library::Absent => (None, None),
             Library::Empty { file, filled } => (Some(file), Some(filled)),
-            Library::Sealed(file) => (Some(file), None),
+            Library::Sealed(file) | Library::Preloaded(file) => (Some(file), None),
         };
         file.into_iter().chain(filled).map(AsFd::as_fd)
     }
@@ -83,7 +85,7 @@ impl Library {
         match self {
             Library::Absent => vec![],
             Library::Empty { file, filled } => vec![file, filled],
-            Library::Sealed(file) => vec![file],
+            Library::Sealed(file) | Library::Preloaded(file) => vec![file],
         }
     }
 }

@@ -59,7 +59,7 @@ fn deploy_as(cache: &mut Cache, name: &str, code: &[u8], written: &[u8], seals: 
             drop(filled);
             false
         }
-        Library::Absent => false,
+        Library::Absent | Library::Preloaded(_) => false,
     };
     settle(cache);
     was_there

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use rfaas_program::local_channel::{LocalChannel, LocalError, to_file};
 use rfaas_protocol::Empty;
-use rfaas_protocol::assignment::Assignment;
+use rfaas_protocol::assignment::{Assignment, LibraryFile};
 use rfaas_protocol::launch::{FromStandby, ToStandby};
 
 use super::Running;
@@ -63,6 +63,9 @@ impl Standing {
 
     /// Gives it its lease. If that fails it is ended.
     pub fn assign(self, assignment: &Assignment, library: &Library) -> Result<Running, LocalError> {
+        let loaded = matches!(library, Library::Preloaded(_));
+        let kind = if loaded { LibraryFile::Preloaded } else { assignment.library };
+        let assignment = &Assignment { library: kind, ..assignment.clone() };
         let Standing { mut running, channel, .. } = self;
         let file = to_file(c"assignment", assignment)?;
         let (grown, growing) = io::pipe()?;
@@ -71,8 +74,11 @@ impl Standing {
         if running.user.is_some() {
             running.process.limit(assignment)?; // it is confined
         }
-        let given = [file.as_fd(), grown.as_fd()].into_iter().chain(library.descriptors());
-        channel.send(&ToStandby::Assign(Empty {}), &given.collect::<Vec<_>>())?;
+        let mut given = vec![file.as_fd(), grown.as_fd()];
+        if !loaded {
+            given.extend(library.descriptors());
+        }
+        channel.send(&ToStandby::Assign(Empty {}), &given)?;
         Ok(running)
     }
 }

@@ -109,7 +109,7 @@ struct Descriptors {
     input: File,
     streams: StandardStreams,
     /// The library's file, as [`LIBRARY_DESCRIPTOR`](rfaas_protocol::assignment::LIBRARY_DESCRIPTOR) and the next; or
-    /// the channel of one that stands by.
+    /// the channel of one that stands by, and the files of libraries that it loads.
     more: Vec<OwnedFd>,
 }
 
@@ -246,15 +246,20 @@ impl Launcher {
         })
     }
 
-    /// Starts an executor that stands by, with `instructions`; returns it, and where it hears of its lease.
-    pub fn start_standing(
+    /// Starts an executor that stands by, with `instructions` and the `files` of libraries that these name; returns it,
+    /// and where it hears of its lease.
+    pub fn start_standing<'a>(
         &mut self,
         instructions: &Instructions,
+        files: impl Iterator<Item = BorrowedFd<'a>>,
     ) -> Result<(ExecutorChild, LocalChannel), StartError> {
         let input = to_file(c"instructions", instructions).map_err(StartError::Instructions)?;
         let (channel, theirs) = LocalChannel::pair().map_err(StartError::Instructions)?;
         let (output, streams) = self.outputs.follow(None).map_err(StartError::Output)?;
-        let descriptors = Descriptors { input, streams, more: vec![theirs.into()] };
+        let files: io::Result<Vec<_>> = files.map(|file| file.try_clone_to_owned()).collect();
+        let mut more = vec![theirs.into()];
+        more.extend(files.map_err(StartError::Instructions)?);
+        let descriptors = Descriptors { input, streams, more };
         let zygote = self.zygote.as_mut().ok_or_else(|| "none is to be cloned".to_owned());
         let cloned = zygote.and_then(|zygote| zygote.start(&descriptors));
         let cloned = cloned.map_err(StartError::NotCloned)?;

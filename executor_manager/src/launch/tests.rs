@@ -41,6 +41,7 @@ fn instructions(workers: u16) -> Instructions {
         heartbeat_ms: 1000,
         silence_ms: 5000,
         sandbox: None,
+        preload: vec![],
     };
     let assignment = Assignment {
         lease: 7,

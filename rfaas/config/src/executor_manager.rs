@@ -11,6 +11,7 @@ use super::file::{
 };
 use super::resource_manager::ResourceManagerNode;
 use super::secret::{ClusterSecret, SECRET_VARIABLE, SecretValue};
+use rfaas_protocol::assignment::MAX_PRELOADED;
 use rfaas_protocol::heartbeat::Heartbeat;
 use rfaas_protocol::isolation::{Layer, Layers, NetworkPolicy, UserRange};
 
@@ -91,6 +92,8 @@ pub struct ExecutorSettings {
     pub launch: Launch,
     /// How many stand by, started before there is a lease for them.
     pub prewarm: u32,
+    /// Libraries of the operator that these have loaded.
+    pub preload: Vec<PathBuf>,
     /// Must be false: executors are processes of this node.
     pub use_docker: bool,
     /// Accepted, without effect.
@@ -152,6 +155,7 @@ impl Default for ExecutorSettings {
         ExecutorSettings {
             launch: Launch::default(),
             prewarm: 2,
+            preload: Vec::new(),
             use_docker: false,
             repetitions: 0,
             warmup_iters: 0,
@@ -232,6 +236,13 @@ impl File for ExecutorManagerConfig {
             "executor.prewarm",
             &format!("must be at most {MOST_PREWARMED}: each is a process that nobody uses yet"),
         )?;
+        let preload = &self.executor.preload;
+        let most = &format!("has {} libraries, and may have {MAX_PRELOADED}", preload.len());
+        require(preload.len() <= MAX_PRELOADED, "executor.preload", most)?;
+        for path in preload {
+            let absolute = &format!("has {path:?}: each is the absolute path of a library");
+            require(path.is_absolute(), "executor.preload", absolute)?;
+        }
         let UserRange { first, count } = self.executor.users;
         // The last id but one: -1 is none (setresuid(2)).
         let fits = count > 0 && first.checked_add(count).is_some();

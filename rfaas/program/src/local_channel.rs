@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::memfd::{MFdFlags, memfd_create};
+use rfaas_protocol::assignment::MAX_PRELOADED;
 use rfaas_protocol::launch::MAX_JSON_BYTES;
 use rfaas_protocol::{MAX_MESSAGE_BYTES, Malformed, MessageKind};
 use rustix::cmsg_space;
@@ -26,8 +27,8 @@ use rustix::net::{
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-/// Most descriptors of a message.
-pub const MAX_DESCRIPTORS: usize = 8;
+/// Most descriptors of a message: streams, channels, and the [libraries](MAX_PRELOADED) of the operator.
+pub const MAX_DESCRIPTORS: usize = 8 + MAX_PRELOADED;
 
 /// Why there is no message.
 #[derive(Debug, thiserror::Error)]

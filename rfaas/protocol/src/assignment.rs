@@ -39,7 +39,10 @@ pub const LIBRARY_DESCRIPTOR: i32 = 3;
 /// filled](LibraryFile::Empty). It is closed when the file is filled and sealed, before any code of the library runs.
 pub const FILLED_DESCRIPTOR: i32 = 4;
 
-/// What an executor is started with as the library's file.
+/// Most libraries that are loaded before there is a lease: each costs its manager a descriptor.
+pub const MAX_PRELOADED: usize = 16;
+
+/// What an executor has of the library's file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LibraryFile {
@@ -50,6 +53,8 @@ pub enum LibraryFile {
     Empty,
     /// A file in memory that has the library and is sealed. The client sends nothing.
     Sealed,
+    /// No file: the library is one of those that this executor has loaded before. The client sends nothing.
+    Preloaded,
 }
 
 /// What an executor is started with.
@@ -84,6 +89,19 @@ pub struct Standby {
     /// What keeps it from the rest of the node; `None`: nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sandbox: Option<AssignedSandbox>,
+    /// Libraries that it loads before it has a lease; their sealed files come with this.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub preload: Vec<PreloadedLibrary>,
+}
+
+/// A library of the operator.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PreloadedLibrary {
+    /// What it is known by.
+    pub hash: LibraryHash,
+    /// Its size, in bytes.
+    pub bytes: u32,
 }
 
 /// What an executor works for: a lease.

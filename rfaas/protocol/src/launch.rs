@@ -94,7 +94,8 @@ messages! {
         1 => Prepare(Speaks),
         /// An executor is wanted. Its descriptors come with this, in this order: the instructions, standard
         /// output, standard error, the guardian's end of the lifeline; then those of the library's file or, if the
-        /// executor stands by, its end of the channel over which the assignment comes.
+        /// executor stands by, its end of the channel over which the assignment comes, and the files of libraries that
+        /// it loads before.
         2 => Start(Empty),
     }
 }

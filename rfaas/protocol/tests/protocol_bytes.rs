@@ -14,7 +14,7 @@ use rfaas_protocol::allocation::{
     OutputPart, OutputStream, ReadOutput, RefusedBecause, Released, Renew, Renewed,
 };
 use rfaas_protocol::assignment::{
-    AssignedDevice, Assignment, HexSecret, Instructions, LibraryFile, Standby,
+    AssignedDevice, Assignment, HexSecret, Instructions, LibraryFile, PreloadedLibrary, Standby,
 };
 use rfaas_protocol::invocation::{
     FailureDetail, HEADER_SPACE, INPUT_IN_PLACE, InPlaceDetail, MAX_SLOTS, OUTPUT_IN_PLACE,
@@ -587,6 +587,7 @@ fn instructions_are_this_json() {
         heartbeat_ms: 8,
         silence_ms: 9,
         sandbox: None,
+        preload: vec![PreloadedLibrary { hash: LibraryHash::of(b"abc"), bytes: 3 }],
     };
     let assignment = Assignment {
         lease: 7,
@@ -614,6 +615,8 @@ fn instructions_are_this_json() {
             "open_files": 1024,
             "heartbeat_ms": 8,
             "silence_ms": 9,
+            "preload": [{"bytes": 3,
+                "hash": "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"}],
         },
     });
     assert_eq!(serde_json::to_value(&instructions).unwrap(), json);

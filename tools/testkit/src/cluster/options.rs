@@ -40,6 +40,8 @@ pub struct Options {
     pub launch: Launch,
     /// How many of them stand by on each node.
     pub prewarm: u32,
+    /// Libraries that these have loaded.
+    pub preload: Vec<PathBuf>,
     /// How functions are kept from their node.
     pub isolation: Isolation,
     /// Directories that functions see besides the system's.
@@ -90,6 +92,7 @@ impl Default for Options {
             node_return: Duration::from_millis(manager.node_return_ms.into()),
             launch: Launch::default(),
             prewarm: ExecutorSettings::default().prewarm,
+            preload: Vec::new(),
             isolation: Isolation::default(),
             view: Vec::new(),
             pin_threads: false,
@@ -143,6 +146,7 @@ impl Options {
         for node in &mut settings.nodes {
             node.executor.launch = self.launch;
             node.executor.prewarm = self.prewarm;
+            node.executor.preload = self.preload.clone();
             node.executor.isolation = self.isolation.clone();
             node.executor.view = self.view.clone();
             node.executor.pin_threads = self.pin_threads;
