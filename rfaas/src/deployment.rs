@@ -1,6 +1,7 @@
 //! What an application may choose about a deployment, what stays of it when one executor process is
 //! replaced by another, and how long its parts took.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use rdmalib::Domain;
@@ -154,7 +155,7 @@ impl Deployment {
 #[derive(Debug)]
 pub(crate) struct DeploymentSpecification {
     /// The library.
-    pub(crate) library: Library,
+    pub(crate) library: Arc<Library>,
     pub(crate) deployment: Deployment,
     /// The domain of all buffers, and of the connections to whichever workers there are.
     pub(crate) domain: Domain,

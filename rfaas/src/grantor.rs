@@ -9,6 +9,7 @@ use rfaas_protocol::lease::{ClientName, Token, Unusable};
 use crate::database;
 use crate::error::{Error, Result};
 use crate::keepalive::Keepalive;
+use crate::library::KnownLibraries;
 use crate::request::Candidate;
 use crate::request::LeaseRequest;
 use crate::resource_manager::ResourceManager;
@@ -27,6 +28,7 @@ pub(crate) struct Grantor {
     pub(crate) name: ClientName,
     pub(crate) source: Source,
     pub(crate) keepalive: Keepalive,
+    pub(crate) libraries: KnownLibraries,
     /// The process that has it and all that is made with it. A child that inherits them has neither.
     process: ForkMark,
 }
@@ -34,7 +36,8 @@ pub(crate) struct Grantor {
 impl Grantor {
     pub(crate) fn new(device: OpenDevice, name: ClientName, source: Source) -> Self {
         let process = ForkMark::new();
-        Grantor { device, name, source, keepalive: Keepalive::default(), process }
+        let (keepalive, libraries) = (Keepalive::default(), KnownLibraries::default());
+        Grantor { device, name, source, keepalive, libraries, process }
     }
 
     /// Fails in a child that has inherited it.

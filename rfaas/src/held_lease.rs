@@ -10,6 +10,7 @@
 //! Elsewhere: its stages, claiming it, telling its end (`lease_core`), what an application sees (`lease`).
 
 use std::mem;
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -21,6 +22,7 @@ use crate::cause::{Cause, Ending};
 use crate::error::{Error, Result};
 use crate::grantor::Grantor;
 use crate::lease_core::{LeaseCore, LeaseStage, LeaseUse};
+use crate::library::Library;
 use crate::printed::Printed;
 use crate::request::{Candidate, LeaseRequest};
 
@@ -94,6 +96,11 @@ impl HeldLease {
 
     pub(crate) fn device(&self) -> &OpenDevice {
         &self.grantor.device
+    }
+
+    /// Returns the library at `path`, if it is one.
+    pub(crate) fn read_library(&self, path: &Path) -> Result<Arc<Library>> {
+        self.grantor.libraries.read(path)
     }
 
     pub(crate) fn id(&self) -> Option<LeaseId> {

@@ -19,7 +19,7 @@ use crate::executor::Executor;
 use crate::held_lease::HeldLease;
 use crate::lease_core::OnEnding;
 use crate::printed::Printed;
-use crate::{library, session};
+use crate::session;
 
 /// A leased share of a node. The lease ends when it is released, when its time is over, when the last handle and
 /// executor are dropped, or when node or operator end it ([`on_ending`](Self::on_ending)).
@@ -136,7 +136,7 @@ impl Lease {
         self.inner.check_process()?;
         deployment.validate()?;
         let specification = DeploymentSpecification {
-            library: library::read(path.as_ref())?,
+            library: self.inner.read_library(path.as_ref())?,
             deployment: deployment.clone(),
             domain: self.inner.device().device.domain()?,
             origin: Origin::generate(),
