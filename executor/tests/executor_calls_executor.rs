@@ -28,7 +28,8 @@ use rdmalib::{Access, ConnectRequest, Device, Domain, RemoteAddress};
 use rfaas_call::Spin;
 use rfaas_call::caller::{
     Accepted, Call, CallError, CallLimits, Called, Caller, Calls, Driver, End, Failure,
-    InputBuffer, OutputBuffer, Owner, SlotNeeds, Workers, completion_queue,
+    InputBuffer, OutputBuffer, Owner, SlotNeeds, Unconnected, Workers,
+    completion_queue,
 };
 use rfaas_protocol::assignment::Instructions;
 use rfaas_protocol::channel::{Channel, Incoming};
@@ -219,9 +220,8 @@ impl CallerOfY {
                 Role::Worker => {
                     let hello: WorkerHello = parse_prefix(body).unwrap();
                     needs.check(&hello).unwrap();
-                    worker =
-                        Accepted::accept(request, &hello, needs, 0, &device, &domain, &completions)
-                            .unwrap();
+                    let waiting = Unconnected::new(0, needs, &device, &domain, &completions);
+                    worker = waiting.unwrap().accept(request, &hello, needs);
                 }
                 other => panic!("{other:?}"),
             }

@@ -1,12 +1,13 @@
-//! What a deployment puts together while executor and workers dial: connections, slots, functions.
-//! Nothing here waits, except for the executor's next message.
+//! What a deployment puts together: connections, slots, functions. What depends on nobody is made before executor and
+//! workers dial, so that they do not wait for it. Nothing here waits.
 
+use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use rdmalib::{
     Access, CompletionQueue, ConnectRequest, Device, ReceiveQueue, Region, RemoteAddress,
 };
-use rfaas_call::caller::{Accepted, SlotNeeds, WorkerConnection, completion_queue};
+use rfaas_call::caller::{Accepted, SlotNeeds, Unconnected, WorkerConnection, completion_queue};
 use rfaas_config::OpenDevice;
 use rfaas_protocol::channel::{Channel, ChannelError, Incoming, refuse};
 use rfaas_protocol::session::{
@@ -27,9 +28,20 @@ pub(crate) struct Assembly<'a> {
     session: Secret,
     specification: &'a DeploymentSpecification,
     needs: SlotNeeds,
-    workers: Vec<Option<Accepted>>,
+    workers: Vec<Seat>,
     completions: CompletionQueue,
+    /// The connection to the executor, until it has dialled.
+    unconnected: Option<Channel>,
     control: Option<DialledExecutor>,
+}
+
+/// What there is of a worker.
+enum Seat {
+    /// It has not dialled.
+    Vacant(Unconnected),
+    /// It was gone again when it was accepted.
+    Lost,
+    Taken(Accepted),
 }
 
 /// The executor process, once it has dialled.
@@ -71,13 +83,22 @@ impl<'a> Assembly<'a> {
         let device = &device.device;
         let deployment = &specification.deployment;
         let needs = SlotNeeds { slots: deployment.slots, input_bytes: deployment.input_bytes };
+        let completions = completion_queue(device, cores, needs.slots)?;
+        let domain = &specification.domain;
+        let vacant = |worker: u16| {
+            let index = usize::from(worker);
+            Unconnected::new(index, needs, device, domain, &completions).map(Seat::Vacant)
+        };
+        let workers = (0..cores).map(vacant).collect::<rdmalib::Result<_>>()?;
+        let unconnected = Some(channel(device)?);
         Ok(Assembly {
             device,
             session,
             specification,
             needs,
-            workers: (0..cores).map(|_| None).collect(),
-            completions: completion_queue(device, cores, needs.slots)?,
+            workers,
+            completions,
+            unconnected,
             control: None,
         })
     }
@@ -126,8 +147,8 @@ impl<'a> Assembly<'a> {
         let index = usize::from(hello.worker.get());
         match self.workers.get(index) {
             None => Err(format!("there is no worker {index} in this lease")),
-            Some(Some(_)) => Err(format!("worker {index} is connected already")),
-            Some(None) => self.needs.check(hello),
+            Some(Seat::Taken(_)) => Err(format!("worker {index} is connected already")),
+            Some(Seat::Vacant(_) | Seat::Lost) => self.needs.check(hello),
         }
     }
 
@@ -137,8 +158,7 @@ impl<'a> Assembly<'a> {
         hello: &ExecutorHello,
         code_from: CodeFrom,
     ) -> Result<()> {
-        let failed = |source| Error::Connection { what: WHAT, source };
-        let mut channel = Channel::new(self.device, CONTROL_RECEIVES).map_err(failed)?;
+        let mut channel = self.unconnected.take().map_or_else(|| channel(self.device), Ok)?;
         let code = match code_from {
             CodeFrom::Client => Some(self.code_to_send(&channel)?),
             CodeFrom::Node => None,
@@ -176,11 +196,17 @@ impl<'a> Assembly<'a> {
     }
 
     fn admit_worker(&mut self, request: ConnectRequest, hello: &WorkerHello) -> Result<()> {
-        let index = usize::from(hello.worker.get());
-        let (domain, completions) = (&self.specification.domain, &self.completions);
+        let (index, needs) = (usize::from(hello.worker.get()), self.needs);
+        let unconnected = match std::mem::replace(&mut self.workers[index], Seat::Lost) {
+            Seat::Vacant(unconnected) => unconnected,
+            Seat::Lost | Seat::Taken(_) => {
+                let domain = &self.specification.domain;
+                Unconnected::new(index, needs, self.device, domain, &self.completions)?
+            }
+        };
         // If it is gone again, so is its executor, of which the manager tells.
         self.workers[index] =
-            Accepted::accept(request, hello, self.needs, index, self.device, domain, completions)?;
+            unconnected.accept(request, hello, needs).map_or(Seat::Lost, Seat::Taken);
         Ok(())
     }
 
@@ -192,25 +218,40 @@ impl<'a> Assembly<'a> {
                 Ok(None) => return Ok(true),
                 Ok(Some(incoming)) => control.read(incoming)?,
                 Err(ChannelError::Disconnected) => return Ok(false),
-                Err(source) => return Err(Error::Connection { what: WHAT, source }),
+                Err(source) => return Err(failed(source)),
             }
         }
     }
 
-    /// Waits for the executor's next message, for at most `timeout`.
-    pub(crate) fn wait_for_control(&mut self, timeout: Duration) -> Result<()> {
-        let Some(control) = &mut self.control else { return Ok(()) };
-        match control.channel.receive(timeout) {
-            Ok(incoming) => control.read(incoming),
-            // `read_control` tells.
-            Err(ChannelError::TimedOut { .. } | ChannelError::Disconnected) => Ok(()),
-            Err(source) => Err(Error::Connection { what: WHAT, source }),
+    /// Has the [descriptor](Self::descriptor) tell of what the executor sends from now on.
+    pub(crate) fn arm(&mut self) -> Result<()> {
+        match &mut self.control {
+            Some(control) => control.channel.arm().map_err(failed),
+            None => Ok(()),
+        }
+    }
+
+    /// Returns what is readable when the executor has sent something, once it has dialled.
+    pub(crate) fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        self.control.as_ref().map(|control| control.channel.as_fd())
+    }
+
+    /// Silences the descriptor.
+    pub(crate) fn acknowledge(&mut self) -> Result<()> {
+        match &mut self.control {
+            Some(control) => control.channel.acknowledge().map_err(failed),
+            None => Ok(()),
         }
     }
 
     /// Returns whether executor and all workers have dialled.
     pub(crate) fn is_connected(&self) -> bool {
-        self.control.is_some() && self.workers.iter().all(Option::is_some)
+        self.control.is_some() && self.taken() == self.workers.len()
+    }
+
+    /// Returns the number of workers that have dialled.
+    fn taken(&self) -> usize {
+        self.workers.iter().filter(|seat| matches!(seat, Seat::Taken(_))).count()
     }
 
     /// Returns whether the executor was sent the library.
@@ -225,7 +266,7 @@ impl<'a> Assembly<'a> {
 
     /// Returns what is waited for, in words.
     pub(crate) fn missing(&self) -> String {
-        let connected = self.workers.iter().flatten().count();
+        let connected = self.taken();
         match &self.control {
             None => "it has not connected to this client".into(),
             Some(_) if connected < self.workers.len() => {
@@ -241,8 +282,10 @@ impl<'a> Assembly<'a> {
         let (workers, receives) = self
             .workers
             .into_iter()
-            .flatten()
-            .map(|Accepted { connection, receives }| (connection, receives))
+            .filter_map(|seat| match seat {
+                Seat::Taken(Accepted { connection, receives }) => Some((connection, receives)),
+                Seat::Vacant(_) | Seat::Lost => None,
+            })
             .unzip();
         Ready {
             workers,
@@ -252,6 +295,15 @@ impl<'a> Assembly<'a> {
             functions: control.functions,
         }
     }
+}
+
+/// Makes the connection to an executor, before that dials.
+fn channel(device: &Device) -> Result<Channel> {
+    Channel::new(device, CONTROL_RECEIVES).map_err(failed)
+}
+
+fn failed(source: ChannelError) -> Error {
+    Error::Connection { what: WHAT, source }
 }
 
 impl DialledExecutor {

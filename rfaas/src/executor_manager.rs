@@ -121,11 +121,12 @@ impl ExecutorManager {
         })
     }
 
-    /// Asks for an executor as `request` says. Returns the number of the lease.
+    /// Asks for an executor as `request` says, and does something else `meanwhile`. Returns the number of the lease.
     pub(crate) fn request_executor(
         &mut self,
         request: &ExecutorRequest,
         deadline: Instant,
+        meanwhile: &dyn Fn(),
     ) -> Result<LeaseId> {
         let claim = Allocate {
             signed: self.token.signed(),
@@ -142,6 +143,7 @@ impl ExecutorManager {
         };
         let claim = claim.proved(self.token.key(), &self.nonces);
         self.send(&FromClient::Allocate(claim))?;
+        meanwhile();
         loop {
             match self.answer(deadline)? {
                 ManagerAnswer::Allocated(lease) => {

@@ -79,6 +79,8 @@ pub(crate) struct Claim<'a> {
     pub(crate) deadline: Instant,
     /// Exchanges the lease for one like it on another node, if there is one.
     pub(crate) replace: &'a dyn Fn(&[Candidate], Unusable) -> Option<Candidate>,
+    /// What is to be done while a manager starts the executor.
+    pub(crate) meanwhile: &'a dyn Fn(),
 }
 
 /// Why calls on the executor of a lease end. It keeps no lease alive: neither does a call that nobody waits for.
@@ -250,7 +252,8 @@ impl LeaseUse {
                     let missing = "the executor before it has not ended yet".into();
                     return Err(Error::StartTimeout { after: start.elapsed(), missing });
                 }
-                let id = manager.request_executor(claim.request, claim.deadline)?;
+                let id =
+                    manager.request_executor(claim.request, claim.deadline, claim.meanwhile)?;
                 phases.submit = start.elapsed();
                 Ok((id, None))
             }
@@ -331,7 +334,7 @@ fn claim_first(
         phases.connect = start.elapsed();
         let claimed = connected.and_then(|mut manager| {
             let start = Instant::now();
-            let id = manager.request_executor(claim.request, claim.deadline)?;
+            let id = manager.request_executor(claim.request, claim.deadline, claim.meanwhile)?;
             phases.submit = start.elapsed();
             Ok((id, manager))
         });

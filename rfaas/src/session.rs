@@ -10,9 +10,13 @@
 //! * Anyone may dial. A peer that does not show the session's secret, or offers numbers that cannot be, is refused, and
 //!   the real one is waited for.
 
+use std::cell::OnceCell;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rdmalib::Listener;
 use rfaas_call::caller::{CallLimits, Calls, Driver, Workers};
 use rfaas_protocol::Secret;
@@ -22,12 +26,11 @@ use rfaas_protocol::lease::LeaseId;
 use crate::assembly::Assembly;
 use crate::deployment::{DeploymentSpecification, Phases};
 use crate::error::{Error, Exit, Result};
+use crate::executor_manager::Polled;
 use crate::held_lease::HeldLease;
 use crate::lease_core::{Claim, LeaseEnd, LeaseUse};
 use crate::request::ExecutorRequest;
 
-/// A wait for connections is cut short so often, to hear what the manager and the executor say.
-const TICK: Duration = Duration::from_millis(1);
 /// Longest start, so that a deadline can be computed: a century.
 const FOREVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 /// After an executor's connection has ended, how long its manager may take to say why.
@@ -90,18 +93,30 @@ fn launch(
         code_hash: specification.library.hash,
         slots: deployment.slots,
     };
-    let mut assembly = Assembly::new(device, lease.cores, session, specification)?;
+    // Made while the manager starts the executor.
+    let assembly = OnceCell::new();
+    let make = || Assembly::new(device, lease.cores, session, specification);
+    let meanwhile: &dyn Fn() = &|| {
+        let _ = assembly.get_or_init(make);
+    };
     let replace: &dyn Fn(&[_], _) -> _ = &|candidates, because| lease.replace(candidates, because);
-    let claim = Claim { device, request: &request, deadline, replace };
+    let claim = Claim { device, request: &request, deadline, replace, meanwhile };
     let (lease_id, node) = state.start_executor(&claim, &mut phases)?;
-    if let Some(node) = node {
-        lease.claimed(lease_id, &node);
+    tracing::info!(lease = %lease_id, "lease claimed");
+    if let Some(node) = &node {
+        lease.claimed(lease_id, node);
+    }
+    let assembled = assembly.into_inner().unwrap_or_else(make).and_then(|mut assembly| {
+        match assemble(&mut assembly, &mut listener, state, deadline, &mut phases)? {
+            true => Ok(assembly),
+            false => Err(Error::StartTimeout { after: timeout, missing: assembly.missing() }),
+        }
+    });
+    // Not before: whoever waits gives signs of life, and the thread would only be in the way.
+    if node.is_some() {
         lease.keep_alive(state);
     }
-    tracing::info!(lease = %lease_id, node = lease.node(), "lease claimed");
-    if !assemble(&mut assembly, &mut listener, state, deadline, &mut phases)? {
-        return Err(Error::StartTimeout { after: timeout, missing: assembly.missing() });
-    }
+    let assembly = assembled?;
     tracing::info!(lease = %lease_id, workers = lease.cores, "executor ready");
 
     let ready = assembly.finish();
@@ -133,7 +148,9 @@ fn assemble(
 ) -> Result<bool> {
     let started = Instant::now();
     loop {
-        let exit = poll_manager(state)?;
+        // Armed before they are read: what comes later ends the sleep.
+        let (exit, heard_by) = poll_manager(state)?;
+        assembly.arm()?;
         let control_lives = assembly.read_control()?;
         if let Some(exit) = exit {
             return Err(Error::StartFailed(exit));
@@ -148,25 +165,52 @@ fn assemble(
             phases.spawn_connect = started.elapsed().saturating_sub(loaded_in);
             return Ok(true);
         }
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
+        if !connected && let Some(request) = listener.try_next()? {
+            assembly.admit(request)?;
+            continue;
+        }
+        let now = Instant::now();
+        if now >= deadline {
             return Ok(false);
         }
-        if connected {
-            assembly.wait_for_control(left.min(TICK))?;
-        } else if let Some(request) = listener.next(left.min(TICK))? {
-            assembly.admit(request)?;
-        }
+        let until = heard_by.map_or(deadline, |at| at.min(deadline));
+        let dialling = (!connected).then_some(&*listener); // nobody is waited for any more
+        sleep(assembly, dialling, state, until.saturating_duration_since(now))?;
     }
 }
 
-/// Returns how the executor ended, if it did. Fails if the lease did.
-fn poll_manager(state: &mut LeaseUse) -> Result<Option<Exit>> {
-    let Some(manager) = state.manager() else { return Ok(None) };
-    manager.poll();
+/// Sleeps until somebody dials at `listener`, executor or manager say something, or `timeout` is over.
+fn sleep(
+    assembly: &mut Assembly<'_>,
+    listener: Option<&Listener>,
+    state: &mut LeaseUse,
+    timeout: Duration,
+) -> Result<()> {
+    let manager = state.manager();
+    let descriptors = [listener.map(AsFd::as_fd), assembly.descriptor()].into_iter().flatten();
+    let descriptors = descriptors.chain(manager.as_ref().map(|manager| manager.as_fd()));
+    let mut polled: Vec<_> = descriptors.map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
+    // Rounded up: who wakes before the deadline would spin until it.
+    let timeout = PollTimeout::try_from(timeout + Duration::from_micros(999));
+    match poll(&mut polled, timeout.unwrap_or(PollTimeout::MAX)) {
+        Ok(_) | Err(Errno::EINTR) => {}
+        Err(errno) => {
+            return Err(rdmalib::Error::Os { call: "poll", source: errno.into() }.into());
+        }
+    }
+    assembly.acknowledge()
+}
+
+/// Returns how the executor ended, if it did, and when to poll again at the latest. Fails if the lease ended.
+fn poll_manager(state: &mut LeaseUse) -> Result<(Option<Exit>, Option<Instant>)> {
+    let Some(manager) = state.manager() else { return Ok((None, None)) };
+    let again_at = match manager.poll_armed() {
+        Polled::Until(at) => Some(at),
+        Polled::Busy | Polled::Over => None,
+    };
     match manager.over() {
         Some(cause) => Err(cause.into()),
-        None => Ok(manager.exit()),
+        None => Ok((manager.exit(), again_at)),
     }
 }
 

@@ -1,7 +1,7 @@
 //! The connection to one worker, as its caller has it: writes requests into the worker's slots and reads replies.
 //!
 //! ```text
-//!   accept ──▶ Call ──header and input, or the input alone──▶ slot of the worker ──reply──▶ read_reply
+//!   made ──accept──▶ Call ──header and input, or the input alone──▶ slot of the worker ──reply──▶ read_reply
 //! ```
 //! * A receive is posted for each slot, and more to spare than replies are read before their receives are posted again
 //!   (`driver`). A request in each slot, and as many whose completion is still to come, fit the send queue.
@@ -124,6 +124,15 @@ pub struct WorkerConnection {
     mappings: Mappings,
 }
 
+/// A connection that waits for its worker to dial.
+#[derive(Debug)]
+pub struct Unconnected {
+    queue_pair: QueuePair,
+    index: usize,
+    depths: Depths,
+    max_inline: usize,
+}
+
 /// A worker that was accepted, and the receiving half of its connection.
 #[derive(Debug)]
 pub struct Accepted {
@@ -133,18 +142,16 @@ pub struct Accepted {
     pub receives: ReceiveQueue,
 }
 
-impl Accepted {
-    /// Accepts the worker that dials with `hello`, which was [checked](SlotNeeds::check), as number `index` of its
-    /// caller. Replies may land in the memory of `domain`. `None` if the worker is gone again.
-    pub fn accept(
-        request: ConnectRequest,
-        hello: &WorkerHello,
-        needs: SlotNeeds,
+impl Unconnected {
+    /// Makes the connection to worker number `index` of a caller with these `needs`. Replies may land in the memory of
+    /// `domain`.
+    pub fn new(
         index: usize,
+        needs: SlotNeeds,
         device: &Device,
         domain: &Domain,
         completions: &CompletionQueue,
-    ) -> rdmalib::Result<Option<Accepted>> {
+    ) -> rdmalib::Result<Unconnected> {
         let limits = device.limits();
         let depths = Depths::new(needs.slots, limits.max_queue_depth);
         let config = QueuePairConfig {
@@ -157,11 +164,23 @@ impl Accepted {
         for _ in 0..depths.receive {
             queue_pair.post_receive(receive_id(index), None)?;
         }
-        if let Err(error) = request.accept(&mut queue_pair, &[]) {
-            tracing::debug!(%error, worker = index, "worker not connected");
-            return Ok(None);
+        let max_inline = (limits.max_inline_data as usize).min(MAX_INLINE);
+        Ok(Unconnected { queue_pair, index, depths, max_inline })
+    }
+
+    /// Accepts the worker that dials with `hello`, which was [checked](SlotNeeds::check) for `needs`. `None` if it is
+    /// gone again.
+    pub fn accept(
+        mut self,
+        request: ConnectRequest,
+        hello: &WorkerHello,
+        needs: SlotNeeds,
+    ) -> Option<Accepted> {
+        if let Err(error) = request.accept(&mut self.queue_pair, &[]) {
+            tracing::debug!(%error, worker = self.index, "worker not connected");
+            return None;
         }
-        let (send, receives) = queue_pair.split();
+        let (send, receives) = self.queue_pair.split();
         let area = SlotArea {
             first: RemoteAddress { addr: hello.input_addr.get(), key: hello.input_key.get() },
             stride: hello.slot_stride.get(),
@@ -173,11 +192,11 @@ impl Accepted {
             slots: Slots::new(area.count),
             alive: true,
             unsignaled: 0,
-            signal_every: depths.signal_every(),
-            max_inline: (limits.max_inline_data as usize).min(MAX_INLINE),
+            signal_every: self.depths.signal_every(),
+            max_inline: self.max_inline,
             mappings: Mappings::default(),
         };
-        Ok(Some(Accepted { connection, receives }))
+        Some(Accepted { connection, receives })
     }
 }
 

@@ -25,7 +25,7 @@ mod workers;
 pub use buffer::{CallMemory, InputBuffer, OutputBuffer, check_range, copy_range};
 pub use call::Call;
 pub use calls::{CallLimits, Calls};
-pub use connection::{Accepted, SlotNeeds, WorkerConnection, completion_queue};
+pub use connection::{Accepted, SlotNeeds, Unconnected, WorkerConnection, completion_queue};
 pub use driver::Driver;
 pub use handle::{CallResult, Called, Caller};
 pub use in_place::MappedSlot;
