@@ -18,7 +18,7 @@ use rfaas_program::describe;
 use rfaas_protocol::assignment::{FUNCTIONS_WRITE, MANAGER_LOST, PreloadedLibrary};
 use rfaas_protocol::channel::ChannelError;
 use rfaas_protocol::session::{
-    CodeDiffers, CodeFrom, ExecutorHello, FromExecutor, FunctionEntry, LoadFailed,
+    CodeDiffers, CodeFrom, ExecutorHello, FromExecutor, FunctionNames, LoadFailed,
 };
 use rfaas_protocol::{Role, Text};
 
@@ -369,12 +369,11 @@ impl MainThread {
     }
 
     fn list_functions(&mut self, library: &Library) -> Result<(), Stop> {
-        let names = library.names();
-        for (index, name) in names.iter().enumerate() {
-            let name = Text::new(name).expect("longer names are not listed (`exported_functions`)");
-            let (index, count) = (index as u32, names.len() as u32); // an ELF file has fewer than 2³²
-            let entry = FunctionEntry { index: index.into(), count: count.into(), name };
-            let message = FromExecutor::Function(entry);
+        let mut next = 0;
+        while next < library.names().len() {
+            let names;
+            (names, next) = FunctionNames::from(library.names(), next);
+            let message = FromExecutor::Functions(names);
             let sent = match self.watch.client.send(&message) {
                 // The client takes them one by one.
                 Err(ChannelError::Busy) => self

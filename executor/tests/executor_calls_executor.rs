@@ -28,8 +28,7 @@ use rdmalib::{Access, ConnectRequest, Device, Domain, RemoteAddress};
 use rfaas_call::Spin;
 use rfaas_call::caller::{
     Accepted, Call, CallError, CallLimits, Called, Caller, Calls, Driver, End, Failure,
-    InputBuffer, OutputBuffer, Owner, SlotNeeds, Unconnected, Workers,
-    completion_queue,
+    InputBuffer, OutputBuffer, Owner, SlotNeeds, Unconnected, Workers, completion_queue,
 };
 use rfaas_protocol::assignment::Instructions;
 use rfaas_protocol::channel::{Channel, Incoming};
@@ -287,9 +286,9 @@ fn function_names(control: &mut Channel) -> Vec<String> {
     let mut names = vec![];
     loop {
         match control.receive(DEADLINE).unwrap() {
-            Incoming::Message(FromExecutor::Function(entry)) => {
-                names.push(entry.name.get().unwrap().to_owned());
-                if names.len() == entry.count.get() as usize {
+            Incoming::Message(FromExecutor::Functions(part)) => {
+                names.extend(part.get().unwrap().into_iter().map(str::to_owned));
+                if names.len() == part.count.get() as usize {
                     return names;
                 }
             }

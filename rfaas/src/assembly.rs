@@ -11,7 +11,7 @@ use rfaas_call::caller::{Accepted, SlotNeeds, Unconnected, WorkerConnection, com
 use rfaas_config::OpenDevice;
 use rfaas_protocol::channel::{Channel, ChannelError, Incoming, refuse};
 use rfaas_protocol::session::{
-    CodeFrom, ExecutorHello, FromExecutor, FunctionEntry, MAX_FUNCTIONS, WorkerHello,
+    CodeFrom, ExecutorHello, FromExecutor, FunctionNames, MAX_FUNCTIONS, WorkerHello,
 };
 use rfaas_protocol::{Empty, Hello, Malformed, Role, Secret, parse_prefix};
 
@@ -19,8 +19,8 @@ use crate::deployment::DeploymentSpecification;
 use crate::error::{Error, Result};
 
 const WHAT: &str = "the executor";
-/// Messages that the executor may be ahead of us: one for each function of a usual library.
-const CONTROL_RECEIVES: u32 = 256;
+/// Messages that the executor may be ahead of us. One names the functions of a usual library.
+const CONTROL_RECEIVES: u32 = 16;
 
 /// What there is so far.
 pub(crate) struct Assembly<'a> {
@@ -50,7 +50,7 @@ struct DialledExecutor {
     /// Stays until the executor has read it. `None`: its node has the library.
     code: Option<Region>,
     functions: Vec<String>,
-    count: Option<u32>,
+    count: Option<usize>,
     /// When it had what it needs to load it.
     begun: Instant,
     /// From there until the last function was named.
@@ -309,7 +309,7 @@ fn failed(source: ChannelError) -> Error {
 impl DialledExecutor {
     fn read(&mut self, incoming: Incoming<FromExecutor>) -> Result<()> {
         match incoming {
-            Incoming::Message(FromExecutor::Function(entry)) => self.add(&entry),
+            Incoming::Message(FromExecutor::Functions(names)) => self.add(&names),
             Incoming::Message(FromExecutor::LoadFailed(failed)) => {
                 let reason = failed.reason.get()?.replace(char::is_control, " ");
                 Err(Error::LoadFailed { reason })
@@ -319,18 +319,19 @@ impl DialledExecutor {
         }
     }
 
-    /// Adds a function to the list. Functions come in order, all of the same count.
-    fn add(&mut self, entry: &FunctionEntry) -> Result<()> {
-        let count = entry.count.get();
-        let in_order =
-            entry.index.get() as usize == self.functions.len() && self.loaded_in.is_none();
-        let counted = (1..=MAX_FUNCTIONS).contains(&(count as usize))
-            && *self.count.get_or_insert(count) == count;
+    /// Adds functions to the list. They come in the order of their numbers, all of the same count.
+    fn add(&mut self, part: &FunctionNames) -> Result<()> {
+        let (count, names) = (part.count.get() as usize, part.get()?);
+        let known = self.functions.len();
+        let in_order = part.first.get() as usize == known && self.loaded_in.is_none();
+        let counted = (1..=MAX_FUNCTIONS).contains(&count)
+            && *self.count.get_or_insert(count) == count
+            && known + names.len() <= count;
         if !in_order || !counted {
-            return Err(Malformed::Field("function index").into());
+            return Err(Malformed::Field("number of a function").into());
         }
-        self.functions.push(entry.name.get()?.to_owned());
-        if self.functions.len() == count as usize {
+        self.functions.extend(names.into_iter().map(str::to_owned));
+        if self.functions.len() == count {
             self.loaded_in = Some(self.begun.elapsed());
         }
         Ok(())

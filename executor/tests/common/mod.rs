@@ -306,10 +306,10 @@ impl Session {
         let mut names = vec![];
         loop {
             match control.receive(DEADLINE).unwrap() {
-                Incoming::Message(FromExecutor::Function(entry)) => {
-                    assert_eq!(entry.index.get() as usize, names.len());
-                    names.push(entry.name.get().unwrap().to_owned());
-                    if names.len() == entry.count.get() as usize {
+                Incoming::Message(FromExecutor::Functions(part)) => {
+                    assert_eq!(part.first.get() as usize, names.len());
+                    names.extend(part.get().unwrap().into_iter().map(str::to_owned));
+                    if names.len() == part.count.get() as usize {
                         return Ok(names);
                     }
                 }

@@ -11,7 +11,7 @@
 use zerocopy::little_endian::{U16, U32, U64};
 
 use super::library::LibraryHash;
-use super::{Secret, Text, messages, numbered, wire};
+use super::{Malformed, Secret, Text, messages, numbered, wire};
 
 wire! {
     /// Behind the [`Hello`](super::Hello) of an executor process.
@@ -63,15 +63,21 @@ pub const MAX_FUNCTION_NAME_BYTES: usize = 512;
 /// Most functions of a library: a client keeps the names of all.
 pub const MAX_FUNCTIONS: usize = 1 << 16;
 
+/// Most bytes of names in a message: at least one, and all of a usual library.
+const MAX_NAMES_BYTES: usize = 1000;
+const _: () = assert!(MAX_FUNCTION_NAME_BYTES < MAX_NAMES_BYTES);
+
 wire! {
-    /// One function of the library. Sent in order of index, all of them, before anything else.
-    pub struct FunctionEntry [522 bytes] {
-        /// Number to call it by, from 0.
-        pub index: U32,
+    /// Functions of the library. Sent in the order of their numbers, until all are named, before anything else.
+    pub struct FunctionNames [1010 bytes] {
+        /// Number to call the first of these by, from 0.
+        pub first: U32,
         /// How many there are in all.
         pub count: U32,
-        /// Symbol.
-        pub name: Text<MAX_FUNCTION_NAME_BYTES>,
+        /// How many of the bytes count.
+        len: U16,
+        /// Symbols, each with a 0 behind it.
+        bytes: [u8; MAX_NAMES_BYTES],
     }
 
     /// The library could not be loaded.
@@ -87,11 +93,43 @@ wire! {
     }
 }
 
+impl FunctionNames {
+    /// Returns a message of as many of `names` as it has room for, from number `first` on, and the number of the next.
+    /// It has room for at least one, since names have at most [`MAX_FUNCTION_NAME_BYTES`].
+    pub fn from(names: &[String], first: usize) -> (Self, usize) {
+        let (mut bytes, mut len, mut next) = ([0; MAX_NAMES_BYTES], 0, first);
+        for name in names.iter().skip(first) {
+            let end = len + name.len();
+            if end >= MAX_NAMES_BYTES {
+                break;
+            }
+            bytes[len..end].copy_from_slice(name.as_bytes());
+            (len, next) = (end + 1, next + 1);
+        }
+        let number = |n: usize| u32::try_from(n).expect("at most `MAX_FUNCTIONS`").into();
+        let len = u16::try_from(len).expect("at most `MAX_NAMES_BYTES`").into();
+        (FunctionNames { first: number(first), count: number(names.len()), len, bytes }, next)
+    }
+
+    /// Returns the names, at least one; an error if the peer's bytes are none.
+    pub fn get(&self) -> Result<Vec<&str>, Malformed> {
+        const BAD: Malformed = Malformed::Field("names of functions");
+        let bytes = self.bytes.get(..usize::from(self.len.get())).ok_or(BAD)?;
+        let bytes = bytes.strip_suffix(&[0]).ok_or(BAD)?;
+        let is_name = |name: &[u8]| (1..=MAX_FUNCTION_NAME_BYTES).contains(&name.len());
+        let names = bytes.split(|byte| *byte == 0).map(|name| match is_name(name) {
+            true => std::str::from_utf8(name).map_err(|_| BAD),
+            false => Err(BAD),
+        });
+        names.collect()
+    }
+}
+
 messages! {
     /// Executor process to client.
     pub enum FromExecutor {
-        /// A callable function.
-        1 => Function(FunctionEntry),
+        /// Callable functions.
+        1 => Functions(FunctionNames),
         /// No code.
         2 => LoadFailed(LoadFailed),
         /// Other code.

@@ -18,7 +18,7 @@ use rfaas_protocol::lease::{
     NodeName, Token,
 };
 use rfaas_protocol::node::{ManagerProof, NodeHello, Register};
-use rfaas_protocol::session::{FromExecutor, WorkerHello};
+use rfaas_protocol::session::{FromExecutor, FunctionNames, WorkerHello};
 use rfaas_protocol::{
     Empty, Hello, MAX_MESSAGE_BYTES, Malformed, MessageKind, Nonce, Nonces, Refusal, Role, Secret,
     Text, VERSION, WireAddress, allocation, launch, lease, node, parse_prefix,
@@ -88,7 +88,7 @@ fn decode_as_each(bytes: &[u8]) -> usize {
 /// Lengths of all message bodies, so that random bytes are often of the right length.
 const BODIES: [usize; 27] = [
     0, 2, 4, 6, 8, 10, 14, 16, 24, 32, 40, 90, 200, 228, 242, 244, 246, 252, 260, 262, 266, 272,
-    286, 372, 514, 522, 1016,
+    286, 372, 514, 1010, 1016,
 ];
 
 proptest! {
@@ -186,6 +186,34 @@ proptest! {
         prop_assert!(claim.verify(token.key(), &NONCES));
         claim.as_mut_bytes()[bit / 8] ^= 1 << (bit % 8);
         prop_assert!(!claim.verify(token.key(), &NONCES));
+    }
+
+    #[test]
+    fn names_of_functions_arrive_in_order_in_as_few_messages_as_have_room(
+        names in prop::collection::vec("[a-zé_]{1,200}", 1..40),
+    ) {
+        let (mut arrived, mut next) = (Vec::new(), 0);
+        while next < names.len() {
+            let (part, after) = FunctionNames::from(&names, next);
+            prop_assert_eq!((part.first.get() as usize, part.count.get() as usize), (next, names.len()));
+            let bytes: usize = names[next..after].iter().map(|name| name.len() + 1).sum();
+            prop_assert!(after == names.len() || bytes + names[after].len() + 1 > 1000);
+            arrived.extend(part.get().unwrap().into_iter().map(str::to_owned));
+            prop_assert_eq!(arrived.len(), after);
+            next = after;
+        }
+        prop_assert_eq!(arrived, names);
+    }
+
+    #[test]
+    fn names_that_a_peer_makes_up_are_names_or_an_error(len in 0u16..1100, bytes in prop::collection::vec(0u8..3, 1000)) {
+        let body = [&[0; 8][..], &len.to_le_bytes(), &bytes].concat();
+        let part = FunctionNames::read_from_bytes(&body).unwrap();
+        if let Ok(names) = part.get() {
+            let bytes: usize = names.iter().map(|name| name.len() + 1).sum();
+            prop_assert_eq!(bytes, usize::from(len));
+            prop_assert!(names.iter().all(|name| !name.is_empty() && name.len() <= 512));
+        }
     }
 
     #[test]

@@ -35,7 +35,7 @@ use rfaas_protocol::node::{
     ManagerProof, NodeHello, Register, RegisterRefused, Registered,
 };
 use rfaas_protocol::session::{
-    CodeDiffers, CodeFrom, ExecutorHello, FromExecutor, FunctionEntry, LoadFailed, WorkerHello,
+    CodeDiffers, CodeFrom, ExecutorHello, FromExecutor, FunctionNames, LoadFailed, WorkerHello,
 };
 use rfaas_protocol::{
     Bytes, Clock, Empty, Hello, MessageKind, Nonce, Nonces, OLDEST_CLIENT, Proof, Refusal, Role,
@@ -490,12 +490,14 @@ fn session_structs() {
             &[5, 0, 0, 0, 0, 0, 0, 0],
         ],
     );
-    let entry =
-        FunctionEntry { index: 1.into(), count: 2.into(), name: Text::new("empty").unwrap() };
-    is(&entry, &[&[1, 0, 0, 0, 2, 0, 0, 0], &text::<512>("empty")]);
+    let names = ["no", "empty", "fail"].map(str::to_owned);
+    let (names, next) = FunctionNames::from(&names, 1);
+    let head = [1, 0, 0, 0, 3, 0, 0, 0, 11, 0];
+    is(&names, &[&head, b"empty\0fail\0", &[0; 989]]);
+    assert_eq!((names.get(), next), (Ok(vec!["empty", "fail"]), 3));
     let failed = LoadFailed { reason: Text::truncated("libm.so.6: no such file") };
     is(&failed, &[&text::<512>("libm.so.6: no such file")]);
-    says(&FromExecutor::Function(entry), 1, &entry);
+    says(&FromExecutor::Functions(names), 1, &names);
     says(&FromExecutor::LoadFailed(failed), 2, &failed);
     let differs = CodeDiffers { received: LibraryHash::of(b"abc") };
     is(&differs, &[&SHA256_OF_ABC]);

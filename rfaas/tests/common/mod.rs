@@ -26,7 +26,7 @@ use rfaas_protocol::lease::{EndReason, Reason};
 use rfaas_protocol::library::LibraryHash;
 use rfaas_protocol::node::Bill;
 use rfaas_protocol::session::{
-    CodeDiffers, CodeFrom, ExecutorHello, FromExecutor, FunctionEntry, LoadFailed,
+    CodeDiffers, CodeFrom, ExecutorHello, FromExecutor, FunctionNames, LoadFailed,
 };
 use rfaas_protocol::{Empty, Hello, Role, Secret, Text};
 
@@ -536,16 +536,22 @@ fn control(start: &Start, shared: &Mutex<Shared>, device: &Device, allocate: &Al
     } else {
         assert!(sent.iter().all(|byte| *byte == 0), "nothing was written, nor is it later");
     }
-    let extra = usize::from(*start == Start::TooManyFunctions);
-    for index in 0..FUNCTIONS.len() + extra {
-        let entry = FunctionEntry {
-            index: u32::try_from(index).unwrap().into(),
-            count: u32::try_from(FUNCTIONS.len()).unwrap().into(),
-            name: Text::new(FUNCTIONS.get(index).unwrap_or(&"extra")).unwrap(),
-        };
-        if let Err(error) = channel.send(&FromExecutor::Function(entry)) {
+    let names: Vec<_> = FUNCTIONS.iter().map(|&name| name.to_owned()).collect();
+    let (all, _) = FunctionNames::from(&names, 0);
+    // Names that come in parts are one list, too.
+    let (last, _) = FunctionNames::from(&names, 1);
+    let (mut first, _) = FunctionNames::from(&names[..1], 0);
+    first.count = all.count;
+    let mut more = first;
+    more.first = all.count;
+    let parts: &[FunctionNames] = match start {
+        Start::TooManyFunctions => &[all, more],
+        _ => &[first, last],
+    };
+    for (sent, names) in parts.iter().enumerate() {
+        if let Err(error) = channel.send(&FromExecutor::Functions(*names)) {
             // The client does not listen to the end of a list that is too long.
-            assert!(index == FUNCTIONS.len(), "{error}");
+            assert!(sent > 0, "{error}");
             return exit;
         }
     }

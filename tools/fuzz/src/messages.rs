@@ -99,7 +99,10 @@ pub(crate) fn run(bytes: &[u8]) {
         | allocation::ToClient::Renewed(_) => {}
     });
     message(bytes, |message: &FromExecutor| match message {
-        FromExecutor::Function(function) => text(&function.name),
+        FromExecutor::Functions(functions) => {
+            let names = functions.get().unwrap_or_default();
+            assert!(names.iter().all(|name| !name.is_empty() && !name.contains('\0')));
+        }
         FromExecutor::LoadFailed(failed) => text(&failed.reason),
         FromExecutor::CodeDiffers(differs) => assert_line(&differs.received.to_string()),
     });

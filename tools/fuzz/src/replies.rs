@@ -16,7 +16,7 @@ use rdmalib::{
 use rfaas_call::Spin;
 use rfaas_call::caller::{
     Accepted, Call, CallError, CallLimits, Called, Caller, Calls, Driver, End, InputBuffer,
-    MappedSlot, OutputBuffer, Owner, SlotNeeds, Workers, completion_queue,
+    MappedSlot, OutputBuffer, Owner, SlotNeeds, Unconnected, Workers, completion_queue,
 };
 use rfaas_protocol::invocation::{
     FailureDetail, HEADER_SPACE, InPlaceDetail, ReplyImmediate, ReplyStatus, RequestHeader,
@@ -129,8 +129,9 @@ fn caller(device: &Device, domain: &Domain, listener: &mut Listener) -> Option<C
         return None;
     }
     let completions = completion_queue(device, 1, SLOTS).expect("a queue");
-    let accepted = Accepted::accept(request, &hello, needs, 0, device, domain, &completions);
-    let Accepted { connection, receives } = accepted.expect("memory").expect("it waits");
+    let waiting = Unconnected::new(0, needs, device, domain, &completions).expect("memory");
+    let accepted = waiting.accept(request, &hello, needs);
+    let Accepted { connection, receives } = accepted.expect("it waits");
     let workers = Workers::new(vec![connection], LONGEST);
     let driver = Driver::new(completions, vec![receives]);
     let limits = CallLimits { spin: Spin::Always, timeout: LONGEST, output_bytes: OUTPUT_BYTES };

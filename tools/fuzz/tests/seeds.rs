@@ -14,7 +14,7 @@ use rfaas_protocol::allocation::{self, Allocate, ClaimHello};
 use rfaas_protocol::invocation::{INPUT_IN_PLACE, OUTPUT_IN_PLACE};
 use rfaas_protocol::lease::{self, LeaseRequest, LeaseTerms, Token};
 use rfaas_protocol::node::{self, NodeHello, Register};
-use rfaas_protocol::session::{ExecutorHello, FromExecutor, FunctionEntry, WorkerHello};
+use rfaas_protocol::session::{ExecutorHello, FromExecutor, FunctionNames, WorkerHello};
 use rfaas_protocol::{
     Bytes, Empty, Hello, MAX_MESSAGE_BYTES, MessageKind, Nonce, Nonces, Refusal, Role, Text, launch,
 };
@@ -86,12 +86,7 @@ fn messages(seeds: &mut Seeds) {
             .encode(),
             allocation::FromClient::Allocate(allocate()).encode(),
             node::FromNode::Register(register()).encode(),
-            FromExecutor::Function(FunctionEntry {
-                index: 0.into(),
-                count: 1.into(),
-                name: Text::new("empty").unwrap(),
-            })
-            .encode(),
+            FromExecutor::Functions(FunctionNames::from(&["empty".to_owned()], 0).0).encode(),
         ],
     );
 }
