@@ -232,15 +232,17 @@ impl Allocations {
             return;
         }
         held.process = ExecutorProcess::Running;
-        if !held.confirmed {
-            held.confirmed = true;
-            out.push(Action::Claimed(held.terms));
-        }
+        let claimed = !std::mem::replace(&mut held.confirmed, true);
+        let claimed = claimed.then_some(Action::Claimed(held.terms));
         if held.pending_end.is_some() {
+            out.extend(claimed);
             out.push(Action::Stop(lease));
             return;
         }
-        let Some(client) = held.client else { return };
+        let Some(client) = held.client else {
+            out.extend(claimed);
+            return;
+        };
         let allocated = Allocated {
             lease: lease.get().into(),
             heartbeat_ms: self.heartbeat.period_ms().into(),
@@ -253,6 +255,7 @@ impl Allocations {
             let left = at.saturating_duration_since(now);
             out.push(Action::Tell(client, ending_message(reason, left)));
         }
+        out.extend(claimed); // behind what the client waits for
     }
 
     fn start_failed(

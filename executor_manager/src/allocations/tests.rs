@@ -69,8 +69,8 @@ impl Node {
         let out = self.claim(client, terms(number, cores, 100));
         assert!(matches!(out[..], [Action::Start { lease: started, .. }] if started == lease));
         let out = self.apply(Event::Started(lease));
-        assert_eq!(out[0], Action::Claimed(terms(number, cores, 100)));
-        assert!(matches!(out[1], Action::Tell(to, ToClient::Allocated(_)) if to == client));
+        assert!(matches!(out[0], Action::Tell(to, ToClient::Allocated(_)) if to == client));
+        assert_eq!(out[1], Action::Claimed(terms(number, cores, 100)), "nobody waits for that");
         lease
     }
 
@@ -440,7 +440,7 @@ fn a_node_that_is_to_stop_ends_all_leases_in_time_also_one_that_only_starts() {
     assert_eq!(out.len(), 1, "the other waits for the answer to its claim: {out:?}");
     node.now += 4 * SECOND;
     let out = node.apply(Event::Started(starting));
-    assert!(matches!(out[1], Action::Tell(B, ToClient::Allocated(_))), "{out:?}");
+    assert!(matches!(out[0], Action::Tell(B, ToClient::Allocated(_))), "{out:?}");
     assert_eq!(told_ending(&out), Some((EndReason::Shutdown, 6_000)));
     assert_eq!(refusal(&node.claim(ClientId(3), terms(9, 1, 100))), RefusedBecause::Draining);
     let renewed = node.apply(renewal(A, terms(7, 1, 100), 90 * SECOND));
