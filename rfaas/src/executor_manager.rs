@@ -78,18 +78,17 @@ enum ManagerAnswer {
 }
 
 impl ExecutorManager {
-    /// Connects to the executor manager of `candidate`, within `timeout`.
+    /// Connects to the executor manager of `candidate`, within `timeout`, on a new `connection`.
     pub(crate) fn connect(
         device: &OpenDevice,
         candidate: &Candidate,
         timeout: Duration,
+        connection: &dyn Fn() -> Result<Channel, ChannelError>,
     ) -> Result<Self> {
         let (from, addresses) = (device.device.ip_address(), &candidate.addresses);
         let (token, hello) = (&candidate.token, ClaimHello::new(&candidate.token));
         let reached = reach(from, addresses, timeout, |address, limit| {
-            let receives = device.entry.default_receive_buffer_size;
-            let mut channel = Channel::new(&device.device, receives)?;
-            channel.expect_listener(device.trusted_user);
+            let mut channel = connection()?;
             let answer = channel.connect(address, Role::Allocation, &hello, limit)?;
             let proof = parse_prefix::<NodeProof>(answer.as_slice());
             let proof = proof.unwrap_or_else(|_| NodeProof::none()); // of an older release, if it is none

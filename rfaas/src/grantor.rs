@@ -13,6 +13,7 @@ use crate::library::KnownLibraries;
 use crate::request::Candidate;
 use crate::request::LeaseRequest;
 use crate::resource_manager::ResourceManager;
+use crate::spares::Spares;
 
 /// Where leases come from.
 pub(crate) enum Source {
@@ -29,6 +30,7 @@ pub(crate) struct Grantor {
     pub(crate) source: Source,
     pub(crate) keepalive: Keepalive,
     pub(crate) libraries: KnownLibraries,
+    pub(crate) spares: Spares,
     /// The process that has it and all that is made with it. A child that inherits them has neither.
     process: ForkMark,
 }
@@ -37,7 +39,8 @@ impl Grantor {
     pub(crate) fn new(device: OpenDevice, name: ClientName, source: Source) -> Self {
         let process = ForkMark::new();
         let (keepalive, libraries) = (Keepalive::default(), KnownLibraries::default());
-        Grantor { device, name, source, keepalive, libraries, process }
+        let spares = Spares::default();
+        Grantor { device, name, source, keepalive, libraries, spares, process }
     }
 
     /// Fails in a child that has inherited it.
@@ -53,7 +56,9 @@ impl Grantor {
             return Err(Error::Invalid("a lease is of one node: use `lease_many` for several"));
         }
         match &self.source {
-            Source::Manager(manager) => manager.lease(&self.device, request, self.name),
+            Source::Manager(manager) => {
+                manager.lease(&self.device, request, self.name, &|| self.spares.fill(&self.device))
+            }
             Source::Database(entries) => database::lease(entries, request, self.name),
         }
     }
@@ -64,7 +69,8 @@ impl Grantor {
         request.validate()?;
         match &self.source {
             Source::Manager(manager) => {
-                let granted = manager.lease(&self.device, request, self.name)?;
+                let granted = manager
+                    .lease(&self.device, request, self.name, &|| self.spares.fill(&self.device))?;
                 Ok(granted.into_iter().map(|candidate| vec![candidate]).collect())
             }
             Source::Database(entries) => database::divide(entries, request, self.name),

@@ -14,7 +14,9 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use rdmalib::Domain;
 use rfaas_config::OpenDevice;
+use rfaas_protocol::channel::{Channel, ChannelError};
 use rfaas_protocol::lease::{EndReason, LeaseId, LeaseTerms, Token, Unusable};
 use rfaas_protocol::node::Bill;
 
@@ -101,6 +103,16 @@ impl HeldLease {
     /// Returns the library at `path`, if it is one.
     pub(crate) fn read_library(&self, path: &Path) -> Result<Arc<Library>> {
         self.grantor.libraries.read(path)
+    }
+
+    /// Returns a connection to connect to an executor manager.
+    pub(crate) fn connection(&self) -> Result<Channel, ChannelError> {
+        self.grantor.spares.connection(&self.grantor.device)
+    }
+
+    /// Returns a domain for a deployment.
+    pub(crate) fn domain(&self) -> rdmalib::Result<Domain> {
+        self.grantor.spares.domain(&self.grantor.device)
     }
 
     pub(crate) fn id(&self) -> Option<LeaseId> {

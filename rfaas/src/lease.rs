@@ -138,7 +138,7 @@ impl Lease {
         let specification = DeploymentSpecification {
             library: self.inner.read_library(path.as_ref())?,
             deployment: deployment.clone(),
-            domain: self.inner.device().device.domain()?,
+            domain: self.inner.domain()?,
             origin: Origin::generate(),
         };
         let started = session::start(&self.inner, &specification, deployment.start_timeout)?;

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use rfaas_call::caller::{End, Owner};
 use rfaas_config::OpenDevice;
 use rfaas_protocol::allocation::RefusedBecause;
-use rfaas_protocol::channel::ChannelError;
+use rfaas_protocol::channel::{Channel, ChannelError};
 use rfaas_protocol::lease::{EndReason, LeaseId, Unusable};
 
 use crate::cause::{Cause, Ending};
@@ -79,6 +79,8 @@ pub(crate) struct Claim<'a> {
     pub(crate) deadline: Instant,
     /// Exchanges the lease for one like it on another node, if there is one.
     pub(crate) replace: &'a dyn Fn(&[Candidate], Unusable) -> Option<Candidate>,
+    /// Makes a connection to an executor manager, or has made one.
+    pub(crate) connection: &'a dyn Fn() -> Result<Channel, ChannelError>,
     /// What is to be done while a manager starts the executor.
     pub(crate) meanwhile: &'a dyn Fn(),
 }
@@ -330,7 +332,8 @@ fn claim_first(
     for candidate in candidates {
         let start = Instant::now();
         let timeout = CONNECT_TIMEOUT.min(claim.deadline.saturating_duration_since(start));
-        let connected = ExecutorManager::connect(claim.device, candidate, timeout);
+        let connected =
+            ExecutorManager::connect(claim.device, candidate, timeout, claim.connection);
         phases.connect = start.elapsed();
         let claimed = connected.and_then(|mut manager| {
             let start = Instant::now();

@@ -143,6 +143,7 @@ mod printed;
 mod request;
 mod resource_manager;
 mod session;
+mod spares;
 
 pub use buffer::{Input, Output};
 pub use cause::Ending;

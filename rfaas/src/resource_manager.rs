@@ -70,14 +70,15 @@ impl ResourceManager {
         &self.addresses
     }
 
-    /// Asks for leases that meet `request` together: one for each node, in order.
+    /// Asks for leases that meet `request` together: one for each node, in order. Does something else `meanwhile`.
     pub(crate) fn lease(
         &self,
         device: &OpenDevice,
         request: &LeaseRequest,
         client: ClientName,
+        meanwhile: &dyn Fn(),
     ) -> Result<Vec<Candidate>> {
-        let granted = self.ask(device, request.max_nodes, |number| {
+        let granted = self.ask(device, request.max_nodes, meanwhile, |number| {
             FromClient::Request(lease::LeaseRequest {
                 request: number.into(),
                 cores: request.cores.into(),
@@ -99,7 +100,7 @@ impl ResourceManager {
         token: Token,
         timeout: Duration,
     ) -> Result<Token> {
-        let granted = self.ask(device, 1, |number| {
+        let granted = self.ask(device, 1, &|| (), |number| {
             let timeout_ms = wire_ms(timeout).into();
             let token = token.without_key();
             FromClient::Renew(LeaseRenew { request: number.into(), timeout_ms, token })
@@ -119,7 +120,7 @@ impl ResourceManager {
         token: Token,
         because: Unusable,
     ) -> Result<Candidate> {
-        let granted = self.ask(device, 1, |number| {
+        let granted = self.ask(device, 1, &|| (), |number| {
             let token = token.without_key();
             let because = because.to_wire();
             FromClient::Replace(LeaseReplace { request: number.into(), token, because })
@@ -139,13 +140,14 @@ impl ResourceManager {
         &self,
         device: &OpenDevice,
         most: u32,
+        meanwhile: &dyn Fn(),
         question: impl Fn(u32) -> FromClient,
     ) -> Result<Vec<LeaseGranted>> {
         let mut conversation = self.lock();
-        let mut answer = conversation.ask(most, &question);
+        let mut answer = conversation.ask(most, meanwhile, &question);
         if let Err(Error::Connection { .. }) = answer {
             conversation.channel = self.reach_again(device)?;
-            answer = conversation.ask(most, &question);
+            answer = conversation.ask(most, meanwhile, &question);
         }
         drop(conversation);
         self.flush();
@@ -204,13 +206,17 @@ impl Conversation {
     fn ask(
         &mut self,
         most: u32,
+        meanwhile: &dyn Fn(),
         question: impl Fn(u32) -> FromClient,
     ) -> Result<Vec<LeaseGranted>> {
         self.request = self.request.wrapping_add(1);
         let question = question(self.request);
         let mut parts: Vec<LeaseGranted> = Vec::new();
         let answer = self.channel.send(&question).map_err(failed);
-        let answer = answer.and_then(|()| self.take_answer(most, &mut parts));
+        let answer = answer.and_then(|()| {
+            meanwhile();
+            self.take_answer(most, &mut parts)
+        });
         if answer.is_err() && matches!(question, FromClient::Request(_) | FromClient::Replace(_)) {
             parts.drain(..).for_each(|part| self.give_back(part.token));
         }

@@ -100,7 +100,8 @@ fn launch(
         let _ = assembly.get_or_init(make);
     };
     let replace: &dyn Fn(&[_], _) -> _ = &|candidates, because| lease.replace(candidates, because);
-    let claim = Claim { device, request: &request, deadline, replace, meanwhile };
+    let connection: &dyn Fn() -> _ = &|| lease.connection();
+    let claim = Claim { device, request: &request, deadline, replace, connection, meanwhile };
     let (lease_id, node) = state.start_executor(&claim, &mut phases)?;
     tracing::info!(lease = %lease_id, "lease claimed");
     if let Some(node) = &node {
