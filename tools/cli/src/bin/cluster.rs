@@ -47,6 +47,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
         memory: cli.memory,
         pin_threads: cli.pin_threads,
         show_logs: cli.verbose,
+        talkative: cli.verbose,
         resource_manager: !cli.skip_resource_manager,
         binaries: cli.binaries.map_or_else(Binaries::beside_this_program, Binaries::in_directory),
         ..Options::default()
