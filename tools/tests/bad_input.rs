@@ -195,8 +195,15 @@ fn wrong_flags_are_named() {
             run(command(name, flags)).is_bad_input(&flags);
         }
     }
-    let others =
-        ["cluster", "quickstart", "device_generator", "idle_cost", "pool_scale", "manager_load"];
+    let others = [
+        "cluster",
+        "quickstart",
+        "device_generator",
+        "cold_starts",
+        "idle_cost",
+        "pool_scale",
+        "manager_load",
+    ];
     for name in others {
         run(command(name, ["--no-such-flag"])).is_bad_input(&["--no-such-flag"]);
     }

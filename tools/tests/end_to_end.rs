@@ -119,12 +119,14 @@ fn a_cold_start_is_reported_by_phases() {
     let _guard = one_at_a_time();
     let cluster = cluster(Options::default());
     let file = cluster.directory().join("cold.csv");
-    let flags = ["--repetitions", "3", "--pause", "1", "--cores", "2", "--output-stats"];
+    let flags = ["--repetitions", "3", "--pause", "1", "--cores", "2", "--library-mb", "2"];
+    let flags = [&flags[..], &["--output-stats"]].concat();
     let flags = [&flags[..], &[file.to_str().unwrap()]].concat();
     let told = benchmark(&cluster, "cold_benchmarker", &flags);
     for phase in ["lease", "connect", "submit", "spawn_connect", "initialize", "execute", "total"] {
         is_a_distribution(&told["phases_us"][phase]);
     }
+    assert_eq!((&told["library_bytes"], &told["library_sent"]), (&(2 << 20).into(), &1.into()));
     let is_verbs = std::env::var_os(testkit::test_devices::VARIABLE).is_some();
     // On RDMA devices the floors need headers, which a machine may be without.
     let floors = match told["floors_us"].as_object() {

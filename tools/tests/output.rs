@@ -11,7 +11,7 @@ use testkit::run::{command, library};
 use testkit::service::cluster;
 use testkit::wait::one_at_a_time;
 
-const PROGRAMS: [&str; 16] = [
+const PROGRAMS: [&str; 17] = [
     "resource_manager",
     "executor_manager",
     "executor",
@@ -23,6 +23,7 @@ const PROGRAMS: [&str; 16] = [
     "cold_benchmarker",
     "parallel_invocations",
     "manager_load",
+    "cold_starts",
     "idle_cost",
     "pool_scale",
     "compare",

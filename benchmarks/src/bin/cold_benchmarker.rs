@@ -36,6 +36,10 @@ struct Cli {
     /// the first one.
     #[arg(long)]
     first_ever: bool,
+    /// Deploy the library with bytes behind it that mean nothing to the loader, so that its file has MB megabytes
+    /// (of 2^20 bytes); without it as it is.
+    #[arg(long, value_name = "MB", value_parser = value_parser!(u32).range(1..=4095))]
+    library_mb: Option<u32>,
     /// Pause after each repetition.
     #[arg(long, value_name = "MS", default_value_t = 0)]
     pause: u64,
@@ -56,7 +60,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
     let plan = RunPlan::of(&cli.measure)?;
     let library = service::library(&cli.service)?;
     let client = service::connect(&plan, &cli.service)?;
-    let mut libraries = Libraries::new(library.clone(), cli.first_ever)?;
+    let mut libraries = Libraries::new(library.clone(), &cli)?;
     let start = ColdStart { plan: &plan, cli: &cli, client: &client };
 
     for number in 0..plan.warmup_repetitions {
@@ -115,41 +119,59 @@ fn floor_of(plan: &RunPlan, library: &Path) -> Result<(Option<ColdFloor>, &'stat
 }
 
 /// The library of each repetition.
+/// The library of each repetition. What is behind an ELF file's sections means nothing to the loader, so it can have
+/// any size, and be another one each time.
 struct Libraries {
     path: PathBuf,
     bytes: u64,
-    fresh: Option<Fresh>,
-}
-
-/// A library that is another one each time: what is behind an ELF file's sections means nothing to the loader.
-struct Fresh {
-    code: Vec<u8>,
+    first_ever: bool,
+    /// The library, if the file at `path` is not used as it is.
+    code: Option<Vec<u8>>,
     /// The one of the last repetition, in memory.
     last: Option<File>,
 }
 
 impl Libraries {
-    /// The file at `path` each time, or if they are to be `first_ever`, one that differs.
-    fn new(path: PathBuf, first_ever: bool) -> Result<Self, Failure> {
+    /// The file at `path` each time, unless `cli` asks for others.
+    fn new(path: PathBuf, cli: &Cli) -> Result<Self, Failure> {
         let code = fs::read(&path);
-        let code = code.map_err(|error| Failure::input(format!("{}: {error}", path.display())))?;
+        let mut code =
+            code.map_err(|error| Failure::input(format!("{}: {error}", path.display())))?;
+        if let Some(mb) = cli.library_mb {
+            let bytes = (mb as usize) << 20;
+            let shipped = code.len().max(1);
+            while code.len() < bytes {
+                code.extend_from_within(..shipped.min(bytes - code.len()));
+            }
+        }
         let bytes = code.len() as u64;
-        Ok(Libraries { path, bytes, fresh: first_ever.then_some(Fresh { code, last: None }) })
+        let code = (cli.first_ever || cli.library_mb.is_some()).then_some(code);
+        Ok(Libraries { path, bytes, first_ever: cli.first_ever, code, last: None })
     }
 
     /// The next one.
     fn next(&mut self) -> Result<PathBuf, Failure> {
-        let Some(Fresh { code, last }) = &mut self.fresh else { return Ok(self.path.clone()) };
-        let failed = |error: io::Error| Failure::later(format!("a fresh library: {error}"));
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
-        let file = memfd_create(c"fresh", MFdFlags::MFD_CLOEXEC).map_err(|e| failed(e.into()))?;
-        let mut file = File::from(file);
-        let written = file.write_all(code).and_then(|()| file.write_all(&now.to_ne_bytes()));
-        written.map_err(failed)?;
+        let Some(code) = &self.code else { return Ok(self.path.clone()) };
+        let file = match self.last.take().filter(|_| !self.first_ever) {
+            Some(file) => file,
+            None => file_of(code, self.first_ever)
+                .map_err(|error| Failure::later(format!("a library in memory: {error}")))?,
+        };
         let path = format!("/proc/self/fd/{}", file.as_raw_fd());
-        *last = Some(file);
+        self.last = Some(file);
         Ok(path.into())
     }
+}
+
+/// A file in memory with `code`, and if it is to be `fresh`, something that no other one has.
+fn file_of(code: &[u8], fresh: bool) -> io::Result<File> {
+    let mut file = File::from(memfd_create(c"library", MFdFlags::MFD_CLOEXEC)?);
+    file.write_all(code)?;
+    if fresh {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
+        file.write_all(&now.to_ne_bytes())?;
+    }
+    Ok(file)
 }
 
 /// What a repetition needs.
