@@ -52,6 +52,8 @@ pub enum Harm {
 const CRASHED: &[&str] = &["FunctionCrashed { signal: 11 }"];
 /// What never returns.
 pub const HUNG: &[&str] = &["TimeLimit"];
+/// What takes too long to start.
+pub const START_TIMEOUT: &str = "StartTimeout";
 const ANSWERED: &[&str] = &["an answer"];
 /// What becomes of a process without its descriptors is not for it to say.
 const ANY_END: &[&str] = &[
@@ -121,9 +123,9 @@ pub const ATTACKS: &[Attack] = &[
     own("replace_descriptors", ANY_END),
     own("take_descriptors", ANSWERED),
     load(CONSTRUCTORS[0], &["StartFailed(Signal(11))"]),
-    load(CONSTRUCTORS[1], &["StartTimeout"]),
+    load(CONSTRUCTORS[1], &[START_TIMEOUT]),
     load(CONSTRUCTORS[2], &["StartFailed(Status(9))"]),
-    load(CONSTRUCTORS[3], &["an answer", "StartTimeout"]),
+    load(CONSTRUCTORS[3], &["an answer", START_TIMEOUT]),
     take("fork_bomb", &["user", "control_group"]),
     take("thread_bomb", &["user", "control_group"]),
     take("memory_bomb", &["limits", "control_group"]),

@@ -17,14 +17,15 @@ use testkit::LocalCluster;
 use testkit::run::{Running, start};
 use testkit::service::{call_with_room, warm};
 
-use crate::attacks::{Attack, HUNG, Input};
+use crate::attacks::{Attack, HUNG, Input, START_TIMEOUT};
 
-/// Environment variables: the function, its input, its library, the time limit of its calls, and its
-/// cluster's files.
+/// Environment variables: the function, its input, its library, the time limits of its calls and of its
+/// start, and its cluster's files.
 const FUNCTION: &str = "HOSTILE_FUNCTION";
 const INPUT: &str = "HOSTILE_INPUT";
 const LIBRARY: &str = "HOSTILE_LIBRARY";
 const MILLISECONDS: &str = "HOSTILE_MILLISECONDS";
+const START_MILLISECONDS: &str = "HOSTILE_START_MILLISECONDS";
 const CONFIG: &str = "HOSTILE_CONFIG";
 const DEVICES: &str = "HOSTILE_DEVICES";
 
@@ -36,7 +37,8 @@ pub const ANSWER: &str = "answer";
 /// Of calls that never return, and of others, which do so also on a busy machine.
 const HUNG_LIMIT: Duration = Duration::from_secs(2);
 const CALL_LIMIT: Duration = Duration::from_secs(20);
-const START_LIMIT: Duration = Duration::from_secs(3);
+/// Of a constructor that never returns, or prints for longer than that; others have the time of a call.
+const SLOW_START_LIMIT: Duration = Duration::from_secs(3);
 /// Of its lease, in MB; what a memory bomb takes is many times as much.
 const MEMORY_MB: u32 = 64;
 const OUTPUT_BYTES: usize = 4096;
@@ -46,8 +48,11 @@ pub fn spawn(attack: &Attack, input: &str, library: PathBuf, cluster: &LocalClus
     let mut command = Command::new(std::env::current_exe().unwrap());
     let function = if attack.input == Input::Load { "echo" } else { attack.name };
     let limit = if attack.sees == HUNG { HUNG_LIMIT } else { CALL_LIMIT };
+    let is_slow = attack.sees.contains(&START_TIMEOUT);
+    let start_limit = if is_slow { SLOW_START_LIMIT } else { CALL_LIMIT };
     command
         .env(FUNCTION, function)
+        .env(START_MILLISECONDS, start_limit.as_millis().to_string())
         .env(INPUT, input)
         .env(LIBRARY, library)
         .env(MILLISECONDS, limit.as_millis().to_string())
@@ -71,8 +76,9 @@ pub fn act() {
     let client = Client::connect(device, &manager[..]).unwrap();
     let lease = client.lease(LeaseRequest::new(1, MEMORY_MB)).unwrap();
 
-    let limit = Duration::from_millis(told(MILLISECONDS).parse().unwrap());
-    let deployment = warm().invocation_timeout(limit).start_timeout(START_LIMIT);
+    let limit = |variable| Duration::from_millis(told(variable).parse().unwrap());
+    let deployment = warm().invocation_timeout(limit(MILLISECONDS));
+    let deployment = deployment.start_timeout(limit(START_MILLISECONDS));
     let mut begin = Instant::now();
     let deployed = lease.deploy_with(told(LIBRARY), &deployment);
     let got = deployed.and_then(|mut executor| {
@@ -113,7 +119,7 @@ fn kind(error: &Error) -> String {
         Error::StackOverflow => "StackOverflow".into(),
         Error::MemoryLimit { .. } => "MemoryLimit".into(),
         Error::StartFailed(how) => format!("StartFailed({how:?})"),
-        Error::StartTimeout { .. } => "StartTimeout".into(),
+        Error::StartTimeout { .. } => START_TIMEOUT.into(),
         Error::WorkerLost { reason } => format!("WorkerLost: {reason}"),
         other => rfaas::describe(other),
     }

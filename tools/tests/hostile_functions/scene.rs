@@ -28,10 +28,12 @@ const ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 71, 0, 4));
 const OTHER: &str = "rfaas-hostile-other";
 /// The neighbour's file (`library/reaches.cpp`).
 const TENANT_FILE: &str = "/tmp/rfaas-hostile-tenant";
-/// The longest that what an attack has left may take to be gone; then it is left behind.
+/// The longest that what an attack has left may take to be gone; then it is left behind. Of one that nothing contains,
+/// something is left for certain; else it is gone soon, but for a machine that is busy.
 const GONE: Duration = Duration::from_secs(3);
-/// The longest that a client may take; then it hangs.
-const CLIENT: Duration = Duration::from_secs(30);
+const GONE_IF_CONTAINED: Duration = Duration::from_secs(60);
+/// The longest that a client may take; then it hangs. Longer than its own limits together.
+const CLIENT: Duration = Duration::from_secs(60);
 /// The same without a manager, which is the attack's doing.
 const CLIENT_ALONE: Duration = Duration::from_secs(3);
 /// Between looks, and between calls of the neighbour.
@@ -45,6 +47,7 @@ pub struct Scene {
     neighbour: Neighbour,
     client: Client,
     cluster: LocalCluster,
+    layers: Vec<String>,
     _other: UnixListener,
 }
 
@@ -61,7 +64,8 @@ impl Scene {
         let (neighbour, client, cluster) = served(isolation, &libraries);
         let name = SocketAddr::from_abstract_name(OTHER).unwrap();
         let _other = UnixListener::bind_addr(&name).unwrap();
-        Scene { isolation, libraries, neighbour, client, cluster, _other }
+        let layers = layers(&cluster);
+        Scene { isolation, libraries, neighbour, client, cluster, layers, _other }
     }
 
     /// What the neighbour could make for others to reach for.
@@ -70,10 +74,8 @@ impl Scene {
     }
 
     /// The layers of isolation that the node has.
-    pub fn layers(&self) -> Vec<String> {
-        let nodes = self.cluster.http().unwrap().get("/nodes").unwrap().body;
-        let layers = nodes[0]["isolation"].as_array().unwrap();
-        layers.iter().map(|layer| layer.as_str().unwrap().to_owned()).collect()
+    pub fn layers(&self) -> &[String] {
+        &self.layers
     }
 
     /// The neighbour's p99 while nobody is hostile.
@@ -103,7 +105,9 @@ impl Scene {
             harm.push(format!("the next client was not served: {}", describe(&error)));
             needs_another = true;
         }
-        let left = self.left(&before, &managers, needs_another);
+        let contained = attack.is_contained_by(&self.layers);
+        let gone = if contained { GONE_IF_CONTAINED } else { GONE };
+        let left = self.left(&before, &managers, needs_another, gone);
         if needs_another {
             (self.neighbour, self.client, self.cluster) = served(self.isolation, &self.libraries);
         }
@@ -178,9 +182,9 @@ impl Scene {
         executor.release().map(drop)
     }
 
-    /// Waits until nothing is left of an attack; what still is when that takes too long is removed.
+    /// Waits until nothing is left of an attack; what still is when that takes longer than `gone` is removed.
     /// Without the cluster that there was, only what has nothing to do with that is looked for.
-    fn left(&self, before: &Left, managers: &[u32], without: bool) -> Vec<String> {
+    fn left(&self, before: &Left, managers: &[u32], without: bool, gone: Duration) -> Vec<String> {
         let begin = Instant::now();
         loop {
             let now = Left::list(managers, self.cluster.directory());
@@ -191,7 +195,7 @@ impl Scene {
             if left.is_empty() {
                 return left;
             }
-            if begin.elapsed() > GONE {
+            if begin.elapsed() > gone {
                 now.remove(before);
                 return left;
             }
@@ -214,6 +218,12 @@ impl Scene {
         // Without isolation it is a file of the machine; in a sandbox it was never there.
         let _ = std::fs::remove_file(TENANT_FILE);
     }
+}
+
+fn layers(cluster: &LocalCluster) -> Vec<String> {
+    let nodes = cluster.http().unwrap().get("/nodes").unwrap().body;
+    let layers = nodes[0]["isolation"].as_array().unwrap();
+    layers.iter().map(|layer| layer.as_str().unwrap().to_owned()).collect()
 }
 
 fn served(isolation: Isolation, libraries: &Libraries) -> (Neighbour, Client, LocalCluster) {

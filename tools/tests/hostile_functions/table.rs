@@ -125,7 +125,7 @@ pub fn act(isolation: Isolation) {
     let only = std::env::var(ONLY).unwrap_or_default();
     let mut scene = Scene::start(isolation);
     let peace = scene.in_peace();
-    let (settled, layers) = (scene.settled().to_owned(), scene.layers());
+    let (settled, layers) = (scene.settled().to_owned(), scene.layers().to_vec());
     let chosen = ATTACKS.iter().filter(|attack| attack.name.contains(&only));
     let rows: Vec<Row> = chosen.map(|attack| scene.row(attack)).collect();
     scene.end();
