@@ -23,11 +23,7 @@
 //! Elsewhere: how the process comes to be (`zygote`), what the main thread does (`main_thread`), one invocation
 //! (`worker`), foreign code (`library`), what an assignment may say (`plan`).
 
-use std::fs::File;
-use std::io::{self, PipeReader};
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::time::Duration;
 
 use nix::fcntl::{OFlag, open};
 use nix::sys::prctl::set_pdeathsig;
@@ -36,23 +32,25 @@ use nix::sys::stat::Mode;
 use nix::unistd::{dup2_stdin, getppid};
 use rdmalib::Device;
 use rfaas_program::describe;
-use rfaas_program::local_channel::{LocalChannel, from_file};
-use rfaas_protocol::assignment::{Assignment, Standby};
+use rfaas_protocol::assignment::Standby;
 use rfaas_protocol::channel::Channel;
 
+use crate::assigned::Assigned;
 use crate::events::{ThreadEvent, events};
 use crate::main_thread::MainThread;
-use crate::plan::{BadAssignment, Plan, StandbyPlan};
+use crate::plan::StandbyPlan;
 use crate::pool::{PoolError, WorkerPool};
 use crate::signals::Signals;
 use crate::watch::Watch;
 
 mod account;
+mod assigned;
 mod beat;
 mod clock;
 mod confinement;
 mod cpus;
 mod dial;
+mod ended;
 mod events;
 #[allow(unsafe_code)] // a signal handler, and the bounds of a stack: see there
 mod fatal;
@@ -71,98 +69,13 @@ mod watch;
 mod worker;
 pub mod zygote;
 
+pub use assigned::Work;
 pub use confinement::{Confinement, ConfinementError};
+pub use ended::{Ended, Error, LAST_LINES, LOAD_FAILED};
 pub use library::{GivenFile, Inherited, leave, leave_at_once};
-
-/// Longest wait for the manager to take the last lines of the log. It reads them while it runs.
-pub const LAST_LINES: Duration = Duration::from_millis(100);
 
 /// Receives of the control connection: the client writes once.
 const CONTROL_RECEIVES: u32 = 4;
-/// Exit status of an executor whose library could not be loaded; its client knows why.
-pub const LOAD_FAILED: i32 = 3;
-
-/// Why an executor failed.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum Error {
-    /// The assignment makes no sense.
-    #[error(transparent)]
-    Assignment(#[from] BadAssignment),
-    /// The device of the assignment cannot be opened.
-    #[error("{0}")]
-    Device(String),
-    /// Anything that went wrong later.
-    #[error("{0}")]
-    Failed(String),
-}
-
-impl Error {
-    /// Exit status: 2 if what was asked for makes no sense, else 1.
-    pub fn exit_status(&self) -> i32 {
-        match self {
-            Error::Assignment(_) | Error::Device(_) => 2,
-            Error::Failed(_) => 1,
-        }
-    }
-
-    fn failed(what: &str, error: &dyn std::error::Error) -> Self {
-        Error::Failed(format!("{what}: {}", describe(error)))
-    }
-}
-
-/// How an executor ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Ended {
-    /// Exit status: 0, [`LOAD_FAILED`] or [`MANAGER_LOST`].
-    pub status: i32,
-    /// No code of the library runs any more, so that the process may end in the orderly way ([`leave`]).
-    pub orderly: bool,
-}
-
-/// What an executor works for.
-#[derive(Debug)]
-pub enum Work {
-    /// This is known from the start, and the library's file as far as this process was started with it.
-    Assigned(Assignment, GivenFile),
-    /// It comes over this. Until then, the libraries whose files these are can be loaded.
-    Awaited(LocalChannel, Vec<OwnedFd>),
-}
-
-/// An assignment, checked, with what came with it.
-#[derive(Debug)]
-struct Assigned {
-    assignment: Assignment,
-    plan: Plan,
-    given: GivenFile,
-    /// At its end when `/tmp` is as large as the assignment says.
-    grown: Option<PipeReader>,
-}
-
-impl Assigned {
-    fn new(
-        assignment: Assignment,
-        given: GivenFile,
-        grown: Option<PipeReader>,
-        standby: &StandbyPlan,
-    ) -> Result<Self, BadAssignment> {
-        let plan = Plan::try_from(assignment.clone())?.fits(standby.most_workers)?;
-        Ok(Assigned { assignment, plan, given, grown })
-    }
-
-    /// Reads what has come with the descriptors `given`.
-    fn received(given: Vec<OwnedFd>, standby: &StandbyPlan) -> Result<Self, Error> {
-        let odd = |error: io::Error| Error::failed("the assignment", &error);
-        let mut given = given.into_iter();
-        let mut next = || given.next().ok_or_else(|| io::Error::other("a descriptor is missing"));
-        let assignment = next().map_err(odd)?;
-        let grown = PipeReader::from(next().map_err(odd)?);
-        let assignment: Assignment = from_file(File::from(assignment)).map_err(odd)?;
-        let given = Inherited::passed(given.collect()).take(assignment.library).map_err(odd)?;
-        Ok(Assigned::new(assignment, given, Some(grown), standby)?)
-    }
-}
-
 /// Works until the lease ends, or there is none any more to wait for. `confinement`: what this process is confined by.
 pub fn run(standby: Standby, work: Work, confinement: Option<Confinement>) -> Result<Ended, Error> {
     clock::start();

@@ -22,15 +22,17 @@ use rfaas_protocol::session::{
 };
 use rfaas_protocol::{Role, Text};
 
+use crate::assigned::Assigned;
 use crate::beat::BeatError;
 use crate::confinement::Confinement;
+use crate::ended::{Ended, Error, LAST_LINES, LOAD_FAILED};
 use crate::events::{Notifier, ThreadEvent};
 use crate::library::{Code, GivenFile, Library, LoadError, SealedFile};
 use crate::plan::{DIAL_TIMEOUT, Plan, StandbyPlan};
 use crate::pool::{self, WorkerPool};
 use crate::watch::{News, Watch};
 use crate::worker::WorkerStartError;
-use crate::{Assigned, Ended, Error, LAST_LINES, LOAD_FAILED, fatal, limits};
+use crate::{fatal, limits};
 
 /// Time that the client has to write the code: 4 GB at 1 Gb/s.
 const CODE_TIMEOUT: Duration = Duration::from_secs(40);
