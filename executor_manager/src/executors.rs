@@ -16,6 +16,7 @@ use std::time::Instant;
 use nix::sys::signal::Signal;
 use rdmalib::{ConnectRequest, Device};
 use rfaas_program::describe;
+use rfaas_program::local_channel::LocalError;
 use rfaas_protocol::Secret;
 use rfaas_protocol::assignment::{
     AssignedDevice, AssignedSandbox, Assignment, HexSecret, Instructions, MANAGER_LOST,
@@ -157,16 +158,25 @@ impl Executors {
             && let Some(at) = self.standing.iter().position(Standing::is_ready)
         {
             let standing = self.standing.swap_remove(at);
-            self.prewarm.taken();
-            match standing.assign(&assignment, &library) {
+            match standing.assign(&assignment, &library, self.preload.bytes()) {
                 Ok(running) => {
+                    self.prewarm.taken();
                     let pid = running.process.pid();
                     tracing::debug!(%lease, pid, "an executor that stood by has the lease");
                     self.running.insert(lease, running);
                     return Ok(pid);
                 }
                 // It is ended with what it stands for, and reaped as a stranger.
-                Err(error) => tracing::debug!(%lease, %error, "an executor stands by no more"),
+                Err(error) => {
+                    match self.prewarm.lost(true, Instant::now()) {
+                        true => tracing::warn!(%lease, %error, "an executor that stood by is lost"),
+                        false => tracing::debug!(%lease, %error, "another one that stood by is"),
+                    }
+                    // For want of descriptors, say: the others are as good as they were, and would be lost alike.
+                    if matches!(error, LocalError::Os(_)) {
+                        break;
+                    }
+                }
             }
         }
         let sandbox = self.sandbox()?;

@@ -46,6 +46,11 @@ impl Preload {
         &self.libraries
     }
 
+    /// Returns how large they are together.
+    pub fn bytes(&self) -> u64 {
+        self.libraries.iter().map(|library| u64::from(library.bytes)).sum()
+    }
+
     /// Returns their files, in the same order.
     pub fn files(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         self.files.iter().map(AsFd::as_fd)

@@ -23,12 +23,14 @@ pub struct Standing {
     channel: LocalChannel,
     /// When it has to be ready; `None`: it is.
     ready_by: Option<Instant>,
+    /// Its channel is closed, or has said something else, before it was ready. It has ended, or is killed when it is late.
+    lost: bool,
 }
 
 impl Standing {
     /// Waits for one that was started at `now` to be ready.
     pub fn new(running: Running, channel: LocalChannel, now: Instant) -> Self {
-        Standing { running, channel, ready_by: Some(now + READY_WITHIN) }
+        Standing { running, channel, ready_by: Some(now + READY_WITHIN), lost: false }
     }
 
     /// Whether a lease can have it, as far as is known.
@@ -48,31 +50,39 @@ impl Standing {
 
     /// What is readable when it is ready, if it is not.
     pub fn descriptor(&self) -> Option<BorrowedFd<'_>> {
-        self.ready_by().map(|_| self.channel.as_fd())
+        self.ready_by().filter(|_| !self.lost).map(|_| self.channel.as_fd())
     }
 
     /// Whether it has become ready just now.
     pub fn hears_ready(&mut self) -> bool {
-        let heard = || matches!(self.channel.try_receive(), Ok(Some((FromStandby::Ready(_), _))));
-        let ready = self.ready_by.is_some() && heard();
-        if ready {
-            self.ready_by = None;
+        if self.ready_by().is_none() || self.lost {
+            return false;
         }
-        ready
+        match self.channel.try_receive() {
+            Ok(Some((FromStandby::Ready(_), _))) => self.ready_by = None,
+            Ok(None) => {}
+            Err(_) => self.lost = true,
+        }
+        self.was_ready()
     }
 
-    /// Gives it its lease. If that fails it is ended.
-    pub fn assign(self, assignment: &Assignment, library: &Library) -> Result<Running, LocalError> {
+    /// Gives it its lease; it has loaded `preloaded` bytes of libraries. If that fails it is ended.
+    pub fn assign(
+        self,
+        assignment: &Assignment,
+        library: &Library,
+        preloaded: u64,
+    ) -> Result<Running, LocalError> {
         let loaded = matches!(library, Library::Preloaded(_));
         let kind = if loaded { LibraryFile::Preloaded } else { assignment.library };
         let assignment = &Assignment { library: kind, ..assignment.clone() };
         let Standing { mut running, channel, .. } = self;
         let file = to_file(c"assignment", assignment)?;
         let (grown, growing) = io::pipe()?;
-        running.process.gets_lease(assignment.lease, assignment.memory, growing);
+        running.process.gets_lease(assignment.lease, assignment.memory, growing)?;
         running.account.limit(assignment.workers);
         if running.user.is_some() {
-            running.process.limit(assignment)?; // it is confined
+            running.process.limit(assignment, preloaded)?; // it is confined
         }
         let mut given = vec![file.as_fd(), grown.as_fd()];
         if !loaded {

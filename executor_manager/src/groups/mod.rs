@@ -1,4 +1,4 @@
-//! Control groups of executors: what all processes of a lease may take together, and nobody of them can leave.
+//! Control groups of executors: what all processes of a lease may take together.
 //!
 //! ```text
 //!   maker thread ──makes──▶ ready ──take──▶ Group: attach, limit ──drop──▶ maker thread ──kills, removes──▶
@@ -8,6 +8,8 @@
 //! * Nothing on the way of a lease waits for a group: some are made ahead, and they are removed by the thread. Nor for
 //!   moving into it: a process with one thread moves itself (`entrances`). That another one moves it waits until all
 //!   processors have passed through the kernel, some 13 ms (the kernel's `cgroup_threadgroup_rwsem`).
+//! * What keeps a process from leaving its group is a layer of its sandbox: `user`, `view` or `landlock_files`. Without
+//!   any of these, it may write to the hierarchy as this manager does.
 //! * BOUNDED - [`MOST_GROUPS`], with those that cannot be removed yet. Beyond that no executor is started.
 //! * Those of a manager that was killed are removed by the next one (`hierarchy`).
 //!
@@ -124,7 +126,7 @@ impl Groups {
             if cpus { &["memory", "pids", "cpuset"][..] } else { &["memory", "pids"] };
         let (hierarchies, stale) = Hierarchy::all(controllers)?;
         let shared = Arc::new(Shared { hierarchies, state: Mutex::default() });
-        // One is tried, with all that is done with it.
+        // One is made, given a limit and removed, to see whether that works. No process is moved into it.
         let tried = shared.make().map_err(|error| format!("cannot make a group: {error}"))?;
         let limits = GroupLimits { memory: 1 << 20, cpus: None };
         let limited = shared.limit(&tried, &limits);
@@ -176,8 +178,9 @@ impl Group {
         self.place.as_mut().map_or_else(Vec::new, |place| std::mem::take(&mut place.entrances))
     }
 
-    /// Moves process `pid`, which has not made another one, into it. It takes milliseconds.
-    pub fn attach(&self, pid: i32) -> io::Result<()> {
+    /// Moves process `pid`, which has not made another one, into it. It takes milliseconds. Nobody else moves in then.
+    pub fn attach(&mut self, pid: i32) -> io::Result<()> {
+        drop(self.entrances());
         let mut paths = self.place.iter().flat_map(|place| &place.paths);
         paths.try_for_each(|path| fs::write(path.join("cgroup.procs"), pid.to_string()))
     }
@@ -436,6 +439,19 @@ mod tests {
         let mut retired = made.into_iter().map(|place| Retired::new(place, None)).collect();
         shared.remove(&mut retired);
         assert!(retired.is_empty() && shared.make().is_ok());
+    }
+
+    #[test]
+    fn a_group_that_a_process_was_moved_into_keeps_no_descriptor() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().to_owned();
+        let entrances = vec![File::open(&path).unwrap()];
+        let shared = Shared { hierarchies: Vec::new(), state: Mutex::default() };
+        let place = Some(Place { paths: vec![path], entrances });
+        let mut group = Group { place, shared: Arc::new(shared), maker: channel().0 };
+        group.attach(4711).unwrap();
+        let moved = fs::read_to_string(directory.path().join("cgroup.procs")).unwrap();
+        assert_eq!((moved.as_str(), group.entrances().len()), ("4711", 0));
     }
 
     #[test]

@@ -22,7 +22,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
-use rfaas_program::local_channel::LocalChannel;
+use rfaas_program::local_channel::{LocalChannel, LocalError};
 use rfaas_protocol::Empty;
 use rfaas_protocol::assignment::Assignment;
 use rfaas_protocol::launch::{FromGuardian, Grow, ToGuardian};
@@ -113,9 +113,11 @@ impl ExecutorChild {
         self
     }
 
-    /// Limits it to what the control group of an executor with this assignment may have, if it is in one.
-    pub fn limit(&self, assignment: &Assignment) -> io::Result<()> {
-        self.group.as_ref().map_or(Ok(()), |group| group.limit(&limits_of(assignment)))
+    /// Limits it to what the control group of an executor with this assignment may have, if it is in one. It has loaded
+    /// `preloaded` bytes of libraries.
+    pub fn limit(&self, assignment: &Assignment, preloaded: u64) -> io::Result<()> {
+        let limits = limits_of(assignment, preloaded);
+        self.group.as_ref().map_or(Ok(()), |group| group.limit(&limits))
     }
 
     /// Returns what its control group says of memory, if it is in one.
@@ -130,13 +132,19 @@ impl ExecutorChild {
 
     /// It has a lease of `memory` MB from now on: what it writes is that of the lease, and its `/tmp` holds so much
     /// when `growing` is closed.
-    pub fn gets_lease(&mut self, lease: u64, memory: u32, growing: PipeWriter) {
-        self.output.belongs_to(lease);
+    pub fn gets_lease(
+        &mut self,
+        lease: u64,
+        memory: u32,
+        growing: PipeWriter,
+    ) -> Result<(), LocalError> {
         if let Some(guardian) = &self.guardian {
             let grow = ToGuardian::Grow(Grow { memory: memory.into() });
-            // Without a guardian there is no `/tmp` of its own. One that cannot hear has ended, or is about to.
-            let _ = guardian.send(&grow, &[growing.as_fd()]);
+            // Without a guardian there is no `/tmp` of its own.
+            guardian.send(&grow, &[growing.as_fd()])?;
         }
+        self.output.belongs_to(lease);
+        Ok(())
     }
 
     /// What is readable when it has ended, until that was seen.

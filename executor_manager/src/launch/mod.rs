@@ -215,7 +215,7 @@ impl Launcher {
             Err(_) => {
                 let child = ExecutorChild::spawned(self.exec.start(descriptors)?, output);
                 // It runs no foreign code before it has connected, for which it waits for this thread.
-                if let Some(group) = &group {
+                if let Some(group) = &mut group {
                     group.attach(child.pid()).map_err(StartError::Group)?;
                 }
                 child
@@ -232,7 +232,8 @@ impl Launcher {
         if let Instructions { standby, assignment: Some(assignment) } = instructions
             && standby.sandbox.is_some()
         {
-            group.limit(&limits_of(assignment))?;
+            let preloaded = standby.preload.iter().map(|library| u64::from(library.bytes)).sum();
+            group.limit(&limits_of(assignment, preloaded))?;
         }
         Ok(Some(group))
     }
