@@ -118,8 +118,9 @@ fn a_library_of_the_operator_is_never_sent_and_loaded_before_there_is_a_lease() 
         let preload = vec![library.clone()];
         let cluster = cluster(Options { prewarm, preload, ..Options::default() });
         for stood in all_stand(&cluster, prewarm as usize) {
-            let maps = fs::read_to_string(format!("/proc/{stood}/maps")).unwrap();
-            assert!(maps.contains("/memfd:functions"), "{maps}");
+            let maps = || fs::read_to_string(format!("/proc/{stood}/maps")).unwrap();
+            // It has its name before.
+            eventually("the library is loaded", || maps().contains("/memfd:functions"));
         }
         let client = cluster.client().unwrap();
         let mut executor = deploy(&client, 1, &library, &warm());
