@@ -15,7 +15,7 @@ use rfaas_config::{
     ResourceManagerConfig, describe,
 };
 use rfaas_program::local_channel::from_file;
-use rfaas_protocol::assignment::Assignment;
+use rfaas_protocol::assignment::Instructions;
 use rfaas_protocol::isolation::{IsolationReport, SandboxSettings};
 use rfaas_protocol::launch::ZygoteSettings;
 use rfaas_protocol::lease::Token;
@@ -85,7 +85,8 @@ fn assert_error(error: &ConfigError) {
 
 /// What a manager, a zygote and an executor pass to each other.
 fn passed(bytes: &[u8]) {
-    if let Some(assignment) = value(bytes, |bytes| from_file::<Assignment>(bytes)) {
+    let instructions = value(bytes, |bytes| from_file::<Instructions>(bytes));
+    if let Some(assignment) = instructions.and_then(|instructions| instructions.assignment) {
         let (workers, inputs) = (assignment.workers, assignment.input_bytes);
         match Plan::try_from(assignment) {
             Ok(plan) => {
