@@ -154,8 +154,11 @@ impl MainThread {
             }
         };
         self.lease = Some(plan.lease);
-        if let Some(confinement) = &mut self.confinement {
-            confinement.fit(&assignment, grown).map_err(|error| failed(&error))?;
+        match &mut self.confinement {
+            Some(confinement) => {
+                confinement.fit(&assignment, grown).map_err(|error| failed(&error))?;
+            }
+            None => drop(grown), // no function is to have it
         }
         limits::set_files(self.standby.open_files, plan.workers.len());
         let plan = Arc::new(plan);
@@ -327,6 +330,13 @@ impl MainThread {
     fn load_early(&mut self, early: Vec<OwnedFd>) -> Result<(), Stop> {
         if early.is_empty() {
             return Ok(());
+        }
+        // A constructor holds a lock that threads take when they start.
+        while self.to_manager > 0 {
+            match self.next(TICK)? {
+                News::Nothing => {}
+                _ => return Err(Stop::Over("the executor manager broke the protocol")),
+            }
         }
         let (notifier, standby) = (self.notifier.clone(), self.standby.clone());
         self.loading = true;

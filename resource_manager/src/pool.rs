@@ -291,6 +291,7 @@ impl Pool {
         let Capacity { cores, memory } = wanted;
         let grant = grant.ok_or(NotReplaced::NoRoom { cores, memory })?;
         tracing::info!(lease = %id, by = %grant.terms.lease, from = %node, to = %grant.node, why = because.in_words(), "lease replaced");
+        self.held.leases.excuse(now, id); // it was its node that could not be used
         self.held.finish(now, id, EndReason::Released, None, out);
         Ok(grant)
     }

@@ -207,9 +207,10 @@ pub enum Error {
     /// again. It ended as a program does that does not expect this, with a null pointer, an exception, an
     /// assertion; or the kernel has ended it, since all processes of the lease together had no more.
     #[error(
-        "a function ended the executor after memory was refused to it: the lease has {leased_mb} MB{}; lease more \
-         (`LeaseRequest::new`), or raise the limit of the node (`ulimit` of its executor manager)",
-        used(.memory)
+        "the executor ended for want of memory: the lease has {leased_mb} MB{}; lease more (`LeaseRequest::new`), or use \
+         less{}",
+        used(.memory),
+        other_limit(.memory)
     )]
     MemoryLimit {
         /// Memory of the lease, in MB. The node may let a process have more, or less if its operator has set a limit.
@@ -348,7 +349,7 @@ pub enum Exit {
     Signal(i32),
     /// Exited with this status.
     Status(i32),
-    /// It ended after memory was refused to it.
+    /// It ended for want of memory.
     MemoryRefused {
         /// Memory of the lease, in MB.
         leased_mb: u32,
@@ -382,6 +383,14 @@ pub struct ExecutorMemory {
     pub used_mb: u64,
 }
 
+/// Returns what else may limit the memory of a process, unless it is known what did.
+fn other_limit(memory: &Option<ExecutorMemory>) -> &'static str {
+    match memory {
+        Some(_) => "",
+        None => "; a limit of the node (`ulimit` of its executor manager) counts too",
+    }
+}
+
 /// Returns the end of a sentence about a limit of memory.
 fn used(memory: &Option<ExecutorMemory>) -> String {
     memory.map_or_else(String::new, |ExecutorMemory { limit_mb, used_mb }| {
@@ -401,7 +410,7 @@ impl fmt::Display for Exit {
             Exit::Status(status) => write!(f, "exit status {status}"),
             Exit::MemoryRefused { leased_mb, memory } => {
                 let used = used(memory);
-                write!(f, "memory was refused to it; the lease has {leased_mb} MB{used}")
+                write!(f, "it had no more memory; the lease has {leased_mb} MB{used}")
             }
             Exit::Silent => f.write_str("it and its manager gave each other no sign of life"),
             Exit::Unknown => f.write_str("it closed its connection"),

@@ -118,7 +118,10 @@ fn is_all_of(file: &mut File, code: &[u8]) -> io::Result<bool> {
     let mut chunk = vec![0; CHUNK];
     let mut left = code;
     loop {
-        let read = file.read(&mut chunk)?;
+        let read = match file.read(&mut chunk) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            read => read?,
+        };
         match left.split_at_checked(read) {
             _ if read == 0 => return Ok(left.is_empty()),
             Some((expected, rest)) if expected == &chunk[..read] => left = rest,

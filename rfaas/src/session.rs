@@ -166,13 +166,13 @@ fn assemble(
             phases.spawn_connect = started.elapsed().saturating_sub(loaded_in);
             return Ok(true);
         }
+        let now = Instant::now();
+        if now >= deadline {
+            return Ok(false); // before anybody else who dials has a turn
+        }
         if !connected && let Some(request) = listener.try_next()? {
             assembly.admit(request)?;
             continue;
-        }
-        let now = Instant::now();
-        if now >= deadline {
-            return Ok(false);
         }
         let until = heard_by.map_or(deadline, |at| at.min(deadline));
         let dialling = (!connected).then_some(&*listener); // nobody is waited for any more

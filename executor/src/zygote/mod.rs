@@ -33,7 +33,7 @@ use nix::sched::unshare;
 use nix::sys::prctl::{set_name, set_pdeathsig};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::stat::Mode;
-use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout, setsid};
+use nix::unistd::{Pid, dup2_stderr, dup2_stdin, dup2_stdout, getppid, setsid};
 use rdmalib::Device;
 use rfaas_program::describe;
 use rfaas_program::local_channel::{LocalChannel, LocalError, from_file, to_file};
@@ -83,6 +83,8 @@ pub fn serve(executor: impl FnOnce(Inherited, Sandbox) -> ExitCode) -> ExitCode 
 /// A zygote that takes requests.
 struct Zygote {
     manager: LocalChannel,
+    /// The manager's process, in the process namespace that it has in common with this one.
+    parent: Pid,
     sandbox: Sandbox,
     /// Each executor is in a process namespace, and has a guardian.
     guarded: bool,
@@ -104,6 +106,7 @@ impl Zygote {
         let ZygoteSettings { provider, mut sandbox } =
             from_file(File::from(settings)).map_err(os("settings"))?;
 
+        let parent = getppid();
         set_name(NAME).map_err(os("prctl"))?;
         let asking = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP];
         SigSet::from_iter(asking).thread_block().map_err(os("sigprocmask"))?;
@@ -128,7 +131,7 @@ impl Zygote {
         let speaks = Speaks { version: VERSION.into() };
         manager.send(&FromZygote::Ready(speaks), &[report.as_fd()])?;
         let fresh = Cell::new(false);
-        Ok(Zygote { manager, sandbox, guarded, fresh })
+        Ok(Zygote { manager, parent, sandbox, guarded, fresh })
     }
 
     /// Takes requests until the manager has ended. In a child, returns that.
@@ -222,14 +225,15 @@ impl Child {
     /// standard input, and no other descriptor but those that are returned. A guardian stays behind,
     /// if there is one.
     fn become_executor(self) -> Result<(Inherited, Sandbox), ZygoteError> {
-        let Child { zygote: Zygote { manager, sandbox, guarded, .. }, given } = self;
+        let Child { zygote: Zygote { manager, parent, sandbox, guarded, .. }, given } = self;
         let Given { streams, lifeline, more } = given;
         set_pdeathsig(Signal::SIGKILL).map_err(os("prctl"))?;
         lead_session()?;
         // It is let go (ANSWERED).
         let Ok((ToGuardian::Go(_), group)) = lifeline.receive(None) else { leave_at_once(1) };
-        // Behind the call above: a manager that ended before that ends nobody.
-        if manager.is_gone() {
+        // Behind the first call: a manager that ended before that ends nobody. It may have let go of its zygote.
+        let orphaned = if guarded { lifeline.is_gone() } else { getppid() != parent };
+        if orphaned {
             leave_at_once(1);
         }
         drop(manager);

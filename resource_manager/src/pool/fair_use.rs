@@ -28,8 +28,8 @@ use super::{MAX_TIMEOUT, Now};
 pub(super) const MOST_KNOWN: usize = 1 << 16;
 /// Requests are counted over so long.
 const SECOND: Duration = Duration::from_secs(1);
-/// What a lease that waited in vain for the whole time counts, beside one that waits. Who claims none can hold 32
-/// leases for 10 s each (of the defaults), and after that one for 10 s in every two minutes.
+/// What a lease that waited in vain for the whole time counts, beside one that waits. Who claims none can hold, one
+/// after the other, 32 leases for 10 s each (of the defaults), and after that one for 10 s in every two minutes.
 const IN_VAIN: f64 = 8.0;
 /// In so long, as many are forgiven as may wait: long beside the time for a claim, short enough for the next day's work.
 const FORGIVEN_IN: Duration = Duration::from_secs(3600);
@@ -67,14 +67,6 @@ impl Default for FairUse {
             timeout: None,
             requests_per_second: None,
         }
-    }
-}
-
-impl FairUse {
-    /// The part of the time for its claim that `lease` has left.
-    fn part_left(&self, now: Instant, lease: &GrantedLease) -> f64 {
-        let left = lease.claim_by.saturating_duration_since(now).as_secs_f64();
-        (left / self.claim_timeout.as_secs_f64()).min(1.0)
     }
 }
 
@@ -157,23 +149,24 @@ struct PeerUse {
     /// Requests that it may make at once, and when that was so: it grows to the limit in a second.
     requests: f64,
     at: Instant,
-    /// Leases that wait for their claim or waited in vain (UNCLAIMED), and when they were so many. Each counts by the
-    /// part of the time for a claim that it may take or took.
-    unclaimed: f64,
-    unclaimed_at: Instant,
+    /// Leases that wait for their claim.
+    waiting: u32,
+    /// What those count that waited in vain (UNCLAIMED), and when it was so much: time takes it away.
+    in_vain: f64,
+    in_vain_at: Instant,
 }
 
 impl PeerUse {
-    /// The leases of [`unclaimed`](PeerUse::unclaimed) that still count, if there may be `most`.
-    fn unclaimed(&self, now: Instant, most: u32) -> f64 {
-        let since = now.saturating_duration_since(self.unclaimed_at).as_secs_f64();
-        (self.unclaimed - since * f64::from(most) / FORGIVEN_IN.as_secs_f64()).max(0.0)
+    /// What leases that waited in vain still count, if `most` may wait.
+    fn in_vain(&self, now: Instant, most: u32) -> f64 {
+        let since = now.saturating_duration_since(self.in_vain_at).as_secs_f64();
+        (self.in_vain - since * f64::from(most) / FORGIVEN_IN.as_secs_f64()).max(0.0)
     }
 
-    fn add_unclaimed(&mut self, now: Instant, most: u32, leases: f64) {
-        let counted = self.unclaimed(now, most) + leases;
-        self.unclaimed = counted.clamp(0.0, MOST_COUNTED * f64::from(most));
-        self.unclaimed_at = now;
+    fn add_in_vain(&mut self, now: Instant, most: u32, leases: f64) {
+        let counted = self.in_vain(now, most) + leases;
+        self.in_vain = counted.min(MOST_COUNTED * f64::from(most));
+        self.in_vain_at = now;
     }
 }
 
@@ -218,8 +211,9 @@ impl Shares {
             leases: 0,
             requests,
             at: now,
-            unclaimed: 0.0,
-            unclaimed_at: now,
+            waiting: 0,
+            in_vain: 0.0,
+            in_vain_at: now,
         })
     }
 
@@ -266,7 +260,7 @@ impl Shares {
             self.swept = Some(now);
             let most = self.rules.unclaimed.unwrap_or(0);
             self.known.retain(|_, known| {
-                known.leases > 0 || is_recent(known.at) || known.unclaimed(now, most) > 0.0
+                known.leases > 0 || is_recent(known.at) || known.in_vain(now, most) > 0.0
             });
         }
     }
@@ -293,7 +287,7 @@ impl Shares {
             }
         }
         if let Some(most) = self.rules.unclaimed {
-            let of = |known: &PeerUse| known.unclaimed(now, most);
+            let of = |known: &PeerUse| f64::from(known.waiting) + known.in_vain(now, most);
             let unclaimed: f64 = known.into_iter().flatten().map(of).sum();
             if unclaimed + leases as f64 > f64::from(most) {
                 return Err(Limit::Unclaimed { who, most });
@@ -313,34 +307,38 @@ impl Shares {
         self.holders += usize::from(known.leases == 1);
     }
 
-    /// Counts a lease that was [taken](Self::take) among those that wait for their claim. Returns what it counts there.
-    pub(super) fn wait_for_claim(&mut self, now: Instant, lease: &GrantedLease) -> f64 {
-        let Some(most) = self.rules.unclaimed.filter(|_| lease.is_unclaimed()) else { return 0.0 };
-        let part = self.rules.part_left(now, lease);
-        self.of(now, who(&lease.terms.client, lease.peer)).add_unclaimed(now, most, part);
-        part
+    /// Counts a lease that was [taken](Self::take) among those that wait for their claim; returns since when it does.
+    pub(super) fn wait_for_claim(&mut self, now: Instant, lease: &GrantedLease) -> Option<Instant> {
+        self.rules.unclaimed.filter(|_| lease.is_unclaimed())?;
+        self.of(now, who(&lease.terms.client, lease.peer)).waiting += 1;
+        Some(now)
     }
 
     /// `lease` is claimed: it waits no more, and did not in vain.
     pub(super) fn claimed(&mut self, now: Instant, lease: &GrantedLease) {
-        self.end_wait(now, lease, 0.0);
+        self.end_wait(now, lease, false);
     }
 
-    /// `lease`, which has waited for its claim, counts what it took `in_vain` instead.
-    fn end_wait(&mut self, now: Instant, lease: &GrantedLease, in_vain: f64) {
-        let Some(most) = self.rules.unclaimed else { return };
-        if let Some(known) = self.known.get_mut(&who(&lease.terms.client, lease.peer)) {
-            known.add_unclaimed(now, most, IN_VAIN * in_vain - lease.counts_unclaimed);
+    /// `lease` waits no more.
+    fn end_wait(&mut self, now: Instant, lease: &GrantedLease, in_vain: bool) {
+        let (Some(most), Some(since)) = (self.rules.unclaimed, lease.waits_since) else { return };
+        let who = who(&lease.terms.client, lease.peer);
+        let Some(known) = self.known.get_mut(&who) else { return };
+        known.waiting -= 1;
+        if in_vain {
+            let took = now.saturating_duration_since(since).as_secs_f64();
+            let part = (took / self.rules.claim_timeout.as_secs_f64()).min(1.0);
+            known.add_in_vain(now, most, IN_VAIN * part);
         }
     }
 
-    pub(super) fn give(&mut self, now: Instant, lease: &GrantedLease) {
+    /// `lease` has ended; if nobody has claimed it, perhaps `in_vain`.
+    pub(super) fn give(&mut self, now: Instant, lease: &GrantedLease, in_vain: bool) {
         if !self.is_limited() {
             return;
         }
         if lease.is_unclaimed() {
-            let in_vain = lease.counts_unclaimed - self.rules.part_left(now, lease);
-            self.end_wait(now, lease, in_vain.max(0.0));
+            self.end_wait(now, lease, in_vain);
         }
         if self.is_full() {
             self.sweep(now);
@@ -351,7 +349,7 @@ impl Shares {
         known.cores -= u64::from(lease.terms.cores);
         known.memory -= u64::from(lease.terms.memory);
         known.leases -= 1;
-        let (holds_none, owes) = (known.leases == 0, known.unclaimed > 0.0);
+        let (holds_none, owes) = (known.leases == 0, known.in_vain > 0.0);
         self.holders -= usize::from(holds_none);
         let matters = self.rules.requests_per_second.is_some() || owes && !is_full;
         if holds_none && !matters {

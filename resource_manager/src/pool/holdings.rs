@@ -156,7 +156,7 @@ impl Holdings {
     /// Books a new lease on its node, which has room for it.
     fn insert(&mut self, now: Now, mut lease: GrantedLease) {
         self.shares.take(now.monotonic, &lease);
-        lease.counts_unclaimed = self.shares.wait_for_claim(now.monotonic, &lease);
+        lease.waits_since = self.shares.wait_for_claim(now.monotonic, &lease);
         self.nodes.take(&lease);
         self.totals.granted += 1;
         self.leases.insert(lease);
@@ -200,7 +200,16 @@ impl Holdings {
             lease = %id, node = ?lease.node, client = ?lease.terms.client, reason = reason.name(),
             allocated_ms = bill.allocated_ns.get() / 1_000_000, "lease ended"
         );
-        self.shares.give(now.monotonic, &lease);
+        // What the client could not help is not held against it.
+        let in_vain = report.is_none()
+            && matches!(
+                reason,
+                EndReason::Unclaimed
+                    | EndReason::Released
+                    | EndReason::ClientGone
+                    | EndReason::Expired
+            );
+        self.shares.give(now.monotonic, &lease, in_vain);
         let drained = self.nodes.give(&lease);
         let (reported, claimed) = (report.is_some(), lease.claimed_at.is_some());
         let billed = Billed::new(&lease.terms, lease.node, bill, reason, now.wall);

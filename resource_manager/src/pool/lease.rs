@@ -185,8 +185,8 @@ pub(super) struct GrantedLease {
     pub(super) while_connected: bool,
     /// When it ends if nobody has claimed it.
     pub(super) claim_by: Instant,
-    /// What it counts among the leases of its peer that wait for their claim (`fair_use`).
-    pub(super) counts_unclaimed: f64,
+    /// Since when it counts among the leases of its peer that wait for their claim, if it does (`fair_use`).
+    pub(super) waits_since: Option<Instant>,
     pub(super) claimed_at: Option<SystemTime>,
     /// When its node first reported it to this run of the program.
     pub(super) seen_from: Option<Instant>,
@@ -216,7 +216,7 @@ impl GrantedLease {
             peer: None,
             while_connected: false,
             claim_by: now.monotonic,
-            counts_unclaimed: 0.0,
+            waits_since: None,
             claimed_at: None,
             seen_from: None,
             unseen_since: None,

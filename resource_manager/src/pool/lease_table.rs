@@ -257,6 +257,13 @@ impl LeaseTable {
         }
     }
 
+    /// From now on an unclaimed lease waits anew, as far as that counts for its client.
+    pub(super) fn excuse(&mut self, now: Now, id: LeaseId) {
+        if let Some(lease) = self.leases.get_mut(&id) {
+            lease.waits_since = lease.waits_since.map(|_| now.monotonic);
+        }
+    }
+
     /// The connection of the lease's node has ended: from now on nobody sees that it is in use.
     pub(super) fn lose_sight(&mut self, now: Now, id: LeaseId) {
         if let Some(lease) = self.leases.get_mut(&id).filter(|lease| !lease.is_unclaimed()) {

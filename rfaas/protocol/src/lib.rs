@@ -86,7 +86,7 @@ macro_rules! numbered {
 pub(crate) use numbered;
 
 /// Version of all conversations together. Peers of another version are refused by name.
-pub const VERSION: u16 = 7;
+pub const VERSION: u16 = 8;
 /// Oldest version of a client that is accepted: what it says without a proof means what it did. It cannot claim leases.
 pub const OLDEST_CLIENT: u16 = 4;
 

@@ -273,7 +273,7 @@ fn a_peer_of_another_version_or_another_kind_is_recognised() {
     other[4..6].copy_from_slice(&(VERSION + 1).to_le_bytes());
     assert_eq!(Hello::parse(&other), Err(Malformed::Version { theirs: VERSION + 1 }));
     let text = Hello::parse(&other).unwrap_err().to_string();
-    assert!(text.contains("version 8") && text.contains("speaks 7"), "{text}");
+    assert!(text.contains("version 9") && text.contains("speaks 8"), "{text}");
 
     let mut other = hello.clone();
     other[0] ^= 1;

@@ -123,7 +123,8 @@ fn who_claims_nothing_holds_little_of_a_cluster_over_the_time() {
         }
         seconds_held
     };
-    greedy(&mut world, 1);
+    let seconds_held = greedy(&mut world, 1);
+    assert!((80..=100).contains(&seconds_held), "8 leases of 10 s at once: {seconds_held}");
     let seconds_held = greedy(&mut world, 1);
     assert!((1..=30).contains(&seconds_held), "one lease of 10 s in an hour: {seconds_held}");
     let bystander = world.pool.request(world.now, &ask("you", 2, 1));
