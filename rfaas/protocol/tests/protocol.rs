@@ -377,7 +377,7 @@ fn clients_of_the_release_before_are_listened_to_and_nobody_else_of_it() {
     ] {
         let mut hello = Hello::with(role, &Empty {});
         for (version, accepted) in
-            [(7, true), (6, listened_to), (4, listened_to), (3, false), (8, false)]
+            [(8, true), (7, listened_to), (4, listened_to), (3, false), (9, false)]
         {
             hello[4] = version;
             let theirs = version.into();
