@@ -73,6 +73,7 @@ pub use assigned::Work;
 pub use confinement::{Confinement, ConfinementError};
 pub use ended::{Ended, Error, LAST_LINES, LOAD_FAILED};
 pub use library::{GivenFile, Inherited, leave, leave_at_once};
+pub use limits::make_room;
 
 /// Receives of the control connection: the client writes once.
 const CONTROL_RECEIVES: u32 = 4;

@@ -6,6 +6,7 @@
 //!
 //! Elsewhere: all other limits, which pass from the manager to this process as they are.
 
+use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, rlim_t, setrlimit};
 
 /// Descriptors of an executor that has no workers: standard streams, events, connections to client and
@@ -22,6 +23,22 @@ const UNLIMITED_STACK_BYTES: u64 = 64 << 20;
 const MAX_STACK_BYTES: u64 = 64 << 30;
 /// Smallest, in bytes: for the worker itself.
 const MIN_STACK_BYTES: u64 = 256 << 10;
+
+/// Descriptors that there is room for from the start: 4 KiB of the kernel, and those of 28 workers.
+const ROOM: rlim_t = OWN_DESCRIPTORS + 28 * DESCRIPTORS_PER_WORKER;
+
+/// Has the kernel make room for the descriptors of a usual executor. To be called while there is one thread: later the
+/// kernel waits for all processors before it takes a larger table (synchronize_rcu in expand_fdtable), some 10 ms in
+/// which each thread that opens something waits too.
+pub fn make_room() {
+    let room = getrlimit(Resource::RLIMIT_NOFILE).map_or(ROOM, |(soft, _)| soft.min(ROOM));
+    let last = i32::try_from(room.saturating_sub(1)).unwrap_or(i32::MAX);
+    let highest = fcntl(std::io::stdin(), FcntlArg::F_DUPFD_CLOEXEC(last));
+    match highest {
+        Ok(highest) => drop(nix::unistd::close(highest)),
+        Err(errno) => tracing::debug!(%errno, "no room for more descriptors"),
+    }
+}
 
 /// Sets the limits of this process that hold for every lease.
 pub fn set() {

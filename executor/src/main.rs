@@ -75,6 +75,7 @@ fn executor(
     inherited: Inherited,
     confine: impl FnOnce(&Instructions) -> Result<Option<Confinement>, ConfinementError>,
 ) -> Result<Prepared, Failure> {
+    executor::make_room();
     let instructions = read_instructions().map_err(|error| Failure::input(format!("{error:#}")))?;
     let _ = set_name(if instructions.assignment.is_some() { c"executor" } else { c"standby" });
     let confinement = confine(&instructions);
