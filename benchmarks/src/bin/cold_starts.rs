@@ -116,7 +116,7 @@ fn table(rows: &[(Kind, Value)], cli: &Cli, machine: &str) -> String {
     }
     for (kind, measured) in rows {
         let bytes = &measured["library_bytes"];
-        let _ = write!(table, "\n{:>11}{bytes:>9}{:>8}", kind.library, kind.workers);
+        let _ = write!(table, "\n{:>11}{:>9}{:>8}", kind.library, bytes.to_string(), kind.workers);
         let p50 = |of: &str, name| measured[of][name]["p50"].as_f64();
         let columns = PHASES.map(|phase| p50("phases_us", phase)).into_iter();
         for time in columns.chain(FLOORS.map(|floor| p50("floors_us", floor))) {
