@@ -149,10 +149,10 @@ fn a_hello_is_magic_version_and_role() {
         (Role::Worker, 6),
     ] {
         let hello = Hello::with(role, &Empty {});
-        assert_eq!(hello, [b'r', b'F', b'a', b'S', 7, 0, number, 0]);
+        assert_eq!(hello, [b'r', b'F', b'a', b'S', 8, 0, number, 0]);
     }
     let hello = Hello::with(Role::Accounting, &AccountingHello { secret: SECRET });
-    assert_eq!(hello, b"rFaS\x07\0\x04\x000123456789abcdef");
+    assert_eq!(hello, b"rFaS\x08\0\x04\x000123456789abcdef");
 }
 
 #[test]

@@ -21,7 +21,7 @@ use std::hash::{BuildHasher, Hasher, RandomState};
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rfaas::Client;
 use rfaas_config::{DeviceEntry, ExecutorsDatabase, OpenDevice};
@@ -33,6 +33,7 @@ use crate::process::{Launch, Process, ProcessKeeper};
 use crate::procfs::{self, Stat};
 use crate::settings::Settings;
 use crate::test_devices::{TestDevices, patience};
+use crate::wait::eventually;
 
 pub use error::ClusterError;
 use error::os;
@@ -42,6 +43,8 @@ pub use options::Options;
 const START_TIMEOUT: Duration = Duration::from_secs(30);
 /// Longest wait for a manager to stop, which gives its executors half a second each. Generous as well.
 const STOP_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a manager has made nothing more until it is at rest: ten times its pauses between two of what it makes.
+const REST: Duration = Duration::from_millis(200);
 /// How many ports are tried for the executor manager, whose port must be known before it starts.
 const PORT_ATTEMPTS: u32 = 8;
 
@@ -280,6 +283,20 @@ impl LocalCluster {
         let guarded = children.iter().flat_map(|id| procfs::children(*id));
         let all: BTreeSet<_> = guarded.chain(children.iter().copied()).filter(named).collect();
         all.into_iter().collect()
+    }
+
+    /// Waits until `executors` of them stand by, and executor managers have made all that they make ahead: they have
+    /// had as many descriptors for a while.
+    pub fn wait_for_rest(&self, executors: usize) {
+        let mut last = (0, Instant::now());
+        eventually("executors stand by, and nothing more is made", || {
+            let managers = self.executor_managers.iter().flatten();
+            let descriptors = managers.map(|manager| procfs::open_files(manager.id()).len()).sum();
+            if last.0 != descriptors || self.executors_standing().len() != executors {
+                last = (descriptors, Instant::now());
+            }
+            last.1.elapsed() >= REST
+        });
     }
 
     /// The processes that executor managers have started.

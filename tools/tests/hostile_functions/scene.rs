@@ -12,7 +12,6 @@ use rfaas_config::ExecutorSettings;
 use rfaas_protocol::heartbeat::Heartbeat;
 use testkit::run::{Running, library};
 use testkit::service::{call, cluster, warm};
-use testkit::wait::eventually;
 use testkit::{LocalCluster, Options};
 
 use crate::attacks::{Attack, Input};
@@ -94,7 +93,7 @@ impl Scene {
         let managers = self.managers();
         // What they cost a manager is the same before and after.
         let stand = ExecutorSettings::default().prewarm as usize;
-        eventually("executors stand by", || self.cluster.executors_standing().len() == stand);
+        self.cluster.wait_for_rest(stand);
         let before = Left::list(&managers, self.cluster.directory());
         let (mut times, mut harm) = (Vec::new(), Vec::new());
         let Said { got, after, answer } = self.make(attack, &mut times, &mut harm);

@@ -85,6 +85,7 @@ fn strangers() {
     let mut scene = Scene::start(seconds.map_or(SHORT, Duration::from_secs));
     let mut honest = Honest::new(&scene.cluster);
     honest.cycle().expect("a first client warms everything up");
+    scene.cluster.wait_for_rest(Options::default().prewarm as usize);
     let mut spent = Spent::by_managers(&mut scene.cluster);
     let peace = scene.during(&mut honest, "in peace", &[]);
     println!("\n{}\n{}", Served::HEADER, peace.row("in peace"));
