@@ -44,7 +44,7 @@ impl Error {
 /// How an executor ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ended {
-    /// Exit status: 0, [`LOAD_FAILED`] or [`MANAGER_LOST`].
+    /// Exit status: 0, [`LOAD_FAILED`] or [`MANAGER_LOST`](rfaas_protocol::assignment::MANAGER_LOST).
     pub status: i32,
     /// No code of the library runs any more, so that the process may end in the orderly way ([`leave`](crate::leave)).
     pub orderly: bool,
