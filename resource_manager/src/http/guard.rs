@@ -21,12 +21,13 @@
 //!
 //! Elsewhere: the token that ends a lease (`http`). Authentication, by role, is to come here.
 
+use std::borrow::Cow;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use axum::body::Body;
 use axum::extract::{Extension, Request, State};
-use axum::http::header::{self, HeaderMap, HeaderName};
+use axum::http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use axum::http::uri::Authority;
 use axum::http::{Method, StatusCode, Uri};
 use axum::middleware::Next;
@@ -149,7 +150,10 @@ fn allowed(access: &Access, ends: Ends, request: &Request<Body>) -> Result<(), F
     let forbidden = |why: String| Err(Failure(StatusCode::FORBIDDEN, why));
     let headers = request.headers();
     if let Some(origin) = headers.get(header::ORIGIN) {
-        return forbidden(format!("web pages change nothing here; this is one of {origin:?}"));
+        return forbidden(format!(
+            "web pages change nothing here; this is one of {:?}",
+            text(origin)
+        ));
     }
     let site = headers.get(SEC_FETCH_SITE);
     if site.is_some_and(|site| site != "same-origin" && site != "none") {
@@ -201,12 +205,27 @@ fn foreign_type(headers: &HeaderMap) -> Option<String> {
         let essence = given.split(';').next().unwrap_or_default().trim();
         !CONTENT_TYPES.iter().any(|known| essence.eq_ignore_ascii_case(known))
     };
-    types.map(|given| format!("{given:?}")).find(|given| foreign(given.trim_matches('"')))
+    types.map(text).find(|given| foreign(given)).map(|given| format!("{given:?}"))
+}
+
+/// The text of a header. What `Debug` makes of that is one line; what it makes of the header itself may have tabs.
+fn text(value: &HeaderValue) -> Cow<'_, str> {
+    String::from_utf8_lossy(value.as_bytes())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_told_of_a_content_type_is_one_line() {
+        let told = |given: &'static str| {
+            let value = HeaderValue::from_static(given);
+            foreign_type(&HeaderMap::from_iter([(header::CONTENT_TYPE, value)]))
+        };
+        assert_eq!(told("appli\tation/json").as_deref(), Some(r#""appli\tation/json""#));
+        assert_eq!(told("Application/JSON\t; charset=utf-8"), None);
+    }
 
     /// The names of a machine called so that serves HTTP at `address`.
     fn on(address: &str, machine: &str) -> Access {
