@@ -22,13 +22,13 @@ use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use rdmalib::{
-    Access, CompletionQueue, Device, DeviceSpec, Flags, Listener, MAX_ACCEPT_DATA,
-    MAX_CONNECT_DATA, Operation, Provider, QueuePair, QueuePairConfig, Region, RemoteAddress,
-    Source, WorkCompletion, WorkRequest,
+    Access, CompletionQueue, Device, Flags, Listener, MAX_ACCEPT_DATA, MAX_CONNECT_DATA, Operation,
+    QueuePair, QueuePairConfig, Region, RemoteAddress, Source, WorkCompletion, WorkRequest,
 };
 
 use crate::assert_line;
 use crate::cursor::Cursor;
+use crate::device::open;
 
 /// Bytes of a message of the handshake.
 const MESSAGE_BYTES: usize = 224;
@@ -131,13 +131,7 @@ struct Attacked {
 
 impl Attacked {
     fn new() -> Attacked {
-        let device = Device::open(&DeviceSpec {
-            name: "shm0".into(),
-            provider: Provider::Shm,
-            ip_address: [127, 0, 0, 1].into(),
-            max_inline_data: 0,
-        });
-        let device = device.expect("every machine has the embedded device");
+        let device = open(0);
         let listener = device.listen(0).expect("an address");
         // Addresses are only names there: this is that of the listener, in another family.
         let mut ip = Ipv6Addr::LOCALHOST.octets();

@@ -10,8 +10,8 @@
 use std::time::Duration;
 
 use rdmalib::{
-    Access, CompletionQueue, Device, DeviceSpec, Flags, Listener, Opcode, Operation, Provider,
-    QueuePair, QueuePairConfig, Region, RemoteAddress, Source, Status, WorkRequest,
+    Access, CompletionQueue, Device, Flags, Listener, Opcode, Operation, QueuePair,
+    QueuePairConfig, Region, RemoteAddress, Source, Status, WorkRequest,
 };
 use rfaas_call::callee::{
     Callee, CallerConnection, Layout, Service, ServiceEnd, Slot, SlotMemory, request_queue,
@@ -23,6 +23,7 @@ use zerocopy::IntoBytes;
 
 use crate::assert_line;
 use crate::cursor::Cursor;
+use crate::device::with_device;
 
 /// Largest input and output of the worker.
 const DATA_BYTES: u32 = 256;
@@ -45,18 +46,7 @@ const SERVE: u8 = 0x80;
 const CONNECT_TIME: Duration = Duration::from_secs(60);
 
 pub(crate) fn run(bytes: &[u8]) {
-    thread_local!(static DEVICE: Device = device());
-    DEVICE.with(|device| exchange(device, Cursor::new(bytes)));
-}
-
-fn device() -> Device {
-    let spec = DeviceSpec {
-        name: "shm0".into(),
-        provider: Provider::Shm,
-        ip_address: [127, 0, 0, 1].into(),
-        max_inline_data: 64, // some outputs are sent inline, some are not
-    };
-    Device::open(&spec).expect("every machine has the embedded device")
+    with_device(|device| exchange(device, Cursor::new(bytes)));
 }
 
 fn exchange(device: &Device, mut input: Cursor<'_>) {

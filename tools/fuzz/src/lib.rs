@@ -16,6 +16,7 @@
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 mod cursor;
+mod device;
 mod handshake;
 mod http;
 mod invocations;

@@ -10,8 +10,8 @@
 use std::time::Duration;
 
 use rdmalib::{
-    Access, CompletionQueue, Device, DeviceSpec, Domain, Flags, Listener, Operation, Provider,
-    QueuePair, QueuePairConfig, Region, RemoteAddress, Source, Status, WorkRequest,
+    Access, CompletionQueue, Device, Domain, Flags, Listener, Operation, QueuePair,
+    QueuePairConfig, Region, RemoteAddress, Source, Status, WorkRequest,
 };
 use rfaas_call::Spin;
 use rfaas_call::caller::{
@@ -27,6 +27,7 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use crate::assert_line;
 use crate::cursor::Cursor;
+use crate::device::with_device;
 
 /// Slots that the caller uses, and largest input.
 const SLOTS: u16 = 2;
@@ -63,18 +64,7 @@ impl Owner for Knows {
 }
 
 pub(crate) fn run(bytes: &[u8]) {
-    thread_local!(static DEVICE: Device = device());
-    DEVICE.with(|device| exchange(device, bytes));
-}
-
-fn device() -> Device {
-    let spec = DeviceSpec {
-        name: "shm0".into(),
-        provider: Provider::Shm,
-        ip_address: [127, 0, 0, 1].into(),
-        max_inline_data: 64,
-    };
-    Device::open(&spec).expect("every machine has the embedded device")
+    with_device(|device| exchange(device, bytes));
 }
 
 fn exchange(device: &Device, bytes: &[u8]) {

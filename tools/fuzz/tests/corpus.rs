@@ -8,32 +8,13 @@ use std::io::Write;
 use std::path::Path;
 use std::sync::{Mutex, Once};
 
+use fastrand::Rng;
 use fuzz::{TARGETS, Target};
 
 /// Largest corpus of a target, in bytes.
 const MOST_BYTES: usize = 64 << 10;
 /// Largest input that is made.
 const MOST_INPUT: usize = 16 << 10;
-
-/// Numbers without a pattern (Marsaglia, "Xorshift RNGs", 2003), the same each time.
-struct Xorshift(u64);
-
-impl Xorshift {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
-
-    fn below(&mut self, limit: usize) -> usize {
-        (self.next() % limit.max(1) as u64) as usize
-    }
-
-    fn pick<'a, T: ?Sized>(&mut self, of: &[&'a T]) -> &'a T {
-        of[self.below(of.len())]
-    }
-}
 
 /// Numbers at which something changes.
 const NUMBERS: [u64; 14] = [
@@ -71,39 +52,39 @@ const WORDS: [&[u8]; 14] = [
 ];
 
 /// Changes `input` in one place.
-fn change(input: &mut Vec<u8>, others: &[Vec<u8>], random: &mut Xorshift) {
-    let at = random.below(input.len() + 1);
-    match random.below(8) {
+fn change(input: &mut Vec<u8>, others: &[Vec<u8>], random: &mut Rng) {
+    let at = random.usize(..input.len() + 1);
+    match random.usize(..8) {
         0 => input.truncate(at),
         1 => {
             if let Some(byte) = input.get_mut(at) {
-                *byte ^= 1 << random.below(8);
+                *byte ^= 1 << random.usize(..8);
             }
         }
         2 => {
             if let Some(byte) = input.get_mut(at) {
-                *byte = random.next() as u8;
+                *byte = random.u8(..);
             }
         }
         3 => {
             let (number, bytes) =
-                (NUMBERS[random.below(NUMBERS.len())].to_le_bytes(), 1 << random.below(4));
+                (NUMBERS[random.usize(..NUMBERS.len())].to_le_bytes(), 1 << random.usize(..4));
             let end = (at + bytes).min(input.len());
             input.splice(at..end, number[..bytes].iter().copied());
         }
-        4 => drop(input.splice(at..at, random.pick(&WORDS).iter().copied())),
+        4 => drop(input.splice(at..at, WORDS[random.usize(..WORDS.len())].iter().copied())),
         5 => {
-            let end = (at + 1 + random.below(8)).min(input.len());
+            let end = (at + 1 + random.usize(..8)).min(input.len());
             input.drain(at..end);
         }
         6 => {
-            let end = (at + 1 + random.below(64)).min(input.len());
+            let end = (at + 1 + random.usize(..64)).min(input.len());
             let part = input[at..end].to_vec();
             input.splice(at..at, part);
         }
         _ => {
-            let other = &others[random.below(others.len())];
-            let from = random.below(other.len() + 1);
+            let other = &others[random.usize(..others.len())];
+            let from = random.usize(..other.len() + 1);
             input.splice(at.., other[from..].iter().copied());
         }
     }
@@ -160,10 +141,10 @@ fn holds_on_its_corpus(name: &str) {
     assert!(inputs.iter().map(Vec::len).sum::<usize>() <= MOST_BYTES, "the corpus is too large");
     inputs.iter().for_each(|input| read(target, input));
     read(target, b"");
-    let mut random = Xorshift(0x5eed_5eed_5eed_5eed);
+    let mut random = Rng::with_seed(0x5eed_5eed_5eed_5eed);
     for _ in 0..target.variants {
-        let mut input = inputs[random.below(inputs.len())].clone();
-        for _ in 0..1 + random.below(4) {
+        let mut input = inputs[random.usize(..inputs.len())].clone();
+        for _ in 0..1 + random.usize(..4) {
             change(&mut input, &inputs, &mut random);
         }
         read(target, &input);

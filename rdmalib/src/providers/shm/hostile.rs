@@ -13,6 +13,7 @@
 mod steps;
 mod world;
 
+use fastrand::Rng;
 use proptest::prelude::*;
 
 use super::core::TAG_WRITE;
@@ -103,11 +104,11 @@ proptest! {
     ) {
         let mut scene = Scene::new();
         let victims = scene.world.ends.each_ref().map(Victim::new);
-        let mut random = Xorshift(seed);
+        let mut random = Rng::with_seed(seed);
         std::thread::scope(|scope| {
             let player = scope.spawn(|| scene.play(&steps));
             while !player.is_finished() {
-                victims[random.below(2)].scribble(&mut random);
+                victims[random.usize(..2)].scribble(&mut random);
             }
             if let Err(panic) = player.join() {
                 std::panic::resume_unwind(panic);
@@ -175,32 +176,16 @@ impl Victim {
         Victim { memory: end.second_view(), places, values }
     }
 
-    fn scribble(&self, random: &mut Xorshift) {
+    fn scribble(&self, random: &mut Rng) {
         let words = self.memory.words();
-        let at = match random.below(8) {
-            0 => random.below(words.len()),
-            _ => self.places[random.below(self.places.len())],
+        let at = match random.usize(..8) {
+            0 => random.usize(..words.len()),
+            _ => self.places[random.usize(..self.places.len())],
         };
-        let value = match random.below(8) {
-            0 => random.next(),
-            _ => self.values[random.below(self.values.len())],
+        let value = match random.usize(..8) {
+            0 => random.u64(..),
+            _ => self.values[random.usize(..self.values.len())],
         };
         words[at].store(value, Ordering::Relaxed);
-    }
-}
-
-/// Numbers without a pattern (Marsaglia, "Xorshift RNGs", 2003); never 0.
-struct Xorshift(u64);
-
-impl Xorshift {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
-
-    fn below(&mut self, limit: usize) -> usize {
-        (self.next() % limit as u64) as usize
     }
 }
