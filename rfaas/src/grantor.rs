@@ -56,9 +56,7 @@ impl Grantor {
             return Err(Error::Invalid("a lease is of one node: use `lease_many` for several"));
         }
         match &self.source {
-            Source::Manager(manager) => {
-                manager.lease(&self.device, request, self.name, &|| self.spares.fill(&self.device))
-            }
+            Source::Manager(manager) => self.lease_from(manager, request),
             Source::Database(entries) => database::lease(entries, request, self.name),
         }
     }
@@ -69,12 +67,21 @@ impl Grantor {
         request.validate()?;
         match &self.source {
             Source::Manager(manager) => {
-                let granted = manager
-                    .lease(&self.device, request, self.name, &|| self.spares.fill(&self.device))?;
+                let granted = self.lease_from(manager, request)?;
                 Ok(granted.into_iter().map(|candidate| vec![candidate]).collect())
             }
             Source::Database(entries) => database::divide(entries, request, self.name),
         }
+    }
+
+    /// Asks `manager` for leases. Meanwhile it makes what claiming one takes.
+    fn lease_from(
+        &self,
+        manager: &ResourceManager,
+        request: &LeaseRequest,
+    ) -> Result<Vec<Candidate>> {
+        let meanwhile = || self.spares.fill(&self.device);
+        manager.lease(&self.device, request, self.name, &meanwhile)
     }
 
     /// Gives back a lease that was not claimed.
