@@ -6,8 +6,8 @@
 //!   beat ──add 1──▶ executor's beats │ manager's memory
 //!        ──add 0──▶ manager's beats  │  ──old value──▶ unchanged for too long: silent
 //! ```
-//! It begins before there is a client to dial, so that an executor that is stopped there is missed too. No worker waits for
-//! it, and it goes on until the process ends, whatever functions do.
+//! It begins before there is a client to dial, so that an executor that is stopped there is missed too. No worker
+//! waits for it, and it goes on until the process ends, whatever functions do.
 //!
 //! Elsewhere: the end of the connection (`watch`, as for those of the workers).
 

@@ -14,18 +14,12 @@ use std::os::fd::AsFd;
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags};
-use nix::sched::{CloneFlags, sched_getaffinity, unshare};
-use nix::unistd::Pid;
+use nix::sched::{CloneFlags, unshare};
+use rfaas_program::footprint::footprint;
 use rfaas_program::local_channel::wait;
-use rfaas_protocol::assignment::{AssignedSandbox, Assignment, Instructions};
+use rfaas_protocol::assignment::{AssignedSandbox, Assignment, Instructions, PreloadedLibrary};
 use rfaas_sandbox::{Error, Sandbox, Share};
 
-use crate::limits;
-
-/// Copies of a library while it is received and loaded.
-const LIBRARY_COPIES: u64 = 3;
-/// What a slot has besides input and output, in bytes: headers, and the rest of pages.
-const SLOT_EDGES: u64 = 16 << 10;
 /// How long it may take to have `/tmp` grow. The guardian takes microseconds.
 const GROWN_WITHIN: Duration = Duration::from_secs(2);
 
@@ -47,8 +41,8 @@ pub enum ConfinementError {
 #[derive(Debug)]
 pub struct Confinement {
     sandbox: Sandbox,
-    /// Bytes of the libraries that are loaded before there is a lease.
-    preloaded: u64,
+    /// The libraries that are loaded before there is a lease.
+    preload: Vec<PreloadedLibrary>,
     share: Share,
     /// At its end when `/tmp` is as large as it has to be.
     grown: Option<PipeReader>,
@@ -83,9 +77,9 @@ impl Confinement {
     ) -> Result<Confinement, ConfinementError> {
         sandbox.furnish(assignment.as_ref().map(memory))?;
         sandbox.confine(assigned.user)?;
-        let preloaded = standby.preload.iter().map(|library| u64::from(library.bytes)).sum();
+        let preload = standby.preload.clone();
         let share = Share { memory: 0, base: 0 };
-        Ok(Confinement { sandbox, preloaded, share, grown: None })
+        Ok(Confinement { sandbox, preload, share, grown: None })
     }
 
     /// Limits this process to what it may have for `assignment`. `grown`: at its end when somebody else has seen to
@@ -95,8 +89,8 @@ impl Confinement {
         assignment: &Assignment,
         grown: Option<PipeReader>,
     ) -> Result<(), ConfinementError> {
-        self.share = share(assignment);
-        self.share.base = self.share.base.saturating_add(self.preloaded);
+        let base = footprint(assignment, &self.preload);
+        self.share = Share { memory: memory(assignment), base };
         self.grown = grown;
         Ok(self.sandbox.fit(&self.share)?)
     }
@@ -121,27 +115,4 @@ fn is_at_its_end(mut pipe: PipeReader) -> bool {
 /// Returns the memory of the lease, in bytes.
 fn memory(assignment: &Assignment) -> u64 {
     u64::from(assignment.memory) << 20
-}
-
-/// Returns what an executor may have.
-fn share(assignment: &Assignment) -> Share {
-    // Threads of a parallel region are as many as processors; their stacks count as soon as they are there.
-    let threads = u64::from(assignment.workers) + processors();
-    let stacks = threads.saturating_mul(limits::stack_bytes() as u64);
-    let library = LIBRARY_COPIES * u64::from(assignment.code_bytes);
-    // On an RDMA device, buffers are private memory of this process.
-    let slot = u64::from(assignment.input_bytes) + u64::from(assignment.output_bytes) + SLOT_EDGES;
-    let slots = u64::from(assignment.slots) * u64::from(assignment.workers);
-    let buffers = slots.saturating_mul(slot);
-    Share {
-        memory: memory(assignment),
-        base: stacks.saturating_add(library).saturating_add(buffers),
-    }
-}
-
-/// Returns how many processors this process may use; 1 if that is not known.
-fn processors() -> u64 {
-    sched_getaffinity(Pid::from_raw(0)).map_or(1, |cpus| {
-        (0..nix::sched::CpuSet::count()).filter(|&cpu| cpus.is_set(cpu) == Ok(true)).count() as u64
-    })
 }

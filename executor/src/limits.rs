@@ -4,10 +4,11 @@
 //! client's data, and delay the news of the crash until it is written. PR_SET_DUMPABLE would do the
 //! same, but take from functions what they may read of themselves in `/proc`, and debuggers.
 //!
-//! Elsewhere: all other limits, which pass from the manager to this process as they are.
+//! Elsewhere: stacks (`footprint` of `rfaas_program`), all other limits, which pass from the manager to this process as
+//! they are.
 
 use nix::fcntl::{FcntlArg, fcntl};
-use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, rlim_t, setrlimit};
+use nix::sys::resource::{Resource, getrlimit, rlim_t, setrlimit};
 
 /// Descriptors of an executor that has no workers: standard streams, events, connections to client and
 /// manager, the device.
@@ -15,14 +16,6 @@ const OWN_DESCRIPTORS: u64 = 64;
 /// Descriptors of a worker: two connections, each a socket, memory of both ends, and doorbells; that is
 /// 10 on the embedded device, rounded up.
 const DESCRIPTORS_PER_WORKER: u64 = 16;
-
-/// Stack of a worker where the operator has set no limit, in bytes: eight times the usual limit. Only what
-/// a function uses is taken.
-const UNLIMITED_STACK_BYTES: u64 = 64 << 20;
-/// Largest stack of a worker, in bytes: 128 workers of such stacks fit into the address space.
-const MAX_STACK_BYTES: u64 = 64 << 30;
-/// Smallest, in bytes: for the worker itself.
-const MIN_STACK_BYTES: u64 = 256 << 10;
 
 /// Descriptors that there is room for from the start: 4 KiB of the kernel, and those of 28 workers.
 const ROOM: rlim_t = OWN_DESCRIPTORS + 28 * DESCRIPTORS_PER_WORKER;
@@ -67,36 +60,9 @@ fn descriptors(open_files: rlim_t, workers: usize, hard: rlim_t) -> rlim_t {
     open_files.max(needed).min(hard)
 }
 
-/// Returns the stack of a worker, in bytes: what pthread_create(3) gives a thread.
-pub fn stack_bytes() -> usize {
-    let soft = getrlimit(Resource::RLIMIT_STACK).map_or(RLIM_INFINITY, |(soft, _)| soft);
-    stack(soft)
-}
-
-fn stack(soft: rlim_t) -> usize {
-    let bytes = match soft {
-        RLIM_INFINITY => UNLIMITED_STACK_BYTES,
-        limit => limit.clamp(MIN_STACK_BYTES, MAX_STACK_BYTES),
-    };
-    usize::try_from(bytes).unwrap_or(usize::MAX)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_stack_is_as_large_as_the_limit_says_within_reason() {
-        for (limit, bytes) in [
-            (8 << 20, 8usize << 20),
-            (64 << 20, 64 << 20),
-            (RLIM_INFINITY, 64 << 20),
-            (1, 256 << 10),
-            (RLIM_INFINITY - 1, 64 << 30),
-        ] {
-            assert_eq!(stack(limit), bytes, "{limit}");
-        }
-    }
 
     #[test]
     fn the_operators_limit_of_descriptors_counts_unless_workers_need_more() {

@@ -15,6 +15,7 @@ use nix::sys::prctl::set_name;
 use nix::unistd::alarm;
 use rdmalib::{Access, RemoteAddress};
 use rfaas_program::describe;
+use rfaas_program::footprint::stack_bytes;
 use rfaas_protocol::assignment::{FUNCTIONS_WRITE, MANAGER_LOST, PreloadedLibrary};
 use rfaas_protocol::channel::ChannelError;
 use rfaas_protocol::session::{
@@ -481,7 +482,7 @@ fn worker_failed(worker: usize, error: &WorkerStartError) -> Error {
 fn start_loader(load: impl FnOnce() + Send + 'static) -> Result<(), Error> {
     std::thread::Builder::new()
         .name("loader".into())
-        .stack_size(limits::stack_bytes()) // constructors are functions too
+        .stack_size(stack_bytes()) // constructors are functions too
         .spawn(move || {
             fatal::note_stack();
             load();

@@ -24,11 +24,11 @@ use crate::cpus::{Cpus, pin};
 use crate::events::{Notifier, ThreadEvent};
 use crate::fatal;
 use crate::library::{Library, MAX_GUARDS};
-use crate::limits;
 use crate::plan::{Plan, StandbyPlan};
 use crate::sync::{AtomicBool, Ordering};
 use crate::watch::{News, Watch};
 use crate::worker::{self, Worker, WorkerShare, WorkerStartError, locked};
+use rfaas_program::footprint::stack_bytes;
 
 /// Time that a worker has at its end until the manager has its last counts.
 const CLOSE_TIMEOUT: Duration = Duration::from_millis(150);
@@ -155,7 +155,7 @@ impl WorkerPool {
         };
         let notifier = self.notifier.clone();
         let thread = thread::Builder::new().name(format!("worker-{index}"));
-        self.threads.push(thread.stack_size(limits::stack_bytes()).spawn(move || {
+        self.threads.push(thread.stack_size(stack_bytes()).spawn(move || {
             let end = work(start);
             notifier.tell(ThreadEvent::WorkerEnded { worker: index, end });
         })?);

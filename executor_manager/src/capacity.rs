@@ -10,7 +10,7 @@ use rfaas_config::ExecutorManagerNode;
 use rfaas_protocol::Capacity;
 
 use crate::Error;
-use crate::groups::{Mount, Version};
+use crate::groups::Mount;
 
 /// What to lease if nobody else says: as configured, else what this process may use of the machine.
 pub fn own(node: &ExecutorManagerNode) -> Result<Capacity, Error> {
@@ -46,18 +46,10 @@ fn group_limit(mounts: &str, groups: &str, read: impl Fn(&Path) -> Option<String
         let mount = Mount::parse(line, "memory")?;
         let group = mount.group(groups, "memory")?;
         let limit =
-            |group: &Path| read(&group.join(limit_file(mount.version)))?.trim().parse().ok();
+            |group: &Path| read(&group.join(mount.version.memory_limit()))?.trim().parse().ok();
         mount.directories(group).iter().filter_map(|group| limit(group)).min()
     });
     limits.min()
-}
-
-/// The file of a group with its limit in bytes; of version 2 it says `max` if there is none.
-fn limit_file(version: Version) -> &'static str {
-    match version {
-        Version::One => "memory.limit_in_bytes",
-        Version::Two => "memory.max",
-    }
 }
 
 #[cfg(test)]

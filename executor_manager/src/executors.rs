@@ -158,7 +158,7 @@ impl Executors {
             && let Some(at) = self.standing.iter().position(Standing::is_ready)
         {
             let standing = self.standing.swap_remove(at);
-            match standing.assign(&assignment, &library, self.preload.bytes()) {
+            match standing.assign(&assignment, &library, self.preload.libraries()) {
                 Ok(running) => {
                     self.prewarm.taken();
                     let pid = running.process.pid();

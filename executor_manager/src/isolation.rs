@@ -1,7 +1,7 @@
 //! What keeps functions from the rest of this node: settled once, at the start.
 //!
-//! Executors that are cloned have the layers that the zygote has found. One that is started by itself has those that the
-//! program finds: all but a process namespace. Where it would lack one, all are cloned.
+//! Executors that are cloned have the layers that the zygote has found. One that is started by itself has those that
+//! the program finds: all but a process namespace. Where it would lack one, all are cloned.
 //!
 //! Elsewhere: the layers (`rfaas_sandbox`), putting them on (the program `executor`), control groups (`groups`).
 
@@ -41,8 +41,8 @@ pub fn wanted(settings: &ExecutorSettings, provider: Provider) -> Result<Sandbox
     })
 }
 
-/// Returns what makes control groups of executors, or why there is none, and takes the layer out of the `wanted` ones of
-/// the program. To be called before there is another process, as this one may move to another group itself.
+/// Returns what makes control groups of executors, or why there is none, and takes the layer out of the `wanted` ones
+/// of the program. To be called before there is another process, as this one may move to another group itself.
 pub fn groups(wanted: &mut SandboxSettings, pinned: bool) -> Option<Result<Groups, MissingLayer>> {
     let layer = Layer::ControlGroup;
     let is_wanted = wanted.layers.has(layer);

@@ -7,7 +7,7 @@
 
 use std::fs::{self, File};
 use std::io::Write;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use rfaas_program::sealed_file::{self, reopen};
@@ -46,14 +46,9 @@ impl Preload {
         &self.libraries
     }
 
-    /// Returns how large they are together.
-    pub fn bytes(&self) -> u64 {
-        self.libraries.iter().map(|library| u64::from(library.bytes)).sum()
-    }
-
     /// Returns their files, in the same order.
-    pub fn files(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        self.files.iter().map(AsFd::as_fd)
+    pub fn files(&self) -> &[File] {
+        &self.files
     }
 
     /// Returns a file with the library of this hash and size, if it is one of them.

@@ -23,7 +23,8 @@ const VERBS: Source = Source {
     libraries: "-lrdmacm -libverbs",
 };
 /// What is needed for the floors of RDMA devices.
-pub const VERBS_NEED: &str = "needs a C compiler and the headers of rdma-core (Debian packages librdmacm-dev, libibverbs-dev)";
+pub const VERBS_NEED: &str = "needs a C compiler and the headers of rdma-core (Debian packages librdmacm-dev, \
+    libibverbs-dev)";
 
 /// The floor of a cold start, measured in turn with cold starts.
 #[derive(Debug)]

@@ -11,16 +11,10 @@
 use std::fs;
 
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
-use rfaas_protocol::isolation::{Layer, SandboxSettings};
+use rfaas_protocol::isolation::{Layer, MAX_TASKS, OWN_MEMORY, SandboxSettings};
 
 use crate::error::{Error, failed};
 use crate::share::Share;
-
-/// Private memory of an executor before its share, in bytes: its program, libraries and their heaps.
-pub const OWN_MEMORY: u64 = 128 << 20;
-/// Processes and threads of one user, which is one executor: as many as a node has cores several times, and few enough
-/// that the node goes on while they spin.
-pub const MAX_TASKS: u64 = 1024;
 
 /// Of proc_pid_oom_score_adj(5).
 const MOST_EXPENDABLE: &str = "1000";

@@ -73,8 +73,8 @@ impl Sandbox {
         view::grow(&self.settings, memory)
     }
 
-    /// Drops rights: from now on this process is as little trusted as what it will load. It becomes `user` of the range,
-    /// which is its number among the executors that run.
+    /// Drops rights: from now on this process is as little trusted as what it will load. It becomes `user` of the
+    /// range, which is its number among the executors that run.
     pub fn confine(&self, user: u32) -> Result<(), Error> {
         let layers = self.settings.layers;
         if layers.has(Layer::Limits) {

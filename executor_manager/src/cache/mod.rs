@@ -79,15 +79,6 @@ impl Library {
         };
         file.into_iter().chain(filled).map(AsFd::as_fd)
     }
-
-    /// Likewise.
-    pub fn into_descriptors(self) -> Vec<OwnedFd> {
-        match self {
-            Library::Absent => vec![],
-            Library::Empty { file, filled } => vec![file, filled],
-            Library::Sealed(file) | Library::Preloaded(file) => vec![file],
-        }
-    }
 }
 
 /// Names a file that an executor fills.

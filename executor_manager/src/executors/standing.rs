@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use rfaas_program::local_channel::{LocalChannel, LocalError, to_file};
 use rfaas_protocol::Empty;
-use rfaas_protocol::assignment::{Assignment, LibraryFile};
+use rfaas_protocol::assignment::{Assignment, LibraryFile, PreloadedLibrary};
 use rfaas_protocol::launch::{FromStandby, ToStandby};
 
 use super::Running;
@@ -23,7 +23,8 @@ pub struct Standing {
     channel: LocalChannel,
     /// When it has to be ready; `None`: it is.
     ready_by: Option<Instant>,
-    /// Its channel is closed, or has said something else, before it was ready. It has ended, or is killed when it is late.
+    /// Its channel is closed, or has said something else, before it was ready. It has ended, or is killed when it is
+    /// late.
     lost: bool,
 }
 
@@ -66,12 +67,12 @@ impl Standing {
         self.was_ready()
     }
 
-    /// Gives it its lease; it has loaded `preloaded` bytes of libraries. If that fails it is ended.
+    /// Gives it its lease; it has loaded the libraries `preload`. If that fails it is ended.
     pub fn assign(
         self,
         assignment: &Assignment,
         library: &Library,
-        preloaded: u64,
+        preload: &[PreloadedLibrary],
     ) -> Result<Running, LocalError> {
         let loaded = matches!(library, Library::Preloaded(_));
         let kind = if loaded { LibraryFile::Preloaded } else { assignment.library };
@@ -82,7 +83,7 @@ impl Standing {
         running.process.gets_lease(assignment.lease, assignment.memory, growing)?;
         running.account.limit(assignment.workers);
         if running.user.is_some() {
-            running.process.limit(assignment, preloaded)?; // it is confined
+            running.process.limit(assignment, preload)?; // it is confined
         }
         let mut given = vec![file.as_fd(), grown.as_fd()];
         if !loaded {

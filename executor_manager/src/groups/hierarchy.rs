@@ -47,8 +47,8 @@ pub struct Hierarchy {
 }
 
 impl Hierarchy {
-    /// Makes directories of this manager for `controllers`, in as many hierarchies as these are in. Returns them with what
-    /// others have left there. `Err`: why there are none.
+    /// Makes directories of this manager for `controllers`, in as many hierarchies as these are in. Returns them with
+    /// what others have left there. `Err`: why there are none.
     pub fn all(controllers: &[&'static str]) -> Result<(Vec<Self>, Vec<Stale>), String> {
         let read = |path: &str| fs::read_to_string(path).map_err(|e| format!("{path}: {e}"));
         let (mounts, groups) = (read("/proc/self/mountinfo")?, read("/proc/self/cgroup")?);

@@ -24,7 +24,9 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use hierarchy::{Hierarchy, Stale};
-pub use mounts::{Mount, Version};
+pub use mounts::Mount;
+use mounts::Version;
+use rfaas_protocol::isolation::MAX_TASKS;
 
 mod hierarchy;
 mod leftover;
@@ -46,8 +48,6 @@ const LAST_RETRY: Duration = Duration::from_secs(1);
 const BUSY_FOR: Duration = Duration::from_secs(10);
 /// How long what is left at the end may take.
 const END_WITHIN: Duration = Duration::from_millis(500);
-/// Processes and threads of an executor, as where there is no group (`rfaas_sandbox`).
-const MOST_TASKS: &str = "1024";
 
 /// Makes groups for executors.
 #[derive(Debug)]
@@ -261,7 +261,7 @@ impl Shared {
     fn prepare(&self, place: &Place) -> io::Result<()> {
         for (hierarchy, path) in self.hierarchies.iter().zip(&place.paths) {
             if hierarchy.controllers.contains(&"pids") {
-                fs::write(path.join("pids.max"), MOST_TASKS)?;
+                fs::write(path.join("pids.max"), MAX_TASKS.to_string())?;
             }
             if hierarchy.controllers.contains(&"memory") {
                 // A kernel without swapping has neither of these.
@@ -276,7 +276,7 @@ impl Shared {
 
     fn limit(&self, place: &Place, limits: &GroupLimits) -> io::Result<()> {
         if let Some((version, path)) = self.find(place, "memory") {
-            fs::write(path.join(limit_file(version)), limits.memory.to_string())?;
+            fs::write(path.join(version.memory_limit()), limits.memory.to_string())?;
         }
         if let Some(cpus) = &limits.cpus
             && let Some((_, path)) = self.find(place, "cpuset")
@@ -301,7 +301,7 @@ impl Shared {
             .any(|count| count.trim() != "0");
         // Before Linux 5.19, version 2 does not say how much it was.
         let used = number(peak).or_else(|| number("memory.current"))?;
-        Some(GroupMemory { limit: number(limit_file(version))?, used, killed })
+        Some(GroupMemory { limit: number(version.memory_limit())?, used, killed })
     }
 
     /// Makes groups ahead and removes those that are given back, until it is asked to end.
@@ -364,14 +364,6 @@ impl Shared {
             }
             thread::sleep(PAUSE);
         }
-    }
-}
-
-/// The file with the limit of memory.
-fn limit_file(version: Version) -> &'static str {
-    match version {
-        Version::One => "memory.limit_in_bytes",
-        Version::Two => "memory.max",
     }
 }
 

@@ -19,8 +19,8 @@ pub struct Mount<'a> {
 }
 
 impl<'a> Mount<'a> {
-    /// Reads a line of `/proc/self/mountinfo`: `ID PARENT DEVICE ROOT AT OPTIONS … - TYPE SOURCE OPTIONS`. `None`: it is
-    /// no hierarchy that may have `controller`.
+    /// Reads a line of `/proc/self/mountinfo`: `ID PARENT DEVICE ROOT AT OPTIONS … - TYPE SOURCE OPTIONS`. `None`: it
+    /// is no hierarchy that may have `controller`.
     pub fn parse(line: &'a str, controller: &str) -> Option<Self> {
         let (front, back) = line.split_once(" - ")?;
         let mut front = front.split(' ').skip(3);
@@ -50,6 +50,14 @@ impl<'a> Mount<'a> {
 }
 
 impl Version {
+    /// The file of a group with its limit of memory, in bytes; of version 2 it says `max` if there is none.
+    pub fn memory_limit(self) -> &'static str {
+        match self {
+            Version::One => "memory.limit_in_bytes",
+            Version::Two => "memory.max",
+        }
+    }
+
     /// The path in a line of `/proc/self/cgroup`, `NUMBER:CONTROLLERS:PATH`, if it is the one with `controller`.
     fn group<'t>(self, line: &'t str, controller: &str) -> Option<&'t str> {
         let mut fields = line.splitn(3, ':').skip(1);

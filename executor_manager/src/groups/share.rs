@@ -1,46 +1,18 @@
 //! How much the control group of an executor may have: as much as its limit of private memory is where there is no
-//! group (`rfaas_sandbox`, the executor's `confinement`), so that one process alone meets that first, which it can handle.
+//! group (`rfaas_sandbox`, the executor's `confinement`), so that one process alone meets that first, which it can
+//! handle.
 
-use nix::sched::{CpuSet, sched_getaffinity};
-use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
-use nix::unistd::Pid;
-use rfaas_protocol::assignment::Assignment;
+use rfaas_program::footprint::footprint;
+use rfaas_protocol::assignment::{Assignment, PreloadedLibrary};
+use rfaas_protocol::isolation::OWN_MEMORY;
 
 use super::GroupLimits;
 
-/// An executor before its share, in bytes: its program, libraries and their heaps, what the kernel keeps for it.
-const OWN_MEMORY: u64 = 128 << 20;
-/// Copies of a library while it is received and loaded.
-const LIBRARY_COPIES: u64 = 3;
-/// What a slot has besides input and output, in bytes: headers, and the rest of pages.
-const SLOT_EDGES: u64 = 16 << 10;
-/// Stack of a worker where there is no limit, in bytes.
-const UNLIMITED_STACK: u64 = 64 << 20;
-
-/// Returns what the group of an executor with this assignment may have, which has loaded `preloaded` bytes of libraries
-/// before.
-pub fn limits_of(assignment: &Assignment, preloaded: u64) -> GroupLimits {
+/// Returns what the group of an executor with this assignment may have, if it has the libraries `preload` too.
+pub fn limits_of(assignment: &Assignment, preload: &[PreloadedLibrary]) -> GroupLimits {
     let leased = u64::from(assignment.memory) << 20;
-    let stack = getrlimit(Resource::RLIMIT_STACK).map_or(RLIM_INFINITY, |(soft, _)| soft);
-    let stack = if stack == RLIM_INFINITY { UNLIMITED_STACK } else { stack };
-    let stacks = (u64::from(assignment.workers) + processors()).saturating_mul(stack);
-    let slot = u64::from(assignment.input_bytes) + u64::from(assignment.output_bytes) + SLOT_EDGES;
-    let slots = u64::from(assignment.slots) * u64::from(assignment.workers);
-    let parts = [
-        leased,
-        stacks,
-        LIBRARY_COPIES * u64::from(assignment.code_bytes),
-        slots.saturating_mul(slot),
-        preloaded,
-    ];
-    let memory = parts.into_iter().fold(OWN_MEMORY, u64::saturating_add);
+    let memory = OWN_MEMORY.saturating_add(footprint(assignment, preload)).saturating_add(leased);
     GroupLimits { memory, cpus: assignment.pin_to.clone() }
-}
-
-fn processors() -> u64 {
-    sched_getaffinity(Pid::from_raw(0)).map_or(1, |cpus| {
-        (0..CpuSet::count()).filter(|&cpu| cpus.is_set(cpu) == Ok(true)).count() as u64
-    })
 }
 
 #[cfg(test)]
@@ -57,8 +29,16 @@ mod tests {
                 "library": "absent", "hot_timeout_ms": 0}"#,
         )
         .unwrap();
-        let (without, with) = (limits_of(&assignment, 0), limits_of(&assignment, 5000));
-        assert_eq!(with.memory, without.memory + 5000);
-        assert_eq!(limits_of(&assignment, u64::MAX).memory, u64::MAX);
+        let library = |bytes| PreloadedLibrary { hash: assignment.code_hash, bytes };
+        let memory = |preload: &[_]| limits_of(&assignment, preload).memory;
+        assert_eq!(memory(&[library(5000), library(1)]), memory(&[]) + 5001);
+        let most = Assignment {
+            workers: u16::MAX,
+            slots: u16::MAX,
+            input_bytes: u32::MAX,
+            output_bytes: u32::MAX,
+            ..assignment.clone()
+        };
+        assert_eq!(limits_of(&most, &[]).memory, u64::MAX);
     }
 }

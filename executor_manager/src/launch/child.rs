@@ -24,7 +24,7 @@ use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
 use rfaas_program::local_channel::{LocalChannel, LocalError};
 use rfaas_protocol::Empty;
-use rfaas_protocol::assignment::Assignment;
+use rfaas_protocol::assignment::{Assignment, PreloadedLibrary};
 use rfaas_protocol::launch::{FromGuardian, Grow, ToGuardian};
 use rustix::process::{PidfdFlags, pidfd_open, pidfd_send_signal};
 
@@ -114,9 +114,9 @@ impl ExecutorChild {
     }
 
     /// Limits it to what the control group of an executor with this assignment may have, if it is in one. It has loaded
-    /// `preloaded` bytes of libraries.
-    pub fn limit(&self, assignment: &Assignment, preloaded: u64) -> io::Result<()> {
-        let limits = limits_of(assignment, preloaded);
+    /// the libraries `preload`.
+    pub fn limit(&self, assignment: &Assignment, preload: &[PreloadedLibrary]) -> io::Result<()> {
+        let limits = limits_of(assignment, preload);
         self.group.as_ref().map_or(Ok(()), |group| group.limit(&limits))
     }
 

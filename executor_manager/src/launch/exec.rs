@@ -2,7 +2,6 @@
 //! Nothing of this process passes to it but what is given.
 
 use std::ffi::{CStr, CString, OsStr, OsString};
-use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
@@ -13,6 +12,7 @@ use nix::sys::signal::SigSet;
 use nix::unistd::{AccessFlags, Pid, access};
 use rfaas_program::inherited::FEWEST_DESCRIPTORS;
 use rfaas_protocol::assignment::LIBRARY_DESCRIPTOR;
+use rustix::io::fcntl_dupfd_cloexec;
 
 use super::{Descriptors, StartError};
 
@@ -58,7 +58,7 @@ impl Exec {
     }
 
     /// Starts an executor.
-    pub fn start(&self, descriptors: Descriptors) -> Result<Pid, StartError> {
+    pub fn start(&self, descriptors: &Descriptors<'_>) -> Result<Pid, StartError> {
         let Descriptors { input, streams, more } = descriptors;
         let standard = [input.as_raw_fd(), streams.stdout.as_raw_fd(), streams.stderr.as_raw_fd()];
         self.spawn(&[c"executor"], standard, more)
@@ -68,7 +68,7 @@ impl Exec {
     /// standard error of this process.
     pub fn start_zygote(&self, channel: BorrowedFd<'_>) -> Result<Pid, StartError> {
         let standard = [channel.as_raw_fd(), 2, 2];
-        self.spawn(&[c"executor", c"zygote"], standard, Vec::new())
+        self.spawn(&[c"executor", c"zygote"], standard, &[])
     }
 
     /// Starts the program, which leads a session of its own, with these standard streams, and `more`
@@ -77,11 +77,13 @@ impl Exec {
         &self,
         arguments: &[&CStr],
         standard: [RawFd; 3],
-        more: Vec<OwnedFd>,
+        more: &[BorrowedFd<'_>],
     ) -> Result<Pid, StartError> {
         let program = self.find()?;
         let beyond = LIBRARY_DESCRIPTOR + more.len() as RawFd; // a few
-        let more: io::Result<Vec<_>> = more.into_iter().map(|d| moved_beyond(beyond, d)).collect();
+        // Beyond the numbers that they get in the child, where one would be overwritten.
+        let more: Result<Vec<_>, _> =
+            more.iter().map(|descriptor| fcntl_dupfd_cloexec(descriptor, beyond)).collect();
         let spawned = more.map_err(|_| Errno::EMFILE).and_then(|more| {
             let (actions, attributes) = self.prepare(standard, &more)?;
             posix_spawn(&program, &actions, &attributes, arguments, &self.environment)
@@ -137,14 +139,6 @@ impl Exec {
             None => StartError::NotFound { path: shown(&self.search) },
         })
     }
-}
-
-/// Moves a descriptor beyond the numbers that descriptors get in a child, where it would be overwritten.
-fn moved_beyond(first: RawFd, descriptor: OwnedFd) -> io::Result<OwnedFd> {
-    if descriptor.as_raw_fd() >= first {
-        return Ok(descriptor);
-    }
-    moved_beyond(first, descriptor.try_clone()?) // a higher number, since this one is in use
 }
 
 /// Descriptors of this process beyond the standard ones; closing one in a child that is not open

@@ -19,7 +19,8 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::iter;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -104,13 +105,13 @@ pub struct Launcher {
 
 /// The descriptors that an executor starts with.
 #[derive(Debug)]
-struct Descriptors {
+struct Descriptors<'a> {
     /// The instructions, as standard input.
     input: File,
     streams: StandardStreams,
     /// The library's file, as [`LIBRARY_DESCRIPTOR`](rfaas_protocol::assignment::LIBRARY_DESCRIPTOR) and the next; or
     /// the channel of one that stands by, and the files of libraries that it loads.
-    more: Vec<OwnedFd>,
+    more: Vec<BorrowedFd<'a>>,
 }
 
 impl Launcher {
@@ -204,7 +205,7 @@ impl Launcher {
     ) -> Result<ExecutorChild, StartError> {
         let input = to_file(c"instructions", instructions).map_err(StartError::Instructions)?;
         let (output, streams) = self.outputs.follow(Some(lease)).map_err(StartError::Output)?;
-        let descriptors = Descriptors { input, streams, more: library.into_descriptors() };
+        let descriptors = Descriptors { input, streams, more: library.descriptors().collect() };
         let mut group = self.group(instructions).map_err(StartError::Group)?;
         let child = match self.clone_one(&descriptors) {
             Ok(cloned) => {
@@ -213,7 +214,7 @@ impl Launcher {
             }
             Err(reason) if self.only_cloned => return Err(StartError::NotCloned(reason)),
             Err(_) => {
-                let child = ExecutorChild::spawned(self.exec.start(descriptors)?, output);
+                let child = ExecutorChild::spawned(self.exec.start(&descriptors)?, output);
                 // It runs no foreign code before it has connected, for which it waits for this thread.
                 if let Some(group) = &mut group {
                     group.attach(child.pid()).map_err(StartError::Group)?;
@@ -224,16 +225,15 @@ impl Launcher {
         Ok(child.in_group(group))
     }
 
-    /// Returns the group of an executor with these instructions, if there are groups. What it may have is limited if the
-    /// executor is confined, and has a lease.
+    /// Returns the group of an executor with these instructions, if there are groups. What it may have is limited if
+    /// the executor is confined, and has a lease.
     fn group(&self, instructions: &Instructions) -> io::Result<Option<Group>> {
         let Some(groups) = &self.groups else { return Ok(None) };
         let group = groups.take()?;
         if let Instructions { standby, assignment: Some(assignment) } = instructions
             && standby.sandbox.is_some()
         {
-            let preloaded = standby.preload.iter().map(|library| u64::from(library.bytes)).sum();
-            group.limit(&limits_of(assignment, preloaded))?;
+            group.limit(&limits_of(assignment, &standby.preload))?;
         }
         Ok(Some(group))
     }
@@ -249,17 +249,15 @@ impl Launcher {
 
     /// Starts an executor that stands by, with `instructions` and the `files` of libraries that these name; returns it,
     /// and where it hears of its lease.
-    pub fn start_standing<'a>(
+    pub fn start_standing(
         &mut self,
         instructions: &Instructions,
-        files: impl Iterator<Item = BorrowedFd<'a>>,
+        files: &[File],
     ) -> Result<(ExecutorChild, LocalChannel), StartError> {
         let input = to_file(c"instructions", instructions).map_err(StartError::Instructions)?;
         let (channel, theirs) = LocalChannel::pair().map_err(StartError::Instructions)?;
         let (output, streams) = self.outputs.follow(None).map_err(StartError::Output)?;
-        let files: io::Result<Vec<_>> = files.map(|file| file.try_clone_to_owned()).collect();
-        let mut more = vec![theirs.into()];
-        more.extend(files.map_err(StartError::Instructions)?);
+        let more = iter::once(theirs.as_fd()).chain(files.iter().map(AsFd::as_fd)).collect();
         let descriptors = Descriptors { input, streams, more };
         let zygote = self.zygote.as_mut().ok_or_else(|| "none is to be cloned".to_owned());
         let cloned = zygote.and_then(|zygote| zygote.start(&descriptors));
@@ -271,7 +269,7 @@ impl Launcher {
     }
 
     /// Has an executor cloned, or returns why there is none.
-    fn clone_one(&mut self, descriptors: &Descriptors) -> Result<Cloned, String> {
+    fn clone_one(&mut self, descriptors: &Descriptors<'_>) -> Result<Cloned, String> {
         let zygote = self.zygote.as_mut().ok_or("none is to be cloned")?;
         let cloned = zygote.start(descriptors);
         if cloned.is_ok() || !self.only_cloned || zygote.is_ready() {

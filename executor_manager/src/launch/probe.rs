@@ -26,7 +26,7 @@ pub fn probe(exec: &Exec, settings: &SandboxSettings) -> Result<IsolationReport,
     let asked = serde_json::to_string(settings).map_err(io::Error::from);
     let asked = asked.and_then(|text| Ok(CString::new(text)?)).map_err(StartError::Probe)?;
     let streams = [nothing.as_raw_fd(), writer.as_raw_fd(), io::stderr().as_raw_fd()];
-    let pid = exec.spawn(&[c"executor", c"probe", &asked], streams, Vec::new())?;
+    let pid = exec.spawn(&[c"executor", c"probe", &asked], streams, &[])?;
     drop(writer);
     let answer = read(reader);
     let _ = kill(pid, Signal::SIGKILL); // it has answered, or does not

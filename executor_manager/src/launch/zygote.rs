@@ -189,7 +189,7 @@ impl Zygote {
     }
 
     /// Has an executor cloned, or returns why there is none.
-    pub fn start(&mut self, descriptors: &Descriptors) -> Result<Cloned, String> {
+    pub fn start(&mut self, descriptors: &Descriptors<'_>) -> Result<Cloned, String> {
         let process = self.process.as_ref().filter(|process| process.is_ready());
         let process = process.ok_or_else(|| "there is no zygote yet".to_owned())?;
         match process.ask(descriptors) {
@@ -256,7 +256,7 @@ impl Process {
     }
 
     /// Asks for an executor and waits for the answer: that, or why there is none.
-    fn ask(&self, given: &Descriptors) -> Result<Result<Cloned, String>, Trouble> {
+    fn ask(&self, given: &Descriptors<'_>) -> Result<Result<Cloned, String>, Trouble> {
         let (lifeline, theirs) = match LocalChannel::pair() {
             Ok(ends) => ends,
             Err(error) => return Ok(Err(format!("no lifeline: {error}"))),

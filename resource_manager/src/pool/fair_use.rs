@@ -31,7 +31,8 @@ const SECOND: Duration = Duration::from_secs(1);
 /// What a lease that waited in vain for the whole time counts, beside one that waits. Who claims none can hold, one
 /// after the other, 32 leases for 10 s each (of the defaults), and after that one for 10 s in every two minutes.
 const IN_VAIN: f64 = 8.0;
-/// In so long, as many are forgiven as may wait: long beside the time for a claim, short enough for the next day's work.
+/// In so long, as many are forgiven as may wait: long beside the time for a claim, short enough for the next day's
+/// work.
 const FORGIVEN_IN: Duration = Duration::from_secs(3600);
 /// No more counts than so many times what may wait, so that all is forgiven in so many times [`FORGIVEN_IN`].
 const MOST_COUNTED: f64 = 2.0;

@@ -9,6 +9,12 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+/// Private memory of an executor before its share, in bytes: its program, libraries and their heaps.
+pub const OWN_MEMORY: u64 = 128 << 20;
+/// Processes and threads of one user, which is one executor: as many as a node has cores several times, and few enough
+/// that the node goes on while they spin.
+pub const MAX_TASKS: u64 = 1024;
+
 /// Defines the layers, each with its bit on the wire and its name in settings and answers.
 macro_rules! layers {
     ($($(#[$doc:meta])* $bit:literal => $variant:ident $name:literal,)*) => {

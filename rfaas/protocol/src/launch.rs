@@ -113,8 +113,8 @@ messages! {
     pub enum ToGuardian {
         /// The executor is to be asked to end.
         1 => Stop(Empty),
-        /// Once, first, also to an executor that has no guardian: the manager has it now, and it may begin. Before that it
-        /// moves into its control group, by writing `0` to each file that comes with this.
+        /// Once, first, also to an executor that has no guardian: the manager has it now, and it may begin. Before
+        /// that it moves into its control group, by writing `0` to each file that comes with this.
         2 => Go(Empty),
         /// It has a lease.
         3 => Grow(Grow),

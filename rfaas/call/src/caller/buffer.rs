@@ -190,8 +190,8 @@ impl InputBuffer {
     }
 }
 
-/// Has the memory of `region` be there. On the embedded device, the control group of whoever touches it first is charged
-/// for it: here that of this process, and not that of the executor that writes an output.
+/// Has the memory of `region` be there. On the embedded device, the control group of whoever touches it first is
+/// charged for it: here that of this process, and not that of the executor that writes an output.
 fn touch(region: &Region) -> Result<()> {
     region.fill(0..region.len(), 0)
 }
