@@ -6,7 +6,8 @@
 mod common;
 
 use std::net::SocketAddr;
-use std::time::{Duration, SystemTime};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
 
 use common::*;
 use rdmalib::{Device, Listener, PrivateData};
@@ -22,6 +23,20 @@ use rfaas_protocol::{
 
 /// What an impostor says when a node calls it.
 type Answer = fn(&NodeHello, SocketAddr) -> Option<ManagerProof>;
+
+/// Listens where a listener of this process was just dropped. A process that another test has forked has that too until
+/// it becomes its program.
+fn listen_after(device: &Device, address: SocketAddr) -> Listener {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match device.listen(address.port()) {
+            Err(rdmalib::Error::AddressInUse(_)) if Instant::now() < deadline => {
+                thread::sleep(Duration::from_millis(1));
+            }
+            listener => return listener.unwrap(),
+        }
+    }
+}
 
 /// Takes a node's connection in the resource manager's place, and orders it about. `listener` is of `device`.
 fn pass_for_the_resource_manager(
@@ -106,7 +121,7 @@ fn a_node_whose_resource_manager_is_somebody_else_when_it_starts_waits_for_the_r
     let setup = manager.node(OBEDIENT);
     drop(manager);
     let device = device();
-    let mut listener = device.listen(address.port()).unwrap();
+    let mut listener = listen_after(&device, address);
     let mut node = setup.start();
     drop(pass_for_the_resource_manager(&device, &mut listener, |_, _| None));
     drop(listener);
