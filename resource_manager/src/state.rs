@@ -21,13 +21,14 @@ mod tests;
 use std::fs::{self, File};
 use std::io;
 use std::path::Path;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, bail};
 use redb::backends::InMemoryBackend;
 use redb::{
-    Builder, Database, DatabaseError, ReadableDatabase, ReadableTable, ReadableTableMetadata,
-    StorageBackend, WriteTransaction,
+    Builder, Database, DatabaseError, Durability, ReadableDatabase, ReadableTable,
+    ReadableTableMetadata, StorageBackend, WriteTransaction,
 };
 use rfaas_protocol::lease::LeaseId;
 
@@ -50,6 +51,9 @@ const CACHE_BYTES: usize = 64 << 20;
 /// than a person reads. A new one beyond them replaces the oldest, and takes one more away if there are more
 /// (of a program that kept more): no commit takes much longer than what it is to commit.
 pub const MAX_UNCLAIMED: u64 = 1 << 14;
+
+/// Of a state in memory, each of so many commits is as good as one to a disk: only that frees what is not used any more.
+const FREED_EACH: u32 = 256;
 
 /// Bills that are looked at for one page at most: some 10 ms.
 const MOST_LOOKED_AT: usize = 2 * MAX_UNCLAIMED as usize;
@@ -87,12 +91,15 @@ macro_rules! from_redb {
         }
     )*};
 }
-from_redb!(CommitError DatabaseError StorageError TableError TransactionError);
+from_redb!(CommitError DatabaseError SetDurabilityError StorageError TableError TransactionError);
 
 /// An open state. The loop's thread writes it, any may read.
 #[derive(Debug)]
 pub struct StateFile {
     database: Database,
+    /// It ends with the program, so nothing has to be written for the case that this ends first.
+    in_memory: bool,
+    commits: AtomicU32,
 }
 
 impl StateFile {
@@ -129,7 +136,7 @@ impl StateFile {
             Some(FORMAT) => {
                 let opened = with_all_tables(&database);
                 opened.with_context(|| format!("{shown}: cannot be written"))?;
-                Ok(StateFile { database })
+                Ok(StateFile { database, in_memory: false, commits: AtomicU32::new(0) })
             }
             Some(newer) => bail!(
                 "{shown}: has format {newer}, and this program knows only {FORMAT}: it was written by a \
@@ -141,14 +148,14 @@ impl StateFile {
 
     /// A state that ends with the program.
     pub fn in_memory() -> Result<Self, StateError> {
-        Self::with_backend(InMemoryBackend::new())
+        Ok(StateFile { in_memory: true, ..Self::with_backend(InMemoryBackend::new())? })
     }
 
     /// A new state in whatever `backend` stores to.
     pub fn with_backend(backend: impl StorageBackend) -> Result<Self, StateError> {
         let database = Builder::new().set_cache_size(CACHE_BYTES).create_with_backend(backend)?;
         begin(&database)?;
-        Ok(StateFile { database })
+        Ok(StateFile { database, in_memory: false, commits: AtomicU32::new(0) })
     }
 
     /// What the last run left; `None` if this is the first.
@@ -189,7 +196,11 @@ impl StateFile {
 
     /// Makes `changes` durable: they are on the disk when this returns, all of them.
     pub fn commit(&self, changes: &Changes) -> Result<(), StateError> {
-        let transaction = self.database.begin_write()?;
+        let mut transaction = self.database.begin_write()?;
+        let number = self.commits.fetch_add(1, Ordering::Relaxed);
+        if self.in_memory && !number.is_multiple_of(FREED_EACH) {
+            transaction.set_durability(Durability::None)?;
+        }
         write(&transaction, changes)?;
         Ok(transaction.commit()?)
     }
