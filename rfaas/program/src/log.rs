@@ -84,6 +84,33 @@ pub fn finish(within: Duration) {
     }
 }
 
+/// As long as this is there, what its thread logs is written when that calls [`wake`](Self::wake), which it has to
+/// before it sleeps; at once if that is much.
+#[derive(Debug)]
+pub(crate) struct WokenLater;
+
+impl WokenLater {
+    /// Begins.
+    pub(crate) fn begin() -> Self {
+        queue::wakes_later(true);
+        WokenLater
+    }
+
+    /// Has what was logged be written.
+    pub(crate) fn wake(&self) {
+        if let Some(queue) = LOG.get() {
+            queue.wake();
+        }
+    }
+}
+
+impl Drop for WokenLater {
+    fn drop(&mut self) {
+        queue::wakes_later(false);
+        self.wake();
+    }
+}
+
 /// A panic is logged like everything else. The standard library's own message would wait for standard error.
 fn panicked(info: &PanicHookInfo<'_>) {
     let Some(queue) = LOG.get() else { return };

@@ -24,6 +24,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use rdmalib::{ConnectRequest, Listener};
 
 use crate::describe;
+use crate::log::WokenLater;
 
 /// Descriptors that one connection may use on any provider, rounded up.
 pub const DESCRIPTORS_PER_CONNECTION: u64 = 8;
@@ -107,11 +108,14 @@ impl<'a, S> Sources<'a, S> {
 /// Runs the loop of `manager` until a pass ends it.
 pub fn run<M: PollLoop>(manager: &mut M, idle: Idle) -> Result<(), M::Error> {
     let mut wakeups = Wakeups::All;
+    let log = WokenLater::begin(); // whoever waits for what a pass does is answered first
     loop {
         if idle == Idle::Sleep {
             manager.arm();
         }
-        wakeups = match (manager.pass(wakeups)?, idle) {
+        let pass = manager.pass(wakeups)?;
+        log.wake();
+        wakeups = match (pass, idle) {
             (Pass::Stop, _) => return Ok(()),
             (_, Idle::Poll) => {
                 std::thread::yield_now();

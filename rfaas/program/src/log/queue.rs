@@ -7,6 +7,7 @@
 //! Not `tracing-appender`: its queue is bounded in lines alone, a line that cannot be written is lost without
 //! being counted, and the count of the others is for the program to fetch, not in the log.
 
+use std::cell::Cell;
 use std::io::{self, Write};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -33,8 +34,19 @@ const TOGETHER: Duration = Duration::from_millis(1);
 /// stay whole.
 const AT_ONCE: usize = 4096;
 
+thread_local! {
+    /// See [`wakes_later`].
+    static WAKES_LATER: Cell<bool> = const { Cell::new(false) };
+}
+
 /// The place of the program that an event comes from.
 pub(super) type Kind = Identifier;
+
+/// Says whether this thread calls [`Queue::wake`] after it has pushed lines, so that they need not wake the thread that
+/// writes, unless they are many.
+pub(super) fn wakes_later(later: bool) {
+    WAKES_LATER.set(later);
+}
 
 /// The queue.
 pub(super) struct Queue {
@@ -144,9 +156,20 @@ impl Queue {
     fn added(&self, mut state: MutexGuard<'_, State>) {
         let many = state.gathers && state.is_half_full();
         state.gathers &= !many;
-        let wake = std::mem::take(&mut state.asleep) || many;
+        let later = WAKES_LATER.get() && !state.is_half_full();
+        let wake = !later && std::mem::take(&mut state.asleep) || many;
         drop(state);
         if wake {
+            self.filled.notify_one();
+        }
+    }
+
+    /// Wakes the thread if it sleeps and there is something to write.
+    pub(super) fn wake(&self) {
+        let mut state = self.lock();
+        if state.asleep && !state.waiting.is_empty() {
+            state.asleep = false;
+            drop(state);
             self.filled.notify_one();
         }
     }
@@ -155,6 +178,9 @@ impl Queue {
     pub(super) fn flush(&self, within: Duration) {
         let busy = |state: &mut State| state.writing || !state.waiting.is_empty();
         let mut state = self.lock();
+        if !busy(&mut state) {
+            return;
+        }
         state.urgent = true;
         self.filled.notify_one();
         let waited = self.empty.wait_timeout_while(state, within, busy);

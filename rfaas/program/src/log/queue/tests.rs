@@ -119,6 +119,39 @@ fn many_lines_or_long_ones_are_written_before_there_is_no_room_for_more() {
 }
 
 #[test]
+fn a_thread_that_wakes_the_log_later_has_its_lines_written_then_or_when_they_are_many() {
+    let disk = Disk::default();
+    let queue = Queue::start(disk.clone()).unwrap();
+    let written = |lines: usize| {
+        let deadline = Instant::now() + PATIENCE;
+        while disk.text().lines().count() < lines {
+            assert!(Instant::now() < deadline, "{lines} lines are not written");
+            thread::sleep(Duration::from_millis(1));
+        }
+    };
+    let asleep = || {
+        let deadline = Instant::now() + PATIENCE;
+        while !queue.lock().asleep {
+            assert!(Instant::now() < deadline, "the thread does not wait for lines");
+            thread::sleep(Duration::from_millis(1));
+        }
+    };
+    asleep();
+    wakes_later(true);
+    queue.push_bare("one");
+    assert!(queue.lock().asleep, "it is not woken");
+    queue.wake();
+    written(1);
+    asleep();
+    (0..MOST_LINES / 2 + 1).for_each(|_| queue.push_bare("x"));
+    written(MOST_LINES / 2 + 2);
+    asleep();
+    wakes_later(false);
+    queue.push_bare("last");
+    written(MOST_LINES / 2 + 3);
+}
+
+#[test]
 fn what_a_full_disk_does_not_take_is_counted_and_the_count_is_told_when_there_is_room() {
     let disk = Disk::with_room(10); // a part of the first line
     let queue = Queue::start(disk.clone()).unwrap();
