@@ -37,6 +37,7 @@ use rfaas_protocol::channel::Channel;
 
 use crate::assigned::Assigned;
 use crate::events::{ThreadEvent, events};
+use crate::loader::Loader;
 use crate::main_thread::MainThread;
 use crate::plan::StandbyPlan;
 use crate::pool::{PoolError, WorkerPool};
@@ -57,6 +58,7 @@ mod fatal;
 #[allow(unsafe_code)] // foreign code: see there
 mod library;
 mod limits;
+mod loader;
 mod main_thread;
 mod meter;
 pub mod plan;
@@ -105,9 +107,10 @@ pub fn run(standby: Standby, work: Work, confinement: Option<Confinement>) -> Re
         .map_err(|error| os(&error))?;
     let pool = WorkerPool::start(&standby, &device, &manager_ends, &notifier);
     let pool = pool.map_err(|error: PoolError| Error::failed("cannot start workers", &error))?;
+    let loader = Loader::start(notifier).map_err(|error| os(&error))?;
     let client = Channel::new(&device, CONTROL_RECEIVES).map_err(|error| os(&error))?;
     let watch = Watch::new(signals, events, client, manager_ends, channel);
-    MainThread::new(standby, pool, watch, notifier, confinement).run(assigned, early)
+    MainThread::new(standby, pool, watch, loader, confinement).run(assigned, early)
 }
 
 /// Closes the instructions, with their secrets: what functions start would have it as standard input.

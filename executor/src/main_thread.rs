@@ -15,7 +15,6 @@ use nix::sys::prctl::set_name;
 use nix::unistd::alarm;
 use rdmalib::{Access, RemoteAddress};
 use rfaas_program::describe;
-use rfaas_program::footprint::stack_bytes;
 use rfaas_protocol::assignment::{FUNCTIONS_WRITE, MANAGER_LOST, PreloadedLibrary};
 use rfaas_protocol::channel::ChannelError;
 use rfaas_protocol::session::{
@@ -27,13 +26,14 @@ use crate::assigned::Assigned;
 use crate::beat::BeatError;
 use crate::confinement::Confinement;
 use crate::ended::{Ended, Error, LAST_LINES, LOAD_FAILED};
-use crate::events::{Notifier, ThreadEvent};
-use crate::library::{Code, GivenFile, Library, LoadError, SealedFile};
+use crate::events::ThreadEvent;
+use crate::library::{Code, GivenFile, Library, LoadError};
+use crate::limits;
+use crate::loader::Loader;
 use crate::plan::{DIAL_TIMEOUT, Plan, StandbyPlan};
 use crate::pool::{self, WorkerPool};
 use crate::watch::{News, Watch};
 use crate::worker::WorkerStartError;
-use crate::{fatal, limits};
 
 /// Time that the client has to write the code: 4 GB at 1 Gb/s.
 const CODE_TIMEOUT: Duration = Duration::from_secs(40);
@@ -71,7 +71,7 @@ pub struct MainThread {
     standby: Arc<StandbyPlan>,
     pool: WorkerPool,
     watch: Watch,
-    notifier: Notifier,
+    loader: Loader,
     /// `None`: this process is not confined.
     confinement: Option<Confinement>,
     /// For logs.
@@ -93,14 +93,14 @@ impl MainThread {
         standby: Arc<StandbyPlan>,
         pool: WorkerPool,
         watch: Watch,
-        notifier: Notifier,
+        loader: Loader,
         confinement: Option<Confinement>,
     ) -> Self {
         MainThread {
             standby,
             pool,
             watch,
-            notifier,
+            loader,
             confinement,
             lease: None,
             to_manager: COUNT_HERE,
@@ -166,15 +166,14 @@ impl MainThread {
         self.to_client = plan.workers.len();
         let assigned = self.pool.assign(&plan, self.watch.manager_ends());
         assigned.map_err(|error| Error::failed("cannot start workers", &error))?;
-        let code = self.dial_client(&plan, given)?;
-        if let Some(Code::FromClient { .. }) = code {
+        let is_loaded = matches!(given, GivenFile::Preloaded);
+        if let Some(code) = self.dial_client(&plan, given)? {
             self.wait_for_code(&plan)?;
+            self.loader.check(code, &plan);
         }
         self.close()?;
-        let library = Arc::new(match code {
-            Some(code) => self.load(&plan, code)?,
-            None => self.publish(&plan)?,
-        });
+        let library = if is_loaded { self.publish(&plan)? } else { self.load(&plan)? };
+        let library = Arc::new(library);
         self.pool.begin(&library);
         self.list_functions(&library)?;
         tracing::debug!(
@@ -209,9 +208,9 @@ impl MainThread {
         Ok(Assigned::received(given, &self.standby)?)
     }
 
-    /// Connects to the client, offering it a place for its code unless that is `given`. Returns where the code comes
-    /// from; `None`: it is loaded.
-    fn dial_client(&mut self, plan: &Plan, given: GivenFile) -> Result<Option<Code>, Error> {
+    /// Connects to the client, offering it a place for its code unless that is `given`: then it is checked meanwhile.
+    /// Returns what the client writes.
+    fn dial_client(&mut self, plan: &Arc<Plan>, given: GivenFile) -> Result<Option<Code>, Error> {
         let failed = |error: &dyn std::error::Error| {
             Error::failed(&format!("cannot connect to the client at {}", plan.client), error)
         };
@@ -224,7 +223,10 @@ impl MainThread {
         let code = match given {
             GivenFile::Absent => Some(from_client(None)?),
             GivenFile::Empty { file, filled } => Some(from_client(Some((file, filled)))?),
-            GivenFile::Sealed(file) => Some(Code::FromNode(file)),
+            GivenFile::Sealed(file) => {
+                self.loader.check(Code::FromNode(file), plan);
+                None
+            }
             GivenFile::Preloaded => None,
         };
         let (place, code_from) = match &code {
@@ -302,19 +304,15 @@ impl MainThread {
         }
     }
 
-    /// Copies and loads the library on a thread of its own: that may take long, and its constructors as long as they
-    /// like, while this thread still hears that the lease is over.
-    fn load(&mut self, plan: &Plan, code: Code) -> Result<Library, Stop> {
-        let notifier = self.notifier.clone();
+    /// Loads the library of `plan`, which the loader has checked.
+    fn load(&mut self, plan: &Plan) -> Result<Library, Stop> {
         // Also the first log line of this thread, which a constructor that hangs would keep waiting
         // (`end_at_last`); so it ends in the orderly time.
         let (bytes, hash) = (plan.code_bytes, plan.code_hash);
-        let on_node = matches!(code, Code::FromNode(_));
-        tracing::debug!(lease = self.lease, bytes, %hash, on_node, "loading the library");
+        tracing::debug!(lease = self.lease, bytes, %hash, "loading the library");
         self.loading = true;
         let_functions_write();
-        let load = move || Library::load(SealedFile::of(code, bytes as usize, &hash)?);
-        start_loader(move || notifier.tell(ThreadEvent::Loaded(load())))?;
+        self.loader.load();
         loop {
             match self.next(TICK)? {
                 News::Event(ThreadEvent::Loaded(loaded)) => {
@@ -327,7 +325,7 @@ impl MainThread {
         }
     }
 
-    /// Loads the libraries of the operator, whose files are `early`, on such a thread.
+    /// Loads the libraries of the operator, whose files are `early`.
     fn load_early(&mut self, early: Vec<OwnedFd>) -> Result<(), Stop> {
         if early.is_empty() {
             return Ok(());
@@ -339,17 +337,8 @@ impl MainThread {
                 _ => return Err(Stop::Over("the executor manager broke the protocol")),
             }
         }
-        let (notifier, standby) = (self.notifier.clone(), self.standby.clone());
         self.loading = true;
-        let load = move || {
-            let libraries = early.into_iter().zip(&standby.preload);
-            let load = |(file, library): (OwnedFd, &PreloadedLibrary)| {
-                let code = Code::FromNode(file);
-                Library::load_early(SealedFile::of(code, library.bytes as usize, &library.hash)?)
-            };
-            libraries.map(load).collect()
-        };
-        start_loader(move || notifier.tell(ThreadEvent::Preloaded(load())))?;
+        self.loader.load_early(early, &self.standby);
         loop {
             match self.next(TICK)? {
                 News::Event(ThreadEvent::Preloaded(loaded)) => {
@@ -476,19 +465,6 @@ impl MainThread {
 
 fn worker_failed(worker: usize, error: &WorkerStartError) -> Error {
     Error::failed(&format!("worker {worker} could not start"), error)
-}
-
-/// Starts a thread on which libraries are loaded.
-fn start_loader(load: impl FnOnce() + Send + 'static) -> Result<(), Error> {
-    std::thread::Builder::new()
-        .name("loader".into())
-        .stack_size(stack_bytes()) // constructors are functions too
-        .spawn(move || {
-            fatal::note_stack();
-            load();
-        })
-        .map(drop)
-        .map_err(|error| Error::failed("cannot start the loader", &error))
 }
 
 fn failed(error: &dyn std::error::Error) -> Stop {

@@ -46,6 +46,22 @@ const RTLD_NOLOAD: c_int = nix::libc::RTLD_NOLOAD;
 /// that may unwind, which C++ can do, so that [`enter`] is where that ends.
 type Foreign = extern "C-unwind" fn(*mut c_void, u32, *mut c_void) -> u32;
 
+/// A file that is a function library as far as can be seen without running it.
+#[derive(Debug)]
+pub struct CheckedLibrary {
+    code: SealedFile,
+    /// Of the functions that it says it has.
+    names: Vec<String>,
+}
+
+impl CheckedLibrary {
+    /// Looks at `code`. An error if it is none.
+    pub fn new(code: SealedFile) -> Result<Self, LoadError> {
+        let names = exported_functions(&code.map()?)?;
+        Ok(CheckedLibrary { code, names })
+    }
+}
+
 /// A loaded function library.
 #[derive(Debug)]
 pub struct Library {
@@ -59,15 +75,15 @@ pub struct Library {
 }
 
 impl Library {
-    /// Loads the library whose file is `code`. Runs its constructors, once.
-    pub fn load(code: SealedFile) -> Result<Library, LoadError> {
-        Library::load_as(code, RTLD_GLOBAL)
+    /// Loads what was `checked`. Runs its constructors, once.
+    pub fn load(checked: CheckedLibrary) -> Result<Library, LoadError> {
+        Library::load_as(checked, RTLD_GLOBAL)
     }
 
     /// Loads one that may be wanted later, and whose symbols are nobody else's until it is
     /// [published](Self::publish).
-    pub fn load_early(code: SealedFile) -> Result<Library, LoadError> {
-        Library::load_as(code, RTLD_LOCAL)
+    pub fn load_early(checked: CheckedLibrary) -> Result<Library, LoadError> {
+        Library::load_as(checked, RTLD_LOCAL)
     }
 
     /// Has its symbols found by what it loads itself, as if it was loaded now. Its constructors have run.
@@ -81,9 +97,9 @@ impl Library {
         Ok(())
     }
 
-    fn load_as(code: SealedFile, scope: c_int) -> Result<Library, LoadError> {
+    fn load_as(checked: CheckedLibrary, scope: c_int) -> Result<Library, LoadError> {
+        let CheckedLibrary { code, names } = checked;
         let process = ForkMark::new();
-        let names = exported_functions(&code.map()?)?;
         let path = format!("/proc/self/fd/{}", code.as_fd().as_raw_fd());
         // SAFETY: loading runs the library's constructors. They are the client's code in the
         // client's process, like its functions (module docs), and rely on nothing of ours.
