@@ -80,16 +80,19 @@ impl Standing {
         let Standing { mut running, channel, .. } = self;
         let file = to_file(c"assignment", assignment)?;
         let (grown, growing) = io::pipe()?;
-        running.process.gets_lease(assignment.lease, assignment.memory, growing)?;
-        running.account.limit(assignment.workers);
-        if running.user.is_some() {
-            running.process.limit(assignment, preload)?; // it is confined
-        }
         let mut given = vec![file.as_fd(), grown.as_fd()];
         if !loaded {
             given.extend(library.descriptors());
         }
+        running.process.gets_lease(assignment.lease);
+        running.account.limit(assignment.workers);
+        // First, so that it connects to its client while the rest is done. Before that is done, at the end of the
+        // pipe, it runs no foreign code.
         channel.send(&ToStandby::Assign(Empty {}), &given)?;
+        if running.user.is_some() {
+            running.process.limit(assignment, preload)?; // it is confined
+        }
+        running.process.grow(assignment.memory, growing)?;
         Ok(running)
     }
 }

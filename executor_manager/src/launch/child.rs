@@ -130,20 +130,18 @@ impl ExecutorChild {
         self.pid.as_raw()
     }
 
-    /// It has a lease of `memory` MB from now on: what it writes is that of the lease, and its `/tmp` holds so much
-    /// when `growing` is closed.
-    pub fn gets_lease(
-        &mut self,
-        lease: u64,
-        memory: u32,
-        growing: PipeWriter,
-    ) -> Result<(), LocalError> {
+    /// It has `lease` from now on, whose is what it writes.
+    pub fn gets_lease(&mut self, lease: u64) {
+        self.output.belongs_to(lease);
+    }
+
+    /// Has its `/tmp` hold `memory` MB. When that is so, `growing` is closed.
+    pub fn grow(&self, memory: u32, growing: PipeWriter) -> Result<(), LocalError> {
         if let Some(guardian) = &self.guardian {
             let grow = ToGuardian::Grow(Grow { memory: memory.into() });
             // Without a guardian there is no `/tmp` of its own.
             guardian.send(&grow, &[growing.as_fd()])?;
         }
-        self.output.belongs_to(lease);
         Ok(())
     }
 
