@@ -2,10 +2,11 @@
 //! workers dial, so that they do not wait for it. Nothing here waits.
 
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rdmalib::{
-    Access, CompletionQueue, ConnectRequest, Device, ReceiveQueue, Region, RemoteAddress,
+    Access, CompletionQueue, ConnectRequest, Device, Domain, ReceiveQueue, Region, RemoteAddress,
 };
 use rfaas_call::caller::{Accepted, SlotNeeds, Unconnected, WorkerConnection, completion_queue};
 use rfaas_config::OpenDevice;
@@ -15,8 +16,9 @@ use rfaas_protocol::session::{
 };
 use rfaas_protocol::{Empty, Hello, Malformed, Role, Secret, parse_prefix};
 
-use crate::deployment::DeploymentSpecification;
+use crate::deployment::Deployment;
 use crate::error::{Error, Result};
+use crate::library::Library;
 
 const WHAT: &str = "the executor";
 /// Messages that the executor may be ahead of us. One names the functions of a usual library.
@@ -26,7 +28,9 @@ const CONTROL_RECEIVES: u32 = 16;
 pub(crate) struct Assembly<'a> {
     device: &'a Device,
     session: Secret,
-    specification: &'a DeploymentSpecification,
+    domain: &'a Domain,
+    /// Its bytes are sent if the node wants them.
+    library: Option<Arc<Library>>,
     needs: SlotNeeds,
     workers: Vec<Seat>,
     completions: CompletionQueue,
@@ -78,13 +82,12 @@ impl<'a> Assembly<'a> {
         device: &'a OpenDevice,
         cores: u16,
         session: Secret,
-        specification: &'a DeploymentSpecification,
+        deployment: &Deployment,
+        domain: &'a Domain,
     ) -> Result<Self> {
         let device = &device.device;
-        let deployment = &specification.deployment;
         let needs = SlotNeeds { slots: deployment.slots, input_bytes: deployment.input_bytes };
         let completions = completion_queue(device, cores, needs.slots)?;
-        let domain = &specification.domain;
         let vacant = |worker: u16| {
             let index = usize::from(worker);
             Unconnected::new(index, needs, device, domain, &completions).map(Seat::Vacant)
@@ -94,13 +97,19 @@ impl<'a> Assembly<'a> {
         Ok(Assembly {
             device,
             session,
-            specification,
+            domain,
+            library: None,
             needs,
             workers,
             completions,
             unconnected,
             control: None,
         })
+    }
+
+    /// Has the library of the executor, which is to be known before that is admitted.
+    pub(crate) fn sends(&mut self, library: &Arc<Library>) {
+        self.library = Some(Arc::clone(library));
     }
 
     /// Accepts the peer that dialled, or refuses it. An error is one of our own device.
@@ -189,7 +198,7 @@ impl<'a> Assembly<'a> {
 
     /// Returns the library as memory that can be sent on `channel`.
     fn code_to_send(&self, channel: &Channel) -> Result<Region> {
-        let code = &self.specification.library.code;
+        let code = self.library.as_ref().map_or(&[][..], |library| &library.code);
         let region = channel.domain().allocate(code.len(), Access::empty())?;
         region.write(0, code)?;
         Ok(region)
@@ -200,8 +209,7 @@ impl<'a> Assembly<'a> {
         let unconnected = match std::mem::replace(&mut self.workers[index], Seat::Lost) {
             Seat::Vacant(unconnected) => unconnected,
             Seat::Lost | Seat::Taken(_) => {
-                let domain = &self.specification.domain;
-                Unconnected::new(index, needs, self.device, domain, &self.completions)?
+                Unconnected::new(index, needs, self.device, self.domain, &self.completions)?
             }
         };
         // If it is gone again, so is its executor, of which the manager tells.

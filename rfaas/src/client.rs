@@ -80,7 +80,9 @@ impl Client {
     }
 
     fn new(device: OpenDevice, name: ClientName, source: Source) -> Self {
-        Client { grantor: Arc::new(Grantor::new(device, name, source)) }
+        let grantor = Grantor::new(device, name, source);
+        grantor.prepare();
+        Client { grantor: Arc::new(grantor) }
     }
 
     /// Leases cores of some node. Without a resource manager the node is chosen when the lease is

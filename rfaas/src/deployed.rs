@@ -348,7 +348,9 @@ impl DeployedExecutor {
     pub(crate) fn restart_within(&mut self, timeout: Duration) -> Result<()> {
         self.check_process()?;
         self.stop();
-        let started = session::start_again(&self.lease.0, &self.specification, timeout)?;
+        let DeploymentSpecification { library, deployment, domain, .. } = &self.specification;
+        let read = || Ok(Arc::clone(library));
+        let started = session::start_again(&self.lease.0, (deployment, domain, &read), timeout)?;
         self.check_functions(&started)?;
         self.install(started);
         tracing::info!(lease = %self.lease_id, "executor replaced");
@@ -379,7 +381,9 @@ impl DeployedExecutor {
 
     /// Starts a process on `lease` and lets the old one go with its lease. After an error everything is as it was.
     pub(crate) fn move_to(&mut self, lease: Arc<HeldLease>, timeout: Duration) -> Result<()> {
-        let started = session::start(&lease, &self.specification, timeout)?;
+        let DeploymentSpecification { library, deployment, domain, .. } = &self.specification;
+        let read = || Ok(Arc::clone(library));
+        let (started, _) = session::start(&lease, (deployment, domain, &read), timeout)?;
         let lease = LeaseInUse(lease);
         self.check_functions(&started)?;
         let from = std::mem::replace(&mut self.lease, lease);

@@ -80,8 +80,12 @@ impl Grantor {
         manager: &ResourceManager,
         request: &LeaseRequest,
     ) -> Result<Vec<Candidate>> {
-        let meanwhile = || self.spares.fill(&self.device);
-        manager.lease(&self.device, request, self.name, &meanwhile)
+        manager.lease(&self.device, request, self.name, &|| self.prepare())
+    }
+
+    /// Makes what claiming a lease takes, unless it is there.
+    pub(crate) fn prepare(&self) {
+        self.spares.fill(&self.device);
     }
 
     /// Gives back a lease that was not claimed.

@@ -10,7 +10,6 @@
 //! Elsewhere: its stages, claiming it, telling its end (`lease_core`), what an application sees (`lease`).
 
 use std::mem;
-use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -24,7 +23,7 @@ use crate::cause::{Cause, Ending};
 use crate::error::{Error, Result};
 use crate::grantor::Grantor;
 use crate::lease_core::{LeaseCore, LeaseStage, LeaseUse};
-use crate::library::Library;
+use crate::library::{Library, LibraryFile};
 use crate::printed::Printed;
 use crate::request::{Candidate, LeaseRequest};
 
@@ -100,9 +99,9 @@ impl HeldLease {
         &self.grantor.device
     }
 
-    /// Returns the library at `path`, if it is one.
-    pub(crate) fn read_library(&self, path: &Path) -> Result<Arc<Library>> {
-        self.grantor.libraries.read(path)
+    /// Returns the library in `file`, if it is one.
+    pub(crate) fn read_library(&self, file: &LibraryFile<'_>) -> Result<Arc<Library>> {
+        self.grantor.libraries.read(file)
     }
 
     /// Returns a connection to connect to an executor manager.
@@ -138,7 +137,7 @@ impl HeldLease {
                 Ok(None)
             }
             LeaseStage::Claimed(mut manager) => {
-                let bill = manager.release(RELEASE_TIMEOUT);
+                let bill = manager.release(RELEASE_TIMEOUT, &|| self.grantor.prepare());
                 if let Some(Cause::LeaseEnded(reason)) = manager.over() {
                     state.stage = LeaseStage::Over(reason);
                 }

@@ -17,18 +17,19 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use rdmalib::Listener;
+use rdmalib::{Domain, Listener};
 use rfaas_call::caller::{CallLimits, Calls, Driver, Workers};
 use rfaas_protocol::Secret;
 use rfaas_protocol::channel::Channel;
 use rfaas_protocol::lease::LeaseId;
 
 use crate::assembly::Assembly;
-use crate::deployment::{DeploymentSpecification, Phases};
+use crate::deployment::{Deployment, Phases};
 use crate::error::{Error, Exit, Result};
 use crate::executor_manager::Polled;
 use crate::held_lease::HeldLease;
 use crate::lease_core::{Claim, LeaseEnd, LeaseUse};
+use crate::library::Library;
 use crate::request::ExecutorRequest;
 
 /// Longest start, so that a deadline can be computed: a century.
@@ -46,14 +47,18 @@ pub(crate) struct Started {
     pub(crate) phases: Phases,
 }
 
-/// Starts an executor as `specification` says on `lease`, which runs none, within `timeout`.
+/// What an executor is started from: how, with buffers of which domain, and what reads its library, which is called
+/// once at most.
+pub(crate) type Parts<'a> = (&'a Deployment, &'a Domain, &'a dyn Fn() -> Result<Arc<Library>>);
+
+/// Starts an executor from these parts on `lease`, which runs none, within `timeout`. Returns its library too.
 pub(crate) fn start(
     lease: &Arc<HeldLease>,
-    specification: &DeploymentSpecification,
+    parts: Parts<'_>,
     timeout: Duration,
-) -> Result<Started> {
+) -> Result<(Started, Arc<Library>)> {
     let mut state = lease.lock();
-    let started = launch(lease, &mut state, specification, timeout)?;
+    let started = launch(lease, &mut state, parts, timeout)?;
     state.deployed = true;
     Ok(started)
 }
@@ -61,53 +66,61 @@ pub(crate) fn start(
 /// Starts another executor for `lease`, whose last one was asked to end. Waits for that first.
 pub(crate) fn start_again(
     lease: &Arc<HeldLease>,
-    specification: &DeploymentSpecification,
+    parts: Parts<'_>,
     timeout: Duration,
 ) -> Result<Started> {
     let mut state = lease.lock();
     state.deployed = false;
-    let started = launch(lease, &mut state, specification, timeout);
+    let started = launch(lease, &mut state, parts, timeout);
     state.deployed = true; // also after a failure: the same executor has the lease
-    started
+    Ok(started?.0)
 }
 
 fn launch(
     lease: &Arc<HeldLease>,
     state: &mut LeaseUse,
-    specification: &DeploymentSpecification,
+    (deployment, domain, read): Parts<'_>,
     timeout: Duration,
-) -> Result<Started> {
-    let deployment = &specification.deployment;
+) -> Result<(Started, Arc<Library>)> {
     let deadline = Instant::now() + timeout.min(FOREVER);
     let device = lease.device();
     let mut listener = device.device.listen(device.entry.port)?;
     let mut phases = Phases::default();
     let session = Secret::generate();
-    let request = ExecutorRequest {
-        client: listener.local_addr(),
-        session,
-        spin: deployment.spin,
-        input_bytes: wire(deployment.input_bytes),
-        output_bytes: wire(deployment.output_bytes),
-        code_bytes: wire(specification.library.code.len()),
-        code_hash: specification.library.hash,
-        slots: deployment.slots,
+    // Made while the manager has something to do.
+    let (library, assembly) = (OnceCell::new(), OnceCell::new());
+    let make = || Assembly::new(device, lease.cores, session, deployment, domain);
+    let request: &dyn Fn() -> _ = &|| {
+        let library: &Arc<Library> = library.get_or_init(read).as_ref().ok()?;
+        Some(ExecutorRequest {
+            client: listener.local_addr(),
+            session,
+            spin: deployment.spin,
+            input_bytes: wire(deployment.input_bytes),
+            output_bytes: wire(deployment.output_bytes),
+            code_bytes: wire(library.code.len()),
+            code_hash: library.hash,
+            slots: deployment.slots,
+        })
     };
-    // Made while the manager starts the executor.
-    let assembly = OnceCell::new();
-    let make = || Assembly::new(device, lease.cores, session, specification);
     let meanwhile: &dyn Fn() = &|| {
-        let _ = assembly.get_or_init(make);
+        if library.get_or_init(read).is_ok() {
+            let _ = assembly.get_or_init(make);
+        }
     };
     let replace: &dyn Fn(&[_], _) -> _ = &|candidates, because| lease.replace(candidates, because);
     let connection: &dyn Fn() -> _ = &|| lease.connection();
-    let claim = Claim { device, request: &request, deadline, replace, connection, meanwhile };
-    let (lease_id, node) = state.start_executor(&claim, &mut phases)?;
+    let claim = Claim { device, request, deadline, replace, connection, meanwhile };
+    let claimed = state.start_executor(&claim, &mut phases);
+    let library = library.into_inner().transpose()?; // what is wrong with it is the reason
+    let (lease_id, node) = claimed?;
+    let library = library.map_or_else(read, Ok)?;
     tracing::info!(lease = %lease_id, "lease claimed");
     if let Some(node) = &node {
         lease.claimed(lease_id, node);
     }
     let assembled = assembly.into_inner().unwrap_or_else(make).and_then(|mut assembly| {
+        assembly.sends(&library);
         match assemble(&mut assembly, &mut listener, state, deadline, &mut phases)? {
             true => Ok(assembly),
             false => Err(Error::StartTimeout { after: timeout, missing: assembly.missing() }),
@@ -129,13 +142,14 @@ fn launch(
         output_bytes: deployment.output_bytes,
     };
     let workers = Workers::new(ready.workers, limits.timeout);
-    Ok(Started {
+    let started = Started {
         calls: Calls::new(workers, driver, limits, LeaseEnd::of(&lease.core)),
         control: ready.control,
         functions: ready.functions,
         lease_id,
         phases,
-    })
+    };
+    Ok((started, library))
 }
 
 /// Brings executor and workers together, after their manager has said that it started them. Returns false if they are

@@ -1,5 +1,5 @@
-//! What the next deployment of a client needs and what depends on nobody: made while the client waits for something
-//! else, which is the grant of the lease.
+//! What the next deployment of a client needs and what depends on nobody: made when the client connects, and when a
+//! deployment has used it, while the client waits for something else: the bill of a lease, or else the grant of the next.
 //!
 //! There is at most one of each. Without one, the deployment makes it.
 

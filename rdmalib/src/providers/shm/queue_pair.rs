@@ -272,8 +272,11 @@ impl contract::SendQueue for SendQueue {
         listener: Option<u32>,
         private_data: &PrivateData,
         timeout: Duration,
+        meanwhile: &dyn Fn(),
     ) -> Result<PrivateData> {
-        let (link, socket, answer) = connect_to(self.place(), to, listener, private_data, timeout)?;
+        let place = self.place();
+        let (link, socket, answer) =
+            connect_to(place, to, listener, private_data, timeout, meanwhile)?;
         self.connected(link, socket, Side::Connector)?;
         Ok(answer)
     }

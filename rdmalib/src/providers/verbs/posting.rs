@@ -139,8 +139,9 @@ impl contract::SendQueue for SendQueue {
         _listener: Option<u32>,
         private_data: &PrivateData,
         timeout: Duration,
+        meanwhile: &dyn Fn(),
     ) -> Result<PrivateData> {
-        connect_to(&self.core, &self.device, to, private_data, timeout)
+        connect_to(&self.core, &self.device, to, private_data, timeout, meanwhile)
     }
 
     fn accept(&mut self, request: ConnectRequest, private_data: &PrivateData) -> Result<()> {

@@ -9,6 +9,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -136,7 +137,15 @@ impl Listener {
             tell(&socket, CROWDED);
             return Ok(None);
         }
-        let socket = match hear(socket) {
+        // One that is about to send its request, and was kept from it by this process, does so now.
+        let heard = match hear(socket) {
+            Heard::Nothing(socket) => {
+                thread::yield_now();
+                hear(socket)
+            }
+            heard => heard,
+        };
+        let socket = match heard {
             Heard::Request(request) => return Ok(Some(request)),
             Heard::Nothing(socket) => socket,
             Heard::Gone => return Ok(None),
