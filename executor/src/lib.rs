@@ -49,6 +49,7 @@ mod assigned;
 mod beat;
 mod clock;
 mod confinement;
+mod contained;
 mod cpus;
 mod dial;
 mod ended;
@@ -73,6 +74,7 @@ pub mod zygote;
 
 pub use assigned::Work;
 pub use confinement::{Confinement, ConfinementError};
+pub use contained::contained;
 pub use ended::{Ended, Error, LAST_LINES, LOAD_FAILED};
 pub use library::{GivenFile, Inherited, leave, leave_at_once};
 pub use limits::make_room;

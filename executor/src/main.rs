@@ -10,7 +10,7 @@ use nix::sys::prctl::set_name;
 use rfaas_program::local_channel::from_file;
 use rfaas_program::{Failure, log};
 use rfaas_protocol::assignment::{Instructions, Standby};
-use rfaas_protocol::isolation::IsolationReport;
+use rfaas_protocol::isolation::SandboxSettings;
 use rfaas_sandbox::Launch;
 
 /// Runs the functions of one lease. Not to be started by hand: executor_manager starts it from PATH for
@@ -34,12 +34,18 @@ enum Command {
         /// The layers that are wanted, as a JSON object.
         settings: String,
     },
+    /// Likewise, in a container, and what that is.
+    #[command(hide = true)]
+    Contained {
+        /// The layers that are wanted, as a JSON object.
+        settings: String,
+    },
 }
 
 /// What was done before there was a second thread.
 enum Prepared {
-    /// The answer to [`Command::Probe`].
-    Report(IsolationReport),
+    /// The answer to a [`Command`], a JSON object.
+    Report(String),
     /// An executor.
     Executor(Box<Standby>, Box<Work>, Option<Confinement>),
 }
@@ -62,12 +68,22 @@ fn main() -> ExitCode {
 }
 
 fn prepare(command: Option<Command>, inherited: Inherited) -> Result<Prepared, Failure> {
-    if let Some(Command::Probe { settings }) = command {
-        let settings = serde_json::from_str(&settings).map_err(Failure::input)?;
-        let report = rfaas_sandbox::probe(&settings, Launch::Exec).map_err(Failure::later)?;
-        return Ok(Prepared::Report(report));
-    }
-    executor(inherited, Confinement::enter)
+    let report = match command {
+        None => return executor(inherited, Confinement::enter),
+        Some(Command::Probe { settings }) => {
+            let report = rfaas_sandbox::probe(&read(&settings)?, Launch::Exec);
+            serde_json::to_string(&report.map_err(Failure::later)?)
+        }
+        Some(Command::Contained { settings }) => {
+            let report = executor::contained(&read(&settings)?);
+            serde_json::to_string(&report.map_err(Failure::later)?)
+        }
+    };
+    Ok(Prepared::Report(report.map_err(Failure::later)?))
+}
+
+fn read(settings: &str) -> Result<SandboxSettings, Failure> {
+    serde_json::from_str(settings).map_err(Failure::input)
 }
 
 /// Reads the instructions and confines this process by them.
@@ -99,10 +115,7 @@ fn executor(
 fn run(prepared: Result<Prepared, Failure>) -> Result<(), Failure> {
     abort_on_panic();
     let (standby, work, confinement) = match prepared? {
-        Prepared::Report(report) => {
-            let text = serde_json::to_string(&report).map_err(Failure::later)?;
-            return rfaas_program::print(text);
-        }
+        Prepared::Report(report) => return rfaas_program::print(report),
         Prepared::Executor(standby, work, confinement) => (standby, work, confinement),
     };
     match executor::run(*standby, *work, confinement) {

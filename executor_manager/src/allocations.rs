@@ -266,7 +266,7 @@ impl Allocations {
         out: &mut Vec<Action>,
     ) {
         let Some(held) = self.leases.get_mut(&lease) else { return };
-        if held.process != ExecutorProcess::Starting {
+        if held.process == ExecutorProcess::Absent {
             return;
         }
         held.process = ExecutorProcess::Absent;

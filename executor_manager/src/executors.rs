@@ -11,7 +11,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use rdmalib::{ConnectRequest, Device};
@@ -31,7 +31,7 @@ use crate::accounting::{AcceptError, ExecutorAccount};
 use crate::allocations::{Exit, Usage};
 use crate::cache::Library;
 use crate::groups::GroupMemory;
-use crate::launch::{self, ExecutorChild, Launcher};
+use crate::launch::{self, ExecutorChild, Launcher, container};
 use crate::output::Outputs;
 use crate::preload::Preload;
 use crate::request::Deployment;
@@ -45,6 +45,10 @@ use standing::{READY_WITHIN, Standing};
 /// Most workers of a lease that one which stands by can have: its counters have room for so many. A lease of more
 /// workers takes longer to start anyway.
 const STANDBY_WORKERS: u16 = 64;
+/// How long executors may take to be gone that were told to stop: they are killed after a tenth of it.
+const STOP_WITHIN: Duration = Duration::from_secs(5);
+/// How long the last words of an engine are waited for that has ended: its reader takes microseconds.
+const WORDS_WITHIN: Duration = Duration::from_secs(1);
 /// Processes of others that are reaped before everybody else has a turn.
 const STRANGERS: usize = 64;
 
@@ -61,6 +65,29 @@ struct Running {
     /// Until when it may tell that it ended for ours: we were silent ourselves. An exit status alone, which a
     /// function can choose, is no reason to believe it.
     may_miss_us_until: Option<Instant>,
+    /// When its container has to have started, until it has.
+    start_by: Option<Instant>,
+    /// Its container has not started by then.
+    late: bool,
+    /// How it ended, and until when the rest of what it has written is waited for.
+    ended: Option<(Exit, Instant)>,
+}
+
+impl Running {
+    /// Reaps it if it is gone; returns how it ended, once. One whose container has not started is looked at again until
+    /// all was read that there is to tell of it.
+    fn try_reap(&mut self, now: Instant) -> Option<Exit> {
+        if let Some(exit) = self.process.try_reap(now) {
+            self.process.output().end();
+            self.ended = Some((exit, now + WORDS_WITHIN));
+        }
+        let (exit, until) = self.ended?;
+        if self.start_by.is_some() && now < until && !self.process.output().is_read() {
+            return None;
+        }
+        self.ended = None;
+        Some(exit)
+    }
 }
 
 /// Starts executors and keeps them until they are reaped.
@@ -85,7 +112,7 @@ pub struct Executors {
 }
 
 /// A process that is gone.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Gone {
     /// The lease that it worked for.
     pub lease: LeaseId,
@@ -93,6 +120,8 @@ pub struct Gone {
     pub exit: Exit,
     /// Everything that it counted.
     pub usage: Usage,
+    /// Why its container has not started, if it has not.
+    pub not_started: Option<String>,
 }
 
 impl Executors {
@@ -220,11 +249,21 @@ impl Executors {
         account: ExecutorAccount,
         user: Option<u32>,
     ) -> Running {
+        let now = Instant::now();
         if self.all().next().is_none() {
-            self.beat_at = Instant::now() + self.heartbeat.period;
+            self.beat_at = now + self.heartbeat.period;
         }
-        let beats = Beats::new(self.heartbeat);
-        Running { process, account, user, beats, silent: false, may_miss_us_until: None }
+        Running {
+            process,
+            account,
+            user,
+            beats: Beats::new(self.heartbeat),
+            silent: false,
+            may_miss_us_until: None,
+            start_by: self.launcher.containers().map(|containers| now + containers.start_within()),
+            late: false,
+            ended: None,
+        }
     }
 
     /// All processes.
@@ -289,6 +328,11 @@ impl Executors {
         }
     }
 
+    /// How long it may take until all of them are gone that were told to stop.
+    pub fn stop_within(&self) -> Duration {
+        self.launcher.containers().map_or(STOP_WITHIN, |_| container::STOP_WITHIN)
+    }
+
     /// Kills all of them, at once.
     pub fn kill_all(&mut self, now: Instant) {
         self.all_mut().for_each(|running| running.process.kill(now));
@@ -324,7 +368,10 @@ impl Executors {
         };
         let pid = running.process.pid();
         match running.account.accept(request) {
-            Ok(()) => tracing::debug!(pid, "executor counts here"),
+            Ok(()) => {
+                running.start_by = None;
+                tracing::debug!(pid, "executor counts here");
+            }
             Err(AcceptError::TooMany(request)) => {
                 tracing::debug!(pid, "an executor connects more often than it has workers");
                 refuse(*request, "all connections of this executor are there already");
@@ -351,8 +398,14 @@ impl Executors {
         let beat = self.all().next().map(|_| self.beat_at);
         let ends = self.all().filter_map(|running| running.process.deadline());
         let ready = self.standing.iter().filter_map(Standing::ready_by);
+        let running = self.running.values();
+        let starts = running.clone().filter(|it| it.process.is_running());
+        let starts = starts.filter_map(|running| running.start_by);
+        let words = running.filter_map(|running| Some(running.ended?.1));
         let next = self.prewarm.due_at().filter(|_| self.launcher.can_start_standing());
-        ends.chain(ready).chain(beat).chain(next).chain(self.launcher.deadline()).min()
+        let of_containers = starts.chain(words);
+        let of_launcher = self.launcher.deadline();
+        ends.chain(ready).chain(beat).chain(next).chain(of_containers).chain(of_launcher).min()
     }
 
     /// Kills what did not stop in time or is silent, and keeps the launcher going; returns whether anything was due,
@@ -361,6 +414,8 @@ impl Executors {
         self.launcher.tick(now);
         let mut due = false;
         self.all_mut().for_each(|running| due |= running.process.tick(now));
+        due |= self.running.values().any(|running| running.ended.is_some());
+        self.kill_late(now);
         self.see_to_standing(now);
         if self.all().next().is_some() && now >= self.beat_at {
             let Heartbeat { period, silence } = self.heartbeat;
@@ -375,6 +430,17 @@ impl Executors {
             self.beat(now);
         }
         due
+    }
+
+    /// Kills containers that have not started in time.
+    fn kill_late(&mut self, now: Instant) {
+        for (lease, running) in &mut self.running {
+            if running.start_by.is_some_and(|at| now >= at) && running.process.is_running() {
+                tracing::warn!(%lease, "a container has not started in time: killing it");
+                running.process.kill(now);
+                running.late = true;
+            }
+        }
     }
 
     /// Hears which are ready now that will stand by, kills those that are late, and starts another one if it is time.
@@ -402,7 +468,8 @@ impl Executors {
     /// Kills executors that are silent (ALIVE).
     fn beat(&mut self, now: Instant) {
         for running in self.all_mut() {
-            let silent = running.beats.silent(running.account.beat());
+            let beats = running.account.beat();
+            let silent = running.start_by.is_none() && running.beats.silent(beats);
             if silent && running.process.is_running() {
                 tracing::warn!(pid = running.process.pid(), "executor is silent: killing it");
                 running.process.kill(now);
@@ -438,19 +505,23 @@ impl Executors {
             }
             false
         });
+        let containers = self.launcher.containers();
         let gone: Vec<_> = self
             .running
             .iter_mut()
             .filter_map(|(&lease, running)| {
-                let exit = match running.process.try_reap(now)? {
+                let exit = match running.try_reap(now)? {
                     Exit::Signal(_) if running.silent => Exit::Silent,
                     Exit::Status(MANAGER_LOST) if running.may_miss_us_until >= Some(now) => {
                         Exit::Silent // of us: we were stopped
                     }
                     exit => with_memory(exit, || running.process.memory()),
                 };
+                let not_started = running.start_by.and(containers).map(|containers| {
+                    containers.not_started(exit, running.late, &running.process.output().words())
+                });
                 // Only now: what it counted last has landed when its process is no more.
-                Some(Gone { lease, exit, usage: running.account.read() })
+                Some(Gone { lease, exit, usage: running.account.read(), not_started })
             })
             .collect();
         for gone in &gone {

@@ -3,6 +3,8 @@
 //! Executors that are cloned have the layers that the zygote has found. One that is started by itself has those that
 //! the program finds: all but a process namespace. Where it would lack one, all are cloned.
 //!
+//! Executors in containers have those that were found in a container.
+//!
 //! Elsewhere: the layers (`rfaas_sandbox`), putting them on (the program `executor`), control groups (`groups`).
 
 use rdmalib::Provider;
@@ -14,6 +16,7 @@ use rfaas_protocol::isolation::{
 use crate::Error;
 use crate::groups::Groups;
 use crate::launch::Launcher;
+use crate::launch::container::{ContainerError, Containers, own_layers};
 
 /// What executors are isolated by.
 #[derive(Debug)]
@@ -73,21 +76,44 @@ pub fn settle(
         Some(Err(missing)) => report.missing.push(missing),
         None => {}
     }
-    let required = settings.isolation.required();
-    for &layer in required {
-        if !report.active.has(layer) {
-            let reason = reason(&report, layer);
-            return Err(Error::Start(format!(
-                "executor.isolation requires {layer}, which is not to be had here: {reason}"
-            )));
-        }
-    }
+    check(&report, settings)?;
     if lacking {
         launcher.require_zygote();
     }
     log(&report);
     let alone = SandboxSettings { layers: alone.active, ..wanted };
     Ok(Isolation { active: report.active, alone: Some(alone) })
+}
+
+/// Returns how executors in containers are confined: by what was found in one of them, which is logged.
+pub fn settle_in_containers(
+    containers: &Containers,
+    settings: &ExecutorSettings,
+    wanted: SandboxSettings,
+) -> Result<Isolation, Error> {
+    let start = |error: ContainerError| Error::Start(error.to_string());
+    containers.sweep().map_err(start)?;
+    let own = own_layers(wanted.layers);
+    let wanted = SandboxSettings { layers: own, ..wanted };
+    let found = containers.probe(&wanted).map_err(start)?;
+    check(&found.report, settings)?;
+    tracing::info!("executors run in containers of {}", containers.engine());
+    log(&found.report);
+    let alone = SandboxSettings { layers: found.own, ..wanted };
+    Ok(Isolation { active: found.report.active, alone: Some(alone) })
+}
+
+/// Checks that the layers are there without which the node is not to be used.
+fn check(report: &IsolationReport, settings: &ExecutorSettings) -> Result<(), Error> {
+    for &layer in settings.isolation.required() {
+        if !report.active.has(layer) {
+            let reason = reason(report, layer);
+            return Err(Error::Start(format!(
+                "executor.isolation requires {layer}, which is not to be had here: {reason}"
+            )));
+        }
+    }
+    Ok(())
 }
 
 fn reason(report: &IsolationReport, layer: Layer) -> &str {

@@ -132,8 +132,12 @@ pub fn run(options: &Options) -> Result<(), Error> {
     let opened = opened.map_err(|error| Error::Start(describe(&error)))?;
     let device = opened.device.clone();
     let mut wanted = isolation::wanted(settings, device.provider())?;
-    let groups = isolation::groups(&mut wanted, settings.pin_threads);
-    if settings.launch == Launch::Zygote {
+    let contained = settings.contained();
+    let groups = match contained {
+        Some(_) => None, // the engine makes them
+        None => isolation::groups(&mut wanted, settings.pin_threads),
+    };
+    if contained.is_none() && settings.launch == Launch::Zygote {
         let (provider, sandbox) = (device.provider().to_string(), wanted.clone());
         launcher.use_zygote(ZygoteSettings { provider, sandbox });
     }
@@ -147,7 +151,16 @@ pub fn run(options: &Options) -> Result<(), Error> {
     let mut allocations = Allocations::new(cpus, heartbeat);
     hide_environment();
     launcher.wait_until_ready();
-    let isolation = isolation::settle(&mut launcher, settings, wanted, groups)?;
+    let isolation = match contained {
+        Some(contained) => {
+            let containers = launcher.use_containers(contained, &node.node_name);
+            let containers = containers.map_err(|error| Error::Start(error.to_string()))?;
+            isolation::settle_in_containers(containers, settings, wanted)?
+        }
+        None => isolation::settle(&mut launcher, settings, wanted, groups)?,
+    };
+    // No descriptor gets into a container, and so no file of a library.
+    let cache_mb = if contained.is_some() { 0 } else { settings.cache_mb };
     let (authority, upstream) = if options.skip_resource_manager {
         let capacity = capacity::own(node)?;
         let Capacity { cores, memory } = capacity;
@@ -170,14 +183,14 @@ pub fn run(options: &Options) -> Result<(), Error> {
     let manager = Manager {
         clients: Clients::new(device.clone(), heartbeat),
         lease_log: LeaseLog::new(Instant::now()),
-        cache: Cache::new(u64::from(settings.cache_mb) << 20, settings.cache_sharing, bell.clone()),
+        cache: Cache::new(u64::from(cache_mb) << 20, settings.cache_sharing, bell.clone()),
         executors: Executors::new(
             device,
             address,
             (launcher, isolation.alone),
             heartbeat,
             open_files,
-            (settings.prewarm, preload),
+            (settings.prewarmed(), preload),
         ),
         upstream,
         acceptor: Acceptor::new(listener, ACCEPT_BATCH),

@@ -144,7 +144,10 @@ impl Manager {
                 if self.lease_log.admit(now, gone.lease) {
                     tracing::info!(name: MEASURED, lease = %gone.lease, exit = ?gone.exit, "executor is gone");
                 }
-                Event::Exited { lease: gone.lease, exit: gone.exit, usage: gone.usage }
+                match gone.not_started {
+                    Some(reason) => Event::StartFailed { lease: gone.lease, reason },
+                    None => Event::Exited { lease: gone.lease, exit: gone.exit, usage: gone.usage },
+                }
             }));
             self.strangers = true;
         }

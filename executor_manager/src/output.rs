@@ -55,6 +55,8 @@ pub const ANSWER_WITHIN: Duration = Duration::from_secs(1);
 const MOST_OF_A_LEASE: usize = 4;
 /// Executors that are read at a time, one a core of a large node. What further ones write is not read.
 const MOST_READ: usize = 1024;
+/// Most of an executor's own words that is kept, in bytes: some lines.
+const MOST_WORDS: usize = 2 << 10;
 /// Stack of a reader, for which formatting a line is the most that it does.
 const STACK_BYTES: usize = 256 << 10;
 
@@ -140,6 +142,22 @@ impl State {
 pub struct ExecutorOutput {
     /// Its reader, if there is one.
     reader: Option<(Arc<Shared>, u64)>,
+    words: Arc<Words>,
+}
+
+/// What the executor has said last for the operator, in lines.
+#[derive(Debug, Default)]
+struct Words(Mutex<String>);
+
+impl Words {
+    fn add(&self, line: &str) {
+        let mut words = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        words.push_str(line);
+        words.push('\n');
+        let more = words.len().saturating_sub(MOST_WORDS);
+        let cut = words.ceil_char_boundary(more);
+        words.drain(..cut);
+    }
 }
 
 impl ExecutorOutput {
@@ -153,16 +171,33 @@ impl ExecutorOutput {
             reader.lease = Some(lease);
         }
     }
-}
 
-impl Drop for ExecutorOutput {
-    fn drop(&mut self) {
+    /// The executor was reaped: what it left in its sockets is read. The manager's bell rings when it
+    /// [is](Self::is_read).
+    pub fn end(&self) {
         if let Some((shared, number)) = &self.reader
             && let Some(reader) = shared.lock().readers.get_mut(number)
         {
             reader.ended = true;
             ring(&reader.bell);
         }
+    }
+
+    /// Whether nobody reads it any more.
+    pub fn is_read(&self) -> bool {
+        let Some((shared, number)) = &self.reader else { return true };
+        !shared.lock().readers.contains_key(number)
+    }
+
+    /// What the executor, or the engine of its container, has said last for the operator, in lines.
+    pub fn words(&self) -> String {
+        self.words.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl Drop for ExecutorOutput {
+    fn drop(&mut self) {
+        self.end();
     }
 }
 
@@ -228,8 +263,10 @@ impl Outputs {
         let (has_read, ended) = (state.asked, false); // its executor has written nothing yet
         state.readers.insert(number, ReaderState { lease, has_read, ended, bell: bell.clone() });
         drop(state);
-        let handle = ReaderHandle { shared: self.shared.clone(), number, bell };
-        let output = ExecutorOutput { reader: Some((self.shared.clone(), number)) };
+        let words = Arc::new(Words::default());
+        let handle =
+            ReaderHandle { shared: self.shared.clone(), number, bell, words: words.clone() };
+        let output = ExecutorOutput { reader: Some((self.shared.clone(), number)), words };
         Ok((Reader::new(streams, handle, Instant::now()), output))
     }
 
@@ -291,7 +328,8 @@ fn to_nowhere(
     tracing::warn!(lease, %error, "what this executor writes is not read");
     let nowhere = File::options().write(true).open("/dev/null")?;
     let stderr = nowhere.try_clone()?.into();
-    Ok((ExecutorOutput { reader: None }, StandardStreams { stdout: nowhere.into(), stderr }))
+    let output = ExecutorOutput { reader: None, words: Arc::default() };
+    Ok((output, StandardStreams { stdout: nowhere.into(), stderr }))
 }
 
 /// A stream, and the end of it that an executor gets.
@@ -313,6 +351,7 @@ struct ReaderHandle {
     shared: Arc<Shared>,
     number: u64,
     bell: Arc<EventFd>,
+    words: Arc<Words>,
 }
 
 impl ReaderHandle {
@@ -326,6 +365,12 @@ impl ReaderHandle {
     /// The lease of its executor, if that has one.
     fn lease(&self) -> Option<u64> {
         self.shared.lock().readers.get(&self.number)?.lease
+    }
+
+    /// Logs what the executor says, for the operator. The place in the program is limited: not too many lines of all.
+    fn say(&self, text: &str) {
+        tracing::info!(lease = self.lease(), text, "an executor says");
+        self.words.add(text);
     }
 
     /// Keeps what functions have written. Without a lease there are none.

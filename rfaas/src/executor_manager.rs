@@ -59,6 +59,8 @@ pub(crate) struct ExecutorManager {
     running: bool,
     /// Of the executor that ran last.
     exit: Option<Exit>,
+    /// Why the executor did not start after all, if it did not.
+    not_started: Option<String>,
     ending: Option<Ending>,
     /// Why no executor will run any more.
     over: Option<Cause>,
@@ -116,6 +118,7 @@ impl ExecutorManager {
             token: candidate.token,
             running: false,
             exit: None,
+            not_started: None,
             ending: None,
             over: None,
             pulse: None,
@@ -151,6 +154,7 @@ impl ExecutorManager {
                 ManagerAnswer::Allocated(lease) => {
                     self.running = true;
                     self.exit = None;
+                    self.not_started = None;
                     return Ok(lease);
                 }
                 ManagerAnswer::Refused { because, reason } => {
@@ -342,6 +346,13 @@ impl ExecutorManager {
         self.exit
     }
 
+    /// Returns why the executor did not start after all, if it did not.
+    pub(crate) fn not_started(&self) -> Option<Error> {
+        let (because, node) = (RefusedBecause::SpawnFailed, self.node.clone());
+        let reason = self.not_started.clone()?;
+        Some(Error::AllocationRefused { node, because, reason })
+    }
+
     /// Returns why there is no executor any more, as far as it was noted.
     pub(crate) fn cause(&self) -> Option<Cause> {
         match (self.over, self.exit) {
@@ -435,10 +446,17 @@ impl ExecutorManager {
                 let lease = LeaseId::new(allocated.lease.get());
                 ManagerAnswer::Allocated(lease.ok_or(Malformed::Field("lease"))?)
             }
-            ToClient::Refused(refused) => ManagerAnswer::Refused {
-                because: RefusedBecause::from_wire(refused.because)?,
-                reason: refused.reason.get()?.to_owned(),
-            },
+            ToClient::Refused(refused) => {
+                let because = RefusedBecause::from_wire(refused.because)?;
+                let reason = refused.reason.get()?.to_owned();
+                // Of an executor that it began to start: what else is asked meanwhile is refused for other reasons.
+                if self.running && because == RefusedBecause::SpawnFailed {
+                    self.running = false;
+                    self.not_started = Some(reason);
+                    return Ok(None);
+                }
+                ManagerAnswer::Refused { because, reason }
+            }
             ToClient::Released(released) => ManagerAnswer::Released(released.bill),
             ToClient::Renewed(renewed) => {
                 let end = Duration::from_millis(renewed.expires_at_ms.get());

@@ -223,9 +223,10 @@ fn poll_manager(state: &mut LeaseUse) -> Result<(Option<Exit>, Option<Instant>)>
         Polled::Until(at) => Some(at),
         Polled::Busy | Polled::Over => None,
     };
-    match manager.over() {
-        Some(cause) => Err(cause.into()),
-        None => Ok((manager.exit(), again_at)),
+    match (manager.over(), manager.not_started()) {
+        (Some(cause), _) => Err(cause.into()),
+        (None, Some(error)) => Err(error),
+        (None, None) => Ok((manager.exit(), again_at)),
     }
 }
 
@@ -233,6 +234,9 @@ fn poll_manager(state: &mut LeaseUse) -> Result<(Option<Exit>, Option<Instant>)>
 fn wait_for_exit(state: &mut LeaseUse) -> Result<Exit> {
     let Some(manager) = state.manager() else { return Ok(Exit::Unknown) };
     manager.wait_for_exit(Instant::now() + EXIT_NEWS)?;
+    if let Some(error) = manager.not_started() {
+        return Err(error);
+    }
     Ok(manager.exit().unwrap_or(Exit::Unknown))
 }
 

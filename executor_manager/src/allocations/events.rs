@@ -126,7 +126,7 @@ pub enum Event {
     },
     /// The process of [`Action::Start`] runs.
     Started(LeaseId),
-    /// It could not be started.
+    /// It could not be started; or it runs and its container has not started, which is gone and reaped.
     StartFailed {
         /// For this lease.
         lease: LeaseId,

@@ -414,13 +414,16 @@ impl World {
         self.apply(Event::Capacity(self.capacity));
     }
 
-    /// The start under way, if there is one, succeeds or fails; sometimes told although none is.
+    /// The start under way, if there is one, succeeds or fails, or what was started turns out not to be there;
+    /// sometimes told although nothing is.
     fn start_done(&mut self, lease: u64, works: bool) {
         let id = LeaseId::new(lease).unwrap();
         let known = self.known(lease);
         if known.process == Process::Starting {
             known.process = if works { Process::Running } else { Process::None };
             known.held &= works || known.claimed > 0;
+        } else if !works {
+            known.process = Process::None;
         }
         self.apply(if works {
             Event::Started(id)

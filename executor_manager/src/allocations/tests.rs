@@ -264,6 +264,20 @@ fn a_restart_that_fails_keeps_the_lease() {
 }
 
 #[test]
+fn a_container_that_does_not_start_after_all_keeps_the_lease_unless_that_ends() {
+    let mut node = Node::new();
+    let lease = node.lease(A, 7, 2);
+    let failed = || Event::StartFailed { lease, reason: "the engine said so".into() };
+    assert_eq!(refusal(&node.apply(failed())), RefusedBecause::SpawnFailed);
+    assert!(node.apply(failed()).is_empty(), "told once");
+    node.claim(A, terms(7, 2, 100));
+    node.apply(Event::Started(lease));
+    node.apply(Event::Release(A));
+    assert_eq!(ended(&node.apply(failed())).0, EndReason::Released, "it is gone: billed");
+    assert!(node.allocations.is_empty());
+}
+
+#[test]
 fn without_a_resource_manager_leases_are_numbered_here() {
     let mut node = Node::new();
     for (client, number) in [(A, 1), (B, 2)] {

@@ -10,6 +10,8 @@
 //!   (`reap`).
 //! * With a process namespace, this is the executor's guardian. What it reports before its end is
 //!   how the executor ended, and it is asked to have that stop.
+//! * In a container, this is the process of an engine, which passes SIGTERM on and ends when the container does. What
+//!   kills that is a command of the engine (`container`).
 //! * Its process group is killed as a whole before its leader is reaped: what a function forked
 //!   does not outlive the lease unless it left the group, and no signal can hit a stranger that was
 //!   given a freed process id.
@@ -28,6 +30,7 @@ use rfaas_protocol::assignment::{Assignment, PreloadedLibrary};
 use rfaas_protocol::launch::{FromGuardian, Grow, ToGuardian};
 use rustix::process::{PidfdFlags, pidfd_open, pidfd_send_signal};
 
+use super::container::{self, ContainerEnd};
 use super::remains;
 use super::zygote::Going;
 use crate::allocations::Exit;
@@ -48,8 +51,17 @@ const STATUS_WITHIN: Duration = Duration::from_millis(300);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
     Running,
-    Terminating { kill_at: Instant },
-    Killed { since: Instant, look_at: Instant },
+    Terminating {
+        kill_at: Instant,
+    },
+    Killed {
+        since: Instant,
+        look_at: Instant,
+    },
+    /// The engine of its container has ended; what is left of the container is being removed.
+    Removing {
+        exit: Exit,
+    },
     Reaped,
 }
 
@@ -61,6 +73,8 @@ pub struct ExecutorChild {
     /// SIGCHLD tells.
     pidfd: Option<OwnedFd>,
     stage: Stage,
+    /// Ends the container, of whose engine this process then is.
+    container: Option<ContainerEnd>,
     /// To the guardian, which this process then is.
     guardian: Option<LocalChannel>,
     /// What the guardian has reported.
@@ -98,6 +112,7 @@ impl ExecutorChild {
             pid,
             pidfd,
             stage: Stage::Running,
+            container: None,
             guardian,
             report: None,
             ended: false,
@@ -105,6 +120,12 @@ impl ExecutorChild {
             output,
             group: None,
         }
+    }
+
+    /// It is the engine's, of a container that `end` ends.
+    pub fn in_container(mut self, end: ContainerEnd) -> Self {
+        self.container = Some(end);
+        self
     }
 
     /// It is in this control group.
@@ -123,6 +144,11 @@ impl ExecutorChild {
     /// Returns what its control group says of memory, if it is in one.
     pub fn memory(&self) -> Option<GroupMemory> {
         self.group.as_ref()?.memory()
+    }
+
+    /// What it writes.
+    pub fn output(&self) -> &ExecutorOutput {
+        &self.output
     }
 
     /// Its process id.
@@ -149,8 +175,13 @@ impl ExecutorChild {
     pub fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         let of_guardian = self.guardian.as_ref().map(AsFd::as_fd);
         let of_process = self.pidfd.as_ref().filter(|_| !self.ended).map(AsFd::as_fd);
-        let wanted = self.stage != Stage::Reaped;
-        of_guardian.into_iter().chain(of_process).filter(move |_| wanted)
+        let (wanted, removing) = match self.stage {
+            Stage::Removing { .. } => (false, self.container.as_ref()),
+            Stage::Reaped => (false, None),
+            _ => (true, None),
+        };
+        let own = of_guardian.into_iter().chain(of_process).filter(move |_| wanted);
+        own.chain(removing.and_then(ContainerEnd::descriptor))
     }
 
     /// Asks it to send its counters and exit; [`tick`](ExecutorChild::tick) kills it if it does
@@ -162,19 +193,22 @@ impl ExecutorChild {
                 Some(guardian) => drop(guardian.send(&ToGuardian::Stop(Empty {}), &[])),
                 None => self.signal(Signal::SIGTERM),
             }
-            self.stage = Stage::Terminating { kill_at: now + STOP_GRACE };
+            let grace = self.container.as_ref().map_or(STOP_GRACE, |_| container::STOP_GRACE);
+            self.stage = Stage::Terminating { kill_at: now + grace };
         }
     }
 
     /// Kills it and everything that it started.
     pub fn kill(&mut self, now: Instant) {
         let since = match self.stage {
-            Stage::Reaped => return,
+            Stage::Reaped | Stage::Removing { .. } => return,
             Stage::Killed { since, .. } => since,
             Stage::Running | Stage::Terminating { .. } => now,
         };
-        self.signal(Signal::SIGKILL);
-        let _ = killpg(self.pid, Signal::SIGKILL); // fails for a group that is gone
+        if self.container.as_mut().is_none_or(|container| container.kill(since, now)) {
+            self.signal(Signal::SIGKILL);
+            let _ = killpg(self.pid, Signal::SIGKILL); // fails for a group that is gone
+        }
         self.stage = Stage::Killed { since, look_at: now + LOOK_AGAIN };
     }
 
@@ -196,6 +230,7 @@ impl ExecutorChild {
         let of_stage = match self.stage {
             Stage::Terminating { kill_at } => Some(kill_at),
             Stage::Killed { look_at, .. } => Some(look_at),
+            Stage::Removing { .. } => self.container.as_ref().and_then(ContainerEnd::deadline),
             Stage::Running | Stage::Reaped => None,
         };
         of_stage.into_iter().chain(self.written_off_at).min()
@@ -208,8 +243,8 @@ impl ExecutorChild {
             Stage::Terminating { kill_at } if kill_at <= now => {
                 tracing::warn!(
                     pid = self.pid(),
-                    "executor ignored SIGTERM for {STOP_GRACE:?}: killing it; what it counted last \
-                     may be missing from the bill"
+                    "executor ignored SIGTERM: killing it; what it counted last may be missing \
+                     from the bill"
                 );
                 self.kill(now);
             }
@@ -221,8 +256,10 @@ impl ExecutorChild {
 
     /// Reaps it if it has exited, together with its group; returns how it ended, once.
     pub fn try_reap(&mut self, now: Instant) -> Option<Exit> {
-        if self.stage == Stage::Reaped {
-            return None;
+        match self.stage {
+            Stage::Reaped => return None,
+            Stage::Removing { exit } => return self.removed(exit, now),
+            _ => {}
         }
         let look = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG;
         let looked = waitid(Id::Pid(self.pid), look | WaitPidFlag::WNOWAIT);
@@ -237,8 +274,26 @@ impl ExecutorChild {
         // The whole group. The zombie keeps the group's number until the second wait.
         let _ = killpg(self.pid, Signal::SIGKILL);
         let _ = waitid(Id::Pid(self.pid), look);
+        match &mut self.container {
+            None => {
+                self.stage = Stage::Reaped;
+                Some(exited)
+            }
+            Some(container) => {
+                let exit = container.engine_ended(exited, now);
+                self.stage = Stage::Removing { exit };
+                self.removed(exit, now)
+            }
+        }
+    }
+
+    /// Returns how it ended if nothing is done any more about its container.
+    fn removed(&mut self, exit: Exit, now: Instant) -> Option<Exit> {
+        if !self.container.as_mut().is_none_or(|container| container.is_over(now)) {
+            return None;
+        }
         self.stage = Stage::Reaped;
-        Some(exited)
+        Some(exit)
     }
 
     /// Hears how its guardian says that it ended.
@@ -289,6 +344,14 @@ impl ExecutorChild {
 impl Drop for ExecutorChild {
     fn drop(&mut self) {
         let now = Instant::now();
+        match (&mut self.container, self.stage) {
+            (_, Stage::Reaped) => return,
+            (Some(container), _) => {
+                container.abandon(now);
+                self.container = None; // the engine's process goes with it
+            }
+            (None, _) => {}
+        }
         self.kill(now);
         self.try_reap(now); // if it is too early for that, init reaps it after us
     }

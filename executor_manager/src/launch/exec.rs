@@ -4,7 +4,7 @@
 use std::ffi::{CStr, CString, OsStr, OsString};
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::spawn::{PosixSpawnAttr, PosixSpawnFileActions, PosixSpawnFlags, posix_spawn};
@@ -49,11 +49,7 @@ impl Exec {
         beside: Option<PathBuf>,
         environment: Vec<(OsString, OsString)>,
     ) -> Self {
-        let environment = environment
-            .into_iter()
-            .map(|(name, value)| [name.into_vec(), value.into_vec()].join(&b'='))
-            .filter_map(|entry| CString::new(entry).ok()) // the environment has no NUL bytes
-            .collect();
+        let environment = entries(environment);
         Exec { search, beside, environment, inherited: open_descriptors() }
     }
 
@@ -85,10 +81,22 @@ impl Exec {
         let more: Result<Vec<_>, _> =
             more.iter().map(|descriptor| fcntl_dupfd_cloexec(descriptor, beyond)).collect();
         let spawned = more.map_err(|_| Errno::EMFILE).and_then(|more| {
-            let (actions, attributes) = self.prepare(standard, &more)?;
-            posix_spawn(&program, &actions, &attributes, arguments, &self.environment)
+            self.spawn_other(&program, arguments, &self.environment, standard, &more)
         });
         spawned.map_err(|errno: Errno| StartError::Exec { program, reason: errno.into() })
+    }
+
+    /// Starts another program likewise, with this `environment`.
+    pub(super) fn spawn_other(
+        &self,
+        program: &Path,
+        arguments: &[impl AsRef<CStr>],
+        environment: &[CString],
+        standard: [RawFd; 3],
+        more: &[OwnedFd],
+    ) -> nix::Result<Pid> {
+        let (actions, attributes) = self.prepare(standard, more)?;
+        posix_spawn(program, &actions, &attributes, arguments, environment)
     }
 
     fn prepare(
@@ -120,6 +128,16 @@ impl Exec {
         Ok((actions, attributes))
     }
 
+    /// Where programs are looked for first.
+    pub(super) fn search(&self) -> &OsStr {
+        &self.search
+    }
+
+    /// What executors get of the environment.
+    pub(super) fn environment(&self) -> &[CString] {
+        &self.environment
+    }
+
     /// The first `executor` in `PATH` that can be run, as `execvp` chooses; else the one beside
     /// this program.
     pub fn find(&self) -> Result<PathBuf, StartError> {
@@ -141,6 +159,15 @@ impl Exec {
     }
 }
 
+/// Returns variables as a program gets them.
+pub(super) fn entries(variables: impl IntoIterator<Item = (OsString, OsString)>) -> Vec<CString> {
+    variables
+        .into_iter()
+        .map(|(name, value)| [name.into_vec(), value.into_vec()].join(&b'='))
+        .filter_map(|entry| CString::new(entry).ok()) // the environment has no NUL bytes
+        .collect()
+}
+
 /// Descriptors of this process beyond the standard ones; closing one in a child that is not open
 /// there any more does no harm.
 fn open_descriptors() -> Vec<RawFd> {
@@ -153,7 +180,7 @@ fn open_descriptors() -> Vec<RawFd> {
         .collect()
 }
 
-fn shown(path: &OsStr) -> String {
+pub(super) fn shown(path: &OsStr) -> String {
     let text = String::from_utf8_lossy(path.as_bytes());
     match text.char_indices().nth(SHOWN_PATH) {
         Some((end, _)) => format!("{}…", &text[..end]),

@@ -4,6 +4,7 @@
 //!   Launcher::start ─▶ zygote: cloned from a process that waits ─▶ ExecutorChild (`child`)
 //!                      ├─ there is none, and exec has all layers ─▶ exec: posix_spawn(3) ─▶ ExecutorChild
 //!                      └─ there is none ─▶ another one is waited for, for a moment
+//!                   or ─▶ container: the process of an engine (`container`) ─▶ ExecutorChild
 //! ```
 //! * No executor lacks a layer of isolation that the node says that it has.
 //! * An executor gets its instructions on standard input, sockets of its own (`output`) as standard
@@ -14,6 +15,8 @@
 //! * It is a child of this process, however it was started, and dies with it.
 //! * It is in its control group, if there are any, before it does anything.
 //!
+//! What differs in a container is said there.
+//!
 //! Elsewhere: its end (`child`), when to stop one (`allocations`).
 
 use std::ffi::OsString;
@@ -22,8 +25,10 @@ use std::io;
 use std::iter;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use rfaas_config::{ContainerSettings, Engine};
 use rfaas_program::local_channel::{LocalChannel, to_file};
 use rfaas_protocol::assignment::Instructions;
 use rfaas_protocol::isolation::{IsolationReport, Layer, SandboxSettings};
@@ -35,12 +40,14 @@ use crate::groups::{Group, Groups, limits_of};
 use crate::output::{Outputs, StandardStreams};
 
 mod child;
+pub mod container;
 mod exec;
 mod probe;
 mod remains;
 mod zygote;
 
 pub use child::{ExecutorChild, ended_child, reap};
+use container::{ContainerError, Containers};
 use exec::{Exec, PROGRAM};
 use zygote::{Cloned, READY_WITHIN, Zygote};
 
@@ -81,6 +88,14 @@ pub enum StartError {
     /// There is no control group for it.
     #[error("cannot put `{PROGRAM}` in a control group: {0}")]
     Group(io::Error),
+    /// The engine of containers cannot be run.
+    #[error("cannot start `{engine}`: {source}")]
+    Engine {
+        /// Which it is.
+        engine: Engine,
+        /// What the system said.
+        source: io::Error,
+    },
     /// There are no sockets, or no thread, for what it writes.
     #[error("cannot read what `{PROGRAM}` writes: {0}")]
     Output(io::Error),
@@ -93,7 +108,11 @@ const ANOTHER_WITHIN: Duration = Duration::from_millis(500);
 /// Starts executors.
 #[derive(Debug)]
 pub struct Launcher {
-    exec: Exec,
+    exec: Arc<Exec>,
+    /// What passes to executors.
+    environment: Vec<(OsString, OsString)>,
+    /// None: none is started in a container.
+    containers: Option<Containers>,
     /// None: each is started by itself.
     zygote: Option<Zygote>,
     /// None is started by itself: it would lack a layer that others have.
@@ -128,9 +147,10 @@ impl Launcher {
         beside: Option<PathBuf>,
         environment: Vec<(OsString, OsString)>,
     ) -> Self {
-        let exec = Exec::new(search, beside, environment);
+        let exec = Arc::new(Exec::new(search, beside, environment.clone()));
         let outputs = Outputs::default();
-        Launcher { exec, zygote: None, only_cloned: false, outputs, groups: None }
+        let (containers, zygote, groups) = (None, None, None);
+        Launcher { exec, environment, containers, zygote, only_cloned: false, outputs, groups }
     }
 
     /// What executors write.
@@ -150,6 +170,22 @@ impl Launcher {
         let now = Instant::now();
         self.zygote = Some(Zygote::new(settings, now));
         self.tick(now);
+    }
+
+    /// Has each executor in a container from now on, of the engine and with the settings that are given.
+    pub fn use_containers(
+        &mut self,
+        contained: (Engine, &ContainerSettings),
+        node: &str,
+    ) -> Result<&Containers, ContainerError> {
+        let environment = self.environment.clone();
+        let containers = Containers::new(self.exec.clone(), contained, node, environment)?;
+        Ok(self.containers.insert(containers))
+    }
+
+    /// What runs executors in containers, if they are.
+    pub fn containers(&self) -> Option<&Containers> {
+        self.containers.as_ref()
     }
 
     /// Waits until the zygote is ready, if there is to be one, or lost.
@@ -205,6 +241,9 @@ impl Launcher {
     ) -> Result<ExecutorChild, StartError> {
         let input = to_file(c"instructions", instructions).map_err(StartError::Instructions)?;
         let (output, streams) = self.outputs.follow(Some(lease)).map_err(StartError::Output)?;
+        if let Some(containers) = &self.containers {
+            return containers.start(instructions, &input, (output, &streams));
+        }
         let descriptors = Descriptors { input, streams, more: library.descriptors().collect() };
         let mut group = self.group(instructions).map_err(StartError::Group)?;
         let child = match self.clone_one(&descriptors) {

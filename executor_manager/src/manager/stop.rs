@@ -8,8 +8,6 @@ use crate::Error;
 use crate::allocations::Event;
 use crate::manager::Manager;
 
-/// Time for all executors to be gone when no lease is left: they are killed after a tenth of it.
-const STOP_WITHIN: Duration = Duration::from_secs(5);
 /// Time for those that stood by to be gone, which were killed before.
 const STANDING_WITHIN: Duration = Duration::from_secs(1);
 /// Time for the resource manager to acknowledge the last bills.
@@ -20,8 +18,8 @@ const FAREWELL: Duration = Duration::from_millis(100);
 /// How far an orderly stop is.
 #[derive(Clone, Copy, Debug)]
 pub struct Stopping {
-    /// When the last lease ends.
-    leases_end: Instant,
+    /// When all executors have to be gone: the last lease has ended some time before.
+    give_up: Instant,
     /// When the last executor was gone.
     empty: Option<Instant>,
 }
@@ -30,7 +28,7 @@ impl Stopping {
     /// When [`Manager::stopped`] is due at the latest.
     pub(super) fn deadline(&self) -> Instant {
         match self.empty {
-            None => self.leases_end + STOP_WITHIN,
+            None => self.give_up,
             Some(empty) => empty + BILLS_WITHIN,
         }
     }
@@ -55,7 +53,8 @@ impl Manager {
         let (executors, grace) = (self.executors.len(), self.drain);
         tracing::info!(executors, ?grace, "stopping");
         let leases_end = now + grace;
-        self.stopping = Some(Stopping { leases_end, empty: None });
+        let give_up = leases_end + self.executors.stop_within();
+        self.stopping = Some(Stopping { give_up, empty: None });
         if let Some(upstream) = &mut self.upstream {
             upstream.drain(now, leases_end);
         }
@@ -69,7 +68,7 @@ impl Manager {
         let Some(stopping) = &mut self.stopping else { return Ok(false) };
         let now = Instant::now();
         if !self.allocations.is_empty() {
-            if now >= stopping.leases_end + STOP_WITHIN {
+            if now >= stopping.give_up {
                 self.executors.kill_all(now);
                 return Err(Error::Stopped("executors were still there, although killed"));
             }

@@ -138,25 +138,19 @@ impl Reader {
                 }
             }
         }
-        let lease = self.handle.lease();
-        self.lines.end(|line| say(lease, line));
+        self.lines.end(|line| self.handle.say(line));
     }
 }
 
 /// Sees to `bytes`, which came on `stream`.
 fn take(handle: &ReaderHandle, lines: &mut ExecutorLines, stream: OutputStream, bytes: &[u8]) {
     let of_functions = match stream {
-        OutputStream::Stderr => lines.take(bytes, |line| say(handle.lease(), line)),
+        OutputStream::Stderr => lines.take(bytes, |line| handle.say(line)),
         OutputStream::Stdout => bytes, // the executor itself prints nothing
     };
     if !of_functions.is_empty() {
         handle.keep(stream, of_functions);
     }
-}
-
-/// Logs what the executor says, for the operator. The place in the program is limited: not too many lines of all.
-fn say(lease: Option<u64>, text: &str) {
-    tracing::info!(lease, text, "an executor says");
 }
 
 /// How much is read of one executor.

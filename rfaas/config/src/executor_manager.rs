@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::container::{ContainerSettings, Engine};
 use super::file::{
     ConfigError, EXECUTOR_MANAGER_PORT, File, Invalid, require, require_heartbeat,
     require_node_name, resource_manager,
@@ -17,6 +18,8 @@ use rfaas_protocol::isolation::{Layer, Layers, NetworkPolicy, UserRange};
 
 /// Most executors that stand by: those of a large node whose cores are all leased at once.
 const MOST_PREWARMED: u32 = 256;
+/// Executors that stand by unless the settings say how many.
+const USUAL_PREWARMED: u32 = 2;
 
 /// Settings of an executor manager.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -90,12 +93,16 @@ pub enum Launch {
 pub struct ExecutorSettings {
     /// How they are started.
     pub launch: Launch,
-    /// How many stand by, started before there is a lease for them.
-    pub prewarm: u32,
+    /// How many stand by, started before there is a lease for them; none: [`prewarmed`](Self::prewarmed).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prewarm: Option<u32>,
     /// Libraries of the operator that these have loaded.
     pub preload: Vec<PathBuf>,
-    /// Must be false: executors are processes of this node.
+    /// They run in containers of Docker.
     pub use_docker: bool,
+    /// They run in containers; none: in processes of this node.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub container: Option<ContainerSettings>,
     /// Accepted, without effect.
     pub repetitions: u32,
     /// Accepted, without effect.
@@ -154,9 +161,10 @@ impl Default for ExecutorSettings {
     fn default() -> Self {
         ExecutorSettings {
             launch: Launch::default(),
-            prewarm: 2,
+            prewarm: None,
             preload: Vec::new(),
             use_docker: false,
+            container: None,
             repetitions: 0,
             warmup_iters: 0,
             pin_threads: false,
@@ -168,6 +176,43 @@ impl Default for ExecutorSettings {
             users: UserRange::default(),
             network: None,
         }
+    }
+}
+
+impl ExecutorSettings {
+    /// Returns what executors run in, and what that is run by, if they run in containers.
+    pub fn contained(&self) -> Option<(Engine, &ContainerSettings)> {
+        let container = self.container.as_ref()?;
+        let docker = self.use_docker.then_some(Engine::Docker);
+        Some((container.engine.or(docker)?, container))
+    }
+
+    /// Returns how many executors stand by.
+    pub fn prewarmed(&self) -> u32 {
+        match self.container {
+            Some(_) => 0, // refused unless it is 0
+            None => self.prewarm.unwrap_or(USUAL_PREWARMED),
+        }
+    }
+
+    /// Checks what has to do with containers.
+    fn validate_container(&self) -> Result<(), Invalid> {
+        let Some(container) = &self.container else {
+            let without = "needs `executor.container` with an `image`: what executors run in";
+            return require(!self.use_docker, "executor.use_docker", without);
+        };
+        let docker = matches!(container.engine, None | Some(Engine::Docker));
+        let other = "is for docker: leave it out where `executor.container` names another `engine`";
+        require(!self.use_docker || docker, "executor.use_docker", other)?;
+        let Some((engine, container)) = self.contained() else {
+            let missing = "must be \"podman\", \"docker\" or \"apptainer\"";
+            return require(false, "executor.container.engine", missing);
+        };
+        container.validate(engine)?;
+        let none_stands = "must be 0 with `executor.container`: containers do not stand by";
+        require(self.prewarm.unwrap_or(0) == 0, "executor.prewarm", none_stands)?;
+        let none_loads = "must be empty with `executor.container`: containers load nothing before";
+        require(self.preload.is_empty(), "executor.preload", none_loads)
     }
 }
 
@@ -232,7 +277,7 @@ impl File for ExecutorManagerConfig {
             )?;
         }
         require(
-            self.executor.prewarm <= MOST_PREWARMED,
+            self.executor.prewarmed() <= MOST_PREWARMED,
             "executor.prewarm",
             &format!("must be at most {MOST_PREWARMED}: each is a process that nobody uses yet"),
         )?;
@@ -248,15 +293,11 @@ impl File for ExecutorManagerConfig {
         let fits = count > 0 && first.checked_add(count).is_some();
         let ids = "must have a `first` from 1 and a `count` from 1, all of them below 4294967295";
         require(first > 0 && fits, "executor.users", ids)?;
-        let suffices = self.executor.prewarm < count;
+        let suffices = self.executor.prewarmed() < count;
         let more =
             "must have a greater `count` than `executor.prewarm`: each that stands by has a user";
         require(suffices, "executor.users", more)?;
-        require(
-            !self.executor.use_docker,
-            "executor.use_docker",
-            "must be false: executors run as processes of this node, containers are not supported",
-        )
+        self.executor.validate_container()
     }
 }
 

@@ -10,6 +10,7 @@
 //! Elsewhere: command lines, whose flags override these settings.
 
 mod benchmark;
+mod container;
 mod devices;
 mod executor_manager;
 mod executors;
@@ -20,6 +21,7 @@ mod secret;
 pub mod shell;
 
 pub use benchmark::{BenchmarkConfig, BenchmarkNode, BenchmarkRun};
+pub use container::{ContainerSettings, Engine};
 pub use devices::{DeviceEntry, Devices, OpenDevice, TrustedUser};
 pub use executor_manager::{
     CacheSharing, ExecutorManagerConfig, ExecutorManagerNode, ExecutorSettings, Isolation, Launch,

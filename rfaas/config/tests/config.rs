@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 
 use rdmalib::Provider;
 use rfaas_config::{
-    BenchmarkConfig, ConfigError, Devices, ExecutorManagerConfig, ExecutorsDatabase, Isolation,
-    ResourceManagerConfig, resolve,
+    BenchmarkConfig, ConfigError, Devices, Engine, ExecutorManagerConfig, ExecutorsDatabase,
+    Isolation, ResourceManagerConfig, resolve,
 };
 use rfaas_protocol::isolation::{Layer, Layers, NetworkPolicy};
 use serde_json::{Value, json};
@@ -190,7 +190,18 @@ fn every_key_is_in_the_readme_and_no_other() {
     let file = "resource_manager.json";
     assert_documented(file, loaded(ResourceManagerConfig::load(shipped(file))), &[]);
     let file = "executor_manager.json";
-    let optional = ["config.cores", "config.memory", "executor.network"];
+    let optional = [
+        "config.cores",
+        "config.memory",
+        "executor.prewarm",
+        "executor.container",
+        "executor.container.engine",
+        "executor.container.image",
+        "executor.container.command",
+        "executor.container.options",
+        "executor.container.start_ms",
+        "executor.network",
+    ];
     assert_documented(file, loaded(ExecutorManagerConfig::load(shipped(file))), &optional);
     let file = "executors_database.json";
     assert_documented(file, loaded(ExecutorsDatabase::load(shipped(file))), &[]);
@@ -242,6 +253,73 @@ fn keys_that_are_left_out_have_their_defaults() {
     fs::write(&path, r#"{"config": {}}"#).unwrap();
     let manager = ResourceManagerConfig::load(&path).unwrap().config;
     assert_eq!((manager.rdma_device_port, manager.http_network_port), (10000, 5000));
+}
+
+#[test]
+fn executors_run_in_containers_if_an_image_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("test.json");
+    let load = |executor: &str| {
+        let text = format!(r#"{{"config": {{"node_name": "n"}}, "executor": {{{executor}}}}}"#);
+        fs::write(&path, text).unwrap();
+        ExecutorManagerConfig::load(&path).map(|config| config.executor)
+    };
+    let none = load("").unwrap();
+    assert_eq!((none.contained(), none.prewarmed()), (None, 2));
+    for (text, engine, words) in [
+        (r#""container": {"engine": "podman", "image": "i"}"#, Engine::Podman, "podman"),
+        (r#""use_docker": true, "container": {"image": "i"}"#, Engine::Docker, "docker"),
+        (
+            r#""use_docker": true, "container": {"engine": "docker", "image": "i"}"#,
+            Engine::Docker,
+            "docker",
+        ),
+        (
+            r#""container": {"engine": "apptainer", "image": "/i.sif", "command": ["/a", "-q"],
+                "options": ["--nv"], "start_ms": 1000}, "prewarm": 0"#,
+            Engine::Apptainer,
+            "/a -q",
+        ),
+    ] {
+        let settings = load(text).unwrap();
+        let (found, container) = settings.contained().unwrap();
+        assert_eq!((found, container.words(found).join(" ")), (engine, words.to_owned()));
+        assert_eq!(settings.prewarmed(), 0);
+    }
+    for (wrong, words) in [
+        (r#""use_docker": true"#, "executor.use_docker: needs `executor.container`"),
+        (
+            r#""use_docker": true, "container": {"engine": "podman", "image": "i"}"#,
+            "executor.use_docker: is for docker",
+        ),
+        (r#""container": {"image": "i"}"#, "executor.container.engine: must be \"podman\""),
+        (r#""container": {"engine": "lxc", "image": "i"}"#, "unknown variant"),
+        (r#""container": {"engine": "podman"}"#, "missing field"),
+        (r#""container": {"engine": "podman", "image": ""}"#, "executor.container.image"),
+        (r#""container": {"engine": "podman", "image": "--privileged"}"#, "container.image"),
+        (r#""container": {"engine": "docker", "image": "/srv/root"}"#, "is a path"),
+        (
+            r#""container": {"engine": "podman", "image": "i", "command": ["bin/podman"]}"#,
+            "executor.container.command",
+        ),
+        (
+            r#""container": {"engine": "podman", "image": "i", "command": [""]}"#,
+            "container.command",
+        ),
+        (r#""container": {"engine": "podman", "image": "i", "options": ["\u0000"]}"#, "NUL"),
+        (r#""container": {"engine": "podman", "image": "i", "start_ms": 999}"#, "start_ms"),
+        (
+            r#""container": {"engine": "podman", "image": "i"}, "prewarm": 2"#,
+            "executor.prewarm: must be 0 with `executor.container`",
+        ),
+        (
+            r#""container": {"engine": "podman", "image": "i"}, "preload": ["/lib/x.so"]"#,
+            "executor.preload: must be empty with `executor.container`",
+        ),
+    ] {
+        let error = load(wrong).unwrap_err().to_string();
+        assert!(error.contains(words), "{wrong}: {error}");
+    }
 }
 
 #[test]
@@ -360,11 +438,6 @@ fn an_error_is_one_line_whatever_the_file_has() {
 #[test]
 fn values_that_cannot_be_used_are_refused() {
     let manager = |text: &str| message(text, |path| ExecutorManagerConfig::load(path));
-    assert_eq!(
-        manager(r#"{"config": {"node_name": "n"}, "executor": {"use_docker": true}}"#),
-        "test.json: executor.use_docker: must be false: executors run as processes of this node, \
-         containers are not supported"
-    );
     assert_eq!(
         manager(r#"{"config": {"node_name": ""}}"#),
         "test.json: config.node_name: must not be empty"

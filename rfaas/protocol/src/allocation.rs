@@ -160,7 +160,8 @@ wire! {
         pub expires_at_ms: U64,
     }
 
-    /// A claim was refused. If the lease was claimed before on this connection it still is.
+    /// A claim was refused. If the lease was claimed before on this connection it still is. With
+    /// [`RefusedBecause::SpawnFailed`] it may come behind [`Allocated`]: a container has not started after all.
     pub struct AllocateRefused [244 bytes] {
         /// [`RefusedBecause`].
         pub because: U16,

@@ -3,6 +3,7 @@
 //! A node says with a set of [`Layers`] what its executors are isolated by. What each layer does is in the crate
 //! `rfaas_sandbox`.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -231,6 +232,22 @@ pub struct IsolationReport {
     pub active: Layers,
     /// Layers that were wanted, tried, and are not to be had.
     pub missing: Vec<MissingLayer>,
+}
+
+/// What an executor finds in a container: who started that compares it with what it asked for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ContainedReport {
+    /// Which of the layers that an executor puts on by itself are to be had there.
+    pub own: IsolationReport,
+    /// Its namespaces, as `/proc/self/ns` names them.
+    pub namespaces: BTreeMap<String, PathBuf>,
+    /// Its root directory cannot be written.
+    pub root_is_read_only: bool,
+    /// Its user id.
+    pub user: u32,
+    /// Most memory of its control group, in bytes, if that is limited.
+    pub memory_limit: Option<u64>,
 }
 
 /// A layer that is not to be had.

@@ -92,7 +92,7 @@ impl Scene {
     pub fn row(&mut self, attack: &'static Attack) -> Row {
         let managers = self.managers();
         // What they cost a manager is the same before and after.
-        let stand = ExecutorSettings::default().prewarm as usize;
+        let stand = ExecutorSettings::default().prewarmed() as usize;
         self.cluster.wait_for_rest(stand);
         let before = Left::list(&managers, self.cluster.directory());
         let (mut times, mut harm) = (Vec::new(), Vec::new());

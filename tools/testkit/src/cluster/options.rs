@@ -5,7 +5,9 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use rfaas_config::{CacheSharing, ExecutorSettings, Isolation, Launch, ResourceManagerNode};
+use rfaas_config::{
+    CacheSharing, ContainerSettings, ExecutorSettings, Isolation, Launch, ResourceManagerNode,
+};
 use rfaas_protocol::heartbeat::Heartbeat;
 
 use crate::binaries::Binaries;
@@ -40,6 +42,8 @@ pub struct Options {
     pub launch: Launch,
     /// How many of them stand by on each node.
     pub prewarm: u32,
+    /// What they run in, if they run in containers: then none stands by.
+    pub container: Option<ContainerSettings>,
     /// Libraries that these have loaded.
     pub preload: Vec<PathBuf>,
     /// How functions are kept from their node.
@@ -91,7 +95,8 @@ impl Default for Options {
             drain: Duration::from_secs(2), // as shipped
             node_return: Duration::from_millis(manager.node_return_ms.into()),
             launch: Launch::default(),
-            prewarm: ExecutorSettings::default().prewarm,
+            prewarm: ExecutorSettings::default().prewarmed(),
+            container: None,
             preload: Vec::new(),
             isolation: Isolation::default(),
             view: Vec::new(),
@@ -145,7 +150,8 @@ impl Options {
         manager.state_file = state_file.unwrap_or_default();
         for node in &mut settings.nodes {
             node.executor.launch = self.launch;
-            node.executor.prewarm = self.prewarm;
+            node.executor.prewarm = self.container.is_none().then_some(self.prewarm);
+            node.executor.container = self.container.clone();
             node.executor.preload = self.preload.clone();
             node.executor.isolation = self.isolation.clone();
             node.executor.view = self.view.clone();
