@@ -247,7 +247,8 @@ fn a_lease_ends_by_the_resource_manager_s_clock_however_wrong_the_node_s_is() {
     client.claim(until(&link, 77, MINUTE, BEHIND));
     let later = until(&link, 77, 2 * MINUTE, BEHIND);
     assert_eq!(client.renew(later), Ok(later.terms.expires_at_ms.get()), "likewise");
-    let over = until(&link, 78, Duration::ZERO, BEHIND);
+    // By more than the message with the clock was under way.
+    let over = until(&link, 78, Duration::ZERO, BEHIND + MINUTE);
     let (because, _) = node.client().refused(allocate(over));
     assert_eq!(because, RefusedBecause::LeaseEnded, "and not later");
     // It is set: from the next sign of life on that counts.
