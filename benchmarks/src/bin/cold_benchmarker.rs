@@ -118,7 +118,6 @@ fn floor_of(plan: &RunPlan, library: &Path) -> Result<(Option<ColdFloor>, &'stat
     })
 }
 
-/// The library of each repetition.
 /// The library of each repetition. What is behind an ELF file's sections means nothing to the loader, so it can have
 /// any size, and be another one each time.
 struct Libraries {
@@ -138,11 +137,7 @@ impl Libraries {
         let mut code =
             code.map_err(|error| Failure::input(format!("{}: {error}", path.display())))?;
         if let Some(mb) = cli.library_mb {
-            let bytes = (mb as usize) << 20;
-            let shipped = code.len().max(1);
-            while code.len() < bytes {
-                code.extend_from_within(..shipped.min(bytes - code.len()));
-            }
+            service::enlarge(&mut code, (mb as usize) << 20);
         }
         let bytes = code.len() as u64;
         let code = (cli.first_ever || cli.library_mb.is_some()).then_some(code);
