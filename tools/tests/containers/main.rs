@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use rfaas::{Error, LeaseRequest};
-use rfaas_config::{ContainerSettings, Engine};
+use rfaas_config::{ContainerSettings, Engine, Isolation};
 use rfaas_protocol::allocation::RefusedBecause;
 use tempfile::TempDir;
 use testkit::functions::{ends, faulty};
@@ -99,6 +99,25 @@ fn a_function_is_called_in_a_container_and_what_it_prints_is_read() {
     assert_eq!(started.len(), 2, "one that is looked into, one for the lease: {started:?}");
     assert!(started[1].contains(" --label=rfaas.node=local-node "), "{started:?}");
     drop(client);
+    cluster.stop().unwrap();
+}
+
+#[test]
+fn what_a_container_is_told_of_its_lease() {
+    let _alone = one_at_a_time();
+    let engine = FakeEngine::new();
+    let directory = tempfile::tempdir().unwrap();
+    let options =
+        Options { isolation: Isolation::None, pin_threads: true, cores: 1, ..engine.options() };
+    let cluster = cluster(options);
+    let mut executor = deploy(&cluster.client().unwrap(), 1, &faulty(directory.path()), &warm());
+    assert_eq!(call(&mut executor, "echo", &[7]).unwrap(), [7]);
+    let [_, started] = &engine.said("run ")[..] else { panic!("{:?}", engine.said("run ")) };
+    for words in [" --cpuset-cpus=", " --tmpfs=/tmp:rw,nosuid,nodev,mode=1777,size=67108864 "] {
+        assert!(started.contains(words), "no {words} in {started}");
+    }
+    assert!(!started.contains("secret"), "its instructions are for nobody else: {started}");
+    drop(executor);
     cluster.stop().unwrap();
 }
 
