@@ -145,6 +145,10 @@ impl Manager {
                     tracing::info!(name: MEASURED, lease = %gone.lease, exit = ?gone.exit, "executor is gone");
                 }
                 match gone.not_started {
+                    Some(reason) if self.lease_log.admit(now, gone.lease) => {
+                        tracing::error!(name: MEASURED, lease = %gone.lease, "{reason}");
+                        Event::StartFailed { lease: gone.lease, reason }
+                    }
                     Some(reason) => Event::StartFailed { lease: gone.lease, reason },
                     None => Event::Exited { lease: gone.lease, exit: gone.exit, usage: gone.usage },
                 }

@@ -176,6 +176,31 @@ fn an_engine_that_hangs_is_killed_when_its_time_is_over() {
 }
 
 #[test]
+fn a_container_that_is_the_engine_s_own_process_is_ended_by_signals() {
+    let _alone = one_at_a_time();
+    let engine = FakeEngine::new();
+    let directory = tempfile::tempdir().unwrap();
+    let mut options = engine.options();
+    options.container.as_mut().unwrap().engine = Some(Engine::Apptainer);
+    let cluster = cluster(options);
+    let client = cluster.client().unwrap();
+    let mut executor = deploy(&client, 1, &faulty(directory.path()), &warm());
+    assert_eq!(call(&mut executor, "echo", &[7]).unwrap(), [7]);
+    let crash = call(&mut executor, "crash", &[0]).unwrap_err().to_string();
+    assert!(crash.contains("signal 11"), "{crash}");
+    executor.restart().unwrap();
+    let [process] = cluster.executors_running()[..] else { panic!("one executor") };
+    drop((executor, client));
+    all_is_free(&cluster);
+    assert!(!runs(process));
+    assert_eq!(engine.said("exec ").len(), 3, "one that is looked into, two for the lease");
+    assert_eq!(engine.said("").len(), 3, "and nothing else is asked of it");
+    let environment = fs::read_to_string(engine.path("environment")).unwrap();
+    assert!(!environment.contains("APPTAINERENV_PATH="), "the image has its own: {environment}");
+    cluster.stop().unwrap();
+}
+
+#[test]
 fn a_container_that_does_not_stop_is_killed_by_name() {
     let _alone = one_at_a_time();
     let engine = FakeEngine::new();
@@ -186,12 +211,11 @@ fn a_container_that_does_not_stop_is_killed_by_name() {
     let mut executor = deploy(&client, 1, &faulty(directory.path()), &warm());
     assert_eq!(call(&mut executor, "echo", &[7]).unwrap(), [7]);
     let [process] = engine.containers()[..] else { panic!("one container") };
-    drop((executor, client));
-    all_is_free(&cluster);
+    cluster.stop().unwrap(); // in order, although it takes a while
     assert!(!runs(process));
     assert_eq!(engine.said("kill rfaas-local-node-").len(), 1);
     assert_eq!(engine.said("rm --force rfaas-local-node-").len(), 1, "the engine hangs too");
-    cluster.stop().unwrap();
+    drop((executor, client));
 }
 
 #[test]
