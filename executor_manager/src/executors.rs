@@ -449,14 +449,14 @@ impl Executors {
             let pid = standing.running.process.pid();
             if standing.hears_ready() {
                 tracing::debug!(pid, "an executor stands by");
-                self.prewarm.ready();
+                self.prewarm.ready(now);
             } else if standing.ready_by().is_some_and(|at| now >= at) {
                 tracing::warn!(pid, "an executor is not ready after {READY_WITHIN:?}: killing it");
                 standing.running.process.kill(now);
             }
         }
         if self.launcher.can_start_standing() && self.prewarm.due_at().is_some_and(|at| now >= at) {
-            self.prewarm.started();
+            self.prewarm.started(now);
             if let Err(reason) = self.start_standing(now)
                 && self.prewarm.lost(false, now)
             {

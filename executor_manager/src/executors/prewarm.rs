@@ -5,8 +5,8 @@
 //!    ▲          └──────── lost ────┘
 //!    └── after a pause, doubled ◀──┘
 //! ```
-//! * One is started at a time, and not within [`REST`] of the last start of any executor: a lease that is being
-//!   served does not compete with it.
+//! * One is started at a time, and not for a while after the last start of any executor: a lease that is being
+//!   served does not compete with it. That is [`REST`], or several times as long as one takes to stand by.
 //! * One that is lost before a lease has it costs a pause, and each that is lost then a longer one, so that what makes
 //!   them fail is not met a thousand times.
 
@@ -14,6 +14,10 @@ use std::time::{Duration, Instant};
 
 /// Time after a start before another one stands by: some ten times what a lease takes to its first result.
 pub const REST: Duration = Duration::from_millis(20);
+/// The same in starts of one that stands by, where these take long, as on RDMA devices; and the longest time, since
+/// libraries of the operator may take as long as they like.
+const REST_IN_STARTS: u32 = 4;
+const LONGEST_REST: Duration = Duration::from_secs(1);
 /// Pause after one is lost: the first one, doubled with each, and the longest.
 pub const FIRST_PAUSE: Duration = Duration::from_millis(100);
 pub const LONGEST_PAUSE: Duration = Duration::from_secs(60);
@@ -23,7 +27,9 @@ pub const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 pub struct Prewarm {
     wanted: u32,
     standing: u32,
-    starting: bool,
+    /// Since when one is being started.
+    starting: Option<Instant>,
+    rest: Duration,
     not_before: Instant,
     pause: Duration,
     /// When one was lost last, unless one was taken since.
@@ -33,23 +39,26 @@ pub struct Prewarm {
 impl Prewarm {
     /// None yet, and `wanted` later.
     pub fn new(wanted: u32, now: Instant) -> Self {
-        let (standing, starting, pause, lost_at) = (0, false, FIRST_PAUSE, None);
-        Prewarm { wanted, standing, starting, not_before: now, pause, lost_at }
+        let (standing, starting, pause, lost_at) = (0, None, FIRST_PAUSE, None);
+        Prewarm { wanted, standing, starting, rest: REST, not_before: now, pause, lost_at }
     }
 
     /// When another one is to be started, if one is to be and nothing else happens before.
     pub fn due_at(&self) -> Option<Instant> {
-        (!self.starting && self.standing < self.wanted).then_some(self.not_before)
+        (self.starting.is_none() && self.standing < self.wanted).then_some(self.not_before)
     }
 
     /// One is being started.
-    pub fn started(&mut self) {
-        self.starting = true;
+    pub fn started(&mut self, now: Instant) {
+        self.starting = Some(now);
     }
 
     /// It is ready.
-    pub fn ready(&mut self) {
-        self.starting = false;
+    pub fn ready(&mut self, now: Instant) {
+        if let Some(since) = self.starting.take() {
+            let took = now.saturating_duration_since(since);
+            self.rest = took.saturating_mul(REST_IN_STARTS).clamp(REST, LONGEST_REST);
+        }
         self.standing += 1;
     }
 
@@ -62,7 +71,7 @@ impl Prewarm {
 
     /// An executor was started for a lease, or given one.
     pub fn rest(&mut self, now: Instant) {
-        self.not_before = self.not_before.max(now + REST);
+        self.not_before = self.not_before.max(now + self.rest);
     }
 
     /// One has ended before a lease had it, or could not be started. `was_ready`: it stood by. Returns whether that is
@@ -70,7 +79,7 @@ impl Prewarm {
     pub fn lost(&mut self, was_ready: bool, now: Instant) -> bool {
         match was_ready {
             true => self.standing = self.standing.saturating_sub(1),
-            false => self.starting = false,
+            false => self.starting = None,
         }
         let before = self.lost_at.replace(now);
         let is_news = before.is_none_or(|at| now >= at + 2 * LONGEST_PAUSE);
@@ -98,8 +107,8 @@ mod tests {
     fn fill(prewarm: &mut Prewarm, now: Instant) -> u32 {
         let mut filled = 0;
         while prewarm.due_at().is_some_and(|at| at <= now) {
-            prewarm.started();
-            prewarm.ready();
+            prewarm.started(now);
+            prewarm.ready(now);
             filled += 1;
         }
         filled
@@ -110,9 +119,9 @@ mod tests {
         let now = Instant::now();
         let mut prewarm = Prewarm::new(2, now);
         assert_eq!(prewarm.due_at(), Some(now));
-        prewarm.started();
+        prewarm.started(now);
         assert_eq!(prewarm.due_at(), None);
-        prewarm.ready();
+        prewarm.ready(now);
         assert_eq!(fill(&mut prewarm, now), 1);
         assert_eq!(prewarm.due_at(), None);
         assert_eq!(Prewarm::new(0, now).due_at(), None);
@@ -133,13 +142,30 @@ mod tests {
     }
 
     #[test]
+    fn the_pause_is_longer_where_starts_take_long_and_not_for_ever() {
+        let now = Instant::now();
+        let rest_after = |took: Duration| {
+            let mut prewarm = Prewarm::new(1, now);
+            prewarm.started(now);
+            prewarm.ready(now + took);
+            prewarm.taken();
+            prewarm.rest(now);
+            prewarm.due_at().unwrap() - now
+        };
+        let ms = Duration::from_millis;
+        assert_eq!(rest_after(ms(1)), REST);
+        assert_eq!(rest_after(ms(100)), ms(400));
+        assert_eq!(rest_after(ms(60_000)), LONGEST_REST);
+    }
+
+    #[test]
     fn those_that_are_lost_cost_longer_and_longer_pauses_and_are_news_once() {
         let mut now = Instant::now();
         let mut prewarm = Prewarm::new(1, now);
         let mut lose = |prewarm: &mut Prewarm, was_ready: bool| {
-            prewarm.started();
+            prewarm.started(now);
             if was_ready {
-                prewarm.ready();
+                prewarm.ready(now);
             }
             let is_news = prewarm.lost(was_ready, now);
             let pause = prewarm.due_at().unwrap() - now;
@@ -151,13 +177,14 @@ mod tests {
         assert_eq!(pauses[..3], [1, 2, 4].map(|times| times * FIRST_PAUSE));
         assert_eq!(pauses[11], LONGEST_PAUSE);
         assert_eq!(lost.iter().filter(|(is_news, _)| *is_news).count(), 1);
-        prewarm.started();
-        prewarm.ready();
+        let any = Instant::now();
+        prewarm.started(any);
+        prewarm.ready(any);
         prewarm.taken();
         assert_eq!(lose(&mut prewarm, true), (true, FIRST_PAUSE), "it served a lease in between");
         now += 2 * LONGEST_PAUSE;
-        prewarm.started();
-        prewarm.ready();
+        prewarm.started(now);
+        prewarm.ready(now);
         assert!(prewarm.lost(true, now), "one in a while is another matter");
         assert_eq!(prewarm.due_at(), Some(now + FIRST_PAUSE));
     }
@@ -187,11 +214,11 @@ mod tests {
                 match step {
                     0 if prewarm.due_at().is_some_and(|at| at <= now) => {
                         prop_assert!(!starting);
-                        prewarm.started();
+                        prewarm.started(now);
                         starting = true;
                     }
                     1 if starting => {
-                        prewarm.ready();
+                        prewarm.ready(now);
                         (starting, standing) = (false, standing + 1);
                     }
                     2 if standing > 0 => {
