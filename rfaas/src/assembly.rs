@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rdmalib::{
-    Access, CompletionQueue, ConnectRequest, Device, Domain, ReceiveQueue, Region, RemoteAddress,
+    Access, CompletionQueue, ConnectRequest, Domain, ReceiveQueue, Region, RemoteAddress,
 };
 use rfaas_call::caller::{Accepted, SlotNeeds, Unconnected, WorkerConnection, completion_queue};
 use rfaas_config::OpenDevice;
@@ -19,14 +19,14 @@ use rfaas_protocol::{Empty, Hello, Malformed, Role, Secret, parse_prefix};
 use crate::deployment::Deployment;
 use crate::error::{Error, Result};
 use crate::library::Library;
+use crate::spares::Spares;
 
 const WHAT: &str = "the executor";
-/// Messages that the executor may be ahead of us. One names the functions of a usual library.
-const CONTROL_RECEIVES: u32 = 16;
 
 /// What there is so far.
 pub(crate) struct Assembly<'a> {
-    device: &'a Device,
+    device: &'a OpenDevice,
+    spares: &'a Spares,
     session: Secret,
     domain: &'a Domain,
     /// Its bytes are sent if the node wants them.
@@ -80,22 +80,22 @@ impl<'a> Assembly<'a> {
     /// Begins one for an executor with `cores` workers that shows `session`.
     pub(crate) fn new(
         device: &'a OpenDevice,
-        cores: u16,
-        session: Secret,
+        spares: &'a Spares,
+        (cores, session): (u16, Secret),
         deployment: &Deployment,
         domain: &'a Domain,
     ) -> Result<Self> {
-        let device = &device.device;
         let needs = SlotNeeds { slots: deployment.slots, input_bytes: deployment.input_bytes };
-        let completions = completion_queue(device, cores, needs.slots)?;
+        let completions = completion_queue(&device.device, cores, needs.slots)?;
         let vacant = |worker: u16| {
             let index = usize::from(worker);
-            Unconnected::new(index, needs, device, domain, &completions).map(Seat::Vacant)
+            Unconnected::new(index, needs, &device.device, domain, &completions).map(Seat::Vacant)
         };
         let workers = (0..cores).map(vacant).collect::<rdmalib::Result<_>>()?;
-        let unconnected = Some(channel(device)?);
+        let unconnected = Some(spares.control(device).map_err(failed)?);
         Ok(Assembly {
             device,
+            spares,
             session,
             domain,
             library: None,
@@ -167,7 +167,8 @@ impl<'a> Assembly<'a> {
         hello: &ExecutorHello,
         code_from: CodeFrom,
     ) -> Result<()> {
-        let mut channel = self.unconnected.take().map_or_else(|| channel(self.device), Ok)?;
+        let another = || self.spares.control(self.device).map_err(failed);
+        let mut channel = self.unconnected.take().map_or_else(another, Ok)?;
         let code = match code_from {
             CodeFrom::Client => Some(self.code_to_send(&channel)?),
             CodeFrom::Node => None,
@@ -209,7 +210,7 @@ impl<'a> Assembly<'a> {
         let unconnected = match std::mem::replace(&mut self.workers[index], Seat::Lost) {
             Seat::Vacant(unconnected) => unconnected,
             Seat::Lost | Seat::Taken(_) => {
-                Unconnected::new(index, needs, self.device, self.domain, &self.completions)?
+                Unconnected::new(index, needs, &self.device.device, self.domain, &self.completions)?
             }
         };
         // If it is gone again, so is its executor, of which the manager tells.
@@ -303,11 +304,6 @@ impl<'a> Assembly<'a> {
             functions: control.functions,
         }
     }
-}
-
-/// Makes the connection to an executor, before that dials.
-fn channel(device: &Device) -> Result<Channel> {
-    Channel::new(device, CONTROL_RECEIVES).map_err(failed)
 }
 
 fn failed(source: ChannelError) -> Error {

@@ -13,9 +13,7 @@ use std::mem;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use rdmalib::Domain;
 use rfaas_config::OpenDevice;
-use rfaas_protocol::channel::{Channel, ChannelError};
 use rfaas_protocol::lease::{EndReason, LeaseId, LeaseTerms, Token, Unusable};
 use rfaas_protocol::node::Bill;
 
@@ -26,6 +24,7 @@ use crate::lease_core::{LeaseCore, LeaseStage, LeaseUse};
 use crate::library::{Library, LibraryFile};
 use crate::printed::Printed;
 use crate::request::{Candidate, LeaseRequest};
+use crate::spares::Spares;
 
 /// Longest wait for an executor manager to take a renewal.
 const RENEW_TIMEOUT: Duration = Duration::from_secs(5);
@@ -104,14 +103,9 @@ impl HeldLease {
         self.grantor.libraries.read(file)
     }
 
-    /// Returns a connection to connect to an executor manager.
-    pub(crate) fn connection(&self) -> Result<Channel, ChannelError> {
-        self.grantor.spares.connection(&self.grantor.device)
-    }
-
-    /// Returns a domain for a deployment.
-    pub(crate) fn domain(&self) -> rdmalib::Result<Domain> {
-        self.grantor.spares.domain(&self.grantor.device)
+    /// What a deployment may find made.
+    pub(crate) fn spares(&self) -> &Spares {
+        &self.grantor.spares
     }
 
     pub(crate) fn id(&self) -> Option<LeaseId> {

@@ -138,7 +138,8 @@ impl Lease {
         deployment.validate()?;
         let file = LibraryFile::open(path.as_ref())?;
         let read = || self.inner.read_library(&file);
-        let (domain, timeout) = (self.inner.domain()?, deployment.start_timeout);
+        let domain = self.inner.spares().domain(self.inner.device())?;
+        let timeout = deployment.start_timeout;
         let (started, library) =
             session::start(&self.inner, (deployment, &domain, &read), timeout)?;
         let deployment = deployment.clone();

@@ -83,13 +83,13 @@ fn launch(
     timeout: Duration,
 ) -> Result<(Started, Arc<Library>)> {
     let deadline = Instant::now() + timeout.min(FOREVER);
-    let device = lease.device();
-    let mut listener = device.device.listen(device.entry.port)?;
+    let (device, spares) = (lease.device(), lease.spares());
+    let mut listener = spares.listener(device)?;
     let mut phases = Phases::default();
     let session = Secret::generate();
     // Made while the manager has something to do.
     let (library, assembly) = (OnceCell::new(), OnceCell::new());
-    let make = || Assembly::new(device, lease.cores, session, deployment, domain);
+    let make = || Assembly::new(device, spares, (lease.cores, session), deployment, domain);
     let request: &dyn Fn() -> _ = &|| {
         let library: &Arc<Library> = library.get_or_init(read).as_ref().ok()?;
         Some(ExecutorRequest {
@@ -109,7 +109,7 @@ fn launch(
         }
     };
     let replace: &dyn Fn(&[_], _) -> _ = &|candidates, because| lease.replace(candidates, because);
-    let connection: &dyn Fn() -> _ = &|| lease.connection();
+    let connection: &dyn Fn() -> _ = &|| spares.connection(device);
     let claim = Claim { device, request, deadline, replace, connection, meanwhile };
     let claimed = state.start_executor(&claim, &mut phases);
     let library = library.into_inner().transpose()?; // what is wrong with it is the reason
@@ -126,6 +126,9 @@ fn launch(
             false => Err(Error::StartTimeout { after: timeout, missing: assembly.missing() }),
         }
     });
+    if assembled.is_ok() {
+        spares.keep_listener(listener, device); // else whoever dials late is to be refused now
+    }
     // Not before: whoever waits gives signs of life, and the thread would only be in the way.
     if node.is_some() {
         lease.keep_alive(state);

@@ -1,13 +1,17 @@
 //! What the next deployment of a client needs and what depends on nobody: made when the client connects, and when a
 //! deployment has used it, while the client waits for something else: the bill of a lease, or else the grant of the next.
 //!
-//! There is at most one of each. Without one, the deployment makes it.
+//! There is at most one of each. Without one, the deployment makes it. A listener goes from one deployment to the next:
+//! who dials for an earlier one does not know the secret of this.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use rdmalib::Domain;
+use rdmalib::{Domain, Listener};
 use rfaas_config::OpenDevice;
 use rfaas_protocol::channel::{Channel, ChannelError};
+
+/// Messages that an executor may be ahead of its client. One names the functions of a usual library.
+const CONTROL_RECEIVES: u32 = 16;
 
 /// The spares of one client.
 #[derive(Debug, Default)]
@@ -16,7 +20,9 @@ pub(crate) struct Spares(Mutex<Spare>);
 #[derive(Debug, Default)]
 struct Spare {
     connection: Option<Channel>,
+    control: Option<Channel>,
     domain: Option<Domain>,
+    listener: Option<Listener>,
 }
 
 impl Spares {
@@ -25,6 +31,9 @@ impl Spares {
         let mut spare = self.lock();
         if spare.connection.is_none() {
             spare.connection = connection(device).ok();
+        }
+        if spare.control.is_none() {
+            spare.control = control(device).ok();
         }
         if spare.domain.is_none() {
             spare.domain = device.device.domain().ok();
@@ -37,10 +46,29 @@ impl Spares {
         spare.map_or_else(|| connection(device), Ok)
     }
 
+    /// Returns a connection that an executor may be connected to.
+    pub(crate) fn control(&self, device: &OpenDevice) -> Result<Channel, ChannelError> {
+        let spare = self.lock().control.take();
+        spare.map_or_else(|| control(device), Ok)
+    }
+
     /// Returns a domain of which nothing is used.
     pub(crate) fn domain(&self, device: &OpenDevice) -> rdmalib::Result<Domain> {
         let spare = self.lock().domain.take();
         spare.map_or_else(|| device.device.domain(), Ok)
+    }
+
+    /// Returns a listener, where `device` says.
+    pub(crate) fn listener(&self, device: &OpenDevice) -> rdmalib::Result<Listener> {
+        let spare = self.lock().listener.take();
+        spare.map_or_else(|| device.device.listen(device.entry.port), Ok)
+    }
+
+    /// Takes a listener back. One at a port that the user has chosen is closed: another client may need it.
+    pub(crate) fn keep_listener(&self, listener: Listener, device: &OpenDevice) {
+        if device.entry.port == 0 {
+            self.lock().listener = Some(listener);
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Spare> {
@@ -52,4 +80,8 @@ fn connection(device: &OpenDevice) -> Result<Channel, ChannelError> {
     let mut channel = Channel::new(&device.device, device.entry.default_receive_buffer_size)?;
     channel.expect_listener(device.trusted_user);
     Ok(channel)
+}
+
+fn control(device: &OpenDevice) -> Result<Channel, ChannelError> {
+    Channel::new(&device.device, CONTROL_RECEIVES)
 }
