@@ -20,6 +20,7 @@
 
 pub mod calls;
 pub mod cli;
+pub mod crowd;
 pub mod echo;
 pub mod floor;
 pub mod machine;

@@ -1,4 +1,4 @@
-//! The benchmarks of the resource manager, as short as they can be: they run to their end, and what they tell
+//! The benchmarks of what managers cost, as short as they can be: they run to their end, and what they tell
 //! adds up. How good the figures are is for people.
 
 #![allow(clippy::unwrap_used)] // in what tests share: a failed test is what it is for
@@ -45,5 +45,21 @@ fn a_manager_with_many_nodes_is_measured_with_its_state_in_memory_and_on_a_disk(
             0.0 < number(grant, "p50") && number(grant, "p50") <= number(grant, "p99"),
             "{row}"
         );
+    }
+}
+
+/// It fails by itself unless each executor answers before and after it was idle, and nothing is left of them.
+#[test]
+fn executors_that_are_idle_are_measured_and_all_are_gone_when_their_leases_are_given_back() {
+    let _guard = one_at_a_time();
+    const EXECUTORS: f64 = 20.0;
+    let flags = ["--json", "--seconds", "1", "--executors", &EXECUTORS.to_string()];
+    let told = run(command("idle_cost", flags)).success().json();
+    assert_eq!(number(&told, "executors"), EXECUTORS);
+    let more = |key: &str| number(&told["held_idle"], key) - number(&told["held_before"], key);
+    assert!(more("processes") >= EXECUTORS, "{told}");
+    assert!(more("manager_descriptors") >= EXECUTORS, "{told}");
+    for key in ["first_starts_ms", "last_starts_ms", "memory_bytes", "release_ms"] {
+        assert!(number(&told, key) > 0.0, "{key}: {told}");
     }
 }

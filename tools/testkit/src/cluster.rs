@@ -30,7 +30,7 @@ use tempfile::TempDir;
 use crate::http::Http;
 use crate::interrupt;
 use crate::process::{Launch, Process, ProcessKeeper};
-use crate::procfs::{self, Stat};
+use crate::procfs::{self, Processes, Stat};
 use crate::settings::Settings;
 use crate::test_devices::{TestDevices, patience};
 use crate::wait::eventually;
@@ -273,15 +273,18 @@ impl LocalCluster {
     /// Process ids of the executors that run now, of all nodes. A guardian without an executor is one that ends. Those
     /// that stand by are not among them.
     pub fn executors_running(&self) -> Vec<u32> {
-        self.children().flat_map(executors_of).collect()
+        let processes = Processes::now();
+        let children = self.children(&processes);
+        children.flat_map(|(id, stat)| executors_of(id, stat, &processes)).collect()
     }
 
     /// Process ids of the executors that stand by, of all nodes.
     pub fn executors_standing(&self) -> Vec<u32> {
-        let named = |id: &u32| Stat::of(*id).is_some_and(|stat| stat.name == "standby");
-        let children: Vec<_> = self.children().collect();
-        let guarded = children.iter().flat_map(|id| procfs::children(*id));
-        let all: BTreeSet<_> = guarded.chain(children.iter().copied()).filter(named).collect();
+        let processes = Processes::now();
+        let guarded = self.children(&processes).flat_map(|(id, _)| processes.children(id));
+        let all = guarded.chain(self.children(&processes));
+        let all: BTreeSet<_> =
+            all.filter(|(_, stat)| stat.name == "standby").map(|(id, _)| id).collect();
         all.into_iter().collect()
     }
 
@@ -300,15 +303,16 @@ impl LocalCluster {
     }
 
     /// The processes that executor managers have started.
-    fn children(&self) -> impl Iterator<Item = u32> {
+    fn children<'a>(&'a self, of: &'a Processes) -> impl Iterator<Item = (u32, &'a Stat)> {
         let managers = self.executor_managers.iter().flatten();
-        managers.flat_map(|manager| procfs::children(manager.id()))
+        managers.flat_map(|manager| of.children(manager.id()))
     }
 
     /// Process ids of the zygotes that run now, of all nodes.
     pub fn zygotes_running(&self) -> Vec<u32> {
-        let named = |id: &u32| Stat::of(*id).is_some_and(|stat| stat.name == "zygote");
-        self.children().filter(named).collect()
+        let processes = Processes::now();
+        let children = self.children(&processes);
+        children.filter(|(_, stat)| stat.name == "zygote").map(|(id, _)| id).collect()
     }
 
     /// Program `name` of the built ones with the cluster's configuration files on its command line, as
@@ -392,20 +396,24 @@ impl Drop for LocalCluster {
 }
 
 /// The executors that child `id` of an executor manager stands for.
-fn executors_of(id: u32) -> Vec<u32> {
-    match Stat::of(id).map(|stat| stat.name).as_deref() {
-        None | Some("zygote" | "standby") => Vec::new(),
-        Some("guardian") => {
-            let guarded = procfs::children(id).into_iter();
-            let guarded = guarded.filter_map(|id| Some((id, Stat::of(id)?.name)));
-            let (executors, others): (Vec<_>, Vec<_>) =
-                guarded.partition(|(_, name)| name == "executor");
-            if executors.is_empty() && others.is_empty() {
+fn executors_of(id: u32, stat: &Stat, processes: &Processes) -> Vec<u32> {
+    match stat.name.as_str() {
+        "zygote" | "standby" => Vec::new(),
+        "guardian" => {
+            let of = |all: &Processes| -> Vec<(u32, String)> {
+                all.children(id).map(|(id, stat)| (id, stat.name.clone())).collect()
+            };
+            let mut guarded = of(processes);
+            if guarded.is_empty() {
+                guarded = of(&Processes::now()); // it may have become a guardian while they were listed
+            }
+            if guarded.is_empty() {
                 return vec![id];
             }
-            executors.into_iter().map(|(id, _)| id).collect()
+            guarded.retain(|(_, name)| name == "executor");
+            guarded.into_iter().map(|(id, _)| id).collect()
         }
-        Some(_) => vec![id],
+        _ => vec![id],
     }
 }
 
