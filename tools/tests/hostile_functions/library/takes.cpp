@@ -6,6 +6,7 @@
 #include <netinet/in.h>
 #include <pthread.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 
 constexpr int MOST_PROCESSES = 1100, MOST_THREADS = 1100, MOST_DESCRIPTORS = 20000;
@@ -58,19 +59,29 @@ FUNCTION(thread_bomb) {
     return tried.answer(output);
 }
 
+/* An executor may have a stack for each processor besides its lease (the manager's `footprint`), of
+ * the limit for stacks or, without one, of 64 MB: so much more is to be taken. */
+static size_t stacks() {
+    rlimit limit;
+    getrlimit(RLIMIT_STACK, &limit);
+    const size_t each = limit.rlim_cur == RLIM_INFINITY ? 64 * MB : limit.rlim_cur;
+    return static_cast<size_t>(sysconf(_SC_NPROCESSORS_CONF)) * each;
+}
+
 /* Takes memory of this kind, a step at a time, and keeps it. Enough of it is written to for whoever
  * counts only that. */
 static uint32_t take_memory(int kind, void *output) {
     constexpr size_t STEP = 16 * MB;
+    const size_t most = MOST_MEMORY_MB * MB + stacks(), most_written = MOST_WRITTEN_MB * MB + stacks();
     size_t taken = 0;
     int error = 0;
-    for (; taken < MOST_MEMORY_MB * MB; taken += STEP) {
+    for (; taken < most; taken += STEP) {
         void *memory = mmap(nullptr, STEP, PROT_READ | PROT_WRITE, kind | MAP_ANONYMOUS, -1, 0);
         if (memory == MAP_FAILED) {
             error = errno;
             break;
         }
-        if (taken < MOST_WRITTEN_MB * MB) memset(memory, 1, STEP);
+        if (taken < most_written) memset(memory, 1, STEP);
     }
     Tried tried;
     if (error == 0) tried.tell(0, "took %zu MB", taken / MB);
@@ -91,16 +102,16 @@ FUNCTION(shared_memory_bomb) {
 /* Children that take memory together, each less than a process may have. */
 FUNCTION(forked_memory_bomb) {
     UNUSED;
-    constexpr int CHILDREN = 8;
     constexpr size_t EACH = 96 * MB;
+    const int most = 8 + static_cast<int>(stacks() / EACH);
     struct Count {
         std::atomic<int> done;
     };
     void *page = mmap(nullptr, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     auto *count = static_cast<Count *>(page);
-    pid_t children[CHILDREN];
+    std::vector<pid_t> children(static_cast<size_t>(most));
     int started = 0, ended = 0;
-    for (; started < CHILDREN; started++) {
+    for (; started < most; started++) {
         pid_t child = children[started] = fork();
         if (child < 0) break;
         if (child > 0) continue;
@@ -122,7 +133,7 @@ FUNCTION(forked_memory_bomb) {
     }
     while (waitpid(-1, nullptr, 0) > 0) continue;
     Tried tried;
-    if (done == CHILDREN) tried.tell(0, "took %zu MB in %d processes", done * EACH / MB, done);
+    if (done == most) tried.tell(0, "took %zu MB in %d processes", done * EACH / MB, done);
     else tried.tell(ENOMEM, "more than %zu MB in %d processes", done * EACH / MB, done);
     return tried.answer(output);
 }
