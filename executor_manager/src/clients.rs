@@ -87,6 +87,8 @@ pub struct Clients {
     connected: BTreeMap<ClientId, Client>,
     /// Clients that hold no lease.
     waiting: WaitingList<ClientId>,
+    /// When those that hold a lease are given the next sign of life, all of them in one pass.
+    beat_at: Instant,
     next: u64,
 }
 
@@ -95,7 +97,8 @@ impl Clients {
     pub fn new(device: Device, heartbeat: Heartbeat) -> Self {
         let most = most_waiting();
         let waiting = WaitingList::new(most.div_ceil(2).min(MOST_WAITING_OF_PEER), most);
-        Clients { device, heartbeat, connected: BTreeMap::new(), waiting, next: 1 }
+        let (connected, beat_at) = (BTreeMap::new(), Instant::now());
+        Clients { device, heartbeat, connected, waiting, beat_at, next: 1 }
     }
 
     /// Connects a client that has opened the conversation so, answering it `proof`; or refuses it.
@@ -167,6 +170,9 @@ impl Clients {
     pub fn receive(&mut self, now: Instant) -> Vec<Heard> {
         let mut heard = Vec::new();
         let mut gone = Vec::new();
+        if now >= self.beat_at {
+            self.beat_at = now + self.heartbeat.period;
+        }
         for (&id, client) in &mut self.connected {
             let taken = heard.len();
             let open = client.take_turn(id, &mut heard);
@@ -202,7 +208,8 @@ impl Clients {
         for (&id, client) in &mut self.connected {
             match (holds(id), client.holds()) {
                 (true, false) => {
-                    client.standing = Standing::Holding(Pulse::new(self.heartbeat, now));
+                    let pulse = Pulse::together(self.heartbeat, now, self.beat_at);
+                    client.standing = Standing::Holding(pulse);
                     client.last_turn = false;
                     self.waiting.remove(id);
                 }
@@ -228,7 +235,7 @@ impl Clients {
     /// Asks all connections to announce news at their descriptors.
     pub fn arm(&mut self) {
         for client in self.connected.values_mut() {
-            if let Err(error) = client.channel.arm() {
+            if let Err(error) = client.channel.arm_for_announced() {
                 tracing::debug!(peer = client.peer, %error, "client's queue cannot be armed");
                 client.channel.disconnect();
             }
@@ -300,7 +307,7 @@ impl Client {
             pulse.heard(now);
         }
         if pulse.beat(now) {
-            match self.channel.send(&ToClient::Heartbeat(Empty {})) {
+            match self.channel.send_unannounced(&ToClient::Heartbeat(Empty {})) {
                 Ok(()) | Err(ChannelError::Disconnected) => {} // its end is heard when it is its turn
                 // It takes nothing: what it says, and then its silence, decides.
                 Err(error) => tracing::debug!(client = id.0, peer = self.peer, %error, "no beat"),

@@ -251,7 +251,7 @@ impl ExecutorManager {
     pub(crate) fn poll_armed(&mut self) -> Polled {
         let armed = self.channel.acknowledge().and_then(|()| {
             self.poll();
-            self.channel.arm()
+            self.channel.arm_for_announced()
         });
         if let Err(error) = armed {
             self.note(Err(error));
@@ -320,7 +320,7 @@ impl ExecutorManager {
         let Some(pulse) = self.pulse.as_mut().filter(|_| self.over.is_none()) else { return };
         let now = Instant::now();
         if pulse.beat(now)
-            && let Err(error) = self.channel.send(&FromClient::Heartbeat(Empty {}))
+            && let Err(error) = self.channel.send_unannounced(&FromClient::Heartbeat(Empty {}))
         {
             tracing::debug!(%error, node = self.node, "no sign of life sent"); // the end will be told
         }

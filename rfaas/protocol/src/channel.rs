@@ -13,6 +13,7 @@
 //! * The end of the connection is reported after every message that arrived before it: receives
 //!   complete in the order of arrival, so the end is the first receive that failed, not a failed
 //!   send.
+//! * A message that is sent unannounced wakes nobody. It is taken in its turn, with the next one at the latest.
 //! * Received bytes are copied out of the registered memory once, then parsed.
 //!
 //! Elsewhere: what the messages mean; deciding what to do with a peer that misbehaves; calls, which use queue pairs
@@ -269,6 +270,16 @@ impl Channel {
 
     /// Sends a message. Never waits: [`ChannelError::Busy`] if the peer takes none.
     pub fn send<M: MessageKind>(&mut self, message: &M) -> Result<(), ChannelError> {
+        self.send_as(message, Flags::SOLICITED)
+    }
+
+    /// Sends a message that a peer which has [armed for announced ones](Self::arm_for_announced) is not told of: it is
+    /// there when that looks the next time. For signs of life, whose times both know.
+    pub fn send_unannounced<M: MessageKind>(&mut self, message: &M) -> Result<(), ChannelError> {
+        self.send_as(message, Flags::empty())
+    }
+
+    fn send_as<M: MessageKind>(&mut self, message: &M, flags: Flags) -> Result<(), ChannelError> {
         let bytes = message.encode();
         assert!(bytes.len() <= MAX_MESSAGE_BYTES, "checked where messages are defined");
         let slot = self.take_slot()?;
@@ -278,7 +289,7 @@ impl Channel {
             self.queue_pair.post(&WorkRequest {
                 id: u64::from(slot),
                 operation: Operation::Send { source, immediate: None },
-                flags: Flags::SIGNALED | Flags::SOLICITED,
+                flags: flags | Flags::SIGNALED,
             })
         });
         self.slot_used(slot, posted)
@@ -365,6 +376,12 @@ impl Channel {
     /// arrived before this call is not announced.
     pub fn arm(&mut self) -> Result<(), ChannelError> {
         Ok(self.completions.arm(Notify::Any)?)
+    }
+
+    /// Does the same, but for what was [sent unannounced](Self::send_unannounced). That the peer has taken what was sent
+    /// to it, so that there is room for more, is not announced either.
+    pub fn arm_for_announced(&mut self) -> Result<(), ChannelError> {
+        Ok(self.completions.arm(Notify::Solicited)?)
     }
 
     /// Takes back the announcement; to be called when the descriptor was readable, before arming

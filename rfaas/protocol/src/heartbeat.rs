@@ -56,7 +56,13 @@ pub struct Pulse {
 impl Pulse {
     /// Begins now: the peer was just heard, and the first beat is due.
     pub fn new(heartbeat: Heartbeat, now: Instant) -> Self {
-        Pulse { heartbeat, heard: now, beat_at: now }
+        Pulse::together(heartbeat, now, now)
+    }
+
+    /// Begins now, like [`new`](Self::new). The first beat is due at `beat_at`, with those of other connections: who is
+    /// asked for all of them at that time gives the next ones together too.
+    pub fn together(heartbeat: Heartbeat, now: Instant, beat_at: Instant) -> Self {
+        Pulse { heartbeat, heard: now, beat_at }
     }
 
     /// Notes that the peer said something.
@@ -144,6 +150,21 @@ mod tests {
         assert_eq!(pulse.silent(now + 300 * MS), Some(300 * MS));
         pulse.heard(now + 300 * MS);
         assert_eq!(pulse.silent(now + 599 * MS), None);
+    }
+
+    #[test]
+    fn those_that_begin_together_go_on_together() {
+        let now = Instant::now();
+        let (heartbeat, first) = (Heartbeat::from_ms(100, 300), now + 70 * MS);
+        let mut pulses = [0, 30].map(|ms| Pulse::together(heartbeat, now + ms * MS, first));
+        for late in [0, 20, 0] {
+            let due = pulses[0].deadline();
+            assert!(
+                pulses.iter_mut().all(|pulse| !pulse.beat(due - MS) && pulse.beat(due + late * MS))
+            );
+            assert_eq!(pulses[0].deadline(), pulses[1].deadline());
+            pulses.iter_mut().for_each(|pulse| pulse.heard(due));
+        }
     }
 
     #[test]

@@ -537,6 +537,32 @@ fn an_armed_channel_is_readable_when_something_arrives_or_ends() {
 }
 
 #[test]
+fn what_is_not_announced_wakes_nobody_and_is_taken_in_its_turn() {
+    let (mut client, mut server) = pair(4, 4);
+    for i in 0..100 {
+        server.arm_for_announced().unwrap();
+        assert_eq!(server.try_receive::<ToNode>().unwrap(), None);
+        client.send_unannounced(&ack(2 * i)).unwrap();
+        client.flush(LONG).unwrap();
+        assert!(!readable(&server, Duration::ZERO), "it wakes nobody");
+        client.send(&ack(2 * i + 1)).unwrap();
+        assert!(readable(&server, LONG));
+        server.acknowledge().unwrap();
+        for i in [2 * i, 2 * i + 1] {
+            assert_eq!(server.receive(LONG).unwrap(), Incoming::Message(ack(i)));
+        }
+    }
+    server.arm().unwrap();
+    client.send_unannounced(&ack(200)).unwrap();
+    assert!(readable(&server, LONG), "it asked for all");
+    server.acknowledge().unwrap();
+    server.receive::<ToNode>(LONG).unwrap();
+    server.arm_for_announced().unwrap();
+    drop(client);
+    assert!(readable(&server, LONG), "an end is always announced");
+}
+
+#[test]
 fn a_channel_without_receives_or_before_its_connection_is_an_error() {
     let device = device();
     let error = Channel::new(&device, 0).unwrap_err();
