@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 
 use rdmalib::{ConnectRequest, Device, Peer, WaitingList};
 use rfaas_program::describe;
+use rfaas_program::descriptor_set::{DescriptorSet, Tells};
 use rfaas_program::inherited::descriptor_limit;
 use rfaas_program::poll_loop::DESCRIPTORS_PER_CONNECTION;
 use rfaas_protocol::Empty;
@@ -85,6 +86,8 @@ pub struct Clients {
     device: Device,
     heartbeat: Heartbeat,
     connected: BTreeMap<ClientId, Client>,
+    /// Where armed connections announce news.
+    news: DescriptorSet,
     /// Clients that hold no lease.
     waiting: WaitingList<ClientId>,
     /// When those that hold a lease are given the next sign of life, all of them in one pass.
@@ -93,12 +96,14 @@ pub struct Clients {
 }
 
 impl Clients {
-    /// No clients yet. They will connect to `device`, and beat as `heartbeat` says.
-    pub fn new(device: Device, heartbeat: Heartbeat) -> Self {
+    /// No clients yet. They will connect to `device`, and beat as `heartbeat` says. Fails only if this process has no
+    /// descriptor left.
+    pub fn new(device: Device, heartbeat: Heartbeat) -> nix::Result<Self> {
         let most = most_waiting();
         let waiting = WaitingList::new(most.div_ceil(2).min(MOST_WAITING_OF_PEER), most);
         let (connected, beat_at) = (BTreeMap::new(), Instant::now());
-        Clients { device, heartbeat, connected, waiting, beat_at, next: 1 }
+        let news = DescriptorSet::new()?;
+        Ok(Clients { device, heartbeat, connected, news, waiting, beat_at, next: 1 })
     }
 
     /// Connects a client that has opened the conversation so, answering it `proof`; or refuses it.
@@ -132,6 +137,10 @@ impl Clients {
         }
         let id = ClientId(self.next);
         self.next += 1;
+        if let Err(errno) = self.news.add(&channel, id.0, Tells::Always) {
+            tracing::warn!(%errno, peer, "a client cannot be waited for: dropped");
+            return;
+        }
         tracing::debug!(client = id.0, peer, "client connected");
         let standing = Standing::Waiting { until: now + SAY_SOMETHING };
         let (spoke, last_turn, connected) = (false, false, now);
@@ -151,7 +160,9 @@ impl Clients {
     }
 
     fn forget(&mut self, id: ClientId) {
-        self.connected.remove(&id);
+        if let Some(client) = self.connected.remove(&id) {
+            self.news.remove(&client.channel);
+        }
         self.waiting.remove(id);
     }
 
@@ -242,17 +253,21 @@ impl Clients {
         }
     }
 
-    /// The descriptors, at which armed connections announce news.
-    pub fn descriptors(&self) -> impl Iterator<Item = (ClientId, BorrowedFd<'_>)> {
-        self.connected.iter().map(|(id, client)| (*id, client.channel.as_fd()))
+    /// Readable when an armed connection announces news.
+    pub fn descriptor(&self) -> BorrowedFd<'_> {
+        self.news.as_fd()
     }
 
-    /// Takes back the announcement of a client.
-    pub fn acknowledge(&mut self, id: ClientId) {
-        let Some(client) = self.connected.get_mut(&id) else { return };
-        if let Err(error) = client.channel.acknowledge() {
-            tracing::debug!(peer = client.peer, %error, "client's event cannot be taken");
-            client.channel.disconnect();
+    /// Takes back the announcements of clients.
+    pub fn acknowledge(&mut self) {
+        let mut found = Vec::new();
+        self.news.take_readable(&mut found);
+        for client in found {
+            let Some(client) = self.connected.get_mut(&ClientId(client)) else { continue };
+            if let Err(error) = client.channel.acknowledge() {
+                tracing::debug!(peer = client.peer, %error, "client's event cannot be taken");
+                client.channel.disconnect();
+            }
         }
     }
 
@@ -398,7 +413,7 @@ mod tests {
     fn who_has_to_go_does_not_stay_for_a_first_word_that_claims_nothing() {
         let device = device();
         let mut listener = device.listen(0).unwrap();
-        let mut clients = Clients::new(device, Heartbeat::from_ms(1000, 5000));
+        let mut clients = Clients::new(device, Heartbeat::from_ms(1000, 5000)).unwrap();
         clients.waiting = WaitingList::new(1, 1);
         let start = Instant::now();
         let mut first = connected(&mut clients, &mut listener, start);

@@ -10,12 +10,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use rdmalib::{ConnectRequest, Device};
 use rfaas_program::describe;
+use rfaas_program::descriptor_set::{DescriptorSet, Tells};
 use rfaas_program::local_channel::LocalError;
 use rfaas_protocol::Secret;
 use rfaas_protocol::assignment::{
@@ -109,6 +110,10 @@ pub struct Executors {
     open_files: u64,
     /// When signs of life are due, if any process is there.
     beat_at: Instant,
+    /// Where the ends of processes are told, by process id.
+    ends: DescriptorSet,
+    /// Process ids of those that have told of their end, or may have.
+    told: Vec<u64>,
 }
 
 /// A process that is gone.
@@ -126,7 +131,8 @@ pub struct Gone {
 
 impl Executors {
     /// No executors yet. They will use `device`, reach this manager at `manager`, and be confined by `settings`.
-    /// `prewarm` of them will stand by, and have the libraries of `preload` loaded.
+    /// `prewarm` of them will stand by, and have the libraries of `preload` loaded. Fails only if this process has no
+    /// descriptor left.
     pub fn new(
         device: Device,
         manager: SocketAddr,
@@ -134,9 +140,9 @@ impl Executors {
         heartbeat: Heartbeat,
         open_files: u64,
         (prewarm, preload): (u32, Preload),
-    ) -> Self {
+    ) -> nix::Result<Self> {
         let now = Instant::now();
-        Executors {
+        Ok(Executors {
             device,
             manager,
             launcher,
@@ -149,7 +155,9 @@ impl Executors {
             prewarm: Prewarm::new(prewarm, now),
             preload,
             beat_at: now,
-        }
+            ends: DescriptorSet::new()?,
+            told: Vec::new(),
+        })
     }
 
     /// What they write.
@@ -252,6 +260,12 @@ impl Executors {
         let now = Instant::now();
         if self.all().next().is_none() {
             self.beat_at = now + self.heartbeat.period;
+        }
+        let number = number_of(&process);
+        for descriptor in process.descriptors() {
+            if let Err(errno) = self.ends.add(descriptor, number, Tells::Once) {
+                tracing::debug!(pid = number, %errno, "its end will be told by SIGCHLD alone");
+            }
         }
         Running {
             process,
@@ -386,11 +400,20 @@ impl Executors {
         }
     }
 
-    /// What is readable when a process has ended, of all, or one that is to stand by is ready.
+    /// What is readable when a process has ended, or one that is to stand by is ready.
     pub fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        let processes = self.all().flat_map(|running| running.process.descriptors());
         let starting = self.standing.iter().filter_map(Standing::descriptor);
-        processes.chain(starting).chain(self.launcher.descriptor())
+        starting.chain(self.launcher.descriptor()).chain([self.ends.as_fd()])
+    }
+
+    /// Notes which processes have told of their end.
+    pub fn acknowledge(&mut self) {
+        self.ends.take_readable(&mut self.told);
+    }
+
+    /// Whether any have, and were not looked at since.
+    pub fn knows_of_ends(&self) -> bool {
+        !self.told.is_empty()
     }
 
     /// When [`tick`](Executors::tick) is due at the latest.
@@ -480,23 +503,30 @@ impl Executors {
 
     /// Reaps processes that this program has not started: those of a program that has become it with exec(2), and,
     /// as process 1 of a container, those that functions left behind. Returns whether there may be more.
-    pub fn reap_strangers(&self) -> bool {
+    pub fn reap_strangers(&mut self) -> bool {
         for _ in 0..STRANGERS {
             let Some(gone) = launch::ended_child() else { return false };
-            // One of ours, which ended just now: `reap` knows what to do, and there is a SIGCHLD for it.
-            if self.all().any(|running| running.process.pid() == gone.as_raw()) {
-                return false;
+            // One of ours: `reap` knows what to do.
+            let number = u64::from(gone.as_raw().unsigned_abs());
+            if self.all().any(|ours| number_of(&ours.process) == number) {
+                self.told.push(number);
+                return true;
             }
             launch::reap(gone);
         }
         true
     }
 
-    /// Reaps the processes that are gone; returns those that had a lease.
-    pub fn reap(&mut self) -> Vec<Gone> {
+    /// Reaps the processes that are gone, of all or of those that have told of it; returns those that had a lease.
+    pub fn reap(&mut self, all: bool) -> Vec<Gone> {
         let now = Instant::now();
+        let told = std::mem::take(&mut self.told);
+        let may_be_gone = |process: &ExecutorChild| all || told.contains(&number_of(process));
         let Executors { standing, prewarm, .. } = self;
         standing.retain_mut(|standing| {
+            if !may_be_gone(&standing.running.process) {
+                return true;
+            }
             let Some(exit) = standing.running.process.try_reap(now) else { return true };
             let pid = standing.running.process.pid();
             match prewarm.lost(standing.was_ready(), now) {
@@ -509,6 +539,7 @@ impl Executors {
         let gone: Vec<_> = self
             .running
             .iter_mut()
+            .filter(|(_, running)| may_be_gone(&running.process))
             .filter_map(|(&lease, running)| {
                 let exit = match running.try_reap(now)? {
                     Exit::Signal(_) if running.silent => Exit::Silent,
@@ -529,6 +560,11 @@ impl Executors {
         }
         gone
     }
+}
+
+/// Number of a process in the set of those that tell of their end.
+fn number_of(process: &ExecutorChild) -> u64 {
+    process.pid().unsigned_abs().into()
 }
 
 /// Returns how a process ended, with what its control group says if it had no memory: it has said so itself, or the

@@ -180,8 +180,9 @@ pub fn run(options: &Options) -> Result<(), Error> {
         (authority, Some(upstream))
     };
     launcher.outputs().ring_with_answers(bell.clone());
+    let no_set = |errno| Error::os("creating an epoll set", errno);
     let manager = Manager {
-        clients: Clients::new(device.clone(), heartbeat),
+        clients: Clients::new(device.clone(), heartbeat).map_err(no_set)?,
         lease_log: LeaseLog::new(Instant::now()),
         cache: Cache::new(u64::from(cache_mb) << 20, settings.cache_sharing, bell.clone()),
         executors: Executors::new(
@@ -191,7 +192,8 @@ pub fn run(options: &Options) -> Result<(), Error> {
             heartbeat,
             open_files,
             (settings.prewarmed(), preload),
-        ),
+        )
+        .map_err(no_set)?,
         upstream,
         acceptor: Acceptor::new(listener, ACCEPT_BATCH),
         allocations,

@@ -58,20 +58,12 @@ pub enum Source {
     Listener,
     /// The resource manager.
     Upstream,
-    /// A client.
-    Client(ClientId),
+    /// Clients.
+    Clients,
     /// An executor that fills a library's file.
     Filling(FillingId),
     /// The end of an executor, or what starts them.
     Executors,
-}
-
-/// Whether an executor may have ended.
-fn has_end(wakeups: &Wakeups<Source>) -> bool {
-    match wakeups {
-        Wakeups::All => true,
-        Wakeups::Of(sources) => sources.contains(&Source::Executors),
-    }
 }
 
 /// What the loop is made of; put together by [`run`](crate::run).
@@ -116,8 +108,9 @@ impl Manager {
         run(&mut self, idle)
     }
 
-    /// Does everything that can be done now; returns whether there was anything. `ended`: executors may have.
-    fn work(&mut self, ended: bool) -> Result<bool, Error> {
+    /// Does everything that can be done now; returns whether there was anything. `any_ended`: each executor may have
+    /// ended, and not only those of which that is known.
+    fn work(&mut self, any_ended: bool) -> Result<bool, Error> {
         let now = Instant::now();
         let mut events = VecDeque::new();
         let seen = self.signals.take().map_err(|errno| Error::os("reading signals", errno))?;
@@ -139,8 +132,9 @@ impl Manager {
             }
             self.process(&mut events); // one by one: answers keep the order of the questions
         }
-        if self.executors.tick(now) || ended || seen.child {
-            events.extend(self.executors.reap().into_iter().map(|gone| {
+        let any_ended = self.executors.tick(now) || any_ended;
+        if any_ended || seen.child || self.executors.knows_of_ends() {
+            events.extend(self.executors.reap(any_ended).into_iter().map(|gone| {
                 if self.lease_log.admit(now, gone.lease) {
                     tracing::info!(name: MEASURED, lease = %gone.lease, exit = ?gone.exit, "executor is gone");
                 }
@@ -388,7 +382,7 @@ impl PollLoop for Manager {
 
     /// Serves all clients, whichever had news: there are few.
     fn pass(&mut self, wakeups: Wakeups<Source>) -> Result<Pass, Error> {
-        let worked = self.work(has_end(&wakeups))?;
+        let worked = self.work(wakeups == Wakeups::All)?;
         Ok(match (self.stopped()?, worked) {
             (true, _) => Pass::Stop,
             (false, true) => Pass::Again,
@@ -403,9 +397,7 @@ impl PollLoop for Manager {
         if let Some(descriptor) = self.upstream.as_ref().and_then(Upstream::descriptor) {
             sources.add(Source::Upstream, descriptor);
         }
-        for (client, descriptor) in self.clients.descriptors() {
-            sources.add(Source::Client(client), descriptor);
-        }
+        sources.add(Source::Clients, self.clients.descriptor());
         for descriptor in self.executors.descriptors() {
             sources.add(Source::Executors, descriptor);
         }
@@ -418,9 +410,10 @@ impl PollLoop for Manager {
         match source {
             // Each pass takes them.
             Source::Signals | Source::Bell | Source::Listener => {}
-            Source::Executors | Source::Filling(_) => {}
+            Source::Filling(_) => {}
+            Source::Executors => self.executors.acknowledge(),
             Source::Upstream => self.upstream.iter_mut().for_each(Upstream::acknowledge),
-            Source::Client(client) => self.clients.acknowledge(client),
+            Source::Clients => self.clients.acknowledge(),
         }
     }
 

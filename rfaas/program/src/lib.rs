@@ -21,6 +21,7 @@ use clap::Parser;
 use rfaas_config::ProgramError;
 
 mod command_line;
+pub mod descriptor_set;
 pub mod footprint;
 pub mod inherited;
 pub mod local_channel;
