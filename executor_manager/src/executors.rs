@@ -337,8 +337,9 @@ impl Executors {
 
     /// Stops the executor of `lease`: asks it first, kills it later.
     pub fn stop(&mut self, lease: LeaseId, now: Instant) {
+        let ending = self.running.values().filter(|running| !running.process.is_running()).count();
         if let Some(running) = self.running.get_mut(&lease) {
-            running.process.stop(now);
+            running.process.stop(now, ending);
         }
     }
 

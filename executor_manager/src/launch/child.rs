@@ -40,6 +40,11 @@ use crate::output::ExecutorOutput;
 /// Time between SIGTERM and SIGKILL: enough to send the counters of every worker, short enough for
 /// the cores to be free within a second.
 pub const STOP_GRACE: Duration = Duration::from_millis(500);
+/// What each other one that is about to end adds to that: its end takes 4 ms of a processor, and there are two at least
+/// on most nodes. So none is killed, and its last counters lost, for want of its turn.
+const END: Duration = Duration::from_millis(2);
+/// The most that these add: with [`STOP_GRACE`] less than what a manager that stops has.
+const LONGEST_MORE: Duration = Duration::from_millis(1500);
 
 /// How often a killed process is looked at, besides when something tells of it.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
@@ -185,15 +190,18 @@ impl ExecutorChild {
     }
 
     /// Asks it to send its counters and exit; [`tick`](ExecutorChild::tick) kills it if it does
-    /// not.
-    pub fn stop(&mut self, now: Instant) {
+    /// not, while `others` are about to end too.
+    pub fn stop(&mut self, now: Instant, others: usize) {
         if self.stage == Stage::Running {
             match &self.guardian {
                 // Any signal could come from somebody else. One that cannot hear is killed later.
                 Some(guardian) => drop(guardian.send(&ToGuardian::Stop(Empty {}), &[])),
                 None => self.signal(Signal::SIGTERM),
             }
-            let grace = self.container.as_ref().map_or(STOP_GRACE, |_| container::STOP_GRACE);
+            let others = u32::try_from(others).unwrap_or(u32::MAX);
+            let more = END.saturating_mul(others).min(LONGEST_MORE);
+            let of_container = self.container.as_ref().map(|_| container::STOP_GRACE);
+            let grace = of_container.unwrap_or(STOP_GRACE + more);
             self.stage = Stage::Terminating { kill_at: now + grace };
         }
     }

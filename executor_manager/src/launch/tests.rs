@@ -129,8 +129,8 @@ fn an_executor_that_is_asked_to_stop_may_finish_its_work() {
     let mut executor = scripted.start();
     scripted.read("ready");
     let start = Instant::now();
-    executor.stop(start);
-    executor.stop(start + STOP_GRACE); // does not put the kill off
+    executor.stop(start, 0);
+    executor.stop(start + STOP_GRACE, 0); // does not put the kill off
     assert_eq!(executor.deadline(), Some(start + STOP_GRACE));
     assert_eq!(reap(&mut executor), Exit::Status(0));
     assert!(scripted.path("flushed").exists());
@@ -144,11 +144,26 @@ fn an_executor_that_ignores_sigterm_is_killed_after_the_grace() {
     let mut executor = scripted.start();
     scripted.read("ready");
     let start = Instant::now();
-    executor.stop(start);
+    executor.stop(start, 0);
     assert!(!executor.tick(start + STOP_GRACE - Duration::from_millis(1)), "not before its time");
     assert_eq!(executor.try_reap(Instant::now()), None);
     assert!(executor.tick(start + STOP_GRACE));
     assert_eq!(reap(&mut executor), Exit::Signal(Signal::SIGKILL as i32));
+}
+
+#[test]
+fn an_executor_that_ends_with_many_others_has_longer_within_reason() {
+    let start = Instant::now();
+    let grace = |others: usize| {
+        let mut scripted = Scripted::new("sleep 30");
+        let mut executor = scripted.start();
+        executor.stop(start, others);
+        executor.deadline().unwrap() - start
+    };
+    assert_eq!(grace(0), STOP_GRACE);
+    assert!(
+        STOP_GRACE < grace(100) && grace(100) < grace(200) && grace(usize::MAX) < 5 * STOP_GRACE
+    );
 }
 
 #[test]
@@ -158,7 +173,7 @@ fn signals_that_the_manager_blocks_reach_the_executor() {
     let mut scripted = Scripted::new("touch $DIR/ready; while :; do sleep 0.01; done");
     let mut executor = scripted.start();
     scripted.read("ready");
-    executor.stop(Instant::now());
+    executor.stop(Instant::now(), 0);
     assert_eq!(reap(&mut executor), Exit::Signal(Signal::SIGTERM as i32));
 }
 
