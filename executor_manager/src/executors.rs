@@ -5,6 +5,7 @@
 //!   start ──▶ one stands by ──▶ it gets the assignment        (and is replaced when the lease is served)
 //!     └─────▶ none does ──────▶ a process is started with it
 //! ```
+//! * A lease comes before those that stand by: if it cannot be served, some of these are given up for it.
 //! * ALIVE - while there are any, each is given a sign of life in every period and looked at for its own.
 //!   One that gave none for too long, stopped or hanging, is killed with everything that it started.
 
@@ -41,15 +42,20 @@ mod prewarm;
 mod standing;
 
 use prewarm::Prewarm;
+pub use standing::check_descriptors;
 use standing::{READY_WITHIN, Standing};
 
 /// Most workers of a lease that one which stands by can have: its counters have room for so many. A lease of more
 /// workers takes longer to start anyway.
 const STANDBY_WORKERS: u16 = 64;
-/// How long executors may take to be gone that were told to stop: they are killed after a tenth of it.
+/// How long executors may take to be gone that were told to stop: they are killed after a tenth of it, or
+/// two fifths where many end at once.
 const STOP_WITHIN: Duration = Duration::from_secs(5);
 /// How long the last words of an engine are waited for that has ended: its reader takes microseconds.
 const WORDS_WITHIN: Duration = Duration::from_secs(1);
+/// Those that stand by that are given up at a time for a lease: two have more descriptors than a start needs at its
+/// height, of which some are closed by another thread.
+const GIVEN_UP: usize = 2;
 /// Processes of others that are reaped before everybody else has a turn.
 const STRANGERS: usize = 64;
 
@@ -216,17 +222,46 @@ impl Executors {
                 }
             }
         }
-        let sandbox = self.sandbox()?;
-        let account = self.account(workers)?;
-        let user = sandbox.as_ref().map(|sandbox| sandbox.user);
-        let standby = self.standby(&account, workers, sandbox);
-        let instructions = Instructions { standby, assignment: Some(assignment) };
-        let process = self.launcher.start(lease.get(), &instructions, library);
-        let process = process.map_err(|error| error.to_string())?;
-        let pid = process.pid();
-        let running = self.watched(process, account, user);
+        let started = match self.start_own(&assignment, &library) {
+            Err(reason) if self.give_up_standing(&reason) => self.start_own(&assignment, &library),
+            started => started,
+        };
+        let running = started?;
+        let pid = running.process.pid();
         self.running.insert(lease, running);
         Ok(pid)
+    }
+
+    /// Starts an executor that has an assignment from the start.
+    fn start_own(&mut self, assignment: &Assignment, library: &Library) -> Result<Running, String> {
+        let sandbox = self.sandbox()?;
+        let account = self.account(assignment.workers)?;
+        let user = sandbox.as_ref().map(|sandbox| sandbox.user);
+        let standby = self.standby(&account, assignment.workers, sandbox);
+        let instructions = Instructions { standby, assignment: Some(assignment.clone()) };
+        let process = self.launcher.start(assignment.lease, &instructions, library);
+        let process = process.map_err(|error| error.to_string())?;
+        Ok(self.watched(process, account, user))
+    }
+
+    /// Ends some of those that stand by, or will, so that a lease which could not be served for this `reason` gets what
+    /// they have: users, descriptors. Returns whether there were any.
+    fn give_up_standing(&mut self, reason: &str) -> bool {
+        if !self.launcher.can_start_standing() {
+            return false; // it is for want of a zygote, and there would be no others
+        }
+        let kept = self.standing.len().saturating_sub(GIVEN_UP);
+        let given_up = self.standing.split_off(kept);
+        for standing in &given_up {
+            let pid = standing.running.process.pid();
+            match self.prewarm.lost(standing.was_ready(), Instant::now()) {
+                true => {
+                    tracing::warn!(pid, reason, "an executor that stood by makes room for a lease")
+                }
+                false => tracing::debug!(pid, reason, "another one that stood by makes room"),
+            }
+        }
+        !given_up.is_empty() // they are killed as they are dropped, and reaped as strangers
     }
 
     /// Starts one that stands by.

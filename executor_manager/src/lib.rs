@@ -18,7 +18,7 @@ use nix::errno::Errno;
 use nix::sys::prctl::set_dumpable;
 use rfaas_config::{Devices, ExecutorManagerConfig, Launch, SECRET_VARIABLE};
 use rfaas_program::describe;
-use rfaas_program::inherited::raise_descriptor_limit;
+use rfaas_program::inherited::{descriptor_limit, raise_descriptor_limit};
 use rfaas_program::poll_loop::{Acceptor, Bell, Idle};
 use rfaas_protocol::Capacity;
 use rfaas_protocol::launch::ZygoteSettings;
@@ -51,7 +51,7 @@ use allocations::{Allocations, Event};
 use cache::Cache;
 use clients::Clients;
 use cpus::CpuPool;
-use executors::Executors;
+use executors::{Executors, check_descriptors};
 use identity::Identity;
 use launch::Launcher;
 use lease_log::LeaseLog;
@@ -121,6 +121,9 @@ pub fn run(options: &Options) -> Result<(), Error> {
         None
     };
     let settings = &options.config.executor;
+    if settings.launch == Launch::Zygote {
+        check_descriptors(settings.prewarmed(), descriptor_limit()).map_err(Error::Start)?;
+    }
     let preload = Preload::read(&settings.preload)?;
     let mut launcher = Launcher::from_environment(&settings.environment);
     launcher.check().map_err(|error| Error::Start(error.to_string()))?;

@@ -5,7 +5,9 @@
 use std::fs;
 use std::path::Path;
 
+use nix::unistd::getuid;
 use rfaas::Executor;
+use rfaas_protocol::isolation::UserRange;
 use testkit::functions::{c_library, faulty};
 use testkit::leftovers::Leftovers;
 use testkit::procfs::{self, Stat};
@@ -65,6 +67,31 @@ fn one_that_is_killed_is_replaced_and_costs_no_lease() {
     assert_eq!(call(&mut executor, "echo", &[1]).unwrap(), [1]);
     all_stand(&cluster, 2);
     drop((executor, client));
+    cluster.stop().unwrap();
+}
+
+/// A lease of more workers than one that stands by can have needs a user, of which those that stand by have the last.
+#[test]
+fn a_lease_that_needs_what_those_that_stand_by_have_gets_it() {
+    const MANY: u32 = 65;
+    let _alone = one_at_a_time();
+    let directory = tempfile::tempdir().unwrap();
+    let library = faulty(directory.path());
+    let users = UserRange { count: 3, ..UserRange::default() };
+    let cluster = cluster(Options { cores: 1 + MANY, users, ..Options::default() });
+    let client = cluster.client().unwrap();
+    let mut small = deploy(&client, 1, &library, &warm());
+    all_stand(&cluster, 2);
+    let mut large = deploy(&client, MANY, &library, &warm());
+    for executor in [&mut small, &mut large] {
+        assert_eq!(call(executor, "echo", &[7; 8]).unwrap(), [7; 8]);
+    }
+    if getuid().is_root() {
+        all_stand(&cluster, 1); // with the user that is left
+    }
+    large.release().unwrap();
+    all_stand(&cluster, 2);
+    drop((small, client));
     cluster.stop().unwrap();
 }
 

@@ -15,6 +15,23 @@ use crate::cache::Library;
 /// How long one may take until it stands by. It takes milliseconds; what takes longer are constructors of libraries.
 pub const READY_WITHIN: Duration = Duration::from_secs(10);
 
+/// Descriptors of the manager for one: those of its process, sockets, shared memory; some 13 on any device, rounded up.
+const DESCRIPTORS: u64 = 16;
+
+/// Fails if `prewarm` of them would take more than half of the descriptors of this process, of which it may have
+/// `limit`: the other half is for leases.
+pub fn check_descriptors(prewarm: u32, limit: u64) -> Result<(), String> {
+    let most = limit / 2 / DESCRIPTORS;
+    if u64::from(prewarm) <= most {
+        return Ok(());
+    }
+    let needed = 2 * DESCRIPTORS * u64::from(prewarm);
+    Err(format!(
+        "executor.prewarm is {prewarm}, and this process may have at most {limit} descriptors (open files), half of \
+         them for executors that stand by: allow {needed} (`ulimit -n`, LimitNOFILE= of systemd) or set it to {most}"
+    ))
+}
+
 /// A process that stands by, or will.
 #[derive(Debug)]
 pub struct Standing {
@@ -94,5 +111,25 @@ impl Standing {
         }
         running.process.grow(assignment.memory, growing)?;
         Ok(running)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rfaas_config::ExecutorSettings;
+    use rfaas_program::inherited::FEWEST_DESCRIPTORS;
+
+    use super::*;
+
+    #[test]
+    fn as_many_may_stand_by_as_half_of_the_descriptors_suffice_for() {
+        check_descriptors(ExecutorSettings::default().prewarmed(), FEWEST_DESCRIPTORS).unwrap();
+        check_descriptors(32, 1024).unwrap();
+        check_descriptors(0, 0).unwrap();
+        check_descriptors(u32::MAX, u64::MAX).unwrap();
+        let told = check_descriptors(256, 1024).unwrap_err();
+        for words in ["executor.prewarm is 256", "at most 1024", "allow 8192", "set it to 32"] {
+            assert!(told.contains(words), "{told}");
+        }
     }
 }

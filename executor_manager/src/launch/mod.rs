@@ -237,7 +237,7 @@ impl Launcher {
         &mut self,
         lease: u64,
         instructions: &Instructions,
-        library: Library,
+        library: &Library,
     ) -> Result<ExecutorChild, StartError> {
         let input = to_file(c"instructions", instructions).map_err(StartError::Instructions)?;
         let (output, streams) = self.outputs.follow(Some(lease)).map_err(StartError::Output)?;

@@ -84,7 +84,7 @@ impl Scripted {
 
     fn start(&mut self) -> ExecutorChild {
         let _writing = WRITING.lock().unwrap();
-        self.launcher.start(7, &instructions(2), Library::Absent).unwrap()
+        self.launcher.start(7, &instructions(2), &Library::Absent).unwrap()
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -221,7 +221,7 @@ fn instructions_longer_than_a_pipe_holds_are_passed_whole_even_if_nobody_reads_i
     let mut scripted = Scripted::new("exit 0");
     let started = {
         let _writing = WRITING.lock().unwrap();
-        scripted.launcher.start(7, &instructions(u16::MAX), Library::Absent)
+        scripted.launcher.start(7, &instructions(u16::MAX), &Library::Absent)
     };
     assert_eq!(reap(&mut started.unwrap()), Exit::Status(0));
 }
@@ -296,19 +296,19 @@ fn a_missing_executor_is_an_error_that_names_path_and_remedy() {
     let empty = tempfile::tempdir().unwrap();
     fs::create_dir(empty.path().join(PROGRAM)).unwrap(); // a directory is no program
     let mut launcher = Launcher::new(empty.path().into(), None, Vec::new());
-    let error = launcher.start(7, &instructions(1), Library::Absent).unwrap_err().to_string();
+    let error = launcher.start(7, &instructions(1), &Library::Absent).unwrap_err().to_string();
     let found = format!("cannot start `executor`: not found in PATH={}", empty.path().display());
     assert!(error.starts_with(&found), "{error}");
     assert!(error.contains("add the programs' directory"), "{error}");
 
     let long = "/nowhere".repeat(1000);
     let error = Launcher::new(long.into(), None, Vec::new())
-        .start(7, &instructions(1), Library::Absent)
+        .start(7, &instructions(1), &Library::Absent)
         .unwrap_err();
     assert!(error.to_string().len() <= 240, "must fit the answer to a client: {error}");
     assert!(
         Launcher::new(OsString::new(), None, Vec::new())
-            .start(7, &instructions(1), Library::Absent)
+            .start(7, &instructions(1), &Library::Absent)
             .is_err()
     );
 }
@@ -319,10 +319,10 @@ fn an_executor_that_cannot_be_run_is_an_error_that_names_it() {
     let program = scripted.path(PROGRAM);
     fs::write(&program, "#!/nowhere/sh\n").unwrap();
     let error =
-        scripted.launcher.start(7, &instructions(1), Library::Absent).unwrap_err().to_string();
+        scripted.launcher.start(7, &instructions(1), &Library::Absent).unwrap_err().to_string();
     assert!(error.contains(&program.display().to_string()), "{error}");
     fs::set_permissions(&program, fs::Permissions::from_mode(0o644)).unwrap();
     let error =
-        scripted.launcher.start(7, &instructions(1), Library::Absent).unwrap_err().to_string();
+        scripted.launcher.start(7, &instructions(1), &Library::Absent).unwrap_err().to_string();
     assert!(error.contains("EACCES") || error.contains("ermission denied"), "{error}");
 }

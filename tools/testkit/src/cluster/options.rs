@@ -9,6 +9,7 @@ use rfaas_config::{
     CacheSharing, ContainerSettings, ExecutorSettings, Isolation, Launch, ResourceManagerNode,
 };
 use rfaas_protocol::heartbeat::Heartbeat;
+use rfaas_protocol::isolation::UserRange;
 
 use crate::binaries::Binaries;
 use crate::settings::Settings;
@@ -50,6 +51,8 @@ pub struct Options {
     pub isolation: Isolation,
     /// Directories that functions see besides the system's.
     pub view: Vec<PathBuf>,
+    /// Users of executors, if managers are root.
+    pub users: UserRange,
     /// Whether workers are pinned to CPUs.
     pub pin_threads: bool,
     /// Most memory of the libraries that a node keeps, in MB.
@@ -100,6 +103,7 @@ impl Default for Options {
             preload: Vec::new(),
             isolation: Isolation::default(),
             view: Vec::new(),
+            users: UserRange::default(),
             pin_threads: false,
             cache_mb: ExecutorSettings::default().cache_mb,
             cache_sharing: CacheSharing::Tenant,
@@ -155,6 +159,7 @@ impl Options {
             node.executor.preload = self.preload.clone();
             node.executor.isolation = self.isolation.clone();
             node.executor.view = self.view.clone();
+            node.executor.users = self.users;
             node.executor.pin_threads = self.pin_threads;
             node.executor.cache_mb = self.cache_mb;
             node.executor.cache_sharing = self.cache_sharing;
