@@ -35,8 +35,6 @@ use crate::pool::{self, WorkerPool};
 use crate::watch::{News, Watch};
 use crate::worker::WorkerStartError;
 
-/// Time that the client has to write the code: 4 GB at 1 Gb/s.
-const CODE_TIMEOUT: Duration = Duration::from_secs(40);
 /// Time that the client has to read why its library was not loaded.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 /// Time between two checks for calls that take long.
@@ -285,7 +283,8 @@ impl MainThread {
 
     /// Waits until the client has written its code.
     fn wait_for_code(&mut self, plan: &Plan) -> Result<(), Stop> {
-        let deadline = Instant::now() + CODE_TIMEOUT;
+        let within = plan.code_within(self.standby.first_dial_timeout);
+        let deadline = Instant::now() + within;
         loop {
             match self.next(deadline.saturating_duration_since(Instant::now()))? {
                 News::Written(bytes) if bytes == plan.code_bytes => return Ok(()),
@@ -297,7 +296,7 @@ impl MainThread {
                 }
                 News::Nothing if Instant::now() < deadline => {}
                 _ => {
-                    let what = format!("the client sent no code within {CODE_TIMEOUT:?}");
+                    let what = format!("the client sent no code within {within:?}");
                     return Err(Error::Failed(what).into());
                 }
             }

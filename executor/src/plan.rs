@@ -17,6 +17,11 @@ use rfaas_protocol::library::LibraryHash;
 /// come at once. Both wait for us.
 pub const DIAL_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Most time that the client has to write its code: 4 GB at 1 Gb/s.
+const CODE_TIMEOUT: Duration = Duration::from_secs(40);
+/// What it has to write at least, of code that takes less: a tenth of that, so that an emulated device is fast enough.
+const CODE_BYTES_PER_SECOND: f64 = 1e7;
+
 /// What is wrong with an assignment.
 #[derive(Debug, thiserror::Error)]
 pub enum BadAssignment {
@@ -157,6 +162,12 @@ impl Plan {
         }
         Ok(self)
     }
+
+    /// Returns how long the client may take to write its code, if it may take `first` to answer at all.
+    pub fn code_within(&self, first: Duration) -> Duration {
+        let seconds = f64::from(self.code_bytes) / CODE_BYTES_PER_SECOND;
+        (first + Duration::from_secs_f64(seconds)).min(CODE_TIMEOUT)
+    }
 }
 
 /// Size of a page of this machine's memory, in bytes.
@@ -210,6 +221,17 @@ mod tests {
         assert_eq!(plan.session.0, [0xff; 16]);
         assert_eq!(standby.first_dial_timeout, DIAL_TIMEOUT);
         assert_eq!(plans("{}").unwrap().1.workers, [None, None]);
+    }
+
+    #[test]
+    fn a_client_has_more_time_for_more_code_but_not_any_time() {
+        let within = |bytes: u32| {
+            let (_, plan) = plans(&format!(r#"{{"code_bytes": {bytes}}}"#)).unwrap();
+            plan.code_within(DIAL_TIMEOUT)
+        };
+        assert!(DIAL_TIMEOUT < within(1) && within(1) < DIAL_TIMEOUT + Duration::from_millis(1));
+        assert_eq!(within(50_000_000), DIAL_TIMEOUT + Duration::from_secs(5));
+        assert_eq!(within(u32::MAX), CODE_TIMEOUT);
     }
 
     #[test]

@@ -38,6 +38,22 @@ fn two_gigabytes_of_code_that_are_announced_and_not_sent_take_no_memory() {
 }
 
 #[test]
+fn code_that_is_announced_and_of_which_no_byte_is_sent_is_not_waited_for_for_ever() {
+    let setup = Setup::default();
+    let mut session = Session::spawn_by(&setup, &[], |instructions| {
+        let lies = instructions.replace("\"code_bytes\":0", "\"code_bytes\":1000");
+        assert_ne!(lies, instructions);
+        spawn(&lies, &setup.env)
+    });
+    session.connect(&setup, &[]);
+    let status = exit_status(&mut session.child);
+    assert_eq!(status.code(), Some(1), "{status:?}");
+    let mut log = String::new();
+    session.child.stderr.take().unwrap().read_to_string(&mut log).unwrap();
+    assert!(log.contains("the client sent no code within") && log.lines().count() == 1, "{log}");
+}
+
+#[test]
 fn a_call_into_a_slot_of_another_tenant_is_never_made() {
     let mut honest = Session::start(&Setup::default(), &faulty());
     let count = honest.function("count");

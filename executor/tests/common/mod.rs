@@ -233,7 +233,7 @@ impl Session {
         }
     }
 
-    /// Accepts the executor, its workers and their accounts, and sends the code.
+    /// Accepts the executor, its workers and their accounts, and sends the code, if there is any.
     pub fn connect(&mut self, setup: &Setup, code: &[u8]) {
         let workers = usize::from(setup.workers);
         eventually("all connections", || {
@@ -278,7 +278,7 @@ impl Session {
                 control.accept(request, &Empty {}).unwrap();
                 let from = CodeFrom::from_wire(hello.code_from).unwrap();
                 self.code_from = Some(from);
-                if from == CodeFrom::Node {
+                if from == CodeFrom::Node || code.is_empty() {
                     self.control = Some(control);
                     return;
                 }
