@@ -16,13 +16,26 @@ use common::{
 use rfaas_program::local_channel::{LocalChannel, to_file};
 use rfaas_program::sealed_file;
 use rfaas_protocol::Empty;
-use rfaas_protocol::assignment::{Instructions, LibraryFile, PreloadedLibrary};
+use rfaas_protocol::assignment::{AssignedSandbox, Instructions, LibraryFile, PreloadedLibrary};
+use rfaas_protocol::isolation::{Layer, NetworkPolicy, SandboxSettings, UserRange};
 use rfaas_protocol::launch::{FromStandby, ToStandby};
 use rfaas_protocol::library::LibraryHash;
 use rfaas_protocol::session::CodeFrom;
 
 /// Workers that it is made for.
 const MOST_WORKERS: u16 = 3;
+
+/// A sandbox that every user may have.
+fn sandbox() -> AssignedSandbox {
+    let settings = SandboxSettings {
+        layers: [Layer::NoNewPrivileges].into_iter().collect(),
+        view: vec![],
+        users: UserRange::default(),
+        network: NetworkPolicy::None,
+        rdma: false,
+    };
+    AssignedSandbox { settings, user: 0 }
+}
 
 struct Standing {
     session: Session,
@@ -34,11 +47,12 @@ fn spawn(
     setup: &Setup,
     manager: &Manager,
     channel: OwnedFd,
-    early: Option<&[u8]>,
+    (early, sandbox): (Option<&[u8]>, Option<AssignedSandbox>),
     directory: &Path,
 ) -> Child {
     let input = directory.join("instructions.json");
     let mut standby = standby(setup, manager.listener.local_addr(), MOST_WORKERS);
+    standby.sandbox = sandbox;
     let library = early.map(|code| {
         let preloaded = PreloadedLibrary { hash: LibraryHash::of(code), bytes: code.len() as u32 };
         standby.preload.push(preloaded);
@@ -69,17 +83,17 @@ fn name(id: u32) -> String {
 
 impl Standing {
     fn new(setup: &Setup) -> Self {
-        Standing::with(setup, None)
+        Standing::with(setup, None, None)
     }
 
-    /// One that has loaded `early`.
-    fn with(setup: &Setup, early: Option<&[u8]>) -> Self {
+    /// One that has loaded `early` and is confined by `sandbox`.
+    fn with(setup: &Setup, early: Option<&[u8]>, sandbox: Option<AssignedSandbox>) -> Self {
         let device = device();
         let manager = Manager::new(&device);
         let (channel, theirs) = LocalChannel::pair().unwrap();
         let directory = tempfile::tempdir().unwrap();
         let theirs = theirs.as_fd().try_clone_to_owned().unwrap();
-        let child = spawn(setup, &manager, theirs, early, directory.path());
+        let child = spawn(setup, &manager, theirs, (early, sandbox), directory.path());
         let listener = device.listen(0).unwrap();
         let mut session = Session::of(device, child, manager, listener);
         for _ in 0..2 {
@@ -139,7 +153,7 @@ fn it_serves_the_lease_that_comes() {
 fn a_library_that_it_has_loaded_before_is_served_and_another_one_as_well() {
     let setup = Setup::default();
     let early = compile("tests/functions/inherited.c", &[]);
-    let mut standing = Standing::with(&setup, Some(&early));
+    let mut standing = Standing::with(&setup, Some(&early), None);
     let maps = format!("/proc/{}/maps", standing.session.child.id());
     let mapped = || fs::read_to_string(&maps).unwrap().contains("/memfd:early");
     assert!(mapped(), "before there is a lease");
@@ -152,13 +166,40 @@ fn a_library_that_it_has_loaded_before_is_served_and_another_one_as_well() {
     assert_eq!(session.workers[0].call(shell, b"echo here"), b"here\n");
 
     let other = faulty();
-    let mut standing = Standing::with(&setup, Some(&early));
+    let mut standing = Standing::with(&setup, Some(&early), None);
     drop(standing.assign(&setup, &other));
     let session = &mut standing.session;
     session.connect(&setup, &other);
     session.functions = session.listed().unwrap();
     let echo = session.function("echo");
     assert_eq!(session.workers[0].call(echo, b"abc"), b"abc");
+}
+
+/// What becomes of the pipe that says that `/tmp` is as large as the lease has memory.
+type Growing = fn(&mut Option<io::PipeWriter>);
+
+#[test]
+fn in_a_sandbox_it_serves_when_its_tmp_has_grown_and_else_runs_no_foreign_code() {
+    let grows: Growing = |growing| *growing = None;
+    let fails: Growing = |growing| growing.take().unwrap().write_all(&[1]).unwrap();
+    let is_never_told: Growing = |_| {};
+    for (growth, serves) in [(grows, true), (fails, false), (is_never_told, false)] {
+        let setup = Setup::default();
+        // Its constructor would print.
+        let code = compile("tests/functions/early.c", &[]);
+        let mut standing = Standing::with(&setup, None, Some(sandbox()));
+        let mut growing = Some(standing.assign(&setup, &code));
+        growth(&mut growing);
+        standing.session.connect(&setup, &code);
+        if serves {
+            standing.session.functions = standing.session.listed().unwrap();
+            standing.session.terminate();
+        }
+        assert_eq!(standing.session.exit_status().code(), Some(if serves { 0 } else { 1 }));
+        let said = standing.said();
+        assert_eq!(said.contains("constructed"), serves, "{said}");
+        assert_eq!(said.contains("/tmp is not as large as the memory"), !serves, "{said}");
+    }
 }
 
 #[test]

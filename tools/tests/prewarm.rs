@@ -3,10 +3,11 @@
 #![allow(clippy::unwrap_used)] // in what tests share: a failed test is what it is for
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use nix::unistd::getuid;
-use rfaas::Executor;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::{Pid, getuid};
+use rfaas::{Error, Executor, Exit, LeaseRequest};
 use rfaas_protocol::isolation::UserRange;
 use testkit::functions::{c_library, faulty};
 use testkit::leftovers::Leftovers;
@@ -156,4 +157,79 @@ fn a_library_of_the_operator_is_never_sent_and_loaded_before_there_is_a_lease() 
         drop((executor, client));
         cluster.stop().unwrap();
     }
+}
+
+/// A library of the operator whose constructor does `what`.
+fn constructing(directory: &Path, name: &str, what: &str) -> PathBuf {
+    let text = format!(
+        "#include <stdint.h>\n\
+         #include <stdlib.h>\n\
+         #include <unistd.h>\n\
+         __attribute__((constructor)) static void construct(void) {{ {what}; }}\n\
+         uint32_t nothing(void *in, uint32_t bytes, void *out) {{ return 0; }}\n"
+    );
+    let source = directory.join(format!("{name}.c"));
+    fs::write(&source, text).unwrap();
+    c_library(directory, name, &source, &[])
+}
+
+#[test]
+fn a_library_of_the_operator_that_cannot_be_loaded_stops_no_lease() {
+    let _alone = one_at_a_time();
+    let directory = tempfile::tempdir().unwrap();
+    let before = Leftovers::list(Path::new(NOWHERE));
+    let good = faulty(directory.path());
+    for (name, what) in
+        [("crashes", "abort()"), ("exits", "_exit(7)"), ("hangs", "for (;;) pause()")]
+    {
+        let preload = vec![constructing(directory.path(), name, what)];
+        let cluster = cluster(Options { preload, ..Options::default() });
+        let client = cluster.client().unwrap();
+        for _ in 0..3 {
+            let mut executor = deploy(&client, 1, &good, &warm());
+            assert_eq!(call(&mut executor, "echo", &[7; 8]).unwrap(), [7; 8], "{name}");
+            executor.release().unwrap();
+        }
+        if name != "hangs" {
+            eventually("the operator hears of it", || {
+                cluster.logs().contains("an executor that stood by is gone")
+            });
+        }
+        drop(client);
+        cluster.stop().unwrap(); // also while a constructor hangs
+    }
+    Leftovers::nothing_new_since(&before, Path::new(NOWHERE));
+}
+
+#[test]
+fn one_that_dies_with_its_lease_on_the_way_costs_that_deployment_and_no_other() {
+    let _alone = one_at_a_time();
+    let directory = tempfile::tempdir().unwrap();
+    let library = faulty(directory.path());
+    let cluster = cluster(Options::default());
+    let client = cluster.client().unwrap();
+    let stood = all_stand(&cluster, 2);
+    // It has been given the lease and cannot have read that.
+    stood.iter().for_each(|id| signal(*id, Signal::SIGSTOP));
+    eventually("they are stopped", || stood.iter().all(|id| procfs::is_stopped(*id)));
+    let lease = client.lease(LeaseRequest::new(1, 64)).unwrap();
+    let failed = std::thread::scope(|scope| {
+        let deploying = scope.spawn(|| lease.deploy_with(&library, &warm()).map(drop));
+        eventually("one has the lease", || {
+            cluster.logs().contains("an executor that stood by has the lease")
+        });
+        stood.iter().for_each(|id| kill_9(*id));
+        deploying.join().unwrap().unwrap_err()
+    });
+    assert!(matches!(failed, Error::StartFailed(Exit::Signal(9))), "{failed:?}");
+    drop(lease);
+    let mut executor = deploy(&client, 1, &library, &warm());
+    assert_eq!(call(&mut executor, "echo", &[7; 8]).unwrap(), [7; 8]);
+    all_stand(&cluster, 2);
+    drop((executor, client));
+    cluster.stop().unwrap();
+}
+
+fn signal(id: u32, signal: Signal) {
+    kill(Pid::from_raw(id.cast_signed()), signal).unwrap();
 }
