@@ -142,15 +142,13 @@ pub(crate) trait SendQueue {
     fn state(&self) -> State;
     /// Who is at the other end, as far as the device knows; for logs.
     fn peer(&self) -> Option<String>;
-    /// Connects to the listener at `to`, if that is of user `listener`, where the kernel knows. Calls `meanwhile` once
-    /// the request is on its way.
+    /// Connects to the listener at `to`, if that is of user `listener`, where the kernel knows.
     fn connect(
         &mut self,
         to: SocketAddr,
         listener: Option<u32>,
         private_data: &PrivateData,
         timeout: Duration,
-        meanwhile: &dyn Fn(),
     ) -> Result<PrivateData>;
     /// Connects to the peer that made `request`, which is refused if this fails.
     fn accept(&mut self, request: Self::ConnectRequest, private_data: &PrivateData) -> Result<()>;

@@ -2,12 +2,9 @@
 //! workers dial, so that they do not wait for it. Nothing here waits.
 
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rdmalib::{
-    Access, CompletionQueue, ConnectRequest, Domain, ReceiveQueue, Region, RemoteAddress,
-};
+use rdmalib::{Access, CompletionQueue, ConnectRequest, ReceiveQueue, Region, RemoteAddress};
 use rfaas_call::caller::{Accepted, SlotNeeds, Unconnected, WorkerConnection, completion_queue};
 use rfaas_config::OpenDevice;
 use rfaas_protocol::channel::{Channel, ChannelError, Incoming, refuse};
@@ -16,9 +13,8 @@ use rfaas_protocol::session::{
 };
 use rfaas_protocol::{Empty, Hello, Malformed, Role, Secret, parse_prefix};
 
-use crate::deployment::Deployment;
+use crate::deployment::DeploymentSpecification;
 use crate::error::{Error, Result};
-use crate::library::Library;
 use crate::spares::Spares;
 
 const WHAT: &str = "the executor";
@@ -28,9 +24,7 @@ pub(crate) struct Assembly<'a> {
     device: &'a OpenDevice,
     spares: &'a Spares,
     session: Secret,
-    domain: &'a Domain,
-    /// Its bytes are sent if the node wants them.
-    library: Option<Arc<Library>>,
+    specification: &'a DeploymentSpecification,
     needs: SlotNeeds,
     workers: Vec<Seat>,
     completions: CompletionQueue,
@@ -82,11 +76,12 @@ impl<'a> Assembly<'a> {
         device: &'a OpenDevice,
         spares: &'a Spares,
         (cores, session): (u16, Secret),
-        deployment: &Deployment,
-        domain: &'a Domain,
+        specification: &'a DeploymentSpecification,
     ) -> Result<Self> {
+        let deployment = &specification.deployment;
         let needs = SlotNeeds { slots: deployment.slots, input_bytes: deployment.input_bytes };
         let completions = completion_queue(&device.device, cores, needs.slots)?;
+        let domain = &specification.domain;
         let vacant = |worker: u16| {
             let index = usize::from(worker);
             Unconnected::new(index, needs, &device.device, domain, &completions).map(Seat::Vacant)
@@ -97,19 +92,13 @@ impl<'a> Assembly<'a> {
             device,
             spares,
             session,
-            domain,
-            library: None,
+            specification,
             needs,
             workers,
             completions,
             unconnected,
             control: None,
         })
-    }
-
-    /// Has the library of the executor, which is to be known before that is admitted.
-    pub(crate) fn sends(&mut self, library: &Arc<Library>) {
-        self.library = Some(Arc::clone(library));
     }
 
     /// Accepts the peer that dialled, or refuses it. An error is one of our own device.
@@ -199,7 +188,7 @@ impl<'a> Assembly<'a> {
 
     /// Returns the library as memory that can be sent on `channel`.
     fn code_to_send(&self, channel: &Channel) -> Result<Region> {
-        let code = self.library.as_ref().map_or(&[][..], |library| &library.code);
+        let code = &self.specification.library.code;
         let region = channel.domain().allocate(code.len(), Access::empty())?;
         region.write(0, code)?;
         Ok(region)
@@ -210,7 +199,8 @@ impl<'a> Assembly<'a> {
         let unconnected = match std::mem::replace(&mut self.workers[index], Seat::Lost) {
             Seat::Vacant(unconnected) => unconnected,
             Seat::Lost | Seat::Taken(_) => {
-                Unconnected::new(index, needs, &self.device.device, self.domain, &self.completions)?
+                let domain = &self.specification.domain;
+                Unconnected::new(index, needs, &self.device.device, domain, &self.completions)?
             }
         };
         // If it is gone again, so is its executor, of which the manager tells.

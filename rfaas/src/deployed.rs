@@ -348,9 +348,7 @@ impl DeployedExecutor {
     pub(crate) fn restart_within(&mut self, timeout: Duration) -> Result<()> {
         self.check_process()?;
         self.stop();
-        let DeploymentSpecification { library, deployment, domain, .. } = &self.specification;
-        let read = || Ok(Arc::clone(library));
-        let started = session::start_again(&self.lease.0, (deployment, domain, &read), timeout)?;
+        let started = session::start_again(&self.lease.0, &self.specification, timeout)?;
         self.check_functions(&started)?;
         self.install(started);
         tracing::info!(lease = %self.lease_id, "executor replaced");
@@ -381,9 +379,7 @@ impl DeployedExecutor {
 
     /// Starts a process on `lease` and lets the old one go with its lease. After an error everything is as it was.
     pub(crate) fn move_to(&mut self, lease: Arc<HeldLease>, timeout: Duration) -> Result<()> {
-        let DeploymentSpecification { library, deployment, domain, .. } = &self.specification;
-        let read = || Ok(Arc::clone(library));
-        let (started, _) = session::start(&lease, (deployment, domain, &read), timeout)?;
+        let started = session::start(&lease, &self.specification, timeout)?;
         let lease = LeaseInUse(lease);
         self.check_functions(&started)?;
         let from = std::mem::replace(&mut self.lease, lease);

@@ -80,21 +80,18 @@ enum ManagerAnswer {
 }
 
 impl ExecutorManager {
-    /// Connects to the executor manager of `candidate`, within `timeout`, on a new `connection`. Does something else
-    /// `meanwhile`.
+    /// Connects to the executor manager of `candidate`, within `timeout`, on a new `connection`.
     pub(crate) fn connect(
         device: &OpenDevice,
         candidate: &Candidate,
         timeout: Duration,
         connection: &dyn Fn() -> Result<Channel, ChannelError>,
-        meanwhile: &dyn Fn(),
     ) -> Result<Self> {
         let (from, addresses) = (device.device.ip_address(), &candidate.addresses);
         let (token, hello) = (&candidate.token, ClaimHello::new(&candidate.token));
         let reached = reach(from, addresses, timeout, |address, limit| {
             let mut channel = connection()?;
-            let hello_as = (Role::Allocation, &hello);
-            let answer = channel.connect_while(address, hello_as, limit, meanwhile)?;
+            let answer = channel.connect(address, Role::Allocation, &hello, limit)?;
             let proof = parse_prefix::<NodeProof>(answer.as_slice());
             let proof = proof.unwrap_or_else(|_| NodeProof::none()); // of an older release, if it is none
             // A manager that takes unsigned claims has no secret: there is nothing to prove, and nothing to steal.

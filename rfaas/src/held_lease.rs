@@ -10,6 +10,7 @@
 //! Elsewhere: its stages, claiming it, telling its end (`lease_core`), what an application sees (`lease`).
 
 use std::mem;
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -21,7 +22,7 @@ use crate::cause::{Cause, Ending};
 use crate::error::{Error, Result};
 use crate::grantor::Grantor;
 use crate::lease_core::{LeaseCore, LeaseStage, LeaseUse};
-use crate::library::{Library, LibraryFile};
+use crate::library::Library;
 use crate::printed::Printed;
 use crate::request::{Candidate, LeaseRequest};
 use crate::spares::Spares;
@@ -98,9 +99,9 @@ impl HeldLease {
         &self.grantor.device
     }
 
-    /// Returns the library in `file`, if it is one.
-    pub(crate) fn read_library(&self, file: &LibraryFile<'_>) -> Result<Arc<Library>> {
-        self.grantor.libraries.read(file)
+    /// Returns the library at `path`, if it is one.
+    pub(crate) fn read_library(&self, path: &Path) -> Result<Arc<Library>> {
+        self.grantor.libraries.read(path)
     }
 
     /// What a deployment may find made.

@@ -18,7 +18,6 @@ use crate::error::Result;
 use crate::executor::Executor;
 use crate::held_lease::HeldLease;
 use crate::lease_core::OnEnding;
-use crate::library::LibraryFile;
 use crate::printed::Printed;
 use crate::session;
 
@@ -136,15 +135,13 @@ impl Lease {
     pub fn deploy_with(&self, path: impl AsRef<Path>, deployment: &Deployment) -> Result<Executor> {
         self.inner.check_process()?;
         deployment.validate()?;
-        let file = LibraryFile::open(path.as_ref())?;
-        let read = || self.inner.read_library(&file);
-        let domain = self.inner.spares().domain(self.inner.device())?;
-        let timeout = deployment.start_timeout;
-        let (started, library) =
-            session::start(&self.inner, (deployment, &domain, &read), timeout)?;
-        let deployment = deployment.clone();
-        let origin = Origin::generate();
-        let specification = DeploymentSpecification { library, deployment, domain, origin };
+        let specification = DeploymentSpecification {
+            library: self.inner.read_library(path.as_ref())?,
+            deployment: deployment.clone(),
+            domain: self.inner.spares().domain(self.inner.device())?,
+            origin: Origin::generate(),
+        };
+        let started = session::start(&self.inner, &specification, deployment.start_timeout)?;
         let lease = Arc::clone(&self.inner);
         Ok(Executor::new(DeployedExecutor::new(lease, specification, started)))
     }

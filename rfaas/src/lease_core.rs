@@ -75,15 +75,13 @@ impl std::fmt::Debug for OnEnding {
 /// What is needed to start an executor on a lease, which claims it first if it was only granted.
 pub(crate) struct Claim<'a> {
     pub(crate) device: &'a OpenDevice,
-    /// What is asked for. `None`: there is nothing to ask for, for a reason that the caller has.
-    pub(crate) request: &'a dyn Fn() -> Option<ExecutorRequest>,
+    pub(crate) request: &'a ExecutorRequest,
     pub(crate) deadline: Instant,
     /// Exchanges the lease for one like it on another node, if there is one.
     pub(crate) replace: &'a dyn Fn(&[Candidate], Unusable) -> Option<Candidate>,
     /// Makes a connection to an executor manager, or has made one.
     pub(crate) connection: &'a dyn Fn() -> Result<Channel, ChannelError>,
-    /// What is to be done while a manager has something to do for it: called before the request is asked for, and as
-    /// often as there is something.
+    /// What is to be done while a manager starts the executor.
     pub(crate) meanwhile: &'a dyn Fn(),
 }
 
@@ -256,8 +254,8 @@ impl LeaseUse {
                     let missing = "the executor before it has not ended yet".into();
                     return Err(Error::StartTimeout { after: start.elapsed(), missing });
                 }
-                let request = (claim.request)().ok_or_else(nothing_to_ask)?;
-                let id = manager.request_executor(&request, claim.deadline, claim.meanwhile)?;
+                let id =
+                    manager.request_executor(claim.request, claim.deadline, claim.meanwhile)?;
                 phases.submit = start.elapsed();
                 Ok((id, None))
             }
@@ -303,11 +301,6 @@ fn claim_somewhere(
     Err(refused.unwrap_or(Error::Invalid("a lease is for some node")))
 }
 
-/// Stands for the reason that the caller has.
-fn nothing_to_ask() -> Error {
-    Error::Invalid("there is nothing to claim the lease for")
-}
-
 /// Returns what `error` says of a node, if another one may do better.
 fn unusable(error: &Error) -> Option<Unusable> {
     use RefusedBecause::{BadRequest, BadToken, Draining, LeaseEnded, NoCapacity, SpawnFailed};
@@ -339,24 +332,21 @@ fn claim_first(
     for candidate in candidates {
         let start = Instant::now();
         let timeout = CONNECT_TIMEOUT.min(claim.deadline.saturating_duration_since(start));
-        let (connection, meanwhile) = (claim.connection, claim.meanwhile);
         let connected =
-            ExecutorManager::connect(claim.device, candidate, timeout, connection, meanwhile);
+            ExecutorManager::connect(claim.device, candidate, timeout, claim.connection);
         phases.connect = start.elapsed();
         let claimed = connected.and_then(|mut manager| {
             let start = Instant::now();
-            let request = (claim.request)().ok_or_else(nothing_to_ask)?;
-            let id = manager.request_executor(&request, claim.deadline, meanwhile)?;
+            let id = manager.request_executor(claim.request, claim.deadline, claim.meanwhile)?;
             phases.submit = start.elapsed();
             Ok((id, manager))
         });
         match claimed {
             Ok(claimed) => return Ok(claimed),
             // No other manager would take it either.
-            Err(
-                error @ (Error::AllocationRefused { because: RefusedBecause::BadRequest, .. }
-                | Error::Invalid(_)),
-            ) => return Err(error),
+            Err(error @ Error::AllocationRefused { because: RefusedBecause::BadRequest, .. }) => {
+                return Err(error);
+            }
             Err(error) => {
                 tracing::debug!(%error, node = candidate.node, "lease not claimed there");
                 refused = error;

@@ -45,38 +45,19 @@ pub(crate) struct KnownLibraries(Mutex<Kept>);
 #[derive(Debug, Default)]
 struct Kept(Vec<(PathBuf, Arc<Library>)>);
 
-/// A file that may be read: what may be a library.
-#[derive(Debug)]
-pub(crate) struct LibraryFile<'a> {
-    path: &'a Path,
-    file: File,
-    bytes: u64,
-}
-
-impl<'a> LibraryFile<'a> {
-    /// Opens the file at `path`.
-    pub(crate) fn open(path: &'a Path) -> Result<Self> {
+impl KnownLibraries {
+    /// Returns the library at `path`, if it is one.
+    pub(crate) fn read(&self, path: &Path) -> Result<Arc<Library>> {
         let unreadable = |source| Error::LibraryUnreadable { path: path.to_owned(), source };
         let unusable = |source| Error::Library { path: path.to_owned(), source };
         // A pipe is opened without waiting for its other end, a terminal without becoming ours.
         let mut options = OpenOptions::new();
         let file = options.read(true).custom_flags(O_NONBLOCK | O_NOCTTY).open(path);
-        let file = file.map_err(unreadable)?;
+        let mut file = file.map_err(unreadable)?;
         let bytes = sendable(&file.metadata().map_err(unreadable)?).map_err(unusable)?;
-        Ok(LibraryFile { path, file, bytes })
-    }
-}
-
-impl KnownLibraries {
-    /// Returns the library in `file`, if it is one.
-    pub(crate) fn read(&self, file: &LibraryFile<'_>) -> Result<Arc<Library>> {
-        let &LibraryFile { path, ref file, bytes } = file;
-        let unreadable = |source| Error::LibraryUnreadable { path: path.to_owned(), source };
-        let unusable = |source| Error::Library { path: path.to_owned(), source };
-        let mut file = file;
         let known = self.kept(|kept| kept.last_at(path));
         let library = match known.filter(|known| known.code.len() as u64 == bytes) {
-            Some(known) if is_all_of(file, &known.code).map_err(unreadable)? => known,
+            Some(known) if is_all_of(&mut file, &known.code).map_err(unreadable)? => known,
             _ => {
                 file.rewind().map_err(unreadable)?;
                 let code = read_all(file, bytes).map_err(unreadable)?;
@@ -125,7 +106,7 @@ fn sendable(metadata: &Metadata) -> Result<u64, LibraryError> {
 }
 
 /// All of `file`, which had `bytes` bytes; `None` if it has more by now, or less.
-fn read_all(file: &File, bytes: u64) -> io::Result<Option<Vec<u8>>> {
+fn read_all(file: File, bytes: u64) -> io::Result<Option<Vec<u8>>> {
     let mut code = Vec::new();
     code.try_reserve_exact(usize::try_from(bytes).unwrap_or(usize::MAX))?;
     file.take(bytes + 1).read_to_end(&mut code)?;
@@ -133,7 +114,7 @@ fn read_all(file: &File, bytes: u64) -> io::Result<Option<Vec<u8>>> {
 }
 
 /// Returns whether `code` is all that is in `file`, which is read from its begin.
-fn is_all_of(mut file: &File, code: &[u8]) -> io::Result<bool> {
+fn is_all_of(file: &mut File, code: &[u8]) -> io::Result<bool> {
     let mut chunk = vec![0; CHUNK];
     let mut left = code;
     loop {
@@ -167,7 +148,7 @@ mod tests {
     use super::*;
 
     fn refused(path: &Path) -> LibraryError {
-        match LibraryFile::open(path).and_then(|file| KnownLibraries::default().read(&file)) {
+        match KnownLibraries::default().read(path) {
             Err(Error::Library { source, path: named }) if named == path => source,
             other => panic!("{other:?}"),
         }
@@ -204,7 +185,7 @@ mod tests {
     fn a_file_that_changes_while_it_is_read_is_not_read_further() {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), [7; 100]).unwrap();
-        let read = |bytes| read_all(&File::open(file.path()).unwrap(), bytes).unwrap();
+        let read = |bytes| read_all(File::open(file.path()).unwrap(), bytes).unwrap();
         assert_eq!(read(99), None);
         assert_eq!(read(101), None);
         assert_eq!(read(100).unwrap().len(), 100);
@@ -212,7 +193,7 @@ mod tests {
 
     #[test]
     fn a_missing_file_is_unreadable() {
-        let error = LibraryFile::open(Path::new("/nowhere/lib.so")).unwrap_err();
+        let error = KnownLibraries::default().read(Path::new("/nowhere/lib.so")).unwrap_err();
         assert!(matches!(error, Error::LibraryUnreadable { .. }), "{error}");
     }
 
@@ -226,7 +207,7 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         let mut code = vec![7; CHUNK + 100];
         std::fs::write(file.path(), &code).unwrap();
-        let is = |code: &[u8]| is_all_of(&File::open(file.path()).unwrap(), code).unwrap();
+        let is = |code: &[u8]| is_all_of(&mut File::open(file.path()).unwrap(), code).unwrap();
         assert!(is(&code));
         assert!(!is(&code[1..]), "it has one more");
         assert!(!is(&[code.as_slice(), &[7]].concat()), "it has one less");
@@ -248,16 +229,15 @@ mod tests {
         std::fs::write(file.path(), &code).unwrap();
         let modified = file.as_file().metadata().unwrap().modified().unwrap();
         let known = KnownLibraries::default();
-        let read = || known.read(&LibraryFile::open(file.path()).unwrap()).unwrap();
-        let first = read();
-        assert!(Arc::ptr_eq(&first, &read()), "it is kept");
+        let first = known.read(file.path()).unwrap();
+        assert!(Arc::ptr_eq(&first, &known.read(file.path()).unwrap()), "it is kept");
 
         *code.last_mut().unwrap() = 1;
         std::fs::write(file.path(), &code).unwrap();
         file.as_file().set_modified(modified).unwrap();
-        let second = read();
+        let second = known.read(file.path()).unwrap();
         assert!(second.code == code && second.hash == LibraryHash::of(&code));
-        assert!(Arc::ptr_eq(&second, &read()), "this one now");
+        assert!(Arc::ptr_eq(&second, &known.read(file.path()).unwrap()), "this one now");
         assert_ne!(first.hash, second.hash);
     }
 

@@ -17,19 +17,18 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use rdmalib::{Domain, Listener};
+use rdmalib::Listener;
 use rfaas_call::caller::{CallLimits, Calls, Driver, Workers};
 use rfaas_protocol::Secret;
 use rfaas_protocol::channel::Channel;
 use rfaas_protocol::lease::LeaseId;
 
 use crate::assembly::Assembly;
-use crate::deployment::{Deployment, Phases};
+use crate::deployment::{DeploymentSpecification, Phases};
 use crate::error::{Error, Exit, Result};
 use crate::executor_manager::Polled;
 use crate::held_lease::HeldLease;
 use crate::lease_core::{Claim, LeaseEnd, LeaseUse};
-use crate::library::Library;
 use crate::request::ExecutorRequest;
 
 /// Longest start, so that a deadline can be computed: a century.
@@ -47,18 +46,14 @@ pub(crate) struct Started {
     pub(crate) phases: Phases,
 }
 
-/// What an executor is started from: how, with buffers of which domain, and what reads its library, which is called
-/// once at most.
-pub(crate) type Parts<'a> = (&'a Deployment, &'a Domain, &'a dyn Fn() -> Result<Arc<Library>>);
-
-/// Starts an executor from these parts on `lease`, which runs none, within `timeout`. Returns its library too.
+/// Starts an executor as `specification` says on `lease`, which runs none, within `timeout`.
 pub(crate) fn start(
     lease: &Arc<HeldLease>,
-    parts: Parts<'_>,
+    specification: &DeploymentSpecification,
     timeout: Duration,
-) -> Result<(Started, Arc<Library>)> {
+) -> Result<Started> {
     let mut state = lease.lock();
-    let started = launch(lease, &mut state, parts, timeout)?;
+    let started = launch(lease, &mut state, specification, timeout)?;
     state.deployed = true;
     Ok(started)
 }
@@ -66,61 +61,53 @@ pub(crate) fn start(
 /// Starts another executor for `lease`, whose last one was asked to end. Waits for that first.
 pub(crate) fn start_again(
     lease: &Arc<HeldLease>,
-    parts: Parts<'_>,
+    specification: &DeploymentSpecification,
     timeout: Duration,
 ) -> Result<Started> {
     let mut state = lease.lock();
     state.deployed = false;
-    let started = launch(lease, &mut state, parts, timeout);
+    let started = launch(lease, &mut state, specification, timeout);
     state.deployed = true; // also after a failure: the same executor has the lease
-    Ok(started?.0)
+    started
 }
 
 fn launch(
     lease: &Arc<HeldLease>,
     state: &mut LeaseUse,
-    (deployment, domain, read): Parts<'_>,
+    specification: &DeploymentSpecification,
     timeout: Duration,
-) -> Result<(Started, Arc<Library>)> {
+) -> Result<Started> {
+    let deployment = &specification.deployment;
     let deadline = Instant::now() + timeout.min(FOREVER);
     let (device, spares) = (lease.device(), lease.spares());
     let mut listener = spares.listener(device)?;
     let mut phases = Phases::default();
     let session = Secret::generate();
-    // Made while the manager has something to do.
-    let (library, assembly) = (OnceCell::new(), OnceCell::new());
-    let make = || Assembly::new(device, spares, (lease.cores, session), deployment, domain);
-    let request: &dyn Fn() -> _ = &|| {
-        let library: &Arc<Library> = library.get_or_init(read).as_ref().ok()?;
-        Some(ExecutorRequest {
-            client: listener.local_addr(),
-            session,
-            spin: deployment.spin,
-            input_bytes: wire(deployment.input_bytes),
-            output_bytes: wire(deployment.output_bytes),
-            code_bytes: wire(library.code.len()),
-            code_hash: library.hash,
-            slots: deployment.slots,
-        })
+    let request = ExecutorRequest {
+        client: listener.local_addr(),
+        session,
+        spin: deployment.spin,
+        input_bytes: wire(deployment.input_bytes),
+        output_bytes: wire(deployment.output_bytes),
+        code_bytes: wire(specification.library.code.len()),
+        code_hash: specification.library.hash,
+        slots: deployment.slots,
     };
+    // Made while the manager starts the executor.
+    let assembly = OnceCell::new();
+    let make = || Assembly::new(device, spares, (lease.cores, session), specification);
     let meanwhile: &dyn Fn() = &|| {
-        if library.get_or_init(read).is_ok() {
-            let _ = assembly.get_or_init(make);
-        }
+        let _ = assembly.get_or_init(make);
     };
     let replace: &dyn Fn(&[_], _) -> _ = &|candidates, because| lease.replace(candidates, because);
     let connection: &dyn Fn() -> _ = &|| spares.connection(device);
-    let claim = Claim { device, request, deadline, replace, connection, meanwhile };
-    let claimed = state.start_executor(&claim, &mut phases);
-    let library = library.into_inner().transpose()?; // what is wrong with it is the reason
-    let (lease_id, node) = claimed?;
-    let library = library.map_or_else(read, Ok)?;
+    let claim = Claim { device, request: &request, deadline, replace, connection, meanwhile };
+    let (lease_id, node) = state.start_executor(&claim, &mut phases)?;
     tracing::info!(lease = %lease_id, "lease claimed");
     if let Some(node) = &node {
         lease.claimed(lease_id, node);
     }
     let assembled = assembly.into_inner().unwrap_or_else(make).and_then(|mut assembly| {
-        assembly.sends(&library);
         match assemble(&mut assembly, &mut listener, state, deadline, &mut phases)? {
             true => Ok(assembly),
             false => Err(Error::StartTimeout { after: timeout, missing: assembly.missing() }),
@@ -145,14 +132,13 @@ fn launch(
         output_bytes: deployment.output_bytes,
     };
     let workers = Workers::new(ready.workers, limits.timeout);
-    let started = Started {
+    Ok(Started {
         calls: Calls::new(workers, driver, limits, LeaseEnd::of(&lease.core)),
         control: ready.control,
         functions: ready.functions,
         lease_id,
         phases,
-    };
-    Ok((started, library))
+    })
 }
 
 /// Brings executor and workers together, after their manager has said that it started them. Returns false if they are

@@ -1,17 +1,21 @@
 //! What the next deployment of a client needs and what depends on nobody: made when the client connects, and when a
 //! deployment has used it, while the client waits for something else: the bill of a lease, or else the grant of the next.
 //!
-//! There is at most one of each. Without one, the deployment makes it. A listener goes from one deployment to the next:
-//! who dials for an earlier one does not know the secret of this.
+//! There is at most one of each. Without one, the deployment makes it. A listener goes from one deployment to the next;
+//! whoever has dialled in between is refused then.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rdmalib::{Domain, Listener};
 use rfaas_config::OpenDevice;
-use rfaas_protocol::channel::{Channel, ChannelError};
+use rfaas_protocol::channel::{Channel, ChannelError, refuse};
 
 /// Messages that an executor may be ahead of its client. One names the functions of a usual library.
 const CONTROL_RECEIVES: u32 = 16;
+
+/// Most of those that have dialled in between that are refused one by one: there are none unless somebody looks for
+/// listeners.
+const MOST_REFUSED: usize = 16;
 
 /// The spares of one client.
 #[derive(Debug, Default)]
@@ -38,6 +42,9 @@ impl Spares {
         if spare.domain.is_none() {
             spare.domain = device.device.domain().ok();
         }
+        if spare.listener.is_none() && may_keep_listener(device) {
+            spare.listener = device.device.listen(device.entry.port).ok();
+        }
     }
 
     /// Returns a connection that may be connected to an executor manager.
@@ -58,15 +65,16 @@ impl Spares {
         spare.map_or_else(|| device.device.domain(), Ok)
     }
 
-    /// Returns a listener, where `device` says.
+    /// Returns a listener, where `device` says, at which nobody waits.
     pub(crate) fn listener(&self, device: &OpenDevice) -> rdmalib::Result<Listener> {
         let spare = self.lock().listener.take();
+        let spare = spare.and_then(emptied);
         spare.map_or_else(|| device.device.listen(device.entry.port), Ok)
     }
 
-    /// Takes a listener back. One at a port that the user has chosen is closed: another client may need it.
+    /// Takes a listener back.
     pub(crate) fn keep_listener(&self, listener: Listener, device: &OpenDevice) {
-        if device.entry.port == 0 {
+        if may_keep_listener(device) {
             self.lock().listener = Some(listener);
         }
     }
@@ -74,6 +82,23 @@ impl Spares {
     fn lock(&self) -> MutexGuard<'_, Spare> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Whether a listener may stay. One at a port that the user has chosen is closed: another client may need that.
+fn may_keep_listener(device: &OpenDevice) -> bool {
+    device.entry.port == 0
+}
+
+/// Refuses those that wait at `listener`. `None`: they are too many, or it has failed; another one has none.
+fn emptied(mut listener: Listener) -> Option<Listener> {
+    for _ in 0..MOST_REFUSED {
+        match listener.try_next() {
+            Ok(Some(request)) => refuse(request, "this client waits for no executor"),
+            Ok(None) => return Some(listener),
+            Err(_) => return None,
+        }
+    }
+    None
 }
 
 fn connection(device: &OpenDevice) -> Result<Channel, ChannelError> {

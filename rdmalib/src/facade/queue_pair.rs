@@ -207,24 +207,12 @@ impl QueuePair {
         private_data: &[u8],
         timeout: Duration,
     ) -> Result<PrivateData> {
-        self.connect_while(to, private_data, timeout, &|| ())
-    }
-
-    /// Does the same, and calls `meanwhile` while the listener has something to do for it. It is called once if the
-    /// listener was reached, and takes from `timeout`.
-    pub fn connect_while(
-        &mut self,
-        to: SocketAddr,
-        private_data: &[u8],
-        timeout: Duration,
-        meanwhile: &dyn Fn(),
-    ) -> Result<PrivateData> {
         let private_data = PrivateData::new(private_data, MAX_CONNECT_DATA)?;
         self.check_unconnected()?;
         let listener = self.listener;
-        self.send.0.with_mut(|send| {
-            each!(send, send => send.connect(to, listener, &private_data, timeout, meanwhile))
-        })
+        self.send.0.with_mut(
+            |send| each!(send, send => send.connect(to, listener, &private_data, timeout)),
+        )
     }
 
     /// Whether it can be connected.

@@ -236,21 +236,8 @@ impl Channel {
         body: &impl Bytes,
         timeout: Duration,
     ) -> Result<PrivateData, ChannelError> {
-        self.connect_while(to, (role, body), timeout, &|| ())
-    }
-
-    /// Does the same, and calls `meanwhile`, once, while the listener has something to do for it. That takes from
-    /// `timeout`.
-    pub fn connect_while(
-        &mut self,
-        to: SocketAddr,
-        (role, body): (Role, &impl Bytes),
-        timeout: Duration,
-        meanwhile: &dyn Fn(),
-    ) -> Result<PrivateData, ChannelError> {
         let hello = Hello::with(role, body);
-        let connected = self.queue_pair.connect_while(to, &hello, timeout, meanwhile);
-        connected.map_err(|error| match error {
+        self.queue_pair.connect(to, &hello, timeout).map_err(|error| match error {
             rdmalib::Error::Rejected { private_data } => match refusal(private_data.as_slice()) {
                 Some(why) => ChannelError::Refused(why),
                 None => ChannelError::Rdma(rdmalib::Error::Rejected { private_data }),

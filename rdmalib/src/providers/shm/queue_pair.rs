@@ -272,11 +272,8 @@ impl contract::SendQueue for SendQueue {
         listener: Option<u32>,
         private_data: &PrivateData,
         timeout: Duration,
-        meanwhile: &dyn Fn(),
     ) -> Result<PrivateData> {
-        let place = self.place();
-        let (link, socket, answer) =
-            connect_to(place, to, listener, private_data, timeout, meanwhile)?;
+        let (link, socket, answer) = connect_to(self.place(), to, listener, private_data, timeout)?;
         self.connected(link, socket, Side::Connector)?;
         Ok(answer)
     }

@@ -44,7 +44,6 @@ pub(super) fn connect_to(
     to: SocketAddr,
     private_data: &PrivateData,
     timeout: Duration,
-    meanwhile: &dyn Fn(),
 ) -> Result<PrivateData> {
     let from = device.address;
     let mut attempt = Attempt { from, to, timeout, deadline: Instant::now() + timeout };
@@ -64,7 +63,6 @@ pub(super) fn connect_to(
         rnr_retry_count: core.rnr_retry(),
     })
     .map_err(|error| attempt.unreachable(&error.to_string()))?;
-    meanwhile();
     let answer = attempt.expect(&channel, RDMA_CM_EVENT_CONNECT_RESPONSE)?;
     let private_data = PrivateData::new(&answer.private_data, MAX_ACCEPT_DATA)?;
     core.connect(id)?;

@@ -139,9 +139,8 @@ impl contract::SendQueue for SendQueue {
         _listener: Option<u32>,
         private_data: &PrivateData,
         timeout: Duration,
-        meanwhile: &dyn Fn(),
     ) -> Result<PrivateData> {
-        connect_to(&self.core, &self.device, to, private_data, timeout, meanwhile)
+        connect_to(&self.core, &self.device, to, private_data, timeout)
     }
 
     fn accept(&mut self, request: ConnectRequest, private_data: &PrivateData) -> Result<()> {

@@ -29,7 +29,6 @@ pub(in super::super) fn connect_to(
     listener: Option<u32>,
     private_data: &PrivateData,
     timeout: Duration,
-    meanwhile: &dyn Fn(),
 ) -> Result<(Link, ClosedLater<Connected>, PrivateData)> {
     let deadline = Instant::now() + timeout;
     let late = || Error::TimedOut { what: "connecting", after: timeout };
@@ -45,7 +44,6 @@ pub(in super::super) fn connect_to(
     }
     let request = Message::new(CONNECT, ring, private_data);
     send_message(&socket, &request, Some(file)).map_err(|e| dropped(e, to))?;
-    meanwhile();
     let (answer, file) = loop {
         match receive_message(&socket) {
             Ok(Some(answer)) => break answer,

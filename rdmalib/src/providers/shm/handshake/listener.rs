@@ -99,6 +99,7 @@ impl contract::Listener for Listener {
     fn try_next(&mut self) -> Result<Option<ConnectRequest>> {
         let now = Instant::now();
         self.forget_late(now);
+        let mut yielded = false;
         for _ in 0..EVENTS {
             let mut events = [EpollEvent::empty()];
             let count = match self.epoll.wait(&mut events, EpollTimeout::ZERO) {
@@ -108,7 +109,7 @@ impl contract::Listener for Listener {
             };
             let Some(event) = events[..count].first() else { return Ok(None) };
             let heard = match event.data() {
-                LISTENER => self.take_connector(now)?,
+                LISTENER => self.take_connector(now, &mut yielded)?,
                 id => match self.forget(id).map(hear) {
                     Some(Heard::Request(request)) => Some(request),
                     Some(Heard::Failed(error)) => return Err(error),
@@ -125,7 +126,12 @@ impl contract::Listener for Listener {
 
 impl Listener {
     /// Takes the next connector; most have sent their request already.
-    fn take_connector(&mut self, now: Instant) -> Result<Option<Box<ConnectRequest>>> {
+    /// `yielded`: other processes had their turn, which is enough in one call.
+    fn take_connector(
+        &mut self,
+        now: Instant,
+        yielded: &mut bool,
+    ) -> Result<Option<Box<ConnectRequest>>> {
         let socket = match self.socket.accept() {
             Ok((socket, _)) => ClosedLater::from(socket),
             Err(e) => return self.not_accepted(e).map(|()| None),
@@ -137,9 +143,10 @@ impl Listener {
             tell(&socket, CROWDED);
             return Ok(None);
         }
-        // One that is about to send its request, and was kept from it by this process, does so now.
         let heard = match hear(socket) {
-            Heard::Nothing(socket) => {
+            // One that is about to send its request, and was kept from it by this process, does so now.
+            Heard::Nothing(socket) if !*yielded => {
+                *yielded = true;
                 thread::yield_now();
                 hear(socket)
             }

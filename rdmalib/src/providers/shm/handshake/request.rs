@@ -90,8 +90,7 @@ mod tests {
         let to = listener.local_addr();
         thread::scope(|scope| {
             let client = &mut client;
-            scope
-                .spawn(move || client.connect(to, None, &PrivateData::nothing(), PATIENCE, &|| ()));
+            scope.spawn(move || client.connect(to, None, &PrivateData::nothing(), PATIENCE));
             let request = listener.next(PATIENCE).unwrap().expect("a connector comes");
             // The kernel takes a descriptor into an epoll set once (EEXIST).
             queue.members().watch(&**server.core(), &*request.socket).unwrap();

@@ -338,7 +338,7 @@ impl World {
         let no_data = PrivateData::nothing;
         let [server, client] = &mut ends;
         std::thread::scope(|scope| {
-            scope.spawn(|| client.send.connect(to, None, &no_data(), PATIENCE, &|| ()).unwrap());
+            scope.spawn(|| client.send.connect(to, None, &no_data(), PATIENCE).unwrap());
             let request = listener.next(PATIENCE).unwrap().expect("a connector comes");
             server.send.accept(request, &no_data()).unwrap();
         });
