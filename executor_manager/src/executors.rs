@@ -253,13 +253,9 @@ impl Executors {
         let kept = self.standing.len().saturating_sub(GIVEN_UP);
         let given_up = self.standing.split_off(kept);
         for standing in &given_up {
+            self.prewarm.given_up(standing.was_ready(), Instant::now());
             let pid = standing.running.process.pid();
-            match self.prewarm.lost(standing.was_ready(), Instant::now()) {
-                true => {
-                    tracing::warn!(pid, reason, "an executor that stood by makes room for a lease")
-                }
-                false => tracing::debug!(pid, reason, "another one that stood by makes room"),
-            }
+            tracing::info!(pid, reason, "an executor that stood by makes room for a lease");
         }
         !given_up.is_empty() // they are killed as they are dropped, and reaped as strangers
     }

@@ -30,6 +30,8 @@ pub struct Prewarm {
     /// Since when one is being started.
     starting: Option<Instant>,
     rest: Duration,
+    /// Since when one that is missing is put off for leases.
+    put_off_since: Option<Instant>,
     not_before: Instant,
     pause: Duration,
     /// When one was lost last, unless one was taken since.
@@ -40,7 +42,8 @@ impl Prewarm {
     /// None yet, and `wanted` later.
     pub fn new(wanted: u32, now: Instant) -> Self {
         let (standing, starting, pause, lost_at) = (0, None, FIRST_PAUSE, None);
-        Prewarm { wanted, standing, starting, rest: REST, not_before: now, pause, lost_at }
+        let (rest, put_off_since, not_before) = (REST, None, now);
+        Prewarm { wanted, standing, starting, rest, put_off_since, not_before, pause, lost_at }
     }
 
     /// When another one is to be started, if one is to be and nothing else happens before.
@@ -51,6 +54,7 @@ impl Prewarm {
     /// One is being started.
     pub fn started(&mut self, now: Instant) {
         self.starting = Some(now);
+        self.put_off_since = None;
     }
 
     /// It is ready.
@@ -69,9 +73,24 @@ impl Prewarm {
         self.lost_at = None;
     }
 
-    /// An executor was started for a lease, or given one.
+    /// A lease gets an executor.
     pub fn rest(&mut self, now: Instant) {
-        self.not_before = self.not_before.max(now + self.rest);
+        let since = match self.standing < self.wanted {
+            true => *self.put_off_since.get_or_insert(now),
+            false => now,
+        };
+        // However soon leases follow each other, what is missing comes.
+        let until = (now + self.rest).min(since + LONGEST_REST);
+        self.not_before = self.not_before.max(until);
+    }
+
+    /// One that stood by, if it `was_ready`, or was to, has made room for a lease.
+    pub fn given_up(&mut self, was_ready: bool, now: Instant) {
+        match was_ready {
+            true => self.standing = self.standing.saturating_sub(1),
+            false => self.starting = None,
+        }
+        self.not_before = self.not_before.max(now + LONGEST_REST);
     }
 
     /// One has ended before a lease had it, or could not be started. `was_ready`: it stood by. Returns whether that is
@@ -156,6 +175,35 @@ mod tests {
         assert_eq!(rest_after(ms(1)), REST);
         assert_eq!(rest_after(ms(100)), ms(400));
         assert_eq!(rest_after(ms(60_000)), LONGEST_REST);
+    }
+
+    #[test]
+    fn leases_that_follow_each_other_put_off_what_is_missing_for_a_while_only() {
+        let mut now = Instant::now();
+        let mut prewarm = Prewarm::new(1, now);
+        prewarm.started(now);
+        prewarm.ready(now + Duration::from_millis(200)); // so that the pause is 800 ms
+        prewarm.rest(now);
+        prewarm.taken();
+        let (begin, mut leases) = (now, 1);
+        while prewarm.due_at().is_some_and(|at| at > now) {
+            now += Duration::from_millis(500);
+            prewarm.rest(now);
+            leases += 1;
+            assert!(leases < 10, "none stands by any more");
+        }
+        assert!(now - begin <= 2 * LONGEST_REST);
+    }
+
+    #[test]
+    fn who_makes_room_is_no_failure_and_is_not_replaced_at_once() {
+        let now = Instant::now();
+        let mut prewarm = Prewarm::new(2, now);
+        fill(&mut prewarm, now);
+        for _ in 0..8 {
+            prewarm.given_up(true, now);
+            assert_eq!(prewarm.due_at(), Some(now + LONGEST_REST));
+        }
     }
 
     #[test]

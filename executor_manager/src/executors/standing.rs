@@ -103,13 +103,13 @@ impl Standing {
         }
         running.process.gets_lease(assignment.lease);
         running.account.limit(assignment.workers);
-        // First, so that it connects to its client while the rest is done. Before that is done, at the end of the
-        // pipe, it runs no foreign code.
-        channel.send(&ToStandby::Assign(Empty {}), &given)?;
         if running.user.is_some() {
             running.process.limit(assignment, preload)?; // it is confined
         }
-        running.process.grow(assignment.memory, growing)?;
+        channel.send(&ToStandby::Assign(Empty {}), &given)?;
+        // Behind that, so that it connects to its client meanwhile: it runs no foreign code before the end of the pipe.
+        // Whose guardian is gone has ended with it, which is told as every end of one that has a lease.
+        let _ = running.process.grow(assignment.memory, growing);
         Ok(running)
     }
 }

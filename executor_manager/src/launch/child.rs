@@ -37,7 +37,7 @@ use crate::allocations::Exit;
 use crate::groups::{Group, GroupMemory, limits_of};
 use crate::output::ExecutorOutput;
 
-/// Time between SIGTERM and SIGKILL: enough to send the counters of every worker, short enough for
+/// Time between SIGTERM and SIGKILL of one that ends alone: enough to send the counters of every worker, short enough for
 /// the cores to be free within a second.
 pub const STOP_GRACE: Duration = Duration::from_millis(500);
 /// What each other one that is about to end adds to that: its end takes 4 ms of a processor, and there are two at least
