@@ -22,9 +22,12 @@ use crate::fatal;
 use crate::library::{CheckedLibrary, Code, Library, LoadError, SealedFile};
 use crate::plan::{Plan, StandbyPlan};
 
-/// The thread, as long as there is something to load. Without one it ends.
+/// The thread. It ends with this, or when it has loaded what was checked.
 #[derive(Debug)]
-pub struct Loader(Sender<Task>);
+pub struct Loader {
+    tasks: Sender<Task>,
+    notifier: Notifier,
+}
 
 #[derive(Debug)]
 enum Task {
@@ -40,13 +43,19 @@ impl Loader {
     /// Starts it. `notifier` gets what was loaded.
     pub fn start(notifier: Notifier) -> io::Result<Self> {
         let (sender, tasks) = mpsc::channel();
+        let of_thread = notifier.clone();
         let thread = thread::Builder::new().name("loader".into());
         let thread = thread.stack_size(stack_bytes()); // constructors are functions too
         thread.spawn(move || {
             fatal::note_stack();
-            work(&tasks, &notifier);
+            work(&tasks, &of_thread);
         })?;
-        Ok(Loader(sender))
+        Ok(Loader { tasks: sender, notifier })
+    }
+
+    /// Returns another thread, on which no library was loaded yet: a constructor may have blocked its signals, say.
+    pub fn renewed(&self) -> io::Result<Self> {
+        Loader::start(self.notifier.clone())
     }
 
     /// Loads the libraries of the operator, whose files are `files`.
@@ -65,7 +74,7 @@ impl Loader {
     }
 
     fn tell(&self, task: Task) {
-        let _ = self.0.send(task); // it lives until it has loaded what was checked
+        let _ = self.tasks.send(task); // it lives until it has loaded what was checked
     }
 }
 
@@ -81,7 +90,7 @@ fn work(tasks: &Receiver<Task>, notifier: &Notifier) {
                 checked = Some(file.and_then(CheckedLibrary::new));
             }
             Task::Load => {
-                let Some(checked) = checked.take() else { continue };
+                let checked = checked.take().expect("it is checked before it is loaded");
                 return notifier.tell(ThreadEvent::Loaded(checked.and_then(Library::load)));
             }
         }

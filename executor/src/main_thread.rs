@@ -345,6 +345,9 @@ impl MainThread {
                     self.preloaded = loaded.map_err(|error| {
                         Error::failed("cannot load a library of executor.preload", &error)
                     })?;
+                    let renewed = self.loader.renewed();
+                    self.loader =
+                        renewed.map_err(|error| Error::failed("cannot start a thread", &error))?;
                     return Ok(());
                 }
                 News::Nothing => {}

@@ -194,7 +194,8 @@ impl StateFile {
         Ok(transaction.commit()?)
     }
 
-    /// Makes `changes` durable: they are on the disk when this returns, all of them.
+    /// Makes `changes` durable: they are on the disk when this returns, all of them. In memory they are there for all
+    /// that read.
     pub fn commit(&self, changes: &Changes) -> Result<(), StateError> {
         let mut transaction = self.database.begin_write()?;
         let number = self.commits.fetch_add(1, Ordering::Relaxed);
