@@ -43,7 +43,8 @@ impl DescriptorSet {
         let _ = self.epoll.delete(descriptor); // ENOENT
     }
 
-    /// Adds the numbers of those that are readable to `found`, of up to [`BATCH`] of them. Never waits.
+    /// Adds the numbers of those that are readable to `found`, of so many of them at most that
+    /// others have their turn. Never waits.
     pub fn take_readable(&self, found: &mut Vec<u64>) {
         let mut events = [EpollEvent::empty(); BATCH];
         // EINTR: those that are readable stay so.
