@@ -539,8 +539,8 @@ impl Executors {
         for _ in 0..STRANGERS {
             let Some(gone) = launch::ended_child() else { return false };
             // One of ours: `reap` knows what to do.
-            let number = u64::from(gone.as_raw().unsigned_abs());
-            if self.all().any(|ours| number_of(&ours.process) == number) {
+            let ours = self.all().find(|ours| ours.process.waits_for(gone));
+            if let Some(number) = ours.map(|ours| number_of(&ours.process)) {
                 self.told.push(number);
                 return true;
             }

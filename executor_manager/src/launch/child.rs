@@ -156,6 +156,13 @@ impl ExecutorChild {
         &self.output
     }
 
+    /// Whether `child` is its process or a command for its container: [`try_reap`](Self::try_reap) reaps it.
+    pub fn waits_for(&self, child: Pid) -> bool {
+        let is_reaped = matches!(self.stage, Stage::Removing { .. } | Stage::Reaped);
+        let of_container = || self.container.as_ref().is_some_and(|it| it.waits_for(child));
+        (self.pid == child && !is_reaped) || of_container()
+    }
+
     /// Its process id.
     pub fn pid(&self) -> i32 {
         self.pid.as_raw()
@@ -176,17 +183,11 @@ impl ExecutorChild {
         Ok(())
     }
 
-    /// What is readable when it has ended, until that was seen.
+    /// What is readable when it has ended. The end of a command for its container is told by SIGCHLD alone.
     pub fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         let of_guardian = self.guardian.as_ref().map(AsFd::as_fd);
-        let of_process = self.pidfd.as_ref().filter(|_| !self.ended).map(AsFd::as_fd);
-        let (wanted, removing) = match self.stage {
-            Stage::Removing { .. } => (false, self.container.as_ref()),
-            Stage::Reaped => (false, None),
-            _ => (true, None),
-        };
-        let own = of_guardian.into_iter().chain(of_process).filter(move |_| wanted);
-        own.chain(removing.and_then(ContainerEnd::descriptor))
+        let of_process = self.pidfd.as_ref().map(AsFd::as_fd);
+        of_guardian.into_iter().chain(of_process)
     }
 
     /// Asks it to send its counters and exit; [`tick`](ExecutorChild::tick) kills it if it does
@@ -264,10 +265,15 @@ impl ExecutorChild {
 
     /// Reaps it if it has exited, together with its group; returns how it ended, once.
     pub fn try_reap(&mut self, now: Instant) -> Option<Exit> {
+        let is_removed = self.container.as_mut().is_none_or(|container| container.is_over(now));
         match self.stage {
             Stage::Reaped => return None,
-            Stage::Removing { exit } => return self.removed(exit, now),
-            _ => {}
+            Stage::Removing { exit } if is_removed => {
+                self.stage = Stage::Reaped;
+                return Some(exit);
+            }
+            Stage::Removing { .. } => return None,
+            Stage::Running | Stage::Terminating { .. } | Stage::Killed { .. } => {}
         }
         let look = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG;
         let looked = waitid(Id::Pid(self.pid), look | WaitPidFlag::WNOWAIT);
@@ -282,26 +288,14 @@ impl ExecutorChild {
         // The whole group. The zombie keeps the group's number until the second wait.
         let _ = killpg(self.pid, Signal::SIGKILL);
         let _ = waitid(Id::Pid(self.pid), look);
-        match &mut self.container {
-            None => {
-                self.stage = Stage::Reaped;
-                Some(exited)
-            }
-            Some(container) => {
-                let exit = container.engine_ended(exited, now);
-                self.stage = Stage::Removing { exit };
-                self.removed(exit, now)
-            }
-        }
-    }
-
-    /// Returns how it ended if nothing is done any more about its container.
-    fn removed(&mut self, exit: Exit, now: Instant) -> Option<Exit> {
-        if !self.container.as_mut().is_none_or(|container| container.is_over(now)) {
-            return None;
-        }
-        self.stage = Stage::Reaped;
-        Some(exit)
+        let Some(container) = &mut self.container else {
+            self.stage = Stage::Reaped;
+            return Some(exited);
+        };
+        let exit = container.engine_ended(exited, now);
+        let is_removed = container.is_over(now);
+        self.stage = if is_removed { Stage::Reaped } else { Stage::Removing { exit } };
+        is_removed.then_some(exit)
     }
 
     /// Hears how its guardian says that it ended.

@@ -5,6 +5,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rfaas::{Error, LeaseRequest};
 use rfaas_config::{ContainerSettings, Engine, Isolation};
@@ -17,6 +18,9 @@ use testkit::wait::{eventually, one_at_a_time};
 use testkit::{ClusterError, LocalCluster, Options};
 
 mod podman;
+
+/// How long a client waits for an executor here: less than the 10 s that a command may take which removes a container.
+const TOLD_WITHIN: Duration = Duration::from_secs(9);
 
 /// A fake engine in a directory of its own.
 struct FakeEngine {
@@ -70,7 +74,7 @@ fn runs(process: u32) -> bool {
 /// Why a deployment on `cluster` is refused: in the words of its node.
 fn refused(cluster: &LocalCluster, library: &Path) -> String {
     let lease = cluster.client().unwrap().lease(LeaseRequest::new(1, 64)).unwrap();
-    match lease.deploy_with(library, &warm()) {
+    match lease.deploy_with(library, &warm().start_timeout(TOLD_WITHIN)) {
         Err(Error::AllocationRefused { because: RefusedBecause::SpawnFailed, reason, .. }) => {
             reason
         }

@@ -5,11 +5,13 @@
 //!                └── not in 5 s: SIGKILL to the engine, and `rm --force NAME` ──ends, or its time is over──▶ over
 //! ```
 //! * An engine that ends for another reason than the end of its container leaves that behind: it is removed.
+//! * Its commands are reaped here only, and waited for until they end or their time is over.
 //! * What cannot be removed is removed by the next manager of this node.
 
-use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use nix::unistd::Pid;
 
 use super::Runner;
 use super::engine::Helper;
@@ -91,19 +93,26 @@ impl ContainerEnd {
         exit
     }
 
-    /// Whether nothing is done any more about its end.
+    /// Reaps commands that have ended, and kills those whose time is over. Returns whether nothing is done any more
+    /// about its end: what kills it has nothing left to do when its engine has ended.
     pub fn is_over(&mut self, now: Instant) -> bool {
-        self.remover.as_mut().is_none_or(|remover| remover.is_over(now))
+        let over = |helper: &mut Option<Helper>| helper.as_mut().is_none_or(|it| it.is_over(now));
+        over(&mut self.killer);
+        over(&mut self.remover)
     }
 
-    /// Readable when [`is_over`](Self::is_over) is worth asking.
-    pub fn descriptor(&self) -> Option<BorrowedFd<'_>> {
-        self.remover.as_ref()?.descriptor()
+    /// Whether `child` is a command that [`is_over`](Self::is_over) reaps.
+    pub fn waits_for(&self, child: Pid) -> bool {
+        self.helpers().any(|helper| helper.waits_for(child))
     }
 
-    /// When it is worth asking at the latest.
+    /// When [`is_over`](Self::is_over) is to be asked at the latest.
     pub fn deadline(&self) -> Option<Instant> {
-        self.remover.as_ref()?.deadline()
+        self.helpers().filter_map(Helper::deadline).min()
+    }
+
+    fn helpers(&self) -> impl Iterator<Item = &Helper> {
+        self.killer.iter().chain(&self.remover)
     }
 
     /// Has it removed by a process that nobody waits for.

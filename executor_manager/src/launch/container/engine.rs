@@ -124,7 +124,8 @@ fn pidfd(pid: Pid) -> Option<OwnedFd> {
     pidfd_open(pid, PidfdFlags::empty()).ok()
 }
 
-/// A run of the engine that is waited for. It is killed when this is dropped.
+/// A run of the engine that is waited for. It is killed when this is dropped, and reaped with the children that this
+/// program has not started.
 #[derive(Debug)]
 pub struct Helper {
     pid: Pid,
@@ -134,9 +135,9 @@ pub struct Helper {
 }
 
 impl Helper {
-    /// Readable when it has ended.
-    pub fn descriptor(&self) -> Option<BorrowedFd<'_>> {
-        self.pidfd.as_ref().map(AsFd::as_fd)
+    /// Whether it is this child, which nobody else may reap: signals go to its number.
+    pub fn waits_for(&self, child: Pid) -> bool {
+        self.kill_at.is_some() && self.pid == child
     }
 
     /// When it is to be looked at again at the latest.
@@ -163,7 +164,6 @@ impl Helper {
             Ok(WaitStatus::StillAlive) => None,
             ended => {
                 self.kill_at = None;
-                self.pidfd = None;
                 Some(ended.ok())
             }
         }
@@ -171,17 +171,18 @@ impl Helper {
 
     fn kill(&mut self) {
         if self.kill_at.is_some() && self.try_wait().is_none() {
-            self.kill_at = None;
             let _ = killpg(self.pid, Signal::SIGKILL); // not reaped: the number is still its own
-            let _ = self.try_wait(); // else it is reaped with the children that this program has not started
+            self.kill_at = None;
         }
     }
 
     fn sleep(&self, within: Duration) -> io::Result<()> {
         /// Between two looks where the kernel has no pidfds.
         const LOOK_AGAIN: Duration = Duration::from_millis(10);
-        match self.descriptor() {
-            Some(ended) => wait(&mut [PollFd::new(ended, PollFlags::POLLIN)], Some(within))?,
+        match &self.pidfd {
+            Some(ended) => {
+                wait(&mut [PollFd::new(ended.as_fd(), PollFlags::POLLIN)], Some(within))?;
+            }
             None => std::thread::sleep(within.min(LOOK_AGAIN)),
         }
         Ok(())
