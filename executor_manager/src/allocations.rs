@@ -96,6 +96,7 @@ impl Allocations {
             }
             Event::Started(lease) => self.started(now, lease, out),
             Event::StartFailed { lease, reason } => self.start_failed(now, lease, reason, out),
+            Event::GivenUp { lease, reason } => self.given_up(lease, reason, out),
             Event::Exited { lease, exit, usage } => self.exited(now, lease, exit, usage, out),
             Event::Release(client) => self.release(now, client, out),
             Event::ClientGone(client) => self.client_gone(now, client, out),
@@ -266,16 +267,25 @@ impl Allocations {
         out: &mut Vec<Action>,
     ) {
         let Some(held) = self.leases.get_mut(&lease) else { return };
-        if held.process == ExecutorProcess::Absent {
-            return;
-        }
-        held.process = ExecutorProcess::Absent;
-        if let Some(client) = held.client {
-            let refusal = RequestRefusal::new(RefusedBecause::SpawnFailed, reason);
-            out.push(Action::Tell(client, refusal.message()));
+        let before = std::mem::replace(&mut held.process, ExecutorProcess::Absent);
+        match before {
+            ExecutorProcess::Absent => return,
+            ExecutorProcess::Starting | ExecutorProcess::Running => {
+                out.extend(held.client.map(|client| not_started(client, reason)));
+            }
+            ExecutorProcess::GivenUp => {}
         }
         if held.pending_end.is_some() || !held.confirmed {
             self.finish(now, lease, out);
+        }
+    }
+
+    /// Tells the client at once: the cores of the lease are free when the process is gone.
+    fn given_up(&mut self, lease: LeaseId, reason: String, out: &mut Vec<Action>) {
+        let Some(held) = self.leases.get_mut(&lease) else { return };
+        if held.process == ExecutorProcess::Running {
+            held.process = ExecutorProcess::GivenUp;
+            out.extend(held.client.map(|client| not_started(client, reason)));
         }
     }
 
@@ -288,13 +298,15 @@ impl Allocations {
         out: &mut Vec<Action>,
     ) {
         let Some(held) = self.leases.get_mut(&lease) else { return };
-        if held.process != ExecutorProcess::Running {
-            return;
-        }
+        let is_told = match held.process {
+            ExecutorProcess::Absent | ExecutorProcess::Starting => return,
+            ExecutorProcess::Running => false,
+            ExecutorProcess::GivenUp => true,
+        };
         held.exited(usage);
         if held.pending_end.is_some() {
             self.finish(now, lease, out);
-        } else if let Some(client) = held.client {
+        } else if let Some(client) = held.client.filter(|_| !is_told) {
             out.push(Action::Tell(client, exit.message()));
         }
     }
@@ -415,7 +427,7 @@ impl Allocations {
         }
         match held.process {
             ExecutorProcess::Absent => self.finish(now, lease, out),
-            ExecutorProcess::Starting => {}
+            ExecutorProcess::Starting | ExecutorProcess::GivenUp => {}
             ExecutorProcess::Running => out.push(Action::Stop(lease)),
         }
     }
@@ -446,6 +458,10 @@ impl Allocations {
             out.push(Action::Tell(client, ToClient::Released(Released { bill })));
         }
     }
+}
+
+fn not_started(client: ClientId, reason: String) -> Action {
+    Action::Tell(client, RequestRefusal::new(RefusedBecause::SpawnFailed, reason).message())
 }
 
 fn has_ended(lease: LeaseId) -> RequestRefusal {

@@ -74,8 +74,6 @@ struct Running {
     may_miss_us_until: Option<Instant>,
     /// When its container has to have started, until it has.
     start_by: Option<Instant>,
-    /// Its container has not started by then.
-    late: bool,
     /// How it ended, and until when the rest of what it has written is waited for.
     ended: Option<(Exit, Instant)>,
 }
@@ -306,7 +304,6 @@ impl Executors {
             silent: false,
             may_miss_us_until: None,
             start_by: self.launcher.containers().map(|containers| now + containers.start_within()),
-            late: false,
             ended: None,
         }
     }
@@ -470,7 +467,6 @@ impl Executors {
         let mut due = false;
         self.all_mut().for_each(|running| due |= running.process.tick(now));
         due |= self.running.values().any(|running| running.ended.is_some());
-        self.kill_late(now);
         self.see_to_standing(now);
         if self.all().next().is_some() && now >= self.beat_at {
             let Heartbeat { period, silence } = self.heartbeat;
@@ -487,15 +483,18 @@ impl Executors {
         due
     }
 
-    /// Kills containers that have not started in time.
-    fn kill_late(&mut self, now: Instant) {
-        for (lease, running) in &mut self.running {
-            if running.start_by.is_some_and(|at| now >= at) && running.process.is_running() {
-                tracing::warn!(%lease, "a container has not started in time: killing it");
-                running.process.kill(now);
-                running.late = true;
-            }
-        }
+    /// Kills executors whose containers have not started in time; returns whose they are, and why for the client.
+    pub fn give_up_late(&mut self, now: Instant) -> Vec<(LeaseId, String)> {
+        let Some(containers) = self.launcher.containers() else { return Vec::new() };
+        let is_late = |it: &Running| it.start_by.is_some_and(|at| now >= at);
+        let late = self.running.iter_mut();
+        let late = late.filter(|(_, it)| is_late(it) && it.process.is_running());
+        late.map(|(&lease, running)| {
+            running.process.kill(now);
+            running.start_by = None; // that is told now
+            (lease, containers.late(&running.process.output().words()))
+        })
+        .collect()
     }
 
     /// Hears which are ready now that will stand by, kills those that are late, and starts another one if it is time.
@@ -581,7 +580,7 @@ impl Executors {
                     exit => with_memory(exit, || running.process.memory()),
                 };
                 let not_started = running.start_by.and(containers).map(|containers| {
-                    containers.not_started(exit, running.late, &running.process.output().words())
+                    containers.not_started(exit, &running.process.output().words())
                 });
                 // Only now: what it counted last has landed when its process is no more.
                 Some(Gone { lease, exit, usage: running.account.read(), not_started })

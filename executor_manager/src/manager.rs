@@ -133,6 +133,12 @@ impl Manager {
             self.process(&mut events); // one by one: answers keep the order of the questions
         }
         let any_ended = self.executors.tick(now) || any_ended;
+        for (lease, reason) in self.executors.give_up_late(now) {
+            if self.lease_log.admit(now, lease) {
+                tracing::error!(name: MEASURED, %lease, "{reason}: killing it");
+            }
+            events.push_back(Event::GivenUp { lease, reason });
+        }
         if any_ended || seen.child || self.executors.knows_of_ends() {
             events.extend(self.executors.reap(any_ended).into_iter().map(|gone| {
                 if self.lease_log.admit(now, gone.lease) {

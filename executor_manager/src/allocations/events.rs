@@ -133,6 +133,13 @@ pub enum Event {
         /// Why, for the client.
         reason: String,
     },
+    /// The process runs and its container has not started in time: it was killed, and will be gone.
+    GivenUp {
+        /// For this lease.
+        lease: LeaseId,
+        /// Why, for the client.
+        reason: String,
+    },
     /// The process is gone and reaped.
     Exited {
         /// The lease.

@@ -15,6 +15,8 @@ pub(super) enum ExecutorProcess {
     Absent,
     Starting,
     Running,
+    /// Killed, since its container has not started in time, which the client was told.
+    GivenUp,
 }
 
 /// The end of a lease whose process may not be gone yet.

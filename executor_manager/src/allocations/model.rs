@@ -44,6 +44,9 @@ enum Step {
         lease: u64,
         works: bool,
     },
+    GiveUp {
+        lease: u64,
+    },
     ExitDone {
         lease: u64,
         exit: Exit,
@@ -82,6 +85,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
             .prop_map(|(client, lease, runs_ago, ms)| Step::Renew { client, lease, runs_ago, ms }),
         40 => (lease.clone(), prop::bool::weighted(0.8))
             .prop_map(|(lease, works)| Step::StartDone { lease, works }),
+        5 => lease.clone().prop_map(|lease| Step::GiveUp { lease }),
         40 => (lease.clone(), exit).prop_map(|(lease, exit)| Step::ExitDone { lease, exit }),
         20 => client.clone().prop_map(|client| Step::Release { client }),
         10 => client.prop_map(|client| Step::Gone { client }),
@@ -343,6 +347,7 @@ impl World {
                 }
             }
             Step::StartDone { lease, works } => self.start_done(self.number(lease, 0), works),
+            Step::GiveUp { lease } => self.give_up(self.number(lease, 0)),
             Step::ExitDone { lease, exit } => self.exit_done(self.number(lease, 0), exit),
             Step::Release { client } => {
                 self.apply(Event::Release(self.clients[client]));
@@ -430,6 +435,22 @@ impl World {
         } else {
             Event::StartFailed { lease: id, reason: "scripted".into() }
         });
+    }
+
+    /// The process, if there is one, is killed, as its container has not started in time.
+    fn give_up(&mut self, lease: u64) {
+        let known = self.known(lease);
+        if known.process == Process::Running {
+            known.process = Process::Stopping;
+        }
+        let told = |actions: Vec<Action>| {
+            assert!(actions.iter().all(|it| matches!(it, Action::Tell(_, ToClient::Refused(_)))));
+            actions.len()
+        };
+        let given_up =
+            || Event::GivenUp { lease: LeaseId::new(lease).unwrap(), reason: "scripted".into() };
+        assert!(told(self.apply(given_up())) <= 1);
+        assert_eq!(told(self.apply(given_up())), 0, "told twice");
     }
 
     /// The process, if there is one, ends; told twice, with counters that no machine reaches.

@@ -264,6 +264,20 @@ fn a_restart_that_fails_keeps_the_lease() {
 }
 
 #[test]
+fn a_start_that_is_given_up_is_told_at_once_and_frees_its_lease_when_the_process_is_gone() {
+    let mut node = Node::new();
+    let lease = node.lease(A, 7, 4);
+    let given_up = || Event::GivenUp { lease, reason: "late".into() };
+    assert_eq!(refusal(&node.apply(given_up())), RefusedBecause::SpawnFailed);
+    assert!(node.apply(given_up()).is_empty(), "told once");
+    assert!(node.apply(Event::Release(A)).is_empty(), "it was killed already");
+    assert_eq!(node.allocations.free().cores, 0);
+    let exited = Event::Exited { lease, exit: Exit::Signal(9), usage: Usage::default() };
+    assert_eq!(ended(&node.apply(exited)).0, EndReason::Released);
+    assert!(node.allocations.is_empty());
+}
+
+#[test]
 fn a_container_that_does_not_start_after_all_keeps_the_lease_unless_that_ends() {
     let mut node = Node::new();
     let lease = node.lease(A, 7, 2);

@@ -59,8 +59,8 @@ pub struct ContainerSettings {
     pub start_ms: u32,
 }
 
-/// Returns a time in which an engine starts a container on a busy node, and which ends before a client gives up that
-/// waits as long as usual (`Deployment::start_timeout`, 30 s).
+/// Returns a time in which an engine starts a container on a busy node. When it is over the client is told why, before
+/// it gives up if it waits as long as usual (`Deployment::start_timeout`, 30 s).
 fn usual_start_ms() -> u32 {
     20_000
 }

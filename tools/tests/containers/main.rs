@@ -168,11 +168,13 @@ fn an_engine_that_hangs_is_killed_when_its_time_is_over() {
     let mut options = engine.options();
     options.container.as_mut().unwrap().start_ms = 3000;
     let cluster = cluster(options);
-    engine.goes_wrong("hangs");
+    engine.goes_wrong("deaf");
     assert_eq!(
         refused(&cluster, &library),
         "podman has not started the executor within 3s; it said: nothing"
     );
+    assert!(engine.said("rm ").is_empty(), "who waits is told before anything else is tried");
+    eventually("what removes it", || !engine.said("rm ").is_empty());
     all_is_free(&cluster);
     assert_eq!(engine.said("kill rfaas-local-node-").len(), 1);
     assert_eq!(engine.said("rm --force rfaas-local-node-").len(), 1, "nothing was there to kill");

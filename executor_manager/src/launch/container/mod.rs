@@ -194,14 +194,16 @@ impl Containers {
         Ok(surroundings::found(report, user, TRIED_MEMORY))
     }
 
-    /// Returns why an executor has not started, whose engine has ended with `exit` and has `said` something. `late`: it
-    /// was killed.
-    pub fn not_started(&self, exit: Exit, late: bool, words: &str) -> String {
+    /// Returns why an executor is given up whose engine has said `words`.
+    pub fn late(&self, words: &str) -> String {
         let (engine, within, said) = (self.engine(), self.start_within, said(words));
+        format!("{engine} has not started the executor within {within:?}; it said: {said}")
+    }
+
+    /// Returns why an executor has not started, whose engine has ended with `exit` and has said `words`.
+    pub fn not_started(&self, exit: Exit, words: &str) -> String {
+        let (engine, said) = (self.engine(), said(words));
         match exit {
-            _ if late => {
-                format!("{engine} has not started the executor within {within:?}; it said: {said}")
-            }
             Exit::Status(status) => {
                 format!("{engine} has not started the executor (status {status}); it said: {said}")
             }
