@@ -156,7 +156,11 @@ pub fn run(options: &Options) -> Result<(), Error> {
     launcher.wait_until_ready();
     let isolation = match contained {
         Some(contained) => {
-            let containers = launcher.use_containers(contained, &node.node_name);
+            // Of managers on one machine no two have all of it, nor one after its restart other parts.
+            let (ip, port) = (device.spec().ip_address, node.rdma_device_port);
+            let manager =
+                format!("{} {ip} {port} {}", node.resource_manager_address, node.node_name);
+            let containers = launcher.use_containers(contained, (&node.node_name, &manager));
             let containers = containers.map_err(|error| Error::Start(error.to_string()))?;
             isolation::settle_in_containers(containers, settings, wanted)?
         }

@@ -172,11 +172,12 @@ impl Launcher {
         self.tick(now);
     }
 
-    /// Has each executor in a container from now on, of the engine and with the settings that are given.
+    /// Has each executor in a container from now on, of the engine and with the settings that are given, for the node of
+    /// this name and what tells its manager from others.
     pub fn use_containers(
         &mut self,
         contained: (Engine, &ContainerSettings),
-        node: &str,
+        node: (&str, &str),
     ) -> Result<&Containers, ContainerError> {
         let environment = self.environment.clone();
         let containers = Containers::new(self.exec.clone(), contained, node, environment)?;

@@ -101,7 +101,7 @@ fn a_function_is_called_in_a_container_and_what_it_prints_is_read() {
     assert!(engine.said("kill").is_empty(), "it ends on SIGTERM");
     let started = engine.said("run --name=rfaas-local-node-");
     assert_eq!(started.len(), 2, "one that is looked into, one for the lease: {started:?}");
-    assert!(started[1].contains(" --label=rfaas.node=local-node "), "{started:?}");
+    assert!(started[1].contains(" --label=rfaas.node=local-node-"), "{started:?}");
     drop(client);
     cluster.stop().unwrap();
 }
@@ -246,6 +246,21 @@ fn what_a_killed_manager_has_left_is_removed_by_the_next() {
     eventually("its end", || !runs(process));
     assert_eq!(engine.said("rm --force rfaas-local-node-").len(), 1);
     drop((executor, client));
+    cluster.stop().unwrap();
+}
+
+#[test]
+fn what_cannot_be_removed_keeps_no_manager_from_its_start() {
+    let _alone = one_at_a_time();
+    let engine = FakeEngine::new();
+    let directory = tempfile::tempdir().unwrap();
+    fs::write(engine.path("old.pid"), "").unwrap();
+    engine.goes_wrong("keeps");
+    let cluster = cluster(engine.options());
+    assert_eq!(engine.said("rm --force old").len(), 1);
+    let mut executor = deploy(&cluster.client().unwrap(), 1, &faulty(directory.path()), &warm());
+    assert_eq!(call(&mut executor, "echo", &[7]).unwrap(), [7]);
+    drop(executor);
     cluster.stop().unwrap();
 }
 

@@ -9,9 +9,13 @@ use std::path::{Path, PathBuf};
 
 use rfaas_config::{ContainerSettings, Engine};
 use rfaas_protocol::isolation::MAX_TASKS;
+use rfaas_protocol::library::LibraryHash;
 
 /// Label of the containers of a node: those of its last manager are found by it.
 const LABEL: &str = "rfaas.node";
+
+/// Digits of a hash that tell managers apart: none has it by chance.
+const HASH_DIGITS: usize = 16;
 
 /// Directory of the device files of RDMA devices.
 pub const RDMA_DEVICES: &str = "/dev/infiniband";
@@ -30,8 +34,10 @@ pub struct EngineCommand {
     pub image: String,
     /// The image is a root directory.
     pub is_directory: bool,
-    /// Whose containers they are.
-    pub node: String,
+    /// Name of the node, in that of a container.
+    node: String,
+    /// Whose containers they are: the label that they have.
+    label: String,
 }
 
 /// A file of the node that is seen in a container.
@@ -68,8 +74,14 @@ pub struct Contained<'a> {
 }
 
 impl EngineCommand {
-    /// Those of `settings`, for the node of this name.
-    pub fn new(engine: Engine, settings: &ContainerSettings, node: &str) -> Self {
+    /// Those of `settings`, for the node of this name, whose manager is known from all others by `manager`.
+    pub fn new(
+        engine: Engine,
+        settings: &ContainerSettings,
+        (node, manager): (&str, &str),
+    ) -> Self {
+        let node = words_of(node);
+        let hash = LibraryHash::of(manager.as_bytes()).to_string();
         let image = settings.image.clone();
         let is_directory = engine == Engine::Podman && Path::new(&image).is_absolute();
         EngineCommand {
@@ -78,7 +90,8 @@ impl EngineCommand {
             options: settings.options.clone(),
             image,
             is_directory,
-            node: words_of(node),
+            label: format!("{LABEL}={node}-{}", &hash[..HASH_DIGITS]),
+            node,
         }
     }
 
@@ -101,7 +114,7 @@ impl EngineCommand {
         let mut add = |word: String| words.push(word);
         add("run".into());
         add(format!("--name={name}"));
-        add(format!("--label={}", self.label()));
+        add(format!("--label={}", self.label));
         for word in ["--rm", "--interactive", "--init", "--pull=never", "--log-driver=none"] {
             add(word.into());
         }
@@ -187,7 +200,7 @@ impl EngineCommand {
 
     /// Prints the ids of all containers of this node; likewise.
     pub fn list(&self) -> Option<Vec<String>> {
-        let label = format!("--filter=label={}", self.label());
+        let label = format!("--filter=label={}", self.label);
         self.named(&["ps", "--all", "--quiet", "--no-trunc", &label])
     }
 
@@ -195,10 +208,6 @@ impl EngineCommand {
         let begin = self.begin.iter().cloned();
         let words = begin.chain(more.iter().map(|word| (*word).to_owned()));
         (self.engine != Engine::Apptainer).then(|| words.collect())
-    }
-
-    fn label(&self) -> String {
-        format!("{LABEL}={}", self.node)
     }
 }
 
@@ -232,7 +241,7 @@ mod tests {
             options: vec!["--security-opt=label=disable".into()],
             start_ms: 20_000,
         };
-        EngineCommand::new(engine, &settings, "node 1/ä")
+        EngineCommand::new(engine, &settings, ("node 1/ä", "a"))
     }
 
     fn run(command: &EngineCommand) -> String {
@@ -262,7 +271,7 @@ mod tests {
         assert_eq!(
             run(&command),
             "/opt/podman --root=/x run --name=rfaas-node_1__-7-000000ab \
-             --label=rfaas.node=node_1__ --rm --interactive --init --pull=never \
+             --label=rfaas.node=node_1__-ca978112ca1bbdca --rm --interactive --init --pull=never \
              --log-driver=none --network=host --ipc=private --no-healthcheck --workdir=/ \
              --http-proxy=false --read-only-tmpfs=false --read-only \
              --tmpfs=/tmp:rw,nosuid,nodev,mode=1777,size=536870912 --cap-drop=all \
@@ -280,8 +289,16 @@ mod tests {
         assert_eq!(
             words(command.list()),
             "/opt/podman --root=/x ps --all --quiet --no-trunc \
-             --filter=label=rfaas.node=node_1__"
+             --filter=label=rfaas.node=node_1__-ca978112ca1bbdca"
         );
+    }
+
+    #[test]
+    fn managers_list_no_containers_of_each_other() {
+        let settings: ContainerSettings = serde_json::from_str(r#"{"image": "image"}"#).unwrap();
+        let list = |node| EngineCommand::new(Engine::Podman, &settings, node).list();
+        assert_ne!(list(("a b", "cluster a b")), list(("a_b", "cluster a_b")));
+        assert_ne!(list(("a", "cluster a")), list(("a", "another a")));
     }
 
     #[test]
@@ -296,7 +313,7 @@ mod tests {
         let command = command(Engine::Docker, "functions:1");
         assert_eq!(
             run(&command),
-            "docker run --name=rfaas-node_1__-7-000000ab --label=rfaas.node=node_1__ --rm \
+            "docker run --name=rfaas-node_1__-7-000000ab --label=rfaas.node=node_1__-ca978112ca1bbdca --rm \
              --interactive --init --pull=never --log-driver=none --network=host --ipc=private \
              --no-healthcheck --workdir=/ --read-only \
              --tmpfs=/tmp:rw,nosuid,nodev,mode=1777,size=536870912 --cap-drop=all \

@@ -103,11 +103,11 @@ pub struct Containers {
 }
 
 impl Containers {
-    /// Those of `settings`, for the node of this name, with `environment` of this manager's.
+    /// Those of `settings`, for the node of this name and what tells its manager from others, with `environment` of this manager's.
     pub(super) fn new(
         exec: Arc<Exec>,
         (name, settings): (EngineName, &ContainerSettings),
-        node: &str,
+        node: (&str, &str),
         environment: Vec<(OsString, OsString)>,
     ) -> Result<Self, ContainerError> {
         let command = EngineCommand::new(name, settings, node);
@@ -161,7 +161,11 @@ impl Containers {
         }
         tracing::warn!(containers = left.len(), "removing what the last manager of this node left");
         let words = self.runner.command.remove(&left).expect("it lists, so it removes");
-        self.runner.run(&words, SWEEP_WITHIN).map(drop)
+        if let Err(error) = self.runner.run(&words, SWEEP_WITHIN) {
+            // No other has its name.
+            tracing::warn!(%error, "a container of the last manager of this node may still be there");
+        }
+        Ok(())
     }
 
     /// Returns what an executor is isolated by in a container: `wanted` layers of its own that can be put on there, and
