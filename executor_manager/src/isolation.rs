@@ -17,6 +17,7 @@ use crate::Error;
 use crate::groups::Groups;
 use crate::launch::Launcher;
 use crate::launch::container::{ContainerError, Containers, own_layers};
+use crate::signals::Signals;
 
 /// What executors are isolated by.
 #[derive(Debug)]
@@ -85,17 +86,22 @@ pub fn settle(
     Ok(Isolation { active: report.active, alone: Some(alone) })
 }
 
-/// Returns how executors in containers are confined: by what was found in one of them, which is logged.
+/// Returns how executors in containers are confined: by what was found in one of them, which is logged. One of
+/// `signals` ends that.
 pub fn settle_in_containers(
     containers: &Containers,
     settings: &ExecutorSettings,
     wanted: SandboxSettings,
+    signals: &Signals,
 ) -> Result<Isolation, Error> {
-    let start = |error: ContainerError| Error::Start(error.to_string());
-    containers.sweep().map_err(start)?;
+    let start = |error| match error {
+        ContainerError::Stopped => Error::Stopped("a signal stopped it at its start"),
+        error => Error::Start(error.to_string()),
+    };
+    containers.sweep(signals).map_err(start)?;
     let own = own_layers(wanted.layers);
     let wanted = SandboxSettings { layers: own, ..wanted };
-    let found = containers.probe(&wanted).map_err(start)?;
+    let found = containers.probe(&wanted, signals).map_err(start)?;
     check(&found.report, settings)?;
     tracing::info!("executors run in containers of {}", containers.engine());
     log(&found.report);

@@ -162,7 +162,7 @@ pub fn run(options: &Options) -> Result<(), Error> {
                 format!("{} {ip} {port} {}", node.resource_manager_address, node.node_name);
             let containers = launcher.use_containers(contained, (&node.node_name, &manager));
             let containers = containers.map_err(|error| Error::Start(error.to_string()))?;
-            isolation::settle_in_containers(containers, settings, wanted)?
+            isolation::settle_in_containers(containers, settings, wanted, &signals)?
         }
         None => isolation::settle(&mut launcher, settings, wanted, groups)?,
     };

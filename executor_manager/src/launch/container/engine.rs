@@ -5,6 +5,7 @@
 use std::ffi::{CString, OsString};
 use std::fs::File;
 use std::io::{self, Read, Seek};
+use std::iter;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -18,6 +19,7 @@ use rfaas_program::local_channel::wait;
 use rustix::process::{PidfdFlags, pidfd_open};
 
 use crate::launch::exec::{Exec, entries, shown};
+use crate::signals::Signals;
 
 /// Most that is read of what a run has printed, in bytes.
 const MOST_PRINTED: u64 = 64 << 10;
@@ -85,8 +87,15 @@ impl Engine {
         Ok(Helper { pid, pidfd: pidfd(pid), kill_at: Some(kill_at) })
     }
 
-    /// Runs it to its end, and kills it after `within`.
-    pub fn run(&self, exec: &Exec, words: &[String], within: Duration) -> io::Result<Printed> {
+    /// Runs it to its end, and kills it after `within`, or when one of `signals` is to stop this manager: then the error
+    /// is [`Interrupted`](io::ErrorKind::Interrupted).
+    pub fn run(
+        &self,
+        exec: &Exec,
+        words: &[String],
+        within: Duration,
+        signals: Option<&Signals>,
+    ) -> io::Result<Printed> {
         let nothing = File::open("/dev/null")?;
         let printed = || memfd_create(c"printed", MFdFlags::MFD_CLOEXEC).map(File::from);
         let (stdout, stderr) = (printed()?, printed()?);
@@ -97,12 +106,16 @@ impl Engine {
             if let Some(status) = helper.try_wait() {
                 break status;
             }
+            if let Some(signals) = signals
+                && signals.take()?.stop
+            {
+                return Err(io::ErrorKind::Interrupted.into());
+            }
             let now = Instant::now();
             if now >= deadline {
-                drop(helper);
                 return Err(io::Error::other(format!("not finished after {within:?}")));
             }
-            helper.sleep(deadline - now)?;
+            helper.sleep(deadline - now, signals)?;
         };
         let status = match status {
             Some(WaitStatus::Exited(_, status)) => Some(status),
@@ -176,12 +189,14 @@ impl Helper {
         }
     }
 
-    fn sleep(&self, within: Duration) -> io::Result<()> {
+    fn sleep(&self, within: Duration, signals: Option<&Signals>) -> io::Result<()> {
         /// Between two looks where the kernel has no pidfds.
         const LOOK_AGAIN: Duration = Duration::from_millis(10);
         match &self.pidfd {
             Some(ended) => {
-                wait(&mut [PollFd::new(ended.as_fd(), PollFlags::POLLIN)], Some(within))?;
+                let descriptors = iter::once(ended.as_fd()).chain(signals.map(AsFd::as_fd));
+                let polled = descriptors.map(|it| PollFd::new(it, PollFlags::POLLIN));
+                wait(&mut polled.collect::<Vec<_>>(), Some(within))?;
             }
             None => std::thread::sleep(within.min(LOOK_AGAIN)),
         }
@@ -192,5 +207,26 @@ impl Helper {
 impl Drop for Helper {
     fn drop(&mut self) {
         self.kill();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::sys::signal::raise;
+
+    use super::*;
+
+    #[test]
+    fn a_run_ends_when_this_manager_is_to_stop() {
+        let signals = Signals::block().unwrap(); // of this thread
+        let exec = Exec::new("".into(), None, Vec::new());
+        let sleep = Engine::at(Path::new("/bin/sleep"), Vec::new());
+        let within = Duration::from_secs(60);
+        let run = |seconds: &str| {
+            sleep.run(&exec, &["sleep".into(), seconds.into()], within, Some(&signals))
+        };
+        assert_eq!(run("0").unwrap().status, Some(0));
+        raise(Signal::SIGTERM).unwrap();
+        assert_eq!(run("1000").unwrap_err().kind(), io::ErrorKind::Interrupted);
     }
 }

@@ -33,6 +33,7 @@ use super::{ExecutorChild, StartError};
 use crate::allocations::Exit;
 use crate::groups::{GroupLimits, limits_of};
 use crate::output::{ExecutorOutput, StandardStreams};
+use crate::signals::Signals;
 
 mod command;
 mod end;
@@ -45,8 +46,11 @@ pub use end::{ContainerEnd, STOP_GRACE, STOP_WITHIN};
 use engine::Engine;
 use program::Program;
 
-/// How long the engine may take to list containers, or to remove all that are left: at the start of this manager.
-const SWEEP_WITHIN: Duration = Duration::from_secs(120);
+/// How long the engine may take to list containers, or to remove all that are left: at the start of this manager, which
+/// a signal ends.
+const SWEEP_WITHIN: Duration = Duration::from_secs(60);
+/// How long it may take to remove the one that was tried, which no signal ends: supervisors wait for longer.
+const REMOVE_WITHIN: Duration = Duration::from_secs(10);
 /// Most that is told of what an engine said, in bytes: it fits the answer to a client.
 const MOST_SAID: usize = 120;
 /// Memory of the container in which layers are looked for, in bytes, and the size of its `/tmp`.
@@ -80,6 +84,9 @@ pub enum ContainerError {
         /// What came of it, and what it said.
         reason: String,
     },
+    /// A signal is to stop this manager.
+    #[error("executor.container: a signal has stopped what was waited for")]
+    Stopped,
     /// What the executor needs cannot be passed to containers.
     #[error("executor.container: cannot see what `executor` needs to run: {0}")]
     Program(io::Error),
@@ -152,25 +159,33 @@ impl Containers {
     }
 
     /// Removes what another manager of this node has left. At the start: waits for the engine.
-    pub fn sweep(&self) -> Result<(), ContainerError> {
+    pub fn sweep(&self, signals: &Signals) -> Result<(), ContainerError> {
         let Some(words) = self.runner.command.list() else { return Ok(()) };
-        let listed = self.runner.run(&words, SWEEP_WITHIN)?;
+        let listed = self.runner.run(&words, SWEEP_WITHIN, Some(signals))?;
         let left: Vec<_> = listed.split_whitespace().collect();
         if left.is_empty() {
             return Ok(());
         }
         tracing::warn!(containers = left.len(), "removing what the last manager of this node left");
         let words = self.runner.command.remove(&left).expect("it lists, so it removes");
-        if let Err(error) = self.runner.run(&words, SWEEP_WITHIN) {
+        match self.runner.run(&words, SWEEP_WITHIN, Some(signals)) {
+            Err(ContainerError::Stopped) => return Err(ContainerError::Stopped),
             // No other has its name.
-            tracing::warn!(%error, "a container of the last manager of this node may still be there");
+            Err(error) => {
+                tracing::warn!(%error, "a container of the last manager may still be there");
+            }
+            Ok(_) => {}
         }
         Ok(())
     }
 
     /// Returns what an executor is isolated by in a container: `wanted` layers of its own that can be put on there, and
     /// what the container is. At the start: runs one, which shows that the image can be used.
-    pub fn probe(&self, wanted: &SandboxSettings) -> Result<surroundings::Found, ContainerError> {
+    pub fn probe(
+        &self,
+        wanted: &SandboxSettings,
+        signals: &Signals,
+    ) -> Result<surroundings::Found, ContainerError> {
         let asked = serde_json::to_string(wanted).expect("settings are JSON");
         let user = self.user(wanted, 0);
         let name = self.runner.name(0);
@@ -183,12 +198,12 @@ impl Containers {
             ..self.contained(&name, &program, wanted.rdma)
         };
         let words = self.runner.command.run(&contained);
-        let answered = self.runner.run(&words, self.start_within);
-        // One that was late is still there.
+        let answered = self.runner.run(&words, self.start_within, Some(signals));
+        // One that was late, or stopped, is still there.
         if answered.is_err()
             && let Some(words) = self.runner.command.remove(&[&name])
         {
-            let _ = self.runner.run(&words, SWEEP_WITHIN);
+            let _ = self.runner.run(&words, REMOVE_WITHIN, None);
         }
         let answer = answered?;
         let report: ContainedReport = serde_json::from_str(answer.trim()).map_err(|error| {
@@ -281,11 +296,19 @@ impl Runner {
         self.command.name(lease, u32::from_le_bytes([a, b, c, d]))
     }
 
-    /// Runs a command to its end; returns what it printed.
-    fn run(&self, words: &[String], within: Duration) -> Result<String, ContainerError> {
+    /// Runs a command to its end, which one of `signals` brings about; returns what it printed.
+    fn run(
+        &self,
+        words: &[String],
+        within: Duration,
+        signals: Option<&Signals>,
+    ) -> Result<String, ContainerError> {
         let failed = |reason| ContainerError::Engine { command: self.shown(words), reason };
-        let printed = self.engine.run(&self.exec, words, within);
-        let printed = printed.map_err(|error| failed(error.to_string()))?;
+        let printed = self.engine.run(&self.exec, words, within, signals);
+        let printed = printed.map_err(|error| match error.kind() {
+            io::ErrorKind::Interrupted => ContainerError::Stopped,
+            _ => failed(error.to_string()),
+        })?;
         match printed.status {
             Some(0) => Ok(printed.stdout),
             Some(status) => Err(failed(format!(

@@ -86,7 +86,7 @@ fn loaded(exec: &Exec, program: &Path) -> io::Result<Option<Loaded>> {
     let mut environment: Vec<CString> = exec.environment().to_vec();
     environment.push(c"LD_TRACE_LOADED_OBJECTS=1".into());
     let asked = Engine::at(program, environment);
-    let printed = asked.run(exec, &["executor".into()], TRACE_WITHIN)?;
+    let printed = asked.run(exec, &["executor".into()], TRACE_WITHIN, None)?;
     let Some(mut loaded) = parse(&printed.stdout) else { return Ok(None) };
     let c_library = loaded.libraries.iter().find(|(name, _)| name == "libc.so.6");
     if let Some(directory) = c_library.and_then(|(_, file)| Some(file.parent()?.to_owned())) {
