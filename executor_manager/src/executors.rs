@@ -35,13 +35,13 @@ use crate::cache::Library;
 use crate::groups::GroupMemory;
 use crate::launch::{self, ExecutorChild, Launcher, container};
 use crate::output::Outputs;
-use crate::preload::Preload;
+use crate::preload::{Kind, Preload};
 use crate::request::Deployment;
 
 mod prewarm;
 mod standing;
 
-use prewarm::Prewarm;
+use prewarm::Prewarms;
 pub use standing::check_descriptors;
 use standing::{READY_WITHIN, Standing};
 
@@ -102,7 +102,7 @@ pub struct Executors {
     manager: SocketAddr,
     running: BTreeMap<LeaseId, Running>,
     standing: Vec<Standing>,
-    prewarm: Prewarm,
+    prewarm: Prewarms,
     preload: Preload,
     launcher: Launcher,
     /// What confines those that are started by themselves; `None`: nobody is confined.
@@ -135,7 +135,7 @@ pub struct Gone {
 
 impl Executors {
     /// No executors yet. They will use `device`, reach this manager at `manager`, and be confined by `settings`.
-    /// `prewarm` of them will stand by, and have the libraries of `preload` loaded. Fails only if this process has no
+    /// `prewarm` of them will stand by, and as many with each library of `preload` loaded. Fails only if this process has no
     /// descriptor left.
     pub fn new(
         device: Device,
@@ -156,7 +156,7 @@ impl Executors {
             open_files,
             running: BTreeMap::new(),
             standing: Vec::new(),
-            prewarm: Prewarm::new(prewarm, now),
+            prewarm: Prewarms::new(prewarm, preload.kinds().count(), now),
             preload,
             beat_at: now,
             ends: DescriptorSet::new()?,
@@ -196,12 +196,13 @@ impl Executors {
             hot_timeout_ms: deployment.hot_timeout_ms,
         };
         while workers <= STANDBY_WORKERS
-            && let Some(at) = self.standing.iter().position(Standing::is_ready)
+            && let Some(at) = self.find_standing(deployment)
         {
             let standing = self.standing.swap_remove(at);
-            match standing.assign(&assignment, &library, self.preload.libraries()) {
+            let kind = standing.kind;
+            match standing.assign(&assignment, &library, self.preload.libraries(kind)) {
                 Ok(running) => {
-                    self.prewarm.taken();
+                    self.prewarm.of(kind.number()).taken();
                     let pid = running.process.pid();
                     tracing::debug!(%lease, pid, "an executor that stood by has the lease");
                     self.running.insert(lease, running);
@@ -209,7 +210,7 @@ impl Executors {
                 }
                 // It is ended with what it stands for, and reaped as a stranger.
                 Err(error) => {
-                    match self.prewarm.lost(true, Instant::now()) {
+                    match self.prewarm.of(kind.number()).lost(true, Instant::now()) {
                         true => tracing::warn!(%lease, %error, "an executor that stood by is lost"),
                         false => tracing::debug!(%lease, %error, "another one that stood by is"),
                     }
@@ -228,6 +229,15 @@ impl Executors {
         let pid = running.process.pid();
         self.running.insert(lease, running);
         Ok(pid)
+    }
+
+    /// Returns one that stands by and that `deployment` can have: with its library loaded, or else with none.
+    fn find_standing(&self, deployment: &Deployment) -> Option<usize> {
+        let loaded = self.preload.kind_with(deployment.code_hash, deployment.code_bytes);
+        let ready = |kind: Kind| {
+            self.standing.iter().position(|standing| standing.kind == kind && standing.is_ready())
+        };
+        loaded.and_then(ready).or_else(|| ready(Kind::PLAIN))
     }
 
     /// Starts an executor that has an assignment from the start.
@@ -251,26 +261,27 @@ impl Executors {
         let kept = self.standing.len().saturating_sub(GIVEN_UP);
         let given_up = self.standing.split_off(kept);
         for standing in &given_up {
-            self.prewarm.given_up(standing.was_ready(), Instant::now());
+            let prewarm = self.prewarm.of(standing.kind.number());
+            prewarm.given_up(standing.was_ready(), Instant::now());
             let pid = standing.running.process.pid();
             tracing::info!(pid, reason, "an executor that stood by makes room for a lease");
         }
         !given_up.is_empty() // they are killed as they are dropped, and reaped as strangers
     }
 
-    /// Starts one that stands by.
-    fn start_standing(&mut self, now: Instant) -> Result<(), String> {
+    /// Starts one of this kind that stands by.
+    fn start_standing(&mut self, kind: Kind, now: Instant) -> Result<(), String> {
         let sandbox = self.sandbox()?;
         let mut account = self.account(STANDBY_WORKERS)?;
         account.limit(1); // until it has a lease
         let user = sandbox.as_ref().map(|sandbox| sandbox.user);
         let mut standby = self.standby(&account, STANDBY_WORKERS, sandbox);
-        standby.preload = self.preload.libraries().to_vec();
+        standby.preload = self.preload.libraries(kind).to_vec();
         let instructions = Instructions { standby, assignment: None };
-        let started = self.launcher.start_standing(&instructions, self.preload.files());
+        let started = self.launcher.start_standing(&instructions, self.preload.files(kind));
         let (process, channel) = started.map_err(|error| error.to_string())?;
         let running = self.watched(process, account, user);
-        self.standing.push(Standing::new(running, channel, now));
+        self.standing.push(Standing::new(running, kind, channel, now));
         Ok(())
     }
 
@@ -503,16 +514,19 @@ impl Executors {
             let pid = standing.running.process.pid();
             if standing.hears_ready() {
                 tracing::debug!(pid, "an executor stands by");
-                self.prewarm.ready(now);
+                self.prewarm.of(standing.kind.number()).ready(now);
             } else if standing.ready_by().is_some_and(|at| now >= at) {
-                tracing::warn!(pid, "an executor is not ready after {READY_WITHIN:?}: killing it");
+                let library = self.preload.path(standing.kind); // its constructors take as long as they like
+                tracing::debug!(pid, ?library, "not ready after {READY_WITHIN:?}: killing it");
                 standing.running.process.kill(now);
             }
         }
-        if self.launcher.can_start_standing() && self.prewarm.due_at().is_some_and(|at| now >= at) {
-            self.prewarm.started(now);
-            if let Err(reason) = self.start_standing(now)
-                && self.prewarm.lost(false, now)
+        if self.launcher.can_start_standing()
+            && let Some(kind) = self.prewarm.due(now).and_then(|due| self.preload.kinds().nth(due))
+        {
+            self.prewarm.of(kind.number()).started(now);
+            if let Err(reason) = self.start_standing(kind, now)
+                && self.prewarm.of(kind.number()).lost(false, now)
             {
                 tracing::warn!(reason, "cannot start an executor that stands by; trying again");
             }
@@ -553,16 +567,23 @@ impl Executors {
         let now = Instant::now();
         let told = std::mem::take(&mut self.told);
         let may_be_gone = |process: &ExecutorChild| all || told.contains(&number_of(process));
-        let Executors { standing, prewarm, .. } = self;
+        let Executors { standing, prewarm, preload, .. } = self;
         standing.retain_mut(|standing| {
             if !may_be_gone(&standing.running.process) {
                 return true;
             }
             let Some(exit) = standing.running.process.try_reap(now) else { return true };
-            let pid = standing.running.process.pid();
-            match prewarm.lost(standing.was_ready(), now) {
-                true => tracing::warn!(pid, ?exit, "an executor that stood by is gone"),
-                false => tracing::debug!(pid, ?exit, "another executor that stood by is gone"),
+            let (pid, library) = (standing.running.process.pid(), preload.path(standing.kind));
+            match (prewarm.of(standing.kind.number()).lost(standing.was_ready(), now), library) {
+                (false, _) => tracing::debug!(pid, ?exit, "another executor that stood by is gone"),
+                (true, Some(library)) if !standing.was_ready() => {
+                    tracing::warn!(
+                        pid, ?exit, ?library,
+                        "an executor that stood by is gone: it did not load this library of executor.preload in \
+                         {READY_WITHIN:?}, or has ended in its constructors"
+                    );
+                }
+                (true, _) => tracing::warn!(pid, ?exit, "an executor that stood by is gone"),
             }
             false
         });

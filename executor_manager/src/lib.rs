@@ -122,7 +122,7 @@ pub fn run(options: &Options) -> Result<(), Error> {
     };
     let settings = &options.config.executor;
     if settings.launch == Launch::Zygote {
-        check_descriptors(settings.prewarmed(), descriptor_limit()).map_err(Error::Start)?;
+        check_descriptors(settings.standing(), descriptor_limit()).map_err(Error::Start)?;
     }
     let preload = Preload::read(&settings.preload)?;
     let mut launcher = Launcher::from_environment(&settings.environment);

@@ -1,4 +1,6 @@
-//! The operator's libraries: read once when the manager starts, and loaded by executors that stand by.
+//! The operator's libraries: read once when the manager starts, and loaded by executors that stand by, one by each:
+//! libraries of one process find things of each other (of C++ those that are there once in a process, and dependencies
+//! by their name).
 //!
 //! Every client that deploys one of them finds it here, whether it has deployed it before or not. That it is here is no
 //! secret.
@@ -16,9 +18,24 @@ use rfaas_protocol::library::{LibraryHash, exported_functions};
 
 use crate::Error;
 
+/// What an executor that stands by has loaded: nothing, or one of the libraries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Kind(usize);
+
+impl Kind {
+    /// Nothing.
+    pub const PLAIN: Kind = Kind(0);
+
+    /// Its number among all kinds.
+    pub fn number(self) -> usize {
+        self.0
+    }
+}
+
 /// All of them.
 #[derive(Debug, Default)]
 pub struct Preload {
+    paths: Vec<PathBuf>,
     libraries: Vec<PreloadedLibrary>,
     /// Of each, sealed, to be read only.
     files: Vec<File>,
@@ -32,8 +49,9 @@ impl Preload {
             let (library, file) = read(path).map_err(|error| {
                 Error::Start(format!("executor.preload: {}: {error}", path.display()))
             })?;
-            tracing::info!(path = %path.display(), hash = %library.hash, "library is preloaded");
+            tracing::info!(path = %path.display(), hash = %library.hash, "executors that stand by load this library");
             if !preload.libraries.contains(&library) {
+                preload.paths.push(path.clone());
                 preload.libraries.push(library);
                 preload.files.push(file);
             }
@@ -41,21 +59,42 @@ impl Preload {
         Ok(preload)
     }
 
-    /// Returns what they are.
-    pub fn libraries(&self) -> &[PreloadedLibrary] {
-        &self.libraries
+    /// Returns all kinds of executors.
+    pub fn kinds(&self) -> impl Iterator<Item = Kind> + use<> {
+        (0..=self.libraries.len()).map(Kind)
     }
 
-    /// Returns their files, in the same order.
-    pub fn files(&self) -> &[File] {
-        &self.files
+    /// Returns the library of a kind, if it has one, as a list.
+    pub fn libraries(&self, kind: Kind) -> &[PreloadedLibrary] {
+        one(&self.libraries, kind)
+    }
+
+    /// Returns its file, likewise.
+    pub fn files(&self, kind: Kind) -> &[File] {
+        one(&self.files, kind)
+    }
+
+    /// Returns where it was read.
+    pub fn path(&self, kind: Kind) -> Option<&Path> {
+        one(&self.paths, kind).first().map(PathBuf::as_path)
+    }
+
+    /// Returns the kind that has loaded the library of this hash and size.
+    pub fn kind_with(&self, hash: LibraryHash, bytes: u32) -> Option<Kind> {
+        let at = self.libraries.iter().position(|it| (it.hash, it.bytes) == (hash, bytes))?;
+        Some(Kind(at + 1))
     }
 
     /// Returns a file with the library of this hash and size, if it is one of them.
     pub fn find(&self, hash: LibraryHash, bytes: u32) -> Option<OwnedFd> {
-        let at = self.libraries.iter().position(|it| (it.hash, it.bytes) == (hash, bytes))?;
-        reopen(&self.files[at]).ok().map(OwnedFd::from)
+        let file = self.files(self.kind_with(hash, bytes)?).first()?;
+        reopen(file).ok().map(OwnedFd::from)
     }
+}
+
+/// Of `all` that are of libraries, that of `kind`.
+fn one<T>(all: &[T], kind: Kind) -> &[T] {
+    kind.0.checked_sub(1).and_then(|at| all.get(at..=at)).unwrap_or_default()
 }
 
 fn read(path: &Path) -> Result<(PreloadedLibrary, File), Box<dyn std::error::Error>> {

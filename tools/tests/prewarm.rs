@@ -145,11 +145,15 @@ fn a_library_of_the_operator_is_never_sent_and_loaded_before_there_is_a_lease() 
     for prewarm in [2, 0] {
         let preload = vec![library.clone()];
         let cluster = cluster(Options { prewarm, preload, ..Options::default() });
-        for stood in all_stand(&cluster, prewarm as usize) {
-            let maps = || fs::read_to_string(format!("/proc/{stood}/maps")).unwrap();
-            // It has its name before.
-            eventually("the library is loaded", || maps().contains("/memfd:functions"));
-        }
+        // As many without it, for other libraries.
+        let stood = all_stand(&cluster, 2 * prewarm as usize);
+        let has_it = |id: &&u32| {
+            fs::read_to_string(format!("/proc/{id}/maps")).unwrap().contains("/memfd:functions")
+        };
+        // They have their names before.
+        eventually("the library is loaded", || {
+            stood.iter().filter(has_it).count() == prewarm as usize
+        });
         let client = cluster.client().unwrap();
         let mut executor = deploy(&client, 1, &library, &warm());
         assert!(!executor.phases().library_sent, "with {prewarm} that stand by");
@@ -157,6 +161,39 @@ fn a_library_of_the_operator_is_never_sent_and_loaded_before_there_is_a_lease() 
         drop((executor, client));
         cluster.stop().unwrap();
     }
+}
+
+/// Of C++, what is there once in a process, such as a static variable of an inline function, is that of the library
+/// which is loaded first.
+#[test]
+fn a_library_of_the_operator_changes_nothing_for_another_one() {
+    let _alone = one_at_a_time();
+    let directory = tempfile::tempdir().unwrap();
+    let [operators, clients] = [1, 2].map(|version| {
+        let text = format!(
+            "#include <stdint.h>\n\
+             int once = {version};\n\
+             __asm__(\".type once, @gnu_unique_object\");\n\
+             uint32_t version(void *in, uint32_t bytes, void *out) {{\n\
+                 *(uint8_t *)out = once;\n\
+                 return 1;\n\
+             }}\n"
+        );
+        let (name, source) = (format!("once{version}"), directory.path().join("once.c"));
+        fs::write(&source, text).unwrap();
+        c_library(directory.path(), &name, &source, &[])
+    });
+    let preload = vec![operators.clone()];
+    let cluster = cluster(Options { preload, ..Options::default() });
+    let client = cluster.client().unwrap();
+    all_stand(&cluster, 4);
+    for (library, version) in [(&clients, 2), (&operators, 1), (&clients, 2), (&clients, 2)] {
+        let mut executor = deploy(&client, 1, library, &warm());
+        assert_eq!(call(&mut executor, "version", &[7]).unwrap(), [version]);
+        executor.release().unwrap();
+    }
+    drop(client);
+    cluster.stop().unwrap();
 }
 
 /// A library of the operator whose constructor does `what`.

@@ -22,7 +22,51 @@ const LONGEST_REST: Duration = Duration::from_secs(1);
 pub const FIRST_PAUSE: Duration = Duration::from_millis(100);
 pub const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
-/// How many stand by, and when there is to be another one.
+/// Those of all kinds, by their numbers: as many of each. One is started at a time.
+#[derive(Debug)]
+pub struct Prewarms(Vec<Prewarm>);
+
+impl Prewarms {
+    /// None yet, and `wanted` of each of so many `kinds` later.
+    pub fn new(wanted: u32, kinds: usize, now: Instant) -> Self {
+        Prewarms((0..kinds).map(|_| Prewarm::new(wanted, now)).collect())
+    }
+
+    /// When another one is to be started, if one is to be and nothing else happens before.
+    pub fn due_at(&self) -> Option<Instant> {
+        self.next().map(|(_, at)| at)
+    }
+
+    /// The kind of which one is to be started at `now`.
+    pub fn due(&self, now: Instant) -> Option<usize> {
+        self.next().filter(|(_, at)| *at <= now).map(|(kind, _)| kind)
+    }
+
+    fn next(&self) -> Option<(usize, Instant)> {
+        if self.0.iter().any(|of_kind| of_kind.starting.is_some()) {
+            return None;
+        }
+        let due = self.0.iter().enumerate();
+        due.filter_map(|(kind, it)| Some((kind, it.due_at()?))).min_by_key(|(_, at)| *at)
+    }
+
+    /// That of one kind.
+    pub fn of(&mut self, kind: usize) -> &mut Prewarm {
+        &mut self.0[kind]
+    }
+
+    /// A lease gets an executor.
+    pub fn rest(&mut self, now: Instant) {
+        self.0.iter_mut().for_each(|of_kind| of_kind.rest(now));
+    }
+
+    /// None is started from now on.
+    pub fn stop(&mut self) {
+        self.0.iter_mut().for_each(Prewarm::stop);
+    }
+}
+
+/// How many of one kind stand by, and when there is to be another one.
 #[derive(Debug)]
 pub struct Prewarm {
     wanted: u32,
@@ -94,7 +138,7 @@ impl Prewarm {
     }
 
     /// One has ended before a lease had it, or could not be started. `was_ready`: it stood by. Returns whether that is
-    /// news: it is the first since one was taken, or for a long time.
+    /// news: it was to be there, and is the first since one was taken, or for a long time.
     pub fn lost(&mut self, was_ready: bool, now: Instant) -> bool {
         match was_ready {
             true => self.standing = self.standing.saturating_sub(1),
@@ -107,7 +151,7 @@ impl Prewarm {
         }
         self.not_before = self.not_before.max(now + self.pause);
         self.pause = LONGEST_PAUSE.min(2 * self.pause);
-        is_news
+        is_news && self.wanted > 0
     }
 
     /// None is started from now on.
@@ -243,9 +287,27 @@ mod tests {
         let mut prewarm = Prewarm::new(2, now);
         fill(&mut prewarm, now);
         prewarm.stop();
-        prewarm.lost(true, now);
+        assert!(!prewarm.lost(true, now), "it was ended");
         prewarm.lost(true, now);
         assert_eq!(prewarm.due_at(), None);
+    }
+
+    #[test]
+    fn one_of_all_kinds_is_started_at_a_time_and_each_has_pauses_of_its_own() {
+        let now = Instant::now();
+        let mut all = Prewarms::new(1, 3, now);
+        assert_eq!(all.due(now), Some(0));
+        all.of(0).started(now);
+        assert_eq!((all.due(now), all.due_at()), (None, None));
+        all.of(0).lost(false, now);
+        assert_eq!(all.due(now), Some(1), "the others do not wait for what fails");
+        all.of(1).started(now);
+        all.of(1).ready(now);
+        all.of(2).started(now);
+        all.of(2).ready(now);
+        assert_eq!(all.due_at(), Some(now + FIRST_PAUSE));
+        all.stop();
+        assert_eq!(all.due_at(), None);
     }
 
     proptest! {

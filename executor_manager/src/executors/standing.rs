@@ -11,6 +11,7 @@ use rfaas_protocol::launch::{FromStandby, ToStandby};
 
 use super::Running;
 use crate::cache::Library;
+use crate::preload::Kind;
 
 /// How long one may take until it stands by. It takes milliseconds; what takes longer are constructors of libraries.
 pub const READY_WITHIN: Duration = Duration::from_secs(10);
@@ -18,17 +19,17 @@ pub const READY_WITHIN: Duration = Duration::from_secs(10);
 /// Descriptors of the manager for one: those of its process, sockets, shared memory; some 13 on any device, rounded up.
 const DESCRIPTORS: u64 = 16;
 
-/// Fails if `prewarm` of them would take more than half of the descriptors of this process, of which it may have
+/// Fails if `standing` of them would take more than half of the descriptors of this process, of which it may have
 /// `limit`: the other half is for leases.
-pub fn check_descriptors(prewarm: u32, limit: u64) -> Result<(), String> {
+pub fn check_descriptors(standing: u32, limit: u64) -> Result<(), String> {
     let most = limit / 2 / DESCRIPTORS;
-    if u64::from(prewarm) <= most {
+    if u64::from(standing) <= most {
         return Ok(());
     }
-    let needed = 2 * DESCRIPTORS * u64::from(prewarm);
+    let needed = 2 * DESCRIPTORS * u64::from(standing);
     Err(format!(
-        "executor.prewarm is {prewarm}, and this process may have at most {limit} descriptors (open files), half of \
-         them for executors that stand by: allow {needed} (`ulimit -n`, LimitNOFILE= of systemd) or set it to {most}"
+        "of executor.prewarm, {standing} executors stand by, and this process may have at most {limit} descriptors \
+         (open files), half of them for these: allow {needed} (`ulimit -n`, LimitNOFILE= of systemd) or have {most}"
     ))
 }
 
@@ -36,6 +37,8 @@ pub fn check_descriptors(prewarm: u32, limit: u64) -> Result<(), String> {
 #[derive(Debug)]
 pub struct Standing {
     pub running: Running,
+    /// What it has loaded, or will.
+    pub kind: Kind,
     /// Where it hears what to work for.
     channel: LocalChannel,
     /// When it has to be ready; `None`: it is.
@@ -47,8 +50,8 @@ pub struct Standing {
 
 impl Standing {
     /// Waits for one that was started at `now` to be ready.
-    pub fn new(running: Running, channel: LocalChannel, now: Instant) -> Self {
-        Standing { running, channel, ready_by: Some(now + READY_WITHIN), lost: false }
+    pub fn new(running: Running, kind: Kind, channel: LocalChannel, now: Instant) -> Self {
+        Standing { running, kind, channel, ready_by: Some(now + READY_WITHIN), lost: false }
     }
 
     /// Whether a lease can have it, as far as is known.
@@ -84,14 +87,14 @@ impl Standing {
         self.was_ready()
     }
 
-    /// Gives it its lease; it has loaded the libraries `preload`. If that fails it is ended.
+    /// Gives it its lease. If it has loaded something, `preload`, that is its library. If this fails it is ended.
     pub fn assign(
         self,
         assignment: &Assignment,
         library: &Library,
         preload: &[PreloadedLibrary],
     ) -> Result<Running, LocalError> {
-        let loaded = matches!(library, Library::Preloaded(_));
+        let loaded = !preload.is_empty();
         let kind = if loaded { LibraryFile::Preloaded } else { assignment.library };
         let assignment = &Assignment { library: kind, ..assignment.clone() };
         let Standing { mut running, channel, .. } = self;
@@ -128,7 +131,7 @@ mod tests {
         check_descriptors(0, 0).unwrap();
         check_descriptors(u32::MAX, u64::MAX).unwrap();
         let told = check_descriptors(256, 1024).unwrap_err();
-        for words in ["executor.prewarm is 256", "at most 1024", "allow 8192", "set it to 32"] {
+        for words in ["executor.prewarm, 256", "at most 1024", "allow 8192", "have 32"] {
             assert!(told.contains(words), "{told}");
         }
     }

@@ -195,6 +195,13 @@ impl ExecutorSettings {
         }
     }
 
+    /// Returns how many executors stand by in all: so many without a library, and with each of the operator's.
+    pub fn standing(&self) -> u32 {
+        let kinds =
+            u32::try_from(self.preload.len()).map_or(u32::MAX, |count| count.saturating_add(1));
+        self.prewarmed().saturating_mul(kinds)
+    }
+
     /// Checks what has to do with containers.
     fn validate_container(&self) -> Result<(), Invalid> {
         let Some(container) = &self.container else {
@@ -276,11 +283,11 @@ impl File for ExecutorManagerConfig {
                 &format!("has {path:?}: each is the absolute path of a directory or a file, not /"),
             )?;
         }
-        require(
-            self.executor.prewarmed() <= MOST_PREWARMED,
-            "executor.prewarm",
-            &format!("must be at most {MOST_PREWARMED}: each is a process that nobody uses yet"),
-        )?;
+        let most = format!(
+            "must be at most {MOST_PREWARMED}, times one more than libraries of `executor.preload`: each is a process \
+             that nobody uses yet"
+        );
+        require(self.executor.standing() <= MOST_PREWARMED, "executor.prewarm", &most)?;
         let preload = &self.executor.preload;
         let most = &format!("has {} libraries, and may have {MAX_PRELOADED}", preload.len());
         require(preload.len() <= MAX_PRELOADED, "executor.preload", most)?;
@@ -293,10 +300,9 @@ impl File for ExecutorManagerConfig {
         let fits = count > 0 && first.checked_add(count).is_some();
         let ids = "must have a `first` from 1 and a `count` from 1, all of them below 4294967295";
         require(first > 0 && fits, "executor.users", ids)?;
-        let suffices = self.executor.prewarmed() < count;
-        let more =
-            "must have a greater `count` than `executor.prewarm`: each that stands by has a user";
-        require(suffices, "executor.users", more)?;
+        let standing = self.executor.standing();
+        let more = format!("must have a `count` above {standing}: each that stands by has a user");
+        require(standing < count, "executor.users", &more)?;
         self.executor.validate_container()
     }
 }
