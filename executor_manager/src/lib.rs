@@ -156,10 +156,10 @@ pub fn run(options: &Options) -> Result<(), Error> {
     launcher.wait_until_ready();
     let isolation = match contained {
         Some(contained) => {
-            // Of managers on one machine no two have all of it, nor one after its restart other parts.
+            // Of managers on one machine no two have all of it, and one has the same after its restart.
             let (ip, port) = (device.spec().ip_address, node.rdma_device_port);
-            let manager =
-                format!("{} {ip} {port} {}", node.resource_manager_address, node.node_name);
+            let (address, at) = (&node.resource_manager_address, node.resource_manager_port);
+            let manager = format!("{address} {at} {ip} {port} {}", node.node_name);
             let containers = launcher.use_containers(contained, (&node.node_name, &manager));
             let containers = containers.map_err(|error| Error::Start(error.to_string()))?;
             isolation::settle_in_containers(containers, settings, wanted, &signals)?
