@@ -175,7 +175,10 @@ const FLOORS: [&str; 2] = ["fork", "exec_dlopen"];
 
 fn table(rows: &[(Kind, Value)], cli: &Cli, machine: &str) -> String {
     let mut table = format!(
-        "cold_starts: p50 of {} repetitions, µs; in brackets the floors of the same run, and how many times the second one the total is\non {machine}\n\n{:>11}{:>9}{:>8}",
+        "cold_starts: p50 of {} repetitions, µs\n\
+         (fork), (exec dlopen): a minimal C program, in the same run\n\
+         ÷ floor: total by (exec dlopen)\n\
+         on {machine}\n\n{:>11}{:>9}{:>8}",
         cli.repetitions, "ready", "bytes", "workers"
     );
     for phase in PHASES {

@@ -81,13 +81,13 @@ fn run(cli: Cli) -> Result<(), Failure> {
     drop(client);
     cluster.stop().map_err(later)?;
 
-    let [resource_manager, executor_manager, executors, client] = percent;
-    let both = resource_manager + executor_manager;
+    let both = rounded(percent[0] + percent[1]);
+    let [resource_manager, executor_manager, executors, client] = percent.map(rounded);
     let machine = Machine::this();
     let mut object = json!({
         "benchmark": "idle_cost",
         "rdma_sleep": !cli.poll,
-        "seconds": elapsed,
+        "seconds": rounded(elapsed),
         "resource_manager_percent": resource_manager,
         "executor_manager_percent": executor_manager,
         "both_percent": both,
@@ -149,7 +149,12 @@ fn median_ms(times: &[Duration]) -> f64 {
 }
 
 fn milliseconds(time: Duration) -> f64 {
-    time.as_secs_f64() * 1000.0
+    rounded(time.as_secs_f64() * 1000.0)
+}
+
+/// `number` to three digits behind the point: no clock here says more.
+fn rounded(number: f64) -> f64 {
+    (number * 1000.0).round() / 1000.0
 }
 
 fn held(Held { processes, groups, descriptors }: Held) -> Value {
@@ -165,7 +170,7 @@ fn described(crowd: &Value, executors: u32) -> String {
          {:>18}{:>8.2} MB for each (PSS, with its guardian)\n\
          {:>18}{:>8.0} ms until all leases, given back at once, have their bills\n\
          {:>18}{:>8.0} ms until nothing is left\n\
-         {:>18}{:>8} before, {} then\n",
+         {:>18}{:>8} before, {} then, of the executor manager\n",
         "start",
         number("first_starts_ms"),
         "",
@@ -176,8 +181,8 @@ fn described(crowd: &Value, executors: u32) -> String {
         number("release_ms"),
         "gone",
         number("gone_ms"),
-        "manager's files",
-        crowd["held_before"]["manager_descriptors"],
+        "descriptors",
+        crowd["held_before"]["manager_descriptors"].to_string(), // a Value ignores the width
         crowd["held_idle"]["manager_descriptors"],
     )
 }

@@ -12,7 +12,7 @@ use rfaas_config::{
     BenchmarkConfig, ConfigError, Devices, Engine, ExecutorManagerConfig, ExecutorsDatabase,
     Isolation, ResourceManagerConfig, resolve,
 };
-use rfaas_protocol::isolation::{Layer, Layers, NetworkPolicy};
+use rfaas_protocol::isolation::{Layer, Layers, NetworkPolicy, UserRange};
 use serde_json::{Value, json};
 
 fn shipped(name: &str) -> PathBuf {
@@ -339,6 +339,10 @@ fn isolation_is_none_what_there_is_or_what_is_required() {
     assert_eq!(required.required(), [Layer::Seccomp, Layer::View]);
     assert_eq!(required.wanted(), Layers::all());
     assert_eq!(load(r#""network": "host""#).unwrap().network, Some(NetworkPolicy::Host));
+    let UserRange { first, count } = UserRange::default();
+    let users = |value: &str| load(&format!(r#""users": {value}"#)).unwrap().users;
+    assert_eq!(users(r#"{"first": 7}"#), UserRange { first: 7, count });
+    assert_eq!(users(r#"{"count": 7}"#), UserRange { first, count: 7 });
     for (wrong, words) in [
         (r#""isolation": "some""#, "isolation"),
         (r#""isolation": {"require": ["chroot"]}"#, "pid_namespace"),

@@ -192,7 +192,7 @@ pub enum NetworkPolicy {
 
 /// User ids for executors: one for each that runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, default)]
 pub struct UserRange {
     /// The first.
     pub first: u32,
