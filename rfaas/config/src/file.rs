@@ -189,7 +189,7 @@ fn syntax(path: &Path, key: &str, error: &serde_json::Error) -> ConfigError {
     let (line, column) = (error.line(), error.column());
     let text = error.to_string();
     let text = text.strip_suffix(&format!(" at line {line} column {column}")).unwrap_or(&text);
-    let named = key == "." || !error.is_data() || text.starts_with("unknown field");
+    let named = key == "." || !error.is_data();
     let message = if named { text.to_owned() } else { format!("{key}: {text}") };
     // One line, whatever the file had between its quotes.
     let message = message.replace('`', "\"").replace(char::is_control, " ");

@@ -352,6 +352,7 @@ fn isolation_is_none_what_there_is_or_what_is_required() {
         (r#""users": {"first": 1, "count": 0}"#, "executor.users"),
         (r#""users": {"first": 4294967295, "count": 1}"#, "executor.users"),
         (r#""network": "tcp""#, "network"),
+        (r#""container": {"imag": "i"}"#, r#"executor.container.imag: unknown field "imag""#),
     ] {
         let error = load(wrong).unwrap_err().to_string();
         assert!(error.contains(words) && !error.contains('\n'), "{wrong}: {error}");
@@ -394,7 +395,7 @@ fn malformed_json_has_line_and_column() {
 fn an_unknown_key_is_named_with_the_known_ones() {
     assert_eq!(
         message("{\"config\": {\n  \"rdma_devise\": \"shm0\"}}", |p| BenchmarkConfig::load(p)),
-        "test.json: line 2, column 15: unknown field \"rdma_devise\", expected one of \
+        "test.json: line 2, column 15: config.rdma_devise: unknown field \"rdma_devise\", expected one of \
          \"rdma_device\", \"rdma_device_port\", \"resource_manager_address\", \
          \"resource_manager_port\""
     );
