@@ -22,12 +22,11 @@ use nix::poll::{PollFd, PollFlags};
 use nix::sys::prctl::set_name;
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, dup2_stderr, dup2_stdout};
 use rfaas_program::local_channel::{LocalChannel, wait};
 use rfaas_protocol::launch::{Ended, FromGuardian, Grow, ToGuardian};
 use rfaas_sandbox::Sandbox;
-use rustix::process::{PidfdFlags, pidfd_open};
+use rustix::process::{PidfdFlags, WaitOptions, WaitStatus, pidfd_open};
 use zerocopy::little_endian::U32;
 
 use super::error::{ZygoteError, os};
@@ -127,10 +126,12 @@ impl<'a> Guardian<'a> {
         while let Ok(Some(_)) = self.signals.read_signal() {}
         let mut ended = None;
         loop {
-            match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
-                Ok(WaitStatus::StillAlive) | Err(_) => return ended,
-                Ok(status) if status.pid() == Some(self.executor) => ended = Some(how(status)),
-                Ok(_) => {}
+            match rustix::process::wait(WaitOptions::NOHANG) {
+                Ok(None) | Err(_) => return ended,
+                Ok(Some((child, status))) if child.as_raw_pid() == self.executor.as_raw() => {
+                    ended = Some(how(status));
+                }
+                Ok(Some(_)) => {}
             }
         }
     }
@@ -159,13 +160,9 @@ impl<'a> Guardian<'a> {
 const UNKNOWN: Ended = Ended { signal: U32::ZERO, status: U32::MAX_VALUE };
 
 fn how(status: WaitStatus) -> Ended {
-    match status {
-        WaitStatus::Signaled(_, signal, _) => {
-            Ended { signal: (signal as u32).into(), status: 0.into() }
-        }
-        WaitStatus::Exited(_, status) => {
-            Ended { signal: 0.into(), status: status.cast_unsigned().into() }
-        }
-        _ => UNKNOWN, // without further flags nothing else is told
+    match (status.terminating_signal(), status.exit_status()) {
+        (Some(signal), _) => Ended { signal: signal.cast_unsigned().into(), status: 0.into() },
+        (None, Some(status)) => Ended { signal: 0.into(), status: status.cast_unsigned().into() },
+        (None, None) => UNKNOWN, // without further flags nothing else is told
     }
 }

@@ -16,10 +16,12 @@
 //!   does not outlive the lease unless it left the group, and no signal can hit a stranger that was
 //!   given a freed process id.
 
+use std::fs;
 use std::io::{self, PipeWriter};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
@@ -28,7 +30,7 @@ use rfaas_program::local_channel::{LocalChannel, LocalError};
 use rfaas_protocol::Empty;
 use rfaas_protocol::assignment::{Assignment, PreloadedLibrary};
 use rfaas_protocol::launch::{FromGuardian, Grow, ToGuardian};
-use rustix::process::{PidfdFlags, pidfd_open, pidfd_send_signal};
+use rustix::process::{PidfdFlags, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal};
 
 use super::container::{self, ContainerEnd};
 use super::remains;
@@ -275,19 +277,18 @@ impl ExecutorChild {
             Stage::Removing { .. } => return None,
             Stage::Running | Stage::Terminating { .. } | Stage::Killed { .. } => {}
         }
-        let look = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG;
-        let looked = waitid(Id::Pid(self.pid), look | WaitPidFlag::WNOWAIT);
+        let looked = look_at(self.pid);
         self.hear(); // behind that: a guardian reports before it ends
         let exited = match looked {
-            Ok(WaitStatus::StillAlive) => self.end_without_status(now)?,
-            Ok(status) => self.report.unwrap_or_else(|| exit_of(status)),
+            Ok(None) => self.end_without_status(now)?,
+            Ok(Some(exit)) => self.report.unwrap_or(exit),
             // Reaped behind our back, as the kernel does for a parent that was started with SIGCHLD
             // ignored: it is gone, and how is not known.
             Err(_) => UNKNOWN,
         };
         // The whole group. The zombie keeps the group's number until the second wait.
         let _ = killpg(self.pid, Signal::SIGKILL);
-        let _ = waitid(Id::Pid(self.pid), look);
+        reap(self.pid);
         let Some(container) = &mut self.container else {
             self.stage = Stage::Reaped;
             return Some(exited);
@@ -365,7 +366,35 @@ const UNKNOWN: Exit = Exit::Status(-1);
 /// A child that has ended and is not reaped yet, if there is one.
 pub fn ended_child() -> Option<Pid> {
     let look = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
-    waitid(Id::All, look).ok()?.pid()
+    match waitid(Id::All, look) {
+        Ok(status) => status.pid(),
+        // It has no name for the signal (a real-time one) that has ended the first of them, and says nothing of it.
+        Err(Errno::EINVAL) => children().find(|&child| matches!(look_at(child), Ok(Some(_)))),
+        Err(_) => None,
+    }
+}
+
+/// The children of this process: of each of its threads, proc_pid_task(5).
+pub(super) fn children() -> impl Iterator<Item = Pid> {
+    let threads = fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
+    let of_thread = |thread: fs::DirEntry| {
+        let children = fs::read_to_string(thread.path().join("children")).unwrap_or_default();
+        let ids = children.split_whitespace().filter_map(|id| id.parse().ok());
+        ids.map(Pid::from_raw).collect::<Vec<_>>()
+    };
+    threads.flat_map(of_thread)
+}
+
+/// Returns how a child has ended, if it has. It is not reaped by that.
+pub(super) fn look_at(child: Pid) -> rustix::io::Result<Option<Exit>> {
+    let child = rustix::process::Pid::from_raw(child.as_raw()).ok_or(rustix::io::Errno::CHILD)?;
+    let look = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+    let status = rustix::process::waitid(WaitId::Pid(child), look)?;
+    Ok(status.map(|status| match (status.terminating_signal(), status.exit_status()) {
+        (Some(signal), _) => Exit::Signal(signal),
+        (None, Some(status)) => Exit::Status(status),
+        (None, None) => UNKNOWN, // of one that has exited, nothing else is told
+    }))
 }
 
 /// Reaps a child that has ended.

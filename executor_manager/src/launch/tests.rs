@@ -26,6 +26,22 @@ use crate::allocations::Exit;
 /// at that moment would keep the script open for writing, and such a file cannot be run (ETXTBSY).
 static WRITING: Mutex<()> = Mutex::new(());
 
+#[test]
+fn a_child_that_a_real_time_signal_has_ended_is_found_and_reaped() {
+    let mut command = Command::new("sh");
+    let child = {
+        let _writing = WRITING.lock();
+        command.args(["-c", "kill -37 $$"]).spawn().unwrap()
+    };
+    let pid = Pid::from_raw(child.id().cast_signed());
+    wait_for("its end", || matches!(child::look_at(pid), Ok(Some(_))).then_some(()));
+    assert_eq!(child::look_at(pid), Ok(Some(Exit::Signal(37))));
+    assert!(child::children().any(|known| known == pid));
+    assert!(child::ended_child().is_some(), "it, or the child of another test");
+    child::reap(pid);
+    assert!(child::look_at(pid).is_err(), "it is reaped");
+}
+
 fn instructions(workers: u16) -> Instructions {
     let standby = Standby {
         device: AssignedDevice {

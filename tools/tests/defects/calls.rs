@@ -73,6 +73,7 @@ fn a_function_that_ends_its_process_is_an_error_that_says_how() {
         ("crash", 0, Exit::Signal(11)),
         ("abort_now", 0, Exit::Signal(6)),
         ("raise_signal", 8, Exit::Signal(8)),
+        ("raise_signal", 37, Exit::Signal(37)), // one without a name
         ("exit_with", 3, Exit::Status(3)),
         ("exit_with", 0, Exit::Status(0)),
         ("exit_with", 75, Exit::Status(75)), // which an executor also has of its own
