@@ -211,6 +211,11 @@ impl Allocations {
         if held.pending_end.is_some() {
             return Err(has_ended(lease));
         }
+        if held.process == ExecutorProcess::GivenUp {
+            let reason =
+                format!("what the last executor of lease {lease} left still ends; try again");
+            return Err(RequestRefusal::new(RefusedBecause::SpawnFailed, reason));
+        }
         if held.process != ExecutorProcess::Absent {
             return bad(format!("an executor of lease {lease} is running"));
         }

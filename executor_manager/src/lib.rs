@@ -156,7 +156,8 @@ pub fn run(options: &Options) -> Result<(), Error> {
     launcher.wait_until_ready();
     let isolation = match contained {
         Some(contained) => {
-            // Of managers on one machine no two have all of it, and one has the same after its restart.
+            // Of managers on one machine no two have all of it, unless their ports are any free ones; and one has the
+            // same after its restart.
             let (ip, port) = (device.spec().ip_address, node.rdma_device_port);
             let (address, at) = (&node.resource_manager_address, node.resource_manager_port);
             let manager = format!("{address} {at} {ip} {port} {}", node.node_name);

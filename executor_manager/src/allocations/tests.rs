@@ -270,6 +270,8 @@ fn a_start_that_is_given_up_is_told_at_once_and_frees_its_lease_when_the_process
     let given_up = || Event::GivenUp { lease, reason: "late".into() };
     assert_eq!(refusal(&node.apply(given_up())), RefusedBecause::SpawnFailed);
     assert!(node.apply(given_up()).is_empty(), "told once");
+    let again = refusal(&node.claim(A, terms(7, 4, 100)));
+    assert_eq!(again, RefusedBecause::SpawnFailed, "which may be tried again");
     assert!(node.apply(Event::Release(A)).is_empty(), "it was killed already");
     assert_eq!(node.allocations.free().cores, 0);
     let exited = Event::Exited { lease, exit: Exit::Signal(9), usage: Usage::default() };
