@@ -98,6 +98,11 @@ fn one<T>(all: &[T], kind: Kind) -> &[T] {
 }
 
 fn read(path: &Path) -> Result<(PreloadedLibrary, File), Box<dyn std::error::Error>> {
+    let file = fs::metadata(path)?;
+    if !file.is_file() {
+        return Err("it is no file".into()); // which may have no end, or no other end
+    }
+    u32::try_from(file.len()).map_err(|_| "it is larger than 4 GiB")?;
     let code = fs::read(path)?;
     let bytes = u32::try_from(code.len()).map_err(|_| "it is larger than 4 GiB")?;
     exported_functions(&code).map_err(|error| format!("it {error}"))?;
@@ -117,7 +122,10 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let text = directory.path().join("text.so");
         fs::write(&text, "no library").unwrap();
-        for (path, why) in [(text, "ELF"), (directory.path().join("missing.so"), "No such file")] {
+        let missing = directory.path().join("missing.so");
+        let cases =
+            [(text, "ELF"), (missing, "No such file"), ("/dev/zero".into(), "it is no file")];
+        for (path, why) in cases {
             let error = Preload::read(std::slice::from_ref(&path)).unwrap_err().to_string();
             let named =
                 error.contains("executor.preload") && error.contains(path.to_str().unwrap());

@@ -283,11 +283,12 @@ impl File for ExecutorManagerConfig {
                 &format!("has {path:?}: each is the absolute path of a directory or a file, not /"),
             )?;
         }
+        let standing = self.executor.standing();
         let most = format!(
-            "must be at most {MOST_PREWARMED}, times one more than libraries of `executor.preload`: each is a process \
-             that nobody uses yet"
+            "makes {standing} executors stand by, with those of `executor.preload`, and may make {MOST_PREWARMED}: each \
+             is a process that nobody uses yet"
         );
-        require(self.executor.standing() <= MOST_PREWARMED, "executor.prewarm", &most)?;
+        require(standing <= MOST_PREWARMED, "executor.prewarm", &most)?;
         let preload = &self.executor.preload;
         let most = &format!("has {} libraries, and may have {MAX_PRELOADED}", preload.len());
         require(preload.len() <= MAX_PRELOADED, "executor.preload", most)?;
@@ -300,7 +301,6 @@ impl File for ExecutorManagerConfig {
         let fits = count > 0 && first.checked_add(count).is_some();
         let ids = "must have a `first` from 1 and a `count` from 1, all of them below 4294967295";
         require(first > 0 && fits, "executor.users", ids)?;
-        let standing = self.executor.standing();
         let more = format!("must have a `count` above {standing}: each that stands by has a user");
         require(standing < count, "executor.users", &more)?;
         self.executor.validate_container()
