@@ -217,10 +217,12 @@ impl Account {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::clock::{ticks, ticks_of};
+    use crate::clock::{start, ticks, ticks_of};
 
     #[test]
     fn a_call_shows_what_was_used_when_it_began_and_since() {
+        start();
+        std::thread::sleep(Duration::from_millis(20)); // how long ticks are is known by then
         let published = Published::default();
         let now = ticks();
         assert_eq!(published.in_call(0, now), None);
