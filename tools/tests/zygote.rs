@@ -165,7 +165,8 @@ fn a_zygote_that_is_stopped_keeps_nobody_waiting() {
     let mut next = scene.deploy(1);
     is_served(&mut next);
     is_served(&mut running);
-    assert_eq!(scene.cluster.executors_running().len(), 2, "each lease has one");
+    // One that is to stand by has that name a little later.
+    eventually("each lease has one", || scene.cluster.executors_running().len() == 2);
     eventually("there is another zygote", || {
         !procfs::is_running(stopped) && scene.cluster.zygotes_running().len() == 1
     });
