@@ -5,7 +5,8 @@
 //!   check: received, sealed, its functions listed      while connections are made: nothing of it runs
 //!     └──load: its constructors run ──▶ `Loaded`       once, when all connections are there
 //! ```
-//! It starts with the process, so that a lease does not wait for a thread.
+//! It starts with the process, so that a lease does not wait for a thread. Libraries of the operator have one of their
+//! own: a constructor may have blocked its signals, say.
 //!
 //! Elsewhere: what checking and loading are (`library`).
 
@@ -31,8 +32,6 @@ pub struct Loader {
 
 #[derive(Debug)]
 enum Task {
-    /// Loads the libraries of the operator, whose files these are, in the order of the instructions.
-    Early(Vec<OwnedFd>, Arc<StandbyPlan>),
     /// Checks the library of the plan.
     Check(Code, Arc<Plan>),
     /// Loads what was checked last.
@@ -44,23 +43,14 @@ impl Loader {
     pub fn start(notifier: Notifier) -> io::Result<Self> {
         let (sender, tasks) = mpsc::channel();
         let of_thread = notifier.clone();
-        let thread = thread::Builder::new().name("loader".into());
-        let thread = thread.stack_size(stack_bytes()); // constructors are functions too
-        thread.spawn(move || {
-            fatal::note_stack();
-            work(&tasks, &of_thread);
-        })?;
+        spawn(move || work(&tasks, &of_thread))?;
         Ok(Loader { tasks: sender, notifier })
     }
 
-    /// Returns another thread, on which no library was loaded yet: a constructor may have blocked its signals, say.
-    pub fn renewed(&self) -> io::Result<Self> {
-        Loader::start(self.notifier.clone())
-    }
-
-    /// Loads the libraries of the operator, whose files are `files`.
-    pub fn load_early(&self, files: Vec<OwnedFd>, standby: &Arc<StandbyPlan>) {
-        self.tell(Task::Early(files, standby.clone()));
+    /// Loads the libraries of the operator, whose files are `files`, in the order of the instructions.
+    pub fn load_early(&self, files: Vec<OwnedFd>, standby: &Arc<StandbyPlan>) -> io::Result<()> {
+        let (notifier, standby) = (self.notifier.clone(), standby.clone());
+        spawn(move || notifier.tell(ThreadEvent::Preloaded(load_early(files, &standby))))
     }
 
     /// Checks the library of `plan`, whose code is `code`.
@@ -78,13 +68,21 @@ impl Loader {
     }
 }
 
+/// Starts a thread on which libraries are loaded.
+fn spawn(load: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    let thread = thread::Builder::new().name("loader".into());
+    let thread = thread.stack_size(stack_bytes()); // constructors are functions too
+    let started = thread.spawn(move || {
+        fatal::note_stack();
+        load();
+    });
+    started.map(drop)
+}
+
 fn work(tasks: &Receiver<Task>, notifier: &Notifier) {
     let mut checked = None;
     for task in tasks {
         match task {
-            Task::Early(files, standby) => {
-                notifier.tell(ThreadEvent::Preloaded(load_early(files, &standby)));
-            }
             Task::Check(code, plan) => {
                 let file = SealedFile::of(code, plan.code_bytes as usize, &plan.code_hash);
                 checked = Some(file.and_then(CheckedLibrary::new));

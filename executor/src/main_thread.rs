@@ -337,7 +337,8 @@ impl MainThread {
             }
         }
         self.loading = true;
-        self.loader.load_early(early, &self.standby);
+        let started = self.loader.load_early(early, &self.standby);
+        started.map_err(|error| Error::failed("cannot start a thread", &error))?;
         loop {
             match self.next(TICK)? {
                 News::Event(ThreadEvent::Preloaded(loaded)) => {
@@ -345,9 +346,6 @@ impl MainThread {
                     self.preloaded = loaded.map_err(|error| {
                         Error::failed("cannot load a library of executor.preload", &error)
                     })?;
-                    let renewed = self.loader.renewed();
-                    self.loader =
-                        renewed.map_err(|error| Error::failed("cannot start a thread", &error))?;
                     return Ok(());
                 }
                 News::Nothing => {}
