@@ -128,8 +128,8 @@ pub struct Gone {
 
 impl Executors {
     /// No executors yet. They will use `device`, reach this manager at `manager`, and be confined by `settings`.
-    /// `prewarm` of them will stand by, and as many with each library of `preload` loaded. Fails only if this process has no
-    /// descriptor left.
+    /// `prewarm` of them will stand by, and as many with each library of `preload` loaded. Fails only if this process
+    /// has no descriptor left.
     pub fn new(
         device: Device,
         manager: SocketAddr,
@@ -149,7 +149,7 @@ impl Executors {
             open_files,
             running: BTreeMap::new(),
             standing: Vec::new(),
-            prewarm: Prewarms::new(prewarm, preload.kinds().count(), now),
+            prewarm: Prewarms::new(prewarm, preload.kinds(), now),
             preload,
             beat_at: now,
             ends: DescriptorSet::new()?,
@@ -319,7 +319,7 @@ impl Executors {
             let pid = standing.running.process.pid();
             if standing.hears_ready() {
                 tracing::debug!(pid, "an executor stands by");
-                self.prewarm.of(standing.kind.number()).ready(now);
+                self.prewarm.of(standing.kind).ready(now);
             } else if standing.ready_by().is_some_and(|at| now >= at) {
                 let library = self.preload.path(standing.kind); // its constructors take as long as they like
                 tracing::debug!(pid, ?library, "not ready after {READY_WITHIN:?}: killing it");
@@ -327,11 +327,11 @@ impl Executors {
             }
         }
         if self.launcher.can_start_standing()
-            && let Some(kind) = self.prewarm.due(now).and_then(|due| self.preload.kinds().nth(due))
+            && let Some(kind) = self.prewarm.due(now)
         {
-            self.prewarm.of(kind.number()).started(now);
+            self.prewarm.of(kind).started(now);
             if let Err(reason) = self.start_standing(kind, now)
-                && self.prewarm.of(kind.number()).lost(false, now)
+                && self.prewarm.of(kind).lost(false, now)
             {
                 tracing::warn!(reason, "cannot start an executor that stands by; trying again");
             }
@@ -379,7 +379,7 @@ impl Executors {
             }
             let Some(exit) = standing.running.process.try_reap(now) else { return true };
             let (pid, library) = (standing.running.process.pid(), preload.path(standing.kind));
-            match (prewarm.of(standing.kind.number()).lost(standing.was_ready(), now), library) {
+            match (prewarm.of(standing.kind).lost(standing.was_ready(), now), library) {
                 (false, _) => tracing::debug!(pid, ?exit, "another executor that stood by is gone"),
                 (true, Some(library)) if !standing.was_ready() => {
                     tracing::warn!(

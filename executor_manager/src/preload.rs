@@ -18,18 +18,13 @@ use rfaas_protocol::library::{LibraryHash, exported_functions};
 
 use crate::Error;
 
-/// What an executor that stands by has loaded: nothing, or one of the libraries.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Kind(usize);
+/// What an executor that stands by has loaded: nothing, or one of the libraries. They are numbered from 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Kind(pub usize);
 
 impl Kind {
     /// Nothing.
     pub const PLAIN: Kind = Kind(0);
-
-    /// Its number among all kinds.
-    pub fn number(self) -> usize {
-        self.0
-    }
 }
 
 /// All of them.
@@ -59,9 +54,9 @@ impl Preload {
         Ok(preload)
     }
 
-    /// Returns all kinds of executors.
-    pub fn kinds(&self) -> impl Iterator<Item = Kind> + use<> {
-        (0..=self.libraries.len()).map(Kind)
+    /// Returns how many kinds of executors there are.
+    pub fn kinds(&self) -> usize {
+        1 + self.libraries.len()
     }
 
     /// Returns the library of a kind, if it has one, as a list.
@@ -102,9 +97,10 @@ fn read(path: &Path) -> Result<(PreloadedLibrary, File), Box<dyn std::error::Err
     if !file.is_file() {
         return Err("it is no file".into()); // which may have no end, or no other end
     }
-    u32::try_from(file.len()).map_err(|_| "it is larger than 4 GiB")?;
+    let fits = |bytes: u64| u32::try_from(bytes).map_err(|_| "it is larger than 4 GiB");
+    fits(file.len())?;
     let code = fs::read(path)?;
-    let bytes = u32::try_from(code.len()).map_err(|_| "it is larger than 4 GiB")?;
+    let bytes = fits(code.len() as u64)?; // it may have grown
     exported_functions(&code).map_err(|error| format!("it {error}"))?;
     let mut file = File::from(sealed_file::create(c"functions")?);
     file.write_all(&code)?;

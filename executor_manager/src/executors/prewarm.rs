@@ -12,6 +12,8 @@
 
 use std::time::{Duration, Instant};
 
+use crate::preload::Kind;
+
 /// Time after a start before another one stands by: some ten times what a lease takes to its first result.
 pub const REST: Duration = Duration::from_millis(20);
 /// The same in starts of one that stands by, where these take long, as on RDMA devices; and the longest time, since
@@ -38,21 +40,21 @@ impl Prewarms {
     }
 
     /// The kind of which one is to be started at `now`.
-    pub fn due(&self, now: Instant) -> Option<usize> {
+    pub fn due(&self, now: Instant) -> Option<Kind> {
         self.next().filter(|(_, at)| *at <= now).map(|(kind, _)| kind)
     }
 
-    fn next(&self) -> Option<(usize, Instant)> {
+    fn next(&self) -> Option<(Kind, Instant)> {
         if self.0.iter().any(|of_kind| of_kind.starting.is_some()) {
             return None;
         }
         let due = self.0.iter().enumerate();
-        due.filter_map(|(kind, it)| Some((kind, it.due_at()?))).min_by_key(|(_, at)| *at)
+        due.filter_map(|(kind, it)| Some((Kind(kind), it.due_at()?))).min_by_key(|(_, at)| *at)
     }
 
     /// That of one kind.
-    pub fn of(&mut self, kind: usize) -> &mut Prewarm {
-        &mut self.0[kind]
+    pub fn of(&mut self, kind: Kind) -> &mut Prewarm {
+        &mut self.0[kind.0]
     }
 
     /// A lease gets an executor.
@@ -130,20 +132,21 @@ impl Prewarm {
 
     /// One that stood by, if it `was_ready`, or was to, has made room for a lease.
     pub fn given_up(&mut self, was_ready: bool, now: Instant) {
+        self.is_gone(was_ready);
+        self.not_before = self.not_before.max(now + LONGEST_REST);
+    }
+
+    fn is_gone(&mut self, was_ready: bool) {
         match was_ready {
             true => self.standing = self.standing.saturating_sub(1),
             false => self.starting = None,
         }
-        self.not_before = self.not_before.max(now + LONGEST_REST);
     }
 
     /// One has ended before a lease had it, or could not be started. `was_ready`: it stood by. Returns whether that is
     /// news: it was to be there, and is the first since one was taken, or for a long time.
     pub fn lost(&mut self, was_ready: bool, now: Instant) -> bool {
-        match was_ready {
-            true => self.standing = self.standing.saturating_sub(1),
-            false => self.starting = None,
-        }
+        self.is_gone(was_ready);
         let before = self.lost_at.replace(now);
         let is_news = before.is_none_or(|at| now >= at + 2 * LONGEST_PAUSE);
         if is_news {
@@ -296,15 +299,15 @@ mod tests {
     fn one_of_all_kinds_is_started_at_a_time_and_each_has_pauses_of_its_own() {
         let now = Instant::now();
         let mut all = Prewarms::new(1, 3, now);
-        assert_eq!(all.due(now), Some(0));
-        all.of(0).started(now);
+        assert_eq!(all.due(now), Some(Kind(0)));
+        all.of(Kind(0)).started(now);
         assert_eq!((all.due(now), all.due_at()), (None, None));
-        all.of(0).lost(false, now);
-        assert_eq!(all.due(now), Some(1), "the others do not wait for what fails");
-        all.of(1).started(now);
-        all.of(1).ready(now);
-        all.of(2).started(now);
-        all.of(2).ready(now);
+        all.of(Kind(0)).lost(false, now);
+        assert_eq!(all.due(now), Some(Kind(1)), "the others do not wait for what fails");
+        all.of(Kind(1)).started(now);
+        all.of(Kind(1)).ready(now);
+        all.of(Kind(2)).started(now);
+        all.of(Kind(2)).ready(now);
         assert_eq!(all.due_at(), Some(now + FIRST_PAUSE));
         all.stop();
         assert_eq!(all.due_at(), None);

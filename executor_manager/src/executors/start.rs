@@ -61,7 +61,7 @@ impl Executors {
             let kind = standing.kind;
             match standing.assign(&assignment, &library, self.preload.libraries(kind)) {
                 Ok(running) => {
-                    self.prewarm.of(kind.number()).taken();
+                    self.prewarm.of(kind).taken();
                     let pid = running.process.pid();
                     tracing::debug!(%lease, pid, "an executor that stood by has the lease");
                     self.running.insert(lease, running);
@@ -69,7 +69,7 @@ impl Executors {
                 }
                 // It is ended with what it stands for, and reaped as a stranger.
                 Err(error) => {
-                    match self.prewarm.of(kind.number()).lost(true, Instant::now()) {
+                    match self.prewarm.of(kind).lost(true, Instant::now()) {
                         true => tracing::warn!(%lease, %error, "an executor that stood by is lost"),
                         false => tracing::debug!(%lease, %error, "another one that stood by is"),
                     }
@@ -120,7 +120,7 @@ impl Executors {
         let kept = self.standing.len().saturating_sub(GIVEN_UP);
         let given_up = self.standing.split_off(kept);
         for standing in &given_up {
-            let prewarm = self.prewarm.of(standing.kind.number());
+            let prewarm = self.prewarm.of(standing.kind);
             prewarm.given_up(standing.was_ready(), Instant::now());
             let pid = standing.running.process.pid();
             tracing::info!(pid, reason, "an executor that stood by makes room for a lease");
