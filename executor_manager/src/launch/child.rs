@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill, killpg};
-use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
+use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::Pid;
 use rfaas_program::local_channel::{LocalChannel, LocalError};
 use rfaas_protocol::Empty;
@@ -39,8 +39,8 @@ use crate::allocations::Exit;
 use crate::groups::{Group, GroupMemory, limits_of};
 use crate::output::ExecutorOutput;
 
-/// Time between SIGTERM and SIGKILL of one that ends alone: enough to send the counters of every worker, short enough for
-/// the cores to be free within a second.
+/// Time between SIGTERM and SIGKILL of one that ends alone: enough to send the counters of every worker, short enough
+/// for the cores to be free within a second.
 pub const STOP_GRACE: Duration = Duration::from_millis(500);
 /// What each other one that is about to end adds to that: its end takes 4 ms of a processor, and there are two at least
 /// on most nodes. So none is killed, and its last counters lost, for want of its turn.
@@ -99,9 +99,7 @@ pub struct ExecutorChild {
 impl ExecutorChild {
     /// Watches child `pid` of this process, which was started just now and is reaped here only.
     pub fn spawned(pid: Pid, output: ExecutorOutput) -> Self {
-        let pidfd = rustix::process::Pid::from_raw(pid.as_raw())
-            .and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
-        ExecutorChild::new(pid, pidfd, None, output)
+        ExecutorChild::new(pid, pidfd_of(pid), None, output)
     }
 
     /// Watches one that was cloned, which is reaped here only, too.
@@ -339,7 +337,7 @@ impl ExecutorChild {
             "executor has ended and cannot be reaped: another process traces it, as a debugger does"
         );
         let killed = killed.map(|_| Exit::Signal(Signal::SIGKILL as i32));
-        let left = || remains::exit_status(self.pid).map(exit_of);
+        let left = || remains::exit(self.pid);
         self.report.or_else(left).or(killed).or(Some(UNKNOWN))
     }
 }
@@ -403,12 +401,10 @@ pub fn reap(child: Pid) {
     let _ = waitid(Id::Pid(child), WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG);
 }
 
-fn exit_of(status: WaitStatus) -> Exit {
-    match status {
-        WaitStatus::Signaled(_, signal, _) => Exit::Signal(signal as i32),
-        WaitStatus::Exited(_, status) => Exit::Status(status),
-        _ => UNKNOWN, // WEXITED reports nothing else
-    }
+/// Returns the pidfd of a child that is not reaped, where the kernel has them.
+pub(super) fn pidfd_of(child: Pid) -> Option<OwnedFd> {
+    let child = rustix::process::Pid::from_raw(child.as_raw())?;
+    pidfd_open(child, PidfdFlags::empty()).ok()
 }
 
 /// Whether `descriptor` is readable now.

@@ -172,8 +172,8 @@ impl Launcher {
         self.tick(now);
     }
 
-    /// Has each executor in a container from now on, of the engine and with the settings that are given, for the node of
-    /// this name and what tells its manager from others.
+    /// Has each executor in a container from now on, of the engine and with the settings that are given, for the node
+    /// of this name and what tells its manager from others.
     pub fn use_containers(
         &mut self,
         contained: (Engine, &ContainerSettings),

@@ -2,8 +2,10 @@
 
 use std::fs;
 
-use nix::sys::wait::WaitStatus;
+use nix::libc::{WEXITSTATUS, WIFSIGNALED, WTERMSIG};
 use nix::unistd::Pid;
+
+use crate::allocations::Exit;
 
 /// Where the fields of `stat` begin to count: the first behind the name is the third.
 const FIRST: usize = 3;
@@ -52,11 +54,14 @@ fn is_over(stat: &str) -> bool {
 
 /// Returns how `pid` ended, if it has and `/proc` tells. The code of a success is also what is
 /// shown to those who may not know, so it tells nothing.
-pub fn exit_status(pid: Pid) -> Option<WaitStatus> {
+pub fn exit(pid: Pid) -> Option<Exit> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let code = field(&stat, EXIT_CODE)?.parse().ok()?;
     let known = field(&stat, STATE)? == "Z" && code != 0;
-    known.then(|| WaitStatus::from_raw(pid, code).ok()).flatten()
+    known.then(|| match WIFSIGNALED(code) {
+        true => Exit::Signal(WTERMSIG(code)),
+        false => Exit::Status(WEXITSTATUS(code)),
+    })
 }
 
 /// Field `number`, counted from 1 as in the manual, of a line with `(name)` in it. The name may
@@ -84,6 +89,6 @@ mod tests {
     fn a_process_that_runs_is_not_harmless_and_has_no_exit_status() {
         let own = Pid::this();
         assert!(!is_harmless(own));
-        assert_eq!(exit_status(own), None);
+        assert_eq!(exit(own), None);
     }
 }

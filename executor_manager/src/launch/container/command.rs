@@ -3,7 +3,8 @@
 //! What is denied, and why:
 //! * An image is never fetched for a lease (`--pull=never`), which would take minutes and ask strangers.
 //! * The engine keeps no log of its own (`--log-driver=none`), which would grow without a bound.
-//! * Nothing is writable but `/tmp`, whose size is the memory of the lease, and `/dev/shm`, which counts for the memory.
+//! * Nothing is writable but `/tmp`, whose size is the memory of the lease, and `/dev/shm`, which counts for the
+//!   memory.
 
 use std::path::{Path, PathBuf};
 
@@ -109,7 +110,7 @@ impl EngineCommand {
     }
 
     fn run_named(&self, contained: &Contained<'_>) -> Vec<String> {
-        let Contained { name, memory, tmp, user, rdma, mounted, environment, .. } = contained;
+        let Contained { name, tmp, user, rdma, mounted, environment, .. } = contained;
         let mut words = self.begin.clone();
         let mut add = |word: String| words.push(word);
         add("run".into());
@@ -130,12 +131,7 @@ impl EngineCommand {
         add(format!("--tmpfs=/tmp:rw,nosuid,nodev,mode=1777,size={tmp}"));
         add("--cap-drop=all".into());
         add("--security-opt=no-new-privileges".into());
-        add(format!("--memory={memory}"));
-        add(format!("--memory-swap={memory}")); // both together: it does not swap
-        add(format!("--pids-limit={MAX_TASKS}"));
-        if let Some(cpus) = contained.cpus {
-            add(format!("--cpuset-cpus={}", list(cpus)));
-        }
+        limits(contained).for_each(&mut add);
         add(format!("--ulimit=nofile={}", limit(contained.open_files)));
         add(format!("--ulimit=memlock={}", limit(contained.locked_memory)));
         add("--ulimit=core=0:0".into());
@@ -163,19 +159,14 @@ impl EngineCommand {
 
     /// Names are not known to it, and limits of resources pass on as they are.
     fn run_apptainer(&self, contained: &Contained<'_>) -> Vec<String> {
-        let Contained { memory, rdma, mounted, .. } = contained;
+        let Contained { rdma, mounted, .. } = contained;
         let mut words = self.begin.clone();
         let mut add = |word: String| words.push(word);
         add("exec".into());
         for word in ["--containall", "--no-home", "--no-privs", "--no-umask", "--pwd=/"] {
             add(word.into());
         }
-        add(format!("--memory={memory}"));
-        add(format!("--memory-swap={memory}"));
-        add(format!("--pids-limit={MAX_TASKS}"));
-        if let Some(cpus) = contained.cpus {
-            add(format!("--cpuset-cpus={}", list(cpus)));
-        }
+        limits(contained).for_each(&mut add);
         for Mounted { file, at } in *mounted {
             add(format!("--bind={}:{at}:ro", file.display()));
         }
@@ -215,6 +206,18 @@ impl EngineCommand {
 fn words_of(node: &str) -> String {
     let taken = |c: char| c.is_ascii_alphanumeric() || ['.', '_', '-'].contains(&c);
     node.chars().map(|c| if taken(c) { c } else { '_' }).collect()
+}
+
+/// What all engines limit in the same words.
+fn limits(contained: &Contained<'_>) -> impl Iterator<Item = String> {
+    let memory = contained.memory;
+    let cpus = contained.cpus.map(|cpus| format!("--cpuset-cpus={}", list(cpus)));
+    let words = [
+        format!("--memory={memory}"),
+        format!("--memory-swap={memory}"), // both together: it does not swap
+        format!("--pids-limit={MAX_TASKS}"),
+    ];
+    words.into_iter().chain(cpus)
 }
 
 fn list(cpus: &[usize]) -> String {

@@ -16,8 +16,8 @@ use nix::sys::signal::{Signal, killpg};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::{AccessFlags, Pid, access};
 use rfaas_program::local_channel::wait;
-use rustix::process::{PidfdFlags, pidfd_open};
 
+use crate::launch::child::pidfd_of;
 use crate::launch::exec::{Exec, entries, shown};
 use crate::signals::Signals;
 
@@ -84,11 +84,11 @@ impl Engine {
     pub fn help(&self, exec: &Exec, words: &[String], kill_at: Instant) -> io::Result<Helper> {
         let nothing = File::options().read(true).write(true).open("/dev/null")?;
         let pid = self.spawn(exec, words, [nothing.as_fd(); 3])?;
-        Ok(Helper { pid, pidfd: pidfd(pid), kill_at: Some(kill_at) })
+        Ok(Helper { pid, pidfd: pidfd_of(pid), kill_at: Some(kill_at) })
     }
 
-    /// Runs it to its end, and kills it after `within`, or when one of `signals` is to stop this manager: then the error
-    /// is [`Interrupted`](io::ErrorKind::Interrupted).
+    /// Runs it to its end, and kills it after `within`, or when one of `signals` is to stop this manager: then the
+    /// error is [`Interrupted`](io::ErrorKind::Interrupted).
     pub fn run(
         &self,
         exec: &Exec,
@@ -101,7 +101,7 @@ impl Engine {
         let (stdout, stderr) = (printed()?, printed()?);
         let deadline = Instant::now() + within;
         let pid = self.spawn(exec, words, [nothing.as_fd(), stdout.as_fd(), stderr.as_fd()])?;
-        let mut helper = Helper { pid, pidfd: pidfd(pid), kill_at: Some(deadline) };
+        let mut helper = Helper { pid, pidfd: pidfd_of(pid), kill_at: Some(deadline) };
         let status = loop {
             if let Some(status) = helper.try_wait() {
                 break status;
@@ -130,11 +130,6 @@ fn text(mut file: File) -> io::Result<String> {
     file.rewind()?;
     file.take(MOST_PRINTED).read_to_end(&mut bytes)?;
     Ok(String::from_utf8_lossy(&bytes).into_owned())
-}
-
-fn pidfd(pid: Pid) -> Option<OwnedFd> {
-    let pid = rustix::process::Pid::from_raw(pid.as_raw())?;
-    pidfd_open(pid, PidfdFlags::empty()).ok()
 }
 
 /// A run of the engine that is waited for. It is killed when this is dropped, and reaped with the children that this

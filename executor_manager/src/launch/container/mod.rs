@@ -110,7 +110,8 @@ pub struct Containers {
 }
 
 impl Containers {
-    /// Those of `settings`, for the node of this name and what tells its manager from others, with `environment` of this manager's.
+    /// Those of `settings`, for the node of this name and what tells its manager from others, with `environment` of
+    /// this manager's.
     pub(super) fn new(
         exec: Arc<Exec>,
         (name, settings): (EngineName, &ContainerSettings),
