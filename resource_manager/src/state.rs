@@ -52,7 +52,8 @@ const CACHE_BYTES: usize = 64 << 20;
 /// (of a program that kept more): no commit takes much longer than what it is to commit.
 pub const MAX_UNCLAIMED: u64 = 1 << 14;
 
-/// Of a state in memory, each of so many commits is as good as one to a disk: only that frees what is not used any more.
+/// Of a state in memory, each of so many commits is as good as one to a disk: only that frees what is not used any
+/// more.
 const FREED_EACH: u32 = 256;
 
 /// Bills that are looked at for one page at most: some 10 ms.
@@ -136,7 +137,7 @@ impl StateFile {
             Some(FORMAT) => {
                 let opened = with_all_tables(&database);
                 opened.with_context(|| format!("{shown}: cannot be written"))?;
-                Ok(StateFile { database, in_memory: false, commits: AtomicU32::new(0) })
+                Ok(StateFile::of(database))
             }
             Some(newer) => bail!(
                 "{shown}: has format {newer}, and this program knows only {FORMAT}: it was written by a \
@@ -144,6 +145,10 @@ impl StateFile {
             ),
             None => bail!("{shown}: is a database of something else"),
         }
+    }
+
+    fn of(database: Database) -> Self {
+        StateFile { database, in_memory: false, commits: AtomicU32::new(0) }
     }
 
     /// A state that ends with the program.
@@ -155,7 +160,7 @@ impl StateFile {
     pub fn with_backend(backend: impl StorageBackend) -> Result<Self, StateError> {
         let database = Builder::new().set_cache_size(CACHE_BYTES).create_with_backend(backend)?;
         begin(&database)?;
-        Ok(StateFile { database, in_memory: false, commits: AtomicU32::new(0) })
+        Ok(StateFile::of(database))
     }
 
     /// What the last run left; `None` if this is the first.

@@ -1,5 +1,6 @@
 //! What the next deployment of a client needs and what depends on nobody: made when the client connects, and when a
-//! deployment has used it, while the client waits for something else: the bill of a lease, or else the grant of the next.
+//! deployment has used it, while the client waits for something else: the bill of a lease, or else the grant of the
+//! next.
 //!
 //! There is at most one of each. Without one, the deployment makes it. A listener goes from one deployment to the next;
 //! whoever has dialled in between is refused then.
@@ -43,7 +44,7 @@ impl Spares {
             spare.domain = device.device.domain().ok();
         }
         if spare.listener.is_none() && may_keep_listener(device) {
-            spare.listener = device.device.listen(device.entry.port).ok();
+            spare.listener = listener(device).ok();
         }
     }
 
@@ -69,7 +70,7 @@ impl Spares {
     pub(crate) fn listener(&self, device: &OpenDevice) -> rdmalib::Result<Listener> {
         let spare = self.lock().listener.take();
         let spare = spare.and_then(emptied);
-        spare.map_or_else(|| device.device.listen(device.entry.port), Ok)
+        spare.map_or_else(|| listener(device), Ok)
     }
 
     /// Takes a listener back.
@@ -82,6 +83,10 @@ impl Spares {
     fn lock(&self) -> MutexGuard<'_, Spare> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn listener(device: &OpenDevice) -> rdmalib::Result<Listener> {
+    device.device.listen(device.entry.port)
 }
 
 /// Whether a listener may stay. One at a port that the user has chosen is closed: another client may need that.
