@@ -179,9 +179,7 @@ fn a_library_of_the_operator_changes_nothing_for_another_one() {
                  return 1;\n\
              }}\n"
         );
-        let (name, source) = (format!("once{version}"), directory.path().join("once.c"));
-        fs::write(&source, text).unwrap();
-        c_library(directory.path(), &name, &source, &[])
+        compiled(directory.path(), &format!("once{version}"), &text)
     });
     let preload = vec![operators.clone()];
     let cluster = cluster(Options { preload, ..Options::default() });
@@ -205,6 +203,11 @@ fn constructing(directory: &Path, name: &str, what: &str) -> PathBuf {
          __attribute__((constructor)) static void construct(void) {{ {what}; }}\n\
          uint32_t nothing(void *in, uint32_t bytes, void *out) {{ return 0; }}\n"
     );
+    compiled(directory, name, &text)
+}
+
+/// The library of this text in C.
+fn compiled(directory: &Path, name: &str, text: &str) -> PathBuf {
     let source = directory.join(format!("{name}.c"));
     fs::write(&source, text).unwrap();
     c_library(directory, name, &source, &[])
