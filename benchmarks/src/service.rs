@@ -52,8 +52,8 @@ pub fn deployment(plan: &RunPlan, flags: &Service) -> Deployment {
         .spin(plan.spin())
 }
 
-/// Makes `code`, a library, as large as `bytes`, if it is smaller. What is behind an ELF file's sections means nothing to
-/// the loader.
+/// Makes `code`, a library, as large as `bytes`, if it is smaller. What is behind an ELF file's sections means
+/// nothing to the loader.
 pub fn enlarge(code: &mut Vec<u8>, bytes: usize) {
     let shipped = code.len().max(1);
     while code.len() < bytes {

@@ -19,8 +19,8 @@ pub const DIAL_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Most time that the client has to write its code: 4 GB at 1 Gb/s.
 const CODE_TIMEOUT: Duration = Duration::from_secs(40);
-/// What it has to write at least, of code that takes less: the share of each of 50 executors that it deploys at once over
-/// such a network.
+/// What it has to write at least, of code that takes less: the share of each of 50 executors that it deploys at once
+/// over such a network.
 const CODE_BYTES_PER_SECOND: f64 = 2e6;
 
 /// What is wrong with an assignment.

@@ -19,8 +19,8 @@ use tempfile::NamedTempFile;
 use testkit::interrupt::stop_clusters_on_signals;
 use testkit::{Binaries, LocalCluster, Options};
 
-/// Measures cold starts of each kind, on clusters of this machine that it starts one after the other: of a node that has
-/// nothing ready, the library, executors that stand by, or those with the library loaded; with a library as it is
+/// Measures cold starts of each kind, on clusters of this machine that it starts one after the other: of a node that
+/// has nothing ready, the library, executors that stand by, or those with the library loaded; with a library as it is
 /// shipped or of 50 MB, with 1 and 8 workers. Beside each are the floors of the same run.
 #[derive(Debug, Parser)]
 #[command(version)]

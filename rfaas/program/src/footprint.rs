@@ -1,5 +1,6 @@
-//! What an executor needs besides the memory of its lease. Both its limit of private memory (the program `executor`) and
-//! that of its control group (the executor manager) are made of it, so that they are the same.
+//! What an executor needs besides the memory of its lease. Both its limit of private memory (the program `executor`)
+//! and that of its control group (the executor manager) are made of it. They are the same, unless its workers are
+//! pinned: then it sees its own processors only, of which its limit has fewer stacks.
 
 use nix::sched::{CpuSet, sched_getaffinity};
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, rlim_t};
@@ -19,8 +20,8 @@ const MAX_STACK_BYTES: u64 = 64 << 30;
 /// Smallest, in bytes: for the worker itself.
 const MIN_STACK_BYTES: u64 = 256 << 10;
 
-/// Returns what an executor needs for `assignment`, in bytes, if it has the libraries `preload` too: stacks, buffers and
-/// libraries. To be asked in the manager or in the executor, which have the same limits and processors.
+/// Returns what an executor needs for `assignment`, in bytes, if it has the libraries `preload` too: stacks, buffers
+/// and libraries. To be asked in the manager or in the executor, which have the same limits.
 pub fn footprint(assignment: &Assignment, preload: &[PreloadedLibrary]) -> u64 {
     // Threads of a parallel region are as many as processors; their stacks count as soon as they are there.
     let threads = u64::from(assignment.workers) + processors();

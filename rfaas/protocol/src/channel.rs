@@ -365,8 +365,8 @@ impl Channel {
         Ok(self.completions.arm(Notify::Any)?)
     }
 
-    /// Does the same, but for what was [sent unannounced](Self::send_unannounced). That the peer has taken what was sent
-    /// to it, so that there is room for more, is not announced either.
+    /// Does the same, but for what was [sent unannounced](Self::send_unannounced). That the peer has taken what was
+    /// sent to it, so that there is room for more, is not announced either.
     pub fn arm_for_announced(&mut self) -> Result<(), ChannelError> {
         Ok(self.completions.arm(Notify::Solicited)?)
     }

@@ -52,8 +52,8 @@ impl Stat {
     }
 }
 
-/// Processor time of the threads that process `id` has, to the nanosecond: little in many processes is lost in the steps
-/// of [`Stat::processor_time`].
+/// Processor time of the threads that process `id` has, to the nanosecond: little in many processes is lost in the
+/// steps of [`Stat::processor_time`].
 pub fn processor_time_of_threads(id: u32) -> Duration {
     let entries = fs::read_dir(format!("/proc/{id}/task")).into_iter().flatten().flatten();
     let nanoseconds = |text: String| text.split(' ').next()?.parse().ok();
