@@ -151,7 +151,7 @@ impl StateFile {
         StateFile { database, in_memory: false, commits: AtomicU32::new(0) }
     }
 
-    /// A state that ends with the program.
+    /// A state that ends with the program: bills, for those who ask for them.
     pub fn in_memory() -> Result<Self, StateError> {
         Ok(StateFile { in_memory: true, ..Self::with_backend(InMemoryBackend::new())? })
     }
@@ -199,15 +199,21 @@ impl StateFile {
         Ok(transaction.commit()?)
     }
 
-    /// Makes `changes` durable: they are on the disk when this returns, all of them. In memory they are there for all
-    /// that read.
+    /// Makes `changes` durable: they are on the disk when this returns, all of them. In memory, bills are there for all
+    /// that read, and nothing else is kept: nodes and leases are read by the next run, which does not have them.
     pub fn commit(&self, changes: &Changes) -> Result<(), StateError> {
+        if self.in_memory && changes.bills.is_empty() {
+            return Ok(());
+        }
         let mut transaction = self.database.begin_write()?;
         let number = self.commits.fetch_add(1, Ordering::Relaxed);
         if self.in_memory && !number.is_multiple_of(FREED_EACH) {
             transaction.set_durability(Durability::None)?;
         }
-        write(&transaction, changes)?;
+        if !self.in_memory {
+            write_holdings(&transaction, changes)?;
+        }
+        write_bills(&transaction, &changes.bills)?;
         Ok(transaction.commit()?)
     }
 
@@ -286,7 +292,8 @@ impl StateFile {
     }
 }
 
-fn write(transaction: &WriteTransaction, changes: &Changes) -> Result<(), StateError> {
+/// Writes nodes and leases.
+fn write_holdings(transaction: &WriteTransaction, changes: &Changes) -> Result<(), StateError> {
     if !changes.nodes.is_empty() {
         let mut nodes = transaction.open_table(NODES)?;
         for (name, node) in &changes.nodes {
@@ -305,12 +312,16 @@ fn write(transaction: &WriteTransaction, changes: &Changes) -> Result<(), StateE
             }
         }
     }
-    if !changes.bills.is_empty() {
+    Ok(())
+}
+
+fn write_bills(transaction: &WriteTransaction, changed: &[Billed]) -> Result<(), StateError> {
+    if !changed.is_empty() {
         let mut bills = transaction.open_table(BILLS)?;
         let mut ended = transaction.open_table(ENDED_AT)?;
         let mut unclaimed = transaction.open_table(UNCLAIMED)?;
         let mut added = 0;
-        for bill in &changes.bills {
+        for bill in changed {
             let (lease, ended_at) = (bill.lease.get(), rows::micros(bill.ended_at));
             if let Some(before) = ended.insert(lease, ended_at)?.map(|at| at.value()) {
                 // A final bill replaces a provisional one, or it was claimed just as it ended.

@@ -306,7 +306,7 @@ fn a_snapshot_has_bills_of_earlier_states_and_none_that_nobody_reports_any_more(
 
 #[test]
 fn any_time_and_number_that_a_peer_may_name_is_kept() {
-    let state = StateFile::in_memory().unwrap();
+    let state = StateFile::with_backend(InMemoryBackend::new()).unwrap();
     state.begin(id(1)).unwrap();
     let mut endless = lease(u64::MAX);
     endless.terms.expires_at = UNIX_EPOCH + Duration::from_millis(u64::MAX);
@@ -316,6 +316,21 @@ fn any_time_and_number_that_a_peer_may_name_is_kept() {
     let read = state.snapshot(at(0)).unwrap().unwrap().leases.remove(0);
     assert_eq!(read.granted_at, UNIX_EPOCH);
     assert_eq!(read.terms.expires_at, at(u64::MAX), "as late as can be written");
+}
+
+#[test]
+fn a_state_in_memory_keeps_bills_alone() {
+    let state = StateFile::in_memory().unwrap();
+    state.begin(id(1)).unwrap();
+    let nodes = [("a".into(), Some(node("a", false)))].into();
+    let leases = [(id(3), Some(lease(3)))].into();
+    state.commit(&Changes { nodes, leases, ..Changes::default() }).unwrap();
+    let leases = [(id(4), Some(lease(4)))].into();
+    let booked = Changes { leases, ..booking(&[bill(3, 10, true)]) };
+    state.commit(&booked).unwrap();
+    assert_eq!(bills(&state, 0), [bill(3, 10, true)]);
+    let snapshot = state.snapshot(at(0)).unwrap().unwrap();
+    assert!(snapshot.nodes.is_empty() && snapshot.leases.is_empty(), "{snapshot:?}");
 }
 
 #[test]
