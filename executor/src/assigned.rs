@@ -26,7 +26,7 @@ pub(crate) struct Assigned {
     pub(crate) assignment: Assignment,
     pub(crate) plan: Plan,
     pub(crate) given: GivenFile,
-    /// At its end when `/tmp` is as large as the assignment says.
+    /// At its end when `/tmp` is as large as the assignment says; `None`: it is.
     pub(crate) grown: Option<PipeReader>,
 }
 
@@ -47,9 +47,12 @@ impl Assigned {
         let mut given = given.into_iter();
         let mut next = || given.next().ok_or_else(|| io::Error::other("a descriptor is missing"));
         let assignment = next().map_err(odd)?;
-        let grown = PipeReader::from(next().map_err(odd)?);
         let assignment: Assignment = from_file(File::from(assignment)).map_err(odd)?;
+        let grown = match standby.memory == Some(assignment.memory) {
+            true => None,
+            false => Some(PipeReader::from(next().map_err(odd)?)),
+        };
         let given = Inherited::passed(given.collect()).take(assignment.library).map_err(odd)?;
-        Ok(Assigned::new(assignment, given, Some(grown), standby)?)
+        Ok(Assigned::new(assignment, given, grown, standby)?)
     }
 }

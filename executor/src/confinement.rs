@@ -75,7 +75,8 @@ impl Confinement {
         assigned: &AssignedSandbox,
         Instructions { standby, assignment }: &Instructions,
     ) -> Result<Confinement, ConfinementError> {
-        sandbox.furnish(assignment.as_ref().map(memory))?;
+        let known = assignment.as_ref().map(|assignment| assignment.memory).or(standby.memory);
+        sandbox.furnish(known.map(bytes))?;
         sandbox.confine(assigned.user)?;
         let preload = standby.preload.clone();
         let share = Share { memory: 0, base: 0 };
@@ -90,7 +91,7 @@ impl Confinement {
         grown: Option<PipeReader>,
     ) -> Result<(), ConfinementError> {
         let base = footprint(assignment, &self.preload);
-        self.share = Share { memory: memory(assignment), base };
+        self.share = Share { memory: bytes(assignment.memory), base };
         self.grown = grown;
         Ok(self.sandbox.fit(&self.share)?)
     }
@@ -112,7 +113,7 @@ fn is_at_its_end(mut pipe: PipeReader) -> bool {
     waited.is_ok() && news && matches!(pipe.read(&mut [0]), Ok(0))
 }
 
-/// Returns the memory of the lease, in bytes.
-fn memory(assignment: &Assignment) -> u64 {
-    u64::from(assignment.memory) << 20
+/// Returns memory of a lease, given in MB, in bytes.
+fn bytes(memory: u32) -> u64 {
+    u64::from(memory) << 20
 }

@@ -58,6 +58,8 @@ pub struct StandbyPlan {
     pub heartbeat: Heartbeat,
     /// Most time that manager and client have to accept the first connection: who takes longer is silent.
     pub first_dial_timeout: Duration,
+    /// Memory, in MB, of a lease for which `/tmp` is as large as it is to be.
+    pub memory: Option<u32>,
     /// Libraries that are loaded before there is a lease.
     pub preload: Vec<PreloadedLibrary>,
 }
@@ -111,6 +113,7 @@ impl TryFrom<Standby> for StandbyPlan {
             open_files: from.open_files,
             heartbeat,
             first_dial_timeout: heartbeat.silence.min(DIAL_TIMEOUT),
+            memory: from.memory,
             preload: from.preload,
         })
     }

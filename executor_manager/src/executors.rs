@@ -21,7 +21,7 @@ use rdmalib::{ConnectRequest, Device};
 use rfaas_program::describe;
 use rfaas_program::descriptor_set::DescriptorSet;
 use rfaas_protocol::Secret;
-use rfaas_protocol::assignment::{MANAGER_LOST, MEMORY_LIMIT};
+use rfaas_protocol::assignment::{Assignment, MANAGER_LOST, MEMORY_LIMIT};
 use rfaas_protocol::channel::refuse;
 use rfaas_protocol::heartbeat::{Beats, Heartbeat};
 use rfaas_protocol::isolation::SandboxSettings;
@@ -97,6 +97,8 @@ pub struct Executors {
     standing: Vec<Standing>,
     prewarm: Prewarms,
     preload: Preload,
+    /// What the last executor worked for: what the next one that stands by is made for.
+    last: Option<Assignment>,
     launcher: Launcher,
     /// What confines those that are started by themselves; `None`: nobody is confined.
     settings: Option<SandboxSettings>,
@@ -151,6 +153,7 @@ impl Executors {
             standing: Vec::new(),
             prewarm: Prewarms::new(prewarm, preload.kinds(), now),
             preload,
+            last: None,
             beat_at: now,
             ends: DescriptorSet::new()?,
             told: Vec::new(),

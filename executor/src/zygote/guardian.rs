@@ -11,7 +11,7 @@
 //! * It says how the executor ended, and then ends. It ends with its manager, and reaps what
 //!   functions leave behind.
 //! * It has no secret and runs no foreign code. It keeps its rights, and uses them once: when an executor that stands
-//!   by gets its lease, `/tmp` is made as large as that has memory, which the executor itself may not do.
+//!   by gets a lease of other memory than was expected, `/tmp` is made as large, which the executor itself may not do.
 
 use std::fs::File;
 use std::io::Write;

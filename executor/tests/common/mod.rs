@@ -134,6 +134,7 @@ pub fn standby(setup: &Setup, manager: SocketAddr, most_workers: u16) -> Standby
         heartbeat_ms: setup.heartbeat_ms,
         silence_ms: setup.silence_ms,
         sandbox: None,
+        memory: None,
         preload: vec![],
     }
 }

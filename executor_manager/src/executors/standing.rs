@@ -11,6 +11,7 @@ use rfaas_protocol::launch::{FromStandby, ToStandby};
 
 use super::Running;
 use crate::cache::Library;
+use crate::groups::{GroupLimits, limits_of};
 use crate::preload::Kind;
 
 /// How long one may take until it stands by. It takes milliseconds; what takes longer are constructors of libraries.
@@ -39,6 +40,8 @@ pub struct Standing {
     pub running: Running,
     /// What it has loaded, or will.
     pub kind: Kind,
+    /// What it is ready for.
+    expected: Option<Expected>,
     /// Where it hears what to work for.
     channel: LocalChannel,
     /// When it has to be ready; `None`: it is.
@@ -48,10 +51,25 @@ pub struct Standing {
     lost: bool,
 }
 
+/// A lease, as far as one that stands by is made for it.
+#[derive(Clone, Debug)]
+pub struct Expected {
+    /// Its memory, in MB.
+    pub memory: u32,
+    /// What its control group may have already.
+    pub limits: Option<GroupLimits>,
+}
+
 impl Standing {
-    /// Waits for one that was started at `now` to be ready.
-    pub fn new(running: Running, kind: Kind, channel: LocalChannel, now: Instant) -> Self {
-        Standing { running, kind, channel, ready_by: Some(now + READY_WITHIN), lost: false }
+    /// Waits for one that was started at `now` to be ready for what is `expected`.
+    pub fn new(
+        running: Running,
+        (kind, expected): (Kind, Option<Expected>),
+        channel: LocalChannel,
+        now: Instant,
+    ) -> Self {
+        let ready_by = Some(now + READY_WITHIN);
+        Standing { running, kind, expected, channel, ready_by, lost: false }
     }
 
     /// Whether a lease can have it, as far as is known.
@@ -97,22 +115,28 @@ impl Standing {
         let loaded = !preload.is_empty();
         let kind = if loaded { LibraryFile::Preloaded } else { assignment.library };
         let assignment = &Assignment { library: kind, ..assignment.clone() };
-        let Standing { mut running, channel, .. } = self;
+        let Standing { mut running, channel, expected, .. } = self;
         let file = to_file(c"assignment", assignment)?;
-        let (grown, growing) = io::pipe()?;
-        let mut given = vec![file.as_fd(), grown.as_fd()];
+        let has_memory = expected.as_ref().is_some_and(|it| it.memory == assignment.memory);
+        let pipe = if has_memory { None } else { Some(io::pipe()?) };
+        let mut given = vec![file.as_fd()];
+        given.extend(pipe.as_ref().map(|(grown, _)| grown.as_fd()));
         if !loaded {
             given.extend(library.descriptors());
         }
         running.process.gets_lease(assignment.lease);
         running.account.limit(assignment.workers);
-        if running.user.is_some() {
-            running.process.limit(assignment, preload)?; // it is confined
+        let limits = limits_of(assignment, preload);
+        let is_limited = expected.and_then(|it| it.limits).is_some_and(|its| its == limits);
+        if running.user.is_some() && !is_limited {
+            running.process.limit(&limits)?; // it is confined
         }
         channel.send(&ToStandby::Assign(Empty {}), &given)?;
         // Behind that, so that it connects to its client meanwhile: it runs no foreign code before the end of the pipe.
         // Whose guardian is gone has ended with it, which is told as every end of one that has a lease.
-        let _ = running.process.grow(assignment.memory, growing);
+        if let Some((_, growing)) = pipe {
+            let _ = running.process.grow(assignment.memory, growing);
+        }
         Ok(running)
     }
 }

@@ -12,10 +12,11 @@ use rfaas_protocol::assignment::{
 use rfaas_protocol::heartbeat::Beats;
 use rfaas_protocol::lease::LeaseId;
 
-use super::standing::Standing;
+use super::standing::{Expected, Standing};
 use super::{Executors, Running, number_of};
 use crate::accounting::ExecutorAccount;
 use crate::cache::Library;
+use crate::groups::limits_of;
 use crate::launch::ExecutorChild;
 use crate::preload::Kind;
 use crate::request::Deployment;
@@ -54,6 +55,7 @@ impl Executors {
             library: library.kind(),
             hot_timeout_ms: deployment.hot_timeout_ms,
         };
+        self.last = Some(assignment.clone());
         while workers <= STANDBY_WORKERS
             && let Some(at) = self.find_standing(deployment)
         {
@@ -136,11 +138,21 @@ impl Executors {
         let user = sandbox.as_ref().map(|sandbox| sandbox.user);
         let mut standby = self.standby(&account, STANDBY_WORKERS, sandbox);
         standby.preload = self.preload.libraries(kind).to_vec();
+        // The next lease is often like the last. For another one it is changed. What constructors of libraries may
+        // have does not depend on that.
+        let is_limited = user.is_some() && standby.preload.is_empty();
+        let expected = self.last.as_ref().map(|last| Expected {
+            memory: last.memory,
+            limits: is_limited.then(|| limits_of(last, &[])),
+        });
+        standby.memory = expected.as_ref().map(|expected| expected.memory);
+        let limits = expected.as_ref().and_then(|expected| expected.limits.as_ref());
         let instructions = Instructions { standby, assignment: None };
-        let started = self.launcher.start_standing(&instructions, self.preload.files(kind));
+        let files = self.preload.files(kind);
+        let started = self.launcher.start_standing(&instructions, files, limits);
         let (process, channel) = started.map_err(|error| error.to_string())?;
         let running = self.watched(process, account, user);
-        self.standing.push(Standing::new(running, kind, channel, now));
+        self.standing.push(Standing::new(running, (kind, expected), channel, now));
         Ok(())
     }
 
@@ -200,6 +212,7 @@ impl Executors {
             heartbeat_ms: self.heartbeat.period_ms(),
             silence_ms: self.heartbeat.silence_ms(),
             sandbox,
+            memory: None,
             preload: Vec::new(),
         }
     }

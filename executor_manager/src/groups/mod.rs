@@ -91,7 +91,7 @@ struct Place {
 }
 
 /// What an executor may have.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GroupLimits {
     /// Memory of all its processes, in bytes: private, shared, and files in memory.
     pub memory: u64,

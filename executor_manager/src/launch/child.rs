@@ -28,7 +28,6 @@ use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::Pid;
 use rfaas_program::local_channel::{LocalChannel, LocalError};
 use rfaas_protocol::Empty;
-use rfaas_protocol::assignment::{Assignment, PreloadedLibrary};
 use rfaas_protocol::launch::{FromGuardian, Grow, ToGuardian};
 use rustix::process::{PidfdFlags, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal};
 
@@ -36,7 +35,7 @@ use super::container::{self, ContainerEnd};
 use super::remains;
 use super::zygote::Going;
 use crate::allocations::Exit;
-use crate::groups::{Group, GroupMemory, limits_of};
+use crate::groups::{Group, GroupLimits, GroupMemory};
 use crate::output::ExecutorOutput;
 
 /// Time between SIGTERM and SIGKILL of one that ends alone: enough to send the counters of every worker, short enough
@@ -139,11 +138,9 @@ impl ExecutorChild {
         self
     }
 
-    /// Limits it to what the control group of an executor with this assignment may have, if it is in one. It has loaded
-    /// the libraries `preload`.
-    pub fn limit(&self, assignment: &Assignment, preload: &[PreloadedLibrary]) -> io::Result<()> {
-        let limits = limits_of(assignment, preload);
-        self.group.as_ref().map_or(Ok(()), |group| group.limit(&limits))
+    /// Sets what it may have, if it is in a control group.
+    pub fn limit(&self, limits: &GroupLimits) -> io::Result<()> {
+        self.group.as_ref().map_or(Ok(()), |group| group.limit(limits))
     }
 
     /// Returns what its control group says of memory, if it is in one.

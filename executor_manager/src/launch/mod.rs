@@ -36,7 +36,7 @@ use rfaas_protocol::launch::ZygoteSettings;
 
 use crate::cache::Library;
 use crate::environment;
-use crate::groups::{Group, Groups, limits_of};
+use crate::groups::{Group, GroupLimits, Groups, limits_of};
 use crate::output::{Outputs, StandardStreams};
 
 mod child;
@@ -287,12 +287,13 @@ impl Launcher {
         })
     }
 
-    /// Starts an executor that stands by, with `instructions` and the `files` of libraries that these name; returns it,
-    /// and where it hears of its lease.
+    /// Starts an executor that stands by, with `instructions` and the `files` of libraries that these name, limited to
+    /// what is in `limits`; returns it, and where it hears of its lease.
     pub fn start_standing(
         &mut self,
         instructions: &Instructions,
         files: &[File],
+        limits: Option<&GroupLimits>,
     ) -> Result<(ExecutorChild, LocalChannel), StartError> {
         let input = to_file(c"instructions", instructions).map_err(StartError::Instructions)?;
         let (channel, theirs) = LocalChannel::pair().map_err(StartError::Instructions)?;
@@ -303,6 +304,9 @@ impl Launcher {
         let cloned = zygote.and_then(|zygote| zygote.start(&descriptors));
         let cloned = cloned.map_err(StartError::NotCloned)?;
         let mut group = self.group(instructions).map_err(StartError::Group)?;
+        if let (Some(group), Some(limits)) = (&group, limits) {
+            group.limit(limits).map_err(StartError::Group)?;
+        }
         let entrances = group.as_mut().map_or_else(Vec::new, Group::entrances);
         let child = ExecutorChild::cloned(cloned.let_go(&entrances), output);
         Ok((child.in_group(group), channel))

@@ -57,6 +57,7 @@ fn instructions(workers: u16) -> Instructions {
         heartbeat_ms: 1000,
         silence_ms: 5000,
         sandbox: None,
+        memory: None,
         preload: vec![],
     };
     let assignment = Assignment {

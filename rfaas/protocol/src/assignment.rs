@@ -89,6 +89,9 @@ pub struct Standby {
     /// What keeps it from the rest of the node; `None`: nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sandbox: Option<AssignedSandbox>,
+    /// Memory that its lease is expected to have, in MB: its `/tmp` holds as much from the start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<u32>,
     /// Libraries that it loads before it has a lease; their sealed files come with this.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub preload: Vec<PreloadedLibrary>,

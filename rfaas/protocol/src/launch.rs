@@ -59,7 +59,7 @@ wire! {
         pub reason: Text<240>,
     }
 
-    /// The executor has got a lease. Its `/tmp` is to hold as much as that has memory. The end of a pipe comes with
+    /// The executor has got a lease of other memory than was expected. Its `/tmp` is to hold as much. The end of a pipe comes with
     /// this. It is closed when that is so, and written to if it cannot be.
     pub struct Grow [4 bytes] {
         /// Memory of the lease, in MB.
@@ -116,7 +116,7 @@ messages! {
         /// Once, first, also to an executor that has no guardian: the manager has it now, and it may begin. Before
         /// that it moves into its control group, by writing `0` to each file that comes with this.
         2 => Go(Empty),
-        /// It has a lease.
+        /// It has a lease of other memory than was expected.
         3 => Grow(Grow),
     }
 }
@@ -132,8 +132,9 @@ messages! {
 messages! {
     /// Executor manager to an executor that stands by.
     pub enum ToStandby {
-        /// Once, last: there is a lease. The assignment comes with this, then the other end of the pipe of [`Grow`],
-        /// and the descriptors of the library's file. Foreign code has to wait for the end of the pipe.
+        /// Once, last: there is a lease. The assignment comes with this, then, if it has other memory than was
+        /// expected, the other end of the pipe of [`Grow`], and the descriptors of the library's file. Foreign code has
+        /// to wait for the end of the pipe.
         1 => Assign(Empty),
     }
 }

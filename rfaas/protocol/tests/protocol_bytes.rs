@@ -589,6 +589,7 @@ fn instructions_are_this_json() {
         heartbeat_ms: 8,
         silence_ms: 9,
         sandbox: None,
+        memory: None,
         preload: vec![PreloadedLibrary { hash: LibraryHash::of(b"abc"), bytes: 3 }],
     };
     let assignment = Assignment {

@@ -8,12 +8,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use rfaas::{Error, ExecutorMemory};
+use rfaas::{Error, ExecutorMemory, LeaseRequest};
 use rfaas_config::Isolation;
 use rfaas_protocol::isolation::{Layer, Layers};
 use testkit::functions::{c_library, faulty};
 use testkit::run::source;
-use testkit::service::{call, cluster, deploy, warm};
+use testkit::service::{call, call_with_room, cluster, deploy, warm};
 use testkit::wait::{eventually, one_at_a_time};
 use testkit::{LocalCluster, Options};
 
@@ -90,6 +90,39 @@ fn groups_of(id: u32) -> BTreeSet<PathBuf> {
         }
     }
     groups
+}
+
+/// Those that stand by are made for a lease like the last.
+#[test]
+fn an_executor_that_stood_by_has_what_its_lease_has_whatever_the_last_one_had() {
+    let _alone = one_at_a_time();
+    let directory = tempfile::tempdir().unwrap();
+    let code = source("executor/tests/functions/inherited.c");
+    let library = c_library(directory.path(), "inherited", &code, &[]);
+    let [stood, started] = [2, 0].map(|prewarm: u32| {
+        let cluster = cluster(Options { prewarm, ..Options::default() });
+        let client = cluster.client().unwrap();
+        let found = [64, 64, 64, 64, 96, 32].map(|memory| {
+            eventually("they stand by", || cluster.executors_standing().len() == prewarm as usize);
+            let lease = client.lease(LeaseRequest::new(1, memory)).unwrap();
+            let mut executor = lease.deploy_with(&library, &warm()).unwrap();
+            let [process] = cluster.executors_running()[..] else { panic!("one executor") };
+            let limits = ["memory.max", "memory.limit_in_bytes"];
+            let limits = groups_of(process)
+                .iter()
+                .flat_map(|group| limits.map(|limit| fs::read_to_string(group.join(limit))))
+                .flatten()
+                .collect::<Vec<_>>();
+            let command = b"df -k /tmp | awk '{print $2}'; grep data /proc/self/limits";
+            let found = call_with_room(&mut executor, "shell", command, 4096).unwrap();
+            executor.release().unwrap();
+            (String::from_utf8(found).unwrap(), limits)
+        });
+        drop(client);
+        cluster.stop().unwrap();
+        found
+    });
+    assert_eq!(stood, started);
 }
 
 #[test]
