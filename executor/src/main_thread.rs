@@ -246,7 +246,8 @@ impl MainThread {
     /// Settles for workers whose call takes long, unless there is none left to make it.
     fn check_workers(&mut self) -> Result<(), Stop> {
         if self.pool.vanished().is_some() {
-            self.next(Duration::ZERO)?; // its last word, if it had one, came before the thread's end
+            // Its last word, if it had one, came before the thread's end, maybe behind those of other threads.
+            self.next(Duration::ZERO)?;
             if let Some(worker) = self.pool.vanished() {
                 return Err(Stop::ThreadEnded(worker));
             }
@@ -418,9 +419,9 @@ impl MainThread {
     }
 
     /// Returns what happens next that is not the end of everything, within `timeout`; nothing also when another thread
-    /// has connected.
+    /// has connected. Then all that threads have told by now is noted.
     fn next(&mut self, timeout: Duration) -> Result<News, Stop> {
-        let deadline = Instant::now() + timeout;
+        let mut deadline = Instant::now() + timeout;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             let news: io::Result<News> = self.watch.next(left);
@@ -443,11 +444,11 @@ impl MainThread {
                 }
                 News::Event(ThreadEvent::CountsHere) => {
                     self.to_manager = self.to_manager.saturating_sub(1);
-                    return Ok(News::Nothing);
+                    deadline = Instant::now();
                 }
                 News::Event(ThreadEvent::WorkerConnected) => {
                     self.to_client = self.to_client.saturating_sub(1);
-                    return Ok(News::Nothing);
+                    deadline = Instant::now();
                 }
                 News::Event(ThreadEvent::WorkerEnded { worker, end }) => {
                     pool::log_end(worker, &end);

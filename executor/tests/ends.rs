@@ -88,6 +88,42 @@ fn a_worker_whose_client_has_cut_it_is_not_taken_for_one_that_a_function_ended()
     assert_eq!(session.exit_status().code(), Some(0));
 }
 
+/// The end of a worker is heard behind what others had to say before, however much that is.
+#[test]
+fn a_worker_that_ends_while_the_main_thread_is_busy_is_not_taken_for_one_that_a_function_ended() {
+    // One message for each name, and more than may be under way to a client that reads none of them.
+    let alias = |n| format!("-Wl,--defsym=f{n:0505}=echo");
+    let aliases: Vec<String> = (0..120).map(alias).collect();
+    let aliases: Vec<&str> = aliases.iter().map(String::as_str).collect();
+    let code = compile("../tools/testkit/functions/faulty.c", &aliases);
+    let setup = Setup { workers: 2, ..Setup::default() };
+    let mut session = Session::spawn(&setup, &code);
+    // Workers dial the client after the manager, which answers when the main thread lists the functions.
+    eventually("the executor's connection", || {
+        if let Some(request) = session.listener.try_next().unwrap() {
+            session.accept(&setup, &code, request);
+        }
+        session.control.is_some()
+    });
+    let mut names = vec![];
+    assert_eq!(session.listed_next(&mut names), Ok(false));
+    session.connect(&setup, &code);
+    session.workers[0].write(0, &[], Some(u32::MAX)); // no slot has this number
+    assert!(session.workers[0].ends());
+    let tasks = format!("/proc/{}/task", session.child.id());
+    eventually("the end of the worker's thread", || {
+        let tasks = fs::read_dir(&tasks).unwrap().flatten();
+        let names = tasks.map(|task| fs::read_to_string(task.path().join("comm")));
+        names.flatten().all(|name| name.trim() != "worker-0")
+    });
+    while !session.listed_next(&mut names).unwrap() {}
+    session.functions = names;
+    let echo = session.function("echo");
+    assert_eq!(session.workers[1].call(echo, b"abc"), b"abc");
+    session.terminate();
+    assert_eq!(session.exit_status().code(), Some(0));
+}
+
 #[test]
 fn the_other_program_that_a_function_becomes_has_none_of_the_connections() {
     let mut session = Session::start(&Setup::default(), &faulty());

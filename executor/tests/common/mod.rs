@@ -269,7 +269,8 @@ impl Session {
         }
     }
 
-    fn accept(&mut self, setup: &Setup, code: &[u8], request: ConnectRequest) {
+    /// Accepts one that comes to the client; the executor itself is sent the code.
+    pub fn accept(&mut self, setup: &Setup, code: &[u8], request: ConnectRequest) {
         let (role, body) = Hello::parse(request.private_data()).unwrap();
         match role {
             Role::Executor => {
@@ -303,22 +304,23 @@ impl Session {
 
     /// What the executor says about the library.
     pub fn listed(&mut self) -> Listed {
-        let control = self.control.as_mut().unwrap();
         let mut names = vec![];
-        loop {
-            match control.receive(DEADLINE).unwrap() {
-                Incoming::Message(FromExecutor::Functions(part)) => {
-                    assert_eq!(part.first.get() as usize, names.len());
-                    names.extend(part.get().unwrap().into_iter().map(str::to_owned));
-                    if names.len() == part.count.get() as usize {
-                        return Ok(names);
-                    }
-                }
-                Incoming::Message(FromExecutor::LoadFailed(failed)) => {
-                    return Err(failed.reason.get().unwrap().to_owned());
-                }
-                other => panic!("{other:?}"),
+        while !self.listed_next(&mut names)? {}
+        Ok(names)
+    }
+
+    /// Adds what it says next to the `names` that it has said. Returns whether these are all.
+    pub fn listed_next(&mut self, names: &mut Vec<String>) -> Result<bool, String> {
+        match self.control.as_mut().unwrap().receive(DEADLINE).unwrap() {
+            Incoming::Message(FromExecutor::Functions(part)) => {
+                assert_eq!(part.first.get() as usize, names.len());
+                names.extend(part.get().unwrap().into_iter().map(str::to_owned));
+                Ok(names.len() == part.count.get() as usize)
             }
+            Incoming::Message(FromExecutor::LoadFailed(failed)) => {
+                Err(failed.reason.get().unwrap().to_owned())
+            }
+            other => panic!("{other:?}"),
         }
     }
 
