@@ -7,6 +7,7 @@
 //! ```
 //! * One is started at a time, and not for a while after the last start of any executor: a lease that is being
 //!   served does not compete with it. That is [`REST`], or several times as long as one takes to stand by.
+//! * One that takes longer than [`LONGEST_REST`], as with a constructor that hangs, is waited for by its own kind only.
 //! * One that is lost before a lease has it costs a pause, and each that is lost then a longer one, so that what makes
 //!   them fail is not met a thousand times.
 
@@ -24,7 +25,7 @@ const LONGEST_REST: Duration = Duration::from_secs(1);
 pub const FIRST_PAUSE: Duration = Duration::from_millis(100);
 pub const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
-/// Those of all kinds, by their numbers: as many of each. One is started at a time.
+/// Those of all kinds, by their numbers: as many of each.
 #[derive(Debug)]
 pub struct Prewarms(Vec<Prewarm>);
 
@@ -45,11 +46,11 @@ impl Prewarms {
     }
 
     fn next(&self) -> Option<(Kind, Instant)> {
-        if self.0.iter().any(|of_kind| of_kind.starting.is_some()) {
-            return None;
-        }
         let due = self.0.iter().enumerate();
-        due.filter_map(|(kind, it)| Some((Kind(kind), it.due_at()?))).min_by_key(|(_, at)| *at)
+        let due = due.filter_map(|(kind, it)| Some((Kind(kind), it.due_at()?)));
+        let (kind, at) = due.min_by_key(|(_, at)| *at)?;
+        let last_start = self.0.iter().filter_map(|of_kind| of_kind.starting).max();
+        Some((kind, last_start.map_or(at, |start| at.max(start + LONGEST_REST))))
     }
 
     /// That of one kind.
@@ -301,7 +302,7 @@ mod tests {
         let mut all = Prewarms::new(1, 3, now);
         assert_eq!(all.due(now), Some(Kind(0)));
         all.of(Kind(0)).started(now);
-        assert_eq!((all.due(now), all.due_at()), (None, None));
+        assert_eq!((all.due(now), all.due_at()), (None, Some(now + LONGEST_REST)));
         all.of(Kind(0)).lost(false, now);
         assert_eq!(all.due(now), Some(Kind(1)), "the others do not wait for what fails");
         all.of(Kind(1)).started(now);
@@ -311,6 +312,22 @@ mod tests {
         assert_eq!(all.due_at(), Some(now + FIRST_PAUSE));
         all.stop();
         assert_eq!(all.due_at(), None);
+    }
+
+    #[test]
+    fn one_that_does_not_become_ready_keeps_others_for_a_second_only() {
+        let now = Instant::now();
+        let mut all = Prewarms::new(1, 3, now);
+        all.of(Kind(0)).started(now);
+        let later = now + LONGEST_REST;
+        assert_eq!(all.due(later), Some(Kind(1)));
+        all.of(Kind(1)).started(later);
+        assert_eq!((all.due(later), all.due_at()), (None, Some(later + LONGEST_REST)));
+        all.of(Kind(1)).ready(later);
+        assert_eq!(all.due(later), Some(Kind(2)), "what hangs was waited for");
+        all.of(Kind(2)).started(later);
+        all.of(Kind(2)).ready(later);
+        assert_eq!(all.due_at(), None, "its own kind waits for it");
     }
 
     proptest! {
