@@ -31,8 +31,7 @@ pub struct Isolation {
 /// Returns what `settings` want for executors that use a device of `provider`.
 pub fn wanted(settings: &ExecutorSettings, provider: Provider) -> Result<SandboxSettings, Error> {
     for path in &settings.view {
-        path.metadata()
-            .map_err(|error| Error::Start(format!("executor.view: {}: {error}", path.display())))?;
+        path.metadata().map_err(|error| Error::named("executor.view", path, error))?;
     }
     let rdma = provider == Provider::Verbs;
     let usual = if rdma { NetworkPolicy::Rdma } else { NetworkPolicy::None };
@@ -94,14 +93,17 @@ pub fn settle_in_containers(
     wanted: SandboxSettings,
     signals: &Signals,
 ) -> Result<Isolation, Error> {
-    let start = |error| match error {
-        ContainerError::Stopped => Error::Stopped("a signal stopped it at its start"),
-        error => Error::Start(error.to_string()),
+    let start = |or_else: fn(String) -> Error| {
+        move |error| match error {
+            ContainerError::Stopped => Error::Stopped("a signal stopped it at its start"),
+            error => or_else(error.to_string()),
+        }
     };
-    containers.sweep(signals).map_err(start)?;
+    // The first command asks the engine alone: no setting but its name has a part in it.
+    containers.sweep(signals).map_err(start(Error::Unreachable))?;
     let own = own_layers(wanted.layers);
     let wanted = SandboxSettings { layers: own, ..wanted };
-    let found = containers.probe(&wanted, signals).map_err(start)?;
+    let found = containers.probe(&wanted, signals).map_err(start(Error::Start))?;
     check(&found.report, settings)?;
     tracing::info!("executors run in containers of {}", containers.engine());
     log(&found.report);

@@ -10,13 +10,14 @@
 //!
 //! Elsewhere: granting leases (the resource manager), running functions (the executor).
 
+use std::fmt::Display;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sys::prctl::set_dumpable;
-use rfaas_config::{Devices, ExecutorManagerConfig, Launch, SECRET_VARIABLE};
+use rfaas_config::{Devices, ExecutorManagerConfig, Invalid, Launch, SECRET_VARIABLE};
 use rfaas_program::describe;
 use rfaas_program::inherited::{descriptor_limit, raise_descriptor_limit};
 use rfaas_program::poll_loop::{Acceptor, Bell, Idle};
@@ -67,6 +68,12 @@ pub enum Error {
     /// It could not start: something that it was given is wrong, or not there.
     #[error("{0}")]
     Start(String),
+    /// It could not start: what this key of its settings names is wrong, or not there.
+    #[error("{0}")]
+    Setting(Invalid),
+    /// It could not start, since who it needs does not answer: the resource manager, an engine of containers.
+    #[error("{0}")]
+    Unreachable(String),
     /// It was stopped, but not in order.
     #[error("{0}")]
     Stopped(&'static str),
@@ -81,6 +88,12 @@ pub enum Error {
 }
 
 impl Error {
+    /// Of the file at `path`, which `key` names.
+    fn named(key: &str, path: &Path, why: impl Display) -> Self {
+        let (key, reason) = (key.to_owned(), format!("{}: {why}", path.display()));
+        Error::Setting(Invalid { key, reason })
+    }
+
     fn os(what: &'static str, source: Errno) -> Self {
         Error::Os { what, source }
     }

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use executor_manager::{Error, Options};
-use rfaas_config::{Devices, ExecutorManagerConfig};
+use rfaas_config::{ConfigError, Devices, ExecutorManagerConfig};
 use rfaas_program::Failure;
 
 /// Leases this machine's cores to clients: registers with a resource manager, starts executors.
@@ -42,6 +42,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
     };
     executor_manager::run(&options).map_err(|error| match error {
         Error::Start(_) => Failure::input(error),
+        Error::Setting(invalid) => ConfigError::Invalid { path: cli.config, invalid }.into(),
         _ => Failure::later(error),
     })
 }

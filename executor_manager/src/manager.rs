@@ -39,7 +39,7 @@ use crate::executors::Executors;
 use crate::lease_log::LeaseLog;
 use crate::request::{Authority, Opening, RequestRefusal};
 use crate::signals::Signals;
-use crate::upstream::{News, Upstream};
+use crate::upstream::{DialError, News, Upstream};
 
 mod stop;
 pub use stop::Stopping;
@@ -366,8 +366,11 @@ impl Manager {
                     upstream.used(self.allocations.used(now, counted));
                 }
                 News::NeverReached(error) => {
-                    let why = describe(&error);
-                    return Err(Error::Start(format!("cannot reach the resource manager: {why}")));
+                    let why = format!("cannot reach the resource manager: {}", describe(&error));
+                    return Err(match error {
+                        DialError::Address(_) => Error::Start(why),
+                        _ => Error::Unreachable(why),
+                    });
                 }
             }
         }

@@ -41,9 +41,8 @@ impl Preload {
     pub fn read(paths: &[PathBuf]) -> Result<Self, Error> {
         let mut preload = Preload::default();
         for path in paths {
-            let (library, file) = read(path).map_err(|error| {
-                Error::Start(format!("executor.preload: {}: {error}", path.display()))
-            })?;
+            let (library, file) =
+                read(path).map_err(|error| Error::named("executor.preload", path, error))?;
             tracing::info!(path = %path.display(), hash = %library.hash, "executors that stand by load this library");
             if !preload.libraries.contains(&library) {
                 preload.paths.push(path.clone());

@@ -12,10 +12,15 @@ use common::{ResourceManager, Setup, device};
 
 /// Runs `command`, which must fail with exit status 2 and one line; returns that line.
 fn complaint(setup: &Setup, command: &mut Command) -> String {
+    last_words(setup, command, 2)
+}
+
+/// Runs `command`, which must fail with this exit status and one line; returns that line.
+fn last_words(setup: &Setup, command: &mut Command, expected: i32) -> String {
     let mut child = command.spawn().unwrap();
     let status = common::wait_for("its end", || child.try_wait().unwrap());
     let log = fs::read_to_string(setup.path("log")).unwrap();
-    assert_eq!(status.code(), Some(2), "{log}");
+    assert_eq!(status.code(), Some(expected), "{log}");
     let lines: Vec<_> = log.lines().filter(|line| line.starts_with("error: ")).collect();
     assert_eq!(lines.len(), 1, "one line is asked for:\n{log}");
     assert_eq!(log.lines().last(), Some(lines[0]), "{log}");
@@ -57,8 +62,13 @@ fn a_missing_or_malformed_file_is_named() {
             let key = format!("\"preload\": [{preload:?}], \"use_docker\"");
             config.replace("\"use_docker\"", &key)
         });
-        assert_names(&line, &["executor.preload", preload, named]);
+        assert_names(&line, &["executor_manager.json: executor.preload: ", preload, named]);
     }
+    let line = complaint_about_config(|config| {
+        config.replace("\"use_docker\"", "\"view\": [\"/nowhere/data\"], \"use_docker\"")
+    });
+    let named = ["executor_manager.json: executor.view: /nowhere/data", "No such file"];
+    assert_names(&line, &named);
 
     let setup = Setup::new("exit 0");
     let mut command = setup.command();
@@ -94,17 +104,33 @@ fn without_a_resource_manager_both_ways_out_are_named() {
 }
 
 #[test]
-fn an_unreachable_resource_manager_is_named() {
+fn a_resource_manager_that_is_not_there_is_named_and_is_no_bad_input() {
     let address = ResourceManager::new().address(); // and gone
     let mut setup = Setup::new("exit 0");
     setup.resource_manager = Some(address);
-    let line = complaint(&setup, &mut setup.command());
+    let line = last_words(&setup, &mut setup.command(), 1);
     assert_names(&line, &["resource manager", &address.to_string()]);
+}
 
+#[test]
+fn a_resource_manager_whose_name_has_no_address_is_named() {
+    let mut setup = Setup::new("exit 0");
+    setup.resource_manager = Some("127.0.0.1:1".parse().unwrap());
     let config = setup.config().replace("127.0.0.1", "no-such-host.invalid");
     let mut command = setup.command();
     fs::write(setup.path("executor_manager.json"), config).unwrap();
     assert_names(&complaint(&setup, &mut command), &["no-such-host.invalid"]);
+}
+
+#[test]
+fn an_engine_of_containers_that_does_not_answer_is_named_and_is_no_bad_input() {
+    let setup = Setup::new("exit 0");
+    let mut command = setup.command();
+    let container = r#""container": {"engine": "podman", "image": "i", "command": ["/bin/false"]}"#;
+    let config = setup.config().replace("\"use_docker\": false", container);
+    fs::write(setup.path("executor_manager.json"), config).unwrap();
+    let line = last_words(&setup, &mut command, 1);
+    assert_names(&line, &["executor.container: `/bin/false ps`: ended with status 1"]);
 }
 
 #[test]

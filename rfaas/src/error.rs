@@ -295,7 +295,6 @@ impl ProgramError for Error {
             self,
             Error::Config(_)
                 | Error::Address { .. }
-                | Error::Unreachable { .. }
                 | Error::Invalid(_)
                 | Error::LibraryUnreadable { .. }
                 | Error::Library { .. }

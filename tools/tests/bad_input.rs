@@ -1,4 +1,5 @@
-//! Bad input: each is one clear line and exit status 2, or the right 4xx, and nothing is left behind.
+//! Bad input: each is one clear line and exit status 2, or the right 4xx, and nothing is left behind. A peer that is
+//! not there is no bad input: exit status 1.
 
 #![allow(clippy::unwrap_used)] // in what tests share: a failed test is what it is for
 
@@ -159,7 +160,7 @@ fn a_port_in_use_is_named() {
 }
 
 #[test]
-fn an_unreachable_manager_is_named() {
+fn a_manager_that_is_not_there_is_named_and_is_no_bad_input() {
     let scene = Scene::new();
     // Nobody listens at this address of the embedded device.
     let devices = changed(scene.path(), "devices.json", "127.0.0.1", "127.66.1.2");
@@ -167,14 +168,14 @@ fn an_unreachable_manager_is_named() {
     {
         let (_, config) = PROGRAMS.iter().find(|(program, _)| *program == name).unwrap();
         let file = changed(scene.path(), config, "127.0.0.1", "127.66.1.2");
-        with_files(name, &file, &devices).is_bad_input(&["127.66.1.2:10000"]);
+        with_files(name, &file, &devices).is_unreachable(&["127.66.1.2:10000"]);
     }
     let executors = changed(scene.path(), "executors_database.json", "127.0.0.1", "127.66.1.2");
     let mut benchmark = command("warm_benchmarker", ["--config"]);
     benchmark.arg(shipped("benchmark.json")).arg("--device-database").arg(&devices);
     benchmark.arg("--executors-database").arg(&executors);
     benchmark.arg("--functions").arg(library("functions"));
-    run(benchmark).is_bad_input(&["127.66.1.2:10005"]);
+    run(benchmark).is_unreachable(&["127.66.1.2:10005"]);
     scene.leaves_nothing();
 }
 

@@ -86,14 +86,23 @@ impl Finished {
     /// Fails unless this is what bad input leads to: exit status 2 and one line on standard error, which says all
     /// of `words`.
     pub fn is_bad_input(&self, words: &[&str]) {
-        assert_eq!(self.status.code(), Some(2), "{self:?}");
+        self.is_refusal(2, words);
+    }
+
+    /// Fails unless this is what a peer leads to that is not there: exit status 1 and such a line.
+    pub fn is_unreachable(&self, words: &[&str]) {
+        self.is_refusal(1, words);
+    }
+
+    fn is_refusal(&self, status: i32, words: &[&str]) {
+        assert_eq!(self.status.code(), Some(status), "{self:?}");
         let lines: Vec<_> = self.stderr.lines().filter(|line| !is_log(line)).collect();
         assert_eq!(lines.len(), 1, "one line is expected: {self:?}");
         assert!(lines[0].starts_with("error: "), "{self:?}");
         for word in words {
             assert!(lines[0].contains(word), "{word:?} is expected in: {}", lines[0]);
         }
-        assert_eq!(self.stdout, "", "nothing is printed for bad input");
+        assert_eq!(self.stdout, "", "nothing is printed by what has not begun");
     }
 }
 
