@@ -7,13 +7,14 @@
 //!
 //! Elsewhere: libraries of clients (`cache`).
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use rfaas_program::sealed_file::{self, reopen};
 use rfaas_protocol::assignment::PreloadedLibrary;
+use rfaas_protocol::library::file::{FileError, open, read_all};
 use rfaas_protocol::library::{LibraryHash, exported_functions};
 
 use crate::Error;
@@ -92,24 +93,21 @@ fn one<T>(all: &[T], kind: Kind) -> &[T] {
 }
 
 fn read(path: &Path) -> Result<(PreloadedLibrary, File), Box<dyn std::error::Error>> {
-    let file = fs::metadata(path)?;
-    if !file.is_file() {
-        return Err("it is no file".into()); // which may have no end, or no other end
-    }
-    let fits = |bytes: u64| u32::try_from(bytes).map_err(|_| "it is larger than 4 GiB");
-    fits(file.len())?;
-    let code = fs::read(path)?;
-    let bytes = fits(code.len() as u64)?; // it may have grown
-    exported_functions(&code).map_err(|error| format!("it {error}"))?;
+    let (file, bytes) = open(path)?;
+    let code = read_all(file, bytes)?;
+    exported_functions(&code).map_err(FileError::from)?;
     let mut file = File::from(sealed_file::create(c"functions")?);
     file.write_all(&code)?;
     sealed_file::seal(&file)?;
+    let bytes = u32::try_from(code.len()).expect("at most `MAX_LIBRARY_BYTES`");
     let library = PreloadedLibrary { hash: LibraryHash::of(&code), bytes };
     Ok((library, reopen(&file)?))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]
@@ -118,8 +116,11 @@ mod tests {
         let text = directory.path().join("text.so");
         fs::write(&text, "no library").unwrap();
         let missing = directory.path().join("missing.so");
-        let cases =
-            [(text, "ELF"), (missing, "No such file"), ("/dev/zero".into(), "it is no file")];
+        let cases = [
+            (text, "ELF"),
+            (missing, "No such file"),
+            ("/dev/zero".into(), "it is a device, not a file"),
+        ];
         for (path, why) in cases {
             let error = Preload::read(std::slice::from_ref(&path)).unwrap_err().to_string();
             let named =

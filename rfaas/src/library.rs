@@ -1,22 +1,19 @@
-//! The library file of a deployment: read whole after it is known to be one that can be sent, and hashed.
-//!
-//! What is no plain file, or larger than can be sent, is refused before any of it is read. No more
-//! is read than the file had when it was opened.
+//! The library of a deployment: its file is read, and hashed.
 //!
 //! A client keeps what it has deployed last ([`KnownLibraries`]). A file with the same bytes has the same hash and the
 //! same functions, and comparing takes a fifth of the time that hashing does. Nothing else of a file tells that it is
 //! the same: what is written through a mapping may leave its times as they are.
+//!
+//! Elsewhere: which files are read, and how much of them (`rfaas_protocol::library::file`).
 
-use std::fs::{File, FileType, Metadata, OpenOptions};
+use std::fs::File;
 use std::io::{self, Read, Seek};
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use nix::libc::{O_NOCTTY, O_NONBLOCK};
-
 use crate::error::{Error, Result};
-use rfaas_protocol::library::{LibraryError, LibraryHash, MAX_LIBRARY_BYTES, exported_functions};
+use rfaas_protocol::library::file::{FileError, open, read_all};
+use rfaas_protocol::library::{LibraryHash, exported_functions};
 
 /// Bytes of libraries that a client keeps: some of usual size, or one that brings a language's runtime.
 const MOST_KEPT_BYTES: usize = 64 << 20;
@@ -50,18 +47,17 @@ impl KnownLibraries {
     pub(crate) fn read(&self, path: &Path) -> Result<Arc<Library>> {
         let unreadable = |source| Error::LibraryUnreadable { path: path.to_owned(), source };
         let unusable = |source| Error::Library { path: path.to_owned(), source };
-        // A pipe is opened without waiting for its other end, a terminal without becoming ours.
-        let mut options = OpenOptions::new();
-        let file = options.read(true).custom_flags(O_NONBLOCK | O_NOCTTY).open(path);
-        let mut file = file.map_err(unreadable)?;
-        let bytes = sendable(&file.metadata().map_err(unreadable)?).map_err(unusable)?;
+        let refused = |error| match error {
+            FileError::Unreadable(source) => unreadable(source),
+            FileError::Unusable(source) => unusable(source),
+        };
+        let (mut file, bytes) = open(path).map_err(refused)?;
         let known = self.kept(|kept| kept.last_at(path));
         let library = match known.filter(|known| known.code.len() as u64 == bytes) {
             Some(known) if is_all_of(&mut file, &known.code).map_err(unreadable)? => known,
             _ => {
                 file.rewind().map_err(unreadable)?;
-                let code = read_all(file, bytes).map_err(unreadable)?;
-                let code = code.ok_or_else(|| unusable(LibraryError::Changing))?;
+                let code = read_all(file, bytes).map_err(refused)?;
                 exported_functions(&code).map_err(unusable)?;
                 Arc::new(Library { hash: LibraryHash::of(&code), code })
             }
@@ -92,27 +88,6 @@ impl Kept {
     }
 }
 
-/// Returns the size of a file that may be read.
-fn sendable(metadata: &Metadata) -> Result<u64, LibraryError> {
-    if !metadata.is_file() {
-        return Err(LibraryError::NotFile { found: kind(metadata.file_type()) });
-    }
-    match metadata.len() {
-        bytes if bytes > MAX_LIBRARY_BYTES => {
-            Err(LibraryError::TooLarge { bytes, max: MAX_LIBRARY_BYTES })
-        }
-        bytes => Ok(bytes),
-    }
-}
-
-/// All of `file`, which had `bytes` bytes; `None` if it has more by now, or less.
-fn read_all(file: File, bytes: u64) -> io::Result<Option<Vec<u8>>> {
-    let mut code = Vec::new();
-    code.try_reserve_exact(usize::try_from(bytes).unwrap_or(usize::MAX))?;
-    file.take(bytes + 1).read_to_end(&mut code)?;
-    Ok((code.len() as u64 == bytes).then_some(code))
-}
-
 /// Returns whether `code` is all that is in `file`, which is read from its begin.
 fn is_all_of(file: &mut File, code: &[u8]) -> io::Result<bool> {
     let mut chunk = vec![0; CHUNK];
@@ -130,20 +105,12 @@ fn is_all_of(file: &mut File, code: &[u8]) -> io::Result<bool> {
     }
 }
 
-fn kind(of: FileType) -> &'static str {
-    match of {
-        _ if of.is_dir() => "a directory",
-        _ if of.is_fifo() => "a pipe",
-        _ if of.is_socket() => "a socket",
-        _ if of.is_char_device() || of.is_block_device() => "a device",
-        _ => "something else",
-    }
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used)] // what fails in a helper is the test
 mod tests {
     use std::process::Command;
+
+    use rfaas_protocol::library::{LibraryError, MAX_LIBRARY_BYTES};
 
     use super::*;
 
@@ -179,16 +146,6 @@ mod tests {
         for (path, found) in [(dir.path(), "a directory"), (&pipe, "a pipe"), (&link, "a device")] {
             assert_eq!(refused(path).to_string(), format!("is {found}, not a file"));
         }
-    }
-
-    #[test]
-    fn a_file_that_changes_while_it_is_read_is_not_read_further() {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(file.path(), [7; 100]).unwrap();
-        let read = |bytes| read_all(File::open(file.path()).unwrap(), bytes).unwrap();
-        assert_eq!(read(99), None);
-        assert_eq!(read(101), None);
-        assert_eq!(read(100).unwrap().len(), 100);
     }
 
     #[test]

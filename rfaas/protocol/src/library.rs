@@ -2,7 +2,8 @@
 //! `rfaas` says.
 //!
 //! Libraries are read, not loaded, here: constructors of foreign code run in executors only.
-//! Elsewhere: loading and calling them; finding what they export (`image`); what one is known by (`hash`).
+//! Elsewhere: loading and calling them; finding what they export (`image`); what one is known by (`hash`); its file
+//! ([`file`]).
 
 use object::Endianness;
 use object::elf;
@@ -11,6 +12,7 @@ use object::read::elf::FileHeader;
 use crate::session::{MAX_FUNCTION_NAME_BYTES, MAX_FUNCTIONS};
 use image::{Image, Name};
 
+pub mod file;
 mod hash;
 mod image;
 
