@@ -3,16 +3,13 @@
 //! Elsewhere: comparing it with what was asked for (the executor manager, `launch`).
 
 use std::fs;
-use std::path::Path;
 
 use nix::sys::statvfs::{FsFlags, statvfs};
 use nix::unistd::getuid;
 use rdmalib::{Device, Provider};
+use rfaas_program::control_groups::memory_limit;
 use rfaas_protocol::isolation::{ContainedReport, SandboxSettings};
 use rfaas_sandbox::{Launch, ProbeError, probe};
-
-/// Where control groups are seen.
-const GROUPS: &str = "/sys/fs/cgroup";
 
 /// Why no executor can work in a container.
 #[derive(Debug, thiserror::Error)]
@@ -43,55 +40,6 @@ pub fn contained(settings: &SandboxSettings) -> Result<ContainedReport, Containe
         namespaces: namespaces.collect(),
         root_is_read_only: read_only,
         user: getuid().as_raw(),
-        memory_limit: memory_limit(
-            Path::new(GROUPS),
-            &fs::read_to_string("/proc/self/cgroup").unwrap_or_default(),
-        ),
+        memory_limit: memory_limit(),
     })
-}
-
-/// Returns the limit of the group that is among `groups` (cgroups(7)), of version 2 or 1, where it can be seen: below
-/// its path, or as the root in a namespace of its own.
-fn memory_limit(root: &Path, groups: &str) -> Option<u64> {
-    let files = groups.lines().flat_map(|line| {
-        let (controllers, path) = match *line.splitn(3, ':').collect::<Vec<_>>() {
-            [_, controllers, path] => (controllers, path),
-            _ => ("none", ""),
-        };
-        let of_version = match controllers {
-            "" => Some((root.to_owned(), "memory.max")),
-            "memory" => Some((root.join("memory"), "memory.limit_in_bytes")),
-            _ => None,
-        };
-        of_version.into_iter().flat_map(move |(root, name)| {
-            [root.join(path.trim_start_matches('/')).join(name), root.join(name)]
-        })
-    });
-    files.filter_map(|file| fs::read_to_string(file).ok()?.trim().parse().ok()).min()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_limit_of_the_group_is_found_by_its_path_or_as_the_root_of_a_namespace() {
-        let groups = tempfile::tempdir().unwrap();
-        let root = groups.path();
-        for (path, text) in [
-            ("memory.max", "max"),
-            ("c/memory.max", "700"),
-            ("memory/memory.limit_in_bytes", "9223372036854771712"),
-            ("memory/c/memory.limit_in_bytes", "600"),
-        ] {
-            fs::create_dir_all(root.join(path).parent().unwrap()).unwrap();
-            fs::write(root.join(path), format!("{text}\n")).unwrap();
-        }
-        assert_eq!(memory_limit(root, "0::/c\n"), Some(700));
-        assert_eq!(memory_limit(root, "7:cpu:/c\n5:memory:/c\n0::/\n"), Some(600));
-        assert_eq!(memory_limit(root, "0::/\n"), None);
-        fs::write(root.join("memory.max"), "500\n").unwrap();
-        assert_eq!(memory_limit(root, "0::/../elsewhere\n"), Some(500));
-        assert_eq!(memory_limit(root, "odd\n"), None);
-    }
 }

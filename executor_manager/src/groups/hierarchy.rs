@@ -16,7 +16,7 @@ use std::fs::{self, File};
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
-use super::mounts::{Mount, Version};
+use rfaas_program::control_groups::{Mount, Version};
 
 /// How the directories of managers begin.
 const PREFIX: &str = "rfaas-";

@@ -24,13 +24,11 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use hierarchy::{Hierarchy, Stale};
-pub use mounts::Mount;
-use mounts::Version;
+use rfaas_program::control_groups::Version;
 use rfaas_protocol::isolation::MAX_TASKS;
 
 mod hierarchy;
 mod leftover;
-mod mounts;
 mod share;
 
 pub use share::limits_of;
