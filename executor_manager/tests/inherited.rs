@@ -141,6 +141,36 @@ fn the_fewest_descriptors_serve_a_lease() {
     node.stop();
 }
 
+/// Wherever it runs out of them in a start.
+#[test]
+fn a_lease_for_which_no_descriptor_is_left_is_refused_with_the_limit_and_what_to_do() {
+    let node = Setup::new(OBEDIENT).start();
+    let pid = node.pid().to_string();
+    let token = unsigned(1);
+    let mut client = node.client_for(&token);
+    let open = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count();
+    let mut refused = 0;
+    for limit in open.. {
+        let mut prlimit = Command::new("prlimit");
+        let set = prlimit.args(["--pid", &pid, &format!("--nofile={limit}:")]).status().unwrap();
+        assert!(set.success());
+        match client.ask(allocate(token)) {
+            ToClient::Refused(why) => {
+                let reason = why.reason.get().unwrap();
+                let named =
+                    reason.contains(&format!("at most {limit})")) && reason.contains("ulimit -n");
+                assert!(named, "{reason}");
+                refused += 1;
+            }
+            ToClient::Allocated(_) => break,
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(refused > 4, "a start needs more: {refused}");
+    client.release();
+    node.stop();
+}
+
 #[test]
 fn children_that_it_did_not_start_are_reaped() {
     // What the shell started is a child of the program that it becomes.

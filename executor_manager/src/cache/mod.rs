@@ -26,7 +26,7 @@ use nix::fcntl::OFlag;
 use nix::unistd::pipe2;
 use rdmalib::Peer;
 use rfaas_config::CacheSharing;
-use rfaas_program::inherited::descriptor_limit;
+use rfaas_program::inherited::{descriptor_limit, told};
 use rfaas_program::poll_loop::Bell;
 use rfaas_program::sealed_file::{self, reopen};
 use rfaas_protocol::assignment::LibraryFile;
@@ -164,7 +164,8 @@ impl Cache {
                 library
             }
             Err(error) => {
-                tracing::warn!(%error, "no file for a library: it is not kept");
+                let error = told(&error);
+                tracing::warn!(error, "no file for a library: it is not kept");
                 Library::Absent
             }
         }

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use rfaas_program::describe;
 use rfaas_program::descriptor_set::Tells;
+use rfaas_program::inherited::told;
 use rfaas_program::local_channel::LocalError;
 use rfaas_protocol::assignment::{
     AssignedDevice, AssignedSandbox, Assignment, HexSecret, Instructions, Standby,
@@ -157,8 +158,13 @@ impl Executors {
     }
 
     fn account(&self, workers: u16) -> Result<ExecutorAccount, String> {
-        ExecutorAccount::new(&self.device, workers)
-            .map_err(|error| format!("no counters for the executor: {}", describe(&error)))
+        ExecutorAccount::new(&self.device, workers).map_err(|error| {
+            let why = match &error {
+                rdmalib::Error::OutOfDescriptors { source, .. } => told(source),
+                error => describe(error),
+            };
+            format!("no counters for the executor: {why}")
+        })
     }
 
     /// Watches a process that was started just now.

@@ -29,6 +29,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rfaas_config::{ContainerSettings, Engine};
+use rfaas_program::inherited::told;
 use rfaas_program::local_channel::{LocalChannel, to_file};
 use rfaas_protocol::assignment::Instructions;
 use rfaas_protocol::isolation::{IsolationReport, Layer, SandboxSettings};
@@ -64,7 +65,7 @@ pub enum StartError {
         path: String,
     },
     /// It is there but cannot be run.
-    #[error("cannot start `{}`: {reason}", program.display())]
+    #[error("cannot start `{}`: {}", program.display(), told(reason))]
     Exec {
         /// Where it was found.
         program: PathBuf,
@@ -83,13 +84,13 @@ pub enum StartError {
     )]
     NotCloned(String),
     /// The instructions could not be passed on.
-    #[error("cannot pass its instructions to `{PROGRAM}`: {0}")]
+    #[error("cannot pass its instructions to `{PROGRAM}`: {}", told(.0))]
     Instructions(io::Error),
     /// There is no control group for it.
-    #[error("cannot put `{PROGRAM}` in a control group: {0}")]
+    #[error("cannot put `{PROGRAM}` in a control group: {}", told(.0))]
     Group(io::Error),
     /// The engine of containers cannot be run.
-    #[error("cannot start `{engine}`: {source}")]
+    #[error("cannot start `{engine}`: {}", told(source))]
     Engine {
         /// Which it is.
         engine: Engine,
@@ -97,7 +98,7 @@ pub enum StartError {
         source: io::Error,
     },
     /// There are no sockets, or no thread, for what it writes.
-    #[error("cannot read what `{PROGRAM}` writes: {0}")]
+    #[error("cannot read what `{PROGRAM}` writes: {}", told(.0))]
     Output(io::Error),
 }
 

@@ -22,6 +22,7 @@ use nix::poll::{PollFd, PollFlags};
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::Pid;
 use rfaas_program::describe;
+use rfaas_program::inherited::told;
 use rfaas_program::local_channel::{LocalChannel, LocalError, from_file, to_file, wait};
 use rfaas_protocol::isolation::{IsolationReport, Layer, Layers};
 use rfaas_protocol::launch::{FromZygote, Speaks, ToGuardian, ToZygote, ZygoteSettings};
@@ -218,7 +219,7 @@ impl Zygote {
 
 impl Process {
     fn spawn(settings: &ZygoteSettings, exec: &Exec, now: Instant) -> Result<Self, Trouble> {
-        let os = |error: io::Error| Trouble::Spawn(error.to_string());
+        let os = |error: io::Error| Trouble::Spawn(told(&error));
         let (channel, theirs) = LocalChannel::pair().map_err(os)?;
         let settings = to_file(c"settings", settings).map_err(os)?;
         let speaks = Speaks { version: VERSION.into() };
@@ -259,7 +260,7 @@ impl Process {
     fn ask(&self, given: &Descriptors<'_>) -> Result<Result<Cloned, String>, Trouble> {
         let (lifeline, theirs) = match LocalChannel::pair() {
             Ok(ends) => ends,
-            Err(error) => return Ok(Err(format!("no lifeline: {error}"))),
+            Err(error) => return Ok(Err(format!("no lifeline: {}", told(&error)))),
         };
         let StandardStreams { stdout, stderr } = &given.streams;
         let first = [given.input.as_fd(), stdout.as_fd(), stderr.as_fd(), theirs.as_fd()];
@@ -268,7 +269,7 @@ impl Process {
         match self.channel.send(&ToZygote::Start(Empty {}), &given) {
             // Nothing was sent.
             Err(LocalError::Os(error)) => {
-                return Ok(Err(format!("cannot ask the zygote: {error}")));
+                return Ok(Err(format!("cannot ask the zygote: {}", told(&error))));
             }
             sent => sent?,
         }
@@ -280,7 +281,7 @@ impl Process {
             }
             // The answer has come, and its pidfd is lost. The child is not let go, and ends.
             Err(LocalError::Os(error)) if error.raw_os_error() == Some(Errno::EMFILE as i32) => {
-                return Ok(Err(format!("no descriptor for its process: {error}")));
+                return Ok(Err(format!("no pidfd of its process: {}", told(&error))));
             }
             answer => answer?,
         };

@@ -1,5 +1,8 @@
 //! What a manager was started with: limits and signals that somebody has set for it.
 
+use std::io;
+
+use nix::errno::Errno;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 /// Fewest descriptors that a manager starts with: it has up to 20 itself, a node or client that is connected
@@ -37,6 +40,18 @@ pub fn descriptor_limit() -> u64 {
     getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft)
 }
 
+/// Returns what the system said, and what to do where it was for want of a descriptor.
+pub fn told(error: &io::Error) -> String {
+    if error.raw_os_error() != Some(Errno::EMFILE as i32) {
+        return error.to_string();
+    }
+    let limit = descriptor_limit();
+    format!(
+        "no file descriptor is left (at most {limit}): raise the limit (`ulimit -n`, LimitNOFILE= of systemd) or lease \
+         fewer cores of this node"
+    )
+}
+
 /// Returns whether this process ignores the signal of this number, which is what nohup(1) has it do
 /// with SIGHUP. Where `/proc` is not mounted, no signal counts as ignored.
 pub fn is_ignored(signal: i32) -> bool {
@@ -54,6 +69,14 @@ fn ignores(status: &str, signal: i32) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_has_no_descriptor_left_is_told_the_limit_and_what_to_do() {
+        let words = told(&Errno::EMFILE.into());
+        assert!(words.contains(&format!("at most {})", descriptor_limit())), "{words}");
+        assert!(words.contains("`ulimit -n`"), "{words}");
+        assert!(!told(&Errno::ENFILE.into()).contains("ulimit"), "that is the system's limit");
+    }
 
     #[test]
     fn what_is_ignored_is_read_by_its_bit() {
