@@ -324,9 +324,7 @@ impl Executors {
                 tracing::debug!(pid, "an executor stands by");
                 self.prewarm.of(standing.kind).ready(now);
             } else if standing.ready_by().is_some_and(|at| now >= at) {
-                let library = self.preload.path(standing.kind); // its constructors take as long as they like
-                tracing::debug!(pid, ?library, "not ready after {READY_WITHIN:?}: killing it");
-                standing.running.process.kill(now);
+                standing.running.process.kill(now); // told when it is gone
             }
         }
         if self.launcher.can_start_standing()
@@ -381,17 +379,22 @@ impl Executors {
                 return true;
             }
             let Some(exit) = standing.running.process.try_reap(now) else { return true };
-            let (pid, library) = (standing.running.process.pid(), preload.path(standing.kind));
-            match (prewarm.of(standing.kind).lost(standing.was_ready(), now), library) {
-                (false, _) => tracing::debug!(pid, ?exit, "another executor that stood by is gone"),
-                (true, Some(library)) if !standing.was_ready() => {
-                    tracing::warn!(
-                        pid, ?exit, ?library,
-                        "an executor that stood by is gone: it did not load this library of executor.preload in \
-                         {READY_WITHIN:?}, or has ended in its constructors"
-                    );
-                }
-                (true, _) => tracing::warn!(pid, ?exit, "an executor that stood by is gone"),
+            let (pid, was_ready) = (standing.running.process.pid(), standing.was_ready());
+            let library = preload.path(standing.kind);
+            match (prewarm.of(standing.kind).lost(was_ready, now), library) {
+                (false, _) => tracing::debug!(
+                    pid, ?exit, was_ready, ?library, "another executor that stood by is gone"
+                ),
+                (true, _) if was_ready => tracing::warn!(pid, ?exit, "an executor that stood by is gone"),
+                (true, Some(library)) => tracing::warn!(
+                    pid, ?exit, ?library,
+                    "an executor that stood by is gone: it did not load this library of executor.preload in \
+                     {READY_WITHIN:?}, or has ended in its constructors"
+                ),
+                (true, None) => tracing::warn!(
+                    pid, ?exit,
+                    "an executor that stood by is gone: it was not ready in {READY_WITHIN:?}, or has ended before"
+                ),
             }
             false
         });

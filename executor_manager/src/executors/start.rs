@@ -74,7 +74,9 @@ impl Executors {
                 Err(error) => {
                     match self.prewarm.of(kind).lost(true, Instant::now()) {
                         true => tracing::warn!(%lease, %error, "an executor that stood by is lost"),
-                        false => tracing::debug!(%lease, %error, "another one that stood by is"),
+                        false => {
+                            tracing::debug!(%lease, %error, "another one that stood by is lost")
+                        }
                     }
                     // For want of descriptors, say: the others are as good as they were, and would be lost alike.
                     if matches!(error, LocalError::Os(_)) {
