@@ -302,18 +302,25 @@ impl Executors {
         due
     }
 
-    /// Kills executors whose containers have not started in time; returns whose they are, and why for the client.
-    pub fn give_up_late(&mut self, now: Instant) -> Vec<(LeaseId, String)> {
+    /// Gives up executors whose containers have not started: kills those that are late, and does not wait until the
+    /// rest of those is removed whose engine has ended. Returns whose they are, and why for the client.
+    pub fn give_up_not_started(&mut self, now: Instant) -> Vec<(LeaseId, String)> {
         let Some(containers) = self.launcher.containers() else { return Vec::new() };
-        let is_late = |it: &Running| it.start_by.is_some_and(|at| now >= at);
-        let late = self.running.iter_mut();
-        let late = late.filter(|(_, it)| is_late(it) && it.process.is_running());
-        late.map(|(&lease, running)| {
-            running.process.kill(now);
+        let not_started = self.running.iter_mut().filter_map(|(&lease, running)| {
+            let (start_by, output) = (running.start_by?, running.process.output());
+            let why = match running.process.engine_exit() {
+                Some(exit) if output.is_read() => containers.not_started(exit, &output.words()),
+                None if running.process.is_running() && now >= start_by => {
+                    let why = containers.late(&output.words());
+                    running.process.kill(now);
+                    why
+                }
+                _ => return None,
+            };
             running.start_by = None; // that is told now
-            (lease, containers.late(&running.process.output().words()))
-        })
-        .collect()
+            Some((lease, why))
+        });
+        not_started.collect()
     }
 
     /// Hears which are ready now that will stand by, kills those that are late, and starts another one if it is time.

@@ -133,9 +133,9 @@ impl Manager {
             self.process(&mut events); // one by one: answers keep the order of the questions
         }
         let any_ended = self.executors.tick(now) || any_ended;
-        for (lease, reason) in self.executors.give_up_late(now) {
+        for (lease, reason) in self.executors.give_up_not_started(now) {
             if self.lease_log.admit(now, lease) {
-                tracing::error!(name: MEASURED, %lease, "{reason}: killing it");
+                tracing::error!(name: MEASURED, %lease, "{reason}");
             }
             events.push_back(Event::GivenUp { lease, reason });
         }

@@ -291,7 +291,16 @@ impl ExecutorChild {
         let exit = container.engine_ended(exited, now);
         let is_removed = container.is_over(now);
         self.stage = if is_removed { Stage::Reaped } else { Stage::Removing { exit } };
+        self.output.end();
         is_removed.then_some(exit)
+    }
+
+    /// Returns how the engine of its container has ended, while what is left of the container is being removed.
+    pub fn engine_exit(&self) -> Option<Exit> {
+        match self.stage {
+            Stage::Removing { exit } => Some(exit),
+            _ => None,
+        }
     }
 
     /// Hears how its guardian says that it ended.

@@ -160,6 +160,23 @@ fn an_engine_that_fails_is_named_with_what_it_said() {
 }
 
 #[test]
+fn an_engine_that_fails_is_told_before_what_it_left_is_removed() {
+    let _alone = one_at_a_time();
+    let engine = FakeEngine::new();
+    let directory = tempfile::tempdir().unwrap();
+    let library = faulty(directory.path());
+    let cluster = cluster(engine.options());
+    engine.goes_wrong("stuck");
+    assert_eq!(
+        refused(&cluster, &library),
+        "podman has not started the executor (status 125); it said: Error: image: image not known"
+    );
+    eventually("what removes it", || engine.said("rm ").len() == 1);
+    all_is_free(&cluster); // when the time of that is over
+    cluster.stop().unwrap();
+}
+
+#[test]
 fn an_engine_that_hangs_is_killed_when_its_time_is_over() {
     let _alone = one_at_a_time();
     let engine = FakeEngine::new();
