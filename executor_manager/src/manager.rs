@@ -230,7 +230,7 @@ impl Manager {
                     );
                 }
                 if let Some(upstream) = &mut self.upstream {
-                    upstream.claimed(&terms);
+                    upstream.claimed(&terms, now);
                 }
             }
             Action::Ended(ended) => {
@@ -352,7 +352,7 @@ impl Manager {
                 News::Reached => {} // work enough not to sleep before it is armed (it was not there to be armed)
                 News::Registered { cores, memory } => {
                     events.push_back(Event::Capacity(Capacity { cores, memory }));
-                    self.allocations.in_use().for_each(|terms| upstream.claimed(terms));
+                    self.allocations.in_use().for_each(|terms| upstream.in_use(terms));
                 }
                 News::EndLease { lease, reason, grace } => {
                     tracing::info!(
