@@ -6,11 +6,10 @@ use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender};
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use rfaas_call::callee::ServiceEnd;
 
 use crate::beat::BeatError;
 use crate::library::{Library, LoadError};
-use crate::worker::WorkerStartError;
+use crate::worker::{WorkerEnd, WorkerStartError};
 
 /// Something happened in another thread.
 #[derive(Debug)]
@@ -30,7 +29,7 @@ pub enum ThreadEvent {
         /// The worker's index.
         worker: usize,
         /// Why it ended.
-        end: Result<ServiceEnd, WorkerStartError>,
+        end: Result<WorkerEnd, WorkerStartError>,
     },
     /// No thread of a worker is left.
     WorkersJoined,

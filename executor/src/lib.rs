@@ -56,12 +56,15 @@ mod ended;
 mod events;
 #[allow(unsafe_code)] // a signal handler, and the bounds of a stack: see there
 mod fatal;
+mod hop;
+mod introductions;
 #[allow(unsafe_code)] // foreign code: see there
 mod library;
 mod limits;
 mod loader;
 mod main_thread;
 mod meter;
+mod parts;
 pub mod plan;
 mod pool;
 #[allow(unsafe_code)] // signal handlers: see there
@@ -79,8 +82,9 @@ pub use ended::{Ended, Error, LAST_LINES, LOAD_FAILED};
 pub use library::{GivenFile, Inherited, leave, leave_at_once};
 pub use limits::make_room;
 
-/// Receives of the control connection: the client writes once.
-const CONTROL_RECEIVES: u32 = 4;
+/// Receives of the control connection: the client writes once, and tells of a graph as fast as it is heard.
+const CONTROL_RECEIVES: u32 = 16;
+
 /// Works until the lease ends, or there is none any more to wait for. `confinement`: what this process is confined by.
 pub fn run(standby: Standby, work: Work, confinement: Option<Confinement>) -> Result<Ended, Error> {
     clock::start();
@@ -112,7 +116,7 @@ pub fn run(standby: Standby, work: Work, confinement: Option<Confinement>) -> Re
     let loader = Loader::start(notifier).map_err(|error| os(&error))?;
     let client = Channel::new(&device, CONTROL_RECEIVES).map_err(|error| os(&error))?;
     let watch = Watch::new(signals, events, client, manager_ends, channel);
-    MainThread::new(standby, pool, watch, loader, confinement).run(assigned, early)
+    MainThread::new((standby, device), pool, watch, loader, confinement).run(assigned, early)
 }
 
 /// Closes the instructions, with their secrets: what functions start would have it as standard input.

@@ -13,12 +13,13 @@ use std::time::{Duration, Instant};
 
 use nix::sys::prctl::set_name;
 use nix::unistd::alarm;
-use rdmalib::{Access, RemoteAddress};
+use rdmalib::{Access, Device, RemoteAddress};
 use rfaas_program::describe;
 use rfaas_protocol::assignment::{FUNCTIONS_WRITE, MANAGER_LOST, PreloadedLibrary};
 use rfaas_protocol::channel::ChannelError;
+use rfaas_protocol::edge::EdgeShape;
 use rfaas_protocol::session::{
-    CodeDiffers, CodeFrom, ExecutorHello, FromExecutor, FunctionNames, LoadFailed,
+    CodeDiffers, CodeFrom, ExecutorHello, FromExecutor, FunctionNames, Listening, LoadFailed,
 };
 use rfaas_protocol::{Role, Text};
 
@@ -27,9 +28,11 @@ use crate::beat::BeatError;
 use crate::confinement::Confinement;
 use crate::ended::{Ended, Error, LAST_LINES, LOAD_FAILED};
 use crate::events::ThreadEvent;
+use crate::introductions::Introductions;
 use crate::library::{Code, GivenFile, Library, LoadError};
 use crate::limits;
 use crate::loader::Loader;
+use crate::parts::Parts;
 use crate::plan::{DIAL_TIMEOUT, Plan, StandbyPlan};
 use crate::pool::{self, WorkerPool};
 use crate::watch::{News, Watch};
@@ -37,6 +40,9 @@ use crate::worker::WorkerStartError;
 
 /// Time that the client has to read why its library was not loaded.
 const LAST_WORDS: Duration = Duration::from_secs(1);
+/// Time that a client has until all executors of its graph have started and it has told each its part: it gives up
+/// before by its own limit, half a minute by default.
+const PARTS_TIMEOUT: Duration = Duration::from_secs(300);
 /// Time between two checks for calls that take long.
 const TICK: Duration = Duration::from_secs(1);
 /// Time between two wake-ups for nothing while this process stands by.
@@ -67,6 +73,7 @@ impl From<Error> for Stop {
 /// The main thread.
 pub struct MainThread {
     standby: Arc<StandbyPlan>,
+    device: Device,
     pool: WorkerPool,
     watch: Watch,
     loader: Loader,
@@ -88,7 +95,7 @@ pub struct MainThread {
 impl MainThread {
     /// Makes one that waits for `watch`, and confines this process further if it is confined.
     pub fn new(
-        standby: Arc<StandbyPlan>,
+        (standby, device): (Arc<StandbyPlan>, Device),
         pool: WorkerPool,
         watch: Watch,
         loader: Loader,
@@ -96,6 +103,7 @@ impl MainThread {
     ) -> Self {
         MainThread {
             standby,
+            device,
             pool,
             watch,
             loader,
@@ -162,12 +170,17 @@ impl MainThread {
         limits::set_files(self.standby.open_files, plan.workers.len());
         let plan = Arc::new(plan);
         self.to_client = plan.workers.len();
-        let assigned = self.pool.assign(&plan, self.watch.manager_ends());
-        assigned.map_err(|error| Error::failed("cannot start workers", &error))?;
+        if !plan.graph {
+            let assigned = self.pool.assign(&plan, self.watch.manager_ends());
+            assigned.map_err(|error| Error::failed("cannot start workers", &error))?;
+        }
         let is_loaded = matches!(given, GivenFile::Preloaded);
         if let Some(code) = self.dial_client(&plan, given)? {
             self.wait_for_code(&plan)?;
             self.loader.check(code, &plan);
+        }
+        if plan.graph {
+            self.introduce(&plan)?;
         }
         self.close()?;
         let library = if is_loaded { self.publish(&plan)? } else { self.load(&plan)? };
@@ -241,6 +254,37 @@ impl MainThread {
             .connect(plan.client, Role::Executor, &hello, self.standby.first_dial_timeout)
             .map_err(|error| failed(&error))?;
         Ok(code)
+    }
+
+    /// Has workers find their places in the graph: tells the client where others dial them, and gives them their parts when
+    /// it has told these.
+    fn introduce(&mut self, plan: &Arc<Plan>) -> Result<(), Stop> {
+        let failed = |error: &dyn std::error::Error| Error::failed("the graph", error);
+        let introductions = Introductions::listen(&self.device).map_err(|error| failed(&error))?;
+        let listening = Listening { address: introductions.address().into() };
+        let told = self.watch.client.send(&FromExecutor::Listening(listening));
+        told.map_err(|error| failed(&error))?;
+        let (slots, layout) = (plan.layout.slots(), &plan.layout);
+        let most = EdgeShape { slots, bytes: layout.input_bytes().max(layout.output_bytes()) };
+        let mut parts = Parts::new(plan.workers.len(), most);
+        // Before that, all executors of the graph start.
+        let deadline = Instant::now() + PARTS_TIMEOUT;
+        let parts = loop {
+            match self.next(deadline.saturating_duration_since(Instant::now()))? {
+                News::Told(message) => {
+                    if let Some(parts) = parts.take(&message).map_err(|error| failed(&error))? {
+                        break parts;
+                    }
+                }
+                News::Nothing if Instant::now() < deadline => {}
+                News::Nothing => return Err(Stop::Over("the client has told no graph")),
+                _ => return Err(Stop::Over("the client broke the protocol")),
+            }
+        };
+        let manager_ends = self.watch.manager_ends();
+        let assigned = self.pool.assign_parts(plan, parts, introductions, manager_ends);
+        assigned.map_err(|error| Error::failed("cannot start workers", &error))?;
+        Ok(())
     }
 
     /// Settles for workers whose call takes long, unless there is none left to make it.

@@ -83,6 +83,8 @@ pub struct Plan {
     pub code_bytes: u32,
     /// What it is known by.
     pub code_hash: LibraryHash,
+    /// Workers serve a graph.
+    pub graph: bool,
 }
 
 fn bad(field: &'static str, value: String, expected: &str) -> BadAssignment {
@@ -152,6 +154,7 @@ impl TryFrom<Assignment> for Plan {
             spin,
             code_bytes: from.code_bytes,
             code_hash: from.code_hash,
+            graph: from.graph,
         })
     }
 }
@@ -174,8 +177,8 @@ impl Plan {
     }
 }
 
-/// Size of a page of this machine's memory, in bytes.
-fn page_bytes() -> usize {
+/// Returns the size of a page of this machine's memory, in bytes.
+pub fn page_bytes() -> usize {
     const USUAL: usize = 4096;
     match sysconf(SysconfVar::PAGE_SIZE) {
         Ok(Some(bytes)) => usize::try_from(bytes).unwrap_or(USUAL),
@@ -201,7 +204,7 @@ mod tests {
                 "session_secret": "ffffffffffffffffffffffffffffffff", "workers": 2, "pin_to": null,
                 "slots": 4, "input_bytes": 64, "output_bytes": 64, "code_bytes": 9,
                 "code_hash": "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad",
-                "library": "absent", "hot_timeout_ms": -1}"#,
+                "library": "absent", "hot_timeout_ms": -1, "graph": false}"#,
         )
         .unwrap();
         let changes: serde_json::Value = serde_json::from_str(change).unwrap();

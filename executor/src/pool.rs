@@ -17,17 +17,21 @@ use std::time::{Duration, Instant};
 
 use rdmalib::{CompletionQueue, Device, Domain, Waker};
 use rfaas_call::callee::{Callee, ServiceEnd, request_queue};
+use rfaas_call::edge::arrival_queue;
 
 use crate::account::{Account, Published};
 use crate::clock::{MS, ticks};
 use crate::cpus::{Cpus, pin};
 use crate::events::{Notifier, ThreadEvent};
 use crate::fatal;
+use crate::hop::{Edges, INTRODUCED_WITHIN, Means, edges_of};
+use crate::introductions::{Expected, Introductions};
 use crate::library::{Library, MAX_GUARDS};
+use crate::parts::Part;
 use crate::plan::{Plan, StandbyPlan};
 use crate::sync::{AtomicBool, Ordering};
 use crate::watch::{News, Watch};
-use crate::worker::{self, Worker, WorkerShare, WorkerStartError, locked};
+use crate::worker::{self, Connection, Worker, WorkerEnd, WorkerShare, WorkerStartError, locked};
 use rfaas_program::footprint::stack_bytes;
 
 /// Time that a worker has at its end until the manager has its last counts.
@@ -86,8 +90,11 @@ struct WorkerStart {
 #[derive(Debug)]
 struct Task {
     plan: Arc<Plan>,
-    requests: CompletionQueue,
+    /// Where what is sent to it completes.
+    arrivals: CompletionQueue,
     max_guards: usize,
+    /// What it is for, if that is a graph.
+    part: Option<(Part, Sender<Expected>)>,
 }
 
 impl WorkerPool {
@@ -113,23 +120,54 @@ impl WorkerPool {
         Ok(pool)
     }
 
-    /// Gives the workers their parts of `plan`: they dial the client, and all but the first the manager before.
+    /// Gives the workers their shares of `plan`: they dial the client, and all but the first the manager before.
     pub fn assign(
         &mut self,
         plan: &Arc<Plan>,
         manager_ends: &CompletionQueue,
     ) -> Result<(), PoolError> {
-        let max_guards = MAX_GUARDS / plan.workers.len();
         for index in 0..plan.workers.len() {
-            if index == self.members.len() {
-                self.start_worker(manager_ends)?;
-            }
             let requests = request_queue(&self.device, &plan.layout)?;
-            let member = &mut self.members[index];
-            member.waker = Some(requests.waker());
-            let task = Task { plan: plan.clone(), requests, max_guards };
-            let _ = member.tasks.send(task); // one that has ended needs none
+            self.assign_one(index, plan, requests, None, manager_ends)?;
         }
+        Ok(())
+    }
+
+    /// Does the same for a graph, in which these are the parts of the workers: they are dialled by others at
+    /// `introductions`, and dial others, before they dial the client.
+    pub fn assign_parts(
+        &mut self,
+        plan: &Arc<Plan>,
+        parts: Vec<Part>,
+        introductions: Introductions,
+        manager_ends: &CompletionQueue,
+    ) -> Result<(), PoolError> {
+        let dialled = parts.iter().map(Part::dialled_by).sum();
+        let expected = introductions.accept(dialled, INTRODUCED_WITHIN)?;
+        for (index, part) in parts.into_iter().enumerate() {
+            let arrivals = arrival_queue(&self.device, plan.layout.slots(), edges_of(&part))?;
+            let part = Some((part, expected.clone()));
+            self.assign_one(index, plan, arrivals, part, manager_ends)?;
+        }
+        Ok(())
+    }
+
+    fn assign_one(
+        &mut self,
+        index: usize,
+        plan: &Arc<Plan>,
+        arrivals: CompletionQueue,
+        part: Option<(Part, Sender<Expected>)>,
+        manager_ends: &CompletionQueue,
+    ) -> Result<(), PoolError> {
+        if index == self.members.len() {
+            self.start_worker(manager_ends)?;
+        }
+        let max_guards = MAX_GUARDS / plan.workers.len();
+        let member = &mut self.members[index];
+        member.waker = Some(arrivals.waker());
+        let task = Task { plan: plan.clone(), arrivals, max_guards, part };
+        let _ = member.tasks.send(task); // one that has ended needs none
         Ok(())
     }
 
@@ -293,9 +331,9 @@ pub enum PoolError {
 }
 
 /// Logs how a worker ended, at a low level: a client may cut one off at any time.
-pub fn log_end(worker: usize, end: &Result<ServiceEnd, WorkerStartError>) {
+pub fn log_end(worker: usize, end: &Result<WorkerEnd, WorkerStartError>) {
     match end {
-        Ok(ServiceEnd::Stopped) => {}
+        Ok(end) if end.is_stopped() => {}
         Ok(end) => tracing::debug!(worker, %end, "worker ended"),
         Err(error) => tracing::debug!(worker, %error, "worker did not start"),
     }
@@ -308,7 +346,7 @@ fn place_of_this_thread() -> Option<PathBuf> {
 }
 
 /// Runs a worker's thread from its begin to its end.
-fn work(start: WorkerStart) -> Result<ServiceEnd, WorkerStartError> {
+fn work(start: WorkerStart) -> Result<WorkerEnd, WorkerStartError> {
     fatal::note_stack();
     if let Some(place) = place_of_this_thread() {
         let _ = start.place.set(place); // nobody else does
@@ -318,9 +356,8 @@ fn work(start: WorkerStart) -> Result<ServiceEnd, WorkerStartError> {
     if index == 0 {
         start.notifier.tell(ThreadEvent::CountsHere);
     }
-    let Ok(Task { plan, requests, max_guards }) = start.tasks.recv() else {
-        return Ok(ServiceEnd::Stopped);
-    };
+    let stopped = Ok(WorkerEnd::Called(ServiceEnd::Stopped));
+    let Ok(Task { plan, arrivals, max_guards, part }) = start.tasks.recv() else { return stopped };
     let cpus = match plan.workers[usize::from(index)] {
         Some(cpu) => {
             pin(cpu);
@@ -328,19 +365,52 @@ fn work(start: WorkerStart) -> Result<ServiceEnd, WorkerStartError> {
         }
         None => Cpus::of_this_thread().ok(), // unknown: it stays where the scheduler puts it
     };
-    let mut connection = worker::prepare(&start.device, &plan, max_guards, &requests)?;
-    worker::connect(&mut connection, &plan, index)?;
+    let connected = match part {
+        None => {
+            let mut connection = worker::prepare(&start.device, &plan, max_guards, &arrivals)?;
+            worker::connect(&mut connection, &plan, index)?;
+            Connected::ToCaller(connection)
+        }
+        Some((part, introductions)) => {
+            let device = &start.device;
+            let means = Means { device, plan: &plan, arrivals: &arrivals, max_guards };
+            let edges = Edges::connect(&means, index, &part, &introductions)?;
+            Connected::InGraph(edges, part)
+        }
+    };
     start.notifier.tell(ThreadEvent::WorkerConnected);
-    let Ok(library) = start.library.recv() else { return Ok(ServiceEnd::Stopped) };
+    let Ok(library) = start.library.recv() else { return stopped };
     let share = WorkerShare { account, published: &start.published, stop: &start.stop };
     let mut worker = Worker::new(&library, plan.spin, cpus, share);
-    let mut callee = Callee::new(connection, requests);
-    let end = worker.serve(&mut callee);
-    let totals = worker.meter().used().totals();
-    if !locked(account).close(&totals, CLOSE_TIMEOUT) {
-        tracing::debug!(worker = index, ?totals, "the manager does not have the last counts");
+    let close = |worker: &Worker<'_>| {
+        let totals = worker.meter().used().totals();
+        if !locked(account).close(&totals, CLOSE_TIMEOUT) {
+            tracing::debug!(worker = index, ?totals, "the manager does not have the last counts");
+        }
+    };
+    // What is taken down at the end of each arm is so after the count: that may take long, and is not time of the worker.
+    match connected {
+        Connected::ToCaller(connection) => {
+            let mut callee = Callee::new(connection, arrivals);
+            let end = worker.serve(&mut callee);
+            close(&worker);
+            Ok(WorkerEnd::Called(end))
+        }
+        Connected::InGraph(edges, part) => {
+            // That it is there was seen to before the library was given out.
+            let Some(function) = library.number(&part.name) else { return stopped };
+            let (mut hop, _client) = edges.begin(arrivals, function, &part);
+            let end = worker.serve_graph(&mut hop);
+            close(&worker);
+            Ok(WorkerEnd::Hopped(end))
+        }
     }
-    // Only now: it may take long to take down, which is not time of the worker.
-    drop(callee);
-    Ok(end)
+}
+
+/// The connections of a worker.
+enum Connected {
+    /// It answers calls.
+    ToCaller(Connection),
+    /// It hands on what functions return.
+    InGraph(Edges, Part),
 }

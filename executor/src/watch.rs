@@ -18,9 +18,10 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 use rdmalib::{CompletionQueue, Notify};
 use rfaas_program::local_channel::LocalChannel;
+use rfaas_protocol::Empty;
 use rfaas_protocol::channel::{Channel, ChannelError, Incoming};
 use rfaas_protocol::launch::{FromStandby, ToStandby};
-use rfaas_protocol::{Empty, Malformed, MessageKind};
+use rfaas_protocol::session::ToExecutor;
 
 use crate::events::{ThreadEvent, ThreadEvents};
 use crate::signals::Signals;
@@ -34,6 +35,8 @@ pub enum News {
     Event(ThreadEvent),
     /// The client wrote so many bytes.
     Written(u32),
+    /// It says something of a graph.
+    Told(Box<ToExecutor>),
     /// The client is gone, or does not follow the protocol.
     ClientGone(ChannelError),
     /// The executor manager ended an accounting connection, or the channel: it is gone.
@@ -56,23 +59,8 @@ impl News {
             News::Event(ThreadEvent::WorkerEnded { end: Ok(_), .. }) => false,
             News::Event(ThreadEvent::CountsHere | ThreadEvent::WorkerConnected) => false,
             News::Event(ThreadEvent::WorkersJoined) => false,
-            News::Assigned(_) | News::Written(_) | News::Nothing => false,
+            News::Assigned(_) | News::Written(_) | News::Told(_) | News::Nothing => false,
         }
-    }
-}
-
-/// What a client sends to an executor: no messages, it only writes the code.
-#[derive(Clone, Copy, Debug)]
-enum NoMessage {}
-
-impl MessageKind for NoMessage {
-    fn encode(&self) -> Vec<u8> {
-        match *self {}
-    }
-
-    fn decode(bytes: &[u8]) -> Result<Self, Malformed> {
-        let kind = bytes.first_chunk().map_or(0, |kind| u16::from_le_bytes(*kind));
-        Err(Malformed::Kind(kind))
     }
 }
 
@@ -145,10 +133,12 @@ impl Watch {
             return Ok(Some(News::Event(event)));
         }
         if !self.client_gone {
-            match self.client.try_receive::<NoMessage>() {
+            match self.client.try_receive::<ToExecutor>() {
                 Ok(None) => {}
                 Ok(Some(Incoming::Written { bytes, .. })) => return Ok(Some(News::Written(bytes))),
-                Ok(Some(Incoming::Message(none))) => match none {},
+                Ok(Some(Incoming::Message(message))) => {
+                    return Ok(Some(News::Told(Box::new(message))));
+                }
                 Err(error) => {
                     self.client_gone = true;
                     return Ok(Some(News::ClientGone(error)));

@@ -9,12 +9,14 @@
 //! Elsewhere: reading requests and replying (`rfaas_call::callee`), when to sleep (`spin`), counting (`meter`,
 //! `account`), starting and stopping (`pool`).
 
+use std::fmt;
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use rdmalib::{CompletionQueue, Device, ForkMark};
-use rfaas_call::Spin;
-use rfaas_call::callee::{Callee, CallerConnection, Service, ServiceEnd, Slot, SlotMemory};
+use rfaas_call::callee::{Callee, CallerConnection, Service, ServiceEnd};
+use rfaas_call::edge::{Hop, HopEnd};
+use rfaas_call::{Place, Spin};
 
 use crate::account::{Account, Published, SETTLE_EACH_NS};
 use crate::clock::{ticks, ticks_of};
@@ -32,6 +34,9 @@ pub enum WorkerStartError {
     /// A peer does not answer.
     #[error(transparent)]
     Dial(#[from] DialError),
+    /// An edge of a graph could not be made.
+    #[error("an edge: {0}")]
+    Edges(String),
     /// The device cannot provide what the worker needs.
     #[error("{what} of a worker: {source}")]
     Device {
@@ -41,6 +46,31 @@ pub enum WorkerStartError {
         #[source]
         source: rdmalib::Error,
     },
+}
+
+/// Why a worker has ended.
+#[derive(Debug)]
+pub enum WorkerEnd {
+    /// It answered calls.
+    Called(ServiceEnd),
+    /// It served a graph.
+    Hopped(HopEnd),
+}
+
+impl WorkerEnd {
+    /// Returns whether it was stopped.
+    pub fn is_stopped(&self) -> bool {
+        matches!(self, WorkerEnd::Called(ServiceEnd::Stopped) | WorkerEnd::Hopped(HopEnd::Stopped))
+    }
+}
+
+impl fmt::Display for WorkerEnd {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            WorkerEnd::Called(end) => end.fmt(f),
+            WorkerEnd::Hopped(end) => end.fmt(f),
+        }
+    }
 }
 
 /// The connection to the client.
@@ -126,6 +156,13 @@ impl<'a> Worker<'a> {
         end
     }
 
+    /// Serves the runs of `hop` likewise.
+    pub fn serve_graph(&mut self, hop: &mut Hop<GuardedMemory>) -> HopEnd {
+        let end = hop.serve(self);
+        self.meter.polled(ticks());
+        end
+    }
+
     /// Returns what it has used.
     pub fn meter(&self) -> &Meter {
         &self.meter
@@ -180,16 +217,10 @@ impl Service for Worker<'_> {
     }
 
     #[inline]
-    fn call(
-        &mut self,
-        function: u32,
-        memory: &SlotMemory,
-        slot: Slot,
-        input_bytes: u32,
-    ) -> Option<u32> {
+    fn call(&mut self, function: u32, place: Place<'_>) -> Option<u32> {
         let function = self.library.function(function)?;
         self.share.published.begin(self.meter.used(), self.meter.mark());
-        let bytes = function.call(memory, slot, input_bytes);
+        let bytes = function.call(place);
         if !self.process.is_here() {
             leave_forked(); // this is the child of a function that has forked
         }

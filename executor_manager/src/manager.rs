@@ -25,7 +25,9 @@ use rfaas_program::poll_loop::{
 };
 use rfaas_protocol::Capacity;
 use rfaas_protocol::accounting::AccountingHello;
-use rfaas_protocol::allocation::{Allocate, ClaimHello, FromClient, Renew, ToClient};
+use rfaas_protocol::allocation::{
+    Allocate, ClaimHello, FromClient, RefusedBecause, Renew, ToClient,
+};
 use rfaas_protocol::channel::refuse;
 use rfaas_protocol::lease::{EndReason, LeaseId};
 use rfaas_protocol::node::LeaseEnded;
@@ -37,7 +39,7 @@ use crate::cache::{Cache, FillingId};
 use crate::clients::{Clients, Heard};
 use crate::executors::Executors;
 use crate::lease_log::LeaseLog;
-use crate::request::{Authority, Opening, RequestRefusal};
+use crate::request::{Authority, Deployment, Opening, RequestRefusal};
 use crate::signals::Signals;
 use crate::upstream::{DialError, News, Upstream};
 
@@ -278,7 +280,10 @@ impl Manager {
         let opening = self.clients.opening(client).unwrap_or(&Opening::Old);
         let time_left = self.authority.admit_claim(allocate, opening, self.time())?;
         let terms = allocate.signed.terms;
-        Ok(Event::Claim { client, terms, time_left, deployment: allocate.into() })
+        let bad =
+            |wrong: Malformed| RequestRefusal::new(RefusedBecause::BadRequest, wrong.to_string());
+        let deployment = Deployment::try_from(allocate).map_err(bad)?;
+        Ok(Event::Claim { client, terms, time_left, deployment })
     }
 
     /// A renewal of the lease that this connection holds; its holder was proved with its claim.

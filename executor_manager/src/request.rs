@@ -11,12 +11,12 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rfaas_protocol::allocation::{
-    Allocate, AllocateRefused, ClaimHello, NodeProof, RefusedBecause, ToClient,
+    Allocate, AllocateRefused, ClaimHello, NodeProof, RefusedBecause, Serves, ToClient,
 };
 use rfaas_protocol::invocation::{HEADER_SPACE, MAX_SLOTS};
 use rfaas_protocol::lease::{ClientName, LeaseId, LeaseKey, Reason, SignedTerms};
 use rfaas_protocol::library::LibraryHash;
-use rfaas_protocol::{Clock, Nonce, Nonces, Secret};
+use rfaas_protocol::{Clock, Malformed, Nonce, Nonces, Secret};
 
 use crate::identity::Identity;
 
@@ -192,11 +192,15 @@ pub struct Deployment {
     pub owner: ClientName,
     /// Input slots of each worker.
     pub slots: u16,
+    /// Workers serve a graph.
+    pub graph: bool,
 }
 
-impl From<&Allocate> for Deployment {
-    fn from(wire: &Allocate) -> Self {
-        Deployment {
+impl TryFrom<&Allocate> for Deployment {
+    type Error = Malformed;
+
+    fn try_from(wire: &Allocate) -> Result<Self, Malformed> {
+        Ok(Deployment {
             client: wire.client.into(),
             session: wire.session,
             hot_timeout_ms: wire.hot_timeout_ms.get(),
@@ -206,7 +210,8 @@ impl From<&Allocate> for Deployment {
             code_hash: wire.code_hash,
             owner: wire.signed.terms.client,
             slots: wire.slots.get(),
-        }
+            graph: Serves::from_wire(wire.serves)? == Serves::Graph,
+        })
     }
 }
 
@@ -295,6 +300,7 @@ mod tests {
             code_bytes: 50_000,
             code_hash: LibraryHash([7; 32]),
             owner: ClientName::new("someone").unwrap(),
+            graph: false,
             slots: 4,
         }
     }

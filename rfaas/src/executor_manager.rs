@@ -141,6 +141,7 @@ impl ExecutorManager {
             code_bytes: request.code_bytes.into(),
             code_hash: request.code_hash,
             slots: request.slots.into(),
+            serves: request.serves.to_wire(),
             proof: Proof::NONE,
         };
         let claim = claim.proved(self.token.key(), &self.nonces);

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use rfaas_call::Spin;
 use rfaas_protocol::Secret;
+use rfaas_protocol::allocation::Serves;
 use rfaas_protocol::lease::Token;
 use rfaas_protocol::library::LibraryHash;
 
@@ -97,6 +98,7 @@ pub(crate) struct ExecutorRequest {
     pub(crate) code_bytes: u32,
     pub(crate) code_hash: LibraryHash,
     pub(crate) slots: u16,
+    pub(crate) serves: Serves,
 }
 
 #[cfg(test)]

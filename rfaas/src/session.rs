@@ -11,7 +11,7 @@
 //!   the real one is waited for.
 
 use std::cell::OnceCell;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -20,6 +20,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rdmalib::Listener;
 use rfaas_call::caller::{CallLimits, Calls, Driver, Workers};
 use rfaas_protocol::Secret;
+use rfaas_protocol::allocation::Serves;
 use rfaas_protocol::channel::Channel;
 use rfaas_protocol::lease::LeaseId;
 
@@ -92,6 +93,7 @@ fn launch(
         code_bytes: wire(specification.library.code.len()),
         code_hash: specification.library.hash,
         slots: deployment.slots,
+        serves: Serves::Calls,
     };
     // Made while the manager starts the executor.
     let assembly = OnceCell::new();
@@ -193,20 +195,26 @@ fn sleep(
     let manager = state.manager();
     let descriptors = [listener.map(AsFd::as_fd), assembly.descriptor()].into_iter().flatten();
     let descriptors = descriptors.chain(manager.as_ref().map(|manager| manager.as_fd()));
+    sleep_on(descriptors, timeout)?;
+    assembly.acknowledge()
+}
+
+/// Sleeps until one of `descriptors` is readable, or `timeout` is over.
+pub(crate) fn sleep_on<'fd>(
+    descriptors: impl Iterator<Item = BorrowedFd<'fd>>,
+    timeout: Duration,
+) -> Result<()> {
     let mut polled: Vec<_> = descriptors.map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
     // Rounded up: who wakes before the deadline would spin until it.
     let timeout = PollTimeout::try_from(timeout + Duration::from_micros(999));
     match poll(&mut polled, timeout.unwrap_or(PollTimeout::MAX)) {
-        Ok(_) | Err(Errno::EINTR) => {}
-        Err(errno) => {
-            return Err(rdmalib::Error::Os { call: "poll", source: errno.into() }.into());
-        }
+        Ok(_) | Err(Errno::EINTR) => Ok(()),
+        Err(errno) => Err(rdmalib::Error::Os { call: "poll", source: errno.into() }.into()),
     }
-    assembly.acknowledge()
 }
 
 /// Returns how the executor ended, if it did, and when to poll again at the latest. Fails if the lease ended.
-fn poll_manager(state: &mut LeaseUse) -> Result<(Option<Exit>, Option<Instant>)> {
+pub(crate) fn poll_manager(state: &mut LeaseUse) -> Result<(Option<Exit>, Option<Instant>)> {
     let Some(manager) = state.manager() else { return Ok((None, None)) };
     let again_at = match manager.poll_armed() {
         Polled::Until(at) => Some(at),
@@ -220,7 +228,7 @@ fn poll_manager(state: &mut LeaseUse) -> Result<(Option<Exit>, Option<Instant>)>
 }
 
 /// Returns how the executor ended, whose connection has.
-fn wait_for_exit(state: &mut LeaseUse) -> Result<Exit> {
+pub(crate) fn wait_for_exit(state: &mut LeaseUse) -> Result<Exit> {
     let Some(manager) = state.manager() else { return Ok(Exit::Unknown) };
     manager.wait_for_exit(Instant::now() + EXIT_NEWS)?;
     if let Some(error) = manager.not_started() {

@@ -28,7 +28,7 @@ use std::time::Duration;
 
 use libloading::os::unix::{Library as Handle, RTLD_GLOBAL, RTLD_LOCAL, RTLD_NOW};
 use rdmalib::ForkMark;
-use rfaas_call::callee::{Slot, SlotMemory};
+use rfaas_call::Place;
 use rfaas_protocol::library::{LibraryError, exported_functions};
 
 mod error;
@@ -132,6 +132,11 @@ impl Library {
         &self.names
     }
 
+    /// Returns the number of the function called `name`.
+    pub fn number(&self, name: &str) -> Option<u32> {
+        self.names.iter().position(|known| known == name).and_then(|at| u32::try_from(at).ok())
+    }
+
     /// Returns the function of this number.
     #[inline]
     pub fn function(&self, number: u32) -> Option<Function> {
@@ -144,12 +149,11 @@ impl Library {
 pub struct Function(Foreign);
 
 impl Function {
-    /// Calls it with the first `input_bytes` bytes of the slot's input. Returns how many bytes of
-    /// output it says it wrote, which may be any number.
+    /// Calls it with the input of `place`. Returns how many bytes of output it says it wrote, which
+    /// may be any number.
     #[inline]
-    pub fn call(self, memory: &SlotMemory, slot: Slot, input_bytes: u32) -> u32 {
-        let (input, output) = memory.pointers(slot, input_bytes);
-        enter(self.0, input.cast(), input_bytes, output.cast())
+    pub fn call(self, place: Place<'_>) -> u32 {
+        enter(self.0, place.input().cast(), place.input_bytes(), place.output().cast())
     }
 }
 

@@ -154,6 +154,7 @@ pub fn assignment(setup: &Setup, client: SocketAddr, code: &[u8]) -> Assignment 
         code_hash: LibraryHash::of(code),
         library: LibraryFile::Absent,
         hot_timeout_ms: setup.hot_timeout_ms,
+        graph: false,
     }
 }
 

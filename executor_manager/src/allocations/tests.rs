@@ -30,6 +30,7 @@ pub(super) fn deployment() -> Deployment {
         client: "127.0.0.1:4000".parse().unwrap(),
         session: Secret([1; 16]),
         hot_timeout_ms: -1,
+        graph: false,
         input_bytes: 64,
         output_bytes: 64,
         code_bytes: 1000,

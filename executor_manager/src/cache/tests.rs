@@ -28,6 +28,7 @@ fn deployment(name: &str, code: &[u8]) -> Deployment {
         code_hash: LibraryHash::of(code),
         owner: ClientName::new(name).unwrap(),
         slots: 1,
+        graph: false,
     }
 }
 

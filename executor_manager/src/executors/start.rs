@@ -55,6 +55,7 @@ impl Executors {
             code_hash: deployment.code_hash,
             library: library.kind(),
             hot_timeout_ms: deployment.hot_timeout_ms,
+            graph: deployment.graph,
         };
         self.last = Some(assignment.clone());
         while workers <= STANDBY_WORKERS

@@ -26,7 +26,7 @@ mod tests {
                 "session_secret": "000102030405060708090a0b0c0d0e0f", "workers": 2, "pin_to": [1],
                 "slots": 1, "input_bytes": 64, "output_bytes": 64, "code_bytes": 1000,
                 "code_hash": "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad",
-                "library": "absent", "hot_timeout_ms": 0}"#,
+                "library": "absent", "hot_timeout_ms": 0, "graph": false}"#,
         )
         .unwrap();
         let library = |bytes| PreloadedLibrary { hash: assignment.code_hash, bytes };

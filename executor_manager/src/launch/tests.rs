@@ -74,6 +74,7 @@ fn instructions(workers: u16) -> Instructions {
         code_hash: LibraryHash([0; 32]),
         library: LibraryFile::Absent,
         hot_timeout_ms: -1,
+        graph: false,
     };
     Instructions { standby, assignment: Some(assignment) }
 }

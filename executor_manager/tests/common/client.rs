@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rfaas_protocol::allocation::{
     Allocate, AllocateRefused, ClaimHello, ExecutorExited, FromClient, NodeProof, ReadOutput,
-    RefusedBecause, Renew, ToClient,
+    RefusedBecause, Renew, Serves, ToClient,
 };
 use rfaas_protocol::channel::{Channel, ChannelError, Incoming};
 use rfaas_protocol::lease::{ClientName, EndReason, LeaseKey, LeaseTerms, NodeName, Token};
@@ -50,6 +50,7 @@ pub fn allocate(token: Token) -> Allocate {
         code_bytes: 1000.into(),
         code_hash: LibraryHash([0; 32]),
         slots: 4.into(),
+        serves: Serves::Calls.to_wire(),
     }
 }
 

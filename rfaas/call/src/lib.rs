@@ -15,7 +15,11 @@
 mod backoff;
 pub mod callee;
 pub mod caller;
+pub mod edge;
+mod place;
 mod sharing;
+mod writer;
 
 pub use backoff::{Awaited, Backoff, FREE_POLLS, Pause, Spin};
+pub use place::Place;
 pub use sharing::Sharing;

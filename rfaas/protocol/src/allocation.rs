@@ -87,7 +87,7 @@ impl NodeProof {
 wire! {
     /// Claims a lease and asks for its executor. May be sent again on the same connection once the
     /// executor has exited.
-    pub struct Allocate [372 bytes] {
+    pub struct Allocate [374 bytes] {
         /// The lease.
         pub signed: SignedTerms,
         /// What the client's clock says, which an unsigned claim ends by.
@@ -109,6 +109,8 @@ wire! {
         pub code_hash: LibraryHash,
         /// Input slots of each worker: invocations in flight.
         pub slots: U16,
+        /// [`Serves`].
+        pub serves: U16,
         /// By the lease's key; none without a resource manager.
         pub proof: Proof,
     }
@@ -131,7 +133,17 @@ impl Allocate {
         &self.as_bytes()[..size_of::<Self>() - size_of::<Proof>()]
     }
 
-    const LABEL: &[u8] = b"rFaaS client v7";
+    const LABEL: &[u8] = b"rFaaS client v9";
+}
+
+numbered! {
+    /// What the workers of an executor are for.
+    pub enum Serves ("what workers serve") {
+        /// They answer calls of the client.
+        1 => Calls,
+        /// They hand on what functions return, as the client tells each ([`ToExecutor`](super::session::ToExecutor)).
+        2 => Graph,
+    }
 }
 
 wire! {

@@ -137,6 +137,8 @@ pub struct Assignment {
     pub library: LibraryFile,
     /// Polling mode, as in [`Allocate`](super::allocation::Allocate).
     pub hot_timeout_ms: i64,
+    /// Workers serve a graph: what each is for is told by the [client](super::session::ToExecutor).
+    pub graph: bool,
 }
 
 /// The sandbox of an executor.

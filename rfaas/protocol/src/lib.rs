@@ -9,6 +9,7 @@
 //!   launch       executor_manager ◀─▶ zygote, guardian  starts executors, tells how they ended
 //!   session      executor ──▶ client                    dials back, takes code if it has none, offers input slots
 //!   invocation   client ◀─▶ worker                      writes with immediate data; no server between
+//!   edge         worker ──▶ worker, client              what functions of a graph hand on
 //! ```
 //! Integers are little-endian and structs have neither padding nor alignment, so their bytes are the
 //! message. Every connection opens with a [`Hello`] in its private data; after that a message is a
@@ -27,6 +28,7 @@ pub mod allocation;
 pub mod assignment;
 mod capacity;
 pub mod channel;
+pub mod edge;
 pub mod heartbeat;
 pub mod invocation;
 pub mod isolation;
@@ -86,7 +88,7 @@ macro_rules! numbered {
 pub(crate) use numbered;
 
 /// Version of all conversations together. Peers of another version are refused by name.
-pub const VERSION: u16 = 8;
+pub const VERSION: u16 = 9;
 /// Oldest version of a client that is accepted: what it says without a proof means what it did. It cannot claim leases.
 pub const OLDEST_CLIENT: u16 = 4;
 
@@ -145,6 +147,8 @@ pub enum Role {
     Executor = 5,
     /// A worker thread that dials its client.
     Worker = 6,
+    /// Who will write to a worker, or to a client, over an edge of a graph.
+    Edge = 7,
 }
 
 wire! {
@@ -178,12 +182,13 @@ impl Hello {
             4 => Role::Accounting,
             5 => Role::Executor,
             6 => Role::Worker,
+            7 => Role::Edge,
             _ if version != VERSION => return Err(Malformed::Version { theirs: version }),
             other => return Err(Malformed::Kind(other)),
         };
         let oldest = match role {
             Role::Lease | Role::Allocation => OLDEST_CLIENT,
-            Role::Node | Role::Accounting | Role::Executor | Role::Worker => VERSION,
+            Role::Node | Role::Accounting | Role::Executor | Role::Worker | Role::Edge => VERSION,
         };
         match (oldest..=VERSION).contains(&version) {
             true => Ok((role, rest)),

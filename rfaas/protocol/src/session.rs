@@ -7,11 +7,17 @@
 //!   executor ──Functions…, LoadFailed or CodeDiffers─────────▶ client
 //!   worker   ──connect, WorkerHello (where the slots are)────▶ client       worker by worker
 //! ```
+//! An executor of a graph is told what its workers are for. They do not answer the client but hand on what functions
+//! return (`edge`); the slots of a worker that the client gives no input are of no bytes.
+//! ```text
+//!   executor ──Listening (where edges come in)──▶ client
+//!   executor ◀──Part, EdgeIn…, EdgeOut…, for each worker; Complete──  client       once it knows where all executors listen
+//! ```
 
 use zerocopy::little_endian::{U16, U32, U64};
 
 use super::library::LibraryHash;
-use super::{Malformed, Secret, Text, messages, numbered, wire};
+use super::{Empty, Malformed, Secret, Text, WireAddress, messages, numbered, wire};
 
 wire! {
     /// Behind the [`Hello`](super::Hello) of an executor process.
@@ -86,6 +92,46 @@ wire! {
         pub reason: Text<512>,
     }
 
+    /// Where workers are dialled that edges come to.
+    pub struct Listening [18 bytes] {
+        /// Address.
+        pub address: WireAddress,
+    }
+
+    /// What a worker is for. Sent before its edges.
+    pub struct Part [518 bytes] {
+        /// Its index, from 0. Parts come in this order.
+        pub worker: U16,
+        /// Number of its function in the graph.
+        pub function: U16,
+        /// Name of that in the library.
+        pub name: Text<MAX_FUNCTION_NAME_BYTES>,
+    }
+
+    /// The worker whose part was sent last has input of the client: that is in the slots that it offers when it dials.
+    pub struct InputOfClient [4 bytes] {
+        /// Largest payload, in bytes.
+        pub bytes: U32,
+    }
+
+    /// An edge to that worker. Inputs are numbered in the order in which they are sent.
+    pub struct EdgeIn [20 bytes] {
+        /// What who dials shows.
+        pub secret: Secret,
+        /// Largest payload, in bytes.
+        pub bytes: U32,
+    }
+
+    /// An edge from that worker.
+    pub struct EdgeOut [38 bytes] {
+        /// Whom to dial.
+        pub to: WireAddress,
+        /// What to show there.
+        pub secret: Secret,
+        /// Largest payload, in bytes.
+        pub bytes: U32,
+    }
+
     /// The code that was written is not what was announced. It was not loaded.
     pub struct CodeDiffers [32 bytes] {
         /// What was written.
@@ -134,5 +180,22 @@ messages! {
         2 => LoadFailed(LoadFailed),
         /// Other code.
         3 => CodeDiffers(CodeDiffers),
+        /// It waits for edges.
+        4 => Listening(Listening),
+    }
+}
+messages! {
+    /// Client to executor process, of a graph.
+    pub enum ToExecutor {
+        /// What a worker is for.
+        1 => Part(Part),
+        /// It has input of the client.
+        2 => InputOfClient(InputOfClient),
+        /// An edge to it.
+        3 => EdgeIn(EdgeIn),
+        /// An edge from it.
+        4 => EdgeOut(EdgeOut),
+        /// That is all.
+        5 => Complete(Empty),
     }
 }

@@ -18,7 +18,7 @@ use rfaas_protocol::lease::{
     NodeName, Token,
 };
 use rfaas_protocol::node::{ManagerProof, NodeHello, Register};
-use rfaas_protocol::session::{FromExecutor, FunctionNames, WorkerHello};
+use rfaas_protocol::session::{FromExecutor, FunctionNames, ToExecutor, WorkerHello};
 use rfaas_protocol::{
     Empty, Hello, MAX_MESSAGE_BYTES, Malformed, MessageKind, Nonce, Nonces, Refusal, Role, Secret,
     Text, VERSION, WireAddress, allocation, launch, lease, node, parse_prefix,
@@ -77,6 +77,7 @@ fn decode_as_each(bytes: &[u8]) -> usize {
         + one::<allocation::FromClient>(bytes)
         + one::<allocation::ToClient>(bytes)
         + one::<FromExecutor>(bytes)
+        + one::<ToExecutor>(bytes)
         + one::<launch::FromZygote>(bytes)
         + one::<launch::ToZygote>(bytes)
         + one::<launch::FromGuardian>(bytes)
@@ -86,9 +87,9 @@ fn decode_as_each(bytes: &[u8]) -> usize {
 }
 
 /// Lengths of all message bodies, so that random bytes are often of the right length.
-const BODIES: [usize; 27] = [
-    0, 2, 4, 6, 8, 10, 14, 16, 24, 32, 40, 90, 200, 228, 242, 244, 246, 252, 260, 262, 266, 272,
-    286, 372, 514, 1010, 1016,
+const BODIES: [usize; 31] = [
+    0, 2, 4, 6, 8, 10, 14, 16, 18, 20, 24, 32, 38, 40, 90, 200, 228, 242, 244, 246, 252, 260, 262,
+    266, 272, 286, 374, 514, 518, 1010, 1016,
 ];
 
 proptest! {
@@ -230,7 +231,7 @@ fn every_message_has_a_length_of_its_own_and_fits() {
         .flat_map(|kind| BODIES.map(|len| [&kind.to_le_bytes()[..], &vec![1; len]].concat()))
         .map(|bytes| decode_as_each(&bytes))
         .sum();
-    assert_eq!(accepted, 43, "messages of all conversations: is BODIES complete?");
+    assert_eq!(accepted, 49, "messages of all conversations: is BODIES complete?");
     assert!(BODIES.iter().all(|len| len + 2 <= MAX_MESSAGE_BYTES));
 }
 
@@ -273,7 +274,7 @@ fn a_peer_of_another_version_or_another_kind_is_recognised() {
     other[4..6].copy_from_slice(&(VERSION + 1).to_le_bytes());
     assert_eq!(Hello::parse(&other), Err(Malformed::Version { theirs: VERSION + 1 }));
     let text = Hello::parse(&other).unwrap_err().to_string();
-    assert!(text.contains("version 9") && text.contains("speaks 8"), "{text}");
+    assert!(text.contains("version 10") && text.contains("speaks 9"), "{text}");
 
     let mut other = hello.clone();
     other[0] ^= 1;
@@ -282,8 +283,8 @@ fn a_peer_of_another_version_or_another_kind_is_recognised() {
     assert_eq!(Hello::parse(&[]), Err(Malformed::Magic));
 
     let mut other = hello;
-    other[6] = 7;
-    assert_eq!(Hello::parse(&other), Err(Malformed::Kind(7)));
+    other[6] = 8;
+    assert_eq!(Hello::parse(&other), Err(Malformed::Kind(8)));
 }
 
 #[test]
@@ -374,10 +375,11 @@ fn clients_of_the_release_before_are_listened_to_and_nobody_else_of_it() {
         (Role::Accounting, false),
         (Role::Executor, false),
         (Role::Worker, false),
+        (Role::Edge, false),
     ] {
         let mut hello = Hello::with(role, &Empty {});
         for (version, accepted) in
-            [(8, true), (7, listened_to), (4, listened_to), (3, false), (9, false)]
+            [(9, true), (8, listened_to), (4, listened_to), (3, false), (10, false)]
         {
             hello[4] = version;
             let theirs = version.into();

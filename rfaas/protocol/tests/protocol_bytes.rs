@@ -11,10 +11,13 @@ use rfaas_protocol::accounting::{
 };
 use rfaas_protocol::allocation::{
     self, Allocate, AllocateRefused, Allocated, ClaimHello, ExecutorExited, LeaseEnding, NodeProof,
-    OutputPart, OutputStream, ReadOutput, RefusedBecause, Released, Renew, Renewed,
+    OutputPart, OutputStream, ReadOutput, RefusedBecause, Released, Renew, Renewed, Serves,
 };
 use rfaas_protocol::assignment::{
     AssignedDevice, Assignment, HexSecret, Instructions, LibraryFile, PreloadedLibrary, Standby,
+};
+use rfaas_protocol::edge::{
+    EdgeFailure, EdgeHello, EdgeImmediate, EdgeShape, EdgeSlots, EdgeStatus, FailedBecause,
 };
 use rfaas_protocol::invocation::{
     FailureDetail, HEADER_SPACE, INPUT_IN_PLACE, InPlaceDetail, MAX_SLOTS, OUTPUT_IN_PLACE,
@@ -35,7 +38,8 @@ use rfaas_protocol::node::{
     ManagerProof, NodeHello, Register, RegisterRefused, Registered,
 };
 use rfaas_protocol::session::{
-    CodeDiffers, CodeFrom, ExecutorHello, FromExecutor, FunctionNames, LoadFailed, WorkerHello,
+    CodeDiffers, CodeFrom, EdgeIn, EdgeOut, ExecutorHello, FromExecutor, FunctionNames,
+    InputOfClient, Listening, LoadFailed, Part, ToExecutor, WorkerHello,
 };
 use rfaas_protocol::{
     Bytes, Clock, Empty, Hello, MessageKind, Nonce, Nonces, OLDEST_CLIENT, Proof, Refusal, Role,
@@ -139,7 +143,7 @@ const SECRET: Secret = Secret(*b"0123456789abcdef");
 
 #[test]
 fn a_hello_is_magic_version_and_role() {
-    assert_eq!((VERSION, OLDEST_CLIENT), (8, 4));
+    assert_eq!((VERSION, OLDEST_CLIENT), (9, 4));
     for (role, number) in [
         (Role::Lease, 1),
         (Role::Node, 2),
@@ -147,12 +151,13 @@ fn a_hello_is_magic_version_and_role() {
         (Role::Accounting, 4),
         (Role::Executor, 5),
         (Role::Worker, 6),
+        (Role::Edge, 7),
     ] {
         let hello = Hello::with(role, &Empty {});
-        assert_eq!(hello, [b'r', b'F', b'a', b'S', 8, 0, number, 0]);
+        assert_eq!(hello, [b'r', b'F', b'a', b'S', 9, 0, number, 0]);
     }
     let hello = Hello::with(Role::Accounting, &AccountingHello { secret: SECRET });
-    assert_eq!(hello, b"rFaS\x08\0\x04\x000123456789abcdef");
+    assert_eq!(hello, b"rFaS\x09\0\x04\x000123456789abcdef");
 }
 
 #[test]
@@ -358,14 +363,15 @@ fn allocation_structs() {
         code_bytes: 3.into(),
         code_hash: LibraryHash::of(b"abc"),
         slots: 4.into(),
+        serves: Serves::Graph.to_wire(),
         proof: Proof::NONE,
     }
     .proved(token.key(), &nonces());
-    // Likewise over "rFaaS client v7", both nonces and all that is before it.
+    // Likewise over "rFaaS client v9", both nonces and all that is before it.
     let proof = [
-        0x5f, 0xcd, 0xd0, 0xac, 0xf8, 0x7d, 0xe5, 0xb0, 0x10, 0x52, 0x72, 0x81, 0xfa, 0xa0, 0x47,
-        0x1a, 0x7f, 0x2a, 0xfa, 0x0f, 0x06, 0x7b, 0xe5, 0xd6, 0xc1, 0xef, 0x66, 0x48, 0xec, 0x00,
-        0x68, 0xf8,
+        0x99, 0x19, 0xeb, 0x8e, 0x80, 0x49, 0xd8, 0x77, 0x5f, 0x26, 0x87, 0xc5, 0xad, 0xc4, 0xfc,
+        0xe8, 0x0f, 0x3c, 0xc1, 0x8b, 0x4c, 0x7f, 0xbd, 0xd4, 0x43, 0x7f, 0x28, 0x42, 0x74, 0xbd,
+        0x73, 0x9c,
     ];
     is(
         &allocate,
@@ -378,6 +384,7 @@ fn allocation_structs() {
             &[1, 0, 0, 0, 2, 0, 0, 0, 3, 0, 0, 0],
             &SHA256_OF_ABC,
             &[4, 0],
+            &[2, 0],
             &proof,
         ],
     );
@@ -502,8 +509,54 @@ fn session_structs() {
     let differs = CodeDiffers { received: LibraryHash::of(b"abc") };
     is(&differs, &[&SHA256_OF_ABC]);
     says(&FromExecutor::CodeDiffers(differs), 3, &differs);
+    let listening =
+        Listening { address: WireAddress::from(SocketAddr::from(([127, 0, 0, 1], 258))) };
+    const ADDRESS: [u8; 18] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 127, 0, 0, 1, 2, 1];
+    is(&listening, &[&ADDRESS]);
+    says(&FromExecutor::Listening(listening), 4, &listening);
+    let part = Part { worker: 1.into(), function: 2.into(), name: Text::new("sum").unwrap() };
+    is(&part, &[&[1, 0, 2, 0], &text::<512>("sum")]);
+    says(&ToExecutor::Part(part), 1, &part);
+    let input = InputOfClient { bytes: 3.into() };
+    is(&input, &[&[3, 0, 0, 0]]);
+    says(&ToExecutor::InputOfClient(input), 2, &input);
+    let edge_in = EdgeIn { secret: SECRET, bytes: 3.into() };
+    is(&edge_in, &[b"0123456789abcdef", &[3, 0, 0, 0]]);
+    says(&ToExecutor::EdgeIn(edge_in), 3, &edge_in);
+    let edge_out = EdgeOut { to: listening.address, secret: SECRET, bytes: 3.into() };
+    is(&edge_out, &[&ADDRESS, b"0123456789abcdef", &[3, 0, 0, 0]]);
+    says(&ToExecutor::EdgeOut(edge_out), 4, &edge_out);
+    says(&ToExecutor::Complete(Empty {}), 5, &Empty {});
     assert_eq!(CodeFrom::from_wire(2.into()), Ok(CodeFrom::Node));
     assert!(CodeFrom::from_wire(0.into()).is_err() && CodeFrom::from_wire(3.into()).is_err());
+}
+
+#[test]
+fn edge_structs() {
+    is(&EdgeHello { secret: SECRET }, &[b"0123456789abcdef"]);
+    let slots = EdgeSlots { addr: 1.into(), key: 2.into() };
+    is(&slots, &[&[1, 0, 0, 0, 0, 0, 0, 0], &[2, 0, 0, 0, 0, 0, 0, 0]]);
+    let failure = EdgeFailure {
+        because: FailedBecause::OutputTooLarge.to_wire(),
+        function: 2.into(),
+        returned: 3.into(),
+        most: 4.into(),
+    };
+    is(&failure, &[&[1, 0, 2, 0, 3, 0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0]]);
+    for (wire, slot, status, run) in [
+        (0, 0, EdgeStatus::Value, 0),
+        (0x0701_0203, 0x0203, EdgeStatus::Failed, 7),
+        (0xff00_ffff, 0xffff, EdgeStatus::Value, 255),
+    ] {
+        let immediate = EdgeImmediate { slot, status, run };
+        assert_eq!(immediate.to_wire(), wire);
+        assert_eq!(EdgeImmediate::from_wire(wire), Ok(immediate));
+    }
+    assert!(EdgeImmediate::from_wire(0x0002_0000).is_err());
+    for (bytes, stride) in [(0, 64), (1, 64), (64, 64), (65, 128), (u32::MAX, 1 << 32)] {
+        assert_eq!(EdgeShape { slots: 2, bytes }.stride(), stride);
+        assert_eq!(EdgeShape { slots: 2, bytes }.len(), 2 * stride);
+    }
 }
 
 #[test]
@@ -606,6 +659,7 @@ fn instructions_are_this_json() {
         code_hash: LibraryHash::of(b"abc"),
         library: LibraryFile::Empty,
         hot_timeout_ms: -1,
+        graph: true,
     };
     let mut instructions = Instructions { standby, assignment: None };
     let mut json = serde_json::json!({
@@ -639,6 +693,7 @@ fn instructions_are_this_json() {
         "code_hash": "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad",
         "library": "empty",
         "hot_timeout_ms": -1,
+        "graph": true,
     });
     assert_eq!(serde_json::to_value(&instructions).unwrap(), json);
     assert_eq!(serde_json::from_value::<Instructions>(json).unwrap(), instructions);

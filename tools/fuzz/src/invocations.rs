@@ -7,14 +7,16 @@
 //! Whatever it writes: the function is called with slots and sizes that exist, a reply names a slot and lands where its
 //! key allows, and nothing else of the caller's memory changes.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use rdmalib::{
     Access, CompletionQueue, Device, Flags, Listener, Opcode, Operation, QueuePair,
     QueuePairConfig, Region, RemoteAddress, Source, Status, WorkRequest,
 };
+use rfaas_call::Place;
 use rfaas_call::callee::{
-    Callee, CallerConnection, Layout, Service, ServiceEnd, Slot, SlotMemory, request_queue,
+    Callee, CallerConnection, Layout, Service, ServiceEnd, SlotMemory, request_queue,
 };
 use rfaas_protocol::invocation::{HEADER_SPACE, ReplyImmediate, RequestHeader, RequestImmediate};
 use rfaas_protocol::session::WorkerHello;
@@ -52,7 +54,7 @@ pub(crate) fn run(bytes: &[u8]) {
 fn exchange(device: &Device, mut input: Cursor<'_>) {
     let slots = 1 + u16::from(input.u8() % 4);
     let (mut callee, mut caller) = connected(device, slots);
-    let mut asked = Asked { slots, idle: 0 };
+    let mut asked = Asked { slots, idle: 0, inputs: BTreeSet::new(), outputs: BTreeSet::new() };
     let mut steps = 0;
     while !input.is_empty() && steps < MOST_STEPS {
         let step = input.u8();
@@ -96,6 +98,9 @@ struct Asked {
     slots: u16,
     /// Polls in a row that have found nothing.
     idle: u32,
+    /// Where functions were told that their inputs are, and their outputs go.
+    inputs: BTreeSet<usize>,
+    outputs: BTreeSet<usize>,
 }
 
 impl Asked {
@@ -117,16 +122,15 @@ impl Service for Asked {
         self.idle = 0;
     }
 
-    fn call(
-        &mut self,
-        function: u32,
-        memory: &SlotMemory,
-        slot: Slot,
-        input_bytes: u32,
-    ) -> Option<u32> {
-        assert!(slot.number() < self.slots && input_bytes <= DATA_BYTES);
-        let (input, output) = memory.pointers(slot, input_bytes);
+    fn call(&mut self, function: u32, place: Place<'_>) -> Option<u32> {
+        let (input, input_bytes, output) = (place.input(), place.input_bytes(), place.output());
+        assert!(input_bytes <= DATA_BYTES);
         assert!(input.addr().is_multiple_of(64) && output.addr().is_multiple_of(64));
+        // Of one slot there is one input and one output.
+        self.inputs.insert(input.addr());
+        self.outputs.insert(output.addr());
+        let most = usize::from(self.slots);
+        assert!(self.inputs.len() <= most && self.outputs.len() <= most);
         match function {
             0 => Some(input_bytes),
             1 => Some(0),

@@ -10,10 +10,11 @@ use rfaas_call::Spin;
 use rfaas_call::callee::Layout;
 use rfaas_protocol::accounting::{AccountingHello, Counters};
 use rfaas_protocol::allocation::{self, ClaimHello, NodeProof, OutputStream, RefusedBecause};
+use rfaas_protocol::edge::{EdgeHello, EdgeSlots};
 use rfaas_protocol::heartbeat::Heartbeat;
 use rfaas_protocol::lease::{self, EndReason, LeaseTerms, Unusable};
 use rfaas_protocol::node::{self, ManagerProof, NodeHello};
-use rfaas_protocol::session::{CodeFrom, ExecutorHello, FromExecutor, WorkerHello};
+use rfaas_protocol::session::{CodeFrom, ExecutorHello, FromExecutor, ToExecutor, WorkerHello};
 use rfaas_protocol::{
     Bytes, Clock, Empty, Hello, Malformed, MessageKind, Refusal, Role, Text, WireAddress, launch,
     parse_prefix,
@@ -105,6 +106,12 @@ pub(crate) fn run(bytes: &[u8]) {
         }
         FromExecutor::LoadFailed(failed) => text(&failed.reason),
         FromExecutor::CodeDiffers(differs) => assert_line(&differs.received.to_string()),
+        FromExecutor::Listening(listening) => address(listening.address),
+    });
+    message(bytes, |message: &ToExecutor| match message {
+        ToExecutor::Part(part) => text(&part.name),
+        ToExecutor::EdgeOut(edge) => address(edge.to),
+        ToExecutor::InputOfClient(_) | ToExecutor::EdgeIn(_) | ToExecutor::Complete(_) => {}
     });
     message(bytes, |message: &launch::FromZygote| {
         if let launch::FromZygote::NotStarted(not) = message {
@@ -149,6 +156,7 @@ fn opening(bytes: &[u8]) {
             same(bytes, role, hello);
         }
         Role::Worker => same(bytes, role, parse_prefix::<WorkerHello>(body)),
+        Role::Edge => same(bytes, role, parse_prefix::<EdgeHello>(body)),
     }
 }
 
@@ -176,6 +184,7 @@ fn answer(bytes: &[u8]) {
         parse_prefix::<NodeProof>(bytes).map(|proof| format!("{proof:?}")),
         parse_prefix::<ManagerProof>(bytes).map(|proof| format!("{proof:?}")),
         parse_prefix::<Counters>(bytes).map(|counters| format!("{counters:?}")),
+        parse_prefix::<EdgeSlots>(bytes).map(|slots| format!("{slots:?}")),
     ] {
         assert_line(&debug.unwrap_or_else(|malformed| malformed.to_string()));
     }
@@ -185,7 +194,10 @@ fn answer(bytes: &[u8]) {
 fn claim(allocate: &allocation::Allocate) {
     terms(&allocate.signed.terms);
     clock(allocate.clock);
-    let deployment = Deployment::from(allocate);
+    let deployment = match Deployment::try_from(allocate) {
+        Ok(deployment) => deployment,
+        Err(malformed) => return assert_line(&malformed.to_string()),
+    };
     let LeaseTerms { cores, memory, .. } = allocate.signed.terms;
     match deployment.check(cores.get(), memory.get()) {
         Ok(()) => {

@@ -11,10 +11,13 @@ use std::path::Path;
 
 use rfaas_protocol::accounting::AccountingHello;
 use rfaas_protocol::allocation::{self, Allocate, ClaimHello};
+use rfaas_protocol::edge::EdgeHello;
 use rfaas_protocol::invocation::{INPUT_IN_PLACE, OUTPUT_IN_PLACE};
 use rfaas_protocol::lease::{self, LeaseRequest, LeaseTerms, Token};
 use rfaas_protocol::node::{self, NodeHello, Register};
-use rfaas_protocol::session::{ExecutorHello, FromExecutor, FunctionNames, WorkerHello};
+use rfaas_protocol::session::{
+    ExecutorHello, FromExecutor, FunctionNames, ToExecutor, WorkerHello,
+};
 use rfaas_protocol::{
     Bytes, Empty, Hello, MAX_MESSAGE_BYTES, MessageKind, Nonce, Nonces, Refusal, Role, Text, launch,
 };
@@ -68,6 +71,7 @@ fn messages(seeds: &mut Seeds) {
     add("allocation-from-client", empty::<allocation::FromClient>());
     add("allocation-to-client", empty::<allocation::ToClient>());
     add("session-from-executor", empty::<FromExecutor>());
+    add("session-to-executor", empty::<ToExecutor>());
     add("launch-from-zygote", empty::<launch::FromZygote>());
     add("launch-to-zygote", empty::<launch::ToZygote>());
     add("launch-from-guardian", empty::<launch::FromGuardian>());
@@ -103,6 +107,7 @@ fn openings(seeds: &mut Seeds) {
         ("accounting", of::<AccountingHello>(Role::Accounting)),
         ("executor", of::<ExecutorHello>(Role::Executor)),
         ("worker", of::<WorkerHello>(Role::Worker)),
+        ("edge", of::<EdgeHello>(Role::Edge)),
         ("refusal", Refusal::new("there is no room").unwrap().as_bytes().to_vec()),
     ] {
         seeds.insert(("messages", format!("opening-{name}")), bytes);
@@ -133,6 +138,7 @@ fn allocate() -> Allocate {
     allocate.output_bytes = 1024.into();
     allocate.code_bytes = 50_000.into();
     allocate.slots = 4.into();
+    allocate.serves = 1.into();
     allocate.proved(token.key(), &NONCES)
 }
 

@@ -9,6 +9,7 @@ use rfaas_protocol::invocation::RequestHeader;
 use zerocopy::FromBytes;
 
 use super::layout::{Layout, Slot};
+use crate::place::Place;
 
 /// Input slots and output areas, laid out as [`Layout`] says.
 #[derive(Debug)]
@@ -56,22 +57,15 @@ impl SlotMemory {
         Ok(RequestHeader::read_from_bytes(&bytes).expect("any 32 bytes are a RequestHeader"))
     }
 
-    /// Returns the first `bytes` bytes of output in `slot`, to be sent.
+    /// Returns where the output of `slot` starts, in which region.
     #[inline]
-    pub(super) fn output(&self, slot: Slot, bytes: u32) -> rdmalib::Result<Slice<'_>> {
-        let start = self.layout.output(slot);
-        self.outputs.slice(start..start + bytes as usize)
-    }
-
-    /// Copies the first bytes of output in `slot` to `out`.
-    #[inline]
-    pub(super) fn read_output(&self, slot: Slot, out: &mut [u8]) -> rdmalib::Result<()> {
-        self.outputs.read(self.layout.output(slot), out)
+    pub(crate) fn output(&self, slot: Slot) -> (&Region, usize) {
+        (&self.outputs, self.layout.output(slot))
     }
 
     /// Puts `detail`, of at most 64 bytes, in front of the output of `slot`, to be sent.
     #[inline]
-    pub(super) fn detail(&self, slot: Slot, detail: &impl Bytes) -> rdmalib::Result<Slice<'_>> {
+    pub(crate) fn detail(&self, slot: Slot, detail: &impl Bytes) -> rdmalib::Result<Slice<'_>> {
         let start = self.layout.detail(slot);
         self.outputs.write(start, detail.as_bytes())?;
         self.outputs.slice(start..start + size_of_val(detail))
@@ -83,21 +77,24 @@ impl SlotMemory {
         self.outputs.remote().offset(self.layout.output(slot) as u64)
     }
 
-    /// Returns where a function finds `input_bytes` bytes of input in `slot`, and where its output goes. Both lie
-    /// inside of this memory, are aligned to 64 bytes, and are valid as long as it lives.
+    /// Returns where a function finds `input_bytes` bytes of input in `slot`, and where its output goes.
     ///
     /// # Panics
     ///
     /// If there is no such slot or no room for such an input, which a callee checks before it calls.
     #[inline]
-    pub fn pointers(&self, slot: Slot, input_bytes: u32) -> (*mut u8, *mut u8) {
+    pub(super) fn place(&self, slot: Slot, input_bytes: u32) -> Place<'_> {
         assert!(
             slot.number() < self.layout.slots() && input_bytes <= self.layout.input_bytes(),
             "the callee checks what a caller asks for"
         );
-        (
-            self.inputs.as_ptr().wrapping_add(self.layout.input(slot)),
-            self.outputs.as_ptr().wrapping_add(self.layout.output(slot)),
-        )
+        let input = self.inputs.as_ptr().wrapping_add(self.layout.input(slot));
+        Place::new(input, input_bytes, self.output_at(slot))
+    }
+
+    /// Returns where the output of `slot` goes.
+    #[inline]
+    pub(crate) fn output_at(&self, slot: Slot) -> *mut u8 {
+        self.outputs.as_ptr().wrapping_add(self.layout.output(slot))
     }
 }

@@ -7,9 +7,9 @@ use rfaas_protocol::invocation::ReplyStatus;
 
 use super::connection::CallerConnection;
 use super::end::ServiceEnd;
-use super::layout::Slot;
 use super::memory::SlotMemory;
 use super::requests::{Request, Requests};
+use crate::place::Place;
 
 /// Completions taken from the queue at a time.
 const BATCH: usize = 16;
@@ -25,16 +25,9 @@ pub trait Service {
     /// A request was found.
     fn arrived(&mut self);
 
-    /// Calls the function of this number with the first `input_bytes` bytes of input in `slot`.
-    /// Returns how many bytes of output it says it wrote, which may be any number; `None` if there
-    /// is no such function.
-    fn call(
-        &mut self,
-        function: u32,
-        memory: &SlotMemory,
-        slot: Slot,
-        input_bytes: u32,
-    ) -> Option<u32>;
+    /// Calls the function of this number at `place`. Returns how many bytes of output it says it
+    /// wrote, which may be any number; `None` if there is no such function.
+    fn call(&mut self, function: u32, place: Place<'_>) -> Option<u32>;
 
     /// Notes that the reply is on its way.
     fn answered(&mut self);
@@ -120,7 +113,7 @@ fn call(
     if !makes_sense {
         return Err((ReplyStatus::Malformed, 0));
     }
-    match service.call(header.function, memory, *slot, *input_bytes) {
+    match service.call(header.function, memory.place(*slot, *input_bytes)) {
         None => Err((ReplyStatus::UnknownFunction, 0)),
         Some(bytes) if bytes > output_capacity => Err((ReplyStatus::OutputTooLarge, bytes)),
         Some(bytes) => Ok(bytes),

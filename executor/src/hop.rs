@@ -1,0 +1,156 @@
+//! A worker of a graph: its edges, made and connected before any foreign code runs.
+//!
+//! Elsewhere: what it does then (`rfaas_call::edge`), who dials it (`introductions`), what it is for (`parts`).
+
+use std::net::SocketAddr;
+use std::sync::mpsc::{Sender, channel};
+use std::time::Duration;
+
+use rdmalib::{CompletionQueue, Device};
+use rfaas_call::callee::Layout;
+use rfaas_call::edge::{Hop, InEdge, OutEdge};
+use rfaas_protocol::edge::EdgeShape;
+
+use crate::dial::{DialError, dial};
+use crate::introductions::Expected;
+use crate::library::GuardedMemory;
+use crate::parts::{Part, Source};
+use crate::plan::{DIAL_TIMEOUT, Plan, page_bytes};
+use crate::worker::WorkerStartError;
+
+/// Whom an output is dialled at, in errors.
+const RECEIVER: &str = "worker that gets its output";
+
+/// The edges of a worker, connected.
+#[derive(Debug)]
+pub struct Edges {
+    ins: Vec<InEdge>,
+    outs: Vec<OutEdge>,
+    /// The connection to the client, where that is no input.
+    client: Option<InEdge>,
+    memory: GuardedMemory,
+}
+
+/// What edges are made with.
+pub struct Means<'a> {
+    /// Of this device.
+    pub device: &'a Device,
+    /// Of this deployment.
+    pub plan: &'a Plan,
+    /// What arrives over them completes here.
+    pub arrivals: &'a CompletionQueue,
+    /// Most guard pages behind outputs.
+    pub max_guards: usize,
+}
+
+/// Returns how many edges that come in, and go out, a worker with `part` has, with its connection to the client.
+pub fn edges_of(part: &Part) -> (usize, usize) {
+    (part.dialled_by() + 1, part.outputs.len())
+}
+
+impl Edges {
+    /// Makes the edges of worker number `index` as `part` says and connects them. Those that come in from other workers
+    /// go to `introductions` for that.
+    pub fn connect(
+        means: &Means<'_>,
+        index: u16,
+        part: &Part,
+        introductions: &Sender<Expected>,
+    ) -> Result<Edges, WorkerStartError> {
+        let Means { device, plan, arrivals, max_guards } = *means;
+        let failed = |(what, source)| WorkerStartError::Device { what, source };
+        let slots = plan.layout.slots();
+        let (connected, introduced) = channel();
+        let mut of_client = None;
+        for (number, input) in part.inputs.iter().enumerate() {
+            let shape = EdgeShape { slots, bytes: input.bytes };
+            let edge = InEdge::new(device, shape, number, arrivals).map_err(failed)?;
+            match input.from {
+                Source::Client => of_client = Some((number, edge)),
+                Source::Dialler(secret) => {
+                    let connected = connected.clone();
+                    let expected = Expected { secret, edge, number, connected };
+                    // If nobody takes it, it does not come back either.
+                    let _ = introductions.send(expected);
+                }
+            }
+        }
+        drop(connected); // the end of the others is then the end of all
+
+        // What it sends is in one domain, in which nobody else writes anything of use.
+        let domain = device.domain().map_err(|source| failed(("protection domain", source)))?;
+        let layout = Layout::new(slots, 0, part.output_bytes(), page_bytes())
+            .map_err(|error| WorkerStartError::Edges(error.to_string()))?;
+        let memory = GuardedMemory::new(&domain, layout, max_guards)
+            .map_err(|source| failed(("outputs", source)))?;
+        let mut outs = Vec::with_capacity(part.outputs.len());
+        for (number, output) in part.outputs.iter().enumerate() {
+            let shape = EdgeShape { slots, bytes: output.bytes };
+            let mut edge =
+                OutEdge::new(device, &domain, shape, number, arrivals).map_err(failed)?;
+            edge.connect(
+                output.secret,
+                |queue_pair, hello| {
+                    dial(queue_pair, output.to, hello, DIAL_TIMEOUT)
+                        .map_err(|error| DialError::new(RECEIVER, output.to, &error))
+                },
+                |error| DialError::malformed(RECEIVER, output.to, &error),
+            )?;
+            outs.push(edge);
+        }
+
+        // Last: the client takes a worker that has dialled it for one that is connected.
+        let none = EdgeShape { slots, bytes: 0 };
+        let (number, mut client) = match of_client {
+            Some((number, edge)) => (Some(number), edge),
+            None => {
+                let number = part.inputs.len(); // nothing comes over it but its end
+                (None, InEdge::new(device, none, number, arrivals).map_err(failed)?)
+            }
+        };
+        let mut ins: Vec<_> = part.inputs.iter().map(|_| None).collect();
+        for _ in 0..part.dialled_by() {
+            let (number, edge) = introduced.recv_timeout(INTRODUCED_WITHIN).map_err(|_| {
+                WorkerStartError::Edges("the sender of an input has not come".into())
+            })?;
+            ins[number] = Some(edge);
+        }
+        client.connect(plan.session, index, |queue_pair, hello| {
+            dial_client(queue_pair, plan.client, hello)
+        })?;
+        let client = match number {
+            Some(number) => {
+                ins[number] = Some(client);
+                None
+            }
+            None => Some(client),
+        };
+        let ins = ins.into_iter().flatten().collect();
+        Ok(Edges { ins, outs, client, memory })
+    }
+
+    /// Returns the worker, which calls the function of number `function` in the library, and its connection to the
+    /// client where that is no input: that is to live as long.
+    pub fn begin(
+        self,
+        arrivals: CompletionQueue,
+        function: u32,
+        part: &Part,
+    ) -> (Hop<GuardedMemory>, Option<InEdge>) {
+        let Edges { ins, outs, client, memory } = self;
+        (Hop::new((ins, outs), memory, arrivals, (function, part.function)), client)
+    }
+}
+
+/// Time that other workers have to dial, from when this one has made its edges: all begin at once.
+pub const INTRODUCED_WITHIN: Duration = DIAL_TIMEOUT;
+
+fn dial_client(
+    queue_pair: &mut rdmalib::QueuePair,
+    client: SocketAddr,
+    hello: &[u8],
+) -> Result<(), DialError> {
+    dial(queue_pair, client, hello, DIAL_TIMEOUT)
+        .map(drop)
+        .map_err(|error| DialError::new("client", client, &error))
+}

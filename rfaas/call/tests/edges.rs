@@ -1,0 +1,331 @@
+//! Edges over the embedded device: payloads arrive, joins wait for all of them, failures are passed on, and whatever a
+//! sender writes, the worker calls its function with slots and sizes that exist, or ends.
+
+#![allow(clippy::unwrap_used)] // in helpers too: what fails there is the test
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use rdmalib::{
+    Access, CompletionQueue, Device, DeviceSpec, Domain, Flags, Operation, Provider, QueuePair,
+    QueuePairConfig, Region, RemoteAddress, Source, WorkRequest,
+};
+use rfaas_call::Place;
+use rfaas_call::callee::{Layout, Service, SlotMemory};
+use rfaas_call::edge::{Arrival, EdgeEnd, Hop, HopEnd, InEdge, OutEdge, SlotUse, arrival_queue};
+use rfaas_protocol::edge::{
+    EdgeFailure, EdgeHello, EdgeImmediate, EdgeShape, EdgeSlots, EdgeStatus, FailedBecause,
+};
+use rfaas_protocol::{Hello, Role, Secret, parse_prefix};
+use zerocopy::IntoBytes;
+
+const WITHIN: Duration = Duration::from_secs(60);
+const SHAPE: EdgeShape = EdgeShape { slots: 2, bytes: 256 };
+/// Polls, a millisecond each, in which an end that comes is known.
+const PATIENCE: u32 = 60_000;
+/// Number of the function in its graph.
+const IN_GRAPH: u16 = 7;
+
+fn device() -> Device {
+    let ip_address: IpAddr = "127.0.0.1".parse().unwrap();
+    let name = "shm0".into();
+    Device::open(&DeviceSpec { name, provider: Provider::Shm, ip_address, max_inline_data: 0 })
+        .unwrap()
+}
+
+/// Counts what it is asked for; its function says that it returns `returns` bytes.
+#[derive(Default)]
+struct Asked {
+    /// Polls in a row that have found nothing, and how many end it.
+    idle: u32,
+    patience: u32,
+    calls: Vec<u32>,
+    returns: u32,
+}
+
+impl Service for Asked {
+    fn is_stopped(&self) -> bool {
+        self.idle > self.patience
+    }
+
+    fn arrived(&mut self) {
+        self.idle = 0;
+    }
+
+    fn call(&mut self, _function: u32, place: Place<'_>) -> Option<u32> {
+        assert!(place.input().addr().is_multiple_of(64));
+        assert!(place.output().addr().is_multiple_of(64));
+        assert!(place.input_bytes() <= SHAPE.bytes);
+        self.calls.push(place.input_bytes());
+        Some(self.returns)
+    }
+
+    fn answered(&mut self) {}
+
+    fn idle(&mut self, _: &mut CompletionQueue) -> rdmalib::Result<()> {
+        self.idle += 1;
+        if self.idle > 1 {
+            std::thread::sleep(Duration::from_millis(1)); // that a peer is gone is not known at once
+        }
+        Ok(())
+    }
+}
+
+/// A worker with `inputs` inputs, all of which the test writes to, and an output that it reads.
+struct Scene {
+    hop: Hop<Box<SlotMemory>>,
+    senders: Vec<OutEdge>,
+    /// The test's end of the output.
+    output: InEdge,
+    arrivals: CompletionQueue,
+    /// What is sent lies here.
+    payload: Region,
+    asked: Asked,
+}
+
+/// Connects `sender` to `receiver`.
+fn connect(device: &Device, sender: &mut OutEdge, receiver: &mut InEdge) {
+    let mut listener = device.listen(0).unwrap();
+    let to = listener.local_addr();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let request = listener.next(WITHIN).unwrap().unwrap();
+            let (role, body) = Hello::parse(request.private_data()).unwrap();
+            assert_eq!(role, Role::Edge);
+            assert_eq!(parse_prefix(body), Ok(EdgeHello { secret: Secret([3; 16]) }));
+            receiver.accept(request).unwrap();
+        });
+        let dial = |queue_pair: &mut QueuePair, hello: &[u8]| queue_pair.connect(to, hello, WITHIN);
+        sender.connect(Secret([3; 16]), dial, |malformed| panic!("{malformed}")).unwrap();
+    });
+}
+
+impl Scene {
+    fn new(inputs: usize) -> Scene {
+        let device = device();
+        let (domain, of_test) = (device.domain().unwrap(), device.domain().unwrap());
+        let queue = |ins, outs| arrival_queue(&device, SHAPE.slots, (ins, outs)).unwrap();
+        let (of_hop, arrivals) = (queue(inputs, 1), queue(1, inputs));
+        let mut ins = Vec::new();
+        let mut senders = Vec::new();
+        for number in 0..inputs {
+            let mut edge = InEdge::new(&device, SHAPE, number, &of_hop).unwrap();
+            let mut sender = OutEdge::new(&device, &of_test, SHAPE, number, &arrivals).unwrap();
+            connect(&device, &mut sender, &mut edge);
+            ins.push(edge);
+            senders.push(sender);
+        }
+        let mut out = OutEdge::new(&device, &domain, SHAPE, 0, &of_hop).unwrap();
+        let mut output = InEdge::new(&device, SHAPE, 0, &arrivals).unwrap();
+        connect(&device, &mut out, &mut output);
+        let layout = Layout::new(SHAPE.slots, 0, SHAPE.bytes, 4096).unwrap();
+        let memory = Box::new(SlotMemory::new(&domain, layout).unwrap());
+        let hop = Hop::new((ins, vec![out]), memory, of_hop, (0, IN_GRAPH));
+        let payload = of_test.allocate(SHAPE.bytes as usize, Access::empty()).unwrap();
+        let asked = Asked { patience: 1, ..Asked::default() };
+        Scene { hop, senders, output, arrivals, payload, asked }
+    }
+
+    /// Writes `bytes` bytes to input number `input`.
+    fn send(&mut self, input: usize, slot: u16, run: u8, bytes: usize) {
+        let payload = self.payload.slice(0..bytes).unwrap();
+        self.senders[input].send_slice(SlotUse { slot, run }, payload).unwrap();
+    }
+
+    /// Has the worker take what is there.
+    fn serve(&mut self) -> HopEnd {
+        self.asked.idle = 0;
+        self.hop.serve(&mut self.asked)
+    }
+
+    /// What has come over the output.
+    fn outputs(&mut self) -> Vec<Arrival> {
+        let mut found = Vec::new();
+        while let Some(done) = self.arrivals.poll_one() {
+            assert_eq!(EdgeEnd::of(done.id), EdgeEnd::In(0), "{done:?}");
+            found.extend(self.output.read(&done).unwrap());
+            self.output.repost().unwrap();
+        }
+        found
+    }
+}
+
+#[test]
+fn what_a_function_returns_is_written_to_the_next_slot_of_the_same_run() {
+    let mut scene = Scene::new(1);
+    for (returns, (slot, run)) in [(5, (0, 1)), (0, (1, 1)), (256, (0, 2)), (64, (0, 255))] {
+        scene.asked.returns = returns;
+        scene.send(0, slot, run, 100);
+        assert!(matches!(scene.serve(), HopEnd::Stopped));
+        let expected = Arrival { slot, run, status: EdgeStatus::Value, bytes: returns };
+        assert_eq!(scene.outputs(), [expected]);
+    }
+    assert_eq!(scene.asked.calls, [100; 4]);
+}
+
+#[test]
+fn a_function_with_several_inputs_is_called_when_all_are_there() {
+    let mut scene = Scene::new(3);
+    for input in [2, 0] {
+        scene.send(input, 0, 1, 10 + input);
+        assert!(matches!(scene.serve(), HopEnd::Stopped));
+        assert_eq!((scene.outputs().len(), scene.asked.calls.len()), (0, 0));
+    }
+    scene.send(1, 0, 1, 11);
+    assert!(matches!(scene.serve(), HopEnd::Stopped));
+    assert_eq!((scene.outputs().len(), scene.asked.calls.as_slice()), (1, [10].as_slice()));
+}
+
+#[test]
+fn a_function_that_returns_too_much_fails_the_run_and_those_behind_it_are_not_called() {
+    let mut scene = Scene::new(1);
+    scene.asked.returns = 257;
+    scene.send(0, 1, 9, 1);
+    assert!(matches!(scene.serve(), HopEnd::Stopped));
+    let [arrival] = scene.outputs()[..] else { panic!("one arrival") };
+    assert_eq!((arrival.slot, arrival.run, arrival.status), (1, 9, EdgeStatus::Failed));
+    let failure = scene.output.failure(1).unwrap();
+    let expected = EdgeFailure {
+        because: FailedBecause::OutputTooLarge.to_wire(),
+        function: IN_GRAPH.into(),
+        returned: 257.into(),
+        most: 256.into(),
+    };
+    assert_eq!(failure, expected);
+    scene.asked.returns = 1;
+    scene.send(0, 1, 10, 1);
+    assert!(matches!(scene.serve(), HopEnd::Stopped));
+    assert_eq!(scene.outputs()[0].status, EdgeStatus::Value);
+}
+
+#[test]
+fn a_sender_or_receiver_that_is_gone_ends_the_worker() {
+    let mut scene = Scene::new(2);
+    scene.asked.patience = PATIENCE;
+    scene.senders.remove(1);
+    assert!(matches!(scene.serve(), HopEnd::SenderGone(1)));
+    let Scene { mut hop, output, mut asked, .. } = Scene::new(1);
+    asked.patience = PATIENCE;
+    drop(output);
+    // The sender of the test is gone too.
+    assert!(matches!(hop.serve(&mut asked), HopEnd::SenderGone(0) | HopEnd::ReceiverGone(0)));
+}
+
+/// A sender that follows no protocol.
+struct Hostile {
+    queue_pair: QueuePair,
+    to: RemoteAddress,
+    payload: Region,
+    _completions: CompletionQueue,
+}
+
+impl Hostile {
+    fn new(device: &Device, domain: &Domain, receiver: &mut InEdge) -> Hostile {
+        let completions = device.completion_queue(64).unwrap();
+        let config = QueuePairConfig { receive_depth: 1, ..QueuePairConfig::default() };
+        let config = QueuePairConfig { send_depth: 32, ..config };
+        let mut queue_pair = QueuePair::new(domain, &completions, &completions, &config).unwrap();
+        let mut listener = device.listen(0).unwrap();
+        let to = listener.local_addr();
+        let answer = std::thread::scope(|scope| {
+            scope.spawn(|| receiver.accept(listener.next(WITHIN).unwrap().unwrap()).unwrap());
+            queue_pair.connect(to, &[], WITHIN).unwrap()
+        });
+        let slots: EdgeSlots = parse_prefix(answer.as_slice()).unwrap();
+        let to = RemoteAddress { addr: slots.addr.get(), key: slots.key.get() };
+        let payload = domain.allocate(1024, Access::empty()).unwrap();
+        Hostile { queue_pair, to, payload, _completions: completions }
+    }
+
+    fn write(&mut self, immediate: Option<u32>, bytes: usize) {
+        let source = Source::Region(self.payload.slice(0..bytes).unwrap());
+        let operation = Operation::Write { source, to: self.to, immediate };
+        let flags = Flags::SOLICITED | Flags::SIGNALED;
+        self.queue_pair.post(&WorkRequest { id: 0, operation, flags }).unwrap();
+    }
+
+    fn message(&mut self, bytes: &[u8]) {
+        self.payload.write(0, bytes).unwrap();
+        let source = Source::Region(self.payload.slice(0..bytes.len()).unwrap());
+        let operation = Operation::Send { source, immediate: None };
+        let flags = Flags::SOLICITED | Flags::SIGNALED;
+        self.queue_pair.post(&WorkRequest { id: 0, operation, flags }).unwrap();
+    }
+}
+
+/// A worker with two inputs that two hostile senders write to; it has no output.
+fn under_attack(patience: u32, attack: impl FnOnce(&mut Hostile, &mut Hostile)) -> (HopEnd, usize) {
+    let device = device();
+    let (domain, of_test) = (device.domain().unwrap(), device.domain().unwrap());
+    let arrivals = arrival_queue(&device, SHAPE.slots, (2, 0)).unwrap();
+    let mut ins: Vec<_> =
+        (0..2).map(|number| InEdge::new(&device, SHAPE, number, &arrivals).unwrap()).collect();
+    let mut first = Hostile::new(&device, &of_test, &mut ins[0]);
+    let mut second = Hostile::new(&device, &of_test, &mut ins[1]);
+    let layout = Layout::new(SHAPE.slots, 0, 1, 4096).unwrap();
+    let memory = Box::new(SlotMemory::new(&domain, layout).unwrap());
+    let mut hop = Hop::new((ins, vec![]), memory, arrivals, (0, IN_GRAPH));
+    attack(&mut first, &mut second);
+    let mut asked = Asked { patience, ..Asked::default() };
+    let end = hop.serve(&mut asked);
+    (end, asked.calls.len())
+}
+
+#[test]
+fn whatever_a_sender_writes_ends_its_worker_only_and_calls_nothing() {
+    let value = |slot, run| EdgeImmediate { slot, status: EdgeStatus::Value, run }.to_wire();
+    let breach = |attack: &dyn Fn(&mut Hostile, &mut Hostile), words: &str| {
+        let (end, calls) = under_attack(PATIENCE, |a, b| attack(a, b));
+        assert!(end.to_string().contains(words), "{end}");
+        assert_eq!(calls, 0);
+    };
+    breach(&|a, _| a.write(Some(value(2, 1)), 8), "a slot that it was not given");
+    breach(&|a, _| a.write(Some(value(u16::MAX, 1)), 8), "a slot that it was not given");
+    breach(&|a, _| a.write(Some(0x0002_0000), 8), "a status that does not exist");
+    breach(&|a, _| a.write(Some(0x00ff_0000), 8), "a status that does not exist");
+    breach(&|a, _| a.write(Some(value(0, 1)), 257), "more than a slot holds");
+    breach(&|a, _| a.write(Some(0x0001_0000), 17), "more than a slot holds");
+    breach(&|_, b| b.message(b"hello"), "is gone");
+    breach(
+        &|a, _| {
+            a.write(Some(value(0, 1)), 8);
+            a.write(Some(value(0, 1)), 8);
+        },
+        "twice in a run",
+    );
+    breach(
+        &|a, b| {
+            a.write(Some(value(0, 1)), 8);
+            b.write(Some(value(0, 2)), 8);
+        },
+        "a slot that is in use",
+    );
+    // Beyond its slots its key reaches nothing.
+    breach(
+        &|a, _| {
+            a.to = a.to.offset(SHAPE.len() - 8);
+            a.write(Some(value(0, 1)), 16);
+        },
+        "is gone",
+    );
+    breach(
+        &|a, _| {
+            a.to.key ^= 1;
+            a.write(Some(value(0, 1)), 16);
+        },
+        "is gone",
+    );
+}
+
+#[test]
+fn a_failure_of_any_bytes_is_read_and_passed_on() {
+    let failed = EdgeImmediate { slot: 0, status: EdgeStatus::Failed, run: 1 }.to_wire();
+    let value = EdgeImmediate { slot: 0, status: EdgeStatus::Value, run: 1 }.to_wire();
+    let (end, calls) = under_attack(1, |a, b| {
+        a.payload.write(0, [0xff; 16].as_bytes()).unwrap();
+        a.write(Some(failed), 16);
+        b.write(Some(value), 8);
+    });
+    assert!(matches!(end, HopEnd::Stopped), "{end}");
+    assert_eq!(calls, 0);
+}
