@@ -2,22 +2,19 @@
 //! workers dial, so that they do not wait for it. Nothing here waits.
 
 use std::os::fd::{AsFd, BorrowedFd};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use rdmalib::{Access, CompletionQueue, ConnectRequest, ReceiveQueue, Region, RemoteAddress};
+use rdmalib::{CompletionQueue, ConnectRequest, ReceiveQueue};
 use rfaas_call::caller::{Accepted, SlotNeeds, Unconnected, WorkerConnection, completion_queue};
 use rfaas_config::OpenDevice;
-use rfaas_protocol::channel::{Channel, ChannelError, Incoming, refuse};
-use rfaas_protocol::session::{
-    CodeFrom, ExecutorHello, FromExecutor, FunctionNames, MAX_FUNCTIONS, WorkerHello,
-};
-use rfaas_protocol::{Empty, Hello, Malformed, Role, Secret, parse_prefix};
+use rfaas_protocol::channel::{Channel, refuse};
+use rfaas_protocol::session::{CodeFrom, ExecutorHello, WorkerHello};
+use rfaas_protocol::{Hello, Malformed, Role, Secret, parse_prefix};
 
 use crate::deployment::DeploymentSpecification;
-use crate::error::{Error, Result};
+use crate::dialled::{DialledExecutor, failed};
+use crate::error::Result;
 use crate::spares::Spares;
-
-const WHAT: &str = "the executor";
 
 /// What there is so far.
 pub(crate) struct Assembly<'a> {
@@ -40,19 +37,6 @@ enum Seat {
     /// It was gone again when it was accepted.
     Lost,
     Taken(Accepted),
-}
-
-/// The executor process, once it has dialled.
-struct DialledExecutor {
-    channel: Channel,
-    /// Stays until the executor has read it. `None`: its node has the library.
-    code: Option<Region>,
-    functions: Vec<String>,
-    count: Option<usize>,
-    /// When it had what it needs to load it.
-    begun: Instant,
-    /// From there until the last function was named.
-    loaded_in: Option<Duration>,
 }
 
 /// Everything, connected and loaded.
@@ -157,41 +141,14 @@ impl<'a> Assembly<'a> {
         code_from: CodeFrom,
     ) -> Result<()> {
         let another = || self.spares.control(self.device).map_err(failed);
-        let mut channel = self.unconnected.take().map_or_else(another, Ok)?;
-        let code = match code_from {
-            CodeFrom::Client => Some(self.code_to_send(&channel)?),
-            CodeFrom::Node => None,
-        };
-        if let Err(error) = channel.accept(request, &Empty {}) {
-            // It is gone again, of which the manager tells.
-            tracing::debug!(%error, "executor not connected");
-            return Ok(());
+        let channel = self.unconnected.take().map_or_else(another, Ok)?;
+        let library = &self.specification.library;
+        if let Some(dialled) =
+            DialledExecutor::accept(channel, request, (hello, code_from), library)?
+        {
+            self.control = Some(dialled);
         }
-        if let Some(code) = &code {
-            let to = RemoteAddress { addr: hello.code_addr.get(), key: hello.code_key.get() };
-            let bytes = u32::try_from(code.len()).expect("checked when the file was read");
-            match channel.write_with_immediate(code, code.len(), to, bytes) {
-                Ok(()) | Err(ChannelError::Disconnected) => {} // `read_control` tells
-                Err(source) => return Err(failed(source)),
-            }
-        }
-        self.control = Some(DialledExecutor {
-            channel,
-            code,
-            functions: Vec::new(),
-            count: None,
-            begun: Instant::now(),
-            loaded_in: None,
-        });
         Ok(())
-    }
-
-    /// Returns the library as memory that can be sent on `channel`.
-    fn code_to_send(&self, channel: &Channel) -> Result<Region> {
-        let code = &self.specification.library.code;
-        let region = channel.domain().allocate(code.len(), Access::empty())?;
-        region.write(0, code)?;
-        Ok(region)
     }
 
     fn admit_worker(&mut self, request: ConnectRequest, hello: &WorkerHello) -> Result<()> {
@@ -211,34 +168,26 @@ impl<'a> Assembly<'a> {
 
     /// Takes what the executor has sent. Returns false once its connection has ended.
     pub(crate) fn read_control(&mut self) -> Result<bool> {
-        let Some(control) = &mut self.control else { return Ok(true) };
-        loop {
-            match control.channel.try_receive() {
-                Ok(None) => return Ok(true),
-                Ok(Some(incoming)) => control.read(incoming)?,
-                Err(ChannelError::Disconnected) => return Ok(false),
-                Err(source) => return Err(failed(source)),
-            }
-        }
+        self.control.as_mut().map_or(Ok(true), DialledExecutor::read)
     }
 
     /// Has the [descriptor](Self::descriptor) tell of what the executor sends from now on.
     pub(crate) fn arm(&mut self) -> Result<()> {
         match &mut self.control {
-            Some(control) => control.channel.arm().map_err(failed),
+            Some(control) => control.arm(),
             None => Ok(()),
         }
     }
 
     /// Returns what is readable when the executor has sent something, once it has dialled.
     pub(crate) fn descriptor(&self) -> Option<BorrowedFd<'_>> {
-        self.control.as_ref().map(|control| control.channel.as_fd())
+        self.control.as_ref().map(AsFd::as_fd)
     }
 
     /// Silences the descriptor.
     pub(crate) fn acknowledge(&mut self) -> Result<()> {
         match &mut self.control {
-            Some(control) => control.channel.acknowledge().map_err(failed),
+            Some(control) => control.acknowledge(),
             None => Ok(()),
         }
     }
@@ -255,12 +204,12 @@ impl<'a> Assembly<'a> {
 
     /// Returns whether the executor was sent the library.
     pub(crate) fn library_sent(&self) -> bool {
-        self.control.as_ref().is_some_and(|control| control.code.is_some())
+        self.control.as_ref().is_some_and(DialledExecutor::library_sent)
     }
 
     /// Returns how long the executor took to load the library, once it has named all functions.
     pub(crate) fn loaded_in(&self) -> Option<Duration> {
-        self.control.as_ref()?.loaded_in
+        self.control.as_ref()?.loaded_in()
     }
 
     /// Returns what is waited for, in words.
@@ -278,6 +227,7 @@ impl<'a> Assembly<'a> {
     /// Returns everything. To be called once it is connected and loaded.
     pub(crate) fn finish(self) -> Ready {
         let control = self.control.expect("called once the executor is connected");
+        let (control, functions) = control.finish();
         let (workers, receives) = self
             .workers
             .into_iter()
@@ -286,48 +236,6 @@ impl<'a> Assembly<'a> {
                 Seat::Vacant(_) | Seat::Lost => None,
             })
             .unzip();
-        Ready {
-            workers,
-            receives,
-            completions: self.completions,
-            control: control.channel,
-            functions: control.functions,
-        }
-    }
-}
-
-fn failed(source: ChannelError) -> Error {
-    Error::Connection { what: WHAT, source }
-}
-
-impl DialledExecutor {
-    fn read(&mut self, incoming: Incoming<FromExecutor>) -> Result<()> {
-        match incoming {
-            Incoming::Message(FromExecutor::Functions(names)) => self.add(&names),
-            Incoming::Message(FromExecutor::LoadFailed(failed)) => {
-                let reason = failed.reason.get()?.replace(char::is_control, " ");
-                Err(Error::LoadFailed { reason })
-            }
-            Incoming::Message(FromExecutor::CodeDiffers(_)) => Err(Error::LibraryGarbled),
-            Incoming::Written { .. } => Err(Malformed::Field("message kind").into()),
-        }
-    }
-
-    /// Adds functions to the list. They come in the order of their numbers, all of the same count.
-    fn add(&mut self, part: &FunctionNames) -> Result<()> {
-        let (count, names) = (part.count.get() as usize, part.get()?);
-        let known = self.functions.len();
-        let in_order = part.first.get() as usize == known && self.loaded_in.is_none();
-        let counted = (1..=MAX_FUNCTIONS).contains(&count)
-            && *self.count.get_or_insert(count) == count
-            && known + names.len() <= count;
-        if !in_order || !counted {
-            return Err(Malformed::Field("number of a function").into());
-        }
-        self.functions.extend(names.into_iter().map(str::to_owned));
-        if self.functions.len() == count {
-            self.loaded_in = Some(self.begun.elapsed());
-        }
-        Ok(())
+        Ready { workers, receives, completions: self.completions, control, functions }
     }
 }

@@ -8,8 +8,10 @@ use std::sync::Arc;
 use rfaas_config::{ExecutorsDatabase, OpenDevice};
 use rfaas_protocol::lease::{ClientName, MAX_CLIENT_NAME_BYTES};
 
+use crate::deployment::Deployment;
 use crate::error::{Error, Result};
 use crate::grantor::{Grantor, Source};
+use crate::graph::{CompiledGraph, Graph};
 use crate::held_lease::HeldLease;
 use crate::lease::Lease;
 use crate::request::Candidate;
@@ -114,6 +116,23 @@ impl Client {
     pub fn lease_many(&self, request: LeaseRequest) -> Result<Vec<Lease>> {
         let parts = self.grantor.lease_many(&request)?;
         parts.into_iter().map(|candidates| self.take(candidates, &request)).collect()
+    }
+
+    /// Leases a core for each function of `graph`, starts their executors, and connects their workers: all of it or
+    /// nothing. With the default [`Deployment`]: four runs may be under way.
+    pub fn compile(&self, graph: &Graph) -> Result<CompiledGraph> {
+        self.compile_with(graph, &Deployment::default())
+    }
+
+    /// Does the same as `deployment` says: runs that may be under way are its [slots](Deployment::slots), the limit of a run
+    /// is its [`invocation_timeout`](Deployment::invocation_timeout). Sizes are those of the graph.
+    ///
+    /// # Errors
+    /// * [`Error::InvalidGraph`]: its functions or edges; [`Error::UnknownFunction`], [`Error::LibraryUnreadable`],
+    ///   [`Error::Library`]: its libraries. Nothing was leased.
+    /// * What [`lease`](Self::lease) and [`Lease::deploy_with`] return. Leases that were granted are given back.
+    pub fn compile_with(&self, graph: &Graph, deployment: &Deployment) -> Result<CompiledGraph> {
+        CompiledGraph::compile(&self.grantor, graph, deployment)
     }
 }
 

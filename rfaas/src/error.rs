@@ -73,6 +73,9 @@ pub enum Error {
     /// An argument that no manager can honour.
     #[error("invalid request: {0}")]
     Invalid(&'static str),
+    /// A graph that cannot be.
+    #[error("the graph cannot be compiled: {0}")]
+    InvalidGraph(String),
 
     // -- deploying --
     /// The library file cannot be read.
@@ -239,6 +242,19 @@ pub enum Error {
         /// Why.
         reason: &'static str,
     },
+    /// A function of a graph failed, or its executor or lease ended: the run has no outputs. Runs under way at the same
+    /// time have failed too unless `source` is [`OutputTooLarge`](Self::OutputTooLarge). The next run has what ended started
+    /// again.
+    #[error("function {function:?} of the graph, on node {node}, failed")]
+    GraphFailed {
+        /// Its name.
+        function: String,
+        /// Where it ran.
+        node: String,
+        /// What happened there.
+        #[source]
+        source: Box<Error>,
+    },
     /// The node, its manager or the way there failed. The function may have run or not. Ask for another lease.
     #[error("the executor is gone: its node or its executor manager failed")]
     ExecutorGone,
@@ -296,6 +312,7 @@ impl ProgramError for Error {
             Error::Config(_)
                 | Error::Address { .. }
                 | Error::Invalid(_)
+                | Error::InvalidGraph(_)
                 | Error::LibraryUnreadable { .. }
                 | Error::Library { .. }
                 | Error::LoadFailed { .. }

@@ -136,7 +136,7 @@ impl LeaseCore {
 
     /// Returns why there is no executor any more, after reading what its manager has sent. Never waits: while the lease
     /// is being released or deployed, nothing is known.
-    fn ask_cause(&self) -> Option<Cause> {
+    pub(crate) fn ask_cause(&self) -> Option<Cause> {
         match &mut self.try_lock()?.stage {
             LeaseStage::Granted(_) => None,
             LeaseStage::Claimed(manager) => {

@@ -49,6 +49,7 @@
 //! * [`Client`] acquires a [`Lease`], and that [deploys](Lease::deploy) an [`Executor`], which makes calls.
 //! * [`Executor::invoke`] blocks, [`Executor::submit`] returns a future ([`Pending`]), [`Executor::in_place`] copies
 //!   nothing, [`Executor::invoke_idempotent`] goes on elsewhere when a node is lost.
+//! * [`Client::compile`] makes a [`Graph`] run: functions that hand on what they return, from worker to worker.
 //! * [`Input`] and [`Output`] are registered memory. The type system keeps them apart from calls in flight.
 //! * [`Executor::printed`] is what functions have written on standard output and error.
 //! * [`Error`] has a variant for each decision that an application may take.
@@ -85,13 +86,13 @@
 //! # What to do about an error
 //! | do | after |
 //! | --- | --- |
-//! | call again; the function may have run | [`WorkerLost`](Error::WorkerLost), [`TimeLimit`](Error::TimeLimit): the next call replaces the process first, if nothing else is in flight |
+//! | call again; the function may have run | [`GraphFailed`](Error::GraphFailed), [`WorkerLost`](Error::WorkerLost), [`TimeLimit`](Error::TimeLimit): the next call replaces the process first, if nothing else is in flight |
 //! | wait for a call, then call again | [`AllSlotsBusy`](Error::AllSlotsBusy) |
 //! | call again with a larger buffer or deployment | [`OutputTooLarge`](Error::OutputTooLarge) (the function has run), [`InputTooLarge`](Error::InputTooLarge) |
 //! | [`restart`](Executor::restart), then call again; with [`Deployment::restart`] the next call does so; the lease lives | [`FunctionCrashed`](Error::FunctionCrashed), [`FunctionExited`](Error::FunctionExited), [`StackOverflow`](Error::StackOverflow), [`MemoryLimit`](Error::MemoryLimit), [`ExecutorSilent`](Error::ExecutorSilent) |
 //! | lease anew, deploy, call again | [`ExecutorGone`](Error::ExecutorGone), [`LeaseEnded`](Error::LeaseEnded) |
 //! | ask later, or for less | [`LeaseRefused`](Error::LeaseRefused), [`AllocationRefused`](Error::AllocationRefused), [`NoAnswer`](Error::NoAnswer), [`Unreachable`](Error::Unreachable), [`Connection`](Error::Connection), [`StartTimeout`](Error::StartTimeout), [`LibraryGarbled`](Error::LibraryGarbled) |
-//! | correct the program or its settings | [`Invalid`](Error::Invalid), [`Config`](Error::Config), [`Address`](Error::Address), [`LibraryUnreadable`](Error::LibraryUnreadable), [`Library`](Error::Library), [`LoadFailed`](Error::LoadFailed), [`StartFailed`](Error::StartFailed), [`UnknownFunction`](Error::UnknownFunction), [`Foreign`](Error::Foreign), [`AlreadyDeployed`](Error::AlreadyDeployed) |
+//! | correct the program or its settings | [`Invalid`](Error::Invalid), [`InvalidGraph`](Error::InvalidGraph), [`Config`](Error::Config), [`Address`](Error::Address), [`LibraryUnreadable`](Error::LibraryUnreadable), [`Library`](Error::Library), [`LoadFailed`](Error::LoadFailed), [`StartFailed`](Error::StartFailed), [`UnknownFunction`](Error::UnknownFunction), [`Foreign`](Error::Foreign), [`AlreadyDeployed`](Error::AlreadyDeployed) |
 //! | give up, and tell the operator | [`Unproved`](Error::Unproved), [`Protocol`](Error::Protocol), most of [`Rdma`](Error::Rdma) |
 //! | connect a client in this process | [`Forked`](Error::Forked) |
 //!
@@ -127,11 +128,13 @@ mod client;
 mod database;
 mod deployed;
 mod deployment;
+mod dialled;
 mod error;
 mod executor;
 mod executor_manager;
 mod failover;
 mod grantor;
+mod graph;
 mod held_lease;
 mod in_place;
 mod keepalive;
@@ -152,6 +155,7 @@ pub use deployed::Function;
 pub use deployment::{Deployment, Phases};
 pub use error::{Error, ExecutorMemory, Exit, Result};
 pub use executor::Executor;
+pub use graph::{CompiledGraph, Graph, GraphFunction, Run};
 pub use in_place::{InPlaceCall, InPlaceResult};
 pub use lease::Lease;
 pub use pending::{Completed, Failed, Pending};

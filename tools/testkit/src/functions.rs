@@ -40,6 +40,11 @@ pub fn ends(directory: &Path) -> PathBuf {
     c_library(directory, "ends", &source, &["-lstdc++"])
 }
 
+/// The functions for graphs, of `functions/graph.c`.
+pub fn graph(directory: &Path) -> PathBuf {
+    c_library(directory, "graph", &source("tools/testkit/functions/graph.c"), &[])
+}
+
 /// A library whose only function `name` returns its input with `add` added to each byte.
 pub fn adder(directory: &Path, name: &str, add: u8) -> PathBuf {
     let text = format!(

@@ -1,0 +1,19 @@
+//! Graphs: functions that hand what they return to other functions, from worker to worker.
+//!
+//! ```text
+//!   Graph ──check──▶ compile: leases, executors, introductions ──▶ CompiledGraph ──submit──▶ Run ──wait──▶ outputs
+//!   (description)    (start)                                       (compiled, lane)
+//! ```
+//! A compiled graph asks nobody: an input is written to the workers of the functions that take it, each writes what its
+//! function returns to those that take that, and the last ones to the client.
+//!
+//! Elsewhere: how an edge works (`rfaas_call::edge`), its bytes (`rfaas_protocol::edge`).
+
+mod check;
+mod compiled;
+mod description;
+mod lane;
+mod start;
+
+pub use compiled::{CompiledGraph, Run};
+pub use description::{Graph, GraphFunction};

@@ -1,0 +1,410 @@
+//! Starting the executors of a graph, and introducing their workers to each other.
+//!
+//! ```text
+//!   each lease: claim ──▶ executor dials ──Listening──▶ all are there: each is told its parts ──▶ workers dial
+//!                                                        each other, and the client ──▶ functions are named
+//! ```
+//! * All of them are there or none: if one fails, the connections to all are dropped, at which they exit.
+//! * Anyone may dial. A peer that does not show the secret of an executor or of an edge is refused.
+
+use std::net::SocketAddr;
+use std::os::fd::AsFd;
+use std::sync::{Arc, MutexGuard};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rdmalib::{CompletionQueue, ConnectRequest, Domain, Listener};
+use rfaas_call::edge::{InEdge, OutEdge, arrival_queue};
+use rfaas_config::OpenDevice;
+use rfaas_protocol::allocation::Serves;
+use rfaas_protocol::channel::refuse;
+use rfaas_protocol::edge::{EdgeHello, EdgeShape};
+use rfaas_protocol::session::{
+    CodeFrom, EdgeIn, EdgeOut, ExecutorHello, InputOfClient, Part, ToExecutor, WorkerHello,
+};
+use rfaas_protocol::{Empty, Hello, Malformed, Role, Secret, Text, parse_prefix};
+
+use super::description::Graph;
+use super::lane::{Lane, Member};
+use crate::deployment::{Deployment, Phases};
+use crate::dialled::{DialledExecutor, failed};
+use crate::error::{Error, Result};
+use crate::held_lease::HeldLease;
+use crate::lease_core::{Claim, LeaseUse};
+use crate::library::Library;
+use crate::request::ExecutorRequest;
+use crate::session::{poll_manager, sleep_on, wait_for_exit};
+
+/// Longest time that an executor may take to hear of its part.
+const TELL_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What a graph is started from.
+pub(super) struct Means<'a> {
+    pub(super) graph: &'a Graph,
+    pub(super) deployment: &'a Deployment,
+    /// By function.
+    pub(super) libraries: &'a [Arc<Library>],
+    pub(super) leases: &'a [Arc<HeldLease>],
+    /// Of all inputs.
+    pub(super) domain: &'a Domain,
+    pub(super) device: &'a OpenDevice,
+}
+
+/// What there is of the executor of a function.
+struct Starting<'a> {
+    session: Secret,
+    state: MutexGuard<'a, LeaseUse>,
+    control: Option<DialledExecutor>,
+    told: bool,
+    /// To its worker, until that has dialled.
+    unconnected: Option<OutEdge>,
+    worker: Option<OutEdge>,
+}
+
+/// What there is of an output of the graph.
+struct StartingOutput {
+    secret: Secret,
+    edge: InEdge,
+    connected: bool,
+}
+
+/// Starts all executors, within the deployment's limit.
+pub(super) fn start(means: &Means<'_>) -> Result<Lane> {
+    let Means { graph, deployment, leases, device, .. } = *means;
+    let deadline = Instant::now() + deployment.start_timeout;
+    let mut listener = device.device.listen(device.entry.port)?;
+    let ends = (graph.outputs.len(), leases.len());
+    let arrivals = arrival_queue(&device.device, deployment.slots, ends)?;
+    let mut outputs = make_outputs(means, &arrivals)?;
+    let mut starting = claim_all(means, &listener, &arrivals, deadline)?;
+    let secrets: Vec<_> = graph.edges.iter().map(|_| Secret::generate()).collect();
+    let started = assemble(means, (&secrets, &mut listener), &mut starting, &mut outputs, deadline);
+    for (lease, starting) in leases.iter().zip(&mut starting) {
+        lease.keep_alive(&mut starting.state);
+        starting.state.deployed = started.is_ok();
+    }
+    started?;
+    let mut members = Vec::with_capacity(leases.len());
+    let mut to_workers = Vec::with_capacity(leases.len());
+    for (lease, starting) in leases.iter().zip(starting) {
+        let (Some(control), Some(worker)) = (starting.control, starting.worker) else {
+            return Err(Error::Invalid("a graph is started when all of it is there"));
+        };
+        lease.core.wake_at_end(arrivals.waker());
+        members.push(Member { lease: lease.core.clone(), _control: control.finish().0 });
+        to_workers.push(worker);
+    }
+    let sources = graph.inputs.iter().map(|end| end.function).collect();
+    let outputs = outputs.into_iter().map(|output| output.edge).collect();
+    Ok(Lane { members, to_workers, sources, outputs, arrivals })
+}
+
+fn shape(deployment: &Deployment, bytes: usize) -> EdgeShape {
+    EdgeShape { slots: deployment.slots, bytes: wire(bytes) }
+}
+
+/// Returns a size, which was checked to fit, as it is on the wire.
+fn wire(bytes: usize) -> u32 {
+    u32::try_from(bytes).expect("checked: less than 4 GiB")
+}
+
+fn made((what, error): (&'static str, rdmalib::Error)) -> Error {
+    tracing::debug!(what, %error, "cannot be made");
+    error.into()
+}
+
+fn make_outputs(means: &Means<'_>, arrivals: &CompletionQueue) -> Result<Vec<StartingOutput>> {
+    let outputs = means.graph.outputs.iter().enumerate().map(|(number, end)| {
+        let shape = shape(means.deployment, end.bytes);
+        let edge = InEdge::new(&means.device.device, shape, number, arrivals).map_err(made)?;
+        Ok(StartingOutput { secret: Secret::generate(), edge, connected: false })
+    });
+    outputs.collect()
+}
+
+/// Has the managers of all leases start an executor each, at the same time.
+fn claim_all<'a>(
+    means: &Means<'a>,
+    listener: &Listener,
+    arrivals: &CompletionQueue,
+    deadline: Instant,
+) -> Result<Vec<Starting<'a>>> {
+    let client = listener.local_addr();
+    let claims = means.leases.iter().enumerate().map(|(function, lease)| {
+        let (session, request) = request(means, function, client);
+        let input = means.graph.inputs.iter().find(|end| end.function == function);
+        let shape = shape(means.deployment, input.map_or(0, |input| input.bytes));
+        let edge = OutEdge::new(&means.device.device, means.domain, shape, function, arrivals);
+        Ok((lease, session, request, edge.map_err(made)?))
+    });
+    let claims = claims.collect::<Result<Vec<_>>>()?;
+    let claimed: Vec<_> = thread::scope(|scope| {
+        let claiming = claims
+            .iter()
+            .map(|(lease, _, request, _)| scope.spawn(move || claim(lease, request, deadline)));
+        let claiming: Vec<_> = claiming.collect();
+        // All are waited for, also after an error.
+        claiming.into_iter().map(|thread| thread.join()).collect()
+    });
+    let starting = claims.into_iter().zip(claimed).map(|((lease, session, _, edge), claimed)| {
+        claimed.unwrap_or(Err(Error::Invalid("a thread that claims a lease panicked")))?;
+        let state = lease.lock();
+        let unconnected = Some(edge);
+        Ok(Starting { session, state, control: None, told: false, unconnected, worker: None })
+    });
+    starting.collect()
+}
+
+fn request(means: &Means<'_>, function: usize, client: SocketAddr) -> (Secret, ExecutorRequest) {
+    let Means { graph, deployment, libraries, .. } = *means;
+    let session = Secret::generate();
+    let to = graph.edges.iter().filter(|edge| edge.to == function).map(|edge| edge.bytes);
+    let of_client = graph.inputs.iter().filter(|end| end.function == function);
+    let input: usize = to.chain(of_client.map(|end| end.bytes)).sum();
+    let outputs = outputs_of(graph, function);
+    let output = outputs.max().unwrap_or(0);
+    let library = &libraries[function];
+    let request = ExecutorRequest {
+        client,
+        session,
+        spin: deployment.spin,
+        input_bytes: wire(input.max(1)),
+        output_bytes: wire(output.max(1)),
+        code_bytes: wire(library.code.len()),
+        code_hash: library.hash,
+        slots: deployment.slots,
+        serves: Serves::Graph,
+    };
+    (session, request)
+}
+
+/// Returns how large what a function hands on may be, by edge.
+fn outputs_of(graph: &Graph, function: usize) -> impl Iterator<Item = usize> {
+    let edges = graph.edges.iter().filter(move |edge| edge.from == function);
+    let ends = graph.outputs.iter().filter(move |end| end.function == function);
+    edges.map(|edge| edge.bytes).chain(ends.map(|end| end.bytes))
+}
+
+fn claim(lease: &HeldLease, request: &ExecutorRequest, deadline: Instant) -> Result<()> {
+    let mut state = lease.lock();
+    state.deployed = false;
+    let (device, spares) = (lease.device(), lease.spares());
+    let replace: &dyn Fn(&[_], _) -> _ = &|candidates, because| lease.replace(candidates, because);
+    let connection: &dyn Fn() -> _ = &|| spares.connection(device);
+    let meanwhile: &dyn Fn() = &|| {};
+    let claim = Claim { device, request, deadline, replace, connection, meanwhile };
+    let (id, node) = state.start_executor(&claim, &mut Phases::default())?;
+    tracing::info!(lease = %id, "lease claimed for a graph");
+    if let Some(node) = &node {
+        lease.claimed(id, node);
+    }
+    Ok(())
+}
+
+/// Brings all together.
+fn assemble(
+    means: &Means<'_>,
+    (secrets, listener): (&[Secret], &mut Listener),
+    starting: &mut [Starting<'_>],
+    outputs: &mut [StartingOutput],
+    deadline: Instant,
+) -> Result<()> {
+    loop {
+        let mut wake_at = deadline;
+        for one in &mut *starting {
+            // Armed before they are read: what comes later ends the sleep.
+            let (exit, heard_by) = poll_manager(&mut one.state)?;
+            let mut lives = true;
+            if let Some(control) = &mut one.control {
+                control.arm()?;
+                lives = control.read()?;
+            }
+            if let Some(exit) = exit {
+                return Err(Error::StartFailed(exit));
+            }
+            if !lives {
+                return Err(Error::StartFailed(wait_for_exit(&mut one.state)?));
+            }
+            wake_at = heard_by.map_or(wake_at, |at| at.min(wake_at));
+        }
+        introduce(means, (secrets, listener.local_addr()), starting, outputs)?;
+        let dialled = starting.iter().all(|one| one.control.is_some() && one.worker.is_some())
+            && outputs.iter().all(|output| output.connected);
+        if dialled && starting.iter().all(|one| is_loaded(one)) {
+            return Ok(());
+        }
+        let now = Instant::now();
+        if now >= deadline {
+            let (after, missing) = (means.deployment.start_timeout, missing(starting, outputs));
+            return Err(Error::StartTimeout { after, missing });
+        }
+        if !dialled && let Some(request) = listener.try_next()? {
+            admit(means, request, starting, outputs)?;
+            continue;
+        }
+        let of_executors = starting.iter_mut().flat_map(|one| {
+            let Starting { state, control, .. } = one;
+            let manager = state.manager().map(|manager| (*manager).as_fd());
+            [manager, control.as_ref().map(AsFd::as_fd)]
+        });
+        let dialling = (!dialled).then(|| listener.as_fd());
+        let descriptors = of_executors.flatten().chain(dialling);
+        sleep_on(descriptors, wake_at.saturating_duration_since(now))?;
+        for control in starting.iter_mut().filter_map(|one| one.control.as_mut()) {
+            control.acknowledge()?;
+        }
+    }
+}
+
+fn is_loaded(one: &Starting<'_>) -> bool {
+    one.control.as_ref().is_some_and(|control| control.loaded_in().is_some())
+}
+
+/// Returns what is waited for, in words.
+fn missing(starting: &[Starting<'_>], outputs: &[StartingOutput]) -> String {
+    let count = |what: fn(&Starting<'_>) -> bool| starting.iter().filter(|one| what(one)).count();
+    let of = starting.len();
+    let executors = count(|one| one.control.is_some());
+    let workers = count(|one| one.worker.is_some());
+    let ends = outputs.iter().filter(|output| output.connected).count();
+    format!(
+        "{executors} of {of} executors and {workers} workers have connected, {ends} of {} outputs, and {} have loaded \
+         their library",
+        outputs.len(),
+        count(is_loaded)
+    )
+}
+
+/// Admits who dials, or refuses it.
+fn admit(
+    means: &Means<'_>,
+    request: ConnectRequest,
+    starting: &mut [Starting<'_>],
+    outputs: &mut [StartingOutput],
+) -> Result<()> {
+    let why = match identify(request.private_data(), starting, outputs) {
+        Ok(Dialler::Executor(one, hello, code_from)) => {
+            let lease = &means.leases[one];
+            let channel = lease.spares().control(means.device).map_err(failed)?;
+            let library = &means.libraries[one];
+            starting[one].control =
+                DialledExecutor::accept(channel, request, (&hello, code_from), library)?;
+            return Ok(());
+        }
+        Ok(Dialler::Worker(one, hello)) => {
+            if let Some(mut edge) = starting[one].unconnected.take() {
+                edge.accept(request, &hello).map_err(|error| {
+                    tracing::debug!(%error, "a worker is gone again");
+                    Error::WorkerLost { reason: "it was gone when it was accepted" }
+                })?;
+                starting[one].worker = Some(edge);
+            }
+            return Ok(());
+        }
+        Ok(Dialler::Output(output)) => {
+            // If it is gone again, so is its worker, of which the manager tells.
+            outputs[output].connected = outputs[output].edge.accept(request).is_ok();
+            return Ok(());
+        }
+        Err(why) => why,
+    };
+    tracing::debug!(peer = request.peer(), why, "connection refused");
+    refuse(request, &why);
+    Ok(())
+}
+
+/// A peer that showed a secret.
+enum Dialler {
+    Executor(usize, ExecutorHello, CodeFrom),
+    Worker(usize, WorkerHello),
+    Output(usize),
+}
+
+/// Returns which peer dialled, or why it is refused.
+fn identify(
+    private_data: &[u8],
+    starting: &[Starting<'_>],
+    outputs: &[StartingOutput],
+) -> Result<Dialler, String> {
+    let text = |malformed: Malformed| malformed.to_string();
+    let of = |session: Secret| {
+        let at = starting.iter().position(|one| one.session == session);
+        at.ok_or_else(|| String::from("wrong session secret"))
+    };
+    let (role, body) = Hello::parse(private_data).map_err(text)?;
+    match role {
+        Role::Executor => {
+            let hello: ExecutorHello = parse_prefix(body).map_err(text)?;
+            let code_from = CodeFrom::from_wire(hello.code_from).map_err(text)?;
+            let one = of(hello.session)?;
+            match starting[one].control {
+                Some(_) => Err("the executor is connected already".into()),
+                None => Ok(Dialler::Executor(one, hello, code_from)),
+            }
+        }
+        Role::Worker => {
+            let hello: WorkerHello = parse_prefix(body).map_err(text)?;
+            let one = of(hello.session)?;
+            match (&starting[one].unconnected, hello.worker.get()) {
+                (Some(_), 0) => Ok(Dialler::Worker(one, hello)),
+                (None, 0) => Err("worker 0 is connected already".into()),
+                (_, other) => Err(format!("there is no worker {other} in this lease")),
+            }
+        }
+        Role::Edge => {
+            let hello: EdgeHello = parse_prefix(body).map_err(text)?;
+            let at = outputs.iter().position(|output| output.secret == hello.secret);
+            match at {
+                Some(at) if !outputs[at].connected => Ok(Dialler::Output(at)),
+                Some(_) => Err("this edge is connected already".into()),
+                None => Err("wrong secret of an edge".into()),
+            }
+        }
+        _ => Err("this client waits for the executors of a graph".into()),
+    }
+}
+
+/// Tells each executor the part of its worker, once all of them have said where that is dialled.
+fn introduce(
+    means: &Means<'_>,
+    (secrets, client): (&[Secret], SocketAddr),
+    starting: &mut [Starting<'_>],
+    outputs: &[StartingOutput],
+) -> Result<()> {
+    if starting.iter().all(|one| one.told) {
+        return Ok(());
+    }
+    let listening = starting.iter().map(|one| one.control.as_ref()?.listening());
+    let Some(addresses) = listening.collect::<Option<Vec<_>>>() else { return Ok(()) };
+    let graph = means.graph;
+    for (function, one) in starting.iter_mut().enumerate() {
+        let Some(control) = &mut one.control else { continue };
+        let mut tell = |message| control.tell(&message, TELL_TIMEOUT);
+        let described = &graph.functions[function];
+        let name = Text::new(&described.name).expect("checked: the library has it");
+        let number = u16::try_from(function).expect("checked: at most `MAX_FUNCTIONS`");
+        tell(ToExecutor::Part(Part { worker: 0.into(), function: number.into(), name }))?;
+        for end in graph.inputs.iter().filter(|end| end.function == function) {
+            tell(ToExecutor::InputOfClient(InputOfClient { bytes: wire(end.bytes).into() }))?;
+        }
+        for (edge, secret) in graph.edges.iter().zip(secrets) {
+            let bytes = wire(edge.bytes).into();
+            if edge.to == function {
+                tell(ToExecutor::EdgeIn(EdgeIn { secret: *secret, bytes }))?;
+            }
+            if edge.from == function {
+                let to = addresses[edge.to].into();
+                tell(ToExecutor::EdgeOut(EdgeOut { to, secret: *secret, bytes }))?;
+            }
+        }
+        for (end, output) in graph.outputs.iter().zip(outputs) {
+            if end.function == function {
+                let (to, secret) = (client.into(), output.secret);
+                tell(ToExecutor::EdgeOut(EdgeOut { to, secret, bytes: wire(end.bytes).into() }))?;
+            }
+        }
+        tell(ToExecutor::Complete(Empty {}))?;
+        one.told = true;
+    }
+    Ok(())
+}
