@@ -51,6 +51,7 @@ pub use rfaas_api::{NodeState, RemovedState};
 pub use rfaas_protocol::Capacity;
 use rfaas_protocol::lease::{EndReason, LeaseId, Unusable};
 use rfaas_protocol::node::Bill;
+use rfaas_protocol::placement::Policy;
 
 pub use action::{Action, LinkId, Now, Totals};
 use ask::check_timeout;
@@ -170,6 +171,19 @@ impl Pool {
         self.held.totals
     }
 
+    /// How leases are placed.
+    pub fn policy(&self) -> Policy {
+        self.held.nodes.policy
+    }
+
+    /// Has leases placed so from now on.
+    pub fn set_policy(&mut self, policy: Policy) {
+        let before = std::mem::replace(&mut self.held.nodes.policy, policy);
+        if before != policy {
+            tracing::info!(%before, %policy, "leases are placed by another policy");
+        }
+    }
+
     // What is due.
 
     /// When [`tick`](Self::tick) has something to do next, if nothing else happens.
@@ -226,7 +240,7 @@ impl Pool {
 
     /// Grants it if there is room and its client may have it.
     fn place(&mut self, now: Now, ask: &Ask) -> Result<Option<Vec<Grant>>, Denied> {
-        let parts = self.held.nodes.place(ask);
+        let parts = self.held.nodes.place(now, ask);
         self.held.shares.check(now.monotonic, ask, parts.as_ref().map_or(1, Vec::len))?;
         let claim_by = now.monotonic + self.held.shares.claim_timeout();
         let mut grant = |(slot, part)| self.held.grant(now, ask, slot, part, claim_by);
@@ -286,7 +300,7 @@ impl Pool {
         let claim_by = lease.claim_by;
         self.held.shares.count(now, &ask.clone().by(origin))?;
         self.held.try_last(now, slot, origin);
-        let elsewhere = self.held.nodes.place_elsewhere(wanted, slot);
+        let elsewhere = self.held.nodes.place_elsewhere(now, &ask, slot);
         let grant = elsewhere.and_then(|other| self.held.grant(now, &ask, other, wanted, claim_by));
         let Capacity { cores, memory } = wanted;
         let grant = grant.ok_or(NotReplaced::NoRoom { cores, memory })?;

@@ -3,7 +3,7 @@
 //! Every index says of a node what the node itself says. Only the table (`node_table`) changes
 //! nodes, and it calls [`NodeIndex::update`] after each change.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::time::Instant;
 
 use rfaas_api::NodeState;
@@ -12,7 +12,7 @@ use rfaas_protocol::isolation::{Layer, Layers};
 
 use super::LinkId;
 use super::node::Node;
-use crate::placement::{FreeTree, larger};
+use crate::placement::{self, Gang, Place, Places, Policy, Wish};
 
 /// Where a node is kept as long as it is known. Placement tries nodes in this order. A new node takes
 /// the place of one that was forgotten.
@@ -55,14 +55,10 @@ impl Indexed {
         Indexed { link, deadline, state: Some(state), free, whole, tried_last, layers }
     }
 
-    /// What is free, if the node is tried first.
-    fn free_first(&self) -> Capacity {
-        if self.tried_last { NOTHING } else { self.free }
-    }
-
-    /// What is free, if the node is tried last.
-    fn free_last(&self) -> Option<Capacity> {
-        self.tried_last.then_some(self.free)
+    /// What placement knows of it.
+    fn place(&self) -> Option<Place> {
+        let Indexed { free, whole, tried_last, .. } = *self;
+        (whole != NOTHING).then_some(Place { tried_last, ..Place::new(free, whole) })
     }
 }
 
@@ -92,13 +88,8 @@ impl NodeSums {
 pub(super) struct NodeIndex {
     by_link: HashMap<LinkId, NodeSlot>,
     deadlines: BTreeSet<(Instant, NodeSlot)>,
-    /// What is free on nodes that take leases: those that are tried first, and those that are tried last.
-    free_first: FreeTree,
-    free_last: FreeTree,
-    /// What is free on each of the latter.
-    tried_last: BTreeMap<NodeSlot, Capacity>,
-    /// What there is on nodes that take leases.
-    whole: FreeTree,
+    /// Nodes that take leases.
+    places: Places,
     /// The number of nodes in each state, in the order of [`NodeState::ALL`].
     states: [usize; NodeState::ALL.len()],
     sums: NodeSums,
@@ -119,18 +110,13 @@ impl NodeIndex {
             before.deadline.map(|at| self.deadlines.remove(&(at, slot)));
             after.deadline.map(|at| self.deadlines.insert((at, slot)));
         }
-        if before.free_first() != after.free_first() {
-            self.free_first.set(slot.0, after.free_first());
-        }
-        if before.free_last() != after.free_last() {
-            self.free_last.set(slot.0, after.free_last().unwrap_or(NOTHING));
-            match after.free_last() {
-                Some(free) => drop(self.tried_last.insert(slot, free)),
-                None => drop(self.tried_last.remove(&slot)),
-            }
-        }
-        if before.whole != after.whole {
-            self.whole.set(slot.0, after.whole);
+        let (was, is) = (before.place(), after.place());
+        if let (Some(was), Some(is)) = (was, is)
+            && is == (Place { free: is.free, ..was })
+        {
+            self.places.set_free(slot.0, is.free);
+        } else if was != is {
+            self.places.set(slot.0, is.as_ref());
         }
         let NodeSums { cores, free_cores, memory, free_memory, isolated } = &mut self.sums;
         if before.layers != after.layers {
@@ -169,58 +155,68 @@ impl NodeIndex {
 
     /// What is free on nodes that take leases: most cores and most memory on one.
     pub(super) fn most_free(&self) -> Capacity {
-        larger(self.free_first.most(), self.free_last.most())
+        self.places.most_free()
     }
 
     /// What nodes that take leases have when nothing is leased: most cores and most memory on one.
     pub(super) fn largest(&self) -> Capacity {
-        self.whole.most()
+        self.places.largest()
     }
 
     /// Whether `wanted` would fit on one node, or in up to `parts` parts, if nothing were leased.
     pub(super) fn fits_when_empty(&self, wanted: Capacity, parts: usize) -> bool {
-        self.whole.first(wanted).is_some()
-            || (parts > 1 && self.whole.split(wanted, parts).is_some())
+        self.places.fits_when_empty(wanted, parts)
     }
 
-    /// Where `wanted` goes: to one node if one has room, else in up to `parts` parts. Nodes that are tried
-    /// last get it only if it goes nowhere else.
+    /// Where `wanted` goes until then: to one node if one has room, by the policy, else in up to `parts` parts.
+    /// Nodes that are tried last get it only if it goes nowhere else.
     pub(super) fn place(
         &self,
+        policy: Policy,
         wanted: Capacity,
         parts: usize,
+        until: Instant,
     ) -> Option<Vec<(NodeSlot, Capacity)>> {
-        let whole = |place| vec![(place, wanted)];
         let may_split = parts > 1 && self.sums.hold(wanted);
-        let split = |free: &FreeTree| free.split(wanted, parts);
-        let placed = self.free_first.first(wanted).map(whole);
-        let placed = placed.or_else(|| may_split.then(|| split(&self.free_first)).flatten());
-        let placed = placed.or_else(|| self.free_last.first(wanted).map(whole));
-        let may_help = may_split && self.free_last.most().cores > 0;
-        let placed = placed.or_else(|| may_help.then(|| split(&self.all_free())).flatten())?;
-        Some(placed.into_iter().map(|(place, part)| (NodeSlot(place), part)).collect())
+        let whole = |node: usize| vec![(node, wanted)];
+        let split = || self.places.split(wanted, parts, Some(until));
+        let on_one = self.place_one(policy, wanted, until, &Wish::default());
+        let on_one = match on_one {
+            // In parts it may do without.
+            Some(node) if may_split && self.places.is_late(node) => {
+                return Some(in_slots(
+                    self.places.split_first(wanted, parts).unwrap_or_else(|| whole(node)),
+                ));
+            }
+            on_one => on_one.map(whole),
+        };
+        on_one.or_else(|| may_split.then(split).flatten()).map(in_slots)
     }
 
-    /// Where all of `wanted` goes, on another node than `node`, which is in `slot`.
-    pub(super) fn place_elsewhere(
-        &mut self,
+    fn place_one(
+        &self,
+        policy: Policy,
         wanted: Capacity,
-        slot: NodeSlot,
-        node: &Indexed,
-    ) -> Option<NodeSlot> {
-        let tree = if node.tried_last { &mut self.free_last } else { &mut self.free_first };
-        tree.set(slot.0, NOTHING);
-        let place = self.free_first.first(wanted).or_else(|| self.free_last.first(wanted));
-        let tree = if node.tried_last { &mut self.free_last } else { &mut self.free_first };
-        tree.set(slot.0, node.free);
-        place.map(NodeSlot)
+        until: Instant,
+        wish: &Wish,
+    ) -> Option<usize> {
+        let gang = Gang { workers: 1, each: wanted, until: Some(until), wish, running: &[] };
+        placement::place(&self.places, policy, gang).ok()?.pop()
     }
 
-    /// What is free on all nodes that take leases. It is rarely needed, so it is put together then, at the
-    /// cost of a copy.
-    fn all_free(&self) -> FreeTree {
-        let mut all = self.free_first.clone();
-        self.tried_last.iter().for_each(|(slot, free)| all.set(slot.0, *free));
-        all
+    /// Where all of `wanted` goes until then, on another node than `node`.
+    pub(super) fn place_elsewhere(
+        &self,
+        policy: Policy,
+        wanted: Capacity,
+        node: NodeSlot,
+        until: Instant,
+    ) -> Option<NodeSlot> {
+        let wish = Wish { not_on: vec![node.0], ..Wish::default() };
+        self.place_one(policy, wanted, until, &wish).map(NodeSlot)
     }
+}
+
+fn in_slots(parts: Vec<(usize, Capacity)>) -> Vec<(NodeSlot, Capacity)> {
+    parts.into_iter().map(|(node, part)| (NodeSlot(node), part)).collect()
 }

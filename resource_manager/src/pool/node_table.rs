@@ -12,6 +12,7 @@ use std::time::Instant;
 use rfaas_api::NodeState;
 use rfaas_protocol::Capacity;
 use rfaas_protocol::lease::LeaseId;
+use rfaas_protocol::placement::Policy;
 
 use super::ask::Ask;
 use super::lease::GrantedLease;
@@ -25,6 +26,8 @@ pub(super) struct NodeTable {
     vacant: BTreeSet<NodeSlot>,
     by_name: BTreeMap<Arc<str>, NodeSlot>,
     index: NodeIndex,
+    /// How leases are placed.
+    pub(super) policy: Policy,
     /// Nodes whose records changed since they were last taken.
     unsaved: BTreeSet<Arc<str>>,
 }
@@ -124,14 +127,14 @@ impl NodeTable {
     }
 
     /// Where what is asked for goes ([`NodeIndex::place`]).
-    pub(super) fn place(&self, ask: &Ask) -> Option<Vec<(NodeSlot, Capacity)>> {
-        self.index.place(ask.wanted, ask.most_parts())
+    pub(super) fn place(&self, now: Now, ask: &Ask) -> Option<Vec<(NodeSlot, Capacity)>> {
+        let until = now.monotonic + ask.timeout;
+        self.index.place(self.policy, ask.wanted, ask.most_parts(), until)
     }
 
-    /// Where all of `wanted` goes, on another node than the one in `slot`.
-    pub(super) fn place_elsewhere(&mut self, wanted: Capacity, slot: NodeSlot) -> Option<NodeSlot> {
-        let node = self.get(slot).map_or(Indexed::NO_NODE, Indexed::of);
-        self.index.place_elsewhere(wanted, slot, &node)
+    /// Where all that is asked for goes, on another node than the one in `slot`.
+    pub(super) fn place_elsewhere(&self, now: Now, ask: &Ask, slot: NodeSlot) -> Option<NodeSlot> {
+        self.index.place_elsewhere(self.policy, ask.wanted, slot, now.monotonic + ask.timeout)
     }
 
     /// Why there is no room for what is asked for, for people.

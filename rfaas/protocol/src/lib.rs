@@ -36,6 +36,7 @@ pub mod launch;
 pub mod lease;
 pub mod library;
 pub mod node;
+pub mod placement;
 mod proof;
 pub mod reach;
 pub mod session;
