@@ -1,0 +1,97 @@
+//! New, added and moved workers.
+//!
+//! | source | ours |
+//! | --- | --- |
+//! | bin-pack, compact | `bin_pack`, `compact` |
+//! | spot, new and added | `bin_pack`, whose order is the same |
+//! | spot, moved | `away`, under any policy |
+//! | one node only | `together` |
+//! | nodes of other tenants are no candidates | `has` a label that these lack |
+
+use resource_manager::placement::{Advice, Policy, Wish, away, better, place};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use crate::Answer;
+use crate::cluster::{Cluster, Node, OWN, gang};
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Vector {
+    kind: Kind,
+    policy: Option<String>,
+    nodes: Vec<Node>,
+    calls: u32,
+    #[serde(default)]
+    running: Vec<i64>,
+    #[serde(default)]
+    other_tenant_nodes: Vec<i64>,
+    #[serde(default)]
+    one_node_only: bool,
+    expect: Value,
+    // What it is about, and where it is from.
+    #[serde(rename = "id")]
+    _id: String,
+    #[serde(rename = "origin")]
+    _origin: String,
+    #[serde(rename = "source")]
+    _source: Option<Value>,
+    #[serde(rename = "why")]
+    _why: Option<String>,
+    #[serde(rename = "note")]
+    _note: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Kind {
+    New,
+    ScaleChange,
+    DistChange,
+}
+
+pub fn run(policy: Option<&str>, vector: &Value) -> Result<Answer, String> {
+    let vector = Vector::deserialize(vector).map_err(|error| error.to_string())?;
+    let named = vector.policy.as_deref().or(policy).ok_or("it has no policy")?;
+    let cluster = Cluster::by_id(&vector.nodes, &vector.other_tenant_nodes);
+    let running = cluster.numbers(&vector.running);
+    let has = if vector.other_tenant_nodes.is_empty() { Wish::default().has } else { OWN };
+    let wish = Wish { together: vector.one_node_only, has, ..Wish::default() };
+    let gang = gang(vector.calls, &wish, &running);
+    let ours = match vector.kind {
+        Kind::New | Kind::ScaleChange => match place(&cluster.places, policy_of(named)?, gang) {
+            Ok(nodes) => json!({"verdict": "placed", "nodes": cluster.ids(nodes)}),
+            Err(_) => json!({"verdict": "not_enough_slots"}),
+        },
+        Kind::DistChange => advice(&cluster, named, better_or_away(&cluster, named, gang)?),
+    };
+    Ok(Answer::new("otherwise", ours, vector.expect))
+}
+
+/// The policy of ours that places as theirs does.
+pub fn policy_of(named: &str) -> Result<Policy, String> {
+    match named {
+        "spot" => Ok(Policy::BinPack),
+        other => other.parse(),
+    }
+}
+
+pub fn better_or_away(
+    cluster: &Cluster,
+    named: &str,
+    gang: resource_manager::placement::Gang<'_>,
+) -> Result<Advice, String> {
+    Ok(match named {
+        "spot" => away(&cluster.places, gang),
+        other => better(&cluster.places, other.parse()?, gang),
+    })
+}
+
+fn advice(cluster: &Cluster, named: &str, advice: Advice) -> Value {
+    match advice {
+        Advice::Stay => json!({"verdict": "do_not_migrate"}),
+        Advice::Move(nodes) => json!({"verdict": "placed", "nodes": cluster.ids(nodes)}),
+        Advice::NoRoom if named == "spot" => json!({"verdict": "must_freeze"}),
+        Advice::NoRoom => json!({"verdict": "not_enough_slots"}),
+    }
+}
