@@ -203,6 +203,7 @@ fn wrong_flags_are_named() {
         "cold_starts",
         "idle_cost",
         "pool_scale",
+        "placement_scale",
         "manager_load",
     ];
     for name in others {

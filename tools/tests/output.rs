@@ -11,7 +11,7 @@ use testkit::run::{command, library};
 use testkit::service::cluster;
 use testkit::wait::one_at_a_time;
 
-const PROGRAMS: [&str; 17] = [
+const PROGRAMS: [&str; 18] = [
     "resource_manager",
     "executor_manager",
     "executor",
@@ -26,6 +26,7 @@ const PROGRAMS: [&str; 17] = [
     "cold_starts",
     "idle_cost",
     "pool_scale",
+    "placement_scale",
     "compare",
     "thumbnailer",
     "sample_image",

@@ -29,6 +29,17 @@ fn the_pool_is_measured_with_each_number_of_nodes() {
 }
 
 #[test]
+fn placement_is_measured_with_each_policy() {
+    let flags = ["--json", "--nodes", "100,1000", "--gangs", "1000"];
+    let told = run(command("placement_scale", flags)).success().json();
+    let rows = told["sizes"].as_array().unwrap();
+    assert_eq!(rows.len(), 2 * 4 * 2, "sizes, policies, as they come and apart");
+    for row in rows {
+        assert!(number(row, "gang_ns") > 0.0 && number(row, "first_fit_ns") > 0.0, "{row}");
+    }
+}
+
+#[test]
 fn a_manager_with_many_nodes_is_measured_with_its_state_in_memory_and_on_a_disk() {
     let _guard = one_at_a_time();
     let flags = ["--json", "--nodes", "20", "--clients", "4", "--seconds", "1"];
