@@ -18,6 +18,7 @@ pub fn load(path: &Path) -> anyhow::Result<Vec<NodeSpec>> {
     let spec = |(i, entry): (usize, &ExecutorEntry)| {
         let capacity = Capacity { cores: entry.cores, memory: entry.memory };
         NodeSpec::new(&entry.node, &entry.address, entry.port, capacity)
+            .and_then(|spec| spec.with_labels(&entry.labels))
             .map_err(|wrong| anyhow::anyhow!("{}: executors[{i}]: {wrong}", path.display()))
     };
     database.executors.iter().enumerate().map(spec).collect()
@@ -84,6 +85,7 @@ impl Export {
             port: spec.port(),
             cores: spec.capacity().cores,
             memory: spec.capacity().memory,
+            labels: spec.labels().to_vec(),
         };
         let executors = kept.map(|node| entry(&node.spec)).collect();
         let mut file = self.new_file()?;
@@ -111,7 +113,15 @@ mod tests {
     fn node(name: &str, state: NodeState) -> NodeView {
         let capacity = Capacity { cores: 4, memory: 512 };
         let spec = NodeSpec::new(name, "node.example", 10_005, capacity).unwrap();
-        NodeView { spec, free: capacity, state, clock_ahead_s: None, isolation: None }
+        let spec = spec.with_labels(&["gpu".into()]).unwrap();
+        NodeView {
+            spec,
+            free: capacity,
+            state,
+            leaves_at: None,
+            clock_ahead_s: None,
+            isolation: None,
+        }
     }
 
     #[test]

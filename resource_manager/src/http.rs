@@ -165,6 +165,8 @@ pub fn router(api: Api) -> Router {
         .route("/remove", post(remove))
         .route("/nodes", get(nodes))
         .route("/nodes/{name}", get(node))
+        .route("/nodes/{name}/leaving", post(leaving))
+        .route("/policy", get(policy).put(set_policy))
         .route("/leases", post(request_lease).get(leases))
         .route("/leases/{id}", get(lease).delete(end_lease))
         .route("/leases/{id}/renew", post(renew_lease))
@@ -203,6 +205,32 @@ async fn node(State(api): State<Api>, path: Result<Path<String>, PathRejection>)
     let node = api.ask(move |pool, _, _| pool.node(&wanted)).await?;
     let node = node.ok_or_else(|| not_found(format!("node {name:?} is not known")))?;
     Ok(ok(output::node(node)))
+}
+
+async fn leaving(
+    State(api): State<Api>,
+    path: Result<Path<String>, PathRejection>,
+    uri: Uri,
+    body: Body,
+) -> HttpResult {
+    let name = path_text(path)?;
+    let after = input::leaving(&uri, &read(body).await?)?;
+    let node = name.clone();
+    let left = api.ask(move |pool, now, _| pool.set_leaving(now, &node, after)).await?;
+    let left = left.ok_or_else(|| not_found(format!("node {name:?} is not known")))?;
+    Ok(ok(output::node(left)))
+}
+
+async fn policy(State(api): State<Api>, uri: Uri) -> HttpResult {
+    Params::parse(&uri)?.finish()?;
+    let policy = api.ask(|pool, _, _| pool.policy()).await?;
+    Ok(ok(api::Policy { placement: policy.name().into() }))
+}
+
+async fn set_policy(State(api): State<Api>, uri: Uri, body: Body) -> HttpResult {
+    let policy = input::policy(&uri, &read(body).await?)?;
+    api.ask(move |pool, _, _| pool.set_policy(policy)).await?;
+    Ok(ok(api::Policy { placement: policy.name().into() }))
 }
 
 async fn request_lease(

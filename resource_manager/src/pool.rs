@@ -33,6 +33,7 @@ mod deadlines;
 mod distrust;
 mod fair_use;
 mod holdings;
+mod labels;
 mod lease;
 mod lease_table;
 mod limits;
@@ -371,6 +372,14 @@ impl Pool {
             }
             None => RemovedState::Removed, // with its last lease
         }
+    }
+
+    /// Notes that a node leaves in a while: from now on it gets only leases that end before. Repeated, the last
+    /// one counts. `None`: there is no such node.
+    pub fn set_leaving(&mut self, now: Now, name: &str, after: Duration) -> Option<NodeView> {
+        let view = self.held.nodes.set_leaving(now, name, after)?;
+        tracing::info!(node = name, ?after, "node is leaving");
+        Some(view)
     }
 
     /// An executor manager that knows the cluster secret registers `name`; the leases of another run of it have

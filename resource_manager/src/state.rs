@@ -34,7 +34,9 @@ use rfaas_protocol::lease::LeaseId;
 
 use crate::executors_database::place;
 use crate::pool::{Billed, Changes, MAX_TIMEOUT, Snapshot};
-use rows::{BILLS, ENDED_AT, FIRST_ID_KEY, FORMAT, FORMAT_KEY, LEASES, META, NODES, UNCLAIMED};
+use rows::{
+    BILLS, ENDED_AT, FIRST_ID_KEY, FORMAT, FORMAT_KEY, LEASES, MARKS, META, NODES, UNCLAIMED,
+};
 
 /// How long another process may have the file, and how often that is checked: a manager that was killed may
 /// still be there when it is started again.
@@ -168,10 +170,13 @@ impl StateFile {
         let transaction = self.database.begin_read()?;
         let first_id = transaction.open_table(META)?.get(FIRST_ID_KEY)?.map(|id| id.value());
         let Some(first_id) = first_id.and_then(LeaseId::new) else { return Ok(None) };
+        let marks = transaction.open_table(MARKS)?;
         let mut nodes = Vec::new();
         for row in transaction.open_table(NODES)?.iter()? {
             let (name, row) = row?;
-            nodes.push(rows::node(name.value(), row.value())?);
+            let marks = marks.get(name.value())?;
+            let marks = marks.as_ref().map_or(("", 0), |marks| marks.value());
+            nodes.push(rows::node(name.value(), row.value(), marks)?);
         }
         let mut leases = Vec::new();
         for row in transaction.open_table(LEASES)?.iter()? {
@@ -296,7 +301,12 @@ impl StateFile {
 fn write_holdings(transaction: &WriteTransaction, changes: &Changes) -> Result<(), StateError> {
     if !changes.nodes.is_empty() {
         let mut nodes = transaction.open_table(NODES)?;
+        let mut marks = transaction.open_table(MARKS)?;
         for (name, node) in &changes.nodes {
+            match node.as_ref().and_then(rows::marks) {
+                Some((labels, at)) => drop(marks.insert(&**name, (&*labels, at))?),
+                None => drop(marks.remove(&**name)?),
+            }
             match node {
                 Some(node) => drop(nodes.insert(&**name, rows::node_row(node))?),
                 None => drop(nodes.remove(&**name)?),
@@ -405,15 +415,22 @@ fn begin(database: &Database) -> Result<(), StateError> {
     transaction.open_table(META)?.insert(FORMAT_KEY, FORMAT)?;
     transaction.open_table(UNCLAIMED)?;
     transaction.open_table(NODES)?;
+    transaction.open_table(MARKS)?;
     transaction.open_table(LEASES)?;
     transaction.open_table(BILLS)?;
     transaction.open_table(ENDED_AT)?;
     Ok(transaction.commit()?)
 }
 
-/// Makes the table that earlier programs did not have; they do not mind it. One that had it in another
+/// Makes the tables that earlier programs did not have; they do not mind them. An unclaimed one that had it in another
 /// shape, under another name, was in no release: what was in there is not kept.
 fn with_all_tables(database: &Database) -> Result<(), StateError> {
+    let there = database.begin_read()?.open_table(MARKS);
+    if let Err(redb::TableError::TableDoesNotExist(_)) = there {
+        let transaction = database.begin_write()?;
+        transaction.open_table(MARKS)?;
+        transaction.commit()?;
+    }
     let there = database.begin_read()?.open_table(UNCLAIMED);
     if let Err(redb::TableError::TableDoesNotExist(_)) = there {
         let transaction = database.begin_write()?;

@@ -120,6 +120,7 @@ mod tests {
             port: 1,
             cores,
             memory,
+            labels: Vec::new(),
         };
         sizes.iter().enumerate().map(entry).collect()
     }

@@ -10,6 +10,7 @@ use axum::http::Uri;
 use axum::http::header::{self, HeaderMap};
 use rfaas_api as api;
 use rfaas_protocol::lease::Token;
+use rfaas_protocol::placement::Policy;
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
 use serde_json::error::Category;
 use serde_json::{Map, Value};
@@ -70,6 +71,15 @@ impl Fields {
             None => Ok(None),
             Some(Value::String(text)) => Ok(Some(text)),
             Some(other) => Err(format!("field {name:?} must be a string, not {}", kind(&other))),
+        }
+    }
+
+    fn texts(&mut self, name: &str) -> Result<Option<Vec<String>>, String> {
+        let Some(value) = self.0.remove(name) else { return Ok(None) };
+        let wrong = format!("field {name:?} must be an array of strings, not {}", kind(&value));
+        match serde_json::from_value(value) {
+            Ok(texts) => Ok(Some(texts)),
+            Err(_) => Err(wrong),
         }
     }
 
@@ -189,6 +199,7 @@ fn node_body(body: &[u8]) -> Result<api::NewNode, String> {
         port: required("port", fields.small("port", 1..=u16::MAX)?)?,
         cores: required("cores", fields.small("cores", 1..=MAX_CORES)?)?,
         memory: required("memory", fields.small("memory", 1..=u32::MAX)?)?,
+        labels: fields.texts("labels")?.unwrap_or_default(),
     };
     fields.finish()?;
     Ok(node)
@@ -199,11 +210,11 @@ pub(super) fn add(uri: &Uri, body: &[u8]) -> Result<NodeSpec, String> {
     let mut params = Params::parse(uri)?;
     let name = params.node()?;
     params.finish()?;
-    let api::NewNode { ip_address, port, cores, memory } = node_body(body)?;
+    let api::NewNode { ip_address, port, cores, memory, labels } = node_body(body)?;
     if ip_address.parse::<IpAddr>().is_err() {
         return Err(format!("field \"ip_address\" must be an IP address, not {ip_address:?}"));
     }
-    NodeSpec::new(&name, &ip_address, port, Capacity { cores, memory })
+    NodeSpec::new(&name, &ip_address, port, Capacity { cores, memory })?.with_labels(&labels)
 }
 
 /// `POST /remove?node=NAME&grace_ms=N`: the node and the grace period. The body may be anything that
@@ -227,6 +238,25 @@ pub(super) fn remove(uri: &Uri, body: &[u8]) -> Result<(String, Duration), Strin
             .map_err(|error| format!("the body is neither empty nor JSON: {error}"))?;
     }
     Ok((name, grace))
+}
+
+/// `POST /nodes/NAME/leaving`: in how long.
+pub(super) fn leaving(uri: &Uri, body: &[u8]) -> Result<Duration, String> {
+    Params::parse(uri)?.finish()?;
+    let mut fields = Fields::parse(body)?;
+    let max = u64::try_from(MAX_TIMEOUT.as_millis()).unwrap_or(u64::MAX);
+    let in_ms = required("in_ms", fields.whole("in_ms", 0..=max)?)?;
+    fields.finish()?;
+    Ok(Duration::from_millis(in_ms))
+}
+
+/// `PUT /policy`.
+pub(super) fn policy(uri: &Uri, body: &[u8]) -> Result<Policy, String> {
+    Params::parse(uri)?.finish()?;
+    let mut fields = Fields::parse(body)?;
+    let named = required("placement", fields.text("placement")?)?;
+    fields.finish()?;
+    named.parse().map_err(|wrong| format!("field \"placement\": {wrong}"))
 }
 
 fn lease_body(body: &[u8]) -> Result<api::LeaseRequest, String> {

@@ -44,6 +44,8 @@ pub(super) fn node(node: NodeView) -> api::Node {
         memory: node.spec.capacity().memory,
         free_memory: node.free.memory,
         state: node.state,
+        labels: node.spec.labels().to_vec(),
+        leaves_at: node.leaves_at.map(rfc3339),
         clock_ahead_s: node.clock_ahead_s,
         isolation: node.isolation.map(|layers| layers.iter().map(|l| l.name().into()).collect()),
     }

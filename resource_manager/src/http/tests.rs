@@ -5,6 +5,7 @@ mod connections;
 mod documents;
 mod leases;
 mod lists;
+mod placement;
 mod requests;
 
 use std::io::{Read, Write};

@@ -60,7 +60,7 @@ impl Holdings {
     pub(super) fn restore(now: Now, snapshot: Snapshot) -> Self {
         let leases = LeaseTable::of_state(now, snapshot.first_id, snapshot.last_id);
         let mut held = Holdings::new(leases);
-        snapshot.nodes.into_iter().for_each(|record| held.nodes.restore(record));
+        snapshot.nodes.into_iter().for_each(|record| held.nodes.restore(now, record));
         for bill in &snapshot.bills {
             held.leases.restore_bill(now, bill);
         }

@@ -6,16 +6,18 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU64;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use rfaas_api::NodeState;
 use rfaas_protocol::isolation::Layers;
 use rfaas_protocol::lease::{LeaseId, MAX_NODE_NAME_BYTES};
+use rfaas_protocol::placement::check_labels;
 use rfaas_protocol::{Capacity, Clock};
 
 use super::ask::check_name;
 use super::lease::GrantedLease;
 use super::{Action, LinkId, MAX_CORES, NodeRecord, Now};
+use crate::placement::{LabelSet, MAX_DIFFERENT_LABELS};
 
 /// How long a look-up of a host name may take before it is started again: longer than a resolver
 /// tries by default (`resolv.conf(5)`: 5 s, twice, up to three servers).
@@ -28,6 +30,7 @@ pub struct NodeSpec {
     address: Arc<str>,
     port: u16,
     capacity: Capacity,
+    labels: Arc<[String]>,
 }
 
 impl NodeSpec {
@@ -58,7 +61,19 @@ impl NodeSpec {
         if capacity.memory == 0 {
             return Err("memory is 0; it is in MB and at least 1".into());
         }
-        Ok(NodeSpec { name: name.into(), address: (*address).into(), port, capacity })
+        let labels = Arc::default();
+        Ok(NodeSpec { name: name.into(), address: (*address).into(), port, capacity, labels })
+    }
+
+    /// The same with labels; `Err` says which is wrong.
+    pub fn with_labels(self, labels: &[String]) -> Result<Self, String> {
+        check_labels(labels)?;
+        Ok(NodeSpec { labels: labels.into(), ..self })
+    }
+
+    /// What it has that requests may ask for.
+    pub fn labels(&self) -> &[String] {
+        &self.labels
     }
 
     /// Name.
@@ -109,6 +124,8 @@ pub struct NodeView {
     pub free: Capacity,
     /// Its state.
     pub state: NodeState,
+    /// When it leaves.
+    pub leaves_at: Option<SystemTime>,
     /// How far its clock is ahead of ours, in whole seconds, as long as it is connected.
     pub clock_ahead_s: Option<i64>,
     /// What its executors are isolated by, as long as it is connected.
@@ -133,17 +150,33 @@ pub struct Run {
     pub isolation: Layers,
 }
 
-/// A change that cannot be made while leases hold more than would be left.
+/// A change of a node that cannot be made.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "node {node} has {} cores and {} MB leased: it cannot shrink to {} cores and {} MB before these \
-     leases end; remove it with POST /remove to end them",
-    leased.cores, leased.memory, wanted.cores, wanted.memory
-)]
-pub struct Conflict {
-    pub(super) node: Arc<str>,
-    pub(super) leased: Capacity,
-    pub(super) wanted: Capacity,
+pub enum Conflict {
+    /// Leases hold more than would be left.
+    #[error(
+        "node {node} has {} cores and {} MB leased: it cannot shrink to {} cores and {} MB before these \
+         leases end; remove it with POST /remove to end them",
+        leased.cores, leased.memory, wanted.cores, wanted.memory
+    )]
+    Leased {
+        /// Name of the node.
+        node: Arc<str>,
+        /// What leases hold.
+        leased: Capacity,
+        /// What would be left.
+        wanted: Capacity,
+    },
+    /// Nodes would have too many different labels.
+    #[error(
+        "label {label:?} of node {node} is one too many: nodes have {MAX_DIFFERENT_LABELS} different labels at most"
+    )]
+    Labels {
+        /// Name of the node.
+        node: Arc<str>,
+        /// The label that there is no room for.
+        label: String,
+    },
 }
 
 /// The connection of a node's executor manager.
@@ -173,6 +206,10 @@ pub(super) struct Node {
     pub(super) clock_ahead_ms: Option<i64>,
     /// What its executors are isolated by, as it said last.
     pub(super) isolation: Layers,
+    /// Its labels, as placement has them.
+    pub(super) label_set: LabelSet,
+    /// When it leaves, by both clocks.
+    pub(super) leaves_at: Option<(Instant, SystemTime)>,
     /// Clients could not use it, so others are tried before it.
     pub(super) tried_last: bool,
     /// The operator has withdrawn it.
@@ -194,6 +231,8 @@ impl Node {
             listens: None,
             clock_ahead_ms: None,
             isolation: Layers::NONE,
+            label_set: LabelSet::default(),
+            leaves_at: None,
             tried_last: false,
             draining: false,
             stopping: false,
@@ -203,17 +242,20 @@ impl Node {
     }
 
     /// One of an earlier run of this program: lost, if it was ever there.
-    pub(super) fn restored(record: NodeRecord) -> Self {
-        let NodeRecord { spec, instance, draining } = record;
+    pub(super) fn restored(now: Now, record: NodeRecord) -> Self {
+        let NodeRecord { spec, instance, draining, leaves_at } = record;
+        let leaves_at = leaves_at.map(|at| (now.until(at), at));
         let connection = match instance {
             None => NodeConnection::Never,
             Some(_) => NodeConnection::Lost { give_up_at: None },
         };
-        Node { instance, draining, connection, ..Node::new(spec) }
+        Node { instance, draining, leaves_at, connection, ..Node::new(spec) }
     }
 
     pub(super) fn record(&self) -> NodeRecord {
-        NodeRecord { spec: self.spec.clone(), instance: self.instance, draining: self.draining }
+        let leaves_at = self.leaves_at.map(|(_, at)| at);
+        let (spec, instance, draining) = (self.spec.clone(), self.instance, self.draining);
+        NodeRecord { spec, instance, draining, leaves_at }
     }
 
     /// What no lease holds.
@@ -266,6 +308,7 @@ impl Node {
             spec: self.spec.clone(),
             free: self.free(),
             state: self.state(),
+            leaves_at: self.leaves_at.map(|(_, at)| at),
             clock_ahead_s: self.link().and(self.clock_ahead_ms).map(in_seconds),
             isolation: self.link().map(|_| self.isolation),
         }

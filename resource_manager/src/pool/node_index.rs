@@ -12,7 +12,7 @@ use rfaas_protocol::isolation::{Layer, Layers};
 
 use super::LinkId;
 use super::node::Node;
-use crate::placement::{self, Gang, Place, Places, Policy, Wish};
+use crate::placement::{self, Gang, LabelSet, Place, Places, Policy, Wish};
 
 /// Where a node is kept as long as it is known. Placement tries nodes in this order. A new node takes
 /// the place of one that was forgotten.
@@ -30,6 +30,8 @@ pub(super) struct Indexed {
     free: Capacity,
     whole: Capacity,
     tried_last: bool,
+    labels: LabelSet,
+    leaves_at: Option<Instant>,
     layers: Layers,
 }
 
@@ -42,6 +44,8 @@ impl Indexed {
         free: NOTHING,
         whole: NOTHING,
         tried_last: false,
+        labels: LabelSet(0),
+        leaves_at: None,
         layers: Layers::NONE,
     };
 
@@ -51,14 +55,26 @@ impl Indexed {
             NodeState::Ready => (node.free(), node.spec.capacity(), node.isolation),
             _ => (NOTHING, NOTHING, Layers::NONE),
         };
-        let tried_last = node.tried_last;
-        Indexed { link, deadline, state: Some(state), free, whole, tried_last, layers }
+        let (tried_last, labels) = (node.tried_last, node.label_set);
+        let leaves_at = node.leaves_at.map(|(at, _)| at);
+        Indexed {
+            link,
+            deadline,
+            state: Some(state),
+            free,
+            whole,
+            tried_last,
+            labels,
+            leaves_at,
+            layers,
+        }
     }
 
     /// What placement knows of it.
     fn place(&self) -> Option<Place> {
-        let Indexed { free, whole, tried_last, .. } = *self;
-        (whole != NOTHING).then_some(Place { tried_last, ..Place::new(free, whole) })
+        let Indexed { free, whole, tried_last, labels, leaves_at, .. } = *self;
+        let place = Place { free, whole, labels, tried_last, leaves_at };
+        (whole != NOTHING).then_some(place)
     }
 }
 
@@ -151,6 +167,11 @@ impl NodeIndex {
 
     pub(super) fn sums(&self) -> NodeSums {
         self.sums
+    }
+
+    /// The number of nodes that take leases and leave.
+    pub(super) fn leaving(&self) -> usize {
+        self.places.leaving()
     }
 
     /// What is free on nodes that take leases: most cores and most memory on one.

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Bound;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rfaas_api::NodeState;
 use rfaas_protocol::Capacity;
@@ -15,7 +15,8 @@ use rfaas_protocol::lease::LeaseId;
 use rfaas_protocol::placement::Policy;
 
 use super::ask::Ask;
-use super::lease::GrantedLease;
+use super::labels::LabelNumbers;
+use super::lease::{GrantedLease, whole_ms};
 use super::node::{Conflict, Node, NodeConnection, NodeSpec, NodeView, Run};
 use super::node_index::{Indexed, NodeIndex, NodeSlot};
 use super::{Action, LinkId, NodeRecord, NodeSums, Now, RECLAIM, RESOLVE_AGAIN, RESTART_RETURN};
@@ -26,6 +27,7 @@ pub(super) struct NodeTable {
     vacant: BTreeSet<NodeSlot>,
     by_name: BTreeMap<Arc<str>, NodeSlot>,
     index: NodeIndex,
+    labels: LabelNumbers,
     /// How leases are placed.
     pub(super) policy: Policy,
     /// Nodes whose records changed since they were last taken.
@@ -42,7 +44,8 @@ pub(super) enum NodeDue {
 }
 
 impl NodeTable {
-    fn insert(&mut self, node: Node) {
+    fn insert(&mut self, mut node: Node) -> Result<(), String> {
+        node.label_set = self.labels.take(node.spec.labels())?;
         let slot = self.vacant.pop_first().unwrap_or(NodeSlot(self.slots.len()));
         if slot.0 == self.slots.len() {
             self.slots.push(None);
@@ -51,6 +54,7 @@ impl NodeTable {
         let indexed = Indexed::of(&node);
         self.slots[slot.0] = Some(node);
         self.index.update(slot, &Indexed::NO_NODE, &indexed);
+        Ok(())
     }
 
     /// Changes a node. The indexes follow.
@@ -144,6 +148,10 @@ impl NodeTable {
             1 => "no ready node has".to_owned(),
             parts => format!("no {parts} ready nodes together have"),
         };
+        let leaving = match self.index.leaving() {
+            0 => String::new(),
+            nodes => format!("; {nodes} leaving, with room for what ends before"),
+        };
         if self.by_name.is_empty() {
             "no node is known: add one with POST /add".into()
         } else if self.count(NodeState::Ready) == 0 {
@@ -156,7 +164,7 @@ impl NodeTable {
         } else if self.fits_when_empty(ask) {
             let most = self.index.most_free();
             format!(
-                "{on} {} and {memory} MB free now: at most {} and {} MB are free on one",
+                "{on} {} and {memory} MB free now: at most {} and {} MB are free on one{leaving}",
                 counted(cores),
                 counted(most.cores),
                 most.memory
@@ -210,18 +218,24 @@ impl NodeTable {
             );
             let node = Node::new(spec);
             let view = node.view();
-            self.insert(node);
+            self.insert(node).map_err(|label| Conflict::Labels { node: name.clone(), label })?;
             self.unsaved.insert(name);
             out.push(Action::NodesChanged);
             return Ok(view);
         };
         let node = self.get(slot).expect("every name is of a node");
         if !wanted.holds(node.leased) {
-            return Err(Conflict { node: name, leased: node.leased, wanted });
+            return Err(Conflict::Leased { node: name, leased: node.leased, wanted });
         }
-        if node.spec == spec && !node.draining {
+        if node.spec == spec && !node.draining && node.leaves_at.is_none() {
             return Ok(node.view()); // again the same
         }
+        let before = node.spec.clone();
+        let label_set = self.labels.take(spec.labels());
+        let label_set =
+            label_set.map_err(|label| Conflict::Labels { node: name.clone(), label })?;
+        self.labels.give(before.labels());
+        let node = self.get(slot).expect("every name is of a node");
         tracing::info!(
             node = ?name, address = ?spec.address(), port = spec.port(),
             cores = wanted.cores, memory = wanted.memory, "node changed"
@@ -231,6 +245,8 @@ impl NodeTable {
         }
         let changed = self.change(slot, |node| {
             node.draining = false;
+            node.leaves_at = None;
+            node.label_set = label_set;
             let moved = node.spec.address() != spec.address();
             node.spec = spec;
             if moved {
@@ -246,6 +262,21 @@ impl NodeTable {
         self.unsaved.insert(name);
         out.push(Action::NodesChanged);
         Ok(changed.expect("it was there just now"))
+    }
+
+    /// Notes when a node leaves.
+    pub(super) fn set_leaving(
+        &mut self,
+        now: Now,
+        name: &str,
+        after: Duration,
+    ) -> Option<NodeView> {
+        let slot = self.find(name)?;
+        self.unsaved.insert(name.into());
+        self.change(slot, |node| {
+            node.leaves_at = Some((now.monotonic + after, whole_ms(now.wall + after)));
+            node.view()
+        })
     }
 
     /// Marks a node as being withdrawn. Returns where it is and whether it is connected.
@@ -272,6 +303,7 @@ impl NodeTable {
         self.index.update(slot, &indexed, &Indexed::NO_NODE);
         let name = node.spec.name();
         self.by_name.remove(name);
+        self.labels.give(node.spec.labels());
         self.vacant.insert(slot);
         self.unsaved.insert(name.clone());
         if let NodeConnection::Up { link, .. } = node.connection {
@@ -310,6 +342,8 @@ impl NodeTable {
         let node = node.ok_or_else(|| not_known(name))?;
         let before = Indexed::of(node);
         if node.instance.replace(run.instance) != Some(run.instance) {
+            // It has left, and is back.
+            node.leaves_at = node.leaves_at.filter(|(at, _)| *at > now.monotonic);
             unsaved.insert(name.into());
         }
         let reclaim_by = (unseen > 0).then_some(now.monotonic + RECLAIM);
@@ -399,9 +433,12 @@ impl NodeTable {
     }
 
     /// Takes a node of an earlier run back, unless one of its name is there.
-    pub(super) fn restore(&mut self, record: NodeRecord) {
+    pub(super) fn restore(&mut self, now: Now, record: NodeRecord) {
         if self.find(record.spec.name()).is_none() {
-            self.insert(Node::restored(record));
+            let (name, restored) = (record.spec.name().clone(), Node::restored(now, record));
+            if let Err(label) = self.insert(restored) {
+                tracing::error!(node = ?name, label, "a node of the last run has a label too many: it is not known any more");
+            }
         }
     }
 

@@ -26,6 +26,8 @@ pub struct NodeRecord {
     pub instance: Option<NonZeroU64>,
     /// Whether the operator has withdrawn it.
     pub draining: bool,
+    /// When it leaves.
+    pub leaves_at: Option<SystemTime>,
 }
 
 /// A lease that has not ended, likewise.

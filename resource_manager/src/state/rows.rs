@@ -30,6 +30,12 @@ type NodeRow<'a> = (&'a str, u16, u32, u32, u64, bool);
 /// Nodes by name.
 pub(super) const NODES: TableDefinition<&str, NodeRow<'static>> = TableDefinition::new("nodes");
 
+/// Labels, with blanks between them; when it leaves (0: it does not).
+type MarksRow<'a> = (&'a str, u64);
+/// What nodes have besides, by name; earlier programs do not know it, and do not mind it.
+pub(super) const MARKS: TableDefinition<&str, MarksRow<'static>> =
+    TableDefinition::new("node_marks");
+
 /// Allocated, hot polling, execution (ns); invocations.
 type BillFields = (u64, u64, u64, u64);
 
@@ -98,16 +104,30 @@ fn bill((allocated_ns, hot_polling_ns, execution_ns, invocations): BillFields) -
 }
 
 pub(super) fn node_row(node: &NodeRecord) -> NodeRow<'_> {
-    let NodeRecord { spec, instance, draining } = node;
+    let NodeRecord { spec, instance, draining, .. } = node;
     let Capacity { cores, memory } = spec.capacity();
     (spec.address(), spec.port(), cores, memory, number(*instance), *draining)
 }
 
-pub(super) fn node(name: &str, row: NodeRow<'_>) -> Result<NodeRecord, StateError> {
+/// Its labels, and when it leaves; `None`: neither.
+pub(super) fn marks(node: &NodeRecord) -> Option<(String, u64)> {
+    let labels = node.spec.labels().join(" ");
+    let leaves_at = node.leaves_at.map_or(0, micros);
+    (!labels.is_empty() || leaves_at > 0).then_some((labels, leaves_at))
+}
+
+pub(super) fn node(
+    name: &str,
+    row: NodeRow<'_>,
+    (labels, leaves_at): MarksRow<'_>,
+) -> Result<NodeRecord, StateError> {
+    let labels: Vec<_> = labels.split_whitespace().map(str::to_owned).collect();
     let (address, port, cores, memory, instance, draining) = row;
     let spec = NodeSpec::new(name, address, port, Capacity { cores, memory })
+        .and_then(|spec| spec.with_labels(&labels))
         .map_err(|wrong| StateError::Row(format!("node {name:?}: {wrong}")))?;
-    Ok(NodeRecord { spec, instance: NonZeroU64::new(instance), draining })
+    let leaves_at = (leaves_at > 0).then(|| time(leaves_at));
+    Ok(NodeRecord { spec, instance: NonZeroU64::new(instance), draining, leaves_at })
 }
 
 pub(super) fn lease_row(lease: &LeaseRecord) -> LeaseRow<'_> {

@@ -30,7 +30,9 @@ fn place() -> (TempDir, PathBuf) {
 fn node(name: &str, draining: bool) -> NodeRecord {
     let capacity = Capacity { cores: 4, memory: u32::MAX };
     let spec = NodeSpec::new(name, "node.example", 10_005, capacity).unwrap();
-    NodeRecord { spec, instance: NonZeroU64::new(u64::MAX), draining }
+    let spec = spec.with_labels(&["gpu".into(), "rack=7".into()]).unwrap();
+    let leaves_at = draining.then(|| at(1_234));
+    NodeRecord { spec, instance: NonZeroU64::new(u64::MAX), draining, leaves_at }
 }
 
 fn lease(lease: u64) -> LeaseRecord {

@@ -89,7 +89,8 @@ impl Files {
 
 /// The body that adds a node on this machine.
 pub fn new_node(cores: u32, memory: u32) -> String {
-    let node = NewNode { ip_address: LOCALHOST.to_string(), port: 10_005, cores, memory };
+    let (ip_address, labels) = (LOCALHOST.to_string(), Vec::new());
+    let node = NewNode { ip_address, port: 10_005, cores, memory, labels };
     serde_json::to_string(&node).unwrap()
 }
 

@@ -8,8 +8,8 @@
 use utoipa::{OpenApi, ToResponse};
 
 use crate::{
-    Bill, ClientBill, EndedLease, Error, Grant, Health, Lease, LeaseRequest, NewNode, Node,
-    RemovedNode, Renewal,
+    Bill, ClientBill, EndedLease, Error, Grant, Health, Lease, LeaseRequest, Leaving, NewNode,
+    Node, Policy, RemovedNode, Renewal,
 };
 
 /// Returns the description as text, as it is checked in.
@@ -31,6 +31,9 @@ pub fn text() -> String {
         remove,
         nodes,
         node,
+        leaving,
+        policy,
+        set_policy,
         request_lease,
         leases,
         lease,
@@ -145,6 +148,51 @@ fn nodes() {}
     )
 )]
 fn node() {}
+
+/// Says when a node leaves.
+///
+/// From now on it gets only leases that end before. Repeated, the last one counts; `/add` takes it back.
+#[utoipa::path(
+    post, path = "/nodes/{name}/leaving", operation_id = "leaving",
+    params(("name" = String, Path, description = "Name of the node.")),
+    request_body = Leaving,
+    responses(
+        (status = 200, description = "The node.", body = Node),
+        (status = 400, response = BadRequest),
+        (status = 403, response = Forbidden),
+        (status = 404, response = NotFound),
+        (status = 413, response = TooLarge),
+        (status = 415, response = WrongType),
+        (status = 503, response = Stopping),
+    )
+)]
+fn leaving() {}
+
+/// How leases are placed.
+#[utoipa::path(
+    get, path = "/policy", operation_id = "policy",
+    responses(
+        (status = 200, description = "The policy.", body = Policy),
+        (status = 400, response = BadRequest),
+        (status = 503, response = Stopping),
+    )
+)]
+fn policy() {}
+
+/// Has leases placed by another policy, until the resource manager ends.
+#[utoipa::path(
+    put, path = "/policy", operation_id = "set_policy",
+    request_body = Policy,
+    responses(
+        (status = 200, description = "The policy.", body = Policy),
+        (status = 400, response = BadRequest),
+        (status = 403, response = Forbidden),
+        (status = 413, response = TooLarge),
+        (status = 415, response = WrongType),
+        (status = 503, response = Stopping),
+    )
+)]
+fn set_policy() {}
 
 /// Asks for a lease.
 ///

@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 
 pub use bills::{Bill, ClientBill, Reason};
 pub use leases::{EndedLease, EndedState, Grant, Lease, LeaseRequest, LeaseState, Renewal};
-pub use nodes::{NewNode, Node, NodeState, RemovedNode, RemovedState};
+pub use nodes::{Leaving, NewNode, Node, NodeState, Policy, RemovedNode, RemovedState};
 
 /// The description of the interface that the server shows, generated from the types of this crate.
 pub const OPENAPI: &str = include_str!("../openapi.json");

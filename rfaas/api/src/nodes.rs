@@ -18,6 +18,9 @@ pub struct NewNode {
     /// Memory that it may lease out, in MB.
     #[cfg_attr(feature = "openapi", schema(minimum = 1, maximum = 4294967295_u64, format = Int64))]
     pub memory: u32,
+    /// What it has that requests may ask for: up to 16 labels of up to 64 bytes, ASCII letters, digits and -_.:/=
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub labels: Vec<String>,
 }
 
 /// A node.
@@ -45,6 +48,13 @@ pub struct Node {
     pub free_memory: u32,
     /// Its state.
     pub state: NodeState,
+    /// Its labels, if it has any.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub labels: Vec<String>,
+    /// When it leaves (RFC 3339): no lease is granted there that would end later. Only of a node that does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(nullable = false, format = DateTime))]
+    pub leaves_at: Option<String>,
     /// How far its clock is ahead of the resource manager's, in seconds (negative: behind). Only of a node that
     /// is connected. It is corrected for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -54,6 +64,25 @@ pub struct Node {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(nullable = false))]
     pub isolation: Option<Vec<String>>,
+}
+
+/// When a node leaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Leaving {
+    /// In so many milliseconds from now.
+    #[cfg_attr(feature = "openapi", schema(minimum = 0, maximum = 2592000000_u64))]
+    pub in_ms: u64,
+}
+
+/// How leases are placed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Policy {
+    /// `first_fit`, `bin_pack`, `compact` or `spread`.
+    pub placement: String,
 }
 
 /// The state of a node.

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::Path;
 
+use rfaas_protocol::placement::check_labels;
 use serde::{Deserialize, Serialize};
 
 use super::file::{ConfigError, File, Invalid, require, require_node_name, resolve};
@@ -29,6 +30,9 @@ pub struct ExecutorEntry {
     pub cores: u32,
     /// Memory that it leases, in MB.
     pub memory: u32,
+    /// What it has that requests may ask for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub labels: Vec<String>,
 }
 
 impl ExecutorsDatabase {
@@ -59,6 +63,7 @@ impl File for ExecutorsDatabase {
             require(entry.port > 0, &key("port"), "must be from 1 to 65535")?;
             require(entry.cores > 0, &key("cores"), "must be at least 1")?;
             require(entry.memory > 0, &key("memory"), "must be at least 1 (MB)")?;
+            check_labels(&entry.labels).map_err(|reason| Invalid { key: key("labels"), reason })?;
         }
         Ok(())
     }

@@ -11,6 +11,7 @@ use super::file::{
 };
 use super::secret::{ClusterSecret, SecretValue};
 use rfaas_protocol::heartbeat::Heartbeat;
+use rfaas_protocol::placement::Policy;
 
 /// Settings of a resource manager.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -56,6 +57,8 @@ pub struct ResourceManagerNode {
     pub state_file: String,
     /// How long a lease lasts that nobody claims at its node, in milliseconds.
     pub claim_timeout_ms: u32,
+    /// How leases are placed, until that is changed over HTTP.
+    pub placement: Policy,
     /// What one client may hold at a time.
     pub limits: ClientLimits,
 }
@@ -110,6 +113,7 @@ impl Default for ResourceManagerNode {
             node_return_ms: 1500,
             state_file: String::new(),
             claim_timeout_ms: 10_000,
+            placement: Policy::default(),
             limits: ClientLimits::default(),
         }
     }

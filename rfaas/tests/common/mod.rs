@@ -188,6 +188,7 @@ impl Node {
             port: self.address.port(),
             cores,
             memory: 1024,
+            labels: Vec::new(),
         }
     }
 

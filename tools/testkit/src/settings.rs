@@ -90,6 +90,7 @@ impl Settings {
             port: node.config.rdma_device_port,
             cores,
             memory,
+            labels: Vec::new(),
         };
         let database = ExecutorsDatabase { executors: self.nodes.iter().map(entry).collect() };
         write(&self.devices_path(), &self.devices)?;

@@ -31,6 +31,8 @@ fn a_web_page_changes_nothing_and_programs_do() {
         for (method, target, body) in [
             ("POST", "/add?node=b", NODE),
             ("POST", "/remove?node=a&grace_ms=0", ""),
+            ("POST", "/nodes/a/leaving", r#"{"in_ms":0}"#),
+            ("PUT", "/policy", r#"{"placement":"spread"}"#),
             ("POST", "/leases", r#"{"cores":1,"memory":1}"#),
             ("POST", &*format!("{lease}/renew"), "{}"),
             ("DELETE", &*lease, ""),

@@ -65,7 +65,7 @@ fn every_path_that_openapi_json_describes_is_there_and_no_other() {
             world.call("DELETE", &format!("/leases/{}", lease["id"]), "");
         }
     }
-    assert_eq!(count, 13, "routes of `router`");
+    assert_eq!(count, 16, "routes of `router`");
 }
 
 #[test]
@@ -173,6 +173,14 @@ fn answers_have_the_shape_that_openapi_json_describes() {
     assert!(node["clock_ahead_s"].is_i64(), "{node}");
     assert_eq!(node["isolation"], json!(["user", "seccomp"]));
     call("GET", "/nodes", "/nodes", "", 200);
+    call("GET", "/policy", "/policy", "", 200);
+    call("PUT", "/policy", "/policy", r#"{"placement":"spread"}"#, 200);
+    call("PUT", "/policy", "/policy", r#"{"placement":"best"}"#, 400);
+    let leaving = r#"{"in_ms":600000}"#;
+    let node = call("POST", "/nodes/a/leaving", "/nodes/{name}/leaving", leaving, 200);
+    assert!(node["leaves_at"].is_string(), "{node}");
+    call("POST", "/nodes/a/leaving", "/nodes/{name}/leaving", "{}", 400);
+    call("POST", "/nodes/b/leaving", "/nodes/{name}/leaving", leaving, 404);
     call("GET", "/nodes/b", "/nodes/{name}", "", 404);
     let ask = r#"{"cores":1,"memory":1,"timeout_ms":60000,"max_nodes":2,"client":"c"}"#;
     let grant = call("POST", "/leases", "/leases", ask, 201);

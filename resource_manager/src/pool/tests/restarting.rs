@@ -206,3 +206,26 @@ fn a_state_that_other_hands_changed_loses_what_does_not_fit_and_nothing_else() {
     assert_eq!(changes.leases, BTreeMap::from([(stray.terms.lease, None)]));
     assert_eq!(changes.bills.len(), 1);
 }
+
+#[test]
+fn a_node_that_leaves_does_so_after_a_restart_and_is_back_with_another_run_once_it_has_left() {
+    let (mut world, mut kept) = (World::new(), Kept::default());
+    world.node("a", 4, 64);
+    world.pool.set_leaving(world.now, "a", 20 * SECOND).unwrap();
+    restart(&mut world, &mut kept);
+    let link = world.connect("a");
+    world.request(1, 1, 21 * SECOND).unwrap_err();
+    world.request(1, 1, 20 * SECOND).unwrap();
+    world.pass(SECOND);
+    world.request(1, 1, 20 * SECOND).unwrap_err();
+    world.disconnect(link);
+    let again = |world: &mut World, number| {
+        let link = LinkId(100 + number);
+        world.pool.node_connected(world.now, "a", run(number), link, &mut world.out).unwrap();
+        world.disconnect(link);
+        world.pool.node("a").unwrap().leaves_at.is_some()
+    };
+    assert!(again(&mut world, 2), "it has not left yet");
+    world.pass(20 * SECOND);
+    assert!(!again(&mut world, 3));
+}

@@ -1,0 +1,91 @@
+//! Where leases go: the policy, labels of nodes, nodes that leave.
+
+use super::*;
+
+/// A world with nodes a and b of 4 cores.
+fn two_nodes() -> World {
+    let world = World::new();
+    for node in ["a", "b"] {
+        let body = NODE.replace(r#""cores": 1"#, r#""cores": 4, "labels": ["gpu", "rack=7"]"#);
+        assert_eq!(world.call("POST", &format!("/add?node={node}"), &body).0, 200);
+        world.connect(node);
+    }
+    world
+}
+
+#[test]
+fn a_policy_is_changed_by_name_and_counts_for_the_next_lease() {
+    let world = two_nodes();
+    let (status, policy) = world.call("GET", "/policy", "");
+    assert_eq!((status, policy), (200, json!({"placement": "first_fit"})));
+    let lease = || world.call("POST", "/leases", r#"{"cores":1,"memory":1}"#).1["node"].clone();
+    assert_eq!([lease(), lease()], ["a", "a"]);
+    for named in ["first_fit", "bin_pack", "compact", "spread"] {
+        let body = json!({ "placement": named });
+        assert_eq!(world.call("PUT", "/policy", &body.to_string()), (200, body.clone()));
+        assert_eq!(world.call("GET", "/policy", ""), (200, body));
+    }
+    assert_eq!([lease(), lease()], ["b", "b"], "the node with the most room");
+    for (body, why) in [
+        (r#"{"placement":"spot"}"#, "there are first_fit, bin_pack, compact, spread"),
+        (r#"{"placement":1}"#, "must be a string"),
+        (r#"{"policy":"spread"}"#, "\"placement\" is missing"),
+        ("", "the body is empty"),
+        ("compact", "the body is not JSON"),
+    ] {
+        let (status, answer) = world.call("PUT", "/policy", body);
+        assert!(status == 400 && answer["error"].as_str().unwrap().contains(why), "{answer}");
+    }
+    assert_eq!(world.call("GET", "/policy", "").1["placement"], "spread", "as it was");
+}
+
+#[test]
+fn a_node_that_leaves_gets_only_what_ends_before_until_it_is_added_again() {
+    let world = two_nodes();
+    assert_eq!(world.call("POST", "/remove?node=b", "").0, 200);
+    let (status, node) = world.call("POST", "/nodes/a/leaving", r#"{"in_ms":600000}"#);
+    assert_eq!(status, 200, "{node}");
+    let node = world.call("GET", "/nodes", "").1[0].clone();
+    assert!(node["leaves_at"].as_str().is_some_and(|at| at.ends_with('Z')), "{node}");
+    let lease = |ms: u64| {
+        let body = format!(r#"{{"cores":1,"memory":1,"timeout_ms":{ms}}}"#);
+        world.call("POST", "/leases", &body)
+    };
+    let (status, refused) = lease(700_000);
+    assert_eq!(status, 409);
+    let why = refused["error"].as_str().unwrap();
+    assert!(why.contains("1 leaving, with room for what ends before"), "{why}");
+    assert_eq!(lease(1_000).0, 201);
+    let body = NODE.replace(r#""cores": 1"#, r#""cores": 4"#);
+    assert!(world.call("POST", "/add?node=a", &body).1.get("leaves_at").is_none());
+    assert_eq!(lease(700_000).0, 201);
+    for (body, why) in [("{}", "\"in_ms\" is missing"), (r#"{"in_ms":-1}"#, "whole number from 0")]
+    {
+        let (status, answer) = world.call("POST", "/nodes/a/leaving", body);
+        assert!(status == 400 && answer["error"].as_str().unwrap().contains(why), "{answer}");
+    }
+}
+
+#[test]
+fn labels_are_shown_and_wrong_or_too_many_ones_refused() {
+    let world = two_nodes();
+    assert_eq!(world.call("GET", "/nodes/a", "").1["labels"], json!(["gpu", "rack=7"]));
+    let add = |labels: Value| {
+        let mut body: Value = serde_json::from_str(NODE).unwrap();
+        (body["labels"], body["cores"]) = (labels, json!(4));
+        world.call("POST", "/add?node=a", &body.to_string())
+    };
+    assert_eq!(add(json!(["ssd"])).1["labels"], json!(["ssd"]));
+    assert_eq!(add(json!(["a b"])).0, 400);
+    assert_eq!(add(json!("gpu")).0, 400);
+    for first in (0..60).step_by(15) {
+        let labels: Vec<_> = (first..first + 15).map(|n| format!("l{n}")).collect();
+        let body =
+            json!({"ip_address": "10.0.0.9", "port": 1, "cores": 1, "memory": 1, "labels": labels});
+        assert_eq!(world.call("POST", &format!("/add?node=n{first}"), &body.to_string()).0, 200);
+    }
+    let (status, refused) = add(json!(["x1", "x2", "x3", "x4"]));
+    assert_eq!(status, 409, "{refused}");
+    assert!(refused["error"].as_str().unwrap().contains("64 different labels"), "{refused}");
+    assert_eq!(world.call("GET", "/nodes/a", "").1["labels"], json!(["ssd"]), "as it was");
+}
