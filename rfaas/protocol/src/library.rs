@@ -3,7 +3,7 @@
 //!
 //! Libraries are read, not loaded, here: constructors of foreign code run in executors only.
 //! Elsewhere: loading and calling them; finding what they export (`image`); what one is known by (`hash`); its file
-//! ([`file`]).
+//! (`file`).
 
 use object::Endianness;
 use object::elf;
