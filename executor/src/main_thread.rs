@@ -17,7 +17,6 @@ use rdmalib::{Access, Device, RemoteAddress};
 use rfaas_program::describe;
 use rfaas_protocol::assignment::{FUNCTIONS_WRITE, MANAGER_LOST, PreloadedLibrary};
 use rfaas_protocol::channel::ChannelError;
-use rfaas_protocol::edge::EdgeShape;
 use rfaas_protocol::session::{
     CodeDiffers, CodeFrom, ExecutorHello, FromExecutor, FunctionNames, Listening, LoadFailed,
 };
@@ -264,9 +263,8 @@ impl MainThread {
         let listening = Listening { address: introductions.address().into() };
         let told = self.watch.client.send(&FromExecutor::Listening(listening));
         told.map_err(|error| failed(&error))?;
-        let (slots, layout) = (plan.layout.slots(), &plan.layout);
-        let most = EdgeShape { slots, bytes: layout.input_bytes().max(layout.output_bytes()) };
-        let mut parts = Parts::new(plan.workers.len(), most);
+        let (inputs, output) = (plan.layout.input_bytes(), plan.layout.output_bytes());
+        let mut parts = Parts::new(plan.workers.len(), inputs, output);
         // Before that, all executors of the graph start.
         let deadline = Instant::now() + PARTS_TIMEOUT;
         let parts = loop {

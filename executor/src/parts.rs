@@ -2,9 +2,11 @@
 
 use std::net::SocketAddr;
 
-use rfaas_protocol::edge::{EdgeShape, MAX_EDGES};
+use rfaas_protocol::edge::MAX_EDGES;
 use rfaas_protocol::session::ToExecutor;
 use rfaas_protocol::{Malformed, Secret};
+
+const TOO_LARGE: Malformed = Malformed::Field("bytes of an edge");
 
 /// Where an input comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,15 +66,16 @@ impl Part {
 #[derive(Debug)]
 pub struct Parts {
     workers: usize,
-    /// What all edges have; their slots. How large payloads may be, as the lease pays for it.
-    most: EdgeShape,
+    /// Most bytes of all inputs of a worker together, and of each of its outputs: what was asked for with the executor, and
+    /// fits the memory of the lease.
+    most: (u32, u32),
     parts: Vec<Part>,
 }
 
 impl Parts {
-    /// Waits for the parts of so many workers, whose edges are `most` at most.
-    pub fn new(workers: usize, most: EdgeShape) -> Self {
-        Parts { workers, most, parts: Vec::new() }
+    /// Waits for the parts of so many workers. All inputs of one, and each of its outputs, have at most these bytes.
+    pub fn new(workers: usize, input_bytes: u32, output_bytes: u32) -> Self {
+        Parts { workers, most: (input_bytes, output_bytes), parts: Vec::new() }
     }
 
     /// Takes what the client says next. Returns all parts when it has said that these are all.
@@ -89,20 +92,22 @@ impl Parts {
                 self.parts.push(Part { name, function: part.function.get(), inputs, outputs });
             }
             ToExecutor::InputOfClient(input) => {
-                let bytes = self.payload(input.bytes.get())?;
+                let bytes = input.bytes.get();
                 let inputs = &mut self.last()?.inputs;
                 if inputs.iter().any(|input| input.from == Source::Client) {
                     return Err(Malformed::Field("second input of the client"));
                 }
-                add(inputs, Input { from: Source::Client, bytes })?;
+                self.add_input(Input { from: Source::Client, bytes })?;
             }
             ToExecutor::EdgeIn(edge) => {
-                let bytes = self.payload(edge.bytes.get())?;
-                let from = Source::Dialler(edge.secret);
-                add(&mut self.last()?.inputs, Input { from, bytes })?;
+                let (from, bytes) = (Source::Dialler(edge.secret), edge.bytes.get());
+                self.add_input(Input { from, bytes })?;
             }
             ToExecutor::EdgeOut(edge) => {
-                let bytes = self.payload(edge.bytes.get())?;
+                let bytes = edge.bytes.get();
+                if bytes > self.most.1 {
+                    return Err(TOO_LARGE);
+                }
                 let output = Output { to: edge.to.into(), secret: edge.secret, bytes };
                 add(&mut self.last()?.outputs, output)?;
             }
@@ -128,11 +133,14 @@ impl Parts {
         }
     }
 
-    fn payload(&self, bytes: u32) -> Result<u32, Malformed> {
-        match bytes <= self.most.bytes {
-            true => Ok(bytes),
-            false => Err(Malformed::Field("bytes of an edge")),
+    fn add_input(&mut self, input: Input) -> Result<(), Malformed> {
+        let most = u64::from(self.most.0);
+        let inputs = &mut self.last()?.inputs;
+        let bytes: u64 = inputs.iter().map(|input| u64::from(input.bytes)).sum();
+        if bytes + u64::from(input.bytes) > most {
+            return Err(TOO_LARGE);
         }
+        add(inputs, input)
     }
 }
 
@@ -176,7 +184,7 @@ mod tests {
     }
 
     fn told(workers: usize, messages: &[ToExecutor]) -> Result<Vec<Part>, String> {
-        let mut parts = Parts::new(workers, EdgeShape { slots: 4, bytes: 100 });
+        let mut parts = Parts::new(workers, 100, 50);
         for message in messages {
             if let Some(parts) = parts.take(message).map_err(|error| error.to_string())? {
                 return Ok(parts);
@@ -212,6 +220,8 @@ mod tests {
             (vec![complete()], "number of parts"),
             (vec![part(0), of_client(1), of_client(1)], "second input of the client"),
             (vec![part(0), edge_in(101)], "bytes of an edge"),
+            (vec![part(0), edge_in(60), of_client(41)], "bytes of an edge"),
+            (vec![part(0), edge_in(1), edge_out(51)], "bytes of an edge"),
             (vec![part(0), edge_out(u32::MAX)], "bytes of an edge"),
             (many, "number of edges"),
         ] {

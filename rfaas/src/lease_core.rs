@@ -149,7 +149,7 @@ impl LeaseCore {
 
     /// Returns why there is no executor any more, if that was noted; the keepalive thread does. Never waits, and makes
     /// no system call.
-    fn noted_cause(&self) -> Option<Cause> {
+    pub(crate) fn noted_cause(&self) -> Option<Cause> {
         match &self.try_lock()?.stage {
             LeaseStage::Granted(_) => None,
             LeaseStage::Claimed(manager) => manager.cause(),

@@ -89,18 +89,13 @@ fn as_many_runs_are_under_way_as_there_are_slots_and_are_fetched_in_any_order() 
     let graph = chain(&library, &["add_one", "add_one"], 64);
     let mut graph = client.compile_with(&graph, &warm().slots(3)).unwrap();
     for round in 0..rounds(200) as u8 {
-        let runs = [0, 1, 2].map(|n| {
-            let mut input = graph.input(1).unwrap();
-            input.write(0, &[round.wrapping_add(n)]).unwrap();
-            (graph.submit(&input).unwrap(), input)
-        });
-        let input = graph.input(1).unwrap();
-        assert!(matches!(graph.submit(&input), Err(Error::AllSlotsBusy)));
+        let runs = [0, 1, 2].map(|n| graph.submit(&[round.wrapping_add(n)]).unwrap());
+        assert!(matches!(graph.submit(&[0]), Err(Error::AllSlotsBusy)));
         for n in [1, 2, 0] {
             let expected = round.wrapping_add(n as u8).wrapping_add(2);
-            assert_eq!(graph.wait(runs[n].0).unwrap(), [[expected]]);
+            assert_eq!(graph.wait(runs[n]).unwrap(), [[expected]]);
         }
-        assert!(matches!(graph.wait(runs[0].0), Err(Error::Foreign("run"))));
+        assert!(matches!(graph.wait(runs[0]), Err(Error::Foreign("run"))));
     }
     cluster.stop().unwrap();
 }
@@ -160,14 +155,11 @@ fn runs_that_had_ended_before_another_one_cut_the_graph_keep_their_outputs() {
     let (cluster, client, _directory, library) = started();
     let graph = chain(&library, &["obey", "add_one"], 64);
     let mut graph = client.compile_with(&graph, &warm().slots(2)).unwrap();
-    let mut begin = |what: u8| {
-        let mut input = graph.input(1).unwrap();
-        input.write(0, &[what]).unwrap();
-        (graph.submit(&input).unwrap(), input)
-    };
-    let (first, second) = (begin(1), begin(b'c'));
-    assert!(matches!(graph.wait(second.0), Err(Error::GraphFailed { .. })));
-    assert_eq!(graph.wait(first.0).unwrap(), [[2]]);
+    let (first, second) = (graph.submit(&[1]).unwrap(), graph.submit(b"c").unwrap());
+    assert!(matches!(graph.wait(second), Err(Error::GraphFailed { .. })));
+    assert_eq!(graph.wait(first).unwrap(), [[2]]);
+    let error = graph.submit(&[0; 65]).unwrap_err();
+    assert!(matches!(error, Error::InputTooLarge { bytes: 65, max: 64 }), "{error}");
     cluster.stop().unwrap();
 }
 

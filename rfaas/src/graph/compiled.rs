@@ -13,7 +13,6 @@ use super::check::check;
 use super::description::Graph;
 use super::lane::{Lane, LaneLost, RunFailure, Slots};
 use super::start::{Means, start};
-use crate::buffer::{Input, Origin};
 use crate::cause::Cause;
 use crate::deployment::Deployment;
 use crate::error::{Error, Result};
@@ -44,7 +43,6 @@ pub struct CompiledGraph {
     libraries: Vec<Arc<Library>>,
     grantor: Arc<Grantor>,
     domain: Domain,
-    origin: Origin,
     last_run: u64,
     /// Runs that have ended with their lane, and were not fetched.
     ended: BTreeMap<u64, Ended>,
@@ -93,7 +91,6 @@ impl CompiledGraph {
             leases,
             grantor: grantor.clone(),
             domain: grantor.spares.domain(&grantor.device)?,
-            origin: Origin::generate(),
             last_run: 0,
             ended: BTreeMap::new(),
         };
@@ -101,28 +98,19 @@ impl CompiledGraph {
         Ok(compiled)
     }
 
-    /// Makes an input of `bytes` bytes, zeroed.
-    pub fn input(&self, bytes: usize) -> Result<Input> {
-        self.grantor.check_process()?;
-        Input::allocate(&self.domain, self.origin, bytes)
-    }
-
     /// Returns the name of the node that each function runs on, in the order in which they were added.
     pub fn nodes(&self) -> impl Iterator<Item = &str> {
         self.leases.iter().map(|lease| lease.node())
     }
 
-    /// Begins a run with `input`, which is not to be changed until the run is over.
+    /// Begins a run with a copy of `input`.
     ///
     /// # Errors
-    /// [`Error::AllSlotsBusy`]: fetch a run first. [`Error::InputTooLarge`], [`Error::Foreign`]. Where executors have to be
+    /// [`Error::AllSlotsBusy`]: fetch a run first. [`Error::InputTooLarge`]. Where executors have to be
     /// started again, what [`Client::compile`](crate::Client::compile) returns; the next call tries again.
-    pub fn submit(&mut self, input: &Input) -> Result<Run> {
+    pub fn submit(&mut self, input: &[u8]) -> Result<Run> {
         self.grantor.check_process()?;
-        if input.origin != self.origin {
-            return Err(Error::Foreign("buffer"));
-        }
-        let most = self.graph.inputs.iter().map(|end| end.bytes).min().unwrap_or(0);
+        let most = self.graph.most_input();
         if input.len() > most {
             return Err(Error::InputTooLarge { bytes: input.len(), max: most });
         }
@@ -138,7 +126,7 @@ impl CompiledGraph {
         };
         self.last_run += 1;
         let run = self.last_run;
-        if let Err(error) = self.slots.begin(lane, (slot, run), &input.buffer) {
+        if let Err(error) = self.slots.begin(lane, (slot, run), input) {
             tracing::debug!(%error, "a run could not begin");
             let lost = lane.why_lost("a worker is gone");
             self.lose(lost);
@@ -172,9 +160,7 @@ impl CompiledGraph {
 
     /// Runs the graph once with `input`, and waits for its outputs.
     pub fn run(&mut self, input: &[u8]) -> Result<Vec<Vec<u8>>> {
-        let mut buffer = self.input(input.len())?;
-        buffer.write(0, input)?;
-        let run = self.submit(&buffer)?;
+        let run = self.submit(input)?;
         self.wait(run)
     }
 

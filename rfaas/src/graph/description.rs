@@ -115,6 +115,11 @@ impl Graph {
         self
     }
 
+    /// Returns the largest input, which all functions take that take the input.
+    pub(super) fn most_input(&self) -> usize {
+        self.inputs.iter().map(|end| end.bytes).min().unwrap_or(0)
+    }
+
     /// Sets the memory of the lease of each function, in MB.
     pub fn memory_mb(&mut self, memory_mb: u32) -> &mut Self {
         self.memory_mb = memory_mb;

@@ -8,12 +8,11 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rdmalib::{CompletionQueue, WorkCompletion};
-use rfaas_call::caller::InputBuffer;
+use rdmalib::{CompletionQueue, Region, WorkCompletion};
 use rfaas_call::edge::{EdgeEnd, InEdge, OutEdge, SlotUse};
 use rfaas_call::{Awaited, Backoff, Pause, Sharing, Spin};
 use rfaas_protocol::channel::Channel;
-use rfaas_protocol::edge::{EdgeFailure, EdgeStatus, FailedBecause};
+use rfaas_protocol::edge::{EdgeFailure, EdgeShape, EdgeStatus, FailedBecause};
 
 use crate::cause::Cause;
 use crate::lease_core::LeaseCore;
@@ -42,6 +41,9 @@ pub(super) struct Lane {
     pub(super) to_workers: Vec<OutEdge>,
     /// Functions that take the input.
     pub(super) sources: Vec<usize>,
+    /// A copy of the input of each run, and where they are.
+    pub(super) inputs: Region,
+    pub(super) input: EdgeShape,
     /// From workers, by output of the graph.
     pub(super) outputs: Vec<InEdge>,
     pub(super) arrivals: CompletionQueue,
@@ -109,13 +111,16 @@ impl Slots {
         &mut self,
         lane: &mut Lane,
         (slot, run): (usize, u64),
-        input: &InputBuffer,
+        input: &[u8],
     ) -> rdmalib::Result<()> {
         let state = &mut self.slots[slot];
         state.uses = state.uses.wrapping_add(1);
         let to = SlotUse { slot: slot as u16, run: state.uses }; // a depth has 16 bits
+        let start = lane.input.start(to.slot) as usize;
+        lane.inputs.write(start, input)?;
         for source in &lane.sources {
-            lane.to_workers[*source].send_slice(to, input.payload()?)?;
+            let payload = lane.inputs.slice(start..start + input.len())?;
+            lane.to_workers[*source].send_slice(to, payload)?;
         }
         state.run = Some(run);
         state.since = Some(Instant::now());
@@ -185,11 +190,11 @@ impl Slots {
                     if deadline.is_some_and(|deadline| now >= deadline) {
                         return Err(LaneLost::TimeLimit(limit));
                     }
+                    lane.check(LeaseCore::noted_cause)?;
                     if backoff.looked(now) {
                         backoff.about_to_sleep();
                         let left = deadline.map_or(LONGEST_SLEEP, |at| at - now);
                         lane.arrivals.wait(Some(left.min(LONGEST_SLEEP))).map_err(lost_here)?;
-                        lane.check()?;
                     }
                 }
             }
@@ -241,24 +246,20 @@ fn lost_here(error: rdmalib::Error) -> LaneLost {
 }
 
 impl Lane {
-    /// Fails if an executor or its lease is over, as far as that was noted.
-    fn check(&self) -> Result<(), LaneLost> {
-        match self.known_cause() {
+    /// Fails if an executor or its lease is over, of which `known` tells.
+    fn check(&self, known: fn(&LeaseCore) -> Option<Cause>) -> Result<(), LaneLost> {
+        let known = self.members.iter().map(|member| known(&member.lease));
+        match known.enumerate().find_map(|(function, cause)| Some((function, cause?))) {
             Some((function, cause)) => Err(LaneLost::Ended(function, cause)),
             None => Ok(()),
         }
-    }
-
-    fn known_cause(&self) -> Option<(usize, Cause)> {
-        let asked = self.members.iter().map(|member| member.lease.ask_cause());
-        asked.enumerate().find_map(|(function, cause)| Some((function, cause?)))
     }
 
     /// Returns why a worker is gone: what its manager says, or else `otherwise`.
     pub(super) fn why_lost(&self, otherwise: &'static str) -> LaneLost {
         let deadline = Instant::now() + CAUSE_WITHIN;
         loop {
-            if let Err(lost) = self.check() {
+            if let Err(lost) = self.check(LeaseCore::ask_cause) {
                 return lost;
             }
             if Instant::now() >= deadline {

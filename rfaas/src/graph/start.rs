@@ -13,7 +13,7 @@ use std::sync::{Arc, MutexGuard};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rdmalib::{CompletionQueue, ConnectRequest, Domain, Listener};
+use rdmalib::{Access, CompletionQueue, ConnectRequest, Domain, Listener};
 use rfaas_call::edge::{InEdge, OutEdge, arrival_queue};
 use rfaas_config::OpenDevice;
 use rfaas_protocol::allocation::Serves;
@@ -54,6 +54,8 @@ pub(super) struct Means<'a> {
 struct Starting<'a> {
     session: Secret,
     state: MutexGuard<'a, LeaseUse>,
+    /// The lease was claimed just now.
+    claimed: bool,
     control: Option<DialledExecutor>,
     told: bool,
     /// To its worker, until that has dialled.
@@ -76,11 +78,16 @@ pub(super) fn start(means: &Means<'_>) -> Result<Lane> {
     let ends = (graph.outputs.len(), leases.len());
     let arrivals = arrival_queue(&device.device, deployment.slots, ends)?;
     let mut outputs = make_outputs(means, &arrivals)?;
+    let input = shape(deployment, graph.most_input());
+    let bytes = usize::try_from(input.len()).unwrap_or(usize::MAX);
+    let inputs = means.domain.allocate(bytes, Access::empty())?;
     let mut starting = claim_all(means, &listener, &arrivals, deadline)?;
     let secrets: Vec<_> = graph.edges.iter().map(|_| Secret::generate()).collect();
     let started = assemble(means, (&secrets, &mut listener), &mut starting, &mut outputs, deadline);
     for (lease, starting) in leases.iter().zip(&mut starting) {
-        lease.keep_alive(&mut starting.state);
+        if starting.claimed {
+            lease.keep_alive(&mut starting.state);
+        }
         starting.state.deployed = started.is_ok();
     }
     started?;
@@ -96,7 +103,7 @@ pub(super) fn start(means: &Means<'_>) -> Result<Lane> {
     }
     let sources = graph.inputs.iter().map(|end| end.function).collect();
     let outputs = outputs.into_iter().map(|output| output.edge).collect();
-    Ok(Lane { members, to_workers, sources, outputs, arrivals })
+    Ok(Lane { members, to_workers, sources, inputs, input, outputs, arrivals })
 }
 
 fn shape(deployment: &Deployment, bytes: usize) -> EdgeShape {
@@ -147,10 +154,17 @@ fn claim_all<'a>(
         claiming.into_iter().map(|thread| thread.join()).collect()
     });
     let starting = claims.into_iter().zip(claimed).map(|((lease, session, _, edge), claimed)| {
-        claimed.unwrap_or(Err(Error::Invalid("a thread that claims a lease panicked")))?;
-        let state = lease.lock();
-        let unconnected = Some(edge);
-        Ok(Starting { session, state, control: None, told: false, unconnected, worker: None })
+        let claimed =
+            claimed.unwrap_or(Err(Error::Invalid("a thread that claims a lease panicked")))?;
+        Ok(Starting {
+            session,
+            state: lease.lock(),
+            claimed,
+            control: None,
+            told: false,
+            unconnected: Some(edge),
+            worker: None,
+        })
     });
     starting.collect()
 }
@@ -185,7 +199,8 @@ fn outputs_of(graph: &Graph, function: usize) -> impl Iterator<Item = usize> {
     edges.map(|edge| edge.bytes).chain(ends.map(|end| end.bytes))
 }
 
-fn claim(lease: &HeldLease, request: &ExecutorRequest, deadline: Instant) -> Result<()> {
+/// Has the manager of `lease` start an executor. Returns whether that has claimed the lease.
+fn claim(lease: &HeldLease, request: &ExecutorRequest, deadline: Instant) -> Result<bool> {
     let mut state = lease.lock();
     state.deployed = false;
     let (device, spares) = (lease.device(), lease.spares());
@@ -198,7 +213,7 @@ fn claim(lease: &HeldLease, request: &ExecutorRequest, deadline: Instant) -> Res
     if let Some(node) = &node {
         lease.claimed(id, node);
     }
-    Ok(())
+    Ok(node.is_some())
 }
 
 /// Brings all together.

@@ -175,11 +175,6 @@ impl InputBuffer {
         self.region.write(HEADER_OFFSET, header.as_bytes())
     }
 
-    /// Returns the bytes that are sent.
-    pub fn payload(&self) -> Result<Slice<'_>> {
-        self.message(HEADER_SPACE)
-    }
-
     /// Returns what is sent: from `start` on, which is where the header is, or behind it.
     #[inline]
     pub(super) fn message(&self, start: usize) -> Result<Slice<'_>> {
