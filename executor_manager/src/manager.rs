@@ -232,7 +232,7 @@ impl Manager {
                     );
                 }
                 if let Some(upstream) = &mut self.upstream {
-                    upstream.claimed(&terms, now);
+                    upstream.claimed(&terms);
                 }
             }
             Action::Ended(ended) => {
@@ -357,7 +357,7 @@ impl Manager {
                 News::Reached => {} // work enough not to sleep before it is armed (it was not there to be armed)
                 News::Registered { cores, memory } => {
                     events.push_back(Event::Capacity(Capacity { cores, memory }));
-                    self.allocations.in_use().for_each(|terms| upstream.in_use(terms));
+                    self.allocations.in_use().for_each(|terms| upstream.claimed(terms));
                 }
                 News::EndLease { lease, reason, grace } => {
                     tracing::info!(

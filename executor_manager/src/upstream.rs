@@ -44,9 +44,6 @@ use dial::{Dialed, connect};
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
 /// How soon messages that the connection had no room for are tried again.
 const SEND_AGAIN: Duration = Duration::from_millis(20);
-/// How long the news that a lease is in use may wait. Nobody waits for it, and until then its client needs the
-/// processor more, which the resource manager may share: some three times what it takes to the first result.
-const CLAIMS_WITHIN: Duration = Duration::from_millis(5);
 /// What the resource manager did.
 #[derive(Debug)]
 pub enum News {
@@ -107,8 +104,6 @@ pub struct Upstream {
     logged: Option<String>,
     /// Waiting to be sent on this connection.
     outgoing: VecDeque<FromNode>,
-    /// Leases in use of which that is not told yet, and when it is.
-    claims: (Vec<LeaseTerms>, Option<Instant>),
     /// Ends that the resource manager has not acknowledged, by lease (ONE END).
     unacknowledged: BTreeMap<u64, LeaseEnded>,
 }
@@ -140,7 +135,6 @@ impl Upstream {
             warned: false,
             logged: None,
             outgoing: VecDeque::new(),
-            claims: (Vec::new(), None),
             unacknowledged: BTreeMap::new(),
         }
     }
@@ -150,25 +144,10 @@ impl Upstream {
         self.reached = true;
     }
 
-    /// Reports that a lease is in use, as it was before there was this connection.
-    pub fn in_use(&mut self, terms: &LeaseTerms) {
+    /// Reports that a lease is in use. Without a connection nothing is kept: the loop reports all leases after
+    /// [`News::Registered`].
+    pub fn claimed(&mut self, terms: &LeaseTerms) {
         self.report(FromNode::Claimed(LeaseClaimed { terms: *terms }));
-    }
-
-    /// Reports that a lease is in use from now on, some milliseconds later. Without a connection nothing is kept: the
-    /// loop reports all leases after [`News::Registered`].
-    pub fn claimed(&mut self, terms: &LeaseTerms, now: Instant) {
-        if self.is_registered() {
-            self.claims.0.push(*terms);
-            self.claims.1.get_or_insert(now + CLAIMS_WITHIN);
-        }
-    }
-
-    /// Has what waits in `claims` be sent with what is sent next.
-    fn tell_claims(&mut self) {
-        let claims = self.claims.0.drain(..).map(|terms| FromNode::Claimed(LeaseClaimed { terms }));
-        self.outgoing.extend(claims);
-        self.claims.1 = None;
     }
 
     /// Tells that a lease has ended, until that is acknowledged.
@@ -194,7 +173,6 @@ impl Upstream {
     /// Sends `message` now if there is room for it: a client that learns of an end next may ask the
     /// resource manager for what became free.
     fn report(&mut self, message: FromNode) {
-        self.tell_claims(); // a lease is in use before it ends
         if let UpstreamState::Registered { channel, .. } = &mut self.state {
             self.outgoing.push_back(message);
             if let Err(error) = send_waiting(&mut self.outgoing, channel) {
@@ -254,7 +232,6 @@ impl Upstream {
             UpstreamState::Registering { since, .. } => Some(*since + self.heartbeat.silence),
             UpstreamState::Registered { pulse, .. } => {
                 let next = pulse.deadline();
-                let next = self.claims.1.map_or(next, |claims| claims.min(next));
                 Some(if self.outgoing.is_empty() { next } else { next.min(now + SEND_AGAIN) })
             }
         }
@@ -383,9 +360,6 @@ impl Upstream {
             self.outgoing.push_back(FromNode::Heartbeat(Clock::now()));
             news.push(News::UsedIsDue);
         }
-        if self.claims.1.is_some_and(|due| due <= now) {
-            self.tell_claims();
-        }
         if pulse.silent(now).is_some() {
             return self.lost(&format!("silent for {:?}", self.heartbeat.silence), now);
         }
@@ -469,7 +443,6 @@ impl Upstream {
 
     fn retry(&mut self, now: Instant) {
         self.outgoing.clear();
-        self.claims = (Vec::new(), None);
         self.state = UpstreamState::Waiting { until: now + self.backoff };
         self.backoff = (2 * self.backoff).min(BACKOFF.1);
     }
