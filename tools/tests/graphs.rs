@@ -154,8 +154,10 @@ fn runs_that_had_ended_before_another_one_cut_the_graph_keep_their_outputs() {
     let _guard = one_at_a_time();
     let (cluster, client, _directory, library) = started();
     let graph = chain(&library, &["obey", "add_one"], 64);
-    let mut graph = client.compile_with(&graph, &warm().slots(2)).unwrap();
-    let (first, second) = (graph.submit(&[1]).unwrap(), graph.submit(b"c").unwrap());
+    let mut graph = client.compile_with(&graph, &warm().slots(3)).unwrap();
+    let first = graph.submit(&[1]).unwrap();
+    graph.run(&[5]).unwrap(); // went the same way behind it
+    let second = graph.submit(b"c").unwrap();
     assert!(matches!(graph.wait(second), Err(Error::GraphFailed { .. })));
     assert_eq!(graph.wait(first).unwrap(), [[2]]);
     let error = graph.submit(&[0; 65]).unwrap_err();
