@@ -202,8 +202,7 @@ fn restore(
     };
     for spec in imported {
         let node = spec.name().clone();
-        // Nobody is connected yet, so there is nothing to be done about it.
-        if let Err(conflict) = pool.add_node(now, spec, &mut Vec::new()) {
+        if let Err(conflict) = pool.import_node(now, spec) {
             tracing::warn!(?node, %conflict, "the node stays as the state has it");
         }
     }

@@ -272,6 +272,9 @@ impl Pool {
         self.held.shares.count(now, &lease.renewal(timeout, peer))?;
         let node = self.held.nodes.get(lease.slot).ok_or(NotRenewed::NoAddress(id))?;
         lease.may_renew(now, node.stopping)?;
+        if node.leaves_at.is_some_and(|(leaves_at, _)| now.monotonic + timeout > leaves_at) {
+            return Err(NotRenewed::Leaving(id));
+        }
         let manager = node.manager().ok_or(NotRenewed::NoAddress(id))?;
         self.held.leases.renew(now, id, timeout);
         let lease = self.held.leases.get(id).ok_or(NotRenewed::Ended(id))?;
@@ -341,6 +344,11 @@ impl Pool {
         out: &mut Vec<Action>,
     ) -> Result<NodeView, Conflict> {
         self.held.nodes.add(now, spec, out)
+    }
+
+    /// Adds a node likewise, at the start: one that leaves still does.
+    pub fn import_node(&mut self, now: Now, spec: NodeSpec) -> Result<(), Conflict> {
+        self.held.nodes.import(now, spec)
     }
 
     /// Withdraws a node: it gets no new leases, those in use are asked to end within `grace`, the

@@ -116,6 +116,9 @@ pub enum NotRenewed {
         /// Why.
         reason: EndReason,
     },
+    /// Its node leaves before it would end then.
+    #[error("the node of lease {0} is to leave before: no lease there lasts as long")]
+    Leaving(LeaseId),
     /// It is not known where to renew it now.
     #[error("the address of the node of lease {0} is not known at present; try again")]
     NoAddress(LeaseId),

@@ -28,6 +28,19 @@ impl LabelNumbers {
         Ok(set)
     }
 
+    /// Counts `after` instead of `before`, labels of the same node. `Err` as for [`take`](Self::take).
+    pub(super) fn exchange(
+        &mut self,
+        before: &[String],
+        after: &[String],
+    ) -> Result<LabelSet, String> {
+        self.give(before);
+        self.take(after).inspect_err(|_| {
+            let back = self.take(before);
+            debug_assert!(back.is_ok(), "they were there just now");
+        })
+    }
+
     /// Counts them no longer.
     pub(super) fn give(&mut self, labels: &[String]) {
         for label in labels {
@@ -62,5 +75,17 @@ mod tests {
         numbers.give(&labels([3, 3, 5])); // a refused request has counted nothing
         assert_eq!(numbers.take(&labels([64])).map(|set| set.0.count_ones()), Ok(1));
         assert_eq!(numbers.known.len(), 63);
+    }
+
+    #[test]
+    fn a_label_makes_room_for_the_one_that_takes_its_place() {
+        let mut numbers = LabelNumbers::default();
+        for first in (0..64).step_by(16) {
+            numbers.take(&labels(first..first + 16)).unwrap();
+        }
+        assert!(numbers.exchange(&labels([3]), &labels([64])).is_ok());
+        assert_eq!(numbers.exchange(&labels([64]), &labels([65, 66])), Err("label-66".into()));
+        assert_eq!(numbers.known.len(), 64);
+        assert!(numbers.known.contains_key("label-64"), "it is as it was");
     }
 }

@@ -212,13 +212,13 @@ impl NodeTable {
     ) -> Result<NodeView, Conflict> {
         let (name, wanted) = (spec.name().clone(), spec.capacity());
         let Some(slot) = self.find(&name) else {
+            let node = Node::new(spec.clone());
+            let view = node.view();
+            self.insert(node).map_err(|label| Conflict::Labels { node: name.clone(), label })?;
             tracing::info!(
                 node = ?name, address = ?spec.address(), port = spec.port(),
                 cores = wanted.cores, memory = wanted.memory, "node added"
             );
-            let node = Node::new(spec);
-            let view = node.view();
-            self.insert(node).map_err(|label| Conflict::Labels { node: name.clone(), label })?;
             self.unsaved.insert(name);
             out.push(Action::NodesChanged);
             return Ok(view);
@@ -231,10 +231,9 @@ impl NodeTable {
             return Ok(node.view()); // again the same
         }
         let before = node.spec.clone();
-        let label_set = self.labels.take(spec.labels());
+        let label_set = self.labels.exchange(before.labels(), spec.labels());
         let label_set =
             label_set.map_err(|label| Conflict::Labels { node: name.clone(), label })?;
-        self.labels.give(before.labels());
         let node = self.get(slot).expect("every name is of a node");
         tracing::info!(
             node = ?name, address = ?spec.address(), port = spec.port(),
@@ -277,6 +276,17 @@ impl NodeTable {
             node.leaves_at = Some((now.monotonic + after, whole_ms(now.wall + after)));
             node.view()
         })
+    }
+
+    /// Adds a node likewise, before anybody is connected. What is known of when it leaves stays.
+    pub(super) fn import(&mut self, now: Now, spec: NodeSpec) -> Result<(), Conflict> {
+        let name = spec.name().clone();
+        let leaves_at = self.find(&name).and_then(|slot| self.get(slot)?.leaves_at);
+        self.add(now, spec, &mut Vec::new())?;
+        if let Some(slot) = self.find(&name).filter(|_| leaves_at.is_some()) {
+            self.change(slot, |node| node.leaves_at = leaves_at);
+        }
+        Ok(())
     }
 
     /// Marks a node as being withdrawn. Returns where it is and whether it is connected.

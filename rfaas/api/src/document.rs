@@ -88,7 +88,7 @@ struct Stopping(Error);
 
 /// Adds a node, or changes a known one. Idempotent.
 ///
-/// 409: more is leased on the node than would be left.
+/// 409: more is leased on the node than would be left, or nodes would have too many different labels.
 #[utoipa::path(
     post, path = "/add", operation_id = "add",
     params(("node" = String, Query, min_length = 1, max_length = 128, description = "Name of the node, 1 to 128 bytes.")),

@@ -176,7 +176,7 @@ fn answers_have_the_shape_that_openapi_json_describes() {
     call("GET", "/policy", "/policy", "", 200);
     call("PUT", "/policy", "/policy", r#"{"placement":"spread"}"#, 200);
     call("PUT", "/policy", "/policy", r#"{"placement":"best"}"#, 400);
-    let leaving = r#"{"in_ms":600000}"#;
+    let leaving = r#"{"in_ms":86400000}"#;
     let node = call("POST", "/nodes/a/leaving", "/nodes/{name}/leaving", leaving, 200);
     assert!(node["leaves_at"].is_string(), "{node}");
     call("POST", "/nodes/a/leaving", "/nodes/{name}/leaving", "{}", 400);

@@ -213,11 +213,20 @@ fn a_node_that_leaves_does_so_after_a_restart_and_is_back_with_another_run_once_
     world.node("a", 4, 64);
     world.pool.set_leaving(world.now, "a", 20 * SECOND).unwrap();
     restart(&mut world, &mut kept);
+    for cores in [4, 8] {
+        // As it is in the executors database, or changed there.
+        let capacity = Capacity { cores, memory: 64 };
+        let imported = NodeSpec::new("a", "10.0.0.1", 10_005, capacity).unwrap();
+        world.pool.import_node(world.now, imported).unwrap();
+    }
     let link = world.connect("a");
     world.request(1, 1, 21 * SECOND).unwrap_err();
-    world.request(1, 1, 20 * SECOND).unwrap();
+    let lease = world.request(1, 1, 10 * SECOND).unwrap().terms.lease;
+    world.pool.renew(world.now, lease, 20 * SECOND, None).unwrap();
     world.pass(SECOND);
     world.request(1, 1, 20 * SECOND).unwrap_err();
+    let renewed = world.pool.renew(world.now, lease, 20 * SECOND, None);
+    assert_eq!(renewed, Err(NotRenewed::Leaving(lease)));
     world.disconnect(link);
     let again = |world: &mut World, number| {
         let link = LinkId(100 + number);
