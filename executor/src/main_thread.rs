@@ -181,7 +181,7 @@ impl MainThread {
         if plan.graph {
             self.introduce(&plan)?;
         }
-        self.close()?;
+        self.close(plan.graph)?;
         let library = if is_loaded { self.publish(&plan)? } else { self.load(&plan)? };
         let library = Arc::new(library);
         self.pool.begin(&library);
@@ -312,16 +312,23 @@ impl MainThread {
         std::process::abort()
     }
 
-    /// Takes sockets away, once all threads have connected.
-    fn close(&mut self) -> Result<(), Stop> {
-        let Some(confinement) = self.confinement.take() else { return Ok(()) };
+    /// Takes sockets away, once all threads have connected. Where nothing is taken away, that is waited for in a graph
+    /// only: a constructor would keep workers from meeting each other.
+    fn close(&mut self, graph: bool) -> Result<(), Stop> {
+        let confinement = self.confinement.take();
+        if confinement.is_none() && !graph {
+            return Ok(());
+        }
         while self.to_manager + self.to_client > 0 {
             match self.next(TICK)? {
                 News::Nothing => {}
                 _ => return Err(Stop::Over("the client broke the protocol")),
             }
         }
-        confinement.close().map_err(|error| failed(&error))
+        match confinement {
+            Some(confinement) => confinement.close().map_err(|error| failed(&error)),
+            None => Ok(()),
+        }
     }
 
     /// Waits until the client has written its code.

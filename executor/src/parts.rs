@@ -44,16 +44,18 @@ pub struct Part {
     pub name: String,
     /// Number of that in the graph.
     pub function: u16,
-    /// At least one.
+    /// One, so far.
     pub inputs: Vec<Input>,
     /// None: it tells nobody.
     pub outputs: Vec<Output>,
 }
 
 impl Part {
-    /// Returns the most bytes that all outputs hold.
+    /// Returns how much a function may write before it is stopped: as much as the largest of its outputs holds, or its
+    /// input has. What is more than the smallest holds is refused when it returns.
     pub fn output_bytes(&self) -> u32 {
-        self.outputs.iter().map(|output| output.bytes).min().unwrap_or(0)
+        let outputs = self.outputs.iter().map(|output| output.bytes);
+        outputs.chain(self.inputs.iter().map(|input| input.bytes)).max().unwrap_or(0)
     }
 
     /// Returns how many inputs come from who dials.
@@ -66,14 +68,14 @@ impl Part {
 #[derive(Debug)]
 pub struct Parts {
     workers: usize,
-    /// Most bytes of all inputs of a worker together, and of each of its outputs: what was asked for with the executor, and
-    /// fits the memory of the lease.
+    /// Most bytes of the input of a worker, and of each of its outputs: what was asked for with the executor, and fits the
+    /// memory of the lease.
     most: (u32, u32),
     parts: Vec<Part>,
 }
 
 impl Parts {
-    /// Waits for the parts of so many workers. All inputs of one, and each of its outputs, have at most these bytes.
+    /// Waits for the parts of so many workers. The input of one, and each of its outputs, have at most these bytes.
     pub fn new(workers: usize, input_bytes: u32, output_bytes: u32) -> Self {
         Parts { workers, most: (input_bytes, output_bytes), parts: Vec::new() }
     }
@@ -93,10 +95,6 @@ impl Parts {
             }
             ToExecutor::InputOfClient(input) => {
                 let bytes = input.bytes.get();
-                let inputs = &mut self.last()?.inputs;
-                if inputs.iter().any(|input| input.from == Source::Client) {
-                    return Err(Malformed::Field("second input of the client"));
-                }
                 self.add_input(Input { from: Source::Client, bytes })?;
             }
             ToExecutor::EdgeIn(edge) => {
@@ -134,13 +132,15 @@ impl Parts {
     }
 
     fn add_input(&mut self, input: Input) -> Result<(), Malformed> {
-        let most = u64::from(self.most.0);
-        let inputs = &mut self.last()?.inputs;
-        let bytes: u64 = inputs.iter().map(|input| u64::from(input.bytes)).sum();
-        if bytes + u64::from(input.bytes) > most {
+        if input.bytes > self.most.0 {
             return Err(TOO_LARGE);
         }
-        add(inputs, input)
+        let inputs = &mut self.last()?.inputs;
+        if !inputs.is_empty() {
+            return Err(Malformed::Field("second input")); // a function would not get it
+        }
+        inputs.push(input);
+        Ok(())
     }
 }
 
@@ -203,24 +203,24 @@ mod tests {
         assert_eq!(parts.len(), 2);
         assert_eq!((parts[0].name.as_str(), parts[0].function), ("scale", 3));
         assert_eq!(parts[0].inputs, [Input { from: Source::Client, bytes: 64 }]);
-        assert_eq!((parts[0].outputs.len(), parts[0].output_bytes()), (2, 16));
+        assert_eq!((parts[0].outputs.len(), parts[0].output_bytes()), (2, 64));
         assert_eq!(parts[1].inputs, [Input { from: Source::Dialler(SECRET), bytes: 32 }]);
         assert_eq!((parts[0].dialled_by(), parts[1].dialled_by()), (0, 1));
-        assert_eq!(parts[1].output_bytes(), 0);
+        assert_eq!(parts[1].output_bytes(), 32);
     }
 
     #[test]
     fn what_cannot_be_is_named() {
-        let many = [vec![part(0)], vec![edge_in(1); MAX_EDGES + 1]].concat();
+        let many = [vec![part(0), edge_in(1)], vec![edge_out(1); MAX_EDGES + 1]].concat();
         for (messages, wrong) in [
             (vec![part(1)], "worker of a part"),
             (vec![part(0), of_client(1), part(1)], "worker of a part"),
             (vec![edge_in(1)], "edge of no part"),
             (vec![part(0), complete()], "part without input"),
             (vec![complete()], "number of parts"),
-            (vec![part(0), of_client(1), of_client(1)], "second input of the client"),
+            (vec![part(0), of_client(1), of_client(1)], "second input"),
+            (vec![part(0), of_client(1), edge_in(1)], "second input"),
             (vec![part(0), edge_in(101)], "bytes of an edge"),
-            (vec![part(0), edge_in(60), of_client(41)], "bytes of an edge"),
             (vec![part(0), edge_in(1), edge_out(51)], "bytes of an edge"),
             (vec![part(0), edge_out(u32::MAX)], "bytes of an edge"),
             (many, "number of edges"),

@@ -397,8 +397,9 @@ fn work(start: WorkerStart) -> Result<WorkerEnd, WorkerStartError> {
             Ok(WorkerEnd::Called(end))
         }
         Connected::InGraph(edges, part) => {
-            // That it is there was seen to before the library was given out.
-            let Some(function) = library.number(&part.name) else { return stopped };
+            let missing =
+                || WorkerStartError::Edges(format!("no function is called {:?}", part.name));
+            let function = library.number(&part.name).ok_or_else(missing)?;
             let (mut hop, _client) = edges.begin(arrivals, function, &part);
             let end = worker.serve_graph(&mut hop);
             close(&worker);

@@ -83,10 +83,28 @@ fn what_a_function_returns_goes_to_all_that_take_it() {
 }
 
 #[test]
+fn a_function_may_write_as_much_as_its_largest_edge_holds_or_its_input_has() {
+    let _guard = one_at_a_time();
+    let (cluster, client, _directory, library) = started();
+    let mut graph = Graph::new();
+    let [first, second] = ["obey", "add_one"].map(|name| graph.function(&library, name));
+    graph.input(first, 4096).edge(first, second, 64).output(second, 64).output(first, 1000);
+    let mut graph = client.compile_with(&graph, &warm()).unwrap();
+    for input in [vec![b'w'], vec![1; 4096]] {
+        let (function, error) = failed(&mut graph, &input);
+        assert_eq!(function, "obey");
+        assert!(matches!(error, Error::OutputTooLarge { capacity: 64, .. }), "{error}");
+        assert_eq!(graph.run(&[1; 64]).unwrap(), [[2; 64], [1; 64]], "it lives");
+    }
+    cluster.stop().unwrap();
+}
+
+#[test]
 fn as_many_runs_are_under_way_as_there_are_slots_and_are_fetched_in_any_order() {
     let _guard = one_at_a_time();
     let (cluster, client, _directory, library) = started();
     let graph = chain(&library, &["add_one", "add_one"], 64);
+    let mut other = client.compile_with(&graph, &warm()).unwrap();
     let mut graph = client.compile_with(&graph, &warm().slots(3)).unwrap();
     for round in 0..rounds(200) as u8 {
         let runs = [0, 1, 2].map(|n| graph.submit(&[round.wrapping_add(n)]).unwrap());
@@ -96,6 +114,7 @@ fn as_many_runs_are_under_way_as_there_are_slots_and_are_fetched_in_any_order() 
             assert_eq!(graph.wait(runs[n]).unwrap(), [[expected]]);
         }
         assert!(matches!(graph.wait(runs[0]), Err(Error::Foreign("run"))));
+        assert!(matches!(other.wait(runs[0]), Err(Error::Foreign("run"))));
     }
     cluster.stop().unwrap();
 }

@@ -2,6 +2,8 @@
 
 use std::marker::PhantomData;
 
+use rdmalib::Region;
+
 /// Both lie in memory of a connection, are aligned to 64 bytes, and are valid for `'a`. The bytes change at any time,
 /// since a peer writes its slots when it likes: so these are pointers for functions, and no references.
 #[derive(Clone, Copy, Debug)]
@@ -12,11 +14,16 @@ pub struct Place<'a> {
     memory: PhantomData<&'a [u8]>,
 }
 
-impl Place<'_> {
-    /// Makes one. Only what owns the memory may: whoever has a place hands its pointers to functions.
+impl<'a> Place<'a> {
+    /// Makes one of where input and output start, in which regions.
     #[inline]
-    pub(crate) fn new(input: *mut u8, input_bytes: u32, output: *mut u8) -> Self {
-        Place { input, input_bytes, output, memory: PhantomData }
+    pub(crate) fn new(
+        input: (&'a Region, usize),
+        input_bytes: u32,
+        output: (&'a Region, usize),
+    ) -> Self {
+        let at = |(region, start): (&Region, usize)| region.as_ptr().wrapping_add(start);
+        Place { input: at(input), input_bytes, output: at(output), memory: PhantomData }
     }
 
     /// Returns where the input is.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use rdmalib::Domain;
 use rfaas_protocol::library::exported_functions;
@@ -13,17 +14,21 @@ use super::check::check;
 use super::description::Graph;
 use super::lane::{Lane, LaneLost, RunFailure, Slots};
 use super::start::{Means, start};
-use crate::cause::Cause;
+use crate::buffer::Origin;
 use crate::deployment::Deployment;
 use crate::error::{Error, Result};
 use crate::grantor::Grantor;
 use crate::held_lease::HeldLease;
+use crate::lease_core::LeaseStage;
 use crate::library::Library;
 use crate::request::LeaseRequest;
 
 /// A run of a graph that was submitted. Its outputs are fetched once ([`CompiledGraph::wait`]).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Run(u64);
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Run {
+    graph: Origin,
+    number: u64,
+}
 
 /// A [`Graph`] whose executors run, each on a lease of its own. Dropping it gives the leases back.
 ///
@@ -43,6 +48,7 @@ pub struct CompiledGraph {
     libraries: Vec<Arc<Library>>,
     grantor: Arc<Grantor>,
     domain: Domain,
+    origin: Origin,
     last_run: u64,
     /// Runs that have ended with their lane, and were not fetched.
     ended: BTreeMap<u64, Ended>,
@@ -91,6 +97,7 @@ impl CompiledGraph {
             leases,
             grantor: grantor.clone(),
             domain: grantor.spares.domain(&grantor.device)?,
+            origin: Origin::generate(),
             last_run: 0,
             ended: BTreeMap::new(),
         };
@@ -132,7 +139,7 @@ impl CompiledGraph {
             self.lose(lost);
             return Err(self.error_of(&lost));
         }
-        Ok(Run(run))
+        Ok(Run { graph: self.origin, number: run })
     }
 
     /// Waits until `run` is over. Returns its outputs, in the order of [`Graph::output`].
@@ -143,7 +150,10 @@ impl CompiledGraph {
     /// the protocol, or nobody says what became of it. [`Error::Foreign`]: it was fetched before, or is of another graph.
     pub fn wait(&mut self, run: Run) -> Result<Vec<Vec<u8>>> {
         self.grantor.check_process()?;
-        if let Some(slot) = self.slots.of(run.0)
+        if run.graph != self.origin {
+            return Err(Error::Foreign("run"));
+        }
+        if let Some(slot) = self.slots.of(run.number)
             && let Some(lane) = &mut self.lane
         {
             match self.slots.wait(lane, slot, self.deployment.invocation_timeout) {
@@ -154,7 +164,7 @@ impl CompiledGraph {
                 Err(lost) => self.lose(lost),
             }
         }
-        let ended = self.ended.remove(&run.0).ok_or(Error::Foreign("run"))?;
+        let ended = self.ended.remove(&run.number).ok_or(Error::Foreign("run"))?;
         self.outcome(ended)
     }
 
@@ -164,12 +174,13 @@ impl CompiledGraph {
         self.wait(run)
     }
 
-    /// Gives all leases back and waits for their bills, in the order in which functions were added.
+    /// Gives all leases back and waits for their bills, in the order in which functions were added. All are given back also
+    /// if a bill does not come: then it is the first error.
     pub fn release(mut self) -> Result<Vec<Bill>> {
-        let bills = self.leases.iter().map(|lease| lease.release());
-        let bills = bills.collect::<Result<Vec<_>>>();
+        let bills: Vec<_> = self.leases.iter().map(|lease| lease.release()).collect();
         self.lane = None;
-        Ok(bills?.into_iter().flatten().collect())
+        let bills = bills.into_iter().collect::<Result<Vec<_>>>()?;
+        Ok(bills.into_iter().flatten().collect())
     }
 
     fn outcome(&self, ended: Ended) -> Result<Vec<Vec<u8>>> {
@@ -204,7 +215,8 @@ impl CompiledGraph {
     /// Lets the workers go, for this reason. What has ended before is kept.
     #[cold]
     fn lose(&mut self, why: LaneLost) {
-        let Some(lane) = self.lane.take() else { return };
+        let Some(mut lane) = self.lane.take() else { return };
+        self.slots.drain(&mut lane);
         for (run, slot) in self.slots.runs() {
             let ended = match self.slots.is_over(slot) {
                 true => self.slots.take(&lane, slot).map_err(RunEnd::Failed),
@@ -221,7 +233,9 @@ impl CompiledGraph {
     fn start(&mut self) -> Result<()> {
         let request = LeaseRequest::new(1, self.graph.memory_mb).timeout(self.graph.lease_time);
         for held in &mut self.leases {
-            if held.core.ask_cause().is_some_and(|cause| !matches!(cause, Cause::Exited(_))) {
+            let granted = matches!(held.lock().stage, LeaseStage::Granted(_));
+            let waits = granted && held.expires_at() > SystemTime::now();
+            if !waits && !held.lives() {
                 held.give_up();
                 *held = lease(&self.grantor, &request)?;
             }

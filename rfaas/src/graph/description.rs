@@ -3,6 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::buffer::Origin;
+
 /// Functions, and edges between them. It is a description: [`Client::compile`](crate::Client::compile) makes it run.
 ///
 /// Every function has a worker of its own, on a lease of one core. What it returns is written to all functions that an
@@ -29,6 +31,7 @@ use std::time::Duration;
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Graph {
+    origin: Origin,
     pub(super) functions: Vec<Described>,
     pub(super) edges: Vec<Edge>,
     pub(super) inputs: Vec<End>,
@@ -38,8 +41,11 @@ pub struct Graph {
 }
 
 /// A function of a [`Graph`], and only of that.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct GraphFunction(pub(super) usize);
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GraphFunction {
+    graph: Origin,
+    index: usize,
+}
 
 /// A function as it was described.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -75,6 +81,7 @@ impl Graph {
     /// Returns one without functions, whose leases will have 256 MB each, for an hour.
     pub fn new() -> Self {
         Graph {
+            origin: Origin::generate(),
             functions: Vec::new(),
             edges: Vec::new(),
             inputs: Vec::new(),
@@ -93,25 +100,30 @@ impl Graph {
     ) -> GraphFunction {
         let library = library.as_ref().to_owned();
         self.functions.push(Described { library, name: name.into() });
-        GraphFunction(self.functions.len() - 1)
+        GraphFunction { graph: self.origin, index: self.functions.len() - 1 }
+    }
+
+    /// Returns the number of `function`; that of none if it is of another graph, which is told when this is compiled.
+    fn index(&self, function: GraphFunction) -> usize {
+        if function.graph == self.origin { function.index } else { usize::MAX }
     }
 
     /// Has `function` get the input of each run, of at most `bytes` bytes. Several functions may.
     pub fn input(&mut self, function: GraphFunction, bytes: usize) -> &mut Self {
-        self.inputs.push(End { function: function.0, bytes });
+        self.inputs.push(End { function: self.index(function), bytes });
         self
     }
 
     /// Has what `from` returns, at most `bytes` bytes, be the input of `to`.
     pub fn edge(&mut self, from: GraphFunction, to: GraphFunction, bytes: usize) -> &mut Self {
-        self.edges.push(Edge { from: from.0, to: to.0, bytes });
+        self.edges.push(Edge { from: self.index(from), to: self.index(to), bytes });
         self
     }
 
     /// Has what `function` returns, at most `bytes` bytes, be an output of each run. Outputs are numbered in the order of
     /// these calls.
     pub fn output(&mut self, function: GraphFunction, bytes: usize) -> &mut Self {
-        self.outputs.push(End { function: function.0, bytes });
+        self.outputs.push(End { function: self.index(function), bytes });
         self
     }
 

@@ -8,7 +8,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rdmalib::{CompletionQueue, Region, WorkCompletion};
+use rdmalib::{CompletionQueue, Region, Status, WorkCompletion};
 use rfaas_call::edge::{EdgeEnd, InEdge, OutEdge, SlotUse};
 use rfaas_call::{Awaited, Backoff, Pause, Sharing, Spin};
 use rfaas_protocol::channel::Channel;
@@ -200,6 +200,15 @@ impl Slots {
             }
         }
         Ok(())
+    }
+
+    /// Notes what has arrived by now, of a lane that is lost: what is wrong is of no interest any more.
+    pub(super) fn drain(&mut self, lane: &mut Lane) {
+        while let Some(done) = lane.arrivals.poll_one() {
+            if matches!(EdgeEnd::of(done.id), EdgeEnd::In(_)) && done.status == Status::Success {
+                let _ = self.arrived(lane, &done);
+            }
+        }
     }
 
     /// Notes what has arrived.

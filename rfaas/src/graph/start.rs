@@ -54,8 +54,6 @@ pub(super) struct Means<'a> {
 struct Starting<'a> {
     session: Secret,
     state: MutexGuard<'a, LeaseUse>,
-    /// The lease was claimed just now.
-    claimed: bool,
     control: Option<DialledExecutor>,
     told: bool,
     /// To its worker, until that has dialled.
@@ -84,10 +82,7 @@ pub(super) fn start(means: &Means<'_>) -> Result<Lane> {
     let mut starting = claim_all(means, &listener, &arrivals, deadline)?;
     let secrets: Vec<_> = graph.edges.iter().map(|_| Secret::generate()).collect();
     let started = assemble(means, (&secrets, &mut listener), &mut starting, &mut outputs, deadline);
-    for (lease, starting) in leases.iter().zip(&mut starting) {
-        if starting.claimed {
-            lease.keep_alive(&mut starting.state);
-        }
+    for starting in &mut starting {
         starting.state.deployed = started.is_ok();
     }
     started?;
@@ -146,20 +141,23 @@ fn claim_all<'a>(
     });
     let claims = claims.collect::<Result<Vec<_>>>()?;
     let claimed: Vec<_> = thread::scope(|scope| {
-        let claiming = claims
-            .iter()
-            .map(|(lease, _, request, _)| scope.spawn(move || claim(lease, request, deadline)));
+        let claiming = claims.iter().map(|(lease, _, request, _)| {
+            let claim = move || claim(lease, request, deadline);
+            thread::Builder::new().name("rfaas-claim".into()).spawn_scoped(scope, claim)
+        });
         let claiming: Vec<_> = claiming.collect();
         // All are waited for, also after an error.
-        claiming.into_iter().map(|thread| thread.join()).collect()
+        let claimed = claiming.into_iter().map(|thread| match thread {
+            Ok(thread) => thread.join(),
+            Err(source) => Ok(Err(rdmalib::Error::Os { call: "clone", source }.into())),
+        });
+        claimed.collect()
     });
     let starting = claims.into_iter().zip(claimed).map(|((lease, session, _, edge), claimed)| {
-        let claimed =
-            claimed.unwrap_or(Err(Error::Invalid("a thread that claims a lease panicked")))?;
+        claimed.unwrap_or(Err(Error::Invalid("a thread that claims a lease panicked")))?;
         Ok(Starting {
             session,
             state: lease.lock(),
-            claimed,
             control: None,
             told: false,
             unconnected: Some(edge),
@@ -199,8 +197,8 @@ fn outputs_of(graph: &Graph, function: usize) -> impl Iterator<Item = usize> {
     edges.map(|edge| edge.bytes).chain(ends.map(|end| end.bytes))
 }
 
-/// Has the manager of `lease` start an executor. Returns whether that has claimed the lease.
-fn claim(lease: &HeldLease, request: &ExecutorRequest, deadline: Instant) -> Result<bool> {
+/// Has the manager of `lease` start an executor. From then on the lease is kept alive, however long others take.
+fn claim(lease: &HeldLease, request: &ExecutorRequest, deadline: Instant) -> Result<()> {
     let mut state = lease.lock();
     state.deployed = false;
     let (device, spares) = (lease.device(), lease.spares());
@@ -212,8 +210,9 @@ fn claim(lease: &HeldLease, request: &ExecutorRequest, deadline: Instant) -> Res
     tracing::info!(lease = %id, "lease claimed for a graph");
     if let Some(node) = &node {
         lease.claimed(id, node);
+        lease.keep_alive(&mut state);
     }
-    Ok(node.is_some())
+    Ok(())
 }
 
 /// Brings all together.

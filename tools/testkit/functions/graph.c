@@ -40,6 +40,9 @@ uint32_t obey(const uint8_t *input, uint32_t bytes, uint8_t *output) {
         }
     case 'l':
         return 1u << 30;
+    case 'w': /* more than the smaller of two edges holds, not more than the larger one */
+        memset(output, 'w', 1000);
+        return 1000;
     default:
         memcpy(output, input, bytes);
         return bytes;

@@ -88,13 +88,7 @@ impl SlotMemory {
             slot.number() < self.layout.slots() && input_bytes <= self.layout.input_bytes(),
             "the callee checks what a caller asks for"
         );
-        let input = self.inputs.as_ptr().wrapping_add(self.layout.input(slot));
-        Place::new(input, input_bytes, self.output_at(slot))
-    }
-
-    /// Returns where the output of `slot` goes.
-    #[inline]
-    pub(crate) fn output_at(&self, slot: Slot) -> *mut u8 {
-        self.outputs.as_ptr().wrapping_add(self.layout.output(slot))
+        let input = (&self.inputs, self.layout.input(slot));
+        Place::new(input, input_bytes, self.output(slot))
     }
 }

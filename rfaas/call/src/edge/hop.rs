@@ -152,7 +152,7 @@ impl<M: Deref<Target = SlotMemory>> Hop<M> {
             return Err(HopEnd::Breach { input: 0, what: "it named a slot that has no output" });
         };
         let input_bytes = self.joins.bytes(slot, 0);
-        let place = Place::new(self.ins[0].at(slot), input_bytes, self.memory.output_at(area));
+        let place = Place::new(self.ins[0].at(slot), input_bytes, self.memory.output(area));
         let (function, in_graph) = self.function;
         let bytes = service.call(function, place).ok_or(HopEnd::NoFunction(function))?;
         if bytes > self.most {

@@ -121,11 +121,11 @@ impl InEdge {
         self.shape
     }
 
-    /// Returns where `slot` starts, which is one of the shape's.
+    /// Returns where `slot` starts, which is one of the shape's, in which region.
     #[inline]
-    pub(super) fn at(&self, slot: u16) -> *mut u8 {
+    pub(super) fn at(&self, slot: u16) -> (&Region, usize) {
         assert!(slot < self.shape.slots, "checked when it arrived");
-        self.slots.as_ptr().wrapping_add(self.shape.start(slot) as usize)
+        (&self.slots, self.shape.start(slot) as usize)
     }
 
     /// Copies bytes of a slot out, from `offset` on. Fails if they are not all in the slots.
