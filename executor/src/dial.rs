@@ -9,7 +9,7 @@ use rfaas_program::describe;
 use rfaas_protocol::accounting::{AccountingHello, Counters};
 use rfaas_protocol::{Hello, Malformed, Refusal, Role, parse_prefix};
 
-use crate::plan::StandbyPlan;
+use crate::plan::{DIAL_TIMEOUT, Plan, StandbyPlan};
 
 /// Pause before the first new try where others crowd; each one is twice as long as the last.
 const FIRST_PAUSE: Duration = Duration::from_millis(2);
@@ -82,6 +82,13 @@ pub fn dial_manager(
     Ok(RemoteAddress { addr: counters.addr.get(), key: counters.key.get() })
 }
 
+/// Connects a worker to the client of `plan`.
+pub fn dial_client(queue_pair: &mut QueuePair, plan: &Plan, hello: &[u8]) -> Result<(), DialError> {
+    dial(queue_pair, plan.client, hello, DIAL_TIMEOUT)
+        .map(drop)
+        .map_err(|error| DialError::new("client", plan.client, &error))
+}
+
 /// Returns the words of a rejection, if there are any.
 fn refusal(private_data: &[u8]) -> Option<String> {
     let refusal: Refusal = parse_prefix(private_data).ok()?;
@@ -98,7 +105,6 @@ mod tests {
     use rdmalib::{Device, DeviceSpec, Provider, QueuePairConfig};
 
     use super::*;
-    use crate::plan::DIAL_TIMEOUT;
 
     #[test]
     fn who_is_dropped_because_others_crowd_tries_again() {

@@ -2,7 +2,6 @@
 //!
 //! Elsewhere: what it does then (`rfaas_call::edge`), who dials it (`introductions`), what it is for (`parts`).
 
-use std::net::SocketAddr;
 use std::sync::mpsc::{Sender, channel};
 use std::time::Duration;
 
@@ -11,12 +10,15 @@ use rfaas_call::callee::Layout;
 use rfaas_call::edge::{Hop, InEdge, OutEdge};
 use rfaas_protocol::edge::EdgeShape;
 
-use crate::dial::{DialError, dial};
+use crate::dial::{DialError, dial, dial_client};
 use crate::introductions::Expected;
 use crate::library::GuardedMemory;
 use crate::parts::{Part, Source};
 use crate::plan::{DIAL_TIMEOUT, Plan, page_bytes};
 use crate::worker::WorkerStartError;
+
+/// Time that other workers have to dial, from when this one has made its edges: all begin at once.
+pub const INTRODUCED_WITHIN: Duration = DIAL_TIMEOUT;
 
 /// Whom an output is dialled at, in errors.
 const RECEIVER: &str = "worker that gets its output";
@@ -116,7 +118,7 @@ impl Edges {
             ins[number] = Some(edge);
         }
         client.connect(plan.session, index, |queue_pair, hello| {
-            dial_client(queue_pair, plan.client, hello)
+            dial_client(queue_pair, plan, hello)
         })?;
         let client = match number {
             Some(number) => {
@@ -140,17 +142,4 @@ impl Edges {
         let Edges { ins, outs, client, memory } = self;
         (Hop::new((ins, outs), memory, arrivals, (function, part.function)), client)
     }
-}
-
-/// Time that other workers have to dial, from when this one has made its edges: all begin at once.
-pub const INTRODUCED_WITHIN: Duration = DIAL_TIMEOUT;
-
-fn dial_client(
-    queue_pair: &mut rdmalib::QueuePair,
-    client: SocketAddr,
-    hello: &[u8],
-) -> Result<(), DialError> {
-    dial(queue_pair, client, hello, DIAL_TIMEOUT)
-        .map(drop)
-        .map_err(|error| DialError::new("client", client, &error))
 }

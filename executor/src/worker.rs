@@ -21,10 +21,10 @@ use rfaas_call::{Place, Spin};
 use crate::account::{Account, Published, SETTLE_EACH_NS};
 use crate::clock::{ticks, ticks_of};
 use crate::cpus::Cpus;
-use crate::dial::{DialError, dial};
+use crate::dial::{DialError, dial_client};
 use crate::library::{GuardedMemory, Library, leave_forked};
 use crate::meter::Meter;
-use crate::plan::{DIAL_TIMEOUT, Plan};
+use crate::plan::Plan;
 use crate::spin::{Idle, Spinner};
 use crate::sync::{AtomicBool, Ordering};
 
@@ -93,11 +93,8 @@ pub fn prepare(
 
 /// Connects to the client as worker `index`.
 pub fn connect(connection: &mut Connection, plan: &Plan, index: u16) -> Result<(), DialError> {
-    connection.connect(plan.session, index, |queue_pair, hello| {
-        dial(queue_pair, plan.client, hello, DIAL_TIMEOUT)
-            .map(drop)
-            .map_err(|error| DialError::new("client", plan.client, &error))
-    })
+    connection
+        .connect(plan.session, index, |queue_pair, hello| dial_client(queue_pair, plan, hello))
 }
 
 /// What a worker and the main thread share.

@@ -238,6 +238,6 @@ pub(crate) fn wait_for_exit(state: &mut LeaseUse) -> Result<Exit> {
 }
 
 /// Returns a size, which was checked to fit, as it is on the wire.
-fn wire(bytes: usize) -> u32 {
+pub(crate) fn wire(bytes: usize) -> u32 {
     u32::try_from(bytes).expect("validated: less than 4 GiB")
 }

@@ -303,7 +303,7 @@ fn whatever_a_sender_writes_ends_its_worker_only_and_calls_nothing() {
     // Beyond its slots its key reaches nothing.
     breach(
         &|a, _| {
-            a.to = a.to.offset(SHAPE.len() - 8);
+            a.to = a.to.offset(SHAPE.all_bytes() - 8);
             a.write(Some(value(0, 1)), 16);
         },
         "is gone",

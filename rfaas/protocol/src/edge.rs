@@ -5,9 +5,9 @@
 //!   sender ──connect, EdgeHello──▶ receiver      sender ◀──accepted, EdgeSlots── receiver
 //!   sender ──write with immediate data: a payload to the place of its slot──▶ receiver
 //! ```
-//! Nothing else travels. The receiver knows from the connection which edge it is, from the immediate data which run the
-//! payload is of and which slot it is in, and from the write how long it is. The client owns the slots of all edges: run
-//! after run, a slot is used again when all workers are done with it.
+//! Nothing else travels. The receiver knows from the connection which edge it is, from the immediate data which run
+//! the payload is of and which slot it is in, and from the write how long it is. The client owns the slots of all
+//! edges: run after run, a slot is used again when all workers are done with it.
 
 use zerocopy::little_endian::U64;
 
@@ -58,13 +58,8 @@ impl EdgeShape {
     }
 
     /// Returns the size of all slots, in bytes.
-    pub fn len(self) -> u64 {
+    pub fn all_bytes(self) -> u64 {
         self.start(self.slots)
-    }
-
-    /// Returns whether there is no slot.
-    pub fn is_empty(self) -> bool {
-        self.slots == 0
     }
 }
 

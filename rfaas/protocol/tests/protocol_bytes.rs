@@ -555,7 +555,7 @@ fn edge_structs() {
     assert!(EdgeImmediate::from_wire(0x0002_0000).is_err());
     for (bytes, stride) in [(0, 64), (1, 64), (64, 64), (65, 128), (u32::MAX, 1 << 32)] {
         assert_eq!(EdgeShape { slots: 2, bytes }.stride(), stride);
-        assert_eq!(EdgeShape { slots: 2, bytes }.len(), 2 * stride);
+        assert_eq!(EdgeShape { slots: 2, bytes }.all_bytes(), 2 * stride);
     }
 }
 

@@ -84,7 +84,7 @@ impl CompiledGraph {
         deployment.validate()?;
         check(graph)?;
         let libraries = read_libraries(grantor, graph)?;
-        let request = LeaseRequest::new(1, graph.memory_mb).timeout(graph.lease_time);
+        let request = graph.lease_request();
         // One that is not granted has the others dropped, which gives them back.
         let leases = graph.functions.iter().map(|_| lease(grantor, &request));
         let leases = leases.collect::<Result<Vec<_>>>()?;
@@ -146,8 +146,9 @@ impl CompiledGraph {
     ///
     /// # Errors
     /// [`Error::GraphFailed`]: a function returned too much, or its executor or lease has ended.
-    /// [`Error::TimeLimit`]: it took longer than [`Deployment::invocation_timeout`]. [`Error::WorkerLost`]: a worker broke
-    /// the protocol, or nobody says what became of it. [`Error::Foreign`]: it was fetched before, or is of another graph.
+    /// [`Error::TimeLimit`]: it took longer than [`Deployment::invocation_timeout`]. [`Error::WorkerLost`]: a worker
+    /// broke the protocol, or nobody says what became of it. [`Error::Foreign`]: it was fetched before, or is of
+    /// another graph.
     pub fn wait(&mut self, run: Run) -> Result<Vec<Vec<u8>>> {
         self.grantor.check_process()?;
         if run.graph != self.origin {
@@ -174,8 +175,8 @@ impl CompiledGraph {
         self.wait(run)
     }
 
-    /// Gives all leases back and waits for their bills, in the order in which functions were added. All are given back also
-    /// if a bill does not come: then it is the first error.
+    /// Gives all leases back and waits for their bills, in the order in which functions were added. All are given back
+    /// also if a bill does not come: then it is the first error.
     pub fn release(mut self) -> Result<Vec<Bill>> {
         let bills: Vec<_> = self.leases.iter().map(|lease| lease.release()).collect();
         self.lane = None;
@@ -231,7 +232,7 @@ impl CompiledGraph {
 
     /// Starts all executors, on the leases that there are, or on new ones where these are over.
     fn start(&mut self) -> Result<()> {
-        let request = LeaseRequest::new(1, self.graph.memory_mb).timeout(self.graph.lease_time);
+        let request = self.graph.lease_request();
         for held in &mut self.leases {
             let granted = matches!(held.lock().stage, LeaseStage::Granted(_));
             let waits = granted && held.expires_at() > SystemTime::now();

@@ -4,12 +4,13 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::buffer::Origin;
+use crate::request::LeaseRequest;
 
 /// Functions, and edges between them. It is a description: [`Client::compile`](crate::Client::compile) makes it run.
 ///
 /// Every function has a worker of its own, on a lease of one core. What it returns is written to all functions that an
-/// edge leads to, and to the client if it is an output. It is called when everything that leads to it is there: today one
-/// edge, or the input.
+/// edge leads to, and to the client if it is an output. It is called when everything that leads to it is there: today
+/// one edge, or the input.
 ///
 /// ```no_run
 /// # fn example(client: &rfaas::Client, image: &[u8]) -> rfaas::Result<()> {
@@ -36,8 +37,8 @@ pub struct Graph {
     pub(super) edges: Vec<Edge>,
     pub(super) inputs: Vec<End>,
     pub(super) outputs: Vec<End>,
-    pub(super) memory_mb: u32,
-    pub(super) lease_time: Duration,
+    memory_mb: u32,
+    lease_time: Duration,
 }
 
 /// A function of a [`Graph`], and only of that.
@@ -91,8 +92,8 @@ impl Graph {
         }
     }
 
-    /// Adds the function called `name` of the library at `library`, a file of this machine. The same one may be added more
-    /// than once: each has a worker of its own.
+    /// Adds the function called `name` of the library at `library`, a file of this machine. The same one may be added
+    /// more than once: each has a worker of its own.
     pub fn function(
         &mut self,
         library: impl AsRef<Path>,
@@ -120,11 +121,16 @@ impl Graph {
         self
     }
 
-    /// Has what `function` returns, at most `bytes` bytes, be an output of each run. Outputs are numbered in the order of
-    /// these calls.
+    /// Has what `function` returns, at most `bytes` bytes, be an output of each run. Outputs are numbered in the order
+    /// of these calls.
     pub fn output(&mut self, function: GraphFunction, bytes: usize) -> &mut Self {
         self.outputs.push(End { function: self.index(function), bytes });
         self
+    }
+
+    /// Returns what is asked for each function.
+    pub(super) fn lease_request(&self) -> LeaseRequest {
+        LeaseRequest::new(1, self.memory_mb).timeout(self.lease_time)
     }
 
     /// Returns the largest input, which all functions take that take the input.

@@ -33,7 +33,7 @@ use crate::held_lease::HeldLease;
 use crate::lease_core::{Claim, LeaseUse};
 use crate::library::Library;
 use crate::request::ExecutorRequest;
-use crate::session::{poll_manager, sleep_on, wait_for_exit};
+use crate::session::{poll_manager, sleep_on, wait_for_exit, wire};
 
 /// Longest time that an executor may take to hear of its part.
 const TELL_TIMEOUT: Duration = Duration::from_secs(5);
@@ -77,7 +77,7 @@ pub(super) fn start(means: &Means<'_>) -> Result<Lane> {
     let arrivals = arrival_queue(&device.device, deployment.slots, ends)?;
     let mut outputs = make_outputs(means, &arrivals)?;
     let input = shape(deployment, graph.most_input());
-    let bytes = usize::try_from(input.len()).unwrap_or(usize::MAX);
+    let bytes = usize::try_from(input.all_bytes()).unwrap_or(usize::MAX);
     let inputs = means.domain.allocate(bytes, Access::empty())?;
     let mut starting = claim_all(means, &listener, &arrivals, deadline)?;
     let secrets: Vec<_> = graph.edges.iter().map(|_| Secret::generate()).collect();
@@ -103,11 +103,6 @@ pub(super) fn start(means: &Means<'_>) -> Result<Lane> {
 
 fn shape(deployment: &Deployment, bytes: usize) -> EdgeShape {
     EdgeShape { slots: deployment.slots, bytes: wire(bytes) }
-}
-
-/// Returns a size, which was checked to fit, as it is on the wire.
-fn wire(bytes: usize) -> u32 {
-    u32::try_from(bytes).expect("checked: less than 4 GiB")
 }
 
 fn made((what, error): (&'static str, rdmalib::Error)) -> Error {

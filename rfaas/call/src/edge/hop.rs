@@ -16,7 +16,7 @@ use super::ends::EdgeEnd;
 use super::incoming::{Arrival, InEdge};
 use super::join::{Joined, Joins};
 use super::outgoing::{OutEdge, SlotUse};
-use crate::callee::{Service, SlotMemory};
+use crate::callee::{Service, Slot, SlotMemory};
 use crate::place::Place;
 use crate::writer::NotWritten;
 
@@ -75,8 +75,8 @@ pub struct Hop<M> {
 }
 
 impl<M: Deref<Target = SlotMemory>> Hop<M> {
-    /// Makes one of connected edges, which complete into `arrivals`: at least one that comes in. `memory` has as many slots
-    /// as they, and room for what all of `outs` hold. `function` is its number in the library, and in the graph.
+    /// Makes one of connected edges, which complete into `arrivals`: at least one that comes in. `memory` has as many
+    /// slots as they, and room for what all of `outs` hold. `function` is its number in the library, and in the graph.
     pub fn new(
         (ins, outs): (Vec<InEdge>, Vec<OutEdge>),
         memory: M,
@@ -145,12 +145,12 @@ impl<M: Deref<Target = SlotMemory>> Hop<M> {
     ) -> Result<(), HopEnd> {
         let Arrival { slot, run, .. } = *arrival;
         let to = SlotUse { slot, run };
-        if let Some(failure) = failed {
-            return self.fail(to, &failure, service);
-        }
         let Some(area) = self.memory.layout().slot(slot.into()) else {
             return Err(HopEnd::Breach { input: 0, what: "it named a slot that has no output" });
         };
+        if let Some(failure) = failed {
+            return self.fail((to, area), &failure, service);
+        }
         let input_bytes = self.joins.bytes(slot, 0);
         let place = Place::new(self.ins[0].at(slot), input_bytes, self.memory.output(area));
         let (function, in_graph) = self.function;
@@ -162,7 +162,7 @@ impl<M: Deref<Target = SlotMemory>> Hop<M> {
                 returned: bytes.into(),
                 most: u64::from(self.most).into(),
             };
-            return self.fail(to, &failure, service);
+            return self.fail((to, area), &failure, service);
         }
         let (outputs, at) = self.memory.output(area);
         for (output, edge) in self.outs.iter_mut().enumerate() {
@@ -175,13 +175,10 @@ impl<M: Deref<Target = SlotMemory>> Hop<M> {
     #[cold]
     fn fail(
         &mut self,
-        to: SlotUse,
+        (to, area): (SlotUse, Slot),
         failure: &EdgeFailure,
         service: &impl Service,
     ) -> Result<(), HopEnd> {
-        let Some(area) = self.memory.layout().slot(to.slot.into()) else {
-            return Err(HopEnd::Breach { input: 0, what: "it named a slot that has no output" });
-        };
         for (output, edge) in self.outs.iter_mut().enumerate() {
             let detail = self.memory.detail(area, failure)?;
             edge.send_failure(to, detail, || service.is_stopped())

@@ -34,8 +34,8 @@ pub struct InEdge {
 }
 
 impl InEdge {
-    /// Makes number `edge` of those that come in, in a protection domain of its own, unconnected. What arrives completes
-    /// into `arrivals`. An error says what the device could not provide.
+    /// Makes number `edge` of those that come in, in a protection domain of its own, unconnected. What arrives
+    /// completes into `arrivals`. An error says what the device could not provide.
     pub fn new(
         device: &Device,
         shape: EdgeShape,
@@ -45,7 +45,7 @@ impl InEdge {
         let failed = |what| move |error| (what, error);
         let domain = device.domain().map_err(failed("protection domain"))?;
         let access = Access::LOCAL_WRITE | Access::REMOTE_WRITE;
-        let bytes = usize::try_from(shape.len()).unwrap_or(usize::MAX); // more than any machine has
+        let bytes = usize::try_from(shape.all_bytes()).unwrap_or(usize::MAX); // more than any machine has
         let slots = domain.allocate(bytes, access).map_err(failed("slots of an edge"))?;
         let config = QueuePairConfig {
             send_depth: SENDS_NOTHING,
@@ -61,8 +61,8 @@ impl InEdge {
         Ok(InEdge { queue_pair, slots, shape, id })
     }
 
-    /// Connects to the client as worker number `worker` of `session`, offering it these slots. `dial` connects with what
-    /// is to be said first.
+    /// Connects to the client as worker number `worker` of `session`, offering it these slots. `dial` connects with
+    /// what is to be said first.
     pub fn connect<E>(
         &mut self,
         session: Secret,
@@ -114,11 +114,6 @@ impl InEdge {
     #[inline]
     pub fn repost(&mut self) -> rdmalib::Result<()> {
         self.queue_pair.post_receive(self.id, None)
-    }
-
-    /// Returns what the slots are.
-    pub fn shape(&self) -> EdgeShape {
-        self.shape
     }
 
     /// Returns where `slot` starts, which is one of the shape's, in which region.
