@@ -255,8 +255,8 @@ impl MainThread {
         Ok(code)
     }
 
-    /// Has workers find their places in the graph: tells the client where others dial them, and gives them their parts when
-    /// it has told these.
+    /// Has workers find their places in the graph: tells the client where others dial them, and gives them their parts
+    /// when it has told these.
     fn introduce(&mut self, plan: &Arc<Plan>) -> Result<(), Stop> {
         let failed = |error: &dyn std::error::Error| Error::failed("the graph", error);
         let introductions = Introductions::listen(&self.device).map_err(|error| failed(&error))?;

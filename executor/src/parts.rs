@@ -68,8 +68,8 @@ impl Part {
 #[derive(Debug)]
 pub struct Parts {
     workers: usize,
-    /// Most bytes of the input of a worker, and of each of its outputs: what was asked for with the executor, and fits the
-    /// memory of the lease.
+    /// Most bytes of the input of a worker, and of each of its outputs: what was asked for with the executor, and fits
+    /// the memory of the lease.
     most: (u32, u32),
     parts: Vec<Part>,
 }

@@ -388,7 +388,8 @@ fn work(start: WorkerStart) -> Result<WorkerEnd, WorkerStartError> {
             tracing::debug!(worker = index, ?totals, "the manager does not have the last counts");
         }
     };
-    // What is taken down at the end of each arm is so after the count: that may take long, and is not time of the worker.
+    // What is taken down at the end of each arm is so after the count: that may take long, and is not time of the
+    // worker.
     match connected {
         Connected::ToCaller(connection) => {
             let mut callee = Callee::new(connection, arrivals);

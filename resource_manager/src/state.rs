@@ -422,8 +422,8 @@ fn begin(database: &Database) -> Result<(), StateError> {
     Ok(transaction.commit()?)
 }
 
-/// Makes the tables that earlier programs did not have; they do not mind them. A table of the unclaimed in another shape,
-/// under another name, was in no release: what was in there is not kept.
+/// Makes the tables that earlier programs did not have; they do not mind them. A table of the unclaimed in another
+/// shape, under another name, was in no release: what was in there is not kept.
 fn with_all_tables(database: &Database) -> Result<(), StateError> {
     let there = database.begin_read()?.open_table(MARKS);
     if let Err(redb::TableError::TableDoesNotExist(_)) = there {

@@ -124,8 +124,8 @@ impl Client {
         self.compile_with(graph, &Deployment::default())
     }
 
-    /// Does the same as `deployment` says: runs that may be under way are its [slots](Deployment::slots), the limit of a run
-    /// is its [`invocation_timeout`](Deployment::invocation_timeout). Sizes are those of the graph.
+    /// Does the same as `deployment` says: runs that may be under way are its [slots](Deployment::slots), the limit of
+    /// a run is its [`invocation_timeout`](Deployment::invocation_timeout). Sizes are those of the graph.
     ///
     /// # Errors
     /// * [`Error::InvalidGraph`]: its functions or edges; [`Error::UnknownFunction`], [`Error::LibraryUnreadable`],

@@ -1,5 +1,5 @@
-//! The connection to an executor process that has dialled: it is sent the library unless its node has that, and names its
-//! functions. Nothing here waits.
+//! The connection to an executor process that has dialled: it is sent the library unless its node has that, and names
+//! its functions. Nothing here waits.
 
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -33,8 +33,8 @@ pub(crate) struct DialledExecutor {
 }
 
 impl DialledExecutor {
-    /// Accepts the executor that dials with `hello`, on `channel`, and sends it `library` if it wants that. `None` if it is
-    /// gone again, of which its manager tells.
+    /// Accepts the executor that dials with `hello`, on `channel`, and sends it `library` if it wants that. `None` if
+    /// it is gone again, of which its manager tells.
     pub(crate) fn accept(
         mut channel: Channel,
         request: ConnectRequest,

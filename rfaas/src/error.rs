@@ -242,9 +242,9 @@ pub enum Error {
         /// Why.
         reason: &'static str,
     },
-    /// A function of a graph failed, or its executor or lease ended: the run has no outputs. Runs under way at the same
-    /// time have failed too unless `source` is [`OutputTooLarge`](Self::OutputTooLarge). The next run has what ended started
-    /// again.
+    /// A function of a graph failed, or its executor or lease ended: the run has no outputs. Runs under way at the
+    /// same time have failed too unless `source` is [`OutputTooLarge`](Self::OutputTooLarge). The next run has what
+    /// ended started again.
     #[error("function {function:?} of the graph, on node {node}, failed")]
     GraphFailed {
         /// Its name.

@@ -1,5 +1,5 @@
-//! Graphs with real processes: outputs are right in whatever form the graph has, a function that fails is named, and the
-//! next run is served; nothing is left behind.
+//! Graphs with real processes: outputs are right in whatever form the graph has, a function that fails is named, and
+//! the next run is served; nothing is left behind.
 
 #![allow(clippy::unwrap_used)] // in what tests share: a failed test is what it is for
 

@@ -62,7 +62,8 @@ impl Version {
         }
     }
 
-    /// Returns the path in a line of `/proc/self/cgroup`, `NUMBER:CONTROLLERS:PATH`, if it is the one with `controller`.
+    /// Returns the path in a line of `/proc/self/cgroup`, `NUMBER:CONTROLLERS:PATH`, if it is the one with
+    /// `controller`.
     fn group<'t>(self, line: &'t str, controller: &str) -> Option<&'t str> {
         let mut fields = line.splitn(3, ':').skip(1);
         let (controllers, path) = (fields.next()?, fields.next()?);

@@ -9,8 +9,8 @@
 //! standard library sees to that, so no connection is ever taken for standard error.
 //!
 //! Elsewhere: how lines get to standard error (`log`), the loop of both managers (`poll_loop`), what a manager and its
-//! processes say to each other (`local_channel`), what an executor needs (`footprint`), control groups (`control_groups`),
-//! files that stay as they are (`sealed_file`).
+//! processes say to each other (`local_channel`), what an executor needs (`footprint`), control groups
+//! (`control_groups`), files that stay as they are (`sealed_file`).
 
 use std::fmt;
 use std::io::{self, Write};

@@ -59,8 +59,8 @@ wire! {
         pub reason: Text<240>,
     }
 
-    /// The executor has got a lease of other memory than was expected. Its `/tmp` is to hold as much. The end of a pipe comes with
-    /// this. It is closed when that is so, and written to if it cannot be.
+    /// The executor has got a lease of other memory than was expected. Its `/tmp` is to hold as much. The end of a
+    /// pipe comes with this. It is closed when that is so, and written to if it cannot be.
     pub struct Grow [4 bytes] {
         /// Memory of the lease, in MB.
         pub memory: U32,

@@ -5,10 +5,10 @@
 //!   worker ──▶ InEdge ┼─ Join: all of a run are there ─▶ call ┤
 //!   worker ──▶ InEdge ┘                                      └ OutEdge ──▶ InEdge of the client
 //! ```
-//! * HOSTILE - who writes to an edge reaches the slots of that edge, and nothing else: they are in a protection domain of
-//!   their own. Of what it says, slot, size and run are checked.
-//! * A slot is used again when its run is over, which is for the client to know. So nothing is acknowledged, and an edge
-//!   never has more under way than slots.
+//! * HOSTILE - who writes to an edge reaches the slots of that edge, and nothing else: they are in a protection domain
+//!   of their own. Of what it says, slot, size and run are checked.
+//! * A slot is used again when its run is over, which is for the client to know. So nothing is acknowledged, and an
+//!   edge never has more under way than slots.
 //! * An edge that breaks ends the worker: what a run has lost cannot be made up for here.
 
 mod ends;

@@ -50,8 +50,8 @@ impl OutEdge {
         Ok(OutEdge { writer, slots: RemoteAddress::default(), shape })
     }
 
-    /// Connects to the receiver, showing `secret`. `dial` connects with what is to be said first, and returns the answer;
-    /// `malformed` makes an error of one that is none.
+    /// Connects to the receiver, showing `secret`. `dial` connects with what is to be said first, and returns the
+    /// answer; `malformed` makes an error of one that is none.
     pub fn connect<E>(
         &mut self,
         secret: Secret,

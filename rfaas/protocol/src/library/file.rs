@@ -1,7 +1,7 @@
 //! The file of a function library: read whole after it is known to be one that can be sent.
 //!
-//! What is no plain file, or larger than can be sent, is refused before any of it is read. No more is read than the file
-//! had when it was opened.
+//! What is no plain file, or larger than can be sent, is refused before any of it is read. No more is read than the
+//! file had when it was opened.
 
 use std::fs::{File, FileType, Metadata, OpenOptions};
 use std::io::{self, Read};
