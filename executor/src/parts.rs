@@ -101,6 +101,7 @@ impl Parts {
                 let (from, bytes) = (Source::Dialler(edge.secret), edge.bytes.get());
                 self.add_input(Input { from, bytes })?;
             }
+            ToExecutor::EdgeHere(_) => return Err(Malformed::Field("edge within a worker")),
             ToExecutor::EdgeOut(edge) => {
                 let bytes = edge.bytes.get();
                 if bytes > self.most.1 {
@@ -154,6 +155,7 @@ fn add<T>(edges: &mut Vec<T>, edge: T) -> Result<(), Malformed> {
 
 #[cfg(test)]
 mod tests {
+    use rfaas_protocol::edge::{InputKind, Join, OutputKind, Takes};
     use rfaas_protocol::session::{EdgeIn, EdgeOut, InputOfClient, Part as PartMessage};
     use rfaas_protocol::{Empty, Text, WireAddress};
 
@@ -163,7 +165,17 @@ mod tests {
 
     fn part(worker: u16) -> ToExecutor {
         let name = Text::new("scale").unwrap();
-        ToExecutor::Part(PartMessage { worker: worker.into(), function: 3.into(), name })
+        ToExecutor::Part(PartMessage {
+            worker: worker.into(),
+            function: 3.into(),
+            member: 0.into(),
+            members: 1.into(),
+            join: Join::All.to_wire(),
+            wanted: 0.into(),
+            takes: Takes::Whole.to_wire(),
+            within_ms: 0.into(),
+            name,
+        })
     }
 
     fn of_client(bytes: u32) -> ToExecutor {
@@ -171,12 +183,14 @@ mod tests {
     }
 
     fn edge_in(bytes: u32) -> ToExecutor {
-        ToExecutor::EdgeIn(EdgeIn { secret: SECRET, bytes: bytes.into() })
+        let kind = InputKind::Whole.to_wire();
+        ToExecutor::EdgeIn(EdgeIn { secret: SECRET, bytes: bytes.into(), kind })
     }
 
     fn edge_out(bytes: u32) -> ToExecutor {
         let to = WireAddress::from("127.0.0.1:7".parse::<SocketAddr>().unwrap());
-        ToExecutor::EdgeOut(EdgeOut { to, secret: SECRET, bytes: bytes.into() })
+        let (edge, kind) = (0.into(), OutputKind::Whole.to_wire());
+        ToExecutor::EdgeOut(EdgeOut { to, secret: SECRET, bytes: bytes.into(), edge, kind })
     }
 
     fn complete() -> ToExecutor {

@@ -281,7 +281,7 @@ fn whatever_a_sender_writes_ends_its_worker_only_and_calls_nothing() {
     };
     breach(&|a, _| a.write(Some(value(2, 1)), 8), "a slot that it was not given");
     breach(&|a, _| a.write(Some(value(u16::MAX, 1)), 8), "a slot that it was not given");
-    breach(&|a, _| a.write(Some(0x0002_0000), 8), "a status that does not exist");
+    breach(&|a, _| a.write(Some(0x0003_0000), 8), "a status that does not exist");
     breach(&|a, _| a.write(Some(0x00ff_0000), 8), "a status that does not exist");
     breach(&|a, _| a.write(Some(value(0, 1)), 257), "more than a slot holds");
     breach(&|a, _| a.write(Some(0x0001_0000), 17), "more than a slot holds");

@@ -5,11 +5,11 @@
 //!   sender ──connect, EdgeHello──▶ receiver      sender ◀──accepted, EdgeSlots── receiver
 //!   sender ──write with immediate data: a payload to the place of its slot──▶ receiver
 //! ```
-//! Nothing else travels. The receiver knows from the connection which edge it is, from the immediate data which run
+//! Nothing else travels but, where they are asked for, traces. The receiver knows from the connection which edge it is, from the immediate data which run
 //! the payload is of and which slot it is in, and from the write how long it is. The client owns the slots of all
 //! edges: run after run, a slot is used again when all workers are done with it.
 
-use zerocopy::little_endian::U64;
+use zerocopy::little_endian::{U32, U64};
 
 use super::{Malformed, Secret, numbered, wire};
 
@@ -18,6 +18,10 @@ pub const MAX_EDGES: usize = 64;
 
 /// Slots begin at multiples of this.
 const LINE: u64 = 64;
+
+/// Payloads of edges that hold less are copied: that takes less than what being in place saves, and behind an output
+/// of the sender's own there is a guard page.
+const IN_PLACE_FROM: u32 = 16 << 10;
 
 wire! {
     /// Behind the [`Hello`](super::Hello) of who will write.
@@ -47,8 +51,19 @@ pub struct EdgeShape {
 }
 
 impl EdgeShape {
-    /// Returns the distance between two slots, in bytes: room for a payload, or for an [`EdgeFailure`].
+    /// Returns the distance between two slots, in bytes: room for a payload, or for an [`EdgeFailure`]; and for the
+    /// length of one that is worth to be in place.
     pub fn stride(self) -> u64 {
+        self.length_at() + if self.is_in_place() { LINE } else { 0 }
+    }
+
+    /// Returns whether a sender that can maps these slots and has its function write there.
+    pub fn is_in_place(self) -> bool {
+        self.bytes >= IN_PLACE_FROM
+    }
+
+    /// Returns where the length of a payload in place is, from the start of its slot.
+    pub fn length_at(self) -> u64 {
         u64::from(self.bytes).max(size_of::<EdgeFailure>() as u64).next_multiple_of(LINE)
     }
 
@@ -70,6 +85,9 @@ numbered! {
         0 => Value,
         /// An [`EdgeFailure`]: the run has failed.
         1 => Failed,
+        /// The sender has mapped the slot, and the function wrote its output there. What is written is an
+        /// [`InPlaceLength`], behind the payload's place.
+        2 => InPlace,
     }
 }
 
@@ -99,15 +117,107 @@ impl EdgeImmediate {
     }
 }
 
+numbered! {
+    /// When a function is called.
+    pub enum Join ("join of a function") {
+        /// When all inputs are there. If one has failed, the run has, and it is not called.
+        0 => All,
+        /// When so many inputs are there, with these; those that have failed, and the later ones, do not count.
+        1 => Of,
+        /// With each input as it comes, until it returns a value; the later ones do not count.
+        2 => Any,
+    }
+}
+
+numbered! {
+    /// How a function is called when its inputs are there.
+    pub enum Takes ("how a function takes its input") {
+        /// Once.
+        0 => Whole,
+        /// Once for each item of the inputs that are items. What it returns are items with the same keys.
+        1 => Each,
+        /// Once for each key of these, with all items of that key. What it returns are items with these keys.
+        2 => Keyed,
+    }
+}
+
+numbered! {
+    /// What comes over an edge.
+    pub enum InputKind ("kind of an input") {
+        /// Bytes.
+        0 => Whole,
+        /// Items ([`ItemHeader`]).
+        1 => Items,
+        /// The answer to a call that the function makes. It does not wait for it before it is called itself.
+        2 => Answer,
+    }
+}
+
+numbered! {
+    /// What goes over an edge.
+    pub enum OutputKind ("kind of an output") {
+        /// All that the function returns, to each worker.
+        0 => Whole,
+        /// Items ([`ItemHeader`]): the first goes to the first worker, the next to the next one, and so on.
+        1 => Each,
+        /// Items ([`ItemHeader`]): those of a key go to the same worker.
+        2 => Keyed,
+        /// A call that the function makes while it runs. The answer comes over the input that is
+        /// [`InputKind::Answer`], in the order in which both were sent.
+        3 => Call,
+        /// Nothing but that the function is done with the run: it may have sent before, or not waited for all inputs.
+        4 => Done,
+        /// A [`TraceRecord`], without immediate data.
+        5 => Trace,
+    }
+}
+
 wire! {
+    /// In front of each item of a payload that is a list of items. The bytes of an item follow, and as many as bring
+    /// the next header to a multiple of 8 bytes from the start of the payload.
+    pub struct ItemHeader [8 bytes] {
+        /// Any number.
+        pub key: U32,
+        /// Bytes of the item.
+        pub bytes: U32,
+    }
+
+    /// How long a payload in place is.
+    pub struct InPlaceLength [4 bytes] {
+        /// In bytes.
+        pub bytes: U32,
+    }
+
+    /// What a worker did in a run.
+    pub struct TraceRecord [32 bytes] {
+        /// When it began: nanoseconds of the clock of its node (`CLOCK_REALTIME`).
+        pub begin_ns: U64,
+        /// How long it took from the last input to the last output, in nanoseconds.
+        pub took_ns: U64,
+        /// Bytes of its inputs.
+        pub bytes_in: U32,
+        /// Bytes that it returned.
+        pub bytes_out: U32,
+        /// Number of its function in the graph.
+        pub function: zerocopy::little_endian::U16,
+        /// Which of the workers of that this is.
+        pub member: zerocopy::little_endian::U16,
+        /// How often the function was called.
+        pub calls: zerocopy::little_endian::U16,
+        /// Low byte of the number of the run.
+        pub run: u8,
+        /// 1: the run failed here, or before. 0: it did not.
+        pub failed: u8,
+    }
+
     /// Why a run has failed, as the worker tells it that has noticed; passed on from there.
     pub struct EdgeFailure [16 bytes] {
         /// [`FailedBecause`].
         pub because: zerocopy::little_endian::U16,
         /// Number of the function in its graph.
         pub function: zerocopy::little_endian::U16,
-        /// Bytes that it returned.
-        pub returned: zerocopy::little_endian::U32,
+        /// Bytes that it returned; or its code.
+        pub returned: U32,
         /// Bytes that fit.
         pub most: U64,
     }
@@ -118,5 +228,13 @@ numbered! {
     pub enum FailedBecause ("why a run has failed") {
         /// A function returned more bytes than its edges hold.
         1 => OutputTooLarge,
+        /// A function says that it failed, with a code.
+        2 => Function,
+        /// A function says that it has no value.
+        3 => NoValue,
+        /// A function returned no list of items over an edge that takes items.
+        4 => NotItems,
+        /// Fewer inputs than a function waits for had a value.
+        5 => TooFew,
     }
 }

@@ -89,7 +89,7 @@ macro_rules! numbered {
 pub(crate) use numbered;
 
 /// Version of all conversations together. Peers of another version are refused by name.
-pub const VERSION: u16 = 9;
+pub const VERSION: u16 = 10;
 /// Oldest version of a client that is accepted: what it says without a proof means what it did. It cannot claim leases.
 pub const OLDEST_CLIENT: u16 = 4;
 

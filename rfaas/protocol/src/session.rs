@@ -11,8 +11,9 @@
 //! return (`edge`); the slots of a worker that the client gives no input are of no bytes.
 //! ```text
 //!   executor ──Listening (where edges come in)──▶ client
-//!   executor ◀──Part, EdgeIn…, EdgeOut…, for each worker; Complete──  client       once it knows where all executors listen
+//!   executor ◀──Part, its inputs, its outputs; the next…; Complete──  client       once it knows where all executors listen
 //! ```
+//! A worker may have several parts: functions that it calls one after the other.
 
 use zerocopy::little_endian::{U16, U32, U64};
 
@@ -98,38 +99,71 @@ wire! {
         pub address: WireAddress,
     }
 
-    /// What a worker is for. Sent before its edges.
-    pub struct Part [518 bytes] {
-        /// Its index, from 0. Parts come in this order.
+    /// A function of the graph that a worker calls. Sent before its edges; functions that others of the same worker
+    /// lead to are behind those.
+    pub struct Part [532 bytes] {
+        /// Index of the worker, from 0. Parts come in this order.
         pub worker: U16,
         /// Number of its function in the graph.
         pub function: U16,
-        /// Name of that in the library.
+        /// Which of the workers of that function this is, from 0.
+        pub member: U16,
+        /// How many it has.
+        pub members: U16,
+        /// [`Join`](super::edge::Join).
+        pub join: U16,
+        /// How many inputs [`Join::Of`](super::edge::Join::Of) waits for.
+        pub wanted: U16,
+        /// [`Takes`](super::edge::Takes).
+        pub takes: U16,
+        /// After so many milliseconds from the first input on, the function is called with those that are there. 0: it
+        /// waits for all that it wants.
+        pub within_ms: U32,
+        /// Name of the function in the library.
         pub name: Text<MAX_FUNCTION_NAME_BYTES>,
     }
 
-    /// The worker whose part was sent last has input of the client: that is in the slots that it offers when it dials.
+    /// The part that was sent last has input of the client: that is in the slots that its worker offers when it dials.
     pub struct InputOfClient [4 bytes] {
         /// Largest payload, in bytes.
         pub bytes: U32,
     }
 
-    /// An edge to that worker. Inputs are numbered in the order in which they are sent.
-    pub struct EdgeIn [20 bytes] {
+    /// An edge to that part. Inputs are numbered in the order in which they are sent.
+    pub struct EdgeIn [22 bytes] {
         /// What who dials shows.
         pub secret: Secret,
         /// Largest payload, in bytes.
         pub bytes: U32,
+        /// [`InputKind`](super::edge::InputKind).
+        pub kind: U16,
     }
 
-    /// An edge from that worker.
-    pub struct EdgeOut [38 bytes] {
+    /// An edge to that part from another one of the same worker, which was sent before.
+    pub struct EdgeHere [10 bytes] {
+        /// Which, counted from the first part of the worker.
+        pub from: U16,
+        /// Number of the edge among those from there.
+        pub edge: U16,
+        /// Largest payload, in bytes.
+        pub bytes: U32,
+        /// [`InputKind`](super::edge::InputKind).
+        pub kind: U16,
+    }
+
+    /// An edge from that part to a worker, or to the client.
+    pub struct EdgeOut [42 bytes] {
         /// Whom to dial.
         pub to: WireAddress,
         /// What to show there.
         pub secret: Secret,
         /// Largest payload, in bytes.
         pub bytes: U32,
+        /// Number of the edge among those from this function. One to several workers of a function has this message
+        /// for each of them, in their order.
+        pub edge: U16,
+        /// [`OutputKind`](super::edge::OutputKind).
+        pub kind: U16,
     }
 
     /// The code that was written is not what was announced. It was not loaded.
@@ -189,13 +223,15 @@ messages! {
     pub enum ToExecutor {
         /// What a worker is for.
         1 => Part(Part),
-        /// It has input of the client.
+        /// That has input of the client.
         2 => InputOfClient(InputOfClient),
         /// An edge to it.
         3 => EdgeIn(EdgeIn),
+        /// An edge to it from the same worker.
+        4 => EdgeHere(EdgeHere),
         /// An edge from it.
-        4 => EdgeOut(EdgeOut),
+        5 => EdgeOut(EdgeOut),
         /// That is all.
-        5 => Complete(Empty),
+        6 => Complete(Empty),
     }
 }

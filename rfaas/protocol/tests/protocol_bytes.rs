@@ -18,6 +18,7 @@ use rfaas_protocol::assignment::{
 };
 use rfaas_protocol::edge::{
     EdgeFailure, EdgeHello, EdgeImmediate, EdgeShape, EdgeSlots, EdgeStatus, FailedBecause,
+    InPlaceLength, InputKind, ItemHeader, Join, OutputKind, Takes, TraceRecord,
 };
 use rfaas_protocol::invocation::{
     FailureDetail, HEADER_SPACE, INPUT_IN_PLACE, InPlaceDetail, MAX_SLOTS, OUTPUT_IN_PLACE,
@@ -38,7 +39,7 @@ use rfaas_protocol::node::{
     ManagerProof, NodeHello, Register, RegisterRefused, Registered,
 };
 use rfaas_protocol::session::{
-    CodeDiffers, CodeFrom, EdgeIn, EdgeOut, ExecutorHello, FromExecutor, FunctionNames,
+    CodeDiffers, CodeFrom, EdgeHere, EdgeIn, EdgeOut, ExecutorHello, FromExecutor, FunctionNames,
     InputOfClient, Listening, LoadFailed, Part, ToExecutor, WorkerHello,
 };
 use rfaas_protocol::{
@@ -514,19 +515,37 @@ fn session_structs() {
     const ADDRESS: [u8; 18] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 127, 0, 0, 1, 2, 1];
     is(&listening, &[&ADDRESS]);
     says(&FromExecutor::Listening(listening), 4, &listening);
-    let part = Part { worker: 1.into(), function: 2.into(), name: Text::new("sum").unwrap() };
-    is(&part, &[&[1, 0, 2, 0], &text::<512>("sum")]);
+    let part = Part {
+        worker: 1.into(),
+        function: 2.into(),
+        member: 3.into(),
+        members: 4.into(),
+        join: Join::Of.to_wire(),
+        wanted: 5.into(),
+        takes: Takes::Keyed.to_wire(),
+        within_ms: 6.into(),
+        name: Text::new("sum").unwrap(),
+    };
+    let numbers = [1, 0, 2, 0, 3, 0, 4, 0, 1, 0, 5, 0, 2, 0, 6, 0, 0, 0];
+    is(&part, &[&numbers, &text::<512>("sum")]);
     says(&ToExecutor::Part(part), 1, &part);
     let input = InputOfClient { bytes: 3.into() };
     is(&input, &[&[3, 0, 0, 0]]);
     says(&ToExecutor::InputOfClient(input), 2, &input);
-    let edge_in = EdgeIn { secret: SECRET, bytes: 3.into() };
-    is(&edge_in, &[b"0123456789abcdef", &[3, 0, 0, 0]]);
+    let kind = InputKind::Answer.to_wire();
+    let edge_in = EdgeIn { secret: SECRET, bytes: 3.into(), kind };
+    is(&edge_in, &[b"0123456789abcdef", &[3, 0, 0, 0, 2, 0]]);
     says(&ToExecutor::EdgeIn(edge_in), 3, &edge_in);
-    let edge_out = EdgeOut { to: listening.address, secret: SECRET, bytes: 3.into() };
-    is(&edge_out, &[&ADDRESS, b"0123456789abcdef", &[3, 0, 0, 0]]);
-    says(&ToExecutor::EdgeOut(edge_out), 4, &edge_out);
-    says(&ToExecutor::Complete(Empty {}), 5, &Empty {});
+    let kind = InputKind::Items.to_wire();
+    let edge_here = EdgeHere { from: 1.into(), edge: 2.into(), bytes: 3.into(), kind };
+    is(&edge_here, &[&[1, 0, 2, 0, 3, 0, 0, 0, 1, 0]]);
+    says(&ToExecutor::EdgeHere(edge_here), 4, &edge_here);
+    let kind = OutputKind::Done.to_wire();
+    let (to, edge) = (listening.address, 2.into());
+    let edge_out = EdgeOut { to, secret: SECRET, bytes: 3.into(), edge, kind };
+    is(&edge_out, &[&ADDRESS, b"0123456789abcdef", &[3, 0, 0, 0, 2, 0, 4, 0]]);
+    says(&ToExecutor::EdgeOut(edge_out), 5, &edge_out);
+    says(&ToExecutor::Complete(Empty {}), 6, &Empty {});
     assert_eq!(CodeFrom::from_wire(2.into()), Ok(CodeFrom::Node));
     assert!(CodeFrom::from_wire(0.into()).is_err() && CodeFrom::from_wire(3.into()).is_err());
 }
@@ -552,11 +571,32 @@ fn edge_structs() {
         assert_eq!(immediate.to_wire(), wire);
         assert_eq!(EdgeImmediate::from_wire(wire), Ok(immediate));
     }
-    assert!(EdgeImmediate::from_wire(0x0002_0000).is_err());
-    for (bytes, stride) in [(0, 64), (1, 64), (64, 64), (65, 128), (u32::MAX, 1 << 32)] {
+    assert!(EdgeImmediate::from_wire(0x0003_0000).is_err());
+    const LARGEST: u64 = (1 << 32) + 64;
+    for (bytes, stride) in [(0, 64), (1, 64), (64, 64), (65, 128), (u32::MAX, LARGEST)] {
         assert_eq!(EdgeShape { slots: 2, bytes }.stride(), stride);
         assert_eq!(EdgeShape { slots: 2, bytes }.all_bytes(), 2 * stride);
     }
+    for (bytes, stride, in_place) in [(16383, 16384, false), (16384, 16448, true)] {
+        let shape = EdgeShape { slots: 1, bytes };
+        assert_eq!((shape.stride(), shape.is_in_place()), (stride, in_place));
+        assert_eq!(shape.length_at(), 16384);
+    }
+    is(&ItemHeader { key: 1.into(), bytes: 2.into() }, &[&[1, 0, 0, 0, 2, 0, 0, 0]]);
+    is(&InPlaceLength { bytes: 1.into() }, &[&[1, 0, 0, 0]]);
+    let record = TraceRecord {
+        begin_ns: 1.into(),
+        took_ns: 2.into(),
+        bytes_in: 3.into(),
+        bytes_out: 4.into(),
+        function: 5.into(),
+        member: 6.into(),
+        calls: 7.into(),
+        run: 8,
+        failed: 1,
+    };
+    let numbers = [3, 0, 0, 0, 4, 0, 0, 0, 5, 0, 6, 0, 7, 0, 8, 1];
+    is(&record, &[&[1, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0], &numbers]);
 }
 
 #[test]

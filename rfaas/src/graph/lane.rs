@@ -241,7 +241,9 @@ impl Slots {
 /// Reads why a run has failed.
 fn run_failure(failure: &EdgeFailure, functions: usize) -> Result<RunFailure, &'static str> {
     let because = FailedBecause::from_wire(failure.because);
-    let FailedBecause::OutputTooLarge = because.map_err(|_| "it failed for no reason there is")?;
+    if because != Ok(FailedBecause::OutputTooLarge) {
+        return Err("it failed for no reason there is");
+    }
     let function = usize::from(failure.function.get());
     if function >= functions {
         return Err("it failed in a function that is not in the graph");

@@ -18,7 +18,7 @@ use rfaas_call::edge::{InEdge, OutEdge, arrival_queue};
 use rfaas_config::OpenDevice;
 use rfaas_protocol::allocation::Serves;
 use rfaas_protocol::channel::refuse;
-use rfaas_protocol::edge::{EdgeHello, EdgeShape};
+use rfaas_protocol::edge::{EdgeHello, EdgeShape, InputKind, Join, OutputKind, Takes};
 use rfaas_protocol::session::{
     CodeFrom, EdgeIn, EdgeOut, ExecutorHello, InputOfClient, Part, ToExecutor, WorkerHello,
 };
@@ -392,24 +392,38 @@ fn introduce(
         let described = &graph.functions[function];
         let name = Text::new(&described.name).expect("checked: the library has it");
         let number = u16::try_from(function).expect("checked: at most `MAX_FUNCTIONS`");
-        tell(ToExecutor::Part(Part { worker: 0.into(), function: number.into(), name }))?;
+        tell(ToExecutor::Part(Part {
+            worker: 0.into(),
+            function: number.into(),
+            member: 0.into(),
+            members: 1.into(),
+            join: Join::All.to_wire(),
+            wanted: 0.into(),
+            takes: Takes::Whole.to_wire(),
+            within_ms: 0.into(),
+            name,
+        }))?;
         for end in graph.inputs.iter().filter(|end| end.function == function) {
             tell(ToExecutor::InputOfClient(InputOfClient { bytes: wire(end.bytes).into() }))?;
         }
         for (edge, secret) in graph.edges.iter().zip(secrets) {
             let bytes = wire(edge.bytes).into();
             if edge.to == function {
-                tell(ToExecutor::EdgeIn(EdgeIn { secret: *secret, bytes }))?;
+                let kind = InputKind::Whole.to_wire();
+                tell(ToExecutor::EdgeIn(EdgeIn { secret: *secret, bytes, kind }))?;
             }
             if edge.from == function {
                 let to = addresses[edge.to].into();
-                tell(ToExecutor::EdgeOut(EdgeOut { to, secret: *secret, bytes }))?;
+                let (edge, kind) = (0.into(), OutputKind::Whole.to_wire());
+                tell(ToExecutor::EdgeOut(EdgeOut { to, secret: *secret, bytes, edge, kind }))?;
             }
         }
         for (end, output) in graph.outputs.iter().zip(outputs) {
             if end.function == function {
                 let (to, secret) = (client.into(), output.secret);
-                tell(ToExecutor::EdgeOut(EdgeOut { to, secret, bytes: wire(end.bytes).into() }))?;
+                let (edge, kind) = (0.into(), OutputKind::Whole.to_wire());
+                let bytes = wire(end.bytes).into();
+                tell(ToExecutor::EdgeOut(EdgeOut { to, secret, bytes, edge, kind }))?;
             }
         }
         tell(ToExecutor::Complete(Empty {}))?;

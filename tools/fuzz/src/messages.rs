@@ -10,7 +10,7 @@ use rfaas_call::Spin;
 use rfaas_call::callee::Layout;
 use rfaas_protocol::accounting::{AccountingHello, Counters};
 use rfaas_protocol::allocation::{self, ClaimHello, NodeProof, OutputStream, RefusedBecause};
-use rfaas_protocol::edge::{EdgeHello, EdgeSlots};
+use rfaas_protocol::edge::{EdgeHello, EdgeSlots, InputKind, Join, OutputKind, Takes};
 use rfaas_protocol::heartbeat::Heartbeat;
 use rfaas_protocol::lease::{self, EndReason, LeaseTerms, Unusable};
 use rfaas_protocol::node::{self, ManagerProof, NodeHello};
@@ -109,9 +109,22 @@ pub(crate) fn run(bytes: &[u8]) {
         FromExecutor::Listening(listening) => address(listening.address),
     });
     message(bytes, |message: &ToExecutor| match message {
-        ToExecutor::Part(part) => text(&part.name),
-        ToExecutor::EdgeOut(edge) => address(edge.to),
-        ToExecutor::InputOfClient(_) | ToExecutor::EdgeIn(_) | ToExecutor::Complete(_) => {}
+        ToExecutor::Part(part) => {
+            text(&part.name);
+            number(Join::from_wire(part.join));
+            number(Takes::from_wire(part.takes));
+        }
+        ToExecutor::EdgeIn(edge) => {
+            number(InputKind::from_wire(edge.kind));
+        }
+        ToExecutor::EdgeHere(edge) => {
+            number(InputKind::from_wire(edge.kind));
+        }
+        ToExecutor::EdgeOut(edge) => {
+            address(edge.to);
+            number(OutputKind::from_wire(edge.kind));
+        }
+        ToExecutor::InputOfClient(_) | ToExecutor::Complete(_) => {}
     });
     message(bytes, |message: &launch::FromZygote| {
         if let launch::FromZygote::NotStarted(not) = message {

@@ -103,6 +103,7 @@ impl InEdge {
         let most = match status {
             EdgeStatus::Value => self.shape.bytes,
             EdgeStatus::Failed => size_of::<EdgeFailure>() as u32,
+            EdgeStatus::InPlace => return Err("it has mapped what it cannot"),
         };
         if done.bytes > most {
             return Err("it wrote more than a slot holds");

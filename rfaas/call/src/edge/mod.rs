@@ -16,8 +16,10 @@ mod hop;
 mod incoming;
 mod join;
 mod outgoing;
+mod turn;
 
 pub use ends::{EdgeEnd, arrival_queue};
 pub use hop::{Hop, HopEnd};
 pub use incoming::{Arrival, InEdge};
 pub use outgoing::{OutEdge, SlotUse};
+pub use turn::{About, Denied, Turn, Verdict};
