@@ -274,7 +274,7 @@ fn a_peer_of_another_version_or_another_kind_is_recognised() {
     other[4..6].copy_from_slice(&(VERSION + 1).to_le_bytes());
     assert_eq!(Hello::parse(&other), Err(Malformed::Version { theirs: VERSION + 1 }));
     let text = Hello::parse(&other).unwrap_err().to_string();
-    assert!(text.contains("version 10") && text.contains("speaks 9"), "{text}");
+    assert!(text.contains("version 11") && text.contains("speaks 10"), "{text}");
 
     let mut other = hello.clone();
     other[0] ^= 1;
@@ -379,7 +379,7 @@ fn clients_of_the_release_before_are_listened_to_and_nobody_else_of_it() {
     ] {
         let mut hello = Hello::with(role, &Empty {});
         for (version, accepted) in
-            [(9, true), (8, listened_to), (4, listened_to), (3, false), (10, false)]
+            [(10, true), (9, listened_to), (4, listened_to), (3, false), (11, false)]
         {
             hello[4] = version;
             let theirs = version.into();
