@@ -15,7 +15,7 @@ use std::time::Instant;
 
 use rdmalib::{CompletionQueue, Device, ForkMark};
 use rfaas_call::callee::{Callee, CallerConnection, Service, ServiceEnd};
-use rfaas_call::edge::{Hop, HopEnd};
+use rfaas_call::edge::{Hop, HopEnd, Turn};
 use rfaas_call::{Place, Spin};
 
 use crate::account::{Account, Published, SETTLE_EACH_NS};
@@ -165,6 +165,19 @@ impl<'a> Worker<'a> {
         &self.meter
     }
 
+    /// Counts a call of a function.
+    #[inline]
+    fn counted(&mut self, call: impl FnOnce() -> u32) -> u32 {
+        self.share.published.begin(self.meter.used(), self.meter.mark());
+        let bytes = call();
+        if !self.process.is_here() {
+            leave_forked(); // this is the child of a function that has forked
+        }
+        self.share.published.end();
+        self.meter.called();
+        bytes
+    }
+
     fn read_clock(&mut self) {
         if self.spinner.time_is(Instant::now())
             && let Some(cpus) = &self.cpus
@@ -216,14 +229,13 @@ impl Service for Worker<'_> {
     #[inline]
     fn call(&mut self, function: u32, place: Place<'_>) -> Option<u32> {
         let function = self.library.function(function)?;
-        self.share.published.begin(self.meter.used(), self.meter.mark());
-        let bytes = function.call(place);
-        if !self.process.is_here() {
-            leave_forked(); // this is the child of a function that has forked
-        }
-        self.share.published.end();
-        self.meter.called();
-        Some(bytes)
+        Some(self.counted(|| function.call(place)))
+    }
+
+    #[inline]
+    fn call_in(&mut self, function: u32, place: Place<'_>, turn: &mut dyn Turn) -> Option<u32> {
+        let function = self.library.function(function)?;
+        Some(self.counted(|| function.call_in(place, turn)))
     }
 
     #[inline]

@@ -29,11 +29,13 @@ use std::time::Duration;
 use libloading::os::unix::{Library as Handle, RTLD_GLOBAL, RTLD_LOCAL, RTLD_NOW};
 use rdmalib::ForkMark;
 use rfaas_call::Place;
+use rfaas_call::edge::Turn;
 use rfaas_protocol::library::{LibraryError, exported_functions};
 
 mod error;
 mod file;
 mod guards;
+mod table;
 
 pub use error::LoadError;
 pub use file::{Code, GivenFile, Inherited, SealedFile};
@@ -154,6 +156,12 @@ impl Function {
     #[inline]
     pub fn call(self, place: Place<'_>) -> u32 {
         enter(self.0, place.input().cast(), place.input_bytes(), place.output().cast())
+    }
+
+    /// Does the same, and lets the function ask `turn` for more through the table that it was given.
+    #[inline]
+    pub fn call_in(self, place: Place<'_>, turn: &mut dyn Turn) -> u32 {
+        table::during(turn, || self.call(place))
     }
 }
 

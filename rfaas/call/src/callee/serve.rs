@@ -9,6 +9,7 @@ use super::connection::CallerConnection;
 use super::end::ServiceEnd;
 use super::memory::SlotMemory;
 use super::requests::{Request, Requests};
+use crate::edge::Turn;
 use crate::place::Place;
 
 /// Completions taken from the queue at a time.
@@ -28,6 +29,12 @@ pub trait Service {
     /// Calls the function of this number at `place`. Returns how many bytes of output it says it
     /// wrote, which may be any number; `None` if there is no such function.
     fn call(&mut self, function: u32, place: Place<'_>) -> Option<u32>;
+
+    /// Does the same for a function of a graph, which may ask `turn` for more while it runs.
+    fn call_in(&mut self, function: u32, place: Place<'_>, turn: &mut dyn Turn) -> Option<u32> {
+        let _ = turn; // of a service whose functions ask for nothing
+        self.call(function, place)
+    }
 
     /// Notes that the reply is on its way.
     fn answered(&mut self);

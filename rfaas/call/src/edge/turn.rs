@@ -39,7 +39,8 @@ pub enum Denied {
 /// How a function ends a call otherwise than by the number of bytes that it returns, which does not count then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// It is called again in the same run, with what is at the start of its output area as input 0: so many bytes.
+    /// It is called again in the same run, with what is at the start of its output area as input 0: so many bytes. They
+    /// are elsewhere then than where it writes its output.
     Again(u32),
     /// The run has failed, with a code.
     Failed(i32),
@@ -51,6 +52,10 @@ pub enum Verdict {
 pub trait Turn {
     /// Returns who is called.
     fn about(&self) -> About;
+
+    /// Returns where the output of this call goes, and how many bytes that holds: the area of the call's
+    /// [`Place`](crate::Place).
+    fn area(&self) -> (*mut u8, u32);
 
     /// Returns where input `number` is, and how many bytes it has. Input 0 is the one that the function is called with,
     /// unless that is not there.
