@@ -22,6 +22,8 @@ pub enum ThreadEvent {
     CountsHere,
     /// A worker has connected to manager and client.
     WorkerConnected,
+    /// A worker has initialised the library.
+    Initialised,
     /// There are no signs of life between executor and manager any more.
     BeatEnded(BeatError),
     /// A worker's thread is done; its account is closed.

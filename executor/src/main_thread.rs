@@ -84,6 +84,8 @@ pub struct MainThread {
     to_manager: usize,
     /// Workers that have not connected yet.
     to_client: usize,
+    /// Workers that have initialised the library.
+    initialised: usize,
     /// Libraries of the operator, in the order of the instructions. Others than that of the lease stay loaded.
     preloaded: Vec<Library>,
     /// A constructor of the library may be running. It holds the dynamic loader's lock, which the end
@@ -110,6 +112,7 @@ impl MainThread {
             lease: None,
             to_manager: COUNT_HERE,
             to_client: 0,
+            initialised: 0,
             preloaded: Vec::new(),
             loading: false,
         }
@@ -185,6 +188,9 @@ impl MainThread {
         let library = if is_loaded { self.publish(&plan)? } else { self.load(&plan)? };
         let library = Arc::new(library);
         self.pool.begin(&library);
+        if library.has_init() {
+            self.wait_until_initialised(plan.workers.len())?;
+        }
         self.list_functions(&library)?;
         tracing::debug!(
             lease = self.lease,
@@ -420,6 +426,17 @@ impl MainThread {
         Ok(library)
     }
 
+    /// Waits until each of `workers` has initialised the library: a client that knows its functions can call them.
+    fn wait_until_initialised(&mut self, workers: usize) -> Result<(), Stop> {
+        while self.initialised < workers {
+            match self.next(TICK)? {
+                News::Nothing => self.check_workers()?,
+                _ => return Err(Stop::Over("the client broke the protocol")),
+            }
+        }
+        Ok(())
+    }
+
     fn list_functions(&mut self, library: &Library) -> Result<(), Stop> {
         let mut next = 0;
         while next < library.names().len() {
@@ -459,10 +476,12 @@ impl MainThread {
             return;
         }
         let deadline = Instant::now() + LAST_WORDS;
-        // Ends when the time is up, or the client or the lease is gone.
-        while let Ok(news) = self.next(deadline.saturating_duration_since(Instant::now())) {
-            if matches!(news, News::Nothing) && Instant::now() >= deadline {
-                return;
+        // Ends when the time is up, or the client or the lease is gone; not when another worker says the same.
+        loop {
+            match self.next(deadline.saturating_duration_since(Instant::now())) {
+                Ok(News::Nothing) if Instant::now() >= deadline => return,
+                Ok(_) | Err(Stop::Load(_)) => {}
+                Err(_) => return,
             }
         }
     }
@@ -499,12 +518,18 @@ impl MainThread {
                     self.to_client = self.to_client.saturating_sub(1);
                     deadline = Instant::now();
                 }
+                News::Event(ThreadEvent::Initialised) => {
+                    self.initialised += 1;
+                    deadline = Instant::now();
+                }
                 News::Event(ThreadEvent::WorkerEnded { worker, end }) => {
                     pool::log_end(worker, &end);
                     self.pool.ended(worker);
                     // One that does not start is missed by the client, which waits for all.
-                    if let Err(error) = end {
-                        return Err(worker_failed(worker, &error).into());
+                    match end {
+                        Ok(_) => {}
+                        Err(WorkerStartError::Library(error)) => return Err(Stop::Load(error)),
+                        Err(error) => return Err(worker_failed(worker, &error).into()),
                     }
                 }
                 other => return Ok(other),

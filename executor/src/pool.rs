@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   first worker ──dials the manager──▶ plan ──┐
-//!   the others                      plan ──────┴──dial manager, client──▶ library ──▶ serve
+//!   the others                      plan ──────┴──dial manager, client──▶ library: its rfaas_init ──▶ serve
 //!   thread ──reports its end (`WorkerEnded`)──▶ thread_local destructors ──▶ joined ──▶ destructors of the process
 //!      └──gone without a report: a function has ended it ──▶ the process ends (`vanished`)
 //! ```
@@ -380,6 +380,14 @@ fn work(start: WorkerStart) -> Result<WorkerEnd, WorkerStartError> {
     };
     start.notifier.tell(ThreadEvent::WorkerConnected);
     let Ok(library) = start.library.recv() else { return stopped };
+    if library.has_init() {
+        let room = match &connected {
+            Connected::ToCaller(_) => plan.layout.output_bytes(),
+            Connected::InGraph(..) => 0, // a function of a graph asks its turn
+        };
+        library.initialise(index, room).map_err(WorkerStartError::Library)?;
+        start.notifier.tell(ThreadEvent::Initialised);
+    }
     let share = WorkerShare { account, published: &start.published, stop: &start.stop };
     let mut worker = Worker::new(&library, plan.spin, cpus, share);
     let close = |worker: &Worker<'_>| {

@@ -25,6 +25,7 @@ use rfaas_protocol::session::ToExecutor;
 
 use crate::events::{ThreadEvent, ThreadEvents};
 use crate::signals::Signals;
+use crate::worker::WorkerStartError;
 
 /// What happened.
 #[derive(Debug)]
@@ -52,13 +53,18 @@ impl News {
     pub fn is_the_end(&self) -> bool {
         match self {
             News::Signal | News::ManagerGone | News::ClientGone(_) => true,
+            // The client is told why before.
+            News::Event(ThreadEvent::WorkerEnded {
+                end: Err(WorkerStartError::Library(_)),
+                ..
+            }) => false,
             News::Event(
                 ThreadEvent::BeatEnded(_) | ThreadEvent::WorkerEnded { end: Err(_), .. },
             ) => true,
             News::Event(ThreadEvent::Loaded(_) | ThreadEvent::Preloaded(_)) => false,
             News::Event(ThreadEvent::WorkerEnded { end: Ok(_), .. }) => false,
             News::Event(ThreadEvent::CountsHere | ThreadEvent::WorkerConnected) => false,
-            News::Event(ThreadEvent::WorkersJoined) => false,
+            News::Event(ThreadEvent::Initialised | ThreadEvent::WorkersJoined) => false,
             News::Assigned(_) | News::Written(_) | News::Told(_) | News::Nothing => false,
         }
     }

@@ -22,7 +22,7 @@ use crate::account::{Account, Published, SETTLE_EACH_NS};
 use crate::clock::{ticks, ticks_of};
 use crate::cpus::Cpus;
 use crate::dial::{DialError, dial_client};
-use crate::library::{GuardedMemory, Library, leave_forked};
+use crate::library::{GuardedMemory, Library, LoadError, leave_forked};
 use crate::meter::Meter;
 use crate::plan::Plan;
 use crate::spin::{Idle, Spinner};
@@ -37,6 +37,9 @@ pub enum WorkerStartError {
     /// An edge of a graph could not be made.
     #[error("an edge: {0}")]
     Edges(String),
+    /// Its library does not want to be called.
+    #[error(transparent)]
+    Library(LoadError),
     /// The device cannot provide what the worker needs.
     #[error("{what} of a worker: {source}")]
     Device {

@@ -3,6 +3,7 @@
 
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use rdmalib::{Access, ConnectRequest, Region, RemoteAddress};
@@ -22,6 +23,8 @@ pub(crate) struct DialledExecutor {
     channel: Channel,
     /// Stays until the executor has read it. `None`: its node has the library.
     code: Option<Region>,
+    /// File of the library, for errors.
+    path: PathBuf,
     functions: Vec<String>,
     count: Option<usize>,
     /// When it had what it needs to load it.
@@ -60,6 +63,7 @@ impl DialledExecutor {
         Ok(Some(DialledExecutor {
             channel,
             code,
+            path: library.path.clone(),
             functions: Vec::new(),
             count: None,
             begun: Instant::now(),
@@ -85,7 +89,7 @@ impl DialledExecutor {
             Incoming::Message(FromExecutor::Functions(names)) => self.add(&names),
             Incoming::Message(FromExecutor::LoadFailed(failed)) => {
                 let reason = failed.reason.get()?.replace(char::is_control, " ");
-                Err(Error::LoadFailed { reason })
+                Err(Error::LoadFailed { path: self.path.clone(), reason })
             }
             Incoming::Message(FromExecutor::CodeDiffers(_)) => Err(Error::LibraryGarbled),
             Incoming::Message(FromExecutor::Listening(listening)) => {

@@ -96,10 +96,13 @@ pub enum Error {
         #[source]
         source: LibraryError,
     },
-    /// The executor could not load the library, for instance because a dependency is missing there.
-    #[error("the executor cannot load the function library: {reason}")]
+    /// The executor could not load the library, for instance because a dependency is missing there, or because its
+    /// `rfaas_init` says that it cannot be called there.
+    #[error("the executor cannot load the function library {}: {reason}", path.display())]
     LoadFailed {
-        /// What its loader said.
+        /// The file.
+        path: PathBuf,
+        /// What its loader said, or what `rfaas_init` returned.
         reason: String,
     },
     /// What the executor received is not the library that was announced, so it was not loaded. Deploy again.

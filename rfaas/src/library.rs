@@ -26,6 +26,8 @@ pub(crate) struct Library {
     pub(crate) code: Vec<u8>,
     /// What nodes know it by.
     pub(crate) hash: LibraryHash,
+    /// Where it was read, for errors.
+    pub(crate) path: PathBuf,
 }
 
 impl std::fmt::Debug for Library {
@@ -59,7 +61,8 @@ impl KnownLibraries {
                 file.rewind().map_err(unreadable)?;
                 let code = read_all(file, bytes).map_err(refused)?;
                 exported_functions(&code).map_err(unusable)?;
-                Arc::new(Library { hash: LibraryHash::of(&code), code })
+                let hash = LibraryHash::of(&code);
+                Arc::new(Library { code, hash, path: path.to_owned() })
             }
         };
         self.kept(|kept| kept.note(path, &library));

@@ -21,6 +21,16 @@ pub enum LoadError {
         /// What came.
         received: LibraryHash,
     },
+    /// It does not want to be called.
+    #[error(
+        "its rfaas_init returned {returned} in worker {worker}; 0 is to say that it can be called"
+    )]
+    Init {
+        /// What its `rfaas_init` returned.
+        returned: i32,
+        /// In which worker.
+        worker: u16,
+    },
     /// A file without a name has a path only there.
     #[error(
         "/proc is not mounted on this node: a function library is loaded through /proc/self/fd"

@@ -3,6 +3,7 @@
 //!
 //! ```text
 //!   sealed file in memory (`file`) ──dlopen /proc/self/fd/N──▶ functions, numbered in the order of their names
+//!                       in each worker, before its first call: rfaas_init, if it has that (`table`)
 //! ```
 //! The library is the client's and may do whatever a process may: that is why it runs in a process
 //! of its own, which holds nothing but one client's lease. So nothing here tries to survive it. A
@@ -30,12 +31,14 @@ use libloading::os::unix::{Library as Handle, RTLD_GLOBAL, RTLD_LOCAL, RTLD_NOW}
 use rdmalib::ForkMark;
 use rfaas_call::Place;
 use rfaas_call::edge::Turn;
-use rfaas_protocol::library::{LibraryError, exported_functions};
+use rfaas_protocol::library::{Exports, INIT, LibraryError, exports};
 
 mod error;
 mod file;
 mod guards;
 mod table;
+#[cfg(test)]
+mod tests;
 
 pub use error::LoadError;
 pub use file::{Code, GivenFile, Inherited, SealedFile};
@@ -48,19 +51,22 @@ const RTLD_NOLOAD: c_int = nix::libc::RTLD_NOLOAD;
 /// that may unwind, which C++ can do, so that [`enter`] is where that ends.
 type Foreign = extern "C-unwind" fn(*mut c_void, u32, *mut c_void) -> u32;
 
+/// What [`INIT`] is: `int32_t rfaas_init(const struct rfaas_api *api)`. It may unwind likewise.
+type Init = extern "C-unwind" fn(*const table::Api) -> i32;
+
 /// A file that is a function library as far as can be seen without running it.
 #[derive(Debug)]
 pub struct CheckedLibrary {
     code: SealedFile,
-    /// Of the functions that it says it has.
-    names: Vec<String>,
+    /// What it says it has.
+    exports: Exports,
 }
 
 impl CheckedLibrary {
     /// Looks at `code`. An error if it is none.
     pub fn new(code: SealedFile) -> Result<Self, LoadError> {
-        let names = exported_functions(&code.map()?)?;
-        Ok(CheckedLibrary { code, names })
+        let exports = exports(&code.map()?)?;
+        Ok(CheckedLibrary { code, exports })
     }
 }
 
@@ -69,6 +75,8 @@ impl CheckedLibrary {
 pub struct Library {
     names: Vec<String>,
     functions: Vec<Function>,
+    /// What is to be called in each worker first.
+    init: Option<Init>,
     /// Never closed: the loader knows a library by its path, so another library must not get this
     /// number while this one is loaded.
     code: ManuallyDrop<OwnedFd>,
@@ -100,7 +108,7 @@ impl Library {
     }
 
     fn load_as(checked: CheckedLibrary, scope: c_int) -> Result<Library, LoadError> {
-        let CheckedLibrary { code, names } = checked;
+        let CheckedLibrary { code, exports: Exports { functions: names, init } } = checked;
         let process = ForkMark::new();
         let path = format!("/proc/self/fd/{}", code.as_fd().as_raw_fd());
         // SAFETY: loading runs the library's constructors. They are the client's code in the
@@ -117,13 +125,15 @@ impl Library {
         let exported = names.len();
         let found = names.into_iter().filter_map(|name| find(&handle, &name).map(|f| (name, f)));
         let (names, functions): (Vec<_>, Vec<_>) = found.unzip();
-        tracing::debug!(exported, callable = names.len(), "library loaded");
+        let init = if init { find_init(&handle) } else { None };
+        tracing::debug!(exported, callable = names.len(), init = init.is_some(), "library loaded");
         if names.is_empty() {
             return Err(LibraryError::NoFunctions.into());
         }
         Ok(Library {
             names,
             functions,
+            init,
             code: ManuallyDrop::new(code.into_descriptor()),
             _handle: ManuallyDrop::new(handle),
         })
@@ -137,6 +147,24 @@ impl Library {
     /// Returns the number of the function called `name`.
     pub fn number(&self, name: &str) -> Option<u32> {
         self.names.iter().position(|known| known == name).and_then(|at| u32::try_from(at).ok())
+    }
+
+    /// Returns whether each worker is to [initialise](Self::initialise) it.
+    pub fn has_init(&self) -> bool {
+        self.init.is_some()
+    }
+
+    /// Gives it what its functions may ask for on this thread, which is that of worker number `worker`. To be called
+    /// once, before they are. `room`: bytes that the output of a call holds that belongs to no graph.
+    pub fn initialise(&self, worker: u16, room: u32) -> Result<(), LoadError> {
+        let Some(init) = self.init else { return Ok(()) };
+        let process = ForkMark::new();
+        table::set_room(room);
+        let returned = enter_init(init, &table::TABLE);
+        if !process.is_here() {
+            leave_forked();
+        }
+        if returned == 0 { Ok(()) } else { Err(LoadError::Init { returned, worker }) }
     }
 
     /// Returns the function of this number.
@@ -158,7 +186,7 @@ impl Function {
         enter(self.0, place.input().cast(), place.input_bytes(), place.output().cast())
     }
 
-    /// Does the same, and lets the function ask `turn` for more through the table that it was given.
+    /// Does the same for a function of a graph, and lets it ask `turn` for more through the table that it was given.
     #[inline]
     pub fn call_in(self, place: Place<'_>, turn: &mut dyn Turn) -> u32 {
         table::during(turn, || self.call(place))
@@ -210,6 +238,30 @@ extern "C" fn enter(function: Foreign, input: *mut c_void, bytes: u32, output: *
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 extern "C" fn enter(function: Foreign, input: *mut c_void, bytes: u32, output: *mut c_void) -> u32 {
     function(input, bytes, output)
+}
+
+/// Calls `init` likewise.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+fn enter_init(init: Init, api: *const table::Api) -> i32 {
+    // SAFETY: both are addresses of code, and `enter` does nothing with this one but jump there, with the arguments in
+    // the registers in which C has them: one that takes the first alone does not look at the others, and what a
+    // function of C returns in 32 bits is in the same register, signed or not.
+    let init = unsafe { std::mem::transmute::<Init, Foreign>(init) };
+    let returned = enter(init, api.cast_mut().cast(), 0, std::ptr::null_mut());
+    returned.cast_signed()
+}
+
+/// Likewise.
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+extern "C" fn enter_init(init: Init, api: *const table::Api) -> i32 {
+    init(api)
+}
+
+/// Returns the function of a loaded library that is called first, if the loader knows it.
+fn find_init(library: &Handle) -> Option<Init> {
+    // SAFETY: as in `find`, with the type that the header gives it.
+    let symbol = unsafe { library.get::<Option<Init>>(INIT) };
+    symbol.ok().and_then(|symbol| *symbol)
 }
 
 /// Returns the function called `name` of a loaded library. `None` if the loader does not know it,

@@ -13,8 +13,6 @@
 //!
 //! Elsewhere: the same table for who writes functions (`rfaas_function`), who answers (`rfaas_call::edge::Turn`).
 
-#![allow(dead_code)] // no library gets it yet
-
 use std::cell::Cell;
 use std::ffi::c_void;
 use std::mem::transmute;
@@ -101,6 +99,11 @@ pub fn during(turn: &mut dyn Turn, call: impl FnOnce() -> u32) -> u32 {
     let bytes = call(); // nothing unwinds from there: `enter`
     CURRENT.set(before);
     bytes
+}
+
+/// Notes how many bytes the output of a call on this thread holds that belongs to no graph.
+pub fn set_room(bytes: u32) {
+    ROOM.set(bytes);
 }
 
 /// Asks the turn of this thread, if it has one.

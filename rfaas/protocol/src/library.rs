@@ -21,6 +21,9 @@ pub use hash::{LibraryHash, LibraryHasher};
 /// Largest library, in bytes: its size has 32 bits on the wire.
 pub const MAX_LIBRARY_BYTES: u64 = u32::MAX as u64;
 
+/// Name of the function by which a library is given what it may ask for. It is none that can be called.
+pub const INIT: &str = "rfaas_init";
+
 type Header = elf::FileHeader64<Endianness>;
 
 /// Why bytes cannot be used as a function library. It names no file: the program that has read one does.
@@ -91,11 +94,25 @@ impl From<object::read::Error> for LibraryError {
     }
 }
 
-/// Returns the callable functions of a library, by name, sorted: those that `dlsym` finds, however
-/// they came there, without `_init` and `_fini`, which are the linker's. A symbol of more than
-/// [`MAX_FUNCTION_NAME_BYTES`] bytes, or whose name is not UTF-8, cannot be called; neither can an
-/// old version of one (`name@VERSION`).
+/// What a library exports.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Exports {
+    /// Its callable functions, by name, sorted.
+    pub functions: Vec<String>,
+    /// Whether it has a function [`INIT`].
+    pub init: bool,
+}
+
+/// Returns the callable functions of a library, by name, sorted.
 pub fn exported_functions(library: &[u8]) -> Result<Vec<String>, LibraryError> {
+    Ok(exports(library)?.functions)
+}
+
+/// Returns what a library exports. Callable functions are those that `dlsym` finds, however they came there, without
+/// `_init` and `_fini`, which are the linker's, and without [`INIT`], which is for executors to call. A symbol of more
+/// than [`MAX_FUNCTION_NAME_BYTES`] bytes, or whose name is not UTF-8, cannot be called; neither can an old version of
+/// one (`name@VERSION`).
+pub fn exports(library: &[u8]) -> Result<Exports, LibraryError> {
     if !library.starts_with(&elf::ELFMAG) {
         return Err(LibraryError::NotElf);
     }
@@ -110,6 +127,7 @@ pub fn exported_functions(library: &[u8]) -> Result<Vec<String>, LibraryError> {
     }
 
     let mut names = Vec::new();
+    let mut init = false;
     let mut too_long = false;
     for name in image.functions() {
         let Name::Bytes(name) = name? else {
@@ -120,6 +138,10 @@ pub fn exported_functions(library: &[u8]) -> Result<Vec<String>, LibraryError> {
         if name.is_empty() || matches!(name, "_init" | "_fini") {
             continue;
         }
+        if name == INIT {
+            init = true;
+            continue;
+        }
         if names.len() == MAX_FUNCTIONS {
             return Err(LibraryError::TooManyFunctions);
         }
@@ -128,7 +150,7 @@ pub fn exported_functions(library: &[u8]) -> Result<Vec<String>, LibraryError> {
     names.sort_unstable();
     names.dedup(); // one name may be there in several versions
     match (names.is_empty(), too_long) {
-        (false, _) => Ok(names),
+        (false, _) => Ok(Exports { functions: names, init }),
         (true, true) => Err(LibraryError::NamesTooLong),
         (true, false) => Err(LibraryError::NoFunctions),
     }

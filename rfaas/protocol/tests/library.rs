@@ -10,7 +10,9 @@ use std::process::Command;
 use std::sync::OnceLock;
 
 use proptest::prelude::*;
-use rfaas_protocol::library::{LibraryError, MAX_LIBRARY_BYTES, exported_functions};
+use rfaas_protocol::library::{
+    Exports, LibraryError, MAX_LIBRARY_BYTES, exported_functions, exports,
+};
 
 const SOURCE: &str = r#"
 #include <stdint.h>
@@ -93,6 +95,17 @@ fn plain() -> &'static [u8] {
 #[test]
 fn defined_visible_functions_are_listed_by_name() {
     assert_eq!(exported_functions(plain()).unwrap(), EXPORTED);
+}
+
+#[test]
+fn rfaas_init_is_told_apart_from_what_can_be_called() {
+    let source = "#include <stdint.h>\nint32_t rfaas_init(void *api) { return !api; }\nint f(void) { return 0; }";
+    let library = compile(source, &["-shared", "-fPIC"]);
+    let expected = Exports { functions: vec!["f".into()], init: true };
+    assert_eq!(exports(&library).unwrap(), expected);
+    assert!(!exports(plain()).unwrap().init);
+    let alone = compile("int rfaas_init(void *api) { return !api; }", &["-shared", "-fPIC"]);
+    assert!(matches!(exports(&alone), Err(LibraryError::NoFunctions)));
 }
 
 #[test]

@@ -116,7 +116,7 @@ fn an_executor_that_dies_while_it_starts_is_an_error_at_once() {
 fn a_library_that_cannot_be_loaded_is_told_in_the_loaders_words() {
     let (_node, lease) = leased(Start::LoadFails, 1);
     let error = lease.deploy(library()).unwrap_err();
-    let Error::LoadFailed { reason } = error else { panic!("{error}") };
+    let Error::LoadFailed { reason, .. } = error else { panic!("{error}") };
     assert!(reason.contains("libmissing.so"), "{reason}");
 }
 

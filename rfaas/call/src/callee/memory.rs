@@ -83,7 +83,7 @@ impl SlotMemory {
     ///
     /// If there is no such slot or no room for such an input, which a callee checks before it calls.
     #[inline]
-    pub(super) fn place(&self, slot: Slot, input_bytes: u32) -> Place<'_> {
+    pub fn place(&self, slot: Slot, input_bytes: u32) -> Place<'_> {
         assert!(
             slot.number() < self.layout.slots() && input_bytes <= self.layout.input_bytes(),
             "the callee checks what a caller asks for"
