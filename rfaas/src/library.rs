@@ -159,7 +159,7 @@ mod tests {
 
     /// A library of so many bytes, which are not looked at.
     fn library(bytes: usize) -> Arc<Library> {
-        Arc::new(Library { code: vec![0; bytes], hash: LibraryHash([7; 32]) })
+        Arc::new(Library { code: vec![0; bytes], hash: LibraryHash([7; 32]), path: PathBuf::new() })
     }
 
     #[test]
