@@ -118,16 +118,11 @@ impl DialledExecutor {
         Ok(())
     }
 
-    /// Tells it something of its graph. It takes what it is told, so that there is room within `timeout`.
-    pub(crate) fn tell(&mut self, message: &ToExecutor, timeout: Duration) -> Result<()> {
-        let told = match self.channel.send(message) {
-            Err(ChannelError::Busy) => {
-                self.channel.flush(timeout).and_then(|()| self.channel.send(message))
-            }
-            told => told,
-        };
-        match told {
-            Ok(()) | Err(ChannelError::Disconnected) => Ok(()), // `read` tells
+    /// Tells it something of its graph. Returns false if it takes nothing now: it is to be told later.
+    pub(crate) fn tell(&mut self, message: &ToExecutor) -> Result<bool> {
+        match self.channel.send(message) {
+            Ok(()) | Err(ChannelError::Disconnected) => Ok(true), // `read` tells
+            Err(ChannelError::Busy) => Ok(false),
             Err(source) => Err(failed(source)),
         }
     }

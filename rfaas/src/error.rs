@@ -144,6 +144,18 @@ pub enum Error {
         /// What was still waited for.
         missing: String,
     },
+    /// The executor of a function of a graph did not start. All leases of its lane are given back, or kept for the next
+    /// try.
+    #[error("function {function:?} of the graph cannot be started on node {node}")]
+    GraphNotStarted {
+        /// Its name.
+        function: String,
+        /// Where it was to run.
+        node: String,
+        /// What happened there.
+        #[source]
+        source: Box<Error>,
+    },
     /// A lease runs one executor at a time: drop the other one first.
     #[error("the lease already runs an executor; drop it before deploying again")]
     AlreadyDeployed,
@@ -157,14 +169,15 @@ pub enum Error {
         /// Names that there are.
         available: Vec<String>,
     },
-    /// The input does not fit into a slot; deploy with larger ones.
+    /// The input does not fit into a slot; deploy with larger ones, or compile a graph with a larger input.
     #[error(
-        "input of {bytes} bytes is too large: the deployment allows {max}; deploy with `Deployment::input_bytes` of {bytes} or more"
+        "input of {bytes} bytes is too large: {max} fit; it takes `Deployment::input_bytes` (of a graph: `Graph::input`) \
+         of {bytes} or more"
     )]
     InputTooLarge {
         /// Bytes of input.
         bytes: usize,
-        /// `input_bytes` of the deployment.
+        /// `input_bytes` of the deployment, or bytes of the graph's input.
         max: usize,
     },
     /// The function returned more than fits; try again with a larger output.
@@ -245,13 +258,15 @@ pub enum Error {
         /// Why.
         reason: &'static str,
     },
-    /// A function of a graph failed, or its executor or lease ended: the run has no outputs. Runs under way at the
-    /// same time have failed too unless `source` is [`OutputTooLarge`](Self::OutputTooLarge). The next run has what
-    /// ended started again.
-    #[error("function {function:?} of the graph, on node {node}, failed")]
+    /// A function of a graph failed, or its executor or lease ended: the run has no outputs. Runs of the same lane that
+    /// were under way have failed too unless `source` is [`OutputTooLarge`](Self::OutputTooLarge), or were submitted
+    /// again if the graph is [idempotent](crate::Graph::idempotent). What has ended is started again.
+    #[error("function {function:?} of the graph, its worker {worker} on node {node}, failed")]
     GraphFailed {
         /// Its name.
         function: String,
+        /// Which of its workers.
+        worker: usize,
         /// Where it ran.
         node: String,
         /// What happened there.

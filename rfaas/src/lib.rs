@@ -86,7 +86,9 @@
 //! # What to do about an error
 //! | do | after |
 //! | --- | --- |
-//! | call again; the function may have run | [`GraphFailed`](Error::GraphFailed), [`WorkerLost`](Error::WorkerLost), [`TimeLimit`](Error::TimeLimit): the next call replaces the process first, if nothing else is in flight |
+//! | call again; the function may have run | [`WorkerLost`](Error::WorkerLost), [`TimeLimit`](Error::TimeLimit): the next call replaces the process first, if nothing else is in flight; of a graph, the lane is started again at once |
+//! | submit the run again; functions may have run | [`GraphFailed`](Error::GraphFailed): its source says what happened |
+//! | as its source says | [`GraphNotStarted`](Error::GraphNotStarted) |
 //! | wait for a call, then call again | [`AllSlotsBusy`](Error::AllSlotsBusy) |
 //! | call again with a larger buffer or deployment | [`OutputTooLarge`](Error::OutputTooLarge) (the function has run), [`InputTooLarge`](Error::InputTooLarge) |
 //! | [`restart`](Executor::restart), then call again; with [`Deployment::restart`] the next call does so; the lease lives | [`FunctionCrashed`](Error::FunctionCrashed), [`FunctionExited`](Error::FunctionExited), [`StackOverflow`](Error::StackOverflow), [`MemoryLimit`](Error::MemoryLimit), [`ExecutorSilent`](Error::ExecutorSilent) |
@@ -155,7 +157,7 @@ pub use deployed::Function;
 pub use deployment::{Deployment, Phases};
 pub use error::{Error, ExecutorMemory, Exit, Result};
 pub use executor::Executor;
-pub use graph::{CompiledGraph, Graph, GraphFunction, Run};
+pub use graph::{CompiledGraph, Graph, GraphFunction, Lanes, Map, Run};
 pub use in_place::{InPlaceCall, InPlaceResult};
 pub use lease::Lease;
 pub use pending::{Completed, Failed, Pending};

@@ -1,77 +1,113 @@
 //! A graph that runs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
 
-use rdmalib::Domain;
+use rdmalib::Notify;
+use rfaas_call::{Awaited, Backoff, Pause, Sharing};
+use rfaas_protocol::allocation::RefusedBecause;
 use rfaas_protocol::library::exported_functions;
 use rfaas_protocol::node::Bill;
 
 use super::check::check;
 use super::description::Graph;
-use super::lane::{Lane, LaneLost, RunFailure, Slots};
-use super::start::{Means, start};
+use super::lane::{Lane, Plan};
+use super::map::Map;
+use super::outcome::{Ended, Lost, RunEnd};
+use super::slots::{Begun, LONGEST_SLEEP, Left};
+use super::workers::Loss;
 use crate::buffer::Origin;
 use crate::deployment::Deployment;
 use crate::error::{Error, Result};
 use crate::grantor::Grantor;
-use crate::held_lease::HeldLease;
-use crate::lease_core::LeaseStage;
 use crate::library::Library;
-use crate::request::LeaseRequest;
+use crate::session::sleep_on;
+
+/// Most lanes of a graph.
+const MAX_LANES: usize = 256;
+/// How often a run of an idempotent graph is submitted, the first time included.
+const MOST_TRIES: u32 = 3;
+/// Pause between two looks at lanes that start, which ring no bell.
+const NAP: Duration = Duration::from_millis(1);
 
 /// A run of a graph that was submitted. Its outputs are fetched once ([`CompiledGraph::wait`]).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug)]
 pub struct Run {
     graph: Origin,
     number: u64,
+    /// Lane and slot that it has, unless it was submitted again.
+    likely: (u16, u16),
+}
+
+impl PartialEq for Run {
+    fn eq(&self, other: &Self) -> bool {
+        (self.graph, self.number) == (other.graph, other.number)
+    }
+}
+
+impl Eq for Run {}
+
+impl Hash for Run {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.number.hash(state);
+    }
 }
 
 /// A [`Graph`] whose executors run, each on a lease of its own. Dropping it gives the leases back.
 ///
-/// As many runs as the deployment has [slots](Deployment::slots) may be under way. They are for one thread at a time
-/// (`&mut self`).
+/// As many runs may be under way, or not be fetched yet, as all [lanes](Graph::lanes) together have
+/// [slots](Deployment::slots): its [`width`](Self::width). They are for one thread at a time (`&mut self`).
 ///
-/// When an executor or a lease has ended, or a run took longer than
-/// [`invocation_timeout`](Deployment::invocation_timeout), all runs under way fail with the reason, and the next
-/// [`submit`](Self::submit) has the executors started again, on the same leases as far as those live.
+/// When an executor or a lease of a lane has ended, or a run took longer than
+/// [`invocation_timeout`](Deployment::invocation_timeout), all connections of the lane are dropped, and the runs that are
+/// under way there fail with the reason. A thread starts its executors again, on the same leases as far as those live. The
+/// other lanes go on meanwhile. Only if there is none does [`submit`](Self::submit) wait for that thread.
+///
+/// ```no_run
+/// # fn example(client: &rfaas::Client, graph: &mut rfaas::Graph, images: &[Vec<u8>]) -> rfaas::Result<()> {
+/// use rfaas::Lanes;
+///
+/// graph.lanes(Lanes::up_to(2)).idempotent(true);
+/// let mut graph = client.compile(graph)?;
+/// for outputs in graph.map(images) {
+///     println!("{} bytes", outputs?[0].len());
+/// }
+/// # Ok(())
+/// # }
+/// ```
 pub struct CompiledGraph {
-    // Dropped first: managers hear that leases are given back before connections end, and do not report failures.
-    leases: Vec<Arc<HeldLease>>,
-    lane: Option<Lane>,
-    slots: Slots,
-    graph: Graph,
-    deployment: Deployment,
-    libraries: Vec<Arc<Library>>,
-    grantor: Arc<Grantor>,
-    domain: Domain,
+    lanes: Vec<Lane>,
+    plan: Arc<Plan>,
     origin: Origin,
     last_run: u64,
-    /// Runs that have ended with their lane, and were not fetched.
+    /// Runs that are over and have no slot any more, and were not fetched.
     ended: BTreeMap<u64, Ended>,
+    /// Runs that have lost their lane and wait for another one, in order.
+    again: VecDeque<Again>,
+    sharing: Sharing,
+}
+
+/// A run that is to be submitted again.
+struct Again {
+    begun: Begun,
+    input: Vec<u8>,
+    /// What it has lost.
+    lost: Arc<Lost>,
 }
 
 impl fmt::Debug for CompiledGraph {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let functions: Vec<_> =
-            self.graph.functions.iter().map(|function| &function.name).collect();
-        f.debug_struct("CompiledGraph").field("functions", &functions).finish_non_exhaustive()
+        let functions = &self.plan.graph.functions;
+        let functions: Vec<_> = functions.iter().map(|function| &function.name).collect();
+        let mut out = f.debug_struct("CompiledGraph");
+        out.field("functions", &functions).field("lanes", &self.lanes.len()).finish_non_exhaustive()
     }
-}
-
-/// How a run has ended.
-type Ended = Result<Vec<Vec<u8>>, RunEnd>;
-
-/// Why a run has no outputs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum RunEnd {
-    /// A function of it has failed.
-    Failed(RunFailure),
-    /// The workers are gone.
-    Lost(LaneLost),
 }
 
 impl CompiledGraph {
@@ -83,90 +119,202 @@ impl CompiledGraph {
         grantor.check_process()?;
         deployment.validate()?;
         check(graph)?;
-        let libraries = read_libraries(grantor, graph)?;
-        let request = graph.lease_request();
-        // One that is not granted has the others dropped, which gives them back.
-        let leases = graph.functions.iter().map(|_| lease(grantor, &request));
-        let leases = leases.collect::<Result<Vec<_>>>()?;
-        let mut compiled = CompiledGraph {
-            lane: None,
-            slots: Slots::new(deployment.slots, graph.outputs.len(), deployment.spin),
+        let asked = graph.lanes;
+        if asked.least == 0 || !(asked.least..=MAX_LANES).contains(&asked.most) {
+            let most = asked.most;
+            return Err(Error::InvalidGraph(format!("it has {most} lanes, not 1 to {MAX_LANES}")));
+        }
+        let plan = Arc::new(Plan {
             graph: graph.clone(),
             deployment: deployment.clone(),
-            libraries,
-            leases,
+            libraries: read_libraries(grantor, graph)?,
             grantor: grantor.clone(),
             domain: grantor.spares.domain(&grantor.device)?,
+            dropped: AtomicBool::new(false),
+        });
+        let lanes = start_lanes(&plan)?;
+        Ok(CompiledGraph {
+            lanes,
+            plan,
             origin: Origin::generate(),
             last_run: 0,
             ended: BTreeMap::new(),
-        };
-        compiled.start()?;
-        Ok(compiled)
+            again: VecDeque::new(),
+            sharing: Sharing::default(),
+        })
     }
 
-    /// Returns the name of the node that each function runs on, in the order in which they were added.
+    /// Returns the name of the node that each function runs on, in the order in which they were added; those of one lane
+    /// after those of another.
     pub fn nodes(&self) -> impl Iterator<Item = &str> {
-        self.leases.iter().map(|lease| lease.node())
+        self.lanes.iter().flat_map(|lane| &lane.leases).map(|lease| lease.node())
     }
 
-    /// Begins a run with a copy of `input`.
+    /// Returns how many lanes it has: with [`Lanes::up_to`](crate::Lanes::up_to), as many as there was room for.
+    pub fn lanes(&self) -> usize {
+        self.lanes.len()
+    }
+
+    /// Returns how many runs may be under way or not be fetched yet: the slots of all lanes.
+    pub fn width(&self) -> usize {
+        self.lanes.len() * usize::from(self.plan.deployment.slots)
+    }
+
+    /// Begins a run with a copy of `input`, on the lane that has most room.
     ///
     /// # Errors
-    /// [`Error::AllSlotsBusy`]: fetch a run first. [`Error::InputTooLarge`]. Where executors have to be
-    /// started again, what [`Client::compile`](crate::Client::compile) returns; the next call tries again.
+    /// [`Error::AllSlotsBusy`]: fetch a run first. [`Error::InputTooLarge`]. Where no lane is left and none can be
+    /// started again, what [`Client::compile`](crate::Client::compile) returns; the next call tries again. Where a lane
+    /// is lost while it is given the input, what [`wait`](Self::wait) returns then.
     pub fn submit(&mut self, input: &[u8]) -> Result<Run> {
-        self.grantor.check_process()?;
-        let most = self.graph.most_input();
+        self.plan.grantor.check_process()?;
+        let most = self.plan.graph.most_input();
         if input.len() > most {
             return Err(Error::InputTooLarge { bytes: input.len(), max: most });
         }
-        let waiting = self.slots.runs().len() + self.ended.len();
-        if waiting >= usize::from(self.deployment.slots) {
+        if self.unfetched() >= self.width() {
             return Err(Error::AllSlotsBusy);
         }
-        if self.lane.is_none() {
-            self.start()?;
-        }
-        let (Some(lane), Some(slot)) = (&mut self.lane, self.slots.free()) else {
-            return Err(Error::AllSlotsBusy);
-        };
         self.last_run += 1;
-        let run = self.last_run;
-        if let Err(error) = self.slots.begin(lane, (slot, run), input) {
-            tracing::debug!(%error, "a run could not begin");
-            let lost = lane.why_lost("a worker is gone");
-            self.lose(lost);
-            return Err(self.error_of(&lost));
+        let mut begun = Begun { run: self.last_run, since: Instant::now(), tries: 1 };
+        loop {
+            let number = match self.roomiest() {
+                Some(number) if self.is_well() => number,
+                _ => self.room()?,
+            };
+            let Some((slots, workers)) = self.lanes[number].ready() else { continue };
+            // What has ended before costs no run.
+            if let Err(loss) = slots.poll(workers) {
+                self.lose(number, loss);
+                continue;
+            }
+            match slots.begin(workers, begun, input) {
+                Ok(slot) => {
+                    let likely = (number as u16, slot as u16); // both are few
+                    return Ok(Run { graph: self.origin, number: begun.run, likely });
+                }
+                Err(loss) => {
+                    let lost = self.lose(number, loss);
+                    if !self.plan.graph.idempotent || begun.tries >= MOST_TRIES {
+                        return Err(lost.to_error());
+                    }
+                    begun.tries += 1;
+                }
+            }
         }
-        Ok(Run { graph: self.origin, number: run })
     }
 
     /// Waits until `run` is over. Returns its outputs, in the order of [`Graph::output`].
     ///
     /// # Errors
-    /// [`Error::GraphFailed`]: a function returned too much, or its executor or lease has ended.
-    /// [`Error::TimeLimit`]: it took longer than [`Deployment::invocation_timeout`]. [`Error::WorkerLost`]: a worker
-    /// broke the protocol, or nobody says what became of it. [`Error::Foreign`]: it was fetched before, or is of
-    /// another graph.
+    /// * [`Error::GraphFailed`]: a function returned too much, or its executor or lease has ended, or its worker broke
+    ///   the protocol ([`Error::WorkerLost`] is the source then).
+    /// * [`Error::TimeLimit`]: it took longer than [`Deployment::invocation_timeout`]. [`Error::WorkerLost`]: another
+    ///   run of the lane did.
+    /// * [`Error::Foreign`]: it was fetched before, or is of another graph.
     pub fn wait(&mut self, run: Run) -> Result<Vec<Vec<u8>>> {
-        self.grantor.check_process()?;
-        if run.graph != self.origin {
-            return Err(Error::Foreign("run"));
-        }
-        if let Some(slot) = self.slots.of(run.number)
-            && let Some(lane) = &mut self.lane
-        {
-            match self.slots.wait(lane, slot, self.deployment.invocation_timeout) {
-                Ok(()) => {
-                    let ended = self.slots.take(lane, slot).map_err(RunEnd::Failed);
-                    return self.outcome(ended);
+        self.plan.grantor.check_process()?;
+        loop {
+            self.attend(false);
+            if let Some((number, slot)) = self.find(run) {
+                let Some((slots, workers)) = self.lanes[number].ready() else { continue };
+                match slots.wait(workers, slot) {
+                    Ok(()) => return self.take(number, slot),
+                    Err(loss) => {
+                        self.lose(number, loss);
+                    }
                 }
-                Err(lost) => self.lose(lost),
+            } else if let Some(done) = self.fetch_ended(run) {
+                return done;
+            } else {
+                // It waits for a lane.
+                self.look();
+                self.rest();
             }
         }
-        let ended = self.ended.remove(&run.number).ok_or(Error::Foreign("run"))?;
-        self.outcome(ended)
+    }
+
+    /// Returns what [`wait`](Self::wait) does if `run` is over, else `None`. Never waits.
+    ///
+    /// ```no_run
+    /// # fn example(graph: &mut rfaas::CompiledGraph) -> rfaas::Result<()> {
+    /// let run = graph.submit(b"input")?;
+    /// let outputs = loop {
+    ///     match graph.poll(run) {
+    ///         Some(outputs) => break outputs?,
+    ///         None => std::thread::yield_now(), // or something useful
+    ///     }
+    /// };
+    /// # drop(outputs);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn poll(&mut self, run: Run) -> Option<Result<Vec<Vec<u8>>>> {
+        if let Err(error) = self.plan.grantor.check_process() {
+            return Some(Err(error));
+        }
+        self.attend(false);
+        if let Some((number, _)) = self.find(run) {
+            self.look_at(number);
+        }
+        match self.find(run) {
+            Some((number, slot)) if self.lanes[number].slots.is_over(slot) => {
+                Some(self.take(number, slot))
+            }
+            Some(_) => None,
+            None => self.fetch_ended(run),
+        }
+    }
+
+    /// Waits until any run is over, and returns it with what [`wait`](Self::wait) returns; of several, the one that was
+    /// submitted first. `None` if all were fetched.
+    ///
+    /// ```no_run
+    /// # fn example(graph: &mut rfaas::CompiledGraph, inputs: &[Vec<u8>]) -> rfaas::Result<()> {
+    /// for input in inputs {
+    ///     graph.submit(input)?; // not more than `graph.width()`
+    /// }
+    /// while let Some((_run, outputs)) = graph.wait_any() {
+    ///     println!("{} bytes", outputs?[0].len());
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn wait_any(&mut self) -> Option<(Run, Result<Vec<Vec<u8>>>)> {
+        if let Err(error) = self.plan.grantor.check_process() {
+            self.last_run.checked_sub(1)?;
+            self.last_run = 0; // once, so that loops end
+            return Some((self.numbered(0), Err(error)));
+        }
+        let mut backoff = Backoff::new(self.plan.deployment.spin, Awaited::Result);
+        loop {
+            self.attend(false);
+            if let Some((run, ended)) = self.ended.pop_first() {
+                return Some((self.numbered(run), self.outcome(ended)));
+            }
+            if let Some((number, run, slot)) = self.first_over() {
+                return Some((self.numbered(run), self.take(number, slot)));
+            }
+            if self.unfetched() == 0 {
+                return None;
+            }
+            let early = self.sharing.is_likely();
+            if self.poll_all() {
+                backoff.fruitful(early, &mut self.sharing);
+                continue;
+            }
+            match backoff.fruitless(early) {
+                Pause::Spin => std::hint::spin_loop(),
+                Pause::Yield => thread::yield_now(),
+                Pause::Look => {
+                    self.look();
+                    if backoff.looked(Instant::now()) {
+                        backoff.about_to_sleep();
+                        self.rest();
+                    }
+                }
+            }
+        }
     }
 
     /// Runs the graph once with `input`, and waits for its outputs.
@@ -175,87 +323,331 @@ impl CompiledGraph {
         self.wait(run)
     }
 
-    /// Gives all leases back and waits for their bills, in the order in which functions were added. All are given back
-    /// also if a bill does not come: then it is the first error.
+    /// Runs the graph once with each of `inputs`, as many at a time as there is [room](Self::width) for. Returns their
+    /// outputs in the same order. Inputs are taken as room comes. An error is that of one run: the others go on.
+    ///
+    /// ```no_run
+    /// # fn example(graph: &mut rfaas::CompiledGraph) -> rfaas::Result<()> {
+    /// let inputs = (0..1000u32).map(u32::to_le_bytes);
+    /// let sum: usize = graph.map(inputs).map(|outputs| outputs.map_or(0, |o| o[0].len())).sum();
+    /// # drop(sum);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn map<I>(&mut self, inputs: I) -> Map<'_, I::IntoIter>
+    where
+        I: IntoIterator,
+        I::Item: AsRef<[u8]>,
+    {
+        Map::new(self, inputs.into_iter())
+    }
+
+    /// Gives all leases back and waits for their bills, in the order of [`nodes`](Self::nodes). All are given back also if
+    /// a bill does not come: then it is the first error.
     pub fn release(mut self) -> Result<Vec<Bill>> {
-        let bills: Vec<_> = self.leases.iter().map(|lease| lease.release()).collect();
-        self.lane = None;
+        self.plan.grantor.check_process()?;
+        self.plan.dropped.store(true, Ordering::Relaxed);
+        self.lanes.iter_mut().for_each(Lane::stop);
+        let leases = self.lanes.iter().flat_map(|lane| &lane.leases);
+        let bills: Vec<_> = leases.map(|lease| lease.release()).collect();
         let bills = bills.into_iter().collect::<Result<Vec<_>>>()?;
         Ok(bills.into_iter().flatten().collect())
     }
 
+    /// Nobody will fetch `run`.
+    pub(super) fn abandon(&mut self, run: Run) {
+        if let Some((number, slot)) = self.find(run) {
+            self.lanes[number].slots.abandon(slot);
+        }
+        self.ended.remove(&run.number);
+        self.again.retain(|again| again.begun.run != run.number);
+    }
+
+    fn numbered(&self, number: u64) -> Run {
+        Run { graph: self.origin, number, likely: (0, 0) }
+    }
+
+    /// Returns how many runs were not fetched.
+    fn unfetched(&self) -> usize {
+        let in_slots: usize = self.lanes.iter().map(|lane| lane.slots.unfetched()).sum();
+        in_slots + self.ended.len() + self.again.len()
+    }
+
+    /// Returns whether all lanes are ready and no run waits for one.
+    fn is_well(&self) -> bool {
+        self.again.is_empty() && self.lanes.iter().all(Lane::is_ready)
+    }
+
+    /// Returns the number of the lane that has most room, if one has.
+    fn roomiest(&self) -> Option<usize> {
+        let lanes = self.lanes.iter().enumerate().rev(); // of several, the first
+        let ready = lanes.filter(|(_, lane)| lane.is_ready() && lane.slots.free() > 0);
+        ready.max_by_key(|(_, lane)| lane.slots.free()).map(|(number, _)| number)
+    }
+
+    /// Returns lane and slot of a run that has one.
+    fn find(&self, run: Run) -> Option<(usize, usize)> {
+        if run.graph != self.origin {
+            return None;
+        }
+        let (lane, slot) = (run.likely.0.into(), run.likely.1.into());
+        let at = |number: usize, lane: &Lane| Some((number, lane.slots.find(run.number, slot)?));
+        let likely = self.lanes.get(lane).and_then(|its| at(lane, its));
+        likely.or_else(|| self.lanes.iter().enumerate().find_map(|(number, its)| at(number, its)))
+    }
+
+    fn first_over(&self) -> Option<(usize, u64, usize)> {
+        let lanes = self.lanes.iter().enumerate();
+        let over = lanes.filter_map(|(number, lane)| {
+            let (run, slot) = lane.slots.first_over()?;
+            Some((number, run, slot))
+        });
+        over.min_by_key(|(_, run, _)| *run)
+    }
+
+    /// Takes how a run has ended that has no slot; `None` if it waits for one.
+    fn fetch_ended(&mut self, run: Run) -> Option<Result<Vec<Vec<u8>>>> {
+        if run.graph == self.origin {
+            if let Some(ended) = self.ended.remove(&run.number) {
+                return Some(self.outcome(ended));
+            }
+            if self.again.iter().any(|again| again.begun.run == run.number) {
+                return None;
+            }
+        }
+        Some(Err(Error::Foreign("run")))
+    }
+
+    /// Takes the outputs of a run that is over.
+    fn take(&mut self, number: usize, slot: usize) -> Result<Vec<Vec<u8>>> {
+        let ended = self.take_from(number, slot);
+        self.outcome(ended)
+    }
+
+    fn take_from(&mut self, number: usize, slot: usize) -> Ended {
+        let lane = &mut self.lanes[number];
+        let Some((slots, workers)) = lane.ready() else { return Ok(Vec::new()) };
+        slots.take(workers, slot).map_err(|failure| RunEnd::failed(lane, failure))
+    }
+
     fn outcome(&self, ended: Ended) -> Result<Vec<Vec<u8>>> {
-        ended.map_err(|end| match end {
-            RunEnd::Failed(RunFailure { function, bytes: (returned, most) }) => {
-                let capacity = usize::try_from(most).unwrap_or(usize::MAX);
-                let source = Error::OutputTooLarge { needed: returned.into(), capacity };
-                self.failed_in(function, source)
-            }
-            RunEnd::Lost(lost) => self.error_of(&lost),
-        })
+        ended.map_err(|end| end.into_error(&self.plan))
     }
 
-    fn error_of(&self, lost: &LaneLost) -> Error {
-        match *lost {
-            LaneLost::Ended(function, cause) => self.failed_in(function, cause.into()),
-            LaneLost::TimeLimit(after) => Error::TimeLimit { after },
-            LaneLost::Worker(reason) => Error::WorkerLost { reason },
-        }
-    }
-
-    fn failed_in(&self, function: usize, source: Error) -> Error {
-        let name = self.graph.functions.get(function).map(|described| described.name.clone());
-        let node = self.leases.get(function).map(|lease| lease.node().to_owned());
-        Error::GraphFailed {
-            function: name.unwrap_or_default(),
-            node: node.unwrap_or_default(),
-            source: Box::new(source),
-        }
-    }
-
-    /// Lets the workers go, for this reason. What has ended before is kept.
+    /// Cuts a lane, and notes what becomes of its runs. Nobody is told before all its connections are dropped.
     #[cold]
-    fn lose(&mut self, why: LaneLost) {
-        let Some(mut lane) = self.lane.take() else { return };
-        self.slots.drain(&mut lane);
-        for (run, slot) in self.slots.runs() {
-            let ended = match self.slots.is_over(slot) {
-                true => self.slots.take(&lane, slot).map_err(RunEnd::Failed),
-                false => Err(RunEnd::Lost(why)),
+    fn lose(&mut self, number: usize, loss: Loss) -> Arc<Lost> {
+        let Plan { graph, deployment, .. } = &*self.plan;
+        let limit = deployment.invocation_timeout;
+        let lane = &mut self.lanes[number];
+        let lost = Lost::of(&self.plan, lane, loss);
+        for (begun, left) in lane.cut(loss) {
+            let ended = match left {
+                Left::Over(over) => over.map_err(|failure| RunEnd::failed(lane, failure)),
+                Left::Cut { overdue: true, .. } => Err(RunEnd::TimeLimit(limit)),
+                Left::Cut { input, .. } if graph.idempotent && begun.tries < MOST_TRIES => {
+                    let begun = Begun { tries: begun.tries + 1, ..begun };
+                    self.again.push_back(Again { begun, input, lost: lost.clone() });
+                    continue;
+                }
+                Left::Cut { .. } => Err(RunEnd::Lost(lost.clone())),
             };
-            self.slots.forget(slot);
-            self.ended.insert(run, ended);
+            self.ended.insert(begun.run, ended);
         }
-        tracing::info!(?why, "a graph is cut: its executors are started again for the next run");
-        drop(lane);
+        lost
     }
 
-    /// Starts all executors, on the leases that there are, or on new ones where these are over.
-    fn start(&mut self) -> Result<()> {
-        let request = self.graph.lease_request();
-        for held in &mut self.leases {
-            let granted = matches!(held.lock().stage, LeaseStage::Granted(_));
-            let waits = granted && held.expires_at() > SystemTime::now();
-            if !waits && !held.lives() {
-                held.give_up();
-                *held = lease(&self.grantor, &request)?;
+    /// Takes lanes that have started, has others started again, and submits runs again. `now`: at once, if no lane serves.
+    fn attend(&mut self, now: bool) {
+        if self.is_well() {
+            return;
+        }
+        let now = now && !self.lanes.iter().any(Lane::is_ready);
+        for lane in &mut self.lanes {
+            lane.attend(now);
+        }
+        self.submit_again();
+    }
+
+    /// Submits runs again that have lost their lane, as far as there is room.
+    fn submit_again(&mut self) {
+        let (limit, now) = (self.plan.deployment.invocation_timeout, Instant::now());
+        for again in std::mem::take(&mut self.again) {
+            match now >= again.begun.deadline(limit) {
+                true => _ = self.ended.insert(again.begun.run, Err(RunEnd::Lost(again.lost))),
+                false => self.again.push_back(again),
             }
         }
-        let means = Means {
-            graph: &self.graph,
-            deployment: &self.deployment,
-            libraries: &self.libraries,
-            leases: &self.leases,
-            domain: &self.domain,
-            device: &self.grantor.device,
-        };
-        self.lane = Some(start(&means)?);
-        Ok(())
+        while !self.again.is_empty() {
+            if self.roomiest().is_none() {
+                // Those that are over need no slot.
+                while let Some((number, run, slot)) = self.first_over() {
+                    let ended = self.take_from(number, slot);
+                    self.ended.insert(run, ended);
+                }
+            }
+            let Some(number) = self.roomiest() else { return };
+            let Some((slots, workers)) = self.lanes[number].ready() else { return };
+            let Some(Again { mut begun, input, lost }) = self.again.pop_front() else { return };
+            tracing::debug!(run = begun.run, tries = begun.tries, "a run is submitted again");
+            if let Err(loss) = slots.begin(workers, begun, &input) {
+                self.lose(number, loss);
+                begun.tries += 1;
+                match begun.tries > MOST_TRIES {
+                    true => _ = self.ended.insert(begun.run, Err(RunEnd::Lost(lost))),
+                    false => self.again.push_back(Again { begun, input, lost }),
+                }
+            }
+        }
+    }
+
+    /// Returns a lane that has room. Waits only while no lane serves, or for runs that nobody will fetch.
+    #[cold]
+    fn room(&mut self) -> Result<usize> {
+        loop {
+            self.attend(true);
+            self.look();
+            if let Some(number) = self.roomiest() {
+                return Ok(number);
+            }
+            let mut ready = self.lanes.iter().filter(|lane| lane.is_ready()).peekable();
+            if ready.peek().is_none() {
+                self.wait_for_start()?;
+            } else if ready.any(|lane| lane.slots.abandoned() > 0) {
+                self.rest();
+            } else {
+                return Err(Error::AllSlotsBusy);
+            }
+        }
+    }
+
+    /// Waits until one of the lanes, of which none serves, is started. Fails with the error of one if none can be.
+    fn wait_for_start(&mut self) -> Result<()> {
+        let mut failed = Error::WorkerLost { reason: "no lane of the graph could be started" };
+        while self.lanes.iter().any(Lane::is_starting) {
+            for lane in self.lanes.iter_mut().filter(|lane| lane.has_started()) {
+                match lane.finish_start() {
+                    Ok(()) => return Ok(()),
+                    Err(error) => failed = error,
+                }
+            }
+            thread::sleep(NAP);
+        }
+        Err(failed)
+    }
+
+    /// Notes what has arrived on all lanes. Returns whether there was something.
+    fn poll_all(&mut self) -> bool {
+        let mut found = false;
+        for number in 0..self.lanes.len() {
+            let Some((slots, workers)) = self.lanes[number].ready() else { continue };
+            match slots.poll(workers) {
+                Ok(some) => found |= some,
+                Err(loss) => {
+                    self.lose(number, loss);
+                    found = true;
+                }
+            }
+        }
+        found
+    }
+
+    /// Notes what has arrived on all lanes, and which of them are lost.
+    fn look(&mut self) {
+        (0..self.lanes.len()).for_each(|number| self.look_at(number));
+    }
+
+    fn look_at(&mut self, number: usize) {
+        let Some((slots, workers)) = self.lanes[number].ready() else { return };
+        let looked = slots.poll(workers).and_then(|found| match found {
+            true => Ok(()),
+            false => slots.check(workers, Instant::now()),
+        });
+        if let Err(loss) = looked {
+            self.lose(number, loss);
+        }
+    }
+
+    /// Sleeps until something may have come, or a lane have started, or a run have reached its limit.
+    fn rest(&mut self) {
+        let now = Instant::now();
+        let mut timeout = LONGEST_SLEEP;
+        if !self.is_well() {
+            timeout = NAP;
+        }
+        let mut ready: Vec<_> = self.lanes.iter_mut().filter_map(Lane::ready).collect();
+        for (slots, workers) in &mut ready {
+            let left = slots.first_deadline().map(|at| at.saturating_duration_since(now));
+            timeout = left.map_or(timeout, |left| left.min(timeout));
+            // Armed before it is polled: what comes later ends the sleep.
+            let polled = workers.arrivals.arm(Notify::Any).is_ok();
+            if !polled || !matches!(slots.poll(workers), Ok(false)) {
+                timeout = Duration::ZERO;
+            }
+        }
+        let descriptors = ready.iter().map(|(_, workers)| workers.descriptor());
+        if let Err(error) = sleep_on(descriptors, timeout) {
+            tracing::error!(%error, "cannot sleep");
+        }
+        for (_, workers) in &mut ready {
+            workers.arrivals.acknowledge().ok();
+        }
     }
 }
 
-fn lease(grantor: &Arc<Grantor>, request: &LeaseRequest) -> Result<Arc<HeldLease>> {
-    HeldLease::new(grantor.clone(), grantor.lease(request)?, request.timeout)
+impl Drop for CompiledGraph {
+    fn drop(&mut self) {
+        self.plan.dropped.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Acquires the leases of all lanes, and starts their executors.
+fn start_lanes(plan: &Arc<Plan>) -> Result<Vec<Lane>> {
+    let asked = plan.graph.lanes;
+    let mut leased = Vec::new();
+    while leased.len() < asked.most {
+        match plan.lease_all() {
+            Ok(leases) => leased.push(leases),
+            Err(error) if is_for_room(&error) && leased.len() >= asked.least => break,
+            Err(error) => return Err(error),
+        }
+    }
+    // Without a resource manager nobody keeps their room until they are claimed: one lane would take that of another.
+    let granted = leased.iter().flatten().all(|lease| lease.id().is_some());
+    let mut leased = leased.into_iter();
+    let mut starting: VecDeque<_> = leased
+        .by_ref()
+        .take(if granted { usize::MAX } else { 1 })
+        .map(|its| Lane::new(plan, its))
+        .collect();
+    let (mut lanes, mut no_room) = (Vec::new(), None);
+    while let Some(mut lane) = starting.pop_front() {
+        match lane.finish_start() {
+            Ok(()) => lanes.push(lane),
+            Err(error) if is_for_room(&error) => no_room = no_room.or(Some(error)),
+            Err(error) => {
+                plan.dropped.store(true, Ordering::Relaxed); // for the others
+                return Err(error);
+            }
+        }
+        if starting.is_empty() {
+            starting.extend(leased.next().map(|its| Lane::new(plan, its)));
+        }
+    }
+    match no_room {
+        Some(error) if lanes.len() < asked.least => Err(error),
+        _ => Ok(lanes),
+    }
+}
+
+/// Returns whether something failed for want of room.
+fn is_for_room(error: &Error) -> bool {
+    match error {
+        Error::GraphNotStarted { source, .. } => is_for_room(source),
+        Error::AllocationRefused { because, .. } => *because == RefusedBecause::NoCapacity,
+        Error::LeaseRefused { .. } => true,
+        _ => false,
+    }
 }
 
 /// Returns the library of each function, which has it.

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::lane::Lanes;
 use crate::buffer::Origin;
 use crate::request::LeaseRequest;
 
@@ -39,6 +40,8 @@ pub struct Graph {
     pub(super) outputs: Vec<End>,
     memory_mb: u32,
     lease_time: Duration,
+    pub(super) lanes: Lanes,
+    pub(super) idempotent: bool,
 }
 
 /// A function of a [`Graph`], and only of that.
@@ -89,6 +92,8 @@ impl Graph {
             outputs: Vec::new(),
             memory_mb: 256,
             lease_time: Duration::from_secs(3600),
+            lanes: Lanes::default(),
+            idempotent: false,
         }
     }
 
@@ -136,6 +141,21 @@ impl Graph {
     /// Returns the largest input, which all functions take that take the input.
     pub(super) fn most_input(&self) -> usize {
         self.inputs.iter().map(|end| end.bytes).min().unwrap_or(0)
+    }
+
+    /// Sets how many lanes it is compiled to, one unless this is called. Each lane has its own leases, executors and
+    /// [slots](crate::Deployment::slots), and a run goes to the one with most room: so that many more runs can be under
+    /// way. What ends a lane ends the runs on it, and no others.
+    pub fn lanes(&mut self, lanes: Lanes) -> &mut Self {
+        self.lanes = lanes;
+        self
+    }
+
+    /// Sets whether a run may run more than once, which is not so unless this is called. A run whose lane was lost is
+    /// then submitted again, three times at most and within its limit, and its caller learns nothing of it.
+    pub fn idempotent(&mut self, idempotent: bool) -> &mut Self {
+        self.idempotent = idempotent;
+        self
     }
 
     /// Sets the memory of the lease of each function, in MB.

@@ -1,282 +1,273 @@
-//! The workers of a graph, connected, and the runs that are under way there.
+//! A lane: leases, executors on them, connections to their workers, and the slots of these.
 //!
-//! * The client owns the slots of all edges: a run has the same slot on each. When all outputs of it are there, all
-//!   workers are done with it, since each has written before what it reads is written again.
-//! * A worker that is gone takes the lane with it: runs under way fail, all executors end, and the next run has them
-//!   started again. So nothing of an old run can land in a new one.
+//! ```text
+//!   starting ──all are there──▶ ready ──an executor, a lease, a limit──▶ lost (connections are dropped first)
+//!      ▲  └──a thread of its own──▶ lost                                   │
+//!      └────────────on the same leases, as far as those live───────────────┘
+//! ```
+//! It is started in a thread of its own, so that runs on other lanes go on meanwhile. Whoever drops the graph waits for
+//! that thread, which is told to stop.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant, SystemTime};
 
-use rdmalib::{CompletionQueue, Region, Status, WorkCompletion};
-use rfaas_call::edge::{EdgeEnd, InEdge, OutEdge, SlotUse};
-use rfaas_call::{Awaited, Backoff, Pause, Sharing, Spin};
-use rfaas_protocol::channel::Channel;
-use rfaas_protocol::edge::{EdgeFailure, EdgeShape, EdgeStatus, FailedBecause};
+use rdmalib::Domain;
 
-use crate::cause::Cause;
-use crate::lease_core::LeaseCore;
+use super::description::Graph;
+use super::slots::{Begun, Left, Slots};
+use super::start::{Means, start};
+use super::workers::{Loss, Workers};
+use crate::deployment::Deployment;
+use crate::error::{Error, Result};
+use crate::grantor::Grantor;
+use crate::held_lease::HeldLease;
+use crate::lease_core::LeaseStage;
+use crate::library::Library;
+use crate::request::LeaseRequest;
 
-/// Completions taken from the queue at a time.
-const BATCH: usize = 16;
-/// Longest sleep, after which limits are looked at again.
-const LONGEST_SLEEP: Duration = Duration::from_secs(1);
-/// How long managers may take to say why a worker is gone.
-const CAUSE_WITHIN: Duration = Duration::from_secs(1);
-/// Pause between two questions for that, which rings no bell.
-const NAP: Duration = Duration::from_millis(1);
-
-/// One executor of the lane: of one function.
-pub(super) struct Member {
-    /// Of its lease. Whoever has the lane does not keep that.
-    pub(super) lease: Arc<LeaseCore>,
-    /// Its end makes the executor exit.
-    pub(super) _control: Channel,
+/// How many lanes a graph has ([`Graph::lanes`]): each has its own leases and executors, so that it fails by itself.
+///
+/// ```
+/// use rfaas::Lanes;
+///
+/// let two = Lanes::exactly(2); // both, or the graph is not compiled
+/// let some = Lanes::up_to(8); // as many as there is room for, at least one
+/// assert_eq!(Lanes::default(), Lanes::exactly(1));
+/// # let _ = (two, some);
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lanes {
+    pub(super) least: usize,
+    pub(super) most: usize,
 }
 
-/// All of them, and what connects the client with them.
+impl Lanes {
+    /// This many, all of them or none.
+    pub fn exactly(lanes: usize) -> Self {
+        Lanes { least: lanes, most: lanes }
+    }
+
+    /// As many as there is room for when the graph is compiled: at least one, and not more than this.
+    pub fn up_to(lanes: usize) -> Self {
+        Lanes { least: 1, most: lanes }
+    }
+}
+
+impl Default for Lanes {
+    /// Returns one.
+    fn default() -> Self {
+        Lanes::exactly(1)
+    }
+}
+
+/// Times that a lane is started before that has failed: a lease may end meanwhile, and is replaced then.
+const START_TRIES: usize = 2;
+/// A lane that could not be started is tried again after this, while others serve.
+const AGAIN_AFTER: Duration = Duration::from_secs(1);
+
+/// What all lanes of a graph are made from.
+pub(super) struct Plan {
+    pub(super) graph: Graph,
+    pub(super) deployment: Deployment,
+    /// By function.
+    pub(super) libraries: Vec<Arc<Library>>,
+    pub(super) grantor: Arc<Grantor>,
+    /// Of all inputs.
+    pub(super) domain: Domain,
+    /// The graph is dropped: no lane is started any more.
+    pub(super) dropped: AtomicBool,
+}
+
+/// A lane.
 pub(super) struct Lane {
-    pub(super) members: Vec<Member>,
-    /// To each worker, by function: those that take no input have an edge of no bytes, whose end tells of theirs.
-    pub(super) to_workers: Vec<OutEdge>,
-    /// Functions that take the input.
-    pub(super) sources: Vec<usize>,
-    /// A copy of the input of each run, and where they are.
-    pub(super) inputs: Region,
-    pub(super) input: EdgeShape,
-    /// From workers, by output of the graph.
-    pub(super) outputs: Vec<InEdge>,
-    pub(super) arrivals: CompletionQueue,
+    // Dropped first: managers hear that leases are given back before connections end, and do not report failures.
+    pub(super) leases: Vec<Arc<HeldLease>>,
+    stage: Stage,
+    pub(super) slots: Slots,
+    plan: Arc<Plan>,
 }
 
-/// Why a run has failed, by itself: the lane lives.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct RunFailure {
-    /// Number of the function.
-    pub(super) function: usize,
-    /// Bytes that it returned, and that fit.
-    pub(super) bytes: (u32, u64),
+enum Stage {
+    Ready(Box<Workers>),
+    Starting(JoinHandle<Started>),
+    /// Since then.
+    Lost(Instant),
 }
 
-/// Why a lane is lost.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum LaneLost {
-    /// The executor of this function, or its lease, has ended.
-    Ended(usize, Cause),
-    /// A run was under way for so long.
-    TimeLimit(Duration),
-    /// A worker broke the protocol, or nobody says why it is gone.
-    Worker(&'static str),
-}
+/// Leases, which may be others than before, and what is on them.
+type Started = (Vec<Arc<HeldLease>>, Result<Workers>);
 
-/// A slot and its run.
-#[derive(Debug, Default)]
-struct SlotState {
-    /// Which run, if one is under way or not fetched yet.
-    run: Option<u64>,
-    /// Low byte that its payloads have: another one at each use.
-    uses: u8,
-    since: Option<Instant>,
-    /// Outputs that are there.
-    there: Vec<Option<u32>>,
-    failed: Option<RunFailure>,
-}
-
-/// The slots of a lane.
-pub(super) struct Slots {
-    slots: Vec<SlotState>,
-    sharing: Sharing,
-    spin: Spin,
-}
-
-impl Slots {
-    pub(super) fn new(depth: u16, outputs: usize, spin: Spin) -> Self {
-        let slot = || SlotState { there: vec![None; outputs], ..SlotState::default() };
-        let slots = std::iter::repeat_with(slot).take(depth.into()).collect();
-        Slots { slots, sharing: Sharing::default(), spin }
+impl Plan {
+    /// Acquires the leases of one lane: all of them, or none.
+    pub(super) fn lease_all(&self) -> Result<Vec<Arc<HeldLease>>> {
+        let request = self.graph.lease_request();
+        // One that is not granted has the others dropped, which gives them back.
+        self.graph.functions.iter().map(|_| self.lease(&request)).collect()
     }
 
-    /// Returns a slot without a run.
-    pub(super) fn free(&self) -> Option<usize> {
-        self.slots.iter().position(|slot| slot.run.is_none())
+    fn lease(&self, request: &LeaseRequest) -> Result<Arc<HeldLease>> {
+        HeldLease::new(self.grantor.clone(), self.grantor.lease(request)?, request.timeout)
     }
 
-    /// Returns the slot of a run.
-    pub(super) fn of(&self, run: u64) -> Option<usize> {
-        self.slots.iter().position(|slot| slot.run == Some(run))
-    }
-
-    /// Posts `input` for `run` in `slot`, which is free.
-    pub(super) fn begin(
-        &mut self,
-        lane: &mut Lane,
-        (slot, run): (usize, u64),
-        input: &[u8],
-    ) -> rdmalib::Result<()> {
-        let state = &mut self.slots[slot];
-        state.uses = state.uses.wrapping_add(1);
-        let to = SlotUse { slot: slot as u16, run: state.uses }; // a depth has 16 bits
-        let start = lane.input.start(to.slot) as usize;
-        lane.inputs.write(start, input)?;
-        for source in &lane.sources {
-            let payload = lane.inputs.slice(start..start + input.len())?;
-            lane.to_workers[*source].send_slice(to, payload)?;
+    /// Replaces those of `leases` that are over.
+    fn renew(&self, leases: &mut [Arc<HeldLease>]) -> Result<()> {
+        let request = self.graph.lease_request();
+        for held in leases {
+            let granted = matches!(held.lock().stage, LeaseStage::Granted(_));
+            let waits = granted && held.expires_at() > SystemTime::now();
+            if !waits && !held.lives() {
+                held.give_up();
+                *held = self.lease(&request)?;
+            }
         }
-        state.run = Some(run);
-        state.since = Some(Instant::now());
-        state.there.fill(None);
-        state.failed = None;
         Ok(())
     }
 
-    /// Returns whether all outputs of a slot's run are there.
-    pub(super) fn is_over(&self, slot: usize) -> bool {
-        self.slots[slot].there.iter().all(Option::is_some)
-    }
-
-    /// Takes the outputs of a run that is over, which frees its slot.
-    pub(super) fn take(&mut self, lane: &Lane, slot: usize) -> Result<Vec<Vec<u8>>, RunFailure> {
-        let state = &mut self.slots[slot];
-        state.run = None;
-        if let Some(failure) = state.failed.take() {
-            return Err(failure);
-        }
-        let sizes = state.there.iter().map(|bytes| bytes.unwrap_or(0) as usize);
-        let outputs = lane.outputs.iter().zip(sizes).map(|(edge, bytes)| {
-            let mut output = vec![0; bytes];
-            edge.copy(slot as u16, 0, &mut output).expect("its size was checked when it came");
-            output
-        });
-        Ok(outputs.collect())
-    }
-
-    /// Returns the runs that have a slot, and those.
-    pub(super) fn runs(&self) -> Vec<(u64, usize)> {
-        let slots = self.slots.iter().enumerate();
-        slots.filter_map(|(slot, state)| Some((state.run?, slot))).collect()
-    }
-
-    /// Frees a slot without its outputs: the lane is no more.
-    pub(super) fn forget(&mut self, slot: usize) {
-        self.slots[slot].run = None;
-    }
-
-    /// Waits until the run in `slot` is over, for `limit` from its begin. Notes what comes of others.
-    pub(super) fn wait(
-        &mut self,
-        lane: &mut Lane,
-        slot: usize,
-        limit: Duration,
-    ) -> Result<(), LaneLost> {
-        let mut backoff = Backoff::new(self.spin, Awaited::Result);
-        let deadline = self.slots[slot].since.and_then(|since| since.checked_add(limit));
-        let mut batch = [WorkCompletion::default(); BATCH];
-        while !self.is_over(slot) {
-            let early = self.sharing.is_likely();
-            let taken = lane.arrivals.poll(&mut batch);
-            if taken > 0 {
-                backoff.fruitful(early, &mut self.sharing);
-                batch[..taken].iter().try_for_each(|done| self.arrived(lane, done))?;
-                continue;
-            }
-            match backoff.fruitless(early) {
-                Pause::Spin => {
-                    lane.arrivals.stay_awake();
-                    std::hint::spin_loop();
+    /// Starts the executors of a lane on `leases`, or on others where these are over.
+    fn start(&self, mut leases: Vec<Arc<HeldLease>>) -> Started {
+        let mut started = Err(Error::Invalid("a lane is started at least once"));
+        for attempt in 1..=START_TRIES {
+            started = self.renew(&mut leases).and_then(|()| {
+                start(&Means {
+                    graph: &self.graph,
+                    deployment: &self.deployment,
+                    libraries: &self.libraries,
+                    leases: &leases,
+                    domain: &self.domain,
+                    device: &self.grantor.device,
+                    stop: &self.dropped,
+                })
+            });
+            match &started {
+                Err(error) if is_of_a_lease(error) && !self.dropped.load(Ordering::Relaxed) => {
+                    tracing::debug!(%error, attempt, "a lane could not be started");
                 }
-                Pause::Yield => std::thread::yield_now(),
-                Pause::Look => {
-                    let now = Instant::now();
-                    if deadline.is_some_and(|deadline| now >= deadline) {
-                        return Err(LaneLost::TimeLimit(limit));
-                    }
-                    lane.check(LeaseCore::noted_cause)?;
-                    if backoff.looked(now) {
-                        backoff.about_to_sleep();
-                        let left = deadline.map_or(LONGEST_SLEEP, |at| at - now);
-                        lane.arrivals.wait(Some(left.min(LONGEST_SLEEP))).map_err(lost_here)?;
-                    }
-                }
+                _ => break,
             }
         }
-        Ok(())
-    }
-
-    /// Notes what has arrived by now, of a lane that is lost: what is wrong is of no interest any more.
-    pub(super) fn drain(&mut self, lane: &mut Lane) {
-        while let Some(done) = lane.arrivals.poll_one() {
-            if matches!(EdgeEnd::of(done.id), EdgeEnd::In(_)) && done.status == Status::Success {
-                let _ = self.arrived(lane, &done);
-            }
-        }
-    }
-
-    /// Notes what has arrived.
-    fn arrived(&mut self, lane: &mut Lane, done: &WorkCompletion) -> Result<(), LaneLost> {
-        let output = match EdgeEnd::of(done.id) {
-            EdgeEnd::Out(_) => return Err(lane.why_lost("a worker ended its connection")),
-            EdgeEnd::In(output) => output,
-        };
-        let Some(edge) = lane.outputs.get(output) else { return Ok(()) }; // there is no such edge
-        let breach = LaneLost::Worker;
-        let Some(arrival) = edge.read(done).map_err(breach)? else {
-            return Err(lane.why_lost("a worker ended its connection"));
-        };
-        let state = self.slots.get_mut(usize::from(arrival.slot));
-        let state = state.filter(|state| state.run.is_some() && state.uses == arrival.run);
-        let state = state.ok_or_else(|| breach("it wrote an output that is not waited for"))?;
-        if state.there[output].replace(arrival.bytes).is_some() {
-            return Err(breach("it wrote an output twice"));
-        }
-        if arrival.status == EdgeStatus::Failed {
-            let failure = edge.failure(arrival.slot).map_err(lost_here)?;
-            let failure = run_failure(&failure, lane.members.len()).map_err(breach)?;
-            state.failed.get_or_insert(failure);
-        }
-        lane.outputs[output].repost().map_err(lost_here)?;
-        Ok(())
+        (leases, started)
     }
 }
 
-/// Reads why a run has failed.
-fn run_failure(failure: &EdgeFailure, functions: usize) -> Result<RunFailure, &'static str> {
-    let because = FailedBecause::from_wire(failure.because);
-    if because != Ok(FailedBecause::OutputTooLarge) {
-        return Err("it failed for no reason there is");
+/// Returns whether a start failed since a lease or its node is gone: on another one it may not.
+fn is_of_a_lease(error: &Error) -> bool {
+    match error {
+        Error::GraphNotStarted { source, .. } => is_of_a_lease(source),
+        Error::LeaseEnded { .. }
+        | Error::ExecutorGone
+        | Error::Unreachable { .. }
+        | Error::NoAnswer { .. }
+        | Error::Connection { .. } => true,
+        _ => false,
     }
-    let function = usize::from(failure.function.get());
-    if function >= functions {
-        return Err("it failed in a function that is not in the graph");
-    }
-    Ok(RunFailure { function, bytes: (failure.returned.get(), failure.most.get()) })
-}
-
-fn lost_here(error: rdmalib::Error) -> LaneLost {
-    tracing::error!(%error, "the device of this machine fails a graph");
-    LaneLost::Worker("the device of this machine refused a request")
 }
 
 impl Lane {
-    /// Fails if an executor or its lease is over, of which `known` tells.
-    fn check(&self, known: fn(&LeaseCore) -> Option<Cause>) -> Result<(), LaneLost> {
-        let known = self.members.iter().map(|member| known(&member.lease));
-        match known.enumerate().find_map(|(function, cause)| Some((function, cause?))) {
-            Some((function, cause)) => Err(LaneLost::Ended(function, cause)),
-            None => Ok(()),
+    /// Begins to start one on `leases`.
+    pub(super) fn new(plan: &Arc<Plan>, leases: Vec<Arc<HeldLease>>) -> Self {
+        let Deployment { slots, spin, invocation_timeout, .. } = plan.deployment;
+        let slots = Slots::new(slots, plan.graph.outputs.len(), spin, invocation_timeout);
+        let stage = Stage::Lost(Instant::now());
+        let mut lane = Lane { leases, stage, slots, plan: plan.clone() };
+        lane.begin_start();
+        lane
+    }
+
+    fn begin_start(&mut self) {
+        let (plan, leases) = (self.plan.clone(), self.leases.clone());
+        let builder = thread::Builder::new().name("rfaas-lane".into());
+        self.stage = match builder.spawn(move || plan.start(leases)) {
+            Ok(thread) => Stage::Starting(thread),
+            Err(error) => {
+                tracing::error!(%error, "no thread to start a lane of a graph");
+                Stage::Lost(Instant::now())
+            }
+        };
+    }
+
+    /// Returns the slots and the workers, if these are there.
+    pub(super) fn ready(&mut self) -> Option<(&mut Slots, &mut Workers)> {
+        match &mut self.stage {
+            Stage::Ready(workers) => Some((&mut self.slots, workers)),
+            Stage::Starting(_) | Stage::Lost(_) => None,
         }
     }
 
-    /// Returns why a worker is gone: what its manager says, or else `otherwise`.
-    pub(super) fn why_lost(&self, otherwise: &'static str) -> LaneLost {
-        let deadline = Instant::now() + CAUSE_WITHIN;
-        loop {
-            if let Err(lost) = self.check(LeaseCore::ask_cause) {
-                return lost;
+    pub(super) fn is_ready(&self) -> bool {
+        matches!(self.stage, Stage::Ready(_))
+    }
+
+    pub(super) fn is_starting(&self) -> bool {
+        matches!(self.stage, Stage::Starting(_))
+    }
+
+    /// Returns whether the thread that starts it is done.
+    pub(super) fn has_started(&self) -> bool {
+        matches!(&self.stage, Stage::Starting(thread) if thread.is_finished())
+    }
+
+    /// Has it started again if it is time for that, and takes what has started. `now`: others do not serve.
+    pub(super) fn attend(&mut self, now: bool) {
+        if self.has_started()
+            && let Err(error) = self.finish_start()
+        {
+            tracing::warn!(%error, "a lane of a graph could not be started again");
+        }
+        if matches!(self.stage, Stage::Lost(since) if now || since.elapsed() >= AGAIN_AFTER) {
+            self.begin_start();
+        }
+    }
+
+    /// Waits until it is started: as long as the deployment lets a start take, at most twice.
+    pub(super) fn finish_start(&mut self) -> Result<()> {
+        let lost = Stage::Lost(Instant::now());
+        let (leases, workers) = match std::mem::replace(&mut self.stage, lost) {
+            Stage::Starting(thread) => thread
+                .join()
+                .map_err(|_| Error::Invalid("a thread that starts a lane has panicked"))?,
+            other => {
+                self.stage = other;
+                return Ok(());
             }
-            if Instant::now() >= deadline {
-                return LaneLost::Worker(otherwise);
-            }
-            std::thread::sleep(NAP);
+        };
+        self.leases = leases;
+        self.stage = Stage::Ready(Box::new(workers?));
+        Ok(())
+    }
+
+    /// Drops all connections, and has it started again. Returns the runs that somebody will fetch.
+    #[cold]
+    pub(super) fn cut(&mut self, why: Loss) -> Vec<(Begun, Left)> {
+        let lost = Stage::Lost(Instant::now());
+        let Stage::Ready(mut workers) = std::mem::replace(&mut self.stage, lost) else {
+            return Vec::new();
+        };
+        let runs = self.slots.empty(&mut workers);
+        drop(workers);
+        tracing::info!(?why, "a lane of a graph is cut; its executors are started again");
+        self.begin_start();
+        runs
+    }
+
+    /// Waits for the thread that starts it, if there is one, which was told to stop.
+    pub(super) fn stop(&mut self) {
+        if self.is_starting() {
+            self.finish_start().ok();
+        }
+    }
+}
+
+impl Drop for Lane {
+    fn drop(&mut self) {
+        if self.plan.grantor.check_process().is_ok() {
+            return self.stop();
+        }
+        // The thread is the parent's.
+        let lost = Stage::Lost(Instant::now());
+        if let Stage::Starting(thread) = std::mem::replace(&mut self.stage, lost) {
+            std::mem::forget(thread);
         }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   Graph ──check──▶ compile: leases, executors, introductions ──▶ CompiledGraph ──submit──▶ Run ──wait──▶ outputs
-//!   (description)    (start)                                       (compiled, lane)
+//!   (description)    (lane, start)                                 (compiled, slots)                  (outcome)
 //! ```
 //! A compiled graph asks nobody: an input is written to the workers of the functions that take it, each writes what its
 //! function returns to those that take that, and the last ones to the client.
@@ -13,7 +13,13 @@ mod check;
 mod compiled;
 mod description;
 mod lane;
+mod map;
+mod outcome;
+mod slots;
 mod start;
+mod workers;
 
 pub use compiled::{CompiledGraph, Run};
 pub use description::{Graph, GraphFunction};
+pub use lane::Lanes;
+pub use map::Map;

@@ -7,8 +7,10 @@
 //! * All of them are there or none: if one fails, the connections to all are dropped, at which they exit.
 //! * Anyone may dial. A peer that does not show the secret of an executor or of an edge is refused.
 
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, MutexGuard};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -25,7 +27,7 @@ use rfaas_protocol::session::{
 use rfaas_protocol::{Empty, Hello, Malformed, Role, Secret, Text, parse_prefix};
 
 use super::description::Graph;
-use super::lane::{Lane, Member};
+use super::workers::{Member, Workers};
 use crate::deployment::{Deployment, Phases};
 use crate::dialled::{DialledExecutor, failed};
 use crate::error::{Error, Result};
@@ -35,8 +37,10 @@ use crate::library::Library;
 use crate::request::ExecutorRequest;
 use crate::session::{poll_manager, sleep_on, wait_for_exit, wire};
 
-/// Longest time that an executor may take to hear of its part.
-const TELL_TIMEOUT: Duration = Duration::from_secs(5);
+/// Longest sleep while an executor has not taken all that it is told, which rings no bell.
+const NAP: Duration = Duration::from_millis(1);
+/// Longest sleep before it is looked whether all of this is to stop.
+const LOOK: Duration = Duration::from_millis(20);
 
 /// What a graph is started from.
 pub(super) struct Means<'a> {
@@ -48,6 +52,21 @@ pub(super) struct Means<'a> {
     /// Of all inputs.
     pub(super) domain: &'a Domain,
     pub(super) device: &'a OpenDevice,
+    /// Nobody wants it any more.
+    pub(super) stop: &'a AtomicBool,
+}
+
+impl Means<'_> {
+    /// Says which function could not be started, and where.
+    fn not_started(&self, member: usize, source: Error) -> Error {
+        let function = self.graph.functions.get(member).map(|function| function.name.clone());
+        let node = self.leases.get(member).map(|lease| lease.node().to_owned());
+        Error::GraphNotStarted {
+            function: function.unwrap_or_default(),
+            node: node.unwrap_or_default(),
+            source: Box::new(source),
+        }
+    }
 }
 
 /// What there is of the executor of a function.
@@ -55,7 +74,9 @@ struct Starting<'a> {
     session: Secret,
     state: MutexGuard<'a, LeaseUse>,
     control: Option<DialledExecutor>,
+    /// Its part was made, and what of that it has not taken yet.
     told: bool,
+    to_tell: VecDeque<ToExecutor>,
     /// To its worker, until that has dialled.
     unconnected: Option<OutEdge>,
     worker: Option<OutEdge>,
@@ -69,7 +90,7 @@ struct StartingOutput {
 }
 
 /// Starts all executors, within the deployment's limit.
-pub(super) fn start(means: &Means<'_>) -> Result<Lane> {
+pub(super) fn start(means: &Means<'_>) -> Result<Workers> {
     let Means { graph, deployment, leases, device, .. } = *means;
     let deadline = Instant::now() + deployment.start_timeout;
     let mut listener = device.device.listen(device.entry.port)?;
@@ -88,17 +109,19 @@ pub(super) fn start(means: &Means<'_>) -> Result<Lane> {
     started?;
     let mut members = Vec::with_capacity(leases.len());
     let mut to_workers = Vec::with_capacity(leases.len());
-    for (lease, starting) in leases.iter().zip(starting) {
+    for (function, (lease, starting)) in leases.iter().zip(starting).enumerate() {
         let (Some(control), Some(worker)) = (starting.control, starting.worker) else {
             return Err(Error::Invalid("a graph is started when all of it is there"));
         };
         lease.core.wake_at_end(arrivals.waker());
-        members.push(Member { lease: lease.core.clone(), _control: control.finish().0 });
+        let (lease, _control) = (lease.core.clone(), control.finish().0);
+        members.push(Member { function, worker: 0, lease, _control });
         to_workers.push(worker);
     }
     let sources = graph.inputs.iter().map(|end| end.function).collect();
+    let from = graph.outputs.iter().map(|end| end.function).collect();
     let outputs = outputs.into_iter().map(|output| output.edge).collect();
-    Ok(Lane { members, to_workers, sources, inputs, input, outputs, arrivals })
+    Ok(Workers { members, to_workers, sources, inputs, input, outputs, from, arrivals })
 }
 
 fn shape(deployment: &Deployment, bytes: usize) -> EdgeShape {
@@ -148,13 +171,17 @@ fn claim_all<'a>(
         });
         claimed.collect()
     });
-    let starting = claims.into_iter().zip(claimed).map(|((lease, session, _, edge), claimed)| {
-        claimed.unwrap_or(Err(Error::Invalid("a thread that claims a lease panicked")))?;
+    let starting = claims.into_iter().zip(claimed).enumerate();
+    let starting = starting.map(|(member, ((lease, session, _, edge), claimed))| {
+        claimed
+            .unwrap_or(Err(Error::Invalid("a thread that claims a lease panicked")))
+            .map_err(|error| means.not_started(member, error))?;
         Ok(Starting {
             session,
             state: lease.lock(),
             control: None,
             told: false,
+            to_tell: VecDeque::new(),
             unconnected: Some(edge),
             worker: None,
         })
@@ -219,24 +246,20 @@ fn assemble(
     deadline: Instant,
 ) -> Result<()> {
     loop {
-        let mut wake_at = deadline;
-        for one in &mut *starting {
-            // Armed before they are read: what comes later ends the sleep.
-            let (exit, heard_by) = poll_manager(&mut one.state)?;
-            let mut lives = true;
-            if let Some(control) = &mut one.control {
-                control.arm()?;
-                lives = control.read()?;
-            }
-            if let Some(exit) = exit {
-                return Err(Error::StartFailed(exit));
-            }
-            if !lives {
-                return Err(Error::StartFailed(wait_for_exit(&mut one.state)?));
-            }
+        if means.stop.load(Ordering::Relaxed) {
+            return Err(Error::Invalid("the graph was dropped while it started"));
+        }
+        let mut wake_at = deadline.min(Instant::now() + LOOK);
+        for (member, one) in starting.iter_mut().enumerate() {
+            let heard_by = look(one).map_err(|error| means.not_started(member, error))?;
             wake_at = heard_by.map_or(wake_at, |at| at.min(wake_at));
         }
-        introduce(means, (secrets, listener.local_addr()), starting, outputs)?;
+        introduce(means, (secrets, listener.local_addr()), starting, outputs);
+        for (member, one) in starting.iter_mut().enumerate() {
+            if !tell(one).map_err(|error| means.not_started(member, error))? {
+                wake_at = wake_at.min(Instant::now() + NAP);
+            }
+        }
         let dialled = starting.iter().all(|one| one.control.is_some() && one.worker.is_some())
             && outputs.iter().all(|output| output.connected);
         if dialled && starting.iter().all(|one| is_loaded(one)) {
@@ -244,7 +267,8 @@ fn assemble(
         }
         let now = Instant::now();
         if now >= deadline {
-            let (after, missing) = (means.deployment.start_timeout, missing(starting, outputs));
+            let (after, missing) =
+                (means.deployment.start_timeout, missing(means, starting, outputs));
             return Err(Error::StartTimeout { after, missing });
         }
         if !dialled && let Some(request) = listener.try_next()? {
@@ -265,22 +289,57 @@ fn assemble(
     }
 }
 
+/// Reads what executor and manager have said, so that what they say later ends a sleep. Returns when to look again.
+fn look(one: &mut Starting<'_>) -> Result<Option<Instant>> {
+    let (exit, heard_by) = poll_manager(&mut one.state)?;
+    let mut lives = true;
+    if let Some(control) = &mut one.control {
+        control.arm()?;
+        lives = control.read()?;
+    }
+    match (exit, lives) {
+        (Some(exit), _) => Err(Error::StartFailed(exit)),
+        (None, false) => Err(Error::StartFailed(wait_for_exit(&mut one.state)?)),
+        (None, true) => Ok(heard_by),
+    }
+}
+
+/// Tells an executor what it is to be told, as far as it takes that now. Returns whether that is all.
+fn tell(one: &mut Starting<'_>) -> Result<bool> {
+    let Some(control) = &mut one.control else { return Ok(true) };
+    while let Some(message) = one.to_tell.front() {
+        if !control.tell(message)? {
+            return Ok(false);
+        }
+        one.to_tell.pop_front();
+    }
+    Ok(true)
+}
+
 fn is_loaded(one: &Starting<'_>) -> bool {
     one.control.as_ref().is_some_and(|control| control.loaded_in().is_some())
 }
 
 /// Returns what is waited for, in words.
-fn missing(starting: &[Starting<'_>], outputs: &[StartingOutput]) -> String {
+fn missing(means: &Means<'_>, starting: &[Starting<'_>], outputs: &[StartingOutput]) -> String {
     let count = |what: fn(&Starting<'_>) -> bool| starting.iter().filter(|one| what(one)).count();
     let of = starting.len();
     let executors = count(|one| one.control.is_some());
     let workers = count(|one| one.worker.is_some());
     let ends = outputs.iter().filter(|output| output.connected).count();
+    let loaded = count(is_loaded);
+    // The first that is behind the others: they wait for it.
+    let steps: [fn(&Starting<'_>) -> bool; 3] =
+        [|one| one.control.is_some(), |one| one.worker.is_some(), is_loaded];
+    let first = steps.iter().find_map(|step| starting.iter().position(|one| !step(one)));
+    let first = first.map_or_else(String::new, |member| {
+        let function = &means.graph.functions[member].name;
+        format!("; waited for: {function:?} on node {}", means.leases[member].node())
+    });
+    let outputs = outputs.len();
     format!(
-        "{executors} of {of} executors and {workers} workers have connected, {ends} of {} outputs, and {} have loaded \
-         their library",
-        outputs.len(),
-        count(is_loaded)
+        "{executors} of {of} executors and {workers} workers have connected, {ends} of {outputs} outputs, and {loaded} \
+         have loaded their library{first}"
     )
 }
 
@@ -355,7 +414,10 @@ fn identify(
             let hello: WorkerHello = parse_prefix(body).map_err(text)?;
             let one = of(hello.session)?;
             match (&starting[one].unconnected, hello.worker.get()) {
-                (Some(_), 0) => Ok(Dialler::Worker(one, hello)),
+                (Some(edge), 0) => match offers(&hello, edge.shape()) {
+                    true => Ok(Dialler::Worker(one, hello)),
+                    false => Err("its slots are not those that it was told of".into()),
+                },
                 (None, 0) => Err("worker 0 is connected already".into()),
                 (_, other) => Err(format!("there is no worker {other} in this lease")),
             }
@@ -373,22 +435,27 @@ fn identify(
     }
 }
 
+/// Returns whether a worker has the slots that are written to.
+fn offers(hello: &WorkerHello, shape: EdgeShape) -> bool {
+    let stride = u64::from(hello.slot_stride.get());
+    (hello.slots.get(), stride) == (shape.slots, shape.stride())
+}
+
 /// Tells each executor the part of its worker, once all of them have said where that is dialled.
 fn introduce(
     means: &Means<'_>,
     (secrets, client): (&[Secret], SocketAddr),
     starting: &mut [Starting<'_>],
     outputs: &[StartingOutput],
-) -> Result<()> {
+) {
     if starting.iter().all(|one| one.told) {
-        return Ok(());
+        return;
     }
     let listening = starting.iter().map(|one| one.control.as_ref()?.listening());
-    let Some(addresses) = listening.collect::<Option<Vec<_>>>() else { return Ok(()) };
+    let Some(addresses) = listening.collect::<Option<Vec<_>>>() else { return };
     let graph = means.graph;
     for (function, one) in starting.iter_mut().enumerate() {
-        let Some(control) = &mut one.control else { continue };
-        let mut tell = |message| control.tell(&message, TELL_TIMEOUT);
+        let mut tell = |message| one.to_tell.push_back(message);
         let described = &graph.functions[function];
         let name = Text::new(&described.name).expect("checked: the library has it");
         let number = u16::try_from(function).expect("checked: at most `MAX_FUNCTIONS`");
@@ -402,20 +469,20 @@ fn introduce(
             takes: Takes::Whole.to_wire(),
             within_ms: 0.into(),
             name,
-        }))?;
+        }));
         for end in graph.inputs.iter().filter(|end| end.function == function) {
-            tell(ToExecutor::InputOfClient(InputOfClient { bytes: wire(end.bytes).into() }))?;
+            tell(ToExecutor::InputOfClient(InputOfClient { bytes: wire(end.bytes).into() }));
         }
         for (edge, secret) in graph.edges.iter().zip(secrets) {
             let bytes = wire(edge.bytes).into();
             if edge.to == function {
                 let kind = InputKind::Whole.to_wire();
-                tell(ToExecutor::EdgeIn(EdgeIn { secret: *secret, bytes, kind }))?;
+                tell(ToExecutor::EdgeIn(EdgeIn { secret: *secret, bytes, kind }));
             }
             if edge.from == function {
                 let to = addresses[edge.to].into();
                 let (edge, kind) = (0.into(), OutputKind::Whole.to_wire());
-                tell(ToExecutor::EdgeOut(EdgeOut { to, secret: *secret, bytes, edge, kind }))?;
+                tell(ToExecutor::EdgeOut(EdgeOut { to, secret: *secret, bytes, edge, kind }));
             }
         }
         for (end, output) in graph.outputs.iter().zip(outputs) {
@@ -423,11 +490,10 @@ fn introduce(
                 let (to, secret) = (client.into(), output.secret);
                 let (edge, kind) = (0.into(), OutputKind::Whole.to_wire());
                 let bytes = wire(end.bytes).into();
-                tell(ToExecutor::EdgeOut(EdgeOut { to, secret, bytes, edge, kind }))?;
+                tell(ToExecutor::EdgeOut(EdgeOut { to, secret, bytes, edge, kind }));
             }
         }
-        tell(ToExecutor::Complete(Empty {}))?;
+        tell(ToExecutor::Complete(Empty {}));
         one.told = true;
     }
-    Ok(())
 }

@@ -26,7 +26,8 @@ uint32_t count(const uint8_t *input, uint32_t bytes, uint8_t *output) {
     return sizeof bytes;
 }
 
-/* What the first byte says: 'c' crashes, 'e' exits, 'h' hangs, 'l' returns more than was agreed; others come back. */
+/* What the first byte says: 'c' crashes, 'e' exits, 'h' hangs, 'l' returns more than was agreed, 's' takes its time;
+   others come back. */
 uint32_t obey(const uint8_t *input, uint32_t bytes, uint8_t *output) {
     switch (bytes ? input[0] : 0) {
     case 'c':
@@ -40,6 +41,12 @@ uint32_t obey(const uint8_t *input, uint32_t bytes, uint8_t *output) {
         }
     case 'l':
         return 1u << 30;
+    case 's': {
+        struct timespec while_it_is_killed = {0, 400 * 1000 * 1000};
+        nanosleep(&while_it_is_killed, NULL);
+        memcpy(output, input, bytes);
+        return bytes;
+    }
     case 'w': /* more than the smaller of two edges holds, not more than the larger one */
         memset(output, 'w', 1000);
         return 1000;

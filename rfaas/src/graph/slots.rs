@@ -1,0 +1,365 @@
+//! The slots of a lane, and the runs that are under way there.
+//!
+//! The client owns the slots of all edges: a run has the same slot on each. When all outputs of it are there, all
+//! workers are done with it, since each has written before what it reads is written again.
+
+use std::time::{Duration, Instant};
+
+use rdmalib::{Status, WorkCompletion};
+use rfaas_call::edge::{EdgeEnd, SlotUse};
+use rfaas_call::{Awaited, Backoff, Pause, Sharing, Spin};
+use rfaas_protocol::edge::{EdgeFailure, EdgeStatus, FailedBecause};
+
+use super::workers::{Loss, Member, Workers, lost_here};
+use crate::lease_core::LeaseCore;
+
+/// Completions taken from the queue at a time.
+const BATCH: usize = 16;
+/// Longest sleep, after which limits are looked at again.
+pub(super) const LONGEST_SLEEP: Duration = Duration::from_secs(1);
+
+/// Why a run has failed, by itself: the lane lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct RunFailure {
+    /// Number of the function.
+    pub(super) function: usize,
+    /// One of the members that have it.
+    pub(super) member: usize,
+    /// Bytes that it returned, and that fit.
+    pub(super) bytes: (u32, u64),
+}
+
+/// A run as it goes into a slot.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Begun {
+    /// Its number.
+    pub(super) run: u64,
+    /// When it was submitted first.
+    pub(super) since: Instant,
+    /// How often before.
+    pub(super) tries: u32,
+}
+
+/// A run that is in a slot.
+struct Under {
+    begun: Begun,
+    input: usize,
+    /// Nobody will fetch it.
+    abandoned: bool,
+    /// Outputs that are not there yet.
+    missing: usize,
+    failed: Option<RunFailure>,
+}
+
+/// A slot, and its run if one is under way or not fetched yet.
+struct SlotState {
+    run: Option<Under>,
+    /// Low byte that its payloads have: another one at each use.
+    uses: u8,
+    /// Bytes of the outputs that are there.
+    there: Vec<Option<u32>>,
+}
+
+/// What becomes of a run whose lane is lost.
+pub(super) enum Left {
+    /// It had ended.
+    Over(Result<Vec<Vec<u8>>, RunFailure>),
+    /// It was under way; whether it was past its limit, and its input.
+    Cut { overdue: bool, input: Vec<u8> },
+}
+
+/// The slots of a lane.
+pub(super) struct Slots {
+    slots: Vec<SlotState>,
+    /// How many have a run; how many of those are over.
+    taken: usize,
+    over: usize,
+    /// How many runs nobody will fetch.
+    abandoned: usize,
+    sharing: Sharing,
+    spin: Spin,
+    limit: Duration,
+}
+
+impl Slots {
+    /// Makes `depth` slots of runs with so many `outputs`, which take `limit` at most.
+    pub(super) fn new(depth: u16, outputs: usize, spin: Spin, limit: Duration) -> Self {
+        let slot = || SlotState { run: None, uses: 0, there: vec![None; outputs] };
+        let slots = std::iter::repeat_with(slot).take(depth.into()).collect();
+        Slots { slots, taken: 0, over: 0, abandoned: 0, sharing: Sharing::default(), spin, limit }
+    }
+
+    /// Returns how many slots have no run.
+    pub(super) fn free(&self) -> usize {
+        self.slots.len() - self.taken
+    }
+
+    /// Returns how many runs are to be fetched.
+    pub(super) fn unfetched(&self) -> usize {
+        self.taken - self.abandoned
+    }
+
+    /// Returns how many runs are under way that nobody will fetch.
+    pub(super) fn abandoned(&self) -> usize {
+        self.abandoned
+    }
+
+    /// Returns the slot of a run, which may be this `likely` one.
+    pub(super) fn find(&self, run: u64, likely: usize) -> Option<usize> {
+        let has = |slot: &SlotState| slot.run.as_ref().is_some_and(|under| under.begun.run == run);
+        if self.slots.get(likely).is_some_and(has) {
+            return Some(likely);
+        }
+        self.slots.iter().position(has)
+    }
+
+    /// Returns the run that is over and was submitted first, and its slot.
+    pub(super) fn first_over(&self) -> Option<(u64, usize)> {
+        if self.over == 0 {
+            return None;
+        }
+        let over = self.slots.iter().enumerate().filter_map(|(slot, state)| {
+            let under = state.run.as_ref().filter(|under| under.missing == 0)?;
+            Some((under.begun.run, slot))
+        });
+        over.min()
+    }
+
+    /// Writes `input` to the workers, for a run in a slot, of which one is free. Returns that.
+    pub(super) fn begin(
+        &mut self,
+        workers: &mut Workers,
+        begun: Begun,
+        input: &[u8],
+    ) -> Result<usize, Loss> {
+        let free = self.slots.iter().position(|slot| slot.run.is_none());
+        let slot = free.expect("the caller has looked");
+        let state = &mut self.slots[slot];
+        state.uses = state.uses.wrapping_add(1);
+        let to = SlotUse { slot: slot as u16, run: state.uses }; // a depth has 16 bits
+        let start = workers.input.start(to.slot) as usize;
+        workers.inputs.write(start, input).map_err(lost_here)?;
+        for source in &workers.sources {
+            let payload = workers.inputs.slice(start..start + input.len()).map_err(lost_here)?;
+            if let Err(error) = workers.to_workers[*source].send_slice(to, payload) {
+                tracing::debug!(%error, "a run could not begin");
+                return Err(workers.why_lost(*source, "it takes no input"));
+            }
+        }
+        let missing = state.there.len();
+        let input = input.len();
+        state.run = Some(Under { begun, input, abandoned: false, missing, failed: None });
+        state.there.fill(None);
+        self.taken += 1;
+        Ok(slot)
+    }
+
+    /// Returns whether all outputs of a slot's run are there.
+    pub(super) fn is_over(&self, slot: usize) -> bool {
+        self.slots[slot].run.as_ref().is_none_or(|under| under.missing == 0)
+    }
+
+    /// Takes the outputs of a run that is over, which frees its slot.
+    pub(super) fn take(
+        &mut self,
+        workers: &Workers,
+        slot: usize,
+    ) -> Result<Vec<Vec<u8>>, RunFailure> {
+        let failed = self.clear(slot).and_then(|under| under.failed);
+        if let Some(failure) = failed {
+            return Err(failure);
+        }
+        let sizes = self.slots[slot].there.iter().map(|bytes| bytes.unwrap_or(0) as usize);
+        let outputs = workers.outputs.iter().zip(sizes).map(|(edge, bytes)| {
+            let mut output = vec![0; bytes];
+            edge.copy(slot as u16, 0, &mut output).expect("its size was checked when it came");
+            output
+        });
+        Ok(outputs.collect())
+    }
+
+    /// Frees a slot.
+    fn clear(&mut self, slot: usize) -> Option<Under> {
+        let under = self.slots[slot].run.take()?;
+        self.taken -= 1;
+        self.over -= usize::from(under.missing == 0);
+        self.abandoned -= usize::from(under.abandoned);
+        Some(under)
+    }
+
+    /// Nobody will fetch the run in `slot`, which is free once that is over.
+    pub(super) fn abandon(&mut self, slot: usize) {
+        let Some(under) = &mut self.slots[slot].run else { return };
+        self.abandoned += usize::from(!under.abandoned);
+        under.abandoned = true;
+        if under.missing == 0 {
+            self.clear(slot);
+        }
+    }
+
+    /// Empties all slots of a lane that is lost. Returns the runs that somebody will fetch.
+    pub(super) fn empty(&mut self, workers: &mut Workers) -> Vec<(Begun, Left)> {
+        self.drain(workers);
+        let now = Instant::now();
+        let mut runs = Vec::new();
+        for slot in 0..self.slots.len() {
+            let Some(Under { begun, input, abandoned, .. }) = self.slots[slot].run else {
+                continue;
+            };
+            let left = if self.is_over(slot) {
+                Left::Over(self.take(workers, slot))
+            } else {
+                self.clear(slot);
+                let mut copy = vec![0; input];
+                let start = workers.input.start(slot as u16) as usize;
+                workers.inputs.read(start, &mut copy).expect("it was written there");
+                Left::Cut { overdue: now >= begun.deadline(self.limit), input: copy }
+            };
+            if !abandoned {
+                runs.push((begun, left));
+            }
+        }
+        runs
+    }
+
+    /// Fails if a run is under way for longer than it may.
+    fn check_limits(&self, now: Instant) -> Result<(), Loss> {
+        match self.first_deadline().is_some_and(|deadline| now >= deadline) {
+            true => Err(Loss::TimeLimit(self.limit)),
+            false => Ok(()),
+        }
+    }
+
+    /// Returns when the first of the runs that are under way is to be over.
+    pub(super) fn first_deadline(&self) -> Option<Instant> {
+        let under_way = self.slots.iter().filter_map(|slot| slot.run.as_ref());
+        let under_way = under_way.filter(|under| under.missing > 0);
+        under_way.map(|under| under.begun.deadline(self.limit)).min()
+    }
+
+    /// Notes what has arrived. Never waits. Returns whether there was something.
+    pub(super) fn poll(&mut self, workers: &mut Workers) -> Result<bool, Loss> {
+        let mut batch = [WorkCompletion::default(); BATCH];
+        let taken = workers.arrivals.poll(&mut batch);
+        self.arrived_all(workers, &batch[..taken])?;
+        Ok(taken > 0)
+    }
+
+    /// Fails if a run takes too long, or an executor or its lease is known to be over.
+    pub(super) fn check(&self, workers: &Workers, now: Instant) -> Result<(), Loss> {
+        self.check_limits(now)?;
+        workers.check(LeaseCore::noted_cause)
+    }
+
+    /// Waits until the run in `slot` is over. Notes what comes of others.
+    pub(super) fn wait(&mut self, workers: &mut Workers, slot: usize) -> Result<(), Loss> {
+        let mut backoff = Backoff::new(self.spin, Awaited::Result);
+        let mut batch = [WorkCompletion::default(); BATCH];
+        while !self.is_over(slot) {
+            let early = self.sharing.is_likely();
+            let taken = workers.arrivals.poll(&mut batch);
+            if taken > 0 {
+                backoff.fruitful(early, &mut self.sharing);
+                self.arrived_all(workers, &batch[..taken])?;
+                continue;
+            }
+            match backoff.fruitless(early) {
+                Pause::Spin => {
+                    workers.arrivals.stay_awake();
+                    std::hint::spin_loop();
+                }
+                Pause::Yield => std::thread::yield_now(),
+                Pause::Look => {
+                    let now = Instant::now();
+                    self.check(workers, now)?;
+                    if backoff.looked(now) {
+                        backoff.about_to_sleep();
+                        let left = self.first_deadline().map_or(LONGEST_SLEEP, |at| at - now);
+                        workers.arrivals.wait(Some(left.min(LONGEST_SLEEP))).map_err(lost_here)?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Notes what has arrived by now, of a lane that is lost.
+    fn drain(&mut self, workers: &mut Workers) {
+        while let Some(done) = workers.arrivals.poll_one() {
+            self.arrived_late(workers, &done);
+        }
+    }
+
+    /// Notes what has arrived at a time: also what came behind the end of a worker.
+    #[inline]
+    fn arrived_all(&mut self, workers: &mut Workers, batch: &[WorkCompletion]) -> Result<(), Loss> {
+        let mut batch = batch.iter();
+        let arrived = batch.try_for_each(|done| self.arrived(workers, done));
+        batch.for_each(|done| self.arrived_late(workers, done)); // none, unless the lane is lost
+        arrived
+    }
+
+    /// Notes an output of a lane that is lost: what is wrong with it is of no interest any more.
+    fn arrived_late(&mut self, workers: &mut Workers, done: &WorkCompletion) {
+        if matches!(EdgeEnd::of(done.id), EdgeEnd::In(_)) && done.status == Status::Success {
+            let _ = self.arrived(workers, done);
+        }
+    }
+
+    /// Notes what has arrived.
+    fn arrived(&mut self, workers: &mut Workers, done: &WorkCompletion) -> Result<(), Loss> {
+        const GONE: &str = "it ended its connection";
+        let output = match EdgeEnd::of(done.id) {
+            EdgeEnd::Out(member) => return Err(workers.why_lost(member, GONE)),
+            EdgeEnd::In(output) => output,
+        };
+        let Some(edge) = workers.outputs.get(output) else { return Ok(()) }; // there is no such edge
+        let from = workers.from[output];
+        let breach = |reason| Loss::Worker(from, reason);
+        let Some(arrival) = edge.read(done).map_err(breach)? else {
+            return Err(workers.why_lost(from, GONE));
+        };
+        let state = self.slots.get_mut(usize::from(arrival.slot));
+        let state = state.filter(|state| state.uses == arrival.run);
+        let state = state.and_then(|state| Some((state.run.as_mut()?, &mut state.there)));
+        let (run, there) =
+            state.ok_or_else(|| breach("it wrote an output that is not waited for"))?;
+        if there[output].is_some() {
+            return Err(breach("it wrote an output twice"));
+        }
+        if arrival.status == EdgeStatus::Failed {
+            let failure = edge.failure(arrival.slot).map_err(lost_here)?;
+            let failure = run_failure(&failure, &workers.members).map_err(breach)?;
+            run.failed.get_or_insert(failure);
+        }
+        there[output] = Some(arrival.bytes);
+        run.missing -= 1;
+        let (over, abandoned) = (run.missing == 0, run.abandoned);
+        self.over += usize::from(over);
+        if over && abandoned {
+            self.clear(arrival.slot.into());
+        }
+        workers.outputs[output].repost().map_err(lost_here)?;
+        Ok(())
+    }
+}
+
+impl Begun {
+    /// Returns when it is to be over that may take `limit`.
+    pub(super) fn deadline(&self, limit: Duration) -> Instant {
+        const CENTURY: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+        self.since + limit.min(CENTURY)
+    }
+}
+
+/// Reads why a run has failed.
+fn run_failure(failure: &EdgeFailure, members: &[Member]) -> Result<RunFailure, &'static str> {
+    let because = FailedBecause::from_wire(failure.because);
+    if because != Ok(FailedBecause::OutputTooLarge) {
+        return Err("it failed for no reason there is");
+    }
+    let function = usize::from(failure.function.get());
+    let member = members.iter().position(|member| member.function == function);
+    let member = member.ok_or("it failed in a function that is not in the graph")?;
+    Ok(RunFailure { function, member, bytes: (failure.returned.get(), failure.most.get()) })
+}
