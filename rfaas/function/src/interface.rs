@@ -1,0 +1,214 @@
+//! The function interface: pointers from the executor, and the table of what functions may ask for, as
+//! `include/rfaas_function.h` has them. All unsafe code of this crate is here.
+//!
+//! Not to be used but through [`function!`](crate::function).
+
+use std::ffi::c_void;
+use std::ptr;
+use std::slice;
+use std::sync::atomic::{AtomicPtr, Ordering};
+use std::time::Duration;
+
+use crate::call::{About, Call};
+use crate::end::{Denied, End};
+use crate::output::Output;
+
+/// `struct rfaas_api`, as far as this crate knows it.
+#[derive(Debug)]
+#[repr(C)]
+pub struct Api {
+    /// 1.
+    pub version: u32,
+    /// Size of the whole table.
+    pub bytes: u32,
+    /// Who is called.
+    pub this: extern "C" fn() -> *const This,
+    /// How many bytes the output holds.
+    pub room: extern "C" fn() -> u32,
+    /// Where an input is.
+    pub input: unsafe extern "C" fn(u32, *mut *const c_void, *mut u32) -> i32,
+    /// Where to write what goes over an edge.
+    pub output: unsafe extern "C" fn(u32, *mut *mut c_void, *mut u32) -> i32,
+    /// Sends that.
+    pub emit: extern "C" fn(u32, u32) -> i32,
+    /// Calls with that.
+    pub call: unsafe extern "C" fn(u32, u32, *mut *const c_void, *mut u32, u64) -> i32,
+    /// Ends a call: the function is called again.
+    pub again: unsafe extern "C" fn(*const c_void, u32) -> u32,
+    /// Ends a call: the run fails.
+    pub fail: extern "C" fn(i32) -> u32,
+    /// Ends a call: there is no value.
+    pub none: extern "C" fn() -> u32,
+}
+
+/// `struct rfaas_self`, as far as this crate knows it.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct This {
+    /// Size of the whole.
+    pub bytes: u32,
+    /// Fields of [`About`].
+    pub function: u16,
+    /// Likewise.
+    pub member: u16,
+    /// Likewise.
+    pub members: u16,
+    /// Likewise.
+    pub slot: u16,
+    /// Likewise.
+    pub inputs: u32,
+    /// Likewise.
+    pub edges: u32,
+}
+
+/// What is returned where there is no table.
+const NO_RIGHTS: u32 = -3_i32 as u32;
+
+/// The table; null before the executor has given it. It is one for all workers.
+static TABLE: AtomicPtr<Api> = AtomicPtr::new(ptr::null_mut());
+
+/// Takes the table. An executor calls it in each worker, before the first call.
+#[unsafe(no_mangle)]
+extern "C" fn rfaas_init(api: *const Api) -> i32 {
+    // SAFETY: the executor passes a table, which begins with two numbers in all versions.
+    let version = unsafe { (*api).version };
+    // SAFETY: likewise.
+    let bytes = unsafe { (*api).bytes };
+    if version != 1 || (bytes as usize) < size_of::<Api>() {
+        return Denied::NoSuch.code();
+    }
+    TABLE.store(api.cast_mut(), Ordering::Release);
+    0
+}
+
+fn table() -> Option<&'static Api> {
+    let table = TABLE.load(Ordering::Acquire);
+    // SAFETY: null, or a table of the executor, which stays as it is, where it is; it goes as far as the type
+    // (`rfaas_init`).
+    unsafe { table.as_ref() }
+}
+
+/// Bytes that belong to the output of a call.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Area {
+    at: *const u8,
+    bytes: u32,
+}
+
+impl Area {
+    /// Whether `bytes` bytes at `at` have one in common with it.
+    fn overlaps(self, at: *const u8, bytes: u32) -> bool {
+        let end = |at: *const u8, bytes: u32| at.addr().saturating_add(bytes as usize);
+        at.addr() < end(self.at, self.bytes) && self.at.addr() < end(at, bytes)
+    }
+}
+
+/// Calls `what` with the input and the place of the output of a function, and returns what the function returns.
+///
+/// # Safety
+/// An executor calls the function, with these: at `input`, so many bytes can be read, and at `output`, those that its
+/// table says can be written, as long as the function runs. (For those that nobody else writes them meanwhile, the crate's
+/// page has the argument.)
+pub unsafe fn enter<E: Into<End>>(
+    input: *const u8,
+    bytes: u32,
+    output: *mut u8,
+    what: impl FnOnce(&[u8], &mut Output<'_>, &mut Call<'_>) -> E,
+) -> u32 {
+    let api = table();
+    let area = Area { at: output, bytes: api.map_or(0, |api| (api.room)()) };
+    // SAFETY: as the caller says; the room is the table's word for it.
+    let place = unsafe { writable(output, area.bytes) };
+    let copied: Vec<u8>;
+    // SAFETY: as the caller says.
+    let mut input = unsafe { readable(input, bytes) };
+    if area.overlaps(input.as_ptr(), bytes) {
+        copied = input.to_vec(); // no executor does that; but then a slice of it could not stay
+        input = &copied;
+    }
+    let mut output = Output::new(place);
+    let end = what(input, &mut output, &mut Call::inside(area)).into();
+    let written = output.written();
+    match (end, api) {
+        (End::Value, _) => written.len() as u32, // at most its room
+        (_, None) => NO_RIGHTS,
+        // SAFETY: it is a slice of so many bytes.
+        (End::Again, Some(api)) => unsafe {
+            (api.again)(written.as_ptr().cast(), written.len() as u32)
+        },
+        (End::NoValue, Some(api)) => (api.none)(),
+        (End::Failed(code), Some(api)) => (api.fail)(code),
+    }
+}
+
+/// # Safety
+/// So many bytes can be read there for `'a`, and do not change.
+unsafe fn readable<'a>(at: *const u8, bytes: u32) -> &'a [u8] {
+    match bytes {
+        0 => &[],
+        // SAFETY: as the caller says.
+        _ => unsafe { slice::from_raw_parts(at, bytes as usize) },
+    }
+}
+
+/// # Safety
+/// So many bytes can be written there for `'a`, and nobody else looks at them.
+unsafe fn writable<'a>(at: *mut u8, bytes: u32) -> &'a mut [u8] {
+    match bytes {
+        0 => &mut [],
+        // SAFETY: as the caller says. They have been written before, by the system at least.
+        _ => unsafe { slice::from_raw_parts_mut(at, bytes as usize) },
+    }
+}
+
+pub(crate) fn about() -> Option<About> {
+    let this = (table()?.this)();
+    // SAFETY: null, or so many fields at least, until the function returns: nobody changes them meanwhile.
+    let this = unsafe { this.as_ref() }?;
+    let This { bytes: _, function, member, members, slot, inputs, edges } = *this;
+    Some(About { function, member, members, slot, inputs, edges })
+}
+
+pub(crate) fn input<'a>(number: u32, area: Area) -> Result<&'a [u8], Denied> {
+    let (mut at, mut bytes) = (ptr::null(), 0);
+    let api = table().ok_or(Denied::Rights)?;
+    // SAFETY: both can be written.
+    Denied::check(unsafe { (api.input)(number, &mut at, &mut bytes) })?;
+    let at = at.cast();
+    if area.overlaps(at, bytes) {
+        return Err(Denied::Busy); // no executor does that
+    }
+    // SAFETY: what the executor says of an input that it has, until the function returns, for which `'a` stands in
+    // `Call`. It is apart from the output, just checked, and edges' outputs are apart from inputs.
+    Ok(unsafe { readable(at, bytes) })
+}
+
+pub(crate) fn output<'c>(edge: u32, area: Area) -> Result<Output<'c>, Denied> {
+    let (mut at, mut bytes) = (ptr::null_mut(), 0);
+    let api = table().ok_or(Denied::Rights)?;
+    // SAFETY: both can be written.
+    Denied::check(unsafe { (api.output)(edge, &mut at, &mut bytes) })?;
+    let at = at.cast::<u8>();
+    if area.overlaps(at, bytes) {
+        return Err(Denied::Rights); // that of the function itself, which an `Output` has already
+    }
+    // SAFETY: what the executor says of an edge that may be sent over. It is apart from the function's output, just
+    // checked; and `'c` is that of the one reference to `Call`, so nobody has one for any edge.
+    Ok(Output::new(unsafe { writable(at, bytes) }))
+}
+
+pub(crate) fn emit(edge: u32, bytes: u32) -> Result<(), Denied> {
+    let api = table().ok_or(Denied::Rights)?;
+    Denied::check((api.emit)(edge, bytes))
+}
+
+pub(crate) fn call<'c>(edge: u32, bytes: u32, limit: Duration) -> Result<&'c [u8], Denied> {
+    let (mut at, mut size) = (ptr::null(), 0);
+    let limit = u64::try_from(limit.as_nanos()).unwrap_or(u64::MAX);
+    let api = table().ok_or(Denied::Rights)?;
+    // SAFETY: both can be written.
+    Denied::check(unsafe { (api.call)(edge, bytes, &mut at, &mut size, limit) })?;
+    // SAFETY: what the executor says of an answer, until the next call over the edge: `'c` is that of the one reference
+    // to `Call`, without which there is none.
+    Ok(unsafe { readable(at.cast(), size) })
+}

@@ -1,0 +1,19 @@
+/* What rfaas_function.h says of its structures: name, size or offset, a line each. */
+#include <rfaas_function.h>
+#include <stdio.h>
+
+#define SHOW(type, field) printf(#type "." #field " %zu\n", offsetof(struct type, field))
+
+int main(void) {
+    printf("rfaas_api %zu\n", sizeof(struct rfaas_api));
+    SHOW(rfaas_api, version), SHOW(rfaas_api, bytes), SHOW(rfaas_api, self), SHOW(rfaas_api, room);
+    SHOW(rfaas_api, input), SHOW(rfaas_api, output), SHOW(rfaas_api, emit), SHOW(rfaas_api, call);
+    SHOW(rfaas_api, again), SHOW(rfaas_api, fail), SHOW(rfaas_api, none);
+    printf("rfaas_self %zu\n", sizeof(struct rfaas_self));
+    SHOW(rfaas_self, bytes), SHOW(rfaas_self, function), SHOW(rfaas_self, member), SHOW(rfaas_self, members);
+    SHOW(rfaas_self, slot), SHOW(rfaas_self, inputs), SHOW(rfaas_self, edges);
+    printf("RFAAS_NO_SUCH %d\nRFAAS_ABSENT %d\nRFAAS_RIGHTS %d\nRFAAS_BOUNDS %d\nRFAAS_BUSY %d\n", RFAAS_NO_SUCH,
+           RFAAS_ABSENT, RFAAS_RIGHTS, RFAAS_BOUNDS, RFAAS_BUSY);
+    printf("RFAAS_TIME %d\nRFAAS_LOST %d\n", RFAAS_TIME, RFAAS_LOST);
+    return 0;
+}
