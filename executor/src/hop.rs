@@ -5,15 +5,15 @@
 use std::sync::mpsc::{Sender, channel};
 use std::time::Duration;
 
-use rdmalib::{CompletionQueue, Device};
+use rdmalib::{CompletionQueue, Device, Domain};
 use rfaas_call::callee::Layout;
-use rfaas_call::edge::{Hop, InEdge, OutEdge};
+use rfaas_call::edge::{Hop, InEdge, OutEdge, StageMemory};
 use rfaas_protocol::edge::EdgeShape;
 
 use crate::dial::{DialError, dial, dial_client};
 use crate::introductions::Expected;
-use crate::library::GuardedMemory;
-use crate::parts::{Part, Source};
+use crate::library::{GuardedMemory, Library};
+use crate::parts::{NamedStage, Source, Work};
 use crate::plan::{DIAL_TIMEOUT, Plan, page_bytes};
 use crate::worker::WorkerStartError;
 
@@ -30,7 +30,10 @@ pub struct Edges {
     outs: Vec<OutEdge>,
     /// The connection to the client, where that is no input.
     client: Option<InEdge>,
-    memory: GuardedMemory,
+    /// Areas of each stage.
+    areas: Vec<Vec<GuardedMemory>>,
+    /// What they are in.
+    domain: Domain,
 }
 
 /// What edges are made with.
@@ -45,26 +48,26 @@ pub struct Means<'a> {
     pub max_guards: usize,
 }
 
-/// Returns how many edges that come in, and go out, a worker with `part` has, with its connection to the client.
-pub fn edges_of(part: &Part) -> (usize, usize) {
-    (part.dialled_by() + 1, part.outputs.len())
+/// Returns how many edges that come in, and go out, a worker with `work` has, with its connection to the client.
+pub fn edges_of(work: &Work) -> (usize, usize) {
+    (work.dialled_by() + 1, work.outputs.len())
 }
 
 impl Edges {
-    /// Makes the edges of worker number `index` as `part` says and connects them. Those that come in from other workers
+    /// Makes the edges of worker number `index` as `work` says and connects them. Those that come in from other workers
     /// go to `introductions` for that.
     pub fn connect(
         means: &Means<'_>,
         index: u16,
-        part: &Part,
+        work: &Work,
         introductions: &Sender<Expected>,
     ) -> Result<Edges, WorkerStartError> {
-        let Means { device, plan, arrivals, max_guards } = *means;
+        let Means { device, plan, arrivals, .. } = *means;
         let failed = |(what, source)| WorkerStartError::Device { what, source };
         let slots = plan.layout.slots();
         let (connected, introduced) = channel();
         let mut of_client = None;
-        for (number, input) in part.inputs.iter().enumerate() {
+        for (number, input) in work.inputs.iter().enumerate() {
             let shape = EdgeShape { slots, bytes: input.bytes };
             let edge = InEdge::new(device, shape, number, arrivals).map_err(failed)?;
             match input.from {
@@ -81,12 +84,9 @@ impl Edges {
 
         // What it sends is in one domain, in which nobody else writes anything of use.
         let domain = device.domain().map_err(|source| failed(("protection domain", source)))?;
-        let layout = Layout::new(slots, 0, part.output_bytes(), page_bytes())
-            .map_err(|error| WorkerStartError::Edges(error.to_string()))?;
-        let memory = GuardedMemory::new(&domain, layout, max_guards)
-            .map_err(|source| failed(("outputs", source)))?;
-        let mut outs = Vec::with_capacity(part.outputs.len());
-        for (number, output) in part.outputs.iter().enumerate() {
+        let areas = areas(means, &domain, &work.stages)?;
+        let mut outs = Vec::with_capacity(work.outputs.len());
+        for (number, output) in work.outputs.iter().enumerate() {
             let shape = EdgeShape { slots, bytes: output.bytes };
             let mut edge =
                 OutEdge::new(device, &domain, shape, number, arrivals).map_err(failed)?;
@@ -106,12 +106,12 @@ impl Edges {
         let (number, mut client) = match of_client {
             Some((number, edge)) => (Some(number), edge),
             None => {
-                let number = part.inputs.len(); // nothing comes over it but its end
+                let number = work.inputs.len(); // nothing comes over it but its end
                 (None, InEdge::new(device, none, number, arrivals).map_err(failed)?)
             }
         };
-        let mut ins: Vec<_> = part.inputs.iter().map(|_| None).collect();
-        for _ in 0..part.dialled_by() {
+        let mut ins: Vec<_> = work.inputs.iter().map(|_| None).collect();
+        for _ in 0..work.dialled_by() {
             let (number, edge) = introduced.recv_timeout(INTRODUCED_WITHIN).map_err(|_| {
                 WorkerStartError::Edges("the sender of an input has not come".into())
             })?;
@@ -128,18 +128,48 @@ impl Edges {
             None => Some(client),
         };
         let ins = ins.into_iter().flatten().collect();
-        Ok(Edges { ins, outs, client, memory })
+        Ok(Edges { ins, outs, client, areas, domain })
     }
 
-    /// Returns the worker, which calls the function of number `function` in the library, and its connection to the
-    /// client where that is no input: that is to live as long.
+    /// Returns the worker, which calls functions of `library`, and its connection to the client where that is no input:
+    /// that is to live as long.
     pub fn begin(
         self,
         arrivals: CompletionQueue,
-        function: u32,
-        part: &Part,
-    ) -> (Hop<GuardedMemory>, Option<InEdge>) {
-        let Edges { ins, outs, client, memory } = self;
-        (Hop::new((ins, outs), memory, arrivals, (function, part.function)), client)
+        library: &Library,
+        work: Work,
+    ) -> Result<(Hop<GuardedMemory>, Option<InEdge>), WorkerStartError> {
+        let Edges { ins, outs, client, areas, domain } = self;
+        let stages = work.stages.into_iter().zip(areas).map(|(named, areas)| {
+            let NamedStage { name, mut stage, .. } = named;
+            let missing = || WorkerStartError::Edges(format!("no function is called {name:?}"));
+            stage.function.0 = library.number(&name).ok_or_else(missing)?;
+            Ok(StageMemory { stage, areas })
+        });
+        let stages = stages.collect::<Result<Vec<_>, WorkerStartError>>()?;
+        let hop = Hop::new((ins, outs), stages, arrivals, &domain)
+            .map_err(|source| WorkerStartError::Device { what: "memory", source })?;
+        Ok((hop, client))
     }
+}
+
+/// Makes the areas that functions write to.
+fn areas(
+    means: &Means<'_>,
+    domain: &Domain,
+    stages: &[NamedStage],
+) -> Result<Vec<Vec<GuardedMemory>>, WorkerStartError> {
+    let all: usize = stages.iter().map(|named| named.stage.areas()).sum();
+    let guards = means.max_guards / all.max(1);
+    let areas = stages.iter().map(|named| {
+        let slots = means.plan.layout.slots();
+        let layout = Layout::new(slots, 0, named.area_bytes, page_bytes())
+            .map_err(|error| WorkerStartError::Edges(error.to_string()))?;
+        let area = || {
+            GuardedMemory::new(domain, layout, guards)
+                .map_err(|source| WorkerStartError::Device { what: "outputs", source })
+        };
+        (0..named.stage.areas()).map(|_| area()).collect()
+    });
+    areas.collect()
 }

@@ -1,14 +1,19 @@
 //! What the workers of a graph are for, as the client says, checked. Pure.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
-use rfaas_protocol::edge::MAX_EDGES;
-use rfaas_protocol::session::ToExecutor;
+use rfaas_call::edge::{InputFrom, JoinPlan, Stage, StageInput, StageOutput};
+use rfaas_protocol::edge::{InputKind, Join, MAX_EDGES, OutputKind, Takes};
+use rfaas_protocol::session::{EdgeHere, EdgeOut, Part, ToExecutor};
 use rfaas_protocol::{Malformed, Secret};
 
 const TOO_LARGE: Malformed = Malformed::Field("bytes of an edge");
+/// Most functions of a worker, most edges that come to it, and most that go from it: each costs a connection, or memory
+/// for each slot.
+const MOST_OF_A_WORKER: usize = 1024;
 
-/// Where an input comes from.
+/// Where what comes over an edge comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Source {
     /// The client, which writes to the slots that the worker offers when it dials.
@@ -17,7 +22,7 @@ pub enum Source {
     Dialler(Secret),
 }
 
-/// An input of a worker.
+/// An edge that comes to a worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Input {
     /// Where it comes from.
@@ -26,7 +31,7 @@ pub struct Input {
     pub bytes: u32,
 }
 
-/// An output of a worker.
+/// An edge that goes from a worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Output {
     /// Whom to dial.
@@ -37,126 +42,269 @@ pub struct Output {
     pub bytes: u32,
 }
 
-/// What a worker is for.
+/// A function that a worker calls.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Part {
-    /// Its function in the library.
+pub struct NamedStage {
+    /// Its name in the library.
     pub name: String,
-    /// Number of that in the graph.
-    pub function: u16,
-    /// One, so far.
+    /// What is to be done. The number of the function in the library is not known yet.
+    pub stage: Stage,
+    /// How much it may write before it is stopped: as much as the largest of its outputs holds, or its input has. What
+    /// is more than an edge holds is refused when it returns.
+    pub area_bytes: u32,
+}
+
+/// What a worker is for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Work {
+    /// Its functions, of which each is behind those that lead to it here.
+    pub stages: Vec<NamedStage>,
+    /// Edges that come, by number.
     pub inputs: Vec<Input>,
-    /// None: it tells nobody.
+    /// Edges that go, by number.
     pub outputs: Vec<Output>,
 }
 
-impl Part {
-    /// Returns how much a function may write before it is stopped: as much as the largest of its outputs holds, or its
-    /// input has. What is more than the smallest holds is refused when it returns.
-    pub fn output_bytes(&self) -> u32 {
-        let outputs = self.outputs.iter().map(|output| output.bytes);
-        outputs.chain(self.inputs.iter().map(|input| input.bytes)).max().unwrap_or(0)
-    }
-
-    /// Returns how many inputs come from who dials.
+impl Work {
+    /// Returns how many edges come from who dials.
     pub fn dialled_by(&self) -> usize {
         self.inputs.iter().filter(|input| input.from != Source::Client).count()
     }
 }
 
-/// The parts that were told so far.
+/// What was told so far.
 #[derive(Debug)]
 pub struct Parts {
     workers: usize,
-    /// Most bytes of the input of a worker, and of each of its outputs: what was asked for with the executor, and fits
-    /// the memory of the lease.
+    /// Most bytes of an input of a worker, and of an output: what was asked for with the executor, and fits the memory
+    /// of the lease.
     most: (u32, u32),
-    parts: Vec<Part>,
+    told: Vec<Work>,
 }
 
+/// What is over edges of this number, until all of them are told.
+const NOTHING: StageOutput =
+    StageOutput { kind: OutputKind::Whole, bytes: 0, to: Vec::new(), here: Vec::new() };
+
 impl Parts {
-    /// Waits for the parts of so many workers. The input of one, and each of its outputs, have at most these bytes.
+    /// Waits for the parts of so many workers. An input of one, and an output, have at most these bytes.
     pub fn new(workers: usize, input_bytes: u32, output_bytes: u32) -> Self {
-        Parts { workers, most: (input_bytes, output_bytes), parts: Vec::new() }
+        Parts { workers, most: (input_bytes, output_bytes), told: Vec::new() }
     }
 
-    /// Takes what the client says next. Returns all parts when it has said that these are all.
-    pub fn take(&mut self, message: &ToExecutor) -> Result<Option<Vec<Part>>, Malformed> {
+    /// Takes what the client says next. Returns what each worker is for when it has said that this is all.
+    pub fn take(&mut self, message: &ToExecutor) -> Result<Option<Vec<Work>>, Malformed> {
         match message {
-            ToExecutor::Part(part) => {
-                let next = self.parts.len();
-                if usize::from(part.worker.get()) != next || next == self.workers {
-                    return Err(Malformed::Field("worker of a part"));
-                }
-                self.check_last()?;
-                let name = part.name.get()?.to_owned();
-                let (inputs, outputs) = (Vec::new(), Vec::new());
-                self.parts.push(Part { name, function: part.function.get(), inputs, outputs });
-            }
+            ToExecutor::Part(part) => self.add_part(part)?,
             ToExecutor::InputOfClient(input) => {
-                let bytes = input.bytes.get();
-                self.add_input(Input { from: Source::Client, bytes })?;
+                let bytes = self.input_bytes(input.bytes.get())?;
+                let work = self.last()?;
+                let known = work.inputs.iter().position(|input| input.from == Source::Client);
+                let edge = match known {
+                    Some(edge) => {
+                        let input = &mut work.inputs[edge];
+                        input.bytes = input.bytes.max(bytes);
+                        edge
+                    }
+                    None => add(&mut work.inputs, Input { from: Source::Client, bytes })?,
+                };
+                self.add_input(InputFrom::Edge(edge), InputKind::Whole, bytes)?;
             }
             ToExecutor::EdgeIn(edge) => {
-                let (from, bytes) = (Source::Dialler(edge.secret), edge.bytes.get());
-                self.add_input(Input { from, bytes })?;
-            }
-            ToExecutor::EdgeHere(_) => return Err(Malformed::Field("edge within a worker")),
-            ToExecutor::EdgeOut(edge) => {
-                let bytes = edge.bytes.get();
-                if bytes > self.most.1 {
-                    return Err(TOO_LARGE);
+                let (bytes, kind) =
+                    (self.input_bytes(edge.bytes.get())?, InputKind::from_wire(edge.kind)?);
+                if kind == InputKind::Again {
+                    return Err(Malformed::Field("kind of an input"));
                 }
-                let output = Output { to: edge.to.into(), secret: edge.secret, bytes };
-                add(&mut self.last()?.outputs, output)?;
+                let input = Input { from: Source::Dialler(edge.secret), bytes };
+                let edge = add(&mut self.last()?.inputs, input)?;
+                self.add_input(InputFrom::Edge(edge), kind, bytes)?;
             }
+            ToExecutor::EdgeHere(edge) => self.add_edge_here(edge)?,
+            ToExecutor::EdgeOut(edge) => self.add_output(edge)?,
             ToExecutor::Complete(_) => {
-                self.check_last()?;
-                if self.parts.len() != self.workers {
-                    return Err(Malformed::Field("number of parts"));
+                if self.told.len() != self.workers {
+                    return Err(Malformed::Field("number of workers"));
                 }
-                return Ok(Some(std::mem::take(&mut self.parts)));
+                let stages = self.told.iter().flat_map(|work| &work.stages);
+                stages.map(|named| check(&named.stage)).collect::<Result<(), _>>()?;
+                return Ok(Some(std::mem::take(&mut self.told)));
             }
         }
         Ok(None)
     }
 
-    fn last(&mut self) -> Result<&mut Part, Malformed> {
-        self.parts.last_mut().ok_or(Malformed::Field("edge of no part"))
+    fn add_part(&mut self, part: &Part) -> Result<(), Malformed> {
+        let worker = usize::from(part.worker.get());
+        if worker == self.told.len() && worker < self.workers {
+            self.told.push(Work::default());
+        } else if worker + 1 != self.told.len() {
+            return Err(Malformed::Field("worker of a part"));
+        }
+        let within = part.within_ms.get();
+        let stage = Stage {
+            function: (0, part.function.get()),
+            member: (part.member.get(), part.members.get()),
+            join: JoinPlan {
+                kind: Join::from_wire(part.join)?,
+                wanted: part.wanted.get().into(),
+                within: (within > 0).then(|| Duration::from_millis(within.into())),
+            },
+            takes: Takes::from_wire(part.takes)?,
+            inputs: Vec::new(),
+            outputs: Vec::new(),
+        };
+        let name = part.name.get()?.to_owned();
+        add(&mut self.last()?.stages, NamedStage { name, stage, area_bytes: 0 })?;
+        Ok(())
     }
 
-    fn check_last(&self) -> Result<(), Malformed> {
-        match self.parts.last() {
-            Some(part) if part.inputs.is_empty() => Err(Malformed::Field("part without input")),
-            _ => Ok(()),
+    fn last(&mut self) -> Result<&mut Work, Malformed> {
+        self.told.last_mut().ok_or(Malformed::Field("edge of no part"))
+    }
+
+    fn input_bytes(&self, bytes: u32) -> Result<u32, Malformed> {
+        if bytes > self.most.0 { Err(TOO_LARGE) } else { Ok(bytes) }
+    }
+
+    /// Adds an input to the part that was told last. Returns which part that is, and the number of the input.
+    fn add_input(
+        &mut self,
+        from: InputFrom,
+        kind: InputKind,
+        bytes: u32,
+    ) -> Result<(usize, usize), Malformed> {
+        let stages = &mut self.last()?.stages;
+        let number = stages.len().saturating_sub(1);
+        let named = stages.last_mut().ok_or(Malformed::Field("edge of no part"))?;
+        let inputs = &mut named.stage.inputs;
+        if inputs.len() == MAX_EDGES {
+            return Err(Malformed::Field("number of inputs"));
+        }
+        inputs.push(StageInput { from, kind });
+        named.area_bytes = named.area_bytes.max(bytes);
+        Ok((number, named.stage.inputs.len() - 1))
+    }
+
+    fn add_edge_here(&mut self, edge: &EdgeHere) -> Result<(), Malformed> {
+        let (from, kind) = (usize::from(edge.from.get()), InputKind::from_wire(edge.kind)?);
+        let bytes = self.input_bytes(edge.bytes.get())?;
+        let own = self.last()?.stages.len().checked_sub(1);
+        match kind {
+            InputKind::Again if own == Some(from) => {
+                self.add_input(InputFrom::Here(from), kind, bytes)?;
+                Ok(())
+            }
+            InputKind::Whole | InputKind::Items if own.is_some_and(|own| from < own) => {
+                let target = self.add_input(InputFrom::Here(from), kind, bytes)?;
+                let number = usize::from(edge.edge.get());
+                let output = self.output(from, number, OutputKind::Whole, bytes)?;
+                output.here.push(target);
+                Ok(())
+            }
+            _ => Err(Malformed::Field("edge within a worker")),
         }
     }
 
-    fn add_input(&mut self, input: Input) -> Result<(), Malformed> {
-        if input.bytes > self.most.0 {
+    fn add_output(&mut self, edge: &EdgeOut) -> Result<(), Malformed> {
+        let (bytes, kind) = (edge.bytes.get(), OutputKind::from_wire(edge.kind)?);
+        if bytes > self.most.1 {
             return Err(TOO_LARGE);
         }
-        let inputs = &mut self.last()?.inputs;
-        if !inputs.is_empty() {
-            return Err(Malformed::Field("second input")); // a function would not get it
+        let work = self.last()?;
+        let from = work.stages.len().saturating_sub(1);
+        let output = Output { to: edge.to.into(), secret: edge.secret, bytes };
+        let connection = add(&mut work.outputs, output)?;
+        let output = self.output(from, edge.edge.get().into(), kind, bytes)?;
+        if output.to.len() == MAX_EDGES {
+            return Err(Malformed::Field("number of workers that an edge goes to"));
         }
-        inputs.push(input);
+        output.to.push(connection);
         Ok(())
+    }
+
+    /// Returns an output of a part of the last worker, which is of this kind, or becomes one.
+    fn output(
+        &mut self,
+        part: usize,
+        number: usize,
+        kind: OutputKind,
+        bytes: u32,
+    ) -> Result<&mut StageOutput, Malformed> {
+        let named = self.last()?.stages.get_mut(part).ok_or(Malformed::Field("edge of no part"))?;
+        if number >= MAX_EDGES {
+            return Err(Malformed::Field("number of an edge"));
+        }
+        let outputs = &mut named.stage.outputs;
+        if outputs.len() <= number {
+            outputs.resize(number + 1, NOTHING);
+        }
+        let output = &mut outputs[number];
+        let is_new = output.to.is_empty() && output.here.is_empty();
+        if is_new {
+            (output.kind, output.bytes) = (kind, bytes);
+        } else if (output.kind, output.bytes) != (kind, bytes) {
+            return Err(Malformed::Field("kind of an output"));
+        }
+        named.area_bytes = named.area_bytes.max(bytes);
+        Ok(output)
     }
 }
 
-fn add<T>(edges: &mut Vec<T>, edge: T) -> Result<(), Malformed> {
-    if edges.len() == MAX_EDGES {
-        return Err(Malformed::Field("number of edges"));
+/// Checks what is known only when all is told.
+fn check(stage: &Stage) -> Result<(), Malformed> {
+    let count = |kind: InputKind| stage.inputs.iter().filter(|input| input.kind == kind).count();
+    let items = count(InputKind::Items);
+    let joined = items + count(InputKind::Whole);
+    let is_waited_for =
+        |input: &StageInput| matches!(input.kind, InputKind::Whole | InputKind::Items);
+    if joined == 0 || !stage.inputs[..joined].iter().all(is_waited_for) {
+        return Err(Malformed::Field("inputs of a part"));
     }
-    edges.push(edge);
-    Ok(())
+    let JoinPlan { kind, wanted, within } = stage.join;
+    let makes_sense = match kind {
+        Join::All => true,
+        Join::Of => (1..=joined).contains(&(wanted as usize)),
+        Join::Any => within.is_none() && stage.takes == Takes::Whole,
+    };
+    if !makes_sense {
+        return Err(Malformed::Field("join of a part"));
+    }
+    if stage.takes != Takes::Whole && items == 0 || count(InputKind::Again) > 1 {
+        return Err(Malformed::Field("inputs of a part"));
+    }
+    let calls = stage.outputs.iter().filter(|output| output.kind == OutputKind::Call);
+    let goes_to_one = |output: &&StageOutput| output.to.len() == 1 && output.here.is_empty();
+    if calls.clone().count() != count(InputKind::Answer)
+        || !calls.clone().all(|one| goes_to_one(&one))
+    {
+        return Err(Malformed::Field("calls of a part"));
+    }
+    let is_known =
+        |output: &StageOutput| !matches!(output.kind, OutputKind::Done | OutputKind::Trace);
+    let goes_somewhere = |output: &StageOutput| !output.to.is_empty() || !output.here.is_empty();
+    let (known, others) = stage.outputs.split_at(stage.edges());
+    if !stage.outputs.iter().all(goes_somewhere) || others.iter().any(is_known) {
+        return Err(Malformed::Field("outputs of a part"));
+    }
+    let sorts = |output: &StageOutput| matches!(output.kind, OutputKind::Each | OutputKind::Keyed);
+    match known.iter().any(|output| sorts(output) && !output.here.is_empty()) {
+        true => Err(Malformed::Field("outputs of a part")),
+        false => Ok(()),
+    }
+}
+
+fn add<T>(to: &mut Vec<T>, one: T) -> Result<usize, Malformed> {
+    if to.len() == MOST_OF_A_WORKER {
+        return Err(Malformed::Field("parts or edges of a worker"));
+    }
+    to.push(one);
+    Ok(to.len() - 1)
 }
 
 #[cfg(test)]
 mod tests {
-    use rfaas_protocol::edge::{InputKind, Join, OutputKind, Takes};
-    use rfaas_protocol::session::{EdgeIn, EdgeOut, InputOfClient, Part as PartMessage};
+    use rfaas_protocol::session::{EdgeIn, InputOfClient, Part as PartMessage};
     use rfaas_protocol::{Empty, Text, WireAddress};
 
     use super::*;
@@ -164,8 +312,12 @@ mod tests {
     const SECRET: Secret = Secret([7; 16]);
 
     fn part(worker: u16) -> ToExecutor {
+        ToExecutor::Part(described(worker))
+    }
+
+    fn described(worker: u16) -> PartMessage {
         let name = Text::new("scale").unwrap();
-        ToExecutor::Part(PartMessage {
+        PartMessage {
             worker: worker.into(),
             function: 3.into(),
             member: 0.into(),
@@ -175,7 +327,7 @@ mod tests {
             takes: Takes::Whole.to_wire(),
             within_ms: 0.into(),
             name,
-        })
+        }
     }
 
     fn of_client(bytes: u32) -> ToExecutor {
@@ -183,13 +335,27 @@ mod tests {
     }
 
     fn edge_in(bytes: u32) -> ToExecutor {
-        let kind = InputKind::Whole.to_wire();
+        edge_of(InputKind::Whole, bytes)
+    }
+
+    fn edge_of(kind: InputKind, bytes: u32) -> ToExecutor {
+        let kind = kind.to_wire();
         ToExecutor::EdgeIn(EdgeIn { secret: SECRET, bytes: bytes.into(), kind })
     }
 
+    fn here(from: u16, edge: u16, kind: InputKind) -> ToExecutor {
+        let kind = kind.to_wire();
+        let (from, edge, bytes) = (from.into(), edge.into(), 8.into());
+        ToExecutor::EdgeHere(EdgeHere { from, edge, bytes, kind })
+    }
+
     fn edge_out(bytes: u32) -> ToExecutor {
+        out(0, OutputKind::Whole, bytes)
+    }
+
+    fn out(edge: u16, kind: OutputKind, bytes: u32) -> ToExecutor {
         let to = WireAddress::from("127.0.0.1:7".parse::<SocketAddr>().unwrap());
-        let (edge, kind) = (0.into(), OutputKind::Whole.to_wire());
+        let (edge, kind) = (edge.into(), kind.to_wire());
         ToExecutor::EdgeOut(EdgeOut { to, secret: SECRET, bytes: bytes.into(), edge, kind })
     }
 
@@ -197,47 +363,127 @@ mod tests {
         ToExecutor::Complete(Empty {})
     }
 
-    fn told(workers: usize, messages: &[ToExecutor]) -> Result<Vec<Part>, String> {
+    fn told(workers: usize, messages: &[ToExecutor]) -> Result<Vec<Work>, String> {
         let mut parts = Parts::new(workers, 100, 50);
         for message in messages {
-            if let Some(parts) = parts.take(message).map_err(|error| error.to_string())? {
-                return Ok(parts);
+            if let Some(works) = parts.take(message).map_err(|error| error.to_string())? {
+                return Ok(works);
             }
         }
         Err("it is not complete".into())
     }
 
     #[test]
-    fn parts_have_their_edges_in_order() {
-        let parts = told(
+    fn workers_have_their_edges_in_order() {
+        let works = told(
             2,
-            &[part(0), of_client(64), edge_out(32), edge_out(16), part(1), edge_in(32), complete()],
+            &[
+                part(0),
+                of_client(64),
+                edge_out(32),
+                out(1, OutputKind::Whole, 16),
+                part(1),
+                edge_in(32),
+                edge_out(32),
+                edge_out(32),
+                complete(),
+            ],
         );
-        let parts = parts.unwrap();
-        assert_eq!(parts.len(), 2);
-        assert_eq!((parts[0].name.as_str(), parts[0].function), ("scale", 3));
-        assert_eq!(parts[0].inputs, [Input { from: Source::Client, bytes: 64 }]);
-        assert_eq!((parts[0].outputs.len(), parts[0].output_bytes()), (2, 64));
-        assert_eq!(parts[1].inputs, [Input { from: Source::Dialler(SECRET), bytes: 32 }]);
-        assert_eq!((parts[0].dialled_by(), parts[1].dialled_by()), (0, 1));
-        assert_eq!(parts[1].output_bytes(), 32);
+        let works = works.unwrap();
+        let [first, second] = &works[..] else { panic!("two workers") };
+        let named = &first.stages[0];
+        assert_eq!(
+            (named.name.as_str(), named.stage.function.1, named.area_bytes),
+            ("scale", 3, 64)
+        );
+        assert_eq!(first.inputs, [Input { from: Source::Client, bytes: 64 }]);
+        let to = named.stage.outputs.iter().map(|output| output.to.as_slice());
+        assert_eq!(to.collect::<Vec<_>>(), [[0], [1]]);
+        assert_eq!(second.inputs, [Input { from: Source::Dialler(SECRET), bytes: 32 }]);
+        assert_eq!((first.dialled_by(), second.dialled_by()), (0, 1));
+        assert_eq!(second.stages[0].stage.outputs[0].to, [0, 1], "one edge to two workers");
+    }
+
+    #[test]
+    fn functions_of_a_worker_lead_to_those_behind_them() {
+        let works = told(
+            1,
+            &[
+                part(0),
+                of_client(64),
+                out(1, OutputKind::Whole, 32),
+                part(0),
+                of_client(16),
+                here(0, 0, InputKind::Whole),
+                here(1, 0, InputKind::Again),
+                edge_out(1),
+                complete(),
+            ],
+        );
+        let works = works.unwrap();
+        assert_eq!(works[0].inputs, [Input { from: Source::Client, bytes: 64 }], "both have it");
+        let [first, second] = &works[0].stages[..] else { panic!("two functions") };
+        assert_eq!(first.stage.outputs[0].here, [(1, 1)]);
+        assert_eq!(first.stage.outputs[1].to, [0]);
+        let input = |from, kind| StageInput { from, kind };
+        let inputs = [
+            input(InputFrom::Edge(0), InputKind::Whole),
+            input(InputFrom::Here(0), InputKind::Whole),
+            input(InputFrom::Here(1), InputKind::Again),
+        ];
+        assert_eq!(second.stage.inputs, inputs);
+        assert_eq!((second.stage.areas(), first.stage.areas()), (2, 1));
     }
 
     #[test]
     fn what_cannot_be_is_named() {
-        let many = [vec![part(0), edge_in(1)], vec![edge_out(1); MAX_EDGES + 1]].concat();
+        let many = [vec![part(0)], vec![edge_in(1); MAX_EDGES + 1]].concat();
+        let wide = [vec![part(0), edge_in(1)], vec![edge_out(1); MAX_EDGES + 1]].concat();
+        let parts = vec![part(0); MOST_OF_A_WORKER + 1];
+        let joined = |join: Join, wanted: u16, within: u32| {
+            let (join, wanted, within_ms) = (join.to_wire(), wanted.into(), within.into());
+            ToExecutor::Part(PartMessage { join, wanted, within_ms, ..described(0) })
+        };
+        let each = ToExecutor::Part(PartMessage { takes: Takes::Each.to_wire(), ..described(0) });
+        let call = out(0, OutputKind::Call, 1);
+        let answer = edge_of(InputKind::Answer, 1);
+        let of_one =
+            |rest: Vec<ToExecutor>| [vec![part(0), edge_in(1)], rest, vec![complete()]].concat();
         for (messages, wrong) in [
             (vec![part(1)], "worker of a part"),
             (vec![part(0), of_client(1), part(1)], "worker of a part"),
             (vec![edge_in(1)], "edge of no part"),
-            (vec![part(0), complete()], "part without input"),
-            (vec![complete()], "number of parts"),
-            (vec![part(0), of_client(1), of_client(1)], "second input"),
-            (vec![part(0), of_client(1), edge_in(1)], "second input"),
+            (vec![edge_out(1)], "edge of no part"),
+            (vec![part(0), complete()], "inputs of a part"),
+            (vec![complete()], "number of workers"),
             (vec![part(0), edge_in(101)], "bytes of an edge"),
             (vec![part(0), edge_in(1), edge_out(51)], "bytes of an edge"),
             (vec![part(0), edge_out(u32::MAX)], "bytes of an edge"),
-            (many, "number of edges"),
+            (many, "number of inputs"),
+            (wide, "number of workers that an edge goes to"),
+            (parts, "parts or edges of a worker"),
+            (vec![part(0), here(0, 0, InputKind::Whole)], "edge within a worker"),
+            (vec![part(0), here(1, 0, InputKind::Again)], "edge within a worker"),
+            (
+                vec![part(0), edge_in(1), part(0), here(7, 0, InputKind::Whole)],
+                "edge within a worker",
+            ),
+            (vec![part(0), edge_of(InputKind::Again, 1)], "kind of an input"),
+            (vec![part(0), edge_in(1), out(64, OutputKind::Whole, 1)], "number of an edge"),
+            (vec![part(0), edge_in(1), edge_out(1), edge_out(2)], "kind of an output"),
+            (of_one(vec![out(1, OutputKind::Whole, 1)]), "outputs of a part"),
+            (
+                of_one(vec![out(0, OutputKind::Done, 0), out(1, OutputKind::Whole, 1)]),
+                "outputs of a part",
+            ),
+            (of_one(vec![call]), "calls of a part"),
+            (of_one(vec![call, call, answer]), "calls of a part"),
+            (of_one(vec![answer]), "calls of a part"),
+            (vec![part(0), answer, edge_in(1), call, complete()], "inputs of a part"),
+            (vec![joined(Join::Of, 0, 0), edge_in(1), complete()], "join of a part"),
+            (vec![joined(Join::Of, 2, 0), edge_in(1), complete()], "join of a part"),
+            (vec![joined(Join::Any, 0, 1), edge_in(1), complete()], "join of a part"),
+            (vec![each, edge_in(1), complete()], "inputs of a part"),
         ] {
             let error = told(1, &messages).unwrap_err();
             assert!(error.contains(wrong), "{messages:?}: {error}");

@@ -27,7 +27,7 @@ use crate::fatal;
 use crate::hop::{Edges, INTRODUCED_WITHIN, Means, edges_of};
 use crate::introductions::{Expected, Introductions};
 use crate::library::{Library, MAX_GUARDS};
-use crate::parts::Part;
+use crate::parts::Work;
 use crate::plan::{Plan, StandbyPlan};
 use crate::sync::{AtomicBool, Ordering};
 use crate::watch::{News, Watch};
@@ -94,7 +94,7 @@ struct Task {
     arrivals: CompletionQueue,
     max_guards: usize,
     /// What it is for, if that is a graph.
-    part: Option<(Part, Sender<Expected>)>,
+    work: Option<(Work, Sender<Expected>)>,
 }
 
 impl WorkerPool {
@@ -133,21 +133,21 @@ impl WorkerPool {
         Ok(())
     }
 
-    /// Does the same for a graph, in which these are the parts of the workers: they are dialled by others at
+    /// Does the same for a graph, in which the workers are for these `works`: they are dialled by others at
     /// `introductions`, and dial others, before they dial the client.
     pub fn assign_parts(
         &mut self,
         plan: &Arc<Plan>,
-        parts: Vec<Part>,
+        works: Vec<Work>,
         introductions: Introductions,
         manager_ends: &CompletionQueue,
     ) -> Result<(), PoolError> {
-        let dialled = parts.iter().map(Part::dialled_by).sum();
+        let dialled = works.iter().map(Work::dialled_by).sum();
         let expected = introductions.accept(dialled, INTRODUCED_WITHIN)?;
-        for (index, part) in parts.into_iter().enumerate() {
-            let arrivals = arrival_queue(&self.device, plan.layout.slots(), edges_of(&part))?;
-            let part = Some((part, expected.clone()));
-            self.assign_one(index, plan, arrivals, part, manager_ends)?;
+        for (index, work) in works.into_iter().enumerate() {
+            let arrivals = arrival_queue(&self.device, plan.layout.slots(), edges_of(&work))?;
+            let work = Some((work, expected.clone()));
+            self.assign_one(index, plan, arrivals, work, manager_ends)?;
         }
         Ok(())
     }
@@ -157,7 +157,7 @@ impl WorkerPool {
         index: usize,
         plan: &Arc<Plan>,
         arrivals: CompletionQueue,
-        part: Option<(Part, Sender<Expected>)>,
+        work: Option<(Work, Sender<Expected>)>,
         manager_ends: &CompletionQueue,
     ) -> Result<(), PoolError> {
         if index == self.members.len() {
@@ -166,7 +166,7 @@ impl WorkerPool {
         let max_guards = MAX_GUARDS / plan.workers.len();
         let member = &mut self.members[index];
         member.waker = Some(arrivals.waker());
-        let task = Task { plan: plan.clone(), arrivals, max_guards, part };
+        let task = Task { plan: plan.clone(), arrivals, max_guards, work };
         let _ = member.tasks.send(task); // one that has ended needs none
         Ok(())
     }
@@ -357,7 +357,7 @@ fn work(start: WorkerStart) -> Result<WorkerEnd, WorkerStartError> {
         start.notifier.tell(ThreadEvent::CountsHere);
     }
     let stopped = Ok(WorkerEnd::Called(ServiceEnd::Stopped));
-    let Ok(Task { plan, arrivals, max_guards, part }) = start.tasks.recv() else { return stopped };
+    let Ok(Task { plan, arrivals, max_guards, work }) = start.tasks.recv() else { return stopped };
     let cpus = match plan.workers[usize::from(index)] {
         Some(cpu) => {
             pin(cpu);
@@ -365,17 +365,17 @@ fn work(start: WorkerStart) -> Result<WorkerEnd, WorkerStartError> {
         }
         None => Cpus::of_this_thread().ok(), // unknown: it stays where the scheduler puts it
     };
-    let connected = match part {
+    let connected = match work {
         None => {
             let mut connection = worker::prepare(&start.device, &plan, max_guards, &arrivals)?;
             worker::connect(&mut connection, &plan, index)?;
             Connected::ToCaller(connection)
         }
-        Some((part, introductions)) => {
+        Some((work, introductions)) => {
             let device = &start.device;
             let means = Means { device, plan: &plan, arrivals: &arrivals, max_guards };
-            let edges = Edges::connect(&means, index, &part, &introductions)?;
-            Connected::InGraph(edges, part)
+            let edges = Edges::connect(&means, index, &work, &introductions)?;
+            Connected::InGraph(edges, work)
         }
     };
     start.notifier.tell(ThreadEvent::WorkerConnected);
@@ -405,11 +405,8 @@ fn work(start: WorkerStart) -> Result<WorkerEnd, WorkerStartError> {
             close(&worker);
             Ok(WorkerEnd::Called(end))
         }
-        Connected::InGraph(edges, part) => {
-            let missing =
-                || WorkerStartError::Edges(format!("no function is called {:?}", part.name));
-            let function = library.number(&part.name).ok_or_else(missing)?;
-            let (mut hop, _client) = edges.begin(arrivals, function, &part);
+        Connected::InGraph(edges, work) => {
+            let (mut hop, _client) = edges.begin(arrivals, &library, work)?;
             let end = worker.serve_graph(&mut hop);
             close(&worker);
             Ok(WorkerEnd::Hopped(end))
@@ -422,5 +419,5 @@ enum Connected {
     /// It answers calls.
     ToCaller(Connection),
     /// It hands on what functions return.
-    InGraph(Edges, Part),
+    InGraph(Edges, Work),
 }

@@ -192,11 +192,16 @@ impl<'a> Worker<'a> {
         self.settle_if_due(now);
     }
 
-    fn sleep(&mut self, requests: &mut CompletionQueue) -> rdmalib::Result<()> {
+    fn sleep(
+        &mut self,
+        requests: &mut CompletionQueue,
+        until: Option<Instant>,
+    ) -> rdmalib::Result<()> {
         let now = ticks();
         self.meter.polled(now);
         self.settle(now);
-        requests.wait(None)?; // ended by its waker when `stop` is set
+        let until = until.map(|at| at.saturating_duration_since(Instant::now()));
+        requests.wait(until)?; // ended by its waker when `stop` is set
         self.meter.slept(ticks());
         Ok(())
     }
@@ -250,7 +255,11 @@ impl Service for Worker<'_> {
     }
 
     #[inline]
-    fn idle(&mut self, requests: &mut CompletionQueue) -> rdmalib::Result<()> {
+    fn idle(
+        &mut self,
+        requests: &mut CompletionQueue,
+        until: Option<Instant>,
+    ) -> rdmalib::Result<()> {
         match self.spinner.idle() {
             Idle::Poll => {
                 requests.stay_awake();
@@ -262,7 +271,7 @@ impl Service for Worker<'_> {
                 std::thread::yield_now();
                 self.read_clock();
             }
-            Idle::Sleep => self.sleep(requests)?,
+            Idle::Sleep => self.sleep(requests, until)?,
         }
         Ok(())
     }

@@ -259,8 +259,10 @@ pub enum Error {
         reason: &'static str,
     },
     /// A function of a graph failed, or its executor or lease ended: the run has no outputs. Runs of the same lane that
-    /// were under way have failed too unless `source` is [`OutputTooLarge`](Self::OutputTooLarge), or were submitted
-    /// again if the graph is [idempotent](crate::Graph::idempotent). What has ended is started again.
+    /// were under way have failed too, or were submitted again if the graph is
+    /// [idempotent](crate::Graph::idempotent), unless the function itself said so: `source` is
+    /// [`OutputTooLarge`](Self::OutputTooLarge), [`FunctionFailed`](Self::FunctionFailed), [`NoValue`](Self::NoValue),
+    /// [`NotItems`](Self::NotItems) or [`TooFewInputs`](Self::TooFewInputs) then. What has ended is started again.
     #[error("function {function:?} of the graph, its worker {worker} on node {node}, failed")]
     GraphFailed {
         /// Its name.
@@ -272,6 +274,26 @@ pub enum Error {
         /// What happened there.
         #[source]
         source: Box<Error>,
+    },
+    /// A function of a graph said that it failed (`fail`).
+    #[error("it said that it failed, with code {code}")]
+    FunctionFailed {
+        /// What it said.
+        code: i32,
+    },
+    /// A function of a graph said that it has no value (`none`), where one is needed.
+    #[error("it has no value")]
+    NoValue,
+    /// A function of a graph was to return, or got, a list of items, and the bytes are none.
+    #[error("what is to be a list of items is none (docs/functions.md says what one looks like)")]
+    NotItems,
+    /// Fewer inputs of a function of a graph had a value than it waits for.
+    #[error("{there} of its inputs had a value; it waits for {wanted}")]
+    TooFewInputs {
+        /// How many.
+        there: u32,
+        /// How many it waits for.
+        wanted: u64,
     },
     /// The node, its manager or the way there failed. The function may have run or not. Ask for another lease.
     #[error("the executor is gone: its node or its executor manager failed")]

@@ -18,6 +18,7 @@ pub mod caller;
 pub mod edge;
 mod place;
 mod sharing;
+mod turn;
 mod writer;
 
 pub use backoff::{Awaited, Backoff, FREE_POLLS, Pause, Spin};

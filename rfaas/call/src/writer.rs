@@ -108,13 +108,13 @@ impl Writer {
         self.inline.len()
     }
 
-    /// Writes `bytes` bytes of `memory`, from `at` on, to `to`.
+    /// Writes `bytes` bytes of `memory`, from `at` on, to `to`: with immediate data, unless the peer is not to notice.
     #[inline]
     pub(crate) fn write(
         &mut self,
         (memory, at, bytes): (&Region, usize, u32),
         to: RemoteAddress,
-        immediate: u32,
+        immediate: Option<u32>,
         is_stopped: impl Fn() -> bool,
     ) -> Result<(), NotWritten> {
         let flags = self.flags();
@@ -144,7 +144,7 @@ impl Writer {
         immediate: u32,
         is_stopped: impl Fn() -> bool,
     ) -> Result<(), NotWritten> {
-        let work = request(source, to, immediate, self.flags());
+        let work = request(source, to, Some(immediate), self.flags());
         match self.queue_pair.post(&work) {
             Ok(()) => Ok(()),
             Err(rdmalib::Error::QueueFull { .. }) => self.post_when_there_is_room(work, is_stopped),
@@ -211,7 +211,12 @@ impl Writer {
 }
 
 #[inline]
-fn request(source: Source<'_>, to: RemoteAddress, immediate: u32, flags: Flags) -> WorkRequest<'_> {
-    let operation = Operation::Write { source, to, immediate: Some(immediate) };
+fn request(
+    source: Source<'_>,
+    to: RemoteAddress,
+    immediate: Option<u32>,
+    flags: Flags,
+) -> WorkRequest<'_> {
+    let operation = Operation::Write { source, to, immediate };
     WorkRequest { id: 0, operation, flags }
 }

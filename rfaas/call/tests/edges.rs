@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used)] // in helpers too: what fails there is the test
 
 use std::net::IpAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rdmalib::{
     Access, CompletionQueue, Device, DeviceSpec, Domain, Flags, Operation, Provider, QueuePair,
@@ -12,9 +12,13 @@ use rdmalib::{
 };
 use rfaas_call::Place;
 use rfaas_call::callee::{Layout, Service, SlotMemory};
-use rfaas_call::edge::{Arrival, EdgeEnd, Hop, HopEnd, InEdge, OutEdge, SlotUse, arrival_queue};
+use rfaas_call::edge::{
+    Arrival, EdgeEnd, Hop, HopEnd, InEdge, InputFrom, JoinPlan, OutEdge, SlotUse, Stage,
+    StageInput, StageMemory, StageOutput, arrival_queue,
+};
 use rfaas_protocol::edge::{
     EdgeFailure, EdgeHello, EdgeImmediate, EdgeShape, EdgeSlots, EdgeStatus, FailedBecause,
+    InputKind, OutputKind, Takes,
 };
 use rfaas_protocol::{Hello, Role, Secret, parse_prefix};
 use zerocopy::IntoBytes;
@@ -62,7 +66,7 @@ impl Service for Asked {
 
     fn answered(&mut self) {}
 
-    fn idle(&mut self, _: &mut CompletionQueue) -> rdmalib::Result<()> {
+    fn idle(&mut self, _: &mut CompletionQueue, _: Option<Instant>) -> rdmalib::Result<()> {
         self.idle += 1;
         if self.idle > 1 {
             std::thread::sleep(Duration::from_millis(1)); // that a peer is gone is not known at once
@@ -81,6 +85,27 @@ struct Scene {
     /// What is sent lies here.
     payload: Region,
     asked: Asked,
+}
+
+/// A stage that waits for so many inputs and hands on to these edges.
+fn stage(domain: &Domain, inputs: usize, outputs: &[usize]) -> StageMemory<Box<SlotMemory>> {
+    let input = |number| StageInput { from: InputFrom::Edge(number), kind: InputKind::Whole };
+    let output = |edge: &usize| StageOutput {
+        kind: OutputKind::Whole,
+        bytes: SHAPE.bytes,
+        to: vec![*edge],
+        here: vec![],
+    };
+    let stage = Stage {
+        function: (0, IN_GRAPH),
+        member: (0, 1),
+        join: JoinPlan::ALL,
+        takes: Takes::Whole,
+        inputs: (0..inputs).map(input).collect(),
+        outputs: outputs.iter().map(output).collect(),
+    };
+    let layout = Layout::new(SHAPE.slots, 0, SHAPE.bytes, 4096).unwrap();
+    StageMemory { stage, areas: vec![Box::new(SlotMemory::new(domain, layout).unwrap())] }
 }
 
 /// Connects `sender` to `receiver`.
@@ -118,9 +143,8 @@ impl Scene {
         let mut out = OutEdge::new(&device, &domain, SHAPE, 0, &of_hop).unwrap();
         let mut output = InEdge::new(&device, SHAPE, 0, &arrivals).unwrap();
         connect(&device, &mut out, &mut output);
-        let layout = Layout::new(SHAPE.slots, 0, SHAPE.bytes, 4096).unwrap();
-        let memory = Box::new(SlotMemory::new(&domain, layout).unwrap());
-        let hop = Hop::new((ins, vec![out]), memory, of_hop, (0, IN_GRAPH));
+        let stages = vec![stage(&domain, inputs, &[0])];
+        let hop = Hop::new((ins, vec![out]), stages, of_hop, &domain).unwrap();
         let payload = of_test.allocate(SHAPE.bytes as usize, Access::empty()).unwrap();
         let asked = Asked { patience: 1, ..Asked::default() };
         Scene { hop, senders, output, arrivals, payload, asked }
@@ -262,9 +286,8 @@ fn under_attack(patience: u32, attack: impl FnOnce(&mut Hostile, &mut Hostile)) 
         (0..2).map(|number| InEdge::new(&device, SHAPE, number, &arrivals).unwrap()).collect();
     let mut first = Hostile::new(&device, &of_test, &mut ins[0]);
     let mut second = Hostile::new(&device, &of_test, &mut ins[1]);
-    let layout = Layout::new(SHAPE.slots, 0, 1, 4096).unwrap();
-    let memory = Box::new(SlotMemory::new(&domain, layout).unwrap());
-    let mut hop = Hop::new((ins, vec![]), memory, arrivals, (0, IN_GRAPH));
+    let stages = vec![stage(&domain, 2, &[])];
+    let mut hop = Hop::new((ins, vec![]), stages, arrivals, &domain).unwrap();
     attack(&mut first, &mut second);
     let mut asked = Asked { patience, ..Asked::default() };
     let end = hop.serve(&mut asked);

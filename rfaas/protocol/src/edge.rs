@@ -150,6 +150,8 @@ numbered! {
         1 => Items,
         /// The answer to a call that the function makes. It does not wait for it before it is called itself.
         2 => Answer,
+        /// Nothing comes: the function may say that it is called again, with what it has made so far.
+        3 => Again,
     }
 }
 

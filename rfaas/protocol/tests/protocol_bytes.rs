@@ -144,7 +144,7 @@ const SECRET: Secret = Secret(*b"0123456789abcdef");
 
 #[test]
 fn a_hello_is_magic_version_and_role() {
-    assert_eq!((VERSION, OLDEST_CLIENT), (9, 4));
+    assert_eq!((VERSION, OLDEST_CLIENT), (10, 4));
     for (role, number) in [
         (Role::Lease, 1),
         (Role::Node, 2),

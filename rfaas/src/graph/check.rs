@@ -2,74 +2,199 @@
 
 use rfaas_protocol::edge::MAX_EDGES;
 
-use super::description::Graph;
+use super::description::{EdgeKind, Graph, Join};
 use crate::error::{Error, Result};
 
-/// Most functions of a graph: each costs a lease, and this process two connections.
-pub(super) const MAX_FUNCTIONS: usize = 256;
+/// Most workers of a graph: each costs a lease, and this process two connections.
+pub(super) const MAX_WORKERS: usize = 256;
+/// Most bytes of an edge are less than this.
+const TOO_LARGE: usize = 1 << 32;
 
 /// What is wrong with a graph.
 fn wrong(what: String) -> Error {
     Error::InvalidGraph(what)
 }
 
-/// Checks it. An error says what is wrong, with the names of functions.
-pub(super) fn check(graph: &Graph) -> Result<()> {
+/// Checks it. Returns its functions, each behind those that lead to it. An error says what is wrong, with the names of
+/// functions.
+pub(super) fn check(graph: &Graph) -> Result<Vec<usize>> {
     let Graph { functions, edges, inputs, outputs, .. } = graph;
     let count = functions.len();
-    if !(1..=MAX_FUNCTIONS).contains(&count) {
-        return Err(wrong(format!("it has {count} functions, not 1 to {MAX_FUNCTIONS}")));
+    if count == 0 {
+        return Err(wrong("it has no functions".into()));
     }
     let name = |function: usize| functions[function].name.as_str();
     let ends = inputs.iter().chain(outputs).map(|end| (end.function, end.bytes));
-    let of_edges = edges.iter().flat_map(|edge| [(edge.from, edge.bytes), (edge.to, edge.bytes)]);
+    let of_edges = edges.iter().flat_map(|edge| {
+        let answer = if let EdgeKind::Call(bytes) = edge.kind { bytes } else { 0 };
+        [(edge.from, edge.bytes.max(answer)), (edge.to, edge.bytes)]
+    });
     for (function, bytes) in ends.chain(of_edges) {
         if function >= count {
             return Err(wrong("an edge is of a function of another graph".into()));
         }
-        if u32::try_from(bytes).is_err() {
+        if bytes >= TOO_LARGE {
             let name = name(function);
             return Err(wrong(format!(
                 "an edge of {name:?} has {bytes} bytes: 4 GiB are too many"
             )));
         }
     }
-    let way_back = cycle(count, |function| {
+    check_workers(graph)?;
+    let names = |cycle: Vec<usize>| {
+        let names: Vec<_> = cycle.into_iter().map(name).collect();
+        names.join(" → ")
+    };
+    let order = order(count, |function| {
         edges.iter().filter(move |edge| edge.from == function).map(|edge| edge.to)
     });
-    if let Some(cycle) = way_back {
-        let names: Vec<_> = cycle.into_iter().map(name).collect();
-        return Err(wrong(format!("its edges lead back: {}", names.join(" → "))));
-    }
+    let order = order.map_err(|cycle| wrong(format!("its edges lead back: {}", names(cycle))))?;
     for function in 0..count {
-        let input = inputs.iter().filter(|end| end.function == function).count();
-        let comes = input + edges.iter().filter(|edge| edge.to == function).count();
-        let output = outputs.iter().filter(|end| end.function == function).count();
-        let goes = output + edges.iter().filter(|edge| edge.from == function).count();
-        let name = name(function);
-        match (comes, goes) {
-            (0, _) => {
-                return Err(wrong(format!("nothing leads to {name:?}: an input, or an edge")));
-            }
-            (_, 0) => {
-                return Err(wrong(format!("nothing leads from {name:?}: an edge, or an output")));
-            }
-            (2.., _) => {
-                let what = format!("{comes} inputs lead to {name:?}; it can have one");
-                return Err(wrong(what));
-            }
-            (_, goes) if goes > MAX_EDGES => {
-                let what = format!("{goes} edges lead from {name:?}; {MAX_EDGES} are possible");
-                return Err(wrong(what));
-            }
-            _ => {}
-        }
+        check_function(graph, function)?;
     }
-    Ok(())
+    check_calls(graph)?;
+    Ok(order)
 }
 
-/// Returns a way from a function back to it, with that at both ends.
-fn cycle<I: Iterator<Item = usize>>(count: usize, next: impl Fn(usize) -> I) -> Option<Vec<usize>> {
+/// Checks which functions share a worker, and how many there are.
+fn check_workers(graph: &Graph) -> Result<()> {
+    let functions = &graph.functions;
+    let mut workers = 0;
+    for described in functions {
+        let name = &described.name;
+        match described.shares {
+            None if described.workers == 0 || described.workers > MAX_EDGES => {
+                let count = described.workers;
+                let what = format!("{name:?} has {count} workers, not 1 to {MAX_EDGES}");
+                return Err(wrong(what));
+            }
+            None => workers += described.workers,
+            Some(with) => {
+                let why = match functions.get(with) {
+                    None => "is of another graph",
+                    Some(with) if with.shares.is_some() => "has no worker of its own",
+                    Some(with) if with.workers != 1 || described.workers != 1 => {
+                        "is not called by one worker, as both have to be"
+                    }
+                    Some(with) if with.library != described.library => "is of another library",
+                    Some(_) => continue,
+                };
+                let with = functions.get(with).map_or("", |with| &with.name);
+                let what = format!("{name:?} cannot share the worker of {with:?}, which {why}");
+                return Err(wrong(what));
+            }
+        }
+    }
+    match workers > MAX_WORKERS {
+        true => Err(wrong(format!("it has {workers} workers; {MAX_WORKERS} are possible"))),
+        false => Ok(()),
+    }
+}
+
+/// Checks what comes to a function and goes from it.
+fn check_function(graph: &Graph, function: usize) -> Result<()> {
+    let described = &graph.functions[function];
+    let name = &described.name;
+    let workers = |function: usize| graph.functions[function].workers;
+    let (mut items, mut keyed, mut called, mut calls, mut leads) = (0, 0, 0, 0, 0);
+    let mut comes = graph.inputs.iter().filter(|end| end.function == function).count();
+    for edge in &graph.edges {
+        if edge.to == function {
+            comes += workers(edge.from);
+            match edge.kind {
+                EdgeKind::Each => items += 1,
+                EdgeKind::Keyed => keyed += 1,
+                EdgeKind::Call(_) => called += 1,
+                EdgeKind::Whole => {}
+            }
+        }
+        if edge.from == function {
+            leads += 1;
+            calls += usize::from(matches!(edge.kind, EdgeKind::Call(_)));
+        }
+    }
+    let outputs = graph.outputs.iter().filter(|end| end.function == function).count();
+    let goes = leads + outputs;
+    // Two more tell the client of its end, and what it did.
+    let most_edges = MAX_EDGES - 2;
+    // Answers come, too, and what it made when it is called again.
+    let most_inputs = MAX_EDGES - calls - 1;
+    let what = match described.join {
+        _ if comes == 0 => format!("nothing leads to {name:?}: an input, or an edge"),
+        _ if goes == 0 && called == 0 => {
+            format!("nothing leads from {name:?}: an edge, or an output")
+        }
+        _ if comes > most_inputs => {
+            format!("{comes} inputs lead to {name:?}; {most_inputs} are possible")
+        }
+        _ if goes > most_edges => {
+            format!("{goes} edges lead from {name:?}; {most_edges} are possible")
+        }
+        _ if items > 0 && keyed > 0 => {
+            format!("items come to {name:?} one by one and by key; they can do one of both")
+        }
+        Join::Of(wanted) if wanted == 0 || wanted as usize > comes => {
+            format!("{name:?} waits for {wanted} of {comes} inputs")
+        }
+        Join::Any if items + keyed > 0 => {
+            format!("{name:?} is tried with each input, and gets items: it can do one of both")
+        }
+        Join::Any if described.within.is_some() => {
+            format!("{name:?} is tried with each input as it comes, so it waits for none")
+        }
+        _ if described.again && items + keyed > 0 => {
+            format!("{name:?} gets items: it cannot be called again")
+        }
+        _ => match described.within.map(|within| u32::try_from(within.as_millis())) {
+            Some(Ok(0)) => format!("{name:?} waits for less than a millisecond"),
+            Some(Err(_)) => format!("{name:?} waits for longer than 49 days"),
+            Some(Ok(_)) | None => return Ok(()),
+        },
+    };
+    Err(wrong(what))
+}
+
+/// Checks calls from one function to another one.
+fn check_calls(graph: &Graph) -> Result<()> {
+    let functions = &graph.functions;
+    let host = |function: usize| functions[function].shares.unwrap_or(function);
+    let calls = || graph.edges.iter().filter(|edge| matches!(edge.kind, EdgeKind::Call(_)));
+    for call in calls() {
+        let (from, to) = (&functions[call.from].name, &functions[call.to].name);
+        let of_callee =
+            graph.edges.iter().filter(|edge| edge.from == call.to || edge.to == call.to);
+        let is_called_only = of_callee
+            .filter(|edge| edge.from != call.to || !matches!(edge.kind, EdgeKind::Call(_)))
+            .count()
+            == 1;
+        let has_end = graph.inputs.iter().chain(&graph.outputs).any(|end| end.function == call.to);
+        let what = if functions[call.from].workers != 1 || functions[call.to].workers != 1 {
+            format!("{from:?} calls {to:?}: both have one worker then")
+        } else if !is_called_only || has_end {
+            format!("{from:?} calls {to:?}: nothing else leads to that or from it then")
+        } else {
+            continue;
+        };
+        return Err(wrong(what));
+    }
+    // A worker that waits for an answer answers nobody meanwhile.
+    let back = order(functions.len(), |worker| {
+        let of_worker = calls().filter(move |edge| host(edge.from) == worker);
+        of_worker.map(|edge| host(edge.to))
+    });
+    back.map(|_| ()).map_err(|cycle| {
+        let names: Vec<_> =
+            cycle.into_iter().map(|worker| functions[worker].name.as_str()).collect();
+        wrong(format!("workers call each other: those of {}", names.join(" → ")))
+    })
+}
+
+/// Returns the functions so that each is behind those that lead to it; or a way from one back to it, with that at both
+/// ends.
+fn order<I: Iterator<Item = usize>>(
+    count: usize,
+    next: impl Fn(usize) -> I,
+) -> std::result::Result<Vec<usize>, Vec<usize>> {
     #[derive(Clone, Copy, PartialEq)]
     enum Seen {
         Not,
@@ -77,7 +202,8 @@ fn cycle<I: Iterator<Item = usize>>(count: usize, next: impl Fn(usize) -> I) -> 
         Done,
     }
     let mut seen = vec![Seen::Not; count];
-    for start in 0..count {
+    let mut done = Vec::with_capacity(count);
+    for start in (0..count).rev() {
         if seen[start] != Seen::Not {
             continue;
         }
@@ -87,6 +213,7 @@ fn cycle<I: Iterator<Item = usize>>(count: usize, next: impl Fn(usize) -> I) -> 
             match followers.next() {
                 None => {
                     seen[*function] = Seen::Done;
+                    done.push(*function);
                     way.pop();
                 }
                 Some(to) => match seen[to] {
@@ -98,17 +225,20 @@ fn cycle<I: Iterator<Item = usize>>(count: usize, next: impl Fn(usize) -> I) -> 
                     Seen::OnTheWay => {
                         let on_way = way.iter().map(|(function, _)| *function);
                         let from = on_way.skip_while(|function| *function != to);
-                        return Some(from.chain([to]).collect());
+                        return Err(from.chain([to]).collect());
                     }
                 },
             }
         }
     }
-    None
+    done.reverse();
+    Ok(done)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::graph::GraphFunction;
 
@@ -135,14 +265,14 @@ mod tests {
 
     #[test]
     fn a_function_that_nothing_leads_to_or_from_is_named() {
-        assert!(error(&Graph::new()).contains("0 functions"));
+        assert!(error(&Graph::new()).contains("no functions"));
         let (mut graph, [a, b]) = functions(["a", "b"]);
         graph.input(a, 64).output(a, 64);
         assert!(error(&graph).contains("nothing leads to \"b\""));
         graph.edge(a, b, 64);
         assert!(error(&graph).contains("nothing leads from \"b\""));
         graph.output(b, 64).input(b, 64);
-        assert!(error(&graph).contains("2 inputs lead to \"b\""));
+        assert_eq!(check(&graph).unwrap(), [0, 1]);
     }
 
     #[test]
@@ -159,19 +289,62 @@ mod tests {
         for _ in 0..65 {
             graph.output(a, 64);
         }
-        assert!(error(&graph).contains("65 edges"));
+        assert!(error(&graph).contains("65 edges"), "{}", error(&graph));
     }
 
     #[test]
     fn a_way_back_is_told_with_its_names() {
         let (mut graph, [a, b, c]) = functions(["a", "b", "c"]);
         graph.input(a, 1).edge(a, b, 1).edge(b, c, 1).edge(c, b, 1).output(c, 1);
-        assert!(error(&graph).contains("its edges lead back: b → c → b"), "{}", error(&graph));
+        assert!(error(&graph).contains("its edges lead back: c → b → c"), "{}", error(&graph));
         let edges = |edges: &'static [(usize, usize)]| {
             move |from: usize| edges.iter().filter(move |edge| edge.0 == from).map(|edge| edge.1)
         };
-        assert_eq!(cycle(4, edges(&[(0, 1), (1, 2), (0, 2), (2, 3)])), None);
-        assert_eq!(cycle(4, edges(&[(0, 1), (1, 2), (2, 3), (3, 1)])), Some(vec![1, 2, 3, 1]));
-        assert_eq!(cycle(1, edges(&[(0, 0)])), Some(vec![0, 0]));
+        assert_eq!(order(4, edges(&[(3, 1), (1, 2), (3, 2), (2, 0)])), Ok(vec![3, 1, 2, 0]));
+        assert_eq!(order(4, edges(&[(0, 1), (1, 2), (2, 3), (3, 1)])), Err(vec![3, 1, 2, 3]));
+        assert_eq!(order(1, edges(&[(0, 0)])), Err(vec![0, 0]));
+    }
+
+    type Describe = dyn for<'a> Fn(&'a mut Graph, [GraphFunction; 3]) -> &'a mut Graph;
+
+    #[test]
+    fn what_workers_joins_and_calls_cannot_be_is_told() {
+        let wrong = |describe: &Describe, words: &str| {
+            let (mut graph, [a, b, c]) = functions(["a", "b", "c"]);
+            graph.input(a, 64).edge(a, c, 64).output(c, 64);
+            describe(&mut graph, [a, b, c]);
+            assert!(error(&graph).contains(words), "{words}: {}", error(&graph));
+        };
+        wrong(&|graph, [a, b, _]| graph.edge(a, b, 1).output(b, 1).workers(b, 0), "0 workers");
+        wrong(&|graph, [a, b, _]| graph.edge(a, b, 1).output(b, 1).workers(b, 65), "65 workers");
+        wrong(
+            &|graph, [a, b, c]| graph.edge(a, b, 1).output(b, 1).workers(c, 2).share(b, c),
+            "one worker",
+        );
+        wrong(&|graph, [a, b, c]| graph.share(c, a).share(b, c), "no worker of its own");
+        wrong(&|graph, [a, b, c]| graph.edge(a, b, 1).edge(b, c, 1).join(c, Join::Of(3)), "3 of 2");
+        wrong(&|graph, [a, b, c]| graph.edge(a, b, 1).edge(b, c, 1).join(c, Join::Of(0)), "0 of 2");
+        wrong(
+            &|graph, [a, b, c]| graph.each(a, b, 1).keyed(a, b, 1).edge(b, c, 1),
+            "one by one and by key",
+        );
+        wrong(
+            &|graph, [a, b, c]| graph.each(a, b, 1).edge(b, c, 1).join(b, Join::Any),
+            "tried with each",
+        );
+        wrong(&|graph, [a, b, c]| graph.each(a, b, 1).edge(b, c, 1).again(b), "called again");
+        wrong(
+            &|graph, [a, b, c]| {
+                graph.edge(a, b, 1).edge(b, c, 1).within(b, Duration::from_micros(9))
+            },
+            "less than",
+        );
+        wrong(&|graph, [a, b, c]| graph.call(a, b, 1, 1).edge(b, c, 1), "nothing else leads to");
+        wrong(&|graph, [a, b, _]| graph.call(a, b, 1, 1).output(b, 1), "nothing else leads to");
+        wrong(&|graph, [a, b, _]| graph.call(a, b, 1, 1).workers(a, 2), "one worker then");
+        wrong(
+            &|graph, [a, b, _]| graph.call(a, b, 1, 1).share(b, a),
+            "workers call each other: those of a → a",
+        );
     }
 }

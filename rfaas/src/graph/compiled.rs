@@ -18,6 +18,7 @@ use rfaas_protocol::node::Bill;
 use super::check::check;
 use super::description::Graph;
 use super::lane::{Lane, Plan};
+use super::layout::{Layout, lay_out};
 use super::map::Map;
 use super::outcome::{Ended, Lost, RunEnd};
 use super::slots::{Begun, LONGEST_SLEEP, Left};
@@ -118,7 +119,7 @@ impl CompiledGraph {
     ) -> Result<CompiledGraph> {
         grantor.check_process()?;
         deployment.validate()?;
-        check(graph)?;
+        let layout = lay_out(graph, &check(graph)?, false);
         let asked = graph.lanes;
         if asked.least == 0 || !(asked.least..=MAX_LANES).contains(&asked.most) {
             let most = asked.most;
@@ -126,8 +127,9 @@ impl CompiledGraph {
         }
         let plan = Arc::new(Plan {
             graph: graph.clone(),
+            libraries: libraries(grantor, graph, &layout)?,
+            layout,
             deployment: deployment.clone(),
-            libraries: read_libraries(grantor, graph)?,
             grantor: grantor.clone(),
             domain: grantor.spares.domain(&grantor.device)?,
             dropped: AtomicBool::new(false),
@@ -144,8 +146,8 @@ impl CompiledGraph {
         })
     }
 
-    /// Returns the name of the node that each function runs on, in the order in which they were added; those of one lane
-    /// after those of another.
+    /// Returns the name of the node of each worker, in the order in which functions were added; those of one lane after
+    /// those of another.
     pub fn nodes(&self) -> impl Iterator<Item = &str> {
         self.lanes.iter().flat_map(|lane| &lane.leases).map(|lease| lease.node())
     }
@@ -648,6 +650,12 @@ fn is_for_room(error: &Error) -> bool {
         Error::LeaseRefused { .. } => true,
         _ => false,
     }
+}
+
+/// Returns the library of each worker.
+fn libraries(grantor: &Grantor, graph: &Graph, layout: &Layout) -> Result<Vec<Arc<Library>>> {
+    let by_function = read_libraries(grantor, graph)?;
+    Ok(layout.workers.iter().map(|worker| by_function[worker.function()].clone()).collect())
 }
 
 /// Returns the library of each function, which has it.

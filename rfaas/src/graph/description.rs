@@ -9,9 +9,12 @@ use crate::request::LeaseRequest;
 
 /// Functions, and edges between them. It is a description: [`Client::compile`](crate::Client::compile) makes it run.
 ///
-/// Every function has a worker of its own, on a lease of one core. What it returns is written to all functions that an
-/// edge leads to, and to the client if it is an output. It is called when everything that leads to it is there: today
-/// one edge, or the input.
+/// Every function has a worker of its own, on a lease of one core, unless it has [several](Self::workers), or
+/// [shares](Self::share) that of another one. What it returns is written to all functions that an edge leads to, and to
+/// the client if it is an output. It is called when everything that leads to it is there, unless its
+/// [join](Self::join) says otherwise. It is called with the first of its inputs; a function that wants the others asks
+/// for them (`docs/functions.md`). Inputs are numbered in the order in which what leads to the function was added, and
+/// an edge from several workers is an input for each of these.
 ///
 /// ```no_run
 /// # fn example(client: &rfaas::Client, image: &[u8]) -> rfaas::Result<()> {
@@ -30,6 +33,20 @@ use crate::request::LeaseRequest;
 /// println!("{} bytes of thumbnail, class {:?}", outputs[0].len(), outputs[1]);
 /// # Ok(())
 /// # }
+/// ```
+/// Four workers share what there is to do:
+/// ```
+/// use rfaas::Graph;
+///
+/// let mut graph = Graph::new();
+/// let split = graph.function("libwords.so", "split");
+/// let count = graph.function("libwords.so", "count");
+/// let sum = graph.function("libwords.so", "sum");
+/// graph.workers(count, 4);
+/// graph.input(split, 1 << 20);
+/// graph.each(split, count, 1 << 20); // a list of items: each is counted by one of the four
+/// graph.edge(count, sum, 64 << 10); // four inputs of `sum`, one from each
+/// graph.output(sum, 64 << 10);
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Graph {
@@ -56,6 +73,28 @@ pub struct GraphFunction {
 pub(super) struct Described {
     pub(super) library: PathBuf,
     pub(super) name: String,
+    /// How many workers call it.
+    pub(super) workers: usize,
+    /// The function whose worker it shares, if it has none of its own.
+    pub(super) shares: Option<usize>,
+    pub(super) join: Join,
+    pub(super) within: Option<Duration>,
+    /// It may send before it returns.
+    pub(super) sends: bool,
+    /// It may say that it is called again.
+    pub(super) again: bool,
+}
+
+/// When a function of a [`Graph`] is called.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Join {
+    /// When all inputs are there. If one has failed, the run has.
+    #[default]
+    All,
+    /// When so many inputs are there, with these. Inputs that have failed, and later ones, do not count.
+    Of(u32),
+    /// With each input as it comes, until it has a value. Inputs that have failed, and later ones, do not count.
+    Any,
 }
 
 /// Something that goes from one function to another.
@@ -65,6 +104,20 @@ pub(super) struct Edge {
     pub(super) to: usize,
     /// The most of it.
     pub(super) bytes: usize,
+    pub(super) kind: EdgeKind,
+}
+
+/// What goes over an edge.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum EdgeKind {
+    /// All, to each worker.
+    Whole,
+    /// Items, each to one of the workers.
+    Each,
+    /// Items, those of a key to the same worker.
+    Keyed,
+    /// A call while the first one runs, which gets an answer of at most so many bytes.
+    Call(usize),
 }
 
 /// Something that goes from the client to a function, or back.
@@ -105,7 +158,16 @@ impl Graph {
         name: impl Into<String>,
     ) -> GraphFunction {
         let library = library.as_ref().to_owned();
-        self.functions.push(Described { library, name: name.into() });
+        self.functions.push(Described {
+            library,
+            name: name.into(),
+            workers: 1,
+            shares: None,
+            join: Join::All,
+            within: None,
+            sends: false,
+            again: false,
+        });
         GraphFunction { graph: self.origin, index: self.functions.len() - 1 }
     }
 
@@ -122,7 +184,90 @@ impl Graph {
 
     /// Has what `from` returns, at most `bytes` bytes, be the input of `to`.
     pub fn edge(&mut self, from: GraphFunction, to: GraphFunction, bytes: usize) -> &mut Self {
-        self.edges.push(Edge { from: self.index(from), to: self.index(to), bytes });
+        self.add_edge(from, to, bytes, EdgeKind::Whole)
+    }
+
+    /// Has what `from` returns, a list of items of at most `bytes` bytes in all, be shared by the
+    /// [workers](Self::workers) of `to`: each item goes to one of them, in turn. `to` is called once for each, and what it
+    /// returns are the items of its own list, with the same keys. Lists are described in `docs/functions.md`.
+    pub fn each(&mut self, from: GraphFunction, to: GraphFunction, bytes: usize) -> &mut Self {
+        self.add_edge(from, to, bytes, EdgeKind::Each)
+    }
+
+    /// Does the same by key: items of the same key go to the same worker, which is called once for each key, with the
+    /// list of all items of that key that have come over such edges.
+    pub fn keyed(&mut self, from: GraphFunction, to: GraphFunction, bytes: usize) -> &mut Self {
+        self.add_edge(from, to, bytes, EdgeKind::Keyed)
+    }
+
+    /// Lets `from` call `to` while it runs, with at most `bytes` bytes, and get an answer of at most `answer_bytes`
+    /// bytes. Nothing else leads to `to` or from it.
+    pub fn call(
+        &mut self,
+        from: GraphFunction,
+        to: GraphFunction,
+        bytes: usize,
+        answer_bytes: usize,
+    ) -> &mut Self {
+        self.add_edge(from, to, bytes, EdgeKind::Call(answer_bytes))
+    }
+
+    fn add_edge(
+        &mut self,
+        from: GraphFunction,
+        to: GraphFunction,
+        bytes: usize,
+        kind: EdgeKind,
+    ) -> &mut Self {
+        self.edges.push(Edge { from: self.index(from), to: self.index(to), bytes, kind });
+        self
+    }
+
+    /// Has so many workers call `function`, each on a lease of its own. Each gets all that comes over an edge, or its
+    /// share of the items. An [output](Self::output) of it is one for each of them.
+    pub fn workers(&mut self, function: GraphFunction, workers: usize) -> &mut Self {
+        self.change(function, |described| described.workers = workers)
+    }
+
+    /// Has `function` be called by the worker of `with`, one after the other: they are of the same library. What goes
+    /// from one to the other does not leave it.
+    pub fn share(&mut self, function: GraphFunction, with: GraphFunction) -> &mut Self {
+        let with = self.index(with);
+        self.change(function, |described| described.shares = Some(with))
+    }
+
+    /// Sets when `function` is called.
+    pub fn join(&mut self, function: GraphFunction, join: Join) -> &mut Self {
+        self.change(function, |described| described.join = join)
+    }
+
+    /// Has `function` be called so long after the first of its inputs, at the latest, with those that are there. In
+    /// milliseconds, at least one.
+    pub fn within(&mut self, function: GraphFunction, within: Duration) -> &mut Self {
+        self.change(function, |described| described.within = Some(within))
+    }
+
+    /// Lets `function` send over edges before it returns.
+    pub fn emits(&mut self, function: GraphFunction) -> &mut Self {
+        self.change(function, |described| described.sends = true)
+    }
+
+    /// Lets `function` say that it is to be called again in the same run, with what it has made so far.
+    pub fn again(&mut self, function: GraphFunction) -> &mut Self {
+        self.change(function, |described| described.again = true)
+    }
+
+    /// One of another graph is an edge to it, which is told when this is compiled.
+    fn change(
+        &mut self,
+        function: GraphFunction,
+        change: impl FnOnce(&mut Described),
+    ) -> &mut Self {
+        let index = self.index(function);
+        match self.functions.get_mut(index) {
+            Some(described) => change(described),
+            None => self.inputs.push(End { function: usize::MAX, bytes: 0 }),
+        }
         self
     }
 

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant, SystemTime};
 use rdmalib::Domain;
 
 use super::description::Graph;
+use super::layout::Layout;
 use super::slots::{Begun, Left, Slots};
 use super::start::{Means, start};
 use super::workers::{Loss, Workers};
@@ -70,8 +71,9 @@ const AGAIN_AFTER: Duration = Duration::from_secs(1);
 /// What all lanes of a graph are made from.
 pub(super) struct Plan {
     pub(super) graph: Graph,
+    pub(super) layout: Layout,
     pub(super) deployment: Deployment,
-    /// By function.
+    /// By worker.
     pub(super) libraries: Vec<Arc<Library>>,
     pub(super) grantor: Arc<Grantor>,
     /// Of all inputs.
@@ -104,7 +106,7 @@ impl Plan {
     pub(super) fn lease_all(&self) -> Result<Vec<Arc<HeldLease>>> {
         let request = self.graph.lease_request();
         // One that is not granted has the others dropped, which gives them back.
-        self.graph.functions.iter().map(|_| self.lease(&request)).collect()
+        self.layout.workers.iter().map(|_| self.lease(&request)).collect()
     }
 
     fn lease(&self, request: &LeaseRequest) -> Result<Arc<HeldLease>> {
@@ -132,6 +134,7 @@ impl Plan {
             started = self.renew(&mut leases).and_then(|()| {
                 start(&Means {
                     graph: &self.graph,
+                    layout: &self.layout,
                     deployment: &self.deployment,
                     libraries: &self.libraries,
                     leases: &leases,
@@ -168,7 +171,7 @@ impl Lane {
     /// Begins to start one on `leases`.
     pub(super) fn new(plan: &Arc<Plan>, leases: Vec<Arc<HeldLease>>) -> Self {
         let Deployment { slots, spin, invocation_timeout, .. } = plan.deployment;
-        let slots = Slots::new(slots, plan.graph.outputs.len(), spin, invocation_timeout);
+        let slots = Slots::new(slots, &plan.layout, spin, invocation_timeout);
         let stage = Stage::Lost(Instant::now());
         let mut lane = Lane { leases, stage, slots, plan: plan.clone() };
         lane.begin_start();

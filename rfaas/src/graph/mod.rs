@@ -1,8 +1,8 @@
 //! Graphs: functions that hand what they return to other functions, from worker to worker.
 //!
 //! ```text
-//!   Graph ──check──▶ compile: leases, executors, introductions ──▶ CompiledGraph ──submit──▶ Run ──wait──▶ outputs
-//!   (description)    (lane, start)                                 (compiled, slots)                  (outcome)
+//!   Graph ──check, layout──▶ compile: leases, executors, introductions ──▶ CompiledGraph ──submit──▶ Run ──wait──▶ outputs
+//!   (description)            (lane, start)                                 (compiled, slots)                  (outcome)
 //! ```
 //! A compiled graph asks nobody: an input is written to the workers of the functions that take it, each writes what its
 //! function returns to those that take that, and the last ones to the client.
@@ -13,6 +13,7 @@ mod check;
 mod compiled;
 mod description;
 mod lane;
+mod layout;
 mod map;
 mod outcome;
 mod slots;
@@ -20,6 +21,6 @@ mod start;
 mod workers;
 
 pub use compiled::{CompiledGraph, Run};
-pub use description::{Graph, GraphFunction};
+pub use description::{Graph, GraphFunction, Join};
 pub use lane::Lanes;
 pub use map::Map;

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use rfaas_protocol::edge::FailedBecause;
+
 use super::lane::{Lane, Plan};
 use super::slots::RunFailure;
 use super::workers::Loss;
@@ -52,7 +54,7 @@ impl Lost {
             let node = lane.leases.get(member)?.node().to_owned();
             let (_, workers) = lane.ready()?;
             let member = workers.members.get(member)?;
-            let function = plan.graph.functions.get(member.function)?;
+            let function = plan.graph.functions.get(*member.functions.first()?)?;
             Some((function.name.clone(), member.worker, node))
         });
         Arc::new(Lost { at, why })
@@ -87,10 +89,23 @@ impl RunEnd {
         match self {
             RunEnd::TimeLimit(after) => Error::TimeLimit { after },
             RunEnd::Lost(lost) => lost.to_error(),
-            RunEnd::Failed(RunFailure { function, bytes: (returned, most), .. }, node) => {
+            RunEnd::Failed(
+                RunFailure { function, because, detail: (returned, most), .. },
+                node,
+            ) => {
                 let name = plan.graph.functions.get(function).map(|function| &function.name);
-                let capacity = usize::try_from(most).unwrap_or(usize::MAX);
-                let source = Error::OutputTooLarge { needed: returned.into(), capacity };
+                let source = match because {
+                    FailedBecause::OutputTooLarge => {
+                        let capacity = usize::try_from(most).unwrap_or(usize::MAX);
+                        Error::OutputTooLarge { needed: returned.into(), capacity }
+                    }
+                    FailedBecause::Function => {
+                        Error::FunctionFailed { code: i32::from_le_bytes(returned.to_le_bytes()) }
+                    }
+                    FailedBecause::NoValue => Error::NoValue,
+                    FailedBecause::NotItems => Error::NotItems,
+                    FailedBecause::TooFew => Error::TooFewInputs { there: returned, wanted: most },
+                };
                 Error::GraphFailed {
                     function: name.cloned().unwrap_or_default(),
                     worker: 0,

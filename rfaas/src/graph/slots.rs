@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 use rdmalib::{Status, WorkCompletion};
 use rfaas_call::edge::{EdgeEnd, SlotUse};
 use rfaas_call::{Awaited, Backoff, Pause, Sharing, Spin};
-use rfaas_protocol::edge::{EdgeFailure, EdgeStatus, FailedBecause};
+use rfaas_protocol::edge::{EdgeFailure, EdgeStatus, FailedBecause, OutputKind};
 
+use super::layout::Layout;
 use super::workers::{Loss, Member, Workers, lost_here};
 use crate::lease_core::LeaseCore;
 
@@ -25,8 +26,9 @@ pub(super) struct RunFailure {
     pub(super) function: usize,
     /// One of the members that have it.
     pub(super) member: usize,
-    /// Bytes that it returned, and that fit.
-    pub(super) bytes: (u32, u64),
+    pub(super) because: FailedBecause,
+    /// Bytes that it returned, and that fit; or its code; or how many inputs had a value, and how many it waits for.
+    pub(super) detail: (u32, u64),
 }
 
 /// A run as it goes into a slot.
@@ -44,10 +46,12 @@ pub(super) struct Begun {
 struct Under {
     begun: Begun,
     input: usize,
-    /// Nobody will fetch it.
+    /// Nobody will fetch it: it was fetched, or given up.
     abandoned: bool,
     /// Outputs that are not there yet.
     missing: usize,
+    /// Workers that may still do something for it, though all outputs are there.
+    owed: usize,
     failed: Option<RunFailure>,
 }
 
@@ -56,7 +60,7 @@ struct SlotState {
     run: Option<Under>,
     /// Low byte that its payloads have: another one at each use.
     uses: u8,
-    /// Bytes of the outputs that are there.
+    /// Bytes of the outputs that are there; then, what workers have told that are done.
     there: Vec<Option<u32>>,
 }
 
@@ -71,7 +75,9 @@ pub(super) enum Left {
 /// The slots of a lane.
 pub(super) struct Slots {
     slots: Vec<SlotState>,
-    /// How many have a run; how many of those are over.
+    /// How many of what comes are outputs.
+    outputs: usize,
+    /// How many have a run; how many of those are over and to be fetched.
     taken: usize,
     over: usize,
     /// How many runs nobody will fetch.
@@ -82,11 +88,13 @@ pub(super) struct Slots {
 }
 
 impl Slots {
-    /// Makes `depth` slots of runs with so many `outputs`, which take `limit` at most.
-    pub(super) fn new(depth: u16, outputs: usize, spin: Spin, limit: Duration) -> Self {
-        let slot = || SlotState { run: None, uses: 0, there: vec![None; outputs] };
+    /// Makes `depth` slots of runs of a graph that is laid out so, which take `limit` at most.
+    pub(super) fn new(depth: u16, layout: &Layout, spin: Spin, limit: Duration) -> Self {
+        let told = layout.ends.iter().filter(|end| end.kind != OutputKind::Trace).count();
+        let slot = || SlotState { run: None, uses: 0, there: vec![None; told] };
         let slots = std::iter::repeat_with(slot).take(depth.into()).collect();
-        Slots { slots, taken: 0, over: 0, abandoned: 0, sharing: Sharing::default(), spin, limit }
+        let (outputs, sharing) = (layout.outputs, Sharing::default());
+        Slots { slots, outputs, taken: 0, over: 0, abandoned: 0, sharing, spin, limit }
     }
 
     /// Returns how many slots have no run.
@@ -106,7 +114,9 @@ impl Slots {
 
     /// Returns the slot of a run, which may be this `likely` one.
     pub(super) fn find(&self, run: u64, likely: usize) -> Option<usize> {
-        let has = |slot: &SlotState| slot.run.as_ref().is_some_and(|under| under.begun.run == run);
+        let has = |slot: &SlotState| {
+            slot.run.as_ref().is_some_and(|under| under.begun.run == run && !under.abandoned)
+        };
         if self.slots.get(likely).is_some_and(has) {
             return Some(likely);
         }
@@ -119,7 +129,8 @@ impl Slots {
             return None;
         }
         let over = self.slots.iter().enumerate().filter_map(|(slot, state)| {
-            let under = state.run.as_ref().filter(|under| under.missing == 0)?;
+            let under =
+                state.run.as_ref().filter(|under| under.missing == 0 && !under.abandoned)?;
             Some((under.begun.run, slot))
         });
         over.min()
@@ -146,9 +157,9 @@ impl Slots {
                 return Err(workers.why_lost(*source, "it takes no input"));
             }
         }
-        let missing = state.there.len();
+        let (missing, owed) = (self.outputs, state.there.len() - self.outputs);
         let input = input.len();
-        state.run = Some(Under { begun, input, abandoned: false, missing, failed: None });
+        state.run = Some(Under { begun, input, abandoned: false, missing, owed, failed: None });
         state.there.fill(None);
         self.taken += 1;
         Ok(slot)
@@ -159,41 +170,54 @@ impl Slots {
         self.slots[slot].run.as_ref().is_none_or(|under| under.missing == 0)
     }
 
-    /// Takes the outputs of a run that is over, which frees its slot.
+    /// Takes the outputs of a run that is over, which frees its slot, once all workers are done with it.
     pub(super) fn take(
         &mut self,
         workers: &Workers,
         slot: usize,
     ) -> Result<Vec<Vec<u8>>, RunFailure> {
-        let failed = self.clear(slot).and_then(|under| under.failed);
-        if let Some(failure) = failed {
-            return Err(failure);
-        }
+        let failed = self.slots[slot].run.as_ref().and_then(|under| under.failed);
         let sizes = self.slots[slot].there.iter().map(|bytes| bytes.unwrap_or(0) as usize);
-        let outputs = workers.outputs.iter().zip(sizes).map(|(edge, bytes)| {
+        let outputs = workers.outputs.iter().take(self.outputs).zip(sizes);
+        let copy = outputs.map(|(edge, bytes)| {
             let mut output = vec![0; bytes];
             edge.copy(slot as u16, 0, &mut output).expect("its size was checked when it came");
             output
         });
-        Ok(outputs.collect())
+        let taken = match failed {
+            Some(failure) => Err(failure),
+            None => Ok(copy.collect()),
+        };
+        self.abandon(slot);
+        taken
+    }
+
+    /// Nobody will fetch the run in `slot`, which is free once all workers are done with that.
+    pub(super) fn abandon(&mut self, slot: usize) {
+        let Some(under) = &mut self.slots[slot].run else { return };
+        if !under.abandoned {
+            under.abandoned = true;
+            self.abandoned += 1;
+            self.over -= usize::from(under.missing == 0);
+        }
+        self.clear_if_done(slot);
+    }
+
+    /// Frees a slot that nobody needs any more.
+    fn clear_if_done(&mut self, slot: usize) {
+        let done = |under: &Under| under.abandoned && under.missing == 0 && under.owed == 0;
+        if self.slots[slot].run.as_ref().is_some_and(done) {
+            self.clear(slot);
+        }
     }
 
     /// Frees a slot.
-    fn clear(&mut self, slot: usize) -> Option<Under> {
-        let under = self.slots[slot].run.take()?;
+    fn clear(&mut self, slot: usize) {
+        let Some(under) = self.slots[slot].run.take() else { return };
         self.taken -= 1;
-        self.over -= usize::from(under.missing == 0);
-        self.abandoned -= usize::from(under.abandoned);
-        Some(under)
-    }
-
-    /// Nobody will fetch the run in `slot`, which is free once that is over.
-    pub(super) fn abandon(&mut self, slot: usize) {
-        let Some(under) = &mut self.slots[slot].run else { return };
-        self.abandoned += usize::from(!under.abandoned);
-        under.abandoned = true;
-        if under.missing == 0 {
-            self.clear(slot);
+        match under.abandoned {
+            true => self.abandoned -= 1,
+            false => self.over -= usize::from(under.missing == 0),
         }
     }
 
@@ -233,7 +257,7 @@ impl Slots {
     /// Returns when the first of the runs that are under way is to be over.
     pub(super) fn first_deadline(&self) -> Option<Instant> {
         let under_way = self.slots.iter().filter_map(|slot| slot.run.as_ref());
-        let under_way = under_way.filter(|under| under.missing > 0);
+        let under_way = under_way.filter(|under| under.missing > 0 || under.owed > 0);
         under_way.map(|under| under.begun.deadline(self.limit)).min()
     }
 
@@ -324,8 +348,10 @@ impl Slots {
         let state = state.and_then(|state| Some((state.run.as_mut()?, &mut state.there)));
         let (run, there) =
             state.ok_or_else(|| breach("it wrote an output that is not waited for"))?;
-        if there[output].is_some() {
-            return Err(breach("it wrote an output twice"));
+        match there.get(output) {
+            Some(None) => {}
+            Some(Some(_)) => return Err(breach("it wrote an output twice")),
+            None => return Err(breach("it says that a trace is an output")),
         }
         if arrival.status == EdgeStatus::Failed {
             let failure = edge.failure(arrival.slot).map_err(lost_here)?;
@@ -333,12 +359,14 @@ impl Slots {
             run.failed.get_or_insert(failure);
         }
         there[output] = Some(arrival.bytes);
-        run.missing -= 1;
-        let (over, abandoned) = (run.missing == 0, run.abandoned);
-        self.over += usize::from(over);
-        if over && abandoned {
-            self.clear(arrival.slot.into());
+        match output < self.outputs {
+            true => {
+                run.missing -= 1;
+                self.over += usize::from(run.missing == 0 && !run.abandoned);
+            }
+            false => run.owed -= 1,
         }
+        self.clear_if_done(arrival.slot.into());
         workers.outputs[output].repost().map_err(lost_here)?;
         Ok(())
     }
@@ -355,11 +383,10 @@ impl Begun {
 /// Reads why a run has failed.
 fn run_failure(failure: &EdgeFailure, members: &[Member]) -> Result<RunFailure, &'static str> {
     let because = FailedBecause::from_wire(failure.because);
-    if because != Ok(FailedBecause::OutputTooLarge) {
-        return Err("it failed for no reason there is");
-    }
+    let because = because.map_err(|_| "it failed for no reason there is")?;
     let function = usize::from(failure.function.get());
-    let member = members.iter().position(|member| member.function == function);
+    let member = members.iter().position(|member| member.functions.contains(&function));
     let member = member.ok_or("it failed in a function that is not in the graph")?;
-    Ok(RunFailure { function, member, bytes: (failure.returned.get(), failure.most.get()) })
+    let detail = (failure.returned.get(), failure.most.get());
+    Ok(RunFailure { function, member, because, detail })
 }

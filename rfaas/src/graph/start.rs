@@ -20,13 +20,15 @@ use rfaas_call::edge::{InEdge, OutEdge, arrival_queue};
 use rfaas_config::OpenDevice;
 use rfaas_protocol::allocation::Serves;
 use rfaas_protocol::channel::refuse;
-use rfaas_protocol::edge::{EdgeHello, EdgeShape, InputKind, Join, OutputKind, Takes};
+use rfaas_protocol::edge::{EdgeHello, EdgeShape};
 use rfaas_protocol::session::{
-    CodeFrom, EdgeIn, EdgeOut, ExecutorHello, InputOfClient, Part, ToExecutor, WorkerHello,
+    CodeFrom, EdgeHere, EdgeIn, EdgeOut, ExecutorHello, InputOfClient, Part, ToExecutor,
+    WorkerHello,
 };
 use rfaas_protocol::{Empty, Hello, Malformed, Role, Secret, Text, parse_prefix};
 
 use super::description::Graph;
+use super::layout::{Layout, PartLayout, Told, WorkerLayout};
 use super::workers::{Member, Workers};
 use crate::deployment::{Deployment, Phases};
 use crate::dialled::{DialledExecutor, failed};
@@ -45,8 +47,9 @@ const LOOK: Duration = Duration::from_millis(20);
 /// What a graph is started from.
 pub(super) struct Means<'a> {
     pub(super) graph: &'a Graph,
+    pub(super) layout: &'a Layout,
     pub(super) deployment: &'a Deployment,
-    /// By function.
+    /// By worker.
     pub(super) libraries: &'a [Arc<Library>],
     pub(super) leases: &'a [Arc<HeldLease>],
     /// Of all inputs.
@@ -59,7 +62,9 @@ pub(super) struct Means<'a> {
 impl Means<'_> {
     /// Says which function could not be started, and where.
     fn not_started(&self, member: usize, source: Error) -> Error {
-        let function = self.graph.functions.get(member).map(|function| function.name.clone());
+        let function = self.layout.workers.get(member).map(WorkerLayout::function);
+        let function = function.and_then(|function| self.graph.functions.get(function));
+        let function = function.map(|function| function.name.clone());
         let node = self.leases.get(member).map(|lease| lease.node().to_owned());
         Error::GraphNotStarted {
             function: function.unwrap_or_default(),
@@ -69,7 +74,7 @@ impl Means<'_> {
     }
 }
 
-/// What there is of the executor of a function.
+/// What there is of the executor of a worker.
 struct Starting<'a> {
     session: Secret,
     state: MutexGuard<'a, LeaseUse>,
@@ -91,17 +96,17 @@ struct StartingOutput {
 
 /// Starts all executors, within the deployment's limit.
 pub(super) fn start(means: &Means<'_>) -> Result<Workers> {
-    let Means { graph, deployment, leases, device, .. } = *means;
+    let Means { graph, layout, deployment, leases, device, .. } = *means;
     let deadline = Instant::now() + deployment.start_timeout;
     let mut listener = device.device.listen(device.entry.port)?;
-    let ends = (graph.outputs.len(), leases.len());
+    let ends = (layout.ends.len(), leases.len());
     let arrivals = arrival_queue(&device.device, deployment.slots, ends)?;
     let mut outputs = make_outputs(means, &arrivals)?;
     let input = shape(deployment, graph.most_input());
     let bytes = usize::try_from(input.all_bytes()).unwrap_or(usize::MAX);
     let inputs = means.domain.allocate(bytes, Access::empty())?;
     let mut starting = claim_all(means, &listener, &arrivals, deadline)?;
-    let secrets: Vec<_> = graph.edges.iter().map(|_| Secret::generate()).collect();
+    let secrets: Vec<_> = (0..layout.edges).map(|_| Secret::generate()).collect();
     let started = assemble(means, (&secrets, &mut listener), &mut starting, &mut outputs, deadline);
     for starting in &mut starting {
         starting.state.deployed = started.is_ok();
@@ -109,17 +114,18 @@ pub(super) fn start(means: &Means<'_>) -> Result<Workers> {
     started?;
     let mut members = Vec::with_capacity(leases.len());
     let mut to_workers = Vec::with_capacity(leases.len());
-    for (function, (lease, starting)) in leases.iter().zip(starting).enumerate() {
+    for ((layout, lease), starting) in layout.workers.iter().zip(leases).zip(starting) {
         let (Some(control), Some(worker)) = (starting.control, starting.worker) else {
             return Err(Error::Invalid("a graph is started when all of it is there"));
         };
         lease.core.wake_at_end(arrivals.waker());
         let (lease, _control) = (lease.core.clone(), control.finish().0);
-        members.push(Member { function, worker: 0, lease, _control });
+        let functions = layout.parts.iter().map(|part| part.function).collect();
+        members.push(Member { functions, worker: layout.member(), lease, _control });
         to_workers.push(worker);
     }
-    let sources = graph.inputs.iter().map(|end| end.function).collect();
-    let from = graph.outputs.iter().map(|end| end.function).collect();
+    let sources = layout.sources.clone();
+    let from = layout.ends.iter().map(|end| end.worker).collect();
     let outputs = outputs.into_iter().map(|output| output.edge).collect();
     Ok(Workers { members, to_workers, sources, inputs, input, outputs, from, arrivals })
 }
@@ -134,7 +140,7 @@ fn made((what, error): (&'static str, rdmalib::Error)) -> Error {
 }
 
 fn make_outputs(means: &Means<'_>, arrivals: &CompletionQueue) -> Result<Vec<StartingOutput>> {
-    let outputs = means.graph.outputs.iter().enumerate().map(|(number, end)| {
+    let outputs = means.layout.ends.iter().enumerate().map(|(number, end)| {
         let shape = shape(means.deployment, end.bytes);
         let edge = InEdge::new(&means.device.device, shape, number, arrivals).map_err(made)?;
         Ok(StartingOutput { secret: Secret::generate(), edge, connected: false })
@@ -150,11 +156,10 @@ fn claim_all<'a>(
     deadline: Instant,
 ) -> Result<Vec<Starting<'a>>> {
     let client = listener.local_addr();
-    let claims = means.leases.iter().enumerate().map(|(function, lease)| {
-        let (session, request) = request(means, function, client);
-        let input = means.graph.inputs.iter().find(|end| end.function == function);
-        let shape = shape(means.deployment, input.map_or(0, |input| input.bytes));
-        let edge = OutEdge::new(&means.device.device, means.domain, shape, function, arrivals);
+    let claims = means.leases.iter().enumerate().map(|(worker, lease)| {
+        let (session, request) = request(means, worker, client);
+        let shape = shape(means.deployment, means.layout.workers[worker].of_client.unwrap_or(0));
+        let edge = OutEdge::new(&means.device.device, means.domain, shape, worker, arrivals);
         Ok((lease, session, request, edge.map_err(made)?))
     });
     let claims = claims.collect::<Result<Vec<_>>>()?;
@@ -189,15 +194,11 @@ fn claim_all<'a>(
     starting.collect()
 }
 
-fn request(means: &Means<'_>, function: usize, client: SocketAddr) -> (Secret, ExecutorRequest) {
-    let Means { graph, deployment, libraries, .. } = *means;
+fn request(means: &Means<'_>, worker: usize, client: SocketAddr) -> (Secret, ExecutorRequest) {
+    let Means { layout, deployment, libraries, .. } = *means;
     let session = Secret::generate();
-    let to = graph.edges.iter().filter(|edge| edge.to == function).map(|edge| edge.bytes);
-    let of_client = graph.inputs.iter().filter(|end| end.function == function);
-    let input: usize = to.chain(of_client.map(|end| end.bytes)).sum();
-    let outputs = outputs_of(graph, function);
-    let output = outputs.max().unwrap_or(0);
-    let library = &libraries[function];
+    let (input, output) = layout.workers[worker].bytes;
+    let library = &libraries[worker];
     let request = ExecutorRequest {
         client,
         session,
@@ -210,13 +211,6 @@ fn request(means: &Means<'_>, function: usize, client: SocketAddr) -> (Secret, E
         serves: Serves::Graph,
     };
     (session, request)
-}
-
-/// Returns how large what a function hands on may be, by edge.
-fn outputs_of(graph: &Graph, function: usize) -> impl Iterator<Item = usize> {
-    let edges = graph.edges.iter().filter(move |edge| edge.from == function);
-    let ends = graph.outputs.iter().filter(move |end| end.function == function);
-    edges.map(|edge| edge.bytes).chain(ends.map(|end| end.bytes))
 }
 
 /// Has the manager of `lease` start an executor. From then on the lease is kept alive, however long others take.
@@ -333,7 +327,8 @@ fn missing(means: &Means<'_>, starting: &[Starting<'_>], outputs: &[StartingOutp
         [|one| one.control.is_some(), |one| one.worker.is_some(), is_loaded];
     let first = steps.iter().find_map(|step| starting.iter().position(|one| !step(one)));
     let first = first.map_or_else(String::new, |member| {
-        let function = &means.graph.functions[member].name;
+        let function = means.layout.workers[member].function();
+        let function = &means.graph.functions[function].name;
         format!("; waited for: {function:?} on node {}", means.leases[member].node())
     });
     let outputs = outputs.len();
@@ -453,47 +448,82 @@ fn introduce(
     }
     let listening = starting.iter().map(|one| one.control.as_ref()?.listening());
     let Some(addresses) = listening.collect::<Option<Vec<_>>>() else { return };
-    let graph = means.graph;
-    for (function, one) in starting.iter_mut().enumerate() {
-        let mut tell = |message| one.to_tell.push_back(message);
-        let described = &graph.functions[function];
-        let name = Text::new(&described.name).expect("checked: the library has it");
-        let number = u16::try_from(function).expect("checked: at most `MAX_FUNCTIONS`");
-        tell(ToExecutor::Part(Part {
-            worker: 0.into(),
-            function: number.into(),
-            member: 0.into(),
-            members: 1.into(),
-            join: Join::All.to_wire(),
-            wanted: 0.into(),
-            takes: Takes::Whole.to_wire(),
-            within_ms: 0.into(),
-            name,
-        }));
-        for end in graph.inputs.iter().filter(|end| end.function == function) {
-            tell(ToExecutor::InputOfClient(InputOfClient { bytes: wire(end.bytes).into() }));
+    let around = Around { secrets, addresses: &addresses, client, outputs };
+    for (worker, one) in starting.iter_mut().enumerate() {
+        for part in &means.layout.workers[worker].parts {
+            one.to_tell.push_back(ToExecutor::Part(described(means.graph, part)));
+            one.to_tell.extend(part.told.iter().map(|told| around.message(told)));
         }
-        for (edge, secret) in graph.edges.iter().zip(secrets) {
-            let bytes = wire(edge.bytes).into();
-            if edge.to == function {
-                let kind = InputKind::Whole.to_wire();
-                tell(ToExecutor::EdgeIn(EdgeIn { secret: *secret, bytes, kind }));
-            }
-            if edge.from == function {
-                let to = addresses[edge.to].into();
-                let (edge, kind) = (0.into(), OutputKind::Whole.to_wire());
-                tell(ToExecutor::EdgeOut(EdgeOut { to, secret: *secret, bytes, edge, kind }));
-            }
-        }
-        for (end, output) in graph.outputs.iter().zip(outputs) {
-            if end.function == function {
-                let (to, secret) = (client.into(), output.secret);
-                let (edge, kind) = (0.into(), OutputKind::Whole.to_wire());
-                let bytes = wire(end.bytes).into();
-                tell(ToExecutor::EdgeOut(EdgeOut { to, secret, bytes, edge, kind }));
-            }
-        }
-        tell(ToExecutor::Complete(Empty {}));
+        one.to_tell.push_back(ToExecutor::Complete(Empty {}));
         one.told = true;
+    }
+}
+
+/// Returns the description of a part. Workers have one thread each: all parts are of the first.
+fn described(graph: &Graph, part: &PartLayout) -> Part {
+    let described = &graph.functions[part.function];
+    let number = |number: usize| u16::try_from(number).expect("checked: no more workers than that");
+    let (join, wanted) = described.join.to_wire();
+    let within = described.within.map_or(0, |within| within.as_millis());
+    Part {
+        worker: 0.into(),
+        function: number(part.function).into(),
+        member: number(part.member).into(),
+        members: number(described.workers).into(),
+        join: join.to_wire(),
+        wanted: u16::try_from(wanted).expect("checked: no more than inputs").into(),
+        takes: part.takes.to_wire(),
+        within_ms: u32::try_from(within).expect("checked: not that long").into(),
+        name: Text::new(&described.name).expect("checked: the library has it"),
+    }
+}
+
+/// Where everything is.
+struct Around<'a> {
+    /// By edge between workers.
+    secrets: &'a [Secret],
+    /// By worker.
+    addresses: &'a [SocketAddr],
+    client: SocketAddr,
+    outputs: &'a [StartingOutput],
+}
+
+impl Around<'_> {
+    /// Returns what a worker is told.
+    fn message(&self, told: &Told) -> ToExecutor {
+        let number_of = |number: usize| {
+            let number = u16::try_from(number).expect("checked: no more edges than that");
+            zerocopy::little_endian::U16::new(number)
+        };
+        match *told {
+            Told::Input { bytes } => {
+                ToExecutor::InputOfClient(InputOfClient { bytes: wire(bytes).into() })
+            }
+            Told::EdgeIn { edge, bytes, kind } => ToExecutor::EdgeIn(EdgeIn {
+                secret: self.secrets[edge],
+                bytes: wire(bytes).into(),
+                kind: kind.to_wire(),
+            }),
+            Told::EdgeHere { from, number, bytes, kind } => ToExecutor::EdgeHere(EdgeHere {
+                from: number_of(from),
+                edge: number_of(number),
+                bytes: wire(bytes).into(),
+                kind: kind.to_wire(),
+            }),
+            Told::EdgeOut { edge, worker, number, bytes, kind } => ToExecutor::EdgeOut(EdgeOut {
+                to: self.addresses[worker].into(),
+                secret: self.secrets[edge],
+                bytes: wire(bytes).into(),
+                edge: number_of(number),
+                kind: kind.to_wire(),
+            }),
+            Told::ToClient { end, number, bytes, kind } => ToExecutor::EdgeOut(EdgeOut {
+                to: self.client.into(),
+                secret: self.outputs[end].secret,
+                bytes: wire(bytes).into(),
+                edge: number_of(number),
+                kind: kind.to_wire(),
+            }),
+        }
     }
 }

@@ -22,9 +22,9 @@ const NAP: Duration = Duration::from_millis(1);
 
 /// One executor of a lane.
 pub(super) struct Member {
-    /// Number of its function.
-    pub(super) function: usize,
-    /// Which of the workers of that function it has.
+    /// Numbers of its functions.
+    pub(super) functions: Vec<usize>,
+    /// Which of the workers of these it is.
     pub(super) worker: usize,
     /// Of its lease. Whoever has the workers does not keep that.
     pub(super) lease: Arc<LeaseCore>,
@@ -42,7 +42,7 @@ pub(super) struct Workers {
     /// A copy of the input of each run, and where they are.
     pub(super) inputs: Region,
     pub(super) input: EdgeShape,
-    /// From workers, by output of the graph; and from which member each is.
+    /// From workers: outputs of the graph, and what tells that workers are done; and from which member each is.
     pub(super) outputs: Vec<InEdge>,
     pub(super) from: Vec<usize>,
     pub(super) arrivals: CompletionQueue,

@@ -8,7 +8,7 @@
 //! key allows, and nothing else of the caller's memory changes.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rdmalib::{
     Access, CompletionQueue, Device, Flags, Listener, Opcode, Operation, QueuePair,
@@ -142,7 +142,7 @@ impl Service for Asked {
 
     fn answered(&mut self) {}
 
-    fn idle(&mut self, _: &mut CompletionQueue) -> rdmalib::Result<()> {
+    fn idle(&mut self, _: &mut CompletionQueue, _: Option<Instant>) -> rdmalib::Result<()> {
         self.idle += 1;
         Ok(())
     }

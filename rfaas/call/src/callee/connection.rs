@@ -100,7 +100,12 @@ impl<M: Deref<Target = SlotMemory>> CallerConnection<M> {
     ) -> Result<(), ServiceEnd> {
         let immediate = immediate(slot, request, ReplyStatus::Ok);
         let output = self.memory.output(slot);
-        Ok(self.writer.write((output.0, output.1, bytes), request.reply, immediate, is_stopped)?)
+        Ok(self.writer.write(
+            (output.0, output.1, bytes),
+            request.reply,
+            Some(immediate),
+            is_stopped,
+        )?)
     }
 
     /// Returns why the connection ended: a failed reply, if that is why.

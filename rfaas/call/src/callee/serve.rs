@@ -1,6 +1,7 @@
 //! Serving a connection: one request after the other, until it ends.
 
 use std::ops::Deref;
+use std::time::Instant;
 
 use rdmalib::{CompletionQueue, Status, WorkCompletion};
 use rfaas_protocol::invocation::ReplyStatus;
@@ -9,8 +10,8 @@ use super::connection::CallerConnection;
 use super::end::ServiceEnd;
 use super::memory::SlotMemory;
 use super::requests::{Request, Requests};
-use crate::edge::Turn;
 use crate::place::Place;
+use crate::turn::Turn;
 
 /// Completions taken from the queue at a time.
 const BATCH: usize = 16;
@@ -30,17 +31,21 @@ pub trait Service {
     /// wrote, which may be any number; `None` if there is no such function.
     fn call(&mut self, function: u32, place: Place<'_>) -> Option<u32>;
 
-    /// Does the same for a function of a graph, which may ask `turn` for more while it runs.
+    /// Does the same for a function of a graph, which may ask for more by `turn`.
     fn call_in(&mut self, function: u32, place: Place<'_>, turn: &mut dyn Turn) -> Option<u32> {
-        let _ = turn; // of a service whose functions ask for nothing
+        let _ = turn;
         self.call(function, place)
     }
 
     /// Notes that the reply is on its way.
     fn answered(&mut self);
 
-    /// A poll of `requests` found nothing: spins, lets others run, or sleeps.
-    fn idle(&mut self, requests: &mut CompletionQueue) -> rdmalib::Result<()>;
+    /// A poll of `requests` found nothing: spins, lets others run, or sleeps, until some time at most.
+    fn idle(
+        &mut self,
+        requests: &mut CompletionQueue,
+        until: Option<Instant>,
+    ) -> rdmalib::Result<()>;
 }
 
 /// One connection and its requests. Slots, areas and receives exist before the first request. Per request there is no
@@ -65,7 +70,7 @@ impl<M: Deref<Target = SlotMemory>> Callee<M> {
         while !service.is_stopped() {
             let taken = self.queue.poll(&mut batch);
             let served = match &batch[..taken] {
-                [] => service.idle(&mut self.queue).map_err(ServiceEnd::from),
+                [] => service.idle(&mut self.queue, None).map_err(ServiceEnd::from),
                 arrived => arrived.iter().try_for_each(|done| self.answer(done, service)),
             };
             if let Err(end) = served {

@@ -1,24 +1,28 @@
-//! A worker of a graph: takes what comes over its edges, has its function called, and hands on what that returns.
+//! A worker of a graph: takes what comes over its edges, has its functions called, and hands on what they return.
 //!
 //! ```text
-//!   completion ──▶ InEdge: checked ──▶ Joins ──all are there──▶ Service::call ──▶ every OutEdge
-//!        │ none                          └─ one has failed: passed on, nothing is called
-//!        └▶ Service::idle
+//!   completion ──▶ Wires::note: checked, joined ──enough is there──▶ ready ──▶ Service::call_in ──▶ Wires::send
+//!        │ none                                                      ▲ └─ failed: passed on, nothing is called
+//!        └▶ Service::idle              what goes to a stage of its own ┘
 //! ```
-//! One thread, one run after the other. Per run there is no allocation, lock, log line or system call.
+//! One thread, one call after the other. Per run there is no allocation, lock, log line or system call, but those of a
+//! function's own.
 
 use std::ops::Deref;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use rdmalib::{CompletionQueue, Status, WorkCompletion};
-use rfaas_protocol::edge::{EdgeFailure, FailedBecause};
+use rdmalib::{Access, CompletionQueue, Domain, Region, Status, WorkCompletion};
+use rfaas_protocol::edge::{EdgeFailure, FailedBecause, InputKind, OutputKind, Takes, TraceRecord};
 
-use super::ends::EdgeEnd;
-use super::incoming::{Arrival, InEdge};
-use super::join::{Joined, Joins};
-use super::outgoing::{OutEdge, SlotUse};
+use super::incoming::InEdge;
+use super::items::{self, HEADER, Item, Items};
+use super::live::{Live, Over};
+use super::outgoing::OutEdge;
+use super::stage::{InputFrom, Stage};
+use super::wires::{Made, Memory, Ready, Wires, failure, not_written, sorted_of};
 use crate::callee::{Service, Slot, SlotMemory};
 use crate::place::Place;
-use crate::writer::NotWritten;
+use crate::turn::Verdict;
 
 /// Completions taken from the queue at a time.
 const BATCH: usize = 16;
@@ -59,153 +63,584 @@ pub enum HopEnd {
     Device(#[from] rdmalib::Error),
 }
 
+/// A stage, and where it writes: as many areas as it [has](Stage::areas), each with a slot for each run.
+#[derive(Debug)]
+pub struct StageMemory<M> {
+    /// What is to be done.
+    pub stage: Stage,
+    /// Where its function writes.
+    pub areas: Vec<M>,
+}
+
 /// A worker, connected.
 #[derive(Debug)]
 pub struct Hop<M> {
-    ins: Vec<InEdge>,
-    outs: Vec<OutEdge>,
-    /// Where outputs are written, a slot each.
-    memory: M,
-    arrivals: CompletionQueue, // behind the queue pairs that complete into it
-    joins: Joins,
-    /// Most bytes of output that all edges hold.
-    most: u32,
-    /// Number of its function, in the library and in the graph.
-    function: (u32, u16),
+    wires: Wires, // first: fields drop in order, and its requests name the memory below
+    memory: Memory<M>,
+    stages: Vec<Stage>,
+    /// Items of all inputs of a run that are taken by key.
+    keyed: Vec<Keyed>,
+    timed: bool,
+    traced: bool,
+}
+
+/// An item of some input.
+#[derive(Clone, Copy, Debug)]
+struct Keyed {
+    input: usize,
+    item: Item,
 }
 
 impl<M: Deref<Target = SlotMemory>> Hop<M> {
-    /// Makes one of connected edges, which complete into `arrivals`: at least one that comes in. `memory` has as many
-    /// slots as they, and room for what all of `outs` hold. `function` is its number in the library, and in the graph.
+    /// Makes one of connected edges, which complete into `arrivals`: at least one that comes in. What it needs itself is
+    /// of `domain`, in which the areas of the stages are.
+    ///
+    /// # Errors
+    /// The device has no memory for that.
     pub fn new(
-        (ins, outs): (Vec<InEdge>, Vec<OutEdge>),
-        memory: M,
+        (ins, mut outs): (Vec<InEdge>, Vec<OutEdge>),
+        stages: Vec<StageMemory<M>>,
         arrivals: CompletionQueue,
-        function: (u32, u16),
-    ) -> Self {
-        let layout = memory.layout();
-        let most = outs.iter().map(|edge| edge.shape().bytes).min();
-        let most = most.unwrap_or(0).min(layout.output_bytes());
-        let joins = Joins::new(ins.len(), layout.slots());
-        Hop { ins, outs, memory, arrivals, joins, most, function }
+        domain: &Domain,
+    ) -> rdmalib::Result<Self> {
+        let (ends, regions): (Vec<_>, Vec<Region>) = ins.into_iter().map(InEdge::split).unzip();
+        let (stages, areas): (Vec<Stage>, Vec<Vec<M>>) =
+            stages.into_iter().map(|StageMemory { stage, areas }| (stage, areas)).unzip();
+        let slots = areas.iter().flatten().map(|area| area.layout().slots()).min().unwrap_or(0);
+        let mut mapped: Vec<_> = outs.iter().map(|_| None).collect();
+        let mut traced = false;
+        for stage in &stages {
+            if let Some(edge) = stage.only_edge()
+                && let Some(mapping) = outs[edge].map()?
+            {
+                mapped[edge] = Some(mapping);
+                outs[edge].with_lines(domain)?;
+            }
+            for output in stage.outputs.iter().filter(|output| output.kind == OutputKind::Trace) {
+                traced = true;
+                output.to.iter().try_for_each(|edge| outs[*edge].with_lines(domain))?;
+            }
+        }
+        let gathers = stages.iter().filter(|stage| stage.takes == Takes::Keyed);
+        let most = gathers.map(|stage| {
+            let items = stage.inputs.iter().filter(|input| input.kind == InputKind::Items);
+            let bytes = items.map(|input| match input.from {
+                InputFrom::Edge(edge) => ends[edge].shape().bytes as usize,
+                InputFrom::Here(from) => areas[from][0].layout().output_bytes() as usize,
+            });
+            bytes.sum::<usize>()
+        });
+        let gathered = match most.max() {
+            Some(bytes) => Some(domain.allocate(bytes.max(1), Access::empty())?),
+            None => None,
+        };
+        let sorted = sorted_of(&stages, &outs, domain)?;
+        Ok(Hop {
+            wires: Wires::new((ends, outs), arrivals, &stages, slots),
+            memory: Memory { ins: regions, areas, mapped, sorted, gathered },
+            timed: stages.iter().any(|stage| stage.join.within.is_some()),
+            stages,
+            keyed: Vec::new(),
+            traced,
+        })
     }
 
     /// Takes runs until an edge ends or the service is stopped.
     pub fn serve(&mut self, service: &mut impl Service) -> HopEnd {
+        let served = match self.traced {
+            true => self.serve_as::<true>(service),
+            false => self.serve_as::<false>(service),
+        };
+        served.err().unwrap_or(HopEnd::Stopped)
+    }
+
+    fn serve_as<const TRACED: bool>(&mut self, service: &mut impl Service) -> Result<(), HopEnd> {
         let mut batch = [WorkCompletion::default(); BATCH];
         while !service.is_stopped() {
-            let taken = self.arrivals.poll(&mut batch);
-            let served = match &batch[..taken] {
-                [] => service.idle(&mut self.arrivals).map_err(HopEnd::from),
-                arrived => arrived.iter().try_for_each(|done| self.take(done, service)),
-            };
-            if let Err(end) = served {
-                return end;
+            let until = if self.timed { self.look_at_the_clock::<TRACED>(service)? } else { None };
+            let taken = self.wires.arrivals.poll(&mut batch);
+            match &batch[..taken] {
+                [] => service.idle(&mut self.wires.arrivals, until)?,
+                arrived => {
+                    arrived.iter().try_for_each(|done| self.take::<TRACED>(done, service))?;
+                }
             }
         }
-        HopEnd::Stopped
+        Ok(())
     }
 
     #[inline]
-    fn take(&mut self, done: &WorkCompletion, service: &mut impl Service) -> Result<(), HopEnd> {
+    fn take<const TRACED: bool>(
+        &mut self,
+        done: &WorkCompletion,
+        service: &mut impl Service,
+    ) -> Result<(), HopEnd> {
         if service.is_stopped() {
             return Err(HopEnd::Stopped);
         }
-        let input = match EdgeEnd::of(done.id) {
-            EdgeEnd::In(input) => input,
-            EdgeEnd::Out(output) => return Err(HopEnd::ReceiverGone(output)),
-        };
-        let Some(edge) = self.ins.get(input) else { return Ok(()) }; // there is no such edge
-        let breach = |what| HopEnd::Breach { input, what };
-        let Some(arrival) = edge.read(done).map_err(breach)? else {
-            return Err(HopEnd::SenderGone(input));
-        };
         service.arrived();
-        let failure = || edge.failure(arrival.slot).map_err(JoinError::Device);
-        let joined = self.joins.arrived(input, &arrival, failure);
-        let joined = joined.map_err(|error| match error {
-            JoinError::Breach(what) => breach(what),
-            JoinError::Device(error) => HopEnd::Device(error),
-        })?;
-        if let Joined::Complete { failed } = joined {
-            self.run(&arrival, failed, service)?;
-        }
-        self.ins[input].repost()?;
+        self.wires.note(&self.stages, &self.memory, done)?;
+        self.run_what_is_ready::<TRACED>(service)?;
         service.answered();
         Ok(())
     }
 
-    /// Has the function called for the run of `arrival`, whose inputs are all there, and hands on what it returns.
-    #[inline]
-    fn run(
+    #[cold]
+    fn look_at_the_clock<const TRACED: bool>(
         &mut self,
-        arrival: &Arrival,
-        failed: Option<EdgeFailure>,
+        service: &mut impl Service,
+    ) -> Result<Option<Instant>, HopEnd> {
+        let next = self.wires.look_at_the_clock(Instant::now());
+        if !self.wires.ready.is_empty() {
+            service.arrived();
+            self.run_what_is_ready::<TRACED>(service)?;
+            service.answered();
+        }
+        Ok(next)
+    }
+
+    #[inline]
+    fn run_what_is_ready<const TRACED: bool>(
+        &mut self,
         service: &mut impl Service,
     ) -> Result<(), HopEnd> {
-        let Arrival { slot, run, .. } = *arrival;
-        let to = SlotUse { slot, run };
-        let Some(area) = self.memory.layout().slot(slot.into()) else {
-            return Err(HopEnd::Breach { input: 0, what: "it named a slot that has no output" });
-        };
-        if let Some(failure) = failed {
-            return self.fail((to, area), &failure, service);
-        }
-        let input_bytes = self.joins.bytes(slot, 0);
-        let place = Place::new(self.ins[0].at(slot), input_bytes, self.memory.output(area));
-        let (function, in_graph) = self.function;
-        let bytes = service.call(function, place).ok_or(HopEnd::NoFunction(function))?;
-        if bytes > self.most {
-            let failure = EdgeFailure {
-                because: FailedBecause::OutputTooLarge.to_wire(),
-                function: in_graph.into(),
-                returned: bytes.into(),
-                most: u64::from(self.most).into(),
-            };
-            return self.fail((to, area), &failure, service);
-        }
-        let (outputs, at) = self.memory.output(area);
-        for (output, edge) in self.outs.iter_mut().enumerate() {
-            edge.send(to, (outputs, at, bytes), || service.is_stopped())
-                .map_err(|why| not_written(output, why))?;
+        while let Some(ready) = self.wires.ready.pop_front() {
+            self.run::<TRACED>(ready, service)?;
+            if service.is_stopped() {
+                return Err(HopEnd::Stopped);
+            }
         }
         Ok(())
     }
 
-    #[cold]
-    fn fail(
+    /// Has the function called for a run of which enough is there, and hands on what it returns.
+    #[inline]
+    fn run<const TRACED: bool>(
         &mut self,
-        (to, area): (SlotUse, Slot),
-        failure: &EdgeFailure,
-        service: &impl Service,
+        ready: Ready,
+        service: &mut impl Service,
     ) -> Result<(), HopEnd> {
-        for (output, edge) in self.outs.iter_mut().enumerate() {
-            let detail = self.memory.detail(area, failure)?;
-            edge.send_failure(to, detail, || service.is_stopped())
-                .map_err(|why| not_written(output, why))?;
+        let Ready { stage, to, input, failed } = ready;
+        let layout = self.memory.areas[stage][0].layout();
+        let Some(slot) = layout.slot(to.slot.into()) else {
+            return Err(HopEnd::Breach { input, what: "it named a slot that has no output" });
+        };
+        let begun = TRACED.then(Begun::now);
+        let over = match failed {
+            Some(failure) => Over { ended: Err(failure), sent: 0, calls: 0 },
+            None if !self.wires.joins[stage].is_wanted(to.slot, to.run) => return Ok(()),
+            None => self.call(ready, slot, service)?,
+        };
+        let Over { ended, sent, calls } = over;
+        let is_any = failed.is_none() && self.wires.joins[stage].is_any();
+        let made = match ended {
+            Ok(made) => Ok(made),
+            Err(failure)
+                if is_any
+                    && FailedBecause::from_wire(failure.because) == Ok(FailedBecause::NoValue) =>
+            {
+                match self.wires.joins[stage].tried_in_vain(to.slot) {
+                    Some(failure) => Err(failure),
+                    None => return Ok(()),
+                }
+            }
+            Err(failure) => Err(failure),
+        };
+        let edges = self.stages[stage].edges();
+        let mut failed = made.err();
+        for output in (0..edges).filter(|output| sent & 1 << output == 0) {
+            if self.stages[stage].outputs[output].kind == OutputKind::Call {
+                continue;
+            }
+            let is_stopped = || service.is_stopped();
+            if let (Ok(made), None) = (made, failed) {
+                let of = (stage, output);
+                failed = self.wires.send(&self.stages, &self.memory, of, to, made, is_stopped)?;
+            }
+            if let Some(failure) = &failed {
+                let of = (stage, output);
+                self.wires.send_failure(
+                    &self.stages,
+                    &self.memory,
+                    of,
+                    (to, slot),
+                    failure,
+                    is_stopped,
+                )?;
+            }
+        }
+        if let Some(begun) = begun {
+            let returned = made.map_or(0, |made| made.bytes);
+            self.trace(
+                begun,
+                stage,
+                (to.slot, to.run),
+                (returned, failed.is_some(), calls),
+                service,
+            )?;
+        }
+        self.wires.settle(&self.stages, stage, to);
+        Ok(())
+    }
+
+    /// Has the function called, as often as it is to be.
+    #[inline]
+    fn call(
+        &mut self,
+        ready: Ready,
+        slot: Slot,
+        service: &mut impl Service,
+    ) -> Result<Over, HopEnd> {
+        match self.stages[ready.stage].takes {
+            Takes::Whole => self.call_whole(ready, slot, service),
+            Takes::Each => self.call_each(ready, slot, service),
+            Takes::Keyed => self.call_keyed(ready, slot, service),
+        }
+    }
+
+    #[inline]
+    fn call_whole(
+        &mut self,
+        ready: Ready,
+        slot: Slot,
+        service: &mut impl Service,
+    ) -> Result<Over, HopEnd> {
+        let Ready { stage, to, input, .. } = ready;
+        let described = &self.stages[stage];
+        let joins = &self.wires.joins[stage];
+        let first = if joins.is_any() { input } else { joins.first(to.slot).unwrap_or(0) };
+        let bytes = joins.bytes(to.slot, first).unwrap_or(0);
+        let areas = &self.memory.areas[stage];
+        let mut area = 0;
+        let from = self.memory.input(&self.wires, described, (stage, first), to.slot);
+        let mut place = Place::new(from, bytes, areas[area].output(slot));
+        let mapped = described.only_edge().and_then(|edge| {
+            let start = self.wires.outs[edge].shape().start(to.slot) as usize;
+            Some(self.memory.mapped[edge].as_ref()?.as_ptr().wrapping_add(start))
+        });
+        if let Some(mapped) = mapped {
+            place = place.with_output(mapped);
+        }
+        let mut calls = 0;
+        let mut sent = 0;
+        loop {
+            let mut live = Live::new(
+                (&mut self.wires, &self.memory, &self.stages),
+                (stage, to, slot),
+                (first, place, area),
+                sent,
+            );
+            let (function, in_graph) = described.function;
+            let returned = service.call_in(function, place, &mut live);
+            let (verdict, broken) = (live.verdict, live.broken.take());
+            sent = live.sent;
+            let returned = returned.ok_or(HopEnd::NoFunction(function))?;
+            if let Some(end) = broken {
+                return Err(end);
+            }
+            calls += 1;
+            let in_place = mapped.is_some();
+            match verdict {
+                None => {
+                    let made = Made { area, slot, bytes: returned, in_place };
+                    let ended = fits(described, sent, made, in_graph);
+                    return Ok(Over { ended, sent, calls });
+                }
+                Some(Verdict::Again(bytes)) => {
+                    if service.is_stopped() {
+                        return Err(HopEnd::Stopped);
+                    }
+                    // What it has made is the input now, and the other area takes what it makes of that.
+                    let from = areas[area].output(slot);
+                    area = if area == 0 { areas.len() - 1 } else { 0 };
+                    place = Place::new(from, bytes, areas[area].output(slot));
+                }
+                Some(Verdict::Failed(code)) => {
+                    let code = u32::from_le_bytes(code.to_le_bytes());
+                    let ended = Err(failure(described, FailedBecause::Function, code, 0));
+                    return Ok(Over { ended, sent, calls });
+                }
+                Some(Verdict::NoValue) => {
+                    let ended = Err(failure(described, FailedBecause::NoValue, 0, 0));
+                    return Ok(Over { ended, sent, calls });
+                }
+            }
+        }
+    }
+
+    /// Has the function called once for each item of its inputs that are items.
+    fn call_each(
+        &mut self,
+        ready: Ready,
+        slot: Slot,
+        service: &mut impl Service,
+    ) -> Result<Over, HopEnd> {
+        let stage = ready.stage;
+        let mut list = List::default();
+        for number in 0..self.stages[stage].inputs.len() {
+            let Some((start, bytes)) = self.items_of(ready, number) else { continue };
+            let mut next = 0;
+            loop {
+                let from = self.memory.input(
+                    &self.wires,
+                    &self.stages[stage],
+                    (stage, number),
+                    ready.to.slot,
+                );
+                let Some(item) = Items::from(from, bytes, next).next() else { break };
+                let Ok(item) = item else {
+                    let ended =
+                        Err(failure(&self.stages[stage], FailedBecause::NotItems, bytes, 0));
+                    return Ok(Over { ended, sent: 0, calls: list.calls });
+                };
+                debug_assert_eq!(start, from.1);
+                let at = (from.0, from.1 + item.at as usize);
+                let input = at.0.as_ptr().wrapping_add(at.1);
+                if let Some(over) = self.call_item(
+                    ready,
+                    slot,
+                    (number, item.key),
+                    (input, item.bytes),
+                    &mut list,
+                    service,
+                )? {
+                    return Ok(over);
+                }
+                next = items::after(item.at, item.bytes).unwrap_or(bytes);
+            }
+        }
+        Ok(list.over(slot))
+    }
+
+    /// Has the function called once for each key, with all items of that key, in the order of keys.
+    fn call_keyed(
+        &mut self,
+        ready: Ready,
+        slot: Slot,
+        service: &mut impl Service,
+    ) -> Result<Over, HopEnd> {
+        let stage = ready.stage;
+        let mut list = List::default();
+        let mut keyed = std::mem::take(&mut self.keyed);
+        keyed.clear();
+        let mut first = 0;
+        for number in (0..self.stages[stage].inputs.len()).rev() {
+            let Some((_, bytes)) = self.items_of(ready, number) else { continue };
+            first = number;
+            let from =
+                self.memory.input(&self.wires, &self.stages[stage], (stage, number), ready.to.slot);
+            for item in Items::of(from, bytes) {
+                let Ok(item) = item else {
+                    self.keyed = keyed;
+                    let ended =
+                        Err(failure(&self.stages[stage], FailedBecause::NotItems, bytes, 0));
+                    return Ok(Over { ended, sent: 0, calls: 0 });
+                };
+                keyed.push(Keyed { input: number, item });
+            }
+        }
+        keyed.sort_by_key(|keyed| (keyed.item.key, keyed.input)); // stable: items of an input stay in order
+        let mut over = None;
+        for of_key in keyed.chunk_by(|a, b| a.item.key == b.item.key) {
+            let (Some(gathered), Some(one)) = (&self.memory.gathered, of_key.first()) else {
+                break;
+            };
+            let mut end = 0;
+            for Keyed { input, item } in of_key {
+                let from = self.memory.input(
+                    &self.wires,
+                    &self.stages[stage],
+                    (stage, *input),
+                    ready.to.slot,
+                );
+                let at = end + HEADER;
+                // There is room for all items of all inputs, and a size is that of what was read.
+                items::write_header((gathered, 0), Item { at, ..*item })?;
+                items::copy(
+                    (from.0, from.1 + item.at as usize),
+                    (gathered, at as usize),
+                    item.bytes,
+                )?;
+                end = items::after(at, item.bytes).unwrap_or(u32::MAX);
+            }
+            let bytes = (end as usize).min(gathered.len()) as u32;
+            let input = gathered.as_ptr();
+            over = self.call_item(
+                ready,
+                slot,
+                (first, one.item.key),
+                (input, bytes),
+                &mut list,
+                service,
+            )?;
+            if over.is_some() {
+                break;
+            }
+        }
+        self.keyed = keyed;
+        Ok(over.unwrap_or_else(|| list.over(slot)))
+    }
+
+    /// Returns where the items of an input start, and how many bytes they have, if that is items and is there.
+    fn items_of(&self, ready: Ready, number: usize) -> Option<(usize, u32)> {
+        let stage = &self.stages[ready.stage];
+        let bytes = self.wires.joins[ready.stage].bytes(ready.to.slot, number)?;
+        let from = self.memory.input(&self.wires, stage, (ready.stage, number), ready.to.slot);
+        (stage.inputs[number].kind == InputKind::Items).then_some((from.1, bytes))
+    }
+
+    /// Has the function called with an item, or the items of a key. What it returns is added to `list`. Returns how the
+    /// run has ended, if that has failed.
+    fn call_item(
+        &mut self,
+        ready: Ready,
+        slot: Slot,
+        (number, key): (usize, u32),
+        (input, bytes): (*mut u8, u32),
+        list: &mut List,
+        service: &mut impl Service,
+    ) -> Result<Option<Over>, HopEnd> {
+        let Ready { stage, to, .. } = ready;
+        let described = &self.stages[stage];
+        let area = &self.memory.areas[stage][0];
+        let (region, start) = area.output(slot);
+        let most = area.layout().output_bytes();
+        let Some(at) = list.end.checked_add(HEADER).filter(|at| *at <= most) else {
+            let needed = list.end.saturating_add(HEADER);
+            let ended = Err(failure(described, FailedBecause::OutputTooLarge, needed, most));
+            return Ok(Some(Over { ended, sent: 0, calls: list.calls }));
+        };
+        let place = Place::of((input, bytes), (region, start + at as usize));
+        let live = (&mut self.wires, &self.memory, &self.stages[..]);
+        let mut live = Live::of_item(live, (stage, to, slot), (number, place), most - at);
+        let (function, _) = described.function;
+        let returned = service.call_in(function, place, &mut live);
+        let verdict = live.verdict;
+        let returned = returned.ok_or(HopEnd::NoFunction(function))?;
+        list.calls = list.calls.saturating_add(1);
+        let failed = match verdict {
+            Some(Verdict::NoValue) => return Ok(None), // it has none for this item
+            Some(Verdict::Failed(code)) => {
+                let code = u32::from_le_bytes(code.to_le_bytes());
+                failure(described, FailedBecause::Function, code, 0)
+            }
+            _ if returned > most - at => {
+                let needed = at.saturating_add(returned);
+                failure(described, FailedBecause::OutputTooLarge, needed, most)
+            }
+            _ => {
+                items::write_header((region, start), Item { key, at, bytes: returned })?;
+                list.bytes = at + returned;
+                list.end = items::after(at, returned).unwrap_or(u32::MAX);
+                return Ok(None);
+            }
+        };
+        Ok(Some(Over { ended: Err(failed), sent: 0, calls: list.calls }))
+    }
+
+    /// Tells what was done in a run.
+    #[cold]
+    fn trace(
+        &mut self,
+        begun: Begun,
+        stage: usize,
+        (slot, run): (u16, u8),
+        (bytes_out, failed, calls): (u32, bool, u16),
+        service: &mut impl Service,
+    ) -> Result<(), HopEnd> {
+        let described = &self.stages[stage];
+        let inputs = 0..described.inputs.len();
+        let bytes_in = inputs.filter_map(|input| self.wires.joins[stage].bytes(slot, input));
+        let record = TraceRecord {
+            begin_ns: begun.since_epoch_ns.into(),
+            took_ns: u64::try_from(begun.at.elapsed().as_nanos()).unwrap_or(u64::MAX).into(),
+            bytes_in: bytes_in.fold(0u32, u32::saturating_add).into(),
+            bytes_out: bytes_out.into(),
+            function: described.function.1.into(),
+            member: described.member.0.into(),
+            calls: calls.into(),
+            run,
+            failed: failed.into(),
+        };
+        for output in described.outputs.iter().filter(|output| output.kind == OutputKind::Trace) {
+            for edge in &output.to {
+                self.wires.outs[*edge]
+                    .send_trace(slot, &record, || service.is_stopped())
+                    .map_err(|why| not_written(*edge, why))?;
+            }
         }
         Ok(())
     }
 }
 
-/// Why an arrival was not joined.
-enum JoinError {
-    Breach(&'static str),
-    Device(rdmalib::Error),
+/// When something began, by both clocks.
+struct Begun {
+    at: Instant,
+    since_epoch_ns: u64,
 }
 
-impl From<&'static str> for JoinError {
-    fn from(what: &'static str) -> Self {
-        JoinError::Breach(what)
+impl Begun {
+    fn now() -> Self {
+        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let since_epoch_ns = u64::try_from(since_epoch.as_nanos()).unwrap_or(u64::MAX);
+        Begun { at: Instant::now(), since_epoch_ns }
     }
 }
 
-fn not_written(output: usize, why: NotWritten) -> HopEnd {
-    match why {
-        NotWritten::Stopped => HopEnd::Stopped,
-        NotWritten::Disconnected => HopEnd::ReceiverGone(output),
-        NotWritten::Failed(status) => HopEnd::NotTaken { output, status },
-        NotWritten::NotTaken => HopEnd::NotTaken { output, status: Status::Success },
-        NotWritten::Device(error) => HopEnd::Device(error),
+/// What calls with items have returned so far.
+#[derive(Default)]
+struct List {
+    /// Where the next header is.
+    end: u32,
+    /// Bytes, without what is between the last item and that.
+    bytes: u32,
+    calls: u16,
+}
+
+impl List {
+    fn over(self, slot: Slot) -> Over {
+        let made = Made { area: 0, slot, bytes: self.bytes, in_place: false };
+        Over { ended: Ok(made), sent: 0, calls: self.calls }
+    }
+}
+
+/// Checks that what a function returned fits the edges that it is still to go over.
+#[inline]
+fn fits(stage: &Stage, sent: u64, made: Made, in_graph: u16) -> Result<Made, EdgeFailure> {
+    debug_assert_eq!(stage.function.1, in_graph);
+    let left = stage.outputs[..stage.edges()].iter().enumerate();
+    let left = left.filter(|(output, described)| {
+        sent & 1 << output == 0 && described.kind != OutputKind::Call
+    });
+    match left.map(|(_, output)| output.bytes).min() {
+        Some(most) if made.bytes > most => {
+            Err(failure(stage, FailedBecause::OutputTooLarge, made.bytes, most))
+        }
+        _ => Ok(made),
+    }
+}
+
+impl<M: Deref<Target = SlotMemory>> Memory<M> {
+    /// Returns where an input of a stage is.
+    #[inline]
+    pub(super) fn input(
+        &self,
+        wires: &Wires,
+        described: &Stage,
+        (stage, number): (usize, usize),
+        slot: u16,
+    ) -> (&Region, usize) {
+        match described.inputs[number].from {
+            InputFrom::Edge(edge) => {
+                let shape = wires.ins[edge].shape();
+                assert!(slot < shape.slots, "checked when it arrived");
+                (&self.ins[edge], shape.start(slot) as usize)
+            }
+            InputFrom::Here(from) => {
+                let area = &self.areas[from][wires.area_of((stage, number), slot)];
+                let slot = area.layout().slot(slot.into()).expect("all stages have the same slots");
+                area.output(slot)
+            }
+        }
     }
 }

@@ -4,7 +4,9 @@ use rdmalib::{
     Access, CompletionQueue, ConnectRequest, Device, QueuePair, QueuePairConfig, Region, Status,
     WorkCompletion,
 };
-use rfaas_protocol::edge::{EdgeFailure, EdgeImmediate, EdgeShape, EdgeSlots, EdgeStatus};
+use rfaas_protocol::edge::{
+    EdgeFailure, EdgeImmediate, EdgeShape, EdgeSlots, EdgeStatus, InPlaceLength,
+};
 use rfaas_protocol::session::WorkerHello;
 use rfaas_protocol::{Hello, Role, Secret};
 use zerocopy::{FromBytes, IntoBytes};
@@ -27,8 +29,14 @@ pub struct Arrival {
 /// The receiving end.
 #[derive(Debug)]
 pub struct InEdge {
-    queue_pair: QueuePair, // first: fields drop in order, and its receives are for the memory below
+    end: InEnd, // first: fields drop in order, and its receives are for the memory below
     slots: Region,
+}
+
+/// It without its memory.
+#[derive(Debug)]
+pub(super) struct InEnd {
+    queue_pair: QueuePair,
     shape: EdgeShape,
     id: u64,
 }
@@ -58,7 +66,7 @@ impl InEdge {
         for _ in 0..config.receive_depth {
             queue_pair.post_receive(id, None).map_err(failed("receives of an edge"))?;
         }
-        Ok(InEdge { queue_pair, slots, shape, id })
+        Ok(InEdge { end: InEnd { queue_pair, shape, id }, slots })
     }
 
     /// Connects to the client as worker number `worker` of `session`, offering it these slots. `dial` connects with
@@ -73,24 +81,57 @@ impl InEdge {
         let hello = WorkerHello {
             session,
             worker: worker.into(),
-            slots: self.shape.slots.into(),
-            slot_stride: u32::try_from(self.shape.stride()).unwrap_or(u32::MAX).into(),
+            slots: self.end.shape.slots.into(),
+            slot_stride: u32::try_from(self.end.shape.stride()).unwrap_or(u32::MAX).into(),
             input_addr: place.addr.into(),
             input_key: place.key.into(),
         };
-        dial(&mut self.queue_pair, &Hello::with(Role::Worker, &hello))
+        dial(&mut self.end.queue_pair, &Hello::with(Role::Worker, &hello))
     }
 
     /// Accepts the sender that dials, which has shown the edge's secret.
     pub fn accept(&mut self, request: ConnectRequest) -> rdmalib::Result<()> {
         let place = self.slots.remote();
         let slots = EdgeSlots { addr: place.addr.into(), key: place.key.into() };
-        request.accept(&mut self.queue_pair, slots.as_bytes())
+        request.accept(&mut self.end.queue_pair, slots.as_bytes())
     }
 
     /// Returns what has arrived with `done`, or what is wrong with it. `None`: the sender is gone.
     #[inline]
     pub fn read(&self, done: &WorkCompletion) -> Result<Option<Arrival>, &'static str> {
+        self.end.read(&self.slots, done)
+    }
+
+    /// Posts the receive of an arrival again.
+    #[inline]
+    pub fn repost(&mut self) -> rdmalib::Result<()> {
+        self.end.repost()
+    }
+
+    /// Copies bytes of a slot out, from `offset` on. Fails if they are not all in the slots.
+    pub fn copy(&self, slot: u16, offset: usize, out: &mut [u8]) -> rdmalib::Result<()> {
+        self.slots.read((self.end.shape.start(slot) as usize).saturating_add(offset), out)
+    }
+
+    /// Returns why a run has failed: of an arrival that says so. Its bytes are any.
+    pub fn failure(&self, slot: u16) -> rdmalib::Result<EdgeFailure> {
+        self.end.failure(&self.slots, slot)
+    }
+
+    /// Returns it in two, of which the second is to be dropped last.
+    pub(super) fn split(self) -> (InEnd, Region) {
+        (self.end, self.slots)
+    }
+}
+
+impl InEnd {
+    /// Returns what has arrived in `slots` with `done`, or what is wrong with it. `None`: the sender is gone.
+    #[inline]
+    pub(super) fn read(
+        &self,
+        slots: &Region,
+        done: &WorkCompletion,
+    ) -> Result<Option<Arrival>, &'static str> {
         if done.status != Status::Success {
             return Ok(None);
         }
@@ -100,39 +141,44 @@ impl InEdge {
         if slot >= self.shape.slots {
             return Err("it named a slot that it was not given");
         }
-        let most = match status {
-            EdgeStatus::Value => self.shape.bytes,
-            EdgeStatus::Failed => size_of::<EdgeFailure>() as u32,
-            EdgeStatus::InPlace => return Err("it has mapped what it cannot"),
+        let (bytes, most) = match status {
+            EdgeStatus::Value => (done.bytes, self.shape.bytes),
+            EdgeStatus::Failed => (done.bytes, size_of::<EdgeFailure>() as u32),
+            EdgeStatus::InPlace => (self.length_in_place(slots, slot)?, self.shape.bytes),
         };
-        if done.bytes > most {
+        if bytes > most {
             return Err("it wrote more than a slot holds");
         }
-        Ok(Some(Arrival { slot, run, status, bytes: done.bytes }))
+        Ok(Some(Arrival { slot, run, status, bytes }))
+    }
+
+    /// Reads the length of a payload in place, once.
+    fn length_in_place(&self, slots: &Region, slot: u16) -> Result<u32, &'static str> {
+        if !self.shape.is_in_place() {
+            return Err("it has mapped what it may not");
+        }
+        let at = self.shape.start(slot) + self.shape.length_at();
+        let mut bytes = [0; size_of::<InPlaceLength>()];
+        let read = slots.read(usize::try_from(at).unwrap_or(usize::MAX), &mut bytes);
+        read.map_err(|_| "its slots have no room for a length")?;
+        Ok(u32::from_le_bytes(bytes))
     }
 
     /// Posts the receive of an arrival again.
     #[inline]
-    pub fn repost(&mut self) -> rdmalib::Result<()> {
+    pub(super) fn repost(&mut self) -> rdmalib::Result<()> {
         self.queue_pair.post_receive(self.id, None)
     }
 
-    /// Returns where `slot` starts, which is one of the shape's, in which region.
-    #[inline]
-    pub(super) fn at(&self, slot: u16) -> (&Region, usize) {
-        assert!(slot < self.shape.slots, "checked when it arrived");
-        (&self.slots, self.shape.start(slot) as usize)
-    }
-
-    /// Copies bytes of a slot out, from `offset` on. Fails if they are not all in the slots.
-    pub fn copy(&self, slot: u16, offset: usize, out: &mut [u8]) -> rdmalib::Result<()> {
-        self.slots.read((self.shape.start(slot) as usize).saturating_add(offset), out)
-    }
-
-    /// Returns why a run has failed: of an arrival that says so. Its bytes are any.
-    pub fn failure(&self, slot: u16) -> rdmalib::Result<EdgeFailure> {
+    /// Returns why a run has failed, as it is in `slots`.
+    pub(super) fn failure(&self, slots: &Region, slot: u16) -> rdmalib::Result<EdgeFailure> {
         let mut bytes = [0; size_of::<EdgeFailure>()];
-        self.copy(slot, 0, &mut bytes)?;
+        slots.read(self.shape.start(slot) as usize, &mut bytes)?;
         Ok(EdgeFailure::read_from_bytes(&bytes).expect("the array has its size"))
+    }
+
+    /// Returns what the slots are.
+    pub(super) fn shape(&self) -> EdgeShape {
+        self.shape
     }
 }

@@ -1,9 +1,10 @@
 //! The edges of a graph: what a function returns is written to where the next one reads it, and nobody is asked.
 //!
 //! ```text
-//!   client ──▶ InEdge ┐                                      ┌ OutEdge ──▶ InEdge of another worker
-//!   worker ──▶ InEdge ┼─ Join: all of a run are there ─▶ call ┤
-//!   worker ──▶ InEdge ┘                                      └ OutEdge ──▶ InEdge of the client
+//!   client ──▶ InEdge ┐                                        ┌ OutEdge ──▶ InEdge of another worker
+//!   worker ──▶ InEdge ┼─ Joins: enough of a run is there ─▶ call ┤
+//!   worker ──▶ InEdge ┘                                        ├ OutEdge ──▶ InEdge of the client
+//!                                                              └ another stage of the same worker
 //! ```
 //! * HOSTILE - who writes to an edge reaches the slots of that edge, and nothing else: they are in a protection domain
 //!   of their own. Of what it says, slot, size and run are checked.
@@ -14,12 +15,17 @@
 mod ends;
 mod hop;
 mod incoming;
+mod items;
 mod join;
+mod live;
 mod outgoing;
-mod turn;
+mod stage;
+mod wires;
 
 pub use ends::{EdgeEnd, arrival_queue};
-pub use hop::{Hop, HopEnd};
+pub use hop::{Hop, HopEnd, StageMemory};
 pub use incoming::{Arrival, InEdge};
 pub use outgoing::{OutEdge, SlotUse};
-pub use turn::{About, Denied, Turn, Verdict};
+pub use stage::{InputFrom, JoinPlan, Stage, StageInput, StageOutput};
+
+pub use crate::turn::{About, Denied, Turn, Verdict};

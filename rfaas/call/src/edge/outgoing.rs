@@ -1,15 +1,22 @@
 //! An edge as its sender has it.
 
 use rdmalib::{
-    CompletionQueue, ConnectRequest, Device, Domain, PrivateData, QueuePair, Region, RemoteAddress,
-    Slice, Source,
+    Access, CompletionQueue, ConnectRequest, Device, Domain, PrivateData, QueuePair, Region,
+    RemoteAddress, RemoteMapping, Slice, Source,
 };
-use rfaas_protocol::edge::{EdgeHello, EdgeImmediate, EdgeShape, EdgeSlots, EdgeStatus};
+use rfaas_protocol::edge::{
+    EdgeHello, EdgeImmediate, EdgeShape, EdgeSlots, EdgeStatus, InPlaceLength, TraceRecord,
+};
 use rfaas_protocol::session::WorkerHello;
 use rfaas_protocol::{Hello, Malformed, Role, Secret, parse_prefix};
 
+use zerocopy::IntoBytes;
+
 use super::ends::EdgeEnd;
 use crate::writer::{NotWritten, Writer};
+
+/// Distance between two lines, in bytes.
+const LINE: usize = 64;
 
 /// The sending end.
 #[derive(Debug)]
@@ -18,6 +25,8 @@ pub struct OutEdge {
     /// Where slot 0 is. Until it is connected, nowhere.
     slots: RemoteAddress,
     shape: EdgeShape,
+    /// A line for each slot, of which what is not a payload is sent.
+    lines: Option<Region>,
 }
 
 /// Which slot a payload goes to, of which run.
@@ -47,7 +56,7 @@ impl OutEdge {
     ) -> Result<Self, (&'static str, rdmalib::Error)> {
         let receives = (arrivals, EdgeEnd::Out(edge).id(), 1);
         let writer = Writer::new(device, domain, shape.slots, receives)?;
-        Ok(OutEdge { writer, slots: RemoteAddress::default(), shape })
+        Ok(OutEdge { writer, slots: RemoteAddress::default(), shape, lines: None })
     }
 
     /// Connects to the receiver, showing `secret`. `dial` connects with what is to be said first, and returns the
@@ -86,7 +95,62 @@ impl OutEdge {
         memory: (&Region, usize, u32),
         is_stopped: impl Fn() -> bool,
     ) -> Result<(), NotWritten> {
-        self.writer.write(memory, self.place(to.slot), to.immediate(EdgeStatus::Value), is_stopped)
+        let immediate = to.immediate(EdgeStatus::Value);
+        self.writer.write(memory, self.place(to.slot), Some(immediate), is_stopped)
+    }
+
+    /// Has lines of `domain` to send lengths and traces from.
+    pub(super) fn with_lines(&mut self, domain: &Domain) -> rdmalib::Result<()> {
+        let bytes = usize::from(self.shape.slots) * LINE;
+        self.lines = Some(domain.allocate(bytes, Access::empty())?);
+        Ok(())
+    }
+
+    /// Maps the slots of the receiver, to be written in place. `None`: that is not worth it here, or not possible.
+    pub(super) fn map(&mut self) -> rdmalib::Result<Option<RemoteMapping>> {
+        if !self.shape.is_in_place() {
+            return Ok(None);
+        }
+        let bytes = usize::try_from(self.shape.all_bytes()).unwrap_or(usize::MAX);
+        self.writer.queue_pair().map_remote(self.slots, bytes, Access::REMOTE_WRITE)
+    }
+
+    /// Says that a payload of so many bytes is in the slot, which is mapped.
+    #[inline]
+    pub(super) fn send_in_place(
+        &mut self,
+        to: SlotUse,
+        bytes: u32,
+        is_stopped: impl Fn() -> bool,
+    ) -> Result<(), NotWritten> {
+        let length = InPlaceLength { bytes: bytes.into() };
+        let place = self.place(to.slot).offset(self.shape.length_at());
+        let immediate = Some(to.immediate(EdgeStatus::InPlace));
+        self.write_line((to.slot, length.as_bytes()), place, immediate, is_stopped)
+    }
+
+    /// Writes what was done in a run to its slot. The receiver is not told.
+    pub(super) fn send_trace(
+        &mut self,
+        slot: u16,
+        record: &TraceRecord,
+        is_stopped: impl Fn() -> bool,
+    ) -> Result<(), NotWritten> {
+        self.write_line((slot, record.as_bytes()), self.place(slot), None, is_stopped)
+    }
+
+    #[inline]
+    fn write_line(
+        &mut self,
+        (slot, bytes): (u16, &[u8]),
+        place: RemoteAddress,
+        immediate: Option<u32>,
+        is_stopped: impl Fn() -> bool,
+    ) -> Result<(), NotWritten> {
+        let Some(lines) = &self.lines else { return Ok(()) }; // made with what uses them
+        let at = usize::from(slot) * LINE;
+        lines.write(at, bytes)?;
+        self.writer.write((lines, at, bytes.len() as u32), place, immediate, is_stopped)
     }
 
     /// Writes `payload`, which fits. Fails if the connection is over, or the receiver does not take it for a second.
@@ -95,6 +159,12 @@ impl OutEdge {
             NotWritten::Device(error) => error,
             _ => rdmalib::Error::Disconnected,
         })
+    }
+
+    /// Writes that the worker is done with the run.
+    pub(super) fn send_done(&mut self, to: SlotUse) -> Result<(), NotWritten> {
+        let (place, immediate) = (self.place(to.slot), to.immediate(EdgeStatus::Value));
+        self.writer.write_source(Source::Inline(&[]), place, immediate, || false)
     }
 
     /// Writes why the run has failed.
