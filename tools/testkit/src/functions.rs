@@ -45,6 +45,12 @@ pub fn graph(directory: &Path) -> PathBuf {
     c_library(directory, "graph", &source("tools/testkit/functions/graph.c"), &[])
 }
 
+/// The functions that ask for more than their input, of `functions/compose.c`.
+pub fn compose(directory: &Path) -> PathBuf {
+    let include = format!("-I{}", source("rfaas/function/include").display());
+    c_library(directory, "compose", &source("tools/testkit/functions/compose.c"), &[&include])
+}
+
 /// A library whose only function `name` returns its input with `add` added to each byte.
 pub fn adder(directory: &Path, name: &str, add: u8) -> PathBuf {
     let text = format!(
