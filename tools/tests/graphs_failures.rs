@@ -249,7 +249,8 @@ fn without_any_lane_left_an_error_says_what_is_missing_until_there_is_room() {
         eventually("a lease is refused", || {
             match graph.run(&[1]) {
                 Err(Error::LeaseRefused { .. }) => refused = true,
-                // As long as the resource manager does not know.
+                // As long as the executors, or then the resource manager, do not know.
+                Ok(outputs) => assert_eq!(outputs, [[3]]),
                 Err(Error::GraphFailed { .. } | Error::GraphNotStarted { .. }) => {}
                 Err(Error::LeaseEnded { .. } | Error::ExecutorGone) => {}
                 other => panic!("{other:?}"),

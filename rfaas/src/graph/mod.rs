@@ -10,6 +10,7 @@
 //! Elsewhere: how an edge works (`rfaas_call::edge`), its bytes (`rfaas_protocol::edge`).
 
 mod check;
+mod compile;
 mod compiled;
 mod description;
 mod lane;
