@@ -157,7 +157,7 @@ pub use deployed::Function;
 pub use deployment::{Deployment, Phases};
 pub use error::{Error, ExecutorMemory, Exit, Result};
 pub use executor::Executor;
-pub use graph::{CompiledGraph, Graph, GraphFunction, Join, Lanes, Map, Run};
+pub use graph::{CompiledGraph, Graph, GraphFunction, Join, Lanes, Map, Run, Span, Trace};
 pub use in_place::{InPlaceCall, InPlaceResult};
 pub use lease::Lease;
 pub use pending::{Completed, Failed, Pending};

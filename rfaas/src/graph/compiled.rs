@@ -20,6 +20,7 @@ use super::layout::lay_out;
 use super::map::Map;
 use super::outcome::{Ended, Lost, RunEnd};
 use super::slots::{Begun, LONGEST_SLEEP, Left};
+use super::trace::Trace;
 use super::workers::Loss;
 use crate::buffer::Origin;
 use crate::deployment::Deployment;
@@ -33,6 +34,11 @@ const MAX_LANES: usize = 256;
 const MOST_TRIES: u32 = 3;
 /// Pause between two looks at lanes that start, which ring no bell.
 const NAP: Duration = Duration::from_millis(1);
+
+/// How long a worker's word of what it did may be behind its output.
+const TRACE_WITHIN: Duration = Duration::from_millis(10);
+/// Pause between two looks for it, which rings no bell.
+const TRACE_NAP: Duration = Duration::from_micros(50);
 
 /// A run of a graph that was submitted. Its outputs are fetched once ([`CompiledGraph::wait`]).
 #[derive(Clone, Copy, Debug)]
@@ -116,7 +122,7 @@ impl CompiledGraph {
     ) -> Result<CompiledGraph> {
         grantor.check_process()?;
         deployment.validate()?;
-        let layout = lay_out(graph, &check(graph)?, false);
+        let layout = lay_out(graph, &check(graph)?);
         let asked = graph.lanes;
         if asked.least == 0 || !(asked.least..=MAX_LANES).contains(&asked.most) {
             let most = asked.most;
@@ -212,24 +218,69 @@ impl CompiledGraph {
     ///   run of the lane did.
     /// * [`Error::Foreign`]: it was fetched before, or is of another graph.
     pub fn wait(&mut self, run: Run) -> Result<Vec<Vec<u8>>> {
+        let over = self.wait_until_over(run);
+        self.finish(run, over)
+    }
+
+    /// Waits until `run` is over, and returns its lane and slot, if it still has one.
+    fn wait_until_over(&mut self, run: Run) -> Result<Option<(usize, usize)>> {
         self.plan.grantor.check_process()?;
         loop {
             self.attend(false);
             if let Some((number, slot)) = self.find(run) {
                 let Some((slots, workers)) = self.lanes[number].ready() else { continue };
                 match slots.wait(workers, slot) {
-                    Ok(()) => return self.take(number, slot),
+                    Ok(()) => return Ok(Some((number, slot))),
                     Err(loss) => {
                         self.lose(number, loss);
                     }
                 }
-            } else if let Some(done) = self.fetch_ended(run) {
-                return done;
-            } else {
+            } else if self.again.iter().any(|again| again.begun.run == run.number) {
                 // It waits for a lane.
                 self.look();
                 self.rest();
+            } else {
+                return Ok(None);
             }
+        }
+    }
+
+    /// Takes the outputs of a run that is over.
+    fn finish(&mut self, run: Run, over: Result<Option<(usize, usize)>>) -> Result<Vec<Vec<u8>>> {
+        match over? {
+            Some((number, slot)) => self.take(number, slot),
+            None => self.fetch_ended(run).unwrap_or(Err(Error::Foreign("run"))),
+        }
+    }
+
+    /// Does the same, and returns what was done in the run: of a graph that is [traced](Graph::traced). What a worker
+    /// tells is on its way when its output is; a trace that is incomplete 10 ms later says what is missing.
+    pub fn wait_traced(&mut self, run: Run) -> (Result<Vec<Vec<u8>>>, Trace) {
+        let over = self.wait_until_over(run);
+        let trace = match over {
+            Ok(Some((number, slot))) => self.trace(number, slot),
+            _ => Trace::of(&self.plan.graph, &self.plan.layout, |_, _| None, |_| String::new()),
+        };
+        (self.finish(run, over), trace)
+    }
+
+    /// Returns what workers have told of a run that is over.
+    fn trace(&self, number: usize, slot: usize) -> Trace {
+        let lane = &self.lanes[number];
+        let deadline = Instant::now() + TRACE_WITHIN;
+        loop {
+            let trace = Trace::of(
+                &self.plan.graph,
+                &self.plan.layout,
+                |_, part| lane.slots.trace(lane.workers()?, slot, part.trace()?),
+                |worker| {
+                    lane.leases.get(worker).map_or_else(String::new, |lease| lease.node().into())
+                },
+            );
+            if trace.is_complete() || Instant::now() >= deadline {
+                return trace;
+            }
+            thread::sleep(TRACE_NAP);
         }
     }
 

@@ -59,6 +59,7 @@ pub struct Graph {
     lease_time: Duration,
     pub(super) lanes: Lanes,
     pub(super) idempotent: bool,
+    pub(super) traced: bool,
 }
 
 /// A function of a [`Graph`], and only of that.
@@ -145,6 +146,7 @@ impl Graph {
             outputs: Vec::new(),
             memory_mb: 256,
             lease_time: Duration::from_secs(3600),
+            traced: false,
             lanes: Lanes::default(),
             idempotent: false,
         }
@@ -300,6 +302,13 @@ impl Graph {
     /// then submitted again, three times at most and within its limit, and its caller learns nothing of it.
     pub fn idempotent(&mut self, idempotent: bool) -> &mut Self {
         self.idempotent = idempotent;
+        self
+    }
+
+    /// Has workers tell what they do in each run ([`CompiledGraph::wait_traced`](crate::CompiledGraph::wait_traced)): one
+    /// more write each, of 32 bytes. Without that, tracing costs nothing.
+    pub fn traced(&mut self, traced: bool) -> &mut Self {
+        self.traced = traced;
         self
     }
 

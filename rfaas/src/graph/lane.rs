@@ -198,6 +198,14 @@ impl Lane {
         }
     }
 
+    /// Returns the workers, if they are there.
+    pub(super) fn workers(&self) -> Option<&Workers> {
+        match &self.stage {
+            Stage::Ready(workers) => Some(workers),
+            Stage::Starting(_) | Stage::Lost(_) => None,
+        }
+    }
+
     pub(super) fn is_ready(&self) -> bool {
         matches!(self.stage, Stage::Ready(_))
     }

@@ -40,6 +40,16 @@ pub(super) struct WorkerLayout {
     pub(super) of_client: Option<usize>,
 }
 
+impl PartLayout {
+    /// Returns where it tells what it does, among the ends.
+    pub(super) fn trace(&self) -> Option<usize> {
+        self.told.iter().find_map(|told| match *told {
+            Told::ToClient { end, kind: OutputKind::Trace, .. } => Some(end),
+            _ => None,
+        })
+    }
+}
+
 impl WorkerLayout {
     /// Returns the first function that it calls.
     pub(super) fn function(&self) -> usize {
@@ -95,7 +105,7 @@ impl Join {
 }
 
 /// Lays out a graph that was checked. `order`: functions, each behind those that lead to it.
-pub(super) fn lay_out(graph: &Graph, order: &[usize], traced: bool) -> Layout {
+pub(super) fn lay_out(graph: &Graph, order: &[usize]) -> Layout {
     let host = |function: usize| graph.functions[function].shares.unwrap_or(function);
     // Workers, in the order of the functions that have one of their own.
     let mut first_worker = vec![0; graph.functions.len()];
@@ -209,12 +219,13 @@ pub(super) fn lay_out(graph: &Graph, order: &[usize], traced: bool) -> Layout {
                 builder.end(&mut layout, (function, worker), (number, 0), OutputKind::Done);
             }
         }
-        if traced {
-            let number = builder.number(function);
-            for worker in members(function).map(worker_of) {
-                let bytes = size_of::<rfaas_protocol::edge::TraceRecord>();
-                builder.end(&mut layout, (function, worker), (number, bytes), OutputKind::Trace);
-            }
+    }
+    // Last: nothing that arrives is one of these.
+    for function in (0..graph.functions.len()).filter(|_| graph.traced) {
+        let number = builder.number(function);
+        for worker in members(function).map(worker_of) {
+            let bytes = size_of::<rfaas_protocol::edge::TraceRecord>();
+            builder.end(&mut layout, (function, worker), (number, bytes), OutputKind::Trace);
         }
     }
     layout.workers = builder.workers;

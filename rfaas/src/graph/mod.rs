@@ -19,9 +19,11 @@ mod map;
 mod outcome;
 mod slots;
 mod start;
+mod trace;
 mod workers;
 
 pub use compiled::{CompiledGraph, Run};
 pub use description::{Graph, GraphFunction, Join};
 pub use lane::Lanes;
 pub use map::Map;
+pub use trace::{Span, Trace};

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use rdmalib::{Status, WorkCompletion};
 use rfaas_call::edge::{EdgeEnd, SlotUse};
 use rfaas_call::{Awaited, Backoff, Pause, Sharing, Spin};
-use rfaas_protocol::edge::{EdgeFailure, EdgeStatus, FailedBecause, OutputKind};
+use rfaas_protocol::edge::{EdgeFailure, EdgeStatus, FailedBecause, OutputKind, TraceRecord};
+use zerocopy::FromBytes;
 
 use super::layout::Layout;
 use super::workers::{Loss, Member, Workers, lost_here};
@@ -16,6 +17,8 @@ use crate::lease_core::LeaseCore;
 
 /// Completions taken from the queue at a time.
 const BATCH: usize = 16;
+/// Bytes of what a worker tells.
+const TRACE: usize = size_of::<TraceRecord>();
 /// Longest sleep, after which limits are looked at again.
 pub(super) const LONGEST_SLEEP: Duration = Duration::from_secs(1);
 
@@ -150,6 +153,9 @@ impl Slots {
         let to = SlotUse { slot: slot as u16, run: state.uses }; // a depth has 16 bits
         let start = workers.input.start(to.slot) as usize;
         workers.inputs.write(start, input).map_err(lost_here)?;
+        for trace in &workers.outputs[state.there.len()..] {
+            trace.write(to.slot, &[0; TRACE]).map_err(lost_here)?; // what it has is of another run
+        }
         for source in &workers.sources {
             let payload = workers.inputs.slice(start..start + input.len()).map_err(lost_here)?;
             if let Err(error) = workers.to_workers[*source].send_slice(to, payload) {
@@ -190,6 +196,14 @@ impl Slots {
         };
         self.abandon(slot);
         taken
+    }
+
+    /// Reads what a worker has told of the run in `slot`, if it has: `end` says where.
+    pub(super) fn trace(&self, workers: &Workers, slot: usize, end: usize) -> Option<TraceRecord> {
+        let mut bytes = [0; TRACE];
+        workers.outputs.get(end)?.copy(slot as u16, 0, &mut bytes).ok()?;
+        let record = TraceRecord::read_from_bytes(&bytes).ok()?;
+        (record.begin_ns.get() > 0 && record.run == self.slots[slot].uses).then_some(record)
     }
 
     /// Nobody will fetch the run in `slot`, which is free once all workers are done with that.

@@ -113,6 +113,11 @@ impl InEdge {
         self.slots.read((self.end.shape.start(slot) as usize).saturating_add(offset), out)
     }
 
+    /// Writes to the start of a slot, which nothing is awaited in. Fails if that has no room.
+    pub fn write(&self, slot: u16, bytes: &[u8]) -> rdmalib::Result<()> {
+        self.slots.write(self.end.shape.start(slot) as usize, bytes)
+    }
+
     /// Returns why a run has failed: of an arrival that says so. Its bytes are any.
     pub fn failure(&self, slot: u16) -> rdmalib::Result<EdgeFailure> {
         self.end.failure(&self.slots, slot)
