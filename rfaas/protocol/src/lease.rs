@@ -282,6 +282,38 @@ wire! {
         pub client: ClientName,
     }
 
+    /// Asks for several leases at once, all of them or none, with constraints: where they may be
+    /// ([`Constraints`](crate::constraints::Constraints)). Answered by as many grants, refused, or by the constraints
+    /// that cannot hold; if it may wait, when there is room.
+    pub struct GangRequest [1010 bytes] {
+        /// Chosen by the client, returned in the answer.
+        pub request: U32,
+        /// How many leases, at least one.
+        pub leases: U32,
+        /// Cores of each, at least one.
+        pub cores: U32,
+        /// Memory of each in MB, at least one.
+        pub memory: U32,
+        /// How long each lasts from its grant on, in milliseconds, at least one.
+        pub timeout_ms: U64,
+        /// How long it may wait for room, in milliseconds.
+        pub wait_ms: U64,
+        /// 1: all on one node, 2: each on a node of its own.
+        pub flags: U16,
+        /// So many cores of the request at least on each node that is taken.
+        pub at_least: U32,
+        /// So many cores stay free on each node that is taken.
+        pub leave_free: U32,
+        /// Whom to bill.
+        pub client: ClientName,
+        /// A node that has some of them; empty: any.
+        pub near: NodeName,
+        /// Labels that each node has, a line each.
+        pub has: Text<256>,
+        /// The nodes themselves, a line a lease; empty: any.
+        pub nodes: Text<512>,
+    }
+
     /// Asks for more time for a lease that has not ended; answered by a grant with a new token, which
     /// has no key, or refused.
     pub struct LeaseRenew [272 bytes] {
@@ -322,6 +354,17 @@ wire! {
     pub struct LeaseRefused [246 bytes] {
         /// Of the request.
         pub request: U32,
+        /// Why.
+        pub reason: Reason,
+    }
+
+    /// Leases were refused because of constraints; nothing was changed.
+    pub struct LeaseUnmet [248 bytes] {
+        /// Of the request.
+        pub request: U32,
+        /// Which: without one of them, or without all, there would be room
+        /// ([`Constraint`](crate::constraints::Constraint)).
+        pub constraints: U16,
         /// Why.
         pub reason: Reason,
     }
@@ -373,6 +416,8 @@ messages! {
         3 => Renew(LeaseRenew),
         /// Asks for another in exchange for one that could not be used.
         4 => Replace(LeaseReplace),
+        /// Asks for several at once, with constraints.
+        5 => Gang(GangRequest),
     }
 }
 messages! {
@@ -382,5 +427,7 @@ messages! {
         1 => Granted(LeaseGranted),
         /// Refused.
         2 => Refused(LeaseRefused),
+        /// Refused because of constraints.
+        3 => Unmet(LeaseUnmet),
     }
 }

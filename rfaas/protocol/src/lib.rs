@@ -28,6 +28,7 @@ pub mod allocation;
 pub mod assignment;
 mod capacity;
 pub mod channel;
+pub mod constraints;
 pub mod edge;
 pub mod heartbeat;
 pub mod invocation;

@@ -16,6 +16,7 @@ use rfaas_protocol::allocation::{
 use rfaas_protocol::assignment::{
     AssignedDevice, Assignment, HexSecret, Instructions, LibraryFile, PreloadedLibrary, Standby,
 };
+use rfaas_protocol::constraints::{Constraint, Constraints};
 use rfaas_protocol::edge::{
     EdgeFailure, EdgeHello, EdgeImmediate, EdgeShape, EdgeSlots, EdgeStatus, FailedBecause,
     InPlaceLength, InputKind, ItemHeader, Join, OutputKind, Takes, TraceRecord,
@@ -30,8 +31,8 @@ use rfaas_protocol::launch::{
     ToStandby, ToZygote,
 };
 use rfaas_protocol::lease::{
-    self, ClientName, EndReason, LeaseGranted, LeaseRefused, LeaseRelease, LeaseRenew,
-    LeaseReplace, LeaseRequest, LeaseTerms, NodeName, Reason, Token, Unusable,
+    self, ClientName, EndReason, GangRequest, LeaseGranted, LeaseRefused, LeaseRelease, LeaseRenew,
+    LeaseReplace, LeaseRequest, LeaseTerms, LeaseUnmet, NodeName, Reason, Token, Unusable,
 };
 use rfaas_protocol::library::LibraryHash;
 use rfaas_protocol::node::{
@@ -246,12 +247,45 @@ fn lease_structs() {
     let refused = LeaseRefused { request: 1.into(), reason: Reason::truncated("full") };
     is(&refused, &[&[1, 0, 0, 0], &text::<240>("full")]);
 
+    let mut gang = GangRequest::new(1.into(), 2, (3, 4), 5);
+    (gang.wait_ms, gang.client) = (6.into(), client);
+    let constraints = Constraints {
+        together: true,
+        apart: false,
+        near: Some("n1".into()),
+        leave_free: 8,
+        at_least: 7,
+        has: vec!["gpu".into(), "fast".into()],
+        nodes: vec!["n1".into(), "n2".into()],
+    };
+    constraints.write_to(&mut gang).unwrap();
+    is(
+        &gang,
+        &[
+            &[1, 0, 0, 0, 2, 0, 0, 0, 3, 0, 0, 0, 4, 0, 0, 0],
+            &[5, 0, 0, 0, 0, 0, 0, 0, 6, 0, 0, 0, 0, 0, 0, 0],
+            &[1, 0, 7, 0, 0, 0, 8, 0, 0, 0],
+            &text::<64>("alice"),
+            &text::<128>("n1"),
+            &text::<256>("gpu\nfast"),
+            &text::<512>("n1\nn2"),
+        ],
+    );
+    let unmet = LeaseUnmet {
+        request: 1.into(),
+        constraints: Constraint::to_wire(&[Constraint::Near, Constraint::Has]),
+        reason: Reason::truncated("full"),
+    };
+    is(&unmet, &[&[1, 0, 0, 0, 0x42, 0], &text::<240>("full")]);
+
     says(&lease::FromClient::Request(request), 1, &request);
     says(&lease::FromClient::Release(release), 2, &release);
     says(&lease::FromClient::Renew(renew), 3, &renew);
     says(&lease::FromClient::Replace(replace), 4, &replace);
     says(&lease::ToClient::Granted(granted), 1, &granted);
+    says(&lease::FromClient::Gang(gang), 5, &gang);
     says(&lease::ToClient::Refused(refused), 2, &refused);
+    says(&lease::ToClient::Unmet(unmet), 3, &unmet);
 }
 
 #[test]

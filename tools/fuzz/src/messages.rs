@@ -12,6 +12,7 @@ use rfaas_protocol::accounting::{AccountingHello, Counters};
 use rfaas_protocol::allocation::{self, ClaimHello, NodeProof, OutputStream, RefusedBecause};
 use rfaas_protocol::edge::{EdgeHello, EdgeSlots, InputKind, Join, OutputKind, Takes};
 use rfaas_protocol::heartbeat::Heartbeat;
+use rfaas_protocol::constraints::{Constraint, Constraints};
 use rfaas_protocol::lease::{self, EndReason, LeaseTerms, Unusable};
 use rfaas_protocol::node::{self, ManagerProof, NodeHello};
 use rfaas_protocol::session::{CodeFrom, ExecutorHello, FromExecutor, ToExecutor, WorkerHello};
@@ -25,6 +26,14 @@ use crate::assert_line;
 pub(crate) fn run(bytes: &[u8]) {
     message(bytes, |message: &lease::FromClient| match message {
         lease::FromClient::Request(request) => text(&request.client),
+        lease::FromClient::Gang(gang) => {
+            text(&gang.client);
+            if let Some(constraints) = number(Constraints::read_from(gang)) {
+                if let Err(why) = constraints.check(gang.leases.get()) {
+                    assert_line(&why);
+                }
+            }
+        }
         lease::FromClient::Release(release) => terms(&release.token.terms),
         lease::FromClient::Renew(renew) => terms(&renew.token.terms),
         lease::FromClient::Replace(replace) => {
@@ -40,6 +49,10 @@ pub(crate) fn run(bytes: &[u8]) {
             address(granted.manager);
         }
         lease::ToClient::Refused(refused) => text(&refused.reason),
+        lease::ToClient::Unmet(unmet) => {
+            text(&unmet.reason);
+            number(Constraint::from_wire(unmet.constraints));
+        }
     });
     message(bytes, |message: &node::FromNode| match message {
         node::FromNode::Register(register) => {
