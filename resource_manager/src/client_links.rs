@@ -21,15 +21,17 @@ use std::time::Duration;
 use rdmalib::{ConnectRequest, Device, Peer, WaitingList};
 use rfaas_program::poll_loop::Idle;
 use rfaas_protocol::channel::{Channel, ChannelError};
+use rfaas_protocol::constraints::{Constraint, Constraints};
 use rfaas_protocol::lease::{
-    EndReason, FromClient, LeaseGranted, LeaseId, LeaseRefused, LeaseRelease, LeaseRenew,
-    LeaseReplace, LeaseRequest, Reason, ToClient, Token, Unusable,
+    ClientName, EndReason, FromClient, GangRequest, LeaseGranted, LeaseId, LeaseRefused,
+    LeaseRelease, LeaseRenew, LeaseReplace, LeaseRequest, LeaseUnmet, Reason, ToClient, Token,
+    Unusable,
 };
 use rfaas_protocol::{Empty, Malformed};
 use zerocopy::little_endian::U32;
 
 use crate::link::{Outbox, Turn, take_messages};
-use crate::pool::{Action, Ask, Grant, LinkId, MAX_NODES, Now, Pool};
+use crate::pool::{Action, Ask, Denied, Grant, LinkId, MAX_NODES, Now, Pool};
 
 /// The client that a lease is billed to if the request gives no name.
 const NAMELESS: &str = "rdma";
@@ -230,16 +232,24 @@ impl ClientLinks {
         let mut heard = false;
         let turn = take_messages(channel, self.idle, most, |_, message| {
             heard = true;
+            let asked = match &message {
+                FromClient::Request(request) => Some((request.request, ask_of(request)?)),
+                FromClient::Gang(gang) => Some((gang.request, gang_of(gang)?)),
+                _ => None,
+            };
             let answer = match message {
-                FromClient::Request(request) => {
-                    let number = request.request;
-                    match answer(now, &request, *origin, pool)? {
+                FromClient::Request(_) | FromClient::Gang(_) => {
+                    let Some((number, asked)) = asked else { return Ok(()) };
+                    match answer(now, asked, *origin, pool) {
                         RequestOutcome::Granted(grants) => {
                             *granted = true;
                             let grants = note_grants(number, &grants, secret, pool, leases);
                             answers.extend(grants.map(|granted| (id, granted)));
                         }
-                        RequestOutcome::Refused(why) => answers.push((id, refused(number, &why))),
+                        RequestOutcome::Denied(denied) => {
+                            answers.push((id, denial(number, &denied)))
+                        }
+                        RequestOutcome::Wrong(why) => answers.push((id, refused(number, &why))),
                         RequestOutcome::Aside(ask) => {
                             aside.push(SetAside { link: id, request: number, ask })
                         }
@@ -285,7 +295,7 @@ impl ClientLinks {
                     let grants = note_grants(request, &grants, secret, pool, leases);
                     self.answers.extend(grants.map(|granted| (id, granted)));
                 }
-                Err(denied) => self.answers.push((id, refused(request, &denied.to_string()))),
+                Err(denied) => self.answers.push((id, denial(request, &denied))),
             }
         }
     }
@@ -322,34 +332,48 @@ impl ClientLinks {
 /// What becomes of a request.
 enum RequestOutcome {
     Granted(Vec<Grant>),
-    Refused(String),
+    /// It cannot be.
+    Wrong(String),
+    Denied(Denied),
     /// It is known when nodes were heard.
     Aside(Ask),
 }
 
-/// Asks the pool, as far as it knows without hearing nodes.
-fn answer(
-    now: Now,
-    request: &LeaseRequest,
-    origin: Peer,
-    pool: &mut Pool,
-) -> Result<RequestOutcome, Malformed> {
-    let client = match request.client.get()? {
+/// A request for one lease, or for one that may be divided.
+fn ask_of(request: &LeaseRequest) -> Result<Result<Ask, String>, Malformed> {
+    let timeout = Duration::from_millis(request.timeout_ms.get());
+    let (cores, memory) = (request.cores.get(), request.memory.get());
+    let ask = Ask::new(cores, memory, timeout, name_of(&request.client)?);
+    Ok(ask.and_then(|ask| ask.on_nodes(request.max_nodes.get())))
+}
+
+/// A request for several leases, with constraints.
+fn gang_of(request: &GangRequest) -> Result<Result<Ask, String>, Malformed> {
+    let timeout = Duration::from_millis(request.timeout_ms.get());
+    let constraints = Constraints::read_from(request)?;
+    let (cores, memory) = (request.cores.get(), request.memory.get());
+    let ask = Ask::new(cores, memory, timeout, name_of(&request.client)?);
+    Ok(ask.and_then(|ask| ask.gang(request.leases.get(), constraints)))
+}
+
+fn name_of(client: &ClientName) -> Result<&str, Malformed> {
+    Ok(match client.get()? {
         "" => NAMELESS,
         name => name,
-    };
-    let timeout = Duration::from_millis(request.timeout_ms.get());
-    let ask = Ask::new(request.cores.get(), request.memory.get(), timeout, client)
-        .and_then(|ask| ask.on_nodes(request.max_nodes.get()))
-        .map(|ask| ask.while_connected().by(origin));
-    Ok(match ask {
-        Err(wrong) => RequestOutcome::Refused(wrong),
-        Ok(ask) => match pool.try_request(now, &ask) {
-            Err(denied) => RequestOutcome::Refused(denied.to_string()),
-            Ok(Some(grants)) => RequestOutcome::Granted(grants),
-            Ok(None) => RequestOutcome::Aside(ask),
-        },
     })
+}
+
+/// Asks the pool, as far as it knows without hearing nodes.
+fn answer(now: Now, asked: Result<Ask, String>, origin: Peer, pool: &mut Pool) -> RequestOutcome {
+    let ask = match asked {
+        Ok(ask) => ask.while_connected().by(origin),
+        Err(wrong) => return RequestOutcome::Wrong(wrong),
+    };
+    match pool.try_request(now, &ask) {
+        Err(denied) => RequestOutcome::Denied(denied),
+        Ok(Some(grants)) => RequestOutcome::Granted(grants),
+        Ok(None) => RequestOutcome::Aside(ask),
+    }
 }
 
 /// Notes what was granted in `leases`; the parts of the answer.
@@ -429,6 +453,18 @@ fn granted_part(request: U32, grant: &Grant, (part, parts): (u16, u16), token: T
         manager: grant.manager.into(),
         token,
     })
+}
+
+fn denial(request: U32, denied: &Denied) -> ToClient {
+    let why = denied.to_string();
+    match denied {
+        Denied::Unmet { constraints, .. } => ToClient::Unmet(LeaseUnmet {
+            request,
+            constraints: Constraint::to_wire(constraints),
+            reason: Reason::truncated(&why),
+        }),
+        _ => refused(request, &why),
+    }
 }
 
 fn refused(request: U32, why: &str) -> ToClient {

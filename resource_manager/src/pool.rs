@@ -67,7 +67,7 @@ use lease_table::LeaseTable;
 pub use limits::*;
 pub use node::{Conflict, NodeSpec, NodeView, Run};
 pub use node_index::NodeSums;
-use node_table::canonical;
+use node_table::{NotPlaced, canonical};
 pub use record::{Billed, Changes, LeaseRecord, NodeRecord, Snapshot};
 
 /// All nodes and leases of a cluster.
@@ -200,7 +200,7 @@ impl Pool {
     // What clients ask for.
 
     /// Grants leases that meet `ask`, all of it or nothing: one on a node that has room for it,
-    /// else one on each of as many nodes as it may be met from.
+    /// else one on each of as many nodes as it may be met from; of a gang, one for each worker.
     pub fn request(&mut self, now: Now, ask: &Ask) -> Result<Vec<Grant>, Denied> {
         match self.try_request(now, ask)? {
             Some(grants) => Ok(grants),
@@ -213,11 +213,13 @@ impl Pool {
     /// [`request_again`](Self::request_again).
     pub fn try_request(&mut self, now: Now, ask: &Ask) -> Result<Option<Vec<Grant>>, Denied> {
         let granted = self.admit(now, ask).and_then(|()| self.place(now, ask));
-        let granted = granted.and_then(|granted| match granted {
-            None if !self.held.nodes.fits_when_empty(ask) => {
-                Err(Denied::NoRoom(self.held.nodes.why_no_room(ask)))
+        let granted = granted.and_then(|placed| match placed {
+            Ok(grants) => Ok(Some(grants)),
+            Err(why @ NotPlaced::Unknown(..)) => Err(self.held.nodes.denied(ask, why)),
+            Err(why) if !self.held.nodes.fits_when_empty(ask) => {
+                Err(self.held.nodes.denied(ask, why))
             }
-            _ => Ok(granted),
+            Err(_) => Ok(None),
         });
         granted.inspect_err(|denied| self.note_denied(ask, denied))
     }
@@ -225,9 +227,8 @@ impl Pool {
     /// Answers what [`try_request`](Self::try_request) has not.
     pub fn request_again(&mut self, now: Now, ask: &Ask) -> Result<Vec<Grant>, Denied> {
         let granted = self.place(now, ask);
-        let granted = granted.and_then(|placed| {
-            placed.ok_or_else(|| Denied::NoRoom(self.held.nodes.why_no_room(ask)))
-        });
+        let granted =
+            granted.and_then(|placed| placed.map_err(|why| self.held.nodes.denied(ask, why)));
         granted.inspect_err(|denied| self.note_denied(ask, denied))
     }
 
@@ -235,12 +236,13 @@ impl Pool {
     fn admit(&mut self, now: Now, ask: &Ask) -> Result<(), Denied> {
         self.held.shares.count(now, ask)?;
         self.held.shares.check_timeout(ask.timeout)?;
-        self.held.shares.check(now.monotonic, ask, 1)?; // before the room, which is another's business
+        let leases = ask.leases as usize;
+        self.held.shares.check(now.monotonic, ask, leases)?; // before the room, which is another's business
         Ok(())
     }
 
     /// Grants it if there is room and its client may have it.
-    fn place(&mut self, now: Now, ask: &Ask) -> Result<Option<Vec<Grant>>, Denied> {
+    fn place(&mut self, now: Now, ask: &Ask) -> Result<Result<Vec<Grant>, NotPlaced>, Denied> {
         let parts = self.held.nodes.place(now, ask);
         self.held.shares.check(now.monotonic, ask, parts.as_ref().map_or(1, Vec::len))?;
         let claim_by = now.monotonic + self.held.shares.claim_timeout();
@@ -296,6 +298,9 @@ impl Pool {
     ) -> Result<Grant, NotReplaced> {
         let lease = self.held.leases.get(id).filter(|lease| lease.is_unclaimed());
         let lease = lease.ok_or(NotReplaced::NotUnclaimed(id))?;
+        if lease.placed {
+            return Err(NotReplaced::Constrained(id));
+        }
         let (slot, wanted, node) = (lease.slot, lease.terms.holds(), lease.node.clone());
         let left = lease.terms.expires_at.duration_since(now.wall).unwrap_or_default();
         let ask = Ask::new(wanted.cores, wanted.memory, left, &lease.terms.client);

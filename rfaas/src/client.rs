@@ -118,6 +118,31 @@ impl Client {
         parts.into_iter().map(|candidates| self.take(candidates, &request)).collect()
     }
 
+    /// Leases `leases` times what `request` asks for: all of it or none. Where its leases are, its constraints say; they
+    /// may be on one node, or on several. From then on each has a life of its own.
+    ///
+    /// # Errors
+    /// [`Error::ConstraintUnmet`]: there would be room without a constraint, which it names.
+    /// [`Error::LeaseRefused`]: there is no room, or not in time if the request [waits](LeaseRequest::wait). Nothing is
+    /// held then.
+    ///
+    /// ```no_run
+    /// # fn example(client: &rfaas::Client) -> rfaas::Result<()> {
+    /// use std::time::Duration;
+    ///
+    /// // 8 leases of 2 cores, on nodes with a GPU, 4 cores or more on each; within a minute
+    /// let request = rfaas::LeaseRequest::new(2, 1024).has("gpu").at_least(4);
+    /// for lease in client.lease_gang(8, request.wait(Duration::from_secs(60)))? {
+    ///     println!("{} cores on {}", lease.cores(), lease.node());
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn lease_gang(&self, leases: u32, request: LeaseRequest) -> Result<Vec<Lease>> {
+        let granted = self.grantor.lease_gang(leases, &request)?;
+        granted.into_iter().map(|candidate| self.take(vec![candidate], &request)).collect()
+    }
+
     /// Leases a core for each function of `graph`, starts their executors, and connects their workers: all of it or
     /// nothing. With the default [`Deployment`]: four runs may be under way.
     pub fn compile(&self, graph: &Graph) -> Result<CompiledGraph> {

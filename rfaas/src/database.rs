@@ -65,7 +65,7 @@ pub(crate) fn divide(
         ),
     })?;
     let part = |(entry, cores)| {
-        let request = LeaseRequest { cores, memory: request.memory_of(cores), ..*request };
+        let request = LeaseRequest { cores, memory: request.memory_of(cores), ..request.clone() };
         lease(slice::from_ref(entry), &request, client)
     };
     parts.into_iter().map(part).collect()

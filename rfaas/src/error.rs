@@ -11,6 +11,7 @@ use rfaas_protocol::Malformed;
 use rfaas_protocol::allocation::RefusedBecause;
 use rfaas_protocol::assignment::STACK_OVERFLOW;
 use rfaas_protocol::channel::ChannelError;
+use rfaas_protocol::constraints::Constraint;
 use rfaas_protocol::lease::EndReason;
 use rfaas_protocol::library::LibraryError;
 use rfaas_protocol::session::MAX_FUNCTION_NAME_BYTES;
@@ -70,6 +71,18 @@ pub enum Error {
         /// In the manager's words.
         reason: String,
     },
+    /// There would be room without one of these constraints or, if there are several, without all of these: change
+    /// them, or ask later. Nothing is held.
+    #[error("the lease was refused: {reason}")]
+    ConstraintUnmet {
+        /// Which.
+        constraints: Vec<Constraint>,
+        /// In the manager's words.
+        reason: String,
+    },
+    /// A constraint that cannot be asked for.
+    #[error("invalid request: {0}")]
+    InvalidConstraint(String),
     /// An argument that no manager can honour.
     #[error("invalid request: {0}")]
     Invalid(&'static str),
@@ -352,6 +365,7 @@ impl ProgramError for Error {
             Error::Config(_)
                 | Error::Address { .. }
                 | Error::Invalid(_)
+                | Error::InvalidConstraint(_)
                 | Error::InvalidGraph(_)
                 | Error::LibraryUnreadable { .. }
                 | Error::Library { .. }

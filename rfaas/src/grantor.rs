@@ -15,6 +15,10 @@ use crate::request::LeaseRequest;
 use crate::resource_manager::ResourceManager;
 use crate::spares::Spares;
 
+/// Nobody else knows of all nodes, or has a request wait.
+const NEEDS_MANAGER: Error =
+    Error::Invalid("constraints, gangs and waiting need a resource manager to be connected to");
+
 /// Where leases come from.
 pub(crate) enum Source {
     /// A resource manager grants them.
@@ -56,15 +60,30 @@ impl Grantor {
             return Err(Error::Invalid("a lease is of one node: use `lease_many` for several"));
         }
         match &self.source {
-            Source::Manager(manager) => self.lease_from(manager, request),
-            Source::Database(entries) => database::lease(entries, request, self.name),
+            Source::Manager(manager) if request.is_plain() => self.lease_from(manager, request),
+            Source::Manager(_) => self.lease_gang(1, request),
+            Source::Database(entries) if request.is_plain() => {
+                database::lease(entries, request, self.name)
+            }
+            Source::Database(_) => Err(NEEDS_MANAGER),
         }
+    }
+
+    /// Asks for `leases` leases at once, with constraints, all of them or none. Returns where each may be claimed.
+    pub(crate) fn lease_gang(&self, leases: u32, request: &LeaseRequest) -> Result<Vec<Candidate>> {
+        self.check_process()?;
+        request.validate_gang(leases)?;
+        let Source::Manager(manager) = &self.source else { return Err(NEEDS_MANAGER) };
+        manager.lease_gang(&self.device, (leases, request), self.name, &|| self.prepare())
     }
 
     /// Asks for leases on several nodes. Returns where each may be claimed.
     pub(crate) fn lease_many(&self, request: &LeaseRequest) -> Result<Vec<Vec<Candidate>>> {
         self.check_process()?;
         request.validate()?;
+        if !request.is_plain() {
+            return Ok(vec![self.lease(request)?]);
+        }
         match &self.source {
             Source::Manager(manager) => {
                 let granted = self.lease_from(manager, request)?;

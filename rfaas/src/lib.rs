@@ -171,6 +171,7 @@ pub use rfaas_config::{
 pub use rfaas_protocol::Malformed;
 pub use rfaas_protocol::allocation::{OutputStream, RefusedBecause};
 pub use rfaas_protocol::channel::ChannelError;
+pub use rfaas_protocol::constraints::Constraint;
 pub use rfaas_protocol::lease::{EndReason, LeaseId};
 pub use rfaas_protocol::library::LibraryError;
 pub use rfaas_protocol::node::Bill;

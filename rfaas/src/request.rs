@@ -6,6 +6,7 @@ use std::time::Duration;
 use rfaas_call::Spin;
 use rfaas_protocol::Secret;
 use rfaas_protocol::allocation::Serves;
+use rfaas_protocol::constraints::{Constraints, MAX_GANG, MAX_WAIT_MS};
 use rfaas_protocol::lease::Token;
 use rfaas_protocol::library::LibraryHash;
 
@@ -22,19 +23,28 @@ use crate::error::{Error, Result};
 /// let request = LeaseRequest::new(8, 4096).max_nodes(2).timeout(Duration::from_secs(600));
 /// # let _ = request;
 /// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LeaseRequest {
     pub(crate) cores: u32,
     pub(crate) memory: u32,
     pub(crate) timeout: Duration,
     pub(crate) max_nodes: u32,
+    pub(crate) wait: Duration,
+    pub(crate) constraints: Constraints,
 }
 
 impl LeaseRequest {
     /// Asks for `cores` cores, one worker each, and `memory` MB (of 2²⁰ bytes) for all together, for an hour, on one
     /// node.
     pub fn new(cores: u32, memory: u32) -> Self {
-        LeaseRequest { cores, memory, timeout: Duration::from_secs(3600), max_nodes: 1 }
+        LeaseRequest {
+            cores,
+            memory,
+            timeout: Duration::from_secs(3600),
+            max_nodes: 1,
+            wait: Duration::ZERO,
+            constraints: Constraints::default(),
+        }
     }
 
     /// Asks for a lease of `timeout`, at least a millisecond, from the grant on.
@@ -48,6 +58,87 @@ impl LeaseRequest {
     #[must_use]
     pub fn max_nodes(self, max_nodes: u32) -> Self {
         LeaseRequest { max_nodes, ..self }
+    }
+
+    /// Has all leases of a [gang](crate::Client::lease_gang) be on one node.
+    #[must_use]
+    pub fn together(mut self) -> Self {
+        self.constraints.together = true;
+        self
+    }
+
+    /// Has each lease of a [gang](crate::Client::lease_gang) be on a node of its own.
+    #[must_use]
+    pub fn apart(mut self) -> Self {
+        self.constraints.apart = true;
+        self
+    }
+
+    /// Has the lease be on this node; of a [gang](crate::Client::lease_gang), as many leases as fit there, at least
+    /// one.
+    #[must_use]
+    pub fn near(mut self, node: impl Into<String>) -> Self {
+        self.constraints.near = Some(node.into());
+        self
+    }
+
+    /// Has so many cores stay free on each node that is taken, when it is taken.
+    #[must_use]
+    pub fn leave_free(mut self, cores: u32) -> Self {
+        self.constraints.leave_free = cores;
+        self
+    }
+
+    /// Has leases of a [gang](crate::Client::lease_gang) with at least so many cores together be on each node that is
+    /// taken.
+    #[must_use]
+    pub fn at_least(mut self, cores: u32) -> Self {
+        self.constraints.at_least = cores;
+        self
+    }
+
+    /// Has each node have this label. Several may be asked for: up to 256 bytes together.
+    #[must_use]
+    pub fn has(mut self, label: impl Into<String>) -> Self {
+        self.constraints.has.push(label.into());
+        self
+    }
+
+    /// Names the nodes themselves, one for each lease, in order: up to 512 bytes together.
+    #[must_use]
+    pub fn nodes<N: Into<String>>(mut self, nodes: impl IntoIterator<Item = N>) -> Self {
+        self.constraints.nodes = nodes.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// Waits for room for up to `wait`, at most an hour, if there is none; the call blocks so long. Those who wait are
+    /// served in the order in which they came, as far as there is room for them.
+    #[must_use]
+    pub fn wait(self, wait: Duration) -> Self {
+        LeaseRequest { wait, ..self }
+    }
+
+    /// Returns whether it asks for nothing but a lease at once, wherever it is.
+    pub(crate) fn is_plain(&self) -> bool {
+        self.wait.is_zero() && self.constraints == Constraints::default()
+    }
+
+    /// Checks what no manager could honour, for `leases` leases.
+    pub(crate) fn validate_gang(&self, leases: u32) -> Result<()> {
+        self.validate()?;
+        if !(1..=MAX_GANG).contains(&leases) {
+            const { assert!(MAX_GANG == 32) }; // as the next line says
+            return Err(Error::Invalid("a gang has at least one lease, and at most 32"));
+        }
+        if self.max_nodes > 1 {
+            return Err(Error::Invalid(
+                "a lease of several nodes goes with neither gang, constraints nor waiting: use `lease_gang`",
+            ));
+        }
+        if self.wait > Duration::from_millis(MAX_WAIT_MS) {
+            return Err(Error::Invalid("a request waits for at most an hour"));
+        }
+        self.constraints.check(leases).map_err(Error::InvalidConstraint)
     }
 
     /// Checks what no manager could honour.
@@ -131,11 +222,12 @@ mod tests {
     fn what_cannot_be_is_refused() {
         let good = LeaseRequest::new(1, 1);
         assert!(good.validate().is_ok());
+        let good = || good.clone();
         for bad in [
             LeaseRequest::new(0, 1),
             LeaseRequest::new(1, 0),
-            good.timeout(Duration::ZERO),
-            good.max_nodes(0),
+            good().timeout(Duration::ZERO),
+            good().max_nodes(0),
         ] {
             assert!(matches!(bad.validate(), Err(Error::Invalid(_))), "{bad:?}");
         }

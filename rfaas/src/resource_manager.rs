@@ -9,9 +9,11 @@
 //!   with what it is sent.
 //! * Numbers in an answer are checked. What was granted with impossible ones is given back.
 //!
-//! One question at a time: the thread that asks holds the connection until the answer is there. A lease that is dropped
+//! One question at a time: the thread that asks holds the connection until the answer is there. A request that may wait
+//! for room holds it only to look for its answer, and whoever else takes the answer keeps it for it. A lease that is dropped
 //! meanwhile waits in the outbox; the thread that lets go of the connection sends what is in there.
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
@@ -20,9 +22,10 @@ use std::time::{Duration, Instant};
 
 use rfaas_config::OpenDevice;
 use rfaas_protocol::channel::{Channel, ChannelError, Incoming};
+use rfaas_protocol::constraints::Constraint;
 use rfaas_protocol::lease::{
-    self, ClientName, FromClient, LeaseGranted, LeaseRelease, LeaseRenew, LeaseReplace, ToClient,
-    Token, Unusable,
+    self, ClientName, FromClient, GangRequest, LeaseGranted, LeaseRelease, LeaseRenew,
+    LeaseReplace, ToClient, Token, Unusable,
 };
 use rfaas_protocol::reach::reach;
 use rfaas_protocol::{Empty, Malformed, Role};
@@ -40,6 +43,8 @@ const RETURN_TIMEOUT: Duration = Duration::from_secs(3);
 /// Pauses between tries, doubling.
 const RETURN_PAUSES: RangeInclusive<Duration> =
     Duration::from_millis(5)..=Duration::from_millis(200);
+/// Pauses between two looks for the answer to a request that waits, doubling.
+const WAIT_PAUSES: RangeInclusive<Duration> = Duration::from_micros(50)..=Duration::from_millis(5);
 /// Longest wait for an answer; a manager decides in microseconds.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -54,13 +59,33 @@ pub(crate) struct ResourceManager {
 
 struct Conversation {
     channel: Channel,
+    /// Which connection it is, of those that there were.
+    connection: u32,
     /// Number of the last question.
     request: u32,
+    /// Questions of this connection whose answers may come late, and what came.
+    late: HashMap<u32, LateAnswer>,
+}
+
+/// A request that waits, and where it was asked last: a number on a connection.
+struct Late {
+    gang: GangRequest,
+    end: Instant,
+    posted: Option<(u32, u32)>,
+}
+
+/// What came of an answer. Complete it is a result.
+struct LateAnswer {
+    most: u32,
+    parts: Vec<LeaseGranted>,
+    complete: Option<Result<()>>,
 }
 
 impl ResourceManager {
     pub(crate) fn connect(device: &OpenDevice, addresses: Vec<SocketAddr>) -> Result<Self> {
-        let conversation = Conversation { channel: open(device, &addresses)?, request: 0 };
+        let channel = open(device, &addresses)?;
+        let conversation =
+            Conversation { channel, connection: 0, request: 0, late: HashMap::new() };
         let (conversation, outbox) = (Mutex::new(conversation), Mutex::default());
         Ok(ResourceManager { addresses, conversation, outbox })
     }
@@ -91,6 +116,64 @@ impl ResourceManager {
         check(&granted, request)
             .inspect_err(|_| granted.iter().for_each(|part| self.give_back(part.token)))?;
         granted.iter().map(candidate).collect()
+    }
+
+    /// Asks for `leases` leases of what `request` asks for, all or none; waits as long as it says.
+    pub(crate) fn lease_gang(
+        &self,
+        device: &OpenDevice,
+        (leases, request): (u32, &LeaseRequest),
+        client: ClientName,
+        meanwhile: &dyn Fn(),
+    ) -> Result<Vec<Candidate>> {
+        let each = (request.cores, request.memory);
+        let mut gang = GangRequest::new(0.into(), leases, each, wire_ms(request.timeout));
+        gang.client = client;
+        request.constraints.write_to(&mut gang).map_err(Error::InvalidConstraint)?;
+        let granted = match request.wait.is_zero() {
+            true => self
+                .ask(device, leases, meanwhile, |number| FromClient::Gang(gang.with(number, 0)))?,
+            false => {
+                let granted = self.wait(device, (gang, request.wait), meanwhile);
+                self.flush();
+                granted?
+            }
+        };
+        check_gang(&granted, leases, request)
+            .inspect_err(|_| granted.iter().for_each(|part| self.give_back(part.token)))?;
+        granted.iter().map(candidate).collect()
+    }
+
+    /// Asks for `gang`, and waits for it for as long. Others ask for theirs meanwhile: the connection is held only while
+    /// it is looked at. After a lost connection the rest of the time is asked for, behind those who wait then.
+    fn wait(
+        &self,
+        device: &OpenDevice,
+        (gang, wait): (GangRequest, Duration),
+        meanwhile: &dyn Fn(),
+    ) -> Result<Vec<LeaseGranted>> {
+        let mut late = Late { gang, end: Instant::now() + wait, posted: None };
+        let mut pause = *WAIT_PAUSES.start();
+        loop {
+            let mut conversation = self.lock();
+            match conversation.look_for(&mut late) {
+                Ok(Some(parts)) => return Ok(parts),
+                Ok(None) => {}
+                Err(Error::Connection { .. }) => conversation.reconnect(self.reach_again(device)?),
+                Err(error) => return Err(error),
+            }
+            if Instant::now() > late.end + ANSWER_TIMEOUT {
+                conversation.forget(&late);
+                return Err(Error::NoAnswer { what: WHAT, after: wait + ANSWER_TIMEOUT });
+            }
+            drop(conversation);
+            if pause == *WAIT_PAUSES.start() {
+                meanwhile();
+            }
+            self.flush();
+            thread::sleep(pause);
+            pause = (2 * pause).min(*WAIT_PAUSES.end());
+        }
     }
 
     /// Asks for more time; returns the new token.
@@ -146,7 +229,7 @@ impl ResourceManager {
         let mut conversation = self.lock();
         let mut answer = conversation.ask(most, meanwhile, &question);
         if let Err(Error::Connection { .. }) = answer {
-            conversation.channel = self.reach_again(device)?;
+            conversation.reconnect(self.reach_again(device)?);
             answer = conversation.ask(most, meanwhile, &question);
         }
         drop(conversation);
@@ -217,7 +300,11 @@ impl Conversation {
             meanwhile();
             self.take_answer(most, &mut parts)
         });
-        if answer.is_err() && matches!(question, FromClient::Request(_) | FromClient::Replace(_)) {
+        let grants = matches!(
+            question,
+            FromClient::Request(_) | FromClient::Gang(_) | FromClient::Replace(_)
+        );
+        if answer.is_err() && grants {
             parts.drain(..).for_each(|part| self.give_back(part.token));
         }
         answer.map(|()| parts)
@@ -228,38 +315,84 @@ impl Conversation {
         let start = Instant::now();
         loop {
             let left = ANSWER_TIMEOUT.saturating_sub(start.elapsed());
-            match self.channel.receive(left) {
-                Ok(Incoming::Message(ToClient::Granted(granted))) => {
-                    if granted.request.get() != self.request {
-                        // The answer to a question that was given up: nobody knows of this lease.
-                        self.give_back(granted.token);
-                        continue;
-                    }
-                    let (part, count) = (granted.part.get(), granted.parts.get());
-                    let expected = usize::from(part) == parts.len()
-                        && part < count
-                        && u32::from(count) <= most
-                        && parts.first().is_none_or(|first| first.parts == granted.parts);
-                    parts.push(granted);
-                    if !expected {
-                        return Err(Malformed::Field("part of an answer").into());
-                    }
-                    if parts.len() == usize::from(count) {
-                        return Ok(());
-                    }
-                }
-                Ok(Incoming::Message(ToClient::Refused(refused))) => {
-                    if refused.request.get() == self.request {
-                        let reason = refused.reason.get()?.to_owned();
-                        return Err(Error::LeaseRefused { reason });
-                    }
-                }
+            let message = match self.channel.receive(left) {
+                Ok(Incoming::Message(message)) => message,
                 Ok(Incoming::Written { .. }) => return Err(Malformed::Field("message kind").into()),
                 Err(ChannelError::TimedOut { .. }) => {
                     return Err(Error::NoAnswer { what: WHAT, after: ANSWER_TIMEOUT });
                 }
                 Err(source) => return Err(failed(source)),
+            };
+            if number_of(&message) != self.request {
+                self.take_late(message);
+            } else if add(message, most, parts)? {
+                return Ok(());
             }
+        }
+    }
+
+    /// Goes on with a new connection.
+    fn reconnect(&mut self, channel: Channel) {
+        self.channel = channel;
+        self.connection = self.connection.wrapping_add(1);
+        self.late.clear(); // they are asked again
+    }
+
+    /// Asks what was not asked on this connection, and looks for the answer.
+    fn look_for(&mut self, late: &mut Late) -> Result<Option<Vec<LeaseGranted>>> {
+        let number = match late.posted {
+            Some((number, connection)) if connection == self.connection => number,
+            _ => {
+                self.request = self.request.wrapping_add(1);
+                let (number, left) =
+                    (self.request, late.end.saturating_duration_since(Instant::now()));
+                let gang = late.gang.with(number, wire_ms(left));
+                self.channel.send(&FromClient::Gang(gang)).map_err(failed)?;
+                let (most, parts, complete) = (gang.leases.get(), Vec::new(), None);
+                self.late.insert(number, LateAnswer { most, parts, complete });
+                late.posted = Some((number, self.connection));
+                number
+            }
+        };
+        while let Some(incoming) = self.channel.try_receive().map_err(failed)? {
+            match incoming {
+                Incoming::Message(message) => self.take_late(message),
+                Incoming::Written { .. } => return Err(Malformed::Field("message kind").into()),
+            }
+        }
+        let complete = |answer: &mut LateAnswer| answer.complete.take();
+        let Some(complete) = self.late.get_mut(&number).and_then(complete) else { return Ok(None) };
+        let parts = self.late.remove(&number).map(|answer| answer.parts).unwrap_or_default();
+        match complete {
+            Ok(()) => Ok(Some(parts)),
+            Err(error) => {
+                parts.iter().for_each(|part| self.give_back(part.token));
+                Err(error)
+            }
+        }
+    }
+
+    /// Takes no answer to it any more.
+    fn forget(&mut self, late: &Late) {
+        let Some((number, _)) = late.posted else { return };
+        let answer = self.late.remove(&number);
+        let parts = answer.into_iter().flat_map(|answer| answer.parts);
+        parts.for_each(|part| self.give_back(part.token));
+    }
+
+    /// Takes an answer to another question than the last. If nobody waits for it, the question was given up.
+    fn take_late(&mut self, message: ToClient) {
+        let number = number_of(&message);
+        match (self.late.get_mut(&number), message) {
+            (Some(LateAnswer { most, parts, complete: complete @ None }), message) => {
+                *complete = match add(message, *most, parts) {
+                    Ok(false) => None,
+                    Ok(true) => Some(Ok(())),
+                    Err(error) => Some(Err(error)),
+                };
+            }
+            (_, ToClient::Granted(granted)) => self.give_back(granted.token),
+            (_, ToClient::Refused(_) | ToClient::Unmet(_)) => {}
         }
     }
 
@@ -270,6 +403,40 @@ impl Conversation {
             // An unclaimed lease ends with the connection, and at the latest when its time is over.
             Err(error) => tracing::debug!(%error, lease, "lease not given back"),
         }
+    }
+}
+
+/// The question that a message answers.
+fn number_of(message: &ToClient) -> u32 {
+    match message {
+        ToClient::Granted(granted) => granted.request.get(),
+        ToClient::Refused(refused) => refused.request.get(),
+        ToClient::Unmet(unmet) => unmet.request.get(),
+    }
+}
+
+/// Adds a part of an answer, which has `most` parts at most. Returns whether it is complete.
+fn add(message: ToClient, most: u32, parts: &mut Vec<LeaseGranted>) -> Result<bool> {
+    match message {
+        ToClient::Granted(granted) => {
+            let (part, count) = (granted.part.get(), granted.parts.get());
+            let expected = usize::from(part) == parts.len()
+                && part < count
+                && u32::from(count) <= most
+                && parts.first().is_none_or(|first| first.parts == granted.parts);
+            parts.push(granted);
+            match expected {
+                true => Ok(parts.len() == usize::from(count)),
+                false => Err(Malformed::Field("part of an answer").into()),
+            }
+        }
+        ToClient::Refused(refused) => {
+            Err(Error::LeaseRefused { reason: refused.reason.get()?.to_owned() })
+        }
+        ToClient::Unmet(unmet) => Err(Error::ConstraintUnmet {
+            constraints: Constraint::from_wire(unmet.constraints)?,
+            reason: unmet.reason.get()?.to_owned(),
+        }),
     }
 }
 
@@ -296,6 +463,18 @@ fn check(parts: &[LeaseGranted], request: &LeaseRequest) -> Result<(), Malformed
         return Err(Malformed::Field("sum of cores"));
     }
     Ok(())
+}
+
+/// Checks that `parts` are leases, as many as were asked for, and each what was asked for.
+fn check_gang(
+    parts: &[LeaseGranted],
+    leases: u32,
+    request: &LeaseRequest,
+) -> Result<(), Malformed> {
+    if parts.len() != leases as usize {
+        return Err(Malformed::Field("number of leases"));
+    }
+    parts.iter().try_for_each(|part| check(std::slice::from_ref(part), request))
 }
 
 fn failed(source: ChannelError) -> Error {

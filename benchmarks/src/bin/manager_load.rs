@@ -347,7 +347,9 @@ fn lease_until(
             Incoming::Message(ToClient::Refused(refused)) => {
                 return Err(Failure::later(format!("a lease was refused: {:?}", refused.reason)));
             }
-            Incoming::Written { .. } => return Err(Failure::later("a message of another kind")),
+            Incoming::Message(ToClient::Unmet(_)) | Incoming::Written { .. } => {
+                return Err(Failure::later("a message of another kind"));
+            }
         }
     }
     Ok(timed)

@@ -9,6 +9,7 @@ use axum::extract::Query;
 use axum::http::Uri;
 use axum::http::header::{self, HeaderMap};
 use rfaas_api as api;
+use rfaas_protocol::constraints::{Constraints, MAX_GANG};
 use rfaas_protocol::lease::Token;
 use rfaas_protocol::placement::Policy;
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
@@ -80,6 +81,22 @@ impl Fields {
         match serde_json::from_value(value) {
             Ok(texts) => Ok(Some(texts)),
             Err(_) => Err(wrong),
+        }
+    }
+
+    fn truth(&mut self, name: &str) -> Result<Option<bool>, String> {
+        match self.0.remove(name) {
+            None => Ok(None),
+            Some(Value::Bool(truth)) => Ok(Some(truth)),
+            Some(other) => Err(format!("field {name:?} must be a boolean, not {}", kind(&other))),
+        }
+    }
+
+    fn object(&mut self, name: &str) -> Result<Option<Fields>, String> {
+        let Some(value) = self.0.remove(name) else { return Ok(None) };
+        match value {
+            Value::Object(fields) => Ok(Some(Fields(fields))),
+            other => Err(format!("field {name:?} must be an object, not {}", kind(&other))),
         }
     }
 
@@ -266,20 +283,40 @@ fn lease_body(body: &[u8]) -> Result<api::LeaseRequest, String> {
         memory: required("memory", fields.small("memory", 1..=u32::MAX)?)?,
         max_nodes: fields.small("max_nodes", 1..=MAX_NODES)?,
         timeout_ms: fields.timeout_ms()?,
+        gang: fields.small("gang", 1..=MAX_GANG)?,
+        constraints: fields.object("constraints")?.map(constraints).transpose()?,
         client: fields.text("client")?,
     };
     fields.finish()?;
     Ok(request)
 }
 
-/// `POST /leases`: what is asked for, and whether it may be met from several nodes.
+fn constraints(mut fields: Fields) -> Result<api::Constraints, String> {
+    let constraints = api::Constraints {
+        together: fields.truth("together")?.unwrap_or(false),
+        apart: fields.truth("apart")?.unwrap_or(false),
+        near: fields.text("near")?,
+        leave_free: fields.small("leave_free", 0..=MAX_CORES)?.unwrap_or(0),
+        at_least: fields.small("at_least", 0..=MAX_CORES)?.unwrap_or(0),
+        has: fields.texts("has")?.unwrap_or_default(),
+        nodes: fields.texts("nodes")?.unwrap_or_default(),
+    };
+    fields.finish()?;
+    Ok(constraints)
+}
+
+/// `POST /leases`: what is asked for, and whether it is for several leases.
 pub(super) fn lease(uri: &Uri, body: &[u8]) -> Result<(Ask, bool), String> {
     Params::parse(uri)?.finish()?;
     let request = lease_body(body)?;
     let client = request.client.as_deref().unwrap_or(NAMELESS);
     let ask = Ask::new(request.cores, request.memory, timeout(request.timeout_ms), client)?;
     let max_nodes = request.max_nodes.unwrap_or(1);
-    Ok((ask.on_nodes(max_nodes)?, max_nodes > 1))
+    let api::Constraints { together, apart, near, leave_free, at_least, has, nodes } =
+        request.constraints.unwrap_or_default();
+    let constraints = Constraints { together, apart, near, leave_free, at_least, has, nodes };
+    let ask = ask.on_nodes(max_nodes)?.gang(request.gang.unwrap_or(1), constraints)?;
+    Ok((ask, max_nodes > 1 || request.gang.is_some()))
 }
 
 fn renewal_body(body: &[u8]) -> Result<api::Renewal, String> {

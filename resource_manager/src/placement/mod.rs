@@ -24,5 +24,6 @@ mod wish;
 pub use better::{Advice, away, better};
 pub use gang::{Gang, place};
 pub use places::{LabelSet, MAX_DIFFERENT_LABELS, Place, Places};
+pub use rfaas_protocol::constraints::Constraint;
 pub use rfaas_protocol::placement::Policy;
-pub use wish::{Constraint, LeaveFree, Refused, Wish};
+pub use wish::{LeaveFree, Refused, Wish};

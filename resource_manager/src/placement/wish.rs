@@ -1,5 +1,7 @@
 //! What a request may wish of the places that it gets: constraints, which hold or are named in the refusal.
 
+use rfaas_protocol::constraints::Constraint;
+
 use super::places::LabelSet;
 
 /// Constraints of a request. None, by default.
@@ -32,55 +34,6 @@ pub struct LeaveFree {
     pub on: Option<usize>,
 }
 
-/// One of the constraints.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Constraint {
-    /// The nodes themselves.
-    Nodes,
-    /// Beginning at a node.
-    Near,
-    /// All on one node.
-    Together,
-    /// Each on its own.
-    Apart,
-    /// So many on each node at least.
-    AtLeast,
-    /// Cores that stay free.
-    LeaveFree,
-    /// Labels.
-    Has,
-    /// Nodes left out.
-    NotOn,
-}
-
-impl Constraint {
-    /// All constraints, in the order in which one is blamed.
-    pub const ALL: [Constraint; 8] = [
-        Constraint::Nodes,
-        Constraint::Near,
-        Constraint::Together,
-        Constraint::Apart,
-        Constraint::AtLeast,
-        Constraint::LeaveFree,
-        Constraint::Has,
-        Constraint::NotOn,
-    ];
-
-    /// Its name in requests and refusals.
-    pub fn name(self) -> &'static str {
-        match self {
-            Constraint::Nodes => "nodes",
-            Constraint::Near => "near",
-            Constraint::Together => "together",
-            Constraint::Apart => "apart",
-            Constraint::AtLeast => "at_least",
-            Constraint::LeaveFree => "leave_free",
-            Constraint::Has => "has",
-            Constraint::NotOn => "not_on",
-        }
-    }
-}
-
 impl Wish {
     /// The constraints that it has.
     pub fn constraints(&self) -> impl Iterator<Item = Constraint> {
@@ -93,6 +46,7 @@ impl Wish {
             Constraint::LeaveFree => self.leave_free.is_some(),
             Constraint::Has => self.has != LabelSet::default(),
             Constraint::NotOn => !self.not_on.is_empty(),
+            _ => false,
         })
     }
 
@@ -108,6 +62,7 @@ impl Wish {
             Constraint::LeaveFree => wish.leave_free = None,
             Constraint::Has => wish.has = LabelSet::default(),
             Constraint::NotOn => wish.not_on.clear(),
+            _ => {}
         }
         wish
     }

@@ -5,15 +5,21 @@ use std::time::Duration;
 
 use rdmalib::Peer;
 use rfaas_protocol::Capacity;
+use rfaas_protocol::constraints::{Constraint, Constraints, MAX_GANG};
 use rfaas_protocol::lease::{EndReason, LeaseId, MAX_CLIENT_NAME_BYTES};
 
 use super::fair_use::Limit;
 use super::{MAX_CORES, MAX_NODES, MAX_TIMEOUT};
 
-/// A request for a lease that can be met in principle.
+/// A request for leases that can be met in principle.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ask {
+    /// What a lease has; of a request that may be met from several nodes, what they have together.
     pub(super) wanted: Capacity,
+    /// How many leases of that.
+    pub(super) leases: u32,
+    /// Where they may be.
+    pub(super) constraints: Constraints,
     pub(super) timeout: Duration,
     pub(super) max_nodes: u32,
     pub(super) while_connected: bool,
@@ -34,8 +40,9 @@ impl Ask {
         check_timeout(timeout)?;
         check_name("client", client, MAX_CLIENT_NAME_BYTES)?;
         let wanted = Capacity { cores, memory };
+        let (leases, constraints, peer) = (1, Constraints::default(), None);
         let (max_nodes, while_connected, client) = (1, false, client.into());
-        Ok(Ask { wanted, timeout, max_nodes, while_connected, client, peer: None })
+        Ok(Ask { wanted, leases, constraints, timeout, max_nodes, while_connected, client, peer })
     }
 
     /// Lets it be met from up to `max_nodes` nodes if none has room for all of it.
@@ -44,6 +51,37 @@ impl Ask {
             return Err(format!("max_nodes is {max_nodes}, not between 1 and {MAX_NODES}"));
         }
         Ok(Ask { max_nodes, ..self })
+    }
+
+    /// Asks for `leases` leases instead of one, all of them or none, where `constraints` allow it.
+    pub fn gang(self, leases: u32, constraints: Constraints) -> Result<Self, String> {
+        if !(1..=MAX_GANG).contains(&leases) {
+            return Err(format!("gang is {leases}, not between 1 and {MAX_GANG}"));
+        }
+        if self.max_nodes > 1 && (leases > 1 || constraints != Constraints::default()) {
+            return Err(
+                "max_nodes divides one lease: it goes with neither gang nor constraints".into()
+            );
+        }
+        if u64::from(self.wanted.cores) * u64::from(leases) > u64::from(u32::MAX)
+            || u64::from(self.wanted.memory) * u64::from(leases) > u64::from(u32::MAX)
+        {
+            return Err("the leases have more cores or memory together than can be counted".into());
+        }
+        constraints.check(leases)?;
+        Ok(Ask { leases, constraints, ..self })
+    }
+
+    /// Whether it is for one lease, wherever it is.
+    pub(super) fn is_plain(&self) -> bool {
+        self.leases == 1 && self.constraints == Constraints::default()
+    }
+
+    /// What all its leases have together.
+    pub(super) fn total(&self) -> Capacity {
+        let Capacity { cores, memory } = self.wanted;
+        let times = |one: u32| one.saturating_mul(self.leases);
+        Capacity { cores: times(cores), memory: times(memory) }
     }
 
     /// Notes the peer that asks. Limits hold for it under whatever name.
@@ -93,6 +131,14 @@ pub enum Denied {
     /// No node can take it now; why, for people.
     #[error("{0}")]
     NoRoom(String),
+    /// There would be room without one of these constraints, or without all; why, for people.
+    #[error("{why}")]
+    Unmet {
+        /// Which.
+        constraints: Vec<Constraint>,
+        /// In words.
+        why: String,
+    },
     /// The client may not have it.
     #[error(transparent)]
     Limit(#[from] Limit),
@@ -136,6 +182,9 @@ pub enum NotReplaced {
     /// It is not one that was granted and not claimed yet.
     #[error("lease {0} is not one that waits to be claimed")]
     NotUnclaimed(LeaseId),
+    /// It was asked for with constraints, which another place need not meet.
+    #[error("lease {0} was granted with constraints: give it back and ask again")]
+    Constrained(LeaseId),
     /// There is no room elsewhere.
     #[error("no other node has {cores} cores and {memory} MB free now")]
     NoRoom {

@@ -272,13 +272,14 @@ impl Shares {
             return Ok(());
         }
         let FairUse { cores, memory, leases: most_leases, .. } = self.rules;
+        let total = ask.total();
         let who = who(&ask.client, ask.peer);
         let its_name = ask.peer.map(|_| Who::Client(ask.client.clone()));
         let known = [Some(&who), its_name.as_ref()].map(|who| self.known.get(who?));
         let held = |of: fn(&PeerUse) -> u64| known.into_iter().flatten().map(of).sum::<u64>();
         for (key, what, most, held, more) in [
-            ("cores", "cores", cores, held(|known| known.cores), ask.wanted.cores.into()),
-            ("memory", "MB", memory, held(|known| known.memory), ask.wanted.memory.into()),
+            ("cores", "cores", cores, held(|known| known.cores), total.cores.into()),
+            ("memory", "MB", memory, held(|known| known.memory), total.memory.into()),
             ("leases", "leases", most_leases, held(|known| known.leases), leases as u64),
         ] {
             if let Some(most) = most.map(u64::from)

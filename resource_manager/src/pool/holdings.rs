@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 use rdmalib::Peer;
 use rfaas_api::NodeState;
 use rfaas_protocol::Capacity;
+use rfaas_protocol::constraints::Constraints;
 use rfaas_protocol::lease::{EndReason, LeaseId};
 use rfaas_protocol::node::Bill;
 
@@ -146,6 +147,7 @@ impl Holdings {
         let granted = GrantedLease {
             peer: ask.peer,
             while_connected: ask.while_connected,
+            placed: ask.constraints != Constraints::default(),
             claim_by,
             ..GrantedLease::new(now, terms.clone(), (node.clone(), slot), phase)
         };

@@ -28,6 +28,16 @@ impl LabelNumbers {
         Ok(set)
     }
 
+    /// The labels that have a number. `Err` is one that no node has.
+    pub(super) fn find(&self, labels: &[String]) -> Result<LabelSet, String> {
+        let mut set = LabelSet::default();
+        for label in labels {
+            let (number, _) = self.known.get(label).ok_or_else(|| label.clone())?;
+            set.0 |= 1 << number;
+        }
+        Ok(set)
+    }
+
     /// Counts `after` instead of `before`, labels of the same node. `Err` as for [`take`](Self::take).
     pub(super) fn exchange(
         &mut self,

@@ -183,6 +183,8 @@ pub(super) struct GrantedLease {
     /// The peer that asked for it, in this run of the program.
     pub(super) peer: Option<Peer>,
     pub(super) while_connected: bool,
+    /// It was granted with constraints, as far as this run of the program knows.
+    pub(super) placed: bool,
     /// When it ends if nobody has claimed it.
     pub(super) claim_by: Instant,
     /// Since when it counts among the leases of its peer that wait for their claim, if it does (`fair_use`).
@@ -215,6 +217,7 @@ impl GrantedLease {
             granted_at: now.wall,
             peer: None,
             while_connected: false,
+            placed: false,
             claim_by: now.monotonic,
             waits_since: None,
             claimed_at: None,
@@ -266,7 +269,8 @@ impl GrantedLease {
     pub(super) fn renewal(&self, timeout: Duration, peer: Option<Peer>) -> Ask {
         let wanted = self.terms.holds();
         let (client, while_connected) = (self.terms.client.clone(), self.while_connected);
-        Ask { wanted, timeout, max_nodes: 1, while_connected, client, peer }
+        let (leases, constraints) = (1, Default::default());
+        Ask { wanted, leases, constraints, timeout, max_nodes: 1, while_connected, client, peer }
     }
 
     /// Whether it may get more time from a node that is not `stopping`.

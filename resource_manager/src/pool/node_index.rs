@@ -12,7 +12,7 @@ use rfaas_protocol::isolation::{Layer, Layers};
 
 use super::LinkId;
 use super::node::Node;
-use crate::placement::{self, Gang, LabelSet, Place, Places, Policy, Wish};
+use crate::placement::{self, Gang, LabelSet, Place, Places, Policy, Refused, Wish};
 
 /// Where a node is kept as long as it is known. Placement tries nodes in this order. A new node takes
 /// the place of one that was forgotten.
@@ -97,6 +97,11 @@ impl NodeSums {
     /// Whether so much is free, although perhaps not where it could be leased.
     fn hold(&self, wanted: Capacity) -> bool {
         self.free_cores >= wanted.cores.into() && self.free_memory >= wanted.memory.into()
+    }
+
+    /// Whether there is so much, although perhaps leased, or not where it could be leased.
+    pub(super) fn ever_hold(&self, wanted: Capacity) -> bool {
+        self.cores >= wanted.cores.into() && self.memory >= wanted.memory.into()
     }
 }
 
@@ -223,6 +228,16 @@ impl NodeIndex {
     ) -> Option<usize> {
         let gang = Gang { workers: 1, each: wanted, until: Some(until), wish, running: &[] };
         placement::place(&self.places, policy, gang).ok()?.pop()
+    }
+
+    /// Where the workers of a gang go.
+    pub(super) fn place_gang(
+        &self,
+        policy: Policy,
+        gang: Gang<'_>,
+    ) -> Result<Vec<NodeSlot>, Refused> {
+        let placed = placement::place(&self.places, policy, gang)?;
+        Ok(placed.into_iter().map(NodeSlot).collect())
     }
 
     /// Where all of `wanted` goes until then, on another node than `node`.

@@ -11,15 +11,28 @@ use std::time::{Duration, Instant};
 
 use rfaas_api::NodeState;
 use rfaas_protocol::Capacity;
+use rfaas_protocol::constraints::{Constraint, Constraints};
 use rfaas_protocol::lease::LeaseId;
 use rfaas_protocol::placement::Policy;
 
-use super::ask::Ask;
+use super::ask::{Ask, Denied};
 use super::labels::LabelNumbers;
 use super::lease::{GrantedLease, whole_ms};
 use super::node::{Conflict, Node, NodeConnection, NodeSpec, NodeView, Run};
 use super::node_index::{Indexed, NodeIndex, NodeSlot};
 use super::{Action, LinkId, NodeRecord, NodeSums, Now, RECLAIM, RESOLVE_AGAIN, RESTART_RETURN};
+use crate::placement::{Gang, LeaveFree, Refused, Wish};
+
+/// Why what is asked for goes nowhere now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum NotPlaced {
+    /// There is too little room.
+    NoRoom,
+    /// There would be room without one of these constraints, or without all.
+    Unmet(Vec<Constraint>),
+    /// A constraint names what is not there; in words.
+    Unknown(Constraint, String),
+}
 
 #[derive(Debug, Default)]
 pub(super) struct NodeTable {
@@ -125,15 +138,72 @@ impl NodeTable {
         self.index.most_free()
     }
 
-    /// Whether `ask` could be met if nothing were leased.
+    /// Whether `ask` could be met if nothing were leased, as far as its constraints let it.
     pub(super) fn fits_when_empty(&self, ask: &Ask) -> bool {
         self.index.fits_when_empty(ask.wanted, ask.most_parts())
+            && self.sums().ever_hold(ask.total())
     }
 
-    /// Where what is asked for goes ([`NodeIndex::place`]).
-    pub(super) fn place(&self, now: Now, ask: &Ask) -> Option<Vec<(NodeSlot, Capacity)>> {
+    /// Where what is asked for goes ([`NodeIndex::place`]): a node for each lease.
+    pub(super) fn place(
+        &self,
+        now: Now,
+        ask: &Ask,
+    ) -> Result<Vec<(NodeSlot, Capacity)>, NotPlaced> {
         let until = now.monotonic + ask.timeout;
-        self.index.place(self.policy, ask.wanted, ask.most_parts(), until)
+        if ask.is_plain() {
+            let placed = self.index.place(self.policy, ask.wanted, ask.most_parts(), until);
+            return placed.ok_or(NotPlaced::NoRoom);
+        }
+        let (workers, each) = (ask.leases, ask.wanted);
+        let wish = self.wish(ask)?;
+        let gang = Gang { workers, each, until: Some(until), wish: &wish, running: &[] };
+        let placed = self.index.place_gang(self.policy, gang).map_err(|refused| match refused {
+            Refused::NoRoom => NotPlaced::NoRoom,
+            Refused::Constraint { constraints } => NotPlaced::Unmet(constraints),
+        })?;
+        Ok(placed.into_iter().map(|slot| (slot, each)).collect())
+    }
+
+    /// The constraints of a request, with numbers for names.
+    fn wish(&self, ask: &Ask) -> Result<Wish, NotPlaced> {
+        let Constraints { together, apart, ref near, leave_free, at_least, ref has, ref nodes } =
+            ask.constraints;
+        let number = |constraint: Constraint, name: &String| {
+            let unknown = || format!("constraint {constraint}: no node is named {name:?}");
+            let slot = self.find(name).ok_or_else(|| NotPlaced::Unknown(constraint, unknown()))?;
+            Ok(slot.0)
+        };
+        let near = near.iter().map(|name| number(Constraint::Near, name)).next().transpose()?;
+        let nodes = nodes.iter().map(|name| number(Constraint::Nodes, name));
+        let has = self.labels.find(has).map_err(|label| {
+            let why = format!("constraint has: no node has label {label:?}");
+            NotPlaced::Unknown(Constraint::Has, why)
+        })?;
+        Ok(Wish {
+            together,
+            apart,
+            near,
+            leave_free: (leave_free > 0).then_some(LeaveFree { cores: leave_free, on: None }),
+            at_least: at_least.div_ceil(ask.wanted.cores),
+            has,
+            nodes: nodes.collect::<Result<_, _>>()?,
+            not_on: Vec::new(),
+        })
+    }
+
+    /// Why a request is not met, for its client.
+    pub(super) fn denied(&self, ask: &Ask, why: NotPlaced) -> Denied {
+        match why {
+            NotPlaced::NoRoom => Denied::NoRoom(self.why_no_room(ask)),
+            NotPlaced::Unknown(constraint, why) => {
+                Denied::Unmet { constraints: vec![constraint], why }
+            }
+            NotPlaced::Unmet(constraints) => {
+                let why = Refused::Constraint { constraints: constraints.clone() }.to_string();
+                Denied::Unmet { constraints, why }
+            }
+        }
     }
 
     /// Where all that is asked for goes, on another node than the one in `slot`.
@@ -144,9 +214,10 @@ impl NodeTable {
     /// Why there is no room for what is asked for, for people.
     pub(super) fn why_no_room(&self, ask: &Ask) -> String {
         let Capacity { cores, memory } = ask.wanted;
-        let on = match ask.most_parts() {
-            1 => "no ready node has".to_owned(),
-            parts => format!("no {parts} ready nodes together have"),
+        let on = match (ask.leases, ask.most_parts()) {
+            (1, 1) => "no ready node has".to_owned(),
+            (1, parts) => format!("no {parts} ready nodes together have"),
+            (leases, _) => format!("no ready nodes have {leases} times"),
         };
         let leaving = match self.index.leaving() {
             0 => String::new(),

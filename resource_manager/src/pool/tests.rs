@@ -4,6 +4,7 @@
 
 mod distrust;
 mod fair_use;
+mod gangs;
 mod nodes;
 mod restarting;
 

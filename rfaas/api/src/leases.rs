@@ -29,6 +29,17 @@ pub struct LeaseRequest {
         schema(minimum = 1, maximum = 32, default = 1, nullable = false)
     )]
     pub max_nodes: Option<u32>,
+    /// How many leases of that, all of them or none. Not with `max_nodes`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(
+        feature = "openapi",
+        schema(minimum = 1, maximum = 32, default = 1, nullable = false)
+    )]
+    pub gang: Option<u32>,
+    /// Where they may be. Not with `max_nodes`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(nullable = false))]
+    pub constraints: Option<Constraints>,
     /// Whom to bill.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(
@@ -36,6 +47,42 @@ pub struct LeaseRequest {
         schema(min_length = 1, max_length = 64, default = "http", nullable = false)
     )]
     pub client: Option<String>,
+}
+
+/// Where leases of a request may be.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Constraints {
+    /// All on one node.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub together: bool,
+    /// Each on a node of its own.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub apart: bool,
+    /// A node that has some of them: as many as fit there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(nullable = false, max_length = 128))]
+    pub near: Option<String>,
+    /// So many cores stay free on each node that is taken.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    #[cfg_attr(feature = "openapi", schema(minimum = 0, maximum = 65535, default = 0))]
+    pub leave_free: u32,
+    /// So many cores of the request at least on each node that is taken.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    #[cfg_attr(feature = "openapi", schema(minimum = 0, maximum = 65535, default = 0))]
+    pub at_least: u32,
+    /// Labels that each node has: up to 256 bytes in all, with a byte between two.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub has: Vec<String>,
+    /// The nodes themselves, one a lease: up to 512 bytes in all, likewise.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub nodes: Vec<String>,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // as serde calls it
+fn is_zero(number: &u32) -> bool {
+    *number == 0
 }
 
 /// A lease that was granted or renewed.
@@ -62,7 +109,7 @@ pub struct Grant {
     pub expires_at: String,
     /// base64url without padding. Whoever holds it may use the lease.
     pub token: String,
-    /// If `max_nodes` was more than 1: all leases that together meet the request, this one first.
+    /// If `max_nodes` was more than 1, or `gang` was given: all leases that together meet the request, this one first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(nullable = false, no_recursion))]
     pub parts: Option<Vec<Grant>>,

@@ -23,7 +23,9 @@ mod nodes;
 use serde::{Deserialize, Serialize};
 
 pub use bills::{Bill, ClientBill, Reason};
-pub use leases::{EndedLease, EndedState, Grant, Lease, LeaseRequest, LeaseState, Renewal};
+pub use leases::{
+    Constraints, EndedLease, EndedState, Grant, Lease, LeaseRequest, LeaseState, Renewal,
+};
 pub use nodes::{Leaving, NewNode, Node, NodeState, Policy, RemovedNode, RemovedState};
 
 /// The description of the interface that the server shows, generated from the types of this crate.

@@ -80,7 +80,9 @@ impl Constraint {
     pub fn from_wire(bits: U16) -> Result<Vec<Constraint>, Malformed> {
         let bits = bits.get();
         match bits >> Constraint::ALL.len() {
-            0 => Ok(Constraint::ALL.into_iter().filter(|one| bits >> *one as u16 & 1 == 1).collect()),
+            0 => {
+                Ok(Constraint::ALL.into_iter().filter(|one| bits >> *one as u16 & 1 == 1).collect())
+            }
             _ => Err(Malformed::Field("constraints")),
         }
     }
@@ -119,7 +121,9 @@ impl Constraints {
         check_labels(&self.has).map_err(|why| format!("has: {why}"))?;
         if !self.nodes.is_empty() && self.nodes.len() != leases as usize {
             let nodes = self.nodes.len();
-            return Err(format!("nodes names {nodes} nodes for {leases} leases: one a lease is needed"));
+            return Err(format!(
+                "nodes names {nodes} nodes for {leases} leases: one a lease is needed"
+            ));
         }
         for (what, names, most) in
             [("has", &self.has, MAX_HAS_BYTES), ("nodes", &self.nodes, MAX_NODES_BYTES)]
@@ -200,6 +204,14 @@ impl GangRequest {
             nodes: Text::truncated(""),
         }
     }
+
+    /// Returns the same as another question, that may wait for so many milliseconds.
+    #[must_use]
+    pub fn with(mut self, request: u32, wait_ms: u64) -> Self {
+        self.request = request.into();
+        self.wait_ms = wait_ms.into();
+        self
+    }
 }
 
 #[cfg(test)]
@@ -227,10 +239,7 @@ mod tests {
         }
         let mut request = GangRequest::new(1.into(), 2, (1, 1), 1);
         request.flags = 4.into();
-        assert_eq!(
-            Constraints::read_from(&request),
-            Err(Malformed::Field("flags of a request"))
-        );
+        assert_eq!(Constraints::read_from(&request), Err(Malformed::Field("flags of a request")));
     }
 
     #[test]

@@ -8,9 +8,10 @@ use std::time::Duration;
 
 use rfaas::{Client, Error, LeaseRequest};
 use rfaas_protocol::channel::{Channel, Incoming};
+use rfaas_protocol::constraints::{Constraint, Constraints};
 use rfaas_protocol::lease::{
-    ClientName, FromClient, LeaseGranted, LeaseRefused, LeaseTerms, NodeName, Reason, ToClient,
-    Token,
+    ClientName, FromClient, LeaseGranted, LeaseRefused, LeaseTerms, LeaseUnmet, NodeName, Reason,
+    ToClient, Token,
 };
 use rfaas_protocol::{Empty, Malformed};
 
@@ -117,6 +118,104 @@ fn a_request_for_several_nodes_gives_a_lease_on_each() {
 }
 
 #[test]
+fn a_gang_is_asked_for_with_its_constraints_and_gives_as_many_leases() {
+    let (client, told) = answering(|message| match message {
+        FromClient::Gang(question) => {
+            (0..3).map(|part| granted(question.request.get(), part, 3, END_MS)).collect()
+        }
+        _ => vec![],
+    });
+    let request =
+        LeaseRequest::new(2, 32).near("n1").has("gpu").has("fast").at_least(4).leave_free(1);
+    let leases = client.lease_gang(3, request.apart()).unwrap();
+    assert_eq!(leases.len(), 3);
+    let FromClient::Gang(question) = told.recv().unwrap() else { panic!("not a gang") };
+    let constraints = Constraints::read_from(&question).unwrap();
+    let expected = Constraints {
+        apart: true,
+        near: Some("n1".into()),
+        leave_free: 1,
+        at_least: 4,
+        has: vec!["gpu".into(), "fast".into()],
+        ..Constraints::default()
+    };
+    assert_eq!(constraints, expected);
+    let asked = (question.leases.get(), question.cores.get(), question.wait_ms.get());
+    assert_eq!(asked, (3, 2, 0));
+    for request in [
+        LeaseRequest::new(1, 1).max_nodes(2),
+        LeaseRequest::new(1, 1).nodes(["a"]),
+        LeaseRequest::new(1, 1).has("two words"),
+        LeaseRequest::new(1, 1).near(""),
+        LeaseRequest::new(1, 1).wait(Duration::from_secs(3601)),
+    ] {
+        let error = client.lease_gang(2, request).unwrap_err();
+        assert!(matches!(error, Error::Invalid(_) | Error::InvalidConstraint(_)), "{error}");
+    }
+    assert_eq!(told.try_iter().count(), 0, "nothing was sent");
+}
+
+#[test]
+fn a_gang_of_another_number_of_leases_is_given_back() {
+    let (client, told) = answering(|message| match message {
+        FromClient::Gang(question) => {
+            (0..2).map(|part| granted(question.request.get(), part, 2, END_MS)).collect()
+        }
+        _ => vec![],
+    });
+    let error = client.lease_gang(3, LeaseRequest::new(2, 32)).unwrap_err();
+    assert!(matches!(error, Error::Protocol(Malformed::Field(_))), "{error}");
+    assert_eq!(given_back(client, &told), 2);
+}
+
+#[test]
+fn a_constraint_that_cannot_hold_is_told_by_its_name() {
+    let (client, _told) = answering(|message| match message {
+        FromClient::Gang(question) => vec![ToClient::Unmet(LeaseUnmet {
+            request: question.request,
+            constraints: Constraint::to_wire(&[Constraint::Near, Constraint::Has]),
+            reason: Reason::truncated("so it is"),
+        })],
+        _ => vec![],
+    });
+    let error = client.lease(LeaseRequest::new(2, 32).near("n1").has("gpu")).unwrap_err();
+    let Error::ConstraintUnmet { constraints, reason } = error else { panic!("{error}") };
+    assert_eq!(constraints, [Constraint::Near, Constraint::Has]);
+    assert_eq!(reason, "so it is");
+}
+
+#[test]
+fn a_request_that_waits_is_answered_late_and_others_meanwhile() {
+    let (client, told) = answering({
+        let waits = std::sync::Mutex::new(None);
+        move |message| match message {
+            FromClient::Gang(question) => {
+                *waits.lock().unwrap() = Some(question.request.get());
+                vec![]
+            }
+            // The second request has the first one answered, and is answered itself.
+            FromClient::Request(question) => {
+                let late = waits.lock().unwrap().take().into_iter();
+                let now = granted(question.request.get(), 0, 1, END_MS);
+                let late = late.map(|request| granted(request, 0, 1, END_MS));
+                late.chain([now]).collect()
+            }
+            _ => vec![],
+        }
+    });
+    let waiting = {
+        let client = client.clone();
+        thread::spawn(move || client.lease(LeaseRequest::new(2, 32).wait(LONG)).unwrap())
+    };
+    let FromClient::Gang(question) = told.recv().unwrap() else { panic!("not a gang") };
+    assert!((1..=u64::try_from(LONG.as_millis()).unwrap()).contains(&question.wait_ms.get()));
+    let second = client.lease(LeaseRequest::new(2, 32)).unwrap();
+    let first = waiting.join().unwrap();
+    drop((first, second));
+    assert_eq!(given_back(client, &told), 2);
+}
+
+#[test]
 fn what_is_granted_on_impossible_terms_is_given_back() {
     let impossible: [fn(&mut LeaseTerms); 5] = [
         |terms| terms.lease = 0.into(),
@@ -168,7 +267,9 @@ fn a_resource_manager_that_is_started_again_is_asked_again() {
             (_, FromClient::Renew(question)) => {
                 Does::Answers(vec![granted(question.request.get(), 0, 1, END_MS + 5)])
             }
-            (_, FromClient::Release(_) | FromClient::Replace(_)) => Does::Answers(vec![]),
+            (_, FromClient::Release(_) | FromClient::Replace(_) | FromClient::Gang(_)) => {
+                Does::Answers(vec![])
+            }
         });
         let leases = client.lease_many(LeaseRequest::new(4, 64).max_nodes(2)).unwrap();
         assert_eq!(leases.len(), 2);

@@ -3,6 +3,39 @@
 use super::*;
 
 #[test]
+fn a_gang_is_granted_in_parts_or_refused_by_the_name_of_a_constraint() {
+    let world = World::new();
+    let node =
+        r#"{"ip_address":"192.168.0.29","port":10005,"cores":4,"memory":1024,"labels":["gpu"]}"#;
+    world.call("POST", "/add?node=a", node);
+    world.connect("a");
+    let ask = |gang: u32, constraints: &str| {
+        let body = format!(r#"{{"cores":1,"memory":1,"gang":{gang},"constraints":{constraints}}}"#);
+        world.call("POST", "/leases", &body)
+    };
+    let (status, grant) = ask(3, r#"{"has":["gpu"],"near":"a","at_least":2}"#);
+    assert_eq!(status, 201, "{grant}");
+    assert_eq!(grant["parts"].as_array().map(Vec::len), Some(3));
+    for (gang, constraints, status, words) in [
+        (1, r#"{"has":["fpga"]}"#, 409, "constraint has: no node has label"),
+        (1, r#"{"leave_free":1}"#, 409, "constraint leave_free cannot hold"),
+        (2, "{}", 409, "no ready nodes have 2 times 1 core and 1 MB free now"),
+        (33, "{}", 400, "field \"gang\" must be a whole number from 1 to 32"),
+        (1, r#"{"together":1}"#, 400, "field \"together\" must be a boolean"),
+        (1, "[]", 400, "field \"constraints\" must be an object"),
+        (1, r#"{"colour":1}"#, 400, "field \"colour\" is not known"),
+        (2, r#"{"nodes":["a"]}"#, 400, "nodes names 1 nodes for 2 leases"),
+    ] {
+        let (answered, error) = ask(gang, constraints);
+        assert_eq!(answered, status, "{error}");
+        assert!(error["error"].as_str().unwrap().contains(words), "{error}");
+    }
+    assert_eq!(world.call("GET", "/nodes/a", "").1["free_cores"], 1, "nothing more is held");
+    let both = r#"{"cores":2,"memory":1,"gang":2,"max_nodes":2}"#;
+    assert_eq!(world.call("POST", "/leases", both).0, 400);
+}
+
+#[test]
 fn a_lease_is_granted_listed_without_its_token_and_ended_once() {
     let world = World::new();
     world.call("POST", "/add?node=a", NODE);

@@ -1,0 +1,139 @@
+//! Gangs and constraints: what is granted together, and how it is refused.
+
+use rfaas_protocol::constraints::{Constraint, Constraints};
+
+use super::*;
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+fn none() -> Constraints {
+    Constraints::default()
+}
+
+fn ask(leases: u32, cores: u32, constraints: Constraints) -> Ask {
+    Ask::new(cores, 1, HOUR, "somebody").unwrap().gang(leases, constraints).unwrap()
+}
+
+impl World {
+    fn gang(&mut self, ask: &Ask) -> Result<Vec<String>, Denied> {
+        let grants = self.pool.request(self.now, ask)?;
+        Ok(grants.iter().map(|grant| grant.node.to_string()).collect())
+    }
+
+    fn labelled(&mut self, name: &str, cores: u32, labels: &[&str]) {
+        let labels: Vec<String> = labels.iter().map(|label| (*label).into()).collect();
+        let capacity = Capacity { cores, memory: 1024 };
+        let spec = NodeSpec::new(name, "10.0.0.1", 10_005, capacity).unwrap();
+        let spec = spec.with_labels(&labels).unwrap();
+        self.pool.add_node(self.now, spec, &mut self.out).unwrap();
+        self.connect(name);
+    }
+}
+
+fn unmet(denied: Result<Vec<String>, Denied>) -> (Vec<Constraint>, String) {
+    match denied {
+        Err(Denied::Unmet { constraints, why }) => (constraints, why),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_gang_gets_all_its_leases_or_none() {
+    let mut world = World::new();
+    world.node("a", 4, 1024);
+    world.node("b", 2, 1024);
+    assert_eq!(world.gang(&ask(3, 2, none())).unwrap(), ["a", "a", "b"]);
+    assert!(matches!(world.gang(&ask(1, 1, none())), Err(Denied::NoRoom(_))));
+    let mut world = World::new();
+    world.node("a", 4, 1024);
+    let Err(Denied::NoRoom(why)) = world.gang(&ask(3, 2, none())) else { panic!() };
+    assert!(why.starts_with("no ready nodes have 3 times 2 cores and 1 MB"), "{why}");
+    assert_eq!((world.free("a").cores, world.pool.leases().len()), (4, 0), "nothing is held");
+}
+
+#[test]
+fn a_constraint_holds_or_is_refused_by_its_name() {
+    let mut world = World::new();
+    world.labelled("a", 4, &["gpu"]);
+    world.labelled("b", 8, &[]);
+    let with = |world: &mut World, leases, cores, constraints: Constraints| {
+        let granted = world.gang(&ask(leases, cores, constraints));
+        for lease in world.pool.leases() {
+            world.pool.end_lease(world.now, lease.lease, EndReason::Released, &mut world.out);
+        }
+        granted
+    };
+    let has = |label: &str| Constraints { has: vec![label.into()], ..none() };
+    let near = |node: &str| Constraints { near: Some(node.into()), ..none() };
+    let nodes = |nodes: &[&str]| Constraints {
+        nodes: nodes.iter().map(|node| (*node).into()).collect(),
+        ..none()
+    };
+    let (together, apart) =
+        (Constraints { together: true, ..none() }, Constraints { apart: true, ..none() });
+    for (leases, cores, constraints, expected) in [
+        (2, 2, has("gpu"), vec!["a", "a"]),
+        (1, 2, near("b"), vec!["b"]),
+        (3, 2, together.clone(), vec!["b"; 3]),
+        (2, 1, apart.clone(), vec!["a", "b"]),
+        (2, 2, nodes(&["b", "a"]), vec!["b", "a"]),
+        (1, 1, Constraints { leave_free: 4, ..none() }, vec!["b"]),
+        (3, 2, Constraints { at_least: 5, ..none() }, vec!["b"; 3]),
+    ] {
+        assert_eq!(
+            with(&mut world, leases, cores, constraints.clone()).unwrap(),
+            expected,
+            "{constraints:?}"
+        );
+    }
+    for (leases, cores, constraints, blamed, words) in [
+        (3, 2, has("gpu"), Constraint::Has, "constraint has cannot hold: without it there is room"),
+        (1, 1, has("fpga"), Constraint::Has, "no node has label \"fpga\""),
+        (1, 5, near("a"), Constraint::Near, "constraint near cannot hold"),
+        (1, 1, near("c"), Constraint::Near, "no node is named \"c\""),
+        (5, 2, together, Constraint::Together, "constraint together cannot hold"),
+        (3, 1, apart, Constraint::Apart, "constraint apart cannot hold"),
+        (1, 8, nodes(&["a"]), Constraint::Nodes, "constraint nodes cannot hold"),
+        (1, 8, Constraints { leave_free: 1, ..none() }, Constraint::LeaveFree, "leave_free"),
+        (5, 2, Constraints { at_least: 8, ..none() }, Constraint::AtLeast, "at_least"),
+    ] {
+        let (constraints, why) = unmet(with(&mut world, leases, cores, constraints));
+        assert_eq!(constraints, [blamed], "{why}");
+        assert!(why.contains(words), "{why}");
+        assert!(world.pool.leases().is_empty(), "nothing is held");
+    }
+}
+
+#[test]
+fn limits_count_all_leases_of_a_gang() {
+    let mut world = World::new();
+    let rules = FairUse { cores: Some(4), ..FairUse::default() };
+    world.pool = Pool::new(world.now, NODE_RETURN).with_rules(world.now, rules);
+    world.node("a", 64, 1024);
+    assert!(matches!(world.gang(&ask(3, 2, none())), Err(Denied::Limit(_))));
+    assert_eq!(world.gang(&ask(2, 2, none())).unwrap().len(), 2);
+}
+
+#[test]
+fn what_cannot_be_a_gang_is_refused() {
+    let ask = |max_nodes| Ask::new(2, 1, HOUR, "x").unwrap().on_nodes(max_nodes).unwrap();
+    assert!(ask(1).gang(0, none()).unwrap_err().starts_with("gang is 0"));
+    assert!(ask(1).gang(33, none()).unwrap_err().starts_with("gang is 33"));
+    assert!(ask(2).gang(2, none()).unwrap_err().starts_with("max_nodes divides"));
+    let ask = Ask::new(2, u32::MAX, HOUR, "x").unwrap();
+    assert!(ask.gang(2, none()).unwrap_err().contains("more cores or memory"));
+}
+
+#[test]
+fn a_lease_with_constraints_is_not_exchanged_for_one_that_may_not_meet_them() {
+    let mut world = World::new();
+    world.labelled("a", 4, &["gpu"]);
+    world.labelled("b", 4, &[]);
+    let ask = ask(1, 1, Constraints { has: vec!["gpu".into()], ..none() });
+    let grant = world.pool.request(world.now, &ask).unwrap().remove(0);
+    let id = grant.terms.lease;
+    let origin = Peer::User(1);
+    let replaced = world.pool.replace(world.now, id, Unusable::Refused, origin, &mut world.out);
+    assert_eq!(replaced, Err(NotReplaced::Constrained(id)));
+    assert_eq!(world.state(&grant), Some(LeaseState::Granted));
+}
