@@ -5,8 +5,17 @@
 //! | migration | `place`, then `better` with the nodes as they are then |
 //! | migration of applications | `better` (`away` under spot) for each that asks, in turn |
 //! | freeze | `away` finds no room; later, the application is placed as a new one |
+//! | a decision's nodes | grants of a gang on these `nodes`, by a pool |
+//! | the type of a request, the cache, batches, their results | none: `differs.json` says why |
+
+use std::collections::BTreeSet;
+use std::num::NonZeroU64;
+use std::time::Duration;
 
 use resource_manager::placement::{Advice, Policy, Wish, place};
+use resource_manager::pool::{Ask, Capacity, LinkId, NodeSpec, Now, Pool, Run};
+use rfaas_protocol::constraints::Constraints;
+use rfaas_protocol::isolation::Layers;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -70,8 +79,52 @@ pub fn run(vector: &Value) -> Result<Answer, String> {
         "migration" => migration(&Migration::deserialize(vector).map_err(wrong)?),
         "migration_of_apps" => of_apps(&OfApps::deserialize(vector).map_err(wrong)?),
         "freeze" => freeze(&OfApps::deserialize(vector).map_err(wrong)?),
+        "unique_nodes" => unique_nodes(&UniqueNodes::deserialize(vector).map_err(wrong)?),
+        "type" => Ok(by_design("three calls", vector)),
+        "cache" => Ok(by_design("no cache", vector)),
+        "from_mapping" | "remove" => Ok(by_design("grants", vector)),
+        "batch_valid" | "status_new" | "finished_count" => Ok(by_design("no batch", vector)),
         other => Err(format!("kind {other:?} is not known")),
     }
+}
+
+/// Nothing of ours is asked: there is no such thing, in a word.
+fn by_design(brief: &'static str, vector: &Value) -> Answer {
+    Answer::new(brief, brief, vector["expect"].clone())
+}
+
+#[derive(Debug, Deserialize)]
+struct UniqueNodes {
+    nodes: Vec<i64>,
+    expect: Value,
+}
+
+/// Two gangs on the same nodes: each is equal to a copy, and another than the other.
+fn unique_nodes(vector: &UniqueNodes) -> Result<Answer, String> {
+    let now = Now::read();
+    let mut pool = Pool::new(now, Duration::from_secs(10));
+    let names: Vec<_> = vector.nodes.iter().map(ToString::to_string).collect();
+    for (name, link) in names.iter().zip(0..) {
+        let capacity = Capacity { cores: 64, memory: 64 };
+        let spec = NodeSpec::new(name, "10.0.0.1", 10_005, capacity)?;
+        pool.add_node(now, spec, &mut Vec::new()).map_err(|conflict| conflict.to_string())?;
+        let address = ([10, 0, 0, 1], 10_005).into();
+        let (instance, isolation) = (NonZeroU64::MIN, Layers::NONE);
+        let run = Run { instance, address, clock_ahead_ms: 0, isolation };
+        let _ = pool.node_connected(now, name, run, LinkId(link), &mut Vec::new()); // named twice
+    }
+    let constraints = Constraints { nodes: names, ..Constraints::default() };
+    let ask = Ask::new(1, 1, Duration::from_secs(60), "app")?;
+    let ask = ask.gang(u32::try_from(vector.nodes.len()).unwrap(), constraints)?;
+    let [one, other] =
+        [(); 2].map(|()| pool.request(now, &ask).map_err(|denied| denied.to_string()));
+    let (one, other) = (one?, other?);
+    let unique: BTreeSet<i64> = one.iter().map(|grant| grant.node.parse().unwrap()).collect();
+    let ours = json!({
+        "calls": one.len(), "unique": unique, "single_node": unique.len() == 1,
+        "equal_to_copy": one.clone() == one, "equal_with_other_group": one == other,
+    });
+    Ok(Answer::new("otherwise", ours, vector.expect.clone()))
 }
 
 fn policy_name(vector: &Value) -> Answer {

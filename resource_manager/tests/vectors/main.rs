@@ -6,7 +6,9 @@
 mod cluster;
 mod decisions;
 mod hints;
+mod house;
 mod placement;
+mod planner;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -58,6 +60,7 @@ fn run(file: &str, of_file: &Value, vector: &Value) -> Result<Answer, String> {
     match file {
         "placement_hints" => hints::run(vector),
         "decisions" => decisions::run(vector),
+        "planner_http" => planner::run(vector),
         _ if file.starts_with("placement_") => placement::run(of_file["policy"].as_str(), vector),
         _ => Err("the kind of file is not known".into()),
     }
