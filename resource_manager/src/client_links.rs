@@ -7,13 +7,14 @@
 //!   silent longest, unless it waits for the claim of a lease. It has a last turn, and stays if it is granted
 //!   something then. Our clients connect again when they ask.
 //! * A request that would fit if less were leased is set aside. When nodes were heard, which is done once a pass
-//!   for all of these requests, it is answered. A request that never fits is refused at once.
+//!   for all of these requests, it is answered, or waits for room if it may. A request that never fits is refused at
+//!   once. What waits is cancelled when its connection ends.
 //! * The key of a lease goes out once, with its grant. A renewal is answered without it. A lease is exchanged or
 //!   given back only on the connection that it was granted on, where it is known until it has ended. A token is
 //!   shown here without its key and so proves nothing: nobody ends another's lease by showing it elsewhere.
 //! * DURABLE FIRST - an answer waits until the loop has committed what it tells of.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Bound;
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,7 +22,7 @@ use std::time::Duration;
 use rdmalib::{ConnectRequest, Device, Peer, WaitingList};
 use rfaas_program::poll_loop::Idle;
 use rfaas_protocol::channel::{Channel, ChannelError};
-use rfaas_protocol::constraints::{Constraint, Constraints};
+use rfaas_protocol::constraints::{Constraint, Constraints, MAX_WAIT_MS};
 use rfaas_protocol::lease::{
     ClientName, EndReason, FromClient, GangRequest, LeaseGranted, LeaseId, LeaseRefused,
     LeaseRelease, LeaseRenew, LeaseReplace, LeaseRequest, LeaseUnmet, Reason, ToClient, Token,
@@ -31,7 +32,7 @@ use rfaas_protocol::{Empty, Malformed};
 use zerocopy::little_endian::U32;
 
 use crate::link::{Outbox, Turn, take_messages};
-use crate::pool::{Action, Ask, Denied, Grant, LinkId, MAX_NODES, Now, Pool};
+use crate::pool::{Action, Ask, Asked, Denied, Grant, LinkId, MAX_NODES, Now, Pool, WaitId};
 
 /// The client that a lease is billed to if the request gives no name.
 const NAMELESS: &str = "rdma";
@@ -55,6 +56,8 @@ struct ClientLink {
     origin: Peer,
     outbox: Outbox<ToClient>,
     leases: Granted,
+    /// Requests that wait for room.
+    waits: BTreeSet<WaitId>,
     /// It was granted something since it was told that it has to go.
     granted: bool,
 }
@@ -97,6 +100,8 @@ struct SetAside {
     link: LinkId,
     request: U32,
     ask: Ask,
+    /// How long it may wait for room then.
+    wait: Duration,
 }
 
 /// All connections of clients.
@@ -110,6 +115,8 @@ pub(crate) struct ClientLinks {
     most: usize,
     /// Requests of this pass that were set aside, in order.
     set_aside: Vec<SetAside>,
+    /// Requests that wait for room: whose they are, and their numbers there.
+    waits: HashMap<WaitId, (LinkId, U32)>,
     /// Answers to send with [`deliver`](Self::deliver), in order (DURABLE FIRST).
     answers: Vec<(LinkId, ToClient)>,
     secret: Arc<[u8]>,
@@ -125,6 +132,7 @@ impl ClientLinks {
             leaving: Vec::new(),
             most: most + batch,
             set_aside: Vec::new(),
+            waits: HashMap::new(),
             answers: Vec::new(),
             secret,
             idle,
@@ -154,7 +162,7 @@ impl ClientLinks {
         let silent: Vec<_> = self.staying.oldest_of(from).take(MOST_LOOKED_AT).collect();
         for id in &silent {
             let Some(link) = self.links.get_mut(id) else { continue };
-            if !link.leases.any_unclaimed(pool) {
+            if link.waits.is_empty() && !link.leases.any_unclaimed(pool) {
                 link.granted = false;
                 self.staying.remove(*id);
                 self.leaving.push(*id);
@@ -180,7 +188,8 @@ impl ClientLinks {
         let mut channel = Channel::of_messages(device, RECEIVES)?;
         channel.accept(request, &Empty {})?;
         let (outbox, leases) = (Outbox::new(MOST_WAITING), Granted::default());
-        self.links.insert(id, ClientLink { channel, origin, outbox, leases, granted: false });
+        let (waits, granted) = (BTreeSet::new(), false);
+        self.links.insert(id, ClientLink { channel, origin, outbox, leases, waits, granted });
         self.stay(id, origin);
         Ok(())
     }
@@ -227,45 +236,46 @@ impl ClientLinks {
         out: &mut Vec<Action>,
     ) -> Turn {
         let Some(link) = self.links.get_mut(&id) else { return Turn::Done };
-        let ClientLink { channel, origin, outbox, leases, granted } = link;
+        let ClientLink { channel, origin, outbox, leases, granted, .. } = link;
         let (secret, answers, aside) = (&self.secret, &mut self.answers, &mut self.set_aside);
         let mut heard = false;
         let turn = take_messages(channel, self.idle, most, |_, message| {
             heard = true;
-            let asked = match &message {
-                FromClient::Request(request) => Some((request.request, ask_of(request)?)),
-                FromClient::Gang(gang) => Some((gang.request, gang_of(gang)?)),
-                _ => None,
-            };
-            let answer = match message {
-                FromClient::Request(_) | FromClient::Gang(_) => {
-                    let Some((number, asked)) = asked else { return Ok(()) };
-                    match answer(now, asked, *origin, pool) {
-                        RequestOutcome::Granted(grants) => {
-                            *granted = true;
-                            let grants = note_grants(number, &grants, secret, pool, leases);
-                            answers.extend(grants.map(|granted| (id, granted)));
+            let (number, wait, asked) = match message {
+                FromClient::Request(request) => {
+                    (request.request, Duration::ZERO, ask_of(&request)?)
+                }
+                FromClient::Gang(gang) => {
+                    (gang.request, Duration::from_millis(gang.wait_ms.get()), gang_of(&gang)?)
+                }
+                other => {
+                    let answer = match other {
+                        FromClient::Renew(wanted) => renew(now, &wanted, *origin, secret, pool)?,
+                        FromClient::Replace(wanted) => {
+                            replace(now, &wanted, secret, pool, leases, *origin, out)?
                         }
-                        RequestOutcome::Denied(denied) => {
-                            answers.push((id, denial(number, &denied)))
+                        FromClient::Release(release) => {
+                            return give_back(now, &release, secret, leases, pool, out);
                         }
-                        RequestOutcome::Wrong(why) => answers.push((id, refused(number, &why))),
-                        RequestOutcome::Aside(ask) => {
-                            aside.push(SetAside { link: id, request: number, ask })
-                        }
-                    }
+                        FromClient::Request(_) | FromClient::Gang(_) => return Ok(()), // seen above
+                    };
+                    *granted |= matches!(answer, ToClient::Granted(_));
+                    answers.push((id, answer));
                     return Ok(());
                 }
-                FromClient::Renew(wanted) => renew(now, &wanted, *origin, secret, pool)?,
-                FromClient::Replace(wanted) => {
-                    replace(now, &wanted, secret, pool, leases, *origin, out)?
-                }
-                FromClient::Release(release) => {
-                    return give_back(now, &release, secret, leases, pool, out);
-                }
             };
-            *granted |= matches!(answer, ToClient::Granted(_));
-            answers.push((id, answer));
+            match answer(now, asked, *origin, pool) {
+                RequestOutcome::Granted(grants) => {
+                    *granted = true;
+                    let grants = note_grants(number, &grants, secret, pool, leases);
+                    answers.extend(grants.map(|granted| (id, granted)));
+                }
+                RequestOutcome::Denied(denied) => answers.push((id, denial(number, &denied))),
+                RequestOutcome::Wrong(why) => answers.push((id, refused(number, &why))),
+                RequestOutcome::Aside(ask) => {
+                    aside.push(SetAside { link: id, request: number, ask, wait });
+                }
+            }
             Ok(())
         });
         let turn = turn.and_then(|turn| outbox.flush(channel).map(|()| turn));
@@ -284,19 +294,52 @@ impl ClientLinks {
         !self.set_aside.is_empty()
     }
 
-    /// Answers the requests that were set aside, now that nodes were heard.
+    /// Answers the requests that were set aside, now that nodes were heard, or has them wait for room.
     pub(crate) fn answer_aside(&mut self, now: Now, pool: &mut Pool) {
-        for SetAside { link: id, request, ask } in std::mem::take(&mut self.set_aside) {
+        for SetAside { link: id, request, ask, wait } in std::mem::take(&mut self.set_aside) {
             let Some(link) = self.links.get_mut(&id) else { continue };
-            match pool.request_again(now, &ask) {
-                Ok(grants) => {
-                    link.granted = true;
-                    let (secret, leases) = (&self.secret, &mut link.leases);
-                    let grants = note_grants(request, &grants, secret, pool, leases);
-                    self.answers.extend(grants.map(|granted| (id, granted)));
+            let answer = match pool.wait(now, &ask, wait) {
+                Ok(Asked::Granted(grants)) => Ok(grants),
+                Err(denied) => Err(denied),
+                Ok(Asked::Waits(wait)) => {
+                    link.waits.insert(wait);
+                    self.waits.insert(wait, (id, request));
+                    continue;
                 }
-                Err(denied) => self.answers.push((id, denial(request, &denied))),
+            };
+            self.answer(id, request, answer, pool);
+        }
+    }
+
+    /// Answers requests that have waited, those of clients among all that were answered.
+    pub(crate) fn answer_waiting(&mut self, pool: &mut Pool) {
+        for wait in pool.answered() {
+            let Some((id, request)) = self.waits.remove(&wait) else { continue };
+            if let Some(link) = self.links.get_mut(&id) {
+                link.waits.remove(&wait);
             }
+            if let Some(answer) = pool.take_answer(wait) {
+                self.answer(id, request, answer, pool);
+            }
+        }
+    }
+
+    fn answer(
+        &mut self,
+        id: LinkId,
+        request: U32,
+        answer: Result<Vec<Grant>, Denied>,
+        pool: &Pool,
+    ) {
+        let Some(link) = self.links.get_mut(&id) else { return };
+        match answer {
+            Ok(grants) => {
+                link.granted = true;
+                let (secret, leases) = (&self.secret, &mut link.leases);
+                let grants = note_grants(request, &grants, secret, pool, leases);
+                self.answers.extend(grants.map(|granted| (id, granted)));
+            }
+            Err(denied) => self.answers.push((id, denial(request, &denied))),
         }
     }
 
@@ -325,6 +368,10 @@ impl ClientLinks {
             ChannelError::Disconnected => tracing::debug!(peer, "client disconnected"),
             _ => tracing::warn!(peer, %why, "connection of a client dropped"),
         }
+        for wait in link.waits {
+            self.waits.remove(&wait);
+            pool.cancel_wait(now, wait, &mut Vec::new()); // it was not answered, so nothing is to be ended
+        }
         pool.client_gone(now, link.leases.leases);
     }
 }
@@ -351,6 +398,10 @@ fn ask_of(request: &LeaseRequest) -> Result<Result<Ask, String>, Malformed> {
 fn gang_of(request: &GangRequest) -> Result<Result<Ask, String>, Malformed> {
     let timeout = Duration::from_millis(request.timeout_ms.get());
     let constraints = Constraints::read_from(request)?;
+    let wait_ms = request.wait_ms.get();
+    if wait_ms > MAX_WAIT_MS {
+        return Ok(Err(format!("wait_ms is {wait_ms}, not from 0 to {MAX_WAIT_MS}")));
+    }
     let (cores, memory) = (request.cores.get(), request.memory.get());
     let ask = Ask::new(cores, memory, timeout, name_of(&request.client)?);
     Ok(ask.and_then(|ask| ask.gang(request.leases.get(), constraints)))

@@ -40,12 +40,12 @@ use tokio::sync::Semaphore;
 
 use crate::commands::{Commands, Stopped};
 use crate::metrics::{self, LoopEvents};
-use crate::pool::{Action, Denied, Limit, NotRenewed, Now, Pool};
+use crate::pool::{Action, Asked, Denied, Grant, Limit, NotRenewed, Now, Pool, WaitId};
 use crate::state::{StateError, StateFile};
 use bills::Bills;
 pub use guard::Access;
 use guard::Ends;
-use input::Params;
+use input::{Params, Wanted};
 use output::{LeaseList, NodeList};
 use pages::{Format, READ_ALL, Rows};
 pub use serve::{MAX_CONNECTIONS, serve};
@@ -57,6 +57,8 @@ const MAX_DISCARDED_BYTES: usize = 1 << 20;
 /// How long a client may take to send a request's head, and again to send its body; also how long
 /// a connection is kept without a request.
 const REQUEST_TIME: Duration = Duration::from_secs(10);
+/// How often a request that waits looks for its answer.
+const LOOK: Duration = Duration::from_millis(50);
 /// Pages of bills that are read at a time, each by a thread: more wait for their turn, so that lookups come in between.
 const READS: usize = 4;
 /// Sums of bills that are made at a time: each looks at all bills.
@@ -170,6 +172,7 @@ pub fn router(api: Api) -> Router {
         .route("/leases", post(request_lease).get(leases))
         .route("/leases/{id}", get(lease).delete(end_lease))
         .route("/leases/{id}/renew", post(renew_lease))
+        .route("/leases/{id}/better", get(better))
         .route("/billing", get(billing))
         .route("/healthz", get(healthz))
         .route("/metrics", get(show_metrics))
@@ -239,13 +242,25 @@ async fn request_lease(
     uri: Uri,
     body: Body,
 ) -> HttpResult {
-    let (ask, in_parts) = input::lease(&uri, &read(body).await?)?;
+    let Wanted { ask, in_parts, wait } = input::lease(&uri, &read(body).await?)?;
     let ask = ask.by(Peer::Address(ends.counts_as()));
-    let granted = api.ask(move |pool, now, _| pool.request(now, &ask)).await?;
+    let asked = api
+        .ask(move |pool, now, _| match pool.try_request(now, &ask)? {
+            Some(grants) => Ok(Asked::Granted(grants)),
+            None => pool.wait(now, &ask, wait),
+        })
+        .await?;
+    let granted = match asked {
+        Ok(Asked::Granted(grants)) => Ok(grants),
+        Ok(Asked::Waits(id)) => Waits { api: &api, id, over: false }.answer().await?,
+        Err(denied) => Err(denied),
+    };
     let grants = granted.map_err(|denied| match denied {
         Denied::Limit(Limit::Rate { .. }) => {
             Failure(StatusCode::TOO_MANY_REQUESTS, denied.to_string())
         }
+        Denied::TooManyWait { .. } => Failure(StatusCode::TOO_MANY_REQUESTS, denied.to_string()),
+        Denied::NoNodes(_) => Failure(StatusCode::SERVICE_UNAVAILABLE, denied.to_string()),
         _ => conflict(denied.to_string()),
     })?;
     let grant = match in_parts {
@@ -255,6 +270,38 @@ async fn request_lease(
     let grant = grant.expect("a request is met by one lease at least");
     let place = [(header::LOCATION, format!("/leases/{}", grant.id))];
     Ok((StatusCode::CREATED, place, Json(grant)).into_response())
+}
+
+/// A request that waits for room, as long as its client does.
+struct Waits<'a> {
+    api: &'a Api,
+    id: WaitId,
+    over: bool,
+}
+
+impl Waits<'_> {
+    /// Looks for the answer until it is there: the pool gives one in any case, when its time is over.
+    async fn answer(mut self) -> Result<Result<Vec<Grant>, Denied>, Failure> {
+        let id = self.id;
+        loop {
+            tokio::time::sleep(LOOK).await;
+            if let Some(answer) = self.api.ask(move |pool, _, _| pool.take_answer(id)).await? {
+                self.over = true;
+                return Ok(answer);
+            }
+        }
+    }
+}
+
+impl Drop for Waits<'_> {
+    /// The client has gone, or the loop.
+    fn drop(&mut self) {
+        if !self.over {
+            let id = self.id;
+            let told = self.api.commands.tell(move |pool, now, out| pool.cancel_wait(now, id, out));
+            told.unwrap_or_else(|stopped| tracing::debug!(%stopped, "a request waits no more"));
+        }
+    }
 }
 
 async fn renew_lease(
@@ -299,6 +346,18 @@ async fn lease(State(api): State<Api>, path: Result<Path<String>, PathRejection>
         }
         None => Err(unknown_lease(&id)),
     }
+}
+
+async fn better(
+    State(api): State<Api>,
+    path: Result<Path<String>, PathRejection>,
+    uri: Uri,
+) -> HttpResult {
+    Params::parse(&uri)?.finish()?;
+    let id = path_text(path)?;
+    let lease = lease_id(&id)?;
+    let better = api.ask(move |pool, now, _| pool.better(now, lease)).await?;
+    Ok(ok(output::better(&better.ok_or_else(|| unknown_lease(&id))?)))
 }
 
 async fn end_lease(

@@ -36,10 +36,11 @@ impl Ledger {
 
     /// Takes what changed. When this returns, everything that actions or answers depend on is durable.
     pub(crate) fn settle(&mut self, now: Now, changes: Changes) -> Result<(), StateError> {
-        let Changes { nodes, leases, bills, urgent } = changes;
+        let Changes { nodes, leases, bills, policy, urgent } = changes;
         self.pending.nodes.extend(nodes);
         self.pending.leases.extend(leases);
         self.pending.bills.extend(bills);
+        self.pending.policy = policy.or(self.pending.policy);
         if self.pending.is_empty() {
             return Ok(());
         }

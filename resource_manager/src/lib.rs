@@ -130,7 +130,7 @@ fn start(options: &Options) -> anyhow::Result<(Server, HttpThread)> {
     let node_return = Duration::from_millis(config.node_return_ms.into());
     let pool = restore(&state, &mut ledger, node_return, nodes).context("state")?;
     let mut pool = pool.with_rules(Now::read(), rules(&config));
-    pool.set_policy(config.placement);
+    pool.use_settings(config.placement);
     if let Some(export) = &export {
         export.write(&pool.nodes()).context("the executors database could not be written")?;
     }

@@ -27,6 +27,7 @@
 //! is log lines: a lease's life passes through these files.
 
 mod action;
+mod advice;
 mod ask;
 mod bills;
 mod deadlines;
@@ -40,9 +41,11 @@ mod limits;
 mod node;
 mod node_index;
 mod node_table;
+mod placing;
 mod record;
 #[cfg(test)]
 mod tests;
+mod waiting;
 
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
@@ -55,6 +58,7 @@ use rfaas_protocol::node::Bill;
 use rfaas_protocol::placement::Policy;
 
 pub use action::{Action, LinkId, Now, Totals};
+pub use advice::Better;
 use ask::check_timeout;
 pub use ask::{Ask, Denied, NotRenewed, NotReplaced};
 pub use distrust::{MOST_OF_ONE, TRIED_LAST};
@@ -67,13 +71,20 @@ use lease_table::LeaseTable;
 pub use limits::*;
 pub use node::{Conflict, NodeSpec, NodeView, Run};
 pub use node_index::NodeSums;
-use node_table::{NotPlaced, canonical};
-pub use record::{Billed, Changes, LeaseRecord, NodeRecord, Snapshot};
+use node_table::canonical;
+use placing::NotPlaced;
+pub use record::{Billed, Changes, ChosenPolicy, LeaseRecord, NodeRecord, Snapshot};
+use waiting::Waiting;
+pub use waiting::{Asked, MAX_WAIT, MOST_WAITING, MOST_WAITING_OF_ONE, WaitId};
 
 /// All nodes and leases of a cluster.
 #[derive(Debug)]
 pub struct Pool {
     held: Holdings,
+    waiting: Waiting,
+    /// How leases are placed by the settings, and by the operator's choice.
+    policy: ChosenPolicy,
+    policy_unsaved: bool,
     /// How long a node whose connection ended may stay away before its leases end.
     node_return: Duration,
 }
@@ -81,13 +92,26 @@ pub struct Pool {
 impl Pool {
     /// An empty pool. Leases of a node whose connection has ended last for `node_return` without it.
     pub fn new(now: Now, node_return: Duration) -> Self {
-        Pool { held: Holdings::new(LeaseTable::new(now)), node_return }
+        Pool {
+            held: Holdings::new(LeaseTable::new(now)),
+            waiting: Waiting::default(),
+            policy: ChosenPolicy::default(),
+            policy_unsaved: false,
+            node_return,
+        }
     }
 
     /// The pool of a run that goes on where the last one stopped. Nodes whose executor manager has not
     /// registered again count as lost; if it does not within [`RESTART_RETURN`], their leases end.
     pub fn restore(now: Now, node_return: Duration, snapshot: Snapshot) -> Self {
-        Pool { held: Holdings::restore(now, snapshot), node_return }
+        let policy = snapshot.policy.unwrap_or_default();
+        Pool {
+            held: Holdings::restore(now, snapshot),
+            policy,
+            policy_unsaved: false,
+            waiting: Waiting::default(),
+            node_return,
+        }
     }
 
     /// Has the pool keep to these rules from now on. To be called at the start, before anything is asked of
@@ -102,7 +126,11 @@ impl Pool {
     /// What changed since this was last called. To be made durable before anything is said or done
     /// about it.
     pub fn take_changes(&mut self) -> Changes {
-        self.held.take_changes()
+        let changes = self.held.take_changes();
+        match std::mem::take(&mut self.policy_unsaved) {
+            true => Changes { policy: Some(self.policy), urgent: true, ..changes },
+            false => changes,
+        }
     }
 
     // What there is.
@@ -177,8 +205,19 @@ impl Pool {
         self.held.nodes.policy
     }
 
-    /// Has leases placed so from now on.
+    /// Has leases placed as the settings say or, if they said the same then, as the operator has chosen. To be called
+    /// at the start.
+    pub fn use_settings(&mut self, settings: Policy) {
+        if self.policy.settings != settings {
+            self.policy = ChosenPolicy { chosen: settings, settings };
+        }
+        self.held.nodes.policy = self.policy.chosen;
+    }
+
+    /// Has leases placed so from now on: the operator's choice, which outlives the program.
     pub fn set_policy(&mut self, policy: Policy) {
+        self.policy.chosen = policy;
+        self.policy_unsaved = true;
         let before = std::mem::replace(&mut self.held.nodes.policy, policy);
         if before != policy {
             tracing::info!(%before, %policy, "leases are placed by another policy");
@@ -189,12 +228,14 @@ impl Pool {
 
     /// When [`tick`](Self::tick) has something to do next, if nothing else happens.
     pub fn next_deadline(&self) -> Option<Instant> {
-        self.held.next_deadline()
+        let waiting = self.waiting.first_deadline(self.held.nodes.has_gained());
+        self.held.next_deadline().into_iter().chain(waiting).min()
     }
 
     /// Does what was due by `now`.
     pub fn tick(&mut self, now: Now, out: &mut Vec<Action>) {
         self.held.tick(now, out);
+        self.serve_waiting(now);
     }
 
     // What clients ask for.
@@ -246,7 +287,13 @@ impl Pool {
         let parts = self.held.nodes.place(now, ask);
         self.held.shares.check(now.monotonic, ask, parts.as_ref().map_or(1, Vec::len))?;
         let claim_by = now.monotonic + self.held.shares.claim_timeout();
-        let mut grant = |(slot, part)| self.held.grant(now, ask, slot, part, claim_by);
+        let mut first = None;
+        let mut grant = |(slot, part)| {
+            let of = first.filter(|_| ask.leases > 1);
+            let grant = self.held.grant(now, ask, slot, part, claim_by, of)?;
+            first.get_or_insert(grant.terms.lease);
+            Some(grant)
+        };
         Ok(parts.map(|parts| parts.into_iter().filter_map(&mut grant).collect()))
     }
 
@@ -298,7 +345,7 @@ impl Pool {
     ) -> Result<Grant, NotReplaced> {
         let lease = self.held.leases.get(id).filter(|lease| lease.is_unclaimed());
         let lease = lease.ok_or(NotReplaced::NotUnclaimed(id))?;
-        if lease.placed {
+        if lease.constraints.is_some() {
             return Err(NotReplaced::Constrained(id));
         }
         let (slot, wanted, node) = (lease.slot, lease.terms.holds(), lease.node.clone());
@@ -310,7 +357,8 @@ impl Pool {
         self.held.shares.count(now, &ask.clone().by(origin))?;
         self.held.try_last(now, slot, origin);
         let elsewhere = self.held.nodes.place_elsewhere(now, &ask, slot);
-        let grant = elsewhere.and_then(|other| self.held.grant(now, &ask, other, wanted, claim_by));
+        let grant =
+            elsewhere.and_then(|other| self.held.grant(now, &ask, other, wanted, claim_by, None));
         let Capacity { cores, memory } = wanted;
         let grant = grant.ok_or(NotReplaced::NoRoom { cores, memory })?;
         tracing::info!(lease = %id, by = %grant.terms.lease, from = %node, to = %grant.node, why = because.in_words(), "lease replaced");

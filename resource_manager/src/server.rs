@@ -338,6 +338,7 @@ impl PollLoop for Server {
         // After what peers said: a peer whose messages are still unread is not taken for silent.
         self.pool.tick(now, &mut actions);
         self.nodes.tick(now, &mut self.pool, &mut actions);
+        self.clients.answer_waiting(&mut self.pool);
         self.settle(now, &mut actions)?;
         answers.into_iter().for_each(|answer| answer());
         Ok(match (stop, self.due.is_empty()) {

@@ -35,7 +35,8 @@ use rfaas_protocol::lease::LeaseId;
 use crate::executors_database::place;
 use crate::pool::{Billed, Changes, MAX_TIMEOUT, Snapshot};
 use rows::{
-    BILLS, ENDED_AT, FIRST_ID_KEY, FORMAT, FORMAT_KEY, LEASES, MARKS, META, NODES, UNCLAIMED,
+    BILLS, ENDED_AT, FIRST_ID_KEY, FORMAT, FORMAT_KEY, LEASES, MARKS, META, NODES, POLICY_KEY,
+    UNCLAIMED,
 };
 
 /// How long another process may have the file, and how often that is checked: a manager that was killed may
@@ -194,7 +195,10 @@ impl StateFile {
                 bills.push(bill);
             }
         })?;
-        Ok(Some(Snapshot { nodes, leases, bills, first_id, last_id: last_lease.max(last_bill) }))
+        let policy = transaction.open_table(META)?.get(POLICY_KEY)?;
+        let policy = policy.and_then(|number| rows::policy(number.value()));
+        let last_id = last_lease.max(last_bill);
+        Ok(Some(Snapshot { nodes, leases, bills, policy, first_id, last_id }))
     }
 
     /// Notes that this is the first run, and where its ids begin.
@@ -297,8 +301,11 @@ impl StateFile {
     }
 }
 
-/// Writes nodes and leases.
+/// Writes nodes, leases and the policy.
 fn write_holdings(transaction: &WriteTransaction, changes: &Changes) -> Result<(), StateError> {
+    if let Some(policy) = changes.policy {
+        transaction.open_table(META)?.insert(POLICY_KEY, rows::policy_number(policy))?;
+    }
     if !changes.nodes.is_empty() {
         let mut nodes = transaction.open_table(NODES)?;
         let mut marks = transaction.open_table(MARKS)?;

@@ -77,6 +77,33 @@ fn life_of_a_lease(manager: &Manager) {
 }
 
 #[test]
+fn a_gang_waits_for_room_and_is_forgotten_with_its_client() {
+    let manager = Manager::start(&Files::new(&[]), &[]);
+    manager.add("a", 2, 64);
+    let _node = Node::ready(manager.rdma, "a");
+    let mut holder = Client::new(manager.rdma);
+    let held = holder.lease(1, 1);
+    let (mut gone, mut waits) = (Client::new(manager.rdma), Client::new(manager.rdma));
+    gone.ask_gang(1, 2, 3_600_000);
+    waits.ask_gang(2, 1, 1);
+    let ToClient::Granted(short) = waits.answer() else { panic!("there is a core") };
+    waits.ask_gang(3, 2, 3_600_000);
+    waits.ask_gang(4, 2, 50);
+    let ToClient::Refused(refused) = waits.answer() else { panic!("there is no room") };
+    assert_eq!(refused.request.get(), 4);
+    assert!(refused.reason.get().unwrap().starts_with("after 50ms of waiting"));
+    drop(gone);
+    for lease in [&short, &held] {
+        let id = lease.token.terms.lease.get();
+        assert_eq!(manager.call("DELETE", &format!("/leases/{id}"), "").0, 200);
+    }
+    let ToClient::Granted(first) = waits.answer() else { panic!("there is room") };
+    let ToClient::Granted(second) = waits.answer() else { panic!("there is room") };
+    assert_eq!((first.request.get(), first.part.get(), second.part.get()), (3, 0, 1));
+    assert_eq!(manager.get("/leases").as_array().map(Vec::len), Some(2));
+}
+
+#[test]
 fn a_lease_lives_from_request_to_bill() {
     let files = Files::new(&[]);
     database(&files.path("in.json"), "a", 4);

@@ -347,6 +347,7 @@ fn dropped(wish: &Wish, constraint: Constraint) -> Wish {
         Constraint::LeaveFree => Wish { leave_free: None, ..wish.clone() },
         Constraint::Has => Wish { has: none.has, ..wish.clone() },
         Constraint::NotOn => Wish { not_on: none.not_on, ..wish.clone() },
+        _ => wish.clone(),
     }
 }
 

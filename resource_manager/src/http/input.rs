@@ -9,7 +9,7 @@ use axum::extract::Query;
 use axum::http::Uri;
 use axum::http::header::{self, HeaderMap};
 use rfaas_api as api;
-use rfaas_protocol::constraints::{Constraints, MAX_GANG};
+use rfaas_protocol::constraints::{Constraints, MAX_GANG, MAX_WAIT_MS};
 use rfaas_protocol::lease::Token;
 use rfaas_protocol::placement::Policy;
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
@@ -216,7 +216,7 @@ fn node_body(body: &[u8]) -> Result<api::NewNode, String> {
         port: required("port", fields.small("port", 1..=u16::MAX)?)?,
         cores: required("cores", fields.small("cores", 1..=MAX_CORES)?)?,
         memory: required("memory", fields.small("memory", 1..=u32::MAX)?)?,
-        labels: fields.texts("labels")?.unwrap_or_default(),
+        labels: fields.texts("labels")?,
     };
     fields.finish()?;
     Ok(node)
@@ -231,7 +231,11 @@ pub(super) fn add(uri: &Uri, body: &[u8]) -> Result<NodeSpec, String> {
     if ip_address.parse::<IpAddr>().is_err() {
         return Err(format!("field \"ip_address\" must be an IP address, not {ip_address:?}"));
     }
-    NodeSpec::new(&name, &ip_address, port, Capacity { cores, memory })?.with_labels(&labels)
+    let spec = NodeSpec::new(&name, &ip_address, port, Capacity { cores, memory })?;
+    match labels {
+        Some(labels) => spec.with_labels(&labels),
+        None => Ok(spec),
+    }
 }
 
 /// `POST /remove?node=NAME&grace_ms=N`: the node and the grace period. The body may be anything that
@@ -285,6 +289,7 @@ fn lease_body(body: &[u8]) -> Result<api::LeaseRequest, String> {
         timeout_ms: fields.timeout_ms()?,
         gang: fields.small("gang", 1..=MAX_GANG)?,
         constraints: fields.object("constraints")?.map(constraints).transpose()?,
+        wait_ms: fields.whole("wait_ms", 0..=MAX_WAIT_MS)?,
         client: fields.text("client")?,
     };
     fields.finish()?;
@@ -305,8 +310,17 @@ fn constraints(mut fields: Fields) -> Result<api::Constraints, String> {
     Ok(constraints)
 }
 
-/// `POST /leases`: what is asked for, and whether it is for several leases.
-pub(super) fn lease(uri: &Uri, body: &[u8]) -> Result<(Ask, bool), String> {
+/// What is asked for.
+pub(super) struct Wanted {
+    pub(super) ask: Ask,
+    /// Whether it is for several leases, which are the parts of the answer.
+    pub(super) in_parts: bool,
+    /// How long it may wait for room.
+    pub(super) wait: Duration,
+}
+
+/// `POST /leases`.
+pub(super) fn lease(uri: &Uri, body: &[u8]) -> Result<Wanted, String> {
     Params::parse(uri)?.finish()?;
     let request = lease_body(body)?;
     let client = request.client.as_deref().unwrap_or(NAMELESS);
@@ -316,7 +330,11 @@ pub(super) fn lease(uri: &Uri, body: &[u8]) -> Result<(Ask, bool), String> {
         request.constraints.unwrap_or_default();
     let constraints = Constraints { together, apart, near, leave_free, at_least, has, nodes };
     let ask = ask.on_nodes(max_nodes)?.gang(request.gang.unwrap_or(1), constraints)?;
-    Ok((ask, max_nodes > 1 || request.gang.is_some()))
+    let wait = Duration::from_millis(request.wait_ms.unwrap_or(0));
+    if max_nodes > 1 && !wait.is_zero() {
+        return Err("a request with max_nodes of more than 1 cannot wait".into());
+    }
+    Ok(Wanted { ask, in_parts: max_nodes > 1 || request.gang.is_some(), wait })
 }
 
 fn renewal_body(body: &[u8]) -> Result<api::Renewal, String> {

@@ -11,7 +11,7 @@ use time::OffsetDateTime;
 
 use super::pages::{Pages, ROWS, Row};
 use super::{Api, Failure};
-use crate::pool::{Grant, LeaseState, LeaseView, NodeView};
+use crate::pool::{Better, Grant, LeaseState, LeaseView, NodeView};
 
 /// A grant with its token, signed with the cluster secret.
 pub(super) fn grant(grant: &Grant, secret: &[u8]) -> api::Grant {
@@ -118,6 +118,29 @@ impl Pages for LeaseList {
         let leases = self.api.ask(move |pool, _, _| pool.leases_after(after, ROWS)).await?;
         self.after = leases.last().map(|lease| lease.lease);
         Ok(leases.into_iter().filter_map(lease).collect())
+    }
+}
+
+/// Where leases would be better placed.
+pub(super) fn better(better: &Better) -> api::Better {
+    let moved = better.leases.iter().filter(|(_, from, to)| from != to);
+    let one = |(lease, from, to): &(LeaseId, Arc<str>, Arc<str>)| api::BetterMove {
+        id: lease.get(),
+        from: from.to_string(),
+        to: to.to_string(),
+    };
+    let moves: Vec<_> = moved.map(one).collect();
+    let (nodes, better_nodes) = better.nodes();
+    let few = |nodes: usize| u32::try_from(nodes).unwrap_or(u32::MAX);
+    api::Better {
+        advice: match (better.no_room, moves.is_empty()) {
+            (true, _) => api::BetterAdvice::NoRoom,
+            (false, true) => api::BetterAdvice::Stay,
+            (false, false) => api::BetterAdvice::Move,
+        },
+        nodes: few(nodes),
+        better_nodes: few(better_nodes),
+        moves,
     }
 }
 

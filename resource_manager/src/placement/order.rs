@@ -50,6 +50,11 @@ impl<'a> Search<'a> {
         wanted == 0 || self.places.labels.entry(level, at) & wanted == wanted
     }
 
+    /// Whether a place that has the labels, or one below an entry of a tree, may stay long enough.
+    fn may_do(&self, level: usize, at: usize) -> bool {
+        self.has_labels(level, at) && self.places.some_stay(level, at, self.until)
+    }
+
     /// Whether a place may be taken, whatever is free there.
     pub(super) fn may_take(&self, number: usize) -> bool {
         self.has_labels(0, number)
@@ -63,9 +68,7 @@ impl<'a> Search<'a> {
             let mut from = 0;
             std::iter::from_fn(move || {
                 let found = |level: usize, at: usize, most: Capacity| {
-                    most.holds(floor)
-                        && self.has_labels(level, at)
-                        && (level > 0 || self.may_take(at))
+                    most.holds(floor) && self.may_do(level, at) && (level > 0 || self.may_take(at))
                 };
                 let number = self.places.free[class].first_from(from, &found)?;
                 from = number + 1;
@@ -127,7 +130,7 @@ impl Largest<'_> {
         let Search { places, each, wish, .. } = self.search;
         for at in node * FAN..(node + 1) * FAN {
             let free = places.free[class].entry(level, at);
-            if !free.holds(self.floor) || !self.search.has_labels(level, at) {
+            if !free.holds(self.floor) || !self.search.may_do(level, at) {
                 continue;
             }
             // The floor has them, so there are as many.

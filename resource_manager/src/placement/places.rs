@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use super::tree::{Entry as _, Tree};
+use super::tree::{Entry, Tree};
 use crate::pool::Capacity;
 
 /// Most different labels that nodes of a cluster have: a bit each.
@@ -49,6 +49,32 @@ impl Place {
     }
 }
 
+/// How long a place stays; of several, the longest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Stay {
+    /// There is no place.
+    Gone,
+    /// It leaves then.
+    Until(Instant),
+    /// It does not leave.
+    Always,
+}
+
+impl Stay {
+    /// Whether it stays for what ends at `until`, or never.
+    fn lasts(self, until: Option<Instant>) -> bool {
+        self >= until.map_or(Stay::Always, Stay::Until)
+    }
+}
+
+impl Entry for Stay {
+    const NONE: Self = Stay::Gone;
+
+    fn join(self, other: Self) -> Self {
+        self.max(other)
+    }
+}
+
 /// All places, numbered from 0 in the order in which nodes were added.
 #[derive(Clone, Debug, Default)]
 pub struct Places {
@@ -57,7 +83,10 @@ pub struct Places {
     /// What there is; nothing: there is no place.
     pub(super) whole: Tree<Capacity>,
     pub(super) labels: Tree<u64>,
-    leaves_at: BTreeMap<usize, Instant>,
+    /// When places leave.
+    stay: Tree<Stay>,
+    /// The number of those that do.
+    leaving: usize,
     /// Those that are tried last.
     late: BTreeMap<usize, Capacity>,
 }
@@ -77,10 +106,13 @@ impl Places {
             Some(place) => drop(self.late.insert(number, place.free)),
             None => drop(self.late.remove(&number)),
         }
-        match place.and_then(|place| place.leaves_at) {
-            Some(at) => drop(self.leaves_at.insert(number, at)),
-            None => drop(self.leaves_at.remove(&number)),
-        }
+        let stay = place.map_or(Stay::Gone, |place| match place.leaves_at {
+            Some(at) => Stay::Until(at),
+            None => Stay::Always,
+        });
+        self.leaving -= usize::from(self.is_leaving(number));
+        self.leaving += usize::from(matches!(stay, Stay::Until(_)));
+        self.stay.set(number, stay);
     }
 
     /// Sets what is free at a place, of which nothing else changed.
@@ -92,6 +124,14 @@ impl Places {
             }
             None => self.free[0].set(number, free),
         }
+    }
+
+    /// The same with nothing leased.
+    pub fn emptied(&self) -> Places {
+        let mut emptied = self.clone();
+        let there = self.whole.iter().filter(|(_, whole)| *whole != Capacity::NOTHING);
+        there.for_each(|(number, whole)| emptied.set_free(number, whole));
+        emptied
     }
 
     /// What is free at a place.
@@ -116,26 +156,31 @@ impl Places {
 
     /// The number of places that leave.
     pub fn leaving(&self) -> usize {
-        self.leaves_at.len()
+        self.leaving
     }
 
     /// Whether a place is leaving.
     pub fn is_leaving(&self, number: usize) -> bool {
-        self.leaves_at.contains_key(&number)
+        matches!(self.stay.get(number), Stay::Until(_))
     }
 
     /// Whether what ends at `until` has ended at a place before it leaves; `None`: it never ends.
     pub fn stays(&self, number: usize, until: Option<Instant>) -> bool {
-        match self.leaves_at.get(&number) {
-            None => true,
-            Some(leaves_at) => until.is_some_and(|until| until <= *leaves_at),
+        match self.stay.get(number) {
+            Stay::Gone => true, // and has room for nothing
+            stay => stay.lasts(until),
         }
+    }
+
+    /// Likewise whether it may at a place below an entry of a tree.
+    pub(super) fn some_stay(&self, level: usize, at: usize, until: Option<Instant>) -> bool {
+        self.stay.entry(level, at).lasts(until)
     }
 
     /// The first place where `wanted` fits until then.
     pub(super) fn first(&self, wanted: Capacity, until: Option<Instant>) -> Option<usize> {
         let late = |level: usize, at: usize, most: Capacity| {
-            most.holds(wanted) && (level > 0 || self.stays(at, until))
+            most.holds(wanted) && self.some_stay(level, at, until)
         };
         self.free[0].first(wanted).or_else(|| self.free[1].first_from(0, &late))
     }
@@ -193,7 +238,28 @@ mod tests {
             assert_eq!(places.most_free(), Capacity::NOTHING);
             assert_eq!(places.largest(), Capacity::NOTHING);
         }
-        assert!(places.late.is_empty() && places.leaves_at.is_empty());
+        assert!(places.late.is_empty() && places.leaving() == 0);
+    }
+
+    #[test]
+    fn places_that_leave_too_early_are_not_looked_at_one_by_one() {
+        let (now, mut places) = (Instant::now(), Places::default());
+        let after = |seconds| now + Duration::from_secs(seconds);
+        for number in 0..5_000 {
+            let leaves_at = Some(after(if number == 4_999 { 10 } else { 5 }));
+            places.set(number, Some(&Place { leaves_at, ..Place::new(TWO, TWO) }));
+        }
+        assert_eq!(places.leaving(), 5_000);
+        let looked_at = std::cell::Cell::new(0);
+        let found = places.free[1].first_from(0, &|level, at, most: Capacity| {
+            looked_at.set(looked_at.get() + 1);
+            most.holds(TWO) && places.some_stay(level, at, Some(after(6)))
+        });
+        assert_eq!(found, Some(4_999));
+        assert!(looked_at.get() < 100, "{} entries", looked_at.get());
+        assert_eq!(places.first(TWO, Some(after(6))), Some(4_999));
+        assert_eq!((places.first(TWO, Some(after(11))), places.first(TWO, None)), (None, None));
+        assert_eq!(places.first(TWO, Some(after(5))), Some(0));
     }
 
     #[test]

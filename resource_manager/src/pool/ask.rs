@@ -8,7 +8,7 @@ use rfaas_protocol::Capacity;
 use rfaas_protocol::constraints::{Constraint, Constraints, MAX_GANG};
 use rfaas_protocol::lease::{EndReason, LeaseId, MAX_CLIENT_NAME_BYTES};
 
-use super::fair_use::Limit;
+use super::fair_use::{Limit, Who};
 use super::{MAX_CORES, MAX_NODES, MAX_TIMEOUT};
 
 /// A request for leases that can be met in principle.
@@ -77,6 +77,12 @@ impl Ask {
         self.leases == 1 && self.constraints == Constraints::default()
     }
 
+    /// Its constraints, for its leases, if it has any.
+    pub(super) fn shared_constraints(&self) -> Option<Arc<Constraints>> {
+        let has_some = self.constraints != Constraints::default();
+        has_some.then(|| Arc::new(self.constraints.clone()))
+    }
+
     /// What all its leases have together.
     pub(super) fn total(&self) -> Capacity {
         let Capacity { cores, memory } = self.wanted;
@@ -131,6 +137,9 @@ pub enum Denied {
     /// No node can take it now; why, for people.
     #[error("{0}")]
     NoRoom(String),
+    /// No node is ready; why, for people.
+    #[error("{0}")]
+    NoNodes(String),
     /// There would be room without one of these constraints, or without all; why, for people.
     #[error("{why}")]
     Unmet {
@@ -139,9 +148,33 @@ pub enum Denied {
         /// In words.
         why: String,
     },
+    /// Nor can it wait: as many requests do as may, in all or of its peer.
+    #[error("{} {most} requests that wait for room: ask again later", waiters(.who.as_ref()))]
+    TooManyWait {
+        /// The peer, if they are its own.
+        who: Option<Who>,
+        /// How many may wait.
+        most: usize,
+    },
     /// The client may not have it.
     #[error(transparent)]
     Limit(#[from] Limit),
+}
+
+impl Denied {
+    /// The same of a request that has waited.
+    pub(super) fn after(self, wait: Duration) -> Self {
+        let waited = |why: String| format!("after {wait:?} of waiting: {why}");
+        match self {
+            Denied::NoRoom(why) => Denied::NoRoom(waited(why)),
+            Denied::Unmet { constraints, why } => Denied::Unmet { constraints, why: waited(why) },
+            other => other,
+        }
+    }
+}
+
+fn waiters(who: Option<&Who>) -> String {
+    who.map_or_else(|| "there are".into(), |who| format!("{who} has"))
 }
 
 /// Why a lease was not renewed.

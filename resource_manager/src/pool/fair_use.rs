@@ -361,6 +361,6 @@ impl Shares {
 }
 
 /// The peer or client that a lease counts for.
-fn who(client: &Arc<str>, peer: Option<Peer>) -> Who {
+pub(super) fn who(client: &Arc<str>, peer: Option<Peer>) -> Who {
     peer.map_or_else(|| Who::Client(client.clone()), Who::Peer)
 }

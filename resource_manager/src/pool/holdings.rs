@@ -19,7 +19,6 @@ use std::time::{Duration, Instant};
 use rdmalib::Peer;
 use rfaas_api::NodeState;
 use rfaas_protocol::Capacity;
-use rfaas_protocol::constraints::Constraints;
 use rfaas_protocol::lease::{EndReason, LeaseId};
 use rfaas_protocol::node::Bill;
 
@@ -115,10 +114,11 @@ impl Holdings {
         let nodes = self.nodes.take_unsaved();
         let LeaseChanges { leases, bills, urgent } = self.leases.take_unsaved();
         let urgent = urgent || !nodes.is_empty();
-        Changes { nodes, leases, bills, urgent }
+        Changes { nodes, leases, bills, policy: None, urgent }
     }
 
-    /// Grants a part of `ask`, to be claimed by then, on a node that is ready and has room for it.
+    /// Grants a part of `ask`, to be claimed by then, on a node that is ready and has room for it; it belongs to the
+    /// `gang` of that lease.
     pub(super) fn grant(
         &mut self,
         now: Now,
@@ -126,6 +126,7 @@ impl Holdings {
         slot: NodeSlot,
         part: Capacity,
         claim_by: Instant,
+        gang: Option<LeaseId>,
     ) -> Option<Grant> {
         let node = self.nodes.get(slot)?;
         let manager = node.manager()?;
@@ -147,7 +148,8 @@ impl Holdings {
         let granted = GrantedLease {
             peer: ask.peer,
             while_connected: ask.while_connected,
-            placed: ask.constraints != Constraints::default(),
+            gang: gang.unwrap_or(lease),
+            constraints: ask.shared_constraints(),
             claim_by,
             ..GrantedLease::new(now, terms.clone(), (node.clone(), slot), phase)
         };

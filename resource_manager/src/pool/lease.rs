@@ -9,6 +9,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rdmalib::Peer;
 use rfaas_protocol::Capacity;
+use rfaas_protocol::constraints::Constraints;
 use rfaas_protocol::lease::{ClientName, EndReason, LeaseId, LeaseTerms, NodeName};
 use rfaas_protocol::node::Bill;
 
@@ -183,8 +184,10 @@ pub(super) struct GrantedLease {
     /// The peer that asked for it, in this run of the program.
     pub(super) peer: Option<Peer>,
     pub(super) while_connected: bool,
-    /// It was granted with constraints, as far as this run of the program knows.
-    pub(super) placed: bool,
+    /// The first of the leases that were granted with it, as far as this run of the program knows.
+    pub(super) gang: LeaseId,
+    /// What it was granted with, if anything, likewise.
+    pub(super) constraints: Option<Arc<Constraints>>,
     /// When it ends if nobody has claimed it.
     pub(super) claim_by: Instant,
     /// Since when it counts among the leases of its peer that wait for their claim, if it does (`fair_use`).
@@ -211,13 +214,14 @@ impl GrantedLease {
         (phase, deadline): (LeasePhase, Instant),
     ) -> Self {
         GrantedLease {
+            gang: terms.lease,
+            constraints: None,
             terms,
             node,
             slot,
             granted_at: now.wall,
             peer: None,
             while_connected: false,
-            placed: false,
             claim_by: now.monotonic,
             waits_since: None,
             claimed_at: None,

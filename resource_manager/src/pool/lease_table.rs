@@ -120,6 +120,15 @@ impl LeaseTable {
         self.leases.values()
     }
 
+    /// Leases from `first` up to, but without, `end`.
+    pub(super) fn between(
+        &self,
+        first: LeaseId,
+        end: LeaseId,
+    ) -> impl Iterator<Item = &GrantedLease> {
+        self.ids.range(first..end.max(first)).filter_map(|id| self.leases.get(id))
+    }
+
     /// The first `most` leases with ids after `id`, or of all.
     pub(super) fn after(&self, id: Option<LeaseId>, most: usize) -> Vec<LeaseView> {
         let start = id.map_or(Bound::Unbounded, Bound::Excluded);

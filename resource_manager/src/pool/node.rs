@@ -24,14 +24,26 @@ use crate::placement::{LabelSet, MAX_DIFFERENT_LABELS};
 const RESOLVE_TIME: Duration = Duration::from_secs(45);
 
 /// A node as the operator describes it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct NodeSpec {
     name: Arc<str>,
     address: Arc<str>,
     port: u16,
     capacity: Capacity,
     labels: Arc<[String]>,
+    /// The labels were not given: a node that is known keeps those that it has.
+    keeps_labels: bool,
 }
+
+/// Whether they describe the same, however that was said.
+impl PartialEq for NodeSpec {
+    fn eq(&self, other: &Self) -> bool {
+        let NodeSpec { name, address, port, capacity, labels, keeps_labels: _ } = self;
+        (name, address, port) == (&other.name, &other.address, &other.port)
+            && (capacity, labels) == (&other.capacity, &other.labels)
+    }
+}
+impl Eq for NodeSpec {}
 
 impl NodeSpec {
     /// Checks a description; `Err` says which field is wrong and what it may be.
@@ -62,13 +74,29 @@ impl NodeSpec {
             return Err("memory is 0; it is in MB and at least 1".into());
         }
         let labels = Arc::default();
-        Ok(NodeSpec { name: name.into(), address: (*address).into(), port, capacity, labels })
+        let (name, address) = (name.into(), (*address).into());
+        Ok(NodeSpec { name, address, port, capacity, labels, keeps_labels: true })
     }
 
     /// The same with labels; `Err` says which is wrong.
     pub fn with_labels(self, labels: &[String]) -> Result<Self, String> {
         check_labels(labels)?;
-        Ok(NodeSpec { labels: labels.into(), ..self })
+        Ok(NodeSpec { labels: labels.into(), keeps_labels: false, ..self })
+    }
+
+    /// The same without any label.
+    pub(super) fn without_labels(self) -> Self {
+        NodeSpec { labels: Arc::default(), ..self }
+    }
+
+    /// The same with the labels that the node has, if none were given.
+    pub(super) fn or_labels_of(self, known: &NodeSpec) -> Self {
+        match self.keeps_labels {
+            true => {
+                NodeSpec { labels: known.labels.clone(), keeps_labels: known.keeps_labels, ..self }
+            }
+            false => self,
+        }
     }
 
     /// What it has that requests may ask for.
@@ -210,8 +238,12 @@ pub(super) struct Node {
     pub(super) label_set: LabelSet,
     /// When it leaves, by both clocks.
     pub(super) leaves_at: Option<(Instant, SystemTime)>,
+    /// Another run of its executor manager has registered since that was said: then it does not leave any more.
+    pub(super) replaced: bool,
     /// Clients could not use it, so others are tried before it.
     pub(super) tried_last: bool,
+    /// It is held back for a request that waits: others get nothing there.
+    pub(super) held_back: bool,
     /// The operator has withdrawn it.
     pub(super) draining: bool,
     /// Its executor manager, which is connected, is stopping.
@@ -233,7 +265,9 @@ impl Node {
             isolation: Layers::NONE,
             label_set: LabelSet::default(),
             leaves_at: None,
+            replaced: false,
             tried_last: false,
+            held_back: false,
             draining: false,
             stopping: false,
             leased: Capacity::NOTHING,
@@ -342,7 +376,8 @@ impl Node {
             NodeConnection::Up { reclaim_by, .. } => reclaim_by,
             NodeConnection::Lost { give_up_at } => give_up_at,
         };
-        connection.into_iter().chain(self.resolve_at).min()
+        let back = self.leaves_at.filter(|_| self.replaced).map(|(at, _)| at);
+        connection.into_iter().chain(self.resolve_at).chain(back).min()
     }
 
     /// Has the address looked up if it is a host name that a client needs soon.

@@ -12,7 +12,7 @@ use rfaas_protocol::isolation::{Layer, Layers};
 
 use super::LinkId;
 use super::node::Node;
-use crate::placement::{self, Gang, LabelSet, Place, Places, Policy, Refused, Wish};
+use crate::placement::{self, Advice, Gang, LabelSet, Place, Places, Policy, Refused, Wish};
 
 /// Where a node is kept as long as it is known. Placement tries nodes in this order. A new node takes
 /// the place of one that was forgotten.
@@ -30,6 +30,7 @@ pub(super) struct Indexed {
     free: Capacity,
     whole: Capacity,
     tried_last: bool,
+    held_back: bool,
     labels: LabelSet,
     leaves_at: Option<Instant>,
     layers: Layers,
@@ -44,6 +45,7 @@ impl Indexed {
         free: NOTHING,
         whole: NOTHING,
         tried_last: false,
+        held_back: false,
         labels: LabelSet(0),
         leaves_at: None,
         layers: Layers::NONE,
@@ -55,7 +57,7 @@ impl Indexed {
             NodeState::Ready => (node.free(), node.spec.capacity(), node.isolation),
             _ => (NOTHING, NOTHING, Layers::NONE),
         };
-        let (tried_last, labels) = (node.tried_last, node.label_set);
+        let (tried_last, held_back, labels) = (node.tried_last, node.held_back, node.label_set);
         let leaves_at = node.leaves_at.map(|(at, _)| at);
         Indexed {
             link,
@@ -64,6 +66,7 @@ impl Indexed {
             free,
             whole,
             tried_last,
+            held_back,
             labels,
             leaves_at,
             layers,
@@ -72,7 +75,8 @@ impl Indexed {
 
     /// What placement knows of it.
     fn place(&self) -> Option<Place> {
-        let Indexed { free, whole, tried_last, labels, leaves_at, .. } = *self;
+        let Indexed { free, whole, tried_last, held_back, labels, leaves_at, .. } = *self;
+        let free = if held_back { NOTHING } else { free };
         let place = Place { free, whole, labels, tried_last, leaves_at };
         (whole != NOTHING).then_some(place)
     }
@@ -114,6 +118,10 @@ pub(super) struct NodeIndex {
     /// The number of nodes in each state, in the order of [`NodeState::ALL`].
     states: [usize; NodeState::ALL.len()],
     sums: NodeSums,
+    /// Goes up when anything changes of a node but what is free.
+    version: u64,
+    /// There may be room where there was none.
+    gained: bool,
 }
 
 impl NodeIndex {
@@ -131,6 +139,7 @@ impl NodeIndex {
             before.deadline.map(|at| self.deadlines.remove(&(at, slot)));
             after.deadline.map(|at| self.deadlines.insert((at, slot)));
         }
+        self.gained |= !before.free.holds(after.free); // also where it is held back
         let (was, is) = (before.place(), after.place());
         if let (Some(was), Some(is)) = (was, is)
             && is == (Place { free: is.free, ..was })
@@ -138,6 +147,8 @@ impl NodeIndex {
             self.places.set_free(slot.0, is.free);
         } else if was != is {
             self.places.set(slot.0, is.as_ref());
+            self.version += 1;
+            self.gained = true;
         }
         let NodeSums { cores, free_cores, memory, free_memory, isolated } = &mut self.sums;
         if before.layers != after.layers {
@@ -228,6 +239,34 @@ impl NodeIndex {
     ) -> Option<usize> {
         let gang = Gang { workers: 1, each: wanted, until: Some(until), wish, running: &[] };
         placement::place(&self.places, policy, gang).ok()?.pop()
+    }
+
+    /// Goes up when anything changes of a node but what is free.
+    pub(super) fn version(&self) -> u64 {
+        self.version
+    }
+
+    /// Whether there may be room where there was none when this was last called.
+    pub(super) fn take_gained(&mut self) -> bool {
+        std::mem::take(&mut self.gained)
+    }
+
+    /// The same, to be looked at again.
+    pub(super) fn has_gained(&self) -> bool {
+        self.gained
+    }
+
+    /// Whether workers that run would be better placed elsewhere.
+    pub(super) fn better(&self, policy: Policy, gang: Gang<'_>) -> Advice {
+        placement::better(&self.places, policy, gang)
+    }
+
+    /// Where the workers of a gang would go if nothing were leased.
+    pub(super) fn place_when_empty(&self, policy: Policy, gang: Gang<'_>) -> Option<Vec<NodeSlot>> {
+        let mut placed = placement::place(&self.places.emptied(), policy, gang).ok()?;
+        placed.sort_unstable();
+        placed.dedup();
+        Some(placed.into_iter().map(NodeSlot).collect())
     }
 
     /// Where the workers of a gang go.

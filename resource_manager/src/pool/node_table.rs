@@ -1,6 +1,6 @@
 //! All nodes: how they come, change, connect and leave.
 //!
-//! Elsewhere: what a node is (`node`), what finds one (`node_index`), what becomes of a node's leases
+//! Elsewhere: what a node is (`node`), what finds one (`node_index`), where leases go (`placing`), what becomes of a node's leases
 //! ([`Pool`](super::Pool)).
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -11,36 +11,22 @@ use std::time::{Duration, Instant};
 
 use rfaas_api::NodeState;
 use rfaas_protocol::Capacity;
-use rfaas_protocol::constraints::{Constraint, Constraints};
 use rfaas_protocol::lease::LeaseId;
 use rfaas_protocol::placement::Policy;
 
-use super::ask::{Ask, Denied};
 use super::labels::LabelNumbers;
 use super::lease::{GrantedLease, whole_ms};
 use super::node::{Conflict, Node, NodeConnection, NodeSpec, NodeView, Run};
 use super::node_index::{Indexed, NodeIndex, NodeSlot};
 use super::{Action, LinkId, NodeRecord, NodeSums, Now, RECLAIM, RESOLVE_AGAIN, RESTART_RETURN};
-use crate::placement::{Gang, LeaveFree, Refused, Wish};
-
-/// Why what is asked for goes nowhere now.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum NotPlaced {
-    /// There is too little room.
-    NoRoom,
-    /// There would be room without one of these constraints, or without all.
-    Unmet(Vec<Constraint>),
-    /// A constraint names what is not there; in words.
-    Unknown(Constraint, String),
-}
 
 #[derive(Debug, Default)]
 pub(super) struct NodeTable {
     slots: Vec<Option<Node>>,
     vacant: BTreeSet<NodeSlot>,
-    by_name: BTreeMap<Arc<str>, NodeSlot>,
-    index: NodeIndex,
-    labels: LabelNumbers,
+    pub(super) by_name: BTreeMap<Arc<str>, NodeSlot>,
+    pub(super) index: NodeIndex,
+    pub(super) labels: LabelNumbers,
     /// How leases are placed.
     pub(super) policy: Policy,
     /// Nodes whose records changed since they were last taken.
@@ -138,119 +124,6 @@ impl NodeTable {
         self.index.most_free()
     }
 
-    /// Whether `ask` could be met if nothing were leased, as far as its constraints let it.
-    pub(super) fn fits_when_empty(&self, ask: &Ask) -> bool {
-        self.index.fits_when_empty(ask.wanted, ask.most_parts())
-            && self.sums().ever_hold(ask.total())
-    }
-
-    /// Where what is asked for goes ([`NodeIndex::place`]): a node for each lease.
-    pub(super) fn place(
-        &self,
-        now: Now,
-        ask: &Ask,
-    ) -> Result<Vec<(NodeSlot, Capacity)>, NotPlaced> {
-        let until = now.monotonic + ask.timeout;
-        if ask.is_plain() {
-            let placed = self.index.place(self.policy, ask.wanted, ask.most_parts(), until);
-            return placed.ok_or(NotPlaced::NoRoom);
-        }
-        let (workers, each) = (ask.leases, ask.wanted);
-        let wish = self.wish(ask)?;
-        let gang = Gang { workers, each, until: Some(until), wish: &wish, running: &[] };
-        let placed = self.index.place_gang(self.policy, gang).map_err(|refused| match refused {
-            Refused::NoRoom => NotPlaced::NoRoom,
-            Refused::Constraint { constraints } => NotPlaced::Unmet(constraints),
-        })?;
-        Ok(placed.into_iter().map(|slot| (slot, each)).collect())
-    }
-
-    /// The constraints of a request, with numbers for names.
-    fn wish(&self, ask: &Ask) -> Result<Wish, NotPlaced> {
-        let Constraints { together, apart, ref near, leave_free, at_least, ref has, ref nodes } =
-            ask.constraints;
-        let number = |constraint: Constraint, name: &String| {
-            let unknown = || format!("constraint {constraint}: no node is named {name:?}");
-            let slot = self.find(name).ok_or_else(|| NotPlaced::Unknown(constraint, unknown()))?;
-            Ok(slot.0)
-        };
-        let near = near.iter().map(|name| number(Constraint::Near, name)).next().transpose()?;
-        let nodes = nodes.iter().map(|name| number(Constraint::Nodes, name));
-        let has = self.labels.find(has).map_err(|label| {
-            let why = format!("constraint has: no node has label {label:?}");
-            NotPlaced::Unknown(Constraint::Has, why)
-        })?;
-        Ok(Wish {
-            together,
-            apart,
-            near,
-            leave_free: (leave_free > 0).then_some(LeaveFree { cores: leave_free, on: None }),
-            at_least: at_least.div_ceil(ask.wanted.cores),
-            has,
-            nodes: nodes.collect::<Result<_, _>>()?,
-            not_on: Vec::new(),
-        })
-    }
-
-    /// Why a request is not met, for its client.
-    pub(super) fn denied(&self, ask: &Ask, why: NotPlaced) -> Denied {
-        match why {
-            NotPlaced::NoRoom => Denied::NoRoom(self.why_no_room(ask)),
-            NotPlaced::Unknown(constraint, why) => {
-                Denied::Unmet { constraints: vec![constraint], why }
-            }
-            NotPlaced::Unmet(constraints) => {
-                let why = Refused::Constraint { constraints: constraints.clone() }.to_string();
-                Denied::Unmet { constraints, why }
-            }
-        }
-    }
-
-    /// Where all that is asked for goes, on another node than the one in `slot`.
-    pub(super) fn place_elsewhere(&self, now: Now, ask: &Ask, slot: NodeSlot) -> Option<NodeSlot> {
-        self.index.place_elsewhere(self.policy, ask.wanted, slot, now.monotonic + ask.timeout)
-    }
-
-    /// Why there is no room for what is asked for, for people.
-    pub(super) fn why_no_room(&self, ask: &Ask) -> String {
-        let Capacity { cores, memory } = ask.wanted;
-        let on = match (ask.leases, ask.most_parts()) {
-            (1, 1) => "no ready node has".to_owned(),
-            (1, parts) => format!("no {parts} ready nodes together have"),
-            (leases, _) => format!("no ready nodes have {leases} times"),
-        };
-        let leaving = match self.index.leaving() {
-            0 => String::new(),
-            nodes => format!("; {nodes} leaving, with room for what ends before"),
-        };
-        if self.by_name.is_empty() {
-            "no node is known: add one with POST /add".into()
-        } else if self.count(NodeState::Ready) == 0 {
-            format!(
-                "no node is ready: {} registered, {} draining, {} lost",
-                self.count(NodeState::Registered),
-                self.count(NodeState::Draining),
-                self.count(NodeState::Lost)
-            )
-        } else if self.fits_when_empty(ask) {
-            let most = self.index.most_free();
-            format!(
-                "{on} {} and {memory} MB free now: at most {} and {} MB are free on one{leaving}",
-                counted(cores),
-                counted(most.cores),
-                most.memory
-            )
-        } else {
-            let most = self.index.largest();
-            format!(
-                "{on} {} and {memory} MB in all: the largest have {} and {} MB",
-                counted(cores),
-                counted(most.cores),
-                most.memory
-            )
-        }
-    }
-
     /// Counts a new lease on its node.
     pub(super) fn take(&mut self, lease: &GrantedLease) {
         self.change(lease.slot, |node| node.take(lease));
@@ -298,6 +171,7 @@ impl NodeTable {
         if !wanted.holds(node.leased) {
             return Err(Conflict::Leased { node: name, leased: node.leased, wanted });
         }
+        let spec = spec.or_labels_of(&node.spec);
         if node.spec == spec && !node.draining && node.leaves_at.is_none() {
             return Ok(node.view()); // again the same
         }
@@ -345,6 +219,7 @@ impl NodeTable {
         self.unsaved.insert(name.into());
         self.change(slot, |node| {
             node.leaves_at = Some((now.monotonic + after, whole_ms(now.wall + after)));
+            node.replaced = false;
             node.view()
         })
     }
@@ -423,8 +298,9 @@ impl NodeTable {
         let node = node.ok_or_else(|| not_known(name))?;
         let before = Indexed::of(node);
         if node.instance.replace(run.instance) != Some(run.instance) {
-            // It has left, and is back.
+            // It has left, and is back; or it will have left, and this one has come in its place.
             node.leaves_at = node.leaves_at.filter(|(at, _)| *at > now.monotonic);
+            node.replaced = node.leaves_at.is_some();
             unsaved.insert(name.into());
         }
         let reclaim_by = (unseen > 0).then_some(now.monotonic + RECLAIM);
@@ -499,7 +375,12 @@ impl NodeTable {
         slot: NodeSlot,
         out: &mut Vec<Action>,
     ) -> Option<NodeDue> {
+        let mut back = None;
         let due = self.change(slot, |node| {
+            if node.replaced && node.leaves_at.is_some_and(|(at, _)| at <= now.monotonic) {
+                (node.leaves_at, node.replaced) = (None, false);
+                back = Some(node.spec.name().clone());
+            }
             if node.resolve_at.is_some_and(|at| at <= now.monotonic) {
                 node.resolve(now, out);
             }
@@ -516,10 +397,18 @@ impl NodeTable {
     /// Takes a node of an earlier run back, unless one of its name is there.
     pub(super) fn restore(&mut self, now: Now, record: NodeRecord) {
         if self.find(record.spec.name()).is_none() {
-            let (name, restored) = (record.spec.name().clone(), Node::restored(now, record));
-            if let Err(label) = self.insert(restored) {
-                tracing::error!(node = ?name, label, "a node of the last run has a label too many: it is not known any more");
+            let (name, mut restored) = (record.spec.name().clone(), Node::restored(now, record));
+            match self.labels.take(restored.spec.labels()) {
+                Ok(_) => self.labels.give(restored.spec.labels()),
+                // Its leases go on, whatever it is labelled with.
+                Err(label) => {
+                    tracing::error!(node = ?name, label, "a node of the last run has a label too many: it has none any more");
+                    restored.spec = restored.spec.without_labels();
+                    self.unsaved.insert(name);
+                }
             }
+            let inserted = self.insert(restored);
+            debug_assert!(inserted.is_ok(), "there is room for its labels");
         }
     }
 
@@ -559,9 +448,4 @@ fn not_known(name: &str) -> String {
 /// Where a run listens; an IPv4 address that is written as IPv6 is itself.
 pub(super) fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
-}
-
-/// `cores` for people.
-fn counted(cores: u32) -> String {
-    if cores == 1 { "1 core".into() } else { format!("{cores} cores") }
 }

@@ -14,6 +14,7 @@ use std::time::SystemTime;
 
 use rfaas_protocol::lease::{EndReason, LeaseId};
 use rfaas_protocol::node::Bill;
+use rfaas_protocol::placement::Policy;
 
 use super::{NodeSpec, Terms};
 
@@ -104,6 +105,16 @@ impl Billed {
     }
 }
 
+/// A policy that the operator has chosen while the program ran. It counts until the settings name another one than
+/// then.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ChosenPolicy {
+    /// What was chosen.
+    pub chosen: Policy,
+    /// What the settings said.
+    pub settings: Policy,
+}
+
 /// What changed since changes were last taken; to be made durable together or not at all.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Changes {
@@ -114,6 +125,8 @@ pub struct Changes {
     pub leases: BTreeMap<LeaseId, Option<LeaseRecord>>,
     /// Bills in the order in which they were booked. One for a lease that has a bill replaces it.
     pub bills: Vec<Billed>,
+    /// The operator has chosen another policy.
+    pub policy: Option<ChosenPolicy>,
     /// Whether actions and answers depend on them. Others may wait.
     pub urgent: bool,
 }
@@ -121,7 +134,8 @@ pub struct Changes {
 impl Changes {
     /// Whether nothing changed.
     pub fn is_empty(&self) -> bool {
-        self.nodes.is_empty() && self.leases.is_empty() && self.bills.is_empty()
+        let Changes { nodes, leases, bills, policy, urgent: _ } = self;
+        nodes.is_empty() && leases.is_empty() && bills.is_empty() && policy.is_none()
     }
 }
 
@@ -135,6 +149,8 @@ pub struct Snapshot {
     /// Bills that a report may still concern: those that are provisional, and those of leases
     /// below `first_id`. Older than [`MAX_TIMEOUT`](super::MAX_TIMEOUT), they are not needed.
     pub bills: Vec<Billed>,
+    /// The policy that the operator has chosen while the program ran.
+    pub policy: Option<ChosenPolicy>,
     /// The first id of this state: [`Pool::first_id`](super::Pool::first_id) of the run that began it.
     pub first_id: LeaseId,
     /// The largest id of a lease or a bill, if there is any.

@@ -226,9 +226,9 @@ fn a_refusal_says_what_is_missing() {
     world.add("a", 4, 64).unwrap();
     assert!(why(&mut world, 1).contains("1 registered"));
     let link = world.connect("a");
-    assert!(why(&mut world, 5).contains("largest have 4 cores and 64 MB"));
+    assert!(why(&mut world, 5).contains("4 cores is the most on one, 64 MB on one"));
     world.active(3, link);
-    assert!(why(&mut world, 2).contains("at most 1 core and 63 MB are free"));
+    assert!(why(&mut world, 2).contains("free now: 1 core is the most on one, 63 MB"));
     assert_eq!(world.pool.totals().denied, 4);
 }
 

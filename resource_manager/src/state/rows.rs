@@ -11,19 +11,22 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use redb::TableDefinition;
 use rfaas_protocol::lease::{EndReason, LeaseId};
 use rfaas_protocol::node::Bill;
+use rfaas_protocol::placement::Policy;
 
 use super::StateError;
-use crate::pool::{Billed, Capacity, LeaseRecord, NodeRecord, NodeSpec, Terms};
+use crate::pool::{Billed, Capacity, ChosenPolicy, LeaseRecord, NodeRecord, NodeSpec, Terms};
 
 /// Version of all this.
 pub(super) const FORMAT: u64 = 1;
 
-/// What a state file says about itself, by name: [`FORMAT_KEY`], [`FIRST_ID_KEY`].
+/// What a state file says about itself, by name: [`FORMAT_KEY`], [`FIRST_ID_KEY`], [`POLICY_KEY`].
 pub(super) const META: TableDefinition<&str, u64> = TableDefinition::new("meta");
 /// Key of [`FORMAT`].
 pub(super) const FORMAT_KEY: &str = "format";
 /// Key of the first id of a lease in this state.
 pub(super) const FIRST_ID_KEY: &str = "first_id";
+/// The policy that the operator has chosen, and that of the settings then ([`policy_number`]). Not there: none.
+pub(super) const POLICY_KEY: &str = "policy";
 
 /// Address, port, cores, memory, instance of its executor manager (0: none), whether it is withdrawn.
 type NodeRow<'a> = (&'a str, u16, u32, u32, u64, bool);
@@ -107,6 +110,18 @@ pub(super) fn node_row(node: &NodeRecord) -> NodeRow<'_> {
     let NodeRecord { spec, instance, draining, .. } = node;
     let Capacity { cores, memory } = spec.capacity();
     (spec.address(), spec.port(), cores, memory, number(*instance), *draining)
+}
+
+/// A policy that was chosen, with that of the settings: what is chosen is in the lowest byte.
+pub(super) fn policy_number(policy: ChosenPolicy) -> u64 {
+    let number = |policy: Policy| policy as u64;
+    number(policy.settings) << 8 | number(policy.chosen)
+}
+
+/// Likewise; `None`: of no release that is known.
+pub(super) fn policy(number: u64) -> Option<ChosenPolicy> {
+    let policy = |number: u64| Policy::ALL.get(usize::try_from(number).ok()?).copied();
+    Some(ChosenPolicy { chosen: policy(number & 0xff)?, settings: policy(number >> 8)? })
 }
 
 /// Its labels, and when it leaves; `None`: neither.

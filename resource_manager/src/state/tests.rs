@@ -8,10 +8,11 @@ use std::time::{Duration, UNIX_EPOCH};
 use redb::{TableDefinition, TableHandle};
 use rfaas_protocol::lease::EndReason;
 use rfaas_protocol::node::Bill;
+use rfaas_protocol::placement::Policy;
 use tempfile::TempDir;
 
 use super::*;
-use crate::pool::{Capacity, LeaseRecord, NodeRecord, NodeSpec, Terms};
+use crate::pool::{Capacity, ChosenPolicy, LeaseRecord, NodeRecord, NodeSpec, Terms};
 
 fn id(id: u64) -> LeaseId {
     LeaseId::new(id).unwrap()
@@ -103,6 +104,7 @@ fn what_was_committed_is_there_in_the_next_run() {
     }
     state.commit(&changes).unwrap();
     let mut changes = booking(&[bill(9, 100, true), bill(33, 50, false)]);
+    changes.policy = Some(ChosenPolicy { chosen: Policy::Spread, settings: Policy::BinPack });
     changes.nodes.insert("c".into(), None);
     changes.leases.insert(id(9), None);
     state.commit(&changes).unwrap();
@@ -114,6 +116,7 @@ fn what_was_committed_is_there_in_the_next_run() {
         nodes: vec![node("a", false), node("b", true)],
         leases: vec![lease(8), lease(11), lease(22)],
         bills: vec![bill(33, 50, false)],
+        policy: Some(ChosenPolicy { chosen: Policy::Spread, settings: Policy::BinPack }),
         first_id: id(7),
         last_id: Some(id(33)),
     };

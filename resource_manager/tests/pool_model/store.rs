@@ -70,6 +70,7 @@ impl Store {
             nodes: self.nodes.values().cloned().collect(),
             leases: self.leases.values().cloned().collect(),
             bills: self.bills.values().filter(|bill| !bill.reported).cloned().collect(),
+            policy: None,
             first_id: self.first_id,
             last_id: self.leases.keys().chain(self.bills.keys()).max().copied(),
         }

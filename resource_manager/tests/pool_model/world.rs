@@ -369,6 +369,7 @@ impl World {
                 assert!(state != Some(LeaseState::Granted) || over, "{state:?}");
                 Vec::new()
             }
+            Err(NotReplaced::Constrained(lease)) => panic!("{lease} has no constraints"),
             Err(NotReplaced::Limit(limit)) => panic!("there are no limits: {limit}"),
         }
     }

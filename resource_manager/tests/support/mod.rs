@@ -20,8 +20,8 @@ use rfaas_api::NewNode;
 use rfaas_config::ClusterSecret;
 use rfaas_protocol::channel::{Channel, ChannelError, Incoming};
 use rfaas_protocol::lease::{
-    ClientName, EndReason, FromClient, LeaseGranted, LeaseRenew, LeaseRequest, NodeName, ToClient,
-    Token,
+    ClientName, EndReason, FromClient, GangRequest, LeaseGranted, LeaseRenew, LeaseRequest,
+    NodeName, ToClient, Token,
 };
 use rfaas_protocol::node::{
     Bill, EndLease, FromNode, LeaseClaimed, LeaseEnded, ManagerProof, NodeHello, Register, ToNode,
@@ -89,7 +89,7 @@ impl Files {
 
 /// The body that adds a node on this machine.
 pub fn new_node(cores: u32, memory: u32) -> String {
-    let (ip_address, labels) = (LOCALHOST.to_string(), Vec::new());
+    let (ip_address, labels) = (LOCALHOST.to_string(), None);
     let node = NewNode { ip_address, port: 10_005, cores, memory, labels };
     serde_json::to_string(&node).unwrap()
 }
@@ -460,6 +460,12 @@ impl Client {
             client,
         };
         self.channel.send(&FromClient::Request(request)).unwrap();
+    }
+
+    /// Asks for leases of a core that may wait for room, as question `request`, without waiting for the answer.
+    pub fn ask_gang(&mut self, request: u32, leases: u32, wait_ms: u64) {
+        let gang = GangRequest::new(request.into(), leases, (1, 1), 3_600_000);
+        self.channel.send(&FromClient::Gang(gang.with(request, wait_ms))).unwrap();
     }
 
     /// Asks for more time.

@@ -8,8 +8,8 @@
 use utoipa::{OpenApi, ToResponse};
 
 use crate::{
-    Bill, ClientBill, EndedLease, Error, Grant, Health, Lease, LeaseRequest, Leaving, NewNode,
-    Node, Policy, RemovedNode, Renewal,
+    Better, Bill, ClientBill, EndedLease, Error, Grant, Health, Lease, LeaseRequest, Leaving,
+    NewNode, Node, Policy, RemovedNode, Renewal,
 };
 
 /// Returns the description as text, as it is checked in.
@@ -37,6 +37,7 @@ pub fn text() -> String {
         request_lease,
         leases,
         lease,
+        better,
         end_lease,
         renew_lease,
         billing,
@@ -239,6 +240,22 @@ fn leases() {}
     )
 )]
 fn lease() {}
+
+/// Whether a lease, and those granted with it, would be better placed elsewhere.
+///
+/// It is advice by the policy: bin_pack and first_fit say whether fewer nodes would do, compact whether more nodes
+/// would be empty. 404: it is not known, or has ended.
+#[utoipa::path(
+    get, path = "/leases/{id}/better", operation_id = "better",
+    params(("id" = u64, Path, minimum = 1, description = "Id of the lease.")),
+    responses(
+        (status = 200, description = "The advice.", body = Better),
+        (status = 400, response = BadRequest),
+        (status = 404, response = NotFound),
+        (status = 503, response = Stopping),
+    )
+)]
+fn better() {}
 
 /// Ends a lease. Idempotent.
 #[utoipa::path(

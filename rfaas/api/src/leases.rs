@@ -40,6 +40,13 @@ pub struct LeaseRequest {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(nullable = false))]
     pub constraints: Option<Constraints>,
+    /// How long the request may wait for room, in milliseconds. Not with `max_nodes`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(
+        feature = "openapi",
+        schema(minimum = 0, maximum = 3600000, default = 0, nullable = false)
+    )]
+    pub wait_ms: Option<u64>,
     /// Whom to bill.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(
@@ -178,6 +185,45 @@ pub struct Lease {
     /// When it ends. RFC 3339, UTC, with milliseconds.
     #[cfg_attr(feature = "openapi", schema(format = DateTime))]
     pub expires_at: String,
+}
+
+/// Whether leases that were granted together would be better placed elsewhere. It is advice: nobody is moved.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Better {
+    /// `stay`, `move`, or `no_room`: a node leaves before they end, and there is room nowhere else.
+    pub advice: BetterAdvice,
+    /// The number of nodes that they are on.
+    pub nodes: u32,
+    /// The number of nodes that they would be on.
+    pub better_nodes: u32,
+    /// Which of them would move, and where to.
+    pub moves: Vec<BetterMove>,
+}
+
+/// What to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub enum BetterAdvice {
+    /// They are well placed.
+    Stay,
+    /// Lease elsewhere, and give these back.
+    Move,
+    /// They have to go, and there is room nowhere else.
+    NoRoom,
+}
+
+/// A lease that would be better placed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct BetterMove {
+    /// Its id.
+    pub id: u64,
+    /// Its node.
+    pub from: String,
+    /// The better one.
+    pub to: String,
 }
 
 /// The state of a lease that has not ended.

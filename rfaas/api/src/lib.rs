@@ -24,7 +24,8 @@ use serde::{Deserialize, Serialize};
 
 pub use bills::{Bill, ClientBill, Reason};
 pub use leases::{
-    Constraints, EndedLease, EndedState, Grant, Lease, LeaseRequest, LeaseState, Renewal,
+    Better, BetterAdvice, BetterMove, Constraints, EndedLease, EndedState, Grant, Lease,
+    LeaseRequest, LeaseState, Renewal,
 };
 pub use nodes::{Leaving, NewNode, Node, NodeState, Policy, RemovedNode, RemovedState};
 

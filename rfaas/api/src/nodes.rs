@@ -19,8 +19,10 @@ pub struct NewNode {
     #[cfg_attr(feature = "openapi", schema(minimum = 1, maximum = 4294967295_u64, format = Int64))]
     pub memory: u32,
     /// What it has that requests may ask for: up to 16 labels of up to 64 bytes, ASCII letters, digits and -_.:/=
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub labels: Vec<String>,
+    /// Without this field, a node that is known keeps its labels.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(nullable = false))]
+    pub labels: Option<Vec<String>>,
 }
 
 /// A node.

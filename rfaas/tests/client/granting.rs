@@ -308,7 +308,7 @@ fn a_resource_manager_renews_or_refuses() {
             let reason = Reason::truncated("the lease has ended");
             vec![ToClient::Refused(LeaseRefused { request: question.request, reason })]
         }
-        FromClient::Release(_) | FromClient::Replace(_) => vec![],
+        FromClient::Release(_) | FromClient::Replace(_) | FromClient::Gang(_) => vec![],
     });
     let lease = client.lease(LeaseRequest::new(2, 32)).unwrap();
     let before = lease.expires_at();

@@ -65,7 +65,7 @@ fn every_path_that_openapi_json_describes_is_there_and_no_other() {
             world.call("DELETE", &format!("/leases/{}", lease["id"]), "");
         }
     }
-    assert_eq!(count, 16, "routes of `router`");
+    assert_eq!(count, 17, "routes of `router`");
 }
 
 #[test]
@@ -190,6 +190,8 @@ fn answers_have_the_shape_that_openapi_json_describes() {
     let (id, token) = (&grant["id"], &grant["token"]);
     let lease = format!("/leases/{id}");
     call("GET", &lease, "/leases/{id}", "", 200);
+    call("GET", &format!("{lease}/better"), "/leases/{id}/better", "", 200);
+    call("GET", "/leases/1/better", "/leases/{id}/better", "", 404);
     let body = json!({ "token": token }).to_string();
     call("POST", &format!("{lease}/renew"), "/leases/{id}/renew", &body, 200);
     call("POST", "/leases/1/renew", "/leases/{id}/renew", &body, 403);
@@ -211,6 +213,8 @@ fn bounds_that_openapi_json_describes_are_those_that_are_checked() {
     let request = &document["components"]["schemas"]["LeaseRequest"]["properties"];
     assert_eq!(request["cores"]["maximum"], json!(MAX_CORES));
     assert_eq!(request["max_nodes"]["maximum"], json!(MAX_NODES));
+    assert_eq!(request["gang"]["maximum"], json!(rfaas_protocol::constraints::MAX_GANG));
+    assert_eq!(request["wait_ms"]["maximum"], json!(rfaas_protocol::constraints::MAX_WAIT_MS));
     assert_eq!(request["timeout_ms"]["maximum"], json!(MAX_TIMEOUT.as_millis() as u64));
     assert_eq!(request["timeout_ms"]["default"], json!(DEFAULT_TIMEOUT.as_millis() as u64));
 }

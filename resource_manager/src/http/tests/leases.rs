@@ -36,6 +36,61 @@ fn a_gang_is_granted_in_parts_or_refused_by_the_name_of_a_constraint() {
 }
 
 #[test]
+fn a_gang_is_told_where_it_would_be_on_fewer_nodes() {
+    let world = World::new();
+    let add = |name: &str, cores: u32| {
+        let node = format!(
+            r#"{{"ip_address":"192.168.0.29","port":10005,"cores":{cores},"memory":1024}}"#
+        );
+        assert_eq!(world.call("POST", &format!("/add?node={name}"), &node).0, 200);
+    };
+    add("a", 2);
+    add("b", 2);
+    ["a", "b"].into_iter().for_each(|name| world.connect(name));
+    let (status, grant) = world.call("POST", "/leases", r#"{"cores":1,"memory":1,"gang":3}"#);
+    assert_eq!(status, 201, "{grant}");
+    let (first, third) = (&grant["id"], &grant["parts"][2]["id"]);
+    let better = |id: &Value| world.call("GET", &format!("/leases/{id}/better"), "");
+    let stay = json!({"advice": "stay", "nodes": 2, "better_nodes": 2, "moves": []});
+    assert_eq!(better(first), (200, stay));
+    add("c", 4);
+    world.connect("c");
+    let (status, advice) = better(third);
+    assert_eq!((status, &advice["advice"]), (200, &json!("move")), "{advice}");
+    assert_eq!((&advice["nodes"], &advice["better_nodes"]), (&json!(2), &json!(1)));
+    assert_eq!(advice["moves"].as_array().map(Vec::len), Some(3));
+    assert_eq!(advice["moves"][0], json!({"id": first, "from": "a", "to": "c"}));
+    assert_eq!(better(&json!(1)).0, 404);
+}
+
+#[test]
+fn a_request_waits_until_there_is_room_or_its_time_is_over() {
+    let world = World::new();
+    world.call("POST", "/add?node=a", NODE);
+    world.connect("a");
+    let ask = |wait_ms: u64| {
+        world.call("POST", "/leases", &format!(r#"{{"cores":1,"memory":1,"wait_ms":{wait_ms}}}"#))
+    };
+    let (status, first) = ask(0);
+    assert_eq!(status, 201, "{first}");
+    let (status, error) = ask(100);
+    assert_eq!(status, 409);
+    assert!(error["error"].as_str().unwrap().starts_with("after 100ms of waiting: "), "{error}");
+    thread::scope(|scope| {
+        let second = scope.spawn(|| ask(60_000));
+        thread::sleep(Duration::from_millis(100)); // most of the times it waits by then
+        let ended = world.call("DELETE", &format!("/leases/{}", first["id"]), "");
+        assert_eq!(ended.0, 200);
+        let (status, second) = second.join().unwrap();
+        assert_eq!(status, 201, "{second}");
+        assert_ne!(second["id"], first["id"]);
+    });
+    assert_eq!(ask(3_600_001).0, 400);
+    let divided = r#"{"cores":1,"memory":1,"wait_ms":1,"max_nodes":2}"#;
+    assert_eq!(world.call("POST", "/leases", divided).0, 400);
+}
+
+#[test]
 fn a_lease_is_granted_listed_without_its_token_and_ended_once() {
     let world = World::new();
     world.call("POST", "/add?node=a", NODE);

@@ -218,6 +218,7 @@ fn leases_of_an_earlier_run_count_for_their_clients_and_are_to_be_claimed() {
         nodes: changes.nodes.into_values().flatten().collect(),
         leases: leases.into_values().flatten().collect(),
         bills: Vec::new(),
+        policy: None,
         first_id: world.pool.first_id(),
         last_id: Some(unclaimed.terms.lease),
     };

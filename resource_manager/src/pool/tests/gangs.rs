@@ -104,6 +104,85 @@ fn a_constraint_holds_or_is_refused_by_its_name() {
     }
 }
 
+/// A request of a peer that waits for a while.
+fn waits(world: &mut World, peer: u32, ask: &Ask, wait: Duration) -> Result<WaitId, Denied> {
+    match world.pool.wait(world.now, &ask.clone().by(Peer::User(peer)), wait) {
+        Ok(Asked::Waits(id)) => Ok(id),
+        Ok(Asked::Granted(grants)) => panic!("{grants:?}"),
+        Err(denied) => Err(denied),
+    }
+}
+
+#[test]
+fn who_waits_is_not_starved_by_smaller_ones_that_come_later() {
+    let mut world = World::new();
+    world.node("a", 4, 1024);
+    world.node("b", 2, 1024);
+    let small = ask(1, 1, none());
+    let held = world.pool.request(world.now, &small).unwrap().remove(0);
+    assert_eq!(&*held.node, "a");
+    let large = waits(&mut world, 1, &ask(1, 4, none()), HOUR).unwrap();
+    world.pass(Duration::ZERO);
+    assert_eq!(world.gang(&ask(2, 1, none())).unwrap(), ["b", "b"], "a is held back");
+    assert!(matches!(world.gang(&small), Err(Denied::NoRoom(_))));
+    let later = waits(&mut world, 2, &small, HOUR).unwrap();
+    world.pass(Duration::from_secs(1));
+    assert_eq!(world.pool.answered(), []);
+    world.pool.end_lease(world.now, held.terms.lease, EndReason::Released, &mut world.out);
+    world.pass(Duration::ZERO);
+    assert_eq!(world.pool.answered(), [large]);
+    let grants = world.pool.take_answer(large).unwrap().unwrap();
+    assert_eq!((&*grants[0].node, grants[0].terms.cores), ("a", 4));
+    assert_eq!(world.pool.count_waiting(), 1);
+    let mut out = Vec::new();
+    world.pool.cancel_wait(world.now, later, &mut out);
+    assert_eq!(world.pool.count_waiting(), 0);
+    world.pass(Duration::ZERO);
+    assert_eq!(world.pool.answered(), []);
+}
+
+#[test]
+fn a_wait_ends_with_its_time_and_with_its_client() {
+    let mut world = World::new();
+    world.node("a", 1, 1024);
+    let one = ask(1, 1, none());
+    let held = world.pool.request(world.now, &one).unwrap().remove(0);
+    let short = waits(&mut world, 1, &one, Duration::from_secs(2)).unwrap();
+    world.pass(Duration::from_secs(1));
+    assert_eq!(world.pool.answered(), []);
+    world.pass(Duration::from_secs(1));
+    assert_eq!(world.pool.answered(), [short]);
+    let Some(Err(Denied::NoRoom(why))) = world.pool.take_answer(short) else { panic!() };
+    assert!(why.starts_with("after 2s of waiting: no ready node has 1 core"), "{why}");
+    // What was granted to who has gone meanwhile ends.
+    let gone = waits(&mut world, 1, &one, HOUR).unwrap();
+    world.pool.end_lease(world.now, held.terms.lease, EndReason::Released, &mut world.out);
+    world.pass(Duration::ZERO);
+    assert_eq!(world.pool.leases().len(), 1);
+    world.pool.cancel_wait(world.now, gone, &mut world.out);
+    assert_eq!((world.pool.leases().len(), world.free("a").cores), (0, 1));
+}
+
+#[test]
+fn so_many_wait_in_all_and_of_one_peer() {
+    let mut world = World::new();
+    world.node("a", 1, 1024);
+    let one = ask(1, 1, none());
+    world.pool.request(world.now, &one).unwrap();
+    for of_one in 0..MOST_WAITING_OF_ONE {
+        waits(&mut world, 1, &one, HOUR).unwrap_or_else(|denied| panic!("{of_one}: {denied}"));
+    }
+    let denied = waits(&mut world, 1, &one, HOUR).unwrap_err();
+    assert_eq!(denied.to_string(), "user 1 has 16 requests that wait for room: ask again later");
+    for more in MOST_WAITING_OF_ONE..MOST_WAITING {
+        waits(&mut world, u32::try_from(more).unwrap(), &one, HOUR).unwrap();
+    }
+    let denied = waits(&mut world, 2, &one, HOUR).unwrap_err();
+    assert_eq!(denied.to_string(), "there are 256 requests that wait for room: ask again later");
+    world.pass(HOUR);
+    assert_eq!((world.pool.answered().len(), world.pool.count_waiting()), (MOST_WAITING, 0));
+}
+
 #[test]
 fn limits_count_all_leases_of_a_gang() {
     let mut world = World::new();

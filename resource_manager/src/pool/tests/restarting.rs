@@ -39,12 +39,69 @@ fn restart(world: &mut World, kept: &mut Kept) {
         nodes: kept.nodes.values().cloned().collect(),
         leases: kept.leases.values().cloned().collect(),
         bills: kept.bills.values().filter(|bill| !bill.reported).cloned().collect(),
+        policy: None,
         first_id: world.pool.first_id(),
         last_id: ids.max().copied(),
     };
     world.pool = Pool::restore(world.now, NODE_RETURN, snapshot);
     world.out.clear();
     assert!(world.pool.take_changes().is_empty(), "the store knows all of it");
+}
+
+#[test]
+fn a_policy_that_was_chosen_counts_until_the_settings_name_another() {
+    let mut world = World::new();
+    world.pool.use_settings(Policy::Compact);
+    world.pool.set_policy(Policy::Spread);
+    let changes = world.pool.take_changes();
+    let chosen = ChosenPolicy { chosen: Policy::Spread, settings: Policy::Compact };
+    assert_eq!((changes.policy, changes.urgent), (Some(chosen), true));
+    assert!(world.pool.take_changes().is_empty());
+    for (settings, expected) in
+        [(Policy::Compact, Policy::Spread), (Policy::BinPack, Policy::BinPack)]
+    {
+        let snapshot = Snapshot {
+            nodes: Vec::new(),
+            leases: Vec::new(),
+            bills: Vec::new(),
+            policy: Some(chosen),
+            first_id: world.pool.first_id(),
+            last_id: None,
+        };
+        let mut pool = Pool::restore(world.now, NODE_RETURN, snapshot);
+        pool.use_settings(settings);
+        assert_eq!(pool.policy(), expected);
+    }
+}
+
+#[test]
+fn a_node_that_is_replaced_before_it_was_to_leave_stays_from_then_on() {
+    let mut world = World::new();
+    let link = world.node("a", 1, 64);
+    world.pool.set_leaving(world.now, "a", 20 * SECOND).unwrap();
+    world.disconnect(link);
+    let again = LinkId(77);
+    world.pool.node_connected(world.now, "a", run(2), again, &mut world.out).unwrap();
+    assert!(world.request(1, 1, 30 * SECOND).is_err(), "it may be the same that was started again");
+    world.pass(20 * SECOND);
+    assert_eq!(world.pool.node("a").unwrap().leaves_at, None);
+    assert!(world.request(1, 1, 30 * SECOND).is_ok());
+}
+
+#[test]
+fn a_node_keeps_its_labels_unless_others_are_given() {
+    let mut world = World::new();
+    let capacity = Capacity { cores: 1, memory: 64 };
+    let spec =
+        |cores| NodeSpec::new("a", "10.0.0.1", 10_005, Capacity { cores, ..capacity }).unwrap();
+    let mut add = |spec| {
+        let added = world.pool.add_node(world.now, spec, &mut world.out).unwrap();
+        added.spec.labels().to_vec()
+    };
+    assert_eq!(add(spec(1).with_labels(&["gpu".into()]).unwrap()), ["gpu"]);
+    assert_eq!(add(spec(2)), ["gpu"]);
+    assert_eq!(add(spec(2).with_labels(&[]).unwrap()), [""; 0]);
+    assert_eq!(add(spec(3)), [""; 0]);
 }
 
 #[test]
@@ -196,6 +253,7 @@ fn a_state_that_other_hands_changed_loses_what_does_not_fit_and_nothing_else() {
         nodes: kept.nodes.values().cloned().collect(),
         leases: kept.leases.values().chain(kept.leases.values()).cloned().collect(),
         bills: Vec::new(),
+        policy: None,
         first_id: world.pool.first_id(),
         last_id: None,
     };
