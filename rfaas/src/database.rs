@@ -126,9 +126,9 @@ mod tests {
     }
 
     /// Node, cores and memory of each part.
-    fn divided(sizes: &[(u32, u32)], request: LeaseRequest) -> Option<Vec<(String, u32, u32)>> {
+    fn divided(sizes: &[(u32, u32)], request: &LeaseRequest) -> Option<Vec<(String, u32, u32)>> {
         let client = ClientName::new("alice")?;
-        let parts = divide(&nodes(sizes), &request, client).ok()?;
+        let parts = divide(&nodes(sizes), request, client).ok()?;
         let part = |part: Vec<Candidate>| {
             let terms = part[0].token.terms;
             (part[0].node.clone(), terms.cores.get(), terms.memory.get())
@@ -140,22 +140,22 @@ mod tests {
     fn one_node_is_preferred_and_else_the_largest_are_taken() {
         let sizes = [(1, 100), (8, 100), (2, 100), (6, 100)];
         let request = LeaseRequest::new(8, 80).max_nodes(2);
-        assert_eq!(divided(&sizes, request), Some(vec![("1".into(), 8, 80)]));
+        assert_eq!(divided(&sizes, &request), Some(vec![("1".into(), 8, 80)]));
         let request = LeaseRequest::new(11, 33).max_nodes(2);
         let parts = vec![("1".into(), 8, 24), ("3".into(), 3, 9)];
-        assert_eq!(divided(&sizes, request), Some(parts));
-        assert_eq!(divided(&sizes, LeaseRequest::new(15, 15).max_nodes(2)), None);
-        assert!(divided(&sizes, LeaseRequest::new(17, 17).max_nodes(4)).is_some());
-        assert_eq!(divided(&sizes, LeaseRequest::new(18, 18).max_nodes(9)), None);
-        assert_eq!(divided(&sizes, LeaseRequest::new(9, 9)), None);
+        assert_eq!(divided(&sizes, &request), Some(parts));
+        assert_eq!(divided(&sizes, &LeaseRequest::new(15, 15).max_nodes(2)), None);
+        assert!(divided(&sizes, &LeaseRequest::new(17, 17).max_nodes(4)).is_some());
+        assert_eq!(divided(&sizes, &LeaseRequest::new(18, 18).max_nodes(9)), None);
+        assert_eq!(divided(&sizes, &LeaseRequest::new(9, 9)), None);
     }
 
     #[test]
     fn a_node_gets_no_more_cores_than_it_has_memory_for() {
         let request = LeaseRequest::new(4, 103).max_nodes(3);
         let parts = vec![("1".into(), 3, 78), ("0".into(), 1, 26)];
-        assert_eq!(divided(&[(4, 30), (4, 78)], request), Some(parts));
-        assert_eq!(divided(&[(4, 25), (4, 78)], request), None);
-        assert_eq!(divided(&[(4, 0), (4, 77)], request), None);
+        assert_eq!(divided(&[(4, 30), (4, 78)], &request), Some(parts));
+        assert_eq!(divided(&[(4, 25), (4, 78)], &request), None);
+        assert_eq!(divided(&[(4, 0), (4, 77)], &request), None);
     }
 }
