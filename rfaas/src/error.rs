@@ -306,7 +306,7 @@ pub enum Error {
         /// How many.
         there: u32,
         /// How many it waits for.
-        wanted: u64,
+        wanted: u32,
     },
     /// The node, its manager or the way there failed. The function may have run or not. Ask for another lease.
     #[error("the executor is gone: its node or its executor manager failed")]

@@ -187,8 +187,21 @@ fn items_are_dealt_out_one_by_one_and_by_key() {
     let first = graph.function(&scene.simple, "add_one");
     let second = graph.function(&scene.compose, "who_adds_one");
     graph.input(first, 64).each(first, second, 64).output(second, 64);
-    let (_, source) = source(scene.run(&graph, &[&[1, 2, 3]]).remove(0));
-    assert!(matches!(source, Error::NotItems), "{source}");
+    let (_, wrong) = source(scene.run(&graph, &[&[1, 2, 3]]).remove(0));
+    assert!(matches!(wrong, Error::NotItems), "{wrong}");
+    // Of several workers, the one that failed is named.
+    let mut graph = Graph::new();
+    let split = graph.function(&scene.compose, "split");
+    let work = graph.function(&scene.compose, "fail_with");
+    let flatten = graph.function(&scene.compose, "flatten");
+    graph.workers(work, 3).input(split, 64).each(split, work, 1024).edge(work, flatten, 1024);
+    graph.output(flatten, 256);
+    let error = scene.run(&graph, &[&[0, 0, 5, 0]]).remove(0).unwrap_err();
+    let Error::GraphFailed { function, worker: 2, source, .. } = error else { panic!("{error}") };
+    assert!(
+        function == "fail_with" && matches!(*source, Error::FunctionFailed { code: 5 }),
+        "{source}"
+    );
     scene.done();
 }
 

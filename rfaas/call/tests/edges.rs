@@ -212,6 +212,8 @@ fn a_function_that_returns_too_much_fails_the_run_and_those_behind_it_are_not_ca
     let expected = EdgeFailure {
         because: FailedBecause::OutputTooLarge.to_wire(),
         function: IN_GRAPH.into(),
+        member: 0.into(),
+        unused: 0.into(),
         returned: 257.into(),
         most: 256.into(),
     };

@@ -218,10 +218,14 @@ wire! {
         pub because: zerocopy::little_endian::U16,
         /// Number of the function in its graph.
         pub function: zerocopy::little_endian::U16,
-        /// Bytes that it returned; or its code.
+        /// Which of the workers of that it was.
+        pub member: zerocopy::little_endian::U16,
+        /// Not used.
+        pub unused: zerocopy::little_endian::U16,
+        /// Bytes that it returned; or its code; or how many inputs had a value.
         pub returned: U32,
-        /// Bytes that fit.
-        pub most: U64,
+        /// Bytes that fit; or how many inputs it waits for.
+        pub most: U32,
     }
 }
 

@@ -592,10 +592,12 @@ fn edge_structs() {
     let failure = EdgeFailure {
         because: FailedBecause::OutputTooLarge.to_wire(),
         function: 2.into(),
-        returned: 3.into(),
-        most: 4.into(),
+        member: 3.into(),
+        unused: 0.into(),
+        returned: 4.into(),
+        most: 5.into(),
     };
-    is(&failure, &[&[1, 0, 2, 0, 3, 0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0]]);
+    is(&failure, &[&[1, 0, 2, 0, 3, 0, 0, 0, 4, 0, 0, 0, 5, 0, 0, 0]]);
     for (wire, slot, status, run) in [
         (0, 0, EdgeStatus::Value, 0),
         (0x0701_0203, 0x0203, EdgeStatus::Failed, 7),

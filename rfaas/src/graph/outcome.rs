@@ -90,7 +90,7 @@ impl RunEnd {
             RunEnd::TimeLimit(after) => Error::TimeLimit { after },
             RunEnd::Lost(lost) => lost.to_error(),
             RunEnd::Failed(
-                RunFailure { function, because, detail: (returned, most), .. },
+                RunFailure { function, worker, because, detail: (returned, most), .. },
                 node,
             ) => {
                 let name = plan.graph.functions.get(function).map(|function| &function.name);
@@ -108,7 +108,7 @@ impl RunEnd {
                 };
                 Error::GraphFailed {
                     function: name.cloned().unwrap_or_default(),
-                    worker: 0,
+                    worker,
                     node,
                     source: Box::new(source),
                 }

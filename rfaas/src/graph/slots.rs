@@ -27,11 +27,12 @@ pub(super) const LONGEST_SLEEP: Duration = Duration::from_secs(1);
 pub(super) struct RunFailure {
     /// Number of the function.
     pub(super) function: usize,
-    /// One of the members that have it.
+    /// Which of the workers of that it was, and which member of the lane.
+    pub(super) worker: usize,
     pub(super) member: usize,
     pub(super) because: FailedBecause,
     /// Bytes that it returned, and that fit; or its code; or how many inputs had a value, and how many it waits for.
-    pub(super) detail: (u32, u64),
+    pub(super) detail: (u32, u32),
 }
 
 /// A run as it goes into a slot.
@@ -399,8 +400,10 @@ fn run_failure(failure: &EdgeFailure, members: &[Member]) -> Result<RunFailure, 
     let because = FailedBecause::from_wire(failure.because);
     let because = because.map_err(|_| "it failed for no reason there is")?;
     let function = usize::from(failure.function.get());
-    let member = members.iter().position(|member| member.functions.contains(&function));
+    let worker = usize::from(failure.member.get());
+    let is_it = |member: &Member| member.worker == worker && member.functions.contains(&function);
+    let member = members.iter().position(is_it);
     let member = member.ok_or("it failed in a function that is not in the graph")?;
     let detail = (failure.returned.get(), failure.most.get());
-    Ok(RunFailure { function, member, because, detail })
+    Ok(RunFailure { function, worker, member, because, detail })
 }

@@ -122,6 +122,9 @@ EXPORT uint32_t halves(const uint8_t *input, uint32_t bytes, uint8_t *output) {
     int32_t is = rfaas_emit_copy(0, input, bytes / 2);
     if (is != RFAAS_OK) return rfaas_fail(is);
     if (rfaas_emit(0, 0) != RFAAS_BUSY || rfaas_emit(9, 0) != RFAAS_NO_SUCH) return rfaas_fail(4);
+    void *at; /* who gets it may read it now */
+    uint32_t capacity;
+    if (rfaas_output(0, &at, &capacity) != RFAAS_BUSY) return rfaas_fail(5);
     memcpy(output, input + bytes / 2, bytes - bytes / 2);
     return bytes - bytes / 2;
 }

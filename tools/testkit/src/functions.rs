@@ -51,6 +51,12 @@ pub fn compose(directory: &Path) -> PathBuf {
     c_library(directory, "compose", &source("tools/testkit/functions/compose.c"), &[&include])
 }
 
+/// The functions of the vectors of other systems, of `functions/vectors.c`.
+pub fn vectors(directory: &Path) -> PathBuf {
+    let include = format!("-I{}", source("rfaas/function/include").display());
+    c_library(directory, "vectors", &source("tools/testkit/functions/vectors.c"), &[&include])
+}
+
 /// A library whose only function `name` returns its input with `add` added to each byte.
 pub fn adder(directory: &Path, name: &str, add: u8) -> PathBuf {
     let text = format!(

@@ -8,10 +8,10 @@ use super::stage::{JoinPlan, Stage};
 
 /// The runs of a stage, one a slot.
 #[derive(Debug)]
-pub(super) struct Joins {
+pub struct Joins {
     plan: JoinPlan,
-    /// Number of the function in the graph.
-    function: u16,
+    /// Number of the function in the graph, and which of its workers this is.
+    function: (u16, u16),
     /// The bits of the inputs that are waited for.
     all: u64,
     slots: Box<[Slot]>,
@@ -43,7 +43,7 @@ struct Slot {
 
 /// What has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Input {
+pub enum Input {
     /// So many bytes.
     Value(u32),
     /// No value, for this reason.
@@ -52,7 +52,7 @@ pub(super) enum Input {
 
 /// What is to be done now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Joined {
+pub enum Joined {
     /// Nothing: more is to come, or this was too late to matter.
     Waits,
     /// The function is to be called.
@@ -63,12 +63,12 @@ pub(super) enum Joined {
 
 impl Joins {
     /// Makes those of `stage`, for runs in `slots` slots.
-    pub(super) fn new(stage: &Stage, slots: u16) -> Self {
+    pub fn new(stage: &Stage, slots: u16) -> Self {
         let (slots, inputs) = (usize::from(slots), stage.inputs.len());
         debug_assert!(inputs <= 64, "a bit each");
         Joins {
             plan: stage.join,
-            function: stage.function.1,
+            function: (stage.function.1, stage.member.0),
             all: stage.joined(),
             slots: vec![Slot::default(); slots].into(),
             bytes: vec![0; slots * inputs].into(),
@@ -78,7 +78,7 @@ impl Joins {
 
     /// Notes that `input` has come for `run` in `slot`; `now` is asked for where time counts.
     #[inline]
-    pub(super) fn arrived(
+    pub fn arrived(
         &mut self,
         (slot, run): (u16, u8),
         number: usize,
@@ -149,9 +149,11 @@ impl Joins {
         let wanted = if self.plan.kind == Join::Of { self.plan.wanted } else { 1 };
         Joined::Failed(EdgeFailure {
             because: FailedBecause::TooFew.to_wire(),
-            function: self.function.into(),
+            function: self.function.0.into(),
+            member: self.function.1.into(),
+            unused: 0.into(),
             returned: join.values.count_ones().into(),
-            most: u64::from(wanted).into(),
+            most: wanted.into(),
         })
     }
 
@@ -186,14 +188,14 @@ impl Joins {
 
     /// Notes that what became of the run in `slot` was sent.
     #[inline]
-    pub(super) fn settle(&mut self, slot: u16) {
+    pub fn settle(&mut self, slot: u16) {
         let join = &mut self.slots[usize::from(slot)];
         (join.decided, join.settled) = (true, true);
     }
 
     /// Returns whether the run in `slot` is over: all has come, and all was sent. Then the slot is free for the next.
     #[inline]
-    pub(super) fn is_over(&mut self, slot: u16) -> bool {
+    pub fn is_over(&mut self, slot: u16) -> bool {
         let join = &mut self.slots[usize::from(slot)];
         let over = join.settled && join.there == self.all;
         if over {
@@ -225,7 +227,7 @@ impl Joins {
 
     /// Returns how many bytes of input `number` the run in `slot` has. `None`: none that the function gets.
     #[inline]
-    pub(super) fn bytes(&self, slot: u16, number: usize) -> Option<u32> {
+    pub fn bytes(&self, slot: u16, number: usize) -> Option<u32> {
         let at = usize::from(slot);
         let there = self.slots[at].values & 1 << number != 0;
         there.then(|| self.bytes[at * self.inputs + number])
@@ -252,8 +254,10 @@ mod tests {
     const FAILURE: EdgeFailure = EdgeFailure {
         because: zerocopy::little_endian::U16::new(1),
         function: zerocopy::little_endian::U16::new(7),
+        member: zerocopy::little_endian::U16::new(3),
+        unused: zerocopy::little_endian::U16::new(0),
         returned: zerocopy::little_endian::U32::new(9),
-        most: zerocopy::little_endian::U64::new(8),
+        most: zerocopy::little_endian::U32::new(8),
     };
 
     fn joins(inputs: usize, kind: Join, wanted: u32, within: Option<Duration>) -> Joins {

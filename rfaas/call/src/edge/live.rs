@@ -211,6 +211,9 @@ impl<M: Deref<Target = SlotMemory>> Turn for Live<'_, M> {
 
     fn output(&self, edge: u32) -> Result<(*mut u8, u32), Denied> {
         let edge = self.edge(edge)?;
+        if self.sent & 1 << edge != 0 {
+            return Err(Denied::Busy); // the receiver may read it now
+        }
         if let Some(left) = self.item {
             return Ok((self.place.output(), left));
         }

@@ -25,6 +25,7 @@ mod wires;
 pub use ends::{EdgeEnd, arrival_queue};
 pub use hop::{Hop, HopEnd, StageMemory};
 pub use incoming::{Arrival, InEdge};
+pub use join::{Input, Joined, Joins};
 pub use outgoing::{OutEdge, SlotUse};
 pub use stage::{InputFrom, JoinPlan, Stage, StageInput, StageOutput};
 

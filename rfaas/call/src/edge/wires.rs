@@ -404,8 +404,10 @@ pub(super) fn failure(
     EdgeFailure {
         because: because.to_wire(),
         function: stage.function.1.into(),
+        member: stage.member.0.into(),
+        unused: 0.into(),
         returned: returned.into(),
-        most: u64::from(most).into(),
+        most: most.into(),
     }
 }
 
