@@ -11,13 +11,14 @@ use testkit::run::{command, library};
 use testkit::service::cluster;
 use testkit::wait::one_at_a_time;
 
-const PROGRAMS: [&str; 18] = [
+const PROGRAMS: [&str; 19] = [
     "resource_manager",
     "executor_manager",
     "executor",
     "cluster",
     "quickstart",
     "device_generator",
+    "rfaas",
     "transport_benchmarker",
     "warm_benchmarker",
     "cold_benchmarker",

@@ -4,7 +4,8 @@
 //! ```text
 //!   file ──serde──▶ struct ──validate──▶ T::load(path)      else one line that names file and key
 //! ```
-//! Every key is explained in `config/README.md`, which a test compares with these structs. A key that
+//! Every key is explained in `config/README.md`, which a test compares with these structs; those of a graph, of which
+//! there is no shipped file, in `docs/graphs.md`. A key that
 //! is not there has its default; a key that nobody knows is refused, since it is a typing error.
 //!
 //! Elsewhere: command lines, whose flags override these settings.
@@ -15,6 +16,7 @@ mod devices;
 mod executor_manager;
 mod executors;
 mod file;
+mod graph;
 mod report;
 mod resource_manager;
 mod secret;
@@ -28,6 +30,10 @@ pub use executor_manager::{
 };
 pub use executors::{ExecutorEntry, ExecutorsDatabase};
 pub use file::{ConfigError, EXECUTOR_MANAGER_PORT, Invalid, RESOURCE_MANAGER_PORT, resolve};
+pub use graph::{
+    GraphFile, GraphFileEdge, GraphFileEdgeKind, GraphFileFunction, GraphFileInput, GraphFileJoin,
+    GraphFileOutput,
+};
 pub use report::{ProgramError, describe};
 pub use resource_manager::{
     AddressRange, ClientLimits, ResourceManagerConfig, ResourceManagerNode,

@@ -3,10 +3,13 @@
 use rfaas_protocol::edge::MAX_EDGES;
 
 use super::description::{EdgeKind, Graph, Join};
+use super::lane::Lanes;
 use crate::error::{Error, Result};
 
 /// Most workers of a graph: each costs a lease, and this process two connections.
 pub(super) const MAX_WORKERS: usize = 256;
+/// Most lanes of a graph.
+const MAX_LANES: usize = 256;
 /// Most bytes of an edge are less than this.
 const TOO_LARGE: usize = 1 << 32;
 
@@ -41,6 +44,10 @@ pub(super) fn check(graph: &Graph) -> Result<Vec<usize>> {
         }
     }
     check_workers(graph)?;
+    let Lanes { least, most } = graph.lanes;
+    if least == 0 || !(least..=MAX_LANES).contains(&most) {
+        return Err(wrong(format!("it has {most} lanes, not 1 to {MAX_LANES}")));
+    }
     let names = |cycle: Vec<usize>| {
         let names: Vec<_> = cycle.into_iter().map(name).collect();
         names.join(" → ")

@@ -13,7 +13,7 @@ use super::lane::{Lane, Plan};
 use super::layout::Layout;
 use crate::error::{Error, Result};
 use crate::grantor::Grantor;
-use crate::library::Library;
+use crate::library::{KnownLibraries, Library};
 
 /// Acquires the leases of all lanes, and starts their executors.
 pub(super) fn start_lanes(plan: &Arc<Plan>) -> Result<Vec<Lane>> {
@@ -70,19 +70,19 @@ pub(super) fn libraries(
     graph: &Graph,
     layout: &Layout,
 ) -> Result<Vec<Arc<Library>>> {
-    let by_function = read_libraries(grantor, graph)?;
+    let by_function = read_libraries(&grantor.libraries, graph)?;
     Ok(layout.workers.iter().map(|worker| by_function[worker.function()].clone()).collect())
 }
 
 /// Returns the library of each function, which has it.
-fn read_libraries(grantor: &Grantor, graph: &Graph) -> Result<Vec<Arc<Library>>> {
+pub(super) fn read_libraries(known: &KnownLibraries, graph: &Graph) -> Result<Vec<Arc<Library>>> {
     let mut read: Vec<(&Path, Arc<Library>, Vec<String>)> = Vec::new();
     let libraries = graph.functions.iter().map(|function| {
         let path = function.library.as_path();
-        let at = match read.iter().position(|(known, ..)| *known == path) {
+        let at = match read.iter().position(|(at, ..)| *at == path) {
             Some(at) => at,
             None => {
-                let library = grantor.libraries.read(path)?;
+                let library = known.read(path)?;
                 let names = exported_functions(&library.code);
                 let unusable = |source| Error::Library { path: path.to_owned(), source };
                 read.push((path, library, names.map_err(unusable)?));

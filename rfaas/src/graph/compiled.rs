@@ -28,8 +28,6 @@ use crate::error::{Error, Result};
 use crate::grantor::Grantor;
 use crate::session::sleep_on;
 
-/// Most lanes of a graph.
-const MAX_LANES: usize = 256;
 /// How often a run of an idempotent graph is submitted, the first time included.
 const MOST_TRIES: u32 = 3;
 /// Pause between two looks at lanes that start, which ring no bell.
@@ -123,11 +121,6 @@ impl CompiledGraph {
         grantor.check_process()?;
         deployment.validate()?;
         let layout = lay_out(graph, &check(graph)?);
-        let asked = graph.lanes;
-        if asked.least == 0 || !(asked.least..=MAX_LANES).contains(&asked.most) {
-            let most = asked.most;
-            return Err(Error::InvalidGraph(format!("it has {most} lanes, not 1 to {MAX_LANES}")));
-        }
         let plan = Arc::new(Plan {
             graph: graph.clone(),
             libraries: libraries(grantor, graph, &layout)?,
@@ -173,7 +166,7 @@ impl CompiledGraph {
     /// is lost while it is given the input, what [`wait`](Self::wait) returns then.
     pub fn submit(&mut self, input: &[u8]) -> Result<Run> {
         self.plan.grantor.check_process()?;
-        let most = self.plan.graph.most_input();
+        let most = self.plan.graph.input_bytes();
         if input.len() > most {
             return Err(Error::InputTooLarge { bytes: input.len(), max: most });
         }

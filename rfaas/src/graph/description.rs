@@ -285,8 +285,8 @@ impl Graph {
         LeaseRequest::new(1, self.memory_mb).timeout(self.lease_time)
     }
 
-    /// Returns the largest input, which all functions take that take the input.
-    pub(super) fn most_input(&self) -> usize {
+    /// Returns the largest input of a run, in bytes: all functions take it that get the input.
+    pub fn input_bytes(&self) -> usize {
         self.inputs.iter().map(|end| end.bytes).min().unwrap_or(0)
     }
 

@@ -102,7 +102,7 @@ pub(super) fn start(means: &Means<'_>) -> Result<Workers> {
     let ends = (layout.ends.len(), leases.len());
     let arrivals = arrival_queue(&device.device, deployment.slots, ends)?;
     let mut outputs = make_outputs(means, &arrivals)?;
-    let input = shape(deployment, graph.most_input());
+    let input = shape(deployment, graph.input_bytes());
     let bytes = usize::try_from(input.all_bytes()).unwrap_or(usize::MAX);
     let inputs = means.domain.allocate(bytes, Access::empty())?;
     let mut starting = claim_all(means, &listener, &arrivals, deadline)?;
