@@ -11,7 +11,7 @@ use testkit::run::{command, library};
 use testkit::service::cluster;
 use testkit::wait::one_at_a_time;
 
-const PROGRAMS: [&str; 19] = [
+const PROGRAMS: [&str; 20] = [
     "resource_manager",
     "executor_manager",
     "executor",
@@ -31,6 +31,7 @@ const PROGRAMS: [&str; 19] = [
     "compare",
     "thumbnailer",
     "sample_image",
+    "graph_examples",
 ];
 
 /// Fails unless `command` ends with status 1 and one line that tells why its result is not printed.

@@ -41,7 +41,15 @@ const QUALITY: u8 = 85;
 /// # Errors
 /// Not a JPEG or PNG image, damaged, or larger than [`MAX_DECODED_BYTES`].
 pub fn thumbnail(image: &[u8]) -> ImageResult<Vec<u8>> {
-    let (mut decoded, orientation) = decode(image)?;
+    let (decoded, orientation) = decode(image)?;
+    of_pixels(decoded, orientation)
+}
+
+/// Does the same with pixels that have to be turned like this to be upright.
+///
+/// # Errors
+/// The thumbnail would be larger than [`MAX_THUMBNAIL_BYTES`].
+pub fn of_pixels(mut decoded: DynamicImage, orientation: Orientation) -> ImageResult<Vec<u8>> {
     if decoded.width() > SIDE || decoded.height() > SIDE {
         decoded = decoded.thumbnail(SIDE, SIDE);
     }
@@ -56,7 +64,10 @@ pub fn thumbnail(image: &[u8]) -> ImageResult<Vec<u8>> {
 }
 
 /// Returns the pixels of `image`, and how they have to be turned to be upright.
-fn decode(image: &[u8]) -> ImageResult<(DynamicImage, Orientation)> {
+///
+/// # Errors
+/// As [`thumbnail`].
+pub fn decode(image: &[u8]) -> ImageResult<(DynamicImage, Orientation)> {
     let mut reader = ImageReader::new(Cursor::new(image)).with_guessed_format()?;
     match reader.format() {
         Some(ImageFormat::Jpeg | ImageFormat::Png) => {}
@@ -78,7 +89,7 @@ fn decode(image: &[u8]) -> ImageResult<(DynamicImage, Orientation)> {
 }
 
 /// JPEG has no transparency: lays `image` on white.
-fn on_white(image: &DynamicImage) -> RgbImage {
+pub fn on_white(image: &DynamicImage) -> RgbImage {
     if !image.color().has_alpha() {
         return image.to_rgb8();
     }
