@@ -8,6 +8,7 @@
 //! | `transport_benchmarker` | the writes of an invocation there and back, without the service |
 //! | `warm_benchmarker`, `cold_benchmarker`, `parallel_invocations` | one invocation after the other; the way to the first; several workers |
 //! | `cold_starts` | cold starts of each kind, on clusters of its own |
+//! | `graph_benchmarker` | graphs: hops, chains, fan-out, map, compiling, memory |
 //! | `idle_cost`, `pool_scale`, `placement_scale`, `manager_load` | what managers cost, and how many leases they grant |
 //!
 //! * Nothing but the measured call is between two clock readings; patterns, checks and
@@ -23,6 +24,7 @@ pub mod cli;
 pub mod crowd;
 pub mod echo;
 pub mod floor;
+pub mod graphs;
 pub mod machine;
 pub mod pattern;
 pub mod peer;

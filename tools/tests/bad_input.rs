@@ -205,6 +205,7 @@ fn wrong_flags_are_named() {
         "pool_scale",
         "placement_scale",
         "manager_load",
+        "graph_benchmarker",
     ];
     for name in others {
         run(command(name, ["--no-such-flag"])).is_bad_input(&["--no-such-flag"]);

@@ -11,7 +11,7 @@ use testkit::run::{command, library};
 use testkit::service::cluster;
 use testkit::wait::one_at_a_time;
 
-const PROGRAMS: [&str; 20] = [
+const PROGRAMS: [&str; 21] = [
     "resource_manager",
     "executor_manager",
     "executor",
@@ -28,6 +28,7 @@ const PROGRAMS: [&str; 20] = [
     "idle_cost",
     "pool_scale",
     "placement_scale",
+    "graph_benchmarker",
     "compare",
     "thumbnailer",
     "sample_image",

@@ -74,3 +74,17 @@ fn executors_that_are_idle_are_measured_and_all_are_gone_when_their_leases_are_g
         assert!(number(&told, key) > 0.0, "{key}: {told}");
     }
 }
+
+/// It fails by itself unless what goes through its graphs comes out of them.
+#[test]
+fn graphs_are_measured_beside_what_their_targets_name() {
+    let _guard = one_at_a_time();
+    let flags = ["--json", "--repetitions", "2", "--calls", "100", "--compiles", "1"];
+    let told = run(command("graph_benchmarker", flags)).success().json();
+    let rows = told["rows"].as_array().unwrap();
+    let targets: Vec<_> = rows.iter().map(|row| row["target"].as_str().unwrap()).collect();
+    assert_eq!(targets, ["T1", "T1", "T2", "T2", "T3", "T4", "T5", "T14", "T18", "T18"]);
+    for row in &rows[..8] {
+        assert!(number(row, "value") > 0.0 && number(row, "beside") > 0.0, "{row}");
+    }
+}
