@@ -156,10 +156,10 @@ fn a_hello_is_magic_version_and_role() {
         (Role::Edge, 7),
     ] {
         let hello = Hello::with(role, &Empty {});
-        assert_eq!(hello, [b'r', b'F', b'a', b'S', 9, 0, number, 0]);
+        assert_eq!(hello, [b'r', b'F', b'a', b'S', 10, 0, number, 0]);
     }
     let hello = Hello::with(Role::Accounting, &AccountingHello { secret: SECRET });
-    assert_eq!(hello, b"rFaS\x09\0\x04\x000123456789abcdef");
+    assert_eq!(hello, b"rFaS\x0a\0\x04\x000123456789abcdef");
 }
 
 #[test]
