@@ -126,8 +126,8 @@ impl Parts {
                 if self.told.len() != self.workers {
                     return Err(Malformed::Field("number of workers"));
                 }
-                let stages = self.told.iter().flat_map(|work| &work.stages);
-                stages.map(|named| check(&named.stage)).collect::<Result<(), _>>()?;
+                let mut stages = self.told.iter().flat_map(|work| &work.stages);
+                stages.try_for_each(|named| check(&named.stage))?;
                 return Ok(Some(std::mem::take(&mut self.told)));
             }
         }

@@ -117,12 +117,15 @@ fn output(place: Place<'_>, bytes: u32) -> Vec<u8> {
     unsafe { std::slice::from_raw_parts(place.output(), bytes as usize) }.to_vec()
 }
 
+/// What a turn was asked for: by which entry, for which edge, with what.
+type Noted = (&'static str, u32, Vec<u8>);
+
 /// Calls `name` with `input` for what `with` makes of a turn. Returns what it returned, and wrote; and the turn.
 fn call(
     name: &str,
     input: &[u8],
     with: impl FnOnce(&mut Fake<'_>),
-) -> (u32, Vec<u8>, Vec<Verdict>, Vec<(&'static str, u32, Vec<u8>)>) {
+) -> (u32, Vec<u8>, Vec<Verdict>, Vec<Noted>) {
     let library = asks();
     library.initialise(0, 7).unwrap();
     let function = library.function(library.number(name).unwrap()).unwrap();

@@ -28,10 +28,10 @@ pub(crate) fn run(bytes: &[u8]) {
         lease::FromClient::Request(request) => text(&request.client),
         lease::FromClient::Gang(gang) => {
             text(&gang.client);
-            if let Some(constraints) = number(Constraints::read_from(gang)) {
-                if let Err(why) = constraints.check(gang.leases.get()) {
-                    assert_line(&why);
-                }
+            if let Some(constraints) = number(Constraints::read_from(gang))
+                && let Err(why) = constraints.check(gang.leases.get())
+            {
+                assert_line(&why);
             }
         }
         lease::FromClient::Release(release) => terms(&release.token.terms),

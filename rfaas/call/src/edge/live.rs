@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use rfaas_protocol::edge::{EdgeFailure, InputKind, OutputKind};
 
-use super::hop::HopEnd;
+use super::end::HopEnd;
 use super::outgoing::SlotUse;
 use super::stage::Stage;
 use super::wires::{Answer, Made, Memory, Wires, not_written};

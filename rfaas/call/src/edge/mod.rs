@@ -12,6 +12,7 @@
 //!   edge never has more under way than slots.
 //! * An edge that breaks ends the worker: what a run has lost cannot be made up for here.
 
+mod end;
 mod ends;
 mod hop;
 mod incoming;
@@ -22,8 +23,9 @@ mod outgoing;
 mod stage;
 mod wires;
 
+pub use end::HopEnd;
 pub use ends::{EdgeEnd, arrival_queue};
-pub use hop::{Hop, HopEnd, StageMemory};
+pub use hop::{Hop, StageMemory};
 pub use incoming::{Arrival, InEdge};
 pub use join::{Input, Joined, Joins};
 pub use outgoing::{OutEdge, SlotUse};

@@ -9,8 +9,8 @@ use rfaas_protocol::edge::{
     EdgeFailure, EdgeStatus, FailedBecause, InputKind, ItemHeader, OutputKind,
 };
 
+use super::end::HopEnd;
 use super::ends::EdgeEnd;
-use super::hop::HopEnd;
 use super::incoming::{Arrival, InEnd};
 use super::items::{self, HEADER, Item, Items};
 use super::join::{Input, Joined, Joins};
