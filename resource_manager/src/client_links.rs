@@ -22,7 +22,7 @@ use std::time::Duration;
 use rdmalib::{ConnectRequest, Device, Peer, WaitingList};
 use rfaas_program::poll_loop::Idle;
 use rfaas_protocol::channel::{Channel, ChannelError};
-use rfaas_protocol::constraints::{Constraint, Constraints, MAX_WAIT_MS};
+use rfaas_protocol::constraints::{Constraint, Constraints, MAX_GANG, MAX_WAIT_MS};
 use rfaas_protocol::lease::{
     ClientName, EndReason, FromClient, GangRequest, LeaseGranted, LeaseId, LeaseRefused,
     LeaseRelease, LeaseRenew, LeaseReplace, LeaseRequest, LeaseUnmet, Reason, ToClient, Token,
@@ -32,7 +32,9 @@ use rfaas_protocol::{Empty, Malformed};
 use zerocopy::little_endian::U32;
 
 use crate::link::{Outbox, Turn, take_messages};
-use crate::pool::{Action, Ask, Asked, Denied, Grant, LinkId, MAX_NODES, Now, Pool, WaitId};
+use crate::pool::{
+    Action, Ask, Asked, Denied, Grant, LinkId, MAX_NODES, MOST_WAITING_OF_ONE, Now, Pool, WaitId,
+};
 
 /// The client that a lease is billed to if the request gives no name.
 const NAMELESS: &str = "rdma";
@@ -44,9 +46,9 @@ const MOST_OF_PEER: usize = 1024;
 /// Connections of a peer that are looked at for one that can go: more than wait for claims of their
 /// leases in the same moment, where claims take milliseconds.
 const MOST_LOOKED_AT: usize = 64;
-/// Messages that wait for a client, besides those that are under way to it: two of the longest
-/// answers.
-const MOST_WAITING: usize = 2 * MAX_NODES as usize;
+/// Messages that wait for a client, besides those that are under way to it: the answers to all of its requests that may
+/// wait for room, which may be met in the same pass, and two of the longest to others.
+const MOST_UNTAKEN: usize = MOST_WAITING_OF_ONE * MAX_GANG as usize + 2 * MAX_NODES as usize;
 /// Leases remembered for a connection before those that have ended are left out.
 const SWEEP: usize = 64;
 
@@ -187,7 +189,7 @@ impl ClientLinks {
         let origin = request.origin();
         let mut channel = Channel::of_messages(device, RECEIVES)?;
         channel.accept(request, &Empty {})?;
-        let (outbox, leases) = (Outbox::new(MOST_WAITING), Granted::default());
+        let (outbox, leases) = (Outbox::new(MOST_UNTAKEN), Granted::default());
         let (waits, granted) = (BTreeSet::new(), false);
         self.links.insert(id, ClientLink { channel, origin, outbox, leases, waits, granted });
         self.stay(id, origin);

@@ -10,8 +10,10 @@ use rdmalib_testing::device;
 use redb::StorageBackend;
 use redb::backends::InMemoryBackend;
 use rfaas_protocol::channel::{Channel, ChannelError, Incoming};
+use rfaas_protocol::constraints::MAX_GANG;
 use rfaas_protocol::lease::{
-    ClientName, EndReason, FromClient, LeaseGranted, LeaseRequest, NodeName, ToClient, Token,
+    ClientName, EndReason, FromClient, GangRequest, LeaseGranted, LeaseId, LeaseRequest, NodeName,
+    ToClient, Token,
 };
 use rfaas_protocol::node::{
     Bill, FromNode, LeaseClaimed, LeaseEnded, ManagerProof, NodeHello, Register, ToNode,
@@ -20,7 +22,7 @@ use rfaas_protocol::{Bytes, Empty, MessageKind, Nonce};
 
 use super::*;
 use crate::commands::{Stopped, commands};
-use crate::pool::{Capacity, NodeSpec};
+use crate::pool::{Capacity, MOST_WAITING_OF_ONE, NodeSpec};
 use crate::state::StateFile;
 
 /// Longest that anything may take.
@@ -319,6 +321,37 @@ fn only_a_request_that_may_find_room_when_nodes_were_heard_waits_for_that() {
     match hear(&mut client) {
         ToClient::Refused(refused) => assert_eq!(refused.request.get(), 4, "there is no more room"),
         other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn all_that_a_client_may_wait_for_is_answered_at_once() {
+    let (world, mut server) = World::paused();
+    let gangs = u32::try_from(MOST_WAITING_OF_ONE).unwrap();
+    let cores = gangs * MAX_GANG;
+    let spec = NodeSpec::new("a", "127.0.0.1", 10_005, Capacity { cores, memory: cores });
+    server.pool.add_node(Now::read(), spec.unwrap(), &mut Vec::new()).unwrap();
+    let _node = taken(&mut server, || world.node());
+    turns(&mut server);
+    let mut client = taken(&mut server, || world.dial(Role::Lease, &Empty {}).0);
+    ask(&mut client, 0, cores);
+    server.pass(Wakeups::All).unwrap();
+    let held = LeaseId::new(granted(&mut client).token.terms.lease.get()).unwrap();
+    for number in 1..=gangs {
+        let gang = GangRequest::new(number.into(), MAX_GANG, (1, 1), 60_000);
+        client.send(&FromClient::Gang(gang.with(number, 60_000))).unwrap();
+        server.pass(Wakeups::All).unwrap();
+    }
+    assert_eq!(server.pool.count_waiting(), MOST_WAITING_OF_ONE);
+    let now = Now::read();
+    server.pool.end_lease(now, held, EndReason::Released, &mut Vec::new());
+    server.pass(Wakeups::All).unwrap();
+    for number in 1..=gangs {
+        for part in 0..MAX_GANG {
+            turns(&mut server);
+            let granted = granted(&mut client);
+            assert_eq!((granted.request.get(), granted.part.get().into()), (number, part));
+        }
     }
 }
 
