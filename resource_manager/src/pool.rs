@@ -210,6 +210,7 @@ impl Pool {
     pub fn use_settings(&mut self, settings: Policy) {
         if self.policy.settings != settings {
             self.policy = ChosenPolicy { chosen: settings, settings };
+            self.policy_unsaved = true; // what was chosen before does not come back with its settings
         }
         self.held.nodes.policy = self.policy.chosen;
     }

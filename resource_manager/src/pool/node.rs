@@ -277,19 +277,19 @@ impl Node {
 
     /// One of an earlier run of this program: lost, if it was ever there.
     pub(super) fn restored(now: Now, record: NodeRecord) -> Self {
-        let NodeRecord { spec, instance, draining, leaves_at } = record;
+        let NodeRecord { spec, instance, draining, leaves_at, replaced } = record;
         let leaves_at = leaves_at.map(|at| (now.until(at), at));
         let connection = match instance {
             None => NodeConnection::Never,
             Some(_) => NodeConnection::Lost { give_up_at: None },
         };
-        Node { instance, draining, leaves_at, connection, ..Node::new(spec) }
+        Node { instance, draining, leaves_at, replaced, connection, ..Node::new(spec) }
     }
 
     pub(super) fn record(&self) -> NodeRecord {
         let leaves_at = self.leaves_at.map(|(_, at)| at);
         let (spec, instance, draining) = (self.spec.clone(), self.instance, self.draining);
-        NodeRecord { spec, instance, draining, leaves_at }
+        NodeRecord { spec, instance, draining, leaves_at, replaced: self.replaced }
     }
 
     /// What no lease holds.

@@ -189,7 +189,7 @@ impl NodeTable {
         }
         let changed = self.change(slot, |node| {
             node.draining = false;
-            node.leaves_at = None;
+            (node.leaves_at, node.replaced) = (None, false);
             node.label_set = label_set;
             let moved = node.spec.address() != spec.address();
             node.spec = spec;
@@ -227,10 +227,11 @@ impl NodeTable {
     /// Adds a node likewise, before anybody is connected. What is known of when it leaves stays.
     pub(super) fn import(&mut self, now: Now, spec: NodeSpec) -> Result<(), Conflict> {
         let name = spec.name().clone();
-        let leaves_at = self.find(&name).and_then(|slot| self.get(slot)?.leaves_at);
+        let known = self.named(&name).filter(|node| node.leaves_at.is_some());
+        let leaves = known.map(|node| (node.leaves_at, node.replaced));
         self.add(now, spec, &mut Vec::new())?;
-        if let Some(slot) = self.find(&name).filter(|_| leaves_at.is_some()) {
-            self.change(slot, |node| node.leaves_at = leaves_at);
+        if let (Some(slot), Some(leaves)) = (self.find(&name), leaves) {
+            self.change(slot, |node| (node.leaves_at, node.replaced) = leaves);
         }
         Ok(())
     }
@@ -391,6 +392,10 @@ impl NodeTable {
             };
             due.take_if(|at| *at <= now.monotonic).map(|_| what)
         });
+        if let Some(name) = back {
+            tracing::info!(node = ?name, "node was replaced before it left: it stays");
+            self.unsaved.insert(name);
+        }
         due.flatten()
     }
 

@@ -29,6 +29,8 @@ pub struct NodeRecord {
     pub draining: bool,
     /// When it leaves.
     pub leaves_at: Option<SystemTime>,
+    /// Whether another run of its executor manager has registered since that was said: then it stays.
+    pub replaced: bool,
 }
 
 /// A lease that has not ended, likewise.

@@ -33,8 +33,10 @@ type NodeRow<'a> = (&'a str, u16, u32, u32, u64, bool);
 /// Nodes by name.
 pub(super) const NODES: TableDefinition<&str, NodeRow<'static>> = TableDefinition::new("nodes");
 
-/// Labels, with blanks between them; when it leaves (0: it does not).
+/// Labels, with blanks between them; when it leaves (0: it does not), with [`REPLACED`].
 type MarksRow<'a> = (&'a str, u64);
+/// In the time when a node leaves: it was replaced since. That time is in whole milliseconds, so the bit is free.
+const REPLACED: u64 = 1;
 /// What nodes have besides, by name; earlier programs do not know it, and do not mind it.
 pub(super) const MARKS: TableDefinition<&str, MarksRow<'static>> =
     TableDefinition::new("node_marks");
@@ -127,7 +129,8 @@ pub(super) fn policy(number: u64) -> Option<ChosenPolicy> {
 /// Its labels, and when it leaves; `None`: neither.
 pub(super) fn marks(node: &NodeRecord) -> Option<(String, u64)> {
     let labels = node.spec.labels().join(" ");
-    let leaves_at = node.leaves_at.map_or(0, micros);
+    let replaced = if node.replaced { REPLACED } else { 0 };
+    let leaves_at = node.leaves_at.map_or(0, |at| micros(at) & !REPLACED | replaced);
     (!labels.is_empty() || leaves_at > 0).then_some((labels, leaves_at))
 }
 
@@ -141,8 +144,9 @@ pub(super) fn node(
     let spec = NodeSpec::new(name, address, port, Capacity { cores, memory })
         .and_then(|spec| spec.with_labels(&labels))
         .map_err(|wrong| StateError::Row(format!("node {name:?}: {wrong}")))?;
-    let leaves_at = (leaves_at > 0).then(|| time(leaves_at));
-    Ok(NodeRecord { spec, instance: NonZeroU64::new(instance), draining, leaves_at })
+    let replaced = leaves_at & REPLACED != 0;
+    let leaves_at = (leaves_at > 0).then(|| time(leaves_at & !REPLACED));
+    Ok(NodeRecord { spec, instance: NonZeroU64::new(instance), draining, leaves_at, replaced })
 }
 
 pub(super) fn lease_row(lease: &LeaseRecord) -> LeaseRow<'_> {

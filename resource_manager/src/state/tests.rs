@@ -33,7 +33,13 @@ fn node(name: &str, draining: bool) -> NodeRecord {
     let spec = NodeSpec::new(name, "node.example", 10_005, capacity).unwrap();
     let spec = spec.with_labels(&["gpu".into(), "rack=7".into()]).unwrap();
     let leaves_at = draining.then(|| at(1_234));
-    NodeRecord { spec, instance: NonZeroU64::new(u64::MAX), draining, leaves_at }
+    NodeRecord {
+        spec,
+        instance: NonZeroU64::new(u64::MAX),
+        draining,
+        leaves_at,
+        replaced: draining,
+    }
 }
 
 fn lease(lease: u64) -> LeaseRecord {

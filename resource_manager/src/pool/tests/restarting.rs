@@ -10,6 +10,7 @@ struct Kept {
     nodes: BTreeMap<Arc<str>, NodeRecord>,
     leases: BTreeMap<LeaseId, LeaseRecord>,
     bills: BTreeMap<LeaseId, Billed>,
+    policy: Option<ChosenPolicy>,
 }
 
 impl Kept {
@@ -27,6 +28,7 @@ impl Kept {
             }
         }
         self.bills.extend(changes.bills.into_iter().map(|bill| (bill.lease, bill)));
+        self.policy = changes.policy.or(self.policy);
     }
 }
 
@@ -39,7 +41,7 @@ fn restart(world: &mut World, kept: &mut Kept) {
         nodes: kept.nodes.values().cloned().collect(),
         leases: kept.leases.values().cloned().collect(),
         bills: kept.bills.values().filter(|bill| !bill.reported).cloned().collect(),
-        policy: None,
+        policy: kept.policy,
         first_id: world.pool.first_id(),
         last_id: ids.max().copied(),
     };
@@ -85,6 +87,46 @@ fn a_node_that_is_replaced_before_it_was_to_leave_stays_from_then_on() {
     assert!(world.request(1, 1, 30 * SECOND).is_err(), "it may be the same that was started again");
     world.pass(20 * SECOND);
     assert_eq!(world.pool.node("a").unwrap().leaves_at, None);
+    assert!(world.request(1, 1, 30 * SECOND).is_ok());
+}
+
+#[test]
+fn a_policy_that_other_settings_have_replaced_does_not_come_back_with_its_own() {
+    let (mut world, mut kept) = (World::new(), Kept::default());
+    world.pool.use_settings(Policy::Compact);
+    world.pool.set_policy(Policy::Spread);
+    for (settings, expected) in [
+        (Policy::Compact, Policy::Spread),
+        (Policy::BinPack, Policy::BinPack),
+        (Policy::Compact, Policy::Compact),
+    ] {
+        restart(&mut world, &mut kept);
+        world.pool.use_settings(settings);
+        assert_eq!(world.pool.policy(), expected);
+    }
+}
+
+#[test]
+fn a_node_that_was_replaced_stays_whenever_the_program_is_started_again() {
+    let (mut world, mut kept) = (World::new(), Kept::default());
+    let link = world.node("a", 1, 64);
+    world.pool.set_leaving(world.now, "a", 20 * SECOND).unwrap();
+    world.disconnect(link);
+    let replace = |world: &mut World, number: u64| {
+        let link = LinkId(100 + number);
+        world.pool.node_connected(world.now, "a", run(2), link, &mut world.out).unwrap();
+    };
+    replace(&mut world, 1);
+    restart(&mut world, &mut kept); // before it would have left
+    let imported = NodeSpec::new("a", "10.0.0.1", 10_005, Capacity { cores: 1, memory: 64 });
+    world.pool.import_node(world.now, imported.unwrap()).unwrap();
+    replace(&mut world, 2);
+    assert!(world.request(1, 1, 30 * SECOND).is_err());
+    world.pass(20 * SECOND);
+    assert_eq!(world.pool.node("a").unwrap().leaves_at, None);
+    restart(&mut world, &mut kept); // after it
+    assert_eq!(world.pool.node("a").unwrap().leaves_at, None);
+    replace(&mut world, 3);
     assert!(world.request(1, 1, 30 * SECOND).is_ok());
 }
 
