@@ -184,8 +184,8 @@ pub enum Error {
     },
     /// The input does not fit into a slot; deploy with larger ones, or compile a graph with a larger input.
     #[error(
-        "input of {bytes} bytes is too large: {max} fit; it takes `Deployment::input_bytes` (of a graph: `Graph::input`) \
-         of {bytes} or more"
+        "input of {bytes} bytes is too large: {max} fit; it takes `Deployment::input_bytes` of {bytes} or more (of a \
+         graph: `Graph::input`)"
     )]
     InputTooLarge {
         /// Bytes of input.

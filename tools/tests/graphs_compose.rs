@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used)] // in what tests share: a failed test is what it is for
 
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rfaas::{Client, Deployment, Error, Graph, GraphFunction, Join, Spin};
 use testkit::functions::{compose, graph as graph_library};
@@ -112,6 +112,35 @@ fn a_join_of_some_takes_the_first_and_bears_failures() {
 }
 
 #[test]
+fn a_worker_that_ends_after_the_outputs_came_keeps_no_slot() {
+    let _guard = one_at_a_time();
+    let scene = Scene::new();
+    let mut graph = Graph::new();
+    let soon = [0, 1].map(|_| graph.function(&scene.simple, "add_one"));
+    let ends = graph.function(&scene.simple, "obey");
+    let gather = graph.function(&scene.compose, "gather");
+    graph.input(soon[0], 16).input(soon[1], 16).input(ends, 16).output(gather, 64);
+    graph.edge(soon[0], gather, 16).edge(soon[1], gather, 16).edge(ends, gather, 16);
+    graph.join(gather, Join::Of(2));
+    const LIMIT: Duration = Duration::from_secs(2);
+    let deployment = Deployment::new().spin(Spin::Never).slots(2).invocation_timeout(LIMIT);
+    let mut graph = scene.client.compile_with(&graph, &deployment).unwrap();
+    for _ in 0..4 {
+        // Whether its end or the outputs are seen first is open; its slot is free in both cases.
+        drop(graph.run(b"e"));
+    }
+    let begun = Instant::now();
+    while begun.elapsed() < LIMIT + Duration::from_secs(1) {
+        let runs = [0, 1].map(|_| graph.submit(b"x").unwrap());
+        for run in runs {
+            graph.wait(run).unwrap();
+        }
+    }
+    drop(graph);
+    scene.done();
+}
+
+#[test]
 fn with_a_time_a_function_takes_what_is_there() {
     let _guard = one_at_a_time();
     let scene = Scene::new();
@@ -189,6 +218,17 @@ fn items_are_dealt_out_one_by_one_and_by_key() {
     graph.input(first, 64).each(first, second, 64).output(second, 64);
     let (_, wrong) = source(scene.run(&graph, &[&[1, 2, 3]]).remove(0));
     assert!(matches!(wrong, Error::NotItems), "{wrong}");
+    // What is more than the next one holds is refused, and nothing of it is written.
+    let mut graph = Graph::new();
+    let split = graph.function(&scene.compose, "split");
+    let work = graph.function(&scene.compose, "who_adds_one");
+    let flatten = graph.function(&scene.compose, "flatten");
+    graph.input(split, 64).each(split, work, 1024).edge(work, flatten, 64).output(flatten, 256);
+    let mut results = scene.run(&graph, &[b"abcdefgh", b"abcd"]);
+    assert_eq!(results.remove(1).unwrap(), [b"a\0bb\0cc\0dd\0e"]);
+    let (function, wrong) = source(results.remove(0));
+    assert!(matches!(wrong, Error::OutputTooLarge { capacity: 64, .. }), "{wrong}");
+    assert_eq!(function, "who_adds_one");
     // Of several workers, the one that failed is named.
     let mut graph = Graph::new();
     let split = graph.function(&scene.compose, "split");
@@ -270,6 +310,14 @@ fn a_function_sends_before_it_returns_and_asks_others() {
     let answers = graph.function(&scene.simple, "twice");
     graph.input(asks, 64).call(asks, answers, 64, 64).output(asks, 64);
     assert_eq!(scene.outputs(&graph, &[&[1, 2], &[3]]), [vec![4, 8], vec![12]]);
+
+    // The same within one worker: what was sent stays as it was when something else is returned.
+    let mut graph = Graph::new();
+    let halves = graph.function(&scene.compose, "halves");
+    let gather = graph.function(&scene.compose, "gather");
+    graph.share(gather, halves).input(halves, 64).emits(halves).output(gather, 64);
+    graph.edge(halves, gather, 64).edge(halves, gather, 64);
+    assert_eq!(scene.outputs(&graph, &[b"abcd", b"wxyz"]), [b"\0ab\x01cd", b"\0wx\x01yz"]);
 
     // An answer that comes late keeps the slot, and nobody gets it.
     let mut graph = Graph::new();

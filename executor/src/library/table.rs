@@ -244,11 +244,12 @@ unsafe extern "C" fn again(state: *const c_void, bytes: u32) -> u32 {
         if bytes > room {
             return Err(Denied::Bounds);
         }
+        turn.end(Verdict::Again(bytes))?;
         if bytes > 0 {
             // SAFETY: the caller can read so many bytes, and the area holds them. It may be part of it.
             unsafe { ptr::copy(state.cast(), area, bytes as usize) };
         }
-        turn.end(Verdict::Again(bytes))
+        Ok(())
     }))
 }
 

@@ -10,6 +10,8 @@ use crate::error::{Error, Result};
 pub(super) const MAX_WORKERS: usize = 256;
 /// Most lanes of a graph.
 const MAX_LANES: usize = 256;
+/// Most functions of a graph, and so of a worker that they share: as many as an executor takes for one.
+const MAX_FUNCTIONS: usize = 1024;
 /// Most bytes of an edge are less than this.
 const TOO_LARGE: usize = 1 << 32;
 
@@ -25,6 +27,9 @@ pub(super) fn check(graph: &Graph) -> Result<Vec<usize>> {
     let count = functions.len();
     if count == 0 {
         return Err(wrong("it has no functions".into()));
+    }
+    if count > MAX_FUNCTIONS {
+        return Err(wrong(format!("it has {count} functions; {MAX_FUNCTIONS} are possible")));
     }
     let name = |function: usize| functions[function].name.as_str();
     let ends = inputs.iter().chain(outputs).map(|end| (end.function, end.bytes));
@@ -60,6 +65,7 @@ pub(super) fn check(graph: &Graph) -> Result<Vec<usize>> {
         check_function(graph, function)?;
     }
     check_calls(graph)?;
+    check_sums(graph)?;
     Ok(order)
 }
 
@@ -121,7 +127,7 @@ fn check_function(graph: &Graph, function: usize) -> Result<()> {
         }
     }
     let outputs = graph.outputs.iter().filter(|end| end.function == function).count();
-    let goes = leads + outputs;
+    let goes = leads - calls + outputs;
     // Two more tell the client of its end, and what it did.
     let most_edges = MAX_EDGES - 2;
     // Answers come, too, and what it made when it is called again.
@@ -134,7 +140,8 @@ fn check_function(graph: &Graph, function: usize) -> Result<()> {
         _ if comes > most_inputs => {
             format!("{comes} inputs lead to {name:?}; {most_inputs} are possible")
         }
-        _ if goes > most_edges => {
+        _ if goes + calls > most_edges => {
+            let goes = goes + calls;
             format!("{goes} edges lead from {name:?}; {most_edges} are possible")
         }
         _ if items > 0 && keyed > 0 => {
@@ -152,6 +159,12 @@ fn check_function(graph: &Graph, function: usize) -> Result<()> {
         _ if described.again && items + keyed > 0 => {
             format!("{name:?} gets items: it cannot be called again")
         }
+        _ if (described.sends || calls > 0) && items + keyed > 0 => {
+            format!("{name:?} gets items: it cannot send before it returns, or call another one")
+        }
+        Join::Any if described.sends => {
+            format!("{name:?} is tried with each input: it cannot send before it returns")
+        }
         _ => match described.within.map(|within| u32::try_from(within.as_millis())) {
             Some(Ok(0)) => format!("{name:?} waits for less than a millisecond"),
             Some(Err(_)) => format!("{name:?} waits for longer than 49 days"),
@@ -159,6 +172,33 @@ fn check_function(graph: &Graph, function: usize) -> Result<()> {
         },
     };
     Err(wrong(what))
+}
+
+/// Checks that all that comes to a worker has a size that can be said.
+fn check_sums(graph: &Graph) -> Result<()> {
+    let functions = &graph.functions;
+    let mut sums = vec![0usize; functions.len()];
+    let mut add = |function: usize, bytes: usize| {
+        let host = functions[function].shares.unwrap_or(function);
+        sums[host] = sums[host].saturating_add(bytes);
+    };
+    for end in &graph.inputs {
+        add(end.function, end.bytes);
+    }
+    for edge in &graph.edges {
+        add(edge.to, edge.bytes.saturating_mul(functions[edge.from].workers));
+        if let EdgeKind::Call(bytes) = edge.kind {
+            add(edge.from, bytes);
+        }
+    }
+    match sums.iter().position(|sum| *sum >= TOO_LARGE) {
+        Some(worker) => {
+            let (name, sum) = (&functions[worker].name, sums[worker]);
+            let what = format!("{sum} bytes come to a worker of {name:?}: 4 GiB are too many");
+            Err(wrong(what))
+        }
+        None => Ok(()),
+    }
 }
 
 /// Checks calls from one function to another one.
@@ -170,15 +210,17 @@ fn check_calls(graph: &Graph) -> Result<()> {
         let (from, to) = (&functions[call.from].name, &functions[call.to].name);
         let of_callee =
             graph.edges.iter().filter(|edge| edge.from == call.to || edge.to == call.to);
-        let is_called_only = of_callee
-            .filter(|edge| edge.from != call.to || !matches!(edge.kind, EdgeKind::Call(_)))
-            .count()
-            == 1;
+        let is_called_only = of_callee.count() == 1;
         let has_end = graph.inputs.iter().chain(&graph.outputs).any(|end| end.function == call.to);
         let what = if functions[call.from].workers != 1 || functions[call.to].workers != 1 {
             format!("{from:?} calls {to:?}: both have one worker then")
         } else if !is_called_only || has_end {
             format!("{from:?} calls {to:?}: nothing else leads to that or from it then")
+        } else if functions[call.to].sends
+            || functions[call.to].join != Join::All
+            || functions[call.to].within.is_some()
+        {
+            format!("{from:?} calls {to:?}: that has one input, and answers when it returns")
         } else {
             continue;
         };
@@ -349,6 +391,20 @@ mod tests {
         wrong(&|graph, [a, b, c]| graph.call(a, b, 1, 1).edge(b, c, 1), "nothing else leads to");
         wrong(&|graph, [a, b, _]| graph.call(a, b, 1, 1).output(b, 1), "nothing else leads to");
         wrong(&|graph, [a, b, _]| graph.call(a, b, 1, 1).workers(a, 2), "one worker then");
+        wrong(&|graph, [a, b, _]| graph.call(a, b, 1, 1).emits(b), "answers when it returns");
+        wrong(
+            &|graph, [a, b, _]| graph.call(a, b, 1, 1).within(b, Duration::from_secs(1)),
+            "answers when",
+        );
+        wrong(&|graph, [a, b, c]| graph.each(a, b, 1).edge(b, c, 1).emits(b), "cannot send before");
+        wrong(
+            &|graph, [a, b, c]| graph.edge(a, b, 1).edge(b, c, 1).join(c, Join::Any).emits(c),
+            "cannot send",
+        );
+        wrong(
+            &|graph, [a, b, c]| graph.edge(a, b, 1 << 31).edge(b, c, 1 << 31).edge(a, c, 1 << 31),
+            "bytes come to",
+        );
         wrong(
             &|graph, [a, b, _]| graph.call(a, b, 1, 1).share(b, a),
             "workers call each other: those of a → a",

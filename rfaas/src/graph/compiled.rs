@@ -228,7 +228,9 @@ impl CompiledGraph {
                         self.lose(number, loss);
                     }
                 }
-            } else if self.again.iter().any(|again| again.begun.run == run.number) {
+            } else if run.graph == self.origin
+                && self.again.iter().any(|again| again.begun.run == run.number)
+            {
                 // It waits for a lane.
                 self.look();
                 self.rest();
@@ -277,7 +279,7 @@ impl CompiledGraph {
         }
     }
 
-    /// Returns what [`wait`](Self::wait) does if `run` is over, else `None`. Never waits.
+    /// Returns what [`wait`](Self::wait) does if `run` is over, else `None`. It waits for no run.
     ///
     /// ```no_run
     /// # fn example(graph: &mut rfaas::CompiledGraph) -> rfaas::Result<()> {
@@ -332,11 +334,15 @@ impl CompiledGraph {
         let mut backoff = Backoff::new(self.plan.deployment.spin, Awaited::Result);
         loop {
             self.attend(false);
+            let over = self.first_over();
+            let ended = self.ended.first_key_value().map(|(run, _)| *run);
+            if let Some((number, run, slot)) = over
+                && ended.is_none_or(|ended| run < ended)
+            {
+                return Some((self.numbered(run), self.take(number, slot)));
+            }
             if let Some((run, ended)) = self.ended.pop_first() {
                 return Some((self.numbered(run), self.outcome(ended)));
-            }
-            if let Some((number, run, slot)) = self.first_over() {
-                return Some((self.numbered(run), self.take(number, slot)));
             }
             if self.unfetched() == 0 {
                 return None;
@@ -618,22 +624,30 @@ impl CompiledGraph {
         if !self.is_well() {
             timeout = NAP;
         }
-        let mut ready: Vec<_> = self.lanes.iter_mut().filter_map(Lane::ready).collect();
-        for (slots, workers) in &mut ready {
+        let lanes = self.lanes.iter_mut().enumerate();
+        let mut ready: Vec<_> =
+            lanes.filter_map(|(number, lane)| Some((number, lane.ready()?))).collect();
+        let mut lost = Vec::new();
+        for (number, (slots, workers)) in &mut ready {
             let left = slots.first_deadline().map(|at| at.saturating_duration_since(now));
             timeout = left.map_or(timeout, |left| left.min(timeout));
             // Armed before it is polled: what comes later ends the sleep.
-            let polled = workers.arrivals.arm(Notify::Any).is_ok();
-            if !polled || !matches!(slots.poll(workers), Ok(false)) {
+            let armed = workers.arrivals.arm(Notify::Any).is_ok();
+            let polled = slots.poll(workers);
+            if !armed || !matches!(polled, Ok(false)) {
                 timeout = Duration::ZERO;
             }
+            lost.extend(polled.err().map(|loss| (*number, loss)));
         }
-        let descriptors = ready.iter().map(|(_, workers)| workers.descriptor());
+        let descriptors = ready.iter().map(|(_, (_, workers))| workers.descriptor());
         if let Err(error) = sleep_on(descriptors, timeout) {
             tracing::error!(%error, "cannot sleep");
         }
-        for (_, workers) in &mut ready {
+        for (_, (_, workers)) in &mut ready {
             workers.arrivals.acknowledge().ok();
+        }
+        for (number, loss) in lost {
+            self.lose(number, loss);
         }
     }
 }

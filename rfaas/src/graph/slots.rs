@@ -246,7 +246,9 @@ impl Slots {
                 continue;
             };
             let left = if self.is_over(slot) {
-                Left::Over(self.take(workers, slot))
+                let over = self.take(workers, slot);
+                self.clear(slot); // workers that were to be done with it are gone
+                Left::Over(over)
             } else {
                 self.clear(slot);
                 let mut copy = vec![0; input];

@@ -89,8 +89,8 @@ fn a_failed_call_shows_its_error_as_people_read_it() {
     let (input, output) = buffers(&executor, &[7; 101]);
     let failed = executor.submit(&empty, input, output).unwrap_err();
     assert!(matches!(failed.error, Error::InputTooLarge { bytes: 101, max: 100 }));
-    let text = "input of 101 bytes is too large: the deployment allows 100; \
-                deploy with `Deployment::input_bytes` of 101 or more";
+    let text = "input of 101 bytes is too large: 100 fit; it takes `Deployment::input_bytes` of 101 or more \
+                (of a graph: `Graph::input`)";
     assert_eq!(format!("{failed:?}"), text);
     assert_eq!(failed.to_string(), text);
 }

@@ -5,8 +5,8 @@
 //!        │ none                                                      ▲ └─ failed: passed on, nothing is called
 //!        └▶ Service::idle              what goes to a stage of its own ┘
 //! ```
-//! One thread, one call after the other. Per run there is no allocation, lock, log line or system call, but those of a
-//! function's own.
+//! One thread, one call after the other. Per run there is no lock, log line or system call, but those of a function's
+//! own; and no allocation, but that of the list of items that are taken by key, which grows to the longest there was.
 
 use std::ops::Deref;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
@@ -74,8 +74,10 @@ impl<M: Deref<Target = SlotMemory>> Hop<M> {
         let slots = areas.iter().flatten().map(|area| area.layout().slots()).min().unwrap_or(0);
         let mut mapped: Vec<_> = outs.iter().map(|_| None).collect();
         let mut traced = false;
-        for stage in &stages {
+        for (number, stage) in stages.iter().enumerate() {
+            // Where a function may write more than the edge holds, it is to meet a guard page.
             if let Some(edge) = stage.only_edge()
+                && area_bytes(&areas[number]) <= outs[edge].shape().bytes
                 && let Some(mapping) = outs[edge].map()?
             {
                 mapped[edge] = Some(mapping);
@@ -91,8 +93,10 @@ impl<M: Deref<Target = SlotMemory>> Hop<M> {
             let items = stage.inputs.iter().filter(|input| input.kind == InputKind::Items);
             let bytes = items.map(|input| match input.from {
                 InputFrom::Edge(edge) => ends[edge].shape().bytes as usize,
-                InputFrom::Here(from) => areas[from][0].layout().output_bytes() as usize,
+                InputFrom::Here(from) => area_bytes(&areas[from]) as usize,
             });
+            // The last item of one is filled up in front of the first one of the next.
+            let bytes = bytes.map(|bytes| bytes.next_multiple_of(HEADER as usize));
             bytes.sum::<usize>()
         });
         let gathered = match most.max() {
@@ -273,7 +277,7 @@ impl<M: Deref<Target = SlotMemory>> Hop<M> {
         let Ready { stage, to, input, .. } = ready;
         let described = &self.stages[stage];
         let joins = &self.wires.joins[stage];
-        let first = if joins.is_any() { input } else { joins.first(to.slot).unwrap_or(0) };
+        let mut first = if joins.is_any() { input } else { joins.first(to.slot).unwrap_or(0) };
         let bytes = joins.bytes(to.slot, first).unwrap_or(0);
         let areas = &self.memory.areas[stage];
         let mut area = 0;
@@ -286,7 +290,7 @@ impl<M: Deref<Target = SlotMemory>> Hop<M> {
         if let Some(mapped) = mapped {
             place = place.with_output(mapped);
         }
-        let mut calls = 0;
+        let mut calls = 0u16;
         let mut sent = 0;
         loop {
             let mut live = Live::new(
@@ -303,7 +307,7 @@ impl<M: Deref<Target = SlotMemory>> Hop<M> {
             if let Some(end) = broken {
                 return Err(end);
             }
-            calls += 1;
+            calls = calls.saturating_add(1);
             let in_place = mapped.is_some();
             match verdict {
                 None => {
@@ -319,6 +323,7 @@ impl<M: Deref<Target = SlotMemory>> Hop<M> {
                     let from = areas[area].output(slot);
                     area = if area == 0 { areas.len() - 1 } else { 0 };
                     place = Place::new(from, bytes, areas[area].output(slot));
+                    first = 0;
                 }
                 Some(Verdict::Failed(code)) => {
                     let code = u32::from_le_bytes(code.to_le_bytes());
@@ -404,7 +409,7 @@ impl<M: Deref<Target = SlotMemory>> Hop<M> {
                 keyed.push(Keyed { input: number, item });
             }
         }
-        keyed.sort_by_key(|keyed| (keyed.item.key, keyed.input)); // stable: items of an input stay in order
+        keyed.sort_unstable_by_key(|keyed| (keyed.item.key, keyed.input, keyed.item.at));
         let mut over = None;
         for of_key in keyed.chunk_by(|a, b| a.item.key == b.item.key) {
             let (Some(gathered), Some(one)) = (&self.memory.gathered, of_key.first()) else {
@@ -469,7 +474,10 @@ impl<M: Deref<Target = SlotMemory>> Hop<M> {
         let described = &self.stages[stage];
         let area = &self.memory.areas[stage][0];
         let (region, start) = area.output(slot);
-        let most = area.layout().output_bytes();
+        let edges = described.outputs[..described.edges()].iter();
+        let of_edges = edges.filter(|output| output.kind != OutputKind::Call);
+        let most = of_edges.map(|output| output.bytes).min().unwrap_or(u32::MAX);
+        let most = most.min(area.layout().output_bytes());
         let Some(at) = list.end.checked_add(HEADER).filter(|at| *at <= most) else {
             let needed = list.end.saturating_add(HEADER);
             let ended = Err(failure(described, FailedBecause::OutputTooLarge, needed, most));
@@ -536,6 +544,11 @@ impl<M: Deref<Target = SlotMemory>> Hop<M> {
         }
         Ok(())
     }
+}
+
+/// Returns how much a stage may write.
+fn area_bytes<M: Deref<Target = SlotMemory>>(areas: &[M]) -> u32 {
+    areas.first().map_or(0, |area| area.layout().output_bytes())
 }
 
 /// When something began, by both clocks.

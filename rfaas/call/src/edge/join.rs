@@ -146,6 +146,9 @@ impl Joins {
     fn too_few(&mut self, slot: u16) -> Joined {
         let join = &mut self.slots[usize::from(slot)];
         join.decided = true;
+        if let (Join::All, Some(failure)) = (self.plan.kind, join.failed) {
+            return Joined::Failed(failure); // those that are there in time have all failed
+        }
         let wanted = if self.plan.kind == Join::Of { self.plan.wanted } else { 1 };
         Joined::Failed(EdgeFailure {
             because: FailedBecause::TooFew.to_wire(),

@@ -105,7 +105,7 @@ impl<'a, M: Deref<Target = SlotMemory>> Live<'a, M> {
 
     /// Returns the area of what goes over an edge.
     fn area_of(&self, edge: usize) -> usize {
-        if self.described().sends() && edge > 0 { edge } else { self.area }
+        if self.described().sends() { 1 + edge } else { self.area }
     }
 
     /// Sends what is in the area of `edge`.
@@ -123,9 +123,23 @@ impl<'a, M: Deref<Target = SlotMemory>> Live<'a, M> {
         }
     }
 
-    /// Returns which input the answers of a call over `edge` are.
+    /// Notes what has come. Nothing is called.
+    fn note_what_is_there(&mut self) -> Result<(), Denied> {
+        while let Some(done) = self.wires.arrivals.poll_one() {
+            if let Err(end) = self.wires.note(self.stages, self.memory, &done) {
+                self.broken.get_or_insert(end);
+                return Err(Denied::Lost);
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns which input the answers of a call over `edge` are. `None`: nothing is called over it.
     fn answer_of(&self, edge: usize) -> Option<usize> {
         let described = self.described();
+        if described.outputs[edge].kind != OutputKind::Call {
+            return None;
+        }
         let calls = described.outputs[..edge].iter();
         let number = calls.filter(|output| output.kind == OutputKind::Call).count();
         let inputs = described.inputs.iter().enumerate();
@@ -138,12 +152,7 @@ impl<'a, M: Deref<Target = SlotMemory>> Live<'a, M> {
         let deadline = Instant::now().checked_add(limit);
         let mut polls = 0;
         loop {
-            while let Some(done) = self.wires.arrivals.poll_one() {
-                if let Err(end) = self.wires.note(self.stages, self.memory, &done) {
-                    self.broken.get_or_insert(end);
-                    return Err(Denied::Lost);
-                }
-            }
+            self.note_what_is_there()?;
             let state = self.wires.answer((self.stage, answer), self.to.slot);
             if let Answer::There(bytes) = *state {
                 *state = Answer::None;
@@ -214,6 +223,11 @@ impl<M: Deref<Target = SlotMemory>> Turn for Live<'_, M> {
         if self.sent & 1 << edge != 0 {
             return Err(Denied::Busy); // the receiver may read it now
         }
+        if let Some(answer) = self.answer_of(edge)
+            && self.wires.state((self.stage, answer), self.to.slot) != Answer::None
+        {
+            return Err(Denied::Busy); // who is asked may read it still
+        }
         if let Some(left) = self.item {
             return Ok((self.place.output(), left));
         }
@@ -229,7 +243,10 @@ impl<M: Deref<Target = SlotMemory>> Turn for Live<'_, M> {
         let edge = self.edge(edge)?;
         let described = self.described();
         let output = &described.outputs[edge];
-        if self.item.is_some() || !described.sends() || output.kind == OutputKind::Call {
+        // A function that is tried with each input would send once for each.
+        let is_any = self.wires.joins[self.stage].is_any();
+        let may = described.sends() && !is_any && self.item.is_none();
+        if !may || output.kind == OutputKind::Call {
             return Err(Denied::Rights);
         }
         if bytes > output.bytes {
@@ -253,6 +270,9 @@ impl<M: Deref<Target = SlotMemory>> Turn for Live<'_, M> {
         };
         if bytes > output.bytes {
             return Err(Denied::Bounds);
+        }
+        if self.wires.state((self.stage, answer), self.to.slot) == Answer::Late {
+            self.note_what_is_there()?;
         }
         let state = self.wires.answer((self.stage, answer), self.to.slot);
         if *state != Answer::None {

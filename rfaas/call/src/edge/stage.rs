@@ -76,7 +76,8 @@ impl Stage {
         self.outputs.iter().take_while(known).count()
     }
 
-    /// Returns whether the function may send before it returns: then each edge has an area of its own.
+    /// Returns whether the function may send before it returns: then each edge has an area of its own, behind that of
+    /// what it returns.
     pub fn sends(&self) -> bool {
         let sends =
             |output: &StageOutput| matches!(output.kind, OutputKind::Done | OutputKind::Call);
@@ -90,8 +91,8 @@ impl Stage {
 
     /// Returns how many areas for outputs it has, and one more if it loops.
     pub fn areas(&self) -> usize {
-        let own = if self.sends() { self.edges().max(1) } else { 1 };
-        own + usize::from(self.loops())
+        let own = if self.sends() { self.edges() } else { 0 };
+        1 + own + usize::from(self.loops())
     }
 
     /// Returns the inputs that a call waits for, a bit each.

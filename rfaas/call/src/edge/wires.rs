@@ -206,6 +206,11 @@ impl Wires {
         &mut self.answers[stage][at]
     }
 
+    /// Returns the state of an answer, to be looked at.
+    pub(super) fn state(&self, (stage, number): (usize, usize), slot: u16) -> Answer {
+        self.answers[stage][self.at(slot, number)]
+    }
+
     /// Does not wait for an answer any more.
     pub(super) fn give_up(&mut self, (stage, number): (usize, usize), slot: u16) {
         *self.answer((stage, number), slot) = Answer::Late;
@@ -320,7 +325,7 @@ impl Wires {
         }
         for target in &output.here {
             let at = self.at(to.slot, target.1);
-            self.areas_of[target.0][at] = made.area as u8; // one of at most 66
+            self.areas_of[target.0][at] = made.area as u8; // one of at most 66: as many as edges, and two
             self.join(stages, *target, to, Input::Value(made.bytes))
                 .map_err(|what| HopEnd::Breach { input: target.1, what })?;
         }
