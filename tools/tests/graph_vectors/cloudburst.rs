@@ -153,9 +153,10 @@ fn described(scene: &Scene, vector: &Value) -> (Graph, Vec<(String, GraphFunctio
 fn create(scene: &Scene, vector: &Value) -> Result<Answer, String> {
     let free = vector["free"].as_array().map_or(0, Vec::len) as u32;
     let request = rfaas::LeaseRequest::new(CORES - free, 256);
+    scene.all_is_free();
     let others = scene.client.lease(request).map_err(|error| error.to_string())?;
     let (graph, functions) = described(scene, vector);
-    let compiled = scene.compile(&graph);
+    let compiled = scene.compile_beside(&graph);
     let expect = &vector["expect"];
     let answer = match compiled {
         Ok(compiled) => {

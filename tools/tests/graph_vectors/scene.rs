@@ -28,7 +28,19 @@ impl Scene {
         Scene { cluster, client, _directory: directory, library }
     }
 
+    /// Compiles a graph once nobody has any core.
     pub fn compile(&self, graph: &Graph) -> Result<CompiledGraph, Error> {
+        self.all_is_free();
+        self.compile_beside(graph)
+    }
+
+    /// Waits until what graphs before have given back is free.
+    pub fn all_is_free(&self) {
+        all_is_free(&self.cluster);
+    }
+
+    /// Compiles a graph beside what others have.
+    pub fn compile_beside(&self, graph: &Graph) -> Result<CompiledGraph, Error> {
         self.client.compile_with(graph, &Deployment::new().spin(Spin::Never))
     }
 
