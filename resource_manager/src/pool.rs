@@ -229,7 +229,7 @@ impl Pool {
 
     /// When [`tick`](Self::tick) has something to do next, if nothing else happens.
     pub fn next_deadline(&self) -> Option<Instant> {
-        let waiting = self.waiting.first_deadline(self.held.nodes.has_gained());
+        let waiting = self.waiting.first_deadline(self.has_gained());
         self.held.next_deadline().into_iter().chain(waiting).min()
     }
 
@@ -251,16 +251,14 @@ impl Pool {
     }
 
     /// Grants leases likewise. Returns `None` if there is no room as far as is known, but would be if less
-    /// were leased: then it is worth hearing what nodes have said meanwhile, and to call
+    /// were leased and all nodes were there: then it is worth hearing what nodes have said meanwhile, and to call
     /// [`request_again`](Self::request_again).
     pub fn try_request(&mut self, now: Now, ask: &Ask) -> Result<Option<Vec<Grant>>, Denied> {
         let granted = self.admit(now, ask).and_then(|()| self.place(now, ask));
         let granted = granted.and_then(|placed| match placed {
             Ok(grants) => Ok(Some(grants)),
             Err(why @ NotPlaced::Unknown(..)) => Err(self.held.nodes.denied(ask, why)),
-            Err(why) if !self.held.nodes.fits_when_empty(ask) => {
-                Err(self.held.nodes.denied(ask, why))
-            }
+            Err(why) if !self.held.nodes.may_ever_fit(ask) => Err(self.held.nodes.denied(ask, why)),
             Err(_) => Ok(None),
         });
         granted.inspect_err(|denied| self.note_denied(ask, denied))
@@ -286,7 +284,8 @@ impl Pool {
     /// Grants it if there is room and its client may have it.
     fn place(&mut self, now: Now, ask: &Ask) -> Result<Result<Vec<Grant>, NotPlaced>, Denied> {
         let parts = self.held.nodes.place(now, ask);
-        self.held.shares.check(now.monotonic, ask, parts.as_ref().map_or(1, Vec::len))?;
+        let leases = parts.as_ref().map_or(ask.leases as usize, Vec::len);
+        self.held.shares.check(now.monotonic, ask, leases)?;
         let claim_by = now.monotonic + self.held.shares.claim_timeout();
         let mut first = None;
         let mut grant = |(slot, part)| {

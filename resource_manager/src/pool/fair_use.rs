@@ -180,6 +180,8 @@ pub(super) struct Shares {
     holders: usize,
     /// When those that hold nothing were last gone through.
     swept: Option<Instant>,
+    /// Somebody may hold more than when this was last taken.
+    eased: bool,
 }
 
 impl Shares {
@@ -192,6 +194,16 @@ impl Shares {
         let mut shares = Shares { rules, ..Shares::default() };
         leases.for_each(|lease| shares.take(now.monotonic, lease));
         shares
+    }
+
+    /// Whether somebody may hold more than when this was last called: a lease was claimed, or has ended.
+    pub(super) fn take_eased(&mut self) -> bool {
+        std::mem::take(&mut self.eased)
+    }
+
+    /// The same, to be looked at again.
+    pub(super) fn has_eased(&self) -> bool {
+        self.eased
     }
 
     pub(super) fn claim_timeout(&self) -> Duration {
@@ -318,6 +330,7 @@ impl Shares {
 
     /// `lease` is claimed: it waits no more, and did not in vain.
     pub(super) fn claimed(&mut self, now: Instant, lease: &GrantedLease) {
+        self.eased = true;
         self.end_wait(now, lease, false);
     }
 
@@ -339,6 +352,7 @@ impl Shares {
         if !self.is_limited() {
             return;
         }
+        self.eased = true;
         if lease.is_unclaimed() {
             self.end_wait(now, lease, in_vain);
         }

@@ -29,6 +29,8 @@ pub(super) struct Indexed {
     state: Option<NodeState>,
     free: Capacity,
     whole: Capacity,
+    /// What it has, also while it is away; nothing: it is withdrawn.
+    known: Capacity,
     tried_last: bool,
     held_back: bool,
     labels: LabelSet,
@@ -44,6 +46,7 @@ impl Indexed {
         state: None,
         free: NOTHING,
         whole: NOTHING,
+        known: NOTHING,
         tried_last: false,
         held_back: false,
         labels: LabelSet(0),
@@ -59,12 +62,14 @@ impl Indexed {
         };
         let (tried_last, held_back, labels) = (node.tried_last, node.held_back, node.label_set);
         let leaves_at = node.leaves_at.map(|(at, _)| at);
+        let known = if node.draining { NOTHING } else { node.spec.capacity() };
         Indexed {
             link,
             deadline,
             state: Some(state),
             free,
             whole,
+            known,
             tried_last,
             held_back,
             labels,
@@ -115,6 +120,9 @@ pub(super) struct NodeIndex {
     deadlines: BTreeSet<(Instant, NodeSlot)>,
     /// Nodes that take leases.
     places: Places,
+    /// What all nodes have that are not withdrawn, also those that are away.
+    known: Places,
+    known_sums: NodeSums,
     /// The number of nodes in each state, in the order of [`NodeState::ALL`].
     states: [usize; NodeState::ALL.len()],
     sums: NodeSums,
@@ -149,6 +157,13 @@ impl NodeIndex {
             self.places.set(slot.0, is.as_ref());
             self.version += 1;
             self.gained = true;
+        }
+        if before.known != after.known {
+            let place = Place::new(NOTHING, after.known);
+            self.known.set(slot.0, (after.known != NOTHING).then_some(&place));
+            let NodeSums { cores, memory, .. } = &mut self.known_sums;
+            *cores = *cores + u64::from(after.known.cores) - u64::from(before.known.cores);
+            *memory = *memory + u64::from(after.known.memory) - u64::from(before.known.memory);
         }
         let NodeSums { cores, free_cores, memory, free_memory, isolated } = &mut self.sums;
         if before.layers != after.layers {
@@ -203,6 +218,11 @@ impl NodeIndex {
     /// Whether `wanted` would fit on one node, or in up to `parts` parts, if nothing were leased.
     pub(super) fn fits_when_empty(&self, wanted: Capacity, parts: usize) -> bool {
         self.places.fits_when_empty(wanted, parts)
+    }
+
+    /// Whether `wanted` would fit likewise, and `total` in all, if all nodes were there that are not withdrawn.
+    pub(super) fn may_ever_fit(&self, wanted: Capacity, parts: usize, total: Capacity) -> bool {
+        self.known_sums.ever_hold(total) && self.known.fits_when_empty(wanted, parts)
     }
 
     /// Where `wanted` goes until then: to one node if one has room, by the policy, else in up to `parts` parts.

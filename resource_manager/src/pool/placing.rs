@@ -33,6 +33,11 @@ impl NodeTable {
             && self.sums().ever_hold(ask.total())
     }
 
+    /// Whether `ask` could be met likewise if all nodes were ready but those that are withdrawn: after a restart none is.
+    pub(super) fn may_ever_fit(&self, ask: &Ask) -> bool {
+        self.index.may_ever_fit(ask.wanted, ask.most_parts(), ask.total())
+    }
+
     /// Where what is asked for goes ([`NodeIndex::place`]): a node for each lease.
     pub(super) fn place(
         &self,
@@ -80,11 +85,11 @@ impl NodeTable {
         self.get(NodeSlot(slot)).map(|node| node.spec.name().clone())
     }
 
-    /// The nodes where what is asked for would go if nothing were leased, none of which leaves.
-    pub(super) fn place_when_empty(&self, ask: &Ask) -> Option<Vec<NodeSlot>> {
+    /// The nodes where what is asked for would go if nothing were leased, none of which leaves before `until`.
+    pub(super) fn place_when_empty(&self, ask: &Ask, until: Instant) -> Option<Vec<NodeSlot>> {
         let wish = self.wish(ask).ok()?;
         let (workers, each) = (ask.leases, ask.wanted);
-        let gang = Gang { workers, each, until: None, wish: &wish, running: &[] };
+        let gang = Gang { workers, each, until: Some(until), wish: &wish, running: &[] };
         self.index.place_when_empty(self.policy, gang)
     }
 

@@ -7,8 +7,10 @@
 //! * IN ORDER - whenever there may be more room, those who wait are tried one after the other. Who comes later and is
 //!   smaller may be met before, but never from nodes that are held back.
 //! * NOT STARVED - nodes that are held back become empty as their leases end, and had room for the request if they were
-//!   empty. So it is met in the end, whatever others ask for, unless leases there are renewed for longer than it
-//!   waits.
+//!   empty, and do not leave before its lease would end. So it is met in the end, whatever others ask for, unless
+//!   leases there are renewed for longer than it waits.
+//! * Whom a limit keeps from what there is room for, since it was granted something else meanwhile, waits on: nothing is
+//!   held back for it, and a claim or an end of a lease has it tried again.
 //! * BOUNDED - so many wait in all, and so many of one peer, none for longer than [`MAX_WAIT`].
 //!
 //! They are not kept in the state: who asked is gone with the program, and asks again.
@@ -23,7 +25,6 @@ use super::ask::{Ask, Denied};
 use super::fair_use::{Who, who};
 use super::lease::Grant;
 use super::node_index::NodeSlot;
-use super::placing::NotPlaced;
 use super::{Action, Now, Pool};
 
 /// Longest wait.
@@ -66,6 +67,8 @@ pub(super) struct Waiting {
     held_back: Vec<NodeSlot>,
     /// Others wait than when they were last tried.
     changed: bool,
+    /// A limit kept one of them from being tried for room.
+    limited: bool,
     /// Answers that were not taken yet.
     answers: BTreeMap<WaitId, Result<Vec<Grant>, Denied>>,
     /// Those of them that were not told of yet.
@@ -146,7 +149,12 @@ impl Pool {
         std::mem::take(&mut self.waiting.news)
     }
 
-    /// The answer to a request that waited.
+    /// The answer to a request that waited, which is to be [taken](Self::take_answer) once it was told.
+    pub fn answer(&self, id: WaitId) -> Option<&Result<Vec<Grant>, Denied>> {
+        self.waiting.answers.get(&id)
+    }
+
+    /// The answer to a request that waited. It is there no more then.
     pub fn take_answer(&mut self, id: WaitId) -> Option<Result<Vec<Grant>, Denied>> {
         self.waiting.answers.remove(&id)
     }
@@ -154,28 +162,36 @@ impl Pool {
     /// Nobody waits for a request any more. What it was granted ends.
     pub fn cancel_wait(&mut self, now: Now, id: WaitId, out: &mut Vec<Action>) {
         self.waiting.remove(id);
+        if self.waiting.queue.is_empty() {
+            self.let_go(); // else it is done when the others are tried, and nobody comes before them
+        }
         for grant in self.take_answer(id).and_then(Result::ok).unwrap_or_default() {
             self.end_lease(now, grant.terms.lease, EndReason::ClientGone, out);
         }
     }
 
-    /// Answers those who have waited long enough, and those for whom there is room.
+    /// Answers those for whom there is room, and those who have waited long enough.
     pub(super) fn serve_waiting(&mut self, now: Now) {
-        while let Some(&(at, id)) = self.waiting.deadlines.first()
-            && at <= now.monotonic
-        {
-            let Some(waiter) = self.waiting.remove(id) else { continue };
-            let why = self.held.nodes.place(now, &waiter.ask).err().unwrap_or(NotPlaced::NoRoom);
-            let denied = self.held.nodes.denied(&waiter.ask, why);
-            let denied = denied.after(waiter.until - waiter.since);
-            self.note_denied(&waiter.ask, &denied);
-            self.waiting.answer(id, Err(denied));
-        }
-        let gained = self.held.nodes.take_gained();
+        self.try_waiting(now);
+        self.end_waits(now);
+        self.try_waiting(now); // there are nodes that are not held back any more
+    }
+
+    /// Whether what was gained since they were last tried may be something for those who wait.
+    pub(super) fn has_gained(&self) -> bool {
+        self.held.nodes.has_gained() || (self.waiting.limited && self.held.shares.has_eased())
+    }
+
+    /// Answers those for whom there is room.
+    fn try_waiting(&mut self, now: Now) {
+        let gained = self.has_gained();
+        self.held.nodes.take_gained();
+        self.held.shares.take_eased();
         if !std::mem::take(&mut self.waiting.changed) && !gained {
             return;
         }
         self.let_go();
+        self.waiting.limited = false;
         let all: Vec<_> = self.waiting.queue.keys().copied().collect();
         for id in all {
             let Some(waiter) = self.waiting.queue.get(&id) else { continue };
@@ -187,15 +203,29 @@ impl Pool {
                     self.waiting.remove(id);
                     self.waiting.answer(id, Ok(grants));
                 }
-                Err(denied) => {
-                    self.note_denied(&ask, &denied);
-                    self.waiting.remove(id);
-                    self.waiting.answer(id, Err(denied));
-                }
+                Err(_) => self.waiting.limited = true,
             }
         }
         self.waiting.changed = false;
         self.held.nodes.take_gained(); // nothing but what was held back, and let go
+    }
+
+    /// Answers those who have waited long enough.
+    fn end_waits(&mut self, now: Now) {
+        while let Some(&(at, id)) = self.waiting.deadlines.first()
+            && at <= now.monotonic
+        {
+            let Some(waiter) = self.waiting.remove(id) else { continue };
+            let placed = self
+                .place(now, &waiter.ask)
+                .and_then(|placed| placed.map_err(|why| self.held.nodes.denied(&waiter.ask, why)));
+            let waited = waiter.until - waiter.since;
+            let answer = placed.map_err(|denied| denied.after(waited));
+            if let Err(denied) = &answer {
+                self.note_denied(&waiter.ask, denied);
+            }
+            self.waiting.answer(id, answer);
+        }
     }
 
     /// Holds back nodes for a request, if there are some that it could be met from.
@@ -204,7 +234,9 @@ impl Pool {
         let version = self.held.nodes.version();
         let known = waiter.target.take().filter(|(of, _)| *of == version);
         let target = known.unwrap_or_else(|| {
-            (version, self.held.nodes.place_when_empty(&waiter.ask).unwrap_or_default())
+            let until = waiter.until + waiter.ask.timeout; // it may be met in its last moment
+            let nodes = self.held.nodes.place_when_empty(&waiter.ask, until);
+            (version, nodes.unwrap_or_default())
         });
         self.waiting.held_back.clone_from(&target.1);
         waiter.target = Some(target);

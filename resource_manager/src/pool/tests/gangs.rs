@@ -164,6 +164,88 @@ fn a_wait_ends_with_its_time_and_with_its_client() {
 }
 
 #[test]
+fn a_node_that_leaves_late_enough_is_held_back_and_no_other() {
+    for (leaves_after, held_back) in [(2 * HOUR, true), (2 * HOUR - SECOND, false)] {
+        let mut world = World::new();
+        world.node("a", 4, 1024);
+        world.pool.set_leaving(world.now, "a", leaves_after).unwrap();
+        let small = ask(1, 1, none());
+        world.pool.request(world.now, &small).unwrap();
+        waits(&mut world, 1, &ask(1, 4, none()), HOUR).unwrap(); // for an hour, at the end of an hour
+        world.pass(Duration::ZERO);
+        assert_eq!(world.gang(&small).is_err(), held_back, "it leaves after {leaves_after:?}");
+    }
+}
+
+#[test]
+fn who_finds_room_in_the_last_moment_gets_it() {
+    let mut world = World::new();
+    world.node("a", 1, 1024);
+    let one = ask(1, 1, none());
+    let held = world.pool.request(world.now, &one).unwrap().remove(0);
+    let last = waits(&mut world, 1, &one, 2 * SECOND).unwrap();
+    world.pass(SECOND);
+    world.pool.end_lease(world.now, held.terms.lease, EndReason::Released, &mut world.out);
+    world.pass(SECOND);
+    assert_eq!(world.pool.answered(), [last]);
+    assert!(world.pool.take_answer(last).unwrap().is_ok());
+}
+
+#[test]
+fn nothing_is_held_back_for_who_has_gone() {
+    let mut world = World::new();
+    world.node("a", 4, 1024);
+    let small = ask(1, 1, none());
+    world.pool.request(world.now, &small).unwrap();
+    let large = waits(&mut world, 1, &ask(1, 4, none()), HOUR).unwrap();
+    world.pass(Duration::ZERO);
+    assert!(world.gang(&small).is_err());
+    world.pool.cancel_wait(world.now, large, &mut Vec::new());
+    assert!(world.gang(&small).is_ok());
+    let large = waits(&mut world, 1, &ask(1, 4, none()), SECOND).unwrap();
+    world.pass(Duration::ZERO);
+    let other = waits(&mut world, 1, &ask(1, 2, none()), HOUR).unwrap();
+    world.pass(Duration::ZERO);
+    world.pass(SECOND);
+    assert_eq!(world.pool.answered(), [large, other], "what was held back goes to the next");
+}
+
+#[test]
+fn whom_a_limit_keeps_from_its_leases_waits_and_keeps_nobody_else() {
+    let mut world = World::new();
+    let rules = FairUse { unclaimed: Some(2), ..FairUse::default() };
+    world.pool = Pool::new(world.now, NODE_RETURN).with_rules(world.now, rules);
+    let link = world.node("a", 6, 1024);
+    let two = |peer| ask(2, 1, none()).by(Peer::User(peer));
+    let large = Ask::new(6, 1, HOUR, "large").unwrap().by(Peer::User(9));
+    let all = world.pool.request(world.now, &large).unwrap().remove(0);
+    let mine = [(); 3].map(|()| waits(&mut world, 1, &two(1), HOUR).unwrap());
+    let last = waits(&mut world, 1, &two(1), 10 * SECOND).unwrap();
+    world.pass(SECOND);
+    assert_eq!(world.pool.answered(), []);
+    world.pool.end_lease(world.now, all.terms.lease, EndReason::Released, &mut world.out);
+    world.pass(Duration::ZERO);
+    assert_eq!(world.pool.answered(), [mine[0]]);
+    let first = world.pool.take_answer(mine[0]).unwrap().unwrap();
+    assert_eq!(world.pool.request(world.now, &two(2)).unwrap().len(), 2, "nothing is held back");
+    first.iter().for_each(|grant| world.claim(grant, link));
+    world.pass(Duration::ZERO);
+    assert_eq!(world.pool.answered(), [mine[1]], "a claim has the next one tried");
+    world.pass(10 * SECOND);
+    assert_eq!(world.pool.answered(), [last]);
+    let refused = world.pool.take_answer(last).unwrap();
+    assert!(matches!(refused, Err(Denied::Limit(Limit::Unclaimed { .. }))), "{refused:?}");
+    let second = world.pool.take_answer(mine[1]).unwrap().unwrap();
+    second.iter().for_each(|grant| world.claim(grant, link));
+    world.pool.end_lease(world.now, first[0].terms.lease, EndReason::Released, &mut world.out);
+    world.report(&first[0], link, EndReason::Released, 1);
+    world.pool.end_lease(world.now, first[1].terms.lease, EndReason::Released, &mut world.out);
+    world.report(&first[1], link, EndReason::Released, 1);
+    world.pass(Duration::ZERO);
+    assert_eq!(world.pool.answered(), [mine[2]], "and so has an end");
+}
+
+#[test]
 fn so_many_wait_in_all_and_of_one_peer() {
     let mut world = World::new();
     world.node("a", 1, 1024);

@@ -193,6 +193,28 @@ fn after_a_restart_a_node_that_stays_away_is_lost_with_what_it_last_said() {
 }
 
 #[test]
+fn after_a_restart_a_request_may_wait_for_nodes_that_are_not_back_yet() {
+    let (mut world, mut kept) = (World::new(), Kept::default());
+    world.node("a", 4, 64);
+    restart(&mut world, &mut kept);
+    let ask = |cores| Ask::new(cores, 1, HOUR, "somebody").unwrap();
+    assert_eq!(world.pool.try_request(world.now, &ask(4)), Ok(None));
+    let never = world.pool.try_request(world.now, &ask(5));
+    assert!(matches!(never, Err(Denied::NoNodes(_))), "{never:?}");
+    let Ok(Asked::Waits(id)) = world.pool.wait(world.now, &ask(4), HOUR) else { panic!() };
+    world.pass(SECOND);
+    assert_eq!(world.pool.answered(), []);
+    let link = world.connect("a");
+    world.pass(Duration::ZERO);
+    assert_eq!(world.pool.answered(), [id]);
+    let grants = world.pool.take_answer(id).unwrap().unwrap();
+    world.claim(&grants[0], link);
+    world.pool.remove_node(world.now, "a", HOUR, &mut world.out);
+    let withdrawn = world.pool.try_request(world.now, &ask(4));
+    assert!(matches!(withdrawn, Err(Denied::NoNodes(_))), "{withdrawn:?}");
+}
+
+#[test]
 fn a_lease_that_is_ending_still_is_after_a_restart() {
     let (mut world, mut kept) = (World::new(), Kept::default());
     let link = world.node("a", 4, 64);
