@@ -82,6 +82,7 @@ impl Grantor {
         self.check_process()?;
         request.validate()?;
         if !request.is_plain() {
+            request.validate_gang(1)?;
             return Ok(vec![self.lease(request)?]);
         }
         match &self.source {

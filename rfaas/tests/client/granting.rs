@@ -115,6 +115,11 @@ fn a_request_for_several_nodes_gives_a_lease_on_each() {
     assert_eq!(question.max_nodes.get(), 4);
     let error = client.lease(LeaseRequest::new(6, 96).max_nodes(4)).unwrap_err();
     assert!(matches!(error, Error::Invalid(_)), "{error}");
+    let several = || LeaseRequest::new(6, 96).max_nodes(4);
+    for request in [several().has("gpu"), several().wait(Duration::from_secs(1))] {
+        let error = client.lease_many(request).unwrap_err().to_string();
+        assert!(error.contains("goes with neither gang, constraints nor waiting"), "{error}");
+    }
 }
 
 #[test]
