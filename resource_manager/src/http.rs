@@ -10,7 +10,7 @@
 //! * DURABLE FIRST - an answer comes after the commit of what it tells (`ledger`); bills are read from what was
 //!   committed, beside the loop.
 //!
-//! Elsewhere: signals and threads (`lib`); what requests change (`pool`).
+//! Elsewhere: signals and threads (`lib`); what requests change (`pool`); requests that wait (`waiting`).
 
 mod bills;
 mod guard;
@@ -20,6 +20,7 @@ mod pages;
 mod serve;
 #[cfg(test)]
 mod tests;
+mod waiting;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -40,7 +41,7 @@ use tokio::sync::Semaphore;
 
 use crate::commands::{Commands, Stopped};
 use crate::metrics::{self, LoopEvents};
-use crate::pool::{Action, Asked, Denied, Grant, Limit, NotRenewed, Now, Pool, WaitId};
+use crate::pool::{Action, Denied, Limit, NotRenewed, Now, Pool};
 use crate::state::{StateError, StateFile};
 use bills::Bills;
 pub use guard::Access;
@@ -48,7 +49,9 @@ use guard::Ends;
 use input::{Params, Wanted};
 use output::{LeaseList, NodeList};
 use pages::{Format, READ_ALL, Rows};
+use serve::ClientEnd;
 pub use serve::{MAX_CONNECTIONS, serve};
+use waiting::ask_for_leases;
 
 /// Largest body of a request, in bytes: the fields of the largest one, a hundred times.
 pub const MAX_BODY_BYTES: usize = 64 * 1024;
@@ -57,7 +60,7 @@ const MAX_DISCARDED_BYTES: usize = 1 << 20;
 /// How long a client may take to send a request's head, and again to send its body; also how long
 /// a connection is kept without a request.
 const REQUEST_TIME: Duration = Duration::from_secs(10);
-/// How often a request that waits looks for its answer.
+/// How often a request that waits looks for its answer, and for its client.
 const LOOK: Duration = Duration::from_millis(50);
 /// Pages of bills that are read at a time, each by a thread: more wait for their turn, so that lookups come in between.
 const READS: usize = 4;
@@ -239,22 +242,13 @@ async fn set_policy(State(api): State<Api>, uri: Uri, body: Body) -> HttpResult 
 async fn request_lease(
     State(api): State<Api>,
     Extension(ends): Extension<Ends>,
+    Extension(client): Extension<ClientEnd>,
     uri: Uri,
     body: Body,
 ) -> HttpResult {
     let Wanted { ask, in_parts, wait } = input::lease(&uri, &read(body).await?)?;
     let ask = ask.by(Peer::Address(ends.counts_as()));
-    let asked = api
-        .ask(move |pool, now, _| match pool.try_request(now, &ask)? {
-            Some(grants) => Ok(Asked::Granted(grants)),
-            None => pool.wait(now, &ask, wait),
-        })
-        .await?;
-    let granted = match asked {
-        Ok(Asked::Granted(grants)) => Ok(grants),
-        Ok(Asked::Waits(id)) => Waits { api: &api, id, over: false }.answer().await?,
-        Err(denied) => Err(denied),
-    };
+    let granted = ask_for_leases(&api, ask, wait, &client).await?;
     let grants = granted.map_err(|denied| match denied {
         Denied::Limit(Limit::Rate { .. }) => {
             Failure(StatusCode::TOO_MANY_REQUESTS, denied.to_string())
@@ -270,38 +264,6 @@ async fn request_lease(
     let grant = grant.expect("a request is met by one lease at least");
     let place = [(header::LOCATION, format!("/leases/{}", grant.id))];
     Ok((StatusCode::CREATED, place, Json(grant)).into_response())
-}
-
-/// A request that waits for room, as long as its client does.
-struct Waits<'a> {
-    api: &'a Api,
-    id: WaitId,
-    over: bool,
-}
-
-impl Waits<'_> {
-    /// Looks for the answer until it is there: the pool gives one in any case, when its time is over.
-    async fn answer(mut self) -> Result<Result<Vec<Grant>, Denied>, Failure> {
-        let id = self.id;
-        loop {
-            tokio::time::sleep(LOOK).await;
-            if let Some(answer) = self.api.ask(move |pool, _, _| pool.take_answer(id)).await? {
-                self.over = true;
-                return Ok(answer);
-            }
-        }
-    }
-}
-
-impl Drop for Waits<'_> {
-    /// The client has gone, or the loop.
-    fn drop(&mut self) {
-        if !self.over {
-            let id = self.id;
-            let told = self.api.commands.tell(move |pool, now, out| pool.cancel_wait(now, id, out));
-            told.unwrap_or_else(|stopped| tracing::debug!(%stopped, "a request waits no more"));
-        }
-    }
 }
 
 async fn renew_lease(

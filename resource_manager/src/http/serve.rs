@@ -8,13 +8,15 @@
 //!   a request's head, for its body (`http`), to read on (here), and for a long answer (`pages`).
 //!   None of them waits for another's connection: when there is no room, it is made at once. A
 //!   client that waits for its answer makes it last.
+//! * A client that has closed its sending side is answered, unless its request waits for room (`waiting`).
 
 use std::collections::BTreeMap;
 use std::io;
 use std::net::IpAddr;
+use std::os::fd::AsFd;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use axum::body::{Body, Bytes, HttpBody};
@@ -26,8 +28,10 @@ use hyper::body::{Frame, SizeHint};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rfaas_program::inherited::descriptor_limit;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::AbortHandle;
 use tokio::time::Sleep;
@@ -65,8 +69,11 @@ pub async fn serve(listener: TcpListener, router: Router) {
         let ends = Ends::new(peer, local);
         connections.make_room(ends);
         let (place, side) = connections.place(ends.counts_as());
-        let stream = TimedStream { stream, unread: None };
+        let (from, to) = stream.into_split();
+        let from = ClientEnd(Arc::new(from));
         let router = router.clone().layer(Extension(side)).layer(Extension(ends));
+        let router = router.layer(Extension(from.clone()));
+        let stream = TimedStream { from, to, unread: None };
         let service = TowerToHyperService::new(router);
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
@@ -253,9 +260,35 @@ impl Connections {
     }
 }
 
+/// What comes from a client, and whether it is still there.
+#[derive(Clone, Debug)]
+pub struct ClientEnd(Arc<OwnedReadHalf>);
+
+impl ClientEnd {
+    /// That of a connection.
+    #[cfg(test)]
+    pub(super) fn of(stream: TcpStream) -> Self {
+        ClientEnd(Arc::new(stream.into_split().0))
+    }
+
+    fn stream(&self) -> &TcpStream {
+        (*self.0).as_ref()
+    }
+
+    /// Whether the client has closed the connection, or its sending side, or the connection has failed: also if there are
+    /// bytes before that which were not read.
+    pub fn is_gone(&self) -> bool {
+        // nix has no name for it. Failures are told of in any case.
+        let closed = PollFlags::from_bits_retain(nix::libc::POLLRDHUP);
+        let mut stream = [PollFd::new(self.stream().as_fd(), closed)];
+        poll(&mut stream, PollTimeout::ZERO).is_ok_and(|events| events > 0)
+    }
+}
+
 /// A stream whose reader at the other end has to read on.
 struct TimedStream {
-    stream: TcpStream,
+    from: ClientEnd,
+    to: OwnedWriteHalf,
     /// What the peer is to make room for: bytes that it has since, and until when.
     unread: Option<(usize, Pin<Box<Sleep>>)>,
 }
@@ -271,13 +304,13 @@ impl TimedStream {
     fn write_with(
         &mut self,
         context: &mut Context<'_>,
-        write: impl FnOnce(Pin<&mut TcpStream>, &mut Context<'_>) -> Poll<io::Result<usize>>,
+        write: impl FnOnce(Pin<&mut OwnedWriteHalf>, &mut Context<'_>) -> Poll<io::Result<usize>>,
     ) -> Poll<io::Result<usize>> {
         if self.is_late(context) {
             let why = format!("the client did not read on within {READ_ON:?}");
             return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, why)));
         }
-        let written = write(Pin::new(&mut self.stream), context);
+        let written = write(Pin::new(&mut self.to), context);
         if let Poll::Ready(Ok(bytes)) = &written {
             if let Some((so_far, _)) = &mut self.unread {
                 *so_far += bytes;
@@ -290,11 +323,22 @@ impl TimedStream {
 
 impl AsyncRead for TimedStream {
     fn poll_read(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(context, buffer)
+        let stream = self.from.stream();
+        loop {
+            ready!(stream.poll_read_ready(context))?;
+            match stream.try_read(buffer.initialize_unfilled()) {
+                Ok(bytes) => {
+                    buffer.advance(bytes);
+                    return Poll::Ready(Ok(()));
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {} // it was not, after all
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
     }
 }
 
@@ -316,17 +360,17 @@ impl AsyncWrite for TimedStream {
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
+        self.to.is_write_vectored()
     }
 
     /// Called when everything was written that there was to write.
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.unread = None;
-        Pin::new(&mut self.stream).poll_flush(context)
+        Pin::new(&mut self.to).poll_flush(context)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
+        Pin::new(&mut self.to).poll_shutdown(context)
     }
 }
 

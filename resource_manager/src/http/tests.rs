@@ -7,6 +7,7 @@ mod leases;
 mod lists;
 mod placement;
 mod requests;
+mod waiting;
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};

@@ -79,11 +79,12 @@ struct WrongType(Error);
 #[derive(ToResponse)]
 struct TooLarge(Error);
 
-/// The client asks too often (limits.requests_per_second).
+/// The client asks too often (limits.requests_per_second), or as many requests wait for room as may: 16 of one user or
+/// machine, 256 in all.
 #[derive(ToResponse)]
 struct TooOften(Error);
 
-/// The manager is stopping, or did not answer in time.
+/// The manager is stopping, or did not answer in time. Of a request for a lease also: no node is ready.
 #[derive(ToResponse)]
 struct Stopping(Error);
 
@@ -180,7 +181,7 @@ fn leaving() {}
 )]
 fn policy() {}
 
-/// Has leases placed by another policy, until the resource manager ends.
+/// Has leases placed by another policy, until another is chosen or the settings name another than now.
 #[utoipa::path(
     put, path = "/policy", operation_id = "set_policy",
     request_body = Policy,
@@ -198,7 +199,8 @@ fn set_policy() {}
 /// Asks for a lease.
 ///
 /// It ends soon unless its token is shown to the executor manager (claim_timeout_ms). 409: it cannot be met
-/// now, or the client would hold more than it may; the text says why and names the limit.
+/// now, or the client would hold more than it may; the text says why and names the limit. With wait_ms it waits for
+/// room, as long as its connection is open both ways.
 #[utoipa::path(
     post, path = "/leases", operation_id = "request_lease",
     request_body = LeaseRequest,
