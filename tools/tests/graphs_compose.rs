@@ -129,13 +129,15 @@ fn a_worker_that_ends_after_the_outputs_came_keeps_no_slot() {
         // Whether its end or the outputs are seen first is open; its slot is free in both cases.
         drop(graph.run(b"e"));
     }
-    let begun = Instant::now();
+    let (begun, mut failed) = (Instant::now(), 0);
     while begun.elapsed() < LIMIT + Duration::from_secs(1) {
         let runs = [0, 1].map(|_| graph.submit(b"x").unwrap());
-        for run in runs {
-            graph.wait(run).unwrap();
-        }
+        failed += runs.map(|run| graph.wait(run)).iter().filter(|ended| ended.is_err()).count();
     }
+    assert!(
+        failed <= 2,
+        "{failed} runs have failed: the last end costs those beside it, and no more"
+    );
     drop(graph);
     scene.done();
 }
