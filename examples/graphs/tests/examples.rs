@@ -1,5 +1,7 @@
 //! The program, run against a cluster on this machine: each example finds what a plain computation does, both ways.
 
+#![allow(clippy::unwrap_used)] // a test's way to fail, in functions that are no tests too
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
