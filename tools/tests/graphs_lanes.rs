@@ -3,22 +3,11 @@
 
 #![allow(clippy::unwrap_used)] // in what tests share: a failed test is what it is for
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use rfaas::{Client, Deployment, Error, Graph, Lanes, Spin};
-use testkit::functions::graph as graph_library;
-use testkit::service::{all_is_free, cluster};
+use rfaas::{Deployment, Error, Graph, Lanes, Spin};
+use testkit::service::{all_is_free, cluster_for_graphs};
 use testkit::wait::{one_at_a_time, rounds};
-use testkit::{LocalCluster, Options};
-
-/// A node of eight cores.
-fn started() -> (LocalCluster, Client, tempfile::TempDir, PathBuf) {
-    let cluster = cluster(Options { cores: 8, memory: 8192, ..Options::default() });
-    let directory = tempfile::tempdir().unwrap();
-    let library = graph_library(directory.path());
-    let client = cluster.client().unwrap();
-    (cluster, client, directory, library)
-}
 
 fn warm(slots: u16) -> Deployment {
     Deployment::new().spin(Spin::Never).slots(slots)
@@ -35,7 +24,7 @@ fn chain(library: &Path, lanes: Lanes) -> Graph {
 #[test]
 fn lanes_are_as_many_as_there_is_room_for_or_all_of_them_or_none() {
     let _guard = one_at_a_time();
-    let (cluster, client, _directory, library) = started();
+    let (cluster, client, _directory, library) = cluster_for_graphs();
     let error = client.compile(&chain(&library, Lanes::exactly(3))).unwrap_err();
     assert!(matches!(error, Error::LeaseRefused { .. }), "{error}");
     all_is_free(&cluster);
@@ -66,7 +55,7 @@ fn lanes_are_as_many_as_there_is_room_for_or_all_of_them_or_none() {
 #[test]
 fn runs_are_fetched_one_by_one_without_waiting_or_whichever_is_over() {
     let _guard = one_at_a_time();
-    let (cluster, client, _directory, library) = started();
+    let (cluster, client, _directory, library) = cluster_for_graphs();
     for spin in [Spin::Never, Spin::Always] {
         let deployment = warm(2).spin(spin);
         let graph = chain(&library, Lanes::exactly(2));
@@ -90,6 +79,8 @@ fn runs_are_fetched_one_by_one_without_waiting_or_whichever_is_over() {
         };
         assert_eq!(outputs, [[9]]);
         assert!(matches!(graph.poll(run), Some(Err(Error::Foreign("run")))));
+        drop(graph);
+        all_is_free(&cluster);
     }
     cluster.stop().unwrap();
 }
@@ -97,7 +88,7 @@ fn runs_are_fetched_one_by_one_without_waiting_or_whichever_is_over() {
 #[test]
 fn a_map_keeps_the_order_and_takes_inputs_as_there_is_room() {
     let _guard = one_at_a_time();
-    let (cluster, client, _directory, library) = started();
+    let (cluster, client, _directory, library) = cluster_for_graphs();
     let graph = chain(&library, Lanes::exactly(2));
     let mut graph = client.compile_with(&graph, &warm(2)).unwrap();
     let (width, most) = (graph.width() as u64, u64::from(rounds(2_000)));
