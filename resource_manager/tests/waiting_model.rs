@@ -225,8 +225,8 @@ proptest! {
         prop_assert!(world.waiting.is_empty(), "all have their answers when their time is over");
     }
 
-    /// Nobody renews here and no node leaves before who waits could have had its lease there: then who waits for as long
-    /// as the longest lease, while it is the first, is met, whatever others ask for.
+    /// Nobody renews here and no node leaves before who waits could have had its lease there: then who waits for as
+    /// long as the longest lease, while it is the first, is met, whatever others ask for.
     #[test]
     fn nobody_starves(ops in proptest::collection::vec(op(), 1..200)) {
         let mut world = World::new();

@@ -118,8 +118,8 @@ impl Client {
         parts.into_iter().map(|candidates| self.take(candidates, &request)).collect()
     }
 
-    /// Leases `leases` times what `request` asks for: all of it or none. Where its leases are, its constraints say; they
-    /// may be on one node, or on several. From then on each has a life of its own.
+    /// Leases `leases` times what `request` asks for: all of it or none. Where its leases are, its constraints say;
+    /// they may be on one node, or on several. From then on each has a life of its own.
     ///
     /// # Errors
     /// [`Error::ConstraintUnmet`]: there would be room without a constraint, which it names.

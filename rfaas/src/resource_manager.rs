@@ -10,8 +10,8 @@
 //! * Numbers in an answer are checked. What was granted with impossible ones is given back.
 //!
 //! One question at a time: the thread that asks holds the connection until the answer is there. A request that may wait
-//! for room holds it only to look for its answer, and whoever else takes the answer keeps it for it. A lease that is dropped
-//! meanwhile waits in the outbox; the thread that lets go of the connection sends what is in there.
+//! for room holds it only to look for its answer, and whoever else takes the answer keeps it for it. A lease that is
+//! dropped meanwhile waits in the outbox; the thread that lets go of the connection sends what is in there.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -144,8 +144,8 @@ impl ResourceManager {
         granted.iter().map(candidate).collect()
     }
 
-    /// Asks for `gang`, and waits for it for as long. Others ask for theirs meanwhile: the connection is held only while
-    /// it is looked at. After a lost connection the rest of the time is asked for, behind those who wait then.
+    /// Asks for `gang`, and waits for it for as long. Others ask for theirs meanwhile: the connection is held only
+    /// while it is looked at. After a lost connection the rest of the time is asked for, behind those who wait then.
     fn wait(
         &self,
         device: &OpenDevice,

@@ -3,32 +3,21 @@
 
 #![allow(clippy::unwrap_used)] // in what tests share: a failed test is what it is for
 
-use std::path::PathBuf;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
-use rfaas::{Client, CompiledGraph, Deployment, Error, Graph, Spin};
-use testkit::functions::graph as graph_library;
+use rfaas::{CompiledGraph, Deployment, Error, Graph, Spin};
 use testkit::leftovers::Leftovers;
-use testkit::service::{all_is_free, cluster};
+use testkit::service::{all_is_free, cluster_for_graphs};
 use testkit::test_devices::patience;
 use testkit::wait::{one_at_a_time, rounds};
-use testkit::{LocalCluster, Options};
-
-/// Nodes that are large enough for the graphs of these tests.
-fn started() -> (LocalCluster, Client, tempfile::TempDir, PathBuf) {
-    let cluster = cluster(Options { cores: 8, memory: 8192, ..Options::default() });
-    let directory = tempfile::tempdir().unwrap();
-    let library = graph_library(directory.path());
-    let client = cluster.client().unwrap();
-    (cluster, client, directory, library)
-}
 
 fn warm() -> Deployment {
     Deployment::new().spin(Spin::Never)
 }
 
 /// `names` one after the other, each with payloads of at most `bytes` bytes.
-fn chain(library: &PathBuf, names: &[&str], bytes: usize) -> Graph {
+fn chain(library: &Path, names: &[&str], bytes: usize) -> Graph {
     let mut graph = Graph::new();
     let functions: Vec<_> = names.iter().map(|name| graph.function(library, *name)).collect();
     graph.input(functions[0], bytes);
@@ -44,7 +33,7 @@ fn a_chain_returns_what_its_functions_make_of_the_input_one_after_the_other() {
     let _guard = one_at_a_time();
     let nothing = tempfile::tempdir().unwrap();
     let before = Leftovers::list(nothing.path());
-    let (cluster, client, directory, library) = started();
+    let (cluster, client, directory, library) = cluster_for_graphs();
     let graph = chain(&library, &["add_one", "twice", "add_one"], 1 << 20);
     let mut graph = client.compile_with(&graph, &warm()).unwrap();
     for bytes in [0, 1, 64, 100, 4096, 1 << 20] {
@@ -67,7 +56,7 @@ fn a_chain_returns_what_its_functions_make_of_the_input_one_after_the_other() {
 #[test]
 fn what_a_function_returns_goes_to_all_that_take_it() {
     let _guard = one_at_a_time();
-    let (cluster, client, _directory, library) = started();
+    let (cluster, client, _directory, library) = cluster_for_graphs();
     let mut graph = Graph::new();
     let [first, twice, count] =
         ["add_one", "twice", "count"].map(|name| graph.function(&library, name));
@@ -85,7 +74,7 @@ fn what_a_function_returns_goes_to_all_that_take_it() {
 #[test]
 fn a_function_may_write_as_much_as_its_largest_edge_holds_or_its_input_has() {
     let _guard = one_at_a_time();
-    let (cluster, client, _directory, library) = started();
+    let (cluster, client, _directory, library) = cluster_for_graphs();
     let mut graph = Graph::new();
     let [first, second] = ["obey", "add_one"].map(|name| graph.function(&library, name));
     graph.input(first, 4096).edge(first, second, 64).output(second, 64).output(first, 1000);
@@ -102,7 +91,7 @@ fn a_function_may_write_as_much_as_its_largest_edge_holds_or_its_input_has() {
 #[test]
 fn as_many_runs_are_under_way_as_there_are_slots_and_are_fetched_in_any_order() {
     let _guard = one_at_a_time();
-    let (cluster, client, _directory, library) = started();
+    let (cluster, client, _directory, library) = cluster_for_graphs();
     let graph = chain(&library, &["add_one", "add_one"], 64);
     let mut other = client.compile_with(&graph, &warm()).unwrap();
     let mut graph = client.compile_with(&graph, &warm().slots(3)).unwrap();
@@ -132,7 +121,7 @@ fn a_function_that_fails_is_named_and_the_next_run_is_served() {
     let _guard = one_at_a_time();
     let nothing = tempfile::tempdir().unwrap();
     let before = Leftovers::list(nothing.path());
-    let (cluster, client, directory, library) = started();
+    let (cluster, client, directory, library) = cluster_for_graphs();
     let graph = chain(&library, &["add_one", "obey", "add_one"], 64);
     let limit = patience(Duration::from_secs(2));
     let mut graph = client.compile_with(&graph, &warm().invocation_timeout(limit)).unwrap();
@@ -171,7 +160,7 @@ fn a_function_that_fails_is_named_and_the_next_run_is_served() {
 #[test]
 fn runs_that_had_ended_before_another_one_cut_the_graph_keep_their_outputs() {
     let _guard = one_at_a_time();
-    let (cluster, client, _directory, library) = started();
+    let (cluster, client, _directory, library) = cluster_for_graphs();
     let graph = chain(&library, &["obey", "add_one"], 64);
     let mut graph = client.compile_with(&graph, &warm().slots(3)).unwrap();
     let first = graph.submit(&[1]).unwrap();
@@ -187,7 +176,7 @@ fn runs_that_had_ended_before_another_one_cut_the_graph_keep_their_outputs() {
 #[test]
 fn a_graph_that_cannot_be_costs_nothing() {
     let _guard = one_at_a_time();
-    let (cluster, client, _directory, library) = started();
+    let (cluster, client, _directory, library) = cluster_for_graphs();
     let error = client.compile(&Graph::new()).unwrap_err();
     assert!(matches!(error, Error::InvalidGraph(_)), "{error}");
     let error = client.compile(&chain(&library, &["add_one", "missing"], 64)).unwrap_err();

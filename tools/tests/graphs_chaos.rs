@@ -1,6 +1,6 @@
-//! Chaos for graphs: runs of an idempotent graph of two lanes while executors and executor managers are killed at random.
-//! What comes out is right, or an error that says what was lost; in the end both lanes serve, all capacity is free and
-//! nothing is left.
+//! Chaos for graphs: runs of an idempotent graph of two lanes while executors and executor managers are killed at
+//! random. What comes out is right, or an error that says what was lost; in the end both lanes serve, all capacity is
+//! free and nothing is left.
 //!
 //! ```text
 //! cargo test -p tools --test graphs_chaos                                                    40 runs

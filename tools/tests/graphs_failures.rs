@@ -1,6 +1,6 @@
-//! What becomes of graphs of two lanes when something of one is lost: its runs fail with function, node and cause, or are
-//! run again; the other lane goes on; the lost one comes back; nothing is left behind, and there is a bill for every
-//! lease. For each form of graph.
+//! What becomes of graphs of two lanes when something of one is lost: its runs fail with function, node and cause, or
+//! are run again; the other lane goes on; the lost one comes back; nothing is left behind, and there is a bill for
+//! every lease. For each form of graph.
 
 #![allow(clippy::unwrap_used)] // in what tests share: a failed test is what it is for
 

@@ -1,4 +1,5 @@
-//! A child that is forked from a client with a graph neither uses nor ends what is its parent's, also while a lane starts.
+//! A child that is forked from a client with a graph neither uses nor ends what is its parent's, also while a lane
+//! starts.
 #![allow(unsafe_code)] // fork(2): nothing safe leaves parent and child running
 #![allow(clippy::unwrap_used)] // clippy does not see that all of this is test code
 

@@ -48,7 +48,8 @@ fn a_trace_has_what_each_worker_did() {
         assert_eq!(trace.spans.iter().map(|span| span.calls).collect::<Vec<_>>(), [1, 2, 1, 1, 1]);
         let bytes: Vec<_> =
             trace.spans.iter().map(|span| (span.bytes_in, span.bytes_out)).collect();
-        // An item of one byte takes 16 bytes with its header, but the last one of a function, whose end is not filled up.
+        // An item of one byte takes 16 bytes with its header, but the last one of a function, whose end is not filled
+        // up.
         assert_eq!(bytes, [(3, 48), (32, 26), (16, 10), (36, 9), (9, 9)]);
         for span in &trace.spans {
             assert!(

@@ -15,7 +15,8 @@ use testkit::interrupt::stop_clusters_on_signals;
 use testkit::{LocalCluster, Options};
 
 /// Measures graphs on a cluster of this machine that it starts: a hop from worker to worker, chains, fan-out, map,
-/// compiling, memory. Beside each figure is that of the same run which it is compared with, and the target of their ratio.
+/// compiling, memory. Beside each figure is that of the same run which it is compared with, and the target of their
+/// ratio.
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Cli {

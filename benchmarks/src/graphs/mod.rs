@@ -5,8 +5,8 @@
 //!             reads the clock                                                    reads it again, tells the difference
 //! ```
 //! A chain is measured by its own first and last function, which are on the same worker: what the client needs, and how
-//! soon it is woken, is no part of it. So the client sleeps while it waits, and two cores are enough for two workers that
-//! spin.
+//! soon it is woken, is no part of it. So the client sleeps while it waits, and two cores are enough for two workers
+//! that spin.
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -125,7 +125,8 @@ impl Bench<'_> {
         graph
     }
 
-    /// Nanoseconds that a chain of so many hops between two workers that spin takes, from its first function to its last.
+    /// Nanoseconds that a chain of so many hops between two workers that spin takes, from its first function to its
+    /// last.
     pub fn chain_ns(&self, hops: usize, bytes: usize, middle: &str) -> Result<f64, Failure> {
         let mut graph = self.client.compile_with(&self.chain(hops, bytes, middle), &hot())?;
         let input = (bytes as u32).to_le_bytes();
@@ -219,8 +220,8 @@ impl Bench<'_> {
         Ok(Direct { executor, function, input, output })
     }
 
-    /// Nanoseconds of an invocation that works, the slowest of `width` at once, and of a graph that does the same and joins
-    /// the results. The join is on one of these workers.
+    /// Nanoseconds of an invocation that works, the slowest of `width` at once, and of a graph that does the same and
+    /// joins the results. The join is on one of these workers.
     pub fn direct_and_joined_ns(&self, width: usize) -> Result<(f64, f64), Failure> {
         let input = WORK_US.to_le_bytes();
         let mut graph = Graph::new();

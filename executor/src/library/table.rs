@@ -5,8 +5,8 @@
 //!          └───────────clears it when the function has returned
 //! ```
 //! The entries find the turn in a variable of their thread. So one table is for all, and the worst that a function can
-//! do with it is to ask in the wrong moment: from a thread of its own, in a call that belongs to no graph, when its call
-//! is over, in a process that it has forked. Then it has no rights. (In a signal handler, no entry may be used.)
+//! do with it is to ask in the wrong moment: from a thread of its own, in a call that belongs to no graph, when its
+//! call is over, in a process that it has forked. Then it has no rights. (In a signal handler, no entry may be used.)
 //!
 //! The pointers that functions pass are theirs, like all that they do in this process: an entry writes an answer where
 //! it is told to.

@@ -275,8 +275,8 @@ impl ClientEnd {
         (*self.0).as_ref()
     }
 
-    /// Whether the client has closed the connection, or its sending side, or the connection has failed: also if there are
-    /// bytes before that which were not read.
+    /// Whether the client has closed the connection, or its sending side, or the connection has failed: also if there
+    /// are bytes before that which were not read.
     pub fn is_gone(&self) -> bool {
         // nix has no name for it. Failures are told of in any case.
         let closed = PollFlags::from_bits_retain(nix::libc::POLLRDHUP);

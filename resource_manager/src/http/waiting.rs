@@ -1,8 +1,8 @@
 //! Requests over HTTP that wait for room, as long as their clients do.
 //!
 //! A client that closes its connection, or only its sending side, while its request waits has gone: one that has asked
-//! for leases has nothing else to say, and one that was killed says no more. What is answered at once is answered to who
-//! has closed its sending side as well.
+//! for leases has nothing else to say, and one that was killed says no more. What is answered at once is answered to
+//! who has closed its sending side as well.
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;

@@ -1,7 +1,7 @@
 //! All nodes: how they come, change, connect and leave.
 //!
-//! Elsewhere: what a node is (`node`), what finds one (`node_index`), where leases go (`placing`), what becomes of a node's leases
-//! ([`Pool`](super::Pool)).
+//! Elsewhere: what a node is (`node`), what finds one (`node_index`), where leases go (`placing`), what becomes of a
+//! node's leases ([`Pool`](super::Pool)).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};

@@ -33,7 +33,8 @@ impl NodeTable {
             && self.sums().ever_hold(ask.total())
     }
 
-    /// Whether `ask` could be met likewise if all nodes were ready but those that are withdrawn: after a restart none is.
+    /// Whether `ask` could be met likewise if all nodes were ready but those that are withdrawn: after a restart none
+    /// is.
     pub(super) fn may_ever_fit(&self, ask: &Ask) -> bool {
         self.index.may_ever_fit(ask.wanted, ask.most_parts(), ask.total())
     }
@@ -59,7 +60,8 @@ impl NodeTable {
         Ok(placed.into_iter().map(|slot| (slot, each)).collect())
     }
 
-    /// Whether leases of `each` on these nodes would be better placed elsewhere. With constraints but labels, they stay.
+    /// Whether leases of `each` on these nodes would be better placed elsewhere. With constraints but labels, they
+    /// stay.
     pub(super) fn better(
         &self,
         each: Capacity,

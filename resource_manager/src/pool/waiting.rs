@@ -9,8 +9,8 @@
 //! * NOT STARVED - nodes that are held back become empty as their leases end, and had room for the request if they were
 //!   empty, and do not leave before its lease would end. So it is met in the end, whatever others ask for, unless
 //!   leases there are renewed for longer than it waits.
-//! * Whom a limit keeps from what there is room for, since it was granted something else meanwhile, waits on: nothing is
-//!   held back for it, and a claim or an end of a lease has it tried again.
+//! * Whom a limit keeps from what there is room for, since it was granted something else meanwhile, waits on: nothing
+//!   is held back for it, and a claim or an end of a lease has it tried again.
 //! * BOUNDED - so many wait in all, and so many of one peer, none for longer than [`MAX_WAIT`].
 //!
 //! They are not kept in the state: who asked is gone with the program, and asks again.

@@ -4,8 +4,9 @@ use std::marker::PhantomData;
 
 use rdmalib::Region;
 
-/// Both lie in memory of a connection, are aligned to 64 bytes (items of a list: to 8), and are valid for `'a`. The bytes change at any time,
-/// since a peer writes its slots when it likes: so these are pointers for functions, and no references.
+/// Both lie in memory of a connection, are aligned to 64 bytes (items of a list: to 8), and are valid for `'a`. The
+/// bytes change at any time, since a peer writes its slots when it likes: so these are pointers for functions, and no
+/// references.
 #[derive(Clone, Copy, Debug)]
 pub struct Place<'a> {
     input: *mut u8,

@@ -107,8 +107,8 @@ impl Area {
 ///
 /// # Safety
 /// An executor calls the function, with these: at `input`, so many bytes can be read, and at `output`, those that its
-/// table says can be written, as long as the function runs. (For those that nobody else writes them meanwhile, the crate's
-/// page has the argument.)
+/// table says can be written, as long as the function runs. (For those that nobody else writes them meanwhile, the
+/// crate's page has the argument.)
 pub unsafe fn enter<E: Into<End>>(
     input: *const u8,
     bytes: u32,

@@ -37,10 +37,10 @@
 //! # What a slice promises
 //! Inputs and outputs lie in memory that others can write: the client, and for a graph the workers before and behind
 //! this one, which are the same client's. They write a place again when its run is over, and the function has returned
-//! by then. So inputs are slices here, which do not change while a function has them. The promise is the client's, whose
-//! functions these are: one that does not follow the protocol can change what its own function reads, from outside, and
-//! nobody else's. A function that is not to rely on its client, such as one that is offered to others as a service, has
-//! to be called through something that copies inputs before they are looked at.
+//! by then. So inputs are slices here, which do not change while a function has them. The promise is the client's,
+//! whose functions these are: one that does not follow the protocol can change what its own function reads, from
+//! outside, and nobody else's. A function that is not to rely on its client, such as one that is offered to others as a
+//! service, has to be called through something that copies inputs before they are looked at.
 //!
 //! # Versions
 //! This crate exports `rfaas_init`, by which an executor gives each worker the table of what functions may ask for. In

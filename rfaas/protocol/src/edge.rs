@@ -5,9 +5,9 @@
 //!   sender ──connect, EdgeHello──▶ receiver      sender ◀──accepted, EdgeSlots── receiver
 //!   sender ──write with immediate data: a payload to the place of its slot──▶ receiver
 //! ```
-//! Nothing else travels but, where they are asked for, traces. The receiver knows from the connection which edge it is, from the immediate data which run
-//! the payload is of and which slot it is in, and from the write how long it is. The client owns the slots of all
-//! edges: run after run, a slot is used again when all workers are done with it.
+//! Nothing else travels but, where they are asked for, traces. The receiver knows from the connection which edge it is,
+//! from the immediate data which run the payload is of and which slot it is in, and from the write how long it is. The
+//! client owns the slots of all edges: run after run, a slot is used again when all workers are done with it.
 
 use zerocopy::little_endian::{U32, U64};
 

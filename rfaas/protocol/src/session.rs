@@ -11,7 +11,7 @@
 //! return (`edge`); the slots of a worker that the client gives no input are of no bytes.
 //! ```text
 //!   executor ──Listening (where edges come in)──▶ client
-//!   executor ◀──Part, its inputs, its outputs; the next…; Complete──  client       once it knows where all executors listen
+//!   executor ◀──Part, its inputs, its outputs; the next…; Complete──  client       once all have said where they listen
 //! ```
 //! A worker may have several parts: functions that it calls one after the other.
 

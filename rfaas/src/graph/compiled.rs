@@ -12,7 +12,6 @@ use rdmalib::Notify;
 use rfaas_call::{Awaited, Backoff, Pause, Sharing};
 use rfaas_protocol::node::Bill;
 
-use super::check::check;
 use super::compile::{libraries, start_lanes};
 use super::description::Graph;
 use super::lane::{Lane, Plan};
@@ -67,9 +66,9 @@ impl Hash for Run {
 /// [slots](Deployment::slots): its [`width`](Self::width). They are for one thread at a time (`&mut self`).
 ///
 /// When an executor or a lease of a lane has ended, or a run took longer than
-/// [`invocation_timeout`](Deployment::invocation_timeout), all connections of the lane are dropped, and the runs that are
-/// under way there fail with the reason. A thread starts its executors again, on the same leases as far as those live. The
-/// other lanes go on meanwhile. Only if there is none does [`submit`](Self::submit) wait for that thread.
+/// [`invocation_timeout`](Deployment::invocation_timeout), all connections of the lane are dropped, and the runs that
+/// are under way there fail with the reason. A thread starts its executors again, on the same leases as far as those
+/// live. The other lanes go on meanwhile. Only if there is none does [`submit`](Self::submit) wait for that thread.
 ///
 /// ```no_run
 /// # fn example(client: &rfaas::Client, graph: &mut rfaas::Graph, images: &[Vec<u8>]) -> rfaas::Result<()> {
@@ -120,7 +119,7 @@ impl CompiledGraph {
     ) -> Result<CompiledGraph> {
         grantor.check_process()?;
         deployment.validate()?;
-        let layout = lay_out(graph, &check(graph)?);
+        let layout = lay_out(graph)?;
         let plan = Arc::new(Plan {
             graph: graph.clone(),
             libraries: libraries(grantor, graph, &layout)?,
@@ -228,10 +227,7 @@ impl CompiledGraph {
                         self.lose(number, loss);
                     }
                 }
-            } else if run.graph == self.origin
-                && self.again.iter().any(|again| again.begun.run == run.number)
-            {
-                // It waits for a lane.
+            } else if self.waits_for_lane(run) {
                 self.look();
                 self.rest();
             } else {
@@ -391,8 +387,8 @@ impl CompiledGraph {
         Map::new(self, inputs.into_iter())
     }
 
-    /// Gives all leases back and waits for their bills, in the order of [`nodes`](Self::nodes). All are given back also if
-    /// a bill does not come: then it is the first error.
+    /// Gives all leases back and waits for their bills, in the order of [`nodes`](Self::nodes). All are given back also
+    /// if a bill does not come: then it is the first error.
     pub fn release(mut self) -> Result<Vec<Bill>> {
         self.plan.grantor.check_process()?;
         self.plan.dropped.store(true, Ordering::Relaxed);
@@ -456,15 +452,19 @@ impl CompiledGraph {
 
     /// Takes how a run has ended that has no slot; `None` if it waits for one.
     fn fetch_ended(&mut self, run: Run) -> Option<Result<Vec<Vec<u8>>>> {
-        if run.graph == self.origin {
-            if let Some(ended) = self.ended.remove(&run.number) {
-                return Some(self.outcome(ended));
-            }
-            if self.again.iter().any(|again| again.begun.run == run.number) {
-                return None;
-            }
+        if self.waits_for_lane(run) {
+            return None;
         }
-        Some(Err(Error::Foreign("run")))
+        let ended = match run.graph == self.origin {
+            true => self.ended.remove(&run.number),
+            false => None,
+        };
+        Some(ended.map_or(Err(Error::Foreign("run")), |ended| self.outcome(ended)))
+    }
+
+    /// Returns whether a run has lost its lane and waits for another one.
+    fn waits_for_lane(&self, run: Run) -> bool {
+        run.graph == self.origin && self.again.iter().any(|again| again.begun.run == run.number)
     }
 
     /// Takes the outputs of a run that is over.
@@ -506,7 +506,8 @@ impl CompiledGraph {
         lost
     }
 
-    /// Takes lanes that have started, has others started again, and submits runs again. `now`: at once, if no lane serves.
+    /// Takes lanes that have started, has others started again, and submits runs again. `now`: at once, if no lane
+    /// serves.
     fn attend(&mut self, now: bool) {
         if self.is_well() {
             return;

@@ -190,8 +190,8 @@ impl Graph {
     }
 
     /// Has what `from` returns, a list of items of at most `bytes` bytes in all, be shared by the
-    /// [workers](Self::workers) of `to`: each item goes to one of them, in turn. `to` is called once for each, and what it
-    /// returns are the items of its own list, with the same keys. Lists are described in `docs/functions.md`.
+    /// [workers](Self::workers) of `to`: each item goes to one of them, in turn. `to` is called once for each, and what
+    /// it returns are the items of its own list, with the same keys. Lists are described in `docs/functions.md`.
     pub fn each(&mut self, from: GraphFunction, to: GraphFunction, bytes: usize) -> &mut Self {
         self.add_edge(from, to, bytes, EdgeKind::Each)
     }
@@ -305,8 +305,8 @@ impl Graph {
         self
     }
 
-    /// Has workers tell what they do in each run ([`CompiledGraph::wait_traced`](crate::CompiledGraph::wait_traced)): one
-    /// more write each, of 32 bytes. Without that, tracing costs nothing.
+    /// Has workers tell what they do in each run ([`CompiledGraph::wait_traced`](crate::CompiledGraph::wait_traced)):
+    /// one more write each, of 32 bytes. Without that, tracing costs nothing.
     pub fn traced(&mut self, traced: bool) -> &mut Self {
         self.traced = traced;
         self

@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use rfaas_config::{GraphFile, GraphFileEdgeKind, GraphFileJoin};
 
-use super::check::check;
 use super::compile::read_libraries;
 use super::description::{Graph, GraphFunction, Join};
 use super::lane::Lanes;
+use super::layout::lay_out;
 use crate::error::Result;
 use crate::library::KnownLibraries;
 
@@ -40,10 +40,11 @@ impl Graph {
     /// can be. Compiling does so, too.
     ///
     /// # Errors
-    /// [`Error::InvalidGraph`](crate::Error::InvalidGraph), [`Error::LibraryUnreadable`](crate::Error::LibraryUnreadable),
+    /// [`Error::InvalidGraph`](crate::Error::InvalidGraph),
+    /// [`Error::LibraryUnreadable`](crate::Error::LibraryUnreadable),
     /// [`Error::Library`](crate::Error::Library), [`Error::UnknownFunction`](crate::Error::UnknownFunction).
     pub fn check(&self) -> Result<()> {
-        check(self)?;
+        lay_out(self)?;
         read_libraries(&KnownLibraries::default(), self).map(drop)
     }
 }
@@ -190,7 +191,7 @@ mod tests {
         let path = directory.path().join("words.json");
         fs::write(&path, block("```json\n")).unwrap();
         let graph = built(&GraphFile::load(&path).unwrap(), Path::new(""));
-        check(&graph).unwrap();
+        lay_out(&graph).unwrap();
         assert_eq!(graph.to_string(), block("are:\n```\n"));
     }
 

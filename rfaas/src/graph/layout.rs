@@ -6,7 +6,9 @@
 
 use rfaas_protocol::edge::{InputKind, Join as WireJoin, OutputKind, Takes};
 
+use super::check::{TOO_LARGE, check, wrong};
 use super::description::{Described, EdgeKind, Graph, Join};
+use crate::error::Result;
 
 /// All of it.
 #[derive(Debug, PartialEq, Eq)]
@@ -104,8 +106,20 @@ impl Join {
     }
 }
 
+/// Checks a graph and lays it out. An error says what is wrong, with the names of functions.
+pub(super) fn lay_out(graph: &Graph) -> Result<Layout> {
+    let layout = laid_out(graph, &check(graph)?);
+    match layout.workers.iter().find(|worker| worker.bytes.0 >= TOO_LARGE) {
+        Some(worker) => {
+            let (name, bytes) = (&graph.functions[worker.function()].name, worker.bytes.0);
+            Err(wrong(format!("{bytes} bytes come to a worker of {name:?}: 4 GiB are too many")))
+        }
+        None => Ok(layout),
+    }
+}
+
 /// Lays out a graph that was checked. `order`: functions, each behind those that lead to it.
-pub(super) fn lay_out(graph: &Graph, order: &[usize]) -> Layout {
+fn laid_out(graph: &Graph, order: &[usize]) -> Layout {
     let host = |function: usize| graph.functions[function].shares.unwrap_or(function);
     // Workers, in the order of the functions that have one of their own.
     let mut first_worker = vec![0; graph.functions.len()];
@@ -319,5 +333,22 @@ impl Graph {
         } else {
             Takes::Whole
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_that_comes_to_a_worker_has_a_size_that_can_be_said() {
+        let mut graph = Graph::new();
+        let [a, b, c] = ["a", "b", "c"].map(|name| graph.function("lib.so", name));
+        graph.input(a, 64).edge(a, c, 64).output(c, 64);
+        graph.edge(a, b, 1 << 31).edge(b, c, (1 << 31) - 1).edge(a, c, 1 << 30);
+        assert!(lay_out(&graph).is_ok());
+        graph.edge(a, c, 1 << 31);
+        let error = lay_out(&graph).unwrap_err().to_string();
+        assert!(error.contains("bytes come to a worker of \"c\""), "{error}");
     }
 }

@@ -7,8 +7,8 @@ use crate::error::{Error, Result};
 
 /// The outputs of the runs of [`CompiledGraph::map`], in the order of their inputs.
 ///
-/// It takes inputs as there is room for runs. Dropping it gives up the runs that are under way: their slots are free when
-/// they are over.
+/// It takes inputs as there is room for runs. Dropping it gives up the runs that are under way: their slots are free
+/// when they are over.
 #[derive(Debug)]
 pub struct Map<'g, I: Iterator> {
     graph: &'g mut CompiledGraph,

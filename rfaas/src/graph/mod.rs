@@ -1,8 +1,8 @@
 //! Graphs: functions that hand what they return to other functions, from worker to worker.
 //!
 //! ```text
-//!   Graph ──check, layout──▶ compile: leases, executors, introductions ──▶ CompiledGraph ──submit──▶ Run ──wait──▶ outputs
-//!   (description)            (lane, start)                                 (compiled, slots)                  (outcome)
+//!   Graph ──check, layout──▶ leases, executors, introductions ──▶ CompiledGraph ──submit──▶ Run ──wait──▶ outputs
+//!   (description)            (compile, lane, start)              (compiled, slots)                      (outcome)
 //! ```
 //! A compiled graph asks nobody: an input is written to the workers of the functions that take it, each writes what its
 //! function returns to those that take that, and the last ones to the client.

@@ -1,16 +1,26 @@
 //! The service as tests use it: a cluster, a deployment, a call. What fails here ends the test.
 
 use std::net::IpAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rfaas::{Client, Deployment, Executor, LeaseRequest, Spin};
+use tempfile::TempDir;
 
 use crate::wait::eventually;
-use crate::{LocalCluster, Options, TestDevices};
+use crate::{LocalCluster, Options, TestDevices, functions};
 
 /// A running cluster.
 pub fn cluster(options: Options) -> LocalCluster {
     LocalCluster::start(options).unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// A node of eight cores, a client, and the functions for graphs, which are in the directory.
+pub fn cluster_for_graphs() -> (LocalCluster, Client, TempDir, PathBuf) {
+    let cluster = cluster(Options { cores: 8, memory: 8192, ..Options::default() });
+    let directory = tempfile::tempdir().unwrap_or_else(|error| panic!("{error}"));
+    let library = functions::graph(directory.path());
+    let client = cluster.client().unwrap_or_else(|error| panic!("{error}"));
+    (cluster, client, directory, library)
 }
 
 /// The devices that these tests run on, the embedded one at `address`.

@@ -122,10 +122,9 @@ fn by_group(scene: &Scene, objects: &[&Value], control: &[String]) -> Result<Vec
     };
     let mut calls = Vec::new();
     let mut lists: Vec<Vec<u8>> = Vec::new();
-    let (mut list, mut session) = (Vec::new(), Value::Null);
+    let mut list = Vec::new();
     for (at, object) in objects.iter().enumerate() {
-        let key = name(&object[1]);
-        session = object[0].clone();
+        let (session, key) = (&object[0], name(&object[1]));
         if !control.contains(&key) {
             let number = group(&key).ok_or("an object of no group")?;
             list.extend(items([(number, key.as_bytes())]));
@@ -145,6 +144,5 @@ fn by_group(scene: &Scene, objects: &[&Value], control: &[String]) -> Result<Vec
             calls.push(json!([at, objects.collect::<Vec<_>>()]));
         }
     }
-    let _ = session;
     Ok(calls)
 }

@@ -57,8 +57,8 @@ struct Keyed {
 }
 
 impl<M: Deref<Target = SlotMemory>> Hop<M> {
-    /// Makes one of connected edges, which complete into `arrivals`: at least one that comes in. What it needs itself is
-    /// of `domain`, in which the areas of the stages are.
+    /// Makes one of connected edges, which complete into `arrivals`: at least one that comes in. What it needs itself
+    /// is of `domain`, in which the areas of the stages are.
     ///
     /// # Errors
     /// The device has no memory for that.
@@ -72,17 +72,16 @@ impl<M: Deref<Target = SlotMemory>> Hop<M> {
         let (stages, areas): (Vec<Stage>, Vec<Vec<M>>) =
             stages.into_iter().map(|StageMemory { stage, areas }| (stage, areas)).unzip();
         let slots = areas.iter().flatten().map(|area| area.layout().slots()).min().unwrap_or(0);
-        let mut mapped: Vec<_> = outs.iter().map(|_| None).collect();
+        let mut mapped = Vec::with_capacity(stages.len());
         let mut traced = false;
         for (number, stage) in stages.iter().enumerate() {
             // Where a function may write more than the edge holds, it is to meet a guard page.
-            if let Some(edge) = stage.only_edge()
-                && area_bytes(&areas[number]) <= outs[edge].shape().bytes
-                && let Some(mapping) = outs[edge].map()?
-            {
-                mapped[edge] = Some(mapping);
-                outs[edge].with_lines(domain)?;
-            }
+            let fits = |edge: &usize| area_bytes(&areas[number]) <= outs[*edge].shape().bytes;
+            let slots = match stage.only_edge().filter(fits) {
+                Some(edge) => outs[edge].map(domain)?,
+                None => None,
+            };
+            mapped.push(slots);
             for output in stage.outputs.iter().filter(|output| output.kind == OutputKind::Trace) {
                 traced = true;
                 output.to.iter().try_for_each(|edge| outs[*edge].with_lines(domain))?;
@@ -283,12 +282,9 @@ impl<M: Deref<Target = SlotMemory>> Hop<M> {
         let mut area = 0;
         let from = self.memory.input(&self.wires, described, (stage, first), to.slot);
         let mut place = Place::new(from, bytes, areas[area].output(slot));
-        let mapped = described.only_edge().and_then(|edge| {
-            let start = self.wires.outs[edge].shape().start(to.slot) as usize;
-            Some(self.memory.mapped[edge].as_ref()?.as_ptr().wrapping_add(start))
-        });
+        let mapped = self.memory.mapped[stage].as_ref();
         if let Some(mapped) = mapped {
-            place = place.with_output(mapped);
+            place = place.with_output(mapped.at(to.slot));
         }
         let mut calls = 0u16;
         let mut sent = 0;
@@ -299,7 +295,7 @@ impl<M: Deref<Target = SlotMemory>> Hop<M> {
                 (first, place, area),
                 sent,
             );
-            let (function, in_graph) = described.function;
+            let (function, _) = described.function;
             let returned = service.call_in(function, place, &mut live);
             let (verdict, broken) = (live.verdict, live.broken.take());
             sent = live.sent;
@@ -309,12 +305,8 @@ impl<M: Deref<Target = SlotMemory>> Hop<M> {
             }
             calls = calls.saturating_add(1);
             let in_place = mapped.is_some();
-            match verdict {
-                None => {
-                    let made = Made { area, slot, bytes: returned, in_place };
-                    let ended = fits(described, sent, made, in_graph);
-                    return Ok(Over { ended, sent, calls });
-                }
+            let ended = match verdict {
+                None => fits(described, sent, Made { area, slot, bytes: returned, in_place }),
                 Some(Verdict::Again(bytes)) => {
                     if service.is_stopped() {
                         return Err(HopEnd::Stopped);
@@ -324,17 +316,12 @@ impl<M: Deref<Target = SlotMemory>> Hop<M> {
                     area = if area == 0 { areas.len() - 1 } else { 0 };
                     place = Place::new(from, bytes, areas[area].output(slot));
                     first = 0;
+                    continue;
                 }
-                Some(Verdict::Failed(code)) => {
-                    let code = u32::from_le_bytes(code.to_le_bytes());
-                    let ended = Err(failure(described, FailedBecause::Function, code, 0));
-                    return Ok(Over { ended, sent, calls });
-                }
-                Some(Verdict::NoValue) => {
-                    let ended = Err(failure(described, FailedBecause::NoValue, 0, 0));
-                    return Ok(Over { ended, sent, calls });
-                }
-            }
+                Some(Verdict::Failed(code)) => Err(said_failed(described, code)),
+                Some(Verdict::NoValue) => Err(failure(described, FailedBecause::NoValue, 0, 0)),
+            };
+            return Ok(Over { ended, sent, calls });
         }
     }
 
@@ -348,24 +335,16 @@ impl<M: Deref<Target = SlotMemory>> Hop<M> {
         let stage = ready.stage;
         let mut list = List::default();
         for number in 0..self.stages[stage].inputs.len() {
-            let Some((start, bytes)) = self.items_of(ready, number) else { continue };
+            let Some(bytes) = self.bytes_of_items(ready, number) else { continue };
             let mut next = 0;
             loop {
-                let from = self.memory.input(
-                    &self.wires,
-                    &self.stages[stage],
-                    (stage, number),
-                    ready.to.slot,
-                );
+                let from = self.input(ready, number);
                 let Some(item) = Items::from(from, bytes, next).next() else { break };
                 let Ok(item) = item else {
-                    let ended =
-                        Err(failure(&self.stages[stage], FailedBecause::NotItems, bytes, 0));
+                    let ended = Err(not_items(&self.stages[stage], bytes));
                     return Ok(Over { ended, sent: 0, calls: list.calls });
                 };
-                debug_assert_eq!(start, from.1);
-                let at = (from.0, from.1 + item.at as usize);
-                let input = at.0.as_ptr().wrapping_add(at.1);
+                let input = from.0.as_ptr().wrapping_add(from.1 + item.at as usize);
                 if let Some(over) = self.call_item(
                     ready,
                     slot,
@@ -395,15 +374,12 @@ impl<M: Deref<Target = SlotMemory>> Hop<M> {
         keyed.clear();
         let mut first = 0;
         for number in (0..self.stages[stage].inputs.len()).rev() {
-            let Some((_, bytes)) = self.items_of(ready, number) else { continue };
+            let Some(bytes) = self.bytes_of_items(ready, number) else { continue };
             first = number;
-            let from =
-                self.memory.input(&self.wires, &self.stages[stage], (stage, number), ready.to.slot);
-            for item in Items::of(from, bytes) {
+            for item in Items::of(self.input(ready, number), bytes) {
                 let Ok(item) = item else {
                     self.keyed = keyed;
-                    let ended =
-                        Err(failure(&self.stages[stage], FailedBecause::NotItems, bytes, 0));
+                    let ended = Err(not_items(&self.stages[stage], bytes));
                     return Ok(Over { ended, sent: 0, calls: 0 });
                 };
                 keyed.push(Keyed { input: number, item });
@@ -417,12 +393,7 @@ impl<M: Deref<Target = SlotMemory>> Hop<M> {
             };
             let mut end = 0;
             for Keyed { input, item } in of_key {
-                let from = self.memory.input(
-                    &self.wires,
-                    &self.stages[stage],
-                    (stage, *input),
-                    ready.to.slot,
-                );
+                let from = self.input(ready, *input);
                 let at = end + HEADER;
                 // There is room for all items of all inputs, and a size is that of what was read.
                 items::write_header((gathered, 0), Item { at, ..*item })?;
@@ -451,12 +422,17 @@ impl<M: Deref<Target = SlotMemory>> Hop<M> {
         Ok(over.unwrap_or_else(|| list.over(slot)))
     }
 
-    /// Returns where the items of an input start, and how many bytes they have, if that is items and is there.
-    fn items_of(&self, ready: Ready, number: usize) -> Option<(usize, u32)> {
-        let stage = &self.stages[ready.stage];
-        let bytes = self.wires.joins[ready.stage].bytes(ready.to.slot, number)?;
-        let from = self.memory.input(&self.wires, stage, (ready.stage, number), ready.to.slot);
-        (stage.inputs[number].kind == InputKind::Items).then_some((from.1, bytes))
+    /// Returns where an input is.
+    fn input(&self, ready: Ready, number: usize) -> (&Region, usize) {
+        let Ready { stage, to, .. } = ready;
+        self.memory.input(&self.wires, &self.stages[stage], (stage, number), to.slot)
+    }
+
+    /// Returns how many bytes an input has that is items, if it is there.
+    fn bytes_of_items(&self, ready: Ready, number: usize) -> Option<u32> {
+        let is_items = self.stages[ready.stage].inputs[number].kind == InputKind::Items;
+        let bytes = self.wires.joins[ready.stage].bytes(ready.to.slot, number);
+        bytes.filter(|_| is_items)
     }
 
     /// Has the function called with an item, or the items of a key. What it returns is added to `list`. Returns how the
@@ -474,10 +450,7 @@ impl<M: Deref<Target = SlotMemory>> Hop<M> {
         let described = &self.stages[stage];
         let area = &self.memory.areas[stage][0];
         let (region, start) = area.output(slot);
-        let edges = described.outputs[..described.edges()].iter();
-        let of_edges = edges.filter(|output| output.kind != OutputKind::Call);
-        let most = of_edges.map(|output| output.bytes).min().unwrap_or(u32::MAX);
-        let most = most.min(area.layout().output_bytes());
+        let most = most_left(described, 0).min(area.layout().output_bytes());
         let Some(at) = list.end.checked_add(HEADER).filter(|at| *at <= most) else {
             let needed = list.end.saturating_add(HEADER);
             let ended = Err(failure(described, FailedBecause::OutputTooLarge, needed, most));
@@ -493,10 +466,7 @@ impl<M: Deref<Target = SlotMemory>> Hop<M> {
         list.calls = list.calls.saturating_add(1);
         let failed = match verdict {
             Some(Verdict::NoValue) => return Ok(None), // it has none for this item
-            Some(Verdict::Failed(code)) => {
-                let code = u32::from_le_bytes(code.to_le_bytes());
-                failure(described, FailedBecause::Function, code, 0)
-            }
+            Some(Verdict::Failed(code)) => said_failed(described, code),
             _ if returned > most - at => {
                 let needed = at.saturating_add(returned);
                 failure(described, FailedBecause::OutputTooLarge, needed, most)
@@ -582,20 +552,36 @@ impl List {
     }
 }
 
+/// Returns the most that all edges hold that what a function returns is still to go over.
+#[inline]
+fn most_left(stage: &Stage, sent: u64) -> u32 {
+    let edges = stage.outputs[..stage.edges()].iter().enumerate();
+    let left =
+        edges.filter(|(edge, output)| sent & 1 << edge == 0 && output.kind != OutputKind::Call);
+    left.map(|(_, output)| output.bytes).min().unwrap_or(u32::MAX)
+}
+
 /// Checks that what a function returned fits the edges that it is still to go over.
 #[inline]
-fn fits(stage: &Stage, sent: u64, made: Made, in_graph: u16) -> Result<Made, EdgeFailure> {
-    debug_assert_eq!(stage.function.1, in_graph);
-    let left = stage.outputs[..stage.edges()].iter().enumerate();
-    let left = left.filter(|(output, described)| {
-        sent & 1 << output == 0 && described.kind != OutputKind::Call
-    });
-    match left.map(|(_, output)| output.bytes).min() {
-        Some(most) if made.bytes > most => {
+fn fits(stage: &Stage, sent: u64, made: Made) -> Result<Made, EdgeFailure> {
+    match most_left(stage, sent) {
+        most if made.bytes > most => {
             Err(failure(stage, FailedBecause::OutputTooLarge, made.bytes, most))
         }
         _ => Ok(made),
     }
+}
+
+/// A function said that it failed.
+#[cold]
+fn said_failed(stage: &Stage, code: i32) -> EdgeFailure {
+    failure(stage, FailedBecause::Function, u32::from_le_bytes(code.to_le_bytes()), 0)
+}
+
+/// What came over an edge of items is no list of them.
+#[cold]
+fn not_items(stage: &Stage, bytes: u32) -> EdgeFailure {
+    failure(stage, FailedBecause::NotItems, bytes, 0)
 }
 
 impl<M: Deref<Target = SlotMemory>> Memory<M> {

@@ -173,7 +173,8 @@ impl Joins {
         self.plan.kind == Join::Any
     }
 
-    /// Notes that the function, tried with an input, has no value. Returns why the run has failed, if that was the last.
+    /// Notes that the function, tried with an input, has no value. Returns why the run has failed, if that was the
+    /// last.
     #[cold]
     pub(super) fn tried_in_vain(&mut self, slot: u16) -> Option<EdgeFailure> {
         let all = self.all;

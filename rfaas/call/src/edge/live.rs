@@ -82,8 +82,8 @@ impl<'a, M: Deref<Target = SlotMemory>> Live<'a, M> {
         }
     }
 
-    /// Makes one of a call with an item, or with the items of a key, of input `first`; `left` bytes are left for what it
-    /// returns.
+    /// Makes one of a call with an item, or with the items of a key, of input `first`; `left` bytes are left for what
+    /// it returns.
     pub(super) fn of_item(
         around: Around<'a, M>,
         at: (usize, SlotUse, Slot),

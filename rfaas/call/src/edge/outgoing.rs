@@ -44,6 +44,22 @@ impl SlotUse {
     }
 }
 
+/// The slots of a receiver, mapped.
+#[derive(Debug)]
+pub(super) struct MappedSlots {
+    slots: RemoteMapping,
+    shape: EdgeShape,
+}
+
+impl MappedSlots {
+    /// Returns where a slot starts, for a function.
+    #[inline]
+    pub(super) fn at(&self, slot: u16) -> *mut u8 {
+        assert!(slot < self.shape.slots, "edges of a worker have the same slots");
+        self.slots.as_ptr().wrapping_add(self.shape.start(slot) as usize)
+    }
+}
+
 impl OutEdge {
     /// Makes number `edge` of those that go out, unconnected, which sends memory of `domain`. Its end completes into
     /// `arrivals`. An error says what the device could not provide.
@@ -106,13 +122,19 @@ impl OutEdge {
         Ok(())
     }
 
-    /// Maps the slots of the receiver, to be written in place. `None`: that is not worth it here, or not possible.
-    pub(super) fn map(&mut self) -> rdmalib::Result<Option<RemoteMapping>> {
+    /// Maps the slots of the receiver, to be written in place; lengths are sent from `domain`. `None`: that is not
+    /// worth it here, or not possible.
+    pub(super) fn map(&mut self, domain: &Domain) -> rdmalib::Result<Option<MappedSlots>> {
         if !self.shape.is_in_place() {
             return Ok(None);
         }
         let bytes = usize::try_from(self.shape.all_bytes()).unwrap_or(usize::MAX);
-        self.writer.queue_pair().map_remote(self.slots, bytes, Access::REMOTE_WRITE)
+        let access = Access::REMOTE_WRITE;
+        let Some(slots) = self.writer.queue_pair().map_remote(self.slots, bytes, access)? else {
+            return Ok(None);
+        };
+        self.with_lines(domain)?;
+        Ok(Some(MappedSlots { slots, shape: self.shape }))
     }
 
     /// Says that a payload of so many bytes is in the slot, which is mapped.

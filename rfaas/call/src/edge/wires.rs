@@ -4,17 +4,15 @@ use std::collections::VecDeque;
 use std::ops::Deref;
 use std::time::Instant;
 
-use rdmalib::{CompletionQueue, Domain, Region, RemoteMapping, Status, WorkCompletion};
-use rfaas_protocol::edge::{
-    EdgeFailure, EdgeStatus, FailedBecause, InputKind, ItemHeader, OutputKind,
-};
+use rdmalib::{Access, CompletionQueue, Domain, Region, Status, WorkCompletion};
+use rfaas_protocol::edge::{EdgeFailure, EdgeStatus, FailedBecause, InputKind, OutputKind};
 
 use super::end::HopEnd;
 use super::ends::EdgeEnd;
 use super::incoming::{Arrival, InEnd};
 use super::items::{self, HEADER, Item, Items};
 use super::join::{Input, Joined, Joins};
-use super::outgoing::{OutEdge, SlotUse};
+use super::outgoing::{MappedSlots, OutEdge, SlotUse};
 use super::stage::{InputFrom, Stage};
 use crate::callee::{Slot, SlotMemory};
 use crate::writer::NotWritten;
@@ -26,8 +24,8 @@ pub(super) struct Memory<M> {
     pub(super) ins: Vec<Region>,
     /// Areas of each stage, a slot for each run in each.
     pub(super) areas: Vec<Vec<M>>,
-    /// Slots of receivers in which the stage that writes there does so in place, by edge that goes out.
-    pub(super) mapped: Vec<Option<RemoteMapping>>,
+    /// Slots of a receiver, in which a stage writes in place, by stage.
+    pub(super) mapped: Vec<Option<MappedSlots>>,
     /// Where items are sorted by whom they go to, by edge that goes out.
     pub(super) sorted: Vec<Option<Region>>,
     /// Where the items of a key are brought together.
@@ -439,9 +437,7 @@ pub(super) fn sorted_of(
     });
     for edge in several.flat_map(|output| &output.to) {
         let bytes = usize::try_from(outs[*edge].shape().all_bytes()).unwrap_or(usize::MAX);
-        sorted[*edge] = Some(domain.allocate(bytes, rdmalib::Access::empty())?);
+        sorted[*edge] = Some(domain.allocate(bytes, Access::empty())?);
     }
     Ok(sorted)
 }
-
-const _: () = assert!(size_of::<ItemHeader>() == 8);
