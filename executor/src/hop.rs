@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use rdmalib::{CompletionQueue, Device, Domain};
 use rfaas_call::callee::Layout;
-use rfaas_call::edge::{Hop, InEdge, OutEdge, StageMemory};
+use rfaas_call::edge::{Hop, InLink, Link, OutLink, StageMemory, arrival_queue};
 use rfaas_protocol::edge::EdgeShape;
 
 use crate::dial::{DialError, dial, dial_client};
 use crate::introductions::Expected;
 use crate::library::{GuardedMemory, Library};
-use crate::parts::{NamedStage, Source, Work};
+use crate::parts::{Edge, LinkPlan, NamedStage, Source, Work};
 use crate::plan::{DIAL_TIMEOUT, Plan, page_bytes};
 use crate::worker::WorkerStartError;
 
@@ -26,10 +26,10 @@ const RECEIVER: &str = "worker that gets its output";
 /// The edges of a worker, connected.
 #[derive(Debug)]
 pub struct Edges {
-    ins: Vec<InEdge>,
-    outs: Vec<OutEdge>,
+    ins: Vec<InLink>,
+    outs: Vec<OutLink>,
     /// The connection to the client, where that is no input.
-    client: Option<InEdge>,
+    client: Option<InLink>,
     /// Areas of each stage.
     areas: Vec<Vec<GuardedMemory>>,
     /// What they are in.
@@ -48,9 +48,17 @@ pub struct Means<'a> {
     pub max_guards: usize,
 }
 
-/// Returns how many edges that come in, and go out, a worker with `work` has, with its connection to the client.
-pub fn edges_of(work: &Work) -> (usize, usize) {
-    (work.dialled_by() + 1, work.outputs.len())
+/// Makes the queue that all links of a worker complete into, its connection to the client too.
+pub fn arrivals(device: &Device, slots: u16, work: &Work) -> rdmalib::Result<CompletionQueue> {
+    let client = Link::new([(0, EdgeShape { slots, bytes: 0 })]); // of an input, it is there twice
+    let ins: Vec<_> = work.in_links.iter().map(|plan| link(plan, &work.inputs, slots)).collect();
+    arrival_queue(device, ins.iter().chain([&client]), work.out_links.len())
+}
+
+/// Returns the edges of a link with their shapes.
+fn link<T>(plan: &LinkPlan<T>, edges: &[Edge<T>], slots: u16) -> Link {
+    let shape = |number: usize| EdgeShape { slots, bytes: edges[number].bytes };
+    Link::new(plan.edges.iter().map(|number| (*number, shape(*number))))
 }
 
 impl Edges {
@@ -67,14 +75,14 @@ impl Edges {
         let slots = plan.layout.slots();
         let (connected, introduced) = channel();
         let mut of_client = None;
-        for (number, input) in work.inputs.iter().enumerate() {
-            let shape = EdgeShape { slots, bytes: input.bytes };
-            let edge = InEdge::new(device, shape, number, arrivals).map_err(failed)?;
-            match input.from {
-                Source::Client => of_client = Some((number, edge)),
+        for (number, plan) in work.in_links.iter().enumerate() {
+            let edges = link(plan, &work.inputs, slots);
+            let link = InLink::new(device, number, edges, arrivals).map_err(failed)?;
+            match plan.with {
+                Source::Client => of_client = Some((number, link)),
                 Source::Dialler(secret) => {
                     let connected = connected.clone();
-                    let expected = Expected { secret, edge, number, connected };
+                    let expected = Expected { secret, link, number, connected };
                     // If nobody takes it, it does not come back either.
                     let _ = introductions.send(expected);
                 }
@@ -85,37 +93,37 @@ impl Edges {
         // What it sends is in one domain, in which nobody else writes anything of use.
         let domain = device.domain().map_err(|source| failed(("protection domain", source)))?;
         let areas = areas(means, &domain, &work.stages)?;
-        let mut outs = Vec::with_capacity(work.outputs.len());
-        for (number, output) in work.outputs.iter().enumerate() {
-            let shape = EdgeShape { slots, bytes: output.bytes };
-            let mut edge =
-                OutEdge::new(device, &domain, shape, number, arrivals).map_err(failed)?;
-            edge.connect(
-                output.secret,
+        let mut outs = Vec::with_capacity(work.out_links.len());
+        for (number, plan) in work.out_links.iter().enumerate() {
+            let (edges, (to, secret)) = (link(plan, &work.outputs, slots), plan.with);
+            let mut link =
+                OutLink::new(device, &domain, number, edges, arrivals).map_err(failed)?;
+            link.connect(
+                secret,
                 |queue_pair, hello| {
-                    dial(queue_pair, output.to, hello, DIAL_TIMEOUT)
-                        .map_err(|error| DialError::new(RECEIVER, output.to, &error))
+                    dial(queue_pair, to, hello, DIAL_TIMEOUT)
+                        .map_err(|error| DialError::new(RECEIVER, to, &error))
                 },
-                |error| DialError::malformed(RECEIVER, output.to, &error),
+                |error| DialError::malformed(RECEIVER, to, &error),
             )?;
-            outs.push(edge);
+            outs.push(link);
         }
 
         // Last: the client takes a worker that has dialled it for one that is connected.
-        let none = EdgeShape { slots, bytes: 0 };
         let (number, mut client) = match of_client {
-            Some((number, edge)) => (Some(number), edge),
+            Some((number, link)) => (Some(number), link),
             None => {
-                let number = work.inputs.len(); // nothing comes over it but its end
-                (None, InEdge::new(device, none, number, arrivals).map_err(failed)?)
+                let number = work.in_links.len(); // nothing comes over it but its end
+                let none = Link::new([(work.inputs.len(), EdgeShape { slots, bytes: 0 })]);
+                (None, InLink::new(device, number, none, arrivals).map_err(failed)?)
             }
         };
-        let mut ins: Vec<_> = work.inputs.iter().map(|_| None).collect();
+        let mut ins: Vec<_> = work.in_links.iter().map(|_| None).collect();
         for _ in 0..work.dialled_by() {
-            let (number, edge) = introduced.recv_timeout(INTRODUCED_WITHIN).map_err(|_| {
+            let (number, link) = introduced.recv_timeout(INTRODUCED_WITHIN).map_err(|_| {
                 WorkerStartError::Edges("the sender of an input has not come".into())
             })?;
-            ins[number] = Some(edge);
+            ins[number] = Some(link);
         }
         client.connect(plan.session, index, |queue_pair, hello| {
             dial_client(queue_pair, plan, hello)
@@ -138,7 +146,7 @@ impl Edges {
         arrivals: CompletionQueue,
         library: &Library,
         work: Work,
-    ) -> Result<(Hop<GuardedMemory>, Option<InEdge>), WorkerStartError> {
+    ) -> Result<(Hop<GuardedMemory>, Option<InLink>), WorkerStartError> {
         let Edges { ins, outs, client, areas, domain } = self;
         let stages = work.stages.into_iter().zip(areas).map(|(named, areas)| {
             let NamedStage { name, mut stage, .. } = named;

@@ -1,10 +1,10 @@
 //! Who dials the workers of a graph: accepted on a thread of its own, which ends before any foreign code runs.
 //!
 //! ```text
-//!   workers ──Expected: an edge, and the secret that is shown for it──▶ this thread ◀──dials── senders
-//!           ◀──the edge, connected──────────────────────────────────────┘
+//!   workers ──Expected: a link, and the secret that is shown for it──▶ this thread ◀──dials── senders
+//!           ◀──the link, connected────────────────────────────────────┘
 //! ```
-//! Anyone may dial. Who does not show the secret of an edge that is waited for is refused.
+//! Anyone may dial. Who does not show the secret of a link that is waited for is refused.
 
 use std::io;
 use std::net::SocketAddr;
@@ -13,22 +13,22 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rdmalib::{ConnectRequest, Device, Listener};
-use rfaas_call::edge::InEdge;
+use rfaas_call::edge::InLink;
 use rfaas_protocol::channel::refuse;
 use rfaas_protocol::edge::EdgeHello;
 use rfaas_protocol::{Hello, Role, Secret, parse_prefix};
 
-/// An edge that waits for its sender.
+/// A link that waits for its sender.
 #[derive(Debug)]
 pub struct Expected {
     /// What the sender shows.
     pub secret: Secret,
     /// To be connected.
-    pub edge: InEdge,
-    /// Its number among the inputs of its worker.
+    pub link: InLink,
+    /// Its number among the links to its worker.
     pub number: usize,
     /// Gets it back with that, connected. It is dropped if nobody comes in time.
-    pub connected: Sender<(usize, InEdge)>,
+    pub connected: Sender<(usize, InLink)>,
 }
 
 /// Where senders dial.
@@ -46,7 +46,7 @@ impl Introductions {
         self.0.local_addr()
     }
 
-    /// Accepts the senders of `count` edges, which come over what is returned, within `timeout`.
+    /// Accepts the senders of `count` links, which come over what is returned, within `timeout`.
     pub fn accept(self, count: usize, timeout: Duration) -> io::Result<Sender<Expected>> {
         let (sender, expected) = channel();
         let deadline = Instant::now() + timeout;
@@ -76,7 +76,7 @@ fn work(mut listener: Listener, expected: &Receiver<Expected>, count: usize, dea
     }
 }
 
-/// Connects who dials to the edge whose secret it shows.
+/// Connects who dials to the link whose secret it shows.
 fn introduce(request: ConnectRequest, waiting: &mut Vec<Expected>) {
     let secret = match Hello::parse(request.private_data()) {
         Ok((Role::Edge, body)) => parse_prefix(body).map(|hello: EdgeHello| hello.secret),
@@ -88,11 +88,11 @@ fn introduce(request: ConnectRequest, waiting: &mut Vec<Expected>) {
         Err(error) => return refuse(request, &error.to_string()),
     };
     let Some(at) = waiting.iter().position(|expected| expected.secret == secret) else {
-        return refuse(request, "wrong secret of an edge");
+        return refuse(request, "wrong secret of a link");
     };
-    let Expected { mut edge, number, connected, .. } = waiting.swap_remove(at);
-    match edge.accept(request) {
-        Ok(()) => drop(connected.send((number, edge))), // a worker that has ended needs none
+    let Expected { mut link, number, connected, .. } = waiting.swap_remove(at);
+    match link.accept(request) {
+        Ok(()) => drop(connected.send((number, link))), // a worker that has ended needs none
         Err(error) => tracing::debug!(%error, "a sender is gone again"), // and so is its worker, which is told
     }
 }

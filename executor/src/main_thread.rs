@@ -270,7 +270,8 @@ impl MainThread {
         let told = self.watch.client.send(&FromExecutor::Listening(listening));
         told.map_err(|error| failed(&error))?;
         let (inputs, output) = (plan.layout.input_bytes(), plan.layout.output_bytes());
-        let mut parts = Parts::new(plan.workers.len(), inputs, output);
+        let slots = plan.layout.slots();
+        let mut parts = Parts::new(plan.workers.len(), (inputs, output), slots);
         // Before that, all executors of the graph start.
         let deadline = Instant::now() + PARTS_TIMEOUT;
         let parts = loop {

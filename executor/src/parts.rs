@@ -4,13 +4,13 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use rfaas_call::edge::{InputFrom, JoinPlan, Stage, StageInput, StageOutput};
-use rfaas_protocol::edge::{InputKind, Join, MAX_EDGES, OutputKind, Takes};
+use rfaas_protocol::edge::{InputKind, Join, MAX_EDGES, MAX_ON_LINK, OutputKind, Takes};
 use rfaas_protocol::session::{EdgeHere, EdgeOut, Part, ToExecutor};
 use rfaas_protocol::{Malformed, Secret};
 
 const TOO_LARGE: Malformed = Malformed::Field("bytes of an edge");
-/// Most functions of a worker, most edges that come to it, and most that go from it: each costs a connection, or memory
-/// for each slot.
+/// Most functions of a worker, most edges that come to it, and most that go from it: each costs memory for
+/// each slot.
 const MOST_OF_A_WORKER: usize = 1024;
 
 /// Where what comes over an edge comes from.
@@ -22,24 +22,24 @@ pub enum Source {
     Dialler(Secret),
 }
 
-/// An edge that comes to a worker.
+/// An edge that comes to a worker, or goes from it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Input {
-    /// Where it comes from.
-    pub from: Source,
+pub struct Edge<T> {
+    /// What it is with: of an input where it comes from, of an output whom to dial and what to show there.
+    pub with: T,
     /// Largest payload, in bytes.
     pub bytes: u32,
+    /// Which of the edges with the same it is.
+    on_link: u16,
 }
 
-/// An edge that goes from a worker.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Output {
-    /// Whom to dial.
-    pub to: SocketAddr,
-    /// What to show there.
-    pub secret: Secret,
-    /// Largest payload, in bytes.
-    pub bytes: u32,
+/// Edges that share a connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LinkPlan<T> {
+    /// What they are with.
+    pub with: T,
+    /// Their numbers among those that come, or go, in the order that both ends have.
+    pub edges: Vec<usize>,
 }
 
 /// A function that a worker calls.
@@ -60,15 +60,19 @@ pub struct Work {
     /// Its functions, of which each is behind those that lead to it here.
     pub stages: Vec<NamedStage>,
     /// Edges that come, by number.
-    pub inputs: Vec<Input>,
+    pub inputs: Vec<Edge<Source>>,
     /// Edges that go, by number.
-    pub outputs: Vec<Output>,
+    pub outputs: Vec<Edge<(SocketAddr, Secret)>>,
+    /// How they share connections.
+    pub in_links: Vec<LinkPlan<Source>>,
+    /// How those that go do.
+    pub out_links: Vec<LinkPlan<(SocketAddr, Secret)>>,
 }
 
 impl Work {
-    /// Returns how many edges come from who dials.
+    /// Returns how many links come from who dials.
     pub fn dialled_by(&self) -> usize {
-        self.inputs.iter().filter(|input| input.from != Source::Client).count()
+        self.in_links.iter().filter(|link| link.with != Source::Client).count()
     }
 }
 
@@ -79,6 +83,8 @@ pub struct Parts {
     /// Most bytes of an input of a worker, and of an output: what was asked for with the executor, and fits the memory
     /// of the lease.
     most: (u32, u32),
+    /// Most edges of a link.
+    most_on_link: usize,
     told: Vec<Work>,
 }
 
@@ -87,9 +93,11 @@ const NOTHING: StageOutput =
     StageOutput { kind: OutputKind::Whole, bytes: 0, to: Vec::new(), here: Vec::new() };
 
 impl Parts {
-    /// Waits for the parts of so many workers. An input of one, and an output, have at most these bytes.
-    pub fn new(workers: usize, input_bytes: u32, output_bytes: u32) -> Self {
-        Parts { workers, most: (input_bytes, output_bytes), told: Vec::new() }
+    /// Waits for the parts of so many workers. An input of one, and an output, have at most these bytes; edges have
+    /// `slots` slots each.
+    pub fn new(workers: usize, (input_bytes, output_bytes): (u32, u32), slots: u16) -> Self {
+        let most_on_link = MAX_ON_LINK as usize / usize::from(slots.max(1));
+        Parts { workers, most: (input_bytes, output_bytes), most_on_link, told: Vec::new() }
     }
 
     /// Takes what the client says next. Returns what each worker is for when it has said that this is all.
@@ -99,14 +107,16 @@ impl Parts {
             ToExecutor::InputOfClient(input) => {
                 let bytes = self.input_bytes(input.bytes.get())?;
                 let work = self.last()?;
-                let known = work.inputs.iter().position(|input| input.from == Source::Client);
+                let known = work.inputs.iter().position(|input| input.with == Source::Client);
                 let edge = match known {
                     Some(edge) => {
                         let input = &mut work.inputs[edge];
                         input.bytes = input.bytes.max(bytes);
                         edge
                     }
-                    None => add(&mut work.inputs, Input { from: Source::Client, bytes })?,
+                    None => {
+                        add(&mut work.inputs, Edge { with: Source::Client, bytes, on_link: 0 })?
+                    }
                 };
                 self.add_input(InputFrom::Edge(edge), InputKind::Whole, bytes)?;
             }
@@ -116,7 +126,8 @@ impl Parts {
                 if kind == InputKind::Again {
                     return Err(Malformed::Field("kind of an input"));
                 }
-                let input = Input { from: Source::Dialler(edge.secret), bytes };
+                let (with, on_link) = (Source::Dialler(edge.secret), edge.on_link.get());
+                let input = Edge { with, bytes, on_link };
                 let edge = add(&mut self.last()?.inputs, input)?;
                 self.add_input(InputFrom::Edge(edge), kind, bytes)?;
             }
@@ -128,6 +139,10 @@ impl Parts {
                 }
                 let mut stages = self.told.iter().flat_map(|work| &work.stages);
                 stages.try_for_each(|named| check(&named.stage))?;
+                for work in &mut self.told {
+                    work.in_links = links(&work.inputs, self.most_on_link)?;
+                    work.out_links = links(&work.outputs, self.most_on_link)?;
+                }
                 return Ok(Some(std::mem::take(&mut self.told)));
             }
         }
@@ -213,7 +228,8 @@ impl Parts {
         }
         let work = self.last()?;
         let from = work.stages.len().saturating_sub(1);
-        let output = Output { to: edge.to.into(), secret: edge.secret, bytes };
+        let (with, on_link) = ((edge.to.into(), edge.secret), edge.on_link.get());
+        let output = Edge { with, bytes, on_link };
         let connection = add(&mut work.outputs, output)?;
         let output = self.output(from, edge.edge.get().into(), kind, bytes)?;
         if output.to.len() == MAX_EDGES {
@@ -294,6 +310,29 @@ fn check(stage: &Stage) -> Result<(), Malformed> {
     }
 }
 
+/// Finds out which edges share a connection.
+fn links<T: Copy + PartialEq>(
+    edges: &[Edge<T>],
+    most: usize,
+) -> Result<Vec<LinkPlan<T>>, Malformed> {
+    let mut links: Vec<LinkPlan<T>> = Vec::new();
+    for (number, edge) in edges.iter().enumerate() {
+        match links.iter_mut().find(|link| link.with == edge.with) {
+            Some(link) => link.edges.push(number),
+            None => links.push(LinkPlan { with: edge.with, edges: vec![number] }),
+        }
+    }
+    for LinkPlan { edges: numbers, .. } in &mut links {
+        numbers.sort_unstable_by_key(|number| edges[*number].on_link);
+        let mut in_order = numbers.iter().enumerate();
+        let each_once = in_order.all(|(at, number)| usize::from(edges[*number].on_link) == at);
+        if numbers.len() > most || !each_once {
+            return Err(Malformed::Field("edges of a link"));
+        }
+    }
+    Ok(links)
+}
+
 fn add<T>(to: &mut Vec<T>, one: T) -> Result<usize, Malformed> {
     if to.len() == MOST_OF_A_WORKER {
         return Err(Malformed::Field("parts or edges of a worker"));
@@ -339,8 +378,12 @@ mod tests {
     }
 
     fn edge_of(kind: InputKind, bytes: u32) -> ToExecutor {
-        let kind = kind.to_wire();
-        ToExecutor::EdgeIn(EdgeIn { secret: SECRET, bytes: bytes.into(), kind })
+        edge_on(0, kind, bytes)
+    }
+
+    fn edge_on(on_link: u16, kind: InputKind, bytes: u32) -> ToExecutor {
+        let (kind, on_link) = (kind.to_wire(), on_link.into());
+        ToExecutor::EdgeIn(EdgeIn { secret: SECRET, bytes: bytes.into(), kind, on_link })
     }
 
     fn here(from: u16, edge: u16, kind: InputKind) -> ToExecutor {
@@ -355,8 +398,19 @@ mod tests {
 
     fn out(edge: u16, kind: OutputKind, bytes: u32) -> ToExecutor {
         let to = WireAddress::from("127.0.0.1:7".parse::<SocketAddr>().unwrap());
-        let (edge, kind) = (edge.into(), kind.to_wire());
-        ToExecutor::EdgeOut(EdgeOut { to, secret: SECRET, bytes: bytes.into(), edge, kind })
+        let (edge, kind, on_link) = (edge.into(), kind.to_wire(), 0.into());
+        ToExecutor::EdgeOut(EdgeOut {
+            to,
+            secret: SECRET,
+            bytes: bytes.into(),
+            edge,
+            kind,
+            on_link,
+        })
+    }
+
+    fn edge(with: Source, bytes: u32) -> Edge<Source> {
+        Edge { with, bytes, on_link: 0 }
     }
 
     fn complete() -> ToExecutor {
@@ -364,9 +418,26 @@ mod tests {
     }
 
     fn told(workers: usize, messages: &[ToExecutor]) -> Result<Vec<Work>, String> {
-        let mut parts = Parts::new(workers, 100, 50);
+        let mut parts = Parts::new(workers, (100, 50), 16);
+        // All edges of a worker have the same secret, and are in order on their link.
+        let (mut worker, mut ins, mut outs) = (0, 0u16, 0u16);
         for message in messages {
-            if let Some(works) = parts.take(message).map_err(|error| error.to_string())? {
+            let mut message = *message;
+            match &mut message {
+                ToExecutor::Part(part) if part.worker.get() != worker => {
+                    (worker, ins, outs) = (part.worker.get(), 0, 0);
+                }
+                ToExecutor::EdgeIn(edge) => {
+                    edge.on_link = (edge.on_link.get() + ins).into();
+                    ins += 1;
+                }
+                ToExecutor::EdgeOut(edge) => {
+                    edge.on_link = outs.into();
+                    outs += 1;
+                }
+                _ => {}
+            }
+            if let Some(works) = parts.take(&message).map_err(|error| error.to_string())? {
                 return Ok(works);
             }
         }
@@ -396,11 +467,13 @@ mod tests {
             (named.name.as_str(), named.stage.function.1, named.area_bytes),
             ("scale", 3, 64)
         );
-        assert_eq!(first.inputs, [Input { from: Source::Client, bytes: 64 }]);
+        assert_eq!(first.inputs, [edge(Source::Client, 64)]);
         let to = named.stage.outputs.iter().map(|output| output.to.as_slice());
         assert_eq!(to.collect::<Vec<_>>(), [[0], [1]]);
-        assert_eq!(second.inputs, [Input { from: Source::Dialler(SECRET), bytes: 32 }]);
+        assert_eq!(second.inputs, [edge(Source::Dialler(SECRET), 32)]);
         assert_eq!((first.dialled_by(), second.dialled_by()), (0, 1));
+        let to = ("127.0.0.1:7".parse().unwrap(), SECRET);
+        assert_eq!(second.out_links, [LinkPlan { with: to, edges: vec![0, 1] }]);
         assert_eq!(second.stages[0].stage.outputs[0].to, [0, 1], "one edge to two workers");
     }
 
@@ -421,7 +494,7 @@ mod tests {
             ],
         );
         let works = works.unwrap();
-        assert_eq!(works[0].inputs, [Input { from: Source::Client, bytes: 64 }], "both have it");
+        assert_eq!(works[0].inputs, [edge(Source::Client, 64)], "both have it");
         let [first, second] = &works[0].stages[..] else { panic!("two functions") };
         assert_eq!(first.stage.outputs[0].here, [(1, 1)]);
         assert_eq!(first.stage.outputs[1].to, [0]);
@@ -433,6 +506,20 @@ mod tests {
         ];
         assert_eq!(second.stage.inputs, inputs);
         assert_eq!((second.stage.areas(), first.stage.areas()), (2, 1));
+    }
+
+    #[test]
+    fn edges_with_the_same_secret_share_a_link_in_the_order_that_both_ends_have() {
+        let edge = |with: u8, on_link| Edge { with, bytes: 1, on_link };
+        let told = [edge(7, 1), edge(8, 0), edge(7, 2), edge(7, 0)];
+        let link = |with, edges| LinkPlan { with, edges };
+        assert_eq!(links(&told, 3), Ok(vec![link(7, vec![3, 0, 2]), link(8, vec![1])]));
+        let wrong = Err(Malformed::Field("edges of a link"));
+        assert_eq!(links(&told, 2), wrong, "too many");
+        assert_eq!(links(&told[..3], 3), wrong, "the first is missing");
+        assert_eq!(links(&[edge(7, 0), edge(7, 0)], 3), wrong, "one number twice");
+        assert_eq!(links(&[edge(7, u16::MAX)], 3), wrong);
+        assert_eq!(links::<u8>(&[], 3), Ok(vec![]));
     }
 
     #[test]
@@ -476,6 +563,7 @@ mod tests {
                 of_one(vec![out(0, OutputKind::Done, 0), out(1, OutputKind::Whole, 1)]),
                 "outputs of a part",
             ),
+            (of_one(vec![edge_on(1, InputKind::Whole, 1)]), "edges of a link"),
             (of_one(vec![call]), "calls of a part"),
             (of_one(vec![call, call, answer]), "calls of a part"),
             (of_one(vec![answer]), "calls of a part"),

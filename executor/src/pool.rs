@@ -17,14 +17,13 @@ use std::time::{Duration, Instant};
 
 use rdmalib::{CompletionQueue, Device, Domain, Waker};
 use rfaas_call::callee::{Callee, ServiceEnd, request_queue};
-use rfaas_call::edge::arrival_queue;
 
 use crate::account::{Account, Published};
 use crate::clock::{MS, ticks};
 use crate::cpus::{Cpus, pin};
 use crate::events::{Notifier, ThreadEvent};
 use crate::fatal;
-use crate::hop::{Edges, INTRODUCED_WITHIN, Means, edges_of};
+use crate::hop::{self, Edges, INTRODUCED_WITHIN, Means};
 use crate::introductions::{Expected, Introductions};
 use crate::library::{Library, MAX_GUARDS};
 use crate::parts::Work;
@@ -145,7 +144,7 @@ impl WorkerPool {
         let dialled = works.iter().map(Work::dialled_by).sum();
         let expected = introductions.accept(dialled, INTRODUCED_WITHIN)?;
         for (index, work) in works.into_iter().enumerate() {
-            let arrivals = arrival_queue(&self.device, plan.layout.slots(), edges_of(&work))?;
+            let arrivals = hop::arrivals(&self.device, plan.layout.slots(), &work)?;
             let work = Some((work, expected.clone()));
             self.assign_one(index, plan, arrivals, work, manager_ends)?;
         }

@@ -31,6 +31,7 @@ impl Scene {
     }
 
     fn run(&self, graph: &Graph, inputs: &[&[u8]]) -> Vec<Result<Vec<Vec<u8>>, Error>> {
+        all_is_free(&self.cluster); // a graph before this one may still be giving its cores back
         let deployment = Deployment::new().spin(Spin::Never);
         let mut graph = self.client.compile_with(graph, &deployment).unwrap();
         inputs.iter().map(|input| graph.run(input)).collect()
@@ -99,14 +100,8 @@ fn a_join_of_some_takes_the_first_and_bears_failures() {
     assert_eq!(outputs[1], [0, 51, 2, 1, 50, 1], "the failure of 50 is borne");
     graph.join(gather, Join::Of(3));
     let (function, source) = source(scene.run(&graph, &[&[1]]).remove(0));
-    assert!(
-        matches!(
-            source,
-            Error::TooFewInputs { there: 2, wanted: 3 }
-                | Error::TooFewInputs { there: 1, wanted: 3 }
-        ),
-        "{source}"
-    );
+    // As many as had come when the failure did.
+    assert!(matches!(source, Error::TooFewInputs { there: 0..=2, wanted: 3 }), "{source}");
     assert_eq!(function, "gather");
     scene.done();
 }

@@ -11,11 +11,14 @@ use rdmalib::{
     CompletionQueue, Device, Domain, Flags, Operation, QueuePair, QueuePairConfig, Region,
     RemoteAddress, RnrRetry, Source, Status, WorkCompletion, WorkRequest,
 };
+use rfaas_protocol::invocation::MAX_SLOTS;
 
 /// Completions taken from the queue at a time.
 const BATCH: usize = 16;
 /// Fewest writes that the send queue holds: enough that not every one needs to be signaled.
 const MIN_SEND_DEPTH: u32 = 64;
+/// Most: what is more waits for the adapter to have sent what is before it.
+const MAX_SEND_DEPTH: u32 = 2 * MAX_SLOTS as u32;
 /// Time that a peer has to take writes when the send queue is full.
 const TAKE_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -53,17 +56,17 @@ pub(crate) struct Writer {
 }
 
 impl Writer {
-    /// Makes an unconnected one for a peer with `slots` slots, whose writes may be from memory of `domain`. `receives`
+    /// Makes an unconnected one for a peer that is written so many `payloads` at a time, whose writes may be from memory of `domain`. `receives`
     /// of them are posted under `id`, and complete into `arrivals`. An error says what the device could not provide.
     pub(crate) fn new(
         device: &Device,
         domain: &Domain,
-        slots: u16,
+        payloads: u32,
         (arrivals, id, receives): (&CompletionQueue, u64, u32),
     ) -> Result<Self, (&'static str, rdmalib::Error)> {
         let failed = |what| move |error| (what, error);
         // Twice, because a write leaves the queue only when a later signaled one has completed.
-        let send_depth = (2 * u32::from(slots)).max(MIN_SEND_DEPTH);
+        let send_depth = payloads.saturating_mul(2).clamp(MIN_SEND_DEPTH, MAX_SEND_DEPTH);
         let config = QueuePairConfig {
             send_depth,
             receive_depth: receives,

@@ -13,7 +13,7 @@ use rdmalib::{
 use rfaas_call::Place;
 use rfaas_call::callee::{Layout, Service, SlotMemory};
 use rfaas_call::edge::{
-    Arrival, EdgeEnd, Hop, HopEnd, InEdge, InputFrom, JoinPlan, OutEdge, SlotUse, Stage,
+    Arrival, Hop, HopEnd, InLink, InputFrom, JoinPlan, Link, LinkEnd, OutLink, SlotUse, Stage,
     StageInput, StageMemory, StageOutput, arrival_queue,
 };
 use rfaas_protocol::edge::{
@@ -29,6 +29,11 @@ const SHAPE: EdgeShape = EdgeShape { slots: 2, bytes: 256 };
 const PATIENCE: u32 = 60_000;
 /// Number of the function in its graph.
 const IN_GRAPH: u16 = 7;
+
+/// A link of one edge, which has this number.
+fn one(number: usize) -> Link {
+    Link::new([(number, SHAPE)])
+}
 
 fn device() -> Device {
     let ip_address: IpAddr = "127.0.0.1".parse().unwrap();
@@ -78,9 +83,9 @@ impl Service for Asked {
 /// A worker with `inputs` inputs, all of which the test writes to, and an output that it reads.
 struct Scene {
     hop: Hop<Box<SlotMemory>>,
-    senders: Vec<OutEdge>,
+    senders: Vec<OutLink>,
     /// The test's end of the output.
-    output: InEdge,
+    output: InLink,
     arrivals: CompletionQueue,
     /// What is sent lies here.
     payload: Region,
@@ -109,7 +114,7 @@ fn stage(domain: &Domain, inputs: usize, outputs: &[usize]) -> StageMemory<Box<S
 }
 
 /// Connects `sender` to `receiver`.
-fn connect(device: &Device, sender: &mut OutEdge, receiver: &mut InEdge) {
+fn connect(device: &Device, sender: &mut OutLink, receiver: &mut InLink) {
     let mut listener = device.listen(0).unwrap();
     let to = listener.local_addr();
     std::thread::scope(|scope| {
@@ -129,19 +134,20 @@ impl Scene {
     fn new(inputs: usize) -> Scene {
         let device = device();
         let (domain, of_test) = (device.domain().unwrap(), device.domain().unwrap());
-        let queue = |ins, outs| arrival_queue(&device, SHAPE.slots, (ins, outs)).unwrap();
+        let queue = |ins, outs| arrival_queue(&device, &vec![one(0); ins], outs).unwrap();
         let (of_hop, arrivals) = (queue(inputs, 1), queue(1, inputs));
         let mut ins = Vec::new();
         let mut senders = Vec::new();
         for number in 0..inputs {
-            let mut edge = InEdge::new(&device, SHAPE, number, &of_hop).unwrap();
-            let mut sender = OutEdge::new(&device, &of_test, SHAPE, number, &arrivals).unwrap();
+            let mut edge = InLink::new(&device, number, one(number), &of_hop).unwrap();
+            let mut sender =
+                OutLink::new(&device, &of_test, number, one(number), &arrivals).unwrap();
             connect(&device, &mut sender, &mut edge);
             ins.push(edge);
             senders.push(sender);
         }
-        let mut out = OutEdge::new(&device, &domain, SHAPE, 0, &of_hop).unwrap();
-        let mut output = InEdge::new(&device, SHAPE, 0, &arrivals).unwrap();
+        let mut out = OutLink::new(&device, &domain, 0, one(0), &of_hop).unwrap();
+        let mut output = InLink::new(&device, 0, one(0), &arrivals).unwrap();
         connect(&device, &mut out, &mut output);
         let stages = vec![stage(&domain, inputs, &[0])];
         let hop = Hop::new((ins, vec![out]), stages, of_hop, &domain).unwrap();
@@ -153,7 +159,7 @@ impl Scene {
     /// Writes `bytes` bytes to input number `input`.
     fn send(&mut self, input: usize, slot: u16, run: u8, bytes: usize) {
         let payload = self.payload.slice(0..bytes).unwrap();
-        self.senders[input].send_slice(SlotUse { slot, run }, payload).unwrap();
+        self.senders[input].send_slice(0, SlotUse { slot, run }, payload).unwrap();
     }
 
     /// Has the worker take what is there.
@@ -166,7 +172,7 @@ impl Scene {
     fn outputs(&mut self) -> Vec<Arrival> {
         let mut found = Vec::new();
         while let Some(done) = self.arrivals.poll_one() {
-            assert_eq!(EdgeEnd::of(done.id), EdgeEnd::In(0), "{done:?}");
+            assert_eq!(LinkEnd::of(done.id), LinkEnd::In(0), "{done:?}");
             found.extend(self.output.read(&done).unwrap());
             self.output.repost().unwrap();
         }
@@ -181,7 +187,7 @@ fn what_a_function_returns_is_written_to_the_next_slot_of_the_same_run() {
         scene.asked.returns = returns;
         scene.send(0, slot, run, 100);
         assert!(matches!(scene.serve(), HopEnd::Stopped));
-        let expected = Arrival { slot, run, status: EdgeStatus::Value, bytes: returns };
+        let expected = Arrival { edge: 0, slot, run, status: EdgeStatus::Value, bytes: returns };
         assert_eq!(scene.outputs(), [expected]);
     }
     assert_eq!(scene.asked.calls, [100; 4]);
@@ -208,7 +214,7 @@ fn a_function_that_returns_too_much_fails_the_run_and_those_behind_it_are_not_ca
     assert!(matches!(scene.serve(), HopEnd::Stopped));
     let [arrival] = scene.outputs()[..] else { panic!("one arrival") };
     assert_eq!((arrival.slot, arrival.run, arrival.status), (1, 9, EdgeStatus::Failed));
-    let failure = scene.output.failure(1).unwrap();
+    let failure = scene.output.failure(0, 1).unwrap();
     let expected = EdgeFailure {
         because: FailedBecause::OutputTooLarge.to_wire(),
         function: IN_GRAPH.into(),
@@ -246,7 +252,7 @@ struct Hostile {
 }
 
 impl Hostile {
-    fn new(device: &Device, domain: &Domain, receiver: &mut InEdge) -> Hostile {
+    fn new(device: &Device, domain: &Domain, receiver: &mut InLink) -> Hostile {
         let completions = device.completion_queue(64).unwrap();
         let config = QueuePairConfig { receive_depth: 1, ..QueuePairConfig::default() };
         let config = QueuePairConfig { send_depth: 32, ..config };
@@ -283,9 +289,10 @@ impl Hostile {
 fn under_attack(patience: u32, attack: impl FnOnce(&mut Hostile, &mut Hostile)) -> (HopEnd, usize) {
     let device = device();
     let (domain, of_test) = (device.domain().unwrap(), device.domain().unwrap());
-    let arrivals = arrival_queue(&device, SHAPE.slots, (2, 0)).unwrap();
-    let mut ins: Vec<_> =
-        (0..2).map(|number| InEdge::new(&device, SHAPE, number, &arrivals).unwrap()).collect();
+    let arrivals = arrival_queue(&device, &[one(0), one(1)], 0).unwrap();
+    let mut ins: Vec<_> = (0..2)
+        .map(|number| InLink::new(&device, number, one(number), &arrivals).unwrap())
+        .collect();
     let mut first = Hostile::new(&device, &of_test, &mut ins[0]);
     let mut second = Hostile::new(&device, &of_test, &mut ins[1]);
     let stages = vec![stage(&domain, 2, &[])];
@@ -298,18 +305,20 @@ fn under_attack(patience: u32, attack: impl FnOnce(&mut Hostile, &mut Hostile)) 
 
 #[test]
 fn whatever_a_sender_writes_ends_its_worker_only_and_calls_nothing() {
-    let value = |slot, run| EdgeImmediate { slot, status: EdgeStatus::Value, run }.to_wire();
+    let value =
+        |slot, run| EdgeImmediate { edge: 0, slot, status: EdgeStatus::Value, run }.to_wire();
     let breach = |attack: &dyn Fn(&mut Hostile, &mut Hostile), words: &str| {
         let (end, calls) = under_attack(PATIENCE, |a, b| attack(a, b));
         assert!(end.to_string().contains(words), "{end}");
         assert_eq!(calls, 0);
     };
     breach(&|a, _| a.write(Some(value(2, 1)), 8), "a slot that it was not given");
-    breach(&|a, _| a.write(Some(value(u16::MAX, 1)), 8), "a slot that it was not given");
-    breach(&|a, _| a.write(Some(0x0003_0000), 8), "a status that does not exist");
-    breach(&|a, _| a.write(Some(0x00ff_0000), 8), "a status that does not exist");
+    breach(&|a, _| a.write(Some(value(1023, 1)), 8), "a slot that it was not given");
+    breach(&|a, _| a.write(Some(1 << 10), 8), "an edge that it was not given");
+    breach(&|a, _| a.write(Some(0x003f_fc00), 8), "an edge that it was not given");
+    breach(&|a, _| a.write(Some(0x00c0_0000), 8), "a status that does not exist");
     breach(&|a, _| a.write(Some(value(0, 1)), 257), "more than a slot holds");
-    breach(&|a, _| a.write(Some(0x0001_0000), 17), "more than a slot holds");
+    breach(&|a, _| a.write(Some(1 << 22), 17), "more than a slot holds");
     breach(&|_, b| b.message(b"hello"), "is gone");
     breach(
         &|a, b| {
@@ -337,8 +346,8 @@ fn whatever_a_sender_writes_ends_its_worker_only_and_calls_nothing() {
 
 #[test]
 fn a_failure_of_any_bytes_is_read_and_passed_on() {
-    let failed = EdgeImmediate { slot: 0, status: EdgeStatus::Failed, run: 1 }.to_wire();
-    let value = EdgeImmediate { slot: 0, status: EdgeStatus::Value, run: 1 }.to_wire();
+    let failed = EdgeImmediate { edge: 0, slot: 0, status: EdgeStatus::Failed, run: 1 }.to_wire();
+    let value = EdgeImmediate { edge: 0, slot: 0, status: EdgeStatus::Value, run: 1 }.to_wire();
     let (end, calls) = under_attack(1, |a, b| {
         a.payload.write(0, [0xff; 16].as_bytes()).unwrap();
         a.write(Some(failed), 16);
@@ -350,7 +359,7 @@ fn a_failure_of_any_bytes_is_read_and_passed_on() {
 
 #[test]
 fn a_payload_that_comes_twice_in_a_run_counts_once() {
-    let value = EdgeImmediate { slot: 0, status: EdgeStatus::Value, run: 1 }.to_wire();
+    let value = EdgeImmediate { edge: 0, slot: 0, status: EdgeStatus::Value, run: 1 }.to_wire();
     let (end, calls) = under_attack(1, |a, b| {
         a.write(Some(value), 8);
         a.write(Some(value), 16);
@@ -358,4 +367,48 @@ fn a_payload_that_comes_twice_in_a_run_counts_once() {
     });
     assert!(matches!(end, HopEnd::Stopped), "{end}");
     assert_eq!(calls, 1);
+}
+
+#[test]
+fn edges_that_share_a_link_have_their_own_slots_and_each_is_its_own_input() {
+    let device = device();
+    let (domain, of_test) = (device.domain().unwrap(), device.domain().unwrap());
+    // The first on the link is input 1, of another size.
+    let large = EdgeShape { bytes: 200, ..SHAPE };
+    let edges = || Link::new([(1, large), (0, SHAPE)]);
+    let of_hop = arrival_queue(&device, &[edges()], 1).unwrap();
+    let mut arrivals = arrival_queue(&device, &[Link::new([(0, SHAPE), (1, SHAPE)])], 1).unwrap();
+    let mut link = InLink::new(&device, 0, edges(), &of_hop).unwrap();
+    let mut sender = OutLink::new(&device, &of_test, 0, edges(), &arrivals).unwrap();
+    connect(&device, &mut sender, &mut link);
+    // Both outputs of the worker go over one link too.
+    let both = || Link::new([(0, SHAPE), (1, SHAPE)]);
+    let mut out = OutLink::new(&device, &domain, 0, both(), &of_hop).unwrap();
+    let mut outputs = InLink::new(&device, 0, both(), &arrivals).unwrap();
+    connect(&device, &mut out, &mut outputs);
+    let stages = vec![stage(&domain, 2, &[0, 1])];
+    let mut hop = Hop::new((vec![link], vec![out]), stages, of_hop, &domain).unwrap();
+    let payload = of_test.allocate(256, Access::empty()).unwrap();
+    let mut asked = Asked { patience: 1, returns: 3, ..Asked::default() };
+    for (run, slot) in [(1, 0), (1, 1), (2, 1)] {
+        for (edge, bytes) in [(0, 100), (1, 50)] {
+            let to = SlotUse { slot, run };
+            sender.send_slice(edge, to, payload.slice(0..bytes).unwrap()).unwrap();
+        }
+        asked.idle = 0;
+        assert!(matches!(hop.serve(&mut asked), HopEnd::Stopped));
+        for edge in [0, 1] {
+            let arrival = outputs.read(&arrivals.poll_one().unwrap()).unwrap().unwrap();
+            let status = EdgeStatus::Value;
+            assert_eq!(arrival, Arrival { edge, slot, run, status, bytes: 3 });
+            outputs.repost().unwrap();
+        }
+    }
+    assert_eq!(asked.calls, [50; 3], "input 0 is the second of the link");
+    // More than the smaller one holds.
+    let to = SlotUse { slot: 0, run: 3 };
+    sender.send_slice(0, to, payload.slice(0..201).unwrap()).unwrap();
+    asked.idle = 0;
+    let end = hop.serve(&mut asked);
+    assert!(end.to_string().contains("more than a slot holds"), "{end}");
 }

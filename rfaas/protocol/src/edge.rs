@@ -1,20 +1,28 @@
-//! Sender and receiver of an edge of a graph: one worker to another, or to the client. The sender dials and shows the
-//! secret of the edge, which the client has told both; the receiver answers with its slots.
+//! Sender and receiver of edges of a graph: one worker to another, or to the client. All edges from one to the other
+//! share a link, which is a connection. The sender dials and shows the secret of the link, which the client has told
+//! both; the receiver answers with its slots.
 //!
 //! ```text
 //!   sender ──connect, EdgeHello──▶ receiver      sender ◀──accepted, EdgeSlots── receiver
 //!   sender ──write with immediate data: a payload to the place of its slot──▶ receiver
 //! ```
-//! Nothing else travels but, where they are asked for, traces. The receiver knows from the connection which edge it is,
-//! from the immediate data which run the payload is of and which slot it is in, and from the write how long it is. The
-//! client owns the slots of all edges: run after run, a slot is used again when all workers are done with it.
+//! Nothing else travels but, where they are asked for, traces. The receiver knows from the connection which link it is,
+//! from the immediate data which edge and run the payload is of and which slot it is in, and from the write how long it
+//! is. The slots of the edges of a link lie one behind the other, in the order of the edges' numbers on it. The client
+//! owns the slots of all edges: run after run, a slot is used again when all workers are done with it.
 
 use zerocopy::little_endian::{U32, U64};
 
+use super::invocation::MAX_SLOTS;
 use super::{Malformed, Secret, numbered, wire};
 
 /// Most edges that come to a worker, and most that go from it: a bit each in a word.
 pub const MAX_EDGES: usize = 64;
+
+/// Most payloads that may be on their way over a link: the slots of all its edges. Each costs a receive, of which
+/// adapters give a connection several times as many (`max_qp_wr` of `ibv_devinfo -v`: 32768 of a ConnectX-5).
+pub const MAX_ON_LINK: u32 = 1 << 12;
+const _: () = assert!(MAX_ON_LINK as usize >= MAX_SLOTS, "an edge fits");
 
 /// Slots begin at multiples of this.
 const LINE: u64 = 64;
@@ -26,13 +34,13 @@ const IN_PLACE_FROM: u32 = 16 << 10;
 wire! {
     /// Behind the [`Hello`](super::Hello) of who will write.
     pub struct EdgeHello [16 bytes] {
-        /// Of this edge alone.
+        /// Of this link alone.
         pub secret: Secret,
     }
 
     /// Private data of the acceptance: where payloads go.
     pub struct EdgeSlots [16 bytes] {
-        /// First byte of slot 0, a multiple of 64.
+        /// First byte of slot 0 of edge 0, a multiple of 64.
         pub addr: U64,
         /// Key of all slots.
         pub key: U64,
@@ -91,10 +99,16 @@ numbered! {
     }
 }
 
+/// Where the number of the edge is in immediate data, and the status.
+const EDGE_AT: u32 = MAX_SLOTS.ilog2();
+const STATUS_AT: u32 = EDGE_AT + MAX_ON_LINK.ilog2();
+
 /// Immediate data of a payload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EdgeImmediate {
-    /// Where it is.
+    /// Which of the edges of its link it came over: less than [`MAX_ON_LINK`].
+    pub edge: u16,
+    /// Where it is: less than [`MAX_SLOTS`].
     pub slot: u16,
     /// What it is.
     pub status: EdgeStatus,
@@ -103,17 +117,21 @@ pub struct EdgeImmediate {
 }
 
 impl EdgeImmediate {
-    /// Returns `run << 24 | status << 16 | slot`.
+    /// Returns `run << 24 | status << 22 | edge << 10 | slot`.
     #[inline]
     pub fn to_wire(self) -> u32 {
-        u32::from(self.slot) | (self.status as u32) << 16 | u32::from(self.run) << 24
+        debug_assert!(usize::from(self.slot) < MAX_SLOTS && u32::from(self.edge) < MAX_ON_LINK);
+        let edge = u32::from(self.edge) << EDGE_AT;
+        u32::from(self.slot) | edge | (self.status as u32) << STATUS_AT | u32::from(self.run) << 24
     }
 
     /// Reads the wire form.
     #[inline]
     pub fn from_wire(wire: u32) -> Result<Self, Malformed> {
-        let status = EdgeStatus::from_wire(((wire >> 16) as u16 & 0xff).into())?;
-        Ok(EdgeImmediate { slot: wire as u16, status, run: (wire >> 24) as u8 })
+        let bits = |from: u32, to: u32| (wire >> from & ((1 << (to - from)) - 1)) as u16; // at most 12
+        let status = EdgeStatus::from_wire(bits(STATUS_AT, 24).into())?;
+        let (edge, slot) = (bits(EDGE_AT, STATUS_AT), bits(0, EDGE_AT));
+        Ok(EdgeImmediate { edge, slot, status, run: (wire >> 24) as u8 })
     }
 }
 

@@ -130,13 +130,15 @@ wire! {
     }
 
     /// An edge to that part. Inputs are numbered in the order in which they are sent.
-    pub struct EdgeIn [22 bytes] {
-        /// What who dials shows.
+    pub struct EdgeIn [24 bytes] {
+        /// What who dials shows: of its link.
         pub secret: Secret,
         /// Largest payload, in bytes.
         pub bytes: U32,
         /// [`InputKind`](super::edge::InputKind).
         pub kind: U16,
+        /// Which of the edges of that link it is, from 0.
+        pub on_link: U16,
     }
 
     /// An edge to that part from another one of the same worker, which was sent before.
@@ -152,10 +154,10 @@ wire! {
     }
 
     /// An edge from that part to a worker, or to the client.
-    pub struct EdgeOut [42 bytes] {
+    pub struct EdgeOut [44 bytes] {
         /// Whom to dial.
         pub to: WireAddress,
-        /// What to show there.
+        /// What to show there: of its link.
         pub secret: Secret,
         /// Largest payload, in bytes.
         pub bytes: U32,
@@ -164,6 +166,8 @@ wire! {
         pub edge: U16,
         /// [`OutputKind`](super::edge::OutputKind).
         pub kind: U16,
+        /// Which of the edges of that link it is, from 0.
+        pub on_link: U16,
     }
 
     /// The code that was written is not what was announced. It was not loaded.

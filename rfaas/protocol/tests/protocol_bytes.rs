@@ -567,8 +567,8 @@ fn session_structs() {
     is(&input, &[&[3, 0, 0, 0]]);
     says(&ToExecutor::InputOfClient(input), 2, &input);
     let kind = InputKind::Answer.to_wire();
-    let edge_in = EdgeIn { secret: SECRET, bytes: 3.into(), kind };
-    is(&edge_in, &[b"0123456789abcdef", &[3, 0, 0, 0, 2, 0]]);
+    let edge_in = EdgeIn { secret: SECRET, bytes: 3.into(), kind, on_link: 7.into() };
+    is(&edge_in, &[b"0123456789abcdef", &[3, 0, 0, 0, 2, 0, 7, 0]]);
     says(&ToExecutor::EdgeIn(edge_in), 3, &edge_in);
     let kind = InputKind::Items.to_wire();
     let edge_here = EdgeHere { from: 1.into(), edge: 2.into(), bytes: 3.into(), kind };
@@ -576,8 +576,9 @@ fn session_structs() {
     says(&ToExecutor::EdgeHere(edge_here), 4, &edge_here);
     let kind = OutputKind::Done.to_wire();
     let (to, edge) = (listening.address, 2.into());
-    let edge_out = EdgeOut { to, secret: SECRET, bytes: 3.into(), edge, kind };
-    is(&edge_out, &[&ADDRESS, b"0123456789abcdef", &[3, 0, 0, 0, 2, 0, 4, 0]]);
+    let on_link = 8.into();
+    let edge_out = EdgeOut { to, secret: SECRET, bytes: 3.into(), edge, kind, on_link };
+    is(&edge_out, &[&ADDRESS, b"0123456789abcdef", &[3, 0, 0, 0, 2, 0, 4, 0, 8, 0]]);
     says(&ToExecutor::EdgeOut(edge_out), 5, &edge_out);
     says(&ToExecutor::Complete(Empty {}), 6, &Empty {});
     assert_eq!(CodeFrom::from_wire(2.into()), Ok(CodeFrom::Node));
@@ -598,16 +599,17 @@ fn edge_structs() {
         most: 5.into(),
     };
     is(&failure, &[&[1, 0, 2, 0, 3, 0, 0, 0, 4, 0, 0, 0, 5, 0, 0, 0]]);
-    for (wire, slot, status, run) in [
-        (0, 0, EdgeStatus::Value, 0),
-        (0x0701_0203, 0x0203, EdgeStatus::Failed, 7),
-        (0xff00_ffff, 0xffff, EdgeStatus::Value, 255),
+    for (wire, edge, slot, status, run) in [
+        (0, 0, 0, EdgeStatus::Value, 0),
+        (0x0740_0603, 1, 0x203, EdgeStatus::Failed, 7),
+        (0xff3f_ffff, 0xfff, 0x3ff, EdgeStatus::Value, 255),
+        (0x0080_0400, 1, 0, EdgeStatus::InPlace, 0),
     ] {
-        let immediate = EdgeImmediate { slot, status, run };
+        let immediate = EdgeImmediate { edge, slot, status, run };
         assert_eq!(immediate.to_wire(), wire);
         assert_eq!(EdgeImmediate::from_wire(wire), Ok(immediate));
     }
-    assert!(EdgeImmediate::from_wire(0x0003_0000).is_err());
+    assert!(EdgeImmediate::from_wire(0x00c0_0000).is_err());
     const LARGEST: u64 = (1 << 32) + 64;
     for (bytes, stride) in [(0, 64), (1, 64), (64, 64), (65, 128), (u32::MAX, LARGEST)] {
         assert_eq!(EdgeShape { slots: 2, bytes }.stride(), stride);

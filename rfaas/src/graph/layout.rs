@@ -14,8 +14,8 @@ use crate::error::Result;
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Layout {
     pub(super) workers: Vec<WorkerLayout>,
-    /// How many edges there are between workers.
-    pub(super) edges: usize,
+    /// Edges between workers, by number: from which to which.
+    pub(super) edges: Vec<(usize, usize)>,
     /// What comes to the client, by number: first the outputs of a run.
     pub(super) ends: Vec<EndLayout>,
     /// How many of them are outputs of a run.
@@ -147,8 +147,13 @@ fn laid_out(graph: &Graph, order: &[usize]) -> Layout {
     let worker_of = |(host, member): (usize, usize)| first_worker[host] + member;
     let mut builder =
         Builder { workers, part_of: &part_of, numbers: vec![0; graph.functions.len()] };
-    let mut layout =
-        Layout { workers: Vec::new(), edges: 0, ends: Vec::new(), outputs: 0, sources: Vec::new() };
+    let mut layout = Layout {
+        workers: Vec::new(),
+        edges: Vec::new(),
+        ends: Vec::new(),
+        outputs: 0,
+        sources: Vec::new(),
+    };
 
     // Inputs first: a function is called with the first one, and numbers them in this order.
     for end in &graph.inputs {
@@ -277,15 +282,15 @@ impl Builder<'_> {
         (to, worker): (usize, usize),
         (number, bytes): (usize, usize),
         (input, output): (InputKind, OutputKind),
-        edges: &mut usize,
+        edges: &mut Vec<(usize, usize)>,
     ) {
         if at == worker {
             let from = self.part_of[from];
             self.tell(worker, to, Told::EdgeHere { from, number, bytes, kind: input });
             return;
         }
-        let edge = *edges;
-        *edges += 1;
+        let edge = edges.len();
+        edges.push((at, worker));
         self.tell(at, from, Told::EdgeOut { edge, worker, number, bytes, kind: output });
         self.tell(worker, to, Told::EdgeIn { edge, bytes, kind: input });
     }

@@ -16,6 +16,7 @@ mod description;
 mod file;
 mod lane;
 mod layout;
+mod links;
 mod map;
 mod outcome;
 mod picture;

@@ -6,7 +6,7 @@
 use std::time::{Duration, Instant};
 
 use rdmalib::{Status, WorkCompletion};
-use rfaas_call::edge::{EdgeEnd, SlotUse};
+use rfaas_call::edge::{EdgeAt, LinkEnd, SlotUse};
 use rfaas_call::{Awaited, Backoff, Pause, Sharing, Spin};
 use rfaas_protocol::edge::{EdgeFailure, EdgeStatus, FailedBecause, OutputKind, TraceRecord};
 use zerocopy::FromBytes;
@@ -154,12 +154,13 @@ impl Slots {
         let to = SlotUse { slot: slot as u16, run: state.uses }; // a depth has 16 bits
         let start = workers.input.start(to.slot) as usize;
         workers.inputs.write(start, input).map_err(lost_here)?;
-        for trace in &workers.outputs[state.there.len()..] {
-            trace.write(to.slot, &[0; TRACE]).map_err(lost_here)?; // what it has is of another run
+        for EdgeAt { link, edge } in &workers.ends[state.there.len()..] {
+            // The trace that it has is of another run.
+            workers.outputs[*link].write(*edge, to.slot, &[0; TRACE]).map_err(lost_here)?;
         }
         for source in &workers.sources {
             let payload = workers.inputs.slice(start..start + input.len()).map_err(lost_here)?;
-            if let Err(error) = workers.to_workers[*source].send_slice(to, payload) {
+            if let Err(error) = workers.to_workers[*source].send_slice(0, to, payload) {
                 tracing::debug!(%error, "a run could not begin");
                 return Err(workers.why_lost(*source, "it takes no input"));
             }
@@ -185,10 +186,11 @@ impl Slots {
     ) -> Result<Vec<Vec<u8>>, RunFailure> {
         let failed = self.slots[slot].run.as_ref().and_then(|under| under.failed);
         let sizes = self.slots[slot].there.iter().map(|bytes| bytes.unwrap_or(0) as usize);
-        let outputs = workers.outputs.iter().take(self.outputs).zip(sizes);
-        let copy = outputs.map(|(edge, bytes)| {
+        let outputs = workers.ends.iter().take(self.outputs).zip(sizes);
+        let copy = outputs.map(|(EdgeAt { link, edge }, bytes)| {
             let mut output = vec![0; bytes];
-            edge.copy(slot as u16, 0, &mut output).expect("its size was checked when it came");
+            let copied = workers.outputs[*link].copy(*edge, slot as u16, 0, &mut output);
+            copied.expect("its size was checked when it came");
             output
         });
         let taken = match failed {
@@ -202,7 +204,8 @@ impl Slots {
     /// Reads what a worker has told of the run in `slot`, if it has: `end` says where.
     pub(super) fn trace(&self, workers: &Workers, slot: usize, end: usize) -> Option<TraceRecord> {
         let mut bytes = [0; TRACE];
-        workers.outputs.get(end)?.copy(slot as u16, 0, &mut bytes).ok()?;
+        let EdgeAt { link, edge } = *workers.ends.get(end)?;
+        workers.outputs[link].copy(edge, slot as u16, 0, &mut bytes).ok()?;
         let record = TraceRecord::read_from_bytes(&bytes).ok()?;
         (record.begin_ns.get() > 0 && record.run == self.slots[slot].uses).then_some(record)
     }
@@ -342,7 +345,7 @@ impl Slots {
 
     /// Notes an output of a lane that is lost: what is wrong with it is of no interest any more.
     fn arrived_late(&mut self, workers: &mut Workers, done: &WorkCompletion) {
-        if matches!(EdgeEnd::of(done.id), EdgeEnd::In(_)) && done.status == Status::Success {
+        if matches!(LinkEnd::of(done.id), LinkEnd::In(_)) && done.status == Status::Success {
             let _ = self.arrived(workers, done);
         }
     }
@@ -350,16 +353,17 @@ impl Slots {
     /// Notes what has arrived.
     fn arrived(&mut self, workers: &mut Workers, done: &WorkCompletion) -> Result<(), Loss> {
         const GONE: &str = "it ended its connection";
-        let output = match EdgeEnd::of(done.id) {
-            EdgeEnd::Out(member) => return Err(workers.why_lost(member, GONE)),
-            EdgeEnd::In(output) => output,
+        let number = match LinkEnd::of(done.id) {
+            LinkEnd::Out(member) => return Err(workers.why_lost(member, GONE)),
+            LinkEnd::In(link) => link,
         };
-        let Some(edge) = workers.outputs.get(output) else { return Ok(()) }; // there is no such edge
-        let from = workers.from[output];
+        let Some(link) = workers.outputs.get(number) else { return Ok(()) }; // there is no such link
+        let from = workers.from[number];
         let breach = |reason| Loss::Worker(from, reason);
-        let Some(arrival) = edge.read(done).map_err(breach)? else {
+        let Some(arrival) = link.read(done).map_err(breach)? else {
             return Err(workers.why_lost(from, GONE));
         };
+        let output = arrival.edge;
         let state = self.slots.get_mut(usize::from(arrival.slot));
         let state = state.filter(|state| state.uses == arrival.run);
         let state = state.and_then(|state| Some((state.run.as_mut()?, &mut state.there)));
@@ -371,7 +375,8 @@ impl Slots {
             None => return Err(breach("it says that a trace is an output")),
         }
         if arrival.status == EdgeStatus::Failed {
-            let failure = edge.failure(arrival.slot).map_err(lost_here)?;
+            let edge = workers.ends[output].edge;
+            let failure = link.failure(edge, arrival.slot).map_err(lost_here)?;
             let failure = run_failure(&failure, &workers.members).map_err(breach)?;
             run.failed.get_or_insert(failure);
         }
@@ -384,7 +389,7 @@ impl Slots {
             false => run.owed -= 1,
         }
         self.clear_if_done(arrival.slot.into());
-        workers.outputs[output].repost().map_err(lost_here)?;
+        workers.outputs[number].repost().map_err(lost_here)?;
         Ok(())
     }
 }

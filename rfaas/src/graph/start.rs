@@ -16,7 +16,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rdmalib::{Access, CompletionQueue, ConnectRequest, Domain, Listener};
-use rfaas_call::edge::{InEdge, OutEdge, arrival_queue};
+use rfaas_call::edge::{InLink, Link, OutLink, arrival_queue};
 use rfaas_config::OpenDevice;
 use rfaas_protocol::allocation::Serves;
 use rfaas_protocol::channel::refuse;
@@ -29,6 +29,7 @@ use rfaas_protocol::{Empty, Hello, Malformed, Role, Secret, Text, parse_prefix};
 
 use super::description::Graph;
 use super::layout::{Layout, PartLayout, Told, WorkerLayout};
+use super::links::Links;
 use super::workers::{Member, Workers};
 use crate::deployment::{Deployment, Phases};
 use crate::dialled::{DialledExecutor, failed};
@@ -83,14 +84,14 @@ struct Starting<'a> {
     told: bool,
     to_tell: VecDeque<ToExecutor>,
     /// To its worker, until that has dialled.
-    unconnected: Option<OutEdge>,
-    worker: Option<OutEdge>,
+    unconnected: Option<OutLink>,
+    worker: Option<OutLink>,
 }
 
-/// What there is of an output of the graph.
+/// What there is of a link to the client.
 struct StartingOutput {
     secret: Secret,
-    edge: InEdge,
+    link: InLink,
     connected: bool,
 }
 
@@ -99,15 +100,19 @@ pub(super) fn start(means: &Means<'_>) -> Result<Workers> {
     let Means { graph, layout, deployment, leases, device, .. } = *means;
     let deadline = Instant::now() + deployment.start_timeout;
     let mut listener = device.device.listen(device.entry.port)?;
-    let ends = (layout.ends.len(), leases.len());
-    let arrivals = arrival_queue(&device.device, deployment.slots, ends)?;
-    let mut outputs = make_outputs(means, &arrivals)?;
+    let links = Links::of(layout, deployment.slots);
+    let of_client: Vec<_> =
+        links.to_client.iter().map(|(_, ends)| of_ends(layout, deployment, ends)).collect();
+    let arrivals = arrival_queue(&device.device, &of_client, leases.len())?;
+    let mut outputs = make_outputs(means, of_client, &arrivals)?;
     let input = shape(deployment, graph.input_bytes());
     let bytes = usize::try_from(input.all_bytes()).unwrap_or(usize::MAX);
     let inputs = means.domain.allocate(bytes, Access::empty())?;
     let mut starting = claim_all(means, &listener, &arrivals, deadline)?;
-    let secrets: Vec<_> = (0..layout.edges).map(|_| Secret::generate()).collect();
-    let started = assemble(means, (&secrets, &mut listener), &mut starting, &mut outputs, deadline);
+    let secrets: Vec<_> = (0..links.count).map(|_| Secret::generate()).collect();
+    let introducing = Introducing { links: &links, secrets: &secrets };
+    let started =
+        assemble(means, (introducing, &mut listener), &mut starting, &mut outputs, deadline);
     for starting in &mut starting {
         starting.state.deployed = started.is_ok();
     }
@@ -125,9 +130,10 @@ pub(super) fn start(means: &Means<'_>) -> Result<Workers> {
         to_workers.push(worker);
     }
     let sources = layout.sources.clone();
-    let from = layout.ends.iter().map(|end| end.worker).collect();
-    let outputs = outputs.into_iter().map(|output| output.edge).collect();
-    Ok(Workers { members, to_workers, sources, inputs, input, outputs, from, arrivals })
+    let from = links.to_client.iter().map(|(worker, _)| *worker).collect();
+    let outputs = outputs.into_iter().map(|output| output.link).collect();
+    let ends = links.ends;
+    Ok(Workers { members, to_workers, sources, inputs, input, outputs, from, ends, arrivals })
 }
 
 fn shape(deployment: &Deployment, bytes: usize) -> EdgeShape {
@@ -139,11 +145,19 @@ fn made((what, error): (&'static str, rdmalib::Error)) -> Error {
     error.into()
 }
 
-fn make_outputs(means: &Means<'_>, arrivals: &CompletionQueue) -> Result<Vec<StartingOutput>> {
-    let outputs = means.layout.ends.iter().enumerate().map(|(number, end)| {
-        let shape = shape(means.deployment, end.bytes);
-        let edge = InEdge::new(&means.device.device, shape, number, arrivals).map_err(made)?;
-        Ok(StartingOutput { secret: Secret::generate(), edge, connected: false })
+/// Returns the edges of a link to the client.
+fn of_ends(layout: &Layout, deployment: &Deployment, ends: &[usize]) -> Link {
+    Link::new(ends.iter().map(|end| (*end, shape(deployment, layout.ends[*end].bytes))))
+}
+
+fn make_outputs(
+    means: &Means<'_>,
+    links: Vec<Link>,
+    arrivals: &CompletionQueue,
+) -> Result<Vec<StartingOutput>> {
+    let outputs = links.into_iter().enumerate().map(|(number, edges)| {
+        let link = InLink::new(&means.device.device, number, edges, arrivals).map_err(made)?;
+        Ok(StartingOutput { secret: Secret::generate(), link, connected: false })
     });
     outputs.collect()
 }
@@ -159,8 +173,9 @@ fn claim_all<'a>(
     let claims = means.leases.iter().enumerate().map(|(worker, lease)| {
         let (session, request) = request(means, worker, client);
         let shape = shape(means.deployment, means.layout.workers[worker].of_client.unwrap_or(0));
-        let edge = OutEdge::new(&means.device.device, means.domain, shape, worker, arrivals);
-        Ok((lease, session, request, edge.map_err(made)?))
+        let edges = Link::new([(0, shape)]);
+        let link = OutLink::new(&means.device.device, means.domain, worker, edges, arrivals);
+        Ok((lease, session, request, link.map_err(made)?))
     });
     let claims = claims.collect::<Result<Vec<_>>>()?;
     let claimed: Vec<_> = thread::scope(|scope| {
@@ -177,7 +192,7 @@ fn claim_all<'a>(
         claimed.collect()
     });
     let starting = claims.into_iter().zip(claimed).enumerate();
-    let starting = starting.map(|(member, ((lease, session, _, edge), claimed))| {
+    let starting = starting.map(|(member, ((lease, session, _, link), claimed))| {
         claimed
             .unwrap_or(Err(Error::Invalid("a thread that claims a lease panicked")))
             .map_err(|error| means.not_started(member, error))?;
@@ -187,7 +202,7 @@ fn claim_all<'a>(
             control: None,
             told: false,
             to_tell: VecDeque::new(),
-            unconnected: Some(edge),
+            unconnected: Some(link),
             worker: None,
         })
     });
@@ -234,7 +249,7 @@ fn claim(lease: &HeldLease, request: &ExecutorRequest, deadline: Instant) -> Res
 /// Brings all together.
 fn assemble(
     means: &Means<'_>,
-    (secrets, listener): (&[Secret], &mut Listener),
+    (introducing, listener): (Introducing<'_>, &mut Listener),
     starting: &mut [Starting<'_>],
     outputs: &mut [StartingOutput],
     deadline: Instant,
@@ -248,7 +263,7 @@ fn assemble(
             let heard_by = look(one).map_err(|error| means.not_started(member, error))?;
             wake_at = heard_by.map_or(wake_at, |at| at.min(wake_at));
         }
-        introduce(means, (secrets, listener.local_addr()), starting, outputs);
+        introduce(means, (introducing, listener.local_addr()), starting, outputs);
         for (member, one) in starting.iter_mut().enumerate() {
             if !tell(one).map_err(|error| means.not_started(member, error))? {
                 wake_at = wake_at.min(Instant::now() + NAP);
@@ -333,7 +348,7 @@ fn missing(means: &Means<'_>, starting: &[Starting<'_>], outputs: &[StartingOutp
     });
     let outputs = outputs.len();
     format!(
-        "{executors} of {of} executors and {workers} workers have connected, {ends} of {outputs} outputs, and {loaded} \
+        "{executors} of {of} executors and {workers} workers have connected, {ends} of {outputs} have connected their outputs, and {loaded} \
          have loaded their library{first}"
     )
 }
@@ -355,18 +370,18 @@ fn admit(
             return Ok(());
         }
         Ok(Dialler::Worker(one, hello)) => {
-            if let Some(mut edge) = starting[one].unconnected.take() {
-                edge.accept(request, &hello).map_err(|error| {
+            if let Some(mut link) = starting[one].unconnected.take() {
+                link.accept(request, &hello).map_err(|error| {
                     tracing::debug!(%error, "a worker is gone again");
                     Error::WorkerLost { reason: "it was gone when it was accepted" }
                 })?;
-                starting[one].worker = Some(edge);
+                starting[one].worker = Some(link);
             }
             return Ok(());
         }
         Ok(Dialler::Output(output)) => {
             // If it is gone again, so is its worker, of which the manager tells.
-            outputs[output].connected = outputs[output].edge.accept(request).is_ok();
+            outputs[output].connected = outputs[output].link.accept(request).is_ok();
             return Ok(());
         }
         Err(why) => why,
@@ -409,7 +424,7 @@ fn identify(
             let hello: WorkerHello = parse_prefix(body).map_err(text)?;
             let one = of(hello.session)?;
             match (&starting[one].unconnected, hello.worker.get()) {
-                (Some(edge), 0) => match offers(&hello, edge.shape()) {
+                (Some(link), 0) => match offers(&hello, link.edges().only_shape()) {
                     true => Ok(Dialler::Worker(one, hello)),
                     false => Err("its slots are not those that it was told of".into()),
                 },
@@ -422,8 +437,8 @@ fn identify(
             let at = outputs.iter().position(|output| output.secret == hello.secret);
             match at {
                 Some(at) if !outputs[at].connected => Ok(Dialler::Output(at)),
-                Some(_) => Err("this edge is connected already".into()),
-                None => Err("wrong secret of an edge".into()),
+                Some(_) => Err("this link is connected already".into()),
+                None => Err("wrong secret of a link".into()),
             }
         }
         _ => Err("this client waits for the executors of a graph".into()),
@@ -431,15 +446,15 @@ fn identify(
 }
 
 /// Returns whether a worker has the slots that are written to.
-fn offers(hello: &WorkerHello, shape: EdgeShape) -> bool {
+fn offers(hello: &WorkerHello, shape: Option<EdgeShape>) -> bool {
     let stride = u64::from(hello.slot_stride.get());
-    (hello.slots.get(), stride) == (shape.slots, shape.stride())
+    shape.is_some_and(|shape| (hello.slots.get(), stride) == (shape.slots, shape.stride()))
 }
 
 /// Tells each executor the part of its worker, once all of them have said where that is dialled.
 fn introduce(
     means: &Means<'_>,
-    (secrets, client): (&[Secret], SocketAddr),
+    (introducing, client): (Introducing<'_>, SocketAddr),
     starting: &mut [Starting<'_>],
     outputs: &[StartingOutput],
 ) {
@@ -448,7 +463,7 @@ fn introduce(
     }
     let listening = starting.iter().map(|one| one.control.as_ref()?.listening());
     let Some(addresses) = listening.collect::<Option<Vec<_>>>() else { return };
-    let around = Around { secrets, addresses: &addresses, client, outputs };
+    let around = Around { introducing, addresses: &addresses, client, outputs };
     for (worker, one) in starting.iter_mut().enumerate() {
         for part in &means.layout.workers[worker].parts {
             one.to_tell.push_back(ToExecutor::Part(described(means.graph, part)));
@@ -478,10 +493,17 @@ fn described(graph: &Graph, part: &PartLayout) -> Part {
     }
 }
 
+/// How workers are connected with each other and with the client.
+#[derive(Clone, Copy)]
+struct Introducing<'a> {
+    links: &'a Links,
+    /// By link between workers.
+    secrets: &'a [Secret],
+}
+
 /// Where everything is.
 struct Around<'a> {
-    /// By edge between workers.
-    secrets: &'a [Secret],
+    introducing: Introducing<'a>,
     /// By worker.
     addresses: &'a [SocketAddr],
     client: SocketAddr,
@@ -495,14 +517,16 @@ impl Around<'_> {
             let number = u16::try_from(number).expect("checked: no more edges than that");
             zerocopy::little_endian::U16::new(number)
         };
+        let Introducing { links, secrets } = self.introducing;
         match *told {
             Told::Input { bytes } => {
                 ToExecutor::InputOfClient(InputOfClient { bytes: wire(bytes).into() })
             }
             Told::EdgeIn { edge, bytes, kind } => ToExecutor::EdgeIn(EdgeIn {
-                secret: self.secrets[edge],
+                secret: secrets[links.edges[edge].link],
                 bytes: wire(bytes).into(),
                 kind: kind.to_wire(),
+                on_link: links.edges[edge].edge.into(),
             }),
             Told::EdgeHere { from, number, bytes, kind } => ToExecutor::EdgeHere(EdgeHere {
                 from: number_of(from),
@@ -512,17 +536,19 @@ impl Around<'_> {
             }),
             Told::EdgeOut { edge, worker, number, bytes, kind } => ToExecutor::EdgeOut(EdgeOut {
                 to: self.addresses[worker].into(),
-                secret: self.secrets[edge],
+                secret: secrets[links.edges[edge].link],
                 bytes: wire(bytes).into(),
                 edge: number_of(number),
                 kind: kind.to_wire(),
+                on_link: links.edges[edge].edge.into(),
             }),
             Told::ToClient { end, number, bytes, kind } => ToExecutor::EdgeOut(EdgeOut {
                 to: self.client.into(),
-                secret: self.outputs[end].secret,
+                secret: self.outputs[links.ends[end].link].secret,
                 bytes: wire(bytes).into(),
                 edge: number_of(number),
                 kind: kind.to_wire(),
+                on_link: links.ends[end].edge.into(),
             }),
         }
     }

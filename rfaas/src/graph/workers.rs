@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rdmalib::{CompletionQueue, Region};
-use rfaas_call::edge::{InEdge, OutEdge};
+use rfaas_call::edge::{EdgeAt, InLink, OutLink};
 use rfaas_protocol::channel::Channel;
 use rfaas_protocol::edge::EdgeShape;
 
@@ -36,15 +36,17 @@ pub(super) struct Member {
 pub(super) struct Workers {
     pub(super) members: Vec<Member>,
     /// To each worker, by member: those that take no input have an edge of no bytes, whose end tells of theirs.
-    pub(super) to_workers: Vec<OutEdge>,
+    pub(super) to_workers: Vec<OutLink>,
     /// Members that take the input.
     pub(super) sources: Vec<usize>,
     /// A copy of the input of each run, and where they are.
     pub(super) inputs: Region,
     pub(super) input: EdgeShape,
-    /// From workers: outputs of the graph, and what tells that workers are done; and from which member each is.
-    pub(super) outputs: Vec<InEdge>,
+    /// From workers: outputs of the graph, and what tells that workers are done; and from which member each link is.
+    pub(super) outputs: Vec<InLink>,
     pub(super) from: Vec<usize>,
+    /// On which of these links each end is.
+    pub(super) ends: Vec<EdgeAt>,
     pub(super) arrivals: CompletionQueue,
 }
 

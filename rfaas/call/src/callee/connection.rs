@@ -52,7 +52,7 @@ impl<M: Deref<Target = SlotMemory>> CallerConnection<M> {
         requests: &CompletionQueue,
     ) -> Result<Self, (&'static str, rdmalib::Error)> {
         let slots = memory.layout().slots();
-        let writer = Writer::new(device, domain, slots, (requests, 0, receives(slots)))?;
+        let writer = Writer::new(device, domain, slots.into(), (requests, 0, receives(slots)))?;
         Ok(CallerConnection { writer, memory })
     }
 

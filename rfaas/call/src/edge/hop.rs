@@ -15,12 +15,13 @@ use rdmalib::{Access, CompletionQueue, Domain, Region, WorkCompletion};
 use rfaas_protocol::edge::{EdgeFailure, FailedBecause, InputKind, OutputKind, Takes, TraceRecord};
 
 use super::end::HopEnd;
-use super::incoming::InEdge;
+use super::incoming::{InEnd, InLink};
 use super::items::{self, HEADER, Item, Items};
+use super::link::{EdgeAt, Link};
 use super::live::{Live, Over};
-use super::outgoing::OutEdge;
+use super::outgoing::OutLink;
 use super::stage::{InputFrom, Stage};
-use super::wires::{Made, Memory, Ready, Wires, failure, not_written, sorted_of};
+use super::wires::{Made, Memory, Ready, Wires, failure, linked, not_written, sorted_of};
 use crate::callee::{Service, Slot, SlotMemory};
 use crate::place::Place;
 use crate::turn::Verdict;
@@ -57,18 +58,20 @@ struct Keyed {
 }
 
 impl<M: Deref<Target = SlotMemory>> Hop<M> {
-    /// Makes one of connected edges, which complete into `arrivals`: at least one that comes in. What it needs itself
-    /// is of `domain`, in which the areas of the stages are.
+    /// Makes one of connected links, which complete into `arrivals`: at least one that comes in. Stages name edges by
+    /// their numbers on these. What it needs itself is of `domain`, in which the areas of the stages are.
     ///
     /// # Errors
     /// The device has no memory for that.
     pub fn new(
-        (ins, mut outs): (Vec<InEdge>, Vec<OutEdge>),
+        (ins, mut outs): (Vec<InLink>, Vec<OutLink>),
         stages: Vec<StageMemory<M>>,
         arrivals: CompletionQueue,
         domain: &Domain,
     ) -> rdmalib::Result<Self> {
-        let (ends, regions): (Vec<_>, Vec<Region>) = ins.into_iter().map(InEdge::split).unzip();
+        let (ends, regions): (Vec<_>, Vec<Region>) = ins.into_iter().map(InLink::split).unzip();
+        let of_ins = Link::places(ends.iter().map(InEnd::edges));
+        let of_outs = Link::places(outs.iter().map(OutLink::edges));
         let (stages, areas): (Vec<Stage>, Vec<Vec<M>>) =
             stages.into_iter().map(|StageMemory { stage, areas }| (stage, areas)).unzip();
         let slots = areas.iter().flatten().map(|area| area.layout().slots()).min().unwrap_or(0);
@@ -76,22 +79,29 @@ impl<M: Deref<Target = SlotMemory>> Hop<M> {
         let mut traced = false;
         for (number, stage) in stages.iter().enumerate() {
             // Where a function may write more than the edge holds, it is to meet a guard page.
-            let fits = |edge: &usize| area_bytes(&areas[number]) <= outs[*edge].shape().bytes;
-            let slots = match stage.only_edge().filter(fits) {
-                Some(edge) => outs[edge].map(domain)?,
+            let fits = |out: &EdgeAt| area_bytes(&areas[number]) <= linked(&outs, *out).shape.bytes;
+            let only = stage.only_edge().map(|edge| of_outs[edge]);
+            let slots = match only.filter(fits) {
+                Some(at) => outs[at.link].map(at.edge, domain)?,
                 None => None,
             };
             mapped.push(slots);
             for output in stage.outputs.iter().filter(|output| output.kind == OutputKind::Trace) {
                 traced = true;
-                output.to.iter().try_for_each(|edge| outs[*edge].with_lines(domain))?;
+                output
+                    .to
+                    .iter()
+                    .try_for_each(|edge| outs[of_outs[*edge].link].with_lines(domain))?;
             }
         }
         let gathers = stages.iter().filter(|stage| stage.takes == Takes::Keyed);
         let most = gathers.map(|stage| {
             let items = stage.inputs.iter().filter(|input| input.kind == InputKind::Items);
             let bytes = items.map(|input| match input.from {
-                InputFrom::Edge(edge) => ends[edge].shape().bytes as usize,
+                InputFrom::Edge(edge) => {
+                    let EdgeAt { link, edge } = of_ins[edge];
+                    ends[link].edges().at(edge).shape.bytes as usize
+                }
                 InputFrom::Here(from) => area_bytes(&areas[from]) as usize,
             });
             // The last item of one is filled up in front of the first one of the next.
@@ -102,9 +112,9 @@ impl<M: Deref<Target = SlotMemory>> Hop<M> {
             Some(bytes) => Some(domain.allocate(bytes.max(1), Access::empty())?),
             None => None,
         };
-        let sorted = sorted_of(&stages, &outs, domain)?;
+        let sorted = sorted_of(&stages, (&outs, &of_outs), domain)?;
         Ok(Hop {
-            wires: Wires::new((ends, outs), arrivals, &stages, slots),
+            wires: Wires::new((ends, of_ins), (outs, of_outs), arrivals, &stages, slots),
             memory: Memory { ins: regions, areas, mapped, sorted, gathered },
             timed: stages.iter().any(|stage| stage.join.within.is_some()),
             stages,
@@ -507,8 +517,9 @@ impl<M: Deref<Target = SlotMemory>> Hop<M> {
         };
         for output in described.outputs.iter().filter(|output| output.kind == OutputKind::Trace) {
             for edge in &output.to {
-                self.wires.outs[*edge]
-                    .send_trace(slot, &record, || service.is_stopped())
+                let EdgeAt { link, edge: on_link } = self.wires.of_outs[*edge];
+                self.wires.outs[link]
+                    .send_trace(on_link, slot, &record, || service.is_stopped())
                     .map_err(|why| not_written(*edge, why))?;
             }
         }
@@ -596,9 +607,10 @@ impl<M: Deref<Target = SlotMemory>> Memory<M> {
     ) -> (&Region, usize) {
         match described.inputs[number].from {
             InputFrom::Edge(edge) => {
-                let shape = wires.ins[edge].shape();
-                assert!(slot < shape.slots, "checked when it arrived");
-                (&self.ins[edge], shape.start(slot) as usize)
+                let EdgeAt { link, edge } = wires.of_ins[edge];
+                let linked = wires.ins[link].edges().at(edge);
+                assert!(slot < linked.shape.slots, "checked when it arrived");
+                (&self.ins[link], linked.slot(slot) as usize)
             }
             InputFrom::Here(from) => {
                 let area = &self.areas[from][wires.area_of((stage, number), slot)];

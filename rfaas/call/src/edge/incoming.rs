@@ -1,21 +1,22 @@
-//! An edge as its receiver has it: the slots that payloads arrive in.
+//! A link as its receiver has it: the slots that payloads arrive in.
 
 use rdmalib::{
     Access, CompletionQueue, ConnectRequest, Device, QueuePair, QueuePairConfig, Region, Status,
     WorkCompletion,
 };
-use rfaas_protocol::edge::{
-    EdgeFailure, EdgeImmediate, EdgeShape, EdgeSlots, EdgeStatus, InPlaceLength,
-};
+use rfaas_protocol::edge::{EdgeFailure, EdgeImmediate, EdgeSlots, EdgeStatus, InPlaceLength};
 use rfaas_protocol::session::WorkerHello;
 use rfaas_protocol::{Hello, Role, Secret};
 use zerocopy::{FromBytes, IntoBytes};
 
-use super::ends::{EdgeEnd, SENDS_NOTHING, SPARE_RECEIVES};
+use super::ends::{LinkEnd, SENDS_NOTHING, receives_of};
+use super::link::{Link, Linked};
 
 /// A payload that has arrived, checked against the shape of its edge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Arrival {
+    /// Number of its edge, at this end.
+    pub edge: usize,
     /// Where it is.
     pub slot: u16,
     /// Low byte of the number of its run.
@@ -28,7 +29,7 @@ pub struct Arrival {
 
 /// The receiving end.
 #[derive(Debug)]
-pub struct InEdge {
+pub struct InLink {
     end: InEnd, // first: fields drop in order, and its receives are for the memory below
     slots: Region,
 }
@@ -37,40 +38,40 @@ pub struct InEdge {
 #[derive(Debug)]
 pub(super) struct InEnd {
     queue_pair: QueuePair,
-    shape: EdgeShape,
+    edges: Link,
     id: u64,
 }
 
-impl InEdge {
-    /// Makes number `edge` of those that come in, in a protection domain of its own, unconnected. What arrives
-    /// completes into `arrivals`. An error says what the device could not provide.
+impl InLink {
+    /// Makes number `link` of those that come in, of these edges, in a protection domain of its own, unconnected. What
+    /// arrives completes into `arrivals`. An error says what the device could not provide.
     pub fn new(
         device: &Device,
-        shape: EdgeShape,
-        edge: usize,
+        link: usize,
+        edges: Link,
         arrivals: &CompletionQueue,
     ) -> Result<Self, (&'static str, rdmalib::Error)> {
         let failed = |what| move |error| (what, error);
         let domain = device.domain().map_err(failed("protection domain"))?;
         let access = Access::LOCAL_WRITE | Access::REMOTE_WRITE;
-        let bytes = usize::try_from(shape.all_bytes()).unwrap_or(usize::MAX); // more than any machine has
-        let slots = domain.allocate(bytes, access).map_err(failed("slots of an edge"))?;
+        let bytes = usize::try_from(edges.all_bytes()).unwrap_or(usize::MAX); // more than any machine has
+        let slots = domain.allocate(bytes, access).map_err(failed("slots of edges"))?;
         let config = QueuePairConfig {
             send_depth: SENDS_NOTHING,
-            receive_depth: u32::from(shape.slots) + SPARE_RECEIVES,
+            receive_depth: receives_of(&edges),
             ..QueuePairConfig::default()
         };
         let mut queue_pair = QueuePair::new(&domain, arrivals, arrivals, &config)
-            .map_err(failed("queue pair of an edge"))?;
-        let id = EdgeEnd::In(edge).id();
+            .map_err(failed("queue pair of a link"))?;
+        let id = LinkEnd::In(link).id();
         for _ in 0..config.receive_depth {
-            queue_pair.post_receive(id, None).map_err(failed("receives of an edge"))?;
+            queue_pair.post_receive(id, None).map_err(failed("receives of a link"))?;
         }
-        Ok(InEdge { end: InEnd { queue_pair, shape, id }, slots })
+        Ok(InLink { end: InEnd { queue_pair, edges, id }, slots })
     }
 
-    /// Connects to the client as worker number `worker` of `session`, offering it these slots. `dial` connects with
-    /// what is to be said first.
+    /// Connects to the client as worker number `worker` of `session`, offering it the slots of the only edge. `dial`
+    /// connects with what is to be said first.
     pub fn connect<E>(
         &mut self,
         session: Secret,
@@ -78,18 +79,19 @@ impl InEdge {
         dial: impl FnOnce(&mut QueuePair, &[u8]) -> Result<(), E>,
     ) -> Result<(), E> {
         let place = self.slots.remote();
+        let shape = self.end.edges.at(0).shape;
         let hello = WorkerHello {
             session,
             worker: worker.into(),
-            slots: self.end.shape.slots.into(),
-            slot_stride: u32::try_from(self.end.shape.stride()).unwrap_or(u32::MAX).into(),
+            slots: shape.slots.into(),
+            slot_stride: u32::try_from(shape.stride()).unwrap_or(u32::MAX).into(),
             input_addr: place.addr.into(),
             input_key: place.key.into(),
         };
         dial(&mut self.end.queue_pair, &Hello::with(Role::Worker, &hello))
     }
 
-    /// Accepts the sender that dials, which has shown the edge's secret.
+    /// Accepts the sender that dials, which has shown the link's secret.
     pub fn accept(&mut self, request: ConnectRequest) -> rdmalib::Result<()> {
         let place = self.slots.remote();
         let slots = EdgeSlots { addr: place.addr.into(), key: place.key.into() };
@@ -108,19 +110,24 @@ impl InEdge {
         self.end.repost()
     }
 
-    /// Copies bytes of a slot out, from `offset` on. Fails if they are not all in the slots.
-    pub fn copy(&self, slot: u16, offset: usize, out: &mut [u8]) -> rdmalib::Result<()> {
-        self.slots.read((self.end.shape.start(slot) as usize).saturating_add(offset), out)
+    /// Copies bytes of a slot of an edge of the link out, from `offset` on. Fails if they are not all in the slots.
+    pub fn copy(&self, edge: u16, slot: u16, offset: usize, out: &mut [u8]) -> rdmalib::Result<()> {
+        self.slots.read(self.end.start(edge, slot).saturating_add(offset), out)
     }
 
-    /// Writes to the start of a slot, which nothing is awaited in. Fails if that has no room.
-    pub fn write(&self, slot: u16, bytes: &[u8]) -> rdmalib::Result<()> {
-        self.slots.write(self.end.shape.start(slot) as usize, bytes)
+    /// Writes to the start of a slot of an edge, which nothing is awaited in. Fails if that has no room.
+    pub fn write(&self, edge: u16, slot: u16, bytes: &[u8]) -> rdmalib::Result<()> {
+        self.slots.write(self.end.start(edge, slot), bytes)
     }
 
-    /// Returns why a run has failed: of an arrival that says so. Its bytes are any.
-    pub fn failure(&self, slot: u16) -> rdmalib::Result<EdgeFailure> {
-        self.end.failure(&self.slots, slot)
+    /// Returns why a run has failed: of an arrival over `edge` that says so. Its bytes are any.
+    pub fn failure(&self, edge: u16, slot: u16) -> rdmalib::Result<EdgeFailure> {
+        self.end.failure(&self.slots, edge, slot)
+    }
+
+    /// Returns its edges.
+    pub fn edges(&self) -> &Link {
+        &self.end.edges
     }
 
     /// Returns it in two, of which the second is to be dropped last.
@@ -141,34 +148,22 @@ impl InEnd {
             return Ok(None);
         }
         let Some(immediate) = done.immediate else { return Err("it sent a message") };
-        let EdgeImmediate { slot, status, run } = EdgeImmediate::from_wire(immediate)
+        let EdgeImmediate { edge, slot, status, run } = EdgeImmediate::from_wire(immediate)
             .map_err(|_| "it used a status that does not exist")?;
-        if slot >= self.shape.slots {
+        let linked = self.edges.get(edge).ok_or("it named an edge that it was not given")?;
+        if slot >= linked.shape.slots {
             return Err("it named a slot that it was not given");
         }
         let (bytes, most) = match status {
-            EdgeStatus::Value => (done.bytes, self.shape.bytes),
+            EdgeStatus::Value => (done.bytes, linked.shape.bytes),
             EdgeStatus::Failed => (done.bytes, size_of::<EdgeFailure>() as u32),
-            EdgeStatus::InPlace => (self.length_in_place(slots, slot)?, self.shape.bytes),
+            EdgeStatus::InPlace => (length_in_place(slots, linked, slot)?, linked.shape.bytes),
         };
         if bytes > most {
             return Err("it wrote more than a slot holds");
         }
-        Ok(Some(Arrival { slot, run, status, bytes }))
+        Ok(Some(Arrival { edge: linked.number, slot, run, status, bytes }))
     }
-
-    /// Reads the length of a payload in place, once.
-    fn length_in_place(&self, slots: &Region, slot: u16) -> Result<u32, &'static str> {
-        if !self.shape.is_in_place() {
-            return Err("it has mapped what it may not");
-        }
-        let at = self.shape.start(slot) + self.shape.length_at();
-        let mut bytes = [0; size_of::<InPlaceLength>()];
-        let read = slots.read(usize::try_from(at).unwrap_or(usize::MAX), &mut bytes);
-        read.map_err(|_| "its slots have no room for a length")?;
-        Ok(u32::from_le_bytes(bytes))
-    }
-
     /// Posts the receive of an arrival again.
     #[inline]
     pub(super) fn repost(&mut self) -> rdmalib::Result<()> {
@@ -176,14 +171,37 @@ impl InEnd {
     }
 
     /// Returns why a run has failed, as it is in `slots`.
-    pub(super) fn failure(&self, slots: &Region, slot: u16) -> rdmalib::Result<EdgeFailure> {
+    pub(super) fn failure(
+        &self,
+        slots: &Region,
+        edge: u16,
+        slot: u16,
+    ) -> rdmalib::Result<EdgeFailure> {
         let mut bytes = [0; size_of::<EdgeFailure>()];
-        slots.read(self.shape.start(slot) as usize, &mut bytes)?;
+        slots.read(self.start(edge, slot), &mut bytes)?;
         Ok(EdgeFailure::read_from_bytes(&bytes).expect("the array has its size"))
     }
 
-    /// Returns what the slots are.
-    pub(super) fn shape(&self) -> EdgeShape {
-        self.shape
+    /// Returns its edges.
+    pub(super) fn edges(&self) -> &Link {
+        &self.edges
     }
+
+    /// Returns where a slot of an edge starts. One that is not given is nowhere.
+    #[inline]
+    fn start(&self, edge: u16, slot: u16) -> usize {
+        self.edges.get(edge).map_or(usize::MAX, |linked| linked.slot(slot) as usize)
+    }
+}
+
+/// Reads the length of a payload in place, once.
+fn length_in_place(slots: &Region, linked: &Linked, slot: u16) -> Result<u32, &'static str> {
+    if !linked.shape.is_in_place() {
+        return Err("it has mapped what it may not");
+    }
+    let at = linked.slot(slot) + linked.shape.length_at();
+    let mut bytes = [0; size_of::<InPlaceLength>()];
+    let read = slots.read(usize::try_from(at).unwrap_or(usize::MAX), &mut bytes);
+    read.map_err(|_| "its slots have no room for a length")?;
+    Ok(u32::from_le_bytes(bytes))
 }

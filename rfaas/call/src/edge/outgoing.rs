@@ -1,4 +1,4 @@
-//! An edge as its sender has it.
+//! A link as its sender has it.
 
 use rdmalib::{
     Access, CompletionQueue, ConnectRequest, Device, Domain, PrivateData, QueuePair, Region,
@@ -12,7 +12,8 @@ use rfaas_protocol::{Hello, Malformed, Role, Secret, parse_prefix};
 
 use zerocopy::IntoBytes;
 
-use super::ends::EdgeEnd;
+use super::ends::LinkEnd;
+use super::link::Link;
 use crate::writer::{NotWritten, Writer};
 
 /// Distance between two lines, in bytes.
@@ -20,12 +21,12 @@ const LINE: usize = 64;
 
 /// The sending end.
 #[derive(Debug)]
-pub struct OutEdge {
+pub struct OutLink {
     writer: Writer,
-    /// Where slot 0 is. Until it is connected, nowhere.
+    /// Where slot 0 of edge 0 is. Until it is connected, nowhere.
     slots: RemoteAddress,
-    shape: EdgeShape,
-    /// A line for each slot, of which what is not a payload is sent.
+    edges: Link,
+    /// A line for each slot of each edge, of which what is not a payload is sent.
     lines: Option<Region>,
 }
 
@@ -39,12 +40,12 @@ pub struct SlotUse {
 }
 
 impl SlotUse {
-    fn immediate(self, status: EdgeStatus) -> u32 {
-        EdgeImmediate { slot: self.slot, run: self.run, status }.to_wire()
+    fn immediate(self, edge: u16, status: EdgeStatus) -> u32 {
+        EdgeImmediate { edge, slot: self.slot, run: self.run, status }.to_wire()
     }
 }
 
-/// The slots of a receiver, mapped.
+/// The slots of an edge, mapped.
 #[derive(Debug)]
 pub(super) struct MappedSlots {
     slots: RemoteMapping,
@@ -60,19 +61,19 @@ impl MappedSlots {
     }
 }
 
-impl OutEdge {
-    /// Makes number `edge` of those that go out, unconnected, which sends memory of `domain`. Its end completes into
-    /// `arrivals`. An error says what the device could not provide.
+impl OutLink {
+    /// Makes number `link` of those that go out, of these edges, unconnected, which sends memory of `domain`. Its end
+    /// completes into `arrivals`. An error says what the device could not provide.
     pub fn new(
         device: &Device,
         domain: &Domain,
-        shape: EdgeShape,
-        edge: usize,
+        link: usize,
+        edges: Link,
         arrivals: &CompletionQueue,
     ) -> Result<Self, (&'static str, rdmalib::Error)> {
-        let receives = (arrivals, EdgeEnd::Out(edge).id(), 1);
-        let writer = Writer::new(device, domain, shape.slots, receives)?;
-        Ok(OutEdge { writer, slots: RemoteAddress::default(), shape, lines: None })
+        let receives = (arrivals, LinkEnd::Out(link).id(), 1);
+        let writer = Writer::new(device, domain, edges.payloads(), receives)?;
+        Ok(OutLink { writer, slots: RemoteAddress::default(), edges, lines: None })
     }
 
     /// Connects to the receiver, showing `secret`. `dial` connects with what is to be said first, and returns the
@@ -91,129 +92,150 @@ impl OutEdge {
         Ok(())
     }
 
-    /// Accepts the worker that dials with `hello`: its slots are those of this edge.
+    /// Accepts the worker that dials with `hello`: its slots are those of the only edge.
     pub fn accept(&mut self, request: ConnectRequest, hello: &WorkerHello) -> rdmalib::Result<()> {
         request.accept(self.writer.queue_pair(), &[])?;
         self.slots = RemoteAddress { addr: hello.input_addr.get(), key: hello.input_key.get() };
         Ok(())
     }
 
-    /// Returns what the slots are.
-    pub fn shape(&self) -> EdgeShape {
-        self.shape
+    /// Returns its edges.
+    pub fn edges(&self) -> &Link {
+        &self.edges
     }
 
-    /// Writes `bytes` bytes of `memory`, from `at` on, which fit.
+    /// Writes `bytes` bytes of `memory`, from `at` on, which fit, over one of its edges.
     #[inline]
     pub(crate) fn send(
         &mut self,
+        edge: u16,
         to: SlotUse,
         memory: (&Region, usize, u32),
         is_stopped: impl Fn() -> bool,
     ) -> Result<(), NotWritten> {
-        let immediate = to.immediate(EdgeStatus::Value);
-        self.writer.write(memory, self.place(to.slot), Some(immediate), is_stopped)
+        let immediate = to.immediate(edge, EdgeStatus::Value);
+        self.writer.write(memory, self.place(edge, to.slot), Some(immediate), is_stopped)
     }
 
     /// Has lines of `domain` to send lengths and traces from.
     pub(super) fn with_lines(&mut self, domain: &Domain) -> rdmalib::Result<()> {
-        let bytes = usize::from(self.shape.slots) * LINE;
-        self.lines = Some(domain.allocate(bytes, Access::empty())?);
+        if self.lines.is_none() {
+            let bytes = self.edges.payloads() as usize * LINE;
+            self.lines = Some(domain.allocate(bytes, Access::empty())?);
+        }
         Ok(())
     }
 
-    /// Maps the slots of the receiver, to be written in place; lengths are sent from `domain`. `None`: that is not
-    /// worth it here, or not possible.
-    pub(super) fn map(&mut self, domain: &Domain) -> rdmalib::Result<Option<MappedSlots>> {
-        if !self.shape.is_in_place() {
+    /// Maps the receiver's slots of an edge, to be written in place; lengths are sent from `domain`. `None`: that is
+    /// not worth it here, or not possible.
+    pub(super) fn map(
+        &mut self,
+        edge: u16,
+        domain: &Domain,
+    ) -> rdmalib::Result<Option<MappedSlots>> {
+        let (shape, from) = (self.edges.at(edge).shape, self.place(edge, 0));
+        if !shape.is_in_place() {
             return Ok(None);
         }
-        let bytes = usize::try_from(self.shape.all_bytes()).unwrap_or(usize::MAX);
+        let bytes = usize::try_from(shape.all_bytes()).unwrap_or(usize::MAX);
         let access = Access::REMOTE_WRITE;
-        let Some(slots) = self.writer.queue_pair().map_remote(self.slots, bytes, access)? else {
+        let Some(slots) = self.writer.queue_pair().map_remote(from, bytes, access)? else {
             return Ok(None);
         };
         self.with_lines(domain)?;
-        Ok(Some(MappedSlots { slots, shape: self.shape }))
+        Ok(Some(MappedSlots { slots, shape }))
     }
 
     /// Says that a payload of so many bytes is in the slot, which is mapped.
     #[inline]
     pub(super) fn send_in_place(
         &mut self,
+        edge: u16,
         to: SlotUse,
         bytes: u32,
         is_stopped: impl Fn() -> bool,
     ) -> Result<(), NotWritten> {
         let length = InPlaceLength { bytes: bytes.into() };
-        let place = self.place(to.slot).offset(self.shape.length_at());
-        let immediate = Some(to.immediate(EdgeStatus::InPlace));
-        self.write_line((to.slot, length.as_bytes()), place, immediate, is_stopped)
+        let place = self.place(edge, to.slot).offset(self.edges.at(edge).shape.length_at());
+        let immediate = Some(to.immediate(edge, EdgeStatus::InPlace));
+        self.write_line((edge, to.slot), length.as_bytes(), place, immediate, is_stopped)
     }
 
     /// Writes what was done in a run to its slot. The receiver is not told.
     pub(super) fn send_trace(
         &mut self,
+        edge: u16,
         slot: u16,
         record: &TraceRecord,
         is_stopped: impl Fn() -> bool,
     ) -> Result<(), NotWritten> {
-        self.write_line((slot, record.as_bytes()), self.place(slot), None, is_stopped)
+        let place = self.place(edge, slot);
+        self.write_line((edge, slot), record.as_bytes(), place, None, is_stopped)
     }
 
     #[inline]
     fn write_line(
         &mut self,
-        (slot, bytes): (u16, &[u8]),
+        (edge, slot): (u16, u16),
+        bytes: &[u8],
         place: RemoteAddress,
         immediate: Option<u32>,
         is_stopped: impl Fn() -> bool,
     ) -> Result<(), NotWritten> {
         let Some(lines) = &self.lines else { return Ok(()) }; // made with what uses them
-        let at = usize::from(slot) * LINE;
+        let at = (self.edges.at(edge).slots_before as usize + usize::from(slot)) * LINE;
         lines.write(at, bytes)?;
         self.writer.write((lines, at, bytes.len() as u32), place, immediate, is_stopped)
     }
 
-    /// Writes `payload`, which fits. Fails if the connection is over, or the receiver does not take it for a second.
-    pub fn send_slice(&mut self, to: SlotUse, payload: Slice<'_>) -> rdmalib::Result<()> {
-        self.write(to, payload, EdgeStatus::Value, || false).map_err(|why| match why {
+    /// Writes `payload`, which fits, over one of its edges. Fails if the connection is over, or the receiver does not
+    /// take it for a second.
+    pub fn send_slice(
+        &mut self,
+        edge: u16,
+        to: SlotUse,
+        payload: Slice<'_>,
+    ) -> rdmalib::Result<()> {
+        self.write(edge, to, payload, EdgeStatus::Value, || false).map_err(|why| match why {
             NotWritten::Device(error) => error,
             _ => rdmalib::Error::Disconnected,
         })
     }
 
     /// Writes that the worker is done with the run.
-    pub(super) fn send_done(&mut self, to: SlotUse) -> Result<(), NotWritten> {
-        let (place, immediate) = (self.place(to.slot), to.immediate(EdgeStatus::Value));
+    pub(super) fn send_done(&mut self, edge: u16, to: SlotUse) -> Result<(), NotWritten> {
+        let (place, immediate) = (self.place(edge, to.slot), to.immediate(edge, EdgeStatus::Value));
         self.writer.write_source(Source::Inline(&[]), place, immediate, || false)
     }
 
     /// Writes why the run has failed.
     pub(crate) fn send_failure(
         &mut self,
+        edge: u16,
         to: SlotUse,
         failure: Slice<'_>,
         is_stopped: impl Fn() -> bool,
     ) -> Result<(), NotWritten> {
-        self.write(to, failure, EdgeStatus::Failed, is_stopped)
+        self.write(edge, to, failure, EdgeStatus::Failed, is_stopped)
     }
 
     #[inline]
     fn write(
         &mut self,
+        edge: u16,
         to: SlotUse,
         payload: Slice<'_>,
         status: EdgeStatus,
         is_stopped: impl Fn() -> bool,
     ) -> Result<(), NotWritten> {
-        let source = Source::Region(payload);
-        self.writer.write_source(source, self.place(to.slot), to.immediate(status), is_stopped)
+        let (place, immediate) = (self.place(edge, to.slot), to.immediate(edge, status));
+        self.writer.write_source(Source::Region(payload), place, immediate, is_stopped)
     }
 
     #[inline]
-    fn place(&self, slot: u16) -> RemoteAddress {
-        debug_assert!(slot < self.shape.slots);
-        self.slots.offset(self.shape.start(slot))
+    fn place(&self, edge: u16, slot: u16) -> RemoteAddress {
+        let linked = self.edges.at(edge);
+        debug_assert!(slot < linked.shape.slots);
+        self.slots.offset(linked.slot(slot))
     }
 }

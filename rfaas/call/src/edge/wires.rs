@@ -8,11 +8,12 @@ use rdmalib::{Access, CompletionQueue, Domain, Region, Status, WorkCompletion};
 use rfaas_protocol::edge::{EdgeFailure, EdgeStatus, FailedBecause, InputKind, OutputKind};
 
 use super::end::HopEnd;
-use super::ends::EdgeEnd;
+use super::ends::LinkEnd;
 use super::incoming::{Arrival, InEnd};
 use super::items::{self, HEADER, Item, Items};
 use super::join::{Input, Joined, Joins};
-use super::outgoing::{MappedSlots, OutEdge, SlotUse};
+use super::link::{EdgeAt, Linked};
+use super::outgoing::{MappedSlots, OutLink, SlotUse};
 use super::stage::{InputFrom, Stage};
 use crate::callee::{Slot, SlotMemory};
 use crate::writer::NotWritten;
@@ -20,7 +21,7 @@ use crate::writer::NotWritten;
 /// Where what comes and goes lies. Nothing moves while the worker lives.
 #[derive(Debug)]
 pub(super) struct Memory<M> {
-    /// Of edges that come in, by number.
+    /// Of links that come in, by number.
     pub(super) ins: Vec<Region>,
     /// Areas of each stage, a slot for each run in each.
     pub(super) areas: Vec<Vec<M>>,
@@ -36,8 +37,11 @@ pub(super) struct Memory<M> {
 #[derive(Debug)]
 pub(super) struct Wires {
     pub(super) ins: Vec<InEnd>,
-    pub(super) outs: Vec<OutEdge>,
+    pub(super) outs: Vec<OutLink>,
     pub(super) arrivals: CompletionQueue, // behind the queue pairs that complete into it
+    /// On which of them the edges are that come in, and those that go out.
+    pub(super) of_ins: Vec<EdgeAt>,
+    pub(super) of_outs: Vec<EdgeAt>,
     /// Which inputs of which stages an edge that comes in is.
     targets: Vec<Vec<(usize, usize)>>,
     pub(super) joins: Vec<Joins>,
@@ -78,9 +82,10 @@ pub(super) enum Answer {
 }
 
 impl Wires {
-    /// Makes them of connected edges.
+    /// Makes them of connected links, and where on these the edges are.
     pub(super) fn new(
-        (ins, outs): (Vec<InEnd>, Vec<OutEdge>),
+        (ins, of_ins): (Vec<InEnd>, Vec<EdgeAt>),
+        (outs, of_outs): (Vec<OutLink>, Vec<EdgeAt>),
         arrivals: CompletionQueue,
         stages: &[Stage],
         slots: u16,
@@ -97,15 +102,17 @@ impl Wires {
         let inputs = |stage: &Stage| stage.inputs.len() * runs;
         let waiting = stages.iter().map(inputs).sum();
         Wires {
-            targets: (0..ins.len()).map(targets_of).collect(),
+            targets: (0..of_ins.len()).map(targets_of).collect(),
             joins: stages.iter().map(|stage| Joins::new(stage, slots)).collect(),
             answers: stages.iter().map(|stage| vec![Answer::None; inputs(stage)]).collect(),
             owed: stages.iter().map(|_| vec![0; runs].into()).collect(),
             areas_of: stages.iter().map(|stage| vec![0; inputs(stage)].into()).collect(),
             ready: VecDeque::with_capacity(waiting),
-            filled: vec![0; outs.len()],
+            filled: vec![0; of_outs.len()],
             ins,
             outs,
+            of_ins,
+            of_outs,
             arrivals,
             slots,
         }
@@ -123,26 +130,33 @@ impl Wires {
         memory: &Memory<M>,
         done: &WorkCompletion,
     ) -> Result<(), HopEnd> {
-        let edge = match EdgeEnd::of(done.id) {
-            EdgeEnd::In(edge) => edge,
-            EdgeEnd::Out(output) => return Err(HopEnd::ReceiverGone(output)),
+        let link = match LinkEnd::of(done.id) {
+            LinkEnd::In(link) => link,
+            LinkEnd::Out(link) => {
+                return Err(HopEnd::ReceiverGone(
+                    self.outs.get(link).map_or(0, |out| out.edges().name()),
+                ));
+            }
         };
-        let (Some(end), Some(slots)) = (self.ins.get(edge), memory.ins.get(edge)) else {
-            return Ok(()); // there is no such edge
+        let (Some(end), Some(slots)) = (self.ins.get(link), memory.ins.get(link)) else {
+            return Ok(()); // there is no such link
         };
-        let breach = |what| HopEnd::Breach { input: edge, what };
-        let arrival = end.read(slots, done).map_err(breach)?.ok_or(HopEnd::SenderGone(edge))?;
-        let Arrival { slot, run, status, bytes } = arrival;
+        let name = end.edges().name();
+        let breach = |what| HopEnd::Breach { input: name, what };
+        let arrival = end.read(slots, done).map_err(breach)?.ok_or(HopEnd::SenderGone(name))?;
+        let Arrival { edge, slot, run, status, bytes } = arrival;
         let input = match status {
             EdgeStatus::Value | EdgeStatus::InPlace => Input::Value(bytes),
-            EdgeStatus::Failed => Input::Failed(end.failure(slots, slot)?),
+            EdgeStatus::Failed => {
+                Input::Failed(end.failure(slots, self.of_ins[edge].edge, slot)?)
+            }
         };
         let to = SlotUse { slot, run };
         for target in 0..self.targets[edge].len() {
             let target = self.targets[edge][target];
             self.join(stages, target, to, input).map_err(breach)?;
         }
-        self.ins[edge].repost()?;
+        self.ins[link].repost()?;
         Ok(())
     }
 
@@ -229,7 +243,8 @@ impl Wires {
             for output in (stages[stage].edges()..stages[stage].outputs.len()).filter(done) {
                 for edge in &stages[stage].outputs[output].to {
                     // It is told by the end of the connection, too: a failure ends the receives of that.
-                    let _ = self.outs[*edge].send_done(to);
+                    let EdgeAt { link, edge } = self.of_outs[*edge];
+                    let _ = self.outs[link].send_done(edge, to);
                 }
             }
         }
@@ -305,19 +320,21 @@ impl Wires {
             }
             for edge in &output.to {
                 let Some(sorted) = &memory.sorted[*edge] else { continue };
-                let start = self.outs[*edge].shape().start(to.slot) as usize;
+                let at = self.of_outs[*edge];
+                let start = linked(&self.outs, at).shape.start(to.slot) as usize;
                 let piece = (sorted, start, self.filled[*edge]);
-                self.outs[*edge]
-                    .send(to, piece, is_stopped)
+                self.outs[at.link]
+                    .send(at.edge, to, piece, is_stopped)
                     .map_err(|why| not_written(*edge, why))?;
             }
             return Ok(None);
         }
         for edge in &output.to {
-            let out = &mut self.outs[*edge];
+            let EdgeAt { link, edge: on_link } = self.of_outs[*edge];
+            let out = &mut self.outs[link];
             let sent = match made.in_place {
-                true => out.send_in_place(to, made.bytes, is_stopped),
-                false => out.send(to, (region, at, made.bytes), is_stopped),
+                true => out.send_in_place(on_link, to, made.bytes, is_stopped),
+                false => out.send(on_link, to, (region, at, made.bytes), is_stopped),
             };
             sent.map_err(|why| not_written(*edge, why))?;
         }
@@ -343,8 +360,9 @@ impl Wires {
     ) -> Result<(), HopEnd> {
         for edge in &stages[stage].outputs[output].to {
             let detail = memory.areas[stage][0].detail(slot, failure)?;
-            self.outs[*edge]
-                .send_failure(to, detail, is_stopped)
+            let EdgeAt { link, edge: on_link } = self.of_outs[*edge];
+            self.outs[link]
+                .send_failure(on_link, to, detail, is_stopped)
                 .map_err(|why| not_written(*edge, why))?;
         }
         for target in &stages[stage].outputs[output].here {
@@ -375,7 +393,7 @@ impl Wires {
                 _ => number,
             };
             let edge = edges[chosen % edges.len()];
-            let shape = self.outs[edge].shape();
+            let shape = linked(&self.outs, self.of_outs[edge]).shape;
             let at = self.filled[edge] + HEADER;
             let end = at.checked_add(item.bytes).filter(|end| *end <= shape.bytes);
             let (Some(_), Some(sorted)) = (end, &memory.sorted[edge]) else {
@@ -424,19 +442,25 @@ pub(super) fn not_written(output: usize, why: NotWritten) -> HopEnd {
     }
 }
 
+/// Returns an edge that goes out.
+pub(super) fn linked(outs: &[OutLink], at: EdgeAt) -> &Linked {
+    outs[at.link].edges().at(at.edge)
+}
+
 /// Where the items of each edge are sorted, of those that go to several workers.
 pub(super) fn sorted_of(
     stages: &[Stage],
-    outs: &[OutEdge],
+    (outs, of_outs): (&[OutLink], &[EdgeAt]),
     domain: &Domain,
 ) -> rdmalib::Result<Vec<Option<Region>>> {
-    let mut sorted: Vec<Option<Region>> = outs.iter().map(|_| None).collect();
+    let mut sorted: Vec<Option<Region>> = of_outs.iter().map(|_| None).collect();
     let outputs = stages.iter().flat_map(|stage| &stage.outputs);
     let several = outputs.filter(|output| {
         matches!(output.kind, OutputKind::Each | OutputKind::Keyed) && output.to.len() > 1
     });
     for edge in several.flat_map(|output| &output.to) {
-        let bytes = usize::try_from(outs[*edge].shape().all_bytes()).unwrap_or(usize::MAX);
+        let shape = linked(outs, of_outs[*edge]).shape;
+        let bytes = usize::try_from(shape.all_bytes()).unwrap_or(usize::MAX);
         sorted[*edge] = Some(domain.allocate(bytes, Access::empty())?);
     }
     Ok(sorted)
