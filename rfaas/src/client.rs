@@ -154,7 +154,8 @@ impl Client {
     ///
     /// # Errors
     /// * [`Error::InvalidGraph`]: its functions or edges; [`Error::UnknownFunction`], [`Error::LibraryUnreadable`],
-    ///   [`Error::Library`]: its libraries. Nothing was leased.
+    ///   [`Error::Library`]: its libraries; [`Error::InvalidConstraint`]. Nothing was leased.
+    /// * [`Error::ConstraintUnmet`]: there would be room for a lane without a constraint, which it names.
     /// * What [`lease`](Self::lease) and [`Lease::deploy_with`] return. Leases that were granted are given back.
     pub fn compile_with(&self, graph: &Graph, deployment: &Deployment) -> Result<CompiledGraph> {
         CompiledGraph::compile(&self.grantor, graph, deployment)

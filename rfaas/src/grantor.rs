@@ -77,6 +77,22 @@ impl Grantor {
         manager.lease_gang(&self.device, (leases, request), self.name, &|| self.prepare())
     }
 
+    /// Asks for `leases` leases at once, all of them or none. Returns where each may be claimed. Without a resource
+    /// manager nobody keeps their room until then.
+    pub(crate) fn lease_all(
+        &self,
+        leases: u32,
+        request: &LeaseRequest,
+    ) -> Result<Vec<Vec<Candidate>>> {
+        match &self.source {
+            Source::Manager(_) => {
+                let granted = self.lease_gang(leases, request)?;
+                Ok(granted.into_iter().map(|candidate| vec![candidate]).collect())
+            }
+            Source::Database(_) => (0..leases).map(|_| self.lease(request)).collect(),
+        }
+    }
+
     /// Asks for leases on several nodes. Returns where each may be claimed.
     pub(crate) fn lease_many(&self, request: &LeaseRequest) -> Result<Vec<Vec<Candidate>>> {
         self.check_process()?;

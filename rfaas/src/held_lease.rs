@@ -229,14 +229,24 @@ impl HeldLease {
     /// Treats it as lost: gives it back as far as that is possible without waiting.
     pub(crate) fn give_up(&self) {
         let mut state = self.lock();
-        if let LeaseStage::Claimed(manager) = &mut state.stage {
-            let reason = match (manager.over(), manager.ending()) {
-                (Some(Cause::LeaseEnded(reason)), _) | (_, Some(Ending { reason, .. })) => reason,
-                _ => EndReason::NodeLost,
-            };
-            manager.release_without_bill();
-            state.stage = LeaseStage::Over(reason);
-        }
+        let reason = match &mut state.stage {
+            LeaseStage::Granted(candidates) => {
+                self.give_back(candidates);
+                EndReason::Released
+            }
+            LeaseStage::Claimed(manager) => {
+                let reason = match (manager.over(), manager.ending()) {
+                    (Some(Cause::LeaseEnded(reason)), _) | (_, Some(Ending { reason, .. })) => {
+                        reason
+                    }
+                    _ => EndReason::NodeLost,
+                };
+                manager.release_without_bill();
+                reason
+            }
+            LeaseStage::Over(_) => return,
+        };
+        state.stage = LeaseStage::Over(reason);
     }
 
     /// Exchanges it for a lease like it on another node, if there is one and a resource manager to grant it.

@@ -72,6 +72,11 @@ fn what_is_wrong_is_one_line_with_the_file_and_what_in_it() {
         ("libgraph.so", "graph.json", "graph.json"),
         ("\"to\": \"second\"", "\"to\": \"first\"", "its edges lead back"),
         ("\"bytes\": 64", "\"bytes\": 4294967296", "4 GiB are too many"),
+        (
+            "\"outputs\"",
+            "\"constraints\": {\"nodes\": [\"n\"]}, \"outputs\"",
+            "nodes names 1 nodes for 2 leases",
+        ),
     ] {
         assert!(GRAPH.contains(from), "{from}");
         let file = written(directory.path(), &GRAPH.replacen(from, to, 1));

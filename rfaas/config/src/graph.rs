@@ -27,12 +27,35 @@ pub struct GraphFile {
     pub lanes: Option<usize>,
     /// How many there may be: as many as there is room for.
     pub lanes_up_to: Option<usize>,
+    /// Where the workers of a lane may be.
+    #[serde(default)]
+    pub constraints: GraphFileConstraints,
     /// Whether a run may run more than once.
     #[serde(default)]
     pub idempotent: bool,
     /// Whether workers tell what they do.
     #[serde(default)]
     pub traced: bool,
+}
+
+/// Where the workers of each lane may be: anywhere, by default.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct GraphFileConstraints {
+    /// All on one node.
+    pub together: bool,
+    /// Each on a node of its own.
+    pub apart: bool,
+    /// As many as fit on this node.
+    pub near: Option<String>,
+    /// So many cores stay free on each node that is taken.
+    pub leave_free: u32,
+    /// So many workers at least on each node that is taken.
+    pub at_least: u32,
+    /// On nodes with these labels.
+    pub has: Vec<String>,
+    /// The nodes themselves, one a worker.
+    pub nodes: Vec<String>,
 }
 
 /// A function of a graph.
@@ -209,6 +232,7 @@ mod tests {
         assert_eq!(graph.edges[0].kind, GraphFileEdgeKind::Whole);
         assert_eq!(graph.functions[1].join, GraphFileJoin::All);
         assert_eq!((graph.lanes, graph.memory_mb, graph.idempotent), (None, None, false));
+        assert_eq!(graph.constraints, GraphFileConstraints::default());
     }
 
     #[test]
@@ -232,6 +256,13 @@ mod tests {
             ("\"to\": \"b\"", "\"to\": \"b\", \"kind\": \"some\"", "edges[0].kind"),
             (size, &size.replace("64", "\"64\""), "inputs[0].bytes"),
             (size, &size.replace("64", "-64"), "inputs[0].bytes"),
+            ("\"inputs\"", "\"constraints\": {\"togeter\": true}, \"inputs\"", "unknown field"),
+            (
+                "\"inputs\"",
+                "\"constraints\": {\"at_least\": -1}, \"inputs\"",
+                "constraints.at_least",
+            ),
+            ("\"inputs\"", "\"constraints\": {\"near\": 7}, \"inputs\"", "constraints.near"),
             ("\"inputs\"", "\"memory_mb\": 0, \"inputs\"", "memory_mb: must be"),
             ("\"inputs\"", "\"lease_s\": 0, \"inputs\"", "lease_s: must be"),
             ("\"inputs\"", "\"lanes\": 1, \"lanes_up_to\": 2, \"inputs\"", "lanes_up_to: cannot"),

@@ -1,5 +1,6 @@
 //! Whether a graph can be. Pure.
 
+use rfaas_protocol::constraints::MAX_GANG;
 use rfaas_protocol::edge::MAX_EDGES;
 
 use super::description::{EdgeKind, Graph, Join};
@@ -48,7 +49,7 @@ pub(super) fn check(graph: &Graph) -> Result<Vec<usize>> {
             )));
         }
     }
-    check_workers(graph)?;
+    check_placement(graph, check_workers(graph)?)?;
     let Lanes { least, most } = graph.lanes;
     if least == 0 || !(least..=MAX_LANES).contains(&most) {
         return Err(wrong(format!("it has {most} lanes, not 1 to {MAX_LANES}")));
@@ -68,8 +69,21 @@ pub(super) fn check(graph: &Graph) -> Result<Vec<usize>> {
     Ok(order)
 }
 
-/// Checks which functions share a worker, and how many there are.
-fn check_workers(graph: &Graph) -> Result<()> {
+/// Checks that the constraints can be asked for, for a lane of so many workers.
+fn check_placement(graph: &Graph, workers: usize) -> Result<()> {
+    let leases = u32::try_from(workers).unwrap_or(u32::MAX);
+    graph.lease.constraints.check(leases).map_err(Error::InvalidConstraint)?;
+    match graph.of_all_leases().next().filter(|_| leases > MAX_GANG) {
+        Some(constraint) => Err(Error::InvalidConstraint(format!(
+            "{constraint} is for lanes of at most {MAX_GANG} workers, which are leased in one request; this has \
+             {workers}"
+        ))),
+        None => Ok(()),
+    }
+}
+
+/// Checks which functions share a worker. Returns how many workers there are.
+fn check_workers(graph: &Graph) -> Result<usize> {
     let functions = &graph.functions;
     let mut workers = 0;
     for described in functions {
@@ -99,7 +113,7 @@ fn check_workers(graph: &Graph) -> Result<()> {
     }
     match workers > MAX_WORKERS {
         true => Err(wrong(format!("it has {workers} workers; {MAX_WORKERS} are possible"))),
-        false => Ok(()),
+        false => Ok(workers),
     }
 }
 
@@ -377,5 +391,35 @@ mod tests {
             &|graph, [a, b, _]| graph.call(a, b, 1, 1).share(b, a),
             "workers call each other: those of a → a",
         );
+    }
+
+    #[test]
+    fn constraints_that_cannot_be_asked_for_are_refused_by_their_names() {
+        let wrong = |workers: usize, describe: &dyn Fn(&mut Graph) -> &mut Graph, words: &str| {
+            let (mut graph, [a]) = functions(["a"]);
+            graph.input(a, 64).output(a, 64).workers(a, workers);
+            describe(&mut graph);
+            let error = check(&graph).unwrap_err();
+            assert!(matches!(error, Error::InvalidConstraint(_)), "{error:?}");
+            assert!(error.to_string().contains(words), "{words}: {error}");
+        };
+        wrong(1, &|graph| graph.near(""), "near has a node name of 0");
+        wrong(1, &|graph| graph.has("a b"), "has: labels[0]");
+        wrong(3, &|graph| graph.nodes(["n1", "n2"]), "nodes names 2 nodes for 3 leases");
+        // One request has at most 32 leases.
+        wrong(33, &|graph| graph.together(), "together is for lanes of at most 32 workers");
+        wrong(33, &|graph| graph.apart(), "apart is for lanes");
+        wrong(33, &|graph| graph.near("n"), "near is for lanes");
+        wrong(33, &|graph| graph.at_least(1), "at_least is for lanes");
+        let (mut graph, [a]) = functions(["a"]);
+        graph.input(a, 64).output(a, 64).workers(a, 40);
+        graph.leave_free(1).has("gpu").nodes((0..40).map(|n| format!("n{n}")));
+        check(&graph).unwrap();
+        assert_eq!(graph.lease_request(32..40).constraints.nodes[0], "n32");
+        assert_eq!(graph.lease_request(39..40).constraints.nodes, ["n39"]);
+        assert_eq!(graph.lease_request(39..40).constraints.has, ["gpu"]);
+        graph.workers(a, 32).nodes([""; 0]).together().apart().near("n").at_least(1);
+        check(&graph).unwrap();
+        assert_eq!(graph.of_all_leases().count(), 4);
     }
 }

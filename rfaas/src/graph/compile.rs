@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use rfaas_protocol::allocation::RefusedBecause;
 use rfaas_protocol::library::exported_functions;
@@ -20,7 +21,7 @@ pub(super) fn start_lanes(plan: &Arc<Plan>) -> Result<Vec<Lane>> {
     let asked = plan.graph.lanes;
     let mut leased = Vec::new();
     while leased.len() < asked.most {
-        match plan.lease_all() {
+        match plan.lease_all(Duration::ZERO) {
             Ok(leases) => leased.push(leases),
             Err(error) if is_for_room(&error) && leased.len() >= asked.least => break,
             Err(error) => return Err(error),
@@ -59,7 +60,7 @@ fn is_for_room(error: &Error) -> bool {
     match error {
         Error::GraphNotStarted { source, .. } => is_for_room(source),
         Error::AllocationRefused { because, .. } => *because == RefusedBecause::NoCapacity,
-        Error::LeaseRefused { .. } => true,
+        Error::LeaseRefused { .. } | Error::ConstraintUnmet { .. } => true,
         _ => false,
     }
 }

@@ -1,7 +1,10 @@
 //! What a graph is: functions, and what goes from where to where.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+use rfaas_protocol::constraints::{Constraint, Constraints};
 
 use super::lane::Lanes;
 use crate::buffer::Origin;
@@ -55,8 +58,8 @@ pub struct Graph {
     pub(super) edges: Vec<Edge>,
     pub(super) inputs: Vec<End>,
     pub(super) outputs: Vec<End>,
-    memory_mb: u32,
-    lease_time: Duration,
+    /// What each worker is leased with, and where.
+    pub(super) lease: LeaseRequest,
     pub(super) lanes: Lanes,
     pub(super) idempotent: bool,
     pub(super) traced: bool,
@@ -144,8 +147,7 @@ impl Graph {
             edges: Vec::new(),
             inputs: Vec::new(),
             outputs: Vec::new(),
-            memory_mb: 256,
-            lease_time: Duration::from_secs(3600),
+            lease: LeaseRequest::new(1, 256),
             traced: false,
             lanes: Lanes::default(),
             idempotent: false,
@@ -280,9 +282,31 @@ impl Graph {
         self
     }
 
-    /// Returns what is asked for each function.
-    pub(super) fn lease_request(&self) -> LeaseRequest {
-        LeaseRequest::new(1, self.memory_mb).timeout(self.lease_time)
+    /// Returns what is asked for these workers of a lane.
+    pub(super) fn lease_request(&self, workers: Range<usize>) -> LeaseRequest {
+        let mut request = self.lease.clone();
+        if let Some(nodes) = request.constraints.nodes.get(workers) {
+            request.constraints.nodes = nodes.to_vec();
+        }
+        request
+    }
+
+    /// Returns the constraints that are of all leases of a lane together: one lease for itself can neither keep nor
+    /// break them.
+    pub(super) fn of_all_leases(&self) -> impl Iterator<Item = Constraint> {
+        let Constraints { together, apart, near, at_least, .. } = &self.lease.constraints;
+        let set = [
+            (Constraint::Together, *together),
+            (Constraint::Apart, *apart),
+            (Constraint::Near, near.is_some()),
+            (Constraint::AtLeast, *at_least > 0),
+        ];
+        set.into_iter().filter_map(|(constraint, is_set)| is_set.then_some(constraint))
+    }
+
+    /// Returns whether a lease of a lane cannot be exchanged for any other.
+    pub(super) fn has_constraints(&self) -> bool {
+        self.lease.constraints != Constraints::default()
     }
 
     /// Returns the largest input of a run, in bytes: all functions take it that get the input.
@@ -314,13 +338,72 @@ impl Graph {
 
     /// Sets the memory of the lease of each function, in MB.
     pub fn memory_mb(&mut self, memory_mb: u32) -> &mut Self {
-        self.memory_mb = memory_mb;
+        self.lease.memory = memory_mb;
         self
     }
 
     /// Sets how long the leases last.
     pub fn lease_time(&mut self, lease_time: Duration) -> &mut Self {
-        self.lease_time = lease_time;
+        self.lease.timeout = lease_time;
+        self
+    }
+
+    /// Has all workers of a lane be on one node. Several lanes may be on several nodes.
+    ///
+    /// This and the following are constraints of each lane, whose leases are asked for at once.
+    /// [`Client::compile`](crate::Client::compile) fails with
+    /// [`Error::ConstraintUnmet`](crate::Error::ConstraintUnmet), which names the one that cannot hold, and holds
+    /// nothing then. They hold as well when a lane is started again.
+    ///
+    /// ```no_run
+    /// # fn example(client: &rfaas::Client, graph: &mut rfaas::Graph) -> rfaas::Result<()> {
+    /// graph.together().has("gpu");
+    /// match client.compile(graph) {
+    ///     Err(rfaas::Error::ConstraintUnmet { constraints, .. }) => println!("{constraints:?} cannot hold"),
+    ///     compiled => println!("on {:?}", compiled?.nodes().next()),
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn together(&mut self) -> &mut Self {
+        self.lease.constraints.together = true;
+        self
+    }
+
+    /// Has each worker of a lane be on a node of its own.
+    pub fn apart(&mut self) -> &mut Self {
+        self.lease.constraints.apart = true;
+        self
+    }
+
+    /// Has as many workers of each lane be on this node as fit there, at least one.
+    pub fn near(&mut self, node: impl Into<String>) -> &mut Self {
+        self.lease.constraints.near = Some(node.into());
+        self
+    }
+
+    /// Has so many cores stay free on each node that is taken, when it is taken.
+    pub fn leave_free(&mut self, cores: u32) -> &mut Self {
+        self.lease.constraints.leave_free = cores;
+        self
+    }
+
+    /// Has at least so many workers of a lane be on each node that it takes.
+    pub fn at_least(&mut self, workers: u32) -> &mut Self {
+        self.lease.constraints.at_least = workers; // of one core each
+        self
+    }
+
+    /// Has each node have this label. Several may be asked for: up to 256 bytes together.
+    pub fn has(&mut self, label: impl Into<String>) -> &mut Self {
+        self.lease.constraints.has.push(label.into());
+        self
+    }
+
+    /// Names the nodes themselves, one for each worker of a lane, in the order in which functions were added: up to 512
+    /// bytes together.
+    pub fn nodes<N: Into<String>>(&mut self, nodes: impl IntoIterator<Item = N>) -> &mut Self {
+        self.lease.constraints.nodes = nodes.into_iter().map(Into::into).collect();
         self
     }
 }

@@ -3,7 +3,8 @@
 use std::path::Path;
 use std::time::Duration;
 
-use rfaas_config::{GraphFile, GraphFileEdgeKind, GraphFileJoin};
+use rfaas_config::{GraphFile, GraphFileConstraints, GraphFileEdgeKind, GraphFileJoin};
+use rfaas_protocol::constraints::Constraints;
 
 use super::compile::read_libraries;
 use super::description::{Graph, GraphFunction, Join};
@@ -120,6 +121,10 @@ fn built(file: &GraphFile, directory: &Path) -> Graph {
     if let Some(lanes) = file.lanes_up_to {
         graph.lanes(Lanes::up_to(lanes));
     }
+    let GraphFileConstraints { together, apart, near, leave_free, at_least, has, nodes } =
+        file.constraints.clone();
+    graph.lease.constraints =
+        Constraints { together, apart, near, leave_free, at_least, has, nodes };
     graph.idempotent(file.idempotent).traced(file.traced);
     graph
 }
@@ -152,7 +157,11 @@ mod tests {
                 {"from": "c", "to": "f", "bytes": 16, "kind": "call", "answer_bytes": 17}
             ],
             "outputs": [{"from": "c", "bytes": 18}, {"from": "d", "bytes": 19}],
-            "memory_mb": 20, "lease_s": 21, "lanes_up_to": 22, "idempotent": true, "traced": true
+            "memory_mb": 20, "lease_s": 21, "lanes_up_to": 22, "idempotent": true, "traced": true,
+            "constraints": {
+                "together": true, "apart": true, "near": "n1", "leave_free": 23, "at_least": 24,
+                "has": ["gpu", "rack=7"], "nodes": ["n1", "n2"]
+            }
         }"#;
         fs::write(&path, text).unwrap();
         let read = Graph::read(&path).unwrap();
@@ -168,6 +177,8 @@ mod tests {
         graph.each(e, c, 15).call(c, f, 16, 17).output(c, 18).output(d, 19);
         graph.memory_mb(20).lease_time(Duration::from_secs(21));
         graph.lanes(Lanes::up_to(22)).idempotent(true).traced(true);
+        graph.together().apart().near("n1").leave_free(23).at_least(24).has("gpu").has("rack=7");
+        graph.nodes(["n1", "n2"]);
         assert_eq!(graph.to_string(), read.to_string());
         let described = |graph: &Graph| {
             let text = format!("{graph:?}");

@@ -5,15 +5,20 @@
 //!      ▲  └──a thread of its own──▶ lost                                   │
 //!      └────────────on the same leases, as far as those live───────────────┘
 //! ```
+//! Its leases are acquired at once, all of them or none. One that is over is replaced alone, unless there are
+//! constraints of all of them together: then they are acquired anew.
+//!
 //! It is started in a thread of its own, so that runs on other lanes go on meanwhile. Whoever drops the graph waits for
 //! that thread, which is told to stop.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime};
 
 use rdmalib::Domain;
+use rfaas_protocol::constraints::MAX_GANG;
 
 use super::description::Graph;
 use super::layout::Layout;
@@ -26,7 +31,6 @@ use crate::grantor::Grantor;
 use crate::held_lease::HeldLease;
 use crate::lease_core::LeaseStage;
 use crate::library::Library;
-use crate::request::LeaseRequest;
 
 /// How many lanes a graph has ([`Graph::lanes`]): each has its own leases and executors, so that it fails by itself.
 ///
@@ -65,6 +69,8 @@ impl Default for Lanes {
 
 /// Times that a lane is started before that has failed: a lease may end meanwhile, and is replaced then.
 const START_TRIES: usize = 2;
+/// How long a lane that is leased anew waits for room: what it has given back is free when its nodes have said so.
+const ROOM_WITHIN: Duration = Duration::from_secs(2);
 /// A lane that could not be started is tried again after this, while others serve.
 const AGAIN_AFTER: Duration = Duration::from_secs(1);
 
@@ -102,27 +108,37 @@ enum Stage {
 type Started = (Vec<Arc<HeldLease>>, Result<Workers>);
 
 impl Plan {
-    /// Acquires the leases of one lane: all of them, or none.
-    pub(super) fn lease_all(&self) -> Result<Vec<Arc<HeldLease>>> {
-        let request = self.graph.lease_request();
-        // One that is not granted has the others dropped, which gives them back.
-        self.layout.workers.iter().map(|_| self.lease(&request)).collect()
+    /// Acquires the leases of one lane: all of them, or none. Waits so long for room.
+    pub(super) fn lease_all(&self, wait: Duration) -> Result<Vec<Arc<HeldLease>>> {
+        let (workers, most) = (self.layout.workers.len(), MAX_GANG as usize);
+        let mut leases = Vec::with_capacity(workers);
+        for first in (0..workers).step_by(most) {
+            // One that is not granted has those before it dropped, which gives them back.
+            leases.extend(self.lease(first..workers.min(first + most), wait)?);
+        }
+        Ok(leases)
     }
 
-    fn lease(&self, request: &LeaseRequest) -> Result<Arc<HeldLease>> {
-        HeldLease::new(self.grantor.clone(), self.grantor.lease(request)?, request.timeout)
+    /// Acquires the leases of these workers, in one request.
+    fn lease(&self, workers: Range<usize>, wait: Duration) -> Result<Vec<Arc<HeldLease>>> {
+        let leases = u32::try_from(workers.len()).unwrap_or(u32::MAX);
+        let request = self.graph.lease_request(workers).wait(wait);
+        let granted = self.grantor.lease_all(leases, &request)?.into_iter();
+        let held = |its| HeldLease::new(self.grantor.clone(), its, request.timeout);
+        granted.map(held).collect()
     }
 
-    /// Replaces those of `leases` that are over.
-    fn renew(&self, leases: &mut [Arc<HeldLease>]) -> Result<()> {
-        let request = self.graph.lease_request();
-        for held in leases {
-            let granted = matches!(held.lock().stage, LeaseStage::Granted(_));
-            let waits = granted && held.expires_at() > SystemTime::now();
-            if !waits && !held.lives() {
-                held.give_up();
-                *held = self.lease(&request)?;
-            }
+    /// Replaces those of `leases` that are over; all of them, if there are constraints of all together.
+    fn renew(&self, leases: &mut Vec<Arc<HeldLease>>) -> Result<()> {
+        let over: Vec<_> = (0..leases.len()).filter(|&worker| is_over(&leases[worker])).collect();
+        if !over.is_empty() && self.graph.of_all_leases().next().is_some() {
+            leases.iter().for_each(|held| held.give_up());
+            *leases = self.lease_all(ROOM_WITHIN)?;
+            return Ok(());
+        }
+        for worker in over {
+            leases[worker].give_up();
+            leases.splice(worker..=worker, self.lease(worker..worker + 1, Duration::ZERO)?);
         }
         Ok(())
     }
@@ -146,12 +162,30 @@ impl Plan {
             match &started {
                 Err(error) if is_of_a_lease(error) && !self.dropped.load(Ordering::Relaxed) => {
                     tracing::debug!(%error, attempt, "a lane could not be started");
+                    if self.graph.has_constraints() {
+                        // The manager exchanges none of these for one on a node that takes it.
+                        leases
+                            .iter()
+                            .filter(|held| is_granted(held))
+                            .for_each(|held| held.give_up());
+                    }
                 }
                 _ => break,
             }
         }
         (leases, started)
     }
+}
+
+/// Returns whether nobody has claimed it.
+fn is_granted(held: &HeldLease) -> bool {
+    matches!(held.lock().stage, LeaseStage::Granted(_))
+}
+
+/// Returns whether no executor can be started on it any more.
+fn is_over(held: &HeldLease) -> bool {
+    let waits = is_granted(held) && held.expires_at() > SystemTime::now();
+    !waits && !held.lives()
 }
 
 /// Returns whether a start failed since a lease or its node is gone: on another one it may not.
