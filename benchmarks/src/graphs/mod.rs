@@ -128,7 +128,9 @@ impl Bench<'_> {
     /// Nanoseconds that a chain of so many hops between two workers that spin takes, from its first function to its
     /// last.
     pub fn chain_ns(&self, hops: usize, bytes: usize, middle: &str) -> Result<f64, Failure> {
-        let mut graph = self.client.compile_with(&self.chain(hops, bytes, middle), &hot())?;
+        // One run at a time.
+        let graph = self.chain(hops, bytes, middle);
+        let mut graph = self.client.compile_with(&graph, &hot().slots(1))?;
         let input = (bytes as u32).to_le_bytes();
         let mut times = Vec::new();
         for number in 0..self.repetitions + self.repetitions / 10 {

@@ -8,7 +8,8 @@
 //! ```
 //! Nothing else travels but, where they are asked for, traces. The receiver knows from the connection which link it is,
 //! from the immediate data which edge and run the payload is of and which slot it is in, and from the write how long it
-//! is. The slots of the edges of a link lie one behind the other, in the order of the edges' numbers on it. The client
+//! is. The slots of the edges of a link lie one behind the other, in the order of the edges' numbers on it; behind them
+//! all, the lengths of payloads in place ([`InPlaceLength`]), one for each slot of each edge. The client
 //! owns the slots of all edges: run after run, a slot is used again when all workers are done with it.
 
 use zerocopy::little_endian::{U32, U64};
@@ -59,20 +60,14 @@ pub struct EdgeShape {
 }
 
 impl EdgeShape {
-    /// Returns the distance between two slots, in bytes: room for a payload, or for an [`EdgeFailure`]; and for the
-    /// length of one that is worth to be in place.
+    /// Returns the distance between two slots, in bytes: room for a payload, or for an [`EdgeFailure`].
     pub fn stride(self) -> u64 {
-        self.length_at() + if self.is_in_place() { LINE } else { 0 }
+        u64::from(self.bytes).max(size_of::<EdgeFailure>() as u64).next_multiple_of(LINE)
     }
 
     /// Returns whether a sender that can maps these slots and has its function write there.
     pub fn is_in_place(self) -> bool {
         self.bytes >= IN_PLACE_FROM
-    }
-
-    /// Returns where the length of a payload in place is, from the start of its slot.
-    pub fn length_at(self) -> u64 {
-        u64::from(self.bytes).max(size_of::<EdgeFailure>() as u64).next_multiple_of(LINE)
     }
 
     /// Returns where a slot starts, from the start of slot 0.
@@ -94,7 +89,7 @@ numbered! {
         /// An [`EdgeFailure`]: the run has failed.
         1 => Failed,
         /// The sender has mapped the slot, and the function wrote its output there. What is written is an
-        /// [`InPlaceLength`], behind the payload's place.
+        /// [`InPlaceLength`], to the place of that.
         2 => InPlace,
     }
 }

@@ -157,8 +157,12 @@ impl<M: Deref<Target = SlotMemory>> Hop<M> {
             return Err(HopEnd::Stopped);
         }
         service.arrived();
-        self.wires.note(&self.stages, &self.memory, done)?;
+        let link = self.wires.note(&self.stages, &self.memory, done)?;
         self.run_what_is_ready::<TRACED>(service)?;
+        // Now: the next worker does not wait for it.
+        if let Some(link) = link {
+            self.wires.ins[link].repost()?;
+        }
         service.answered();
         Ok(())
     }

@@ -157,13 +157,30 @@ impl InEnd {
         let (bytes, most) = match status {
             EdgeStatus::Value => (done.bytes, linked.shape.bytes),
             EdgeStatus::Failed => (done.bytes, size_of::<EdgeFailure>() as u32),
-            EdgeStatus::InPlace => (length_in_place(slots, linked, slot)?, linked.shape.bytes),
+            EdgeStatus::InPlace => (self.length_in_place(slots, linked, slot)?, linked.shape.bytes),
         };
         if bytes > most {
             return Err("it wrote more than a slot holds");
         }
         Ok(Some(Arrival { edge: linked.number, slot, run, status, bytes }))
     }
+    /// Reads the length of a payload in place, once.
+    fn length_in_place(
+        &self,
+        slots: &Region,
+        linked: &Linked,
+        slot: u16,
+    ) -> Result<u32, &'static str> {
+        if !linked.shape.is_in_place() {
+            return Err("it has mapped what it may not");
+        }
+        let at = self.edges.length_at(linked, slot);
+        let mut bytes = [0; size_of::<InPlaceLength>()];
+        let read = slots.read(usize::try_from(at).unwrap_or(usize::MAX), &mut bytes);
+        read.map_err(|_| "its slots have no room for a length")?;
+        Ok(u32::from_le_bytes(bytes))
+    }
+
     /// Posts the receive of an arrival again.
     #[inline]
     pub(super) fn repost(&mut self) -> rdmalib::Result<()> {
@@ -192,16 +209,4 @@ impl InEnd {
     fn start(&self, edge: u16, slot: u16) -> usize {
         self.edges.get(edge).map_or(usize::MAX, |linked| linked.slot(slot) as usize)
     }
-}
-
-/// Reads the length of a payload in place, once.
-fn length_in_place(slots: &Region, linked: &Linked, slot: u16) -> Result<u32, &'static str> {
-    if !linked.shape.is_in_place() {
-        return Err("it has mapped what it may not");
-    }
-    let at = linked.slot(slot) + linked.shape.length_at();
-    let mut bytes = [0; size_of::<InPlaceLength>()];
-    let read = slots.read(usize::try_from(at).unwrap_or(usize::MAX), &mut bytes);
-    read.map_err(|_| "its slots have no room for a length")?;
-    Ok(u32::from_le_bytes(bytes))
 }

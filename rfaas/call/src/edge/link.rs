@@ -1,10 +1,17 @@
 //! Which edges share a connection: those from one worker to another one, or to the client. Pure.
 
-use rfaas_protocol::edge::EdgeShape;
+use rfaas_protocol::edge::{EdgeShape, InPlaceLength};
 
 /// The edges of a link, as both ends have them from the client.
 #[derive(Clone, Debug)]
-pub struct Link(Box<[Linked]>);
+pub struct Link {
+    edges: Box<[Linked]>,
+    /// Bytes of all slots. The lengths of payloads in place lie behind them: together, so that what is looked at in a
+    /// hop is on few pages, however large payloads are.
+    slots_bytes: u64,
+    /// How many slots there are.
+    payloads: u32,
+}
 
 /// An edge of a link.
 #[derive(Clone, Copy, Debug)]
@@ -38,35 +45,48 @@ impl Link {
             slots_before = slots_before.saturating_add(shape.slots.into());
             linked
         });
-        Link(edges.collect())
+        let edges = edges.collect();
+        Link { edges, slots_bytes: start, payloads: slots_before }
     }
 
-    /// Returns the size of all slots, in bytes.
+    /// Returns the size of all slots and lengths, in bytes.
     pub fn all_bytes(&self) -> u64 {
-        let end = |last: &Linked| last.start.saturating_add(last.shape.all_bytes());
-        self.0.last().map_or(0, end)
+        let is_in_place = self.edges.iter().any(|linked| linked.shape.is_in_place());
+        self.slots_bytes.saturating_add(if is_in_place { Self::lengths(self.payloads) } else { 0 })
     }
 
     /// Returns how many payloads may be on their way.
     pub fn payloads(&self) -> u32 {
-        let end = |last: &Linked| last.slots_before.saturating_add(last.shape.slots.into());
-        self.0.last().map_or(0, end)
+        self.payloads
+    }
+
+    /// Returns where the length of a payload in place is, of an edge of the link.
+    #[inline]
+    pub(super) fn length_at(&self, linked: &Linked, slot: u16) -> u64 {
+        self.slots_bytes + Self::lengths(linked.slots_before + u32::from(slot))
+    }
+
+    /// Returns how many bytes so many lengths have.
+    fn lengths(count: u32) -> u64 {
+        u64::from(count) * size_of::<InPlaceLength>() as u64
     }
 
     /// Returns the number of the first edge at this end, by which the whole is named.
     pub fn name(&self) -> usize {
-        self.0.first().map_or(0, |first| first.number)
+        self.edges.first().map_or(0, |first| first.number)
     }
 
     /// Returns the shape of the first edge, which is the only one of a link from the client.
     pub fn only_shape(&self) -> Option<EdgeShape> {
-        self.0.first().map(|first| first.shape)
+        self.edges.first().map(|first| first.shape)
     }
 
     /// Returns where each edge of `links` is, by its number. Each number is there once, from 0 on.
     pub fn places<'a>(links: impl IntoIterator<Item = &'a Link>) -> Vec<EdgeAt> {
         let places = links.into_iter().enumerate().flat_map(|(link, edges)| {
-            (0..).zip(&edges.0).map(move |(edge, linked)| (linked.number, EdgeAt { link, edge }))
+            (0..)
+                .zip(&edges.edges)
+                .map(move |(edge, linked)| (linked.number, EdgeAt { link, edge }))
         });
         let mut places: Vec<_> = places.collect();
         places.sort_unstable_by_key(|(number, _)| *number);
@@ -77,13 +97,13 @@ impl Link {
     /// Returns an edge, if there is one of that number on the link.
     #[inline]
     pub(super) fn get(&self, edge: u16) -> Option<&Linked> {
-        self.0.get(usize::from(edge))
+        self.edges.get(usize::from(edge))
     }
 
     /// Returns an edge that there is: a number that both ends have checked.
     #[inline]
     pub(super) fn at(&self, edge: u16) -> &Linked {
-        &self.0[usize::from(edge)]
+        &self.edges[usize::from(edge)]
     }
 }
 
@@ -110,6 +130,10 @@ mod tests {
         assert_eq!([0, 1, 2].map(|edge| link.at(edge).slot(0)), [0, 256, 512]);
         assert_eq!((link.at(1).slot(3), link.at(2).slots_before), (448, 6));
         assert!(link.get(3).is_none());
+        let in_place = Link::new([(0, shape(2, 64)), (1, shape(3, 16 << 10))]);
+        let slots = 2 * 64 + 3 * (16 << 10);
+        assert_eq!((in_place.all_bytes(), in_place.payloads()), (slots + 5 * 4, 5));
+        assert_eq!(in_place.length_at(in_place.at(1), 2), slots + 4 * 4);
         let none = Link::new([]);
         assert_eq!((none.all_bytes(), none.payloads(), none.name()), (0, 0, 0));
     }

@@ -127,7 +127,11 @@ impl<'a, M: Deref<Target = SlotMemory>> Live<'a, M> {
     /// Notes what has come. Nothing is called.
     fn note_what_is_there(&mut self) -> Result<(), Denied> {
         while let Some(done) = self.wires.arrivals.poll_one() {
-            if let Err(end) = self.wires.note(self.stages, self.memory, &done) {
+            let noted = self.wires.note(self.stages, self.memory, &done);
+            let reposted = noted.and_then(|link| {
+                link.map_or(Ok(()), |link| self.wires.ins[link].repost().map_err(HopEnd::from))
+            });
+            if let Err(end) = reposted {
                 self.broken.get_or_insert(end);
                 return Err(Denied::Lost);
             }

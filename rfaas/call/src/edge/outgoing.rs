@@ -156,7 +156,8 @@ impl OutLink {
         is_stopped: impl Fn() -> bool,
     ) -> Result<(), NotWritten> {
         let length = InPlaceLength { bytes: bytes.into() };
-        let place = self.place(edge, to.slot).offset(self.edges.at(edge).shape.length_at());
+        let at = self.edges.length_at(self.edges.at(edge), to.slot);
+        let place = self.slots.offset(at);
         let immediate = Some(to.immediate(edge, EdgeStatus::InPlace));
         self.write_line((edge, to.slot), length.as_bytes(), place, immediate, is_stopped)
     }

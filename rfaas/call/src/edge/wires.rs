@@ -122,14 +122,14 @@ impl Wires {
         number * usize::from(self.slots) + usize::from(slot)
     }
 
-    /// Notes what has come with `done`.
+    /// Notes what has come with `done`. Returns the link whose receive is to be posted again.
     #[inline]
     pub(super) fn note<M>(
         &mut self,
         stages: &[Stage],
         memory: &Memory<M>,
         done: &WorkCompletion,
-    ) -> Result<(), HopEnd> {
+    ) -> Result<Option<usize>, HopEnd> {
         let link = match LinkEnd::of(done.id) {
             LinkEnd::In(link) => link,
             LinkEnd::Out(link) => {
@@ -139,7 +139,7 @@ impl Wires {
             }
         };
         let (Some(end), Some(slots)) = (self.ins.get(link), memory.ins.get(link)) else {
-            return Ok(()); // there is no such link
+            return Ok(None); // there is no such link
         };
         let name = end.edges().name();
         let breach = |what| HopEnd::Breach { input: name, what };
@@ -156,8 +156,7 @@ impl Wires {
             let target = self.targets[edge][target];
             self.join(stages, target, to, input).map_err(breach)?;
         }
-        self.ins[link].repost()?;
-        Ok(())
+        Ok(Some(link))
     }
 
     /// Notes that an input of a stage has come.
