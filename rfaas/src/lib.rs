@@ -135,6 +135,7 @@ mod error;
 mod executor;
 mod executor_manager;
 mod failover;
+mod granted;
 mod grantor;
 mod graph;
 mod held_lease;

@@ -31,6 +31,7 @@ use rfaas_protocol::reach::reach;
 use rfaas_protocol::{Empty, Malformed, Role};
 
 use crate::error::{Error, Result};
+use crate::granted::{candidate, check, check_gang};
 use crate::request::Candidate;
 use crate::request::LeaseRequest;
 
@@ -438,43 +439,6 @@ fn add(message: ToClient, most: u32, parts: &mut Vec<LeaseGranted>) -> Result<bo
             reason: unmet.reason.get()?.to_owned(),
         }),
     }
-}
-
-/// Returns where a lease that was granted may be claimed.
-fn candidate(granted: &LeaseGranted) -> Result<Candidate> {
-    let LeaseGranted { manager, token, .. } = *granted;
-    let node = token.terms.node.get()?.to_owned();
-    Ok(Candidate { node, addresses: vec![manager.into()], token })
-}
-
-/// Checks that `parts` are leases, and together what was asked for.
-fn check(parts: &[LeaseGranted], request: &LeaseRequest) -> Result<(), Malformed> {
-    let mut cores = 0;
-    for terms in parts.iter().map(|part| &part.token.terms) {
-        terms.node.get()?;
-        terms.id().ok_or(Malformed::Field("lease"))?;
-        let part = u16::try_from(terms.cores.get()).map_err(|_| Malformed::Field("cores"))?;
-        if part == 0 || terms.memory.get() == 0 {
-            return Err(Malformed::Field("cores or memory"));
-        }
-        cores += u64::from(part);
-    }
-    if cores != u64::from(request.cores) {
-        return Err(Malformed::Field("sum of cores"));
-    }
-    Ok(())
-}
-
-/// Checks that `parts` are leases, as many as were asked for, and each what was asked for.
-fn check_gang(
-    parts: &[LeaseGranted],
-    leases: u32,
-    request: &LeaseRequest,
-) -> Result<(), Malformed> {
-    if parts.len() != leases as usize {
-        return Err(Malformed::Field("number of leases"));
-    }
-    parts.iter().try_for_each(|part| check(std::slice::from_ref(part), request))
 }
 
 fn failed(source: ChannelError) -> Error {
