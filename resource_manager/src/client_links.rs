@@ -250,6 +250,11 @@ impl ClientLinks {
                 FromClient::Gang(gang) => {
                     (gang.request, Duration::from_millis(gang.wait_ms.get()), gang_of(&gang)?)
                 }
+                FromClient::Grow(grow) => {
+                    let gang = grow.gang();
+                    let asked = gang_of(&gang)?.and_then(|ask| ask.growing(grow.grown()));
+                    (grow.request, Duration::from_millis(gang.wait_ms.get()), asked)
+                }
                 other => {
                     let answer = match other {
                         FromClient::Renew(wanted) => renew(now, &wanted, *origin, secret, pool)?,
@@ -259,7 +264,9 @@ impl ClientLinks {
                         FromClient::Release(release) => {
                             return give_back(now, &release, secret, leases, pool, out);
                         }
-                        FromClient::Request(_) | FromClient::Gang(_) => return Ok(()), // seen above
+                        FromClient::Request(_) | FromClient::Gang(_) | FromClient::Grow(_) => {
+                            return Ok(()); // seen above
+                        }
                     };
                     *granted |= matches!(answer, ToClient::Granted(_));
                     answers.push((id, answer));

@@ -242,7 +242,8 @@ impl Pool {
     // What clients ask for.
 
     /// Grants leases that meet `ask`, all of it or nothing: one on a node that has room for it,
-    /// else one on each of as many nodes as it may be met from; of a gang, one for each worker.
+    /// else one on each of as many nodes as it may be met from; of a gang, one for each worker; of one that grows, one
+    /// for each node.
     pub fn request(&mut self, now: Now, ask: &Ask) -> Result<Vec<Grant>, Denied> {
         match self.try_request(now, ask)? {
             Some(grants) => Ok(grants),
@@ -276,20 +277,20 @@ impl Pool {
     fn admit(&mut self, now: Now, ask: &Ask) -> Result<(), Denied> {
         self.held.shares.count(now, ask)?;
         self.held.shares.check_timeout(ask.timeout)?;
-        let leases = ask.leases as usize;
-        self.held.shares.check(now.monotonic, ask, leases)?; // before the room, which is another's business
-        Ok(())
+        self.held.shares.check(now.monotonic, ask, ask.fewest_leases())?; // before the room, which is another's business
+        self.held.check_grown(ask)
     }
 
     /// Grants it if there is room and its client may have it.
     fn place(&mut self, now: Now, ask: &Ask) -> Result<Result<Vec<Grant>, NotPlaced>, Denied> {
-        let parts = self.held.nodes.place(now, ask);
-        let leases = parts.as_ref().map_or(ask.leases as usize, Vec::len);
+        let parts = self.held.nodes.place(now, ask, &self.held.running(ask));
+        let leases = parts.as_ref().map_or(ask.fewest_leases(), Vec::len);
         self.held.shares.check(now.monotonic, ask, leases)?;
         let claim_by = now.monotonic + self.held.shares.claim_timeout();
         let mut first = None;
         let mut grant = |(slot, part)| {
-            let of = first.filter(|_| ask.leases > 1);
+            // Those of a gang are alike; of one that grows they are not, and each is on its own.
+            let of = first.filter(|_| ask.leases > 1 && ask.grows.is_empty());
             let grant = self.held.grant(now, ask, slot, part, claim_by, of)?;
             first.get_or_insert(grant.terms.lease);
             Some(grant)

@@ -33,6 +33,8 @@ enum Op {
         seconds: u64,
         wait: u64,
         apart: bool,
+        /// It is for as many workers beside leases that there are, wherever those may be.
+        grows: bool,
         peer: u32,
     },
     End {
@@ -57,8 +59,8 @@ enum Op {
 fn op() -> impl Strategy<Value = Op> {
     let node = || 0..NODES;
     prop_oneof![
-        8 => (1..5_u32, 1..5_u32, 1..=LONGEST.as_secs(), prop_oneof![Just(0), 1..200_u64, Just(3600)], any::<bool>(), 0..4_u32)
-            .prop_map(|(leases, cores, seconds, wait, apart, peer)| Op::Ask { leases, cores, seconds, wait, apart, peer }),
+        8 => (1..5_u32, 1..5_u32, 1..=LONGEST.as_secs(), prop_oneof![Just(0), 1..200_u64, Just(3600)], any::<bool>(), any::<bool>(), 0..4_u32)
+            .prop_map(|(leases, cores, seconds, wait, apart, grows, peer)| Op::Ask { leases, cores, seconds, wait, apart: apart && !grows, grows, peer }),
         4 => (0..8_usize).prop_map(|lease| Op::End { lease }),
         1 => (0..8_usize).prop_map(|waiting| Op::Cancel { waiting }),
         1 => (node(), 0..100_u64).prop_map(|(node, seconds)| Op::Leaving { node, seconds }),
@@ -67,8 +69,16 @@ fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
+#[derive(Clone, Copy)]
+struct Asking {
+    leases: u32,
+    cores: u32,
+    seconds: u64,
+    grows: bool,
+}
+
 struct Waits {
-    ask: (u32, u32, u64),
+    ask: Asking,
     until: Instant,
 }
 
@@ -115,11 +125,16 @@ impl World {
         self.leaves[node] = None;
     }
 
-    fn granted(&self, (leases, cores, seconds): (u32, u32, u64), grants: &[Grant]) {
-        assert_eq!(grants.len(), leases as usize, "all or none");
+    fn granted(&self, asked: Asking, grants: &[Grant]) {
+        let Asking { leases, cores, seconds, grows } = asked;
+        let all: u32 = grants.iter().map(|grant| grant.terms.cores).sum();
+        assert_eq!(all, leases * cores, "all or none");
+        let mut nodes = [false; NODES];
         for grant in grants {
-            assert_eq!(grant.terms.cores, cores);
+            assert!(grows || grant.terms.cores == cores);
+            assert_eq!(grant.terms.cores % cores, 0, "a part of a worker");
             let node: usize = grant.node.parse().unwrap();
+            assert!(!std::mem::replace(&mut nodes[node], true) || !grows, "two leases on a node");
             let ends = self.now.monotonic + Duration::from_secs(seconds);
             assert!(self.leaves[node].is_none_or(|leaves| ends <= leaves), "node {node} leaves");
         }
@@ -154,17 +169,20 @@ impl World {
 
     fn apply(&mut self, op: &Op) {
         match *op {
-            Op::Ask { leases, cores, seconds, wait, apart, peer } => {
+            Op::Ask { leases, cores, seconds, wait, apart, grows, peer } => {
                 let ask = Ask::new(cores, 1, Duration::from_secs(seconds), "somebody").unwrap();
                 let constraints = Constraints { apart, ..Constraints::default() };
                 let ask = ask.gang(leases, constraints).unwrap().by(Peer::User(peer));
+                let grown: Vec<_> = self.pool.leases().iter().map(|lease| lease.lease).collect();
+                let grows = grows && !grown.is_empty();
+                let ask = if grows { ask.growing(grown).unwrap() } else { ask };
                 let wait = Duration::from_secs(wait);
                 let asked = match self.pool.try_request(self.now, &ask) {
                     Ok(Some(grants)) => Ok(Asked::Granted(grants)),
                     Ok(None) => self.pool.wait(self.now, &ask, wait),
                     Err(denied) => Err(denied),
                 };
-                let ask = (leases, cores, seconds);
+                let ask = Asking { leases, cores, seconds, grows };
                 match asked {
                     Ok(Asked::Granted(grants)) => self.granted(ask, &grants),
                     Ok(Asked::Waits(id)) => {
@@ -240,7 +258,7 @@ proptest! {
             if let Some((id, since)) = world.first {
                 // It could be met on the empty nodes, or `try_request` has refused it; but for `apart`, of which
                 // that does not know, four are always possible where cores are few.
-                let (leases, cores, _) = world.waiting[&id].ask;
+                let Asking { leases, cores, .. } = world.waiting[&id].ask;
                 let possible = leases <= 4 - (cores - 1).min(3).saturating_sub(1);
                 let waited = world.now.monotonic - since;
                 prop_assert!(!possible || waited <= LONGEST + Duration::from_secs(20), "{id:?} waits for {waited:?}");

@@ -95,7 +95,9 @@ impl Client {
 
     fn take(&self, candidates: Vec<Candidate>, request: &LeaseRequest) -> Result<Lease> {
         let grantor = Arc::clone(&self.grantor);
-        HeldLease::new(grantor, candidates, request.timeout).map(Lease::from_inner)
+        let constraints = request.constraints.clone();
+        let held = HeldLease::constrained(grantor, candidates, request.timeout, constraints);
+        held.map(Lease::from_inner)
     }
 
     /// Leases cores of up to `max_nodes` nodes, which together have what `request` asks for: one lease
@@ -141,6 +143,36 @@ impl Client {
     pub fn lease_gang(&self, leases: u32, request: LeaseRequest) -> Result<Vec<Lease>> {
         let granted = self.grantor.lease_gang(leases, &request)?;
         granted.into_iter().map(|candidate| self.take(vec![candidate], &request)).collect()
+    }
+
+    /// Leases `workers` times what `request` asks for beside `leases` of this client, which stay as they are: all of it or
+    /// none. Nodes of these leases come first, those with most of their cores first of all, as far as there is room and the
+    /// constraints of `request` allow it; then others do, as for new leases. Returns one lease for each node, which has all
+    /// workers there. A lease that has ended counts for nothing.
+    ///
+    /// # Errors
+    /// As for [`lease_gang`](Self::lease_gang). [`Error::Invalid`]: more than 32 workers or leases, or `request` names
+    /// nodes itself. [`Error::LeaseRefused`], too: a lease belongs to a client of another name.
+    ///
+    /// ```no_run
+    /// # fn example(client: &rfaas::Client, gang: Vec<rfaas::Lease>) -> rfaas::Result<()> {
+    /// // 4 workers of 2 cores more, where most of the gang is
+    /// let gang: Vec<_> = gang.iter().collect();
+    /// for lease in client.grow(&gang, 4, rfaas::LeaseRequest::new(2, 1024))? {
+    ///     println!("{} cores more on {}", lease.cores(), lease.node());
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn grow(
+        &self,
+        leases: &[&Lease],
+        workers: u32,
+        request: LeaseRequest,
+    ) -> Result<Vec<Lease>> {
+        let ids: Vec<_> = leases.iter().filter_map(|lease| lease.id()).collect();
+        let grown = HeldLease::grown(&self.grantor, &ids, workers, &request)?;
+        Ok(grown.into_iter().map(Lease::from_inner).collect())
     }
 
     /// Leases a core for each function of `graph`, starts their executors, and connects their workers: all of it or

@@ -2,6 +2,9 @@
 //!
 //! Elsewhere: asking, and giving back what is impossible (`resource_manager`).
 
+use std::collections::BTreeSet;
+use std::slice;
+
 use rfaas_protocol::Malformed;
 use rfaas_protocol::lease::LeaseGranted;
 
@@ -42,5 +45,35 @@ pub(crate) fn check_gang(
     if parts.len() != leases as usize {
         return Err(Malformed::Field("number of leases"));
     }
-    parts.iter().try_for_each(|part| check(std::slice::from_ref(part), request))
+    parts.iter().try_for_each(|part| check(slice::from_ref(part), request))
+}
+
+/// Checks that `parts` are leases on nodes of their own, which have so many workers together, each what was asked for.
+pub(crate) fn check_grown(
+    parts: &[LeaseGranted],
+    workers: u32,
+    request: &LeaseRequest,
+) -> Result<(), Malformed> {
+    let (mut nodes, mut all) = (BTreeSet::new(), 0);
+    for part in parts {
+        let terms = &part.token.terms;
+        let (cores, memory) = (terms.cores.get(), terms.memory.get());
+        let here = cores / request.cores;
+        check(slice::from_ref(part), &LeaseRequest { cores, ..request.clone() })?;
+        let whole = (
+            u64::from(here) * u64::from(request.cores),
+            u64::from(here) * u64::from(request.memory),
+        );
+        if whole != (cores.into(), memory.into()) {
+            return Err(Malformed::Field("cores or memory"));
+        }
+        if !nodes.insert(terms.node.get()?) {
+            return Err(Malformed::Field("node"));
+        }
+        all += u64::from(here);
+    }
+    if all != u64::from(workers) {
+        return Err(Malformed::Field("sum of cores"));
+    }
+    Ok(())
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use rdmalib::ForkMark;
 use rfaas_config::{ExecutorEntry, OpenDevice};
-use rfaas_protocol::lease::{ClientName, Token, Unusable};
+use rfaas_protocol::lease::{ClientName, LeaseId, Token, Unusable};
 
 use crate::database;
 use crate::error::{Error, Result};
@@ -16,8 +16,9 @@ use crate::resource_manager::ResourceManager;
 use crate::spares::Spares;
 
 /// Nobody else knows of all nodes, or has a request wait.
-const NEEDS_MANAGER: Error =
-    Error::Invalid("constraints, gangs and waiting need a resource manager to be connected to");
+const NEEDS_MANAGER: Error = Error::Invalid(
+    "constraints, gangs, growing and waiting need a resource manager to be connected to",
+);
 
 /// Where leases come from.
 pub(crate) enum Source {
@@ -74,7 +75,21 @@ impl Grantor {
         self.check_process()?;
         request.validate_gang(leases)?;
         let Source::Manager(manager) = &self.source else { return Err(NEEDS_MANAGER) };
-        manager.lease_gang(&self.device, (leases, request), self.name, &|| self.prepare())
+        manager.lease_gang(&self.device, (leases, request), &[], self.name, &|| self.prepare())
+    }
+
+    /// Asks for `workers` workers beside the leases of these numbers, all of them or none. Returns where the lease of each
+    /// node may be claimed.
+    pub(crate) fn grow(
+        &self,
+        leases: &[LeaseId],
+        workers: u32,
+        request: &LeaseRequest,
+    ) -> Result<Vec<Candidate>> {
+        self.check_process()?;
+        let Source::Manager(manager) = &self.source else { return Err(NEEDS_MANAGER) };
+        request.validate_growth(leases.len(), workers)?;
+        manager.lease_gang(&self.device, (workers, request), leases, self.name, &|| self.prepare())
     }
 
     /// Asks for `leases` leases at once, all of them or none. Returns where each may be claimed. Without a resource

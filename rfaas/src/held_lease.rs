@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rfaas_config::OpenDevice;
+use rfaas_protocol::constraints::Constraints;
 use rfaas_protocol::lease::{EndReason, LeaseId, LeaseTerms, Token, Unusable};
 use rfaas_protocol::node::Bill;
 
@@ -42,6 +43,8 @@ pub(crate) struct HeldLease {
     pub(crate) memory: u32,
     /// The time that was asked for.
     timeout: Duration,
+    /// Where it was to be.
+    constraints: Constraints,
     /// Renewals move it.
     expires_at: Mutex<SystemTime>,
     /// Known from the grant on if there is a resource manager.
@@ -59,6 +62,16 @@ impl HeldLease {
         candidates: Vec<Candidate>,
         timeout: Duration,
     ) -> Result<Arc<Self>> {
+        HeldLease::constrained(grantor, candidates, timeout, Constraints::default())
+    }
+
+    /// Holds a lease likewise that was asked for with `constraints`.
+    pub(crate) fn constrained(
+        grantor: Arc<Grantor>,
+        candidates: Vec<Candidate>,
+        timeout: Duration,
+        constraints: Constraints,
+    ) -> Result<Arc<Self>> {
         let first = candidates.first().ok_or(Error::Invalid("a lease is for some node"))?;
         let terms = &first.token.terms;
         Ok(Arc::new(HeldLease {
@@ -66,6 +79,7 @@ impl HeldLease {
                 .map_err(|_| Error::Invalid("a lease has at most 65535 cores"))?,
             memory: terms.memory.get(),
             timeout,
+            constraints,
             expires_at: Mutex::new(end_of(&first.token)),
             granted: terms.id(),
             first_node: first.node.clone(),
@@ -154,6 +168,38 @@ impl HeldLease {
             candidates.sort_by_key(|candidate| candidate.node == self.node());
         }
         Ok(lease)
+    }
+
+    /// Acquires leases with `workers` times what `request` asks for, beside those of these numbers: one for each node.
+    pub(crate) fn grown(
+        grantor: &Arc<Grantor>,
+        leases: &[LeaseId],
+        workers: u32,
+        request: &LeaseRequest,
+    ) -> Result<Vec<Arc<HeldLease>>> {
+        let granted = grantor.grow(leases, workers, request)?;
+        let held = |candidate| {
+            let constraints = request.constraints.clone();
+            let grantor = Arc::clone(grantor);
+            HeldLease::constrained(grantor, vec![candidate], request.timeout, constraints)
+        };
+        granted.into_iter().map(held).collect()
+    }
+
+    /// Acquires `cores` cores more beside this lease likewise.
+    pub(crate) fn grow(&self, cores: u32) -> Result<Vec<Arc<HeldLease>>> {
+        let id: Vec<_> = self.id().into_iter().collect();
+        HeldLease::grown(&self.grantor, &id, cores, &self.one_core())
+    }
+
+    /// Returns what asks for a core more, with its share of the memory, as long as this lease lasts, where its
+    /// constraints allow it. That it was to be on certain nodes does not count: it is there.
+    fn one_core(&self) -> LeaseRequest {
+        let left = self.expires_at().duration_since(SystemTime::now()).unwrap_or_default();
+        let memory = self.memory.div_ceil(u32::from(self.cores));
+        let request = LeaseRequest::new(1, memory).timeout(left.max(Duration::from_millis(1)));
+        let constraints = Constraints { near: None, nodes: Vec::new(), ..self.constraints.clone() };
+        LeaseRequest { constraints, ..request }
     }
 
     /// Returns whether it is claimed, and will be for a while as far as is known.

@@ -97,6 +97,31 @@ impl Lease {
         self.inner.renew(timeout)
     }
 
+    /// Leases `cores` cores more, up to 32, as close to this lease as there is room: on its node, else on others, all of
+    /// them or none. Each has the memory that a core of this lease has, rounded up. They last as long as this lease does
+    /// now, and are where the constraints of this lease allow them, but for `near` and `nodes`.
+    ///
+    /// This lease stays as it is: its executor and its workers serve on. The cores are leases of their own, one for each
+    /// node, with a bill and an end of their own: deploy them to have more workers.
+    /// [`Client::grow`](crate::Client::grow) grows several leases at once, by what one asks for.
+    ///
+    /// # Errors
+    /// As for [`Client::grow`](crate::Client::grow).
+    ///
+    /// ```no_run
+    /// # fn example(lease: &rfaas::Lease) -> rfaas::Result<()> {
+    /// let mut executors = vec![lease.deploy("libfunctions.so")?];
+    /// for more in lease.grow(4)? {
+    ///     executors.push(more.deploy("libfunctions.so")?); // while the first one serves
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn grow(&self, cores: u32) -> Result<Vec<Lease>> {
+        self.inner.check_process()?;
+        Ok(self.inner.grow(cores)?.into_iter().map(Lease::from_inner).collect())
+    }
+
     /// Starts an executor that has the function library at `path`, with the default [`Deployment`]. The file is one of
     /// this machine: it is read here, and sent to the node unless that has it. Fails as
     /// [`deploy_with`](Self::deploy_with) does.

@@ -49,6 +49,7 @@
 //! * [`Client`] acquires a [`Lease`], and that [deploys](Lease::deploy) an [`Executor`], which makes calls.
 //! * [`Executor::invoke`] blocks, [`Executor::submit`] returns a future ([`Pending`]), [`Executor::in_place`] copies
 //!   nothing, [`Executor::invoke_idempotent`] goes on elsewhere when a node is lost.
+//! * [`Lease::grow`] leases more cores beside a lease, while its executor serves.
 //! * [`Client::compile`] makes a [`Graph`] run: functions that hand on what they return, from worker to worker.
 //! * [`Input`] and [`Output`] are registered memory. The type system keeps them apart from calls in flight.
 //! * [`Executor::printed`] is what functions have written on standard output and error.

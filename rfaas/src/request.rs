@@ -6,7 +6,7 @@ use std::time::Duration;
 use rfaas_call::Spin;
 use rfaas_protocol::Secret;
 use rfaas_protocol::allocation::Serves;
-use rfaas_protocol::constraints::{Constraints, MAX_GANG, MAX_WAIT_MS};
+use rfaas_protocol::constraints::{Constraints, MAX_GANG, MAX_GROWN, MAX_WAIT_MS};
 use rfaas_protocol::lease::Token;
 use rfaas_protocol::library::LibraryHash;
 
@@ -139,6 +139,25 @@ impl LeaseRequest {
             return Err(Error::Invalid("a request waits for at most an hour"));
         }
         self.constraints.check(leases).map_err(Error::InvalidConstraint)
+    }
+
+    /// Checks what no manager could honour, for `workers` workers beside so many leases.
+    pub(crate) fn validate_growth(&self, leases: usize, workers: u32) -> Result<()> {
+        const { assert!(MAX_GANG == 32 && MAX_GROWN == 32) }; // as the next lines say
+        if !(1..=MAX_GANG).contains(&workers) {
+            return Err(Error::Invalid(
+                "leases grow by at least one worker, and at most 32 at once",
+            ));
+        }
+        if !(1..=MAX_GROWN).contains(&leases) {
+            return Err(Error::Invalid("at least one lease grows, and at most 32 at once"));
+        }
+        if self.constraints.near.is_some() || !self.constraints.nodes.is_empty() {
+            return Err(Error::Invalid(
+                "the leases that grow say where to begin: that goes with neither `near` nor `nodes`",
+            ));
+        }
+        self.validate_gang(workers)
     }
 
     /// Checks what no manager could honour.

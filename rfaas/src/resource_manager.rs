@@ -24,14 +24,14 @@ use rfaas_config::OpenDevice;
 use rfaas_protocol::channel::{Channel, ChannelError, Incoming};
 use rfaas_protocol::constraints::Constraint;
 use rfaas_protocol::lease::{
-    self, ClientName, FromClient, GangRequest, LeaseGranted, LeaseRelease, LeaseRenew,
-    LeaseReplace, ToClient, Token, Unusable,
+    self, ClientName, FromClient, GangRequest, GrowRequest, LeaseGranted, LeaseId, LeaseRelease,
+    LeaseRenew, LeaseReplace, ToClient, Token, Unusable,
 };
 use rfaas_protocol::reach::reach;
 use rfaas_protocol::{Empty, Malformed, Role};
 
 use crate::error::{Error, Result};
-use crate::granted::{candidate, check, check_gang};
+use crate::granted::{candidate, check, check_gang, check_grown};
 use crate::request::Candidate;
 use crate::request::LeaseRequest;
 
@@ -68,9 +68,27 @@ struct Conversation {
     late: HashMap<u32, LateAnswer>,
 }
 
-/// A request that waits, and where it was asked last: a number on a connection.
-struct Late {
+/// A request for several leases.
+struct GangQuestion<'a> {
     gang: GangRequest,
+    /// Leases that it grows.
+    grows: &'a [LeaseId],
+}
+
+impl GangQuestion<'_> {
+    /// The question of this number, which may wait for so many milliseconds.
+    fn ask(&self, number: u32, wait_ms: u64) -> FromClient {
+        let gang = self.gang.with(number, wait_ms);
+        match self.grows.is_empty() {
+            true => FromClient::Gang(gang),
+            false => FromClient::Grow(GrowRequest::new(&gang, self.grows)),
+        }
+    }
+}
+
+/// A request that waits, and where it was asked last: a number on a connection.
+struct Late<'a> {
+    question: GangQuestion<'a>,
     end: Instant,
     posted: Option<(u32, u32)>,
 }
@@ -119,11 +137,13 @@ impl ResourceManager {
         granted.iter().map(candidate).collect()
     }
 
-    /// Asks for `leases` leases of what `request` asks for, all or none; waits as long as it says.
+    /// Asks for `leases` leases of what `request` asks for, all or none; waits as long as it says. If it `grows` some,
+    /// for as many workers, and a lease for each node.
     pub(crate) fn lease_gang(
         &self,
         device: &OpenDevice,
         (leases, request): (u32, &LeaseRequest),
+        grows: &[LeaseId],
         client: ClientName,
         meanwhile: &dyn Fn(),
     ) -> Result<Vec<Candidate>> {
@@ -131,29 +151,32 @@ impl ResourceManager {
         let mut gang = GangRequest::new(0.into(), leases, each, wire_ms(request.timeout));
         gang.client = client;
         request.constraints.write_to(&mut gang).map_err(Error::InvalidConstraint)?;
+        let question = GangQuestion { gang, grows };
         let granted = match request.wait.is_zero() {
-            true => self
-                .ask(device, leases, meanwhile, |number| FromClient::Gang(gang.with(number, 0)))?,
+            true => self.ask(device, leases, meanwhile, |number| question.ask(number, 0))?,
             false => {
-                let granted = self.wait(device, (gang, request.wait), meanwhile);
+                let granted = self.wait(device, (question, request.wait), meanwhile);
                 self.flush();
                 granted?
             }
         };
-        check_gang(&granted, leases, request)
-            .inspect_err(|_| granted.iter().for_each(|part| self.give_back(part.token)))?;
+        let checked = match grows.is_empty() {
+            true => check_gang(&granted, leases, request),
+            false => check_grown(&granted, leases, request),
+        };
+        checked.inspect_err(|_| granted.iter().for_each(|part| self.give_back(part.token)))?;
         granted.iter().map(candidate).collect()
     }
 
-    /// Asks for `gang`, and waits for it for as long. Others ask for theirs meanwhile: the connection is held only
+    /// Asks `question`, and waits for the answer for as long. Others ask for theirs meanwhile: the connection is held only
     /// while it is looked at. After a lost connection the rest of the time is asked for, behind those who wait then.
     fn wait(
         &self,
         device: &OpenDevice,
-        (gang, wait): (GangRequest, Duration),
+        (question, wait): (GangQuestion<'_>, Duration),
         meanwhile: &dyn Fn(),
     ) -> Result<Vec<LeaseGranted>> {
-        let mut late = Late { gang, end: Instant::now() + wait, posted: None };
+        let mut late = Late { question, end: Instant::now() + wait, posted: None };
         let mut pause = *WAIT_PAUSES.start();
         loop {
             let mut conversation = self.lock();
@@ -303,7 +326,10 @@ impl Conversation {
         });
         let grants = matches!(
             question,
-            FromClient::Request(_) | FromClient::Gang(_) | FromClient::Replace(_)
+            FromClient::Request(_)
+                | FromClient::Gang(_)
+                | FromClient::Grow(_)
+                | FromClient::Replace(_)
         );
         if answer.is_err() && grants {
             parts.drain(..).for_each(|part| self.give_back(part.token));
@@ -340,16 +366,16 @@ impl Conversation {
     }
 
     /// Asks what was not asked on this connection, and looks for the answer.
-    fn look_for(&mut self, late: &mut Late) -> Result<Option<Vec<LeaseGranted>>> {
+    fn look_for(&mut self, late: &mut Late<'_>) -> Result<Option<Vec<LeaseGranted>>> {
         let number = match late.posted {
             Some((number, connection)) if connection == self.connection => number,
             _ => {
                 self.request = self.request.wrapping_add(1);
                 let (number, left) =
                     (self.request, late.end.saturating_duration_since(Instant::now()));
-                let gang = late.gang.with(number, wire_ms(left));
-                self.channel.send(&FromClient::Gang(gang)).map_err(failed)?;
-                let (most, parts, complete) = (gang.leases.get(), Vec::new(), None);
+                self.channel.send(&late.question.ask(number, wire_ms(left))).map_err(failed)?;
+                let most = late.question.gang.leases.get();
+                let (parts, complete) = (Vec::new(), None);
                 self.late.insert(number, LateAnswer { most, parts, complete });
                 late.posted = Some((number, self.connection));
                 number
@@ -374,7 +400,7 @@ impl Conversation {
     }
 
     /// Takes no answer to it any more.
-    fn forget(&mut self, late: &Late) {
+    fn forget(&mut self, late: &Late<'_>) {
         let Some((number, _)) = late.posted else { return };
         let answer = self.late.remove(&number);
         let parts = answer.into_iter().flat_map(|answer| answer.parts);

@@ -10,7 +10,7 @@ use axum::http::Uri;
 use axum::http::header::{self, HeaderMap};
 use rfaas_api as api;
 use rfaas_protocol::constraints::{Constraints, MAX_GANG, MAX_WAIT_MS};
-use rfaas_protocol::lease::Token;
+use rfaas_protocol::lease::{LeaseId, Token};
 use rfaas_protocol::placement::Policy;
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
 use serde_json::error::Category;
@@ -81,6 +81,15 @@ impl Fields {
         match serde_json::from_value(value) {
             Ok(texts) => Ok(Some(texts)),
             Err(_) => Err(wrong),
+        }
+    }
+
+    fn numbers(&mut self, name: &str) -> Result<Option<Vec<u64>>, String> {
+        let Some(value) = self.0.remove(name) else { return Ok(None) };
+        let given = kind(&value);
+        match serde_json::from_value(value) {
+            Ok(numbers) => Ok(Some(numbers)),
+            Err(_) => Err(format!("field {name:?} must be an array of whole numbers, not {given}")),
         }
     }
 
@@ -290,6 +299,7 @@ fn lease_body(body: &[u8]) -> Result<api::LeaseRequest, String> {
         gang: fields.small("gang", 1..=MAX_GANG)?,
         constraints: fields.object("constraints")?.map(constraints).transpose()?,
         wait_ms: fields.whole("wait_ms", 0..=MAX_WAIT_MS)?,
+        grows: fields.numbers("grows")?,
         client: fields.text("client")?,
     };
     fields.finish()?;
@@ -329,12 +339,17 @@ pub(super) fn lease(uri: &Uri, body: &[u8]) -> Result<Wanted, String> {
     let api::Constraints { together, apart, near, leave_free, at_least, has, nodes } =
         request.constraints.unwrap_or_default();
     let constraints = Constraints { together, apart, near, leave_free, at_least, has, nodes };
-    let ask = ask.on_nodes(max_nodes)?.gang(request.gang.unwrap_or(1), constraints)?;
+    let mut ask = ask.on_nodes(max_nodes)?.gang(request.gang.unwrap_or(1), constraints)?;
+    let grows = request.grows.is_some();
+    if let Some(ids) = request.grows {
+        let lease = |id| LeaseId::new(id).ok_or("field \"grows\" has 0, which is no lease");
+        ask = ask.growing(ids.into_iter().map(lease).collect::<Result<_, _>>()?)?;
+    }
     let wait = Duration::from_millis(request.wait_ms.unwrap_or(0));
     if max_nodes > 1 && !wait.is_zero() {
         return Err("a request with max_nodes of more than 1 cannot wait".into());
     }
-    Ok(Wanted { ask, in_parts: max_nodes > 1 || request.gang.is_some(), wait })
+    Ok(Wanted { ask, in_parts: max_nodes > 1 || request.gang.is_some() || grows, wait })
 }
 
 fn renewal_body(body: &[u8]) -> Result<api::Renewal, String> {

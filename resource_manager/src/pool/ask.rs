@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use rdmalib::Peer;
 use rfaas_protocol::Capacity;
-use rfaas_protocol::constraints::{Constraint, Constraints, MAX_GANG};
+use rfaas_protocol::constraints::{Constraint, Constraints, MAX_GANG, MAX_GROWN};
 use rfaas_protocol::lease::{EndReason, LeaseId, MAX_CLIENT_NAME_BYTES};
 
 use super::fair_use::{Limit, Who};
@@ -20,6 +20,9 @@ pub struct Ask {
     pub(super) leases: u32,
     /// Where they may be.
     pub(super) constraints: Constraints,
+    /// Leases of the client whose nodes are tried first, those that hold most first. If there are any, what goes to
+    /// one node is one lease.
+    pub(super) grows: Vec<LeaseId>,
     pub(super) timeout: Duration,
     pub(super) max_nodes: u32,
     pub(super) while_connected: bool,
@@ -40,9 +43,17 @@ impl Ask {
         check_timeout(timeout)?;
         check_name("client", client, MAX_CLIENT_NAME_BYTES)?;
         let wanted = Capacity { cores, memory };
-        let (leases, constraints, peer) = (1, Constraints::default(), None);
-        let (max_nodes, while_connected, client) = (1, false, client.into());
-        Ok(Ask { wanted, leases, constraints, timeout, max_nodes, while_connected, client, peer })
+        Ok(Ask {
+            wanted,
+            leases: 1,
+            constraints: Constraints::default(),
+            grows: Vec::new(),
+            timeout,
+            max_nodes: 1,
+            while_connected: false,
+            client: client.into(),
+            peer: None,
+        })
     }
 
     /// Lets it be met from up to `max_nodes` nodes if none has room for all of it.
@@ -72,9 +83,37 @@ impl Ask {
         Ok(Ask { leases, constraints, ..self })
     }
 
+    /// Asks for as many workers beside those of `leases`, with a lease for each node that has some of them.
+    pub fn growing(self, leases: Vec<LeaseId>) -> Result<Self, String> {
+        if leases.len() > MAX_GROWN {
+            return Err(format!(
+                "grows names {} leases; at most {MAX_GROWN} are possible",
+                leases.len()
+            ));
+        }
+        if leases.is_empty() {
+            return Err("grows names no lease".into());
+        }
+        if self.max_nodes > 1 {
+            return Err("max_nodes divides one lease: it goes not with grows".into());
+        }
+        if self.constraints.near.is_some() || !self.constraints.nodes.is_empty() {
+            return Err(
+                "the leases of grows say where to begin: it goes with neither near nor nodes"
+                    .into(),
+            );
+        }
+        Ok(Ask { grows: leases, ..self })
+    }
+
     /// Whether it is for one lease, wherever it is.
     pub(super) fn is_plain(&self) -> bool {
-        self.leases == 1 && self.constraints == Constraints::default()
+        self.leases == 1 && self.constraints == Constraints::default() && self.grows.is_empty()
+    }
+
+    /// Fewest leases that meet it.
+    pub(super) fn fewest_leases(&self) -> usize {
+        if self.grows.is_empty() { self.leases as usize } else { 1 }
     }
 
     /// Its constraints, for its leases, if it has any.
@@ -147,6 +186,14 @@ pub enum Denied {
         constraints: Vec<Constraint>,
         /// In words.
         why: String,
+    },
+    /// It grows a lease that its client does not have.
+    #[error("lease {lease} is none of client {client:?}, so it does not grow for it")]
+    NotItsLease {
+        /// The lease.
+        lease: LeaseId,
+        /// Who asks.
+        client: Arc<str>,
     },
     /// Nor can it wait: as many requests do as may, in all or of its peer.
     #[error("{} {most} requests that wait for room: ask again later", waiters(.who.as_ref()))]

@@ -14,6 +14,7 @@
 //!
 //! Elsewhere: what clients ask for, and how nodes come and leave ([`Pool`](super::Pool)).
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use rdmalib::Peer;
@@ -22,7 +23,7 @@ use rfaas_protocol::Capacity;
 use rfaas_protocol::lease::{EndReason, LeaseId};
 use rfaas_protocol::node::Bill;
 
-use super::ask::Ask;
+use super::ask::{Ask, Denied};
 use super::distrust::Distrust;
 use super::fair_use::Shares;
 use super::lease::{EndReport, Grant, GrantedLease, LeasePhase, Terms, whole_ms};
@@ -115,6 +116,30 @@ impl Holdings {
         let LeaseChanges { leases, bills, urgent } = self.leases.take_unsaved();
         let urgent = urgent || !nodes.is_empty();
         Changes { nodes, leases, bills, policy: None, urgent }
+    }
+
+    /// Fails if `ask` grows a lease that its client never had. One that has ended counts for nothing.
+    pub(super) fn check_grown(&self, ask: &Ask) -> Result<(), Denied> {
+        let is_its = |id: &LeaseId| match self.leases.get(*id) {
+            Some(lease) => lease.terms.client == ask.client,
+            None => self.leases.has_ended(*id),
+        };
+        let client = ask.client.clone();
+        let others = ask.grows.iter().find(|id| !is_its(id));
+        others.map_or(Ok(()), |lease| Err(Denied::NotItsLease { lease: *lease, client }))
+    }
+
+    /// The nodes of what a request grows, once for each of its workers that the leases there have room for, once at
+    /// least.
+    pub(super) fn running(&self, ask: &Ask) -> Vec<usize> {
+        let mut cores = BTreeMap::new();
+        let grown: BTreeSet<_> = ask.grows.iter().collect();
+        for lease in grown.into_iter().filter_map(|id| self.leases.get(*id)) {
+            *cores.entry(lease.slot.0).or_insert(0) += lease.terms.cores;
+        }
+        let workers = |cores: u32| (cores / ask.wanted.cores).max(1) as usize;
+        let nodes = cores.into_iter();
+        nodes.flat_map(|(node, cores)| std::iter::repeat_n(node, workers(cores))).collect()
     }
 
     /// Grants a part of `ask`, to be claimed by then, on a node that is ready and has room for it; it belongs to the

@@ -273,8 +273,19 @@ impl GrantedLease {
     pub(super) fn renewal(&self, timeout: Duration, peer: Option<Peer>) -> Ask {
         let wanted = self.terms.holds();
         let (client, while_connected) = (self.terms.client.clone(), self.while_connected);
-        let (leases, constraints) = (1, Default::default());
-        Ask { wanted, leases, constraints, timeout, max_nodes: 1, while_connected, client, peer }
+        let (leases, constraints, grows) = (1, Default::default(), Vec::new());
+        let max_nodes = 1;
+        Ask {
+            wanted,
+            leases,
+            constraints,
+            grows,
+            timeout,
+            max_nodes,
+            while_connected,
+            client,
+            peer,
+        }
     }
 
     /// Whether it may get more time from a node that is not `stopping`.

@@ -39,11 +39,13 @@ impl NodeTable {
         self.index.may_ever_fit(ask.wanted, ask.most_parts(), ask.total())
     }
 
-    /// Where what is asked for goes ([`NodeIndex::place`]): a node for each lease.
+    /// Where what is asked for goes ([`NodeIndex::place`]): a node for each lease. Nodes of workers that are `running`,
+    /// one for each, are those that a request grows on.
     pub(super) fn place(
         &self,
         now: Now,
         ask: &Ask,
+        running: &[usize],
     ) -> Result<Vec<(NodeSlot, Capacity)>, NotPlaced> {
         let until = now.monotonic + ask.timeout;
         if ask.is_plain() {
@@ -52,12 +54,13 @@ impl NodeTable {
         }
         let (workers, each) = (ask.leases, ask.wanted);
         let wish = self.wish(ask)?;
-        let gang = Gang { workers, each, until: Some(until), wish: &wish, running: &[] };
+        let gang = Gang { workers, each, until: Some(until), wish: &wish, running };
         let placed = self.index.place_gang(self.policy, gang).map_err(|refused| match refused {
             Refused::NoRoom => NotPlaced::NoRoom,
             Refused::Constraint { constraints } => NotPlaced::Unmet(constraints),
         })?;
-        Ok(placed.into_iter().map(|slot| (slot, each)).collect())
+        let placed = placed.into_iter().map(|slot| (slot, each));
+        Ok(if ask.grows.is_empty() { placed.collect() } else { one_a_node(placed) })
     }
 
     /// Whether leases of `each` on these nodes would be better placed elsewhere. With constraints but labels, they
@@ -88,10 +91,15 @@ impl NodeTable {
     }
 
     /// The nodes where what is asked for would go if nothing were leased, none of which leaves before `until`.
-    pub(super) fn place_when_empty(&self, ask: &Ask, until: Instant) -> Option<Vec<NodeSlot>> {
+    pub(super) fn place_when_empty(
+        &self,
+        ask: &Ask,
+        until: Instant,
+        running: &[usize],
+    ) -> Option<Vec<NodeSlot>> {
         let wish = self.wish(ask).ok()?;
         let (workers, each) = (ask.leases, ask.wanted);
-        let gang = Gang { workers, each, until: Some(until), wish: &wish, running: &[] };
+        let gang = Gang { workers, each, until: Some(until), wish: &wish, running };
         self.index.place_when_empty(self.policy, gang)
     }
 
@@ -205,6 +213,21 @@ impl NodeTable {
             )
         }
     }
+}
+
+/// Has what goes to one node be one part, in the order in which nodes come first.
+fn one_a_node(placed: impl Iterator<Item = (NodeSlot, Capacity)>) -> Vec<(NodeSlot, Capacity)> {
+    let mut parts: Vec<(NodeSlot, Capacity)> = Vec::new();
+    for (slot, each) in placed {
+        match parts.iter_mut().find(|(other, _)| *other == slot) {
+            Some((_, part)) => {
+                part.cores += each.cores;
+                part.memory += each.memory;
+            }
+            None => parts.push((slot, each)),
+        }
+    }
+    parts
 }
 
 /// `cores` for people.

@@ -231,11 +231,12 @@ impl Pool {
     /// Holds back nodes for a request, if there are some that it could be met from.
     fn hold_back(&mut self, id: WaitId) {
         let Some(waiter) = self.waiting.queue.get_mut(&id) else { return };
+        let running = self.held.running(&waiter.ask);
         let version = self.held.nodes.version();
         let known = waiter.target.take().filter(|(of, _)| *of == version);
         let target = known.unwrap_or_else(|| {
             let until = waiter.until + waiter.ask.timeout; // it may be met in its last moment
-            let nodes = self.held.nodes.place_when_empty(&waiter.ask, until);
+            let nodes = self.held.nodes.place_when_empty(&waiter.ask, until, &running);
             (version, nodes.unwrap_or_default())
         });
         self.waiting.held_back.clone_from(&target.1);

@@ -49,6 +49,13 @@ enum Op {
         max_nodes: u32,
         while_connected: bool,
     },
+    /// A client asks for workers beside those of its leases.
+    Grow {
+        leases: [usize; 2],
+        workers: u32,
+        each: (u32, u32),
+        timeout_ms: u64,
+    },
     Renew {
         lease: usize,
         timeout_ms: u64,
@@ -144,6 +151,9 @@ fn op() -> impl Strategy<Value = Op> {
             |(cores, memory, timeout_ms, max_nodes, while_connected)| Op::Request {
                 cores, memory, timeout_ms, max_nodes, while_connected
             }
+        ),
+        4 => ([lease(), lease()], 1..5_u32, (1..3_u32, 1..3_u32), 1..60_000_u64).prop_map(
+            |(leases, workers, each, timeout_ms)| Op::Grow { leases, workers, each, timeout_ms }
         ),
         2 => (lease(), 1..60_000_u64).prop_map(|(lease, timeout_ms)| Op::Renew { lease, timeout_ms }),
         3 => (lease(), 0..2_usize).prop_map(|(lease, origin)| Op::Replace { lease, origin }),

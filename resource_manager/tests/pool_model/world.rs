@@ -1,6 +1,7 @@
 //! The pool, a store behind it, executor managers and clients around it; what must always hold.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use rdmalib::Peer;
@@ -9,6 +10,7 @@ use resource_manager::pool::{
     LeaseState, LeaseView, LinkId, NodeSpec, NodeState, NodeSums, NotRenewed, NotReplaced, Now,
     Pool, Run, Terms,
 };
+use rfaas_protocol::constraints::Constraints;
 use rfaas_protocol::isolation::Layers;
 use rfaas_protocol::lease::{EndReason, LeaseId, Unusable};
 use rfaas_protocol::node::Bill;
@@ -145,6 +147,18 @@ impl World {
                 self.lifetimes.granted(now.wall, while_connected, &grants);
                 return grants;
             }
+            Op::Grow { leases, workers, each: (cores, memory), timeout_ms } => {
+                let leases: Vec<_> = leases.into_iter().filter_map(|at| self.id(at)).collect();
+                if leases.is_empty() {
+                    return Vec::new();
+                }
+                let ask = Ask::new(cores, memory, Duration::from_millis(timeout_ms), "c").unwrap();
+                let ask = ask.gang(workers, Constraints::default()).unwrap();
+                let ask = ask.growing(leases.clone()).unwrap();
+                let grants = self.grow(&ask, &leases, workers, Capacity { cores, memory });
+                self.lifetimes.granted(now.wall, false, &grants);
+                return grants;
+            }
             Op::Renew { lease, timeout_ms } => return self.renew(lease, timeout_ms),
             Op::Replace { lease, origin } => return self.replace(lease, origin, out),
             Op::Claim { lease } => {
@@ -263,6 +277,48 @@ impl World {
         for terms in grants.iter().map(|grant| &grant.terms) {
             let share = (wanted.memory * terms.cores).div_ceil(wanted.cores);
             assert_eq!(terms.memory, share);
+        }
+        grants
+    }
+
+    /// Workers beside leases: all or none, first where these hold most, a lease a node.
+    fn grow(&mut self, ask: &Ask, leases: &[LeaseId], workers: u32, each: Capacity) -> Vec<Grant> {
+        let takes = |free: Capacity| (free.cores / each.cores).min(free.memory / each.memory);
+        let nodes = self.pool.nodes();
+        let ready = nodes.iter().filter(|node| node.state == NodeState::Ready);
+        let room: BTreeMap<_, _> =
+            ready.map(|node| (node.spec.name().clone(), takes(node.free))).collect();
+        let mut grown: BTreeMap<_, u32> = BTreeMap::new();
+        let leases: BTreeSet<_> = leases.iter().collect();
+        for lease in leases.into_iter().filter_map(|id| self.pool.lease(*id)) {
+            *grown.entry(lease.node).or_default() += lease.cores;
+        }
+        let own = |node: &Arc<str>| grown.get(node).map_or(0, |cores| (cores / each.cores).max(1));
+        let held: u32 = self.pool.leases().iter().map(|lease| lease.cores).sum();
+        let may_hold = held + workers * each.cores <= MOST_CORES;
+        let possible = room.values().sum::<u32>() >= workers;
+        let grants = match self.pool.request(self.now, ask) {
+            Ok(grants) => grants,
+            Err(denied) => {
+                let is_limit = matches!(denied, Denied::Limit(_));
+                assert!(if is_limit { !may_hold } else { !possible }, "{denied}");
+                return Vec::new();
+            }
+        };
+        assert!(possible && may_hold, "granted without room, or more than a client may hold");
+        let mut taken: BTreeMap<_, u32> = BTreeMap::new();
+        for grant in &grants {
+            let here = grant.terms.cores / each.cores;
+            let whole = (here * each.cores, here * each.memory);
+            assert_eq!((grant.terms.cores, grant.terms.memory), whole, "a part of a worker");
+            assert!(taken.insert(grant.node.clone(), here).is_none(), "two leases on one node");
+        }
+        assert_eq!(taken.values().sum::<u32>(), workers, "all or none");
+        for node in taken.keys() {
+            for (other, room) in &room {
+                let full = taken.get(other).copied().unwrap_or(0) == *room;
+                assert!(own(other) <= own(node) || full, "{other} holds more than {node}");
+            }
         }
         grants
     }

@@ -3,13 +3,15 @@
 
 use zerocopy::little_endian::{U16, U32};
 
-use crate::lease::{GangRequest, MAX_NODE_NAME_BYTES, NodeName};
+use crate::lease::{GangRequest, GrowRequest, LeaseId, MAX_NODE_NAME_BYTES, NodeName};
 use crate::placement::check_labels;
 use crate::{Malformed, Text};
 
 /// Most leases of a request: it is answered by as many messages at once, half of what may be under way to a peer
 /// ([`channel`](crate::channel)).
 pub const MAX_GANG: u32 = 32;
+/// Most leases that a request grows.
+pub const MAX_GROWN: usize = MAX_GANG as usize;
 /// Longest wait of a request.
 pub const MAX_WAIT_MS: u64 = 3_600_000;
 /// Most bytes of all labels of a request together, with a line feed between two.
@@ -214,6 +216,45 @@ impl GangRequest {
     }
 }
 
+impl GrowRequest {
+    /// Makes one that asks for what `gang` does, but names no node, beside the first [`MAX_GROWN`] of `leases`.
+    pub fn new(gang: &GangRequest, leases: &[LeaseId]) -> Self {
+        let GangRequest { request, cores, memory, timeout_ms, wait_ms, flags, .. } = *gang;
+        let GangRequest { leases: workers, at_least, leave_free, client, has, .. } = *gang;
+        let mut grows = [0.into(); MAX_GROWN];
+        for (at, lease) in grows.iter_mut().zip(leases) {
+            *at = lease.get().into();
+        }
+        GrowRequest {
+            request,
+            workers,
+            cores,
+            memory,
+            timeout_ms,
+            wait_ms,
+            flags,
+            at_least,
+            leave_free,
+            client,
+            has,
+            grows,
+        }
+    }
+
+    /// Returns what it asks for, wherever that is.
+    pub fn gang(&self) -> GangRequest {
+        let each = (self.cores.get(), self.memory.get());
+        let gang = GangRequest::new(self.request, self.workers.get(), each, self.timeout_ms.get());
+        let GrowRequest { wait_ms, flags, at_least, leave_free, client, has, .. } = *self;
+        GangRequest { wait_ms, flags, at_least, leave_free, client, has, ..gang }
+    }
+
+    /// Returns the leases that it grows.
+    pub fn grown(&self) -> Vec<LeaseId> {
+        self.grows.iter().filter_map(|lease| LeaseId::new(lease.get())).collect()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -240,6 +281,20 @@ mod tests {
         let mut request = GangRequest::new(1.into(), 2, (1, 1), 1);
         request.flags = 4.into();
         assert_eq!(Constraints::read_from(&request), Err(Malformed::Field("flags of a request")));
+    }
+
+    #[test]
+    fn growing_asks_for_what_a_gang_does_but_where() {
+        let mut gang = GangRequest::new(1.into(), 2, (3, 4), 5).with(6, 7);
+        gang.client = Text::truncated("alice");
+        all().write_to(&mut gang).unwrap();
+        let leases = [8, 9].map(|id| LeaseId::new(id).unwrap());
+        let grow = GrowRequest::new(&gang, &leases);
+        assert_eq!(grow.grown(), leases);
+        (gang.near, gang.nodes) = (Text::truncated(""), Text::truncated(""));
+        assert_eq!(grow.gang(), gang);
+        let many: Vec<_> = (1..40).filter_map(LeaseId::new).collect();
+        assert_eq!(GrowRequest::new(&gang, &many).grown(), many[..MAX_GROWN]);
     }
 
     #[test]

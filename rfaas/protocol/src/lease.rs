@@ -16,6 +16,7 @@ use sha2::Sha256;
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
+use super::constraints::MAX_GROWN;
 use super::proof::{half, keyed, same};
 use super::{Malformed, Text, WireAddress, messages, numbered, wire};
 
@@ -314,6 +315,36 @@ wire! {
         pub nodes: Text<512>,
     }
 
+    /// Asks for workers beside those of leases that the client has, all of them or none: on the nodes of these first,
+    /// those with most cores of them first of all. Answered as a [`GangRequest`] is, but by one grant for each node,
+    /// which has all workers there.
+    pub struct GrowRequest [622 bytes] {
+        /// Chosen by the client, returned in the answer.
+        pub request: U32,
+        /// How many workers, at least one.
+        pub workers: U32,
+        /// Cores of each, at least one.
+        pub cores: U32,
+        /// Memory of each in MB, at least one.
+        pub memory: U32,
+        /// As in a [`GangRequest`].
+        pub timeout_ms: U64,
+        /// Likewise.
+        pub wait_ms: U64,
+        /// Likewise.
+        pub flags: U16,
+        /// Likewise; cores of leases that it grows count.
+        pub at_least: U32,
+        /// Likewise.
+        pub leave_free: U32,
+        /// Whom to bill: who has the leases that it grows.
+        pub client: ClientName,
+        /// As in a [`GangRequest`].
+        pub has: Text<256>,
+        /// The leases that it grows; 0: none.
+        pub grows: [U64; MAX_GROWN],
+    }
+
     /// Asks for more time for a lease that has not ended; answered by a grant with a new token, which
     /// has no key, or refused.
     pub struct LeaseRenew [272 bytes] {
@@ -418,6 +449,8 @@ messages! {
         4 => Replace(LeaseReplace),
         /// Asks for several at once, with constraints.
         5 => Gang(GangRequest),
+        /// Asks for more workers beside leases that there are.
+        6 => Grow(GrowRequest),
     }
 }
 messages! {

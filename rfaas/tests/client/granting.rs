@@ -4,7 +4,7 @@
 use std::net::SocketAddr;
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use rfaas::{Client, Error, LeaseRequest};
 use rfaas_protocol::channel::{Channel, Incoming};
@@ -15,7 +15,7 @@ use rfaas_protocol::lease::{
 };
 use rfaas_protocol::{Empty, Malformed};
 
-use crate::common::{LONG, open_device};
+use crate::common::{LONG, Node, Start, open_device};
 
 /// What a resource manager does with a message.
 enum Does {
@@ -173,6 +173,107 @@ fn a_gang_of_another_number_of_leases_is_given_back() {
     assert_eq!(given_back(client, &told), 2);
 }
 
+/// A client whose requests are answered by a lease of two cores, and whose growths by as many as are in `nodes`, on
+/// these nodes.
+fn growing(nodes: &'static [u16]) -> (Client, Receiver<FromClient>) {
+    answering(move |message| match message {
+        FromClient::Gang(question) => vec![granted(question.request.get(), 0, 1, END_MS)],
+        FromClient::Grow(question) => {
+            let parts = u16::try_from(nodes.len()).unwrap();
+            let grant = |(part, node): (u16, &u16)| {
+                let on = grant(question.request.get(), *node, parts, END_MS);
+                ToClient::Granted(LeaseGranted { part: part.into(), ..on })
+            };
+            (0..parts).zip(nodes).map(grant).collect()
+        }
+        _ => vec![],
+    })
+}
+
+#[test]
+fn a_lease_grows_by_cores_like_its_own_where_it_may_be() {
+    let (client, told) = growing(&[0, 1]);
+    let request = LeaseRequest::new(2, 31).near("n1").has("gpu").together();
+    let lease = client.lease(request).unwrap();
+    let more = lease.grow(4).unwrap();
+    let of: Vec<_> = more.iter().map(|lease| (lease.node(), lease.cores())).collect();
+    assert_eq!(of, [("node-0", 2), ("node-1", 2)]);
+    told.recv().unwrap(); // that it leases
+    let FromClient::Grow(question) = told.recv().unwrap() else { panic!("it does not grow") };
+    assert_eq!(question.grown(), [lease.id().unwrap()]);
+    let asked = (question.workers.get(), question.cores.get(), question.memory.get());
+    assert_eq!(asked, (4, 1, 16), "half of the 32 MB of two cores");
+    let ends = SystemTime::now() + Duration::from_millis(question.timeout_ms.get());
+    let until = lease.expires_at() - Duration::from_millis(1); // it is asked for in whole ones
+    assert!(ends >= until && ends.duration_since(until).unwrap() < LONG, "{ends:?} {until:?}");
+
+    let constraints = Constraints::read_from(&question.gang()).unwrap();
+    let expected =
+        Constraints { together: true, has: vec!["gpu".into()], ..Constraints::default() };
+    assert_eq!(constraints, expected, "it says itself where it is");
+}
+
+#[test]
+fn leases_grow_by_what_is_asked_for_and_what_cannot_be_is_not_asked() {
+    let (client, told) = growing(&[1]);
+    let leases = [(); 2].map(|()| client.lease(LeaseRequest::new(2, 32).has("a")).unwrap());
+    let both: Vec<_> = leases.iter().collect();
+    let request = LeaseRequest::new(1, 16).at_least(2).wait(LONG);
+    let grown = client.grow(&both, 2, request).unwrap();
+    let [more] = &grown[..] else { panic!("one node") };
+    assert_eq!((more.node(), more.cores()), ("node-1", 2));
+    let grows = told.try_iter().find_map(|told| match told {
+        FromClient::Grow(question) => Some(question),
+        _ => None,
+    });
+    let question = grows.unwrap();
+    assert_eq!(question.grown().len(), 2);
+    assert!(question.wait_ms.get() > 0 && question.at_least.get() == 2);
+    let one = || LeaseRequest::new(1, 16);
+    for (grown, workers, request) in [
+        (&both[..], 33, one()),
+        (&both[..], 0, one()),
+        (&[][..], 1, one()),
+        (&vec![both[0]; 33], 1, one()),
+        (&both[..], 1, one().near("n1")),
+        (&both[..], 1, one().nodes(["n1"])),
+        (&both[..], 2, one().max_nodes(2)),
+    ] {
+        let error = client.grow(grown, workers, request).unwrap_err();
+        assert!(matches!(error, Error::Invalid(_)), "{error}");
+    }
+    assert!(matches!(leases[0].grow(33), Err(Error::Invalid(_))));
+    assert_eq!(told.try_iter().count(), 0, "nothing was sent");
+}
+
+#[test]
+fn without_a_resource_manager_nothing_grows() {
+    let node = Node::start(Start::Well);
+    let lease = node.client().lease(LeaseRequest::new(1, 32)).unwrap();
+    let error = lease.grow(1).unwrap_err().to_string();
+    assert!(error.contains("growing and waiting need a resource manager"), "{error}");
+}
+
+#[test]
+fn what_is_grown_otherwise_than_asked_for_is_given_back() {
+    // The workers asked for, of so many cores and MB; each lease has two cores and 32 MB.
+    for (nodes, workers, each) in [
+        (&[0, 0][..], 4, (1, 16)), // twice the same node
+        (&[0, 1][..], 3, (1, 16)),
+        (&[0][..], 4, (1, 16)),
+        (&[0, 1][..], 4, (1, 15)),
+        (&[0][..], 1, (3, 48)),
+    ] {
+        let (client, told) = growing(nodes);
+        let lease = client.lease(LeaseRequest::new(2, 32).has("a")).unwrap();
+        let (cores, memory) = each;
+        let error = client.grow(&[&lease], workers, LeaseRequest::new(cores, memory)).unwrap_err();
+        assert!(matches!(error, Error::Protocol(Malformed::Field(_))), "{error}");
+        drop(lease);
+        assert_eq!(given_back(client, &told), nodes.len() + 1);
+    }
+}
+
 #[test]
 fn a_constraint_that_cannot_hold_is_told_by_its_name() {
     let (client, _told) = answering(|message| match message {
@@ -272,9 +373,13 @@ fn a_resource_manager_that_is_started_again_is_asked_again() {
             (_, FromClient::Renew(question)) => {
                 Does::Answers(vec![granted(question.request.get(), 0, 1, END_MS + 5)])
             }
-            (_, FromClient::Release(_) | FromClient::Replace(_) | FromClient::Gang(_)) => {
-                Does::Answers(vec![])
-            }
+            (
+                _,
+                FromClient::Release(_)
+                | FromClient::Replace(_)
+                | FromClient::Gang(_)
+                | FromClient::Grow(_),
+            ) => Does::Answers(vec![]),
         });
         let leases = client.lease_many(LeaseRequest::new(4, 64).max_nodes(2)).unwrap();
         assert_eq!(leases.len(), 2);
@@ -313,7 +418,10 @@ fn a_resource_manager_renews_or_refuses() {
             let reason = Reason::truncated("the lease has ended");
             vec![ToClient::Refused(LeaseRefused { request: question.request, reason })]
         }
-        FromClient::Release(_) | FromClient::Replace(_) | FromClient::Gang(_) => vec![],
+        FromClient::Release(_)
+        | FromClient::Replace(_)
+        | FromClient::Gang(_)
+        | FromClient::Grow(_) => vec![],
     });
     let lease = client.lease(LeaseRequest::new(2, 32)).unwrap();
     let before = lease.expires_at();

@@ -10,7 +10,7 @@ use rfaas_call::Spin;
 use rfaas_call::callee::Layout;
 use rfaas_protocol::accounting::{AccountingHello, Counters};
 use rfaas_protocol::allocation::{self, ClaimHello, NodeProof, OutputStream, RefusedBecause};
-use rfaas_protocol::constraints::{Constraint, Constraints};
+use rfaas_protocol::constraints::{Constraint, Constraints, MAX_GROWN};
 use rfaas_protocol::edge::{EdgeHello, EdgeSlots, InputKind, Join, OutputKind, Takes};
 use rfaas_protocol::heartbeat::Heartbeat;
 use rfaas_protocol::lease::{self, EndReason, LeaseTerms, Unusable};
@@ -23,16 +23,22 @@ use rfaas_protocol::{
 
 use crate::assert_line;
 
+fn gang(gang: &lease::GangRequest) {
+    text(&gang.client);
+    if let Some(constraints) = number(Constraints::read_from(gang))
+        && let Err(why) = constraints.check(gang.leases.get())
+    {
+        assert_line(&why);
+    }
+}
+
 pub(crate) fn run(bytes: &[u8]) {
     message(bytes, |message: &lease::FromClient| match message {
         lease::FromClient::Request(request) => text(&request.client),
-        lease::FromClient::Gang(gang) => {
-            text(&gang.client);
-            if let Some(constraints) = number(Constraints::read_from(gang))
-                && let Err(why) = constraints.check(gang.leases.get())
-            {
-                assert_line(&why);
-            }
+        lease::FromClient::Gang(gang) => self::gang(gang),
+        lease::FromClient::Grow(grow) => {
+            assert!(grow.grown().len() <= MAX_GROWN);
+            self::gang(&grow.gang());
         }
         lease::FromClient::Release(release) => terms(&release.token.terms),
         lease::FromClient::Renew(renew) => terms(&renew.token.terms),

@@ -13,7 +13,9 @@ use rfaas_protocol::accounting::AccountingHello;
 use rfaas_protocol::allocation::{self, Allocate, ClaimHello};
 use rfaas_protocol::edge::EdgeHello;
 use rfaas_protocol::invocation::{INPUT_IN_PLACE, OUTPUT_IN_PLACE};
-use rfaas_protocol::lease::{self, LeaseRequest, LeaseTerms, Token};
+use rfaas_protocol::lease::{
+    self, GangRequest, GrowRequest, LeaseId, LeaseRequest, LeaseTerms, Token,
+};
 use rfaas_protocol::node::{self, NodeHello, Register};
 use rfaas_protocol::session::{
     ExecutorHello, FromExecutor, FunctionNames, ToExecutor, WorkerHello,
@@ -91,8 +93,16 @@ fn messages(seeds: &mut Seeds) {
             allocation::FromClient::Allocate(allocate()).encode(),
             node::FromNode::Register(register()).encode(),
             FromExecutor::Functions(FunctionNames::from(&["empty".to_owned()], 0).0).encode(),
+            lease::FromClient::Grow(growth()).encode(),
         ],
     );
+}
+
+/// Two workers beside two leases.
+fn growth() -> GrowRequest {
+    let mut gang = GangRequest::new(1.into(), 2, (1, 64), 60_000);
+    (gang.client, gang.has) = (Text::new("somebody").unwrap(), Text::new("gpu").unwrap());
+    GrowRequest::new(&gang, &[1, 2].map(|id| LeaseId::new(id).unwrap()))
 }
 
 /// What is said first, and what a refusal says.

@@ -89,3 +89,42 @@ fn labels_are_shown_and_wrong_or_too_many_ones_refused() {
     assert!(refused["error"].as_str().unwrap().contains("64 different labels"), "{refused}");
     assert_eq!(world.call("GET", "/nodes/a", "").1["labels"], json!(["ssd"]), "as it was");
 }
+
+#[test]
+fn leases_grow_on_their_own_node_first_with_a_lease_on_each() {
+    let world = two_nodes();
+    let ask = |body: Value| world.call("POST", "/leases", &body.to_string());
+    let (status, first) =
+        ask(json!({"cores": 2, "memory": 8, "client": "me", "constraints": {"near": "b"}}));
+    assert_eq!((status, &first["node"]), (201, &json!("b")), "{first}");
+    let grow = |more: Value| {
+        let mut body = json!({"cores": 1, "memory": 4, "client": "me", "grows": [first["id"]]});
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        ask(body)
+    };
+    let (status, refused) = grow(json!({"gang": 7}));
+    assert_eq!(status, 409, "{refused}");
+    let why = refused["error"].as_str().unwrap();
+    assert!(why.contains("no ready nodes have 7 times 1 core and 4 MB free now"), "{why}");
+    let (status, grown) = grow(json!({"gang": 3}));
+    assert_eq!(status, 201, "{grown}");
+    let parts = grown["parts"].as_array().unwrap();
+    let of = |part: &Value| json!([part["node"], part["cores"], part["memory"]]);
+    let parts: Vec<_> = parts.iter().map(of).collect();
+    assert_eq!(parts, [json!(["b", 2, 8]), json!(["a", 1, 4])]);
+    assert_eq!(grow(json!({})).1["parts"][0]["node"], "a", "one worker, and b is full");
+    for (more, expected, why) in [
+        (json!({"grows": []}), 400, "grows names no lease"),
+        (json!({"grows": [0]}), 400, "\"grows\" has 0"),
+        (json!({"grows": "7"}), 400, "\"grows\" must be an array of whole numbers"),
+        (json!({"grows": [-1]}), 400, "\"grows\" must be an array of whole numbers"),
+        (json!({"max_nodes": 2}), 400, "goes not with grows"),
+        (json!({"constraints": {"near": "a"}}), 400, "goes with neither near nor nodes"),
+        (json!({"client": "you"}), 409, "is none of client \"you\""),
+        (json!({"grows": [7]}), 409, "lease 7 is none of client \"me\""),
+    ] {
+        let (status, answer) = grow(more);
+        let told = answer["error"].as_str().unwrap_or_default();
+        assert!(status == expected && told.contains(why), "{status} {answer}");
+    }
+}
