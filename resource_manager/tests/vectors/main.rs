@@ -5,6 +5,7 @@
 
 mod cluster;
 mod decisions;
+mod growing;
 mod hints;
 mod house;
 mod placement;

@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | bin-pack, compact | `bin_pack`, `compact` |
 //! | spot, new and added | `bin_pack`, whose order is the same |
+//! | added | a request of a pool that grows leases (`growing`) |
 //! | spot, moved | `away`, under any policy |
 //! | one node only | `together` |
 //! | nodes of other tenants are no candidates | `has` a label that these lack |
@@ -14,6 +15,7 @@ use serde_json::{Value, json};
 
 use crate::Answer;
 use crate::cluster::{Cluster, Node, OWN, gang};
+use crate::growing::Growth;
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -58,14 +60,34 @@ pub fn run(policy: Option<&str>, vector: &Value) -> Result<Answer, String> {
     let has = if vector.other_tenant_nodes.is_empty() { Wish::default().has } else { OWN };
     let wish = Wish { together: vector.one_node_only, has, ..Wish::default() };
     let gang = gang(vector.calls, &wish, &running);
+    let placed = |policy| place(&cluster.places, policy, gang).ok().map(|nodes| cluster.ids(nodes));
     let ours = match vector.kind {
-        Kind::New | Kind::ScaleChange => match place(&cluster.places, policy_of(named)?, gang) {
-            Ok(nodes) => json!({"verdict": "placed", "nodes": cluster.ids(nodes)}),
-            Err(_) => json!({"verdict": "not_enough_slots"}),
-        },
+        Kind::New => verdict(placed(policy_of(named)?)),
+        Kind::ScaleChange => {
+            let policy = policy_of(named)?;
+            let growth = Growth {
+                policy,
+                nodes: &vector.nodes,
+                workers: vector.calls,
+                running: &vector.running,
+                others: &vector.other_tenant_nodes,
+                together: vector.one_node_only,
+            };
+            match growth.is_one_request() {
+                true => verdict(growth.place()?),
+                false => verdict(placed(policy)),
+            }
+        }
         Kind::DistChange => advice(&cluster, named, better_or_away(&cluster, named, gang)?),
     };
     Ok(Answer::new("otherwise", ours, vector.expect))
+}
+
+fn verdict(nodes: Option<Vec<i64>>) -> Value {
+    match nodes {
+        Some(nodes) => json!({"verdict": "placed", "nodes": nodes}),
+        None => json!({"verdict": "not_enough_slots"}),
+    }
 }
 
 /// The policy of ours that places as theirs does.
