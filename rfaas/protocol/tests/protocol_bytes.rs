@@ -31,8 +31,9 @@ use rfaas_protocol::launch::{
     ToStandby, ToZygote,
 };
 use rfaas_protocol::lease::{
-    self, ClientName, EndReason, GangRequest, LeaseGranted, LeaseRefused, LeaseRelease, LeaseRenew,
-    LeaseReplace, LeaseRequest, LeaseTerms, LeaseUnmet, NodeName, Reason, Token, Unusable,
+    self, ClientName, EndReason, GangRequest, GrowRequest, LeaseGranted, LeaseId, LeaseRefused,
+    LeaseRelease, LeaseRenew, LeaseReplace, LeaseRequest, LeaseTerms, LeaseUnmet, NodeName, Reason,
+    Token, Unusable,
 };
 use rfaas_protocol::library::LibraryHash;
 use rfaas_protocol::node::{
@@ -271,6 +272,20 @@ fn lease_structs() {
             &text::<512>("n1\nn2"),
         ],
     );
+    let grown = [LeaseId::new(9), LeaseId::new(0x0102)].map(Option::unwrap);
+    let grow = GrowRequest::new(&gang, &grown);
+    is(
+        &grow,
+        &[
+            &[1, 0, 0, 0, 2, 0, 0, 0, 3, 0, 0, 0, 4, 0, 0, 0],
+            &[5, 0, 0, 0, 0, 0, 0, 0, 6, 0, 0, 0, 0, 0, 0, 0],
+            &[1, 0, 7, 0, 0, 0, 8, 0, 0, 0],
+            &text::<64>("alice"),
+            &text::<256>("gpu\nfast"),
+            &[9, 0, 0, 0, 0, 0, 0, 0, 2, 1, 0, 0, 0, 0, 0, 0],
+            &[0; 30 * 8],
+        ],
+    );
     let unmet = LeaseUnmet {
         request: 1.into(),
         constraints: Constraint::to_wire(&[Constraint::Near, Constraint::Has]),
@@ -284,6 +299,7 @@ fn lease_structs() {
     says(&lease::FromClient::Replace(replace), 4, &replace);
     says(&lease::ToClient::Granted(granted), 1, &granted);
     says(&lease::FromClient::Gang(gang), 5, &gang);
+    says(&lease::FromClient::Grow(grow), 6, &grow);
     says(&lease::ToClient::Refused(refused), 2, &refused);
     says(&lease::ToClient::Unmet(unmet), 3, &unmet);
 }
