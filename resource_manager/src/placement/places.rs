@@ -134,6 +134,23 @@ impl Places {
         emptied
     }
 
+    /// These places alone, with nothing leased.
+    pub fn emptied_of(&self, numbers: &[usize]) -> Places {
+        let mut these = Places::default();
+        for &number in numbers {
+            let whole = self.whole.get(number);
+            let leaves_at = match self.stay.get(number) {
+                Stay::Gone => continue,
+                Stay::Until(at) => Some(at),
+                Stay::Always => None,
+            };
+            let (labels, tried_last) = (LabelSet(self.labels.get(number)), self.is_late(number));
+            let place = Place { free: whole, whole, labels, tried_last, leaves_at };
+            these.set(number, Some(&place));
+        }
+        these
+    }
+
     /// What is free at a place.
     pub fn free(&self, number: usize) -> Capacity {
         self.free[0].get(number).join(self.free[1].get(number)) // it is in one of them

@@ -281,9 +281,17 @@ impl NodeIndex {
         placement::better(&self.places, policy, gang)
     }
 
-    /// Where the workers of a gang would go if nothing were leased.
-    pub(super) fn place_when_empty(&self, policy: Policy, gang: Gang<'_>) -> Option<Vec<NodeSlot>> {
-        let mut placed = placement::place(&self.places.emptied(), policy, gang).ok()?;
+    /// Where the workers of a gang would go if nothing were leased: on nodes that were chosen `before`, if they do.
+    pub(super) fn place_when_empty(
+        &self,
+        policy: Policy,
+        gang: Gang<'_>,
+        before: &[NodeSlot],
+    ) -> Option<Vec<NodeSlot>> {
+        let before: Vec<_> = before.iter().map(|slot| slot.0).collect();
+        let on = |places: &Places| placement::place(places, policy, gang).ok();
+        let again = (!before.is_empty()).then(|| on(&self.places.emptied_of(&before)));
+        let mut placed = again.flatten().or_else(|| on(&self.places.emptied()))?;
         placed.sort_unstable();
         placed.dedup();
         Some(placed.into_iter().map(NodeSlot).collect())

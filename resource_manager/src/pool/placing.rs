@@ -90,17 +90,19 @@ impl NodeTable {
         self.get(NodeSlot(slot)).map(|node| node.spec.name().clone())
     }
 
-    /// The nodes where what is asked for would go if nothing were leased, none of which leaves before `until`.
+    /// The nodes where what is asked for would go if nothing were leased, none of which leaves before `until`; those that
+    /// were chosen `before`, if they still do.
     pub(super) fn place_when_empty(
         &self,
         ask: &Ask,
         until: Instant,
         running: &[usize],
+        before: &[NodeSlot],
     ) -> Option<Vec<NodeSlot>> {
         let wish = self.wish(ask).ok()?;
         let (workers, each) = (ask.leases, ask.wanted);
         let gang = Gang { workers, each, until: Some(until), wish: &wish, running };
-        self.index.place_when_empty(self.policy, gang)
+        self.index.place_when_empty(self.policy, gang, before)
     }
 
     /// Has nodes take no leases, or again.

@@ -233,12 +233,16 @@ impl Pool {
         let Some(waiter) = self.waiting.queue.get_mut(&id) else { return };
         let running = self.held.running(&waiter.ask);
         let version = self.held.nodes.version();
-        let known = waiter.target.take().filter(|(of, _)| *of == version);
-        let target = known.unwrap_or_else(|| {
-            let until = waiter.until + waiter.ask.timeout; // it may be met in its last moment
-            let nodes = self.held.nodes.place_when_empty(&waiter.ask, until, &running);
-            (version, nodes.unwrap_or_default())
-        });
+        let target = match waiter.target.take() {
+            Some((of, nodes)) if of == version => (version, nodes),
+            before => {
+                let before = before.map(|(_, nodes)| nodes).unwrap_or_default();
+                let until = waiter.until + waiter.ask.timeout; // it may be met in its last moment
+                let nodes = &self.held.nodes;
+                let nodes = nodes.place_when_empty(&waiter.ask, until, &running, &before);
+                (version, nodes.unwrap_or_default())
+            }
+        };
         self.waiting.held_back.clone_from(&target.1);
         waiter.target = Some(target);
         self.held.nodes.hold_back(&self.waiting.held_back, true);

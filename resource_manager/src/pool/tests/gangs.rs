@@ -114,6 +114,26 @@ fn waits(world: &mut World, peer: u32, ask: &Ask, wait: Duration) -> Result<Wait
 }
 
 #[test]
+fn nodes_that_are_held_back_stay_so_when_nodes_change() {
+    let mut world = World::new();
+    world.node("a", 2, 1024);
+    world.node("b", 2, 1024);
+    let core = |world: &mut World| world.request(1, 1, HOUR);
+    let leases = [(); 4].map(|()| core(&mut world).unwrap().terms.lease);
+    let id = waits(&mut world, 1, &ask(1, 2, none()), HOUR).unwrap();
+    world.pool.end_lease(world.now, leases[0], EndReason::Released, &mut world.out);
+    world.pass(SECOND);
+    // Others are tried before it now, but what has become free there is not given away.
+    world.pool.set_leaving(world.now, "a", 100 * HOUR).unwrap();
+    world.pass(SECOND);
+    assert!(matches!(core(&mut world), Err(Denied::NoRoom(_))));
+    world.pool.end_lease(world.now, leases[1], EndReason::Released, &mut world.out);
+    world.pass(SECOND);
+    let grants = world.pool.take_answer(id).unwrap().unwrap();
+    assert_eq!(&*grants[0].node, "a");
+}
+
+#[test]
 fn who_waits_is_not_starved_by_smaller_ones_that_come_later() {
     let mut world = World::new();
     world.node("a", 4, 1024);
