@@ -139,6 +139,9 @@ fn measure(bench: &Bench<'_>, compiles: u32, cores: usize) -> Result<Vec<Row>, F
     let what = format!("1 MiB ÷ {SMALL} B through {HOPS} hops, in place");
     row("T3", what, (large, small), "ns", Bound::AtMost(1.2));
 
+    let what = format!("hop of {SMALL} B, traced ÷ not");
+    row("T6", what, (bench.traced_hop_ns()?, hop), "ns", Bound::AtMost(1.15));
+
     let width = cores.saturating_sub(1).max(1);
     let (alone, joined) = bench.direct_and_joined_ns(width)?;
     let what = format!("fan-out to {width} and join ÷ slowest of {width} invocations");

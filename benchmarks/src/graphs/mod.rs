@@ -128,9 +128,13 @@ impl Bench<'_> {
     /// Nanoseconds that a chain of so many hops between two workers that spin takes, from its first function to its
     /// last.
     pub fn chain_ns(&self, hops: usize, bytes: usize, middle: &str) -> Result<f64, Failure> {
+        self.time_of(&self.chain(hops, bytes, middle), bytes)
+    }
+
+    /// Nanoseconds of a chain, over whose edges so many bytes go.
+    fn time_of(&self, graph: &Graph, bytes: usize) -> Result<f64, Failure> {
         // One run at a time.
-        let graph = self.chain(hops, bytes, middle);
-        let mut graph = self.client.compile_with(&graph, &hot().slots(1))?;
+        let mut graph = self.client.compile_with(graph, &hot().slots(1))?;
         let input = (bytes as u32).to_le_bytes();
         let mut times = Vec::new();
         for number in 0..self.repetitions + self.repetitions / 10 {
@@ -152,6 +156,12 @@ impl Bench<'_> {
     /// Nanoseconds of a hop of a small message between two workers.
     pub fn hop_ns(&self) -> Result<f64, Failure> {
         Ok(self.chain_ns(LONG, SMALL, "chain_copy")? / LONG as f64)
+    }
+
+    /// Nanoseconds of such a hop of a graph that tells the client what was done where.
+    pub fn traced_hop_ns(&self) -> Result<f64, Failure> {
+        let mut graph = self.chain(LONG, SMALL, "chain_copy");
+        Ok(self.time_of(graph.traced(true), SMALL)? / LONG as f64)
     }
 
     /// Nanoseconds of a small round trip that the benchmark `program` measures, both ends spinning.
