@@ -12,6 +12,8 @@
 //! * The key of a lease goes out once, with its grant. A renewal is answered without it. A lease is exchanged or
 //!   given back only on the connection that it was granted on, where it is known until it has ended. A token is
 //!   shown here without its key and so proves nothing: nobody ends another's lease by showing it elsewhere.
+//! * What a client says of its leases, which graph they are for, counts once for each, on the connection that it was
+//!   granted on: so it is shown nothing of another's doing, and costs what a lease costs.
 //! * DURABLE FIRST - an answer waits until the loop has committed what it tells of.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -33,7 +35,8 @@ use zerocopy::little_endian::U32;
 
 use crate::link::{Outbox, Turn, take_messages};
 use crate::pool::{
-    Action, Ask, Asked, Denied, Grant, LinkId, MAX_NODES, MOST_WAITING_OF_ONE, Now, Pool, WaitId,
+    Action, Ask, Asked, Denied, Grant, GraphWorker, LinkId, MAX_NODES, MOST_WAITING_OF_ONE, Now,
+    Pool, WaitId,
 };
 
 /// The client that a lease is billed to if the request gives no name.
@@ -263,6 +266,13 @@ impl ClientLinks {
                         }
                         FromClient::Release(release) => {
                             return give_back(now, &release, secret, leases, pool, out);
+                        }
+                        FromClient::Worker(said) => {
+                            let (lease, worker) = GraphWorker::from_wire(&said)?;
+                            if leases.leases.contains(&lease) {
+                                pool.note_worker(lease, worker);
+                            }
+                            return Ok(());
                         }
                         FromClient::Request(_) | FromClient::Gang(_) | FromClient::Grow(_) => {
                             return Ok(()); // seen above

@@ -47,7 +47,7 @@ use bills::Bills;
 pub use guard::Access;
 use guard::Ends;
 use input::{Params, Wanted};
-use output::{LeaseList, NodeList};
+use output::{GraphList, LeaseList, NodeList};
 use pages::{Format, READ_ALL, Rows};
 use serve::ClientEnd;
 pub use serve::{MAX_CONNECTIONS, serve};
@@ -176,6 +176,7 @@ pub fn router(api: Api) -> Router {
         .route("/leases/{id}", get(lease).delete(end_lease))
         .route("/leases/{id}/renew", post(renew_lease))
         .route("/leases/{id}/better", get(better))
+        .route("/graphs", get(graphs))
         .route("/billing", get(billing))
         .route("/healthz", get(healthz))
         .route("/metrics", get(show_metrics))
@@ -320,6 +321,11 @@ async fn better(
     let lease = lease_id(&id)?;
     let better = api.ask(move |pool, now, _| pool.better(now, lease)).await?;
     Ok(ok(output::better(&better.ok_or_else(|| unknown_lease(&id))?)))
+}
+
+async fn graphs(State(api): State<Api>, uri: Uri) -> HttpResult {
+    Params::parse(&uri)?.finish()?;
+    pages::answer(GraphList::new(api), Format::Json).await
 }
 
 async fn end_lease(

@@ -33,6 +33,7 @@ mod bills;
 mod deadlines;
 mod distrust;
 mod fair_use;
+mod graphs;
 mod holdings;
 mod labels;
 mod lease;
@@ -48,6 +49,7 @@ mod tests;
 mod waiting;
 
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rdmalib::Peer;
@@ -64,6 +66,7 @@ pub use ask::{Ask, Denied, NotRenewed, NotReplaced};
 pub use distrust::{MOST_OF_ONE, TRIED_LAST};
 use fair_use::Shares;
 pub use fair_use::{FairUse, Limit, Who};
+pub use graphs::{GraphKey, GraphView, GraphWorker, MOST_SHOWN};
 use holdings::Holdings;
 use lease::GrantedLease;
 pub use lease::{EndReport, Grant, LeaseState, LeaseView, Terms};
@@ -163,6 +166,11 @@ impl Pool {
     /// The first `most` leases after `id`, or of all.
     pub fn leases_after(&self, id: Option<LeaseId>, most: usize) -> Vec<LeaseView> {
         self.held.leases.after(id, most)
+    }
+
+    /// The first `most` graphs after `key`, or of all, in the order of their numbers.
+    pub fn graphs_after(&self, key: Option<&GraphKey>, most: usize) -> Vec<GraphView> {
+        self.held.leases.graphs_after(key, most)
     }
 
     /// One node.
@@ -354,7 +362,7 @@ impl Pool {
         let ask = Ask::new(wanted.cores, wanted.memory, left, &lease.terms.client);
         let ask = ask.map_err(|_| NotReplaced::NotUnclaimed(id))?; // its time is over
         let ask = Ask { while_connected: lease.while_connected, peer: lease.peer, ..ask };
-        let claim_by = lease.claim_by;
+        let (claim_by, worker) = (lease.claim_by, lease.worker.clone());
         self.held.shares.count(now, &ask.clone().by(origin))?;
         self.held.try_last(now, slot, origin);
         let elsewhere = self.held.nodes.place_elsewhere(now, &ask, slot);
@@ -363,6 +371,9 @@ impl Pool {
         let Capacity { cores, memory } = wanted;
         let grant = grant.ok_or(NotReplaced::NoRoom { cores, memory })?;
         tracing::info!(lease = %id, by = %grant.terms.lease, from = %node, to = %grant.node, why = because.in_words(), "lease replaced");
+        if let Some(worker) = worker {
+            self.held.leases.note_worker(grant.terms.lease, worker);
+        }
         self.held.leases.excuse(now, id); // it was its node that could not be used
         self.held.finish(now, id, EndReason::Released, None, out);
         Ok(grant)
@@ -380,6 +391,11 @@ impl Pool {
         self.held.begin_ending(now, id, reason, Duration::ZERO, out);
         let ended = self.has_ended(id).then_some(LeaseState::Ended);
         self.lease(id).map(|lease| lease.state).or(ended)
+    }
+
+    /// Notes what a lease is for, as its client says. What was said before stays.
+    pub fn note_worker(&mut self, id: LeaseId, worker: GraphWorker) {
+        self.held.leases.note_worker(id, Arc::new(worker));
     }
 
     /// The client that was granted these leases is gone: those that it did not claim end soon.

@@ -36,7 +36,7 @@ use crate::executors_database::place;
 use crate::pool::{Billed, Changes, MAX_TIMEOUT, Snapshot};
 use rows::{
     BILLS, ENDED_AT, FIRST_ID_KEY, FORMAT, FORMAT_KEY, LEASES, MARKS, META, NODES, POLICY_KEY,
-    UNCLAIMED,
+    UNCLAIMED, WORKERS,
 };
 
 /// How long another process may have the file, and how often that is checked: a manager that was killed may
@@ -180,9 +180,12 @@ impl StateFile {
             nodes.push(rows::node(name.value(), row.value(), marks)?);
         }
         let mut leases = Vec::new();
+        let workers = transaction.open_table(WORKERS)?;
         for row in transaction.open_table(LEASES)?.iter()? {
             let (id, row) = row?;
-            leases.push(rows::lease(id.value(), row.value())?);
+            let worker = workers.get(id.value())?;
+            let worker = worker.as_ref().map(|worker| worker.value());
+            leases.push(rows::lease(id.value(), row.value(), worker)?);
         }
         let last_bill = transaction.open_table(ENDED_AT)?.last()?.map(|(id, _)| id.value());
         let last_bill = last_bill.and_then(LeaseId::new);
@@ -322,7 +325,12 @@ fn write_holdings(transaction: &WriteTransaction, changes: &Changes) -> Result<(
     }
     if !changes.leases.is_empty() {
         let mut leases = transaction.open_table(LEASES)?;
+        let mut workers = transaction.open_table(WORKERS)?;
         for (id, lease) in &changes.leases {
+            match lease.as_ref().and_then(rows::worker_row) {
+                Some(worker) => drop(workers.insert(id.get(), worker)?),
+                None => drop(workers.remove(id.get())?),
+            }
             match lease {
                 Some(lease) => drop(leases.insert(id.get(), rows::lease_row(lease))?),
                 None => drop(leases.remove(id.get())?),
@@ -424,6 +432,7 @@ fn begin(database: &Database) -> Result<(), StateError> {
     transaction.open_table(NODES)?;
     transaction.open_table(MARKS)?;
     transaction.open_table(LEASES)?;
+    transaction.open_table(WORKERS)?;
     transaction.open_table(BILLS)?;
     transaction.open_table(ENDED_AT)?;
     Ok(transaction.commit()?)
@@ -436,6 +445,12 @@ fn with_all_tables(database: &Database) -> Result<(), StateError> {
     if let Err(redb::TableError::TableDoesNotExist(_)) = there {
         let transaction = database.begin_write()?;
         transaction.open_table(MARKS)?;
+        transaction.commit()?;
+    }
+    let there = database.begin_read()?.open_table(WORKERS);
+    if let Err(redb::TableError::TableDoesNotExist(_)) = there {
+        let transaction = database.begin_write()?;
+        transaction.open_table(WORKERS)?;
         transaction.commit()?;
     }
     let there = database.begin_read()?.open_table(UNCLAIMED);

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use rdmalib::ForkMark;
 use rfaas_config::{ExecutorEntry, OpenDevice};
-use rfaas_protocol::lease::{ClientName, LeaseId, Token, Unusable};
+use rfaas_protocol::lease::{ClientName, GraphWorker, LeaseId, Token, Unusable};
 
 use crate::database;
 use crate::error::{Error, Result};
@@ -137,6 +137,13 @@ impl Grantor {
     /// Makes what claiming a lease takes, unless it is there.
     pub(crate) fn prepare(&self) {
         self.spares.fill(&self.device);
+    }
+
+    /// Tells the resource manager, if there is one, what a lease is for.
+    pub(crate) fn note(&self, worker: GraphWorker) {
+        if let Source::Manager(manager) = &self.source {
+            manager.note(worker);
+        }
     }
 
     /// Gives back a lease that was not claimed.

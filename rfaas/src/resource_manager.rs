@@ -10,8 +10,9 @@
 //! * Numbers in an answer are checked. What was granted with impossible ones is given back.
 //!
 //! One question at a time: the thread that asks holds the connection until the answer is there. A request that may wait
-//! for room holds it only to look for its answer, and whoever else takes the answer keeps it for it. A lease that is
-//! dropped meanwhile waits in the outbox; the thread that lets go of the connection sends what is in there.
+//! for room holds it only to look for its answer, and whoever else takes the answer keeps it for it. What is said
+//! meanwhile and not answered, as that a lease is dropped, waits in the outbox; the thread that lets go of the
+//! connection sends what is in there.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -24,8 +25,8 @@ use rfaas_config::OpenDevice;
 use rfaas_protocol::channel::{Channel, ChannelError, Incoming};
 use rfaas_protocol::constraints::Constraint;
 use rfaas_protocol::lease::{
-    self, ClientName, FromClient, GangRequest, GrowRequest, LeaseGranted, LeaseId, LeaseRelease,
-    LeaseRenew, LeaseReplace, ToClient, Token, Unusable,
+    self, ClientName, FromClient, GangRequest, GraphWorker, GrowRequest, LeaseGranted, LeaseId,
+    LeaseRelease, LeaseRenew, LeaseReplace, ToClient, Token, Unusable,
 };
 use rfaas_protocol::reach::reach;
 use rfaas_protocol::{Empty, Malformed, Role};
@@ -54,8 +55,8 @@ pub(crate) struct ResourceManager {
     /// All addresses of its name, at least one.
     addresses: Vec<SocketAddr>,
     conversation: Mutex<Conversation>,
-    /// Leases to give back.
-    outbox: Mutex<Vec<Token>>,
+    /// What is said and not answered: leases to give back, and what leases are for.
+    outbox: Mutex<Vec<FromClient>>,
 }
 
 struct Conversation {
@@ -282,7 +283,17 @@ impl ResourceManager {
 
     /// Gives back a lease that was not claimed. Does not wait.
     pub(crate) fn give_back(&self, token: Token) {
-        self.outbox.lock().unwrap_or_else(PoisonError::into_inner).push(token);
+        self.post(FromClient::Release(LeaseRelease { token: token.without_key() }));
+    }
+
+    /// Says what a lease is for, that was just granted. Does not wait.
+    pub(crate) fn note(&self, worker: GraphWorker) {
+        self.post(FromClient::Worker(worker));
+    }
+
+    /// Sends what is not answered.
+    fn post(&self, message: FromClient) {
+        self.outbox.lock().unwrap_or_else(PoisonError::into_inner).push(message);
         self.flush();
     }
 
@@ -294,12 +305,12 @@ impl ResourceManager {
                 Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
                 Err(TryLockError::WouldBlock) => return,
             };
-            let tokens =
+            let messages =
                 std::mem::take(&mut *self.outbox.lock().unwrap_or_else(PoisonError::into_inner));
-            if tokens.is_empty() {
+            if messages.is_empty() {
                 return;
             }
-            tokens.into_iter().for_each(|token| conversation.give_back(token));
+            messages.iter().for_each(|message| conversation.post(message));
             // Once more: one that came since found the connection taken and left it to us.
         }
     }
@@ -424,11 +435,25 @@ impl Conversation {
     }
 
     fn give_back(&mut self, token: Token) {
-        let (lease, token) = (token.terms.lease.get(), token.without_key());
-        match self.channel.send(&FromClient::Release(LeaseRelease { token })) {
-            Ok(()) => tracing::debug!(lease, "lease given back"),
-            // An unclaimed lease ends with the connection, and at the latest when its time is over.
-            Err(error) => tracing::debug!(%error, lease, "lease not given back"),
+        self.post(&FromClient::Release(LeaseRelease { token: token.without_key() }));
+    }
+
+    /// Sends what is not answered.
+    fn post(&mut self, message: &FromClient) {
+        let sent = self.channel.send(message);
+        match (message, sent) {
+            (FromClient::Release(LeaseRelease { token }), sent) => {
+                let lease = token.terms.lease.get();
+                match sent {
+                    Ok(()) => tracing::debug!(lease, "lease given back"),
+                    // An unclaimed lease ends with the connection, and at the latest when its time is over.
+                    Err(error) => tracing::debug!(%error, lease, "lease not given back"),
+                }
+            }
+            (_, Ok(())) => {}
+            (_, Err(error)) => {
+                tracing::debug!(%error, "the resource manager was not told what a lease is for")
+            }
         }
     }
 }

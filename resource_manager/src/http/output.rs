@@ -1,4 +1,4 @@
-//! What goes out over HTTP: nodes and leases as the bodies that `rfaas_api` defines.
+//! What goes out over HTTP: nodes, leases and graphs as the bodies that `rfaas_api` defines.
 //!
 //! Elsewhere: bills (`bills`).
 
@@ -11,7 +11,9 @@ use time::OffsetDateTime;
 
 use super::pages::{Pages, ROWS, Row};
 use super::{Api, Failure};
-use crate::pool::{Better, Grant, LeaseState, LeaseView, NodeView};
+use crate::pool::{
+    Better, Grant, GraphKey, GraphView, GraphWorker, LeaseState, LeaseView, NodeView, Pool,
+};
 
 /// A grant with its token, signed with the cluster secret.
 pub(super) fn grant(grant: &Grant, secret: &[u8]) -> api::Grant {
@@ -85,14 +87,18 @@ pub(super) fn lease(lease: LeaseView) -> Option<api::Lease> {
         node: lease.node.to_string(),
         cores: lease.cores,
         memory: lease.memory,
-        state: match lease.state {
-            LeaseState::Granted => api::LeaseState::Granted,
-            LeaseState::Active => api::LeaseState::Active,
-            LeaseState::Ending => api::LeaseState::Ending,
-            LeaseState::Ended => return None,
-        },
+        state: state(lease.state)?,
         granted_at: rfc3339(lease.granted_at),
         expires_at: rfc3339(lease.expires_at),
+    })
+}
+
+fn state(state: LeaseState) -> Option<api::LeaseState> {
+    Some(match state {
+        LeaseState::Granted => api::LeaseState::Granted,
+        LeaseState::Active => api::LeaseState::Active,
+        LeaseState::Ending => api::LeaseState::Ending,
+        LeaseState::Ended => return None,
     })
 }
 
@@ -118,6 +124,55 @@ impl Pages for LeaseList {
         let leases = self.api.ask(move |pool, _, _| pool.leases_after(after, ROWS)).await?;
         self.after = leases.last().map(|lease| lease.lease);
         Ok(leases.into_iter().filter_map(lease).collect())
+    }
+}
+
+fn graph(graph: GraphView) -> api::Graph {
+    let worker = |(lease, worker): (LeaseView, Arc<GraphWorker>)| {
+        Some(api::GraphWorker {
+            lane: worker.lane,
+            worker: worker.worker,
+            functions: worker.functions.lines().map(Into::into).collect(),
+            node: lease.node.to_string(),
+            lease: lease.lease.get(),
+            state: state(lease.state)?,
+        })
+    };
+    api::Graph {
+        id: graph.key.graph,
+        name: graph.key.name.to_string(),
+        client: graph.key.client.to_string(),
+        leases: u32::try_from(graph.leases).unwrap_or(u32::MAX),
+        workers: graph.shown.into_iter().filter_map(worker).collect(),
+    }
+}
+
+impl Row for api::Graph {}
+
+/// All graphs that have leases, by number.
+pub(super) struct GraphList {
+    api: Api,
+    after: Option<GraphKey>,
+}
+
+impl GraphList {
+    pub(super) fn new(api: Api) -> Self {
+        GraphList { api, after: None }
+    }
+}
+
+impl Pages for GraphList {
+    type Row = api::Graph;
+    /// With [`MOST_SHOWN`](crate::pool::MOST_SHOWN) workers each, of the longest names, some 4 MiB as text.
+    const ROWS: usize = 8;
+
+    async fn next(&mut self) -> Result<Vec<api::Graph>, Failure> {
+        let after = self.after.clone();
+        let asked =
+            move |pool: &mut Pool, _, _: &mut _| pool.graphs_after(after.as_ref(), Self::ROWS);
+        let graphs = self.api.ask(asked).await?;
+        self.after = graphs.last().map(|graph| graph.key.clone());
+        Ok(graphs.into_iter().map(graph).collect())
     }
 }
 

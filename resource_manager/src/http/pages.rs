@@ -38,7 +38,10 @@ pub(super) trait Pages: Send + 'static {
     /// The type of its rows.
     type Row: Row;
 
-    /// The next rows; fewer than [`ROWS`], perhaps none, are the last.
+    /// Rows of a page.
+    const ROWS: usize = ROWS;
+
+    /// The next rows; fewer than [`Self::ROWS`], perhaps none, are the last.
     fn next(&mut self) -> impl Future<Output = Result<Vec<Self::Row>, Failure>> + Send;
 }
 
@@ -109,9 +112,9 @@ pub(super) async fn answer(pages: impl Pages, format: Format) -> HttpResult {
 }
 
 /// Likewise, to a client that may take `patience` to read it.
-async fn answer_within(patience: Duration, mut pages: impl Pages, format: Format) -> HttpResult {
+async fn answer_within<P: Pages>(patience: Duration, mut pages: P, format: Format) -> HttpResult {
     let rows = within(READ_ALL, pages.next()).await??;
-    let whole = rows.len() < ROWS;
+    let whole = rows.len() < P::ROWS;
     let text = format.write(rows, true, whole).map_err(failed)?;
     let kind = [(header::CONTENT_TYPE, format.content_type())];
     if whole {
@@ -128,10 +131,10 @@ async fn answer_within(patience: Duration, mut pages: impl Pages, format: Format
 }
 
 /// Sends `text` and the pages after it. The client's time runs while it is waited for.
-async fn send(
+async fn send<P: Pages>(
     sender: &mut Sender<Bytes, io::Error>,
     mut text: Vec<u8>,
-    mut pages: impl Pages,
+    mut pages: P,
     format: Format,
     mut patience: Duration,
 ) -> io::Result<()> {
@@ -145,7 +148,7 @@ async fn send(
         patience = patience.saturating_sub(start.elapsed());
         let rows = within(READ_ALL, pages.next()).await.and_then(|rows| rows);
         let rows = rows.map_err(|Failure(_, why)| io::Error::other(why))?;
-        last = rows.len() < ROWS;
+        last = rows.len() < P::ROWS;
         text = format.write(rows, false, last)?;
     }
 }

@@ -27,7 +27,7 @@ use tokio::net::TcpListener;
 
 use crate::commands::{Command, Inbox, commands};
 use crate::ledger::Ledger;
-use crate::pool::{Ask, Capacity, FairUse, LinkId, NodeSpec, Run};
+use crate::pool::{Ask, Capacity, FairUse, GraphWorker, LinkId, NodeSpec, Run};
 
 /// Carries out work, without devices. Ends when told to stop.
 fn serve_pool(inbox: &Inbox, mut ledger: Ledger, rules: FairUse) {
@@ -129,6 +129,14 @@ impl World {
     fn call(&self, method: &str, target: &str, body: &str) -> (u16, Value) {
         let (status, text) = self.text(method, target, body);
         (status, serde_json::from_str(&text).unwrap_or_else(|_| panic!("{status} {text:?}")))
+    }
+
+    /// Does what a client does that says what its lease is for.
+    fn note_worker(&self, lease: u64, graph: u64) {
+        let lease = LeaseId::new(lease).unwrap();
+        let (name, functions) = ("words".into(), "split\ncount".into());
+        let worker = GraphWorker { graph, name, lane: 0, worker: 0, functions };
+        self.commands.tell(move |pool, _, _| pool.note_worker(lease, worker)).unwrap();
     }
 
     /// Does what an executor manager does when it registers.

@@ -14,6 +14,7 @@ use rfaas_protocol::lease::{ClientName, EndReason, LeaseId, LeaseTerms, NodeName
 use rfaas_protocol::node::Bill;
 
 use super::ask::{Ask, NotRenewed};
+use super::graphs::GraphWorker;
 use super::node_index::NodeSlot;
 use super::{END_MARGIN, EXPIRY_MARGIN, LeaseRecord, MAX_TIMEOUT, Now, RESTART_RETURN};
 
@@ -188,6 +189,8 @@ pub(super) struct GrantedLease {
     pub(super) gang: LeaseId,
     /// What it was granted with, if anything, likewise.
     pub(super) constraints: Option<Arc<Constraints>>,
+    /// What it is for, if its client has said so.
+    pub(super) worker: Option<Arc<GraphWorker>>,
     /// When it ends if nobody has claimed it.
     pub(super) claim_by: Instant,
     /// Since when it counts among the leases of its peer that wait for their claim, if it does (`fair_use`).
@@ -216,6 +219,7 @@ impl GrantedLease {
         GrantedLease {
             gang: terms.lease,
             constraints: None,
+            worker: None,
             terms,
             node,
             slot,
@@ -235,8 +239,8 @@ impl GrantedLease {
 
     /// A lease of an earlier run of this program, whose node is in `slot`. Nobody has seen it since.
     pub(super) fn restored(now: Now, record: LeaseRecord, slot: NodeSlot) -> Self {
-        let LeaseRecord { terms, node, granted_at, while_connected, claimed_at, ending, used } =
-            record;
+        let LeaseRecord { terms, node, worker, granted_at, .. } = record;
+        let LeaseRecord { while_connected, claimed_at, ending, used, .. } = record;
         let expires = now.until(terms.expires_at);
         let (phase, deadline) = match ending {
             Some((reason, grace_ends)) => {
@@ -256,6 +260,7 @@ impl GrantedLease {
         GrantedLease {
             granted_at,
             while_connected,
+            worker,
             claim_by: now.monotonic + MAX_TIMEOUT,
             claimed_at,
             unseen_since: claimed_at.map(|_| now.monotonic),
@@ -316,6 +321,7 @@ impl GrantedLease {
         LeaseRecord {
             terms: self.terms.clone(),
             node: self.node.clone(),
+            worker: self.worker.clone(),
             granted_at: self.granted_at,
             while_connected: self.while_connected,
             claimed_at: self.claimed_at,

@@ -13,6 +13,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::num::NonZeroU64;
 use std::ops::Bound;
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use rfaas_protocol::lease::{EndReason, LeaseId};
@@ -20,6 +21,7 @@ use rfaas_protocol::node::Bill;
 
 use super::bills::OpenBills;
 use super::deadlines::Deadlines;
+use super::graphs::{GraphKey, GraphView, GraphWorker, Graphs};
 use super::lease::{GrantedLease, LeasePhase, LeaseState, LeaseView, Terms, whole_ms};
 use super::node_index::NodeSlot;
 use super::{Billed, CLAIM_IN_FLIGHT, END_MARGIN, EXPIRY_MARGIN, LeaseRecord, Now};
@@ -29,6 +31,8 @@ pub(super) struct LeaseTable {
     leases: HashMap<LeaseId, GrantedLease>,
     /// The ids of these leases, in order.
     ids: BTreeSet<LeaseId>,
+    /// Those that are workers of graphs.
+    graphs: Graphs,
     /// The number of leases in each state.
     states: [usize; LeaseState::ALL.len()],
     deadlines: Deadlines,
@@ -84,6 +88,7 @@ impl LeaseTable {
         LeaseTable {
             leases: HashMap::new(),
             ids: BTreeSet::new(),
+            graphs: Graphs::default(),
             states: Default::default(),
             deadlines: Deadlines::default(),
             open_bills: OpenBills::default(),
@@ -136,6 +141,20 @@ impl LeaseTable {
         after.filter_map(|id| self.leases.get(id)).map(GrantedLease::view).collect()
     }
 
+    /// The first `most` graphs after `key`, or of all.
+    pub(super) fn graphs_after(&self, key: Option<&GraphKey>, most: usize) -> Vec<GraphView> {
+        self.graphs.after(key, most, |id| self.leases.get(&id))
+    }
+
+    /// Notes what a lease is for, once.
+    pub(super) fn note_worker(&mut self, id: LeaseId, worker: Arc<GraphWorker>) {
+        let lease = self.leases.get_mut(&id).filter(|lease| lease.worker.is_none());
+        let Some(lease) = lease else { return };
+        lease.worker = Some(worker);
+        self.graphs.add(lease);
+        self.unsaved.lease_lazily(id);
+    }
+
     /// The number of leases in `state`.
     pub(super) fn count(&self, state: LeaseState) -> usize {
         self.states[state as usize]
@@ -176,6 +195,7 @@ impl LeaseTable {
         self.deadlines.insert(lease.deadline, id, &self.leases);
         self.states[lease.phase.shown() as usize] += 1;
         self.ids.insert(id);
+        self.graphs.add(&lease);
         self.leases.insert(id, lease);
         self.unsaved.lease(id);
     }
@@ -184,6 +204,7 @@ impl LeaseTable {
         let lease = self.leases.remove(&id)?;
         self.states[lease.phase.shown() as usize] -= 1;
         self.ids.remove(&id);
+        self.graphs.remove(&lease);
         self.unsaved.lease(id);
         Some(lease)
     }

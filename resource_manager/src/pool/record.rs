@@ -5,7 +5,7 @@
 //! ```
 //! Pure data; writing and reading it is the store's business. The changes that were taken with actions are made
 //! durable before the actions are carried out (DURABLE FIRST). Changes that are not urgent may be lost: what a
-//! lease used in its last period, and that it was claimed, which its node reports again.
+//! lease used in its last period; that it was claimed, which its node reports again; and what it is for.
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU64;
@@ -16,7 +16,7 @@ use rfaas_protocol::lease::{EndReason, LeaseId};
 use rfaas_protocol::node::Bill;
 use rfaas_protocol::placement::Policy;
 
-use super::{NodeSpec, Terms};
+use super::{GraphWorker, NodeSpec, Terms};
 
 /// A node, as the next run needs to know it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,6 +40,8 @@ pub struct LeaseRecord {
     pub terms: Terms,
     /// On which node.
     pub node: Arc<str>,
+    /// What it is for, if its client has said so.
+    pub worker: Option<Arc<GraphWorker>>,
     /// Start.
     pub granted_at: SystemTime,
     /// Whether it ends with the connection that it was granted on, unless it is claimed before.

@@ -5,6 +5,7 @@
 mod distrust;
 mod fair_use;
 mod gangs;
+mod graphs;
 mod growing;
 mod nodes;
 mod restarting;

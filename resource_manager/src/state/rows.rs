@@ -6,6 +6,7 @@
 //! in MB.
 
 use std::num::NonZeroU64;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use redb::TableDefinition;
@@ -14,7 +15,9 @@ use rfaas_protocol::node::Bill;
 use rfaas_protocol::placement::Policy;
 
 use super::StateError;
-use crate::pool::{Billed, Capacity, ChosenPolicy, LeaseRecord, NodeRecord, NodeSpec, Terms};
+use crate::pool::{
+    Billed, Capacity, ChosenPolicy, GraphWorker, LeaseRecord, NodeRecord, NodeSpec, Terms,
+};
 
 /// Version of all this.
 pub(super) const FORMAT: u64 = 1;
@@ -60,6 +63,13 @@ type LeaseRow<'a> = (
 );
 /// Leases that have not ended, by id.
 pub(super) const LEASES: TableDefinition<u64, LeaseRow<'static>> = TableDefinition::new("leases");
+
+/// Number and name of the graph, lane, worker, functions.
+type WorkerRow<'a> = (u64, &'a str, u16, u16, &'a str);
+/// What leases that have not ended are for, by id, as far as their clients say; earlier programs do not know it, and do
+/// not mind it.
+pub(super) const WORKERS: TableDefinition<u64, WorkerRow<'static>> =
+    TableDefinition::new("graph_workers");
 
 /// Node, client, (cores, memory), bill, reason, whether the node reported it.
 type BilledRow<'a> = (&'a str, &'a str, (u32, u32), BillFields, u16, bool);
@@ -150,7 +160,8 @@ pub(super) fn node(
 }
 
 pub(super) fn lease_row(lease: &LeaseRecord) -> LeaseRow<'_> {
-    let LeaseRecord { terms, node, granted_at, while_connected, claimed_at, ending, used } = lease;
+    let LeaseRecord { terms, node, granted_at, while_connected, claimed_at, ending, used, .. } =
+        lease;
     (
         node,
         &terms.client,
@@ -165,7 +176,22 @@ pub(super) fn lease_row(lease: &LeaseRecord) -> LeaseRow<'_> {
     )
 }
 
-pub(super) fn lease(id: u64, row: LeaseRow<'_>) -> Result<LeaseRecord, StateError> {
+/// What it is for, if that is known.
+pub(super) fn worker_row(lease: &LeaseRecord) -> Option<WorkerRow<'_>> {
+    let GraphWorker { graph, name, lane, worker, functions } = &**lease.worker.as_ref()?;
+    Some((*graph, name, *lane, *worker, functions))
+}
+
+fn worker((graph, name, lane, worker, functions): WorkerRow<'_>) -> Arc<GraphWorker> {
+    let (name, functions) = (name.into(), functions.into());
+    Arc::new(GraphWorker { graph, name, lane, worker, functions })
+}
+
+pub(super) fn lease(
+    id: u64,
+    row: LeaseRow<'_>,
+    its_worker: Option<WorkerRow<'_>>,
+) -> Result<LeaseRecord, StateError> {
     let (node, client, (cores, memory), instance, granted_at, expires_at, ..) = row;
     let (.., while_connected, claimed_at, ending, used) = row;
     let ending = match ending {
@@ -182,6 +208,7 @@ pub(super) fn lease(id: u64, row: LeaseRow<'_>) -> Result<LeaseRecord, StateErro
             client: client.into(),
         },
         node: node.into(),
+        worker: its_worker.map(worker),
         granted_at: time(granted_at),
         while_connected,
         claimed_at: claimed_at.map(time),

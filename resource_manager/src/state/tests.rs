@@ -12,7 +12,7 @@ use rfaas_protocol::placement::Policy;
 use tempfile::TempDir;
 
 use super::*;
-use crate::pool::{Capacity, ChosenPolicy, LeaseRecord, NodeRecord, NodeSpec, Terms};
+use crate::pool::{Capacity, ChosenPolicy, GraphWorker, LeaseRecord, NodeRecord, NodeSpec, Terms};
 
 fn id(id: u64) -> LeaseId {
     LeaseId::new(id).unwrap()
@@ -53,6 +53,11 @@ fn lease(lease: u64) -> LeaseRecord {
             client: "c".into(),
         },
         node: "a".into(),
+        worker: lease.is_multiple_of(3).then(|| {
+            let (name, functions) = ("words".into(), "split\ncount".into());
+            let (lane, worker) = (1, u16::MAX);
+            Arc::new(GraphWorker { graph: u64::MAX, name, lane, worker, functions })
+        }),
         granted_at: at(5),
         while_connected: lease.is_multiple_of(2),
         claimed_at: (lease > 10).then(|| at(6)),

@@ -20,13 +20,13 @@ use rfaas_api::NewNode;
 use rfaas_config::ClusterSecret;
 use rfaas_protocol::channel::{Channel, ChannelError, Incoming};
 use rfaas_protocol::lease::{
-    ClientName, EndReason, FromClient, GangRequest, LeaseGranted, LeaseRenew, LeaseRequest,
-    NodeName, ToClient, Token,
+    ClientName, EndReason, FromClient, GangRequest, GraphWorker, LeaseGranted, LeaseRenew,
+    LeaseRequest, NodeName, ToClient, Token,
 };
 use rfaas_protocol::node::{
     Bill, EndLease, FromNode, LeaseClaimed, LeaseEnded, ManagerProof, NodeHello, Register, ToNode,
 };
-use rfaas_protocol::{Clock, Empty, Nonce, Nonces, Role, parse_prefix};
+use rfaas_protocol::{Clock, Empty, Nonce, Nonces, Role, Text, parse_prefix};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -466,6 +466,19 @@ impl Client {
     pub fn ask_gang(&mut self, request: u32, leases: u32, wait_ms: u64) {
         let gang = GangRequest::new(request.into(), leases, (1, 1), 3_600_000);
         self.channel.send(&FromClient::Gang(gang.with(request, wait_ms))).unwrap();
+    }
+
+    /// Says that `lease` is for a worker of graph 7, "words".
+    pub fn note_worker(&mut self, lease: &LeaseGranted, worker: u16, functions: &str) {
+        let said = GraphWorker {
+            lease: lease.token.terms.lease,
+            graph: 7.into(),
+            lane: 0.into(),
+            worker: worker.into(),
+            name: Text::truncated("words"),
+            functions: Text::truncated(functions),
+        };
+        self.channel.send(&FromClient::Worker(said)).unwrap();
     }
 
     /// Asks for more time.

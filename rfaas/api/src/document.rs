@@ -8,8 +8,8 @@
 use utoipa::{OpenApi, ToResponse};
 
 use crate::{
-    Better, Bill, ClientBill, EndedLease, Error, Grant, Health, Lease, LeaseRequest, Leaving,
-    NewNode, Node, Policy, RemovedNode, Renewal,
+    Better, Bill, ClientBill, EndedLease, Error, Grant, Graph, Health, Lease, LeaseRequest,
+    Leaving, NewNode, Node, Policy, RemovedNode, Renewal,
 };
 
 /// Returns the description as text, as it is checked in.
@@ -38,6 +38,7 @@ pub fn text() -> String {
         leases,
         lease,
         better,
+        graphs,
         end_lease,
         renew_lease,
         billing,
@@ -258,6 +259,17 @@ fn lease() {}
     )
 )]
 fn better() {}
+
+/// Graphs whose workers have leases, as their clients say.
+#[utoipa::path(
+    get, path = "/graphs", operation_id = "graphs",
+    responses(
+        (status = 200, description = "In the order of their numbers.", body = [Graph]),
+        (status = 400, response = BadRequest),
+        (status = 503, response = Stopping),
+    )
+)]
+fn graphs() {}
 
 /// Ends a lease. Idempotent.
 #[utoipa::path(

@@ -17,12 +17,14 @@ mod bills;
 pub mod client;
 #[cfg(feature = "openapi")]
 pub mod document;
+mod graphs;
 mod leases;
 mod nodes;
 
 use serde::{Deserialize, Serialize};
 
 pub use bills::{Bill, ClientBill, Reason};
+pub use graphs::{Graph, GraphWorker};
 pub use leases::{
     Better, BetterAdvice, BetterMove, Constraints, EndedLease, EndedState, Grant, Lease,
     LeaseRequest, LeaseState, Renewal,

@@ -19,6 +19,8 @@ pub struct GraphFile {
     pub edges: Vec<GraphFileEdge>,
     /// Which functions return the outputs of a run, in their order.
     pub outputs: Vec<GraphFileOutput>,
+    /// What it is called where graphs are listed; this file's name if it is not there.
+    pub name: Option<String>,
     /// Memory of the lease of each worker, in MB; the builder's default if it is not there.
     pub memory_mb: Option<u32>,
     /// Time of the leases, in seconds; likewise.

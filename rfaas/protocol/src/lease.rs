@@ -26,6 +26,13 @@ pub const MAX_NODE_NAME_BYTES: usize = 128;
 /// Longest client name, in bytes.
 pub const MAX_CLIENT_NAME_BYTES: usize = 64;
 
+/// Longest name of a graph, in bytes.
+pub const MAX_GRAPH_NAME_BYTES: usize = 64;
+/// Most bytes of the names of a worker's functions together, with a line feed between two.
+pub const MAX_FUNCTION_NAMES_BYTES: usize = 256;
+/// Largest number of a graph: readers of JSON that only know floating-point numbers keep it exact.
+pub const MAX_GRAPH: u64 = (1 << 53) - 1;
+
 /// Name of a node.
 pub type NodeName = Text<MAX_NODE_NAME_BYTES>;
 /// Name that a client is billed under.
@@ -400,6 +407,23 @@ wire! {
         pub reason: Reason,
     }
 
+    /// Says what a lease is for: a worker of a graph. It counts once, on the connection that the lease was granted on,
+    /// and is not answered. It changes nothing but what people are shown.
+    pub struct GraphWorker [344 bytes] {
+        /// [`LeaseId`].
+        pub lease: U64,
+        /// Number of the graph, drawn by the client: 1 to [`MAX_GRAPH`].
+        pub graph: U64,
+        /// Which lane of it.
+        pub lane: U16,
+        /// Which worker of that.
+        pub worker: U16,
+        /// Name of the graph.
+        pub name: Text<MAX_GRAPH_NAME_BYTES>,
+        /// Names of the functions that the worker calls, a line each.
+        pub functions: Text<MAX_FUNCTION_NAMES_BYTES>,
+    }
+
     /// Asks for a lease like one that could not be used, on another node, in exchange for it, on the connection that
     /// it was granted on; answered by a grant, or refused, and then it is as before. Its node is then
     /// tried last for a while.
@@ -451,6 +475,8 @@ messages! {
         5 => Gang(GangRequest),
         /// Asks for more workers beside leases that there are.
         6 => Grow(GrowRequest),
+        /// Says what a lease is for.
+        7 => Worker(GraphWorker),
     }
 }
 messages! {

@@ -31,9 +31,9 @@ use rfaas_protocol::launch::{
     ToStandby, ToZygote,
 };
 use rfaas_protocol::lease::{
-    self, ClientName, EndReason, GangRequest, GrowRequest, LeaseGranted, LeaseId, LeaseRefused,
-    LeaseRelease, LeaseRenew, LeaseReplace, LeaseRequest, LeaseTerms, LeaseUnmet, NodeName, Reason,
-    Token, Unusable,
+    self, ClientName, EndReason, GangRequest, GraphWorker, GrowRequest, LeaseGranted, LeaseId,
+    LeaseRefused, LeaseRelease, LeaseRenew, LeaseReplace, LeaseRequest, LeaseTerms, LeaseUnmet,
+    NodeName, Reason, Token, Unusable,
 };
 use rfaas_protocol::library::LibraryHash;
 use rfaas_protocol::node::{
@@ -286,6 +286,22 @@ fn lease_structs() {
             &[0; 30 * 8],
         ],
     );
+    let worker = GraphWorker {
+        lease: 1.into(),
+        graph: 2.into(),
+        lane: 3.into(),
+        worker: 4.into(),
+        name: Text::truncated("words"),
+        functions: Text::truncated("split\ncount"),
+    };
+    is(
+        &worker,
+        &[
+            &[1, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 3, 0, 4, 0],
+            &text::<64>("words"),
+            &text::<256>("split\ncount"),
+        ],
+    );
     let unmet = LeaseUnmet {
         request: 1.into(),
         constraints: Constraint::to_wire(&[Constraint::Near, Constraint::Has]),
@@ -300,6 +316,7 @@ fn lease_structs() {
     says(&lease::ToClient::Granted(granted), 1, &granted);
     says(&lease::FromClient::Gang(gang), 5, &gang);
     says(&lease::FromClient::Grow(grow), 6, &grow);
+    says(&lease::FromClient::Worker(worker), 7, &worker);
     says(&lease::ToClient::Refused(refused), 2, &refused);
     says(&lease::ToClient::Unmet(unmet), 3, &unmet);
 }

@@ -2,6 +2,7 @@
 
 use rfaas_protocol::constraints::MAX_GANG;
 use rfaas_protocol::edge::MAX_EDGES;
+use rfaas_protocol::lease::MAX_GRAPH_NAME_BYTES;
 
 use super::description::{EdgeKind, Graph, Join};
 use super::lane::Lanes;
@@ -50,6 +51,16 @@ pub(super) fn check(graph: &Graph) -> Result<Vec<usize>> {
         }
     }
     check_placement(graph, check_workers(graph)?)?;
+    if let Some(name) = &graph.name {
+        let bytes = name.len();
+        if !(1..=MAX_GRAPH_NAME_BYTES).contains(&bytes) {
+            let what = format!("its name has {bytes} bytes, not 1 to {MAX_GRAPH_NAME_BYTES}");
+            return Err(wrong(what));
+        }
+        if name.chars().any(char::is_control) {
+            return Err(wrong("its name has a control character".into()));
+        }
+    }
     let Lanes { least, most } = graph.lanes;
     if least == 0 || !(least..=MAX_LANES).contains(&most) {
         return Err(wrong(format!("it has {most} lanes, not 1 to {MAX_LANES}")));
@@ -325,6 +336,21 @@ mod tests {
             graph.output(a, 64);
         }
         assert!(error(&graph).contains("65 edges"), "{}", error(&graph));
+    }
+
+    #[test]
+    fn a_name_fits_into_a_list_or_is_refused() {
+        let (mut graph, [a]) = functions(["a"]);
+        graph.input(a, 1).output(a, 1);
+        assert_eq!(graph.shown_name(), graph.functions[0].library.to_str().unwrap());
+        graph.name("x".repeat(64));
+        check(&graph).unwrap();
+        graph.name("x".repeat(65));
+        assert!(error(&graph).contains("its name has 65 bytes"), "{}", error(&graph));
+        graph.name("");
+        assert!(error(&graph).contains("its name has 0 bytes"));
+        graph.name("a\nb");
+        assert!(error(&graph).contains("a control character"));
     }
 
     #[test]

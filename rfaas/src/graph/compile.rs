@@ -21,7 +21,7 @@ pub(super) fn start_lanes(plan: &Arc<Plan>) -> Result<Vec<Lane>> {
     let asked = plan.graph.lanes;
     let mut leased = Vec::new();
     while leased.len() < asked.most {
-        match plan.lease_all(Duration::ZERO) {
+        match plan.lease_all(leased.len(), Duration::ZERO) {
             Ok(leases) => leased.push(leases),
             Err(error) if is_for_room(&error) && leased.len() >= asked.least => break,
             Err(error) => return Err(error),
@@ -29,11 +29,11 @@ pub(super) fn start_lanes(plan: &Arc<Plan>) -> Result<Vec<Lane>> {
     }
     // Without a resource manager nobody keeps their room until they are claimed: one lane would take that of another.
     let granted = leased.iter().flatten().all(|lease| lease.id().is_some());
-    let mut leased = leased.into_iter();
+    let mut leased = leased.into_iter().enumerate();
     let mut starting: VecDeque<_> = leased
         .by_ref()
         .take(if granted { usize::MAX } else { 1 })
-        .map(|its| Lane::new(plan, its))
+        .map(|(number, its)| Lane::new(plan, number, its))
         .collect();
     let (mut lanes, mut no_room) = (Vec::new(), None);
     while let Some(mut lane) = starting.pop_front() {
@@ -46,7 +46,7 @@ pub(super) fn start_lanes(plan: &Arc<Plan>) -> Result<Vec<Lane>> {
             }
         }
         if starting.is_empty() {
-            starting.extend(leased.next().map(|its| Lane::new(plan, its)));
+            starting.extend(leased.next().map(|(number, its)| Lane::new(plan, number, its)));
         }
     }
     match no_room {

@@ -16,6 +16,7 @@ use super::compile::{libraries, start_lanes};
 use super::description::Graph;
 use super::lane::{Lane, Plan};
 use super::layout::lay_out;
+use super::listed::Listed;
 use super::map::Map;
 use super::outcome::{Ended, Lost, RunEnd};
 use super::slots::{Begun, LONGEST_SLEEP, Left};
@@ -126,6 +127,7 @@ impl CompiledGraph {
             layout,
             deployment: deployment.clone(),
             grantor: grantor.clone(),
+            listed: Listed::new(graph),
             domain: grantor.spares.domain(&grantor.device)?,
             dropped: AtomicBool::new(false),
         });
@@ -145,6 +147,12 @@ impl CompiledGraph {
     /// those of another.
     pub fn nodes(&self) -> impl Iterator<Item = &str> {
         self.lanes.iter().flat_map(|lane| &lane.leases).map(|lease| lease.node())
+    }
+
+    /// Returns its number in the list of graphs that the resource manager has (`GET /graphs`), drawn when it was
+    /// compiled.
+    pub fn id(&self) -> u64 {
+        self.plan.listed.id()
     }
 
     /// Returns how many lanes it has: with [`Lanes::up_to`](crate::Lanes::up_to), as many as there was room for.

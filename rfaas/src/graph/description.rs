@@ -7,6 +7,7 @@ use std::time::Duration;
 use rfaas_protocol::constraints::{Constraint, Constraints};
 
 use super::lane::Lanes;
+use super::listed::plain;
 use crate::buffer::Origin;
 use crate::request::LeaseRequest;
 
@@ -54,6 +55,8 @@ use crate::request::LeaseRequest;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Graph {
     origin: Origin,
+    /// What it is called where graphs are listed, if its caller says so.
+    pub(super) name: Option<String>,
     pub(super) functions: Vec<Described>,
     pub(super) edges: Vec<Edge>,
     pub(super) inputs: Vec<End>,
@@ -143,6 +146,7 @@ impl Graph {
     pub fn new() -> Self {
         Graph {
             origin: Origin::generate(),
+            name: None,
             functions: Vec::new(),
             edges: Vec::new(),
             inputs: Vec::new(),
@@ -173,6 +177,19 @@ impl Graph {
             again: false,
         });
         GraphFunction { graph: self.origin, index: self.functions.len() - 1 }
+    }
+
+    /// Sets what it is called where people see it: in `GET /graphs` of the resource manager. 1 to 64 bytes. Unless this
+    /// is called, it has the name of the file that describes it or, without one, of the library of its first function.
+    pub fn name(&mut self, name: impl Into<String>) -> &mut Self {
+        self.name = Some(name.into());
+        self
+    }
+
+    /// Returns its name, or the one that it has without.
+    pub(super) fn shown_name(&self) -> String {
+        let library = || self.functions.first()?.library.file_name()?.to_str();
+        plain(self.name.as_deref().or_else(library).unwrap_or("graph"))
     }
 
     /// Returns the number of `function`; that of none if it is of another graph, which is told when this is compiled.

@@ -4,12 +4,15 @@ use std::path::Path;
 use std::time::Duration;
 
 use rfaas_config::{GraphFile, GraphFileConstraints, GraphFileEdgeKind, GraphFileJoin};
+use rfaas_protocol::Text;
 use rfaas_protocol::constraints::Constraints;
+use rfaas_protocol::lease::MAX_GRAPH_NAME_BYTES;
 
 use super::compile::read_libraries;
 use super::description::{Graph, GraphFunction, Join};
 use super::lane::Lanes;
 use super::layout::lay_out;
+use super::listed::plain;
 use crate::error::Result;
 use crate::library::KnownLibraries;
 
@@ -34,7 +37,12 @@ impl Graph {
         let path = path.as_ref();
         let file = GraphFile::load(path)?;
         let directory = path.parent().unwrap_or(Path::new(""));
-        Ok(built(&file, directory))
+        let mut graph = built(&file, directory);
+        if let (None, Some(name)) = (&graph.name, path.file_stem()) {
+            let name: Text<MAX_GRAPH_NAME_BYTES> = Text::truncated(&plain(&name.to_string_lossy()));
+            graph.name = name.get().ok().map(Into::into);
+        }
+        Ok(graph)
     }
 
     /// Checks what can be checked without a cluster: that its libraries can be read and have its functions, and that it
@@ -126,6 +134,7 @@ fn built(file: &GraphFile, directory: &Path) -> Graph {
     graph.lease.constraints =
         Constraints { together, apart, near, leave_free, at_least, has, nodes };
     graph.idempotent(file.idempotent).traced(file.traced);
+    graph.name.clone_from(&file.name);
     graph
 }
 
@@ -189,6 +198,15 @@ mod tests {
         fs::write(&path, text.replace("_up_to", "")).unwrap();
         graph.lanes(Lanes::exactly(22));
         assert_eq!(described(&graph), described(&Graph::read(&path).unwrap()));
+
+        // It is called as its file is, unless it has a name.
+        assert_eq!(read.name.as_deref(), Some("graph"));
+        fs::write(&path, text.replace("\"memory_mb\"", "\"name\": \"n\", \"memory_mb\"")).unwrap();
+        assert_eq!(Graph::read(&path).unwrap().name.as_deref(), Some("n"));
+        let long = directory.path().join(format!("{}ü.json", "x".repeat(63)));
+        fs::copy(directory.path().join("graph.json"), &long).unwrap();
+        fs::write(&long, text).unwrap();
+        assert_eq!(Graph::read(&long).unwrap().name.unwrap(), "x".repeat(63));
     }
 
     #[test]

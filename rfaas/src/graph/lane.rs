@@ -22,6 +22,7 @@ use rfaas_protocol::constraints::MAX_GANG;
 
 use super::description::Graph;
 use super::layout::Layout;
+use super::listed::Listed;
 use super::slots::{Begun, Left, Slots};
 use super::start::{Means, start};
 use super::workers::{Loss, Workers};
@@ -82,6 +83,7 @@ pub(super) struct Plan {
     /// By worker.
     pub(super) libraries: Vec<Arc<Library>>,
     pub(super) grantor: Arc<Grantor>,
+    pub(super) listed: Listed,
     /// Of all inputs.
     pub(super) domain: Domain,
     /// The graph is dropped: no lane is started any more.
@@ -92,6 +94,7 @@ pub(super) struct Plan {
 pub(super) struct Lane {
     // Dropped first: managers hear that leases are given back before connections end, and do not report failures.
     pub(super) leases: Vec<Arc<HeldLease>>,
+    number: usize,
     stage: Stage,
     pub(super) slots: Slots,
     plan: Arc<Plan>,
@@ -108,46 +111,57 @@ enum Stage {
 type Started = (Vec<Arc<HeldLease>>, Result<Workers>);
 
 impl Plan {
-    /// Acquires the leases of one lane: all of them, or none. Waits so long for room.
-    pub(super) fn lease_all(&self, wait: Duration) -> Result<Vec<Arc<HeldLease>>> {
+    /// Acquires the leases of `lane`: all of them, or none. Waits so long for room.
+    pub(super) fn lease_all(&self, lane: usize, wait: Duration) -> Result<Vec<Arc<HeldLease>>> {
         let (workers, most) = (self.layout.workers.len(), MAX_GANG as usize);
         let mut leases = Vec::with_capacity(workers);
         for first in (0..workers).step_by(most) {
             // One that is not granted has those before it dropped, which gives them back.
-            leases.extend(self.lease(first..workers.min(first + most), wait)?);
+            leases.extend(self.lease(lane, first..workers.min(first + most), wait)?);
         }
         Ok(leases)
     }
 
-    /// Acquires the leases of these workers, in one request.
-    fn lease(&self, workers: Range<usize>, wait: Duration) -> Result<Vec<Arc<HeldLease>>> {
+    /// Acquires the leases of these workers, in one request, and has the resource manager know whose they are.
+    fn lease(
+        &self,
+        lane: usize,
+        workers: Range<usize>,
+        wait: Duration,
+    ) -> Result<Vec<Arc<HeldLease>>> {
         let leases = u32::try_from(workers.len()).unwrap_or(u32::MAX);
-        let request = self.graph.lease_request(workers).wait(wait);
+        let request = self.graph.lease_request(workers.clone()).wait(wait);
         let granted = self.grantor.lease_all(leases, &request)?.into_iter();
         let held = |its| HeldLease::new(self.grantor.clone(), its, request.timeout);
-        granted.map(held).collect()
+        let leases: Vec<_> = granted.map(held).collect::<Result<_>>()?;
+        for (worker, lease) in workers.zip(&leases) {
+            let Some(id) = lease.id() else { continue };
+            self.grantor.note(self.listed.worker(&self.graph, &self.layout, (lane, worker), id));
+        }
+        Ok(leases)
     }
 
     /// Replaces those of `leases` that are over; all of them, if there are constraints of all together.
-    fn renew(&self, leases: &mut Vec<Arc<HeldLease>>) -> Result<()> {
+    fn renew(&self, lane: usize, leases: &mut Vec<Arc<HeldLease>>) -> Result<()> {
         let over: Vec<_> = (0..leases.len()).filter(|&worker| is_over(&leases[worker])).collect();
         if !over.is_empty() && self.graph.of_all_leases().next().is_some() {
             leases.iter().for_each(|held| held.give_up());
-            *leases = self.lease_all(ROOM_WITHIN)?;
+            *leases = self.lease_all(lane, ROOM_WITHIN)?;
             return Ok(());
         }
         for worker in over {
             leases[worker].give_up();
-            leases.splice(worker..=worker, self.lease(worker..worker + 1, Duration::ZERO)?);
+            let new = self.lease(lane, worker..worker + 1, Duration::ZERO)?;
+            leases.splice(worker..=worker, new);
         }
         Ok(())
     }
 
-    /// Starts the executors of a lane on `leases`, or on others where these are over.
-    fn start(&self, mut leases: Vec<Arc<HeldLease>>) -> Started {
+    /// Starts the executors of `lane` on `leases`, or on others where these are over.
+    fn start(&self, lane: usize, mut leases: Vec<Arc<HeldLease>>) -> Started {
         let mut started = Err(Error::Invalid("a lane is started at least once"));
         for attempt in 1..=START_TRIES {
-            started = self.renew(&mut leases).and_then(|()| {
+            started = self.renew(lane, &mut leases).and_then(|()| {
                 start(&Means {
                     graph: &self.graph,
                     layout: &self.layout,
@@ -202,20 +216,20 @@ fn is_of_a_lease(error: &Error) -> bool {
 }
 
 impl Lane {
-    /// Begins to start one on `leases`.
-    pub(super) fn new(plan: &Arc<Plan>, leases: Vec<Arc<HeldLease>>) -> Self {
+    /// Begins to start the one of this number on `leases`.
+    pub(super) fn new(plan: &Arc<Plan>, number: usize, leases: Vec<Arc<HeldLease>>) -> Self {
         let Deployment { slots, spin, invocation_timeout, .. } = plan.deployment;
         let slots = Slots::new(slots, &plan.layout, spin, invocation_timeout);
         let stage = Stage::Lost(Instant::now());
-        let mut lane = Lane { leases, stage, slots, plan: plan.clone() };
+        let mut lane = Lane { leases, number, stage, slots, plan: plan.clone() };
         lane.begin_start();
         lane
     }
 
     fn begin_start(&mut self) {
-        let (plan, leases) = (self.plan.clone(), self.leases.clone());
+        let (plan, number, leases) = (self.plan.clone(), self.number, self.leases.clone());
         let builder = thread::Builder::new().name("rfaas-lane".into());
-        self.stage = match builder.spawn(move || plan.start(leases)) {
+        self.stage = match builder.spawn(move || plan.start(number, leases)) {
             Ok(thread) => Stage::Starting(thread),
             Err(error) => {
                 tracing::error!(%error, "no thread to start a lane of a graph");

@@ -17,6 +17,7 @@ mod file;
 mod lane;
 mod layout;
 mod links;
+mod listed;
 mod map;
 mod outcome;
 mod picture;

@@ -378,7 +378,8 @@ fn a_resource_manager_that_is_started_again_is_asked_again() {
                 FromClient::Release(_)
                 | FromClient::Replace(_)
                 | FromClient::Gang(_)
-                | FromClient::Grow(_),
+                | FromClient::Grow(_)
+                | FromClient::Worker(_),
             ) => Does::Answers(vec![]),
         });
         let leases = client.lease_many(LeaseRequest::new(4, 64).max_nodes(2)).unwrap();
@@ -421,7 +422,8 @@ fn a_resource_manager_renews_or_refuses() {
         FromClient::Release(_)
         | FromClient::Replace(_)
         | FromClient::Gang(_)
-        | FromClient::Grow(_) => vec![],
+        | FromClient::Grow(_)
+        | FromClient::Worker(_) => vec![],
     });
     let lease = client.lease(LeaseRequest::new(2, 32)).unwrap();
     let before = lease.expires_at();

@@ -64,7 +64,10 @@ fn client_of(nodes: Vec<SocketAddr>) -> (Client, Receiver<FromClient>) {
             let reason = Reason::truncated("as the test wants it");
             vec![ToClient::Refused(LeaseRefused { request: question.request, reason })]
         }
-        FromClient::Release(_) | FromClient::Gang(_) | FromClient::Grow(_) => vec![],
+        FromClient::Release(_)
+        | FromClient::Gang(_)
+        | FromClient::Grow(_)
+        | FromClient::Worker(_) => vec![],
     })
 }
 
@@ -193,7 +196,10 @@ fn a_resource_manager_is_not_shown_keys() {
             FromClient::Renew(renew) => renew.token,
             FromClient::Replace(replace) => replace.token,
             FromClient::Release(release) => release.token,
-            FromClient::Request(_) | FromClient::Gang(_) | FromClient::Grow(_) => continue,
+            FromClient::Request(_)
+            | FromClient::Gang(_)
+            | FromClient::Grow(_)
+            | FromClient::Worker(_) => continue,
         };
         assert!(token.signed().verify(SECRET) && !token.verify(SECRET), "{told:?}");
         shown += 1;

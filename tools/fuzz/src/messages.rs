@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::time::SystemTime;
 
 use executor_manager::request::Deployment;
+use resource_manager::pool::GraphWorker;
 use rfaas_call::Spin;
 use rfaas_call::callee::Layout;
 use rfaas_protocol::accounting::{AccountingHello, Counters};
@@ -39,6 +40,14 @@ pub(crate) fn run(bytes: &[u8]) {
         lease::FromClient::Grow(grow) => {
             assert!(grow.grown().len() <= MAX_GROWN);
             self::gang(&grow.gang());
+        }
+        lease::FromClient::Worker(worker) => {
+            text(&worker.name);
+            text(&worker.functions);
+            if let Some((_, worker)) = number(GraphWorker::from_wire(worker)) {
+                assert_line(&worker.name);
+                worker.functions.lines().for_each(assert_line);
+            }
         }
         lease::FromClient::Release(release) => terms(&release.token.terms),
         lease::FromClient::Renew(renew) => terms(&renew.token.terms),

@@ -65,7 +65,7 @@ fn every_path_that_openapi_json_describes_is_there_and_no_other() {
             world.call("DELETE", &format!("/leases/{}", lease["id"]), "");
         }
     }
-    assert_eq!(count, 17, "routes of `router`");
+    assert_eq!(count, 18, "routes of `router`");
 }
 
 #[test]
@@ -192,6 +192,10 @@ fn answers_have_the_shape_that_openapi_json_describes() {
     call("GET", &lease, "/leases/{id}", "", 200);
     call("GET", &format!("{lease}/better"), "/leases/{id}/better", "", 200);
     call("GET", "/leases/1/better", "/leases/{id}/better", "", 404);
+    world.note_worker(id.as_u64().unwrap(), 7);
+    let graphs = call("GET", "/graphs", "/graphs", "", 200);
+    assert_eq!(graphs[0]["workers"][0]["functions"], json!(["split", "count"]));
+    call("GET", "/graphs?id=7", "/graphs", "", 400);
     let body = json!({ "token": token }).to_string();
     call("POST", &format!("{lease}/renew"), "/leases/{id}/renew", &body, 200);
     call("POST", "/leases/1/renew", "/leases/{id}/renew", &body, 403);
@@ -216,5 +220,7 @@ fn bounds_that_openapi_json_describes_are_those_that_are_checked() {
     assert_eq!(request["gang"]["maximum"], json!(rfaas_protocol::constraints::MAX_GANG));
     assert_eq!(request["wait_ms"]["maximum"], json!(rfaas_protocol::constraints::MAX_WAIT_MS));
     assert_eq!(request["timeout_ms"]["maximum"], json!(MAX_TIMEOUT.as_millis() as u64));
+    let graph = &document["components"]["schemas"]["Graph"]["properties"];
+    assert_eq!(graph["id"]["maximum"], json!(rfaas_protocol::lease::MAX_GRAPH));
     assert_eq!(request["timeout_ms"]["default"], json!(DEFAULT_TIMEOUT.as_millis() as u64));
 }

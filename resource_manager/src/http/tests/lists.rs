@@ -62,6 +62,27 @@ fn a_list_of_many_pages_is_whole_and_in_order() {
 }
 
 #[test]
+fn graphs_of_several_pages_are_listed_once_each() {
+    let world = World::new();
+    let node = r#"{"ip_address":"192.168.0.29","port":10005,"cores":50,"memory":512}"#;
+    assert_eq!(world.call("POST", "/add?node=a", node).0, 200);
+    world.connect("a");
+    for graphs in [0, 7, 1, 40] {
+        let listed = || {
+            let answer = world.raw(b"GET /graphs HTTP/1.0\r\n\r\n"); // which has no chunks
+            serde_json::from_str::<Vec<Value>>(answer.split_once("\r\n\r\n").unwrap().1).unwrap()
+        };
+        let before = listed().len() as u64;
+        for graph in 0..graphs {
+            let (_, lease) = world.call("POST", "/leases", r#"{"cores":1,"memory":1}"#);
+            world.note_worker(lease["id"].as_u64().unwrap(), before + graph + 1);
+        }
+        let numbers = listed().into_iter().map(|graph| graph["id"].as_u64().unwrap());
+        assert!(numbers.eq(1..=before + graphs), "{graphs} more than {before}");
+    }
+}
+
+#[test]
 fn a_read_has_its_turn_until_it_ends_also_when_nobody_waits_for_it() {
     let (commands, _inbox) = commands().unwrap();
     let durable = Arc::new(StateFile::in_memory().unwrap());

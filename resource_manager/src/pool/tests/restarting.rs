@@ -6,7 +6,7 @@ use super::*;
 
 /// What a store keeps.
 #[derive(Default)]
-struct Kept {
+pub(super) struct Kept {
     nodes: BTreeMap<Arc<str>, NodeRecord>,
     leases: BTreeMap<LeaseId, LeaseRecord>,
     bills: BTreeMap<LeaseId, Billed>,
@@ -34,7 +34,7 @@ impl Kept {
 
 /// The same cluster, with a resource manager that was started again. Everything is lost with the
 /// connections but what was kept.
-fn restart(world: &mut World, kept: &mut Kept) {
+pub(super) fn restart(world: &mut World, kept: &mut Kept) {
     kept.keep(world.pool.take_changes());
     let ids = kept.leases.keys().chain(kept.bills.keys());
     let snapshot = Snapshot {
