@@ -2,8 +2,8 @@
 //!
 //! * Small payloads are copied to be sent inline. Of so many writes one is signaled, which makes room in the send queue
 //!   for those before it; a failure also ends the receives of the connection.
-//! * While the queue is full, the peer has some time to take earlier writes. One that keeps to its slots never fills
-//!   it.
+//! * While the queue is full, the peer has some time to take the next of the earlier writes. One of few slots that keeps
+//!   to these never fills it.
 
 use std::time::{Duration, Instant};
 
@@ -19,7 +19,9 @@ const BATCH: usize = 16;
 const MIN_SEND_DEPTH: u32 = 64;
 /// Most: what is more waits for the adapter to have sent what is before it.
 const MAX_SEND_DEPTH: u32 = 2 * MAX_SLOTS as u32;
-/// Time that a peer has to take writes when the send queue is full.
+/// Most writes of which one is signaled, so that a full queue has room again soon.
+const MAX_UNSIGNALED: u32 = 64;
+/// Time that a peer has to take the next writes when the send queue is full.
 const TAKE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Why something was not written.
@@ -85,7 +87,7 @@ impl Writer {
             sent,
             inline: vec![0; config.max_inline_data as usize].into(),
             unsignaled: 0,
-            signal_every: send_depth / 4,
+            signal_every: (send_depth / 4).min(MAX_UNSIGNALED),
         })
     }
 
@@ -188,7 +190,7 @@ impl Writer {
     ) -> Result<(), NotWritten> {
         // Signaled, so that a queue full of unsignaled writes comes to an end.
         let work = WorkRequest { flags: work.flags | Flags::SIGNALED, ..work };
-        let deadline = Instant::now() + TAKE_TIMEOUT;
+        let mut deadline = Instant::now() + TAKE_TIMEOUT;
         loop {
             match self.queue_pair.post(&work) {
                 Ok(()) => return Ok(()),
@@ -197,7 +199,7 @@ impl Writer {
             }
             while let Some(done) = self.sent.poll_one() {
                 match done.status {
-                    Status::Success => {}
+                    Status::Success => deadline = Instant::now() + TAKE_TIMEOUT, // it takes some
                     Status::Flushed => return Err(NotWritten::Disconnected),
                     status => return Err(NotWritten::Failed(status)),
                 }

@@ -315,10 +315,11 @@ fn whatever_a_sender_writes_ends_its_worker_only_and_calls_nothing() {
     breach(&|a, _| a.write(Some(value(2, 1)), 8), "a slot that it was not given");
     breach(&|a, _| a.write(Some(value(1023, 1)), 8), "a slot that it was not given");
     breach(&|a, _| a.write(Some(1 << 10), 8), "an edge that it was not given");
-    breach(&|a, _| a.write(Some(0x003f_fc00), 8), "an edge that it was not given");
-    breach(&|a, _| a.write(Some(0x00c0_0000), 8), "a status that does not exist");
+    breach(&|a, _| a.write(Some(0x001f_fc00), 8), "an edge that it was not given");
+    breach(&|a, _| a.write(Some(0x0060_0000), 8), "a status that does not exist");
+    breach(&|a, _| a.write(Some(0x00e0_0000), 8), "a status that does not exist");
     breach(&|a, _| a.write(Some(value(0, 1)), 257), "more than a slot holds");
-    breach(&|a, _| a.write(Some(1 << 22), 17), "more than a slot holds");
+    breach(&|a, _| a.write(Some(1 << 21), 17), "more than a slot holds");
     breach(&|_, b| b.message(b"hello"), "is gone");
     breach(
         &|a, b| {

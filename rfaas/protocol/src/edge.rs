@@ -1,5 +1,5 @@
-//! Sender and receiver of edges of a graph: one worker to another, or to the client. All edges from one to the other
-//! share a link, which is a connection. The sender dials and shows the secret of the link, which the client has told
+//! Sender and receiver of edges of a graph: one worker to another, or to the client. Edges from one to the other
+//! share a link, which is a connection, up to [`MAX_ON_LINK`] payloads. The sender dials and shows the secret of the link, which the client has told
 //! both; the receiver answers with its slots.
 //!
 //! ```text
@@ -20,9 +20,10 @@ use super::{Malformed, Secret, numbered, wire};
 /// Most edges that come to a worker, and most that go from it: a bit each in a word.
 pub const MAX_EDGES: usize = 64;
 
-/// Most payloads that may be on their way over a link: the slots of all its edges. Each costs a receive, of which
-/// adapters give a connection several times as many (`max_qp_wr` of `ibv_devinfo -v`: 32768 of a ConnectX-5).
-pub const MAX_ON_LINK: u32 = 1 << 12;
+/// Most payloads that may be on their way over a link: the slots of all its edges. Each costs a receive, and with some
+/// to spare these are fewer than 4063, which is the least that adapters known here give a connection (`max_qp_wr` of
+/// `ibv_devinfo -v` on an Intel E810; a ConnectX-5 says 32768).
+pub const MAX_ON_LINK: u32 = 1 << 11;
 const _: () = assert!(MAX_ON_LINK as usize >= MAX_SLOTS, "an edge fits");
 
 /// Slots begin at multiples of this.
@@ -112,7 +113,7 @@ pub struct EdgeImmediate {
 }
 
 impl EdgeImmediate {
-    /// Returns `run << 24 | status << 22 | edge << 10 | slot`.
+    /// Returns `run << 24 | status << 21 | edge << 10 | slot`.
     #[inline]
     pub fn to_wire(self) -> u32 {
         debug_assert!(usize::from(self.slot) < MAX_SLOTS && u32::from(self.edge) < MAX_ON_LINK);
@@ -123,7 +124,7 @@ impl EdgeImmediate {
     /// Reads the wire form.
     #[inline]
     pub fn from_wire(wire: u32) -> Result<Self, Malformed> {
-        let bits = |from: u32, to: u32| (wire >> from & ((1 << (to - from)) - 1)) as u16; // at most 12
+        let bits = |from: u32, to: u32| (wire >> from & ((1 << (to - from)) - 1)) as u16; // at most 11
         let status = EdgeStatus::from_wire(bits(STATUS_AT, 24).into())?;
         let (edge, slot) = (bits(EDGE_AT, STATUS_AT), bits(0, EDGE_AT));
         Ok(EdgeImmediate { edge, slot, status, run: (wire >> 24) as u8 })

@@ -634,15 +634,15 @@ fn edge_structs() {
     is(&failure, &[&[1, 0, 2, 0, 3, 0, 0, 0, 4, 0, 0, 0, 5, 0, 0, 0]]);
     for (wire, edge, slot, status, run) in [
         (0, 0, 0, EdgeStatus::Value, 0),
-        (0x0740_0603, 1, 0x203, EdgeStatus::Failed, 7),
-        (0xff3f_ffff, 0xfff, 0x3ff, EdgeStatus::Value, 255),
-        (0x0080_0400, 1, 0, EdgeStatus::InPlace, 0),
+        (0x0720_0603, 1, 0x203, EdgeStatus::Failed, 7),
+        (0xff1f_ffff, 0x7ff, 0x3ff, EdgeStatus::Value, 255),
+        (0x0040_0400, 1, 0, EdgeStatus::InPlace, 0),
     ] {
         let immediate = EdgeImmediate { edge, slot, status, run };
         assert_eq!(immediate.to_wire(), wire);
         assert_eq!(EdgeImmediate::from_wire(wire), Ok(immediate));
     }
-    assert!(EdgeImmediate::from_wire(0x00c0_0000).is_err());
+    assert!(EdgeImmediate::from_wire(0x0060_0000).is_err());
     const LARGEST: u64 = 1 << 32;
     for (bytes, stride) in [(0, 64), (1, 64), (64, 64), (65, 128), (u32::MAX, LARGEST)] {
         assert_eq!(EdgeShape { slots: 2, bytes }.stride(), stride);

@@ -5,7 +5,7 @@
 //!                                                        each other, and the client ──▶ functions are named
 //! ```
 //! * All of them are there or none: if one fails, the connections to all are dropped, at which they exit.
-//! * Anyone may dial. A peer that does not show the secret of an executor or of an edge is refused.
+//! * Anyone may dial. A peer that does not show the secret of an executor or of a link is refused.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;

@@ -55,20 +55,19 @@ impl CompletionQueue {
         &self.members
     }
 
-    /// Polls queue pairs until one has something. That is returned at once: to look at the others costs a cache line
-    /// each, for which what is there would wait.
     fn poll_all(&mut self, out: &mut [WorkCompletion]) -> usize {
+        let mut taken = 0;
         for _ in 0..self.pollers.len() {
+            if taken == out.len() {
+                break;
+            }
             if self.next >= self.pollers.len() {
                 self.next = 0;
             }
-            let taken = self.pollers[self.next].poll(out);
+            taken += self.pollers[self.next].poll(&mut out[taken..]);
             self.next += 1;
-            if taken > 0 {
-                return taken;
-            }
         }
-        0
+        taken
     }
 
     /// Brings `pollers` up to date with the members.

@@ -8,16 +8,16 @@ pub enum HopEnd {
     /// It was stopped.
     #[error("stopped")]
     Stopped,
-    /// Who sends over an edge is gone.
+    /// Who sends over a link is gone: the first of its edges.
     #[error("the sender of input {0} is gone")]
     SenderGone(usize),
-    /// Who receives over an edge is gone.
+    /// Who receives over a link is gone: the first of its edges.
     #[error("the receiver of output {0} is gone")]
     ReceiverGone(usize),
     /// A sender does not follow the protocol.
     #[error("the sender of input {input} broke the protocol: {what}")]
     Breach {
-        /// Number of the edge.
+        /// Number of the edge, or of the first one of its link where it names none.
         input: usize,
         /// What it did.
         what: &'static str,

@@ -69,7 +69,8 @@ impl<M: Deref<Target = SlotMemory>> Hop<M> {
         arrivals: CompletionQueue,
         domain: &Domain,
     ) -> rdmalib::Result<Self> {
-        let (ends, regions): (Vec<_>, Vec<Region>) = ins.into_iter().map(InLink::split).unzip();
+        // The ends last: what fails below drops them first, and then their memory.
+        let (regions, ends): (Vec<Region>, Vec<_>) = ins.into_iter().map(InLink::split).unzip();
         let of_ins = Link::places(ends.iter().map(InEnd::edges));
         let of_outs = Link::places(outs.iter().map(OutLink::edges));
         let (stages, areas): (Vec<Stage>, Vec<Vec<M>>) =

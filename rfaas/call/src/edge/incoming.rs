@@ -110,7 +110,8 @@ impl InLink {
         self.end.repost()
     }
 
-    /// Copies bytes of a slot of an edge of the link out, from `offset` on. Fails if they are not all in the slots.
+    /// Copies bytes of a slot of an edge of the link out, from `offset` on, which are in it. Fails if they
+    /// are beyond all slots.
     pub fn copy(&self, edge: u16, slot: u16, offset: usize, out: &mut [u8]) -> rdmalib::Result<()> {
         self.slots.read(self.end.start(edge, slot).saturating_add(offset), out)
     }
@@ -130,9 +131,9 @@ impl InLink {
         &self.end.edges
     }
 
-    /// Returns it in two, of which the second is to be dropped last.
-    pub(super) fn split(self) -> (InEnd, Region) {
-        (self.end, self.slots)
+    /// Returns it in two, of which the first is to be dropped last.
+    pub(super) fn split(self) -> (Region, InEnd) {
+        (self.slots, self.end)
     }
 }
 

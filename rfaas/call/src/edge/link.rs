@@ -2,13 +2,17 @@
 
 use rfaas_protocol::edge::{EdgeShape, InPlaceLength};
 
+/// What lengths begin at a multiple of: the smallest page of Linux. Both ends reckon with it, whatever their pages.
+const PAGE: u64 = 4096;
+
 /// The edges of a link, as both ends have them from the client.
 #[derive(Clone, Debug)]
 pub struct Link {
     edges: Box<[Linked]>,
-    /// Bytes of all slots. The lengths of payloads in place lie behind them: together, so that what is looked at in a
-    /// hop is on few pages, however large payloads are.
-    slots_bytes: u64,
+    /// Where the lengths of payloads in place are, behind all slots: together, so that what is looked at in a hop is on
+    /// few pages, however large payloads are, and on none that a sender maps, so that a function which writes too far
+    /// changes none of another run.
+    lengths_at: u64,
     /// How many slots there are.
     payloads: u32,
 }
@@ -41,18 +45,19 @@ impl Link {
         let (mut start, mut slots_before) = (0u64, 0u32);
         let edges = edges.into_iter().map(|(number, shape)| {
             let linked = Linked { number, shape, start, slots_before };
-            start = start.saturating_add(shape.all_bytes());
-            slots_before = slots_before.saturating_add(shape.slots.into());
+            start += shape.all_bytes(); // 1024 edges of 1024 slots of 4 GiB fit
+            slots_before += u32::from(shape.slots);
             linked
         });
         let edges = edges.collect();
-        Link { edges, slots_bytes: start, payloads: slots_before }
+        Link { edges, lengths_at: start.next_multiple_of(PAGE), payloads: slots_before }
     }
 
     /// Returns the size of all slots and lengths, in bytes.
     pub fn all_bytes(&self) -> u64 {
         let is_in_place = self.edges.iter().any(|linked| linked.shape.is_in_place());
-        self.slots_bytes.saturating_add(if is_in_place { Self::lengths(self.payloads) } else { 0 })
+        let slots = self.edges.last().map_or(0, |last| last.start + last.shape.all_bytes());
+        if is_in_place { self.lengths_at + Self::lengths(self.payloads) } else { slots }
     }
 
     /// Returns how many payloads may be on their way.
@@ -63,7 +68,7 @@ impl Link {
     /// Returns where the length of a payload in place is, of an edge of the link.
     #[inline]
     pub(super) fn length_at(&self, linked: &Linked, slot: u16) -> u64 {
-        self.slots_bytes + Self::lengths(linked.slots_before + u32::from(slot))
+        self.lengths_at + Self::lengths(linked.slots_before + u32::from(slot))
     }
 
     /// Returns how many bytes so many lengths have.
@@ -131,7 +136,7 @@ mod tests {
         assert_eq!((link.at(1).slot(3), link.at(2).slots_before), (448, 6));
         assert!(link.get(3).is_none());
         let in_place = Link::new([(0, shape(2, 64)), (1, shape(3, 16 << 10))]);
-        let slots = 2 * 64 + 3 * (16 << 10);
+        let slots = 4096 + 3 * (16 << 10); // to the end of the page
         assert_eq!((in_place.all_bytes(), in_place.payloads()), (slots + 5 * 4, 5));
         assert_eq!(in_place.length_at(in_place.at(1), 2), slots + 4 * 4);
         let none = Link::new([]);

@@ -6,7 +6,7 @@
 //!   worker ──▶ InLink ┘                                        ├ OutLink ──▶ InLink of the client
 //!                                                              └ another stage of the same worker
 //! ```
-//! * A link is a connection, which all edges share that go from one worker to the same other one.
+//! * A link is a connection, which edges share that go from one worker to the same other one.
 //! * HOSTILE - who writes to a link reaches the slots of its edges, and nothing else: they are in a protection domain
 //!   of their own. Of what it says, edge, slot, size and run are checked.
 //! * A slot is used again when its run is over, which is for the client to know. So nothing is acknowledged, and an

@@ -154,7 +154,8 @@ impl Wires {
         let to = SlotUse { slot, run };
         for target in 0..self.targets[edge].len() {
             let target = self.targets[edge][target];
-            self.join(stages, target, to, input).map_err(breach)?;
+            self.join(stages, target, to, input)
+                .map_err(|what| HopEnd::Breach { input: edge, what })?;
         }
         Ok(Some(link))
     }
