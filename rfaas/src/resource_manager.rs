@@ -12,7 +12,8 @@
 //! One question at a time: the thread that asks holds the connection until the answer is there. A request that may wait
 //! for room holds it only to look for its answer, and whoever else takes the answer keeps it for it. What is said
 //! meanwhile and not answered, as that a lease is dropped, waits in the outbox; the thread that lets go of the
-//! connection sends what is in there.
+//! connection sends what is in there, and so does the next question, before itself. What the manager has no room for yet
+//! is sent later.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -49,6 +50,11 @@ const RETURN_PAUSES: RangeInclusive<Duration> =
 const WAIT_PAUSES: RangeInclusive<Duration> = Duration::from_micros(50)..=Duration::from_millis(5);
 /// Longest wait for an answer; a manager decides in microseconds.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+/// Pauses between tries to send to a manager that takes no messages just now.
+const SEND_PAUSE: Duration = Duration::from_micros(50);
+/// How long such a manager is waited for once before what is not answered is left for later: a pass of its loop, with
+/// a commit to a disk.
+const SEND_PATIENCE: Duration = Duration::from_millis(20);
 
 /// The connection.
 pub(crate) struct ResourceManager {
@@ -67,6 +73,10 @@ struct Conversation {
     request: u32,
     /// Questions of this connection whose answers may come late, and what came.
     late: HashMap<u32, LateAnswer>,
+    /// What is said and not answered, and was not sent yet. No more than was granted.
+    unsent: Vec<FromClient>,
+    /// The manager was waited for in vain, and has taken nothing since.
+    stuck: bool,
 }
 
 /// A request for several leases.
@@ -104,8 +114,9 @@ struct LateAnswer {
 impl ResourceManager {
     pub(crate) fn connect(device: &OpenDevice, addresses: Vec<SocketAddr>) -> Result<Self> {
         let channel = open(device, &addresses)?;
+        let (late, unsent) = (HashMap::new(), Vec::new());
         let conversation =
-            Conversation { channel, connection: 0, request: 0, late: HashMap::new() };
+            Conversation { channel, connection: 0, request: 0, late, unsent, stuck: false };
         let (conversation, outbox) = (Mutex::new(conversation), Mutex::default());
         Ok(ResourceManager { addresses, conversation, outbox })
     }
@@ -281,12 +292,12 @@ impl ResourceManager {
         }
     }
 
-    /// Gives back a lease that was not claimed. Does not wait.
+    /// Gives back a lease that was not claimed. Does not wait for longer than [`SEND_PATIENCE`].
     pub(crate) fn give_back(&self, token: Token) {
         self.post(FromClient::Release(LeaseRelease { token: token.without_key() }));
     }
 
-    /// Says what a lease is for, that was just granted. Does not wait.
+    /// Says what a lease is for, that was just granted. Does not wait for longer than [`SEND_PATIENCE`].
     pub(crate) fn note(&self, worker: GraphWorker) {
         self.post(FromClient::Worker(worker));
     }
@@ -297,7 +308,8 @@ impl ResourceManager {
         self.flush();
     }
 
-    /// Sends what is in the outbox, unless the thread that has the connection does so afterwards.
+    /// Sends what is in the outbox, unless the thread that has the connection does so afterwards. What the manager does
+    /// not take is left for later.
     fn flush(&self) {
         loop {
             let mut conversation = match self.conversation.try_lock() {
@@ -305,18 +317,25 @@ impl ResourceManager {
                 Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
                 Err(TryLockError::WouldBlock) => return,
             };
-            let messages =
-                std::mem::take(&mut *self.outbox.lock().unwrap_or_else(PoisonError::into_inner));
-            if messages.is_empty() {
+            conversation.take_from(&self.outbox);
+            if conversation.unsent.is_empty() {
                 return;
             }
-            messages.iter().for_each(|message| conversation.post(message));
+            let patience = if conversation.stuck { Duration::ZERO } else { SEND_PATIENCE };
+            let all = conversation.send_unsent(patience);
+            conversation.stuck = !all;
+            if !all {
+                return;
+            }
             // Once more: one that came since found the connection taken and left it to us.
         }
     }
 
+    /// Holds the connection, with all that is to be said on it before what is asked next.
     fn lock(&self) -> MutexGuard<'_, Conversation> {
-        self.conversation.lock().unwrap_or_else(PoisonError::into_inner)
+        let mut conversation = self.conversation.lock().unwrap_or_else(PoisonError::into_inner);
+        conversation.take_from(&self.outbox);
+        conversation
     }
 }
 
@@ -330,7 +349,7 @@ impl Conversation {
         self.request = self.request.wrapping_add(1);
         let question = question(self.request);
         let mut parts: Vec<LeaseGranted> = Vec::new();
-        let answer = self.channel.send(&question).map_err(failed);
+        let answer = self.send_behind_unsent(&question);
         let answer = answer.and_then(|()| {
             meanwhile();
             self.take_answer(most, &mut parts)
@@ -369,9 +388,30 @@ impl Conversation {
         }
     }
 
+    /// Sends a question behind what was said before it. Waits for room at the manager as long as for an answer.
+    fn send_behind_unsent(&mut self, question: &FromClient) -> Result<()> {
+        let start = Instant::now();
+        let left = || ANSWER_TIMEOUT.saturating_sub(start.elapsed());
+        loop {
+            let sent = match self.send_unsent(left()) {
+                true => self.channel.send(question),
+                false => Err(ChannelError::Busy),
+            };
+            match sent {
+                Err(ChannelError::Busy) if left().is_zero() => {
+                    return Err(Error::NoAnswer { what: WHAT, after: ANSWER_TIMEOUT });
+                }
+                Err(ChannelError::Busy) => thread::sleep(SEND_PAUSE),
+                sent => return sent.map_err(failed),
+            }
+        }
+    }
+
     /// Goes on with a new connection.
     fn reconnect(&mut self, channel: Channel) {
         self.channel = channel;
+        self.unsent.clear(); // it was of leases of the other, which say nothing here
+        self.stuck = false;
         self.connection = self.connection.wrapping_add(1);
         self.late.clear(); // they are asked again
     }
@@ -381,10 +421,16 @@ impl Conversation {
         let number = match late.posted {
             Some((number, connection)) if connection == self.connection => number,
             _ => {
-                self.request = self.request.wrapping_add(1);
-                let (number, left) =
-                    (self.request, late.end.saturating_duration_since(Instant::now()));
-                self.channel.send(&late.question.ask(number, wire_ms(left))).map_err(failed)?;
+                let number = self.request.wrapping_add(1);
+                let left = late.end.saturating_duration_since(Instant::now());
+                if !self.send_unsent(Duration::ZERO) {
+                    return Ok(None); // it is asked when there is room for it
+                }
+                match self.channel.send(&late.question.ask(number, wire_ms(left))) {
+                    Err(ChannelError::Busy) => return Ok(None),
+                    sent => sent.map_err(failed)?,
+                }
+                self.request = number;
                 let most = late.question.gang.leases.get();
                 let (parts, complete) = (Vec::new(), None);
                 self.late.insert(number, LateAnswer { most, parts, complete });
@@ -434,26 +480,49 @@ impl Conversation {
         }
     }
 
+    /// Has a lease given back with what is sent next.
     fn give_back(&mut self, token: Token) {
-        self.post(&FromClient::Release(LeaseRelease { token: token.without_key() }));
+        self.unsent.push(FromClient::Release(LeaseRelease { token: token.without_key() }));
     }
 
-    /// Sends what is not answered.
-    fn post(&mut self, message: &FromClient) {
-        let sent = self.channel.send(message);
-        match (message, sent) {
-            (FromClient::Release(LeaseRelease { token }), sent) => {
-                let lease = token.terms.lease.get();
-                match sent {
-                    Ok(()) => tracing::debug!(lease, "lease given back"),
-                    // An unclaimed lease ends with the connection, and at the latest when its time is over.
-                    Err(error) => tracing::debug!(%error, lease, "lease not given back"),
+    /// Takes over what is in `outbox`.
+    fn take_from(&mut self, outbox: &Mutex<Vec<FromClient>>) {
+        self.unsent.append(&mut outbox.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// Sends what is not answered, leases that are given back first. Returns whether there was room for all of it within
+    /// `patience`. What cannot be sent at all is gone with the connection.
+    fn send_unsent(&mut self, patience: Duration) -> bool {
+        self.unsent.sort_by_key(|message| !matches!(message, FromClient::Release(_)));
+        let (start, mut sent) = (Instant::now(), 0);
+        while let Some(message) = self.unsent.get(sent) {
+            match self.channel.send(message) {
+                Err(ChannelError::Busy) if start.elapsed() >= patience => break,
+                Err(ChannelError::Busy) => thread::sleep(SEND_PAUSE),
+                result => {
+                    log_sent(message, result);
+                    sent += 1;
                 }
             }
-            (_, Ok(())) => {}
-            (_, Err(error)) => {
-                tracing::debug!(%error, "the resource manager was not told what a lease is for")
+        }
+        self.unsent.drain(..sent);
+        self.unsent.is_empty()
+    }
+}
+
+fn log_sent(message: &FromClient, sent: std::result::Result<(), ChannelError>) {
+    match (message, sent) {
+        (FromClient::Release(LeaseRelease { token }), sent) => {
+            let lease = token.terms.lease.get();
+            match sent {
+                Ok(()) => tracing::debug!(lease, "lease given back"),
+                // An unclaimed lease ends with the connection, and at the latest when its time is over.
+                Err(error) => tracing::debug!(%error, lease, "lease not given back"),
             }
+        }
+        (_, Ok(())) => {}
+        (_, Err(error)) => {
+            tracing::debug!(%error, "the resource manager was not told what a lease is for")
         }
     }
 }

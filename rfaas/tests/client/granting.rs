@@ -322,6 +322,46 @@ fn a_request_that_waits_is_answered_late_and_others_meanwhile() {
 }
 
 #[test]
+fn what_a_busy_resource_manager_does_not_take_is_sent_later_and_on_the_same_connection() {
+    const GANGS: usize = 4; // of 32 leases each: more than can be under way
+    for wait in [Duration::ZERO, LONG] {
+        let (goes_on, may_go_on) = channel::<()>();
+        let (client, told) = answering(move |message| match message {
+            FromClient::Gang(question) => {
+                let leases = question.leases.get() as u16;
+                let part = |part| granted(question.request.get(), part, leases, END_MS);
+                (0..leases).map(part).collect()
+            }
+            FromClient::Request(question) => vec![granted(question.request.get(), 0, 1, END_MS)],
+            FromClient::Release(_) => {
+                may_go_on.recv().ok(); // it takes nothing before, and then everything
+                vec![]
+            }
+            _ => vec![],
+        });
+        let leases: Vec<_> =
+            (0..GANGS).map(|_| client.lease_gang(32, LeaseRequest::new(2, 32)).unwrap()).collect();
+        drop(leases); // does not wait for the manager
+        let later = thread::spawn(move || {
+            thread::sleep(Duration::from_millis(50));
+            drop(goes_on);
+        });
+        let last = client.lease(LeaseRequest::new(2, 32).wait(wait)).unwrap();
+        later.join().unwrap();
+        let told: Vec<_> = told.try_iter().collect();
+        let releases = |told: &[FromClient]| {
+            told.iter().filter(|told| matches!(told, FromClient::Release(_))).count()
+        };
+        assert_eq!((told.len(), releases(&told)), (GANGS + 32 * GANGS + 1, 32 * GANGS));
+        assert!(
+            !matches!(told.last(), Some(FromClient::Release(_))),
+            "the question is behind them"
+        );
+        drop(last);
+    }
+}
+
+#[test]
 fn what_is_granted_on_impossible_terms_is_given_back() {
     let impossible: [fn(&mut LeaseTerms); 5] = [
         |terms| terms.lease = 0.into(),
