@@ -285,13 +285,13 @@ impl Pool {
     fn admit(&mut self, now: Now, ask: &Ask) -> Result<(), Denied> {
         self.held.shares.count(now, ask)?;
         self.held.shares.check_timeout(ask.timeout)?;
-        self.held.shares.check(now.monotonic, ask, ask.fewest_leases())?; // before the room, which is another's business
-        self.held.check_grown(ask)
+        self.held.shares.check(now.monotonic, ask, ask.fewest_leases())?; // before the room, others' business
+        Ok(())
     }
 
     /// Grants it if there is room and its client may have it.
     fn place(&mut self, now: Now, ask: &Ask) -> Result<Result<Vec<Grant>, NotPlaced>, Denied> {
-        let parts = self.held.nodes.place(now, ask, &self.held.running(ask));
+        let parts = self.held.nodes.place(now, ask, &self.held.grown(ask));
         let leases = parts.as_ref().map_or(ask.fewest_leases(), Vec::len);
         self.held.shares.check(now.monotonic, ask, leases)?;
         let claim_by = now.monotonic + self.held.shares.claim_timeout();

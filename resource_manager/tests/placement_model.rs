@@ -43,6 +43,8 @@ enum Op {
         policy: Policy,
         workers: u32,
         wish: Wish,
+        /// So many cores less than its workers have does it hold on each node, one at least.
+        odd: u32,
     },
     Better {
         gang: usize,
@@ -59,7 +61,7 @@ fn wish() -> impl Strategy<Value = Wish> {
     let leave_free = leave_free.prop_map(|(cores, on)| LeaveFree { cores, on });
     let often = |weight| prop::bool::weighted(weight);
     let few = proptest::collection::vec(node(), 0..4);
-    let plain = (often(0.1), often(0.1), proptest::option::weighted(0.1, node()), 0..4_u32);
+    let plain = (often(0.1), often(0.1), proptest::option::weighted(0.1, node()), 0..10_u32);
     let rest = (
         proptest::option::weighted(0.1, leave_free),
         0..4_u64,
@@ -91,7 +93,7 @@ fn op() -> impl Strategy<Value = Op> {
         1 => (0..NODES).prop_map(|number| Op::Gone { number }),
         6 => (policy(), 1..9_u32, each(), seconds(), wish())
             .prop_map(|(policy, workers, each, ends_in, wish)| Op::Gang { policy, workers, each, ends_in, wish }),
-        2 => (0..8_usize, policy(), 1..5_u32, wish()).prop_map(|(gang, policy, workers, wish)| Op::Grow { gang, policy, workers, wish }),
+        2 => (0..8_usize, policy(), 1..5_u32, wish(), 0..3_u32).prop_map(|(gang, policy, workers, wish, odd)| Op::Grow { gang, policy, workers, wish, odd }),
         2 => (0..8_usize, policy()).prop_map(|(gang, policy)| Op::Better { gang, policy }),
         3 => (0..8_usize).prop_map(|gang| Op::End { gang }),
     ]
@@ -108,6 +110,15 @@ struct World {
     places: Places,
     nodes: BTreeMap<usize, Place>,
     gangs: Vec<Running>,
+}
+
+/// What running workers hold by node: `odd` cores less than all have, one at least.
+fn held(nodes: &[usize], each: Capacity, odd: u32) -> Vec<(usize, Capacity)> {
+    let held = |count: u32| Capacity {
+        cores: (count * each.cores).saturating_sub(odd).max(1),
+        memory: count * each.memory,
+    };
+    counts(nodes).into_iter().map(|(node, count)| (node, held(count))).collect()
 }
 
 fn counts(nodes: &[usize]) -> BTreeMap<usize, u32> {
@@ -165,7 +176,8 @@ impl World {
     fn feasible(&self, gang: &Gang<'_>) -> bool {
         let Wish { together, apart, at_least, .. } = *gang.wish;
         let most = if apart { 1 } else { gang.workers };
-        let fewest = if together { gang.workers.max(at_least) } else { at_least.max(1) };
+        let at_least = at_least.div_ceil(gang.each.cores).max(1);
+        let fewest = if together { gang.workers.max(at_least) } else { at_least };
         let mut rooms: Vec<_> =
             self.nodes.keys().map(|number| self.room(*number, gang).min(most)).collect();
         rooms.retain(|room| *room >= fewest);
@@ -182,14 +194,16 @@ impl World {
         match placed {
             Ok(nodes) => {
                 assert_eq!(nodes.len(), gang.workers as usize, "all or none");
-                let (counts, running) = (counts(nodes), counts(gang.running));
-                let own = |node| running.get(node).copied().unwrap_or(0);
+                let counts = counts(nodes);
+                let beside: BTreeMap<_, _> = gang.beside.iter().copied().collect();
+                let own = |node| beside.get(node).map_or(0, |held| held.cores);
                 for (node, count) in &counts {
                     assert!(self.room(*node, gang) >= *count, "node {node}: {wish:?}");
-                    assert!(count + own(node) >= wish.at_least, "{wish:?} {nodes:?}");
-                    assert!(!wish.apart || count + own(node) == 1, "{nodes:?}");
+                    let cores = count * gang.each.cores + own(node);
+                    assert!(cores >= wish.at_least, "{wish:?} {nodes:?}");
+                    assert!(!wish.apart || (*count == 1 && own(node) == 0), "{nodes:?}");
                 }
-                let all: Vec<_> = counts.keys().chain(running.keys()).collect();
+                let all: Vec<_> = counts.keys().chain(beside.keys()).collect();
                 assert!(!wish.together || all.iter().all(|node| *node == all[0]), "{nodes:?}");
                 assert!(wish.near.is_none_or(|near| counts.contains_key(&near)), "{nodes:?}");
                 assert!(wish.nodes.is_empty() || wish.nodes == *nodes);
@@ -216,7 +230,7 @@ impl World {
                 }
             }
         }
-        let simple = wish.near.is_none() && wish.nodes.is_empty() && gang.running.is_empty();
+        let simple = wish.near.is_none() && wish.nodes.is_empty() && gang.beside.is_empty();
         if simple {
             assert_eq!(placed.is_ok(), self.feasible(gang), "{policy} {gang:?} {placed:?}");
         }
@@ -302,17 +316,18 @@ impl World {
             }
             Op::Gang { policy, workers, each, ends_in, wish } => {
                 let until = self.until(*ends_in);
-                let gang = Gang { workers: *workers, each: *each, until, wish, running: &[] };
+                let gang = Gang { workers: *workers, each: *each, until, wish, beside: &[] };
                 let placed = place(&self.places, *policy, gang);
                 self.check(&gang, *policy, &placed);
                 if let Ok(nodes) = placed {
                     self.gangs.push(Running { nodes, each: *each, until });
                 }
             }
-            Op::Grow { gang, policy, workers, wish } => {
+            Op::Grow { gang, policy, workers, wish, odd } => {
                 let Some(Running { nodes, each, until }) = self.gangs.get(*gang) else { return };
-                let asked =
-                    Gang { workers: *workers, each: *each, until: *until, wish, running: nodes };
+                let beside = held(nodes, *each, *odd);
+                let (workers, each, until) = (*workers, *each, *until);
+                let asked = Gang { workers, each, until, wish, beside: &beside };
                 let placed = place(&self.places, *policy, asked);
                 self.check(&asked, *policy, &placed);
                 self.gangs[*gang].nodes.extend(placed.unwrap_or_default());
@@ -320,9 +335,8 @@ impl World {
             Op::Better { gang, policy } => {
                 let Some(Running { nodes, each, until }) = self.gangs.get(*gang) else { return };
                 let (workers, wish) = (u32::try_from(nodes.len()).unwrap(), Wish::default());
-                let asked =
-                    Gang { workers, each: *each, until: *until, wish: &wish, running: nodes };
-                if let Advice::Move(to) = better(&self.places, *policy, asked) {
+                let asked = Gang { workers, each: *each, until: *until, wish: &wish, beside: &[] };
+                if let Advice::Move(to) = better(&self.places, *policy, asked, nodes) {
                     assert_eq!(to.len(), nodes.len());
                     assert!(to.iter().all(|node| self.places.stays(*node, *until)));
                     assert_ne!(counts(&to), counts(nodes), "a move that changes nothing");

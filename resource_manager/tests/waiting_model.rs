@@ -1,6 +1,6 @@
 //! Requests that wait, under random events: a gang gets all or nothing, no node is over-committed, one that leaves
 //! gets only what ends before, and who waits is answered: with leases if there is room in the end, in any case when
-//! its time is over.
+//! its time is over. What requests grow may live on for longer than they wait.
 //!
 //! `PROPTEST_CASES=100000 cargo test -p resource_manager --test waiting_model` is the long run.
 
@@ -89,6 +89,8 @@ struct World {
     /// The first that waits, and since when.
     first: Option<(WaitId, Instant)>,
     leaves: [Option<Instant>; NODES],
+    /// Cores of leases that live on, and that all requests grow.
+    lasting: [u32; NODES],
 }
 
 fn cores(node: usize) -> u32 {
@@ -96,14 +98,20 @@ fn cores(node: usize) -> u32 {
 }
 
 impl World {
-    fn new() -> Self {
+    fn new(lasting: [u32; NODES]) -> Self {
         let now = Now {
             monotonic: Instant::now(),
             wall: SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000),
         };
         let pool = Pool::new(now, Duration::from_secs(10));
-        let mut world =
-            World { pool, now, waiting: BTreeMap::new(), first: None, leaves: [None; NODES] };
+        let mut world = World {
+            pool,
+            now,
+            waiting: BTreeMap::new(),
+            first: None,
+            leaves: [None; NODES],
+            lasting,
+        };
         for node in 0..NODES {
             world.add(node);
             let run = Run {
@@ -115,6 +123,11 @@ impl World {
             let link = LinkId(node as u64);
             world.pool.node_connected(now, &node.to_string(), run, link, &mut Vec::new()).unwrap();
         }
+        for (node, cores) in lasting.into_iter().enumerate().filter(|(_, cores)| *cores > 0) {
+            let on = Constraints { nodes: vec![node.to_string()], ..Constraints::default() };
+            let ask = Ask::new(cores, 1, 2 * LATE, "somebody").unwrap().gang(1, on).unwrap();
+            world.pool.request(now, &ask).unwrap();
+        }
         world
     }
 
@@ -123,6 +136,11 @@ impl World {
         let spec = NodeSpec::new(&node.to_string(), "10.0.0.1", 10_005, capacity).unwrap();
         self.pool.add_node(self.now, spec, &mut Vec::new()).unwrap();
         self.leaves[node] = None;
+    }
+
+    /// Leases that live on.
+    fn lasting(&self) -> usize {
+        self.lasting.iter().filter(|cores| **cores > 0).count()
     }
 
     fn granted(&self, asked: Asking, grants: &[Grant]) {
@@ -193,7 +211,7 @@ impl World {
                 }
             }
             Op::End { lease } => {
-                if let Some(lease) = self.pool.leases().get(lease) {
+                if let Some(lease) = self.pool.leases().get(self.lasting() + lease) {
                     let id = lease.lease;
                     self.pool.end_lease(self.now, id, EndReason::Released, &mut Vec::new());
                 }
@@ -235,7 +253,7 @@ proptest! {
     fn who_waits_gets_all_or_nothing_and_is_answered_in_time(
         ops in proptest::collection::vec(op(), 1..120),
     ) {
-        let mut world = World::new();
+        let mut world = World::new([0; NODES]);
         ops.iter().for_each(|op| world.apply(op));
         for _ in 0..60 {
             world.apply(&Op::Pass { seconds: 60 });
@@ -247,7 +265,7 @@ proptest! {
     /// long as the longest lease, while it is the first, is met, whatever others ask for.
     #[test]
     fn nobody_starves(ops in proptest::collection::vec(op(), 1..200)) {
-        let mut world = World::new();
+        let mut world = World::new([0; NODES]);
         for op in &ops {
             match *op {
                 Op::Leaving { node, seconds } => {
@@ -258,10 +276,40 @@ proptest! {
             if let Some((id, since)) = world.first {
                 // It could be met on the empty nodes, or `try_request` has refused it; but for `apart`, of which
                 // that does not know, four are always possible where cores are few.
-                let Asking { leases, cores, .. } = world.waiting[&id].ask;
+                let Asking { leases, cores, grows, .. } = world.waiting[&id].ask;
                 let possible = leases <= 4 - (cores - 1).min(3).saturating_sub(1);
+                // Beside what it grows there may be too little room until that has ended.
+                let longest = if grows { 2 * LONGEST } else { LONGEST };
                 let waited = world.now.monotonic - since;
-                prop_assert!(!possible || waited <= LONGEST + Duration::from_secs(20), "{id:?} waits for {waited:?}");
+                prop_assert!(!possible || waited <= longest + Duration::from_secs(20), "{id:?} waits for {waited:?}");
+            }
+        }
+    }
+
+    /// Leases that requests grow live on: nodes are held back that have room beside them, so who waits is met likewise.
+    #[test]
+    fn who_grows_what_lives_on_does_not_starve(
+        lasting in prop::array::uniform4(0..3_u32),
+        ops in proptest::collection::vec(op(), 1..200),
+    ) {
+        let mut world = World::new(lasting);
+        for op in &ops {
+            match *op {
+                Op::Ask { leases, cores, seconds, wait, peer, .. } => {
+                    world.apply(&Op::Ask { leases, cores, seconds, wait, apart: false, grows: true, peer });
+                }
+                Op::Leaving { node, seconds } => {
+                    world.apply(&Op::Leaving { node, seconds: LATE.as_secs() + seconds });
+                }
+                _ => world.apply(op),
+            }
+            if let Some((id, since)) = world.first && world.lasting() > 0 {
+                let Asking { leases, cores: each, .. } = world.waiting[&id].ask;
+                let room = (0..NODES).map(|node| (cores(node) - lasting[node]) / each);
+                let possible = room.sum::<u32>() >= leases;
+                let waited = world.now.monotonic - since;
+                // What it grows beside these ends first, and then what others have.
+                prop_assert!(!possible || waited <= 2 * LONGEST + Duration::from_secs(20), "{id:?} waits for {waited:?}");
             }
         }
     }

@@ -145,14 +145,15 @@ impl Client {
         granted.into_iter().map(|candidate| self.take(vec![candidate], &request)).collect()
     }
 
-    /// Leases `workers` times what `request` asks for beside `leases` of this client, which stay as they are: all of it or
-    /// none. Nodes of these leases come first, those with most of their cores first of all, as far as there is room and the
-    /// constraints of `request` allow it; then others do, as for new leases. Returns one lease for each node, which has all
-    /// workers there. A lease that has ended counts for nothing.
+    /// Leases `workers` times what `request` asks for beside `leases` of this client, which stay as they are: all of it
+    /// or none. Nodes of these leases come first, those with most of their cores first of all, as far as there is room
+    /// and the constraints of `request` allow it; then others do, as for new leases. Returns one lease for each node,
+    /// which has all workers there. A lease that has ended or is ending, or that is billed to another name, counts for
+    /// nothing.
     ///
     /// # Errors
     /// As for [`lease_gang`](Self::lease_gang). [`Error::Invalid`]: more than 32 workers or leases, or `request` names
-    /// nodes itself. [`Error::LeaseRefused`], too: a lease belongs to a client of another name.
+    /// nodes itself.
     ///
     /// ```no_run
     /// # fn example(client: &rfaas::Client, gang: Vec<rfaas::Lease>) -> rfaas::Result<()> {

@@ -68,7 +68,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
                     each: EACH,
                     until: None,
                     wish: &wish,
-                    running: &[],
+                    beside: &[],
                 };
                 let start = Instant::now();
                 for _ in 0..cli.gangs {
@@ -115,7 +115,7 @@ fn cluster(nodes: u32) -> Places {
 /// How long so many single workers take, one after the other.
 fn first_fit(places: &mut Places, workers: u32, times: u32) -> Result<f64, Failure> {
     let wish = Wish::default();
-    let gang = Gang { workers: 1, each: EACH, until: None, wish: &wish, running: &[] };
+    let gang = Gang { workers: 1, each: EACH, until: None, wish: &wish, beside: &[] };
     let mut taken = Duration::ZERO;
     let mut nodes = Vec::new();
     for _ in 0..times {

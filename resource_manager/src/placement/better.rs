@@ -40,12 +40,12 @@ struct Freed {
     takes_when_empty: u32,
 }
 
-/// Says where the workers of `gang.running` would be better placed by a policy.
-pub fn better(places: &Places, policy: Policy, gang: Gang<'_>) -> Advice {
-    if gang.running.iter().any(|node| places.is_leaving(*node)) {
-        return away(places, gang);
+/// Says where workers of a gang that are `running`, the node of each, would be better placed by a policy.
+pub fn better(places: &Places, policy: Policy, gang: Gang<'_>, running: &[usize]) -> Advice {
+    if running.iter().any(|node| places.is_leaving(*node)) {
+        return away(places, gang, running);
     }
-    let mover = Mover::new(places, gang);
+    let mover = Mover::new(places, gang, running);
     let placed = match policy {
         Policy::Spread => return Advice::Stay,
         Policy::FirstFit | Policy::BinPack => mover.packed(),
@@ -54,21 +54,22 @@ pub fn better(places: &Places, policy: Policy, gang: Gang<'_>) -> Advice {
     let Some(placed) = placed else { return Advice::Stay };
     let is_better = match policy {
         Policy::Compact => mover.empties_more(&placed),
-        _ => scatter(&placed) < scatter(gang.running),
+        _ => scatter(&placed) < scatter(running),
     };
-    if is_better { Advice::Move(fewest_moves(gang.running, &placed)) } else { Advice::Stay }
+    if is_better { Advice::Move(fewest_moves(running, &placed)) } else { Advice::Stay }
 }
 
-/// Says where the workers of `gang.running` go if one of them is on a node that leaves before it ends.
-pub fn away(places: &Places, gang: Gang<'_>) -> Advice {
-    if gang.running.iter().all(|node| places.stays(*node, gang.until)) {
+/// Says where workers of a gang that are `running`, likewise, go if one of them is on a node that leaves before it
+/// ends.
+pub fn away(places: &Places, gang: Gang<'_>, running: &[usize]) -> Advice {
+    if running.iter().all(|node| places.stays(*node, gang.until)) {
         return Advice::Stay;
     }
-    let mover = Mover::new(places, gang);
+    let mover = Mover::new(places, gang, running);
     // Most of them first, so that most stay.
     let order = |node: &Freed| (node.own, node.room, node.takes_when_empty, node.node);
     match mover.fill(order) {
-        Some(placed) => Advice::Move(fewest_moves(gang.running, &placed)),
+        Some(placed) => Advice::Move(fewest_moves(running, &placed)),
         None => Advice::NoRoom,
     }
 }
@@ -104,8 +105,8 @@ struct Mover<'a> {
 }
 
 impl<'a> Mover<'a> {
-    fn new(places: &'a Places, gang: Gang<'a>) -> Self {
-        let Gang { each, until, wish, running, .. } = gang;
+    fn new(places: &'a Places, gang: Gang<'a>, running: &[usize]) -> Self {
+        let Gang { each, until, wish, .. } = gang;
         let search = Search { places, each, fewest: 1, wish, until };
         let freed = |(node, count)| freed(places, each, node, count);
         let own = counts(running).into_iter().map(freed).collect();

@@ -30,8 +30,21 @@ pub struct Gang<'a> {
     pub until: Option<Instant>,
     /// What they wish.
     pub wish: &'a Wish,
-    /// The nodes of workers that they join, one a worker.
-    pub running: &'a [usize],
+    /// What those that they join hold, by node: in the order of nodes, each once.
+    pub beside: &'a [(usize, Capacity)],
+}
+
+impl Gang<'_> {
+    /// Fewest workers on a node where there are none yet.
+    fn fewest(&self) -> u32 {
+        self.wish.at_least.div_ceil(self.each.cores.max(1)).max(1)
+    }
+
+    /// Cores of those that they join on a node.
+    fn own(&self, node: usize) -> u32 {
+        let at = self.beside.binary_search_by_key(&node, |(node, _)| *node);
+        at.map_or(0, |at| self.beside[at].1.cores)
+    }
 }
 
 /// A node that may be taken.
@@ -55,12 +68,12 @@ fn try_place(places: &Places, policy: Policy, gang: Gang<'_>) -> Option<Vec<usiz
     }
     if policy == Policy::FirstFit
         && gang.workers == 1
-        && gang.running.is_empty()
+        && gang.beside.is_empty()
         && *gang.wish == Wish::default()
     {
         return places.first(gang.each, gang.until).map(|node| vec![node]); // what is asked for most
     }
-    let placer = Placer::new(places, gang);
+    let placer = Placer { places, gang };
     if !gang.wish.nodes.is_empty() {
         return placer.named();
     }
@@ -70,18 +83,19 @@ fn try_place(places: &Places, policy: Policy, gang: Gang<'_>) -> Option<Vec<usiz
         Policy::Spread => placer.deal(),
     }
     .or_else(|| {
-        let may_help = gang.wish.at_least > 1;
+        let may_help = gang.fewest() > 1;
         may_help.then(|| placer.fill(false, |search| search.largest(true))).flatten()
     })
     .or_else(|| {
         // It has a place among the largest that it does not deserve.
         let kept = gang.wish.leave_free.and_then(|free| free.on)?;
-        if gang.wish.at_least <= 1 || gang.wish.near == Some(kept) {
+        if gang.fewest() <= 1 || gang.wish.near == Some(kept) {
             return None;
         }
         let mut wish = gang.wish.clone();
         wish.not_on.push(kept);
-        Placer::new(places, Gang { wish: &wish, ..gang }).fill(false, |search| search.largest(true))
+        let placer = Placer { places, gang: Gang { wish: &wish, ..gang } };
+        placer.fill(false, |search| search.largest(true))
     })
 }
 
@@ -112,24 +126,13 @@ pub(super) fn counts(nodes: &[usize]) -> Vec<(usize, u32)> {
 struct Placer<'a> {
     places: &'a Places,
     gang: Gang<'a>,
-    /// Nodes of running workers, with their number.
-    own: Vec<(usize, u32)>,
 }
 
 impl<'a> Placer<'a> {
-    fn new(places: &'a Places, gang: Gang<'a>) -> Self {
-        Placer { places, gang, own: counts(gang.running) }
-    }
-
     fn search(&self) -> Search<'a> {
         let Gang { workers, each, until, wish, .. } = self.gang;
-        let fewest = if wish.together { workers } else { wish.at_least.max(1) };
+        let fewest = if wish.together { workers } else { self.gang.fewest() };
         Search { places: self.places, each, fewest, wish, until }
-    }
-
-    fn own(&self, node: usize) -> u32 {
-        let at = self.own.binary_search_by_key(&node, |(node, _)| *node);
-        at.map_or(0, |at| self.own[at].1)
     }
 
     /// What a node can take, if anything.
@@ -140,15 +143,15 @@ impl<'a> Placer<'a> {
         }
         let free = self.places.free(node);
         let cores = free.cores.saturating_sub(wish.leaves_free(node));
-        let own = self.own(node);
+        let own = self.gang.own(node);
         let room = match takes(Capacity { cores, ..free }, each).min(workers) {
             _ if wish.apart && own > 0 => 0,
             room if wish.apart => room.min(1),
             room => room,
         };
-        let at_least = wish.at_least.saturating_sub(own).max(1);
+        let at_least = wish.at_least.saturating_sub(own).div_ceil(each.cores.max(1)).max(1);
         let needs = if wish.together { at_least.max(workers) } else { at_least };
-        let joins = !wish.together || self.own.iter().all(|(other, _)| *other == node);
+        let joins = !wish.together || self.gang.beside.iter().all(|(other, _)| *other == node);
         (joins && room >= needs).then_some(Candidate { node, room, needs })
     }
 
@@ -166,8 +169,8 @@ impl<'a> Placer<'a> {
         (near && fit).then(|| wish.nodes.clone())
     }
 
-    /// The node to begin at, and nodes of running workers: those with most of them first, of these the
-    /// largest. `None`: it cannot begin there.
+    /// The node to begin at, and nodes of those that they join: where these have most cores first, of these
+    /// the largest. `None`: it cannot begin there.
     fn fronts(&self, own_first: bool) -> Option<Vec<Candidate>> {
         let near = self.gang.wish.near;
         let mut fronts = Vec::new();
@@ -175,12 +178,12 @@ impl<'a> Placer<'a> {
             fronts.push(self.candidate(near)?);
         }
         if own_first {
-            let others = self.own.iter().filter(|(node, _)| Some(*node) != near);
+            let others = self.gang.beside.iter().filter(|(node, _)| Some(*node) != near);
             let mut own: Vec<_> = others
-                .filter_map(|&(node, count)| {
+                .filter_map(|&(node, held)| {
                     let whole = takes(self.places.whole.get(node), self.gang.each);
                     let taken = self.candidate(node)?;
-                    Some((Reverse((count, taken.room, whole, node)), taken))
+                    Some((Reverse((held.cores, taken.room, whole, node)), taken))
                 })
                 .collect();
             own.sort_unstable_by_key(|(order, _)| *order);
@@ -235,14 +238,14 @@ impl<'a> Placer<'a> {
 
     /// One after the other on each node, on as many nodes as possible.
     fn deal(&self) -> Option<Vec<usize>> {
-        let Gang { workers, wish, .. } = self.gang;
+        let Gang { workers, each, wish, beside, .. } = self.gang;
         if wish.together {
             return self.fill(true, |search| search.largest(false));
         }
-        let most = (workers / wish.at_least.max(1)).max(1) as usize;
+        let most = (workers / self.gang.fewest()).max(1) as usize;
         let mut taken = self.fronts(false)?;
-        let own: Vec<_> = self.own.iter().map(|(node, _)| *node).collect();
-        let new = |node: &usize| own.binary_search(node).is_err() && wish.near != Some(*node);
+        let is_own = |node| beside.binary_search_by_key(&node, |(node, _)| *node).is_ok();
+        let new = |node: &usize| !is_own(*node) && wish.near != Some(*node);
         let others = self.search().largest(false).filter(new);
         let mut room: u32 = taken.iter().map(|taken| taken.room).sum();
         for candidate in others.filter_map(|node| self.candidate(node)) {
@@ -253,15 +256,15 @@ impl<'a> Placer<'a> {
             room = room.saturating_add(candidate.room);
             taken.push(candidate);
         }
-        if wish.at_least <= 1 {
-            let own = own.iter().filter(|node| wish.near != Some(**node));
-            taken.extend(own.filter_map(|node| self.candidate(*node)));
+        if self.gang.fewest() <= 1 {
+            let own = beside.iter().filter(|(node, _)| wish.near != Some(*node));
+            taken.extend(own.filter_map(|(node, _)| self.candidate(*node)));
         }
-        // The node with the fewest workers is next; of these the one that was found first. The one to begin at has
-        // one in any case.
-        let count = |at: usize| match wish.at_least > 1 || (at == 0 && wish.near.is_some()) {
+        // The node with the fewest cores of them is next; of these the one that was found first. The one to begin
+        // at has one in any case.
+        let count = |at: usize| match self.gang.fewest() > 1 || (at == 0 && wish.near.is_some()) {
             true => 0,
-            false => self.own(taken[at].node),
+            false => self.gang.own(taken[at].node),
         };
         let mut next: BinaryHeap<_> = (0..taken.len()).map(|at| Reverse((count(at), at))).collect();
         let mut placed = Vec::with_capacity(workers as usize);
@@ -270,7 +273,7 @@ impl<'a> Placer<'a> {
             placed.push(taken[at].node);
             taken[at].room -= 1;
             if taken[at].room > 0 {
-                next.push(Reverse((count + 1, at)));
+                next.push(Reverse((count + each.cores, at)));
             }
         }
         Some(placed)

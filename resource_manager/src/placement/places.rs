@@ -126,26 +126,31 @@ impl Places {
         }
     }
 
-    /// The same with nothing leased.
-    pub fn emptied(&self) -> Places {
+    /// The same with nothing leased but what is `held`, by place.
+    pub fn emptied(&self, held: &[(usize, Capacity)]) -> Places {
         let mut emptied = self.clone();
         let there = self.whole.iter().filter(|(_, whole)| *whole != Capacity::NOTHING);
         there.for_each(|(number, whole)| emptied.set_free(number, whole));
+        for &(number, held) in held {
+            emptied.set_free(number, less(self.whole.get(number), held));
+        }
         emptied
     }
 
-    /// These places alone, with nothing leased.
-    pub fn emptied_of(&self, numbers: &[usize]) -> Places {
+    /// These places alone, likewise.
+    pub fn emptied_of(&self, numbers: &[usize], held: &[(usize, Capacity)]) -> Places {
         let mut these = Places::default();
         for &number in numbers {
             let whole = self.whole.get(number);
+            let held = held.iter().find(|(place, _)| *place == number);
+            let free = held.map_or(whole, |(_, held)| less(whole, *held));
             let leaves_at = match self.stay.get(number) {
                 Stay::Gone => continue,
                 Stay::Until(at) => Some(at),
                 Stay::Always => None,
             };
             let (labels, tried_last) = (LabelSet(self.labels.get(number)), self.is_late(number));
-            let place = Place { free: whole, whole, labels, tried_last, leaves_at };
+            let place = Place { free, whole, labels, tried_last, leaves_at };
             these.set(number, Some(&place));
         }
         these
@@ -230,6 +235,14 @@ impl Places {
     /// Likewise, only on places that are not tried last.
     pub fn split_first(&self, wanted: Capacity, parts: usize) -> Option<Vec<(usize, Capacity)>> {
         self.free[0].split(wanted, parts)
+    }
+}
+
+/// What is left of `whole` without what is `held`.
+fn less(whole: Capacity, held: Capacity) -> Capacity {
+    Capacity {
+        cores: whole.cores.saturating_sub(held.cores),
+        memory: whole.memory.saturating_sub(held.memory),
     }
 }
 

@@ -15,7 +15,7 @@ pub struct Wish {
     pub near: Option<usize>,
     /// So many cores stay free on this node, or on each that is taken.
     pub leave_free: Option<LeaveFree>,
-    /// So many workers at least on each node that is taken.
+    /// So many cores of workers at least on each node that is taken.
     pub at_least: u32,
     /// Each node has these labels.
     pub has: LabelSet,

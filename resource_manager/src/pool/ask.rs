@@ -187,14 +187,6 @@ pub enum Denied {
         /// In words.
         why: String,
     },
-    /// It grows a lease that its client does not have.
-    #[error("lease {lease} is none of client {client:?}, so it does not grow for it")]
-    NotItsLease {
-        /// The lease.
-        lease: LeaseId,
-        /// Who asks.
-        client: Arc<str>,
-    },
     /// Nor can it wait: as many requests do as may, in all or of its peer.
     #[error("{} {most} requests that wait for room: ask again later", waiters(.who.as_ref()))]
     TooManyWait {

@@ -23,7 +23,7 @@ use rfaas_protocol::Capacity;
 use rfaas_protocol::lease::{EndReason, LeaseId};
 use rfaas_protocol::node::Bill;
 
-use super::ask::{Ask, Denied};
+use super::ask::Ask;
 use super::distrust::Distrust;
 use super::fair_use::Shares;
 use super::lease::{EndReport, Grant, GrantedLease, LeasePhase, Terms, whole_ms};
@@ -118,28 +118,18 @@ impl Holdings {
         Changes { nodes, leases, bills, policy: None, urgent }
     }
 
-    /// Fails if `ask` grows a lease that its client never had. One that has ended counts for nothing.
-    pub(super) fn check_grown(&self, ask: &Ask) -> Result<(), Denied> {
-        let is_its = |id: &LeaseId| match self.leases.get(*id) {
-            Some(lease) => lease.terms.client == ask.client,
-            None => self.leases.has_ended(*id),
-        };
-        let client = ask.client.clone();
-        let others = ask.grows.iter().find(|id| !is_its(id));
-        others.map_or(Ok(()), |lease| Err(Denied::NotItsLease { lease: *lease, client }))
-    }
-
-    /// The nodes of what a request grows, once for each of its workers that the leases there have room for, once at
-    /// least.
-    pub(super) fn running(&self, ask: &Ask) -> Vec<usize> {
-        let mut cores = BTreeMap::new();
+    /// What leases hold that a request grows, by node. Those of other clients, those that are ending or have ended, and
+    /// those that never were count for nothing: the answer tells nothing of them.
+    pub(super) fn grown(&self, ask: &Ask) -> Vec<(usize, Capacity)> {
+        let mut nodes = BTreeMap::new();
         let grown: BTreeSet<_> = ask.grows.iter().collect();
-        for lease in grown.into_iter().filter_map(|id| self.leases.get(*id)) {
-            *cores.entry(lease.slot.0).or_insert(0) += lease.terms.cores;
+        let leases = grown.into_iter().filter_map(|id| self.leases.get(*id));
+        for lease in leases.filter(|lease| lease.terms.client == ask.client && !lease.is_ending()) {
+            let held = nodes.entry(lease.slot.0).or_insert(Capacity::NOTHING);
+            held.cores += lease.terms.cores;
+            held.memory += lease.terms.memory;
         }
-        let workers = |cores: u32| (cores / ask.wanted.cores).max(1) as usize;
-        let nodes = cores.into_iter();
-        nodes.flat_map(|(node, cores)| std::iter::repeat_n(node, workers(cores))).collect()
+        nodes.into_iter().collect()
     }
 
     /// Grants a part of `ask`, to be claimed by then, on a node that is ready and has room for it; it belongs to the

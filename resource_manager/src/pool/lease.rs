@@ -269,6 +269,11 @@ impl GrantedLease {
         }
     }
 
+    /// Whether its node was asked to end it, or will be.
+    pub(super) fn is_ending(&self) -> bool {
+        matches!(self.phase, LeasePhase::Ending { .. })
+    }
+
     /// Whether nobody has claimed it yet.
     pub(super) fn is_unclaimed(&self) -> bool {
         matches!(self.phase, LeasePhase::Granted { .. })

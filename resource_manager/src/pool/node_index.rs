@@ -257,7 +257,7 @@ impl NodeIndex {
         until: Instant,
         wish: &Wish,
     ) -> Option<usize> {
-        let gang = Gang { workers: 1, each: wanted, until: Some(until), wish, running: &[] };
+        let gang = Gang { workers: 1, each: wanted, until: Some(until), wish, beside: &[] };
         placement::place(&self.places, policy, gang).ok()?.pop()
     }
 
@@ -277,11 +277,12 @@ impl NodeIndex {
     }
 
     /// Whether workers that run would be better placed elsewhere.
-    pub(super) fn better(&self, policy: Policy, gang: Gang<'_>) -> Advice {
-        placement::better(&self.places, policy, gang)
+    pub(super) fn better(&self, policy: Policy, gang: Gang<'_>, running: &[usize]) -> Advice {
+        placement::better(&self.places, policy, gang, running)
     }
 
-    /// Where the workers of a gang would go if nothing were leased: on nodes that were chosen `before`, if they do.
+    /// Where the workers of a gang would go if nothing were leased but what they join: on nodes that were chosen
+    /// `before`, if they do.
     pub(super) fn place_when_empty(
         &self,
         policy: Policy,
@@ -290,8 +291,8 @@ impl NodeIndex {
     ) -> Option<Vec<NodeSlot>> {
         let before: Vec<_> = before.iter().map(|slot| slot.0).collect();
         let on = |places: &Places| placement::place(places, policy, gang).ok();
-        let again = (!before.is_empty()).then(|| on(&self.places.emptied_of(&before)));
-        let mut placed = again.flatten().or_else(|| on(&self.places.emptied()))?;
+        let again = (!before.is_empty()).then(|| on(&self.places.emptied_of(&before, gang.beside)));
+        let mut placed = again.flatten().or_else(|| on(&self.places.emptied(gang.beside)))?;
         placed.sort_unstable();
         placed.dedup();
         Some(placed.into_iter().map(NodeSlot).collect())

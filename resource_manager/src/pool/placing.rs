@@ -39,13 +39,13 @@ impl NodeTable {
         self.index.may_ever_fit(ask.wanted, ask.most_parts(), ask.total())
     }
 
-    /// Where what is asked for goes ([`NodeIndex::place`]): a node for each lease. Nodes of workers that are `running`,
-    /// one for each, are those that a request grows on.
+    /// Where what is asked for goes ([`NodeIndex::place`]): a node for each lease. `beside` is what leases hold that it
+    /// grows, by node.
     pub(super) fn place(
         &self,
         now: Now,
         ask: &Ask,
-        running: &[usize],
+        beside: &[(usize, Capacity)],
     ) -> Result<Vec<(NodeSlot, Capacity)>, NotPlaced> {
         let until = now.monotonic + ask.timeout;
         if ask.is_plain() {
@@ -54,7 +54,7 @@ impl NodeTable {
         }
         let (workers, each) = (ask.leases, ask.wanted);
         let wish = self.wish(ask)?;
-        let gang = Gang { workers, each, until: Some(until), wish: &wish, running };
+        let gang = Gang { workers, each, until: Some(until), wish: &wish, beside };
         let placed = self.index.place_gang(self.policy, gang).map_err(|refused| match refused {
             Refused::NoRoom => NotPlaced::NoRoom,
             Refused::Constraint { constraints } => NotPlaced::Unmet(constraints),
@@ -78,9 +78,9 @@ impl NodeTable {
         let only_labels =
             *constraints == Constraints { has: constraints.has.clone(), ..Constraints::default() };
         let workers = u32::try_from(running.len()).unwrap_or(u32::MAX);
-        let gang = Gang { workers, each, until, wish: &wish, running: &running };
+        let gang = Gang { workers, each, until, wish: &wish, beside: &[] };
         match only_labels {
-            true => self.index.better(self.policy, gang),
+            true => self.index.better(self.policy, gang, &running),
             false => Advice::Stay,
         }
     }
@@ -90,18 +90,18 @@ impl NodeTable {
         self.get(NodeSlot(slot)).map(|node| node.spec.name().clone())
     }
 
-    /// The nodes where what is asked for would go if nothing were leased, none of which leaves before `until`; those that
-    /// were chosen `before`, if they still do.
+    /// The nodes where what is asked for would go if nothing were leased but what it grows, none of which leaves before
+    /// `until`; those that were chosen `before`, if they still do.
     pub(super) fn place_when_empty(
         &self,
         ask: &Ask,
         until: Instant,
-        running: &[usize],
+        beside: &[(usize, Capacity)],
         before: &[NodeSlot],
     ) -> Option<Vec<NodeSlot>> {
         let wish = self.wish(ask).ok()?;
         let (workers, each) = (ask.leases, ask.wanted);
-        let gang = Gang { workers, each, until: Some(until), wish: &wish, running };
+        let gang = Gang { workers, each, until: Some(until), wish: &wish, beside };
         self.index.place_when_empty(self.policy, gang, before)
     }
 
@@ -147,7 +147,7 @@ impl NodeTable {
             apart,
             near,
             leave_free: (leave_free > 0).then_some(LeaveFree { cores: leave_free, on: None }),
-            at_least: at_least.div_ceil(ask.wanted.cores),
+            at_least: if at_least > ask.wanted.cores { at_least } else { 0 }, // else each worker has them
             has,
             nodes: nodes.collect::<Result<_, _>>()?,
             not_on: Vec::new(),

@@ -6,9 +6,10 @@
 //! ```
 //! * IN ORDER - whenever there may be more room, those who wait are tried one after the other. Who comes later and is
 //!   smaller may be met before, but never from nodes that are held back.
-//! * NOT STARVED - nodes that are held back become empty as their leases end, and had room for the request if they were
-//!   empty, and do not leave before its lease would end. So it is met in the end, whatever others ask for, unless
-//!   leases there are renewed for longer than it waits.
+//! * NOT STARVED - nodes that are held back become empty as their leases end, but for those that the request grows.
+//!   They have room for it then, and do not leave before its lease would end. So it is met in the end, whatever others
+//!   ask for, unless leases there are renewed for longer than it waits, or there is no room beside what it grows: then
+//!   nothing is held back for it until some of that has ended.
 //! * Whom a limit keeps from what there is room for, since it was granted something else meanwhile, waits on: nothing
 //!   is held back for it, and a claim or an end of a lease has it tried again.
 //! * BOUNDED - so many wait in all, and so many of one peer, none for longer than [`MAX_WAIT`].
@@ -18,6 +19,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::{Duration, Instant};
 
+use rfaas_protocol::Capacity;
 use rfaas_protocol::constraints::MAX_WAIT_MS;
 use rfaas_protocol::lease::EndReason;
 
@@ -52,8 +54,18 @@ struct Waiter {
     ask: Ask,
     since: Instant,
     until: Instant,
-    /// Nodes that have room for it when they are empty, as of a version of the nodes. None: there are none.
-    target: Option<(u64, Vec<NodeSlot>)>,
+    /// None: it was not looked for yet.
+    target: Option<Target>,
+}
+
+/// Nodes that have room for a request when they are empty but for what it grows; none: there are no such nodes.
+#[derive(Debug)]
+struct Target {
+    /// Of the nodes, as they were then.
+    version: u64,
+    /// What it grew then, by node.
+    grown: Vec<(usize, Capacity)>,
+    nodes: Vec<NodeSlot>,
 }
 
 #[derive(Debug, Default)]
@@ -231,19 +243,19 @@ impl Pool {
     /// Holds back nodes for a request, if there are some that it could be met from.
     fn hold_back(&mut self, id: WaitId) {
         let Some(waiter) = self.waiting.queue.get_mut(&id) else { return };
-        let running = self.held.running(&waiter.ask);
+        let grown = self.held.grown(&waiter.ask);
         let version = self.held.nodes.version();
         let target = match waiter.target.take() {
-            Some((of, nodes)) if of == version => (version, nodes),
+            Some(target) if target.version == version && target.grown == grown => target,
             before => {
-                let before = before.map(|(_, nodes)| nodes).unwrap_or_default();
+                let before = before.map(|target| target.nodes).unwrap_or_default();
                 let until = waiter.until + waiter.ask.timeout; // it may be met in its last moment
                 let nodes = &self.held.nodes;
-                let nodes = nodes.place_when_empty(&waiter.ask, until, &running, &before);
-                (version, nodes.unwrap_or_default())
+                let nodes = nodes.place_when_empty(&waiter.ask, until, &grown, &before);
+                Target { version, grown, nodes: nodes.unwrap_or_default() }
             }
         };
-        self.waiting.held_back.clone_from(&target.1);
+        self.waiting.held_back.clone_from(&target.nodes);
         waiter.target = Some(target);
         self.held.nodes.hold_back(&self.waiting.held_back, true);
     }

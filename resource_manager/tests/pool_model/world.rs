@@ -290,10 +290,11 @@ impl World {
             ready.map(|node| (node.spec.name().clone(), takes(node.free))).collect();
         let mut grown: BTreeMap<_, u32> = BTreeMap::new();
         let leases: BTreeSet<_> = leases.iter().collect();
-        for lease in leases.into_iter().filter_map(|id| self.pool.lease(*id)) {
+        let live = leases.into_iter().filter_map(|id| self.pool.lease(*id));
+        for lease in live.filter(|lease| lease.state != LeaseState::Ending) {
             *grown.entry(lease.node).or_default() += lease.cores;
         }
-        let own = |node: &Arc<str>| grown.get(node).map_or(0, |cores| (cores / each.cores).max(1));
+        let own = |node: &Arc<str>| grown.get(node).copied().unwrap_or(0);
         let held: u32 = self.pool.leases().iter().map(|lease| lease.cores).sum();
         let may_hold = held + workers * each.cores <= MOST_CORES;
         let possible = room.values().sum::<u32>() >= workers;

@@ -1,5 +1,6 @@
 //! The nodes of a vector as places of ours: a slot is a core, and memory is ample.
 
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 use resource_manager::placement::{Gang, LabelSet, Place, Places, Wish};
@@ -68,6 +69,17 @@ impl Cluster {
     }
 }
 
-pub fn gang<'a>(workers: u32, wish: &'a Wish, running: &'a [usize]) -> Gang<'a> {
-    Gang { workers, each: SLOT, until: None, wish, running }
+pub fn gang<'a>(workers: u32, wish: &'a Wish, beside: &'a [(usize, Capacity)]) -> Gang<'a> {
+    Gang { workers, each: SLOT, until: None, wish, beside }
+}
+
+/// What running workers hold, by node.
+pub fn held(running: &[usize]) -> Vec<(usize, Capacity)> {
+    let mut nodes = BTreeMap::new();
+    for node in running {
+        let held = nodes.entry(*node).or_insert(Capacity::NOTHING);
+        held.cores += SLOT.cores;
+        held.memory += SLOT.memory;
+    }
+    nodes.into_iter().collect()
 }

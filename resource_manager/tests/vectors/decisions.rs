@@ -20,7 +20,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::Answer;
-use crate::cluster::{Cluster, Node, gang};
+use crate::cluster::{Cluster, Node, gang, held};
 use crate::placement::{better_or_away, policy_of};
 
 #[derive(Debug, Deserialize)]
@@ -144,7 +144,7 @@ fn migration(vector: &Migration) -> Result<Answer, String> {
     let first = vector.grown_from.unwrap_or(vector.calls);
     for count in [first, vector.calls - first] {
         let cluster = Cluster::in_order(&nodes, &[]);
-        let placed = place(&cluster.places, policy, gang(count, &wish, &running));
+        let placed = place(&cluster.places, policy, gang(count, &wish, &held(&running)));
         for number in placed.map_err(|refused| refused.to_string())? {
             nodes[number].used += 1;
             running.push(number);
@@ -155,7 +155,8 @@ fn migration(vector: &Migration) -> Result<Answer, String> {
         (node.slots, node.used) = (then.slots, then.used);
     }
     let cluster = Cluster::in_order(&nodes, &[]);
-    let advice = better_or_away(&cluster, &vector.policy, gang(vector.calls, &wish, &running))?;
+    let advice =
+        better_or_away(&cluster, &vector.policy, gang(vector.calls, &wish, &[]), &running)?;
     let migrate = matches!(advice, Advice::Move(_));
     let mut ours = json!({"migrate": migrate, "group_changes": migrate});
     if vector.expect.get("running").is_some() {
@@ -189,8 +190,8 @@ impl Apps<'_> {
     fn ask(&mut self, app: usize, migrations: &mut u64) -> Result<bool, String> {
         let (cluster, wish) = (self.cluster(), Wish::default());
         let running = cluster.numbers(&self.running[app]);
-        let gang = gang(u32::try_from(running.len()).unwrap(), &wish, &running);
-        match better_or_away(&cluster, &self.vector.policy, gang)? {
+        let gang = gang(u32::try_from(running.len()).unwrap(), &wish, &[]);
+        match better_or_away(&cluster, &self.vector.policy, gang, &running)? {
             Advice::Stay => {}
             Advice::NoRoom => return Ok(false),
             Advice::Move(to) => {

@@ -14,7 +14,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::Answer;
-use crate::cluster::{Cluster, Node, OWN, gang};
+use crate::cluster::{Cluster, Node, OWN, gang, held};
 use crate::growing::Growth;
 
 #[derive(Debug, Deserialize)]
@@ -59,7 +59,8 @@ pub fn run(policy: Option<&str>, vector: &Value) -> Result<Answer, String> {
     let running = cluster.numbers(&vector.running);
     let has = if vector.other_tenant_nodes.is_empty() { Wish::default().has } else { OWN };
     let wish = Wish { together: vector.one_node_only, has, ..Wish::default() };
-    let gang = gang(vector.calls, &wish, &running);
+    let beside = held(&running);
+    let gang = gang(vector.calls, &wish, &beside);
     let placed = |policy| place(&cluster.places, policy, gang).ok().map(|nodes| cluster.ids(nodes));
     let ours = match vector.kind {
         Kind::New => verdict(placed(policy_of(named)?)),
@@ -78,7 +79,9 @@ pub fn run(policy: Option<&str>, vector: &Value) -> Result<Answer, String> {
                 false => verdict(placed(policy)),
             }
         }
-        Kind::DistChange => advice(&cluster, named, better_or_away(&cluster, named, gang)?),
+        Kind::DistChange => {
+            advice(&cluster, named, better_or_away(&cluster, named, gang, &running)?)
+        }
     };
     Ok(Answer::new("otherwise", ours, vector.expect))
 }
@@ -102,10 +105,11 @@ pub fn better_or_away(
     cluster: &Cluster,
     named: &str,
     gang: resource_manager::placement::Gang<'_>,
+    running: &[usize],
 ) -> Result<Advice, String> {
     Ok(match named {
-        "spot" => away(&cluster.places, gang),
-        other => better(&cluster.places, other.parse()?, gang),
+        "spot" => away(&cluster.places, gang, running),
+        other => better(&cluster.places, other.parse()?, gang, running),
     })
 }
 

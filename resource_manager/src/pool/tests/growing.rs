@@ -90,23 +90,96 @@ fn what_is_grown_meets_constraints_with_what_there_is() {
 }
 
 #[test]
-fn only_leases_of_the_client_grow_and_those_that_have_ended_count_for_nothing() {
+fn leases_of_others_and_those_that_ended_or_never_were_count_for_nothing() {
+    let mut world = World::new();
+    world.node("a", 4, 1024);
+    let link = world.node("b", 4, 1024);
+    let lease = world.lease_on("b", 1);
+    let grown_by = |world: &mut World, client: &str, leases: &[LeaseId]| {
+        let ask = Ask::new(1, 2, HOUR, client).unwrap().growing(leases.into()).unwrap();
+        let grants = world.pool.request(world.now, &ask).unwrap();
+        world.pool.end_lease(world.now, grants[0].terms.lease, EndReason::Released, &mut world.out);
+        grants[0].node.to_string()
+    };
+    let never = LeaseId::new(1).unwrap();
+    assert_eq!(grown_by(&mut world, "stranger", &[lease]), "a", "as if it were not there");
+    assert_eq!(grown_by(&mut world, "stranger", &[never]), "a");
+    assert_eq!(grown_by(&mut world, "somebody", &[never, lease]), "b");
+    // One that is ending is not there much longer.
+    let nodes = Constraints { nodes: vec!["b".into()], ..none() };
+    let asked = Ask::new(1, 1, HOUR, "somebody").unwrap().gang(1, nodes).unwrap();
+    let ending = world.pool.request(world.now, &asked).unwrap().remove(0);
+    world.claim(&ending, link);
+    assert_eq!(grown_by(&mut world, "somebody", &[ending.terms.lease]), "b");
+    world.pool.end_lease(world.now, ending.terms.lease, EndReason::Withdrawn, &mut world.out);
+    assert_eq!(world.state(&ending), Some(LeaseState::Ending));
+    assert_eq!(grown_by(&mut world, "somebody", &[ending.terms.lease]), "a");
+    world.pool.end_lease(world.now, lease, EndReason::Released, &mut world.out);
+    assert_eq!(grown_by(&mut world, "somebody", &[lease]), "a");
+}
+
+#[test]
+fn cores_count_where_leases_grow_not_workers_that_would_have_them() {
+    let mut world = World::new();
+    for node in ["a", "b", "c"] {
+        world.node(node, 16, 1024);
+    }
+    // More cores, of which workers of two cores would be as many.
+    let leases = [world.lease_on("b", 2), world.lease_on("c", 3)];
+    assert_eq!(world.grow(&ask(&leases, 1, 2, none())).unwrap(), [on("c", 2)]);
+    // Three cores are one worker of two cores and a half: of five cores two more are missing.
+    let mut world = World::new();
+    world.node("a", 8, 1024);
+    let lease = world.lease_on("a", 3);
+    let at_least = |cores| Constraints { at_least: cores, ..none() };
+    assert_eq!(world.grow(&ask(&[lease], 1, 2, at_least(5))).unwrap(), [on("a", 2)]);
+}
+
+#[test]
+fn nothing_is_held_back_for_who_has_no_room_beside_what_it_grows() {
     let mut world = World::new();
     world.node("a", 4, 1024);
     world.node("b", 4, 1024);
-    let lease = world.lease_on("b", 1);
-    let stranger = Ask::new(1, 1, HOUR, "stranger").unwrap().growing(vec![lease]).unwrap();
-    let denied = world.grow(&stranger).unwrap_err();
-    assert_eq!(denied, Denied::NotItsLease { lease, client: "stranger".into() });
-    let never = LeaseId::new(1).unwrap();
-    let denied = world.grow(&ask(&[lease, never], 1, 1, none())).unwrap_err();
-    assert_eq!(
-        denied.to_string(),
-        "lease 1 is none of client \"somebody\", so it does not grow for it"
-    );
-    assert_eq!(world.pool.leases().len(), 1, "nothing is held");
+    let (lease, other) = (world.lease_on("a", 2), world.lease_on("b", 3));
+    let together = Constraints { together: true, ..none() };
+    let Ok(Asked::Waits(id)) = world.pool.wait(world.now, &ask(&[lease], 3, 1, together), HOUR)
+    else {
+        panic!()
+    };
+    world.pass(SECOND);
+    // It fits beside its lease never, and elsewhere it must not be.
+    let small = world.request(2, 1, HOUR).unwrap();
+    assert_eq!(&*small.node, "a");
+    // Where its lease is there no more, it may be met; then nodes are held back.
     world.pool.end_lease(world.now, lease, EndReason::Released, &mut world.out);
-    assert_eq!(world.grow(&ask(&[lease], 1, 1, none())).unwrap(), [on("a", 1)]);
+    world.pass(SECOND);
+    assert!(world.pool.answer(id).is_none());
+    world.pool.end_lease(world.now, other, EndReason::Released, &mut world.out);
+    world.pass(SECOND);
+    assert!(matches!(world.pool.take_answer(id), Some(Ok(_))));
+}
+
+#[test]
+fn nodes_are_held_back_that_have_room_beside_what_grows() {
+    let mut world = World::new();
+    world.node("a", 4, 1024);
+    world.node("b", 4, 1024);
+    let lease = world.lease_on("a", 2);
+    let others = [world.lease_on("a", 1), world.lease_on("b", 3)];
+    let Ok(Asked::Waits(id)) = world.pool.wait(world.now, &ask(&[lease], 5, 1, none()), HOUR)
+    else {
+        panic!()
+    };
+    world.pass(SECOND);
+    // Two go beside the lease and three to b, so both are held back: a alone would not do.
+    assert!(world.request(1, 1, HOUR).is_err());
+    for other in others {
+        world.pool.end_lease(world.now, other, EndReason::Released, &mut world.out);
+    }
+    world.pass(SECOND);
+    let grants = world.pool.take_answer(id).unwrap().unwrap();
+    let nodes: Vec<_> = grants.iter().map(|grant| (&*grant.node, grant.terms.cores)).collect();
+    assert_eq!(nodes, [("a", 2), ("b", 3)]);
 }
 
 #[test]
