@@ -46,7 +46,7 @@ pub(crate) struct HeldLease {
     /// Where it was to be.
     constraints: Constraints,
     /// Renewals move it.
-    expires_at: Mutex<SystemTime>,
+    expires: Mutex<Expiry>,
     /// Known from the grant on if there is a resource manager.
     granted: Option<LeaseId>,
     first_node: String,
@@ -80,7 +80,7 @@ impl HeldLease {
             memory: terms.memory.get(),
             timeout,
             constraints,
-            expires_at: Mutex::new(end_of(&first.token)),
+            expires: Mutex::new(Expiry::new(end_of(&first.token), timeout)),
             granted: terms.id(),
             first_node: first.node.clone(),
             claimed: OnceLock::new(),
@@ -90,7 +90,11 @@ impl HeldLease {
     }
 
     pub(crate) fn expires_at(&self) -> SystemTime {
-        *self.expires_at.lock().unwrap_or_else(PoisonError::into_inner)
+        self.expiry().at
+    }
+
+    fn expiry(&self) -> MutexGuard<'_, Expiry> {
+        self.expires.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Returns its end, once that is announced or has come.
@@ -188,16 +192,38 @@ impl HeldLease {
 
     /// Acquires `cores` cores more beside this lease likewise.
     pub(crate) fn grow(&self, cores: u32) -> Result<Vec<Arc<HeldLease>>> {
-        let id: Vec<_> = self.id().into_iter().collect();
-        HeldLease::grown(&self.grantor, &id, cores, &self.one_core())
+        let id = self.current()?;
+        let left = self.expiry().ends_by.saturating_duration_since(Instant::now());
+        if left < Duration::from_millis(1) {
+            return Err(Error::LeaseEnded { reason: EndReason::Expired });
+        }
+        let id: Vec<_> = id.into_iter().collect();
+        HeldLease::grown(&self.grantor, &id, cores, &self.one_core(left))
     }
 
-    /// Returns what asks for a core more, with its share of the memory, as long as this lease lasts, where its
-    /// constraints allow it. That it was to be on certain nodes does not count: it is there.
-    fn one_core(&self) -> LeaseRequest {
-        let left = self.expires_at().duration_since(SystemTime::now()).unwrap_or_default();
+    /// Returns its number, as it is after exchanges. Fails if it is over.
+    fn current(&self) -> Result<Option<LeaseId>> {
+        match &mut self.lock().stage {
+            LeaseStage::Granted(candidates) => {
+                let first = candidates.first().and_then(|candidate| candidate.token.terms.id());
+                Ok(first.or(self.granted))
+            }
+            LeaseStage::Claimed(manager) => {
+                manager.poll();
+                match manager.over() {
+                    Some(cause) => Err(cause.into()),
+                    None => Ok(manager.token().terms.id().or(self.granted)),
+                }
+            }
+            LeaseStage::Over(reason) => Err(Error::LeaseEnded { reason: *reason }),
+        }
+    }
+
+    /// Returns what asks for a core more, with its share of the memory, for as long as is `left`, where the constraints
+    /// of this lease allow it. That it was to be on certain nodes does not count: it is there.
+    fn one_core(&self, left: Duration) -> LeaseRequest {
         let memory = self.memory.div_ceil(u32::from(self.cores));
-        let request = LeaseRequest::new(1, memory).timeout(left.max(Duration::from_millis(1)));
+        let request = LeaseRequest::new(1, memory).timeout(left);
         let constraints = Constraints { near: None, nodes: Vec::new(), ..self.constraints.clone() };
         LeaseRequest { constraints, ..request }
     }
@@ -226,6 +252,7 @@ impl HeldLease {
             LeaseStage::Over(reason) => return Err(Error::LeaseEnded { reason: *reason }),
         };
         let token = token.ok_or(Error::Invalid("a lease is for some node"))?;
+        let asked = Instant::now();
         // Without the lock: the executor manager waits for signs of life meanwhile.
         let renewed = self.grantor.renew(token, timeout)?;
         let mut state = self.lock();
@@ -249,7 +276,7 @@ impl HeldLease {
             }
             LeaseStage::Over(reason) => return Err(Error::LeaseEnded { reason: *reason }),
         };
-        *self.expires_at.lock().unwrap_or_else(PoisonError::into_inner) = end;
+        self.expiry().renewed(end, asked + timeout);
         Ok(end)
     }
 
@@ -322,6 +349,26 @@ impl Drop for HeldLease {
             LeaseStage::Claimed(mut manager) => manager.release_without_bill(),
             LeaseStage::Over(_) => {}
         }
+    }
+}
+
+/// When a lease ends by itself.
+struct Expiry {
+    /// As its managers say, by their clock.
+    at: SystemTime,
+    /// At the latest, by the clock of this machine that nobody sets: it was granted or renewed for so long.
+    ends_by: Instant,
+}
+
+impl Expiry {
+    /// Of a lease that was just granted.
+    fn new(at: SystemTime, timeout: Duration) -> Self {
+        Expiry { at, ends_by: Instant::now() + timeout }
+    }
+
+    /// It was renewed: until then, or as long as before if that is later.
+    fn renewed(&mut self, at: SystemTime, ends_by: Instant) {
+        (self.at, self.ends_by) = (at, self.ends_by.max(ends_by));
     }
 }
 

@@ -4,9 +4,9 @@
 use std::net::SocketAddr;
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
-use rfaas::{Client, Error, LeaseRequest};
+use rfaas::{Client, EndReason, Error, LeaseRequest};
 use rfaas_protocol::channel::{Channel, Incoming};
 use rfaas_protocol::constraints::{Constraint, Constraints};
 use rfaas_protocol::lease::{
@@ -98,6 +98,7 @@ fn granted(request: u32, part: u16, parts: u16, end_ms: u64) -> ToClient {
     ToClient::Granted(grant(request, part, parts, end_ms))
 }
 
+const HOUR: Duration = Duration::from_secs(3600);
 const END_MS: u64 = 1_900_000_000_000;
 
 #[test]
@@ -186,6 +187,7 @@ fn growing(nodes: &'static [u16]) -> (Client, Receiver<FromClient>) {
             };
             (0..parts).zip(nodes).map(grant).collect()
         }
+        FromClient::Renew(question) => vec![granted(question.request.get(), 0, 1, END_MS)],
         _ => vec![],
     })
 }
@@ -203,9 +205,17 @@ fn a_lease_grows_by_cores_like_its_own_where_it_may_be() {
     assert_eq!(question.grown(), [lease.id().unwrap()]);
     let asked = (question.workers.get(), question.cores.get(), question.memory.get());
     assert_eq!(asked, (4, 1, 16), "half of the 32 MB of two cores");
-    let ends = SystemTime::now() + Duration::from_millis(question.timeout_ms.get());
-    let until = lease.expires_at() - Duration::from_millis(1); // it is asked for in whole ones
-    assert!(ends >= until && ends.duration_since(until).unwrap() < LONG, "{ends:?} {until:?}");
+    // It was granted for an hour, whatever the clocks of managers say.
+    let left = Duration::from_millis(question.timeout_ms.get());
+    assert!(left <= HOUR && left + LONG > HOUR, "{left:?}");
+    lease.renew(2 * HOUR).unwrap();
+    lease.grow(4).unwrap();
+    let again = told.try_iter().filter_map(|told| match told {
+        FromClient::Grow(question) => Some(Duration::from_millis(question.timeout_ms.get())),
+        _ => None,
+    });
+    let left = again.last().unwrap();
+    assert!(left <= 2 * HOUR && left + LONG > 2 * HOUR, "{left:?}");
 
     let constraints = Constraints::read_from(&question.gang()).unwrap();
     let expected =
@@ -243,6 +253,18 @@ fn leases_grow_by_what_is_asked_for_and_what_cannot_be_is_not_asked() {
         assert!(matches!(error, Error::Invalid(_)), "{error}");
     }
     assert!(matches!(leases[0].grow(33), Err(Error::Invalid(_))));
+    assert_eq!(told.try_iter().count(), 0, "nothing was sent");
+}
+
+#[test]
+fn a_lease_whose_time_is_over_does_not_grow() {
+    let (client, told) = growing(&[0, 1]);
+    let request = LeaseRequest::new(2, 31).has("gpu").timeout(Duration::from_millis(20));
+    let lease = client.lease(request).unwrap();
+    told.recv().unwrap();
+    thread::sleep(Duration::from_millis(20));
+    let error = lease.grow(1).unwrap_err();
+    assert!(matches!(error, Error::LeaseEnded { reason: EndReason::Expired }), "{error}");
     assert_eq!(told.try_iter().count(), 0, "nothing was sent");
 }
 

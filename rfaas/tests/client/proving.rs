@@ -64,10 +64,11 @@ fn client_of(nodes: Vec<SocketAddr>) -> (Client, Receiver<FromClient>) {
             let reason = Reason::truncated("as the test wants it");
             vec![ToClient::Refused(LeaseRefused { request: question.request, reason })]
         }
-        FromClient::Release(_)
-        | FromClient::Gang(_)
-        | FromClient::Grow(_)
-        | FromClient::Worker(_) => vec![],
+        FromClient::Grow(question) => {
+            let reason = Reason::truncated("as the test wants it");
+            vec![ToClient::Refused(LeaseRefused { request: question.request, reason })]
+        }
+        FromClient::Release(_) | FromClient::Gang(_) | FromClient::Worker(_) => vec![],
     })
 }
 
@@ -130,6 +131,23 @@ fn exchanges(told: &Receiver<FromClient>) -> Vec<Unusable> {
             _ => None,
         })
         .collect()
+}
+
+#[test]
+fn a_lease_that_was_exchanged_grows_under_its_new_number() {
+    let nodes = [(); 2].map(|()| listener(|_, _| vec![]).0);
+    let (client, told) = client_of(nodes.into());
+    let lease = client.lease(LeaseRequest::new(1, 64)).unwrap();
+    let deployment = Deployment::new().start_timeout(Duration::from_secs(20));
+    lease.deploy_with(library(), &deployment).unwrap_err();
+    let error = lease.grow(1).unwrap_err();
+    assert!(matches!(error, Error::LeaseRefused { .. }), "{error}");
+    let grown = told.try_iter().find_map(|told| match told {
+        FromClient::Grow(question) => Some(question.grown()),
+        _ => None,
+    });
+    let numbers: Vec<_> = grown.unwrap().into_iter().map(|lease| lease.get()).collect();
+    assert_eq!(numbers, [2], "the first was given up for it");
 }
 
 #[test]
