@@ -168,9 +168,15 @@ impl Pool {
         self.held.leases.after(id, most)
     }
 
-    /// The first `most` graphs after `key`, or of all, in the order of their numbers.
+    /// The first graphs after `key`, or of all, in the order of their numbers: up to `most`, with [`MOST_SHOWN`] leases
+    /// together.
     pub fn graphs_after(&self, key: Option<&GraphKey>, most: usize) -> Vec<GraphView> {
         self.held.leases.graphs_after(key, most)
+    }
+
+    /// Whether there are graphs after `key`.
+    pub fn any_graphs_after(&self, key: &GraphKey) -> bool {
+        self.held.leases.any_graphs_after(key)
     }
 
     /// One node.

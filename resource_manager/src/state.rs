@@ -327,13 +327,17 @@ fn write_holdings(transaction: &WriteTransaction, changes: &Changes) -> Result<(
         let mut leases = transaction.open_table(LEASES)?;
         let mut workers = transaction.open_table(WORKERS)?;
         for (id, lease) in &changes.leases {
-            match lease.as_ref().and_then(rows::worker_row) {
-                Some(worker) => drop(workers.insert(id.get(), worker)?),
-                None => drop(workers.remove(id.get())?),
-            }
-            match lease {
-                Some(lease) => drop(leases.insert(id.get(), rows::lease_row(lease))?),
-                None => drop(leases.remove(id.get())?),
+            let Some(lease) = lease else {
+                leases.remove(id.get())?;
+                workers.remove(id.get())?;
+                continue;
+            };
+            leases.insert(id.get(), rows::lease_row(lease))?;
+            // Once: a lease changes with what it uses, and what it is for stays.
+            if let Some(worker) = rows::worker_row(lease)
+                && workers.get(id.get())?.is_none()
+            {
+                workers.insert(id.get(), worker)?;
             }
         }
     }
@@ -453,6 +457,7 @@ fn with_all_tables(database: &Database) -> Result<(), StateError> {
         transaction.open_table(WORKERS)?;
         transaction.commit()?;
     }
+    drop_orphans(database)?;
     let there = database.begin_read()?.open_table(UNCLAIMED);
     if let Err(redb::TableError::TableDoesNotExist(_)) = there {
         let transaction = database.begin_write()?;
@@ -461,6 +466,29 @@ fn with_all_tables(database: &Database) -> Result<(), StateError> {
         transaction.commit()?;
     }
     Ok(())
+}
+
+/// Drops what leases were for that have ended in a run of an earlier program, which does not know of it.
+fn drop_orphans(database: &Database) -> Result<(), StateError> {
+    let read = database.begin_read()?;
+    let leases = read.open_table(LEASES)?;
+    let mut orphans = Vec::new();
+    for row in read.open_table(WORKERS)?.iter()? {
+        let id = row?.0.value();
+        if leases.get(id)?.is_none() {
+            orphans.push(id);
+        }
+    }
+    if orphans.is_empty() {
+        return Ok(());
+    }
+    let transaction = database.begin_write()?;
+    let mut workers = transaction.open_table(WORKERS)?;
+    for id in orphans {
+        workers.remove(id)?;
+    }
+    drop(workers);
+    Ok(transaction.commit()?)
 }
 
 /// The format of a state file; `None` if it is none.

@@ -132,7 +132,7 @@ fn graph(graph: GraphView) -> api::Graph {
         Some(api::GraphWorker {
             lane: worker.lane,
             worker: worker.worker,
-            functions: worker.functions.lines().map(Into::into).collect(),
+            functions: worker.functions.to_string(),
             node: lease.node.to_string(),
             lease: lease.lease.get(),
             state: state(lease.state)?,
@@ -149,30 +149,40 @@ fn graph(graph: GraphView) -> api::Graph {
 
 impl Row for api::Graph {}
 
+/// Most graphs of a page, whose workers have a bound of their own ([`MOST_SHOWN`](crate::pool::MOST_SHOWN)): with the
+/// longest names some 512 KiB as text.
+const GRAPHS: usize = 8;
+
 /// All graphs that have leases, by number.
 pub(super) struct GraphList {
     api: Api,
     after: Option<GraphKey>,
+    more: bool,
 }
 
 impl GraphList {
     pub(super) fn new(api: Api) -> Self {
-        GraphList { api, after: None }
+        GraphList { api, after: None, more: true }
     }
 }
 
 impl Pages for GraphList {
     type Row = api::Graph;
-    /// With [`MOST_SHOWN`](crate::pool::MOST_SHOWN) workers each, of the longest names, some 4 MiB as text.
-    const ROWS: usize = 8;
-
     async fn next(&mut self) -> Result<Vec<api::Graph>, Failure> {
         let after = self.after.clone();
-        let asked =
-            move |pool: &mut Pool, _, _: &mut _| pool.graphs_after(after.as_ref(), Self::ROWS);
-        let graphs = self.api.ask(asked).await?;
+        let asked = move |pool: &mut Pool, _, _: &mut _| {
+            let graphs = pool.graphs_after(after.as_ref(), GRAPHS);
+            let more = graphs.last().is_some_and(|last| pool.any_graphs_after(&last.key));
+            (graphs, more)
+        };
+        let (graphs, more) = self.api.ask(asked).await?;
         self.after = graphs.last().map(|graph| graph.key.clone());
+        self.more = more;
         Ok(graphs.into_iter().map(graph).collect())
+    }
+
+    fn is_last(&self, _: &[api::Graph]) -> bool {
+        !self.more
     }
 }
 

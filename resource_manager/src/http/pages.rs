@@ -38,11 +38,13 @@ pub(super) trait Pages: Send + 'static {
     /// The type of its rows.
     type Row: Row;
 
-    /// Rows of a page.
-    const ROWS: usize = ROWS;
-
-    /// The next rows; fewer than [`Self::ROWS`], perhaps none, are the last.
+    /// The next rows, perhaps none.
     fn next(&mut self) -> impl Future<Output = Result<Vec<Self::Row>, Failure>> + Send;
+
+    /// Whether `rows`, which came last, are the last: fewer than [`ROWS`].
+    fn is_last(&self, rows: &[Self::Row]) -> bool {
+        rows.len() < ROWS
+    }
 }
 
 /// An object in JSON, a line in a table.
@@ -112,9 +114,9 @@ pub(super) async fn answer(pages: impl Pages, format: Format) -> HttpResult {
 }
 
 /// Likewise, to a client that may take `patience` to read it.
-async fn answer_within<P: Pages>(patience: Duration, mut pages: P, format: Format) -> HttpResult {
+async fn answer_within(patience: Duration, mut pages: impl Pages, format: Format) -> HttpResult {
     let rows = within(READ_ALL, pages.next()).await??;
-    let whole = rows.len() < P::ROWS;
+    let whole = pages.is_last(&rows);
     let text = format.write(rows, true, whole).map_err(failed)?;
     let kind = [(header::CONTENT_TYPE, format.content_type())];
     if whole {
@@ -131,10 +133,10 @@ async fn answer_within<P: Pages>(patience: Duration, mut pages: P, format: Forma
 }
 
 /// Sends `text` and the pages after it. The client's time runs while it is waited for.
-async fn send<P: Pages>(
+async fn send(
     sender: &mut Sender<Bytes, io::Error>,
     mut text: Vec<u8>,
-    mut pages: P,
+    mut pages: impl Pages,
     format: Format,
     mut patience: Duration,
 ) -> io::Result<()> {
@@ -148,7 +150,7 @@ async fn send<P: Pages>(
         patience = patience.saturating_sub(start.elapsed());
         let rows = within(READ_ALL, pages.next()).await.and_then(|rows| rows);
         let rows = rows.map_err(|Failure(_, why)| io::Error::other(why))?;
-        last = rows.len() < P::ROWS;
+        last = pages.is_last(&rows);
         text = format.write(rows, false, last)?;
     }
 }

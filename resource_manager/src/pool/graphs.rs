@@ -14,7 +14,7 @@ use rfaas_protocol::lease::{self, LeaseId, MAX_GRAPH};
 
 use super::lease::{GrantedLease, LeaseView};
 
-/// Most leases of a graph that are shown: so a page of a list has a bound.
+/// Most leases of a graph that are shown, and of the graphs of a page together: so that has a bound.
 pub const MOST_SHOWN: usize = 1024;
 
 /// What a lease is for: a worker of a graph. It takes less than half a KiB.
@@ -108,7 +108,12 @@ impl Graphs {
         }
     }
 
-    /// The first `most` graphs after `key`, or of all.
+    /// Whether there are graphs after `key`.
+    pub(super) fn any_after(&self, key: &GraphKey) -> bool {
+        self.0.range((Bound::Excluded(key), Bound::Unbounded)).next().is_some()
+    }
+
+    /// The first `most` graphs after `key`, or of all; fewer if more than [`MOST_SHOWN`] leases would be shown.
     pub(super) fn after<'a>(
         &self,
         key: Option<&GraphKey>,
@@ -125,6 +130,11 @@ impl Graphs {
             leases: leases.len(),
             shown: leases.iter().take(MOST_SHOWN).filter_map(shown).collect(),
         };
-        self.0.range((start, Bound::Unbounded)).take(most).map(view).collect()
+        let mut shown_before = 0;
+        let fits = |(_, leases): &(&GraphKey, &BTreeSet<Place>)| {
+            shown_before += leases.len().min(MOST_SHOWN);
+            shown_before <= MOST_SHOWN // the first always
+        };
+        self.0.range((start, Bound::Unbounded)).take(most).take_while(fits).map(view).collect()
     }
 }

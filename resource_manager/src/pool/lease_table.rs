@@ -141,7 +141,12 @@ impl LeaseTable {
         after.filter_map(|id| self.leases.get(id)).map(GrantedLease::view).collect()
     }
 
-    /// The first `most` graphs after `key`, or of all.
+    /// Whether there are graphs after `key`.
+    pub(super) fn any_graphs_after(&self, key: &GraphKey) -> bool {
+        self.graphs.any_after(key)
+    }
+
+    /// The first graphs after `key`, or of all: up to `most`, as far as they fit a page.
     pub(super) fn graphs_after(&self, key: Option<&GraphKey>, most: usize) -> Vec<GraphView> {
         self.graphs.after(key, most, |id| self.leases.get(&id))
     }

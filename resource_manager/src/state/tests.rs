@@ -279,6 +279,41 @@ fn a_file_of_before_bills_of_unclaimed_leases_had_a_table_is_taken_over() {
 }
 
 #[test]
+fn what_leases_were_for_that_an_earlier_program_has_ended_is_dropped() {
+    let (_directory, path) = place();
+    let state = StateFile::open(&path).unwrap();
+    state.begin(id(1)).unwrap();
+    let leases: std::collections::BTreeMap<_, _> =
+        [3, 6, 9].map(|number| (id(number), Some(lease(number)))).into();
+    state.commit(&Changes { leases: leases.clone(), ..Changes::default() }).unwrap();
+    let transaction = state.database.begin_write().unwrap();
+    transaction.open_table(LEASES).unwrap().remove(6).unwrap(); // which is all that it knows to do
+    transaction.commit().unwrap();
+    drop(state);
+    let state = StateFile::open(&path).unwrap();
+    let kept = |state: &StateFile| {
+        let workers = state.database.begin_read().unwrap().open_table(WORKERS).unwrap();
+        workers.iter().unwrap().map(|row| row.unwrap().0.value()).collect::<Vec<_>>()
+    };
+    assert_eq!(kept(&state), [3, 9]);
+    assert_eq!(state.snapshot(at(0)).unwrap().unwrap().leases, [lease(3), lease(9)]);
+
+    // It is written once, and goes with its lease.
+    let used = |number| {
+        let worker =
+            Arc::new(GraphWorker { lane: 9, ..(**lease(3).worker.as_ref().unwrap()).clone() });
+        let changed = LeaseRecord { worker: Some(worker), granted_at: at(8), ..lease(number) };
+        Changes { leases: [(id(number), Some(changed))].into(), ..Changes::default() }
+    };
+    state.commit(&used(3)).unwrap();
+    let expected = LeaseRecord { granted_at: at(8), ..lease(3) };
+    assert_eq!(state.snapshot(at(0)).unwrap().unwrap().leases, [expected, lease(9)]);
+    let ended = Changes { leases: [(id(3), None)].into(), ..Changes::default() };
+    state.commit(&ended).unwrap();
+    assert_eq!(kept(&state), [9]);
+}
+
+#[test]
 fn a_link_leads_to_the_state_file() {
     let (directory, path) = place();
     let link = directory.path().join("link");

@@ -33,11 +33,27 @@ pub struct GraphWorker {
     #[cfg_attr(feature = "openapi", schema(minimum = 0, maximum = 65535))]
     pub worker: u16,
     /// The functions that it calls. `…` stands for those whose names have no room.
-    pub functions: Vec<String>,
+    // A line each: a list has many.
+    #[serde(with = "lines")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Vec<String>))]
+    pub functions: String,
     /// Its node.
     pub node: String,
     /// Id of its lease.
     pub lease: u64,
     /// The state of that.
     pub state: LeaseState,
+}
+
+/// Lines as an array.
+mod lines {
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(text: &str, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_seq(text.lines())
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<String, D::Error> {
+        Ok(Vec::<String>::deserialize(from)?.join("\n"))
+    }
 }

@@ -99,7 +99,7 @@ fn what_a_lease_is_for_goes_with_it_to_another_node_and_into_the_next_run() {
 }
 
 #[test]
-fn a_page_has_so_many_graphs_and_each_so_many_workers() {
+fn a_page_has_so_many_graphs_and_so_many_workers_of_them() {
     let mut world = World::new();
     world.node("a", 2000, 65_535);
     for lease in 0..=MOST_SHOWN as u16 {
@@ -108,14 +108,23 @@ fn a_page_has_so_many_graphs_and_each_so_many_workers() {
     for graph in [9, 6, 1] {
         world.lease_for("one", worker(graph, 0, 0));
     }
-    let page = world.pool.graphs_after(None, 3);
-    let numbers: Vec<_> = page.iter().map(|graph| (graph.key.graph, graph.leases)).collect();
-    assert_eq!(numbers, [(1, 1), (5, MOST_SHOWN + 1), (6, 1)]);
-    assert_eq!(page[1].shown.len(), MOST_SHOWN);
-    let workers = page[1].shown.iter().map(|(_, shown)| usize::from(shown.worker));
+    let page = |world: &World, after: Option<&GraphKey>, most| {
+        let page = world.pool.graphs_after(after, most);
+        let numbers: Vec<_> = page.iter().map(|graph| (graph.key.graph, graph.leases)).collect();
+        let last = page.last().unwrap();
+        (numbers, world.pool.any_graphs_after(&last.key), last.clone())
+    };
+    let (numbers, more, last) = page(&world, None, 3);
+    assert_eq!((numbers, more), (vec![(1, 1)], true), "the next has as many as a page by itself");
+    let (numbers, more, last) = page(&world, Some(&last.key), 3);
+    assert_eq!((numbers, more), (vec![(5, MOST_SHOWN + 1)], true));
+    assert_eq!(last.shown.len(), MOST_SHOWN);
+    let workers = last.shown.iter().map(|(_, shown)| usize::from(shown.worker));
     assert!(workers.eq(0..MOST_SHOWN));
-    let rest = world.pool.graphs_after(Some(&page[2].key), 3);
-    assert_eq!(rest.iter().map(|graph| graph.key.graph).collect::<Vec<_>>(), [9]);
+    let (numbers, more, last) = page(&world, Some(&last.key), 1);
+    assert_eq!((numbers, more), (vec![(6, 1)], true));
+    let (numbers, more, _) = page(&world, Some(&last.key), 1);
+    assert_eq!((numbers, more), (vec![(9, 1)], false));
 }
 
 #[test]
