@@ -84,9 +84,9 @@ fn a_gang_waits_for_room_and_is_forgotten_with_its_client() {
     let mut holder = Client::new(manager.rdma);
     let held = holder.lease(1, 1);
     let (mut gone, mut waits) = (Client::new(manager.rdma), Client::new(manager.rdma));
-    gone.ask_gang(1, 2, 3_600_000);
     waits.ask_gang(2, 1, 1);
     let ToClient::Granted(short) = waits.answer() else { panic!("there is a core") };
+    gone.ask_gang(1, 2, 3_600_000); // nobody gets a core of that node from now on
     waits.ask_gang(3, 2, 3_600_000);
     waits.ask_gang(4, 2, 50);
     let ToClient::Refused(refused) = waits.answer() else { panic!("there is no room") };
