@@ -78,8 +78,8 @@ impl Grantor {
         manager.lease_gang(&self.device, (leases, request), &[], self.name, &|| self.prepare())
     }
 
-    /// Asks for `workers` workers beside the leases of these numbers, all of them or none. Returns where the lease of each
-    /// node may be claimed.
+    /// Asks for `workers` workers beside the leases of these numbers, all of them or none. Returns where the lease of
+    /// each node may be claimed.
     pub(crate) fn grow(
         &self,
         leases: &[LeaseId],

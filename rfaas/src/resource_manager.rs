@@ -180,8 +180,9 @@ impl ResourceManager {
         granted.iter().map(candidate).collect()
     }
 
-    /// Asks `question`, and waits for the answer for as long. Others ask for theirs meanwhile: the connection is held only
-    /// while it is looked at. After a lost connection the rest of the time is asked for, behind those who wait then.
+    /// Asks `question`, and waits for the answer for as long. Others ask for theirs meanwhile: the connection is held
+    /// only while it is looked at. After a lost connection the rest of the time is asked for, behind those who wait
+    /// then.
     fn wait(
         &self,
         device: &OpenDevice,

@@ -2,8 +2,8 @@
 //!
 //! * Small payloads are copied to be sent inline. Of so many writes one is signaled, which makes room in the send queue
 //!   for those before it; a failure also ends the receives of the connection.
-//! * While the queue is full, the peer has some time to take the next of the earlier writes. One of few slots that keeps
-//!   to these never fills it.
+//! * While the queue is full, the peer has some time to take the next of the earlier writes. One of few slots that
+//!   keeps to these never fills it.
 
 use std::time::{Duration, Instant};
 
@@ -58,8 +58,9 @@ pub(crate) struct Writer {
 }
 
 impl Writer {
-    /// Makes an unconnected one for a peer that is written so many `payloads` at a time, whose writes may be from memory of `domain`. `receives`
-    /// of them are posted under `id`, and complete into `arrivals`. An error says what the device could not provide.
+    /// Makes an unconnected one for a peer that is written so many `payloads` at a time, whose writes may be from memory
+    /// of `domain`. `receives` of them are posted under `id`, and complete into `arrivals`. An error says what the
+    /// device could not provide.
     pub(crate) fn new(
         device: &Device,
         domain: &Domain,

@@ -1,6 +1,6 @@
-//! Sender and receiver of edges of a graph: one worker to another, or to the client. Edges from one to the other
-//! share a link, which is a connection, up to [`MAX_ON_LINK`] payloads. The sender dials and shows the secret of the link, which the client has told
-//! both; the receiver answers with its slots.
+//! Sender and receiver of edges of a graph: one worker to another, or to the client. Edges from one to the other share a
+//! link, which is a connection, up to [`MAX_ON_LINK`] payloads. The sender dials and shows the secret of the link, which
+//! the client has told both; the receiver answers with its slots.
 //!
 //! ```text
 //!   sender ──connect, EdgeHello──▶ receiver      sender ◀──accepted, EdgeSlots── receiver
@@ -9,8 +9,8 @@
 //! Nothing else travels but, where they are asked for, traces. The receiver knows from the connection which link it is,
 //! from the immediate data which edge and run the payload is of and which slot it is in, and from the write how long it
 //! is. The slots of the edges of a link lie one behind the other, in the order of the edges' numbers on it; behind them
-//! all, the lengths of payloads in place ([`InPlaceLength`]), one for each slot of each edge. The client
-//! owns the slots of all edges: run after run, a slot is used again when all workers are done with it.
+//! all, from a page of their own on, the lengths of payloads in place ([`InPlaceLength`]), one for each slot of each edge.
+//! The client owns the slots of all edges: run after run, a slot is used again when all workers are done with it.
 
 use zerocopy::little_endian::{U32, U64};
 
