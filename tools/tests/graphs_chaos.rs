@@ -12,12 +12,12 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use rfaas::{CompiledGraph, Deployment, Error, Graph, Lanes, Spin};
 use testkit::Options;
 use testkit::functions::graph as graph_library;
 use testkit::leftovers::Leftovers;
-use testkit::run::kill_9;
 use testkit::service::cluster;
 use testkit::test_devices::patience;
 use testkit::wait::{eventually, one_at_a_time, rounds};
@@ -123,8 +123,11 @@ fn runs_are_served_or_say_what_was_lost_whatever_is_killed() {
             1..=3 => {
                 let running = cluster.executors_running();
                 if !running.is_empty() {
-                    kill_9(running[random.below(running.len() as u64) as usize]);
-                    kills += 1;
+                    let chosen = running[random.below(running.len() as u64) as usize];
+                    // It may have ended since it was listed.
+                    kills += u32::from(
+                        kill(Pid::from_raw(chosen.cast_signed()), Signal::SIGKILL).is_ok(),
+                    );
                 }
             }
             _ => {}
