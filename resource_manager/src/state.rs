@@ -27,8 +27,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, bail};
 use redb::backends::InMemoryBackend;
 use redb::{
-    Builder, Database, DatabaseError, Durability, ReadableDatabase, ReadableTable,
-    ReadableTableMetadata, StorageBackend, WriteTransaction,
+    Builder, Database, DatabaseError, Durability, Key, ReadableDatabase, ReadableTable,
+    ReadableTableMetadata, StorageBackend, TableDefinition, Value, WriteTransaction,
 };
 use rfaas_protocol::lease::LeaseId;
 
@@ -445,21 +445,10 @@ fn begin(database: &Database) -> Result<(), StateError> {
 /// Makes the tables that earlier programs did not have; they do not mind them. A table of the unclaimed in another
 /// shape, under another name, was in no release: what was in there is not kept.
 fn with_all_tables(database: &Database) -> Result<(), StateError> {
-    let there = database.begin_read()?.open_table(MARKS);
-    if let Err(redb::TableError::TableDoesNotExist(_)) = there {
-        let transaction = database.begin_write()?;
-        transaction.open_table(MARKS)?;
-        transaction.commit()?;
-    }
-    let there = database.begin_read()?.open_table(WORKERS);
-    if let Err(redb::TableError::TableDoesNotExist(_)) = there {
-        let transaction = database.begin_write()?;
-        transaction.open_table(WORKERS)?;
-        transaction.commit()?;
-    }
-    drop_orphans(database)?;
-    let there = database.begin_read()?.open_table(UNCLAIMED);
-    if let Err(redb::TableError::TableDoesNotExist(_)) = there {
+    add_table(database, MARKS)?;
+    add_table(database, WORKERS)?;
+    drop_workers_of_no_lease(database)?;
+    if is_missing(database, UNCLAIMED)? {
         let transaction = database.begin_write()?;
         transaction.open_table(UNCLAIMED)?;
         transaction.delete_table(rows::UNCLAIMED_BEFORE)?;
@@ -468,23 +457,44 @@ fn with_all_tables(database: &Database) -> Result<(), StateError> {
     Ok(())
 }
 
+fn is_missing<K: Key + 'static, V: Value + 'static>(
+    database: &Database,
+    table: TableDefinition<'_, K, V>,
+) -> Result<bool, StateError> {
+    let there = database.begin_read()?.open_table(table);
+    Ok(matches!(there, Err(redb::TableError::TableDoesNotExist(_))))
+}
+
+/// Makes `table` if it is not there.
+fn add_table<K: Key + 'static, V: Value + 'static>(
+    database: &Database,
+    table: TableDefinition<'_, K, V>,
+) -> Result<(), StateError> {
+    if is_missing(database, table)? {
+        let transaction = database.begin_write()?;
+        transaction.open_table(table)?;
+        transaction.commit()?;
+    }
+    Ok(())
+}
+
 /// Drops what leases were for that have ended in a run of an earlier program, which does not know of it.
-fn drop_orphans(database: &Database) -> Result<(), StateError> {
+fn drop_workers_of_no_lease(database: &Database) -> Result<(), StateError> {
     let read = database.begin_read()?;
     let leases = read.open_table(LEASES)?;
-    let mut orphans = Vec::new();
+    let mut of_no_lease = Vec::new();
     for row in read.open_table(WORKERS)?.iter()? {
         let id = row?.0.value();
         if leases.get(id)?.is_none() {
-            orphans.push(id);
+            of_no_lease.push(id);
         }
     }
-    if orphans.is_empty() {
+    if of_no_lease.is_empty() {
         return Ok(());
     }
     let transaction = database.begin_write()?;
     let mut workers = transaction.open_table(WORKERS)?;
-    for id in orphans {
+    for id in of_no_lease {
         workers.remove(id)?;
     }
     drop(workers);

@@ -522,9 +522,8 @@ impl<M: Deref<Target = SlotMemory>> Hop<M> {
         };
         for output in described.outputs.iter().filter(|output| output.kind == OutputKind::Trace) {
             for edge in &output.to {
-                let EdgeAt { link, edge: on_link } = self.wires.of_outs[*edge];
-                self.wires.outs[link]
-                    .send_trace(on_link, slot, &record, || service.is_stopped())
+                let (link, on_link) = self.wires.out(*edge);
+                link.send_trace(on_link, slot, &record, || service.is_stopped())
                     .map_err(|why| not_written(*edge, why))?;
             }
         }

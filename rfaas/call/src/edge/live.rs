@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 use rfaas_protocol::edge::{EdgeFailure, InputKind, OutputKind};
 
 use super::end::HopEnd;
-use super::link::EdgeAt;
 use super::outgoing::SlotUse;
 use super::stage::Stage;
 use super::wires::{Answer, Made, Memory, Wires, not_written};
@@ -286,8 +285,8 @@ impl<M: Deref<Target = SlotMemory>> Turn for Live<'_, M> {
         *state = Answer::Awaited;
         let (region, at) = self.memory.areas[self.stage][self.area_of(edge)].output(self.slot);
         for out in &output.to {
-            let EdgeAt { link, edge } = self.wires.of_outs[*out];
-            let sent = self.wires.outs[link].send(edge, self.to, (region, at, bytes), || false);
+            let (link, edge) = self.wires.out(*out);
+            let sent = link.send(edge, self.to, (region, at, bytes), || false);
             if let Err(why) = sent {
                 self.broken.get_or_insert(not_written(*out, why));
                 return Err(Denied::Lost);

@@ -37,11 +37,11 @@ pub(super) struct Memory<M> {
 #[derive(Debug)]
 pub(super) struct Wires {
     pub(super) ins: Vec<InEnd>,
-    pub(super) outs: Vec<OutLink>,
+    outs: Vec<OutLink>,
     pub(super) arrivals: CompletionQueue, // behind the queue pairs that complete into it
     /// On which of them the edges are that come in, and those that go out.
     pub(super) of_ins: Vec<EdgeAt>,
-    pub(super) of_outs: Vec<EdgeAt>,
+    of_outs: Vec<EdgeAt>,
     /// Which inputs of which stages an edge that comes in is.
     targets: Vec<Vec<(usize, usize)>>,
     pub(super) joins: Vec<Joins>,
@@ -116,6 +116,13 @@ impl Wires {
             arrivals,
             slots,
         }
+    }
+
+    /// Returns the link of an edge that goes out, and which of its edges that is.
+    #[inline]
+    pub(super) fn out(&mut self, edge: usize) -> (&mut OutLink, u16) {
+        let EdgeAt { link, edge } = self.of_outs[edge];
+        (&mut self.outs[link], edge)
     }
 
     fn at(&self, slot: u16, number: usize) -> usize {
@@ -243,8 +250,8 @@ impl Wires {
             for output in (stages[stage].edges()..stages[stage].outputs.len()).filter(done) {
                 for edge in &stages[stage].outputs[output].to {
                     // It is told by the end of the connection, too: a failure ends the receives of that.
-                    let EdgeAt { link, edge } = self.of_outs[*edge];
-                    let _ = self.outs[link].send_done(edge, to);
+                    let (link, edge) = self.out(*edge);
+                    let _ = link.send_done(edge, to);
                 }
             }
         }
@@ -320,21 +327,19 @@ impl Wires {
             }
             for edge in &output.to {
                 let Some(sorted) = &memory.sorted[*edge] else { continue };
-                let at = self.of_outs[*edge];
-                let start = linked(&self.outs, at).shape.start(to.slot) as usize;
-                let piece = (sorted, start, self.filled[*edge]);
-                self.outs[at.link]
-                    .send(at.edge, to, piece, is_stopped)
+                let filled = self.filled[*edge];
+                let (link, on_link) = self.out(*edge);
+                let start = link.edges().at(on_link).shape.start(to.slot) as usize;
+                link.send(on_link, to, (sorted, start, filled), is_stopped)
                     .map_err(|why| not_written(*edge, why))?;
             }
             return Ok(None);
         }
         for edge in &output.to {
-            let EdgeAt { link, edge: on_link } = self.of_outs[*edge];
-            let out = &mut self.outs[link];
+            let (link, on_link) = self.out(*edge);
             let sent = match made.in_place {
-                true => out.send_in_place(on_link, to, made.bytes, is_stopped),
-                false => out.send(on_link, to, (region, at, made.bytes), is_stopped),
+                true => link.send_in_place(on_link, to, made.bytes, is_stopped),
+                false => link.send(on_link, to, (region, at, made.bytes), is_stopped),
             };
             sent.map_err(|why| not_written(*edge, why))?;
         }
@@ -360,9 +365,8 @@ impl Wires {
     ) -> Result<(), HopEnd> {
         for edge in &stages[stage].outputs[output].to {
             let detail = memory.areas[stage][0].detail(slot, failure)?;
-            let EdgeAt { link, edge: on_link } = self.of_outs[*edge];
-            self.outs[link]
-                .send_failure(on_link, to, detail, is_stopped)
+            let (link, on_link) = self.out(*edge);
+            link.send_failure(on_link, to, detail, is_stopped)
                 .map_err(|why| not_written(*edge, why))?;
         }
         for target in &stages[stage].outputs[output].here {
