@@ -97,18 +97,18 @@ impl Lease {
         self.inner.renew(timeout)
     }
 
-    /// Leases `cores` cores more, up to 32, as close to this lease as there is room: on its node, else on others, all of
-    /// them or none. Each has the memory that a core of this lease has, rounded up. They last as long as this lease does
-    /// now, and are where the constraints of this lease allow them, but for `near` and `nodes`. `together` and `apart`
-    /// hold against this lease only: not against others that were granted with it.
+    /// Leases `cores` cores more, up to 32, as close to this lease as there is room: on its node, else on others, all
+    /// of them or none. Each has the memory that a core of this lease has, rounded up. They last as long as this lease
+    /// does now, and are where the constraints of this lease allow them, but for `near` and `nodes`. `together` and
+    /// `apart` hold against this lease only: not against others that were granted with it.
     ///
-    /// This lease stays as it is: its executor and its workers serve on. The cores are leases of their own, one for each
-    /// node, with a bill and an end of their own: deploy them to have more workers.
+    /// This lease stays as it is: its executor and its workers serve on. The cores are leases of their own, one for
+    /// each node, with a bill and an end of their own: deploy them to have more workers.
     /// [`Client::grow`](crate::Client::grow) grows several leases at once, by what one asks for.
     ///
     /// # Errors
-    /// As for [`Client::grow`](crate::Client::grow). [`Error::LeaseEnded`](crate::Error::LeaseEnded): this lease is over,
-    /// or has no millisecond left.
+    /// As for [`Client::grow`](crate::Client::grow). [`Error::LeaseEnded`](crate::Error::LeaseEnded): this lease is
+    /// over, or has no millisecond left.
     ///
     /// ```no_run
     /// # fn example(lease: &rfaas::Lease) -> rfaas::Result<()> {

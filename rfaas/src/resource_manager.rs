@@ -12,8 +12,8 @@
 //! One question at a time: the thread that asks holds the connection until the answer is there. A request that may wait
 //! for room holds it only to look for its answer, and whoever else takes the answer keeps it for it. What is said
 //! meanwhile and not answered, as that a lease is dropped, waits in the outbox; the thread that lets go of the
-//! connection sends what is in there, and so does the next question, before itself. What the manager has no room for yet
-//! is sent later.
+//! connection sends what is in there, and so does the next question, before itself. What the manager has no room for
+//! yet is sent later.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -491,8 +491,8 @@ impl Conversation {
         self.unsent.append(&mut outbox.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
-    /// Sends what is not answered, leases that are given back first. Returns whether there was room for all of it within
-    /// `patience`. What cannot be sent at all is gone with the connection.
+    /// Sends what is not answered, leases that are given back first. Returns whether there was room for all of it
+    /// within `patience`. What cannot be sent at all is gone with the connection.
     fn send_unsent(&mut self, patience: Duration) -> bool {
         self.unsent.sort_by_key(|message| !matches!(message, FromClient::Release(_)));
         let (start, mut sent) = (Instant::now(), 0);

@@ -1,5 +1,5 @@
-//! Who runs what where: `GET /graphs` lists the workers of graphs that real clients have compiled, as long as these have
-//! leases, also of a lane that was started again and after a restart of the resource manager.
+//! Who runs what where: `GET /graphs` lists the workers of graphs that real clients have compiled, as long as these
+//! have leases, also of a lane that was started again and after a restart of the resource manager.
 
 #![allow(clippy::unwrap_used)] // in what tests share: a failed test is what it is for
 

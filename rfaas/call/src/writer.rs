@@ -58,9 +58,9 @@ pub(crate) struct Writer {
 }
 
 impl Writer {
-    /// Makes an unconnected one for a peer that is written so many `payloads` at a time, whose writes may be from memory
-    /// of `domain`. `receives` of them are posted under `id`, and complete into `arrivals`. An error says what the
-    /// device could not provide.
+    /// Makes an unconnected one for a peer that is written so many `payloads` at a time, whose writes may be from
+    /// memory of `domain`. `receives` of them are posted under `id`, and complete into `arrivals`. An error says what
+    /// the device could not provide.
     pub(crate) fn new(
         device: &Device,
         domain: &Domain,

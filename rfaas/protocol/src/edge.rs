@@ -1,6 +1,6 @@
-//! Sender and receiver of edges of a graph: one worker to another, or to the client. Edges from one to the other share a
-//! link, which is a connection, up to [`MAX_ON_LINK`] payloads. The sender dials and shows the secret of the link, which
-//! the client has told both; the receiver answers with its slots.
+//! Sender and receiver of edges of a graph: one worker to another, or to the client. Edges from one to the other
+//! share a link, which is a connection, up to [`MAX_ON_LINK`] payloads. The sender dials and shows the secret of the
+//! link, which the client has told both; the receiver answers with its slots.
 //!
 //! ```text
 //!   sender ──connect, EdgeHello──▶ receiver      sender ◀──accepted, EdgeSlots── receiver
@@ -9,8 +9,8 @@
 //! Nothing else travels but, where they are asked for, traces. The receiver knows from the connection which link it is,
 //! from the immediate data which edge and run the payload is of and which slot it is in, and from the write how long it
 //! is. The slots of the edges of a link lie one behind the other, in the order of the edges' numbers on it; behind them
-//! all, from a page of their own on, the lengths of payloads in place ([`InPlaceLength`]), one for each slot of each edge.
-//! The client owns the slots of all edges: run after run, a slot is used again when all workers are done with it.
+//! all, from a page of their own on, the lengths of payloads in place ([`InPlaceLength`]), one for each slot of each
+//! edge. The client owns the slots of all edges: run after run, a slot is used again when all workers are done with it.
 
 use zerocopy::little_endian::{U32, U64};
 
@@ -20,9 +20,9 @@ use super::{Malformed, Secret, numbered, wire};
 /// Most edges that come to a worker, and most that go from it: a bit each in a word.
 pub const MAX_EDGES: usize = 64;
 
-/// Most payloads that may be on their way over a link: the slots of all its edges. Each costs a receive, and with some
-/// to spare these are fewer than 4063, which is the least that adapters known here give a connection (`max_qp_wr` of
-/// `ibv_devinfo -v` on an Intel E810; a ConnectX-5 says 32768).
+/// Most payloads that may be on their way over a link: the slots of all its edges. Each costs a receive, of which
+/// an adapter gives a connection at most `max_qp_wr` (`ibv_devinfo -v`). Which adapters have room for a full link was
+/// not tried.
 pub const MAX_ON_LINK: u32 = 1 << 11;
 const _: () = assert!(MAX_ON_LINK as usize >= MAX_SLOTS, "an edge fits");
 
