@@ -9,14 +9,19 @@ use testkit::run::{run, source};
 
 /// What the gate makes of this output of tests.
 fn results(output: &str) -> Vec<String> {
+    let mut lines = awk("test_results.awk", output);
+    lines.sort();
+    lines
+}
+
+/// What a script of the gate prints of this output of tests.
+fn awk(script: &str, output: &str) -> Vec<String> {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("tests");
     fs::write(&file, output).unwrap();
     let mut awk = Command::new("awk");
-    awk.arg("-f").arg(source("tools/gate/test_results.awk")).arg(&file);
-    let mut lines: Vec<String> = run(awk).success().stdout.lines().map(str::to_owned).collect();
-    lines.sort();
-    lines
+    awk.args(["-v", "lines=3", "-f"]).arg(source("tools/gate").join(script)).arg(&file);
+    run(awk).success().stdout.lines().map(str::to_owned).collect()
 }
 
 #[test]
@@ -74,4 +79,33 @@ fn a_test_program_that_ends_early_has_failed() {
          test result: ok. 1 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out\n",
     );
     assert_eq!(told, ["failed\tleftovers: ended before its tests had"]);
+}
+
+#[test]
+fn what_a_failed_test_program_printed_last_is_repeated() {
+    let told = awk(
+        "failed_output.awk",
+        "     Running tests/scale.rs (target/debug/deps/scale-99aabbccdd001122)\n\
+         test the_first ... ok\n\
+         test result: ok. 1 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out\n\
+         \x20    Running tests/kill.rs (target/debug/deps/kill-99aabbccdd001122)\n\
+         test the_second ... FAILED\n\
+         failures:\n\
+         ---- the_second stdout ----\n\
+         it was not so\n\
+         test result: FAILED. 0 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out\n\
+         \x20    Running tools/leftovers in a virtual machine, on rxe0=192.168.77.1\n\
+         test the_third ... ok\n\
+         error: rdma-vm: timed out after 900 s\n",
+    );
+    let expected = [
+        "Running tests/kill.rs (target/debug/deps/kill-99aabbccdd001122)",
+        "    failures:",
+        "    ---- the_second stdout ----",
+        "    it was not so",
+        "Running tools/leftovers in a virtual machine, on rxe0=192.168.77.1",
+        "    test the_third ... ok",
+        "    error: rdma-vm: timed out after 900 s",
+    ];
+    assert_eq!(told, expected);
 }
