@@ -18,7 +18,7 @@ use serde_json::Value;
 
 use crate::Binaries;
 use crate::service::devices_at;
-use crate::wait::{deadline, eventually};
+use crate::wait::{deadline, eventually, eventually_or};
 
 /// What was built with the running test.
 pub fn binaries() -> Binaries {
@@ -167,9 +167,13 @@ impl Printed {
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
-    /// All of it. To be called when the program has ended.
+    /// All of it. To be called when the program has ended. What it has started must have ended too before
+    /// [`deadline`], or have closed what it inherited.
     fn whole(&mut self) -> String {
         if let Some(reader) = self.reader.take() {
+            let held = || format!("; so far: {}", self.so_far());
+            let what = "all processes with the output of a program that has ended close it";
+            eventually_or(what, deadline(), || reader.is_finished(), held);
             reader.join().expect("it only reads");
         }
         self.so_far()
