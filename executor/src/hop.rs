@@ -150,8 +150,12 @@ impl Edges {
         let Edges { ins, outs, client, areas, domain } = self;
         let stages = work.stages.into_iter().zip(areas).map(|(named, areas)| {
             let NamedStage { name, mut stage, .. } = named;
-            let missing = || WorkerStartError::Edges(format!("no function is called {name:?}"));
-            stage.function.0 = library.number(&name).ok_or_else(missing)?;
+            let (number, what) = match stage.batch {
+                None => (library.number(&name), "function"),
+                Some(_) => (library.batch_number(&name), "function that takes batches"),
+            };
+            let missing = || WorkerStartError::Edges(format!("no {what} is called {name:?}"));
+            stage.function.0 = number.ok_or_else(missing)?;
             Ok(StageMemory { stage, areas })
         });
         let stages = stages.collect::<Result<Vec<_>, WorkerStartError>>()?;

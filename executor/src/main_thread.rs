@@ -440,7 +440,7 @@ impl MainThread {
 
     fn list_functions(&mut self, library: &Library) -> Result<(), Stop> {
         let mut next = 0;
-        while next < library.names().len() {
+        loop {
             let names;
             (names, next) = FunctionNames::from(library.names(), next);
             let message = FromExecutor::Functions(names);
@@ -460,8 +460,10 @@ impl MainThread {
                     return Err(Error::failed("cannot list the functions", &error).into());
                 }
             }
+            if next >= library.names().len() {
+                return Ok(());
+            }
         }
-        Ok(())
     }
 
     /// Tells the client, and stays until it has heard.

@@ -3,11 +3,12 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use rfaas_call::edge::{InputFrom, JoinPlan, Stage, StageInput, StageOutput};
+use rfaas_call::edge::{BatchPlan, InputFrom, JoinPlan, Stage, StageInput, StageOutput};
 use rfaas_protocol::edge::{InputKind, Join, MAX_EDGES, MAX_ON_LINK, OutputKind, Takes};
 use rfaas_protocol::session::{EdgeHere, EdgeOut, Part, ToExecutor};
 use rfaas_protocol::{Malformed, Secret};
 
+const BATCH: Malformed = Malformed::Field("batch of a part");
 const TOO_LARGE: Malformed = Malformed::Field("bytes of an edge");
 /// Most functions of a worker, most edges that come to it, and most that go from it: each costs memory for
 /// each slot.
@@ -137,8 +138,12 @@ impl Parts {
                 if self.told.len() != self.workers {
                     return Err(Malformed::Field("number of workers"));
                 }
-                let mut stages = self.told.iter().flat_map(|work| &work.stages);
-                stages.try_for_each(|named| check(&named.stage))?;
+                for Work { stages, .. } in &self.told {
+                    stages.iter().try_for_each(|named| check(&named.stage))?;
+                    if stages.len() > 1 && stages.iter().any(|named| named.stage.batch.is_some()) {
+                        return Err(BATCH);
+                    }
+                }
                 for work in &mut self.told {
                     work.in_links = links(&work.inputs, self.most_on_link)?;
                     work.out_links = links(&work.outputs, self.most_on_link)?;
@@ -157,6 +162,10 @@ impl Parts {
             return Err(Malformed::Field("worker of a part"));
         }
         let within = part.within_ms.get();
+        let batch = BatchPlan {
+            most: part.batch.get(),
+            wait: Duration::from_micros(part.batch_wait_us.get().into()),
+        };
         let stage = Stage {
             function: (0, part.function.get()),
             member: (part.member.get(), part.members.get()),
@@ -166,6 +175,7 @@ impl Parts {
                 within: (within > 0).then(|| Duration::from_millis(within.into())),
             },
             takes: Takes::from_wire(part.takes)?,
+            batch: (batch.most > 0).then_some(batch),
             inputs: Vec::new(),
             outputs: Vec::new(),
         };
@@ -289,6 +299,13 @@ fn check(stage: &Stage) -> Result<(), Malformed> {
     if stage.takes != Takes::Whole && items == 0 || count(InputKind::Again) > 1 {
         return Err(Malformed::Field("inputs of a part"));
     }
+    let alone = stage.inputs.len() == 1
+        && (stage.join.kind, stage.join.within) == (Join::All, None)
+        && stage.takes == Takes::Whole
+        && !stage.sends();
+    if stage.batch.is_some() && !alone {
+        return Err(BATCH);
+    }
     let calls = stage.outputs.iter().filter(|output| output.kind == OutputKind::Call);
     let goes_to_one = |output: &&StageOutput| output.to.len() == 1 && output.here.is_empty();
     if calls.clone().count() != count(InputKind::Answer)
@@ -364,7 +381,9 @@ mod tests {
             join: Join::All.to_wire(),
             wanted: 0.into(),
             takes: Takes::Whole.to_wire(),
+            batch: 0.into(),
             within_ms: 0.into(),
+            batch_wait_us: 0.into(),
             name,
         }
     }
@@ -532,6 +551,12 @@ mod tests {
             ToExecutor::Part(PartMessage { join, wanted, within_ms, ..described(0) })
         };
         let each = ToExecutor::Part(PartMessage { takes: Takes::Each.to_wire(), ..described(0) });
+        let batched = |join: Join, takes: Takes, within: u32| {
+            let (join, takes) = (join.to_wire(), takes.to_wire());
+            let (batch, wanted, within_ms) = (4.into(), 1.into(), within.into());
+            ToExecutor::Part(PartMessage { join, takes, batch, wanted, within_ms, ..described(0) })
+        };
+        let batch = batched(Join::All, Takes::Whole, 0);
         let call = out(0, OutputKind::Call, 1);
         let answer = edge_of(InputKind::Answer, 1);
         let of_one =
@@ -572,6 +597,14 @@ mod tests {
             (vec![joined(Join::Of, 2, 0), edge_in(1), complete()], "join of a part"),
             (vec![joined(Join::Any, 0, 1), edge_in(1), complete()], "join of a part"),
             (vec![each, edge_in(1), complete()], "inputs of a part"),
+            (vec![batched(Join::All, Takes::Each, 0), edge_in(1), complete()], "inputs of a part"),
+            (vec![batched(Join::Of, Takes::Whole, 0), edge_in(1), complete()], "batch of a part"),
+            (vec![batched(Join::All, Takes::Whole, 9), edge_in(1), complete()], "batch of a part"),
+            (vec![batch, edge_in(1), edge_in(1), complete()], "batch of a part"),
+            (vec![batch, edge_in(1), here(0, 0, InputKind::Again), complete()], "batch of a part"),
+            (vec![batch, edge_in(1), call, answer, complete()], "batch of a part"),
+            (vec![batch, edge_in(1), part(0), edge_in(1), complete()], "batch of a part"),
+            (vec![part(0), edge_in(1), batch, edge_in(1), complete()], "batch of a part"),
         ] {
             let error = told(1, &messages).unwrap_err();
             assert!(error.contains(wrong), "{messages:?}: {error}");

@@ -15,7 +15,7 @@ use std::time::Instant;
 
 use rdmalib::{CompletionQueue, Device, ForkMark};
 use rfaas_call::callee::{Callee, CallerConnection, Service, ServiceEnd};
-use rfaas_call::edge::{Hop, HopEnd, Turn};
+use rfaas_call::edge::{BatchRun, Hop, HopEnd, Turn};
 use rfaas_call::{Place, Spin};
 
 use crate::account::{Account, Published, SETTLE_EACH_NS};
@@ -125,6 +125,8 @@ pub struct Worker<'a> {
     idle_at: u64,
     /// When the account is to be settled next, in ticks.
     settle_at: u64,
+    /// What a function that takes batches gets; kept, so that a call allocates nothing.
+    runs: Vec<*mut BatchRun>,
 }
 
 impl<'a> Worker<'a> {
@@ -145,6 +147,7 @@ impl<'a> Worker<'a> {
             cpus,
             idle_at: now,
             settle_at: now + ticks_of(SETTLE_EACH_NS),
+            runs: Vec::new(),
         }
     }
 
@@ -170,15 +173,15 @@ impl<'a> Worker<'a> {
 
     /// Counts a call of a function.
     #[inline]
-    fn counted(&mut self, call: impl FnOnce() -> u32) -> u32 {
+    fn counted<T>(&mut self, call: impl FnOnce() -> T) -> T {
         self.share.published.begin(self.meter.used(), self.meter.mark());
-        let bytes = call();
+        let returned = call();
         if !self.process.is_here() {
             leave_forked(); // this is the child of a function that has forked
         }
         self.share.published.end();
         self.meter.called();
-        bytes
+        returned
     }
 
     fn read_clock(&mut self) {
@@ -244,6 +247,19 @@ impl Service for Worker<'_> {
     fn call_in(&mut self, function: u32, place: Place<'_>, turn: &mut dyn Turn) -> Option<u32> {
         let function = self.library.function(function)?;
         Some(self.counted(|| function.call_in(place, turn)))
+    }
+
+    fn call_batch(
+        &mut self,
+        function: u32,
+        runs: &mut [BatchRun],
+        turn: &mut dyn Turn,
+    ) -> Option<i32> {
+        let function = self.library.batch_function(function)?;
+        let mut pointers = std::mem::take(&mut self.runs);
+        let returned = self.counted(|| function.call(runs, &mut pointers, turn));
+        self.runs = pointers;
+        Some(returned)
     }
 
     #[inline]

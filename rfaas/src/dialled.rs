@@ -105,7 +105,7 @@ impl DialledExecutor {
         let (count, names) = (part.count.get() as usize, part.get()?);
         let known = self.functions.len();
         let in_order = part.first.get() as usize == known && self.loaded_in.is_none();
-        let counted = (1..=MAX_FUNCTIONS).contains(&count)
+        let counted = count <= MAX_FUNCTIONS
             && *self.count.get_or_insert(count) == count
             && known + names.len() <= count;
         if !in_order || !counted {

@@ -13,6 +13,7 @@ use rfaas_protocol::assignment::STACK_OVERFLOW;
 use rfaas_protocol::channel::ChannelError;
 use rfaas_protocol::constraints::Constraint;
 use rfaas_protocol::lease::EndReason;
+use rfaas_protocol::library::BATCH_PREFIX;
 use rfaas_protocol::library::LibraryError;
 use rfaas_protocol::session::MAX_FUNCTION_NAME_BYTES;
 
@@ -389,6 +390,7 @@ impl fmt::Display for NoSuchFunction<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let NoSuchFunction { name, available } = self;
         let (listed, rest) = available.split_at(available.len().min(LISTED));
+        f.write_str(if listed.is_empty() { "none" } else { "" })?;
         f.write_str(&listed.join(", "))?;
         if !rest.is_empty() {
             write!(f, " and {} more", rest.len())?;
@@ -401,6 +403,14 @@ impl fmt::Display for NoSuchFunction<'_> {
             )?;
         } else if let Some(mangled) = available.iter().find(|other| is_mangled(other, name)) {
             write!(f, "; {mangled} is its C++ name: add extern \"C\" to export it as {name}")?;
+        } else if let Some(single) =
+            name.strip_prefix(BATCH_PREFIX).filter(|single| available.iter().any(|it| it == single))
+        {
+            write!(f, "; {single} takes one run at a time, and cannot be called with batches")?;
+        } else if let Some(batch) =
+            available.iter().find(|it| it.strip_prefix(BATCH_PREFIX) == Some(*name))
+        {
+            write!(f, "; {batch} takes batches: `Graph::batch` says so of {name}")?;
         }
         Ok(())
     }
@@ -543,6 +553,21 @@ mod tests {
         );
         assert!(unknown("sum").contains("_ZN3lib3sumEPvjS0_ is its C++ name"));
         assert!(!unknown("extern_c").contains("its C++ name"));
+    }
+
+    #[test]
+    fn a_function_that_takes_batches_or_none_is_told_as_what_it_is() {
+        let available = vec!["one".to_owned(), "rfaas_batch_all".to_owned()];
+        let unknown = |name: &str| {
+            Error::UnknownFunction { name: name.into(), available: available.clone() }.to_string()
+        };
+        let text = unknown("rfaas_batch_one");
+        assert!(text.ends_with("; one takes one run at a time, and cannot be called with batches"));
+        let text = unknown("all");
+        assert!(text.ends_with("; rfaas_batch_all takes batches: `Graph::batch` says so of all"));
+        assert!(!unknown("other").contains("takes"));
+        let text = Error::UnknownFunction { name: "f".into(), available: vec![] }.to_string();
+        assert_eq!(text, "no function \"f\" in the library; it has none");
     }
 
     #[test]

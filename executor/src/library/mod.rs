@@ -30,8 +30,8 @@ use std::time::Duration;
 use libloading::os::unix::{Library as Handle, RTLD_GLOBAL, RTLD_LOCAL, RTLD_NOW};
 use rdmalib::ForkMark;
 use rfaas_call::Place;
-use rfaas_call::edge::Turn;
-use rfaas_protocol::library::{Exports, INIT, LibraryError, exports};
+use rfaas_call::edge::{BatchRun, Turn};
+use rfaas_protocol::library::{BATCH_PREFIX, Exports, INIT, LibraryError, exports};
 
 mod error;
 mod file;
@@ -75,6 +75,8 @@ impl CheckedLibrary {
 pub struct Library {
     names: Vec<String>,
     functions: Vec<Function>,
+    /// Those that take batches, by name.
+    batches: Vec<(String, BatchFunction)>,
     /// What is to be called in each worker first.
     init: Option<Init>,
     /// Never closed: the loader knows a library by its path, so another library must not get this
@@ -108,7 +110,7 @@ impl Library {
     }
 
     fn load_as(checked: CheckedLibrary, scope: c_int) -> Result<Library, LoadError> {
-        let CheckedLibrary { code, exports: Exports { functions: names, init } } = checked;
+        let CheckedLibrary { code, exports: Exports { functions: names, batches, init } } = checked;
         let process = ForkMark::new();
         let path = format!("/proc/self/fd/{}", code.as_fd().as_raw_fd());
         // SAFETY: loading runs the library's constructors. They are the client's code in the
@@ -125,14 +127,26 @@ impl Library {
         let exported = names.len();
         let found = names.into_iter().filter_map(|name| find(&handle, &name).map(|f| (name, f)));
         let (names, functions): (Vec<_>, Vec<_>) = found.unzip();
+        let batches = batches.into_iter().filter_map(|name| {
+            let Function(code) = find(&handle, &format!("{BATCH_PREFIX}{name}"))?;
+            Some((name, BatchFunction(code)))
+        });
+        let batches: Vec<_> = batches.collect();
         let init = if init { find_init(&handle) } else { None };
-        tracing::debug!(exported, callable = names.len(), init = init.is_some(), "library loaded");
-        if names.is_empty() {
+        tracing::debug!(
+            exported,
+            callable = names.len(),
+            batches = batches.len(),
+            init = init.is_some(),
+            "library loaded"
+        );
+        if names.is_empty() && batches.is_empty() {
             return Err(LibraryError::NoFunctions.into());
         }
         Ok(Library {
             names,
             functions,
+            batches,
             init,
             code: ManuallyDrop::new(code.into_descriptor()),
             _handle: ManuallyDrop::new(handle),
@@ -147,6 +161,14 @@ impl Library {
     /// Returns the number of the function called `name`.
     pub fn number(&self, name: &str) -> Option<u32> {
         self.names.iter().position(|known| known == name).and_then(|at| u32::try_from(at).ok())
+    }
+
+    /// Returns the number of the function called `name` among those that take batches.
+    pub fn batch_number(&self, name: &str) -> Option<u32> {
+        self.batches
+            .iter()
+            .position(|(known, _)| known == name)
+            .and_then(|at| u32::try_from(at).ok())
     }
 
     /// Returns whether each worker is to [initialise](Self::initialise) it.
@@ -172,6 +194,11 @@ impl Library {
     pub fn function(&self, number: u32) -> Option<Function> {
         self.functions.get(number as usize).copied()
     }
+
+    /// Returns that of this number among those that take batches.
+    pub fn batch_function(&self, number: u32) -> Option<BatchFunction> {
+        self.batches.get(number as usize).map(|(_, function)| *function)
+    }
 }
 
 /// A function of a library; callable for ever, since libraries are not unloaded.
@@ -190,6 +217,33 @@ impl Function {
     #[inline]
     pub fn call_in(self, place: Place<'_>, turn: &mut dyn Turn) -> u32 {
         table::during(turn, || self.call(place))
+    }
+}
+
+/// A function that takes batches, likewise: `int32_t rfaas_batch_NAME(struct rfaas_run *const *runs, uint32_t count)`.
+/// Typed as one of the usual kind, of which it is called as what it is: arguments are in the registers in which C has
+/// them, and one that takes two does not look at the third.
+#[derive(Clone, Copy, Debug)]
+pub struct BatchFunction(Foreign);
+
+impl BatchFunction {
+    /// Calls it with `runs`, of which it sets what is its to set, and lets it ask `turn`. `pointers` is what it gets:
+    /// it is filled here, and kept by the caller so that a call allocates nothing. Returns what the function returns.
+    pub fn call(
+        self,
+        runs: &mut [BatchRun],
+        pointers: &mut Vec<*mut BatchRun>,
+        turn: &mut dyn Turn,
+    ) -> i32 {
+        let count = u32::try_from(runs.len()).expect("no more than slots");
+        let first = runs.as_mut_ptr();
+        pointers.clear();
+        pointers.extend((0..runs.len()).map(|number| first.wrapping_add(number)));
+        // `runs` is borrowed for as long as the function has the pointers. What it writes there are numbers and
+        // pointers, of which each value is one.
+        let pointers = pointers.as_mut_ptr().cast();
+        let returned = table::during(turn, || enter(self.0, pointers, count, std::ptr::null_mut()));
+        returned.cast_signed()
     }
 }
 

@@ -5,6 +5,7 @@
 use std::fs;
 use std::path::Path;
 use std::process::Command;
+use std::ptr;
 
 use rdmalib_testing::device;
 use rfaas_call::callee::Layout;
@@ -199,6 +200,49 @@ fn a_call_ends_as_the_function_says_or_fails_with_the_reason_why_not() {
     assert_eq!(ends(b"l", None), [Verdict::Failed(-4)], "more than the area holds");
     assert_eq!(ends(b"astate", Some(Denied::Rights)), [Verdict::Failed(-3)]);
     assert_eq!(ends(b"n", Some(Denied::Busy)), [Verdict::Failed(-5)]);
+}
+
+#[test]
+fn a_function_that_takes_batches_has_each_run_and_ends_each() {
+    let library = asks();
+    library.initialise(0, 0).unwrap();
+    assert!(library.number("sums").is_none() && library.number("rfaas_batch_sums").is_none());
+    assert!(library.batch_number("end").is_none() && library.batch_function(1).is_none());
+    let sums = library.batch_function(library.batch_number("sums").unwrap()).unwrap();
+    let memory = memory(b"");
+    let place = memory.place(memory.layout().slot(0).unwrap(), 0);
+    let mut turn = Fake { denied: Some(Denied::Rights), ..Fake::new(place) };
+    turn.inputs = vec![Ok(vec![])];
+    let mut pointers = Vec::new();
+    let mut batch = |inputs: &[&[u8]]| {
+        let mut outputs = vec![0_u32; inputs.len()];
+        let run = |(slot, (input, output)): (u32, (&&[u8], &mut u32))| BatchRun {
+            bytes: size_of::<BatchRun>() as u32,
+            slot,
+            input: input.as_ptr().cast(),
+            input_bytes: input.len() as u32,
+            room: 4,
+            output: ptr::from_mut(output).cast(),
+            output_bytes: u32::MAX,
+            ended: 0,
+            code: 0,
+        };
+        let mut runs: Vec<_> = (0..).zip(inputs.iter().zip(&mut outputs)).map(run).collect();
+        let returned = sums.call(&mut runs, &mut pointers, &mut turn);
+        let ends: Vec<_> = runs.iter().map(|run| (run.output_bytes, run.ended, run.code)).collect();
+        (returned, ends, outputs)
+    };
+    const NOT_SET: u32 = u32::MAX;
+    let ends = vec![
+        (4, 0, 0),
+        (NOT_SET, BatchRun::NO_VALUE, 0),
+        (NOT_SET, BatchRun::FAILED, 7),
+        (4, 0, 0),
+    ];
+    let outputs = vec![1003, 0, 0, 1003];
+    assert_eq!(batch(&[&[1, 2], b"", b"f\x07", b"\0"]), (0, ends, outputs));
+    assert_eq!(batch(&[b"a"]), (1, vec![(NOT_SET, 0, 0)], vec![0]));
+    assert_eq!(batch(&[b"", b"", b"a"]).0, 3);
 }
 
 #[test]

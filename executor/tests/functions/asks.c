@@ -50,6 +50,28 @@ uint32_t prepared(const void *input, uint32_t bytes, void *output) {
     return sizeof are;
 }
 
+/* Each run has the sum of its bytes; one without bytes has no value, and one of 'f' fails with what is behind that. If
+ * the first has an 'a' as its only byte, all fail with their number. */
+int32_t RFAAS_BATCH(sums)(struct rfaas_run *const *runs, uint32_t count) {
+    for (uint32_t i = 0; i < count; i++) {
+        const uint8_t *input = runs[i]->input;
+        uint32_t bytes = runs[i]->input_bytes, sum = runs[i]->slot;
+        if (bytes == 1 && input[0] == 'a') return (int32_t)count;
+        if (bytes == 0) {
+            rfaas_run_none(runs[i]);
+        } else if (input[0] == 'f') {
+            rfaas_run_fail(runs[i], bytes == 2 ? input[1] : -1);
+        } else {
+            const struct rfaas_self *self = rfaas_self();
+            for (uint32_t at = 0; at < bytes; at++) sum += input[at];
+            sum += self && self->inputs == 1 && rfaas_emit(0, 0) == RFAAS_RIGHTS ? 1000 : 0;
+            memcpy(runs[i]->output, &sum, sizeof sum);
+            runs[i]->output_bytes = runs[i]->room;
+        }
+    }
+    return 0;
+}
+
 /* What each entry answers. */
 static uint32_t each(int32_t answers[9]) {
     const void *at;

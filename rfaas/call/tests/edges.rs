@@ -13,8 +13,8 @@ use rdmalib::{
 use rfaas_call::Place;
 use rfaas_call::callee::{Layout, Service, SlotMemory};
 use rfaas_call::edge::{
-    Arrival, Hop, HopEnd, InLink, InputFrom, JoinPlan, Link, LinkEnd, OutLink, SlotUse, Stage,
-    StageInput, StageMemory, StageOutput, arrival_queue,
+    Arrival, BatchPlan, BatchRun, Denied, Hop, HopEnd, InLink, InputFrom, JoinPlan, Link, LinkEnd,
+    OutLink, SlotUse, Stage, StageInput, StageMemory, StageOutput, Turn, arrival_queue,
 };
 use rfaas_protocol::edge::{
     EdgeFailure, EdgeHello, EdgeImmediate, EdgeShape, EdgeSlots, EdgeStatus, FailedBecause,
@@ -50,6 +50,12 @@ struct Asked {
     patience: u32,
     calls: Vec<u32>,
     returns: u32,
+    /// Inputs of each batch; how their runs are ended, by slot; and what the function returns.
+    batches: Vec<Vec<u32>>,
+    ends: [(u32, u32, i32); 2],
+    fails: i32,
+    /// Until when it has idled last.
+    until: Option<Instant>,
 }
 
 impl Service for Asked {
@@ -69,9 +75,27 @@ impl Service for Asked {
         Some(self.returns)
     }
 
+    fn call_batch(
+        &mut self,
+        _function: u32,
+        runs: &mut [BatchRun],
+        turn: &mut dyn Turn,
+    ) -> Option<i32> {
+        assert_eq!(turn.about().function, IN_GRAPH);
+        assert_eq!((turn.area().1, turn.input(0)), (0, Err(Denied::Rights)));
+        for run in &mut *runs {
+            assert_eq!((run.room, run.output_bytes), (SHAPE.bytes, u32::MAX));
+            assert!(run.input.addr().is_multiple_of(64) && run.output.addr().is_multiple_of(64));
+            (run.output_bytes, run.ended, run.code) = self.ends[run.slot as usize];
+        }
+        self.batches.push(runs.iter().map(|run| run.input_bytes).collect());
+        Some(self.fails)
+    }
+
     fn answered(&mut self) {}
 
-    fn idle(&mut self, _: &mut CompletionQueue, _: Option<Instant>) -> rdmalib::Result<()> {
+    fn idle(&mut self, _: &mut CompletionQueue, until: Option<Instant>) -> rdmalib::Result<()> {
+        self.until = until;
         self.idle += 1;
         if self.idle > 1 {
             std::thread::sleep(Duration::from_millis(1)); // that a peer is gone is not known at once
@@ -93,7 +117,12 @@ struct Scene {
 }
 
 /// A stage that waits for so many inputs and hands on to these edges.
-fn stage(domain: &Domain, inputs: usize, outputs: &[usize]) -> StageMemory<Box<SlotMemory>> {
+fn stage(
+    domain: &Domain,
+    inputs: usize,
+    outputs: &[usize],
+    batch: Option<BatchPlan>,
+) -> StageMemory<Box<SlotMemory>> {
     let input = |number| StageInput { from: InputFrom::Edge(number), kind: InputKind::Whole };
     let output = |edge: &usize| StageOutput {
         kind: OutputKind::Whole,
@@ -106,6 +135,7 @@ fn stage(domain: &Domain, inputs: usize, outputs: &[usize]) -> StageMemory<Box<S
         member: (0, 1),
         join: JoinPlan::ALL,
         takes: Takes::Whole,
+        batch,
         inputs: (0..inputs).map(input).collect(),
         outputs: outputs.iter().map(output).collect(),
     };
@@ -132,6 +162,15 @@ fn connect(device: &Device, sender: &mut OutLink, receiver: &mut InLink) {
 
 impl Scene {
     fn new(inputs: usize) -> Scene {
+        Scene::with(inputs, None)
+    }
+
+    /// A worker with an input, whose function takes batches.
+    fn of_batches(most: u16, wait: Duration) -> Scene {
+        Scene::with(1, Some(BatchPlan { most, wait }))
+    }
+
+    fn with(inputs: usize, batch: Option<BatchPlan>) -> Scene {
         let device = device();
         let (domain, of_test) = (device.domain().unwrap(), device.domain().unwrap());
         let queue = |ins, outs| arrival_queue(&device, &vec![one(0); ins], outs).unwrap();
@@ -149,7 +188,7 @@ impl Scene {
         let mut out = OutLink::new(&device, &domain, 0, one(0), &of_hop).unwrap();
         let mut output = InLink::new(&device, 0, one(0), &arrivals).unwrap();
         connect(&device, &mut out, &mut output);
-        let stages = vec![stage(&domain, inputs, &[0])];
+        let stages = vec![stage(&domain, inputs, &[0], batch)];
         let hop = Hop::new((ins, vec![out]), stages, of_hop, &domain).unwrap();
         let payload = of_test.allocate(SHAPE.bytes as usize, Access::empty()).unwrap();
         let asked = Asked { patience: 1, ..Asked::default() };
@@ -231,6 +270,83 @@ fn a_function_that_returns_too_much_fails_the_run_and_those_behind_it_are_not_ca
 }
 
 #[test]
+fn runs_that_are_complete_are_taken_together_as_many_as_a_batch_has() {
+    for (most, batches) in [(1, vec![vec![10], vec![20]]), (2, vec![vec![10, 20]])] {
+        let mut scene = Scene::of_batches(most, Duration::ZERO);
+        scene.asked.ends = [(5, 0, 0), (6, 0, 0)];
+        scene.send(0, 1, 9, 10);
+        scene.send(0, 0, 4, 20);
+        assert!(matches!(scene.serve(), HopEnd::Stopped));
+        assert_eq!(scene.asked.batches, batches);
+        let value =
+            |slot, run, bytes| Arrival { edge: 0, slot, run, status: EdgeStatus::Value, bytes };
+        assert_eq!(scene.outputs(), [value(1, 9, 6), value(0, 4, 5)]);
+    }
+}
+
+#[test]
+fn a_batch_that_is_not_full_waits_for_others_and_not_longer_than_it_may() {
+    let long = Duration::from_secs(3600);
+    let mut scene = Scene::of_batches(2, long);
+    scene.asked.ends = [(5, 0, 0); 2];
+    scene.send(0, 0, 1, 10);
+    let before = Instant::now();
+    assert!(matches!(scene.serve(), HopEnd::Stopped));
+    assert_eq!((scene.outputs().len(), scene.asked.batches.len()), (0, 0));
+    assert!(scene.asked.until.is_some_and(|at| at >= before + long));
+    scene.send(0, 1, 2, 20);
+    assert!(matches!(scene.serve(), HopEnd::Stopped));
+    assert_eq!((scene.outputs().len(), scene.asked.batches.remove(0)), (2, vec![10, 20]));
+    assert_eq!(scene.asked.until, None, "nothing is complete");
+
+    const SHORT: Duration = Duration::from_millis(20);
+    let mut scene = Scene::of_batches(2, SHORT);
+    scene.asked.ends = [(5, 0, 0); 2];
+    scene.asked.patience = 1000;
+    scene.send(0, 0, 1, 10);
+    let begun = Instant::now();
+    assert!(matches!(scene.serve(), HopEnd::Stopped));
+    assert!(begun.elapsed() >= SHORT);
+    assert_eq!((scene.outputs().len(), scene.asked.batches.remove(0)), (1, vec![10]));
+}
+
+#[test]
+fn one_run_of_a_batch_fails_or_all_of_them() {
+    let mut scene = Scene::of_batches(2, Duration::ZERO);
+    let because = |scene: &mut Scene| {
+        scene.send(0, 0, 1, 1);
+        scene.send(0, 1, 1, 1);
+        assert!(matches!(scene.serve(), HopEnd::Stopped));
+        let outputs = scene.outputs();
+        let of = |arrival: &Arrival| match arrival.status {
+            EdgeStatus::Failed => {
+                let failure = scene.output.failure(0, arrival.slot).unwrap();
+                let because = FailedBecause::from_wire(failure.because).unwrap();
+                assert_eq!((failure.function.get(), failure.member.get()), (IN_GRAPH, 0));
+                Err((because, failure.returned.get()))
+            }
+            _ => Ok(arrival.bytes),
+        };
+        outputs.iter().map(of).collect::<Vec<_>>()
+    };
+    for (end, expected) in [
+        ((0, BatchRun::FAILED, -9), Err((FailedBecause::Function, -9_i32 as u32))),
+        ((0, 77, 3), Err((FailedBecause::Function, 3))),
+        ((8, BatchRun::NO_VALUE, 3), Err((FailedBecause::NoValue, 0))),
+        ((257, 0, 0), Err((FailedBecause::OutputTooLarge, 257))),
+        ((u32::MAX, 0, 0), Err((FailedBecause::OutputTooLarge, u32::MAX))),
+    ] {
+        scene.asked.ends = [(7, 0, 0), end];
+        assert_eq!(because(&mut scene), [Ok(7), expected]);
+    }
+    scene.asked.ends = [(7, 0, 0), (8, 0, 0)];
+    scene.asked.fails = 5;
+    assert_eq!(because(&mut scene), [Err((FailedBecause::Function, 5)); 2]);
+    scene.asked.fails = 0;
+    assert_eq!(because(&mut scene), [Ok(7), Ok(8)]);
+}
+
+#[test]
 fn a_sender_or_receiver_that_is_gone_ends_the_worker() {
     let mut scene = Scene::new(2);
     scene.asked.patience = PATIENCE;
@@ -295,7 +411,7 @@ fn under_attack(patience: u32, attack: impl FnOnce(&mut Hostile, &mut Hostile)) 
         .collect();
     let mut first = Hostile::new(&device, &of_test, &mut ins[0]);
     let mut second = Hostile::new(&device, &of_test, &mut ins[1]);
-    let stages = vec![stage(&domain, 2, &[])];
+    let stages = vec![stage(&domain, 2, &[], None)];
     let mut hop = Hop::new((ins, vec![]), stages, arrivals, &domain).unwrap();
     attack(&mut first, &mut second);
     let mut asked = Asked { patience, ..Asked::default() };
@@ -359,6 +475,32 @@ fn a_failure_of_any_bytes_is_read_and_passed_on() {
 }
 
 #[test]
+fn a_run_that_has_failed_before_is_in_no_batch_and_one_that_comes_twice_is_in_one() {
+    let device = device();
+    let (domain, of_test) = (device.domain().unwrap(), device.domain().unwrap());
+    let arrivals = arrival_queue(&device, &[one(0)], 0).unwrap();
+    let mut link = InLink::new(&device, 0, one(0), &arrivals).unwrap();
+    let mut sender = Hostile::new(&device, &of_test, &mut link);
+    let plan = BatchPlan { most: 2, wait: Duration::ZERO };
+    let stages = vec![stage(&domain, 1, &[], Some(plan))];
+    let mut hop = Hop::new((vec![link], vec![]), stages, arrivals, &domain).unwrap();
+    let mut asked = Asked { patience: 1, ..Asked::default() };
+    let immediate =
+        |slot, status, run| Some(EdgeImmediate { edge: 0, slot, status, run }.to_wire());
+    for (slot, status, run, bytes) in [
+        (1, EdgeStatus::Value, 1, 8),
+        (0, EdgeStatus::Failed, 1, 16),
+        (0, EdgeStatus::Value, 2, 10), // its slot is free again
+        (1, EdgeStatus::Value, 1, 12),
+    ] {
+        sender.write(immediate(slot, status, run), bytes);
+    }
+    assert!(matches!(hop.serve(&mut asked), HopEnd::Stopped));
+    // What came for the second time counts for nothing.
+    assert_eq!(asked.batches, [[8, 10]]);
+}
+
+#[test]
 fn a_payload_that_comes_twice_in_a_run_counts_once() {
     let value = EdgeImmediate { edge: 0, slot: 0, status: EdgeStatus::Value, run: 1 }.to_wire();
     let (end, calls) = under_attack(1, |a, b| {
@@ -387,7 +529,7 @@ fn edges_that_share_a_link_have_their_own_slots_and_each_is_its_own_input() {
     let mut out = OutLink::new(&device, &domain, 0, both(), &of_hop).unwrap();
     let mut outputs = InLink::new(&device, 0, both(), &arrivals).unwrap();
     connect(&device, &mut out, &mut outputs);
-    let stages = vec![stage(&domain, 2, &[0, 1])];
+    let stages = vec![stage(&domain, 2, &[0, 1], None)];
     let mut hop = Hop::new((vec![link], vec![out]), stages, of_hop, &domain).unwrap();
     let payload = of_test.allocate(256, Access::empty()).unwrap();
     let mut asked = Asked { patience: 1, returns: 3, ..Asked::default() };

@@ -85,6 +85,19 @@ pub struct GraphFileFunction {
     /// Whether it may say that it is called again.
     #[serde(default)]
     pub again: bool,
+    /// With how many runs at once it is called, if it takes batches.
+    pub batch: Option<GraphFileBatch>,
+}
+
+/// How runs are put together for a function that takes batches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GraphFileBatch {
+    /// The most of them.
+    pub most: usize,
+    /// How long the first one waits for others, in microseconds.
+    #[serde(default)]
+    pub wait_us: u32,
 }
 
 /// When a function is called.
@@ -253,6 +266,12 @@ mod tests {
             ("\"name\": \"b\"", "\"name\": \"\"", "functions[1].name: must not"),
             ("\"name\": \"b\"", "\"name\": \"b\", \"share\": \"x\"", "functions[1].share: no"),
             ("\"name\": \"b\"", "\"name\": \"b\", \"join\": \"some\"", "functions[1].join"),
+            ("\"name\": \"b\"", "\"name\": \"b\", \"batch\": 4", "functions[1].batch"),
+            (
+                "\"name\": \"b\"",
+                "\"name\": \"b\", \"batch\": {}",
+                "functions[1].batch: missing field",
+            ),
             ("\"to\": \"b\"", "\"to\": \"b\", \"kind\": \"call\"", "edges[0].answer_bytes: has"),
             ("\"to\": \"b\"", "\"to\": \"b\", \"answer_bytes\": 1", "edges[0].answer_bytes: has"),
             ("\"to\": \"b\"", "\"to\": \"b\", \"kind\": \"some\"", "edges[0].kind"),

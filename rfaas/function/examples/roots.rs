@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use rfaas_function::{Call, End, Failure, Output, function, items};
+use rfaas_function::{Call, End, Failure, Output, Run, batch, function, items};
 
 /// The square root of the second number of its input, from the first one on, a step at a time.
 fn root(input: &[u8], output: &mut Output<'_>, _call: &mut Call<'_>) -> Result<End, Failure> {
@@ -47,3 +47,20 @@ function!(reversed, |input, output, _| {
     output.extend(&input.iter().rev().copied().collect::<Vec<_>>())?;
     Ok::<_, Failure>(End::Value)
 });
+
+/// The square root of each run's number; none of a negative one.
+fn square_roots(runs: &mut [Run<'_>]) -> Result<(), Failure> {
+    for run in runs {
+        let Ok(number) = run.input().try_into().map(f64::from_le_bytes) else {
+            run.end(Failure::new(1)); // this run alone
+            continue;
+        };
+        match number {
+            number if number.is_nan() => return Err(Failure::new(2)), // all of them
+            number if number < 0.0 => run.end(End::NoValue),
+            number => run.output().extend(&number.sqrt().to_le_bytes())?,
+        }
+    }
+    Ok(())
+}
+batch!(square_roots);

@@ -2,6 +2,7 @@
  *
  * A function is `uint32_t name(void *input, uint32_t input_bytes, void *output)`, and needs nothing of this. One of a
  * graph may ask for more: its other inputs, to send before it returns, to call another function, to be called again.
+ * One that is called with several runs of a graph at once has another type, and another name (RFAAS_BATCH).
  *
  *     #include <rfaas_function.h>
  *     RFAAS_FUNCTIONS                      // in one file of the library
@@ -205,6 +206,60 @@ static inline uint32_t rfaas_none(void) {
     const struct rfaas_api *api = rfaas();
     return api ? api->none() : (uint32_t)RFAAS_RIGHTS;
 }
+
+/* --- batches: a function that is called with several runs at once ------------------------------------------------
+ *
+ *     int32_t RFAAS_BATCH(sum)(struct rfaas_run *const *runs, uint32_t count) {
+ *         for (uint32_t i = 0; i < count; i++) {
+ *             const uint8_t *input = (const uint8_t *)runs[i]->input;
+ *             uint32_t sum = 0;
+ *             if (runs[i]->room < sizeof sum) {
+ *                 rfaas_run_fail(runs[i], 1);             // this run fails, with code 1
+ *                 continue;
+ *             }
+ *             for (uint32_t at = 0; at < runs[i]->input_bytes; at++) sum += input[at];
+ *             memcpy(runs[i]->output, &sum, sizeof sum);
+ *             runs[i]->output_bytes = sizeof sum;         // what goes over the edges of this run
+ *         }
+ *         return 0;                                       // anything else: all of them fail, with that as their code
+ *     }
+ *
+ * A graph calls it as `sum` where it says that `sum` takes batches, and nothing else does. A library may have a `sum` for
+ * one run as well. Inputs and outputs are those of each run; of the entries of the table, it has `self`, with the slot
+ * of the first run. A run that is not ended, by its output_bytes or otherwise, fails. */
+
+/* What its symbol is. */
+#define RFAAS_BATCH(name) rfaas_batch_##name
+
+/* How a run of a batch is ended. */
+enum {
+    RFAAS_VALUE = 0,
+    RFAAS_FAILED = 1,
+    RFAAS_NO_VALUE = 2
+};
+
+/* A run of a batch. It only grows, at its end: `bytes` says how far it goes. */
+struct rfaas_run {
+    uint32_t bytes;
+    uint32_t slot; /* no other run that is under way has it */
+    const void *input;
+    uint32_t input_bytes;
+    uint32_t room; /* bytes that `output` holds */
+    void *output;
+    /* Set by the function. */
+    uint32_t output_bytes; /* those that it has written; UINT32_MAX before */
+    uint32_t ended;        /* RFAAS_VALUE before */
+    int32_t code;          /* of a run that has failed */
+};
+
+/* The run fails, with a code for who looks into it. The others go on. */
+static inline void rfaas_run_fail(struct rfaas_run *run, int32_t code) {
+    run->ended = RFAAS_FAILED;
+    run->code = code;
+}
+
+/* The function has no value in this run. */
+static inline void rfaas_run_none(struct rfaas_run *run) { run->ended = RFAAS_NO_VALUE; }
 
 /* --- items: a payload that is a list of them, over edges that deal them out ---------------------------------------
  *

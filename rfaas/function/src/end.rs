@@ -103,6 +103,12 @@ impl<T: Into<End>, E: Into<Failure>> From<Result<T, E>> for End {
     }
 }
 
+impl From<Failure> for End {
+    fn from(failure: Failure) -> Self {
+        End::Failed(failure.code)
+    }
+}
+
 impl From<Denied> for Failure {
     fn from(denied: Denied) -> Self {
         Failure::new(denied.code())

@@ -9,6 +9,7 @@ use std::slice;
 use std::sync::atomic::{AtomicPtr, Ordering};
 use std::time::Duration;
 
+use crate::batch::Run;
 use crate::call::{About, Call};
 use crate::end::{Denied, End};
 use crate::output::Output;
@@ -59,6 +60,30 @@ pub struct This {
     pub inputs: u32,
     /// Likewise.
     pub edges: u32,
+}
+
+/// `struct rfaas_run`, as far as this crate knows it.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct BatchRun {
+    /// Size of the whole.
+    pub bytes: u32,
+    /// Slot of the run.
+    pub slot: u32,
+    /// Where its input is.
+    pub input: *const c_void,
+    /// How many bytes that has.
+    pub input_bytes: u32,
+    /// How many bytes its output holds.
+    pub room: u32,
+    /// Where that goes.
+    pub output: *mut c_void,
+    /// How many bytes are written.
+    pub output_bytes: u32,
+    /// How the run is ended: 0 with these, 1 it has failed, 2 there is no value.
+    pub ended: u32,
+    /// Code of one that has failed.
+    pub code: i32,
 }
 
 /// What is returned where there is no table.
@@ -139,6 +164,50 @@ pub unsafe fn enter<E: Into<End>>(
         (End::NoValue, Some(api)) => (api.none)(),
         (End::Failed(code), Some(api)) => (api.fail)(code),
     }
+}
+
+/// Calls `what` with the runs of a batch, and returns what the function returns.
+///
+/// # Safety
+/// An executor calls the function: `runs` are so many pointers to runs, whose inputs can be read and whose outputs can be
+/// written as long as the function runs, and are apart from each other.
+pub unsafe fn enter_batch<E: Into<End>>(
+    runs: *const *mut BatchRun,
+    count: u32,
+    what: impl FnOnce(&mut [Run<'_>]) -> E,
+) -> i32 {
+    let at = |number: usize| {
+        // SAFETY: as the caller says, there are more than `number`.
+        unsafe { *runs.add(number) }
+    };
+    let mut taken = Vec::with_capacity(count as usize);
+    for number in 0..count as usize {
+        // SAFETY: as the caller says; nobody changes it while it is copied.
+        let BatchRun { slot, input, input_bytes, room, output, .. } = unsafe { *at(number) };
+        // SAFETY: as the caller says.
+        let input = unsafe { readable(input.cast(), input_bytes) };
+        // SAFETY: likewise, and no other run has the same output.
+        let place = unsafe { writable(output.cast(), room) };
+        taken.push(Run::new(input, place).in_slot(slot));
+    }
+    let all = match what(&mut taken).into() {
+        End::Value => 0,
+        End::Failed(0) => Denied::NoSuch.code(), // 0 would be taken for none
+        End::Failed(code) => code,
+        End::Again | End::NoValue => Denied::Rights.code(),
+    };
+    for (number, run) in taken.iter().enumerate() {
+        let (output_bytes, ended, code) = match run.written() {
+            Ok(written) => (written.len() as u32, 0, 0), // at most its room
+            Err(End::NoValue) => (0, 2, 0),
+            Err(End::Failed(code)) => (0, 1, code),
+            Err(End::Value | End::Again) => (0, 1, Denied::Rights.code()),
+        };
+        // SAFETY: as the caller says, and the references that were made of it are to other memory.
+        let told = unsafe { &mut *at(number) };
+        (told.output_bytes, told.ended, told.code) = (output_bytes, ended, code);
+    }
+    all
 }
 
 /// # Safety

@@ -34,6 +34,10 @@
 //! In a call that belongs to no graph there is nothing but an output: each other end is told to the caller as an output
 //! that is larger than any.
 //!
+//! # Batches
+//! A function that is called with several runs of a graph at once is exported with [`batch!`], and gets a [`Run`] of
+//! each. Only a graph that says that it takes batches calls it, and as nothing else.
+//!
 //! # What a slice promises
 //! Inputs and outputs lie in memory that others can write: the client, and for a graph the workers before and behind
 //! this one, which are the same client's. They write a place again when its run is over, and the function has returned
@@ -48,6 +52,7 @@
 //!
 //! Functions in C and C++ have the same, in `include/rfaas_function.h`.
 
+mod batch;
 mod call;
 mod end;
 #[doc(hidden)]
@@ -56,6 +61,7 @@ pub mod interface;
 mod items;
 mod output;
 
+pub use batch::Run;
 pub use call::{About, Call, Sending};
 pub use end::{Denied, End, Failure};
 pub use items::{Item, Items, NotItems, items};
@@ -65,6 +71,52 @@ pub use output::{Full, Output};
 #[cfg(doctest)]
 #[doc = include_str!("../../../docs/functions.md")]
 struct Guide;
+
+/// Exports a function that takes batches: `batch!(name)` a function of this name, `batch!(name, what)` something else that
+/// can be called with `&mut [Run<'_>]` under this name. It returns `()`, or a `Result` of that, whose error fails all runs.
+///
+/// ```
+/// use rfaas_function::{Failure, Run, batch};
+///
+/// /// The length of each input, and in how much company it was.
+/// fn measure(runs: &mut [Run<'_>]) -> Result<(), Failure> {
+///     let count = u8::try_from(runs.len()).map_err(|_| Failure::new(1))?; // all of them fail
+///     for run in runs {
+///         match u8::try_from(run.input().len()) {
+///             Ok(bytes) => run.output().extend(&[bytes, count])?,
+///             Err(_) => run.end(Failure::new(2)), // this one does
+///         }
+///     }
+///     Ok(())
+/// }
+/// batch!(measure);
+///
+/// // It is tested like any other.
+/// let (mut first, mut second) = ([0; 8], [0; 8]);
+/// let mut runs = [Run::new(b"abc", &mut first), Run::new(&[0; 300], &mut second)];
+/// measure(&mut runs)?;
+/// assert_eq!((runs[0].written(), runs[1].written()), (Ok(&[3, 2][..]), Err(Failure::new(2).into())));
+/// # Ok::<_, Failure>(())
+/// ```
+#[macro_export]
+macro_rules! batch {
+    ($name:ident) => {
+        $crate::batch!($name, $name);
+    };
+    ($name:ident, $what:expr) => {
+        const _: () = {
+            #[allow(unsafe_code)]
+            #[unsafe(export_name = concat!("rfaas_batch_", stringify!($name)))]
+            unsafe extern "C" fn exported(
+                runs: *const *mut $crate::interface::BatchRun,
+                count: u32,
+            ) -> i32 {
+                // SAFETY: executors call it, with what the function interface says.
+                unsafe { $crate::interface::enter_batch(runs, count, $what) }
+            }
+        };
+    };
+}
 
 /// Exports a function: `function!(name)` a function of this name, `function!(name, what)` something else that can be
 /// called with `(&[u8], &mut Output<'_>, &mut Call<'_>)` under this name, such as a closure. What it returns becomes an

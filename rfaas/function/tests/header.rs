@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
-use rfaas_function::interface::{Api, This};
+use rfaas_function::interface::{Api, BatchRun, This};
 use rfaas_function::{Denied, Output};
 
 mod table;
@@ -42,6 +42,9 @@ fn its_structures_and_numbers_are_those_of_this_crate() {
     expected.push(("rfaas_self".to_owned(), size_of::<This>() as i64));
     fields!("rfaas_self", This: bytes "bytes" function "function" member "member" members "members" slot "slot"
         inputs "inputs" edges "edges");
+    expected.push(("rfaas_run".to_owned(), size_of::<BatchRun>() as i64));
+    fields!("rfaas_run", BatchRun: bytes "bytes" slot "slot" input "input" input_bytes "input_bytes" room "room"
+        output "output" output_bytes "output_bytes" ended "ended" code "code");
     let denied = [
         ("NO_SUCH", Denied::NoSuch),
         ("ABSENT", Denied::Absent),
@@ -52,6 +55,9 @@ fn its_structures_and_numbers_are_those_of_this_crate() {
         ("LOST", Denied::Lost),
     ];
     expected.extend(denied.map(|(name, denied)| (format!("RFAAS_{name}"), denied.code().into())));
+    for (name, number) in [("VALUE", 0), ("FAILED", 1), ("NO_VALUE", 2)] {
+        expected.push((format!("RFAAS_{name}"), number)); // as `enter_batch` has them
+    }
     let said: Vec<_> = said.lines().map(|line| line.split_once(' ').unwrap()).collect();
     let said: Vec<_> =
         said.iter().map(|(name, n)| (name.to_string(), n.parse().unwrap())).collect();
@@ -120,6 +126,12 @@ fn in_c_and_cpp_its_items_are_those_of_this_crate_and_its_entries_are_those_of_t
         let full = [payload, payload, payload].concat();
         assert_eq!(call(copy, &full).0, table::FAILED);
         assert_eq!(table::failures(), [-4]);
+
+        // SAFETY: that is its type.
+        let lengths = unsafe { library.get::<table::Batch>("rfaas_batch_lengths") }.unwrap();
+        let ends = [(4, 0, 0, vec![3, 0, 0, 0]), (0, 2, 0, vec![]), (u32::MAX, 1, 9, vec![])];
+        assert_eq!(table::batch(*lengths, &[b"abc", b"", b"f........"]), (0, ends.into()));
+        assert_eq!(table::batch(*lengths, &[]).0, 1);
 
         assert_eq!(call(every, b"abc").0, table::AGAIN);
         assert_eq!(table::states(), [b"answer".to_vec()]);

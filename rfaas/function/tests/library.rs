@@ -92,6 +92,27 @@ fn a_function_has_its_other_inputs_sends_before_it_returns_and_calls() {
     assert_eq!(table::sent(), [(0, count), (1, b"zero".to_vec()), (1, b"two".to_vec())]);
 }
 
+#[test]
+fn a_function_that_takes_batches_ends_each_run_or_all() {
+    let (roots, _directory) = Roots::ready();
+    // SAFETY: that is its type.
+    let function = *unsafe { roots.0.get::<table::Batch>("rfaas_batch_square_roots") }.unwrap();
+    // SAFETY: nothing is called.
+    assert!(
+        unsafe { roots.0.get::<Function>("square_roots") }.is_err(),
+        "for one run there is none"
+    );
+    let number = |number: f64| number.to_le_bytes();
+    let (four, nine, negative) = (number(4.0), number(9.0), number(-1.0));
+    let two = (8, 0, 0, number(2.0).to_vec());
+    let three = (8, 0, 0, number(3.0).to_vec());
+    let ends = vec![two.clone(), (0, 2, 0, vec![]), (0, 1, 1, vec![]), three];
+    assert_eq!(table::batch(function, &[&four, &negative, b"abc", &nine]), (0, ends));
+    let (returned, ends) = table::batch(function, &[&four, &number(f64::NAN), &nine]);
+    assert_eq!((returned, &ends[0]), (2, &two), "all have failed");
+    assert_eq!(table::batch(function, &[]), (0, vec![]));
+}
+
 mod units {
     use std::time::Duration;
 
@@ -133,6 +154,38 @@ mod units {
         });
         assert_eq!(output, b"answer");
         assert_eq!(table::sent(), [(0, b"now".to_vec()), (1, vec![])]);
+    }
+
+    #[test]
+    fn a_batch_cannot_be_called_again_and_fails_with_a_code_that_is_none() {
+        use rfaas_function::interface::{BatchRun, enter_batch};
+        use rfaas_function::{End, Run};
+        let batch = |what: fn(&mut [Run<'_>]) -> End| {
+            let mut run = BatchRun {
+                bytes: size_of::<BatchRun>() as u32,
+                slot: 7,
+                input: std::ptr::null(),
+                input_bytes: 0,
+                room: 0,
+                output: std::ptr::null_mut(),
+                output_bytes: u32::MAX,
+                ended: 0,
+                code: 0,
+            };
+            let runs = [&raw mut run];
+            // SAFETY: as the function interface says.
+            let returned = unsafe { enter_batch(runs.as_ptr(), 1, what) };
+            (returned, run.output_bytes, run.ended, run.code)
+        };
+        let again = |runs: &mut [Run<'_>]| {
+            assert_eq!((runs[0].slot(), runs[0].output().left()), (7, 0));
+            runs[0].end(End::Again);
+            End::Value
+        };
+        assert_eq!(batch(again), (0, 0, 1, -3));
+        assert_eq!(batch(|_| End::Again), (-3, 0, 0, 0));
+        assert_eq!(batch(|_| End::Failed(0)), (-1, 0, 0, 0));
+        assert_eq!(batch(|_| End::Failed(9)), (9, 0, 0, 0));
     }
 
     #[test]

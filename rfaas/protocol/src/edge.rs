@@ -214,10 +214,10 @@ wire! {
         pub bytes_in: U32,
         /// Bytes that it returned.
         pub bytes_out: U32,
-        /// Number of its function in the graph.
-        pub function: zerocopy::little_endian::U16,
-        /// Which of the workers of that this is.
-        pub member: zerocopy::little_endian::U16,
+        /// With how many runs at once the function was called, this one included.
+        pub together: zerocopy::little_endian::U16,
+        /// Not used.
+        pub unused: zerocopy::little_endian::U16,
         /// How often the function was called.
         pub calls: zerocopy::little_endian::U16,
         /// Low byte of the number of the run.

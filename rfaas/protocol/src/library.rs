@@ -24,6 +24,10 @@ pub const MAX_LIBRARY_BYTES: u64 = u32::MAX as u64;
 /// Name of the function by which a library is given what it may ask for. It is none that can be called.
 pub const INIT: &str = "rfaas_init";
 
+/// What the symbol of a function begins with that is called with several runs of a graph at once; its name follows. Such
+/// a function takes other arguments than all others: so it has another name, and is called as what it is or not at all.
+pub const BATCH_PREFIX: &str = "rfaas_batch_";
+
 type Header = elf::FileHeader64<Endianness>;
 
 /// Why bytes cannot be used as a function library. It names no file: the program that has read one does.
@@ -99,6 +103,8 @@ impl From<object::read::Error> for LibraryError {
 pub struct Exports {
     /// Its callable functions, by name, sorted.
     pub functions: Vec<String>,
+    /// Those that take batches, by name without [`BATCH_PREFIX`], sorted.
+    pub batches: Vec<String>,
     /// Whether it has a function [`INIT`].
     pub init: bool,
 }
@@ -109,8 +115,8 @@ pub fn exported_functions(library: &[u8]) -> Result<Vec<String>, LibraryError> {
 }
 
 /// Returns what a library exports. Callable functions are those that `dlsym` finds, however they came there, without
-/// `_init` and `_fini`, which are the linker's, and without [`INIT`], which is for executors to call. A symbol of more
-/// than [`MAX_FUNCTION_NAME_BYTES`] bytes, or whose name is not UTF-8, cannot be called; neither can an old version of
+/// `_init` and `_fini`, which are the linker's, without [`INIT`], which is for executors to call, and without those that
+/// take batches. A symbol of more than [`MAX_FUNCTION_NAME_BYTES`] bytes, or whose name is not UTF-8, cannot be called; neither can an old version of
 /// one (`name@VERSION`).
 pub fn exports(library: &[u8]) -> Result<Exports, LibraryError> {
     if !library.starts_with(&elf::ELFMAG) {
@@ -126,7 +132,7 @@ pub fn exports(library: &[u8]) -> Result<Exports, LibraryError> {
         return Err(LibraryError::NotSharedObject { found: "an executable" });
     }
 
-    let mut names = Vec::new();
+    let (mut names, mut batches) = (Vec::new(), Vec::new());
     let mut init = false;
     let mut too_long = false;
     for name in image.functions() {
@@ -142,15 +148,21 @@ pub fn exports(library: &[u8]) -> Result<Exports, LibraryError> {
             init = true;
             continue;
         }
-        if names.len() == MAX_FUNCTIONS {
+        if names.len() + batches.len() == MAX_FUNCTIONS {
             return Err(LibraryError::TooManyFunctions);
         }
-        names.push(name.to_owned());
+        match name.strip_prefix(BATCH_PREFIX) {
+            Some("") => {}
+            Some(name) => batches.push(name.to_owned()),
+            None => names.push(name.to_owned()),
+        }
     }
-    names.sort_unstable();
-    names.dedup(); // one name may be there in several versions
-    match (names.is_empty(), too_long) {
-        (false, _) => Ok(Exports { functions: names, init }),
+    for names in [&mut names, &mut batches] {
+        names.sort_unstable();
+        names.dedup(); // one name may be there in several versions
+    }
+    match (names.is_empty() && batches.is_empty(), too_long) {
+        (false, _) => Ok(Exports { functions: names, batches, init }),
         (true, true) => Err(LibraryError::NamesTooLong),
         (true, false) => Err(LibraryError::NoFunctions),
     }

@@ -75,7 +75,8 @@ const MAX_NAMES_BYTES: usize = 1000;
 const _: () = assert!(MAX_FUNCTION_NAME_BYTES < MAX_NAMES_BYTES);
 
 wire! {
-    /// Functions of the library. Sent in the order of their numbers, until all are named, before anything else.
+    /// Functions of the library. Sent in the order of their numbers, until all are named, before anything else; once if
+    /// there are none, in a library whose functions all take batches.
     pub struct FunctionNames [1010 bytes] {
         /// Number to call the first of these by, from 0.
         pub first: U32,
@@ -101,7 +102,7 @@ wire! {
 
     /// A function of the graph that a worker calls. Sent before its edges; functions that others of the same worker
     /// lead to are behind those.
-    pub struct Part [532 bytes] {
+    pub struct Part [538 bytes] {
         /// Index of the worker, from 0. Parts come in this order.
         pub worker: U16,
         /// Number of its function in the graph.
@@ -116,10 +117,15 @@ wire! {
         pub wanted: U16,
         /// [`Takes`](super::edge::Takes).
         pub takes: U16,
+        /// How many runs it is called with at once, at most. 0: it does not take batches, and is called for each run.
+        pub batch: U16,
         /// After so many milliseconds from the first input on, the function is called with those that are there. 0: it
         /// waits for all that it wants.
         pub within_ms: U32,
-        /// Name of the function in the library.
+        /// How many microseconds the first run of a batch waits for others.
+        pub batch_wait_us: U32,
+        /// Name of the function in the library, of one that takes batches without
+        /// [`BATCH_PREFIX`](super::library::BATCH_PREFIX).
         pub name: Text<MAX_FUNCTION_NAME_BYTES>,
     }
 
@@ -195,9 +201,12 @@ impl FunctionNames {
         (FunctionNames { first: number(first), count: number(names.len()), len, bytes }, next)
     }
 
-    /// Returns the names, at least one; an error if the peer's bytes are none.
+    /// Returns the names, at least one unless there are none in all; an error if the peer's bytes are none.
     pub fn get(&self) -> Result<Vec<&str>, Malformed> {
         const BAD: Malformed = Malformed::Field("names of functions");
+        if (self.count.get(), self.len.get()) == (0, 0) {
+            return Ok(Vec::new());
+        }
         let bytes = self.bytes.get(..usize::from(self.len.get())).ok_or(BAD)?;
         let bytes = bytes.strip_suffix(&[0]).ok_or(BAD)?;
         let is_name = |name: &[u8]| (1..=MAX_FUNCTION_NAME_BYTES).contains(&name.len());

@@ -101,11 +101,23 @@ fn defined_visible_functions_are_listed_by_name() {
 fn rfaas_init_is_told_apart_from_what_can_be_called() {
     let source = "#include <stdint.h>\nint32_t rfaas_init(void *api) { return !api; }\nint f(void) { return 0; }";
     let library = compile(source, &["-shared", "-fPIC"]);
-    let expected = Exports { functions: vec!["f".into()], init: true };
+    let expected = Exports { functions: vec!["f".into()], batches: vec![], init: true };
     assert_eq!(exports(&library).unwrap(), expected);
     assert!(!exports(plain()).unwrap().init);
     let alone = compile("int rfaas_init(void *api) { return !api; }", &["-shared", "-fPIC"]);
     assert!(matches!(exports(&alone), Err(LibraryError::NoFunctions)));
+}
+
+#[test]
+fn what_takes_batches_is_told_apart_from_what_does_not() {
+    let source = "int f(void) { return 0; }\nint rfaas_batch_g(void) { return 0; }\n\
+                  int rfaas_batch_f(void) { return 0; }\nint rfaas_batch_(void) { return 0; }\n";
+    let library = compile(source, &["-shared", "-fPIC"]);
+    let batches = vec!["f".into(), "g".into()];
+    let expected = Exports { functions: vec!["f".into()], batches, init: false };
+    assert_eq!(exports(&library).unwrap(), expected);
+    let alone = compile("int rfaas_batch_g(void) { return 0; }", &["-shared", "-fPIC"]);
+    assert!(exported_functions(&alone).unwrap().is_empty());
 }
 
 #[test]

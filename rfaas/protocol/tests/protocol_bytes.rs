@@ -590,10 +590,12 @@ fn session_structs() {
         join: Join::Of.to_wire(),
         wanted: 5.into(),
         takes: Takes::Keyed.to_wire(),
+        batch: 7.into(),
         within_ms: 6.into(),
+        batch_wait_us: 8.into(),
         name: Text::new("sum").unwrap(),
     };
-    let numbers = [1, 0, 2, 0, 3, 0, 4, 0, 1, 0, 5, 0, 2, 0, 6, 0, 0, 0];
+    let numbers = [1, 0, 2, 0, 3, 0, 4, 0, 1, 0, 5, 0, 2, 0, 7, 0, 6, 0, 0, 0, 8, 0, 0, 0];
     is(&part, &[&numbers, &text::<512>("sum")]);
     says(&ToExecutor::Part(part), 1, &part);
     let input = InputOfClient { bytes: 3.into() };
@@ -659,8 +661,8 @@ fn edge_structs() {
         took_ns: 2.into(),
         bytes_in: 3.into(),
         bytes_out: 4.into(),
-        function: 5.into(),
-        member: 6.into(),
+        together: 5.into(),
+        unused: 6.into(),
         calls: 7.into(),
         run: 8,
         failed: 1,

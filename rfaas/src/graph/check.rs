@@ -2,9 +2,10 @@
 
 use rfaas_protocol::constraints::MAX_GANG;
 use rfaas_protocol::edge::MAX_EDGES;
+use rfaas_protocol::invocation::MAX_SLOTS;
 use rfaas_protocol::lease::MAX_GRAPH_NAME_BYTES;
 
-use super::description::{EdgeKind, Graph, Join};
+use super::description::{Edge, EdgeKind, Graph, Join};
 use super::lane::Lanes;
 use crate::error::{Error, Result};
 
@@ -189,6 +190,10 @@ fn check_function(graph: &Graph, function: usize) -> Result<()> {
         Join::Any if described.sends => {
             format!("{name:?} is tried with each input: it cannot send before it returns")
         }
+        _ if described.batch.is_some() => match batch_with(graph, function, comes, calls, called) {
+            Some(what) => format!("{name:?} takes batches: {what}"),
+            None => return Ok(()),
+        },
         _ => match described.within.map(|within| u32::try_from(within.as_millis())) {
             Some(Ok(0)) => format!("{name:?} waits for less than a millisecond"),
             Some(Err(_)) => format!("{name:?} waits for longer than 49 days"),
@@ -196,6 +201,42 @@ fn check_function(graph: &Graph, function: usize) -> Result<()> {
         },
     };
     Err(wrong(what))
+}
+
+/// Returns why a function cannot take batches, if so. What comes to it, how many functions it calls and by how many it
+/// is called is known.
+fn batch_with(
+    graph: &Graph,
+    function: usize,
+    comes: usize,
+    calls: usize,
+    called: usize,
+) -> Option<String> {
+    let described = &graph.functions[function];
+    let (most, wait) = described.batch?;
+    let of_items = |edge: &&Edge| matches!(edge.kind, EdgeKind::Each | EdgeKind::Keyed);
+    let gets_items =
+        graph.edges.iter().filter(|edge| edge.to == function).any(|edge| of_items(&edge));
+    let shared = graph.functions.iter().any(|other| other.shares == Some(function));
+    Some(match () {
+        () if !(1..=MAX_SLOTS).contains(&most) => {
+            format!("{most} runs at once, not 1 to {MAX_SLOTS}")
+        }
+        () if u32::try_from(wait.as_micros()).is_err() => {
+            "a run cannot wait for longer than 71 minutes".into()
+        }
+        () if gets_items => "it cannot get items".into(),
+        () if comes > 1 => format!("{comes} inputs lead to it, and it can have one"),
+        () if described.join != Join::All || described.within.is_some() => {
+            "it has one input, and can have no join".into()
+        }
+        () if described.shares.is_some() || shared => "it cannot share a worker".into(),
+        () if described.again => "it cannot be called again".into(),
+        () if described.sends => "it cannot send before it returns".into(),
+        () if calls > 0 => "it cannot call another one".into(),
+        () if called > 0 => "it cannot be called by another one".into(),
+        () => return None,
+    })
 }
 
 /// Checks calls from one function to another one.
@@ -417,6 +458,54 @@ mod tests {
             &|graph, [a, b, _]| graph.call(a, b, 1, 1).share(b, a),
             "workers call each other: those of a → a",
         );
+    }
+
+    #[test]
+    fn what_a_function_that_takes_batches_cannot_be_is_told() {
+        const MAX_WAIT: Duration = Duration::from_micros(u32::MAX as u64);
+        let wrong = |describe: &Describe, words: &str| {
+            let (mut graph, [a, b, c]) = functions(["a", "b", "c"]);
+            graph.input(a, 64).edge(a, c, 64).output(c, 64).batch(b, MAX_SLOTS, MAX_WAIT);
+            describe(&mut graph, [a, b, c]);
+            let error = error(&graph);
+            assert!(error.contains("\"b\" takes batches: ") && error.contains(words), "{error}");
+        };
+        wrong(&|graph, [a, b, _]| graph.edge(a, b, 1).output(b, 1).batch(b, 0, MAX_WAIT), "0 runs");
+        wrong(
+            &|graph, [a, b, _]| graph.edge(a, b, 1).output(b, 1).batch(b, 1025, MAX_WAIT),
+            "1025 runs at once, not 1 to 1024",
+        );
+        wrong(
+            &|graph, [a, b, _]| {
+                let wait = MAX_WAIT + Duration::from_micros(1);
+                graph.edge(a, b, 1).output(b, 1).batch(b, 1, wait)
+            },
+            "71 minutes",
+        );
+        wrong(&|graph, [a, b, _]| graph.each(a, b, 1).output(b, 1), "cannot get items");
+        wrong(&|graph, [a, b, _]| graph.keyed(a, b, 1).output(b, 1), "cannot get items");
+        wrong(&|graph, [a, b, _]| graph.edge(a, b, 1).input(b, 1).output(b, 1), "2 inputs");
+        wrong(
+            &|graph, [a, b, _]| graph.edge(a, b, 1).output(b, 1).workers(a, 3),
+            "3 inputs lead to it",
+        );
+        wrong(&|graph, [a, b, _]| graph.edge(a, b, 1).output(b, 1).join(b, Join::Of(1)), "no join");
+        wrong(
+            &|graph, [a, b, _]| graph.edge(a, b, 1).output(b, 1).within(b, Duration::from_secs(1)),
+            "no join",
+        );
+        wrong(&|graph, [a, b, _]| graph.edge(a, b, 1).output(b, 1).share(b, a), "share a worker");
+        wrong(&|graph, [a, b, c]| graph.edge(a, b, 1).output(b, 1).share(c, b), "share a worker");
+        wrong(&|graph, [a, b, _]| graph.edge(a, b, 1).output(b, 1).again(b), "called again");
+        wrong(&|graph, [a, b, _]| graph.edge(a, b, 1).output(b, 1).emits(b), "before it returns");
+        wrong(&|graph, [a, b, _]| graph.call(a, b, 1, 1), "called by another one");
+        let (mut graph, [a, b, c]) = functions(["a", "b", "c"]);
+        graph.input(a, 1).edge(a, b, 1).output(b, 1).call(b, c, 1, 1).batch(b, 1, MAX_WAIT);
+        assert!(error(&graph).contains("cannot call another one"), "{}", error(&graph));
+        // It may have several workers, and deal out items to others.
+        let (mut graph, [a, b, c]) = functions(["a", "b", "c"]);
+        graph.input(a, 1).edge(a, b, 1).each(b, c, 64).output(c, 64).workers(b, 2).workers(c, 3);
+        assert!(check(graph.batch(b, MAX_SLOTS, MAX_WAIT)).is_ok());
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use rfaas_protocol::allocation::RefusedBecause;
-use rfaas_protocol::library::exported_functions;
+use rfaas_protocol::library::{BATCH_PREFIX, Exports, exports};
 
 use super::description::Graph;
 use super::lane::{Lane, Plan};
@@ -77,27 +77,30 @@ pub(super) fn libraries(
 
 /// Returns the library of each function, which has it.
 pub(super) fn read_libraries(known: &KnownLibraries, graph: &Graph) -> Result<Vec<Arc<Library>>> {
-    let mut read: Vec<(&Path, Arc<Library>, Vec<String>)> = Vec::new();
+    let mut read: Vec<(&Path, Arc<Library>, Exports)> = Vec::new();
     let libraries = graph.functions.iter().map(|function| {
         let path = function.library.as_path();
         let at = match read.iter().position(|(at, ..)| *at == path) {
             Some(at) => at,
             None => {
                 let library = known.read(path)?;
-                let names = exported_functions(&library.code);
                 let unusable = |source| Error::Library { path: path.to_owned(), source };
-                read.push((path, library, names.map_err(unusable)?));
+                let exports = exports(&library.code).map_err(unusable)?;
+                read.push((path, library, exports));
                 read.len() - 1
             }
         };
-        let (_, library, names) = &read[at];
-        match names.contains(&function.name) {
-            true => Ok(library.clone()),
-            false => Err(Error::UnknownFunction {
-                name: function.name.clone(),
-                available: names.clone(),
-            }),
+        let (_, library, exports) = &read[at];
+        let has = if function.batch.is_some() { &exports.batches } else { &exports.functions };
+        if has.contains(&function.name) {
+            return Ok(library.clone());
         }
+        let prefix = if function.batch.is_some() { BATCH_PREFIX } else { "" };
+        let batches = exports.batches.iter().map(|name| format!("{BATCH_PREFIX}{name}"));
+        Err(Error::UnknownFunction {
+            name: format!("{prefix}{}", function.name),
+            available: exports.functions.iter().cloned().chain(batches).collect(),
+        })
     });
     libraries.collect()
 }

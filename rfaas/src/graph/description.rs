@@ -90,6 +90,8 @@ pub(super) struct Described {
     pub(super) sends: bool,
     /// It may say that it is called again.
     pub(super) again: bool,
+    /// It takes runs in batches: so many at most, of which the first waits so long for others.
+    pub(super) batch: Option<(usize, Duration)>,
 }
 
 /// When a function of a [`Graph`] is called.
@@ -175,6 +177,7 @@ impl Graph {
             within: None,
             sends: false,
             again: false,
+            batch: None,
         });
         GraphFunction { graph: self.origin, index: self.functions.len() - 1 }
     }
@@ -276,6 +279,32 @@ impl Graph {
     /// Lets `function` say that it is to be called again in the same run, with what it has made so far.
     pub fn again(&mut self, function: GraphFunction) -> &mut Self {
         self.change(function, |described| described.again = true)
+    }
+
+    /// Has `function` be called with up to `most` runs at once: with all that are complete when its worker is ready for
+    /// the next call, and of which the first has waited for others for `wait`. With [`Duration::ZERO`] none waits, and
+    /// batches are as large as what has come meanwhile. There are never more runs than a lane has
+    /// [slots](crate::Deployment::slots).
+    ///
+    /// The function is one that is written for that, which its library exports as `rfaas_batch_NAME`
+    /// (`docs/functions.md`). Of each run it has the input, and an output that goes over the edges of that run alone.
+    /// One run may fail, or all. It takes one input that it is called with: it has no [`join`](Self::join) and no worker
+    /// that it [shares](Self::share), gets no items, is no function that is [called](Self::call), and does nothing before
+    /// it returns.
+    ///
+    /// What a run waits counts: [`invocation_timeout`](crate::Deployment::invocation_timeout) is that of each run, from
+    /// when it was submitted. So it is the limit of the whole batch, too, with which all its runs end.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// let mut graph = rfaas::Graph::new();
+    /// let decode = graph.function("libimages.so", "decode");
+    /// let classify = graph.function("libimages.so", "classify"); // rfaas_batch_classify
+    /// graph.batch(classify, 16, Duration::from_micros(500));
+    /// graph.input(decode, 1 << 20).edge(decode, classify, 600 << 10).output(classify, 64);
+    /// ```
+    pub fn batch(&mut self, function: GraphFunction, most: usize, wait: Duration) -> &mut Self {
+        self.change(function, |described| described.batch = Some((most, wait)))
     }
 
     /// One of another graph is an edge to it, which is told when this is compiled.

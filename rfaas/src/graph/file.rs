@@ -89,6 +89,9 @@ fn built(file: &GraphFile, directory: &Path) -> Graph {
         if let Some(within) = described.within_ms {
             graph.within(function, Duration::from_millis(within.into()));
         }
+        if let Some(batch) = described.batch {
+            graph.batch(function, batch.most, Duration::from_micros(batch.wait_us.into()));
+        }
         if described.emits {
             graph.emits(function);
         }
@@ -155,7 +158,9 @@ mod tests {
                 {"name": "c", "library": "l.so", "join": {"of": 2}, "within_ms": 7},
                 {"name": "d", "library": "l.so", "share": "a", "again": true},
                 {"name": "e", "library": "l.so", "join": "any"},
-                {"name": "f", "library": "l.so", "join": "all"}
+                {"name": "f", "library": "l.so", "join": "all"},
+                {"name": "g", "library": "l.so", "batch": {"most": 25, "wait_us": 26}},
+                {"name": "h", "library": "l.so", "batch": {"most": 27}}
             ],
             "inputs": [{"to": "a", "bytes": 10}, {"to": "e", "bytes": 11}],
             "edges": [
@@ -179,9 +184,11 @@ mod tests {
         let own = directory.path().join("l.so");
         let a = graph.function(&own, "a");
         let b = graph.function("/m.so", "other");
-        let [c, d, e, f] = ["c", "d", "e", "f"].map(|name| graph.function(&own, name));
+        let [c, d, e, f, g, h] =
+            ["c", "d", "e", "f", "g", "h"].map(|name| graph.function(&own, name));
         graph.emits(a).workers(b, 3).join(c, Join::Of(2)).within(c, Duration::from_millis(7));
         graph.share(d, a).again(d).join(e, Join::Any);
+        graph.batch(g, 25, Duration::from_micros(26)).batch(h, 27, Duration::ZERO);
         graph.input(a, 10).input(e, 11).keyed(a, b, 12).edge(b, c, 13).edge(a, d, 14);
         graph.each(e, c, 15).call(c, f, 16, 17).output(c, 18).output(d, 19);
         graph.memory_mb(20).lease_time(Duration::from_secs(21));

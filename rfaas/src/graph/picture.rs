@@ -79,6 +79,12 @@ impl fmt::Display for Graph {
             if described.sends {
                 write!(f, ", sends before it returns")?;
             }
+            if let Some((most, wait)) = described.batch {
+                write!(f, ", takes up to {most} runs at once")?;
+                if !wait.is_zero() {
+                    write!(f, ", which wait for {} µs", wait.as_micros())?;
+                }
+            }
             if described.again {
                 write!(f, ", may be called again")?;
             }

@@ -480,6 +480,7 @@ fn described(graph: &Graph, part: &PartLayout) -> Part {
     let number = |number: usize| u16::try_from(number).expect("checked: no more workers than that");
     let (join, wanted) = described.join.to_wire();
     let within = described.within.map_or(0, |within| within.as_millis());
+    let (batch, wait) = described.batch.unwrap_or_default();
     Part {
         worker: 0.into(),
         function: number(part.function).into(),
@@ -488,7 +489,9 @@ fn described(graph: &Graph, part: &PartLayout) -> Part {
         join: join.to_wire(),
         wanted: u16::try_from(wanted).expect("checked: no more than inputs").into(),
         takes: part.takes.to_wire(),
+        batch: number(batch).into(),
         within_ms: u32::try_from(within).expect("checked: not that long").into(),
+        batch_wait_us: u32::try_from(wait.as_micros()).expect("checked likewise").into(),
         name: Text::new(&described.name).expect("checked: the library has it"),
     }
 }

@@ -53,6 +53,8 @@ pub struct Span {
     pub bytes_out: u32,
     /// How often it was called.
     pub calls: u16,
+    /// With how many runs at once it was, this one included: one, unless it takes [batches](Graph::batch).
+    pub together: u16,
     /// The run had failed here, or before.
     pub failed: bool,
 }
@@ -98,6 +100,7 @@ impl Trace {
             bytes_in: told.bytes_in.get(),
             bytes_out: told.bytes_out.get(),
             calls: told.calls.get(),
+            together: told.together.get(),
             failed: told.failed != 0,
         });
         trace.spans = spans.collect();
@@ -141,7 +144,7 @@ impl Trace {
                 "ts": micros(since_epoch(span.begin)), "dur": micros(span.took),
                 "args": {
                     "worker": span.worker, "bytes_in": span.bytes_in, "bytes_out": span.bytes_out,
-                    "calls": span.calls, "failed": span.failed,
+                    "calls": span.calls, "together": span.together, "failed": span.failed,
                 },
             }));
         }
@@ -188,6 +191,7 @@ impl Trace {
                     number_of("rfaas.bytes_in", span.bytes_in.into()),
                     number_of("rfaas.bytes_out", span.bytes_out.into()),
                     number_of("rfaas.calls", span.calls.into()),
+                    number_of("rfaas.together", span.together.into()),
                 ],
                 "links": links,
                 "status": {"code": if span.failed { 2 } else { 1 }},
@@ -232,6 +236,7 @@ mod tests {
             bytes_in: 8,
             bytes_out: 16,
             calls: 1,
+            together: 1,
             failed: worker == 1,
         }
     }

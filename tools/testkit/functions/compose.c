@@ -170,3 +170,34 @@ EXPORT uint32_t promise(const uint8_t *input, uint32_t bytes, uint8_t *output) {
     memcpy(output, &size, 4);
     return size;
 }
+
+/* With how many runs at once it is called, in front of the input of each. A first byte of 'f' fails that run, 'a' all of
+ * them, 'n' has no value, 'h' hangs. */
+EXPORT int32_t RFAAS_BATCH(together)(struct rfaas_run *const *runs, uint32_t count) {
+    for (uint32_t i = 0; i < count; i++) {
+        struct rfaas_run *run = runs[i];
+        const uint8_t *input = run->input;
+        uint8_t *output = run->output;
+        switch (run->input_bytes ? input[0] : 0) {
+        case 'f':
+            rfaas_run_fail(run, 7);
+            continue;
+        case 'a':
+            return 8;
+        case 'n':
+            rfaas_run_none(run);
+            continue;
+        case 'h':
+            for (;;) {
+                struct timespec second = {1, 0};
+                nanosleep(&second, NULL);
+            }
+        default:
+            if (run->room < run->input_bytes + 1) return RFAAS_BOUNDS;
+            output[0] = (uint8_t)count;
+            memcpy(output + 1, input, run->input_bytes);
+            run->output_bytes = run->input_bytes + 1;
+        }
+    }
+    return 0;
+}

@@ -99,6 +99,7 @@ fn nodes_used(vector: &Value) -> Answer {
         bytes_in: 0,
         bytes_out: 0,
         calls: 1,
+        together: 1,
         failed: false,
     });
     let trace = Trace { spans: spans.collect(), ..Trace::default() };

@@ -74,6 +74,7 @@ fn fire(
         member: (0, 1),
         join: JoinPlan { kind, wanted, within: None },
         takes: Takes::Whole,
+        batch: None,
         inputs: (0..inputs).map(input).collect(),
         outputs: Vec::new(),
     };

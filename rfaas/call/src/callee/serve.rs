@@ -10,6 +10,7 @@ use super::connection::CallerConnection;
 use super::end::ServiceEnd;
 use super::memory::SlotMemory;
 use super::requests::{Request, Requests};
+use crate::edge::BatchRun;
 use crate::place::Place;
 use crate::turn::Turn;
 
@@ -35,6 +36,18 @@ pub trait Service {
     fn call_in(&mut self, function: u32, place: Place<'_>, turn: &mut dyn Turn) -> Option<u32> {
         let _ = turn;
         self.call(function, place)
+    }
+
+    /// Calls the function of this number among those that take batches, with these runs. Returns what it returns, which
+    /// is 0 unless all of them have failed with that as their code; `None` if there is no such function.
+    fn call_batch(
+        &mut self,
+        function: u32,
+        runs: &mut [BatchRun],
+        turn: &mut dyn Turn,
+    ) -> Option<i32> {
+        let _ = (function, runs, turn);
+        None
     }
 
     /// Notes that the reply is on its way.

@@ -19,7 +19,7 @@ use super::incoming::{InEnd, InLink};
 use super::items::{self, HEADER, Item, Items};
 use super::link::{EdgeAt, Link};
 use super::live::{Live, Over};
-use super::outgoing::OutLink;
+use super::outgoing::{OutLink, SlotUse};
 use super::stage::{InputFrom, Stage};
 use super::wires::{Made, Memory, Ready, Wires, failure, linked, not_written, sorted_of};
 use crate::callee::{Service, Slot, SlotMemory};
@@ -27,7 +27,7 @@ use crate::place::Place;
 use crate::turn::Verdict;
 
 /// Completions taken from the queue at a time.
-const BATCH: usize = 16;
+pub(super) const COMPLETIONS: usize = 16;
 
 /// A stage, and where it writes: as many areas as it [has](Stage::areas), each with a slot for each run.
 #[derive(Debug)]
@@ -41,9 +41,9 @@ pub struct StageMemory<M> {
 /// A worker, connected.
 #[derive(Debug)]
 pub struct Hop<M> {
-    wires: Wires, // first: fields drop in order, and its requests name the memory below
-    memory: Memory<M>,
-    stages: Vec<Stage>,
+    pub(super) wires: Wires, // first: fields drop in order, and its requests name the memory below
+    pub(super) memory: Memory<M>,
+    pub(super) stages: Vec<Stage>,
     /// Items of all inputs of a run that are taken by key.
     keyed: Vec<Keyed>,
     timed: bool,
@@ -126,15 +126,18 @@ impl<M: Deref<Target = SlotMemory>> Hop<M> {
 
     /// Takes runs until an edge ends or the service is stopped.
     pub fn serve(&mut self, service: &mut impl Service) -> HopEnd {
-        let served = match self.traced {
-            true => self.serve_as::<true>(service),
-            false => self.serve_as::<false>(service),
+        let batch = self.stages.first().and_then(|stage| stage.batch);
+        let served = match (batch, self.traced) {
+            (None, false) => self.serve_as::<false>(service),
+            (None, true) => self.serve_as::<true>(service),
+            (Some(plan), false) => self.serve_batches::<false>(plan, service),
+            (Some(plan), true) => self.serve_batches::<true>(plan, service),
         };
         served.err().unwrap_or(HopEnd::Stopped)
     }
 
     fn serve_as<const TRACED: bool>(&mut self, service: &mut impl Service) -> Result<(), HopEnd> {
-        let mut batch = [WorkCompletion::default(); BATCH];
+        let mut batch = [WorkCompletion::default(); COMPLETIONS];
         while !service.is_stopped() {
             let until = if self.timed { self.look_at_the_clock::<TRACED>(service)? } else { None };
             let taken = self.wires.arrivals.poll(&mut batch);
@@ -229,6 +232,26 @@ impl<M: Deref<Target = SlotMemory>> Hop<M> {
             }
             Err(failure) => Err(failure),
         };
+        let failed = self.hand_on(stage, (to, slot), made, sent, service)?;
+        if let Some(begun) = &begun {
+            let did = (made.map_or(0, |made| made.bytes), failed.is_some(), calls);
+            self.trace(begun, stage, (to.slot, to.run), did, 1, service)?;
+        }
+        self.wires.settle(&self.stages, stage, to);
+        Ok(())
+    }
+
+    /// Sends what a stage has made of a run, or why there is nothing, over all edges but those that it has `sent` over.
+    /// Returns why the run has failed, if so.
+    #[inline(always)]
+    pub(super) fn hand_on(
+        &mut self,
+        stage: usize,
+        (to, slot): (SlotUse, Slot),
+        made: Result<Made, EdgeFailure>,
+        sent: u64,
+        service: &impl Service,
+    ) -> Result<Option<EdgeFailure>, HopEnd> {
         let edges = self.stages[stage].edges();
         let mut failed = made.err();
         for output in (0..edges).filter(|output| sent & 1 << output == 0) {
@@ -252,18 +275,7 @@ impl<M: Deref<Target = SlotMemory>> Hop<M> {
                 )?;
             }
         }
-        if let Some(begun) = begun {
-            let returned = made.map_or(0, |made| made.bytes);
-            self.trace(
-                begun,
-                stage,
-                (to.slot, to.run),
-                (returned, failed.is_some(), calls),
-                service,
-            )?;
-        }
-        self.wires.settle(&self.stages, stage, to);
-        Ok(())
+        Ok(failed)
     }
 
     /// Has the function called, as often as it is to be.
@@ -496,15 +508,16 @@ impl<M: Deref<Target = SlotMemory>> Hop<M> {
         Ok(Some(Over { ended: Err(failed), sent: 0, calls: list.calls }))
     }
 
-    /// Tells what was done in a run.
+    /// Tells what was done in a run, with which the function was called as one of so many.
     #[cold]
-    fn trace(
+    pub(super) fn trace(
         &mut self,
-        begun: Begun,
+        begun: &Begun,
         stage: usize,
         (slot, run): (u16, u8),
         (bytes_out, failed, calls): (u32, bool, u16),
-        service: &mut impl Service,
+        together: u16,
+        service: &impl Service,
     ) -> Result<(), HopEnd> {
         let described = &self.stages[stage];
         let inputs = 0..described.inputs.len();
@@ -514,8 +527,8 @@ impl<M: Deref<Target = SlotMemory>> Hop<M> {
             took_ns: u64::try_from(begun.at.elapsed().as_nanos()).unwrap_or(u64::MAX).into(),
             bytes_in: bytes_in.fold(0u32, u32::saturating_add).into(),
             bytes_out: bytes_out.into(),
-            function: described.function.1.into(),
-            member: described.member.0.into(),
+            together: together.into(),
+            unused: 0.into(),
             calls: calls.into(),
             run,
             failed: failed.into(),
@@ -537,13 +550,13 @@ fn area_bytes<M: Deref<Target = SlotMemory>>(areas: &[M]) -> u32 {
 }
 
 /// When something began, by both clocks.
-struct Begun {
+pub(super) struct Begun {
     at: Instant,
     since_epoch_ns: u64,
 }
 
 impl Begun {
-    fn now() -> Self {
+    pub(super) fn now() -> Self {
         let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let since_epoch_ns = u64::try_from(since_epoch.as_nanos()).unwrap_or(u64::MAX);
         Begun { at: Instant::now(), since_epoch_ns }
@@ -569,7 +582,7 @@ impl List {
 
 /// Returns the most that all edges hold that what a function returns is still to go over.
 #[inline]
-fn most_left(stage: &Stage, sent: u64) -> u32 {
+pub(super) fn most_left(stage: &Stage, sent: u64) -> u32 {
     let edges = stage.outputs[..stage.edges()].iter().enumerate();
     let left =
         edges.filter(|(edge, output)| sent & 1 << edge == 0 && output.kind != OutputKind::Call);
@@ -578,7 +591,7 @@ fn most_left(stage: &Stage, sent: u64) -> u32 {
 
 /// Checks that what a function returned fits the edges that it is still to go over.
 #[inline]
-fn fits(stage: &Stage, sent: u64, made: Made) -> Result<Made, EdgeFailure> {
+pub(super) fn fits(stage: &Stage, sent: u64, made: Made) -> Result<Made, EdgeFailure> {
     match most_left(stage, sent) {
         most if made.bytes > most => {
             Err(failure(stage, FailedBecause::OutputTooLarge, made.bytes, most))
@@ -589,7 +602,7 @@ fn fits(stage: &Stage, sent: u64, made: Made) -> Result<Made, EdgeFailure> {
 
 /// A function said that it failed.
 #[cold]
-fn said_failed(stage: &Stage, code: i32) -> EdgeFailure {
+pub(super) fn said_failed(stage: &Stage, code: i32) -> EdgeFailure {
     failure(stage, FailedBecause::Function, u32::from_le_bytes(code.to_le_bytes()), 0)
 }
 

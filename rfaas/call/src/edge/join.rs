@@ -271,6 +271,7 @@ mod tests {
             member: (0, 1),
             join: JoinPlan { kind, wanted, within },
             takes: Takes::Whole,
+            batch: None,
             inputs: (0..inputs).map(input).collect(),
             outputs: Vec::new(),
         };

@@ -13,6 +13,7 @@
 //!   edge never has more under way than slots.
 //! * A link that breaks ends the worker: what a run has lost cannot be made up for here.
 
+mod batch;
 mod end;
 mod ends;
 mod hop;
@@ -25,6 +26,7 @@ mod outgoing;
 mod stage;
 mod wires;
 
+pub use batch::BatchRun;
 pub use end::HopEnd;
 pub use ends::{LinkEnd, arrival_queue};
 pub use hop::{Hop, StageMemory};
@@ -32,6 +34,6 @@ pub use incoming::{Arrival, InLink};
 pub use join::{Input, Joined, Joins};
 pub use link::{EdgeAt, Link};
 pub use outgoing::{OutLink, SlotUse};
-pub use stage::{InputFrom, JoinPlan, Stage, StageInput, StageOutput};
+pub use stage::{BatchPlan, InputFrom, JoinPlan, Stage, StageInput, StageOutput};
 
 pub use crate::turn::{About, Denied, Turn, Verdict};

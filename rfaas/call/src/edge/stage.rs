@@ -15,6 +15,8 @@ pub struct Stage {
     pub join: JoinPlan,
     /// How it takes its inputs.
     pub takes: Takes,
+    /// It takes runs in batches. Then it is the only stage of its worker, and has one input.
+    pub batch: Option<BatchPlan>,
     /// What comes, by number.
     pub inputs: Vec<StageInput>,
     /// What goes, by number: first those that the function knows.
@@ -35,6 +37,15 @@ pub struct JoinPlan {
 impl JoinPlan {
     /// With all of them.
     pub const ALL: JoinPlan = JoinPlan { kind: Join::All, wanted: 0, within: None };
+}
+
+/// How runs are put together for a function that takes batches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BatchPlan {
+    /// The most of them.
+    pub most: u16,
+    /// How long the first one waits for others.
+    pub wait: Duration,
 }
 
 /// Something that comes.

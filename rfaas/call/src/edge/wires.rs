@@ -54,7 +54,7 @@ pub(super) struct Wires {
     pub(super) ready: VecDeque<Ready>,
     /// Bytes that are sorted for each edge that goes out.
     filled: Vec<u32>,
-    slots: u16,
+    pub(super) slots: u16,
 }
 
 /// Something to be done.

@@ -8,6 +8,7 @@
 uint32_t copy(const void *, uint32_t, void *);
 uint32_t every(const void *, uint32_t, void *);
 int32_t malformed(const void *, uint32_t);
+int32_t RFAAS_BATCH(lengths)(struct rfaas_run *const *, uint32_t);
 #endif
 
 RFAAS_FUNCTIONS
@@ -36,4 +37,21 @@ EXPORTED uint32_t every(const void *input, uint32_t bytes, void *output) {
     if (rfaas_emit_copy(0, input, bytes) || rfaas_call(0, 0, &at, &n, 1)) return rfaas_fail(3);
     if (rfaas_call_copy(0, input, bytes, &at, &n, 1)) return rfaas_fail(4);
     return rfaas_again(at, n);
+}
+
+EXPORTED int32_t RFAAS_BATCH(lengths)(struct rfaas_run *const *runs, uint32_t count) {
+    uint32_t i;
+    for (i = 0; i < count; i++) {
+        const uint32_t bytes = runs[i]->input_bytes;
+        if (bytes == 0) {
+            rfaas_run_none(runs[i]);
+            runs[i]->output_bytes = 0;
+        } else if (((const char *)runs[i]->input)[0] == 'f') {
+            rfaas_run_fail(runs[i], (int32_t)bytes);
+        } else {
+            memcpy(runs[i]->output, &bytes, sizeof bytes);
+            runs[i]->output_bytes = sizeof bytes;
+        }
+    }
+    return count == 0;
 }

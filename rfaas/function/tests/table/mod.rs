@@ -6,7 +6,7 @@ use std::cell::{Cell, RefCell};
 use std::ffi::c_void;
 use std::ptr;
 
-use rfaas_function::interface::{Api, This};
+use rfaas_function::interface::{Api, BatchRun, This};
 
 /// Bytes that outputs hold.
 pub const ROOM: u32 = 128;
@@ -42,6 +42,38 @@ thread_local! {
     static SENT: RefCell<Vec<(u32, Vec<u8>)>> = const { RefCell::new(vec![]) };
     static FAILURES: RefCell<Vec<i32>> = const { RefCell::new(vec![]) };
     static STATES: RefCell<Vec<Vec<u8>>> = const { RefCell::new(vec![]) };
+}
+
+/// What a function that takes batches is.
+pub type Batch = unsafe extern "C" fn(*const *mut BatchRun, u32) -> i32;
+
+/// How a run of a batch is ended: `output_bytes`, `ended`, `code`, and what is written in its output.
+pub type Ended = (u32, u32, i32, Vec<u8>);
+
+/// Calls a function with runs that have these inputs. Returns what it returns, and how each is ended.
+pub fn batch(function: Batch, inputs: &[&[u8]]) -> (i32, Vec<Ended>) {
+    let mut outputs = vec![[0xaa_u8; 16]; inputs.len()];
+    let run = |(slot, (input, output)): (u32, (&&[u8], &mut [u8; 16]))| BatchRun {
+        bytes: size_of::<BatchRun>() as u32,
+        slot,
+        input: input.as_ptr().cast(),
+        input_bytes: input.len() as u32,
+        room: 16,
+        output: output.as_mut_ptr().cast(),
+        output_bytes: u32::MAX,
+        ended: 0,
+        code: 0,
+    };
+    let mut runs: Vec<_> = (0..).zip(inputs.iter().zip(&mut outputs)).map(run).collect();
+    let pointers: Vec<_> = runs.iter_mut().map(ptr::from_mut).collect();
+    // SAFETY: as the function interface says.
+    let returned = unsafe { function(pointers.as_ptr(), pointers.len() as u32) };
+    let ended = |(run, output): (&BatchRun, [u8; 16])| {
+        let bytes = if run.ended == 0 { run.output_bytes as usize } else { 0 };
+        let written = output.get(..bytes).unwrap_or_default().to_vec();
+        (run.output_bytes, run.ended, run.code, written)
+    };
+    (returned, runs.iter().zip(outputs).map(ended).collect())
 }
 
 /// What was sent and called with since the last time, with the number of the edge.
