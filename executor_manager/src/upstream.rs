@@ -462,7 +462,11 @@ fn send_waiting(
     channel: &mut Channel,
 ) -> Result<(), ChannelError> {
     while let Some(message) = waiting.front() {
-        match channel.send(message) {
+        let sent = match message {
+            FromNode::Heartbeat(_) => channel.send_unannounced(message), // it is looked for
+            _ => channel.send(message),
+        };
+        match sent {
             Ok(()) => drop(waiting.pop_front()),
             Err(ChannelError::Busy | ChannelError::Disconnected) => break,
             Err(error) => return Err(error),

@@ -18,6 +18,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Bound;
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -33,7 +34,7 @@ use rfaas_protocol::lease::{
 use rfaas_protocol::{Empty, Malformed};
 use zerocopy::little_endian::U32;
 
-use crate::link::{Outbox, Turn, take_messages};
+use crate::link::{Announce, News, Outbox, Turn, take_messages};
 use crate::pool::{
     Action, Ask, Asked, Denied, Grant, GraphWorker, LinkId, MAX_NODES, MOST_WAITING_OF_ONE, Now,
     Pool, WaitId,
@@ -112,6 +113,8 @@ struct SetAside {
 /// All connections of clients.
 pub(crate) struct ClientLinks {
     links: BTreeMap<LinkId, ClientLink>,
+    /// Where connections announce news.
+    news: News,
     /// Connections that do not have to go, by silence. One that was considered and stays comes last.
     staying: WaitingList<LinkId>,
     /// Connections that have their last turn.
@@ -130,9 +133,16 @@ pub(crate) struct ClientLinks {
 
 impl ClientLinks {
     /// No connections yet. There may be `most`, and besides those that leave for up to `batch` that come in a pass.
-    pub(crate) fn new(secret: Arc<[u8]>, idle: Idle, most: usize, batch: usize) -> Self {
-        ClientLinks {
+    /// Fails only if the process has no descriptor left.
+    pub(crate) fn new(
+        secret: Arc<[u8]>,
+        idle: Idle,
+        most: usize,
+        batch: usize,
+    ) -> nix::Result<Self> {
+        Ok(ClientLinks {
             links: BTreeMap::new(),
+            news: News::new()?,
             staying: WaitingList::new((most / 2).min(MOST_OF_PEER), most),
             leaving: Vec::new(),
             most: most + batch,
@@ -141,7 +151,7 @@ impl ClientLinks {
             answers: Vec::new(),
             secret,
             idle,
-        }
+        })
     }
 
     /// The number of connections that do not have to go.
@@ -149,9 +159,20 @@ impl ClientLinks {
         self.staying.len()
     }
 
-    /// The connections, to wait for.
-    pub(crate) fn channels(&self) -> impl Iterator<Item = (LinkId, &Channel)> {
-        self.links.iter().map(|(id, link)| (*id, &link.channel))
+    /// All connections.
+    pub(crate) fn all(&self) -> impl Iterator<Item = LinkId> + '_ {
+        self.links.keys().copied()
+    }
+
+    /// Readable when there are [`news`](Self::some_news).
+    pub(crate) fn descriptor(&self) -> BorrowedFd<'_> {
+        self.news.descriptor()
+    }
+
+    /// Some of the connections that have news; none only if no connection has.
+    pub(crate) fn some_news(&mut self) -> Vec<LinkId> {
+        let links = &mut self.links;
+        self.news.some(|id| links.get_mut(&id).map_or(Ok(()), |link| link.channel.acknowledge()))
     }
 
     /// Makes room for one of `newcomer`, if there is none or all connections together are
@@ -192,6 +213,7 @@ impl ClientLinks {
         let origin = request.origin();
         let mut channel = Channel::of_messages(device, RECEIVES)?;
         channel.accept(request, &Empty {})?;
+        self.news.add(id, &channel)?;
         let (outbox, leases) = (Outbox::new(MOST_UNTAKEN), Granted::default());
         let (waits, granted) = (BTreeSet::new(), false);
         self.links.insert(id, ClientLink { channel, origin, outbox, leases, waits, granted });
@@ -226,11 +248,6 @@ impl ClientLinks {
         }
     }
 
-    /// Silences the descriptor of a connection that had news.
-    pub(crate) fn acknowledge(&mut self, id: LinkId) -> Result<(), ChannelError> {
-        self.links.get_mut(&id).map_or(Ok(()), |link| link.channel.acknowledge())
-    }
-
     /// Takes up to `most` messages of a peer. Its connection is dropped if it ended or deserves it.
     pub(crate) fn serve(
         &mut self,
@@ -244,7 +261,11 @@ impl ClientLinks {
         let ClientLink { channel, origin, outbox, leases, granted, .. } = link;
         let (secret, answers, aside) = (&self.secret, &mut self.answers, &mut self.set_aside);
         let mut heard = false;
-        let turn = take_messages(channel, self.idle, most, |_, message| {
+        let announce = match self.idle {
+            Idle::Poll => Announce::Nothing,
+            Idle::Sleep => Announce::Everything,
+        };
+        let turn = take_messages(channel, announce, most, |_, message| {
             heard = true;
             let (number, wait, asked) = match message {
                 FromClient::Request(request) => {
@@ -381,6 +402,7 @@ impl ClientLinks {
     fn drop_link(&mut self, now: Now, id: LinkId, why: &ChannelError, pool: &mut Pool) {
         let Some(mut link) = self.links.remove(&id) else { return };
         self.staying.remove(id);
+        self.news.remove(&link.channel);
         let peer = link.channel.peer();
         link.channel.disconnect();
         match why {

@@ -161,7 +161,8 @@ fn start(options: &Options) -> anyhow::Result<(Server, HttpThread)> {
     tracing::info!("HTTP interface at {http_address}");
     let terms = ClusterTerms { secret, heartbeat, sleep: config.rdma_sleep };
     let ends = (commands, inbox);
-    Ok((Server::new((device, listener), ends, (pool, ledger), export, events, terms), http))
+    let server = Server::new((device, listener), ends, (pool, ledger), export, events, terms);
+    Ok((server.context("too few descriptors; raise `ulimit -n`")?, http))
 }
 
 /// `addresses`, for a sentence.

@@ -6,14 +6,16 @@
 //! ```
 //! * PROVED - nothing that comes before a registration with the right proof reaches the pool.
 //! * A node has one registered connection. A second is refused while the first is alive.
+//! * A sign of life wakes nobody: it is taken when ours is due, that of all nodes in one pass.
 //! * DURABLE FIRST - what a node is told of leases, also that it is registered, goes through actions. The loop
 //!   carries them out when what they tell of is committed.
 //!
 //! Elsewhere: what a report changes (`pool`); which messages there are (`rfaas_protocol::node`).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::num::NonZeroU64;
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
@@ -28,7 +30,7 @@ use rfaas_protocol::node::{
 };
 use rfaas_protocol::{Clock, Malformed, Nonces};
 
-use crate::link::{Outbox, Turn, take_messages};
+use crate::link::{Announce, News, Outbox, Turn, take_messages};
 use crate::metrics::LoopEvents;
 use crate::pool::{Action, Ask, Capacity, EndReport, LinkId, MAX_TIMEOUT, Now, Pool, Run, Terms};
 
@@ -61,6 +63,10 @@ struct NodeLink {
     channel: Channel,
     outbox: Outbox<ToNode>,
     phase: Phase,
+    /// Its place in [`NodeLinks::deadlines`].
+    noted: Instant,
+    /// When all that it had sent was taken.
+    taken: Instant,
 }
 
 impl NodeLink {
@@ -71,11 +77,29 @@ impl NodeLink {
             Phase::Registered { pulse, .. } => pulse.deadline(),
         }
     }
+
+    /// Has it looked at when its deadline has come, if that is sooner than it was.
+    fn note_deadline(&mut self, id: LinkId, deadlines: &mut BTreeSet<(Instant, LinkId)>) {
+        let deadline = self.deadline();
+        if deadline < self.noted {
+            deadlines.remove(&(self.noted, id));
+            deadlines.insert((deadline, id));
+            self.noted = deadline;
+        }
+    }
 }
 
 /// All connections of executor managers.
 pub(crate) struct NodeLinks {
     links: BTreeMap<LinkId, NodeLink>,
+    /// The registered ones.
+    registered: HashMap<Arc<str>, LinkId>,
+    /// Where connections announce news.
+    news: News,
+    /// When to look at each at the latest. A deadline that has moved to later since is found then.
+    deadlines: BTreeSet<(Instant, LinkId)>,
+    /// When the next sign of life is given, to all nodes in one pass.
+    beat_at: Instant,
     secret: Arc<[u8]>,
     heartbeat: Heartbeat,
     idle: Idle,
@@ -84,39 +108,55 @@ pub(crate) struct NodeLinks {
     unregistered: WaitingList<LinkId>,
     /// Connections that have their last turn, since others have come.
     leaving: Vec<LinkId>,
-    /// Connections with more messages than `hear` took.
-    unheard: Vec<LinkId>,
+    /// Connections that are to be served again: with more messages than `hear` took, or with messages that wait for them.
+    unserved: BTreeSet<LinkId>,
 }
 
 impl NodeLinks {
-    /// No connections yet. There may be `most` together with those of clients.
+    /// No connections yet. There may be `most` together with those of clients. Fails only if the process has no descriptor
+    /// left.
     pub(crate) fn new(
         secret: Arc<[u8]>,
         heartbeat: Heartbeat,
         idle: Idle,
         events: Arc<LoopEvents>,
         most: usize,
-    ) -> Self {
+    ) -> nix::Result<Self> {
         let unregistered = (most / 8).clamp(2, MOST_UNREGISTERED);
-        NodeLinks {
+        Ok(NodeLinks {
             links: BTreeMap::new(),
+            registered: HashMap::new(),
+            news: News::new()?,
+            deadlines: BTreeSet::new(),
+            beat_at: Instant::now(),
             secret,
             heartbeat,
             idle,
             events,
             unregistered: WaitingList::new(unregistered / 2, unregistered),
             leaving: Vec::new(),
-            unheard: Vec::new(),
-        }
+            unserved: BTreeSet::new(),
+        })
     }
 
     pub(crate) fn len(&self) -> usize {
         self.links.len()
     }
 
-    /// The connections, to wait for.
-    pub(crate) fn channels(&self) -> impl Iterator<Item = (LinkId, &Channel)> {
-        self.links.iter().map(|(id, link)| (*id, &link.channel))
+    /// All connections.
+    pub(crate) fn all(&self) -> impl Iterator<Item = LinkId> + '_ {
+        self.links.keys().copied()
+    }
+
+    /// Readable when there are [`news`](Self::some_news).
+    pub(crate) fn descriptor(&self) -> BorrowedFd<'_> {
+        self.news.descriptor()
+    }
+
+    /// Some of the connections that have news; none only if no connection has.
+    pub(crate) fn some_news(&mut self) -> Vec<LinkId> {
+        let links = &mut self.links;
+        self.news.some(|id| links.get_mut(&id).map_or(Ok(()), |link| link.channel.acknowledge()))
     }
 
     /// Whether one that is not registered goes for one that comes from there.
@@ -145,8 +185,12 @@ impl NodeLinks {
         let mut channel = Channel::of_messages(device, RECEIVES)?;
         channel.accept(request, &proof)?;
         let nonces = Nonces { caller: hello.nonce, called: proof.nonce };
-        let phase = Phase::Greeting { nonces, until: now.monotonic + GREETING };
-        self.links.insert(id, NodeLink { channel, outbox: Outbox::new(MOST_WAITING), phase });
+        self.news.add(id, &channel)?;
+        let until = now.monotonic + GREETING;
+        let (phase, outbox) = (Phase::Greeting { nonces, until }, Outbox::new(MOST_WAITING));
+        let (noted, taken) = (until, now.monotonic);
+        self.links.insert(id, NodeLink { channel, outbox, phase, noted, taken });
+        self.deadlines.insert((noted, id));
         self.leaving.extend(self.unregistered.add(id, origin));
         Ok(())
     }
@@ -162,11 +206,6 @@ impl NodeLinks {
         }
     }
 
-    /// Silences the descriptor of a connection that had news.
-    pub(crate) fn acknowledge(&mut self, id: LinkId) -> Result<(), ChannelError> {
-        self.links.get_mut(&id).map_or(Ok(()), |link| link.channel.acknowledge())
-    }
-
     /// Takes what a peer sent. Its connection is dropped if it ended or deserves it.
     pub(crate) fn serve(
         &mut self,
@@ -177,17 +216,30 @@ impl NodeLinks {
     ) -> Turn {
         // Out of the map, since a registration may concern another connection too.
         let Some(mut link) = self.links.remove(&id) else { return Turn::Done };
-        let NodeLink { channel, outbox, phase } = &mut link;
-        let turn = take_messages(channel, self.idle, TURN, |channel, message| {
+        let NodeLink { channel, outbox, phase, taken, .. } = &mut link;
+        let announce = match (self.idle, outbox.is_empty()) {
+            (Idle::Poll, _) => Announce::Nothing,
+            (Idle::Sleep, true) => Announce::Announced,
+            (Idle::Sleep, false) => Announce::Everything,
+        };
+        let unseen = now.monotonic.saturating_duration_since(*taken);
+        let turn = take_messages(channel, announce, TURN, |channel, message| {
             if let Phase::Registered { pulse, .. } = phase {
                 pulse.heard(now.monotonic);
             }
-            self.message(now, id, channel, phase, message, pool, out)
+            self.message((now, unseen), id, channel, phase, message, pool, out)
         });
         let turn = turn.and_then(|turn| outbox.flush(channel).map(|()| turn));
+        if turn.as_ref().is_ok_and(|turn| *turn == Turn::Done) {
+            *taken = now.monotonic;
+        }
+        if !outbox.is_empty() && announce == Announce::Announced {
+            self.unserved.insert(id); // to announce when it takes more
+        }
         if matches!(phase, Phase::Registered { .. }) {
             self.unregistered.remove(id);
         }
+        link.note_deadline(id, &mut self.deadlines);
         self.links.insert(id, link);
         turn.unwrap_or_else(|error| {
             self.drop_link(now, id, &error, pool, out);
@@ -199,23 +251,39 @@ impl NodeLinks {
     /// reading a wish for capacity and refusing it, once for all that were read: a client that gave
     /// a lease back was told so after its node had reported the end, so that report is seen here.
     pub(crate) fn hear(&mut self, now: Now, pool: &mut Pool, out: &mut Vec<Action>) {
-        let ids: Vec<LinkId> = self.links.keys().copied().collect();
+        if self.idle == Idle::Poll {
+            let all = self.all().collect();
+            return self.hear_of(all, now, pool, out);
+        }
+        let mut heard = BTreeSet::new();
+        loop {
+            let (news, again): (Vec<_>, Vec<_>) =
+                self.some_news().into_iter().partition(|id| heard.insert(*id));
+            self.unserved.extend(again); // what it announces is of after this call
+            if news.is_empty() {
+                return;
+            }
+            self.hear_of(news, now, pool, out);
+        }
+    }
+
+    fn hear_of(&mut self, ids: Vec<LinkId>, now: Now, pool: &mut Pool, out: &mut Vec<Action>) {
         for id in ids {
             if self.serve(now, id, pool, out) == Turn::Again {
-                self.unheard.push(id);
+                self.unserved.insert(id);
             }
         }
     }
 
-    /// Connections with more messages than [`hear`](Self::hear) took; they are to be served again.
-    pub(crate) fn unheard(&mut self) -> impl Iterator<Item = LinkId> + '_ {
-        self.unheard.drain(..)
+    /// Connections that are to be served again before the loop sleeps.
+    pub(crate) fn take_unserved(&mut self) -> BTreeSet<LinkId> {
+        std::mem::take(&mut self.unserved)
     }
 
     #[allow(clippy::too_many_arguments)] // the parts of a link that is out of the map
     fn message(
         &mut self,
-        now: Now,
+        (now, unseen): (Now, Duration),
         id: LinkId,
         channel: &mut Channel,
         phase: &mut Phase,
@@ -228,8 +296,12 @@ impl NodeLinks {
             (Phase::Greeting { nonces, .. }, FromNode::Register(register)) => {
                 match self.register(now, id, &register, nonces, pool, out)? {
                     Ok((node, capacity)) => {
-                        let mut pulse = Pulse::new(self.heartbeat, now.monotonic);
-                        pulse.beat(now.monotonic); // the answer is the first sign of life
+                        if self.beat_at <= now.monotonic {
+                            self.beat_at = now.monotonic + self.heartbeat.period;
+                        }
+                        // The answer is the first sign of life.
+                        let pulse = Pulse::together(self.heartbeat, now.monotonic, self.beat_at);
+                        self.registered.insert(node.clone(), id);
                         *phase = Phase::Registered { node, pulse };
                         out.push(Action::TellCapacity { link: id, capacity });
                     }
@@ -260,7 +332,7 @@ impl NodeLinks {
                 pool.draining(now, id, grace, out);
             }
             (Phase::Registered { .. }, FromNode::Heartbeat(clock)) => {
-                pool.clock(id, clock.ahead_of(now.wall));
+                pool.clock(id, ahead_when_said(clock.ahead_of(now.wall), unseen));
             }
             (Phase::Greeting { .. }, _) => return Err(Malformed::Field("registration").into()),
             (Phase::Registered { .. }, FromNode::Register(_)) => {
@@ -289,11 +361,10 @@ impl NodeLinks {
             return Ok(Err(refuse(name, why.into())));
         }
         // The newer connection wins if the older is dead, which was perhaps not looked at yet.
-        let dead = self.links.iter().find(|(_, link)| {
-            matches!(&link.phase, Phase::Registered { node, .. } if **node == *name)
-                && !link.channel.is_connected()
-        });
-        if let Some(dead) = dead.map(|(id, _)| *id) {
+        let older = self.registered.get(name).copied();
+        let is_dead =
+            |older: &LinkId| self.links.get(older).is_some_and(|link| !link.channel.is_connected());
+        if let Some(dead) = older.filter(is_dead) {
             self.drop_link(now, dead, &ChannelError::Disconnected, pool, out);
         }
         let (address, clock_ahead_ms) =
@@ -315,8 +386,10 @@ impl NodeLinks {
         out: &mut Vec<Action>,
     ) {
         let Some(link) = self.links.get_mut(&id) else { return };
-        if let Err(error) = link.outbox.send(&mut link.channel, message) {
-            self.drop_link(now, id, &error, pool, out);
+        match link.outbox.send(&mut link.channel, message) {
+            Ok(()) if link.outbox.is_empty() => {}
+            Ok(()) => drop(self.unserved.insert(id)), // it is to announce when it takes more
+            Err(error) => self.drop_link(now, id, &error, pool, out),
         }
     }
 
@@ -327,45 +400,62 @@ impl NodeLinks {
         if let Err(error) = link.outbox.send(&mut link.channel, ToNode::Refused(refused)) {
             tracing::debug!(%error, "a node that was removed could not be told");
         }
-        link.phase = Phase::Closing { until: now.monotonic + LAST_WORDS };
+        let closing = Phase::Closing { until: now.monotonic + LAST_WORDS };
+        if let Phase::Registered { node, .. } = std::mem::replace(&mut link.phase, closing) {
+            self.registered.remove(&node);
+        }
+        link.note_deadline(id, &mut self.deadlines);
     }
 
     /// When [`tick`](Self::tick) has something to do next.
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
-        self.links.values().map(NodeLink::deadline).min()
+        self.deadlines.first().map(|(at, _)| *at)
     }
 
-    /// Gives signs of life that are due, drops those whose own did not come. To be called after everything that
-    /// peers have sent was taken.
+    /// Takes what peers have sent that announce nothing, gives signs of life that are due, drops peers whose own did not
+    /// come.
     pub(crate) fn tick(&mut self, now: Now, pool: &mut Pool, out: &mut Vec<Action>) {
-        let due = |link: &NodeLink| link.deadline() <= now.monotonic;
-        let due: Vec<_> = self.links.iter().filter(|(_, l)| due(l)).map(|(id, _)| *id).collect();
-        for id in due {
-            let Some(NodeLink { channel, outbox, phase }) = self.links.get_mut(&id) else {
-                continue;
-            };
+        while let Some((at, id)) = self.deadlines.first().copied()
+            && at <= now.monotonic
+        {
+            if self.serve(now, id, pool, out) == Turn::Again {
+                self.unserved.insert(id);
+            }
+            let Some(link) = self.links.get_mut(&id) else { continue }; // its deadline went with it
+            let NodeLink { channel, outbox, phase, .. } = link;
             let error = match phase {
-                Phase::Greeting { .. } => {
+                Phase::Greeting { until, .. } if *until <= now.monotonic => {
                     Some(ChannelError::TimedOut { what: "registering", after: GREETING })
                 }
-                Phase::Closing { .. } => {
+                Phase::Closing { until } if *until <= now.monotonic => {
                     Some(ChannelError::TimedOut { what: "closing", after: LAST_WORDS })
                 }
+                Phase::Greeting { .. } | Phase::Closing { .. } => None,
                 Phase::Registered { pulse, .. } => {
-                    let what = "hearing from the executor manager";
+                    let beat = pulse.beat(now.monotonic);
+                    if beat {
+                        self.beat_at = now.monotonic + self.heartbeat.period;
+                    }
                     match pulse.silent(now.monotonic) {
                         Some(after) => {
                             self.events.silent_node();
+                            let what = "hearing from the executor manager";
                             Some(ChannelError::TimedOut { what, after })
                         }
                         // What waits for it is as good a sign of life.
-                        None if pulse.beat(now.monotonic) && outbox.is_empty() => {
+                        None if beat && outbox.is_empty() => {
                             outbox.send(channel, ToNode::Heartbeat(Clock::now())).err()
                         }
                         None => None,
                     }
                 }
             };
+            if !link.outbox.is_empty() {
+                self.unserved.insert(id);
+            }
+            self.deadlines.remove(&(link.noted, id));
+            link.noted = link.deadline();
+            self.deadlines.insert((link.noted, id));
             if let Some(error) = error {
                 self.drop_link(now, id, &error, pool, out);
             }
@@ -382,7 +472,14 @@ impl NodeLinks {
     ) {
         let Some(mut link) = self.links.remove(&id) else { return };
         self.unregistered.remove(id);
+        self.deadlines.remove(&(link.noted, id));
+        self.news.remove(&link.channel);
         link.channel.disconnect();
+        if let Phase::Registered { node, .. } = &link.phase
+            && self.registered.get(node) == Some(&id)
+        {
+            self.registered.remove(node);
+        }
         match link.phase {
             Phase::Closing { .. } => tracing::debug!(%why, "refused connection closed"),
             Phase::Greeting { .. } => {
@@ -407,6 +504,12 @@ impl NodeLinks {
 fn refuse(name: &str, why: String) -> String {
     tracing::warn!(node = name, reason = why, "an executor manager was refused");
     why
+}
+
+/// How far a clock was ahead that was read by its owner up to `unseen` ago: what that makes of it counts for nobody.
+fn ahead_when_said(ahead_ms: i64, unseen: Duration) -> i64 {
+    let unseen = i64::try_from(unseen.as_millis()).unwrap_or(i64::MAX);
+    if ahead_ms < 0 { ahead_ms.saturating_add(unseen).min(0) } else { ahead_ms }
 }
 
 /// The message to a node that an action of the pool means, if it means one.
@@ -459,6 +562,15 @@ mod tests {
     use rfaas_protocol::lease::{ClientName, NodeName};
 
     use super::*;
+
+    #[test]
+    fn a_clock_is_behind_by_no_more_than_was_not_waited_for() {
+        let ms = Duration::from_millis;
+        assert_eq!(ahead_when_said(3000, ms(500)), 3000);
+        assert_eq!(ahead_when_said(-3000, ms(500)), -2500);
+        assert_eq!(ahead_when_said(-300, ms(500)), 0);
+        assert_eq!(ahead_when_said(i64::MIN, Duration::MAX), -1, "no overflow, whatever it says");
+    }
 
     fn wire() -> LeaseTerms {
         LeaseTerms {

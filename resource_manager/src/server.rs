@@ -2,7 +2,7 @@
 //! pool, has the ledger commit what changed, and carries out what the pool says.
 //!
 //! ```text
-//!   poll(2) ──▶ accept ──▶ turns of peers ──▶ nodes are heard, if anybody asks ──┐
+//!   sleep ────▶ accept ──▶ turns of peers ──▶ nodes are heard, if anybody asks ──┐
 //!      ▲                                                                          ▼
 //!      │       deadlines ◀── requests that were set aside ◀── commands ◀──────────┘
 //!      │           ▼
@@ -59,10 +59,17 @@ const NOT_COMMITTED: &str = "the state could not be written, so nothing can be p
                              on: start it again when there is room on the disk";
 
 /// Something that the loop waits for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Source {
     Commands,
     Listener,
+    Nodes,
+    Clients,
+}
+
+/// A connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Link {
     Node(LinkId),
     Client(LinkId),
 }
@@ -83,8 +90,10 @@ pub(crate) struct Server {
     idle: Idle,
     max_connections: usize,
     next_link: u64,
-    /// Sources that have news, or may have.
-    due: BTreeSet<Source>,
+    /// Connections that have news, or may have.
+    due: BTreeSet<Link>,
+    /// Whether more peers may want to connect than were taken.
+    may_have_more: bool,
 }
 
 /// What a server knows of its cluster from its settings.
@@ -104,31 +113,32 @@ impl Server {
         export: Option<Export>,
         events: Arc<LoopEvents>,
         ClusterTerms { secret, heartbeat, sleep }: ClusterTerms,
-    ) -> Self {
+    ) -> nix::Result<Self> {
         let idle = if sleep { Idle::Sleep } else { Idle::Poll };
         let max_connections = max_connections();
-        Server {
+        Ok(Server {
             device,
             acceptor: Acceptor::new(listener, accept_batch(max_connections)),
             inbox,
             commands,
             pool,
             ledger,
-            nodes: NodeLinks::new(secret.clone(), heartbeat, idle, events, max_connections),
+            nodes: NodeLinks::new(secret.clone(), heartbeat, idle, events, max_connections)?,
             // A quarter is for nodes only.
             clients: ClientLinks::new(
                 secret,
                 idle,
                 max_connections - max_connections / 4,
                 accept_batch(max_connections),
-            ),
+            )?,
             export,
             heartbeat,
             idle,
             max_connections,
             next_link: 0,
             due: BTreeSet::new(),
-        }
+            may_have_more: false,
+        })
     }
 
     /// Serves until it is asked to stop. The connections end with it; leases in use do not.
@@ -141,33 +151,45 @@ impl Server {
     }
 
     /// Takes what the connections that are due, and those that leave, have sent.
-    fn turns(&mut self, now: Now, due: &BTreeSet<Source>, actions: &mut Vec<Action>) {
-        let leaving: Vec<_> = self.leaving().filter(|source| !due.contains(source)).collect();
+    fn turns(&mut self, now: Now, due: &BTreeSet<Link>, actions: &mut Vec<Action>) {
+        let leaving: Vec<_> = self.leaving().filter(|link| !due.contains(link)).collect();
         let all = || due.iter().chain(&leaving).copied();
-        let clients = all().filter(|source| matches!(source, Source::Client(_))).count();
+        let clients = all().filter(|link| matches!(link, Link::Client(_))).count();
         let most = (MESSAGES / clients.max(1)).clamp(1, MESSAGES_OF_CLIENT);
-        for source in all() {
+        for link in all() {
             let pool = &mut self.pool;
-            let turn = match source {
-                Source::Commands | Source::Listener => Turn::Done,
-                Source::Node(id) => self.nodes.serve(now, id, pool, actions),
-                Source::Client(id) => self.clients.serve(now, id, most, pool, actions),
+            let turn = match link {
+                Link::Node(id) => self.nodes.serve(now, id, pool, actions),
+                Link::Client(id) => self.clients.serve(now, id, most, pool, actions),
             };
             if turn == Turn::Again {
-                self.due.insert(source);
+                self.due.insert(link);
             }
         }
     }
 
-    fn leaving(&self) -> impl Iterator<Item = Source> {
-        let nodes = self.nodes.leaving().map(Source::Node);
-        nodes.chain(self.clients.leaving().map(Source::Client))
+    fn leaving(&self) -> impl Iterator<Item = Link> {
+        let nodes = self.nodes.leaving().map(Link::Node);
+        nodes.chain(self.clients.leaving().map(Link::Client))
     }
 
-    fn all_sources(&self) -> impl Iterator<Item = Source> {
-        let nodes = self.nodes.channels().map(|(id, _)| Source::Node(id));
-        let clients = self.clients.channels().map(|(id, _)| Source::Client(id));
-        [Source::Commands, Source::Listener].into_iter().chain(nodes).chain(clients)
+    /// Notes which connections are due; whether the listener and the commands are.
+    fn note_news(&mut self, wakeups: Wakeups<Source>) -> (bool, bool) {
+        let news = match wakeups {
+            Wakeups::All => {
+                self.due.extend(self.nodes.all().map(Link::Node));
+                self.due.extend(self.clients.all().map(Link::Client));
+                return (true, true);
+            }
+            Wakeups::Of(news) => news,
+        };
+        if news.contains(&Source::Nodes) {
+            self.due.extend(self.nodes.some_news().into_iter().map(Link::Node));
+        }
+        if news.contains(&Source::Clients) {
+            self.due.extend(self.clients.some_news().into_iter().map(Link::Client));
+        }
+        (news.contains(&Source::Listener), news.contains(&Source::Commands))
     }
 
     /// Takes the peers that want to connect.
@@ -177,9 +199,7 @@ impl Server {
             taken += 1;
             self.take_peer(now, request);
         }
-        if self.acceptor.may_have_more(taken) {
-            self.due.insert(Source::Listener);
-        }
+        self.may_have_more = self.acceptor.may_have_more(taken);
     }
 
     fn take_peer(&mut self, now: Now, request: ConnectRequest) {
@@ -209,18 +229,18 @@ impl Server {
         let peer = request.peer();
         self.next_link += 1;
         let id = LinkId(self.next_link);
-        let (source, accepted) = match hello {
+        let (link, accepted) = match hello {
             Some(hello) => {
                 let address = self.acceptor.listener().local_addr();
                 let accepted = self.nodes.accept(now, id, &self.device, request, &hello, address);
-                (Source::Node(id), accepted)
+                (Link::Node(id), accepted)
             }
-            None => (Source::Client(id), self.clients.accept(id, &self.device, request)),
+            None => (Link::Client(id), self.clients.accept(id, &self.device, request)),
         };
         match accepted {
             Ok(()) => {
                 tracing::debug!(peer, ?role, "connected");
-                self.due.insert(source); // it is not armed yet
+                self.due.insert(link); // it is not armed yet
             }
             Err(error) => tracing::warn!(peer, %error, "a connection could not be accepted"),
         }
@@ -311,18 +331,14 @@ impl PollLoop for Server {
 
     fn pass(&mut self, wakeups: Wakeups<Source>) -> anyhow::Result<Pass> {
         let now = Now::read();
-        let news = match wakeups {
-            Wakeups::All => self.all_sources().collect(),
-            Wakeups::Of(news) => news,
-        };
-        self.due.extend(news);
+        let (newcomers, commands) = self.note_news(wakeups);
         let due = std::mem::take(&mut self.due);
-        if due.contains(&Source::Listener) || self.acceptor.paused_until().is_some() {
+        if newcomers || self.may_have_more || self.acceptor.paused_until().is_some() {
             self.accept(now);
         }
         let mut actions = Vec::new();
         self.turns(now, &due, &mut actions);
-        let (work, stop) = match due.contains(&Source::Commands) {
+        let (work, stop) = match commands {
             true => self.take_commands(),
             false => (Vec::new(), false),
         };
@@ -334,14 +350,14 @@ impl PollLoop for Server {
         let answers: Vec<SendAnswer> = done.collect();
         self.clients.answer_aside(now, &mut self.pool);
         self.make_way(now, &mut actions);
-        self.due.extend(self.nodes.unheard().map(Source::Node));
         // After what peers said: a peer whose messages are still unread is not taken for silent.
         self.pool.tick(now, &mut actions);
         self.nodes.tick(now, &mut self.pool, &mut actions);
         self.clients.answer_waiting(&mut self.pool);
         self.settle(now, &mut actions)?;
         answers.into_iter().for_each(|answer| answer());
-        Ok(match (stop, self.due.is_empty()) {
+        self.due.extend(self.nodes.take_unserved().into_iter().map(Link::Node));
+        Ok(match (stop, self.due.is_empty() && !self.may_have_more) {
             (true, _) => Pass::Stop,
             (false, true) => Pass::Done,
             (false, false) => Pass::Again,
@@ -351,26 +367,15 @@ impl PollLoop for Server {
     fn sources<'a>(&'a self, sources: &mut Sources<'a, Source>) {
         sources.add(Source::Commands, self.inbox.as_fd());
         self.acceptor.add_to(Source::Listener, sources);
-        for (id, channel) in self.nodes.channels() {
-            sources.add(Source::Node(id), channel.as_fd());
-        }
-        for (id, channel) in self.clients.channels() {
-            sources.add(Source::Client(id), channel.as_fd());
-        }
+        sources.add(Source::Nodes, self.nodes.descriptor());
+        sources.add(Source::Clients, self.clients.descriptor());
     }
 
     fn acknowledge(&mut self, source: Source) {
-        let acknowledged = match source {
-            Source::Commands => {
-                self.inbox.acknowledge();
-                Ok(())
-            }
-            Source::Listener => Ok(()),
-            Source::Node(id) => self.nodes.acknowledge(id),
-            Source::Client(id) => self.clients.acknowledge(id),
-        };
-        if let Err(error) = acknowledged {
-            tracing::debug!(%error, ?source, "event not acknowledged"); // its turn tells more
+        match source {
+            Source::Commands => self.inbox.acknowledge(),
+            Source::Listener => {}
+            Source::Nodes | Source::Clients => {} // those that have news are, when it is seen which
         }
     }
 

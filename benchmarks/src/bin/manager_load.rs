@@ -5,8 +5,10 @@
 //!   clients (threads) ──request──▶ resource_manager ◀──claimed, ended──┐
 //!      └── grant ──▶ simulated executor manager of its node ───────────┘ ◀── acknowledged: one lease is over
 //! ```
-//! A grant is timed from the request to its answer, as the client sees it. All of it shares the cores of this
-//! machine, which shows in the figures.
+//! A grant is timed from the request to its answer, as the client sees it. Before that: what the manager takes while
+//! nodes only give signs of life. After it, with the state on a disk: how soon all nodes are registered again when the
+//! manager is killed and started again and they dial as soon as it listens, 64 at a time. All of it shares the cores of
+//! this machine, which shows in the figures.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -24,6 +26,7 @@ use benchmarks::samples::{Samples, Statistics};
 use clap::{Parser, value_parser};
 use rdmalib::Device;
 use rfaas_config::ClusterSecret;
+use rfaas_program::inherited::raise_descriptor_limit;
 use rfaas_program::{self as program, Failure};
 use rfaas_protocol::channel::{Channel, ChannelError, Incoming};
 use rfaas_protocol::lease::{
@@ -37,15 +40,22 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use testkit::http::Http;
 use testkit::interrupt::stop_clusters_on_signals;
-use testkit::procfs::Stat;
+use testkit::procfs::{Stat, processor_time_of_threads, proportional_memory};
 use testkit::{LocalCluster, Options};
 
 /// Longest wait for anything.
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
 /// Leases before the measured ones.
 const WARM_UP: Duration = Duration::from_millis(500);
-/// How often executor managers look for news: they are not what is measured.
+/// How often a message that there was no room for is tried again.
 const LOOK_AGAIN: Duration = Duration::from_millis(1);
+/// How often all executor managers look for news: they are not what is measured. Of the leases of a node, the client
+/// that has one looks too.
+const HEAR_AGAIN: Duration = Duration::from_millis(50);
+/// Threads that dial for their share of the nodes, after the manager was started again.
+const DIALERS: usize = 64;
+/// Pause before a node dials again, the first and the longest, as real executor managers have it.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
 /// Cores of each node; a lease has one.
 const CORES: u32 = 16;
 /// Messages that the manager may be ahead, as real executor managers have it.
@@ -58,7 +68,7 @@ const SECRET: u32 = 42;
 #[command(version)]
 struct Cli {
     /// Simulated executor managers.
-    #[arg(long, value_name = "N", default_value_t = 200, value_parser = value_parser!(u32).range(1..=1000))]
+    #[arg(long, value_name = "N", default_value_t = 200, value_parser = value_parser!(u32).range(1..=10_000))]
     nodes: u32,
     /// Clients, each with one request at a time.
     #[arg(long, value_name = "N", default_value_t = 32, value_parser = value_parser!(u32).range(1..=1000))]
@@ -80,6 +90,12 @@ struct Row {
     leases_per_commit: f64,
     commit_us: f64,
     manager_cores: f64,
+    /// Of a core, while nodes give signs of life and nobody asks for anything.
+    idle_percent: f64,
+    /// Proportional memory of the manager then, in MB.
+    memory_mb: f64,
+    /// From the start of a new manager until all nodes are registered with it; only with the state on a disk.
+    all_ready_s: Option<f64>,
 }
 
 fn main() -> ExitCode {
@@ -88,6 +104,7 @@ fn main() -> ExitCode {
 
 fn run(cli: Cli) -> Result<(), Failure> {
     let _signals = stop_clusters_on_signals(None).map_err(Failure::later)?;
+    raise_descriptor_limit().map_err(later)?;
     let rows = [measure(&cli, false)?, measure(&cli, true)?];
     let Cli { nodes, clients, seconds, printing } = cli;
     let machine = Machine::this();
@@ -102,13 +119,16 @@ fn run(cli: Cli) -> Result<(), Failure> {
     let mut table =
         format!("manager_load: {nodes} nodes, {clients} clients, {seconds} s\non {machine}\n\n");
     table += &format!("{:>8}{:>12}{:>14}{:>14}", "state", "leases/s", "grant p50 µs", "p99 µs");
-    table += &format!("{:>15}{:>12}{:>15}\n", "leases/commit", "commit µs", "manager cores");
+    table += &format!("{:>15}{:>12}{:>15}", "leases/commit", "commit µs", "manager cores");
+    table += &format!("{:>10}{:>11}{:>13}\n", "idle, %", "memory, MB", "all ready, s");
     for row in &rows {
         let Row { state, leases_per_second, grant_us, .. } = row;
         table += &format!("{state:>8}{leases_per_second:>12.0}");
         table += &format!("{:>14.0}{:>14.0}", grant_us.p50, grant_us.p99);
         let Row { leases_per_commit, commit_us, manager_cores, .. } = row;
-        table += &format!("{leases_per_commit:>15.1}{commit_us:>12.0}{manager_cores:>15.2}\n");
+        table += &format!("{leases_per_commit:>15.1}{commit_us:>12.0}{manager_cores:>15.2}");
+        let ready = row.all_ready_s.map_or("–".into(), |seconds| format!("{seconds:.2}"));
+        table += &format!("{:>10.2}{:>11.0}{ready:>13}\n", row.idle_percent, row.memory_mb);
     }
     print_one(printing, object, table)
 }
@@ -128,6 +148,8 @@ fn measure(cli: &Cli, on_disk: bool) -> Result<Row, Failure> {
         removed.map_err(Failure::later)?;
     }
     let nodes = Nodes::connect(&device, address, &http, cli.nodes)?;
+    let idle = nodes.idle(id, Duration::from_secs(cli.seconds))?;
+    let memory = proportional_memory(id).unwrap_or_default();
 
     let stop = Mutex::new(false);
     let stopped = || *stop.lock().unwrap_or_else(PoisonError::into_inner);
@@ -154,10 +176,14 @@ fn measure(cli: &Cli, on_disk: bool) -> Result<Row, Failure> {
     .inspect_err(|_| {
         let _ = writeln!(std::io::stderr(), "{}", cluster.logs()); // if this fails: the error matters more
     })?;
+    let all_ready = on_disk.then(|| nodes.return_to(&mut cluster, &device)).transpose()?;
     drop(nodes);
     cluster.stop().map_err(later)?;
     let state = if on_disk { "disk" } else { "memory" };
-    Ok(figures.row(state, device.provider().to_string(), &samples))
+    let row = figures.row(state, device.provider().to_string(), &samples);
+    let (idle_percent, memory_mb) = (100.0 * idle, memory as f64 / 1e6);
+    let all_ready_s = all_ready.map(|time| time.as_secs_f64());
+    Ok(Row { idle_percent, memory_mb, all_ready_s, ..row })
 }
 
 /// What the manager says of itself and the kernel of it.
@@ -208,6 +234,9 @@ impl Figures {
             leases_per_commit: self.ended / commits,
             commit_us: self.committing_us / commits,
             manager_cores: self.processor.as_secs_f64() / seconds,
+            idle_percent: 0.0,
+            memory_mb: 0.0,
+            all_ready_s: None,
         }
     }
 }
@@ -242,7 +271,7 @@ impl Nodes {
     }
 
     /// Takes what the manager says to nodes, and gives signs of life, until the end.
-    fn hear(&self, stopped: impl Fn() -> bool) -> Result<(), Failure> {
+    fn hear(&self, mut stopped: impl FnMut() -> bool) -> Result<(), Failure> {
         let mut beat_at = Instant::now();
         while !stopped() {
             let beat = beat_at <= Instant::now();
@@ -253,12 +282,57 @@ impl Nodes {
                 let mut channel = channel.lock().unwrap_or_else(PoisonError::into_inner);
                 while channel.try_receive::<ToNode>().map_err(node_failed)?.is_some() {}
                 if beat {
-                    channel.send(&FromNode::Heartbeat(Clock::now())).map_err(node_failed)?;
+                    channel
+                        .send_unannounced(&FromNode::Heartbeat(Clock::now()))
+                        .map_err(node_failed)?;
                 }
             }
-            thread::sleep(LOOK_AGAIN);
+            thread::sleep(HEAR_AGAIN);
         }
         Ok(())
+    }
+
+    /// What part of a core the manager, process `id`, takes while nodes only give signs of life.
+    fn idle(&self, id: u32, over: Duration) -> Result<f64, Failure> {
+        let end = Instant::now() + over + WARM_UP;
+        let mut before = None;
+        self.hear(|| {
+            let now = Instant::now();
+            if before.is_none() && now + over >= end {
+                before = Some((now, processor_time_of_threads(id)));
+            }
+            now >= end
+        })?;
+        let (start, before) = before.unwrap_or((end, Duration::ZERO));
+        let used = processor_time_of_threads(id).saturating_sub(before);
+        Ok(used.as_secs_f64() / start.elapsed().as_secs_f64())
+    }
+
+    /// Has the manager killed and started again; returns how long it takes from then until all nodes are registered.
+    fn return_to(&self, cluster: &mut LocalCluster, device: &Device) -> Result<Duration, Failure> {
+        let none = || Failure::later("the cluster has no resource manager");
+        let manager = cluster.resource_manager_address().ok_or_else(none)?;
+        cluster.resource_manager().ok_or_else(none)?.kill();
+        let start = Instant::now();
+        let all: Vec<_> = self.0.iter().collect();
+        let share = |nodes: &[(&String, &Mutex<Channel>)]| -> Result<(), ChannelError> {
+            for (name, channel) in nodes {
+                let again = register_again(device, manager, name, start + LONGEST_WAIT)?;
+                *channel.lock().unwrap_or_else(PoisonError::into_inner) = again;
+            }
+            Ok(())
+        };
+        thread::scope(|scope| {
+            let shares = all.chunks(all.len().div_ceil(DIALERS));
+            let dialers: Vec<_> = shares.map(|nodes| scope.spawn(move || share(nodes))).collect();
+            cluster.start_resource_manager().map_err(later)?;
+            for dialer in dialers {
+                let done =
+                    dialer.join().map_err(|_| Failure::later("an executor manager panicked"))?;
+                done.map_err(node_failed)?;
+            }
+            Ok(start.elapsed())
+        })
     }
 
     /// Claims a lease and ends it, after taking what its node was told: a node that hears only when
@@ -310,6 +384,24 @@ fn register(device: &Device, manager: SocketAddr, name: &str) -> Result<Channel,
             }
             _ => {}
         }
+    }
+}
+
+/// Registers as soon as the manager that was started again lets it.
+fn register_again(
+    device: &Device,
+    manager: SocketAddr,
+    name: &str,
+    until: Instant,
+) -> Result<Channel, ChannelError> {
+    let mut pause = BACKOFF.0;
+    loop {
+        match register(device, manager, name) {
+            Err(error) if Instant::now() > until => return Err(error),
+            Err(_) => thread::sleep(pause),
+            registered => return registered,
+        }
+        pause = (2 * pause).min(BACKOFF.1);
     }
 }
 

@@ -232,6 +232,8 @@ pub(super) struct Node {
     pub(super) listens: Option<SocketAddr>,
     /// How far its clock is ahead of ours, as long as it is connected.
     pub(super) clock_ahead_ms: Option<i64>,
+    /// It was logged that it differs.
+    clock_is_off: bool,
     /// What its executors are isolated by, as it said last.
     pub(super) isolation: Layers,
     /// Its labels, as placement has them.
@@ -262,6 +264,7 @@ impl Node {
             instance: None,
             listens: None,
             clock_ahead_ms: None,
+            clock_is_off: false,
             isolation: Layers::NONE,
             label_set: LabelSet::default(),
             leaves_at: None,
@@ -353,11 +356,14 @@ impl Node {
         self.manager().is_some() && self.manager() == self.listens
     }
 
-    /// Notes what its clock says, and logs once that it is wrong.
+    /// Notes what its clock says, and logs once that it is wrong, until it was right again.
     pub(super) fn set_clock(&mut self, ahead_ms: i64) {
-        let off = |ms: i64| u128::from(ms.unsigned_abs()) >= Clock::AGREE.as_millis();
-        let was_off = self.clock_ahead_ms.replace(ahead_ms).is_some_and(off);
-        if off(ahead_ms) && !was_off {
+        let (ahead, agree) = (u128::from(ahead_ms.unsigned_abs()), Clock::AGREE.as_millis());
+        let was_off = self.clock_is_off;
+        // What is said is exact to some hundred milliseconds, so it is right when it is well below that.
+        self.clock_is_off = ahead >= if was_off { agree / 2 } else { agree };
+        self.clock_ahead_ms = Some(ahead_ms);
+        if self.clock_is_off && !was_off {
             tracing::warn!(
                 node = %self.spec.name, ahead_s = in_seconds(ahead_ms),
                 "the node's clock differs from this machine's: corrected for, but set it right"

@@ -117,7 +117,7 @@ impl World {
         let terms = ClusterTerms { secret: SECRET.into(), heartbeat, sleep: true };
         let ends = (commands.clone(), inbox);
         let server = Server::new((device, listener), ends, (pool, ledger), None, events, terms);
-        (World { disk, state, commands, address, server: None }, server)
+        (World { disk, state, commands, address, server: None }, server.unwrap())
     }
 
     fn dial(&self, role: Role, body: &impl Bytes) -> (Channel, rdmalib::PrivateData) {
@@ -201,7 +201,8 @@ fn taken<T: Send>(server: &mut Server, connect: impl FnOnce() -> T + Send) -> T 
 
 /// Takes what peers have sent; what they are told is sent.
 fn turns(server: &mut Server) {
-    let (due, mut actions) = (server.all_sources().collect(), Vec::new());
+    server.note_news(Wakeups::All);
+    let (due, mut actions) = (std::mem::take(&mut server.due), Vec::new());
     server.turns(Now::read(), &due, &mut actions);
     server.settle(Now::read(), &mut actions).unwrap();
 }

@@ -329,7 +329,8 @@ impl Node {
                     == Err(RecvTimeoutError::Timeout)
                 {
                     // It fails when the connection has ended; the test finds out by itself.
-                    let _ = channel.lock().unwrap().send(&FromNode::Heartbeat(Clock::now()));
+                    let beat = FromNode::Heartbeat(Clock::now());
+                    let _ = channel.lock().unwrap().send_unannounced(&beat); // as ours do
                 }
             };
             node.heart = Some((stop, std::thread::spawn(beat)));
