@@ -47,8 +47,9 @@ const TURN: usize = 64;
 /// Messages that wait for a slow executor manager: many times what a pass of the loop has for it. They are
 /// about its leases, so none is left out.
 const MOST_WAITING: usize = 4096;
-/// Messages that an executor manager may be ahead: after a reconnection it reports all its leases.
-const RECEIVES: u32 = 256;
+/// Messages that an executor manager may be ahead; with more it waits for a pass of the loop. Each has a buffer, which
+/// is in memory once it was used.
+const RECEIVES: u32 = 64;
 
 enum Phase {
     /// It is to register by then.
@@ -91,7 +92,8 @@ impl NodeLink {
 
 /// All connections of executor managers.
 pub(crate) struct NodeLinks {
-    links: BTreeMap<LinkId, NodeLink>,
+    // Boxed: a link is taken out of the map and put back in each of its turns.
+    links: BTreeMap<LinkId, Box<NodeLink>>,
     /// The registered ones.
     registered: HashMap<Arc<str>, LinkId>,
     /// Where connections announce news.
@@ -189,7 +191,7 @@ impl NodeLinks {
         let until = now.monotonic + GREETING;
         let (phase, outbox) = (Phase::Greeting { nonces, until }, Outbox::new(MOST_WAITING));
         let (noted, taken) = (until, now.monotonic);
-        self.links.insert(id, NodeLink { channel, outbox, phase, noted, taken });
+        self.links.insert(id, Box::new(NodeLink { channel, outbox, phase, noted, taken }));
         self.deadlines.insert((noted, id));
         self.leaving.extend(self.unregistered.add(id, origin));
         Ok(())
@@ -216,7 +218,7 @@ impl NodeLinks {
     ) -> Turn {
         // Out of the map, since a registration may concern another connection too.
         let Some(mut link) = self.links.remove(&id) else { return Turn::Done };
-        let NodeLink { channel, outbox, phase, taken, .. } = &mut link;
+        let NodeLink { channel, outbox, phase, taken, .. } = &mut *link;
         let announce = match (self.idle, outbox.is_empty()) {
             (Idle::Poll, _) => Announce::Nothing,
             (Idle::Sleep, true) => Announce::Announced,
@@ -422,7 +424,7 @@ impl NodeLinks {
                 self.unserved.insert(id);
             }
             let Some(link) = self.links.get_mut(&id) else { continue }; // its deadline went with it
-            let NodeLink { channel, outbox, phase, .. } = link;
+            let NodeLink { channel, outbox, phase, .. } = &mut **link;
             let error = match phase {
                 Phase::Greeting { until, .. } if *until <= now.monotonic => {
                     Some(ChannelError::TimedOut { what: "registering", after: GREETING })

@@ -52,6 +52,8 @@ const LOOK_AGAIN: Duration = Duration::from_millis(1);
 /// How often all executor managers look for news: they are not what is measured. Of the leases of a node, the client
 /// that has one looks too.
 const HEAR_AGAIN: Duration = Duration::from_millis(50);
+/// How often an executor manager gives a sign of life, as shipped.
+const BEAT: Duration = Duration::from_secs(1);
 /// Threads that dial for their share of the nodes, after the manager was started again.
 const DIALERS: usize = 64;
 /// Pause before a node dials again, the first and the longest, as real executor managers have it.
@@ -276,7 +278,7 @@ impl Nodes {
         while !stopped() {
             let beat = beat_at <= Instant::now();
             if beat {
-                beat_at += Duration::from_millis(500);
+                beat_at += BEAT;
             }
             for channel in self.0.values() {
                 let mut channel = channel.lock().unwrap_or_else(PoisonError::into_inner);
