@@ -142,6 +142,10 @@ impl Client {
     /// ```
     pub fn lease_gang(&self, leases: u32, request: LeaseRequest) -> Result<Vec<Lease>> {
         let granted = self.grantor.lease_gang(leases, &request)?;
+        let mut request = request;
+        if leases > 1 {
+            request.constraints.near = None; // it is of the gang: another of its leases may be there
+        }
         granted.into_iter().map(|candidate| self.take(vec![candidate], &request)).collect()
     }
 
@@ -171,7 +175,8 @@ impl Client {
         workers: u32,
         request: LeaseRequest,
     ) -> Result<Vec<Lease>> {
-        let ids: Vec<_> = leases.iter().filter_map(|lease| lease.id()).collect();
+        let ids = leases.iter().map(|lease| lease.grows_as());
+        let ids: Vec<_> = ids.filter_map(Result::transpose).collect::<Result<_>>()?;
         let grown = HeldLease::grown(&self.grantor, &ids, workers, &request)?;
         Ok(grown.into_iter().map(Lease::from_inner).collect())
     }

@@ -239,10 +239,10 @@ impl Executor {
     }
 
     /// Calls `function` as [`invoke`](Self::invoke) does, and again if executor, node or lease is lost: on a new
-    /// process, on the same lease if that still lives, else on a new one like it of the same client. So the function
-    /// may run more than once. Buffers and functions stay valid; [`lease`](Self::lease) and [`node`](Self::node) are
-    /// then the new ones. It also moves, before anything fails, when the end of the lease was announced and nothing is
-    /// in flight.
+    /// process, on the same lease if that still lives, else on a new one like it of the same client, where the
+    /// constraints hold that the lease has by itself. So the function may run more than once. Buffers and functions stay
+    /// valid; [`lease`](Self::lease) and [`node`](Self::node) are then the new ones. It also moves, before anything
+    /// fails, when the end of the lease was announced and nothing is in flight.
     ///
     /// It goes on until `failover_timeout` after the first loss; then the error is that of the last try. What the
     /// function does itself is an error at once: that it crashed, ended the process, returned too much, or ran past its

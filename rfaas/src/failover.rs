@@ -168,6 +168,7 @@ impl Setback {
             | Error::Connection { .. }
             | Error::NoAnswer { .. }
             | Error::LeaseRefused { .. }
+            | Error::ConstraintUnmet { .. }
             | Error::StartFailed(_)
             | Error::StartTimeout { .. } => true,
             // An application that has given the lease back does not want another.

@@ -163,11 +163,15 @@ impl HeldLease {
         }
     }
 
-    /// Acquires another lease like this one, of the same client. Where there is a choice, its own node is asked last.
+    /// Acquires another lease like this one, of the same client, where its constraints allow it. Where there is a
+    /// choice, its own node is asked last.
     pub(crate) fn another(&self) -> Result<Arc<HeldLease>> {
         let request = LeaseRequest::new(self.cores.into(), self.memory).timeout(self.timeout);
-        let candidates = self.grantor.lease(&request)?;
-        let lease = HeldLease::new(Arc::clone(&self.grantor), candidates, self.timeout)?;
+        let constraints = self.constraints.of_one(&self.first_node);
+        let candidates = self.grantor.lease(&LeaseRequest { constraints, ..request })?;
+        let grantor = Arc::clone(&self.grantor);
+        let constraints = self.constraints.clone();
+        let lease = HeldLease::constrained(grantor, candidates, self.timeout, constraints)?;
         if let LeaseStage::Granted(candidates) = &mut lease.lock().stage {
             candidates.sort_by_key(|candidate| candidate.node == self.node());
         }
@@ -199,6 +203,12 @@ impl HeldLease {
         }
         let id: Vec<_> = id.into_iter().collect();
         HeldLease::grown(&self.grantor, &id, cores, &self.one_core(left))
+    }
+
+    /// Returns its number as leases are grown by it: after exchanges, or the last that is known of it.
+    pub(crate) fn grows_as(&self) -> Result<Option<LeaseId>> {
+        self.check_process()?;
+        Ok(self.current().unwrap_or_else(|_| self.id()))
     }
 
     /// Returns its number, as it is after exchanges. Fails if it is over.

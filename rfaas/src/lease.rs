@@ -67,6 +67,11 @@ impl Lease {
         self.inner.id()
     }
 
+    /// Returns its number as leases are grown by it.
+    pub(crate) fn grows_as(&self) -> Result<Option<LeaseId>> {
+        self.inner.grows_as()
+    }
+
     /// Returns the name of its node.
     ///
     /// The first deployment may change it: if the node does not take the lease, another one is found. Without a

@@ -13,7 +13,7 @@ use rfaas::{
 use serde_json::Value;
 use tempfile::TempDir;
 use testkit::functions::graph as graph_library;
-use testkit::service::cluster;
+use testkit::service::{cluster, label};
 use testkit::wait::{eventually, one_at_a_time, rounds};
 use testkit::{LocalCluster, Options};
 
@@ -65,19 +65,6 @@ fn list(cluster: &LocalCluster, path: &str) -> Vec<Value> {
 
 fn nothing_is_held(cluster: &LocalCluster) {
     eventually("nothing is held", || list(cluster, "/leases").is_empty());
-}
-
-/// Gives a node a label.
-fn label(cluster: &LocalCluster, node: &str, label: &str) {
-    let listed = list(cluster, "/nodes");
-    let mut entry = listed.into_iter().find(|entry| entry["node"] == node).unwrap();
-    entry
-        .as_object_mut()
-        .unwrap()
-        .retain(|key, _| ["ip_address", "port", "cores", "memory"].contains(&key.as_str()));
-    entry["labels"] = vec![label].into();
-    let answer = cluster.http().unwrap().post(&format!("/add?node={node}"), &entry).unwrap();
-    assert_eq!(answer.status, 200, "{}", answer.body);
 }
 
 #[test]

@@ -138,6 +138,21 @@ impl Constraints {
         Ok(())
     }
 
+    /// Returns those that hold for one of the leases by itself, which was granted on `node`.
+    #[must_use]
+    pub fn of_one(&self, node: &str) -> Self {
+        let named = self.nodes.iter().filter(|name| *name == node).take(1);
+        Constraints {
+            together: false,
+            apart: false,
+            near: self.near.clone(),
+            leave_free: self.leave_free,
+            at_least: 0,
+            has: self.has.clone(),
+            nodes: named.cloned().collect(),
+        }
+    }
+
     /// Writes them into a request.
     pub fn write_to(&self, request: &mut GangRequest) -> Result<(), String> {
         let bit = |set: bool, bit: u16| if set { bit } else { 0 };
@@ -281,6 +296,15 @@ mod tests {
         let mut request = GangRequest::new(1.into(), 2, (1, 1), 1);
         request.flags = 4.into();
         assert_eq!(Constraints::read_from(&request), Err(Malformed::Field("flags of a request")));
+    }
+
+    #[test]
+    fn one_lease_keeps_the_constraints_that_need_no_other() {
+        let one = Constraints { nodes: vec!["n2".into()], ..all() };
+        let one = Constraints { together: false, apart: false, at_least: 0, ..one };
+        assert_eq!(all().of_one("n2"), one);
+        assert_eq!(one.check(1), Ok(()));
+        assert_eq!(Constraints::default().of_one("n2"), Constraints::default());
     }
 
     #[test]

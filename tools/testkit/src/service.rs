@@ -40,6 +40,19 @@ pub fn all_is_free(cluster: &LocalCluster) {
     });
 }
 
+/// Gives a node a label.
+pub fn label(cluster: &LocalCluster, node: &str, label: &str) {
+    let http = cluster.http().expect("it has a resource manager");
+    let listed = http.get(&format!("/nodes/{node}")).unwrap_or_else(|error| panic!("{error}")).body;
+    let keys = ["ip_address", "port", "cores", "memory"];
+    let mut entry: serde_json::Map<_, _> =
+        keys.iter().map(|key| ((*key).to_owned(), listed[key].clone())).collect();
+    entry.insert("labels".into(), vec![label].into());
+    let answer = http.post(&format!("/add?node={node}"), &entry.into());
+    let answer = answer.unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(answer.status, 200, "{}", answer.body);
+}
+
 /// A small deployment that sleeps while idle: most tests are not about spinning.
 pub fn warm() -> Deployment {
     Deployment::new().spin(Spin::Never).input_bytes(4096).output_bytes(4096)
