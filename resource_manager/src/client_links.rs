@@ -271,13 +271,11 @@ impl ClientLinks {
                 FromClient::Request(request) => {
                     (request.request, Duration::ZERO, ask_of(&request)?)
                 }
-                FromClient::Gang(gang) => {
-                    (gang.request, Duration::from_millis(gang.wait_ms.get()), gang_of(&gang)?)
-                }
+                FromClient::Gang(gang) => (gang.wanted.request, wait_of(&gang), gang_of(&gang)?),
                 FromClient::Grow(grow) => {
                     let gang = grow.gang();
                     let asked = gang_of(&gang)?.and_then(|ask| ask.growing(grow.grown()));
-                    (grow.request, Duration::from_millis(gang.wait_ms.get()), asked)
+                    (gang.wanted.request, wait_of(&gang), asked)
                 }
                 other => {
                     let answer = match other {
@@ -437,15 +435,21 @@ fn ask_of(request: &LeaseRequest) -> Result<Result<Ask, String>, Malformed> {
 
 /// A request for several leases, with constraints.
 fn gang_of(request: &GangRequest) -> Result<Result<Ask, String>, Malformed> {
-    let timeout = Duration::from_millis(request.timeout_ms.get());
+    let wanted = &request.wanted;
+    let timeout = Duration::from_millis(wanted.timeout_ms.get());
     let constraints = Constraints::read_from(request)?;
-    let wait_ms = request.wait_ms.get();
+    let wait_ms = wanted.wait_ms.get();
     if wait_ms > MAX_WAIT_MS {
         return Ok(Err(format!("wait_ms is {wait_ms}, not from 0 to {MAX_WAIT_MS}")));
     }
-    let (cores, memory) = (request.cores.get(), request.memory.get());
-    let ask = Ask::new(cores, memory, timeout, name_of(&request.client)?);
-    Ok(ask.and_then(|ask| ask.gang(request.leases.get(), constraints)))
+    let (cores, memory) = (wanted.cores.get(), wanted.memory.get());
+    let ask = Ask::new(cores, memory, timeout, name_of(&wanted.client)?);
+    Ok(ask.and_then(|ask| ask.gang(wanted.leases.get(), constraints)))
+}
+
+/// How long it may wait for room.
+fn wait_of(request: &GangRequest) -> Duration {
+    Duration::from_millis(request.wanted.wait_ms.get())
 }
 
 fn name_of(client: &ClientName) -> Result<&str, Malformed> {

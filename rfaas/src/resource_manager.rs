@@ -161,7 +161,7 @@ impl ResourceManager {
     ) -> Result<Vec<Candidate>> {
         let each = (request.cores, request.memory);
         let mut gang = GangRequest::new(0.into(), leases, each, wire_ms(request.timeout));
-        gang.client = client;
+        gang.wanted.client = client;
         request.constraints.write_to(&mut gang).map_err(Error::InvalidConstraint)?;
         let question = GangQuestion { gang, grows };
         let granted = match request.wait.is_zero() {
@@ -432,7 +432,7 @@ impl Conversation {
                     sent => sent.map_err(failed)?,
                 }
                 self.request = number;
-                let most = late.question.gang.leases.get();
+                let most = late.question.gang.wanted.leases.get();
                 let (parts, complete) = (Vec::new(), None);
                 self.late.insert(number, LateAnswer { most, parts, complete });
                 late.posted = Some((number, self.connection));

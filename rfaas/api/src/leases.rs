@@ -47,11 +47,20 @@ pub struct LeaseRequest {
         schema(minimum = 0, maximum = 3600000, default = 0, nullable = false)
     )]
     pub wait_ms: Option<u64>,
-    /// Leases of the same client that the request grows: it is met on their nodes first, where they hold most cores first of
-    /// all, then as others are. `gang` is then how many workers of these cores and memory, all or none, and there is one
-    /// lease for each node, which has all of them there. Not with `max_nodes`, `near` and `nodes`.
+    /// Leases of the same client that the request grows: it is met on their nodes first, where they hold most cores
+    /// first of all, then as others are. `gang` is then how many workers of these cores and memory, all or none, and
+    /// there is one lease for each node, which has all of them there. Not with `max_nodes`, `near` and `nodes`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[cfg_attr(feature = "openapi", schema(min_items = 1, max_items = 32, nullable = false))]
+    #[cfg_attr(
+        feature = "openapi",
+        schema(
+            min_items = 1,
+            max_items = 32,
+            nullable = false,
+            inline,
+            value_type = Option<Vec<LeaseNumber>>
+        )
+    )]
     pub grows: Option<Vec<u64>>,
     /// Whom to bill.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -61,6 +70,23 @@ pub struct LeaseRequest {
     )]
     pub client: Option<String>,
 }
+
+/// The id of a lease, as it is described.
+#[cfg(feature = "openapi")]
+enum LeaseNumber {}
+
+#[cfg(feature = "openapi")]
+impl utoipa::PartialSchema for LeaseNumber {
+    fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::Schema> {
+        use utoipa::openapi::{KnownFormat, ObjectBuilder, SchemaFormat, Type};
+        let format = SchemaFormat::KnownFormat(KnownFormat::Int64);
+        let number = ObjectBuilder::new().schema_type(Type::Integer).format(Some(format));
+        number.minimum(Some(1)).into()
+    }
+}
+
+#[cfg(feature = "openapi")]
+impl utoipa::ToSchema for LeaseNumber {}
 
 /// Where leases of a request may be.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -122,7 +148,8 @@ pub struct Grant {
     pub expires_at: String,
     /// base64url without padding. Whoever holds it may use the lease.
     pub token: String,
-    /// If `max_nodes` was more than 1, or `gang` or `grows` was given: all leases that together meet the request, this one first.
+    /// If `max_nodes` was more than 1, or `gang` or `grows` was given: all leases that together meet the request, this
+    /// one first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(nullable = false, no_recursion))]
     pub parts: Option<Vec<Grant>>,

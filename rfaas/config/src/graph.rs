@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use rfaas_protocol::constraints::Constraints;
 use serde::Deserialize;
 
 use super::file::{ConfigError, File, Invalid, require};
@@ -29,35 +30,15 @@ pub struct GraphFile {
     pub lanes: Option<usize>,
     /// How many there may be: as many as there is room for.
     pub lanes_up_to: Option<usize>,
-    /// Where the workers of a lane may be.
+    /// Where the workers of a lane may be: anywhere, by default.
     #[serde(default)]
-    pub constraints: GraphFileConstraints,
+    pub constraints: Constraints,
     /// Whether a run may run more than once.
     #[serde(default)]
     pub idempotent: bool,
     /// Whether workers tell what they do.
     #[serde(default)]
     pub traced: bool,
-}
-
-/// Where the workers of each lane may be: anywhere, by default.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct GraphFileConstraints {
-    /// All on one node.
-    pub together: bool,
-    /// Each on a node of its own.
-    pub apart: bool,
-    /// As many as fit on this node.
-    pub near: Option<String>,
-    /// So many cores stay free on each node that is taken.
-    pub leave_free: u32,
-    /// So many workers at least on each node that is taken.
-    pub at_least: u32,
-    /// On nodes with these labels.
-    pub has: Vec<String>,
-    /// The nodes themselves, one a worker.
-    pub nodes: Vec<String>,
 }
 
 /// A function of a graph.
@@ -247,7 +228,7 @@ mod tests {
         assert_eq!(graph.edges[0].kind, GraphFileEdgeKind::Whole);
         assert_eq!(graph.functions[1].join, GraphFileJoin::All);
         assert_eq!((graph.lanes, graph.memory_mb, graph.idempotent), (None, None, false));
-        assert_eq!(graph.constraints, GraphFileConstraints::default());
+        assert_eq!(graph.constraints, Constraints::default());
     }
 
     #[test]

@@ -31,8 +31,8 @@ pub use executor_manager::{
 pub use executors::{ExecutorEntry, ExecutorsDatabase};
 pub use file::{ConfigError, EXECUTOR_MANAGER_PORT, Invalid, RESOURCE_MANAGER_PORT, resolve};
 pub use graph::{
-    GraphFile, GraphFileBatch, GraphFileConstraints, GraphFileEdge, GraphFileEdgeKind,
-    GraphFileFunction, GraphFileInput, GraphFileJoin, GraphFileOutput,
+    GraphFile, GraphFileBatch, GraphFileEdge, GraphFileEdgeKind, GraphFileFunction, GraphFileInput,
+    GraphFileJoin, GraphFileOutput,
 };
 pub use report::{ProgramError, describe};
 pub use resource_manager::{

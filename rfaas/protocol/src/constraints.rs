@@ -3,7 +3,9 @@
 
 use zerocopy::little_endian::{U16, U32};
 
-use crate::lease::{GangRequest, GrowRequest, LeaseId, MAX_NODE_NAME_BYTES, NodeName};
+use crate::lease::{
+    GangRequest, GrowRequest, LeaseId, MAX_NODE_NAME_BYTES, NodeName, WantedLeases,
+};
 use crate::placement::check_labels;
 use crate::{Malformed, Text};
 
@@ -97,7 +99,8 @@ impl std::fmt::Display for Constraint {
 }
 
 /// The constraints of a request. None, by default.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Deserialize)]
+#[serde(deny_unknown_fields, default)]
 pub struct Constraints {
     /// All leases on one node.
     pub together: bool,
@@ -156,18 +159,18 @@ impl Constraints {
     /// Writes them into a request.
     pub fn write_to(&self, request: &mut GangRequest) -> Result<(), String> {
         let bit = |set: bool, bit: u16| if set { bit } else { 0 };
-        request.flags = (bit(self.together, TOGETHER) | bit(self.apart, APART)).into();
-        request.at_least = self.at_least.into();
-        request.leave_free = self.leave_free.into();
+        request.wanted.flags = (bit(self.together, TOGETHER) | bit(self.apart, APART)).into();
+        request.wanted.at_least = self.at_least.into();
+        request.wanted.leave_free = self.leave_free.into();
         request.near = text("near", self.near.as_deref().unwrap_or_default())?;
-        request.has = text("has", &self.has.join("\n"))?;
+        request.wanted.has = text("has", &self.has.join("\n"))?;
         request.nodes = text("nodes", &self.nodes.join("\n"))?;
         Ok(())
     }
 
     /// Reads those of a request. They are to be [checked](Self::check).
     pub fn read_from(request: &GangRequest) -> Result<Self, Malformed> {
-        let flags = request.flags.get();
+        let flags = request.wanted.flags.get();
         if flags & !(TOGETHER | APART) != 0 {
             return Err(Malformed::Field("flags of a request"));
         }
@@ -176,9 +179,9 @@ impl Constraints {
             together: flags & TOGETHER != 0,
             apart: flags & APART != 0,
             near: near.map(Into::into),
-            leave_free: request.leave_free.get(),
-            at_least: request.at_least.get(),
-            has: lines(request.has.get()?),
+            leave_free: request.wanted.leave_free.get(),
+            at_least: request.wanted.at_least.get(),
+            has: lines(request.wanted.has.get()?),
             nodes: lines(request.nodes.get()?),
         })
     }
@@ -205,7 +208,7 @@ fn lines(text: &str) -> Vec<String> {
 impl GangRequest {
     /// Makes one without constraints.
     pub fn new(request: U32, leases: u32, (cores, memory): (u32, u32), timeout_ms: u64) -> Self {
-        GangRequest {
+        let wanted = WantedLeases {
             request,
             leases: leases.into(),
             cores: cores.into(),
@@ -216,17 +219,15 @@ impl GangRequest {
             at_least: 0.into(),
             leave_free: 0.into(),
             client: Text::truncated(""),
-            near: NodeName::truncated(""),
             has: Text::truncated(""),
-            nodes: Text::truncated(""),
-        }
+        };
+        GangRequest { wanted, near: NodeName::truncated(""), nodes: Text::truncated("") }
     }
 
     /// Returns the same as another question, that may wait for so many milliseconds.
     #[must_use]
     pub fn with(mut self, request: u32, wait_ms: u64) -> Self {
-        self.request = request.into();
-        self.wait_ms = wait_ms.into();
+        (self.wanted.request, self.wanted.wait_ms) = (request.into(), wait_ms.into());
         self
     }
 }
@@ -234,34 +235,17 @@ impl GangRequest {
 impl GrowRequest {
     /// Makes one that asks for what `gang` does, but names no node, beside the first [`MAX_GROWN`] of `leases`.
     pub fn new(gang: &GangRequest, leases: &[LeaseId]) -> Self {
-        let GangRequest { request, cores, memory, timeout_ms, wait_ms, flags, .. } = *gang;
-        let GangRequest { leases: workers, at_least, leave_free, client, has, .. } = *gang;
         let mut grows = [0.into(); MAX_GROWN];
         for (at, lease) in grows.iter_mut().zip(leases) {
             *at = lease.get().into();
         }
-        GrowRequest {
-            request,
-            workers,
-            cores,
-            memory,
-            timeout_ms,
-            wait_ms,
-            flags,
-            at_least,
-            leave_free,
-            client,
-            has,
-            grows,
-        }
+        GrowRequest { wanted: gang.wanted, grows }
     }
 
     /// Returns what it asks for, wherever that is.
     pub fn gang(&self) -> GangRequest {
-        let each = (self.cores.get(), self.memory.get());
-        let gang = GangRequest::new(self.request, self.workers.get(), each, self.timeout_ms.get());
-        let GrowRequest { wait_ms, flags, at_least, leave_free, client, has, .. } = *self;
-        GangRequest { wait_ms, flags, at_least, leave_free, client, has, ..gang }
+        let (near, nodes) = (NodeName::truncated(""), Text::truncated(""));
+        GangRequest { wanted: self.wanted, near, nodes }
     }
 
     /// Returns the leases that it grows.
@@ -294,7 +278,7 @@ mod tests {
             assert_eq!(Constraints::read_from(&request), Ok(constraints));
         }
         let mut request = GangRequest::new(1.into(), 2, (1, 1), 1);
-        request.flags = 4.into();
+        request.wanted.flags = 4.into();
         assert_eq!(Constraints::read_from(&request), Err(Malformed::Field("flags of a request")));
     }
 
@@ -310,7 +294,7 @@ mod tests {
     #[test]
     fn growing_asks_for_what_a_gang_does_but_where() {
         let mut gang = GangRequest::new(1.into(), 2, (3, 4), 5).with(6, 7);
-        gang.client = Text::truncated("alice");
+        gang.wanted.client = Text::truncated("alice");
         all().write_to(&mut gang).unwrap();
         let leases = [8, 9].map(|id| LeaseId::new(id).unwrap());
         let grow = GrowRequest::new(&gang, &leases);

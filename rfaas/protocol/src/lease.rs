@@ -290,13 +290,11 @@ wire! {
         pub client: ClientName,
     }
 
-    /// Asks for several leases at once, all of them or none, with constraints: where they may be
-    /// ([`Constraints`](crate::constraints::Constraints)). Answered by as many grants, refused, or by the constraints
-    /// that cannot hold; if it may wait, when there is room.
-    pub struct GangRequest [1010 bytes] {
+    /// What several leases are asked for with, wherever they are.
+    pub struct WantedLeases [366 bytes] {
         /// Chosen by the client, returned in the answer.
         pub request: U32,
-        /// How many leases, at least one.
+        /// How many leases, or workers of leases that grow, at least one.
         pub leases: U32,
         /// Cores of each, at least one.
         pub cores: U32,
@@ -304,20 +302,28 @@ wire! {
         pub memory: U32,
         /// How long each lasts from its grant on, in milliseconds, at least one.
         pub timeout_ms: U64,
-        /// How long it may wait for room, in milliseconds.
+        /// How long the request may wait for room, in milliseconds.
         pub wait_ms: U64,
         /// 1: all on one node, 2: each on a node of its own.
         pub flags: U16,
-        /// So many cores of the request at least on each node that is taken.
+        /// So many cores of the request, and of leases that it grows, at least on each node that is taken.
         pub at_least: U32,
         /// So many cores stay free on each node that is taken.
         pub leave_free: U32,
-        /// Whom to bill.
+        /// Whom to bill: who has the leases that grow.
         pub client: ClientName,
-        /// A node that has some of them; empty: any.
-        pub near: NodeName,
         /// Labels that each node has, a line each.
         pub has: Text<256>,
+    }
+
+    /// Asks for several leases at once, all of them or none, with constraints: where they may be
+    /// ([`Constraints`](crate::constraints::Constraints)). Answered by as many grants, refused, or by the constraints
+    /// that cannot hold; if it may wait, when there is room.
+    pub struct GangRequest [1010 bytes] {
+        /// What is asked for.
+        pub wanted: WantedLeases,
+        /// A node that has some of them; empty: any.
+        pub near: NodeName,
         /// The nodes themselves, a line a lease; empty: any.
         pub nodes: Text<512>,
     }
@@ -326,28 +332,8 @@ wire! {
     /// those with most cores of them first of all. Answered as a [`GangRequest`] is, but by one grant for each node,
     /// which has all workers there.
     pub struct GrowRequest [622 bytes] {
-        /// Chosen by the client, returned in the answer.
-        pub request: U32,
-        /// How many workers, at least one.
-        pub workers: U32,
-        /// Cores of each, at least one.
-        pub cores: U32,
-        /// Memory of each in MB, at least one.
-        pub memory: U32,
-        /// As in a [`GangRequest`].
-        pub timeout_ms: U64,
-        /// Likewise.
-        pub wait_ms: U64,
-        /// Likewise.
-        pub flags: U16,
-        /// Likewise; cores of leases that it grows count.
-        pub at_least: U32,
-        /// Likewise.
-        pub leave_free: U32,
-        /// Whom to bill: who has the leases that it grows.
-        pub client: ClientName,
-        /// As in a [`GangRequest`].
-        pub has: Text<256>,
+        /// What is asked for.
+        pub wanted: WantedLeases,
         /// The leases that it grows; 0: none.
         pub grows: [U64; MAX_GROWN],
     }

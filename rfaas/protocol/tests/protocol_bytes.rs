@@ -249,7 +249,7 @@ fn lease_structs() {
     is(&refused, &[&[1, 0, 0, 0], &text::<240>("full")]);
 
     let mut gang = GangRequest::new(1.into(), 2, (3, 4), 5);
-    (gang.wait_ms, gang.client) = (6.into(), client);
+    (gang.wanted.wait_ms, gang.wanted.client) = (6.into(), client);
     let constraints = Constraints {
         together: true,
         apart: false,
@@ -267,8 +267,8 @@ fn lease_structs() {
             &[5, 0, 0, 0, 0, 0, 0, 0, 6, 0, 0, 0, 0, 0, 0, 0],
             &[1, 0, 7, 0, 0, 0, 8, 0, 0, 0],
             &text::<64>("alice"),
-            &text::<128>("n1"),
             &text::<256>("gpu\nfast"),
+            &text::<128>("n1"),
             &text::<512>("n1\nn2"),
         ],
     );

@@ -3,9 +3,8 @@
 use std::path::Path;
 use std::time::Duration;
 
-use rfaas_config::{GraphFile, GraphFileConstraints, GraphFileEdgeKind, GraphFileJoin};
+use rfaas_config::{GraphFile, GraphFileEdgeKind, GraphFileJoin};
 use rfaas_protocol::Text;
-use rfaas_protocol::constraints::Constraints;
 use rfaas_protocol::lease::MAX_GRAPH_NAME_BYTES;
 
 use super::compile::read_libraries;
@@ -132,10 +131,7 @@ fn built(file: &GraphFile, directory: &Path) -> Graph {
     if let Some(lanes) = file.lanes_up_to {
         graph.lanes(Lanes::up_to(lanes));
     }
-    let GraphFileConstraints { together, apart, near, leave_free, at_least, has, nodes } =
-        file.constraints.clone();
-    graph.lease.constraints =
-        Constraints { together, apart, near, leave_free, at_least, has, nodes };
+    graph.lease.constraints.clone_from(&file.constraints);
     graph.idempotent(file.idempotent).traced(file.traced);
     graph.name.clone_from(&file.name);
     graph

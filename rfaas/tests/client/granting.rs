@@ -127,7 +127,7 @@ fn a_request_for_several_nodes_gives_a_lease_on_each() {
 fn a_gang_is_asked_for_with_its_constraints_and_gives_as_many_leases() {
     let (client, told) = answering(|message| match message {
         FromClient::Gang(question) => {
-            (0..3).map(|part| granted(question.request.get(), part, 3, END_MS)).collect()
+            (0..3).map(|part| granted(question.wanted.request.get(), part, 3, END_MS)).collect()
         }
         _ => vec![],
     });
@@ -146,7 +146,8 @@ fn a_gang_is_asked_for_with_its_constraints_and_gives_as_many_leases() {
         ..Constraints::default()
     };
     assert_eq!(constraints, expected);
-    let asked = (question.leases.get(), question.cores.get(), question.wait_ms.get());
+    let wanted = question.wanted;
+    let asked = (wanted.leases.get(), wanted.cores.get(), wanted.wait_ms.get());
     assert_eq!(asked, (3, 2, 0));
     for request in [
         LeaseRequest::new(1, 1).max_nodes(2),
@@ -165,7 +166,7 @@ fn a_gang_is_asked_for_with_its_constraints_and_gives_as_many_leases() {
 fn a_gang_of_another_number_of_leases_is_given_back() {
     let (client, told) = answering(|message| match message {
         FromClient::Gang(question) => {
-            (0..2).map(|part| granted(question.request.get(), part, 2, END_MS)).collect()
+            (0..2).map(|part| granted(question.wanted.request.get(), part, 2, END_MS)).collect()
         }
         _ => vec![],
     });
@@ -178,11 +179,11 @@ fn a_gang_of_another_number_of_leases_is_given_back() {
 /// these nodes.
 fn growing(nodes: &'static [u16]) -> (Client, Receiver<FromClient>) {
     answering(move |message| match message {
-        FromClient::Gang(question) => vec![granted(question.request.get(), 0, 1, END_MS)],
+        FromClient::Gang(question) => vec![granted(question.wanted.request.get(), 0, 1, END_MS)],
         FromClient::Grow(question) => {
             let parts = u16::try_from(nodes.len()).unwrap();
             let grant = |(part, node): (u16, &u16)| {
-                let on = grant(question.request.get(), *node, parts, END_MS);
+                let on = grant(question.wanted.request.get(), *node, parts, END_MS);
                 ToClient::Granted(LeaseGranted { part: part.into(), ..on })
             };
             (0..parts).zip(nodes).map(grant).collect()
@@ -203,15 +204,16 @@ fn a_lease_grows_by_cores_like_its_own_where_it_may_be() {
     told.recv().unwrap(); // that it leases
     let FromClient::Grow(question) = told.recv().unwrap() else { panic!("it does not grow") };
     assert_eq!(question.grown(), [lease.id().unwrap()]);
-    let asked = (question.workers.get(), question.cores.get(), question.memory.get());
+    let wanted = question.wanted;
+    let asked = (wanted.leases.get(), wanted.cores.get(), wanted.memory.get());
     assert_eq!(asked, (4, 1, 16), "half of the 32 MB of two cores");
     // It was granted for an hour, whatever the clocks of managers say.
-    let left = Duration::from_millis(question.timeout_ms.get());
+    let left = Duration::from_millis(question.wanted.timeout_ms.get());
     assert!(left <= HOUR && left + LONG > HOUR, "{left:?}");
     lease.renew(2 * HOUR).unwrap();
     lease.grow(4).unwrap();
     let again = told.try_iter().filter_map(|told| match told {
-        FromClient::Grow(question) => Some(Duration::from_millis(question.timeout_ms.get())),
+        FromClient::Grow(question) => Some(Duration::from_millis(question.wanted.timeout_ms.get())),
         _ => None,
     });
     let left = again.last().unwrap();
@@ -238,7 +240,7 @@ fn leases_grow_by_what_is_asked_for_and_what_cannot_be_is_not_asked() {
     });
     let question = grows.unwrap();
     assert_eq!(question.grown().len(), 2);
-    assert!(question.wait_ms.get() > 0 && question.at_least.get() == 2);
+    assert!(question.wanted.wait_ms.get() > 0 && question.wanted.at_least.get() == 2);
     let one = || LeaseRequest::new(1, 16);
     for (grown, workers, request) in [
         (&both[..], 33, one()),
@@ -300,7 +302,7 @@ fn what_is_grown_otherwise_than_asked_for_is_given_back() {
 fn a_constraint_that_cannot_hold_is_told_by_its_name() {
     let (client, _told) = answering(|message| match message {
         FromClient::Gang(question) => vec![ToClient::Unmet(LeaseUnmet {
-            request: question.request,
+            request: question.wanted.request,
             constraints: Constraint::to_wire(&[Constraint::Near, Constraint::Has]),
             reason: Reason::truncated("so it is"),
         })],
@@ -318,7 +320,7 @@ fn a_request_that_waits_is_answered_late_and_others_meanwhile() {
         let waits = std::sync::Mutex::new(None);
         move |message| match message {
             FromClient::Gang(question) => {
-                *waits.lock().unwrap() = Some(question.request.get());
+                *waits.lock().unwrap() = Some(question.wanted.request.get());
                 vec![]
             }
             // The second request has the first one answered, and is answered itself.
@@ -336,7 +338,9 @@ fn a_request_that_waits_is_answered_late_and_others_meanwhile() {
         thread::spawn(move || client.lease(LeaseRequest::new(2, 32).wait(LONG)).unwrap())
     };
     let FromClient::Gang(question) = told.recv().unwrap() else { panic!("not a gang") };
-    assert!((1..=u64::try_from(LONG.as_millis()).unwrap()).contains(&question.wait_ms.get()));
+    assert!(
+        (1..=u64::try_from(LONG.as_millis()).unwrap()).contains(&question.wanted.wait_ms.get())
+    );
     let second = client.lease(LeaseRequest::new(2, 32)).unwrap();
     let first = waiting.join().unwrap();
     drop((first, second));
@@ -350,8 +354,8 @@ fn what_a_busy_resource_manager_does_not_take_is_sent_later_and_on_the_same_conn
         let (goes_on, may_go_on) = channel::<()>();
         let (client, told) = answering(move |message| match message {
             FromClient::Gang(question) => {
-                let leases = question.leases.get() as u16;
-                let part = |part| granted(question.request.get(), part, leases, END_MS);
+                let leases = question.wanted.leases.get() as u16;
+                let part = |part| granted(question.wanted.request.get(), part, leases, END_MS);
                 (0..leases).map(part).collect()
             }
             FromClient::Request(question) => vec![granted(question.request.get(), 0, 1, END_MS)],

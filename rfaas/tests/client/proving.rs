@@ -65,8 +65,9 @@ fn client_of(nodes: Vec<SocketAddr>) -> (Client, Receiver<FromClient>) {
             vec![ToClient::Refused(LeaseRefused { request: question.request, reason })]
         }
         FromClient::Grow(question) => {
-            let reason = Reason::truncated("as the test wants it");
-            vec![ToClient::Refused(LeaseRefused { request: question.request, reason })]
+            let (request, reason) =
+                (question.wanted.request, Reason::truncated("as the test wants it"));
+            vec![ToClient::Refused(LeaseRefused { request, reason })]
         }
         FromClient::Release(_) | FromClient::Gang(_) | FromClient::Worker(_) => vec![],
     })

@@ -25,9 +25,9 @@ use rfaas_protocol::{
 use crate::assert_line;
 
 fn gang(gang: &lease::GangRequest) {
-    text(&gang.client);
+    text(&gang.wanted.client);
     if let Some(constraints) = number(Constraints::read_from(gang))
-        && let Err(why) = constraints.check(gang.leases.get())
+        && let Err(why) = constraints.check(gang.wanted.leases.get())
     {
         assert_line(&why);
     }

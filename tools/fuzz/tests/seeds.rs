@@ -101,7 +101,8 @@ fn messages(seeds: &mut Seeds) {
 /// Two workers beside two leases.
 fn growth() -> GrowRequest {
     let mut gang = GangRequest::new(1.into(), 2, (1, 64), 60_000);
-    (gang.client, gang.has) = (Text::new("somebody").unwrap(), Text::new("gpu").unwrap());
+    (gang.wanted.client, gang.wanted.has) =
+        (Text::new("somebody").unwrap(), Text::new("gpu").unwrap());
     GrowRequest::new(&gang, &[1, 2].map(|id| LeaseId::new(id).unwrap()))
 }
 

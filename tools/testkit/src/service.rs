@@ -48,7 +48,7 @@ pub fn label(cluster: &LocalCluster, node: &str, label: &str) {
     let mut entry: serde_json::Map<_, _> =
         keys.iter().map(|key| ((*key).to_owned(), listed[key].clone())).collect();
     entry.insert("labels".into(), vec![label].into());
-    let answer = http.post(&format!("/add?node={node}"), &entry.into());
+    let answer = http.post(&format!("/add?node={node}"), &serde_json::Value::Object(entry));
     let answer = answer.unwrap_or_else(|error| panic!("{error}"));
     assert_eq!(answer.status, 200, "{}", answer.body);
 }

@@ -218,6 +218,8 @@ fn bounds_that_openapi_json_describes_are_those_that_are_checked() {
     assert_eq!(request["cores"]["maximum"], json!(MAX_CORES));
     assert_eq!(request["max_nodes"]["maximum"], json!(MAX_NODES));
     assert_eq!(request["gang"]["maximum"], json!(rfaas_protocol::constraints::MAX_GANG));
+    assert_eq!(request["grows"]["maxItems"], json!(rfaas_protocol::constraints::MAX_GROWN));
+    assert_eq!(request["grows"]["items"]["minimum"], json!(1), "0 is no lease");
     assert_eq!(request["wait_ms"]["maximum"], json!(rfaas_protocol::constraints::MAX_WAIT_MS));
     assert_eq!(request["timeout_ms"]["maximum"], json!(MAX_TIMEOUT.as_millis() as u64));
     let graph = &document["components"]["schemas"]["Graph"]["properties"];
