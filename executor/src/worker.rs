@@ -226,10 +226,16 @@ impl<'a> Worker<'a> {
     }
 }
 
-impl Service for Worker<'_> {
+impl<'a> Service for Worker<'a> {
     #[inline]
     fn is_stopped(&self) -> bool {
         self.share.stop.load(Ordering::Relaxed)
+    }
+
+    #[inline]
+    fn stop(&self) -> impl Fn() -> bool + use<'a> {
+        let stop = self.share.stop;
+        move || stop.load(Ordering::Relaxed)
     }
 
     #[inline]

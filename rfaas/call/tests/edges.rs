@@ -139,8 +139,14 @@ fn stage(
         inputs: (0..inputs).map(input).collect(),
         outputs: outputs.iter().map(output).collect(),
     };
+    let areas = areas(domain, &stage);
+    StageMemory { stage, areas }
+}
+
+/// What it writes to.
+fn areas(domain: &Domain, stage: &Stage) -> Vec<Box<SlotMemory>> {
     let layout = Layout::new(SHAPE.slots, 0, SHAPE.bytes, 4096).unwrap();
-    StageMemory { stage, areas: vec![Box::new(SlotMemory::new(domain, layout).unwrap())] }
+    (0..stage.areas()).map(|_| Box::new(SlotMemory::new(domain, layout).unwrap())).collect()
 }
 
 /// Connects `sender` to `receiver`.
@@ -162,15 +168,16 @@ fn connect(device: &Device, sender: &mut OutLink, receiver: &mut InLink) {
 
 impl Scene {
     fn new(inputs: usize) -> Scene {
-        Scene::with(inputs, None)
+        Scene::with(inputs, |_| {})
     }
 
     /// A worker with an input, whose function takes batches.
     fn of_batches(most: u16, wait: Duration) -> Scene {
-        Scene::with(1, Some(BatchPlan { most, wait }))
+        Scene::with(1, |stage| stage.batch = Some(BatchPlan { most, wait }))
     }
 
-    fn with(inputs: usize, batch: Option<BatchPlan>) -> Scene {
+    /// Makes one whose stage is `changed`.
+    fn with(inputs: usize, changed: impl FnOnce(&mut Stage)) -> Scene {
         let device = device();
         let (domain, of_test) = (device.domain().unwrap(), device.domain().unwrap());
         let queue = |ins, outs| arrival_queue(&device, &vec![one(0); ins], outs).unwrap();
@@ -188,8 +195,10 @@ impl Scene {
         let mut out = OutLink::new(&device, &domain, 0, one(0), &of_hop).unwrap();
         let mut output = InLink::new(&device, 0, one(0), &arrivals).unwrap();
         connect(&device, &mut out, &mut output);
-        let stages = vec![stage(&domain, inputs, &[0], batch)];
-        let hop = Hop::new((ins, vec![out]), stages, of_hop, &domain).unwrap();
+        let mut stage = stage(&domain, inputs, &[0], None);
+        changed(&mut stage.stage);
+        stage.areas = areas(&domain, &stage.stage);
+        let hop = Hop::new((ins, vec![out]), vec![stage], of_hop, &domain).unwrap();
         let payload = of_test.allocate(SHAPE.bytes as usize, Access::empty()).unwrap();
         let asked = Asked { patience: 1, ..Asked::default() };
         Scene { hop, senders, output, arrivals, payload, asked }
@@ -267,6 +276,72 @@ fn a_function_that_returns_too_much_fails_the_run_and_those_behind_it_are_not_ca
     scene.send(0, 1, 10, 1);
     assert!(matches!(scene.serve(), HopEnd::Stopped));
     assert_eq!(scene.outputs()[0].status, EdgeStatus::Value);
+}
+
+/// Its function calls another, and waits long for the answer.
+struct Calls {
+    stops_at: Instant,
+    told: Vec<Denied>,
+}
+
+impl Service for Calls {
+    fn is_stopped(&self) -> bool {
+        self.stop()()
+    }
+
+    fn stop(&self) -> impl Fn() -> bool + use<> {
+        let at = self.stops_at;
+        move || Instant::now() >= at
+    }
+
+    fn arrived(&mut self) {}
+
+    fn call(&mut self, _: u32, _: Place<'_>) -> Option<u32> {
+        panic!("it is called in a graph")
+    }
+
+    fn call_in(&mut self, _: u32, _: Place<'_>, turn: &mut dyn Turn) -> Option<u32> {
+        let limit = u64::try_from(WITHIN.as_nanos()).unwrap();
+        self.told.push(turn.call(0, 8, limit).unwrap_err());
+        Some(0)
+    }
+
+    fn answered(&mut self) {}
+
+    fn idle(&mut self, _: &mut CompletionQueue, _: Option<Instant>) -> rdmalib::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_function_that_waits_for_an_answer_hears_that_its_worker_is_to_end_or_its_peer_is_gone() {
+    let scene = || {
+        let mut scene = Scene::with(2, |stage| {
+            stage.inputs[1].kind = InputKind::Answer;
+            stage.outputs[0].kind = OutputKind::Call;
+        });
+        scene.send(0, 0, 1, 8);
+        scene
+    };
+    let mut stopped = scene();
+    let mut calls = Calls { stops_at: Instant::now() + Duration::from_millis(50), told: vec![] };
+    let end = stopped.hop.serve(&mut calls);
+    assert!(matches!(end, HopEnd::Stopped), "{end:?}");
+    assert_eq!(calls.told, [Denied::Lost], "in time: it does not wait for its limit");
+    assert_eq!(stopped.outputs().len(), 1, "it was asked");
+
+    let mut left = scene();
+    let mut calls = Calls { stops_at: Instant::now() + 2 * WITHIN, told: vec![] };
+    let answers = left.senders.pop().unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            std::thread::sleep(Duration::from_millis(50));
+            drop(answers);
+        });
+        let end = left.hop.serve(&mut calls);
+        assert!(matches!(end, HopEnd::SenderGone(1)), "{end:?}");
+    });
+    assert_eq!(calls.told, [Denied::Lost]);
 }
 
 #[test]

@@ -25,6 +25,11 @@ pub trait Service {
     /// Returns whether the callee is to end.
     fn is_stopped(&self) -> bool;
 
+    /// Returns what tells that while a function is called, which may wait for others.
+    fn stop(&self) -> impl Fn() -> bool + use<Self> {
+        || false
+    }
+
     /// A request was found.
     fn arrived(&mut self);
 

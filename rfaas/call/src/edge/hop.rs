@@ -313,11 +313,12 @@ impl<M: Deref<Target = SlotMemory>> Hop<M> {
         if let Some(mapped) = mapped {
             place = place.with_output(mapped.at(to.slot));
         }
+        let is_stopped = service.stop();
         let mut calls = 0u16;
         let mut sent = 0;
         loop {
             let mut live = Live::new(
-                (&mut self.wires, &self.memory, &self.stages),
+                (&mut self.wires, &self.memory, &self.stages, &is_stopped),
                 (stage, to, slot),
                 (first, place, area),
                 sent,
@@ -484,7 +485,9 @@ impl<M: Deref<Target = SlotMemory>> Hop<M> {
             return Ok(Some(Over { ended, sent: 0, calls: list.calls }));
         };
         let place = Place::of((input, bytes), (region, start + at as usize));
-        let live = (&mut self.wires, &self.memory, &self.stages[..]);
+        let is_stopped = service.stop();
+        let live =
+            (&mut self.wires, &self.memory, &self.stages[..], &is_stopped as &dyn Fn() -> bool);
         let mut live = Live::of_item(live, (stage, to, slot), (number, place), most - at);
         let (function, _) = described.function;
         let returned = service.call_in(function, place, &mut live);

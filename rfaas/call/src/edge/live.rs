@@ -35,6 +35,7 @@ pub(super) struct Live<'a, M> {
     wires: &'a mut Wires,
     memory: &'a Memory<M>,
     stages: &'a [Stage],
+    is_stopped: &'a dyn Fn() -> bool,
     stage: usize,
     to: SlotUse,
     slot: Slot,
@@ -51,15 +52,15 @@ pub(super) struct Live<'a, M> {
     pub(super) broken: Option<HopEnd>,
 }
 
-/// What calls are made with.
-type Around<'a, M> = (&'a mut Wires, &'a Memory<M>, &'a [Stage]);
+/// What calls are made with, and what tells that the worker is to end.
+type Around<'a, M> = (&'a mut Wires, &'a Memory<M>, &'a [Stage], &'a dyn Fn() -> bool);
 
 impl<'a, M: Deref<Target = SlotMemory>> Live<'a, M> {
     /// Makes one of a call with input `first`, which returns to `area`. `sent`: what earlier calls in the same run have
     /// sent.
     #[inline]
     pub(super) fn new(
-        (wires, memory, stages): Around<'a, M>,
+        (wires, memory, stages, is_stopped): Around<'a, M>,
         (stage, to, slot): (usize, SlotUse, Slot),
         (first, place, area): (usize, Place<'a>, usize),
         sent: u64,
@@ -69,6 +70,7 @@ impl<'a, M: Deref<Target = SlotMemory>> Live<'a, M> {
             wires,
             memory,
             stages,
+            is_stopped,
             stage,
             to,
             slot,
@@ -112,7 +114,7 @@ impl<'a, M: Deref<Target = SlotMemory>> Live<'a, M> {
     fn send(&mut self, edge: usize, bytes: u32) -> Result<(), Denied> {
         let made = Made { area: self.area_of(edge), slot: self.slot, bytes, in_place: false };
         let of = (self.stage, edge);
-        let sent = self.wires.send(self.stages, self.memory, of, self.to, made, || false);
+        let sent = self.wires.send(self.stages, self.memory, of, self.to, made, self.is_stopped);
         match sent {
             Ok(None) => Ok(()),
             Ok(Some(_)) => Err(Denied::Bounds),
@@ -151,7 +153,8 @@ impl<'a, M: Deref<Target = SlotMemory>> Live<'a, M> {
         answers.map(|(input, _)| input).nth(number)
     }
 
-    /// Waits for an answer. Meanwhile other things that come are noted, and nothing else is called.
+    /// Waits for an answer, until the worker is to end. Meanwhile other things that come are noted, and nothing else is
+    /// called.
     fn wait(&mut self, answer: usize, limit: Duration) -> Result<Option<u32>, Denied> {
         let deadline = Instant::now().checked_add(limit);
         let mut polls = 0;
@@ -167,6 +170,10 @@ impl<'a, M: Deref<Target = SlotMemory>> Live<'a, M> {
                 self.wires.arrivals.stay_awake();
                 std::hint::spin_loop();
                 continue;
+            }
+            if (self.is_stopped)() {
+                self.broken.get_or_insert(HopEnd::Stopped);
+                return Err(Denied::Lost);
             }
             let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
             if left == Some(Duration::ZERO) {
@@ -286,7 +293,7 @@ impl<M: Deref<Target = SlotMemory>> Turn for Live<'_, M> {
         let (region, at) = self.memory.areas[self.stage][self.area_of(edge)].output(self.slot);
         for out in &output.to {
             let (link, edge) = self.wires.out(*out);
-            let sent = link.send(edge, self.to, (region, at, bytes), || false);
+            let sent = link.send(edge, self.to, (region, at, bytes), self.is_stopped);
             if let Err(why) = sent {
                 self.broken.get_or_insert(not_written(*out, why));
                 return Err(Denied::Lost);
