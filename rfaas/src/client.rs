@@ -71,7 +71,7 @@ impl Client {
     ) -> Result<Self> {
         let name = client_name(name)?;
         let manager = ResourceManager::connect(&device, resolve(address)?)?;
-        Ok(Client::new(device, name, Source::Manager(Box::new(manager))))
+        Ok(Client::new(device, name, Source::Manager(Arc::new(manager))))
     }
 
     /// Without a resource manager: leases are taken at the executor managers of `database`, in

@@ -1,5 +1,6 @@
 //! Where the leases of a client come from, and what all of them share.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use rdmalib::ForkMark;
@@ -23,7 +24,7 @@ const NEEDS_MANAGER: Error = Error::Invalid(
 /// Where leases come from.
 pub(crate) enum Source {
     /// A resource manager grants them.
-    Manager(Box<ResourceManager>),
+    Manager(Arc<ResourceManager>),
     /// Nobody grants them: an executor manager without a resource manager takes any client.
     Database(Vec<ExecutorEntry>),
 }
@@ -128,7 +129,7 @@ impl Grantor {
     /// Asks `manager` for leases. Meanwhile it makes what claiming one takes.
     fn lease_from(
         &self,
-        manager: &ResourceManager,
+        manager: &Arc<ResourceManager>,
         request: &LeaseRequest,
     ) -> Result<Vec<Candidate>> {
         manager.lease(&self.device, request, self.name, &|| self.prepare())

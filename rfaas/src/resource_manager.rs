@@ -13,12 +13,13 @@
 //! for room holds it only to look for its answer, and whoever else takes the answer keeps it for it. What is said
 //! meanwhile and not answered, as that a lease is dropped, waits in the outbox; the thread that lets go of the
 //! connection sends what is in there, and so does the next question, before itself. What the manager has no room for
-//! yet is sent later.
+//! yet is sent later, by a thread that is there until all of it is sent, or the client has gone.
 
 use std::collections::HashMap;
+use std::mem;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
-use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -56,6 +57,9 @@ const SEND_PAUSE: Duration = Duration::from_micros(50);
 /// a commit to a disk.
 const SEND_PATIENCE: Duration = Duration::from_millis(20);
 
+/// Pauses between tries of the thread that sends what is left, doubling.
+const REST_PAUSES: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_millis(100);
+
 /// The connection.
 pub(crate) struct ResourceManager {
     /// All addresses of its name, at least one.
@@ -77,6 +81,8 @@ struct Conversation {
     unsent: Vec<FromClient>,
     /// The manager was waited for in vain, and has taken nothing since.
     stuck: bool,
+    /// There is a thread that sends what is left.
+    sends_rest: bool,
 }
 
 /// A request for several leases.
@@ -114,9 +120,15 @@ struct LateAnswer {
 impl ResourceManager {
     pub(crate) fn connect(device: &OpenDevice, addresses: Vec<SocketAddr>) -> Result<Self> {
         let channel = open(device, &addresses)?;
-        let (late, unsent) = (HashMap::new(), Vec::new());
-        let conversation =
-            Conversation { channel, connection: 0, request: 0, late, unsent, stuck: false };
+        let conversation = Conversation {
+            channel,
+            connection: 0,
+            request: 0,
+            late: HashMap::new(),
+            unsent: Vec::new(),
+            stuck: false,
+            sends_rest: false,
+        };
         let (conversation, outbox) = (Mutex::new(conversation), Mutex::default());
         Ok(ResourceManager { addresses, conversation, outbox })
     }
@@ -128,7 +140,7 @@ impl ResourceManager {
 
     /// Asks for leases that meet `request` together: one for each node, in order. Does something else `meanwhile`.
     pub(crate) fn lease(
-        &self,
+        self: &Arc<Self>,
         device: &OpenDevice,
         request: &LeaseRequest,
         client: ClientName,
@@ -152,7 +164,7 @@ impl ResourceManager {
     /// Asks for `leases` leases of what `request` asks for, all or none; waits as long as it says. If it `grows` some,
     /// for as many workers, and a lease for each node.
     pub(crate) fn lease_gang(
-        &self,
+        self: &Arc<Self>,
         device: &OpenDevice,
         (leases, request): (u32, &LeaseRequest),
         grows: &[LeaseId],
@@ -184,7 +196,7 @@ impl ResourceManager {
     /// only while it is looked at. After a lost connection the rest of the time is asked for, behind those who wait
     /// then.
     fn wait(
-        &self,
+        self: &Arc<Self>,
         device: &OpenDevice,
         (question, wait): (GangQuestion<'_>, Duration),
         meanwhile: &dyn Fn(),
@@ -215,7 +227,7 @@ impl ResourceManager {
 
     /// Asks for more time; returns the new token.
     pub(crate) fn renew(
-        &self,
+        self: &Arc<Self>,
         device: &OpenDevice,
         token: Token,
         timeout: Duration,
@@ -235,7 +247,7 @@ impl ResourceManager {
     /// Asks for a lease like that of `token`, which could not be used, on another node. After an error that is as
     /// before.
     pub(crate) fn replace(
-        &self,
+        self: &Arc<Self>,
         device: &OpenDevice,
         token: Token,
         because: Unusable,
@@ -257,7 +269,7 @@ impl ResourceManager {
 
     /// Asks `question`, once more after a lost connection, given its number; at most `most` leases answer it.
     fn ask(
-        &self,
+        self: &Arc<Self>,
         device: &OpenDevice,
         most: u32,
         meanwhile: &dyn Fn(),
@@ -294,24 +306,24 @@ impl ResourceManager {
     }
 
     /// Gives back a lease that was not claimed. Does not wait for longer than [`SEND_PATIENCE`].
-    pub(crate) fn give_back(&self, token: Token) {
+    pub(crate) fn give_back(self: &Arc<Self>, token: Token) {
         self.post(FromClient::Release(LeaseRelease { token: token.without_key() }));
     }
 
     /// Says what a lease is for, that was just granted. Does not wait for longer than [`SEND_PATIENCE`].
-    pub(crate) fn note(&self, worker: GraphWorker) {
+    pub(crate) fn note(self: &Arc<Self>, worker: GraphWorker) {
         self.post(FromClient::Worker(worker));
     }
 
     /// Sends what is not answered.
-    fn post(&self, message: FromClient) {
+    fn post(self: &Arc<Self>, message: FromClient) {
         self.outbox.lock().unwrap_or_else(PoisonError::into_inner).push(message);
         self.flush();
     }
 
     /// Sends what is in the outbox, unless the thread that has the connection does so afterwards. What the manager does
-    /// not take is left for later.
-    fn flush(&self) {
+    /// not take is left to a thread.
+    fn flush(self: &Arc<Self>) {
         loop {
             let mut conversation = match self.conversation.try_lock() {
                 Ok(conversation) => conversation,
@@ -326,9 +338,23 @@ impl ResourceManager {
             let all = conversation.send_unsent(patience);
             conversation.stuck = !all;
             if !all {
+                self.leave_rest(&mut conversation);
                 return;
             }
             // Once more: one that came since found the connection taken and left it to us.
+        }
+    }
+
+    /// Has a thread send what is left, unless there is one.
+    fn leave_rest(self: &Arc<Self>, conversation: &mut Conversation) {
+        if mem::replace(&mut conversation.sends_rest, true) {
+            return;
+        }
+        let manager = Arc::downgrade(self);
+        let thread = thread::Builder::new().name("rfaas-outbox".into());
+        if let Err(error) = thread.spawn(move || send_rest(&manager)) {
+            conversation.sends_rest = false; // it goes with what is said next
+            tracing::error!(%error, "no thread sends what the resource manager has no room for yet");
         }
     }
 
@@ -508,6 +534,23 @@ impl Conversation {
         }
         self.unsent.drain(..sent);
         self.unsent.is_empty()
+    }
+}
+
+/// Sends what is left as there is room for it.
+fn send_rest(manager: &Weak<ResourceManager>) {
+    let mut pause = *REST_PAUSES.start();
+    loop {
+        thread::sleep(pause);
+        pause = (2 * pause).min(*REST_PAUSES.end());
+        let Some(manager) = manager.upgrade() else { return };
+        let mut conversation = manager.lock();
+        if conversation.send_unsent(Duration::ZERO) {
+            (conversation.stuck, conversation.sends_rest) = (false, false);
+            drop(conversation);
+            manager.flush(); // one that came since found the connection taken
+            return;
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 //! answers that are wrong, incomplete, or interrupted.
 
 use std::net::SocketAddr;
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 use std::time::Duration;
 
@@ -347,27 +347,47 @@ fn a_request_that_waits_is_answered_late_and_others_meanwhile() {
     assert_eq!(given_back(client, &told), 2);
 }
 
+const GANGS: usize = 4; // of 32 leases each: more than can be under way
+
+/// A client that has given back its gangs, and a resource manager that takes nothing more until the sender is dropped.
+fn given_back_to_a_busy_manager() -> (Client, Receiver<FromClient>, Sender<()>) {
+    let (goes_on, may_go_on) = channel();
+    let (client, told) = answering(move |message| match message {
+        FromClient::Gang(question) => {
+            let leases = question.wanted.leases.get() as u16;
+            let part = |part| granted(question.wanted.request.get(), part, leases, END_MS);
+            (0..leases).map(part).collect()
+        }
+        FromClient::Request(question) => vec![granted(question.request.get(), 0, 1, END_MS)],
+        FromClient::Release(_) => {
+            may_go_on.recv().ok(); // it takes nothing before, and then everything
+            vec![]
+        }
+        _ => vec![],
+    });
+    let leases: Vec<_> =
+        (0..GANGS).map(|_| client.lease_gang(32, LeaseRequest::new(2, 32)).unwrap()).collect();
+    drop(leases); // does not wait for the manager
+    (client, told, goes_on)
+}
+
+#[test]
+fn what_a_busy_resource_manager_does_not_take_is_sent_when_it_does_without_another_message() {
+    let (client, told, goes_on) = given_back_to_a_busy_manager();
+    drop(goes_on);
+    let taken = (0..GANGS + 32 * GANGS).map(|_| told.recv_timeout(LONG).unwrap());
+    let releases = taken.filter(|told| matches!(told, FromClient::Release(_)));
+    assert_eq!(releases.count(), 32 * GANGS);
+    // And again: the thread that did it is not there any more.
+    drop(client.lease(LeaseRequest::new(2, 32)).unwrap());
+    assert!(matches!(told.recv_timeout(LONG).unwrap(), FromClient::Request(_)));
+    assert!(matches!(told.recv_timeout(LONG).unwrap(), FromClient::Release(_)));
+}
+
 #[test]
 fn what_a_busy_resource_manager_does_not_take_is_sent_later_and_on_the_same_connection() {
-    const GANGS: usize = 4; // of 32 leases each: more than can be under way
     for wait in [Duration::ZERO, LONG] {
-        let (goes_on, may_go_on) = channel::<()>();
-        let (client, told) = answering(move |message| match message {
-            FromClient::Gang(question) => {
-                let leases = question.wanted.leases.get() as u16;
-                let part = |part| granted(question.wanted.request.get(), part, leases, END_MS);
-                (0..leases).map(part).collect()
-            }
-            FromClient::Request(question) => vec![granted(question.request.get(), 0, 1, END_MS)],
-            FromClient::Release(_) => {
-                may_go_on.recv().ok(); // it takes nothing before, and then everything
-                vec![]
-            }
-            _ => vec![],
-        });
-        let leases: Vec<_> =
-            (0..GANGS).map(|_| client.lease_gang(32, LeaseRequest::new(2, 32)).unwrap()).collect();
-        drop(leases); // does not wait for the manager
+        let (client, told, goes_on) = given_back_to_a_busy_manager();
         let later = thread::spawn(move || {
             thread::sleep(Duration::from_millis(50));
             drop(goes_on);
