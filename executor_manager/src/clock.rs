@@ -6,14 +6,13 @@
 
 use std::time::{Instant, SystemTime};
 
-use rfaas_protocol::Clock;
+use rfaas_protocol::{Clock, ClockWatch};
 
 /// What the resource manager said last.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ClusterClock {
     heard: Option<(Instant, SystemTime)>,
-    /// It was logged that it differs from ours.
-    told: bool,
+    watch: ClockWatch,
 }
 
 impl ClusterClock {
@@ -21,8 +20,7 @@ impl ClusterClock {
     pub fn set(&mut self, now: Instant, ours: SystemTime, clock: Clock) {
         self.heard = Some((now, clock.time()));
         let ahead = Clock::from(ours).ahead_of(clock.time());
-        let differ = u128::from(ahead.unsigned_abs()) >= Clock::AGREE.as_millis();
-        if differ && !self.told {
+        if self.watch.is_to_be_told(now, ahead) {
             // Whole seconds: the message was under way for a part of one.
             let (seconds, which) =
                 (ahead.unsigned_abs() / 1000, if ahead > 0 { "ahead of" } else { "behind" });
@@ -30,7 +28,6 @@ impl ClusterClock {
                 "the clock of this node is {seconds} s {which} the resource manager's: corrected for, but set it right"
             );
         }
-        self.told = differ;
     }
 
     /// What it says now; ours, if it was never heard.
@@ -53,11 +50,9 @@ mod tests {
         let mut clock = ClusterClock::default();
         let wrong = SystemTime::UNIX_EPOCH + Duration::from_secs(7_200_000);
         clock.set(start, wrong, said);
-        assert!(clock.told);
         let later = start + Duration::from_secs(5);
         assert_eq!(clock.now(later), said.time() + Duration::from_secs(5));
         clock.set(later, said.time() + Duration::from_secs(5), Clock { ms: 1_005_001.into() });
-        assert!(!clock.told, "they agree again");
         assert_eq!(clock.now(later), said.time() + Duration::from_millis(5_001));
     }
 }

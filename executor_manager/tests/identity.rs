@@ -238,6 +238,12 @@ fn a_lease_ends_by_the_resource_manager_s_clock_however_wrong_the_node_s_is() {
         silence_ms: 60_000.into(),
         clock: (SystemTime::now() - BEHIND).into(),
     }));
+    // When it has been so for a while.
+    wait_for("the difference to be told", || {
+        link.send(&ToNode::Heartbeat((SystemTime::now() - BEHIND).into()));
+        std::thread::sleep(Duration::from_millis(100));
+        node.log().contains(" s ahead of the resource manager's").then_some(())
+    });
     let told = node.wait_for_log(" s ahead of the resource manager's");
     let seconds = told.split_once("clock of this node is ").unwrap().1.split_once(' ').unwrap().0;
     // Whole ones, and more by the time that the message was under way.

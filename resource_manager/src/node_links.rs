@@ -334,7 +334,7 @@ impl NodeLinks {
                 pool.draining(now, id, grace, out);
             }
             (Phase::Registered { .. }, FromNode::Heartbeat(clock)) => {
-                pool.clock(id, ahead_when_said(clock.ahead_of(now.wall), unseen));
+                pool.clock(now, id, ahead_when_said(clock.ahead_of(now.wall), unseen));
             }
             (Phase::Greeting { .. }, _) => return Err(Malformed::Field("registration").into()),
             (Phase::Registered { .. }, FromNode::Register(_)) => {

@@ -515,8 +515,8 @@ impl Pool {
     }
 
     /// The clock of the executor manager on `link` is `ahead_ms` milliseconds ahead of ours; negative: behind.
-    pub fn clock(&mut self, link: LinkId, ahead_ms: i64) {
-        self.held.nodes.set_clock(link, ahead_ms);
+    pub fn clock(&mut self, now: Now, link: LinkId, ahead_ms: i64) {
+        self.held.nodes.set_clock(now, link, ahead_ms);
     }
 
     /// The connection of a node's executor manager has ended, for whatever reason. Its leases may

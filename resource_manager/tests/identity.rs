@@ -105,6 +105,11 @@ fn how_far_the_clock_of_a_node_is_off_is_shown_and_told() {
     assert!((MIDDLE..=7200).contains(&off), "{off}");
     let ours = registered.clock.ahead_of(SystemTime::now());
     assert!((-1000 * MIDDLE..=0).contains(&ours), "ours, to correct it by: {ours}");
+    // When it has said so for a while.
+    for _ in 0..2 {
+        channel.send(&FromNode::Heartbeat(ahead())).unwrap();
+        std::thread::sleep(Clock::AGREE);
+    }
     manager.logs("the node's clock differs from this machine's");
     channel.send(&FromNode::Heartbeat(Clock::now())).unwrap();
     wait_for("the clock to be set", || shown(&manager).filter(|&off| off < MIDDLE));

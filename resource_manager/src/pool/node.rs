@@ -12,7 +12,7 @@ use rfaas_api::NodeState;
 use rfaas_protocol::isolation::Layers;
 use rfaas_protocol::lease::{LeaseId, MAX_NODE_NAME_BYTES};
 use rfaas_protocol::placement::check_labels;
-use rfaas_protocol::{Capacity, Clock};
+use rfaas_protocol::{Capacity, ClockWatch};
 
 use super::ask::check_name;
 use super::lease::GrantedLease;
@@ -232,8 +232,7 @@ pub(super) struct Node {
     pub(super) listens: Option<SocketAddr>,
     /// How far its clock is ahead of ours, as long as it is connected.
     pub(super) clock_ahead_ms: Option<i64>,
-    /// It was logged that it differs.
-    clock_is_off: bool,
+    pub(super) clock_watch: ClockWatch,
     /// What its executors are isolated by, as it said last.
     pub(super) isolation: Layers,
     /// Its labels, as placement has them.
@@ -264,7 +263,7 @@ impl Node {
             instance: None,
             listens: None,
             clock_ahead_ms: None,
-            clock_is_off: false,
+            clock_watch: ClockWatch::default(),
             isolation: Layers::NONE,
             label_set: LabelSet::default(),
             leaves_at: None,
@@ -356,14 +355,10 @@ impl Node {
         self.manager().is_some() && self.manager() == self.listens
     }
 
-    /// Notes what its clock says, and logs once that it is wrong, until it was right again.
-    pub(super) fn set_clock(&mut self, ahead_ms: i64) {
-        let (ahead, agree) = (u128::from(ahead_ms.unsigned_abs()), Clock::AGREE.as_millis());
-        let was_off = self.clock_is_off;
-        // What is said is exact to some hundred milliseconds, so it is right when it is well below that.
-        self.clock_is_off = ahead >= if was_off { agree / 2 } else { agree };
+    /// Notes what its clock says, and logs once that it is wrong.
+    pub(super) fn set_clock(&mut self, now: Now, ahead_ms: i64) {
         self.clock_ahead_ms = Some(ahead_ms);
-        if self.clock_is_off && !was_off {
+        if self.clock_watch.is_to_be_told(now.monotonic, ahead_ms) {
             tracing::warn!(
                 node = %self.spec.name, ahead_s = in_seconds(ahead_ms),
                 "the node's clock differs from this machine's: corrected for, but set it right"

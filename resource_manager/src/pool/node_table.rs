@@ -308,7 +308,7 @@ impl NodeTable {
         node.connection = NodeConnection::Up { link, reclaim_by };
         node.listens = Some(run.address);
         node.isolation = run.isolation;
-        node.set_clock(run.clock_ahead_ms);
+        node.set_clock(now, run.clock_ahead_ms);
         node.ip = node.spec.ip(); // a host name may mean another machine by now
         node.resolve(now, out);
         let capacity = node.spec.capacity();
@@ -333,9 +333,9 @@ impl NodeTable {
     }
 
     /// Notes what the clock of the executor manager on `link` says.
-    pub(super) fn set_clock(&mut self, link: LinkId, ahead_ms: i64) {
+    pub(super) fn set_clock(&mut self, now: Now, link: LinkId, ahead_ms: i64) {
         let Some(slot) = self.index.on(link) else { return };
-        self.change(slot, |node| node.set_clock(ahead_ms));
+        self.change(slot, |node| node.set_clock(now, ahead_ms));
     }
 
     /// Takes the addresses that were found for the host name of a node.

@@ -153,6 +153,11 @@ impl Manager {
         wait_for(text, || self.log.try_iter().find(|line| line.contains(text)));
     }
 
+    /// Whether a line with this has come that was not waited for.
+    pub fn has_logged(&self, text: &str) -> bool {
+        self.log.try_iter().any(|line| line.contains(text))
+    }
+
     pub fn pid(&self) -> Pid {
         Pid::from_raw(i32::try_from(self.child.id()).unwrap())
     }

@@ -43,7 +43,7 @@ pub mod reach;
 pub mod session;
 
 pub use capacity::Capacity;
-pub use proof::{Clock, Nonce, Nonces, Proof};
+pub use proof::{Clock, ClockWatch, Nonce, Nonces, Proof};
 
 /// Defines structs whose bytes are their wire form, and how many these are.
 macro_rules! wire {

@@ -14,7 +14,7 @@
 
 use std::fmt;
 use std::hint::black_box;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
@@ -154,6 +154,29 @@ impl Clock {
     }
 }
 
+/// Whether people are to be told that a peer's clock differs: if it does for a while. Once may mean that what it said
+/// was read late, since one of us was stopped.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ClockWatch {
+    differs_since: Option<Instant>,
+    told: bool,
+}
+
+impl ClockWatch {
+    /// At `now`, the clock is `ahead_ms` milliseconds ahead as far as is known; negative: behind. Returns whether that
+    /// is to be told, which it is once.
+    pub fn is_to_be_told(&mut self, now: Instant, ahead_ms: i64) -> bool {
+        if u128::from(ahead_ms.unsigned_abs()) < Clock::AGREE.as_millis() {
+            *self = ClockWatch::default();
+            return false;
+        }
+        let since = *self.differs_since.get_or_insert(now);
+        let tell = !self.told && now.saturating_duration_since(since) >= Clock::AGREE;
+        self.told |= tell;
+        tell
+    }
+}
+
 impl From<SystemTime> for Clock {
     fn from(time: SystemTime) -> Self {
         let since = time.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
@@ -164,6 +187,26 @@ impl From<SystemTime> for Clock {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn people_are_told_once_of_a_clock_that_differs_for_a_while() {
+        let (start, second) = (Instant::now(), Duration::from_secs(1));
+        let mut watch = ClockWatch::default();
+        // What waited while we were stopped, all of it at once, and then what is new.
+        for late in [-9000, -8000, -1000, -999] {
+            assert!(!watch.is_to_be_told(start, late));
+        }
+        for (seconds, ahead_ms, told) in [
+            (1, 5000, false),
+            (2, 6000, true),
+            (9, -6000, false),
+            (10, 0, false),
+            (11, 1000, false),
+            (12, 1000, true),
+        ] {
+            assert_eq!(watch.is_to_be_told(start + seconds * second, ahead_ms), told, "{seconds}");
+        }
+    }
 
     #[test]
     fn a_difference_anywhere_is_one() {
