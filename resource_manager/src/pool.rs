@@ -3,6 +3,7 @@
 //!
 //! ```text
 //!   node    registered ──connected──▶ ready ──connection ends──▶ lost ──connected──▶ ready
+//!                      draining ──its executor manager stops──▶ registered
 //!           any ──remove──▶ draining ──last lease ended──▶ forgotten
 //!   lease   granted ──claimed──▶ active ──asked to end──▶ ending ──▶ ended (a bill, no lease)
 //!              └────────────────────┴── expired, not claimed in time, given back, node lost ──▶ ended
@@ -523,8 +524,12 @@ impl Pool {
     /// go on without it, so it has some time to come back.
     pub fn node_disconnected(&mut self, now: Now, link: LinkId, out: &mut Vec<Action>) {
         let Some((slot, node)) = self.held.nodes.on(link) else { return }; // it was removed before
-        let (leases, draining) = (node.leases.len(), node.draining);
-        tracing::warn!(node = ?node.spec.name(), leases, "connection to the executor manager ended");
+        let (leases, draining, stopping) = (node.leases.len(), node.draining, node.stopping);
+        let node = node.spec.name();
+        match leases {
+            0 if stopping => tracing::info!(?node, "executor manager has stopped"),
+            _ => tracing::warn!(?node, leases, "connection to the executor manager ended"),
+        }
         let give_up_at = (leases > 0).then_some(now.monotonic + self.node_return);
         self.held.nodes.disconnect(now, slot, give_up_at, out);
         for id in self.held.nodes.leases_on(slot) {

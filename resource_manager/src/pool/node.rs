@@ -210,8 +210,8 @@ pub enum Conflict {
 /// The connection of a node's executor manager.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum NodeConnection {
-    /// There was none yet.
-    Never,
+    /// There was none yet, or the last one has ended in order.
+    None,
     /// Connected; leases from before must be reported again by then.
     Up { link: LinkId, reclaim_by: Option<Instant> },
     /// Gone; its leases end then, unless it comes back.
@@ -259,7 +259,7 @@ impl Node {
             ip: spec.ip(),
             spec,
             resolve_at: None,
-            connection: NodeConnection::Never,
+            connection: NodeConnection::None,
             instance: None,
             listens: None,
             clock_ahead_ms: None,
@@ -282,7 +282,7 @@ impl Node {
         let NodeRecord { spec, instance, draining, leaves_at, replaced } = record;
         let leaves_at = leaves_at.map(|at| (now.until(at), at));
         let connection = match instance {
-            None => NodeConnection::Never,
+            None => NodeConnection::None,
             Some(_) => NodeConnection::Lost { give_up_at: None },
         };
         Node { instance, draining, leaves_at, replaced, connection, ..Node::new(spec) }
@@ -321,7 +321,7 @@ impl Node {
     pub(super) fn link(&self) -> Option<LinkId> {
         match self.connection {
             NodeConnection::Up { link, .. } => Some(link),
-            NodeConnection::Never | NodeConnection::Lost { .. } => None,
+            NodeConnection::None | NodeConnection::Lost { .. } => None,
         }
     }
 
@@ -334,7 +334,7 @@ impl Node {
         match self.connection {
             _ if self.draining || self.stopping => NodeState::Draining,
             NodeConnection::Up { .. } if self.is_where_it_says() => NodeState::Ready,
-            NodeConnection::Up { .. } | NodeConnection::Never => NodeState::Registered,
+            NodeConnection::Up { .. } | NodeConnection::None => NodeState::Registered,
             NodeConnection::Lost { .. } => NodeState::Lost,
         }
     }
@@ -373,7 +373,7 @@ impl Node {
 
     pub(super) fn deadline(&self) -> Option<Instant> {
         let connection = match self.connection {
-            NodeConnection::Never => None,
+            NodeConnection::None => None,
             NodeConnection::Up { reclaim_by, .. } => reclaim_by,
             NodeConnection::Lost { give_up_at } => give_up_at,
         };

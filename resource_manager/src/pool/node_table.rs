@@ -326,7 +326,11 @@ impl NodeTable {
         out: &mut Vec<Action>,
     ) {
         self.change(slot, |node| {
-            node.connection = NodeConnection::Lost { give_up_at };
+            let in_order = node.stopping && node.leases.is_empty();
+            node.connection = match in_order {
+                true => NodeConnection::None,
+                false => NodeConnection::Lost { give_up_at },
+            };
             node.stopping = false;
             node.resolve(now, out);
         });
@@ -386,7 +390,7 @@ impl NodeTable {
                 node.resolve(now, out);
             }
             let (due, what) = match &mut node.connection {
-                NodeConnection::Never => return None,
+                NodeConnection::None => return None,
                 NodeConnection::Up { reclaim_by, .. } => (reclaim_by, NodeDue::EndUnreported),
                 NodeConnection::Lost { give_up_at } => (give_up_at, NodeDue::GiveUp),
             };

@@ -92,13 +92,13 @@ pub struct Policy {
 #[serde(rename_all = "snake_case")]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub enum NodeState {
-    /// Known; its executor manager has not connected, or its host name was not found yet.
+    /// Known; its executor manager has not connected or was stopped, or its host name was not found yet.
     Registered,
     /// It takes leases.
     Ready,
     /// Being withdrawn, or its executor manager is stopping: no new leases.
     Draining,
-    /// Its executor manager was connected and is not any more.
+    /// Its executor manager was connected and is not any more, and has not said that it stops.
     Lost,
 }
 

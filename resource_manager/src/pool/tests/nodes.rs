@@ -243,7 +243,7 @@ fn a_node_whose_executor_manager_stops_takes_no_leases_until_it_is_back() {
     );
     world.report(&active, link, EndReason::Shutdown, 1);
     world.disconnect(link);
-    assert_eq!(world.pool.node("a").unwrap().state, NodeState::Lost);
+    assert_eq!(world.pool.node("a").unwrap().state, NodeState::Registered, "it has ended in order");
     world.pool.node_connected(world.now, "a", run(2), LinkId(9), &mut world.out).unwrap();
     assert!(world.request(3, 1, HOUR).is_ok());
 }
