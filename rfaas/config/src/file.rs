@@ -2,11 +2,17 @@
 //! it. The names and addresses that several of them have.
 
 use std::fmt;
-use std::fs;
+use std::fs::{self, OpenOptions};
 use std::io::{self, Read};
 use std::net::{SocketAddr, ToSocketAddrs};
+use std::os::fd::AsFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
+use nix::libc::{O_NOCTTY, O_NONBLOCK};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::de::DeserializeOwned;
 
 use super::report::{ProgramError, describe};
@@ -142,15 +148,49 @@ pub fn resolve(host: &str, port: u16) -> Result<Vec<SocketAddr>, ConfigError> {
 /// Largest file of settings or secret that is read, in bytes: a database of some 10,000 nodes fits.
 const MOST_BYTES: u64 = 4 << 20;
 
-/// Returns the content of `path`, which may be a device without an end.
+/// Longest wait for all that comes out of a file that is no regular one: a pipe, for example.
+const MOST_WAIT: Duration = Duration::from_secs(5);
+
+/// Returns the content of `path`, which may be a device without an end, or a pipe that nobody writes to.
 pub(super) fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
+    // A pipe is opened without waiting for its other end, a terminal without becoming ours.
+    let mut file = OpenOptions::new().read(true).custom_flags(O_NONBLOCK | O_NOCTTY).open(path)?;
     let mut bytes = Vec::new();
-    fs::File::open(path)?.take(MOST_BYTES + 1).read_to_end(&mut bytes)?;
+    if file.metadata()?.is_file() {
+        file.take(MOST_BYTES + 1).read_to_end(&mut bytes)?;
+    } else {
+        let end = Instant::now() + MOST_WAIT;
+        let mut part = [0; 4096];
+        while bytes.len() as u64 <= MOST_BYTES {
+            wait_readable(&file, end)?;
+            match file.read(&mut part) {
+                Ok(0) => break,
+                Ok(read) => bytes.extend_from_slice(&part[..read]),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
     if bytes.len() as u64 > MOST_BYTES {
         let why = format!("is larger than {} MiB", MOST_BYTES >> 20);
         return Err(io::Error::new(io::ErrorKind::FileTooLarge, why));
     }
     Ok(bytes)
+}
+
+/// Waits until something can be read, or that is over.
+fn wait_readable(file: &fs::File, end: Instant) -> io::Result<()> {
+    let left = end.saturating_duration_since(Instant::now());
+    let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+    let mut polled = [PollFd::new(file.as_fd(), PollFlags::POLLIN)];
+    match poll(&mut polled, timeout) {
+        Ok(0) => {
+            let why = format!("its end has not come within {} s", MOST_WAIT.as_secs());
+            Err(io::Error::new(io::ErrorKind::TimedOut, why))
+        }
+        Ok(_) | Err(Errno::EINTR) => Ok(()),
+        Err(errno) => Err(errno.into()),
+    }
 }
 
 /// What all files have in common.

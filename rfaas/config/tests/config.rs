@@ -4,13 +4,16 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::Write;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
 
 use rdmalib::Provider;
 use rfaas_config::{
-    BenchmarkConfig, ConfigError, Devices, Engine, ExecutorManagerConfig, ExecutorsDatabase,
-    Isolation, ResourceManagerConfig, resolve,
+    BenchmarkConfig, ClusterSecret, ConfigError, Devices, Engine, ExecutorManagerConfig,
+    ExecutorsDatabase, Isolation, ResourceManagerConfig, SecretValue, resolve,
 };
 use rfaas_protocol::isolation::{Layer, Layers, NetworkPolicy, UserRange};
 use serde_json::{Value, json};
@@ -527,6 +530,30 @@ fn devices_that_cannot_be_used_are_refused() {
 fn a_file_without_an_end_is_refused() {
     let error = Devices::load("/dev/zero").unwrap_err();
     assert_eq!(error.to_string(), "/dev/zero: cannot be read: is larger than 4 MiB");
+}
+
+#[test]
+fn a_pipe_is_read_to_its_end_and_waited_for_no_longer_than_that_may_take() {
+    let directory = tempfile::tempdir().unwrap();
+    let pipe = directory.path().join("pipe");
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let text = r#"{"devices": [{"name": "a", "ip_address": "1.1.1.1"}]}"#;
+    let devices = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut file = fs::OpenOptions::new().write(true).open(&pipe).unwrap();
+            for part in text.as_bytes().chunks(20) {
+                std::thread::sleep(Duration::from_millis(10));
+                file.write_all(part).unwrap();
+            }
+        });
+        Devices::load(&pipe).unwrap()
+    });
+    assert_eq!(devices.devices.len(), 1);
+
+    // And nobody writes to it.
+    let secret = ClusterSecret::load(&SecretValue::default(), pipe.to_str().unwrap());
+    let error = secret.unwrap_err().to_string();
+    assert!(error.ends_with("pipe: cannot be read: its end has not come within 5 s"), "{error}");
 }
 
 #[test]
