@@ -9,6 +9,7 @@ mod asynchronous;
 mod deploying;
 mod failing;
 mod granting;
+mod graphs;
 mod in_place;
 mod invoking;
 mod keeping;
