@@ -14,11 +14,12 @@ use crate::dial::{DialError, dial, dial_client};
 use crate::introductions::Expected;
 use crate::library::{GuardedMemory, Library};
 use crate::parts::{Edge, LinkPlan, NamedStage, Source, Work};
-use crate::plan::{DIAL_TIMEOUT, Plan, page_bytes};
+use crate::plan::{PARTS_TIMEOUT, Plan, page_bytes};
 use crate::worker::WorkerStartError;
 
-/// Time that other workers have to dial, from when this one has made its edges: all begin at once.
-pub const INTRODUCED_WITHIN: Duration = DIAL_TIMEOUT;
+/// Time that other workers have to dial, and to accept: the client gives up before by its own limit, half a minute by
+/// default, and then this process ends.
+pub const INTRODUCED_WITHIN: Duration = PARTS_TIMEOUT;
 
 /// Whom an output is dialled at, in errors.
 const RECEIVER: &str = "worker that gets its output";
@@ -101,7 +102,7 @@ impl Edges {
             link.connect(
                 secret,
                 |queue_pair, hello| {
-                    dial(queue_pair, to, hello, DIAL_TIMEOUT)
+                    dial(queue_pair, to, hello, INTRODUCED_WITHIN)
                         .map_err(|error| DialError::new(RECEIVER, to, &error))
                 },
                 |error| DialError::malformed(RECEIVER, to, &error),

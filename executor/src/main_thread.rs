@@ -32,16 +32,13 @@ use crate::library::{Code, GivenFile, Library, LoadError};
 use crate::limits;
 use crate::loader::Loader;
 use crate::parts::Parts;
-use crate::plan::{DIAL_TIMEOUT, Plan, StandbyPlan};
+use crate::plan::{DIAL_TIMEOUT, PARTS_TIMEOUT, Plan, StandbyPlan};
 use crate::pool::{self, WorkerPool};
 use crate::watch::{News, Watch};
 use crate::worker::WorkerStartError;
 
 /// Time that the client has to read why its library was not loaded.
 const LAST_WORDS: Duration = Duration::from_secs(1);
-/// Time that a client has until all executors of its graph have started and it has told each its part: it gives up
-/// before by its own limit, half a minute by default.
-const PARTS_TIMEOUT: Duration = Duration::from_secs(300);
 /// Time between two checks for calls that take long.
 const TICK: Duration = Duration::from_secs(1);
 /// Time between two wake-ups for nothing while this process stands by.

@@ -17,6 +17,10 @@ use rfaas_protocol::library::LibraryHash;
 /// come at once. Both wait for us.
 pub const DIAL_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Time that a client has until all executors of its graph have started and it has told each its part: it gives up
+/// before by its own limit, half a minute by default.
+pub const PARTS_TIMEOUT: Duration = Duration::from_secs(300);
+
 /// Most time that the client has to write its code: 4 GB at 1 Gb/s.
 const CODE_TIMEOUT: Duration = Duration::from_secs(40);
 /// What it has to write at least, of code that takes less: the share of each of 50 executors that it deploys at once

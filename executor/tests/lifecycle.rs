@@ -9,7 +9,12 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use common::{DEADLINE, Session, Setup, compile, eventually, faulty, spawn, wait_for};
+use rdmalib::{QueuePair, QueuePairConfig};
 use rfaas_protocol::assignment::{Instructions, MANAGER_LOST};
+use rfaas_protocol::channel::Incoming;
+use rfaas_protocol::edge::{EdgeHello, InputKind, Join, Takes};
+use rfaas_protocol::session::{EdgeIn, FromExecutor, Part, ToExecutor};
+use rfaas_protocol::{Empty, Hello, Role, Secret, Text};
 use zerocopy::IntoBytes;
 
 /// Milliseconds in nanoseconds.
@@ -35,6 +40,48 @@ fn sigterm_and_sigint_end_it_with_status_0() {
         assert_eq!(session.exit_status().code(), Some(0));
         assert_eq!(session.manager.invocations(), 1);
     }
+}
+
+#[test]
+fn a_worker_of_a_graph_waits_for_who_dials_it_as_long_as_its_client_wants_to() {
+    const LONGER_THAN_A_DIAL: Duration = Duration::from_millis(5500);
+    const SECRET: Secret = Secret([9; 16]);
+    let (setup, code) = (Setup { graph: true, ..Setup::default() }, faulty());
+    let mut session = Session::spawn(&setup, &code);
+    session.connect_control(&setup, &code, Duration::ZERO);
+    let control = session.control.as_mut().unwrap();
+    let Incoming::Message(FromExecutor::Listening(listening)) = control.receive(DEADLINE).unwrap()
+    else {
+        panic!("it does not say where it is dialled")
+    };
+    let part = Part {
+        worker: 0.into(),
+        function: 0.into(),
+        member: 0.into(),
+        members: 1.into(),
+        join: Join::All.to_wire(),
+        wanted: 0.into(),
+        takes: Takes::Whole.to_wire(),
+        within_ms: 0.into(),
+        name: Text::new("echo").unwrap(),
+    };
+    let (kind, on_link) = (InputKind::Whole.to_wire(), 0.into());
+    let input = EdgeIn { secret: SECRET, bytes: 64.into(), kind, on_link };
+    for told in [ToExecutor::Part(part), ToExecutor::EdgeIn(input), ToExecutor::Complete(Empty {})]
+    {
+        control.send(&told).unwrap();
+    }
+    session.connect_control(&setup, &code, LONGER_THAN_A_DIAL);
+    assert_eq!(session.workers.len(), 0, "it has dialled the client before its edges are there");
+
+    let domain = session.device.domain().unwrap();
+    let queue = session.device.completion_queue(4).unwrap();
+    let config = QueuePairConfig { send_depth: 1, receive_depth: 1, ..QueuePairConfig::default() };
+    let mut sender = QueuePair::new(&domain, &queue, &queue, &config).unwrap();
+    let hello = Hello::with(Role::Edge, &EdgeHello { secret: SECRET });
+    sender.connect(listening.address.into(), &hello, DEADLINE).unwrap();
+    session.connect(&setup, &code);
+    assert!(session.listed().unwrap().contains(&"echo".to_owned()));
 }
 
 #[test]

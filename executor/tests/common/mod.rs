@@ -70,6 +70,8 @@ pub struct Setup {
     pub silence_ms: u32,
     /// Soft limit of descriptors that its manager was started with.
     pub open_files: u64,
+    /// The executor is one of a graph.
+    pub graph: bool,
     pub env: Vec<(String, String)>,
 }
 
@@ -87,6 +89,7 @@ impl Default for Setup {
             heartbeat_ms: 1000,
             silence_ms: 600_000,
             open_files: 1024,
+            graph: false,
             env: vec![],
         }
     }
@@ -154,7 +157,7 @@ pub fn assignment(setup: &Setup, client: SocketAddr, code: &[u8]) -> Assignment 
         code_hash: LibraryHash::of(code),
         library: LibraryFile::Absent,
         hot_timeout_ms: setup.hot_timeout_ms,
-        graph: false,
+        graph: setup.graph,
     }
 }
 
