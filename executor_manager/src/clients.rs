@@ -346,7 +346,8 @@ impl Client {
                 Ok(None) => return true,
                 Ok(Some(Incoming::Message(message))) => {
                     let first = !std::mem::replace(&mut self.spoke, true);
-                    let more_time = first && !self.last_turn; // a client that has to go does not stay for a first message
+                    // A client that has to go does not stay for a first message.
+                    let more_time = first && !self.last_turn;
                     if more_time && let Standing::Waiting { until } = &mut self.standing {
                         *until = self.connected + CLAIM_SOMETHING;
                     }

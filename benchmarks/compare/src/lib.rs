@@ -20,7 +20,8 @@
 //! | verbs ping-pong | a C program that is compiled here | `floors` |
 //! | UCX, libfabric, perftest | theirs, where they are installed | `installed` |
 //!
-//! A contender more is an [`Id`], a [`Contender`] and its place in the list of `run`; a ratio more is a line in `ratios`.
+//! A contender more is an [`Id`], a [`Contender`] and its place in the list of `run`; a ratio more is a line in
+//! `ratios`.
 
 pub mod contender;
 pub mod echo;

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 /// Lease cycles between two faults: at least, and how many different numbers there are.
 const BETWEEN: (u32, u64) = (4, 9);
-/// How long somebody is stopped, or away until started again, at least, and how many milliseconds more there may be: some
-/// are shorter than the silence that is as good as a death, a second, and some are longer. Faults overlap.
+/// How long somebody is stopped, or away until started again, at least, and how many milliseconds more there may be:
+/// some are shorter than the silence that is as good as a death, a second, and some are longer. Faults overlap.
 const AWAY_MS: (u64, u64) = (50, 1800);
 
 /// Whom a fault meets.
@@ -82,7 +82,8 @@ pub fn schedule(seed: u64, cycles: u32, clients: usize, nodes: usize) -> Vec<Str
     }
 }
 
-/// Numbers that a seed decides: SplitMix64 (Steele, Lea, Flood: "Fast splittable pseudorandom number generators", 2014).
+/// Numbers that a seed decides: SplitMix64 (Steele, Lea, Flood: "Fast splittable pseudorandom number generators",
+/// 2014).
 pub struct Random(u64);
 
 impl Random {
