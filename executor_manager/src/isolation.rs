@@ -35,8 +35,13 @@ pub fn wanted(settings: &ExecutorSettings, provider: Provider) -> Result<Sandbox
     }
     let rdma = provider == Provider::Verbs;
     let usual = if rdma { NetworkPolicy::Rdma } else { NetworkPolicy::None };
+    let mut layers = settings.isolation.wanted();
+    if provider == Provider::Tcp {
+        // It is put on before executors connect. Then seccomp takes their sockets away, as everywhere.
+        layers.remove(Layer::LandlockNetwork);
+    }
     Ok(SandboxSettings {
-        layers: settings.isolation.wanted(),
+        layers,
         view: settings.view.clone(),
         users: settings.users,
         network: settings.network.unwrap_or(usual),

@@ -5,7 +5,7 @@
 //!     │ one enum over the providers: `providers::Any`, matched once a call
 //!   contract: these traits                             static dispatch; no object is a `dyn`
 //!     │
-//!   providers: shm, verbs                              know the plain types and this contract
+//!   providers: shm, verbs, tcp                         know the plain types and this contract
 //! ```
 //! A provider is a folder under `providers` with types that implement these traits, beginning with
 //! [`Device`], and one line in each list of `providers/mod.rs`, with the arms that the compiler then
@@ -20,7 +20,8 @@
 //! * Bytes and messages of a peer may be lies; they never cause a panic or an access outside of
 //!   memory that is registered for them.
 //! * Handles are cheap to clone; an object keeps alive what it was made from.
-//! * What is [hot](SendQueue::post) makes no system call and takes no lock while the peer keeps up.
+//! * What is [hot](SendQueue::post) makes no system call and takes no lock while the peer keeps up;
+//!   on tcp it makes one, and takes a lock that nobody else holds for long.
 
 use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;

@@ -42,6 +42,12 @@ impl Events {
         self.watch(fd, number.into(), flags)
     }
 
+    /// Waits for other things from `fd`, which is in the set.
+    pub(crate) fn modify(&self, fd: impl AsFd, number: u32, flags: EpollFlags) -> Result<()> {
+        let mut event = EpollEvent::new(flags, number.into());
+        self.epoll.modify(fd, &mut event).map_err(|e| Error::os("epoll_ctl", e))
+    }
+
     /// Stops doing so. Without effect if `fd` is not in the set.
     pub(crate) fn remove(&self, fd: impl AsFd) {
         let _ = self.epoll.delete(fd); // ENOENT

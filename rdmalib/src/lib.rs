@@ -19,7 +19,7 @@
 //! * **Three calls wait for others**: [`QueuePair::connect`], [`Listener::next`] and
 //!   [`CompletionQueue::wait`]. Each has a time limit. Posting and polling make no system call
 //!   while the peer keeps up, except to wake a thread that sleeps. (The driver of SoftRoCE makes
-//!   some.)
+//!   some, and on TCP a post sends and a poll receives.)
 //! * **Order.** The requests of a send queue are carried out in the order of posting, those of a
 //!   receive queue are used up in that order, and the completions of one queue come in it.
 //!   Completions of different queues have no order. On RDMA devices a request may overtake earlier
@@ -150,19 +150,19 @@
 //! ```
 //!
 //! # Providers
-//! | | [`Shm`](Provider::Shm), the embedded device | [`Verbs`](Provider::Verbs) |
-//! | --- | --- | --- |
-//! | needs | Linux | a card for InfiniBand or RoCE, or SoftRoCE; `libibverbs.so.1` and `librdmacm.so.1`, loaded when a device is opened; memory that may be locked (`ulimit -l`) |
-//! | reaches | processes of one machine and one network namespace, of any user | machines of the RDMA network |
-//! | who moves bytes | the thread that posts; the helper thread for requests that waited for a receive | the card |
-//! | helper threads | `rdma-shm`, one for each open device; from the first end of a connection on a few `rdma-close`, at most 16 for the process | `rdma-verbs`, one for each open device |
-//! | the end of a peer's process | noticed at once | noticed at once; a machine that is silent only by a request, after 0.5 to 2 seconds ([`RetryExceeded`](Status::RetryExceeded)) |
-//! | who is at the other end, as text | process and user | [`ConnectRequest::peer`]: the address; [`QueuePair::peer`]: `None` |
-//! | [`Peer`] | a user | an address |
-//! | [`PrivateData`] | as long as it was passed | padded with zeros |
-//! | [`rnr_timer`](QueuePairConfig::rnr_timer) | that of the sender | that of the receiver, in steps |
-//! | a key that is too wide | fails in the completion ([`RemoteAccessError`](Status::RemoteAccessError)) | refused when it is posted ([`Error::RemoteAccess`]) |
-//! | [`Flags::WITH_COMPLETION`], [`CompletionQueue::stay_awake`], [`limit_peers`] | have an effect | have none |
+//! | | [`Shm`](Provider::Shm), the embedded device | [`Verbs`](Provider::Verbs) | [`Tcp`](Provider::Tcp) |
+//! | --- | --- | --- | --- |
+//! | needs | Linux | a card for InfiniBand or RoCE, or SoftRoCE; `libibverbs.so.1` and `librdmacm.so.1`, loaded when a device is opened; memory that may be locked (`ulimit -l`) | Linux, an address |
+//! | reaches | processes of one machine and one network namespace, of any user | machines of the RDMA network | machines of the IP network |
+//! | who moves bytes | the thread that posts; the helper thread for requests that waited for a receive | the card | the threads that post and poll; the helper thread while nobody polls |
+//! | helper threads | `rdma-shm`, one for each open device; from the first end of a connection on a few `rdma-close`, at most 16 for the process | `rdma-verbs`, one for each open device | `rdma-tcp`, one for each open device |
+//! | the end of a peer's process | noticed at once | noticed at once; a machine that is silent only by a request, after 0.5 to 2 seconds ([`RetryExceeded`](Status::RetryExceeded)) | noticed at once; a machine that is silent after some 2 to 4 seconds, whether or not there is a request |
+//! | who is at the other end, as text | process and user | [`ConnectRequest::peer`]: the address; [`QueuePair::peer`]: `None` | address and port |
+//! | [`Peer`] | a user | an address | an address |
+//! | [`PrivateData`] | as long as it was passed | padded with zeros | as long as it was passed |
+//! | [`rnr_timer`](QueuePairConfig::rnr_timer) | that of the sender | that of the receiver, in steps | that of the sender, times the number of tries |
+//! | a key that is too wide | fails in the completion ([`RemoteAccessError`](Status::RemoteAccessError)) | refused when it is posted ([`Error::RemoteAccess`]) | as on shm |
+//! | [`Flags::WITH_COMPLETION`], [`CompletionQueue::stay_awake`], [`limit_peers`] | have an effect | have none | have none |
 //!
 //! [`Capabilities`] and [`Limits`] say the rest. Helper threads take no signals.
 //!

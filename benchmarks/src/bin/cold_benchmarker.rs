@@ -114,7 +114,7 @@ fn floor_of(plan: &RunPlan, library: &Path) -> Result<(Option<ColdFloor>, &'stat
     let device = &plan.device.device;
     Ok(match device.spec().provider {
         Provider::Verbs => (ColdFloor::connecting(device.ip_address())?, "exec_connect"),
-        Provider::Shm => (ColdFloor::loading(library)?, "exec_dlopen"),
+        Provider::Shm | Provider::Tcp => (ColdFloor::loading(library)?, "exec_dlopen"),
     })
 }
 

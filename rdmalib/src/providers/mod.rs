@@ -7,6 +7,7 @@
 //! Elsewhere: what a provider's objects guarantee (`crate::contract`).
 
 pub(crate) mod shm;
+pub(crate) mod tcp;
 pub(crate) mod verbs;
 
 use crate::contract::{Device as _, Domain as _, Memory, SendQueue as _};
@@ -14,21 +15,24 @@ use crate::types::{DeviceSpec, Error, PrivateData, Provider, QueuePairConfig, Re
 
 /// An object of one of the providers.
 #[derive(Clone, Debug)]
-pub(crate) enum Any<S, V> {
+pub(crate) enum Any<S, V, T> {
     Shm(S),
     Verbs(V),
+    Tcp(T),
 }
 
-pub(crate) type AnyDevice = Any<shm::Device, verbs::Device>;
-pub(crate) type AnyDomain = Any<shm::Domain, verbs::Domain>;
-pub(crate) type AnyRegion = Any<shm::Region, verbs::Region>;
-pub(crate) type AnyRemoteMemory = Any<shm::Part, verbs::NeverMapped>;
-pub(crate) type AnyCompletionQueue = Any<shm::CompletionQueue, verbs::CompletionQueue>;
-pub(crate) type AnyWaker = Any<shm::Waker, verbs::Waker>;
-pub(crate) type AnySendQueue = Any<shm::SendQueue, verbs::SendQueue>;
-pub(crate) type AnyReceiveQueue = Any<shm::ReceiveQueue, verbs::ReceiveQueue>;
-pub(crate) type AnyListener = Any<shm::Listener, verbs::Listener>;
-pub(crate) type AnyConnectRequest = Any<shm::ConnectRequest, verbs::ConnectRequest>;
+pub(crate) type AnyDevice = Any<shm::Device, verbs::Device, tcp::Device>;
+pub(crate) type AnyDomain = Any<shm::Domain, verbs::Domain, tcp::Domain>;
+pub(crate) type AnyRegion = Any<shm::Region, verbs::Region, tcp::Region>;
+pub(crate) type AnyRemoteMemory = Any<shm::Part, verbs::NeverMapped, tcp::NeverMapped>;
+pub(crate) type AnyCompletionQueue =
+    Any<shm::CompletionQueue, verbs::CompletionQueue, tcp::CompletionQueue>;
+pub(crate) type AnyWaker = Any<shm::Waker, verbs::Waker, tcp::Waker>;
+pub(crate) type AnySendQueue = Any<shm::SendQueue, verbs::SendQueue, tcp::SendQueue>;
+pub(crate) type AnyReceiveQueue = Any<shm::ReceiveQueue, verbs::ReceiveQueue, tcp::ReceiveQueue>;
+pub(crate) type AnyListener = Any<shm::Listener, verbs::Listener, tcp::Listener>;
+pub(crate) type AnyConnectRequest =
+    Any<shm::ConnectRequest, verbs::ConnectRequest, tcp::ConnectRequest>;
 
 /// Evaluates the expression for the object in an `Any`, whichever provider it is of.
 macro_rules! each {
@@ -36,6 +40,7 @@ macro_rules! each {
         match $any {
             $crate::providers::Any::Shm($object) => $result,
             $crate::providers::Any::Verbs($object) => $result,
+            $crate::providers::Any::Tcp($object) => $result,
         }
     };
 }
@@ -46,6 +51,7 @@ macro_rules! each_into {
         match $any {
             $crate::providers::Any::Shm($object) => $crate::providers::Any::Shm($result),
             $crate::providers::Any::Verbs($object) => $crate::providers::Any::Verbs($result),
+            $crate::providers::Any::Tcp($object) => $crate::providers::Any::Tcp($result),
         }
     };
 }
@@ -56,6 +62,7 @@ macro_rules! each_optional {
         match $any {
             $crate::providers::Any::Shm($object) => $result.map($crate::providers::Any::Shm),
             $crate::providers::Any::Verbs($object) => $result.map($crate::providers::Any::Verbs),
+            $crate::providers::Any::Tcp($object) => $result.map($crate::providers::Any::Tcp),
         }
     };
 }
@@ -67,13 +74,14 @@ pub(crate) fn open(spec: &DeviceSpec) -> Result<AnyDevice> {
     Ok(match spec.provider {
         Provider::Shm => Any::Shm(shm::Device::open(spec)?),
         Provider::Verbs => Any::Verbs(verbs::Device::open(spec)?),
+        Provider::Tcp => Any::Tcp(tcp::Device::open(spec)?),
     })
 }
 
 /// Loads what devices of `provider` need in a process.
 pub(crate) fn prepare(provider: Provider) -> std::result::Result<(), String> {
     match provider {
-        Provider::Shm => Ok(()), // all of it is in the program
+        Provider::Shm | Provider::Tcp => Ok(()), // all of it is in the program
         Provider::Verbs => verbs::prepare(),
     }
 }
@@ -94,6 +102,10 @@ pub(crate) fn queue_pair(
             let (send, receive) = domain.queue_pair(send, receive, config)?;
             (Any::Verbs(send), Any::Verbs(receive))
         }
+        (Any::Tcp(domain), Any::Tcp(send), Any::Tcp(receive)) => {
+            let (send, receive) = domain.queue_pair(send, receive, config)?;
+            (Any::Tcp(send), Any::Tcp(receive))
+        }
         _ => return Err(Error::InvalidArgument("completion queue is of another device")),
     })
 }
@@ -107,6 +119,7 @@ pub(crate) fn accept(
     match (request, queue) {
         (Any::Shm(request), Any::Shm(queue)) => queue.accept(request, private_data),
         (Any::Verbs(request), Any::Verbs(queue)) => queue.accept(request, private_data),
+        (Any::Tcp(request), Any::Tcp(queue)) => queue.accept(request, private_data),
         _ => Err(Error::InvalidArgument("queue pair is of another device than the listener")),
     }
 }
@@ -116,7 +129,7 @@ impl<'a> Memory<'a, shm::Region> for &'a AnyRegion {
     fn of_provider(self) -> Option<&'a shm::Region> {
         match self {
             Any::Shm(region) => Some(region),
-            Any::Verbs(_) => None,
+            Any::Verbs(_) | Any::Tcp(_) => None,
         }
     }
 }
@@ -126,7 +139,17 @@ impl<'a> Memory<'a, verbs::Region> for &'a AnyRegion {
     fn of_provider(self) -> Option<&'a verbs::Region> {
         match self {
             Any::Verbs(region) => Some(region),
-            Any::Shm(_) => None,
+            Any::Shm(_) | Any::Tcp(_) => None,
+        }
+    }
+}
+
+impl<'a> Memory<'a, tcp::Region> for &'a AnyRegion {
+    #[inline]
+    fn of_provider(self) -> Option<&'a tcp::Region> {
+        match self {
+            Any::Tcp(region) => Some(region),
+            Any::Shm(_) | Any::Verbs(_) => None,
         }
     }
 }

@@ -26,7 +26,7 @@ pub enum Status {
     /// The peer failed while carrying it out; for example, it has dropped the region of its receive
     /// buffer.
     RemoteOperationError,
-    /// The peer's machine did not answer for some time. Only on verbs.
+    /// The peer's machine did not answer for some time. Not on shm.
     RetryExceeded,
     /// The peer had posted no receive, and all tries were used up ([`RnrRetry`](crate::RnrRetry)).
     RnrRetryExceeded,

@@ -6,7 +6,7 @@ use super::error::{Error, Result};
 
 /// Which implementation drives a device. [The front page](crate#providers) compares them.
 ///
-/// As text, in both directions, it is `verbs` or `shm`, exactly so: any other text, capital letters
+/// As text, in both directions, it is `verbs`, `tcp` or `shm`, exactly so: any other text, capital letters
 /// too, is [`Error::InvalidArgument`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Provider {
@@ -14,6 +14,8 @@ pub enum Provider {
     Verbs,
     /// The embedded device: shared memory between processes of one host.
     Shm,
+    /// TCP: any IP network.
+    Tcp,
 }
 
 impl fmt::Display for Provider {
@@ -21,6 +23,7 @@ impl fmt::Display for Provider {
         f.write_str(match self {
             Provider::Verbs => "verbs",
             Provider::Shm => "shm",
+            Provider::Tcp => "tcp",
         })
     }
 }
@@ -32,7 +35,8 @@ impl FromStr for Provider {
         match name {
             "verbs" => Ok(Provider::Verbs),
             "shm" => Ok(Provider::Shm),
-            _ => Err(Error::InvalidArgument("provider is neither \"verbs\" nor \"shm\"")),
+            "tcp" => Ok(Provider::Tcp),
+            _ => Err(Error::InvalidArgument("provider is not \"verbs\", \"tcp\" or \"shm\"")),
         }
     }
 }
@@ -40,7 +44,7 @@ impl FromStr for Provider {
 /// Describes a device to open: one entry of the device database.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeviceSpec {
-    /// Name; for verbs as `ibv_devices` prints it, free for shm.
+    /// Name; for verbs as `ibv_devices` prints it, free for shm and tcp.
     pub name: String,
     /// Which implementation opens it.
     pub provider: Provider,
@@ -57,10 +61,10 @@ pub struct DeviceSpec {
 ///
 /// Some limits are the same for all devices of a provider:
 ///
-/// | | shm | verbs |
+/// | | shm, tcp | verbs |
 /// | --- | --- | --- |
 /// | bytes of one send, write or read | 4 GiB − 1 | 2 GiB |
-/// | regions of one domain | 8192 ([`Error::OutOfKeys`]) | what the card has |
+/// | regions of one domain | shm: 8192 ([`Error::OutOfKeys`]); tcp: as many mappings as a process may have | what the card has |
 /// | private data | [`MAX_CONNECT_DATA`](crate::MAX_CONNECT_DATA), [`MAX_ACCEPT_DATA`](crate::MAX_ACCEPT_DATA), [`MAX_REJECT_DATA`](crate::MAX_REJECT_DATA) | the same |
 ///
 /// A region takes whole pages. Regions and connections are also limited by what the process may
@@ -68,11 +72,11 @@ pub struct DeviceSpec {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Limits {
-    /// Largest inline payload, in bytes; on shm at most 512.
+    /// Largest inline payload, in bytes; on shm and tcp at most 512.
     pub max_inline_data: u32,
-    /// Most work requests that one send or receive queue holds; on shm 16,384.
+    /// Most work requests that one send or receive queue holds; on shm and tcp 16,384.
     pub max_queue_depth: u32,
-    /// Most entries of one completion queue; on shm 4,194,304.
+    /// Most entries of one completion queue; on shm and tcp 4,194,304.
     pub max_completion_entries: u32,
 }
 

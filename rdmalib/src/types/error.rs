@@ -67,7 +67,7 @@ pub enum Error {
     },
     /// The listener turned the connection away, before its program saw it: too many connections
     /// wait there that have sent no request yet, or too many of this user have not read that they
-    /// were accepted. Retry later. Only on shm.
+    /// were accepted (shm). Retry later. Not on verbs.
     #[error("the program at {0} has too many connections that wait; try again later")]
     TooManyConnections(SocketAddr),
     /// The listener has no descriptor or address space for one more connection; retry later. Only
@@ -78,7 +78,7 @@ pub enum Error {
     )]
     ListenerExhausted(SocketAddr),
     /// The listener closed the connection before it answered: it is ending, accepting failed there,
-    /// or it is another program. Only on shm.
+    /// or it is another program. Not on verbs.
     #[error(
         "the program at {0} closed the connection before it answered: it may have ended just now, or be another \
          program or version"
@@ -97,17 +97,15 @@ pub enum Error {
         /// User id that was expected.
         expected: u32,
     },
-    /// The address cannot be reached from the device; check the address and the network. Only on
-    /// verbs.
-    #[error(
-        "{to} cannot be reached from {from}: {reason}; check that both are on one RDMA network"
-    )]
+    /// The address cannot be reached from the device; check the address and the network. Not on
+    /// shm.
+    #[error("{to} cannot be reached from {from}: {reason}; check that both are on one network")]
     Unreachable {
         /// Address of the device that the connection should come from.
         from: IpAddr,
         /// Address that was tried.
         to: SocketAddr,
-        /// What the connection manager said.
+        /// What the connection manager or the kernel said.
         reason: String,
     },
     /// The listener's application refused the connection; its private data may say why.
@@ -240,7 +238,7 @@ pub enum Error {
         limit: u64,
     },
     /// This process has no address space for more memory, or has reached its bound of peers' memory
-    /// ([`limit_peers`](crate::limit_peers)). Only on shm.
+    /// ([`limit_peers`](crate::limit_peers), shm). Not on verbs.
     #[error(
         "no address space is left to map {bytes} bytes of memory; raise the limit (ulimit -v), or use less"
     )]

@@ -42,7 +42,7 @@ pub struct RemoteAddress {
     /// Remote key (rkey) of the region that holds it. Keys that are handed out have at most
     /// [`Capabilities::key_bits`](crate::Capabilities::key_bits) bits. A wider one is a wrong key:
     /// posting it fails ([`Error::RemoteAccess`](crate::Error::RemoteAccess), verbs), or its
-    /// request does ([`Status::RemoteAccessError`](crate::Status::RemoteAccessError), shm).
+    /// request does ([`Status::RemoteAccessError`](crate::Status::RemoteAccessError), shm, tcp).
     pub key: u64,
 }
 

@@ -27,7 +27,7 @@ pub struct QueuePairConfig {
     pub max_inline_data: u32,
     /// How often a request is tried while the peer has posted no receive.
     pub rnr_retry: RnrRetry,
-    /// Pause between two such tries. On shm that of the sending side counts. On verbs that of the
+    /// Pause between two such tries. On shm and tcp that of the sending side counts. On verbs that of the
     /// receiving side does, because that asks for the pause: in steps from 10 µs to 655 ms, rounded
     /// up.
     pub rnr_timer: Duration,

@@ -54,7 +54,7 @@ impl Fixture {
     pub fn rounds(&self, times: u32) -> u32 {
         match self.server.provider {
             Provider::Shm => times,
-            Provider::Verbs => times / 20,
+            Provider::Verbs | Provider::Tcp => times / 20,
         }
     }
 }
@@ -86,12 +86,16 @@ fn main() {
     }
     let shm = device("shm0", Provider::Shm, IpAddr::V4(Ipv4Addr::LOCALHOST));
     let ipv6 = device("shm0", Provider::Shm, IpAddr::V6(Ipv6Addr::LOCALHOST));
+    let tcp = device("tcp0", Provider::Tcp, IpAddr::V4(Ipv4Addr::LOCALHOST));
+    let tcp_ipv6 = device("tcp0", Provider::Tcp, IpAddr::V6(Ipv6Addr::LOCALHOST));
     let verbs = rdma_devices();
     let verbs_with =
         |server: usize| verbs.as_ref().map(|devices| Fixture::new(&devices[server], &devices[0]));
     let fixtures = [
         ("shm", Some(Fixture::new(&shm, &shm))),
         ("shm_ipv6", Some(Fixture::new(&ipv6, &ipv6))),
+        ("tcp", Some(Fixture::new(&tcp, &tcp))),
+        ("tcp_ipv6", Some(Fixture::new(&tcp_ipv6, &tcp_ipv6))),
         ("verbs", verbs_with(0)),
         ("verbs_pair", verbs_with(1)),
     ];

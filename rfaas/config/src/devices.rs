@@ -25,7 +25,7 @@ pub struct Devices {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DeviceEntry {
-    /// Name; for verbs as `ibv_devices` prints it, free for shm.
+    /// Name; for verbs as `ibv_devices` prints it, free for shm and tcp.
     pub name: String,
     /// Address of the interface that belongs to the device.
     pub ip_address: IpAddr,
@@ -190,7 +190,7 @@ impl File for Devices {
             require(
                 entry.trusted_user.is_none() || entry.provider == Provider::Shm,
                 &key("trusted_user"),
-                "is for provider \"shm\": on verbs a peer is a machine, not a user",
+                "is for provider \"shm\": elsewhere a peer is a machine, not a user",
             )?;
         }
         Ok(())
@@ -218,6 +218,6 @@ mod provider {
 
     pub fn deserialize<'de, D: Deserializer<'de>>(input: D) -> Result<Provider, D::Error> {
         let name = String::deserialize(input)?;
-        name.parse().map_err(|_| D::Error::unknown_variant(&name, &["verbs", "shm"]))
+        name.parse().map_err(|_| D::Error::unknown_variant(&name, &["verbs", "tcp", "shm"]))
     }
 }

@@ -157,7 +157,7 @@ pub struct AssignedSandbox {
 pub struct AssignedDevice {
     /// Name.
     pub name: String,
-    /// `"verbs"` or `"shm"`.
+    /// `"verbs"`, `"tcp"` or `"shm"`.
     pub provider: String,
     /// Address of its interface.
     pub ip_address: IpAddr,

@@ -33,7 +33,7 @@ pub const MAX_JSON_BYTES: u64 = 1 << 20;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ZygoteSettings {
-    /// `"verbs"` or `"shm"`: of the device that executors use.
+    /// `"verbs"`, `"tcp"` or `"shm"`: of the device that executors use.
     pub provider: String,
     /// How executors are isolated. Of the layers it takes those that are to be had.
     pub sandbox: SandboxSettings,

@@ -1,6 +1,8 @@
-//! The devices that local clusters and tests run on: the embedded one, or those that [`VARIABLE`] names.
+//! The devices that local clusters and tests run on: the embedded one, the one of [`PROVIDER`], or those that
+//! [`VARIABLE`] names.
 //!
 //! ```text
+//!   RFAAS_TEST_PROVIDER=tcp                                                     (all on one device at loopback)
 //!   RDMA_TEST_DEVICES="rxe0=192.168.77.1 rxe1=192.168.77.2"
 //!     clients ───────────▶ rxe0       rxe1 ◀─────── managers and executors       (one device: all on it)
 //! ```
@@ -18,6 +20,9 @@ use crate::settings::DEVICE;
 /// Environment variable with one or two RDMA devices, `NAME=ADDRESS`, apart by a blank.
 pub const VARIABLE: &str = "RDMA_TEST_DEVICES";
 
+/// Environment variable with the provider of the device at loopback: `shm`, as without it, or `tcp`.
+pub const PROVIDER: &str = "RFAAS_TEST_PROVIDER";
+
 /// How much longer than on the embedded device everything may take on RDMA devices: they may be software in an
 /// emulated machine, where a millisecond of computing takes twenty.
 const PATIENCE: u32 = 5;
@@ -33,21 +38,40 @@ pub struct TestDevices {
     pub server: DeviceEntry,
 }
 
-/// The variable is set, but names no devices.
+/// A variable is set, but names no devices.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "{VARIABLE}={value:?}: expected are one or two devices as in \"rxe0=192.168.77.1 rxe1=192.168.77.2\""
-)]
-pub struct BadVariable {
-    value: String,
+pub enum BadVariable {
+    /// [`VARIABLE`].
+    #[error(
+        "{VARIABLE}={0:?}: expected are one or two devices as in \"rxe0=192.168.77.1 rxe1=192.168.77.2\""
+    )]
+    Devices(String),
+    /// [`PROVIDER`].
+    #[error("{PROVIDER}={0:?}: expected is \"shm\" or \"tcp\"")]
+    Provider(String),
 }
 
 impl TestDevices {
     /// Returns the devices of the environment, or the embedded device at `address`.
     pub fn chosen(address: IpAddr) -> Result<Self, BadVariable> {
-        match env::var_os(VARIABLE) {
+        if let Some(list) = env::var_os(VARIABLE) {
+            return Self::parse(&list.to_string_lossy());
+        }
+        match env::var_os(PROVIDER) {
             None => Ok(Self::embedded(address)),
-            Some(list) => Self::parse(&list.to_string_lossy()),
+            Some(provider) => Self::local(&provider.to_string_lossy(), address),
+        }
+    }
+
+    /// A device of `provider` at `address`, a loopback address, for both.
+    fn local(provider: &str, address: IpAddr) -> Result<Self, BadVariable> {
+        match provider {
+            "shm" => Ok(Self::embedded(address)),
+            "tcp" => {
+                let device = entry("tcp0", Provider::Tcp, address);
+                Ok(TestDevices { client: device.clone(), server: device })
+            }
+            _ => Err(BadVariable::Provider(provider.to_owned())),
         }
     }
 
@@ -69,7 +93,7 @@ impl TestDevices {
             Some([client, server]) => {
                 Ok(TestDevices { client: client.clone(), server: server.clone() })
             }
-            _ => Err(BadVariable { value: list.to_owned() }),
+            _ => Err(BadVariable::Devices(list.to_owned())),
         }
     }
 
@@ -133,6 +157,17 @@ mod tests {
         let one = TestDevices::parse("mlx5_0=fd00::1").unwrap();
         assert_eq!(one.client, one.server);
         assert_eq!(one.max_inline_data(64).server.max_inline_data, 64);
+    }
+
+    #[test]
+    fn a_provider_is_chosen_for_the_device_at_loopback() {
+        let address: IpAddr = "127.0.0.9".parse().unwrap();
+        assert_eq!(TestDevices::local("shm", address), Ok(TestDevices::embedded(address)));
+        let tcp = TestDevices::local("tcp", address).unwrap();
+        assert_eq!((tcp.provider(), tcp.server.ip_address), (Provider::Tcp, address));
+        assert_eq!(tcp.client, tcp.server);
+        let error = TestDevices::local("udp", address).unwrap_err().to_string();
+        assert_eq!(error, "RFAAS_TEST_PROVIDER=\"udp\": expected is \"shm\" or \"tcp\"");
     }
 
     #[test]
