@@ -10,17 +10,23 @@ pub struct Run<'a> {
     input: &'a [u8],
     output: Output<'a>,
     slot: u32,
+    /// Its place in the batch, wherever the function has moved it.
+    number: Option<usize>,
     end: End,
 }
 
 impl<'a> Run<'a> {
     /// Makes one with this input, whose output goes to `place`: for tests.
     pub fn new(input: &'a [u8], place: &'a mut [u8]) -> Self {
-        Run { input, output: Output::new(place), slot: 0, end: End::Value }
+        Run { input, output: Output::new(place), slot: 0, number: None, end: End::Value }
     }
 
-    pub(crate) fn in_slot(self, slot: u32) -> Self {
-        Run { slot, ..self }
+    pub(crate) fn in_batch(self, number: usize, slot: u32) -> Self {
+        Run { slot, number: Some(number), ..self }
+    }
+
+    pub(crate) fn number(&self) -> Option<usize> {
+        self.number
     }
 
     /// Returns its input.

@@ -188,7 +188,7 @@ pub unsafe fn enter_batch<E: Into<End>>(
         let input = unsafe { readable(input.cast(), input_bytes) };
         // SAFETY: likewise, and no other run has the same output.
         let place = unsafe { writable(output.cast(), room) };
-        taken.push(Run::new(input, place).in_slot(slot));
+        taken.push(Run::new(input, place).in_batch(number, slot));
     }
     let all = match what(&mut taken).into() {
         End::Value => 0,
@@ -196,7 +196,9 @@ pub unsafe fn enter_batch<E: Into<End>>(
         End::Failed(code) => code,
         End::Again | End::NoValue => Denied::Rights.code(),
     };
-    for (number, run) in taken.iter().enumerate() {
+    for run in &taken {
+        // One that the function has put in the place of another is not ours: that other stays without an end, and fails.
+        let Some(number) = run.number() else { continue };
         let (output_bytes, ended, code) = match run.written() {
             Ok(written) => (written.len() as u32, 0, 0), // at most its room
             Err(End::NoValue) => (0, 2, 0),

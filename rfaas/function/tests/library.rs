@@ -156,22 +156,43 @@ mod units {
         assert_eq!(table::sent(), [(0, b"now".to_vec()), (1, vec![])]);
     }
 
+    fn empty_run(slot: u32) -> rfaas_function::interface::BatchRun {
+        rfaas_function::interface::BatchRun {
+            bytes: size_of::<rfaas_function::interface::BatchRun>() as u32,
+            slot,
+            input: std::ptr::null(),
+            input_bytes: 0,
+            room: 0,
+            output: std::ptr::null_mut(),
+            output_bytes: u32::MAX,
+            ended: 0,
+            code: 0,
+        }
+    }
+
+    #[test]
+    fn what_becomes_of_a_run_is_its_own_wherever_the_function_has_moved_it() {
+        use rfaas_function::Run;
+        use rfaas_function::interface::enter_batch;
+        let mut all = [7, 8, 9].map(empty_run);
+        let runs = all.each_mut().map(|run| &raw mut *run);
+        let what = |runs: &mut [Run<'_>]| {
+            runs.reverse();
+            runs[0].end(rfaas_function::End::Failed(9));
+            runs[1] = Run::new(b"", &mut []);
+        };
+        // SAFETY: as the function interface says.
+        let returned = unsafe { enter_batch(runs.as_ptr(), 3, what) };
+        let told = all.map(|run| (run.output_bytes, run.ended, run.code));
+        assert_eq!((returned, told), (0, [(0, 0, 0), (u32::MAX, 0, 0), (0, 1, 9)]));
+    }
+
     #[test]
     fn a_batch_cannot_be_called_again_and_fails_with_a_code_that_is_none() {
-        use rfaas_function::interface::{BatchRun, enter_batch};
+        use rfaas_function::interface::enter_batch;
         use rfaas_function::{End, Run};
         let batch = |what: fn(&mut [Run<'_>]) -> End| {
-            let mut run = BatchRun {
-                bytes: size_of::<BatchRun>() as u32,
-                slot: 7,
-                input: std::ptr::null(),
-                input_bytes: 0,
-                room: 0,
-                output: std::ptr::null_mut(),
-                output_bytes: u32::MAX,
-                ended: 0,
-                code: 0,
-            };
+            let mut run = empty_run(7);
             let runs = [&raw mut run];
             // SAFETY: as the function interface says.
             let returned = unsafe { enter_batch(runs.as_ptr(), 1, what) };

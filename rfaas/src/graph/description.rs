@@ -293,7 +293,8 @@ impl Graph {
     /// it returns.
     ///
     /// What a run waits counts: [`invocation_timeout`](crate::Deployment::invocation_timeout) is that of each run, from
-    /// when it was submitted. So it is the limit of the whole batch, too, with which all its runs end.
+    /// when it was submitted. With one that is past it, its lane starts again: the other runs of the batch are lost, or
+    /// submitted again if the graph is [`idempotent`](Self::idempotent).
     ///
     /// ```
     /// # use std::time::Duration;

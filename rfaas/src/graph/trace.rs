@@ -43,9 +43,9 @@ pub struct Span {
     pub worker: usize,
     /// Name of the node.
     pub node: String,
-    /// When what the function waits for was there, by the clock of the node.
+    /// When what the function waits for was there, by the clock of the node; for a batch, when that was put together.
     pub begin: SystemTime,
-    /// From then until its outputs were on their way.
+    /// From then until its outputs were on their way, behind those of the runs before it in a batch.
     pub took: Duration,
     /// Bytes of its inputs.
     pub bytes_in: u32,

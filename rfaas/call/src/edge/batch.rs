@@ -158,6 +158,7 @@ impl<M: Deref<Target = SlotMemory>> Hop<M> {
                 continue; // there may be more
             }
             if complete == 0 {
+                due = None;
                 service.idle(&mut self.wires.arrivals, None)?;
                 continue;
             }
@@ -171,13 +172,14 @@ impl<M: Deref<Target = SlotMemory>> Hop<M> {
                     continue;
                 }
             }
+            let began = (plan.wait > Duration::ZERO).then(Instant::now);
             service.arrived();
             batch.ready.clear();
             batch.ready.extend(self.wires.ready.drain(..complete.min(most)));
             self.run_batch::<TRACED>(&mut batch, service)?;
             service.answered();
-            // Those that had no room have waited for this call.
-            due = (!self.wires.ready.is_empty()).then(Instant::now);
+            // Those that had no room were complete then, and those that have come since have waited no longer.
+            due = began.map(|began| began + plan.wait);
         }
         Ok(())
     }
@@ -197,7 +199,10 @@ impl<M: Deref<Target = SlotMemory>> Hop<M> {
         };
         self.wires.ready.pop_back();
         let begun = TRACED.then(Begun::now);
-        self.conclude(begun.as_ref(), to, Err(failure), (0, 1), service)
+        service.arrived();
+        self.conclude(begun.as_ref(), to, Err(failure), (0, 1), service)?;
+        service.answered();
+        Ok(())
     }
 
     /// Has the function called with runs that are complete, and hands on what it makes of each.
