@@ -6,7 +6,8 @@
 //! ```
 //! * PROVED - nothing that comes before a registration with the right proof reaches the pool.
 //! * A node has one registered connection. A second is refused while the first is alive.
-//! * A sign of life wakes nobody: it is taken when ours is due, that of all nodes in one pass.
+//! * A sign of life wakes nobody: it is taken when ours is due, that of all nodes in one pass. What a node with leases
+//!   says beside it, what they have used, does wake the loop.
 //! * DURABLE FIRST - what a node is told of leases, also that it is registered, goes through actions. The loop
 //!   carries them out when what they tell of is committed.
 //!
@@ -249,7 +250,7 @@ impl NodeLinks {
         })
     }
 
-    /// Takes what all nodes have sent by now, up to [`TURN`] messages of each. To be called between
+    /// Takes what all nodes have announced by now, up to [`TURN`] messages of each. To be called between
     /// reading a wish for capacity and refusing it, once for all that were read: a client that gave
     /// a lease back was told so after its node had reported the end, so that report is seen here.
     pub(crate) fn hear(&mut self, now: Now, pool: &mut Pool, out: &mut Vec<Action>) {
@@ -403,8 +404,13 @@ impl NodeLinks {
             tracing::debug!(%error, "a node that was removed could not be told");
         }
         let closing = Phase::Closing { until: now.monotonic + LAST_WORDS };
-        if let Phase::Registered { node, .. } = std::mem::replace(&mut link.phase, closing) {
+        if let Phase::Registered { node, .. } = std::mem::replace(&mut link.phase, closing)
+            && self.registered.get(&node) == Some(&id)
+        {
             self.registered.remove(&node);
+        }
+        if !link.outbox.is_empty() {
+            self.unserved.insert(id); // it is to announce when it takes more
         }
         link.note_deadline(id, &mut self.deadlines);
     }

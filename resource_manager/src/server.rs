@@ -183,11 +183,18 @@ impl Server {
             }
             Wakeups::Of(news) => news,
         };
+        // All of them, so that they share a commit. What was acknowledged announces nothing before its turn; of one that
+        // does, nothing is new.
+        let note = |due: &mut BTreeSet<Link>, some: Vec<LinkId>, link: fn(LinkId) -> Link| {
+            let before = due.len();
+            due.extend(some.into_iter().map(link));
+            due.len() > before
+        };
         if news.contains(&Source::Nodes) {
-            self.due.extend(self.nodes.some_news().into_iter().map(Link::Node));
+            while note(&mut self.due, self.nodes.some_news(), Link::Node) {}
         }
         if news.contains(&Source::Clients) {
-            self.due.extend(self.clients.some_news().into_iter().map(Link::Client));
+            while note(&mut self.due, self.clients.some_news(), Link::Client) {}
         }
         (news.contains(&Source::Listener), news.contains(&Source::Commands))
     }

@@ -9,6 +9,7 @@ function finish(    i) {
     n = failed = summed = 0
 }
 /^ *(Running|Doc-tests) / { finish(); program = $0; sub(/^ */, "", program); next }
-/^test result: / { summed = 1; failed = /^test result: FAILED/; next }
-{ said[++n] = substr($0, 1, 300) }
+# Documentation tests have two results; what comes behind the last is of cargo.
+/^test result: / { summed = 1; if (/^test result: FAILED/) failed = 1; next }
+!summed || !failed { said[++n] = substr($0, 1, 300) }
 END { finish() }

@@ -82,6 +82,7 @@ pub enum Notify {
     /// The next one.
     Any,
     /// The next receive whose sender set [`Flags::SOLICITED`](crate::Flags::SOLICITED), or the next
-    /// error.
+    /// error. SoftRoCE announces no error here, so who waits for the end of a connection arms for any once
+    /// that is over.
     Solicited,
 }

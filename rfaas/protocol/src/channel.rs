@@ -367,8 +367,14 @@ impl Channel {
 
     /// Does the same, but for what was [sent unannounced](Self::send_unannounced). That the peer has taken what was
     /// sent to it, so that there is room for more, is not announced either.
+    ///
+    /// Of a connection that has ended everything is announced: a device need not take what it flushes for urgent.
     pub fn arm_for_announced(&mut self) -> Result<(), ChannelError> {
-        Ok(self.completions.arm(Notify::Solicited)?)
+        let notify = match self.queue_pair.state() {
+            State::Error => Notify::Any,
+            State::Init | State::Connected => Notify::Solicited,
+        };
+        Ok(self.completions.arm(notify)?)
     }
 
     /// Takes back the announcement; to be called when the descriptor was readable, before arming
