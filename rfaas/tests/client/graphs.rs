@@ -387,21 +387,23 @@ impl Worker {
     fn write(&mut self, at: u64, immediate: Option<u32>, bytes: usize) {
         let source = Source::Region(self.payload.slice(0..bytes).unwrap());
         let to = RemoteAddress { addr: self.to.addr.wrapping_add(at), key: self.to.key };
-        self.post(Operation::Write { source, to, immediate });
+        let operation = Operation::Write { source, to, immediate };
+        post((&mut self.output, &mut self.outputs), operation);
     }
 
     fn message(&mut self, bytes: usize) {
         let source = Source::Region(self.payload.slice(0..bytes).unwrap());
-        self.post(Operation::Send { source, immediate: None });
+        let operation = Operation::Send { source, immediate: None };
+        post((&mut self.output, &mut self.outputs), operation);
     }
+}
 
-    /// Posts it, unless the client has gone.
-    fn post(&mut self, operation: Operation<'_>) {
-        let request = WorkRequest { id: 0, operation, flags: Flags::SIGNALED | Flags::SOLICITED };
-        while let Err(rdmalib::Error::QueueFull { .. }) = self.output.post(&request) {
-            if self.outputs.poll_one().is_some_and(|done| done.status != Status::Success) {
-                return;
-            }
+/// Posts it, unless the client has gone.
+fn post((output, outputs): (&mut QueuePair, &mut CompletionQueue), operation: Operation<'_>) {
+    let request = WorkRequest { id: 0, operation, flags: Flags::SIGNALED | Flags::SOLICITED };
+    while let Err(rdmalib::Error::QueueFull { .. }) = output.post(&request) {
+        if outputs.poll_one().is_some_and(|done| done.status != Status::Success) {
+            return;
         }
     }
 }
