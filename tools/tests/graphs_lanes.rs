@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)] // in what tests share: a failed test is what it is for
 
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use rfaas::{Deployment, Error, Graph, Lanes, Spin};
 use testkit::service::{all_is_free, cluster_for_graphs};
@@ -65,6 +66,9 @@ fn runs_are_fetched_one_by_one_without_waiting_or_whichever_is_over() {
         let slow = graph.submit(&[b's' - 1]).unwrap();
         let quick = graph.submit(&[1]).unwrap();
         assert!(graph.poll(slow).is_none());
+        assert!(graph.wait_timeout(slow, Duration::ZERO).is_none());
+        let (begun, time) = (Instant::now(), Duration::from_millis(20));
+        assert!(graph.wait_timeout(slow, time).is_none() && begun.elapsed() >= time);
         let (run, outputs) = graph.wait_any().unwrap();
         assert_eq!((run, outputs.unwrap()), (quick, vec![vec![3]]));
         let (run, outputs) = graph.wait_any().unwrap();

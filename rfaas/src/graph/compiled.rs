@@ -222,24 +222,61 @@ impl CompiledGraph {
         self.finish(run, over)
     }
 
+    /// Waits until `run` is over, for `timeout` at most. Returns what [`wait`](Self::wait) returns, or `None` if it is
+    /// not over: then it goes on, and can be waited for again. What limits a run is
+    /// [`invocation_timeout`](Deployment::invocation_timeout).
+    ///
+    /// ```no_run
+    /// # use std::time::Duration;
+    /// # fn example(graph: &mut rfaas::CompiledGraph) -> rfaas::Result<()> {
+    /// let run = graph.submit(b"input")?;
+    /// let outputs = loop {
+    ///     match graph.wait_timeout(run, Duration::from_millis(100)) {
+    ///         Some(outputs) => break outputs?,
+    ///         None => println!("still running"),
+    ///     }
+    /// };
+    /// # drop(outputs);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn wait_timeout(&mut self, run: Run, timeout: Duration) -> Option<Result<Vec<Vec<u8>>>> {
+        // Without a limit, if it is after all that an `Instant` can be.
+        let over = self.wait_until(run, Instant::now().checked_add(timeout)).transpose()?;
+        Some(self.finish(run, over))
+    }
+
     /// Waits until `run` is over, and returns its lane and slot, if it still has one.
     fn wait_until_over(&mut self, run: Run) -> Result<Option<(usize, usize)>> {
+        self.wait_until(run, None).map(Option::flatten)
+    }
+
+    /// Does the same until some time at most. Returns `None` if the run is not over then.
+    fn wait_until(
+        &mut self,
+        run: Run,
+        until: Option<Instant>,
+    ) -> Result<Option<Option<(usize, usize)>>> {
         self.plan.grantor.check_process()?;
         loop {
             self.attend(false);
             if let Some((number, slot)) = self.find(run) {
                 let Some((slots, workers)) = self.lanes[number].ready() else { continue };
-                match slots.wait(workers, slot) {
-                    Ok(()) => return Ok(Some((number, slot))),
+                match slots.wait(workers, slot, until) {
+                    Ok(true) => return Ok(Some(Some((number, slot)))),
+                    Ok(false) => return Ok(None),
                     Err(loss) => {
                         self.lose(number, loss);
                     }
                 }
             } else if self.waits_for_lane(run) {
+                if until.is_some_and(|until| Instant::now() >= until) {
+                    return Ok(None);
+                }
                 self.look();
                 self.rest();
             } else {
-                return Ok(None);
+                return Ok(Some(None));
             }
         }
     }

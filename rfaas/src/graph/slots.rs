@@ -295,8 +295,13 @@ impl Slots {
         workers.check(LeaseCore::noted_cause)
     }
 
-    /// Waits until the run in `slot` is over. Notes what comes of others.
-    pub(super) fn wait(&mut self, workers: &mut Workers, slot: usize) -> Result<(), Loss> {
+    /// Waits until the run in `slot` is over, or some time at most; returns whether it is. Notes what comes of others.
+    pub(super) fn wait(
+        &mut self,
+        workers: &mut Workers,
+        slot: usize,
+        until: Option<Instant>,
+    ) -> Result<bool, Loss> {
         let mut backoff = Backoff::new(self.spin, Awaited::Result);
         let mut batch = [WorkCompletion::default(); BATCH];
         while !self.is_over(slot) {
@@ -316,15 +321,19 @@ impl Slots {
                 Pause::Look => {
                     let now = Instant::now();
                     self.check(workers, now)?;
+                    if until.is_some_and(|until| now >= until) {
+                        return Ok(false);
+                    }
                     if backoff.looked(now) {
                         backoff.about_to_sleep();
-                        let left = self.first_deadline().map_or(LONGEST_SLEEP, |at| at - now);
+                        let next = self.first_deadline().into_iter().chain(until).min();
+                        let left = next.map_or(LONGEST_SLEEP, |at| at - now);
                         workers.arrivals.wait(Some(left.min(LONGEST_SLEEP))).map_err(lost_here)?;
                     }
                 }
             }
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Notes what has arrived by now, of a lane that is lost.
