@@ -1,7 +1,7 @@
 //! When objects that arrive call a function: objects are payloads of the inputs of a stage, a session is a row of runs.
 
 use std::collections::BTreeMap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rfaas::Graph;
 use rfaas_call::edge::{Input, InputFrom, JoinPlan, Joined, Joins, Stage, StageInput};
@@ -34,13 +34,31 @@ pub fn run(scene: &Scene, vector: &Value) -> Result<Answer, String> {
             let wanted = number("k") as u32;
             fire(&objects, number("n"), (Join::Of, wanted), By::Order, all)
         }
+        "by_time" => {
+            let fired = by_time(&objects, window(vector)?);
+            return Ok(Answer { brief: "closes by itself", ..answer(&fired, vector) });
+        }
         "by_group" => by_group(scene, &objects, &strings("control"))?,
         "rerun" => return Ok(Answer::not_ours()),
         other => return Err(format!("kind {other:?} is not known")),
     };
-    let expected =
-        vector["expect"].as_array().into_iter().flatten().map(sorted).collect::<Vec<_>>();
-    Ok(Answer::new(fired.iter().map(sorted).collect::<Vec<_>>(), expected))
+    Ok(answer(&fired, vector))
+}
+
+fn answer(fired: &[Value], vector: &Value) -> Answer {
+    let expected = vector["expect"].as_array().into_iter().flatten();
+    let expected: Vec<_> = expected.map(sorted).collect();
+    Answer::new(fired.iter().map(sorted).collect::<Vec<_>>(), expected)
+}
+
+/// How long a window is, in milliseconds: the only number that a vector of them has.
+fn window(vector: &Value) -> Result<Duration, String> {
+    let fields = vector.as_object().into_iter().flatten();
+    let numbers: Vec<_> = fields.filter_map(|(_, value)| value.as_u64()).collect();
+    match numbers[..] {
+        [ms] => Ok(Duration::from_millis(ms)),
+        _ => Err("it does not say how long a window is".into()),
+    }
 }
 
 /// A call, with its objects in the order of their keys: inputs are told apart by number, not by time.
@@ -59,6 +77,19 @@ enum By {
     Order,
 }
 
+fn stage(inputs: usize, join: JoinPlan) -> Stage {
+    let input = |number| StageInput { from: InputFrom::Edge(number), kind: InputKind::Whole };
+    Stage {
+        function: (0, 0),
+        member: (0, 1),
+        join,
+        takes: Takes::Whole,
+        batch: None,
+        inputs: (0..inputs).map(input).collect(),
+        outputs: Vec::new(),
+    }
+}
+
 /// Has objects arrive at a stage with so many inputs. Returns its calls: after which object, with which.
 fn fire(
     objects: &[&Value],
@@ -68,17 +99,7 @@ fn fire(
     input_of: impl Fn(&Value) -> Option<usize>,
 ) -> Vec<Value> {
     const SLOTS: u16 = 64;
-    let input = |number| StageInput { from: InputFrom::Edge(number), kind: InputKind::Whole };
-    let stage = Stage {
-        function: (0, 0),
-        member: (0, 1),
-        join: JoinPlan { kind, wanted, within: None },
-        takes: Takes::Whole,
-        batch: None,
-        inputs: (0..inputs).map(input).collect(),
-        outputs: Vec::new(),
-    };
-    let mut joins = Joins::new(&stage, SLOTS);
+    let mut joins = Joins::new(&stage(inputs, JoinPlan { kind, wanted, within: None }), SLOTS);
     // Of each session: its slot, the run that is filled, and what has come in that.
     let mut sessions: BTreeMap<String, (u16, u8, Vec<Value>)> = BTreeMap::new();
     let mut calls = Vec::new();
@@ -107,6 +128,54 @@ fn fire(
         }
     }
     calls
+}
+
+/// Has objects arrive, at their times, at a stage that is called so long after the first of them, with those that are
+/// there then (`Graph::within`). A window is of one session. No arrival closes it, so none stands in a call.
+fn by_time(objects: &[&Value], window: Duration) -> Vec<Value> {
+    // One more than can come: it is the time that closes a window.
+    let join = JoinPlan { kind: Join::All, wanted: 0, within: Some(window) };
+    let mut joins = Joins::new(&stage(objects.len() + 1, join), objects.len() as u16);
+    let begin = Instant::now();
+    // The window of each session that is open; and the objects of all windows, by slot.
+    let mut open: BTreeMap<String, usize> = BTreeMap::new();
+    let mut windows: Vec<Vec<Value>> = Vec::new();
+    let mut calls = Vec::new();
+    let end = [begin + Duration::from_secs(u32::MAX.into())];
+    let times = objects.iter().map(|object| object[2].as_u64().unwrap_or(0));
+    let times = times.map(|ms| begin + Duration::from_millis(ms)).chain(end);
+    for (at, object) in times.zip(objects.iter().map(Some).chain([None])) {
+        while let (Some((slot, ..)), _) = joins.due(at) {
+            joins.settle(slot);
+            open.retain(|_, window| *window != usize::from(slot));
+            calls.push(json!([Value::Null, windows[usize::from(slot)]]));
+        }
+        let Some(object) = object else { break };
+        let slot = *open.entry(name(&object[0])).or_insert(windows.len());
+        if slot == windows.len() {
+            windows.push(Vec::new());
+        }
+        let number = windows[slot].len();
+        joins.arrived((slot as u16, 1), number, Input::Value(1), || at).unwrap();
+        windows[slot].push(json!([object[0], object[1]]));
+    }
+    calls
+}
+
+#[test]
+fn a_window_of_a_session_closes_by_itself_at_its_time() {
+    let objects = json!([[1, "a", 0], [2, "b", 5], [1, "c", 9], [1, "d", 10], [1, "e", 40]]);
+    let objects: Vec<_> = objects.as_array().unwrap().iter().collect();
+    let calls = by_time(&objects, Duration::from_millis(10));
+    let expected = json!([
+        [null, [[1, "a"], [1, "c"]]],
+        [null, [[2, "b"]]],
+        [null, [[1, "d"]]],
+        [null, [[1, "e"]]]
+    ]);
+    assert_eq!(Value::Array(calls), expected);
+    assert_eq!(window(&json!({"id": "t", "window_ms": 7})), Ok(Duration::from_millis(7)));
+    assert!(window(&json!({"id": "t"})).is_err() && window(&json!({"a": 1, "b": 2})).is_err());
 }
 
 /// Objects go, by the number of their group, from as many workers as there are control objects to one that is called

@@ -209,7 +209,7 @@ impl Joins {
     }
 
     /// Returns the slot and run of a call that is due since the time for more inputs is over, and when the next one is.
-    pub(super) fn due(&mut self, now: Instant) -> (Option<(u16, u8, Joined)>, Option<Instant>) {
+    pub fn due(&mut self, now: Instant) -> (Option<(u16, u8, Joined)>, Option<Instant>) {
         let Some(within) = self.plan.within.filter(|_| !self.is_any()) else { return (None, None) };
         let mut next: Option<Instant> = None;
         for slot in 0..self.slots.len() {
