@@ -1,10 +1,11 @@
 //! Signs of life: the executor's to its manager, and the manager's to the executor. A thread with a
-//! connection of its own adds to one counter in the manager's memory and reads another, once a
-//! period.
+//! connection of its own adds to one counter in the manager's memory and reads others, once a
+//! period: the manager's beats, and when the node leaves.
 //!
 //! ```text
 //!   beat ──add 1──▶ executor's beats │ manager's memory
 //!        ──add 0──▶ manager's beats  │  ──old value──▶ unchanged for too long: silent
+//!        ──add 0──▶ when it leaves   │  ──old value──▶ what functions are told that ask
 //! ```
 //! It begins before there is a client to dial, so that an executor that is stopped there is missed too. No worker
 //! waits for it, and it goes on until the process ends, whatever functions do.
@@ -19,17 +20,19 @@ use rdmalib::{
     Access, CompletionQueue, Device, Flags, Operation, QueuePair, QueuePairConfig, Region,
     RemoteAddress, Status, WorkCompletion, WorkRequest,
 };
-use rfaas_protocol::accounting::{EXECUTOR_BEATS, MANAGER_BEATS};
+use rfaas_protocol::accounting::{EXECUTOR_BEATS, LEAVES_AT_NS, MANAGER_BEATS};
 use rfaas_protocol::heartbeat::Beats;
 
 use crate::dial::{DialError, dial_manager};
+use crate::library::set_leaving;
 use crate::plan::StandbyPlan;
 
-/// Additions under way at a time: to our counter, and of nothing to the manager's, which reads it.
-const ADDITIONS: u32 = 2;
-/// Where old values go: first that of our own counter, which nobody needs, then that of the manager's.
-const OLD_VALUES_BYTES: usize = 16;
+/// Additions under way at a time: to our counter, and of nothing to the others, which reads them.
+const ADDITIONS: u32 = 3;
+/// Where old values go: first that of our own counter, which nobody needs, then those of the others.
+const OLD_VALUES_BYTES: usize = 24;
 const MANAGER_AT: usize = 8;
+const LEAVES_AT: usize = 16;
 
 /// Why there are no signs of life any more.
 #[derive(Debug, thiserror::Error)]
@@ -78,7 +81,9 @@ fn beat(
     let mut beats = Beats::new(plan.heartbeat);
     while connection.send(counters) {
         thread::sleep(plan.heartbeat.period);
-        if beats.silent(connection.managers_beats()?) {
+        let managers = connection.managers_beats()?;
+        set_leaving(connection.leaves_at()?);
+        if beats.silent(managers) {
             return Err(BeatError::Silent);
         }
     }
@@ -116,6 +121,7 @@ impl BeatConnection {
             self.outstanding = true;
             for (at, into, add, flags) in [
                 (EXECUTOR_BEATS, 0, 1, Flags::default()),
+                (LEAVES_AT_NS, LEAVES_AT, 0, Flags::default()),
                 (MANAGER_BEATS, MANAGER_AT, 0, Flags::SIGNALED),
             ] {
                 let posted = self.old_values.slice(into..into + 8).and_then(|into| {
@@ -138,5 +144,10 @@ impl BeatConnection {
             self.ended |= completion.status != Status::Success;
         }
         self.old_values.load_u64(MANAGER_AT)
+    }
+
+    /// Returns when the node leaves, as it was last read: 0 if it stays.
+    fn leaves_at(&self) -> rdmalib::Result<u64> {
+        self.old_values.load_u64(LEAVES_AT)
     }
 }

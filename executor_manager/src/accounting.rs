@@ -11,6 +11,9 @@
 //! Nothing arrives on these connections and nothing is polled: additions land without this process,
 //! and that an executor is gone is known from its process.
 
+use std::time::{Duration, Instant};
+
+use nix::time::{ClockId, clock_gettime};
 use rdmalib::{
     Access, CompletionQueue, ConnectRequest, Device, Domain, QueuePair, QueuePairConfig, Region,
     State,
@@ -18,7 +21,7 @@ use rdmalib::{
 use rfaas_protocol::Secret;
 use rfaas_protocol::accounting::{
     COUNTERS_BYTES, Counters, EXECUTION_NS, EXECUTOR_BEATS, HOT_POLLING_NS, INVOCATIONS,
-    MANAGER_BEATS,
+    LEAVES_AT_NS, MANAGER_BEATS,
 };
 use zerocopy::IntoBytes;
 
@@ -125,6 +128,19 @@ impl ExecutorAccount {
             .store_u64(MANAGER_BEATS as usize, self.beats)
             .expect("the offsets lie in COUNTERS_BYTES");
         self.counter(EXECUTOR_BEATS)
+    }
+
+    /// Says when the node leaves. The process looks once a period.
+    pub fn set_leaving(&self, at: Option<Instant>) {
+        let ns = at.map_or(0, |at| {
+            let now =
+                clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from);
+            let at = now + at.saturating_duration_since(Instant::now());
+            u64::try_from(at.as_nanos()).unwrap_or(u64::MAX).max(1)
+        });
+        self.counters
+            .store_u64(LEAVES_AT_NS as usize, ns)
+            .expect("the offsets lie in COUNTERS_BYTES");
     }
 
     fn counter(&self, offset: u64) -> u64 {

@@ -109,6 +109,8 @@ pub struct Executors {
     open_files: u64,
     /// When signs of life are due, if any process is there.
     beat_at: Instant,
+    /// When this node leaves: executors are told.
+    leaves_at: Option<Instant>,
     /// Where the ends of processes are told, by process id.
     ends: DescriptorSet,
     /// Process ids of those that have told of their end, or may have.
@@ -155,6 +157,7 @@ impl Executors {
             preload,
             last: None,
             beat_at: now,
+            leaves_at: None,
             ends: DescriptorSet::new()?,
             told: Vec::new(),
         })
@@ -344,6 +347,12 @@ impl Executors {
                 tracing::warn!(reason, "cannot start an executor that stands by; trying again");
             }
         }
+    }
+
+    /// Tells executors, those that come later too, when this node leaves.
+    pub fn set_leaving(&mut self, at: Option<Instant>) {
+        self.leaves_at = at;
+        self.all_mut().for_each(|running| running.account.set_leaving(at));
     }
 
     /// Kills executors that are silent (ALIVE).

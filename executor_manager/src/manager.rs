@@ -355,7 +355,8 @@ impl Manager {
         for news in news {
             match news {
                 News::Reached => {} // work enough not to sleep before it is armed (it was not there to be armed)
-                News::Registered { cores, memory } => {
+                News::Registered { cores, memory, leaves_at } => {
+                    self.executors.set_leaving(leaves_at);
                     events.push_back(Event::Capacity(Capacity { cores, memory }));
                     self.allocations.in_use().for_each(|terms| upstream.claimed(terms));
                 }

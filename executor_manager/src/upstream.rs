@@ -28,7 +28,7 @@ use rfaas_protocol::isolation::Layers;
 use rfaas_protocol::lease::{EndReason, LeaseId, LeaseTerms};
 use rfaas_protocol::node::{
     Draining, FromNode, LeaseClaimed, LeaseEnded, LeaseUsed, Register, RegisterRefused, Registered,
-    ToNode,
+    STAYS, ToNode,
 };
 use rfaas_protocol::{Clock, Malformed, Nonces};
 
@@ -55,6 +55,8 @@ pub enum News {
         cores: u32,
         /// Memory in MB.
         memory: u32,
+        /// When it leaves.
+        leaves_at: Option<Instant>,
     },
     /// A lease is to end.
     EndLease {
@@ -399,6 +401,9 @@ impl Upstream {
     fn registered(&mut self, granted: &Registered, now: Instant) -> News {
         self.clock.set(now, SystemTime::now(), granted.clock);
         let (cores, memory) = (granted.cores.get(), granted.memory.get());
+        let leaves_in = Some(granted.leaves_in_ms.get()).filter(|ms| *ms != STAYS);
+        // One that is too far away to be an `Instant` is none.
+        let leaves_at = leaves_in.and_then(|ms| now.checked_add(Duration::from_millis(ms)));
         self.heartbeat = Heartbeat::from_ms(granted.heartbeat_ms.get(), granted.silence_ms.get());
         let node = self.identity.name.get().unwrap_or_default();
         tracing::info!("registered as {node}: {cores} cores, {memory} MB");
@@ -406,7 +411,7 @@ impl Upstream {
             tracing::warn!("{warning}");
             self.warned = true;
         }
-        News::Registered { cores, memory }
+        News::Registered { cores, memory, leaves_at }
     }
 
     fn refused(&mut self, refused: &RegisterRefused, now: Instant) {

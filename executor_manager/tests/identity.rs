@@ -16,7 +16,9 @@ use rfaas_protocol::allocation::{
 };
 use rfaas_protocol::channel::{Channel, ChannelError, Incoming};
 use rfaas_protocol::lease::{EndReason, LeaseKey, LeaseTerms, Token};
-use rfaas_protocol::node::{EndLease, FromNode, ManagerProof, NodeHello, Registered, ToNode};
+use rfaas_protocol::node::{
+    EndLease, FromNode, ManagerProof, NodeHello, Registered, STAYS, ToNode,
+};
 use rfaas_protocol::{
     Bytes, Clock, Empty, Hello, Malformed, MessageKind, Nonce, Role, parse_prefix,
 };
@@ -59,6 +61,7 @@ fn pass_for_the_resource_manager(
             heartbeat_ms: 1000.into(),
             silence_ms: 5000.into(),
             clock: Clock::now(),
+            leaves_in_ms: STAYS.into(),
         }),
         ToNode::EndLease(EndLease {
             lease: 77.into(),
@@ -237,6 +240,7 @@ fn a_lease_ends_by_the_resource_manager_s_clock_however_wrong_the_node_s_is() {
         heartbeat_ms: 1000.into(),
         silence_ms: 60_000.into(),
         clock: (SystemTime::now() - BEHIND).into(),
+        leaves_in_ms: STAYS.into(),
     }));
     // When it has been so for a while.
     wait_for("the difference to be told", || {

@@ -223,7 +223,7 @@ async fn leaving(
     let name = path_text(path)?;
     let after = input::leaving(&uri, &read(body).await?)?;
     let node = name.clone();
-    let left = api.ask(move |pool, now, _| pool.set_leaving(now, &node, after)).await?;
+    let left = api.ask(move |pool, now, out| pool.set_leaving(now, &node, after, out)).await?;
     let left = left.ok_or_else(|| not_found(format!("node {name:?} is not known")))?;
     Ok(ok(output::node(left)))
 }

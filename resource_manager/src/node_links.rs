@@ -27,7 +27,7 @@ use rfaas_protocol::heartbeat::{Heartbeat, Pulse};
 use rfaas_protocol::lease::{EndReason, LeaseId, LeaseTerms, Reason};
 use rfaas_protocol::node::{
     EndLease, FromNode, LeaseEndedAck, ManagerProof, NodeHello, Register, RegisterRefused,
-    Registered, ToNode,
+    Registered, STAYS, ToNode,
 };
 use rfaas_protocol::{Clock, Malformed, Nonces};
 
@@ -298,7 +298,7 @@ impl NodeLinks {
             (Phase::Closing { .. }, _) => {} // it has not read that it was refused
             (Phase::Greeting { nonces, .. }, FromNode::Register(register)) => {
                 match self.register(now, id, &register, nonces, pool, out)? {
-                    Ok((node, capacity)) => {
+                    Ok(node) => {
                         if self.beat_at <= now.monotonic {
                             self.beat_at = now.monotonic + self.heartbeat.period;
                         }
@@ -306,7 +306,7 @@ impl NodeLinks {
                         let pulse = Pulse::together(self.heartbeat, now.monotonic, self.beat_at);
                         self.registered.insert(node.clone(), id);
                         *phase = Phase::Registered { node, pulse };
-                        out.push(Action::TellCapacity { link: id, capacity });
+                        out.extend(pool.tell_node(id));
                     }
                     Err(why) => {
                         let reason = Reason::truncated(&why);
@@ -354,7 +354,7 @@ impl NodeLinks {
         nonces: &Nonces,
         pool: &mut Pool,
         out: &mut Vec<Action>,
-    ) -> Result<Result<(Arc<str>, Capacity), String>, ChannelError> {
+    ) -> Result<Result<Arc<str>, String>, ChannelError> {
         let name = register.node.get()?;
         let instance = NonZeroU64::new(register.instance.get());
         let instance = instance.ok_or(Malformed::Field("instance"))?;
@@ -374,7 +374,7 @@ impl NodeLinks {
             (register.address.into(), register.clock.ahead_of(now.wall));
         let run = Run { instance, address, clock_ahead_ms, isolation: register.isolation() };
         Ok(match pool.node_connected(now, name, run, id, out) {
-            Ok(capacity) => Ok((name.into(), capacity)),
+            Ok(_) => Ok(name.into()),
             Err(why) => Err(refuse(name, why)),
         })
     }
@@ -531,18 +531,25 @@ pub(crate) fn message_of(action: &Action, heartbeat: Heartbeat) -> Option<(LinkI
         Action::AcknowledgeEnd { link, lease } => {
             (link, ToNode::EndedAck(LeaseEndedAck { lease: lease.get().into() }))
         }
-        Action::TellCapacity { link, capacity } => (link, registered(capacity, heartbeat)),
+        Action::TellNode { link, capacity, leaves_at } => {
+            (link, registered(capacity, heartbeat, leaves_at))
+        }
         Action::Close { .. } | Action::Resolve { .. } | Action::NodesChanged => return None,
     })
 }
 
-fn registered(capacity: Capacity, heartbeat: Heartbeat) -> ToNode {
+fn registered(capacity: Capacity, heartbeat: Heartbeat, leaves_at: Option<Instant>) -> ToNode {
+    let in_ms = |at: Instant| {
+        let left = at.saturating_duration_since(Instant::now());
+        u64::try_from(left.as_millis()).unwrap_or(STAYS)
+    };
     ToNode::Registered(Registered {
         cores: capacity.cores.into(),
         memory: capacity.memory.into(),
         heartbeat_ms: heartbeat.period_ms().into(),
         silence_ms: heartbeat.silence_ms().into(),
         clock: Clock::now(),
+        leaves_in_ms: leaves_at.map_or(STAYS, in_ms).into(),
     })
 }
 

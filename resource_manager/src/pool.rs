@@ -461,8 +461,14 @@ impl Pool {
 
     /// Notes that a node leaves in a while: from now on it gets only leases that end before. Repeated, the last
     /// one counts. `None`: there is no such node.
-    pub fn set_leaving(&mut self, now: Now, name: &str, after: Duration) -> Option<NodeView> {
-        let view = self.held.nodes.set_leaving(now, name, after)?;
+    pub fn set_leaving(
+        &mut self,
+        now: Now,
+        name: &str,
+        after: Duration,
+        out: &mut Vec<Action>,
+    ) -> Option<NodeView> {
+        let view = self.held.nodes.set_leaving(now, name, after, out)?;
         tracing::info!(node = name, ?after, "node is leaving");
         Some(view)
     }
@@ -496,6 +502,11 @@ impl Pool {
         }
         tracing::info!(node = name, leases = unseen, "executor manager connected");
         Ok(capacity)
+    }
+
+    /// Returns what the executor manager on `link` is told of its node.
+    pub fn tell_node(&self, link: LinkId) -> Option<Action> {
+        self.held.nodes.on(link).map(|(_, node)| node.tell(link))
     }
 
     /// The executor manager on `link` is to stop within `grace`: there are no new leases on its node while

@@ -224,7 +224,7 @@ impl World {
             }
             Op::Leaving { node, seconds } => {
                 let after = Duration::from_secs(seconds);
-                self.pool.set_leaving(self.now, &node.to_string(), after).unwrap();
+                self.pool.set_leaving(self.now, &node.to_string(), after, &mut Vec::new()).unwrap();
                 self.leaves[node] = Some(self.now.monotonic + after);
             }
             Op::Add { node } => self.add(node),

@@ -86,6 +86,7 @@ fn runs_are_called_together_and_each_has_its_own_output_and_its_own_trace() {
             let [span] = &trace.spans[..] else { panic!("{trace:?}") };
             assert_eq!((span.calls, span.together, span.failed), (1, SLOTS, false));
             assert_eq!((span.bytes_in, span.bytes_out), (9, 10));
+            assert_eq!(span.notes, [("runs".to_owned(), SLOTS.into())]);
         }
         assert!(begun.elapsed() < LONG, "it is full, and waits for nobody");
     }

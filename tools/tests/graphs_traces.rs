@@ -5,10 +5,11 @@
 use std::time::{Duration, SystemTime};
 
 use rfaas::{Deployment, Error, Graph, Spin};
+use serde_json::json;
 use testkit::Options;
 use testkit::functions::{compose, graph as graph_library};
 use testkit::service::cluster;
-use testkit::wait::one_at_a_time;
+use testkit::wait::{eventually, one_at_a_time};
 
 #[test]
 fn a_trace_has_what_each_worker_did() {
@@ -58,6 +59,79 @@ fn a_trace_has_what_each_worker_did() {
             assert_eq!((span.node.as_str(), span.failed), (trace.spans[0].node.as_str(), false));
         }
     }
+    cluster.stop().unwrap();
+}
+
+#[test]
+fn what_functions_note_is_in_the_trace_of_their_run_and_nowhere_without_one() {
+    let _guard = one_at_a_time();
+    let cluster = cluster(Options { cores: 4, memory: 4096, ..Options::default() });
+    let directory = tempfile::tempdir().unwrap();
+    let compose = compose(directory.path());
+    let client = cluster.client().unwrap();
+    let deployment = Deployment::new().spin(Spin::Never);
+    let mut graph = Graph::new();
+    let notes = graph.function(&compose, "notes");
+    let silent = graph.function(&compose, "fail_with");
+    graph.input(notes, 300).output(notes, 64).input(silent, 300).output(silent, 300);
+    for traced in [true, false] {
+        let mut graph = client.compile_with(graph.traced(traced), &deployment).unwrap();
+        for bytes in 1..300 {
+            let run = graph.submit(&vec![0; bytes]).unwrap();
+            let (outputs, trace) = graph.wait_traced(run);
+            assert_eq!(outputs.unwrap()[0], u64::MAX.to_le_bytes(), "the node stays");
+            if traced {
+                let bytes = bytes as i64;
+                let expected = [("bytes".to_owned(), bytes), ("sixteen letters.".to_owned(), -1)];
+                assert_eq!(trace.spans[0].notes, expected);
+                assert_eq!(trace.spans[1].notes, []);
+            } else {
+                assert!(trace.spans.is_empty());
+            }
+        }
+        graph.release().unwrap();
+    }
+    cluster.stop().unwrap();
+}
+
+#[test]
+fn a_function_is_told_when_its_node_is_left_and_when_it_stays_after_all() {
+    let _guard = one_at_a_time();
+    let cluster = cluster(Options { cores: 4, memory: 4096, ..Options::default() });
+    let directory = tempfile::tempdir().unwrap();
+    let compose = compose(directory.path());
+    let client = cluster.client().unwrap();
+    let mut graph = Graph::new();
+    let notes = graph.function(&compose, "notes");
+    graph.input(notes, 64).output(notes, 64).lease_time(Duration::from_secs(60));
+    let mut graph = client.compile_with(&graph, &Deployment::new().spin(Spin::Never)).unwrap();
+    let mut left = || {
+        let output = graph.run(b"x").unwrap().remove(0);
+        Duration::from_nanos(u64::from_le_bytes(output[..].try_into().unwrap()))
+    };
+    const STAYS: Duration = Duration::from_nanos(u64::MAX);
+    const HOUR: Duration = Duration::from_secs(3600);
+    assert_eq!(left(), STAYS);
+    let http = cluster.http().unwrap();
+    let said = http.post("/nodes/local-node/leaving", &json!({"in_ms": HOUR.as_millis() as u64}));
+    assert_eq!(said.unwrap().status, 200);
+    eventually("it is told", || (HOUR / 2..=HOUR).contains(&left()));
+    // One that starts later is told, too.
+    let mut other = Graph::new();
+    let notes = other.function(&compose, "notes");
+    other.input(notes, 64).output(notes, 64).lease_time(Duration::from_secs(60));
+    let mut other = client.compile_with(&other, &Deployment::new().spin(Spin::Never)).unwrap();
+    eventually("it is told from the start", || {
+        other.run(b"x").unwrap().remove(0) != u64::MAX.to_le_bytes()
+    });
+    let nodes = http.get("/nodes").unwrap().body;
+    let node = &nodes.as_array().unwrap()[0];
+    let again = json!({
+        "ip_address": node["ip_address"], "port": node["port"], "cores": node["cores"], "memory": node["memory"],
+    });
+    assert_eq!(http.post("/add?node=local-node", &again).unwrap().status, 200);
+    eventually("it stays", || left() == STAYS);
+    drop((graph, other));
     cluster.stop().unwrap();
 }
 

@@ -43,6 +43,7 @@ mod tests;
 pub use error::LoadError;
 pub use file::{Code, GivenFile, Inherited, SealedFile};
 pub use guards::{GuardedMemory, MAX_GUARDS};
+pub use table::set_leaving;
 
 /// Of dlopen(3), which libloading has no name for: only what is loaded already is opened.
 const RTLD_NOLOAD: c_int = nix::libc::RTLD_NOLOAD;

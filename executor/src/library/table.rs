@@ -14,12 +14,16 @@
 //! Elsewhere: the same table for who writes functions (`rfaas_function`), who answers (`rfaas_call::edge::Turn`).
 
 use std::cell::Cell;
-use std::ffi::c_void;
+use std::ffi::{CStr, c_char, c_void};
 use std::mem::transmute;
 use std::ptr::{self, NonNull};
+use std::time::Duration;
 
+use nix::time::{ClockId, clock_gettime};
 use rdmalib::ForkMark;
 use rfaas_call::edge::{About, Denied, Turn, Verdict};
+
+use crate::sync::{AtomicU64, Ordering};
 
 /// What an entry returns that did what it was asked for.
 const OK: i32 = 0;
@@ -40,6 +44,8 @@ pub struct Api {
     again: unsafe extern "C" fn(*const c_void, u32) -> u32,
     fail: extern "C" fn(i32) -> u32,
     none: extern "C" fn() -> u32,
+    leaving: extern "C" fn() -> u64,
+    note: unsafe extern "C" fn(*const c_char, i64) -> i32,
 }
 
 /// Who is called, `struct rfaas_self`. It only grows, at its end.
@@ -69,7 +75,17 @@ pub static TABLE: Api = Api {
     again,
     fail,
     none,
+    leaving,
+    note,
 };
+
+/// When the node leaves, in ns of `CLOCK_MONOTONIC`. 0: it stays. It is for all threads, and says no more than itself.
+static LEAVES_AT_NS: AtomicU64 = AtomicU64::new(0);
+
+/// Notes when the node leaves.
+pub fn set_leaving(at_ns: u64) {
+    LEAVES_AT_NS.store(at_ns, Ordering::Relaxed);
+}
 
 /// A call that is under way, and the process that makes it.
 #[derive(Clone, Copy)]
@@ -259,4 +275,26 @@ extern "C" fn fail(code: i32) -> u32 {
 
 extern "C" fn none() -> u32 {
     ended(ask(|turn| turn.end(Verdict::NoValue)))
+}
+
+extern "C" fn leaving() -> u64 {
+    match LEAVES_AT_NS.load(Ordering::Relaxed) {
+        0 => u64::MAX,
+        at => {
+            let now =
+                clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from);
+            at.saturating_sub(u64::try_from(now.as_nanos()).unwrap_or(u64::MAX))
+        }
+    }
+}
+
+/// # Safety
+/// `key` is null, or a string of C.
+unsafe extern "C" fn note(key: *const c_char, value: i64) -> i32 {
+    if key.is_null() {
+        return code(Denied::NoSuch);
+    }
+    // SAFETY: the caller says that it is one.
+    let key = unsafe { CStr::from_ptr(key) };
+    told(ask(|turn| turn.note(key.to_bytes(), value)))
 }

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::process::Command;
 use std::ptr;
 
+use nix::time::{ClockId, clock_gettime};
 use rdmalib_testing::device;
 use rfaas_call::callee::Layout;
 use rfaas_call::edge::{About, Denied, Turn, Verdict};
@@ -90,6 +91,13 @@ impl Turn for Fake<'_> {
         assert!(limit > 0);
         self.note("call", edge, bytes)?;
         Ok((b"answer".as_ptr(), 6))
+    }
+
+    fn note(&mut self, key: &[u8], value: i64) -> Result<(), Denied> {
+        self.denied.map_or(Ok(()), Err)?;
+        let noted = [key, &value.to_le_bytes()].concat();
+        self.noted.push(("note", 0, noted));
+        Ok(())
     }
 
     fn end(&mut self, verdict: Verdict) -> Result<(), Denied> {
@@ -243,6 +251,35 @@ fn a_function_that_takes_batches_has_each_run_and_ends_each() {
     assert_eq!(batch(&[&[1, 2], b"", b"f\x07", b"\0"]), (0, ends, outputs));
     assert_eq!(batch(&[b"a"]), (1, vec![(NOT_SET, 0, 0)], vec![0]));
     assert_eq!(batch(&[b"", b"", b"a"]).0, 3);
+}
+
+#[test]
+fn a_function_is_told_when_its_node_is_left_and_what_it_notes_is_noted() {
+    let memory = memory(b"");
+    let place = memory.place(memory.layout().slot(0).unwrap(), 0);
+    let library = asks();
+    library.initialise(0, 0).unwrap();
+    let left = library.function(library.number("left").unwrap()).unwrap();
+    let says = |turn: &mut Fake<'_>| {
+        let bytes = left.call_in(place, turn);
+        let wrote = output(place, bytes);
+        let (ns, answers) = wrote.split_at(8);
+        (u64::from_le_bytes(ns.try_into().unwrap()), numbers(answers))
+    };
+    let mut turn = Fake::new(place);
+    assert_eq!(says(&mut turn), (u64::MAX, vec![0, -1]));
+    assert_eq!(turn.noted, [("note", 0, [&b"left"[..], &(-5_i64).to_le_bytes()].concat())]);
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).unwrap();
+    let now = u64::try_from(Duration::from(now).as_nanos()).unwrap();
+    const HOUR: u64 = 3_600_000_000_000;
+    set_leaving(now + HOUR);
+    let (left, answers) = says(&mut Fake { denied: Some(Denied::Rights), ..Fake::new(place) });
+    assert!((HOUR / 2..=HOUR).contains(&left), "{left}");
+    assert_eq!(answers, [-3, -1]);
+    set_leaving(1);
+    assert_eq!(says(&mut turn).0, 0, "it should be gone");
+    set_leaving(0);
+    assert_eq!(says(&mut turn).0, u64::MAX);
 }
 
 #[test]

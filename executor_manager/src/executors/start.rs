@@ -161,7 +161,9 @@ impl Executors {
     }
 
     fn account(&self, workers: u16) -> Result<ExecutorAccount, String> {
-        ExecutorAccount::new(&self.device, workers).map_err(|error| {
+        let account = ExecutorAccount::new(&self.device, workers);
+        let account = account.inspect(|account| account.set_leaving(self.leaves_at));
+        account.map_err(|error| {
             let why = match &error {
                 rdmalib::Error::OutOfDescriptors { source, .. } => told(source),
                 error => describe(error),

@@ -7,7 +7,8 @@ use rdmalib::{Device, Listener};
 use rfaas_protocol::channel::{Channel, Incoming};
 use rfaas_protocol::lease::{EndReason, LeaseTerms, Token};
 use rfaas_protocol::node::{
-    Bill, EndLease, FromNode, LeaseEndedAck, LeaseUsed, ManagerProof, NodeHello, Registered, ToNode,
+    Bill, EndLease, FromNode, LeaseEndedAck, LeaseUsed, ManagerProof, NodeHello, Registered, STAYS,
+    ToNode,
 };
 use rfaas_protocol::{Clock, Hello, Role, parse_prefix};
 
@@ -79,6 +80,7 @@ impl ResourceManager {
             heartbeat_ms: heartbeat_ms.into(),
             silence_ms: silence_ms.into(),
             clock: Clock::now(),
+            leaves_in_ms: STAYS.into(),
         }));
         link
     }

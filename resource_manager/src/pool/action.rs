@@ -54,12 +54,14 @@ pub enum Action {
         /// The lease.
         lease: LeaseId,
     },
-    /// Tell the node what it may lease out now.
-    TellCapacity {
+    /// Tell the node what the operator says of it now.
+    TellNode {
         /// Its connection.
         link: LinkId,
-        /// The new values.
+        /// What it may lease out.
         capacity: Capacity,
+        /// When it leaves.
+        leaves_at: Option<Instant>,
     },
     /// End the node's connection, telling it why.
     Close {

@@ -318,6 +318,12 @@ impl Node {
         }
     }
 
+    /// Returns what it is told over its connection. It does not leave itself if it has come in place of one that does.
+    pub(super) fn tell(&self, link: LinkId) -> Action {
+        let leaves_at = self.leaves_at.filter(|_| !self.replaced).map(|(at, _)| at);
+        Action::TellNode { link, capacity: self.spec.capacity(), leaves_at }
+    }
+
     pub(super) fn link(&self) -> Option<LinkId> {
         match self.connection {
             NodeConnection::Up { link, .. } => Some(link),

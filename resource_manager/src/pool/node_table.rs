@@ -184,8 +184,9 @@ impl NodeTable {
             node = ?name, address = ?spec.address(), port = spec.port(),
             cores = wanted.cores, memory = wanted.memory, "node changed"
         );
-        if let Some(link) = node.link().filter(|_| node.spec.capacity() != wanted) {
-            out.push(Action::TellCapacity { link, capacity: wanted });
+        let is_news = node.spec.capacity() != wanted || node.leaves_at.is_some();
+        if let Some(link) = node.link().filter(|_| is_news) {
+            out.push(Action::TellNode { link, capacity: wanted, leaves_at: None });
         }
         let changed = self.change(slot, |node| {
             node.draining = false;
@@ -214,12 +215,14 @@ impl NodeTable {
         now: Now,
         name: &str,
         after: Duration,
+        out: &mut Vec<Action>,
     ) -> Option<NodeView> {
         let slot = self.find(name)?;
         self.unsaved.insert(name.into());
         self.change(slot, |node| {
             node.leaves_at = Some((now.monotonic + after, whole_ms(now.wall + after)));
             node.replaced = false;
+            out.extend(node.link().map(|link| node.tell(link)));
             node.view()
         })
     }

@@ -584,7 +584,7 @@ impl World {
                 self.manager(link).map(Manager::disconnected);
                 self.pool.node_disconnected(self.now, link, out);
             }
-            Action::TellCapacity { .. } | Action::NodesChanged => {}
+            Action::TellNode { .. } | Action::NodesChanged => {}
             Action::Resolve { .. } => panic!("addresses are numbers here"),
         }
     }

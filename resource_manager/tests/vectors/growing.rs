@@ -68,7 +68,8 @@ impl Growth<'_> {
             }
         }
         for node in nodes.iter().filter(|node| node.leaving) {
-            pool.set_leaving(now, &node.id.to_string(), Duration::ZERO).ok_or("no such node")?;
+            pool.set_leaving(now, &node.id.to_string(), Duration::ZERO, &mut Vec::new())
+                .ok_or("no such node")?;
         }
         let has = if self.others.is_empty() { Vec::new() } else { vec![OWN.into()] };
         let constraints = Constraints { together: self.together, has, ..Constraints::default() };

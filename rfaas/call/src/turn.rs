@@ -73,6 +73,10 @@ pub trait Turn {
     /// that edge.
     fn call(&mut self, edge: u32, bytes: u32, limit_ns: u64) -> Result<(*const u8, u32), Denied>;
 
+    /// Notes a number under a name, for the trace of the run. The last one of a name counts. Without a trace, it is
+    /// nothing.
+    fn note(&mut self, key: &[u8], value: i64) -> Result<(), Denied>;
+
     /// Ends this call so.
     fn end(&mut self, verdict: Verdict) -> Result<(), Denied>;
 }

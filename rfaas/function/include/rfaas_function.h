@@ -17,7 +17,7 @@
  *         return sizeof next;                                              // done
  *     }
  *
- * Each entry but `self`, `room` and those that end a call returns RFAAS_OK or a negative number with a name. Without a
+ * Each entry but `self`, `room`, `leaving` and those that end a call returns RFAAS_OK or a negative number with a name. Without a
  * right to something, in a call that belongs to no graph, in a thread that the function has started and in a process
  * that it has forked, that is RFAAS_RIGHTS. No entry may be used in a signal handler.
  *
@@ -88,6 +88,13 @@ struct rfaas_api {
     uint32_t (*fail)(int32_t code);
     /* It has no value in this run. */
     uint32_t (*none)(void);
+
+    /* In how many nanoseconds the node is left, as far as its executor has heard: that takes seconds. UINT64_MAX if it
+     * stays. Also in a call that belongs to no graph. */
+    uint64_t (*leaving)(void);
+    /* Notes a number in the trace of the run, under a name of 1 to 16 bytes. At most four names; of each, the last number
+     * counts. In a graph that is not traced, it does nothing. */
+    int32_t (*note)(const char *key, int64_t value);
 };
 
 /* Whether the table goes as far as the entry of this name. For those that come after version 1. */
@@ -207,6 +214,17 @@ static inline uint32_t rfaas_none(void) {
     return api ? api->none() : (uint32_t)RFAAS_RIGHTS;
 }
 
+/* UINT64_MAX also where that is not known. */
+static inline uint64_t rfaas_leaving(void) {
+    const struct rfaas_api *api = rfaas();
+    return api && RFAAS_HAS(api, leaving) ? api->leaving() : UINT64_MAX;
+}
+
+static inline int32_t rfaas_note(const char *key, int64_t value) {
+    const struct rfaas_api *api = rfaas();
+    return api && RFAAS_HAS(api, note) ? api->note(key, value) : RFAAS_RIGHTS;
+}
+
 /* --- batches: a function that is called with several runs at once ------------------------------------------------
  *
  *     int32_t RFAAS_BATCH(sum)(struct rfaas_run *const *runs, uint32_t count) {
@@ -226,7 +244,7 @@ static inline uint32_t rfaas_none(void) {
  *
  * A graph calls it as `sum` where it says that `sum` takes batches, and nothing else does. A library may have a `sum` for
  * one run as well. Inputs and outputs are those of each run; of the entries of the table, it has `self`, with the slot
- * of the first run. A run that is not ended, by its output_bytes or otherwise, fails. */
+ * of the first run, `leaving`, and `note`, which is about all of them. A run that is not ended, by its output_bytes or otherwise, fails. */
 
 /* What its symbol is. */
 #define RFAAS_BATCH(name) rfaas_batch_##name

@@ -3,7 +3,7 @@
 //!
 //! Not to be used but through [`function!`](crate::function).
 
-use std::ffi::c_void;
+use std::ffi::{c_char, c_void};
 use std::ptr;
 use std::slice;
 use std::sync::atomic::{AtomicPtr, Ordering};
@@ -40,6 +40,10 @@ pub struct Api {
     pub fail: extern "C" fn(i32) -> u32,
     /// Ends a call: there is no value.
     pub none: extern "C" fn() -> u32,
+    /// Time until the node is left.
+    pub leaving: extern "C" fn() -> u64,
+    /// Notes a number.
+    pub note: unsafe extern "C" fn(*const c_char, i64) -> i32,
 }
 
 /// `struct rfaas_self`, as far as this crate knows it.
@@ -266,6 +270,29 @@ pub(crate) fn output<'c>(edge: u32, area: Area) -> Result<Output<'c>, Denied> {
     // SAFETY: what the executor says of an edge that may be sent over. It is apart from the function's output, just
     // checked; and `'c` is that of the one reference to `Call`, so nobody has one for any edge.
     Ok(Output::new(unsafe { writable(at, bytes) }))
+}
+
+/// In how long the node is left on which this runs, as far as its executor has heard, which takes seconds. `None`: it
+/// stays. Also in a call that belongs to no graph.
+///
+/// What takes long can stop before: for example, a function that says [`Again`](End::Again) with what it has so far.
+pub fn leaving() -> Option<Duration> {
+    match (table()?.leaving)() {
+        u64::MAX => None,
+        ns => Some(Duration::from_nanos(ns)),
+    }
+}
+
+/// Notes a number in the trace of the run (of a batch: of all its runs), under a name of 1 to 16 bytes. At most four
+/// names; of each, the last number counts. In a graph that is not traced, it does nothing; where no graph calls, it is
+/// [`Denied::Rights`].
+pub fn note(name: &str, value: i64) -> Result<(), Denied> {
+    let api = table().ok_or(Denied::Rights)?;
+    let mut key = [0_u8; 17]; // the last one stays
+    let place = key[..16].get_mut(..name.len()).filter(|_| !name.contains('\0'));
+    place.ok_or(Denied::Bounds)?.copy_from_slice(name.as_bytes());
+    // SAFETY: it ends with a zero.
+    Denied::check(unsafe { (api.note)(key.as_ptr().cast(), value) })
 }
 
 pub(crate) fn emit(edge: u32, bytes: u32) -> Result<(), Denied> {

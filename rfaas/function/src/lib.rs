@@ -64,6 +64,7 @@ mod output;
 pub use batch::Run;
 pub use call::{About, Call, Sending};
 pub use end::{Denied, End, Failure};
+pub use interface::{leaving, note};
 pub use items::{Item, Items, NotItems, items};
 pub use output::{Full, Output};
 

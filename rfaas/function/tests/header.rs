@@ -38,7 +38,7 @@ fn its_structures_and_numbers_are_those_of_this_crate() {
         };
     }
     fields!("rfaas_api", Api: version "version" bytes "bytes" this "self" room "room" input "input" output "output"
-        emit "emit" call "call" again "again" fail "fail" none "none");
+        emit "emit" call "call" again "again" fail "fail" none "none" leaving "leaving" note "note");
     expected.push(("rfaas_self".to_owned(), size_of::<This>() as i64));
     fields!("rfaas_self", This: bytes "bytes" function "function" member "member" members "members" slot "slot"
         inputs "inputs" edges "edges");
@@ -135,5 +135,6 @@ fn in_c_and_cpp_its_items_are_those_of_this_crate_and_its_entries_are_those_of_t
 
         assert_eq!(call(every, b"abc").0, table::AGAIN);
         assert_eq!(table::states(), [b"answer".to_vec()]);
+        assert_eq!(table::notes(), [("bytes".to_owned(), 3)]);
     }
 }

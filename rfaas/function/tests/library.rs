@@ -118,7 +118,7 @@ mod units {
 
     use super::table;
     use rfaas_function::interface::enter;
-    use rfaas_function::{Call, Denied, Failure, Output};
+    use rfaas_function::{Call, Denied, Failure, Output, leaving, note};
 
     unsafe extern "C" {
         /// Of the crate, which is linked to this test.
@@ -141,6 +141,12 @@ mod units {
             let about = call.about().unwrap();
             assert_eq!((about.function, about.member, about.members), (1, 2, 3));
             assert_eq!((about.slot, about.inputs, about.edges), (4, 3, 2));
+            assert_eq!(leaving(), Some(Duration::from_secs(7)));
+            assert_eq!(note("residual", -3), Ok(()));
+            assert_eq!(note("x", i64::MAX), Ok(()));
+            for wrong in ["seventeen bytes..", "a\0b"] {
+                assert_eq!(note(wrong, 1), Err(Denied::Bounds));
+            }
             assert_eq!(call.input(0).ok(), table::INPUTS[0]);
             assert_eq!(call.input(1), Err(Denied::Absent));
             assert_eq!(call.input(3), Err(Denied::NoSuch));
@@ -154,6 +160,7 @@ mod units {
         });
         assert_eq!(output, b"answer");
         assert_eq!(table::sent(), [(0, b"now".to_vec()), (1, vec![])]);
+        assert_eq!(table::notes(), [("residual".to_owned(), -3), ("x".to_owned(), i64::MAX)]);
     }
 
     fn empty_run(slot: u32) -> rfaas_function::interface::BatchRun {

@@ -2,7 +2,7 @@
 //! memory, with remote fetch-add. No message after the handshake.
 //!
 //! Signs of life go the same way: the executor adds to its beats, and sees from the value of the
-//! manager's, to which it adds nothing, whether the manager still counts them up.
+//! manager's, to which it adds nothing, whether the manager still counts them up. Likewise it sees when its node leaves.
 
 use zerocopy::little_endian::U64;
 
@@ -34,5 +34,7 @@ pub const INVOCATIONS: u64 = 16;
 pub const EXECUTOR_BEATS: u64 = 24;
 /// Offset of the manager's signs of life: it adds one in every period.
 pub const MANAGER_BEATS: u64 = 32;
+/// Offset of when the node leaves, in ns of its monotonic clock, which both processes have (`CLOCK_MONOTONIC`). 0: it stays.
+pub const LEAVES_AT_NS: u64 = 40;
 /// Size of all counters.
-pub const COUNTERS_BYTES: usize = 40;
+pub const COUNTERS_BYTES: usize = 48;

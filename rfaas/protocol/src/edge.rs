@@ -26,6 +26,13 @@ pub const MAX_EDGES: usize = 64;
 pub const MAX_ON_LINK: u32 = 1 << 11;
 const _: () = assert!(MAX_ON_LINK as usize >= MAX_SLOTS, "an edge fits");
 
+/// Most notes of a function in a run: as many as fit into two lines with their record.
+pub const MAX_NOTES: usize = 4;
+/// Most bytes of the name of a note.
+pub const MAX_NOTE_KEY_BYTES: usize = 16;
+/// Bytes of a trace with all its notes.
+pub const TRACE_BYTES: usize = size_of::<TraceRecord>() + MAX_NOTES * size_of::<TraceNote>();
+
 /// Slots begin at multiples of this.
 const LINE: u64 = 64;
 
@@ -183,7 +190,7 @@ numbered! {
         3 => Call,
         /// Nothing but that the function is done with the run: it may have sent before, or not waited for all inputs.
         4 => Done,
-        /// A [`TraceRecord`], without immediate data.
+        /// A [`TraceRecord`], and behind it up to [`MAX_NOTES`] [notes](TraceNote), without immediate data.
         5 => Trace,
     }
 }
@@ -216,14 +223,22 @@ wire! {
         pub bytes_out: U32,
         /// With how many runs at once the function was called, this one included.
         pub together: zerocopy::little_endian::U16,
-        /// Not used.
-        pub unused: zerocopy::little_endian::U16,
+        /// How many [notes](TraceNote) follow it, at most [`MAX_NOTES`].
+        pub notes: zerocopy::little_endian::U16,
         /// How often the function was called.
         pub calls: zerocopy::little_endian::U16,
         /// Low byte of the number of the run.
         pub run: u8,
         /// 1: the run failed here, or before. 0: it did not.
         pub failed: u8,
+    }
+
+    /// What a function has noted of a run. It is written before the record that says how many there are.
+    pub struct TraceNote [24 bytes] {
+        /// Its name; zeros behind it.
+        pub key: [u8; MAX_NOTE_KEY_BYTES],
+        /// A number.
+        pub value: zerocopy::little_endian::I64,
     }
 
     /// Why a run has failed, as the worker tells it that has noticed; passed on from there.

@@ -14,6 +14,9 @@ use super::isolation::Layers;
 use super::lease::{LeaseTerms, NodeName, Reason};
 use super::{Clock, Nonce, Nonces, Proof, WireAddress, messages, wire};
 
+/// Stands for the time until a node leaves that stays.
+pub const STAYS: u64 = u64::MAX;
+
 wire! {
     /// Behind the [`Hello`](super::Hello) of a node.
     pub struct NodeHello [16 bytes] {
@@ -200,7 +203,7 @@ wire! {
     }
 
     /// The node is known and may get leases.
-    pub struct Registered [24 bytes] {
+    pub struct Registered [32 bytes] {
         /// Cores that it may lease out, as the operator set them.
         pub cores: U32,
         /// Memory likewise, in MB.
@@ -211,6 +214,8 @@ wire! {
         pub silence_ms: U32,
         /// What the resource manager's clock says, by which leases end.
         pub clock: Clock,
+        /// In how many milliseconds the node leaves; [`STAYS`] if it does not.
+        pub leaves_in_ms: U64,
     }
 
     /// The node may not register; the connection ends.
@@ -250,7 +255,7 @@ messages! {
 messages! {
     /// Resource manager to executor manager.
     pub enum ToNode {
-        /// Answer to a registration.
+        /// Answer to a registration. Again when the operator has changed something of it.
         1 => Registered(Registered),
         /// Answer to a registration.
         2 => Refused(RegisterRefused),

@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 
 use rfaas_protocol::accounting::{
     AccountingHello, COUNTERS_BYTES, Counters, EXECUTION_NS, EXECUTOR_BEATS, HOT_POLLING_NS,
-    INVOCATIONS, MANAGER_BEATS,
+    INVOCATIONS, LEAVES_AT_NS, MANAGER_BEATS,
 };
 use rfaas_protocol::allocation::{
     self, Allocate, AllocateRefused, Allocated, ClaimHello, ExecutorExited, LeaseEnding, NodeProof,
@@ -19,7 +19,8 @@ use rfaas_protocol::assignment::{
 use rfaas_protocol::constraints::{Constraint, Constraints};
 use rfaas_protocol::edge::{
     EdgeFailure, EdgeHello, EdgeImmediate, EdgeShape, EdgeSlots, EdgeStatus, FailedBecause,
-    InPlaceLength, InputKind, ItemHeader, Join, OutputKind, Takes, TraceRecord,
+    InPlaceLength, InputKind, ItemHeader, Join, OutputKind, TRACE_BYTES, Takes, TraceNote,
+    TraceRecord,
 };
 use rfaas_protocol::invocation::{
     FailureDetail, HEADER_SPACE, INPUT_IN_PLACE, InPlaceDetail, MAX_SLOTS, OUTPUT_IN_PLACE,
@@ -189,7 +190,8 @@ fn accounting() {
         &[&[8, 7, 6, 5, 4, 3, 2, 1], &[9, 0, 0, 0, 0, 0, 0, 0]],
     );
     assert_eq!((HOT_POLLING_NS, EXECUTION_NS, INVOCATIONS), (0, 8, 16));
-    assert_eq!((EXECUTOR_BEATS, MANAGER_BEATS, COUNTERS_BYTES), (24, 32, 40));
+    assert_eq!((EXECUTOR_BEATS, MANAGER_BEATS), (24, 32));
+    assert_eq!((LEAVES_AT_NS, COUNTERS_BYTES), (40, 48));
 }
 
 #[test]
@@ -385,8 +387,10 @@ fn node_structs() {
         heartbeat_ms: 3.into(),
         silence_ms: 4.into(),
         clock: clock(),
+        leaves_in_ms: 5.into(),
     };
-    is(&registered, &[&[2, 0, 0, 0, 0, 2, 0, 0, 3, 0, 0, 0, 4, 0, 0, 0], &CLOCK_BYTES]);
+    let numbers = [2, 0, 0, 0, 0, 2, 0, 0, 3, 0, 0, 0, 4, 0, 0, 0];
+    is(&registered, &[&numbers, &CLOCK_BYTES, &[5, 0, 0, 0, 0, 0, 0, 0]]);
     let refused = RegisterRefused { reason: Reason::truncated("unknown") };
     is(&refused, &[&text::<240>("unknown")]);
     let end = EndLease { lease: 7.into(), reason: 4.into(), grace_ms: 0x0403_0201.into() };
@@ -662,13 +666,16 @@ fn edge_structs() {
         bytes_in: 3.into(),
         bytes_out: 4.into(),
         together: 5.into(),
-        unused: 6.into(),
+        notes: 6.into(),
         calls: 7.into(),
         run: 8,
         failed: 1,
     };
     let numbers = [3, 0, 0, 0, 4, 0, 0, 0, 5, 0, 6, 0, 7, 0, 8, 1];
     is(&record, &[&[1, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0], &numbers]);
+    let note = TraceNote { key: *b"residual\0\0\0\0\0\0\0\0", value: (-2).into() };
+    is(&note, &[b"residual\0\0\0\0\0\0\0\0", &[0xfe, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff]]);
+    assert_eq!(TRACE_BYTES, 128);
 }
 
 #[test]

@@ -4,7 +4,7 @@
 //! where others are: edges between workers have numbers (`Told::EdgeIn`, `Told::EdgeOut`), and so have those to the
 //! client (`Told::ToClient`).
 
-use rfaas_protocol::edge::{InputKind, Join as WireJoin, OutputKind, Takes};
+use rfaas_protocol::edge::{InputKind, Join as WireJoin, OutputKind, TRACE_BYTES, Takes};
 
 use super::check::{TOO_LARGE, check, wrong};
 use super::description::{Described, EdgeKind, Graph, Join};
@@ -243,8 +243,8 @@ fn laid_out(graph: &Graph, order: &[usize]) -> Layout {
     for function in (0..graph.functions.len()).filter(|_| graph.traced) {
         let number = builder.number(function);
         for worker in members(function).map(worker_of) {
-            let bytes = size_of::<rfaas_protocol::edge::TraceRecord>();
-            builder.end(&mut layout, (function, worker), (number, bytes), OutputKind::Trace);
+            let size = (number, TRACE_BYTES);
+            builder.end(&mut layout, (function, worker), size, OutputKind::Trace);
         }
     }
     layout.workers = builder.workers;

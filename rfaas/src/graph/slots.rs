@@ -8,7 +8,10 @@ use std::time::{Duration, Instant};
 use rdmalib::{Status, WorkCompletion};
 use rfaas_call::edge::{EdgeAt, LinkEnd, SlotUse};
 use rfaas_call::{Awaited, Backoff, Pause, Sharing, Spin};
-use rfaas_protocol::edge::{EdgeFailure, EdgeStatus, FailedBecause, OutputKind, TraceRecord};
+use rfaas_protocol::edge::{
+    EdgeFailure, EdgeStatus, FailedBecause, MAX_NOTES, OutputKind, TRACE_BYTES, TraceNote,
+    TraceRecord,
+};
 use zerocopy::FromBytes;
 
 use super::layout::Layout;
@@ -201,13 +204,26 @@ impl Slots {
         taken
     }
 
-    /// Reads what a worker has told of the run in `slot`, if it has: `end` says where.
-    pub(super) fn trace(&self, workers: &Workers, slot: usize, end: usize) -> Option<TraceRecord> {
+    /// Reads what a worker has told of the run in `slot`, if it has, and what was noted: `end` says where.
+    pub(super) fn trace(
+        &self,
+        workers: &Workers,
+        slot: usize,
+        end: usize,
+    ) -> Option<(TraceRecord, Vec<TraceNote>)> {
         let mut bytes = [0; TRACE];
         let EdgeAt { link, edge } = *workers.ends.get(end)?;
         workers.outputs[link].copy(edge, slot as u16, 0, &mut bytes).ok()?;
         let record = TraceRecord::read_from_bytes(&bytes).ok()?;
-        (record.begin_ns.get() > 0 && record.run == self.slots[slot].uses).then_some(record)
+        if record.begin_ns.get() == 0 || record.run != self.slots[slot].uses {
+            return None;
+        }
+        // They were written before.
+        let mut bytes = [0; TRACE_BYTES - TRACE];
+        workers.outputs[link].copy(edge, slot as u16, TRACE, &mut bytes).ok()?;
+        let notes = <[TraceNote; MAX_NOTES]>::read_from_bytes(&bytes).ok()?;
+        let count = usize::from(record.notes.get()).min(MAX_NOTES);
+        Some((record, notes[..count].to_vec()))
     }
 
     /// Nobody will fetch the run in `slot`, which is free once all workers are done with that.

@@ -3,11 +3,12 @@
 use std::fmt::Write;
 use std::time::{Duration, SystemTime};
 
-use rfaas_protocol::edge::TraceRecord;
-use serde_json::{Value, json};
+use rfaas_protocol::edge::{TraceNote, TraceRecord};
+use serde_json::{Map, Value, json};
 
 use super::description::Graph;
 use super::layout::{Layout, PartLayout};
+use super::listed::plain;
 
 /// What was done in a run of a graph that is [traced](Graph::traced).
 ///
@@ -57,6 +58,8 @@ pub struct Span {
     pub together: u16,
     /// The run had failed here, or before.
     pub failed: bool,
+    /// What the function has noted (`rfaas_note`, `docs/functions.md`): a name and a number each.
+    pub notes: Vec<(String, i64)>,
 }
 
 impl Trace {
@@ -65,7 +68,7 @@ impl Trace {
     pub(super) fn of(
         graph: &Graph,
         layout: &Layout,
-        mut record: impl FnMut(usize, &PartLayout) -> Option<TraceRecord>,
+        mut record: impl FnMut(usize, &PartLayout) -> Option<(TraceRecord, Vec<TraceNote>)>,
         node: impl Fn(usize) -> String,
     ) -> Trace {
         let mut found = Vec::new();
@@ -89,7 +92,7 @@ impl Trace {
                 .edges
                 .extend(of(edge.from).flat_map(|from| of(edge.to).map(move |to| (from, to))));
         }
-        let spans = found.into_iter().map(|(_, worker, function, at, told)| Span {
+        let spans = found.into_iter().map(|(_, worker, function, at, (told, notes))| Span {
             function,
             worker,
             node: node(at),
@@ -102,6 +105,7 @@ impl Trace {
             calls: told.calls.get(),
             together: told.together.get(),
             failed: told.failed != 0,
+            notes: notes.iter().map(noted).collect(),
         });
         trace.spans = spans.collect();
         trace
@@ -145,6 +149,7 @@ impl Trace {
                 "args": {
                     "worker": span.worker, "bytes_in": span.bytes_in, "bytes_out": span.bytes_out,
                     "calls": span.calls, "together": span.together, "failed": span.failed,
+                    "notes": span.notes.iter().map(|(name, n)| (name.clone(), json!(n))).collect::<Map<_, _>>(),
                 },
             }));
         }
@@ -177,22 +182,25 @@ impl Trace {
             let links: Vec<_> = parents
                 .map(|from| json!({"traceId": trace_id, "spanId": span_id(from)}))
                 .collect();
-            let number_of = |key: &str, value: u64| {
+            let number_of = |key: &str, value: i64| {
                 json!({"key": key, "value": {"intValue": value.to_string()}})
             };
+            let notes = span.notes.iter().map(|(name, n)| number_of(&format!("rfaas.note.{name}"), *n));
+            let attributes = [
+                json!({"key": "host.name", "value": {"stringValue": span.node}}),
+                number_of("rfaas.worker", span.worker as i64),
+                number_of("rfaas.bytes_in", span.bytes_in.into()),
+                number_of("rfaas.bytes_out", span.bytes_out.into()),
+                number_of("rfaas.calls", span.calls.into()),
+                number_of("rfaas.together", span.together.into()),
+            ];
+            let attributes: Vec<_> = attributes.into_iter().chain(notes).collect();
             json!({
                 "traceId": trace_id, "spanId": span_id(number), "parentSpanId": parent,
                 "name": span.function, "kind": 1,
                 "startTimeUnixNano": begin.as_nanos().to_string(),
                 "endTimeUnixNano": (begin + span.took).as_nanos().to_string(),
-                "attributes": [
-                    {"key": "host.name", "value": {"stringValue": span.node}},
-                    number_of("rfaas.worker", span.worker as u64),
-                    number_of("rfaas.bytes_in", span.bytes_in.into()),
-                    number_of("rfaas.bytes_out", span.bytes_out.into()),
-                    number_of("rfaas.calls", span.calls.into()),
-                    number_of("rfaas.together", span.together.into()),
-                ],
+                "attributes": attributes,
                 "links": links,
                 "status": {"code": if span.failed { 2 } else { 1 }},
             })
@@ -204,6 +212,12 @@ impl Trace {
         }]})
         .to_string()
     }
+}
+
+/// Returns what was noted, with a name that can be shown.
+fn noted(note: &TraceNote) -> (String, i64) {
+    let end = note.key.iter().position(|byte| *byte == 0).unwrap_or(note.key.len());
+    (plain(&String::from_utf8_lossy(&note.key[..end])), note.value.get())
 }
 
 fn since_epoch(time: SystemTime) -> Duration {
@@ -238,6 +252,7 @@ mod tests {
             calls: 1,
             together: 1,
             failed: worker == 1,
+            notes: vec![("n".into(), -7)],
         }
     }
 
@@ -274,6 +289,7 @@ mod tests {
             (4, &json!("split"), &json!(1))
         );
         assert_eq!((&spans[2]["ts"], &spans[2]["dur"]), (&json!(13.0), &json!(1.5)));
+        assert_eq!(spans[0]["args"]["notes"], json!({"n": -7}));
         assert_eq!((of("s").len(), of("f").len()), (4, 4));
         assert_eq!(of("s")[0]["ts"], json!(11.5), "at the end of who leads there");
         assert_eq!(text["otherData"]["missing"], json!([["late", 3]]));
@@ -295,6 +311,8 @@ mod tests {
         );
         assert_eq!(spans[0]["startTimeUnixNano"], json!("10000"));
         assert_eq!(spans[0]["endTimeUnixNano"], json!("11500"));
+        let note = json!({"key": "rfaas.note.n", "value": {"intValue": "-7"}});
+        assert!(spans[0]["attributes"].as_array().unwrap().contains(&note));
         assert_eq!(
             (&spans[1]["status"]["code"], &spans[2]["status"]["code"]),
             (&json!(1), &json!(2))

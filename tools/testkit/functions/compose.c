@@ -171,6 +171,16 @@ EXPORT uint32_t promise(const uint8_t *input, uint32_t bytes, uint8_t *output) {
     return size;
 }
 
+/* Notes how many bytes it has, and more than can be noted; returns in how many nanoseconds its node is left. */
+EXPORT uint32_t notes(const uint8_t *input, uint32_t bytes, uint8_t *output) {
+    const uint64_t left = rfaas_leaving();
+    (void)input;
+    if (rfaas_note("bytes", 1) || rfaas_note("bytes", bytes) || rfaas_note("sixteen letters.", -1)) return rfaas_fail(1);
+    rfaas_note("seventeen letters", 1); /* refused, where there is a trace */
+    memcpy(output, &left, sizeof left);
+    return sizeof left;
+}
+
 /* With how many runs at once it is called, in front of the input of each. A first byte of 'f' fails that run, 'a' all of
  * them, 'n' has no value, 'h' hangs. */
 EXPORT int32_t RFAAS_BATCH(together)(struct rfaas_run *const *runs, uint32_t count) {
@@ -178,6 +188,7 @@ EXPORT int32_t RFAAS_BATCH(together)(struct rfaas_run *const *runs, uint32_t cou
         struct rfaas_run *run = runs[i];
         const uint8_t *input = run->input;
         uint8_t *output = run->output;
+        rfaas_note("runs", count);
         switch (run->input_bytes ? input[0] : 0) {
         case 'f':
             rfaas_run_fail(run, 7);

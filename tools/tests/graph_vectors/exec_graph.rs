@@ -101,6 +101,7 @@ fn nodes_used(vector: &Value) -> Answer {
         calls: 1,
         together: 1,
         failed: false,
+        notes: Vec::new(),
     });
     let trace = Trace { spans: spans.collect(), ..Trace::default() };
     let ours: Vec<_> = trace.nodes().iter().map(|node| node.trim().to_owned()).collect();

@@ -124,7 +124,7 @@ fn nodes_that_are_held_back_stay_so_when_nodes_change() {
     world.pool.end_lease(world.now, leases[0], EndReason::Released, &mut world.out);
     world.pass(SECOND);
     // Others are tried before it now, but what has become free there is not given away.
-    world.pool.set_leaving(world.now, "a", 100 * HOUR).unwrap();
+    world.pool.set_leaving(world.now, "a", 100 * HOUR, &mut world.out).unwrap();
     world.pass(SECOND);
     assert!(matches!(core(&mut world), Err(Denied::NoRoom(_))));
     world.pool.end_lease(world.now, leases[1], EndReason::Released, &mut world.out);
@@ -188,7 +188,7 @@ fn a_node_that_leaves_late_enough_is_held_back_and_no_other() {
     for (leaves_after, held_back) in [(2 * HOUR, true), (2 * HOUR - SECOND, false)] {
         let mut world = World::new();
         world.node("a", 4, 1024);
-        world.pool.set_leaving(world.now, "a", leaves_after).unwrap();
+        world.pool.set_leaving(world.now, "a", leaves_after, &mut world.out).unwrap();
         let small = ask(1, 1, none());
         world.pool.request(world.now, &small).unwrap();
         waits(&mut world, 1, &ask(1, 4, none()), HOUR).unwrap(); // for an hour, at the end of an hour

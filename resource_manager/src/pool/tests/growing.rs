@@ -188,7 +188,7 @@ fn a_node_that_leaves_is_not_grown_on() {
     world.node("a", 4, 1024);
     world.node("b", 4, 1024);
     let lease = world.lease_on("a", 1);
-    world.pool.set_leaving(world.now, "a", HOUR / 2).unwrap();
+    world.pool.set_leaving(world.now, "a", HOUR / 2, &mut world.out).unwrap();
     assert_eq!(world.grow(&ask(&[lease], 2, 1, none())).unwrap(), [on("b", 2)]);
 }
 

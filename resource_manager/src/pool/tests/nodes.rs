@@ -89,13 +89,36 @@ fn adding_a_node_again_changes_it_unless_more_is_leased_than_would_be_left() {
     assert_eq!(world.actions(), [], "the same again");
     world.add("a", 2, 128).unwrap();
     let capacity = Capacity { cores: 2, memory: 128 };
-    let told = Action::TellCapacity { link, capacity };
+    let told = Action::TellNode { link, capacity, leaves_at: None };
     assert_eq!(world.actions(), [told, Action::NodesChanged]);
     assert_eq!(world.free("a"), Capacity { cores: 0, memory: 127 });
     let conflict = world.add("a", 1, 128).unwrap_err().to_string();
     assert!(conflict.contains("2 cores") && conflict.contains("/remove"), "{conflict}");
     assert_eq!(world.actions(), [], "refused: nothing changes");
     assert_eq!(world.free("a"), Capacity { cores: 0, memory: 127 });
+}
+
+#[test]
+fn a_node_is_told_when_it_leaves_also_if_it_connects_later_and_when_it_stays_after_all() {
+    let mut world = World::new();
+    let link = world.node("a", 4, 64);
+    world.actions();
+    let capacity = Capacity { cores: 4, memory: 64 };
+    let told = |leaves_at| Action::TellNode { link, capacity, leaves_at };
+    assert_eq!(world.pool.tell_node(link), Some(told(None)));
+    let leaves_at = Some(world.now.monotonic + HOUR);
+    world.pool.set_leaving(world.now, "a", HOUR, &mut world.out).unwrap();
+    assert_eq!(world.actions(), [told(leaves_at)]);
+    assert_eq!(world.pool.tell_node(link), Some(told(leaves_at)));
+    // One that takes its place stays.
+    world.pool.node_disconnected(world.now, link, &mut world.out);
+    assert_eq!(world.pool.tell_node(link), None);
+    world.pool.node_connected(world.now, "a", run(7), link, &mut world.out).unwrap();
+    assert_eq!(world.pool.tell_node(link), Some(told(None)));
+    world.pool.set_leaving(world.now, "a", HOUR, &mut world.out).unwrap();
+    world.actions();
+    world.add("a", 4, 64).unwrap();
+    assert!(world.actions().contains(&told(None)), "it stays");
 }
 
 #[test]

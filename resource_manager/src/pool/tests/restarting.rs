@@ -80,7 +80,7 @@ fn a_policy_that_was_chosen_counts_until_the_settings_name_another() {
 fn a_node_that_is_replaced_before_it_was_to_leave_stays_from_then_on() {
     let mut world = World::new();
     let link = world.node("a", 1, 64);
-    world.pool.set_leaving(world.now, "a", 20 * SECOND).unwrap();
+    world.pool.set_leaving(world.now, "a", 20 * SECOND, &mut world.out).unwrap();
     world.disconnect(link);
     let again = LinkId(77);
     world.pool.node_connected(world.now, "a", run(2), again, &mut world.out).unwrap();
@@ -110,7 +110,7 @@ fn a_policy_that_other_settings_have_replaced_does_not_come_back_with_its_own() 
 fn a_node_that_was_replaced_stays_whenever_the_program_is_started_again() {
     let (mut world, mut kept) = (World::new(), Kept::default());
     let link = world.node("a", 1, 64);
-    world.pool.set_leaving(world.now, "a", 20 * SECOND).unwrap();
+    world.pool.set_leaving(world.now, "a", 20 * SECOND, &mut world.out).unwrap();
     world.disconnect(link);
     let replace = |world: &mut World, number: u64| {
         let link = LinkId(100 + number);
@@ -333,7 +333,7 @@ fn a_state_that_other_hands_changed_loses_what_does_not_fit_and_nothing_else() {
 fn a_node_that_leaves_does_so_after_a_restart_and_is_back_with_another_run_once_it_has_left() {
     let (mut world, mut kept) = (World::new(), Kept::default());
     world.node("a", 4, 64);
-    world.pool.set_leaving(world.now, "a", 20 * SECOND).unwrap();
+    world.pool.set_leaving(world.now, "a", 20 * SECOND, &mut world.out).unwrap();
     restart(&mut world, &mut kept);
     for cores in [4, 8] {
         // As it is in the executors database, or changed there.

@@ -18,9 +18,10 @@ use rfaas_protocol::edge::{EdgeFailure, FailedBecause};
 
 use super::end::HopEnd;
 use super::hop::{Begun, COMPLETIONS, Hop, fits, most_left, said_failed};
+use super::notes::Notes;
 use super::outgoing::SlotUse;
 use super::stage::{BatchPlan, Stage};
-use super::wires::{Made, Ready, failure};
+use super::wires::{Made, Ready, failure, noted};
 use crate::callee::{Service, Slot, SlotMemory};
 use crate::place::Place;
 use crate::turn::{About, Denied, Turn, Verdict};
@@ -81,12 +82,16 @@ impl BatchRun {
     }
 }
 
-/// What a function that is called with a batch may ask for: who it is. All else it has for each run.
-struct InBatch(About);
+/// What a function that is called with a batch may ask for: who it is. All else it has for each run. What it notes is
+/// noted of all of them.
+struct InBatch<'a> {
+    about: About,
+    notes: &'a mut Option<Notes>,
+}
 
-impl Turn for InBatch {
+impl Turn for InBatch<'_> {
     fn about(&self) -> About {
-        self.0
+        self.about
     }
 
     fn area(&self) -> (*mut u8, u32) {
@@ -112,6 +117,10 @@ impl Turn for InBatch {
         _limit_ns: u64,
     ) -> Result<(*const u8, u32), Denied> {
         Err(Denied::Rights)
+    }
+
+    fn note(&mut self, key: &[u8], value: i64) -> Result<(), Denied> {
+        noted(self.notes, key, value)
     }
 
     fn end(&mut self, _verdict: Verdict) -> Result<(), Denied> {
@@ -198,7 +207,7 @@ impl<M: Deref<Target = SlotMemory>> Hop<M> {
             return Ok(());
         };
         self.wires.ready.pop_back();
-        let begun = TRACED.then(Begun::now);
+        let begun = if TRACED { Some(self.begin()) } else { None };
         service.arrived();
         self.conclude(begun.as_ref(), to, Err(failure), (0, 1), service)?;
         service.answered();
@@ -212,7 +221,7 @@ impl<M: Deref<Target = SlotMemory>> Hop<M> {
         service: &mut impl Service,
     ) -> Result<(), HopEnd> {
         let Batch { ready, runs } = batch;
-        let begun = TRACED.then(Begun::now);
+        let begun = if TRACED { Some(self.begin()) } else { None };
         let stage = &self.stages[0];
         let room = self.memory.areas[0][0].layout().output_bytes().min(most_left(stage, 0));
         runs.clear();
@@ -228,7 +237,9 @@ impl<M: Deref<Target = SlotMemory>> Hop<M> {
         }
         let function = stage.function.0;
         let first = ready.first().map_or(0, |first| first.to.slot);
-        let returned = service.call_batch(function, runs, &mut InBatch(about(stage, first)));
+        let about = about(stage, first);
+        let mut turn = InBatch { about, notes: &mut self.wires.notes };
+        let returned = service.call_batch(function, runs, &mut turn);
         let returned = returned.ok_or(HopEnd::NoFunction(function))?;
         let together = runs.len() as u16; // no more than slots
         for (Ready { to, .. }, run) in ready.iter().zip(runs.iter()) {
@@ -255,7 +266,7 @@ impl<M: Deref<Target = SlotMemory>> Hop<M> {
         service: &impl Service,
     ) -> Result<(), HopEnd> {
         let slot = self.slot(to);
-        let failed = self.hand_on(0, (to, slot), made, 0, service)?;
+        let failed = self.hand_on(0, (to, slot), made, 0, || service.is_stopped())?;
         if let Some(begun) = begun {
             let did = (made.map_or(0, |made| made.bytes), failed.is_some(), calls);
             self.trace(begun, 0, (to.slot, to.run), did, together, service)?;

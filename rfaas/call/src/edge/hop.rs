@@ -19,6 +19,7 @@ use super::incoming::{InEnd, InLink};
 use super::items::{self, HEADER, Item, Items};
 use super::link::{EdgeAt, Link};
 use super::live::{Live, Over};
+use super::notes::Notes;
 use super::outgoing::{OutLink, SlotUse};
 use super::stage::{InputFrom, Stage};
 use super::wires::{Made, Memory, Ready, Wires, failure, linked, not_written, sorted_of};
@@ -114,8 +115,10 @@ impl<M: Deref<Target = SlotMemory>> Hop<M> {
             None => None,
         };
         let sorted = sorted_of(&stages, (&outs, &of_outs), domain)?;
+        let mut wires = Wires::new((ends, of_ins), (outs, of_outs), arrivals, &stages, slots);
+        wires.notes = traced.then(Notes::new);
         Ok(Hop {
-            wires: Wires::new((ends, of_ins), (outs, of_outs), arrivals, &stages, slots),
+            wires,
             memory: Memory { ins: regions, areas, mapped, sorted, gathered },
             timed: stages.iter().any(|stage| stage.join.within.is_some()),
             stages,
@@ -211,7 +214,7 @@ impl<M: Deref<Target = SlotMemory>> Hop<M> {
         let Some(slot) = layout.slot(to.slot.into()) else {
             return Err(HopEnd::Breach { input, what: "it named a slot that has no output" });
         };
-        let begun = TRACED.then(Begun::now);
+        let begun = if TRACED { Some(self.begin()) } else { None };
         let over = match failed {
             Some(failure) => Over { ended: Err(failure), sent: 0, calls: 0 },
             None if !self.wires.joins[stage].is_wanted(to.slot, to.run) => return Ok(()),
@@ -232,7 +235,7 @@ impl<M: Deref<Target = SlotMemory>> Hop<M> {
             }
             Err(failure) => Err(failure),
         };
-        let failed = self.hand_on(stage, (to, slot), made, sent, service)?;
+        let failed = self.hand_on(stage, (to, slot), made, sent, || service.is_stopped())?;
         if let Some(begun) = &begun {
             let did = (made.map_or(0, |made| made.bytes), failed.is_some(), calls);
             self.trace(begun, stage, (to.slot, to.run), did, 1, service)?;
@@ -242,7 +245,8 @@ impl<M: Deref<Target = SlotMemory>> Hop<M> {
     }
 
     /// Sends what a stage has made of a run, or why there is nothing, over all edges but those that it has `sent` over.
-    /// Returns why the run has failed, if so.
+    /// Returns why the run has failed, if so. Each caller has a type of `is_stopped`, and with it a copy of all that is
+    /// behind, which is compiled into it.
     #[inline(always)]
     pub(super) fn hand_on(
         &mut self,
@@ -250,7 +254,7 @@ impl<M: Deref<Target = SlotMemory>> Hop<M> {
         (to, slot): (SlotUse, Slot),
         made: Result<Made, EdgeFailure>,
         sent: u64,
-        service: &impl Service,
+        is_stopped: impl Fn() -> bool + Copy,
     ) -> Result<Option<EdgeFailure>, HopEnd> {
         let edges = self.stages[stage].edges();
         let mut failed = made.err();
@@ -258,7 +262,6 @@ impl<M: Deref<Target = SlotMemory>> Hop<M> {
             if self.stages[stage].outputs[output].kind == OutputKind::Call {
                 continue;
             }
-            let is_stopped = || service.is_stopped();
             if let (Ok(made), None) = (made, failed) {
                 let of = (stage, output);
                 failed = self.wires.send(&self.stages, &self.memory, of, to, made, is_stopped)?;
@@ -511,6 +514,13 @@ impl<M: Deref<Target = SlotMemory>> Hop<M> {
         Ok(Some(Over { ended: Err(failed), sent: 0, calls: list.calls }))
     }
 
+    /// Begins a trace.
+    #[cold]
+    pub(super) fn begin(&mut self) -> Begun {
+        self.wires.notes.iter_mut().for_each(Notes::clear);
+        Begun::now()
+    }
+
     /// Tells what was done in a run, with which the function was called as one of so many.
     #[cold]
     pub(super) fn trace(
@@ -524,6 +534,7 @@ impl<M: Deref<Target = SlotMemory>> Hop<M> {
     ) -> Result<(), HopEnd> {
         let described = &self.stages[stage];
         let inputs = 0..described.inputs.len();
+        let notes = self.wires.notes.take().unwrap_or_default();
         let bytes_in = inputs.filter_map(|input| self.wires.joins[stage].bytes(slot, input));
         let record = TraceRecord {
             begin_ns: begun.since_epoch_ns.into(),
@@ -531,7 +542,7 @@ impl<M: Deref<Target = SlotMemory>> Hop<M> {
             bytes_in: bytes_in.fold(0u32, u32::saturating_add).into(),
             bytes_out: bytes_out.into(),
             together: together.into(),
-            unused: 0.into(),
+            notes: (notes.all().len() as u16).into(), // few
             calls: calls.into(),
             run,
             failed: failed.into(),
@@ -539,10 +550,11 @@ impl<M: Deref<Target = SlotMemory>> Hop<M> {
         for output in described.outputs.iter().filter(|output| output.kind == OutputKind::Trace) {
             for edge in &output.to {
                 let (link, on_link) = self.wires.out(*edge);
-                link.send_trace(on_link, slot, &record, || service.is_stopped())
+                link.send_trace(on_link, slot, (&record, notes.all()), || service.is_stopped())
                     .map_err(|why| not_written(*edge, why))?;
             }
         }
+        self.wires.notes = Some(notes);
         Ok(())
     }
 }
@@ -559,7 +571,7 @@ pub(super) struct Begun {
 }
 
 impl Begun {
-    pub(super) fn now() -> Self {
+    fn now() -> Self {
         let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let since_epoch_ns = u64::try_from(since_epoch.as_nanos()).unwrap_or(u64::MAX);
         Begun { at: Instant::now(), since_epoch_ns }

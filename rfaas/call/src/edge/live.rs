@@ -8,7 +8,7 @@ use rfaas_protocol::edge::{EdgeFailure, InputKind, OutputKind};
 use super::end::HopEnd;
 use super::outgoing::SlotUse;
 use super::stage::Stage;
-use super::wires::{Answer, Made, Memory, Wires, not_written};
+use super::wires::{Answer, Made, Memory, Wires, not_written, noted};
 use crate::callee::{Slot, SlotMemory};
 use crate::place::Place;
 use crate::turn::{About, Denied, Turn, Verdict};
@@ -303,6 +303,10 @@ impl<M: Deref<Target = SlotMemory>> Turn for Live<'_, M> {
         let of = (self.stage, answer);
         let (region, at) = self.memory.input(self.wires, described, of, self.to.slot);
         Ok((region.as_ptr().wrapping_add(at).cast_const(), bytes))
+    }
+
+    fn note(&mut self, key: &[u8], value: i64) -> Result<(), Denied> {
+        noted(&mut self.wires.notes, key, value)
     }
 
     fn end(&mut self, verdict: Verdict) -> Result<(), Denied> {

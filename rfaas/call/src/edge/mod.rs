@@ -22,6 +22,7 @@ mod items;
 mod join;
 mod link;
 mod live;
+mod notes;
 mod outgoing;
 mod stage;
 mod wires;

@@ -5,7 +5,8 @@ use rdmalib::{
     RemoteAddress, RemoteMapping, Slice, Source,
 };
 use rfaas_protocol::edge::{
-    EdgeHello, EdgeImmediate, EdgeShape, EdgeSlots, EdgeStatus, InPlaceLength, TraceRecord,
+    EdgeHello, EdgeImmediate, EdgeShape, EdgeSlots, EdgeStatus, InPlaceLength, TRACE_BYTES,
+    TraceNote, TraceRecord,
 };
 use rfaas_protocol::session::WorkerHello;
 use rfaas_protocol::{Hello, Malformed, Role, Secret, parse_prefix};
@@ -16,8 +17,9 @@ use super::ends::LinkEnd;
 use super::link::Link;
 use crate::writer::{NotWritten, Writer};
 
-/// Distance between two lines, in bytes.
-const LINE: usize = 64;
+/// Distance between two lines, in bytes: each has room for a trace.
+const LINE: usize = TRACE_BYTES;
+const _: () = assert!(LINE.is_multiple_of(64), "none is on the cache line of another");
 
 /// The sending end.
 #[derive(Debug)]
@@ -159,32 +161,40 @@ impl OutLink {
         let at = self.edges.length_at(self.edges.at(edge), to.slot);
         let place = self.slots.offset(at);
         let immediate = Some(to.immediate(edge, EdgeStatus::InPlace));
-        self.write_line((edge, to.slot), length.as_bytes(), place, immediate, is_stopped)
+        self.write_line(((edge, to.slot), 0), length.as_bytes(), place, immediate, is_stopped)
     }
 
-    /// Writes what was done in a run to its slot. The receiver is not told.
+    /// Writes what was done in a run to its slot, with what was noted. The receiver is not told.
     pub(super) fn send_trace(
         &mut self,
         edge: u16,
         slot: u16,
-        record: &TraceRecord,
+        (record, notes): (&TraceRecord, &[TraceNote]),
         is_stopped: impl Fn() -> bool,
     ) -> Result<(), NotWritten> {
+        const NOTES_AT: usize = size_of::<TraceRecord>();
         let place = self.place(edge, slot);
-        self.write_line((edge, slot), record.as_bytes(), place, None, is_stopped)
+        if !notes.is_empty() {
+            // First: who reads the record finds them.
+            let behind = place.offset(NOTES_AT as u64);
+            let from = ((edge, slot), NOTES_AT);
+            self.write_line(from, notes.as_bytes(), behind, None, &is_stopped)?;
+        }
+        self.write_line(((edge, slot), 0), record.as_bytes(), place, None, is_stopped)
     }
 
     #[inline]
     fn write_line(
         &mut self,
-        (edge, slot): (u16, u16),
+        ((edge, slot), into): ((u16, u16), usize),
         bytes: &[u8],
         place: RemoteAddress,
         immediate: Option<u32>,
         is_stopped: impl Fn() -> bool,
     ) -> Result<(), NotWritten> {
         let Some(lines) = &self.lines else { return Ok(()) }; // made with what uses them
-        let at = (self.edges.at(edge).slots_before as usize + usize::from(slot)) * LINE;
+        let line = self.edges.at(edge).slots_before as usize + usize::from(slot);
+        let at = line * LINE + into;
         lines.write(at, bytes)?;
         self.writer.write((lines, at, bytes.len() as u32), place, immediate, is_stopped)
     }

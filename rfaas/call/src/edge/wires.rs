@@ -13,9 +13,11 @@ use super::incoming::{Arrival, InEnd};
 use super::items::{self, HEADER, Item, Items};
 use super::join::{Input, Joined, Joins};
 use super::link::{EdgeAt, Linked};
+use super::notes::Notes;
 use super::outgoing::{MappedSlots, OutLink, SlotUse};
 use super::stage::{InputFrom, Stage};
 use crate::callee::{Slot, SlotMemory};
+use crate::turn::Denied;
 use crate::writer::NotWritten;
 
 /// Where what comes and goes lies. Nothing moves while the worker lives.
@@ -55,6 +57,8 @@ pub(super) struct Wires {
     /// Bytes that are sorted for each edge that goes out.
     filled: Vec<u32>,
     pub(super) slots: u16,
+    /// What the function has noted of the run that it is called in. `None`: runs are not traced.
+    pub(super) notes: Option<Notes>,
 }
 
 /// Something to be done.
@@ -115,6 +119,7 @@ impl Wires {
             of_outs,
             arrivals,
             slots,
+            notes: None,
         }
     }
 
@@ -284,6 +289,12 @@ impl Wires {
         }
         next
     }
+}
+
+/// Notes a number for the trace, if there is one.
+#[cold]
+pub(super) fn noted(notes: &mut Option<Notes>, key: &[u8], value: i64) -> Result<(), Denied> {
+    notes.as_mut().map_or(Ok(()), |notes| notes.add(key, value))
 }
 
 /// What a stage has made, and where it is.

@@ -32,6 +32,7 @@ EXPORTED uint32_t every(const void *input, uint32_t bytes, void *output) {
     uint32_t n;
     (void)output;
     if (api == NULL || !RFAAS_HAS(api, none)) return rfaas_fail(1);
+    if (rfaas_leaving() != 7000000000u || rfaas_note("bytes", (int64_t)bytes)) return rfaas_fail(5);
     if (self == NULL) return rfaas_none();
     if (rfaas_input(0, &at, &n) || rfaas_output(0, &to, &n) || rfaas_emit(0, 0)) return rfaas_fail(2);
     if (rfaas_emit_copy(0, input, bytes) || rfaas_call(0, 0, &at, &n, 1)) return rfaas_fail(3);

@@ -9,6 +9,7 @@ int main(void) {
     SHOW(rfaas_api, version), SHOW(rfaas_api, bytes), SHOW(rfaas_api, self), SHOW(rfaas_api, room);
     SHOW(rfaas_api, input), SHOW(rfaas_api, output), SHOW(rfaas_api, emit), SHOW(rfaas_api, call);
     SHOW(rfaas_api, again), SHOW(rfaas_api, fail), SHOW(rfaas_api, none);
+    SHOW(rfaas_api, leaving), SHOW(rfaas_api, note);
     printf("rfaas_self %zu\n", sizeof(struct rfaas_self));
     SHOW(rfaas_self, bytes), SHOW(rfaas_self, function), SHOW(rfaas_self, member), SHOW(rfaas_self, members);
     SHOW(rfaas_self, slot), SHOW(rfaas_self, inputs), SHOW(rfaas_self, edges);

@@ -3,7 +3,7 @@
 #![allow(dead_code)] // each test uses its part
 
 use std::cell::{Cell, RefCell};
-use std::ffi::c_void;
+use std::ffi::{CStr, c_char, c_void};
 use std::ptr;
 
 use rfaas_function::interface::{Api, BatchRun, This};
@@ -32,6 +32,8 @@ pub static TABLE: Api = Api {
     again,
     fail,
     none,
+    leaving,
+    note,
 };
 
 thread_local! {
@@ -41,6 +43,7 @@ thread_local! {
     static EDGE: Cell<[u8; 16]> = const { Cell::new([0; 16]) };
     static SENT: RefCell<Vec<(u32, Vec<u8>)>> = const { RefCell::new(vec![]) };
     static FAILURES: RefCell<Vec<i32>> = const { RefCell::new(vec![]) };
+    static NOTES: RefCell<Vec<(String, i64)>> = const { RefCell::new(vec![]) };
     static STATES: RefCell<Vec<Vec<u8>>> = const { RefCell::new(vec![]) };
 }
 
@@ -84,6 +87,11 @@ pub fn sent() -> Vec<(u32, Vec<u8>)> {
 /// Codes of the runs that have failed.
 pub fn failures() -> Vec<i32> {
     FAILURES.take()
+}
+
+/// What was noted.
+pub fn notes() -> Vec<(String, i64)> {
+    NOTES.take()
 }
 
 /// States that functions are to be called again with.
@@ -157,4 +165,15 @@ extern "C" fn fail(code: i32) -> u32 {
 
 extern "C" fn none() -> u32 {
     NONE
+}
+
+extern "C" fn leaving() -> u64 {
+    7_000_000_000
+}
+
+unsafe extern "C" fn note(key: *const c_char, value: i64) -> i32 {
+    // SAFETY: the caller says that it is a string.
+    let key = unsafe { CStr::from_ptr(key) }.to_str().unwrap().to_owned();
+    NOTES.with_borrow_mut(|all| all.push((key, value)));
+    0
 }
