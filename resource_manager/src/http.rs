@@ -247,7 +247,7 @@ async fn request_lease(
     uri: Uri,
     body: Body,
 ) -> HttpResult {
-    let Wanted { ask, in_parts, wait } = input::lease(&uri, &read(body).await?)?;
+    let Wanted { ask, in_parts, wait, workers } = input::lease(&uri, &read(body).await?)?;
     let ask = ask.by(Peer::Address(ends.counts_as()));
     let granted = ask_for_leases(&api, ask, wait, &client).await?;
     let grants = granted.map_err(|denied| match denied {
@@ -258,6 +258,16 @@ async fn request_lease(
         Denied::NoNodes(_) => Failure(StatusCode::SERVICE_UNAVAILABLE, denied.to_string()),
         _ => conflict(denied.to_string()),
     })?;
+    if !workers.is_empty() {
+        let leases: Vec<_> = grants.iter().map(|grant| grant.terms.lease).collect();
+        let note = move |pool: &mut Pool, _, _: &mut _| {
+            leases
+                .into_iter()
+                .zip(workers)
+                .for_each(|(lease, worker)| pool.note_worker(lease, worker));
+        };
+        api.ask(note).await?;
+    }
     let grant = match in_parts {
         true => output::grant_in_parts(&grants, &api.secret),
         false => grants.first().map(|grant| output::grant(grant, &api.secret)),

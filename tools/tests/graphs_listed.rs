@@ -7,6 +7,7 @@ use std::path::Path;
 
 use rfaas::{Client, CompiledGraph, Deployment, Graph, Lanes, LeaseRequest, Spin};
 use serde_json::{Value, json};
+use testkit::run::{command, run};
 use testkit::service::cluster_for_graphs;
 use testkit::wait::{eventually, one_at_a_time};
 use testkit::{LocalCluster, Options};
@@ -112,6 +113,43 @@ fn graphs_are_listed_with_their_workers_as_long_as_they_have_leases() {
     drop(third);
     nothing_is_listed(&cluster);
     cluster.stop().unwrap();
+}
+
+#[test]
+fn leases_over_http_are_listed_as_what_they_are_said_to_be_for_and_the_command_shows_it() {
+    let _guard = one_at_a_time();
+    let (cluster, _client, _directory, _library) = cluster_for_graphs();
+    let http = cluster.http().unwrap();
+    let list = |url: &str| run(command("rfaas", ["graph", "list", "--http", url]));
+    assert_eq!(list(http.base()).success().stdout, "");
+    let asked = json!({
+        "cores": 1, "memory": 64, "client": "alice", "gang": 2,
+        "graph": {"id": 7, "name": "words", "lane": 3, "workers": [["split", "count"], ["merge"]]},
+    });
+    let answer = http.post("/leases", &asked).unwrap();
+    assert_eq!(answer.status, 201, "{:?}", answer.body);
+    let leases = [0, 1].map(|part: usize| answer.body["parts"][part]["id"].as_u64().unwrap());
+    let listed = graphs(&cluster);
+    assert_eq!(
+        [&listed[0]["id"], &listed[0]["name"], &listed[0]["client"], &listed[0]["leases"]],
+        [&json!(7), &json!("words"), &json!("alice"), &json!(2)]
+    );
+    let shown = list(&format!("{}/", http.base())).success().stdout;
+    let [first, second] = leases;
+    assert_eq!(
+        shown,
+        format!(
+            "7  words  alice  2 leases\n  3.0  local-node  {first}  granted  split, count\n  \
+             3.1  local-node  {second}  granted  merge\n"
+        )
+    );
+    for lease in leases {
+        http.delete(&format!("/leases/{lease}")).unwrap();
+    }
+    nothing_is_listed(&cluster);
+    let base = http.base().to_owned();
+    cluster.stop().unwrap();
+    list(&base).is_unreachable(&["/graphs got no answer"]);
 }
 
 #[test]

@@ -10,7 +10,7 @@ use axum::http::Uri;
 use axum::http::header::{self, HeaderMap};
 use rfaas_api as api;
 use rfaas_protocol::constraints::{Constraints, MAX_GANG, MAX_WAIT_MS};
-use rfaas_protocol::lease::{LeaseId, Token};
+use rfaas_protocol::lease::{LeaseId, MAX_GRAPH, Token};
 use rfaas_protocol::placement::Policy;
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
 use serde_json::error::Category;
@@ -20,8 +20,8 @@ use time::format_description::well_known::Rfc3339;
 
 use super::pages::Format;
 use crate::pool::{
-    Ask, Capacity, DEFAULT_GRACE, DEFAULT_TIMEOUT, MAX_CORES, MAX_GRACE, MAX_NODES, MAX_TIMEOUT,
-    NodeSpec,
+    Ask, Capacity, DEFAULT_GRACE, DEFAULT_TIMEOUT, GraphWorker, MAX_CORES, MAX_GRACE, MAX_NODES,
+    MAX_TIMEOUT, NodeSpec,
 };
 
 /// The client that a lease is billed to if the request gives no name.
@@ -81,6 +81,17 @@ impl Fields {
         match serde_json::from_value(value) {
             Ok(texts) => Ok(Some(texts)),
             Err(_) => Err(wrong),
+        }
+    }
+
+    fn lists(&mut self, name: &str) -> Result<Option<Vec<Vec<String>>>, String> {
+        let Some(value) = self.0.remove(name) else { return Ok(None) };
+        let given = kind(&value);
+        match serde_json::from_value(value) {
+            Ok(lists) => Ok(Some(lists)),
+            Err(_) => {
+                Err(format!("field {name:?} must be an array of arrays of strings, not {given}"))
+            }
         }
     }
 
@@ -301,9 +312,39 @@ fn lease_body(body: &[u8]) -> Result<api::LeaseRequest, String> {
         wait_ms: fields.whole("wait_ms", 0..=MAX_WAIT_MS)?,
         grows: fields.numbers("grows")?,
         client: fields.text("client")?,
+        graph: fields.object("graph")?.map(graph).transpose()?,
     };
     fields.finish()?;
     Ok(request)
+}
+
+fn graph(mut fields: Fields) -> Result<api::LeaseGraph, String> {
+    let graph = api::LeaseGraph {
+        id: required("id", fields.whole("id", 1..=MAX_GRAPH)?)?,
+        name: required("name", fields.text("name")?)?,
+        lane: fields.small("lane", 0..=u16::MAX)?.unwrap_or(0),
+        workers: required("workers", fields.lists("workers")?)?,
+    };
+    fields.finish()?;
+    Ok(graph)
+}
+
+/// Returns what each of `leases` leases is for.
+fn workers(graph: &api::LeaseGraph, leases: u32) -> Result<Vec<GraphWorker>, String> {
+    let api::LeaseGraph { id, name, lane, workers } = graph;
+    if workers.len() != leases as usize {
+        let count = workers.len();
+        return Err(format!("field \"graph\" has {count} workers for {leases} leases"));
+    }
+    let worker = |(worker, functions): (u16, &Vec<String>)| {
+        let functions = match functions.iter().any(|name| name.contains('\n')) {
+            true => return Err("field \"graph\": a function has a name of several lines".into()),
+            false => functions.join("\n"),
+        };
+        GraphWorker::new(*id, name, (*lane, worker), &functions)
+            .map_err(|malformed| format!("field \"graph\": {malformed}"))
+    };
+    (0..).zip(workers).map(worker).collect()
 }
 
 fn constraints(mut fields: Fields) -> Result<api::Constraints, String> {
@@ -327,6 +368,8 @@ pub(super) struct Wanted {
     pub(super) in_parts: bool,
     /// How long it may wait for room.
     pub(super) wait: Duration,
+    /// What each of the leases is for, if that is said.
+    pub(super) workers: Vec<GraphWorker>,
 }
 
 /// `POST /leases`.
@@ -345,11 +388,19 @@ pub(super) fn lease(uri: &Uri, body: &[u8]) -> Result<Wanted, String> {
         let lease = |id| LeaseId::new(id).ok_or("field \"grows\" has 0, which is no lease");
         ask = ask.growing(ids.into_iter().map(lease).collect::<Result<_, _>>()?)?;
     }
+    let workers = match &request.graph {
+        Some(_) if grows || max_nodes > 1 => {
+            return Err("field \"graph\" is not for requests with max_nodes or grows".into());
+        }
+        Some(graph) => workers(graph, request.gang.unwrap_or(1))?,
+        None => Vec::new(),
+    };
     let wait = Duration::from_millis(request.wait_ms.unwrap_or(0));
     if max_nodes > 1 && !wait.is_zero() {
         return Err("a request with max_nodes of more than 1 cannot wait".into());
     }
-    Ok(Wanted { ask, in_parts: max_nodes > 1 || request.gang.is_some() || grows, wait })
+    let in_parts = max_nodes > 1 || request.gang.is_some() || grows;
+    Ok(Wanted { ask, in_parts, wait, workers })
 }
 
 fn renewal_body(body: &[u8]) -> Result<api::Renewal, String> {

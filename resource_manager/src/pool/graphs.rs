@@ -10,7 +10,9 @@ use std::ops::Bound;
 use std::sync::Arc;
 
 use rfaas_protocol::Malformed;
-use rfaas_protocol::lease::{self, LeaseId, MAX_GRAPH};
+use rfaas_protocol::lease::{
+    self, LeaseId, MAX_FUNCTION_NAMES_BYTES, MAX_GRAPH, MAX_GRAPH_NAME_BYTES,
+};
 
 use super::lease::{GrantedLease, LeaseView};
 
@@ -36,21 +38,29 @@ impl GraphWorker {
     /// Reads what a client says, and of which lease.
     pub fn from_wire(said: &lease::GraphWorker) -> Result<(LeaseId, Self), Malformed> {
         let lease = LeaseId::new(said.lease.get()).ok_or(Malformed::Field("lease"))?;
-        let graph = said.graph.get();
+        let (lane, worker) = (said.lane.get(), said.worker.get());
+        let (name, functions) = (said.name.get()?, said.functions.get()?);
+        Ok((lease, GraphWorker::new(said.graph.get(), name, (lane, worker), functions)?))
+    }
+
+    /// Makes one, of functions that are a line each.
+    pub fn new(
+        graph: u64,
+        name: &str,
+        (lane, worker): (u16, u16),
+        functions: &str,
+    ) -> Result<Self, Malformed> {
         if !(1..=MAX_GRAPH).contains(&graph) {
             return Err(Malformed::Field("number of a graph"));
         }
         let is_plain = |name: &str| !name.is_empty() && !name.chars().any(char::is_control);
-        let (name, functions) = (said.name.get()?, said.functions.get()?);
-        if !is_plain(name) {
+        if !is_plain(name) || name.len() > MAX_GRAPH_NAME_BYTES {
             return Err(Malformed::Field("name of a graph"));
         }
-        if !functions.split('\n').all(is_plain) {
+        if !functions.split('\n').all(is_plain) || functions.len() > MAX_FUNCTION_NAMES_BYTES {
             return Err(Malformed::Field("functions of a worker"));
         }
-        let (name, functions) = (name.into(), functions.into());
-        let (lane, worker) = (said.lane.get(), said.worker.get());
-        Ok((lease, GraphWorker { graph, name, lane, worker, functions }))
+        Ok(GraphWorker { graph, name: name.into(), lane, worker, functions: functions.into() })
     }
 }
 

@@ -69,6 +69,29 @@ pub struct LeaseRequest {
         schema(min_length = 1, max_length = 64, default = "http", nullable = false)
     )]
     pub client: Option<String>,
+    /// The graph whose workers the leases are for, as it is listed. Not with `max_nodes` and `grows`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(nullable = false))]
+    pub graph: Option<LeaseGraph>,
+}
+
+/// What leases are for, for people: workers of a graph, a lease each.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct LeaseGraph {
+    /// Its number. Leases of the same number, client and name are of one graph.
+    #[cfg_attr(feature = "openapi", schema(minimum = 1, maximum = 9007199254740991_u64))]
+    pub id: u64,
+    /// Its name.
+    #[cfg_attr(feature = "openapi", schema(min_length = 1, max_length = 64))]
+    pub name: String,
+    /// Which of its lanes they are of, from 0.
+    #[serde(default)]
+    #[cfg_attr(feature = "openapi", schema(minimum = 0, maximum = 65535, default = 0))]
+    pub lane: u16,
+    /// The functions that each of them is for, in the order of the leases: up to 256 bytes a lease, with a byte between two.
+    pub workers: Vec<Vec<String>>,
 }
 
 /// The id of a lease, as it is described.

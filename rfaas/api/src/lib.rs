@@ -27,7 +27,7 @@ pub use bills::{Bill, ClientBill, Reason};
 pub use graphs::{Graph, GraphWorker};
 pub use leases::{
     Better, BetterAdvice, BetterMove, Constraints, EndedLease, EndedState, Grant, Lease,
-    LeaseRequest, LeaseState, Renewal,
+    LeaseGraph, LeaseRequest, LeaseState, Renewal,
 };
 pub use nodes::{Leaving, NewNode, Node, NodeState, Policy, RemovedNode, RemovedState};
 

@@ -91,6 +91,48 @@ fn labels_are_shown_and_wrong_or_too_many_ones_refused() {
 }
 
 #[test]
+fn a_request_says_which_graph_its_leases_are_for_or_is_told_what_is_wrong() {
+    let world = two_nodes();
+    let ask = |more: Value, graph: Value| {
+        let mut body = json!({"cores": 1, "memory": 4, "client": "me", "graph": graph});
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        world.call("POST", "/leases", &body.to_string())
+    };
+    let graph = |change: Value| {
+        let mut graph = json!({"id": 5, "name": "words", "workers": [["split"]]});
+        graph.as_object_mut().unwrap().extend(change.as_object().unwrap().clone());
+        graph
+    };
+    for (more, graph, why) in [
+        (json!({}), json!("words"), "\"graph\" must be an object"),
+        (json!({}), json!({"id": 5, "name": "words"}), "\"workers\" is missing"),
+        (json!({}), graph(json!({"id": 0})), "\"id\" must be a whole number from 1"),
+        (json!({}), graph(json!({"name": ""})), "name of a graph"),
+        (json!({}), graph(json!({"name": "x".repeat(65)})), "name of a graph"),
+        (json!({}), graph(json!({"lane": 65_536})), "\"lane\" must be"),
+        (json!({}), graph(json!({"workers": ["split"]})), "array of arrays of strings"),
+        (json!({}), graph(json!({"workers": [[]]})), "functions of a worker"),
+        (json!({}), graph(json!({"workers": [["a\nb"]]})), "several lines"),
+        (json!({}), graph(json!({"workers": [["x".repeat(257)]]})), "functions of a worker"),
+        (json!({}), graph(json!({"workers": [["a"], ["b"]]})), "2 workers for 1 leases"),
+        (json!({"gang": 2}), graph(json!({})), "1 workers for 2 leases"),
+        (json!({"max_nodes": 2}), graph(json!({})), "is not for requests with max_nodes"),
+        (json!({"grows": [7]}), graph(json!({})), "is not for requests with max_nodes or grows"),
+        (json!({}), graph(json!({"workres": 1})), "\"workres\" is not known"),
+    ] {
+        let (status, answer) = ask(more, graph);
+        let told = answer["error"].as_str().unwrap_or_default();
+        assert!(status == 400 && told.contains(why), "{why}: {status} {answer}");
+    }
+    assert_eq!(world.call("GET", "/graphs", "").1, json!([]));
+    assert_eq!(ask(json!({"gang": 1}), graph(json!({"lane": 2}))).0, 201);
+    let (_, listed) = world.call("GET", "/graphs", "");
+    let worker = &listed[0]["workers"][0];
+    assert_eq!((&listed[0]["name"], &listed[0]["client"]), (&json!("words"), &json!("me")));
+    assert_eq!((&worker["lane"], &worker["functions"]), (&json!(2), &json!(["split"])));
+}
+
+#[test]
 fn leases_grow_on_their_own_node_first_with_a_lease_on_each() {
     let world = two_nodes();
     let ask = |body: Value| world.call("POST", "/leases", &body.to_string());

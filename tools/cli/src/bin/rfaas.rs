@@ -1,6 +1,7 @@
 //! The command of users: so far, graphs that files describe.
 
 use std::ffi::OsString;
+use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
@@ -8,6 +9,8 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 use rfaas::{Client, Deployment, Error, Graph, Spin, describe};
+use rfaas_api::LeaseState;
+use rfaas_api::client::Http;
 use rfaas_config::{BenchmarkConfig, Devices, ExecutorsDatabase};
 use rfaas_program::{self as program, Failure};
 
@@ -39,6 +42,12 @@ enum GraphCommand {
     },
     /// Run a graph once.
     Run(Run),
+    /// Show the graphs that have leases: who runs what where.
+    List {
+        /// The HTTP interface of the resource manager.
+        #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:5000")]
+        http: String,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -72,6 +81,40 @@ fn run(cli: Cli) -> Result<(), Failure> {
     match cli.command {
         Command::Graph(GraphCommand::Check { file }) => program::print(checked(&file)?),
         Command::Graph(GraphCommand::Run(run)) => run_graph(&run),
+        Command::Graph(GraphCommand::List { http }) => {
+            let answer = Http::at(http.trim_end_matches('/')).get("/graphs");
+            let answer = answer.map_err(|error| Failure::later(error.to_string()))?;
+            let graphs: Vec<rfaas_api::Graph> =
+                answer.read().map_err(|error| Failure::later(error.to_string()))?;
+            program::print(Listed(graphs))
+        }
+    }
+}
+
+/// Graphs, a line each and one for each of their workers.
+struct Listed(Vec<rfaas_api::Graph>);
+
+impl fmt::Display for Listed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for rfaas_api::Graph { id, name, client, leases, workers } in &self.0 {
+            let s = if *leases == 1 { "" } else { "s" };
+            writeln!(f, "{id}  {name}  {client}  {leases} lease{s}")?;
+            for worker in workers {
+                let rfaas_api::GraphWorker { lane, worker, functions, node, lease, state } = worker;
+                let functions = functions.replace('\n', ", ");
+                let state = match state {
+                    LeaseState::Granted => "granted",
+                    LeaseState::Active => "active",
+                    LeaseState::Ending => "ending",
+                };
+                writeln!(f, "  {lane}.{worker}  {node}  {lease}  {state}  {functions}")?;
+            }
+            let more = (*leases as usize).saturating_sub(workers.len());
+            if more > 0 {
+                writeln!(f, "  and {more} more")?;
+            }
+        }
+        Ok(())
     }
 }
 
