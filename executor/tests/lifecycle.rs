@@ -62,7 +62,9 @@ fn a_worker_of_a_graph_waits_for_who_dials_it_as_long_as_its_client_wants_to() {
         join: Join::All.to_wire(),
         wanted: 0.into(),
         takes: Takes::Whole.to_wire(),
+        batch: 0.into(),
         within_ms: 0.into(),
+        batch_wait_us: 0.into(),
         name: Text::new("echo").unwrap(),
     };
     let (kind, on_link) = (InputKind::Whole.to_wire(), 0.into());
