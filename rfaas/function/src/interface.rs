@@ -182,7 +182,7 @@ pub unsafe fn enter_batch<E: Into<End>>(
 ) -> i32 {
     let at = |number: usize| {
         // SAFETY: as the caller says, there are more than `number`.
-        unsafe { *runs.add(number) }
+        unsafe { *runs.wrapping_add(number) }
     };
     let mut taken = Vec::with_capacity(count as usize);
     for number in 0..count as usize {
