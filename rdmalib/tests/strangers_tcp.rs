@@ -1,5 +1,7 @@
 //! Who else connects to a listener on TCP: port scanners, browsers, and those that say nothing.
 
+#![allow(clippy::unwrap_used)] // a test's way to fail, in functions that are no tests too
+
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
