@@ -39,6 +39,13 @@ pub fn wanted(settings: &ExecutorSettings, provider: Provider) -> Result<Sandbox
     if provider == Provider::Tcp {
         // It is put on before executors connect. Then seccomp takes their sockets away, as everywhere.
         layers.remove(Layer::LandlockNetwork);
+        if settings.isolation.required().contains(&Layer::LandlockNetwork) {
+            return Err(Error::Start(
+                "executor.isolation requires landlock_network, which there is not on a device of provider tcp: it \
+                 forbids connections that executors need"
+                    .into(),
+            ));
+        }
     }
     Ok(SandboxSettings {
         layers,
@@ -143,5 +150,28 @@ fn log(report: &IsolationReport) {
         tracing::warn!("functions have the rights of this process; there is no {missing}");
     } else {
         tracing::info!("executors are isolated by {}; there is no {missing}", report.active);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rfaas_config::Isolation as IsolationSetting;
+
+    use super::*;
+
+    #[test]
+    fn on_tcp_no_layer_forbids_the_connections_that_executors_need() {
+        let settings = ExecutorSettings::default();
+        for provider in [Provider::Shm, Provider::Verbs, Provider::Tcp] {
+            let wanted = wanted(&settings, provider).unwrap();
+            let forbids = wanted.layers.has(Layer::LandlockNetwork);
+            assert_eq!(forbids, provider != Provider::Tcp, "{provider}");
+            assert!(wanted.layers.has(Layer::Seccomp), "it takes sockets away later: {provider}");
+        }
+        let isolation = IsolationSetting::Require(vec![Layer::LandlockNetwork]);
+        let settings = ExecutorSettings { isolation, ..settings };
+        assert!(wanted(&settings, Provider::Shm).is_ok());
+        let error = wanted(&settings, Provider::Tcp).unwrap_err().to_string();
+        assert!(error.contains("landlock_network"), "{error}");
     }
 }

@@ -58,13 +58,13 @@ impl Carrier {
         Ok(Carrier { socket, is_broken: false })
     }
 
-    /// Sends what the protocol has, as far as there is room.
+    /// Sends what the protocol has, as far as there is room; whether there was too little.
     #[inline]
-    pub(super) fn send(&mut self, protocol: &mut Protocol) {
+    pub(super) fn send(&mut self, protocol: &mut Protocol) -> bool {
         loop {
             let (frames, large) = protocol.chunks();
             if self.is_broken || (frames.is_empty() && large.is_none()) {
-                return;
+                return false;
             }
             let sent = match large {
                 None => {
@@ -79,7 +79,7 @@ impl Carrier {
             match sent {
                 Ok(bytes) => protocol.sent(bytes),
                 Err(Errno::EINTR) => {}
-                Err(Errno::EAGAIN | Errno::ENOBUFS | Errno::ENOMEM) => return,
+                Err(Errno::EAGAIN | Errno::ENOBUFS | Errno::ENOMEM) => return true,
                 Err(_) => self.is_broken = true, // the end is seen by reading
             }
         }

@@ -71,9 +71,10 @@ impl Member {
     fn take(&self, inner: &mut Inner, out: &mut [WorkCompletion]) -> usize {
         let mut taken = 0;
         while taken < out.len() {
-            let mut completion = if self.receives { inner.protocol.take_receive() } else { None };
-            if completion.is_none() && self.sends {
-                completion = inner.protocol.take_send();
+            // Sends first: there are no more than were posted, so they keep no receive waiting.
+            let mut completion = if self.sends { inner.protocol.take_send() } else { None };
+            if completion.is_none() && self.receives {
+                completion = inner.protocol.take_receive();
             }
             let Some(completion) = completion else { break };
             out[taken] = completion;
@@ -97,10 +98,13 @@ impl Member {
     /// to sleep.
     fn prepare(&mut self, members: &Members, staging: &mut [u8]) -> Result<bool> {
         let mut inner = self.core.lock();
-        self.core.look_before_sleep(&mut inner, staging);
-        if self.has_some(&inner) {
-            return Ok(true);
+        if !self.has_some(&inner) {
+            self.core.look_before_wait(&mut inner, staging);
         }
+        if self.has_some(&inner) {
+            return Ok(true); // perhaps it is answered: then the acknowledgement travels with that
+        }
+        self.core.tell_before_sleep(&mut inner);
         let waits = inner.protocol.has_output();
         let Some(carrier) = &inner.carrier else { return Ok(false) };
         let number = self.core.number();

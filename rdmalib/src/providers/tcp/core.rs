@@ -29,6 +29,8 @@ use crate::types::{QueuePairConfig, Result, State, Status};
 /// Polls that found nothing after which an acknowledgement travels alone: whoever answers a request
 /// does so before, and the acknowledgement travels with the answer.
 const NOTHING_GOES_BACK: u32 = 4;
+/// Requests in a row that an owner has answered, before it is expected to answer the next one.
+const ANSWERS: u32 = 2;
 /// Polls after which the owner serves the socket by itself.
 const TAKEN_OVER: u32 = 64;
 /// Reads of one turn, so that others have theirs.
@@ -60,8 +62,12 @@ pub(super) struct Inner {
     waits_for_room: bool,
     /// Polls since the helper began to serve it.
     polls: u32,
-    /// Polls that found nothing while an acknowledgement is owed.
+    /// A request of the peer has been carried out, and nothing was posted since.
+    is_unanswered: bool,
+    /// Polls that found nothing since then.
     idle: u32,
+    /// Requests in a row after which something was posted at once.
+    answers: u32,
     /// When the helper was told to look for a request that waits for too long.
     due: Option<Instant>,
 }
@@ -97,7 +103,9 @@ impl Core {
                 is_watched: false,
                 waits_for_room: false,
                 polls: 0,
+                is_unanswered: false,
                 idle: 0,
+                answers: 0,
                 due: None,
             }),
             send_completions: send.clone(),
@@ -207,16 +215,14 @@ impl Core {
         if inner.carrier.is_none() {
             return;
         }
-        let came = self.receive(inner, staging, 1);
-        if came {
-            inner.idle = 0;
-        }
-        if (!came || inner.is_watched) && inner.protocol.owes_acknowledgement() {
+        let came = self.read(inner, staging, 1);
+        let mut is_changed = came || inner.waits_for_room;
+        if !came && inner.is_unanswered {
             inner.idle += 1;
-            // An owner that does not poll often may not come back soon.
-            if inner.idle >= NOTHING_GOES_BACK || inner.is_watched {
-                inner.idle = 0;
+            if inner.idle >= NOTHING_GOES_BACK {
+                (inner.is_unanswered, inner.answers) = (false, 0);
                 inner.protocol.acknowledge();
+                is_changed = true;
             }
         }
         if inner.is_watched {
@@ -225,7 +231,49 @@ impl Core {
                 self.take_over(inner);
             }
         }
+        if is_changed || inner.protocol.state() == State::Error {
+            self.after(inner);
+        }
+    }
+
+    /// What the owner does before it sleeps, and when there was something.
+    pub(super) fn look_before_wait(&self, inner: &mut Inner, staging: &mut [u8]) {
+        self.read(inner, staging, READS);
         self.after(inner);
+    }
+
+    /// The owner found nothing and is about to sleep.
+    pub(super) fn tell_before_sleep(&self, inner: &mut Inner) {
+        if inner.protocol.owes_acknowledgement() {
+            (inner.is_unanswered, inner.answers) = (false, 0);
+            inner.protocol.acknowledge();
+            self.after(inner);
+        }
+    }
+
+    /// Reads for the owner, who may answer; whether anything came.
+    #[inline]
+    fn read(&self, inner: &mut Inner, staging: &mut [u8], reads: u32) -> bool {
+        let before = inner.protocol.carried_out();
+        let came = self.receive(inner, staging, reads);
+        if inner.protocol.carried_out() != before {
+            (inner.is_unanswered, inner.idle) = (true, 0);
+            // An owner that does not poll often may not come back soon, and one that has not
+            // answered may not do so now.
+            if inner.is_watched || inner.answers < ANSWERS {
+                inner.protocol.acknowledge();
+            }
+        }
+        came
+    }
+
+    /// Something is posted: acknowledgements travel with it.
+    #[inline]
+    pub(super) fn note_answer(inner: &mut Inner) {
+        if inner.is_unanswered {
+            inner.is_unanswered = false;
+            inner.answers = (inner.answers + 1).min(ANSWERS);
+        }
     }
 
     /// Takes all that there is, and leaves nothing to be told: what a thread does that is not about
@@ -276,12 +324,11 @@ impl Core {
     #[inline]
     pub(super) fn after(&self, inner: &mut Inner) {
         if let Inner { protocol, carrier: Some(carrier), .. } = inner {
-            carrier.send(protocol);
+            let is_blocked = carrier.send(protocol);
             protocol.end_if_told();
             if protocol.state() == State::Error {
                 self.close(inner);
             } else {
-                let is_blocked = protocol.has_output();
                 if is_blocked != inner.waits_for_room {
                     self.wait_for_room(inner, is_blocked);
                 }

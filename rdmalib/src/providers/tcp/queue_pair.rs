@@ -132,6 +132,7 @@ impl contract::SendQueue for SendQueue {
         let request = self.check(request)?;
         let mut inner = self.core.lock();
         inner.protocol.post(&request)?;
+        Core::note_answer(&mut inner);
         self.core.after(&mut inner);
         Ok(())
     }
@@ -150,6 +151,7 @@ impl contract::SendQueue for SendQueue {
             }
             posted += 1;
         }
+        Core::note_answer(&mut inner);
         self.core.after(&mut inner);
         (posted, result)
     }
