@@ -47,6 +47,8 @@ pub struct ExecutorAccount {
     counters: Region,
     /// Signs of life that we gave.
     beats: u64,
+    /// What was said last of when the node leaves.
+    leaves_at_ns: u64,
     completions: CompletionQueue,
     domain: Domain,
 }
@@ -69,6 +71,7 @@ impl ExecutorAccount {
             room: most_connections,
             counters,
             beats: 0,
+            leaves_at_ns: 0,
             completions,
             domain,
         })
@@ -121,26 +124,29 @@ impl ExecutorAccount {
     }
 
     /// Gives the process a sign of life; returns how many it gave. Stored and not added, so that the
-    /// next one makes up for one that the process undid.
+    /// next one makes up for one that the process undid, or an adapter, whose additions need not be
+    /// atomic with what a processor stores.
     pub fn beat(&mut self) -> u64 {
         self.beats += 1;
-        self.counters
-            .store_u64(MANAGER_BEATS as usize, self.beats)
-            .expect("the offsets lie in COUNTERS_BYTES");
+        self.store(MANAGER_BEATS, self.beats);
+        self.store(LEAVES_AT_NS, self.leaves_at_ns);
         self.counter(EXECUTOR_BEATS)
     }
 
     /// Says when the node leaves. The process looks once a period.
-    pub fn set_leaving(&self, at: Option<Instant>) {
-        let ns = at.map_or(0, |at| {
+    pub fn set_leaving(&mut self, at: Option<Instant>) {
+        self.leaves_at_ns = at.map_or(0, |at| {
             let now =
                 clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from);
             let at = now + at.saturating_duration_since(Instant::now());
             u64::try_from(at.as_nanos()).unwrap_or(u64::MAX).max(1)
         });
-        self.counters
-            .store_u64(LEAVES_AT_NS as usize, ns)
-            .expect("the offsets lie in COUNTERS_BYTES");
+        self.store(LEAVES_AT_NS, self.leaves_at_ns);
+    }
+
+    fn store(&self, offset: u64, value: u64) {
+        let stored = self.counters.store_u64(offset as usize, value);
+        stored.expect("the offsets lie in COUNTERS_BYTES");
     }
 
     fn counter(&self, offset: u64) -> u64 {

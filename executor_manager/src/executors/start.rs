@@ -162,7 +162,10 @@ impl Executors {
 
     fn account(&self, workers: u16) -> Result<ExecutorAccount, String> {
         let account = ExecutorAccount::new(&self.device, workers);
-        let account = account.inspect(|account| account.set_leaving(self.leaves_at));
+        let account = account.map(|mut account| {
+            account.set_leaving(self.leaves_at);
+            account
+        });
         account.map_err(|error| {
             let why = match &error {
                 rdmalib::Error::OutOfDescriptors { source, .. } => told(source),

@@ -178,18 +178,22 @@ pub(super) fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Waits until something can be read, or that is over.
+/// Waits until something can be read, or that is over. (Of a pipe that nobody has opened to write, a read without
+/// waiting finds the end.)
 fn wait_readable(file: &fs::File, end: Instant) -> io::Result<()> {
-    let left = end.saturating_duration_since(Instant::now());
-    let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
-    let mut polled = [PollFd::new(file.as_fd(), PollFlags::POLLIN)];
-    match poll(&mut polled, timeout) {
-        Ok(0) => {
-            let why = format!("its end has not come within {} s", MOST_WAIT.as_secs());
-            Err(io::Error::new(io::ErrorKind::TimedOut, why))
+    loop {
+        let left = end.saturating_duration_since(Instant::now());
+        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+        let mut polled = [PollFd::new(file.as_fd(), PollFlags::POLLIN)];
+        match poll(&mut polled, timeout) {
+            Ok(0) => {
+                let why = format!("its end has not come within {} s", MOST_WAIT.as_secs());
+                return Err(io::Error::new(io::ErrorKind::TimedOut, why));
+            }
+            Ok(_) => return Ok(()),
+            Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno.into()),
         }
-        Ok(_) | Err(Errno::EINTR) => Ok(()),
-        Err(errno) => Err(errno.into()),
     }
 }
 

@@ -166,7 +166,9 @@ impl ClockWatch {
     /// At `now`, the clock is `ahead_ms` milliseconds ahead as far as is known; negative: behind. Returns whether that
     /// is to be told, which it is once.
     pub fn is_to_be_told(&mut self, now: Instant, ahead_ms: i64) -> bool {
-        if u128::from(ahead_ms.unsigned_abs()) < Clock::AGREE.as_millis() {
+        // What is said is exact to some hundred milliseconds: once told, it differs until it is well below that.
+        let agree = Clock::AGREE.as_millis() / if self.told { 2 } else { 1 };
+        if u128::from(ahead_ms.unsigned_abs()) < agree {
             *self = ClockWatch::default();
             return false;
         }
@@ -199,6 +201,9 @@ mod tests {
         for (seconds, ahead_ms, told) in [
             (1, 5000, false),
             (2, 6000, true),
+            (3, 999, false),
+            (4, 1000, false),
+            (5, 1000, false),
             (9, -6000, false),
             (10, 0, false),
             (11, 1000, false),
