@@ -19,8 +19,9 @@ pub(super) const STAGING: usize = 32 << 10;
 
 /// Payloads with so many bytes left go straight to their place.
 const DIRECT: usize = 4 << 10;
-/// Most bytes of one call, so that others have their turn.
+/// Most bytes of one call, and calls of a turn that sends, so that others have their turn.
 const MOST: usize = 1 << 20;
+const SENDS: u32 = 16;
 
 /// How it went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,22 +49,22 @@ pub(super) enum Ending {
 #[derive(Debug)]
 pub(super) struct Carrier {
     socket: TcpStream,
-    /// Nothing can be sent any more; what has arrived can still be read.
-    is_broken: bool,
+    /// Nothing can be sent any more, for this reason, which the kernel tells once; what has arrived can still be read.
+    broken: Option<Ending>,
 }
 
 impl Carrier {
     pub(super) fn new(socket: TcpStream) -> io::Result<Self> {
         socket.set_nonblocking(true)?;
-        Ok(Carrier { socket, is_broken: false })
+        Ok(Carrier { socket, broken: None })
     }
 
-    /// Sends what the protocol has, as far as there is room; whether there was too little.
+    /// Sends what the protocol has, as far as there is room and a turn goes; whether some is left.
     #[inline]
     pub(super) fn send(&mut self, protocol: &mut Protocol) -> bool {
-        loop {
+        for _ in 0..SENDS {
             let (frames, large) = protocol.chunks();
-            if self.is_broken || (frames.is_empty() && large.is_none()) {
+            if self.broken.is_some() || (frames.is_empty() && large.is_none()) {
                 return false;
             }
             let sent = match large {
@@ -80,9 +81,10 @@ impl Carrier {
                 Ok(bytes) => protocol.sent(bytes),
                 Err(Errno::EINTR) => {}
                 Err(Errno::EAGAIN | Errno::ENOBUFS | Errno::ENOMEM) => return true,
-                Err(_) => self.is_broken = true, // the end is seen by reading
+                Err(errno) => self.broken = Some(ending(errno)), // it is seen by reading
             }
         }
+        protocol.has_output()
     }
 
     #[cold]
@@ -107,7 +109,7 @@ impl Carrier {
         let Some((place, bytes)) = landing else {
             let received = recv(self.socket.as_raw_fd(), staging, MsgFlags::MSG_DONTWAIT);
             return match received {
-                Ok(0) => Received::End(Ending::Closed),
+                Ok(0) => Received::End(self.broken.unwrap_or(Ending::Closed)),
                 Ok(received) => {
                     protocol.input(&staging[..received]);
                     if received < staging.len() { Received::All } else { Received::Some }
@@ -118,7 +120,7 @@ impl Carrier {
         let bytes = bytes.min(MOST);
         let to = place.memory.at(place.offset, bytes);
         match self.receive_two((to, bytes), staging) {
-            Ok(0) => Received::End(Ending::Closed),
+            Ok(0) => Received::End(self.broken.unwrap_or(Ending::Closed)),
             Ok(received) => {
                 let landed = received.min(bytes);
                 protocol.landed(landed);
@@ -176,10 +178,14 @@ impl AsFd for Carrier {
 fn failed(errno: Errno) -> Received {
     match errno {
         Errno::EAGAIN | Errno::EINTR | Errno::ENOBUFS | Errno::ENOMEM => Received::Nothing,
-        Errno::ETIMEDOUT | Errno::EHOSTUNREACH | Errno::ENETUNREACH => {
-            Received::End(Ending::Silent)
-        }
-        _ => Received::End(Ending::Closed),
+        errno => Received::End(ending(errno)),
+    }
+}
+
+fn ending(errno: Errno) -> Ending {
+    match errno {
+        Errno::ETIMEDOUT | Errno::EHOSTUNREACH | Errno::ENETUNREACH => Ending::Silent,
+        _ => Ending::Closed,
     }
 }
 

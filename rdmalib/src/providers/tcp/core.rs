@@ -367,12 +367,12 @@ impl Core {
 
     #[inline]
     fn note_deadline(&self, inner: &mut Inner) {
-        let due = inner.protocol.deadline();
-        if due != inner.due {
-            inner.due = due;
-            if let Some(due) = due {
-                self.engine.call_at(due, self.number);
-            }
+        // One look is noted at a time: later deadlines are found by it.
+        if let Some(due) = inner.protocol.deadline()
+            && inner.due.is_none_or(|noted| due < noted)
+        {
+            inner.due = Some(due);
+            self.engine.call_at(due, self.number);
         }
     }
 

@@ -109,7 +109,9 @@ impl EngineHandle {
 
     /// Forgets a queue pair.
     pub(super) fn forget(&self, number: u32) {
-        self.0.state().cores.remove(&number);
+        let mut state = self.0.state();
+        state.cores.remove(&number);
+        state.due.retain(|(_, other), ()| *other != number);
     }
 
     /// Keeps a socket whose connection is over until the peer has read that, so that what was sent
@@ -243,9 +245,9 @@ impl Engine {
         if asleep + 1 < IDLE_TICKS {
             return asleep + 1;
         }
-        let attended = state.attended.clone();
         drop(state);
         self.is_idle.store(true, Ordering::SeqCst);
+        let attended = self.state().attended.clone(); // whoever comes after that wakes this thread
         // Look again: one that has just woken up has not seen that it has to wake this thread.
         let all_asleep = |number: &u32| self.core(*number).is_none_or(|core| core.is_asleep());
         if !attended.iter().all(all_asleep) {

@@ -10,7 +10,7 @@ use std::collections::HashMap;
 use std::collections::hash_map::{Entry, RandomState};
 use std::hash::{BuildHasher, Hasher};
 use std::ptr::{self, NonNull};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock, Weak};
 
 use nix::errno::Errno;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, munmap};
@@ -128,18 +128,24 @@ impl Keys {
     #[inline]
     pub(super) fn find(
         &self,
-        last: &mut Option<Arc<Memory>>,
+        last: &mut Option<Weak<Memory>>,
         (address, key): (u64, u32),
         bytes: usize,
         access: Access,
     ) -> Option<Place> {
-        if last.as_ref().is_none_or(|last| last.key != key || last.is_revoked()) {
-            let keys = self.0.read().unwrap_or_else(PoisonError::into_inner);
-            *last = keys.get(&key).cloned();
-        }
-        let memory = last.as_ref()?;
+        let same = |memory: &Arc<Memory>| memory.key == key && !memory.is_revoked();
+        let known = last.as_ref().and_then(Weak::upgrade).filter(same);
+        let memory = match known {
+            Some(memory) => memory,
+            None => {
+                let keys = self.0.read().unwrap_or_else(PoisonError::into_inner);
+                let memory = keys.get(&key)?;
+                *last = Some(Arc::downgrade(memory));
+                memory.clone()
+            }
+        };
         let offset = memory.allows(address, bytes, access)?;
-        Some(Place { memory: memory.clone(), offset })
+        Some(Place { memory, offset })
     }
 }
 

@@ -10,6 +10,9 @@
 //! arrives, and puts it in its place. The thread that polls does so, or sleeps in `wait`; for a
 //! queue pair whose owner does neither, the helper thread does.
 //!
+//! Writes, reads and atomics behind a message that waits for a receive do not wait for it, as they do
+//! on a network card; what says that they succeeded does.
+//!
 //! * `wire`: frames; `protocol`: what they mean, bytes in and bytes out
 //! * `carrier`: the socket; another carrier of ordered bytes or messages takes its place here
 //! * `memory`: registered memory, keys

@@ -83,6 +83,8 @@ pub(super) struct Header {
     pub(super) address: U64,
 }
 const _: () = assert!(size_of::<Header>() == HEADER);
+// The old value of an atomic travels as it is in memory.
+const _: () = assert!(cfg!(target_endian = "little"), "provider tcp is for little-endian machines");
 
 impl Header {
     /// A frame of `length` bytes; what else it needs is filled in by its maker.

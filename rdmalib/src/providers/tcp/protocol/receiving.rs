@@ -2,7 +2,7 @@
 //! are held until there is a receive.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Instant;
 
 use super::super::memory::{Keys, Memory, Place};
@@ -75,8 +75,8 @@ pub(super) struct Receiving {
     kept: usize,
     /// The count of requests that the peer was told last.
     pub(super) told: u32,
-    /// Memory that the peer named last.
-    last: Option<Arc<Memory>>,
+    /// Memory that the peer named last, which is not kept for that.
+    last: Option<Weak<Memory>>,
 }
 
 impl Receiving {
@@ -149,10 +149,13 @@ impl Protocol {
 
     /// How many of the peer's requests were carried out.
     pub(in super::super) fn carried_out(&self) -> u32 {
-        if let Some((failed, _)) = self.failing {
-            return failed;
+        let held = self.receiving.held.front().map(|held| held.sequence);
+        match (held, self.failing) {
+            (Some(held), Some((failed, _))) if (held.wrapping_sub(failed) as i32) < 0 => held,
+            (_, Some((failed, _))) => failed,
+            (Some(held), None) => held,
+            (None, None) => self.receiving.next,
         }
-        self.receiving.held.front().map_or(self.receiving.next, |held| held.sequence)
     }
 }
 
@@ -326,6 +329,9 @@ impl Protocol {
 
     fn begin_request(&mut self, header: Header, kind: Kind) {
         let (sequence, bytes) = (header.sequence.get(), header.length.get() as usize);
+        if kind != Kind::Read && self.answers() > 0 {
+            self.frame_answers();
+        }
         match kind {
             Kind::Send => self.begin_send(header),
             Kind::Announce => {
@@ -504,21 +510,29 @@ impl Protocol {
         if self.receiving.held.len() >= peer.send_depth as usize {
             return self.violation("more requests than it said");
         }
-        let waits = !self.receiving.held.is_empty() || self.receiving.posted.is_empty();
-        let deadline = match peer.patience {
-            Some(patience) if waits => Some(Instant::now() + patience),
-            _ => None,
-        };
         self.receiving.held.push_back(Held {
             sequence: header.sequence.get(),
             immediate: header.immediate(),
             is_solicited: header.flags().contains(FrameFlags::SOLICITED),
             bytes: header.length.get() as usize,
-            deadline,
+            deadline: None,
             what,
         });
-        if waits && peer.patience.is_some_and(|patience| patience.is_zero()) {
-            self.expire(Instant::now());
+        self.wait_for_receive();
+    }
+
+    /// The time of the first request runs that waits for a receive.
+    fn wait_for_receive(&mut self) {
+        let Receiving { held, posted, peer, .. } = &mut self.receiving;
+        if let (Some(first), Some(patience)) = (held.front_mut(), peer.patience)
+            && posted.is_empty()
+            && first.deadline.is_none()
+            && !matches!(first.what, What::Cleared(_))
+        {
+            first.deadline = Some(Instant::now() + patience);
+            if patience.is_zero() {
+                self.expire(Instant::now());
+            }
         }
     }
 
@@ -561,6 +575,7 @@ impl Protocol {
             });
             self.news.urgent |= is_solicited;
         }
+        self.wait_for_receive();
     }
 
     /// Flushes all receives, first those that a message was about to fill.

@@ -105,6 +105,8 @@ pub(super) struct Sending {
     frames: Vec<u8>,
     start: usize,
     large: Option<Large>,
+    /// There was no room for an acknowledgement that is to travel alone.
+    wants_acknowledgement: bool,
     /// The peer was told of its failed request.
     pub(super) told_failure: bool,
     done: VecDeque<(u32, WorkCompletion)>,
@@ -128,6 +130,7 @@ impl Sending {
             frames: Vec::new(),
             start: 0,
             large: None,
+            wants_acknowledgement: false,
             told_failure: false,
             done: VecDeque::new(),
         }
@@ -136,6 +139,15 @@ impl Sending {
     /// Whether a frame may be added: the ones before go out soon.
     fn has_room(&self) -> bool {
         self.large.is_none() && self.frames.len() < GATHERED
+    }
+
+    /// Whether a read or an atomic has no answer yet.
+    fn waits_for_answers(&self) -> bool {
+        let waits = |pending: &Pending| {
+            matches!(pending.answer, Answered::Into(..)) && pending.opcode != Opcode::Send
+        };
+        let sent = self.next.wrapping_sub(self.first) as usize;
+        self.pending.iter().take(sent).any(waits)
     }
 
     fn pending(&mut self, sequence: u32) -> Option<&mut Pending> {
@@ -260,13 +272,26 @@ impl Protocol {
 
     /// Tells the peer what was carried out, by itself, if something was that it does not know.
     pub(in super::super) fn acknowledge(&mut self) {
-        if self.is_open() && self.owes_acknowledgement() && self.sending.has_room() {
-            self.frame(Header::new(Kind::Acknowledge, 0, 0));
+        self.sending.wants_acknowledgement = true;
+        self.acknowledge_if_wanted();
+    }
+
+    fn acknowledge_if_wanted(&mut self) {
+        if self.sending.wants_acknowledgement && self.is_open() && self.sending.has_room() {
+            self.sending.wants_acknowledgement = false;
+            if self.owes_acknowledgement() {
+                self.frame(Header::new(Kind::Acknowledge, 0, 0));
+            }
         }
     }
 
     /// Makes frames of what waits, as long as there is room.
     fn gather(&mut self) {
+        self.gather_frames();
+        self.acknowledge_if_wanted(); // what is ahead of it has its count too
+    }
+
+    fn gather_frames(&mut self) {
         while self.state == State::Connected && self.sending.has_room() {
             if let Some(answer) = self.sending.answers.pop_front() {
                 self.encode_answer(answer);
@@ -319,7 +344,7 @@ impl Protocol {
             }
             Answer::Word { sequence, value } => {
                 self.frame(Header::new(Kind::Answer, sequence, 8));
-                self.sending.frames.extend_from_slice(&value.to_ne_bytes());
+                self.sending.frames.extend_from_slice(&value.to_le_bytes());
             }
             Answer::Nothing { sequence } => self.frame(Header::new(Kind::Answer, sequence, 0)),
             Answer::Clear { sequence } => self.frame(Header::new(Kind::Clear, sequence, 0)),
@@ -343,7 +368,10 @@ impl Protocol {
         B: AsRef<[u8]>,
     {
         let sending = &self.sending;
-        let waits = sending.announced.is_some() || sending.stopped || self.failing.is_some();
+        let waits = sending.announced.is_some()
+            || sending.stopped
+            || self.failing.is_some()
+            || (request.flags.contains(Flags::FENCE) && sending.waits_for_answers());
         if waits || !sending.has_room() || self.state != State::Connected {
             return false;
         }
@@ -441,6 +469,15 @@ impl Protocol {
         self.sending.answers.push_back(answer);
     }
 
+    /// Makes frames of short answers, so that they have the bytes of before what comes next. A long one is sent from
+    /// where it is, and may have later ones: a peer that wants otherwise fences.
+    pub(super) fn frame_answers(&mut self) {
+        while self.state == State::Connected && self.sending.has_room() {
+            let Some(answer) = self.sending.answers.pop_front() else { return };
+            self.encode_answer(answer);
+        }
+    }
+
     pub(super) fn answers(&self) -> usize {
         self.sending.answers.len()
     }
@@ -522,8 +559,10 @@ impl Protocol {
     /// Completes all requests: the oldest with `oldest`, the others as flushed.
     pub(super) fn flush_sends(&mut self, oldest: Status) {
         let mut status = oldest;
-        while !self.sending.pending.is_empty() {
-            self.sending.finish(status, self.number);
+        while let Some(pending) = self.sending.pending.front() {
+            // One that has failed may not be the oldest: those before it wait for receives.
+            let failed = pending.failed;
+            self.sending.finish(failed.unwrap_or(status), self.number);
             status = Status::Flushed;
             self.news.sends = true;
             self.news.urgent = true;
