@@ -1,5 +1,56 @@
 //! What a function of a graph may ask for while it is called.
 
+use std::ffi::c_void;
+
+use crate::place::Place;
+
+/// A run of a batch, as its function has it: `struct rfaas_run`. It only grows, at its end.
+///
+/// What the function sets is read when it has returned, and may be anything.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct BatchRun {
+    /// Size of this.
+    pub bytes: u32,
+    /// Slot of the run: no other run that is under way has it.
+    pub slot: u32,
+    /// Where its input is.
+    pub input: *const c_void,
+    /// How many bytes that has.
+    pub input_bytes: u32,
+    /// How many bytes its output holds.
+    pub room: u32,
+    /// Where that goes.
+    pub output: *mut c_void,
+    /// Set by the function: how many bytes of output it has written. More than any output holds, until it is set.
+    pub output_bytes: u32,
+    /// Likewise: 0 if that is so; [`FAILED`](Self::FAILED), [`NO_VALUE`](Self::NO_VALUE).
+    pub ended: u32,
+    /// Likewise: the code of a run that has failed.
+    pub code: i32,
+}
+
+impl BatchRun {
+    /// The run has failed, with a code.
+    pub const FAILED: u32 = 1;
+    /// It has no value.
+    pub const NO_VALUE: u32 = 2;
+
+    pub(crate) fn new(place: Place<'_>, slot: u16, room: u32) -> Self {
+        BatchRun {
+            bytes: size_of::<BatchRun>() as u32,
+            slot: slot.into(),
+            input: place.input().cast_const().cast(),
+            input_bytes: place.input_bytes(),
+            room,
+            output: place.output().cast(),
+            output_bytes: u32::MAX,
+            ended: 0,
+            code: 0,
+        }
+    }
+}
+
 /// Who is called, and for what.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct About {

@@ -144,6 +144,7 @@ fn stage(
 }
 
 /// What it writes to.
+#[allow(clippy::vec_box)] // a stage holds its areas by what points to them
 fn areas(domain: &Domain, stage: &Stage) -> Vec<Box<SlotMemory>> {
     let layout = Layout::new(SHAPE.slots, 0, SHAPE.bytes, 4096).unwrap();
     (0..stage.areas()).map(|_| Box::new(SlotMemory::new(domain, layout).unwrap())).collect()

@@ -19,7 +19,7 @@ use crate::types::{Notify, Result, WorkCompletion};
 
 /// Ends a wait from another thread.
 #[derive(Clone, Debug)]
-pub(crate) struct Waker(Arc<Members>);
+pub(crate) struct Waker(Arc<Members<Core>>);
 
 impl contract::Waker for Waker {
     fn wake(&self) {
@@ -41,7 +41,7 @@ struct Member {
 
 /// The poller's end.
 pub(crate) struct CompletionQueue {
-    members: Arc<Members>,
+    members: Arc<Members<Core>>,
     engine: Arc<EngineHandle>,
     all: Vec<Member>,
     seen: u32,
@@ -57,7 +57,7 @@ impl fmt::Debug for CompletionQueue {
 }
 
 impl Member {
-    fn new(core: Arc<Core>, members: &Arc<Members>) -> Self {
+    fn new(core: Arc<Core>, members: &Arc<Members<Core>>) -> Self {
         let (sends, receives) = core.shows_in(members);
         Member { core, sends, receives, is_in_set: false, waits_for_room: false }
     }
@@ -96,7 +96,7 @@ impl Member {
 
     /// Whether there is something for this queue; if not, its socket wakes the thread that is about
     /// to sleep.
-    fn prepare(&mut self, members: &Members, staging: &mut [u8]) -> Result<bool> {
+    fn prepare(&mut self, members: &Members<Core>, staging: &mut [u8]) -> Result<bool> {
         let mut inner = self.core.lock();
         if !self.has_some(&inner) {
             self.core.look_before_wait(&mut inner, staging);
@@ -133,7 +133,7 @@ impl CompletionQueue {
         })
     }
 
-    pub(super) fn members(&self) -> &Arc<Members> {
+    pub(super) fn members(&self) -> &Arc<Members<Core>> {
         &self.members
     }
 

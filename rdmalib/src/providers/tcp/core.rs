@@ -19,8 +19,8 @@ use std::time::Instant;
 use nix::sys::epoll::EpollFlags;
 
 use super::carrier::{Carrier, Ending, Received};
-use super::engine::EngineHandle;
-use super::members::Members;
+use super::engine::{Attendance, EngineHandle, Served};
+use super::members::{Member, Members};
 use super::memory::Keys;
 use super::protocol::{Protocol, Terms};
 use crate::sync::{AtomicBool, AtomicU32, Ordering};
@@ -40,8 +40,8 @@ const READS: u32 = 16;
 pub(super) struct Core {
     number: u32,
     inner: Mutex<Inner>,
-    send_completions: Arc<Members>,
-    receive_completions: Arc<Members>,
+    send_completions: Arc<Members<Core>>,
+    receive_completions: Arc<Members<Core>>,
     send_depth: u32,
     receive_depth: u32,
     engine: Arc<EngineHandle>,
@@ -82,8 +82,8 @@ impl fmt::Debug for Core {
 impl Core {
     /// Sets places in both completion queues aside and shows up there.
     pub(super) fn new(
-        send: &Arc<Members>,
-        receive: &Arc<Members>,
+        send: &Arc<Members<Core>>,
+        receive: &Arc<Members<Core>>,
         config: &QueuePairConfig,
         keys: &Arc<Keys>,
         engine: &Arc<EngineHandle>,
@@ -144,7 +144,7 @@ impl Core {
     }
 
     /// Which of its completions `members` shows: of sends, of receives.
-    pub(super) fn shows_in(&self, members: &Arc<Members>) -> (bool, bool) {
+    pub(super) fn shows_in(&self, members: &Arc<Members<Core>>) -> (bool, bool) {
         (
             Arc::ptr_eq(&self.send_completions, members),
             Arc::ptr_eq(&self.receive_completions, members),
@@ -161,7 +161,8 @@ impl Core {
         let mut inner = self.lock();
         inner.protocol.connected(terms)?;
         let _ = self.peer.set(peer); // it connects once
-        let watched = self.engine.add(self.number, Arc::downgrade(self), &carrier);
+        let served = Arc::downgrade(self); // first: as what it is
+        let watched = self.engine.add(self.number, served, &carrier);
         inner.carrier = Some(carrier);
         inner.is_watched = true;
         if let Err(error) = watched {
@@ -287,7 +288,7 @@ impl Core {
     }
 
     /// What the helper does when there is something.
-    pub(super) fn help(&self, staging: &mut [u8]) {
+    fn help(&self, staging: &mut [u8]) {
         let mut inner = self.lock();
         self.look_before_sleep(&mut inner, staging);
     }
@@ -377,7 +378,7 @@ impl Core {
     }
 
     /// Looks for requests of the peer that have waited for too long.
-    pub(super) fn expire(&self, now: Instant) {
+    fn expire(&self, now: Instant) {
         let mut inner = self.lock();
         inner.due = None;
         inner.protocol.expire(now);
@@ -418,7 +419,7 @@ impl Core {
     }
 
     /// The helper's look at a queue pair that its owner serves; whether the owner goes on.
-    pub(super) fn is_attended(&self, staging: &mut [u8]) -> Attendance {
+    fn is_attended(&self, staging: &mut [u8]) -> Attendance {
         if self.is_polled.swap(false, Ordering::Relaxed) {
             return Attendance::Polled;
         }
@@ -432,10 +433,26 @@ impl Core {
     }
 }
 
-/// What the owner of a queue pair does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Attendance {
-    Polled,
-    Asleep,
-    Gone,
+impl Member for Core {
+    fn number(&self) -> u32 {
+        self.number
+    }
+}
+
+impl Served for Core {
+    fn help(&self, staging: &mut [u8]) {
+        self.help(staging);
+    }
+
+    fn expire(&self, now: Instant) {
+        self.expire(now);
+    }
+
+    fn is_attended(&self, staging: &mut [u8]) -> Attendance {
+        self.is_attended(staging)
+    }
+
+    fn is_asleep(&self) -> bool {
+        self.is_asleep()
+    }
 }

@@ -7,7 +7,8 @@ use super::completion::CompletionQueue;
 use super::engine::EngineHandle;
 use super::handshake::Listener;
 use super::memory::{Keys, Region};
-use super::queue_pair::{MAX_INLINE_DATA, MAX_QUEUE_DEPTH, ReceiveQueue, SendQueue, queue_pair};
+use super::queue_pair::{MAX_INLINE_DATA, ReceiveQueue, SendQueue, queue_pair};
+use super::wire::MAX_QUEUE_DEPTH;
 use crate::contract;
 use crate::types::{
     Access, Capabilities, DeviceSpec, Error, Limits, Provider, QueuePairConfig, Result,

@@ -14,7 +14,6 @@ use nix::sys::epoll::EpollFlags;
 use nix::sys::signal::SigSet;
 
 use super::carrier::{Carrier, STAGING};
-use super::core::{Attendance, Core};
 use crate::events::Events;
 use crate::process::next_number;
 use crate::sync::{AtomicBool, Ordering};
@@ -29,6 +28,26 @@ const LINGER: Duration = Duration::from_secs(1);
 /// Most of them; more are closed at once.
 const MOST_LINGERING: usize = 256;
 
+/// What the owner of a queue pair does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Attendance {
+    Polled,
+    Asleep,
+    Gone,
+}
+
+/// A queue pair, as the helper knows it.
+pub(super) trait Served: Send + Sync {
+    /// Does what there is to do.
+    fn help(&self, staging: &mut [u8]);
+    /// Looks for requests of the peer that have waited for too long.
+    fn expire(&self, now: Instant);
+    /// Looks whether its owner serves it, and serves it from then on if not.
+    fn is_attended(&self, staging: &mut [u8]) -> Attendance;
+    /// Whether its owner sleeps.
+    fn is_asleep(&self) -> bool;
+}
+
 /// What other threads use of the helper.
 struct Engine {
     events: Events,
@@ -39,7 +58,7 @@ struct Engine {
 
 #[derive(Default)]
 struct EngineState {
-    cores: HashMap<u32, Weak<Core>>,
+    cores: HashMap<u32, Weak<dyn Served>>,
     /// Those whose owner serves them.
     attended: Vec<u32>,
     /// When to look at which for requests that wait for too long.
@@ -69,7 +88,7 @@ impl EngineHandle {
     }
 
     /// Serves a new connection.
-    pub(super) fn add(&self, number: u32, core: Weak<Core>, carrier: &Carrier) -> Result<()> {
+    pub(super) fn add(&self, number: u32, core: Weak<dyn Served>, carrier: &Carrier) -> Result<()> {
         self.0.state().cores.insert(number, core);
         self.0.events.add(carrier, number, EpollFlags::EPOLLIN)
     }
@@ -150,7 +169,7 @@ impl Engine {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn core(&self, number: u32) -> Option<Arc<Core>> {
+    fn core(&self, number: u32) -> Option<Arc<dyn Served>> {
         self.state().cores.get(&number).and_then(Weak::upgrade)
     }
 

@@ -14,7 +14,6 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use nix::sys::epoll::EpollFlags;
 
-use super::core::Core;
 use crate::events::Events;
 use crate::sync::{AtomicBool, AtomicU32, Ordering};
 use crate::types::{Error, Result};
@@ -28,9 +27,14 @@ pub(super) enum Arm {
     Urgent,
 }
 
+/// A queue pair, as a completion queue knows it.
+pub(super) trait Member {
+    fn number(&self) -> u32;
+}
+
 /// What queue pairs and wakers know of a completion queue.
 #[derive(Debug)]
-pub(super) struct Members {
+pub(super) struct Members<M> {
     /// The bell: nothing else is in the set.
     bell: Events,
     /// Where a thread in `wait` sleeps: bell and sockets. Made when one does.
@@ -38,12 +42,12 @@ pub(super) struct Members {
     armed: AtomicU32,
     is_asleep: AtomicBool,
     generation: AtomicU32,
-    list: Mutex<List>,
+    list: Mutex<List<M>>,
 }
 
 #[derive(Debug)]
-struct List {
-    all: Vec<Arc<Core>>,
+struct List<M> {
+    all: Vec<Arc<M>>,
     capacity: u32,
     needed: u32,
 }
@@ -51,7 +55,7 @@ struct List {
 /// Number of the bell among the sockets, which have those of queue pairs.
 pub(super) const BELL: u32 = u32::MAX;
 
-impl Members {
+impl<M: Member> Members<M> {
     pub(super) fn new(capacity: u32) -> Result<Self> {
         Ok(Members {
             bell: Events::new()?,
@@ -63,7 +67,7 @@ impl Members {
         })
     }
 
-    fn list(&self) -> MutexGuard<'_, List> {
+    fn list(&self) -> MutexGuard<'_, List<M>> {
         self.list.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -84,7 +88,7 @@ impl Members {
     }
 
     /// Shows the completions of `core` from now on.
-    pub(super) fn attach(&self, core: &Arc<Core>) {
+    pub(super) fn attach(&self, core: &Arc<M>) {
         self.list().all.push(core.clone());
         self.changed();
     }
@@ -110,7 +114,7 @@ impl Members {
     }
 
     /// Returns a copy of the list.
-    pub(super) fn all(&self) -> Vec<Arc<Core>> {
+    pub(super) fn all(&self) -> Vec<Arc<M>> {
         self.list().all.clone()
     }
 

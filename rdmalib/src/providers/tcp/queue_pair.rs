@@ -11,6 +11,7 @@ use super::engine::EngineHandle;
 use super::handshake::{ConnectRequest, connect_to};
 use super::memory::{Keys, Memory as OwnMemory, NeverMapped, Place, Region};
 use super::protocol::Terms;
+use super::wire::MAX_QUEUE_DEPTH;
 use crate::contract::{self, Memory};
 use crate::types::work::{MessageLimits, Slice, WorkRequest};
 use crate::types::{
@@ -19,8 +20,6 @@ use crate::types::{
 
 /// Inline data is copied while posting; the limit is that of common cards.
 pub(super) const MAX_INLINE_DATA: u32 = 512;
-/// Deepest send or receive queue: what common network cards offer.
-pub(super) const MAX_QUEUE_DEPTH: u32 = 16384;
 /// Most bytes of one request: a frame says its length in 32 bits.
 const MAX_BYTES: usize = u32::MAX as usize;
 

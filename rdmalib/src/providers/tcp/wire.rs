@@ -12,6 +12,9 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::types::Status;
 
+/// Deepest send or receive queue: what common network cards offer.
+pub(super) const MAX_QUEUE_DEPTH: u32 = 16384;
+
 /// Bytes of a header.
 pub(super) const HEADER: usize = 32;
 

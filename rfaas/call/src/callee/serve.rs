@@ -10,9 +10,8 @@ use super::connection::CallerConnection;
 use super::end::ServiceEnd;
 use super::memory::SlotMemory;
 use super::requests::{Request, Requests};
-use crate::edge::BatchRun;
 use crate::place::Place;
-use crate::turn::Turn;
+use crate::turn::{BatchRun, Turn};
 
 /// Completions taken from the queue at a time.
 const BATCH: usize = 16;

@@ -9,7 +9,6 @@
 //! Such a worker has one stage, with one input: nothing else waits while it waits, and runs that are complete are in the
 //! order in which they came. A worker without batches has nothing of this on its path.
 
-use std::ffi::c_void;
 use std::ops::Deref;
 use std::time::{Duration, Instant};
 
@@ -24,63 +23,7 @@ use super::stage::{BatchPlan, Stage};
 use super::wires::{Made, Ready, failure, noted};
 use crate::callee::{Service, Slot, SlotMemory};
 use crate::place::Place;
-use crate::turn::{About, Denied, Turn, Verdict};
-
-/// A run of a batch, as its function has it: `struct rfaas_run`. It only grows, at its end.
-///
-/// What the function sets is read when it has returned, and may be anything.
-#[derive(Clone, Copy, Debug)]
-#[repr(C)]
-pub struct BatchRun {
-    /// Size of this.
-    pub bytes: u32,
-    /// Slot of the run: no other run that is under way has it.
-    pub slot: u32,
-    /// Where its input is.
-    pub input: *const c_void,
-    /// How many bytes that has.
-    pub input_bytes: u32,
-    /// How many bytes its output holds.
-    pub room: u32,
-    /// Where that goes.
-    pub output: *mut c_void,
-    /// Set by the function: how many bytes of output it has written. More than any output holds, until it is set.
-    pub output_bytes: u32,
-    /// Likewise: 0 if that is so; [`FAILED`](Self::FAILED), [`NO_VALUE`](Self::NO_VALUE).
-    pub ended: u32,
-    /// Likewise: the code of a run that has failed.
-    pub code: i32,
-}
-
-impl BatchRun {
-    /// The run has failed, with a code.
-    pub const FAILED: u32 = 1;
-    /// It has no value.
-    pub const NO_VALUE: u32 = 2;
-
-    fn new(place: Place<'_>, slot: u16, room: u32) -> Self {
-        BatchRun {
-            bytes: size_of::<BatchRun>() as u32,
-            slot: slot.into(),
-            input: place.input().cast_const().cast(),
-            input_bytes: place.input_bytes(),
-            room,
-            output: place.output().cast(),
-            output_bytes: u32::MAX,
-            ended: 0,
-            code: 0,
-        }
-    }
-
-    /// Returns how many bytes the function has made, or how it has ended the run otherwise.
-    fn made(&self, stage: &Stage) -> Result<u32, EdgeFailure> {
-        match self.ended {
-            0 => Ok(self.output_bytes),
-            Self::NO_VALUE => Err(failure(stage, FailedBecause::NoValue, 0, 0)),
-            _ => Err(said_failed(stage, self.code)),
-        }
-    }
-}
+use crate::turn::{About, BatchRun, Denied, Turn, Verdict};
 
 /// What a function that is called with a batch may ask for: who it is. All else it has for each run. What it notes is
 /// noted of all of them.
@@ -125,6 +68,15 @@ impl Turn for InBatch<'_> {
 
     fn end(&mut self, _verdict: Verdict) -> Result<(), Denied> {
         Err(Denied::Rights)
+    }
+}
+
+/// Returns how many bytes the function has made of a run, or how it has ended it otherwise.
+fn made(run: &BatchRun, stage: &Stage) -> Result<u32, EdgeFailure> {
+    match run.ended {
+        0 => Ok(run.output_bytes),
+        BatchRun::NO_VALUE => Err(failure(stage, FailedBecause::NoValue, 0, 0)),
+        _ => Err(said_failed(stage, run.code)),
     }
 }
 
@@ -245,12 +197,12 @@ impl<M: Deref<Target = SlotMemory>> Hop<M> {
         for (Ready { to, .. }, run) in ready.iter().zip(runs.iter()) {
             let (stage, slot) = (&self.stages[0], self.slot(*to));
             let in_place = self.memory.mapped[0].is_some();
-            let made = match returned {
-                0 => run.made(stage),
+            let ended = match returned {
+                0 => made(run, stage),
                 code => Err(said_failed(stage, code)), // all of them
             };
             let made =
-                made.and_then(|bytes| fits(stage, 0, Made { area: 0, slot, bytes, in_place }));
+                ended.and_then(|bytes| fits(stage, 0, Made { area: 0, slot, bytes, in_place }));
             self.conclude(begun.as_ref(), *to, made, (1, together), service)?;
         }
         Ok(())

@@ -27,7 +27,6 @@ mod outgoing;
 mod stage;
 mod wires;
 
-pub use batch::BatchRun;
 pub use end::HopEnd;
 pub use ends::{LinkEnd, arrival_queue};
 pub use hop::{Hop, StageMemory};
@@ -37,4 +36,4 @@ pub use link::{EdgeAt, Link};
 pub use outgoing::{OutLink, SlotUse};
 pub use stage::{BatchPlan, InputFrom, JoinPlan, Stage, StageInput, StageOutput};
 
-pub use crate::turn::{About, Denied, Turn, Verdict};
+pub use crate::turn::{About, BatchRun, Denied, Turn, Verdict};

@@ -16,7 +16,7 @@ use std::os::fd::AsFd;
 use super::super::carrier::Carrier;
 use super::super::protocol::Terms;
 use super::message::{GREETING, Kind, Message};
-use super::prepare;
+use super::socket::prepare;
 use crate::types::{Error, PrivateData, Result};
 
 /// One connection that is being made, and until when.

@@ -18,7 +18,7 @@ use nix::sys::socket::{MsgFlags, recv};
 use super::super::carrier::Carrier;
 use super::super::protocol::Terms;
 use super::message::{GREETING, Kind, MOST, Message};
-use super::prepare;
+use super::socket::prepare;
 use crate::contract;
 use crate::events::readable_before;
 use crate::types::{Error, Peer, PrivateData, Result};

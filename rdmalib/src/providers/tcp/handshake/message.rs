@@ -6,7 +6,7 @@ use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::super::protocol::Terms;
-use super::super::queue_pair::MAX_QUEUE_DEPTH;
+use super::super::wire::MAX_QUEUE_DEPTH;
 use crate::types::{Error, MAX_ACCEPT_DATA, MAX_CONNECT_DATA, MAX_REJECT_DATA, Result};
 
 /// Bytes before the private data.

@@ -1,114 +1,16 @@
 //! The half that receives: frames, where their payloads go, posted receives, and completions that
 //! are held until there is a receive.
 
-use std::collections::VecDeque;
-use std::sync::{Arc, Weak};
 use std::time::Instant;
 
-use super::super::memory::{Keys, Memory, Place};
+use super::super::memory::Place;
 use super::super::wire::{FrameFlags, HEADER, Header, Kind, status_of};
-use super::sending::Answer;
-use super::{EAGER, Protocol, Receive, Terms};
+use super::connection::Protocol;
+use super::received::{Body, Held, Receiving, Target, What};
+use super::sent::Answer;
+use super::terms::{EAGER, Receive};
 use crate::sync::Ordering;
 use crate::types::{Access, Error, Opcode, Result, State, Status, WorkCompletion};
-
-/// A frame whose payload is arriving.
-#[derive(Debug)]
-struct Body {
-    header: Header,
-    kind: Kind,
-    left: usize,
-    target: Target,
-}
-
-/// Where a payload goes.
-#[derive(Debug)]
-enum Target {
-    Place(Place),
-    /// Into the buffer of a receive.
-    Receive(Receive),
-    /// Into memory of our own, until there is a receive.
-    Kept(Vec<u8>),
-    /// What an atomic is about.
-    Operands([u8; 16]),
-    /// Nowhere: what it was for has gone.
-    Nowhere,
-}
-
-/// A request of the peer that waits for a receive.
-#[derive(Debug)]
-struct Held {
-    sequence: u32,
-    immediate: Option<u32>,
-    is_solicited: bool,
-    bytes: usize,
-    /// Until when, if not for ever.
-    deadline: Option<Instant>,
-    what: What,
-}
-
-#[derive(Debug)]
-enum What {
-    Write,
-    Message(Vec<u8>),
-    Announced,
-    /// Its message is on its way into this receive.
-    Cleared(Option<Receive>),
-}
-
-#[derive(Debug)]
-pub(super) struct Receiving {
-    keys: Arc<Keys>,
-    pub(super) peer: Terms,
-    depth: u32,
-    /// Receives whose completions were not polled.
-    outstanding: u32,
-    posted: VecDeque<Receive>,
-    done: VecDeque<WorkCompletion>,
-    header: [u8; HEADER],
-    filled: usize,
-    body: Option<Body>,
-    /// Number of the peer's next request.
-    next: u32,
-    held: VecDeque<Held>,
-    /// Bytes of messages that are held.
-    kept: usize,
-    /// The count of requests that the peer was told last.
-    pub(super) told: u32,
-    /// Memory that the peer named last, which is not kept for that.
-    last: Option<Weak<Memory>>,
-}
-
-impl Receiving {
-    pub(super) fn new(keys: Arc<Keys>, depth: u32) -> Self {
-        Receiving {
-            keys,
-            peer: Terms { send_depth: 0, patience: None },
-            depth,
-            outstanding: 0,
-            posted: VecDeque::new(),
-            done: VecDeque::new(),
-            header: [0; HEADER],
-            filled: 0,
-            body: None,
-            next: 0,
-            held: VecDeque::new(),
-            kept: 0,
-            told: 0,
-            last: None,
-        }
-    }
-
-    /// How many requests of the peer are held, and how many bytes of messages.
-    #[cfg(test)]
-    pub(super) fn kept_for_the_peer(&self) -> (usize, usize) {
-        (self.held.len(), self.kept)
-    }
-
-    pub(super) fn deadline(&self) -> Option<Instant> {
-        self.held.front().and_then(|held| held.deadline)
-    }
-}
 
 /// For those who post and poll.
 impl Protocol {

@@ -1,11 +1,7 @@
 //! The half that sends: requests that wait for their turn, answers to the peer, frames that the
 //! carrier has not taken, and requests that wait for the peer.
-//!
-//! Requests are numbered by posting. `pending` has those that have not completed, `queue` those of
-//! them that are in no frame yet; both are in order.
 
 use std::borrow::Borrow;
-use std::collections::VecDeque;
 use std::sync::Arc;
 
 use zerocopy::IntoBytes;
@@ -13,167 +9,13 @@ use zerocopy::little_endian::{U32, U64};
 
 use super::super::memory::{Memory, Place};
 use super::super::wire::{FrameFlags, Header, Kind, status_code};
-use super::{COPIED, EAGER, GATHERED, Protocol};
+use super::connection::Protocol;
+use super::sent::{Announced, Answer, Answered, Large, Pending, Sending};
+use super::terms::{COPIED, EAGER};
 use crate::types::work::{Operation, Slice, Source, WorkRequest};
 use crate::types::{
     Access, Error, Flags, Opcode, RemoteAddress, Result, State, Status, WorkCompletion,
 };
-
-/// A request that waits for its turn and owns what it refers to.
-type OwnedRequest = WorkRequest<Arc<Memory>, Box<[u8]>>;
-
-/// A request that was posted and has not completed.
-#[derive(Debug)]
-struct Pending {
-    id: u64,
-    opcode: Opcode,
-    signaled: bool,
-    answer: Answered,
-    /// Bytes that the receiver may have to keep.
-    eager: usize,
-    /// It cannot be sent, or its answer cannot land.
-    failed: Option<Status>,
-}
-
-/// What a request still waits for besides its acknowledgement.
-#[derive(Debug)]
-enum Answered {
-    Nothing,
-    /// So many bytes that go there.
-    Into(Place, usize),
-}
-
-/// What the peer asked for.
-#[derive(Debug)]
-pub(super) enum Answer {
-    Bytes {
-        sequence: u32,
-        place: Place,
-        bytes: usize,
-    },
-    Word {
-        sequence: u32,
-        value: u64,
-    },
-    /// A read of no bytes.
-    Nothing {
-        sequence: u32,
-    },
-    Clear {
-        sequence: u32,
-    },
-}
-
-/// A payload that is sent from where it is.
-#[derive(Debug)]
-struct Large {
-    place: Place,
-    left: usize,
-}
-
-/// A message that was announced: no request is sent before it.
-#[derive(Clone, Copy, Debug)]
-struct Announced {
-    sequence: u32,
-    /// It may come.
-    is_clear: bool,
-}
-
-#[derive(Debug)]
-pub(super) struct Sending {
-    depth: u32,
-    /// Number of the next request, counted on for ever.
-    posted: u32,
-    /// Requests before this one have left the send queue: theirs or a later completion was polled.
-    retired: u32,
-    /// Number of the first of `pending`.
-    first: u32,
-    pending: VecDeque<Pending>,
-    /// Number of the first of `queue`.
-    next: u32,
-    queue: VecDeque<OwnedRequest>,
-    /// Requests before this one were carried out by the peer.
-    acknowledged: u32,
-    /// A message was announced, and no request is sent before it may come.
-    announced: Option<Announced>,
-    /// A request could not be sent, and so none behind it is.
-    stopped: bool,
-    /// Bytes of messages that may have to wait for a receive.
-    eager: usize,
-    answers: VecDeque<Answer>,
-    /// Frames for the carrier, from `start` on, and what comes behind them.
-    frames: Vec<u8>,
-    start: usize,
-    large: Option<Large>,
-    /// There was no room for an acknowledgement that is to travel alone.
-    wants_acknowledgement: bool,
-    /// The peer was told of its failed request.
-    pub(super) told_failure: bool,
-    done: VecDeque<(u32, WorkCompletion)>,
-}
-
-impl Sending {
-    pub(super) fn new(depth: u32) -> Self {
-        Sending {
-            depth,
-            posted: 0,
-            retired: 0,
-            first: 0,
-            pending: VecDeque::new(),
-            next: 0,
-            queue: VecDeque::new(),
-            acknowledged: 0,
-            announced: None,
-            stopped: false,
-            eager: 0,
-            answers: VecDeque::new(),
-            frames: Vec::new(),
-            start: 0,
-            large: None,
-            wants_acknowledgement: false,
-            told_failure: false,
-            done: VecDeque::new(),
-        }
-    }
-
-    /// Whether a frame may be added: the ones before go out soon.
-    fn has_room(&self) -> bool {
-        self.large.is_none() && self.frames.len() < GATHERED
-    }
-
-    /// Whether a read or an atomic has no answer yet.
-    fn waits_for_answers(&self) -> bool {
-        let waits = |pending: &Pending| {
-            matches!(pending.answer, Answered::Into(..)) && pending.opcode != Opcode::Send
-        };
-        let sent = self.next.wrapping_sub(self.first) as usize;
-        self.pending.iter().take(sent).any(waits)
-    }
-
-    fn pending(&mut self, sequence: u32) -> Option<&mut Pending> {
-        let index = sequence.wrapping_sub(self.first);
-        // Only what is in a frame can be answered.
-        if index >= self.next.wrapping_sub(self.first) {
-            return None;
-        }
-        self.pending.get_mut(index as usize)
-    }
-
-    fn finish(&mut self, status: Status, number: u32) -> bool {
-        let Some(done) = self.pending.pop_front() else { return false };
-        let index = self.first;
-        self.first = self.first.wrapping_add(1);
-        self.eager -= done.eager;
-        let shows = done.signaled || status != Status::Success;
-        if shows {
-            let (id, opcode) = (done.id, done.opcode);
-            let completion =
-                WorkCompletion { id, status, opcode, queue_pair: number, ..Default::default() };
-            self.done.push_back((index, completion));
-        }
-        shows
-    }
-}
 
 /// For posters.
 impl Protocol {

@@ -6,12 +6,16 @@ use proptest::prelude::*;
 use zerocopy::IntoBytes;
 use zerocopy::little_endian::{U32, U64};
 
-use super::super::memory::Region;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::super::memory::{Keys, Place, Region};
 use super::super::wire::{FrameFlags, HEADER, Header, Kind};
-use super::*;
+use super::terms::EAGER;
+use super::{Protocol, Terms};
 use crate::contract::Region as _;
 use crate::types::work::{Operation, Slice, Source, WorkRequest};
-use crate::types::{Access, Flags, RemoteAddress};
+use crate::types::{Access, Flags, RemoteAddress, State, Status};
 
 const DEPTH: u32 = 8;
 const BYTES: usize = 200_000;
@@ -382,4 +386,68 @@ fn memory_that_is_freed_while_bytes_arrive_ends_the_request() {
     let header = Header::of_bytes(told.first_chunk().unwrap());
     assert_eq!(header.kind(), Some(Kind::Failed));
     drop(other);
+}
+
+#[test]
+fn what_is_carried_out_while_a_long_answer_goes_out_is_acknowledged_behind_it() {
+    let (mut one, mut other) = (end(None), end(None));
+    let memory = one.region.memory().clone();
+    let slice = |bytes| Slice { region: &memory, offset: 0, bytes };
+    let there = other.region.remote();
+    let read = Operation::Read { into: slice(100_000), from: there };
+    one.protocol.post(&request(read, 1)).unwrap();
+    let asked = output(&mut one.protocol, usize::MAX);
+    input(&mut other.protocol, &asked, false);
+    let mut answer = output(&mut other.protocol, 20_000);
+    let source = Source::Region(slice(8));
+    one.protocol
+        .post(&request(Operation::Write { source, to: there, immediate: None }, 2))
+        .unwrap();
+    let written = output(&mut one.protocol, usize::MAX);
+    input(&mut other.protocol, &written, false);
+    other.protocol.acknowledge(); // there is no room for it now
+    while other.protocol.has_output() {
+        answer.extend(output(&mut other.protocol, usize::MAX));
+    }
+    input(&mut one.protocol, &answer, false);
+    let done: Vec<_> = std::iter::from_fn(|| one.protocol.take_send()).collect();
+    assert_eq!(
+        done.iter().map(|sent| (sent.id, sent.status)).collect::<Vec<_>>(),
+        [(1, Status::Success), (2, Status::Success)]
+    );
+}
+
+#[test]
+fn what_waits_for_a_receive_has_not_succeeded_when_a_request_behind_it_fails() {
+    let (mut one, mut other) = (end(None), end(None));
+    let source = || Source::Inline(&[1u8][..]);
+    let to = RemoteAddress { addr: 4096, key: 1 };
+    let send = Operation::Send { source: source(), immediate: None };
+    one.protocol.post(&request(send, 3)).unwrap();
+    let write = Operation::Write { source: source(), to, immediate: None };
+    one.protocol.post(&request(write, 4)).unwrap();
+    settle(&mut one, &mut other, &[]);
+    other.protocol.end_if_told();
+    let done: Vec<_> = std::iter::from_fn(|| one.protocol.take_send()).collect();
+    assert_eq!(
+        done.iter().map(|sent| (sent.id, sent.status)).collect::<Vec<_>>(),
+        [(3, Status::Flushed), (4, Status::RemoteAccessError)]
+    );
+}
+
+#[test]
+fn a_fenced_write_has_the_bytes_that_a_read_before_it_has_brought() {
+    let (mut one, mut other) = (end(None), end(None));
+    other.region.memory().put(0, &[9; 8]);
+    let memory = one.region.memory().clone();
+    let slice = || Slice { region: &memory, offset: 0, bytes: 8 };
+    let there = other.region.remote();
+    one.protocol.post(&request(Operation::Read { into: slice(), from: there }, 1)).unwrap();
+    let source = Source::Region(slice());
+    let write = Operation::Write { source, to: there.offset(100), immediate: None };
+    let fenced = Flags::SIGNALED | Flags::FENCE;
+    one.protocol.post(&WorkRequest { flags: fenced, ..request(write, 2) }).unwrap();
+    settle(&mut one, &mut other, &[]);
+    assert_eq!(bytes(&other.region, 100, 8), [9; 8]);
+    assert_eq!(std::iter::from_fn(|| one.protocol.take_send()).count(), 2);
 }
