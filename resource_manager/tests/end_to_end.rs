@@ -380,7 +380,7 @@ fn a_node_whose_executor_manager_is_to_stop_gets_no_leases_until_it_is_back() {
     node.report(&token, EndReason::Shutdown);
     node.acknowledged(&token);
     drop(node);
-    manager.wait_node("a", "lost");
+    manager.wait_node("a", "registered"); // it has said that it stops
     let _node = Node::ready_as(manager.rdma, "a", INSTANCE + 1);
     Client::new(manager.rdma).lease(2, 64);
 }

@@ -132,8 +132,8 @@ fn a_device_that_this_machine_cannot_open_is_named() {
     for (name, config) in PROGRAMS {
         with_files(name, &shipped(config), &devices).is_bad_input(&["shm0", "verbs"]);
     }
-    let devices = changed(scene.path(), "devices.json", "\"shm\"", "\"tcp\"");
-    with_files("warm_benchmarker", &shipped("benchmark.json"), &devices).is_bad_input(&["tcp"]);
+    let devices = changed(scene.path(), "devices.json", "\"shm\"", "\"quic\"");
+    with_files("warm_benchmarker", &shipped("benchmark.json"), &devices).is_bad_input(&["quic"]);
     scene.leaves_nothing();
 }
 

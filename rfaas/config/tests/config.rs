@@ -432,11 +432,11 @@ fn a_key_of_the_wrong_type_or_missing_is_named() {
     });
     assert!(text.contains("devices[0].ip_address: invalid IP address"), "{text}");
     let text = message(
-        r#"{"devices": [{"name": "a", "ip_address": "1.1.1.1", "provider": "tcp"}]}"#,
+        r#"{"devices": [{"name": "a", "ip_address": "1.1.1.1", "provider": "quic"}]}"#,
         |path| Devices::load(path),
     );
     assert!(
-        text.contains("provider: unknown variant \"tcp\", expected \"verbs\" or \"shm\""),
+        text.contains("unknown variant \"quic\", expected one of \"verbs\", \"tcp\", \"shm\""),
         "{text}"
     );
 }
