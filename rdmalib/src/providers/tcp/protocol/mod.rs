@@ -10,10 +10,10 @@
 //! * A request is carried out when its bytes are in place and, if it needs a receive, that has been
 //!   used up. Acknowledgements count such requests, and travel in every header.
 //! * A receiver that has posted no receive never stops reading: it puts the bytes in place and holds
-//!   the completion. Messages have no place yet: up to [`EAGER`] bytes of them are kept, and a
+//!   the completion. Messages have no place yet: up to [`EAGER`](terms::EAGER) bytes of them are kept, and a
 //!   longer one is announced and comes when there is a receive.
 //! * What a peer sends is checked before it is used. What it can make this side keep is bounded: as
-//!   many held requests and answers as its send queue has places, and [`EAGER`] bytes.
+//!   many held requests and answers as its send queue has places, and [`EAGER`](terms::EAGER) bytes.
 //! * A connection ends once ([`Protocol::end`]): what is posted then and later is flushed.
 //!
 //! Elsewhere: the state of an end (`connection`, `sent`, `received`), what is sent (`sending`), what arrives
