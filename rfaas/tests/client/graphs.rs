@@ -425,7 +425,9 @@ fn submit_when_free(graph: &mut CompiledGraph) -> Run {
     let start = Instant::now();
     loop {
         match graph.submit(&input(Conduct::Answers)) {
-            Err(Error::Busy) if start.elapsed() < LONG => thread::sleep(Duration::from_millis(1)),
+            Err(Error::AllSlotsBusy) if start.elapsed() < LONG => {
+                thread::sleep(Duration::from_millis(1))
+            }
             submitted => return submitted.unwrap(),
         }
     }
