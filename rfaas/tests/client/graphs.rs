@@ -80,10 +80,10 @@ impl Conduct {
         (Conduct::NamesNoEdge, "it named an edge that it was not given"),
         (Conduct::HasNoStatus, "it used a status that does not exist"),
         (Conduct::IsInPlace, "it has mapped what it may not"),
-        (Conduct::Overflows, "it wrote more than a slot holds"),
+        (Conduct::Overflows, "it ended its connection"), // behind the last slot is nothing it may write
         (Conduct::AnswersTwice, "it wrote an output"),
         (Conduct::Floods, "it wrote an output that is not waited for"),
-        (Conduct::FloodsMessages, "it sent a message"),
+        (Conduct::FloodsMessages, "it ended its connection"), // no receive there has room for any
         (Conduct::FailsForNothing, "it failed for no reason there is"),
         (Conduct::FailsForAnother, "it failed in a function that is not in the graph"),
         (Conduct::Leaves, "it ended its connection"),
@@ -469,15 +469,27 @@ fn whatever_a_worker_writes_fails_its_lane_with_its_name_and_nobody_else_notices
                 }
                 Err(Error::GraphFailed { function, worker, node, source }) => {
                     assert_eq!((&*function, worker, &*node), (FUNCTION, 0, "hostile"));
-                    let Error::WorkerLost { reason } = *source else { panic!("{source:?}") };
-                    assert!(reason.contains(words), "{conduct:?}: {reason}");
+                    // Of one that has left, its manager may tell before its connection does.
+                    let left = conduct == Conduct::Leaves;
+                    let reason = source.to_string();
+                    let told = reason.contains(words) || (left && reason.contains("exit status 0"));
+                    assert!(told, "{conduct:?}: {reason}");
                 }
                 Err(error) => panic!("{conduct:?}: {error:?}"),
             }
-            // Both lanes serve again.
-            let runs = [(); 2].map(|()| submit_when_free(&mut graph));
-            for run in runs {
-                assert_eq!(graph.wait(run).unwrap(), [input(Conduct::Answers)], "{conduct:?}");
+            // Both lanes serve again. What came behind a good answer may be noticed with the next run.
+            let mut late = matches!(conduct, Conduct::AnswersTwice | Conduct::NamesAFreeSlot);
+            loop {
+                let runs = [(); 2].map(|()| submit_when_free(&mut graph));
+                let outcomes = runs.map(|run| graph.wait(run));
+                let failed = outcomes.iter().filter(|outcome| outcome.is_err()).count();
+                for outputs in outcomes.iter().flatten() {
+                    assert_eq!(*outputs, [input(Conduct::Answers)], "{conduct:?}");
+                }
+                if failed == 0 {
+                    break;
+                }
+                assert!(std::mem::take(&mut late) && failed == 1, "{conduct:?}: {outcomes:?}");
             }
             graph.release().unwrap();
         }
